@@ -1,0 +1,55 @@
+"""Ranks through Horovod, under MPI or Gloo: the one file that imports it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import Any
+
+# Gradients come as a few large buckets: merging them would cost a copy, and would let timing decide
+# the order of additions, and so the last bits of a sum over three or more ranks.
+os.environ.setdefault("HOROVOD_FUSION_THRESHOLD", "0")
+
+with contextlib.suppress(ImportError):
+    # Before Horovod: then hvd.shutdown() leaves MPI for mpi4py to finalise.
+    from mpi4py import MPI
+
+import horovod.torch as hvd
+import torch
+from torch import Tensor
+
+from hvd_batchgrow.comm.ranks import Ranks
+
+
+class HorovodRanks(Ranks):
+    """All ranks that mpirun or horovodrun started."""
+
+    def __init__(self) -> None:
+        hvd.init()
+        self.under_mpi = bool(hvd.mpi_enabled())
+        self.backend = "horovod-mpi" if self.under_mpi else "horovod-gloo"
+        self.rank, self.size = hvd.rank(), hvd.size()
+        self.local_rank, self.local_size = hvd.local_rank(), hvd.local_size()
+
+    def start_sum(self, tensor: Tensor, name: str) -> Any:
+        """Start summing in place. Raises as Horovod does when a peer is lost."""
+        return hvd.allreduce_async_(tensor, name=name, op=hvd.Sum)
+
+    def wait(self, handle: Any) -> None:
+        """Block until a sum is there."""
+        hvd.synchronize(handle)
+
+    def broadcast(self, tensor: Tensor, name: str) -> None:
+        """Overwrite by rank 0's."""
+        with torch.no_grad():
+            hvd.broadcast_(tensor, 0, name=name)
+
+    def abort(self, code: int) -> None:
+        """End all ranks at once: MPI kills them; horovodrun does when one of its processes fails."""
+        if self.under_mpi and "MPI" in globals():
+            MPI.COMM_WORLD.Abort(code)
+        os._exit(code)
+
+    def close(self) -> None:
+        """Shut Horovod down."""
+        hvd.shutdown()

@@ -1,0 +1,142 @@
+"""Where Fashion-MNIST is found, or fetched to."""
+
+from __future__ import annotations
+
+import fcntl
+import gzip
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+import urllib.request
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from hvd_batchgrow.errors import RunError
+
+SHA256 = {
+    "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+    "train-labels-idx1-ubyte": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+    "t10k-images-idx3-ubyte": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+    "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+}
+"""Of the unpacked files: the same whoever packed them."""
+
+_DEBIAN_PACKAGE = "dataset-fashion-mnist"
+_DEBIAN_BYTES = 30_900_652
+_DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
+_URL = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com"
+
+ReportBytes = Callable[[str, int, int], None]
+
+
+def find(root: str | None, report: ReportBytes) -> Path:
+    """The folder that holds the four files, fetching them if there is none.
+
+    Looked for in this order: `root` (alone, when given); Debian's folder; the user's cache; then the
+    cache is filled from Debian's package, else from the authors' own address. What is fetched is
+    checked in a temporary folder and moved into place whole.
+
+    Raises:
+        RunError: not found in `root`, or no way to fetch it worked; every way tried is named.
+    """
+    if root is not None:
+        if not _is_complete(Path(root)):
+            raise RunError(f"data.root = {root} does not hold Fashion-MNIST: {_missing(Path(root))} is missing")
+        return Path(root)
+    cache = cache_folder() / "fashion-mnist"
+    for folder in (_DEBIAN_FOLDER, cache):
+        if _is_complete(folder):
+            return folder
+    cache.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with _locked(cache.with_suffix(".lock")):  # ranks of one host: the first fetches, the others wait
+        if not _is_complete(cache):
+            _fetch_into(cache, report)
+    return cache
+
+
+def cache_folder() -> Path:
+    """The user's cache of this project."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("HVD_BATCHGROW_CACHE") or Path(base) / "hvd-batchgrow")
+
+
+def _fetch_into(cache: Path, report: ReportBytes) -> None:
+    failures = []
+    for fetch in (_fetch_with_apt, _fetch_from_authors):
+        with tempfile.TemporaryDirectory(dir=cache.parent, prefix="fetch-") as work:
+            try:
+                folder = fetch(Path(work), report)
+                _check(folder)
+            except (OSError, EOFError, zlib.error, subprocess.SubprocessError, RunError) as error:
+                failures.append(f"{fetch.__name__.removeprefix('_fetch_').replace('_', ' ')}: {error}")
+                continue
+            shutil.rmtree(cache, ignore_errors=True)
+            folder.rename(cache)
+            return
+    raise RunError(
+        "Fashion-MNIST could not be fetched:\n  " + "\n  ".join(failures) + "\n  "
+        "put its four files into a folder and name it: --data.root FOLDER"
+    )
+
+
+def _fetch_with_apt(work: Path, report: ReportBytes) -> Path:
+    """Needs no root: the package is downloaded and unpacked, not installed."""
+    if not (shutil.which("apt-get") and shutil.which("dpkg")):
+        raise RunError("there is no apt-get here")
+    command = ["apt-get", "-q", "-o", "APT::Sandbox::User=root", "download", _DEBIAN_PACKAGE]
+    download = subprocess.Popen(command, cwd=work, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    while download.poll() is None:
+        done = sum(path.stat().st_size for path in work.glob("*.deb"))
+        report(_DEBIAN_PACKAGE, done, _DEBIAN_BYTES)
+        time.sleep(0.1)  # apt-get has no other way to tell how far it is
+    packages = list(work.glob("*.deb"))
+    if download.returncode or not packages:
+        message = download.stderr.read().strip() if download.stderr else ""
+        raise RunError(message.splitlines()[-1] if message else f"apt-get ended with {download.returncode}")
+    report(_DEBIAN_PACKAGE, _DEBIAN_BYTES, _DEBIAN_BYTES)
+    subprocess.run(["dpkg", "-x", packages[0], work / "unpacked"], check=True, capture_output=True)
+    return work / "unpacked" / _DEBIAN_FOLDER.relative_to("/")
+
+
+def _fetch_from_authors(work: Path, report: ReportBytes) -> Path:
+    folder = work / "fashion-mnist"
+    folder.mkdir()
+    for name in SHA256:
+        with urllib.request.urlopen(f"{_URL}/{name}.gz", timeout=30) as answer:  # noqa: S310  # checked by SHA-256
+            total = int(answer.headers.get("Content-Length", 0))
+            with (folder / f"{name}.gz").open("wb") as file:
+                while block := answer.read(1 << 16):
+                    file.write(block)
+                    report(f"{name}.gz", file.tell(), total)
+    return folder
+
+
+def _check(folder: Path) -> None:
+    for name, expected in SHA256.items():
+        path = folder / f"{name}.gz"
+        found = hashlib.sha256(gzip.decompress(path.read_bytes())).hexdigest()
+        if found != expected:
+            raise RunError(f"{path.name} has SHA-256 {found[:16]}…, not {expected[:16]}…")
+
+
+def _is_complete(folder: Path) -> bool:
+    return _missing(folder) is None
+
+
+def _missing(folder: Path) -> str | None:
+    for name in SHA256:
+        if not ((folder / name).exists() or (folder / f"{name}.gz").exists()):
+            return name
+    return None
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

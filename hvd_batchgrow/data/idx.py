@@ -1,0 +1,50 @@
+"""IDX, the file format of the MNIST family."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hvd_batchgrow.errors import RunError
+
+_DTYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
+
+
+def read_idx(path: Path, sha256: str | None = None) -> NDArray[Any]:
+    """Read an IDX file, gzipped or not.
+
+    The header is two zero bytes, a type code, the number of dimensions, and each dimension as a
+    big-endian int32; the values follow in C order.
+
+    Args:
+        path: the file; a name ending in .gz is unpacked.
+        sha256: of the unpacked bytes; None: not checked.
+
+    Raises:
+        RunError: missing, damaged, truncated, or not the file that the digest names.
+    """
+    raw = _read_bytes(path)
+    if sha256 and (found := hashlib.sha256(raw).hexdigest()) != sha256:
+        raise RunError(f"{path} is not the file expected: SHA-256 {found[:16]}… where {sha256[:16]}… should be")
+    if len(raw) < 4 or raw[:2] != b"\0\0" or raw[2] not in _DTYPES:
+        raise RunError(f"{path} is no IDX file: it starts with {raw[:4].hex(' ') or 'nothing'}")
+    dtype, dimensions = np.dtype(_DTYPES[raw[2]]), raw[3]
+    shape = tuple(int(n) for n in np.frombuffer(raw[4 : 4 + 4 * dimensions], ">i4"))
+    body = memoryview(raw)[4 + 4 * dimensions :]
+    expected = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    if len(shape) != dimensions or len(body) != expected:
+        raise RunError(f"{path} is truncated or damaged: {len(body)} bytes of values, {expected} expected for {shape}")
+    return np.frombuffer(body, dtype).reshape(shape)
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (OSError, EOFError, zlib.error) as error:
+        raise RunError(f"{path} cannot be read: {error}") from None

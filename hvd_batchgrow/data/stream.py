@@ -1,0 +1,80 @@
+"""The global sample stream: which sample comes when, whatever machine reads it."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from math import ceil
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hvd_batchgrow.data.philox import philox4x32
+
+Ids = NDArray[np.int64]
+
+
+class Stream:
+    """An endless list of (epoch, sample id): one permutation of 0 … N-1 per epoch.
+
+    Entry k is a pure function of (seed, k), k counted in samples from the start of the run.
+
+    Args:
+        num_samples: N >= 1.
+        seed: 0 <= seed < 2^63.
+    """
+
+    def __init__(self, num_samples: int, seed: int) -> None:
+        self.num_samples = num_samples
+        self.seed = seed
+        # Groups of two epochs are in flight at most: one that ends and one that begins.
+        self._permutation = lru_cache(maxsize=2)(self._make_permutation)
+
+    def entries(self, start: int, stop: int) -> tuple[Ids, Ids]:
+        """Epochs and sample ids of entries start … stop-1, each int64 of shape (stop - start,)."""
+        epochs, offsets = np.divmod(np.arange(start, stop, dtype=np.int64), self.num_samples)
+        ids = np.empty_like(offsets)
+        for epoch in np.unique(epochs):
+            here = epochs == epoch
+            ids[here] = self._permutation(int(epoch))[offsets[here]]
+        return epochs, ids
+
+    def ids(self, start: int, stop: int) -> Ids:
+        """Sample ids of entries start … stop-1, int64 of shape (stop - start,)."""
+        return self.entries(start, stop)[1]
+
+    def _make_permutation(self, epoch: int) -> Ids:
+        key = np.array([self.seed, epoch], dtype=np.uint64)
+        return np.random.Generator(np.random.Philox(key=key)).permutation(self.num_samples)
+
+
+def sample_draws(seed: int, epochs: Ids, ids: Ids, num_draws: int) -> NDArray[np.float64]:
+    """Uniform draws that belong to a sample in an epoch, and to nothing else.
+
+    Neither rank nor worker nor batch enters, so a sample is augmented alike in every layout.
+
+    Args:
+        seed: of the run.
+        epochs: (n,) epoch of each sample.
+        ids: (n,) sample ids.
+        num_draws: how many each.
+
+    Returns:
+        float64 (n, num_draws) in [0, 1).
+    """
+    n = len(ids)
+    blocks = ceil(num_draws / 4)
+    low, high = ids.astype(np.uint64) & np.uint64(0xFFFFFFFF), ids.astype(np.uint64) >> np.uint64(32)
+    counter = np.empty((4, blocks, n), dtype=np.uint64)
+    counter[0], counter[1], counter[2] = low, high, epochs.astype(np.uint64)
+    counter[3] = np.arange(blocks, dtype=np.uint64)[:, None]
+    words = philox4x32(counter, (seed & 0xFFFFFFFF, seed >> 32))
+    return words.transpose(2, 1, 0).reshape(n, 4 * blocks)[:, :num_draws] / 2.0**32
+
+
+def groups_of_rank(first_group: int, num_groups: int, rank: int, ranks: int) -> range:
+    """Indices k of the groups first_group … first_group + num_groups - 1 that go to a rank: k mod R = rank.
+
+    The rule does not know the batch, so what a rank prefetches stays right when the batch grows.
+    """
+    first = first_group + (rank - first_group) % ranks
+    return range(first, first_group + num_groups, ranks)

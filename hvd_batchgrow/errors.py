@@ -1,0 +1,42 @@
+"""What can go wrong on the user's side, and the exit code that says so."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """How a command ends; batch systems act on it."""
+
+    DONE = 0
+    FAILURE = 1
+    BAD_JOB = 2
+    STOPPED = 75
+    """Stopped with a good checkpoint: run the same command again (sysexits' EX_TEMPFAIL)."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing wrong with a job: where it is (`schedule.factor`) and what would be right."""
+
+    path: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.message}" if self.path else self.message
+
+
+class JobError(ValueError):
+    """A job that cannot run as it is written: every fault found in it, in one exception."""
+
+    def __init__(self, faults: Sequence[Fault], source: str = "job") -> None:
+        self.faults = tuple(faults)
+        self.source = source
+        count = f"{len(self.faults)} fault{'s' if len(self.faults) > 1 else ''}"
+        super().__init__("\n  ".join([f"{source}: {count}", *map(str, self.faults)]))
+
+
+class RunError(RuntimeError):
+    """A run that cannot start or go on, for a reason that the user can mend."""

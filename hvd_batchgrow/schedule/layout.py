@@ -1,0 +1,78 @@
+"""Layout: a global batch as ranks × accumulation × micro-batch."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How one update is computed. Decides its speed, never its result."""
+
+    ranks: int
+    accumulation: int
+    """Forward/backward passes of the rank that holds most groups."""
+    micro_batch: int
+    """Samples of one pass; the last pass of a ragged layout may have fewer."""
+    ragged: bool
+    """True where some ranks hold one group more than others."""
+
+
+def form_layout(global_batch: int, ranks: int, group: int, max_micro_batch: int, *, ragged: bool) -> Layout:
+    """Cut a global batch over ranks and passes, the fewest passes of equal size that fit.
+
+    Args:
+        global_batch: B, samples of one update.
+        ranks: R.
+        group: γ, samples of a group: the unit that is dealt to ranks and never cut.
+        max_micro_batch: most samples of one forward and backward.
+        ragged: whether ranks may hold unequal numbers of groups.
+
+    Raises:
+        ValueError: it cannot be formed; the message has the arithmetic and the nearest values that can.
+    """
+    groups, rest = divmod(global_batch, group)
+    if rest:
+        lower, upper = _neighbours(global_batch, group)
+        raise ValueError(
+            f"global batch {global_batch} = {global_batch / group:.2f} ghost batches of {group}; "
+            f"nearest: {lower}{upper}"
+        )
+    if max_micro_batch < group:
+        raise ValueError(f"max_micro_batch {max_micro_batch} < ghost batch {group}, which is never cut; use >= {group}")
+    if groups < ranks:
+        raise ValueError(
+            f"global batch {global_batch} = {groups} ghost batches of {group} for {ranks} ranks: "
+            f"{ranks - groups} would have nothing to do; nearest: {ranks * group}, or {groups} ranks"
+        )
+    if groups % ranks and not ragged:
+        raise ValueError(_indivisible(global_batch, ranks, group))
+    return _equal_passes(groups, ranks, group, max_micro_batch)
+
+
+def _equal_passes(groups: int, ranks: int, group: int, max_micro_batch: int) -> Layout:
+    most = math.ceil(groups / ranks)
+    limit = min(most, max_micro_batch // group)
+    if groups % ranks:
+        # Ranks differ anyway, so the last pass may be short.
+        return Layout(ranks, math.ceil(most / limit), limit * group, ragged=True)
+    per_pass = next(size for size in range(limit, 0, -1) if most % size == 0)
+    return Layout(ranks, most // per_pass, per_pass * group, ragged=False)
+
+
+def _indivisible(global_batch: int, ranks: int, group: int) -> str:
+    groups = global_batch // group
+    lower, upper = _neighbours(global_batch, ranks * group)
+    divisors = [n for n in range(1, min(groups, 4 * ranks) + 1) if groups % n == 0]
+    nearest_ranks = sorted(sorted(divisors, key=lambda n: abs(n - ranks))[:3])
+    return (
+        f"global batch {global_batch} = {ranks} ranks × {groups / ranks:.2f} ghost batches of {group}; "
+        f"nearest: {lower}{upper}; or {', '.join(map(str, nearest_ranks))} ranks; "
+        "or layout.ragged = true"
+    )
+
+
+def _neighbours(value: int, unit: int) -> tuple[str, str]:
+    lower = value // unit * unit
+    return (f"{lower}, " if lower else "", str(lower + unit))

@@ -1,0 +1,92 @@
+"""The compiled schedule: learning rate, momentum and batch as pure functions of samples seen."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from hvd_batchgrow.schedule.policies import Stage
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A run of updates that share learning rate, momentum and global batch."""
+
+    start_epoch: float
+    """The boundary asked for; the phase begins at the first update that reaches it."""
+    start_samples: int
+    num_updates: int
+    lr: float
+    momentum: float
+    global_batch: int
+
+    @property
+    def end_samples(self) -> int:
+        """Sample counter after the phase's last update."""
+        return self.start_samples + self.num_updates * self.global_batch
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Phases that follow each other without a gap, the first from sample 0."""
+
+    phases: tuple[Phase, ...]
+
+    @property
+    def num_updates(self) -> int:
+        """Updates of the whole run."""
+        return sum(phase.num_updates for phase in self.phases)
+
+    @property
+    def end_samples(self) -> int:
+        """Sample counter at which the run is done."""
+        return self.phases[-1].end_samples
+
+    def index_at(self, samples: int) -> int:
+        """Index of the phase that the update starting at this sample counter belongs to.
+
+        Raises:
+            ValueError: the counter is negative, or the run is already done there.
+        """
+        if not 0 <= samples < self.end_samples:
+            raise ValueError(f"sample counter {samples} is outside the run: 0 … {self.end_samples - 1}")
+        # A phase that an update of the phase before has jumped over is empty and starts where the
+        # next one does: the last of equal starts is the one that holds the update.
+        return bisect_right([phase.start_samples for phase in self.phases], samples) - 1
+
+    def at(self, samples: int) -> Phase:
+        """The phase that the update starting at this sample counter belongs to; raises as `index_at`."""
+        return self.phases[self.index_at(samples)]
+
+    def updates_at(self, samples: int) -> int:
+        """Updates done when the sample counter stands at `samples`, an update boundary."""
+        done = 0
+        for phase in self.phases:
+            inside = min(samples, phase.end_samples) - phase.start_samples
+            done += max(0, inside) // phase.global_batch
+        return done
+
+
+def compile_schedule(stages: Sequence[Stage], epochs: float, num_samples: int) -> Schedule:
+    """Cut stages into whole updates.
+
+    Every update uses exactly B samples. A phase ends at the first update that reaches the next
+    boundary (epochs × N samples), so a batch may straddle a boundary, and the last update the end.
+
+    Args:
+        stages: in order of their epochs, the first at 0.
+        epochs: length of the run.
+        num_samples: N.
+    """
+    phases = []
+    samples = 0
+    ends = [stage.start_epoch for stage in stages[1:]] + [epochs]
+    for stage, end_epoch in zip(stages, ends, strict=True):
+        remaining = round(end_epoch * num_samples) - samples
+        num_updates = max(0, math.ceil(remaining / stage.global_batch))
+        phase = Phase(stage.start_epoch, samples, num_updates, stage.lr, stage.momentum, stage.global_batch)
+        phases.append(phase)
+        samples = phase.end_samples
+    return Schedule(tuple(phases))

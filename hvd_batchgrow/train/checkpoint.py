@@ -1,0 +1,162 @@
+"""Checkpoints: plain tensors and plain types, whole or not there."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import pickle
+import re
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hvd_batchgrow.errors import RunError
+
+FORMAT = 1
+_NAME = re.compile(r"samples-(\d{15})\.pt")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """All that a run needs to go on as if it had never stopped."""
+
+    samples: int
+    """The sample counter; everything the schedule and the stream say follows from it."""
+    deciding: dict[str, Any]
+    """`Job.deciding()` of the run."""
+    model: dict[str, Tensor]
+    optimizer: dict[str, Any]
+    elapsed_s: float
+    """Wall time of the run so far, over all its lives."""
+    evaluation: dict[str, float]
+    """The last evaluation: `samples`, `loss`, `top1`; empty before the first."""
+
+    def to_bytes(self) -> bytes:
+        """A file's content: torch's format, with a SHA-256 over all values inside."""
+        values = {"format": FORMAT, **asdict(self)}
+        buffer = io.BytesIO()
+        torch.save({**values, "sha256": tree_digest(values)}, buffer)
+        return buffer.getvalue()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Checkpoint:
+        """The inverse of `to_bytes`.
+
+        Raises:
+            RunError: damaged, of another program, or of a newer format.
+        """
+        try:
+            values = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+            raise RunError(f"not readable ({str(error).splitlines()[0] if str(error) else type(error).__name__})") from None
+        if not isinstance(values, dict) or "sha256" not in values:
+            raise RunError("not a checkpoint of this program")
+        digest, file_format = values.pop("sha256"), values.pop("format", None)
+        if file_format != FORMAT:
+            raise RunError(f"of format {file_format}, this version reads {FORMAT}")
+        if digest != tree_digest({"format": file_format, **values}):
+            raise RunError("damaged: its values do not match its SHA-256")
+        return cls(**values)
+
+
+def tree_digest(tree: Any) -> str:
+    """SHA-256 over a tree of dicts, lists, tensors and plain values, the same on every machine.
+
+    Dicts count in the order of their keys, tensors by name, dtype, shape and bytes in C order.
+    """
+    digest = hashlib.sha256()
+    for piece in _pieces("", tree):
+        digest.update(piece)
+    return digest.hexdigest()
+
+
+def _pieces(path: str, value: Any) -> Iterable[bytes]:
+    if isinstance(value, Mapping):
+        for key in sorted(value, key=str):
+            yield from _pieces(f"{path}/{key}", value[key])
+    elif isinstance(value, (list, tuple)):
+        yield f"{path}[{len(value)}]\0".encode()
+        for index, item in enumerate(value):
+            yield from _pieces(f"{path}/{index}", item)
+    elif isinstance(value, Tensor):
+        yield f"{path}:{value.dtype}{tuple(value.shape)}\0".encode()
+        yield value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    else:
+        yield f"{path}={value!r}\0".encode()
+
+
+def write_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int, milestones: Iterable[int]) -> Path:
+    """Write a checkpoint whole, then remove old ones.
+
+    Args:
+        folder: of the run's checkpoints.
+        checkpoint: what to write.
+        keep: how many of the newest to keep.
+        milestones: sample counters whose checkpoints are kept for good.
+
+    Raises:
+        RunError: it could not be written; those written before are untouched.
+    """
+    path = folder / f"samples-{checkpoint.samples:015d}.pt"
+    try:
+        _write_atomically(path, checkpoint.to_bytes())
+    except OSError as error:
+        raise RunError(f"checkpoint {path} could not be written: {error.strerror or error}") from error
+    kept = set(milestones)
+    for old in checkpoint_paths(folder)[:-keep]:
+        if _samples_of(old) not in kept:
+            old.unlink()
+    return path
+
+
+def _write_atomically(path: Path, data: bytes) -> None:
+    """The name appears only once the content is on the disk: a crash leaves the old state or the new one."""
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".writing-", delete=False) as file:
+        try:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+            os.replace(file.name, path)
+        except BaseException:
+            Path(file.name).unlink(missing_ok=True)
+            raise
+    descriptor = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def checkpoint_paths(folder: Path) -> list[Path]:
+    """The checkpoints of a run, oldest first."""
+    return sorted(path for path in folder.glob("samples-*.pt") if _NAME.fullmatch(path.name))
+
+
+def newest_good(folder: Path) -> tuple[bytes | None, list[str]]:
+    """Content of the newest checkpoint that can be trusted, and what was skipped on the way, and why.
+
+    Raises:
+        RunError: there are checkpoints, but none is good.
+    """
+    skipped: list[str] = []
+    for path in reversed(checkpoint_paths(folder)):
+        try:
+            data = path.read_bytes()
+            Checkpoint.from_bytes(data)
+        except (OSError, RunError) as error:
+            skipped.append(f"{path}: {error}")
+        else:
+            return data, skipped
+    if skipped:
+        raise RunError("no good checkpoint is left:\n  " + "\n  ".join(skipped))
+    return None, skipped
+
+
+def _samples_of(path: Path) -> int:
+    return int(path.stem.removeprefix("samples-"))

@@ -1,0 +1,50 @@
+"""The weights that a run ended with, as one number, and how two runs differ."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from hvd_batchgrow.errors import RunError
+from hvd_batchgrow.train.checkpoint import Checkpoint, newest_good, tree_digest
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Parameters and buffers of a run, from its newest good checkpoint."""
+
+    samples: int
+    tensors: dict[str, Tensor]
+    digest: str
+    """SHA-256 over all of them."""
+
+
+def final_weights(run: Path) -> Weights:
+    """Read a run's weights.
+
+    Raises:
+        RunError: the folder holds no good checkpoint.
+    """
+    data, _ = newest_good(run / "checkpoints")
+    if data is None:
+        raise RunError(f"{run} holds no checkpoint")
+    checkpoint = Checkpoint.from_bytes(data)
+    return Weights(checkpoint.samples, checkpoint.model, tree_digest(checkpoint.model))
+
+
+def compare_weights(first: Weights, second: Weights) -> str:
+    """One line: equal to the bit, or the tensor that differs most, as |a - b| / |a| in the 2-norm."""
+    if first.samples != second.samples:
+        return f"at another sample: {second.samples} against {first.samples}"
+    if first.digest == second.digest:
+        return "equal to the bit"
+    if first.tensors.keys() != second.tensors.keys():
+        return "another model"
+    differences = {
+        name: float((second.tensors[name].double() - tensor.double()).norm() / tensor.double().norm().clamp_min(1e-300))
+        for name, tensor in first.tensors.items()
+    }
+    worst = max(differences, key=lambda name: differences[name])
+    return f"differs by {differences[worst]:.1e} in {worst}"

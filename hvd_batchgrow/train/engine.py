@@ -1,0 +1,126 @@
+"""One update: the sum of per-sample losses over B samples, however they are cut, divided by B once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from hvd_batchgrow.comm.ranks import Ranks
+from hvd_batchgrow.nn.ghost_batch_norm import ghost_norms
+from hvd_batchgrow.optim.sgd import set_hyperparameters
+from hvd_batchgrow.schedule.phases import Phase
+from hvd_batchgrow.train.gradients import GradientBuckets
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """The samples of one forward and backward on one rank."""
+
+    images: Tensor
+    """(k·γ, C, H, W)."""
+    labels: Tensor
+    """(k·γ,)."""
+    positions: tuple[int, ...]
+    """Place of each of its k groups among the update's groups, 0 … B/γ - 1."""
+
+
+@dataclass(frozen=True)
+class UpdateResult:
+    """What one update was like, over all its samples on all ranks."""
+
+    loss_sum: float
+    """Sum of the per-sample losses, under the weights before the update."""
+    num_correct: int
+    stop_votes: int
+    """Ranks that want to stop; the same number on every rank."""
+    seconds: float
+    """Wall time of the whole update on this rank."""
+    data_wait_s: float
+    """Of these, waiting for micro-batches."""
+    reduce_wait_s: float
+    """Of these, waiting for sums that the last backward did not hide."""
+
+
+class UpdateEngine:
+    """Computes updates of a model; the same ones under every layout, up to rounding.
+
+    Args:
+        model: maps images to logits.
+        optimizer: holds the model's parameters; its `zero_grad` must not be used.
+        ranks: the processes that share an update.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, ranks: Ranks) -> None:
+        self.model = model
+        self.optimizer = optimizer
+        self.ranks = ranks
+        self.device = next(model.parameters()).device
+        self.norms = list(ghost_norms(model))
+        for norm in self.norms:
+            norm.deferred = True
+        self.buckets = GradientBuckets([p for p in model.parameters() if p.requires_grad], ranks)
+
+    def update(
+        self, micro_batches: Iterator[MicroBatch], num_passes: int, phase: Phase, num_groups: int, *, stop: bool = False
+    ) -> UpdateResult:
+        """Do one update.
+
+        Args:
+            micro_batches: yields this rank's share; ranks may hold unequal shares.
+            num_passes: how many micro-batches to take, >= 1.
+            phase: gives B, the learning rate and the momentum.
+            num_groups: groups of the whole update, B/γ.
+            stop: whether this rank wants the job to stop; rides along with the sums.
+        """
+        start = time.perf_counter()
+        self.model.train()
+        self.buckets.zero()
+        tally = torch.zeros(3, dtype=torch.float64, device=self.device)
+        tally[2] = stop
+        positions: list[int] = []
+        data_wait_s = 0.0
+        for index in range(num_passes):
+            begin = time.perf_counter()
+            micro_batch = next(micro_batches)
+            data_wait_s += time.perf_counter() - begin
+            positions += micro_batch.positions
+            loss = self._forward(micro_batch, tally)
+            if index == num_passes - 1:
+                # All but the gradients is known now: its sum overlaps the last backward too.
+                totals = self._totals(tally, positions, num_groups)
+                handle = self.ranks.start_sum(totals, "totals")
+                self.buckets.start_when_ready()
+            loss.backward()  # type: ignore[no-untyped-call]
+        reduce_wait_s = self.buckets.wait()
+        self.ranks.wait(handle)
+        self.buckets.divide(phase.global_batch)
+        set_hyperparameters(self.optimizer, phase.lr, phase.momentum)
+        self.optimizer.step()
+        self._commit(totals[3:], num_groups)
+        loss_sum, num_correct, stop_votes = totals[:3].tolist()
+        seconds = time.perf_counter() - start
+        return UpdateResult(loss_sum, int(num_correct), int(stop_votes), seconds, data_wait_s, reduce_wait_s)
+
+    def _forward(self, micro_batch: MicroBatch, tally: Tensor) -> Tensor:
+        labels = micro_batch.labels.to(self.device, non_blocking=True)
+        logits = self.model(micro_batch.images.to(self.device, non_blocking=True))
+        loss: Tensor = nn.functional.cross_entropy(logits, labels, reduction="sum")
+        tally[0] += loss.detach()
+        tally[1] += (logits.detach().argmax(1) == labels).sum()
+        return loss
+
+    def _totals(self, tally: Tensor, positions: list[int], num_groups: int) -> Tensor:
+        """float64 (3 + Σ 2C): loss, correct answers and stop votes, then what each ghost norm has to add."""
+        parts = [norm.take_weighted_statistics(positions, num_groups).reshape(-1) for norm in self.norms]
+        return torch.cat([tally, *parts])
+
+    def _commit(self, statistics: Tensor, num_groups: int) -> None:
+        offset = 0
+        for norm in self.norms:
+            size = 2 * norm.num_features
+            norm.commit(statistics[offset : offset + size].reshape(2, -1), num_groups)
+            offset += size

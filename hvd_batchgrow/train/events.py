@@ -1,0 +1,96 @@
+"""What a run tells those who watch it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from hvd_batchgrow.config import Job
+from hvd_batchgrow.schedule.plan import Plan
+
+
+@dataclass(frozen=True)
+class RunStarted:
+    """Before the first update."""
+
+    job: Job
+    plan: Plan
+    folder: Path
+    samples: int
+    """Sample counter to start from; above 0 on a resume."""
+    backend: str
+    ranks: int
+    threads_per_rank: int
+    pipeline: str
+    device: str
+    num_parameters: int
+    notes: tuple[str, ...]
+    """What the user should know, such as a damaged checkpoint that was skipped."""
+
+
+@dataclass(frozen=True)
+class TrainRecord:
+    """Averages over the updates of a stretch, which lies inside one phase."""
+
+    samples: int
+    """Sample counter at the stretch's end."""
+    epoch: float
+    updates: int
+    """Updates done since the start of the run."""
+    phase: int
+    """Index of the phase, from 0."""
+    lr: float
+    momentum: float
+    global_batch: int
+    accumulation: int
+    noise_scale: float
+    loss: float
+    """Mean over every sample of the stretch, on all ranks."""
+    top1: float
+    """Share of samples answered right, in [0, 1]."""
+    samples_per_s: float
+    data_wait_pct: float
+    allreduce_pct: float
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The whole test set under the weights of a moment."""
+
+    samples: int
+    epoch: float
+    loss: float
+    top1: float
+
+
+@dataclass(frozen=True)
+class RunEnded:
+    """After the last update, or at a stop."""
+
+    job_name: str
+    folder: Path
+    done: bool
+    """False: stopped on request, with a checkpoint to go on from."""
+    samples: int
+    updates: int
+    num_updates: int
+    """What the plan asked for."""
+    elapsed_s: float
+    """Over all lives of the run."""
+    evaluation: Evaluation | None
+
+
+class Observer:
+    """Does nothing on any event; watchers override what they care for."""
+
+    def on_start(self, event: RunStarted) -> None:
+        """The run begins."""
+
+    def on_record(self, event: TrainRecord) -> None:
+        """A stretch of updates is done."""
+
+    def on_evaluation(self, event: Evaluation) -> None:
+        """The test set was evaluated."""
+
+    def on_end(self, event: RunEnded) -> None:
+        """The run is over, or stopped."""

@@ -1,0 +1,103 @@
+"""Gradients in flat buckets, summed over ranks while the last backward still runs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hvd_batchgrow.comm.ranks import Ranks
+
+
+class GradientBuckets:
+    """Owns the gradients of a model: each `param.grad` is a slice of one of a few flat buckets.
+
+    Backward adds into the slices, pass after pass. Between `start_when_ready` and `wait` the sum of
+    a bucket over the ranks starts as soon as the backward has finished with its last parameter, so
+    that only the last pass talks to the network, and does so while it computes.
+
+    Args:
+        parameters: those that are trained, in the order of the forward pass.
+        ranks: to sum over.
+        bucket_bytes: size at which a bucket is closed; large enough for bandwidth, small enough to overlap.
+    """
+
+    def __init__(self, parameters: Iterable[nn.Parameter], ranks: Ranks, bucket_bytes: int = 16 << 20) -> None:
+        self.ranks = ranks
+        self.num_sums = 0
+        """Sums over ranks started so far, for whoever checks how many an update takes."""
+        self._buckets: list[Tensor] = []
+        self._unfinished: list[int] = []
+        self._sizes: list[int] = []
+        self._handles: dict[int, Any] = {}
+        self._armed = False
+        # Backward runs from the last parameter to the first: so do the buckets.
+        for members in _split(list(parameters)[::-1], bucket_bytes):
+            self._add_bucket(members)
+
+    def zero(self) -> None:
+        """Forget all gradients; the slices stay where they are."""
+        torch._foreach_zero_(self._buckets)
+
+    def start_when_ready(self) -> None:
+        """From now on each bucket is summed over the ranks as soon as it is complete: call before the last backward."""
+        self._unfinished = list(self._sizes)
+        self._armed = True
+
+    def wait(self) -> float:
+        """Wait for all sums; returns the seconds waited."""
+        self._armed = False
+        begin = time.perf_counter()
+        for index in range(len(self._buckets)):
+            if index not in self._handles:  # a parameter that the loss did not reach
+                self._start(index)
+        for handle in self._handles.values():
+            self.ranks.wait(handle)
+        self._handles.clear()
+        return time.perf_counter() - begin
+
+    def divide(self, divisor: float) -> None:
+        """Divide all gradients."""
+        torch._foreach_div_(self._buckets, divisor)
+
+    def _add_bucket(self, members: Sequence[nn.Parameter]) -> None:
+        index = len(self._buckets)
+        bucket = torch.zeros(sum(p.numel() for p in members), dtype=members[0].dtype, device=members[0].device)
+        offset = 0
+        for parameter in members:
+            # The parameter's own strides: autograd adds in place, without a copy, for channels_last too.
+            slice_ = bucket[offset : offset + parameter.numel()]
+            parameter.grad = slice_.as_strided(parameter.shape, parameter.stride())
+            parameter.register_post_accumulate_grad_hook(lambda _, index=index: self._finish_one(index))
+            offset += parameter.numel()
+        self._buckets.append(bucket)
+        self._sizes.append(len(members))
+
+    def _finish_one(self, index: int) -> None:
+        if not self._armed:
+            return
+        self._unfinished[index] -= 1
+        if self._unfinished[index] == 0:
+            self._start(index)
+
+    def _start(self, index: int) -> None:
+        self.num_sums += 1
+        self._handles[index] = self.ranks.start_sum(self._buckets[index], f"gradients.{index}")
+
+
+def _split(parameters: Sequence[nn.Parameter], bucket_bytes: int) -> list[list[nn.Parameter]]:
+    """Neighbours of one type and device, up to a size."""
+    buckets: list[list[nn.Parameter]] = []
+    room = 0
+    for parameter in parameters:
+        size = parameter.numel() * parameter.element_size()
+        kind = (parameter.dtype, parameter.device)
+        if not buckets or size > room or kind != (buckets[-1][0].dtype, buckets[-1][0].device):
+            buckets.append([])
+            room = bucket_bytes
+        buckets[-1].append(parameter)
+        room -= size
+    return buckets

@@ -1,0 +1,257 @@
+"""The loop: updates, evaluations and checkpoints, each due at a sample count."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from hvd_batchgrow.comm.ranks import Ranks
+from hvd_batchgrow.config import Job
+from hvd_batchgrow.data.pipeline import Normalisation, choose_pipeline, evaluation_batches, open_pipeline
+from hvd_batchgrow.data.sources import Source
+from hvd_batchgrow.data.stream import Stream, groups_of_rank
+from hvd_batchgrow.nn.models import build_model
+from hvd_batchgrow.optim.sgd import build_sgd
+from hvd_batchgrow.schedule.layout import Layout
+from hvd_batchgrow.schedule.phases import Phase
+from hvd_batchgrow.schedule.plan import Plan
+from hvd_batchgrow.train.checkpoint import Checkpoint, write_checkpoint
+from hvd_batchgrow.train.engine import MicroBatch, UpdateEngine, UpdateResult
+from hvd_batchgrow.train.events import Evaluation, Observer, RunEnded, RunStarted, TrainRecord
+from hvd_batchgrow.train.stop import StopRequest
+
+
+@dataclass
+class _Stretch:
+    """Sums over the updates since the last record."""
+
+    samples: int = 0
+    loss: float = 0.0
+    correct: int = 0
+    seconds: float = 0.0
+    data_wait_s: float = 0.0
+    reduce_wait_s: float = 0.0
+
+    def add(self, result: UpdateResult, samples: int) -> None:
+        self.samples += samples
+        self.loss += result.loss_sum
+        self.correct += result.num_correct
+        self.seconds += result.seconds
+        self.data_wait_s += result.data_wait_s
+        self.reduce_wait_s += result.reduce_wait_s
+
+
+class Trainer:
+    """One run, from its first update or from a checkpoint, to its end or to a stop.
+
+    Args:
+        job: what to train.
+        plan: compiled from the job for these ranks.
+        source: the data.
+        ranks: the processes that train together.
+        folder: of the run; rank 0 writes into it.
+        observers: told of what happens; none but on rank 0.
+    """
+
+    def __init__(
+        self, job: Job, plan: Plan, source: Source, ranks: Ranks, folder: Path, observers: Sequence[Observer]
+    ) -> None:
+        self.job, self.plan, self.source, self.ranks = job, plan, source, ranks
+        self.folder, self.observers = folder, observers
+        self.device = _choose_device(ranks)
+        torch.manual_seed(job.seed)
+        in_channels = source.train.images.shape[-1]
+        self.model = build_model(job, in_channels, source.num_classes).to(self.device)
+        self.optimizer = build_sgd(self.model, job.optim)
+        self.engine = UpdateEngine(self.model, self.optimizer, ranks)
+        self.stream = Stream(len(source.train), job.seed)
+        self.samples = 0
+        self.evaluation: Evaluation | None = None
+        self._elapsed_before_s = 0.0
+        self._begin = time.perf_counter()
+
+    def run(self, checkpoint: Checkpoint | None = None, notes: Sequence[str] = ()) -> RunEnded:
+        """Train to the end, or until any rank is asked to stop.
+
+        Args:
+            checkpoint: to go on from; None: from the start.
+            notes: passed on to the observers.
+
+        Raises:
+            RunError: a checkpoint could not be written.
+        """
+        self._restore(checkpoint)
+        self._tell_start(notes)
+        schedule = self.plan.schedule
+        stretch = _Stretch()
+        stopped = False
+        with StopRequest() as stop:
+            batches = self._open_batches() if self.samples < schedule.end_samples else iter(())
+            while self.samples < schedule.end_samples and not stopped:
+                index = schedule.index_at(self.samples)
+                before, phase = self.samples, schedule.phases[index]
+                result = self._update(batches, phase, self.plan.layouts[index], stop=stop.asked)
+                stretch.add(result, phase.global_batch)
+                stopped = result.stop_votes > 0
+                at_boundary = self.samples == phase.end_samples
+                if stopped or at_boundary or self._is_due(before, 1 / self.job.watch.records_per_epoch):
+                    self._record(stretch, index)
+                    stretch = _Stretch()
+                self._evaluate_and_save(before, must_save=stopped or at_boundary)
+        ended = self._ended()
+        self._tell("on_end", ended)
+        return ended
+
+    def _open_batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        group, ranks = self.plan.group, self.ranks
+        first = groups_of_rank(self.samples // group, ranks.size, ranks.rank, ranks.size)[0]
+        return open_pipeline(self.job.data, self.source, self.stream, group, first, ranks.size)
+
+    def _update(
+        self,
+        batches: Iterator[tuple[torch.Tensor, torch.Tensor]],
+        phase: Phase,
+        layout: Layout,
+        *,
+        stop: bool,
+    ) -> UpdateResult:
+        group = self.plan.group
+        first, num_groups = self.samples // group, phase.global_batch // group
+        mine = groups_of_rank(first, num_groups, self.ranks.rank, self.ranks.size)
+        per_pass = layout.micro_batch // group
+        passes = [mine[i : i + per_pass] for i in range(0, len(mine), per_pass)]
+        micro_batches = (_take(batches, [k - first for k in ks]) for ks in passes)
+        result = self.engine.update(micro_batches, len(passes), phase, num_groups, stop=stop)
+        self.samples += phase.global_batch
+        return result
+
+    def _evaluate_and_save(self, before: int, *, must_save: bool) -> None:
+        if self.samples == self.plan.schedule.end_samples or self._is_due(before, self.job.evaluation.every_epochs):
+            self.evaluation = self.evaluate()
+            self._tell("on_evaluation", self.evaluation)
+        if must_save or self._is_due(before, self.job.checkpoint.every_epochs):
+            self._save()
+
+    def evaluate(self) -> Evaluation:
+        """Loss and accuracy over the whole test set: every sample once, over all ranks."""
+        test, size = self.source.test, self.job.evaluation.batch
+        chunks = [slice(start, start + size) for start in range(0, len(test), size)][self.ranks.rank :: self.ranks.size]
+        normalise = Normalisation(self.source.mean, self.source.deviation)
+        sums = torch.zeros(2, dtype=torch.float64, device=self.device)
+        self.model.eval()
+        with torch.no_grad():
+            for images, labels in evaluation_batches(test, normalise, chunks):
+                logits = self.model(images.to(self.device))
+                targets = labels.to(self.device)
+                sums[0] += nn.functional.cross_entropy(logits, targets, reduction="sum")
+                sums[1] += (logits.argmax(1) == targets).sum()
+        loss, correct = (self.ranks.sum(sums, "evaluation") / len(test)).tolist()
+        return Evaluation(self.samples, self._epoch(), loss, correct)
+
+    def _is_due(self, before: int, every_epochs: float) -> bool:
+        """Whether a multiple of a number of epochs lies between two sample counts."""
+        every_samples = every_epochs * self.plan.num_samples
+        return self.samples // every_samples > before // every_samples
+
+    def _epoch(self) -> float:
+        return self.samples / self.plan.num_samples
+
+    def _elapsed_s(self) -> float:
+        return self._elapsed_before_s + time.perf_counter() - self._begin
+
+    def _restore(self, checkpoint: Checkpoint | None) -> None:
+        if checkpoint is not None:
+            self.model.load_state_dict(checkpoint.model)
+            self.optimizer.load_state_dict(checkpoint.optimizer)
+            self.samples = checkpoint.samples
+            self._elapsed_before_s = checkpoint.elapsed_s
+            if (last := checkpoint.evaluation) and last["samples"] == self.samples:
+                self.evaluation = Evaluation(self.samples, self._epoch(), last["loss"], last["top1"])
+        for name, tensor in self.model.state_dict().items():
+            self.ranks.broadcast(tensor, f"initial.{name}")
+        self._begin = time.perf_counter()
+
+    def _save(self) -> None:
+        if self.ranks.rank:
+            return
+        last = self.evaluation
+        checkpoint = Checkpoint(
+            samples=self.samples,
+            deciding=self.job.deciding(),
+            model=self.model.state_dict(),
+            optimizer=self.optimizer.state_dict(),
+            elapsed_s=self._elapsed_s(),
+            evaluation={"samples": last.samples, "loss": last.loss, "top1": last.top1} if last else {},
+        )
+        boundaries = {phase.end_samples for phase in self.plan.schedule.phases}
+        write_checkpoint(self.folder / "checkpoints", checkpoint, self.job.checkpoint.keep, boundaries)
+
+    def _record(self, stretch: _Stretch, index: int) -> None:
+        phase, layout = self.plan.schedule.phases[index], self.plan.layouts[index]
+        record = TrainRecord(
+            samples=self.samples,
+            epoch=self._epoch(),
+            updates=self.plan.schedule.updates_at(self.samples),
+            phase=index,
+            lr=phase.lr,
+            momentum=phase.momentum,
+            global_batch=phase.global_batch,
+            accumulation=layout.accumulation,
+            noise_scale=self.plan.noise_scale(phase),
+            loss=stretch.loss / stretch.samples,
+            top1=stretch.correct / stretch.samples,
+            samples_per_s=stretch.samples / stretch.seconds,
+            data_wait_pct=100 * stretch.data_wait_s / stretch.seconds,
+            allreduce_pct=100 * stretch.reduce_wait_s / stretch.seconds,
+        )
+        self._tell("on_record", record)
+
+    def _tell_start(self, notes: Sequence[str]) -> None:
+        started = RunStarted(
+            job=self.job,
+            plan=self.plan,
+            folder=self.folder,
+            samples=self.samples,
+            backend=self.ranks.backend,
+            ranks=self.ranks.size,
+            threads_per_rank=torch.get_num_threads(),
+            pipeline=choose_pipeline(self.job.data.pipeline),
+            device=str(self.device),
+            num_parameters=sum(p.numel() for p in self.model.parameters()),
+            notes=tuple(notes),
+        )
+        self._tell("on_start", started)
+
+    def _tell(self, method: str, event: object) -> None:
+        for observer in self.observers:
+            getattr(observer, method)(event)
+
+    def _ended(self) -> RunEnded:
+        schedule = self.plan.schedule
+        return RunEnded(
+            job_name=self.job.name,
+            folder=self.folder,
+            done=self.samples >= schedule.end_samples,
+            samples=self.samples,
+            updates=schedule.updates_at(self.samples),
+            num_updates=schedule.num_updates,
+            elapsed_s=self._elapsed_s(),
+            evaluation=self.evaluation,
+        )
+
+
+def _take(batches: Iterator[tuple[torch.Tensor, torch.Tensor]], positions: Sequence[int]) -> MicroBatch:
+    groups = [next(batches) for _ in positions]
+    images, labels = (torch.cat(parts) if len(parts) > 1 else parts[0] for parts in zip(*groups, strict=True))
+    return MicroBatch(images, labels, tuple(positions))
+
+
+def _choose_device(ranks: Ranks) -> torch.device:
+    if torch.cuda.is_available():
+        return torch.device("cuda", ranks.local_rank % torch.cuda.device_count())
+    return torch.device("cpu")

@@ -1,0 +1,69 @@
+"""A whole run of a job: plan, data, folder, training."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from hvd_batchgrow.comm.ranks import Ranks
+from hvd_batchgrow.config import Job
+from hvd_batchgrow.data.pipeline import choose_pipeline
+from hvd_batchgrow.data.known import known_num_samples
+from hvd_batchgrow.data.sources import ReportBytes, Source, load_source
+from hvd_batchgrow.schedule.plan import Plan, compile_plan
+from hvd_batchgrow.train.events import Observer, RunEnded
+from hvd_batchgrow.train.loop import Trainer
+from hvd_batchgrow.train.run_folder import open_run
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Where a run lives, and what to do with one that is there."""
+
+    runs_dir: Path
+    resume: bool = False
+    overwrite: bool = False
+
+
+def run_job(
+    load: Callable[[], Job],
+    ranks: Ranks,
+    options: RunOptions,
+    report: ReportBytes,
+    make_observers: Callable[[Job], Sequence[Observer]],
+) -> RunEnded:
+    """Train a job to its end, or to a stop, on all ranks together.
+
+    Args:
+        load: gives the job; every rank calls it for itself.
+        ranks: all of them call this.
+        options: the run folder.
+        report: told of downloads.
+        make_observers: makes the watchers of the run; called on rank 0 only.
+
+    Raises:
+        AgreedFailure: the job cannot be planned, or data, packages or run folder are not as they must be.
+        RunError: a checkpoint could not be written.
+    """
+    job, plan, source = ranks.together(lambda: _prepare(load(), ranks, report))
+    torch.set_num_threads(job.layout.threads_per_rank or cores_per_rank(ranks))
+    folder = options.runs_dir / job.name
+    checkpoint, notes = open_run(folder, job, plan, ranks, resume=options.resume, overwrite=options.overwrite)
+    observers = make_observers(job) if ranks.rank == 0 else ()
+    return Trainer(job, plan, source, ranks, folder, observers).run(checkpoint, notes)
+
+
+def _prepare(job: Job, ranks: Ranks, report: ReportBytes) -> tuple[Job, Plan, Source]:
+    plan = compile_plan(job, ranks.size, known_num_samples(job.data))
+    choose_pipeline(job.data.pipeline)
+    return job, plan, load_source(job.data, report)
+
+
+def cores_per_rank(ranks: Ranks) -> int:
+    """Cores of the host shared out among its ranks, at least one, at most those this process may use."""
+    share = (os.cpu_count() or 1) // ranks.local_size
+    return max(1, min(share, len(os.sched_getaffinity(0))))

@@ -1,0 +1,131 @@
+"""The run folder: what is in it, and whether a run may start or go on there."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from hvd_batchgrow.comm.ranks import Ranks
+from hvd_batchgrow.config import Job
+from hvd_batchgrow.errors import RunError
+from hvd_batchgrow.schedule.plan import Plan
+from hvd_batchgrow.train.checkpoint import Checkpoint, newest_good
+
+_PACKAGES = ("hvd_batchgrow", "torch", "horovod", "mpi4py", "nvidia-dali-cuda130", "nvidia-dali-cuda120", "numpy")
+
+
+def open_run(
+    folder: Path, job: Job, plan: Plan, ranks: Ranks, *, resume: bool, overwrite: bool
+) -> tuple[Checkpoint | None, list[str]]:
+    """Prepare a run folder, on rank 0, and find what to go on from, for all ranks.
+
+    Args:
+        folder: runs/NAME.
+        job: the job about to run.
+        plan: its plan.
+        ranks: all of them call this together.
+        resume: go on from the newest good checkpoint, where there is one.
+        overwrite: remove what is there first.
+
+    Returns:
+        the checkpoint, None to start afresh; and notes for the user.
+
+    Raises:
+        AgreedFailure: the folder holds a run and neither was asked for; no checkpoint of it is good; or its
+            job would lead to other weights.
+    """
+    notes: list[str] = []
+
+    def prepare() -> bytes | None:
+        data = _prepare_folder(folder, notes, resume=resume, overwrite=overwrite)
+        if data is not None:
+            _refuse_other_job(folder, Checkpoint.from_bytes(data), job)
+        _write_records(folder, job, plan, ranks)
+        return data
+
+    data = ranks.from_rank0(prepare, "checkpoint")
+    return (None if data is None else Checkpoint.from_bytes(data)), notes
+
+
+def _prepare_folder(folder: Path, notes: list[str], *, resume: bool, overwrite: bool) -> bytes | None:
+    checkpoints = folder / "checkpoints"
+    if overwrite and (folder / "job.toml").exists():
+        shutil.rmtree(folder)
+    if folder.exists() and not resume:
+        raise RunError(
+            f"{folder} holds a run already: add --resume auto to go on with it, --overwrite to replace it, "
+            "or --name NAME for another"
+        )
+    data, skipped = newest_good(checkpoints)
+    notes += [f"skipped a checkpoint: {reason}" for reason in skipped]
+    try:
+        checkpoints.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"{checkpoints} cannot be created: {error.strerror}") from None
+    return data
+
+
+def _refuse_other_job(folder: Path, checkpoint: Checkpoint, job: Job) -> None:
+    before, now = checkpoint.deciding, job.deciding()
+    differing = [key for key in sorted(before | now) if before.get(key) != now.get(key)]
+    if differing:
+        changes = [f"{key}: was {before.get(key)!r}, is {now.get(key)!r}" for key in differing]
+        raise RunError(
+            f"{folder} cannot be resumed by this job, whose weights would be others:\n  "
+            + "\n  ".join(changes)
+            + "\n  start it as another run: --name NAME"
+        )
+
+
+def _write_records(folder: Path, job: Job, plan: Plan, ranks: Ranks) -> None:
+    tree = job.model_dump(mode="json", exclude_none=True)
+    (folder / "job.toml").write_text(tomli_w.dumps(tree), encoding="utf-8")
+    (folder / "plan.json").write_text(json.dumps(plan.to_dict(), indent=2) + "\n", encoding="utf-8")
+    path = folder / "record.json"
+    lives = json.loads(path.read_text(encoding="utf-8"))["lives"] if path.exists() else []
+    lives.append(_record(ranks))
+    path.write_text(json.dumps({"lives": lives}, indent=2) + "\n", encoding="utf-8")
+
+
+def _record(ranks: Ranks) -> dict[str, Any]:
+    """What else might decide a run: one entry per start."""
+    return {
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "argv": sys.argv,
+        "host": socket.gethostname(),
+        "python": platform.python_version(),
+        "packages": {name: version for name in _PACKAGES if (version := _version(name))},
+        "backend": ranks.backend,
+        "ranks": ranks.size,
+        "git_commit": _git("rev-parse", "HEAD"),
+        "git_diff": _git("diff", "HEAD"),
+        "slurm": {key: value for key, value in os.environ.items() if key.startswith("SLURM_JOB_")},
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _git(*arguments: str) -> str | None:
+    """What git says of the code that runs; None where it is no checkout."""
+    command: Sequence[str] = ("git", "-C", str(Path(__file__).parent), *arguments)
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,101 @@
+"""Progress: a live bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from hvd_batchgrow.data.sources import ReportBytes
+from hvd_batchgrow.train.events import Evaluation, Observer, RunEnded, RunStarted, TrainRecord
+from hvd_batchgrow.watch.tables import plan_table
+
+
+class ProgressDisplay(Observer):
+    """Says what will run, how far it is, and how it ended."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self._progress: Progress | None = None
+        self._task = TaskID(0)
+        self._last: TrainRecord | None = None
+        self._phase = -1
+
+    def on_start(self, event: RunStarted) -> None:
+        """The plan, the machine, and a bar if there is a terminal."""
+        self.console.print(plan_table(event.plan))
+        self.console.print(
+            f"{event.num_parameters:,} parameters on {event.device}, {event.ranks} ranks by {event.backend}, "
+            f"{event.threads_per_rank} threads each, pixels by {event.pipeline}, run folder {event.folder}",
+            highlight=False,
+        )
+        for note in event.notes:
+            self.console.print(note, style="yellow")
+        total = event.plan.schedule.end_samples
+        if event.samples:
+            self.console.print(f"resumed at {event.samples:,} of {total:,} samples", highlight=False)
+        if self.console.is_terminal:
+            columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+            self._progress = Progress(*columns, console=self.console)
+            self._task = self._progress.add_task("starting", total=total, completed=event.samples)
+            self._progress.start()
+
+    def on_record(self, event: TrainRecord) -> None:
+        """Move the bar; without one, say when a phase begins."""
+        self._last = event
+        if self._progress:
+            self._progress.update(self._task, completed=event.samples, description=_line(event))
+        elif event.phase != self._phase:
+            self.console.print(
+                f"phase {event.phase + 1}: global batch {event.global_batch}, lr {event.lr:.5g}", highlight=False
+            )
+        self._phase = event.phase
+
+    def on_evaluation(self, event: Evaluation) -> None:
+        """One line per evaluation."""
+        train = f"{_line(self._last)}, " if self._last else ""
+        self.console.print(
+            f"epoch {event.epoch:.2f}: {train}test loss {event.loss:.4f}, test accuracy {100 * event.top1:.2f} %",
+            highlight=False,
+        )
+
+    def on_end(self, event: RunEnded) -> None:
+        """How it ended, and what to do next."""
+        if self._progress:
+            self._progress.stop()
+        state = "done" if event.done else "stopped, go on with --resume auto"
+        self.console.print(
+            f"{event.job_name}: {state}: {event.updates:,} of {event.num_updates:,} updates, "
+            f"{event.samples:,} samples in {event.elapsed_s:.0f} s",
+            highlight=False,
+        )
+
+
+def _line(record: TrainRecord) -> str:
+    return (
+        f"B {record.global_batch}, lr {record.lr:.4g}, loss {record.loss:.4f}, "
+        f"{record.samples_per_s:,.0f} samples/s, all-reduce {record.allreduce_pct:.1f} %"
+    )
+
+
+@contextmanager
+def byte_progress(console: Console) -> Iterator[ReportBytes]:
+    """A bar for downloads, drawn once there is one; plain lines where there is no terminal."""
+    bar = Progress(TextColumn("{task.description}"), BarColumn(), DownloadColumn(), console=console)
+    tasks: dict[str, TaskID] = {}
+
+    def report(what: str, done: int, total: int) -> None:
+        if what not in tasks:
+            tasks[what] = bar.add_task(f"fetching {what}", total=total or None)
+            if console.is_terminal:
+                bar.start()
+            else:
+                console.print(f"fetching {what}: {total / 1e6:.1f} MB", highlight=False)
+        bar.update(tasks[what], completed=done)
+
+    try:
+        yield report
+    finally:
+        bar.stop()

