@@ -15,7 +15,7 @@ import tyro
 from rich.console import Console
 
 from hvd_batchgrow.config import Job, load_job, split_overrides
-from hvd_batchgrow.errors import ExitCode, JobError, RunError
+from hvd_batchgrow.errors import ExitCode, Fault, JobError, RunError
 from hvd_batchgrow.schedule.plan import compile_plan, decay_twin
 
 if TYPE_CHECKING:  # torch takes seconds to import, and `plan` does without it
@@ -23,13 +23,27 @@ if TYPE_CHECKING:  # torch takes seconds to import, and `plan` does without it
     from hvd_batchgrow.train.events import Observer, RunEnded
 
 
-
 @dataclass(frozen=True)
-class PlanCommand:
-    """Print what a job would do, phase by phase, without touching its data."""
+class JobCommand:
+    """What all commands on a job take."""
 
     job: Annotated[Path, tyro.conf.Positional]
     """The job file."""
+    name: str | None = None
+    """Name of the run; otherwise the job's."""
+    seed: int | None = None
+    """Seed of the run; otherwise the job's."""
+
+    def load(self, overrides: dict[str, Any]) -> Job:
+        """The job with what the command line puts over it."""
+        flags = {"name": self.name, "seed": self.seed}
+        return load_job(self.job, overrides | {key: value for key, value in flags.items() if value is not None})
+
+
+@dataclass(frozen=True)
+class PlanCommand(JobCommand):
+    """Print what a job would do, phase by phase, without touching its data."""
+
     ranks: int = 1
     """How many ranks to plan for."""
     json: bool = False
@@ -40,7 +54,7 @@ class PlanCommand:
         from hvd_batchgrow.data.known import known_num_samples
         from hvd_batchgrow.watch.tables import plan_table
 
-        job = load_job(self.job, overrides)
+        job = self.load(overrides)
         num_samples = known_num_samples(job.data)
         plan = compile_plan(job, self.ranks, num_samples)
         if self.json:
@@ -56,30 +70,19 @@ class PlanCommand:
 
 
 @dataclass(frozen=True)
-class TrainCommand:
+class TrainCommand(JobCommand):
     """Train a job; alone, or as one of the ranks that mpirun or horovodrun starts."""
 
-    job: Annotated[Path, tyro.conf.Positional]
-    """The job file."""
     resume: Literal["never", "auto"] = "never"
     """auto: go on from the newest good checkpoint of the run, or start where there is none."""
     overwrite: bool = False
     """Remove the run of this name first."""
-    name: str | None = None
-    """Name of the run; otherwise the job's."""
-    seed: int | None = None
-    """Seed of the run; otherwise the job's."""
     runs_dir: Path = Path("runs")
     """Where run folders are made."""
 
     def run(self, overrides: dict[str, Any]) -> ExitCode:
         """Train, and end with 75 if stopped."""
         return _with_ranks(lambda ranks: _exit_code([self.train(ranks, lambda: self.load(overrides))]))
-
-    def load(self, overrides: dict[str, Any]) -> Job:
-        """The job with what the command line puts over it."""
-        flags = {"name": self.name, "seed": self.seed}
-        return load_job(self.job, overrides | {key: value for key, value in flags.items() if value is not None})
 
     def train(self, ranks: Ranks, load: Callable[[], Job]) -> RunEnded:
         """One run, watched on the terminal."""
@@ -126,6 +129,8 @@ class DigestCommand:
         """One line a run."""
         from hvd_batchgrow.train.digest import compare_weights, final_weights
 
+        if overrides:
+            raise JobError([Fault(key, "there is no job to put it over") for key in overrides], "command line")
         weights = [final_weights(run) for run in self.runs]
         for run, run_weights in zip(self.runs, weights, strict=True):
             same = "" if run_weights is weights[0] else f"  {compare_weights(weights[0], run_weights)}"
@@ -146,7 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         words, overrides = split_overrides(sys.argv[1:] if arguments is None else arguments)
         command: Any = tyro.cli(
-            Command,  # type: ignore[arg-type]
+            Command,
             prog="hvd-batchgrow",
             description="Grow the batch where others decay the learning rate. "
             "Any key of the job file can be put over on the command line: --optim.lr 0.2",

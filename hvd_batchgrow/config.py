@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,6 +23,13 @@ EpochList = Annotated[
 ]
 
 
+def _check_max_batch(value: Any) -> Any:
+    whole = isinstance(value, int) and not isinstance(value, bool) and value > 0
+    if value is None or whole or (isinstance(value, str) and re.fullmatch(r"N/[1-9][0-9]*", value)):
+        return value
+    raise ValueError('must be a number of samples > 0, or a share of the training set such as "N/10"')
+
+
 class Section(BaseModel):
     """What all sections share: frozen, no unknown key, no silent conversion, no NaN."""
 
@@ -35,7 +43,7 @@ class DataSection(Section):
     root: str | None = None
     """Folder of the files; None: where the source is known to live (fashion_mnist only)."""
     num_samples: PositiveInt | None = None
-    """Training-set size, so that `plan` needs no data; None: known of the source, or read from it."""
+    """Training-set size, so that `plan` needs no data; None: known of the source."""
     pipeline: Literal["auto", "dali", "torch"] = "auto"
     """Who makes the pixels. All give the same ones; auto takes DALI where it is installed."""
     pad_pixels: Annotated[int, Field(ge=0, le=64)] = 0
@@ -80,7 +88,7 @@ class ScheduleSection(Section):
     factor: Annotated[float, Field(gt=1)] = 5.0
     global_batch: PositiveInt
     """Samples per update at the start, over all ranks and passes."""
-    max_batch: PositiveInt | Annotated[str, Field(pattern=r"^N/[1-9][0-9]*$")] | None = None
+    max_batch: Annotated[int | str | None, BeforeValidator(_check_max_batch)] = None
     """Where growth stops and the learning rate decays instead: samples, or "N/10"; None: no limit."""
 
 
@@ -224,19 +232,14 @@ def _cannot_read(path: Path, error: Exception) -> str:
 
 
 def _fault(detail: Mapping[str, Any]) -> Fault:
-    # A union names its branch in the location ("max_batch", "int"): that is no key of the file.
-    place = [part for part in detail["loc"] if not (isinstance(part, str) and _is_branch(part))]
-    path = ".".join(str(part) for part in place)
+    place = detail["loc"]
+    path = ".".join(map(str, place))
     if detail["type"] == "extra_forbidden":
         return Fault(path, f"unknown key{_suggestion(place)}")
     if detail["type"] == "missing":
         return Fault(path, "is required")
-    message = str(detail["msg"])
+    message = str(detail["msg"]).removeprefix("Value error, ")
     return Fault(path, f"{message[0].lower()}{message[1:]}, got {detail['input']!r}")
-
-
-def _is_branch(part: str) -> bool:
-    return part in {"int", "float", "str", "constrained-int", "constrained-str"} or part.startswith("function-")
 
 
 def _suggestion(place: Sequence[Any]) -> str:

@@ -6,19 +6,24 @@ import contextlib
 import os
 from typing import Any
 
+from hvd_batchgrow.comm.launch import GLOO, launched_by
+from hvd_batchgrow.comm.ranks import Ranks
+
 # Gradients come as a few large buckets: merging them would cost a copy, and would let timing decide
 # the order of additions, and so the last bits of a sum over three or more ranks.
 os.environ.setdefault("HOROVOD_FUSION_THRESHOLD", "0")
+# Horovod's thread waits inside MPI beside a core's training thread: spinning there took a third of the
+# throughput of two ranks on two cores.
+os.environ.setdefault("OMPI_MCA_mpi_yield_when_idle", "1")
 
-with contextlib.suppress(ImportError):
-    # Before Horovod: then hvd.shutdown() leaves MPI for mpi4py to finalise.
-    from mpi4py import MPI
+if launched_by(os.environ) != GLOO:
+    with contextlib.suppress(ImportError):
+        # Before Horovod: then hvd.shutdown() leaves MPI for mpi4py to finalise.
+        from mpi4py import MPI
 
 import horovod.torch as hvd
 import torch
 from torch import Tensor
-
-from hvd_batchgrow.comm.ranks import Ranks
 
 
 class HorovodRanks(Ranks):

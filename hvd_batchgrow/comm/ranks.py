@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from hvd_batchgrow.comm.launch import launched_by, launched_ranks
 from hvd_batchgrow.errors import ExitCode, JobError, RunError
 
 T = TypeVar("T")
@@ -67,7 +68,6 @@ class Ranks(ABC):
             words = torch.frombuffer(padded, dtype=torch.int64).clone()
         self.broadcast(words, name)
         return words.numpy().tobytes()[: int(length)]
-
 
     def together(self, attempt: Callable[[], T]) -> T:
         """Do something on every rank that may fail on some, and go on only if it failed on none.
@@ -128,40 +128,25 @@ class SingleRank(Ranks):
         """Nothing to leave."""
 
 
-_LAUNCHERS = {
-    "horovodrun --gloo": "HOROVOD_SIZE",
-    "mpirun": "OMPI_COMM_WORLD_SIZE",
-    "an MPI launcher": "PMI_SIZE",
-}
-"""The variable in which each launcher tells a process how many it has started."""
-
-
-def launched_by(environment: Mapping[str, str]) -> tuple[str, int] | None:
-    """The launcher that started this process, and of how many ranks; None: it was started by hand."""
-    for launcher, variable in _LAUNCHERS.items():
-        if environment.get(variable, "").isdigit():
-            return launcher, int(environment[variable])
-    return None
-
-
 def connect() -> Ranks:
     """Join the ranks that a launcher started together with this one.
 
     Raises:
-        RunError: there is a launcher, but no Horovod to talk to the other ranks.
+        RunError: there are others, but no Horovod to talk to them.
     """
-    launch = launched_by(os.environ)
-    if launch is None:
+    launcher = launched_by(os.environ)
+    if launcher is None:
         return SingleRank()
-    launcher, size = launch
     try:
         from hvd_batchgrow.comm.horovod import HorovodRanks
     except ImportError as error:
+        size = launched_ranks(os.environ)
         if size == 1:
             return SingleRank()
         raise RunError(
             f"started by {launcher} as one of {size} ranks, but Horovod cannot be imported ({error}).\n"
-            "  Build it: make setup (from the sources), or pip install 'hvd_batchgrow[horovod]' where a wheel is at hand.\n"
+            "  Build it from its sources: tools/setup.sh; or, where there is a wheel of it: "
+            "pip install 'hvd_batchgrow[horovod]'.\n"
             "  Or train with one rank: hvd-batchgrow train JOB, without a launcher"
         ) from None
     return HorovodRanks()

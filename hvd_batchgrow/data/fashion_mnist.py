@@ -46,7 +46,10 @@ def find(root: str | None, report: ReportBytes) -> Path:
     """
     if root is not None:
         if not _is_complete(Path(root)):
-            raise RunError(f"data.root = {root} does not hold Fashion-MNIST: {_missing(Path(root))} is missing")
+            raise RunError(
+                f"data.root = {root} does not hold Fashion-MNIST: {_missing(Path(root))}[.gz] is missing; "
+                "leave data.root out to have it found or fetched"
+            )
         return Path(root)
     cache = cache_folder() / "fashion-mnist"
     for folder in (_DEBIAN_FOLDER, cache):

@@ -43,8 +43,10 @@ def read_idx(path: Path, sha256: str | None = None) -> NDArray[Any]:
     return np.frombuffer(body, dtype).reshape(shape)
 
 
-def _read_bytes(path: Path) -> bytes:
+def _read_bytes(path: Path) -> bytearray:
     try:
-        return gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        # A bytearray, so that the arrays made of it are writable, as torch wants them.
+        data = path.read_bytes()
+        return bytearray(gzip.decompress(data) if path.suffix == ".gz" else data)
     except (OSError, EOFError, zlib.error) as error:
         raise RunError(f"{path} cannot be read: {error}") from None

@@ -97,7 +97,7 @@ def dali_batches(feed: GroupFeed, normalise: Normalisation, first_group: int, st
     pipeline = _dali_pipeline(feed, normalise, first_group, stride)
     pipeline.build()
     while True:
-        images, labels = (torch.from_dlpack(output.as_tensor()) for output in pipeline.run())
+        images, labels = (torch.utils.dlpack.from_dlpack(output.as_tensor()) for output in pipeline.run())
         # The outputs lie in DALI's own buffers, which the next run overwrites.
         yield images.clone(), labels.flatten().clone()
 
@@ -112,13 +112,20 @@ def _dali_pipeline(feed: GroupFeed, normalise: Normalisation, first_group: int, 
         raw = next(raw_groups)
         return raw.images, raw.corners, raw.mirrors, raw.labels
 
-    @pipeline_def(batch_size=feed.group, num_threads=1, device_id=None, prefetch_queue_depth=2)
+    @pipeline_def(  # type: ignore[untyped-decorator]
+        batch_size=feed.group, num_threads=1, device_id=None, prefetch_queue_depth=2
+    )
     def definition() -> tuple[Any, Any]:
         images, corners, mirrors, labels = fn.external_source(
             source=next_group, num_outputs=4, batch=True, layout=["HWC", "", "", ""]
         )
         images = fn.slice(
-            images, start=corners, shape=[height, width], axes=[0, 1], out_of_bounds_policy="pad", fill_values=0
+            images,
+            start=corners,
+            shape=[height, width],
+            axes=[0, 1],
+            out_of_bounds_policy="pad",
+            fill_values=0,
         )
         images = fn.crop_mirror_normalize(
             images,

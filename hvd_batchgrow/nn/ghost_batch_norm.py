@@ -67,12 +67,13 @@ class GhostBatchNorm2d(nn.Module):
                 f"{x.shape[0]} samples are {x.shape[0] / self.ghost_batch:.2f} ghost batches of "
                 f"{self.ghost_batch}: the micro-batch must be a multiple"
             )
-        y, statistics = _GhostNormalise.apply(x, self.weight, self.bias, self.ghost_batch, self.eps)
+        y: Tensor
+        y, statistics = _GhostNormalise.apply(x, self.weight, self.bias, self.ghost_batch, self.eps)  # type: ignore[no-untyped-call]
         self._pending.append(statistics)
         if not self.deferred:
             num_groups = statistics.shape[0]
             self.commit(self.take_weighted_statistics(range(num_groups), num_groups), num_groups)
-        return y  # type: ignore[no-any-return]
+        return y
 
     def take_weighted_statistics(self, positions: Sequence[int], num_groups: int) -> Tensor:
         """What the ghost batches seen since the last call add to the running statistics.
@@ -137,7 +138,16 @@ class _GhostNormalise(torch.autograd.Function):
         chunks = zip(grads[0].split(ctx.ghost_batch), x.split(ctx.ghost_batch), saved[::2], saved[1::2], strict=True)
         for grad_chunk, chunk, mean, inverse_deviation in chunks:
             d_x, d_weight, d_bias = torch.ops.aten.native_batch_norm_backward(
-                grad_chunk, chunk, weight, None, None, mean, inverse_deviation, True, ctx.eps, [True, True, True]
+                grad_chunk,
+                chunk,
+                weight,
+                None,
+                None,
+                mean,
+                inverse_deviation,
+                True,
+                ctx.eps,
+                [True, True, True],
             )
             grad_x.append(d_x)
             grad_weight += d_weight

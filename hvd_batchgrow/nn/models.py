@@ -9,7 +9,7 @@ from hvd_batchgrow.nn.ghost_batch_norm import GhostBatchNorm2d
 
 
 class SmallConvNet(nn.Module):
-    """3×3 convolutions, each with ghost norm and ReLU; the map is halved whenever the width grows; then one linear layer.
+    """3×3 convolutions with ghost norm and ReLU, the map halved where the width grows; then one linear layer.
 
     Input (n, in_channels, H, W), output (n, num_classes) logits.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,6 +76,8 @@ def compile_plan(job: Job, ranks: int, num_samples: int) -> Plan:
     Raises:
         JobError: something cannot be formed; all such faults, with the arithmetic and the nearest valid values.
     """
+    if ranks < 1:
+        raise JobError([Fault("ranks", f"must be at least 1, got {ranks}")], job.name)
     faults = _order_faults(job) + _cap_faults(job, num_samples)
     if faults:
         raise JobError(faults, job.name)
@@ -108,8 +111,11 @@ def decay_twin(job: Job) -> Job:
 def _order_faults(job: Job) -> list[Fault]:
     epochs = (0.0, *job.schedule.boundaries_epochs, job.schedule.epochs)
     return [
-        Fault("schedule.boundaries_epochs", f"must rise and end before epochs = {epochs[-1]:g}: {b:g} follows {a:g}")
-        for a, b in zip(epochs, epochs[1:], strict=False)
+        Fault(
+            "schedule.boundaries_epochs",
+            f"must rise and end before epochs = {epochs[-1]:g}: {b:g} follows {a:g}",
+        )
+        for a, b in itertools.pairwise(epochs)
         if b <= a
     ]
 

@@ -54,7 +54,9 @@ class Checkpoint:
         try:
             values = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
         except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
-            raise RunError(f"not readable ({str(error).splitlines()[0] if str(error) else type(error).__name__})") from None
+            raise RunError(
+                f"not readable ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
+            ) from None
         if not isinstance(values, dict) or "sha256" not in values:
             raise RunError("not a checkpoint of this program")
         digest, file_format = values.pop("sha256"), values.pop("format", None)

@@ -65,7 +65,13 @@ class UpdateEngine:
         self.buckets = GradientBuckets([p for p in model.parameters() if p.requires_grad], ranks)
 
     def update(
-        self, micro_batches: Iterator[MicroBatch], num_passes: int, phase: Phase, num_groups: int, *, stop: bool = False
+        self,
+        micro_batches: Iterator[MicroBatch],
+        num_passes: int,
+        phase: Phase,
+        num_groups: int,
+        *,
+        stop: bool = False,
     ) -> UpdateResult:
         """Do one update.
 
@@ -94,7 +100,7 @@ class UpdateEngine:
                 totals = self._totals(tally, positions, num_groups)
                 handle = self.ranks.start_sum(totals, "totals")
                 self.buckets.start_when_ready()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
         reduce_wait_s = self.buckets.wait()
         self.ranks.wait(handle)
         self.buckets.divide(phase.global_batch)

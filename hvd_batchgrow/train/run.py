@@ -11,8 +11,8 @@ import torch
 
 from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.config import Job
-from hvd_batchgrow.data.pipeline import choose_pipeline
 from hvd_batchgrow.data.known import known_num_samples
+from hvd_batchgrow.data.pipeline import choose_pipeline
 from hvd_batchgrow.data.sources import ReportBytes, Source, load_source
 from hvd_batchgrow.schedule.plan import Plan, compile_plan
 from hvd_batchgrow.train.events import Observer, RunEnded

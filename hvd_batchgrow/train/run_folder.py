@@ -23,7 +23,15 @@ from hvd_batchgrow.errors import RunError
 from hvd_batchgrow.schedule.plan import Plan
 from hvd_batchgrow.train.checkpoint import Checkpoint, newest_good
 
-_PACKAGES = ("hvd_batchgrow", "torch", "horovod", "mpi4py", "nvidia-dali-cuda130", "nvidia-dali-cuda120", "numpy")
+_PACKAGES = (
+    "hvd_batchgrow",
+    "torch",
+    "horovod",
+    "mpi4py",
+    "nvidia-dali-cuda130",
+    "nvidia-dali-cuda120",
+    "numpy",
+)
 
 
 def open_run(

@@ -49,7 +49,8 @@ class ProgressDisplay(Observer):
             self._progress.update(self._task, completed=event.samples, description=_line(event))
         elif event.phase != self._phase:
             self.console.print(
-                f"phase {event.phase + 1}: global batch {event.global_batch}, lr {event.lr:.5g}", highlight=False
+                f"phase {event.phase + 1}: global batch {event.global_batch}, lr {event.lr:.5g}",
+                highlight=False,
             )
         self._phase = event.phase
 

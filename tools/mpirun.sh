@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# mpirun from .venv or the system, with what ranks on one machine need:  tools/mpirun.sh RANKS COMMAND ...
+set -euo pipefail
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+export PATH="$root/.venv/bin:$PATH"
+
+ranks=$1
+shift
+options=(-np "$ranks" --bind-to none)  # bound to one core, a rank's helper threads would take turns with it
+[ "$ranks" -gt "$(nproc)" ] && options+=(--oversubscribe)
+[ "$(id -u)" = 0 ] && export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
+exec mpirun "${options[@]}" "$@"
