@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import sys
 import traceback
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 from rich.console import Console
 
+from hvd_batchgrow.comm.launch import launched_by
 from hvd_batchgrow.config import Job, load_job, split_overrides
 from hvd_batchgrow.errors import ExitCode, Fault, JobError, RunError
 from hvd_batchgrow.schedule.plan import compile_plan, decay_twin
@@ -114,6 +116,8 @@ class TwinCommand(TrainCommand):
         if ranks.rank == 0 and decayed.done:
             console = _console(sys.stdout)
             console.print(result_table([("grow the batch", grown), ("decay the learning rate", decayed)]))
+            for run in (grown, decayed):
+                console.print(f"run folder: {run.folder}", highlight=False)
             console.print(f"curves: tensorboard --logdir {self.runs_dir}", highlight=False)
         return _exit_code([grown, decayed])
 
@@ -201,9 +205,10 @@ def _exit_code(runs: Sequence[RunEnded]) -> ExitCode:
 
 
 def _console(stream: Any, *, quiet: bool = False) -> Console:
-    # Without a terminal rich would fold lines at 80 columns, in the middle of log lines.
-    width = None if stream.isatty() else 140
-    return Console(file=stream, quiet=quiet, width=width)
+    """A console that draws on a terminal only, and elsewhere does not fold log lines at 80 columns."""
+    # Open MPI gives a rank a pseudo-terminal that nobody looks at: what it relays may be a file.
+    terminal = stream.isatty() and launched_by(os.environ) is None
+    return Console(file=stream, quiet=quiet, force_terminal=terminal, width=None if terminal else 140)
 
 
 if __name__ == "__main__":

@@ -92,15 +92,17 @@ def _fetch_with_apt(work: Path, report: ReportBytes) -> Path:
     if not (shutil.which("apt-get") and shutil.which("dpkg")):
         raise RunError("there is no apt-get here")
     command = ["apt-get", "-q", "-o", "APT::Sandbox::User=root", "download", _DEBIAN_PACKAGE]
-    download = subprocess.Popen(command, cwd=work, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    while download.poll() is None:
-        done = sum(path.stat().st_size for path in work.glob("*.deb"))
-        report(_DEBIAN_PACKAGE, done, _DEBIAN_BYTES)
-        time.sleep(0.1)  # apt-get has no other way to tell how far it is
+    with subprocess.Popen(command, cwd=work, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as download:
+        while download.poll() is None:
+            done = sum(path.stat().st_size for path in work.glob("*.deb"))
+            report(_DEBIAN_PACKAGE, done, _DEBIAN_BYTES)
+            time.sleep(0.1)  # apt-get has no other way to tell how far it is
+        _, message = download.communicate()
     packages = list(work.glob("*.deb"))
     if download.returncode or not packages:
-        message = download.stderr.read().strip() if download.stderr else ""
-        raise RunError(message.splitlines()[-1] if message else f"apt-get ended with {download.returncode}")
+        raise RunError(
+            message.strip().splitlines()[-1] if message.strip() else f"apt-get ended with {download.returncode}"
+        )
     report(_DEBIAN_PACKAGE, _DEBIAN_BYTES, _DEBIAN_BYTES)
     subprocess.run(["dpkg", "-x", packages[0], work / "unpacked"], check=True, capture_output=True)
     return work / "unpacked" / _DEBIAN_FOLDER.relative_to("/")

@@ -56,7 +56,6 @@ def result_table(runs: Sequence[tuple[str, RunEnded]]) -> Table:
     table.add_column("schedule")
     for heading in ("updates (planned = done)", "fewer updates", "test accuracy", "wall time", "samples/s"):
         table.add_column(heading, justify="right")
-    table.add_column("run folder", overflow="fold")
     reference = runs[-1][1]
     for policy, run in runs:
         same = "=" if run.num_updates == run.updates else "≠"
@@ -67,6 +66,5 @@ def result_table(runs: Sequence[tuple[str, RunEnded]]) -> Table:
             f"{100 * run.evaluation.top1:.2f} %" if run.evaluation else "none",
             f"{run.elapsed_s:.0f} s",
             f"{run.samples / run.elapsed_s:,.0f}",
-            str(run.folder),
         )
     return table

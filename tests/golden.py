@@ -1,0 +1,101 @@
+"""One update worked out without any of our layout code, for the same samples served in any layout.
+
+The samples are 12 groups of 8, in float64. Whether they come as one batch, as micro-batches or from
+ranks, loss, gradients, running statistics and weights must be these.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from hvd_batchgrow.comm.ranks import Ranks
+from hvd_batchgrow.data.stream import groups_of_rank
+from hvd_batchgrow.nn.models import SmallConvNet
+from hvd_batchgrow.optim.sgd import build_sgd
+from hvd_batchgrow.schedule.phases import Phase
+from hvd_batchgrow.train.engine import MicroBatch, UpdateEngine, UpdateResult
+from tests.helpers import small_job
+
+GROUP, NUM_GROUPS, NUM_UPDATES = 8, 12, 3
+LR, MOMENTUM, WEIGHT_DECAY, GHOST_MOMENTUM = 0.05, 0.9, 1e-3, 0.1
+
+
+def make_model() -> SmallConvNet:
+    torch.manual_seed(3)
+    return SmallConvNet(1, 3, (4, 8), GROUP, GHOST_MOMENTUM).double()
+
+
+def samples(update: int) -> tuple[Tensor, Tensor]:
+    """The update's images and labels in stream order."""
+    generator = torch.Generator().manual_seed(100 + update)
+    shape = (NUM_GROUPS * GROUP, 1, 8, 8)
+    images = torch.randn(shape, generator=generator, dtype=torch.float64)
+    return images, torch.randint(0, 3, (shape[0],), generator=generator)
+
+
+def phase(num_groups: int = NUM_GROUPS) -> Phase:
+    return Phase(0.0, 0, NUM_UPDATES, LR, MOMENTUM, num_groups * GROUP)
+
+
+def reference(num_groups: int = NUM_GROUPS) -> tuple[nn.Module, list[float]]:
+    """NUM_UPDATES updates from the formulas: model and mean losses.
+
+    Every ghost batch goes through a plain network with nn.BatchNorm2d on its own, so that PyTorch
+    computes its statistics and advances the running ones in stream order; the losses are summed,
+    divided by B once, and SGD is written out: u = m u + (g + λ w), w -= ε u.
+    """
+    model = _with_batch_norm(make_model())
+    velocity = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+    losses = []
+    for update in range(NUM_UPDATES):
+        images, labels = (part[: num_groups * GROUP] for part in samples(update))
+        logits = torch.cat([model(chunk) for chunk in images.split(GROUP)])
+        loss = nn.functional.cross_entropy(logits, labels, reduction="none").sum() / len(labels)
+        gradients = torch.autograd.grad(loss, list(model.parameters()))
+        with torch.no_grad():
+            for (name, weight), gradient in zip(model.named_parameters(), gradients, strict=True):
+                decay = WEIGHT_DECAY if weight.ndim > 1 else 0.0
+                velocity[name] = MOMENTUM * velocity[name] + gradient + decay * weight
+                weight -= LR * velocity[name]
+        losses.append(loss.item())
+    return model, losses
+
+
+def _with_batch_norm(model: SmallConvNet) -> nn.Module:
+    plain = copy.deepcopy(model)
+    for index, module in enumerate(plain.features):
+        if hasattr(module, "ghost_batch"):
+            plain.features[index] = nn.BatchNorm2d(module.num_features, momentum=GHOST_MOMENTUM).double()
+    return plain
+
+
+def make_engine(ranks: Ranks) -> UpdateEngine:
+    model = make_model()
+    optim = small_job(optim={"lr": LR, "momentum": MOMENTUM, "weight_decay": WEIGHT_DECAY}).optim
+    return UpdateEngine(model, build_sgd(model, optim), ranks)
+
+
+def serve(engine: UpdateEngine, ranks: Ranks, per_pass: int, update: int, num_groups: int = NUM_GROUPS) -> UpdateResult:
+    """Do one update with the samples dealt to the ranks, `per_pass` groups a micro-batch."""
+    images, labels = samples(update)
+    mine = groups_of_rank(0, num_groups, ranks.rank, ranks.size)
+    passes = [mine[i : i + per_pass] for i in range(0, len(mine), per_pass)]
+
+    def micro_batches() -> Iterator[MicroBatch]:
+        for groups in passes:
+            entries = torch.cat([torch.arange(k * GROUP, (k + 1) * GROUP) for k in groups])
+            yield MicroBatch(images[entries], labels[entries], tuple(groups))
+
+    return engine.update(micro_batches(), len(passes), phase(num_groups), num_groups)
+
+
+def assert_same_weights(model: nn.Module, expected: nn.Module) -> None:
+    """Parameters and running statistics agree to float64 rounding."""
+    state = {name: value for name, value in expected.state_dict().items() if not name.endswith("num_batches_tracked")}
+    assert model.state_dict().keys() == state.keys()
+    for name, value in state.items():
+        torch.testing.assert_close(model.state_dict()[name], value, rtol=1e-11, atol=1e-13, msg=name)

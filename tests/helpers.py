@@ -1,0 +1,72 @@
+"""A small job on small real files, for tests that train."""
+
+from __future__ import annotations
+
+import gzip
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hvd_batchgrow.config import Job, parse_job
+from hvd_batchgrow.data.sources import ImageSet, Source
+
+NUM_TRAIN, NUM_TEST, NUM_CLASSES, SIDE = 300, 50, 3, 8
+
+
+def job_tree(root: Path | str = "data", **sections: dict[str, Any]) -> dict[str, Any]:
+    """A valid job as plain values: 300 samples, ghost batch 8, batch 16 growing by 3 to at most 96, in mid-epoch too."""
+    tree: dict[str, Any] = {
+        "name": "small",
+        "seed": 7,
+        "data": {"source": "idx", "root": str(root), "num_samples": NUM_TRAIN, "pad_pixels": 1, "flip": True},
+        "model": {"name": "small_conv_net", "channels": [4, 8], "ghost_batch": 8},
+        "optim": {"lr": 0.05, "momentum": 0.9, "weight_decay": 1e-3},
+        "schedule": {
+            "policy": "grow",
+            "epochs": 2.2,
+            "boundaries_epochs": [0.5, 1.0, 1.5],
+            "factor": 3.0,
+            "global_batch": 16,
+            "max_batch": 96,
+        },
+        "layout": {"max_micro_batch": 16, "threads_per_rank": 1},
+        "watch": {"records_per_epoch": 5, "tensorboard": False},
+    }
+    for section, values in sections.items():
+        tree[section] = {**tree.get(section, {}), **values} if isinstance(values, dict) else values
+    return tree
+
+
+def small_job(root: Path | str = "data", **sections: Any) -> Job:
+    """`job_tree`, checked and frozen."""
+    return parse_job(job_tree(root, **sections))
+
+
+def small_source() -> Source:
+    """Three classes of noisy 8×8 images."""
+    generator = np.random.default_rng(0)
+    prototypes = generator.integers(0, 256, (NUM_CLASSES, SIDE, SIDE, 1))
+
+    def images(count: int) -> ImageSet:
+        labels = generator.integers(0, NUM_CLASSES, count)
+        noise = generator.integers(-60, 60, (count, SIDE, SIDE, 1))
+        return ImageSet(np.clip(prototypes[labels] + noise, 0, 255).astype(np.uint8), labels.astype(np.int64))
+
+    return Source(images(NUM_TRAIN), images(NUM_TEST), NUM_CLASSES, (0.5,), (0.25,))
+
+
+def idx_bytes(array: NDArray[np.uint8]) -> bytes:
+    """An array of bytes in the IDX format, written from its description alone."""
+    return struct.pack(f">HBB{array.ndim}i", 0, 8, array.ndim, *array.shape) + array.tobytes()
+
+
+def write_idx_folder(folder: Path, source: Source) -> Path:
+    """The four files of a source, images gzipped and labels not."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for prefix, part in (("train", source.train), ("t10k", source.test)):
+        (folder / f"{prefix}-images-idx3-ubyte.gz").write_bytes(gzip.compress(idx_bytes(part.images[..., 0])))
+        (folder / f"{prefix}-labels-idx1-ubyte").write_bytes(idx_bytes(part.labels.astype(np.uint8)))
+    return folder

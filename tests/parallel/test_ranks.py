@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from hvd_batchgrow.comm.ranks import AgreedFailure, Ranks
+from hvd_batchgrow.errors import ExitCode, Fault, JobError, RunError
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.int64])
+def test_a_sum_is_over_all_ranks_and_in_place(ranks: Ranks, dtype: torch.dtype) -> None:
+    tensor = torch.arange(5, dtype=dtype) + ranks.rank
+    summed = ranks.sum(tensor, f"test.{dtype}")
+    assert summed is tensor
+    # Σ_r (i + r) = R i + R (R - 1) / 2
+    assert summed.tolist() == [ranks.size * i + ranks.size * (ranks.size - 1) // 2 for i in range(5)]
+
+
+def test_sums_started_in_another_order_on_each_rank_meet_by_name(ranks: Ranks) -> None:
+    tensors = {name: torch.full((3,), float(value)) for name, value in (("a", 1), ("b", 10), ("c", 100))}
+    order = list(tensors) if ranks.rank % 2 else list(tensors)[::-1]
+    handles = [ranks.start_sum(tensors[name], f"order.{name}") for name in order]
+    for handle in handles:
+        ranks.wait(handle)
+    assert [tensors[name][0].item() for name in "abc"] == [ranks.size, 10 * ranks.size, 100 * ranks.size]
+
+
+@pytest.mark.parametrize("data", [None, b"", b"x", b"eight by", bytes(range(256)) * 5 + b"odd"])
+def test_bytes_of_rank_0_reach_every_rank(ranks: Ranks, data: bytes | None) -> None:
+    assert ranks.broadcast_bytes(data if ranks.rank == 0 else b"other", "test.bytes") == data
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(RunError("disk full"), ExitCode.FAILURE), (JobError([Fault("a.b", "wrong")]), ExitCode.BAD_JOB)],
+)
+def test_a_failure_of_one_rank_is_known_to_all_and_told_by_one(ranks: Ranks, error: Exception, code: ExitCode) -> None:
+    culprit = ranks.size - 1
+
+    def attempt() -> int:
+        if ranks.rank == culprit:
+            raise error
+        return 1
+
+    with pytest.raises(AgreedFailure) as caught:
+        ranks.together(attempt)
+    assert caught.value.code == code
+    assert caught.value.error is (error if ranks.rank == culprit else None)
+
+
+def test_what_succeeds_on_all_ranks_gives_each_its_own_result(ranks: Ranks) -> None:
+    assert ranks.together(lambda: ranks.rank) == ranks.rank
+    assert ranks.from_rank0(lambda: b"from rank %d" % ranks.rank, "test.from0") == b"from rank 0"

@@ -1,0 +1,86 @@
+"""Micro-batches = ranks = one batch: the golden case in every layout."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from torch import Tensor
+
+from hvd_batchgrow.comm.ranks import Ranks
+from tests import golden
+
+
+@pytest.mark.parametrize("per_pass", [1, 2, 3, 6, 12])
+def test_updates_are_those_of_the_formulas_whatever_the_layout(ranks: Ranks, per_pass: int) -> None:
+    expected, losses = golden.reference()
+    engine = golden.make_engine(ranks)
+    for update in range(golden.NUM_UPDATES):
+        result = golden.serve(engine, ranks, per_pass, update)
+        # (q): the loss is that of all samples on all ranks, not of the last micro-batch of rank 0
+        assert result.loss_sum / golden.phase().global_batch == pytest.approx(losses[update], rel=1e-12)
+    golden.assert_same_weights(engine.model, expected)
+
+
+def test_unequal_pieces_weigh_by_their_samples(ranks: Ranks) -> None:
+    # (e): 11 groups, two a pass: ranks hold 6 and 5 of them, and the last passes one group or two
+    expected, losses = golden.reference(num_groups=11)
+    engine = golden.make_engine(ranks)
+    for update in range(golden.NUM_UPDATES):
+        result = golden.serve(engine, ranks, 2, update, num_groups=11)
+        assert result.loss_sum / (11 * golden.GROUP) == pytest.approx(losses[update], rel=1e-12)
+    golden.assert_same_weights(engine.model, expected)
+
+
+@pytest.mark.parametrize("per_pass", [1, 6])
+def test_the_network_is_used_by_the_last_pass_alone(
+    ranks: Ranks, per_pass: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # (f): no sum starts before the last forward is done, and an update takes one per bucket and one for the totals
+    engine = golden.make_engine(ranks)
+    num_passes = golden.NUM_GROUPS // ranks.size // per_pass
+    forwards, sums = [], []
+    start_sum = ranks.start_sum
+
+    def record(tensor: Tensor, name: str) -> Any:
+        sums.append((name, len(forwards)))
+        return start_sum(tensor, name)
+
+    monkeypatch.setattr(ranks, "start_sum", record)
+    engine.model.register_forward_hook(lambda *_: forwards.append(1))
+    golden.serve(engine, ranks, per_pass, 0)
+    assert len(forwards) == num_passes
+    assert sums == [("totals", num_passes), ("gradients.0", num_passes)]
+
+
+def test_gradients_start_on_their_way_while_the_last_backward_runs(
+    ranks: Ranks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = golden.make_engine(ranks)
+    engine.buckets = type(engine.buckets)(engine.model.parameters(), ranks, bucket_bytes=512)
+    events: list[str] = []
+    start_sum = ranks.start_sum
+
+    def record(tensor: Tensor, name: str) -> Any:
+        events.append(name)
+        return start_sum(tensor, name)
+
+    monkeypatch.setattr(ranks, "start_sum", record)
+    first = next(engine.model.parameters())
+    first.register_post_accumulate_grad_hook(lambda _: events.append("first parameter"))
+    golden.serve(engine, ranks, 12, 0)
+    # The backward reaches the first parameter last; by then all buckets but its own are under way.
+    before = events[: events.index("first parameter")]
+    assert len(before) >= 3
+    assert before[0] == "totals"
+
+
+def test_a_vote_to_stop_reaches_every_rank(ranks: Ranks) -> None:
+    engine = golden.make_engine(ranks)
+    images, labels = golden.samples(0)
+    micro_batch = golden.MicroBatch(images[: golden.GROUP], labels[: golden.GROUP], (ranks.rank,))
+    votes = [
+        engine.update(iter([micro_batch]), 1, golden.phase(ranks.size), ranks.size, stop=wanted).stop_votes
+        for wanted in (False, ranks.rank == ranks.size - 1, True)
+    ]
+    assert votes == [0, 1, ranks.size]

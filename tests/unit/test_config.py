@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hvd_batchgrow.config import load_job, parse_job, split_overrides
+from hvd_batchgrow.errors import JobError
+from tests.helpers import job_tree
+
+JOBS = sorted((Path(__file__).parents[2] / "jobs").glob("*.toml"))
+
+
+@pytest.mark.parametrize("path", JOBS, ids=lambda path: path.stem)
+def test_every_shipped_job_is_valid_and_named_as_its_file(path: Path) -> None:
+    assert load_job(path).name == path.stem
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "message"),
+    [
+        ("schedule", "factr", 3.0, "schedule.factr: unknown key; did you mean schedule.factor?"),
+        ("optim", "zzz", 1, "optim.zzz: unknown key; known here: name, lr, momentum, nesterov, weight_decay"),
+        ("optim", "momentum", 1.0, "optim.momentum: input should be less than 1, got 1.0"),
+        ("optim", "lr", "0.1", "optim.lr: input should be a valid number, got '0.1'"),
+        ("optim", "lr", float("nan"), "optim.lr: input should be a finite number, got nan"),
+        ("schedule", "factor", 1.0, "schedule.factor: input should be greater than 1, got 1.0"),
+        ("schedule", "max_batch", "N/0", "schedule.max_batch: must be a number of samples > 0, or a share"),
+        ("schedule", "max_batch", True, "schedule.max_batch: must be a number of samples > 0, or a share"),
+        ("schedule", "boundaries_epochs", [1.0, "2"], "schedule.boundaries_epochs.1: input should be a valid number"),
+        ("model", "ghost_batch", 1, "model.ghost_batch: input should be greater than or equal to 2, got 1"),
+        ("model", "ghost_batch", 8.0, "model.ghost_batch: input should be a valid integer, got 8.0"),
+    ],
+)
+def test_a_fault_names_its_key_the_value_and_what_is_right(section: str, key: str, value: Any, message: str) -> None:
+    with pytest.raises(JobError) as caught:
+        parse_job(job_tree(**{section: {key: value}}))
+    assert [str(fault)[: len(message)] for fault in caught.value.faults] == [message]
+
+
+def test_all_faults_are_reported_at_once() -> None:
+    tree = job_tree(optim={"lr": -1.0, "momentum": 2.0}, schedule={"factr": 2.0})
+    del tree["model"]
+    with pytest.raises(JobError) as caught:
+        parse_job(tree)
+    assert {fault.path for fault in caught.value.faults} == {"optim.lr", "optim.momentum", "schedule.factr", "model"}
+
+
+def test_a_job_cannot_be_changed() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        parse_job(job_tree()).optim.lr = 1.0  # type: ignore[misc]
+
+
+def test_toml_faults_give_line_and_column(tmp_path: Path) -> None:
+    path = tmp_path / "job.toml"
+    path.write_text('name = "a"\n[data\n')
+    with pytest.raises(JobError, match=r"job.toml: 1 fault\n  is not valid TOML: .*line 2, column 6"):
+        load_job(path)
+
+
+def test_a_missing_job_file_suggests_its_neighbour() -> None:
+    with pytest.raises(JobError, match=r"did you mean .*fashion_mnist_quickstart.toml\?"):
+        load_job(JOBS[0].with_name("fashion_mnist_quickstrat.toml"))
+
+
+def test_overrides_are_taken_out_of_a_command_line() -> None:
+    words = ["train", "job.toml", "--optim.lr", "-0.2", "--runs-dir=a.b", "--schedule.max-batch=N/10", "--seed", "3"]
+    others, overrides = split_overrides([*words, "--schedule.boundaries-epochs", "[1, 2.5]"])
+    assert others == ["train", "job.toml", "--runs-dir=a.b", "--seed", "3"]
+    assert overrides == {
+        "optim.lr": -0.2,
+        "schedule.max_batch": "N/10",
+        "schedule.boundaries_epochs": [1, 2.5],
+    }
+
+
+def test_an_override_without_a_value_is_refused() -> None:
+    with pytest.raises(JobError, match="optim.lr: has no value"):
+        split_overrides(["--optim.lr"])
+
+
+def test_overrides_go_over_the_file_and_are_checked_like_it() -> None:
+    assert load_job(JOBS[0], {"optim.lr": 0.7}).optim.lr == 0.7
+    with pytest.raises(JobError, match=r"optimm: unknown key; did you mean optim\?"):
+        load_job(JOBS[0], {"optimm.lr": 0.7})
+    with pytest.raises(JobError, match=r"name.x: name is a value, not a section"):
+        load_job(JOBS[0], {"name.x": 1})
+
+
+def test_only_keys_that_decide_the_weights_are_compared_at_a_resume() -> None:
+    base = parse_job(job_tree()).deciding()
+    assert parse_job(job_tree(layout={"max_micro_batch": 32}, data={"pipeline": "torch"})).deciding() == base
+    for change in ({"optim": {"lr": 0.06}}, {"schedule": {"factor": 2.0}}, {"model": {"ghost_batch": 16}}, {"seed": 8}):
+        assert parse_job(job_tree(**change)).deciding() != base
