@@ -60,7 +60,7 @@ def reference(num_groups: int = NUM_GROUPS) -> tuple[nn.Module, list[float]]:
             for (name, weight), gradient in zip(model.named_parameters(), gradients, strict=True):
                 decay = WEIGHT_DECAY if weight.ndim > 1 else 0.0
                 velocity[name] = MOMENTUM * velocity[name] + gradient + decay * weight
-                weight -= LR * velocity[name]
+                weight.sub_(LR * velocity[name])
         losses.append(loss.item())
     return model, losses
 

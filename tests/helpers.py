@@ -17,7 +17,7 @@ NUM_TRAIN, NUM_TEST, NUM_CLASSES, SIDE = 300, 50, 3, 8
 
 
 def job_tree(root: Path | str = "data", **sections: dict[str, Any]) -> dict[str, Any]:
-    """A valid job as plain values: 300 samples, ghost batch 8, batch 16 growing by 3 to at most 96, in mid-epoch too."""
+    """A valid job as plain values: 300 samples, ghost batch 8, a batch of 16 that grows by 3 to at most 96."""
     tree: dict[str, Any] = {
         "name": "small",
         "seed": 7,

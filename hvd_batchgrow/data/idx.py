@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import math
 import zlib
 from pathlib import Path
 from typing import Any
@@ -34,11 +35,12 @@ def read_idx(path: Path, sha256: str | None = None) -> NDArray[Any]:
         raise RunError(f"{path} is not the file expected: SHA-256 {found[:16]}… where {sha256[:16]}… should be")
     if len(raw) < 4 or raw[:2] != b"\0\0" or raw[2] not in _DTYPES:
         raise RunError(f"{path} is no IDX file: it starts with {raw[:4].hex(' ') or 'nothing'}")
-    dtype, dimensions = np.dtype(_DTYPES[raw[2]]), raw[3]
-    shape = tuple(int(n) for n in np.frombuffer(raw[4 : 4 + 4 * dimensions], ">i4"))
-    body = memoryview(raw)[4 + 4 * dimensions :]
-    expected = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-    if len(shape) != dimensions or len(body) != expected:
+    dtype, body_start = np.dtype(_DTYPES[raw[2]]), 4 + 4 * raw[3]
+    if len(raw) < body_start:
+        raise RunError(f"{path} is truncated: its header alone would be {body_start} bytes, it has {len(raw)}")
+    shape = tuple(int(n) for n in np.frombuffer(raw[4:body_start], ">i4"))
+    body, expected = memoryview(raw)[body_start:], math.prod(shape) * dtype.itemsize
+    if len(body) != expected:
         raise RunError(f"{path} is truncated or damaged: {len(body)} bytes of values, {expected} expected for {shape}")
     return np.frombuffer(body, dtype).reshape(shape)
 

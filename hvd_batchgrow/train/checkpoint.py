@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import pickle
 import re
 import tempfile
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -52,11 +52,12 @@ class Checkpoint:
             RunError: damaged, of another program, or of a newer format.
         """
         try:
-            values = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-        except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
-            raise RunError(
-                f"not readable ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
-            ) from None
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of a foreign file it is enough to hear that it cannot be read
+                values = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        except Exception as error:  # damage can make the reader stumble anywhere
+            reason = str(error).partition("\n")[0] or type(error).__name__
+            raise RunError(f"not readable ({reason})") from None
         if not isinstance(values, dict) or "sha256" not in values:
             raise RunError("not a checkpoint of this program")
         digest, file_format = values.pop("sha256"), values.pop("format", None)

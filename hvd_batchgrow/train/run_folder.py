@@ -69,9 +69,12 @@ def open_run(
 
 def _prepare_folder(folder: Path, notes: list[str], *, resume: bool, overwrite: bool) -> bytes | None:
     checkpoints = folder / "checkpoints"
-    if overwrite and (folder / "job.toml").exists():
+    is_run = (folder / "job.toml").exists()
+    if folder.exists() and not is_run and any(folder.iterdir()):
+        raise RunError(f"{folder} is no run folder and not empty: choose another with --name or --runs-dir")
+    if overwrite and is_run:
         shutil.rmtree(folder)
-    if folder.exists() and not resume:
+    elif is_run and not resume:
         raise RunError(
             f"{folder} holds a run already: add --resume auto to go on with it, --overwrite to replace it, "
             "or --name NAME for another"

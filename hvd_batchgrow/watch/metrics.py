@@ -6,25 +6,24 @@ import json
 import os
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-from hvd_batchgrow.train.events import Evaluation, Observer, RunEnded, RunStarted, TrainRecord
+from hvd_batchgrow.train.events import Evaluation, Observer, RunStarted, TrainRecord
 
 
 class MetricsFile(Observer):
     """Appends to `metrics.jsonl`; on a resume, lines beyond the checkpoint are taken out first."""
 
     def __init__(self) -> None:
-        self._file: TextIO | None = None
+        self._path: Path | None = None
 
     def on_start(self, event: RunStarted) -> None:
-        """Open the file, without what will be done again."""
-        path = event.folder / "metrics.jsonl"
-        kept = [line for line in read_metrics(path) if line["samples"] <= event.samples and event.samples]
-        temporary = path.with_suffix(".tmp")
+        """Keep of an earlier life what will not be done again."""
+        self._path = event.folder / "metrics.jsonl"
+        kept = [line for line in read_metrics(self._path) if line["samples"] <= event.samples and event.samples]
+        temporary = self._path.with_suffix(".tmp")
         temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-        os.replace(temporary, path)
-        self._file = path.open("a", encoding="utf-8")
+        os.replace(temporary, self._path)
 
     def on_record(self, event: TrainRecord) -> None:
         """Append a training record."""
@@ -34,15 +33,10 @@ class MetricsFile(Observer):
         """Append an evaluation."""
         self._append({"kind": "eval", **asdict(event)})
 
-    def on_end(self, event: RunEnded) -> None:
-        """Close the file."""
-        if self._file:
-            self._file.close()
-
     def _append(self, line: dict[str, Any]) -> None:
-        if self._file:
-            self._file.write(json.dumps(line) + "\n")
-            self._file.flush()
+        if self._path:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

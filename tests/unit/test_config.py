@@ -76,7 +76,7 @@ def test_overrides_are_taken_out_of_a_command_line() -> None:
 
 
 def test_an_override_without_a_value_is_refused() -> None:
-    with pytest.raises(JobError, match="optim.lr: has no value"):
+    with pytest.raises(JobError, match=r"optim.lr: has no value"):
         split_overrides(["--optim.lr"])
 
 

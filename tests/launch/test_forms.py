@@ -1,0 +1,141 @@
+"""The same job by every launch form, as a user types them: real processes, real signals."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import tomli_w
+
+from hvd_batchgrow.train.digest import Weights, compare_weights, final_weights
+from tests.helpers import job_tree, small_source, write_idx_folder
+
+BIN = Path(sys.executable).parent
+TOOLS = Path(__file__).parents[2] / "tools"
+FORMS = {
+    "one": [],
+    "mpirun": [str(TOOLS / "mpirun.sh"), "2"],
+    "horovodrun-gloo": [str(BIN / "horovodrun"), "-np", "2", "--gloo"],
+    "horovodrun-mpi": [str(BIN / "horovodrun"), "-np", "2", "--mpi"],
+}
+ENVIRONMENT = {
+    **os.environ,
+    "PATH": f"{BIN}:{os.environ['PATH']}",
+    "OMPI_ALLOW_RUN_AS_ROOT": "1",
+    "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("forms")
+    root = write_idx_folder(folder / "data", small_source())
+    (folder / "small.toml").write_text(tomli_w.dumps(job_tree(root)))
+    return folder
+
+
+def command(form: str, *words: str) -> list[str]:
+    return [*FORMS[form], str(BIN / "hvd-batchgrow"), *words]
+
+
+def run(folder: Path, form: str, *words: str, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(form, *words),
+        check=False,
+        cwd=folder,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+    )
+
+
+@pytest.fixture(scope="module")
+def weights(folder: Path) -> dict[str, Weights]:
+    """Each form has trained the job to its end."""
+    for form in FORMS:
+        done = run(folder, form, "train", "small.toml", "--name", form)
+        assert done.returncode == 0, done.stderr
+        ranks = 1 if form == "one" else 2
+        record = json.loads((folder / "runs" / form / "record.json").read_text())["lives"][0]
+        assert record["ranks"] == ranks
+    return {form: final_weights(folder / "runs" / form) for form in FORMS}
+
+
+@pytest.mark.parametrize("form", ["horovodrun-gloo", "horovodrun-mpi"])
+def test_two_ranks_end_with_the_same_bits_however_they_were_launched(weights: dict[str, Weights], form: str) -> None:
+    assert compare_weights(weights["mpirun"], weights[form]) == "equal to the bit"
+
+
+def test_one_rank_and_two_agree_to_rounding(weights: dict[str, Weights]) -> None:
+    one, two = weights["one"].tensors, weights["mpirun"].tensors
+    for name, tensor in one.items():
+        difference = (two[name] - tensor).norm() / tensor.norm()
+        # 17 updates of float32 sums in another order
+        assert difference < 1e-4, name
+
+
+def test_a_stop_by_signal_ends_with_75_and_a_resume_with_the_same_weights(
+    folder: Path, weights: dict[str, Weights]
+) -> None:
+    slow = ["--name", "stopped", "--evaluation.every-epochs", "0.01"]  # evaluations keep it busy for a while
+    process = subprocess.Popen(
+        command("mpirun", "train", "small.toml", *slow), cwd=folder, env=ENVIRONMENT, stderr=subprocess.DEVNULL
+    )
+    metrics = folder / "runs" / "stopped" / "metrics.jsonl"
+    deadline = time.monotonic() + 60
+    while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGUSR2)
+    assert process.wait(timeout=60) == 75
+    assert final_weights(folder / "runs" / "stopped").samples < weights["mpirun"].samples
+    done = run(folder, "mpirun", "train", "small.toml", *slow, "--resume", "auto")
+    assert done.returncode == 0, done.stderr
+    resumed = final_weights(folder / "runs" / "stopped")
+    assert compare_weights(weights["mpirun"], resumed) == "equal to the bit"
+    steps = [line["samples"] for line in map(json.loads, metrics.read_text().splitlines()) if line["kind"] == "train"]
+    assert steps == sorted(set(steps))
+
+
+@pytest.mark.parametrize("form", ["mpirun", "horovodrun-gloo"])
+def test_a_rank_that_raises_takes_the_job_down_and_is_named(folder: Path, form: str) -> None:
+    begin = time.monotonic()
+    # Rank 1 alone finds its run in trouble: its second update raises.
+    broken = folder / "broken.py"
+    broken.write_text(
+        "import os, sys\n"
+        "from hvd_batchgrow.cli import main\n"
+        "from hvd_batchgrow.train.engine import UpdateEngine\n"
+        "update = UpdateEngine.update\n"
+        "def fail(self, *arguments, **options):\n"
+        "    result = update(self, *arguments, **options)\n"
+        "    if self.ranks.rank == 1:\n"
+        "        raise ZeroDivisionError('planted')\n"
+        "    return result\n"
+        "UpdateEngine.update = fail\n"
+        "sys.exit(main())\n"
+    )
+    words = [*FORMS[form], sys.executable, str(broken), "train", "small.toml", "--name", f"broken-{form}"]
+    done = subprocess.run(words, check=False, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
+    assert done.returncode != 0
+    text = done.stdout + done.stderr
+    assert text.count("ZeroDivisionError: planted") == 1
+    assert "rank 1 of 2 on " in text
+    assert time.monotonic() - begin < 30, "start-up included"
+
+
+@pytest.mark.parametrize("form", ["mpirun", "horovodrun-gloo"])
+def test_a_fault_in_the_job_is_told_once(folder: Path, form: str) -> None:
+    done = run(folder, form, "train", "small.toml", "--optim.lr", "-1", "--name", "faulty")
+    text = done.stdout + done.stderr
+    assert text.count("optim.lr: input should be greater than 0, got -1") == 1
+    assert "Traceback (most recent call last)" not in text or form == "horovodrun-gloo"  # horovodrun's own
+    assert not (folder / "runs" / "faulty").exists()
+    if form == "mpirun":
+        assert done.returncode == 2

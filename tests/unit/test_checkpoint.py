@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+import io
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from hvd_batchgrow.errors import RunError
+from hvd_batchgrow.train import checkpoint as module
+from hvd_batchgrow.train.checkpoint import Checkpoint, checkpoint_paths, newest_good, tree_digest, write_checkpoint
+
+
+def make(samples: int = 640) -> Checkpoint:
+    generator = torch.Generator().manual_seed(samples)
+    weights = {"w": torch.randn(4, 3, generator=generator), "n": torch.tensor(3)}
+    optimizer = {"state": {0: {"momentum_buffer": torch.ones(4, 3)}}, "param_groups": [{"lr": 0.1, "params": [0]}]}
+    deciding = {"seed": 0, "optim.lr": 0.1, "schedule.boundaries_epochs": [1.0], "schedule.max_batch": None}
+    return Checkpoint(samples, deciding, weights, optimizer, 12.5, {"samples": 640, "loss": 0.5, "top1": 0.9})
+
+
+def write(folder: Path, *counters: int, keep: int = 9, milestones: tuple[int, ...] = ()) -> None:
+    for samples in counters:
+        write_checkpoint(folder, make(samples), keep, milestones)
+
+
+def test_a_checkpoint_is_read_back_whole() -> None:
+    before, after = make(), Checkpoint.from_bytes(make().to_bytes())
+    assert (after.samples, after.deciding, after.elapsed_s, after.evaluation) == (
+        before.samples,
+        before.deciding,
+        before.elapsed_s,
+        before.evaluation,
+    )
+    assert tree_digest(after.model) == tree_digest(before.model)
+    assert tree_digest(after.optimizer) == tree_digest(before.optimizer)
+
+
+def test_the_newest_is_found_and_old_ones_go_but_milestones(tmp_path: Path) -> None:
+    write(tmp_path, 10, 20, 30, 40, 50, keep=2, milestones=(20,))
+    assert [int(path.stem[8:]) for path in checkpoint_paths(tmp_path)] == [20, 40, 50]
+    data, skipped = newest_good(tmp_path)
+    assert data is not None
+    assert (Checkpoint.from_bytes(data).samples, skipped) == (50, [])
+
+
+def test_every_damage_is_noticed(tmp_path: Path) -> None:
+    data = make().to_bytes()
+    generator = np.random.default_rng(0)
+    noticed = 0
+    for _ in range(200):
+        damaged = bytearray(data)
+        if generator.random() < 0.3:
+            damaged = damaged[: generator.integers(0, len(data))]
+        else:
+            damaged[generator.integers(0, len(data))] ^= 1 << generator.integers(0, 8)
+        try:
+            loaded = Checkpoint.from_bytes(bytes(damaged))
+        except RunError:
+            noticed += 1
+        else:  # a flipped bit in padding or in a date of the archive changes no value
+            assert tree_digest(loaded.model) == tree_digest(make().model)
+            assert tree_digest(loaded.optimizer) == tree_digest(make().optimizer)
+            assert loaded.samples == 640
+    assert noticed > 100
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda data: data[: len(data) // 2], "not readable"),
+        (lambda data: b"", "not readable"),
+        (lambda data: _resaved(format=2), "of format 2, this version reads 1"),
+        (lambda data: _resaved(samples=641), "damaged: its values do not match its SHA-256"),
+        (lambda data: _saved({"state_dict": {}}), "not a checkpoint of this program"),
+    ],
+)
+def test_what_cannot_be_trusted_is_named_skipped_and_the_one_before_is_used(
+    tmp_path: Path, damage: Callable[[bytes], bytes], reason: str
+) -> None:
+    write(tmp_path, 10, 20)
+    newest = checkpoint_paths(tmp_path)[-1]
+    newest.write_bytes(damage(newest.read_bytes()))
+    data, skipped = newest_good(tmp_path)
+    assert data is not None
+    assert Checkpoint.from_bytes(data).samples == 10
+    assert len(skipped) == 1
+    assert skipped[0].startswith(f"{newest}: {reason}")
+
+
+def _saved(tree: dict[str, Any]) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(tree, buffer)
+    return buffer.getvalue()
+
+
+def _resaved(**changes: Any) -> bytes:
+    return _saved({**torch.load(io.BytesIO(make().to_bytes()), weights_only=True), **changes})
+
+
+def test_none_good_is_an_error_and_none_at_all_is_not(tmp_path: Path) -> None:
+    assert newest_good(tmp_path) == (None, [])
+    write(tmp_path, 10)
+    checkpoint_paths(tmp_path)[0].write_bytes(b"x")
+    with pytest.raises(RunError, match=r"no good checkpoint is left:\n  .*samples-000000000000010.pt: not readable"):
+        newest_good(tmp_path)
+
+
+class _Hostile:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, ("/tmp/hvd_batchgrow_hostile",)  # noqa: S108  # must not come to be
+
+
+@pytest.mark.parametrize("dump", [pickle.dumps, lambda value: _saved({"sha256": value})])
+def test_no_code_in_a_checkpoint_is_run(tmp_path: Path, dump: Callable[[Any], bytes]) -> None:
+    with pytest.raises(RunError, match="not readable"):
+        Checkpoint.from_bytes(dump(_Hostile()))
+    assert not Path("/tmp/hvd_batchgrow_hostile").exists()  # noqa: S108
+
+
+def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, 10)
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module.os, "fsync", full)
+    with pytest.raises(RunError, match=r"samples-000000000000020.pt could not be written: No space left on device"):
+        write(tmp_path, 20)
+    assert [path.name for path in tmp_path.iterdir()] == ["samples-000000000000010.pt"]
+
+
+def test_a_digest_sees_values_names_types_and_shapes() -> None:
+    tree = {"a": torch.arange(6.0), "b": [1, None, "x"]}
+    others = [
+        {"a": torch.arange(6.0), "c": [1, None, "x"]},
+        {"a": torch.arange(6.0).double(), "b": [1, None, "x"]},
+        {"a": torch.arange(6.0).reshape(2, 3), "b": [1, None, "x"]},
+        {"a": torch.arange(6.0) * 1.0000001, "b": [1, None, "x"]},
+        {"a": torch.arange(6.0), "b": [1.0, None, "x"]},
+        {"a": torch.arange(6.0), "b": [1, None]},
+    ]
+    assert len({tree_digest(other) for other in [tree, *others]}) == 7
+    assert tree_digest({"b": [1, None, "x"], "a": torch.arange(6.0)}) == tree_digest(tree)
+    transposed = torch.arange(6.0).reshape(3, 2).t().contiguous().t()
+    assert tree_digest({"a": transposed}) == tree_digest({"a": torch.arange(6.0).reshape(3, 2)})

@@ -1,0 +1,155 @@
+"""The command line, in this process and with one rank."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomli_w
+
+from hvd_batchgrow.cli import main
+from hvd_batchgrow.train.checkpoint import checkpoint_paths
+from tests.helpers import job_tree, small_source, write_idx_folder
+
+
+@pytest.fixture
+def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A job file whose data are there, in a folder of its own."""
+    root = write_idx_folder(tmp_path / "data", small_source())
+    (tmp_path / "small.toml").write_text(tomli_w.dumps(job_tree(root)))
+    monkeypatch.chdir(tmp_path)
+    return "small.toml"
+
+
+def test_plan_prints_data_for_scripts(job: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", job, "--ranks", "2", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    keys = {"start_epoch", "num_updates", "lr", "momentum", "global_batch", "ranks", "accumulation", "micro_batch"}
+    assert keys | {"noise_scale"} <= set(plan["phases"][0])
+    assert plan["num_updates"] == 17
+
+
+def test_plan_shows_the_twin_and_the_saving(job: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", job]) == 0
+    text = capsys.readouterr().out
+    assert "small-twin" in text
+    assert "2.47× fewer updates than the twin" in text  # 42 / 17
+
+
+def test_plan_needs_no_data_and_no_torch(job: str, tmp_path: Path) -> None:
+    code = (
+        "import sys; from hvd_batchgrow.cli import main; "
+        f"assert main(['plan', '{job}', '--data.root', '/nonexistent']) == 0; assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, stdout=subprocess.DEVNULL)
+
+
+def test_train_trains_and_a_second_time_asks_what_to_do(job: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", job]) == 0
+    assert "small: done: 17 of 17 updates" in capsys.readouterr().err
+    assert main(["train", job]) == 1
+    assert "runs/small holds a run already" in capsys.readouterr().err
+    assert main(["train", job, "--resume", "auto"]) == 0
+    assert "resumed at 688 of 688 samples" in capsys.readouterr().err
+    assert main(["train", job, "--name", "second", "--layout.max-micro-batch", "8"]) == 0
+    assert Path("runs/second/plan.json").exists()
+
+
+def test_twin_compares_the_two_runs(job: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["twin", job, "--runs-dir", "out"]) == 0
+    text = capsys.readouterr().out
+    assert "17 = 17" in text
+    assert "42 = 42" in text
+    assert "run folder: out/small-twin" in text
+    assert "tensorboard --logdir out" in text
+    assert "test accuracy" in text
+
+
+def test_digest_is_of_the_weights_and_tells_how_runs_differ(job: str, capsys: pytest.CaptureFixture[str]) -> None:
+    runs: list[tuple[str, list[str]]] = [
+        ("a", []),
+        ("b", []),
+        # The same groups summed two at a time: float32 rounds otherwise.
+        ("c", ["--layout.max-micro-batch", "8"]),
+        ("d", ["--schedule.epochs", "3"]),
+    ]
+    for name, options in runs:
+        assert main(["train", job, "--name", name, *options]) == 0
+    capsys.readouterr()
+    assert main(["digest", "runs/a", "runs/b", "runs/c", "runs/d"]) == 0
+    a, b, c, d = capsys.readouterr().out.splitlines()
+    assert len(a.split()[0]) == 64
+    assert b == f"{a.split()[0]}  runs/b  equal to the bit"
+    assert float(c.split("differs by ")[1].split()[0]) < 1e-4
+    assert d.endswith("at another sample: 976 against 688")
+
+
+def test_digest_of_what_is_no_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["digest", str(tmp_path)]) == 1
+    assert "holds no checkpoint" in capsys.readouterr().err
+    assert main(["digest", str(tmp_path), "--optim.lr", "1"]) == 2
+    assert "optim.lr: there is no job to put it over" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["plan", "missing.toml"], 2, "missing.toml: 1 fault\n  cannot be read: No such file or directory"),
+        (
+            ["plan", "small.toml", "--schedule.factr", "3"],
+            2,
+            "schedule.factr: unknown key; did you mean schedule.factor?",
+        ),
+        (["plan", "small.toml", "--ranks", "5"], 2, "global batch 16 = 2 ghost batches of 8 for 5 ranks"),
+        (["train", "small.toml", "--optim.lr", "-1"], 2, "optim.lr: input should be greater than 0, got -1"),
+        (["train", "small.toml", "--data.root", "nowhere"], 1, "nowhere holds neither train-images-idx3-ubyte"),
+    ],
+)
+def test_faults_end_with_a_message_and_no_run_folder(
+    job: str, words: list[str], code: int, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words) == code
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+    assert not Path("runs").exists()
+
+
+def test_usage_errors_end_with_2(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in ([], ["plan"], ["plan", "x.toml", "--rnks", "3"]):
+        with pytest.raises(SystemExit) as caught:
+            main(words)
+        assert caught.value.code == 2
+
+
+def test_a_damaged_checkpoint_is_skipped_at_a_resume(job: str, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["train", job])
+    newest = checkpoint_paths(Path("runs/small/checkpoints"))[-1]
+    whole = newest.read_bytes()
+    newest.write_bytes(whole[:1000])
+    capsys.readouterr()
+    assert main(["train", job, "--resume", "auto"]) == 0
+    error = capsys.readouterr().err
+    assert f"skipped a checkpoint: {newest}: not readable" in error
+    assert "small: done: 17 of 17 updates" in error
+    assert newest.stat().st_size == len(whole)
+
+
+def _fail(*_: Any, **__: Any) -> None:
+    raise ZeroDivisionError("a bug")
+
+
+def test_a_bug_gives_a_traceback_with_its_rank(
+    job: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("hvd_batchgrow.train.engine.UpdateEngine.update", _fail)
+    monkeypatch.setattr("hvd_batchgrow.comm.ranks.SingleRank.abort", lambda self, code: None)
+    with pytest.raises(ZeroDivisionError):
+        main(["train", job])
+    error = capsys.readouterr().err
+    assert "rank 0 of 1 on " in error
+    assert "ZeroDivisionError: a bug" in error

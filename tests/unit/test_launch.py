@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from hvd_batchgrow.comm.launch import GLOO, OPEN_MPI, OTHER_MPI, launched_by, launched_ranks
+from hvd_batchgrow.comm.ranks import SingleRank, connect
+from hvd_batchgrow.errors import RunError
+
+
+@pytest.mark.parametrize(
+    ("environment", "launcher", "size"),
+    [
+        ({}, None, 1),
+        ({"OMPI_COMM_WORLD_SIZE": "4"}, OPEN_MPI, 4),
+        ({"PMI_SIZE": "3"}, OTHER_MPI, 3),
+        ({"HOROVOD_SIZE": "2", "HOROVOD_RANK": "0"}, GLOO, 2),
+        ({"HOROVOD_SIZE": "", "OMPI_COMM_WORLD_SIZE": "2"}, OPEN_MPI, 2),
+        # SLURM's variables are of the step, not of the ranks
+        ({"SLURM_NTASKS": "8", "SLURM_PROCID": "3"}, None, 1),
+    ],
+)
+def test_the_launcher_is_known_by_its_variables(environment: dict[str, str], launcher: str | None, size: int) -> None:
+    assert launched_by(environment) == launcher
+    assert launched_ranks(environment) == size
+
+
+@pytest.fixture
+def no_horovod(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "horovod", None)
+    monkeypatch.delitem(sys.modules, "hvd_batchgrow.comm.horovod", raising=False)
+
+
+@pytest.mark.usefixtures("no_horovod")
+def test_without_horovod_one_rank_works_and_more_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert isinstance(connect(), SingleRank)
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "1")
+    assert isinstance(connect(), SingleRank)
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
+    with pytest.raises(RunError, match=r"started by mpirun as one of 2 ranks, but Horovod cannot be imported"):
+        connect()

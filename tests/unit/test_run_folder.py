@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from hvd_batchgrow.comm.ranks import AgreedFailure, SingleRank
+from hvd_batchgrow.config import Job, parse_job
+from hvd_batchgrow.schedule.plan import compile_plan
+from hvd_batchgrow.train.checkpoint import Checkpoint, write_checkpoint
+from hvd_batchgrow.train.run_folder import open_run
+from tests.helpers import NUM_TRAIN, small_job
+
+
+def open_(
+    folder: Path, job: Job, *, resume: bool = False, overwrite: bool = False
+) -> tuple[Checkpoint | None, list[str]]:
+    return open_run(folder, job, compile_plan(job, 1, NUM_TRAIN), SingleRank(), resume=resume, overwrite=overwrite)
+
+
+def save(folder: Path, job: Job, samples: int = 160) -> None:
+    write_checkpoint(folder / "checkpoints", Checkpoint(samples, job.deciding(), {}, {}, 1.0, {}), 3, ())
+
+
+def test_a_new_run_leaves_what_it_was_made_from(tmp_path: Path) -> None:
+    job = small_job()
+    assert open_(tmp_path / "run", job) == (None, [])
+    assert parse_job(tomllib.loads((tmp_path / "run" / "job.toml").read_text())) == job
+    plan = json.loads((tmp_path / "run" / "plan.json").read_text())
+    assert plan == compile_plan(job, 1, NUM_TRAIN).to_dict()
+    (life,) = json.loads((tmp_path / "run" / "record.json").read_text())["lives"]
+    assert life["packages"]["torch"]
+    assert life["ranks"] == 1
+
+
+def test_a_run_is_never_written_over_by_accident(tmp_path: Path) -> None:
+    job = small_job()
+    open_(tmp_path / "run", job)
+    with pytest.raises(AgreedFailure, match=r"holds a run already: add --resume auto .* --overwrite .* or --name NAME"):
+        open_(tmp_path / "run", job)
+    save(tmp_path / "run", job)
+    assert open_(tmp_path / "run", job, overwrite=True) == (None, [])
+    assert not list((tmp_path / "run" / "checkpoints").iterdir())
+
+
+def test_overwrite_does_not_remove_a_folder_that_is_no_run(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.tex").touch()
+    with pytest.raises(AgreedFailure, match=r"is no run folder"):
+        open_(tmp_path / "run", small_job(), overwrite=True)
+    assert (tmp_path / "run" / "thesis.tex").exists()
+
+
+def test_resume_goes_on_from_the_newest_good_checkpoint_and_says_what_it_skipped(tmp_path: Path) -> None:
+    job = small_job()
+    assert open_(tmp_path / "run", job, resume=True) == (None, []), "nothing there: a fresh start"
+    save(tmp_path / "run", job, 160)
+    save(tmp_path / "run", job, 320)
+    (tmp_path / "run" / "checkpoints" / "samples-000000000000320.pt").write_bytes(b"damaged")
+    checkpoint, notes = open_(tmp_path / "run", job, resume=True)
+    assert checkpoint is not None
+    assert checkpoint.samples == 160
+    assert len(notes) == 1
+    assert "samples-000000000000320.pt: not readable" in notes[0]
+    assert len(json.loads((tmp_path / "run" / "record.json").read_text())["lives"]) == 2
+
+
+def test_a_job_that_would_give_other_weights_cannot_resume(tmp_path: Path) -> None:
+    job = small_job()
+    open_(tmp_path / "run", job)
+    save(tmp_path / "run", job)
+    other = small_job(optim={"lr": 0.07}, schedule={"factor": 2.0})
+    with pytest.raises(AgreedFailure) as caught:
+        open_(tmp_path / "run", other, resume=True)
+    assert "optim.lr: was 0.05, is 0.07\n  schedule.factor: was 3.0, is 2.0" in str(caught.value)
+    assert tomllib.loads((tmp_path / "run" / "job.toml").read_text())["optim"]["lr"] == 0.05, "left as it was"
+
+
+def test_what_does_not_decide_the_weights_may_change_at_a_resume(tmp_path: Path) -> None:
+    job = small_job()
+    open_(tmp_path / "run", job)
+    save(tmp_path / "run", job)
+    checkpoint, _ = open_(tmp_path / "run", small_job(layout={"max_micro_batch": 32}), resume=True)
+    assert checkpoint is not None
+
+
+def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(AgreedFailure, match=r"file/run/checkpoints cannot be created: Not a directory"):
+        open_(tmp_path / "file" / "run", small_job())

@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from hvd_batchgrow.schedule.plan import compile_plan, decay_twin
+from hvd_batchgrow.train.events import Evaluation, Observer, RunEnded, RunStarted, TrainRecord
+from hvd_batchgrow.watch.metrics import MetricsFile, read_metrics
+from hvd_batchgrow.watch.progress import ProgressDisplay, byte_progress
+from hvd_batchgrow.watch.tables import plan_text, result_table
+from hvd_batchgrow.watch.tensorboard import TensorBoard
+from tests.helpers import NUM_TRAIN, small_job
+
+PLAN = compile_plan(small_job(), 2, NUM_TRAIN)
+
+
+def started(folder: Path, samples: int = 0, notes: tuple[str, ...] = ()) -> RunStarted:
+    return RunStarted(small_job(), PLAN, folder, samples, "horovod-mpi", 2, 1, "dali", "cpu", 1234, notes)
+
+
+def record(samples: int, phase: int = 0) -> TrainRecord:
+    return TrainRecord(samples, samples / 300, samples // 16, phase, 0.05, 0.9, 16, 1, 9.4, 0.7, 0.8, 1000.0, 1.0, 2.0)
+
+
+def evaluation(samples: int) -> Evaluation:
+    return Evaluation(samples, samples / 300, 0.6, 0.75)
+
+
+def ended(folder: Path, *, done: bool = True, name: str = "small") -> RunEnded:
+    return RunEnded(name, folder, done, 720, 19, 19, 10.0, evaluation(720))
+
+
+def run(observer: Observer, folder: Path, records: list[int], samples: int = 0) -> None:
+    observer.on_start(started(folder, samples))
+    for counter in records:
+        observer.on_record(record(counter))
+    observer.on_evaluation(evaluation(records[-1]))
+    observer.on_end(ended(folder))
+
+
+def test_a_resumed_run_has_no_double_lines(tmp_path: Path) -> None:
+    run(MetricsFile(), tmp_path, [160, 320, 480])
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "train", "samp')  # a kill in mid-line
+    run(MetricsFile(), tmp_path, [336, 480], samples=320)
+    lines = read_metrics(tmp_path / "metrics.jsonl")
+    assert [(line["kind"], line["samples"]) for line in lines] == [
+        ("train", 160),
+        ("train", 320),
+        ("train", 336),
+        ("train", 480),
+        ("eval", 480),
+    ]
+    assert lines[0] == {"kind": "train", **json.loads(json.dumps(record(160).__dict__))}
+
+
+def test_a_fresh_start_begins_the_file_again(tmp_path: Path) -> None:
+    run(MetricsFile(), tmp_path, [160])
+    run(MetricsFile(), tmp_path, [320])
+    assert [line["samples"] for line in read_metrics(tmp_path / "metrics.jsonl")] == [320, 320]
+
+
+def test_tensorboard_has_samples_on_its_axis_and_no_double_points(tmp_path: Path) -> None:
+    run(TensorBoard(), tmp_path, [160, 320, 480])
+    run(TensorBoard(), tmp_path, [336, 480], samples=320)
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [point.step for point in events.Scalars("train/loss")] == [160, 320, 336, 480]
+    assert [point.step for point in events.Scalars("val/top1")] == [480]
+    tags = {"optim/lr", "optim/momentum", "batch/global", "batch/accumulation", "batch/ranks", "noise/scale"}
+    assert tags < set(events.Tags()["scalars"])
+    assert "plan/text_summary" in events.Tags()["tensors"]
+
+
+def display(*, terminal: bool) -> tuple[ProgressDisplay, io.StringIO]:
+    stream = io.StringIO()
+    return ProgressDisplay(Console(file=stream, force_terminal=terminal, width=140)), stream
+
+
+def test_without_a_terminal_there_are_plain_lines(tmp_path: Path) -> None:
+    shown, stream = display(terminal=False)
+    shown.on_start(started(tmp_path, samples=160, notes=("skipped a checkpoint: x.pt: damaged",)))
+    shown.on_record(record(176))
+    shown.on_record(record(192))
+    shown.on_record(record(240, phase=1))
+    shown.on_evaluation(evaluation(300))
+    shown.on_end(ended(tmp_path, done=False))
+    text = stream.getvalue()
+    assert "\x1b" not in text
+    assert "2 ranks by horovod-mpi, 1 threads each, pixels by dali" in text
+    assert "skipped a checkpoint: x.pt: damaged" in text
+    assert "resumed at 160 of 688 samples" in text
+    assert text.count("phase 1: global batch 16") == 1
+    assert text.count("phase 2: global batch 16") == 1
+    assert "epoch 1.00: B 16, lr 0.05, loss 0.7000" in text
+    assert "test accuracy 75.00 %" in text
+    assert "small: stopped, go on with --resume auto: 19 of 19 updates" in text
+
+
+def test_on_a_terminal_there_is_a_bar(tmp_path: Path) -> None:
+    shown, stream = display(terminal=True)
+    run(shown, tmp_path, [160, 320])
+    assert "━" in stream.getvalue()
+    assert "small: done: 19 of 19 updates" in stream.getvalue()
+
+
+def test_the_plan_table_has_a_row_a_phase() -> None:
+    text = plan_text(PLAN)
+    for phase, layout in zip(PLAN.schedule.phases, PLAN.layouts, strict=True):
+        layout_text = f"{layout.ranks} × {layout.accumulation} × {layout.micro_batch}"
+        assert any(f" {phase.num_updates} " in line and layout_text in line for line in text.splitlines())
+    assert f"{PLAN.num_updates} updates, 688 samples" in text
+
+
+def test_results_stand_side_by_side(tmp_path: Path) -> None:
+    stream = io.StringIO()
+    twin = RunEnded("small-twin", tmp_path, True, 672, 42, 42, 20.0, None)
+    Console(file=stream, width=140).print(result_table([("grow", ended(tmp_path)), ("decay", twin)]))
+    text = stream.getvalue()
+    assert "19 = 19" in text
+    assert "2.21×" in text  # 42 / 19
+    assert "75.00 %" in text
+    assert "none" in text
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_downloads_are_shown(terminal: bool) -> None:
+    stream = io.StringIO()
+    with byte_progress(Console(file=stream, force_terminal=terminal, width=140)) as report:
+        for done in (0, 500_000, 1_000_000):
+            report("archive", done, 1_000_000)
+    assert stream.getvalue().count("fetching archive") >= 1
+    assert ("fetching archive: 1.0 MB" in stream.getvalue()) is not terminal
+
+
+def test_the_twin_is_named_after_its_job() -> None:
+    assert decay_twin(small_job()).name == "small-twin"
