@@ -40,6 +40,7 @@ find_python() {
 stamp() {
     { sha256sum tools/setup.sh tools/constraints.txt "$PATCH" pyproject.toml setup.py
       echo "$PURPOSE $PWD ${HVD_BATCHGROW_MPI:-system} $(has_gpu && echo gpu)"
+      PATH="$PWD/.venv/bin:$PATH" type -P mpirun shellcheck || true
       readlink -f .venv/bin/python; } | digest
 }
 
@@ -118,7 +119,7 @@ install_mpi_wheel() {
 
 HOROVOD_FLAGS=(HOROVOD_WITH_PYTORCH=1 HOROVOD_WITH_MPI=1 HOROVOD_WITH_GLOO=1
     HOROVOD_WITHOUT_TENSORFLOW=1 HOROVOD_WITHOUT_MXNET=1 CMAKE_POLICY_VERSION_MINIMUM=3.5
-    LDFLAGS=-Wl,--strip-debug)
+    "LDFLAGS=-Wl,--strip-debug")
 
 add_nccl_flags() {
     local cuda=${CUDA_HOME:-/usr/local/cuda} nccl
