@@ -105,11 +105,19 @@ class TwinCommand(TrainCommand):
         """Both runs, then the table."""
         return _with_ranks(lambda ranks: self.compare(ranks, overrides))
 
+    def load_growing(self, overrides: dict[str, Any]) -> Job:
+        """The job, which must not be its own twin."""
+        job = self.load(overrides)
+        if job.schedule.policy == "decay":
+            fault = Fault("schedule.policy", "'decay' is what the twin does; twin compares it with 'grow'")
+            raise JobError([fault], str(self.job))
+        return job
+
     def compare(self, ranks: Ranks, overrides: dict[str, Any]) -> ExitCode:
         """Train one after the other; a stop in the first ends both."""
         from hvd_batchgrow.watch.tables import result_table
 
-        grown = self.train(ranks, lambda: self.load(overrides))
+        grown = self.train(ranks, lambda: self.load_growing(overrides))
         if not grown.done:
             return ExitCode.STOPPED
         decayed = self.train(ranks, lambda: decay_twin(self.load(overrides)))
@@ -130,15 +138,21 @@ class DigestCommand:
     """Run folders; each after the first is compared with the first."""
 
     def run(self, overrides: dict[str, Any]) -> ExitCode:
-        """One line a run."""
+        """The digest alone for one run; for several a line each."""
         from hvd_batchgrow.train.digest import compare_weights, final_weights
 
         if overrides:
             raise JobError([Fault(key, "there is no job to put it over") for key in overrides], "command line")
-        weights = [final_weights(run) for run in self.runs]
-        for run, run_weights in zip(self.runs, weights, strict=True):
-            same = "" if run_weights is weights[0] else f"  {compare_weights(weights[0], run_weights)}"
-            print(f"{run_weights.digest}  {run}{same}")
+        first, *others = (final_weights(run) for run in self.runs)
+        for weights in (first, *others):
+            if not weights.is_final:
+                print(f"{weights.run} is not done: these are its weights at sample {weights.samples}", file=sys.stderr)
+        if not others:
+            print(first.digest)
+            return ExitCode.DONE
+        print(f"{first.digest}  {first.run}")
+        for other in others:
+            print(f"{other.digest}  {other.run}  {compare_weights(first, other)}")
         return ExitCode.DONE
 
 

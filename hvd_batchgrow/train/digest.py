@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,10 @@ from hvd_batchgrow.train.checkpoint import Checkpoint, newest_good, tree_digest
 class Weights:
     """Parameters and buffers of a run, from its newest good checkpoint."""
 
+    run: Path
     samples: int
+    is_final: bool
+    """Whether the run was done, by its plan."""
     tensors: dict[str, Tensor]
     digest: str
     """SHA-256 over all of them."""
@@ -24,6 +28,9 @@ class Weights:
 def final_weights(run: Path) -> Weights:
     """Read a run's weights.
 
+    Args:
+        run: a run folder.
+
     Raises:
         RunError: the folder holds no good checkpoint.
     """
@@ -31,7 +38,12 @@ def final_weights(run: Path) -> Weights:
     if data is None:
         raise RunError(f"{run} holds no checkpoint")
     checkpoint = Checkpoint.from_bytes(data)
-    return Weights(checkpoint.samples, checkpoint.model, tree_digest(checkpoint.model))
+    try:
+        end_samples = json.loads((run / "plan.json").read_text(encoding="utf-8"))["end_samples"]
+    except (OSError, ValueError, KeyError) as error:
+        raise RunError(f"{run / 'plan.json'} cannot be read: {error}") from None
+    is_final = checkpoint.samples >= end_samples
+    return Weights(run, checkpoint.samples, is_final, checkpoint.model, tree_digest(checkpoint.model))
 
 
 def compare_weights(first: Weights, second: Weights) -> str:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
 
 from hvd_batchgrow.train.events import Evaluation, Observer, RunEnded, RunStarted, TrainRecord
 from hvd_batchgrow.watch.tables import plan_text
@@ -14,10 +17,13 @@ class TensorBoard(Observer):
     def __init__(self) -> None:
         self._writer: SummaryWriter | None = None
         self._ranks = 1
+        self._hyperparameters: dict[str, Any] = {}
 
     def on_start(self, event: RunStarted) -> None:
         """Open the folder; points beyond the checkpoint are hidden."""
         self._ranks = event.ranks
+        numbers = event.job.deciding()
+        self._hyperparameters = {key: v for key, v in numbers.items() if isinstance(v, (int, float, str, bool))}
         purge = event.samples + 1 if event.samples else None
         self._writer = SummaryWriter(str(event.folder / "tensorboard"), purge_step=purge)
         self._writer.add_text("plan", f"```\n{plan_text(event.plan)}\n```", event.samples)
@@ -44,9 +50,15 @@ class TensorBoard(Observer):
         self._add({"val/loss": event.loss, "val/top1": event.top1}, event.samples)
 
     def on_end(self, event: RunEnded) -> None:
-        """Close the files."""
-        if self._writer:
-            self._writer.close()
+        """One record of the job's numbers beside what came of them, and close the files."""
+        if not self._writer:
+            return
+        if event.done and event.evaluation:
+            results = {"val/loss": event.evaluation.loss, "val/top1": event.evaluation.top1}
+            # Not add_hparams, which would open a run folder of its own.
+            for summary in hparams(self._hyperparameters, results):
+                self._writer.file_writer.add_summary(summary)  # type: ignore[attr-defined]
+        self._writer.close()
 
     def _add(self, scalars: dict[str, float], samples: int) -> None:
         if self._writer:

@@ -80,9 +80,12 @@ def test_digest_is_of_the_weights_and_tells_how_runs_differ(job: str, capsys: py
     for name, options in runs:
         assert main(["train", job, "--name", name, *options]) == 0
     capsys.readouterr()
+    assert main(["digest", "runs/a"]) == 0
+    alone = capsys.readouterr().out
     assert main(["digest", "runs/a", "runs/b", "runs/c", "runs/d"]) == 0
     a, b, c, d = capsys.readouterr().out.splitlines()
-    assert len(a.split()[0]) == 64
+    assert alone.strip() == a.split()[0]
+    assert len(alone.strip()) == 64
     assert b == f"{a.split()[0]}  runs/b  equal to the bit"
     assert float(c.split("differs by ")[1].split()[0]) < 1e-4
     assert d.endswith("at another sample: 976 against 688")
@@ -106,6 +109,7 @@ def test_digest_of_what_is_no_run_is_refused(tmp_path: Path, capsys: pytest.Capt
         ),
         (["plan", "small.toml", "--ranks", "5"], 2, "global batch 16 = 2 ghost batches of 8 for 5 ranks"),
         (["train", "small.toml", "--optim.lr", "-1"], 2, "optim.lr: input should be greater than 0, got -1"),
+        (["twin", "small.toml", "--schedule.policy", "decay"], 2, "schedule.policy: 'decay' is what the twin does"),
         (["train", "small.toml", "--data.root", "nowhere"], 1, "nowhere holds neither train-images-idx3-ubyte"),
     ],
 )

@@ -75,6 +75,8 @@ def test_tensorboard_has_samples_on_its_axis_and_no_double_points(tmp_path: Path
     tags = {"optim/lr", "optim/momentum", "batch/global", "batch/accumulation", "batch/ranks", "noise/scale"}
     assert tags < set(events.Tags()["scalars"])
     assert "plan/text_summary" in events.Tags()["tensors"]
+    (plugin,) = {tag for tag in events.summary_metadata if "session_start_info" in tag}
+    assert b"schedule.global_batch" in events.summary_metadata[plugin].plugin_data.content
 
 
 def display(*, terminal: bool) -> tuple[ProgressDisplay, io.StringIO]:
