@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 from rich.console import Console
 
-from hvd_batchgrow.comm.launch import launched_by
+from hvd_batchgrow.comm.launch import launched_by, launched_ranks
 from hvd_batchgrow.config import Job, load_job, split_overrides
 from hvd_batchgrow.errors import ExitCode, Fault, JobError, RunError
 from hvd_batchgrow.schedule.plan import compile_plan, decay_twin
@@ -181,7 +181,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return ExitCode.BAD_JOB
     except RunError as error:
-        print(error, file=sys.stderr)
+        rank, _ = launched_ranks(os.environ)
+        if rank == 0:  # ranks that could not even join each other fail alike
+            print(error, file=sys.stderr)
         return ExitCode.FAILURE
 
 

@@ -6,24 +6,27 @@ from collections.abc import Mapping
 
 GLOO, OPEN_MPI, OTHER_MPI = "horovodrun --gloo", "mpirun", "an MPI launcher"
 
-_SIZE_VARIABLES = {
-    OPEN_MPI: "OMPI_COMM_WORLD_SIZE",
-    OTHER_MPI: "PMI_SIZE",
+_VARIABLES = {
+    OPEN_MPI: ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
+    OTHER_MPI: ("PMI_SIZE", "PMI_RANK"),
     # Last: mpirun under horovodrun --mpi sets its own as well.
-    GLOO: "HOROVOD_SIZE",
+    GLOO: ("HOROVOD_SIZE", "HOROVOD_RANK"),
 }
-"""Where each launcher tells a process how many it has started."""
+"""Where each launcher tells a process how many it has started, and which of them this one is."""
 
 
 def launched_by(environment: Mapping[str, str]) -> str | None:
     """The launcher that started this process; None: it was started by hand, alone."""
-    for launcher, variable in _SIZE_VARIABLES.items():
-        if environment.get(variable, "").isdigit():
+    for launcher, (size, _) in _VARIABLES.items():
+        if environment.get(size, "").isdigit():
             return launcher
     return None
 
 
-def launched_ranks(environment: Mapping[str, str]) -> int:
-    """How many ranks the launcher has started; 1 without one."""
+def launched_ranks(environment: Mapping[str, str]) -> tuple[int, int]:
+    """This process's rank, and how many ranks the launcher has started; (0, 1) without one."""
     launcher = launched_by(environment)
-    return int(environment[_SIZE_VARIABLES[launcher]]) if launcher else 1
+    if launcher is None:
+        return 0, 1
+    size, rank = _VARIABLES[launcher]
+    return int(environment.get(rank, "0")), int(environment[size])

@@ -140,7 +140,7 @@ def connect() -> Ranks:
     try:
         from hvd_batchgrow.comm.horovod import HorovodRanks
     except ImportError as error:
-        size = launched_ranks(os.environ)
+        _, size = launched_ranks(os.environ)
         if size == 1:
             return SingleRank()
         raise RunError(

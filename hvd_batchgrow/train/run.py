@@ -53,6 +53,8 @@ def run_job(
     torch.set_num_threads(job.layout.threads_per_rank or cores_per_rank(ranks))
     folder = options.runs_dir / job.name
     checkpoint, notes = open_run(folder, job, plan, ranks, resume=options.resume, overwrite=options.overwrite)
+    if job.data.pipeline == "auto" and choose_pipeline("auto") == "torch":
+        notes.append("DALI is not installed, torch makes the same pixels: pip install 'hvd_batchgrow[dali-cuda130]'")
     observers = make_observers(job) if ranks.rank == 0 else ()
     return Trainer(job, plan, source, ranks, folder, observers).run(checkpoint, notes)
 

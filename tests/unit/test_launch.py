@@ -10,20 +10,22 @@ from hvd_batchgrow.errors import RunError
 
 
 @pytest.mark.parametrize(
-    ("environment", "launcher", "size"),
+    ("environment", "launcher", "ranks"),
     [
-        ({}, None, 1),
-        ({"OMPI_COMM_WORLD_SIZE": "4"}, OPEN_MPI, 4),
-        ({"PMI_SIZE": "3"}, OTHER_MPI, 3),
-        ({"HOROVOD_SIZE": "2", "HOROVOD_RANK": "0"}, GLOO, 2),
-        ({"HOROVOD_SIZE": "", "OMPI_COMM_WORLD_SIZE": "2"}, OPEN_MPI, 2),
+        ({}, None, (0, 1)),
+        ({"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "3"}, OPEN_MPI, (3, 4)),
+        ({"PMI_SIZE": "3", "PMI_RANK": "1"}, OTHER_MPI, (1, 3)),
+        ({"HOROVOD_SIZE": "2", "HOROVOD_RANK": "1"}, GLOO, (1, 2)),
+        ({"HOROVOD_SIZE": "", "OMPI_COMM_WORLD_SIZE": "2"}, OPEN_MPI, (0, 2)),
         # SLURM's variables are of the step, not of the ranks
-        ({"SLURM_NTASKS": "8", "SLURM_PROCID": "3"}, None, 1),
+        ({"SLURM_NTASKS": "8", "SLURM_PROCID": "3"}, None, (0, 1)),
     ],
 )
-def test_the_launcher_is_known_by_its_variables(environment: dict[str, str], launcher: str | None, size: int) -> None:
+def test_the_launcher_is_known_by_its_variables(
+    environment: dict[str, str], launcher: str | None, ranks: tuple[int, int]
+) -> None:
     assert launched_by(environment) == launcher
-    assert launched_ranks(environment) == size
+    assert launched_ranks(environment) == ranks
 
 
 @pytest.fixture
