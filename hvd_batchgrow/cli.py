@@ -16,8 +16,9 @@ import tyro
 from rich.console import Console
 
 from hvd_batchgrow.comm.launch import launched_by, launched_ranks
-from hvd_batchgrow.config import Job, load_job, split_overrides
+from hvd_batchgrow.config import Job
 from hvd_batchgrow.errors import ExitCode, Fault, JobError, RunError
+from hvd_batchgrow.job_file import load_job, split_overrides
 from hvd_batchgrow.schedule.plan import compile_plan, decay_twin
 
 if TYPE_CHECKING:  # torch takes seconds to import, and `plan` does without it
@@ -65,7 +66,7 @@ class PlanCommand(JobCommand):
         console = _console(sys.stdout)
         console.print(plan_table(plan))
         if job.schedule.policy != "decay":
-            twin = compile_plan(decay_twin(job), self.ranks, num_samples)
+            twin = compile_plan(decay_twin(job, num_samples), self.ranks, num_samples)
             console.print(plan_table(twin))
             console.print(f"{twin.num_updates / plan.num_updates:.2f}× fewer updates than the twin", highlight=False)
         return ExitCode.DONE
@@ -113,6 +114,13 @@ class TwinCommand(TrainCommand):
             raise JobError([fault], str(self.job))
         return job
 
+    def load_twin(self, overrides: dict[str, Any]) -> Job:
+        """The twin of the job."""
+        from hvd_batchgrow.data.known import known_num_samples
+
+        job = self.load(overrides)
+        return decay_twin(job, known_num_samples(job.data))
+
     def compare(self, ranks: Ranks, overrides: dict[str, Any]) -> ExitCode:
         """Train one after the other; a stop in the first ends both."""
         from hvd_batchgrow.watch.tables import result_table
@@ -120,7 +128,7 @@ class TwinCommand(TrainCommand):
         grown = self.train(ranks, lambda: self.load_growing(overrides))
         if not grown.done:
             return ExitCode.STOPPED
-        decayed = self.train(ranks, lambda: decay_twin(self.load(overrides)))
+        decayed = self.train(ranks, lambda: self.load_twin(overrides))
         if ranks.rank == 0 and decayed.done:
             console = _console(sys.stdout)
             console.print(result_table([("grow the batch", grown), ("decay the learning rate", decayed)]))

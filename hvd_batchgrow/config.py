@@ -1,26 +1,31 @@
-"""The job file: one frozen model per section, read from TOML, every fault reported with its path."""
+"""What a job file may say: one frozen model per section, and per policy and optimiser."""
 
 from __future__ import annotations
 
-import difflib
+import math
 import re
-import tomllib
-from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from hvd_batchgrow.errors import Fault, JobError
+
+def _tuples(value: Any) -> Any:
+    """TOML has lists only; strict mode would refuse to take one for a tuple."""
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
 
 PositiveInt = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
-EpochList = Annotated[
-    tuple[PositiveFloat, ...],
-    # TOML has lists only; strict mode would refuse to take one for a tuple.
-    BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value),
-]
+FloatList = Annotated[tuple[PositiveFloat, ...], BeforeValidator(_tuples)]
+
+
+def _check_factor(value: Any) -> Any:
+    factors = value if isinstance(value, (list, tuple)) else [value]
+    numbers = all(isinstance(f, (int, float)) and not isinstance(f, bool) and 1 <= f < math.inf for f in factors)
+    if not numbers:
+        raise ValueError("must be a number >= 1, or a list of them, one for each boundary")
+    return tuple(map(float, value)) if isinstance(value, (list, tuple)) else float(value)
 
 
 def _check_max_batch(value: Any) -> Any:
@@ -28,6 +33,12 @@ def _check_max_batch(value: Any) -> Any:
     if value is None or whole or (isinstance(value, str) and re.fullmatch(r"N/[1-9][0-9]*", value)):
         return value
     raise ValueError('must be a number of samples > 0, or a share of the training set such as "N/10"')
+
+
+MaxBatch = Annotated[int | str | None, BeforeValidator(_check_max_batch)]
+Factor = Annotated[float | tuple[float, ...], BeforeValidator(_check_factor)]
+LrRule = Literal["none", "linear", "sqrt", "adam"]
+LrStep = tuple[PositiveFloat, PositiveFloat]
 
 
 class Section(BaseModel):
@@ -39,7 +50,8 @@ class Section(BaseModel):
 class DataSection(Section):
     """`[data]`: which samples, and how a training sample is drawn from its image."""
 
-    source: Literal["fashion_mnist", "idx"]
+    source: Literal["fashion_mnist", "idx", "cifar10", "cifar100", "imagenet", "covtype"]
+    """All can be planned; this version reads fashion_mnist and idx."""
     root: str | None = None
     """Folder of the files; None: where the source is known to live (fashion_mnist only)."""
     num_samples: PositiveInt | None = None
@@ -55,11 +67,9 @@ class DataSection(Section):
 class ModelSection(Section):
     """`[model]`: the network and its ghost batch."""
 
-    name: Literal["small_conv_net"]
-    channels: Annotated[
-        tuple[PositiveInt, ...],
-        BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value),
-    ] = (16, 32, 32, 64, 64)
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+    """This version trains small_conv_net; others can be planned."""
+    channels: Annotated[tuple[PositiveInt, ...], BeforeValidator(_tuples)] = (16, 32, 32, 64, 64)
     """Output channels of the 3x3 convolutions, in order."""
     ghost_batch: Annotated[int, Field(ge=2)]
     """Samples over which batch statistics are taken (γ); also the unit that the stream is cut into."""
@@ -67,29 +77,140 @@ class ModelSection(Section):
     """Weight of one ghost batch in the running statistics."""
 
 
-class OptimSection(Section):
-    """`[optim]`: the update rule, and the values the schedule starts from."""
+class SgdSection(Section):
+    """`[optim]`, name = "sgd": the update rule, and the values the schedule starts from."""
 
-    name: Literal["sgd"] = "sgd"
+    name: Literal["sgd"]
     lr: PositiveFloat
     momentum: Fraction = 0.9
     nesterov: bool = False
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """Decay of weights; normalisation parameters and biases have none."""
+    rescale_momentum: bool = False
+    """Where the momentum goes from m to m', scale its buffer by (1-m)/(1-m'); else let it refill."""
 
 
-class ScheduleSection(Section):
-    """`[schedule]`: when the noise scale falls, and what makes it fall."""
+class AdamSection(Section):
+    """`[optim]`, name = "adam" or "adamw" (whose weight decay is decoupled)."""
 
-    policy: Literal["grow", "decay"]
+    name: Literal["adam", "adamw"]
+    lr: PositiveFloat
+    momentum: Fraction = 0.9
+    """β₁."""
+    beta2: Fraction = 0.999
+    eps: PositiveFloat = 1e-8
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Decay of weights; normalisation parameters and biases have none."""
+
+
+OptimSection = Annotated[SgdSection | AdamSection, Field(discriminator="name")]
+
+
+class ScheduleBase(Section):
+    """`[schedule]`: what all policies share."""
+
     epochs: PositiveFloat
-    boundaries_epochs: EpochList = ()
-    """Epochs at which the noise scale is divided by `factor`."""
-    factor: Annotated[float, Field(gt=1)] = 5.0
+    lr_scale: PositiveFloat = 1.0
+    """Start with the learning rate and the batch this much larger; the noise scale stays."""
+    raise_momentum_to: Fraction | None = None
+    """Start with this momentum, and a batch larger by (1-m)/(1-m'); the noise scale stays."""
+    warmup_epochs: Annotated[float, Field(ge=0)] = 0.0
+    """The learning rate rises in a line, update by update, to that of the schedule."""
+    warmup_start_lr: Annotated[float, Field(ge=0)] = 0.0
+    exact_noise: bool = False
+    """Hold ε/(1-m) · (N/B - 1) to the schedule, exact for any B; else its leading order, ε N / (B (1-m))."""
+
+
+class BoundaryBase(ScheduleBase):
+    """Policies that act at given epochs."""
+
     global_batch: PositiveInt
     """Samples per update at the start, over all ranks and passes."""
-    max_batch: Annotated[int | str | None, BeforeValidator(_check_max_batch)] = None
+    boundaries_epochs: FloatList = ()
+    """Epochs at which the noise scale is divided by `factor`."""
+    factor: Factor = 5.0
+    """One number, or one for each boundary."""
+    momenta: FloatList | None = None
+    """Momentum of each phase; None: the same in all. The batch makes up for it, or the learning rate under `decay`."""
+
+
+class DecaySchedule(BoundaryBase):
+    """Divide the learning rate."""
+
+    policy: Literal["decay"]
+
+
+class GrowSchedule(BoundaryBase):
+    """Grow the batch."""
+
+    policy: Literal["grow"]
+    max_batch: MaxBatch = None
     """Where growth stops and the learning rate decays instead: samples, or "N/10"; None: no limit."""
+    lr_rule: LrRule = "none"
+    """What the learning rate does when the batch has grown by κ: nothing, × κ, × √κ, or Adam's set."""
+
+
+class HybridSchedule(BoundaryBase):
+    """Grow the batch at the first boundaries, then divide the learning rate."""
+
+    policy: Literal["hybrid"]
+    max_batch: MaxBatch = None
+    growing_boundaries: Annotated[int, Field(ge=0)] = 1
+    """How many boundaries grow the batch."""
+
+
+class AdaBatchSchedule(ScheduleBase):
+    """Multiply batch and learning rate every few epochs."""
+
+    policy: Literal["adabatch"]
+    global_batch: PositiveInt
+    max_batch: MaxBatch = None
+    every_epochs: PositiveFloat
+    batch_factor: Annotated[float, Field(ge=1)] = 2.0
+    """β."""
+    lr_factor: Annotated[float, Field(gt=0, le=1)] = 0.75
+    """α: the noise scale falls by β/α each time."""
+
+
+class StepsSchedule(ScheduleBase):
+    """Batch sizes at sample counts, the learning rate by rule."""
+
+    policy: Literal["steps"]
+    batch_steps: Annotated[str, Field(pattern=r"^\s*0:[0-9]+(\s+[0-9]+:[0-9]+)*\s*$")]
+    """ "0:768 250000:1536": from sample count, batch."""
+    lr_rule: LrRule = "none"
+
+
+class ImportSchedule(ScheduleBase):
+    """Turn a learning-rate schedule into growth of the batch."""
+
+    policy: Literal["import"]
+    global_batch: PositiveInt
+    max_batch: MaxBatch = None
+    lr_schedule: Annotated[str, Field(pattern=r"^(steps|polynomial|cosine|[A-Za-z_][\w.]*:[A-Za-z_]\w*)$")]
+    """steps, polynomial, cosine, or `module:function` that maps an epoch to a multiple of `optim.lr`."""
+    num_steps: PositiveInt = 8
+    """Phases of equal length that stand for a smooth schedule, each with its mean noise scale."""
+    lr_steps: Annotated[tuple[LrStep, ...], BeforeValidator(_tuples)] = ()
+    """For steps: [epoch, multiple of `optim.lr` from there on]."""
+    power: PositiveFloat = 1.0
+    """For polynomial: ε₀ (1 - t)^power, t from 0 to 1 over the run."""
+    end_lr_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """For polynomial and cosine: what is left of ε₀ at the end."""
+
+
+class SeesawSchedule(BoundaryBase):
+    """Where the learning rate would be divided by f, divide it by √f and multiply the batch by f: for Adam."""
+
+    policy: Literal["seesaw"]
+    max_batch: MaxBatch = None
+    """The critical batch: beyond it the rule does not hold."""
+
+
+ScheduleSection = Annotated[
+    DecaySchedule | GrowSchedule | HybridSchedule | AdaBatchSchedule | StepsSchedule | ImportSchedule | SeesawSchedule,
+    Field(discriminator="policy"),
+]
 
 
 class LayoutSection(Section):
@@ -97,6 +218,17 @@ class LayoutSection(Section):
 
     max_micro_batch: PositiveInt = 128
     """Most samples of one forward and backward on one rank."""
+    growth: Literal["accumulation", "ranks", "auto"] = "accumulation"
+    """How a larger batch is formed: by more passes on all ranks; by more ranks, each with a full micro-batch as long
+    as there are any; or, phase by phase, by what the objective wants (`plan --cost`)."""
+    ranks_per_phase: Annotated[tuple[PositiveInt, ...], BeforeValidator(_tuples)] | None = None
+    """For growth = "ranks": ranks of each phase; None: from the batch."""
+    max_ranks: PositiveInt | None = None
+    """For growth = "ranks" and "auto"; None: all that are launched."""
+    objective: Literal["least_time", "least_rank_hours"] = "least_time"
+    """For growth = "auto"."""
+    time_limit_h: PositiveFloat | None = None
+    """For objective = "least_rank_hours": hours that the run may take."""
     ragged: bool = False
     """Allow ranks to hold unequal numbers of ghost batches."""
     threads_per_rank: PositiveInt | None = None
@@ -154,107 +286,3 @@ class Job(Section):
         }
         free = {"data.root", "data.num_samples", "data.pipeline"}
         return {"seed": self.seed} | {key: value for key, value in flat.items() if key not in free}
-
-
-def load_job(path: Path, overrides: Mapping[str, Any] | None = None) -> Job:
-    """Read a job file.
-
-    Args:
-        path: a TOML file.
-        overrides: dotted key to value, put over what the file says.
-
-    Raises:
-        JobError: the file is missing, is no TOML, or has faults; all of them are in the message.
-    """
-    try:
-        tree = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise JobError([Fault("", _cannot_read(path, error))], str(path)) from None
-    except tomllib.TOMLDecodeError as error:
-        raise JobError([Fault("", f"is not valid TOML: {error}")], str(path)) from None
-    for key, value in (overrides or {}).items():
-        _put(tree, key, value, str(path))
-    return parse_job(tree, str(path))
-
-
-def parse_job(tree: Mapping[str, Any], source: str = "job") -> Job:
-    """Check a tree of plain values and freeze it; raises JobError with all faults."""
-    try:
-        return Job.model_validate(tree)
-    except ValidationError as error:
-        raise JobError([_fault(detail) for detail in error.errors()], source) from None
-
-
-def split_overrides(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
-    """Take `--optim.lr 0.2` and `--optim.lr=0.2` out of a command line: options with a dot in their name.
-
-    Returns:
-        the other words; dotted key to value, read as TOML, else as text.
-
-    Raises:
-        JobError: a key has no value.
-    """
-    others: list[str] = []
-    overrides: dict[str, Any] = {}
-    words = iter(arguments)
-    for word in words:
-        key, equals, text = word.partition("=")
-        if not key.startswith("--") or "." not in key:
-            others.append(word)
-            continue
-        value = text if equals else next(words, None)
-        if value is None:
-            raise JobError([Fault(key[2:], "has no value on the command line")], "command line")
-        overrides[key[2:].replace("-", "_")] = _toml_value(value)
-    return others, overrides
-
-
-def _toml_value(text: str) -> Any:
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except (tomllib.TOMLDecodeError, KeyError):
-        return text
-
-
-def _put(tree: dict[str, Any], key: str, value: Any, source: str) -> None:
-    *sections, name = key.split(".")
-    for section in sections:
-        tree = tree.setdefault(section, {})
-        if not isinstance(tree, dict):
-            raise JobError([Fault(key, f"{section} is a value, not a section")], source)
-    tree[name] = value
-
-
-def _cannot_read(path: Path, error: Exception) -> str:
-    near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.toml")], n=1, cutoff=0.5)
-    hint = f"; did you mean {path.parent / near[0]}?" if near else ""
-    return f"cannot be read: {getattr(error, 'strerror', None) or error}{hint}"
-
-
-def _fault(detail: Mapping[str, Any]) -> Fault:
-    place = detail["loc"]
-    path = ".".join(map(str, place))
-    if detail["type"] == "extra_forbidden":
-        return Fault(path, f"unknown key{_suggestion(place)}")
-    if detail["type"] == "missing":
-        return Fault(path, "is required")
-    message = str(detail["msg"]).removeprefix("Value error, ")
-    return Fault(path, f"{message[0].lower()}{message[1:]}, got {detail['input']!r}")
-
-
-def _suggestion(place: Sequence[Any]) -> str:
-    known = _keys_beside(place[:-1])
-    near = difflib.get_close_matches(str(place[-1]), known, n=1, cutoff=0.5)
-    if near:
-        return f"; did you mean {'.'.join([*map(str, place[:-1]), near[0]])}?"
-    return f"; known here: {', '.join(known)}"
-
-
-def _keys_beside(sections: Sequence[Any]) -> list[str]:
-    model: type[BaseModel] = Job
-    for section in sections:
-        annotation = model.model_fields[str(section)].annotation
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
-            return []
-        model = annotation
-    return list(model.model_fields)

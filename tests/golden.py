@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.data.stream import groups_of_rank
 from hvd_batchgrow.nn.models import SmallConvNet
-from hvd_batchgrow.optim.sgd import build_sgd
+from hvd_batchgrow.optim.build import build_optimizer
 from hvd_batchgrow.schedule.phases import Phase
 from hvd_batchgrow.train.engine import MicroBatch, UpdateEngine, UpdateResult
 from tests.helpers import small_job
@@ -38,7 +38,7 @@ def samples(update: int) -> tuple[Tensor, Tensor]:
 
 
 def phase(num_groups: int = NUM_GROUPS) -> Phase:
-    return Phase(0.0, 0, NUM_UPDATES, LR, MOMENTUM, num_groups * GROUP)
+    return Phase(0.0, 0, NUM_UPDATES, LR, MOMENTUM, num_groups * GROUP, num_groups * GROUP)
 
 
 def reference(num_groups: int = NUM_GROUPS) -> tuple[nn.Module, list[float]]:
@@ -76,7 +76,7 @@ def _with_batch_norm(model: SmallConvNet) -> nn.Module:
 def make_engine(ranks: Ranks) -> UpdateEngine:
     model = make_model()
     optim = small_job(optim={"lr": LR, "momentum": MOMENTUM, "weight_decay": WEIGHT_DECAY}).optim
-    return UpdateEngine(model, build_sgd(model, optim), ranks)
+    return UpdateEngine(model, build_optimizer(model, optim), ranks)
 
 
 def serve(engine: UpdateEngine, ranks: Ranks, per_pass: int, update: int, num_groups: int = NUM_GROUPS) -> UpdateResult:

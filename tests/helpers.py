@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hvd_batchgrow.config import Job, parse_job
+from hvd_batchgrow.config import Job
 from hvd_batchgrow.data.sources import ImageSet, Source
+from hvd_batchgrow.job_file import parse_job
 
 NUM_TRAIN, NUM_TEST, NUM_CLASSES, SIDE = 300, 50, 3, 8
 
@@ -23,7 +24,7 @@ def job_tree(root: Path | str = "data", **sections: dict[str, Any]) -> dict[str,
         "seed": 7,
         "data": {"source": "idx", "root": str(root), "num_samples": NUM_TRAIN, "pad_pixels": 1, "flip": True},
         "model": {"name": "small_conv_net", "channels": [4, 8], "ghost_batch": 8},
-        "optim": {"lr": 0.05, "momentum": 0.9, "weight_decay": 1e-3},
+        "optim": {"name": "sgd", "lr": 0.05, "momentum": 0.9, "weight_decay": 1e-3},
         "schedule": {
             "policy": "grow",
             "epochs": 2.2,
@@ -37,6 +38,8 @@ def job_tree(root: Path | str = "data", **sections: dict[str, Any]) -> dict[str,
     }
     for section, values in sections.items():
         tree[section] = {**tree.get(section, {}), **values} if isinstance(values, dict) else values
+    if tree["schedule"]["policy"] == "decay":
+        tree["schedule"].pop("max_batch", None)
     return tree
 
 

@@ -60,6 +60,9 @@ def load_source(data: DataSection, report: ReportBytes) -> Source:
     if data.source == "fashion_mnist":
         folder = fashion_mnist.find(data.root, report)
         source = _read_idx_source(folder, fashion_mnist.SHA256)
+    elif data.source != "idx":
+        fault = f"{data.source!r} can be planned, not read; this version reads 'fashion_mnist' and 'idx'"
+        raise JobError([Fault("data.source", fault)])
     elif data.root is None:
         raise JobError([Fault("data.root", "is needed for the source 'idx': the folder of its four files")])
     else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from hvd_batchgrow.config import Job
+from hvd_batchgrow.errors import Fault, JobError
 from hvd_batchgrow.nn.ghost_batch_norm import GhostBatchNorm2d
 
 
@@ -47,6 +48,13 @@ class SmallConvNet(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Logits of a batch of images."""
         return self.classifier(self.features(images).mean(dim=(2, 3)))  # type: ignore[no-any-return]
+
+
+def check_model(job: Job) -> None:
+    """Raises JobError if the job names a network that is not here."""
+    if job.model.name != "small_conv_net":
+        fault = f"{job.model.name!r} can be planned, not trained; this version trains 'small_conv_net'"
+        raise JobError([Fault("model.name", fault)], job.name)
 
 
 def build_model(job: Job, in_channels: int, num_classes: int) -> nn.Module:

@@ -76,3 +76,16 @@ def _indivisible(global_batch: int, ranks: int, group: int) -> str:
 def _neighbours(value: int, unit: int) -> tuple[str, str]:
     lower = value // unit * unit
     return (f"{lower}, " if lower else "", str(lower + unit))
+
+
+def ranks_for_full_passes(global_batch: int, max_ranks: int, group: int, max_micro_batch: int, *, ragged: bool) -> int:
+    """The most ranks, of those that can be had, that each get at least one full micro-batch of a global batch.
+
+    Args as `form_layout`; always at least 1. A number of ranks that does not divide the groups is
+    passed over for a smaller one, unless ragged.
+    """
+    groups = global_batch // group
+    most = max(1, min(max_ranks, global_batch // max(group, max_micro_batch // group * group)))
+    if ragged:
+        return most
+    return max(ranks for ranks in range(1, most + 1) if groups % ranks == 0)

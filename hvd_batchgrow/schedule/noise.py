@@ -1,25 +1,56 @@
-"""The noise scale of SGD, and the learning rate that gives a wanted one."""
+"""The noise scale of SGD, and what learning rate or batch gives a wanted one."""
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 
-def noise_scale(lr: float, momentum: float, global_batch: int, num_samples: int) -> float:
-    """Scale of the random fluctuations that minibatch sampling adds to SGD.
 
-    g = ε N / (B (1 - m)), the leading order of ε/(1-m) · (N/B - 1) for B ≪ N. It is the
-    quantity that growing the batch and decaying the learning rate lower alike.
+@dataclass(frozen=True)
+class NoiseScale:
+    """Scale of the random fluctuations that minibatch sampling adds to training.
+
+    Leading order, for B ≪ N:           g = ε N / (B (1-m))
+    exact, for any B < N:               g = ε/(1-m) · (N/B - 1)
+    gradients normalised by their size: g = ε N / (√(B B₀) (1-m)), for Adam under Seesaw's rule,
+                                        whose step does not shrink with the gradient's noise
+
+    It is what growing the batch and decaying the learning rate lower alike. ε is the learning
+    rate, m the momentum, B the global batch in samples, B₀ the first one, N the training-set size.
 
     Args:
-        lr: learning rate ε, > 0.
-        momentum: m, in [0, 1).
-        global_batch: B, samples per update.
-        num_samples: N, size of the training set.
+        num_samples: N.
+        exact: the exact form.
+        normalised_from: B₀ for the normalised form; None: the plain one.
 
     Source: Smith & Le 2017 (arXiv 1710.06451); Smith et al. 2018 (arXiv 1711.00489), §2 and §4.
     """
-    return lr * num_samples / (global_batch * (1 - momentum))
 
+    num_samples: int
+    exact: bool = False
+    normalised_from: int | None = None
 
-def lr_for_noise(noise: float, momentum: float, global_batch: int, num_samples: int) -> float:
-    """The learning rate at which `noise_scale` is `noise`: its inverse in ε."""
-    return noise * global_batch * (1 - momentum) / num_samples
+    def of(self, lr: float, momentum: float, global_batch: float) -> float:
+        """The noise scale."""
+        return lr / (1 - momentum) * self._per_lr(global_batch)
+
+    def lr_for(self, noise: float, momentum: float, global_batch: float) -> float:
+        """The learning rate that gives a noise scale."""
+        return noise * (1 - momentum) / self._per_lr(global_batch)
+
+    def batch_for(self, noise: float, momentum: float, lr: float) -> float:
+        """The batch, in samples and not rounded, that gives a noise scale."""
+        wanted = noise * (1 - momentum) / lr
+        if self.exact:
+            return self.num_samples / (1 + wanted)
+        if self.normalised_from:
+            return (self.num_samples / wanted) ** 2 / self.normalised_from
+        return self.num_samples / wanted
+
+    def _per_lr(self, global_batch: float) -> float:
+        """g (1-m)/ε."""
+        if self.exact:
+            return self.num_samples / global_batch - 1
+        if self.normalised_from:
+            return self.num_samples / math.sqrt(global_batch * self.normalised_from)
+        return self.num_samples / global_batch

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 
 from hvd_batchgrow.schedule.policies import Stage
 
@@ -20,7 +20,12 @@ class Phase:
     num_updates: int
     lr: float
     momentum: float
+    """m of SGD, β₁ of Adam."""
     global_batch: int
+    wanted_batch: float
+    """What the policy asked for, before rounding and limit."""
+    beta2: float | None = None
+    eps: float | None = None
 
     @property
     def end_samples(self) -> int:
@@ -29,10 +34,25 @@ class Phase:
 
 
 @dataclass(frozen=True)
+class Warmup:
+    """The learning rate rises in a line from `start_lr` at sample 0 to the schedule's at `end_samples`."""
+
+    end_samples: int = 0
+    start_lr: float = 0.0
+
+    def lr_at(self, samples: int, lr: float) -> float:
+        """The learning rate of the update that starts at a sample count; neither batch nor passes enter."""
+        if samples >= self.end_samples:
+            return lr
+        return self.start_lr + (lr - self.start_lr) * samples / self.end_samples
+
+
+@dataclass(frozen=True)
 class Schedule:
     """Phases that follow each other without a gap, the first from sample 0."""
 
     phases: tuple[Phase, ...]
+    warmup: Warmup = Warmup()
 
     @property
     def num_updates(self) -> int:
@@ -57,8 +77,12 @@ class Schedule:
         return bisect_right([phase.start_samples for phase in self.phases], samples) - 1
 
     def at(self, samples: int) -> Phase:
-        """The phase that the update starting at this sample counter belongs to; raises as `index_at`."""
-        return self.phases[self.index_at(samples)]
+        """What the update starting at this sample counter uses: its phase, with the warm-up's learning rate.
+
+        Raises as `index_at`.
+        """
+        phase = self.phases[self.index_at(samples)]
+        return replace(phase, lr=self.warmup.lr_at(samples, phase.lr))
 
     def updates_at(self, samples: int) -> int:
         """Updates done when the sample counter stands at `samples`, an update boundary."""
@@ -69,7 +93,9 @@ class Schedule:
         return done
 
 
-def compile_schedule(stages: Sequence[Stage], epochs: float, num_samples: int) -> Schedule:
+def compile_schedule(
+    stages: Sequence[Stage], epochs: float, num_samples: int, warmup: Warmup | None = None
+) -> Schedule:
     """Cut stages into whole updates.
 
     Every update uses exactly B samples. A phase ends at the first update that reaches the next
@@ -79,6 +105,7 @@ def compile_schedule(stages: Sequence[Stage], epochs: float, num_samples: int) -
         stages: in order of their epochs, the first at 0.
         epochs: length of the run.
         num_samples: N.
+        warmup: None: there is none.
     """
     phases = []
     samples = 0
@@ -86,7 +113,7 @@ def compile_schedule(stages: Sequence[Stage], epochs: float, num_samples: int) -
     for stage, end_epoch in zip(stages, ends, strict=True):
         remaining = round(end_epoch * num_samples) - samples
         num_updates = max(0, math.ceil(remaining / stage.global_batch))
-        phase = Phase(stage.start_epoch, samples, num_updates, stage.lr, stage.momentum, stage.global_batch)
+        phase = Phase(start_samples=samples, num_updates=num_updates, **asdict(stage))
         phases.append(phase)
         samples = phase.end_samples
-    return Schedule(tuple(phases))
+    return Schedule(tuple(phases), warmup or Warmup())

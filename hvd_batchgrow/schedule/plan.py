@@ -3,46 +3,61 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
-from hvd_batchgrow.config import Job
+from hvd_batchgrow.config import BoundaryBase, DecaySchedule, Job
 from hvd_batchgrow.errors import Fault, JobError
-from hvd_batchgrow.schedule.layout import Layout, form_layout
-from hvd_batchgrow.schedule.noise import noise_scale
-from hvd_batchgrow.schedule.phases import Phase, Schedule, compile_schedule
-from hvd_batchgrow.schedule.policies import POLICIES, batch_cap
+from hvd_batchgrow.schedule.layout import Layout, form_layout, ranks_for_full_passes
+from hvd_batchgrow.schedule.noise import NoiseScale
+from hvd_batchgrow.schedule.phases import Phase, Schedule, Warmup, compile_schedule
+from hvd_batchgrow.schedule.policies import POLICIES, Stage, Start, apply_lr_rule, batch_cap, first_batch, make_start
+
+T = TypeVar("T")
+ChooseRanks = Callable[[Stage], int]
+"""Ranks for a stage's batch."""
 
 
 @dataclass(frozen=True)
 class Plan:
     """What a run will do, decided before it starts."""
 
-    job_name: str
+    job: Job
     num_samples: int
-    group: int
-    """γ: samples of one group of the stream."""
     schedule: Schedule
     layouts: tuple[Layout, ...]
     """One per phase."""
+    noise: NoiseScale
+
+    @property
+    def group(self) -> int:
+        """γ: samples of one group of the stream."""
+        return self.job.model.ghost_batch
 
     @property
     def num_updates(self) -> int:
         """Updates of the whole run."""
         return self.schedule.num_updates
 
+    @property
+    def peak_ranks(self) -> int:
+        """The most ranks that any phase uses."""
+        return max(layout.ranks for layout in self.layouts)
+
     def noise_scale(self, phase: Phase) -> float:
         """Noise scale g of a phase."""
-        return noise_scale(phase.lr, phase.momentum, phase.global_batch, self.num_samples)
+        return self.noise.of(phase.lr, phase.momentum, phase.global_batch)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as `plan --json` prints them."""
         return {
-            "job": self.job_name,
+            "job": self.job.name,
             "num_samples": self.num_samples,
             "num_updates": self.num_updates,
             "end_samples": self.schedule.end_samples,
             "ghost_batch": self.group,
+            "warmup_samples": self.schedule.warmup.end_samples,
             "phases": [
                 self._phase_to_dict(phase, layout)
                 for phase, layout in zip(self.schedule.phases, self.layouts, strict=True)
@@ -50,6 +65,7 @@ class Plan:
         }
 
     def _phase_to_dict(self, phase: Phase, layout: Layout) -> dict[str, Any]:
+        adam = {} if phase.beta2 is None else {"beta2": phase.beta2, "eps": phase.eps}
         return {
             "start_epoch": phase.start_epoch,
             "start_samples": phase.start_samples,
@@ -57,78 +73,193 @@ class Plan:
             "lr": phase.lr,
             "momentum": phase.momentum,
             "global_batch": phase.global_batch,
+            "wanted_batch": phase.wanted_batch,
             "ranks": layout.ranks,
             "accumulation": layout.accumulation,
             "micro_batch": layout.micro_batch,
             "ragged": layout.ragged,
             "noise_scale": self.noise_scale(phase),
+            **adam,
         }
 
 
-def compile_plan(job: Job, ranks: int, num_samples: int) -> Plan:
+def compile_plan(job: Job, ranks: int, num_samples: int, choose_ranks: ChooseRanks | None = None) -> Plan:
     """Compile a job for a number of ranks.
 
     Args:
         job: the job.
-        ranks: R >= 1.
+        ranks: R >= 1, ranks that can be had.
         num_samples: N, size of the training set.
+        choose_ranks: decides the ranks of each phase under layout.growth = "auto"; made from measured costs.
 
     Raises:
         JobError: something cannot be formed; all such faults, with the arithmetic and the nearest valid values.
     """
-    if ranks < 1:
-        raise JobError([Fault("ranks", f"must be at least 1, got {ranks}")], job.name)
-    faults = _order_faults(job) + _cap_faults(job, num_samples)
+    faults = _early_faults(job, ranks, num_samples)
     if faults:
         raise JobError(faults, job.name)
-    stages = POLICIES[job.schedule.policy](job, num_samples)
+    start = make_start(job, num_samples)
+    stages = compile_stages(job, start)
+    faults = _batch_faults(stages, job, start)
+    layouts = _collect(faults, lambda: _layouts(stages, job, ranks, choose_ranks)) if not faults else None
+    if faults or layouts is None:
+        raise JobError(faults, job.name)
+    schedule = compile_schedule(stages, job.schedule.epochs, num_samples, _warmup(job, num_samples))
+    return Plan(job, num_samples, schedule, tuple(layouts), start.noise)
+
+
+def compile_stages(job: Job, start: Start) -> list[Stage]:
+    """What a job's policy wants, with its learning-rate rule. Raises JobError."""
+    try:
+        return apply_lr_rule(POLICIES[job.schedule.policy](job.schedule, start), job)
+    except JobError as error:
+        raise JobError(error.faults, job.name) from None
+
+
+def decay_twin(job: Job, num_samples: int) -> Job:
+    """The run that a growth run must match: the same noise scale at the same epochs, by the learning rate alone.
+
+    It starts from the job's own learning rate, momentum and batch, before `lr_scale` and
+    `raise_momentum_to`. Where the job's noise does not fall by given factors at given boundaries,
+    the twin's factors are those of the job's phases.
+
+    Raises:
+        JobError: the job cannot be planned, or its noise scale rises somewhere.
+    """
+    section = job.schedule
+    if isinstance(section, BoundaryBase) and getattr(section, "lr_rule", "none") == "none":
+        boundaries, factor = section.boundaries_epochs, section.factor
+    else:
+        stages, noise = compile_stages(job, make_start(job, num_samples)), make_start(job, num_samples).noise
+        scales = [noise.of(stage.lr, stage.momentum, stage.global_batch) for stage in stages]
+        factor = tuple(a / b for a, b in itertools.pairwise(scales))
+        boundaries = tuple(stage.start_epoch for stage in stages[1:])
+        if min(factor, default=1.0) < 1 - 1e-9:
+            raise JobError([Fault("schedule", "its noise scale rises: there is no twin that decays")], job.name)
+        factor = tuple(max(1.0, f) for f in factor)
+    twin = DecaySchedule(
+        policy="decay",
+        epochs=section.epochs,
+        global_batch=first_batch(job),
+        boundaries_epochs=boundaries,
+        factor=factor if boundaries else 1.0,
+        warmup_epochs=section.warmup_epochs,
+        warmup_start_lr=min(section.warmup_start_lr, job.optim.lr),
+        exact_noise=section.exact_noise,
+    )
+    layout = job.layout.model_copy(update={"growth": "accumulation", "ranks_per_phase": None})
+    return job.model_copy(update={"name": f"{job.name}-twin", "schedule": twin, "layout": layout})
+
+
+# --- layouts ---------------------------------------------------------------------------------
+
+
+def _layouts(stages: Sequence[Stage], job: Job, ranks: int, choose_ranks: ChooseRanks | None) -> list[Layout]:
+    faults: list[Fault] = []
     layouts = []
-    for k, stage in enumerate(stages):
+    for k, (stage, phase_ranks) in enumerate(zip(stages, _phase_ranks(stages, job, ranks, choose_ranks), strict=True)):
         try:
-            layouts.append(
-                form_layout(
-                    stage.global_batch,
-                    ranks,
-                    job.model.ghost_batch,
-                    job.layout.max_micro_batch,
-                    ragged=job.layout.ragged,
-                )
-            )
+            layouts.append(layout_for(stage, phase_ranks, job))
         except ValueError as error:
             faults.append(Fault(f"phase {k + 1} (from epoch {stage.start_epoch:g})", str(error)))
     if faults:
         raise JobError(_without_repeats(faults), job.name)
-    schedule = compile_schedule(stages, job.schedule.epochs, num_samples)
-    return Plan(job.name, num_samples, job.model.ghost_batch, schedule, tuple(layouts))
+    return layouts
 
 
-def decay_twin(job: Job) -> Job:
-    """The run that a growth run must match: the same job, decaying its learning rate at the same boundaries."""
-    schedule = job.schedule.model_copy(update={"policy": "decay", "max_batch": None})
-    return job.model_copy(update={"name": f"{job.name}-twin", "schedule": schedule})
+def layout_for(stage: Stage, ranks: int, job: Job) -> Layout:
+    """A stage's batch on a number of ranks; raises ValueError as `form_layout`."""
+    layout = job.layout
+    return form_layout(stage.global_batch, ranks, job.model.ghost_batch, layout.max_micro_batch, ragged=layout.ragged)
 
 
-def _order_faults(job: Job) -> list[Fault]:
-    epochs = (0.0, *job.schedule.boundaries_epochs, job.schedule.epochs)
+def _phase_ranks(stages: Sequence[Stage], job: Job, ranks: int, choose_ranks: ChooseRanks | None) -> list[int]:
+    layout, group = job.layout, job.model.ghost_batch
+    if layout.growth == "accumulation":
+        return [ranks] * len(stages)
+    if layout.growth == "auto":
+        if choose_ranks is None:
+            fault = "'auto' decides by measured costs: plan --cost PROBE.json, which hvd-batchgrow probe writes"
+            raise JobError([Fault("layout.growth", fault)])
+        return [choose_ranks(stage) for stage in stages]
+    if layout.ranks_per_phase is not None:
+        if len(layout.ranks_per_phase) != len(stages):
+            fault = f"{len(layout.ranks_per_phase)} numbers for {len(stages)} phases; give one for each"
+            raise JobError([Fault("layout.ranks_per_phase", fault)])
+        return list(layout.ranks_per_phase)
+    most = layout.max_ranks or ranks
     return [
-        Fault(
-            "schedule.boundaries_epochs",
-            f"must rise and end before epochs = {epochs[-1]:g}: {b:g} follows {a:g}",
-        )
-        for a, b in itertools.pairwise(epochs)
-        if b <= a
+        ranks_for_full_passes(stage.global_batch, most, group, layout.max_micro_batch, ragged=layout.ragged)
+        for stage in stages
     ]
 
 
-def _cap_faults(job: Job, num_samples: int) -> list[Fault]:
-    if job.schedule.policy != "grow":
+# --- faults ----------------------------------------------------------------------------------
+
+
+def _early_faults(job: Job, ranks: int, num_samples: int) -> list[Fault]:
+    faults = [] if ranks >= 1 else [Fault("ranks", f"must be at least 1, got {ranks}")]
+    section = job.schedule
+    if isinstance(section, BoundaryBase):
+        epochs = (0.0, *section.boundaries_epochs, section.epochs)
+        faults += [
+            Fault(
+                "schedule.boundaries_epochs", f"must rise and end before epochs = {epochs[-1]:g}: {b:g} follows {a:g}"
+            )
+            for a, b in itertools.pairwise(epochs)
+            if b <= a
+        ]
+    if section.warmup_epochs >= section.epochs:
+        faults.append(
+            Fault("schedule.warmup_epochs", f"{section.warmup_epochs:g} leave nothing of epochs = {section.epochs:g}")
+        )
+    if section.warmup_epochs and section.warmup_start_lr > job.optim.lr * section.lr_scale:
+        top = job.optim.lr * section.lr_scale
+        faults.append(
+            Fault("schedule.warmup_start_lr", f"{section.warmup_start_lr:g} is above the learning rate {top:g}")
+        )
+    return faults + _first_batch_faults(job, num_samples)
+
+
+def _first_batch_faults(job: Job, num_samples: int) -> list[Fault]:
+    first, group = first_batch(job), job.model.ghost_batch
+    key = "schedule.batch_steps" if job.schedule.policy == "steps" else "schedule.global_batch"
+    faults = []
+    if first >= num_samples and job.schedule.exact_noise:
+        faults.append(Fault(key, f"{first} is not below N = {num_samples}, where the exact noise scale ends"))
+    given = getattr(job.schedule, "max_batch", None)
+    cap = batch_cap(given, num_samples, group)
+    if cap is not None and cap < first:
+        told = f"{given} = {cap}" if isinstance(given, str) else f"{cap}"
+        faults.append(
+            Fault(
+                "schedule.max_batch",
+                f"{told} samples of N = {num_samples} is below the first batch {first}; use >= {first}",
+            )
+        )
+    return faults
+
+
+def _batch_faults(stages: Sequence[Stage], job: Job, start: Start) -> list[Fault]:
+    """Batches beyond N/10 that nobody asked for: there the noise stops falling as the leading order says."""
+    limit = start.noise.num_samples / 10
+    largest = max(stages, key=lambda stage: stage.global_batch)
+    stated = getattr(job.schedule, "max_batch", None) is not None or job.schedule.policy in {"steps", "decay"}
+    if stated or largest.global_batch <= max(limit, start.global_batch):
         return []
-    first = job.schedule.global_batch
-    cap = batch_cap(job.schedule.max_batch, num_samples, job.model.ghost_batch)
-    if cap is None or cap >= first:
-        return []
-    given = f"{job.schedule.max_batch} = {cap} samples of N = {num_samples}"
-    return [Fault("schedule.max_batch", f"{given} is below schedule.global_batch = {first}; use >= {first}")]
+    fault = (
+        f"is not set, and from epoch {largest.start_epoch:g} the batch would be {largest.global_batch}, "
+        f'beyond N/10 = {limit:g}; set "N/10", or the number that you want'
+    )
+    return [Fault("schedule.max_batch", fault)]
+
+
+def _collect(faults: list[Fault], attempt: Callable[[], T]) -> T | None:
+    try:
+        return attempt()
+    except JobError as error:
+        faults += error.faults
+        return None
 
 
 def _without_repeats(faults: list[Fault]) -> list[Fault]:
@@ -137,3 +268,8 @@ def _without_repeats(faults: list[Fault]) -> list[Fault]:
     for fault in faults:
         seen.setdefault(fault.message, fault)
     return list(seen.values())
+
+
+def _warmup(job: Job, num_samples: int) -> Warmup:
+    section = job.schedule
+    return Warmup(round(section.warmup_epochs * num_samples), section.warmup_start_lr)

@@ -1,64 +1,321 @@
 """Policies: what a job wants at each boundary, before it is compiled to updates.
 
-A policy is a plain function of the job and of N. It returns stages that start at the epochs
-0, boundaries_epochs[0], boundaries_epochs[1], … To add one, write the function and name it in POLICIES.
+A policy is a plain function of its section of the job and of the start. It returns stages in the
+order of their epochs, the first at 0. To add one, write the function, name it in POLICIES, and
+describe its keys in config.py.
+
+All work alike: the policy says by how much the noise scale must have fallen, and what may change
+to make it fall; what a batch of whole groups below its limit cannot take, the learning rate does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import importlib
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
-from hvd_batchgrow.config import Job
+from hvd_batchgrow.config import (
+    AdaBatchSchedule,
+    AdamSection,
+    BoundaryBase,
+    DecaySchedule,
+    GrowSchedule,
+    HybridSchedule,
+    ImportSchedule,
+    Job,
+    SeesawSchedule,
+    StepsSchedule,
+)
+from hvd_batchgrow.errors import Fault, JobError
+from hvd_batchgrow.schedule.noise import NoiseScale
 
 
 @dataclass(frozen=True)
 class Stage:
-    """Learning rate, momentum and global batch from an epoch on."""
+    """What holds from an epoch on."""
 
     start_epoch: float
     lr: float
     momentum: float
+    """m of SGD, β₁ of Adam."""
     global_batch: int
+    wanted_batch: float
+    """What the policy asked for, before it was rounded to whole groups and cut at the limit."""
+    beta2: float | None = None
+    eps: float | None = None
 
 
-def decay(job: Job, num_samples: int) -> list[Stage]:
-    """Divide the learning rate by `factor` at every boundary; the batch stays."""
-    plan = job.schedule
+@dataclass(frozen=True)
+class Start:
+    """Where a schedule starts from."""
+
+    lr: float
+    momentum: float
+    global_batch: int
+    noise: NoiseScale
+    group: int
+    """γ, samples of a group: a batch is a whole number of groups."""
+    max_batch: int | None
+
+    def form(self, wanted: float) -> int:
+        """The batch nearest to the wanted one that can be had."""
+        if abs(wanted - self.global_batch) < 1e-6:
+            return self.global_batch
+        batch = max(1, round(wanted / self.group)) * self.group
+        return batch if self.max_batch is None else min(batch, self.max_batch)
+
+    def stage(self, epoch: float, noise: float, momentum: float, wanted: float) -> Stage:
+        """A stage of a given noise scale: the batch as near to `wanted` as can be, the learning rate to match."""
+        batch = self.form(wanted)
+        exact = math.isclose(batch, wanted, rel_tol=1e-12)
+        held = exact and math.isclose(self.noise.of(self.lr, momentum, batch), noise, rel_tol=1e-12)
+        lr = self.lr if held else self.noise.lr_for(noise, momentum, batch)
+        return Stage(epoch, lr, momentum, batch, wanted)
+
+
+def decay(section: DecaySchedule, start: Start) -> list[Stage]:
+    """Divide the learning rate by f at every boundary; the batch stays."""
     return [
-        Stage(epoch, job.optim.lr / plan.factor**k, job.optim.momentum, plan.global_batch)
-        for k, epoch in enumerate((0.0, *plan.boundaries_epochs))
+        start.stage(epoch, noise, momentum, start.global_batch)
+        for epoch, noise, momentum in _boundary_targets(section, start)
     ]
 
 
-def grow(job: Job, num_samples: int) -> list[Stage]:
-    """Multiply the batch by `factor` at every boundary; the learning rate takes what the batch could not.
-
-    With B* = B₀ fᵏ the batch wanted after k boundaries and B the one that can be had (B* rounded to
-    whole groups, at most `max_batch`), ε = ε₀ B/B*: the noise scale falls by f each time, exactly.
+def grow(section: GrowSchedule, start: Start) -> list[Stage]:
+    """Grow the batch so that the noise scale falls by f at every boundary, the learning rate held.
 
     Source: Smith et al. 2018 (arXiv 1711.00489), §2 and §5.
     """
-    plan, group = job.schedule, job.model.ghost_batch
-    cap = batch_cap(plan.max_batch, num_samples, group)
-    stages = []
-    for k, epoch in enumerate((0.0, *plan.boundaries_epochs)):
-        wanted = plan.global_batch * plan.factor**k
-        rounded = plan.global_batch if k == 0 else _whole_groups(wanted, group)
-        batch = rounded if cap is None else min(rounded, cap)
-        stages.append(Stage(epoch, job.optim.lr * (batch / wanted), job.optim.momentum, batch))
+    return [
+        start.stage(epoch, noise, momentum, start.noise.batch_for(noise, momentum, start.lr))
+        for epoch, noise, momentum in _boundary_targets(section, start)
+    ]
+
+
+def hybrid(section: HybridSchedule, start: Start) -> list[Stage]:
+    """Grow at the first `growing_boundaries` boundaries, divide the learning rate at the others.
+
+    Source: Smith et al. 2018, figure 1.
+    """
+    stages: list[Stage] = []
+    for k, (epoch, noise, momentum) in enumerate(_boundary_targets(section, start)):
+        grows = k <= section.growing_boundaries
+        wanted = start.noise.batch_for(noise, momentum, start.lr) if grows else float(stages[-1].global_batch)
+        stages.append(start.stage(epoch, noise, momentum, wanted))
     return stages
 
 
-POLICIES: dict[str, Callable[[Job, int], list[Stage]]] = {"decay": decay, "grow": grow}
+def seesaw(section: SeesawSchedule, start: Start) -> list[Stage]:
+    """Divide the learning rate by √f and multiply the batch by f at every boundary, for Adam.
+
+    The noise scale is the normalised one, so that it falls by f: what dividing the learning rate
+    by f would do at a constant batch. At the limit of the batch the learning rate takes the rest.
+    The rule needs a learning-rate factor of at least the root of the batch's; it is just that here.
+
+    Source: Seesaw (2025), as in the project's formulas §3.
+    """
+    return [
+        start.stage(epoch, noise, momentum, start.global_batch * fallen)
+        for fallen, (epoch, noise, momentum) in zip(_fallen(section), _boundary_targets(section, start), strict=True)
+    ]
+
+
+def adabatch(section: AdaBatchSchedule, start: Start) -> list[Stage]:
+    """Every `every_epochs`, multiply the batch by β and the learning rate by α: the noise falls by β/α.
+
+    Source: Devarakonda et al. 2017 (arXiv 1712.02029).
+    """
+    stages = []
+    for k in range(math.ceil(section.epochs / section.every_epochs)):
+        wanted = start.global_batch * section.batch_factor**k
+        noise = start.noise.of(start.lr * section.lr_factor**k, start.momentum, wanted)
+        stages.append(start.stage(k * section.every_epochs, noise, start.momentum, wanted))
+    return stages
+
+
+def steps(section: StepsSchedule, start: Start) -> list[Stage]:
+    """The batches of "samples:batch samples:batch …"; the learning rate stays, or follows `lr_rule`."""
+    pairs = parse_batch_steps(section.batch_steps)
+    counts = [samples for samples, _ in pairs]
+    if any(b <= a for a, b in itertools.pairwise(counts)):
+        raise JobError([Fault("schedule.batch_steps", f"sample counts must rise, got {counts}")])
+    total = section.epochs * start.noise.num_samples
+    if counts[-1] >= total:
+        fault = f"the last step at {counts[-1]} samples is beyond the run's {total:.0f}"
+        raise JobError([Fault("schedule.batch_steps", fault)])
+    num_samples = start.noise.num_samples
+    return [Stage(at / num_samples, start.lr, start.momentum, batch, float(batch)) for at, batch in pairs]
+
+
+def import_(section: ImportSchedule, start: Start) -> list[Stage]:
+    """Grow the batch where another schedule would decay the learning rate.
+
+    A schedule of steps gives a stage a step. A smooth one is cut into `num_steps` stages of equal
+    length; each has the mean noise scale that the schedule would have had over it.
+    """
+    multiples = _imported_multiples(section)
+    for (_, before), (epoch, multiple) in itertools.pairwise(multiples):
+        if multiple > before:
+            fault = f"rises from {before:g} to {multiple:g} × lr at epoch {epoch:g}: only a falling one can be grown"
+            raise JobError([Fault("schedule.lr_schedule", fault)])
+    first = start.noise.of(start.lr, start.momentum, start.global_batch)
+    return [
+        start.stage(epoch, first * m, start.momentum, start.noise.batch_for(first * m, start.momentum, start.lr))
+        for epoch, m in multiples
+    ]
+
+
+POLICIES: dict[str, Callable[[Any, Start], list[Stage]]] = {
+    "decay": decay,
+    "grow": grow,
+    "hybrid": hybrid,
+    "seesaw": seesaw,
+    "adabatch": adabatch,
+    "steps": steps,
+    "import": import_,
+}
+
+
+# --- what policies are made of ---------------------------------------------------------------
+
+
+def parse_batch_steps(text: str) -> list[tuple[int, int]]:
+    """ "0:768 250000:1536" to [(0, 768), (250000, 1536)]: from sample count, batch. Megatron-LM's syntax."""
+    pairs = (pair.split(":") for pair in text.split())
+    return [(int(samples), int(batch)) for samples, batch in pairs]
+
+
+def boundary_factors(section: BoundaryBase) -> tuple[float, ...]:
+    """f at each boundary.
+
+    Raises:
+        JobError: as many are given as there are not boundaries.
+    """
+    count = len(section.boundaries_epochs)
+    if isinstance(section.factor, tuple):
+        if len(section.factor) != count:
+            fault = f"{len(section.factor)} factors for {count} boundaries; give one for each, or one number"
+            raise JobError([Fault("schedule.factor", fault)])
+        return section.factor
+    return (section.factor,) * count
+
+
+def _boundary_targets(section: BoundaryBase, start: Start) -> list[tuple[float, float, float]]:
+    """Epoch, noise scale and momentum of each stage."""
+    epochs = (0.0, *section.boundaries_epochs)
+    momenta = section.momenta or (start.momentum,) * len(epochs)
+    if len(momenta) != len(epochs) or momenta[0] != start.momentum:
+        fault = f"needs one for each of the {len(epochs)} phases, the first {start.momentum:g}, got {list(momenta)}"
+        raise JobError([Fault("schedule.momenta", fault)])
+    first = start.noise.of(start.lr, start.momentum, start.global_batch)
+    return [(epoch, first / r, m) for epoch, r, m in zip(epochs, _fallen(section), momenta, strict=True)]
+
+
+def _fallen(section: BoundaryBase) -> list[float]:
+    """By how much the noise scale must have fallen at each stage: 1, f₁, f₁ f₂, …"""
+    return list(itertools.accumulate(boundary_factors(section), lambda a, b: a * b, initial=1.0))
+
+
+def _imported_multiples(section: ImportSchedule) -> list[tuple[float, float]]:
+    """Start epoch of each stage and mean multiple of the learning rate over it."""
+    if section.lr_schedule == "steps":
+        return [(0.0, 1.0), *section.lr_steps]
+    function = _lr_function(section)
+    length = section.epochs / section.num_steps
+    points = 1000  # midpoint rule: exact to 1e-6 for what anyone would import
+    return [
+        (k * length, math.fsum(function((k + (i + 0.5) / points) * length) for i in range(points)) / points)
+        for k in range(section.num_steps)
+    ]
+
+
+def _lr_function(section: ImportSchedule) -> Callable[[float], float]:
+    end, epochs = section.end_lr_fraction, section.epochs
+    if section.lr_schedule == "polynomial":
+        return lambda epoch: end + (1 - end) * (1 - epoch / epochs) ** section.power
+    if section.lr_schedule == "cosine":
+        return lambda epoch: end + (1 - end) * (1 + math.cos(math.pi * epoch / epochs)) / 2
+    module, _, name = section.lr_schedule.partition(":")
+    try:
+        function = getattr(importlib.import_module(module), name)
+        float(function(0.0))
+    except Exception as error:  # the user's own code
+        raise JobError([Fault("schedule.lr_schedule", f"{section.lr_schedule}: {error}")]) from error
+    return function  # type: ignore[no-any-return]
+
+
+def make_start(job: Job, num_samples: int) -> Start:
+    """The start of a job's schedule: `lr_scale` and `raise_momentum_to` enlarge the batch at the same noise scale."""
+    section, optim, group = job.schedule, job.optim, job.model.ghost_batch
+    base_batch = first_batch(job)
+    normalised_from = base_batch if section.policy == "seesaw" else None
+    noise = NoiseScale(num_samples, section.exact_noise, normalised_from)
+    lr = optim.lr * section.lr_scale
+    momentum = optim.momentum if section.raise_momentum_to is None else section.raise_momentum_to
+    max_batch = batch_cap(getattr(section, "max_batch", None), num_samples, group)
+    start = Start(lr, momentum, base_batch, noise, group, max_batch)
+    if (lr, momentum) == (optim.lr, optim.momentum):
+        return start
+    target = noise.of(optim.lr, optim.momentum, base_batch)
+    stage = start.stage(0.0, target, momentum, noise.batch_for(target, momentum, lr))
+    return replace(start, lr=stage.lr, global_batch=stage.global_batch)
+
+
+def first_batch(job: Job) -> int:
+    """B₀ as the job file has it."""
+    if isinstance(job.schedule, StepsSchedule):
+        return parse_batch_steps(job.schedule.batch_steps)[0][1]
+    return job.schedule.global_batch
 
 
 def batch_cap(max_batch: int | str | None, num_samples: int, group: int) -> int | None:
-    """The largest batch allowed, in samples; "N/10" is rounded down to whole groups, a number is taken as it is."""
+    """The largest batch allowed, in samples.
+
+    "N/10" is rounded down to whole groups, a number is taken as it is; None: no limit was stated.
+    """
     if isinstance(max_batch, str):
         return num_samples // int(max_batch.removeprefix("N/")) // group * group
     return max_batch
 
 
-def _whole_groups(samples: float, group: int) -> int:
-    return max(1, round(samples / group)) * group
+def apply_lr_rule(stages: Sequence[Stage], job: Job) -> list[Stage]:
+    """What the learning rate does where the batch has grown by κ since the start, on top of the policy.
+
+    none: nothing; linear: ε κ (Goyal et al. 2017, arXiv 1706.02677); sqrt: ε √κ; adam: ε √κ,
+    1-βᵢ → κ (1-βᵢ), eps/√κ (Malladi et al. 2022, arXiv 2205.10287), only while κ (1-β₁) < 1.
+
+    Raises:
+        JobError: Adam's set is asked for without Adam, or κ is too large for it.
+    """
+    rule = getattr(job.schedule, "lr_rule", "none")
+    if rule == "none":
+        return list(stages)
+    if rule == "adam":
+        return [_adam_set(stage, stages[0].global_batch, job) for stage in stages]
+    power = {"linear": 1.0, "sqrt": 0.5}[rule]
+    return [replace(s, lr=s.lr * (s.global_batch / stages[0].global_batch) ** power) for s in stages]
+
+
+def _adam_set(stage: Stage, first: int, job: Job) -> Stage:
+    if not isinstance(job.optim, AdamSection):
+        raise JobError(
+            [Fault("schedule.lr_rule", f"'adam' is for optim.name = 'adam' or 'adamw', not {job.optim.name!r}")]
+        )
+    kappa, optim = stage.global_batch / first, job.optim
+    if kappa * (1 - optim.momentum) >= 1:
+        largest = math.ceil(first / (1 - optim.momentum) / job.model.ghost_batch - 1) * job.model.ghost_batch
+        fault = (
+            f"Adam's set needs κ (1-β₁) < 1, and {stage.global_batch}/{first} · {1 - optim.momentum:g} = "
+            f"{kappa * (1 - optim.momentum):g}; grow to {largest} at most"
+        )
+        raise JobError([Fault("schedule.lr_rule", fault)])
+    return replace(
+        stage,
+        lr=stage.lr * kappa**0.5,
+        momentum=1 - kappa * (1 - optim.momentum),
+        beta2=1 - kappa * (1 - optim.beta2),
+        eps=optim.eps / kappa**0.5,
+    )

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.nn.ghost_batch_norm import ghost_norms
-from hvd_batchgrow.optim.sgd import set_hyperparameters
+from hvd_batchgrow.optim.build import set_hyperparameters
 from hvd_batchgrow.schedule.phases import Phase
 from hvd_batchgrow.train.gradients import GradientBuckets
 
@@ -52,12 +52,16 @@ class UpdateEngine:
         model: maps images to logits.
         optimizer: holds the model's parameters; its `zero_grad` must not be used.
         ranks: the processes that share an update.
+        rescale_momentum: see `set_hyperparameters`.
     """
 
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, ranks: Ranks) -> None:
+    def __init__(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, ranks: Ranks, *, rescale_momentum: bool = False
+    ) -> None:
         self.model = model
         self.optimizer = optimizer
         self.ranks = ranks
+        self.rescale_momentum = rescale_momentum
         self.device = next(model.parameters()).device
         self.norms = list(ghost_norms(model))
         for norm in self.norms:
@@ -104,7 +108,7 @@ class UpdateEngine:
         reduce_wait_s = self.buckets.wait()
         self.ranks.wait(handle)
         self.buckets.divide(phase.global_batch)
-        set_hyperparameters(self.optimizer, phase.lr, phase.momentum)
+        set_hyperparameters(self.optimizer, phase, rescale_momentum=self.rescale_momentum)
         self.optimizer.step()
         self._commit(totals[3:], num_groups)
         loss_sum, num_correct, stop_votes = totals[:3].tolist()

@@ -16,7 +16,7 @@ from hvd_batchgrow.data.pipeline import Normalisation, choose_pipeline, evaluati
 from hvd_batchgrow.data.sources import Source
 from hvd_batchgrow.data.stream import Stream, groups_of_rank
 from hvd_batchgrow.nn.models import build_model
-from hvd_batchgrow.optim.sgd import build_sgd
+from hvd_batchgrow.optim.build import build_optimizer
 from hvd_batchgrow.schedule.layout import Layout
 from hvd_batchgrow.schedule.phases import Phase
 from hvd_batchgrow.schedule.plan import Plan
@@ -67,8 +67,9 @@ class Trainer:
         torch.manual_seed(job.seed)
         in_channels = source.train.images.shape[-1]
         self.model = build_model(job, in_channels, source.num_classes).to(self.device)
-        self.optimizer = build_sgd(self.model, job.optim)
-        self.engine = UpdateEngine(self.model, self.optimizer, ranks)
+        self.optimizer = build_optimizer(self.model, job.optim)
+        rescale = getattr(job.optim, "rescale_momentum", False)
+        self.engine = UpdateEngine(self.model, self.optimizer, ranks, rescale_momentum=rescale)
         self.stream = Stream(len(source.train), job.seed)
         self.samples = 0
         self.evaluation: Evaluation | None = None
@@ -94,13 +95,13 @@ class Trainer:
             batches = self._open_batches() if self.samples < schedule.end_samples else iter(())
             while self.samples < schedule.end_samples and not stopped:
                 index = schedule.index_at(self.samples)
-                before, phase = self.samples, schedule.phases[index]
+                before, phase = self.samples, schedule.at(self.samples)
                 result = self._update(batches, phase, self.plan.layouts[index], stop=stop.asked)
                 stretch.add(result, phase.global_batch)
                 stopped = result.stop_votes > 0
                 at_boundary = self.samples == phase.end_samples
                 if stopped or at_boundary or self._is_due(before, 1 / self.job.watch.records_per_epoch):
-                    self._record(stretch, index)
+                    self._record(stretch, index, phase)
                     stretch = _Stretch()
                 self._evaluate_and_save(before, must_save=stopped or at_boundary)
         ended = self._ended()
@@ -191,8 +192,8 @@ class Trainer:
         boundaries = {phase.end_samples for phase in self.plan.schedule.phases}
         write_checkpoint(self.folder / "checkpoints", checkpoint, self.job.checkpoint.keep, boundaries)
 
-    def _record(self, stretch: _Stretch, index: int) -> None:
-        phase, layout = self.plan.schedule.phases[index], self.plan.layouts[index]
+    def _record(self, stretch: _Stretch, index: int, phase: Phase) -> None:
+        layout = self.plan.layouts[index]
         record = TrainRecord(
             samples=self.samples,
             epoch=self._epoch(),

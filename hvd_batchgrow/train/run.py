@@ -14,6 +14,7 @@ from hvd_batchgrow.config import Job
 from hvd_batchgrow.data.known import known_num_samples
 from hvd_batchgrow.data.pipeline import choose_pipeline
 from hvd_batchgrow.data.sources import ReportBytes, Source, load_source
+from hvd_batchgrow.errors import Fault, JobError
 from hvd_batchgrow.schedule.plan import Plan, compile_plan
 from hvd_batchgrow.train.events import Observer, RunEnded
 from hvd_batchgrow.train.loop import Trainer
@@ -61,6 +62,12 @@ def run_job(
 
 def _prepare(job: Job, ranks: Ranks, report: ReportBytes) -> tuple[Job, Plan, Source]:
     plan = compile_plan(job, ranks.size, known_num_samples(job.data))
+    for k, layout in enumerate(plan.layouts):
+        if layout.ranks != ranks.size:
+            fault = (
+                f"phase {k + 1} is planned for {layout.ranks} ranks, launched are {ranks.size}, and all train together"
+            )
+            raise JobError([Fault("layout.growth", f"{fault}; add --layout.growth accumulation")], job.name)
     choose_pipeline(job.data.pipeline)
     return job, plan, load_source(job.data, report)
 

@@ -17,7 +17,7 @@ def plan_table(plan: Plan) -> Table:
     """Phases of a plan, one a row."""
     layout = plan.layouts[0]
     table = Table(
-        title=f"{plan.job_name}: N = {plan.num_samples:,}, ghost batch {plan.group}, {layout.ranks} ranks",
+        title=f"{plan.job.name}: N = {plan.num_samples:,}, ghost batch {plan.group}, {layout.ranks} ranks",
         title_justify="left",
         box=box.SIMPLE_HEAD,
     )

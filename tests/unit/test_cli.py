@@ -109,7 +109,11 @@ def test_digest_of_what_is_no_run_is_refused(tmp_path: Path, capsys: pytest.Capt
         ),
         (["plan", "small.toml", "--ranks", "5"], 2, "global batch 16 = 2 ghost batches of 8 for 5 ranks"),
         (["train", "small.toml", "--optim.lr", "-1"], 2, "optim.lr: input should be greater than 0, got -1"),
-        (["twin", "small.toml", "--schedule.policy", "decay"], 2, "schedule.policy: 'decay' is what the twin does"),
+        (
+            ["plan", "small.toml", "--schedule.policy", "decay"],
+            2,
+            "max_batch: unknown key of 'decay'; it belongs to grow",
+        ),
         (["train", "small.toml", "--data.root", "nowhere"], 1, "nowhere holds neither train-images-idx3-ubyte"),
     ],
 )

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from hvd_batchgrow.config import load_job, parse_job, split_overrides
 from hvd_batchgrow.errors import JobError
+from hvd_batchgrow.job_file import load_job, parse_job, split_overrides
 from tests.helpers import job_tree
 
 JOBS = sorted((Path(__file__).parents[2] / "jobs").glob("*.toml"))
@@ -21,11 +21,18 @@ def test_every_shipped_job_is_valid_and_named_as_its_file(path: Path) -> None:
     ("section", "key", "value", "message"),
     [
         ("schedule", "factr", 3.0, "schedule.factr: unknown key; did you mean schedule.factor?"),
-        ("optim", "zzz", 1, "optim.zzz: unknown key; known here: name, lr, momentum, nesterov, weight_decay"),
+        (
+            "optim",
+            "zzz",
+            1,
+            "optim.zzz: unknown key; known here: name, lr, momentum, nesterov, weight_decay, rescale_momentum",
+        ),
         ("optim", "momentum", 1.0, "optim.momentum: input should be less than 1, got 1.0"),
+        ("schedule", "policy", "grwo", "schedule.policy: must be one of decay, grow, hybrid, adabatch, steps, import"),
+        ("schedule", "every_epochs", 1.0, "schedule.every_epochs: unknown key of 'grow'; it belongs to adabatch"),
         ("optim", "lr", "0.1", "optim.lr: input should be a valid number, got '0.1'"),
         ("optim", "lr", float("nan"), "optim.lr: input should be a finite number, got nan"),
-        ("schedule", "factor", 1.0, "schedule.factor: input should be greater than 1, got 1.0"),
+        ("schedule", "factor", 0.5, "schedule.factor: must be a number >= 1, or a list of them, one for each boundary"),
         ("schedule", "max_batch", "N/0", "schedule.max_batch: must be a number of samples > 0, or a share"),
         ("schedule", "max_batch", True, "schedule.max_batch: must be a number of samples > 0, or a share"),
         ("schedule", "boundaries_epochs", [1.0, "2"], "schedule.boundaries_epochs.1: input should be a valid number"),

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from hvd_batchgrow.comm.ranks import AgreedFailure, SingleRank
-from hvd_batchgrow.config import Job, parse_job
+from hvd_batchgrow.config import Job
+from hvd_batchgrow.job_file import parse_job
 from hvd_batchgrow.schedule.plan import compile_plan
 from hvd_batchgrow.train.checkpoint import Checkpoint, write_checkpoint
 from hvd_batchgrow.train.run_folder import open_run

@@ -141,4 +141,4 @@ def test_downloads_are_shown(terminal: bool) -> None:
 
 
 def test_the_twin_is_named_after_its_job() -> None:
-    assert decay_twin(small_job()).name == "small-twin"
+    assert decay_twin(small_job(), NUM_TRAIN).name == "small-twin"

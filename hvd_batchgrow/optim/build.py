@@ -1,0 +1,59 @@
+"""The optimiser that a job describes, and what changes in it from phase to phase."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from hvd_batchgrow.config import AdamSection, SgdSection
+from hvd_batchgrow.schedule.phases import Phase
+
+
+def build_optimizer(model: nn.Module, optim: SgdSection | AdamSection) -> torch.optim.Optimizer:
+    """torch's SGD, Adam or AdamW, with weight decay on weights only.
+
+    Normalisation parameters and biases, which have one dimension or none, are not decayed: found
+    by their shape, never by their name.
+    """
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": optim.weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    if isinstance(optim, SgdSection):
+        return torch.optim.SGD(groups, lr=optim.lr, momentum=optim.momentum, nesterov=optim.nesterov, foreach=True)
+    kind = torch.optim.Adam if optim.name == "adam" else torch.optim.AdamW
+    return kind(groups, lr=optim.lr, betas=(optim.momentum, optim.beta2), eps=optim.eps, foreach=True)
+
+
+def set_hyperparameters(optimizer: torch.optim.Optimizer, phase: Phase, *, rescale_momentum: bool = False) -> None:
+    """Give the next update its learning rate and momentum.
+
+    torch's SGD is u = m u + g, w -= ε u: neither a change of ε nor of B under a mean gradient asks
+    for a correction of u (Goyal et al. 2017, §3.2, corrects the form that has ε inside u). Where m
+    becomes m', u settles at a level larger by (1-m)/(1-m').
+
+    Args:
+        optimizer: of `build_optimizer`.
+        phase: gives the values.
+        rescale_momentum: bring u to its new level at once, instead of letting it refill.
+    """
+    for group in optimizer.param_groups:
+        group["lr"] = phase.lr
+        if "betas" in group:
+            group["betas"] = (phase.momentum, group["betas"][1] if phase.beta2 is None else phase.beta2)
+            group["eps"] = group["eps"] if phase.eps is None else phase.eps
+            continue
+        if rescale_momentum and group["momentum"] != phase.momentum:
+            _scale_buffers(optimizer, group["params"], (1 - group["momentum"]) / (1 - phase.momentum))
+        group["momentum"] = phase.momentum
+
+
+def _scale_buffers(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], factor: float) -> None:
+    for parameter in parameters:
+        buffer = optimizer.state[parameter].get("momentum_buffer")
+        if buffer is not None:
+            buffer.mul_(factor)
