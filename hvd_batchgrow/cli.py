@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+import tomli_w
 import tyro
 from rich.console import Console
 
@@ -19,11 +20,12 @@ from hvd_batchgrow.comm.launch import launched_by, launched_ranks
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.errors import ExitCode, Fault, JobError, RunError
 from hvd_batchgrow.job_file import load_job, split_overrides
-from hvd_batchgrow.schedule.plan import compile_plan, decay_twin
+from hvd_batchgrow.schedule.plan import Plan, compile_plan, compile_twin, decay_twin
 
 if TYPE_CHECKING:  # torch takes seconds to import, and `plan` does without it
     from hvd_batchgrow.comm.ranks import Ranks
     from hvd_batchgrow.train.events import Observer, RunEnded
+    from hvd_batchgrow.train.stop import StopRequest
 
 
 @dataclass(frozen=True)
@@ -48,28 +50,62 @@ class PlanCommand(JobCommand):
     """Print what a job would do, phase by phase, without touching its data."""
 
     ranks: int = 1
-    """How many ranks to plan for."""
+    """How many ranks can be had."""
     json: bool = False
     """Print plain data instead of tables."""
+    twin: bool = False
+    """Print the job file of the twin that decays the learning rate, and nothing else."""
+    plot: Path | None = None
+    """Draw learning rate, batch and noise scale into a .png, .svg or .pdf."""
 
     def run(self, overrides: dict[str, Any]) -> ExitCode:
         """Plan, and the decay twin beside it."""
         from hvd_batchgrow.data.known import known_num_samples
-        from hvd_batchgrow.watch.tables import plan_table
 
         job = self.load(overrides)
         num_samples = known_num_samples(job.data)
         plan = compile_plan(job, self.ranks, num_samples)
-        if self.json:
-            print(json.dumps(plan.to_dict(), indent=2))
+        twin_job = None if job.schedule.policy == "decay" else decay_twin(job, num_samples)
+        if self.twin:
+            self.print_twin(twin_job)
             return ExitCode.DONE
-        console = _console(sys.stdout)
-        console.print(plan_table(plan))
-        if job.schedule.policy != "decay":
-            twin = compile_plan(decay_twin(job, num_samples), self.ranks, num_samples)
-            console.print(plan_table(twin))
-            console.print(f"{twin.num_updates / plan.num_updates:.2f}× fewer updates than the twin", highlight=False)
+        # The twin runs wherever its batch can be formed, if not on as many ranks as the job.
+        plans = [plan, *([compile_twin(twin_job, self.ranks, num_samples)] if twin_job else [])]
+        if self.plot:
+            from hvd_batchgrow.watch.plot import plot_plans
+
+            plot_plans(plans[::-1], self.plot)
+        self.print_json(plans) if self.json else self.print_tables(plans)
         return ExitCode.DONE
+
+    def print_twin(self, twin: Job | None) -> None:
+        """The twin as a job file."""
+        if twin is None:
+            raise JobError([Fault("schedule.policy", "'decay' is its own twin")], str(self.job))
+        print(tomli_w.dumps(twin.model_dump(mode="json", exclude_none=True)))
+
+    def print_json(self, plans: Sequence[Plan]) -> None:
+        """The plan, with the twin's beside it."""
+        plan, *twin = plans
+        tree = plan.to_dict()
+        if twin:
+            tree |= {"twin": twin[0].to_dict(), "updates_ratio": twin[0].num_updates / plan.num_updates}
+        print(json.dumps(tree, indent=2))
+
+    def print_tables(self, plans: Sequence[Plan]) -> None:
+        """Tables, what happens between phases, and the saving."""
+        from hvd_batchgrow.schedule.transitions import describe_transitions
+        from hvd_batchgrow.watch.tables import plan_table
+
+        console = _console(sys.stdout)
+        for plan in plans:
+            console.print(plan_table(plan))
+            for line in describe_transitions(plan):
+                console.print(f"  {line}", highlight=False)
+            console.print()
+        if len(plans) > 1:
+            ratio = plans[1].num_updates / plans[0].num_updates
+            console.print(f"{ratio:.2f}× fewer updates than the twin", highlight=False)
 
 
 @dataclass(frozen=True)
@@ -85,9 +121,15 @@ class TrainCommand(JobCommand):
 
     def run(self, overrides: dict[str, Any]) -> ExitCode:
         """Train, and end with 75 if stopped."""
-        return _with_ranks(lambda ranks: _exit_code([self.train(ranks, lambda: self.load(overrides))]))
+        self.check_flags()
+        return _with_ranks(lambda ranks, stop: _exit_code([self.train(ranks, stop, lambda: self.load(overrides))]))
 
-    def train(self, ranks: Ranks, load: Callable[[], Job]) -> RunEnded:
+    def check_flags(self) -> None:
+        """A script that goes on by itself must not throw away what it goes on from."""
+        if self.overwrite and self.resume == "auto":
+            raise JobError([Fault("--overwrite", "contradicts --resume auto: choose one")], "command line")
+
+    def train(self, ranks: Ranks, stop: StopRequest, load: Callable[[], Job]) -> RunEnded:
         """One run, watched on the terminal."""
         from hvd_batchgrow.train.run import RunOptions, run_job
         from hvd_batchgrow.watch.progress import byte_progress
@@ -95,7 +137,7 @@ class TrainCommand(JobCommand):
         console = _console(sys.stderr, quiet=ranks.local_rank != 0)
         options = RunOptions(self.runs_dir, resume=self.resume == "auto", overwrite=self.overwrite)
         with byte_progress(console) as report:
-            return run_job(load, ranks, options, report, lambda job: _observers(job, console))
+            return run_job(load, ranks, options, report, lambda job: _observers(job, console), stop)
 
 
 @dataclass(frozen=True)
@@ -104,7 +146,8 @@ class TwinCommand(TrainCommand):
 
     def run(self, overrides: dict[str, Any]) -> ExitCode:
         """Both runs, then the table."""
-        return _with_ranks(lambda ranks: self.compare(ranks, overrides))
+        self.check_flags()
+        return _with_ranks(lambda ranks, stop: self.compare(ranks, stop, overrides))
 
     def load_growing(self, overrides: dict[str, Any]) -> Job:
         """The job, which must not be its own twin."""
@@ -121,14 +164,14 @@ class TwinCommand(TrainCommand):
         job = self.load(overrides)
         return decay_twin(job, known_num_samples(job.data))
 
-    def compare(self, ranks: Ranks, overrides: dict[str, Any]) -> ExitCode:
+    def compare(self, ranks: Ranks, stop: StopRequest, overrides: dict[str, Any]) -> ExitCode:
         """Train one after the other; a stop in the first ends both."""
         from hvd_batchgrow.watch.tables import result_table
 
-        grown = self.train(ranks, lambda: self.load_growing(overrides))
-        if not grown.done:
+        grown = self.train(ranks, stop, lambda: self.load_growing(overrides))
+        if not grown.done or ranks.any(flag=stop.asked):
             return ExitCode.STOPPED
-        decayed = self.train(ranks, lambda: self.load_twin(overrides))
+        decayed = self.train(ranks, stop, lambda: self.load_twin(overrides))
         if ranks.rank == 0 and decayed.done:
             console = _console(sys.stdout)
             console.print(result_table([("grow the batch", grown), ("decay the learning rate", decayed)]))
@@ -142,8 +185,10 @@ class TwinCommand(TrainCommand):
 class DigestCommand:
     """Print one SHA-256 over the weights and buffers of a run, and how runs differ."""
 
-    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Run folders; each after the first is compared with the first."""
+    first: Annotated[Path, tyro.conf.Positional]
+    """A run folder."""
+    others: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
+    """More of them, each compared with the first."""
 
     def run(self, overrides: dict[str, Any]) -> ExitCode:
         """The digest alone for one run; for several a line each."""
@@ -151,7 +196,7 @@ class DigestCommand:
 
         if overrides:
             raise JobError([Fault(key, "there is no job to put it over") for key in overrides], "command line")
-        first, *others = (final_weights(run) for run in self.runs)
+        first, *others = (final_weights(run) for run in (self.first, *self.others))
         for weights in (first, *others):
             if not weights.is_final:
                 print(f"{weights.run} is not done: these are its weights at sample {weights.samples}", file=sys.stderr)
@@ -195,25 +240,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return ExitCode.FAILURE
 
 
-def _with_ranks(work: Callable[[Ranks], ExitCode]) -> ExitCode:
+def _with_ranks(work: Callable[[Ranks, StopRequest], ExitCode]) -> ExitCode:
     """Join the other ranks, work, and leave; a rank that fails alone takes the others down with it."""
     from hvd_batchgrow.comm.ranks import AgreedFailure, connect
+    from hvd_batchgrow.train.stop import StopRequest
 
     ranks = connect()
     try:
-        code = work(ranks)
+        with StopRequest() as stop:
+            code = work(ranks, stop)
+            ranks.close()
+            return code
     except AgreedFailure as failure:
         if failure.error:
             print(failure.error, file=sys.stderr)
-        code = failure.code
+        ranks.close()
+        return failure.code
     except BaseException as error:
         place = f"rank {ranks.rank} of {ranks.size} on {socket.gethostname()}"
         text = str(error) if isinstance(error, RunError) else traceback.format_exc()
         print(f"{place} failed:\n{text}", file=sys.stderr, flush=True)
         ranks.abort(ExitCode.FAILURE)
         raise
-    ranks.close()
-    return code
 
 
 def _observers(job: Job, console: Console) -> list[Observer]:

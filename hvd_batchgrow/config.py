@@ -130,7 +130,7 @@ class BoundaryBase(ScheduleBase):
     """Epochs at which the noise scale is divided by `factor`."""
     factor: Factor = 5.0
     """One number, or one for each boundary."""
-    momenta: FloatList | None = None
+    momenta: Annotated[tuple[Fraction, ...], BeforeValidator(_tuples)] | None = None
     """Momentum of each phase; None: the same in all. The batch makes up for it, or the learning rate under `decay`."""
 
 
@@ -216,8 +216,8 @@ ScheduleSection = Annotated[
 class LayoutSection(Section):
     """`[layout]`: how a global batch is cut over ranks and passes. Decides the speed, never the result."""
 
-    max_micro_batch: PositiveInt = 128
-    """Most samples of one forward and backward on one rank."""
+    max_micro_batch: PositiveInt | None = None
+    """Most samples of one forward and backward on one rank, a multiple of γ; None: the largest up to 128, or γ."""
     growth: Literal["accumulation", "ranks", "auto"] = "accumulation"
     """How a larger batch is formed: by more passes on all ranks; by more ranks, each with a full micro-batch as long
     as there are any; or, phase by phase, by what the objective wants (`plan --cost`)."""
@@ -231,8 +231,10 @@ class LayoutSection(Section):
     """For objective = "least_rank_hours": hours that the run may take."""
     ragged: bool = False
     """Allow ranks to hold unequal numbers of ghost batches."""
+    exact: bool = False
+    """Sum so that the weights are equal to the bit in every layout: one ghost batch a pass, summed without rounding."""
     threads_per_rank: PositiveInt | None = None
-    """Torch threads of a rank; None: the cores of the host divided by its ranks."""
+    """Torch threads of a rank; None: the cores of the host divided by its ranks, or 1 under `exact`."""
 
 
 class EvaluationSection(Section):
@@ -272,8 +274,19 @@ class Job(Section):
     checkpoint: CheckpointSection = CheckpointSection()
     watch: WatchSection = WatchSection()
 
-    def deciding(self) -> dict[str, Any]:
+    @property
+    def micro_batch_limit(self) -> int:
+        """Most samples of one forward and backward on one rank."""
+        group = self.model.ghost_batch
+        if self.layout.exact:
+            return group
+        return self.layout.max_micro_batch or max(1, 128 // group) * group
+
+    def deciding(self, num_samples: int) -> dict[str, Any]:
         """The keys that decide the weights a run ends with; all others may change at a resume.
+
+        Args:
+            num_samples: N, whether the job says it or it is known of the source.
 
         Returns:
             dotted key to plain value.
@@ -285,4 +298,6 @@ class Job(Section):
             for key, value in tree[section].items()
         }
         free = {"data.root", "data.num_samples", "data.pipeline"}
-        return {"seed": self.seed} | {key: value for key, value in flat.items() if key not in free}
+        return {"seed": self.seed, "data.num_samples": num_samples} | {
+            key: value for key, value in flat.items() if key not in free
+        }

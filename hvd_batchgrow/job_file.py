@@ -61,7 +61,7 @@ def split_overrides(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]
             others.append(word)
             continue
         value = text if equals else next(words, None)
-        if value is None:
+        if value is None or (value.startswith("--") and not equals):
             raise JobError([Fault(key[2:], "has no value on the command line")], "command line")
         overrides[key[2:].replace("-", "_")] = _toml_value(value)
     return others, overrides

@@ -73,16 +73,19 @@ def _with_batch_norm(model: SmallConvNet) -> nn.Module:
     return plain
 
 
-def make_engine(ranks: Ranks) -> UpdateEngine:
+def make_engine(ranks: Ranks, *, exact: bool = False) -> UpdateEngine:
     model = make_model()
     optim = small_job(optim={"lr": LR, "momentum": MOMENTUM, "weight_decay": WEIGHT_DECAY}).optim
-    return UpdateEngine(model, build_optimizer(model, optim), ranks)
+    return UpdateEngine(model, build_optimizer(model, optim), ranks, exact=exact)
 
 
-def serve(engine: UpdateEngine, ranks: Ranks, per_pass: int, update: int, num_groups: int = NUM_GROUPS) -> UpdateResult:
-    """Do one update with the samples dealt to the ranks, `per_pass` groups a micro-batch."""
+def serve(
+    engine: UpdateEngine, ranks: Ranks, per_pass: int, update: int, num_groups: int = NUM_GROUPS, order: int = 1
+) -> UpdateResult:
+    """Do one update with the samples dealt to the ranks, `per_pass` groups a micro-batch; order -1: the last first."""
     images, labels = samples(update)
-    mine = groups_of_rank(0, num_groups, ranks.rank, ranks.size)
+    images = images.to(next(engine.model.parameters()).dtype)
+    mine = groups_of_rank(0, num_groups, ranks.rank, ranks.size)[::order]
     passes = [mine[i : i + per_pass] for i in range(0, len(mine), per_pass)]
 
     def micro_batches() -> Iterator[MicroBatch]:

@@ -6,7 +6,8 @@ export PATH="$root/.venv/bin:$PATH"
 
 ranks=$1
 shift
-options=(-np "$ranks" --bind-to none)  # bound to one core, a rank's helper threads would take turns with it
-[ "$ranks" -gt "$(nproc)" ] && options+=(--oversubscribe)
+# Bound to one core, a rank's helper threads would take turns with it; and Open MPI counts cores as
+# slots, where a machine of two hardware threads may have one.
+options=(-np "$ranks" --bind-to none --oversubscribe)
 [ "$(id -u)" = 0 ] && export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
 exec mpirun "${options[@]}" "$@"

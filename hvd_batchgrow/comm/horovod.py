@@ -35,6 +35,7 @@ class HorovodRanks(Ranks):
         self.backend = "horovod-mpi" if self.under_mpi else "horovod-gloo"
         self.rank, self.size = hvd.rank(), hvd.size()
         self.local_rank, self.local_size = hvd.local_rank(), hvd.local_size()
+        self.sums_on_gpu = bool(hvd.nccl_built())
 
     def start_sum(self, tensor: Tensor, name: str) -> Any:
         """Start summing in place. Raises as Horovod does when a peer is lost."""
@@ -56,5 +57,9 @@ class HorovodRanks(Ranks):
         os._exit(code)
 
     def close(self) -> None:
-        """Shut Horovod down."""
+        """Shut Horovod down, once all ranks are there.
+
+        horovodrun ends the others when one ends with another code than 0: rank 0 may still be writing.
+        """
+        self.sum(torch.zeros(1), "close")
         hvd.shutdown()

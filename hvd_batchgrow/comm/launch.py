@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-GLOO, OPEN_MPI, OTHER_MPI = "horovodrun --gloo", "mpirun", "an MPI launcher"
+GLOO, OPEN_MPI, SRUN_PMIX, OTHER_MPI = "horovodrun --gloo", "mpirun", "srun --mpi=pmix", "an MPI launcher"
 
 _VARIABLES = {
     OPEN_MPI: ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
+    SRUN_PMIX: ("SLURM_STEP_NUM_TASKS", "PMIX_RANK"),
     OTHER_MPI: ("PMI_SIZE", "PMI_RANK"),
     # Last: mpirun under horovodrun --mpi sets its own as well.
     GLOO: ("HOROVOD_SIZE", "HOROVOD_RANK"),
@@ -17,8 +18,8 @@ _VARIABLES = {
 
 def launched_by(environment: Mapping[str, str]) -> str | None:
     """The launcher that started this process; None: it was started by hand, alone."""
-    for launcher, (size, _) in _VARIABLES.items():
-        if environment.get(size, "").isdigit():
+    for launcher, variables in _VARIABLES.items():
+        if all(environment.get(variable, "").isdigit() for variable in variables):
             return launcher
     return None
 
@@ -29,4 +30,4 @@ def launched_ranks(environment: Mapping[str, str]) -> tuple[int, int]:
     if launcher is None:
         return 0, 1
     size, rank = _VARIABLES[launcher]
-    return int(environment.get(rank, "0")), int(environment[size])
+    return int(environment[rank]), int(environment[size])

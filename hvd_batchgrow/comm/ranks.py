@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -29,6 +30,8 @@ class Ranks(ABC):
     local_rank: int
     local_size: int
     """Ranks on this host."""
+    sums_on_gpu: bool
+    """Whether `start_sum` takes CUDA tensors."""
 
     @abstractmethod
     def start_sum(self, tensor: Tensor, name: str) -> Any:
@@ -54,6 +57,10 @@ class Ranks(ABC):
         """Sum over all ranks, in place."""
         self.wait(self.start_sum(tensor, name))
         return tensor
+
+    def any(self, *, flag: bool) -> bool:
+        """Whether the flag is set on any rank; the same answer on all."""
+        return bool(self.sum(torch.tensor([float(flag)]), "any").item() > 0)
 
     def broadcast_bytes(self, data: bytes | None, name: str) -> bytes | None:
         """What rank 0 has, on every rank; what others pass is not looked at."""
@@ -110,6 +117,7 @@ class SingleRank(Ranks):
 
     backend = "single"
     rank, size, local_rank, local_size = 0, 1, 0, 1
+    sums_on_gpu = True
 
     def start_sum(self, tensor: Tensor, name: str) -> None:
         """Nothing to add."""
@@ -132,15 +140,15 @@ def connect() -> Ranks:
     """Join the ranks that a launcher started together with this one.
 
     Raises:
-        RunError: there are others, but no Horovod to talk to them.
+        RunError: there are others, but no Horovod to talk to them, or it does not find them.
     """
     launcher = launched_by(os.environ)
     if launcher is None:
         return SingleRank()
+    _, size = launched_ranks(os.environ)
     try:
         from hvd_batchgrow.comm.horovod import HorovodRanks
     except ImportError as error:
-        _, size = launched_ranks(os.environ)
         if size == 1:
             return SingleRank()
         raise RunError(
@@ -149,4 +157,11 @@ def connect() -> Ranks:
             "pip install 'hvd_batchgrow[horovod]'.\n"
             "  Or train with one rank: hvd-batchgrow train JOB, without a launcher"
         ) from None
-    return HorovodRanks()
+    ranks = HorovodRanks()
+    if ranks.size != size:
+        mpirun = shutil.which("mpirun") or "no mpirun on PATH"
+        raise RunError(
+            f"{launcher} has started {size} ranks, and Horovod sees {ranks.size}: each would train alone.\n"
+            f"  Is the launcher ({mpirun}) of the MPI that Horovod was built with?"
+        )
+    return ranks

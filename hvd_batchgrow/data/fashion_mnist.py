@@ -32,6 +32,7 @@ _DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 _URL = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com"
 
 ReportBytes = Callable[[str, int, int], None]
+"""Told of long transfers: (what, bytes done, bytes in all)."""
 
 
 def find(root: str | None, report: ReportBytes) -> Path:
@@ -55,10 +56,13 @@ def find(root: str | None, report: ReportBytes) -> Path:
     for folder in (_DEBIAN_FOLDER, cache):
         if _is_complete(folder):
             return folder
-    cache.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with _locked(cache.with_suffix(".lock")):  # ranks of one host: the first fetches, the others wait
-        if not _is_complete(cache):
-            _fetch_into(cache, report)
+    try:
+        cache.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with _locked(cache.with_suffix(".lock")):  # ranks of one host: the first fetches, the others wait
+            if not _is_complete(cache):
+                _fetch_into(cache, report)
+    except OSError as error:
+        raise RunError(f"cache {cache.parent}: {error.strerror or error}; another: HVD_BATCHGROW_CACHE=…") from None
     return cache
 
 

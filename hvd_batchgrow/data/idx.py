@@ -32,7 +32,8 @@ def read_idx(path: Path, sha256: str | None = None) -> NDArray[Any]:
     """
     raw = _read_bytes(path)
     if sha256 and (found := hashlib.sha256(raw).hexdigest()) != sha256:
-        raise RunError(f"{path} is not the file expected: SHA-256 {found[:16]}… where {sha256[:16]}… should be")
+        mend = "remove its folder to have it fetched anew"
+        raise RunError(f"{path} is not the file expected: SHA-256 {found[:16]}…, should be {sha256[:16]}…; {mend}")
     if len(raw) < 4 or raw[:2] != b"\0\0" or raw[2] not in _DTYPES:
         raise RunError(f"{path} is no IDX file: it starts with {raw[:4].hex(' ') or 'nothing'}")
     dtype, body_start = np.dtype(_DTYPES[raw[2]]), 4 + 4 * raw[3]

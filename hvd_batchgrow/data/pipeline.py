@@ -64,12 +64,11 @@ class Normalisation:
     mean: tuple[float, ...]
     deviation: tuple[float, ...]
 
-    def __call__(self, images: NDArray[np.uint8]) -> Tensor:
+    def __call__(self, images: Tensor) -> Tensor:
         """(n, H, W, C) uint8 to (n, C, H, W) float32."""
         scale = torch.tensor([1 / (255 * d) for d in self.deviation], dtype=torch.float32)
         shift = torch.tensor([-m / d for m, d in zip(self.mean, self.deviation, strict=True)], dtype=torch.float32)
-        pixels = torch.from_numpy(images).float()
-        return torch.addcmul(shift, pixels, scale).permute(0, 3, 1, 2).contiguous()
+        return torch.addcmul(shift, images.float(), scale).permute(0, 3, 1, 2).contiguous()
 
 
 Batch = tuple[Tensor, Tensor]
@@ -79,7 +78,8 @@ Batch = tuple[Tensor, Tensor]
 def torch_batches(feed: GroupFeed, normalise: Normalisation, first_group: int, stride: int) -> Iterator[Batch]:
     """The reference: each group by vectorised NumPy and torch."""
     for raw in feed.raw_groups(first_group, stride):
-        yield normalise(crop_and_mirror(raw, feed.augment.pad_pixels)), torch.from_numpy(raw.labels)
+        pixels = torch.from_numpy(crop_and_mirror(raw, feed.augment.pad_pixels))
+        yield normalise(pixels), torch.from_numpy(raw.labels)
 
 
 def crop_and_mirror(raw: RawGroup, pad_pixels: int) -> NDArray[np.uint8]:
@@ -93,17 +93,20 @@ def crop_and_mirror(raw: RawGroup, pad_pixels: int) -> NDArray[np.uint8]:
 
 
 def dali_batches(feed: GroupFeed, normalise: Normalisation, first_group: int, stride: int) -> Iterator[Batch]:
-    """The same groups through a DALI pipeline on the CPU, read ahead by its own queue."""
-    pipeline = _dali_pipeline(feed, normalise, first_group, stride)
+    """The same groups through a DALI pipeline on the CPU, read ahead by its own queue.
+
+    DALI crops and mirrors bytes; both pipelines normalise by the same code, so that they agree to the bit.
+    """
+    pipeline = _dali_pipeline(feed, first_group, stride)
     pipeline.build()
     while True:
         images, labels = (torch.utils.dlpack.from_dlpack(output.as_tensor()) for output in pipeline.run())
-        # The outputs lie in DALI's own buffers, which the next run overwrites.
-        yield images.clone(), labels.flatten().clone()
+        # The outputs lie in DALI's own buffers, which the next run overwrites: neither may be a view of them.
+        yield normalise(images), labels.flatten().clone()
 
 
-def _dali_pipeline(feed: GroupFeed, normalise: Normalisation, first_group: int, stride: int) -> Any:
-    from nvidia.dali import fn, pipeline_def, types
+def _dali_pipeline(feed: GroupFeed, first_group: int, stride: int) -> Any:
+    from nvidia.dali import fn, pipeline_def
 
     raw_groups = feed.raw_groups(first_group, stride)
     height, width = feed.images.images.shape[1:3]
@@ -127,15 +130,7 @@ def _dali_pipeline(feed: GroupFeed, normalise: Normalisation, first_group: int, 
             out_of_bounds_policy="pad",
             fill_values=0,
         )
-        images = fn.crop_mirror_normalize(
-            images,
-            mirror=mirrors,
-            mean=[255 * m for m in normalise.mean],
-            std=[255 * d for d in normalise.deviation],
-            output_layout="CHW",
-            dtype=types.FLOAT,
-        )
-        return images, labels
+        return fn.flip(images, horizontal=mirrors), labels
 
     return definition()
 
@@ -167,4 +162,4 @@ def open_pipeline(
 def evaluation_batches(images: ImageSet, normalise: Normalisation, chunks: Sequence[slice]) -> Iterator[Batch]:
     """The given slices of a set, in order, without augmentation."""
     for chunk in chunks:
-        yield normalise(images.images[chunk]), torch.from_numpy(images.labels[chunk])
+        yield normalise(torch.from_numpy(images.images[chunk])), torch.from_numpy(images.labels[chunk])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,11 +10,9 @@ from numpy.typing import NDArray
 
 from hvd_batchgrow.config import DataSection
 from hvd_batchgrow.data import fashion_mnist
+from hvd_batchgrow.data.fashion_mnist import ReportBytes
 from hvd_batchgrow.data.idx import read_idx
 from hvd_batchgrow.errors import Fault, JobError, RunError
-
-ReportBytes = Callable[[str, int, int], None]
-"""Told of long transfers: (what, bytes done, bytes in all)."""
 
 
 @dataclass(frozen=True)
@@ -43,14 +40,6 @@ class Source:
     deviation: tuple[float, ...]
 
 
-_IDX_NAMES = (
-    "train-images-idx3-ubyte",
-    "train-labels-idx1-ubyte",
-    "t10k-images-idx3-ubyte",
-    "t10k-labels-idx1-ubyte",
-)
-
-
 def load_source(data: DataSection, report: ReportBytes) -> Source:
     """Read a source into memory, fetching it first where that is possible.
 
@@ -74,18 +63,22 @@ def load_source(data: DataSection, report: ReportBytes) -> Source:
 
 def _read_idx_source(folder: Path, sha256: dict[str, str]) -> Source:
     arrays = []
-    for name in _IDX_NAMES:
+    for name in fashion_mnist.SHA256:  # the names of the MNIST family
         present = [path for path in (folder / name, folder / f"{name}.gz") if path.exists()]
         if not present:
             raise RunError(f"{folder} holds neither {name} nor {name}.gz")
         arrays.append(read_idx(present[0], sha256.get(name)))
     train = _image_set(folder, *arrays[:2])
     test = _image_set(folder, *arrays[2:])
+    if train.images.shape[1:] != test.images.shape[1:]:
+        raise RunError(f"{folder}: training images are {train.images.shape[1:]}, test images {test.images.shape[1:]}")
     mean, deviation = _moments(train.images)
     return Source(train, test, int(train.labels.max()) + 1, mean, deviation)
 
 
 def _image_set(folder: Path, images: NDArray[np.uint8], labels: NDArray[np.uint8]) -> ImageSet:
+    if images.dtype != np.uint8 or labels.dtype != np.uint8:
+        raise RunError(f"{folder}: images are {images.dtype} and labels {labels.dtype}; both must be bytes (uint8)")
     if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels) or not len(labels):
         raise RunError(f"{folder}: images {images.shape} and labels {labels.shape} do not belong together")
     return ImageSet(images[..., None], labels.astype(np.int64))

@@ -72,29 +72,29 @@ class GhostBatchNorm2d(nn.Module):
         self._pending.append(statistics)
         if not self.deferred:
             num_groups = statistics.shape[0]
-            self.commit(self.take_weighted_statistics(range(num_groups), num_groups), num_groups)
+            self.commit(self.take_contributions(range(num_groups), num_groups).sum(0), num_groups)
         return y
 
-    def take_weighted_statistics(self, positions: Sequence[int], num_groups: int) -> Tensor:
-        """What the ghost batches seen since the last call add to the running statistics.
+    def take_contributions(self, positions: Sequence[int], num_groups: int) -> Tensor:
+        """What each ghost batch seen since the last call adds to the running statistics.
 
         Args:
             positions: place of each of them among the update's ghost batches, 0 … num_groups-1.
             num_groups: G, ghost batches of the whole update, over all ranks and passes.
 
         Returns:
-            float64 (2, C): Σᵢ e (1-e)ᴳ⁻¹⁻ⁱ (μᵢ, vᵢ) over the given positions. Sums over ranks add up.
+            float64 (len(positions), 2, C): e (1-e)ᴳ⁻¹⁻ⁱ (μᵢ, vᵢ) for each position i.
         """
         statistics = torch.cat(self._pending).double()
         self._pending = []
         age = num_groups - 1 - torch.tensor(positions, dtype=torch.float64, device=statistics.device)
         weights = self.momentum * (1 - self.momentum) ** age
-        return torch.einsum("g,gsc->sc", weights, statistics)
+        return weights[:, None, None] * statistics
 
-    def commit(self, weighted_statistics: Tensor, num_groups: int) -> None:
-        """Advance the running statistics by one update, given the sum over all its ghost batches."""
+    def commit(self, contributions: Tensor, num_groups: int) -> None:
+        """Advance the running statistics by one update, given the sum (2, C) over all its ghost batches."""
         kept = (1 - self.momentum) ** num_groups
-        for running, added in zip((self.running_mean, self.running_var), weighted_statistics, strict=True):
+        for running, added in zip((self.running_mean, self.running_var), contributions, strict=True):
             running.copy_(running.double() * kept + added)
 
     def extra_repr(self) -> str:

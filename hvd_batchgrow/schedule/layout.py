@@ -39,8 +39,12 @@ def form_layout(global_batch: int, ranks: int, group: int, max_micro_batch: int,
             f"global batch {global_batch} = {global_batch / group:.2f} ghost batches of {group}; "
             f"nearest: {lower}{upper}"
         )
-    if max_micro_batch < group:
-        raise ValueError(f"max_micro_batch {max_micro_batch} < ghost batch {group}, which is never cut; use >= {group}")
+    if max_micro_batch % group:
+        lower, upper = _neighbours(max_micro_batch, group)
+        raise ValueError(
+            f"max_micro_batch {max_micro_batch} = {max_micro_batch / group:.2f} ghost batches of {group}, "
+            f"which are never cut; nearest: {lower}{upper}"
+        )
     if groups < ranks:
         raise ValueError(
             f"global batch {global_batch} = {groups} ghost batches of {group} for {ranks} ranks: "
@@ -85,7 +89,7 @@ def ranks_for_full_passes(global_batch: int, max_ranks: int, group: int, max_mic
     passed over for a smaller one, unless ragged.
     """
     groups = global_batch // group
-    most = max(1, min(max_ranks, global_batch // max(group, max_micro_batch // group * group)))
+    most = max(1, min(max_ranks, global_batch // max_micro_batch))
     if ragged:
         return most
     return max(ranks for ranks in range(1, most + 1) if groups % ranks == 0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 from hvd_batchgrow.config import BoundaryBase, DecaySchedule, Job
 from hvd_batchgrow.errors import Fault, JobError
@@ -14,7 +14,6 @@ from hvd_batchgrow.schedule.noise import NoiseScale
 from hvd_batchgrow.schedule.phases import Phase, Schedule, Warmup, compile_schedule
 from hvd_batchgrow.schedule.policies import POLICIES, Stage, Start, apply_lr_rule, batch_cap, first_batch, make_start
 
-T = TypeVar("T")
 ChooseRanks = Callable[[Stage], int]
 """Ranks for a stage's batch."""
 
@@ -58,6 +57,7 @@ class Plan:
             "end_samples": self.schedule.end_samples,
             "ghost_batch": self.group,
             "warmup_samples": self.schedule.warmup.end_samples,
+            "job_file": self.job.model_dump(mode="json", exclude_none=True),
             "phases": [
                 self._phase_to_dict(phase, layout)
                 for phase, layout in zip(self.schedule.phases, self.layouts, strict=True)
@@ -95,15 +95,17 @@ def compile_plan(job: Job, ranks: int, num_samples: int, choose_ranks: ChooseRan
     Raises:
         JobError: something cannot be formed; all such faults, with the arithmetic and the nearest valid values.
     """
-    faults = _early_faults(job, ranks, num_samples)
+    faults = _early_faults(job, ranks, num_samples) + _first_batch_faults(job, num_samples)
+    layouts: list[Layout] = []
+    try:
+        start = make_start(job, num_samples)
+        stages = compile_stages(job, start)
+        faults += _batch_faults(stages, job, start)
+        layouts = _layouts(stages, job, max(1, ranks), choose_ranks)
+    except JobError as error:
+        faults += error.faults
     if faults:
-        raise JobError(faults, job.name)
-    start = make_start(job, num_samples)
-    stages = compile_stages(job, start)
-    faults = _batch_faults(stages, job, start)
-    layouts = _collect(faults, lambda: _layouts(stages, job, ranks, choose_ranks)) if not faults else None
-    if faults or layouts is None:
-        raise JobError(faults, job.name)
+        raise JobError(_without_repeats(faults), job.name)
     schedule = compile_schedule(stages, job.schedule.epochs, num_samples, _warmup(job, num_samples))
     return Plan(job, num_samples, schedule, tuple(layouts), start.noise)
 
@@ -151,6 +153,17 @@ def decay_twin(job: Job, num_samples: int) -> Job:
     return job.model_copy(update={"name": f"{job.name}-twin", "schedule": twin, "layout": layout})
 
 
+def compile_twin(twin: Job, ranks: int, num_samples: int) -> Plan:
+    """A twin's plan on at most so many ranks: its batch never grows, and may be too small for all of them.
+
+    Raises:
+        JobError: it cannot be formed on any number of ranks.
+    """
+    groups = first_batch(twin) // twin.model.ghost_batch
+    fitting = max((r for r in range(1, min(ranks, groups) + 1) if twin.layout.ragged or groups % r == 0), default=1)
+    return compile_plan(twin, fitting, num_samples)
+
+
 # --- layouts ---------------------------------------------------------------------------------
 
 
@@ -163,14 +176,14 @@ def _layouts(stages: Sequence[Stage], job: Job, ranks: int, choose_ranks: Choose
         except ValueError as error:
             faults.append(Fault(f"phase {k + 1} (from epoch {stage.start_epoch:g})", str(error)))
     if faults:
-        raise JobError(_without_repeats(faults), job.name)
+        raise JobError(faults, job.name)
     return layouts
 
 
 def layout_for(stage: Stage, ranks: int, job: Job) -> Layout:
     """A stage's batch on a number of ranks; raises ValueError as `form_layout`."""
-    layout = job.layout
-    return form_layout(stage.global_batch, ranks, job.model.ghost_batch, layout.max_micro_batch, ragged=layout.ragged)
+    group = job.model.ghost_batch
+    return form_layout(stage.global_batch, ranks, group, job.micro_batch_limit, ragged=job.layout.ragged)
 
 
 def _phase_ranks(stages: Sequence[Stage], job: Job, ranks: int, choose_ranks: ChooseRanks | None) -> list[int]:
@@ -189,7 +202,7 @@ def _phase_ranks(stages: Sequence[Stage], job: Job, ranks: int, choose_ranks: Ch
         return list(layout.ranks_per_phase)
     most = layout.max_ranks or ranks
     return [
-        ranks_for_full_passes(stage.global_batch, most, group, layout.max_micro_batch, ragged=layout.ragged)
+        ranks_for_full_passes(stage.global_batch, most, group, job.micro_batch_limit, ragged=layout.ragged)
         for stage in stages
     ]
 
@@ -209,6 +222,8 @@ def _early_faults(job: Job, ranks: int, num_samples: int) -> list[Fault]:
             for a, b in itertools.pairwise(epochs)
             if b <= a
         ]
+    if round(section.epochs * num_samples) == 0:
+        faults.append(Fault("schedule.epochs", f"{section.epochs:g} of N = {num_samples} samples are none"))
     if section.warmup_epochs >= section.epochs:
         faults.append(
             Fault("schedule.warmup_epochs", f"{section.warmup_epochs:g} leave nothing of epochs = {section.epochs:g}")
@@ -218,15 +233,15 @@ def _early_faults(job: Job, ranks: int, num_samples: int) -> list[Fault]:
         faults.append(
             Fault("schedule.warmup_start_lr", f"{section.warmup_start_lr:g} is above the learning rate {top:g}")
         )
-    return faults + _first_batch_faults(job, num_samples)
+    return faults
 
 
 def _first_batch_faults(job: Job, num_samples: int) -> list[Fault]:
     first, group = first_batch(job), job.model.ghost_batch
     key = "schedule.batch_steps" if job.schedule.policy == "steps" else "schedule.global_batch"
     faults = []
-    if first >= num_samples and job.schedule.exact_noise:
-        faults.append(Fault(key, f"{first} is not below N = {num_samples}, where the exact noise scale ends"))
+    if first >= num_samples:
+        faults.append(Fault(key, f"{first} is not below N = {num_samples}: no noise would be left to lower"))
     given = getattr(job.schedule, "max_batch", None)
     cap = batch_cap(given, num_samples, group)
     if cap is not None and cap < first:
@@ -252,14 +267,6 @@ def _batch_faults(stages: Sequence[Stage], job: Job, start: Start) -> list[Fault
         f'beyond N/10 = {limit:g}; set "N/10", or the number that you want'
     )
     return [Fault("schedule.max_batch", fault)]
-
-
-def _collect(faults: list[Fault], attempt: Callable[[], T]) -> T | None:
-    try:
-        return attempt()
-    except JobError as error:
-        faults += error.faults
-        return None
 
 
 def _without_repeats(faults: list[Fault]) -> list[Fault]:

@@ -305,8 +305,8 @@ def _adam_set(stage: Stage, first: int, job: Job) -> Stage:
             [Fault("schedule.lr_rule", f"'adam' is for optim.name = 'adam' or 'adamw', not {job.optim.name!r}")]
         )
     kappa, optim = stage.global_batch / first, job.optim
-    if kappa * (1 - optim.momentum) >= 1:
-        largest = math.ceil(first / (1 - optim.momentum) / job.model.ghost_batch - 1) * job.model.ghost_batch
+    if kappa * (1 - optim.momentum) >= 1 - 1e-9:
+        largest = math.floor(first / (1 - optim.momentum) * (1 - 1e-9) / job.model.ghost_batch) * job.model.ghost_batch
         fault = (
             f"Adam's set needs κ (1-β₁) < 1, and {stage.global_batch}/{first} · {1 - optim.momentum:g} = "
             f"{kappa * (1 - optim.momentum):g}; grow to {largest} at most"

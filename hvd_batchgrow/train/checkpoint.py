@@ -6,10 +6,9 @@ import hashlib
 import io
 import os
 import re
-import tempfile
 import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +38,7 @@ class Checkpoint:
 
     def to_bytes(self) -> bytes:
         """A file's content: torch's format, with a SHA-256 over all values inside."""
-        values = {"format": FORMAT, **asdict(self)}
+        values = {"format": FORMAT} | {field.name: getattr(self, field.name) for field in fields(self)}
         buffer = io.BytesIO()
         torch.save({**values, "sha256": tree_digest(values)}, buffer)
         return buffer.getvalue()
@@ -108,27 +107,34 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int, milestones
     """
     path = folder / f"samples-{checkpoint.samples:015d}.pt"
     try:
-        _write_atomically(path, checkpoint.to_bytes())
+        write_atomically(path, checkpoint.to_bytes())
     except OSError as error:
         raise RunError(f"checkpoint {path} could not be written: {error.strerror or error}") from error
     kept = set(milestones)
-    for old in checkpoint_paths(folder)[:-keep]:
+    # Those beyond this one were damaged, else the run would have gone on from them: they keep nobody's place.
+    older = [old for old in checkpoint_paths(folder) if _samples_of(old) <= checkpoint.samples]
+    for old in older[:-keep]:
         if _samples_of(old) not in kept:
             old.unlink()
     return path
 
 
-def _write_atomically(path: Path, data: bytes) -> None:
-    """The name appears only once the content is on the disk: a crash leaves the old state or the new one."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".writing-", delete=False) as file:
-        try:
+def write_atomically(path: Path, data: bytes) -> None:
+    """The name appears only once the content is on the disk: a crash leaves the old state or the new one.
+
+    One process at a time writes into a run folder, so the temporary name is fixed, and what a kill
+    has left of it is written over.
+    """
+    temporary = path.with_name(f".{path.name}.writing")
+    try:
+        with temporary.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-            os.replace(file.name, path)
-        except BaseException:
-            Path(file.name).unlink(missing_ok=True)
-            raise
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
     descriptor = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -13,6 +13,7 @@ from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.nn.ghost_batch_norm import ghost_norms
 from hvd_batchgrow.optim.build import set_hyperparameters
 from hvd_batchgrow.schedule.phases import Phase
+from hvd_batchgrow.train.exact import join, split
 from hvd_batchgrow.train.gradients import GradientBuckets
 
 
@@ -53,10 +54,18 @@ class UpdateEngine:
         optimizer: holds the model's parameters; its `zero_grad` must not be used.
         ranks: the processes that share an update.
         rescale_momentum: see `set_hyperparameters`.
+        exact: sum gradients and ghost statistics so that no layout changes a bit of them; a
+            micro-batch must then be one group, and threads and kernels the same everywhere.
     """
 
     def __init__(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, ranks: Ranks, *, rescale_momentum: bool = False
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        ranks: Ranks,
+        *,
+        rescale_momentum: bool = False,
+        exact: bool = False,
     ) -> None:
         self.model = model
         self.optimizer = optimizer
@@ -66,7 +75,8 @@ class UpdateEngine:
         self.norms = list(ghost_norms(model))
         for norm in self.norms:
             norm.deferred = True
-        self.buckets = GradientBuckets([p for p in model.parameters() if p.requires_grad], ranks)
+        self.exact = exact
+        self.buckets = GradientBuckets([p for p in model.parameters() if p.requires_grad], ranks, exact=exact)
 
     def update(
         self,
@@ -105,6 +115,7 @@ class UpdateEngine:
                 handle = self.ranks.start_sum(totals, "totals")
                 self.buckets.start_when_ready()
             loss.backward()
+            self.buckets.end_pass()
         reduce_wait_s = self.buckets.wait()
         self.ranks.wait(handle)
         self.buckets.divide(phase.global_batch)
@@ -124,13 +135,16 @@ class UpdateEngine:
         return loss
 
     def _totals(self, tally: Tensor, positions: list[int], num_groups: int) -> Tensor:
-        """float64 (3 + Σ 2C): loss, correct answers and stop votes, then what each ghost norm has to add."""
-        parts = [norm.take_weighted_statistics(positions, num_groups).reshape(-1) for norm in self.norms]
-        return torch.cat([tally, *parts])
+        """float64 (3 + Σ 2C): loss, correct answers and stop votes, then what each ghost norm has to add.
+
+        Exact sums have two parts, so that there are 4C numbers for a norm.
+        """
+        contributions = [norm.take_contributions(positions, num_groups) for norm in self.norms]
+        sums = [split(c).sum(1) if self.exact else c.sum(0, keepdim=True) for c in contributions]
+        return torch.cat([tally, *(part.reshape(-1) for part in sums)])
 
     def _commit(self, statistics: Tensor, num_groups: int) -> None:
-        offset = 0
-        for norm in self.norms:
-            size = 2 * norm.num_features
-            norm.commit(statistics[offset : offset + size].reshape(2, -1), num_groups)
-            offset += size
+        sizes = [2 * norm.num_features * (2 if self.exact else 1) for norm in self.norms]
+        for norm, part in zip(self.norms, statistics.split(sizes), strict=True):
+            parts = part.reshape(-1, 2, norm.num_features)
+            norm.commit(join(parts) if self.exact else parts[0], num_groups)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hvd_batchgrow.comm.ranks import Ranks
+from hvd_batchgrow.train import exact as exact_sums
 
 
 class GradientBuckets:
@@ -23,10 +24,15 @@ class GradientBuckets:
         parameters: those that are trained, in the order of the forward pass.
         ranks: to sum over.
         bucket_bytes: size at which a bucket is closed; large enough for bandwidth, small enough to overlap.
+        exact: sum over passes and ranks without rounding, each pass being one group; the network is
+            used after the last backward, not while it runs.
     """
 
-    def __init__(self, parameters: Iterable[nn.Parameter], ranks: Ranks, bucket_bytes: int = 16 << 20) -> None:
+    def __init__(
+        self, parameters: Iterable[nn.Parameter], ranks: Ranks, bucket_bytes: int = 16 << 20, *, exact: bool = False
+    ) -> None:
         self.ranks = ranks
+        self.exact = exact
         self.num_sums = 0
         """Sums over ranks started so far, for whoever checks how many an update takes."""
         self._buckets: list[Tensor] = []
@@ -37,15 +43,25 @@ class GradientBuckets:
         # Backward runs from the last parameter to the first: so do the buckets.
         for members in _split(list(parameters)[::-1], bucket_bytes):
             self._add_bucket(members)
+        self._parts = [exact_sums.split(torch.zeros_like(bucket)) for bucket in self._buckets] if exact else []
 
     def zero(self) -> None:
         """Forget all gradients; the slices stay where they are."""
         torch._foreach_zero_(self._buckets)
+        if self.exact:
+            torch._foreach_zero_(self._parts)
+
+    def end_pass(self) -> None:
+        """After each backward."""
+        if self.exact:
+            for bucket, parts in zip(self._buckets, self._parts, strict=True):
+                parts.add_(exact_sums.split(bucket))
+                bucket.zero_()
 
     def start_when_ready(self) -> None:
         """From now on each bucket is summed over the ranks as soon as it is complete: call before the last backward."""
         self._unfinished = list(self._sizes)
-        self._armed = True
+        self._armed = not self.exact
 
     def wait(self) -> float:
         """Wait for all sums; returns the seconds waited."""
@@ -57,6 +73,9 @@ class GradientBuckets:
         for handle in self._handles.values():
             self.ranks.wait(handle)
         self._handles.clear()
+        if self.exact:
+            for bucket, parts in zip(self._buckets, self._parts, strict=True):
+                bucket.copy_(exact_sums.join(parts))
         return time.perf_counter() - begin
 
     def divide(self, divisor: float) -> None:
@@ -85,7 +104,8 @@ class GradientBuckets:
 
     def _start(self, index: int) -> None:
         self.num_sums += 1
-        self._handles[index] = self.ranks.start_sum(self._buckets[index], f"gradients.{index}")
+        summed = self._parts[index] if self.exact else self._buckets[index]
+        self._handles[index] = self.ranks.start_sum(summed, f"gradients.{index}")
 
 
 def _split(parameters: Sequence[nn.Parameter], bucket_bytes: int) -> list[list[nn.Parameter]]:

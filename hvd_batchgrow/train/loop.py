@@ -23,7 +23,7 @@ from hvd_batchgrow.schedule.plan import Plan
 from hvd_batchgrow.train.checkpoint import Checkpoint, write_checkpoint
 from hvd_batchgrow.train.engine import MicroBatch, UpdateEngine, UpdateResult
 from hvd_batchgrow.train.events import Evaluation, Observer, RunEnded, RunStarted, TrainRecord
-from hvd_batchgrow.train.stop import StopRequest
+from hvd_batchgrow.train.stop import Stop
 
 
 @dataclass
@@ -69,17 +69,18 @@ class Trainer:
         self.model = build_model(job, in_channels, source.num_classes).to(self.device)
         self.optimizer = build_optimizer(self.model, job.optim)
         rescale = getattr(job.optim, "rescale_momentum", False)
-        self.engine = UpdateEngine(self.model, self.optimizer, ranks, rescale_momentum=rescale)
+        self.engine = UpdateEngine(self.model, self.optimizer, ranks, rescale_momentum=rescale, exact=job.layout.exact)
         self.stream = Stream(len(source.train), job.seed)
         self.samples = 0
         self.evaluation: Evaluation | None = None
         self._elapsed_before_s = 0.0
         self._begin = time.perf_counter()
 
-    def run(self, checkpoint: Checkpoint | None = None, notes: Sequence[str] = ()) -> RunEnded:
+    def run(self, stop: Stop, checkpoint: Checkpoint | None = None, notes: Sequence[str] = ()) -> RunEnded:
         """Train to the end, or until any rank is asked to stop.
 
         Args:
+            stop: says whether this rank is.
             checkpoint: to go on from; None: from the start.
             notes: passed on to the observers.
 
@@ -91,19 +92,18 @@ class Trainer:
         schedule = self.plan.schedule
         stretch = _Stretch()
         stopped = False
-        with StopRequest() as stop:
-            batches = self._open_batches() if self.samples < schedule.end_samples else iter(())
-            while self.samples < schedule.end_samples and not stopped:
-                index = schedule.index_at(self.samples)
-                before, phase = self.samples, schedule.at(self.samples)
-                result = self._update(batches, phase, self.plan.layouts[index], stop=stop.asked)
-                stretch.add(result, phase.global_batch)
-                stopped = result.stop_votes > 0
-                at_boundary = self.samples == phase.end_samples
-                if stopped or at_boundary or self._is_due(before, 1 / self.job.watch.records_per_epoch):
-                    self._record(stretch, index, phase)
-                    stretch = _Stretch()
-                self._evaluate_and_save(before, must_save=stopped or at_boundary)
+        batches = self._open_batches() if self.samples < schedule.end_samples else iter(())
+        while self.samples < schedule.end_samples and not stopped:
+            index = schedule.index_at(self.samples)
+            before, phase = self.samples, schedule.at(self.samples)
+            result = self._update(batches, phase, self.plan.layouts[index], stop=stop.asked)
+            stretch.add(result, phase.global_batch)
+            stopped = result.stop_votes > 0
+            at_boundary = self.samples == phase.end_samples
+            if stopped or at_boundary or self._is_due(before, 1 / self.job.watch.records_per_epoch):
+                self._record(stretch, index, phase)
+                stretch = _Stretch()
+            self._evaluate_and_save(before, must_save=stopped or at_boundary)
         ended = self._ended()
         self._tell("on_end", ended)
         return ended
@@ -183,7 +183,7 @@ class Trainer:
         last = self.evaluation
         checkpoint = Checkpoint(
             samples=self.samples,
-            deciding=self.job.deciding(),
+            deciding=self.job.deciding(self.plan.num_samples),
             model=self.model.state_dict(),
             optimizer=self.optimizer.state_dict(),
             elapsed_s=self._elapsed_s(),
@@ -253,6 +253,7 @@ def _take(batches: Iterator[tuple[torch.Tensor, torch.Tensor]], positions: Seque
 
 
 def _choose_device(ranks: Ranks) -> torch.device:
-    if torch.cuda.is_available():
-        return torch.device("cuda", ranks.local_rank % torch.cuda.device_count())
+    """A GPU for each rank of the host, where there are as many and the ranks can add on them; else the CPU."""
+    if torch.cuda.is_available() and ranks.sums_on_gpu and ranks.local_size <= torch.cuda.device_count():
+        return torch.device("cuda", ranks.local_rank)
     return torch.device("cpu")

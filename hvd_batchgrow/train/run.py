@@ -11,14 +11,18 @@ import torch
 
 from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.config import Job
+from hvd_batchgrow.data.fashion_mnist import ReportBytes
 from hvd_batchgrow.data.known import known_num_samples
 from hvd_batchgrow.data.pipeline import choose_pipeline
-from hvd_batchgrow.data.sources import ReportBytes, Source, load_source
+from hvd_batchgrow.data.sources import Source, load_source
 from hvd_batchgrow.errors import Fault, JobError
+from hvd_batchgrow.nn.models import check_model
 from hvd_batchgrow.schedule.plan import Plan, compile_plan
 from hvd_batchgrow.train.events import Observer, RunEnded
 from hvd_batchgrow.train.loop import Trainer
 from hvd_batchgrow.train.run_folder import open_run
+from hvd_batchgrow.train.run_lock import RunLock
+from hvd_batchgrow.train.stop import Stop
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,7 @@ def run_job(
     options: RunOptions,
     report: ReportBytes,
     make_observers: Callable[[Job], Sequence[Observer]],
+    stop: Stop,
 ) -> RunEnded:
     """Train a job to its end, or to a stop, on all ranks together.
 
@@ -45,34 +50,52 @@ def run_job(
         options: the run folder.
         report: told of downloads.
         make_observers: makes the watchers of the run; called on rank 0 only.
+        stop: says whether this rank is asked to stop.
 
     Raises:
         AgreedFailure: the job cannot be planned, or data, packages or run folder are not as they must be.
         RunError: a checkpoint could not be written.
     """
     job, plan, source = ranks.together(lambda: _prepare(load(), ranks, report))
-    torch.set_num_threads(job.layout.threads_per_rank or cores_per_rank(ranks))
+    set_threads(job, ranks)
     folder = options.runs_dir / job.name
-    checkpoint, notes = open_run(folder, job, plan, ranks, resume=options.resume, overwrite=options.overwrite)
-    if job.data.pipeline == "auto" and choose_pipeline("auto") == "torch":
-        notes.append("DALI is not installed, torch makes the same pixels: pip install 'hvd_batchgrow[dali-cuda130]'")
-    observers = make_observers(job) if ranks.rank == 0 else ()
-    return Trainer(job, plan, source, ranks, folder, observers).run(checkpoint, notes)
+    with RunLock(folder) as lock:
+        ranks.together(lambda: lock.take() if ranks.rank == 0 else None)
+        checkpoint, notes = open_run(folder, job, plan, ranks, resume=options.resume, overwrite=options.overwrite)
+        if job.data.pipeline == "auto" and choose_pipeline("auto") == "torch":
+            notes.append("torch makes the pixels; DALI, for the same: pip install 'hvd_batchgrow[dali-cuda130]'")
+        observers = make_observers(job) if ranks.rank == 0 else ()
+        return Trainer(job, plan, source, ranks, folder, observers).run(stop, checkpoint, notes)
 
 
 def _prepare(job: Job, ranks: Ranks, report: ReportBytes) -> tuple[Job, Plan, Source]:
     plan = compile_plan(job, ranks.size, known_num_samples(job.data))
     for k, layout in enumerate(plan.layouts):
         if layout.ranks != ranks.size:
-            fault = (
-                f"phase {k + 1} is planned for {layout.ranks} ranks, launched are {ranks.size}, and all train together"
-            )
+            fault = f"phase {k + 1} is planned for {layout.ranks} ranks, and all {ranks.size} launched train together"
             raise JobError([Fault("layout.growth", f"{fault}; add --layout.growth accumulation")], job.name)
+    check_model(job)
     choose_pipeline(job.data.pipeline)
     return job, plan, load_source(job.data, report)
 
 
+def set_threads(job: Job, ranks: Ranks) -> None:
+    """Torch's threads: what the job says, else one in exact mode, else OMP_NUM_THREADS, else this rank's cores."""
+    cores = cores_per_rank(ranks)  # asked on all ranks, whatever each of them then does with it
+    if job.layout.threads_per_rank or job.layout.exact:
+        torch.set_num_threads(job.layout.threads_per_rank or 1)
+    elif "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(cores)
+
+
 def cores_per_rank(ranks: Ranks) -> int:
-    """Cores of the host shared out among its ranks, at least one, at most those this process may use."""
-    share = (os.cpu_count() or 1) // ranks.local_size
-    return max(1, min(share, len(os.sched_getaffinity(0))))
+    """This rank's share of the cores it may use, whether ranks are bound to the same ones or each to its own.
+
+    All ranks call it together.
+    """
+    mine = list(os.sched_getaffinity(0))
+    users = torch.zeros(4096)
+    users[mine] = 1
+    ranks.sum(users, "cores")
+    num_hosts = ranks.size / ranks.local_size
+    return max(1, int(len(mine) / float(users[mine].mean() / num_hosts)))

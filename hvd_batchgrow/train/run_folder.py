@@ -21,7 +21,7 @@ from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.errors import RunError
 from hvd_batchgrow.schedule.plan import Plan
-from hvd_batchgrow.train.checkpoint import Checkpoint, newest_good
+from hvd_batchgrow.train.checkpoint import Checkpoint, newest_good, write_atomically
 
 _PACKAGES = (
     "hvd_batchgrow",
@@ -57,10 +57,13 @@ def open_run(
     notes: list[str] = []
 
     def prepare() -> bytes | None:
-        data = _prepare_folder(folder, notes, resume=resume, overwrite=overwrite)
-        if data is not None:
-            _refuse_other_job(folder, Checkpoint.from_bytes(data), job)
-        _write_records(folder, job, plan, ranks)
+        try:
+            data = _prepare_folder(folder, notes, resume=resume, overwrite=overwrite)
+            if data is not None:
+                _refuse_other_job(folder, Checkpoint.from_bytes(data), plan)
+            _write_records(folder, job, plan, ranks, notes)
+        except OSError as error:
+            raise RunError(f"{error.filename or folder} cannot be written: {error.strerror or error}") from None
         return data
 
     data = ranks.from_rank0(prepare, "checkpoint")
@@ -81,15 +84,12 @@ def _prepare_folder(folder: Path, notes: list[str], *, resume: bool, overwrite: 
         )
     data, skipped = newest_good(checkpoints)
     notes += [f"skipped a checkpoint: {reason}" for reason in skipped]
-    try:
-        checkpoints.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"{checkpoints} cannot be created: {error.strerror}") from None
+    checkpoints.mkdir(parents=True, exist_ok=True)
     return data
 
 
-def _refuse_other_job(folder: Path, checkpoint: Checkpoint, job: Job) -> None:
-    before, now = checkpoint.deciding, job.deciding()
+def _refuse_other_job(folder: Path, checkpoint: Checkpoint, plan: Plan) -> None:
+    before, now = checkpoint.deciding, plan.job.deciding(plan.num_samples)
     differing = [key for key in sorted(before | now) if before.get(key) != now.get(key)]
     if differing:
         changes = [f"{key}: was {before.get(key)!r}, is {now.get(key)!r}" for key in differing]
@@ -100,14 +100,21 @@ def _refuse_other_job(folder: Path, checkpoint: Checkpoint, job: Job) -> None:
         )
 
 
-def _write_records(folder: Path, job: Job, plan: Plan, ranks: Ranks) -> None:
+def _write_records(folder: Path, job: Job, plan: Plan, ranks: Ranks, notes: list[str]) -> None:
     tree = job.model_dump(mode="json", exclude_none=True)
-    (folder / "job.toml").write_text(tomli_w.dumps(tree), encoding="utf-8")
-    (folder / "plan.json").write_text(json.dumps(plan.to_dict(), indent=2) + "\n", encoding="utf-8")
+    write_atomically(folder / "job.toml", tomli_w.dumps(tree).encode())
+    write_atomically(folder / "plan.json", _json(plan.to_dict()))
     path = folder / "record.json"
-    lives = json.loads(path.read_text(encoding="utf-8"))["lives"] if path.exists() else []
-    lives.append(_record(ranks))
-    path.write_text(json.dumps({"lives": lives}, indent=2) + "\n", encoding="utf-8")
+    try:
+        lives = json.loads(path.read_text(encoding="utf-8"))["lives"] if path.exists() else []
+    except (ValueError, KeyError, TypeError) as error:
+        notes.append(f"{path} was damaged ({error}) and begins anew")
+        lives = []
+    write_atomically(path, _json({"lives": [*lives, _record(ranks)]}))
+
+
+def _json(tree: Any) -> bytes:
+    return (json.dumps(tree, indent=2) + "\n").encode()
 
 
 def _record(ranks: Ranks) -> dict[str, Any]:
@@ -137,6 +144,7 @@ def _git(*arguments: str) -> str | None:
     """What git says of the code that runs; None where it is no checkout."""
     command: Sequence[str] = ("git", "-C", str(Path(__file__).parent), *arguments)
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+        done = subprocess.run(command, capture_output=True, check=True, timeout=10)
+        return done.stdout.decode(errors="replace").strip()
     except (OSError, subprocess.SubprocessError):
         return None

@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import signal
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
+
+
+class Stop(Protocol):
+    """Says whether this rank is asked to stop."""
+
+    @property
+    def asked(self) -> bool:
+        """True from the request on."""
 
 
 class StopRequest:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from hvd_batchgrow.data.sources import ReportBytes
+from hvd_batchgrow.data.fashion_mnist import ReportBytes
 from hvd_batchgrow.train.events import Evaluation, Observer, RunEnded, RunStarted, TrainRecord
 from hvd_batchgrow.watch.tables import plan_table
 
@@ -95,6 +95,8 @@ def byte_progress(console: Console) -> Iterator[ReportBytes]:
             else:
                 console.print(f"fetching {what}: {total / 1e6:.1f} MB", highlight=False)
         bar.update(tasks[what], completed=done)
+        if total and done >= total:
+            bar.stop()
 
     try:
         yield report

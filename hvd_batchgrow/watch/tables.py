@@ -9,38 +9,52 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from hvd_batchgrow.schedule.phases import Phase
 from hvd_batchgrow.schedule.plan import Plan
 from hvd_batchgrow.train.events import RunEnded
 
 
 def plan_table(plan: Plan) -> Table:
     """Phases of a plan, one a row."""
-    layout = plan.layouts[0]
     table = Table(
-        title=f"{plan.job.name}: N = {plan.num_samples:,}, ghost batch {plan.group}, {layout.ranks} ranks",
+        title=f"{plan.job.name}: N = {plan.num_samples:,}, ghost batch {plan.group}, {plan.peak_ranks} ranks at most",
         title_justify="left",
         box=box.SIMPLE_HEAD,
     )
-    for heading in ("phase", "from epoch", "from sample", "updates", "lr", "momentum", "global batch"):
+    for heading in ("phase", "from epoch", "samples", "updates", "lr", "momentum", "batch"):
         table.add_column(heading, justify="right")
-    table.add_column("ranks × passes × micro-batch", justify="right")
-    table.add_column("noise scale", justify="right")
+    for heading in ("ranks × passes × micro-batch", "ghost batches", "noise scale"):
+        table.add_column(heading, justify="right")
     for index, (phase, layout) in enumerate(zip(plan.schedule.phases, plan.layouts, strict=True), start=1):
         cells = (
             f"{index}",
             f"{phase.start_epoch:g}",
-            f"{phase.start_samples:,}",
+            f"{phase.num_updates * phase.global_batch:,}",
             f"{phase.num_updates:,}",
             f"{phase.lr:.5g}",
             f"{phase.momentum:g}",
-            f"{phase.global_batch:,}",
+            _batch_text(phase),
             f"{layout.ranks} × {layout.accumulation} × {layout.micro_batch}{' (ragged)' if layout.ragged else ''}",
+            f"{phase.global_batch // plan.group}",
             f"{plan.noise_scale(phase):.4g}",
         )
         table.add_row(*cells)
-    table.caption = f"{plan.num_updates:,} updates, {plan.schedule.end_samples:,} samples"
+    table.caption = f"{plan.num_updates:,} updates, {plan.schedule.end_samples:,} samples{_warmup_text(plan)}"
     table.caption_justify = "left"
     return table
+
+
+def _batch_text(phase: Phase) -> str:
+    if abs(phase.wanted_batch - phase.global_batch) < 0.5:
+        return f"{phase.global_batch:,}"
+    return f"{phase.global_batch:,} ({phase.wanted_batch:,.0f} wanted)"
+
+
+def _warmup_text(plan: Plan) -> str:
+    warmup = plan.schedule.warmup
+    if not warmup.end_samples:
+        return ""
+    return f"; the learning rate rises from {warmup.start_lr:g} over the first {warmup.end_samples:,} samples"
 
 
 def plan_text(plan: Plan) -> str:

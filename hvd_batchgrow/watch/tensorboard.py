@@ -22,7 +22,7 @@ class TensorBoard(Observer):
     def on_start(self, event: RunStarted) -> None:
         """Open the folder; points beyond the checkpoint are hidden."""
         self._ranks = event.ranks
-        numbers = event.job.deciding()
+        numbers = event.job.deciding(event.plan.num_samples)
         self._hyperparameters = {key: v for key, v in numbers.items() if isinstance(v, (int, float, str, bool))}
         purge = event.samples + 1 if event.samples else None
         self._writer = SummaryWriter(str(event.folder / "tensorboard"), purge_step=purge)

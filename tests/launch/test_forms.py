@@ -81,26 +81,55 @@ def test_one_rank_and_two_agree_to_rounding(weights: dict[str, Weights]) -> None
         assert difference < 1e-4, name
 
 
-def test_a_stop_by_signal_ends_with_75_and_a_resume_with_the_same_weights(
-    folder: Path, weights: dict[str, Weights]
+def ranks_of(launcher: int) -> list[int]:
+    """Process ids of the ranks below a launcher: those that run the trainer itself."""
+    parents = {
+        int(path.parent.name): (int(path.read_text().rpartition(")")[2].split()[1]), path.with_name("cmdline"))
+        for path in Path("/proc").glob("[0-9]*/stat")
+    }
+
+    def is_below(process: int) -> bool:
+        while process in parents:
+            process = parents[process][0]
+            if process == launcher:
+                return True
+        return False
+
+    trainer = f"{BIN}/python".encode()
+    return [p for p, (_, line) in parents.items() if is_below(p) and line.read_bytes().startswith(trainer)]
+
+
+@pytest.mark.parametrize(("form", "code"), [("mpirun", 75), ("horovodrun-gloo", 1)])
+def test_a_stop_by_signal_leaves_a_checkpoint_and_a_resume_the_same_weights(
+    folder: Path, weights: dict[str, Weights], form: str, code: int
 ) -> None:
-    slow = ["--name", "stopped", "--evaluation.every-epochs", "0.01"]  # evaluations keep it busy for a while
+    name = f"stopped-{form}"
+    slow = ["--name", name, "--evaluation.every-epochs", "0.01"]  # evaluations keep it busy for a while
     process = subprocess.Popen(
-        command("mpirun", "train", "small.toml", *slow), cwd=folder, env=ENVIRONMENT, stderr=subprocess.DEVNULL
+        command(form, "train", "small.toml", *slow), cwd=folder, env=ENVIRONMENT, stderr=subprocess.DEVNULL
     )
-    metrics = folder / "runs" / "stopped" / "metrics.jsonl"
+    metrics = folder / "runs" / name / "metrics.jsonl"
     deadline = time.monotonic() + 60
     while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < deadline:
         time.sleep(0.01)
-    process.send_signal(signal.SIGUSR2)
-    assert process.wait(timeout=60) == 75
-    assert final_weights(folder / "runs" / "stopped").samples < weights["mpirun"].samples
-    done = run(folder, "mpirun", "train", "small.toml", *slow, "--resume", "auto")
+    # mpirun hands the signal on; under horovodrun it goes to one rank, which tells the other
+    os.kill(process.pid if form == "mpirun" else ranks_of(process.pid)[-1], signal.SIGUSR2)
+    assert process.wait(timeout=60) == code
+    assert final_weights(folder / "runs" / name).samples < weights["mpirun"].samples
+    done = run(folder, form, "train", "small.toml", *slow, "--resume", "auto")
     assert done.returncode == 0, done.stderr
-    resumed = final_weights(folder / "runs" / "stopped")
+    resumed = final_weights(folder / "runs" / name)
     assert compare_weights(weights["mpirun"], resumed) == "equal to the bit"
     steps = [line["samples"] for line in map(json.loads, metrics.read_text().splitlines()) if line["kind"] == "train"]
     assert steps == sorted(set(steps))
+
+
+def test_exact_mode_is_equal_to_the_bit_on_any_ranks(folder: Path) -> None:
+    for form in ("one", "mpirun", "horovodrun-gloo"):
+        done = run(folder, form, "train", "small.toml", "--layout.exact", "true", "--name", f"exact-{form}")
+        assert done.returncode == 0, done.stderr
+    one, *others = (final_weights(folder / "runs" / f"exact-{form}") for form in ("one", "mpirun", "horovodrun-gloo"))
+    assert [compare_weights(one, other) for other in others] == ["equal to the bit"] * 2
 
 
 @pytest.mark.parametrize("form", ["mpirun", "horovodrun-gloo"])

@@ -13,11 +13,11 @@ import torch
 from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.schedule.plan import Plan, compile_plan
-from hvd_batchgrow.train import loop
 from hvd_batchgrow.train.checkpoint import Checkpoint, newest_good, tree_digest
 from hvd_batchgrow.train.engine import MicroBatch, UpdateEngine, UpdateResult
 from hvd_batchgrow.train.events import Evaluation, Observer, RunEnded, TrainRecord
 from hvd_batchgrow.train.loop import Trainer
+from hvd_batchgrow.train.stop import Stop, StopRequest
 from tests.helpers import NUM_TRAIN, small_job, small_source
 
 
@@ -36,12 +36,17 @@ class Recorder(Observer):
 
 
 def train(
-    job: Job, ranks: Ranks, folder: Path, observer: Observer | None = None, checkpoint: Checkpoint | None = None
+    job: Job,
+    ranks: Ranks,
+    folder: Path,
+    observer: Observer | None = None,
+    checkpoint: Checkpoint | None = None,
+    stop: Stop | None = None,
 ) -> tuple[Trainer, RunEnded]:
     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     plan = compile_plan(job, ranks.size, NUM_TRAIN)
     trainer = Trainer(job, plan, small_source(), ranks, folder, [observer] if observer else [])
-    return trainer, trainer.run(checkpoint)
+    return trainer, trainer.run(stop or StopRequest(), checkpoint)
 
 
 def digest(trainer: Trainer) -> str:
@@ -53,11 +58,6 @@ class StopAfter:
 
     def __init__(self, updates: int, *, here: bool) -> None:
         self.updates, self.here, self.looks = updates, here, 0
-
-    def __enter__(self) -> StopAfter:
-        return self
-
-    def __exit__(self, *_: Any) -> None: ...
 
     @property
     def asked(self) -> bool:
@@ -162,15 +162,12 @@ def _num_updates(ranks: int) -> int:
 
 
 @pytest.mark.parametrize("updates", range(1, _num_updates(1)))
-def test_a_run_stopped_after_any_update_ends_with_the_same_weights(
-    ranks: Ranks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, updates: int
-) -> None:
+def test_a_run_stopped_after_any_update_ends_with_the_same_weights(ranks: Ranks, tmp_path: Path, updates: int) -> None:
     # (b): batch, accumulation, momentum, running statistics and stream position all come back
     job = small_job(evaluation={"every_epochs": 3.0}, checkpoint={"every_epochs": 3.0}, data={"pipeline": "torch"})
     whole, _ = train(job, ranks, tmp_path / "whole")
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "StopRequest", lambda: StopAfter(updates, here=ranks.rank == ranks.size - 1))
-        stopped, ended = train(job, ranks, tmp_path / "parts")
+    stop = StopAfter(updates, here=ranks.rank == ranks.size - 1)
+    stopped, ended = train(job, ranks, tmp_path / "parts", stop=stop)
     assert (ended.done, ended.updates) == (False, updates)
     data = ranks.from_rank0(lambda: newest_good(tmp_path / "parts" / "checkpoints")[0], "test.checkpoint")
     assert data is not None

@@ -7,14 +7,17 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from hvd_batchgrow.comm.ranks import Ranks
+from hvd_batchgrow.comm.ranks import Ranks, SingleRank
+from hvd_batchgrow.train.checkpoint import tree_digest
+from hvd_batchgrow.train.gradients import GradientBuckets
 from tests import golden
 
 
+@pytest.mark.parametrize("exact", [False, True])
 @pytest.mark.parametrize("per_pass", [1, 2, 3, 6, 12])
-def test_updates_are_those_of_the_formulas_whatever_the_layout(ranks: Ranks, per_pass: int) -> None:
+def test_updates_are_those_of_the_formulas_whatever_the_layout(ranks: Ranks, per_pass: int, exact: bool) -> None:
     expected, losses = golden.reference()
-    engine = golden.make_engine(ranks)
+    engine = golden.make_engine(ranks, exact=exact)
     for update in range(golden.NUM_UPDATES):
         result = golden.serve(engine, ranks, per_pass, update)
         # (q): the loss is that of all samples on all ranks, not of the last micro-batch of rank 0
@@ -84,3 +87,17 @@ def test_a_vote_to_stop_reaches_every_rank(ranks: Ranks) -> None:
         for wanted in (False, ranks.rank == ranks.size - 1, True)
     ]
     assert votes == [0, 1, ranks.size]
+
+
+@pytest.mark.parametrize("num_groups", [12, 11])
+def test_exact_updates_are_those_of_one_rank_to_the_bit(ranks: Ranks, num_groups: int) -> None:
+    """Against the groups of all ranks served in one process, in another order, in float32."""
+    alone = golden.make_engine(SingleRank(), exact=True)
+    together = golden.make_engine(ranks, exact=True)
+    for engine in (alone, together):
+        engine.model.float()
+        engine.buckets = GradientBuckets(engine.model.parameters(), engine.ranks, exact=True)
+    for update in range(golden.NUM_UPDATES):
+        golden.serve(alone, alone.ranks, 1, update, num_groups, order=-1)
+        golden.serve(together, ranks, 1, update, num_groups)
+    assert tree_digest(together.model.state_dict()) == tree_digest(alone.model.state_dict())

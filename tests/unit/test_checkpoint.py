@@ -49,6 +49,15 @@ def test_the_newest_is_found_and_old_ones_go_but_milestones(tmp_path: Path) -> N
     assert (Checkpoint.from_bytes(data).samples, skipped) == (50, [])
 
 
+def test_damaged_ones_beyond_the_newest_do_not_push_it_out(tmp_path: Path) -> None:
+    write(tmp_path, 300)
+    checkpoint_paths(tmp_path)[0].write_bytes(b"damaged")
+    write(tmp_path, 100, 150, 200, keep=1)
+    data, _ = newest_good(tmp_path)
+    assert data is not None
+    assert Checkpoint.from_bytes(data).samples == 200
+
+
 def test_every_damage_is_noticed(tmp_path: Path) -> None:
     data = make().to_bytes()
     generator = np.random.default_rng(0)

@@ -40,6 +40,30 @@ def test_plan_shows_the_twin_and_the_saving(job: str, capsys: pytest.CaptureFixt
     assert "2.47× fewer updates than the twin" in text  # 42 / 17
 
 
+def test_plan_prints_the_twin_as_a_job_file(job: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", job, "--twin"]) == 0
+    Path("twin.toml").write_text(capsys.readouterr().out)
+    assert main(["plan", "twin.toml", "--json"]) == 0
+    twin = json.loads(capsys.readouterr().out)
+    assert main(["plan", job, "--json"]) == 0
+    both = json.loads(capsys.readouterr().out)
+    assert both["twin"]["phases"] == twin["phases"]
+    assert both["updates_ratio"] == pytest.approx(42 / 17)
+    assert main(["plan", "twin.toml", "--twin"]) == 2
+    assert "schedule.policy: 'decay' is its own twin" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("name", "start"), [("plan.png", b"\x89PNG"), ("plan.svg", b"<?xml")])
+def test_plan_draws_a_picture(job: str, name: str, start: bytes) -> None:
+    assert main(["plan", job, "--plot", name]) == 0
+    assert Path(name).read_bytes().startswith(start)
+
+
+def test_plan_says_why_it_cannot_draw(job: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", job, "--plot", "plan.xyz"]) == 1
+    assert "plan.xyz cannot be drawn: Format 'xyz' is not supported" in capsys.readouterr().err
+
+
 def test_plan_needs_no_data_and_no_torch(job: str, tmp_path: Path) -> None:
     code = (
         "import sys; from hvd_batchgrow.cli import main; "
@@ -114,12 +138,25 @@ def test_digest_of_what_is_no_run_is_refused(tmp_path: Path, capsys: pytest.Capt
             2,
             "max_batch: unknown key of 'decay'; it belongs to grow",
         ),
+        (["train", "small.toml", "--overwrite", "--resume", "auto"], 2, "--overwrite: contradicts --resume auto"),
+        (["plan", "small.toml", "--data.flip", "--json"], 2, "data.flip: has no value"),
+        (["plan", "small.toml", "--schedule.epochs", "1e-9"], 2, "1e-09 of N = 300 samples are none"),
+        (["train", "small.toml", "--data.source", "cifar10"], 2, "'cifar10' can be planned, not read"),
+        (["train", "small.toml", "--model.name", "vgg"], 2, "'vgg' can be planned, not trained"),
+        (
+            ["train", "small.toml", "--layout.growth", "ranks", "--layout.ranks_per_phase", "[1,2,1,1]"],
+            2,
+            "planned for 2",
+        ),
+        (["twin", "twin.toml"], 2, "schedule.policy: 'decay' is what the twin does"),
         (["train", "small.toml", "--data.root", "nowhere"], 1, "nowhere holds neither train-images-idx3-ubyte"),
     ],
 )
 def test_faults_end_with_a_message_and_no_run_folder(
     job: str, words: list[str], code: int, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    tree = job_tree(schedule={"policy": "decay"})
+    Path("twin.toml").write_text(tomli_w.dumps(tree))
     assert main(words) == code
     error = capsys.readouterr().err
     assert message in error

@@ -96,7 +96,8 @@ def test_overrides_go_over_the_file_and_are_checked_like_it() -> None:
 
 
 def test_only_keys_that_decide_the_weights_are_compared_at_a_resume() -> None:
-    base = parse_job(job_tree()).deciding()
-    assert parse_job(job_tree(layout={"max_micro_batch": 32}, data={"pipeline": "torch"})).deciding() == base
+    base = parse_job(job_tree()).deciding(300)
+    assert parse_job(job_tree(layout={"max_micro_batch": 32}, data={"pipeline": "torch"})).deciding(300) == base
     for change in ({"optim": {"lr": 0.06}}, {"schedule": {"factor": 2.0}}, {"model": {"ghost_batch": 16}}, {"seed": 8}):
-        assert parse_job(job_tree(**change)).deciding() != base
+        assert parse_job(job_tree(**change)).deciding(300) != base
+    assert parse_job(job_tree()).deciding(301) != base

@@ -70,7 +70,7 @@ def test_deferred_statistics_add_up_to_the_same_in_any_cut(shares: list[list[int
     for positions in shares:
         for position in positions:
             parts(chunks[position])
-        total += parts.take_weighted_statistics(positions, 3)
+        total += parts.take_contributions(positions, 3).sum(0)
     assert parts.running_mean.tolist() == [0, 0, 0], "nothing is committed before the update ends"
     parts.commit(total, 3)
     torch.testing.assert_close(parts.running_mean, whole.running_mean)

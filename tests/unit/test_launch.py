@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 import sys
+import types
 
 import pytest
 
-from hvd_batchgrow.comm.launch import GLOO, OPEN_MPI, OTHER_MPI, launched_by, launched_ranks
+from hvd_batchgrow.comm.launch import GLOO, OPEN_MPI, OTHER_MPI, SRUN_PMIX, launched_by, launched_ranks
 from hvd_batchgrow.comm.ranks import SingleRank, connect
 from hvd_batchgrow.errors import RunError
 
@@ -16,7 +17,8 @@ from hvd_batchgrow.errors import RunError
         ({"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "3"}, OPEN_MPI, (3, 4)),
         ({"PMI_SIZE": "3", "PMI_RANK": "1"}, OTHER_MPI, (1, 3)),
         ({"HOROVOD_SIZE": "2", "HOROVOD_RANK": "1"}, GLOO, (1, 2)),
-        ({"HOROVOD_SIZE": "", "OMPI_COMM_WORLD_SIZE": "2"}, OPEN_MPI, (0, 2)),
+        ({"HOROVOD_SIZE": "", "OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "0"}, OPEN_MPI, (0, 2)),
+        ({"SLURM_STEP_NUM_TASKS": "4", "PMIX_RANK": "2"}, SRUN_PMIX, (2, 4)),
         # SLURM's variables are of the step, not of the ranks
         ({"SLURM_NTASKS": "8", "SLURM_PROCID": "3"}, None, (0, 1)),
     ],
@@ -37,8 +39,19 @@ def no_horovod(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("no_horovod")
 def test_without_horovod_one_rank_works_and_more_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(connect(), SingleRank)
+    monkeypatch.setenv("OMPI_COMM_WORLD_RANK", "0")
     monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "1")
     assert isinstance(connect(), SingleRank)
     monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
     with pytest.raises(RunError, match=r"started by mpirun as one of 2 ranks, but Horovod cannot be imported"):
+        connect()
+
+
+def test_ranks_that_do_not_find_each_other_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """mpirun of one MPI, Horovod built with another: each process would think that it is alone."""
+    alone = SingleRank()
+    monkeypatch.setitem(sys.modules, "hvd_batchgrow.comm.horovod", types.SimpleNamespace(HorovodRanks=lambda: alone))
+    monkeypatch.setenv("OMPI_COMM_WORLD_RANK", "1")
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
+    with pytest.raises(RunError, match=r"mpirun has started 2 ranks, and Horovod sees 1"):
         connect()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tomllib
 from pathlib import Path
 
@@ -8,10 +9,12 @@ import pytest
 
 from hvd_batchgrow.comm.ranks import AgreedFailure, SingleRank
 from hvd_batchgrow.config import Job
+from hvd_batchgrow.errors import RunError
 from hvd_batchgrow.job_file import parse_job
 from hvd_batchgrow.schedule.plan import compile_plan
 from hvd_batchgrow.train.checkpoint import Checkpoint, write_checkpoint
 from hvd_batchgrow.train.run_folder import open_run
+from hvd_batchgrow.train.run_lock import RunLock
 from tests.helpers import NUM_TRAIN, small_job
 
 
@@ -22,7 +25,7 @@ def open_(
 
 
 def save(folder: Path, job: Job, samples: int = 160) -> None:
-    write_checkpoint(folder / "checkpoints", Checkpoint(samples, job.deciding(), {}, {}, 1.0, {}), 3, ())
+    write_checkpoint(folder / "checkpoints", Checkpoint(samples, job.deciding(NUM_TRAIN), {}, {}, 1.0, {}), 3, ())
 
 
 def test_a_new_run_leaves_what_it_was_made_from(tmp_path: Path) -> None:
@@ -89,5 +92,31 @@ def test_what_does_not_decide_the_weights_may_change_at_a_resume(tmp_path: Path)
 
 def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(AgreedFailure, match=r"file/run/checkpoints cannot be created: Not a directory"):
+    with pytest.raises(AgreedFailure, match=r"file/run/checkpoints cannot be written: Not a directory"):
         open_(tmp_path / "file" / "run", small_job())
+
+
+def test_two_jobs_cannot_write_one_run(tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "run"
+    with RunLock(folder) as first, RunLock(folder) as second:
+        first.take()
+        with pytest.raises(RunError, match=rf"run is being written by another job: process {os.getpid()} on "):
+            second.take()
+    with RunLock(folder) as third:
+        third.take()
+
+
+def test_a_lock_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with RunLock(tmp_path / "file" / "run") as lock, pytest.raises(RunError, match=r"file cannot be written: File exi"):
+        lock.take()
+
+
+def test_records_cut_short_by_a_kill_do_not_bar_a_resume(tmp_path: Path) -> None:
+    job = small_job()
+    open_(tmp_path / "run", job)
+    save(tmp_path / "run", job)
+    (tmp_path / "run" / "record.json").write_text('{"lives": [')
+    checkpoint, notes = open_(tmp_path / "run", job, resume=True)
+    assert checkpoint is not None
+    assert "record.json was damaged" in notes[0]

@@ -1,0 +1,77 @@
+"""What happens where one phase follows another, in words and numbers."""
+
+from __future__ import annotations
+
+import itertools
+
+from hvd_batchgrow.config import AdamSection, SgdSection
+from hvd_batchgrow.schedule.phases import Phase
+from hvd_batchgrow.schedule.plan import Plan
+
+
+def describe_transitions(plan: Plan) -> list[str]:
+    """One line for each phase after the first."""
+    phases = plan.schedule.phases
+    return [
+        f"{k}. " + "; ".join(_changes(plan, before, after))
+        for k, (before, after) in enumerate(itertools.pairwise(phases), start=2)
+    ]
+
+
+def _changes(plan: Plan, before: Phase, after: Phase) -> list[str]:
+    return [
+        _batch(before, after),
+        f"lr {_ratio(after.lr / before.lr)}",
+        _momentum(plan, before, after),
+        _norm_horizon(plan, before, after),
+        _weight_decay(plan, before, after),
+    ]
+
+
+def _batch(before: Phase, after: Phase) -> str:
+    text = f"batch {_ratio(after.global_batch / before.global_batch)}"
+    if abs(after.wanted_batch - after.global_batch) > 0.5:
+        text += f" (wanted {after.wanted_batch:,.6g}, formed {after.global_batch:,}: lr makes up for it)"
+    return text
+
+
+def _momentum(plan: Plan, before: Phase, after: Phase) -> str:
+    """Formulas §5: under a mean gradient torch's SGD needs no correction when ε or B changes."""
+    optim = plan.job.optim
+    if isinstance(optim, AdamSection):
+        return "Adam's averages kept" if after.momentum == before.momentum else f"β₁ → {after.momentum:.4g}"
+    if after.momentum == before.momentum:
+        return "momentum buffer kept, no correction due"
+    factor = (1 - before.momentum) / (1 - after.momentum)
+    if optim.rescale_momentum:
+        return f"momentum {before.momentum:g} → {after.momentum:g}, buffer × {factor:.4g}"
+    epochs = after.global_batch / (plan.num_samples * (1 - after.momentum))
+    return f"momentum {before.momentum:g} → {after.momentum:g}, buffer refills over B/(N(1-m)) = {epochs:.2g} epochs"
+
+
+def _norm_horizon(plan: Plan, before: Phase, after: Phase) -> str:
+    """The running statistics remember γ/e samples, whatever the batch."""
+    samples = plan.group / plan.job.model.ghost_momentum
+    updates = [samples / phase.global_batch for phase in (before, after)]
+    return f"BN memory {samples:,.0f} samples = {updates[0]:.3g} → {updates[1]:.3g} updates"
+
+
+def _weight_decay(plan: Plan, before: Phase, after: Phase) -> str:
+    """Shrinkage of a weight per epoch: λ ε/(1-m) · N/B for SGD, λ ε N/B where it is decoupled."""
+    optim = plan.job.optim
+    if optim.weight_decay == 0:
+        return "no weight decay"
+    if isinstance(optim, AdamSection) and optim.name == "adam":
+        return "weight decay inside Adam's ratio"
+    rates = [
+        optim.weight_decay
+        * phase.lr
+        * plan.num_samples
+        / (phase.global_batch * ((1 - phase.momentum) if isinstance(optim, SgdSection) else 1))
+        for phase in (before, after)
+    ]
+    return f"weight decay per epoch {rates[0]:.3g} → {rates[1]:.3g}"
+
+
+def _ratio(ratio: float) -> str:
+    return "held" if abs(ratio - 1) < 1e-9 else f"× {ratio:.4g}" if ratio > 1 else f"÷ {1 / ratio:.4g}"

@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+from fractions import Fraction
+
+import pytest
+import torch
+
+from hvd_batchgrow.train.exact import LIMIT, join, split
+
+
+def values(count: int = 4000) -> torch.Tensor:
+    """Gradients of very different sizes, with cancellations."""
+    generator = torch.Generator().manual_seed(0)
+    sizes = 10.0 ** (torch.rand(count, generator=generator) * 12 - 9)
+    return torch.randn(count, generator=generator) * sizes
+
+
+def test_a_sum_is_the_same_in_any_order_and_cut() -> None:
+    parts = split(values())
+    whole = parts.sum(1)
+    for seed in range(20):
+        generator = torch.Generator().manual_seed(seed)
+        order = torch.randperm(4000, generator=generator)
+        pieces = parts[:, order].tensor_split(1 + seed % 7, dim=1)
+        total = torch.zeros(2, dtype=torch.float64)
+        for piece in reversed(pieces):
+            total += piece.sum(1)
+        assert torch.equal(total, whole)
+
+
+def test_a_plain_float64_sum_is_not() -> None:
+    # so that the test above can fail
+    plain = values().double()
+    orders = [plain[torch.randperm(4000, generator=torch.Generator().manual_seed(seed))] for seed in range(20)]
+    assert len({float(sum(order.tolist())) for order in orders}) > 1
+
+
+def test_the_sum_is_right_to_the_fine_grid() -> None:
+    exact = sum((Fraction(v) for v in values().double().tolist()), Fraction(0))
+    assert abs(Fraction(float(join(split(values()).sum(1)))) - exact) <= 4000 * Fraction(2) ** -71 + abs(exact) / 2**52
+
+
+def test_float32_values_of_common_size_are_kept_whole() -> None:
+    for value in (0.0, 1.0, -0.1, 3e-10, 2.0**17 + 0.25, -(2.0**-40)):
+        tensor = torch.tensor([value])
+        assert join(split(tensor)).item() == tensor.double().item()
+
+
+def test_leaving_the_range_is_an_error() -> None:
+    with pytest.raises(OverflowError, match=r"a sum of 2.62e\+05 is beyond 262144, where exact mode ends"):
+        join(split(torch.full((2,), LIMIT / 2)).sum(1, keepdim=True).expand(2, 1))

@@ -1,0 +1,338 @@
+"""Every policy against its formula, worked out here; and what must hold for any job."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import sys
+import types
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hvd_batchgrow.config import Job
+from hvd_batchgrow.errors import Fault, JobError
+from hvd_batchgrow.job_file import parse_job
+from hvd_batchgrow.schedule.phases import Phase
+from hvd_batchgrow.schedule.plan import Plan, compile_plan, compile_twin, decay_twin
+from hvd_batchgrow.schedule.transitions import describe_transitions
+
+N = 50_000
+SGD = {"name": "sgd", "lr": 0.1, "momentum": 0.9}
+ADAM = {"name": "adam", "lr": 1e-3, "momentum": 0.9, "beta2": 0.999, "eps": 1e-8}
+BOUNDARIES = {"epochs": 200.0, "boundaries_epochs": [60.0, 120.0, 160.0], "factor": 5.0, "global_batch": 128}
+
+
+def make_job(optim: dict[str, Any] | None = None, layout: dict[str, Any] | None = None, **schedule: Any) -> Job:
+    return parse_job(
+        {
+            "name": "made",
+            "data": {"source": "cifar10"},
+            "model": {"name": "any", "ghost_batch": 32},
+            "optim": optim or SGD,
+            "schedule": schedule,
+            "layout": layout or {},
+        }
+    )
+
+
+def make_plan(ranks: int = 1, **job: Any) -> Plan:
+    return compile_plan(make_job(**job), ranks, N)
+
+
+def phases(**job: Any) -> tuple[Phase, ...]:
+    return make_plan(**job).schedule.phases
+
+
+def batches(**job: Any) -> list[int]:
+    return [phase.global_batch for phase in phases(**job)]
+
+
+def test_hybrid_grows_first_and_decays_then() -> None:
+    made = phases(policy="hybrid", growing_boundaries=1, **BOUNDARIES)
+    assert [p.global_batch for p in made] == [128, 640, 640, 640]
+    assert [p.lr for p in made] == pytest.approx([0.1, 0.1, 0.02, 0.004], rel=1e-12)
+
+
+def test_a_larger_start_keeps_the_noise() -> None:
+    base = make_plan(policy="grow", max_batch=5120, **BOUNDARIES)
+    larger = make_plan(policy="grow", max_batch=5120, lr_scale=5.0, raise_momentum_to=0.98, **BOUNDARIES)
+    first = larger.schedule.phases[0]
+    # B · 5 for ε · 5, and · (1 - 0.9)/(1 - 0.98) = 5 for the momentum
+    assert (first.lr, first.momentum, first.global_batch) == (0.5, 0.98, 3200)
+    assert [larger.noise_scale(p) for p in larger.schedule.phases] == pytest.approx(
+        [base.noise_scale(p) for p in base.schedule.phases], rel=1e-12
+    )
+
+
+def test_exact_noise_uses_the_finite_training_set() -> None:
+    # Under B f the noise falls by 1.0 % too much at 128 → 640 and by 9.1 % at 1 024 → 5 120 (formulas §1)
+    for batch, share in ((128, 0.010), (1024, 0.091)):
+        assert (N / batch - 1) / (N / (5 * batch) - 1) / 5 - 1 == pytest.approx(share, abs=5e-4)
+        schedule = {**BOUNDARIES, "boundaries_epochs": [60.0], "global_batch": batch}
+        plan = make_plan(policy="grow", exact_noise=True, max_batch=5120, **schedule)
+        before, after = plan.schedule.phases
+        assert after.wanted_batch == pytest.approx(N / (1 + (N / batch - 1) / 5), rel=1e-12)
+        # rounded to whole ghost batches, the learning rate makes the noise exact
+        assert after.global_batch % 32 == 0
+        g = [p.lr / (1 - 0.9) * (N / p.global_batch - 1) for p in (before, after)]
+        assert g[0] / g[1] == pytest.approx(5, rel=1e-12)
+        assert plan.noise_scale(after) == pytest.approx(g[1], rel=1e-12)
+
+
+def test_adabatch_multiplies_by_beta_and_alpha() -> None:
+    made = phases(policy="adabatch", epochs=100.0, every_epochs=20.0, global_batch=128, max_batch="N/10")
+    assert [p.start_epoch for p in made] == [0, 20, 40, 60, 80]
+    assert [p.global_batch for p in made] == [128, 256, 512, 1024, 2048]
+    assert [p.lr for p in made] == pytest.approx([0.1 * 0.75**k for k in range(5)], rel=1e-12)
+
+
+def test_adabatch_at_its_limit_decays_by_alpha_over_beta() -> None:
+    made = phases(policy="adabatch", epochs=60.0, every_epochs=20.0, global_batch=128, max_batch=256)
+    assert [p.lr for p in made] == pytest.approx([0.1, 0.075, 0.075 * 0.375], rel=1e-12)
+
+
+def test_steps_are_megatrons_string() -> None:
+    made = phases(policy="steps", epochs=10.0, batch_steps="0:768 250000:1536")
+    assert [(p.global_batch, p.lr) for p in made] == [(768, 0.1), (1536, 0.1)]
+    # 250 000 / 768 = 325.5
+    assert [p.num_updates for p in made] == [326, math.ceil((500_000 - 326 * 768) / 1536)]
+
+
+@pytest.mark.parametrize(("rule", "ratios"), [("none", [1, 1]), ("linear", [1, 4]), ("sqrt", [1, 2])])
+def test_learning_rate_rules(rule: str, ratios: list[float]) -> None:
+    made = phases(policy="steps", epochs=10.0, batch_steps="0:256 250000:1024", lr_rule=rule)
+    assert [p.lr / 0.1 for p in made] == pytest.approx(ratios, rel=1e-12)
+
+
+def test_adams_set() -> None:
+    made = phases(optim=ADAM, policy="steps", epochs=10.0, batch_steps="0:256 250000:1024", lr_rule="adam")
+    after = made[1]
+    # κ = 4: ε √κ, 1-βᵢ → κ (1-βᵢ), eps/√κ
+    assert after.lr == pytest.approx(2e-3)
+    assert after.momentum == pytest.approx(0.6)
+    assert after.beta2 == pytest.approx(0.996)
+    assert after.eps == pytest.approx(0.5e-8)
+
+
+def test_seesaw_shares_the_factor_between_rate_and_batch() -> None:
+    plan = make_plan(optim=ADAM, policy="seesaw", max_batch=5120, **{**BOUNDARIES, "factor": 4.0})
+    made = plan.schedule.phases
+    assert [p.global_batch for p in made] == [128, 512, 2048, 5120]
+    # ε ÷ √4 each; at the limit 128 · 4³ = 8 192 is cut: ε/√B is what must fall by 4, so ε takes √(8192/5120) more
+    rates = [1e-3, 1e-3 / 2, 1e-3 / 4, 1e-3 / 8 / math.sqrt(8192 / 5120)]
+    assert [p.lr for p in made] == pytest.approx(rates, rel=1e-12)
+    noise = [plan.noise_scale(p) for p in made]
+    assert [a / b for a, b in pairwise(noise)] == pytest.approx([4, 4, 4], rel=1e-12)
+
+
+def test_an_imported_step_list_becomes_batches() -> None:
+    steps = [[30.0, 0.1], [60.0, 0.01]]
+    made = phases(policy="import", epochs=90.0, global_batch=128, lr_schedule="steps", lr_steps=steps, max_batch="N/10")
+    assert [p.global_batch for p in made] == [128, 1280, 4992]
+    assert made[2].lr == pytest.approx(0.1 * 4992 / 12800)
+
+
+@pytest.mark.parametrize(
+    ("kind", "mean"),
+    [
+        # means over the quarters of the run, by integration: of 1-t, and of (1 + cos πt)/2
+        ({"lr_schedule": "polynomial"}, lambda a, b: 1 - (a + b) / 2),
+        ({"lr_schedule": "cosine"}, lambda a, b: 0.5 + (math.sin(math.pi * b) - math.sin(math.pi * a)) / (2 * math.pi * (b - a))),
+        ({"lr_schedule": "polynomial", "power": 2.0, "end_lr_fraction": 0.1}, lambda a, b: 0.1 + 0.9 * ((1 - a) ** 3 - (1 - b) ** 3) / (3 * (b - a))),
+    ],
+    ids=["linear", "cosine", "square"],
+)  # fmt: skip
+def test_an_imported_curve_keeps_its_mean_noise(kind: dict[str, Any], mean: Any) -> None:
+    plan = make_plan(policy="import", epochs=100.0, global_batch=128, num_steps=4, max_batch="N/10", **kind)
+    first = 0.1 * N / (128 * 0.1)
+    expected = [first * mean(k / 4, (k + 1) / 4) for k in range(4)]
+    assert [plan.noise_scale(p) for p in plan.schedule.phases] == pytest.approx(expected, rel=1e-5)
+
+
+def test_an_imported_function_is_the_users_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = types.ModuleType("my_schedule")
+    module.halves = lambda epoch: 0.5 ** (epoch // 10)  # type: ignore[attr-defined]
+    module.rises = lambda epoch: 1 + epoch  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "my_schedule", module)
+    made = {"policy": "import", "epochs": 30.0, "global_batch": 128, "num_steps": 3, "max_batch": "N/10"}
+    assert batches(**made, lr_schedule="my_schedule:halves") == [128, 256, 512]
+    with pytest.raises(JobError, match=r"schedule.lr_schedule: rises from 6 to 16 × lr at epoch 10"):
+        phases(**made, lr_schedule="my_schedule:rises")
+    with pytest.raises(JobError, match=r"schedule.lr_schedule: my_schedule:nothing: .*has no attribute 'nothing'"):
+        phases(**made, lr_schedule="my_schedule:nothing")
+
+
+def test_a_momentum_for_each_phase_is_made_up_for_by_the_batch() -> None:
+    schedule = {**BOUNDARIES, "boundaries_epochs": [60.0], "momenta": [0.9, 0.95], "factor": 1.0}
+    plan = make_plan(policy="grow", **schedule)
+    before, after = plan.schedule.phases
+    assert (after.momentum, after.global_batch, after.lr) == (0.95, 256, 0.1)
+    assert plan.noise_scale(after) == pytest.approx(plan.noise_scale(before), rel=1e-12)
+
+
+def test_warm_up_goes_by_samples_alone() -> None:
+    schedule = make_plan(
+        policy="grow", warmup_epochs=2.0, warmup_start_lr=0.02, max_batch="N/10", **BOUNDARIES
+    ).schedule
+    assert schedule.at(0).lr == 0.02
+    assert schedule.at(25_088).lr == pytest.approx(0.02 + 0.08 * 25_088 / 100_000)
+    assert schedule.at(100_096).lr == 0.1
+    assert schedule.at(0).global_batch == 128
+
+
+@pytest.mark.parametrize(
+    ("job", "message"),
+    [
+        ({"policy": "grow", **BOUNDARIES}, r'max_batch: is not set, and from epoch 160 the batch would be 16000, beyond N/10 = 5000; set "N/10"'),
+        ({"policy": "grow", **BOUNDARIES, "factor": [2.0, 3.0]}, r"schedule.factor: 2 factors for 3 boundaries"),
+        ({"policy": "grow", **BOUNDARIES, "momenta": [0.8, 0.9]}, r"schedule.momenta: needs one for each of the 4 phases, the first 0.9"),
+        ({"policy": "grow", **BOUNDARIES, "global_batch": 50_016}, r"global_batch: 50016 is not below N = 50000"),
+        ({"policy": "steps", "epochs": 10.0, "batch_steps": "0:768 500:64 400:128"}, r"sample counts must rise"),
+        ({"policy": "steps", "epochs": 1.0, "batch_steps": "0:768 50000:1536"}, r"the last step at 50000 samples is beyond the run's 50000"),
+        ({"policy": "steps", "epochs": 9.0, "batch_steps": "0:256 900:512", "lr_rule": "adam"}, r"lr_rule: 'adam' is for optim.name = 'adam' or 'adamw', not 'sgd'"),
+        ({"optim": ADAM, "policy": "steps", "epochs": 9.0, "batch_steps": "0:256 900:2560", "lr_rule": "adam"}, r"needs κ \(1-β₁\) < 1, and 2560/256 · 0.1 = 1; grow to 2528 at most"),
+        ({"policy": "decay", **BOUNDARIES, "warmup_epochs": 200.0}, r"schedule.warmup_epochs: 200 leave nothing of epochs = 200"),
+        ({"policy": "decay", **BOUNDARIES, "warmup_epochs": 1.0, "warmup_start_lr": 0.2}, r"warmup_start_lr: 0.2 is above the learning rate 0.1"),
+        ({"policy": "decay", **BOUNDARIES, "layout": {"growth": "auto"}}, r"layout.growth: 'auto' decides by measured costs"),
+        ({"policy": "decay", **BOUNDARIES, "layout": {"growth": "ranks", "ranks_per_phase": [1]}}, r"ranks_per_phase: 1 numbers for 4 phases"),
+        ({"policy": "decay", **BOUNDARIES, "layout": {"max_micro_batch": 100}}, r"max_micro_batch 100 = 3.12 ghost batches of 32, which are never cut; nearest: 96, 128"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_planned_is_refused_with_the_arithmetic(job: dict[str, Any], message: str) -> None:
+    with pytest.raises(JobError, match=message):
+        make_plan(**job)
+
+
+def test_all_faults_of_a_plan_are_told_at_once() -> None:
+    with pytest.raises(JobError) as caught:
+        make_plan(ranks=3, policy="grow", warmup_epochs=300.0, **{**BOUNDARIES, "boundaries_epochs": [60.0, 50.0]})
+    paths = {fault.path for fault in caught.value.faults}
+    assert {"schedule.boundaries_epochs", "schedule.warmup_epochs"} < paths
+    assert any(path.startswith("phase 1") for path in paths)
+
+
+def test_growth_by_ranks_gives_each_a_full_micro_batch() -> None:
+    layout = {"growth": "ranks", "max_micro_batch": 128, "max_ranks": 16}
+    plan = make_plan(ranks=64, policy="grow", max_batch=5120, layout=layout, **BOUNDARIES)
+    shapes = [(made.ranks, made.accumulation, made.micro_batch) for made in plan.layouts]
+    # 128 → 1 rank; 640 = 5 × 128; 3 200 = 100 groups of 32, of which 10 is the largest divisor up to 16: 10 groups
+    # a rank, 2 a pass (4 do not divide 10); 5 120 = 160 groups on 16 ranks: 10 again
+    assert shapes == [(1, 1, 128), (5, 1, 128), (10, 5, 64), (16, 5, 64)]
+    assert plan.peak_ranks == 16
+    for made, phase in zip(plan.layouts, plan.schedule.phases, strict=True):
+        assert made.ranks * made.accumulation * made.micro_batch == phase.global_batch
+
+
+def test_stated_ranks_are_used() -> None:
+    layout = {"growth": "ranks", "ranks_per_phase": [1, 2, 4, 8]}
+    plan = make_plan(policy="grow", max_batch=5120, layout=layout, **BOUNDARIES)
+    assert [made.ranks for made in plan.layouts] == [1, 2, 4, 8]
+
+
+@pytest.mark.parametrize(("num_samples", "ranks", "batch"), [(10**9, 1, 8192), (1_281_167, 10_000, 320_000)])
+def test_large_machines_and_data_are_planned(num_samples: int, ranks: int, batch: int) -> None:
+    schedule = {**BOUNDARIES, "global_batch": batch, "max_batch": 4 * batch}
+    job = make_job(policy="grow", **schedule)
+    plan = compile_plan(job, ranks, num_samples)
+    assert plan.schedule.end_samples >= 200 * num_samples
+
+
+# --- what must hold for any job --------------------------------------------------------------
+
+boundary_lists = st.lists(st.floats(0.5, 20), min_size=0, max_size=5).map(
+    lambda gaps: [round(sum(gaps[: k + 1]), 3) for k in range(len(gaps))]
+)
+
+
+@given(
+    policy=st.sampled_from(["decay", "grow", "hybrid"]),
+    gaps=boundary_lists,
+    factor=st.floats(1, 12),
+    groups=st.integers(1, 40),
+    lr=st.floats(1e-4, 10),
+    momentum=st.floats(0, 0.99),
+    exact=st.booleans(),
+)
+def test_any_job_has_its_noise_fall_by_the_factor(
+    policy: str, gaps: list[float], factor: float, groups: int, lr: float, momentum: float, exact: bool
+) -> None:
+    schedule: dict[str, Any] = {
+        "policy": policy,
+        "epochs": (gaps[-1] if gaps else 0) + 2.5,
+        "boundaries_epochs": gaps,
+        "factor": factor,
+        "global_batch": 32 * groups,
+        "exact_noise": exact,
+    }
+    if policy != "decay":
+        schedule["max_batch"] = 4992
+    plan = make_plan(optim={"name": "sgd", "lr": lr, "momentum": momentum}, **schedule)
+    made = plan.schedule.phases
+    for before, after in pairwise(made):
+        assert plan.noise_scale(before) / plan.noise_scale(after) == pytest.approx(factor, rel=1e-9)
+        assert after.start_samples == before.end_samples
+    assert plan.schedule.end_samples == sum(p.num_updates * p.global_batch for p in made)
+    for layout, phase in zip(plan.layouts, made, strict=True):
+        assert layout.ranks * layout.accumulation * layout.micro_batch == phase.global_batch
+    again = compile_plan(parse_job(json.loads(json.dumps(plan.to_dict()["job_file"]))), 1, N)
+    assert again.to_dict() == plan.to_dict()
+    twin = compile_twin(decay_twin(plan.job, N), 1, N)
+    assert [twin.noise_scale(p) for p in twin.schedule.phases] == pytest.approx(
+        [plan.noise_scale(p) for p in made], rel=1e-9
+    )
+
+
+@pytest.mark.parametrize(
+    "job",
+    [
+        {"policy": "adabatch", "epochs": 90.0, "every_epochs": 20.0, "global_batch": 128, "max_batch": "N/10"},
+        {"policy": "steps", "epochs": 10.0, "batch_steps": "0:768 250000:1536"},
+        {"policy": "import", "epochs": 90.0, "global_batch": 128, "lr_schedule": "cosine", "max_batch": "N/10"},
+    ],
+)
+def test_the_twin_of_any_policy_has_its_noise(job: dict[str, Any]) -> None:
+    plan = make_plan(**job)
+    twin = compile_twin(decay_twin(plan.job, N), 1, N)
+    ratio = plan.noise_scale(plan.schedule.phases[0]) / twin.noise_scale(twin.schedule.phases[0])
+    assert [twin.noise_scale(p) * ratio for p in twin.schedule.phases] == pytest.approx(
+        [plan.noise_scale(p) for p in plan.schedule.phases], rel=1e-9
+    )
+
+
+junk = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-3, 10**6),
+    st.floats(),
+    st.text(max_size=5),
+    st.lists(st.floats(), max_size=3),
+)
+KEYS = ["epochs", "boundaries_epochs", "factor", "global_batch", "max_batch", "momenta", "lr_scale", "warmup_epochs"]
+
+
+@given(changes=st.dictionaries(st.sampled_from([*KEYS, "policy", "lr_rule", "other"]), junk, max_size=4))
+def test_any_nonsense_is_a_job_error_with_a_path(changes: dict[str, Any]) -> None:
+    faults: tuple[Fault, ...] = ()
+    try:
+        make_plan(**{"policy": "grow", "max_batch": "N/10", **BOUNDARIES, **changes})
+    except JobError as error:
+        faults = error.faults
+    assert all(fault.path for fault in faults)
+
+
+def test_transitions_say_what_happens_to_momentum_norm_and_decay() -> None:
+    optim = {**SGD, "weight_decay": 5e-4, "rescale_momentum": True}
+    schedule = {**BOUNDARIES, "boundaries_epochs": [60.0], "momenta": [0.9, 0.95]}
+    (line,) = describe_transitions(make_plan(optim=optim, policy="grow", max_batch=640, **schedule))
+    # 128 · 5 · 2 = 1 280 wanted; weight decay per epoch λ ε N/(B (1-m)) = λ g
+    assert "batch × 5 (wanted 1,280, formed 640: lr makes up for it); lr ÷ 2;" in line
+    assert "momentum 0.9 → 0.95, buffer × 2;" in line
+    assert "BN memory 320 samples = 2.5 → 0.5 updates" in line
+    assert "weight decay per epoch 0.195 → 0.0391" in line
+    (line,) = describe_transitions(make_plan(policy="grow", max_batch=640, **schedule))
+    assert re.search(r"buffer refills over B/\(N\(1-m\)\) = 0.26 epochs; .*; no weight decay", line)
