@@ -1,4 +1,4 @@
-"""The command line: `hvd-batchgrow plan|train|twin|digest`."""
+"""The command line: `hvd-batchgrow plan|probe|train|twin|digest`."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from hvd_batchgrow.schedule.plan import Plan, compile_plan, compile_twin, decay_
 
 if TYPE_CHECKING:  # torch takes seconds to import, and `plan` does without it
     from hvd_batchgrow.comm.ranks import Ranks
+    from hvd_batchgrow.schedule.cost import Cost
     from hvd_batchgrow.train.events import Observer, RunEnded
     from hvd_batchgrow.train.stop import StopRequest
 
@@ -57,14 +58,20 @@ class PlanCommand(JobCommand):
     """Print the job file of the twin that decays the learning rate, and nothing else."""
     plot: Path | None = None
     """Draw learning rate, batch and noise scale into a .png, .svg or .pdf."""
+    cost: Path | None = None
+    """A file that `probe` has written: predict seconds and rank-hours, and decide layout.growth = "auto"."""
 
     def run(self, overrides: dict[str, Any]) -> ExitCode:
         """Plan, and the decay twin beside it."""
         from hvd_batchgrow.data.known import known_num_samples
+        from hvd_batchgrow.schedule.cost import choose_ranks, predict
+        from hvd_batchgrow.schedule.measured import load_probe
 
         job = self.load(overrides)
         num_samples = known_num_samples(job.data)
-        plan = compile_plan(job, self.ranks, num_samples)
+        probe = load_probe(self.cost) if self.cost else None
+        choose = choose_ranks(job, num_samples, probe, self.ranks) if probe else None
+        plan = compile_plan(job, self.ranks, num_samples, choose)
         twin_job = None if job.schedule.policy == "decay" else decay_twin(job, num_samples)
         if self.twin:
             self.print_twin(twin_job)
@@ -75,7 +82,8 @@ class PlanCommand(JobCommand):
             from hvd_batchgrow.watch.plot import plot_plans
 
             plot_plans(plans[::-1], self.plot)
-        self.print_json(plans) if self.json else self.print_tables(plans)
+        costs = [predict(plan, probe) for plan in plans] if probe else []
+        self.print_json(plans, costs) if self.json else self.print_tables(plans, costs)
         return ExitCode.DONE
 
     def print_twin(self, twin: Job | None) -> None:
@@ -84,28 +92,58 @@ class PlanCommand(JobCommand):
             raise JobError([Fault("schedule.policy", "'decay' is its own twin")], str(self.job))
         print(tomli_w.dumps(twin.model_dump(mode="json", exclude_none=True)))
 
-    def print_json(self, plans: Sequence[Plan]) -> None:
-        """The plan, with the twin's beside it."""
-        plan, *twin = plans
-        tree = plan.to_dict()
-        if twin:
-            tree |= {"twin": twin[0].to_dict(), "updates_ratio": twin[0].num_updates / plan.num_updates}
-        print(json.dumps(tree, indent=2))
+    def print_json(self, plans: Sequence[Plan], costs: Sequence[Cost]) -> None:
+        """The plan, with the twin's beside it, each with its cost."""
+        trees = [plan.to_dict() for plan in plans]
+        for tree, cost in zip(trees, costs, strict=False):
+            tree["cost"] = cost.to_dict()
+        if len(plans) > 1:
+            trees[0] |= {"twin": trees[1], "updates_ratio": plans[1].num_updates / plans[0].num_updates}
+        print(json.dumps(trees[0], indent=2))
 
-    def print_tables(self, plans: Sequence[Plan]) -> None:
+    def print_tables(self, plans: Sequence[Plan], costs: Sequence[Cost]) -> None:
         """Tables, what happens between phases, and the saving."""
         from hvd_batchgrow.schedule.transitions import describe_transitions
-        from hvd_batchgrow.watch.tables import plan_table
+        from hvd_batchgrow.watch.tables import cost_table, plan_table
 
         console = _console(sys.stdout)
         for plan in plans:
             console.print(plan_table(plan))
             for line in describe_transitions(plan):
-                console.print(f"  {line}", highlight=False)
+                console.print(f"  {line}", highlight=False, soft_wrap=True)
             console.print()
         if len(plans) > 1:
             ratio = plans[1].num_updates / plans[0].num_updates
             console.print(f"{ratio:.2f}× fewer updates than the twin", highlight=False)
+        if costs:
+            console.print(cost_table([(plan.job.name, cost) for plan, cost in zip(plans, costs, strict=True)]))
+            for note in dict.fromkeys(note for cost in costs for note in cost.notes):
+                console.print(note, style="yellow", highlight=False)
+
+
+@dataclass(frozen=True)
+class ProbeCommand(JobCommand):
+    """Measure what updates of a job cost on the ranks that are launched, for `plan --cost`."""
+
+    out: Path = Path("PROBE.json")
+    """The figures go in here, beside those of other numbers of ranks."""
+    budget_s: float = 25.0
+    """About how long to measure; longer is steadier where the machine is shared."""
+
+    def run(self, overrides: dict[str, Any]) -> ExitCode:
+        """Measure, and say what to do with it."""
+        return _with_ranks(lambda ranks, stop: self.probe(ranks, overrides))
+
+    def probe(self, ranks: Ranks, overrides: dict[str, Any]) -> ExitCode:
+        """All ranks together."""
+        from hvd_batchgrow.train.probe import probe_into
+        from hvd_batchgrow.watch.progress import byte_progress
+
+        console = _console(sys.stderr, quiet=ranks.rank != 0)
+        with byte_progress(console) as report:
+            probe_into(self.out, lambda: self.load(overrides), ranks, report, console.print, self.budget_s)
+        console.print(f"written to {self.out}: hvd-batchgrow plan {self.job} --ranks {ranks.size} --cost {self.out}")
+        return ExitCode.DONE
 
 
 @dataclass(frozen=True)
@@ -211,6 +249,7 @@ class DigestCommand:
 
 Command = (
     Annotated[PlanCommand, tyro.conf.subcommand("plan")]
+    | Annotated[ProbeCommand, tyro.conf.subcommand("probe")]
     | Annotated[TrainCommand, tyro.conf.subcommand("train")]
     | Annotated[TwinCommand, tyro.conf.subcommand("twin")]
     | Annotated[DigestCommand, tyro.conf.subcommand("digest")]

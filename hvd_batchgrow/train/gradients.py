@@ -33,8 +33,6 @@ class GradientBuckets:
     ) -> None:
         self.ranks = ranks
         self.exact = exact
-        self.num_sums = 0
-        """Sums over ranks started so far, for whoever checks how many an update takes."""
         self._buckets: list[Tensor] = []
         self._unfinished: list[int] = []
         self._sizes: list[int] = []
@@ -103,7 +101,6 @@ class GradientBuckets:
             self._start(index)
 
     def _start(self, index: int) -> None:
-        self.num_sums += 1
         summed = self._parts[index] if self.exact else self._buckets[index]
         self._handles[index] = self.ranks.start_sum(summed, f"gradients.{index}")
 

@@ -9,6 +9,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from hvd_batchgrow.schedule.cost import Cost
 from hvd_batchgrow.schedule.phases import Phase
 from hvd_batchgrow.schedule.plan import Plan
 from hvd_batchgrow.train.events import RunEnded
@@ -17,7 +18,7 @@ from hvd_batchgrow.train.events import RunEnded
 def plan_table(plan: Plan) -> Table:
     """Phases of a plan, one a row."""
     table = Table(
-        title=f"{plan.job.name}: N = {plan.num_samples:,}, ghost batch {plan.group}, {plan.peak_ranks} ranks at most",
+        title=f"{plan.job.name}: N = {plan.num_samples:,}, ghost batch {plan.group}, ranks: {plan.peak_ranks}",
         title_justify="left",
         box=box.SIMPLE_HEAD,
     )
@@ -62,6 +63,34 @@ def plan_text(plan: Plan) -> str:
     console = Console(file=io.StringIO(), width=120)
     console.print(plan_table(plan))
     return str(console.file.getvalue())  # type: ignore[attr-defined]
+
+
+def cost_table(costs: Sequence[tuple[str, Cost]]) -> Table:
+    """What plans cost, phase by phase, each under its name, and the totals."""
+    table = Table(title="predicted, training alone", title_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column("")
+    for heading in ("phase", "ranks", "s per update", "time", "rank-hours", "if the peak ranks are held"):
+        table.add_column(heading, justify="right")
+    for name, cost in costs:
+        for index, phase in enumerate(cost.phases, start=1):
+            row = (
+                f"{index}",
+                f"{phase.ranks}",
+                f"{phase.update_s:.4f}",
+                _time(phase.seconds),
+                f"{phase.rank_hours:.3f}",
+            )
+            table.add_row(name if index == 1 else "", *row, "")
+        totals = (f"{cost.peak_ranks} at most", "", _time(cost.seconds), f"{cost.chain_rank_hours:.3f}")
+        table.add_row("", "all", *totals, f"{cost.held_rank_hours:.3f}", end_section=True, style="bold")
+    return table
+
+
+def _time(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
 
 
 def result_table(runs: Sequence[tuple[str, RunEnded]]) -> Table:

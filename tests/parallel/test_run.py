@@ -182,3 +182,33 @@ def test_all_ranks_hold_the_same_weights(ranks: Ranks, tmp_path: Path) -> None:
     trainer, _ = train(small_job(data={"pipeline": "torch"}), ranks, tmp_path)
     mine = digest(trainer).encode()
     assert ranks.broadcast_bytes(mine, "test.digest") == mine
+
+
+def test_warm_up_and_changes_of_momentum_reach_the_updates(ranks: Ranks, tmp_path: Path) -> None:
+    # (m): the warm-up goes by samples, whatever the passes
+    schedule = {"warmup_epochs": 0.3, "warmup_start_lr": 0.01, "momenta": [0.9, 0.8, 0.8, 0.85]}
+    for limit in (8, 16):
+        job = small_job(
+            schedule=schedule,
+            optim={"rescale_momentum": True},
+            layout={"max_micro_batch": limit},
+            watch={"records_per_epoch": NUM_TRAIN},
+        )
+        recorder = Recorder()
+        train(job, ranks, tmp_path / f"{limit}", recorder)
+        starts = [record.samples - record.global_batch for record in recorder.records]
+        expected = [0.01 + 0.04 * s / 90 for s in starts if s < 90]
+        assert [r.lr for r in recorder.records][: len(expected)] == pytest.approx(expected)
+        momenta = {r.phase: r.momentum for r in recorder.records}
+        assert list(momenta.values()) == [0.9, 0.8, 0.8, 0.85]
+
+
+def test_adam_stops_and_goes_on_like_sgd(ranks: Ranks, tmp_path: Path) -> None:
+    optim = {"name": "adamw", "lr": 2e-3, "momentum": 0.9, "weight_decay": 0.01}
+    job = small_job(optim=optim, schedule={"lr_rule": "sqrt"}, data={"pipeline": "torch"})
+    whole, _ = train(job, ranks, tmp_path / "whole")
+    train(job, ranks, tmp_path / "parts", stop=StopAfter(11, here=ranks.rank == 0))
+    data = ranks.from_rank0(lambda: newest_good(tmp_path / "parts" / "checkpoints")[0], "test.checkpoint")
+    assert data is not None
+    resumed, _ = train(job, ranks, tmp_path / "parts", checkpoint=Checkpoint.from_bytes(data))
+    assert digest(resumed) == digest(whole)

@@ -198,3 +198,23 @@ def test_a_bug_gives_a_traceback_with_its_rank(
     error = capsys.readouterr().err
     assert "rank 0 of 1 on " in error
     assert "ZeroDivisionError: a bug" in error
+
+
+def test_a_probe_prices_a_plan_and_decides_auto(job: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["probe", job, "--out", "P.json", "--budget-s", "0.1"]) == 0
+    assert "hvd-batchgrow plan small.toml --ranks 1 --cost P.json" in capsys.readouterr().err.replace("\n", " ")
+    assert not Path("runs").exists()
+    assert main(["plan", job, "--cost", "P.json"]) == 0
+    text = capsys.readouterr().out
+    assert "predicted, training alone" in text
+    assert "if the peak ranks are held" in text
+    assert main(["plan", job, "--cost", "P.json", "--layout.growth", "auto", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["cost"]["seconds"] == pytest.approx(sum(p["seconds"] for p in plan["cost"]["phases"]))
+    assert [phase["ranks"] for phase in plan["phases"]] == [1] * 4
+    assert plan["twin"]["cost"]["seconds"] > 0
+    assert main(["plan", job, "--cost", "P.json", "--model.channels", "[4, 4]"]) == 2
+    assert "model.channels: is [4, 4], the probe was measured with [4, 8]" in capsys.readouterr().err
+    Path("P.json").write_text("{")
+    assert main(["plan", job, "--cost", "P.json"]) == 1
+    assert "P.json is damaged, or no probe" in capsys.readouterr().err

@@ -1,0 +1,213 @@
+"""What a plan costs, by what `probe` has measured, and ranks chosen by it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from typing import Any
+
+from hvd_batchgrow.config import Job
+from hvd_batchgrow.errors import Fault, JobError
+from hvd_batchgrow.schedule.layout import Layout
+from hvd_batchgrow.schedule.measured import Probe, check_probe
+from hvd_batchgrow.schedule.phases import Phase, compile_schedule
+from hvd_batchgrow.schedule.plan import ChooseRanks, Plan, compile_stages, layout_for
+from hvd_batchgrow.schedule.policies import Stage, make_start
+from hvd_batchgrow.schedule.step_time import StepTimes
+
+HOUR_S = 3600.0
+_TOLERABLE_MISFIT = 0.1
+
+
+@dataclass(frozen=True)
+class PhaseCost:
+    """What a phase costs."""
+
+    ranks: int
+    num_updates: int
+    update_s: float
+    """Seconds of one update."""
+    extrapolated_from: int | None
+    """The number of ranks that was measured instead; None: these were."""
+
+    @property
+    def seconds(self) -> float:
+        """Of training: without evaluations, checkpoints and start."""
+        return self.num_updates * self.update_s
+
+    @property
+    def rank_hours(self) -> float:
+        """Of just the ranks that it uses."""
+        return self.seconds * self.ranks / HOUR_S
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a plan costs."""
+
+    phases: tuple[PhaseCost, ...]
+    notes: tuple[str, ...]
+    """What to know before trusting it."""
+
+    @property
+    def seconds(self) -> float:
+        """Of the whole run."""
+        return math.fsum(phase.seconds for phase in self.phases)
+
+    @property
+    def peak_ranks(self) -> int:
+        """The most ranks that a phase uses."""
+        return max(phase.ranks for phase in self.phases)
+
+    @property
+    def chain_rank_hours(self) -> float:
+        """If each phase holds just its ranks, as in a chain of batch jobs."""
+        return math.fsum(phase.rank_hours for phase in self.phases)
+
+    @property
+    def held_rank_hours(self) -> float:
+        """If the peak ranks are held from start to end, as in one batch job."""
+        return self.seconds * self.peak_ranks / HOUR_S
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        own = ("seconds", "peak_ranks", "chain_rank_hours", "held_rank_hours")
+        phases = [asdict(p) | {"seconds": p.seconds, "rank_hours": p.rank_hours} for p in self.phases]
+        return {"phases": phases, **{name: getattr(self, name) for name in own}, "notes": list(self.notes)}
+
+
+def predict(plan: Plan, probe: Probe) -> Cost:
+    """What a plan costs, be it a growth run's or its twin's.
+
+    Training only: evaluations, checkpoints and the start of each link of a chain come on top.
+
+    Raises:
+        JobError: the probe is of something else, or does not tell what a sum over so many ranks costs.
+    """
+    check_probe(plan.job, probe)
+    times = StepTimes(probe)
+    parts = list(zip(plan.schedule.phases, plan.layouts, strict=True))
+    phases = tuple(_phase_cost(phase, layout, plan.job, times) for phase, layout in parts)
+    notes = [note for _, layout in parts for note in _notes(layout, times)]
+    return Cost(phases, tuple(dict.fromkeys(notes)))
+
+
+def _phase_cost(phase: Phase, layout: Layout, job: Job, times: StepTimes) -> PhaseCost:
+    model, group = times.at(layout.ranks), job.model.ghost_batch
+    fullest = math.ceil(phase.global_batch / group / layout.ranks) * group
+    update_s = model.update_s(fullest, layout, times.gradient_bytes)
+    extrapolated = model.measured_ranks if model.measured_ranks != layout.ranks else None
+    return PhaseCost(layout.ranks, phase.num_updates, update_s, extrapolated)
+
+
+def _notes(layout: Layout, times: StepTimes) -> Iterable[str]:
+    model = times.at(layout.ranks)
+    low, high = model.micro_batches
+    if model.measured_ranks != layout.ranks:
+        counts = [count for count in times.fitted if count > 1]
+        sums = f", sums over ranks by log2(ranks) from {', '.join(map(str, counts))}" if layout.ranks > 1 else ""
+        yield f"{layout.ranks} ranks were not measured: passes as on {model.measured_ranks}{sums}"
+    if not low <= layout.micro_batch <= high:
+        measured = f"{low} … {high} on {model.measured_ranks} ranks"
+        yield f"micro-batch {layout.micro_batch} is outside those measured: {measured}"
+    if model.misfit > _TOLERABLE_MISFIT:
+        yield (
+            f"the model misses an update measured on {model.measured_ranks} ranks by {100 * model.misfit:.0f} %: "
+            "probe again when the machine is quiet"
+        )
+
+
+# --- ranks by cost ---------------------------------------------------------------------------
+
+
+def choose_ranks(job: Job, num_samples: int, probe: Probe, ranks: int) -> ChooseRanks:
+    """Ranks of each phase for layout.growth = "auto", by layout.objective; for `compile_plan`.
+
+    least_time: the fastest number that can be formed. least_rank_hours: the cheapest; while the
+    whole is over layout.time_limit_h, the phase and number that save the most time for a rank-hour
+    more are taken next. That follows the lower hull of each phase's (time, rank-hours): the least
+    rank-hours for the time it ends with, which may be below the limit by what the last step saved.
+
+    Args:
+        job: with layout.growth = "auto".
+        num_samples: N.
+        probe: the measurements.
+        ranks: that can be had, where layout.max_ranks does not say.
+
+    Returns:
+        a function of a stage of this job. It raises JobError where the probe is of something else,
+        or the limit cannot be met, with the fastest time that can.
+    """
+    most = job.layout.max_ranks or ranks
+
+    @cache
+    def chosen() -> dict[Stage, int]:
+        check_probe(job, probe)
+        stages = compile_stages(job, make_start(job, num_samples))
+        phases = compile_schedule(stages, job.schedule.epochs, num_samples).phases
+        times = StepTimes(probe)
+        options = [_options(stage, phase, job, times, most) for stage, phase in zip(stages, phases, strict=True)]
+        costs = _by_objective(options, job)
+        return {stage: cost.ranks for stage, cost in zip(stages, costs, strict=True)}
+
+    return lambda stage: chosen()[stage]
+
+
+def _options(stage: Stage, phase: Phase, job: Job, times: StepTimes, max_ranks: int) -> list[PhaseCost]:
+    """A phase on every number of ranks that can be formed, the fewest first."""
+    groups, ragged = stage.global_batch // job.model.ghost_batch, job.layout.ragged
+    counts = [ranks for ranks in range(1, max(1, min(groups, max_ranks)) + 1) if ragged or groups % ranks == 0]
+    try:
+        layouts = [layout_for(stage, ranks, job) for ranks in counts]
+    except ValueError:  # a fault that no number of ranks can mend: `compile_plan` tells it, of one
+        return [PhaseCost(1, phase.num_updates, 0.0, None)]
+    return [_phase_cost(phase, layout, job, times) for layout in layouts]
+
+
+def _by_objective(options: Sequence[Sequence[PhaseCost]], job: Job) -> list[PhaseCost]:
+    layout = job.layout
+    limit_s = math.inf if layout.time_limit_h is None else layout.time_limit_h * HOUR_S
+    fastest = [min(phase, key=lambda cost: (cost.seconds, cost.ranks)) for phase in options]
+    if _total_s(fastest) > limit_s:
+        raise JobError([Fault("layout.time_limit_h", _too_slow(fastest, limit_s))], job.name)
+    if layout.objective == "least_time":
+        return fastest
+    chosen = [min(phase, key=lambda cost: (_rounded(cost.rank_hours), cost.seconds)) for phase in options]
+    while _total_s(chosen) > limit_s:
+        k, cost = max(_upgrades(chosen, options), key=lambda upgrade: _worth(chosen[upgrade[0]], upgrade[1]))
+        chosen[k] = cost
+    return chosen
+
+
+def _upgrades(chosen: Sequence[PhaseCost], options: Sequence[Sequence[PhaseCost]]) -> Iterable[tuple[int, PhaseCost]]:
+    for k, (now, phase) in enumerate(zip(chosen, options, strict=True)):
+        yield from ((k, cost) for cost in phase if cost.seconds < now.seconds)
+
+
+def _worth(now: PhaseCost, then: PhaseCost) -> tuple[float, float]:
+    """Seconds saved for a rank-hour more; of equals the smaller step."""
+    saved_s = now.seconds - then.seconds
+    more = then.rank_hours - now.rank_hours
+    return (saved_s / more if more > 0 else math.inf, -saved_s)
+
+
+def _rounded(rank_hours: float) -> float:
+    """Perfect scaling costs the same on every number of ranks; rounding must not decide between them."""
+    return float(f"{rank_hours:.9g}")
+
+
+def _total_s(costs: Iterable[PhaseCost]) -> float:
+    return math.fsum(cost.seconds for cost in costs)
+
+
+def _too_slow(fastest: Sequence[PhaseCost], limit_s: float) -> str:
+    hours = " + ".join(f"{cost.seconds / HOUR_S:.3g}" for cost in fastest)
+    ranks = ", ".join(str(cost.ranks) for cost in fastest)
+    total_h = _total_s(fastest) / HOUR_S
+    needed_h = math.ceil(total_h * 1000) / 1000
+    return (
+        f"{limit_s / HOUR_S:g} h cannot be met: the fastest phases, on {ranks} ranks, take {hours} = {total_h:.3g} h; "
+        f"set >= {needed_h:g}, or more layout.max_ranks"
+    )

@@ -1,0 +1,177 @@
+"""PROBE.json: what was measured of a model, its data and a kind of machine."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ValidationError
+
+from hvd_batchgrow.config import Job, PositiveFloat, PositiveInt, Section
+from hvd_batchgrow.errors import Fault, JobError, RunError
+
+_SUBJECT = (
+    "data.source",
+    "data.pipeline",
+    "data.pad_pixels",
+    "data.flip",
+    "model.name",
+    "model.channels",
+    "model.ghost_batch",
+    "optim.name",
+    "layout.exact",
+    "layout.threads_per_rank",
+)
+
+
+class TimedSum(Section):
+    """A sum over all ranks, with nothing else to do."""
+
+    num_bytes: PositiveInt
+    seconds: PositiveFloat
+
+
+class TimedUpdate(Section):
+    """Whole updates of one shape, as in training."""
+
+    micro_batch: PositiveInt
+    """m, samples of a pass on each rank."""
+    accumulation: PositiveInt
+    """s, passes of an update."""
+    seconds: PositiveFloat
+    """Of one update."""
+    data_wait_s: float
+    """Of these, waiting for samples."""
+
+
+class RankProbe(Section):
+    """What was measured with one number of ranks."""
+
+    ranks: PositiveInt
+    ranks_per_host: PositiveInt
+    threads_per_rank: PositiveInt
+    host: str
+    """Rank 0's."""
+    device: str
+    backend: str
+    measured_at: str
+    micro_batch_limit: PositiveInt
+    """Of the job that was probed; larger passes were measured to tell a pass from a sample, where that is all."""
+    sums: tuple[TimedSum, ...]
+    """Empty for one rank."""
+    updates: tuple[TimedUpdate, ...]
+
+
+class Probe(Section):
+    """PROBE.json: what was measured of a model, its data and a kind of machine, by number of ranks."""
+
+    format: Literal[1] = 1
+    job: str
+    """Name of the job that was probed; others may use the figures if `subject` is theirs too."""
+    subject: dict[str, Any]
+    """`subject_of` the job, with the pipeline that `auto` had chosen."""
+    image_shape: tuple[PositiveInt, ...]
+    """(H, W, C)."""
+    gradient_bytes: PositiveInt
+    """What an update sums over the ranks."""
+    measured: tuple[RankProbe, ...]
+    """In order of their ranks."""
+
+
+def subject_of(job: Job) -> dict[str, Any]:
+    """The keys of a job that decide what an update costs; all others may change without a new probe.
+
+    Learning rate, schedule, batch, layout and seed do not enter: the model is made to tell what they cost.
+
+    Returns:
+        dotted key to plain JSON value.
+    """
+    tree = job.model_dump(mode="json")
+    return {key: tree[section][name] for key in _SUBJECT for section, name in [key.split(".")]}
+
+
+# --- the file -----------------------------------------------------------------------------------
+
+
+def load_probe(path: Path) -> Probe:
+    """Read a PROBE.json.
+
+    Raises:
+        RunError: it is missing, damaged, or not a probe; the message says where.
+    """
+    again = f"measure (again): hvd-batchgrow probe JOB --out {path}"
+    try:
+        probe = Probe.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise RunError(f"{path} cannot be read: {error.strerror or error}; {again}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "whole file"
+        raise RunError(f"{path} is damaged, or no probe: {where}: {first['msg']}; {again}") from None
+    if fault := _incomplete(probe):
+        raise RunError(f"{path} is damaged: {fault}; {again}")
+    return probe
+
+
+def _incomplete(probe: Probe) -> str | None:
+    counts = [rank_probe.ranks for rank_probe in probe.measured]
+    if not counts or counts != sorted(set(counts)):
+        return f"measured: rank counts must be there once each and rise, got {counts}"
+    for k, part in enumerate(probe.measured):
+        if not part.updates:
+            return f"measured.{k}.updates: empty"
+        if part.ranks > 1 and not part.sums:
+            return f"measured.{k}.sums: empty, for {part.ranks} ranks"
+    return None
+
+
+def save_probe(path: Path, probe: Probe) -> None:
+    """Write a PROBE.json, whole or not at all.
+
+    Raises:
+        RunError: it cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.writing")
+    try:
+        temporary.write_text(probe.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        raise RunError(f"{path} cannot be written: {error.strerror or error}") from None
+
+
+def merge_probes(old: Probe | None, new: Probe) -> Probe:
+    """Both, by number of ranks; where a number was measured twice, the new figures.
+
+    Raises:
+        RunError: they are not of the same thing, or not on the same kind of device.
+    """
+    if old is None:
+        return new
+    pairs = {
+        **{key: (old.subject.get(key), new.subject.get(key)) for key in sorted(old.subject | new.subject)},
+        "image shape": (old.image_shape, new.image_shape),
+        "gradient bytes": (old.gradient_bytes, new.gradient_bytes),
+        "device": (old.measured[0].device, new.measured[0].device),
+    }
+    differing = [f"{key}: was {was!r}, is {now!r}" for key, (was, now) in pairs.items() if was != now]
+    if differing:
+        text = "\n  ".join(differing)
+        raise RunError(f"this probe and that of {old.job!r} do not belong in one file:\n  {text}\n  use another --out")
+    by_ranks = {part.ranks: part for part in (*old.measured, *new.measured)}
+    return new.model_copy(update={"measured": tuple(by_ranks[ranks] for ranks in sorted(by_ranks))})
+
+
+def check_probe(job: Job, probe: Probe) -> None:
+    """Raises JobError if a probe was not measured on what a job trains: every key that differs."""
+    own = subject_of(job)
+    differing = [key for key, value in own.items() if value != probe.subject.get(key)]
+    if own["data.pipeline"] == "auto":
+        differing = [key for key in differing if key != "data.pipeline"]
+    mend = "probe this job, into a file of its own"
+    faults = [
+        Fault(key, f"is {own[key]!r}, the probe was measured with {probe.subject.get(key)!r}; {mend}")
+        for key in differing
+    ]
+    if faults:
+        raise JobError(faults, job.name)

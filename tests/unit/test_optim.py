@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from hvd_batchgrow.nn.models import SmallConvNet
+from hvd_batchgrow.optim.build import build_optimizer, set_hyperparameters
+from hvd_batchgrow.schedule.phases import Phase
+from tests.helpers import small_job
+
+PHASE = Phase(0.0, 0, 10, 0.1, 0.9, 16, 16)
+
+
+def make(**optim: Any) -> tuple[SmallConvNet, torch.optim.Optimizer]:
+    model = SmallConvNet(1, 3, (4, 8), 8)
+    job = small_job(optim=optim)
+    return model, build_optimizer(model, job.optim)
+
+
+def step(model: nn.Module, optimizer: torch.optim.Optimizer, gradient: float = 1.0) -> None:
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, gradient)
+    optimizer.step()
+
+
+def test_norm_parameters_and_biases_are_not_decayed() -> None:
+    # (r): found by their shape; this network's names say "features.1.weight", not "bn"
+    model, optimizer = make(weight_decay=0.5)
+    for group in optimizer.param_groups:
+        assert {p.ndim > 1 for p in group["params"]} == {group["weight_decay"] == 0.5}
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(model.parameters()))
+
+
+def test_neither_rate_nor_batch_corrects_the_momentum_of_torchs_sgd() -> None:
+    # (i): u = m u + g whatever ε and B do
+    model, optimizer = make(momentum=0.9, weight_decay=0.0)
+    weight = next(model.parameters())
+    before = weight.detach().clone()
+    moved = 0.0
+    velocity = 0.0
+    for lr, batch in ((0.1, 16), (0.02, 16), (0.02, 48), (0.3, 96)):
+        set_hyperparameters(optimizer, replace(PHASE, lr=lr, global_batch=batch))
+        step(model, optimizer)
+        velocity = 0.9 * velocity + 1.0
+        moved += lr * velocity
+    torch.testing.assert_close(weight.detach(), before - moved)
+
+
+@pytest.mark.parametrize(("rescale", "level"), [(False, 1.9), (True, 1.9 * 0.1 / 0.05)])
+def test_a_change_of_momentum_rescales_the_buffer_where_the_job_says_so(rescale: bool, level: float) -> None:
+    model, optimizer = make(momentum=0.9, weight_decay=0.0)
+    for _ in range(2):
+        set_hyperparameters(optimizer, PHASE, rescale_momentum=rescale)
+        step(model, optimizer)
+    later = replace(PHASE, momentum=0.95)
+    set_hyperparameters(optimizer, later, rescale_momentum=rescale)
+    set_hyperparameters(optimizer, later, rescale_momentum=rescale)  # the change is made once
+    buffer = optimizer.state[next(model.parameters())]["momentum_buffer"]
+    torch.testing.assert_close(buffer, torch.full_like(buffer, level))
+
+
+@pytest.mark.parametrize(("name", "kind"), [("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)])
+def test_adam_takes_its_set_from_the_phase(name: str, kind: type[torch.optim.Optimizer]) -> None:
+    _, optimizer = make(name=name, lr=1e-3, momentum=0.8, beta2=0.99, eps=1e-6)
+    assert type(optimizer) is kind
+    group = optimizer.param_groups[0]
+    assert (group["betas"], group["eps"]) == ((0.8, 0.99), 1e-6)
+    set_hyperparameters(optimizer, replace(PHASE, lr=2e-3, momentum=0.6, beta2=0.98, eps=5e-7))
+    assert (group["lr"], group["betas"], group["eps"]) == (2e-3, (0.6, 0.98), 5e-7)
+    set_hyperparameters(optimizer, replace(PHASE, lr=2e-3, momentum=0.7))
+    assert group["betas"] == (0.7, 0.98)
