@@ -12,7 +12,7 @@ from torch import nn
 
 from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.config import Job
-from hvd_batchgrow.data.pipeline import Normalisation, choose_pipeline, evaluation_batches, open_pipeline
+from hvd_batchgrow.data.pipeline import Batch, Normalisation, choose_pipeline, evaluation_batches, open_pipeline
 from hvd_batchgrow.data.sources import Source
 from hvd_batchgrow.data.stream import Stream, groups_of_rank
 from hvd_batchgrow.nn.models import build_model
@@ -92,11 +92,11 @@ class Trainer:
         schedule = self.plan.schedule
         stretch = _Stretch()
         stopped = False
-        batches = self._open_batches() if self.samples < schedule.end_samples else iter(())
+        batches = self.open_batches() if self.samples < schedule.end_samples else iter(())
         while self.samples < schedule.end_samples and not stopped:
             index = schedule.index_at(self.samples)
             before, phase = self.samples, schedule.at(self.samples)
-            result = self._update(batches, phase, self.plan.layouts[index], stop=stop.asked)
+            result = self.update(batches, phase, self.plan.layouts[index], stop=stop.asked)
             stretch.add(result, phase.global_batch)
             stopped = result.stop_votes > 0
             at_boundary = self.samples == phase.end_samples
@@ -108,19 +108,21 @@ class Trainer:
         self._tell("on_end", ended)
         return ended
 
-    def _open_batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def open_batches(self) -> Iterator[Batch]:
+        """This rank's training groups from the sample counter on."""
         group, ranks = self.plan.group, self.ranks
         first = groups_of_rank(self.samples // group, ranks.size, ranks.rank, ranks.size)[0]
         return open_pipeline(self.job.data, self.source, self.stream, group, first, ranks.size)
 
-    def _update(
-        self,
-        batches: Iterator[tuple[torch.Tensor, torch.Tensor]],
-        phase: Phase,
-        layout: Layout,
-        *,
-        stop: bool,
-    ) -> UpdateResult:
+    def update(self, batches: Iterator[Batch], phase: Phase, layout: Layout, *, stop: bool) -> UpdateResult:
+        """Do the next update, and move the sample counter.
+
+        Args:
+            batches: of `open_batches`.
+            phase: gives batch, learning rate and momentum.
+            layout: how the batch is cut.
+            stop: whether this rank wants the job to stop.
+        """
         group = self.plan.group
         first, num_groups = self.samples // group, phase.global_batch // group
         mine = groups_of_rank(first, num_groups, self.ranks.rank, self.ranks.size)
@@ -246,7 +248,7 @@ class Trainer:
         )
 
 
-def _take(batches: Iterator[tuple[torch.Tensor, torch.Tensor]], positions: Sequence[int]) -> MicroBatch:
+def _take(batches: Iterator[Batch], positions: Sequence[int]) -> MicroBatch:
     groups = [next(batches) for _ in positions]
     images, labels = (torch.cat(parts) if len(parts) > 1 else parts[0] for parts in zip(*groups, strict=True))
     return MicroBatch(images, labels, tuple(positions))

@@ -151,7 +151,7 @@ class _Bench:
         per_byte = 4 if self.job.layout.exact else 1
         parameters = [p for p in trainer.model.parameters() if p.requires_grad]
         self.gradient_bytes = per_byte * sum(p.numel() * p.element_size() for p in parameters)
-        self._batches = trainer._open_batches()
+        self._batches = trainer.open_batches()
 
     def update(self, micro_batch: int, accumulation: int) -> tuple[float, float]:
         """Do one update; seconds, and those of waiting for data, on this rank."""
@@ -160,7 +160,7 @@ class _Bench:
         # The weights hardly move: a batch that no schedule asked for must not make them diverge.
         phase = replace(phase, global_batch=global_batch, lr=1e-3 * phase.lr)
         layout = Layout(self.ranks.size, accumulation, micro_batch, ragged=False)
-        result = self.trainer._update(self._batches, phase, layout, stop=False)
+        result = self.trainer.update(self._batches, phase, layout, stop=False)
         return result.seconds, result.data_wait_s
 
     def mean(self, values: Sequence[float]) -> tuple[float, ...]:
