@@ -191,7 +191,7 @@ def test_warm_up_and_changes_of_momentum_reach_the_updates(ranks: Ranks, tmp_pat
         job = small_job(
             schedule=schedule,
             optim={"rescale_momentum": True},
-            layout={"max_micro_batch": limit},
+            layout={"max_micro_batch": limit, "ragged": True},
             watch={"records_per_epoch": NUM_TRAIN},
         )
         recorder = Recorder()
