@@ -189,7 +189,7 @@ class ImportSchedule(ScheduleBase):
     max_batch: MaxBatch = None
     lr_schedule: Annotated[str, Field(pattern=r"^(steps|polynomial|cosine|[A-Za-z_][\w.]*:[A-Za-z_]\w*)$")]
     """steps, polynomial, cosine, or `module:function` that maps an epoch to a multiple of `optim.lr`."""
-    num_steps: PositiveInt = 8
+    num_steps: Annotated[int, Field(gt=0, le=1000)] = 8
     """Phases of equal length that stand for a smooth schedule, each with its mean noise scale."""
     lr_steps: Annotated[tuple[LrStep, ...], BeforeValidator(_tuples)] = ()
     """For steps: [epoch, multiple of `optim.lr` from there on]."""

@@ -95,7 +95,10 @@ def compile_plan(job: Job, ranks: int, num_samples: int, choose_ranks: ChooseRan
     Raises:
         JobError: something cannot be formed; all such faults, with the arithmetic and the nearest valid values.
     """
-    faults = _early_faults(job, ranks, num_samples) + _first_batch_faults(job, num_samples)
+    faults = _early_faults(job, ranks, num_samples)
+    senseless = _first_batch_faults(job, num_samples)
+    if senseless:  # no batch can be worked out from these
+        raise JobError(faults + senseless, job.name)
     layouts: list[Layout] = []
     try:
         start = make_start(job, num_samples)
@@ -104,6 +107,8 @@ def compile_plan(job: Job, ranks: int, num_samples: int, choose_ranks: ChooseRan
         layouts = _layouts(stages, job, max(1, ranks), choose_ranks)
     except JobError as error:
         faults += error.faults
+    except ArithmeticError as error:
+        faults.append(Fault("schedule", f"its numbers leave the range of floating point ({error})"))
     if faults:
         raise JobError(_without_repeats(faults), job.name)
     schedule = compile_schedule(stages, job.schedule.epochs, num_samples, _warmup(job, num_samples))
@@ -240,6 +245,8 @@ def _first_batch_faults(job: Job, num_samples: int) -> list[Fault]:
     first, group = first_batch(job), job.model.ghost_batch
     key = "schedule.batch_steps" if job.schedule.policy == "steps" else "schedule.global_batch"
     faults = []
+    if first < 1:
+        faults.append(Fault(key, f"the first batch must be at least 1, got {first}"))
     if first >= num_samples:
         faults.append(Fault(key, f"{first} is not below N = {num_samples}: no noise would be left to lower"))
     given = getattr(job.schedule, "max_batch", None)

@@ -32,6 +32,8 @@ from hvd_batchgrow.config import (
 from hvd_batchgrow.errors import Fault, JobError
 from hvd_batchgrow.schedule.noise import NoiseScale
 
+_MOST_STAGES = 1000
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -128,8 +130,12 @@ def adabatch(section: AdaBatchSchedule, start: Start) -> list[Stage]:
 
     Source: Devarakonda et al. 2017 (arXiv 1712.02029).
     """
+    count = math.ceil(section.epochs / section.every_epochs)
+    if count > _MOST_STAGES:
+        fault = f"{section.epochs:g} epochs by {section.every_epochs:g} are {count} phases; {_MOST_STAGES} at most"
+        raise JobError([Fault("schedule.every_epochs", fault)])
     stages = []
-    for k in range(math.ceil(section.epochs / section.every_epochs)):
+    for k in range(count):
         wanted = start.global_batch * section.batch_factor**k
         noise = start.noise.of(start.lr * section.lr_factor**k, start.momentum, wanted)
         stages.append(start.stage(k * section.every_epochs, noise, start.momentum, wanted))
@@ -156,6 +162,7 @@ def import_(section: ImportSchedule, start: Start) -> list[Stage]:
     A schedule of steps gives a stage a step. A smooth one is cut into `num_steps` stages of equal
     length; each has the mean noise scale that the schedule would have had over it.
     """
+    _check_lr_steps(section)
     multiples = _imported_multiples(section)
     for (_, before), (epoch, multiple) in itertools.pairwise(multiples):
         if multiple > before:
@@ -217,6 +224,17 @@ def _boundary_targets(section: BoundaryBase, start: Start) -> list[tuple[float, 
 def _fallen(section: BoundaryBase) -> list[float]:
     """By how much the noise scale must have fallen at each stage: 1, f₁, f₁ f₂, …"""
     return list(itertools.accumulate(boundary_factors(section), lambda a, b: a * b, initial=1.0))
+
+
+def _check_lr_steps(section: ImportSchedule) -> None:
+    epochs = [0.0, *(epoch for epoch, _ in section.lr_steps), section.epochs]
+    if (section.lr_schedule == "steps") != bool(section.lr_steps):
+        fault = "belongs to lr_schedule = 'steps', which needs it: [[epoch, multiple of lr], …]"
+    elif any(b <= a for a, b in itertools.pairwise(epochs)):
+        fault = f"its epochs must rise from above 0 to below epochs = {section.epochs:g}, got {epochs[1:-1]}"
+    else:
+        return
+    raise JobError([Fault("schedule.lr_steps", fault)])
 
 
 def _imported_multiples(section: ImportSchedule) -> list[tuple[float, float]]:
