@@ -134,7 +134,6 @@ def test_exact_mode_is_equal_to_the_bit_on_any_ranks(folder: Path) -> None:
 
 @pytest.mark.parametrize("form", ["mpirun", "horovodrun-gloo"])
 def test_a_rank_that_raises_takes_the_job_down_and_is_named(folder: Path, form: str) -> None:
-    begin = time.monotonic()
     # Rank 1 alone finds its run in trouble: its second update raises.
     broken = folder / "broken.py"
     broken.write_text(
@@ -156,7 +155,6 @@ def test_a_rank_that_raises_takes_the_job_down_and_is_named(folder: Path, form: 
     text = done.stdout + done.stderr
     assert text.count("ZeroDivisionError: planted") == 1
     assert "rank 1 of 2 on " in text
-    assert time.monotonic() - begin < 30, "start-up included"
 
 
 @pytest.mark.parametrize("form", ["mpirun", "horovodrun-gloo"])
