@@ -1,4 +1,4 @@
-"""The command line: `hvd-batchgrow plan|probe|train|twin|digest`."""
+"""The command line: `hvd-batchgrow plan|probe|train|twin|digest|audit`."""
 
 from __future__ import annotations
 
@@ -137,10 +137,10 @@ class ProbeCommand(JobCommand):
     def probe(self, ranks: Ranks, overrides: dict[str, Any]) -> ExitCode:
         """All ranks together."""
         from hvd_batchgrow.train.probe import probe_into
-        from hvd_batchgrow.watch.progress import byte_progress
+        from hvd_batchgrow.watch.progress import work_progress
 
         console = _console(sys.stderr, quiet=ranks.rank != 0)
-        with byte_progress(console) as report:
+        with work_progress(console) as report:
             probe_into(self.out, lambda: self.load(overrides), ranks, report, console.print, self.budget_s)
         console.print(f"written to {self.out}: hvd-batchgrow plan {self.job} --ranks {ranks.size} --cost {self.out}")
         return ExitCode.DONE
@@ -170,11 +170,11 @@ class TrainCommand(JobCommand):
     def train(self, ranks: Ranks, stop: StopRequest, load: Callable[[], Job]) -> RunEnded:
         """One run, watched on the terminal."""
         from hvd_batchgrow.train.run import RunOptions, run_job
-        from hvd_batchgrow.watch.progress import byte_progress
+        from hvd_batchgrow.watch.progress import work_progress
 
         console = _console(sys.stderr, quiet=ranks.local_rank != 0)
         options = RunOptions(self.runs_dir, resume=self.resume == "auto", overwrite=self.overwrite)
-        with byte_progress(console) as report:
+        with work_progress(console) as report:
             return run_job(load, ranks, options, report, lambda job: _observers(job, console), stop)
 
 
@@ -232,8 +232,7 @@ class DigestCommand:
         """The digest alone for one run; for several a line each."""
         from hvd_batchgrow.train.digest import compare_weights, final_weights
 
-        if overrides:
-            raise JobError([Fault(key, "there is no job to put it over") for key in overrides], "command line")
+        _refuse_overrides(overrides)
         first, *others = (final_weights(run) for run in (self.first, *self.others))
         for weights in (first, *others):
             if not weights.is_final:
@@ -247,12 +246,39 @@ class DigestCommand:
         return ExitCode.DONE
 
 
+@dataclass(frozen=True)
+class AuditCommand:
+    """Prove from a run's record that it used each sample once an epoch, and compare the orders of runs."""
+
+    first: Annotated[Path, tyro.conf.Positional]
+    """A run folder."""
+    others: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
+    """More of them, each audited, and its order compared with the first's."""
+
+    def run(self, overrides: dict[str, Any]) -> ExitCode:
+        """A table for each run; ends with 1 if any sample was used twice, or left out, or out of order."""
+        from hvd_batchgrow.train.audit import audit, compare_orders, read_consumed
+        from hvd_batchgrow.watch.progress import work_progress
+        from hvd_batchgrow.watch.tables import audit_table
+
+        _refuse_overrides(overrides)
+        console = _console(sys.stdout)
+        with work_progress(_console(sys.stderr)) as report:
+            audits = [audit(read_consumed(run), report) for run in (self.first, *self.others)]
+        for result in audits:
+            console.print(audit_table(result))
+        for other in audits[1:]:
+            console.print(compare_orders(audits[0].consumed, other.consumed), highlight=False, soft_wrap=True)
+        return ExitCode.DONE if all(result.passed for result in audits) else ExitCode.FAILURE
+
+
 Command = (
     Annotated[PlanCommand, tyro.conf.subcommand("plan")]
     | Annotated[ProbeCommand, tyro.conf.subcommand("probe")]
     | Annotated[TrainCommand, tyro.conf.subcommand("train")]
     | Annotated[TwinCommand, tyro.conf.subcommand("twin")]
     | Annotated[DigestCommand, tyro.conf.subcommand("digest")]
+    | Annotated[AuditCommand, tyro.conf.subcommand("audit")]
 )
 
 
@@ -303,12 +329,22 @@ def _with_ranks(work: Callable[[Ranks, StopRequest], ExitCode]) -> ExitCode:
         raise
 
 
+def _refuse_overrides(overrides: dict[str, Any]) -> None:
+    if overrides:
+        raise JobError([Fault(key, "there is no job to put it over") for key in overrides], "command line")
+
+
 def _observers(job: Job, console: Console) -> list[Observer]:
-    from hvd_batchgrow.watch.metrics import MetricsFile
+    from hvd_batchgrow.watch.metrics import ConsumedFile, MetricsFile
     from hvd_batchgrow.watch.progress import ProgressDisplay
     from hvd_batchgrow.watch.tensorboard import TensorBoard
 
-    return [ProgressDisplay(console), MetricsFile(), *([TensorBoard()] if job.watch.tensorboard else [])]
+    return [
+        ProgressDisplay(console),
+        MetricsFile(),
+        ConsumedFile(),
+        *([TensorBoard()] if job.watch.tensorboard else []),
+    ]
 
 
 def _exit_code(runs: Sequence[RunEnded]) -> ExitCode:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import re
+from difflib import get_close_matches
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 
 def _tuples(value: Any) -> Any:
@@ -47,21 +48,79 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
+SOURCES = (
+    "fashion_mnist",
+    "idx",
+    "cifar10",
+    "cifar100",
+    "imagenet",
+    "image_folder",
+    "webdataset",
+    "tfrecord",
+    "numpy",
+    "covtype",
+    "csv",
+    "parquet",
+    "synthetic_images",
+    "synthetic_rows",
+)
+
+
+def _check_source(value: str) -> str:
+    if value in SOURCES or re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", value):
+        return value
+    near = get_close_matches(value, SOURCES, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise ValueError(f"{hint}one of {', '.join(SOURCES)}, or module:function of your own")
+
+
 class DataSection(Section):
     """`[data]`: which samples, and how a training sample is drawn from its image."""
 
-    source: Literal["fashion_mnist", "idx", "cifar10", "cifar100", "imagenet", "covtype"]
-    """All can be planned; this version reads fashion_mnist and idx."""
+    source: Annotated[str, AfterValidator(_check_source)]
+    """A kind of source, or `module:function` of your own that is given this section and returns a `Source`."""
     root: str | None = None
-    """Folder of the files; None: where the source is known to live (fashion_mnist only)."""
+    """Folder of the files; None: where the source is known to live, for those that can be found or fetched."""
+    train: str | None = None
+    """Training files below root: a folder, a file or a pattern; None: by the habit of the source."""
+    test: str | None = None
+    """Test files below root, likewise; None: by the habit of the source, or `held_out`."""
+    held_out: Fraction = 0.0
+    """For rows of one file: share of them, drawn by the seed, that is kept for testing; of synthetic samples, how many
+    more there are to test on."""
+    label: str | int | None = None
+    """What holds the label: column of csv and parquet (name or index; None: the last), feature of tfrecord, field of
+    a webdataset's .json."""
     num_samples: PositiveInt | None = None
     """Training-set size, so that `plan` needs no data; None: known of the source."""
+    num_classes: PositiveInt | None = None
+    """None: as many as the training labels show; for synthetic sources 10."""
+    shape: Annotated[tuple[PositiveInt, ...], BeforeValidator(_tuples)] | None = None
+    """Of a synthetic sample: [height, width, channels], or [features]."""
+    mean: Annotated[tuple[float, ...], BeforeValidator(_tuples)] | None = None
+    """Per channel of images scaled to [0, 1], or per feature; None: of the training set; encoded images: ImageNet's."""
+    deviation: FloatList | None = None
+    """Likewise."""
     pipeline: Literal["auto", "dali", "torch"] = "auto"
-    """Who makes the pixels. All give the same ones; auto takes DALI where it is installed."""
+    """Who makes the pixels. All give the same ones; auto takes the faster one for the source."""
+    on_bad: Literal["error", "replace"] = "error"
+    """A sample that cannot be read or decoded: end the run, or take the next of the stream in its place, and say so."""
     pad_pixels: Annotated[int, Field(ge=0, le=64)] = 0
     """Zeros put around an image before a crop of its own size is drawn; 0: no crop."""
     flip: bool = False
     """Mirror left to right with probability 1/2."""
+    crop_pixels: PositiveInt | None = None
+    """Encoded images: side of what the network sees, a window drawn at random and resized; when testing, the centre."""
+    crop_area: Annotated[tuple[PositiveFloat, PositiveFloat], BeforeValidator(_tuples)] = (0.08, 1.0)
+    """Least and largest share of the image's area that the window has."""
+    crop_aspect: Annotated[tuple[PositiveFloat, PositiveFloat], BeforeValidator(_tuples)] = (3 / 4, 4 / 3)
+    """Least and largest ratio of the window's width to its height."""
+    resize_pixels: PositiveInt | None = None
+    """When testing, the shorter side of the image before its centre is cut out; None: crop_pixels · 8/7."""
+    channels_last: bool = False
+    """Lay images out as NHWC in memory."""
+    dtype: Literal["float32", "float16"] = "float32"
+    """Of the normalised images as the network is given them."""
 
 
 class ModelSection(Section):
@@ -297,7 +356,7 @@ class Job(Section):
             for section in ("data", "model", "optim", "schedule")
             for key, value in tree[section].items()
         }
-        free = {"data.root", "data.num_samples", "data.pipeline"}
+        free = {"data.root", "data.num_samples", "data.pipeline", "data.channels_last"}
         return {"seed": self.seed, "data.num_samples": num_samples} | {
             key: value for key, value in flat.items() if key not in free
         }

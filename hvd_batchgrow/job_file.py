@@ -11,6 +11,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from hvd_batchgrow.config import Job
+from hvd_batchgrow.data.known import check_data
 from hvd_batchgrow.errors import Fault, JobError
 
 
@@ -38,9 +39,12 @@ def load_job(path: Path, overrides: Mapping[str, Any] | None = None) -> Job:
 def parse_job(tree: Mapping[str, Any], source: str = "job") -> Job:
     """Check a tree of plain values and freeze it; raises JobError with all faults."""
     try:
-        return Job.model_validate(tree)
+        job = Job.model_validate(tree)
     except ValidationError as error:
         raise JobError([_fault(detail) for detail in error.errors()], source) from None
+    if faults := check_data(job.data):
+        raise JobError(faults, source)
+    return job
 
 
 def split_overrides(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:

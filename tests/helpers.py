@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hvd_batchgrow.config import Job
-from hvd_batchgrow.data.sources import ImageSet, Source
+from hvd_batchgrow.data.samples import ArraySamples, Source
 from hvd_batchgrow.job_file import parse_job
 
 NUM_TRAIN, NUM_TEST, NUM_CLASSES, SIDE = 300, 50, 3, 8
@@ -53,10 +53,10 @@ def small_source() -> Source:
     generator = np.random.default_rng(0)
     prototypes = generator.integers(0, 256, (NUM_CLASSES, SIDE, SIDE, 1))
 
-    def images(count: int) -> ImageSet:
+    def images(count: int) -> ArraySamples:
         labels = generator.integers(0, NUM_CLASSES, count)
         noise = generator.integers(-60, 60, (count, SIDE, SIDE, 1))
-        return ImageSet(np.clip(prototypes[labels] + noise, 0, 255).astype(np.uint8), labels.astype(np.int64))
+        return ArraySamples(np.clip(prototypes[labels] + noise, 0, 255).astype(np.uint8), labels.astype(np.int64))
 
     return Source(images(NUM_TRAIN), images(NUM_TEST), NUM_CLASSES, (0.5,), (0.25,))
 
@@ -70,6 +70,10 @@ def write_idx_folder(folder: Path, source: Source) -> Path:
     """The four files of a source, images gzipped and labels not."""
     folder.mkdir(parents=True, exist_ok=True)
     for prefix, part in (("train", source.train), ("t10k", source.test)):
-        (folder / f"{prefix}-images-idx3-ubyte.gz").write_bytes(gzip.compress(idx_bytes(part.images[..., 0])))
-        (folder / f"{prefix}-labels-idx1-ubyte").write_bytes(idx_bytes(part.labels.astype(np.uint8)))
+        (folder / f"{prefix}-images-idx3-ubyte.gz").write_bytes(
+            gzip.compress(idx_bytes(part.fetch(np.arange(len(part)))[..., 0]))
+        )
+        (folder / f"{prefix}-labels-idx1-ubyte").write_bytes(
+            idx_bytes(part.labels[np.arange(len(part))].astype(np.uint8))
+        )
     return folder

@@ -1,33 +1,139 @@
-"""Augmentation as numbers: what is done to a sample follows from its draws alone."""
+"""Augmentation as numbers: where a sample is cut out of its image follows from its draws alone."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+Draws = NDArray[np.float64]
+Pixels = NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Placement:
+    """What becomes of n images: a window is cut out, resized, cut again, and mirrored."""
+
+    windows: Pixels
+    """(n, 4) top, left, height, width in pixels of the image; beyond its edges are zeros."""
+    resized: Pixels
+    """(n, 2) height and width that the window is brought to; its own: it stays as it is."""
+    corners: Pixels
+    """(n, 2) row and column, in the resized window, of what is kept."""
+    mirrors: Pixels
+    """(n,) 1: left and right change places."""
+    out_size: tuple[int, int]
+    """Height and width of the results."""
+
+    def __getitem__(self, part: slice) -> Placement:
+        return Placement(self.windows[part], self.resized[part], self.corners[part], self.mirrors[part], self.out_size)
+
+
+class Augment(Protocol):
+    """A rule that turns draws into placements."""
+
+    @property
+    def num_draws(self) -> int:
+        """Uniforms needed for each sample."""
+
+    @property
+    def out_size(self) -> tuple[int, int]:
+        """Height and width of the result."""
+
+    def place(self, draws: Draws, sizes: Pixels) -> Placement:
+        """Place n images.
+
+        Args:
+            draws: (n, num_draws) uniforms in [0, 1).
+            sizes: (n, 2) height and width of each image.
+        """
+
 
 @dataclass(frozen=True)
 class CropFlip:
-    """Pad by zeros, crop the image's own size at random, mirror at random."""
+    """For images of one size: zeros around, a crop of the image's own size, a mirror at random."""
 
+    out_size: tuple[int, int]
     pad_pixels: int
     flip: bool
-
     num_draws = 3
 
-    def place(self, draws: NDArray[np.float64]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        """Turn draws into crop corners and mirrors.
+    def place(self, draws: Draws, sizes: Pixels) -> Placement:
+        """See `Augment`: corners are uniform over the (2 · pad + 1)² positions."""
+        n, positions = len(draws), 2 * self.pad_pixels + 1
+        windows = np.empty((n, 4), dtype=np.int32)
+        windows[:, :2] = np.floor(draws[:, :2] * positions) - self.pad_pixels
+        windows[:, 2:] = self.out_size
+        mirrors = _mirrors(draws[:, 2], flip=self.flip)
+        return Placement(windows, windows[:, 2:], np.zeros((n, 2), np.int32), mirrors, self.out_size)
 
-        Args:
-            draws: (n, 3) uniforms in [0, 1).
 
-        Returns:
-            corners int32 (n, 2): row and column of the crop in the unpadded image, -pad … pad;
-            mirrors int32 (n,): 1 to mirror left to right.
-        """
-        positions = 2 * self.pad_pixels + 1
-        corners = np.floor(draws[:, :2] * positions).astype(np.int32, order="C") - self.pad_pixels
-        mirrors = (draws[:, 2] < 0.5) & self.flip
-        return corners, mirrors.astype(np.int32)
+@dataclass(frozen=True)
+class ResizedCrop:
+    """For images of any size: a window of random area and aspect, resized to a square; a mirror at random.
+
+    The window's share of the image's area is uniform in `area`, the logarithm of width/height uniform
+    in that of `aspect`. Of ten such windows the first that fits is placed uniformly; if none fits, it is
+    the largest central one whose aspect is allowed.
+
+    Source: torchvision's RandomResizedCrop, after Szegedy et al. 2014 (arXiv 1409.4842), §6.
+    """
+
+    out_size: tuple[int, int]
+    area: tuple[float, float]
+    aspect: tuple[float, float]
+    flip: bool
+    num_draws = 2 * 10 + 3
+
+    def place(self, draws: Draws, sizes: Pixels) -> Placement:
+        """See `Augment`."""
+        n = len(draws)
+        shapes = self._shapes(draws[:, :20].reshape(n, 10, 2), sizes)
+        fits = np.logical_and(shapes > 0, shapes <= sizes[:, None]).all(axis=2)
+        any_fits = np.any(fits, axis=1, keepdims=True)
+        shape = np.where(any_fits, shapes[np.arange(n), np.argmax(fits, axis=1)], self._fallback(sizes))
+        room = sizes - shape
+        corner = np.where(any_fits, np.floor(draws[:, 20:22] * (room + 1)), room // 2)
+        windows = np.concatenate((corner, shape), axis=1).astype(np.int32)
+        resized = np.full((n, 2), self.out_size, dtype=np.int32)
+        mirrors = _mirrors(draws[:, 22], flip=self.flip)
+        return Placement(windows, resized, np.zeros((n, 2), np.int32), mirrors, self.out_size)
+
+    def _shapes(self, draws: Draws, sizes: Pixels) -> NDArray[np.float64]:
+        """(n, 10, 2) height and width of each attempt."""
+        low, high = self.area
+        area = sizes.prod(axis=1, dtype=np.float64)[:, None] * (low + (high - low) * draws[..., 0])
+        low, high = map(math.log, self.aspect)
+        aspect = np.exp(low + (high - low) * draws[..., 1])
+        shapes: NDArray[np.float64] = np.rint(np.stack((np.sqrt(area / aspect), np.sqrt(area * aspect)), axis=2))
+        return shapes
+
+    def _fallback(self, sizes: Pixels) -> NDArray[np.float64]:
+        height, width = sizes.T
+        aspect = np.clip(width / np.maximum(height, 1), *self.aspect)
+        shape = np.minimum(height, np.rint(width / aspect)), np.minimum(width, np.rint(height * aspect))
+        return np.stack(shape, axis=1)
+
+
+@dataclass(frozen=True)
+class CentreCrop:
+    """For testing: the shorter side resized, the centre cut out. As torchvision's Resize and CenterCrop."""
+
+    out_size: tuple[int, int]
+    resize_pixels: int
+    num_draws = 0
+
+    def place(self, draws: Draws, sizes: Pixels) -> Placement:
+        """See `Augment`; draws are not used."""
+        short = np.maximum(sizes.min(axis=1, keepdims=True), 1)
+        resized = np.where(sizes == short, self.resize_pixels, self.resize_pixels * sizes // short).astype(np.int32)
+        corners = np.rint((resized - self.out_size) / 2).astype(np.int32)
+        windows = np.concatenate((np.zeros_like(sizes), sizes), axis=1).astype(np.int32)
+        return Placement(windows, resized, corners, np.zeros(len(sizes), np.int32), self.out_size)
+
+
+def _mirrors(draws: Draws, *, flip: bool) -> Pixels:
+    return ((draws < 0.5) & flip).astype(np.int32)

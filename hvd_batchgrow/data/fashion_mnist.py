@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import fcntl
 import gzip
 import hashlib
-import os
 import shutil
 import subprocess
 import tempfile
 import time
 import urllib.request
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
+from hvd_batchgrow.config import DataSection
+from hvd_batchgrow.data import idx
+from hvd_batchgrow.data.cache import cache_folder, locked
+from hvd_batchgrow.data.samples import ReportProgress, Source
 from hvd_batchgrow.errors import RunError
 
 SHA256 = {
@@ -31,11 +31,13 @@ _DEBIAN_BYTES = 30_900_652
 _DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 _URL = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com"
 
-ReportBytes = Callable[[str, int, int], None]
-"""Told of long transfers: (what, bytes done, bytes in all)."""
+
+def load(data: DataSection, report: ReportProgress) -> Source:
+    """Fashion-MNIST, found or fetched, and checked. Raises RunError as `find` and `idx.load_folder`."""
+    return idx.load_folder(find(data.root, report), SHA256, data, report)
 
 
-def find(root: str | None, report: ReportBytes) -> Path:
+def find(root: str | None, report: ReportProgress) -> Path:
     """The folder that holds the four files, fetching them if there is none.
 
     Looked for in this order: `root` (alone, when given); Debian's folder; the user's cache; then the
@@ -58,7 +60,7 @@ def find(root: str | None, report: ReportBytes) -> Path:
             return folder
     try:
         cache.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with _locked(cache.with_suffix(".lock")):  # ranks of one host: the first fetches, the others wait
+        with locked(cache.with_suffix(".lock")):  # ranks of one host: the first fetches, the others wait
             if not _is_complete(cache):
                 _fetch_into(cache, report)
     except OSError as error:
@@ -66,13 +68,7 @@ def find(root: str | None, report: ReportBytes) -> Path:
     return cache
 
 
-def cache_folder() -> Path:
-    """The user's cache of this project."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("HVD_BATCHGROW_CACHE") or Path(base) / "hvd-batchgrow")
-
-
-def _fetch_into(cache: Path, report: ReportBytes) -> None:
+def _fetch_into(cache: Path, report: ReportProgress) -> None:
     failures = []
     for fetch in (_fetch_with_apt, _fetch_from_authors):
         with tempfile.TemporaryDirectory(dir=cache.parent, prefix="fetch-") as work:
@@ -91,7 +87,7 @@ def _fetch_into(cache: Path, report: ReportBytes) -> None:
     )
 
 
-def _fetch_with_apt(work: Path, report: ReportBytes) -> Path:
+def _fetch_with_apt(work: Path, report: ReportProgress) -> Path:
     """Needs no root: the package is downloaded and unpacked, not installed."""
     if not (shutil.which("apt-get") and shutil.which("dpkg")):
         raise RunError("there is no apt-get here")
@@ -99,7 +95,7 @@ def _fetch_with_apt(work: Path, report: ReportBytes) -> Path:
     with subprocess.Popen(command, cwd=work, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as download:
         while download.poll() is None:
             done = sum(path.stat().st_size for path in work.glob("*.deb"))
-            report(_DEBIAN_PACKAGE, done, _DEBIAN_BYTES)
+            report(f"fetching {_DEBIAN_PACKAGE}", done, _DEBIAN_BYTES)
             time.sleep(0.1)  # apt-get has no other way to tell how far it is
         _, message = download.communicate()
     packages = list(work.glob("*.deb"))
@@ -107,12 +103,12 @@ def _fetch_with_apt(work: Path, report: ReportBytes) -> Path:
         raise RunError(
             message.strip().splitlines()[-1] if message.strip() else f"apt-get ended with {download.returncode}"
         )
-    report(_DEBIAN_PACKAGE, _DEBIAN_BYTES, _DEBIAN_BYTES)
+    report(f"fetching {_DEBIAN_PACKAGE}", _DEBIAN_BYTES, _DEBIAN_BYTES)
     subprocess.run(["dpkg", "-x", packages[0], work / "unpacked"], check=True, capture_output=True)
     return work / "unpacked" / _DEBIAN_FOLDER.relative_to("/")
 
 
-def _fetch_from_authors(work: Path, report: ReportBytes) -> Path:
+def _fetch_from_authors(work: Path, report: ReportProgress) -> Path:
     folder = work / "fashion-mnist"
     folder.mkdir()
     for name in SHA256:
@@ -121,7 +117,7 @@ def _fetch_from_authors(work: Path, report: ReportBytes) -> Path:
             with (folder / f"{name}.gz").open("wb") as file:
                 while block := answer.read(1 << 16):
                     file.write(block)
-                    report(f"{name}.gz", file.tell(), total)
+                    report(f"fetching {name}.gz", file.tell(), total)
     return folder
 
 
@@ -142,10 +138,3 @@ def _missing(folder: Path) -> str | None:
         if not ((folder / name).exists() or (folder / f"{name}.gz").exists()):
             return name
     return None
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

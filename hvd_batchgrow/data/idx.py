@@ -1,4 +1,4 @@
-"""IDX, the file format of the MNIST family."""
+"""IDX, the file format of the MNIST family, and sources of four such files."""
 
 from __future__ import annotations
 
@@ -6,15 +6,75 @@ import gzip
 import hashlib
 import math
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hvd_batchgrow.config import DataSection
+from hvd_batchgrow.data.arrays import array_source, check_images, with_channels
+from hvd_batchgrow.data.cache import Arrays, cached_arrays, file_stamp
+from hvd_batchgrow.data.known import need_root
+from hvd_batchgrow.data.moments import chunks_of, image_moments
+from hvd_batchgrow.data.samples import ReportProgress, Source
 from hvd_batchgrow.errors import RunError
 
+NAMES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+"""The files of the MNIST family, each possibly gzipped."""
+
 _DTYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
+
+
+def load(data: DataSection, report: ReportProgress) -> Source:
+    """The source `idx`: a folder of the four files. Raises RunError as `load_folder`, JobError without a root."""
+    return load_folder(need_root(data, "the folder of its four files"), {}, data, report)
+
+
+def load_folder(folder: Path, sha256: Mapping[str, str], data: DataSection, report: ReportProgress) -> Source:
+    """The four files of a folder, unpacked into the cache once and mapped from there.
+
+    Args:
+        folder: holds the files of `NAMES`.
+        sha256: of the unpacked files, by name; checked when they are unpacked.
+        data: says how many classes.
+        report: told of the unpacking.
+
+    Raises:
+        RunError: a file is missing or damaged, or the files do not belong together.
+    """
+    paths = [_present(folder, name) for name in NAMES]
+    stamp = [file_stamp(*paths), sorted(sha256.values())]
+    arrays = cached_arrays(data.source, str(folder.resolve()), stamp, lambda: _unpack(paths, sha256, report))
+    return array_source(arrays, (str(paths[0]), str(paths[2])), data.num_classes)
+
+
+def _present(folder: Path, name: str) -> Path:
+    present = [path for path in (folder / name, folder / f"{name}.gz") if path.exists()]
+    if not present:
+        raise RunError(f"{folder} holds neither {name} nor {name}.gz")
+    return present[0]
+
+
+def _unpack(paths: list[Path], sha256: Mapping[str, str], report: ReportProgress) -> Arrays:
+    arrays = []
+    for path in paths:
+        report(f"unpacking {path.name}", 0, path.stat().st_size)
+        arrays.append(read_idx(path, sha256.get(path.name.removesuffix(".gz"))))
+        report(f"unpacking {path.name}", path.stat().st_size, path.stat().st_size)
+    train, train_labels, test, test_labels = arrays
+    check_images(train, train_labels, str(paths[0].parent))
+    check_images(test, test_labels, str(paths[0].parent))
+    mean, deviation = image_moments(chunks_of(with_channels(train), "mean of the training images", report))
+    return {
+        "train_values": train,
+        "train_labels": train_labels.astype(np.int64),
+        "test_values": test,
+        "test_labels": test_labels.astype(np.int64),
+        "mean": mean,
+        "deviation": deviation,
+    }
 
 
 def read_idx(path: Path, sha256: str | None = None) -> NDArray[Any]:
@@ -46,10 +106,9 @@ def read_idx(path: Path, sha256: str | None = None) -> NDArray[Any]:
     return np.frombuffer(body, dtype).reshape(shape)
 
 
-def _read_bytes(path: Path) -> bytearray:
+def _read_bytes(path: Path) -> bytes:
     try:
-        # A bytearray, so that the arrays made of it are writable, as torch wants them.
         data = path.read_bytes()
-        return bytearray(gzip.decompress(data) if path.suffix == ".gz" else data)
+        return gzip.decompress(data) if path.suffix == ".gz" else data
     except (OSError, EOFError, zlib.error) as error:
         raise RunError(f"{path} cannot be read: {error}") from None

@@ -1,8 +1,13 @@
-"""What is known of a source without touching it."""
+"""What is known of a source without touching it: its size, its kind, and which keys of `[data]` it uses."""
 
 from __future__ import annotations
 
+import math
+from fractions import Fraction
+from pathlib import Path
+
 from hvd_batchgrow.config import DataSection
+from hvd_batchgrow.data.samples import Kind
 from hvd_batchgrow.errors import Fault, JobError
 
 _NUM_TRAIN = {
@@ -10,8 +15,41 @@ _NUM_TRAIN = {
     "cifar10": 50_000,
     "cifar100": 50_000,
     "imagenet": 1_281_167,
-    "covtype": 581_012,  # all of it: a job that holds some back for testing says data.num_samples
 }
+_COVTYPE_ROWS = 581_012
+
+_FILES = {"root", "train", "test"}
+_TABLE = _FILES | {"held_out", "label"}
+_KEYS: dict[str, set[str]] = {
+    "fashion_mnist": {"root"},
+    "idx": {"root"},
+    "cifar10": {"root"},
+    "cifar100": {"root"},
+    "imagenet": _FILES,
+    "image_folder": _FILES,
+    "webdataset": _FILES | {"label"},
+    "tfrecord": _FILES | {"label"},
+    "numpy": _FILES,
+    "covtype": {"root", "held_out"},
+    "csv": _TABLE,
+    "parquet": _TABLE,
+    "synthetic_images": {"shape", "held_out"},
+    "synthetic_rows": {"shape", "held_out"},
+}
+"""The keys that each source uses to find its samples, beside those of all. A source of the user's own may use all."""
+
+_KEYS_OF_ALL = {"source", "num_samples", "num_classes", "mean", "deviation", "pipeline"}
+
+_CROP = {"crop_pixels", "crop_area", "crop_aspect", "resize_pixels"}
+_KEYS_OF_KIND: dict[Kind, set[str]] = {
+    "images": {"pad_pixels", "flip", "channels_last", "dtype"},
+    "rows": set(),
+    "encoded": {"flip", "channels_last", "dtype", "on_bad"} | _CROP,
+}
+"""What is done to a sample: the keys that each kind uses."""
+
+_KIND_TEXT: dict[Kind, str] = {"images": "images of one size", "rows": "rows", "encoded": "encoded images"}
+_INSTEAD = {("crop_pixels", "images"): "; use data.pad_pixels", ("pad_pixels", "encoded"): "; use data.crop_pixels"}
 
 
 def known_num_samples(data: DataSection) -> int:
@@ -21,6 +59,130 @@ def known_num_samples(data: DataSection) -> int:
         JobError: neither is there.
     """
     known = data.num_samples or _NUM_TRAIN.get(data.source)
+    if data.source == "covtype" and known is None:
+        known = _COVTYPE_ROWS - num_held_out(_COVTYPE_ROWS, data.held_out)
     if known is None:
         raise JobError([Fault("data.num_samples", f"is needed: the size of a source {data.source!r} is not known")])
     return known
+
+
+def num_held_out(num_rows: int, share: float) -> int:
+    """How many rows a share is, rounded up: of 581 012 rows 0.2 are 116 203, which leaves 464 809 to train on.
+
+    Args:
+        num_rows: n.
+        share: taken as the decimal that it was written as: 0.07 of 100 is 7, not a little more.
+    """
+    return math.ceil(Fraction(repr(share)) * num_rows)
+
+
+def known_kind(source: str) -> Kind | None:
+    """What the samples of a source are; None: its own code decides (`module:function`)."""
+    if ":" in source:
+        return None
+    if source in {"imagenet", "image_folder", "webdataset", "tfrecord"}:
+        return "encoded"
+    return "rows" if source in {"covtype", "csv", "parquet", "synthetic_rows"} else "images"
+
+
+def need_root(data: DataSection, what: str) -> Path:
+    """The path `data.root`. Raises JobError, saying what it should be, where the job has none."""
+    if data.root is None:
+        raise JobError([Fault("data.root", f"is needed for the source {data.source!r}: {what}")])
+    return Path(data.root)
+
+
+def check_data(data: DataSection, kind: Kind | None = None) -> list[Fault]:
+    """All that is wrong with `[data]` as far as it can be told without the data.
+
+    No key may be there that would be ignored. A key with its default value counts as not there.
+
+    Args:
+        data: the section.
+        kind: of the samples, once loaded; None: as known by the source's name, or not known yet.
+    """
+    given = {key for key, field in type(data).model_fields.items() if getattr(data, key) != field.default}
+    kind = kind or known_kind(data.source)
+    faults = [
+        *_unused_by_source(data.source, given),
+        *(_unused_by_kind(kind, data.source, given) if kind else []),
+        *_crop_faults(data, kind, given),
+        *_held_out_faults(data),
+        *_synthetic_faults(data),
+    ]
+    return sorted(faults, key=lambda fault: fault.path)
+
+
+def _unused_by_source(source: str, given: set[str]) -> list[Fault]:
+    of_kinds: set[str] = set().union(*_KEYS_OF_KIND.values())
+    unused = given - _KEYS.get(source, given) - _KEYS_OF_ALL - of_kinds
+    return [Fault(f"data.{key}", f"is not used by the source {source!r}, but by {_users(key)}") for key in unused]
+
+
+def _users(key: str) -> str:
+    return ", ".join(source for source, keys in _KEYS.items() if key in keys)
+
+
+def _unused_by_kind(kind: Kind, source: str, given: set[str]) -> list[Fault]:
+    unused = {
+        key: [_KIND_TEXT[other] for other, keys in _KEYS_OF_KIND.items() if key in keys]
+        for key in given - _KEYS_OF_KIND[kind]
+    }
+    return [
+        Fault(
+            f"data.{key}",
+            f"is for {' and '.join(users)}, and {source!r} has {_KIND_TEXT[kind]}{_INSTEAD.get((key, kind), '')}",
+        )
+        for key, users in unused.items()
+        if users
+    ]
+
+
+def _crop_faults(data: DataSection, kind: Kind | None, given: set[str]) -> list[Fault]:
+    faults = []
+    if data.crop_pixels is None and kind == "encoded":
+        faults.append(Fault("data.crop_pixels", f"is needed: {data.source!r} has images of any size; 224 is usual"))
+    elif data.crop_pixels is None and kind is None:
+        lonely = given & _CROP
+        faults += [
+            Fault(f"data.{key}", "is used together with data.crop_pixels only, which is missing") for key in lonely
+        ]
+    if data.crop_pixels and data.resize_pixels and data.resize_pixels < data.crop_pixels:
+        fault = (
+            f"{data.resize_pixels} is below data.crop_pixels = {data.crop_pixels}: there is no such centre to cut out"
+        )
+        faults.append(Fault("data.resize_pixels", f"{fault}; use >= {data.crop_pixels}"))
+    faults += [
+        Fault(f"data.{key}", f"must be [least, largest], got [{low:g}, {high:g}]; try [{high:g}, {low:g}]")
+        for key, (low, high) in (("crop_area", data.crop_area), ("crop_aspect", data.crop_aspect))
+        if low > high
+    ]
+    if max(data.crop_area) > 1:
+        fault = f"{max(data.crop_area):g} of the image's area is more than all of it; use <= 1"
+        faults.append(Fault("data.crop_area", fault))
+    return faults
+
+
+def _held_out_faults(data: DataSection) -> list[Fault]:
+    if data.source == "covtype" and not data.held_out:
+        return [
+            Fault("data.held_out", "is needed: 'covtype' has no test set of its own; 0.2 keeps a fifth for testing")
+        ]
+    if data.held_out and data.test is not None:
+        return [
+            Fault("data.held_out", f"contradicts data.test = {data.test!r}: both say what is tested on; leave one out")
+        ]
+    return []
+
+
+def _synthetic_faults(data: DataSection) -> list[Fault]:
+    faults = []
+    if data.source.startswith("synthetic_"):
+        if data.num_samples is None:
+            fault = f"is needed: {data.source!r} has as many samples as are asked for"
+            faults.append(Fault("data.num_samples", fault))
+        wanted = ("height", "width", "channels") if data.source == "synthetic_images" else ("features",)
+        if data.shape is not None and len(data.shape) != len(wanted):
+            fault = f"must be [{', '.join(wanted)}] for {data.source!r}, got {list(data.shape)}"
+            faults.append(Fault("data.shape", fault))
+    return faults

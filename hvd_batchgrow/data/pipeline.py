@@ -1,11 +1,10 @@
-"""Pipelines: from the stream's groups to tensors. Every pipeline gives the same pixels."""
+"""From a feed to batches: which pipeline makes them, and what happens when a sample is bad."""
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,153 +12,151 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hvd_batchgrow.config import DataSection
-from hvd_batchgrow.data.augment import CropFlip
-from hvd_batchgrow.data.sources import ImageSet, Source
-from hvd_batchgrow.data.stream import Stream, sample_draws
-from hvd_batchgrow.errors import RunError
+from hvd_batchgrow.data.augment import Augment, CentreCrop, CropFlip, ResizedCrop
+from hvd_batchgrow.data.feed import EvaluationFeed, Feed, GroupFeed, OnBad, RawGroup
+from hvd_batchgrow.data.pixels import Finish, torch_inputs
+from hvd_batchgrow.data.samples import BadSample, Ids, Samples, Source
+from hvd_batchgrow.data.stream import Stream
+from hvd_batchgrow.errors import Fault, JobError, RunError
 
 
 @dataclass(frozen=True)
-class RawGroup:
-    """What a pipeline is fed: the samples of one group, and what their draws decided."""
+class Batch:
+    """One group, as the network takes it, and what it is made of."""
 
-    images: NDArray[np.uint8]
-    """(γ, H, W, C)."""
-    corners: NDArray[np.int32]
-    """(γ, 2), see `CropFlip.place`."""
-    mirrors: NDArray[np.int32]
-    """(γ,)."""
-    labels: NDArray[np.int64]
-    """(γ,)."""
-
-
-class GroupFeed:
-    """The groups of one rank, in stream order: first_group, first_group + stride, … without an end."""
-
-    def __init__(self, images: ImageSet, stream: Stream, augment: CropFlip, group: int) -> None:
-        self.images = images
-        self.stream = stream
-        self.augment = augment
-        self.group = group
-
-    def raw_group(self, k: int) -> RawGroup:
-        """Group k of the stream: entries kγ … (k+1)γ - 1."""
-        epochs, ids = self.stream.entries(k * self.group, (k + 1) * self.group)
-        draws = sample_draws(self.stream.seed, epochs, ids, self.augment.num_draws)
-        corners, mirrors = self.augment.place(draws)
-        return RawGroup(self.images.images[ids], corners, mirrors, self.images.labels[ids])
-
-    def raw_groups(self, first_group: int, stride: int) -> Iterator[RawGroup]:
-        """Groups first_group, first_group + stride, …"""
-        k = first_group
-        while True:
-            yield self.raw_group(k)
-            k += stride
+    inputs: Tensor
+    """(γ, C, H, W) or (γ, features)."""
+    labels: Tensor
+    """int64 (γ,)."""
+    entries: Ids
+    """(γ,) places in the stream."""
+    ids: Ids
+    """(γ,) the samples that were taken."""
+    replaced: NDArray[np.bool_]
+    """(γ,) where another sample stands than the stream has there."""
 
 
 @dataclass(frozen=True)
-class Normalisation:
-    """(pixel/255 - mean) / deviation, per channel."""
+class Reader:
+    """How a job reads its samples on this rank.
 
-    mean: tuple[float, ...]
-    deviation: tuple[float, ...]
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """(n, H, W, C) uint8 to (n, C, H, W) float32."""
-        scale = torch.tensor([1 / (255 * d) for d in self.deviation], dtype=torch.float32)
-        shift = torch.tensor([-m / d for m, d in zip(self.mean, self.deviation, strict=True)], dtype=torch.float32)
-        return torch.addcmul(shift, images.float(), scale).permute(0, 3, 1, 2).contiguous()
-
-
-Batch = tuple[Tensor, Tensor]
-"""Images float32 (n, C, H, W) and labels int64 (n,)."""
-
-
-def torch_batches(feed: GroupFeed, normalise: Normalisation, first_group: int, stride: int) -> Iterator[Batch]:
-    """The reference: each group by vectorised NumPy and torch."""
-    for raw in feed.raw_groups(first_group, stride):
-        pixels = torch.from_numpy(crop_and_mirror(raw, feed.augment.pad_pixels))
-        yield normalise(pixels), torch.from_numpy(raw.labels)
-
-
-def crop_and_mirror(raw: RawGroup, pad_pixels: int) -> NDArray[np.uint8]:
-    """The uint8 stage of a group: zeros around, crop of the image's size, mirror. Shape as the images'."""
-    n, height, width, _ = raw.images.shape
-    padded = np.pad(raw.images, ((0, 0), (pad_pixels, pad_pixels), (pad_pixels, pad_pixels), (0, 0)))
-    rows = raw.corners[:, :1] + pad_pixels + np.arange(height)
-    columns = raw.corners[:, 1:] + pad_pixels + np.arange(width)
-    columns = np.where(raw.mirrors[:, None] == 1, columns[:, ::-1], columns)
-    return padded[np.arange(n)[:, None, None], rows[:, :, None], columns[:, None, :]]  # type: ignore[no-any-return]
-
-
-def dali_batches(feed: GroupFeed, normalise: Normalisation, first_group: int, stride: int) -> Iterator[Batch]:
-    """The same groups through a DALI pipeline on the CPU, read ahead by its own queue.
-
-    DALI crops and mirrors bytes; both pipelines normalise by the same code, so that they agree to the bit.
+    Args:
+        data: the job's section.
+        source: the samples.
+        device: where batches are wanted.
+        num_threads: of this rank, the calling one among them.
+        on_bad: asked before a bad sample is replaced (training) or left out (testing).
     """
-    pipeline = _dali_pipeline(feed, first_group, stride)
-    pipeline.build()
+
+    data: DataSection
+    source: Source
+    device: torch.device
+    num_threads: int
+    on_bad: OnBad
+
+    def training(self, stream: Stream, group: int, first_group: int, stride: int) -> Iterator[Batch]:
+        """Training groups first_group, first_group + stride, … without an end. Raises BadSample, RunError."""
+        train = self.source.train
+        return self._batches(
+            GroupFeed(train, stream, training_augment(self.data, train), group, self.on_bad), first_group, stride
+        )
+
+    def testing(self, chunks: Sequence[range]) -> Iterator[Batch]:
+        """The given stretches of the test set, in order, without augmentation. Raises as `training`."""
+        test = self.source.test
+        return self._batches(EvaluationFeed(test, testing_augment(self.data, test), chunks, self.on_bad), 0, 1)
+
+    def _batches(self, feed: Feed, first_group: int, stride: int) -> Iterator[Batch]:
+        finish = Finish(
+            self.source.mean,
+            self.source.deviation,
+            getattr(torch, self.data.dtype),
+            self.data.channels_last,
+            self.device,
+        )
+        kind = choose_pipeline(self.data.pipeline, feed.samples)
+
+        def inputs(first: int) -> Iterator[tuple[RawGroup, Tensor]]:
+            if kind == "torch":
+                return torch_inputs(feed, finish, first, stride)
+            from hvd_batchgrow.data.dali import dali_inputs
+
+            # On the CPU the calling thread is busy too: it resizes and normalises what DALI has decoded.
+            busy = 0 if self.device.type == "cuda" else 1
+            return dali_inputs(feed, finish, first, stride, max(1, self.num_threads - busy))
+
+        return batches(feed, inputs, first_group, stride)
+
+
+def batches(
+    feed: Feed, inputs: Callable[[int], Iterator[tuple[RawGroup, Tensor]]], first_group: int, stride: int
+) -> Iterator[Batch]:
+    """Batches of a feed; where a bad sample ends a pipeline, a new one goes on without it from the same group.
+
+    Args:
+        feed: is asked to replace bad samples.
+        inputs: opens a pipeline at a group.
+        first_group: where to start.
+        stride: from one group to the next.
+    """
+    group = first_group
     while True:
-        images, labels = (torch.utils.dlpack.from_dlpack(output.as_tensor()) for output in pipeline.run())
-        # The outputs lie in DALI's own buffers, which the next run overwrites: neither may be a view of them.
-        yield normalise(images), labels.flatten().clone()
+        try:
+            for raw, values in inputs(group):
+                group += stride
+                labels = torch.from_numpy(raw.labels).to(values.device, non_blocking=True)
+                yield Batch(values, labels, raw.entries, raw.ids, raw.replaced)
+            return
+        except BadSample as bad:
+            feed.replace(bad)
 
 
-def _dali_pipeline(feed: GroupFeed, first_group: int, stride: int) -> Any:
-    from nvidia.dali import fn, pipeline_def
-
-    raw_groups = feed.raw_groups(first_group, stride)
-    height, width = feed.images.images.shape[1:3]
-
-    def next_group() -> tuple[NDArray[Any], ...]:
-        raw = next(raw_groups)
-        return raw.images, raw.corners, raw.mirrors, raw.labels
-
-    @pipeline_def(  # type: ignore[untyped-decorator]
-        batch_size=feed.group, num_threads=1, device_id=None, prefetch_queue_depth=2
-    )
-    def definition() -> tuple[Any, Any]:
-        images, corners, mirrors, labels = fn.external_source(
-            source=next_group, num_outputs=4, batch=True, layout=["HWC", "", "", ""]
-        )
-        images = fn.slice(
-            images,
-            start=corners,
-            shape=[height, width],
-            axes=[0, 1],
-            out_of_bounds_policy="pad",
-            fill_values=0,
-        )
-        return fn.flip(images, horizontal=mirrors), labels
-
-    return definition()
+def training_augment(data: DataSection, samples: Samples) -> Augment | None:
+    """How a job draws training samples from their images; None for rows."""
+    if samples.kind == "rows":
+        return None
+    if samples.kind == "images":
+        height, width, _ = samples.shape
+        return CropFlip((height, width), data.pad_pixels, data.flip)
+    side = _crop_pixels(data)
+    return ResizedCrop((side, side), data.crop_area, data.crop_aspect, data.flip)
 
 
-def choose_pipeline(asked: str) -> str:
-    """ "dali" or "torch": what a job asks for, `auto` being DALI where it is installed.
+def testing_augment(data: DataSection, samples: Samples) -> Augment | None:
+    """What of a test image is looked at; None for rows."""
+    if samples.kind == "rows":
+        return None
+    if samples.kind == "images":
+        height, width, _ = samples.shape
+        return CentreCrop((height, width), min(height, width))
+    side = _crop_pixels(data)
+    return CentreCrop((side, side), data.resize_pixels or round(side * 8 / 7))
+
+
+def _crop_pixels(data: DataSection) -> int:
+    if data.crop_pixels is None:
+        fault = "is needed: images of any size are cut and resized to a square of so many pixels; 224 is usual"
+        raise JobError([Fault("data.crop_pixels", fault)])
+    return data.crop_pixels
+
+
+def choose_pipeline(asked: str, samples: Samples) -> str:
+    """ "dali" or "torch": what a job asks for; auto is DALI for images that must be decoded, and torch for arrays.
+
+    Measured on arrays of 32 × 32 images, one thread: torch is faster (docs/data.md).
 
     Raises:
+        JobError: DALI is asked for rows, which it has no use for.
         RunError: DALI is asked for and missing.
     """
     installed = importlib.util.find_spec("nvidia") and importlib.util.find_spec("nvidia.dali")
+    if asked == "dali" and samples.kind == "rows":
+        raise JobError([Fault("data.pipeline", "'dali' reads images, and these are rows; 'auto' or 'torch'")])
     if asked == "dali" and not installed:
         raise RunError(
             "data.pipeline = 'dali', but DALI is not installed: pip install 'hvd_batchgrow[dali-cuda130]', "
             "or --data.pipeline torch, which gives the same pixels"
         )
-    return asked if asked != "auto" else "dali" if installed else "torch"
-
-
-def open_pipeline(
-    job: DataSection, source: Source, stream: Stream, group: int, first_group: int, stride: int
-) -> Iterator[Batch]:
-    """Training groups first_group, first_group + stride, … as a job wants them. Raises as `choose_pipeline`."""
-    feed = GroupFeed(source.train, stream, CropFlip(job.pad_pixels, job.flip), group)
-    batches = {"dali": dali_batches, "torch": torch_batches}[choose_pipeline(job.pipeline)]
-    return batches(feed, Normalisation(source.mean, source.deviation), first_group, stride)
-
-
-def evaluation_batches(images: ImageSet, normalise: Normalisation, chunks: Sequence[slice]) -> Iterator[Batch]:
-    """The given slices of a set, in order, without augmentation."""
-    for chunk in chunks:
-        yield normalise(torch.from_numpy(images.images[chunk])), torch.from_numpy(images.labels[chunk])
+    if asked != "auto":
+        return asked
+    return "dali" if installed and samples.kind == "encoded" else "torch"

@@ -1,96 +1,106 @@
-"""Sources: where images and labels come from."""
+"""The registry of sources: from `[data]` of a job to samples."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
-
-import numpy as np
-from numpy.typing import NDArray
+import importlib
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from hvd_batchgrow.config import DataSection
-from hvd_batchgrow.data import fashion_mnist
-from hvd_batchgrow.data.fashion_mnist import ReportBytes
-from hvd_batchgrow.data.idx import read_idx
+from hvd_batchgrow.data import cifar, fashion_mnist, idx, numpy_files, synthetic, tables
+from hvd_batchgrow.data.known import check_data, known_num_samples
+from hvd_batchgrow.data.own import load_own
+from hvd_batchgrow.data.samples import ReportProgress, Source
 from hvd_batchgrow.errors import Fault, JobError, RunError
 
-
-@dataclass(frozen=True)
-class ImageSet:
-    """Images of one size, in memory."""
-
-    images: NDArray[np.uint8]
-    """(N, H, W, C)."""
-    labels: NDArray[np.int64]
-    """(N,)."""
-
-    def __len__(self) -> int:
-        return len(self.labels)
+Loader = Callable[[DataSection, int, ReportProgress], Source]
+"""Given the section, the seed, and whom to tell what takes long."""
 
 
-@dataclass(frozen=True)
-class Source:
-    """Training and test images, and the constants that normalise both."""
+def _encoded(module: str) -> Loader:
+    """A loader that is imported when it is used: decoders take a while to import."""
 
-    train: ImageSet
-    test: ImageSet
-    num_classes: int
-    mean: tuple[float, ...]
-    """Per channel, of the training images scaled to [0, 1]."""
-    deviation: tuple[float, ...]
+    def load(data: DataSection, seed: int, report: ReportProgress) -> Source:
+        return importlib.import_module(f"hvd_batchgrow.data.{module}").load(data, report)  # type: ignore[no-any-return]
+
+    return load
 
 
-def load_source(data: DataSection, report: ReportBytes) -> Source:
-    """Read a source into memory, fetching it first where that is possible.
+def _imagenet(data: DataSection, seed: int, report: ReportProgress) -> Source:
+    named = data if data.num_classes else data.model_copy(update={"num_classes": 1000})
+    return _encoded("image_folder")(named, seed, report)
+
+
+LOADERS: dict[str, Loader] = {
+    "fashion_mnist": lambda data, seed, report: fashion_mnist.load(data, report),
+    "idx": lambda data, seed, report: idx.load(data, report),
+    "cifar10": lambda data, seed, report: cifar.load(data, report),
+    "cifar100": lambda data, seed, report: cifar.load(data, report),
+    "imagenet": _imagenet,
+    "image_folder": _encoded("image_folder"),
+    "webdataset": _encoded("webdataset"),
+    "tfrecord": _encoded("tfrecord"),
+    "numpy": lambda data, seed, report: numpy_files.load(data, report),
+    "covtype": tables.load_covtype,
+    "csv": tables.load,
+    "parquet": tables.load,
+    "synthetic_images": lambda data, seed, report: synthetic.load(data, seed),
+    "synthetic_rows": lambda data, seed, report: synthetic.load(data, seed),
+}
+
+
+def load_source(data: DataSection, seed: int, report: ReportProgress) -> Source:
+    """Open a source, fetching or indexing it first where that is needed.
+
+    Args:
+        data: the section of the job.
+        seed: of the job; draws what is held out, and synthetic samples.
+        report: told of what takes long.
 
     Raises:
-        RunError: missing, damaged, or not as large as the job says.
+        JobError: the section does not fit the source.
+        RunError: the source is missing, damaged, or not as large as the job says.
     """
-    if data.source == "fashion_mnist":
-        folder = fashion_mnist.find(data.root, report)
-        source = _read_idx_source(folder, fashion_mnist.SHA256)
-    elif data.source != "idx":
-        fault = f"{data.source!r} can be planned, not read; this version reads 'fashion_mnist' and 'idx'"
-        raise JobError([Fault("data.source", fault)])
-    elif data.root is None:
-        raise JobError([Fault("data.root", "is needed for the source 'idx': the folder of its four files")])
-    else:
-        source = _read_idx_source(Path(data.root), {})
-    if data.num_samples not in (None, len(source.train)):
-        raise RunError(f"data.num_samples = {data.num_samples}, but {len(source.train)} training samples were found")
-    return source
+    _raise_faults(check_data(data))
+    source = LOADERS[data.source](data, seed, report) if data.source in LOADERS else load_own(data)
+    if ":" in data.source:
+        _raise_faults(check_data(data, source.train.kind))
+    planned, found = known_num_samples(data), len(source.train)
+    if planned != found:
+        said = (
+            f"data.num_samples = {planned}" if data.num_samples else f"{data.source!r} has {planned} training samples"
+        )
+        mend = f"data.num_samples = {found} would be right"
+        raise RunError(f"{said}, but {found} training samples were found; {mend}")
+    return _with_overrides(source, data)
 
 
-def _read_idx_source(folder: Path, sha256: dict[str, str]) -> Source:
-    arrays = []
-    for name in fashion_mnist.SHA256:  # the names of the MNIST family
-        present = [path for path in (folder / name, folder / f"{name}.gz") if path.exists()]
-        if not present:
-            raise RunError(f"{folder} holds neither {name} nor {name}.gz")
-        arrays.append(read_idx(present[0], sha256.get(name)))
-    train = _image_set(folder, *arrays[:2])
-    test = _image_set(folder, *arrays[2:])
-    if train.images.shape[1:] != test.images.shape[1:]:
-        raise RunError(f"{folder}: training images are {train.images.shape[1:]}, test images {test.images.shape[1:]}")
-    mean, deviation = _moments(train.images)
-    return Source(train, test, int(train.labels.max()) + 1, mean, deviation)
+def _with_overrides(source: Source, data: DataSection) -> Source:
+    """What the job says of classes and normalisation goes over what was found."""
+    channels = source.train.shape[-1]
+    faults = [
+        Fault(
+            f"data.{key}",
+            f"has {len(values)} values, and a sample of {data.source!r} has {channels} {_last_axis(source)}",
+        )
+        for key, values in (("mean", data.mean), ("deviation", data.deviation))
+        if values is not None and len(values) != channels
+    ]
+    if data.num_classes is not None and data.num_classes < source.num_classes:
+        faults.append(Fault("data.num_classes", f"{data.num_classes} is below the {source.num_classes} of the source"))
+    _raise_faults(faults)
+    return replace(
+        source,
+        num_classes=data.num_classes or source.num_classes,
+        mean=data.mean or source.mean,
+        deviation=data.deviation or source.deviation,
+    )
 
 
-def _image_set(folder: Path, images: NDArray[np.uint8], labels: NDArray[np.uint8]) -> ImageSet:
-    if images.dtype != np.uint8 or labels.dtype != np.uint8:
-        raise RunError(f"{folder}: images are {images.dtype} and labels {labels.dtype}; both must be bytes (uint8)")
-    if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels) or not len(labels):
-        raise RunError(f"{folder}: images {images.shape} and labels {labels.shape} do not belong together")
-    return ImageSet(images[..., None], labels.astype(np.int64))
+def _last_axis(source: Source) -> str:
+    return "features" if source.train.kind == "rows" else "channels"
 
 
-def _moments(images: NDArray[np.uint8]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and deviation per channel of images scaled to [0, 1], from histograms: exact, and without a float copy."""
-    values = np.arange(256) / 255.0
-    means, deviations = [], []
-    for channel in np.moveaxis(images, -1, 0):
-        weights = np.bincount(channel.reshape(-1), minlength=256) / channel.size
-        mean = float(weights @ values)
-        means.append(mean)
-        deviations.append(max(float(weights @ (values - mean) ** 2) ** 0.5, 1 / 255))
-    return tuple(means), tuple(deviations)
+def _raise_faults(faults: Sequence[Fault]) -> None:
+    if faults:
+        raise JobError(faults)

@@ -8,19 +8,24 @@ from math import ceil
 import numpy as np
 from numpy.typing import NDArray
 
+from hvd_batchgrow.data.permutation import ROUNDS, Permutation
 from hvd_batchgrow.data.philox import philox4x32
 
 Ids = NDArray[np.int64]
+
+_ORDER_KEY = 1 << 63
+"""Set in the key of the orders, never in that of the draws: seeds are below it."""
 
 
 class Stream:
     """An endless list of (epoch, sample id): one permutation of 0 … N-1 per epoch.
 
-    Entry k is a pure function of (seed, k), k counted in samples from the start of the run.
+    Entry k is a pure function of (seed, k), k counted in samples from the start of the run: reading
+    may begin anywhere at no cost, and nothing is kept but the keys of an epoch.
 
     Args:
-        num_samples: N >= 1.
-        seed: 0 <= seed < 2^63.
+        num_samples: N, 1 … 2⁶⁰.
+        seed: 0 <= seed < 2⁶³.
     """
 
     def __init__(self, num_samples: int, seed: int) -> None:
@@ -29,22 +34,31 @@ class Stream:
         # Groups of two epochs are in flight at most: one that ends and one that begins.
         self._permutation = lru_cache(maxsize=2)(self._make_permutation)
 
-    def entries(self, start: int, stop: int) -> tuple[Ids, Ids]:
-        """Epochs and sample ids of entries start … stop-1, each int64 of shape (stop - start,)."""
-        epochs, offsets = np.divmod(np.arange(start, stop, dtype=np.int64), self.num_samples)
+    def at(self, entries: Ids) -> tuple[Ids, Ids]:
+        """Epoch and sample id of each of some entries, in any order, int64 of their shape (n,)."""
+        epochs, offsets = np.divmod(entries, self.num_samples)
+        if not len(entries) or (epochs == epochs[0]).all():
+            return epochs, self._permutation(int(epochs[0]))(offsets) if len(entries) else offsets
         ids = np.empty_like(offsets)
         for epoch in np.unique(epochs):
             here = epochs == epoch
-            ids[here] = self._permutation(int(epoch))[offsets[here]]
+            ids[here] = self._permutation(int(epoch))(offsets[here])
         return epochs, ids
+
+    def entries(self, start: int, stop: int) -> tuple[Ids, Ids]:
+        """Epochs and sample ids of entries start … stop-1, each int64 of shape (stop - start,)."""
+        return self.at(np.arange(start, stop, dtype=np.int64))
 
     def ids(self, start: int, stop: int) -> Ids:
         """Sample ids of entries start … stop-1, int64 of shape (stop - start,)."""
         return self.entries(start, stop)[1]
 
-    def _make_permutation(self, epoch: int) -> Ids:
-        key = np.array([self.seed, epoch], dtype=np.uint64)
-        return np.random.Generator(np.random.Philox(key=key)).permutation(self.num_samples)
+    def _make_permutation(self, epoch: int) -> Permutation:
+        counter = np.zeros((4, ROUNDS), dtype=np.uint64)
+        counter[0], counter[1], counter[2] = np.arange(ROUNDS), epoch & 0xFFFFFFFF, epoch >> 32
+        key = self.seed | _ORDER_KEY
+        words = philox4x32(counter, (key & 0xFFFFFFFF, key >> 32)).T.reshape(-1, 2)
+        return Permutation(self.num_samples, [int(low) | int(high) << 32 for low, high in words])
 
 
 def sample_draws(seed: int, epochs: Ids, ids: Ids, num_draws: int) -> NDArray[np.float64]:

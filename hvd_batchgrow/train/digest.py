@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from torch import Tensor
 
 from hvd_batchgrow.errors import RunError
 from hvd_batchgrow.train.checkpoint import Checkpoint, newest_good, tree_digest
+from hvd_batchgrow.train.run_folder import read_plan
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,7 @@ def final_weights(run: Path) -> Weights:
     if data is None:
         raise RunError(f"{run} holds no checkpoint")
     checkpoint = Checkpoint.from_bytes(data)
-    try:
-        end_samples = json.loads((run / "plan.json").read_text(encoding="utf-8"))["end_samples"]
-    except (OSError, ValueError, KeyError) as error:
-        raise RunError(f"{run / 'plan.json'} cannot be read: {error}") from None
-    is_final = checkpoint.samples >= end_samples
+    is_final = checkpoint.samples >= read_plan(run)["end_samples"]
     return Weights(run, checkpoint.samples, is_final, checkpoint.model, tree_digest(checkpoint.model))
 
 

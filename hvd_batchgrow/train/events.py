@@ -54,6 +54,19 @@ class TrainRecord:
 
 
 @dataclass(frozen=True)
+class UpdateDone:
+    """One update: what it consumed."""
+
+    samples: int
+    """Sample counter before it."""
+    global_batch: int
+    digest: int
+    """`consumed.digest` of its samples, over all ranks."""
+    replaced: tuple[tuple[int, int], ...]
+    """(place in the stream, sample id) of each that stood in for a bad one."""
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """The whole test set under the weights of a moment."""
 
@@ -85,6 +98,9 @@ class Observer:
 
     def on_start(self, event: RunStarted) -> None:
         """The run begins."""
+
+    def on_update(self, event: UpdateDone) -> None:
+        """An update is done; called before a checkpoint of it can be written."""
 
     def on_record(self, event: TrainRecord) -> None:
         """A stretch of updates is done."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,8 +13,10 @@ from torch import nn
 
 from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.config import Job
-from hvd_batchgrow.data.pipeline import Batch, Normalisation, choose_pipeline, evaluation_batches, open_pipeline
-from hvd_batchgrow.data.sources import Source
+from hvd_batchgrow.data.consumed import digest
+from hvd_batchgrow.data.feed import OnBad
+from hvd_batchgrow.data.pipeline import Batch, Reader, choose_pipeline
+from hvd_batchgrow.data.samples import Source, raise_bad
 from hvd_batchgrow.data.stream import Stream, groups_of_rank
 from hvd_batchgrow.nn.models import build_model
 from hvd_batchgrow.optim.build import build_optimizer
@@ -21,8 +24,8 @@ from hvd_batchgrow.schedule.layout import Layout
 from hvd_batchgrow.schedule.phases import Phase
 from hvd_batchgrow.schedule.plan import Plan
 from hvd_batchgrow.train.checkpoint import Checkpoint, write_checkpoint
-from hvd_batchgrow.train.engine import MicroBatch, UpdateEngine, UpdateResult
-from hvd_batchgrow.train.events import Evaluation, Observer, RunEnded, RunStarted, TrainRecord
+from hvd_batchgrow.train.engine import MicroBatch, UpdateEngine, UpdateResult, as_parameters
+from hvd_batchgrow.train.events import Evaluation, Observer, RunEnded, RunStarted, TrainRecord, UpdateDone
 from hvd_batchgrow.train.stop import Stop
 
 
@@ -65,8 +68,8 @@ class Trainer:
         self.folder, self.observers = folder, observers
         self.device = _choose_device(ranks)
         torch.manual_seed(job.seed)
-        in_channels = source.train.images.shape[-1]
-        self.model = build_model(job, in_channels, source.num_classes).to(self.device)
+        self.reader = Reader(job.data, source, self.device, torch.get_num_threads(), _on_bad(job, ranks))
+        self.model = build_model(job, source.train.shape[-1], source.num_classes).to(self.device)
         self.optimizer = build_optimizer(self.model, job.optim)
         rescale = getattr(job.optim, "rescale_momentum", False)
         self.engine = UpdateEngine(self.model, self.optimizer, ranks, rescale_momentum=rescale, exact=job.layout.exact)
@@ -112,7 +115,7 @@ class Trainer:
         """This rank's training groups from the sample counter on."""
         group, ranks = self.plan.group, self.ranks
         first = groups_of_rank(self.samples // group, ranks.size, ranks.rank, ranks.size)[0]
-        return open_pipeline(self.job.data, self.source, self.stream, group, first, ranks.size)
+        return self.reader.training(self.stream, group, first, ranks.size)
 
     def update(self, batches: Iterator[Batch], phase: Phase, layout: Layout, *, stop: bool) -> UpdateResult:
         """Do the next update, and move the sample counter.
@@ -128,8 +131,11 @@ class Trainer:
         mine = groups_of_rank(first, num_groups, self.ranks.rank, self.ranks.size)
         per_pass = layout.micro_batch // group
         passes = [mine[i : i + per_pass] for i in range(0, len(mine), per_pass)]
-        micro_batches = (_take(batches, [k - first for k in ks]) for ks in passes)
+        taken: list[Batch] = []
+        micro_batches = (_take(batches, [k - first for k in ks], taken) for ks in passes)
         result = self.engine.update(micro_batches, len(passes), phase, num_groups, stop=stop)
+        replaced = _gather_replaced(taken, self.ranks) if result.num_replaced else ()
+        self._tell("on_update", UpdateDone(self.samples, phase.global_batch, result.digest, replaced))
         self.samples += phase.global_batch
         return result
 
@@ -142,19 +148,18 @@ class Trainer:
 
     def evaluate(self) -> Evaluation:
         """Loss and accuracy over the whole test set: every sample once, over all ranks."""
-        test, size = self.source.test, self.job.evaluation.batch
-        chunks = [slice(start, start + size) for start in range(0, len(test), size)][self.ranks.rank :: self.ranks.size]
-        normalise = Normalisation(self.source.mean, self.source.deviation)
-        sums = torch.zeros(2, dtype=torch.float64, device=self.device)
+        num_test, size = len(self.source.test), self.job.evaluation.batch
+        chunks = [range(start, min(start + size, num_test)) for start in range(0, num_test, size)]
+        sums = torch.zeros(3, dtype=torch.float64, device=self.device)
         self.model.eval()
         with torch.no_grad():
-            for images, labels in evaluation_batches(test, normalise, chunks):
-                logits = self.model(images.to(self.device))
-                targets = labels.to(self.device)
-                sums[0] += nn.functional.cross_entropy(logits, targets, reduction="sum")
-                sums[1] += (logits.argmax(1) == targets).sum()
-        loss, correct = (self.ranks.sum(sums, "evaluation") / len(test)).tolist()
-        return Evaluation(self.samples, self._epoch(), loss, correct)
+            for batch in self.reader.testing(chunks[self.ranks.rank :: self.ranks.size]):
+                logits = self.model(as_parameters(batch.inputs, self.model))
+                sums[0] += nn.functional.cross_entropy(logits, batch.labels, reduction="sum")
+                sums[1] += (logits.argmax(1) == batch.labels).sum()
+                sums[2] += len(batch.labels)
+        loss, correct, count = self.ranks.sum(sums, "evaluation").tolist()
+        return Evaluation(self.samples, self._epoch(), loss / count, correct / count)
 
     def _is_due(self, before: int, every_epochs: float) -> bool:
         """Whether a multiple of a number of epochs lies between two sample counts."""
@@ -223,7 +228,7 @@ class Trainer:
             backend=self.ranks.backend,
             ranks=self.ranks.size,
             threads_per_rank=torch.get_num_threads(),
-            pipeline=choose_pipeline(self.job.data.pipeline),
+            pipeline=choose_pipeline(self.job.data.pipeline, self.source.train),
             device=str(self.device),
             num_parameters=sum(p.numel() for p in self.model.parameters()),
             notes=tuple(notes),
@@ -248,10 +253,38 @@ class Trainer:
         )
 
 
-def _take(batches: Iterator[Batch], positions: Sequence[int]) -> MicroBatch:
+def _take(batches: Iterator[Batch], positions: Sequence[int], taken: list[Batch]) -> MicroBatch:
     groups = [next(batches) for _ in positions]
-    images, labels = (torch.cat(parts) if len(parts) > 1 else parts[0] for parts in zip(*groups, strict=True))
-    return MicroBatch(images, labels, tuple(positions))
+    taken += [group for group in groups if group.replaced.any()]
+    return MicroBatch(
+        _joined([group.inputs for group in groups]),
+        _joined([group.labels for group in groups]),
+        tuple(positions),
+        sum(digest(group.entries, group.ids) for group in groups),
+        sum(int(group.replaced.sum()) for group in groups),
+    )
+
+
+def _joined(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    return torch.cat(tuple(parts)) if len(parts) > 1 else parts[0]
+
+
+def _gather_replaced(batches: Sequence[Batch], ranks: Ranks) -> tuple[tuple[int, int], ...]:
+    """(place, sample id) of all samples of an update that stand in for bad ones; all ranks call it together."""
+    mine = [pair for b in batches for pair in zip(b.entries[b.replaced], b.ids[b.replaced], strict=True)]
+    counts = torch.zeros(ranks.size, dtype=torch.int64)
+    counts[ranks.rank] = len(mine)
+    ends = ranks.sum(counts, "replaced.counts").cumsum(0)
+    pairs = torch.zeros((int(ends[-1]), 2), dtype=torch.int64)
+    pairs[int(ends[ranks.rank]) - len(mine) : int(ends[ranks.rank])] = torch.tensor(mine).reshape(-1, 2)
+    return tuple(sorted((entry, id_) for entry, id_ in ranks.sum(pairs, "replaced").tolist()))
+
+
+def _on_bad(job: Job, ranks: Ranks) -> OnBad:
+    """What this rank does about a bad sample."""
+    if job.data.on_bad == "error":
+        return raise_bad
+    return lambda bad: print(f"rank {ranks.rank}: {bad.told()}; the next takes its place", file=sys.stderr, flush=True)
 
 
 def _choose_device(ranks: Ranks) -> torch.device:

@@ -14,10 +14,9 @@ import torch
 
 from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.config import Job
-from hvd_batchgrow.data.fashion_mnist import ReportBytes
 from hvd_batchgrow.data.known import known_num_samples
 from hvd_batchgrow.data.pipeline import choose_pipeline
-from hvd_batchgrow.data.sources import Source, load_source
+from hvd_batchgrow.data.samples import ReportProgress, Source
 from hvd_batchgrow.nn.models import check_model
 from hvd_batchgrow.schedule.layout import Layout
 from hvd_batchgrow.schedule.measured import (
@@ -33,7 +32,7 @@ from hvd_batchgrow.schedule.measured import (
 )
 from hvd_batchgrow.schedule.plan import Plan, compile_plan
 from hvd_batchgrow.train.loop import Trainer
-from hvd_batchgrow.train.run import set_threads
+from hvd_batchgrow.train.run import load_for_training, set_threads
 
 Tell = Callable[[str], None]
 """Told of progress, on every rank."""
@@ -44,7 +43,7 @@ _SUM_REPEATS = 30
 
 
 def probe_into(
-    path: Path, load: Callable[[], Job], ranks: Ranks, report: ReportBytes, tell: Tell, budget_s: float = BUDGET_S
+    path: Path, load: Callable[[], Job], ranks: Ranks, report: ReportProgress, tell: Tell, budget_s: float = BUDGET_S
 ) -> Probe | None:
     """Probe a job and add the figures to a file, beside those of other numbers of ranks.
 
@@ -81,7 +80,7 @@ def probe_into(
 
 
 def probe_job(
-    load: Callable[[], Job], ranks: Ranks, report: ReportBytes, tell: Tell, budget_s: float = BUDGET_S
+    load: Callable[[], Job], ranks: Ranks, report: ReportProgress, tell: Tell, budget_s: float = BUDGET_S
 ) -> Probe | None:
     """Measure sums over the ranks and whole updates of several shapes. Writes nothing, and trains nothing of use.
 
@@ -106,14 +105,13 @@ def probe_job(
     return _probe(bench, sums, updates) if ranks.rank == 0 else None
 
 
-def _prepare(job: Job, report: ReportBytes) -> tuple[Job, Plan, Source]:
+def _prepare(job: Job, report: ReportProgress) -> tuple[Job, Plan, Source]:
     """The job planned for one rank, on which every batch can be formed: the shapes measured are not the plan's."""
     layout = job.layout.model_copy(update={"growth": "accumulation", "ranks_per_phase": None})
     job = job.model_copy(update={"layout": layout})
     plan = compile_plan(job, 1, known_num_samples(job.data))
     check_model(job)
-    choose_pipeline(job.data.pipeline)
-    return job, plan, load_source(job.data, report)
+    return job, plan, load_for_training(job, report)
 
 
 def _probe(bench: _Bench, sums: Sequence[TimedSum], updates: Sequence[TimedUpdate]) -> Probe:
@@ -132,8 +130,8 @@ def _probe(bench: _Bench, sums: Sequence[TimedSum], updates: Sequence[TimedUpdat
     )
     return Probe(
         job=job.name,
-        subject=subject_of(job) | {"data.pipeline": choose_pipeline(job.data.pipeline)},
-        image_shape=bench.trainer.source.train.images.shape[1:],
+        subject=subject_of(job) | {"data.pipeline": choose_pipeline(job.data.pipeline, bench.trainer.source.train)},
+        image_shape=bench.trainer.source.train.shape,
         gradient_bytes=bench.gradient_bytes,
         measured=(part,),
     )

@@ -11,10 +11,10 @@ import torch
 
 from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.config import Job
-from hvd_batchgrow.data.fashion_mnist import ReportBytes
 from hvd_batchgrow.data.known import known_num_samples
 from hvd_batchgrow.data.pipeline import choose_pipeline
-from hvd_batchgrow.data.sources import Source, load_source
+from hvd_batchgrow.data.samples import ReportProgress, Source
+from hvd_batchgrow.data.sources import load_source
 from hvd_batchgrow.errors import Fault, JobError
 from hvd_batchgrow.nn.models import check_model
 from hvd_batchgrow.schedule.plan import Plan, compile_plan
@@ -38,7 +38,7 @@ def run_job(
     load: Callable[[], Job],
     ranks: Ranks,
     options: RunOptions,
-    report: ReportBytes,
+    report: ReportProgress,
     make_observers: Callable[[Job], Sequence[Observer]],
     stop: Stop,
 ) -> RunEnded:
@@ -62,21 +62,27 @@ def run_job(
     with RunLock(folder) as lock:
         ranks.together(lambda: lock.take() if ranks.rank == 0 else None)
         checkpoint, notes = open_run(folder, job, plan, ranks, resume=options.resume, overwrite=options.overwrite)
-        if job.data.pipeline == "auto" and choose_pipeline("auto") == "torch":
-            notes.append("torch makes the pixels; DALI, for the same: pip install 'hvd_batchgrow[dali-cuda130]'")
+        if source.train.kind == "encoded" and choose_pipeline(job.data.pipeline, source.train) == "torch":
+            notes.append("torch makes the pixels; DALI, for the same in half the time: see README, or data.pipeline")
         observers = make_observers(job) if ranks.rank == 0 else ()
         return Trainer(job, plan, source, ranks, folder, observers).run(stop, checkpoint, notes)
 
 
-def _prepare(job: Job, ranks: Ranks, report: ReportBytes) -> tuple[Job, Plan, Source]:
+def _prepare(job: Job, ranks: Ranks, report: ReportProgress) -> tuple[Job, Plan, Source]:
     plan = compile_plan(job, ranks.size, known_num_samples(job.data))
     for k, layout in enumerate(plan.layouts):
         if layout.ranks != ranks.size:
             fault = f"phase {k + 1} is planned for {layout.ranks} ranks, and all {ranks.size} launched train together"
             raise JobError([Fault("layout.growth", f"{fault}; add --layout.growth accumulation")], job.name)
     check_model(job)
-    choose_pipeline(job.data.pipeline)
-    return job, plan, load_source(job.data, report)
+    return job, plan, load_for_training(job, report)
+
+
+def load_for_training(job: Job, report: ReportProgress) -> Source:
+    """The source of a job, if a pipeline for it is there. Raises JobError, RunError."""
+    source = load_source(job.data, job.seed, report)
+    choose_pipeline(job.data.pipeline, source.train)
+    return source
 
 
 def set_threads(job: Job, ranks: Ranks) -> None:

@@ -113,6 +113,14 @@ def _write_records(folder: Path, job: Job, plan: Plan, ranks: Ranks, notes: list
     write_atomically(path, _json({"lives": [*lives, _record(ranks)]}))
 
 
+def read_plan(run: Path) -> dict[str, Any]:
+    """The plan that a run follows, as `plan --json` prints it. Raises RunError if it cannot be read."""
+    try:
+        return json.loads((run / "plan.json").read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+    except (OSError, ValueError) as error:
+        raise RunError(f"{run / 'plan.json'} cannot be read: {error}") from None
+
+
 def _json(tree: Any) -> bytes:
     return (json.dumps(tree, indent=2) + "\n").encode()
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from hvd_batchgrow.data.fashion_mnist import ReportBytes
+from hvd_batchgrow.data.samples import ReportProgress
 from hvd_batchgrow.train.events import Evaluation, Observer, RunEnded, RunStarted, TrainRecord
 from hvd_batchgrow.watch.tables import plan_table
 
@@ -82,23 +83,27 @@ def _line(record: TrainRecord) -> str:
 
 
 @contextmanager
-def byte_progress(console: Console) -> Iterator[ReportBytes]:
-    """A bar for downloads, drawn once there is one; plain lines where there is no terminal."""
-    bar = Progress(TextColumn("{task.description}"), BarColumn(), DownloadColumn(), console=console)
+def work_progress(console: Console) -> Iterator[ReportProgress]:
+    """Show long work, such as fetching and indexing: bars on a terminal, elsewhere a line each half minute."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    bars = Progress(*columns, console=console, disable=not console.is_terminal)
     tasks: dict[str, TaskID] = {}
+    told_at = 0.0
 
     def report(what: str, done: int, total: int) -> None:
-        if what not in tasks:
-            tasks[what] = bar.add_task(f"fetching {what}", total=total or None)
-            if console.is_terminal:
-                bar.start()
-            else:
-                console.print(f"fetching {what}: {total / 1e6:.1f} MB", highlight=False)
-        bar.update(tasks[what], completed=done)
+        nonlocal told_at
+        is_new, now = what not in tasks, time.monotonic()
+        if is_new:
+            tasks[what] = bars.add_task(what, total=total or None)
+            bars.start()
+        bars.update(tasks[what], completed=done)
+        if not console.is_terminal and (is_new or now > told_at + 30):
+            told_at = now
+            console.print(f"{what}: {done:,} of {total:,}", highlight=False)
         if total and done >= total:
-            bar.stop()
+            bars.stop()
 
     try:
         yield report
     finally:
-        bar.stop()
+        bars.stop()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Console
@@ -13,6 +14,9 @@ from hvd_batchgrow.schedule.cost import Cost
 from hvd_batchgrow.schedule.phases import Phase
 from hvd_batchgrow.schedule.plan import Plan
 from hvd_batchgrow.train.events import RunEnded
+
+if TYPE_CHECKING:  # imports torch, which `plan` does without
+    from hvd_batchgrow.train.audit import Audit
 
 
 def plan_table(plan: Plan) -> Table:
@@ -110,4 +114,31 @@ def result_table(runs: Sequence[tuple[str, RunEnded]]) -> Table:
             f"{run.elapsed_s:.0f} s",
             f"{run.samples / run.elapsed_s:,.0f}",
         )
+    return table
+
+
+def audit_table(result: Audit) -> Table:
+    """How often the samples of each epoch were used."""
+    from hvd_batchgrow.train.audit import replaced_samples
+
+    consumed = result.consumed
+    state = "passed" if result.passed else "FAILED"
+    table = Table(
+        title=f"{consumed.run}: N = {consumed.num_samples:,}, seed {consumed.seed}: {state}",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+    )
+    for heading in ("epoch", "samples", "used once", "left out", "used more than once"):
+        table.add_column(heading, justify="right")
+    for epoch in result.epochs:
+        cells = (epoch.epoch, epoch.entries, epoch.once, epoch.missing, epoch.repeated)
+        table.add_row(*(f"{cell:,}" for cell in cells))
+    lines = [f"{len(consumed.digests):,} updates, {len(result.wrong_updates):,} of which consumed other samples"]
+    if result.wrong_updates:
+        first = result.wrong_updates[0]
+        start, stop = consumed.bounds[first : first + 2]
+        lines.append(f"the first of them: update {first:,}, samples {start:,} to {stop:,}")
+    if consumed.replaced:
+        lines += [f"{len(consumed.replaced):,} bad samples were replaced", *replaced_samples(consumed, 5)]
+    table.caption, table.caption_justify = "\n".join(lines), "left"
     return table

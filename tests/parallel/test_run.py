@@ -72,7 +72,7 @@ def test_each_sample_once_an_epoch_across_growth_in_mid_epoch(
     source = small_source()
     # Without augmentation an image tells its sample: make all images different in their first pixels.
     ids = np.arange(NUM_TRAIN)
-    source.train.images[:, 0, 0, 0], source.train.images[:, 0, 1, 0] = ids % 256, ids // 256
+    source.train.values[:, 0, 0, 0], source.train.values[:, 0, 1, 0] = ids % 256, ids // 256
     monkeypatch.setattr("tests.parallel.test_run.small_source", lambda: source)
     used: list[tuple[int, int, int]] = []  # (update's first entry, position of the group, sample)
     update = UpdateEngine.update
@@ -81,7 +81,7 @@ def test_each_sample_once_an_epoch_across_growth_in_mid_epoch(
     def record(self: UpdateEngine, micro_batches: Iterator[MicroBatch], *args: Any, **kwargs: Any) -> UpdateResult:
         taken = list(micro_batches)
         for micro_batch in taken:
-            pixels = torch.round((micro_batch.images[:, 0, 0, :2] * 0.25 + 0.5) * 255).long()
+            pixels = torch.round((micro_batch.inputs[:, 0, 0, :2] * 0.25 + 0.5) * 255).long()
             for group, samples in zip(micro_batch.positions, pixels.split(8), strict=True):
                 used.extend((counter["samples"], group, int(low + 256 * high)) for low, high in samples)
         counter["samples"] += args[1].global_batch
@@ -135,7 +135,7 @@ def test_evaluation_is_over_every_test_sample(ranks: Ranks, tmp_path: Path) -> N
     due = [e for s, e in zip(starts, ends, strict=True) if e // 300 > s // 300 or e == schedule.end_samples]
     assert [e.samples for e in recorder.evaluations] == due
     test = small_source().test
-    images = (torch.from_numpy(test.images).permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.25
+    images = (torch.from_numpy(test.values).permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.25
     trainer.model.eval()
     with torch.no_grad():
         logits = trainer.model(images)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hvd_batchgrow.data.known import known_num_samples
+from hvd_batchgrow.data.known import check_data, known_num_samples
 from hvd_batchgrow.errors import JobError
 from hvd_batchgrow.job_file import load_job
 from hvd_batchgrow.nn.models import check_model
@@ -149,6 +149,11 @@ def first_noise(row: Row) -> float:
 
 def test_every_shipped_job_has_a_row() -> None:
     assert {path.stem for path in JOBS.glob("*.toml")} == set(ROWS)
+
+
+@each_job
+def test_every_key_of_data_is_used_by_its_source(name: str) -> None:
+    assert check_data(load_job(JOBS / f"{name}.toml").data) == []
 
 
 @each_job

@@ -1,118 +1,430 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
+from torch.utils.dlpack import from_dlpack
 
-from hvd_batchgrow.data.augment import CropFlip
-from hvd_batchgrow.data.pipeline import (
-    Batch,
-    GroupFeed,
-    Normalisation,
-    choose_pipeline,
-    crop_and_mirror,
-    dali_batches,
-    evaluation_batches,
-    torch_batches,
-)
-from hvd_batchgrow.data.stream import Stream
-from hvd_batchgrow.errors import RunError
-from tests.helpers import NUM_TRAIN, SIDE, small_source
+from hvd_batchgrow.config import DataSection
+from hvd_batchgrow.data.augment import Augment, CentreCrop, CropFlip, ResizedCrop
+from hvd_batchgrow.data.dali import channels_first, dali_inputs, make_pipeline
+from hvd_batchgrow.data.encoded import EncodedSamples, Entry, make_index
+from hvd_batchgrow.data.feed import EvaluationFeed, GroupFeed
+from hvd_batchgrow.data.pipeline import Batch, Reader, batches, choose_pipeline
+from hvd_batchgrow.data.pixels import Finish, cut_and_mirror, torch_inputs
+from hvd_batchgrow.data.samples import ArraySamples, BadSample, Samples, Source, raise_bad
+from hvd_batchgrow.data.stream import Stream, groups_of_rank
+from hvd_batchgrow.errors import JobError, RunError
+from tests.helpers import SIDE, small_source
 
-NORMALISE = Normalisation((0.5,), (0.25,))
-PIPELINES = {"dali": dali_batches, "torch": torch_batches}
-
-
-def feed(group: int = 8, pad_pixels: int = 2) -> GroupFeed:
-    return GroupFeed(small_source().train, Stream(NUM_TRAIN, 5), CropFlip(pad_pixels, flip=True), group)
+FINISH = Finish((0.5, 0.4, 0.3), (0.25, 0.2, 0.3))
+PIPELINES = ["torch", "dali"]
+KINDS = ["images", "rows", "encoded"]
+CROP = 12
 
 
-def read(name: str, first_group: int, stride: int, count: int, group: int = 8) -> list[Batch]:
-    batches: Iterator[Batch] = PIPELINES[name](feed(group), NORMALISE, first_group, stride)
-    return list(islice(batches, count))
+def array_samples(num_samples: int) -> ArraySamples:
+    """Images in which every sample is another."""
+    values = np.random.default_rng(1).integers(0, 256, (num_samples, SIDE, SIDE + 1, 3), dtype=np.uint8)
+    return ArraySamples(values, np.arange(num_samples) % 7)
+
+
+def row_samples(num_samples: int) -> ArraySamples:
+    values = np.random.default_rng(1).standard_normal((num_samples, 3)).astype(np.float32)
+    return ArraySamples(values, np.arange(num_samples) % 7)
+
+
+def encoded_samples(folder: Path, num_samples: int) -> EncodedSamples:
+    """JPEG files of several sizes, one of them grey."""
+    generator = np.random.default_rng(2)
+    entries = []
+    for k in range(num_samples):
+        height, width = generator.integers(16, 48, 2).tolist()
+        coarse = generator.integers(0, 256, (height // 4, width // 4, 3), dtype=np.uint8)
+        image = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+        path = folder / f"{k}.jpg"
+        (image.convert("L") if k == 3 else image).save(path, quality=90)
+        entries.append(Entry(path.name, 0, path.stat().st_size, k % 7, height, width))
+    return EncodedSamples(folder, make_index(entries))
+
+
+@pytest.fixture
+def make_samples(tmp_path: Path) -> Callable[[str, int], Samples]:
+    return lambda kind, num_samples: {
+        "images": array_samples,
+        "rows": row_samples,
+        "encoded": lambda n: encoded_samples(tmp_path, n),
+    }[kind](num_samples)
+
+
+def augment_of(samples: Samples) -> Augment | None:
+    if samples.kind == "rows":
+        return None
+    if samples.kind == "encoded":
+        return ResizedCrop((CROP, CROP), (0.08, 1.0), (3 / 4, 4 / 3), flip=True)
+    return CropFlip((SIDE, SIDE + 1), 2, flip=True)
+
+
+def feed_of(samples: Samples, group: int, seed: int = 5) -> GroupFeed:
+    return GroupFeed(samples, Stream(len(samples), seed), augment_of(samples), group)
+
+
+def read(name: str, feed: GroupFeed, first_group: int, stride: int, count: int) -> list[Batch]:
+    def inputs(first: int) -> Iterator[tuple[object, Tensor]]:
+        if name == "torch":
+            return torch_inputs(feed, FINISH, first, stride)
+        return dali_inputs(feed, FINISH, first, stride, 1)
+
+    return list(islice(batches(feed, inputs, first_group, stride), count))  # type: ignore[arg-type]
+
+
+def combinations() -> list[tuple[str, str]]:
+    return [(kind, name) for kind in KINDS for name in PIPELINES if (kind, name) != ("rows", "dali")]
+
+
+# --- one definition --------------------------------------------------------------------------------
 
 
 def test_a_corner_and_a_mirror_do_what_they_say() -> None:
-    raw = feed().raw_group(0)
-    pixels = crop_and_mirror(raw, 2)
-    for image, (row, column), mirror, result in zip(raw.images, raw.corners, raw.mirrors, pixels, strict=True):
+    samples = array_samples(40)
+    raw = next(feed_of(samples, 40).raw_groups(0, 1))
+    assert raw.placement is not None
+    pixels = cut_and_mirror(raw.values, raw.placement)
+    for image, window, mirror, result in zip(
+        raw.values, raw.placement.windows, raw.placement.mirrors, pixels, strict=True
+    ):
+        row, column = window[:2]
         for y in range(SIDE):
-            for x in range(SIDE):
-                from_x = SIDE - 1 - x if mirror else x
-                inside = 0 <= y + row < SIDE and 0 <= from_x + column < SIDE
-                assert result[y, x, 0] == (image[y + row, from_x + column, 0] if inside else 0)
+            for x in range(SIDE + 1):
+                from_x = SIDE - x if mirror else x
+                inside = 0 <= y + row < SIDE and 0 <= from_x + column < SIDE + 1
+                assert (result[y, x] == (image[y + row, from_x + column] if inside else 0)).all()
 
 
 def test_all_corners_and_both_mirrors_occur() -> None:
-    raws = [feed(pad_pixels=1).raw_group(k) for k in range(30)]
-    corners = {tuple(corner) for raw in raws for corner in raw.corners.tolist()}
-    assert corners == {(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1)}
-    assert {int(m) for raw in raws for m in raw.mirrors} == {0, 1}
+    draws = np.random.default_rng(0).random((500, 3))
+    placed = CropFlip((SIDE, SIDE), 1, flip=True).place(draws, np.full((500, 2), SIDE, np.int32))
+    assert {tuple(c) for c in placed.windows[:, :2].tolist()} == {(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1)}
+    assert set(placed.mirrors.tolist()) == {0, 1}
+    assert not CropFlip((SIDE, SIDE), 1, flip=False).place(draws, np.full((500, 2), SIDE, np.int32)).mirrors.any()
 
 
-def test_dali_gives_the_pixels_of_the_reference() -> None:
-    for (images, labels), (expected, expected_labels) in zip(
-        read("dali", 3, 2, 40), read("torch", 3, 2, 40), strict=True
+def test_both_pipelines_give_the_same_bytes_of_arrays() -> None:
+    samples = array_samples(101)
+    for ours, theirs in zip(
+        read("torch", feed_of(samples, 8), 3, 2, 40), read("dali", feed_of(samples, 8), 3, 2, 40), strict=True
     ):
-        assert torch.equal(images, expected)
-        assert torch.equal(labels, expected_labels)
+        assert torch.equal(ours.inputs, theirs.inputs)
+        assert torch.equal(ours.labels, theirs.labels)
+        assert (ours.ids == theirs.ids).all()
 
 
-@pytest.mark.parametrize("name", list(PIPELINES))
-@pytest.mark.parametrize(("ranks", "group"), [(2, 8), (3, 8), (4, 2), (1, 16)])
-def test_a_sample_has_the_same_pixels_in_every_layout(name: str, ranks: int, group: int) -> None:
-    entries = 96
-    expected = torch.cat([images for images, _ in read(name, 0, 1, entries // 8)])
-    found = torch.empty_like(expected)
-    num_groups = entries // group
+@pytest.mark.parametrize("kind", ["training", "testing"])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_the_definition_for_a_gpu_gives_the_same_pixels_on_a_cpu(
+    tmp_path: Path, kind: str, channels_last: bool
+) -> None:
+    """But for its own filter at a window's edges, and bytes that round the other way."""
+    samples, finish = encoded_samples(tmp_path, 24), replace(FINISH, channels_last=channels_last)
+    rule = CentreCrop((CROP, CROP), 14)
+    feed = feed_of(samples, 24) if kind == "training" else EvaluationFeed(samples, rule, [range(24)])
+    (output,) = make_pipeline(feed, finish, feed.raw_groups(0, 1), 1, in_dali=True).run()
+    found = channels_first(from_dlpack(output.as_tensor()), finish)
+    _, expected = next(torch_inputs(feed, finish, 0, 1))
+    inner = (..., slice(2, -2), slice(2, -2))
+    assert (found - expected)[inner].abs().max() < 1.5 / (255 * min(FINISH.deviation))
+    assert (found - expected).abs().mean() < 0.02
+
+
+# --- one order for any machine ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("kind", "name"), combinations())
+@pytest.mark.parametrize(
+    ("ranks", "batch", "micro_batch"), [(1, 64, 64), (2, 64, 32), (4, 64, 4), (3, 100, 7), (1, 500, 128)]
+)
+def test_a_sample_has_the_same_pixels_in_every_layout(
+    make_samples: Callable[[str, int], Samples], kind: str, name: str, ranks: int, batch: int, micro_batch: int
+) -> None:
+    """The stream is cut into groups of the micro-batch; 131 samples are divisible by none of them."""
+    samples = make_samples(kind, 131)
+    entries = 2 * batch
+    expected = read("torch", feed_of(samples, entries), 0, 1, 1)[0]
+    num_groups = entries // micro_batch
     for rank in range(ranks):
-        mine = range(rank, num_groups, ranks)
-        for k, (images, _) in zip(mine, read(name, rank, ranks, len(mine), group), strict=True):
-            found[k * group : (k + 1) * group] = images
-    assert torch.equal(found, expected)
+        mine = groups_of_rank(0, num_groups, rank, ranks)
+        for k, found in zip(mine, read(name, feed_of(samples, micro_batch), rank, ranks, len(mine)), strict=True):
+            part = slice(k * micro_batch, (k + 1) * micro_batch)
+            assert (found.entries == np.arange(part.start, part.stop)).all()
+            assert (found.ids == expected.ids[part]).all()
+            assert torch.equal(found.labels, expected.labels[part])
+            assert torch.equal(found.inputs, expected.inputs[part])
 
 
-@pytest.mark.parametrize("name", list(PIPELINES))
-def test_a_resume_at_any_group_gives_what_would_have_come(name: str) -> None:
-    whole = read(name, 0, 1, 60)  # an epoch is 37.5 groups
-    for first in (1, 20, 37, 38, 55):
-        assert all(
-            torch.equal(a, b)
-            for got, wanted in zip(read(name, first, 1, 3), whole[first : first + 3], strict=False)
-            for a, b in zip(got, wanted, strict=True)
-        )
+@pytest.mark.parametrize(("kind", "name"), combinations())
+def test_growth_in_mid_epoch_goes_on_where_the_stream_is(
+    make_samples: Callable[[str, int], Samples], kind: str, name: str
+) -> None:
+    """Two ranks take 2 groups an update, then 6, then 10, from pipelines opened once."""
+    samples = make_samples(kind, 50)
+    group, expected = 4, read("torch", feed_of(samples, 4), 0, 1, 18)
+    readers = [iter(read(name, feed_of(samples, group), rank, 2, 9)) for rank in range(2)]
+    first = 0
+    for groups in (2, 6, 10):
+        for rank in range(2):
+            for k in groups_of_rank(first, groups, rank, 2):
+                found = next(readers[rank])
+                assert (found.ids == expected[k].ids).all()
+                assert torch.equal(found.inputs, expected[k].inputs)
+        first += groups
 
 
-def test_batches_are_not_overwritten_by_those_that_follow() -> None:
-    batches = dali_batches(feed(), NORMALISE, 0, 1)
-    kept = [next(batches) for _ in range(6)]
-    copies: list[Tensor] = [images.clone() for images, _ in kept]
-    for _ in range(6):
-        next(batches)
-    assert all(torch.equal(images, copy) for (images, _), copy in zip(kept, copies, strict=True))
+@pytest.mark.parametrize(("kind", "name"), combinations())
+def test_a_resume_in_mid_epoch_at_another_rank_count(
+    make_samples: Callable[[str, int], Samples], kind: str, name: str
+) -> None:
+    samples = make_samples(kind, 37)  # an epoch is 4.6 groups
+    whole = read("torch", feed_of(samples, 8), 0, 1, 20)
+    for first, ranks in ((1, 1), (3, 2), (5, 3)):
+        for rank in range(ranks):
+            start = groups_of_rank(first, ranks, rank, ranks)[0]
+            for k, found in zip(
+                range(start, 20, ranks), read(name, feed_of(samples, 8), start, ranks, 2), strict=False
+            ):
+                assert (found.ids == whole[k].ids).all()
+                assert torch.equal(found.inputs, whole[k].inputs)
+
+
+@pytest.mark.parametrize(("kind", "name"), combinations())
+def test_one_sample_and_batches_larger_than_the_set(
+    make_samples: Callable[[str, int], Samples], kind: str, name: str
+) -> None:
+    samples = make_samples(kind, 1)
+    (batch,) = read(name, feed_of(samples, 16), 0, 1, 1)
+    assert (batch.ids == 0).all()
+    if kind != "rows":  # 16 epochs: each with its own crop
+        assert len({tuple(image.flatten().tolist()) for image in batch.inputs}) > 4
+
+
+def test_epochs_differ_in_order_and_augmentation() -> None:
+    samples = array_samples(64)
+    first, second = read("torch", feed_of(samples, 64), 0, 1, 2)
+    assert (first.ids != second.ids).any()
+    again = first.inputs[np.argsort(first.ids)], second.inputs[np.argsort(second.ids)]
+    assert (again[0] != again[1]).flatten(1).any(1).float().mean() > 0.9
+
+
+def test_ranks_never_share_augmentation_draws() -> None:
+    """The defect: every node seeds its generator alike, and rank r's n-th sample is cropped as rank 0's."""
+    samples = array_samples(4096)
+    placements = []
+    for rank in range(2):
+        raw = next(feed_of(samples, 1024).raw_groups(rank, 2))
+        assert raw.placement is not None
+        placements.append(np.column_stack((raw.placement.windows[:, :2], raw.placement.mirrors)))
+    same = (placements[0] == placements[1]).all(axis=1).mean()
+    assert same == pytest.approx(1 / 50, abs=4 * (0.02 / 1024) ** 0.5)  # 25 corners, 2 mirrors: by chance
+
+
+def test_batches_are_not_overwritten_by_those_that_follow(make_samples: Callable[[str, int], Samples]) -> None:
+    for kind in ("images", "encoded"):
+        found = read("dali", feed_of(make_samples(kind, 30), 8), 0, 1, 6)
+        again = read("torch", feed_of(make_samples(kind, 30), 8), 0, 1, 6)
+        for a, b in zip(found, again, strict=True):
+            assert torch.equal(a.inputs, b.inputs)
+
+
+# --- the window of a resized crop -------------------------------------------------------------------
+
+
+def windows_of(sizes: NDArray[np.int32], rule: ResizedCrop) -> NDArray[np.int32]:
+    draws = np.random.default_rng(0).random((len(sizes), rule.num_draws))
+    return rule.place(draws, sizes).windows
+
+
+def test_windows_have_the_area_and_aspect_asked_for() -> None:
+    sizes = np.broadcast_to(np.array([375, 500], np.int32), (20_000, 2))
+    windows = windows_of(sizes, ResizedCrop((224, 224), (0.08, 1.0), (3 / 4, 4 / 3), flip=False))
+    top, left, height, width = windows.T
+    assert (top >= 0).all() and (left >= 0).all()  # noqa: PT018
+    assert (top + height <= 375).all() and (left + width <= 500).all()  # noqa: PT018
+    area, aspect = height * width / (375 * 500), width / height
+    # Rounding to whole pixels moves a window of 100 pixels by half a per cent.
+    assert (area >= 0.08 * 0.99).all()
+    assert ((aspect >= 0.75 * 0.99) & (aspect <= 4 / 3 * 1.01)).all()
+    # The share is uniform, but for those that did not fit and were drawn again, which are large.
+    small = area[area < 0.5]
+    assert abs(small.mean() - 0.29) < 0.01
+    assert {0} < set(top[height < 300].tolist())
+
+
+def test_where_no_window_fits_it_is_the_largest_central_one() -> None:
+    rule = ResizedCrop((8, 8), (1.0, 1.0), (1.0, 1.0), flip=False)
+    windows = windows_of(np.array([[10, 30], [30, 10], [12, 12]], np.int32), rule)
+    assert windows.tolist() == [[0, 10, 10, 10], [10, 0, 10, 10], [0, 0, 12, 12]]
+
+
+# --- the last stage -----------------------------------------------------------------------------------
 
 
 def test_normalisation_is_per_channel() -> None:
     image = torch.tensor([[[[0, 255]]]], dtype=torch.uint8)
-    result = Normalisation((0.5, 0.0), (0.25, 2.0))(image)
+    result = Finish((0.5, 0.0), (0.25, 2.0)).images(image)
     assert result.tolist() == [[[[-2.0]], [[0.5]]]]
+    assert Finish((1.0, 2.0), (2.0, 4.0)).rows(torch.tensor([[3.0, 0.0]])).tolist() == [[1.0, -0.5]]
 
 
-def test_evaluation_takes_the_images_as_they_are() -> None:
-    test = small_source().test
-    batches = list(evaluation_batches(test, NORMALISE, [slice(40, 50), slice(0, 3)]))
-    assert [len(labels) for _, labels in batches] == [10, 3]
-    assert torch.equal(batches[1][0], NORMALISE(torch.from_numpy(test.images[:3])))
+@pytest.mark.parametrize("name", PIPELINES)
+@pytest.mark.parametrize("kind", ["images", "encoded"])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_memory_layout_and_type_change_no_pixel(
+    make_samples: Callable[[str, int], Samples], kind: str, name: str, dtype: str
+) -> None:
+    samples = make_samples(kind, 20)
+    source = Source(samples, samples, 7, FINISH.mean, FINISH.deviation)
+    data = {"source": "synthetic_images", "pad_pixels": 2, "flip": True, "pipeline": name, "crop_pixels": CROP}
+    plain, changed = (
+        next(
+            Reader(DataSection(**data, **form), source, torch.device("cpu"), 1, raise_bad).training(  # type: ignore[arg-type]
+                Stream(20, 0), 20, 0, 1
+            )
+        ).inputs
+        for form in ({}, {"channels_last": True, "dtype": dtype})
+    )
+    assert changed.dtype == getattr(torch, dtype)
+    assert changed.is_contiguous(memory_format=torch.channels_last)
+    assert torch.allclose(plain, changed.float(), rtol=0, atol=1e-6 if dtype == "float32" else 2e-3)
 
 
-def test_auto_falls_back_to_torch_and_dali_asked_for_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert choose_pipeline("auto") == "dali"
+# --- testing ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("kind", "name"), combinations())
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_every_test_sample_is_evaluated_once(
+    make_samples: Callable[[str, int], Samples], kind: str, name: str, ranks: int
+) -> None:
+    samples = make_samples(kind, 23)
+    source = Source(samples, samples, 7, FINISH.mean, FINISH.deviation)
+    data = DataSection(source="idx", pipeline="auto" if kind == "rows" else name, crop_pixels=CROP)  # type: ignore[arg-type]
+    reader = Reader(data, source, torch.device("cpu"), 1, raise_bad)
+    chunks = [range(start, min(start + 5, 23)) for start in range(0, 23, 5)]
+    found = [batch for rank in range(ranks) for batch in reader.testing(chunks[rank::ranks])]
+    assert sorted(np.concatenate([batch.ids for batch in found]).tolist()) == list(range(23))
+    again = next(reader.testing([range(23)]))
+    for batch in found:
+        assert torch.equal(batch.inputs, again.inputs[batch.ids])
+    if kind == "images":
+        assert torch.equal(again.inputs, FINISH.images(torch.from_numpy(samples.fetch(np.arange(23)))))
+
+
+def test_the_centre_is_cut_as_torchvision_does(tmp_path: Path) -> None:
+    """Resize the shorter side, cut out the centre: by PIL, whose filter is the same triangle, rounded to bytes."""
+    samples = encoded_samples(tmp_path, 12)
+    source = Source(samples, samples, 7, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    data = DataSection(source="idx", crop_pixels=10, resize_pixels=14)
+    (batch,) = Reader(data, source, torch.device("cpu"), 1, raise_bad).testing([range(12)])
+    for k, found in enumerate(batch.inputs):
+        with Image.open(tmp_path / f"{k}.jpg") as opened:
+            image = opened.convert("RGB")
+        short, long = sorted(image.size)
+        long = int(14 * long / short)
+        size = (14, long) if image.width <= image.height else (long, 14)
+        left, top = (round((side - 10) / 2) for side in size)
+        expected = image.resize(size, Image.Resampling.BILINEAR).crop((left, top, left + 10, top + 10))
+        difference = found.permute(1, 2, 0) * 255 - torch.from_numpy(np.array(expected)).float()
+        assert difference.abs().max() < 1.1  # PIL rounds after each of two passes
+
+
+# --- bad samples --------------------------------------------------------------------------------------
+
+
+def damaged(folder: Path, how: str) -> EncodedSamples:
+    """25 images, of which number 6 is damaged after they were indexed, or known to be bad."""
+    samples = encoded_samples(folder, 25)
+    path = folder / "6.jpg"
+    if how == "known":
+        samples.sizes[6] = 0
+    elif how == "missing":
+        path.unlink()
+    elif how == "truncated":
+        path.write_bytes(path.read_bytes()[:100])
+    else:
+        path.write_bytes(bytes(path.stat().st_size))
+    return samples
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+@pytest.mark.parametrize("how", ["missing", "truncated", "undecodable"])
+def test_a_bad_sample_ends_the_run_naming_file_and_id(tmp_path: Path, name: str, how: str) -> None:
+    with pytest.raises(BadSample, match=rf"sample 6 \({tmp_path}/6.jpg\): .*data.on_bad = 'replace'"):
+        read(name, feed_of(damaged(tmp_path, how), 5), 0, 1, 5)
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+@pytest.mark.parametrize("how", ["known", "missing", "truncated", "undecodable"])
+@pytest.mark.parametrize(("ranks", "group"), [(1, 5), (2, 5), (3, 2)])
+def test_a_bad_sample_is_replaced_by_the_next_of_the_stream(
+    tmp_path: Path, name: str, how: str, ranks: int, group: int
+) -> None:
+    samples = damaged(tmp_path, how)
+    stream = Stream(25, 5)
+    order = stream.ids(0, 61)
+    told: list[int] = []
+    for rank in range(ranks):
+        feed = GroupFeed(samples, stream, augment_of(samples), group, lambda bad: told.append(bad.sample_id))
+        for k, batch in zip(
+            range(rank, 60 // group, ranks), read(name, feed, rank, ranks, 60 // group // ranks), strict=False
+        ):
+            wanted = order[k * group : (k + 1) * group]
+            after = order[k * group + 1 : (k + 1) * group + 1]
+            assert (batch.ids == np.where(wanted == 6, after, wanted)).all()
+            assert (batch.replaced == (wanted == 6)).all()
+            assert batch.labels.tolist() == [id_ % 7 for id_ in batch.ids]
+    assert set(told) == (set() if how == "known" else {6})
+    assert len(told) <= ranks  # each rank finds out once
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_bad_test_samples_are_left_out(tmp_path: Path, name: str) -> None:
+    samples = damaged(tmp_path, "undecodable")
+    source = Source(samples, samples, 7, FINISH.mean, FINISH.deviation)
+    data = DataSection(source="idx", crop_pixels=CROP, pipeline=name)  # type: ignore[arg-type]
+    told: list[BadSample] = []
+    reader = Reader(data, source, torch.device("cpu"), 1, told.append)
+    found = [k for batch in reader.testing([range(10), range(10, 25)]) for k in batch.ids.tolist()]
+    assert found == [k for k in range(25) if k != 6]
+    assert [bad.sample_id for bad in told] == [6]
+
+
+def test_nothing_but_bad_samples_is_an_error(tmp_path: Path) -> None:
+    samples = encoded_samples(tmp_path, 3)
+    samples.sizes[:] = 0
+    with pytest.raises(RunError, match="all 3 training samples are bad"):
+        read("torch", feed_of(samples, 2), 0, 1, 1)
+
+
+# --- the choice ---------------------------------------------------------------------------------------
+
+
+def test_auto_takes_the_faster_one_and_dali_asked_for_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arrays, rows, encoded = small_source().train, row_samples(3), encoded_samples(tmp_path, 1)
+    assert [choose_pipeline("auto", samples) for samples in (arrays, rows, encoded)] == ["torch", "torch", "dali"]
+    with pytest.raises(JobError, match="'dali' reads images, and these are rows"):
+        choose_pipeline("dali", rows)
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if "nvidia" in name else find_spec(name))
-    assert choose_pipeline("auto") == "torch"
+    assert choose_pipeline("auto", encoded) == "torch"
     with pytest.raises(RunError, match=r"pip install 'hvd_batchgrow\[dali-cuda130\]', or --data.pipeline torch"):
-        choose_pipeline("dali")
+        choose_pipeline("dali", encoded)

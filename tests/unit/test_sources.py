@@ -2,88 +2,285 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import subprocess
+import sys
+import types
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pytest
 
+from hvd_batchgrow.config import SOURCES, DataSection
 from hvd_batchgrow.data import fashion_mnist
-from hvd_batchgrow.data.idx import read_idx
-from hvd_batchgrow.data.sources import load_source
+from hvd_batchgrow.data.known import check_data, known_num_samples, num_held_out
+from hvd_batchgrow.data.samples import Source
+from hvd_batchgrow.data.sources import LOADERS, load_source
 from hvd_batchgrow.errors import JobError, RunError
-from tests.helpers import NUM_TEST, NUM_TRAIN, idx_bytes, small_job, small_source, write_idx_folder
+from tests.helpers import NUM_TRAIN, small_job, small_source, write_idx_folder
 
-ARRAY = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HVD_BATCHGROW_CACHE", str(tmp_path / "cache"))
 
 
 def no_report(what: str, done: int, total: int) -> None:
     """Nobody watches."""
 
 
-@pytest.mark.parametrize("suffix", ["", ".gz"])
-def test_an_idx_file_is_read_back(tmp_path: Path, suffix: str) -> None:
-    path = tmp_path / f"a{suffix}"
-    path.write_bytes(gzip.compress(idx_bytes(ARRAY)) if suffix else idx_bytes(ARRAY))
-    digest = hashlib.sha256(idx_bytes(ARRAY)).hexdigest()
-    assert (read_idx(path, digest) == ARRAY).all()
-    with pytest.raises(RunError, match=r"is not the file expected: SHA-256"):
-        read_idx(path, "0" * 64)
+def section(source: str, **keys: Any) -> DataSection:
+    return DataSection(source=source, **keys)
 
 
-@pytest.mark.parametrize(
-    ("name", "data", "message"),
-    [
-        ("a", idx_bytes(ARRAY)[:-1], r"is truncated or damaged: 23 bytes of values, 24 expected for \(2, 3, 4\)"),
-        ("a", idx_bytes(ARRAY) + b"x", r"is truncated or damaged: 25 bytes"),
-        ("a", b"\x00\x00\x08\x03\x00\x00", r"is truncated: its header alone would be 16 bytes, it has 6"),
-        ("a", b"PK\x03\x04", r"is no IDX file: it starts with 50 4b 03 04"),
-        ("a", b"", r"is no IDX file: it starts with nothing"),
-        ("a.gz", gzip.compress(idx_bytes(ARRAY))[:-9], r"cannot be read: Compressed file ended"),
-        ("a.gz", b"not gzip", r"cannot be read: Not a gzipped file"),
-    ],
-    ids=["short", "long", "no dimensions", "zip", "empty", "short gzip", "no gzip"],
-)
-def test_a_damaged_file_is_named(tmp_path: Path, name: str, data: bytes, message: str) -> None:
-    (tmp_path / name).write_bytes(data)
-    with pytest.raises(RunError, match=f"{name} {message}"):
-        read_idx(tmp_path / name)
+# --- the registry ----------------------------------------------------------------------------
 
 
-def test_an_idx_folder_is_a_source(tmp_path: Path) -> None:
-    expected = small_source()
-    source = load_source(small_job(write_idx_folder(tmp_path, expected)).data, no_report)
-    assert (source.train.images == expected.train.images).all()
-    assert (source.test.labels == expected.test.labels).all()
-    assert (len(source.train), len(source.test), source.num_classes) == (NUM_TRAIN, NUM_TEST, 3)
-    scaled = expected.train.images / 255
-    assert source.mean == pytest.approx([scaled.mean()])
-    assert source.deviation == pytest.approx([scaled.std()])
+def test_every_source_has_a_loader_and_nothing_else_has() -> None:
+    assert set(LOADERS) == set(SOURCES)
 
 
 def test_a_source_of_another_size_than_the_job_says_is_refused(tmp_path: Path) -> None:
     write_idx_folder(tmp_path, small_source())
-    with pytest.raises(RunError, match=r"data.num_samples = 299, but 300 training samples were found"):
-        load_source(small_job(tmp_path, data={"num_samples": 299}).data, no_report)
+    with pytest.raises(
+        RunError,
+        match=r"data.num_samples = 299, but 300 training samples were found; data.num_samples = 300 would be right",
+    ):
+        load_source(small_job(tmp_path, data={"num_samples": 299}).data, 0, no_report)
 
 
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("source", ["idx", "cifar10", "cifar100", "numpy", "csv", "parquet"])
+def test_a_source_of_files_needs_a_root(source: str) -> None:
+    with pytest.raises(JobError, match=rf"data.root: is needed for the source '{source}': the folder of "):
+        load_source(section(source, num_samples=300), 0, no_report)
+
+
+def test_the_job_overrides_classes_and_normalisation(tmp_path: Path) -> None:
     write_idx_folder(tmp_path, small_source())
-    (tmp_path / "t10k-labels-idx1-ubyte").unlink()
-    with pytest.raises(RunError, match=r"holds neither t10k-labels-idx1-ubyte nor t10k-labels-idx1-ubyte.gz"):
-        load_source(small_job(tmp_path).data, no_report)
+    keys: dict[str, Any] = {"root": str(tmp_path), "num_samples": NUM_TRAIN}
+    source = load_source(section("idx", **keys, num_classes=5, mean=(0.1,)), 0, no_report)
+    found = load_source(section("idx", **keys), 0, no_report)
+    assert (source.num_classes, source.mean, source.deviation) == (5, (0.1,), found.deviation)
+    wrong = section("idx", **keys, mean=(0.1, 0.2), deviation=(1.0, 1.0, 1.0))
+    with pytest.raises(JobError) as caught:
+        load_source(wrong, 0, no_report)
+    assert [str(fault) for fault in caught.value.faults] == [
+        "data.mean: has 2 values, and a sample of 'idx' has 1 channels",
+        "data.deviation: has 3 values, and a sample of 'idx' has 1 channels",
+    ]
+    with pytest.raises(RunError, match=r"labels are not in 0 … 1"):
+        load_source(section("idx", **keys, num_classes=2), 0, no_report)
 
 
-def test_images_and_labels_must_belong_together(tmp_path: Path) -> None:
-    write_idx_folder(tmp_path, small_source())
-    (tmp_path / "train-labels-idx1-ubyte").write_bytes(idx_bytes(np.zeros(7, dtype=np.uint8)))
-    with pytest.raises(RunError, match=r"images \(300, 8, 8\) and labels \(7,\) do not belong together"):
-        load_source(small_job(tmp_path).data, no_report)
+@pytest.mark.parametrize(("source", "module"), [("image_folder", "image_folder"), ("imagenet", "image_folder")])
+def test_encoded_sources_are_imported_when_used(monkeypatch: pytest.MonkeyPatch, source: str, module: str) -> None:
+    made = small_source()
+    asked: list[int | None] = []
+
+    def load(data: DataSection, report: object) -> Source:
+        asked.append(data.num_classes)
+        return made
+
+    monkeypatch.setitem(sys.modules, f"hvd_batchgrow.data.{module}", types.SimpleNamespace(load=load))
+    load_source(section(source, crop_pixels=8, num_samples=NUM_TRAIN), 0, no_report)
+    assert asked == [1000 if source == "imagenet" else None]
+    if source == "imagenet":  # its size is known, and is not this one
+        fault = r"'imagenet' has 1281167 training samples, but 300 .* found; data.num_samples = 300 would be right"
+        with pytest.raises(RunError, match=fault):
+            load_source(section(source, crop_pixels=8), 0, no_report)
 
 
-def test_an_idx_source_needs_a_root() -> None:
-    data = small_job().data.model_copy(update={"root": None})
-    with pytest.raises(JobError, match=r"data.root: is needed"):
-        load_source(data, no_report)
+# --- sources of one's own --------------------------------------------------------------------
+
+OWN = """
+import numpy as np
+from hvd_batchgrow.data.samples import ArraySamples, Source
+from hvd_batchgrow.errors import RunError
+
+def rows(n, labels=None):
+    return ArraySamples(np.ones((n, 2), np.float32), np.zeros(n, np.int64) if labels is None else labels)
+
+def good(data):
+    return Source(rows(data.num_samples), rows(4), 2, (0.0, 0.0), (1.0, 1.0))
+
+def nothing(data):
+    return None
+
+def broken(data):
+    return {}["key"]
+
+def told(data):
+    raise RunError("the disk is full")
+
+def bad(data):
+    images = ArraySamples(np.ones((4, 2, 2, 1), np.float64), np.zeros(3, np.int32))
+    return Source(rows(8), images, 0, (0.0,), (1.0, 0.0))
+
+def stripped(data):
+    return Source(object(), rows(4), 2, (0.0, 0.0), (1.0, 1.0))
+
+def beyond(data):
+    return Source(rows(8, np.arange(8)), rows(4), 2, (0.0, 0.0), (1.0, 1.0))
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    (tmp_path / "own_source.py").write_text(OWN)
+    (tmp_path / "own_faulty.py").write_text("import no_such_module")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    yield
+    for name in ("own_source", "own_faulty"):
+        sys.modules.pop(name, None)
+
+
+def test_a_function_in_the_working_directory_is_a_source(own: None) -> None:
+    source = load_source(section("own_source:good", num_samples=8, label="x"), 0, no_report)
+    assert (len(source.train), source.train.kind, source.num_classes) == (8, "rows", 2)
+
+
+@pytest.mark.parametrize(
+    ("function", "error", "message"),
+    [
+        ("own_faulty:f", JobError, r"data.source: own_faulty:f cannot be imported: ModuleNotFoundError: .*line 1\)"),
+        ("own_source:f", JobError, r"data.source: own_source:f cannot be imported: AttributeError: .* 'f'"),
+        ("own_source:nothing", JobError, r"must return a hvd_batchgrow.data.samples.Source, returned NoneType"),
+        ("own_source:broken", RunError, r"'own_source:broken' failed: KeyError: 'key' \(.*own_source.py, line 16\)"),
+        ("own_source:told", RunError, r"^the disk is full$"),
+        ("own_source:stripped", JobError, r"train lacks kind\n.*train lacks shape"),
+        ("own_source:beyond", RunError, r"data.source, train: 6 of 8 labels are not in 0 … 1: sample 2 has 2"),
+    ],
+)
+def test_what_is_wrong_with_a_source_of_ones_own_is_told(
+    own: None, function: str, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        load_source(section(function, num_samples=8), 0, no_report)
+
+
+def test_all_faults_of_a_source_of_ones_own_are_told_at_once(own: None) -> None:
+    with pytest.raises(JobError) as caught:
+        load_source(section("own_source:bad", num_samples=8), 0, no_report)
+    assert [fault.message.removeprefix("own_source:bad: ") for fault in caught.value.faults] == [
+        "test: labels must be int64 (n,), are int32 of 1 axes",
+        "test: fetch of one sample must return uint8 (1, 2, 2, 1), returned float64 (1, 2, 2, 1)",
+        "train and test must be alike, and are rows (2,) and images (2, 2, 1)",
+        "num_classes must be a whole number >= 1, is 0",
+        "mean must be 2 finite numbers, is (0.0,)",
+        "deviation must be above 0, is (1.0, 0.0)",
+    ]
+
+
+def test_keys_of_another_kind_are_refused_once_the_kind_is_known(own: None) -> None:
+    with pytest.raises(JobError, match=r"data.flip: is for images of one size and encoded images, and .* has rows"):
+        load_source(section("own_source:good", num_samples=8, flip=True), 0, no_report)
+
+
+# --- which keys go with which source ---------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("keys", "faults"),
+    [
+        ({"source": "idx", "root": "x", "pad_pixels": 2, "flip": True, "channels_last": True}, []),
+        ({"source": "imagenet", "crop_pixels": 224, "resize_pixels": 224, "flip": True, "on_bad": "replace"}, []),
+        ({"source": "csv", "label": -1, "held_out": 0.1, "mean": (0.0,), "num_classes": 3}, []),
+        ({"source": "synthetic_rows", "num_samples": 8, "shape": (3,)}, []),
+        ({"source": "a:b", "shape": (3,), "label": "x", "crop_pixels": 8, "crop_area": (0.1, 1.0)}, []),
+        # A default that is spelt out asks for nothing.
+        ({"source": "idx", "held_out": 0.0, "crop_area": (0.08, 1.0), "dtype": "float32", "label": None}, []),
+        ({"source": "idx", "shape": (3,)}, ["data.shape: is not used by the source 'idx', but by synthetic_images, "]),
+        ({"source": "cifar10", "held_out": 0.1}, ["data.held_out: is not used by the source 'cifar10', but by covty"]),
+        ({"source": "numpy", "label": "x"}, ["data.label: is not used by the source 'numpy', but by webdataset, tf"]),
+        (
+            {"source": "synthetic_images", "root": "x", "train": "y"},
+            [
+                "data.num_samples: is needed: 'synthetic_images' has as many samples as are asked for",
+                "data.root: is not used by the source 'synthetic_images', but by fashion_mnist, idx",
+                "data.train: is not used by the source 'synthetic_images', but by imagenet",
+            ],
+        ),
+        (
+            {"source": "csv", "flip": True, "channels_last": True, "dtype": "float16", "pad_pixels": 1},
+            [
+                "data.channels_last: is for images of one size and encoded images, and 'csv' has rows",
+                "data.dtype: is for images of one size and encoded images, and 'csv' has rows",
+                "data.flip: is for images of one size and encoded images, and 'csv' has rows",
+                "data.pad_pixels: is for images of one size, and 'csv' has rows",
+            ],
+        ),
+        (
+            {"source": "idx", "crop_pixels": 8, "on_bad": "replace"},
+            [
+                "data.crop_pixels: is for encoded images, and 'idx' has images of one size; use data.pad_pixels",
+                "data.on_bad: is for encoded images, and 'idx' has images of one size",
+            ],
+        ),
+        (
+            {"source": "tfrecord", "pad_pixels": 4},
+            [
+                "data.crop_pixels: is needed: 'tfrecord' has images of any size; 224 is usual",
+                "data.pad_pixels: is for images of one size, and 'tfrecord' has encoded images; use data.crop_pixels",
+            ],
+        ),
+        (
+            {"source": "a:b", "resize_pixels": 8},
+            ["data.resize_pixels: is used together with data.crop_pixels only, which is missing"],
+        ),
+        (
+            {
+                "source": "webdataset",
+                "crop_pixels": 9,
+                "resize_pixels": 8,
+                "crop_area": (2.0, 1.0),
+                "crop_aspect": (1.5, 1.0),
+            },
+            [
+                "data.crop_area: must be [least, largest], got [2, 1]; try [1, 2]",
+                "data.crop_area: 2 of the image's area is more than all of it; use <= 1",
+                "data.crop_aspect: must be [least, largest], got [1.5, 1]; try [1, 1.5]",
+                "data.resize_pixels: 8 is below data.crop_pixels = 9: there is no such centre to cut out; use >= 9",
+            ],
+        ),
+        ({"source": "covtype"}, ["data.held_out: is needed: 'covtype' has no test set of its own; 0.2 keeps a fifth"]),
+        (
+            {"source": "csv", "held_out": 0.1, "test": "x.csv"},
+            ["data.held_out: contradicts data.test = 'x.csv': both say what is tested on; leave one out"],
+        ),
+        (
+            {"source": "synthetic_images", "num_samples": 8, "shape": (3,)},
+            ["data.shape: must be [height, width, channels] for 'synthetic_images', got [3]"],
+        ),
+    ],
+)
+def test_no_key_is_ignored(keys: dict[str, Any], faults: list[str]) -> None:
+    found = [str(fault) for fault in check_data(DataSection(**keys))]
+    assert [fault[: len(wanted)] for fault, wanted in zip(found, faults, strict=True)] == faults
+
+
+def test_a_section_that_does_not_fit_is_not_loaded() -> None:
+    with pytest.raises(JobError, match=r"2 faults\n  data.label: .*\n  data.shape: "):
+        load_source(section("idx", root="nowhere", label=0, shape=(2,)), 0, no_report)
+
+
+def test_a_section_is_checked_without_torch() -> None:
+    code = "import sys; import hvd_batchgrow.data.known; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "share", "held_out"),
+    [(581_012, 0.2, 116_203), (100, 0.07, 7), (10, 0.9, 9), (10, 0.3, 3), (3, 0.1, 1), (10, 0.0, 0)],
+)
+def test_a_share_is_the_decimal_it_is_written_as_rounded_up(num_rows: int, share: float, held_out: int) -> None:
+    assert num_held_out(num_rows, share) == held_out
+
+
+def test_the_training_rows_of_covtype_are_known_from_what_is_held_out() -> None:
+    # 0.8 · 581 012 = 464 809.6
+    assert known_num_samples(section("covtype", held_out=0.2)) == 464_809
+    assert known_num_samples(section("covtype", held_out=0.2, num_samples=7)) == 7
 
 
 # --- finding and fetching Fashion-MNIST ------------------------------------------------------
@@ -100,7 +297,6 @@ def small_fashion(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
         (folder / f"{name}.gz").write_bytes(gzip.compress(name.encode()))
     monkeypatch.setattr(fashion_mnist, "SHA256", digests)
     monkeypatch.setattr(fashion_mnist, "_DEBIAN_FOLDER", Path("/nonexistent/fashion-mnist"))
-    monkeypatch.setenv("HVD_BATCHGROW_CACHE", str(tmp_path / "cache"))
     return folder
 
 
@@ -121,6 +317,12 @@ def test_root_comes_first_and_alone(small_fashion: Path, tmp_path: Path) -> None
     assert fashion_mnist.find(str(small_fashion), no_report) == small_fashion
     with pytest.raises(RunError, match=r"does not hold Fashion-MNIST: train-images-idx3-ubyte\[.gz\] is missing"):
         fashion_mnist.find(str(tmp_path), no_report)
+
+
+def test_what_is_not_fashion_mnist_is_refused_when_it_is_unpacked(small_fashion: Path) -> None:
+    write_idx_folder(small_fashion, small_source())
+    with pytest.raises(RunError, match=r"train-images-idx3-ubyte.gz is not the file expected: SHA-256"):
+        load_source(section("fashion_mnist", root=str(small_fashion)), 0, no_report)
 
 
 def test_debians_folder_comes_next(small_fashion: Path, monkeypatch: pytest.MonkeyPatch) -> None:

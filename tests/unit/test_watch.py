@@ -10,8 +10,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from hvd_batchgrow.schedule.plan import compile_plan, decay_twin
 from hvd_batchgrow.train.events import Evaluation, Observer, RunEnded, RunStarted, TrainRecord
-from hvd_batchgrow.watch.metrics import MetricsFile, read_metrics
-from hvd_batchgrow.watch.progress import ProgressDisplay, byte_progress
+from hvd_batchgrow.watch.json_lines import read_json_lines
+from hvd_batchgrow.watch.metrics import MetricsFile
+from hvd_batchgrow.watch.progress import ProgressDisplay, work_progress
 from hvd_batchgrow.watch.tables import plan_text, result_table
 from hvd_batchgrow.watch.tensorboard import TensorBoard
 from tests.helpers import NUM_TRAIN, small_job
@@ -48,7 +49,7 @@ def test_a_resumed_run_has_no_double_lines(tmp_path: Path) -> None:
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"kind": "train", "samp')  # a kill in mid-line
     run(MetricsFile(), tmp_path, [336, 480], samples=320)
-    lines = read_metrics(tmp_path / "metrics.jsonl")
+    lines = read_json_lines(tmp_path / "metrics.jsonl")
     assert [(line["kind"], line["samples"]) for line in lines] == [
         ("train", 160),
         ("train", 320),
@@ -62,7 +63,7 @@ def test_a_resumed_run_has_no_double_lines(tmp_path: Path) -> None:
 def test_a_fresh_start_begins_the_file_again(tmp_path: Path) -> None:
     run(MetricsFile(), tmp_path, [160])
     run(MetricsFile(), tmp_path, [320])
-    assert [line["samples"] for line in read_metrics(tmp_path / "metrics.jsonl")] == [320, 320]
+    assert [line["samples"] for line in read_json_lines(tmp_path / "metrics.jsonl")] == [320, 320]
 
 
 def test_tensorboard_has_samples_on_its_axis_and_no_double_points(tmp_path: Path) -> None:
@@ -131,13 +132,13 @@ def test_results_stand_side_by_side(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("terminal", [True, False])
-def test_downloads_are_shown(terminal: bool) -> None:
+def test_long_work_is_shown(terminal: bool) -> None:
     stream = io.StringIO()
-    with byte_progress(Console(file=stream, force_terminal=terminal, width=140)) as report:
+    with work_progress(Console(file=stream, force_terminal=terminal, width=140)) as report:
         for done in (0, 500_000, 1_000_000):
-            report("archive", done, 1_000_000)
-    assert stream.getvalue().count("fetching archive") >= 1
-    assert ("fetching archive: 1.0 MB" in stream.getvalue()) is not terminal
+            report("fetching archive", done, 1_000_000)
+    assert ("fetching archive: 0 of 1,000,000" in stream.getvalue()) is not terminal
+    assert ("100%" in stream.getvalue()) is terminal
 
 
 def test_the_twin_is_named_after_its_job() -> None:

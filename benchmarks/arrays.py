@@ -1,0 +1,108 @@
+"""Images in memory: crop with padding, mirror, normalise, to float32; images a second on one thread.
+
+python -m benchmarks.arrays [--turns 7] [--side 32] [--channels 3]
+
+Beside ours: a hand-written gather of single pixels from one flat, padded torch tensor; DALI given
+the same crops; and torch's DataLoader over a dataset of one image at a time.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from itertools import islice
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from benchmarks.turns import print_rates, take_turns
+from hvd_batchgrow.config import DataSection
+from hvd_batchgrow.data.pipeline import Reader
+from hvd_batchgrow.data.samples import ArraySamples, Source, raise_bad
+from hvd_batchgrow.data.stream import Stream
+
+NUM_SAMPLES, BATCH, BATCHES, PAD = 50_000, 256, 40, 4
+MEAN, DEVIATION = 0.5, 0.25
+
+
+def gather(padded: Tensor, side: int, channels: int) -> Iterator[Tensor]:
+    """Every pixel of a batch by its place in the flat, padded set."""
+    flat, wide = padded.reshape(-1), side + 2 * PAD
+    span, channel = torch.arange(side), torch.arange(channels)
+    order = torch.randperm(NUM_SAMPLES)
+    for ids in order.split(BATCH):
+        corners = torch.randint(0, 2 * PAD + 1, (2, len(ids), 1))
+        mirrored = torch.rand(len(ids), 1) < 0.5
+        columns = torch.where(mirrored, side - 1 - span, span) + corners[1]
+        rows = ids[:, None] * wide + corners[0] + span
+        places = (rows[:, None, :, None] * wide + columns[:, None, None, :]) * channels + channel[:, None, None]
+        yield flat.take(places).float().mul_(1 / (255 * DEVIATION)).sub_(MEAN / DEVIATION)
+
+
+class OneByOne(Dataset[Tensor]):
+    """Pad, crop, mirror and normalise one image, as datasets of torchvision do."""
+
+    def __init__(self, images: Tensor) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Tensor:
+        side = self.images.shape[1]
+        image = torch.nn.functional.pad(self.images[index].permute(2, 0, 1), (PAD,) * 4)
+        top, left = torch.randint(0, 2 * PAD + 1, (2,)).tolist()
+        image = image[:, top : top + side, left : left + side]
+        if torch.rand(()) < 0.5:
+            image = image.flip(2)
+        return image.float().div(255).sub_(MEAN).div_(DEVIATION)
+
+
+def ours(samples: ArraySamples, pipeline: str, channels: int) -> Iterator[Tensor]:
+    """Batches as the trainer takes them."""
+    data = DataSection(source="numpy", pad_pixels=PAD, flip=True, pipeline=pipeline)  # type: ignore[arg-type]
+    source = Source(samples, samples, 10, (MEAN,) * channels, (DEVIATION,) * channels)
+    reader = Reader(data, source, torch.device("cpu"), 1, raise_bad)
+    return (batch.inputs for batch in reader.training(Stream(NUM_SAMPLES, 0), BATCH, 0, 1))
+
+
+def contestant(start: Callable[[], Iterator[Tensor]]) -> Callable[[], int]:
+    """Take some batches of an iterator that goes on from turn to turn."""
+    batches = start()
+
+    def take() -> int:
+        nonlocal batches
+        done = sum(len(images) for images in islice(batches, BATCHES))
+        if done < BATCH * BATCHES:  # the epoch is over
+            batches = start()
+        return done
+
+    return take
+
+
+def main() -> None:
+    """Time them in turns."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--turns", type=int, default=7)
+    parser.add_argument("--side", type=int, default=32)
+    parser.add_argument("--channels", type=int, default=3)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    side, channels = arguments.side, arguments.channels
+    images = np.random.default_rng(0).integers(0, 256, (NUM_SAMPLES, side, side, channels), dtype=np.uint8)
+    padded = torch.from_numpy(np.pad(images, ((0, 0), (PAD, PAD), (PAD, PAD), (0, 0))))
+    samples = ArraySamples(images, np.zeros(NUM_SAMPLES, dtype=np.int64))
+    one_by_one = DataLoader(OneByOne(torch.from_numpy(images)), BATCH, shuffle=True)
+    contestants = {
+        "flat torch gather": contestant(lambda: gather(padded, side, channels)),
+        "hvd_batchgrow, torch": contestant(lambda: ours(samples, "torch", channels)),
+        "hvd_batchgrow, DALI": contestant(lambda: ours(samples, "dali", channels)),
+        "torch DataLoader": contestant(lambda: iter(one_by_one)),
+    }
+    print_rates(take_turns(contestants, arguments.turns), "images/s", "flat torch gather")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,170 @@
+"""DALI pipelines: one definition for the CPU and for a GPU, fed with our ids and draws."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from nvidia.dali import fn, pipeline_def, types
+from torch import Tensor
+from torch.utils.dlpack import from_dlpack
+
+from hvd_batchgrow.data.encoded import EncodedSamples, decode
+from hvd_batchgrow.data.feed import Feed, GroupFeed, RawGroup
+from hvd_batchgrow.data.pixels import Finish, finish_windows
+from hvd_batchgrow.data.samples import BadSample
+from hvd_batchgrow.errors import RunError
+
+_PREFETCH = 2
+"""Groups that DALI works on ahead of the one that is asked for."""
+
+
+def dali_inputs(
+    feed: Feed, finish: Finish, first_group: int, stride: int, num_threads: int
+) -> Iterator[tuple[RawGroup, Tensor]]:
+    """Groups of a feed, and what the network is given of each, worked on ahead by DALI's own threads.
+
+    On the CPU DALI decodes windows, and the last steps are those of the reference, so that both give the
+    same bits; they are faster there than DALI's. On a GPU DALI does all of it.
+
+    Raises:
+        BadSample: a sample of a group that DALI has begun cannot be read or decoded.
+    """
+    in_flight: deque[RawGroup] = deque()
+
+    def fed() -> Iterator[RawGroup]:
+        for raw in feed.raw_groups(first_group, stride):
+            in_flight.append(raw)
+            yield raw
+
+    pipeline = make_pipeline(feed, finish, fed(), num_threads, in_dali=finish.device.type == "cuda")
+    while True:
+        try:
+            (output,) = pipeline.run()
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            if isinstance(error, RunError):
+                raise
+            raise _cause(feed, in_flight, error) from None
+        raw = in_flight.popleft()
+        assert raw.placement is not None
+        # Outputs lie in DALI's own buffers, which later runs overwrite: what leaves here is no view of them.
+        if feed.samples.kind == "images":
+            yield raw, finish.images(from_dlpack(output.as_tensor()))
+        elif finish.device.type == "cuda":
+            yield raw, channels_first(from_dlpack(output.as_tensor()), finish)
+        else:
+            yield raw, finish_windows(map(from_dlpack, output), raw.placement, finish)
+
+
+def channels_first(values: Tensor, finish: Finish) -> Tensor:
+    """A copy of shape (n, C, H, W), whatever lies next to what in memory."""
+    return (values.permute(0, 3, 1, 2) if finish.channels_last else values).clone()
+
+
+def make_pipeline(feed: Feed, finish: Finish, groups: Iterator[RawGroup], num_threads: int, *, in_dali: bool) -> Any:
+    """A built pipeline with one output.
+
+    Args:
+        feed: of the groups.
+        finish: says on which device.
+        groups: what goes in.
+        num_threads: of DALI.
+        in_dali: encoded images are resized and normalised by DALI too; else their windows come out.
+    """
+    definition = (
+        _encoded(feed, finish, groups, in_dali=in_dali)
+        if feed.samples.kind == "encoded"
+        else _images(feed, finish, groups)
+    )
+    pipeline = definition(
+        batch_size=feed.group if isinstance(feed, GroupFeed) else max(map(len, feed.chunks), default=1),
+        num_threads=num_threads,
+        device_id=finish.device.index if finish.device.type == "cuda" else None,
+        prefetch_queue_depth=_PREFETCH,
+    )
+    pipeline.build()
+    return pipeline
+
+
+def _images(feed: Feed, finish: Finish, groups: Iterator[RawGroup]) -> Any:
+    """Arrays of one size: cut with zeros beyond the edges, mirrored; bytes as they leave `cut_and_mirror`."""
+
+    def next_group() -> tuple[Any, ...]:
+        raw = next(groups)
+        assert raw.placement is not None
+        return raw.values, np.ascontiguousarray(raw.placement.windows[:, :2]), raw.placement.mirrors
+
+    @pipeline_def  # type: ignore[untyped-decorator]
+    def definition() -> Any:
+        images, corners, mirrors = fn.external_source(next_group, num_outputs=3, batch=True, layout=["HWC", "", ""])
+        images = images.gpu() if finish.device.type == "cuda" else images
+        shape = list(feed.samples.shape[:2])
+        cut = fn.slice(images, start=corners, shape=shape, axes=[0, 1], out_of_bounds_policy="pad", fill_values=0)
+        return fn.flip(cut, horizontal=mirrors)
+
+    return definition
+
+
+def _encoded(feed: Feed, finish: Finish, groups: Iterator[RawGroup], *, in_dali: bool) -> Any:
+    """Encoded images of any size: only the window is decoded; where DALI goes on, it is resized and normalised."""
+    device = "mixed" if finish.device.type == "cuda" else "cpu"
+
+    def next_group() -> tuple[Any, ...]:
+        raw = next(groups)
+        place = raw.placement
+        assert place is not None
+        windows = np.ascontiguousarray(place.windows[:, :2]), np.ascontiguousarray(place.windows[:, 2:])
+        return raw.values, *windows, *((place.resized, place.corners, place.mirrors) if in_dali else ())
+
+    @pipeline_def  # type: ignore[untyped-decorator]
+    def definition() -> Any:
+        encoded, start, shape, *rule = fn.external_source(next_group, num_outputs=6 if in_dali else 3, batch=True)
+        windows = fn.decoders.image_slice(
+            encoded,
+            start=start,
+            shape=shape,
+            axes=[0, 1],
+            device=device,
+            output_type=types.RGB,
+            adjust_orientation=False,
+        )
+        return _finished(windows, rule, feed, finish) if in_dali else windows
+
+    return definition
+
+
+def _finished(windows: Any, rule: Sequence[Any], feed: Feed, finish: Finish) -> Any:
+    """What `finish_windows` does, in DALI; at a window's edges its filter counts the pixel at the edge again."""
+    resized, corners, mirrors = rule
+    mean, deviation = ([255 * x for x in values] for values in (finish.mean, finish.deviation))
+    assert feed.augment is not None
+    images = fn.resize(
+        windows, size=fn.cast(resized, dtype=types.FLOAT), interp_type=types.INTERP_LINEAR, antialias=True
+    )
+    images = fn.slice(images, start=corners, shape=list(feed.augment.out_size), axes=[0, 1])
+    return fn.crop_mirror_normalize(
+        images,
+        mirror=mirrors,
+        mean=mean,
+        std=deviation,
+        dtype=types.FLOAT16 if finish.dtype == torch.float16 else types.FLOAT,
+        output_layout="HWC" if finish.channels_last else "CHW",
+    )
+
+
+def _cause(feed: Feed, in_flight: deque[RawGroup], error: RuntimeError) -> RunError:
+    """The bad sample behind an error of DALI's, which names none: each of the samples it was given is tried."""
+    if isinstance(feed.samples, EncodedSamples):
+        for raw in in_flight:
+            for sample_id, data in zip(raw.ids.tolist(), raw.values, strict=True):
+                try:
+                    decode(feed.samples, sample_id, data)
+                except BadSample as bad:
+                    return bad
+    ids = ", ".join(str(k) for raw in in_flight for k in raw.ids[:3].tolist())
+    return RunError(f"DALI failed on a group of samples {ids}, …: {str(error).strip().splitlines()[0]}")

@@ -1,0 +1,301 @@
+"""Encoded images: files, or stretches of a few large files, found through an index."""
+
+from __future__ import annotations
+
+import os
+import resource
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import lru_cache
+from io import BytesIO
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from hvd_batchgrow.config import DataSection
+from hvd_batchgrow.data.cache import Arrays
+from hvd_batchgrow.data.samples import (
+    IMAGENET_DEVIATION,
+    IMAGENET_MEAN,
+    BadSample,
+    Ids,
+    Kind,
+    Source,
+    check_labels,
+)
+from hvd_batchgrow.errors import Fault, JobError, RunError
+
+Bytes = NDArray[np.uint8]
+_UNDECODABLE = (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError)
+"""What Pillow raises for damaged images of any format."""
+_END_MARKS = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}
+"""In the last bytes of a whole file."""
+NUM_SHOWN = 10
+"""Faults of a kind that a message names."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One encoded image, as a reader of a format finds it."""
+
+    file: str
+    """Path of its file, relative to the source's root."""
+    offset: int
+    """Where it starts in there, bytes."""
+    length: int
+    """Bytes."""
+    label: int
+    height: int
+    """Pixels; 0: the image is known to be bad."""
+    width: int
+    member: str = ""
+    """Its name inside a shard, for messages."""
+
+
+class EncodedSamples:
+    """JPEG, PNG … images of any size, each a stretch of a file.
+
+    Threads may fetch at the same time, and a forked process may go on with the copy it has: files are
+    read by position, and never closed while one of them is being read. A pickle holds no open files.
+
+    Args:
+        root: folder that the index's paths are relative to.
+        index: arrays of `make_index`, possibly memory-mapped.
+    """
+
+    kind: Kind = "encoded"
+    shape = (0, 0, 3)
+
+    def __init__(self, root: Path, index: Arrays) -> None:
+        self.root = root
+        self.labels: NDArray[np.int64] = index["labels"]
+        self.sizes: NDArray[np.int32] = index["sizes"]
+        self._index = index
+        num_files = len(index["file_ends"]) - 1
+        # A file for each image: it will not be wanted again before the next epoch.
+        self._open = lru_cache(0 if num_files >= len(self) else _num_kept_open())(_open_file)
+
+    def __reduce__(self) -> tuple[type[EncodedSamples], tuple[Path, Arrays]]:
+        return EncodedSamples, (self.root, self._index)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def labelled(self, labels: NDArray[np.int64]) -> EncodedSamples:
+        """The same images with other labels."""
+        return EncodedSamples(self.root, {**self._index, "labels": labels})
+
+    def fetch(self, ids: Ids) -> list[Bytes]:
+        """See `Samples`."""
+        return [self._read(int(k)) for k in ids]
+
+    def where(self, sample_id: int) -> str:
+        """See `Samples`."""
+        member = _text(self._index["members"], self._index["member_ends"], sample_id)
+        return self._path(sample_id) + (f", {member}" if member else "")
+
+    def _path(self, sample_id: int) -> str:
+        name = _text(self._index["files"], self._index["file_ends"], int(self._index["file"][sample_id]))
+        return os.path.join(self.root, name)
+
+    def _read(self, sample_id: int) -> Bytes:
+        if not self.sizes[sample_id].all():
+            raise BadSample(sample_id, self.where(sample_id), "is no image that can be decoded")
+        length, offset = int(self._index["lengths"][sample_id]), int(self._index["offsets"][sample_id])
+        try:
+            file = self._open(self._path(sample_id))
+            data = os.pread(file.descriptor, length, offset)
+        except OSError as error:
+            raise BadSample(sample_id, self.where(sample_id), f"cannot be read: {error.strerror}") from None
+        if len(data) != length:
+            raise BadSample(sample_id, self.where(sample_id), f"is truncated: {len(data)} of {length} bytes are left")
+        return np.frombuffer(data, dtype=np.uint8)
+
+
+@dataclass(frozen=True)
+class _OpenFile:
+    """Closes when the last thread lets go of it: what the cache drops may still be being read by another."""
+
+    descriptor: int
+
+    def __del__(self) -> None:
+        os.close(self.descriptor)
+
+
+def _open_file(path: str) -> _OpenFile:
+    return _OpenFile(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+
+
+def _num_kept_open() -> int:
+    """A quarter of what the process may open: training and test sets, and as much for everything else."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return 4096 if soft == resource.RLIM_INFINITY else min(4096, soft // 4)
+
+
+def decode(samples: EncodedSamples, sample_id: int, data: Bytes) -> NDArray[np.uint8]:
+    """The pixels of an image, (H, W, 3), turned to RGB; an orientation noted in EXIF is not applied.
+
+    Raises:
+        BadSample: the bytes cannot be decoded, or the size is not the one that was indexed.
+    """
+    try:
+        with Image.open(BytesIO(data.tobytes())) as image:
+            pixels = np.asarray(image.convert("RGB"))
+    except _UNDECODABLE as error:
+        raise BadSample(sample_id, samples.where(sample_id), f"cannot be decoded: {error}") from None
+    if pixels.shape[:2] != tuple(samples.sizes[sample_id]):
+        height, width = samples.sizes[sample_id]
+        fault = f"is {pixels.shape[0]} × {pixels.shape[1]} pixels, {height} × {width} when it was indexed"
+        raise BadSample(sample_id, samples.where(sample_id), fault)
+    return pixels
+
+
+def read_size(data: bytes | BinaryIO) -> tuple[int, int]:
+    """Height and width from the header of an encoded image; (0, 0) if it is none, or plainly cut short.
+
+    A JPEG or PNG without its end mark is decoded whole, to tell a cut file from one with an odd tail.
+
+    Args:
+        data: the bytes, or a file of which no more is read than its header and its end.
+    """
+    stream = BytesIO(data) if isinstance(data, bytes) else data
+    try:
+        with Image.open(stream) as image:
+            width, height = image.size
+            if _END_MARKS.get(image.format or "", b"") not in _tail(stream):
+                image.load()
+    except _UNDECODABLE:
+        return 0, 0
+    return height, width
+
+
+def _tail(stream: BinaryIO) -> bytes:
+    here, size = stream.tell(), stream.seek(0, os.SEEK_END)
+    stream.seek(max(0, size - 64))
+    tail = stream.read()
+    stream.seek(here)
+    return tail
+
+
+class _Texts:
+    """Many short texts end to end: an object for each of a million would take ten times the memory."""
+
+    def __init__(self) -> None:
+        self._bytes, self._ends = bytearray(), array("q", [0])
+
+    def append(self, text: str) -> None:
+        self._bytes += os.fsencode(text)
+        self._ends.append(len(self._bytes))
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def arrays(self) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        return np.frombuffer(self._bytes, np.uint8), np.frombuffer(self._ends, np.int64)
+
+
+def make_index(entries: Iterable[Entry]) -> Arrays:
+    """An index as arrays: so that it can be cached and mapped by every rank, however many images there are.
+
+    Args:
+        entries: one for each sample, in the order of the ids; taken one by one, so that a generator of
+            a million needs no more memory than the arrays. Entries of one file follow each other.
+    """
+    files, members, last_file = _Texts(), _Texts(), None
+    columns = {name: array("q") for name in ("file", "offset", "length", "label", "height", "width")}
+    for entry in entries:
+        if entry.file != last_file:
+            files.append(entry.file)
+            last_file = entry.file
+        members.append(entry.member)
+        columns["file"].append(len(files) - 1)
+        for name in ("offset", "length", "label", "height", "width"):
+            columns[name].append(getattr(entry, name))
+    numbers = {name: np.frombuffer(column, np.int64) for name, column in columns.items()}
+    file_text, file_ends = files.arrays()
+    member_text, member_ends = members.arrays()
+    return {
+        "files": file_text,
+        "file_ends": file_ends,
+        "file": numbers["file"].astype(np.int32),
+        "members": member_text,
+        "member_ends": member_ends,
+        "offsets": numbers["offset"],
+        "lengths": numbers["length"],
+        "labels": numbers["label"],
+        "sizes": np.stack([numbers["height"], numbers["width"]], axis=1).astype(np.int32),
+    }
+
+
+def encoded_source(data: DataSection, train: EncodedSamples, test: EncodedSamples, num_classes: int) -> Source:
+    """A source of two sets, once its samples and labels have been looked at.
+
+    Raises:
+        RunError: bad images that the job does not tolerate, or labels beyond the classes.
+        JobError: constants of another number of channels.
+    """
+    for name, samples in (("training", train), ("test", test)):
+        report_bad(samples, data.on_bad)
+        check_labels(samples.labels, num_classes, f"{name} set under {samples.root}")
+    mean = _channels("data.mean", data.mean, IMAGENET_MEAN)
+    return Source(train, test, num_classes, mean, _channels("data.deviation", data.deviation, IMAGENET_DEVIATION))
+
+
+def _channels(key: str, values: tuple[float, ...] | None, default: tuple[float, ...]) -> tuple[float, ...]:
+    if values is not None and len(values) != len(default):
+        raise JobError([Fault(key, f"has {len(values)} values; encoded images are turned to RGB: 3")])
+    return values or default
+
+
+def report_bad(samples: EncodedSamples, on_bad: str) -> None:
+    """Raise RunError if samples are known to be bad and the job does not say to replace them, or if all are."""
+    bad = np.flatnonzero(samples.sizes.min(axis=1) == 0)
+    if not len(bad) or (on_bad == "replace" and len(bad) < len(samples)):
+        return
+    lines = [f"sample {k}: {samples.where(int(k))}" for k in bad[:NUM_SHOWN]]
+    hint = "; data.on_bad = 'replace' would go on without them" if len(bad) < len(samples) else ""
+    head = f"{len(bad)} of {len(samples)} images under {samples.root} cannot be read or decoded{hint}"
+    raise RunError(listing(head, lines, len(bad)))
+
+
+def listing(head: str, lines: Sequence[str], count: int) -> str:
+    """A message over lines, of which there may be more than are shown."""
+    return "\n  ".join([f"{head}:", *lines, *(["…"] if count > len(lines) else [])])
+
+
+def source_root(data: DataSection) -> Path:
+    """`data.root`. Raises JobError if the job has none, and RunError if there is no such folder."""
+    if data.root is None:
+        raise JobError([Fault("data.root", f"is needed for the source {data.source!r}: the folder of its files")])
+    if not os.path.isdir(data.root):
+        raise RunError(f"data.root = {data.root} is no folder")
+    return Path(data.root)
+
+
+def nearest(folder: Path, name: str) -> str:
+    """What a folder has instead of a name that it has not, for messages."""
+    entries = list(folder.iterdir()) if folder.is_dir() else []
+    names = sorted(f"{entry.name}/" if entry.is_dir() else entry.name for entry in entries)
+    if not names:
+        return f"{folder} is {'empty' if folder.is_dir() else 'no folder either'}"
+    near = get_close_matches(name, names, n=3, cutoff=0.4) or names[:3]
+    return "there is " + ", ".join(near) + (", …" if len(names) > len(near) else "")
+
+
+@contextmanager
+def reading(place: Path) -> Iterator[None]:
+    """Turns what goes wrong while a source is read into a RunError that names the file, or else the place."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"{os.fsdecode(error.filename or place)} cannot be read: {error.strerror or error}") from None
+
+
+def _text(blob: NDArray[np.uint8], ends: NDArray[np.int64], k: int) -> str:
+    return os.fsdecode(blob[ends[k] : ends[k + 1]].tobytes())

@@ -1,0 +1,153 @@
+"""Feeds: what pipelines are fed, group by group: bytes or pixels, and where to cut them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import count
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hvd_batchgrow.data.augment import Augment, Placement
+from hvd_batchgrow.data.samples import BadSample, Ids, Samples, raise_bad
+from hvd_batchgrow.data.stream import Stream, sample_draws
+from hvd_batchgrow.errors import RunError
+
+OnBad = Callable[[BadSample], None]
+"""Told of a sample that is replaced from now on; raises it instead where the job wants that."""
+
+_DRAWN_AT_ONCE = 2048
+"""Samples whose ids and draws are made by one call: what it costs beside its numbers is spread over them."""
+
+
+@dataclass(frozen=True)
+class RawGroup:
+    """Samples that go through a pipeline together."""
+
+    entries: Ids
+    """(γ,) their places in the stream."""
+    ids: Ids
+    """(γ,) the samples that stand there, after replacement of bad ones."""
+    labels: NDArray[np.int64]
+    """(γ,)."""
+    values: Any
+    """Of `Samples.fetch`."""
+    placement: Placement | None
+    """None for rows."""
+    replaced: NDArray[np.bool_]
+    """(γ,) where another sample stands than the stream has there."""
+
+
+class GroupFeed:
+    """The groups of one rank, in stream order.
+
+    A bad sample's place is taken by the sample of the next place in the stream, and so on until one
+    is good: the same one in every layout.
+
+    Args:
+        samples: the training set.
+        stream: over its ids.
+        augment: how images are placed; None for rows.
+        group: γ.
+        on_bad: asked before a bad sample is replaced.
+    """
+
+    def __init__(
+        self, samples: Samples, stream: Stream, augment: Augment | None, group: int, on_bad: OnBad = raise_bad
+    ) -> None:
+        self.samples, self.stream, self.augment, self.group, self.on_bad = samples, stream, augment, group, on_bad
+        self._bad = known_bad(samples)
+
+    def raw_groups(self, first_group: int, stride: int) -> Iterator[RawGroup]:
+        """Groups first_group, first_group + stride, … without an end. Raises BadSample as it meets one."""
+        num_groups = max(1, _DRAWN_AT_ONCE // self.group)
+        for start in count(first_group, num_groups * stride):
+            groups = range(start, start + num_groups * stride, stride)
+            entries = (np.array(groups)[:, None] * self.group + np.arange(self.group)).reshape(-1)
+            epochs, ids, replaced = self._good(entries)
+            placement = self._place(epochs, ids)
+            for j in range(num_groups):
+                part = slice(j * self.group, (j + 1) * self.group)
+                yield _fill(self.samples, entries[part], ids[part], placement and placement[part], replaced[part])
+
+    def replace(self, bad: BadSample) -> None:
+        """From now on take others in its place. Raises what `on_bad` does."""
+        self.on_bad(bad)
+        self._bad.add(bad.sample_id)
+
+    def _place(self, epochs: Ids, ids: Ids) -> Placement | None:
+        if self.augment is None:
+            return None
+        draws = sample_draws(self.stream.seed, epochs, ids, self.augment.num_draws)
+        return self.augment.place(draws, sizes_of(self.samples, ids))
+
+    def _good(self, entries: Ids) -> tuple[Ids, Ids, NDArray[np.bool_]]:
+        """Epochs and ids of places in the stream, none of them bad, and which were replaced."""
+        epochs, ids = self.stream.at(entries)
+        replaced = np.zeros(len(entries), dtype=bool)
+        if not self._bad:
+            return epochs, ids, replaced
+        if len(self._bad) == len(self.samples):
+            raise RunError(f"all {len(self.samples)} training samples are bad: {self.samples.where(0)}, …")
+        bad = np.array(sorted(self._bad))
+        ahead = 1
+        while len(where := np.flatnonzero(np.isin(ids, bad))):
+            epochs[where], ids[where] = self.stream.at(entries[where] + ahead)
+            replaced[where] = True
+            ahead += 1
+        return epochs, ids, replaced
+
+
+class EvaluationFeed:
+    """Stretches of a set, in order and without augmentation; samples known to be bad are left out.
+
+    Args:
+        samples: the test set.
+        augment: a rule without draws; None for rows.
+        chunks: the stretches.
+        on_bad: asked before a bad sample is left out.
+    """
+
+    def __init__(
+        self, samples: Samples, augment: Augment | None, chunks: Sequence[range], on_bad: OnBad = raise_bad
+    ) -> None:
+        self.samples, self.augment, self.chunks, self.on_bad = samples, augment, chunks, on_bad
+        self._bad = known_bad(samples)
+
+    def raw_groups(self, first_group: int, stride: int) -> Iterator[RawGroup]:
+        """The stretches from one on. Raises BadSample as it meets one."""
+        for chunk in self.chunks[first_group::stride]:
+            ids = np.array([k for k in chunk if k not in self._bad], dtype=np.int64)
+            placement = None
+            if self.augment is not None:
+                placement = self.augment.place(np.empty((len(ids), 0)), sizes_of(self.samples, ids))
+            if len(ids):
+                yield _fill(self.samples, ids, ids, placement, np.zeros(len(ids), dtype=bool))
+
+    def replace(self, bad: BadSample) -> None:
+        """From now on leave it out. Raises what `on_bad` does."""
+        self.on_bad(bad)
+        self._bad.add(bad.sample_id)
+
+
+Feed = GroupFeed | EvaluationFeed
+
+
+def _fill(
+    samples: Samples, entries: Ids, ids: Ids, placement: Placement | None, replaced: NDArray[np.bool_]
+) -> RawGroup:
+    return RawGroup(entries, ids, samples.labels[ids], samples.fetch(ids), placement, replaced)
+
+
+def sizes_of(samples: Samples, ids: Ids) -> NDArray[np.int32]:
+    """(n, 2) height and width of images."""
+    if samples.kind == "encoded":
+        return samples.sizes[ids]
+    return np.broadcast_to(np.array(samples.shape[:2], dtype=np.int32), (len(ids), 2))
+
+
+def known_bad(samples: Samples) -> set[int]:
+    """Ids of samples that were found to be bad when the source was indexed."""
+    return set(np.flatnonzero(samples.sizes.min(axis=1) == 0).tolist()) if samples.kind == "encoded" else set()

@@ -1,0 +1,130 @@
+"""Images or rows, and their labels, in .npy files that are mapped as they lie there."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.lib import format as npy
+from numpy.typing import NDArray
+
+from hvd_batchgrow.config import DataSection
+from hvd_batchgrow.data.arrays import array_source, check_images, check_pair, with_channels
+from hvd_batchgrow.data.cache import Arrays, cached_arrays, file_stamp
+from hvd_batchgrow.data.known import need_root
+from hvd_batchgrow.data.moments import chunks_of, finite_chunks, image_moments, row_moments
+from hvd_batchgrow.data.samples import ReportProgress, Source
+from hvd_batchgrow.errors import RunError
+
+
+def load(data: DataSection, report: ReportProgress) -> Source:
+    """The source `numpy`: for training and for testing a file of images or of rows, and one of labels.
+
+    PREFIX_images.npy is uint8 (N, H, W, C) or (N, H, W); PREFIX_rows.npy is float32 (N, features);
+    PREFIX_labels.npy is (N,) of any integer type. The prefixes are `data.train` and `data.test`, below
+    `data.root`; "train" and "test" where the job does not say. Values are not copied. Labels, mean and
+    deviation are taken out once for a state of the files, and cached.
+
+    Raises:
+        JobError: no root is given.
+        RunError: a file is missing, damaged, or not as it must be.
+    """
+    root = need_root(data, "the folder of its .npy files")
+    train, train_labels = _pair(root, data.train or "train")
+    test, test_labels = _pair(root, data.test or "test")
+    values = {"train_values": open_npy(train), "test_values": open_npy(test)}
+    stamp = file_stamp(train, train_labels, test, test_labels)
+    pairs = [(train, train_labels), (test, test_labels)]
+    identity = "\n".join(str(path.resolve()) for path in (train, test))
+    arrays = cached_arrays("numpy", identity, stamp, lambda: _digest(pairs, report))
+    return array_source({**values, **arrays}, (str(train), str(test)), data.num_classes)
+
+
+def _pair(root: Path, prefix: str) -> tuple[Path, Path]:
+    """The files of values and of labels."""
+    values = [path for what in ("images", "rows") if (path := root / f"{prefix}_{what}.npy").exists()]
+    labels = root / f"{prefix}_labels.npy"
+    if len(values) == 2:
+        raise RunError(f"{root} holds {values[0].name} and {values[1].name}: only one of them can be meant")
+    if values and labels.exists():
+        return values[0], labels
+    fault = f"lacks {labels.name}" if values else f"holds neither {prefix}_images.npy nor {prefix}_rows.npy"
+    raise RunError(f"{root} {fault}{_how_to_unpack(root)}")
+
+
+def _how_to_unpack(root: Path) -> str:
+    packed = [root] if root.suffix == ".npz" else sorted(root.glob("*.npz"))
+    if not packed:
+        return ""
+    code = f"z = numpy.load({str(packed[0])!r}); [numpy.save(f'{{k}}.npy', z[k]) for k in z]"
+    return f'; {packed[0].name} is not read, as it cannot be mapped; to unpack it: python -c "import numpy; {code}"'
+
+
+def open_npy(path: Path) -> NDArray[Any]:
+    """Map a .npy file, read-only, without ever loading a pickle.
+
+    Raises:
+        RunError: it is no such file, holds objects, is cut short or too long, or is not in C order.
+    """
+    try:
+        shape, fortran_order, dtype, body_start = _read_header(path)
+        if dtype.hasobject:
+            raise RunError(f"{path} holds Python objects, which are pickles and not read: save plain numbers")
+        expected, found = body_start + math.prod(shape) * dtype.itemsize, path.stat().st_size
+        if found != expected:
+            state = "truncated" if found < expected else "damaged"
+            raise RunError(f"{path} is {state}: {found} bytes, {expected} expected for {shape} of {dtype}")
+        if fortran_order and len(shape) > 1:
+            mend = "numpy.save(…, numpy.ascontiguousarray(…))"
+            raise RunError(f"{path} is in Fortran order, so that a sample is all over the file: {mend} puts it right")
+        if not expected - body_start:
+            raise RunError(f"{path} is empty: {shape} of {dtype}")
+        return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
+    except OSError as error:
+        raise RunError(f"{path} cannot be read: {error.strerror or error}") from None
+
+
+def _read_header(path: Path) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
+    with path.open("rb") as file:
+        start = file.read(6)
+        if start != b"\x93NUMPY":
+            raise RunError(f"{path} is no .npy file: it starts with {start.hex(' ') or 'nothing'}")
+        file.seek(0)
+        try:
+            version = npy.read_magic(file)
+            # Versions 2 and 3 differ in the encoding of names of fields only, which no file of numbers has.
+            read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+            return *read(file), file.tell()
+        except (ValueError, TypeError) as error:
+            raise RunError(f"{path} is damaged in its header: {error}") from None
+
+
+def _digest(pairs: list[tuple[Path, Path]], report: ReportProgress) -> Arrays:
+    """Labels as int64, and the moments of the training values, after all checks."""
+    arrays: dict[str, NDArray[Any]] = {}
+    for part, (path, labels_path) in zip(("train", "test"), pairs, strict=True):
+        values, labels = open_npy(path), open_npy(labels_path)
+        _check(values, labels, path, labels_path)
+        arrays[f"{part}_labels"] = labels.astype(np.int64)
+        chunks = chunks_of(with_channels(values), f"reading {path.name}", report)
+        if part == "train":
+            moments = row_moments(chunks, str(path)) if values.ndim == 2 else image_moments(chunks)
+            arrays["mean"], arrays["deviation"] = moments
+        elif values.ndim == 2:
+            for _ in finite_chunks(chunks, str(path)):
+                pass
+    return arrays
+
+
+def _check(values: NDArray[Any], labels: NDArray[Any], path: Path, labels_path: Path) -> None:
+    if path.name.endswith("_images.npy"):
+        check_images(values, labels, str(path))
+        return
+    if values.dtype != np.float32 or values.ndim != 2:
+        mend = "rows must be float32 (N, features), as numpy.save(…, rows.astype('float32')) leaves them"
+        raise RunError(f"{path} is {values.dtype} {values.shape}; {mend}")
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise RunError(f"{labels_path} is {labels.dtype}; labels must be whole numbers, such as int64")
+    check_pair(values, labels, str(path), "rows")

@@ -1,0 +1,126 @@
+"""Sources of the user's own: a function that is given `[data]` and returns a `Source`."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import traceback
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+
+from hvd_batchgrow.config import DataSection
+from hvd_batchgrow.data.samples import Kind, Samples, Source, check_labels
+from hvd_batchgrow.errors import Fault, JobError, RunError
+
+
+def load_own(data: DataSection) -> Source:
+    """Call `module:function` with the section; the working directory is among the places modules come from.
+
+    Raises:
+        JobError: it cannot be imported, or what it returns is no `Source`.
+        RunError: it failed.
+    """
+    module, _, name = data.source.partition(":")
+    # Last, and for good: what the user's modules import later is found too, and none of ours is hidden.
+    if str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))
+    try:
+        function = getattr(importlib.import_module(module), name)
+    except Exception as error:  # the user's own code
+        raise JobError([Fault("data.source", f"{data.source} cannot be imported: {_told(error)}")]) from error
+    try:
+        source = function(data)
+        faults = check_own(source)
+    except (JobError, RunError):
+        raise
+    except Exception as error:
+        raise RunError(f"data.source = {data.source!r} failed: {_told(error)}") from error
+    if faults:
+        raise JobError([Fault("data.source", f"{data.source}: {fault}") for fault in faults])
+    return source  # type: ignore[no-any-return]
+
+
+def _told(error: Exception) -> str:
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {error}{place}"
+
+
+def check_own(source: Any) -> list[str]:
+    """What keeps an object from being a `Source`, member by member; of labels and samples the first are looked at.
+
+    Raises:
+        RunError: a label is out of range.
+    """
+    if not isinstance(source, Source):
+        return [f"must return a hvd_batchgrow.data.samples.Source, returned {type(source).__name__}"]
+    sets = (("train", source.train), ("test", source.test))
+    members = ("kind", "shape", "labels", "sizes", "fetch", "where", "__len__")
+    lacking = [f"{part} lacks {member}" for part, samples in sets for member in members if not hasattr(samples, member)]
+    if lacking:
+        return lacking
+    faults = [f"{part}: {fault}" for part, samples in sets for fault in _sample_faults(samples)]
+    if (source.train.kind, source.train.shape) != (source.test.kind, source.test.shape):
+        kinds = f"{source.train.kind} {source.train.shape} and {source.test.kind} {source.test.shape}"
+        faults.append(f"train and test must be alike, and are {kinds}")
+    faults += _constant_faults(source)
+    if not faults:
+        for part, samples in sets:
+            check_labels(_first_labels(samples), source.num_classes, f"data.source, {part}")
+    return faults
+
+
+def _sample_faults(samples: Samples) -> list[str]:
+    axes = {"images": 3, "rows": 1, "encoded": 3}
+    if samples.kind not in get_args(Kind):
+        return [f"kind must be one of {', '.join(get_args(Kind))}, is {samples.kind!r}"]
+    if len(samples.shape) != axes[samples.kind]:
+        return [f"shape of {samples.kind} must have {axes[samples.kind]} numbers, is {samples.shape}"]
+    if not len(samples):
+        return ["holds nothing"]
+    faults = []
+    sizes = (len(samples) if samples.kind == "encoded" else 0, 2)
+    if samples.sizes.shape != sizes:
+        faults.append(f"sizes of {len(samples)} {samples.kind} must be {sizes}, are {samples.sizes.shape}")
+    labels = _first_labels(samples)
+    if labels.dtype != np.int64 or labels.ndim != 1:
+        faults.append(f"labels must be int64 (n,), are {labels.dtype} of {labels.ndim} axes")
+    labelled: Any = samples.labels
+    num_labels = len(labelled) if hasattr(labelled, "__len__") else len(samples)
+    if num_labels != len(samples):
+        faults.append(f"has {len(samples)} samples and {num_labels} labels")
+    return faults + _fetch_faults(samples)
+
+
+def _first_labels(samples: Samples) -> Any:
+    """All of an array, and of labels that are computed the first million."""
+    if isinstance(samples.labels, np.ndarray):
+        return samples.labels
+    return np.asarray(samples.labels[np.arange(min(len(samples), 10**6))])
+
+
+def _fetch_faults(samples: Samples) -> list[str]:
+    found = samples.fetch(np.arange(1))
+    if samples.kind == "encoded":
+        right = len(found) == 1 and getattr(found[0], "dtype", None) == np.uint8 and found[0].ndim == 1
+        return [] if right else ["fetch must return an array of bytes (uint8) for each encoded image"]
+    wanted = "uint8" if samples.kind == "images" else "float32"
+    if getattr(found, "dtype", None) != wanted or found.shape != (1, *samples.shape):
+        state = f"{getattr(found, 'dtype', type(found).__name__)} {getattr(found, 'shape', '')}"
+        return [f"fetch of one sample must return {wanted} {(1, *samples.shape)}, returned {state}"]
+    return []
+
+
+def _constant_faults(source: Source) -> list[str]:
+    faults = []
+    if not isinstance(source.num_classes, int) or source.num_classes < 1:
+        faults.append(f"num_classes must be a whole number >= 1, is {source.num_classes!r}")
+    for key in ("mean", "deviation"):
+        values, length = getattr(source, key), source.train.shape[-1] if source.train.shape else 0
+        if len(values) != length or not np.isfinite(values).all():
+            faults.append(f"{key} must be {length} finite numbers, is {values}")
+    if min(source.deviation, default=1) <= 0:
+        faults.append(f"deviation must be above 0, is {source.deviation}")
+    return faults

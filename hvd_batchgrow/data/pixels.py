@@ -1,0 +1,142 @@
+"""The reference pipeline: each group by vectorised NumPy and torch, in the training process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.lib.stride_tricks import as_strided
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hvd_batchgrow.data.augment import Placement
+from hvd_batchgrow.data.encoded import EncodedSamples, decode
+from hvd_batchgrow.data.feed import Feed, RawGroup
+
+_CPU = torch.device("cpu")
+_CACHED_PIXELS = 1 << 16
+
+
+@dataclass(frozen=True)
+class Finish:
+    """The last stage of every pipeline: (pixel/255 - mean) / deviation per channel, in the form the network takes.
+
+    For rows: (value - mean) / deviation per feature.
+    """
+
+    mean: tuple[float, ...]
+    deviation: tuple[float, ...]
+    dtype: torch.dtype = torch.float32
+    channels_last: bool = False
+    device: torch.device = _CPU
+
+    def images(self, pixels: Tensor) -> Tensor:
+        """(n, H, W, C) bytes to (n, C, H, W), on the device."""
+        pixels = pixels.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
+        result = self.empty(pixels.shape, self.device)
+        # On the CPU in parts that stay in a core's cache from the first step to the last.
+        length = len(pixels) if self.device.type == "cuda" else max(1, _CACHED_PIXELS // pixels[:1].numel())
+        for start in range(0, len(pixels), length):
+            part = slice(start, start + length)
+            self.into(result[part], pixels[part])
+        return result
+
+    def empty(self, shape: torch.Size | tuple[int, ...], device: torch.device) -> Tensor:
+        """Room for images of a shape (n, C, H, W)."""
+        form = torch.channels_last if self.channels_last else torch.contiguous_format
+        return torch.empty(shape, dtype=self.dtype, device=device, memory_format=form)
+
+    def into(self, result: Tensor, pixels: Tensor) -> None:
+        """Normalise bytes (n, C, H, W) into room of the same shape and device."""
+        scale, shift = (constants.to(pixels.device) for constants in self._constants)
+        values = result if result.dtype == torch.float32 else torch.empty_like(result, dtype=torch.float32)
+        values.copy_(pixels)
+        values.mul_(scale).add_(shift)
+        if values is not result:
+            result.copy_(values)
+
+    def rows(self, values: Tensor) -> Tensor:
+        """(n, features) float32 to the same, normalised."""
+        mean, deviation = (torch.tensor(c, dtype=torch.float32) for c in (self.mean, self.deviation))
+        return values.sub(mean).div_(deviation).to(self.device, self.dtype)
+
+    @cached_property
+    def _constants(self) -> tuple[Tensor, Tensor]:
+        """1/(255 d) and -m/d, each (C, 1, 1)."""
+        scale = [1 / (255 * d) for d in self.deviation]
+        shift = [-m / d for m, d in zip(self.mean, self.deviation, strict=True)]
+        return tuple(torch.tensor(c, dtype=torch.float32).view(-1, 1, 1) for c in (scale, shift))  # type: ignore[return-value]
+
+
+def torch_inputs(feed: Feed, finish: Finish, first_group: int, stride: int) -> Iterator[tuple[RawGroup, Tensor]]:
+    """Groups of a feed, and what the network is given of each. Raises BadSample as it meets one."""
+    for raw in feed.raw_groups(first_group, stride):
+        if raw.placement is None:
+            yield raw, finish.rows(torch.from_numpy(raw.values))
+        elif isinstance(feed.samples, EncodedSamples):
+            yield raw, finish_windows(decoded_windows(raw, feed.samples), raw.placement, finish)
+        else:
+            yield raw, finish.images(torch.from_numpy(cut_and_mirror(raw.values, raw.placement)))
+
+
+def cut_and_mirror(images: NDArray[np.uint8], placement: Placement) -> NDArray[np.uint8]:
+    """Cut each image's window, zeros beyond its edges, and mirror it.
+
+    Args:
+        images: (n, H, W, C).
+        placement: windows of one size for all, which is not resized.
+
+    Returns:
+        (n, h, w, C).
+    """
+    n, height, width, channels = images.shape
+    (out_height, out_width), corners = placement.out_size, placement.windows[:, :2]
+    # Room for the farthest window on every side.
+    low = np.minimum(corners.min(axis=0), 0)
+    end = np.maximum(corners.max(axis=0) + placement.out_size, (height, width))
+    padded = np.zeros((n, *(end - low), channels), dtype=np.uint8)
+    padded[:, -low[0] : height - low[0], -low[1] : width - low[1]] = images
+    # All windows of an image as a view: taking one copies whole rows, not pixels.
+    strides = padded.strides
+    positions = (padded.shape[1] - out_height + 1, padded.shape[2] - out_width + 1)
+    windows = as_strided(padded, (n, *positions, out_height, out_width, channels), strides[:3] + strides[1:])
+    result = windows[np.arange(n), *(corners - low).T]
+    mirrored = np.flatnonzero(placement.mirrors)
+    result[mirrored] = result[mirrored, :, ::-1]
+    return result  # type: ignore[no-any-return]
+
+
+def decoded_windows(raw: RawGroup, samples: EncodedSamples) -> Iterator[Tensor]:
+    """Each image's window, (height, width, 3) bytes, decoded by PIL. Raises BadSample."""
+    assert raw.placement is not None
+    for sample_id, data, window in zip(raw.ids.tolist(), raw.values, raw.placement.windows.tolist(), strict=True):
+        top, left, height, width = window
+        yield torch.tensor(decode(samples, sample_id, data)[top : top + height, left : left + width])
+
+
+def finish_windows(windows: Iterable[Tensor], placement: Placement, finish: Finish) -> Tensor:
+    """Resize, cut, mirror and normalise decoded windows, one after the other, each while it is in the cache.
+
+    Bytes are resized to bytes by torch's antialiased bilinear filter, as torchvision resizes tensors.
+
+    Args:
+        windows: n of them, (height, width, C) bytes each.
+        placement: of the same n images.
+        finish: the last stage.
+
+    Returns:
+        (n, C, h, w) on the device.
+    """
+    out_height, out_width = placement.out_size
+    result = finish.empty((len(placement.windows), len(finish.mean), out_height, out_width), _CPU)
+    rules = zip(placement.resized.tolist(), placement.corners.tolist(), placement.mirrors.tolist(), strict=True)
+    for k, (window, (size, (row, column), mirror)) in enumerate(zip(windows, rules, strict=True)):
+        image = window.permute(2, 0, 1)[None]
+        if list(image.shape[2:]) != size:
+            image = torch.nn.functional.interpolate(image, size, mode="bilinear", antialias=True)
+        image = image[..., row : row + out_height, column : column + out_width]
+        finish.into(result[k : k + 1], image.flip(3) if mirror else image)
+    return result.to(finish.device, non_blocking=True)

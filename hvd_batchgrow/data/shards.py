@@ -1,0 +1,189 @@
+"""Shards: a few large files that hold many samples, read once from end to end to index them."""
+
+from __future__ import annotations
+
+import glob
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from hvd_batchgrow.config import DataSection
+from hvd_batchgrow.data.cache import Arrays, cached_arrays, file_stamp
+from hvd_batchgrow.data.encoded import (
+    NUM_SHOWN,
+    EncodedSamples,
+    Entry,
+    listing,
+    make_index,
+    nearest,
+    reading,
+    source_root,
+)
+from hvd_batchgrow.data.samples import ReportProgress
+from hvd_batchgrow.errors import Fault, JobError, RunError
+
+_COMPRESSED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz", b"\x28\xb5\x2f\xfd": "unzstd"}
+"""How compressed files start, and what unpacks them."""
+_REPORT_BYTES = 1 << 24
+"""Progress is told in steps of so many."""
+
+
+class UnusableError(ValueError):
+    """Why a sample cannot be used, whatever the job says."""
+
+
+def checked_label(label: int) -> int:
+    """A label as it was read. Raises UnusableError if it cannot even be stored; whether it is a class is for later."""
+    if abs(label) >= 1 << 62:
+        raise UnusableError(f"its label is {label}: no class has such a number")
+    return label
+
+
+@dataclass
+class Faults:
+    """Samples that cannot be used: all are counted, the first are kept."""
+
+    count: int = 0
+    lines: list[str] = field(default_factory=list)
+
+    def add(self, line: str) -> None:
+        """Note one."""
+        self.count += 1
+        if len(self.lines) < NUM_SHOWN:
+            self.lines.append(line)
+
+    def check(self, root: Path) -> None:
+        """Raise RunError if there are any."""
+        if self.count:
+            raise RunError(listing(f"{self.count} samples under {root} cannot be used", self.lines, self.count))
+
+
+ReadShard = Callable[[Path, str, Faults], Iterator[Entry]]
+"""The samples of root/name, in the order in which they lie there; those that cannot be used go to the faults."""
+
+
+@dataclass(frozen=True)
+class ShardFormat:
+    """What the formats differ in."""
+
+    kind: str
+    """Name of the source."""
+    train: tuple[str, ...]
+    """Patterns of the names that training shards have by habit: the first that fits any file is taken."""
+    test: tuple[str, ...]
+    labels: tuple[str, ...]
+    """Names that labels have by habit, in the order in which they are tried."""
+    reader: Callable[[tuple[str, ...]], ReadShard]
+    """Given the names of the label."""
+
+
+def load_sets(data: DataSection, form: ShardFormat, report: ReportProgress) -> tuple[EncodedSamples, EncodedSamples]:
+    """Training and test samples, their index made or taken from the cache.
+
+    Raises:
+        JobError: no `data.root`, or a label that has no name.
+        RunError: shards that are missing, damaged or in both sets, or samples that cannot be used.
+    """
+    if isinstance(data.label, int):
+        raise JobError([Fault("data.label", f"= {data.label}: a {form.kind} label has a name, such as 'label'")])
+    root, labels = source_root(data), form.labels if data.label is None else (data.label,)
+    sets = {
+        "data.train": find_shards(root, "data.train", data.train, form.train),
+        "data.test": find_shards(root, "data.test", data.test, form.test),
+    }
+    if both := sorted(set.intersection(*map(set, sets.values()))):
+        raise RunError(f"{root}: {len(both)} shards are in the training set and in the test set: {both[0]}, …")
+    read, indexed = form.reader(labels), []
+    for key, names in sets.items():
+        identity = [form.kind, str(root.resolve()), key, data.train, data.test, *labels]
+        indexed.append(_indexed(root, form.kind, json.dumps(identity), names, read, report))
+    return indexed[0], indexed[1]
+
+
+def find_shards(root: Path, key: str, wanted: str | None, habits: Sequence[str]) -> list[str]:
+    """Names of shards, sorted.
+
+    Args:
+        root: folder that names are relative to.
+        key: of the job, for messages.
+        wanted: a name or a pattern, which may have ranges in braces, `train-{0000..0009}.tar`: each of
+            the range must be there. None: the first of `habits` that fits any file.
+
+    Raises:
+        RunError: there are none, or one of a range is missing.
+    """
+    if wanted is not None:
+        parts = {part: _files(root, part) for part in _expanded(wanted)}
+        missing = [part for part, names in parts.items() if not names]
+        found = [name for names in parts.values() for name in names]
+        tried = ", ".join(missing[:NUM_SHOWN]) + (", …" if len(missing) > NUM_SHOWN else "")
+    else:
+        found = next((names for habit in habits if (names := _files(root, habit))), [])
+        missing, tried = [] if found else list(habits), " or ".join(habits)
+    if missing:
+        raise RunError(f"{root}: no file is named {tried} ({key}); {nearest(root, missing[0])}")
+    return sorted(set(found))
+
+
+def _expanded(pattern: str) -> Iterator[str]:
+    """Each name of a pattern with ranges; digits are padded as the range's start is, as a shell does."""
+    match = re.search(r"\{(\d+)\.\.(\d+)\}", pattern)
+    if match is None:
+        yield pattern
+        return
+    first, last = sorted(map(int, match.groups()))
+    for number in range(first, last + 1):
+        name = f"{pattern[: match.start()]}{number:0{len(match[1])}}{pattern[match.end() :]}"
+        yield from _expanded(name)
+
+
+def _files(root: Path, pattern: str) -> list[str]:
+    return [name for name in glob.glob(pattern, root_dir=root) if (root / name).is_file()]
+
+
+def _indexed(
+    root: Path, kind: str, identity: str, names: Sequence[str], read: ReadShard, report: ReportProgress
+) -> EncodedSamples:
+    stamp = file_stamp(*(root / name for name in names))
+
+    def build() -> Arrays:
+        faults = Faults()
+        with reading(root):
+            index = make_index(_entries(root, names, [size for _, size, _ in stamp], read, faults, report))
+        faults.check(root)
+        return index
+
+    return EncodedSamples(root, cached_arrays(kind, identity, stamp, build))
+
+
+def _entries(
+    root: Path, names: Sequence[str], sizes: Sequence[int], read: ReadShard, faults: Faults, report: ReportProgress
+) -> Iterator[Entry]:
+    what, total = f"index of {root / names[0]}" + (", …" if len(names) > 1 else ""), sum(sizes)
+    before = told = 0
+    for name, size in zip(names, sizes, strict=True):
+        num_read = 0
+        for entry in read(root, name, faults):
+            yield entry
+            num_read += 1
+            if (done := before + entry.offset + entry.length) >= told + _REPORT_BYTES:
+                report(what, done, total)
+                told = done
+        if not num_read and not faults.count:
+            raise RunError(f"{root / name} holds no samples: it was cut, or is none of the shards")
+        before += size
+    report(what, total, total)
+
+
+def refuse_compressed(path: Path) -> None:
+    """Raise RunError for a compressed file: nothing in there can be read without all before it.
+
+    To be asked about files that are not what they should be: others may start with these bytes too.
+    """
+    with path.open("rb") as file:
+        start = file.read(6)
+    for magic, tool in _COMPRESSED.items():
+        if start.startswith(magic):
+            raise RunError(f"{path} is compressed: its samples cannot be read in any order; unpack it: {tool} {path}")

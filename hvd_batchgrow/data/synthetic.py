@@ -1,0 +1,159 @@
+"""Made-up samples: any number of them, in no memory, faster than they are used."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
+
+from hvd_batchgrow.config import DataSection
+from hvd_batchgrow.data.known import known_num_samples, num_held_out
+from hvd_batchgrow.data.moments import image_moments, row_moments
+from hvd_batchgrow.data.philox import philox4x32
+from hvd_batchgrow.data.samples import NO_SIZES, Ids, Kind, Source
+
+_DOMAIN = np.uint64(0xFFFFFFFF)
+"""Fourth word of the counter. The draws of `sample_draws`, under the same key, have small numbers there."""
+_POSITIONS = {"images": 1 << 20, "rows": 1 << 18}
+"""Windows of a bank, a power of two: a bank of a megabyte stays in a core's cache."""
+_BLOCK_BYTES = 1 << 16
+"""Made at once: so few that nothing leaves the cache between the steps."""
+
+
+class SyntheticLabels:
+    """Labels that are a pure function of seed and id, uniform over the classes.
+
+    Args:
+        seed: 0 <= seed < 2⁶³.
+        ids: of the samples in the numbering that training and test samples share.
+        num_classes: C.
+    """
+
+    def __init__(self, seed: int, ids: range, num_classes: int) -> None:
+        self._seed, self._ids, self._num_classes = seed, ids, num_classes
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def __getitem__(self, ids: Ids, /) -> NDArray[np.int64]:
+        """Class of each, int64 (n,)."""
+        return self.of_words(self.words(ids))
+
+    def words(self, ids: Ids) -> NDArray[np.uint64]:
+        """Four random 32-bit words of each sample, (4, n). Raises IndexError for an id outside 0 … N - 1."""
+        ids = np.asarray(ids, dtype=np.int64)
+        if len(ids) and (ids.min() < 0 or ids.max() >= len(self)):
+            raise IndexError(f"ids {ids.min()} … {ids.max()} are not in 0 … {len(self) - 1}")
+        shared = (ids + self._ids.start).astype(np.uint64)
+        counter = np.zeros((4, len(ids)), dtype=np.uint64)
+        counter[0], counter[1], counter[3] = shared & np.uint64(0xFFFFFFFF), shared >> np.uint64(32), _DOMAIN
+        return philox4x32(counter, (self._seed & 0xFFFFFFFF, self._seed >> 32))
+
+    def of_words(self, words: NDArray[np.uint64]) -> NDArray[np.int64]:
+        """⌊w C / 2³²⌋ of the first word."""
+        scaled: NDArray[np.uint64] = words[0] * np.uint64(self._num_classes)
+        return (scaled >> np.uint64(32)).astype(np.int64)
+
+
+class SyntheticSamples:
+    """Noise around a pattern for each class, a pure function of seed and id.
+
+    With two windows at random places of a bank of random numbers,
+
+        sample = pattern[label] + bank[i : i + size] + bank[j : j + size].
+
+    Images: the pattern is 4 × 4 patches of one colour each, 0 … 63, and the numbers are 0 … 95. Rows: the
+    patterns are normal with deviation ½, the noise with deviation 1.
+
+    Args:
+        kind: images or rows.
+        shape: of a sample.
+        seed: 0 <= seed < 2⁶³.
+        ids: of the samples in the numbering that training and test samples share.
+        num_classes: C.
+    """
+
+    sizes = NO_SIZES
+
+    def __init__(self, kind: Kind, shape: tuple[int, ...], seed: int, ids: range, num_classes: int) -> None:
+        self.kind, self.shape = kind, shape
+        self.labels = SyntheticLabels(seed, ids, num_classes)
+        generator = np.random.Generator(np.random.Philox(key=seed))
+        tables: tuple[NDArray[Any], NDArray[Any]]
+        tables = (_image_tables if kind == "images" else _row_tables)(generator, shape, num_classes)
+        self._patterns: NDArray[Any] = tables[0]
+        self._windows: NDArray[Any] = sliding_window_view(tables[1], math.prod(shape))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def fetch(self, ids: Ids) -> NDArray[Any]:
+        """See `Samples`."""
+        words = self.labels.words(ids)
+        labels = self.labels.of_words(words)
+        first, second = (words[1:3] & np.uint64(len(self._windows) - 1)).astype(np.int64)
+        samples = np.empty((len(labels), self._windows.shape[1]), dtype=self._windows.dtype)
+        length = max(1, _BLOCK_BYTES // samples[:1].nbytes) if len(labels) else 1
+        for start in range(0, len(labels), length):
+            part = slice(start, start + length)
+            np.add(self._windows[first[part]], self._windows[second[part]], out=samples[part])
+            samples[part] += self._patterns[labels[part]]
+        return samples.reshape(-1, *self.shape)
+
+    def where(self, sample_id: int) -> str:
+        """See `Samples`."""
+        return f"synthetic {self.kind}, number {sample_id}"
+
+
+def load(data: DataSection, seed: int) -> Source:
+    """The sources `synthetic_images` and `synthetic_rows`.
+
+    Training samples are 0 … N - 1 and test samples the T that follow, T being the share `data.held_out` of N,
+    rounded up, and at least ten for each class. Mean and deviation are those of the first few thousand
+    training samples.
+
+    Args:
+        data: says how many samples, of what shape (32 × 32 × 3, or 54), and of how many classes (10).
+        seed: of the job.
+
+    Raises:
+        JobError: the job does not say how many samples.
+    """
+    kind: Kind = "images" if data.source == "synthetic_images" else "rows"
+    shape = data.shape or ((32, 32, 3) if kind == "images" else (54,))
+    num_samples, num_classes = known_num_samples(data), data.num_classes or 10
+    num_test = max(num_held_out(num_samples, data.held_out), 10 * num_classes)
+    parts = range(num_samples), range(num_samples, num_samples + num_test)
+    train, test = (SyntheticSamples(kind, shape, seed, ids, num_classes) for ids in parts)
+    mean, deviation = (tuple(map(float, moment)) for moment in _moments(train))
+    return Source(train, test, num_classes, mean, deviation)
+
+
+def _image_tables(
+    generator: np.random.Generator, shape: tuple[int, ...], num_classes: int
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Patterns (C, H·W·channels) and bank; 63 + 95 + 95 stays a byte."""
+    height, width, channels = shape
+    patches = generator.integers(0, 64, (num_classes, 4, 4, channels), dtype=np.uint8)
+    patterns = patches[:, np.arange(height) * 4 // height][:, :, np.arange(width) * 4 // width]
+    bank = generator.integers(0, 96, _POSITIONS["images"] + math.prod(shape) - 1, dtype=np.uint8)
+    return patterns.reshape(num_classes, -1), bank
+
+
+def _row_tables(
+    generator: np.random.Generator, shape: tuple[int, ...], num_classes: int
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Patterns (C, features) and bank; two numbers of variance ½ add up to variance 1."""
+    patterns = generator.standard_normal((num_classes, *shape), dtype=np.float32) * np.float32(0.5)
+    bank = generator.standard_normal(_POSITIONS["rows"] + shape[0] - 1, dtype=np.float32) * np.float32(0.5**0.5)
+    return patterns, bank
+
+
+def _moments(train: SyntheticSamples) -> Iterable[NDArray[np.float64]]:
+    count = min(len(train), 4096, max(16, (1 << 24) // math.prod(train.shape)))
+    samples = train.fetch(np.arange(count))
+    return image_moments([samples]) if train.kind == "images" else row_moments([samples], "synthetic rows")

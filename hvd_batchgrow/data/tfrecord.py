@@ -1,0 +1,219 @@
+"""TFRecord: records of tf.train.Example, read without TensorFlow."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from functools import cache, partial
+from itertools import count
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+from crc32c import crc32c
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format  # type: ignore[import-untyped]
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from numpy.typing import NDArray
+
+from hvd_batchgrow.config import DataSection
+from hvd_batchgrow.data.encoded import EncodedSamples, Entry, encoded_source, read_size, report_bad
+from hvd_batchgrow.data.samples import ReportProgress, Source
+from hvd_batchgrow.data.shards import (
+    Faults,
+    ReadShard,
+    ShardFormat,
+    UnusableError,
+    checked_label,
+    load_sets,
+    refuse_compressed,
+)
+from hvd_batchgrow.errors import Fault, JobError, RunError
+
+_IMAGE_FEATURES = ("image/encoded", "image")
+_UNKNOWN_LABEL = np.iinfo(np.int64).min
+"""Of a record whose checksum is wrong."""
+_HEADER, _CHECKSUM = struct.Struct("<QI"), struct.Struct("<I")
+
+# TensorFlow's example.proto, without its floats. TensorBoard does not bring it, and the modules that do
+# put it into the pool of all messages: where TensorFlow is installed too, that ends the process.
+_SCHEMA = """
+name: "hvd_batchgrow/example.proto" package: "tensorflow" syntax: "proto3"
+message_type { name: "BytesList" field { name: "value" number: 1 type: TYPE_BYTES label: LABEL_REPEATED } }
+message_type {
+  name: "Int64List"
+  field { name: "value" number: 1 type: TYPE_INT64 label: LABEL_REPEATED options { packed: true } }
+}
+message_type {
+  name: "Feature"
+  field { name: "bytes_list" number: 1 type: TYPE_MESSAGE label: LABEL_OPTIONAL type_name: ".tensorflow.BytesList" }
+  field { name: "int64_list" number: 3 type: TYPE_MESSAGE label: LABEL_OPTIONAL type_name: ".tensorflow.Int64List" }
+}
+message_type {
+  name: "Features"
+  field { name: "feature" number: 1 type: TYPE_MESSAGE label: LABEL_REPEATED type_name: ".tensorflow.Features.Entry" }
+  nested_type {
+    name: "Entry" options { map_entry: true }
+    field { name: "key" number: 1 type: TYPE_STRING label: LABEL_OPTIONAL }
+    field { name: "value" number: 2 type: TYPE_MESSAGE label: LABEL_OPTIONAL type_name: ".tensorflow.Feature" }
+  }
+}
+message_type {
+  name: "Example"
+  field { name: "features" number: 1 type: TYPE_MESSAGE label: LABEL_OPTIONAL type_name: ".tensorflow.Features" }
+}
+"""
+
+
+class Record(NamedTuple):
+    """What a shard is made of."""
+
+    number: int
+    """In its shard, from 0."""
+    offset: int
+    """Where its bytes start, behind the header."""
+    data: bytes
+    is_whole: bool
+    """The checksum of the bytes is right."""
+
+
+def load(data: DataSection, report: ReportProgress) -> Source:
+    """Index the shards of `data.root`, checking all their checksums.
+
+    The image is feature `image/encoded` or `image`; the label feature `data.label`, by habit
+    `image/class/label` or `label`. See `first_label` for labels that count from 1.
+
+    Raises:
+        JobError: no `data.root`, a label that has no name, or labels that may count from 0 or from 1.
+        RunError: shards or samples that are missing or damaged.
+    """
+    train, test = load_sets(data, _FORMAT, report)
+    report_bad(train, data.on_bad)
+    known = train.labels[train.labels != _UNKNOWN_LABEL]
+    first = first_label(known, data.num_classes)
+    num_classes = data.num_classes or int(known.max()) + 1
+    return encoded_source(data, _counted_from(first, train), _counted_from(first, test), num_classes)
+
+
+def first_label(labels: NDArray[np.int64], num_classes: int | None) -> int:
+    """What the labels count from, 0 or 1: ImageNet's own records say 1 … 1000, most others 0 … C - 1.
+
+    1 where none is 0 and the largest is C, the number of classes that the job says: counted from 0 that
+    one would be beyond the classes. Else 0.
+
+    Args:
+        labels: of the training set.
+        num_classes: C; None: not said.
+
+    Raises:
+        JobError: C is not said, and none is 0: the labels alone do not tell.
+    """
+    low, high = int(labels.min()), int(labels.max())
+    if low > 0 and num_classes is None:
+        fault = f"is needed: training labels are {low} … {high}. {high} if they count from 1, {high + 1} if from 0"
+        raise JobError([Fault("data.num_classes", fault)])
+    return int(low > 0 and high == num_classes)
+
+
+def _counted_from(first: int, samples: EncodedSamples) -> EncodedSamples:
+    unknown = samples.labels == _UNKNOWN_LABEL
+    if not first and not unknown.any():
+        return samples
+    # Bad samples are never used: any label will do.
+    return samples.labelled(np.where(unknown, 0, samples.labels - first))
+
+
+def _reader(labels: tuple[str, ...]) -> ReadShard:
+    return partial(_read_shard, labels=labels)
+
+
+_FORMAT = ShardFormat(
+    kind="tfrecord",
+    # As tensorflow/models names them, then tensorflow_datasets.
+    train=("train*", "*-train.tfrecord*"),
+    test=("validation*", "val*", "test*", "*-validation.tfrecord*", "*-test.tfrecord*"),
+    labels=("image/class/label", "label"),
+    reader=_reader,
+)
+
+
+def _read_shard(root: Path, name: str, faults: Faults, labels: tuple[str, ...]) -> Iterator[Entry]:
+    with (root / name).open("rb", buffering=1 << 20) as file:
+        for record in _records(root / name, file):
+            try:
+                yield _entry(name, record, labels)
+            except UnusableError as error:
+                faults.add(f"{root / name}, record {record.number} at byte {record.offset - _HEADER.size}: {error}")
+
+
+def _records(path: Path, file: BinaryIO) -> Iterator[Record]:
+    """Records: uint64 length, its checksum, the bytes, theirs; all little-endian.
+
+    Raises:
+        RunError: the shard ends within a record, or a length is damaged: what follows cannot be found.
+    """
+    size, start = path.stat().st_size, 0
+    for number in count():
+        if not (header := file.read(_HEADER.size)):
+            return
+        place, left = f"{path}, record {number} at byte {start}", size - start
+        if len(header) < _HEADER.size:
+            raise RunError(f"{place} is truncated: {len(header)} bytes are left, its header alone has {_HEADER.size}")
+        length, checksum = _HEADER.unpack(header)
+        if masked_crc32c(header[:8]) != checksum:
+            if number == 0:
+                refuse_compressed(path)
+            raise RunError(f"{place}: the checksum of its length is wrong: damaged, or no TFRecord")
+        if (whole := _HEADER.size + length + _CHECKSUM.size) > left:
+            raise RunError(f"{place} is truncated: {left} of {whole} bytes are left")
+        data = file.read(length)
+        yield Record(number, start + _HEADER.size, data, file.read(4) == _CHECKSUM.pack(masked_crc32c(data)))
+        start += whole
+
+
+def masked_crc32c(data: bytes) -> int:
+    """Checksum of TFRecord: the CRC turned right by 15 bits, plus a constant, so that CRCs of CRCs keep working."""
+    crc = crc32c(data)
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+def _entry(shard: str, record: Record, labels: tuple[str, ...]) -> Entry:
+    member = f"record {record.number}"
+    if not record.is_whole:
+        return Entry(shard, record.offset, len(record.data), _UNKNOWN_LABEL, 0, 0, member)
+    features = _features(record.data)
+    image = _only_value(features, _IMAGE_FEATURES, "bytes")
+    label = checked_label(_only_value(features, labels, "int64"))
+    height, width = read_size(image)
+    return Entry(shard, record.offset + _position(record.data, image), len(image), label, height, width, member)
+
+
+def _position(record: bytes, image: bytes) -> int:
+    """Where an image lies in its record: its start is looked for first, as all of it would be slow to look for."""
+    start = record.index(image[:64])
+    while not record.startswith(image, start):
+        start = record.index(image[:64], start + 1)
+    return start
+
+
+def _only_value(features: Any, names: tuple[str, ...], kind: str) -> Any:
+    name = next((name for name in names if name in features), None)
+    if name is None:
+        raise UnusableError(f"has no feature {' or '.join(names)}: it has {', '.join(sorted(features)) or 'none'}")
+    values = getattr(features[name], f"{kind}_list").value
+    if len(values) != 1:
+        raise UnusableError(f"feature {name} has {len(values)} values of type {kind}, must have 1")
+    return values[0]
+
+
+def _features(data: bytes) -> Any:
+    try:
+        return _example_class().FromString(data).features.feature
+    except DecodeError:
+        raise UnusableError("is no tf.train.Example") from None
+
+
+@cache
+def _example_class() -> Any:
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(text_format.Parse(_SCHEMA, descriptor_pb2.FileDescriptorProto()))
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName("tensorflow.Example"))

@@ -1,0 +1,158 @@
+"""WebDataset: samples in uncompressed tar files, a few members each."""
+
+from __future__ import annotations
+
+import json
+import re
+import tarfile
+from collections.abc import Iterator
+from functools import partial
+from itertools import groupby
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+from hvd_batchgrow.config import DataSection
+from hvd_batchgrow.data.encoded import Entry, encoded_source, read_size
+from hvd_batchgrow.data.samples import ReportProgress, Source
+from hvd_batchgrow.data.shards import (
+    Faults,
+    ReadShard,
+    ShardFormat,
+    UnusableError,
+    checked_label,
+    load_sets,
+    refuse_compressed,
+)
+from hvd_batchgrow.errors import RunError
+
+IMAGE_EXTENSIONS = frozenset(("jpg", "jpeg", "png", "ppm", "pgm", "pbm", "pnm", "bmp", "tif", "tiff", "webp"))
+_NAME = re.compile(r"((?:.*/)?[^./]+)\.([^/]*)$", re.DOTALL)
+_META = re.compile(r"__[^/]*__($|/)")
+_END_BYTES = 1 << 20
+"""What is looked at behind the last member; writers pad to 10 KiB."""
+
+
+class Member(NamedTuple):
+    """A file in a tar file."""
+
+    name: str
+    key: str
+    """Of its sample: the path up to the first dot of its last part."""
+    extension: str
+    """What follows that dot, in small letters."""
+    offset: int
+    """Where its bytes start in the tar file."""
+    length: int
+
+
+def load(data: DataSection, report: ReportProgress) -> Source:
+    """Index the shards of `data.root` and check them.
+
+    Members that follow each other and share a key are a sample: one image, and a label. The label is a
+    number in a member of its own, `key.cls`, or a field of `key.json`; `data.label` names the extension
+    or the field; by habit cls, then label.
+
+    Raises:
+        JobError: no `data.root`, or a label that has no name.
+        RunError: shards or samples that are missing or damaged.
+    """
+    train, test = load_sets(data, _FORMAT, report)
+    return encoded_source(data, train, test, data.num_classes or int(train.labels.max()) + 1)
+
+
+def _reader(labels: tuple[str, ...]) -> ReadShard:
+    return partial(_read_shard, labels=labels)
+
+
+_FORMAT = ShardFormat(
+    kind="webdataset",
+    # Compressed ones last: only to be told of them.
+    train=("*train*.tar", "*train*.tar.*", "*train*.tgz"),
+    test=("*val*.tar", "*test*.tar", "*val*.tar.*", "*test*.tar.*", "*val*.tgz", "*test*.tgz"),
+    labels=("cls", "label"),
+    reader=_reader,
+)
+
+
+def _read_shard(root: Path, name: str, faults: Faults, labels: tuple[str, ...]) -> Iterator[Entry]:
+    with (root / name).open("rb", buffering=1 << 20) as file:
+        for key, members in groupby(_members(root / name, file), key=lambda member: member.key):
+            try:
+                yield _entry(name, list(members), labels, file)
+            except UnusableError as error:
+                faults.add(f"{root / name}, sample {key!r}: {error}")
+
+
+def _members(path: Path, file: BinaryIO) -> Iterator[Member]:
+    """Files of a tar file that belong to samples. Raises RunError where it is damaged or cut."""
+    end = 0
+    try:
+        with tarfile.open(fileobj=file, mode="r:") as tar:
+            while (info := tar.next()) is not None:
+                if (member := _member(info)) is not None:
+                    yield member
+                tar.members.clear()  # type: ignore[attr-defined]  # they would pile up in there
+                end = tar.offset
+    except (tarfile.TarError, ValueError) as error:
+        refuse_compressed(path)
+        raise RunError(f"{path} is truncated or damaged at byte {end}: {error}") from None
+    _check_end(path, file, end)
+
+
+def _check_end(path: Path, file: BinaryIO, end: int) -> None:
+    """The last member is followed by zeros; tarfile takes anything that is no member for the end."""
+    file.seek(end)
+    tail = file.read(_END_BYTES)
+    if len(tail) < tarfile.BLOCKSIZE:
+        raise RunError(f"{path} is truncated at byte {end}: tar's end mark is missing, members may be too")
+    if tail.count(0) < len(tail):
+        raise RunError(f"{path} is damaged at byte {end}: neither a member nor the end, which would be zeros only")
+
+
+def _member(info: tarfile.TarInfo) -> Member | None:
+    """None for what WebDataset passes over: no plain file, no extension, or a name such as `__meta__`."""
+    match = _NAME.match(info.name)
+    if not info.isreg() or match is None or _META.match(info.name):
+        return None
+    return Member(info.name, match[1], match[2].lower(), info.offset_data, info.size)
+
+
+def _entry(shard: str, members: list[Member], labels: tuple[str, ...], file: BinaryIO) -> Entry:
+    by_extension = {member.extension: member for member in members}
+    if len(by_extension) < len(members):
+        raise UnusableError("two members have one extension: " + ", ".join(member.name for member in members))
+    images = [member for member in members if member.extension in IMAGE_EXTENSIONS]
+    if len(images) != 1:
+        names = ", ".join(member.extension for member in members)
+        raise UnusableError(f"has {len(images)} images, must have 1: its members are {names}")
+    label = _label(
+        {name: _bytes(file, by_extension[name]) for name in (*labels, "json") if name in by_extension}, labels
+    )
+    height, width = read_size(_bytes(file, images[0]))
+    return Entry(shard, images[0].offset, images[0].length, label, height, width, images[0].name)
+
+
+def _bytes(file: BinaryIO, member: Member) -> bytes:
+    file.seek(member.offset)
+    return file.read(member.length)
+
+
+def _label(contents: dict[str, bytes], names: tuple[str, ...]) -> int:
+    """The number in the first member that is named so, else in the first field of `.json`."""
+    for name in names:
+        if name in contents:
+            if not re.fullmatch(rb"\s*-?[0-9]{1,20}\s*", contents[name]):
+                raise UnusableError(f".{name} is {contents[name][:20]!r}, must be an integer")
+            return checked_label(int(contents[name]))
+    try:
+        fields = json.loads(contents.get("json", b"{}"))
+    except ValueError as error:
+        raise UnusableError(f".json cannot be read: {error}") from None
+    for name in names:
+        if isinstance(fields, dict) and name in fields:
+            if type(fields[name]) is not int:  # True is an int, and no label
+                raise UnusableError(f"field {name} of .json is {fields[name]!r}, must be an integer")
+            return checked_label(fields[name])
+    raise UnusableError(
+        "has no label: neither " + " nor ".join(f".{name}" for name in names) + ", nor such a field of .json"
+    )

@@ -1,0 +1,167 @@
+"""Proof, from what a run recorded, of which samples it has used."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hvd_batchgrow.data.consumed import entry_digests
+from hvd_batchgrow.data.samples import ReportProgress
+from hvd_batchgrow.data.stream import Stream
+from hvd_batchgrow.errors import RunError
+from hvd_batchgrow.train.run_folder import read_plan
+from hvd_batchgrow.watch.json_lines import read_json_lines
+
+_AT_ONCE = 1 << 20
+
+
+@dataclass(frozen=True)
+class Consumed:
+    """What a run recorded of its updates, in order."""
+
+    run: Path
+    num_samples: int
+    """N."""
+    seed: int
+    bounds: NDArray[np.int64]
+    """(updates + 1,) sample counter before the first update and after each."""
+    digests: NDArray[np.uint64]
+    """(updates,) `consumed.digest` of each, over all ranks."""
+    replaced: dict[int, int]
+    """Place in the stream to the sample that stood in there for a bad one."""
+
+
+@dataclass(frozen=True)
+class EpochCount:
+    """How often the samples of one epoch were used."""
+
+    epoch: int
+    entries: int
+    """Places of the epoch that the run has reached; N: all of it."""
+    once: int
+    missing: int
+    """Samples that were not used; in an epoch that the run did not finish, not beyond those yet to come."""
+    repeated: int
+    """Samples that were used more than once."""
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What the record of a run proves."""
+
+    consumed: Consumed
+    wrong_updates: tuple[int, ...]
+    """Updates, counted from 0, that consumed something else than the stream of the run's seed gives."""
+    epochs: tuple[EpochCount, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Every sample once an epoch, in the order of the stream, but for bad ones that were replaced on record."""
+        uneven = any(epoch.missing or epoch.repeated for epoch in self.epochs)
+        return not self.wrong_updates and (not uneven or bool(self.consumed.replaced))
+
+
+def read_consumed(run: Path) -> Consumed:
+    """Read `consumed.jsonl` of a run folder.
+
+    Raises:
+        RunError: there is none, or its updates do not follow one another.
+    """
+    plan = read_plan(run)
+    lines = read_json_lines(run / "consumed.jsonl")
+    if not lines:
+        raise RunError(f"{run / 'consumed.jsonl'} holds no update: nothing to audit")
+    starts = np.array([line["samples"] for line in lines], dtype=np.int64)
+    bounds = np.append(starts, starts[-1] + lines[-1]["global_batch"])
+    if len(gaps := np.flatnonzero(np.diff(bounds) != [line["global_batch"] for line in lines])) or starts[0]:
+        where = int(bounds[gaps[0]]) if len(gaps) else 0
+        raise RunError(f"{run / 'consumed.jsonl'}: what follows sample {where} is missing or there twice")
+    digests = np.array([int(line["digest"], 16) for line in lines], dtype=np.uint64)
+    replaced = {entry: id_ for line in lines for entry, id_ in line.get("replaced", ())}
+    return Consumed(run, plan["num_samples"], plan["job_file"]["seed"], bounds, digests, replaced)
+
+
+def audit(consumed: Consumed, report: ReportProgress) -> Audit:
+    """Compare what every update consumed with the stream, and count how often each sample comes in an epoch.
+
+    An update whose digest is the stream's has consumed just those samples (but for one chance in 2⁶⁴);
+    so the stream's own entries are counted.
+
+    Args:
+        consumed: of `read_consumed`.
+        report: told of samples checked.
+    """
+    stream = Stream(consumed.num_samples, consumed.seed)
+    end = int(consumed.bounds[-1])
+    expected = np.zeros(len(consumed.digests), dtype=np.uint64)
+    counts: list[EpochCount] = []
+    uses = np.zeros(consumed.num_samples, dtype=np.uint8)
+    for start, stop in _stretches(end, consumed.num_samples):
+        entries = np.arange(start, stop)
+        ids = _ids(stream, entries, consumed)
+        first = int(np.searchsorted(consumed.bounds, start, side="right")) - 1
+        updates = np.searchsorted(consumed.bounds, entries, side="right") - 1 - first
+        np.add.at(expected[first:], updates, entry_digests(entries, ids))
+        np.add.at(uses, ids, 1)
+        if stop % consumed.num_samples == 0 or stop == end:
+            counts.append(_count(uses, stop, consumed.num_samples))
+            uses[:] = 0
+        report("checking samples", stop, end)
+    wrong = tuple(np.flatnonzero(expected != consumed.digests).tolist())
+    return Audit(consumed, wrong, tuple(counts))
+
+
+def compare_orders(first: Consumed, second: Consumed) -> str:
+    """One line on whether two runs consumed the same samples in the same order, whatever their batches.
+
+    Digests add up: the sums of both are compared wherever both runs were between two updates.
+    """
+    common, at_first, at_second = np.intersect1d(first.bounds, second.bounds, return_indices=True)
+    sums = [
+        np.append(0, np.cumsum(c.digests, dtype=np.uint64))[at] for c, at in ((first, at_first), (second, at_second))
+    ]
+    different = np.flatnonzero(sums[0] != sums[1])
+    runs = f"{first.run} and {second.run}"
+    if len(different):
+        k = different[0]
+        return f"{runs}: other samples between {common[k - 1]:,} and {common[k]:,}"
+    return f"{runs}: the same samples in the same order up to {common[-1]:,}, compared at {len(common) - 1:,} counts"
+
+
+def _stretches(end: int, num_samples: int) -> Iterator[tuple[int, int]]:
+    """Of moderate size, none of which spans two epochs."""
+    start = 0
+    while start < end:
+        stop = min(end, start + _AT_ONCE, (start // num_samples + 1) * num_samples)
+        yield start, stop
+        start = stop
+
+
+def _ids(stream: Stream, entries: NDArray[np.int64], consumed: Consumed) -> NDArray[np.int64]:
+    _, ids = stream.at(entries)
+    for entry in consumed.replaced.keys() & set(entries.tolist()) if consumed.replaced else ():
+        ids[entry - entries[0]] = consumed.replaced[entry]
+    return ids
+
+
+def _count(uses: NDArray[np.uint8], stop: int, num_samples: int) -> EpochCount:
+    entries = (stop - 1) % num_samples + 1
+    once, never = int((uses == 1).sum()), int((uses == 0).sum())
+    to_come = num_samples - entries
+    return EpochCount((stop - 1) // num_samples, entries, once, never - to_come, num_samples - once - never)
+
+
+def replaced_samples(consumed: Consumed, most: int) -> Sequence[str]:
+    """Lines that name samples that were bad, and what stood in for them."""
+    stream = Stream(consumed.num_samples, consumed.seed)
+    entries = np.array(sorted(islice(consumed.replaced, most)), dtype=np.int64)
+    epochs, ids = stream.at(entries)
+    return [
+        f"epoch {epoch}: sample {id_} was bad, sample {consumed.replaced[int(entry)]} was used in its place"
+        for entry, epoch, id_ in zip(entries, epochs, ids, strict=True)
+    ]

@@ -1,0 +1,45 @@
+"""Files of one JSON object per line, each with the sample counter it belongs to."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+Line = dict[str, Any]
+
+
+class JsonLines:
+    """A file that a run appends to; a resumed run first takes out what it will do again.
+
+    Args:
+        path: the file.
+        keep: says of each line that is there whether it stays.
+    """
+
+    def __init__(self, path: Path, keep: Callable[[Line], bool]) -> None:
+        kept = [line for line in read_json_lines(path) if keep(line)]
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        os.replace(temporary, path)
+        self._path = path
+
+    def append(self, line: Line) -> None:
+        """Add a line. The file is not kept open: what was appended survives a kill of the process."""
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def read_json_lines(path: Path) -> list[Line]:
+    """The lines of a file; a last line that a kill cut short is left out. No file: no lines."""
+    lines: list[Line] = []
+    if not path.exists():
+        return lines
+    for text in path.read_text(encoding="utf-8").splitlines():
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            break
+    return lines
