@@ -61,7 +61,7 @@ def cached_arrays(kind: str, identity: str, stamp: Any, build: Callable[[], Arra
         folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with locked(folder.with_suffix(".lock")):
             if not _is_stamped(folder, wanted):
-                _write(folder, wanted, build())
+                _write(folder, wanted, _built(build))
             # As plain arrays over the mapping: what is taken out of a np.memmap would be one again.
             return {path.stem: np.asarray(np.load(path, mmap_mode="r")) for path in folder.glob("*.npy")}
     except OSError as error:
@@ -83,8 +83,17 @@ def _is_stamped(folder: Path, wanted: str) -> bool:
         return False
 
 
+def _built(build: Callable[[], Arrays]) -> Arrays:
+    try:
+        return build()
+    except OSError as error:  # of the files that are read: not the cache's fault
+        raise RunError(f"{error.filename or 'data'} cannot be read: {error.strerror or error}") from None
+
+
 def _write(folder: Path, stamp: str, arrays: Arrays) -> None:
-    work = Path(tempfile.mkdtemp(dir=folder.parent, prefix="build-"))
+    for left in folder.parent.glob(f"build-{folder.name}-*"):  # by a process that was killed: the lock is ours
+        shutil.rmtree(left, ignore_errors=True)
+    work = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f"build-{folder.name}-"))
     try:
         for name, array in arrays.items():
             np.save(work / f"{name}.npy", array)

@@ -16,7 +16,7 @@ from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.data.known import known_num_samples
 from hvd_batchgrow.data.pipeline import choose_pipeline
-from hvd_batchgrow.data.samples import ReportProgress, Source
+from hvd_batchgrow.data.samples import ReportProgress
 from hvd_batchgrow.nn.models import check_model
 from hvd_batchgrow.schedule.layout import Layout
 from hvd_batchgrow.schedule.measured import (
@@ -32,7 +32,7 @@ from hvd_batchgrow.schedule.measured import (
 )
 from hvd_batchgrow.schedule.plan import Plan, compile_plan
 from hvd_batchgrow.train.loop import Trainer
-from hvd_batchgrow.train.run import load_for_training, set_threads
+from hvd_batchgrow.train.run import load_together, set_threads
 
 Tell = Callable[[str], None]
 """Told of progress, on every rank."""
@@ -97,7 +97,8 @@ def probe_job(
     Raises:
         AgreedFailure: the job cannot be planned, or data or packages are not as they must be.
     """
-    job, plan, source = ranks.together(lambda: _prepare(load(), report))
+    job, plan = ranks.together(lambda: _prepare(load()))
+    source = load_together(job, ranks, report)
     set_threads(job, ranks)
     bench = _Bench(Trainer(job, plan, source, ranks, Path(), ()))
     sums = _measure_sums(bench, tell) if ranks.size > 1 else ()
@@ -105,13 +106,13 @@ def probe_job(
     return _probe(bench, sums, updates) if ranks.rank == 0 else None
 
 
-def _prepare(job: Job, report: ReportProgress) -> tuple[Job, Plan, Source]:
+def _prepare(job: Job) -> tuple[Job, Plan]:
     """The job planned for one rank, on which every batch can be formed: the shapes measured are not the plan's."""
     layout = job.layout.model_copy(update={"growth": "accumulation", "ranks_per_phase": None})
     job = job.model_copy(update={"layout": layout})
     plan = compile_plan(job, 1, known_num_samples(job.data))
     check_model(job)
-    return job, plan, load_for_training(job, report)
+    return job, plan
 
 
 def _probe(bench: _Bench, sums: Sequence[TimedSum], updates: Sequence[TimedUpdate]) -> Probe:

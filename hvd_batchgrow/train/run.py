@@ -11,6 +11,7 @@ import torch
 
 from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.config import Job
+from hvd_batchgrow.data.feed import known_bad
 from hvd_batchgrow.data.known import known_num_samples
 from hvd_batchgrow.data.pipeline import choose_pipeline
 from hvd_batchgrow.data.samples import ReportProgress, Source
@@ -56,33 +57,55 @@ def run_job(
         AgreedFailure: the job cannot be planned, or data, packages or run folder are not as they must be.
         RunError: a checkpoint could not be written.
     """
-    job, plan, source = ranks.together(lambda: _prepare(load(), ranks, report))
+    job, plan = ranks.together(lambda: _prepare(load(), ranks))
+    source = load_together(job, ranks, report)
     set_threads(job, ranks)
     folder = options.runs_dir / job.name
     with RunLock(folder) as lock:
         ranks.together(lambda: lock.take() if ranks.rank == 0 else None)
         checkpoint, notes = open_run(folder, job, plan, ranks, resume=options.resume, overwrite=options.overwrite)
+        notes += _notes_on_bad(source)
         if source.train.kind == "encoded" and choose_pipeline(job.data.pipeline, source.train) == "torch":
-            notes.append("torch makes the pixels; DALI, for the same in half the time: see README, or data.pipeline")
+            notes.append(
+                "torch decodes in this thread; DALI, for the same pixels: pip install 'hvd_batchgrow[dali-cuda130]'"
+            )
         observers = make_observers(job) if ranks.rank == 0 else ()
         return Trainer(job, plan, source, ranks, folder, observers).run(stop, checkpoint, notes)
 
 
-def _prepare(job: Job, ranks: Ranks, report: ReportProgress) -> tuple[Job, Plan, Source]:
+def _notes_on_bad(source: Source) -> list[str]:
+    """What the user should know of samples that were found to be bad when the source was opened."""
+    return [
+        f"{len(bad)} of {len(samples)} {name} samples are bad and will be {fate}: {samples.where(min(bad))}, …"
+        for name, samples, fate in (("training", source.train, "replaced"), ("test", source.test, "left out"))
+        if (bad := known_bad(samples))
+    ]
+
+
+def _prepare(job: Job, ranks: Ranks) -> tuple[Job, Plan]:
     plan = compile_plan(job, ranks.size, known_num_samples(job.data))
     for k, layout in enumerate(plan.layouts):
         if layout.ranks != ranks.size:
             fault = f"phase {k + 1} is planned for {layout.ranks} ranks, and all {ranks.size} launched train together"
             raise JobError([Fault("layout.growth", f"{fault}; add --layout.growth accumulation")], job.name)
     check_model(job)
-    return job, plan, load_for_training(job, report)
+    return job, plan
 
 
-def load_for_training(job: Job, report: ReportProgress) -> Source:
-    """The source of a job, if a pipeline for it is there. Raises JobError, RunError."""
-    source = load_source(job.data, job.seed, report)
-    choose_pipeline(job.data.pipeline, source.train)
-    return source
+def load_together(job: Job, ranks: Ranks, report: ReportProgress) -> Source:
+    """The source of a job, on all ranks; fetched and indexed by one rank of each host, which shows how far it is.
+
+    Raises:
+        AgreedFailure: it is missing or damaged, or there is no pipeline for it.
+    """
+
+    def load() -> Source:
+        source = load_source(job.data, job.seed, report)
+        choose_pipeline(job.data.pipeline, source.train)
+        return source
+
+    first = ranks.together(lambda: load() if ranks.local_rank == 0 else None)
+    return ranks.together(lambda: first or load())
 
 
 def set_threads(job: Job, ranks: Ranks) -> None:
