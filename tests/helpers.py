@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from hvd_batchgrow.config import Job
+from hvd_batchgrow.data.encoded import EncodedSamples, Entry, make_index, read_header
 from hvd_batchgrow.data.samples import ArraySamples, Source
 from hvd_batchgrow.job_file import parse_job
 
@@ -77,3 +79,17 @@ def write_idx_folder(folder: Path, source: Source) -> Path:
             idx_bytes(part.labels[np.arange(len(part))].astype(np.uint8))
         )
     return folder
+
+
+def encoded_samples(folder: Path, num_samples: int) -> EncodedSamples:
+    """JPEG files of several sizes, one of them grey."""
+    generator = np.random.default_rng(2)
+    entries = []
+    for k in range(num_samples):
+        height, width = generator.integers(16, 48, 2).tolist()
+        coarse = generator.integers(0, 256, (height // 4, width // 4, 3), dtype=np.uint8)
+        image = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+        path = folder / f"{k}.jpg"
+        (image.convert("L") if k == 3 else image).save(path, quality=90)
+        entries.append(Entry(path.name, 0, path.stat().st_size, k % 7, *read_header(path.read_bytes())))
+    return EncodedSamples(folder, make_index(entries))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from torch.utils.dlpack import from_dlpack
 from hvd_batchgrow.data.encoded import EncodedSamples, decode
 from hvd_batchgrow.data.feed import Feed, GroupFeed, RawGroup
 from hvd_batchgrow.data.pixels import Finish, finish_windows
-from hvd_batchgrow.data.samples import BadSample
+from hvd_batchgrow.data.samples import BadSample, Samples
 from hvd_batchgrow.errors import RunError
 
 _PREFETCH = 2
@@ -49,7 +49,7 @@ def dali_inputs(
         except RuntimeError as error:
             if isinstance(error, RunError):
                 raise
-            raise _cause(feed, in_flight, error) from None
+            raise cause_of(feed.samples, in_flight, error) from None
         raw = in_flight.popleft()
         assert raw.placement is not None
         # Outputs lie in DALI's own buffers, which later runs overwrite: what leaves here is no view of them.
@@ -157,14 +157,15 @@ def _finished(windows: Any, rule: Sequence[Any], feed: Feed, finish: Finish) -> 
     )
 
 
-def _cause(feed: Feed, in_flight: deque[RawGroup], error: RuntimeError) -> RunError:
-    """The bad sample behind an error of DALI's, which names none: each of the samples it was given is tried."""
-    if isinstance(feed.samples, EncodedSamples):
-        for raw in in_flight:
+def cause_of(samples: Samples, in_flight: Iterable[RawGroup], error: RuntimeError) -> RunError:
+    """The bad sample behind an error of DALI's, which names none: each of those it was given is decoded by PIL."""
+    groups = list(in_flight)
+    if isinstance(samples, EncodedSamples):
+        for raw in groups:
             for sample_id, data in zip(raw.ids.tolist(), raw.values, strict=True):
                 try:
-                    decode(feed.samples, sample_id, data)
+                    decode(samples, sample_id, data)
                 except BadSample as bad:
                     return bad
-    ids = ", ".join(str(k) for raw in in_flight for k in raw.ids[:3].tolist())
-    return RunError(f"DALI failed on a group of samples {ids}, …: {str(error).strip().splitlines()[0]}")
+    ids = ", ".join(str(k) for raw in groups for k in raw.ids.tolist())
+    return RunError(f"DALI failed on the samples {ids}, all of which PIL can decode: {error}")

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+from crc32c import crc32c
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
@@ -36,6 +37,9 @@ _UNDECODABLE = (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.
 """What Pillow raises for damaged images of any format."""
 _END_MARKS = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}
 """In the last bytes of a whole file."""
+HEAD_BYTES = 1 << 14
+"""Checked whenever an image is read, at a microsecond each: what was indexed is what is decoded. A decoder that meets a
+header it cannot read may do worse than fail: DALI 2.4 goes on with memory it has given up."""
 NUM_SHOWN = 10
 """Faults of a kind that a message names."""
 
@@ -54,6 +58,8 @@ class Entry:
     height: int
     """Pixels; 0: the image is known to be bad."""
     width: int
+    head: int
+    """CRC-32C of its first `HEAD_BYTES`."""
     member: str = ""
     """Its name inside a shard, for messages."""
 
@@ -115,6 +121,8 @@ class EncodedSamples:
             raise BadSample(sample_id, self.where(sample_id), f"cannot be read: {error.strerror}") from None
         if len(data) != length:
             raise BadSample(sample_id, self.where(sample_id), f"is truncated: {len(data)} of {length} bytes are left")
+        if crc32c(data[:HEAD_BYTES]) != self._index["heads"][sample_id]:
+            raise BadSample(sample_id, self.where(sample_id), "has changed since it was indexed")
         return np.frombuffer(data, dtype=np.uint8)
 
 
@@ -175,6 +183,14 @@ def read_size(data: bytes | BinaryIO) -> tuple[int, int]:
     return height, width
 
 
+def read_header(data: bytes | BinaryIO) -> tuple[int, int, int]:
+    """Height, width and `Entry.head` of an encoded image; zeros for the first two as `read_size` gives them."""
+    stream = BytesIO(data) if isinstance(data, bytes) else data
+    head = crc32c(stream.read(HEAD_BYTES))
+    stream.seek(0)
+    return *read_size(stream), head
+
+
 def _tail(stream: BinaryIO) -> bytes:
     here, size = stream.tell(), stream.seek(0, os.SEEK_END)
     stream.seek(max(0, size - 64))
@@ -208,14 +224,14 @@ def make_index(entries: Iterable[Entry]) -> Arrays:
             a million needs no more memory than the arrays. Entries of one file follow each other.
     """
     files, members, last_file = _Texts(), _Texts(), None
-    columns = {name: array("q") for name in ("file", "offset", "length", "label", "height", "width")}
+    columns = {name: array("q") for name in ("file", "offset", "length", "label", "height", "width", "head")}
     for entry in entries:
         if entry.file != last_file:
             files.append(entry.file)
             last_file = entry.file
         members.append(entry.member)
         columns["file"].append(len(files) - 1)
-        for name in ("offset", "length", "label", "height", "width"):
+        for name in columns.keys() - {"file"}:
             columns[name].append(getattr(entry, name))
     numbers = {name: np.frombuffer(column, np.int64) for name, column in columns.items()}
     file_text, file_ends = files.arrays()
@@ -229,6 +245,7 @@ def make_index(entries: Iterable[Entry]) -> Arrays:
         "offsets": numbers["offset"],
         "lengths": numbers["length"],
         "labels": numbers["label"],
+        "heads": numbers["head"],
         "sizes": np.stack([numbers["height"], numbers["width"]], axis=1).astype(np.int32),
     }
 

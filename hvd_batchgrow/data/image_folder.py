@@ -26,7 +26,7 @@ from hvd_batchgrow.data.encoded import (
     listing,
     make_index,
     nearest,
-    read_size,
+    read_header,
     reading,
     source_root,
 )
@@ -205,12 +205,12 @@ def _measured(pool: ThreadPoolExecutor, root: Path, images: Iterable[Labelled]) 
 
 
 def _measure(root: Path, block: Sequence[Labelled]) -> list[Entry]:
-    return [Entry(path, 0, length, label, *_size_of(root / path)) for path, length, label in block]
+    return [Entry(path, 0, length, label, *_header_of(root / path)) for path, length, label in block]
 
 
-def _size_of(path: Path) -> tuple[int, int]:
+def _header_of(path: Path) -> tuple[int, int, int]:
     try:
         with path.open("rb") as file:
-            return read_size(file)
+            return read_header(file)
     except OSError:
-        return 0, 0
+        return 0, 0, 0

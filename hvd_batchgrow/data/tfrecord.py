@@ -16,7 +16,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
 from hvd_batchgrow.config import DataSection
-from hvd_batchgrow.data.encoded import EncodedSamples, Entry, encoded_source, read_size, report_bad
+from hvd_batchgrow.data.encoded import EncodedSamples, Entry, encoded_source, read_header, report_bad
 from hvd_batchgrow.data.samples import ReportProgress, Source
 from hvd_batchgrow.data.shards import (
     Faults,
@@ -179,12 +179,12 @@ def masked_crc32c(data: bytes) -> int:
 def _entry(shard: str, record: Record, labels: tuple[str, ...]) -> Entry:
     member = f"record {record.number}"
     if not record.is_whole:
-        return Entry(shard, record.offset, len(record.data), _UNKNOWN_LABEL, 0, 0, member)
+        return Entry(shard, record.offset, len(record.data), _UNKNOWN_LABEL, 0, 0, 0, member)
     features = _features(record.data)
     image = _only_value(features, _IMAGE_FEATURES, "bytes")
     label = checked_label(_only_value(features, labels, "int64"))
-    height, width = read_size(image)
-    return Entry(shard, record.offset + _position(record.data, image), len(image), label, height, width, member)
+    header = read_header(image)
+    return Entry(shard, record.offset + _position(record.data, image), len(image), label, *header, member)
 
 
 def _position(record: bytes, image: bytes) -> int:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from hvd_batchgrow.config import DataSection
-from hvd_batchgrow.data.encoded import Entry, encoded_source, read_size
+from hvd_batchgrow.data.encoded import Entry, encoded_source, read_header
 from hvd_batchgrow.data.samples import ReportProgress, Source
 from hvd_batchgrow.data.shards import (
     Faults,
@@ -128,8 +128,8 @@ def _entry(shard: str, members: list[Member], labels: tuple[str, ...], file: Bin
     label = _label(
         {name: _bytes(file, by_extension[name]) for name in (*labels, "json") if name in by_extension}, labels
     )
-    height, width = read_size(_bytes(file, images[0]))
-    return Entry(shard, images[0].offset, images[0].length, label, height, width, images[0].name)
+    header = read_header(_bytes(file, images[0]))
+    return Entry(shard, images[0].offset, images[0].length, label, *header, images[0].name)
 
 
 def _bytes(file: BinaryIO, member: Member) -> bytes:

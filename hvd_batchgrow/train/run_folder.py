@@ -103,7 +103,7 @@ def _refuse_other_job(folder: Path, checkpoint: Checkpoint, plan: Plan) -> None:
 def _write_records(folder: Path, job: Job, plan: Plan, ranks: Ranks, notes: list[str]) -> None:
     tree = job.model_dump(mode="json", exclude_none=True)
     write_atomically(folder / "job.toml", tomli_w.dumps(tree).encode())
-    write_atomically(folder / "plan.json", _json(plan.to_dict()))
+    write_atomically(folder / "plan.json", plan_bytes(plan))
     path = folder / "record.json"
     try:
         lives = json.loads(path.read_text(encoding="utf-8"))["lives"] if path.exists() else []
@@ -111,6 +111,11 @@ def _write_records(folder: Path, job: Job, plan: Plan, ranks: Ranks, notes: list
         notes.append(f"{path} was damaged ({error}) and begins anew")
         lives = []
     write_atomically(path, _json({"lives": [*lives, _record(ranks)]}))
+
+
+def plan_bytes(plan: Plan) -> bytes:
+    """The content of `plan.json`."""
+    return _json(plan.to_dict())
 
 
 def read_plan(run: Path) -> dict[str, Any]:

@@ -250,9 +250,19 @@ def _other_image(data: bytes) -> bytes:
     ],
     ids=["zeros", "cut within", "another image"],
 )
+@pytest.mark.parametrize("where", ["head", "beyond"])
 def test_what_is_changed_after_indexing_is_noticed(
-    tmp_path: Path, form: Form, damage: Callable[[bytes], bytes], message: str
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    form: Form,
+    damage: Callable[[bytes], bytes],
+    message: str,
+    where: str,
 ) -> None:
+    if where == "beyond":  # what is read at the start of an image does not show it
+        monkeypatch.setattr(encoded, "HEAD_BYTES", 0)
+    else:
+        message = "has changed since it was indexed"
     train = form.expected(pictures(NUM_TRAIN))
     root = form.make(tmp_path / "data", train)
     samples = form.read(root).train

@@ -1,0 +1,72 @@
+"""What ranks read together: the stream, whoever reads it, and the same stand-ins for bad samples."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hvd_batchgrow.comm.ranks import Ranks, SingleRank
+from hvd_batchgrow.data.samples import BadSample, Source
+from hvd_batchgrow.schedule.plan import compile_plan
+from hvd_batchgrow.train.audit import audit, compare_orders, read_consumed
+from hvd_batchgrow.train.checkpoint import tree_digest, write_atomically
+from hvd_batchgrow.train.loop import Trainer
+from hvd_batchgrow.train.run_folder import plan_bytes
+from hvd_batchgrow.train.stop import StopRequest
+from hvd_batchgrow.watch.metrics import ConsumedFile
+from tests.helpers import encoded_samples, small_job
+
+N = 90
+
+
+def train(source: Source, ranks: Ranks, folder: Path, on_bad: str) -> Trainer:
+    """A run over encoded images that grows from 16 to 96, recorded by rank 0."""
+    job = small_job(
+        data={
+            "source": "image_folder",
+            "num_samples": N,
+            "pad_pixels": 0,
+            "crop_pixels": 12,
+            "on_bad": on_bad,
+        },
+        layout={"exact": True},
+    )
+    plan = compile_plan(job, ranks.size, N)
+    (folder / "checkpoints").mkdir(parents=True)
+    write_atomically(folder / "plan.json", plan_bytes(plan))
+    trainer = Trainer(job, plan, source, ranks, folder, [ConsumedFile()] if ranks.rank == 0 else [])
+    trainer.run(StopRequest())
+    return trainer
+
+
+def make_source(folder: Path) -> Source:
+    samples = encoded_samples(folder, N)
+    return Source(samples, samples, 7, (0.5,) * 3, (0.25,) * 3)
+
+
+def test_stand_ins_are_the_same_on_any_ranks_and_on_record(
+    ranks: Ranks, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    source = make_source(tmp_path)
+    (tmp_path / "6.jpg").unlink()
+    (tmp_path / "40.jpg").write_bytes(bytes((tmp_path / "40.jpg").stat().st_size))
+    together = train(source, ranks, tmp_path / "together", "replace")
+    alone = train(source, SingleRank(), tmp_path / "alone", "replace")
+    assert tree_digest(together.model.state_dict()) == tree_digest(alone.model.state_dict())
+    assert "sample 6 (" in capfd.readouterr().err
+    if ranks.rank == 0:
+        runs = [read_consumed(tmp_path / name) for name in ("together", "alone")]
+        for run in runs:
+            result = audit(run, lambda what, done, total: None)
+            assert result.passed
+            assert [(e.missing, e.repeated) for e in result.epochs[:2]] == [(2, 2), (2, 2)]
+        assert runs[0].replaced == runs[1].replaced
+        assert "the same samples in the same order" in compare_orders(*runs)
+
+
+def test_without_leave_to_replace_a_bad_sample_ends_the_run(tmp_path: Path) -> None:
+    source = make_source(tmp_path)
+    (tmp_path / "6.jpg").unlink()
+    with pytest.raises(BadSample, match=r"sample 6 \(.*6.jpg\): cannot be read: No such file"):
+        train(source, SingleRank(), tmp_path / "alone", "error")
