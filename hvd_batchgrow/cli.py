@@ -1,4 +1,4 @@
-"""The command line: `hvd-batchgrow plan|probe|train|twin|digest|audit`."""
+"""The command line: `hvd-batchgrow plan|probe|train|twin|verify|digest|audit`."""
 
 from __future__ import annotations
 
@@ -156,6 +156,8 @@ class TrainCommand(JobCommand):
     """Remove the run of this name first."""
     runs_dir: Path = Path("runs")
     """Where run folders are made."""
+    updates: int | None = None
+    """Stop after so many updates of this start, with a checkpoint to go on from."""
 
     def run(self, overrides: dict[str, Any]) -> ExitCode:
         """Train, and end with 75 if stopped."""
@@ -166,16 +168,20 @@ class TrainCommand(JobCommand):
         """A script that goes on by itself must not throw away what it goes on from."""
         if self.overwrite and self.resume == "auto":
             raise JobError([Fault("--overwrite", "contradicts --resume auto: choose one")], "command line")
+        if self.updates is not None and self.updates < 1:
+            raise JobError([Fault("--updates", f"must be at least 1, got {self.updates}")], "command line")
 
     def train(self, ranks: Ranks, stop: StopRequest, load: Callable[[], Job]) -> RunEnded:
         """One run, watched on the terminal."""
         from hvd_batchgrow.train.run import RunOptions, run_job
+        from hvd_batchgrow.train.stop import StopAfter
         from hvd_batchgrow.watch.progress import work_progress
 
         console = _console(sys.stderr, quiet=ranks.local_rank != 0)
         options = RunOptions(self.runs_dir, resume=self.resume == "auto", overwrite=self.overwrite)
         with work_progress(console) as report:
-            return run_job(load, ranks, options, report, lambda job: _observers(job, console), stop)
+            asked = StopAfter(stop, self.updates) if self.updates else stop
+            return run_job(load, ranks, options, report, lambda job: _observers(job, console), asked)
 
 
 @dataclass(frozen=True)
@@ -217,6 +223,40 @@ class TwinCommand(TrainCommand):
                 console.print(f"run folder: {run.folder}", highlight=False)
             console.print(f"curves: tensorboard --logdir {self.runs_dir}", highlight=False)
         return _exit_code([grown, decayed])
+
+
+@dataclass(frozen=True)
+class VerifyCommand(JobCommand):
+    """Do a few updates of a job under several layouts, as real processes, and compare the weights."""
+
+    layouts: str | None = None
+    """RANKSxPASSESxMICRO-BATCH of the first phase's batch, with commas between; otherwise some on 1 to 4 ranks."""
+    updates: int = 2
+    """How many updates each; rounding grows from one to the next, so that few tell more than many."""
+
+    def run(self, overrides: dict[str, Any]) -> ExitCode:
+        """A table; ends with 1 if a layout decides more than rounding, or in exact mode a bit."""
+        from hvd_batchgrow.data.known import known_num_samples
+        from hvd_batchgrow.train.verify import default_shapes, parse_shapes, verify
+        from hvd_batchgrow.watch.tables import verify_table
+
+        job = self.load(overrides)
+        phase, group = compile_plan(job, 1, known_num_samples(job.data)).schedule.phases[0], job.model.ghost_batch
+        exact = job.layout.exact
+        shapes = (
+            parse_shapes(self.layouts, phase.global_batch, group, exact=exact)
+            if self.layouts
+            else default_shapes(phase.global_batch, group, exact=exact)
+        )
+        options = [word for key, value in overrides.items() for word in (f"--{key}", json.dumps(value))]
+        console = _console(sys.stderr)
+        if self.seed is not None:
+            options += ["--seed", str(self.seed)]
+        results = verify(
+            self.job, job, options, shapes, self.updates, lambda line: console.print(line, highlight=False)
+        )
+        _console(sys.stdout).print(verify_table(job, results, self.updates))
+        return ExitCode.DONE if all(result.passed for result in results) else ExitCode.FAILURE
 
 
 @dataclass(frozen=True)
@@ -277,6 +317,7 @@ Command = (
     | Annotated[ProbeCommand, tyro.conf.subcommand("probe")]
     | Annotated[TrainCommand, tyro.conf.subcommand("train")]
     | Annotated[TwinCommand, tyro.conf.subcommand("twin")]
+    | Annotated[VerifyCommand, tyro.conf.subcommand("verify")]
     | Annotated[DigestCommand, tyro.conf.subcommand("digest")]
     | Annotated[AuditCommand, tyro.conf.subcommand("audit")]
 )

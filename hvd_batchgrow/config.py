@@ -7,7 +7,9 @@ import re
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue
+
+from hvd_batchgrow.nn.known import check_name
 
 
 def _tuples(value: Any) -> Any:
@@ -126,14 +128,16 @@ class DataSection(Section):
 class ModelSection(Section):
     """`[model]`: the network and its ghost batch."""
 
-    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
-    """This version trains small_conv_net; others can be planned."""
-    channels: Annotated[tuple[PositiveInt, ...], BeforeValidator(_tuples)] = (16, 32, 32, 64, 64)
-    """Output channels of the 3x3 convolutions, in order."""
+    name: Annotated[str, AfterValidator(check_name)]
+    """One of this package's, or `module:name` of your own, torchvision or timm."""
+    arguments: dict[str, JsonValue] = Field(default={})
+    """For `module:name`: keyword arguments that it is called with, beside `num_classes`."""
+    channels: Annotated[tuple[PositiveInt, ...], Field(min_length=1), BeforeValidator(_tuples)] | None = None
+    """Widths of small_conv_net's convolutions, in order, or of dense7's hidden layers; None: the network's default."""
     ghost_batch: Annotated[int, Field(ge=2)]
     """Samples over which batch statistics are taken (γ); also the unit that the stream is cut into."""
     ghost_momentum: Annotated[float, Field(gt=0, le=1)] = 0.1
-    """Weight of one ghost batch in the running statistics."""
+    """Weight of one ghost batch in the running statistics; of `module:name` too, whatever its norms had."""
 
 
 class SgdSection(Section):
@@ -162,7 +166,23 @@ class AdamSection(Section):
     """Decay of weights; normalisation parameters and biases have none."""
 
 
-OptimSection = Annotated[SgdSection | AdamSection, Field(discriminator="name")]
+class LarsSection(Section):
+    """`[optim]`, name = "lars": SGD with momentum, the step of each tensor scaled by its trust ratio."""
+
+    name: Literal["lars"]
+    lr: PositiveFloat
+    momentum: Fraction = 0.9
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Decay of weights; normalisation parameters and biases have none, and are not scaled."""
+    trust_coefficient: PositiveFloat = 0.001
+    """η: the share of its own norm that a weight moves by, at a learning rate of 1."""
+    eps: Annotated[float, Field(ge=0)] = 0.0
+    """Added to the denominator of the trust ratio."""
+    rescale_momentum: bool = False
+    """Where the momentum goes from m to m', scale its buffer by (1-m)/(1-m'); else let it refill."""
+
+
+OptimSection = Annotated[SgdSection | AdamSection | LarsSection, Field(discriminator="name")]
 
 
 class ScheduleBase(Section):
@@ -296,6 +316,21 @@ class LayoutSection(Section):
     """Torch threads of a rank; None: the cores of the host divided by its ranks, or 1 under `exact`."""
 
 
+class UpdateSection(Section):
+    """`[update]`: how the gradient of an update is computed, and what is done with it before it is used."""
+
+    label_smoothing: Fraction = 0.0
+    """Share of each target that is spread evenly over all classes."""
+    clip_norm: PositiveFloat | None = None
+    """Largest 2-norm of the averaged gradient of all parameters together; what is longer is scaled down."""
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Type of the forward pass where torch's autocast knows it to be safe; float16 with a dynamic loss scale."""
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """A loss or gradient that is infinite or no number: end the run, or leave the update out, and count it."""
+    average_samples: PositiveFloat | None = None
+    """Memory of a moving average of the weights, in samples, which is evaluated too; None: none is kept."""
+
+
 class EvaluationSection(Section):
     """`[evaluation]`: the whole test set, once, over all ranks."""
 
@@ -328,6 +363,7 @@ class Job(Section):
     model: ModelSection
     optim: OptimSection
     schedule: ScheduleSection
+    update: UpdateSection = UpdateSection()
     layout: LayoutSection = LayoutSection()
     evaluation: EvaluationSection = EvaluationSection()
     checkpoint: CheckpointSection = CheckpointSection()
@@ -353,7 +389,7 @@ class Job(Section):
         tree = self.model_dump(mode="json")
         flat = {
             f"{section}.{key}": value
-            for section in ("data", "model", "optim", "schedule")
+            for section in ("data", "model", "optim", "schedule", "update")
             for key, value in tree[section].items()
         }
         free = {"data.root", "data.num_samples", "data.pipeline", "data.channels_last"}

@@ -7,12 +7,14 @@ ranks, loss, gradients, running statistics and weights must be these.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
 from hvd_batchgrow.comm.ranks import Ranks
+from hvd_batchgrow.config import UpdateSection
 from hvd_batchgrow.data.stream import groups_of_rank
 from hvd_batchgrow.nn.models import SmallConvNet
 from hvd_batchgrow.optim.build import build_optimizer
@@ -41,7 +43,9 @@ def phase(num_groups: int = NUM_GROUPS) -> Phase:
     return Phase(0.0, 0, NUM_UPDATES, LR, MOMENTUM, num_groups * GROUP, num_groups * GROUP)
 
 
-def reference(num_groups: int = NUM_GROUPS) -> tuple[nn.Module, list[float]]:
+def reference(
+    num_groups: int = NUM_GROUPS, smoothing: float = 0.0, clip_norm: float = math.inf
+) -> tuple[nn.Module, list[float]]:
     """NUM_UPDATES updates from the formulas: model and mean losses.
 
     Every ghost batch goes through a plain network with nn.BatchNorm2d on its own, so that PyTorch
@@ -54,8 +58,12 @@ def reference(num_groups: int = NUM_GROUPS) -> tuple[nn.Module, list[float]]:
     for update in range(NUM_UPDATES):
         images, labels = (part[: num_groups * GROUP] for part in samples(update))
         logits = torch.cat([model(chunk) for chunk in images.split(GROUP)])
-        loss = nn.functional.cross_entropy(logits, labels, reduction="none").sum() / len(labels)
+        # Smoothing gives each class, the right one too, its even part of a share of the target.
+        targets = nn.functional.one_hot(labels, 3).double() * (1 - smoothing) + smoothing / 3
+        loss = -(targets * logits.log_softmax(1)).sum() / len(labels)
         gradients = torch.autograd.grad(loss, list(model.parameters()))
+        norm = sum(float(g.square().sum()) for g in gradients) ** 0.5
+        gradients = tuple(g * min(1.0, clip_norm / norm) for g in gradients)
         with torch.no_grad():
             for (name, weight), gradient in zip(model.named_parameters(), gradients, strict=True):
                 decay = WEIGHT_DECAY if weight.ndim > 1 else 0.0
@@ -73,10 +81,10 @@ def _with_batch_norm(model: SmallConvNet) -> nn.Module:
     return plain
 
 
-def make_engine(ranks: Ranks, *, exact: bool = False) -> UpdateEngine:
+def make_engine(ranks: Ranks, *, exact: bool = False, rule: UpdateSection | None = None) -> UpdateEngine:
     model = make_model()
     optim = small_job(optim={"lr": LR, "momentum": MOMENTUM, "weight_decay": WEIGHT_DECAY}).optim
-    return UpdateEngine(model, build_optimizer(model, optim), ranks, exact=exact)
+    return UpdateEngine(model, build_optimizer(model, optim), ranks, exact=exact, rule=rule)
 
 
 def serve(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 
-class GhostBatchNorm2d(nn.Module):
+class GhostBatchNorm(nn.Module):
     """Batch normalisation over ghost batches of γ consecutive samples of the stream.
 
     Each ghost batch i, with mean μᵢ and biased variance vᵢ per channel over its γ samples and all
@@ -24,7 +24,7 @@ class GhostBatchNorm2d(nn.Module):
     Used alone, each forward in training commits its ghost batches. Inside an update that spans
     passes and ranks, `deferred` keeps them until `commit` is given the sum over all of them.
 
-    Shapes: input and output (k·γ, C, H, W); running statistics, weight and bias (C,).
+    Shapes: input and output (k·γ, C, …), as the subclasses say; running statistics, weight and bias (C,).
 
     Args:
         num_features: C.
@@ -38,6 +38,8 @@ class GhostBatchNorm2d(nn.Module):
 
     running_mean: Tensor
     running_var: Tensor
+    num_dims: tuple[int, ...]
+    """Of the input."""
 
     def __init__(self, num_features: int, ghost_batch: int, eps: float = 1e-5, momentum: float = 0.1) -> None:
         super().__init__()
@@ -56,8 +58,12 @@ class GhostBatchNorm2d(nn.Module):
         """Normalise; in training by the input's own ghost batches.
 
         Raises:
-            ValueError: in training, the number of samples is no multiple of γ.
+            ValueError: the input has another number of dimensions; or, in training, the number of samples is
+                no multiple of γ.
         """
+        if x.ndim not in self.num_dims:
+            wanted = " or ".join(map(str, self.num_dims))
+            raise ValueError(f"{type(self).__name__} takes {wanted} dimensions, got {x.ndim}: {tuple(x.shape)}")
         if not self.training:
             return nn.functional.batch_norm(
                 x, self.running_mean, self.running_var, self.weight, self.bias, training=False, eps=self.eps
@@ -102,15 +108,27 @@ class GhostBatchNorm2d(nn.Module):
         return f"{self.num_features}, ghost_batch={self.ghost_batch}, eps={self.eps}, momentum={self.momentum}"
 
 
-def ghost_norms(model: nn.Module) -> Iterator[GhostBatchNorm2d]:
+class GhostBatchNorm1d(GhostBatchNorm):
+    """`GhostBatchNorm` of (n, C) or (n, C, L)."""
+
+    num_dims = (2, 3)
+
+
+class GhostBatchNorm2d(GhostBatchNorm):
+    """`GhostBatchNorm` of (n, C, H, W)."""
+
+    num_dims = (4,)
+
+
+def ghost_norms(model: nn.Module) -> Iterator[GhostBatchNorm]:
     """The ghost norms of a model, in the order of its modules."""
-    return (module for module in model.modules() if isinstance(module, GhostBatchNorm2d))
+    return (module for module in model.modules() if isinstance(module, GhostBatchNorm))
 
 
 class _GhostNormalise(torch.autograd.Function):
     """PyTorch's own batch-norm kernel, once per ghost batch.
 
-    Forward: x (k·γ, C, H, W) -> y of the same shape, and statistics (k, 2, C): mean and unbiased variance.
+    Forward: x (k·γ, C, …) -> y of the same shape, and statistics (k, 2, C): mean and unbiased variance.
     """
 
     @staticmethod

@@ -1,63 +1,61 @@
-"""The project's own networks."""
+"""The networks that a job can name."""
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from collections.abc import Callable, Sequence
+
+from torch import nn
 
 from hvd_batchgrow.config import Job
-from hvd_batchgrow.errors import Fault, JobError
-from hvd_batchgrow.nn.ghost_batch_norm import GhostBatchNorm2d
+from hvd_batchgrow.errors import JobError
+from hvd_batchgrow.nn.alexnet import AlexNet
+from hvd_batchgrow.nn.cifar_resnet import CifarResNet
+from hvd_batchgrow.nn.dense import DenseLayers
+from hvd_batchgrow.nn.known import FAMILIES, check_network, check_shape, read_name
+from hvd_batchgrow.nn.small_conv_net import SmallConvNet
+from hvd_batchgrow.nn.vgg import Vgg
+from hvd_batchgrow.nn.wide_resnet import WideResNet
 
+__all__ = ["SmallConvNet", "build_model", "check_model"]
 
-class SmallConvNet(nn.Module):
-    """3×3 convolutions with ghost norm and ReLU, the map halved where the width grows; then one linear layer.
-
-    Input (n, in_channels, H, W), output (n, num_classes) logits.
-
-    Args:
-        in_channels: channels of the image.
-        num_classes: number of classes.
-        channels: output channels of each convolution.
-        ghost_batch: γ of every ghost norm, in samples.
-        ghost_momentum: weight of one ghost batch in the running statistics.
-    """
-
-    def __init__(
-        self,
-        in_channels: int,
-        num_classes: int,
-        channels: tuple[int, ...] = (16, 32, 32, 64, 64),
-        ghost_batch: int = 64,
-        ghost_momentum: float = 0.1,
-    ) -> None:
-        super().__init__()
-        layers: list[nn.Module] = []
-        width = in_channels
-        for k, out in enumerate(channels):
-            stride = 2 if k and out > width else 1
-            layers += [
-                # The norm's bias follows: one here would be cancelled by its mean.
-                nn.Conv2d(width, out, 3, stride=stride, padding=1, bias=False),
-                GhostBatchNorm2d(out, ghost_batch, momentum=ghost_momentum),
-                nn.ReLU(inplace=True),
-            ]
-            width = out
-        self.features = nn.Sequential(*layers)
-        self.classifier = nn.Linear(width, num_classes)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits of a batch of images."""
-        return self.classifier(self.features(images).mean(dim=(2, 3)))  # type: ignore[no-any-return]
+_NETWORKS: dict[str, Callable[..., nn.Module]] = {
+    "small_conv_net": SmallConvNet,
+    "wrn": WideResNet,
+    "resnet": CifarResNet,
+    "vgg": Vgg,
+    "alexnet": AlexNet,
+    "dense7": DenseLayers,
+}
 
 
 def check_model(job: Job) -> None:
-    """Raises JobError if the job names a network that is not here."""
-    if job.model.name != "small_conv_net":
-        fault = f"{job.model.name!r} can be planned, not trained; this version trains 'small_conv_net'"
-        raise JobError([Fault("model.name", fault)], job.name)
+    """Raises JobError if a job names a network that is not here, or gives it keys that it would not use."""
+    if faults := check_network(job.model):
+        raise JobError(faults, job.name)
 
 
-def build_model(job: Job, in_channels: int, num_classes: int) -> nn.Module:
-    """The network that a job names, for images of a source."""
-    model = job.model
-    return SmallConvNet(in_channels, num_classes, model.channels, model.ghost_batch, model.ghost_momentum)
+def build_model(job: Job, sample_shape: Sequence[int], num_classes: int) -> nn.Module:
+    """The network that a job names, its first weights drawn from torch's generator.
+
+    Args:
+        job: checked by `check_model`.
+        sample_shape: of the source's samples: (H, W, C), (features,), or (0, 0, C) where they are yet to be cropped.
+        num_classes: number of classes.
+
+    Raises:
+        JobError: the network does not take such samples; or one of the user's own is not what it must be.
+    """
+    model, shape = job.model, tuple(sample_shape)
+    if len(shape) == 3 and shape[0] == 0 and job.data.crop_pixels:
+        shape = (job.data.crop_pixels, job.data.crop_pixels, shape[2])
+    if faults := check_shape(model, shape):
+        raise JobError(faults, job.name)
+    named = read_name(model.name)
+    if named.family == "own":
+        from hvd_batchgrow.nn.own import load_own
+
+        return load_own(job, (shape[-1], *shape[:-1]), num_classes)
+    family = FAMILIES[named.family]
+    given = {key: value for key in family.keys if (value := getattr(model, key)) is not None}
+    numbers = dict(zip(family.numbers, named.numbers, strict=True))
+    return _NETWORKS[named.family](shape[-1], num_classes, **numbers, **given)

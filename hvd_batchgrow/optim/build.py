@@ -7,15 +7,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from hvd_batchgrow.config import AdamSection, SgdSection
+from hvd_batchgrow.config import AdamSection, LarsSection, SgdSection
+from hvd_batchgrow.optim.lars import Lars
 from hvd_batchgrow.schedule.phases import Phase
 
 
-def build_optimizer(model: nn.Module, optim: SgdSection | AdamSection) -> torch.optim.Optimizer:
-    """torch's SGD, Adam or AdamW, with weight decay on weights only.
+def build_optimizer(model: nn.Module, optim: SgdSection | AdamSection | LarsSection) -> torch.optim.Optimizer:
+    """torch's SGD, Adam or AdamW, or Lars, with weight decay on weights only.
 
-    Normalisation parameters and biases, which have one dimension or none, are not decayed: found
-    by their shape, never by their name.
+    Normalisation parameters and biases, which have one dimension or none, are not decayed, and not
+    scaled by Lars: found by their shape, never by their name.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     groups: list[dict[str, Any]] = [
@@ -23,6 +24,12 @@ def build_optimizer(model: nn.Module, optim: SgdSection | AdamSection) -> torch.
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
+    if isinstance(optim, LarsSection):
+        for group in groups:
+            group["adapt"] = all(p.ndim > 1 for p in group["params"])
+        return Lars(
+            groups, lr=optim.lr, momentum=optim.momentum, trust_coefficient=optim.trust_coefficient, eps=optim.eps
+        )
     if isinstance(optim, SgdSection):
         return torch.optim.SGD(groups, lr=optim.lr, momentum=optim.momentum, nesterov=optim.nesterov, foreach=True)
     kind = torch.optim.Adam if optim.name == "adam" else torch.optim.AdamW
@@ -33,13 +40,14 @@ def set_hyperparameters(optimizer: torch.optim.Optimizer, phase: Phase, *, resca
     """Give the next update its learning rate and momentum.
 
     torch's SGD is u = m u + g, w -= ε u: neither a change of ε nor of B under a mean gradient asks
-    for a correction of u (Goyal et al. 2017, §3.2, corrects the form that has ε inside u). Where m
-    becomes m', u settles at a level larger by (1-m)/(1-m').
+    for a correction of u (Goyal et al. 2017, §3.2, corrects the form that has ε inside u). Lars has
+    that form, and corrects its buffer itself, at the update that uses a new ε. Where m becomes m', the
+    buffer of either settles at a level larger by (1-m)/(1-m').
 
     Args:
         optimizer: of `build_optimizer`.
         phase: gives the values.
-        rescale_momentum: bring u to its new level at once, instead of letting it refill.
+        rescale_momentum: bring the buffer to its new level at once, instead of letting it refill.
     """
     for group in optimizer.param_groups:
         group["lr"] = phase.lr

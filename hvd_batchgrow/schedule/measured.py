@@ -22,9 +22,11 @@ _SUBJECT = (
     "data.channels_last",
     "data.dtype",
     "model.name",
+    "model.arguments",
     "model.channels",
     "model.ghost_batch",
     "optim.name",
+    "update.precision",
     "layout.exact",
     "layout.threads_per_rank",
 )

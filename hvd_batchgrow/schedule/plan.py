@@ -233,6 +233,9 @@ def _early_faults(job: Job, ranks: int, num_samples: int) -> list[Fault]:
         faults.append(
             Fault("schedule.warmup_epochs", f"{section.warmup_epochs:g} leave nothing of epochs = {section.epochs:g}")
         )
+    if job.layout.exact and job.update.precision == "float16":
+        fault = "'float16' needs a loss scale, which exact sums have no room for; use 'bfloat16' or 'float32'"
+        faults.append(Fault("update.precision", fault))
     if section.warmup_epochs and section.warmup_start_lr > job.optim.lr * section.lr_scale:
         top = job.optim.lr * section.lr_scale
         faults.append(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 
-from hvd_batchgrow.config import AdamSection, SgdSection
+from hvd_batchgrow.config import AdamSection, LarsSection
 from hvd_batchgrow.schedule.phases import Phase
 from hvd_batchgrow.schedule.plan import Plan
 
@@ -36,17 +36,24 @@ def _batch(before: Phase, after: Phase) -> str:
 
 
 def _momentum(plan: Plan, before: Phase, after: Phase) -> str:
-    """Formulas §5: under a mean gradient torch's SGD needs no correction when ε or B changes."""
-    optim = plan.job.optim
+    """Formulas §5: under a mean gradient torch's SGD needs no correction when ε or B changes; that of Lars holds ε."""
+    optim, same = plan.job.optim, after.momentum == before.momentum
     if isinstance(optim, AdamSection):
-        return "Adam's averages kept" if after.momentum == before.momentum else f"β₁ → {after.momentum:.4g}"
-    if after.momentum == before.momentum:
-        return "momentum buffer kept, no correction due"
-    factor = (1 - before.momentum) / (1 - after.momentum)
-    if optim.rescale_momentum:
-        return f"momentum {before.momentum:g} → {after.momentum:g}, buffer × {factor:.4g}"
+        return "Adam's averages kept" if same else f"β₁ → {after.momentum:.4g}"
+    changes = []
+    if not same:
+        changes.append(f"momentum {before.momentum:g} → {after.momentum:g}")
+        changes.append(_new_level(plan, before, after, at_once=optim.rescale_momentum))
+    if isinstance(optim, LarsSection) and (ratio := _ratio(after.lr / before.lr)) != "held":
+        changes.append(f"buffer {ratio} with the lr it holds")
+    return ", ".join(changes) or "momentum buffer kept, no correction due"
+
+
+def _new_level(plan: Plan, before: Phase, after: Phase, *, at_once: bool) -> str:
+    if at_once:
+        return f"buffer × {(1 - before.momentum) / (1 - after.momentum):.4g}"
     epochs = after.global_batch / (plan.num_samples * (1 - after.momentum))
-    return f"momentum {before.momentum:g} → {after.momentum:g}, buffer refills over B/(N(1-m)) = {epochs:.2g} epochs"
+    return f"buffer refills over B/(N(1-m)) = {epochs:.2g} epochs"
 
 
 def _norm_horizon(plan: Plan, before: Phase, after: Phase) -> str:
@@ -57,7 +64,7 @@ def _norm_horizon(plan: Plan, before: Phase, after: Phase) -> str:
 
 
 def _weight_decay(plan: Plan, before: Phase, after: Phase) -> str:
-    """Shrinkage of a weight per epoch: λ ε/(1-m) · N/B for SGD, λ ε N/B where it is decoupled."""
+    """Shrinkage of a weight per epoch: λ ε/(1-m) · N/B for SGD, times the trust ratio for Lars; λ ε N/B decoupled."""
     optim = plan.job.optim
     if optim.weight_decay == 0:
         return "no weight decay"
@@ -67,10 +74,11 @@ def _weight_decay(plan: Plan, before: Phase, after: Phase) -> str:
         optim.weight_decay
         * phase.lr
         * plan.num_samples
-        / (phase.global_batch * ((1 - phase.momentum) if isinstance(optim, SgdSection) else 1))
+        / (phase.global_batch * (1 if isinstance(optim, AdamSection) else 1 - phase.momentum))
         for phase in (before, after)
     ]
-    return f"weight decay per epoch {rates[0]:.3g} → {rates[1]:.3g}"
+    times = " times the trust ratio" if isinstance(optim, LarsSection) else ""
+    return f"weight decay per epoch {rates[0]:.3g} → {rates[1]:.3g}{times}"
 
 
 def _ratio(ratio: float) -> str:

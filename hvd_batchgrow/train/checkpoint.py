@@ -17,7 +17,7 @@ from torch import Tensor
 
 from hvd_batchgrow.errors import RunError
 
-FORMAT = 1
+FORMAT = 2
 _NAME = re.compile(r"samples-(\d{15})\.pt")
 
 
@@ -35,6 +35,12 @@ class Checkpoint:
     """Wall time of the run so far, over all its lives."""
     evaluation: dict[str, float]
     """The last evaluation: `samples`, `loss`, `top1`; empty before the first."""
+    average: dict[str, Tensor]
+    """Averaged weights; empty where none are kept."""
+    loss_scale: dict[str, Any]
+    """`value` and `good_samples`; empty where there is none."""
+    num_skipped: int
+    """Updates left out so far."""
 
     def to_bytes(self) -> bytes:
         """A file's content: torch's format, with a SHA-256 over all values inside."""

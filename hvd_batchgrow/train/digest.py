@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,9 +52,22 @@ def compare_weights(first: Weights, second: Weights) -> str:
     shapes = [{name: tensor.shape for name, tensor in weights.tensors.items()} for weights in (first, second)]
     if shapes[0] != shapes[1]:
         return "another model"
+    difference, worst = largest_difference(first, second)
+    return f"differs by {difference:.1e} in {worst}"
+
+
+def overall_difference(first: Weights, second: Weights) -> float:
+    """|a - b| / |a| in the 2-norm over all tensors together."""
+    pairs = [(tensor.double(), second.tensors[name].double()) for name, tensor in first.tensors.items()]
+    squares = sum(float((b - a).square().sum()) for a, b in pairs)
+    return math.sqrt(squares / max(sum(float(a.square().sum()) for a, _ in pairs), 1e-300))
+
+
+def largest_difference(first: Weights, second: Weights) -> tuple[float, str]:
+    """|a - b| / |a| in the 2-norm, of the tensor where it is largest, and its name; of two runs of one model."""
     differences = {
         name: float((second.tensors[name].double() - tensor.double()).norm() / tensor.double().norm().clamp_min(1e-300))
         for name, tensor in first.tensors.items()
     }
     worst = max(differences, key=lambda name: differences[name])
-    return f"differs by {differences[worst]:.1e} in {worst}"
+    return differences[worst], worst

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from hvd_batchgrow.comm.ranks import Ranks
+from hvd_batchgrow.config import UpdateSection
 from hvd_batchgrow.data.consumed import from_halves, to_halves
+from hvd_batchgrow.errors import RunError
 from hvd_batchgrow.nn.ghost_batch_norm import ghost_norms
 from hvd_batchgrow.optim.build import set_hyperparameters
 from hvd_batchgrow.schedule.phases import Phase
 from hvd_batchgrow.train.exact import join, split
 from hvd_batchgrow.train.gradients import GradientBuckets
+from hvd_batchgrow.train.loss_scale import LossScale
 
 _NUM_TALLIES = 6
 """Loss, correct answers, stop votes, replaced samples, and the digest of all samples in two halves."""
@@ -56,15 +61,52 @@ class UpdateResult:
     """`consumed.digest` of all its samples, on all ranks."""
     num_replaced: int
     """Samples that stood in for bad ones, on all ranks."""
+    skipped: bool
+    """Not finite, and left out: weights, optimiser and running statistics are as they were."""
+
+
+@dataclass
+class _Share:
+    """What this rank's passes of an update add up to."""
+
+    tally: Tensor
+    positions: list[int] = field(default_factory=list)
+    losses: list[tuple[tuple[int, ...], Tensor]] = field(default_factory=list)
+    """Places of the groups of each pass, and the sum of its losses."""
+    digest: int = 0
+    num_replaced: int = 0
+    data_wait_s: float = 0.0
+
+    def add(self, micro_batch: MicroBatch, loss: Tensor, num_correct: Tensor) -> None:
+        self.tally[0] += loss
+        self.tally[1] += num_correct
+        self.positions += micro_batch.positions
+        self.losses.append((micro_batch.positions, loss))
+        self.digest += micro_batch.digest
+        self.num_replaced += micro_batch.num_replaced
+
+
+class NonFinite(RunError):  # noqa: N818  # what it is, not that it is one
+    """A loss or gradient that is infinite or no number; raised by all ranks together.
+
+    Args:
+        positions: places, among the update's groups, of those whose own loss is not finite; none: only
+            the gradient is not.
+    """
+
+    def __init__(self, positions: tuple[int, ...]) -> None:
+        self.positions = positions
+        super().__init__("the loss is not finite" if positions else "the gradient is not finite")
 
 
 class UpdateEngine:
     """Computes updates of a model; the same ones under every layout, up to rounding.
 
     Args:
-        model: maps images to logits.
+        model: maps inputs to logits.
         optimizer: holds the model's parameters; its `zero_grad` must not be used.
         ranks: the processes that share an update.
+        rule: how the gradient is computed, and what is done with it before it is used.
         rescale_momentum: see `set_hyperparameters`.
         exact: sum gradients and ghost statistics so that no layout changes a bit of them; a
             micro-batch must then be one group, and threads and kernels the same everywhere.
@@ -76,12 +118,14 @@ class UpdateEngine:
         optimizer: torch.optim.Optimizer,
         ranks: Ranks,
         *,
+        rule: UpdateSection | None = None,
         rescale_momentum: bool = False,
         exact: bool = False,
     ) -> None:
         self.model = model
         self.optimizer = optimizer
         self.ranks = ranks
+        self.rule = rule or UpdateSection()
         self.rescale_momentum = rescale_momentum
         self.device = next(model.parameters()).device
         self.norms = list(ghost_norms(model))
@@ -89,6 +133,7 @@ class UpdateEngine:
             norm.deferred = True
         self.exact = exact
         self.buckets = GradientBuckets([p for p in model.parameters() if p.requires_grad], ranks, exact=exact)
+        self.loss_scale = LossScale() if self.rule.precision == "float16" else None
 
     def update(
         self,
@@ -107,64 +152,93 @@ class UpdateEngine:
             phase: gives B, the learning rate and the momentum.
             num_groups: groups of the whole update, B/γ.
             stop: whether this rank wants the job to stop; rides along with the sums.
+
+        Raises:
+            NonFinite: on all ranks, where the rule is to stop then.
         """
         start = time.perf_counter()
         self.model.train()
         self.buckets.zero()
-        tally = torch.zeros(_NUM_TALLIES, dtype=torch.float64, device=self.device)
-        tally[2] = stop
-        positions: list[int] = []
-        digest = num_replaced = 0
-        data_wait_s = 0.0
+        share = _Share(torch.zeros(_NUM_TALLIES, dtype=torch.float64, device=self.device))
+        share.tally[2] = stop
         for index in range(num_passes):
             begin = time.perf_counter()
             micro_batch = next(micro_batches)
-            data_wait_s += time.perf_counter() - begin
-            positions += micro_batch.positions
-            digest, num_replaced = digest + micro_batch.digest, num_replaced + micro_batch.num_replaced
-            loss = self._forward(micro_batch, tally)
+            share.data_wait_s += time.perf_counter() - begin
+            loss = self._forward(micro_batch, share)
             if index == num_passes - 1:
                 # All but the gradients is known now: its sum overlaps the last backward too.
-                tally[3:] = torch.tensor([num_replaced, *to_halves(digest % 2**64)], dtype=torch.float64)
-                totals = self._totals(tally, positions, num_groups)
+                totals = self._totals(share, num_groups)
                 handle = self.ranks.start_sum(totals, "totals")
                 self.buckets.start_when_ready()
-            loss.backward()
+            (loss * self.loss_scale.value if self.loss_scale else loss).backward()
             self.buckets.end_pass()
         reduce_wait_s = self.buckets.wait()
         self.ranks.wait(handle)
-        self.buckets.divide(phase.global_batch)
-        set_hyperparameters(self.optimizer, phase, rescale_momentum=self.rescale_momentum)
-        self.optimizer.step()
-        self._commit(totals[_NUM_TALLIES:], num_groups)
         loss_sum, num_correct, stop_votes, replaced, *halves = totals[:_NUM_TALLIES].tolist()
+        skipped = not self._is_usable(phase, loss_sum, share, num_groups)
+        if not skipped:
+            set_hyperparameters(self.optimizer, phase, rescale_momentum=self.rescale_momentum)
+            self.optimizer.step()
+            self._commit(totals[_NUM_TALLIES:], num_groups)
         return UpdateResult(
             loss_sum=loss_sum,
             num_correct=int(num_correct),
             stop_votes=int(stop_votes),
             seconds=time.perf_counter() - start,
-            data_wait_s=data_wait_s,
+            data_wait_s=share.data_wait_s,
             reduce_wait_s=reduce_wait_s,
             digest=from_halves(*halves),
             num_replaced=int(replaced),
+            skipped=skipped,
         )
 
-    def _forward(self, micro_batch: MicroBatch, tally: Tensor) -> Tensor:
+    def _forward(self, micro_batch: MicroBatch, share: _Share) -> Tensor:
         labels = micro_batch.labels.to(self.device, non_blocking=True)
-        logits = self.model(as_parameters(micro_batch.inputs, self.model))
-        loss: Tensor = nn.functional.cross_entropy(logits, labels, reduction="sum")
-        tally[0] += loss.detach()
-        tally[1] += (logits.detach().argmax(1) == labels).sum()
+        with autocast(self.device, self.rule.precision):
+            logits = self.model(as_parameters(micro_batch.inputs, self.model))
+        loss: Tensor = nn.functional.cross_entropy(
+            logits.to(labels.device, torch.promote_types(logits.dtype, torch.float32)),
+            labels,
+            reduction="sum",
+            label_smoothing=self.rule.label_smoothing,
+        )
+        share.add(micro_batch, loss.detach(), (logits.detach().argmax(1) == labels).sum())
         return loss
 
-    def _totals(self, tally: Tensor, positions: list[int], num_groups: int) -> Tensor:
+    def _is_usable(self, phase: Phase, loss_sum: float, share: _Share, num_groups: int) -> bool:
+        """Average and clip the gradient, unless it is not finite: all ranks hold the same sums, and so agree."""
+        self.buckets.divide(phase.global_batch * (self.loss_scale.value if self.loss_scale else 1))
+        norm = self.buckets.norm()
+        if self.loss_scale and math.isfinite(loss_sum):
+            self.loss_scale.after(phase.global_batch, overflow=not math.isfinite(norm))
+            if not math.isfinite(norm):
+                return False
+        if not (math.isfinite(loss_sum) and math.isfinite(norm)):
+            if self.rule.on_nonfinite == "stop":
+                raise NonFinite(self._bad_groups(share, num_groups))
+            return False
+        if self.rule.clip_norm is not None and norm > self.rule.clip_norm:
+            self.buckets.divide(norm / self.rule.clip_norm)
+        return True
+
+    def _bad_groups(self, share: _Share, num_groups: int) -> tuple[int, ...]:
+        """Places of the groups in whose pass the loss was not finite, on all ranks together."""
+        bad = torch.zeros(num_groups)
+        for positions, loss in share.losses:
+            if not torch.isfinite(loss):
+                bad[list(positions)] = 1
+        return tuple(self.ranks.sum(bad, "bad groups").nonzero().flatten().tolist())
+
+    def _totals(self, share: _Share, num_groups: int) -> Tensor:
         """float64 (6 + Σ 2C): the tallies, then what each ghost norm has to add.
 
         Exact sums have two parts, so that there are 4C numbers for a norm.
         """
-        contributions = [norm.take_contributions(positions, num_groups) for norm in self.norms]
+        share.tally[3:] = torch.tensor([share.num_replaced, *to_halves(share.digest % 2**64)], dtype=torch.float64)
+        contributions = [norm.take_contributions(share.positions, num_groups) for norm in self.norms]
         sums = [split(c).sum(1) if self.exact else c.sum(0, keepdim=True) for c in contributions]
-        return torch.cat([tally, *(part.reshape(-1) for part in sums)])
+        return torch.cat([share.tally, *(part.reshape(-1) for part in sums)])
 
     def _commit(self, statistics: Tensor, num_groups: int) -> None:
         sizes = [2 * norm.num_features * (2 if self.exact else 1) for norm in self.norms]
@@ -177,3 +251,10 @@ def as_parameters(inputs: Tensor, model: nn.Module) -> Tensor:
     """Inputs on the device and of the type of a model's parameters."""
     parameter = next(model.parameters())
     return inputs.to(parameter.device, parameter.dtype, non_blocking=True)
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
+    """Torch's autocast to a type by name; nothing for float32."""
+    if precision == "float32":
+        return nullcontext()
+    return torch.autocast(device.type, getattr(torch, precision))

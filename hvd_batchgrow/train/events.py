@@ -51,6 +51,8 @@ class TrainRecord:
     samples_per_s: float
     data_wait_pct: float
     allreduce_pct: float
+    skipped: int
+    """Updates left out since the start of the run, because they were not finite."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,9 @@ class Evaluation:
     epoch: float
     loss: float
     top1: float
+    average_loss: float | None = None
+    """Of the averaged weights, where the job keeps an average; likewise below."""
+    average_top1: float | None = None
 
 
 @dataclass(frozen=True)

@@ -80,6 +80,11 @@ class GradientBuckets:
         """Divide all gradients."""
         torch._foreach_div_(self._buckets, divisor)
 
+    def norm(self) -> float:
+        """2-norm of all gradients together; infinite or no number if any of them is."""
+        norms = torch.stack([norm.double() for norm in torch._foreach_norm(self._buckets)])
+        return float(torch.linalg.vector_norm(norms))
+
     def _add_bucket(self, members: Sequence[nn.Parameter]) -> None:
         index = len(self._buckets)
         bucket = torch.zeros(sum(p.numel() for p in members), dtype=members[0].dtype, device=members[0].device)

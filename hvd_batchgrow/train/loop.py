@@ -5,28 +5,31 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from hvd_batchgrow.comm.ranks import Ranks
+from hvd_batchgrow.comm.ranks import AgreedFailure, Ranks
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.data.consumed import digest
 from hvd_batchgrow.data.feed import OnBad
 from hvd_batchgrow.data.pipeline import Batch, Reader, choose_pipeline
 from hvd_batchgrow.data.samples import Source, raise_bad
 from hvd_batchgrow.data.stream import Stream, groups_of_rank
+from hvd_batchgrow.errors import ExitCode, RunError
 from hvd_batchgrow.nn.models import build_model
 from hvd_batchgrow.optim.build import build_optimizer
 from hvd_batchgrow.schedule.layout import Layout
 from hvd_batchgrow.schedule.phases import Phase
 from hvd_batchgrow.schedule.plan import Plan
 from hvd_batchgrow.train.checkpoint import Checkpoint, write_checkpoint
-from hvd_batchgrow.train.engine import MicroBatch, UpdateEngine, UpdateResult, as_parameters
+from hvd_batchgrow.train.engine import MicroBatch, NonFinite, UpdateEngine, UpdateResult, as_parameters, autocast
 from hvd_batchgrow.train.events import Evaluation, Observer, RunEnded, RunStarted, TrainRecord, UpdateDone
+from hvd_batchgrow.train.loss_scale import LossScale
 from hvd_batchgrow.train.stop import Stop
+from hvd_batchgrow.train.weight_average import WeightAverage
 
 
 @dataclass
@@ -41,9 +44,10 @@ class _Stretch:
     reduce_wait_s: float = 0.0
 
     def add(self, result: UpdateResult, samples: int) -> None:
-        self.samples += samples
-        self.loss += result.loss_sum
-        self.correct += result.num_correct
+        if not result.skipped:  # its loss may be no number
+            self.samples += samples
+            self.loss += result.loss_sum
+            self.correct += result.num_correct
         self.seconds += result.seconds
         self.data_wait_s += result.data_wait_s
         self.reduce_wait_s += result.reduce_wait_s
@@ -69,12 +73,17 @@ class Trainer:
         self.device = _choose_device(ranks)
         torch.manual_seed(job.seed)
         self.reader = Reader(job.data, source, self.device, torch.get_num_threads(), _on_bad(job, ranks))
-        self.model = build_model(job, source.train.shape[-1], source.num_classes).to(self.device)
+        self.model = ranks.together(lambda: build_model(job, source.train.shape, source.num_classes)).to(self.device)
         self.optimizer = build_optimizer(self.model, job.optim)
         rescale = getattr(job.optim, "rescale_momentum", False)
-        self.engine = UpdateEngine(self.model, self.optimizer, ranks, rescale_momentum=rescale, exact=job.layout.exact)
+        self.engine = UpdateEngine(
+            self.model, self.optimizer, ranks, rule=job.update, rescale_momentum=rescale, exact=job.layout.exact
+        )
+        memory = job.update.average_samples
+        self.average = WeightAverage(self.model, memory) if memory else None
         self.stream = Stream(len(source.train), job.seed)
         self.samples = 0
+        self.num_skipped = 0
         self.evaluation: Evaluation | None = None
         self._elapsed_before_s = 0.0
         self._begin = time.perf_counter()
@@ -133,7 +142,14 @@ class Trainer:
         passes = [mine[i : i + per_pass] for i in range(0, len(mine), per_pass)]
         taken: list[Batch] = []
         micro_batches = (_take(batches, [k - first for k in ks], taken) for ks in passes)
-        result = self.engine.update(micro_batches, len(passes), phase, num_groups, stop=stop)
+        try:
+            result = self.engine.update(micro_batches, len(passes), phase, num_groups, stop=stop)
+        except NonFinite as fault:
+            told = RunError(self._describe(fault, phase))
+            raise AgreedFailure(told if self.ranks.rank == 0 else None, ExitCode.FAILURE) from None
+        self.num_skipped += result.skipped
+        if self.average and not result.skipped:
+            self.average.update(phase.global_batch)
         replaced = _gather_replaced(taken, self.ranks) if result.num_replaced else ()
         self._tell("on_update", UpdateDone(self.samples, phase.global_batch, result.digest, replaced))
         self.samples += phase.global_batch
@@ -148,18 +164,39 @@ class Trainer:
 
     def evaluate(self) -> Evaluation:
         """Loss and accuracy over the whole test set: every sample once, over all ranks."""
+        loss, top1 = self._test()
+        if self.average is None:
+            return Evaluation(self.samples, self._epoch(), loss, top1)
+        with self.average.in_place():
+            return Evaluation(self.samples, self._epoch(), loss, top1, *self._test())
+
+    def _test(self) -> tuple[float, float]:
         num_test, size = len(self.source.test), self.job.evaluation.batch
         chunks = [range(start, min(start + size, num_test)) for start in range(0, num_test, size)]
         sums = torch.zeros(3, dtype=torch.float64, device=self.device)
         self.model.eval()
         with torch.no_grad():
             for batch in self.reader.testing(chunks[self.ranks.rank :: self.ranks.size]):
-                logits = self.model(as_parameters(batch.inputs, self.model))
+                with autocast(self.device, self.job.update.precision):
+                    logits = self.model(as_parameters(batch.inputs, self.model)).float()
                 sums[0] += nn.functional.cross_entropy(logits, batch.labels, reduction="sum")
                 sums[1] += (logits.argmax(1) == batch.labels).sum()
                 sums[2] += len(batch.labels)
         loss, correct, count = self.ranks.sum(sums, "evaluation").tolist()
-        return Evaluation(self.samples, self._epoch(), loss / count, correct / count)
+        return loss / count, correct / count
+
+    def _describe(self, fault: NonFinite, phase: Phase) -> str:
+        """Which update, and the samples of its first bad groups."""
+        update, end = self.plan.schedule.updates_at(self.samples), self.samples + phase.global_batch
+        lines = [f"update {update}, samples {self.samples:,} … {end - 1:,}, learning rate {phase.lr:.4g}: {fault}"]
+        for position in fault.positions[:3]:
+            first = self.samples + position * self.plan.group
+            ids = self.stream.ids(first, first + self.plan.group).tolist()
+            lines.append(f"in the pass with samples {first:,} … {first + len(ids) - 1:,}, ids {ids[:8]} …")
+        lines.append(
+            "update.on_nonfinite = 'skip' leaves such updates out; a lower learning rate or a warm-up may mend it"
+        )
+        return "\n  ".join(lines)
 
     def _is_due(self, before: int, every_epochs: float) -> bool:
         """Whether a multiple of a number of epochs lies between two sample counts."""
@@ -178,6 +215,11 @@ class Trainer:
             self.optimizer.load_state_dict(checkpoint.optimizer)
             self.samples = checkpoint.samples
             self._elapsed_before_s = checkpoint.elapsed_s
+            self.num_skipped = checkpoint.num_skipped
+            if self.average:
+                self.average.load_state_dict(checkpoint.average)
+            if self.engine.loss_scale:
+                self.engine.loss_scale = LossScale(**checkpoint.loss_scale)
             if (last := checkpoint.evaluation) and last["samples"] == self.samples:
                 self.evaluation = Evaluation(self.samples, self._epoch(), last["loss"], last["top1"])
         for name, tensor in self.model.state_dict().items():
@@ -195,11 +237,16 @@ class Trainer:
             optimizer=self.optimizer.state_dict(),
             elapsed_s=self._elapsed_s(),
             evaluation={"samples": last.samples, "loss": last.loss, "top1": last.top1} if last else {},
+            average=self.average.state_dict() if self.average else {},
+            loss_scale=asdict(self.engine.loss_scale) if self.engine.loss_scale else {},
+            num_skipped=self.num_skipped,
         )
         boundaries = {phase.end_samples for phase in self.plan.schedule.phases}
         write_checkpoint(self.folder / "checkpoints", checkpoint, self.job.checkpoint.keep, boundaries)
 
     def _record(self, stretch: _Stretch, index: int, phase: Phase) -> None:
+        if not stretch.samples:  # all were left out
+            return
         layout = self.plan.layouts[index]
         record = TrainRecord(
             samples=self.samples,
@@ -216,6 +263,7 @@ class Trainer:
             samples_per_s=stretch.samples / stretch.seconds,
             data_wait_pct=100 * stretch.data_wait_s / stretch.seconds,
             allreduce_pct=100 * stretch.reduce_wait_s / stretch.seconds,
+            skipped=self.num_skipped,
         )
         self._tell("on_record", record)
 

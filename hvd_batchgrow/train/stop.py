@@ -17,6 +17,24 @@ class Stop(Protocol):
         """True from the request on."""
 
 
+class StopAfter:
+    """Asks to stop after some updates, or when another stop does.
+
+    Args:
+        other: a stop that is looked at too.
+        updates: how many looks, one before each update, until this one asks.
+    """
+
+    def __init__(self, other: Stop, updates: int) -> None:
+        self._other, self._left = other, updates
+
+    @property
+    def asked(self) -> bool:
+        """True from the last of the updates on: the vote of an update stops the run after it."""
+        self._left -= 1
+        return self._left <= 0 or self._other.asked
+
+
 class StopRequest:
     """While entered, SIGTERM, SIGUSR2 and a first SIGINT only ask; a second SIGINT stops at once.
 

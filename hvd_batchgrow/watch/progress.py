@@ -59,7 +59,8 @@ class ProgressDisplay(Observer):
         """One line per evaluation."""
         train = f"{_line(self._last)}, " if self._last else ""
         self.console.print(
-            f"epoch {event.epoch:.2f}: {train}test loss {event.loss:.4f}, test accuracy {100 * event.top1:.2f} %",
+            f"epoch {event.epoch:.2f}: {train}test loss {event.loss:.4f}, test accuracy {100 * event.top1:.2f} %"
+            + ("" if event.average_top1 is None else f", of averaged weights {100 * event.average_top1:.2f} %"),
             highlight=False,
         )
 
@@ -79,6 +80,7 @@ def _line(record: TrainRecord) -> str:
     return (
         f"B {record.global_batch}, lr {record.lr:.4g}, loss {record.loss:.4f}, "
         f"{record.samples_per_s:,.0f} samples/s, all-reduce {record.allreduce_pct:.1f} %"
+        + (f", {record.skipped} updates left out" if record.skipped else "")
     )
 
 

@@ -10,6 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from hvd_batchgrow.config import Job
 from hvd_batchgrow.schedule.cost import Cost
 from hvd_batchgrow.schedule.phases import Phase
 from hvd_batchgrow.schedule.plan import Plan
@@ -17,6 +18,7 @@ from hvd_batchgrow.train.events import RunEnded
 
 if TYPE_CHECKING:  # imports torch, which `plan` does without
     from hvd_batchgrow.train.audit import Audit
+    from hvd_batchgrow.train.verify import Compared
 
 
 def plan_table(plan: Plan) -> Table:
@@ -141,4 +143,18 @@ def audit_table(result: Audit) -> Table:
     if consumed.replaced:
         lines += [f"{len(consumed.replaced):,} bad samples were replaced", *replaced_samples(consumed, 5)]
     table.caption, table.caption_justify = "\n".join(lines), "left"
+    return table
+
+
+def verify_table(job: Job, results: Sequence[Compared], num_updates: int) -> Table:
+    """Layouts, and how far their weights are from those of the first."""
+    mode = "exact: every bit must be equal" if job.layout.exact else "fast: equal but for rounding"
+    table = Table(title=f"{job.name}, {num_updates} updates; {mode}", title_justify="left", box=box.SIMPLE_HEAD)
+    for heading in ("ranks × passes × micro-batch", "weights", "difference", "worst tensor", ""):
+        table.add_column(heading)
+    for result in results:
+        shape = result.shape
+        layout = f"{shape.ranks} × {shape.accumulation} × {shape.micro_batch}"
+        verdict = "" if result.passed else "more than rounding" if not job.layout.exact else "not equal"
+        table.add_row(layout, result.weights.digest[:16], f"{result.difference:.1e}", result.worst, verdict)
     return table

@@ -42,12 +42,16 @@ class TensorBoard(Observer):
             "perf/samples_per_s": event.samples_per_s,
             "perf/data_wait_pct": event.data_wait_pct,
             "perf/allreduce_pct": event.allreduce_pct,
+            "update/left_out": event.skipped,
         }
         self._add(scalars, event.samples)
 
     def on_evaluation(self, event: Evaluation) -> None:
         """Test curves."""
         self._add({"val/loss": event.loss, "val/top1": event.top1}, event.samples)
+        if event.average_loss is not None and event.average_top1 is not None:
+            averages = {"val/average_loss": event.average_loss, "val/average_top1": event.average_top1}
+            self._add(averages, event.samples)
 
     def on_end(self, event: RunEnded) -> None:
         """One record of the job's numbers beside what came of them, and close the files."""

@@ -21,7 +21,9 @@ def make(samples: int = 640) -> Checkpoint:
     weights = {"w": torch.randn(4, 3, generator=generator), "n": torch.tensor(3)}
     optimizer = {"state": {0: {"momentum_buffer": torch.ones(4, 3)}}, "param_groups": [{"lr": 0.1, "params": [0]}]}
     deciding = {"seed": 0, "optim.lr": 0.1, "schedule.boundaries_epochs": [1.0], "schedule.max_batch": None}
-    return Checkpoint(samples, deciding, weights, optimizer, 12.5, {"samples": 640, "loss": 0.5, "top1": 0.9})
+    return Checkpoint(
+        samples, deciding, weights, optimizer, 12.5, {"samples": 640, "loss": 0.5, "top1": 0.9}, {}, {}, 0
+    )
 
 
 def write(folder: Path, *counters: int, keep: int = 9, milestones: tuple[int, ...] = ()) -> None:
@@ -84,7 +86,7 @@ def test_every_damage_is_noticed(tmp_path: Path) -> None:
     [
         (lambda data: data[: len(data) // 2], "not readable"),
         (lambda data: b"", "not readable"),
-        (lambda data: _resaved(format=2), "of format 2, this version reads 1"),
+        (lambda data: _resaved(format=3), "of format 3, this version reads 2"),
         (lambda data: _resaved(samples=641), "damaged: its values do not match its SHA-256"),
         (lambda data: _saved({"state_dict": {}}), "not a checkpoint of this program"),
     ],

@@ -142,7 +142,7 @@ def test_digest_of_what_is_no_run_is_refused(tmp_path: Path, capsys: pytest.Capt
         (["plan", "small.toml", "--data.flip", "--json"], 2, "data.flip: has no value"),
         (["plan", "small.toml", "--schedule.epochs", "1e-9"], 2, "1e-09 of N = 300 samples are none"),
         (["train", "small.toml", "--data.source", "cifar1O"], 2, "data.source: did you mean 'cifar10'?"),
-        (["train", "small.toml", "--model.name", "vgg"], 2, "'vgg' can be planned, not trained"),
+        (["train", "small.toml", "--model.name", "vgg"], 2, "model.name: did you mean 'vgg"),
         (
             ["train", "small.toml", "--layout.growth", "ranks", "--layout.ranks_per_phase", "[1,2,1,1]"],
             2,

@@ -27,6 +27,8 @@ def test_every_shipped_job_is_valid_and_named_as_its_file(path: Path) -> None:
             1,
             "optim.zzz: unknown key; known here: name, lr, momentum, nesterov, weight_decay, rescale_momentum",
         ),
+        ("optim", "name", "lasr", "optim.name: must be one of sgd, adam, adamw, lars, got 'lasr'"),
+        ("optim", "trust_coefficient", 0.01, "optim.trust_coefficient: unknown key of 'sgd'; it belongs to lars"),
         ("optim", "momentum", 1.0, "optim.momentum: input should be less than 1, got 1.0"),
         ("schedule", "policy", "grwo", "schedule.policy: must be one of decay, grow, hybrid, adabatch, steps, import"),
         ("schedule", "every_epochs", 1.0, "schedule.every_epochs: unknown key of 'grow'; it belongs to adabatch"),
@@ -38,6 +40,14 @@ def test_every_shipped_job_is_valid_and_named_as_its_file(path: Path) -> None:
         ("schedule", "boundaries_epochs", [1.0, "2"], "schedule.boundaries_epochs.1: input should be a valid number"),
         ("model", "ghost_batch", 1, "model.ghost_batch: input should be greater than or equal to 2, got 1"),
         ("model", "ghost_batch", 8.0, "model.ghost_batch: input should be a valid integer, got 8.0"),
+        (
+            "model",
+            "name",
+            "resnet21",
+            "model.name: there is resnetD of depth D = 6n+2, nearest: resnet20, resnet26, got",
+        ),
+        ("model", "channels", [], "model.channels: tuple should have at least 1 item after validation, not 0"),
+        ("model", "arguments", [1], "model.arguments: input should be a valid dictionary, got [1]"),
     ],
 )
 def test_a_fault_names_its_key_the_value_and_what_is_right(section: str, key: str, value: Any, message: str) -> None:
@@ -52,6 +62,17 @@ def test_all_faults_are_reported_at_once() -> None:
     with pytest.raises(JobError) as caught:
         parse_job(tree)
     assert {fault.path for fault in caught.value.faults} == {"optim.lr", "optim.momentum", "schedule.factr", "model"}
+
+
+def test_lars_has_ranges_of_its_own_and_no_nesterov() -> None:
+    values = {"name": "lars", "trust_coefficient": 0.0, "eps": -1e-8, "nesterov": True}
+    with pytest.raises(JobError) as caught:
+        parse_job(job_tree(optim=values))
+    assert [str(fault) for fault in caught.value.faults] == [
+        "optim.trust_coefficient: input should be greater than 0, got 0.0",
+        "optim.eps: input should be greater than or equal to 0, got -1e-08",
+        "optim.nesterov: unknown key of 'lars'; it belongs to sgd",
+    ]
 
 
 def test_a_job_cannot_be_changed() -> None:

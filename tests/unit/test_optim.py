@@ -27,11 +27,13 @@ def step(model: nn.Module, optimizer: torch.optim.Optimizer, gradient: float = 1
     optimizer.step()
 
 
-def test_norm_parameters_and_biases_are_not_decayed() -> None:
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw", "lars"])
+def test_norm_parameters_and_biases_are_not_decayed(name: str) -> None:
     # (r): found by their shape; this network's names say "features.1.weight", not "bn"
-    model, optimizer = make(weight_decay=0.5)
+    model, optimizer = make(name=name, weight_decay=0.5)
     for group in optimizer.param_groups:
         assert {p.ndim > 1 for p in group["params"]} == {group["weight_decay"] == 0.5}
+        assert group.get("adapt", True) == (name != "lars" or group["weight_decay"] == 0.5)
     assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(model.parameters()))
 
 

@@ -32,7 +32,7 @@ def make_job(optim: dict[str, Any] | None = None, layout: dict[str, Any] | None 
         {
             "name": "made",
             "data": {"source": "cifar10"},
-            "model": {"name": "any", "ghost_batch": 32},
+            "model": {"name": "resnet20", "ghost_batch": 32},
             "optim": optim or SGD,
             "schedule": schedule,
             "layout": layout or {},

@@ -25,7 +25,9 @@ def open_(
 
 
 def save(folder: Path, job: Job, samples: int = 160) -> None:
-    write_checkpoint(folder / "checkpoints", Checkpoint(samples, job.deciding(NUM_TRAIN), {}, {}, 1.0, {}), 3, ())
+    write_checkpoint(
+        folder / "checkpoints", Checkpoint(samples, job.deciding(NUM_TRAIN), {}, {}, 1.0, {}, {}, {}, 0), 3, ()
+    )
 
 
 def test_a_new_run_leaves_what_it_was_made_from(tmp_path: Path) -> None:

@@ -25,7 +25,9 @@ def started(folder: Path, samples: int = 0, notes: tuple[str, ...] = ()) -> RunS
 
 
 def record(samples: int, phase: int = 0) -> TrainRecord:
-    return TrainRecord(samples, samples / 300, samples // 16, phase, 0.05, 0.9, 16, 1, 9.4, 0.7, 0.8, 1000.0, 1.0, 2.0)
+    return TrainRecord(
+        samples, samples / 300, samples // 16, phase, 0.05, 0.9, 16, 1, 9.4, 0.7, 0.8, 1000.0, 1.0, 2.0, 0
+    )
 
 
 def evaluation(samples: int) -> Evaluation:

@@ -1,0 +1,124 @@
+"""One update of all weights of ResNet-50 by SGD and by LARS; updates a second.
+
+python -m benchmarks.lars [--turns 15] [--threads 1]
+
+Beside ours: torch's SGD, whose update LARS scales, and timm's LARS, both of its ways, where timm is
+installed (pip install --no-deps timm); else a loop over the tensors, written from the formulas. All have
+momentum and weight decay.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Callable
+from importlib.util import find_spec
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.turns import print_rates, take_turns
+from hvd_batchgrow.optim.lars import Lars
+
+UPDATES, LR, MOMENTUM, WEIGHT_DECAY = 5, 0.1, 0.9, 5e-5
+
+
+def resnet50_shapes(num_classes: int = 1000) -> list[tuple[int, ...]]:
+    """Shapes of all parameters of ResNet-50, in the order of its layers (He et al. 2016, arXiv 1512.03385, table 1)."""
+    shapes: list[tuple[int, ...]] = [(64, 3, 7, 7), (64,), (64,)]
+    width = 64
+    for inner, num_blocks in ((64, 3), (128, 4), (256, 6), (512, 3)):
+        for block in range(num_blocks):
+            convolutions = [(inner, width, 1, 1), (inner, inner, 3, 3), (4 * inner, inner, 1, 1)]
+            if block == 0:  # the shortcut's
+                convolutions.append((4 * inner, width, 1, 1))
+            for shape in convolutions:
+                shapes += [shape, (shape[0],), (shape[0],)]  # weight and bias of the norm that follows
+            width = 4 * inner
+    return [*shapes, (num_classes, width), (num_classes,)]
+
+
+def make_parameters() -> list[nn.Parameter]:
+    """ResNet-50's parameters with gradients, both drawn at random."""
+    generator = torch.Generator().manual_seed(0)
+    parameters = [nn.Parameter(0.05 * torch.randn(shape, generator=generator)) for shape in resnet50_shapes()]
+    assert sum(parameter.numel() for parameter in parameters) == 25_557_032
+    assert len(parameters) == 161
+    for parameter in parameters:
+        parameter.grad = 1e-3 * torch.randn(parameter.shape, generator=generator)
+    return parameters
+
+
+def in_groups(parameters: list[nn.Parameter]) -> list[dict[str, Any]]:
+    """Weight decay, and with it scaling, for what has more than one dimension."""
+    return [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": WEIGHT_DECAY},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+
+
+def timm_lars() -> Callable[..., torch.optim.Optimizer] | None:
+    """timm's LARS, or None without timm; its optimisers are loaded by themselves: the package needs torchvision."""
+    spec = find_spec("timm")
+    if spec is None or spec.submodule_search_locations is None:
+        return None
+    package = sys.modules.setdefault("_timm_optim", ModuleType("_timm_optim"))
+    package.__path__ = [f"{folder}/optim" for folder in spec.submodule_search_locations]
+    return importlib.import_module("_timm_optim.lars").Lars  # type: ignore[no-any-return]
+
+
+@torch.no_grad()
+def loop(parameters: list[nn.Parameter], buffers: list[Tensor]) -> None:
+    """LARS tensor by tensor, as the formulas have it."""
+    for parameter, buffer in zip(parameters, buffers, strict=True):
+        gradient = parameter.grad
+        assert gradient is not None
+        if parameter.ndim <= 1:
+            buffer.mul_(MOMENTUM).add_(gradient, alpha=LR)
+        else:
+            size = parameter.norm()
+            ratio = 0.001 * size / (gradient.norm() + WEIGHT_DECAY * size)
+            decayed = gradient.add(parameter, alpha=WEIGHT_DECAY).mul_(LR * ratio)
+            buffer.mul_(MOMENTUM).add_(decayed)
+        parameter.sub_(buffer)
+
+
+def contestant(update: Callable[[], object]) -> Callable[[], int]:
+    """Do some updates."""
+
+    def work() -> int:
+        for _ in range(UPDATES):
+            update()
+        return UPDATES
+
+    return work
+
+
+def main() -> None:
+    """Time them in turns."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--turns", type=int, default=15)
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    optimizers: dict[str, Any] = {
+        "torch SGD, foreach": torch.optim.SGD(in_groups(make_parameters()), LR, MOMENTUM, foreach=True),
+        "hvd_batchgrow Lars": Lars(in_groups(make_parameters()), LR, MOMENTUM),
+    }
+    if (timm := timm_lars()) is not None:
+        values: dict[str, Any] = {"lr": LR, "momentum": MOMENTUM}
+        optimizers["timm Lars, foreach"] = timm(in_groups(make_parameters()), **values, foreach=True)
+        optimizers["timm Lars, loop"] = timm(in_groups(make_parameters()), **values, foreach=False)
+    contestants = {name: contestant(optimizer.step) for name, optimizer in optimizers.items()}
+    if timm is None:
+        parameters = make_parameters()
+        buffers = [torch.zeros_like(parameter) for parameter in parameters]
+        contestants["loop over the tensors"] = contestant(lambda: loop(parameters, buffers))
+    print_rates(take_turns(contestants, arguments.turns), "updates/s", "torch SGD, foreach")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,163 @@
+"""Networks of the user's own, or of torchvision and timm: whatever a callable returns, its norms made ghost norms."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import inspect
+import random
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hvd_batchgrow.config import Job
+from hvd_batchgrow.errors import Fault, JobError
+from hvd_batchgrow.nn.convert import convert_ghost_batch_norm
+from hvd_batchgrow.nn.dry_run import dry_run, kept_generators
+from hvd_batchgrow.nn.ghost_batch_norm import ghost_norms
+from hvd_batchgrow.nn.torchvision_shim import import_torchvision
+
+_PACKAGES = {"torchvision": "torchvision", "timm": "timm torchvision"}
+"""What has to be installed for the networks of a package."""
+
+
+def load_own(job: Job, shape: Sequence[int], num_classes: int) -> nn.Module:
+    """Call `module:name` with `model.arguments`, and make its batch norms ghost norms.
+
+    The callable gets `num_classes` too, where its signature takes it and the arguments do not give
+    it. Modules are also looked for in the working directory. Before it is trusted, the network is
+    given two samples, in evaluation and in training, which leaves no trace in it. The generators of
+    NumPy and Python are at `job.seed` while it is made, torch's is where the caller has put it.
+
+    Args:
+        job: gives name, arguments, γ and the momentum of the ghost norms, whatever that of its own was.
+        shape: of a sample as a network gets it, (C, H, W) or (features,).
+        num_classes: of the data.
+
+    Raises:
+        JobError: it cannot be imported or called, returns no network, or one whose output is not (n, num_classes).
+    """
+    name = job.model.name
+    factory = _import(name)
+    arguments = _arguments(factory, job, num_classes)
+    try:
+        with kept_generators():
+            random.seed(job.seed)
+            np.random.seed(job.seed % 2**32)
+            made = factory(**arguments)
+    except Exception as error:  # the user's own code
+        raise _refusal(f"{_call_text(name, arguments)} failed: {_told(error)}") from error
+    if not isinstance(made, nn.Module):
+        raise _refusal(f"{name} must return a torch.nn.Module, returned {type(made).__name__}")
+    network = _with_ghost_norms(job, made)
+    for fault in _faults(network, shape, num_classes):
+        raise _refusal(f"{_call_text(name, arguments)} {fault}")
+    return network
+
+
+def _import(name: str) -> Callable[..., Any]:
+    module_name, _, attribute = name.partition(":")
+    package = module_name.split(".")[0]
+    # Last, and for good: what the user's modules import later is found too, and none of ours is hidden.
+    if str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))
+    try:
+        if package in _PACKAGES:
+            import_torchvision()  # timm imports it too
+        module = importlib.import_module(module_name)
+    except Exception as error:  # the user's own code
+        raise _refusal(f"{name} cannot be imported: {_told(error)}{_to_install(package, error)}") from error
+    found = getattr(module, attribute, None)
+    if not callable(found):
+        near = get_close_matches(attribute, [key for key, value in vars(module).items() if callable(value)], n=1)
+        hint = f"; did you mean {module_name}:{near[0]}?" if near else ""
+        what = "has no such name" if found is None else f"has a {type(found).__name__} there, which cannot be called"
+        raise _refusal(f"{name}: {module_name} {what}{hint}")
+    return found  # type: ignore[no-any-return]
+
+
+def _to_install(package: str, error: Exception) -> str:
+    if not isinstance(error, ModuleNotFoundError) or package not in _PACKAGES:
+        return ""
+    # Without the version of the torch that is there, pip would put its newest in its place.
+    return f"; pip install {_PACKAGES[package]} torch=={torch.__version__.split('+')[0]}"
+
+
+def _arguments(factory: Callable[..., Any], job: Job, num_classes: int) -> dict[str, Any]:
+    """What the callable is given.
+
+    Raises:
+        JobError: its signature does not take it.
+    """
+    given = copy.deepcopy(job.model.arguments)
+    try:
+        signature = inspect.signature(factory)
+    except (TypeError, ValueError):  # of some compiled ones
+        return {"num_classes": num_classes, **given}
+    parameters = signature.parameters.values()
+    if any(p.name == "num_classes" or p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
+        given = {"num_classes": num_classes, **given}
+    try:
+        signature.bind(**given)
+    except TypeError as error:
+        fault = f"{_call_text(job.model.name, given)} cannot be: {error}; it takes {signature}"
+        raise JobError([Fault("model.arguments", fault)]) from None
+    return given
+
+
+def _with_ghost_norms(job: Job, made: nn.Module) -> nn.Module:
+    if not any(parameter.requires_grad for parameter in made.parameters()):
+        raise _refusal(f"{job.model.name} has no parameters to train")
+    group = job.model.ghost_batch
+    try:
+        network = convert_ghost_batch_norm(made, group, momentum=job.model.ghost_momentum)
+    except ValueError as error:
+        raise _refusal(f"{job.model.name}: {error}") from error
+    for norm in ghost_norms(network):
+        if norm.ghost_batch != group:
+            raise _refusal(
+                f"{job.model.name} has a ghost norm of {norm.ghost_batch} samples; all must have model.ghost_batch, "
+                f"{group}, the unit that the stream is cut into"
+            )
+    return network
+
+
+def _faults(network: nn.Module, shape: Sequence[int], num_classes: int) -> Iterator[str]:
+    """What is wrong with the outputs for two samples."""
+    samples = next(network.parameters()).new_zeros(2, *shape)
+    for training, when in ((False, "in evaluation"), (True, "in training")):
+        try:
+            with dry_run(network, len(samples), training=training):
+                output = network(samples)
+        except Exception as error:  # the user's own code
+            yield f"fails on two samples of shape {tuple(shape)}, {when}: {_told(error)}"
+            return
+        right = isinstance(output, Tensor) and output.shape == (2, num_classes)
+        if not right:
+            given = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+            yield f"gives {given} for two samples of shape {tuple(shape)}, {when}; must be logits (2, {num_classes})"
+            return
+
+
+def _call_text(name: str, arguments: dict[str, Any]) -> str:
+    return f"{name}({', '.join(f'{key}={value!r}' for key, value in arguments.items())})"
+
+
+def _told(error: Exception) -> str:
+    """The error and where it came from, as near to the user's own lines as can be told."""
+    frames = traceback.extract_tb(error.__traceback__)
+    torchs, ours = str(Path(torch.__file__).parent), str(Path(__file__).parent)
+    outside = [frame for frame in frames if not frame.filename.startswith((torchs, ours, "<frozen"))]
+    place = f" ({outside[-1].filename}, line {outside[-1].lineno})" if outside else ""
+    return f"{type(error).__name__}: {error}{place}"
+
+
+def _refusal(fault: str) -> JobError:
+    return JobError([Fault("model.name", fault)])

@@ -1,0 +1,49 @@
+"""Whole runs with LARS: it learns, no layout changes a bit under `exact`, and a stop changes none either."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hvd_batchgrow.comm.ranks import Ranks, SingleRank
+from hvd_batchgrow.config import Job
+from hvd_batchgrow.train.checkpoint import Checkpoint, newest_good
+from tests.helpers import small_job
+from tests.parallel.test_run import Recorder, StopAfter, digest, train
+
+
+def lars_job(**sections: Any) -> Job:
+    """Warm-up from 0, where the buffer is corrected at every update; growth to 96, where the rate falls."""
+    optim = {"name": "lars", "lr": 0.5, "weight_decay": 1e-3, "trust_coefficient": 0.1}
+    schedule = {"warmup_epochs": 0.4, "epochs": 6.0}
+    return small_job(optim=optim, schedule=schedule, data={"pipeline": "torch"}, **sections)
+
+
+def test_a_job_with_lars_learns(ranks: Ranks, tmp_path: Path) -> None:
+    recorder = Recorder()
+    trainer, ended = train(lars_job(), ranks, tmp_path, recorder)
+    assert ended.done
+    assert recorder.evaluations[-1].top1 > 0.8  # of three classes
+    ratios = trainer.optimizer.trust_ratios()  # type: ignore[attr-defined]
+    assert ratios.shape == (3,)  # two convolutions and the linear layer
+    assert ((ratios > 0) & (ratios != 1)).all()
+
+
+def test_exact_weights_and_buffers_are_those_of_one_rank_to_the_bit(ranks: Ranks, tmp_path: Path) -> None:
+    job = lars_job(layout={"exact": True})
+    together, _ = train(job, ranks, tmp_path / "together")
+    alone, _ = train(job, SingleRank(), tmp_path / f"alone{ranks.rank}")
+    assert digest(together) == digest(alone)
+
+
+@pytest.mark.parametrize("updates", [1, 5, 11])
+def test_a_stopped_run_goes_on_to_the_bit(ranks: Ranks, tmp_path: Path, updates: int) -> None:
+    whole, _ = train(lars_job(), ranks, tmp_path / "whole")
+    train(lars_job(), ranks, tmp_path / "parts", stop=StopAfter(updates, here=ranks.rank == 0))
+    data = ranks.from_rank0(lambda: newest_good(tmp_path / "parts" / "checkpoints")[0], "test.checkpoint")
+    assert data is not None
+    resumed, ended = train(lars_job(), ranks, tmp_path / "parts", checkpoint=Checkpoint.from_bytes(data))
+    assert ended.done
+    assert digest(resumed) == digest(whole)

@@ -1,0 +1,193 @@
+"""What is done with a gradient before it is used: the same in every layout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hvd_batchgrow.comm.ranks import AgreedFailure, Ranks
+from hvd_batchgrow.config import UpdateSection
+from hvd_batchgrow.data.samples import Source
+from hvd_batchgrow.schedule.plan import compile_plan
+from hvd_batchgrow.train.checkpoint import Checkpoint, tree_digest
+from hvd_batchgrow.train.engine import NonFinite, UpdateEngine
+from hvd_batchgrow.train.loop import Trainer
+from hvd_batchgrow.train.loss_scale import LossScale
+from hvd_batchgrow.train.stop import StopRequest
+from hvd_batchgrow.train.weight_average import WeightAverage
+from tests import golden
+from tests.helpers import NUM_TRAIN, small_job, small_source
+
+
+def rule(**values: Any) -> UpdateSection:
+    return UpdateSection(**values)
+
+
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("per_pass", [1, 3])
+def test_smoothed_targets_and_a_clipped_gradient_are_those_of_the_formulas(
+    ranks: Ranks, per_pass: int, exact: bool
+) -> None:
+    expected, losses = golden.reference(smoothing=0.1, clip_norm=0.3)
+    engine = golden.make_engine(ranks, exact=exact, rule=rule(label_smoothing=0.1, clip_norm=0.3))
+    for update in range(golden.NUM_UPDATES):
+        result = golden.serve(engine, ranks, per_pass, update)
+        assert result.loss_sum / golden.phase().global_batch == pytest.approx(losses[update], rel=1e-12)
+    golden.assert_same_weights(engine.model, expected)
+    unclipped, _ = golden.reference(smoothing=0.1)
+    with pytest.raises(AssertionError):
+        golden.assert_same_weights(engine.model, unclipped)
+
+
+# --- not finite -------------------------------------------------------------------------------------
+
+
+def poison(engine: UpdateEngine, at_group: int) -> None:
+    """From now on the loss of one group, the one whose first pixel is its first sample's, is no number."""
+    images, _ = golden.samples(0)
+    mark = images[at_group * golden.GROUP].flatten()[0]
+
+    def hook(module: torch.nn.Module, inputs: tuple[torch.Tensor], logits: torch.Tensor) -> torch.Tensor:
+        return logits * torch.where((inputs[0].flatten(1)[:, 0] == mark).any(), torch.nan, 1.0)
+
+    engine.model.register_forward_hook(hook)
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_all_ranks_stop_together_and_name_the_group(ranks: Ranks, exact: bool) -> None:
+    engine = golden.make_engine(ranks, exact=exact)
+    poison(engine, 5)
+    with pytest.raises(NonFinite, match="the loss is not finite") as fault:
+        golden.serve(engine, ranks, 1, 0)
+    assert fault.value.positions == (5,)
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_an_update_left_out_leaves_all_as_it_was(ranks: Ranks, exact: bool) -> None:
+    engine, clean = (golden.make_engine(ranks, exact=exact, rule=rule(on_nonfinite="skip")) for _ in range(2))
+    poison(engine, 5)
+    assert golden.serve(engine, ranks, 2 - exact, 0).skipped
+    assert tree_digest(engine.model.state_dict()) == tree_digest(golden.make_model().state_dict())
+    for update in (1, 2):
+        assert not golden.serve(engine, ranks, 2 - exact, update).skipped
+        golden.serve(clean, ranks, 2 - exact, update)
+    assert tree_digest(engine.model.state_dict()) == tree_digest(clean.model.state_dict())
+
+
+def test_a_gradient_that_overflows_is_no_fault_of_any_group(ranks: Ranks) -> None:
+    engine = golden.make_engine(ranks)
+    next(engine.model.parameters()).register_hook(lambda gradient: gradient * torch.inf)
+    with pytest.raises(NonFinite, match="the gradient is not finite") as fault:
+        golden.serve(engine, ranks, 2, 0)
+    assert fault.value.positions == ()
+
+
+def train(
+    ranks: Ranks, folder: Path, source: Source | None = None, checkpoint: Checkpoint | None = None, **update: Any
+) -> Trainer:
+    job = small_job(update=update, checkpoint={"every_epochs": 0.5, "keep": 100})
+    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+    trainer = Trainer(job, compile_plan(job, ranks.size, NUM_TRAIN), source or small_source(), ranks, folder, [])
+    trainer.run(StopRequest(), checkpoint)
+    return trainer
+
+
+def test_a_run_that_stops_says_which_update_and_samples(ranks: Ranks, tmp_path: Path) -> None:
+    source = small_source()
+    with pytest.raises(AgreedFailure) as failure:
+        train(ranks, tmp_path, Source(source.train, source.test, 3, source.mean, (1e-42,)))
+    if ranks.rank == 0:
+        assert "update 0, samples 0 … 15, learning rate 0.05: the loss is not finite" in str(failure.value.error)
+        assert "ids [" in str(failure.value.error)
+    else:
+        assert failure.value.error is None
+
+
+# --- precision ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_low_precision_learns_and_keeps_float32_weights(ranks: Ranks, tmp_path: Path, precision: str) -> None:
+    trainer = train(ranks, tmp_path / precision, precision=precision)
+    assert {parameter.dtype for parameter in trainer.model.parameters()} == {torch.float32}
+    reference = train(ranks, tmp_path / "float32")
+    assert trainer.evaluation is not None
+    assert reference.evaluation is not None
+    assert trainer.evaluation.loss == pytest.approx(reference.evaluation.loss, abs=0.1)
+    assert trainer.evaluation.loss != reference.evaluation.loss
+
+
+def test_a_loss_scale_changes_no_bit_of_a_gradient_that_fits(ranks: Ranks) -> None:
+    plain, scaled = golden.make_engine(ranks), golden.make_engine(ranks)
+    scaled.loss_scale = LossScale()
+    for update in range(golden.NUM_UPDATES):
+        golden.serve(plain, ranks, 2, update)
+        golden.serve(scaled, ranks, 2, update)
+    assert tree_digest(plain.model.state_dict()) == tree_digest(scaled.model.state_dict())
+
+
+def test_an_overflow_halves_the_scale_on_all_ranks_and_leaves_the_update_out(ranks: Ranks) -> None:
+    engine = golden.make_engine(ranks)
+    engine.loss_scale = LossScale(value=8.0)
+    limit = engine.loss_scale.value / 2
+
+    def overflow(gradient: torch.Tensor) -> torch.Tensor:
+        assert engine.loss_scale is not None
+        return gradient * (torch.inf if engine.loss_scale.value > limit else 1.0)
+
+    next(engine.model.parameters()).register_hook(overflow)
+    assert golden.serve(engine, ranks, 2, 0).skipped
+    assert engine.loss_scale.value == 4.0
+    assert not golden.serve(engine, ranks, 2, 1).skipped
+    assert (engine.loss_scale.value, engine.loss_scale.good_samples) == (4.0, 96)
+
+
+def test_the_scale_grows_by_samples_not_by_updates() -> None:
+    few, many = LossScale(growth_samples=96), LossScale(growth_samples=96)
+    few.after(96, overflow=False)
+    for _ in range(6):
+        many.after(16, overflow=False)
+    assert few == many == LossScale(value=2.0**16, growth_samples=96)
+    few.after(16, overflow=True)
+    assert (few.value, few.good_samples) == (2.0**15, 0)
+    with pytest.raises(FloatingPointError, match="not finite even at a loss scale of 1"):
+        LossScale(value=1.0).after(16, overflow=True)
+
+
+# --- averaged weights -----------------------------------------------------------------------------------
+
+
+def test_the_average_forgets_by_samples_whatever_the_batch() -> None:
+    model = torch.nn.Linear(1, 1, bias=False).double()
+    averages = [WeightAverage(model, 100.0) for _ in range(2)]
+    for average in averages:
+        model.weight.data.fill_(1.0)
+        average.update(32)
+    model.weight.data.fill_(3.0)
+    averages[0].update(64)
+    averages[1].update(32)
+    averages[1].update(32)
+    expected = 3.0 + (1.0 - 3.0) * torch.tensor(-0.64, dtype=torch.float64).exp()
+    for average in averages:
+        with average.in_place():
+            assert model.weight.item() == pytest.approx(expected.item(), rel=1e-12)
+        assert model.weight.item() == 3.0
+
+
+def test_a_resumed_run_has_the_average_and_the_scale_of_an_undisturbed_one(ranks: Ranks, tmp_path: Path) -> None:
+    settings = {"average_samples": 150.0, "precision": "float16"}
+    whole = train(ranks, tmp_path / "whole", **settings)
+    checkpoints = sorted((tmp_path / "whole" / "checkpoints").glob("*.pt")) if ranks.rank == 0 else []
+    data = ranks.broadcast_bytes(checkpoints[1].read_bytes() if checkpoints else None, "test")
+    assert data is not None
+    resumed = train(ranks, tmp_path / "resumed", checkpoint=Checkpoint.from_bytes(data), **settings)
+    assert whole.average is not None
+    assert resumed.average is not None
+    assert tree_digest(resumed.average.state_dict()) == tree_digest(whole.average.state_dict())
+    assert resumed.engine.loss_scale == whole.engine.loss_scale
+    assert resumed.evaluation == whole.evaluation
+    assert whole.evaluation is not None
+    assert whole.evaluation.average_loss not in (None, whole.evaluation.loss)

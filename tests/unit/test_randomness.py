@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from hvd_batchgrow.nn.ghost_batch_norm import GhostBatchNorm2d
+from hvd_batchgrow.nn.models import SmallConvNet
+from hvd_batchgrow.nn.randomness import WHOLE, own_randomness
+
+EXAMPLE = torch.randn(3, 2, 4, 4, generator=torch.Generator().manual_seed(1))
+
+
+class Calls(nn.Module):
+    """A module that is what a function says, after a convolution."""
+
+    def __init__(self, function: Any) -> None:
+        super().__init__()
+        self.conv, self.function = nn.Conv2d(2, 2, 1), function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self, self.conv(x))  # type: ignore[no-any-return]
+
+
+class DropPath(nn.Module):
+    """Named as timm's, and not come by."""
+
+    drop_prob = 0.1
+
+
+def stack(*modules: nn.Module) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(2, 2, 1), *modules)
+
+
+def counted(module: nn.Module, x: Tensor) -> Tensor:
+    module.count = getattr(module, "count", 0) + 1  # type: ignore[assignment]
+    return x * module.count  # type: ignore[operator]
+
+
+def on_its_own(module: nn.Module, x: Tensor) -> Tensor:
+    if not hasattr(module, "generator"):
+        module.generator = torch.Generator().manual_seed(1)  # type: ignore[assignment]
+    return x + torch.rand(x.shape, generator=module.generator)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        (SmallConvNet(2, 3, (4, 8), 8), []),
+        (stack(nn.Dropout(0.0), nn.BatchNorm2d(2), nn.Identity()), []),
+        (stack(nn.Dropout(0.5)), ["1"]),
+        (stack(nn.Dropout2d(0.1), nn.Sequential(nn.ReLU(), nn.AlphaDropout(0.2))), ["1", "2.1"]),
+        (stack(nn.RReLU()), ["1"]),
+        (Calls(lambda net, x: nn.functional.dropout(x, 0.5, net.training)), [WHOLE]),
+        (stack(Calls(lambda net, x: x * random.gauss(0, 1))), ["1"]),
+        (stack(Calls(lambda net, x: x * np.random.random())), ["1"]),
+        (stack(Calls(lambda net, x: x), Calls(on_its_own), nn.ReLU()), ["2"]),
+        (stack(Calls(counted)), ["1"]),
+        (stack(Calls(lambda net, x: x if net.training else torch.rand_like(x))), []),
+    ],
+    ids=lambda value: str(value) if isinstance(value, list) else "",
+)
+def test_who_draws_is_named_innermost(model: nn.Module, expected: list[str]) -> None:
+    assert own_randomness(model, EXAMPLE) == expected
+
+
+def test_dropout_that_this_forward_does_not_come_by_is_named_too() -> None:
+    model = Calls(lambda net, x: x)
+    model.path = DropPath()
+    assert own_randomness(model, EXAMPLE) == ["path"]
+
+
+def test_one_that_draws_between_its_childrens_draws_is_named_beside_them() -> None:
+    model = Calls(lambda net, x: net.drop(x) + torch.rand(1))
+    model.drop = nn.Dropout(0.5)
+    assert own_randomness(model, EXAMPLE) == [WHOLE, "drop"]
+
+
+def test_model_and_generators_stay_as_they_were() -> None:
+    model = stack(GhostBatchNorm2d(2, 8), nn.BatchNorm2d(2), nn.Dropout(0.5)).eval()
+    model[2].train()
+    model[1].deferred = True
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    torch.manual_seed(4)
+    random.seed(4)
+    np.random.seed(4)
+    expected = torch.rand(1), random.gauss(0, 1), np.random.random()
+    torch.manual_seed(4)
+    random.seed(4)
+    np.random.seed(4)
+    assert own_randomness(model, EXAMPLE) == ["3"]
+    assert (torch.rand(1), random.gauss(0, 1), np.random.random()) == expected
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert [module.training for module in model] == [False, False, True, False]
+    norm = model[1]
+    assert isinstance(norm, GhostBatchNorm2d)
+    assert (norm.ghost_batch, norm.deferred) == (8, True)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    assert torch.equal(norm(EXAMPLE), norm(EXAMPLE))
+
+
+def test_a_forward_that_fails_leaves_nothing_either() -> None:
+    model = stack(nn.Linear(9, 9), nn.Dropout(0.5)).eval()
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        own_randomness(model, EXAMPLE)
+    assert not any(module.training or module._forward_hooks for module in model.modules())

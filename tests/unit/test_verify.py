@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import tomli_w
+import torch
+
+from hvd_batchgrow.cli import main
+from hvd_batchgrow.errors import JobError, RunError
+from hvd_batchgrow.train import verify
+from hvd_batchgrow.train.digest import Weights, overall_difference
+from hvd_batchgrow.train.stop import StopAfter, StopRequest
+from hvd_batchgrow.train.verify import Shape, default_shapes, parse_shapes, rounding_limit
+from tests.helpers import job_tree, small_source, write_idx_folder
+
+
+@pytest.mark.parametrize(
+    ("text", "batch", "shapes"),
+    [
+        ("1x1x16", 16, [(1, 1, 16)]),
+        ("1x2x8, 2×1×8", 16, [(1, 2, 8), (2, 1, 8)]),
+        ("3x1x16", 40, [(3, 1, 16)]),  # five groups: ranks hold 2, 2 and 1
+        ("3x2x8", 40, [(3, 2, 8)]),
+        ("1x1x16,1x1x16", 16, [(1, 1, 16)]),
+    ],
+)
+def test_layouts_are_read(text: str, batch: int, shapes: Sequence[tuple[int, int, int]]) -> None:
+    assert parse_shapes(text, batch, 8, exact=False) == [Shape(*shape) for shape in shapes]
+
+
+def test_all_layouts_that_cannot_be_are_told_at_once() -> None:
+    with pytest.raises(JobError) as error:
+        parse_shapes("1x1x12,1x3x8,3x1x8,two,0x1x8", 16, 8, exact=False)
+    lines = [
+        "1x1x12: a pass of 12 would cut ghost batches of 8",
+        "1x3x8 takes 24 samples, the first phase's batch is 16; nearest: 1x1x16, 1x2x8",
+        "3x1x8 takes 24 samples, the first phase's batch is 16; nearest: fewer ranks",
+        "'two' is not RANKSxPASSESxMICRO-BATCH, such as 2x2x8",
+        "'0x1x8' is not",
+    ]
+    assert all(line in str(error.value) for line in lines)
+    with pytest.raises(JobError, match="in exact mode a pass is one ghost batch of 8"):
+        parse_shapes("1x1x16", 16, 8, exact=True)
+
+
+def test_default_layouts_are_all_at_once_and_one_group_a_pass() -> None:
+    assert [str(shape) for shape in default_shapes(40, 8, exact=False)] == [
+        "1x1x40", "1x5x8", "2x1x24", "2x3x8", "3x1x16", "3x2x8", "4x1x16", "4x2x8",
+    ]  # fmt: skip
+    assert [str(shape) for shape in default_shapes(16, 8, exact=True)] == ["1x2x8", "2x1x8"]
+    for text in ("1x1x40", "2x1x24", "3x1x16", "4x2x8"):
+        parse_shapes(text, 40, 8, exact=False)
+
+
+def test_rounding_may_grow_but_not_in_exact_mode() -> None:
+    assert rounding_limit(1, exact=False) == pytest.approx(1e-5)
+    assert rounding_limit(3, exact=False) == pytest.approx(9e-3)
+    assert rounding_limit(3, exact=True) == 0
+
+
+def test_the_difference_is_over_all_tensors() -> None:
+    first, second = (
+        Weights(Path(), 0, is_final=True, tensors={"a": torch.tensor([3.0, 0.0]), "b": torch.tensor([b])}, digest="")
+        for b in (4.0, 4.5)
+    )
+    assert overall_difference(first, first) == 0
+    assert overall_difference(first, second) == pytest.approx(0.5 / 5)
+
+
+def test_a_stop_after_updates_is_voted_in_the_last_of_them() -> None:
+    stop = StopAfter(StopRequest(), 3)
+    assert [stop.asked for _ in range(4)] == [False, False, True, True]
+    asked = StopRequest()
+    asked.asked = True
+    assert StopAfter(asked, 3).asked
+
+
+@pytest.fixture
+def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    root = write_idx_folder(tmp_path / "data", small_source())
+    (tmp_path / "small.toml").write_text(tomli_w.dumps(job_tree(root)))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HVD_BATCHGROW_CACHE", str(tmp_path / "cache"))
+    return "small.toml"
+
+
+def test_train_stops_after_updates_and_goes_on(job: str) -> None:
+    assert main(["train", job, "--updates", "3"]) == 75
+    assert [path.stem for path in Path("runs/small/checkpoints").glob("*.pt")] == ["samples-000000000000048"]
+    assert main(["train", job, "--resume", "auto"]) == 0
+
+
+def test_updates_must_be_some(job: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", job, "--updates", "0"]) == 2
+    assert "--updates: must be at least 1, got 0" in capsys.readouterr().err
+
+
+def test_layouts_of_one_rank_agree_and_are_shown(job: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", job, "--layouts", "1x1x16,1x2x8"]) == 0
+    text = capsys.readouterr().out
+    assert "small, 2 updates; fast: equal but for rounding" in text
+    assert "1 × 2 × 8" in text
+    assert "the reference" in text
+
+
+def test_a_layout_that_decides_is_found(
+    job: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The second run is made with another learning rate."""
+    train, runs = verify._train, []
+
+    def other(job_file: Path, options: Sequence[str], *rest: object) -> None:
+        runs.append(job_file)
+        train(job_file, [*options, "--optim.lr", "0.06"] if len(runs) > 1 else options, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(verify, "_train", other)
+    assert main(["verify", job, "--layouts", "1x1x16,1x2x8", "--updates", "1"]) == 1
+    assert "more than rounding" in capsys.readouterr().out
+
+
+def test_a_run_that_fails_says_why(job: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", job, "--layouts", "1x1x16", "--data.root", "nowhere"]) == 1
+    assert "the run as 1x1x16 ended with 1:" in capsys.readouterr().err
+
+
+def test_without_a_launcher_several_ranks_cannot_be_verified(job: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verify.shutil, "which", lambda name: None)
+    with pytest.raises(RunError, match="2 ranks need mpirun or horovodrun on PATH"):
+        verify._launcher(2)
