@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from hvd_batchgrow.errors import RunError
 
 Arrays = Mapping[str, NDArray[Any]]
-_FORMAT = 1
+_FORMAT = 2
 """Counted up when what a cache holds changes its meaning."""
 
 

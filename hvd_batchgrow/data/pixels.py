@@ -17,7 +17,7 @@ from hvd_batchgrow.data.encoded import EncodedSamples, decode
 from hvd_batchgrow.data.feed import Feed, RawGroup
 
 _CPU = torch.device("cpu")
-_CACHED_PIXELS = 1 << 16
+_CACHED_PIXELS = 1 << 18
 
 
 @dataclass(frozen=True)

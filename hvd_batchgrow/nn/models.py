@@ -12,6 +12,7 @@ from hvd_batchgrow.nn.alexnet import AlexNet
 from hvd_batchgrow.nn.cifar_resnet import CifarResNet
 from hvd_batchgrow.nn.dense import DenseLayers
 from hvd_batchgrow.nn.known import FAMILIES, check_network, check_shape, read_name
+from hvd_batchgrow.nn.own import load_own
 from hvd_batchgrow.nn.small_conv_net import SmallConvNet
 from hvd_batchgrow.nn.vgg import Vgg
 from hvd_batchgrow.nn.wide_resnet import WideResNet
@@ -52,8 +53,6 @@ def build_model(job: Job, sample_shape: Sequence[int], num_classes: int) -> nn.M
         raise JobError(faults, job.name)
     named = read_name(model.name)
     if named.family == "own":
-        from hvd_batchgrow.nn.own import load_own
-
         return load_own(job, (shape[-1], *shape[:-1]), num_classes)
     family = FAMILIES[named.family]
     given = {key: value for key in family.keys if (value := getattr(model, key)) is not None}

@@ -45,7 +45,7 @@ def load_own(job: Job, shape: Sequence[int], num_classes: int) -> nn.Module:
         JobError: it cannot be imported or called, returns no network, or one whose output is not (n, num_classes).
     """
     name = job.model.name
-    factory = _import(name)
+    factory = _import(job)
     arguments = _arguments(factory, job, num_classes)
     try:
         with kept_generators():
@@ -53,16 +53,17 @@ def load_own(job: Job, shape: Sequence[int], num_classes: int) -> nn.Module:
             np.random.seed(job.seed % 2**32)
             made = factory(**arguments)
     except Exception as error:  # the user's own code
-        raise _refusal(f"{_call_text(name, arguments)} failed: {_told(error)}") from error
+        raise _refusal(job, f"{_call_text(name, arguments)} failed: {_told(error)}") from error
     if not isinstance(made, nn.Module):
-        raise _refusal(f"{name} must return a torch.nn.Module, returned {type(made).__name__}")
+        raise _refusal(job, f"{name} must return a torch.nn.Module, returned {type(made).__name__}")
     network = _with_ghost_norms(job, made)
     for fault in _faults(network, shape, num_classes):
-        raise _refusal(f"{_call_text(name, arguments)} {fault}")
+        raise _refusal(job, f"{_call_text(name, arguments)} {fault}")
     return network
 
 
-def _import(name: str) -> Callable[..., Any]:
+def _import(job: Job) -> Callable[..., Any]:
+    name = job.model.name
     module_name, _, attribute = name.partition(":")
     package = module_name.split(".")[0]
     # Last, and for good: what the user's modules import later is found too, and none of ours is hidden.
@@ -73,13 +74,13 @@ def _import(name: str) -> Callable[..., Any]:
             import_torchvision()  # timm imports it too
         module = importlib.import_module(module_name)
     except Exception as error:  # the user's own code
-        raise _refusal(f"{name} cannot be imported: {_told(error)}{_to_install(package, error)}") from error
+        raise _refusal(job, f"{name} cannot be imported: {_told(error)}{_to_install(package, error)}") from error
     found = getattr(module, attribute, None)
     if not callable(found):
         near = get_close_matches(attribute, [key for key, value in vars(module).items() if callable(value)], n=1)
         hint = f"; did you mean {module_name}:{near[0]}?" if near else ""
         what = "has no such name" if found is None else f"has a {type(found).__name__} there, which cannot be called"
-        raise _refusal(f"{name}: {module_name} {what}{hint}")
+        raise _refusal(job, f"{name}: {module_name} {what}{hint}")
     return found  # type: ignore[no-any-return]
 
 
@@ -108,23 +109,24 @@ def _arguments(factory: Callable[..., Any], job: Job, num_classes: int) -> dict[
         signature.bind(**given)
     except TypeError as error:
         fault = f"{_call_text(job.model.name, given)} cannot be: {error}; it takes {signature}"
-        raise JobError([Fault("model.arguments", fault)]) from None
+        raise JobError([Fault("model.arguments", fault)], job.name) from None
     return given
 
 
 def _with_ghost_norms(job: Job, made: nn.Module) -> nn.Module:
     if not any(parameter.requires_grad for parameter in made.parameters()):
-        raise _refusal(f"{job.model.name} has no parameters to train")
+        raise _refusal(job, f"{job.model.name} has no parameters to train")
     group = job.model.ghost_batch
     try:
         network = convert_ghost_batch_norm(made, group, momentum=job.model.ghost_momentum)
     except ValueError as error:
-        raise _refusal(f"{job.model.name}: {error}") from error
+        raise _refusal(job, f"{job.model.name}: {error}") from error
     for norm in ghost_norms(network):
         if norm.ghost_batch != group:
             raise _refusal(
+                job,
                 f"{job.model.name} has a ghost norm of {norm.ghost_batch} samples; all must have model.ghost_batch, "
-                f"{group}, the unit that the stream is cut into"
+                f"{group}, the unit that the stream is cut into",
             )
     return network
 
@@ -153,11 +155,11 @@ def _call_text(name: str, arguments: dict[str, Any]) -> str:
 def _told(error: Exception) -> str:
     """The error and where it came from, as near to the user's own lines as can be told."""
     frames = traceback.extract_tb(error.__traceback__)
-    torchs, ours = str(Path(torch.__file__).parent), str(Path(__file__).parent)
-    outside = [frame for frame in frames if not frame.filename.startswith((torchs, ours, "<frozen"))]
+    between = tuple(str(Path(file).parent) for file in (torch.__file__, importlib.__file__, __file__))
+    outside = [frame for frame in frames if not frame.filename.startswith((*between, "<frozen"))]
     place = f" ({outside[-1].filename}, line {outside[-1].lineno})" if outside else ""
     return f"{type(error).__name__}: {error}{place}"
 
 
-def _refusal(fault: str) -> JobError:
-    return JobError([Fault("model.name", fault)])
+def _refusal(job: Job, fault: str) -> JobError:
+    return JobError([Fault("model.name", fault)], job.name)
