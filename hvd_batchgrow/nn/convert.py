@@ -1,69 +1,160 @@
-"""Ghost norm for any network: its batch norms are replaced, with all they hold."""
+"""Bring a model with batch norms to ghost norms, and running statistics to the present weights."""
 
 from __future__ import annotations
 
-from torch import nn
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from hvd_batchgrow.nn.ghost_batch_norm import GhostBatchNorm, GhostBatchNorm1d, GhostBatchNorm2d
+from hvd_batchgrow.nn.ghost_batch_norm import GhostBatchNorm, GhostBatchNorm1d, GhostBatchNorm2d, ghost_norms
 
-_KINDS: dict[type[_BatchNorm], type[GhostBatchNorm]] = {
-    nn.BatchNorm1d: GhostBatchNorm1d,
-    nn.BatchNorm2d: GhostBatchNorm2d,
-}
+
+class GhostBatchNormAct2d(GhostBatchNorm2d):
+    """`GhostBatchNorm2d`, then the `drop` and the `act` of timm's `BatchNormAct2d`, under the same names."""
+
+    drop: nn.Module
+    act: nn.Module
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise, drop, activate."""
+        return self.act(self.drop(super().forward(x)))  # type: ignore[no-any-return]
 
 
 def convert_ghost_batch_norm(model: nn.Module, ghost_batch: int, momentum: float | None = None) -> nn.Module:
-    """Replace every nn.BatchNorm1d and nn.BatchNorm2d of a model, in place.
+    """Put ghost norms in the places of all batch norms.
 
-    Weights, running statistics, eps, mode, device and type are kept. What a subclass does beside
-    normalising, as timm's BatchNormAct2d does, follows the ghost norm.
+    Each takes over the weight, bias and running statistics of the norm that it replaces, the very
+    tensors, so that their type, device, `requires_grad` and place in an optimizer stay; further its
+    eps, momentum, mode, and activation (timm). In evaluation nothing changes, to the bit. A norm
+    that is used in several places is so after. Norms that are frozen by being of another class
+    (`FrozenBatchNorm2d`) are left. `nn.SyncBatchNorm` becomes `GhostBatchNorm`: γ is what it is
+    for, and nothing is exchanged in a forward.
+
+    The momentum was the weight of a batch and is now that of γ samples: running statistics that
+    should remember as many samples as before need momentum · γ / batch.
 
     Args:
-        model: any network; a batch norm itself is replaced by what is returned.
+        model: of any library; changed in place.
         ghost_batch: γ, in samples.
-        momentum: weight of one ghost batch in the running statistics; None: each norm's own.
+        momentum: for all norms; their own if not given.
 
     Returns:
-        the model.
+        The model, or the ghost norm if it is itself a norm.
 
     Raises:
-        ValueError: naming each norm that has no ghost form: of three dimensions, without affine parameters or
-            running statistics, or with a cumulative average (momentum=None).
+        ValueError: a norm cannot be converted; names all of them and why, and nothing is changed.
     """
-    faults = [f"{name or 'the model'}: {fault}" for name, m in model.named_modules() if (fault := _fault(m, momentum))]
+    faults = [
+        f"{path or 'the model itself'}: {fault}"
+        for path, module in model.named_modules()
+        if isinstance(module, _BatchNorm) and (fault := _fault(module, momentum))
+    ]
     if faults:
         raise ValueError("these norms have no ghost form:\n  " + "\n  ".join(faults))
-    if isinstance(model, _BatchNorm):
-        return _ghost_form(model, ghost_batch, momentum)
-    made: dict[nn.Module, nn.Module] = {}  # a norm that is used twice stays one
+    ghosts = {
+        module: _ghost(module, ghost_batch, momentum) for module in model.modules() if isinstance(module, _BatchNorm)
+    }
     for parent in list(model.modules()):
-        for name, child in list(parent._modules.items()):
+        for name, child in parent._modules.items():  # named_children() omits the second name of a shared module
             if isinstance(child, _BatchNorm):
-                if child not in made:
-                    made[child] = _ghost_form(child, ghost_batch, momentum)
-                setattr(parent, name, made[child])
-    return model
+                parent._modules[name] = ghosts[child]
+    return ghosts[model] if isinstance(model, _BatchNorm) else model
 
 
-def _fault(module: nn.Module, momentum: float | None) -> str | None:
-    if not isinstance(module, _BatchNorm):
-        return None
-    if not isinstance(module, tuple(_KINDS)):
-        return f"{type(module).__name__} is none of {', '.join(kind.__name__ for kind in _KINDS)}"
-    if not (module.affine and module.track_running_stats):
-        return "must have affine parameters and running statistics"
-    return "has a cumulative average: give a momentum" if module.momentum is None and momentum is None else None
+@torch.no_grad()
+def reestimate_running_statistics(model: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Replace the running statistics of all ghost norms by plain averages under the present weights.
+
+    The running mean becomes the mean of μᵢ over all ghost batches i of all batches, and the running
+    variance the mean of their unbiased variances: that within ghost batches, by which training
+    divides, without that between their means. Meanwhile the ghost norms work as in training, all
+    other modules as in evaluation. A norm that no batch reaches is left as it is.
+
+    Args:
+        model: is called with each batch.
+        batches: inputs, each of a multiple of γ samples.
+
+    Raises:
+        ValueError: no norm has seen a ghost batch, or an input has a broken one.
+
+    Source: after PreciseBN, Wu & Johnson 2021 (arXiv 2105.07576), section 3, whose variance is that
+    of all samples, with the variance between the means.
+    """
+    norms = list(ghost_norms(model))
+    totals = [torch.zeros(2, norm.num_features, dtype=torch.float64, device=norm.running_mean.device) for norm in norms]
+    counts = [0] * len(norms)
+    with _only_ghost_norms_training(model, norms):
+        for batch in batches:
+            model(batch)
+            for index, norm in enumerate(norms):
+                statistics = norm.take_statistics()
+                totals[index] += statistics.sum(0)
+                counts[index] += len(statistics)
+    if not any(counts):
+        raise ValueError(f"no batch has reached any of {len(norms)} ghost norms: there is nothing to average")
+    for norm, total, count in zip(norms, totals, counts, strict=True):
+        if count:
+            norm.running_mean.copy_(total[0] / count)
+            norm.running_var.copy_(total[1] / count)
 
 
-def _ghost_form(norm: _BatchNorm, ghost_batch: int, momentum: float | None) -> nn.Module:
-    kind = next(ghost for plain, ghost in _KINDS.items() if isinstance(norm, plain))
-    weight = momentum if momentum is not None else norm.momentum
-    assert weight is not None
-    ghost = kind(norm.num_features, ghost_batch, norm.eps, weight).to(norm.weight.device, norm.weight.dtype)
-    ghost.load_state_dict({key: value for key, value in norm.state_dict().items() if key in ghost.state_dict()})
-    ghost.weight.requires_grad_(norm.weight.requires_grad)
-    ghost.bias.requires_grad_(norm.bias.requires_grad)
-    ghost.train(norm.training)
-    after = [getattr(norm, name) for name in ("drop", "act") if isinstance(getattr(norm, name, None), nn.Module)]
-    return nn.Sequential(ghost, *after) if after else ghost
+@contextmanager
+def _only_ghost_norms_training(model: nn.Module, norms: Sequence[GhostBatchNorm]) -> Iterator[None]:
+    modes = [(module, module.training) for module in model.modules()]
+    deferred = [norm.deferred for norm in norms]
+    model.eval()
+    for norm in norms:
+        norm.training = norm.deferred = True
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        for norm, was_deferred in zip(norms, deferred, strict=True):
+            norm.deferred = was_deferred
+            norm.take_statistics()  # of a batch that failed half-way
+
+
+def _fault(module: _BatchNorm, momentum: float | None) -> str | None:
+    is_unknown = _has_own_forward(module) and set(module._modules) != {"drop", "act"}
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    faults = {
+        "is a BatchNorm3d; ghost norms are for inputs of 2 to 4 dimensions": isinstance(module, nn.BatchNorm3d),
+        "has not seen an input yet; call the model once": isinstance(module, nn.modules.lazy.LazyModuleMixin),
+        "has no running statistics (track_running_stats=False)": module.running_mean is None,
+        "averages over all batches (momentum=None); give a momentum": module.momentum is None and momentum is None,
+        f"is a {type(module).__name__}, with a forward of its own that is not timm's BatchNormAct2d's": is_unknown,
+        "has hooks, which would be lost": any(hooks),
+    }
+    return next((fault for fault, is_so in faults.items() if is_so), None)
+
+
+def _has_own_forward(module: _BatchNorm) -> bool:
+    return type(module).forward not in (_BatchNorm.forward, nn.SyncBatchNorm.forward)
+
+
+def _ghost(module: _BatchNorm, ghost_batch: int, momentum: float | None) -> GhostBatchNorm:
+    ghost = _class_for(module)(
+        module.num_features,
+        ghost_batch,
+        module.eps,
+        momentum if momentum is not None else module.momentum,  # type: ignore[arg-type]
+        module.affine,
+    )
+    for name, child in module.named_children():
+        ghost.add_module(name, child)
+    ghost.weight, ghost.bias = module.weight, module.bias
+    ghost.running_mean, ghost.running_var = module.running_mean, module.running_var  # type: ignore[assignment]
+    ghost.training = module.training
+    return ghost
+
+
+def _class_for(module: _BatchNorm) -> type[GhostBatchNorm]:
+    if _has_own_forward(module):
+        return GhostBatchNormAct2d
+    if isinstance(module, nn.BatchNorm1d):
+        return GhostBatchNorm1d
+    return GhostBatchNorm2d if isinstance(module, nn.BatchNorm2d) else GhostBatchNorm

@@ -2,20 +2,40 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from hvd_batchgrow.nn.convert import convert_ghost_batch_norm
-from hvd_batchgrow.nn.ghost_batch_norm import GhostBatchNorm1d, GhostBatchNorm2d, ghost_norms
+from hvd_batchgrow.nn.convert import GhostBatchNormAct2d, convert_ghost_batch_norm, reestimate_running_statistics
+from hvd_batchgrow.nn.ghost_batch_norm import GhostBatchNorm, GhostBatchNorm1d, GhostBatchNorm2d, ghost_norms
 
 GHOST = 4
+
+
+class NormAndActivation(nn.BatchNorm2d):
+    """As timm's BatchNormAct2d."""
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__(num_features)
+        self.drop, self.act = nn.Dropout(0.5), nn.PReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.drop(super().forward(x)))  # type: ignore[no-any-return]
+
+
+class Frozen(nn.Module):
+    """As FrozenBatchNorm2d of torchvision and timm: no subclass."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * 2
 
 
 def make_network() -> nn.Sequential:
     torch.manual_seed(0)
     shared = nn.BatchNorm2d(3, eps=1e-3, momentum=0.2)
-    network = nn.Sequential(
-        nn.Conv2d(3, 3, 3), shared, nn.ReLU(), shared, nn.Flatten(), nn.Linear(108, 5), nn.BatchNorm1d(5)
-    )
+    block = nn.Sequential(shared, NormAndActivation(3), Frozen())
+    head = nn.Sequential(nn.Flatten(), nn.Linear(108, 5), nn.BatchNorm1d(5, affine=False))
+    network = nn.Sequential(nn.Conv2d(3, 3, 3), shared, nn.ReLU(inplace=True), block, head)
+    for parameter in network.parameters():
+        nn.init.normal_(parameter)
     for _ in range(3):  # so that the running statistics are not those of the start
         network(torch.randn(8, 3, 8, 8))
     return network
@@ -24,72 +44,152 @@ def make_network() -> nn.Sequential:
 def test_the_converted_network_gives_the_same_when_it_evaluates() -> None:
     images = torch.randn(6, 3, 8, 8)
     expected = make_network().eval()(images)
-    converted = convert_ghost_batch_norm(make_network().eval(), GHOST)
-    assert torch.equal(converted(images), expected)
+    assert torch.equal(convert_ghost_batch_norm(make_network().eval(), GHOST)(images), expected)
+
+
+def test_in_training_each_ghost_batch_is_normalised_alone() -> None:
+    network, plain = (make_network().requires_grad_(True) for _ in range(2))
+    for each in (network, plain):
+        each[3][1].drop.p = 0.0
+    convert_ghost_batch_norm(network, GHOST)
+    images = torch.randn(8, 3, 8, 8)
+    y, expected = network(images), torch.cat([plain(chunk) for chunk in images.split(GHOST)])
+    torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-4)
+    upstream = torch.randn(8, 5)
+    of_y, of_expected = (
+        torch.autograd.grad(o, list(n.parameters()), upstream) for o, n in ((y, network), (expected, plain))
+    )
+    torch.testing.assert_close(of_y, of_expected, rtol=1e-3, atol=1e-3)
 
 
 def test_norms_keep_what_they_hold_and_stay_shared() -> None:
     network = make_network()
-    network[6].weight.requires_grad_(False)
-    plain = {name: value.clone() for name, value in network.state_dict().items() if "tracked" not in name}
+    network[1].weight.requires_grad_(False)
+    network[3][1].eval()
+    parameters = list(network.parameters())
+    state = {name: value for name, value in network.state_dict().items() if "tracked" not in name}
     assert convert_ghost_batch_norm(network, GHOST) is network
-    assert network[1] is network[3]
+    assert network[1] is network[3][0]
+    assert isinstance(network[3][2], Frozen)
     norms = list(ghost_norms(network))
-    assert [type(norm) for norm in norms] == [GhostBatchNorm2d, GhostBatchNorm1d]
-    settings = [(norm.ghost_batch, norm.eps, norm.momentum, norm.training) for norm in norms]
-    assert settings == [(GHOST, 1e-3, 0.2, True), (GHOST, 1e-5, 0.1, True)]
-    assert not norms[1].weight.requires_grad
-    assert network.state_dict().keys() == plain.keys()
-    assert all(torch.equal(network.state_dict()[name], value) for name, value in plain.items())
+    assert [type(norm) for norm in norms] == [GhostBatchNorm2d, GhostBatchNormAct2d, GhostBatchNorm1d]
+    settings = [(norm.ghost_batch, norm.eps, norm.momentum, norm.training, norm.affine) for norm in norms]
+    assert settings == [(4, 1e-3, 0.2, True, True), (4, 1e-5, 0.1, False, True), (4, 1e-5, 0.1, True, False)]
+    assert [p.requires_grad for p in norms[0].parameters()] == [False, True]
+    assert all(a is b for a, b in zip(network.parameters(), parameters, strict=True)), "an optimizer knows them"
+    assert network.state_dict().keys() == state.keys()
+    assert all(torch.equal(network.state_dict()[name], value) for name, value in state.items())
 
 
-def test_in_training_each_ghost_batch_is_normalised_alone() -> None:
-    network, plain = convert_ghost_batch_norm(make_network(), GHOST), make_network()
-    images = torch.randn(8, 3, 8, 8)
-    expected = torch.cat([plain(chunk) for chunk in images.split(GHOST)])
-    torch.testing.assert_close(network(images), expected)
-
-
-def test_a_norm_alone_and_a_momentum_of_its_own() -> None:
-    converted = convert_ghost_batch_norm(nn.BatchNorm1d(3, momentum=None).double(), GHOST, momentum=0.3)
+def test_a_norm_alone_with_a_momentum_given() -> None:
+    plain = nn.BatchNorm1d(3, momentum=None, device="meta", dtype=torch.float64)
+    converted = convert_ghost_batch_norm(plain, GHOST, momentum=0.3)
     assert isinstance(converted, GhostBatchNorm1d)
-    assert (converted.momentum, converted.weight.dtype) == (0.3, torch.float64)
+    assert converted.momentum == 0.3
+    assert {(t.device.type, t.dtype) for t in (converted.weight, converted.running_var)} == {("meta", torch.float64)}  # type: ignore[union-attr]
 
 
-class NormAndActivation(nn.BatchNorm2d):
-    """As timm's BatchNormAct2d."""
-
-    def __init__(self, num_features: int) -> None:
-        super().__init__(num_features)
-        self.drop, self.act = nn.Identity(), nn.ReLU()
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        result: torch.Tensor = self.act(self.drop(super().forward(x)))
-        return result
+@pytest.mark.parametrize("shape", [(8, 3), (8, 3, 5), (8, 3, 5, 5)])
+def test_a_synchronised_norm_takes_what_it_took(shape: tuple[int, ...]) -> None:
+    converted = convert_ghost_batch_norm(nn.SyncBatchNorm(3), GHOST)
+    assert type(converted) is GhostBatchNorm
+    kind = nn.BatchNorm2d if len(shape) == 4 else nn.BatchNorm1d
+    x, plain = torch.randn(shape), kind(3)
+    torch.testing.assert_close(converted(x), torch.cat([plain(chunk) for chunk in x.split(GHOST)]), rtol=0, atol=1e-5)
 
 
-def test_what_a_norm_does_beside_is_kept() -> None:
-    network, images = nn.Sequential(NormAndActivation(3)).eval(), torch.randn(8, 3, 5, 5)
-    expected = network(images)
-    assert torch.equal(convert_ghost_batch_norm(network, GHOST)(images), expected)
-    assert (expected == 0).any()
+def test_norms_without_a_bias_are_taken() -> None:
+    plain, x = nn.BatchNorm2d(3, bias=False), torch.randn(8, 3, 5, 5)
+    nn.init.normal_(plain.weight)
+    expected = torch.cat([plain(chunk) for chunk in x.split(GHOST)])
+    (of_weight,) = torch.autograd.grad(expected.pow(3).sum(), plain.weight)
+    converted = convert_ghost_batch_norm(plain, GHOST)
+    y = converted(x)
+    torch.testing.assert_close(y, expected)
+    torch.testing.assert_close(torch.autograd.grad(y.pow(3).sum(), [*converted.parameters()]), (of_weight,))
 
 
 def test_norms_without_a_ghost_form_are_all_named() -> None:
+    class Odd(nn.BatchNorm2d):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) + 1
+
+    hooked = nn.BatchNorm1d(2)
+    hooked.register_forward_hook(lambda *_: None)
     network = nn.Sequential(
-        nn.BatchNorm3d(2), nn.Sequential(nn.BatchNorm2d(2, momentum=None)), nn.BatchNorm1d(2, affine=False)
+        nn.BatchNorm3d(2),
+        nn.Sequential(nn.BatchNorm2d(2), nn.BatchNorm2d(2, momentum=None)),
+        nn.BatchNorm1d(2, track_running_stats=False),
+        nn.LazyBatchNorm1d(),
+        Odd(2),
+        hooked,
     )
-    with pytest.raises(ValueError, match="have no ghost form") as error:
-        convert_ghost_batch_norm(network, GHOST)
     lines = [
-        "0: BatchNorm3d is none of BatchNorm1d, BatchNorm2d",
-        "1.0: has a cumulative average: give a momentum",
-        "2: must have affine parameters and running statistics",
+        "these norms have no ghost form:",
+        "0: is a BatchNorm3d; ghost norms are for inputs of 2 to 4 dimensions",
+        "1.1: averages over all batches (momentum=None); give a momentum",
+        "2: has no running statistics (track_running_stats=False)",
+        "3: has not seen an input yet; call the model once",
+        "4: is a Odd, with a forward of its own that is not timm's BatchNormAct2d's",
+        "5: has hooks, which would be lost",
     ]
-    assert all(line in str(error.value) for line in lines)
-    assert isinstance(network[0], nn.BatchNorm3d)  # untouched
+    with pytest.raises(ValueError, match="no ghost form") as error:
+        convert_ghost_batch_norm(network, GHOST)
+    assert str(error.value).split("\n  ") == lines
+    assert not list(ghost_norms(network)), "untouched"
 
 
-def test_other_dimensions_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"GhostBatchNorm1d takes 2 or 3 dimensions, got 4: \(4, 3, 2, 2\)"):
-        GhostBatchNorm1d(3, GHOST)(torch.zeros(4, 3, 2, 2))
+def test_running_statistics_can_be_averages_under_the_present_weights() -> None:
+    torch.manual_seed(0)
+    norm, later = GhostBatchNorm1d(3, GHOST).double(), GhostBatchNorm1d(3, GHOST).double()
+    unused, other = GhostBatchNorm1d(3, GHOST), nn.BatchNorm1d(3).double()
+    idle = nn.Identity()
+    idle.norm = unused
+    model = nn.Sequential(norm, nn.Dropout(0.5), other, idle, later)
+    later.eval()
+    modes = [module.training for module in model.modules()]
+    batches = [torch.randn(n, 3, dtype=torch.float64) * 2 + 1 for n in (8, 4)]
+    reestimate_running_statistics(model, iter(batches))
+    chunks = torch.stack(torch.cat(batches).split(GHOST))
+    torch.testing.assert_close(norm.running_mean, chunks.mean((0, 1)))
+    torch.testing.assert_close(norm.running_var, chunks.var(1).mean(0))
+    # It sees ghost batches of mean 0 and variance v/(v + eps), which `other` divides by its running 1 + eps.
+    v = chunks.var(1, correction=0)
+    torch.testing.assert_close(later.running_mean, torch.zeros(3, dtype=torch.float64))
+    torch.testing.assert_close(later.running_var, (v / (v + 1e-5) * 4 / 3 / (1 + 1e-5)).mean(0))
+    assert (unused.running_mean.tolist(), other.running_mean.tolist()) == ([0] * 3, [0] * 3)
+    assert [module.training for module in model.modules()] == modes
+    assert not any(n.deferred or n._pending for n in ghost_norms(model))
+
+
+def test_nothing_to_average_is_refused_and_a_broken_batch_leaves_nothing_behind() -> None:
+    model = nn.Sequential(GhostBatchNorm1d(3, GHOST), GhostBatchNorm1d(3, 3))
+    with pytest.raises(ValueError, match="no batch has reached any of 2 ghost norms"):
+        reestimate_running_statistics(model, [])
+    with pytest.raises(ValueError, match=r"4 samples are 1\.33 ghost batches of 3"):
+        reestimate_running_statistics(model, [torch.randn(12, 3), torch.randn(4, 3)])
+    assert model[0].running_mean.tolist() == [0] * 3
+    assert not any(norm.deferred or norm._pending for norm in ghost_norms(model))
+
+
+@pytest.mark.parametrize("name", ["resnet50", "inception_resnet_v2"])
+def test_timms_networks_evaluate_to_the_same_bits_and_train(name: str) -> None:
+    try:
+        from hvd_batchgrow.nn.torchvision_shim import import_torchvision
+
+        import_torchvision()
+    except ImportError:
+        pytest.skip("torchvision is not installed")
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    network = timm.create_model(name, num_classes=3).eval()
+    for norm in (module for module in network.modules() if isinstance(module, nn.BatchNorm2d)):
+        nn.init.normal_(norm.running_mean, std=0.1)
+        nn.init.uniform_(norm.running_var, 0.5, 2)
+    images = torch.randn(4, 3, 96, 96)
+    with torch.no_grad():
+        expected = network(images)
+        assert torch.equal(convert_ghost_batch_norm(network, 2)(images), expected)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in network.modules())
+    network.train()(images).sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())

@@ -270,9 +270,9 @@ def test_resnet_50_has_its_parameters_and_ghost_norms_only() -> None:
 
 
 @pytest.mark.skipif(not _THERE, reason="needs torchvision")
-def test_a_second_output_of_inception_v3_in_training_is_refused() -> None:
-    with pytest.raises(JobError, match=r"gives InceptionOutputs for two samples .*, in training"):
-        build_model(job_of("torchvision.models:inception_v3", arguments={"init_weights": False}), (128, 128, 3), 5)
+def test_the_further_outputs_of_googlenet_in_training_are_refused() -> None:
+    with pytest.raises(JobError, match=r"gives GoogLeNetOutputs for two samples .*, in training"):
+        build_model(job_of("torchvision.models:googlenet", arguments={"init_weights": False}), (64, 64, 3), 5)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("timm") is None, reason="needs timm")
