@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.data.known import check_data
 from hvd_batchgrow.errors import Fault, JobError
+from hvd_batchgrow.nn.known import check_network
 
 
 def load_job(path: Path, overrides: Mapping[str, Any] | None = None) -> Job:
@@ -42,7 +43,7 @@ def parse_job(tree: Mapping[str, Any], source: str = "job") -> Job:
         job = Job.model_validate(tree)
     except ValidationError as error:
         raise JobError([_fault(detail) for detail in error.errors()], source) from None
-    if faults := check_data(job.data):
+    if faults := [*check_data(job.data), *check_network(job.model)]:
         raise JobError(faults, source)
     return job
 

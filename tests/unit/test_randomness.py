@@ -74,8 +74,8 @@ def test_dropout_that_this_forward_does_not_come_by_is_named_too() -> None:
     assert own_randomness(model, EXAMPLE) == ["path"]
 
 
-def test_one_that_draws_between_its_childrens_draws_is_named_beside_them() -> None:
-    model = Calls(lambda net, x: net.drop(x) + torch.rand(1))
+def test_one_that_draws_before_its_child_does_is_named_beside_it() -> None:
+    model = Calls(lambda net, x: net.drop(x + torch.rand(1)))
     model.drop = nn.Dropout(0.5)
     assert own_randomness(model, EXAMPLE) == [WHOLE, "drop"]
 
