@@ -31,7 +31,7 @@ class Frozen(nn.Module):
 def make_network() -> nn.Sequential:
     torch.manual_seed(0)
     shared = nn.BatchNorm2d(3, eps=1e-3, momentum=0.2)
-    block = nn.Sequential(shared, NormAndActivation(3), Frozen())
+    block = nn.Sequential(shared, NormAndActivation(3), Frozen(), shared)
     head = nn.Sequential(nn.Flatten(), nn.Linear(108, 5), nn.BatchNorm1d(5, affine=False))
     network = nn.Sequential(nn.Conv2d(3, 3, 3), shared, nn.ReLU(inplace=True), block, head)
     for parameter in network.parameters():
@@ -69,7 +69,7 @@ def test_norms_keep_what_they_hold_and_stay_shared() -> None:
     parameters = list(network.parameters())
     state = {name: value for name, value in network.state_dict().items() if "tracked" not in name}
     assert convert_ghost_batch_norm(network, GHOST) is network
-    assert network[1] is network[3][0]
+    assert network[1] is network[3][0] is network[3][3]
     assert isinstance(network[3][2], Frozen)
     norms = list(ghost_norms(network))
     assert [type(norm) for norm in norms] == [GhostBatchNorm2d, GhostBatchNormAct2d, GhostBatchNorm1d]
