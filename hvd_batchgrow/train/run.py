@@ -63,14 +63,16 @@ def run_job(
     folder = options.runs_dir / job.name
     with RunLock(folder) as lock:
         ranks.together(lambda: lock.take() if ranks.rank == 0 else None)
+        observers = make_observers(job) if ranks.rank == 0 else ()
+        # Before the folder is opened: a network that cannot be built must not cost the run that is there.
+        trainer = Trainer(job, plan, source, ranks, folder, observers)
         checkpoint, notes = open_run(folder, job, plan, ranks, resume=options.resume, overwrite=options.overwrite)
         notes += _notes_on_bad(source)
         if source.train.kind == "encoded" and choose_pipeline(job.data.pipeline, source.train) == "torch":
             notes.append(
                 "torch decodes in this thread; DALI, for the same pixels: pip install 'hvd_batchgrow[dali-cuda130]'"
             )
-        observers = make_observers(job) if ranks.rank == 0 else ()
-        return Trainer(job, plan, source, ranks, folder, observers).run(stop, checkpoint, notes)
+        return trainer.run(stop, checkpoint, notes)
 
 
 def _notes_on_bad(source: Source) -> list[str]:

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tomli_w
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,7 +16,6 @@ from hvd_batchgrow.data.stream import Stream
 from hvd_batchgrow.errors import RunError
 from hvd_batchgrow.train.audit import Audit, audit, compare_orders, read_consumed
 from hvd_batchgrow.watch.json_lines import read_json_lines
-from tests.helpers import job_tree, small_source, write_idx_folder
 
 N, SEED = 10, 3
 BATCHES = (4, 4, 7, 8)  # an epoch ends inside the third
@@ -130,15 +128,6 @@ def test_runs_of_other_batches_are_compared_where_their_counters_meet(tmp_path: 
 
 
 # --- of real runs ---------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    root = write_idx_folder(tmp_path / "data", small_source())
-    (tmp_path / "small.toml").write_text(tomli_w.dumps(job_tree(root)))
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HVD_BATCHGROW_CACHE", str(tmp_path / "cache"))
-    return "small.toml"
 
 
 def test_a_run_and_its_twin_used_every_sample_once_in_the_same_order(

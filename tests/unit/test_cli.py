@@ -13,16 +13,7 @@ import tomli_w
 
 from hvd_batchgrow.cli import main
 from hvd_batchgrow.train.checkpoint import checkpoint_paths
-from tests.helpers import job_tree, small_source, write_idx_folder
-
-
-@pytest.fixture
-def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A job file whose data are there, in a folder of its own."""
-    root = write_idx_folder(tmp_path / "data", small_source())
-    (tmp_path / "small.toml").write_text(tomli_w.dumps(job_tree(root)))
-    monkeypatch.chdir(tmp_path)
-    return "small.toml"
+from tests.helpers import job_tree
 
 
 def test_plan_prints_data_for_scripts(job: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -218,3 +209,14 @@ def test_a_probe_prices_a_plan_and_decides_auto(job: str, capsys: pytest.Capture
     Path("P.json").write_text("{")
     assert main(["plan", job, "--cost", "P.json"]) == 1
     assert "P.json is damaged, or no probe" in capsys.readouterr().err
+
+
+def test_a_network_that_cannot_be_built_does_not_cost_the_run_that_is_there(
+    job: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", job, "--updates", "1"]) == 75
+    before = sorted(Path("runs/small/checkpoints").iterdir())
+    Path("small.toml").write_text(Path("small.toml").read_text().replace("channels = [\n    4,\n    8,\n]\n", ""))
+    assert main(["train", job, "--overwrite", "--model.name", "no_such_module:net"]) == 2
+    assert "model.name: " in capsys.readouterr().err
+    assert sorted(Path("runs/small/checkpoints").iterdir()) == before

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-import tomli_w
 import torch
 
 from hvd_batchgrow.cli import main
@@ -13,7 +12,6 @@ from hvd_batchgrow.train import verify
 from hvd_batchgrow.train.digest import Weights, overall_difference
 from hvd_batchgrow.train.stop import StopAfter, StopRequest
 from hvd_batchgrow.train.verify import Shape, default_shapes, parse_shapes, rounding_limit
-from tests.helpers import job_tree, small_source, write_idx_folder
 
 
 @pytest.mark.parametrize(
@@ -75,15 +73,6 @@ def test_a_stop_after_updates_is_voted_in_the_last_of_them() -> None:
     asked = StopRequest()
     asked.asked = True
     assert StopAfter(asked, 3).asked
-
-
-@pytest.fixture
-def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    root = write_idx_folder(tmp_path / "data", small_source())
-    (tmp_path / "small.toml").write_text(tomli_w.dumps(job_tree(root)))
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HVD_BATCHGROW_CACHE", str(tmp_path / "cache"))
-    return "small.toml"
 
 
 def test_train_stops_after_updates_and_goes_on(job: str) -> None:

@@ -1,0 +1,20 @@
+"""What tests of the command line share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import tomli_w
+
+from tests.helpers import job_tree, small_source, write_idx_folder
+
+
+@pytest.fixture
+def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A job file whose data are there, in a folder of its own, with a cache of its own."""
+    root = write_idx_folder(tmp_path / "data", small_source())
+    (tmp_path / "small.toml").write_text(tomli_w.dumps(job_tree(root)))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HVD_BATCHGROW_CACHE", str(tmp_path / "cache"))
+    return "small.toml"
