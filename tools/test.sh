@@ -5,6 +5,10 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export PATH="$PWD/.venv/bin:$PATH"
 [ "$(id -u)" = 0 ] && export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
 
+# Each process cleans up in a folder of its own: two that sweep pytest's shared one meet half-removed entries.
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+
 step() { printf '\n== %s (%d s)\n' "$1" "$SECONDS"; }
 
 step "format, lint, types, shell"
@@ -14,16 +18,20 @@ mypy
 git ls-files '*.sh' .ci/run slurm | xargs shellcheck
 
 step "tests in one process"
-pytest -q tests/unit
+pytest -q --basetemp "$scratch/unit" tests/unit
+
+step "tests/parallel on one rank"
+pytest -q --basetemp "$scratch/one" tests/parallel
 
 # The same files again, as ranks. A rank that hangs must not hang the suite.
-step "tests/parallel on one rank"
-pytest -q tests/parallel
+# shellcheck disable=SC2016  # expanded by each rank
+as_rank='exec python -m pytest -q --color=no -p no:cacheprovider \
+    --basetemp "$0.${OMPI_COMM_WORLD_RANK:-$HOROVOD_RANK}" tests/parallel'
 step "tests/parallel under mpirun -np 2"
-HVD_BATCHGROW_TEST_RANKS=2 timeout 600 tools/mpirun.sh 2 python -m pytest -q --color=no -p no:cacheprovider tests/parallel
+HVD_BATCHGROW_TEST_RANKS=2 timeout 600 tools/mpirun.sh 2 bash -c "$as_rank" "$scratch/mpirun"
 step "tests/parallel under horovodrun -np 2 --gloo"
-HVD_BATCHGROW_TEST_RANKS=2 timeout 600 horovodrun -np 2 --gloo python -m pytest -q -p no:cacheprovider tests/parallel
+HVD_BATCHGROW_TEST_RANKS=2 timeout 600 horovodrun -np 2 --gloo bash -c "$as_rank" "$scratch/gloo"
 
 step "launch forms"
-pytest -q tests/launch
+pytest -q --basetemp "$scratch/launch" tests/launch
 step "all passed"
