@@ -1,0 +1,78 @@
+"""What the commands share: the job with its overrides, the ranks, the terminal."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+from rich.console import Console
+
+from hvd_batchgrow.comm.launch import launched_by
+from hvd_batchgrow.config import Job
+from hvd_batchgrow.errors import ExitCode, Fault, JobError, RunError
+from hvd_batchgrow.job_file import load_job
+
+if TYPE_CHECKING:  # torch takes seconds to import, and `plan` does without it
+    from hvd_batchgrow.comm.ranks import Ranks
+    from hvd_batchgrow.train.stop import StopRequest
+
+
+@dataclass(frozen=True)
+class JobCommand:
+    """What all commands on a job take."""
+
+    job: Annotated[Path, tyro.conf.Positional]
+    """The job file."""
+    name: str | None = None
+    """Name of the run; otherwise the job's."""
+    seed: int | None = None
+    """Seed of the run; otherwise the job's."""
+
+    def load(self, overrides: dict[str, Any]) -> Job:
+        """The job with what the command line puts over it."""
+        flags = {"name": self.name, "seed": self.seed}
+        return load_job(self.job, overrides | {key: value for key, value in flags.items() if value is not None})
+
+
+def with_ranks(work: Callable[[Ranks, StopRequest], ExitCode]) -> ExitCode:
+    """Join the other ranks, work, and leave; a rank that fails alone takes the others down with it."""
+    from hvd_batchgrow.comm.ranks import AgreedFailure, connect
+    from hvd_batchgrow.train.stop import StopRequest
+
+    ranks = connect()
+    try:
+        with StopRequest() as stop:
+            code = work(ranks, stop)
+            ranks.close()
+            return code
+    except AgreedFailure as failure:
+        if failure.error:
+            print(failure.error, file=sys.stderr)
+        ranks.close()
+        return failure.code
+    except BaseException as error:
+        place = f"rank {ranks.rank} of {ranks.size} on {socket.gethostname()}"
+        text = str(error) if isinstance(error, RunError) else traceback.format_exc()
+        print(f"{place} failed:\n{text}", file=sys.stderr, flush=True)
+        ranks.abort(ExitCode.FAILURE)
+        raise
+
+
+def refuse_overrides(overrides: dict[str, Any]) -> None:
+    """Raises JobError if the command line has keys of a job file, on a command that takes none."""
+    if overrides:
+        raise JobError([Fault(key, "there is no job to put it over") for key in overrides], "command line")
+
+
+def terminal(stream: Any, *, quiet: bool = False) -> Console:
+    """A console that draws on a terminal only, and elsewhere does not fold log lines at 80 columns."""
+    # Open MPI gives a rank a pseudo-terminal that nobody looks at: what it relays may be a file.
+    is_terminal = stream.isatty() and launched_by(os.environ) is None
+    return Console(file=stream, quiet=quiet, force_terminal=is_terminal, width=None if is_terminal else 140)

@@ -1,0 +1,66 @@
+"""`hvd-batchgrow digest` and `audit`: what a run folder tells."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from hvd_batchgrow.cli.common import refuse_overrides, terminal
+from hvd_batchgrow.errors import ExitCode
+
+
+@dataclass(frozen=True)
+class DigestCommand:
+    """Print one SHA-256 over the weights and buffers of a run, and how runs differ."""
+
+    first: Annotated[Path, tyro.conf.Positional]
+    """A run folder."""
+    others: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
+    """More of them, each compared with the first."""
+
+    def run(self, overrides: dict[str, Any]) -> ExitCode:
+        """The digest alone for one run; for several a line each."""
+        from hvd_batchgrow.train.digest import compare_weights, final_weights
+
+        refuse_overrides(overrides)
+        first, *others = (final_weights(run) for run in (self.first, *self.others))
+        for weights in (first, *others):
+            if not weights.is_final:
+                print(f"{weights.run} is not done: these are its weights at sample {weights.samples}", file=sys.stderr)
+        if not others:
+            print(first.digest)
+            return ExitCode.DONE
+        print(f"{first.digest}  {first.run}")
+        for other in others:
+            print(f"{other.digest}  {other.run}  {compare_weights(first, other)}")
+        return ExitCode.DONE
+
+
+@dataclass(frozen=True)
+class AuditCommand:
+    """Prove from a run's record that it used each sample once an epoch, and compare the orders of runs."""
+
+    first: Annotated[Path, tyro.conf.Positional]
+    """A run folder."""
+    others: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
+    """More of them, each audited, and its order compared with the first's."""
+
+    def run(self, overrides: dict[str, Any]) -> ExitCode:
+        """A table for each run; ends with 1 if any sample was used twice, or left out, or out of order."""
+        from hvd_batchgrow.train.audit import audit, compare_orders, read_consumed
+        from hvd_batchgrow.watch.progress import work_progress
+        from hvd_batchgrow.watch.tables import audit_table
+
+        refuse_overrides(overrides)
+        console = terminal(sys.stdout)
+        with work_progress(terminal(sys.stderr)) as report:
+            audits = [audit(read_consumed(run), report) for run in (self.first, *self.others)]
+        for result in audits:
+            console.print(audit_table(result))
+        for other in audits[1:]:
+            console.print(compare_orders(audits[0].consumed, other.consumed), highlight=False, soft_wrap=True)
+        return ExitCode.DONE if all(result.passed for result in audits) else ExitCode.FAILURE

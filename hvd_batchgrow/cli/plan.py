@@ -1,0 +1,95 @@
+"""`hvd-batchgrow plan`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import tomli_w
+
+from hvd_batchgrow.cli.common import JobCommand, terminal
+from hvd_batchgrow.config import Job
+from hvd_batchgrow.errors import ExitCode, Fault, JobError
+from hvd_batchgrow.schedule.plan import Plan, compile_plan, compile_twin, decay_twin
+
+if TYPE_CHECKING:  # torch takes seconds to import, and `plan` does without it
+    from hvd_batchgrow.schedule.cost import Cost
+
+
+@dataclass(frozen=True)
+class PlanCommand(JobCommand):
+    """Print what a job would do, phase by phase, without touching its data."""
+
+    ranks: int = 1
+    """How many ranks can be had."""
+    json: bool = False
+    """Print plain data instead of tables."""
+    twin: bool = False
+    """Print the job file of the twin that decays the learning rate, and nothing else."""
+    plot: Path | None = None
+    """Draw learning rate, batch and noise scale into a .png, .svg or .pdf."""
+    cost: Path | None = None
+    """A file that `probe` has written: predict seconds and rank-hours, and decide layout.growth = "auto"."""
+
+    def run(self, overrides: dict[str, Any]) -> ExitCode:
+        """Plan, and the decay twin beside it."""
+        from hvd_batchgrow.data.known import known_num_samples
+        from hvd_batchgrow.schedule.cost import choose_ranks, predict
+        from hvd_batchgrow.schedule.measured import load_probe
+
+        job = self.load(overrides)
+        num_samples = known_num_samples(job.data)
+        probe = load_probe(self.cost) if self.cost else None
+        choose = choose_ranks(job, num_samples, probe, self.ranks) if probe else None
+        plan = compile_plan(job, self.ranks, num_samples, choose)
+        twin_job = None if job.schedule.policy == "decay" else decay_twin(job, num_samples)
+        if self.twin:
+            self.print_twin(twin_job)
+            return ExitCode.DONE
+        # The twin runs wherever its batch can be formed, if not on as many ranks as the job.
+        plans = [plan, *([compile_twin(twin_job, self.ranks, num_samples)] if twin_job else [])]
+        if self.plot:
+            from hvd_batchgrow.watch.plot import plot_plans
+
+            plot_plans(plans[::-1], self.plot)
+        costs = [predict(plan, probe) for plan in plans] if probe else []
+        self.print_json(plans, costs) if self.json else self.print_tables(plans, costs)
+        return ExitCode.DONE
+
+    def print_twin(self, twin: Job | None) -> None:
+        """The twin as a job file."""
+        if twin is None:
+            raise JobError([Fault("schedule.policy", "'decay' is its own twin")], str(self.job))
+        print(tomli_w.dumps(twin.model_dump(mode="json", exclude_none=True)))
+
+    def print_json(self, plans: Sequence[Plan], costs: Sequence[Cost]) -> None:
+        """The plan, with the twin's beside it, each with its cost."""
+        trees = [plan.to_dict() for plan in plans]
+        for tree, cost in zip(trees, costs, strict=False):
+            tree["cost"] = cost.to_dict()
+        if len(plans) > 1:
+            trees[0] |= {"twin": trees[1], "updates_ratio": plans[1].num_updates / plans[0].num_updates}
+        print(json.dumps(trees[0], indent=2))
+
+    def print_tables(self, plans: Sequence[Plan], costs: Sequence[Cost]) -> None:
+        """Tables, what happens between phases, and the saving."""
+        from hvd_batchgrow.schedule.transitions import describe_transitions
+        from hvd_batchgrow.watch.tables import cost_table, plan_table
+
+        console = terminal(sys.stdout)
+        for plan in plans:
+            console.print(plan_table(plan))
+            for line in describe_transitions(plan):
+                console.print(f"  {line}", highlight=False, soft_wrap=True)
+            console.print()
+        if len(plans) > 1:
+            ratio = plans[1].num_updates / plans[0].num_updates
+            console.print(f"{ratio:.2f}× fewer updates than the twin", highlight=False)
+        if costs:
+            console.print(cost_table([(plan.job.name, cost) for plan, cost in zip(plans, costs, strict=True)]))
+            for note in dict.fromkeys(note for cost in costs for note in cost.notes):
+                console.print(note, style="yellow", highlight=False)

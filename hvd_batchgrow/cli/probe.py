@@ -1,0 +1,39 @@
+"""`hvd-batchgrow probe`."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hvd_batchgrow.cli.common import JobCommand, terminal, with_ranks
+from hvd_batchgrow.errors import ExitCode
+
+if TYPE_CHECKING:
+    from hvd_batchgrow.comm.ranks import Ranks
+
+
+@dataclass(frozen=True)
+class ProbeCommand(JobCommand):
+    """Measure what updates of a job cost on the ranks that are launched, for `plan --cost`."""
+
+    out: Path = Path("PROBE.json")
+    """The figures go in here, beside those of other numbers of ranks."""
+    budget_s: float = 25.0
+    """About how long to measure; longer is steadier where the machine is shared."""
+
+    def run(self, overrides: dict[str, Any]) -> ExitCode:
+        """Measure, and say what to do with it."""
+        return with_ranks(lambda ranks, stop: self.probe(ranks, overrides))
+
+    def probe(self, ranks: Ranks, overrides: dict[str, Any]) -> ExitCode:
+        """All ranks together."""
+        from hvd_batchgrow.train.probe import probe_into
+        from hvd_batchgrow.watch.progress import work_progress
+
+        console = terminal(sys.stderr, quiet=ranks.rank != 0)
+        with work_progress(console) as report:
+            probe_into(self.out, lambda: self.load(overrides), ranks, report, console.print, self.budget_s)
+        console.print(f"written to {self.out}: hvd-batchgrow plan {self.job} --ranks {ranks.size} --cost {self.out}")
+        return ExitCode.DONE

@@ -1,0 +1,117 @@
+"""`hvd-batchgrow train` and `twin`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from rich.console import Console
+
+from hvd_batchgrow.cli.common import JobCommand, terminal, with_ranks
+from hvd_batchgrow.config import Job
+from hvd_batchgrow.errors import ExitCode, Fault, JobError
+from hvd_batchgrow.schedule.plan import decay_twin
+
+if TYPE_CHECKING:
+    from hvd_batchgrow.comm.ranks import Ranks
+    from hvd_batchgrow.train.events import Observer, RunEnded
+    from hvd_batchgrow.train.stop import StopRequest
+
+
+@dataclass(frozen=True)
+class TrainCommand(JobCommand):
+    """Train a job; alone, or as one of the ranks that mpirun or horovodrun starts."""
+
+    resume: Literal["never", "auto"] = "never"
+    """auto: go on from the newest good checkpoint of the run, or start where there is none."""
+    overwrite: bool = False
+    """Remove the run of this name first."""
+    runs_dir: Path = Path("runs")
+    """Where run folders are made."""
+    updates: int | None = None
+    """Stop after so many updates of this start, with a checkpoint to go on from."""
+
+    def run(self, overrides: dict[str, Any]) -> ExitCode:
+        """Train, and end with 75 if stopped."""
+        self.check_flags()
+        return with_ranks(lambda ranks, stop: _exit_code([self.train(ranks, stop, lambda: self.load(overrides))]))
+
+    def check_flags(self) -> None:
+        """A script that goes on by itself must not throw away what it goes on from."""
+        if self.overwrite and self.resume == "auto":
+            raise JobError([Fault("--overwrite", "contradicts --resume auto: choose one")], "command line")
+        if self.updates is not None and self.updates < 1:
+            raise JobError([Fault("--updates", f"must be at least 1, got {self.updates}")], "command line")
+
+    def train(self, ranks: Ranks, stop: StopRequest, load: Callable[[], Job]) -> RunEnded:
+        """One run, watched on the terminal."""
+        from hvd_batchgrow.train.run import RunOptions, run_job
+        from hvd_batchgrow.train.stop import StopAfter
+        from hvd_batchgrow.watch.progress import work_progress
+
+        console = terminal(sys.stderr, quiet=ranks.local_rank != 0)
+        options = RunOptions(self.runs_dir, resume=self.resume == "auto", overwrite=self.overwrite)
+        with work_progress(console) as report:
+            asked = StopAfter(stop, self.updates) if self.updates else stop
+            return run_job(load, ranks, options, report, lambda job: _observers(job, console), asked)
+
+
+@dataclass(frozen=True)
+class TwinCommand(TrainCommand):
+    """Train a growth job and then its twin that decays the learning rate, and compare them."""
+
+    def run(self, overrides: dict[str, Any]) -> ExitCode:
+        """Both runs, then the table."""
+        self.check_flags()
+        return with_ranks(lambda ranks, stop: self.compare(ranks, stop, overrides))
+
+    def load_growing(self, overrides: dict[str, Any]) -> Job:
+        """The job, which must not be its own twin."""
+        job = self.load(overrides)
+        if job.schedule.policy == "decay":
+            fault = Fault("schedule.policy", "'decay' is what the twin does; twin compares it with 'grow'")
+            raise JobError([fault], str(self.job))
+        return job
+
+    def load_twin(self, overrides: dict[str, Any]) -> Job:
+        """The twin of the job."""
+        from hvd_batchgrow.data.known import known_num_samples
+
+        job = self.load(overrides)
+        return decay_twin(job, known_num_samples(job.data))
+
+    def compare(self, ranks: Ranks, stop: StopRequest, overrides: dict[str, Any]) -> ExitCode:
+        """Train one after the other; a stop in the first ends both."""
+        from hvd_batchgrow.watch.tables import result_table
+
+        grown = self.train(ranks, stop, lambda: self.load_growing(overrides))
+        if not grown.done or ranks.any(flag=stop.asked):
+            return ExitCode.STOPPED
+        decayed = self.train(ranks, stop, lambda: self.load_twin(overrides))
+        if ranks.rank == 0 and decayed.done:
+            console = terminal(sys.stdout)
+            console.print(result_table([("grow the batch", grown), ("decay the learning rate", decayed)]))
+            for run in (grown, decayed):
+                console.print(f"run folder: {run.folder}", highlight=False)
+            console.print(f"curves: tensorboard --logdir {self.runs_dir}", highlight=False)
+        return _exit_code([grown, decayed])
+
+
+def _observers(job: Job, console: Console) -> list[Observer]:
+    from hvd_batchgrow.watch.metrics import ConsumedFile, MetricsFile
+    from hvd_batchgrow.watch.progress import ProgressDisplay
+    from hvd_batchgrow.watch.tensorboard import TensorBoard
+
+    return [
+        ProgressDisplay(console),
+        MetricsFile(),
+        ConsumedFile(),
+        *([TensorBoard()] if job.watch.tensorboard else []),
+    ]
+
+
+def _exit_code(runs: Sequence[RunEnded]) -> ExitCode:
+    return ExitCode.DONE if all(run.done for run in runs) else ExitCode.STOPPED

@@ -1,0 +1,46 @@
+"""`hvd-batchgrow verify`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+from hvd_batchgrow.cli.common import JobCommand, terminal
+from hvd_batchgrow.errors import ExitCode
+from hvd_batchgrow.schedule.plan import compile_plan
+
+
+@dataclass(frozen=True)
+class VerifyCommand(JobCommand):
+    """Do a few updates of a job under several layouts, as real processes, and compare the weights."""
+
+    layouts: str | None = None
+    """RANKSxPASSESxMICRO-BATCH of the first phase's batch, with commas between; otherwise some on 1 to 4 ranks."""
+    updates: int = 2
+    """How many updates each; rounding grows from one to the next, so that few tell more than many."""
+
+    def run(self, overrides: dict[str, Any]) -> ExitCode:
+        """A table; ends with 1 if a layout decides more than rounding, or in exact mode a bit."""
+        from hvd_batchgrow.data.known import known_num_samples
+        from hvd_batchgrow.train.verify import default_shapes, parse_shapes, verify
+        from hvd_batchgrow.watch.tables import verify_table
+
+        job = self.load(overrides)
+        phase, group = compile_plan(job, 1, known_num_samples(job.data)).schedule.phases[0], job.model.ghost_batch
+        exact = job.layout.exact
+        shapes = (
+            parse_shapes(self.layouts, phase.global_batch, group, exact=exact)
+            if self.layouts
+            else default_shapes(phase.global_batch, group, exact=exact)
+        )
+        options = [word for key, value in overrides.items() for word in (f"--{key}", json.dumps(value))]
+        console = terminal(sys.stderr)
+        if self.seed is not None:
+            options += ["--seed", str(self.seed)]
+        results = verify(
+            self.job, job, options, shapes, self.updates, lambda line: console.print(line, highlight=False)
+        )
+        terminal(sys.stdout).print(verify_table(job, results, self.updates))
+        return ExitCode.DONE if all(result.passed for result in results) else ExitCode.FAILURE
