@@ -138,6 +138,11 @@ class ModelSection(Section):
     """Samples over which batch statistics are taken (γ); also the unit that the stream is cut into."""
     ghost_momentum: Annotated[float, Field(gt=0, le=1)] = 0.1
     """Weight of one ghost batch in the running statistics; of `module:name` too, whatever its norms had."""
+    reestimate_samples: PositiveInt | None = None
+    """At each phase's end, make the running statistics plain averages under the weights of that moment, over so many
+    of the samples seen last; None: they stay moving averages."""
+    dropout: Fraction = 0.0
+    """Share of the values that dense7 drops after each hidden layer, and a wrn between the convolutions of a block."""
 
 
 class SgdSection(Section):
@@ -312,6 +317,8 @@ class LayoutSection(Section):
     """Allow ranks to hold unequal numbers of ghost batches."""
     exact: bool = False
     """Sum so that the weights are equal to the bit in every layout: one ghost batch a pass, summed without rounding."""
+    compile: bool = False
+    """Compile the network with torch.compile; the first update of each kind of pass takes minutes more."""
     threads_per_rank: PositiveInt | None = None
     """Torch threads of a rank; None: the cores of the host divided by its ranks, or 1 under `exact`."""
 
@@ -327,6 +334,9 @@ class UpdateSection(Section):
     """Type of the forward pass where torch's autocast knows it to be safe; float16 with a dynamic loss scale."""
     on_nonfinite: Literal["stop", "skip"] = "stop"
     """A loss or gradient that is infinite or no number: end the run, or leave the update out, and count it."""
+    compression: Literal["none", "float16", "bfloat16"] = "none"
+    """Type of the gradients while they cross the network: half the bytes, and a rounding that one rank does not have;
+    bfloat16 not through Horovod."""
     average_samples: PositiveFloat | None = None
     """Memory of a moving average of the weights, in samples, which is evaluated too; None: none is kept."""
 

@@ -19,7 +19,8 @@ from hvd_batchgrow.data.stream import groups_of_rank
 from hvd_batchgrow.nn.models import SmallConvNet
 from hvd_batchgrow.optim.build import build_optimizer
 from hvd_batchgrow.schedule.phases import Phase
-from hvd_batchgrow.train.engine import MicroBatch, UpdateEngine, UpdateResult
+from hvd_batchgrow.train.engine import UpdateEngine, UpdateResult
+from hvd_batchgrow.train.forward import MicroBatch
 from tests.helpers import small_job
 
 GROUP, NUM_GROUPS, NUM_UPDATES = 8, 12, 3

@@ -32,6 +32,8 @@ class Ranks(ABC):
     """Ranks on this host."""
     sums_on_gpu: bool
     """Whether `start_sum` takes CUDA tensors."""
+    sum_types: tuple[torch.dtype, ...]
+    """Of 16 bits, what `start_sum` takes beside float32, float64 and int64."""
 
     @abstractmethod
     def start_sum(self, tensor: Tensor, name: str) -> Any:
@@ -118,6 +120,7 @@ class SingleRank(Ranks):
     backend = "single"
     rank, size, local_rank, local_size = 0, 1, 0, 1
     sums_on_gpu = True
+    sum_types = (torch.float16, torch.bfloat16)
 
     def start_sum(self, tensor: Tensor, name: str) -> None:
         """Nothing to add."""

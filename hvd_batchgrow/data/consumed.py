@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from hvd_batchgrow.data.splitmix import mix
 from hvd_batchgrow.data.stream import Ids
-
-_STEP, _FIRST, _SECOND = (np.uint64(c) for c in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 
 
 def entry_digests(entries: Ids, ids: Ids) -> NDArray[np.uint64]:
@@ -20,7 +19,7 @@ def entry_digests(entries: Ids, ids: Ids) -> NDArray[np.uint64]:
         entries: (n,) places in the stream.
         ids: (n,) the samples that were taken there.
     """
-    return _mix(_mix(entries.astype(np.uint64)) + ids.astype(np.uint64))
+    return mix(mix(entries.astype(np.uint64)) + ids.astype(np.uint64))
 
 
 def digest(entries: Ids, ids: Ids) -> int:
@@ -36,11 +35,3 @@ def to_halves(digest: int) -> tuple[float, float]:
 def from_halves(low: float, high: float) -> int:
     """The digest whose halves, added up, these are."""
     return (int(low) + (int(high) << 32)) % 2**64
-
-
-def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """SplitMix64's output function (Steele et al. 2014, "Fast splittable pseudorandom number generators")."""
-    x = x + _STEP
-    x = (x ^ (x >> np.uint64(30))) * _FIRST
-    x = (x ^ (x >> np.uint64(27))) * _SECOND
-    return x ^ (x >> np.uint64(31))

@@ -1,15 +1,11 @@
-"""Bring a model with batch norms to ghost norms, and running statistics to the present weights."""
+"""Bring a model with batch norms to ghost norms."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-
-import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from hvd_batchgrow.nn.ghost_batch_norm import GhostBatchNorm, GhostBatchNorm1d, GhostBatchNorm2d, ghost_norms
+from hvd_batchgrow.nn.ghost_batch_norm import GhostBatchNorm, GhostBatchNorm1d, GhostBatchNorm2d
 
 
 class GhostBatchNormAct2d(GhostBatchNorm2d):
@@ -62,60 +58,6 @@ def convert_ghost_batch_norm(model: nn.Module, ghost_batch: int, momentum: float
             if isinstance(child, _BatchNorm):
                 parent._modules[name] = ghosts[child]
     return ghosts[model] if isinstance(model, _BatchNorm) else model
-
-
-@torch.no_grad()
-def reestimate_running_statistics(model: nn.Module, batches: Iterable[Tensor]) -> None:
-    """Replace the running statistics of all ghost norms by plain averages under the present weights.
-
-    The running mean becomes the mean of μᵢ over all ghost batches i of all batches, and the running
-    variance the mean of their unbiased variances: that within ghost batches, by which training
-    divides, without that between their means. Meanwhile the ghost norms work as in training, all
-    other modules as in evaluation. A norm that no batch reaches is left as it is.
-
-    Args:
-        model: is called with each batch.
-        batches: inputs, each of a multiple of γ samples.
-
-    Raises:
-        ValueError: no norm has seen a ghost batch, or an input has a broken one.
-
-    Source: after PreciseBN, Wu & Johnson 2021 (arXiv 2105.07576), section 3, whose variance is that
-    of all samples, with the variance between the means.
-    """
-    norms = list(ghost_norms(model))
-    totals = [torch.zeros(2, norm.num_features, dtype=torch.float64, device=norm.running_mean.device) for norm in norms]
-    counts = [0] * len(norms)
-    with _only_ghost_norms_training(model, norms):
-        for batch in batches:
-            model(batch)
-            for index, norm in enumerate(norms):
-                statistics = norm.take_statistics()
-                totals[index] += statistics.sum(0)
-                counts[index] += len(statistics)
-    if not any(counts):
-        raise ValueError(f"no batch has reached any of {len(norms)} ghost norms: there is nothing to average")
-    for norm, total, count in zip(norms, totals, counts, strict=True):
-        if count:
-            norm.running_mean.copy_(total[0] / count)
-            norm.running_var.copy_(total[1] / count)
-
-
-@contextmanager
-def _only_ghost_norms_training(model: nn.Module, norms: Sequence[GhostBatchNorm]) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    deferred = [norm.deferred for norm in norms]
-    model.eval()
-    for norm in norms:
-        norm.training = norm.deferred = True
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-        for norm, was_deferred in zip(norms, deferred, strict=True):
-            norm.deferred = was_deferred
-            norm.take_statistics()  # of a batch that failed half-way
 
 
 def _fault(module: _BatchNorm, momentum: float | None) -> str | None:

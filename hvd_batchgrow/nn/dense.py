@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from hvd_batchgrow.nn.dropout import KeyedDropout
 from hvd_batchgrow.nn.ghost_batch_norm import GhostBatchNorm1d
 
 
 class DenseLayers(nn.Module):
     """Linear layers with ghost norm and ReLU between them: seven, with the six hidden widths of the default.
 
-    The hidden layers have no biases: the norm's mean would cancel them. No dropout. The demonstrations
+    The hidden layers have no biases: the norm's mean would cancel them. The demonstrations
     of a growing batch on the cover-type table tell the number of layers, not the widths: six times
     512 is ours, 1 348 103 parameters for its 54 features and 7 classes. First weights: torch's defaults;
     the norm after each layer makes their scale of no account.
@@ -23,6 +24,7 @@ class DenseLayers(nn.Module):
         channels: width of each hidden layer.
         ghost_batch: γ of every ghost norm, in samples.
         ghost_momentum: weight of one ghost batch in the running statistics.
+        dropout: share of the values that are dropped after each ReLU, by sample id.
     """
 
     def __init__(
@@ -32,6 +34,7 @@ class DenseLayers(nn.Module):
         channels: tuple[int, ...] = (512,) * 6,
         ghost_batch: int = 64,
         ghost_momentum: float = 0.1,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         layers: list[nn.Module] = []
@@ -39,6 +42,8 @@ class DenseLayers(nn.Module):
         for out in channels:
             norm = GhostBatchNorm1d(out, ghost_batch, momentum=ghost_momentum)
             layers += [nn.Linear(width, out, bias=False), norm, nn.ReLU(inplace=True)]
+            if dropout:
+                layers.append(KeyedDropout(dropout))
             width = out
         self.hidden = nn.Sequential(*layers)
         self.classifier = nn.Linear(width, num_classes)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from hvd_batchgrow.nn.dropout import keyed_dropouts, set_sample_keys
 from hvd_batchgrow.nn.ghost_batch_norm import ghost_norms
 
 
@@ -29,7 +30,7 @@ def dry_run(model: nn.Module, num_samples: int, *, training: bool) -> Iterator[N
     """In here, forwards of a few samples are without gradients and without consequence.
 
     Modes, buffers, ghost batches and generators are put back at the end. In training the ghost norms
-    take all samples as one ghost batch: so few need not be whole ones.
+    take all samples as one ghost batch: so few need not be whole ones. Keyed dropout is given keys.
     """
     modes = [(module, module.training) for module in model.modules()]
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
@@ -37,6 +38,8 @@ def dry_run(model: nn.Module, num_samples: int, *, training: bool) -> Iterator[N
     device = next(model.parameters()).device
     devices = [device] if device.type == "cuda" else []
     model.train(training)
+    dropouts = keyed_dropouts(model)
+    set_sample_keys(dropouts, torch.arange(num_samples))
     for norm, _, _ in norms:
         norm.ghost_batch, norm.deferred = num_samples, False
     try:
@@ -47,5 +50,6 @@ def dry_run(model: nn.Module, num_samples: int, *, training: bool) -> Iterator[N
             module.training = mode
         for buffer, before in buffers:
             buffer.copy_(before)
+        set_sample_keys(dropouts, None)
         for norm, ghost_batch, deferred in norms:
             norm.ghost_batch, norm.deferred = ghost_batch, deferred

@@ -40,7 +40,7 @@ FAMILIES: dict[str, Family] = {
     "wrn": Family(
         "wrn_D_K of depth D = 6n+4",
         r"wrn_([1-9]\d*)_([1-9]\d*)",
-        _NORM,
+        _NORM | {"dropout"},
         "images",
         numbers=("depth", "widening"),
         depths=tuple(range(10, 1007, 6)),
@@ -65,7 +65,7 @@ FAMILIES: dict[str, Family] = {
     ),
     # ⌊(29-1)/4⌋+1 = 8 after the first convolution, then three times halved
     "alexnet": Family("alexnet", "alexnet", frozenset(), "images", least_pixels=29),
-    "dense7": Family("dense7", "dense7", _NORM | {"channels"}, "rows"),
+    "dense7": Family("dense7", "dense7", _NORM | {"channels", "dropout"}, "rows"),
     "own": Family(
         "module:name of your own, torchvision or timm",
         r"[A-Za-z_][\w.]*:[A-Za-z_]\w*",
@@ -140,7 +140,7 @@ def check_network(model: ModelSection) -> list[Fault]:
     except ValueError as error:
         return [Fault("model.name", f"{error}, got {model.name!r}")]
     given = {key for key, field in type(model).model_fields.items() if getattr(model, key) != field.default}
-    unused = sorted(given - family.keys - {"name", "ghost_batch"})
+    unused = sorted(given - _used(family))
     faults = [Fault(f"model.{key}", f"is not used by {model.name!r}, but by {_users(key)}") for key in unused]
     if model.name == "dense7" and model.channels and len(model.channels) != 6:
         widths = f"{len(model.channels)}: {list(model.channels)}"
@@ -149,7 +149,12 @@ def check_network(model: ModelSection) -> list[Fault]:
 
 
 def _users(key: str) -> str:
-    return ", ".join(family.shown for family in FAMILIES.values() if key in family.keys)
+    return ", ".join(family.shown for family in FAMILIES.values() if key in _used(family))
+
+
+def _used(family: Family) -> set[str]:
+    """Keys that say something of a network: what it is built from, and what is done with its norms."""
+    return {"name", "ghost_batch", *family.keys, *({"reestimate_samples"} if family.keys >= _NORM else ())}
 
 
 def check_shape(model: ModelSection, shape: Sequence[int]) -> list[Fault]:

@@ -12,12 +12,13 @@ from hvd_batchgrow.nn.alexnet import AlexNet
 from hvd_batchgrow.nn.cifar_resnet import CifarResNet
 from hvd_batchgrow.nn.dense import DenseLayers
 from hvd_batchgrow.nn.known import FAMILIES, check_network, check_shape, read_name
+from hvd_batchgrow.nn.layout_hazards import layout_hazards
 from hvd_batchgrow.nn.own import load_own
 from hvd_batchgrow.nn.small_conv_net import SmallConvNet
 from hvd_batchgrow.nn.vgg import Vgg
 from hvd_batchgrow.nn.wide_resnet import WideResNet
 
-__all__ = ["SmallConvNet", "build_model", "check_model"]
+__all__ = ["SmallConvNet", "build_model", "check_model", "hazards"]
 
 _NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "small_conv_net": SmallConvNet,
@@ -46,9 +47,7 @@ def build_model(job: Job, sample_shape: Sequence[int], num_classes: int) -> nn.M
     Raises:
         JobError: the network does not take such samples; or one of the user's own is not what it must be.
     """
-    model, shape = job.model, tuple(sample_shape)
-    if len(shape) == 3 and shape[0] == 0 and job.data.crop_pixels:
-        shape = (job.data.crop_pixels, job.data.crop_pixels, shape[2])
+    model, shape = job.model, _cropped(job, sample_shape)
     if faults := check_shape(model, shape):
         raise JobError(faults, job.name)
     named = read_name(model.name)
@@ -58,3 +57,23 @@ def build_model(job: Job, sample_shape: Sequence[int], num_classes: int) -> nn.M
     given = {key: value for key in family.keys if (value := getattr(model, key)) is not None}
     numbers = dict(zip(family.numbers, named.numbers, strict=True))
     return _NETWORKS[named.family](shape[-1], num_classes, **numbers, **given)
+
+
+def hazards(job: Job, model: nn.Module, sample_shape: Sequence[int]) -> list[str]:
+    """What in a job's network would let the layout decide its results; `layout_hazards`. Our own have none.
+
+    Args:
+        job: names the network.
+        model: as `build_model` gave it.
+        sample_shape: as `build_model` takes it.
+    """
+    shape = _cropped(job, sample_shape)
+    return layout_hazards(model, (shape[-1], *shape[:-1])) if read_name(job.model.name).family == "own" else []
+
+
+def _cropped(job: Job, sample_shape: Sequence[int]) -> tuple[int, ...]:
+    """(H, W, C) or (features,), with the sides that the job's crop gives."""
+    shape = tuple(sample_shape)
+    if len(shape) == 3 and shape[0] == 0 and job.data.crop_pixels:
+        return (job.data.crop_pixels, job.data.crop_pixels, shape[2])
+    return shape

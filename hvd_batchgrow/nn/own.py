@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.errors import Fault, JobError
 from hvd_batchgrow.nn.convert import convert_ghost_batch_norm
+from hvd_batchgrow.nn.dropout import convert_dropout
 from hvd_batchgrow.nn.dry_run import dry_run, kept_generators
 from hvd_batchgrow.nn.ghost_batch_norm import ghost_norms
 from hvd_batchgrow.nn.torchvision_shim import import_torchvision
@@ -29,7 +30,7 @@ _PACKAGES = {"torchvision": "torchvision", "timm": "timm torchvision"}
 
 
 def load_own(job: Job, shape: Sequence[int], num_classes: int) -> nn.Module:
-    """Call `module:name` with `model.arguments`, and make its batch norms ghost norms.
+    """Call `module:name` with `model.arguments`, make its batch norms ghost norms and its dropout keyed.
 
     The callable gets `num_classes` too, where its signature takes it and the arguments do not give
     it. Modules are also looked for in the working directory. Before it is trusted, the network is
@@ -56,7 +57,7 @@ def load_own(job: Job, shape: Sequence[int], num_classes: int) -> nn.Module:
         raise _refusal(job, f"{_call_text(name, arguments)} failed: {_told(error)}") from error
     if not isinstance(made, nn.Module):
         raise _refusal(job, f"{name} must return a torch.nn.Module, returned {type(made).__name__}")
-    network = _with_ghost_norms(job, made)
+    network = convert_dropout(_with_ghost_norms(job, made))
     for fault in _faults(network, shape, num_classes):
         raise _refusal(job, f"{_call_text(name, arguments)} {fault}")
     return network

@@ -7,6 +7,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
+from hvd_batchgrow.nn.dropout import KeyedDropout
 from hvd_batchgrow.nn.first_weights import he_normal
 from hvd_batchgrow.nn.ghost_batch_norm import GhostBatchNorm2d
 
@@ -22,7 +23,8 @@ class WideResNet(nn.Module):
 
         y = s + conv(relu(norm(conv(a)))),   s = x, or a 1×1 convolution of a where the width changes.
 
-    No dropout. Parameters for 10 classes and colour images: WRN-16-4 2 748 890, WRN-28-10 36 479 194.
+    Dropout, where there is any, comes before the second convolution of a block. Parameters for 10
+    classes and colour images: WRN-16-4 2 748 890, WRN-28-10 36 479 194.
     First weights: `he_normal`, as the authors' code has them.
 
     Shapes: input (n, in_channels, H, W), output (n, num_classes) logits.
@@ -34,6 +36,7 @@ class WideResNet(nn.Module):
         widening: K.
         ghost_batch: γ of every ghost norm, in samples.
         ghost_momentum: weight of one ghost batch in the running statistics.
+        dropout: share of the values that are dropped, by sample id.
 
     Source: Zagoruyko & Komodakis 2016 (arXiv 1605.07146).
     """
@@ -46,6 +49,7 @@ class WideResNet(nn.Module):
         widening: int = 4,
         ghost_batch: int = 64,
         ghost_momentum: float = 0.1,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         norm = partial(GhostBatchNorm2d, ghost_batch=ghost_batch, momentum=ghost_momentum)
@@ -53,7 +57,7 @@ class WideResNet(nn.Module):
         layers: list[nn.Module] = [nn.Conv2d(in_channels, width, 3, padding=1, bias=False)]
         for out, stride in ((16 * widening, 1), (32 * widening, 2), (64 * widening, 2)):
             for k in range((depth - 4) // 6):
-                layers.append(_Block(width, out, stride if k == 0 else 1, norm))
+                layers.append(_Block(width, out, stride if k == 0 else 1, norm, dropout))
                 width = out
         self.features = nn.Sequential(*layers, norm(width), nn.ReLU(inplace=True))
         self.classifier = nn.Linear(width, num_classes)
@@ -65,13 +69,14 @@ class WideResNet(nn.Module):
 
 
 class _Block(nn.Module):
-    def __init__(self, width: int, out: int, stride: int, norm: Norm) -> None:
+    def __init__(self, width: int, out: int, stride: int, norm: Norm, dropout: float) -> None:
         super().__init__()
         self.activate = nn.Sequential(norm(width), nn.ReLU(inplace=True))
         self.residual = nn.Sequential(
             nn.Conv2d(width, out, 3, stride=stride, padding=1, bias=False),
             norm(out),
             nn.ReLU(inplace=True),
+            *([KeyedDropout(dropout)] if dropout else []),
             nn.Conv2d(out, out, 3, padding=1, bias=False),
         )
         self.shortcut = None if width == out else nn.Conv2d(width, out, 1, stride=stride, bias=False)

@@ -236,6 +236,9 @@ def _early_faults(job: Job, ranks: int, num_samples: int) -> list[Fault]:
     if job.layout.exact and job.update.precision == "float16":
         fault = "'float16' needs a loss scale, which exact sums have no room for; use 'bfloat16' or 'float32'"
         faults.append(Fault("update.precision", fault))
+    if job.layout.exact and job.update.compression != "none":
+        fault = f"{job.update.compression!r} rounds the sums that layout.exact keeps exact; choose one"
+        faults.append(Fault("update.compression", fault))
     if section.warmup_epochs and section.warmup_start_lr > job.optim.lr * section.lr_scale:
         top = job.optim.lr * section.lr_scale
         faults.append(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -15,31 +14,17 @@ from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.config import UpdateSection
 from hvd_batchgrow.data.consumed import from_halves, to_halves
 from hvd_batchgrow.errors import RunError
+from hvd_batchgrow.nn.dropout import keyed_dropouts, set_sample_keys
 from hvd_batchgrow.nn.ghost_batch_norm import ghost_norms
 from hvd_batchgrow.optim.build import set_hyperparameters
 from hvd_batchgrow.schedule.phases import Phase
 from hvd_batchgrow.train.exact import join, split
+from hvd_batchgrow.train.forward import Forward, MicroBatch, classify
 from hvd_batchgrow.train.gradients import GradientBuckets
 from hvd_batchgrow.train.loss_scale import LossScale
 
 _NUM_TALLIES = 6
 """Loss, correct answers, stop votes, replaced samples, and the digest of all samples in two halves."""
-
-
-@dataclass(frozen=True)
-class MicroBatch:
-    """The samples of one forward and backward on one rank."""
-
-    inputs: Tensor
-    """(k·γ, C, H, W) images, or (k·γ, features)."""
-    labels: Tensor
-    """(k·γ,)."""
-    positions: tuple[int, ...]
-    """Place of each of its k groups among the update's groups, 0 … B/γ - 1."""
-    digest: int = 0
-    """`consumed.digest` of its samples."""
-    num_replaced: int = 0
-    """How many of them stand in for bad ones."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +62,7 @@ class _Share:
     num_replaced: int = 0
     data_wait_s: float = 0.0
 
-    def add(self, micro_batch: MicroBatch, loss: Tensor, num_correct: Tensor) -> None:
+    def add(self, micro_batch: MicroBatch, loss: Tensor, num_correct: Tensor | int) -> None:
         self.tally[0] += loss
         self.tally[1] += num_correct
         self.positions += micro_batch.positions
@@ -107,6 +92,9 @@ class UpdateEngine:
         optimizer: holds the model's parameters; its `zero_grad` must not be used.
         ranks: the processes that share an update.
         rule: how the gradient is computed, and what is done with it before it is used.
+        forward: from a micro-batch to the loss of each of its samples; None: `classify`. With one of
+            your own, precision and label smoothing of the rule are its affair, not the engine's,
+            save that float16 has a loss scale.
         rescale_momentum: see `set_hyperparameters`.
         exact: sum gradients and ghost statistics so that no layout changes a bit of them; a
             micro-batch must then be one group, and threads and kernels the same everywhere.
@@ -119,6 +107,7 @@ class UpdateEngine:
         ranks: Ranks,
         *,
         rule: UpdateSection | None = None,
+        forward: Forward | None = None,
         rescale_momentum: bool = False,
         exact: bool = False,
     ) -> None:
@@ -126,13 +115,17 @@ class UpdateEngine:
         self.optimizer = optimizer
         self.ranks = ranks
         self.rule = rule or UpdateSection()
+        self.forward = forward or classify(self.rule)
         self.rescale_momentum = rescale_momentum
         self.device = next(model.parameters()).device
         self.norms = list(ghost_norms(model))
         for norm in self.norms:
             norm.deferred = True
+        self.dropouts = keyed_dropouts(model)
         self.exact = exact
-        self.buckets = GradientBuckets([p for p in model.parameters() if p.requires_grad], ranks, exact=exact)
+        self.buckets = GradientBuckets(
+            [p for p in model.parameters() if p.requires_grad], ranks, exact=exact, wire_type=_wire_type(self.rule)
+        )
         self.loss_scale = LossScale() if self.rule.precision == "float16" else None
 
     def update(
@@ -170,7 +163,7 @@ class UpdateEngine:
                 # All but the gradients is known now: its sum overlaps the last backward too.
                 totals = self._totals(share, num_groups)
                 handle = self.ranks.start_sum(totals, "totals")
-                self.buckets.start_when_ready()
+                self.buckets.start_when_ready(self._divisor(phase))
             (loss * self.loss_scale.value if self.loss_scale else loss).backward()
             self.buckets.end_pass()
         reduce_wait_s = self.buckets.wait()
@@ -194,21 +187,26 @@ class UpdateEngine:
         )
 
     def _forward(self, micro_batch: MicroBatch, share: _Share) -> Tensor:
-        labels = micro_batch.labels.to(self.device, non_blocking=True)
-        with autocast(self.device, self.rule.precision):
-            logits = self.model(as_parameters(micro_batch.inputs, self.model))
-        loss: Tensor = nn.functional.cross_entropy(
-            logits.to(labels.device, torch.promote_types(logits.dtype, torch.float32)),
-            labels,
-            reduction="sum",
-            label_smoothing=self.rule.label_smoothing,
-        )
-        share.add(micro_batch, loss.detach(), (logits.detach().argmax(1) == labels).sum())
+        """Sum of the losses of a pass."""
+        set_sample_keys(self.dropouts, micro_batch.keys)
+        losses = self.forward(self.model, micro_batch)
+        self._check(losses.each, micro_batch)
+        loss = losses.each.sum()
+        share.add(micro_batch, loss.detach(), losses.num_correct)
         return loss
+
+    def _check(self, losses: Tensor, micro_batch: MicroBatch) -> None:
+        """A mean in the place of the samples' losses would weigh an update's passes alike, whatever they hold."""
+        num_groups = len(micro_batch.positions)
+        if losses.dim() != 1 or not len(losses) or len(losses) % num_groups:
+            raise ValueError(
+                f"a forward gave losses of shape {tuple(losses.shape)} for a micro-batch of {num_groups} groups; "
+                "it must give the loss of each sample, (samples,): reduction='none'"
+            )
 
     def _is_usable(self, phase: Phase, loss_sum: float, share: _Share, num_groups: int) -> bool:
         """Average and clip the gradient, unless it is not finite: all ranks hold the same sums, and so agree."""
-        self.buckets.divide(phase.global_batch * (self.loss_scale.value if self.loss_scale else 1))
+        self.buckets.divide(self._divisor(phase))
         norm = self.buckets.norm()
         if self.loss_scale and math.isfinite(loss_sum):
             self.loss_scale.after(phase.global_batch, overflow=not math.isfinite(norm))
@@ -221,6 +219,10 @@ class UpdateEngine:
         if self.rule.clip_norm is not None and norm > self.rule.clip_norm:
             self.buckets.divide(norm / self.rule.clip_norm)
         return True
+
+    def _divisor(self, phase: Phase) -> float:
+        """From the sum of the gradients to their mean."""
+        return phase.global_batch * (self.loss_scale.value if self.loss_scale else 1)
 
     def _bad_groups(self, share: _Share, num_groups: int) -> tuple[int, ...]:
         """Places of the groups in whose pass the loss was not finite, on all ranks together."""
@@ -247,14 +249,5 @@ class UpdateEngine:
             norm.commit(join(parts) if self.exact else parts[0], num_groups)
 
 
-def as_parameters(inputs: Tensor, model: nn.Module) -> Tensor:
-    """Inputs on the device and of the type of a model's parameters."""
-    parameter = next(model.parameters())
-    return inputs.to(parameter.device, parameter.dtype, non_blocking=True)
-
-
-def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
-    """Torch's autocast to a type by name; nothing for float32."""
-    if precision == "float32":
-        return nullcontext()
-    return torch.autocast(device.type, getattr(torch, precision))
+def _wire_type(rule: UpdateSection) -> torch.dtype | None:
+    return None if rule.compression == "none" else getattr(torch, rule.compression)

@@ -51,6 +51,8 @@ class TrainRecord:
     samples_per_s: float
     data_wait_pct: float
     allreduce_pct: float
+    trust_ratio: float | None
+    """Median over the tensors of LARS's last update; None: another optimiser."""
     skipped: int
     """Updates left out since the start of the run, because they were not finite."""
 

@@ -12,6 +12,9 @@ from torch import Tensor, nn
 from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.train import exact as exact_sums
 
+_WIRE_SCALE = 2.0**10
+"""float16 then holds the values of a mean gradient from 6e-11 to 64."""
+
 
 class GradientBuckets:
     """Owns the gradients of a model: each `param.grad` is a slice of one of a few flat buckets.
@@ -26,11 +29,23 @@ class GradientBuckets:
         bucket_bytes: size at which a bucket is closed; large enough for bandwidth, small enough to overlap.
         exact: sum over passes and ranks without rounding, each pass being one group; the network is
             used after the last backward, not while it runs.
+        wire_type: of what crosses the network, float16 or bfloat16; None: as the gradients are. One rank
+            has nobody to send to, and rounds nothing.
+
+    Raises:
+        ValueError: the ranks cannot add numbers of that type, or no exact sum can be made of them.
     """
 
     def __init__(
-        self, parameters: Iterable[nn.Parameter], ranks: Ranks, bucket_bytes: int = 16 << 20, *, exact: bool = False
+        self,
+        parameters: Iterable[nn.Parameter],
+        ranks: Ranks,
+        bucket_bytes: int = 16 << 20,
+        *,
+        exact: bool = False,
+        wire_type: torch.dtype | None = None,
     ) -> None:
+        _check_wire_type(wire_type, ranks, exact=exact)
         self.ranks = ranks
         self.exact = exact
         self._buckets: list[Tensor] = []
@@ -42,6 +57,9 @@ class GradientBuckets:
         for members in _split(list(parameters)[::-1], bucket_bytes):
             self._add_bucket(members)
         self._parts = [exact_sums.split(torch.zeros_like(bucket)) for bucket in self._buckets] if exact else []
+        compress = wire_type if ranks.size > 1 else None
+        self._wires = [bucket.to(compress) for bucket in self._buckets] if compress else []
+        self._wire_scale = 1.0
 
     def zero(self) -> None:
         """Forget all gradients; the slices stay where they are."""
@@ -56,8 +74,14 @@ class GradientBuckets:
                 parts.add_(exact_sums.split(bucket))
                 bucket.zero_()
 
-    def start_when_ready(self) -> None:
-        """From now on each bucket is summed over the ranks as soon as it is complete: call before the last backward."""
+    def start_when_ready(self, divisor: float) -> None:
+        """From now on each bucket is summed over the ranks as soon as it is complete: call before the last backward.
+
+        Args:
+            divisor: what the sums will be divided by. A sum over the samples of an update may be too large
+                for float16, and a mean too small: what crosses the network is the mean times 2¹⁰.
+        """
+        self._wire_scale = _WIRE_SCALE / divisor
         self._unfinished = list(self._sizes)
         self._armed = not self.exact
 
@@ -71,9 +95,10 @@ class GradientBuckets:
         for handle in self._handles.values():
             self.ranks.wait(handle)
         self._handles.clear()
-        if self.exact:
-            for bucket, parts in zip(self._buckets, self._parts, strict=True):
-                bucket.copy_(exact_sums.join(parts))
+        for bucket, parts in zip(self._buckets, self._parts, strict=False):
+            bucket.copy_(exact_sums.join(parts))
+        for bucket, wire in zip(self._buckets, self._wires, strict=False):
+            bucket.copy_(wire).div_(self._wire_scale)
         return time.perf_counter() - begin
 
     def divide(self, divisor: float) -> None:
@@ -107,7 +132,20 @@ class GradientBuckets:
 
     def _start(self, index: int) -> None:
         summed = self._parts[index] if self.exact else self._buckets[index]
+        if self._wires:
+            summed = torch.mul(summed, self._wire_scale, out=self._wires[index])
         self._handles[index] = self.ranks.start_sum(summed, f"gradients.{index}")
+
+
+def _check_wire_type(wire_type: torch.dtype | None, ranks: Ranks, *, exact: bool) -> None:
+    if wire_type is None or ranks.size == 1:
+        return
+    name = str(wire_type).removeprefix("torch.")
+    if exact:
+        raise ValueError(f"exact sums cannot be rounded to {name} on their way")
+    if wire_type not in ranks.sum_types:
+        allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in ranks.sum_types)
+        raise ValueError(f"{ranks.backend} cannot add {name}; it can: {allowed}")
 
 
 def _split(parameters: Sequence[nn.Parameter], bucket_bytes: int) -> list[list[nn.Parameter]]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -18,16 +20,20 @@ from hvd_batchgrow.data.feed import OnBad
 from hvd_batchgrow.data.pipeline import Batch, Reader, choose_pipeline
 from hvd_batchgrow.data.samples import Source, raise_bad
 from hvd_batchgrow.data.stream import Stream, groups_of_rank
-from hvd_batchgrow.errors import ExitCode, RunError
-from hvd_batchgrow.nn.models import build_model
+from hvd_batchgrow.errors import ExitCode, Fault, JobError, RunError
+from hvd_batchgrow.nn.dropout import sample_keys
+from hvd_batchgrow.nn.models import build_model, hazards
 from hvd_batchgrow.optim.build import build_optimizer
+from hvd_batchgrow.optim.lars import Lars
 from hvd_batchgrow.schedule.layout import Layout
 from hvd_batchgrow.schedule.phases import Phase
 from hvd_batchgrow.schedule.plan import Plan
 from hvd_batchgrow.train.checkpoint import Checkpoint, write_checkpoint
-from hvd_batchgrow.train.engine import MicroBatch, NonFinite, UpdateEngine, UpdateResult, as_parameters, autocast
+from hvd_batchgrow.train.engine import NonFinite, UpdateEngine, UpdateResult
 from hvd_batchgrow.train.events import Evaluation, Observer, RunEnded, RunStarted, TrainRecord, UpdateDone
+from hvd_batchgrow.train.forward import MicroBatch, as_parameters, autocast
 from hvd_batchgrow.train.loss_scale import LossScale
+from hvd_batchgrow.train.reestimate import reestimate_together
 from hvd_batchgrow.train.stop import Stop
 from hvd_batchgrow.train.weight_average import WeightAverage
 
@@ -73,7 +79,7 @@ class Trainer:
         self.device = _choose_device(ranks)
         torch.manual_seed(job.seed)
         self.reader = Reader(job.data, source, self.device, torch.get_num_threads(), _on_bad(job, ranks))
-        self.model = ranks.together(lambda: build_model(job, source.train.shape, source.num_classes)).to(self.device)
+        self.model = ranks.together(self._build_model)
         self.optimizer = build_optimizer(self.model, job.optim)
         rescale = getattr(job.optim, "rescale_momentum", False)
         self.engine = UpdateEngine(
@@ -87,6 +93,19 @@ class Trainer:
         self.evaluation: Evaluation | None = None
         self._elapsed_before_s = 0.0
         self._begin = time.perf_counter()
+
+    def _build_model(self) -> nn.Module:
+        shape, num_classes = self.source.train.shape, self.source.num_classes
+        model = build_model(self.job, shape, num_classes).to(self.device)
+        self.hazards = hazards(self.job, model, shape)
+        if self.hazards and self.job.layout.exact:
+            text = "; ".join(self.hazards)
+            raise JobError([Fault("layout.exact", f"cannot be had with {self.job.model.name}: {text}")], self.job.name)
+        if self.job.data.channels_last:
+            model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if self.job.layout.compile:
+            model.compile()  # in place: parameters keep their names
+        return model
 
     def run(self, stop: Stop, checkpoint: Checkpoint | None = None, notes: Sequence[str] = ()) -> RunEnded:
         """Train to the end, or until any rank is asked to stop.
@@ -112,6 +131,8 @@ class Trainer:
             stretch.add(result, phase.global_batch)
             stopped = result.stop_votes > 0
             at_boundary = self.samples == phase.end_samples
+            if at_boundary and self.job.model.reestimate_samples:
+                self.reestimate(self.job.model.reestimate_samples, self.plan.layouts[index])
             if stopped or at_boundary or self._is_due(before, 1 / self.job.watch.records_per_epoch):
                 self._record(stretch, index, phase)
                 stretch = _Stretch()
@@ -141,7 +162,7 @@ class Trainer:
         per_pass = layout.micro_batch // group
         passes = [mine[i : i + per_pass] for i in range(0, len(mine), per_pass)]
         taken: list[Batch] = []
-        micro_batches = (_take(batches, [k - first for k in ks], taken) for ks in passes)
+        micro_batches = (self._take(batches, [k - first for k in ks], taken) for ks in passes)
         try:
             result = self.engine.update(micro_batches, len(passes), phase, num_groups, stop=stop)
         except NonFinite as fault:
@@ -154,6 +175,32 @@ class Trainer:
         self._tell("on_update", UpdateDone(self.samples, phase.global_batch, result.digest, replaced))
         self.samples += phase.global_batch
         return result
+
+    def _take(self, batches: Iterator[Batch], positions: Sequence[int], taken: list[Batch]) -> MicroBatch:
+        """The next groups as one micro-batch; those with replaced samples go to `taken` too."""
+        groups = [next(batches) for _ in positions]
+        taken += [group for group in groups if group.replaced.any()]
+        entries, ids = (np.concatenate([getattr(group, part) for group in groups]) for part in ("entries", "ids"))
+        return MicroBatch(
+            _joined([group.inputs for group in groups]),
+            _joined([group.labels for group in groups]),
+            tuple(positions),
+            digest(entries, ids),
+            sum(int(group.replaced.sum()) for group in groups),
+            sample_keys(self.job.seed, entries // self.plan.num_samples, ids) if self.engine.dropouts else None,
+        )
+
+    def reestimate(self, num_samples: int, layout: Layout) -> None:
+        """Running statistics under the present weights, over the samples seen last, rounded up to whole groups."""
+        group, ranks = self.plan.group, self.ranks
+        last = self.samples // group
+        num_groups = min(last, -(-num_samples // group))
+        mine = groups_of_rank(last - num_groups, num_groups, ranks.rank, ranks.size)
+        batches = self.reader.training(self.stream, group, mine[0], ranks.size) if mine else iter(())
+        passes = _joined_in(islice(batches, len(mine)), layout.micro_batch // group)
+        with autocast(self.device, self.job.update.precision):
+            inputs = (as_parameters(batch, self.model) for batch in passes)
+            reestimate_together(self.model, inputs, ranks, exact=self.job.layout.exact)
 
     def _evaluate_and_save(self, before: int, *, must_save: bool) -> None:
         if self.samples == self.plan.schedule.end_samples or self._is_due(before, self.job.evaluation.every_epochs):
@@ -223,7 +270,9 @@ class Trainer:
             if (last := checkpoint.evaluation) and last["samples"] == self.samples:
                 self.evaluation = Evaluation(self.samples, self._epoch(), last["loss"], last["top1"])
         for name, tensor in self.model.state_dict().items():
-            self.ranks.broadcast(tensor, f"initial.{name}")
+            dense = tensor.contiguous()  # as channels_last weights are not, and Horovod wants them
+            self.ranks.broadcast(dense, f"initial.{name}")
+            tensor.copy_(dense)
         self._begin = time.perf_counter()
 
     def _save(self) -> None:
@@ -263,6 +312,7 @@ class Trainer:
             samples_per_s=stretch.samples / stretch.seconds,
             data_wait_pct=100 * stretch.data_wait_s / stretch.seconds,
             allreduce_pct=100 * stretch.reduce_wait_s / stretch.seconds,
+            trust_ratio=_median_trust_ratio(self.optimizer),
             skipped=self.num_skipped,
         )
         self._tell("on_record", record)
@@ -301,16 +351,11 @@ class Trainer:
         )
 
 
-def _take(batches: Iterator[Batch], positions: Sequence[int], taken: list[Batch]) -> MicroBatch:
-    groups = [next(batches) for _ in positions]
-    taken += [group for group in groups if group.replaced.any()]
-    return MicroBatch(
-        _joined([group.inputs for group in groups]),
-        _joined([group.labels for group in groups]),
-        tuple(positions),
-        sum(digest(group.entries, group.ids) for group in groups),
-        sum(int(group.replaced.sum()) for group in groups),
-    )
+def _joined_in(batches: Iterable[Batch], per_pass: int) -> Iterator[torch.Tensor]:
+    """Inputs of several groups at a time."""
+    groups = iter(batches)
+    while taken := [batch.inputs for batch in islice(groups, per_pass)]:
+        yield _joined(taken)
 
 
 def _joined(parts: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -326,6 +371,11 @@ def _gather_replaced(batches: Sequence[Batch], ranks: Ranks) -> tuple[tuple[int,
     pairs = torch.zeros((int(ends[-1]), 2), dtype=torch.int64)
     pairs[int(ends[ranks.rank]) - len(mine) : int(ends[ranks.rank])] = torch.tensor(mine).reshape(-1, 2)
     return tuple(sorted((entry, id_) for entry, id_ in ranks.sum(pairs, "replaced").tolist()))
+
+
+def _median_trust_ratio(optimizer: torch.optim.Optimizer) -> float | None:
+    ratios = optimizer.trust_ratios() if isinstance(optimizer, Lars) else torch.empty(0)
+    return float(ratios.float().median()) if len(ratios) else None
 
 
 def _on_bad(job: Job, ranks: Ranks) -> OnBad:

@@ -44,6 +44,8 @@ class TensorBoard(Observer):
             "perf/allreduce_pct": event.allreduce_pct,
             "update/left_out": event.skipped,
         }
+        if event.trust_ratio is not None:
+            scalars["lars/trust_ratio_p50"] = event.trust_ratio
         self._add(scalars, event.samples)
 
     def on_evaluation(self, event: Evaluation) -> None:

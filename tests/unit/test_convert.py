@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hvd_batchgrow.nn.convert import GhostBatchNormAct2d, convert_ghost_batch_norm, reestimate_running_statistics
+from hvd_batchgrow.nn.convert import GhostBatchNormAct2d, convert_ghost_batch_norm
 from hvd_batchgrow.nn.ghost_batch_norm import GhostBatchNorm, GhostBatchNorm1d, GhostBatchNorm2d, ghost_norms
+from hvd_batchgrow.nn.running_statistics import reestimate_running_statistics
 
 GHOST = 4
 

@@ -1,0 +1,174 @@
+"""Dropout that draws by sample, not by rank or pass: a network that has it is still the same in every layout."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from hvd_batchgrow.data.splitmix import mix
+
+_WEYL = 0x9E3779B97F4A7C15
+_MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+_SHIFTS = (30, 27, 31)
+
+Unit = Literal["value", "channel", "sample"]
+
+
+class KeyedDropout(nn.Module):
+    """Sets parts of a sample to 0 with probability p, and scales the rest by 1/(1-p).
+
+    Whether a part stays depends on the sample's key (seed, epoch, id), on which dropout of the
+    network this is, on how often the forward has come by it, and on the part's place in the sample:
+    on nothing else, so that rank, pass and micro-batch do not enter, nor the device. In evaluation,
+    the identity.
+
+    Outside an update, where samples have no keys, it draws from torch's generator, as `nn.Dropout`.
+
+    Shapes: input and output (n, …); with keys, n of them.
+
+    Args:
+        p: probability, in [0, 1).
+        unit: what is set to 0 as a whole: a value (as `nn.Dropout`), a channel, the second dimension
+            (`nn.Dropout2d`), or the sample (stochastic depth, drop path).
+        rescale: whether the rest is scaled; drop path has a form without.
+
+    Raises:
+        ValueError: p is not in [0, 1).
+
+    Source: Srivastava et al. 2014, JMLR 15, section 10 (inverted); the generator is SplitMix64,
+    Steele, Lea & Flood 2014, "Fast splittable pseudorandom number generators", figure 17, with a
+    counter for its state.
+    """
+
+    def __init__(self, p: float = 0.5, unit: Unit = "value", *, rescale: bool = True) -> None:
+        super().__init__()
+        if not 0 <= p < 1:
+            raise ValueError(f"p = {p} must be in [0, 1)")
+        self.p = p
+        self.unit = unit
+        self.rescale = rescale
+        self._place = 0
+        self._keys: Tensor | None = None
+        self._num_calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Drop parts of each sample. Raises ValueError if there are keys for another number of samples."""
+        if not self.training or self.p == 0:
+            return x
+        keep = self._uniforms(x) >= self.p
+        return x * (keep.to(x.dtype) / (1 - self.p if self.rescale else 1))
+
+    def _uniforms(self, x: Tensor) -> Tensor:
+        """float32 in [0, 1), one for each part of x, of a shape that multiplies with it."""
+        kept = {"value": x.dim(), "channel": 2, "sample": 1}[self.unit]
+        shape = (*x.shape[:kept], *[1] * (x.dim() - kept))
+        if self._keys is None:
+            return torch.rand(shape, device=x.device)
+        if len(self._keys) != len(x):
+            raise ValueError(f"{len(x)} samples come to a dropout, and keys of {len(self._keys)} were given")
+        keys = _mix(self._keys.to(x.device) + _signed(_WEYL * (self._place << 32 | self._num_calls)))
+        self._num_calls += 1
+        counters = torch.arange(1, 1 + math.prod(shape[1:]), device=x.device) * _signed(_WEYL)
+        bits = _mix(keys[:, None] + counters)
+        return bits.bitwise_right_shift_(40).bitwise_and_(0xFFFFFF).float().mul_(2.0**-24).view(shape)
+
+    def extra_repr(self) -> str:
+        """Shown by `print(model)`."""
+        return f"p={self.p}, unit={self.unit!r}{'' if self.rescale else ', rescale=False'}"
+
+
+def sample_keys(seed: int, epochs: NDArray[np.int64], ids: NDArray[np.int64]) -> Tensor:
+    """A key for each sample of an epoch, int64 (n,).
+
+    Args:
+        seed: of the run.
+        epochs: (n,) epoch of each sample.
+        ids: (n,) sample ids.
+    """
+    keys = mix(np.full(1, seed, dtype=np.uint64))
+    for part in (epochs, ids):
+        keys = mix(keys + np.asarray(part, dtype=np.uint64))
+    return torch.from_numpy(keys.view(np.int64))
+
+
+def set_sample_keys(dropouts: list[KeyedDropout], keys: Tensor | None) -> None:
+    """Before a forward: whose samples these are; None: draw from torch's generator.
+
+    Args:
+        dropouts: all those of the network, `keyed_dropouts`.
+        keys: (n,), `sample_keys`.
+    """
+    for place, dropout in enumerate(dropouts):
+        dropout._place, dropout._keys, dropout._num_calls = place, keys, 0
+
+
+def keyed_dropouts(model: nn.Module) -> list[KeyedDropout]:
+    """Those of a model, in the order of its modules."""
+    return [module for module in model.modules() if isinstance(module, KeyedDropout)]
+
+
+def convert_dropout(model: nn.Module) -> nn.Module:
+    """Put keyed dropout in the place of torch's, timm's and torchvision's.
+
+    `nn.Dropout`, `nn.Dropout1d` … `3d`, timm's `DropPath` and torchvision's `StochasticDepth` by
+    rows. Others, such as `nn.AlphaDropout` and calls of `nn.functional`, stay as they are.
+
+    Args:
+        model: changed in place.
+
+    Returns:
+        The model, or the keyed dropout if it is itself one of these.
+    """
+    for parent in list(model.modules()):
+        for name, child in parent._modules.items():
+            if child is not None and (keyed := _keyed(child)):
+                parent._modules[name] = keyed
+    return _keyed(model) or model
+
+
+def _keyed(module: nn.Module) -> KeyedDropout | None:
+    """What stands for a module; None: it is no dropout that is known here."""
+    made = _from_torch(module) or _from_timm(module) or _from_torchvision(module)
+    return made.train(module.training) if made else None
+
+
+def _from_torch(module: nn.Module) -> KeyedDropout | None:
+    # By type, not by isinstance: a subclass may do something else.
+    units: dict[type[nn.Module], Unit] = {nn.Dropout: "value"}
+    units |= dict.fromkeys((nn.Dropout1d, nn.Dropout2d, nn.Dropout3d), "channel")
+    unit = units.get(type(module))
+    p = getattr(module, "p", 1.0)
+    return KeyedDropout(p, unit) if unit and p < 1 else None
+
+
+def _from_timm(module: nn.Module) -> KeyedDropout | None:
+    p = getattr(module, "drop_prob", None)
+    if type(module).__name__ != "DropPath" or not isinstance(p, (int, float)) or p >= 1:
+        return None
+    return KeyedDropout(p, "sample", rescale=getattr(module, "scale_by_keep", True))
+
+
+def _from_torchvision(module: nn.Module) -> KeyedDropout | None:
+    if type(module).__name__ != "StochasticDepth" or getattr(module, "mode", None) != "row":
+        return None
+    p = getattr(module, "p", 1.0)
+    return KeyedDropout(p, "sample") if p < 1 else None
+
+
+def _signed(value: int) -> int:
+    """The 64 bits of a number as torch's int64 has them."""
+    return (value + 2**63) % 2**64 - 2**63
+
+
+def _mix(x: Tensor) -> Tensor:
+    """SplitMix64's output function, int64 to int64, in place; overflow is meant."""
+    for shift, multiplier in zip(_SHIFTS, (*_MULTIPLIERS, None), strict=True):
+        x ^= (x >> shift).bitwise_and_(2 ** (64 - shift) - 1)  # torch shifts the sign in
+        if multiplier is not None:
+            x *= _signed(multiplier)
+    return x
