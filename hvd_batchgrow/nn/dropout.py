@@ -124,11 +124,12 @@ def convert_dropout(model: nn.Module) -> nn.Module:
     Returns:
         The model, or the keyed dropout if it is itself one of these.
     """
+    keyed = {module: made for module in model.modules() if (made := _keyed(module))}
     for parent in list(model.modules()):
-        for name, child in parent._modules.items():
-            if child is not None and (keyed := _keyed(child)):
-                parent._modules[name] = keyed
-    return _keyed(model) or model
+        for name, child in parent._modules.items():  # named_children() omits the second name of a shared module
+            if child in keyed:
+                parent._modules[name] = keyed[child]
+    return keyed.get(model, model)
 
 
 def _keyed(module: nn.Module) -> KeyedDropout | None:

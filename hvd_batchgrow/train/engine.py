@@ -124,7 +124,7 @@ class UpdateEngine:
         self.dropouts = keyed_dropouts(model)
         self.exact = exact
         self.buckets = GradientBuckets(
-            [p for p in model.parameters() if p.requires_grad], ranks, exact=exact, wire_type=_wire_type(self.rule)
+            [p for p in model.parameters() if p.requires_grad], ranks, exact=exact, wire_type=wire_type(self.rule)
         )
         self.loss_scale = LossScale() if self.rule.precision == "float16" else None
 
@@ -249,5 +249,6 @@ class UpdateEngine:
             norm.commit(join(parts) if self.exact else parts[0], num_groups)
 
 
-def _wire_type(rule: UpdateSection) -> torch.dtype | None:
+def wire_type(rule: UpdateSection) -> torch.dtype | None:
+    """Of the gradients on their way between ranks; None: as they are."""
     return None if rule.compression == "none" else getattr(torch, rule.compression)

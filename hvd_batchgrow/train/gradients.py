@@ -45,7 +45,7 @@ class GradientBuckets:
         exact: bool = False,
         wire_type: torch.dtype | None = None,
     ) -> None:
-        _check_wire_type(wire_type, ranks, exact=exact)
+        check_wire_type(wire_type, ranks, exact=exact)
         self.ranks = ranks
         self.exact = exact
         self._buckets: list[Tensor] = []
@@ -137,7 +137,8 @@ class GradientBuckets:
         self._handles[index] = self.ranks.start_sum(summed, f"gradients.{index}")
 
 
-def _check_wire_type(wire_type: torch.dtype | None, ranks: Ranks, *, exact: bool) -> None:
+def check_wire_type(wire_type: torch.dtype | None, ranks: Ranks, *, exact: bool) -> None:
+    """Raises ValueError as `GradientBuckets` does."""
     if wire_type is None or ranks.size == 1:
         return
     name = str(wire_type).removeprefix("torch.")

@@ -19,7 +19,9 @@ from hvd_batchgrow.data.sources import load_source
 from hvd_batchgrow.errors import Fault, JobError
 from hvd_batchgrow.nn.models import check_model
 from hvd_batchgrow.schedule.plan import Plan, compile_plan
+from hvd_batchgrow.train.engine import wire_type
 from hvd_batchgrow.train.events import Observer, RunEnded
+from hvd_batchgrow.train.gradients import check_wire_type
 from hvd_batchgrow.train.loop import Trainer
 from hvd_batchgrow.train.run_folder import open_run
 from hvd_batchgrow.train.run_lock import RunLock
@@ -92,6 +94,10 @@ def _prepare(job: Job, ranks: Ranks) -> tuple[Job, Plan]:
             fault = f"phase {k + 1} is planned for {layout.ranks} ranks, and all {ranks.size} launched train together"
             raise JobError([Fault("layout.growth", f"{fault}; add --layout.growth accumulation")], job.name)
     check_model(job)
+    try:
+        check_wire_type(wire_type(job.update), ranks, exact=False)
+    except ValueError as error:
+        raise JobError([Fault("update.compression", str(error))], job.name) from None
     return job, plan
 
 

@@ -14,6 +14,7 @@ from hvd_batchgrow.data.samples import Source
 from hvd_batchgrow.schedule.plan import compile_plan
 from hvd_batchgrow.train.checkpoint import Checkpoint, tree_digest
 from hvd_batchgrow.train.engine import NonFinite, UpdateEngine
+from hvd_batchgrow.train.gradients import GradientBuckets
 from hvd_batchgrow.train.loop import Trainer
 from hvd_batchgrow.train.loss_scale import LossScale
 from hvd_batchgrow.train.stop import StopRequest
@@ -155,6 +156,46 @@ def test_the_scale_grows_by_samples_not_by_updates() -> None:
     assert (few.value, few.good_samples) == (2.0**15, 0)
     with pytest.raises(FloatingPointError, match="not finite even at a loss scale of 1"):
         LossScale(value=1.0).after(16, overflow=True)
+
+
+# --- compression ----------------------------------------------------------------------------------------
+
+
+def test_half_the_bytes_cross_the_network_and_one_rank_rounds_nothing(
+    ranks: Ranks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, compressed = golden.make_engine(ranks), golden.make_engine(ranks, rule=rule(compression="float16"))
+    sent: dict[str, torch.dtype] = {}
+    start_sum = ranks.start_sum
+    monkeypatch.setattr(
+        ranks, "start_sum", lambda tensor, name: (sent.update({name: tensor.dtype}), start_sum(tensor, name))[1]
+    )
+    golden.serve(compressed, ranks, 2, 0)
+    assert sent == {"totals": torch.float64, "gradients.0": torch.float16 if ranks.size > 1 else torch.float64}
+    golden.serve(plain, ranks, 2, 0)
+    ours, theirs = ([p.detach() for p in engine.model.parameters()] for engine in (compressed, plain))
+    # One update from the same weights: what differs is the gradient, by no more than float16 rounds it.
+    worst = max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(ours, theirs, strict=True))
+    assert 1e-9 < worst < 2.0**-10 if ranks.size > 1 else worst == 0
+
+
+def test_a_gradient_too_large_for_float16_is_not_finite_on_all_ranks(ranks: Ranks) -> None:
+    engine = golden.make_engine(ranks, rule=rule(compression="float16", on_nonfinite="skip"))
+    # The sum over 96 samples would not fit, a hundredth of it does; a mean of 65 · 2¹⁰ does not.
+    for factor, fits in ((1000.0, True), (1e6, False)):
+        handle = next(engine.model.parameters()).register_hook(lambda gradient, factor=factor: gradient * factor)
+        assert golden.serve(engine, ranks, 2, 0).skipped == (ranks.size > 1 and not fits)
+        handle.remove()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_types_that_cannot_be_added_are_refused(ranks: Ranks, dtype: torch.dtype) -> None:
+    model = golden.make_model()
+    if ranks.size == 1 or dtype in ranks.sum_types:
+        GradientBuckets(model.parameters(), ranks, wire_type=dtype)
+    else:
+        with pytest.raises(ValueError, match=f"{ranks.backend} cannot add bfloat16; it can: float16"):
+            GradientBuckets(model.parameters(), ranks, wire_type=dtype)
 
 
 # --- averaged weights -----------------------------------------------------------------------------------

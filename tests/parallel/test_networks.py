@@ -1,0 +1,106 @@
+"""Networks with dropout, re-estimated statistics and other memory layouts: the same in every layout of the ranks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hvd_batchgrow.comm.ranks import AgreedFailure, Ranks, SingleRank
+from hvd_batchgrow.job_file import parse_job
+from hvd_batchgrow.nn.ghost_batch_norm import ghost_norms
+from hvd_batchgrow.schedule.plan import compile_plan
+from hvd_batchgrow.train.checkpoint import tree_digest
+from hvd_batchgrow.train.loop import Trainer
+from hvd_batchgrow.train.stop import StopRequest
+from hvd_batchgrow.train.verify import rounding_limit
+from tests.helpers import NUM_TRAIN, job_tree, small_source
+
+
+def trained(ranks: Ranks, folder: Path, num_updates: int = 6, **sections: Any) -> Trainer:
+    """A few updates of 32 samples, on some ranks."""
+    schedule = {"policy": "grow", "epochs": num_updates * 32 / NUM_TRAIN, "global_batch": 32, "boundaries_epochs": []}
+    tree = job_tree(schedule=schedule, **sections)
+    tree["model"] = sections["model"] if "name" in sections.get("model", {}) else tree["model"]
+    job = parse_job(tree)
+    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+    trainer = Trainer(job, compile_plan(job, ranks.size, NUM_TRAIN), small_source(), ranks, folder, [])
+    trainer.run(StopRequest())
+    return trainer
+
+
+def together_and_alone(ranks: Ranks, folder: Path, **sections: Any) -> list[str]:
+    """Digests of the weights after the same updates on all ranks, and on one."""
+    runs = [(ranks, folder / "all"), (SingleRank(), folder / f"alone{ranks.rank}")]
+    return [tree_digest(trained(*run, **sections).model.state_dict()) for run in runs]
+
+
+WRN = {"name": "wrn_10_1", "ghost_batch": 8, "dropout": 0.3}
+
+
+def test_dropout_is_the_same_on_any_ranks(ranks: Ranks, tmp_path: Path) -> None:
+    together, alone = together_and_alone(ranks, tmp_path, model=WRN, layout={"exact": True})
+    assert together == alone
+    without = trained(SingleRank(), tmp_path / f"{ranks.rank}", model=WRN | {"dropout": 0.0}, layout={"exact": True})
+    assert tree_digest(without.model.state_dict()) != alone
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_reestimated_statistics_are_means_over_the_samples_seen_last(ranks: Ranks, tmp_path: Path, exact: bool) -> None:
+    model = {"name": "small_conv_net", "channels": [4, 8], "ghost_batch": 8, "reestimate_samples": 60}
+    trainer = trained(ranks, tmp_path, model=model, layout={"exact": exact})
+    batches = trainer.reader.training(trainer.stream, 8, (trainer.samples - 64) // 8, 1)  # 60 rounded up to 8 groups
+    first, *_ = ghost_norms(trainer.model)
+    seen: list[torch.Tensor] = []
+    first.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].detach()))
+    with torch.no_grad():
+        trainer.model.eval()
+        for _ in range(8):
+            trainer.model(next(batches).inputs)
+    groups = torch.stack(seen).double().transpose(1, 2).flatten(2)  # (8, C, values)
+    torch.testing.assert_close(first.running_mean.double(), groups.mean((0, 2)), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(first.running_var.double(), groups.var(2).mean(0), rtol=1e-5, atol=1e-6)
+
+
+def test_reestimated_statistics_are_the_same_on_any_ranks(ranks: Ranks, tmp_path: Path) -> None:
+    model = {"name": "small_conv_net", "channels": [4, 8], "ghost_batch": 8, "reestimate_samples": 60}
+    together, alone = together_and_alone(ranks, tmp_path, model=model, layout={"exact": True})
+    assert together == alone
+
+
+def test_channels_last_weights_are_those_of_the_other_form(ranks: Ranks, tmp_path: Path) -> None:
+    runs = [trained(ranks, tmp_path / f"{last}", num_updates=2, data={"channels_last": last}) for last in (True, False)]
+    last, first = (torch.cat([p.detach().flatten() for p in run.model.parameters()]) for run in runs)
+    convolutions = [p for p in runs[0].model.parameters() if p.dim() == 4 and p.shape[1] > 1]
+    assert all(p.is_contiguous(memory_format=torch.channels_last) for p in convolutions)
+    assert convolutions
+    assert float((last - first).norm() / first.norm()) < rounding_limit(2, exact=False)
+
+
+def test_the_fast_path_agrees_with_one_rank_within_the_stated_bound(ranks: Ranks, tmp_path: Path) -> None:
+    for num_updates in (1, 3):
+        runs = [(ranks, tmp_path / f"all{num_updates}"), (SingleRank(), tmp_path / f"{ranks.rank}of{num_updates}")]
+        weights = [
+            torch.cat([p.detach().double().flatten() for p in trained(*run, num_updates).model.parameters()])
+            for run in runs
+        ]
+        difference = float((weights[0] - weights[1]).norm() / weights[1].norm())
+        assert difference <= rounding_limit(num_updates, exact=False)
+
+
+def test_exact_mode_refuses_a_network_that_draws_for_itself(ranks: Ranks, tmp_path: Path) -> None:
+    model = {"name": "tests.parallel.test_networks:draws", "ghost_batch": 8}
+    with pytest.raises(AgreedFailure) as failure:
+        trained(ranks, tmp_path, model=model, layout={"exact": True})
+    if ranks.rank == 0:
+        assert "layout.exact: cannot be had with tests.parallel.test_networks:draws: 1 draws" in str(
+            failure.value.error
+        )
+    assert trained(ranks, tmp_path, 1, model=model).hazards
+
+
+def draws(num_classes: int) -> torch.nn.Module:
+    """A network with a dropout that no conversion knows."""
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.AlphaDropout(0.1), torch.nn.Linear(64, num_classes))

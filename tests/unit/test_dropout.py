@@ -1,0 +1,145 @@
+"""Dropout by sample: what it drops depends on the sample's key alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from hvd_batchgrow.data.splitmix import mix
+from hvd_batchgrow.nn import dropout
+from hvd_batchgrow.nn.dropout import KeyedDropout, convert_dropout, keyed_dropouts, sample_keys, set_sample_keys
+
+
+def keys(n: int, seed: int = 3, epoch: int = 0) -> Tensor:
+    return sample_keys(seed, np.full(n, epoch), np.arange(n))
+
+
+def dropped(x: Tensor, of: Tensor, module: KeyedDropout | None = None) -> Tensor:
+    module = module or KeyedDropout(0.4)
+    set_sample_keys([module], of)
+    return module(x)
+
+
+def test_the_generator_gives_the_published_numbers() -> None:
+    # SplitMix64 from state 1234567, as every implementation of it prints
+    states = [1234567 + (k + 1) * 0x9E3779B97F4A7C15 for k in range(3)]
+    found = dropout._mix(torch.tensor([dropout._signed(state) for state in states]))
+    assert [int(value) % 2**64 for value in found] == [6457827717110365317, 3203168211198807973, 9817491932198370423]
+
+
+def test_it_is_the_one_that_digests_use() -> None:
+    states = np.random.default_rng(0).integers(0, 2**64, 1000, dtype=np.uint64)
+    stepped = torch.from_numpy((states + np.uint64(0x9E3779B97F4A7C15)).view(np.int64))
+    np.testing.assert_array_equal(dropout._mix(stepped).numpy().view(np.uint64), mix(states))
+
+
+@pytest.mark.parametrize("unit", ["value", "channel", "sample"])
+def test_any_cut_and_any_order_drops_the_same(unit: dropout.Unit) -> None:
+    x, of = torch.randn(12, 5, 4, 3), keys(12)
+    module = KeyedDropout(0.4, unit)
+    whole = dropped(x, of, module)
+    parts = torch.cat([dropped(x[k : k + 4], of[k : k + 4], module) for k in (0, 4, 8)])
+    assert torch.equal(parts, whole)
+    order = torch.randperm(12)
+    assert torch.equal(dropped(x[order], of[order], module), whole[order])
+
+
+def test_seed_epoch_place_and_call_each_change_what_is_dropped() -> None:
+    x = torch.ones(8, 100)
+    first, second = KeyedDropout(0.5), KeyedDropout(0.5)
+    set_sample_keys([first, second], keys(8))
+    masks = [first(x), first(x), second(x), dropped(x, keys(8, seed=4)), dropped(x, keys(8, epoch=1))]
+    assert len({mask.numpy().tobytes() for mask in masks}) == len(masks)
+    set_sample_keys([first, second], keys(8))
+    assert torch.equal(first(x), masks[0])
+
+
+def test_the_share_dropped_is_p_and_the_rest_makes_up_for_it() -> None:
+    y = dropped(torch.ones(400, 500), keys(400), KeyedDropout(0.3))
+    assert y.unique().tolist() == [0.0, pytest.approx(1 / 0.7)]
+    share = (y == 0).double()
+    deviation = (0.3 * 0.7) ** 0.5
+    assert abs(share.mean() - 0.3) < 4 * deviation / (400 * 500) ** 0.5
+    # neither a sample nor a place is dropped more than another
+    assert abs(share.mean(1).std() / (deviation / 500**0.5) - 1) < 0.15
+    assert abs(share.mean(0).std() / (deviation / 400**0.5) - 1) < 0.15
+
+
+def test_what_belongs_together_goes_together() -> None:
+    x = torch.ones(64, 6, 5, 5)
+    by_channel = dropped(x, keys(64), KeyedDropout(0.5, "channel")).flatten(2)
+    assert torch.equal(by_channel.amin(2), by_channel.amax(2))
+    by_sample = dropped(x, keys(64), KeyedDropout(0.5, "sample", rescale=False)).flatten(1)
+    assert torch.equal(by_sample.amin(1), by_sample.amax(1))
+    assert set(by_sample.unique().tolist()) == {0.0, 1.0}
+
+
+def test_the_gradient_is_that_of_what_was_kept() -> None:
+    x = torch.randn(4, 50, requires_grad=True)
+    y = dropped(x, keys(4))
+    y.sum().backward()
+    assert x.grad is not None
+    torch.testing.assert_close(x.grad, torch.where(y == 0, 0.0, 1 / 0.6))
+
+
+def test_without_keys_it_draws_from_torch_s_generator_and_in_evaluation_not_at_all() -> None:
+    x, module = torch.ones(4, 50), KeyedDropout(0.4)
+    torch.manual_seed(1)
+    first = module(x)
+    torch.manual_seed(1)
+    assert torch.equal(module(x), first)
+    assert not torch.equal(module(x), first)
+    assert module.eval()(x) is x
+
+
+def test_keys_of_other_samples_are_refused() -> None:
+    with pytest.raises(ValueError, match="6 samples come to a dropout, and keys of 4 were given"):
+        dropped(torch.ones(6, 2), keys(4))
+    with pytest.raises(ValueError, match="p = 1"):
+        KeyedDropout(1)
+
+
+# --- other libraries' --------------------------------------------------------------------------------
+
+
+class DropPath(nn.Module):
+    """As timm's, of which the name and these are known."""
+
+    def __init__(self, drop_prob: float, scale_by_keep: bool = True) -> None:
+        super().__init__()
+        self.drop_prob, self.scale_by_keep = drop_prob, scale_by_keep
+
+
+class StochasticDepth(nn.Module):
+    """As torchvision's."""
+
+    def __init__(self, p: float, mode: str) -> None:
+        super().__init__()
+        self.p, self.mode = p, mode
+
+
+class OwnDropout(nn.Dropout):
+    """May do anything."""
+
+
+def test_known_dropouts_are_converted_and_others_left() -> None:
+    shared = nn.Dropout(0.1)
+    left = [nn.AlphaDropout(0.1), OwnDropout(0.1), StochasticDepth(0.1, "batch"), nn.Dropout(1.0)]
+    known = [shared, nn.Dropout2d(0.2), DropPath(0.3, False), DropPath(0.35), StochasticDepth(0.4, "row"), shared]
+    model = nn.Sequential(*known, *left).eval()
+    assert convert_dropout(model) is model
+    made = [(m.p, m.unit, m.rescale) for m in model[:6] if isinstance(m, KeyedDropout) and not m.training]
+    assert made == [
+        (0.1, "value", True),
+        (0.2, "channel", True),
+        (0.3, "sample", False),
+        (0.35, "sample", True),
+        (0.4, "sample", True),
+        (0.1, "value", True),
+    ]
+    assert list(model[6:]) == left
+    assert model[0] is model[5]
+    assert len(keyed_dropouts(model)) == 5
+    assert isinstance(convert_dropout(nn.Dropout(0.5)), KeyedDropout)

@@ -1,0 +1,72 @@
+"""Networks whose results would depend on how a batch is cut."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from hvd_batchgrow.job_file import parse_job
+from hvd_batchgrow.nn.dropout import KeyedDropout
+from hvd_batchgrow.nn.ghost_batch_norm import GhostBatchNorm1d
+from hvd_batchgrow.nn.layout_hazards import layout_hazards
+from hvd_batchgrow.nn.models import build_model
+from tests.helpers import job_tree
+
+
+class CentresTheBatch(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x - x.mean(0)
+
+
+class PairsUp(nn.Module):
+    """Its own forward mixes each sample with its neighbour; no module of it does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(0.7 * x + 0.3 * x.roll(1, 0))
+
+
+def network(*middle: nn.Module) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 8), GhostBatchNorm1d(8, 16), *middle, nn.ReLU(), nn.Linear(8, 3))
+
+
+def test_ghost_norms_and_keyed_dropout_are_none() -> None:
+    assert layout_hazards(network(KeyedDropout(0.5)), (6,)) == []
+
+
+@pytest.mark.parametrize("name", ["small_conv_net", "wrn_10_1", "resnet8", "alexnet"])
+def test_our_own_networks_have_none(name: str) -> None:
+    tree = job_tree(model={"name": name})
+    if name != "small_conv_net":
+        del tree["model"]["channels"]
+    assert layout_hazards(build_model(parse_job(tree), (32, 32, 1), 3), (1, 32, 32)) == []
+
+
+def test_the_module_that_lets_samples_meet_is_named() -> None:
+    text = "2 lets the samples of a batch meet, other than in ghost norms"
+    assert layout_hazards(network(CentresTheBatch()), (6,)) == [text]
+    assert layout_hazards(network(nn.Sequential(nn.Tanh(), CentresTheBatch())), (6,))[0].startswith("2.1 lets")
+    # What the whole mixes shows first in a module of it: one cannot look between two modules.
+    assert layout_hazards(PairsUp(), (6,)) == ["linear lets the samples of a batch meet, other than in ghost norms"]
+
+
+def test_the_modules_that_draw_are_named_before_that() -> None:
+    drawing = [nn.Dropout(0.1) for _ in range(5)]
+    assert layout_hazards(network(*drawing, CentresTheBatch()), (6,)) == [
+        "2, 3, 4 and 2 more draws random numbers that belong to no sample"
+    ]
+
+
+def test_the_network_stays_as_it_is() -> None:
+    model = network(CentresTheBatch()).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    state = torch.get_rng_state()
+    layout_hazards(model, (6,))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(module.training for module in model.modules())
