@@ -44,8 +44,10 @@ class JobCommand:
 def with_ranks(work: Callable[[Ranks, StopRequest], ExitCode]) -> ExitCode:
     """Join the other ranks, work, and leave; a rank that fails alone takes the others down with it."""
     from hvd_batchgrow.comm.ranks import AgreedFailure, connect
+    from hvd_batchgrow.train.memory import keep_freed_memory
     from hvd_batchgrow.train.stop import StopRequest
 
+    keep_freed_memory()
     ranks = connect()
     try:
         with StopRequest() as stop:

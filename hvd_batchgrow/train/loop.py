@@ -21,6 +21,7 @@ from hvd_batchgrow.data.pipeline import Batch, Reader, choose_pipeline
 from hvd_batchgrow.data.samples import Source, raise_bad
 from hvd_batchgrow.data.stream import Stream, groups_of_rank
 from hvd_batchgrow.errors import ExitCode, Fault, JobError, RunError
+from hvd_batchgrow.nn.compiled import compile_network
 from hvd_batchgrow.nn.dropout import sample_keys
 from hvd_batchgrow.nn.models import build_model, hazards
 from hvd_batchgrow.optim.build import build_optimizer
@@ -104,7 +105,7 @@ class Trainer:
         if self.job.data.channels_last:
             model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if self.job.layout.compile:
-            model.compile()  # in place: parameters keep their names
+            compile_network(model)
         return model
 
     def run(self, stop: Stop, checkpoint: Checkpoint | None = None, notes: Sequence[str] = ()) -> RunEnded:

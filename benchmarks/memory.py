@@ -1,0 +1,69 @@
+"""A small network's forward and backward, with memory given back to the system after use and without.
+
+python -m benchmarks.memory [--turns 5]
+
+Each turn starts a process of each kind, since what a process has set it keeps; passes a second.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import subprocess
+import sys
+import time
+
+from benchmarks.turns import print_rates
+
+KINDS = ("given back", "kept")
+PASSES, WARM_PASSES, SAMPLES = 15, 3, 256
+
+
+def time_passes() -> float:
+    """Median seconds of a pass over 256 Fashion-MNIST-sized samples, one thread."""
+    import torch
+
+    from hvd_batchgrow.nn.models import SmallConvNet
+
+    torch.set_num_threads(1)
+    model = SmallConvNet(1, 10, ghost_batch=64)
+    images, labels = torch.randn(SAMPLES, 1, 28, 28), torch.zeros(SAMPLES, dtype=torch.int64)
+    times = []
+    for _ in range(WARM_PASSES + PASSES):
+        begin = time.perf_counter()
+        torch.nn.functional.cross_entropy(model(images), labels).backward()
+        times.append(time.perf_counter() - begin)
+    return statistics.median(times[WARM_PASSES:])
+
+
+def child(*, keep: bool) -> None:
+    """What a process of one kind prints."""
+    from hvd_batchgrow.train.memory import keep_freed_memory
+
+    if keep and not keep_freed_memory({}):
+        raise SystemExit("this C library cannot be told to keep memory")
+    print(time_passes())
+
+
+def measured(kind: str) -> float:
+    """Seconds of a pass in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.memory", "--child", kind]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def main() -> None:
+    """Take turns and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--child", choices=KINDS, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.child:
+        child(keep=arguments.child == "kept")
+        return
+    # The processes time themselves: what they need to start is not of interest.
+    turns = [{kind: 1 / measured(kind) for kind in KINDS} for _ in range(arguments.turns)]
+    print_rates({kind: [turn[kind] for turn in turns] for kind in KINDS}, "passes/s", KINDS[0])
+
+
+if __name__ == "__main__":
+    main()

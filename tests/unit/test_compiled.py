@@ -1,0 +1,34 @@
+"""A compiled network computes what it did before."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from hvd_batchgrow.nn.compiled import compile_network
+from hvd_batchgrow.nn.dense import DenseLayers
+from hvd_batchgrow.nn.dropout import keyed_dropouts, sample_keys, set_sample_keys
+
+pytestmark = pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile wants a C++ compiler: install g++")
+
+
+@pytest.mark.filterwarnings("ignore")  # the compiler warns of itself
+def test_ghost_norms_and_dropout_go_on_as_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    torch.manual_seed(0)
+    plain, compiled = (DenseLayers(6, 3, (8, 8), ghost_batch=16, dropout=0.3) for _ in range(2))
+    compiled.load_state_dict(plain.state_dict())
+    compile_network(compiled)
+    rows = torch.randn(32, 6)
+    for model in (plain, compiled):
+        set_sample_keys(keyed_dropouts(model), sample_keys(1, np.zeros(32), np.arange(32)))
+        model(rows).square().sum().backward()
+    assert list(compiled.state_dict()) == list(plain.state_dict())
+    for ours, theirs in zip(compiled.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-5)
+    for name, value in plain.state_dict().items():
+        torch.testing.assert_close(compiled.state_dict()[name], value, rtol=1e-5, atol=1e-6)
