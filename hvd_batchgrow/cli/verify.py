@@ -24,7 +24,8 @@ class VerifyCommand(JobCommand):
     def run(self, overrides: dict[str, Any]) -> ExitCode:
         """A table; ends with 1 if a layout decides more than rounding, or in exact mode a bit."""
         from hvd_batchgrow.data.known import known_num_samples
-        from hvd_batchgrow.train.verify import default_shapes, parse_shapes, verify
+        from hvd_batchgrow.train.verify import default_shapes, find_hazards, parse_shapes, verify
+        from hvd_batchgrow.watch.progress import work_progress
         from hvd_batchgrow.watch.tables import verify_table
 
         job = self.load(overrides)
@@ -39,8 +40,13 @@ class VerifyCommand(JobCommand):
         console = terminal(sys.stderr)
         if self.seed is not None:
             options += ["--seed", str(self.seed)]
+        with work_progress(console) as report:
+            causes = find_hazards(job, report)
         results = verify(
             self.job, job, options, shapes, self.updates, lambda line: console.print(line, highlight=False)
         )
-        terminal(sys.stdout).print(verify_table(job, results, self.updates))
+        out = terminal(sys.stdout)
+        out.print(verify_table(job, results, self.updates))
+        for cause in causes:
+            out.print(f"the layout has a say in {job.model.name}; at {cause}", highlight=False)
         return ExitCode.DONE if all(result.passed for result in results) else ExitCode.FAILURE

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
-import traceback
-from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
@@ -13,6 +9,7 @@ import numpy as np
 from hvd_batchgrow.config import DataSection
 from hvd_batchgrow.data.samples import Kind, Samples, Source, check_labels
 from hvd_batchgrow.errors import Fault, JobError, RunError
+from hvd_batchgrow.own_code import NotFound, find_callable, told
 
 
 def load_own(data: DataSection) -> Source:
@@ -22,30 +19,20 @@ def load_own(data: DataSection) -> Source:
         JobError: it cannot be imported, or what it returns is no `Source`.
         RunError: it failed.
     """
-    module, _, name = data.source.partition(":")
-    # Last, and for good: what the user's modules import later is found too, and none of ours is hidden.
-    if str(Path.cwd()) not in sys.path:
-        sys.path.append(str(Path.cwd()))
     try:
-        function = getattr(importlib.import_module(module), name)
-    except Exception as error:  # the user's own code
-        raise JobError([Fault("data.source", f"{data.source} cannot be imported: {_told(error)}")]) from error
+        function = find_callable(data.source)
+    except NotFound as error:
+        raise JobError([Fault("data.source", str(error))]) from error
     try:
         source = function(data)
         faults = check_own(source)
     except (JobError, RunError):
         raise
     except Exception as error:
-        raise RunError(f"data.source = {data.source!r} failed: {_told(error)}") from error
+        raise RunError(f"data.source = {data.source!r} failed: {told(error)}") from error
     if faults:
         raise JobError([Fault("data.source", f"{data.source}: {fault}") for fault in faults])
     return source  # type: ignore[no-any-return]
-
-
-def _told(error: Exception) -> str:
-    frames = traceback.extract_tb(error.__traceback__)
-    place = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
-    return f"{type(error).__name__}: {error}{place}"
 
 
 def check_own(source: Any) -> list[str]:

@@ -25,9 +25,9 @@ def layout_hazards(model: nn.Module, sample_shape: Sequence[int]) -> list[str]:
     """
     example = _example(model, sample_shape)
     if drawing := own_randomness(model, example):
-        return [f"{_listed(drawing)} draws random numbers that belong to no sample"]
+        return [f"{_listed(drawing)}: random numbers that belong to no sample"]
     if coupling := coupled_samples(model, example):
-        return [f"{_listed(coupling)} lets the samples of a batch meet, other than in ghost norms"]
+        return [f"{_listed(coupling)}: samples of a batch meet, other than in a ghost norm"]
     return []
 
 

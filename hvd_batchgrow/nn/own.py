@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import copy
-import importlib
 import inspect
 import random
-import sys
-import traceback
 from collections.abc import Callable, Iterator, Sequence
-from difflib import get_close_matches
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +19,7 @@ from hvd_batchgrow.nn.dropout import convert_dropout
 from hvd_batchgrow.nn.dry_run import dry_run, kept_generators
 from hvd_batchgrow.nn.ghost_batch_norm import ghost_norms
 from hvd_batchgrow.nn.torchvision_shim import import_torchvision
+from hvd_batchgrow.own_code import NotFound, find_callable, told
 
 _PACKAGES = {"torchvision": "torchvision", "timm": "timm torchvision"}
 """What has to be installed for the networks of a package."""
@@ -54,7 +50,7 @@ def load_own(job: Job, shape: Sequence[int], num_classes: int) -> nn.Module:
             np.random.seed(job.seed % 2**32)
             made = factory(**arguments)
     except Exception as error:  # the user's own code
-        raise _refusal(job, f"{_call_text(name, arguments)} failed: {_told(error)}") from error
+        raise _refusal(job, f"{_call_text(name, arguments)} failed: {told(error)}") from error
     if not isinstance(made, nn.Module):
         raise _refusal(job, f"{name} must return a torch.nn.Module, returned {type(made).__name__}")
     network = convert_dropout(_with_ghost_norms(job, made))
@@ -64,28 +60,18 @@ def load_own(job: Job, shape: Sequence[int], num_classes: int) -> nn.Module:
 
 
 def _import(job: Job) -> Callable[..., Any]:
-    name = job.model.name
-    module_name, _, attribute = name.partition(":")
-    package = module_name.split(".")[0]
-    # Last, and for good: what the user's modules import later is found too, and none of ours is hidden.
-    if str(Path.cwd()) not in sys.path:
-        sys.path.append(str(Path.cwd()))
+    package = job.model.name.partition(":")[0].split(".")[0]
     try:
         if package in _PACKAGES:
             import_torchvision()  # timm imports it too
-        module = importlib.import_module(module_name)
-    except Exception as error:  # the user's own code
-        raise _refusal(job, f"{name} cannot be imported: {_told(error)}{_to_install(package, error)}") from error
-    found = getattr(module, attribute, None)
-    if not callable(found):
-        near = get_close_matches(attribute, [key for key, value in vars(module).items() if callable(value)], n=1)
-        hint = f"; did you mean {module_name}:{near[0]}?" if near else ""
-        what = "has no such name" if found is None else f"has a {type(found).__name__} there, which cannot be called"
-        raise _refusal(job, f"{name}: {module_name} {what}{hint}")
-    return found  # type: ignore[no-any-return]
+        return find_callable(job.model.name)
+    except NotFound as error:
+        raise _refusal(job, f"{error}{_to_install(package, error.__cause__)}") from error
+    except ImportError as error:
+        raise _refusal(job, f"{job.model.name} cannot be imported: {error}{_to_install(package, error)}") from error
 
 
-def _to_install(package: str, error: Exception) -> str:
+def _to_install(package: str, error: BaseException | None) -> str:
     if not isinstance(error, ModuleNotFoundError) or package not in _PACKAGES:
         return ""
     # Without the version of the torch that is there, pip would put its newest in its place.
@@ -140,7 +126,7 @@ def _faults(network: nn.Module, shape: Sequence[int], num_classes: int) -> Itera
             with dry_run(network, len(samples), training=training):
                 output = network(samples)
         except Exception as error:  # the user's own code
-            yield f"fails on two samples of shape {tuple(shape)}, {when}: {_told(error)}"
+            yield f"fails on two samples of shape {tuple(shape)}, {when}: {told(error)}"
             return
         right = isinstance(output, Tensor) and output.shape == (2, num_classes)
         if not right:
@@ -151,15 +137,6 @@ def _faults(network: nn.Module, shape: Sequence[int], num_classes: int) -> Itera
 
 def _call_text(name: str, arguments: dict[str, Any]) -> str:
     return f"{name}({', '.join(f'{key}={value!r}' for key, value in arguments.items())})"
-
-
-def _told(error: Exception) -> str:
-    """The error and where it came from, as near to the user's own lines as can be told."""
-    frames = traceback.extract_tb(error.__traceback__)
-    between = tuple(str(Path(file).parent) for file in (torch.__file__, importlib.__file__, __file__))
-    outside = [frame for frame in frames if not frame.filename.startswith((*between, "<frozen"))]
-    place = f" ({outside[-1].filename}, line {outside[-1].lineno})" if outside else ""
-    return f"{type(error).__name__}: {error}{place}"
 
 
 def _refusal(job: Job, fault: str) -> JobError:

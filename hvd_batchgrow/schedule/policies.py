@@ -10,7 +10,6 @@ to make it fall; what a batch of whole groups below its limit cannot take, the l
 
 from __future__ import annotations
 
-import importlib
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -30,6 +29,7 @@ from hvd_batchgrow.config import (
     StepsSchedule,
 )
 from hvd_batchgrow.errors import Fault, JobError
+from hvd_batchgrow.own_code import NotFound, find_callable, told
 from hvd_batchgrow.schedule.noise import NoiseScale
 
 _MOST_STAGES = 1000
@@ -256,13 +256,14 @@ def _lr_function(section: ImportSchedule) -> Callable[[float], float]:
         return lambda epoch: end + (1 - end) * (1 - epoch / epochs) ** section.power
     if section.lr_schedule == "cosine":
         return lambda epoch: end + (1 - end) * (1 + math.cos(math.pi * epoch / epochs)) / 2
-    module, _, name = section.lr_schedule.partition(":")
     try:
-        function = getattr(importlib.import_module(module), name)
+        function = find_callable(section.lr_schedule)
         float(function(0.0))
+    except NotFound as error:
+        raise JobError([Fault("schedule.lr_schedule", str(error))]) from error
     except Exception as error:  # the user's own code
-        raise JobError([Fault("schedule.lr_schedule", f"{section.lr_schedule}: {error}")]) from error
-    return function  # type: ignore[no-any-return]
+        raise JobError([Fault("schedule.lr_schedule", f"{section.lr_schedule}(0.0) failed: {told(error)}")]) from error
+    return function
 
 
 def make_start(job: Job, num_samples: int) -> Start:

@@ -101,7 +101,9 @@ class Trainer:
         self.hazards = hazards(self.job, model, shape)
         if self.hazards and self.job.layout.exact:
             text = "; ".join(self.hazards)
-            raise JobError([Fault("layout.exact", f"cannot be had with {self.job.model.name}: {text}")], self.job.name)
+            raise JobError(
+                [Fault("layout.exact", f"cannot be had with {self.job.model.name}; at {text}")], self.job.name
+            )
         if self.job.data.channels_last:
             model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if self.job.layout.compile:

@@ -70,7 +70,7 @@ def run_job(
         trainer = Trainer(job, plan, source, ranks, folder, observers)
         checkpoint, notes = open_run(folder, job, plan, ranks, resume=options.resume, overwrite=options.overwrite)
         notes += _notes_on_bad(source)
-        notes += [f"the layout will decide something of the result: {hazard}" for hazard in trainer.hazards]
+        notes += [f"the layout has a say in {job.model.name}; at {hazard}" for hazard in trainer.hazards]
         if source.train.kind == "encoded" and choose_pipeline(job.data.pipeline, source.train) == "torch":
             notes.append(
                 "torch decodes in this thread; DALI, for the same pixels: pip install 'hvd_batchgrow[dali-cuda130]'"

@@ -12,8 +12,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from hvd_batchgrow.config import Job
+from hvd_batchgrow.data.samples import ReportProgress
+from hvd_batchgrow.data.sources import load_source
 from hvd_batchgrow.errors import ExitCode, Fault, JobError, RunError
+from hvd_batchgrow.nn.models import build_model, hazards
 from hvd_batchgrow.schedule.layout import form_layout
 from hvd_batchgrow.train.digest import Weights, compare_weights, final_weights, overall_difference
 
@@ -103,6 +108,21 @@ def default_shapes(global_batch: int, group: int, ranks: Sequence[int] = (1, 2, 
                 layout = form_layout(global_batch, count, group, limit, ragged=True)
                 shapes.append(Shape(count, layout.accumulation, layout.micro_batch))
     return list(dict.fromkeys(shapes))
+
+
+def find_hazards(job: Job, report: ReportProgress) -> list[str]:
+    """What in a job's network lets the layout decide something of its results; empty: nothing that is known.
+
+    Args:
+        job: its data are opened, for the shape of their samples.
+        report: told of downloads.
+
+    Raises:
+        JobError, RunError: data or network cannot be had.
+    """
+    source = load_source(job.data, job.seed, report)
+    torch.manual_seed(job.seed)
+    return hazards(job, build_model(job, source.train.shape, source.num_classes), source.train.shape)
 
 
 def verify(

@@ -48,17 +48,17 @@ def test_our_own_networks_have_none(name: str) -> None:
 
 
 def test_the_module_that_lets_samples_meet_is_named() -> None:
-    text = "2 lets the samples of a batch meet, other than in ghost norms"
+    text = "2: samples of a batch meet, other than in a ghost norm"
     assert layout_hazards(network(CentresTheBatch()), (6,)) == [text]
-    assert layout_hazards(network(nn.Sequential(nn.Tanh(), CentresTheBatch())), (6,))[0].startswith("2.1 lets")
+    assert layout_hazards(network(nn.Sequential(nn.Tanh(), CentresTheBatch())), (6,))[0].startswith("2.1: samples")
     # What the whole mixes shows first in a module of it: one cannot look between two modules.
-    assert layout_hazards(PairsUp(), (6,)) == ["linear lets the samples of a batch meet, other than in ghost norms"]
+    assert layout_hazards(PairsUp(), (6,)) == ["linear: samples of a batch meet, other than in a ghost norm"]
 
 
 def test_the_modules_that_draw_are_named_before_that() -> None:
     drawing = [nn.Dropout(0.1) for _ in range(5)]
     assert layout_hazards(network(*drawing, CentresTheBatch()), (6,)) == [
-        "2, 3, 4 and 2 more draws random numbers that belong to no sample"
+        "2, 3, 4 and 2 more: random numbers that belong to no sample"
     ]
 
 

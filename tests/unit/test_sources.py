@@ -144,7 +144,7 @@ def test_a_function_in_the_working_directory_is_a_source(own: None) -> None:
     ("function", "error", "message"),
     [
         ("own_faulty:f", JobError, r"data.source: own_faulty:f cannot be imported: ModuleNotFoundError: .*line 1\)"),
-        ("own_source:f", JobError, r"data.source: own_source:f cannot be imported: AttributeError: .* 'f'"),
+        ("own_source:f", JobError, r"data.source: own_source:f: own_source has no such name"),
         ("own_source:nothing", JobError, r"must return a hvd_batchgrow.data.samples.Source, returned NoneType"),
         ("own_source:broken", RunError, r"'own_source:broken' failed: KeyError: 'key' \(.*own_source.py, line 16\)"),
         ("own_source:told", RunError, r"^the disk is full$"),

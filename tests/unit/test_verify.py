@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import tomli_w
 import torch
 
 from hvd_batchgrow.cli import main
@@ -110,8 +112,27 @@ def test_a_layout_that_decides_is_found(
 
 
 def test_a_run_that_fails_says_why(job: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", job, "--layouts", "1x1x16", "--optim.lr", "1e30"]) == 1
+    text = capsys.readouterr().err
+    assert "the run as 1x1x16 ended with 1:" in text
+    assert "is not finite" in text
     assert main(["verify", job, "--layouts", "1x1x16", "--data.root", "nowhere"]) == 1
-    assert "the run as 1x1x16 ended with 1:" in capsys.readouterr().err
+    assert "nowhere holds neither" in capsys.readouterr().err
+
+
+def test_the_cause_is_named(job: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    text = "import torch\n\ndef net(num_classes):\n"
+    layers = "torch.nn.Flatten(), *map(torch.nn.AlphaDropout, (0.5, 0.5)), torch.nn.Linear(64, num_classes)"
+    Path("drawing.py").write_text(f"{text}    return torch.nn.Sequential({layers})\n")
+    # The job of the fixture has a network of ours, whose widths this one has no use for.
+    tree = tomllib.loads(Path(job).read_text())
+    tree["model"] = {"name": "drawing:net", "ghost_batch": 8}
+    Path("drawing.toml").write_text(tomli_w.dumps(tree))
+    assert main(["verify", "drawing.toml", "--layouts", "1x1x16,1x2x8"]) == 1
+    assert (
+        "the layout has a say in drawing:net; at 1, 2: random numbers that belong to no sample"
+        in capsys.readouterr().out
+    )
 
 
 def test_without_a_launcher_several_ranks_cannot_be_verified(job: str, monkeypatch: pytest.MonkeyPatch) -> None:
