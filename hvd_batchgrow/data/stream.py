@@ -100,3 +100,22 @@ def groups_of_rank(first_group: int, num_groups: int, rank: int, ranks: int) -> 
     """
     first = first_group + (rank - first_group) % ranks
     return range(first, first_group + num_groups, ranks)
+
+
+def passes_of_rank(
+    samples: int, global_batch: int, group: int, micro_batch: int, rank: int, ranks: int
+) -> list[tuple[int, ...]]:
+    """What a rank does of an update: the groups of each of its passes, by their places among those of the update.
+
+    Args:
+        samples: sample counter before the update, a multiple of γ.
+        global_batch: B, a multiple of γ.
+        group: γ.
+        micro_batch: most samples of a pass, a multiple of γ; the last pass may have fewer.
+        rank: this rank.
+        ranks: R.
+    """
+    first = samples // group
+    mine = [k - first for k in groups_of_rank(first, global_batch // group, rank, ranks)]
+    per_pass = micro_batch // group
+    return [tuple(mine[i : i + per_pass]) for i in range(0, len(mine), per_pass)]

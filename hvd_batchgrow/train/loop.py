@@ -19,7 +19,7 @@ from hvd_batchgrow.data.consumed import digest
 from hvd_batchgrow.data.feed import OnBad
 from hvd_batchgrow.data.pipeline import Batch, Reader, choose_pipeline
 from hvd_batchgrow.data.samples import Source, raise_bad
-from hvd_batchgrow.data.stream import Stream, groups_of_rank
+from hvd_batchgrow.data.stream import Stream, groups_of_rank, passes_of_rank
 from hvd_batchgrow.errors import ExitCode, Fault, JobError, RunError
 from hvd_batchgrow.nn.compiled import compile_network
 from hvd_batchgrow.nn.dropout import sample_keys
@@ -159,15 +159,12 @@ class Trainer:
             layout: how the batch is cut.
             stop: whether this rank wants the job to stop.
         """
-        group = self.plan.group
-        first, num_groups = self.samples // group, phase.global_batch // group
-        mine = groups_of_rank(first, num_groups, self.ranks.rank, self.ranks.size)
-        per_pass = layout.micro_batch // group
-        passes = [mine[i : i + per_pass] for i in range(0, len(mine), per_pass)]
+        group, batch, ranks = self.plan.group, phase.global_batch, self.ranks
+        passes = passes_of_rank(self.samples, batch, group, layout.micro_batch, ranks.rank, ranks.size)
         taken: list[Batch] = []
-        micro_batches = (self._take(batches, [k - first for k in ks], taken) for ks in passes)
+        micro_batches = (self._take(batches, positions, taken) for positions in passes)
         try:
-            result = self.engine.update(micro_batches, len(passes), phase, num_groups, stop=stop)
+            result = self.engine.update(micro_batches, len(passes), phase, batch // group, stop=stop)
         except NonFinite as fault:
             told = RunError(self._describe(fault, phase))
             raise AgreedFailure(told if self.ranks.rank == 0 else None, ExitCode.FAILURE) from None
@@ -179,7 +176,7 @@ class Trainer:
         self.samples += phase.global_batch
         return result
 
-    def _take(self, batches: Iterator[Batch], positions: Sequence[int], taken: list[Batch]) -> MicroBatch:
+    def _take(self, batches: Iterator[Batch], positions: tuple[int, ...], taken: list[Batch]) -> MicroBatch:
         """The next groups as one micro-batch; those with replaced samples go to `taken` too."""
         groups = [next(batches) for _ in positions]
         taken += [group for group in groups if group.replaced.any()]
@@ -187,7 +184,7 @@ class Trainer:
         return MicroBatch(
             _joined([group.inputs for group in groups]),
             _joined([group.labels for group in groups]),
-            tuple(positions),
+            positions,
             digest(entries, ids),
             sum(int(group.replaced.sum()) for group in groups),
             sample_keys(self.job.seed, entries // self.plan.num_samples, ids) if self.engine.dropouts else None,

@@ -66,3 +66,13 @@ def test_every_key_of_the_job_file_is_described() -> None:
         rows = re.findall(r"^\| ((?:`\w+`(?:, )?)+) \|", table, flags=re.MULTILINE)
         assert {key for row in rows for key in re.findall(r"\w+", row)} == keys, section
     assert keys_by_section().keys() | {"name", "seed"} == Job.model_fields.keys()
+
+
+def test_every_known_defect_has_a_test_that_exists() -> None:
+    rows = re.findall(r"^\| ([a-z]) \|(.*)$", (ROOT / "docs" / "defects.md").read_text(), flags=re.MULTILINE)
+    assert "".join(letter for letter, _ in rows) == "abcdefghijklmnopqr"
+    for letter, row in rows:
+        tests = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", row)
+        assert tests, letter
+        for file, name in tests:
+            assert f"def {name}(" in (ROOT / file).read_text(), f"{letter}: {file}::{name}"
