@@ -43,6 +43,8 @@ class TrainRecord:
     momentum: float
     global_batch: int
     accumulation: int
+    ranks: int
+    """Those that this phase uses."""
     noise_scale: float
     loss: float
     """Mean over every sample of the stretch, on all ranks."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 
@@ -31,33 +31,14 @@ from hvd_batchgrow.schedule.phases import Phase
 from hvd_batchgrow.schedule.plan import Plan
 from hvd_batchgrow.train.checkpoint import Checkpoint, write_checkpoint
 from hvd_batchgrow.train.engine import NonFinite, UpdateEngine, UpdateResult
-from hvd_batchgrow.train.events import Evaluation, Observer, RunEnded, RunStarted, TrainRecord, UpdateDone
+from hvd_batchgrow.train.evaluate import test
+from hvd_batchgrow.train.events import Evaluation, Observer, RunEnded, RunStarted, UpdateDone
 from hvd_batchgrow.train.forward import MicroBatch, as_parameters, autocast
 from hvd_batchgrow.train.loss_scale import LossScale
 from hvd_batchgrow.train.reestimate import reestimate_together
 from hvd_batchgrow.train.stop import Stop
+from hvd_batchgrow.train.stretch import Stretch
 from hvd_batchgrow.train.weight_average import WeightAverage
-
-
-@dataclass
-class _Stretch:
-    """Sums over the updates since the last record."""
-
-    samples: int = 0
-    loss: float = 0.0
-    correct: int = 0
-    seconds: float = 0.0
-    data_wait_s: float = 0.0
-    reduce_wait_s: float = 0.0
-
-    def add(self, result: UpdateResult, samples: int) -> None:
-        if not result.skipped:  # its loss may be no number
-            self.samples += samples
-            self.loss += result.loss_sum
-            self.correct += result.num_correct
-        self.seconds += result.seconds
-        self.data_wait_s += result.data_wait_s
-        self.reduce_wait_s += result.reduce_wait_s
 
 
 class Trainer:
@@ -124,7 +105,7 @@ class Trainer:
         self._restore(checkpoint)
         self._tell_start(notes)
         schedule = self.plan.schedule
-        stretch = _Stretch()
+        stretch = Stretch()
         stopped = False
         batches = self.open_batches() if self.samples < schedule.end_samples else iter(())
         while self.samples < schedule.end_samples and not stopped:
@@ -138,7 +119,7 @@ class Trainer:
                 self.reestimate(self.job.model.reestimate_samples, self.plan.layouts[index])
             if stopped or at_boundary or self._is_due(before, 1 / self.job.watch.records_per_epoch):
                 self._record(stretch, index, phase)
-                stretch = _Stretch()
+                stretch = Stretch()
             self._evaluate_and_save(before, must_save=stopped or at_boundary)
         ended = self._ended()
         self._tell("on_end", ended)
@@ -218,19 +199,8 @@ class Trainer:
             return Evaluation(self.samples, self._epoch(), loss, top1, *self._test())
 
     def _test(self) -> tuple[float, float]:
-        num_test, size = len(self.source.test), self.job.evaluation.batch
-        chunks = [range(start, min(start + size, num_test)) for start in range(0, num_test, size)]
-        sums = torch.zeros(3, dtype=torch.float64, device=self.device)
-        self.model.eval()
-        with torch.no_grad():
-            for batch in self.reader.testing(chunks[self.ranks.rank :: self.ranks.size]):
-                with autocast(self.device, self.job.update.precision):
-                    logits = self.model(as_parameters(batch.inputs, self.model)).float()
-                sums[0] += nn.functional.cross_entropy(logits, batch.labels, reduction="sum")
-                sums[1] += (logits.argmax(1) == batch.labels).sum()
-                sums[2] += len(batch.labels)
-        loss, correct, count = self.ranks.sum(sums, "evaluation").tolist()
-        return loss / count, correct / count
+        num_test = len(self.source.test)
+        return test(self.model, self.reader, num_test, self.job.evaluation.batch, self.ranks, self.job.update.precision)
 
     def _describe(self, fault: NonFinite, phase: Phase) -> str:
         """Which update, and the samples of its first bad groups."""
@@ -293,29 +263,11 @@ class Trainer:
         boundaries = {phase.end_samples for phase in self.plan.schedule.phases}
         write_checkpoint(self.folder / "checkpoints", checkpoint, self.job.checkpoint.keep, boundaries)
 
-    def _record(self, stretch: _Stretch, index: int, phase: Phase) -> None:
-        if not stretch.samples:  # all were left out
-            return
-        layout = self.plan.layouts[index]
-        record = TrainRecord(
-            samples=self.samples,
-            epoch=self._epoch(),
-            updates=self.plan.schedule.updates_at(self.samples),
-            phase=index,
-            lr=phase.lr,
-            momentum=phase.momentum,
-            global_batch=phase.global_batch,
-            accumulation=layout.accumulation,
-            noise_scale=self.plan.noise_scale(phase),
-            loss=stretch.loss / stretch.samples,
-            top1=stretch.correct / stretch.samples,
-            samples_per_s=stretch.samples / stretch.seconds,
-            data_wait_pct=100 * stretch.data_wait_s / stretch.seconds,
-            allreduce_pct=100 * stretch.reduce_wait_s / stretch.seconds,
-            trust_ratio=_median_trust_ratio(self.optimizer),
-            skipped=self.num_skipped,
-        )
-        self._tell("on_record", record)
+    def _record(self, stretch: Stretch, index: int, phase: Phase) -> None:
+        if stretch.samples:  # else all were left out
+            ratio = _median_trust_ratio(self.optimizer)
+            record = stretch.record(self.plan, index, phase, self.samples, trust_ratio=ratio, skipped=self.num_skipped)
+            self._tell("on_record", record)
 
     def _tell_start(self, notes: Sequence[str]) -> None:
         started = RunStarted(

@@ -16,12 +16,10 @@ class TensorBoard(Observer):
 
     def __init__(self) -> None:
         self._writer: SummaryWriter | None = None
-        self._ranks = 1
         self._hyperparameters: dict[str, Any] = {}
 
     def on_start(self, event: RunStarted) -> None:
         """Open the folder; points beyond the checkpoint are hidden."""
-        self._ranks = event.ranks
         numbers = event.job.deciding(event.plan.num_samples)
         self._hyperparameters = {key: v for key, v in numbers.items() if isinstance(v, (int, float, str, bool))}
         purge = event.samples + 1 if event.samples else None
@@ -37,7 +35,7 @@ class TensorBoard(Observer):
             "optim/momentum": event.momentum,
             "batch/global": event.global_batch,
             "batch/accumulation": event.accumulation,
-            "batch/ranks": self._ranks,
+            "batch/ranks": event.ranks,
             "noise/scale": event.noise_scale,
             "perf/samples_per_s": event.samples_per_s,
             "perf/data_wait_pct": event.data_wait_pct,

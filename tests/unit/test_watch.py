@@ -26,7 +26,7 @@ def started(folder: Path, samples: int = 0, notes: tuple[str, ...] = ()) -> RunS
 
 def record(samples: int, phase: int = 0) -> TrainRecord:
     return TrainRecord(
-        samples, samples / 300, samples // 16, phase, 0.05, 0.9, 16, 1, 9.4, 0.7, 0.8, 1000.0, 1.0, 2.0, 0
+        samples, samples / 300, samples // 16, phase, 0.05, 0.9, 16, 1, 2, 9.4, 0.7, 0.8, 1000.0, 1.0, 2.0, 0.01, 0
     )
 
 
@@ -75,7 +75,15 @@ def test_tensorboard_has_samples_on_its_axis_and_no_double_points(tmp_path: Path
     events.Reload()
     assert [point.step for point in events.Scalars("train/loss")] == [160, 320, 336, 480]
     assert [point.step for point in events.Scalars("val/top1")] == [480]
-    tags = {"optim/lr", "optim/momentum", "batch/global", "batch/accumulation", "batch/ranks", "noise/scale"}
+    tags = {
+        "optim/lr",
+        "optim/momentum",
+        "batch/global",
+        "batch/accumulation",
+        "batch/ranks",
+        "noise/scale",
+        "lars/trust_ratio_p50",
+    }
     assert tags < set(events.Tags()["scalars"])
     assert "plan/text_summary" in events.Tags()["tensors"]
     (plugin,) = {tag for tag in events.summary_metadata if "session_start_info" in tag}

@@ -1,0 +1,37 @@
+"""The whole test set, once, over all ranks."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from hvd_batchgrow.comm.ranks import Ranks
+from hvd_batchgrow.data.pipeline import Reader
+from hvd_batchgrow.train.forward import as_parameters, autocast
+
+
+def test(
+    model: nn.Module, reader: Reader, num_test: int, batch: int, ranks: Ranks, precision: str
+) -> tuple[float, float]:
+    """Mean loss, and share of right answers, over every test sample.
+
+    Args:
+        model: is left in evaluation.
+        reader: of the samples.
+        num_test: how many there are.
+        batch: samples of one forward.
+        ranks: all of them call this; each takes every R-th batch.
+        precision: of the forward, as in `[update]`.
+    """
+    chunks = [range(start, min(start + batch, num_test)) for start in range(0, num_test, batch)]
+    sums = torch.zeros(3, dtype=torch.float64, device=reader.device)
+    model.eval()
+    with torch.no_grad():
+        for part in reader.testing(chunks[ranks.rank :: ranks.size]):
+            with autocast(reader.device, precision):
+                logits = model(as_parameters(part.inputs, model)).float()
+            sums[0] += nn.functional.cross_entropy(logits, part.labels, reduction="sum")
+            sums[1] += (logits.argmax(1) == part.labels).sum()
+            sums[2] += len(part.labels)
+    loss, correct, count = ranks.sum(sums, "evaluation").tolist()
+    return loss / count, correct / count

@@ -1,0 +1,66 @@
+"""Averages over the updates between two records."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hvd_batchgrow.schedule.phases import Phase
+from hvd_batchgrow.schedule.plan import Plan
+from hvd_batchgrow.train.engine import UpdateResult
+from hvd_batchgrow.train.events import TrainRecord
+
+
+@dataclass
+class Stretch:
+    """Sums over the updates since the last record, all of one phase."""
+
+    samples: int = 0
+    loss: float = 0.0
+    correct: int = 0
+    seconds: float = 0.0
+    data_wait_s: float = 0.0
+    reduce_wait_s: float = 0.0
+
+    def add(self, result: UpdateResult, samples: int) -> None:
+        """One update of so many samples; of one that was left out, the time only."""
+        if not result.skipped:  # its loss may be no number
+            self.samples += samples
+            self.loss += result.loss_sum
+            self.correct += result.num_correct
+        self.seconds += result.seconds
+        self.data_wait_s += result.data_wait_s
+        self.reduce_wait_s += result.reduce_wait_s
+
+    def record(
+        self, plan: Plan, index: int, phase: Phase, samples: int, *, trust_ratio: float | None, skipped: int
+    ) -> TrainRecord:
+        """What is told of it.
+
+        Args:
+            plan: of the run.
+            index: of the phase.
+            phase: as of the last update.
+            samples: sample counter after it.
+            trust_ratio: median of LARS's.
+            skipped: updates left out since the start of the run.
+        """
+        layout = plan.layouts[index]
+        return TrainRecord(
+            samples=samples,
+            epoch=samples / plan.num_samples,
+            updates=plan.schedule.updates_at(samples),
+            phase=index,
+            lr=phase.lr,
+            momentum=phase.momentum,
+            global_batch=phase.global_batch,
+            accumulation=layout.accumulation,
+            ranks=layout.ranks,
+            noise_scale=plan.noise_scale(phase),
+            loss=self.loss / self.samples,
+            top1=self.correct / self.samples,
+            samples_per_s=self.samples / self.seconds,
+            data_wait_pct=100 * self.data_wait_s / self.seconds,
+            allreduce_pct=100 * self.reduce_wait_s / self.seconds,
+            trust_ratio=trust_ratio,
+            skipped=skipped,
+        )
