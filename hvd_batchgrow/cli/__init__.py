@@ -14,7 +14,7 @@ from hvd_batchgrow.cli.plan import PlanCommand
 from hvd_batchgrow.cli.probe import ProbeCommand
 from hvd_batchgrow.cli.train import TrainCommand, TwinCommand
 from hvd_batchgrow.cli.verify import VerifyCommand
-from hvd_batchgrow.comm.launch import launched_ranks
+from hvd_batchgrow.comm.launch import speaks
 from hvd_batchgrow.errors import ExitCode, JobError, RunError
 from hvd_batchgrow.job_file import split_overrides
 
@@ -46,7 +46,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return ExitCode.BAD_JOB
     except RunError as error:
-        rank, _ = launched_ranks(os.environ)
-        if rank == 0:  # ranks that could not even join each other fail alike
+        if speaks(os.environ):  # ranks that could not even join each other fail alike
             print(error, file=sys.stderr)
         return ExitCode.FAILURE
