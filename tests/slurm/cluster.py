@@ -105,7 +105,7 @@ class Cluster:
             "--pid-file=/run/munge/pid --seed-file=/run/munge/seed"
         )
         # A daemon holds on to no pipe of ours: we would wait for its end.
-        self.hosts.run(host, "sh", "-c", f"{munged} && {daemon}", check=True, capture_output=False)
+        self.hosts.run(host, "sh", "-c", f"{munged} && {daemon}", quiet=True).check_returncode()
 
     def wait_until_idle(self, timeout_s: float = 60) -> None:
         """All nodes are up and have nothing to do."""
@@ -116,9 +116,9 @@ class Cluster:
 
         wait_until(idle, f"{len(self.nodes)} idle nodes: {self.run('sinfo').stdout}", timeout_s, 0.1)
 
-    def run(self, *words: str, timeout_s: float = 60, **options: object) -> subprocess.CompletedProcess[str]:
-        """Run words on the head."""
-        return self.hosts.run("head", *words, timeout_s=timeout_s, **options)
+    def run(self, *words: str, cwd: Path | None = None, **variables: str) -> subprocess.CompletedProcess[str]:
+        """Run words on the head, in a folder, with more environment."""
+        return self.hosts.run("head", *words, cwd=cwd, variables=variables)
 
     def revive(self, node: str) -> None:
         """Power a node on and start its daemons."""
@@ -159,6 +159,7 @@ class Cluster:
             "HostKey /etc/ssh/host\nAuthorizedKeysFile /etc/ssh/id.pub\nStrictModes no\nUsePAM no\nUseDNS no\n"
             "PermitRootLogin prohibit-password\nPasswordAuthentication no\nPidFile /run/sshd.pid\n"
         )
-        enter = f"mount -t tmpfs -o mode=755 none /etc/ssh && cp '{keys}'/* /etc/ssh/ && chmod 600 /etc/ssh/id /etc/ssh/host"
+        own = f"mount -t tmpfs -o mode=755 none /etc/ssh && cp '{keys}'/* /etc/ssh/"
+        start = "chmod 600 /etc/ssh/id /etc/ssh/host && /usr/sbin/sshd"
         for host in self.hosts.names:
-            self.hosts.run(host, "sh", "-c", f"{enter} && /usr/sbin/sshd", check=True, capture_output=False)
+            self.hosts.run(host, "sh", "-c", f"{own} && {start}", quiet=True).check_returncode()

@@ -11,7 +11,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -74,16 +74,40 @@ class Hosts:
         for name in list(self._holders):
             self.power_off(name)
 
-    def on(self, name: str, *words: str) -> list[str]:
-        """The command that runs words on a host, in the caller's working directory."""
+    def on(self, name: str, *words: str, cwd: Path | None = None) -> list[str]:
+        """The command that runs words on a host."""
         target = ["nsenter", "--target", str(self._firsts[name]), *NAMESPACES]
-        return [*target, f"--wdns={Path.cwd()}", "--", *words]
+        return [*target, f"--wdns={cwd or Path.cwd()}", "--", *words]
 
-    def run(self, name: str, *words: str, timeout_s: float = 60, **options: object) -> subprocess.CompletedProcess[str]:
-        """Run words on a host to their end, and keep what they say."""
-        settings = {"env": self.environment, "check": False, "capture_output": True, "text": True, **options}
-        return subprocess.run(  # type: ignore[call-overload,no-any-return]
-            self.on(name, *words), stdin=subprocess.DEVNULL, timeout=timeout_s, **settings
+    def run(
+        self,
+        name: str,
+        *words: str,
+        cwd: Path | None = None,
+        variables: Mapping[str, str] | None = None,
+        quiet: bool = False,
+        timeout_s: float = 90,
+    ) -> subprocess.CompletedProcess[str]:
+        """Run words on a host to their end.
+
+        Args:
+            name: of the host.
+            words: the command.
+            cwd: its working directory; None: this one.
+            variables: put over the environment.
+            quiet: what it says is not kept, and so no daemon that it leaves behind can keep us waiting.
+            timeout_s: raises TimeoutExpired after that.
+        """
+        output = subprocess.DEVNULL if quiet else subprocess.PIPE
+        return subprocess.run(
+            self.on(name, *words, cwd=cwd),
+            check=False,
+            env={**self.environment, **(variables or {})},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            text=True,
+            timeout=timeout_s,
         )
 
     def power_off(self, name: str) -> None:
@@ -117,7 +141,7 @@ class Hosts:
         wait_until(lambda: children.read_text().split(), f"{name} has a first process")
         self._firsts[name] = int(children.read_text().split()[0])
         root = Path(f"/proc/{self._firsts[name]}/root")
-        wait_until(lambda: (root / "run/booted").exists(), f"{name} has booted: see {self.folder / name}.log")
+        wait_until((root / "run/booted").exists, f"{name} has booted: see {self.folder / name}.log")
 
     def _plug_in(self, name: str) -> None:
         first, process = self.names[0], self._firsts[name]
@@ -134,9 +158,8 @@ class Hosts:
         subprocess.run(enter, check=True, input="\n".join(lines) + "\n", text=True, timeout=20)
 
 
-def wait_until(is_so: object, what: str, timeout_s: float = 30, every_s: float = 0.02) -> None:
+def wait_until(is_so: Callable[[], object], what: str, timeout_s: float = 30, every_s: float = 0.02) -> None:
     """Look again and again. Raises TimeoutError, saying what did not come."""
-    assert callable(is_so)
     deadline = time.monotonic() + timeout_s
     while not is_so():
         if time.monotonic() > deadline:

@@ -11,15 +11,16 @@ from hvd_batchgrow.nn.small_conv_net import SmallConvNet
 
 
 class Slow(nn.Module):
-    """`small_conv_net` that says when it trains first, sleeps SLOW_S seconds a pass on rank SLOW_RANK (all of them
-    where there is none), and raises on rank FAIL_RANK at its third pass.
+    """`small_conv_net` that raises on rank FAIL_RANK at its third pass, and in the first life of a job sleeps for
+    SLOW_S seconds a pass, on rank SLOW_RANK or on all.
     """
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
         self.net = SmallConvNet(1, num_classes, (4, 8), 8, 0.1)
         self.rank = next((os.environ[key] for key in _RANKS if key in os.environ), "0")
-        self.seconds = float(os.environ.get("SLOW_S", "0")) * (os.environ.get("SLOW_RANK", self.rank) == self.rank)
+        is_slow = os.environ.get("SLOW_RANK", self.rank) == self.rank and "SLURM_RESTART_COUNT" not in os.environ
+        self.seconds = float(os.environ.get("SLOW_S", "0")) * is_slow
         self.fails = os.environ.get("FAIL_RANK") == self.rank
         self.passes = 0
 
