@@ -20,12 +20,12 @@ SlurmUser=root
 SlurmdUser=root
 # A requeued job waits until its credential has expired: 120 s by default.
 AuthInfo=cred_expire=5
-StateSaveLocation={folder}/state
+StateSaveLocation=/mnt/cluster/state
 SlurmdSpoolDir=/run/slurm/spool
 SlurmctldPidFile=/run/slurm/slurmctld.pid
 SlurmdPidFile=/run/slurm/slurmd.pid
-SlurmctldLogFile={folder}/slurmctld.log
-SlurmdLogFile={folder}/slurmd.%n.log
+SlurmctldLogFile=/mnt/cluster/slurmctld.log
+SlurmdLogFile=/mnt/cluster/slurmd.%n.log
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 SwitchType=switch/none
@@ -39,7 +39,7 @@ SelectTypeParameters=CR_CPU
 SchedulerParameters=bf_interval=1,sched_interval=2
 EnforcePartLimits=ALL
 JobCompType=jobcomp/filetxt
-JobCompLoc={folder}/jobcomp.txt
+JobCompLoc=/mnt/cluster/jobcomp.txt
 KillWait=5
 NodeName={nodes} CPUs=4 RealMemory=4000 State=UNKNOWN
 PartitionName=main Nodes={nodes} Default=YES MaxTime=INFINITE State=UP
@@ -67,7 +67,7 @@ class Cluster:
     def __init__(self, num_nodes: int, folder: Path, environment: Mapping[str, str], silent_s: int = 12) -> None:
         self.folder, self.silent_s = folder, silent_s
         self.nodes = tuple(f"n{k + 1}" for k in range(num_nodes))
-        self.hosts = Hosts(("head", *self.nodes), folder, {**environment, "SLURM_CONF": str(folder / "slurm.conf")})
+        self.hosts = Hosts(("head", *self.nodes), folder, {**environment, "SLURM_CONF": "/mnt/cluster/slurm.conf"})
 
     def __enter__(self) -> Cluster:
         (self.folder / "state").mkdir(parents=True)
@@ -78,7 +78,6 @@ class Cluster:
         config = _CONFIG.format(
             head="head",
             address=self.hosts.address("head"),
-            folder=self.folder,
             silent_s=self.silent_s,
             nodes=f"n[1-{len(self.nodes)}]",
         )
@@ -101,11 +100,11 @@ class Cluster:
 
     def _start(self, host: str, daemon: str) -> None:
         munged = (
-            f"munged --force --key-file='{self.folder}/munge.key' --log-file=/run/munge/log "
+            "munged --force --key-file=/mnt/cluster/munge.key --log-file=/run/munge/log "
             "--pid-file=/run/munge/pid --seed-file=/run/munge/seed"
         )
         # A daemon holds on to no pipe of ours: we would wait for its end.
-        self.hosts.run(host, "sh", "-c", f"{munged} && {daemon}", quiet=True).check_returncode()
+        self.hosts.run(host, "sh", "-c", f"{munged} && exec {daemon}", quiet=True).check_returncode()
 
     def wait_until_idle(self, timeout_s: float = 60) -> None:
         """All nodes are up and have nothing to do."""
@@ -159,7 +158,7 @@ class Cluster:
             "HostKey /etc/ssh/host\nAuthorizedKeysFile /etc/ssh/id.pub\nStrictModes no\nUsePAM no\nUseDNS no\n"
             "PermitRootLogin prohibit-password\nPasswordAuthentication no\nPidFile /run/sshd.pid\n"
         )
-        own = f"mount -t tmpfs -o mode=755 none /etc/ssh && cp '{keys}'/* /etc/ssh/"
+        own = "mount -t tmpfs -o mode=755 none /etc/ssh && cp /mnt/cluster/ssh/* /etc/ssh/"
         start = "chmod 600 /etc/ssh/id /etc/ssh/host && /usr/sbin/sshd"
         for host in self.hosts.names:
             self.hosts.run(host, "sh", "-c", f"{own} && {start}", quiet=True).check_returncode()

@@ -38,7 +38,7 @@ class Hosts:
 
     Args:
         names: of the hosts.
-        folder: for their logs, on a file system outside /tmp, /run and /dev/shm.
+        folder: for their logs, on a file system outside /tmp, /run and /dev/shm; they see it as /mnt/cluster too.
         environment: of all commands on them.
     """
 
@@ -130,7 +130,7 @@ class Hosts:
         hold = ["setpriv", "--pdeathsig", "KILL", "unshare", *NAMESPACES, "--mount-proc", "--fork", "--kill-child=KILL"]
         with (self.folder / f"{name}.log").open("ab") as log:
             holder = subprocess.Popen(
-                [*hold, "bash", str(_BOOT), name, str(self.folder / "hosts")],
+                [*hold, "bash", str(_BOOT), name, str(self.folder)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
