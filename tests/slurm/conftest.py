@@ -80,7 +80,8 @@ def data(shared: Path) -> Path:
 @pytest.fixture
 def work(shared: Path, request: pytest.FixtureRequest) -> Path:
     """An empty folder for one test."""
-    folder = shared / request.node.name.replace("[", " ").replace("]", "")
+    # horovodrun --gloo goes to its working directory without quoting it: no spaces.
+    folder = shared / request.node.name.replace("[", "-").replace("]", "")
     folder.mkdir()
     return folder
 
