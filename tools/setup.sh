@@ -47,7 +47,7 @@ choose_mpi() {
 stamp() {
     { sha256sum tools/setup.sh tools/constraints.txt "$PATCH" pyproject.toml setup.py
       echo "$PURPOSE $PWD $MPI $(has_gpu && echo gpu)"
-      PATH="$PWD/.venv/bin:$PATH" type -P mpirun shellcheck || true
+      PATH="$PWD/.venv/bin:$PATH" type -P mpirun shellcheck slurmctld munged ip sshd || true
       readlink -f .venv/bin/python; } | digest
 }
 
@@ -66,9 +66,7 @@ install_system_packages() {
     [ ${#APT_MISSING[@]} -eq 0 ] && return
     if can_apt; then
         say "installing ${APT_MISSING[*]}"
-        apt-get -qq -o DPkg::Lock::Timeout=300 update >/dev/null || true  # an old list may do
-        DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=300 install -y \
-            --no-install-recommends "${APT_MISSING[@]}" >"$LOG" 2>&1 || { tail -n 5 "$LOG" >&2; die_missing; }
+        apt_install "${APT_MISSING[@]}" || { tail -n 5 "$LOG" >&2; die_missing; }
     else
         die_missing
     fi
@@ -82,6 +80,33 @@ die_missing() {
         echo "[setup] $package is missing and could not be installed: sudo apt-get install $package" >&2
     done
     exit 1
+}
+
+apt_install() {
+    apt-get -qq -o DPkg::Lock::Timeout=300 update >/dev/null || true  # an old list may do
+    DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=300 install -y \
+        --no-install-recommends "$@" >"$LOG" 2>&1
+}
+
+# What tests/slurm starts inside its own hosts. No set-up fails for want of it: those tests say what is missing.
+install_slurm() {
+    local missing=() policy=/usr/sbin/policy-rc.d made=''
+    has slurmctld && has slurmd && has sbatch || missing+=(slurm-wlm)
+    has munged || missing+=(munge)
+    has ip || missing+=(iproute2)
+    has sshd || missing+=(openssh-server)
+    compgen -G '/usr/lib/*/libpmix.so' >/dev/null || missing+=(libpmix-dev)
+    has mpirun || missing+=(openmpi-bin)
+    [ ${#missing[@]} -eq 0 ] && return
+    if ! can_apt; then
+        say "tests/slurm will be skipped; for them: sudo apt-get install ${missing[*]}"
+        return
+    fi
+    say "installing ${missing[*]} for tests/slurm"
+    # None of these daemons is for this machine itself.
+    if [ ! -e "$policy" ]; then printf '#!/bin/sh\nexit 101\n' >"$policy" && chmod +x "$policy" && made=1; fi
+    apt_install "${missing[@]}" || say "tests/slurm will be skipped: $(tail -n 1 "$LOG")"
+    [ -z "$made" ] || rm -f "$policy"
 }
 
 # --- what comes from Python's index ---------------------------------------------------------
@@ -218,6 +243,7 @@ BASE_PYTHON=$(find_python)
 export PATH="$PWD/.venv/bin:$PATH"
 
 install_system_packages
+[ "$PURPOSE" = test ] && install_slurm
 make_venv
 install_torch
 install_mpi_wheel

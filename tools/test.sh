@@ -15,7 +15,7 @@ step "format, lint, types, shell"
 ruff format --check -q .
 ruff check -q .
 mypy
-git ls-files '*.sh' .ci/run slurm | xargs shellcheck
+git ls-files '*.sh' '*.sbatch' .ci/run | xargs shellcheck
 
 step "tests in one process"
 pytest -q --basetemp "$scratch/unit" tests/unit
@@ -34,4 +34,6 @@ HVD_BATCHGROW_TEST_RANKS=2 timeout 600 horovodrun -np 2 --gloo bash -c "$as_rank
 
 step "launch forms"
 pytest -q --basetemp "$scratch/launch" tests/launch
+step "a real Slurm of four virtual hosts"
+timeout 900 pytest -q -rs tests/slurm
 step "all passed"

@@ -1,4 +1,4 @@
-"""The command line: `hvd-batchgrow plan|probe|train|twin|verify|digest|audit`."""
+"""The command line: `hvd-batchgrow plan|probe|train|twin|submit|status|verify|digest|audit`."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ import tyro
 from hvd_batchgrow.cli.inspect import AuditCommand, DigestCommand
 from hvd_batchgrow.cli.plan import PlanCommand
 from hvd_batchgrow.cli.probe import ProbeCommand
+from hvd_batchgrow.cli.status import StatusCommand
+from hvd_batchgrow.cli.submit import SubmitCommand
 from hvd_batchgrow.cli.train import TrainCommand, TwinCommand
 from hvd_batchgrow.cli.verify import VerifyCommand
-from hvd_batchgrow.comm.launch import launched_ranks
+from hvd_batchgrow.comm.launch import speaks
 from hvd_batchgrow.errors import ExitCode, JobError, RunError
 from hvd_batchgrow.job_file import split_overrides
 
@@ -23,6 +25,8 @@ Command = (
     | Annotated[ProbeCommand, tyro.conf.subcommand("probe")]
     | Annotated[TrainCommand, tyro.conf.subcommand("train")]
     | Annotated[TwinCommand, tyro.conf.subcommand("twin")]
+    | Annotated[SubmitCommand, tyro.conf.subcommand("submit")]
+    | Annotated[StatusCommand, tyro.conf.subcommand("status")]
     | Annotated[VerifyCommand, tyro.conf.subcommand("verify")]
     | Annotated[DigestCommand, tyro.conf.subcommand("digest")]
     | Annotated[AuditCommand, tyro.conf.subcommand("audit")]
@@ -46,7 +50,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return ExitCode.BAD_JOB
     except RunError as error:
-        rank, _ = launched_ranks(os.environ)
-        if rank == 0:  # ranks that could not even join each other fail alike
+        if speaks(os.environ):  # ranks that could not even join each other fail alike
             print(error, file=sys.stderr)
         return ExitCode.FAILURE

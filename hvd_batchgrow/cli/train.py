@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -33,6 +34,8 @@ class TrainCommand(JobCommand):
     """Where run folders are made."""
     updates: int | None = None
     """Stop after so many updates of this start, with a checkpoint to go on from."""
+    phases: str | None = None
+    """FIRST-LAST: train these phases only, counted from 1, on just the ranks that they use; a link of a chain."""
 
     def run(self, overrides: dict[str, Any]) -> ExitCode:
         """Train, and end with 75 if stopped."""
@@ -45,6 +48,15 @@ class TrainCommand(JobCommand):
             raise JobError([Fault("--overwrite", "contradicts --resume auto: choose one")], "command line")
         if self.updates is not None and self.updates < 1:
             raise JobError([Fault("--updates", f"must be at least 1, got {self.updates}")], "command line")
+        self.phase_range()
+
+    def phase_range(self) -> tuple[int, int] | None:
+        """The first and the last phase to train, from 1; None: all. Raises JobError."""
+        if self.phases is None:
+            return None
+        if not (found := re.fullmatch(r"(\d+)-(\d+)", self.phases)):
+            raise JobError([Fault("--phases", f"must be FIRST-LAST such as 1-2, got {self.phases!r}")], "command line")
+        return int(found[1]), int(found[2])
 
     def train(self, ranks: Ranks, stop: StopRequest, load: Callable[[], Job]) -> RunEnded:
         """One run, watched on the terminal."""
@@ -53,7 +65,7 @@ class TrainCommand(JobCommand):
         from hvd_batchgrow.watch.progress import work_progress
 
         console = terminal(sys.stderr, quiet=ranks.local_rank != 0)
-        options = RunOptions(self.runs_dir, resume=self.resume == "auto", overwrite=self.overwrite)
+        options = RunOptions(self.runs_dir, self.resume == "auto", self.overwrite, self.phase_range())
         with work_progress(console) as report:
             asked = StopAfter(stop, self.updates) if self.updates else stop
             return run_job(load, ranks, options, report, lambda job: _observers(job, console), asked)
@@ -66,6 +78,8 @@ class TwinCommand(TrainCommand):
     def run(self, overrides: dict[str, Any]) -> ExitCode:
         """Both runs, then the table."""
         self.check_flags()
+        if self.phases is not None:
+            raise JobError([Fault("--phases", "a comparison needs all phases of both runs")], "command line")
         return with_ranks(lambda ranks, stop: self.compare(ranks, stop, overrides))
 
     def load_growing(self, overrides: dict[str, Any]) -> Job:

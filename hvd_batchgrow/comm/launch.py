@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-GLOO, OPEN_MPI, SRUN_PMIX, OTHER_MPI = "horovodrun --gloo", "mpirun", "srun --mpi=pmix", "an MPI launcher"
+GLOO, OPEN_MPI, OTHER_MPI = "horovodrun --gloo", "mpirun", "an MPI launcher"
+SRUN_PMIX, SRUN_PMI2 = "srun --mpi=pmix", "srun --mpi=pmi2"
 
 _VARIABLES = {
     OPEN_MPI: ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
     SRUN_PMIX: ("SLURM_STEP_NUM_TASKS", "PMIX_RANK"),
+    SRUN_PMI2: ("SLURM_STEP_NUM_TASKS", "PMI_RANK"),
     OTHER_MPI: ("PMI_SIZE", "PMI_RANK"),
     # Last: mpirun under horovodrun --mpi sets its own as well.
     GLOO: ("HOROVOD_SIZE", "HOROVOD_RANK"),
@@ -31,3 +33,20 @@ def launched_ranks(environment: Mapping[str, str]) -> tuple[int, int]:
         return 0, 1
     size, rank = _VARIABLES[launcher]
     return int(environment[rank]), int(environment[size])
+
+
+def lone_tasks(environment: Mapping[str, str]) -> int:
+    """How many tasks srun has started beside each other without telling them how to meet; 0: it is not so.
+
+    Each would train the whole job alone. SLURM's variables say that there are others, never which rank this one is.
+    """
+    tasks = environment.get("SLURM_STEP_NUM_TASKS", "")
+    alone = launched_by(environment) is None and tasks.isdigit() and int(tasks) > 1
+    return int(tasks) if alone else 0
+
+
+def speaks(environment: Mapping[str, str]) -> bool:
+    """Whether this process is the one of its job that tells of a fault which all of them meet before they have met."""
+    rank, _ = launched_ranks(environment)
+    first_task = not lone_tasks(environment) or environment.get("SLURM_PROCID") == "0"
+    return rank == 0 and first_task

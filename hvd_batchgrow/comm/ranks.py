@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from hvd_batchgrow.comm.launch import launched_by, launched_ranks
+from hvd_batchgrow.comm.launch import launched_by, launched_ranks, lone_tasks
 from hvd_batchgrow.errors import ExitCode, JobError, RunError
 
 T = TypeVar("T")
@@ -146,6 +146,11 @@ def connect() -> Ranks:
         RunError: there are others, but no Horovod to talk to them, or it does not find them.
     """
     launcher = launched_by(os.environ)
+    if tasks := lone_tasks(os.environ):
+        raise RunError(
+            f"srun has started {tasks} tasks without an MPI plugin: each would train the whole job alone.\n"
+            "  Say srun --mpi=pmix (srun --mpi=list shows what there is), or use mpirun inside the allocation"
+        )
     if launcher is None:
         return SingleRank()
     _, size = launched_ranks(os.environ)
@@ -165,6 +170,7 @@ def connect() -> Ranks:
         mpirun = shutil.which("mpirun") or "no mpirun on PATH"
         raise RunError(
             f"{launcher} has started {size} ranks, and Horovod sees {ranks.size}: each would train alone.\n"
-            f"  Is the launcher ({mpirun}) of the MPI that Horovod was built with?"
+            f"  Is the launcher ({mpirun}) of the MPI that Horovod was built with? "
+            "Under srun, is the plugin that MPI's: --mpi=pmix for Open MPI?"
         )
     return ranks

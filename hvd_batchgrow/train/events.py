@@ -92,7 +92,8 @@ class RunEnded:
     job_name: str
     folder: Path
     done: bool
-    """False: stopped on request, with a checkpoint to go on from."""
+    """It did all that it was started for, whether the run or some phases of it; False: stopped on request, with a
+    checkpoint to go on from."""
     samples: int
     updates: int
     num_updates: int

@@ -91,13 +91,20 @@ class Trainer:
             compile_network(model)
         return model
 
-    def run(self, stop: Stop, checkpoint: Checkpoint | None = None, notes: Sequence[str] = ()) -> RunEnded:
+    def run(
+        self,
+        stop: Stop,
+        checkpoint: Checkpoint | None = None,
+        notes: Sequence[str] = (),
+        end_samples: int | None = None,
+    ) -> RunEnded:
         """Train to the end, or until any rank is asked to stop.
 
         Args:
             stop: says whether this rank is.
             checkpoint: to go on from; None: from the start.
             notes: passed on to the observers.
+            end_samples: end of a phase, where this start is to end; None: where the run does.
 
         Raises:
             RunError: a checkpoint could not be written.
@@ -105,10 +112,11 @@ class Trainer:
         self._restore(checkpoint)
         self._tell_start(notes)
         schedule = self.plan.schedule
+        end_samples = schedule.end_samples if end_samples is None else end_samples
         stretch = Stretch()
         stopped = False
-        batches = self.open_batches() if self.samples < schedule.end_samples else iter(())
-        while self.samples < schedule.end_samples and not stopped:
+        batches = self.open_batches() if self.samples < end_samples else iter(())
+        while self.samples < end_samples and not stopped:
             index = schedule.index_at(self.samples)
             before, phase = self.samples, schedule.at(self.samples)
             result = self.update(batches, phase, self.plan.layouts[index], stop=stop.asked)
@@ -121,7 +129,7 @@ class Trainer:
                 self._record(stretch, index, phase)
                 stretch = Stretch()
             self._evaluate_and_save(before, must_save=stopped or at_boundary)
-        ended = self._ended()
+        ended = self._ended(end_samples)
         self._tell("on_end", ended)
         return ended
 
@@ -289,12 +297,12 @@ class Trainer:
         for observer in self.observers:
             getattr(observer, method)(event)
 
-    def _ended(self) -> RunEnded:
+    def _ended(self, end_samples: int) -> RunEnded:
         schedule = self.plan.schedule
         return RunEnded(
             job_name=self.job.name,
             folder=self.folder,
-            done=self.samples >= schedule.end_samples,
+            done=self.samples >= end_samples,
             samples=self.samples,
             updates=schedule.updates_at(self.samples),
             num_updates=schedule.num_updates,

@@ -22,6 +22,7 @@ from hvd_batchgrow.schedule.plan import Plan, compile_plan
 from hvd_batchgrow.train.engine import wire_type
 from hvd_batchgrow.train.events import Observer, RunEnded
 from hvd_batchgrow.train.gradients import check_wire_type
+from hvd_batchgrow.train.link import check_reached, check_width, end_of
 from hvd_batchgrow.train.loop import Trainer
 from hvd_batchgrow.train.run_folder import open_run
 from hvd_batchgrow.train.run_lock import RunLock
@@ -35,6 +36,8 @@ class RunOptions:
     runs_dir: Path
     resume: bool = False
     overwrite: bool = False
+    phases: tuple[int, int] | None = None
+    """The first and the last phase to train, from 1; None: all. The ranks launched must be those of these phases."""
 
 
 def run_job(
@@ -59,7 +62,7 @@ def run_job(
         AgreedFailure: the job cannot be planned, or data, packages or run folder are not as they must be.
         RunError: a checkpoint could not be written.
     """
-    job, plan = ranks.together(lambda: _prepare(load(), ranks))
+    job, plan = ranks.together(lambda: _prepare(load(), ranks, options.phases))
     source = load_together(job, ranks, report)
     set_threads(job, ranks)
     folder = options.runs_dir / job.name
@@ -75,7 +78,8 @@ def run_job(
             notes.append(
                 "torch decodes in this thread; DALI, for the same pixels: pip install 'hvd_batchgrow[dali-cuda130]'"
             )
-        return trainer.run(stop, checkpoint, notes)
+        ranks.together(lambda: check_reached(plan, options.phases, checkpoint, folder))
+        return trainer.run(stop, checkpoint, notes, end_of(plan, options.phases))
 
 
 def _notes_on_bad(source: Source) -> list[str]:
@@ -87,8 +91,12 @@ def _notes_on_bad(source: Source) -> list[str]:
     ]
 
 
-def _prepare(job: Job, ranks: Ranks) -> tuple[Job, Plan]:
+def _prepare(job: Job, ranks: Ranks, phases: tuple[int, int] | None) -> tuple[Job, Plan]:
     plan = compile_plan(job, ranks.size, known_num_samples(job.data))
+    if phases is not None:
+        check_width(plan, phases, ranks.size)
+        check_model(job)
+        return job, plan
     for k, layout in enumerate(plan.layouts):
         if layout.ranks != ranks.size:
             fault = f"phase {k + 1} is planned for {layout.ranks} ranks, and all {ranks.size} launched train together"

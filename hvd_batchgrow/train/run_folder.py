@@ -73,7 +73,8 @@ def open_run(
 def _prepare_folder(folder: Path, notes: list[str], *, resume: bool, overwrite: bool) -> bytes | None:
     checkpoints = folder / "checkpoints"
     is_run = (folder / "job.toml").exists()
-    if folder.exists() and not is_run and any(folder.iterdir()):
+    # A chain's ledger and scripts are there before the run is.
+    if folder.exists() and not is_run and any(path.name != "slurm" for path in folder.iterdir()):
         raise RunError(f"{folder} is no run folder and not empty: choose another with --name or --runs-dir")
     if overwrite and is_run:
         shutil.rmtree(folder)

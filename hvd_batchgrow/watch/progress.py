@@ -68,7 +68,8 @@ class ProgressDisplay(Observer):
         """How it ended, and what to do next."""
         if self._progress:
             self._progress.stop()
-        state = "done" if event.done else "stopped, go on with --resume auto"
+        all_done = event.updates == event.num_updates
+        state = ("done" if all_done else "these phases are done") if event.done else "stopped, go on with --resume auto"
         self.console.print(
             f"{event.job_name}: {state}: {event.updates:,} of {event.num_updates:,} updates, "
             f"{event.samples:,} samples in {event.elapsed_s:.0f} s",

@@ -1,0 +1,39 @@
+"""`hvd-batchgrow status`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from hvd_batchgrow.cli.common import refuse_overrides
+from hvd_batchgrow.errors import ExitCode, RunError
+from hvd_batchgrow.slurm.chain import table_lines, trouble_lines
+from hvd_batchgrow.slurm.ledger import read_ledger, samples_done, write_ledger
+from hvd_batchgrow.slurm.scheduler import Slurm
+
+
+@dataclass(frozen=True)
+class StatusCommand:
+    """Tell how a chain stands; ends with 1 if it has broken."""
+
+    folder: Annotated[Path, tyro.conf.Positional]
+    """A run folder."""
+
+    def run(self, overrides: dict[str, Any]) -> ExitCode:
+        """Ask Slurm, write down what it says, and print it."""
+        refuse_overrides(overrides)
+        ledger = read_ledger(self.folder)
+        if ledger is None:
+            raise RunError(f"{self.folder} holds no chain: hvd-batchgrow submit writes one into runs/NAME")
+        known = Slurm().states(entry.job_id for entry in ledger.entries if entry.job_id is not None)
+        now = ledger.with_states(known)
+        if now != ledger:
+            write_ledger(self.folder, now)
+        print("\n".join(table_lines(now)))
+        print(f"newest checkpoint: {samples_done(self.folder):,} of {now.entries[-1].link.end_samples:,} samples")
+        troubles = list(trouble_lines(now, self.folder))
+        print("\n".join(troubles), end="\n" if troubles else "")
+        return ExitCode.FAILURE if troubles else ExitCode.DONE

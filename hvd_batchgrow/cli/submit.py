@@ -1,0 +1,128 @@
+"""`hvd-batchgrow submit`."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+
+from hvd_batchgrow.cli.common import JobCommand
+from hvd_batchgrow.errors import ExitCode, Fault, JobError
+from hvd_batchgrow.schedule.plan import Plan, compile_plan
+from hvd_batchgrow.slurm.chain import (
+    Script,
+    Site,
+    find_template,
+    make_scripts,
+    open_chain,
+    submit_chain,
+    table_lines,
+)
+from hvd_batchgrow.slurm.ledger import DONE_BEFORE, Ledger
+from hvd_batchgrow.slurm.links import chain_job, make_links
+from hvd_batchgrow.slurm.render import dry_commands, extra_options
+from hvd_batchgrow.slurm.scheduler import Slurm
+
+
+@dataclass(frozen=True)
+class SubmitCommand(JobCommand):
+    """Submit a job to Slurm as a chain: for phases of equal width a job each, on just the nodes that they use."""
+
+    nodes_max: int = tyro.MISSING
+    """The most nodes that a phase may use."""
+    ranks_per_node: int = 1
+    """Ranks that a node has room for: usually its GPUs."""
+    dry_run: bool = False
+    """Print all scripts and commands, and do nothing."""
+    resume: Literal["never", "auto"] = "never"
+    """auto: go on with the run of this name from its newest checkpoint, leaving out the links that are done."""
+    runs_dir: Path = Path("runs")
+    """Where run folders are made."""
+    template: Path | None = None
+    """The batch script to fill in; otherwise slurm/train.sbatch."""
+    partition: str | None = None
+    """Put over the template's; likewise those below."""
+    account: str | None = None
+    """Whom to charge."""
+    gres: str | None = None
+    """What each node gives, such as gpu:4."""
+    time: str | None = None
+    """Time limit of each link; a link that reaches it is queued again and goes on."""
+    signal_delay_s: int | None = None
+    """How long before the time limit a link is told to save."""
+    sbatch: tuple[str, ...] = ()
+    """More options of sbatch, as KEY=VALUE."""
+    cost: Path | None = None
+    """A file that `probe` has written, for layout.growth = "auto"."""
+
+    def run(self, overrides: dict[str, Any]) -> ExitCode:
+        """Submit, and say what was."""
+        self.check_flags()
+        plan = self.plan(overrides)
+        links = make_links(plan, self.nodes_max, self.ranks_per_node)
+        job, run = chain_job(plan), self.runs_dir.absolute() / plan.job.name
+        program = (sys.executable, "-m", "hvd_batchgrow.cli")
+        site = Site(find_template(self.template), program, self.site_options())
+        scripts = make_scripts(job, links, run, site)
+        scheduler = Slurm()
+        ledger = open_chain(run, links, None if self.dry_run else scheduler, resume=self.resume == "auto")
+        if all(entry.state == DONE_BEFORE for entry in ledger.entries):
+            print(f"{run} is done: there is nothing to submit")
+            return ExitCode.DONE
+        if self.dry_run:
+            _print_dry(ledger, scripts)
+            return ExitCode.DONE
+        ledger = submit_chain(job, ledger, scripts, run, scheduler)
+        print("\n".join(table_lines(ledger)))
+        print(f"hvd-batchgrow status {_shown(self.runs_dir / job.name)}")
+        return ExitCode.DONE
+
+    def check_flags(self) -> None:
+        """Raises JobError for numbers that make no sense."""
+        numbers = {
+            "--nodes-max": self.nodes_max,
+            "--ranks-per-node": self.ranks_per_node,
+            "--signal-delay-s": self.signal_delay_s,
+        }
+        faults = [
+            Fault(flag, f"must be at least 1, got {number}")
+            for flag, number in numbers.items()
+            if number is not None and number < 1
+        ]
+        if faults:
+            raise JobError(faults, "command line")
+
+    def plan(self, overrides: dict[str, Any]) -> Plan:
+        """The whole run, for all ranks that the nodes have room for."""
+        from hvd_batchgrow.data.known import known_num_samples
+        from hvd_batchgrow.schedule.cost import choose_ranks
+        from hvd_batchgrow.schedule.measured import load_probe
+
+        job, ranks = self.load(overrides), self.nodes_max * self.ranks_per_node
+        num_samples = known_num_samples(job.data)
+        probe = load_probe(self.cost) if self.cost else None
+        choose = choose_ranks(job, num_samples, probe, ranks) if probe else None
+        return compile_plan(job, ranks, num_samples, choose)
+
+    def site_options(self) -> dict[str, str]:
+        """Options of sbatch that the command line gives."""
+        given = {"partition": self.partition, "account": self.account, "gres": self.gres, "time": self.time}
+        signal = {} if self.signal_delay_s is None else {"signal": f"B:USR2@{self.signal_delay_s}"}
+        flags = {key: value for key, value in given.items() if value is not None}
+        return {**flags, **signal, **extra_options(self.sbatch)}
+
+
+def _print_dry(ledger: Ledger, scripts: list[Script]) -> None:
+    left = [script for script, e in zip(scripts, ledger.entries, strict=True) if e.state != DONE_BEFORE]
+    for script in left:
+        print(f"# {_shown(script.path)}\n{script.text}")
+    print("\n".join(dry_commands([script.path for script in left])))
+
+
+def _shown(path: Path) -> str:
+    """A path for one line of a terminal or a comment."""
+    text = str(path)
+    return text if text.isprintable() else repr(text)

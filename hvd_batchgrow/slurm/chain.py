@@ -1,0 +1,219 @@
+"""Submitting a chain, and telling how it stands."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import tomli_w
+
+from hvd_batchgrow.config import Job
+from hvd_batchgrow.errors import Fault, JobError, RunError
+from hvd_batchgrow.slurm.ledger import (
+    DONE_BEFORE,
+    FOLDER,
+    NOT_SUBMITTED,
+    Entry,
+    Ledger,
+    read_ledger,
+    samples_done,
+    write_ledger,
+)
+from hvd_batchgrow.slurm.links import Link
+from hvd_batchgrow.slurm.render import log_pattern, render
+from hvd_batchgrow.slurm.scheduler import Scheduler
+
+
+@dataclass(frozen=True)
+class Site:
+    """What the scripts of a chain hold beside the chain itself."""
+
+    template: str
+    program: Sequence[str]
+    options: Mapping[str, str]
+    """Of sbatch, the same for all links."""
+
+
+@dataclass(frozen=True)
+class Script:
+    """A link's batch script: where it goes, and its text."""
+
+    path: Path
+    text: str
+
+
+def make_scripts(job: Job, links: Sequence[Link], run: Path, site: Site) -> list[Script]:
+    """The scripts of all links; nothing is written.
+
+    Args:
+        job: with the ranks of each phase written down.
+        links: of the chain.
+        run: the run folder, absolute.
+        site: the rest.
+
+    Raises:
+        JobError: something cannot be written into a script.
+    """
+    folder = run / FOLDER
+    return [
+        Script(
+            folder / f"link-{k + 1}.sbatch",
+            render(
+                site.template,
+                {
+                    "job-name": job.name,
+                    "nodes": str(link.nodes),
+                    "ntasks-per-node": str(link.ranks_per_node),
+                    "output": log_pattern(folder),
+                    **site.options,
+                },
+                site.program,
+                [
+                    str(folder / "job.toml"), "--runs-dir", str(run.parent), "--resume", "auto",
+                    "--phases", link.phases,
+                ],
+            ),
+        )
+        for k, link in enumerate(links)
+    ]  # fmt: skip
+
+
+def open_chain(run: Path, links: Sequence[Link], scheduler: Scheduler | None, *, resume: bool) -> Ledger:
+    """A new ledger, in which the links that the run has passed already are done.
+
+    Args:
+        run: the run folder.
+        links: of the whole run.
+        scheduler: asked about an older chain; None: it is not asked.
+        resume: go on where there is a run.
+
+    Raises:
+        RunError: there is a run, and going on was not asked for; or jobs of an older chain are still about.
+    """
+    before = read_ledger(run)
+    done = samples_done(run)
+    if not resume and (before or (run / "job.toml").exists()):
+        raise RunError(f"{run} holds a run already: add --resume auto to go on with it, or --name NAME for another")
+    if before and scheduler:
+        live = before.with_states(scheduler.states(before.live_ids())).live_ids()
+        if live:
+            told = " ".join(map(str, live))
+            raise RunError(f"{run} has jobs that wait or run already, and two chains cannot write it: scancel {told}")
+    states = [DONE_BEFORE if link.end_samples <= done else NOT_SUBMITTED for link in links]
+    return Ledger(run.name, tuple(Entry(link, state=state) for link, state in zip(links, states, strict=True)))
+
+
+def submit_chain(job: Job, ledger: Ledger, scripts: Sequence[Script], run: Path, scheduler: Scheduler) -> Ledger:
+    """Write the scripts, ask whether each could run, and submit them one after the other.
+
+    Args:
+        job: what they train; written beside them, so that edits of the job file do not reach a chain that waits.
+        ledger: says which links are done already; those have no job.
+        scripts: one for each link.
+        run: the run folder.
+        scheduler: takes them.
+
+    Raises:
+        RunError: a script could never run (told of all of them; nothing is submitted), or is refused when it is
+            submitted (those before it are taken back).
+    """
+    folder = run / FOLDER
+    left = [(k, script) for k, script in enumerate(scripts) if ledger.entries[k].state != DONE_BEFORE]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "job.toml").write_text(tomli_w.dumps(job.model_dump(mode="json", exclude_none=True)), "utf-8")
+        for _, script in left:
+            script.path.write_text(script.text, "utf-8")
+    except OSError as error:
+        raise RunError(f"{error.filename or folder} cannot be written: {error.strerror or error}") from None
+    refusals = [(k, told) for k, script in left if (told := scheduler.refusal(script.path)) is not None]
+    if refusals:
+        lines = [f"link {k + 1} ({_width(ledger.entries[k].link)}): {told}" for k, told in refusals]
+        raise RunError("\n  ".join(["Slurm could never run this chain, and nothing is submitted:", *lines]))
+    after: int | None = None
+    for k, script in left:
+        try:
+            after = scheduler.submit(script.path, after)
+        except RunError as error:
+            raise _taken_back(error, k, ledger, run, scheduler) from None
+        ledger = ledger.with_job(k, after)
+        write_ledger(run, ledger)  # at once: a job that nobody remembers would go on by itself
+    return ledger
+
+
+def _taken_back(error: RunError, index: int, ledger: Ledger, run: Path, scheduler: Scheduler) -> RunError:
+    submitted = ledger.live_ids()
+    told = " ".join(map(str, submitted))
+    if not submitted:
+        return RunError(f"link {index + 1}: {error}")
+    try:
+        scheduler.cancel(submitted)
+    except RunError as second:
+        return RunError(f"link {index + 1}: {error}\n  and those before it are still there: {second}")
+    with contextlib.suppress(RunError):
+        write_ledger(run, ledger.with_states(scheduler.states(submitted)))
+    return RunError(f"link {index + 1}: {error}\n  the links before it are taken back: jobs {told}")
+
+
+def _width(link: Link) -> str:
+    return f"phases {link.phases} on {link.nodes} node{'s' if link.nodes > 1 else ''}, {link.ranks} ranks"
+
+
+def table_lines(ledger: Ledger) -> list[str]:
+    """One line for each link."""
+    return [
+        f"link {k + 1}: {_width(entry.link)}, samples {entry.link.start_samples:,} … {entry.link.end_samples:,}: "
+        + _state(entry)
+        for k, entry in enumerate(ledger.entries)
+    ]
+
+
+def _state(entry: Entry) -> str:
+    if entry.job_id is None:
+        return entry.state.lower()
+    code, _, number = entry.exit_code.partition(":")
+    told = [f"job {entry.job_id} {entry.state}"]
+    told += [f"exit code {code}"] if code not in {"", "0"} else []
+    told += [f"signal {number}"] if number not in {"", "0"} else []
+    told += [entry.reason] if entry.reason not in {"", "NonZeroExitCode"} else []
+    told += [f"queued again {entry.restarts} ×"] if entry.restarts else []
+    return ", ".join(told)
+
+
+def trouble_lines(ledger: Ledger, run: Path) -> Iterator[str]:
+    """Why a chain has broken: the first link that failed with the end of its log, and what to do."""
+    failed = next(((k, entry) for k, entry in enumerate(ledger.entries) if entry.has_failed), None)
+    if failed is None:
+        return
+    k, entry = failed
+    log = run / FOLDER / f"{ledger.name}-{entry.job_id}.out"
+    yield f"link {k + 1} ended as {_state(entry).partition(' ')[2]}; the end of {log}:"
+    yield from (f"  | {line}" for line in _last_lines(log))
+    waiting = [str(j + 1) for j in range(k + 1, len(ledger.entries)) if ledger.entries[j].has_failed]
+    if waiting:
+        yield f"links waiting for it were cancelled: {', '.join(waiting)}"
+    yield "once it is mended: the command that submitted it, with --resume auto"
+
+
+def _last_lines(log: Path, count: int = 8) -> list[str]:
+    try:
+        return log.read_text(encoding="utf-8", errors="replace").rstrip().splitlines()[-count:]
+    except OSError as error:
+        return [f"cannot be read: {error.strerror or error}"]
+
+
+def find_template(given: Path | None) -> str:
+    """The text of the template: the one given, `slurm/train.sbatch` here, or that of the sources.
+
+    Raises:
+        JobError: there is none.
+    """
+    sources = Path(__file__).resolve().parents[2]
+    places = [given] if given else [Path("slurm/train.sbatch"), sources / "slurm" / "train.sbatch"]
+    for place in places:
+        with contextlib.suppress(FileNotFoundError):
+            return place.read_text(encoding="utf-8")
+    fault = f"{places[0]} is not there; copy slurm/train.sbatch of the sources, and edit it"
+    raise JobError([Fault("--template", fault)], "command line")

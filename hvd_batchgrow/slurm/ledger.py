@@ -1,0 +1,122 @@
+"""The ledger of a chain: which job trains which phases, and what became of it. It lies in the run folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from hvd_batchgrow.errors import RunError
+from hvd_batchgrow.slurm.links import Link
+from hvd_batchgrow.slurm.scheduler import JobState, is_live
+
+FOLDER = "slurm"
+"""Of a run folder: the ledger, the links' scripts, their job file and their logs."""
+_FORMAT = 1
+NOT_SUBMITTED, DONE_BEFORE = "NOT SUBMITTED", "DONE BEFORE"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One link as it was submitted."""
+
+    link: Link
+    job_id: int | None = None
+    state: str = NOT_SUBMITTED
+    reason: str = ""
+    restarts: int = 0
+    exit_code: str = ""
+
+    @property
+    def is_live(self) -> bool:
+        """Whether it waits or runs."""
+        return self.job_id is not None and is_live(self.state)
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether it is over, and its phases are not done."""
+        return self.job_id is not None and not self.is_live and self.state != "COMPLETED"
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """All links of a chain, in order."""
+
+    name: str
+    """Of the run."""
+    entries: tuple[Entry, ...]
+
+    def with_states(self, states: Mapping[int, JobState]) -> Ledger:
+        """What the scheduler says now; what it has forgotten stays as it was."""
+        return replace(self, entries=tuple(_updated(entry, states.get(entry.job_id or 0)) for entry in self.entries))
+
+    def with_job(self, index: int, job_id: int) -> Ledger:
+        """A link is submitted."""
+        entries = list(self.entries)
+        entries[index] = replace(entries[index], job_id=job_id, state="PENDING")
+        return replace(self, entries=tuple(entries))
+
+    def live_ids(self) -> list[int]:
+        """Jobs that wait or run, as far as is known."""
+        return [entry.job_id for entry in self.entries if entry.is_live and entry.job_id is not None]
+
+
+def _updated(entry: Entry, now: JobState | None) -> Entry:
+    if now is None:
+        return entry
+    restarts = entry.restarts if now.restarts is None else now.restarts
+    return replace(entry, state=now.state, reason=now.reason, restarts=restarts, exit_code=now.exit_code)
+
+
+def write_ledger(run: Path, ledger: Ledger) -> None:
+    """Write it whole, or leave what was there.
+
+    Raises:
+        RunError: it cannot be written.
+    """
+    path = run / FOLDER / "ledger.json"
+    temporary = path.with_name(f".ledger.{os.getpid()}")
+    tree = {"format": _FORMAT, "name": ledger.name, "links": [asdict(entry) for entry in ledger.entries]}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(json.dumps(tree, indent=2) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise RunError(f"{path} cannot be written: {error.strerror or error}") from None
+
+
+def read_ledger(run: Path) -> Ledger | None:
+    """The ledger of a run; None: it was never submitted as a chain.
+
+    Raises:
+        RunError: it cannot be read.
+    """
+    path = run / FOLDER / "ledger.json"
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+        if tree["format"] != _FORMAT:
+            raise RunError(f"{path} is of format {tree['format']}, this version reads {_FORMAT}")
+        entries = tuple(Entry(**{**entry, "link": Link(**entry["link"])}) for entry in tree["links"])
+        return Ledger(tree["name"], entries)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{path} cannot be read: {error}") from None
+
+
+def samples_done(run: Path) -> int:
+    """Sample counter of a run's newest checkpoint, by its name; 0 without one."""
+    return max(_counters(run / "checkpoints"), default=0)
+
+
+def _counters(folder: Path) -> Iterator[int]:
+    for path in folder.glob("samples-*.pt"):
+        if found := re.fullmatch(r"samples-(\d+)\.pt", path.name):
+            yield int(found[1])

@@ -1,0 +1,161 @@
+"""Slurm's commands, behind the few questions that a chain asks."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from hvd_batchgrow.errors import RunError
+from hvd_batchgrow.slurm.render import submit_words, test_words
+
+_TIMEOUT_S = 120
+
+
+@dataclass(frozen=True)
+class JobState:
+    """What the scheduler knows of a job."""
+
+    state: str
+    """In its words: PENDING, RUNNING, COMPLETED, FAILED, …"""
+    reason: str = ""
+    """Why it waits, or has failed."""
+    restarts: int | None = None
+    """How often it was queued again; None: not known any more."""
+    exit_code: str = ""
+    """CODE:SIGNAL, once it is over."""
+
+
+class Scheduler(Protocol):
+    """What a chain needs."""
+
+    def refusal(self, script: Path) -> str | None:
+        """Why a script could never run; None: it could."""
+
+    def submit(self, script: Path, after: int | None) -> int:
+        """Submit a script, to start when another job has ended well. Raises RunError."""
+
+    def cancel(self, job_ids: Sequence[int]) -> None:
+        """Take jobs back."""
+
+    def states(self, job_ids: Iterable[int]) -> dict[int, JobState]:
+        """What is known of jobs; those that are forgotten are left out."""
+
+
+Run = Callable[[Sequence[str]], "subprocess.CompletedProcess[str]"]
+
+
+def run_command(words: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    """Run one of Slurm's commands.
+
+    Raises:
+        RunError: it is not there, or does not answer.
+    """
+    try:
+        return subprocess.run(
+            words, check=False, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=_TIMEOUT_S
+        )
+    except FileNotFoundError:
+        raise RunError(
+            f"{words[0]} is not on PATH: is this a login node of a Slurm cluster? "
+            "--dry-run prints what would be submitted, and needs no Slurm"
+        ) from None
+    except subprocess.TimeoutExpired:
+        raise RunError(f"{words[0]} has not answered for {_TIMEOUT_S} s: is slurmctld up?") from None
+
+
+class Slurm:
+    """The real one.
+
+    Args:
+        run: runs a command; another in tests.
+    """
+
+    def __init__(self, run: Run = run_command) -> None:
+        self._run = run
+
+    def refusal(self, script: Path) -> str | None:
+        """Why a script could never run; None: it could. Raises RunError without Slurm."""
+        done = self._run(test_words(script))
+        return _told(done) if done.returncode else None
+
+    def submit(self, script: Path, after: int | None) -> int:
+        """Submit a script, to start when another job has ended well.
+
+        Raises:
+            RunError: sbatch refuses it, in its words.
+        """
+        done = self._run(submit_words(script, after))
+        found = re.search(r"^(\d+)(?:;|$)", done.stdout, flags=re.MULTILINE)
+        if done.returncode or not found:
+            raise RunError(f"sbatch refuses {script}: {_told(done)}")
+        return int(found[1])
+
+    def cancel(self, job_ids: Sequence[int]) -> None:
+        """Take jobs back. Raises RunError."""
+        done = self._run(["scancel", *map(str, job_ids)])
+        if done.returncode:
+            raise RunError(f"scancel {' '.join(map(str, job_ids))}: {_told(done)}")
+
+    def states(self, job_ids: Iterable[int]) -> dict[int, JobState]:
+        """What squeue knows of jobs, with the exit codes that sacct knows, and what only sacct remembers.
+
+        Raises:
+            RunError: squeue does not answer.
+        """
+        wanted = sorted(set(job_ids))
+        if not wanted:
+            return {}
+        chosen = [f"--jobs={','.join(map(str, wanted))}", "--states=all"]
+        done = self._run(["squeue", "--noheader", *chosen, "--Format=JobID:24,State:24,RestartCnt:12,Reason:80"])
+        if done.returncode and "Invalid job id" not in done.stderr:  # forgotten: that of a single one is an error
+            raise RunError(f"squeue: {_told(done)}")
+        known = {job: state for line in done.stdout.splitlines() for job, state in _queue_line(line)}
+        over = [job for job in wanted if job not in known or not is_live(known[job].state)]
+        for job, (state, exit_code) in self._accounts(over).items():
+            before = known.get(job)
+            known[job] = JobState(
+                before.state if before else state,
+                before.reason if before else "",
+                before.restarts if before else None,
+                exit_code,
+            )
+        return known
+
+    def _accounts(self, job_ids: Sequence[int]) -> dict[int, tuple[str, str]]:
+        """State and exit code of jobs that are over: from the completion log, or from the database, whichever is."""
+        for source in (["-c"], ["-X"]):
+            if not job_ids:
+                break
+            words = ["sacct", *source, "-n", "-P", f"--jobs={','.join(map(str, job_ids))}"]
+            done = self._run([*words, "--format=JobID,State,ExitCode"])
+            lines = [line.split("|") for line in done.stdout.splitlines()]
+            # Of a job that was queued again the last line counts. CANCELLED is followed by who did it.
+            found = {int(job): (state.split()[0], code) for job, state, code in lines if job.isdigit()}
+            if done.returncode == 0 and found:
+                return found
+        return {}
+
+
+def is_live(state: str) -> bool:
+    """Whether a job in this state may still run, or run again."""
+    return state in {
+        "PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED",
+        "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING", "SPECIAL_EXIT", "RESV_DEL_HOLD",
+    }  # fmt: skip
+
+
+def _queue_line(line: str) -> Iterable[tuple[int, JobState]]:
+    words = line.split(maxsplit=3)
+    if len(words) >= 3 and words[0].isdigit():
+        reason = words[3].strip() if len(words) > 3 else ""
+        yield int(words[0]), JobState(words[1], "" if reason == "None" else reason, int(words[2]))
+
+
+def _told(done: subprocess.CompletedProcess[str]) -> str:
+    """What a command has said, without the names that it gives itself."""
+    lines = [re.sub(r"^\w+: (error: )?", "", line).strip() for line in (done.stderr or done.stdout).splitlines()]
+    return "; ".join(filter(None, lines)) or f"exit code {done.returncode}"

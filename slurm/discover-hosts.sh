@@ -1,0 +1,55 @@
+#!/usr/bin/env bash
+# Prints a line HOST:SLOTS for each host that a run may use now:
+#
+#   horovodrun --min-np 1 --host-discovery-script slurm/discover-hosts.sh ...
+#
+# The hosts are those of the Slurm allocation, or the lines (HOST or HOST:SLOTS) of a file; the plan of a run says how
+# many ranks its phase uses, and the hosts beyond them stay out until the batch has grown.
+#
+# HVD_BATCHGROW_RUN=runs/NAME       the run; without it, all hosts may be used
+# HVD_BATCHGROW_HOSTS_FILE=...      the hosts, where there is no allocation; it may change at any time
+# HVD_BATCHGROW_SLOTS=4             ranks of a host that is named without slots (default: the allocation's, or 1)
+set -euo pipefail
+
+die() { printf 'discover-hosts.sh: %s\n' "$*" >&2; exit 1; }
+
+list_hosts() {
+    if [ -n "${HVD_BATCHGROW_HOSTS_FILE:-}" ]; then
+        sed -e 's/#.*//' -e 's/[[:space:]]//g' -e '/^$/d' "$HVD_BATCHGROW_HOSTS_FILE"
+    elif [ -n "${SLURM_JOB_NODELIST:-}" ]; then
+        scontrol show hostnames "$SLURM_JOB_NODELIST"
+    else
+        die "neither HVD_BATCHGROW_HOSTS_FILE nor a Slurm allocation says which hosts there are"
+    fi
+}
+
+# Ranks of the phase that the newest checkpoint leads into. A run that has not begun is in its first phase.
+ranks_now() {
+    python3 - "$1" <<'PYTHON'
+import json, pathlib, re, sys
+
+run = pathlib.Path(sys.argv[1])
+counters = (re.fullmatch(r"samples-(\d+)\.pt", path.name) for path in run.glob("checkpoints/samples-*.pt"))
+samples = max((int(found[1]) for found in counters if found), default=0)
+phases = [phase for phase in json.loads((run / "plan.json").read_text())["phases"] if phase["num_updates"]]
+print([phase for phase in phases if phase["start_samples"] <= samples][-1]["ranks"])
+PYTHON
+}
+
+hosts=$(list_hosts) || exit 1
+left=''
+if [ -n "${HVD_BATCHGROW_RUN:-}" ] && [ -e "$HVD_BATCHGROW_RUN/plan.json" ]; then left=$(ranks_now "$HVD_BATCHGROW_RUN"); fi
+default_slots=${HVD_BATCHGROW_SLOTS:-${SLURM_NTASKS_PER_NODE:-1}}
+
+while read -r line; do
+    [ -n "$line" ] || continue
+    host=${line%%:*} slots=$default_slots
+    [ "$host" = "$line" ] || slots=${line#*:}
+    [[ $slots =~ ^[1-9][0-9]*$ ]] || die "slots must be a number, got '$line'"
+    if [ -n "$left" ]; then
+        [ "$left" -gt 0 ] || break
+        [ "$slots" -le "$left" ] || slots=$left
+        left=$((left - slots))
+    fi
+    printf '%s:%s\n' "$host" "$slots"
+done <<<"$hosts"

@@ -1,0 +1,36 @@
+"""A network that takes its time and may fail, for tests that must meet a run half-way."""
+
+from __future__ import annotations
+
+import os
+import time
+
+from torch import Tensor, nn
+
+from hvd_batchgrow.nn.small_conv_net import SmallConvNet
+
+
+class Slow(nn.Module):
+    """`small_conv_net` that raises on rank FAIL_RANK at its third pass, and in the first life of a job sleeps for
+    SLOW_S seconds a pass, on rank SLOW_RANK or on all.
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.net = SmallConvNet(1, num_classes, (4, 8), 8, 0.1)
+        self.rank = next((os.environ[key] for key in _RANKS if key in os.environ), "0")
+        is_slow = os.environ.get("SLOW_RANK", self.rank) == self.rank and "SLURM_RESTART_COUNT" not in os.environ
+        self.seconds = float(os.environ.get("SLOW_S", "0")) * is_slow
+        self.fails = os.environ.get("FAIL_RANK") == self.rank
+        self.passes = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[0] > 2 and self.training:  # two samples are a trial before training
+            self.passes += 1
+            if self.fails and self.passes == 3:
+                raise ZeroDivisionError("planted")
+            time.sleep(self.seconds)
+        return self.net(x)  # type: ignore[no-any-return]
+
+
+_RANKS = ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "HOROVOD_RANK")

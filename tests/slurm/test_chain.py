@@ -1,0 +1,112 @@
+"""A run as a chain of jobs on a real Slurm: 1, 2 and 4 nodes, and what breaks it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from pathlib import Path
+
+from tests.slurm.cluster import Cluster
+from tests.slurm.conftest import digest_of, logs, submit, submitted, write_job
+from tests.slurm.hosts import wait_until
+
+
+def status(cluster: Cluster, run: Path) -> subprocess.CompletedProcess[str]:
+    return cluster.run("hvd-batchgrow", "status", str(run))
+
+
+def test_a_chain_of_1_2_4_nodes_ends_with_the_bits_of_one_allocation(
+    cluster: Cluster, work: Path, data: Path, one_allocation: str
+) -> None:
+    # Names that a shell or sbatch would take for more than names
+    cwd = work / 'it\'s a "site" of 100% $(touch stolen) `touch stolen`\n; touch stolen'
+    runs = cwd.with_name('runs\' of "50%" $(touch stolen); touch stolen #')
+    cwd.mkdir()
+    job = write_job(cwd, data)
+    comment = 'comment=it\'s "mine" $(touch stolen) # \\ `touch stolen`'
+    words = [job.name, "--nodes-max", "4", "--runs-dir", str(runs), "--time", "10", "--sbatch", comment]
+    first, second, third = submitted(cluster, cwd, *words)
+    waiting = cluster.job(third)
+    assert waiting["JobState"] == "PENDING"
+    assert waiting["Dependency"] == f"afterok:{second}(unfulfilled)"
+    nodes = [int(cluster.wait_for(link)["NumNodes"]) for link in (first, second, third)]
+    run = runs / "small"
+    told = status(cluster, run)
+    assert told.returncode == 0, told.stdout + logs(run)
+    assert nodes == [1, 2, 4]
+    assert told.stdout.splitlines() == [
+        f"link 1: phases 1-1 on 1 node, 1 ranks, samples 0 … 160: job {first} COMPLETED",
+        f"link 2: phases 2-2 on 2 nodes, 2 ranks, samples 160 … 304: job {second} COMPLETED",
+        f"link 3: phases 3-4 on 4 nodes, 4 ranks, samples 304 … 688: job {third} COMPLETED",
+        "newest checkpoint: 688 of 688 samples",
+    ]
+    lives = json.loads((run / "record.json").read_text())["lives"]
+    assert [life["ranks"] for life in lives] == [1, 2, 4]
+    assert {life["backend"] for life in lives} == {"horovod-mpi"}
+    assert digest_of(run) == one_allocation
+    assert not list(work.rglob("stolen"))
+    assert comment.removeprefix("comment=") in cluster.run("scontrol", "show", "job", str(first)).stdout
+    again = submit(cluster, cwd, *words, "--resume", "auto")
+    assert "there is nothing to submit" in again.stdout
+
+
+def test_a_link_that_fails_cancels_those_after_it_and_status_says_why(
+    cluster: Cluster, work: Path, data: Path, one_allocation: str
+) -> None:
+    write_job(work, data, (1, 2, 1, 1))
+    run = work / "runs" / "small"
+    first, second, third = submitted(cluster, work, "small.toml", "--nodes-max", "4", FAIL_RANK="1")
+    cluster.wait_for(first)
+    wait_until(lambda: "planted" in logs(run), "rank 1 raises", timeout_s=60)
+    raised = time.monotonic()
+    assert cluster.wait_for(second)["JobState"] == "FAILED"
+    assert time.monotonic() - raised < 15
+    print(f"a rank that raised took its job down in {time.monotonic() - raised:.1f} s")
+    assert cluster.wait_for(third)["JobState"] == "CANCELLED"
+    text = logs(run)
+    assert text.count("ZeroDivisionError: planted") == 1
+    assert text.count("Traceback (most recent call last)") == 1
+    assert "rank 1 of 2 on n2 failed:" in text
+    told = status(cluster, run)
+    assert told.returncode == 1
+    link_2, link_3 = told.stdout.splitlines()[1:3]
+    assert link_2.endswith(f"job {second} FAILED, exit code 1")
+    assert link_3.endswith(f"job {third} CANCELLED, DependencyNeverSatisfied")
+    assert f"small-{second}.out:" in told.stdout
+    assert "ends with code 1" in told.stdout
+    assert "links waiting for it were cancelled: 3" in told.stdout
+    # Mended, it goes on where it was.
+    assert "holds a run already: add --resume auto" in submit(cluster, work, "small.toml", "--nodes-max", "4").stderr
+    second, third = submitted(cluster, work, "small.toml", "--nodes-max", "4", "--resume", "auto")
+    refused = submit(cluster, work, "small.toml", "--nodes-max", "4", "--resume", "auto")
+    assert f"two chains cannot write it: scancel {second} {third}" in refused.stderr
+    assert cluster.wait_for(third)["JobState"] == "COMPLETED", logs(run)
+    assert status(cluster, run).stdout.splitlines()[0].endswith("done before")
+    assert digest_of(run) == one_allocation
+
+
+def test_what_slurm_could_never_run_is_told_before_anything_is_submitted(
+    cluster: Cluster, work: Path, data: Path
+) -> None:
+    write_job(work, data, (1, 2, 6, 6))
+    before = cluster.run("squeue", "--states=all", "--noheader").stdout
+    done = submit(cluster, work, "small.toml", "--nodes-max", "8")
+    assert done.returncode == 1
+    assert "nothing is submitted:\n  link 3 (phases 3-4 on 6 nodes, 6 ranks): " in done.stderr
+    assert "Node count specification invalid" in done.stderr
+    assert cluster.run("squeue", "--states=all", "--noheader").stdout == before
+
+
+def test_tasks_that_srun_does_not_join_are_refused_with_the_remedy(cluster: Cluster, work: Path, data: Path) -> None:
+    write_job(work, data)
+    words = ["hvd-batchgrow", "train", "small.toml"]
+    done = cluster.run("srun", "-N2", "-n2", *words, cwd=work)
+    assert done.returncode == 1
+    assert done.stderr.count("srun has started 2 tasks without an MPI plugin: each would train the whole job") == 1
+    assert "Say srun --mpi=pmix" in done.stderr
+    # Of PMI2 this Open MPI knows nothing: it says so itself.
+    done = cluster.run("srun", "-N2", "-n2", "--mpi=pmi2", *words, cwd=work)
+    assert done.returncode != 0
+    assert "you can use SLURM's PMIx support" in done.stderr
+    assert not (work / "runs").exists()

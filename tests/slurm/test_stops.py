@@ -1,0 +1,105 @@
+"""Links that are stopped, or lose a node, and go on by themselves to the same weights.
+
+All of them run side by side: most of their time is spent waiting.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.slurm.cluster import Cluster
+from tests.slurm.conftest import TEMPLATES, digest_of, logs, num_records, submitted, write_job
+from tests.slurm.hosts import wait_until
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """A chain of one link."""
+
+    job_id: int
+    run: Path
+
+    def lives(self) -> list[int]:
+        """Ranks of each start."""
+        return [life["ranks"] for life in json.loads((self.run / "record.json").read_text())["lives"]]
+
+
+@pytest.fixture(scope="module")
+def stopped(cluster: Cluster, shared: Path, data: Path) -> dict[str, Stopped]:
+    """Runs that train slowly in their first life, each of which has met its fate."""
+
+    def start(name: str, num_nodes: int, *words: str, **variables: str) -> Stopped:
+        folder = shared / name
+        folder.mkdir()
+        write_job(folder, data, (num_nodes,) * 4)
+        chain = ["small.toml", "--nodes-max", str(num_nodes), *words]
+        (job,) = submitted(cluster, folder, *chain, **{"SLOW_S": "1", **variables})
+        return Stopped(job, folder / "runs" / "small")
+
+    # Slurm looks at time limits every half minute.
+    runs = {"limit": start("limit", 1, "--time", "00:01:00", "--signal-delay-s", "45")}
+    # Rank 1 sleeps, and rank 0 waits for it in an all-reduce. Without n1, so that other tests need not its last node.
+    runs["power"] = start("power", 2, "--sbatch", "exclude=n1", SLOW_RANK="1")
+    for template, path in TEMPLATES.items():
+        runs[template] = start(template, 2, "--template", str(path), "--sbatch", "nodelist=n[1-2]")
+    runs["often"] = start("often", 1, "--sbatch", "nodelist=n1", MAX_RESTARTS="0")
+    for name in ("power", *TEMPLATES, "often"):
+        wait_until(lambda name=name: num_records(runs[name].run), f"{name} trains", timeout_s=90)  # type: ignore[misc]
+        if name == "power":
+            assert cluster.job(runs[name].job_id)["NodeList"] == "n[2-3]"
+            cluster.hosts.power_off("n3")
+        else:
+            cluster.run("scancel", "-b", "-s", "USR2", str(runs[name].job_id))
+    return runs
+
+
+@pytest.mark.parametrize("template", list(TEMPLATES))
+def test_a_link_that_is_asked_to_stop_saves_and_is_queued_again(
+    cluster: Cluster, stopped: dict[str, Stopped], one_allocation: str, template: str
+) -> None:
+    chain = stopped[template]
+    assert cluster.wait_for(chain.job_id)["JobState"] == "COMPLETED", logs(chain.run)
+    text = logs(chain.run)
+    assert "small: stopped, go on with --resume auto" in text
+    assert "start 1: stopped with a good checkpoint, and is queued again to go on" in text
+    assert text.count("resumed at ") == 1
+    assert "start 2: ends with code 0" in text  # appended: one log has both
+    assert chain.lives() == [2, 2]
+    assert digest_of(chain.run) == one_allocation
+    assert "COMPLETED, queued again 1 ×" in cluster.run("hvd-batchgrow", "status", str(chain.run)).stdout
+
+
+def test_a_link_that_is_stopped_too_often_is_left_alone(cluster: Cluster, stopped: dict[str, Stopped]) -> None:
+    chain = stopped["often"]
+    assert cluster.wait_for(chain.job_id)["JobState"] == "FAILED"
+    told = cluster.run("hvd-batchgrow", "status", str(chain.run))
+    assert told.returncode == 1
+    assert f"job {chain.job_id} FAILED, exit code 75" in told.stdout
+    assert "stopped, and not queued again: max_restarts=0 is reached" in told.stdout
+
+
+def test_a_link_that_reaches_its_time_limit_goes_on_to_the_end(
+    cluster: Cluster, stopped: dict[str, Stopped], one_allocation: str
+) -> None:
+    chain = stopped["limit"]
+    assert cluster.wait_for(chain.job_id)["JobState"] == "COMPLETED", logs(chain.run)
+    assert "start 1: stopped with a good checkpoint, and is queued again to go on" in logs(chain.run)
+    assert chain.lives() == [1, 1]
+    assert digest_of(chain.run) == one_allocation
+
+
+def test_a_node_that_loses_power_in_an_all_reduce_is_replaced(
+    cluster: Cluster, stopped: dict[str, Stopped], one_allocation: str
+) -> None:
+    chain = stopped["power"]
+    job = cluster.wait_for(chain.job_id)
+    assert job["JobState"] == "COMPLETED", logs(chain.run)
+    assert job["NodeList"] == "n[2,4]"
+    assert "DUE TO NODE FAILURE" in logs(chain.run)
+    assert chain.lives() == [2, 2]
+    assert digest_of(chain.run) == one_allocation
+    cluster.revive("n3")
