@@ -7,13 +7,13 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-from hvd_batchgrow.cli.common import JobCommand, terminal
+from hvd_batchgrow.cli.common import RanksCommand, terminal
 from hvd_batchgrow.errors import ExitCode
 from hvd_batchgrow.schedule.plan import compile_plan
 
 
 @dataclass(frozen=True)
-class VerifyCommand(JobCommand):
+class VerifyCommand(RanksCommand):
     """Do a few updates of a job under several layouts, as real processes, and compare the weights."""
 
     layouts: str | None = None
@@ -40,7 +40,7 @@ class VerifyCommand(JobCommand):
         if self.seed is not None:
             options += ["--seed", str(self.seed)]
         results = verify(
-            self.job, job, options, shapes, self.updates, lambda line: console.print(line, highlight=False)
+            self.job, job, options, shapes, self.updates, lambda line: console.print(line, highlight=False), self.comm
         )
         terminal(sys.stdout).print(verify_table(job, results, self.updates))
         return ExitCode.DONE if all(result.passed for result in results) else ExitCode.FAILURE

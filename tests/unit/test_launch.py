@@ -5,8 +5,9 @@ import types
 
 import pytest
 
+from hvd_batchgrow.comm.connect import connect
 from hvd_batchgrow.comm.launch import GLOO, OPEN_MPI, OTHER_MPI, SRUN_PMIX, launched_by, launched_ranks
-from hvd_batchgrow.comm.ranks import SingleRank, connect
+from hvd_batchgrow.comm.ranks import SingleRank
 from hvd_batchgrow.errors import RunError
 
 
