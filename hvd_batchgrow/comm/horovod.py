@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,10 +27,10 @@ if launched_by(os.environ) != GLOO:
 
 import horovod.torch as hvd
 import torch
-from horovod.runner.http.http_server import RendezvousServer
+from horovod.runner.http.http_server import RendezvousHandler, RendezvousHTTPServer
 from torch import Tensor
 
-_SERVERS: list[RendezvousServer] = []
+_SERVERS: list[RendezvousHTTPServer] = []
 """Rank 0's, under Gloo: the newest, at which ranks meet, and the one before, from which the last may still leave."""
 
 
@@ -79,16 +80,17 @@ class HorovodRanks(Ranks):
         """
         self.sum(torch.zeros(1), "close")
         hvd.shutdown()
+        _stop_servers(keep=0)
 
     def prepare(self) -> bytes:
         """Under Gloo where to meet: not at horovodrun's own server, which still knows the ranks of before."""
         if self.under_mpi:
             return b""
-        for server in _SERVERS[:-1]:
-            server.stop()
-        del _SERVERS[:-1]
-        _SERVERS.append(RendezvousServer())
-        return f"{socket.gethostname()} {_SERVERS[-1].start()}".encode()
+        _stop_servers(keep=1)
+        _SERVERS.append(RendezvousHTTPServer(("", 0), RendezvousHandler, 0))
+        # Stopping one takes as long as it sleeps between looks.
+        threading.Thread(target=_SERVERS[-1].serve_forever, args=(0.05,), daemon=True).start()
+        return f"{socket.gethostname()} {_SERVERS[-1].server_port}".encode()
 
     def form(self, hosts: Sequence[int], prepared: bytes) -> HorovodRanks | None:
         """Shut Horovod down, and start it among these ranks.
@@ -104,6 +106,13 @@ class HorovodRanks(Ranks):
         if prepared:
             os.environ.update(_gloo_environment(hosts, self.rank, *prepared.decode().split()))
         return HorovodRanks(len(hosts) if self.under_mpi else None)
+
+
+def _stop_servers(keep: int) -> None:
+    while len(_SERVERS) > keep:
+        server = _SERVERS.pop(0)
+        server.shutdown()
+        server.server_close()
 
 
 def _gloo_environment(hosts: Sequence[int], rank: int, address: str, port: str) -> dict[str, str]:
