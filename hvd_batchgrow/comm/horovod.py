@@ -27,11 +27,18 @@ if launched_by(os.environ) != GLOO:
 
 import horovod.torch as hvd
 import torch
-from horovod.runner.http.http_server import RendezvousHandler, RendezvousHTTPServer
+from horovod.runner.http.http_server import OK, KVStoreHandler, RendezvousHTTPServer
 from torch import Tensor
 
 _SERVERS: list[RendezvousHTTPServer] = []
 """Rank 0's, under Gloo: the newest, at which ranks meet, and the one before, from which the last may still leave."""
+
+
+class _Addresses(KVStoreHandler):  # type: ignore[misc]  # Horovod has no types
+    """Keeps what ranks tell of themselves: one that has met all deletes its own, though others may yet ask for it."""
+
+    def do_DELETE(self) -> None:  # noqa: N802  # its name in http.server
+        self.send_status_code(OK)
 
 
 class HorovodRanks(Ranks):
@@ -87,7 +94,7 @@ class HorovodRanks(Ranks):
         if self.under_mpi:
             return b""
         _stop_servers(keep=1)
-        _SERVERS.append(RendezvousHTTPServer(("", 0), RendezvousHandler, 0))
+        _SERVERS.append(RendezvousHTTPServer(("", 0), _Addresses, 0))
         # Stopping one takes as long as it sleeps between looks.
         threading.Thread(target=_SERVERS[-1].serve_forever, args=(0.05,), daemon=True).start()
         return f"{socket.gethostname()} {_SERVERS[-1].server_port}".encode()
