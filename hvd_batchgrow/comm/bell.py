@@ -20,6 +20,7 @@ _LOOK_S = 0.05
 """How often a waiting rank looks whether it is asked to stop."""
 _LENGTH = struct.Struct("!I")
 _STOP = b"!"
+_GONE = "a rank that waited for its phase is gone"
 
 
 class Bell:
@@ -64,15 +65,22 @@ class Bell:
         """
         for line in _readable(self._lines, 0.0):
             if not _receive(line, len(_STOP)):
-                raise RunError("a rank that waited for its phase is gone")
+                raise RunError(_GONE)
             self.asked = True
         return self.asked
 
     def ring(self, message: bytes) -> None:
-        """Wake all, and tell them something; they may use the line no more."""
+        """Wake all, and tell them something; they may use the line no more.
+
+        Raises:
+            RunError: one of them is gone.
+        """
         for line in self._lines:
-            line.sendall(_LENGTH.pack(len(message)) + message)
-            line.shutdown(socket.SHUT_WR)
+            try:
+                line.sendall(_LENGTH.pack(len(message)) + message)
+                line.shutdown(socket.SHUT_WR)
+            except OSError:
+                raise RunError(_GONE) from None
         for line in self._lines:
             # Closed with a request unread, a socket would take back what it has sent.
             while _receive(line, len(_STOP)):
