@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from hvd_batchgrow.comm.ranks import Ranks, SingleRank, connect
+from hvd_batchgrow.comm.connect import connect
+from hvd_batchgrow.comm.ranks import Ranks, SingleRank
 from hvd_batchgrow.config import UpdateSection
 from hvd_batchgrow.data.stream import Ids, Stream, passes_of_rank
 from hvd_batchgrow.job_file import parse_job

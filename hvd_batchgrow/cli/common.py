@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
@@ -20,6 +20,7 @@ from hvd_batchgrow.errors import ExitCode, Fault, JobError, RunError
 from hvd_batchgrow.job_file import load_job
 
 if TYPE_CHECKING:  # torch takes seconds to import, and `plan` does without it
+    from hvd_batchgrow.comm.connect import Comm
     from hvd_batchgrow.comm.ranks import Ranks
     from hvd_batchgrow.train.stop import StopRequest
 
@@ -41,14 +42,23 @@ class JobCommand:
         return load_job(self.job, overrides | {key: value for key, value in flags.items() if value is not None})
 
 
-def with_ranks(work: Callable[[Ranks, StopRequest], ExitCode]) -> ExitCode:
+@dataclass(frozen=True)
+class RanksCommand(JobCommand):
+    """What commands take that several ranks run together."""
+
+    comm: Literal["auto", "horovod", "torch"] = "auto"
+    """What ranks talk through; auto: Horovod where it can be imported, else torch.distributed, as under torchrun."""
+
+
+def with_ranks(work: Callable[[Ranks, StopRequest], ExitCode], comm: Comm) -> ExitCode:
     """Join the other ranks, work, and leave; a rank that fails alone takes the others down with it."""
-    from hvd_batchgrow.comm.ranks import AgreedFailure, connect
+    from hvd_batchgrow.comm.connect import connect
+    from hvd_batchgrow.comm.ranks import AgreedFailure
     from hvd_batchgrow.train.memory import keep_freed_memory
     from hvd_batchgrow.train.stop import StopRequest
 
     keep_freed_memory()
-    ranks = connect()
+    ranks = connect(comm)
     try:
         with StopRequest() as stop:
             code = work(ranks, stop)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hvd_batchgrow.cli.common import JobCommand, terminal, with_ranks
+from hvd_batchgrow.cli.common import RanksCommand, terminal, with_ranks
 from hvd_batchgrow.errors import ExitCode
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class ProbeCommand(JobCommand):
+class ProbeCommand(RanksCommand):
     """Measure what updates of a job cost on the ranks that are launched, for `plan --cost`."""
 
     out: Path = Path("PROBE.json")
@@ -25,7 +25,7 @@ class ProbeCommand(JobCommand):
 
     def run(self, overrides: dict[str, Any]) -> ExitCode:
         """Measure, and say what to do with it."""
-        return with_ranks(lambda ranks, stop: self.probe(ranks, overrides))
+        return with_ranks(lambda ranks, stop: self.probe(ranks, overrides), self.comm)
 
     def probe(self, ranks: Ranks, overrides: dict[str, Any]) -> ExitCode:
         """All ranks together."""

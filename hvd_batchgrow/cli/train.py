@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
 
-from hvd_batchgrow.cli.common import JobCommand, terminal, with_ranks
+from hvd_batchgrow.cli.common import RanksCommand, terminal, with_ranks
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.errors import ExitCode, Fault, JobError
 from hvd_batchgrow.schedule.plan import decay_twin
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class TrainCommand(JobCommand):
-    """Train a job; alone, or as one of the ranks that mpirun or horovodrun starts."""
+class TrainCommand(RanksCommand):
+    """Train a job; alone, or as one of the ranks that mpirun, horovodrun or torchrun starts."""
 
     resume: Literal["never", "auto"] = "never"
     """auto: go on from the newest good checkpoint of the run, or start where there is none."""
@@ -40,7 +40,9 @@ class TrainCommand(JobCommand):
     def run(self, overrides: dict[str, Any]) -> ExitCode:
         """Train, and end with 75 if stopped."""
         self.check_flags()
-        return with_ranks(lambda ranks, stop: _exit_code([self.train(ranks, stop, lambda: self.load(overrides))]))
+        return with_ranks(
+            lambda ranks, stop: _exit_code([self.train(ranks, stop, lambda: self.load(overrides))]), self.comm
+        )
 
     def check_flags(self) -> None:
         """A script that goes on by itself must not throw away what it goes on from."""
@@ -80,7 +82,7 @@ class TwinCommand(TrainCommand):
         self.check_flags()
         if self.phases is not None:
             raise JobError([Fault("--phases", "a comparison needs all phases of both runs")], "command line")
-        return with_ranks(lambda ranks, stop: self.compare(ranks, stop, overrides))
+        return with_ranks(lambda ranks, stop: self.compare(ranks, stop, overrides), self.comm)
 
     def load_growing(self, overrides: dict[str, Any]) -> Job:
         """The job, which must not be its own twin."""

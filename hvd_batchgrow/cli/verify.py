@@ -7,13 +7,13 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-from hvd_batchgrow.cli.common import JobCommand, terminal
+from hvd_batchgrow.cli.common import RanksCommand, terminal
 from hvd_batchgrow.errors import ExitCode
 from hvd_batchgrow.schedule.plan import compile_plan
 
 
 @dataclass(frozen=True)
-class VerifyCommand(JobCommand):
+class VerifyCommand(RanksCommand):
     """Do a few updates of a job under several layouts, as real processes, and compare the weights."""
 
     layouts: str | None = None
@@ -43,7 +43,7 @@ class VerifyCommand(JobCommand):
         with work_progress(console) as report:
             causes = find_hazards(job, report)
         results = verify(
-            self.job, job, options, shapes, self.updates, lambda line: console.print(line, highlight=False)
+            self.job, job, options, shapes, self.updates, lambda line: console.print(line, highlight=False), self.comm
         )
         out = terminal(sys.stdout)
         out.print(verify_table(job, results, self.updates))

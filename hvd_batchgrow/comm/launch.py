@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-GLOO, OPEN_MPI, OTHER_MPI = "horovodrun --gloo", "mpirun", "an MPI launcher"
+TORCHRUN, GLOO, OPEN_MPI, OTHER_MPI = "torchrun", "horovodrun --gloo", "mpirun", "an MPI launcher"
 SRUN_PMIX, SRUN_PMI2 = "srun --mpi=pmix", "srun --mpi=pmi2"
+OF_MPI = (OPEN_MPI, SRUN_PMIX, SRUN_PMI2, OTHER_MPI)
+"""Launchers whose ranks can talk through MPI."""
 
-_VARIABLES = {
+_VARIABLES: dict[str, tuple[str, ...]] = {
+    # First: srun and mpirun start torchrun, never the other way round. RANK alone is set by many a batch script.
+    TORCHRUN: ("WORLD_SIZE", "RANK", "TORCHELASTIC_RESTART_COUNT"),
     OPEN_MPI: ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
     SRUN_PMIX: ("SLURM_STEP_NUM_TASKS", "PMIX_RANK"),
     SRUN_PMI2: ("SLURM_STEP_NUM_TASKS", "PMI_RANK"),
@@ -16,6 +20,12 @@ _VARIABLES = {
     GLOO: ("HOROVOD_SIZE", "HOROVOD_RANK"),
 }
 """Where each launcher tells a process how many it has started, and which of them this one is."""
+
+OF_LAUNCHERS = (
+    *("OMPI_COMM_WORLD_", "PMIX_", "PMI_", "HOROVOD_RANK", "HOROVOD_SIZE", "HOROVOD_LOCAL_", "HOROVOD_CROSS_"),
+    *("TORCHELASTIC_", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
+)
+"""How the variables begin that would make a child take itself for one of its parent's ranks."""
 
 
 def launched_by(environment: Mapping[str, str]) -> str | None:
@@ -31,7 +41,7 @@ def launched_ranks(environment: Mapping[str, str]) -> tuple[int, int]:
     launcher = launched_by(environment)
     if launcher is None:
         return 0, 1
-    size, rank = _VARIABLES[launcher]
+    size, rank, *_ = _VARIABLES[launcher]
     return int(environment[rank]), int(environment[size])
 
 

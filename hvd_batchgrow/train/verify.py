@@ -14,6 +14,8 @@ from pathlib import Path
 
 import torch
 
+from hvd_batchgrow.comm.connect import Comm
+from hvd_batchgrow.comm.launch import OF_LAUNCHERS
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.data.samples import ReportProgress
 from hvd_batchgrow.data.sources import load_source
@@ -132,6 +134,7 @@ def verify(
     shapes: Sequence[Shape],
     num_updates: int,
     tell: Callable[[str], None],
+    comm: Comm = "auto",
 ) -> list[Compared]:
     """Train a few updates under each layout, and compare the weights with those of the first.
 
@@ -142,6 +145,7 @@ def verify(
         shapes: layouts.
         num_updates: how many updates.
         tell: told of progress.
+        comm: what ranks talk through.
 
     Raises:
         RunError: a run failed, or there is no launcher for several ranks.
@@ -150,7 +154,7 @@ def verify(
     with tempfile.TemporaryDirectory(prefix="hvd-batchgrow-verify-") as folder:
         for shape in shapes:
             tell(f"{num_updates} updates as {shape.ranks} × {shape.accumulation} × {shape.micro_batch}")
-            _train(job_file, options, shape, num_updates, Path(folder))
+            _train(job_file, [*options, "--comm", comm], _launcher(shape.ranks, comm), shape, num_updates, Path(folder))
             weights = final_weights(Path(folder) / str(shape))
             first = results[0].weights if results else weights
             difference = overall_difference(first, weights)
@@ -160,32 +164,38 @@ def verify(
     return results
 
 
-def _train(job_file: Path, options: Sequence[str], shape: Shape, num_updates: int, folder: Path) -> None:
+def _train(
+    job_file: Path, options: Sequence[str], launcher: Sequence[str], shape: Shape, num_updates: int, folder: Path
+) -> None:
     command = [sys.executable, "-m", "hvd_batchgrow.cli", "train", str(job_file), *options]
     command += ["--name", str(shape), "--runs-dir", str(folder), "--updates", str(num_updates)]
     command += ["--layout.max-micro-batch", str(shape.micro_batch), "--layout.ragged", "true"]
     command += ["--layout.growth", "accumulation", "--evaluation.every-epochs", "1e9", "--watch.tensorboard", "false"]
     done = subprocess.run(
-        [*_launcher(shape.ranks), *command], env=_environment(os.environ), capture_output=True, text=True, check=False
+        [*launcher, *command], env=_environment(os.environ), capture_output=True, text=True, check=False
     )
     if done.returncode not in (ExitCode.DONE, ExitCode.STOPPED):
         tail = "\n  ".join((done.stderr + done.stdout).strip().splitlines()[-15:])
         raise RunError(f"the run as {shape} ended with {done.returncode}:\n  {tail}")
 
 
-def _launcher(ranks: int) -> list[str]:
+def _launcher(ranks: int, comm: Comm) -> list[str]:
     if ranks == 1:
         return []
     if shutil.which("mpirun"):
         return ["mpirun", "-np", str(ranks), "--bind-to", "none", "--oversubscribe"]
-    if shutil.which("horovodrun"):
+    if comm != "torch" and shutil.which("horovodrun"):
         return ["horovodrun", "--gloo", "-np", str(ranks)]
-    raise RunError(f"{ranks} ranks need mpirun or horovodrun on PATH; or --layouts with one rank only")
+    if comm == "horovod":
+        raise RunError(
+            f"{ranks} ranks need mpirun or horovodrun on PATH; or --comm torch, or --layouts with one rank only"
+        )
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--no-python"]
+    return [*torchrun, "--nproc-per-node", str(ranks)]
 
 
 def _environment(environment: Mapping[str, str]) -> dict[str, str]:
     """As root Open MPI wants to be told twice; and ranks that share cores must not share them unevenly."""
     leave = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"} if os.geteuid() == 0 else {}
     # The child is a job of its own, even where this process was started by a launcher.
-    outer = ("OMPI_COMM_WORLD_", "PMIX_", "PMI_", "HOROVOD_RANK", "HOROVOD_SIZE", "HOROVOD_LOCAL_", "HOROVOD_CROSS_")
-    return {key: value for key, value in environment.items() if not key.startswith(outer)} | leave
+    return {key: value for key, value in environment.items() if not key.startswith(OF_LAUNCHERS)} | leave

@@ -23,7 +23,11 @@ FORMS = {
     "mpirun": [str(TOOLS / "mpirun.sh"), "2"],
     "horovodrun-gloo": [str(BIN / "horovodrun"), "-np", "2", "--gloo"],
     "horovodrun-mpi": [str(BIN / "horovodrun"), "-np", "2", "--mpi"],
+    "mpirun-torch": [str(TOOLS / "mpirun.sh"), "2"],
+    "torchrun": [str(BIN / "torchrun"), "--standalone", "--no-python", "--nproc-per-node", "2"],
 }
+OPTIONS = {"mpirun-torch": ["--comm", "torch"]}
+BACKENDS = {"horovodrun-gloo": "horovod-gloo", "mpirun-torch": "torch-gloo", "torchrun": "torch-gloo", "one": "single"}
 ENVIRONMENT = {
     **os.environ,
     "PATH": f"{BIN}:{os.environ['PATH']}",
@@ -41,7 +45,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def command(form: str, *words: str) -> list[str]:
-    return [*FORMS[form], str(BIN / "hvd-batchgrow"), *words]
+    return [*FORMS[form], str(BIN / "hvd-batchgrow"), *words, *OPTIONS.get(form, [])]
 
 
 def run(folder: Path, form: str, *words: str, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
@@ -65,10 +69,12 @@ def weights(folder: Path) -> dict[str, Weights]:
         ranks = 1 if form == "one" else 2
         record = json.loads((folder / "runs" / form / "record.json").read_text())["lives"][0]
         assert record["ranks"] == ranks
+        assert record["backend"] == BACKENDS.get(form, "horovod-mpi")
     return {form: final_weights(folder / "runs" / form) for form in FORMS}
 
 
-@pytest.mark.parametrize("form", ["horovodrun-gloo", "horovodrun-mpi"])
+# Of two numbers the sum is the same in either order: the bits are equal without exact mode, too.
+@pytest.mark.parametrize("form", ["horovodrun-gloo", "horovodrun-mpi", "mpirun-torch", "torchrun"])
 def test_two_ranks_end_with_the_same_bits_however_they_were_launched(weights: dict[str, Weights], form: str) -> None:
     assert compare_weights(weights["mpirun"], weights[form]) == "equal to the bit"
 
@@ -99,7 +105,9 @@ def ranks_of(launcher: int) -> list[int]:
     return [p for p, (_, line) in parents.items() if is_below(p) and line.read_bytes().startswith(trainer)]
 
 
-@pytest.mark.parametrize(("form", "code"), [("mpirun", 75), ("horovodrun-gloo", 1)])
+@pytest.mark.parametrize(
+    ("form", "code"), [("mpirun", 75), ("horovodrun-gloo", 1), ("mpirun-torch", 75), ("torchrun", 1)]
+)
 def test_a_stop_by_signal_leaves_a_checkpoint_and_a_resume_the_same_weights(
     folder: Path, weights: dict[str, Weights], form: str, code: int
 ) -> None:
@@ -112,8 +120,9 @@ def test_a_stop_by_signal_leaves_a_checkpoint_and_a_resume_the_same_weights(
     deadline = time.monotonic() + 60
     while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < deadline:
         time.sleep(0.01)
-    # mpirun hands the signal on; under horovodrun it goes to one rank, which tells the other
-    os.kill(process.pid if form == "mpirun" else ranks_of(process.pid)[-1], signal.SIGUSR2)
+    # mpirun hands USR2 on, and torchrun TERM; under horovodrun it goes to one rank, which tells the other
+    receiver = ranks_of(process.pid)[-1] if form == "horovodrun-gloo" else process.pid
+    os.kill(receiver, signal.SIGTERM if form == "torchrun" else signal.SIGUSR2)
     assert process.wait(timeout=60) == code
     assert final_weights(folder / "runs" / name).samples < weights["mpirun"].samples
     done = run(folder, form, "train", "small.toml", *slow, "--resume", "auto")
@@ -125,14 +134,23 @@ def test_a_stop_by_signal_leaves_a_checkpoint_and_a_resume_the_same_weights(
 
 
 def test_exact_mode_is_equal_to_the_bit_on_any_ranks(folder: Path) -> None:
-    for form in ("one", "mpirun", "horovodrun-gloo"):
+    forms = ("one", "mpirun", "horovodrun-gloo", "mpirun-torch", "torchrun")
+    for form in forms:
         done = run(folder, form, "train", "small.toml", "--layout.exact", "true", "--name", f"exact-{form}")
         assert done.returncode == 0, done.stderr
-    one, *others = (final_weights(folder / "runs" / f"exact-{form}") for form in ("one", "mpirun", "horovodrun-gloo"))
-    assert [compare_weights(one, other) for other in others] == ["equal to the bit"] * 2
+    one, *others = (final_weights(folder / "runs" / f"exact-{form}") for form in forms)
+    assert [compare_weights(one, other) for other in others] == ["equal to the bit"] * 4
 
 
-@pytest.mark.parametrize("form", ["mpirun", "horovodrun-gloo"])
+@pytest.mark.parametrize("comm", ["horovod", "torch"])
+def test_exact_mode_on_one_two_and_three_ranks_is_the_same_by_either_backend(folder: Path, comm: str) -> None:
+    batch = ["--schedule.global-batch", "48", "--layout.exact", "true"]
+    done = run(folder, "one", "verify", "small.toml", *batch, "--layouts", "1x6x8,2x3x8,3x2x8", "--comm", comm)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("equal to the bit") == 2, done.stdout
+
+
+@pytest.mark.parametrize("form", ["mpirun", "horovodrun-gloo", "mpirun-torch", "torchrun"])
 def test_a_rank_that_raises_takes_the_job_down_and_is_named(folder: Path, form: str) -> None:
     # Rank 1 alone finds its run in trouble: its second update raises.
     broken = folder / "broken.py"
@@ -149,7 +167,16 @@ def test_a_rank_that_raises_takes_the_job_down_and_is_named(folder: Path, form: 
         "UpdateEngine.update = fail\n"
         "sys.exit(main())\n"
     )
-    words = [*FORMS[form], sys.executable, str(broken), "train", "small.toml", "--name", f"broken-{form}"]
+    words = [
+        *FORMS[form],
+        sys.executable,
+        str(broken),
+        "train",
+        "small.toml",
+        "--name",
+        f"broken-{form}",
+        *OPTIONS.get(form, []),
+    ]
     done = subprocess.run(words, check=False, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
     assert done.returncode != 0
     text = done.stdout + done.stderr
@@ -157,12 +184,12 @@ def test_a_rank_that_raises_takes_the_job_down_and_is_named(folder: Path, form: 
     assert "rank 1 of 2 on " in text
 
 
-@pytest.mark.parametrize("form", ["mpirun", "horovodrun-gloo"])
+@pytest.mark.parametrize("form", ["mpirun", "horovodrun-gloo", "torchrun"])
 def test_a_fault_in_the_job_is_told_once(folder: Path, form: str) -> None:
     done = run(folder, form, "train", "small.toml", "--optim.lr", "-1", "--name", "faulty")
     text = done.stdout + done.stderr
     assert text.count("optim.lr: input should be greater than 0, got -1") == 1
-    assert "Traceback (most recent call last)" not in text or form == "horovodrun-gloo"  # horovodrun's own
+    assert "Traceback (most recent call last)" not in text or form != "mpirun"  # the launcher's own
     assert not (folder / "runs" / "faulty").exists()
     if form == "mpirun":
         assert done.returncode == 2

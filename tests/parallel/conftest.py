@@ -5,22 +5,27 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 
-from hvd_batchgrow.comm.ranks import Ranks, connect
+from hvd_batchgrow.comm.connect import connect
+from hvd_batchgrow.comm.launch import launched_ranks
+from hvd_batchgrow.comm.ranks import Ranks
 
 _JOINED: list[Ranks] = []
 
 
 @pytest.fixture(scope="session")
 def ranks() -> Iterator[Ranks]:
-    """The ranks that the launcher started; as many as tools/test.sh says it asked for."""
+    """The ranks that the launcher started; as many as tools/test.sh says it asked for, and by the backend it names."""
     torch.set_num_threads(1)
-    joined = connect()
+    backend: Any = os.environ.get("HVD_BATCHGROW_TEST_COMM", "auto")
+    joined = connect(backend)
     _JOINED.append(joined)
     assert joined.size == int(os.environ.get("HVD_BATCHGROW_TEST_RANKS", "1")), "not the ranks that were launched"
+    assert joined.backend.startswith({"auto": ""}.get(backend, backend)) or joined.size == 1
     yield joined
     _JOINED.clear()
     joined.close()
@@ -36,7 +41,7 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 @pytest.hookimpl(trylast=True)
 def pytest_configure(config: pytest.Config) -> None:
     """One report, rank 0's; what fails on another rank is printed by the hook above."""
-    rank = os.environ.get("OMPI_COMM_WORLD_RANK") or os.environ.get("HOROVOD_RANK") or "0"
+    rank, _ = launched_ranks(os.environ)
     reporter = config.pluginmanager.get_plugin("terminalreporter")
-    if rank != "0" and reporter:
+    if rank and reporter:
         config.pluginmanager.unregister(reporter)

@@ -5,8 +5,10 @@ import types
 
 import pytest
 
-from hvd_batchgrow.comm.launch import GLOO, OPEN_MPI, OTHER_MPI, SRUN_PMIX, launched_by, launched_ranks
-from hvd_batchgrow.comm.ranks import SingleRank, connect
+from hvd_batchgrow.comm.connect import connect
+from hvd_batchgrow.comm.launch import GLOO, OPEN_MPI, OTHER_MPI, SRUN_PMIX, TORCHRUN, launched_by, launched_ranks
+from hvd_batchgrow.comm.ranks import Ranks, SingleRank
+from hvd_batchgrow.comm.rendezvous import derived_port, first_host, meeting_point
 from hvd_batchgrow.errors import RunError
 
 
@@ -19,6 +21,15 @@ from hvd_batchgrow.errors import RunError
         ({"HOROVOD_SIZE": "2", "HOROVOD_RANK": "1"}, GLOO, (1, 2)),
         ({"HOROVOD_SIZE": "", "OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "0"}, OPEN_MPI, (0, 2)),
         ({"SLURM_STEP_NUM_TASKS": "4", "PMIX_RANK": "2"}, SRUN_PMIX, (2, 4)),
+        ({"WORLD_SIZE": "4", "RANK": "1", "TORCHELASTIC_RESTART_COUNT": "0"}, TORCHRUN, (1, 4)),
+        # torchrun started by srun, once on each host; and a script that sets RANK for itself
+        (
+            {"WORLD_SIZE": "4", "RANK": "3", "TORCHELASTIC_RESTART_COUNT": "0"}
+            | {"SLURM_STEP_NUM_TASKS": "2", "PMIX_RANK": "1"},
+            TORCHRUN,
+            (3, 4),
+        ),
+        ({"WORLD_SIZE": "4", "RANK": "3"}, None, (0, 1)),
         # SLURM's variables are of the step, not of the ranks
         ({"SLURM_NTASKS": "8", "SLURM_PROCID": "3"}, None, (0, 1)),
     ],
@@ -37,14 +48,55 @@ def no_horovod(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("no_horovod")
-def test_without_horovod_one_rank_works_and_more_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_horovod_one_rank_works_and_more_say_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(connect(), SingleRank)
     monkeypatch.setenv("OMPI_COMM_WORLD_RANK", "0")
     monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "1")
-    assert isinstance(connect(), SingleRank)
+    assert isinstance(connect("horovod"), SingleRank)
     monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
-    with pytest.raises(RunError, match=r"started by mpirun as one of 2 ranks, but Horovod cannot be imported"):
-        connect()
+    with pytest.raises(RunError, match=r"(?s)started by mpirun as one of 2 ranks, but Horovod cannot .* --comm torch"):
+        connect("horovod")
+
+
+class TwoRanks(SingleRank):
+    size, backend = 2, "torch-gloo"
+
+
+@pytest.fixture
+def two_torch_ranks(monkeypatch: pytest.MonkeyPatch) -> Ranks:
+    joined = TwoRanks()
+    stand_in = types.SimpleNamespace(join=lambda: joined)
+    monkeypatch.setitem(sys.modules, "hvd_batchgrow.comm.torch_distributed", stand_in)
+    return joined
+
+
+@pytest.mark.usefixtures("no_horovod")
+def test_without_horovod_auto_is_torch_and_says_why(
+    two_torch_ranks: Ranks, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("OMPI_COMM_WORLD_RANK", "0")
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
+    assert connect("auto") is two_torch_ranks
+    assert "Horovod cannot be imported" in capsys.readouterr().err
+    assert connect("torch") is two_torch_ranks
+    assert not capsys.readouterr().err
+
+
+def test_horovod_is_the_default_where_it_is(two_torch_ranks: Ranks, monkeypatch: pytest.MonkeyPatch) -> None:
+    horovod = TwoRanks()
+    monkeypatch.setitem(sys.modules, "hvd_batchgrow.comm.horovod", types.SimpleNamespace(HorovodRanks=lambda: horovod))
+    monkeypatch.setenv("OMPI_COMM_WORLD_RANK", "0")
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
+    assert connect() is horovod
+    assert connect("torch") is two_torch_ranks
+
+
+def test_torchruns_ranks_are_torchs(two_torch_ranks: Ranks, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("RANK", "1"), ("WORLD_SIZE", "2"), ("TORCHELASTIC_RESTART_COUNT", "0")):
+        monkeypatch.setenv(name, value)
+    assert connect() is two_torch_ranks
+    with pytest.raises(RunError, match="Horovod cannot join ranks that torchrun started: --comm torch"):
+        connect("horovod")
 
 
 def test_ranks_that_do_not_find_each_other_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,5 +105,59 @@ def test_ranks_that_do_not_find_each_other_are_refused(monkeypatch: pytest.Monke
     monkeypatch.setitem(sys.modules, "hvd_batchgrow.comm.horovod", types.SimpleNamespace(HorovodRanks=lambda: alone))
     monkeypatch.setenv("OMPI_COMM_WORLD_RANK", "1")
     monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
-    with pytest.raises(RunError, match=r"mpirun has started 2 ranks, and Horovod sees 1"):
+    with pytest.raises(RunError, match=r"mpirun has started 2 ranks, and single sees 1"):
         connect()
+
+
+# --- where ranks meet -----------------------------------------------------------------------------------
+
+MPIRUN = {"OMPI_COMM_WORLD_LOCAL_SIZE": "2", "PMIX_NAMESPACE": "1177878529"}
+SLURM = {"SLURM_JOB_ID": "17", "SLURM_STEP_ID": "0", "SLURM_STEP_NODELIST": "gpu[03-04,9],login"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "size", "host", "port"),
+    [
+        ({"MASTER_ADDR": "a", "MASTER_PORT": "29500"}, 2, "a", 29500),
+        (SLURM | {"MASTER_ADDR": "a", "MASTER_PORT": "29500"}, 8, "a", 29500),
+        (MPIRUN, 2, "127.0.0.1", derived_port("1177878529")),
+        (MPIRUN | {"MASTER_PORT": "29500"}, 2, "127.0.0.1", 29500),
+        (MPIRUN | {"MASTER_ADDR": "a"}, 4, "a", derived_port("1177878529")),
+        ({"HOROVOD_LOCAL_SIZE": "2", "HOROVOD_GLOO_RENDEZVOUS_PORT": "9"}, 2, "127.0.0.1", derived_port("9")),
+        (SLURM, 8, "gpu03", derived_port("17.0.")),
+        (SLURM | {"SLURM_STEP_NUM_NODES": "1"}, 8, "127.0.0.1", derived_port("17.0.")),
+    ],
+)
+def test_ranks_meet_where_their_launcher_lets_them(
+    environment: dict[str, str], size: int, host: str, port: int
+) -> None:
+    assert meeting_point(environment, size) == (host, port)
+
+
+@pytest.mark.parametrize("environment", [{}, {"MASTER_ADDR": "a"}, MPIRUN])
+def test_where_nothing_tells_the_user_is_asked(environment: dict[str, str]) -> None:
+    with pytest.raises(RunError, match=r"(?s)the 4 ranks do not know where to meet.*Set MASTER_ADDR to .*MASTER_PORT"):
+        meeting_point(environment, 4)
+    with pytest.raises(RunError, match="MASTER_PORT must be a port, 1 to 65535, got '70000'"):
+        meeting_point(environment | {"MASTER_PORT": "70000"}, 4)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [
+        ("localhost", "localhost"),
+        ("a,b", "a"),
+        ("gpu[03-10,12],login", "gpu03"),
+        ("gpu[7,9]", "gpu7"),
+        ("r1n[1-2]-ib,r2n1-ib", "r1n1-ib"),
+    ],
+)
+def test_the_first_host_of_a_node_list(nodes: str, first: str) -> None:
+    assert first_host(nodes) == first
+
+
+def test_ports_of_jobs_lie_below_those_that_linux_gives_away() -> None:
+    ports = {derived_port(f"{job}.0.") for job in range(1000)}
+    assert min(ports) >= 15_000
+    assert max(ports) < 30_000
+    assert len(ports) > 900

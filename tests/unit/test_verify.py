@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -135,7 +136,16 @@ def test_the_cause_is_named(job: str, monkeypatch: pytest.MonkeyPatch, capsys: p
     )
 
 
-def test_without_a_launcher_several_ranks_cannot_be_verified(job: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verify.shutil, "which", lambda name: None)
-    with pytest.raises(RunError, match="2 ranks need mpirun or horovodrun on PATH"):
-        verify._launcher(2)
+def test_ranks_are_launched_by_what_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    there = {"mpirun", "horovodrun"}
+    monkeypatch.setattr(verify.shutil, "which", lambda name: name if name in there else None)
+    assert verify._launcher(1, "auto") == []
+    assert verify._launcher(2, "torch")[:3] == ["mpirun", "-np", "2"]
+    there.remove("mpirun")
+    assert verify._launcher(2, "auto") == ["horovodrun", "--gloo", "-np", "2"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--no-python", "--nproc-per-node", "2"]
+    assert verify._launcher(2, "torch") == torchrun
+    there.remove("horovodrun")
+    assert verify._launcher(2, "auto") == torchrun
+    with pytest.raises(RunError, match="2 ranks need mpirun or horovodrun on PATH; or --comm torch"):
+        verify._launcher(2, "horovod")

@@ -1,0 +1,77 @@
+"""Joining the ranks that a launcher has started, by the backend that was asked for."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from typing import Literal
+
+from hvd_batchgrow.comm.launch import TORCHRUN, launched_by, launched_ranks, lone_tasks
+from hvd_batchgrow.comm.ranks import Ranks, SingleRank
+from hvd_batchgrow.errors import RunError
+
+Comm = Literal["auto", "horovod", "torch"]
+"""auto: Horovod where it can be imported, else torch.distributed; under torchrun always that."""
+
+
+def connect(comm: Comm = "auto") -> Ranks:
+    """Join the ranks that a launcher started together with this one.
+
+    Args:
+        comm: what they talk through.
+
+    Raises:
+        RunError: there are others, but nothing to talk to them, or they do not find each other.
+    """
+    launcher = launched_by(os.environ)
+    if tasks := lone_tasks(os.environ):
+        raise RunError(
+            f"srun has started {tasks} tasks without an MPI plugin: each would train the whole job alone.\n"
+            "  Say srun --mpi=pmix (srun --mpi=list shows what there is), or use mpirun inside the allocation"
+        )
+    if launcher is None:
+        return SingleRank()
+    rank, size = launched_ranks(os.environ)
+    ranks: Ranks | None
+    if comm == "torch" or (comm == "auto" and launcher == TORCHRUN):
+        ranks = _torch_ranks()
+    elif launcher == TORCHRUN:
+        raise RunError("Horovod cannot join ranks that torchrun started: --comm torch, or start them by mpirun")
+    else:
+        ranks = _horovod_ranks(comm, launcher, rank, size)
+    if ranks.size != size:
+        mpirun = shutil.which("mpirun") or "no mpirun on PATH"
+        raise RunError(
+            f"{launcher} has started {size} ranks, and {ranks.backend} sees {ranks.size}: each would train alone.\n"
+            f"  Is the launcher ({mpirun}) of the MPI that Horovod was built with? "
+            "Under srun, is the plugin that MPI's: --mpi=pmix for Open MPI?"
+        )
+    return ranks
+
+
+def _horovod_ranks(comm: Comm, launcher: str, rank: int, size: int) -> Ranks:
+    try:
+        from hvd_batchgrow.comm.horovod import HorovodRanks
+    except ImportError as error:
+        if size == 1:
+            return SingleRank()
+        if comm == "auto":
+            if rank == 0:
+                print(f"Horovod cannot be imported ({error}): ranks talk through torch.distributed", file=sys.stderr)
+            return _torch_ranks()
+        raise RunError(
+            f"started by {launcher} as one of {size} ranks, but Horovod cannot be imported ({error}).\n"
+            "  Build it from its sources: tools/setup.sh; or, where there is a wheel of it: "
+            "pip install 'hvd_batchgrow[horovod]'.\n"
+            "  Or --comm torch, which does without it; or train with one rank: hvd-batchgrow train JOB, without a "
+            "launcher"
+        ) from None
+    return HorovodRanks()
+
+
+def _torch_ranks() -> Ranks:
+    # torch.distributed takes a second to import, which a run over Horovod does without
+    from hvd_batchgrow.comm.torch_distributed import join
+
+    return join()

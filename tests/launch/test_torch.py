@@ -1,0 +1,103 @@
+"""What torch.distributed alone has to prove: meeting without MPI, losing a peer; and parts of three ranks."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.launch.test_forms import BIN, ENVIRONMENT, TOOLS, folder, run
+
+__all__ = ["folder"]  # a fixture
+
+REPOSITORY = TOOLS.parent
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+def start_rank(folder: Path, rank: int, port: int, program: str) -> subprocess.Popen[str]:
+    """One of two ranks as torchrun starts them, but with nobody that would end the other."""
+    told = {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "TORCHELASTIC_RESTART_COUNT": "0"}
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return subprocess.Popen(
+        [sys.executable, "-c", program, "train", "small.toml", "--name", "lost"],
+        cwd=folder,
+        env=ENVIRONMENT | told | meeting,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def test_a_rank_whose_peer_is_killed_ends_at_once_and_says_so(folder: Path) -> None:
+    die = (
+        "import os, signal\n"
+        "from hvd_batchgrow.train.engine import UpdateEngine\n"
+        "UpdateEngine.update = lambda *arguments, **options: os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    start, port = "import sys\nfrom hvd_batchgrow.cli import main\nsys.exit(main())\n", free_port()
+    first, second = start_rank(folder, 0, port, start), start_rank(folder, 1, port, die + start)
+    second.communicate(timeout=60)
+    assert second.returncode == -signal.SIGKILL
+    begin = time.monotonic()
+    text, _ = first.communicate(timeout=60)
+    assert time.monotonic() - begin < 20
+    assert first.returncode == 1
+    assert "rank 0 of 2 on " in text
+    assert "another rank has ended or cannot be reached any more (" in text
+    assert "Traceback" not in text
+
+
+def test_ranks_of_mpirun_meet_without_mpi4py(folder: Path) -> None:
+    program = "import sys\nsys.modules['mpi4py'] = None\nfrom hvd_batchgrow.cli import main\nsys.exit(main())\n"
+    words = [str(TOOLS / "mpirun.sh"), "2", sys.executable, "-c", program]
+    words += ["train", "small.toml", "--name", "no-mpi4py", "--comm", "torch", "--updates", "1"]
+    done = subprocess.run(words, check=False, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=90)
+    assert done.returncode == 75, done.stderr
+
+
+def test_horovodruns_ranks_meet_for_torch_too(folder: Path) -> None:
+    name = ["--name", "torch-in-horovodrun", "--comm", "torch"]
+    done = run(folder, "horovodrun-gloo", "train", "small.toml", *name)
+    assert done.returncode == 0, done.stderr
+
+
+def test_torchrun_is_not_for_horovod(folder: Path) -> None:
+    done = run(folder, "torchrun", "train", "small.toml", "--comm", "horovod", "--name", "refused")
+    assert done.returncode == 1
+    assert (done.stdout + done.stderr).count("Horovod cannot join ranks that torchrun started: --comm torch") == 1
+
+
+LAUNCHERS = {
+    "mpirun": [str(TOOLS / "mpirun.sh"), "3"],
+    "horovodrun-gloo": [str(BIN / "horovodrun"), "-np", "3", "--gloo"],
+    "torchrun": [str(BIN / "torchrun"), "--standalone", "--no-python", "--nproc-per-node", "3"],
+}
+
+
+@pytest.mark.parametrize(
+    ("launcher", "comm"),
+    [("mpirun", "horovod"), ("mpirun", "torch"), ("horovodrun-gloo", "horovod"), ("torchrun", "torch")],
+)
+def test_two_of_three_ranks_are_a_part(tmp_path: Path, launcher: str, comm: str) -> None:
+    rank = "${RANK:-${OMPI_COMM_WORLD_RANK:-$HOROVOD_RANK}}"
+    tests = f"exec {sys.executable} -m pytest -q -p no:cacheprovider --basetemp $0.{rank} tests/parallel/test_part.py"
+    done = subprocess.run(
+        [*LAUNCHERS[launcher], "bash", "-c", tests, str(tmp_path / "of")],
+        check=False,
+        cwd=REPOSITORY,
+        env=ENVIRONMENT | {"HVD_BATCHGROW_TEST_RANKS": "3", "HVD_BATCHGROW_TEST_COMM": comm},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert " passed" in done.stdout
