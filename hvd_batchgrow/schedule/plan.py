@@ -44,6 +44,17 @@ class Plan:
         """The most ranks that any phase uses."""
         return max(layout.ranks for layout in self.layouts)
 
+    def ranks_at(self, samples: int) -> tuple[int, int]:
+        """Ranks of the update that starts at a sample counter, and the counter up to which they stay the same."""
+        first = self.schedule.index_at(samples)
+        ranks = self.layouts[first].ranks
+        until = self.schedule.end_samples
+        for phase, layout in zip(self.schedule.phases[first:], self.layouts[first:], strict=True):
+            if phase.num_updates and layout.ranks != ranks:
+                until = phase.start_samples
+                break
+        return ranks, until
+
     def noise_scale(self, phase: Phase) -> float:
         """Noise scale g of a phase."""
         return self.noise.of(phase.lr, phase.momentum, phase.global_batch)

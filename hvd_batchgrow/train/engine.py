@@ -128,6 +128,10 @@ class UpdateEngine:
         )
         self.loss_scale = LossScale() if self.rule.precision == "float16" else None
 
+    def use(self, ranks: Ranks) -> None:
+        """Between updates: from now on these ranks share them, this one among them."""
+        self.ranks = self.buckets.ranks = ranks
+
     def update(
         self,
         micro_batches: Iterator[MicroBatch],

@@ -97,7 +97,7 @@ class GradientBuckets:
         self._handles.clear()
         for bucket, parts in zip(self._buckets, self._parts, strict=False):
             bucket.copy_(exact_sums.join(parts))
-        for bucket, wire in zip(self._buckets, self._wires, strict=False):
+        for bucket, wire in zip(self._buckets, self._wires if self.ranks.size > 1 else [], strict=False):
             bucket.copy_(wire).div_(self._wire_scale)
         return time.perf_counter() - begin
 
@@ -132,7 +132,7 @@ class GradientBuckets:
 
     def _start(self, index: int) -> None:
         summed = self._parts[index] if self.exact else self._buckets[index]
-        if self._wires:
+        if self._wires and self.ranks.size > 1:
             summed = torch.mul(summed, self._wire_scale, out=self._wires[index])
         self._handles[index] = self.ranks.start_sum(summed, f"gradients.{index}")
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -34,6 +35,7 @@ from hvd_batchgrow.train.engine import NonFinite, UpdateEngine, UpdateResult
 from hvd_batchgrow.train.evaluate import test
 from hvd_batchgrow.train.events import Evaluation, Observer, RunEnded, RunStarted, UpdateDone
 from hvd_batchgrow.train.forward import MicroBatch, as_parameters, autocast
+from hvd_batchgrow.train.hand_over import train_on_first
 from hvd_batchgrow.train.loss_scale import LossScale
 from hvd_batchgrow.train.reestimate import reestimate_together
 from hvd_batchgrow.train.stop import Stop
@@ -72,6 +74,7 @@ class Trainer:
         self.stream = Stream(len(source.train), job.seed)
         self.samples = 0
         self.num_skipped = 0
+        self.team = ranks
         self.evaluation: Evaluation | None = None
         self._elapsed_before_s = 0.0
         self._begin = time.perf_counter()
@@ -111,15 +114,29 @@ class Trainer:
         """
         self._restore(checkpoint)
         self._tell_start(notes)
-        schedule = self.plan.schedule
-        end_samples = schedule.end_samples if end_samples is None else end_samples
-        stretch = Stretch()
+        end_samples = self.plan.schedule.end_samples if end_samples is None else end_samples
         stopped = False
-        batches = self.open_batches() if self.samples < end_samples else iter(())
         while self.samples < end_samples and not stopped:
+            count, until = self.plan.ranks_at(self.samples)
+            until = min(until, end_samples)
+            stopped = train_on_first(self, count, partial(self._train, until), stop)
+        ended = self._ended(end_samples)
+        self._tell("on_end", ended)
+        return ended
+
+    def use(self, team: Ranks) -> None:
+        """From now on updates and evaluations are the affair of these ranks, this one among them."""
+        self.team = team
+        self.engine.use(team)
+
+    def _train(self, until: int, asked: Callable[[], bool]) -> bool:
+        """Train up to a sample counter; whether it was stopped before, or there."""
+        schedule, stretch, stopped = self.plan.schedule, Stretch(), False
+        batches = self.open_batches()
+        while self.samples < until and not stopped:
             index = schedule.index_at(self.samples)
             before, phase = self.samples, schedule.at(self.samples)
-            result = self.update(batches, phase, self.plan.layouts[index], stop=stop.asked)
+            result = self.update(batches, phase, self.plan.layouts[index], stop=asked())
             stretch.add(result, phase.global_batch)
             stopped = result.stop_votes > 0
             at_boundary = self.samples == phase.end_samples
@@ -129,13 +146,11 @@ class Trainer:
                 self._record(stretch, index, phase)
                 stretch = Stretch()
             self._evaluate_and_save(before, must_save=stopped or at_boundary)
-        ended = self._ended(end_samples)
-        self._tell("on_end", ended)
-        return ended
+        return stopped
 
     def open_batches(self) -> Iterator[Batch]:
         """This rank's training groups from the sample counter on."""
-        group, ranks = self.plan.group, self.ranks
+        group, ranks = self.plan.group, self.team
         first = groups_of_rank(self.samples // group, ranks.size, ranks.rank, ranks.size)[0]
         return self.reader.training(self.stream, group, first, ranks.size)
 
@@ -148,7 +163,7 @@ class Trainer:
             layout: how the batch is cut.
             stop: whether this rank wants the job to stop.
         """
-        group, batch, ranks = self.plan.group, phase.global_batch, self.ranks
+        group, batch, ranks = self.plan.group, phase.global_batch, self.team
         passes = passes_of_rank(self.samples, batch, group, layout.micro_batch, ranks.rank, ranks.size)
         taken: list[Batch] = []
         micro_batches = (self._take(batches, positions, taken) for positions in passes)
@@ -160,7 +175,7 @@ class Trainer:
         self.num_skipped += result.skipped
         if self.average and not result.skipped:
             self.average.update(phase.global_batch)
-        replaced = _gather_replaced(taken, self.ranks) if result.num_replaced else ()
+        replaced = _gather_replaced(taken, self.team) if result.num_replaced else ()
         self._tell("on_update", UpdateDone(self.samples, phase.global_batch, result.digest, replaced))
         self.samples += phase.global_batch
         return result
@@ -181,7 +196,7 @@ class Trainer:
 
     def reestimate(self, num_samples: int, layout: Layout) -> None:
         """Running statistics under the present weights, over the samples seen last, rounded up to whole groups."""
-        group, ranks = self.plan.group, self.ranks
+        group, ranks = self.plan.group, self.team
         last = self.samples // group
         num_groups = min(last, -(-num_samples // group))
         mine = groups_of_rank(last - num_groups, num_groups, ranks.rank, ranks.size)
@@ -208,7 +223,7 @@ class Trainer:
 
     def _test(self) -> tuple[float, float]:
         num_test = len(self.source.test)
-        return test(self.model, self.reader, num_test, self.job.evaluation.batch, self.ranks, self.job.update.precision)
+        return test(self.model, self.reader, num_test, self.job.evaluation.batch, self.team, self.job.update.precision)
 
     def _describe(self, fault: NonFinite, phase: Phase) -> str:
         """Which update, and the samples of its first bad groups."""
@@ -236,28 +251,31 @@ class Trainer:
 
     def _restore(self, checkpoint: Checkpoint | None) -> None:
         if checkpoint is not None:
-            self.model.load_state_dict(checkpoint.model)
-            self.optimizer.load_state_dict(checkpoint.optimizer)
-            self.samples = checkpoint.samples
+            self.adopt(checkpoint)
             self._elapsed_before_s = checkpoint.elapsed_s
-            self.num_skipped = checkpoint.num_skipped
-            if self.average:
-                self.average.load_state_dict(checkpoint.average)
-            if self.engine.loss_scale:
-                self.engine.loss_scale = LossScale(**checkpoint.loss_scale)
-            if (last := checkpoint.evaluation) and last["samples"] == self.samples:
-                self.evaluation = Evaluation(self.samples, self._epoch(), last["loss"], last["top1"])
         for name, tensor in self.model.state_dict().items():
             dense = tensor.contiguous()  # as channels_last weights are not, and Horovod wants them
             self.ranks.broadcast(dense, f"initial.{name}")
             tensor.copy_(dense)
         self._begin = time.perf_counter()
 
-    def _save(self) -> None:
-        if self.ranks.rank:
-            return
+    def adopt(self, checkpoint: Checkpoint) -> None:
+        """Go on from there: weights, optimiser, sample counter and all that goes with them."""
+        self.model.load_state_dict(checkpoint.model)
+        self.optimizer.load_state_dict(checkpoint.optimizer)
+        self.samples = checkpoint.samples
+        self.num_skipped = checkpoint.num_skipped
+        if self.average:
+            self.average.load_state_dict(checkpoint.average)
+        if self.engine.loss_scale:
+            self.engine.loss_scale = LossScale(**checkpoint.loss_scale)
+        if (last := checkpoint.evaluation) and last["samples"] == self.samples:
+            self.evaluation = Evaluation(self.samples, self._epoch(), last["loss"], last["top1"])
+
+    def capture(self) -> Checkpoint:
+        """All of it as it stands."""
         last = self.evaluation
-        checkpoint = Checkpoint(
+        return Checkpoint(
             samples=self.samples,
             deciding=self.job.deciding(self.plan.num_samples),
             model=self.model.state_dict(),
@@ -268,8 +286,12 @@ class Trainer:
             loss_scale=asdict(self.engine.loss_scale) if self.engine.loss_scale else {},
             num_skipped=self.num_skipped,
         )
+
+    def _save(self) -> None:
+        if self.ranks.rank:
+            return
         boundaries = {phase.end_samples for phase in self.plan.schedule.phases}
-        write_checkpoint(self.folder / "checkpoints", checkpoint, self.job.checkpoint.keep, boundaries)
+        write_checkpoint(self.folder / "checkpoints", self.capture(), self.job.checkpoint.keep, boundaries)
 
     def _record(self, stretch: Stretch, index: int, phase: Phase) -> None:
         if stretch.samples:  # else all were left out

@@ -97,10 +97,9 @@ def _prepare(job: Job, ranks: Ranks, phases: tuple[int, int] | None) -> tuple[Jo
         check_width(plan, phases, ranks.size)
         check_model(job)
         return job, plan
-    for k, layout in enumerate(plan.layouts):
-        if layout.ranks != ranks.size:
-            fault = f"phase {k + 1} is planned for {layout.ranks} ranks, and all {ranks.size} launched train together"
-            raise JobError([Fault("layout.growth", f"{fault}; add --layout.growth accumulation")], job.name)
+    if plan.peak_ranks > ranks.size:
+        fault = f"a phase is planned for {plan.peak_ranks} ranks, and {ranks.size} are launched"
+        raise JobError([Fault("layout.ranks_per_phase", f"{fault}; launch {plan.peak_ranks}")], job.name)
     check_model(job)
     try:
         check_wire_type(wire_type(job.update), ranks, exact=False)
