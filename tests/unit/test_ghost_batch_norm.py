@@ -8,7 +8,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from hvd_batchgrow.nn import ghost_batch_norm
+from hvd_batchgrow.nn import ghost_kernels
 from hvd_batchgrow.nn.ghost_batch_norm import GhostBatchNorm, GhostBatchNorm1d, GhostBatchNorm2d, ghost_norms
 
 GHOST = 4
@@ -46,8 +46,8 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None
     """Has the norm work in the way that the test's case says."""
     case = getattr(request.node, "callspec", None) and request.node.callspec.params.get("case")
     if case:
-        monkeypatch.setattr(ghost_batch_norm, "_SMALL_GHOST_BATCH", case.small)
-        monkeypatch.setattr(ghost_batch_norm, "_BLOCK", case.block)
+        monkeypatch.setattr(ghost_kernels, "_SMALL_GHOST_BATCH", case.small)
+        monkeypatch.setattr(ghost_kernels, "_BLOCK", case.block)
 
 
 def make(shape: tuple[int, ...] = (12, 3, 5, 5), momentum: float = 0.1, affine: bool = True) -> GhostBatchNorm:
