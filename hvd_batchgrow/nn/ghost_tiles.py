@@ -6,13 +6,13 @@ from typing import NamedTuple
 
 _WHOLE = 2**14
 """Values of some channels of a ghost batch that one program holds in registers, and so reads once."""
-_TILE = 2**13
+_TILE = 2**12
 """Values that a program has in hand at a time where it cannot hold all."""
 _MAX_SPLITS = 64
 """Programs that share a channel of a ghost batch; each later reads what all of them found."""
-_SECTOR_BYTES, _LINE_BYTES = 32, 128
-"""What a GPU reads at least, and what it likes to read, at one place."""
-_VALUES_PER_WARP = 2**10
+_VECTOR_BYTES, _LINE_BYTES = 16, 128
+"""What a thread, and what a GPU, likes to read at one place."""
+_VALUES_PER_WARP = 2**9
 _MAX_WARPS = 16
 _MAX_OFFSET = 2**30
 
@@ -43,7 +43,7 @@ def choose_tiles(num_values: int, num_channels: int, num_pixels: int, value_byte
         value_bytes: of one value.
     """
     run_bytes = num_pixels * value_bytes
-    width = _width(_SECTOR_BYTES, run_bytes, num_channels)
+    width = _width(_VECTOR_BYTES, run_bytes, num_channels)
     height = power_of_two(num_values)
     if height * width <= _WHOLE:
         while height * width < _VALUES_PER_WARP and width < num_channels:

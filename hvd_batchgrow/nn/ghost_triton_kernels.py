@@ -15,14 +15,12 @@ formula of Chan, Golub & LeVeque 1979 ("Updating formulae and a pairwise algorit
 
 from __future__ import annotations
 
-from typing import Any
-
 import triton
 import triton.language as tl
 
 
 @triton.jit
-def _place(num_channels: Any, CHANNELS: tl.constexpr) -> Any:
+def _place(num_channels: tl.tensor, CHANNELS: tl.constexpr) -> tl.tensor:
     """Which ghost batch this program works on, which channels, and which of these exist."""
     num_parts = tl.cdiv(num_channels, CHANNELS)
     group = (tl.program_id(0) // num_parts).to(tl.int64)
@@ -32,8 +30,14 @@ def _place(num_channels: Any, CHANNELS: tl.constexpr) -> Any:
 
 @triton.jit
 def _tile(
-    first: Any, c: Any, is_channel: Any, num_values: Any, num_channels: Any, VALUES: tl.constexpr, PIXELS: tl.constexpr
-) -> Any:
+    first: tl.tensor,
+    c: tl.tensor,
+    is_channel: tl.tensor,
+    num_values: tl.tensor,
+    num_channels: tl.tensor,
+    VALUES: tl.constexpr,
+    PIXELS: tl.constexpr,
+) -> tl.tensor:
     """Where a tile's values are in their ghost batch, and which of them exist."""
     m = first + tl.arange(0, VALUES)
     places = (m // PIXELS * (PIXELS * num_channels) + m % PIXELS)[:, None] + (c * PIXELS)[None, :]
@@ -41,7 +45,7 @@ def _tile(
 
 
 @triton.jit
-def _optional(pointer: Any, c: Any, is_channel: Any, DEFAULT: tl.constexpr) -> Any:
+def _optional(pointer: tl.tensor, c: tl.tensor, is_channel: tl.tensor, DEFAULT: tl.constexpr) -> tl.tensor:
     """A weight or bias, or what stands for none."""
     if pointer is None:
         return tl.full(c.shape, DEFAULT, tl.float32)
@@ -50,7 +54,7 @@ def _optional(pointer: Any, c: Any, is_channel: Any, DEFAULT: tl.constexpr) -> A
 
 
 @triton.jit
-def _moments(x: Any, exists: Any, count: Any) -> Any:
+def _moments(x: tl.tensor, exists: tl.tensor, count: tl.tensor) -> tl.tensor:
     """Mean of a tile, and sum of squares of differences from it, by channel."""
     mean = tl.sum(x, 0) / count
     centred = tl.where(exists, x - mean[None, :], 0.0)
@@ -58,12 +62,12 @@ def _moments(x: Any, exists: Any, count: Any) -> Any:
 
 
 @triton.jit
-def _activate(y: Any) -> Any:
+def _activate(y: tl.tensor) -> tl.tensor:
     return tl.where(y <= 0, 0.0, y)  # a NaN stays one
 
 
 @triton.jit
-def _affine(centred: Any, slope: Any, bias: Any) -> Any:
+def _affine(centred: tl.tensor, slope: tl.tensor, bias: tl.tensor) -> tl.tensor:
     # Rounded once, forward and backward, so that both agree on what is above 0.
     return tl.fma(
         centred, tl.broadcast_to(slope[None, :], centred.shape), tl.broadcast_to(bias[None, :], centred.shape)
@@ -71,7 +75,7 @@ def _affine(centred: Any, slope: Any, bias: Any) -> Any:
 
 
 @triton.jit
-def _normalised(x: Any, mean: Any, slope: Any, bias: Any, RELU: tl.constexpr) -> Any:
+def _normalised(x: tl.tensor, mean: tl.tensor, slope: tl.tensor, bias: tl.tensor, RELU: tl.constexpr) -> tl.tensor:
     y = _affine(x - mean[None, :], slope, bias)
     if RELU:
         y = _activate(y)
@@ -80,16 +84,16 @@ def _normalised(x: Any, mean: Any, slope: Any, bias: Any, RELU: tl.constexpr) ->
 
 @triton.jit
 def _keep(
-    statistics: Any,
-    inverses: Any,
-    group: Any,
-    c: Any,
-    is_channel: Any,
-    num_channels: Any,
-    mean: Any,
-    variance: Any,
-    inverse: Any,
-) -> Any:
+    statistics: tl.tensor,
+    inverses: tl.tensor,
+    group: tl.tensor,
+    c: tl.tensor,
+    is_channel: tl.tensor,
+    num_channels: tl.tensor,
+    mean: tl.tensor,
+    variance: tl.tensor,
+    inverse: tl.tensor,
+) -> tl.tensor:
     row = statistics + group * 2 * num_channels
     tl.store(row + c, mean, mask=is_channel)
     tl.store(row + num_channels + c, variance, mask=is_channel)
@@ -98,15 +102,15 @@ def _keep(
 
 @triton.jit
 def normalise_whole(
-    x: Any,
-    weight: Any,
-    bias: Any,
-    y: Any,
-    statistics: Any,
-    inverses: Any,
-    num_values: Any,
-    num_channels: Any,
-    eps: Any,
+    x: tl.tensor,
+    weight: tl.tensor,
+    bias: tl.tensor,
+    y: tl.tensor,
+    statistics: tl.tensor,
+    inverses: tl.tensor,
+    num_values: tl.tensor,
+    num_channels: tl.tensor,
+    eps: tl.tensor,
     RELU: tl.constexpr,
     PIXELS: tl.constexpr,
     VALUES: tl.constexpr,
@@ -127,10 +131,10 @@ def normalise_whole(
 
 @triton.jit
 def moments_of_splits(
-    x: Any,
-    parts: Any,
-    num_values: Any,
-    num_channels: Any,
+    x: tl.tensor,
+    parts: tl.tensor,
+    num_values: tl.tensor,
+    num_channels: tl.tensor,
     PIXELS: tl.constexpr,
     VALUES: tl.constexpr,
     CHANNELS: tl.constexpr,
@@ -160,7 +164,14 @@ def moments_of_splits(
 
 
 @triton.jit
-def _load_parts(parts: Any, group: Any, c: Any, is_channel: Any, num_channels: Any, SPLITS: tl.constexpr) -> Any:
+def _load_parts(
+    parts: tl.tensor,
+    group: tl.tensor,
+    c: tl.tensor,
+    is_channel: tl.tensor,
+    num_channels: tl.tensor,
+    SPLITS: tl.constexpr,
+) -> tl.tensor:
     """Both quantities of all splits, (SPLITS, channels), 0 for splits that are not there."""
     split = tl.arange(0, SPLITS)
     exists = (split < tl.num_programs(1))[:, None] & is_channel[None, :]
@@ -172,16 +183,16 @@ def _load_parts(parts: Any, group: Any, c: Any, is_channel: Any, num_channels: A
 
 @triton.jit
 def normalise_splits(
-    x: Any,
-    weight: Any,
-    bias: Any,
-    y: Any,
-    statistics: Any,
-    inverses: Any,
-    parts: Any,
-    num_values: Any,
-    num_channels: Any,
-    eps: Any,
+    x: tl.tensor,
+    weight: tl.tensor,
+    bias: tl.tensor,
+    y: tl.tensor,
+    statistics: tl.tensor,
+    inverses: tl.tensor,
+    parts: tl.tensor,
+    num_values: tl.tensor,
+    num_channels: tl.tensor,
+    eps: tl.tensor,
     RELU: tl.constexpr,
     PIXELS: tl.constexpr,
     VALUES: tl.constexpr,
@@ -211,14 +222,31 @@ def normalise_splits(
 
 
 @triton.jit
-def _kept(statistics: Any, inverses: Any, weight: Any, group: Any, c: Any, is_channel: Any, num_channels: Any) -> Any:
+def _kept(
+    statistics: tl.tensor,
+    inverses: tl.tensor,
+    weight: tl.tensor,
+    group: tl.tensor,
+    c: tl.tensor,
+    is_channel: tl.tensor,
+    num_channels: tl.tensor,
+) -> tl.tensor:
     mean = tl.load(statistics + group * 2 * num_channels + c, mask=is_channel, other=0.0)
     inverse = tl.load(inverses + group * num_channels + c, mask=is_channel, other=0.0)
     return mean, inverse, inverse * _optional(weight, c, is_channel, 1.0)
 
 
 @triton.jit
-def _load_both(x: Any, dy: Any, places: Any, exists: Any, mean: Any, slope: Any, bias: Any, RELU: tl.constexpr) -> Any:
+def _load_both(
+    x: tl.tensor,
+    dy: tl.tensor,
+    places: tl.tensor,
+    exists: tl.tensor,
+    mean: tl.tensor,
+    slope: tl.tensor,
+    bias: tl.tensor,
+    RELU: tl.constexpr,
+) -> tl.tensor:
     """x - mean, and the gradient before the activation."""
     centred = tl.load(x + places, mask=exists, other=0.0).to(tl.float32) - mean[None, :]
     upstream = tl.load(dy + places, mask=exists, other=0.0).to(tl.float32)
@@ -230,7 +258,15 @@ def _load_both(x: Any, dy: Any, places: Any, exists: Any, mean: Any, slope: Any,
 
 
 @triton.jit
-def _keep_sums(sums: Any, group: Any, c: Any, is_channel: Any, num_channels: Any, dot: Any, total: Any) -> Any:
+def _keep_sums(
+    sums: tl.tensor,
+    group: tl.tensor,
+    c: tl.tensor,
+    is_channel: tl.tensor,
+    num_channels: tl.tensor,
+    dot: tl.tensor,
+    total: tl.tensor,
+) -> tl.tensor:
     row = sums + group * 2 * num_channels
     tl.store(row + c, dot, mask=is_channel)
     tl.store(row + num_channels + c, total, mask=is_channel)
@@ -238,16 +274,16 @@ def _keep_sums(sums: Any, group: Any, c: Any, is_channel: Any, num_channels: Any
 
 @triton.jit
 def differentiate_whole(
-    x: Any,
-    dy: Any,
-    weight: Any,
-    bias: Any,
-    statistics: Any,
-    inverses: Any,
-    dx: Any,
-    sums: Any,
-    num_values: Any,
-    num_channels: Any,
+    x: tl.tensor,
+    dy: tl.tensor,
+    weight: tl.tensor,
+    bias: tl.tensor,
+    statistics: tl.tensor,
+    inverses: tl.tensor,
+    dx: tl.tensor,
+    sums: tl.tensor,
+    num_values: tl.tensor,
+    num_channels: tl.tensor,
     RELU: tl.constexpr,
     PIXELS: tl.constexpr,
     VALUES: tl.constexpr,
@@ -269,15 +305,15 @@ def differentiate_whole(
 
 @triton.jit
 def sums_of_splits(
-    x: Any,
-    dy: Any,
-    weight: Any,
-    bias: Any,
-    statistics: Any,
-    inverses: Any,
-    parts: Any,
-    num_values: Any,
-    num_channels: Any,
+    x: tl.tensor,
+    dy: tl.tensor,
+    weight: tl.tensor,
+    bias: tl.tensor,
+    statistics: tl.tensor,
+    inverses: tl.tensor,
+    parts: tl.tensor,
+    num_values: tl.tensor,
+    num_channels: tl.tensor,
     RELU: tl.constexpr,
     PIXELS: tl.constexpr,
     VALUES: tl.constexpr,
@@ -304,17 +340,17 @@ def sums_of_splits(
 
 @triton.jit
 def differentiate_splits(
-    x: Any,
-    dy: Any,
-    weight: Any,
-    bias: Any,
-    statistics: Any,
-    inverses: Any,
-    dx: Any,
-    sums: Any,
-    parts: Any,
-    num_values: Any,
-    num_channels: Any,
+    x: tl.tensor,
+    dy: tl.tensor,
+    weight: tl.tensor,
+    bias: tl.tensor,
+    statistics: tl.tensor,
+    inverses: tl.tensor,
+    dx: tl.tensor,
+    sums: tl.tensor,
+    parts: tl.tensor,
+    num_values: tl.tensor,
+    num_channels: tl.tensor,
     RELU: tl.constexpr,
     PIXELS: tl.constexpr,
     VALUES: tl.constexpr,
