@@ -29,7 +29,7 @@ _BLOCK = 2**20
 
 
 def normalise(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, num_groups: int, eps: float
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, num_groups: int, eps: float, *, relu: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Batch norm of each ghost batch, differentiable once (one ghost batch: any number of times).
 
@@ -39,14 +39,17 @@ def normalise(
         bias: (C,), or None for 0.
         num_groups: k.
         eps: added to the variance.
+        relu: whether the output is max(0, ·).
 
     Returns:
         the output, of the shape, type and layout of x; and (k, 2, C), mean and unbiased variance of each
         ghost batch, which have no gradient, in float32 where x has 16 bits.
     """
     if num_groups == 1:
-        return _normalise_one(x, weight, bias, eps)
-    return _GhostNormalise.apply(x, weight, bias, num_groups, eps)  # type: ignore[no-untyped-call,no-any-return]
+        y, statistics = _normalise_one(x, weight, bias, eps)
+    else:
+        y, statistics = _GhostNormalise.apply(x, weight, bias, num_groups, eps)  # type: ignore[no-untyped-call]
+    return y.relu_() if relu else y, statistics
 
 
 def _normalise_one(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:

@@ -56,9 +56,9 @@ def choose_tiles(num_values: int, num_channels: int, num_pixels: int, value_byte
     return Tiles(height, width, num_per_program, _over(num_tiles, num_per_program), _num_warps(height * width))
 
 
-def fits(num_values: int, num_channels: int) -> bool:
-    """Whether a place within a ghost batch is a number of 32 bits, with room for a tile that reaches over its end."""
-    return num_values * num_channels <= _MAX_OFFSET
+def fits(num_values: int) -> bool:
+    """Whether places in a ghost batch of M · C values are numbers of 32 bits, those of a tile beyond its end too."""
+    return num_values <= _MAX_OFFSET
 
 
 def power_of_two(number: int) -> int:

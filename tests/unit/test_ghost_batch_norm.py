@@ -321,8 +321,31 @@ def test_other_inputs_are_refused(norm: GhostBatchNorm, shape: tuple[int, ...], 
         norm(torch.zeros(shape))
 
 
+@every_case
+@pytest.mark.parametrize("training", [False, True])
+def test_its_relu_is_a_relu_after_it(case: Case, training: bool) -> None:
+    norm, own = make(case.shape).train(training), make(case.shape).train(training)
+    own.relu = True
+    x, same = (inputs(case.shape, case.channels_last).requires_grad_() for _ in range(2))
+    expected, y = norm(x).relu(), own(same)
+    assert (y == 0).any()
+    assert torch.equal(y, expected)
+    assert all(map(torch.equal, grads(y, same, own), grads(expected, x, norm)))
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch.compile does so itself
+@pytest.mark.parametrize("num_groups", [1, 2])
+def test_a_compiled_network_gives_the_same(num_groups: int) -> None:
+    norm, x = make(), inputs((num_groups * GHOST, 3, 5, 5)).requires_grad_()
+    compiled = torch.compile(nn.Sequential(norm, nn.Sigmoid()), backend="eager")
+    y, expected = compiled(x), make()(x).sigmoid()
+    assert torch.equal(y, expected)
+    assert torch.equal(*(torch.autograd.grad(each.sum(), x)[0] for each in (y, expected)))
+
+
 def test_all_its_kinds_are_found_and_shown() -> None:
     model = nn.Sequential(GhostBatchNorm1d(3, 4), nn.ReLU(), GhostBatchNorm2d(3, 4, affine=False), nn.BatchNorm1d(3))
     assert list(ghost_norms(model)) == [model[0], model[2]]
     assert list(model[2].state_dict()) == ["running_mean", "running_var"]
     assert repr(model[2]) == "GhostBatchNorm2d(3, ghost_batch=4, eps=1e-05, momentum=0.1, affine=False)"
+    assert repr(GhostBatchNorm1d(3, 4, relu=True)).endswith("momentum=0.1, relu=True)")
