@@ -9,6 +9,7 @@ Triton looks at the variable when it is imported: hence no fixture sets it.
 from __future__ import annotations
 
 import os
+import warnings
 
 import pytest
 import torch
@@ -30,3 +31,12 @@ def device() -> torch.device:
     if not INTERPRETED and not torch.cuda.is_available():
         pytest.skip("needs a GPU, or TRITON_INTERPRET=1 in the environment")
     return torch.device("cpu") if INTERPRETED else torch.device("cuda", 0)
+
+
+@pytest.fixture
+def float32_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products of float32 are of 24 bits, and sums always in one order, as on a CPU."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch would rather have the setting's new name, which its older ones lack
+        monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
