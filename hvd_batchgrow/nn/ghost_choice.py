@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Protocol
 
@@ -22,6 +24,7 @@ class Normalise(Protocol):
         """Output, and statistics (k, 2, C)."""
 
 
+_without_triton = False
 _found: dict[torch.device, Normalise] = {}
 """For each GPU asked for."""
 
@@ -32,11 +35,22 @@ def choose(x: Tensor, num_groups: int) -> Normalise:
     A ghost batch then has the same bits alone and among others.
     """
     is_taken = x.dtype in (torch.float32, torch.float16, torch.bfloat16) and fits(x.numel() // num_groups)
-    if x.device.type != "cuda" or not is_taken:
+    if x.device.type != "cuda" or not is_taken or _without_triton:
         return ghost_kernels.normalise
     if x.device not in _found:
         _found[x.device] = _find(x.device)
     return _found[x.device]
+
+
+@contextmanager
+def without_triton() -> Iterator[None]:
+    """In here, forwards are by PyTorch's operations everywhere: to compare, or to see whether a kernel is to blame."""
+    global _without_triton  # noqa: PLW0603  # one switch for all norms of the process
+    before, _without_triton = _without_triton, True
+    try:
+        yield
+    finally:
+        _without_triton = before
 
 
 def _find(device: torch.device) -> Normalise:

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hvd_batchgrow.nn import ghost_batch_norm, ghost_choice, ghost_kernels
+from hvd_batchgrow.nn import ghost_choice, ghost_kernels
 from hvd_batchgrow.nn.convert import convert_ghost_batch_norm
 from hvd_batchgrow.nn.ghost_batch_norm import GhostBatchNorm, GhostBatchNorm1d, GhostBatchNorm2d
+from hvd_batchgrow.nn.ghost_choice import without_triton
 
 GHOST = 32
 SHAPES = [
@@ -45,11 +46,6 @@ def forward_and_backward(norm: nn.Module, x: Tensor, upstream: Tensor) -> list[T
     return [y.detach(), *torch.autograd.grad(y, [leaf, *norm.parameters()], upstream.to(y.dtype))]
 
 
-@pytest.fixture
-def without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ghost_batch_norm, "choose", lambda x, num_groups: ghost_kernels.normalise)
-
-
 def assert_is_batch_norm_on_each_ghost_batch(shape: tuple[int, ...], device: torch.device, channels_last: bool) -> None:
     norm = make(shape, device)
     plain = (nn.BatchNorm2d if len(shape) == 4 else nn.BatchNorm1d)(shape[1]).to(device)
@@ -75,9 +71,9 @@ def test_it_is_batch_norm_on_each_ghost_batch(shape: tuple[int, ...], gpu: torch
 
 @each_shape
 @each_layout
-@pytest.mark.usefixtures("without_triton")
 def test_it_is_so_without_triton(shape: tuple[int, ...], gpu: torch.device, channels_last: bool) -> None:
-    assert_is_batch_norm_on_each_ghost_batch(shape, gpu, channels_last)
+    with without_triton():
+        assert_is_batch_norm_on_each_ghost_batch(shape, gpu, channels_last)
 
 
 @each_shape
@@ -111,7 +107,7 @@ def test_triton_is_used_for_what_it_takes(gpu: torch.device) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @each_layout
 def test_under_autocast_it_is_what_it_is_without_triton(
-    gpu: torch.device, dtype: torch.dtype, channels_last: bool, monkeypatch: pytest.MonkeyPatch
+    gpu: torch.device, dtype: torch.dtype, channels_last: bool
 ) -> None:
     torch.manual_seed(0)
     network = nn.Sequential(
@@ -127,8 +123,9 @@ def test_under_autocast_it_is_what_it_is_without_triton(
         return [y, *torch.autograd.grad(y.float().square().mean(), list(network.parameters()))]
 
     got = run()
-    monkeypatch.setattr(ghost_batch_norm, "choose", lambda x, num_groups: ghost_kernels.normalise)
-    for value, expected in zip(got, run(), strict=True):
+    with without_triton():
+        plain = run()
+    for value, expected in zip(got, plain, strict=True):
         # Each is a sum of some hundred values, of which rounding moves a few by one place.
         scale = expected.float().abs().max().item()
         torch.testing.assert_close(value.float(), expected.float(), rtol=0, atol=8 * torch.finfo(dtype).eps * scale)

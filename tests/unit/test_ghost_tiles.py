@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -58,6 +60,18 @@ def test_places_beyond_32_bits_are_left_to_pytorch() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_what_no_kernel_takes_is_pytorchs(dtype: torch.dtype) -> None:
     assert ghost_choice.choose(torch.zeros(4, 2, dtype=dtype), 2) is ghost_kernels.normalise
+
+
+def test_the_switch_is_for_its_block_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu, of_triton = torch.device("cuda", 0), ghost_kernels._normalise_one
+    monkeypatch.setitem(ghost_choice._found, gpu, of_triton)
+    x = SimpleNamespace(device=gpu, dtype=torch.float16, numel=lambda: 8)
+    for error in (None, ValueError):
+        with nullcontext() if error is None else pytest.raises(error), ghost_choice.without_triton():
+            assert ghost_choice.choose(x, 2) is ghost_kernels.normalise  # type: ignore[arg-type]
+            if error:
+                raise error
+        assert ghost_choice.choose(x, 2) is of_triton  # type: ignore[arg-type]
 
 
 def test_without_triton_pytorch_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
