@@ -36,6 +36,7 @@ CASES = {
     "columns, three tiles each split": Case((8, 5, 3, 7), channels_last=True, whole=16, tile=64, splits=4),
     "more channels than a tile's": Case((8, 35, 2, 2), channels_last=True, whole=64, tile=64),
     "no maps": Case((8, 21)),
+    "one channel": Case((8, 1, 5, 3)),
 }
 every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 

@@ -44,7 +44,8 @@ def compiled(name: str, constants: dict[str, Any], num_warps: int, dtype: str, c
 @pytest.mark.parametrize(("num_pixels", "neighbours"), [(49, 49), (49, 1), (1024, 1024), (1024, 1)])
 @pytest.mark.parametrize("plain", [False, True])
 def test_kernels_compile_and_fit(capability: int, dtype: str, num_pixels: int, neighbours: int, plain: bool) -> None:
-    tiles = choose_tiles(32 * num_pixels, 64, neighbours, 4 if dtype == "fp32" else 2)
+    num_channels = 1 if plain else 64
+    tiles = choose_tiles(32 * num_pixels, num_channels, neighbours, 4 if dtype == "fp32" else 2)
     constants = {
         "RELU": not plain,
         "PIXELS": neighbours,
@@ -52,7 +53,8 @@ def test_kernels_compile_and_fit(capability: int, dtype: str, num_pixels: int, n
         "CHANNELS": tiles.num_channels,
         "TILES": tiles.num_per_program,
         "SPLITS": power_of_two(tiles.num_splits),
-        **({"weight": None, "bias": None} if plain else {}),
+        # An argument of 1 is a constant too: Triton makes it one.
+        **({"weight": None, "bias": None, "num_channels": 1} if plain else {}),
     }
     for name in KERNELS["whole" if tiles.num_splits == 1 else "splits"]:
         kernel = compiled(name, constants, tiles.num_warps, dtype, capability)
