@@ -124,7 +124,9 @@ class GhostBatchNorm(nn.Module):
         return self._weights(positions, num_groups, statistics)[:, None, None] * statistics
 
     def _weights(self, positions: Iterable[int], num_groups: int, like: Tensor) -> Tensor:
-        return like.new_tensor([self.momentum * (1 - self.momentum) ** (num_groups - 1 - i) for i in positions])
+        weights = [self.momentum * (1 - self.momentum) ** (num_groups - 1 - i) for i in positions]
+        # Not to wait for a GPU, which has the last forward still to do.
+        return torch.tensor(weights, dtype=like.dtype).to(like.device, non_blocking=True)
 
     def take_statistics(self) -> Tensor:
         """Mean and unbiased variance of each ghost batch seen since they were last taken, float64 (k, 2, C)."""

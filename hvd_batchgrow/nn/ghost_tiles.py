@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import isqrt
 from typing import NamedTuple
 
 _WHOLE = 2**14
@@ -9,7 +10,9 @@ _WHOLE = 2**14
 _TILE = 2**12
 """Values that a program has in hand at a time where it cannot hold all."""
 _MAX_SPLITS = 64
-"""Programs that share a channel of a ghost batch; each later reads what all of them found."""
+"""Programs that share a channel of a ghost batch."""
+_PARTS_SHARE = 0.25
+"""Each of them later reads what all have found, two numbers a channel: at most so much for each value of its own."""
 _VECTOR_BYTES, _LINE_BYTES = 16, 128
 """What a thread, and what a GPU, likes to read at one place."""
 _VALUES_PER_WARP = 2**9
@@ -52,7 +55,9 @@ def choose_tiles(num_values: int, num_channels: int, num_pixels: int, value_byte
     width = _width(_LINE_BYTES, run_bytes, num_channels)
     height = max(1, _TILE // width)
     num_tiles = _over(num_values, height)
-    num_per_program = _over(num_tiles, _MAX_SPLITS)
+    # 2 · splits <= share · values / splits
+    max_splits = min(_MAX_SPLITS, max(1, isqrt(int(num_values * _PARTS_SHARE / 2))))
+    num_per_program = _over(num_tiles, max_splits)
     return Tiles(height, width, num_per_program, _over(num_tiles, num_per_program), _num_warps(height * width))
 
 

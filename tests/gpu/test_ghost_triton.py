@@ -46,7 +46,8 @@ def limits(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
     callspec = getattr(request.node, "callspec", None)
     if callspec and "case" in callspec.params:
         case = callspec.params["case"]
-        for name, value in (("_WHOLE", case.whole), ("_TILE", case.tile), ("_MAX_SPLITS", case.splits)):
+        limits = {"_WHOLE": case.whole, "_TILE": case.tile, "_MAX_SPLITS": case.splits, "_PARTS_SHARE": 100}
+        for name, value in limits.items():
             monkeypatch.setattr(ghost_tiles, name, value)
 
 

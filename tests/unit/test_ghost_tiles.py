@@ -30,6 +30,7 @@ def test_tiles_cover_a_ghost_batch_and_none_begins_beyond_it(
         assert size == power_of_two(size)
     assert tiles.num_values * tiles.num_channels <= 2**14, "32 registers for each of 512 threads"
     assert tiles.num_splits <= 64
+    assert tiles.num_splits == 1 or 2 * tiles.num_splits <= 0.25 * num_values / tiles.num_splits
     assert tiles.num_channels < 2 * num_channels
     assert tiles.num_warps <= 16
 
