@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -9,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import hvd_batchgrow.nn
 from hvd_batchgrow.nn import ghost_choice, ghost_kernels
 from hvd_batchgrow.nn.ghost_batch_norm import GhostBatchNorm1d
 from hvd_batchgrow.nn.ghost_tiles import choose_tiles, fits, power_of_two
@@ -80,14 +80,20 @@ def test_without_triton_pytorch_is_used(monkeypatch: pytest.MonkeyPatch) -> None
     assert ghost_choice._find(torch.device("cuda", 0)) is ghost_kernels.normalise
 
 
-def test_a_triton_that_cannot_build_kernels_is_told_once_and_left(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    (tmp_path / "triton").mkdir()
-    (tmp_path / "triton/__init__.py").write_text("raise RuntimeError('no compiler')")
-    monkeypatch.syspath_prepend(tmp_path)
-    with pytest.warns(UserWarning, match=r"cannot be built here .RuntimeError: no compiler.; it needs a C compiler"):
-        assert ghost_choice._find(torch.device("cuda", 0)) is ghost_kernels.normalise
+@pytest.mark.parametrize("works", [False, True])
+def test_a_triton_that_cannot_build_kernels_is_told_of_and_left(works: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def normalise(x: torch.Tensor, *_: object) -> None:
+        assert len(x) == 2
+        if not works:
+            raise RuntimeError("no compiler")
+
+    triton = SimpleNamespace(normalise=normalise)
+    monkeypatch.setattr(ghost_choice, "find_spec", lambda _: triton)
+    monkeypatch.setattr(hvd_batchgrow.nn, "ghost_triton", triton, raising=False)
+    told = pytest.warns(UserWarning, match=r"cannot be built here .RuntimeError: no compiler.; it needs a C compiler")
+    with nullcontext() if works else told:
+        found = ghost_choice._find(torch.device("cpu"))
+    assert found is (normalise if works else ghost_kernels.normalise)
 
 
 def test_the_norm_uses_what_is_chosen_for_one_ghost_batch_and_for_several(monkeypatch: pytest.MonkeyPatch) -> None:
