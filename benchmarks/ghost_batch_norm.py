@@ -1,27 +1,38 @@
-"""Ghost batch norm, forward and backward, on one thread; samples a second.
+"""Ghost batch norm, forward and backward; samples a second.
 
 python -m benchmarks.ghost_batch_norm [--turns 15] [--samples 256] [--channels 64] [--ghost-batch 32] [--fresh-memory]
+python -m benchmarks.ghost_batch_norm --device cuda [--dtype bfloat16]
 
 Beside ours: nn.BatchNorm2d, which takes the whole micro-batch as one; and a loop of it over ghost batches, whose
-outputs are concatenated. By default the process keeps the memory that it frees. glibc returns large blocks to the
-system and gets them anew, page by page, which takes longer than to normalise what is in them, and meets a contestant
-or not by what was allocated before: `--fresh-memory` leaves that on.
+outputs are concatenated.
+
+On a CPU, one thread. By default the process keeps the memory that it frees. glibc returns large blocks to the system
+and gets them anew, page by page, which takes longer than to normalise what is in them, and meets a contestant or not
+by what was allocated before: `--fresh-memory` leaves that on.
+
+On a GPU, ours twice, by Triton's kernels where it is installed and by PyTorch's, and all once more with the ReLU after
+them; maps of ResNet-50 too. A turn ends when the GPU is done. Statistics wait for the end of a turn, as they wait for
+the end of an update in training.
 """
 
 from __future__ import annotations
 
 import argparse
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.turns import print_rates, take_turns
+from benchmarks.turns import finish, print_rates, take_turns
 from hvd_batchgrow.nn.ghost_batch_norm import GhostBatchNorm2d
+from hvd_batchgrow.nn.ghost_choice import without_triton
 
 SIDES, LAYOUTS = (32, 8), (torch.contiguous_format, torch.channels_last)
-VALUES_A_TURN = 2**26
+RESNET_MAPS = ((64, 112), (256, 56), (512, 28), (1024, 14), (2048, 7))
+"""Channels and side of ResNet-50's widest maps."""
+VALUES_A_TURN = {"cpu": 2**26, "cuda": 2**30}
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of <malloc.h>
 
 
@@ -37,18 +48,63 @@ class ChunkLoop(nn.BatchNorm2d):
         return torch.cat([super(ChunkLoop, self).forward(chunk) for chunk in x.split(self.ghost_batch)])
 
 
+class Plain(nn.Module):
+    """A ghost norm by PyTorch's operations on a GPU too."""
+
+    def __init__(self, norm: GhostBatchNorm2d) -> None:
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise."""
+        with without_triton():
+            return self.norm(x)  # type: ignore[no-any-return]
+
+
 def contestant(norm: nn.Module, x: Tensor) -> Callable[[], int]:
     """Some forwards and backwards of an input."""
     inputs, upstream = x.clone().requires_grad_(), torch.randn_like(x)
     wanted = [inputs, *norm.parameters()]
-    repeats = max(1, VALUES_A_TURN // x.numel())
+    repeats = max(1, VALUES_A_TURN[x.device.type] // x.numel())
+    deferred = [module for module in norm.modules() if isinstance(module, GhostBatchNorm2d) and module.deferred]
 
     def run() -> int:
         for _ in range(repeats):
             torch.autograd.grad(norm(inputs), wanted, upstream)
+        for module in deferred:
+            module.take_statistics()
+        finish(x.device)
         return repeats * len(x)
 
     return run
+
+
+def on_cpu(channels: int, ghost_batch: int) -> dict[str, nn.Module]:
+    """Who takes turns on a CPU."""
+    return {
+        "nn.BatchNorm2d": nn.BatchNorm2d(channels),
+        "loop over ghost batches": ChunkLoop(channels, ghost_batch),
+        "hvd_batchgrow": GhostBatchNorm2d(channels, ghost_batch),
+    }
+
+
+def on_gpu(channels: int, ghost_batch: int) -> dict[str, nn.Module]:
+    """Who takes turns on a GPU."""
+
+    def ours(*, relu: bool) -> GhostBatchNorm2d:
+        norm = GhostBatchNorm2d(channels, ghost_batch, relu=relu)
+        norm.deferred = True
+        return norm
+
+    norms: dict[str, nn.Module] = {}
+    for relu, name in ((False, ""), (True, " + ReLU")):
+        after = [nn.ReLU(inplace=True)] if relu else []
+        norms[f"nn.BatchNorm2d{name}"] = nn.Sequential(nn.BatchNorm2d(channels), *after)
+        norms[f"loop over ghost batches{name}"] = nn.Sequential(ChunkLoop(channels, ghost_batch), *after)
+        norms[f"hvd_batchgrow, PyTorch{name}"] = Plain(ours(relu=relu))
+        if find_spec("triton") is not None:
+            norms[f"hvd_batchgrow, Triton{name}"] = ours(relu=relu)
+    return norms
 
 
 def keep_memory() -> None:
@@ -58,30 +114,48 @@ def keep_memory() -> None:
     libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
-def main() -> None:
-    """Time them in turns, shape by shape."""
-    parser = argparse.ArgumentParser(description=__doc__)
+def parse() -> argparse.Namespace:
+    """What the command line says."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
     parser.add_argument("--turns", type=int, default=15)
     parser.add_argument("--samples", type=int, default=256)
     parser.add_argument("--channels", type=int, default=64)
     parser.add_argument("--ghost-batch", type=int, default=32)
-    parser.add_argument("--fresh-memory", action="store_true")
+    parser.add_argument("--fresh-memory", action="store_true", help="on a CPU")
     arguments = parser.parse_args()
-    if not arguments.fresh_memory:
+    if arguments.samples % arguments.ghost_batch:
+        parser.error(f"{arguments.samples} samples are no multiple of a ghost batch of {arguments.ghost_batch}")
+    if arguments.device == "cuda" and arguments.fresh_memory:
+        parser.error("--fresh-memory is for the CPU: PyTorch keeps a GPU's memory")
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        parser.error("PyTorch sees no GPU here")
+    return arguments
+
+
+def inputs(arguments: argparse.Namespace) -> Iterator[Tensor]:
+    """What is normalised."""
+    maps = [(arguments.channels, side) for side in SIDES]
+    for channels, side in (*maps, *(RESNET_MAPS if arguments.device == "cuda" else ())):
+        x = torch.randn(arguments.samples, channels, side, side, device=arguments.device)
+        for layout in LAYOUTS:
+            yield x.to(dtype=getattr(torch, arguments.dtype), memory_format=layout)
+
+
+def main() -> None:
+    """Time them in turns, shape by shape."""
+    arguments = parse()
+    if arguments.device == "cpu" and not arguments.fresh_memory:
         keep_memory()
     torch.set_num_threads(1)
-    channels, ghost_batch = arguments.channels, arguments.ghost_batch
-    for side in SIDES:
-        for layout in LAYOUTS:
-            x = torch.randn(arguments.samples, channels, side, side).to(memory_format=layout)
-            norms = {
-                "nn.BatchNorm2d": nn.BatchNorm2d(channels),
-                "loop over ghost batches": ChunkLoop(channels, ghost_batch),
-                "hvd_batchgrow": GhostBatchNorm2d(channels, ghost_batch),
-            }
-            print(f"\n{tuple(x.shape)}, ghost batches of {ghost_batch}, {str(layout).removeprefix('torch.')}")
-            contestants = {name: contestant(norm, x) for name, norm in norms.items()}
-            print_rates(take_turns(contestants, arguments.turns), "samples/s", "nn.BatchNorm2d")
+    device = torch.cuda.get_device_name() if arguments.device == "cuda" else "CPU, one thread"
+    for x in inputs(arguments):
+        norms = (on_gpu if x.is_cuda else on_cpu)(x.shape[1], arguments.ghost_batch)
+        layout = "contiguous" if x.is_contiguous() else "channels_last"
+        print(f"\n{device}, {tuple(x.shape)}, {arguments.dtype}, ghost batches of {arguments.ghost_batch}, {layout}")
+        contestants = {name: contestant(norm.to(x.device), x) for name, norm in norms.items()}
+        print_rates(take_turns(contestants, arguments.turns), "samples/s", "nn.BatchNorm2d")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
 """One update of all weights of ResNet-50 by SGD and by LARS; updates a second.
 
-python -m benchmarks.lars [--turns 15] [--threads 1]
+python -m benchmarks.lars [--turns 15] [--threads 1] [--device cuda]
 
 Beside ours: torch's SGD, whose update LARS scales, and timm's LARS, both of its ways, where timm is
 installed (pip install --no-deps timm); else a loop over the tensors, written from the formulas. All have
-momentum and weight decay.
+momentum and weight decay. On a GPU a turn ends when it is done.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.turns import print_rates, take_turns
+from benchmarks.turns import finish, print_rates, take_turns
 from hvd_batchgrow.optim.lars import Lars
 
-UPDATES, LR, MOMENTUM, WEIGHT_DECAY = 5, 0.1, 0.9, 5e-5
+UPDATES, LR, MOMENTUM, WEIGHT_DECAY = {"cpu": 5, "cuda": 50}, 0.1, 0.9, 5e-5
 
 
 def resnet50_shapes(num_classes: int = 1000) -> list[tuple[int, ...]]:
@@ -41,14 +41,16 @@ def resnet50_shapes(num_classes: int = 1000) -> list[tuple[int, ...]]:
     return [*shapes, (num_classes, width), (num_classes,)]
 
 
-def make_parameters() -> list[nn.Parameter]:
+def make_parameters(device: torch.device) -> list[nn.Parameter]:
     """ResNet-50's parameters with gradients, both drawn at random."""
     generator = torch.Generator().manual_seed(0)
-    parameters = [nn.Parameter(0.05 * torch.randn(shape, generator=generator)) for shape in resnet50_shapes()]
+    parameters = [
+        nn.Parameter((0.05 * torch.randn(shape, generator=generator)).to(device)) for shape in resnet50_shapes()
+    ]
     assert sum(parameter.numel() for parameter in parameters) == 25_557_032
     assert len(parameters) == 161
     for parameter in parameters:
-        parameter.grad = 1e-3 * torch.randn(parameter.shape, generator=generator)
+        parameter.grad = (1e-3 * torch.randn(parameter.shape, generator=generator)).to(device)
     return parameters
 
 
@@ -86,13 +88,15 @@ def loop(parameters: list[nn.Parameter], buffers: list[Tensor]) -> None:
         parameter.sub_(buffer)
 
 
-def contestant(update: Callable[[], object]) -> Callable[[], int]:
+def contestant(update: Callable[[], object], device: torch.device) -> Callable[[], int]:
     """Do some updates."""
+    num_updates = UPDATES[device.type]
 
     def work() -> int:
-        for _ in range(UPDATES):
+        for _ in range(num_updates):
             update()
-        return UPDATES
+        finish(device)
+        return num_updates
 
     return work
 
@@ -102,21 +106,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--turns", type=int, default=15)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     arguments = parser.parse_args()
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        parser.error("PyTorch sees no GPU here")
+    device = torch.device(arguments.device)
     torch.set_num_threads(arguments.threads)
     optimizers: dict[str, Any] = {
-        "torch SGD, foreach": torch.optim.SGD(in_groups(make_parameters()), LR, MOMENTUM, foreach=True),
-        "hvd_batchgrow Lars": Lars(in_groups(make_parameters()), LR, MOMENTUM),
+        "torch SGD, foreach": torch.optim.SGD(in_groups(make_parameters(device)), LR, MOMENTUM, foreach=True),
+        "hvd_batchgrow Lars": Lars(in_groups(make_parameters(device)), LR, MOMENTUM),
     }
     if (timm := timm_lars()) is not None:
         values: dict[str, Any] = {"lr": LR, "momentum": MOMENTUM}
-        optimizers["timm Lars, foreach"] = timm(in_groups(make_parameters()), **values, foreach=True)
-        optimizers["timm Lars, loop"] = timm(in_groups(make_parameters()), **values, foreach=False)
-    contestants = {name: contestant(optimizer.step) for name, optimizer in optimizers.items()}
+        optimizers["timm Lars, foreach"] = timm(in_groups(make_parameters(device)), **values, foreach=True)
+        optimizers["timm Lars, loop"] = timm(in_groups(make_parameters(device)), **values, foreach=False)
+    contestants = {name: contestant(optimizer.step, device) for name, optimizer in optimizers.items()}
     if timm is None:
-        parameters = make_parameters()
+        parameters = make_parameters(device)
         buffers = [torch.zeros_like(parameter) for parameter in parameters]
-        contestants["loop over the tensors"] = contestant(lambda: loop(parameters, buffers))
+        contestants["loop over the tensors"] = contestant(lambda: loop(parameters, buffers), device)
     print_rates(take_turns(contestants, arguments.turns), "updates/s", "torch SGD, foreach")
 
 

@@ -6,6 +6,14 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 
+import torch
+
+
+def finish(device: torch.device) -> None:
+    """Wait for what a GPU has been told to do; a CPU has done it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
 
 def take_turns(contestants: Mapping[str, Callable[[], int]], turns: int) -> dict[str, list[float]]:
     """Run each contestant once a turn, beginning with another each time.

@@ -20,6 +20,15 @@ git ls-files '*.sh' '*.sbatch' .ci/run | xargs shellcheck
 step "tests in one process"
 pytest -q --basetemp "$scratch/unit" tests/unit
 
+step "tests/gpu, and the kernels in Triton's interpreter"
+if python -c 'import triton' 2>/dev/null; then
+    TRITON_INTERPRET=1 pytest -q --basetemp "$scratch/interpreted" tests/gpu
+    pytest -q --basetemp "$scratch/gpu" tests/gpu
+else
+    # Not among the tests' requirements: 640 MB on disk.
+    echo "skipped: Triton is not installed (it comes with PyTorch's CUDA builds; pip install triton)"
+fi
+
 step "tests/parallel on one rank"
 pytest -q --basetemp "$scratch/one" tests/parallel
 

@@ -10,6 +10,7 @@ from hvd_batchgrow.config import Job
 from hvd_batchgrow.errors import JobError
 from hvd_batchgrow.nn.alexnet import AlexNet
 from hvd_batchgrow.nn.cifar_resnet import CifarResNet
+from hvd_batchgrow.nn.convert import fuse_relu
 from hvd_batchgrow.nn.dense import DenseLayers
 from hvd_batchgrow.nn.known import FAMILIES, check_network, check_shape, read_name
 from hvd_batchgrow.nn.layout_hazards import layout_hazards
@@ -56,7 +57,7 @@ def build_model(job: Job, sample_shape: Sequence[int], num_classes: int) -> nn.M
     family = FAMILIES[named.family]
     given = {key: value for key in family.keys if (value := getattr(model, key)) is not None}
     numbers = dict(zip(family.numbers, named.numbers, strict=True))
-    return _NETWORKS[named.family](shape[-1], num_classes, **numbers, **given)
+    return fuse_relu(_NETWORKS[named.family](shape[-1], num_classes, **numbers, **given))
 
 
 def hazards(job: Job, model: nn.Module, sample_shape: Sequence[int]) -> list[str]:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hvd_batchgrow.nn.convert import GhostBatchNormAct2d, convert_ghost_batch_norm
+from hvd_batchgrow.nn.convert import GhostBatchNormAct2d, convert_ghost_batch_norm, fuse_relu
 from hvd_batchgrow.nn.ghost_batch_norm import GhostBatchNorm, GhostBatchNorm1d, GhostBatchNorm2d, ghost_norms
 from hvd_batchgrow.nn.running_statistics import reestimate_running_statistics
 
@@ -46,6 +46,51 @@ def test_the_converted_network_gives_the_same_when_it_evaluates() -> None:
     images = torch.randn(6, 3, 8, 8)
     expected = make_network().eval()(images)
     assert torch.equal(convert_ghost_batch_norm(make_network().eval(), GHOST)(images), expected)
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("drop", [nn.Identity(), nn.Dropout(0.5)])
+def test_the_relu_of_a_norm_with_activation_may_be_its_own(training: bool, drop: nn.Module) -> None:
+    plain = NormAndActivation(3)
+    plain.drop, plain.act = drop, nn.ReLU()
+    ghost = convert_ghost_batch_norm(plain, GHOST).train(training)
+    x = torch.randn(8, 3, 5, 5)
+    bare = GhostBatchNorm2d(3, GHOST).train(training)
+    torch.manual_seed(3)
+    y = ghost(x)
+    torch.manual_seed(3)
+    assert torch.equal(y, drop(bare(x)).relu())
+    watched = []
+    ghost.act.register_forward_hook(lambda *_: watched.append(1))  # type: ignore[union-attr,operator]
+    ghost(x)
+    assert watched
+
+
+def make_sequences() -> nn.Sequential:
+    torch.manual_seed(0)
+    shared, watched = GhostBatchNorm2d(3, GHOST), nn.ReLU()
+    watched.register_forward_hook(lambda *_: None)
+    return nn.Sequential(
+        nn.Sequential(nn.Conv2d(3, 3, 3), GhostBatchNorm2d(3, GHOST), nn.ReLU(inplace=True), nn.Conv2d(3, 3, 1)),
+        nn.Sequential(shared, nn.ReLU(), shared),
+        nn.Sequential(GhostBatchNorm2d(3, GHOST), watched, nn.Flatten(), nn.LazyLinear(5)),
+        nn.Sequential(GhostBatchNorm1d(5, GHOST), nn.ReLU(), nn.ReLU()),
+    )
+
+
+def test_sequences_give_the_same_when_norms_have_the_relus_that_follow() -> None:
+    x, upstream = torch.randn(8, 3, 8, 8), torch.randn(8, 5)
+    network, plain = make_sequences(), make_sequences()
+    plain(x), network(x)  # the lazy layer
+    network.load_state_dict(plain.state_dict())
+    assert fuse_relu(network) is network
+    assert [name for name, norm in network.named_modules() if getattr(norm, "relu", False)] == ["0.1", "3.0"]
+    assert [name for name, module in network.named_modules() if isinstance(module, nn.ReLU)] == ["1.1", "2.1", "3.2"]
+    assert network.state_dict().keys() == plain.state_dict().keys()
+    of = [torch.autograd.grad(each(x), list(each.parameters()), upstream) for each in (network, plain)]
+    assert all(map(torch.equal, *of))
+    assert torch.equal(network(x), plain(x))
+    assert torch.equal(network.eval()(x), plain.eval()(x))
 
 
 def test_in_training_each_ghost_batch_is_normalised_alone() -> None:

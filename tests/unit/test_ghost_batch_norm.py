@@ -8,7 +8,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from hvd_batchgrow.nn import ghost_batch_norm
+from hvd_batchgrow.nn import ghost_kernels
 from hvd_batchgrow.nn.ghost_batch_norm import GhostBatchNorm, GhostBatchNorm1d, GhostBatchNorm2d, ghost_norms
 
 GHOST = 4
@@ -46,8 +46,8 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None
     """Has the norm work in the way that the test's case says."""
     case = getattr(request.node, "callspec", None) and request.node.callspec.params.get("case")
     if case:
-        monkeypatch.setattr(ghost_batch_norm, "_SMALL_GHOST_BATCH", case.small)
-        monkeypatch.setattr(ghost_batch_norm, "_BLOCK", case.block)
+        monkeypatch.setattr(ghost_kernels, "_SMALL_GHOST_BATCH", case.small)
+        monkeypatch.setattr(ghost_kernels, "_BLOCK", case.block)
 
 
 def make(shape: tuple[int, ...] = (12, 3, 5, 5), momentum: float = 0.1, affine: bool = True) -> GhostBatchNorm:
@@ -321,8 +321,31 @@ def test_other_inputs_are_refused(norm: GhostBatchNorm, shape: tuple[int, ...], 
         norm(torch.zeros(shape))
 
 
+@every_case
+@pytest.mark.parametrize("training", [False, True])
+def test_its_relu_is_a_relu_after_it(case: Case, training: bool) -> None:
+    norm, own = make(case.shape).train(training), make(case.shape).train(training)
+    own.relu = True
+    x, same = (inputs(case.shape, case.channels_last).requires_grad_() for _ in range(2))
+    expected, y = norm(x).relu(), own(same)
+    assert (y == 0).any()
+    assert torch.equal(y, expected)
+    assert all(map(torch.equal, grads(y, same, own), grads(expected, x, norm)))
+
+
+@pytest.mark.filterwarnings("ignore")  # torch.compile's own, as for instantiating an autograd.Function
+@pytest.mark.parametrize("num_groups", [1, 2])
+def test_a_compiled_network_gives_the_same(num_groups: int) -> None:
+    norm, x = make(), inputs((num_groups * GHOST, 3, 5, 5)).requires_grad_()
+    compiled = torch.compile(nn.Sequential(norm, nn.Sigmoid()), backend="eager")
+    y, expected = compiled(x), make()(x).sigmoid()
+    assert torch.equal(y, expected)
+    assert torch.equal(*(torch.autograd.grad(each.sum(), x)[0] for each in (y, expected)))
+
+
 def test_all_its_kinds_are_found_and_shown() -> None:
     model = nn.Sequential(GhostBatchNorm1d(3, 4), nn.ReLU(), GhostBatchNorm2d(3, 4, affine=False), nn.BatchNorm1d(3))
     assert list(ghost_norms(model)) == [model[0], model[2]]
     assert list(model[2].state_dict()) == ["running_mean", "running_var"]
     assert repr(model[2]) == "GhostBatchNorm2d(3, ghost_batch=4, eps=1e-05, momentum=0.1, affine=False)"
+    assert repr(GhostBatchNorm1d(3, 4, relu=True)).endswith("momentum=0.1, relu=True)")

@@ -1,0 +1,72 @@
+"""Which arithmetic a ghost norm uses: Triton's kernels where they take the input, else PyTorch's operations."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from hvd_batchgrow.nn import ghost_kernels
+from hvd_batchgrow.nn.ghost_tiles import fits
+
+
+class Normalise(Protocol):
+    """What `ghost_kernels.normalise` and `ghost_triton.normalise` have in common."""
+
+    def __call__(
+        self, x: Tensor, weight: Tensor | None, bias: Tensor | None, num_groups: int, eps: float, *, relu: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Output, and statistics (k, 2, C)."""
+
+
+_without_triton = False
+_found: dict[torch.device, Normalise] = {}
+"""For each GPU asked for."""
+
+
+def choose(x: Tensor, num_groups: int) -> Normalise:
+    """For inputs like this one, of k ghost batches; on a GPU the same for all k.
+
+    A ghost batch then has the same bits alone and among others.
+    """
+    is_taken = x.dtype in (torch.float32, torch.float16, torch.bfloat16) and fits(x.numel() // num_groups)
+    if x.device.type != "cuda" or not is_taken or _without_triton:
+        return ghost_kernels.normalise
+    if x.device not in _found:
+        _found[x.device] = _find(x.device)
+    return _found[x.device]
+
+
+@contextmanager
+def without_triton() -> Iterator[None]:
+    """In here, forwards are by PyTorch's operations everywhere: to compare, or to see whether a kernel is to blame."""
+    global _without_triton  # noqa: PLW0603  # one switch for all norms of the process
+    before, _without_triton = _without_triton, True
+    try:
+        yield
+    finally:
+        _without_triton = before
+
+
+def _find(device: torch.device) -> Normalise:
+    """Triton's, where it is installed and can build a kernel for this GPU."""
+    if find_spec("triton") is None:
+        return ghost_kernels.normalise
+    try:
+        from hvd_batchgrow.nn import ghost_triton
+
+        ghost_triton.normalise(torch.ones(2, 1, device=device), None, None, 1, 1.0)
+    except Exception as error:  # no compiler, a GPU that is too old, a Triton that does not know it
+        warnings.warn(
+            f"ghost norms on {device} use PyTorch's kernels, which take longer: Triton's cannot be built here "
+            f"({type(error).__name__}: {error}); it needs a C compiler and Python's headers",
+            stacklevel=4,
+        )
+        return ghost_kernels.normalise
+    normalise: Normalise = ghost_triton.normalise
+    return normalise

@@ -1,0 +1,113 @@
+"""Updates and a whole run on a GPU, against the CPU's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from hvd_batchgrow.comm.ranks import SingleRank
+from hvd_batchgrow.optim.lars import Lars
+from hvd_batchgrow.schedule.plan import compile_plan
+from hvd_batchgrow.train import loop
+from hvd_batchgrow.train.checkpoint import tree_digest
+from hvd_batchgrow.train.events import Observer, TrainRecord
+from hvd_batchgrow.train.loop import Trainer
+from hvd_batchgrow.train.stop import StopRequest
+from tests.helpers import NUM_TRAIN, small_job, small_source
+
+pytestmark = pytest.mark.usefixtures("float32_convolutions")
+
+
+class Losses(Observer):
+    def __init__(self) -> None:
+        self.values: list[float] = []
+
+    def on_record(self, event: TrainRecord) -> None:
+        self.values.append(event.loss)
+
+
+def train(folder: Path, **sections: Any) -> tuple[Trainer, list[float]]:
+    (folder / "checkpoints").mkdir(parents=True)
+    job, losses = small_job(**{"data": {"pipeline": "torch"}, **sections}), Losses()
+    trainer = Trainer(job, compile_plan(job, 1, NUM_TRAIN), small_source(), SingleRank(), folder, [losses])
+    assert trainer.run(StopRequest()).done
+    return trainer, losses.values
+
+
+def state(trainer: Trainer) -> dict[str, Tensor]:
+    return {name: value.cpu() for name, value in trainer.model.state_dict().items()}
+
+
+def digest(trainer: Trainer) -> str:
+    return tree_digest({"model": trainer.model.state_dict(), "optimizer": trainer.optimizer.state_dict()})
+
+
+def test_a_run_is_the_cpus_up_to_rounding(gpu: torch.device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer, losses = train(tmp_path / "gpu")
+    assert trainer.device == gpu
+    monkeypatch.setattr(loop, "_choose_device", lambda _: torch.device("cpu"))
+    on_cpu, expected = train(tmp_path / "cpu")
+    assert on_cpu.device.type == "cpu"
+    assert losses[0] == pytest.approx(expected[0], rel=1e-4)
+    assert losses == pytest.approx(expected, rel=1e-2)
+    # Steps of 0.05 on gradients of order 1, 80 times: rounding grows with every one of them.
+    torch.testing.assert_close(state(trainer), state(on_cpu), rtol=1e-2, atol=2e-3)
+
+
+@pytest.mark.parametrize("micro_batch", [8, 16])
+def test_a_run_repeats_to_the_bit(gpu: torch.device, tmp_path: Path, micro_batch: int) -> None:
+    first, again = (train(tmp_path / name, layout={"max_micro_batch": micro_batch})[0] for name in ("first", "again"))
+    assert first.device == gpu
+    assert digest(first) == digest(again)
+
+
+@pytest.mark.parametrize("precision", ["float16", "bfloat16"])
+def test_a_run_of_16_bits_learns_as_well(gpu: torch.device, tmp_path: Path, precision: str) -> None:
+    trainer, losses = train(tmp_path / "16", update={"precision": precision})
+    _, expected = train(tmp_path / "32")
+    assert trainer.device == gpu
+    assert losses[-1] == pytest.approx(expected[-1], abs=0.1 * expected[0])
+    assert {parameter.dtype for parameter in trainer.model.parameters()} == {torch.float32}
+    assert (trainer.engine.loss_scale is not None) == (precision == "float16")
+    assert trainer.num_skipped < 10
+
+
+def test_an_overflow_halves_the_loss_scale_and_leaves_the_update_out(gpu: torch.device, tmp_path: Path) -> None:
+    def run(scale: float) -> Trainer:
+        folder = tmp_path / str(scale)
+        (folder / "checkpoints").mkdir(parents=True)
+        job = small_job(data={"pipeline": "torch"}, update={"precision": "float16"})
+        trainer = Trainer(job, compile_plan(job, 1, NUM_TRAIN), small_source(), SingleRank(), folder, [])
+        assert trainer.engine.loss_scale is not None
+        trainer.engine.loss_scale.value = scale
+        assert trainer.run(StopRequest()).done
+        return trainer
+
+    trainer = run(2.0**24)
+    assert trainer.device == gpu
+    assert trainer.engine.loss_scale is not None
+    assert trainer.num_skipped > 0
+    assert trainer.engine.loss_scale.value == 2.0**24 / 2**trainer.num_skipped
+    assert all(value.isfinite().all() for value in state(trainer).values())
+    assert run(2.0**10).num_skipped == 0
+
+
+def test_lars_is_the_cpus_up_to_rounding(gpu: torch.device) -> None:
+    def run(device: torch.device) -> list[Tensor]:
+        generator = torch.Generator().manual_seed(0)
+        shapes = ((64, 3, 7, 7), (64,), (128, 64), (128,), ())
+        parameters = [nn.Parameter(torch.randn(shape, generator=generator).to(device)) for shape in shapes]
+        optimizer = Lars(parameters, 0.5, 0.9, 1e-4)
+        for lr in (0.5, 0.1, 0.1):
+            optimizer.param_groups[0]["lr"] = lr
+            for parameter in parameters:
+                noise = torch.randn(parameter.shape, generator=generator)
+                parameter.grad = 0.3 * parameter.detach() + noise.to(device)
+            optimizer.step()
+        return [tensor.detach().cpu() for tensor in (*parameters, optimizer.trust_ratios())]
+
+    torch.testing.assert_close(run(gpu), run(torch.device("cpu")), rtol=1e-5, atol=1e-6)
