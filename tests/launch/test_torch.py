@@ -56,6 +56,30 @@ def test_a_rank_whose_peer_is_killed_ends_at_once_and_says_so(folder: Path) -> N
     assert "Traceback" not in text
 
 
+def test_a_rank_that_waits_ends_when_rank_0_is_killed(folder: Path) -> None:
+    program = (
+        "import os, signal\n"
+        "from hvd_batchgrow.comm.connect import connect\n"
+        "from hvd_batchgrow.errors import RunError\n"
+        "ranks = connect()\n"
+        "if ranks.first(1):\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "try:\n"
+        "    ranks.wait_idle(lambda: False)\n"
+        "except RunError as error:\n"
+        "    print(error, flush=True)\n"
+        "    ranks.abort(7)\n"
+    )
+    port = free_port()
+    first, second = start_rank(folder, 0, port, program), start_rank(folder, 1, port, program)
+    first.communicate(timeout=60)
+    begin = time.monotonic()
+    text, _ = second.communicate(timeout=60)
+    assert (first.returncode, second.returncode) == (-signal.SIGKILL, 7)
+    assert time.monotonic() - begin < 10
+    assert "rank 0 has ended while this rank waited for its phase" in text
+
+
 def test_ranks_of_mpirun_meet_without_mpi4py(folder: Path) -> None:
     program = "import sys\nsys.modules['mpi4py'] = None\nfrom hvd_batchgrow.cli import main\nsys.exit(main())\n"
     words = [str(TOOLS / "mpirun.sh"), "2", sys.executable, "-c", program]
