@@ -35,11 +35,17 @@ pytest -q --basetemp "$scratch/one" tests/parallel
 # The same files again, as ranks. A rank that hangs must not hang the suite.
 # shellcheck disable=SC2016  # expanded by each rank
 as_rank='exec python -m pytest -q --color=no -p no:cacheprovider \
-    --basetemp "$0.${OMPI_COMM_WORLD_RANK:-$HOROVOD_RANK}" tests/parallel'
+    --basetemp "$0.${RANK:-${OMPI_COMM_WORLD_RANK:-$HOROVOD_RANK}}" "$@"'
 step "tests/parallel under mpirun -np 2"
-HVD_BATCHGROW_TEST_RANKS=2 timeout 600 tools/mpirun.sh 2 bash -c "$as_rank" "$scratch/mpirun"
+HVD_BATCHGROW_TEST_RANKS=2 timeout 600 tools/mpirun.sh 2 bash -c "$as_rank" "$scratch/mpirun" tests/parallel
 step "tests/parallel under horovodrun -np 2 --gloo"
-HVD_BATCHGROW_TEST_RANKS=2 timeout 600 horovodrun -np 2 --gloo bash -c "$as_rank" "$scratch/gloo"
+HVD_BATCHGROW_TEST_RANKS=2 timeout 600 horovodrun -np 2 --gloo bash -c "$as_rank" "$scratch/gloo" tests/parallel
+step "tests/parallel under mpirun -np 2, over torch.distributed"
+HVD_BATCHGROW_TEST_COMM=torch HVD_BATCHGROW_TEST_RANKS=2 \
+    timeout 600 tools/mpirun.sh 2 bash -c "$as_rank" "$scratch/torch" tests/parallel
+step "tests/parallel under torchrun"
+HVD_BATCHGROW_TEST_RANKS=2 timeout 600 torchrun --standalone --no-python --nproc-per-node 2 \
+    bash -c "$as_rank" "$scratch/torchrun" tests/parallel
 
 step "launch forms"
 pytest -q --basetemp "$scratch/launch" tests/launch

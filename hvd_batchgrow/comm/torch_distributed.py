@@ -74,6 +74,9 @@ class TorchRanks(Ranks):
         self.sum(torch.zeros(1), "close")
         for ranks in (self, *filter(None, self._parts.values())):
             ranks._order.close()
+            # Gloo's threads end with their group, and that with the last that knows it. One that is still
+            # letting go of its last tensor when Python ends aborts the process.
+            ranks._data = ranks._control = None
         dist.destroy_process_group()
 
     def prepare(self) -> bytes:

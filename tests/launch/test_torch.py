@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.launch.test_forms import BIN, ENVIRONMENT, TOOLS, folder, run
+from tests.launch.test_forms import BIN, ENVIRONMENT, FORMS, TOOLS, folder, run
 
 __all__ = ["folder"]  # a fixture
 
@@ -56,6 +56,30 @@ def test_a_rank_whose_peer_is_killed_ends_at_once_and_says_so(folder: Path) -> N
     assert "Traceback" not in text
 
 
+def test_a_rank_that_waits_ends_when_rank_0_is_killed(folder: Path) -> None:
+    program = (
+        "import os, signal\n"
+        "from hvd_batchgrow.comm.connect import connect\n"
+        "from hvd_batchgrow.errors import RunError\n"
+        "ranks = connect()\n"
+        "if ranks.first(1):\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "try:\n"
+        "    ranks.wait_idle(lambda: False)\n"
+        "except RunError as error:\n"
+        "    print(error, flush=True)\n"
+        "    ranks.abort(7)\n"
+    )
+    port = free_port()
+    first, second = start_rank(folder, 0, port, program), start_rank(folder, 1, port, program)
+    first.communicate(timeout=60)
+    begin = time.monotonic()
+    text, _ = second.communicate(timeout=60)
+    assert (first.returncode, second.returncode) == (-signal.SIGKILL, 7)
+    assert time.monotonic() - begin < 10
+    assert "rank 0 has ended while this rank waited for its phase" in text
+
+
 def test_ranks_of_mpirun_meet_without_mpi4py(folder: Path) -> None:
     program = "import sys\nsys.modules['mpi4py'] = None\nfrom hvd_batchgrow.cli import main\nsys.exit(main())\n"
     words = [str(TOOLS / "mpirun.sh"), "2", sys.executable, "-c", program]
@@ -74,6 +98,28 @@ def test_torchrun_is_not_for_horovod(folder: Path) -> None:
     done = run(folder, "torchrun", "train", "small.toml", "--comm", "horovod", "--name", "refused")
     assert done.returncode == 1
     assert (done.stdout + done.stderr).count("Horovod cannot join ranks that torchrun started: --comm torch") == 1
+
+
+def test_no_thread_of_gloo_outlives_the_ranks(tmp_path: Path) -> None:
+    """One that lets go of a tensor while Python ends would abort the process: one run in three, once."""
+    program = tmp_path / "threads.py"
+    program.write_text(
+        "import os, torch\n"
+        "from hvd_batchgrow.comm.connect import connect\n"
+        "import hvd_batchgrow.comm.torch_distributed\n"
+        "torch.ones(1) + 1\n"
+        "before = len(os.listdir('/proc/self/task'))\n"
+        "ranks = connect('torch')\n"
+        "part = ranks.first(1)\n"
+        "part.close() if part else ranks.wait_idle(lambda: False)\n"
+        "ranks.sum(torch.ones(3), 'ones')\n"
+        "during = len(os.listdir('/proc/self/task'))\n"
+        "ranks.close()\n"
+        "assert len(os.listdir('/proc/self/task')) == before < during, (before, during)\n"
+    )
+    words = [*FORMS["torchrun"], sys.executable, str(program)]
+    done = subprocess.run(words, check=False, env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
 
 
 LAUNCHERS = {

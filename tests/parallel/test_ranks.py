@@ -5,6 +5,7 @@ import torch
 
 from hvd_batchgrow.comm.ranks import AgreedFailure, Ranks
 from hvd_batchgrow.errors import ExitCode, Fault, JobError, RunError
+from hvd_batchgrow.train.gradients import GradientBuckets
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.int64])
@@ -23,6 +24,23 @@ def test_sums_started_in_another_order_on_each_rank_meet_by_name(ranks: Ranks) -
     for handle in handles:
         ranks.wait(handle)
     assert [tensors[name][0].item() for name in "abc"] == [ranks.size, 10 * ranks.size, 100 * ranks.size]
+
+
+def test_gradients_that_are_ready_in_another_order_on_each_rank_meet(ranks: Ranks) -> None:
+    parameters = [torch.nn.Parameter(torch.ones(4)) for _ in range(3)]
+    buckets = GradientBuckets(parameters, ranks, bucket_bytes=16)
+    ready: list[int] = []
+    for k, parameter in enumerate(parameters):
+        parameter.register_post_accumulate_grad_hook(lambda _, k=k: ready.append(k))
+    order = [0, 1, 2] if ranks.rank % 2 else [2, 1, 0]
+    loss = torch.zeros(())
+    for k in order:  # what was computed last is differentiated first
+        loss = loss + (10.0**k * parameters[k]).sum()
+    buckets.start_when_ready()
+    loss.backward()
+    buckets.wait()
+    assert ready == order[::-1]
+    assert [p.grad[0].item() for p in parameters if p.grad is not None] == [ranks.size * 10.0**k for k in range(3)]
 
 
 @pytest.mark.parametrize("data", [None, b"", b"x", b"eight by", bytes(range(256)) * 5 + b"odd"])
