@@ -23,9 +23,11 @@ class ProgressDisplay(Observer):
         self._task = TaskID(0)
         self._last: TrainRecord | None = None
         self._phase = -1
+        self._num_ranks = 1
 
     def on_start(self, event: RunStarted) -> None:
         """The plan, the machine, and a bar if there is a terminal."""
+        self._num_ranks = event.ranks
         self.console.print(plan_table(event.plan))
         self.console.print(
             f"{event.num_parameters:,} parameters on {event.device}, {event.ranks} ranks by {event.backend}, "
@@ -49,9 +51,9 @@ class ProgressDisplay(Observer):
         if self._progress:
             self._progress.update(self._task, completed=event.samples, description=_line(event))
         elif event.phase != self._phase:
+            some = f" on {event.ranks} of {self._num_ranks} ranks" if event.ranks < self._num_ranks else ""
             self.console.print(
-                f"phase {event.phase + 1}: global batch {event.global_batch}, lr {event.lr:.5g}",
-                highlight=False,
+                f"phase {event.phase + 1}: global batch {event.global_batch}{some}, lr {event.lr:.5g}", highlight=False
             )
         self._phase = event.phase
 
