@@ -135,7 +135,7 @@ def test_status_tells_the_first_failure_and_what_to_do(tmp_path: Path) -> None:
         "13 CANCELLED, DependencyNeverSatisfied",
     ]
     assert list(trouble_lines(ledger, tmp_path / "small")) == [
-        f"link 2 ended as 12 FAILED, exit code 1; the end of {log}:",
+        f"link 2 is what broke: job 12 FAILED, exit code 1; the end of {log}:",
         *(f"  | line {k}" for k in range(12, 20)),
         "links waiting for it were cancelled: 3",
         "once it is mended: the command that submitted it, with --resume auto",
