@@ -29,11 +29,12 @@ class StatusCommand:
         if ledger is None:
             raise RunError(f"{self.folder} holds no chain: hvd-batchgrow submit writes one into runs/NAME")
         known = Slurm().states(entry.job_id for entry in ledger.entries if entry.job_id is not None)
-        now = ledger.with_states(known)
+        done_samples = samples_done(self.folder)
+        now = ledger.with_states(known, done_samples)
         if now != ledger:
             write_ledger(self.folder, now)
         print("\n".join(table_lines(now)))
-        print(f"newest checkpoint: {samples_done(self.folder):,} of {now.entries[-1].link.end_samples:,} samples")
+        print(f"newest checkpoint: {done_samples:,} of {now.entries[-1].link.end_samples:,} samples")
         troubles = list(trouble_lines(now, self.folder))
         print("\n".join(troubles), end="\n" if troubles else "")
         return ExitCode.FAILURE if troubles else ExitCode.DONE

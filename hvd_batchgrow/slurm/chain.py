@@ -189,7 +189,7 @@ def trouble_lines(ledger: Ledger, run: Path) -> Iterator[str]:
         return
     k, entry = failed
     log = run / FOLDER / f"{ledger.name}-{entry.job_id}.out"
-    yield f"link {k + 1} ended as {_state(entry).partition(' ')[2]}; the end of {log}:"
+    yield f"link {k + 1} is what broke: {_state(entry)}; the end of {log}:"
     yield from (f"  | {line}" for line in _last_lines(log))
     waiting = [str(j + 1) for j in range(k + 1, len(ledger.entries)) if ledger.entries[j].has_failed]
     if waiting:

@@ -17,6 +17,8 @@ FOLDER = "slurm"
 """Of a run folder: the ledger, the links' scripts, their job file and their logs."""
 _FORMAT = 1
 NOT_SUBMITTED, DONE_BEFORE = "NOT SUBMITTED", "DONE BEFORE"
+GONE = "GONE"
+"""Slurm knows nothing of a job any more, and its phases are not done."""
 
 
 @dataclass(frozen=True)
@@ -49,9 +51,16 @@ class Ledger:
     """Of the run."""
     entries: tuple[Entry, ...]
 
-    def with_states(self, states: Mapping[int, JobState]) -> Ledger:
-        """What the scheduler says now; what it has forgotten stays as it was."""
-        return replace(self, entries=tuple(_updated(entry, states.get(entry.job_id or 0)) for entry in self.entries))
+    def with_states(self, states: Mapping[int, JobState], done_samples: int = 0) -> Ledger:
+        """What the scheduler says now.
+
+        Args:
+            states: of the jobs that it knows. One that it has forgotten is over: how, this ledger may know already;
+                else the run's checkpoints tell.
+            done_samples: sample counter of the newest of them.
+        """
+        new = (_updated(entry, states.get(entry.job_id or 0), done_samples) for entry in self.entries)
+        return replace(self, entries=tuple(new))
 
     def with_job(self, index: int, job_id: int) -> Ledger:
         """A link is submitted."""
@@ -64,7 +73,10 @@ class Ledger:
         return [entry.job_id for entry in self.entries if entry.is_live and entry.job_id is not None]
 
 
-def _updated(entry: Entry, now: JobState | None) -> Entry:
+def _updated(entry: Entry, now: JobState | None, done_samples: int) -> Entry:
+    if now is None and entry.is_live:
+        is_done = entry.link.end_samples <= done_samples
+        return replace(entry, state="COMPLETED" if is_done else GONE, reason="")
     if now is None:
         return entry
     restarts = entry.restarts if now.restarts is None else now.restarts

@@ -113,7 +113,7 @@ class Cluster:
             said = self.run("sinfo", "--noheader", "--states=idle", "--format=%D").stdout.strip()
             return said == str(len(self.nodes))
 
-        wait_until(idle, f"{len(self.nodes)} idle nodes: {self.run('sinfo').stdout}", timeout_s, 0.1)
+        wait_until(idle, f"{len(self.nodes)} idle nodes: {self.run('sinfo').stdout}", timeout_s, 0.4)
 
     def run(self, *words: str, cwd: Path | None = None, **variables: str) -> subprocess.CompletedProcess[str]:
         """Run words on the head, in a folder, with more environment."""
@@ -141,7 +141,7 @@ class Cluster:
             if time.monotonic() > deadline:
                 queue = self.run("squeue", "--states=all").stdout
                 raise TimeoutError(f"job {job_id} is {job.get('JobState')} after {timeout_s:g} s\n{queue}")
-            time.sleep(0.1)
+            time.sleep(0.4)
         return job
 
     def start_ssh(self) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import sys
 import time
 
 from torch import Tensor, nn
@@ -11,8 +13,8 @@ from hvd_batchgrow.nn.small_conv_net import SmallConvNet
 
 
 class Slow(nn.Module):
-    """`small_conv_net` that raises on rank FAIL_RANK at its third pass, and in the first life of a job sleeps for
-    SLOW_S seconds a pass, on rank SLOW_RANK or on all.
+    """`small_conv_net` that raises on rank FAIL_RANK at its third pass, or is killed on KILL_RANK, and in the first
+    life of a job sleeps for SLOW_S seconds a pass, on rank SLOW_RANK or on all.
     """
 
     def __init__(self, num_classes: int) -> None:
@@ -22,6 +24,7 @@ class Slow(nn.Module):
         is_slow = os.environ.get("SLOW_RANK", self.rank) == self.rank and "SLURM_RESTART_COUNT" not in os.environ
         self.seconds = float(os.environ.get("SLOW_S", "0")) * is_slow
         self.fails = os.environ.get("FAIL_RANK") == self.rank
+        self.dies = os.environ.get("KILL_RANK") == self.rank
         self.passes = 0
 
     def forward(self, x: Tensor) -> Tensor:
@@ -29,6 +32,9 @@ class Slow(nn.Module):
             self.passes += 1
             if self.fails and self.passes == 3:
                 raise ZeroDivisionError("planted")
+            if self.dies and self.passes == 3:
+                print(f"killed at {time.time():.0f}", file=sys.stderr, flush=True)
+                os.kill(os.getpid(), signal.SIGKILL)
             time.sleep(self.seconds)
         return self.net(x)  # type: ignore[no-any-return]
 

@@ -6,7 +6,10 @@ All of them run side by side: most of their time is spent waiting.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+import re
+import time
+from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -22,6 +25,7 @@ class Stopped:
 
     job_id: int
     run: Path
+    power_off_at: float = 0.0
 
     def lives(self) -> list[int]:
         """Ranks of each start."""
@@ -46,12 +50,14 @@ def stopped(cluster: Cluster, shared: Path, data: Path) -> dict[str, Stopped]:
     runs["power"] = start("power", 2, "--sbatch", "exclude=n1", SLOW_RANK="1")
     for template, path in TEMPLATES.items():
         runs[template] = start(template, 2, "--template", str(path), "--sbatch", "nodelist=n[1-2]")
+    runs["killed"] = start("killed", 2, "--sbatch", "nodelist=n[1-2]", SLOW_S="0", KILL_RANK="1")
     runs["often"] = start("often", 1, "--sbatch", "nodelist=n1", MAX_RESTARTS="0")
     for name in ("power", *TEMPLATES, "often"):
         wait_until(lambda name=name: num_records(runs[name].run), f"{name} trains", timeout_s=90)  # type: ignore[misc]
         if name == "power":
             assert cluster.job(runs[name].job_id)["NodeList"] == "n[2-3]"
             cluster.hosts.power_off("n3")
+            runs[name] = replace(runs[name], power_off_at=time.time())
         else:
             cluster.run("scancel", "-b", "-s", "USR2", str(runs[name].job_id))
     return runs
@@ -82,6 +88,17 @@ def test_a_link_that_is_stopped_too_often_is_left_alone(cluster: Cluster, stoppe
     assert "stopped, and not queued again: max_restarts=0 is reached" in told.stdout
 
 
+def test_a_rank_that_is_killed_takes_its_link_down(cluster: Cluster, stopped: dict[str, Stopped]) -> None:
+    chain = stopped["killed"]
+    job = cluster.wait_for(chain.job_id)
+    assert job["JobState"] == "FAILED"
+    killed = re.search(r"killed at (\d+)", logs(chain.run))
+    assert killed is not None
+    seconds = datetime.fromisoformat(job["EndTime"]).timestamp() - int(killed[1])
+    print(f"a rank that was killed took its job down in {seconds:.0f} s")
+    assert seconds <= 15
+
+
 def test_a_link_that_reaches_its_time_limit_goes_on_to_the_end(
     cluster: Cluster, stopped: dict[str, Stopped], one_allocation: str
 ) -> None:
@@ -99,7 +116,10 @@ def test_a_node_that_loses_power_in_an_all_reduce_is_replaced(
     job = cluster.wait_for(chain.job_id)
     assert job["JobState"] == "COMPLETED", logs(chain.run)
     assert job["NodeList"] == "n[2,4]"
-    assert "DUE TO NODE FAILURE" in logs(chain.run)
+    noticed = re.search(r"CANCELLED AT (\S+) DUE TO NODE FAILURE", logs(chain.run))
+    assert noticed is not None
+    seconds = datetime.fromisoformat(noticed[1]).timestamp() - chain.power_off_at
+    print(f"a node without power was noticed in {seconds:.0f} s (SlurmdTimeout {cluster.silent_s})")
     assert chain.lives() == [2, 2]
     assert digest_of(chain.run) == one_allocation
     cluster.revive("n3")

@@ -6,7 +6,18 @@ import types
 import pytest
 
 from hvd_batchgrow.comm.connect import connect
-from hvd_batchgrow.comm.launch import GLOO, OPEN_MPI, OTHER_MPI, SRUN_PMIX, TORCHRUN, launched_by, launched_ranks
+from hvd_batchgrow.comm.launch import (
+    GLOO,
+    OPEN_MPI,
+    OTHER_MPI,
+    SRUN_PMI2,
+    SRUN_PMIX,
+    TORCHRUN,
+    launched_by,
+    launched_ranks,
+    lone_tasks,
+    speaks,
+)
 from hvd_batchgrow.comm.ranks import Ranks, SingleRank
 from hvd_batchgrow.comm.rendezvous import derived_port, first_host, meeting_point
 from hvd_batchgrow.errors import RunError
@@ -30,6 +41,7 @@ from hvd_batchgrow.errors import RunError
             (3, 4),
         ),
         ({"WORLD_SIZE": "4", "RANK": "3"}, None, (0, 1)),
+        ({"SLURM_STEP_NUM_TASKS": "4", "PMI_RANK": "3", "PMI_FD": "9"}, SRUN_PMI2, (3, 4)),
         # SLURM's variables are of the step, not of the ranks
         ({"SLURM_NTASKS": "8", "SLURM_PROCID": "3"}, None, (0, 1)),
     ],
@@ -161,3 +173,19 @@ def test_ports_of_jobs_lie_below_those_that_linux_gives_away() -> None:
     assert min(ports) >= 15_000
     assert max(ports) < 30_000
     assert len(ports) > 900
+
+
+def test_tasks_without_an_mpi_plugin_are_refused_and_one_of_them_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    step = {"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "2"}
+    assert lone_tasks(step) == 4
+    assert not speaks(step)
+    assert speaks(step | {"SLURM_PROCID": "0"})
+    assert lone_tasks({"SLURM_STEP_NUM_TASKS": "1"}) == 0
+    # mpirun inside an allocation starts its daemons as a step, which ranks inherit the variables of.
+    under_mpirun = step | {"OMPI_COMM_WORLD_SIZE": "8", "OMPI_COMM_WORLD_RANK": "0"}
+    assert lone_tasks(under_mpirun) == 0
+    assert speaks(under_mpirun)
+    for key, value in step.items():
+        monkeypatch.setenv(key, value)
+    with pytest.raises(RunError, match=r"srun has started 4 tasks without an MPI plugin.*\n  Say srun --mpi=pmix"):
+        connect()

@@ -1,0 +1,356 @@
+"""Submitting a chain and asking how it stands, with a scheduler that is not there."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from hvd_batchgrow.cli import main
+from hvd_batchgrow.config import Job
+from hvd_batchgrow.errors import RunError
+from hvd_batchgrow.job_file import load_job
+from hvd_batchgrow.schedule.plan import compile_plan
+from hvd_batchgrow.slurm.chain import Site, make_scripts, open_chain, submit_chain, table_lines, trouble_lines
+from hvd_batchgrow.slurm.ledger import Ledger, read_ledger, write_ledger
+from hvd_batchgrow.slurm.links import Link, make_links
+from hvd_batchgrow.slurm.render import ARGUMENTS
+from hvd_batchgrow.slurm.scheduler import JobState, Scheduler, Slurm, run_command
+from tests.helpers import NUM_TRAIN, small_job
+
+TEMPLATE = f"#!/bin/bash\n{ARGUMENTS}\n"
+
+
+@dataclass
+class FakeScheduler(Scheduler):
+    """Gives numbers from 11; refuses what it is told to."""
+
+    never: dict[str, str] = field(default_factory=dict)
+    refused: str = ""
+    known: dict[int, JobState] = field(default_factory=dict)
+    calls: list[tuple[str, object]] = field(default_factory=list)
+
+    def refusal(self, script: Path) -> str | None:
+        self.calls.append(("test", script.name))
+        return self.never.get(script.name)
+
+    def submit(self, script: Path, after: int | None) -> int:
+        self.calls.append(("submit", (script.name, after)))
+        assert script.exists()
+        if script.name == self.refused:
+            raise RunError("sbatch refuses: no more jobs")
+        return 11 + sum(call == "submit" for call, _ in self.calls) - 1
+
+    def cancel(self, job_ids: Sequence[int]) -> None:
+        self.calls.append(("cancel", list(job_ids)))
+
+    def states(self, job_ids: Iterable[int]) -> dict[int, JobState]:
+        return {job: self.known[job] for job in job_ids if job in self.known}
+
+
+def links() -> tuple[Job, tuple[Link, ...]]:
+    job = small_job(layout={"growth": "ranks", "ranks_per_phase": [1, 2, 4, 4]})
+    return job, make_links(compile_plan(job, 4, NUM_TRAIN), 4, 1)
+
+
+def submit(run: Path, scheduler: FakeScheduler, *, resume: bool = False) -> Ledger:
+    job, chain = links()
+    scripts = make_scripts(job, chain, run, Site(TEMPLATE, ("hvd-batchgrow",), {}))
+    ledger = open_chain(run, chain, scheduler, resume=resume)
+    return submit_chain(job, ledger, scripts, run, scheduler)
+
+
+def test_every_link_is_asked_about_before_the_first_is_submitted(tmp_path: Path) -> None:
+    run, scheduler = tmp_path / "small", FakeScheduler()
+    ledger = submit(run, scheduler)
+    names = [f"link-{k}.sbatch" for k in (1, 2, 3)]
+    submits = zip(names, [None, 11, 12], strict=True)
+    assert scheduler.calls == [*(("test", name) for name in names), *(("submit", call) for call in submits)]
+    assert [entry.job_id for entry in ledger.entries] == [11, 12, 13]
+    assert read_ledger(run) == ledger
+    assert load_job(run / "slurm" / "job.toml") == links()[0]
+    assert table_lines(ledger)[2] == "link 3: phases 3-4 on 4 nodes, 4 ranks, samples 304 … 688: job 13 PENDING"
+
+
+def test_what_could_never_run_is_told_of_each_link_and_nothing_is_submitted(tmp_path: Path) -> None:
+    scheduler = FakeScheduler(never={"link-2.sbatch": "no such partition", "link-3.sbatch": "too many nodes"})
+    with pytest.raises(RunError) as caught:
+        submit(tmp_path / "small", scheduler)
+    assert str(caught.value).splitlines() == [
+        "Slurm could never run this chain, and nothing is submitted:",
+        "  link 2 (phases 2-2 on 2 nodes, 2 ranks): no such partition",
+        "  link 3 (phases 3-4 on 4 nodes, 4 ranks): too many nodes",
+    ]
+    assert "submit" not in dict(scheduler.calls)
+    assert read_ledger(tmp_path / "small") is None
+
+
+def test_a_link_that_is_refused_takes_those_before_it_back(tmp_path: Path) -> None:
+    scheduler = FakeScheduler(refused="link-3.sbatch", known={11: JobState("CANCELLED"), 12: JobState("CANCELLED")})
+    with pytest.raises(RunError, match=r"link 3: sbatch refuses: no more jobs\n.*taken back: jobs 11 12"):
+        submit(tmp_path / "small", scheduler)
+    assert scheduler.calls[-1] == ("cancel", [11, 12])
+    left = read_ledger(tmp_path / "small")
+    assert left is not None
+    assert [entry.state for entry in left.entries] == ["CANCELLED", "CANCELLED", "NOT SUBMITTED"]
+
+
+def test_a_chain_goes_on_after_the_links_that_are_done(tmp_path: Path) -> None:
+    run, scheduler = tmp_path / "small", FakeScheduler()
+    submit(run, scheduler)
+    with pytest.raises(RunError, match="holds a run already: add --resume auto"):
+        submit(run, scheduler)
+    scheduler.known = {11: JobState("COMPLETED"), 12: JobState("RUNNING"), 13: JobState("PENDING")}
+    with pytest.raises(RunError, match="two chains cannot write it: scancel 12 13"):
+        submit(run, scheduler, resume=True)
+    (run / "checkpoints").mkdir()
+    (run / "checkpoints" / f"samples-{160:015d}.pt").touch()  # where the first link ends
+    scheduler.known = {12: JobState("FAILED"), 13: JobState("CANCELLED")}
+    scheduler.calls.clear()
+    again = submit(run, scheduler, resume=True)
+    assert [entry.state for entry in again.entries] == ["DONE BEFORE", "PENDING", "PENDING"]
+    assert [call for call in scheduler.calls if call[0] == "submit"] == [
+        ("submit", ("link-2.sbatch", None)),
+        ("submit", ("link-3.sbatch", 11)),
+    ]
+
+
+def test_status_tells_the_first_failure_and_what_to_do(tmp_path: Path) -> None:
+    ledger = submit(tmp_path / "small", FakeScheduler()).with_states(
+        {
+            11: JobState("COMPLETED", "", 2, "0:0"),
+            12: JobState("FAILED", "NonZeroExitCode", 0, "1:0"),
+            13: JobState("CANCELLED", "DependencyNeverSatisfied"),
+        }
+    )
+    log = tmp_path / "small" / "slurm" / "small-12.out"
+    log.write_text("".join(f"line {k}\n" for k in range(20)))
+    assert [line.partition(": job ")[2] for line in table_lines(ledger)] == [
+        "11 COMPLETED, queued again 2 ×",
+        "12 FAILED, exit code 1",
+        "13 CANCELLED, DependencyNeverSatisfied",
+    ]
+    assert list(trouble_lines(ledger, tmp_path / "small")) == [
+        f"link 2 is what broke: job 12 FAILED, exit code 1; the end of {log}:",
+        *(f"  | line {k}" for k in range(12, 20)),
+        "links waiting for it were cancelled: 3",
+        "once it is mended: the command that submitted it, with --resume auto",
+    ]
+
+
+def test_what_slurm_has_forgotten_the_ledger_and_the_checkpoints_know(tmp_path: Path) -> None:
+    before = submit(tmp_path / "small", FakeScheduler())
+    known = {11: JobState("COMPLETED", "", 1, "0:0"), 12: JobState("RUNNING"), 13: JobState("PENDING")}
+    ledger = before.with_states(known)
+    assert list(trouble_lines(ledger, tmp_path)) == []
+    write_ledger(tmp_path / "small", ledger)
+    read = read_ledger(tmp_path / "small")
+    assert read == ledger
+    # The second link ends at sample 304.
+    assert [entry.state for entry in read.with_states({}, 304).entries] == ["COMPLETED", "COMPLETED", "GONE"]
+    assert [entry.state for entry in read.with_states({}, 303).entries] == ["COMPLETED", "GONE", "GONE"]
+    assert read.with_states({}, 303).entries[0] == ledger.entries[0]
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"format": 9}', '{"format": 1, "name": "x", "links": [{"job": 1}]}'])
+def test_a_damaged_ledger_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "slurm").mkdir()
+    (tmp_path / "slurm" / "ledger.json").write_text(text)
+    with pytest.raises(RunError, match=r"ledger\.json (cannot be read|is of format 9)"):
+        read_ledger(tmp_path)
+
+
+# --- Slurm's own commands ----------------------------------------------------------------------
+
+
+def answering(**answers: tuple[int, str, str]) -> tuple[Slurm, list[Sequence[str]]]:
+    """Slurm with given answers to each command: code, output, errors."""
+    asked: list[Sequence[str]] = []
+
+    def run(words: Sequence[str]) -> subprocess.CompletedProcess[str]:
+        asked.append(words)
+        code, output, errors = answers[words[0]]
+        return subprocess.CompletedProcess(words, code, output, errors)
+
+    return Slurm(run), asked
+
+
+def test_the_number_of_a_job_is_read_beside_the_name_of_its_cluster() -> None:
+    slurm, asked = answering(sbatch=(0, "123;north\n", ""))
+    assert slurm.submit(Path("a b.sbatch"), 7) == 123
+    assert asked == [["sbatch", "--parsable", "--dependency=afterok:7", "--kill-on-invalid-dep=yes", "a b.sbatch"]]
+    slurm, _ = answering(sbatch=(1, "", "sbatch: error: Batch job submission failed: Invalid account\n"))
+    with pytest.raises(RunError, match="sbatch refuses x: Batch job submission failed: Invalid account"):
+        slurm.submit(Path("x"), None)
+
+
+def test_a_refusal_is_quoted_and_a_start_time_is_none() -> None:
+    slurm, asked = answering(sbatch=(0, "", "sbatch: Job 9 to start at 2030-01-01T00:00:00 using 2 processors\n"))
+    assert slurm.refusal(Path("x")) is None
+    assert asked == [["sbatch", "--test-only", "x"]]
+    slurm, _ = answering(sbatch=(1, "", "allocation failure: Node count specification invalid\n"))
+    assert slurm.refusal(Path("x")) == "allocation failure: Node count specification invalid"
+
+
+QUEUE = """\
+12                      RUNNING                 1           None
+13                      PENDING                 0           Dependency
+11                      FAILED                  2           NonZeroExitCode
+"""
+# A job that was queued again has a line for each life; a cancelled one says by whom.
+ACCOUNTS = "11|PENDING|0:0\n11|FAILED|75:0\n10|CANCELLED by 1000|0:15\n"
+
+
+def test_states_come_from_the_queue_and_what_is_over_from_the_accounts() -> None:
+    slurm, asked = answering(squeue=(0, QUEUE, ""), sacct=(0, ACCOUNTS, ""))
+    assert slurm.states([10, 11, 12, 13]) == {
+        10: JobState("CANCELLED", "", None, "0:15"),
+        11: JobState("FAILED", "NonZeroExitCode", 2, "75:0"),
+        12: JobState("RUNNING", "", 1),
+        13: JobState("PENDING", "Dependency", 0),
+    }
+    assert "--jobs=10,11,12,13" in asked[0]
+    assert asked[1][:2] == ["sacct", "-c"]
+    assert "--jobs=10,11" in asked[1]
+    assert slurm.states([]) == {}
+
+
+def test_without_accounts_the_queue_is_enough_and_without_a_queue_nothing_is_known() -> None:
+    no_accounts = (1, "", "Slurm accounting storage is disabled\n")
+    slurm, asked = answering(squeue=(0, QUEUE, ""), sacct=no_accounts)
+    assert slurm.states([11, 12])[11] == JobState("FAILED", "NonZeroExitCode", 2)
+    assert [words[1] for words in asked[1:]] == ["-c", "-X"]  # the completion log, then the database
+    slurm, _ = answering(squeue=(1, "", "slurm_load_jobs error: Invalid job id specified\n"), sacct=no_accounts)
+    assert slurm.states([11]) == {}
+    slurm, _ = answering(squeue=(1, "", "slurm_load_jobs error: Unable to contact slurm controller\n"))
+    with pytest.raises(RunError, match="squeue: slurm_load_jobs error: Unable to contact"):
+        slurm.states([11])
+
+
+def test_without_slurm_the_missing_command_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(RunError, match="sbatch is not on PATH: is this a login node of a Slurm cluster"):
+        run_command(["sbatch"])
+
+
+# --- the commands ------------------------------------------------------------------------------
+
+RANKS = ["--layout.growth", "ranks", "--layout.ranks_per_phase", "[1,2,4,4]"]
+
+
+def test_a_dry_run_prints_all_and_does_nothing(job: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["submit", job, "--nodes-max", "2", "--ranks-per-node", "2", "--dry-run", *RANKS]
+    assert main([*words, "--partition", "gpu", "--time", "1:00", "--signal-delay-s", "60"]) == 0
+    text = capsys.readouterr().out
+    assert text.count("#!/usr/bin/env bash") == 3
+    assert text.count("#SBATCH --partition=gpu\n#SBATCH --time=1:00\n#SBATCH --signal=B:USR2@60\n") == 3
+    assert text.count("#SBATCH --nodes=2\n#SBATCH --ntasks-per-node=2") == 1
+    assert f"--runs-dir {Path.cwd()}/runs --resume auto --phases 3-4)" in text
+    assert '\nlink_3=$(sbatch --parsable --dependency=afterok:"$link_2" --kill-on-invalid-dep=yes ' in text
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["--nodes-max", "4"], 1, "sbatch is not on PATH"),
+        (["--nodes-max", "0", "--signal-delay-s", "0"], 2, "--signal-delay-s: must be at least 1, got 0"),
+        (["--nodes-max", "2"], 2, "phase 3 (from epoch 1): 4 ranks = 4 nodes of 1, and --nodes-max is 2"),
+        (["--nodes-max", "4", "--template", "mine.sbatch"], 2, "--template: mine.sbatch is not there"),
+        (["--nodes-max", "4", "--sbatch", "nodes=9"], 2, "--sbatch: nodes is decided by the chain"),
+        (["--nodes-max", "4", "--partition", "a\nb", "--dry-run"], 2, "--partition: a line of a batch script cannot"),
+        (["--nodes-max", "4", "--name", "a b", "--dry-run"], 2, "name: string should match pattern"),
+    ],
+)
+def test_what_cannot_be_submitted_says_why(
+    job: str,
+    words: list[str],
+    code: int,
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PATH", "/nonexistent")
+    assert main(["submit", job, *words, *RANKS]) == code
+    assert message in capsys.readouterr().err
+
+
+def fake_slurm(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands on PATH: sbatch counts from 1 and writes down what it was given; nothing else is known."""
+    folder.mkdir()
+    (folder / "sbatch").write_text(
+        '#!/bin/bash\ncd "$(dirname "$0")"; printf "%s\\n" "$*" >>calls\n'
+        "case $1 in --parsable) echo >>count; wc -l <count;; esac\n"
+    )
+    (folder / "squeue").write_text(
+        '#!/bin/bash\nprintf "%s\\n" "1 COMPLETED 0 None" "2 RUNNING 1 None" "3 PENDING 0 Dependency"\n'
+    )
+    (folder / "sacct").write_text("#!/bin/bash\nexit 1\n")
+    for path in folder.iterdir():
+        path.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+
+
+def test_submit_and_status_with_commands_on_path(
+    job: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake_slurm(tmp_path / "bin", monkeypatch)
+    assert main(["submit", job, "--nodes-max", "4", *RANKS, "--seed", "3"]) == 0
+    assert "hvd-batchgrow status runs/small" in capsys.readouterr().out
+    calls = (tmp_path / "bin" / "calls").read_text().splitlines()
+    assert [call.split()[0] for call in calls] == ["--test-only"] * 3 + ["--parsable"] * 3
+    assert load_job(Path("runs/small/slurm/job.toml")).seed == 3
+    assert main(["status", "runs/small"]) == 0
+    link_2 = capsys.readouterr().out.splitlines()[1]
+    assert link_2.endswith("job 2 RUNNING, queued again 1 ×")
+    states = [link["state"] for link in json.loads(Path("runs/small/slurm/ledger.json").read_text())["links"]]
+    assert states == ["COMPLETED", "RUNNING", "PENDING"]
+    assert main(["status", "."]) == 1
+    assert "holds no chain" in capsys.readouterr().err
+
+
+def test_a_link_trains_where_its_scripts_lie_already(job: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("runs/small/slurm").mkdir(parents=True)
+    assert main(["train", job, "--phases", "1-2"]) == 0
+    assert "small: these phases are done: 13 of 17 updates, 304 samples" in capsys.readouterr().err
+    assert main(["train", job, "--phases", "3-4", "--resume", "auto"]) == 0
+    assert "resumed at 304 of 688 samples" in capsys.readouterr().err
+    assert main(["train", job, "--phases", "1-2", "--resume", "auto"]) == 0  # done long ago
+    assert main(["train", job, "--name", "whole"]) == 0
+    assert main(["digest", "runs/small", "runs/whole"]) == 0
+    assert capsys.readouterr().out.endswith("equal to the bit\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["--phases", "2"], 2, "--phases: must be FIRST-LAST such as 1-2, got '2'"),
+        (["--phases", "3-9"], 2, "--phases: there is no 3-9 of the 4 phases 1-4 of this job"),
+        (["--phases", "2-1"], 2, "--phases: there is no 2-1"),
+        (
+            ["--phases", "1-2", *RANKS],
+            2,
+            "--phases: 1-2 are planned for 1, 2 ranks, and 1 are launched: start phases of",
+        ),
+        (["--phases", "2-2", *RANKS], 2, "--phases: 2-2 are planned for 2 ranks, and 1 are launched: launch 2"),
+        (
+            ["--phases", "2-2"],
+            1,
+            "--phases 2-2 begin at sample 160, and runs/small stands at 0: train the phases before",
+        ),
+    ],
+)
+def test_phases_that_cannot_be_trained_say_why(
+    job: str, words: list[str], code: int, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", job, *words]) == code
+    assert message in capsys.readouterr().err
+
+
+def test_a_comparison_takes_no_phases(job: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["twin", job, "--phases", "1-1"]) == 2
+    assert "--phases: a comparison needs all phases of both runs" in capsys.readouterr().err

@@ -1,0 +1,166 @@
+"""The shell scripts of slurm/, with Slurm's commands replaced."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+SLURM = Path(__file__).parents[2] / "slurm"
+NASTY = 'it\'s "a" job $(touch stolen) `touch stolen`\n.toml'
+
+
+def run(script: str, *words: str, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM_", "HVD_BATCHGROW_"))}
+    return subprocess.run(
+        [str(SLURM / script), *words], check=False, cwd=cwd, env={**kept, **variables}, capture_output=True, text=True
+    )
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> str:
+    """PATH with an sbatch that writes down each call, counts from 1 and refuses 9 nodes, and a scancel."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    (folder / "sbatch").write_text(
+        '#!/bin/bash\nhere=$(dirname "$0")\nprintf "%s\\0" "$@" END >>"$here/calls"\n'
+        'case "$*" in *--parsable*--nodes=8*) exit 1;; *--nodes=9*) echo "too many nodes" >&2; exit 1;; esac\n'
+        'case $1 in --parsable) echo >>"$here/count"; echo "$(wc -l <"$here/count");north";; esac\n'
+    )
+    (folder / "scancel").write_text('#!/bin/bash\necho "$*" >"$(dirname "$0")/cancelled"\n')
+    for command in folder.iterdir():
+        command.chmod(0o755)
+    return f"{folder}:{os.environ['PATH']}"
+
+
+def calls(folder: Path) -> list[list[str]]:
+    """What sbatch was given, call by call."""
+    return [call.split("\0")[:-1] for call in (folder / "bin" / "calls").read_text().split("END\0")[:-1]]
+
+
+def test_grow_chain_asks_about_all_links_and_submits_each_after_the_last(tmp_path: Path, path: str) -> None:
+    (tmp_path / NASTY).write_text("")
+    options = ["--", "--name", "a b", "--layout.ranks_per_phase", "[1,2]"]
+    done = run("grow-chain.sh", NASTY, "1:1-1", "2:2-3", *options, cwd=tmp_path, PATH=path, RANKS_PER_NODE="4")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "link 1:1-1: job 1\nlink 2:2-3: job 2\n"
+
+    def expected(nodes: int, phases: str, *options: str) -> list[str]:
+        mine = [f"--nodes={nodes}", "--ntasks-per-node=4", str(SLURM / "train.sbatch"), NASTY, "--resume", "auto"]
+        return [*options, *mine, "--phases", phases, "--name", "a b", "--layout.ranks_per_phase", "[1,2]"]
+
+    assert calls(tmp_path) == [
+        expected(1, "1-1", "--test-only"),
+        expected(2, "2-3", "--test-only"),
+        expected(1, "1-1", "--parsable"),
+        expected(2, "2-3", "--parsable", "--dependency=afterok:1", "--kill-on-invalid-dep=yes"),
+    ]
+    assert not (tmp_path / "stolen").exists()
+
+
+def test_grow_chain_submits_nothing_where_a_link_could_never_run(tmp_path: Path, path: str) -> None:
+    (tmp_path / "job.toml").write_text("")
+    done = run("grow-chain.sh", "job.toml", "1:1-1", "9:2-2", cwd=tmp_path, PATH=path)
+    assert done.returncode == 2
+    assert "could never run link 9:2-2, and nothing is submitted: too many nodes" in done.stderr
+    assert all(call[0] == "--test-only" for call in calls(tmp_path))
+
+
+def test_grow_chain_takes_back_what_it_has_submitted(tmp_path: Path, path: str) -> None:
+    (tmp_path / "job.toml").write_text("")
+    done = run("grow-chain.sh", "job.toml", "1:1-1", "2:2-2", "8:3-3", cwd=tmp_path, PATH=path)
+    assert done.returncode == 2
+    assert "link 8:3-3 is refused; those before it are taken back: 1 2" in done.stderr
+    assert (tmp_path / "bin" / "cancelled").read_text() == "1 2\n"
+
+
+def test_a_dry_run_of_grow_chain_prints_what_a_shell_reads_back(tmp_path: Path, path: str) -> None:
+    (tmp_path / NASTY).write_text("")
+    done = run("grow-chain.sh", "--dry-run", NASTY, "1:1-1", "2:2-2", cwd=tmp_path, PATH=path)
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "bin" / "calls").exists()
+    subprocess.run(["bash", "-c", done.stdout], check=True, cwd=tmp_path, env={**os.environ, "PATH": path})
+    assert [call[0] for call in calls(tmp_path)] == ["--test-only", "--test-only", "--parsable", "--parsable"]
+    assert all(NASTY in call for call in calls(tmp_path))
+    assert not (tmp_path / "stolen").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["job.toml"], "usage: slurm/grow-chain.sh"),
+        (["job.toml", "2:2"], "a link is NODES:FIRST-LAST such as 2:2-3, got '2:2'"),
+        (["none.toml", "1:1-1"], "none.toml cannot be read"),
+        (["job.toml", "--", "1:1-1"], "usage: slurm/grow-chain.sh"),
+    ],
+)
+def test_grow_chain_says_what_is_wrong(tmp_path: Path, path: str, words: list[str], message: str) -> None:
+    (tmp_path / "job.toml").write_text("")
+    done = run("grow-chain.sh", *words, cwd=tmp_path, PATH=path)
+    assert done.returncode == 2
+    assert message in done.stderr
+
+
+def write_run(folder: Path, samples: int) -> Path:
+    """A run of three phases on 1, 2 and 6 ranks, from samples 0, 100 and 300, and one without updates between."""
+    starts = [(0, 1, 10), (100, 2, 4), (300, 4, 0), (300, 6, 2)]
+    phases = [{"start_samples": s, "ranks": r, "num_updates": n} for s, r, n in starts]
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "plan.json").write_text(json.dumps({"phases": phases}))
+    for counter in {0, samples}:
+        (folder / "checkpoints" / f"samples-{counter:015d}.pt").touch()
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("samples", "lines"),
+    [
+        (0, ["a:1"]),
+        (99, ["a:1"]),
+        (100, ["a:2"]),
+        # 6 ranks: the second host has room for 4, the third is not needed
+        (300, ["a:2", "b:4"]),
+        (999, ["a:2", "b:4"]),
+    ],
+)
+def test_hosts_join_as_the_phase_of_the_run_needs_them(tmp_path: Path, samples: int, lines: list[str]) -> None:
+    (tmp_path / "hosts").write_text("a:2   # the first\n\nb\nc:4\n")
+    folder = write_run(tmp_path / "a run", samples)
+    variables = {"HVD_BATCHGROW_HOSTS_FILE": "hosts", "HVD_BATCHGROW_SLOTS": "4"}
+    done = run("discover-hosts.sh", cwd=tmp_path, HVD_BATCHGROW_RUN=str(folder), **variables)
+    assert done.stdout.splitlines() == lines, done.stderr
+    everything = run("discover-hosts.sh", cwd=tmp_path, **variables)
+    assert everything.stdout.splitlines() == ["a:2", "b:4", "c:4"]
+    not_begun = run("discover-hosts.sh", cwd=tmp_path, HVD_BATCHGROW_RUN="none", **variables)
+    assert not_begun.stdout == everything.stdout
+
+
+def test_the_hosts_of_an_allocation_have_its_ranks(tmp_path: Path) -> None:
+    (tmp_path / "scontrol").write_text('#!/bin/bash\n[ "$*" = "show hostnames n[1-2]" ] && printf "n1\\nn2\\n"\n')
+    (tmp_path / "scontrol").chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    allocation = {"SLURM_JOB_NODELIST": "n[1-2]", "SLURM_NTASKS_PER_NODE": "4"}
+    assert run("discover-hosts.sh", cwd=tmp_path, PATH=path, **allocation).stdout == "n1:4\nn2:4\n"
+
+
+def test_hosts_that_nobody_names_are_an_error(tmp_path: Path) -> None:
+    done = run("discover-hosts.sh", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "neither HVD_BATCHGROW_HOSTS_FILE nor a Slurm allocation" in done.stderr
+    (tmp_path / "hosts").write_text("a:many\n")
+    done = run("discover-hosts.sh", cwd=tmp_path, HVD_BATCHGROW_HOSTS_FILE="hosts")
+    assert done.returncode == 1
+    assert "slots must be a number, got 'a:many'" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["train.sbatch", "train-mpirun.sbatch", "tensorboard.sbatch"])
+def test_what_a_site_must_edit_is_marked(name: str) -> None:
+    text = (SLURM / name).read_text()
+    assert text.startswith("#!/usr/bin/env bash\n")
+    assert len(re.findall(r"^# EDIT: ", text, flags=re.MULTILINE)) >= 3
+    directives = [line for line in text.splitlines() if line.startswith("#SBATCH")]
+    assert not [line for line in directives if "partition" in line or "account" in line]
