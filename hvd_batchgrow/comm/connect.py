@@ -5,14 +5,10 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from typing import Literal
 
-from hvd_batchgrow.comm.launch import TORCHRUN, launched_by, launched_ranks
+from hvd_batchgrow.comm.launch import TORCHRUN, Comm, launched_by, launched_ranks
 from hvd_batchgrow.comm.ranks import Ranks, SingleRank
 from hvd_batchgrow.errors import RunError
-
-Comm = Literal["auto", "horovod", "torch"]
-"""auto: Horovod where it can be imported, else torch.distributed; under torchrun always that."""
 
 
 def connect(comm: Comm = "auto") -> Ranks:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal
+
+Comm = Literal["auto", "horovod", "torch"]
+"""What ranks talk through; auto: Horovod where it can be imported, else torch.distributed, as under torchrun."""
 
 TORCHRUN, GLOO, OPEN_MPI = "torchrun", "horovodrun --gloo", "mpirun"
 SRUN_PMIX, OTHER_MPI = "srun --mpi=pmix", "an MPI launcher"

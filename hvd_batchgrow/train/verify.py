@@ -12,8 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hvd_batchgrow.comm.connect import Comm
-from hvd_batchgrow.comm.launch import OF_LAUNCHERS
+from hvd_batchgrow.comm.launch import OF_LAUNCHERS, Comm
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.errors import ExitCode, Fault, JobError, RunError
 from hvd_batchgrow.schedule.layout import form_layout
