@@ -9,18 +9,17 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 from rich.console import Console
 
-from hvd_batchgrow.comm.launch import launched_by
+from hvd_batchgrow.comm.launch import Comm, launched_by
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.errors import ExitCode, Fault, JobError, RunError
 from hvd_batchgrow.job_file import load_job
 
 if TYPE_CHECKING:  # torch takes seconds to import, and `plan` does without it
-    from hvd_batchgrow.comm.connect import Comm
     from hvd_batchgrow.comm.ranks import Ranks
     from hvd_batchgrow.train.stop import StopRequest
 
@@ -46,7 +45,7 @@ class JobCommand:
 class RanksCommand(JobCommand):
     """What commands take that several ranks run together."""
 
-    comm: Literal["auto", "horovod", "torch"] = "auto"
+    comm: Comm = "auto"
     """What ranks talk through; auto: Horovod where it can be imported, else torch.distributed, as under torchrun."""
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,7 +19,7 @@ from hvd_batchgrow.schedule.plan import decay_twin
 if TYPE_CHECKING:
     from hvd_batchgrow.comm.ranks import Ranks
     from hvd_batchgrow.train.events import Observer, RunEnded
-    from hvd_batchgrow.train.stop import StopRequest
+    from hvd_batchgrow.train.stop import Stop, StopRequest
 
 
 @dataclass(frozen=True)
@@ -68,9 +68,22 @@ class TrainCommand(RanksCommand):
 
         console = terminal(sys.stderr, quiet=ranks.local_rank != 0)
         options = RunOptions(self.runs_dir, self.resume == "auto", self.overwrite, self.phase_range())
-        with work_progress(console) as report:
-            asked = StopAfter(stop, self.updates) if self.updates else stop
-            return run_job(load, ranks, options, report, lambda job: _observers(job, console), asked)
+        asked = StopAfter(stop, self.updates) if self.updates else stop
+
+        def life(options: RunOptions, asked: Stop) -> RunEnded:
+            with work_progress(console) as report:
+                return run_job(load, ranks, options, report, lambda job: _observers(job, console), asked)
+
+        if not ranks.elastic:
+            return life(options, asked)
+        from hvd_batchgrow.comm.elastic import ElasticRanks
+        from hvd_batchgrow.train.elastic import StopOrChange, run_elastic
+
+        assert isinstance(ranks, ElasticRanks)
+        later = replace(options, resume=True, overwrite=False)
+        asked_or_changed = StopOrChange(asked, ranks)
+        tell = lambda line: print(line, file=sys.stderr, flush=True) if ranks.rank == 0 else None  # noqa: E731
+        return run_elastic(lambda again: life(later if again else options, asked_or_changed), ranks, asked, tell)
 
 
 @dataclass(frozen=True)

@@ -5,14 +5,10 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from typing import Literal
 
-from hvd_batchgrow.comm.launch import TORCHRUN, launched_by, launched_ranks, lone_tasks
+from hvd_batchgrow.comm.launch import TORCHRUN, Comm, is_elastic, launched_by, launched_ranks, lone_tasks
 from hvd_batchgrow.comm.ranks import Ranks, SingleRank
 from hvd_batchgrow.errors import RunError
-
-Comm = Literal["auto", "horovod", "torch"]
-"""auto: Horovod where it can be imported, else torch.distributed; under torchrun always that."""
 
 
 def connect(comm: Comm = "auto") -> Ranks:
@@ -40,7 +36,7 @@ def connect(comm: Comm = "auto") -> Ranks:
         raise RunError("Horovod cannot join ranks that torchrun started: --comm torch, or start them by mpirun")
     else:
         ranks = _horovod_ranks(comm, launcher, rank, size)
-    if ranks.size != size:
+    if ranks.size != size and not ranks.elastic:
         mpirun = shutil.which("mpirun") or "no mpirun on PATH"
         raise RunError(
             f"{launcher} has started {size} ranks, and {ranks.backend} sees {ranks.size}: each would train alone.\n"
@@ -67,6 +63,10 @@ def _horovod_ranks(comm: Comm, launcher: str, rank: int, size: int) -> Ranks:
             "  Or --comm torch, which does without it; or train with one rank: hvd-batchgrow train JOB, without a "
             "launcher"
         ) from None
+    if is_elastic(os.environ):
+        from hvd_batchgrow.comm.elastic import ElasticRanks
+
+        return ElasticRanks()
     return HorovodRanks()
 
 

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal
+
+Comm = Literal["auto", "horovod", "torch"]
+"""What ranks talk through; auto: Horovod where it can be imported, else torch.distributed, as under torchrun."""
 
 TORCHRUN, GLOO, OPEN_MPI, OTHER_MPI = "torchrun", "horovodrun --gloo", "mpirun", "an MPI launcher"
 SRUN_PMIX, SRUN_PMI2 = "srun --mpi=pmix", "srun --mpi=pmi2"
@@ -60,3 +64,8 @@ def speaks(environment: Mapping[str, str]) -> bool:
     rank, _ = launched_ranks(environment)
     first_task = not lone_tasks(environment) or environment.get("SLURM_PROCID") == "0"
     return rank == 0 and first_task
+
+
+def is_elastic(environment: Mapping[str, str]) -> bool:
+    """Whether horovodrun has started this process as one that others may join or leave."""
+    return environment.get("HOROVOD_ELASTIC") == "1"

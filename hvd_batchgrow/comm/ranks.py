@@ -56,6 +56,8 @@ class Ranks(ABC):
     """Whether `start_sum` takes CUDA tensors."""
     sum_types: tuple[torch.dtype, ...]
     """Of 16 bits, what `start_sum` takes beside float32, float64 and int64."""
+    elastic = False
+    """Whether ranks may come and go."""
     _waiting: tuple[Waiting, list[int]] | None = None
     """While a part trains without this rank: its line to rank 0, and the hosts of all."""
 
@@ -201,6 +203,10 @@ class Ranks(ABC):
     def from_rank0(self, produce: Callable[[], bytes | None], name: str) -> bytes | None:
         """What `produce` gives on rank 0, on every rank. Raises as `together`."""
         return self.broadcast_bytes(self.together(lambda: produce() if self.rank == 0 else None), name)
+
+
+class RanksLost(Exception):  # noqa: N818  # what happened
+    """Some of the ranks of an elastic job have gone while something was asked of all."""
 
 
 class AgreedFailure(Exception):  # noqa: N818  # not an error of its own: it carries one

@@ -75,6 +75,7 @@ class Trainer:
         self.samples = 0
         self.num_skipped = 0
         self.team = ranks
+        self._is_whole = True
         self.evaluation: Evaluation | None = None
         self._elapsed_before_s = 0.0
         self._begin = time.perf_counter()
@@ -172,12 +173,14 @@ class Trainer:
         except NonFinite as fault:
             told = RunError(self._describe(fault, phase))
             raise AgreedFailure(told if self.ranks.rank == 0 else None, ExitCode.FAILURE) from None
+        self._is_whole = False
         self.num_skipped += result.skipped
         if self.average and not result.skipped:
             self.average.update(phase.global_batch)
         replaced = _gather_replaced(taken, self.team) if result.num_replaced else ()
         self._tell("on_update", UpdateDone(self.samples, phase.global_batch, result.digest, replaced))
         self.samples += phase.global_batch
+        self._is_whole = True
         return result
 
     def _take(self, batches: Iterator[Batch], positions: tuple[int, ...], taken: list[Batch]) -> MicroBatch:
@@ -286,6 +289,12 @@ class Trainer:
             loss_scale=asdict(self.engine.loss_scale) if self.engine.loss_scale else {},
             num_skipped=self.num_skipped,
         )
+
+    def keep_what_is_whole(self) -> None:
+        """After ranks were lost: leave a checkpoint of the last whole update, if this is rank 0 and has it."""
+        if self._is_whole:
+            self._save()
+        self._tell("on_end", self._ended(self.plan.schedule.end_samples))
 
     def _save(self) -> None:
         if self.ranks.rank:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from hvd_batchgrow.comm.ranks import Ranks
+from hvd_batchgrow.comm.ranks import Ranks, RanksLost
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.data.feed import known_bad
 from hvd_batchgrow.data.known import known_num_samples
@@ -79,7 +79,11 @@ def run_job(
                 "torch decodes in this thread; DALI, for the same pixels: pip install 'hvd_batchgrow[dali-cuda130]'"
             )
         ranks.together(lambda: check_reached(plan, options.phases, checkpoint, folder))
-        return trainer.run(stop, checkpoint, notes, end_of(plan, options.phases))
+        try:
+            return trainer.run(stop, checkpoint, notes, end_of(plan, options.phases))
+        except RanksLost:
+            trainer.keep_what_is_whole()
+            raise
 
 
 def _notes_on_bad(source: Source) -> list[str]:
@@ -92,6 +96,8 @@ def _notes_on_bad(source: Source) -> list[str]:
 
 
 def _prepare(job: Job, ranks: Ranks, phases: tuple[int, int] | None) -> tuple[Job, Plan]:
+    if ranks.elastic:
+        job = for_any_ranks(job)
     plan = compile_plan(job, ranks.size, known_num_samples(job.data))
     if phases is not None:
         check_width(plan, phases, ranks.size)
@@ -106,6 +112,12 @@ def _prepare(job: Job, ranks: Ranks, phases: tuple[int, int] | None) -> tuple[Jo
     except ValueError as error:
         raise JobError([Fault("update.compression", str(error))], job.name) from None
     return job, plan
+
+
+def for_any_ranks(job: Job) -> Job:
+    """The job with a layout for however many ranks there are: all of them train, and may hold unequal shares."""
+    changes = {"growth": "accumulation", "ranks_per_phase": None, "ragged": True}
+    return job.model_copy(update={"layout": job.layout.model_copy(update=changes)})
 
 
 def load_together(job: Job, ranks: Ranks, report: ReportProgress) -> Source:

@@ -14,8 +14,7 @@ from pathlib import Path
 
 import torch
 
-from hvd_batchgrow.comm.connect import Comm
-from hvd_batchgrow.comm.launch import OF_LAUNCHERS
+from hvd_batchgrow.comm.launch import OF_LAUNCHERS, Comm
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.data.samples import ReportProgress
 from hvd_batchgrow.data.sources import load_source

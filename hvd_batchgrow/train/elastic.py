@@ -1,0 +1,56 @@
+"""A run whose ranks come and go: each change begins another life of it, from where the last one stood."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from hvd_batchgrow.comm.elastic import ElasticRanks
+from hvd_batchgrow.comm.ranks import RanksLost
+from hvd_batchgrow.train.events import RunEnded
+from hvd_batchgrow.train.stop import Stop
+
+
+class StopOrChange:
+    """Asks for an end at the next update boundary when the user does, or when other hosts are there.
+
+    Args:
+        stop: the user's.
+        ranks: those of the moment.
+    """
+
+    def __init__(self, stop: Stop, ranks: ElasticRanks) -> None:
+        self._stop, self._ranks = stop, ranks
+
+    @property
+    def asked(self) -> bool:
+        """Whether either does."""
+        return self._stop.asked or self._ranks.changed
+
+
+def run_elastic(
+    life: Callable[[bool], RunEnded], ranks: ElasticRanks, stop: Stop, tell: Callable[[str], None]
+) -> RunEnded:
+    """Train to the end, or to a stop by the user, on whatever ranks there are.
+
+    Ranks that join begin at the first life, and find the run as any resume does. Where ranks were
+    lost in mid-update, rank 0 has kept what the update before it left; where rank 0 was lost, the
+    newest checkpoint counts.
+
+    Args:
+        life: trains on the ranks of the moment; whether it has to go on from what is there is its argument.
+        ranks: those of the moment.
+        stop: the user's; what asks for the end of a life is up to `life`.
+        tell: told of changes.
+    """
+    again = False
+    while True:
+        try:
+            ended = life(again)
+            if ended.done or ranks.any(flag=stop.asked):
+                return ended
+            tell(f"hosts come or go: {ranks.size} ranks so far")
+        except RanksLost as lost:
+            tell(f"ranks are lost ({lost}): going on with those that are left")
+        ranks.reform()
+        tell(f"{ranks.size} ranks from here on")
+        again = True
