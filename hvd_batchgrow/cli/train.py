@@ -62,6 +62,7 @@ class TrainCommand(RanksCommand):
 
     def train(self, ranks: Ranks, stop: StopRequest, load: Callable[[], Job]) -> RunEnded:
         """One run, watched on the terminal."""
+        from hvd_batchgrow.train.carry import Carry
         from hvd_batchgrow.train.run import RunOptions, run_job
         from hvd_batchgrow.train.stop import StopAfter
         from hvd_batchgrow.watch.progress import work_progress
@@ -70,9 +71,11 @@ class TrainCommand(RanksCommand):
         options = RunOptions(self.runs_dir, self.resume == "auto", self.overwrite, self.phase_range())
         asked = StopAfter(stop, self.updates) if self.updates else stop
 
+        carry = Carry()
+
         def life(options: RunOptions, asked: Stop) -> RunEnded:
             with work_progress(console) as report:
-                return run_job(load, ranks, options, report, lambda job: _observers(job, console), asked)
+                return run_job(load, ranks, options, report, lambda job: _observers(job, console), asked, carry)
 
         if not ranks.elastic:
             return life(options, asked)

@@ -33,8 +33,8 @@ def run_elastic(
     """Train to the end, or to a stop by the user, on whatever ranks there are.
 
     Ranks that join begin at the first life, and find the run as any resume does. Where ranks were
-    lost in mid-update, rank 0 has kept what the update before it left; where rank 0 was lost, the
-    newest checkpoint counts.
+    lost in mid-update, each that is left has kept what the update before it led to, and what the new
+    rank 0 has counts: the first of those that are left.
 
     Args:
         life: trains on the ranks of the moment; whether it has to go on from what is there is its argument.
@@ -49,8 +49,8 @@ def run_elastic(
             if ended.done or ranks.any(flag=stop.asked):
                 return ended
             tell(f"hosts come or go: {ranks.size} ranks so far")
-        except RanksLost as lost:
-            tell(f"ranks are lost ({lost}): going on with those that are left")
+        except RanksLost:
+            tell("ranks are lost: going on with those that are left")
         ranks.reform()
         tell(f"{ranks.size} ranks from here on")
         again = True

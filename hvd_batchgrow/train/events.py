@@ -26,6 +26,8 @@ class RunStarted:
     num_parameters: int
     notes: tuple[str, ...]
     """What the user should know, such as a damaged checkpoint that was skipped."""
+    last_update: UpdateDone | None = None
+    """The update that has led to `samples`, where the life that did it may not have recorded it."""
 
 
 @dataclass(frozen=True)

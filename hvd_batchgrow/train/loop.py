@@ -30,6 +30,7 @@ from hvd_batchgrow.optim.lars import Lars
 from hvd_batchgrow.schedule.layout import Layout
 from hvd_batchgrow.schedule.phases import Phase
 from hvd_batchgrow.schedule.plan import Plan
+from hvd_batchgrow.train.carry import Carry
 from hvd_batchgrow.train.checkpoint import Checkpoint, write_checkpoint
 from hvd_batchgrow.train.engine import NonFinite, UpdateEngine, UpdateResult
 from hvd_batchgrow.train.evaluate import test
@@ -76,6 +77,7 @@ class Trainer:
         self.num_skipped = 0
         self.team = ranks
         self._is_whole = True
+        self._last_update: UpdateDone | None = None
         self.evaluation: Evaluation | None = None
         self._elapsed_before_s = 0.0
         self._begin = time.perf_counter()
@@ -101,6 +103,7 @@ class Trainer:
         checkpoint: Checkpoint | None = None,
         notes: Sequence[str] = (),
         end_samples: int | None = None,
+        last_update: UpdateDone | None = None,
     ) -> RunEnded:
         """Train to the end, or until any rank is asked to stop.
 
@@ -109,11 +112,14 @@ class Trainer:
             checkpoint: to go on from; None: from the start.
             notes: passed on to the observers.
             end_samples: end of a phase, where this start is to end; None: where the run does.
+            last_update: the one before, if it may not be on record.
 
         Raises:
             RunError: a checkpoint could not be written.
+            RanksLost: of an elastic job; see `break_off`.
         """
         self._restore(checkpoint)
+        self._last_update = last_update
         self._tell_start(notes)
         end_samples = self.plan.schedule.end_samples if end_samples is None else end_samples
         stopped = False
@@ -178,7 +184,8 @@ class Trainer:
         if self.average and not result.skipped:
             self.average.update(phase.global_batch)
         replaced = _gather_replaced(taken, self.team) if result.num_replaced else ()
-        self._tell("on_update", UpdateDone(self.samples, phase.global_batch, result.digest, replaced))
+        self._last_update = UpdateDone(self.samples, phase.global_batch, result.digest, replaced)
+        self._tell("on_update", self._last_update)
         self.samples += phase.global_batch
         self._is_whole = True
         return result
@@ -290,11 +297,11 @@ class Trainer:
             num_skipped=self.num_skipped,
         )
 
-    def keep_what_is_whole(self) -> None:
-        """After ranks were lost: leave a checkpoint of the last whole update, if this is rank 0 and has it."""
-        if self._is_whole:
-            self._save()
+    def break_off(self, carry: Carry) -> None:
+        """After ranks were lost: put what this rank has of the last whole update where the next life finds it."""
         self._tell("on_end", self._ended(self.plan.schedule.end_samples))
+        carry.checkpoint = self.capture() if self._is_whole else None
+        carry.last_update = self._last_update
 
     def _save(self) -> None:
         if self.ranks.rank:
@@ -321,6 +328,7 @@ class Trainer:
             device=str(self.device),
             num_parameters=sum(p.numel() for p in self.model.parameters()),
             notes=tuple(notes),
+            last_update=self._last_update,
         )
         self._tell("on_start", started)
 

@@ -19,6 +19,7 @@ from hvd_batchgrow.data.sources import load_source
 from hvd_batchgrow.errors import Fault, JobError
 from hvd_batchgrow.nn.models import check_model
 from hvd_batchgrow.schedule.plan import Plan, compile_plan
+from hvd_batchgrow.train.carry import Carry
 from hvd_batchgrow.train.engine import wire_type
 from hvd_batchgrow.train.events import Observer, RunEnded
 from hvd_batchgrow.train.gradients import check_wire_type
@@ -47,6 +48,7 @@ def run_job(
     report: ReportProgress,
     make_observers: Callable[[Job], Sequence[Observer]],
     stop: Stop,
+    carry: Carry | None = None,
 ) -> RunEnded:
     """Train a job to its end, or to a stop, on all ranks together.
 
@@ -57,8 +59,10 @@ def run_job(
         report: told of downloads.
         make_observers: makes the watchers of the run; called on rank 0 only.
         stop: says whether this rank is asked to stop.
+        carry: what an elastic job has of the life before; filled when this one ends by a loss.
 
     Raises:
+        RanksLost: some of an elastic job.
         AgreedFailure: the job cannot be planned, or data, packages or run folder are not as they must be.
         RunError: a checkpoint could not be written.
     """
@@ -71,6 +75,8 @@ def run_job(
         observers = make_observers(job) if ranks.rank == 0 else ()
         # Before the folder is opened: a network that cannot be built must not cost the run that is there.
         trainer = Trainer(job, plan, source, ranks, folder, observers)
+        carry = carry or Carry()
+        ranks.together(lambda: carry.leave(folder, job.checkpoint.keep) if ranks.rank == 0 else None)
         checkpoint, notes = open_run(folder, job, plan, ranks, resume=options.resume, overwrite=options.overwrite)
         notes += _notes_on_bad(source)
         notes += [f"the layout has a say in {job.model.name}; at {hazard}" for hazard in trainer.hazards]
@@ -80,9 +86,9 @@ def run_job(
             )
         ranks.together(lambda: check_reached(plan, options.phases, checkpoint, folder))
         try:
-            return trainer.run(stop, checkpoint, notes, end_of(plan, options.phases))
+            return trainer.run(stop, checkpoint, notes, end_of(plan, options.phases), carry.last_update)
         except RanksLost:
-            trainer.keep_what_is_whole()
+            trainer.break_off(carry)
             raise
 
 

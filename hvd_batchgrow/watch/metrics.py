@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 
 from hvd_batchgrow.train.events import Evaluation, Observer, RunStarted, TrainRecord, UpdateDone
-from hvd_batchgrow.watch.json_lines import JsonLines
+from hvd_batchgrow.watch.json_lines import JsonLines, read_json_lines
 
 
 class MetricsFile(Observer):
@@ -30,8 +30,12 @@ class ConsumedFile(Observer):
 
     def on_start(self, event: RunStarted) -> None:
         """Keep of an earlier life what will not be done again."""
-        start = event.samples
-        self._file = JsonLines(event.folder / "consumed.jsonl", lambda line: line["samples"] < start)
+        start, path = event.samples, event.folder / "consumed.jsonl"
+        self._file = JsonLines(path, lambda line: line["samples"] < start)
+        last, recorded = event.last_update, read_json_lines(path)
+        led_here = last is not None and last.samples + last.global_batch == start
+        if last and led_here and (not recorded or recorded[-1]["samples"] < last.samples):
+            self.on_update(last)
 
     def on_update(self, event: UpdateDone) -> None:
         """Append an update."""
