@@ -48,9 +48,9 @@ def run_elastic(
             ended = life(again)
             if ended.done or ranks.any(flag=stop.asked):
                 return ended
-            tell(f"hosts come or go: {ranks.size} ranks so far")
+            why = f"hosts have come or gone, there were {ranks.size} ranks"
         except RanksLost:
-            tell("ranks are lost: going on with those that are left")
+            why = f"some of {ranks.size} ranks are lost"
         ranks.reform()
-        tell(f"{ranks.size} ranks from here on")
+        tell(f"{why}: {ranks.size} from here on")
         again = True

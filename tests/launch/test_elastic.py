@@ -1,0 +1,116 @@
+"""Ranks that come and go under horovodrun: whatever happens, the weights are those of one rank left alone."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import tomli_w
+
+from hvd_batchgrow.train.audit import audit, read_consumed
+from hvd_batchgrow.train.digest import final_weights
+from tests.helpers import job_tree, small_source, write_idx_folder
+from tests.launch.test_forms import BIN, ENVIRONMENT
+
+DISCOVER = Path(__file__).parents[2] / "slurm" / "discover-hosts.sh"
+# A worker that dies bars its whole host: two names of this machine stand for two hosts.
+FIRST, BOTH = "localhost:1\n", "localhost:1\n127.0.0.1:1\n"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("elastic")
+    root = write_idx_folder(folder / "data", small_source())
+    schedule = {"epochs": 30.0, "boundaries_epochs": [10.0], "factor": 3.0, "max_batch": 48}
+    layout = {"exact": True, "max_micro_batch": 8, "growth": "ranks", "ranks_per_phase": [1, 2]}
+    tree = job_tree(root, schedule=schedule, layout=layout, evaluation={"every_epochs": 1000.0})
+    (folder / "job.toml").write_text(tomli_w.dumps(tree))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def digest(folder: Path) -> str:
+    words = ("--name", "alone", "--layout.growth", "accumulation", "--layout.ranks_per_phase", "[]")
+    command = [str(BIN / "hvd-batchgrow"), "train", str(folder / "job.toml"), *words]
+    subprocess.run(command, check=True, cwd=folder, env=ENVIRONMENT, capture_output=True, timeout=120)
+    return final_weights(folder / "runs/alone").digest
+
+
+def train(folder: Path, name: str, hosts: str, meanwhile: Callable[[], None], *, follow_plan: bool = False) -> str:
+    """A run under elastic horovodrun, in which something happens after 60 updates; what it printed."""
+    offer(folder, hosts)
+    environment = ENVIRONMENT | {"HVD_BATCHGROW_HOSTS_FILE": "hosts"}
+    if follow_plan:
+        environment["HVD_BATCHGROW_RUN"] = f"runs/{name}"
+    np = str(len(hosts.split()))
+    options = ["--gloo", "-np", np, "--min-np", "1", "--max-np", "2", "--network-interface", "lo"]
+    command = [str(BIN / "horovodrun"), *options, "--host-discovery-script", str(DISCOVER)]
+    command += [str(BIN / "hvd-batchgrow"), "train", "job.toml", "--name", name]
+    with subprocess.Popen(
+        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as job:
+        consumed = folder / "runs" / name / "consumed.jsonl"
+        deadline = time.monotonic() + 120
+        while not consumed.exists() or len(consumed.read_bytes().splitlines()) < 60:
+            assert time.monotonic() < deadline, "it does not begin"
+            time.sleep(0.05)
+        meanwhile()
+        out, _ = job.communicate(timeout=180)
+    assert job.returncode == 0, out
+    return out
+
+
+def offer(folder: Path, hosts: str) -> None:
+    """From now on there are these hosts."""
+    (folder / "hosts").write_text(hosts)
+
+
+def kill(name: str, host: str) -> None:
+    """SIGKILL for the rank of a host."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            is_rank = f"\0--name\0{name}\0".encode() in (path / "cmdline").read_bytes()
+            is_there = f"HOROVOD_HOSTNAME={host}\0".encode() in (path / "environ").read_bytes()
+            is_python = "python" in (path / "comm").read_text() or "hvd-batchgrow" in (path / "comm").read_text()
+        except OSError:
+            continue
+        if is_rank and is_there and is_python:
+            found.append(int(path.name))
+    assert found, f"no rank of {name} on {host}"
+    for pid in found:
+        os.kill(pid, signal.SIGKILL)
+
+
+def assert_undisturbed(folder: Path, name: str, digest: str) -> None:
+    assert final_weights(folder / "runs" / name).digest == digest
+    assert audit(read_consumed(folder / "runs" / name), lambda *_: None).passed
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1"])  # either is rank 0
+def test_a_rank_that_is_killed_takes_nothing_with_it(folder: Path, digest: str, host: str) -> None:
+    name = f"without-{host}"
+    out = train(folder, name, BOTH, lambda: kill(name, host))
+    assert "some of 2 ranks are lost: 1 from here on" in out
+    assert out.count("resumed at") == 1
+    assert_undisturbed(folder, name, digest)
+
+
+def test_a_host_that_is_taken_away_leaves_between_updates(folder: Path, digest: str) -> None:
+    out = train(folder, "fewer", BOTH, lambda: offer(folder, FIRST))
+    assert "hosts have come or gone, there were 2 ranks: 1 from here on" in out
+    assert_undisturbed(folder, "fewer", digest)
+
+
+def test_hosts_join_when_the_plan_wants_them(folder: Path, digest: str) -> None:
+    out = train(folder, "grown", FIRST, lambda: offer(folder, BOTH), follow_plan=True)
+    assert "there were 1 ranks: 2 from here on" in out
+    # Phase 2, where there are to be two ranks, begins after 10 epochs of 300 samples.
+    resumed = int(out.split("resumed at ")[-1].split(" of")[0].replace(",", ""))
+    assert resumed > 3000
+    assert_undisturbed(folder, "grown", digest)
