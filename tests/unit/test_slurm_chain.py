@@ -264,6 +264,8 @@ def test_a_dry_run_prints_all_and_does_nothing(job: str, capsys: pytest.CaptureF
         (["--nodes-max", "4", "--sbatch", "nodes=9"], 2, "--sbatch: nodes is decided by the chain"),
         (["--nodes-max", "4", "--partition", "a\nb", "--dry-run"], 2, "--partition: a line of a batch script cannot"),
         (["--nodes-max", "4", "--name", "a b", "--dry-run"], 2, "name: string should match pattern"),
+        (["--nodes-max", "4", "--name", "a\n#SBATCH -x", "--dry-run"], 2, "name: string should match pattern"),
+        (["--nodes-max", "4", "--name", "a\n", "--dry-run"], 2, "name: string should match pattern"),
     ],
 )
 def test_what_cannot_be_submitted_says_why(
