@@ -28,7 +28,12 @@ RANKS_PER_PHASE = (1, 2, 4, 4)
 
 
 def why_not_here() -> str | None:
-    """Every host has a /tmp, a /run and a /dev/shm of its own: what all of them use cannot lie there."""
+    """What of this checkout does not go with a cluster of virtual hosts.
+
+    Every host has a /tmp, a /run and a /dev/shm of its own: what all of them use cannot lie there.
+    """
+    if (BIN / "mpirun").exists():
+        return "Slurm's PMIx and the launch files are tested with the system's Open MPI, and .venv has its own"
     for place in (ROOT, BIN.resolve()):
         if any(place.is_relative_to(own) for own in ("/tmp", "/run", "/dev/shm")):  # noqa: S108
             return f"{place} is not shared by virtual hosts"
