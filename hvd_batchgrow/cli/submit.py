@@ -68,6 +68,9 @@ class SubmitCommand(JobCommand):
         site = Site(find_template(self.template), program, self.site_options())
         scripts = make_scripts(job, links, run, site)
         scheduler = Slurm()
+        if plan.job.layout.growth == "accumulation" and len(plan.layouts) > 1:
+            ranks = f"all phases use all {plan.peak_ranks} ranks, as one link"
+            print(f"layout.growth = 'accumulation': {ranks}; 'ranks' gives each its own", file=sys.stderr)
         ledger = open_chain(run, links, None if self.dry_run else scheduler, resume=self.resume == "auto")
         if all(entry.state == DONE_BEFORE for entry in ledger.entries):
             print(f"{run} is done: there is nothing to submit")

@@ -27,7 +27,12 @@ def why_no_hosts() -> str | None:
     for tool in ("unshare", "nsenter", "setpriv", "ip"):
         if not shutil.which(tool):
             return f"{tool} is not installed"
-    attempt = 'mount --make-rprivate / && mount -t tmpfs none /run && ip link add eth0 type bridge && hostname "$0"'
+    if not Path(f"/proc/self/task/{os.getpid()}/children").exists():
+        return "this kernel does not tell the children of a process"
+    attempt = (
+        'mount --make-rprivate / && mount -t tmpfs none /run && mount -t sysfs none /sys && hostname "$0" && '
+        "ip link add eth0 type bridge && ip link add to-n1 type veth peer name n1 && ip link set to-n1 master eth0"
+    )
     words = ["unshare", *NAMESPACES, "--mount-proc", "--fork", "sh", "-c", attempt, "probe"]
     done = subprocess.run(words, check=False, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     return f"no namespaces here: {done.stderr.strip()}" if done.returncode else None

@@ -52,7 +52,10 @@ def stopped(cluster: Cluster, shared: Path, data: Path) -> dict[str, Stopped]:
         runs[template] = start(template, 2, "--template", str(path), "--sbatch", "nodelist=n[1-2]")
     runs["killed"] = start("killed", 2, "--sbatch", "nodelist=n[1-2]", SLOW_S="0", KILL_RANK="1")
     runs["often"] = start("often", 1, "--sbatch", "nodelist=n1", MAX_RESTARTS="0")
-    for name in ("power", *TEMPLATES, "often"):
+    # Asked at once, while its rank imports torch.
+    wait_until(lambda: "begins on" in logs(runs["often"].run), "the script begins")
+    cluster.run("scancel", "-b", "-s", "USR2", str(runs["often"].job_id))
+    for name in ("power", *TEMPLATES):
         wait_until(lambda name=name: num_records(runs[name].run), f"{name} trains", timeout_s=90)  # type: ignore[misc]
         if name == "power":
             assert cluster.job(runs[name].job_id)["NodeList"] == "n[2-3]"
@@ -86,6 +89,7 @@ def test_a_link_that_is_stopped_too_often_is_left_alone(cluster: Cluster, stoppe
     assert told.returncode == 1
     assert f"job {chain.job_id} FAILED, exit code 75" in told.stdout
     assert "stopped, and not queued again: max_restarts=0 is reached" in told.stdout
+    assert "newest checkpoint: 16 of 688 samples" in told.stdout  # it listened as soon as it trained
 
 
 def test_a_rank_that_is_killed_takes_its_link_down(cluster: Cluster, stopped: dict[str, Stopped]) -> None:

@@ -242,6 +242,16 @@ def test_without_slurm_the_missing_command_is_named(monkeypatch: pytest.MonkeyPa
 RANKS = ["--layout.growth", "ranks", "--layout.ranks_per_phase", "[1,2,4,4]"]
 
 
+def test_a_job_that_does_not_grow_by_ranks_is_one_link_and_hears_so(
+    job: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["submit", job, "--nodes-max", "2", "--dry-run"]) == 0
+    told = capsys.readouterr()
+    assert "layout.growth = 'accumulation': all phases use all 2 ranks, as one link" in told.err
+    assert told.out.count("#!/usr/bin/env bash") == 1
+    assert "--phases 1-4)" in told.out
+
+
 def test_a_dry_run_prints_all_and_does_nothing(job: str, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["submit", job, "--nodes-max", "2", "--ranks-per-node", "2", "--dry-run", *RANKS]
     assert main([*words, "--partition", "gpu", "--time", "1:00", "--signal-delay-s", "60"]) == 0
@@ -264,6 +274,8 @@ def test_a_dry_run_prints_all_and_does_nothing(job: str, capsys: pytest.CaptureF
         (["--nodes-max", "4", "--sbatch", "nodes=9"], 2, "--sbatch: nodes is decided by the chain"),
         (["--nodes-max", "4", "--partition", "a\nb", "--dry-run"], 2, "--partition: a line of a batch script cannot"),
         (["--nodes-max", "4", "--name", "a b", "--dry-run"], 2, "name: string should match pattern"),
+        (["--nodes-max", "4", "--name", "a\n#SBATCH -x", "--dry-run"], 2, "name: string should match pattern"),
+        (["--nodes-max", "4", "--name", "a\n", "--dry-run"], 2, "name: string should match pattern"),
     ],
 )
 def test_what_cannot_be_submitted_says_why(
