@@ -37,18 +37,18 @@ pytest -q --basetemp "$scratch/one" tests/parallel
 as_rank='exec python -m pytest -q --color=no -p no:cacheprovider \
     --basetemp "$0.${RANK:-${OMPI_COMM_WORLD_RANK:-$HOROVOD_RANK}}" "$@"'
 step "tests/parallel under mpirun -np 2"
-HVD_BATCHGROW_TEST_RANKS=2 timeout 600 tools/mpirun.sh 2 bash -c "$as_rank" "$scratch/mpirun" tests/parallel
+HVD_BATCHGROW_TEST_RANKS=2 timeout 1200 tools/mpirun.sh 2 bash -c "$as_rank" "$scratch/mpirun" tests/parallel
 step "tests/parallel under horovodrun -np 2 --gloo"
-HVD_BATCHGROW_TEST_RANKS=2 timeout 600 horovodrun -np 2 --gloo bash -c "$as_rank" "$scratch/gloo" tests/parallel
+HVD_BATCHGROW_TEST_RANKS=2 timeout 1200 horovodrun -np 2 --gloo bash -c "$as_rank" "$scratch/gloo" tests/parallel
 step "tests/parallel under mpirun -np 2, over torch.distributed"
 HVD_BATCHGROW_TEST_COMM=torch HVD_BATCHGROW_TEST_RANKS=2 \
-    timeout 600 tools/mpirun.sh 2 bash -c "$as_rank" "$scratch/torch" tests/parallel
+    timeout 1200 tools/mpirun.sh 2 bash -c "$as_rank" "$scratch/torch" tests/parallel
 step "tests/parallel under torchrun"
-HVD_BATCHGROW_TEST_RANKS=2 timeout 600 torchrun --standalone --no-python --nproc-per-node 2 \
+HVD_BATCHGROW_TEST_RANKS=2 timeout 1200 torchrun --standalone --no-python --nproc-per-node 2 \
     bash -c "$as_rank" "$scratch/torchrun" tests/parallel
 
 step "launch forms"
 pytest -q --basetemp "$scratch/launch" tests/launch
 step "a real Slurm of four virtual hosts"
-timeout 900 pytest -q -rs tests/slurm
+timeout 1500 pytest -q -rs tests/slurm
 step "all passed"

@@ -37,7 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def digest(folder: Path) -> str:
     words = ("--name", "alone", "--layout.growth", "accumulation", "--layout.ranks_per_phase", "[]")
     command = [str(BIN / "hvd-batchgrow"), "train", str(folder / "job.toml"), *words]
-    subprocess.run(command, check=True, cwd=folder, env=ENVIRONMENT, capture_output=True, timeout=120)
+    subprocess.run(command, check=True, cwd=folder, env=ENVIRONMENT, capture_output=True, timeout=300)
     return final_weights(folder / "runs/alone").digest
 
 
@@ -60,7 +60,7 @@ def train(folder: Path, name: str, hosts: str, meanwhile: Callable[[], None], *,
             assert time.monotonic() < deadline, "it does not begin"
             time.sleep(0.05)
         meanwhile()
-        out, _ = job.communicate(timeout=180)
+        out, _ = job.communicate(timeout=400)
     assert job.returncode == 0, out
     return out
 

@@ -39,7 +39,7 @@ def run(folder: Path, ranks: int, *words: str) -> subprocess.CompletedProcess[st
         env=ENVIRONMENT,
         capture_output=True,
         text=True,
-        timeout=180,
+        timeout=400,
     )
 
 
@@ -70,14 +70,14 @@ def test_a_signal_to_a_rank_that_waits_stops_the_run_and_it_goes_on(folder: Path
     ) as job:
         waiting = _rank(job.pid, 3)
         os.kill(waiting, signal.SIGUSR2)
-        out, err = job.communicate(timeout=120)
+        out, err = job.communicate(timeout=300)
     assert job.returncode in (0, 75), out + err
     done = run(folder, 4, *words, "--resume", "auto")
     assert done.returncode == 0, done.stderr
     assert final_weights(folder / "runs/asked").digest == digest
 
 
-def _rank(launcher: int, rank: int, timeout_s: float = 60) -> int:
+def _rank(launcher: int, rank: int, timeout_s: float = 300) -> int:
     """Process id of a rank below a launcher, once it catches USR2."""
     deadline = time.monotonic() + timeout_s
     wanted = f"OMPI_COMM_WORLD_RANK={rank}\0".encode()

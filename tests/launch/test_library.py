@@ -30,7 +30,7 @@ def run(program: Path, form: str) -> tuple[str, str]:
         env=ENVIRONMENT,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
     (digest,) = re.findall(r"\b[0-9a-f]{64}\b", done.stdout)
     return digest, done.stderr + done.stdout

@@ -106,7 +106,7 @@ class Cluster:
         # A daemon holds on to no pipe of ours: we would wait for its end.
         self.hosts.run(host, "sh", "-c", f"{munged} && exec {daemon}", quiet=True).check_returncode()
 
-    def wait_until_idle(self, timeout_s: float = 60) -> None:
+    def wait_until_idle(self, timeout_s: float = 1200) -> None:
         """All nodes are up and have nothing to do."""
 
         def idle() -> bool:
@@ -130,7 +130,7 @@ class Cluster:
         told = self.run("scontrol", "--oneliner", "show", "job", str(job_id)).stdout
         return dict(re.findall(r"(\w+)=(\S*)", told))
 
-    def wait_for(self, job_id: int, *states: str, timeout_s: float = 90) -> dict[str, str]:
+    def wait_for(self, job_id: int, *states: str, timeout_s: float = 1200) -> dict[str, str]:
         """Wait until a job is in one of some states; without any, until it is over.
 
         Raises:

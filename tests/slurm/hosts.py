@@ -91,7 +91,7 @@ class Hosts:
         cwd: Path | None = None,
         variables: Mapping[str, str] | None = None,
         quiet: bool = False,
-        timeout_s: float = 90,
+        timeout_s: float = 1200,
     ) -> subprocess.CompletedProcess[str]:
         """Run words on a host to their end.
 
@@ -163,7 +163,7 @@ class Hosts:
         subprocess.run(enter, check=True, input="\n".join(lines) + "\n", text=True, timeout=20)
 
 
-def wait_until(is_so: Callable[[], object], what: str, timeout_s: float = 30, every_s: float = 0.02) -> None:
+def wait_until(is_so: Callable[[], object], what: str, timeout_s: float = 120, every_s: float = 0.02) -> None:
     """Look again and again. Raises TimeoutError, saying what did not come."""
     deadline = time.monotonic() + timeout_s
     while not is_so():

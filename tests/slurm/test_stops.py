@@ -56,7 +56,7 @@ def stopped(cluster: Cluster, shared: Path, data: Path) -> dict[str, Stopped]:
     wait_until(lambda: "begins on" in logs(runs["often"].run), "the script begins")
     cluster.run("scancel", "-b", "-s", "USR2", str(runs["often"].job_id))
     for name in ("power", *TEMPLATES):
-        wait_until(lambda name=name: num_records(runs[name].run), f"{name} trains", timeout_s=90)  # type: ignore[misc]
+        wait_until(lambda name=name: num_records(runs[name].run), f"{name} trains", timeout_s=300)  # type: ignore[misc]
         if name == "power":
             assert cluster.job(runs[name].job_id)["NodeList"] == "n[2-3]"
             cluster.hosts.power_off("n3")

@@ -19,7 +19,7 @@ def test_tensorboard_listens_on_localhost_and_says_how_to_get_there(with_ssh: Cl
     words = ["sbatch", "--parsable", "--nodelist=n2", f"--output={work}/log", script, str(runs)]
     job = int(cluster.run(*words, cwd=work, USER="me", LOGIN_HOST="login.example.org").stdout)
     log = work / "log"
-    wait_until(lambda: log.exists() and "localhost:6006" in log.read_text(), "the line is there", timeout_s=60)
+    wait_until(lambda: log.exists() and "localhost:6006" in log.read_text(), "the line is there", timeout_s=300)
     line = re.search(r"ssh -N -L 6006:localhost:(\d+) -J (\S+) (\S+)", log.read_text())
     assert line is not None
     assert (line[2], line[3]) == ("me@login.example.org", "me@n2")
@@ -28,7 +28,7 @@ def test_tensorboard_listens_on_localhost_and_says_how_to_get_there(with_ssh: Cl
         def ask(host: str, address: str) -> str:
             return cluster.hosts.run(host, "python3", "-c", _ASK, f"http://{address}/").stdout.strip()
 
-        wait_until(lambda: ask("n2", f"localhost:{line[1]}") == "200", log.read_text(), timeout_s=60, every_s=0.5)
+        wait_until(lambda: ask("n2", f"localhost:{line[1]}") == "200", log.read_text(), timeout_s=300, every_s=0.5)
         assert ask("head", f"n2:{line[1]}") == ""
         tunnel = ["ssh", "-f", "-N", "-L", f"6006:localhost:{line[1]}", "n2"]
         cluster.hosts.run("head", *tunnel, quiet=True).check_returncode()
