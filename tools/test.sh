@@ -18,7 +18,7 @@ mypy
 git ls-files '*.sh' '*.sbatch' .ci/run | xargs shellcheck
 
 step "tests in one process"
-pytest -q --basetemp "$scratch/unit" tests/unit
+pytest -q -n auto --maxprocesses 4 --dist loadfile --basetemp "$scratch/unit" tests/unit
 
 step "tests/gpu, and the kernels in Triton's interpreter"
 if python -c 'import triton' 2>/dev/null; then
@@ -48,7 +48,7 @@ HVD_BATCHGROW_TEST_RANKS=2 timeout 1200 torchrun --standalone --no-python --npro
     bash -c "$as_rank" "$scratch/torchrun" tests/parallel
 
 step "launch forms"
-pytest -q --basetemp "$scratch/launch" tests/launch
+pytest -q -n 2 --dist loadfile --basetemp "$scratch/launch" tests/launch
 step "a real Slurm of four virtual hosts"
 timeout 1500 pytest -q -rs tests/slurm
 step "all passed"
