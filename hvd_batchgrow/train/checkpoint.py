@@ -7,10 +7,10 @@ import io
 import os
 import re
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from hvd_batchgrow.errors import RunError
 
 FORMAT = 2
 _NAME = re.compile(r"samples-(\d{15})\.pt")
+_UNFINISHED = ".writing"
 
 
 @dataclass(frozen=True)
@@ -43,11 +44,23 @@ class Checkpoint:
     """Updates left out so far."""
 
     def to_bytes(self) -> bytes:
-        """A file's content: torch's format, with a SHA-256 over all values inside."""
-        values = {"format": FORMAT} | {field.name: getattr(self, field.name) for field in fields(self)}
+        """A file's content: see `write_to`."""
         buffer = io.BytesIO()
-        torch.save({**values, "sha256": tree_digest(values)}, buffer)
+        self.write_to(buffer)
         return buffer.getvalue()
+
+    def write_to(self, file: BinaryIO) -> None:
+        """Write torch's format, with a SHA-256 over all values inside, tensor by tensor.
+
+        Raises:
+            OSError: of the file.
+        """
+        values = {"format": FORMAT} | {field.name: getattr(self, field.name) for field in fields(self)}
+        sink = _Sink(file)
+        try:
+            torch.save({**values, "sha256": tree_digest(values)}, sink)  # type: ignore[arg-type]
+        except RuntimeError as error:
+            raise sink.error or error from None
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Checkpoint:
@@ -73,6 +86,27 @@ class Checkpoint:
         return cls(**values)
 
 
+class _Sink:
+    """A file that remembers what failed: torch's writer in C++ tells of a full disk as of an "unexpected pos"."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.error: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        left = memoryview(data)
+        try:
+            while left:  # of a file without a buffer, a write may take a part
+                left = left[self._file.write(left) :]
+        except OSError as error:
+            self.error = error
+            raise
+        return len(data)
+
+    def flush(self) -> None:
+        """Nothing is kept here."""
+
+
 def tree_digest(tree: Any) -> str:
     """SHA-256 over a tree of dicts, lists, tensors and plain values, the same on every machine.
 
@@ -84,7 +118,7 @@ def tree_digest(tree: Any) -> str:
     return digest.hexdigest()
 
 
-def _pieces(path: str, value: Any) -> Iterable[bytes]:
+def _pieces(path: str, value: Any) -> Iterable[bytes | memoryview]:
     if isinstance(value, Mapping):
         for key in sorted(value, key=str):
             yield from _pieces(f"{path}/{key}", value[key])
@@ -94,7 +128,8 @@ def _pieces(path: str, value: Any) -> Iterable[bytes]:
             yield from _pieces(f"{path}/{index}", item)
     elif isinstance(value, Tensor):
         yield f"{path}:{value.dtype}{tuple(value.shape)}\0".encode()
-        yield value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        # Its memory itself: a copy of each tensor would be made under Python's lock, while training waits.
+        yield value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
     else:
         yield f"{path}={value!r}\0".encode()
 
@@ -113,39 +148,62 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int, milestones
     """
     path = folder / f"samples-{checkpoint.samples:015d}.pt"
     try:
-        write_atomically(path, checkpoint.to_bytes())
+        # What the run has recorded up to here goes to the disk first: no checkpoint is ahead of its record.
+        for record in folder.parent.glob("*.jsonl"):
+            sync(record)
+        write_atomically(path, checkpoint.write_to)
+        _remove_old(folder, checkpoint.samples, keep, set(milestones))
     except OSError as error:
         raise RunError(f"checkpoint {path} could not be written: {error.strerror or error}") from error
-    kept = set(milestones)
-    # Those beyond this one were damaged, else the run would have gone on from them: they keep nobody's place.
-    older = [old for old in checkpoint_paths(folder) if _samples_of(old) <= checkpoint.samples]
-    for old in older[:-keep]:
-        if _samples_of(old) not in kept:
-            old.unlink()
     return path
 
 
-def write_atomically(path: Path, data: bytes) -> None:
+def _remove_old(folder: Path, samples: int, keep: int, kept: set[int]) -> None:
+    # Those beyond this one were damaged, else the run would have gone on from them: they keep nobody's place.
+    older = [old for old in checkpoint_paths(folder) if _samples_of(old) <= samples]
+    for old in older[:-keep]:
+        if _samples_of(old) not in kept:
+            old.unlink()
+
+
+def write_atomically(path: Path, content: bytes | Callable[[BinaryIO], None]) -> None:
     """The name appears only once the content is on the disk: a crash leaves the old state or the new one.
 
     One process at a time writes into a run folder, so the temporary name is fixed, and what a kill
     has left of it is written over.
+
+    Args:
+        path: of the file.
+        content: its bytes, or what writes them into a file without a buffer.
     """
-    temporary = path.with_name(f".{path.name}.writing")
+    temporary = path.with_name(f".{path.name}{_UNFINISHED}")
     try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
+        with temporary.open("wb", buffering=0) as file:
+            if isinstance(content, bytes):
+                _Sink(file).write(content)
+            else:
+                content(file)
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    descriptor = os.open(path.parent, os.O_RDONLY)
+    sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """What is in a file, or a folder, is on the disk when this returns."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what a kill has left of files that were being written."""
+    for path in folder.glob(f".*{_UNFINISHED}"):
+        path.unlink()
 
 
 def checkpoint_paths(folder: Path) -> list[Path]:

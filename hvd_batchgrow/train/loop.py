@@ -30,7 +30,8 @@ from hvd_batchgrow.optim.lars import Lars
 from hvd_batchgrow.schedule.layout import Layout
 from hvd_batchgrow.schedule.phases import Phase
 from hvd_batchgrow.schedule.plan import Plan
-from hvd_batchgrow.train.checkpoint import Checkpoint, write_checkpoint
+from hvd_batchgrow.train.checkpoint import Checkpoint
+from hvd_batchgrow.train.checkpoint_writer import CheckpointWriter
 from hvd_batchgrow.train.engine import NonFinite, UpdateEngine, UpdateResult
 from hvd_batchgrow.train.evaluate import test
 from hvd_batchgrow.train.events import Evaluation, Observer, RunEnded, RunStarted, UpdateDone
@@ -76,6 +77,8 @@ class Trainer:
         self.num_skipped = 0
         self.team = ranks
         self.evaluation: Evaluation | None = None
+        boundaries = {phase.end_samples for phase in plan.schedule.phases}
+        self.writer = CheckpointWriter(folder / "checkpoints", job.checkpoint.keep, boundaries)
         self._elapsed_before_s = 0.0
         self._begin = time.perf_counter()
 
@@ -116,10 +119,11 @@ class Trainer:
         self._tell_start(notes)
         end_samples = self.plan.schedule.end_samples if end_samples is None else end_samples
         stopped = False
-        while self.samples < end_samples and not stopped:
-            count, until = self.plan.ranks_at(self.samples)
-            until = min(until, end_samples)
-            stopped = train_on_first(self, count, partial(self._train, until), stop)
+        with self.writer:
+            while self.samples < end_samples and not stopped:
+                count, until = self.plan.ranks_at(self.samples)
+                until = min(until, end_samples)
+                stopped = train_on_first(self, count, partial(self._train, until), stop)
         ended = self._ended(end_samples)
         self._tell("on_end", ended)
         return ended
@@ -210,8 +214,10 @@ class Trainer:
         if self.samples == self.plan.schedule.end_samples or self._is_due(before, self.job.evaluation.every_epochs):
             self.evaluation = self.evaluate()
             self._tell("on_evaluation", self.evaluation)
-        if must_save or self._is_due(before, self.job.checkpoint.every_epochs):
-            self._save()
+        if self.ranks.rank == 0:
+            self.writer.check()
+            if must_save or self._is_due(before, self.job.checkpoint.every_epochs):
+                self.writer.save(self.capture())
 
     def evaluate(self) -> Evaluation:
         """Loss and accuracy over the whole test set: every sample once, over all ranks."""
@@ -286,12 +292,6 @@ class Trainer:
             loss_scale=asdict(self.engine.loss_scale) if self.engine.loss_scale else {},
             num_skipped=self.num_skipped,
         )
-
-    def _save(self) -> None:
-        if self.ranks.rank:
-            return
-        boundaries = {phase.end_samples for phase in self.plan.schedule.phases}
-        write_checkpoint(self.folder / "checkpoints", self.capture(), self.job.checkpoint.keep, boundaries)
 
     def _record(self, stretch: Stretch, index: int, phase: Phase) -> None:
         if stretch.samples:  # else all were left out
