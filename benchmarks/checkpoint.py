@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from hvd_batchgrow.nn.torchvision_shim import import_torchvision
 from hvd_batchgrow.train.checkpoint import Checkpoint, write_checkpoint
 from hvd_batchgrow.train.checkpoint_writer import CheckpointWriter
 
@@ -36,6 +37,7 @@ class Bench:
     """
 
     def __init__(self, folder: Path, num_samples: int) -> None:
+        import_torchvision()
         from torchvision.models import resnet50  # type: ignore[import-untyped]
 
         self.folder = folder

@@ -41,6 +41,8 @@ HVD_BATCHGROW_TEST_RANKS=2 timeout 600 tools/mpirun.sh 2 bash -c "$as_rank" "$sc
 step "tests/parallel under horovodrun -np 2 --gloo"
 HVD_BATCHGROW_TEST_RANKS=2 timeout 600 horovodrun -np 2 --gloo bash -c "$as_rank" "$scratch/gloo"
 
+step "a storm of kills (make storm: the long form)"
+pytest -q --basetemp "$scratch/storm" tests/storm
 step "launch forms"
 pytest -q --basetemp "$scratch/launch" tests/launch
 step "a real Slurm of four virtual hosts"
