@@ -2,10 +2,11 @@
 
 python -m benchmarks.checkpoint [--turns 5] [--samples 8] [--folder DIR]
 
-Each turn does a few updates of the same network without a checkpoint, with one in the background
-after the first update, and with one that is written before training goes on. Two figures: how long
-the call that saves takes, and how much longer the updates take altogether, with what the thread
-that writes takes away from those that train.
+Each turn does an update of ResNet-50 and times it, then has a checkpoint written in the background
+and one before training goes on: how long the call that saves takes, as a share of that update.
+Then, for what the writing does to the thread that trains: the longest time for which that thread,
+which does nothing but look at the clock, is held up (by Python's lock, or by others on the
+machine) while a checkpoint is written, and while none is; and the processor time of a checkpoint.
 """
 
 from __future__ import annotations
@@ -24,8 +25,7 @@ from hvd_batchgrow.nn.torchvision_shim import import_torchvision
 from hvd_batchgrow.train.checkpoint import Checkpoint, write_checkpoint
 from hvd_batchgrow.train.checkpoint_writer import CheckpointWriter
 
-KINDS = ("none", "background", "at once")
-UPDATES = 3
+KINDS = ("background", "at once")
 
 
 class Bench:
@@ -58,23 +58,42 @@ class Bench:
         """As the trainer's."""
         return Checkpoint(1, {}, self.model.state_dict(), self.optimizer.state_dict(), 0.0, {}, {}, {}, 0)
 
-    def turn(self, kind: str) -> tuple[float, float]:
-        """Some updates with one checkpoint after the first: seconds of the call that saves, and of all of it."""
+    def updated_s(self) -> float:
+        """Seconds of an update."""
+        begin = time.perf_counter()
+        self.update()
+        return time.perf_counter() - begin
+
+    def waited_s(self, kind: str) -> float:
+        """Seconds of the call that saves, with all written before this returns."""
         save: dict[str, Callable[[], object]] = {
-            "none": lambda: None,
             "background": lambda: self.writer.save(self.capture()),
             "at once": lambda: write_checkpoint(self.folder, self.capture(), 1, ()),
         }
         begin = time.perf_counter()
-        for index in range(UPDATES):
-            self.update()
-            if index == 0:
-                start = time.perf_counter()
-                save[kind]()
-                waited_s = time.perf_counter() - start
-        total_s = time.perf_counter() - begin
+        save[kind]()
+        waited_s = time.perf_counter() - begin
         self.writer.wait()
-        return waited_s, total_s
+        return waited_s
+
+    def held_up_s(self) -> tuple[float, float, float]:
+        """Longest pause while a checkpoint is written, in as long without one, and the processor time it took."""
+        self.writer.save(self.capture())
+        begin, cpu_begin, own_begin = time.perf_counter(), time.process_time(), time.thread_time()
+        writing = longest_pause_s(lambda: self.writer._thread is not None and self.writer._thread.is_alive())
+        cpu_s = time.process_time() - cpu_begin - (time.thread_time() - own_begin)
+        self.writer.wait()
+        end = 2 * time.perf_counter() - begin
+        return writing, longest_pause_s(lambda: time.perf_counter() < end), cpu_s
+
+
+def longest_pause_s(goes_on: Callable[[], bool]) -> float:
+    """Of a thread that does nothing but look at the clock."""
+    longest, last = 0.0, time.perf_counter()
+    while goes_on():
+        now = time.perf_counter()
+        longest, last = max(longest, now - last), now
+    return longest
 
 
 def spread(values: list[float], scale: float = 1.0) -> str:
@@ -92,19 +111,23 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         bench = Bench(Path(folder), arguments.samples)
-        bench.turn("background")  # its memory is there from now on
-        turns = [
-            {kind: bench.turn(kind) for kind in KINDS[turn % 3 :] + KINDS[: turn % 3]}
-            for turn in range(arguments.turns)
-        ]
-    update_s = [turn["none"][1] / UPDATES for turn in turns]
-    print(f"{bench.num_parameters:,} parameters with momentum, {torch.get_num_threads()} threads")
-    print(f"an update of {arguments.samples} samples: {spread(update_s)} s")
-    for kind in KINDS[1:]:
-        waited = [turn[kind][0] for turn in turns]
-        more = [turn[kind][1] - turn["none"][1] for turn in turns]
-        share = [100 * w / u for w, u in zip(waited, update_s, strict=True)]
-        print(f"{kind:12} the call {spread(waited)} s = {spread(share)} % of an update; all of it {spread(more)} s")
+        bench.waited_s("background")  # its memory is there from now on
+        updates, waits, pauses = [], [], []
+        for turn in range(arguments.turns):
+            updates.append(bench.updated_s())
+            waits.append({kind: bench.waited_s(kind) for kind in KINDS[:: 1 if turn % 2 else -1]})
+            pauses.append(bench.held_up_s())
+    print(
+        f"{bench.num_parameters:,} parameters with momentum, {torch.get_num_threads()} threads; medians (least … most)"
+    )
+    print(f"an update of {arguments.samples} samples: {spread(updates)} s")
+    for kind in KINDS:
+        waited = [wait[kind] for wait in waits]
+        share = [100 * wait / update for wait, update in zip(waited, updates, strict=True)]
+        print(f"{kind:12} {spread(waited)} s = {spread(share)} % of an update")
+    while_writing, without, cpu = ([pause[k] for pause in pauses] for k in range(3))
+    print(f"longest pause of another thread: {spread(while_writing)} s while writing, {spread(without)} s without")
+    print(f"processor time of a checkpoint: {spread(cpu)} s")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,11 @@ from torch import Tensor
 
 from hvd_batchgrow.errors import RunError
 
-FORMAT = 2
+FORMAT = 3
+_UNSEALED_FORMAT = 2
+"""Had no seal; read all the same."""
+_SEAL = re.compile(rb"\nsha256 ([0-9a-f]{64})\n")
+_SEAL_BYTES = 73
 _NAME = re.compile(r"samples-(\d{15})\.pt")
 _UNFINISHED = ".writing"
 
@@ -50,7 +54,9 @@ class Checkpoint:
         return buffer.getvalue()
 
     def write_to(self, file: BinaryIO) -> None:
-        """Write torch's format, with a SHA-256 over all values inside, tensor by tensor.
+        """Write torch's format: a SHA-256 over all values inside, and one over the file at its end.
+
+        The one inside is of what the file means, whoever wrote it, and does not see a bit of padding change.
 
         Raises:
             OSError: of the file.
@@ -61,6 +67,7 @@ class Checkpoint:
             torch.save({**values, "sha256": tree_digest(values)}, sink)  # type: ignore[arg-type]
         except RuntimeError as error:
             raise sink.error or error from None
+        sink.write(sink.seal())
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Checkpoint:
@@ -69,6 +76,7 @@ class Checkpoint:
         Raises:
             RunError: damaged, of another program, or of a newer format.
         """
+        is_sealed = _check_seal(data)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of a foreign file it is enough to hear that it cannot be read
@@ -79,8 +87,10 @@ class Checkpoint:
         if not isinstance(values, dict) or "sha256" not in values:
             raise RunError("not a checkpoint of this program")
         digest, file_format = values.pop("sha256"), values.pop("format", None)
-        if file_format != FORMAT:
+        if file_format not in {FORMAT, _UNSEALED_FORMAT}:
             raise RunError(f"of format {file_format}, this version reads {FORMAT}")
+        if file_format == FORMAT and not is_sealed:
+            raise RunError("damaged: its end is missing")
         if digest != tree_digest({"format": file_format, **values}):
             raise RunError("damaged: its values do not match its SHA-256")
         return cls(**values)
@@ -91,10 +101,16 @@ class _Sink:
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
+        self._digest = hashlib.sha256()
         self.error: OSError | None = None
+
+    def seal(self) -> bytes:
+        """What follows all that was written so far."""
+        return f"\nsha256 {self._digest.hexdigest()}\n".encode()
 
     def write(self, data: bytes) -> int:
         left = memoryview(data)
+        self._digest.update(left)
         try:
             while left:  # of a file without a buffer, a write may take a part
                 left = left[self._file.write(left) :]
@@ -105,6 +121,15 @@ class _Sink:
 
     def flush(self) -> None:
         """Nothing is kept here."""
+
+
+def _check_seal(data: bytes) -> bool:
+    """Whether there is a seal. Raises RunError if it is broken."""
+    if not (found := _SEAL.fullmatch(data[-_SEAL_BYTES:])):
+        return False
+    if hashlib.sha256(memoryview(data)[:-_SEAL_BYTES]).hexdigest().encode() != found[1]:
+        raise RunError("damaged: its bytes do not match its SHA-256")
+    return True
 
 
 def tree_digest(tree: Any) -> str:

@@ -38,6 +38,8 @@ class RunOptions:
     overwrite: bool = False
     phases: tuple[int, int] | None = None
     """The first and the last phase to train, from 1; None: all. The ranks launched must be those of these phases."""
+    fork: str | None = None
+    """Name of a new run to make from the newest good checkpoint of the job's; None: it is the job's own run."""
 
 
 def run_job(
@@ -62,16 +64,21 @@ def run_job(
         AgreedFailure: the job cannot be planned, or data, packages or run folder are not as they must be.
         RunError: a checkpoint could not be written.
     """
-    job, plan = ranks.together(lambda: _prepare(load(), ranks, options.phases))
+    loaded = ranks.together(load)
+    job = loaded.model_copy(update={"name": options.fork}) if options.fork else loaded
+    plan = ranks.together(lambda: _prepare(job, ranks, options.phases))
     source = load_together(job, ranks, report)
     set_threads(job, ranks)
     folder = options.runs_dir / job.name
+    origin = options.runs_dir / loaded.name if options.fork else None
     with RunLock(folder) as lock:
         ranks.together(lambda: lock.take() if ranks.rank == 0 else None)
         observers = make_observers(job) if ranks.rank == 0 else ()
         # Before the folder is opened: a network that cannot be built must not cost the run that is there.
         trainer = Trainer(job, plan, source, ranks, folder, observers)
-        checkpoint, notes = open_run(folder, job, plan, ranks, resume=options.resume, overwrite=options.overwrite)
+        checkpoint, notes = open_run(
+            folder, job, plan, ranks, resume=options.resume, overwrite=options.overwrite, origin=origin
+        )
         notes += _notes_on_bad(source)
         notes += [f"the layout has a say in {job.model.name}; at {hazard}" for hazard in trainer.hazards]
         if source.train.kind == "encoded" and choose_pipeline(job.data.pipeline, source.train) == "torch":
@@ -91,12 +98,12 @@ def _notes_on_bad(source: Source) -> list[str]:
     ]
 
 
-def _prepare(job: Job, ranks: Ranks, phases: tuple[int, int] | None) -> tuple[Job, Plan]:
+def _prepare(job: Job, ranks: Ranks, phases: tuple[int, int] | None) -> Plan:
     plan = compile_plan(job, ranks.size, known_num_samples(job.data))
     if phases is not None:
         check_width(plan, phases, ranks.size)
         check_model(job)
-        return job, plan
+        return plan
     if plan.peak_ranks > ranks.size:
         fault = f"a phase is planned for {plan.peak_ranks} ranks, and {ranks.size} are launched"
         raise JobError([Fault("layout.ranks_per_phase", f"{fault}; launch {plan.peak_ranks}")], job.name)
@@ -105,7 +112,7 @@ def _prepare(job: Job, ranks: Ranks, phases: tuple[int, int] | None) -> tuple[Jo
         check_wire_type(wire_type(job.update), ranks, exact=False)
     except ValueError as error:
         raise JobError([Fault("update.compression", str(error))], job.name) from None
-    return job, plan
+    return plan
 
 
 def load_together(job: Job, ranks: Ranks, report: ReportProgress) -> Source:
