@@ -317,7 +317,11 @@ class Trainer:
 
     def _tell(self, method: str, event: object) -> None:
         for observer in self.observers:
-            getattr(observer, method)(event)
+            try:
+                getattr(observer, method)(event)
+            except OSError as error:
+                where = error.filename or self.folder
+                raise RunError(f"{where} cannot be written: {error.strerror or error}") from error
 
     def _ended(self, end_samples: int) -> RunEnded:
         schedule = self.plan.schedule

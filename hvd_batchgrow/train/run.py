@@ -72,7 +72,7 @@ def run_job(
     folder = options.runs_dir / job.name
     origin = options.runs_dir / loaded.name if options.fork else None
     with RunLock(folder) as lock:
-        ranks.together(lambda: lock.take() if ranks.rank == 0 else None)
+        ranks.together(lambda: lock.take(report) if ranks.rank == 0 else None)
         observers = make_observers(job) if ranks.rank == 0 else ()
         # Before the folder is opened: a network that cannot be built must not cost the run that is there.
         trainer = Trainer(job, plan, source, ranks, folder, observers)

@@ -28,12 +28,6 @@ def folder(tmp_path: Path) -> Iterator[Path]:
         yield Path(folder)
 
 
-@pytest.fixture(scope="module")
-def nursery() -> Iterator[Nursery]:
-    with Nursery() as nursery:
-        yield nursery
-
-
 @pytest.mark.parametrize("forms", [("1 rank",), ("2 ranks",), ("1 rank", "2 ranks")], ids=", ".join)
 def test_a_run_killed_at_random_ends_as_if_it_had_not_been(
     nursery: Nursery, folder: Path, forms: tuple[str, ...]
