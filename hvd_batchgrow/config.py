@@ -363,6 +363,8 @@ class WatchSection(Section):
     records_per_epoch: PositiveInt = 20
     """Training metrics are averaged over stretches of N / records_per_epoch samples."""
     tensorboard: bool = True
+    stall_timeout_s: PositiveFloat = 600.0
+    """Without any progress for a tenth of this, the rank that stalls is named; for all of it, the job ends."""
 
 
 class Job(Section):

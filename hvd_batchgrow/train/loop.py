@@ -41,6 +41,7 @@ from hvd_batchgrow.train.loss_scale import LossScale
 from hvd_batchgrow.train.reestimate import reestimate_together
 from hvd_batchgrow.train.stop import Stop
 from hvd_batchgrow.train.stretch import Stretch
+from hvd_batchgrow.train.watchdog import IDLE, Pulse, Watchdog
 from hvd_batchgrow.train.weight_average import WeightAverage
 
 
@@ -72,6 +73,8 @@ class Trainer:
         )
         memory = job.update.average_samples
         self.average = WeightAverage(self.model, memory) if memory else None
+        self.pulse = Pulse()
+        self.engine.at = self.pulse.at
         self.stream = Stream(len(source.train), job.seed)
         self.samples = 0
         self.num_skipped = 0
@@ -115,14 +118,15 @@ class Trainer:
         Raises:
             RunError: a checkpoint could not be written.
         """
-        self._restore(checkpoint)
-        self._tell_start(notes)
         end_samples = self.plan.schedule.end_samples if end_samples is None else end_samples
         stopped = False
-        with self.writer:
+        with Watchdog(self.ranks, self.pulse, self.job.watch.stall_timeout_s), self.writer:
+            self._restore(checkpoint)
+            self._tell_start(notes)
             while self.samples < end_samples and not stopped:
                 count, until = self.plan.ranks_at(self.samples)
                 until = min(until, end_samples)
+                self.pulse.at(IDLE if self.ranks.rank >= count else "starting a phase")
                 stopped = train_on_first(self, count, partial(self._train, until), stop)
         ended = self._ended(end_samples)
         self._tell("on_end", ended)
@@ -186,7 +190,9 @@ class Trainer:
 
     def _take(self, batches: Iterator[Batch], positions: tuple[int, ...], taken: list[Batch]) -> MicroBatch:
         """The next groups as one micro-batch; those with replaced samples go to `taken` too."""
+        self.pulse.at("reading samples")
         groups = [next(batches) for _ in positions]
+        self.pulse.at("computing gradients")
         taken += [group for group in groups if group.replaced.any()]
         entries, ids = (np.concatenate([getattr(group, part) for group in groups]) for part in ("entries", "ids"))
         return MicroBatch(
@@ -207,8 +213,13 @@ class Trainer:
         batches = self.reader.training(self.stream, group, mine[0], ranks.size) if mine else iter(())
         passes = _joined_in(islice(batches, len(mine)), layout.micro_batch // group)
         with autocast(self.device, self.job.update.precision):
-            inputs = (as_parameters(batch, self.model) for batch in passes)
+            inputs = (as_parameters(batch, self.model) for batch in self._ticking(passes))
             reestimate_together(self.model, inputs, ranks, exact=self.job.layout.exact)
+
+    def _ticking(self, passes: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
+        for batch in passes:
+            self.pulse.at("re-estimating")
+            yield batch
 
     def _evaluate_and_save(self, before: int, *, must_save: bool) -> None:
         if self.samples == self.plan.schedule.end_samples or self._is_due(before, self.job.evaluation.every_epochs):
@@ -217,6 +228,7 @@ class Trainer:
         if self.ranks.rank == 0:
             self.writer.check()
             if must_save or self._is_due(before, self.job.checkpoint.every_epochs):
+                self.pulse.at("waiting for the checkpoint before")
                 self.writer.save(self.capture())
 
     def evaluate(self) -> Evaluation:
@@ -228,8 +240,9 @@ class Trainer:
             return Evaluation(self.samples, self._epoch(), loss, top1, *self._test())
 
     def _test(self) -> tuple[float, float]:
-        num_test = len(self.source.test)
-        return test(self.model, self.reader, num_test, self.job.evaluation.batch, self.team, self.job.update.precision)
+        num_test, batch, precision = len(self.source.test), self.job.evaluation.batch, self.job.update.precision
+        tick = partial(self.pulse.at, "evaluating")
+        return test(self.model, self.reader, num_test, batch, self.team, precision, tick)
 
     def _describe(self, fault: NonFinite, phase: Phase) -> str:
         """Which update, and the samples of its first bad groups."""
