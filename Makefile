@@ -1,4 +1,4 @@
-.PHONY: quickstart setup test format clean
+.PHONY: quickstart setup test storm format clean
 
 JOB := jobs/fashion_mnist_quickstart.toml
 
@@ -11,6 +11,10 @@ setup:  ## what training needs, in .venv
 test:  ## set up, check and test everything
 	@tools/setup.sh test
 	@tools/test.sh
+
+storm:  ## kill a small run 200 times, and see that nothing is lost: some fifteen minutes
+	@tools/setup.sh test
+	PATH="$$PWD/.venv/bin:$$PATH" OMP_NUM_THREADS=1 python -m tests.storm --kills 200
 
 format:
 	.venv/bin/ruff check --fix -q .

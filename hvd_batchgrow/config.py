@@ -17,6 +17,7 @@ def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 PositiveInt = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -362,12 +363,14 @@ class WatchSection(Section):
     records_per_epoch: PositiveInt = 20
     """Training metrics are averaged over stretches of N / records_per_epoch samples."""
     tensorboard: bool = True
+    stall_timeout_s: PositiveFloat = 600.0
+    """Without any progress for a tenth of this, the rank that stalls is named; for all of it, the job ends."""
 
 
 class Job(Section):
     """A whole job file."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    name: Annotated[str, Field(pattern=NAME_PATTERN)]
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     data: DataSection
     model: ModelSection

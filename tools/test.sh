@@ -47,6 +47,8 @@ step "tests/parallel under torchrun"
 HVD_BATCHGROW_TEST_RANKS=2 timeout 1200 torchrun --standalone --no-python --nproc-per-node 2 \
     bash -c "$as_rank" "$scratch/torchrun" tests/parallel
 
+step "a storm of kills (make storm: the long form)"
+pytest -q --basetemp "$scratch/storm" tests/storm
 step "launch forms"
 pytest -q -n 2 --dist loadfile --basetemp "$scratch/launch" tests/launch
 step "a real Slurm of four virtual hosts"

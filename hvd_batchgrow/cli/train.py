@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from rich.console import Console
 
 from hvd_batchgrow.cli.common import RanksCommand, terminal, with_ranks
-from hvd_batchgrow.config import Job
+from hvd_batchgrow.config import NAME_PATTERN, Job
 from hvd_batchgrow.errors import ExitCode, Fault, JobError
 from hvd_batchgrow.schedule.plan import decay_twin
 
@@ -36,6 +36,8 @@ class TrainCommand(RanksCommand):
     """Stop after so many updates of this start, with a checkpoint to go on from."""
     phases: str | None = None
     """FIRST-LAST: train these phases only, counted from 1, on just the ranks that they use; a link of a chain."""
+    fork: str | None = None
+    """Name of a new run, which goes on by the job as it is now from the newest good checkpoint of the job's run."""
 
     def run(self, overrides: dict[str, Any]) -> ExitCode:
         """Train, and end with 75 if stopped."""
@@ -50,6 +52,12 @@ class TrainCommand(RanksCommand):
             raise JobError([Fault("--overwrite", "contradicts --resume auto: choose one")], "command line")
         if self.updates is not None and self.updates < 1:
             raise JobError([Fault("--updates", f"must be at least 1, got {self.updates}")], "command line")
+        if self.fork is not None:
+            if self.overwrite or self.resume == "auto":
+                fault = "makes a new run, which there is nothing of yet: without --resume auto and --overwrite"
+                raise JobError([Fault("--fork", fault)], "command line")
+            if not re.fullmatch(NAME_PATTERN, self.fork):
+                raise JobError([Fault("--fork", f"must match {NAME_PATTERN}, got {self.fork!r}")], "command line")
         self.phase_range()
 
     def phase_range(self) -> tuple[int, int] | None:
@@ -68,9 +76,8 @@ class TrainCommand(RanksCommand):
         from hvd_batchgrow.watch.progress import work_progress
 
         console = terminal(sys.stderr, quiet=ranks.local_rank != 0)
-        options = RunOptions(self.runs_dir, self.resume == "auto", self.overwrite, self.phase_range())
+        options = RunOptions(self.runs_dir, self.resume == "auto", self.overwrite, self.phase_range(), self.fork)
         asked = StopAfter(stop, self.updates) if self.updates else stop
-
         carry = Carry()
 
         def life(options: RunOptions, asked: Stop) -> RunEnded:
@@ -79,6 +86,11 @@ class TrainCommand(RanksCommand):
 
         if not ranks.elastic:
             return life(options, asked)
+        if self.fork:
+            fault = (
+                "makes a run once, and an elastic job has several lives: fork on fixed ranks (--updates 1), then go on"
+            )
+            raise JobError([Fault("--fork", fault)], "command line")
         from hvd_batchgrow.comm.elastic import ElasticRanks
         from hvd_batchgrow.train.elastic import StopOrChange, run_elastic
 
@@ -98,6 +110,8 @@ class TwinCommand(TrainCommand):
         self.check_flags()
         if self.phases is not None:
             raise JobError([Fault("--phases", "a comparison needs all phases of both runs")], "command line")
+        if self.fork is not None:
+            raise JobError([Fault("--fork", "a comparison is of two whole runs: train --fork")], "command line")
         return with_ranks(lambda ranks, stop: self.compare(ranks, stop, overrides), self.comm)
 
     def load_growing(self, overrides: dict[str, Any]) -> Job:

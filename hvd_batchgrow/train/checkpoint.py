@@ -7,18 +7,23 @@ import io
 import os
 import re
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
 
 from hvd_batchgrow.errors import RunError
 
-FORMAT = 2
+FORMAT = 3
+_UNSEALED_FORMAT = 2
+"""Had no seal; read all the same."""
+_SEAL = re.compile(rb"\nsha256 ([0-9a-f]{64})\n")
+_SEAL_BYTES = 73
 _NAME = re.compile(r"samples-(\d{15})\.pt")
+_UNFINISHED = ".writing"
 
 
 @dataclass(frozen=True)
@@ -43,11 +48,26 @@ class Checkpoint:
     """Updates left out so far."""
 
     def to_bytes(self) -> bytes:
-        """A file's content: torch's format, with a SHA-256 over all values inside."""
-        values = {"format": FORMAT} | {field.name: getattr(self, field.name) for field in fields(self)}
+        """A file's content: see `write_to`."""
         buffer = io.BytesIO()
-        torch.save({**values, "sha256": tree_digest(values)}, buffer)
+        self.write_to(buffer)
         return buffer.getvalue()
+
+    def write_to(self, file: BinaryIO) -> None:
+        """Write torch's format: a SHA-256 over all values inside, and one over the file at its end.
+
+        The one inside is of what the file means, whoever wrote it, and does not see a bit of padding change.
+
+        Raises:
+            OSError: of the file.
+        """
+        values = {"format": FORMAT} | {field.name: getattr(self, field.name) for field in fields(self)}
+        sink = _Sink(file)
+        try:
+            torch.save({**values, "sha256": tree_digest(values)}, sink)  # type: ignore[arg-type]
+        except RuntimeError as error:
+            raise sink.error or error from None
+        sink.write(sink.seal())
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Checkpoint:
@@ -56,6 +76,7 @@ class Checkpoint:
         Raises:
             RunError: damaged, of another program, or of a newer format.
         """
+        is_sealed = _check_seal(data)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of a foreign file it is enough to hear that it cannot be read
@@ -66,11 +87,49 @@ class Checkpoint:
         if not isinstance(values, dict) or "sha256" not in values:
             raise RunError("not a checkpoint of this program")
         digest, file_format = values.pop("sha256"), values.pop("format", None)
-        if file_format != FORMAT:
+        if file_format not in {FORMAT, _UNSEALED_FORMAT}:
             raise RunError(f"of format {file_format}, this version reads {FORMAT}")
+        if file_format == FORMAT and not is_sealed:
+            raise RunError("damaged: its end is missing")
         if digest != tree_digest({"format": file_format, **values}):
             raise RunError("damaged: its values do not match its SHA-256")
         return cls(**values)
+
+
+class _Sink:
+    """A file that remembers what failed: torch's writer in C++ tells of a full disk as of an "unexpected pos"."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._digest = hashlib.sha256()
+        self.error: OSError | None = None
+
+    def seal(self) -> bytes:
+        """What follows all that was written so far."""
+        return f"\nsha256 {self._digest.hexdigest()}\n".encode()
+
+    def write(self, data: bytes) -> int:
+        left = memoryview(data)
+        self._digest.update(left)
+        try:
+            while left:  # of a file without a buffer, a write may take a part
+                left = left[self._file.write(left) :]
+        except OSError as error:
+            self.error = error
+            raise
+        return len(data)
+
+    def flush(self) -> None:
+        """Nothing is kept here."""
+
+
+def _check_seal(data: bytes) -> bool:
+    """Whether there is a seal. Raises RunError if it is broken."""
+    if not (found := _SEAL.fullmatch(data[-_SEAL_BYTES:])):
+        return False
+    if hashlib.sha256(memoryview(data)[:-_SEAL_BYTES]).hexdigest().encode() != found[1]:
+        raise RunError("damaged: its bytes do not match its SHA-256")
+    return True
 
 
 def tree_digest(tree: Any) -> str:
@@ -84,7 +143,7 @@ def tree_digest(tree: Any) -> str:
     return digest.hexdigest()
 
 
-def _pieces(path: str, value: Any) -> Iterable[bytes]:
+def _pieces(path: str, value: Any) -> Iterable[bytes | memoryview]:
     if isinstance(value, Mapping):
         for key in sorted(value, key=str):
             yield from _pieces(f"{path}/{key}", value[key])
@@ -94,7 +153,8 @@ def _pieces(path: str, value: Any) -> Iterable[bytes]:
             yield from _pieces(f"{path}/{index}", item)
     elif isinstance(value, Tensor):
         yield f"{path}:{value.dtype}{tuple(value.shape)}\0".encode()
-        yield value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        # Its memory itself: a copy of each tensor would be made under Python's lock, while training waits.
+        yield value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
     else:
         yield f"{path}={value!r}\0".encode()
 
@@ -113,39 +173,62 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int, milestones
     """
     path = folder / f"samples-{checkpoint.samples:015d}.pt"
     try:
-        write_atomically(path, checkpoint.to_bytes())
+        # What the run has recorded up to here goes to the disk first: no checkpoint is ahead of its record.
+        for record in folder.parent.glob("*.jsonl"):
+            sync(record)
+        write_atomically(path, checkpoint.write_to)
+        _remove_old(folder, checkpoint.samples, keep, set(milestones))
     except OSError as error:
         raise RunError(f"checkpoint {path} could not be written: {error.strerror or error}") from error
-    kept = set(milestones)
-    # Those beyond this one were damaged, else the run would have gone on from them: they keep nobody's place.
-    older = [old for old in checkpoint_paths(folder) if _samples_of(old) <= checkpoint.samples]
-    for old in older[:-keep]:
-        if _samples_of(old) not in kept:
-            old.unlink()
     return path
 
 
-def write_atomically(path: Path, data: bytes) -> None:
+def _remove_old(folder: Path, samples: int, keep: int, kept: set[int]) -> None:
+    # Those beyond this one were damaged, else the run would have gone on from them: they keep nobody's place.
+    older = [old for old in checkpoint_paths(folder) if _samples_of(old) <= samples]
+    for old in older[:-keep]:
+        if _samples_of(old) not in kept:
+            old.unlink()
+
+
+def write_atomically(path: Path, content: bytes | Callable[[BinaryIO], None]) -> None:
     """The name appears only once the content is on the disk: a crash leaves the old state or the new one.
 
     One process at a time writes into a run folder, so the temporary name is fixed, and what a kill
     has left of it is written over.
+
+    Args:
+        path: of the file.
+        content: its bytes, or what writes them into a file without a buffer.
     """
-    temporary = path.with_name(f".{path.name}.writing")
+    temporary = path.with_name(f".{path.name}{_UNFINISHED}")
     try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
+        with temporary.open("wb", buffering=0) as file:
+            if isinstance(content, bytes):
+                _Sink(file).write(content)
+            else:
+                content(file)
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    descriptor = os.open(path.parent, os.O_RDONLY)
+    sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """What is in a file, or a folder, is on the disk when this returns."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what a kill has left of files that were being written."""
+    for path in folder.glob(f".*{_UNFINISHED}"):
+        path.unlink()
 
 
 def checkpoint_paths(folder: Path) -> list[Path]:

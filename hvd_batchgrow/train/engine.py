@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -22,6 +22,7 @@ from hvd_batchgrow.train.exact import join, split
 from hvd_batchgrow.train.forward import Forward, MicroBatch, classify
 from hvd_batchgrow.train.gradients import GradientBuckets
 from hvd_batchgrow.train.loss_scale import LossScale
+from hvd_batchgrow.train.watchdog import WAITING
 
 _NUM_TALLIES = 6
 """Loss, correct answers, stop votes, replaced samples, and the digest of all samples in two halves."""
@@ -127,6 +128,8 @@ class UpdateEngine:
             [p for p in model.parameters() if p.requires_grad], ranks, exact=exact, wire_type=wire_type(self.rule)
         )
         self.loss_scale = LossScale() if self.rule.precision == "float16" else None
+        self.at: Callable[[str], None] = lambda stage: None
+        """Told what this rank goes on to, for those who watch over it."""
 
     def use(self, ranks: Ranks) -> None:
         """Between updates: from now on these ranks share them, this one among them."""
@@ -170,8 +173,10 @@ class UpdateEngine:
                 self.buckets.start_when_ready(self._divisor(phase))
             (loss * self.loss_scale.value if self.loss_scale else loss).backward()
             self.buckets.end_pass()
+        self.at(WAITING)
         reduce_wait_s = self.buckets.wait()
         self.ranks.wait(handle)
+        self.at("updating the weights")
         loss_sum, num_correct, stop_votes, replaced, *halves = totals[:_NUM_TALLIES].tolist()
         skipped = not self._is_usable(phase, loss_sum, share, num_groups)
         if not skipped:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 
@@ -11,7 +13,13 @@ from hvd_batchgrow.train.forward import as_parameters, autocast
 
 
 def test(
-    model: nn.Module, reader: Reader, num_test: int, batch: int, ranks: Ranks, precision: str
+    model: nn.Module,
+    reader: Reader,
+    num_test: int,
+    batch: int,
+    ranks: Ranks,
+    precision: str,
+    tick: Callable[[], None],
 ) -> tuple[float, float]:
     """Mean loss, and share of right answers, over every test sample.
 
@@ -22,12 +30,14 @@ def test(
         batch: samples of one forward.
         ranks: all of them call this; each takes every R-th batch.
         precision: of the forward, as in `[update]`.
+        tick: called as it goes on.
     """
     chunks = [range(start, min(start + batch, num_test)) for start in range(0, num_test, batch)]
     sums = torch.zeros(3, dtype=torch.float64, device=reader.device)
     model.eval()
     with torch.no_grad():
         for part in reader.testing(chunks[ranks.rank :: ranks.size]):
+            tick()
             with autocast(reader.device, precision):
                 logits = model(as_parameters(part.inputs, model)).float()
             sums[0] += nn.functional.cross_entropy(logits, part.labels, reduction="sum")

@@ -31,7 +31,8 @@ from hvd_batchgrow.schedule.layout import Layout
 from hvd_batchgrow.schedule.phases import Phase
 from hvd_batchgrow.schedule.plan import Plan
 from hvd_batchgrow.train.carry import Carry
-from hvd_batchgrow.train.checkpoint import Checkpoint, write_checkpoint
+from hvd_batchgrow.train.checkpoint import Checkpoint
+from hvd_batchgrow.train.checkpoint_writer import CheckpointWriter
 from hvd_batchgrow.train.engine import NonFinite, UpdateEngine, UpdateResult
 from hvd_batchgrow.train.evaluate import test
 from hvd_batchgrow.train.events import Evaluation, Observer, RunEnded, RunStarted, UpdateDone
@@ -41,6 +42,7 @@ from hvd_batchgrow.train.loss_scale import LossScale
 from hvd_batchgrow.train.reestimate import reestimate_together
 from hvd_batchgrow.train.stop import Stop
 from hvd_batchgrow.train.stretch import Stretch
+from hvd_batchgrow.train.watchdog import IDLE, Pulse, Watchdog
 from hvd_batchgrow.train.weight_average import WeightAverage
 
 
@@ -72,6 +74,8 @@ class Trainer:
         )
         memory = job.update.average_samples
         self.average = WeightAverage(self.model, memory) if memory else None
+        self.pulse = Pulse()
+        self.engine.at = self.pulse.at
         self.stream = Stream(len(source.train), job.seed)
         self.samples = 0
         self.num_skipped = 0
@@ -79,6 +83,8 @@ class Trainer:
         self._is_whole = True
         self._last_update: UpdateDone | None = None
         self.evaluation: Evaluation | None = None
+        boundaries = {phase.end_samples for phase in plan.schedule.phases}
+        self.writer = CheckpointWriter(folder / "checkpoints", job.checkpoint.keep, boundaries)
         self._elapsed_before_s = 0.0
         self._begin = time.perf_counter()
 
@@ -118,15 +124,17 @@ class Trainer:
             RunError: a checkpoint could not be written.
             RanksLost: of an elastic job; see `break_off`.
         """
-        self._restore(checkpoint)
         self._last_update = last_update
-        self._tell_start(notes)
         end_samples = self.plan.schedule.end_samples if end_samples is None else end_samples
         stopped = False
-        while self.samples < end_samples and not stopped:
-            count, until = self.plan.ranks_at(self.samples)
-            until = min(until, end_samples)
-            stopped = train_on_first(self, count, partial(self._train, until), stop)
+        with Watchdog(self.ranks, self.pulse, self.job.watch.stall_timeout_s), self.writer:
+            self._restore(checkpoint)
+            self._tell_start(notes)
+            while self.samples < end_samples and not stopped:
+                count, until = self.plan.ranks_at(self.samples)
+                until = min(until, end_samples)
+                self.pulse.at(IDLE if self.ranks.rank >= count else "starting a phase")
+                stopped = train_on_first(self, count, partial(self._train, until), stop)
         ended = self._ended(end_samples)
         self._tell("on_end", ended)
         return ended
@@ -192,7 +200,9 @@ class Trainer:
 
     def _take(self, batches: Iterator[Batch], positions: tuple[int, ...], taken: list[Batch]) -> MicroBatch:
         """The next groups as one micro-batch; those with replaced samples go to `taken` too."""
+        self.pulse.at("reading samples")
         groups = [next(batches) for _ in positions]
+        self.pulse.at("computing gradients")
         taken += [group for group in groups if group.replaced.any()]
         entries, ids = (np.concatenate([getattr(group, part) for group in groups]) for part in ("entries", "ids"))
         return MicroBatch(
@@ -213,15 +223,23 @@ class Trainer:
         batches = self.reader.training(self.stream, group, mine[0], ranks.size) if mine else iter(())
         passes = _joined_in(islice(batches, len(mine)), layout.micro_batch // group)
         with autocast(self.device, self.job.update.precision):
-            inputs = (as_parameters(batch, self.model) for batch in passes)
+            inputs = (as_parameters(batch, self.model) for batch in self._ticking(passes))
             reestimate_together(self.model, inputs, ranks, exact=self.job.layout.exact)
+
+    def _ticking(self, passes: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
+        for batch in passes:
+            self.pulse.at("re-estimating")
+            yield batch
 
     def _evaluate_and_save(self, before: int, *, must_save: bool) -> None:
         if self.samples == self.plan.schedule.end_samples or self._is_due(before, self.job.evaluation.every_epochs):
             self.evaluation = self.evaluate()
             self._tell("on_evaluation", self.evaluation)
-        if must_save or self._is_due(before, self.job.checkpoint.every_epochs):
-            self._save()
+        if self.ranks.rank == 0:
+            self.writer.check()
+            if must_save or self._is_due(before, self.job.checkpoint.every_epochs):
+                self.pulse.at("waiting for the checkpoint before")
+                self.writer.save(self.capture())
 
     def evaluate(self) -> Evaluation:
         """Loss and accuracy over the whole test set: every sample once, over all ranks."""
@@ -232,8 +250,9 @@ class Trainer:
             return Evaluation(self.samples, self._epoch(), loss, top1, *self._test())
 
     def _test(self) -> tuple[float, float]:
-        num_test = len(self.source.test)
-        return test(self.model, self.reader, num_test, self.job.evaluation.batch, self.team, self.job.update.precision)
+        num_test, batch, precision = len(self.source.test), self.job.evaluation.batch, self.job.update.precision
+        tick = partial(self.pulse.at, "evaluating")
+        return test(self.model, self.reader, num_test, batch, self.team, precision, tick)
 
     def _describe(self, fault: NonFinite, phase: Phase) -> str:
         """Which update, and the samples of its first bad groups."""
@@ -303,12 +322,6 @@ class Trainer:
         carry.checkpoint = self.capture() if self._is_whole else None
         carry.last_update = self._last_update
 
-    def _save(self) -> None:
-        if self.ranks.rank:
-            return
-        boundaries = {phase.end_samples for phase in self.plan.schedule.phases}
-        write_checkpoint(self.folder / "checkpoints", self.capture(), self.job.checkpoint.keep, boundaries)
-
     def _record(self, stretch: Stretch, index: int, phase: Phase) -> None:
         if stretch.samples:  # else all were left out
             ratio = _median_trust_ratio(self.optimizer)
@@ -334,7 +347,11 @@ class Trainer:
 
     def _tell(self, method: str, event: object) -> None:
         for observer in self.observers:
-            getattr(observer, method)(event)
+            try:
+                getattr(observer, method)(event)
+            except OSError as error:
+                where = error.filename or self.folder
+                raise RunError(f"{where} cannot be written: {error.strerror or error}") from error
 
     def _ended(self, end_samples: int) -> RunEnded:
         schedule = self.plan.schedule

@@ -39,6 +39,8 @@ class RunOptions:
     overwrite: bool = False
     phases: tuple[int, int] | None = None
     """The first and the last phase to train, from 1; None: all. The ranks launched must be those of these phases."""
+    fork: str | None = None
+    """Name of a new run to make from the newest good checkpoint of the job's; None: it is the job's own run."""
 
 
 def run_job(
@@ -66,18 +68,23 @@ def run_job(
         AgreedFailure: the job cannot be planned, or data, packages or run folder are not as they must be.
         RunError: a checkpoint could not be written.
     """
-    job, plan, shown = ranks.together(lambda: _prepare(load(), ranks, options.phases))
+    loaded = ranks.together(load)
+    job = loaded.model_copy(update={"name": options.fork}) if options.fork else loaded
+    plan, shown = ranks.together(lambda: _prepare(job, ranks, options.phases))
     source = load_together(job, ranks, report)
     set_threads(job, ranks)
     folder = options.runs_dir / job.name
+    origin = options.runs_dir / loaded.name if options.fork else None
     with RunLock(folder) as lock:
-        ranks.together(lambda: lock.take() if ranks.rank == 0 else None)
+        ranks.together(lambda: lock.take(report) if ranks.rank == 0 else None)
         observers = make_observers(job) if ranks.rank == 0 else ()
         # Before the folder is opened: a network that cannot be built must not cost the run that is there.
         trainer = Trainer(job, plan, source, ranks, folder, observers)
         carry = carry or Carry()
         ranks.together(lambda: carry.leave(folder, job.checkpoint.keep) if ranks.rank == 0 else None)
-        checkpoint, notes = open_run(folder, job, shown, ranks, resume=options.resume, overwrite=options.overwrite)
+        checkpoint, notes = open_run(
+            folder, job, shown, ranks, resume=options.resume, overwrite=options.overwrite, origin=origin
+        )
         notes += _notes_on_bad(source)
         notes += [f"the layout has a say in {job.model.name}; at {hazard}" for hazard in trainer.hazards]
         if source.train.kind == "encoded" and choose_pipeline(job.data.pipeline, source.train) == "torch":
@@ -101,15 +108,15 @@ def _notes_on_bad(source: Source) -> list[str]:
     ]
 
 
-def _prepare(job: Job, ranks: Ranks, phases: tuple[int, int] | None) -> tuple[Job, Plan, Plan]:
-    """The job, the plan for these ranks, and the plan to show: of an elastic job, the ranks that it would like."""
+def _prepare(job: Job, ranks: Ranks, phases: tuple[int, int] | None) -> tuple[Plan, Plan]:
+    """The plan for these ranks, and the plan to show: of an elastic job, the ranks that it would like."""
     num_samples = known_num_samples(job.data)
     shown = compile_plan(job, ranks.size, num_samples)
     plan = compile_plan(for_any_ranks(job), ranks.size, num_samples) if ranks.elastic else shown
     if phases is not None:
         check_width(plan, phases, ranks.size)
         check_model(job)
-        return job, plan, shown
+        return plan, shown
     if plan.peak_ranks > ranks.size:
         fault = f"a phase is planned for {plan.peak_ranks} ranks, and {ranks.size} are launched"
         raise JobError([Fault("layout.ranks_per_phase", f"{fault}; launch {plan.peak_ranks}")], job.name)
@@ -118,7 +125,7 @@ def _prepare(job: Job, ranks: Ranks, phases: tuple[int, int] | None) -> tuple[Jo
         check_wire_type(wire_type(job.update), ranks, exact=False)
     except ValueError as error:
         raise JobError([Fault("update.compression", str(error))], job.name) from None
-    return job, plan, shown
+    return plan, shown
 
 
 def for_any_ranks(job: Job) -> Job:

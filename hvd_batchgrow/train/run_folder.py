@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
@@ -21,7 +22,14 @@ from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.errors import RunError
 from hvd_batchgrow.schedule.plan import Plan
-from hvd_batchgrow.train.checkpoint import Checkpoint, newest_good, write_atomically
+from hvd_batchgrow.train.checkpoint import (
+    Checkpoint,
+    checkpoint_paths,
+    newest_good,
+    remove_unfinished,
+    write_atomically,
+)
+from hvd_batchgrow.train.fork import changes, fork_run, json_bytes
 
 _PACKAGES = (
     "hvd_batchgrow",
@@ -35,7 +43,7 @@ _PACKAGES = (
 
 
 def open_run(
-    folder: Path, job: Job, plan: Plan, ranks: Ranks, *, resume: bool, overwrite: bool
+    folder: Path, job: Job, plan: Plan, ranks: Ranks, *, resume: bool, overwrite: bool, origin: Path | None = None
 ) -> tuple[Checkpoint | None, list[str]]:
     """Prepare a run folder, on rank 0, and find what to go on from, for all ranks.
 
@@ -46,21 +54,25 @@ def open_run(
         ranks: all of them call this together.
         resume: go on from the newest good checkpoint, where there is one.
         overwrite: remove what is there first.
+        origin: folder of another run, to make this one from its newest good checkpoint.
 
     Returns:
         the checkpoint, None to start afresh; and notes for the user.
 
     Raises:
-        AgreedFailure: the folder holds a run and neither was asked for; no checkpoint of it is good; or its
-            job would lead to other weights.
+        AgreedFailure: the folder holds a run and neither was asked for; no checkpoint of it is good; its
+            job would lead to other weights; or it cannot be made from the other run.
     """
     notes: list[str] = []
 
     def prepare() -> bytes | None:
         try:
-            data = _prepare_folder(folder, notes, resume=resume, overwrite=overwrite)
+            if origin is not None:
+                notes.extend(fork_run(origin, folder, plan, _records(job, plan)))
+            data = _prepare_folder(folder, notes, resume=resume or origin is not None, overwrite=overwrite)
             if data is not None:
                 _refuse_other_job(folder, Checkpoint.from_bytes(data), plan)
+                notes.extend(_allowed_changes(folder, job, ranks))
             _write_records(folder, job, plan, ranks, notes)
         except OSError as error:
             raise RunError(f"{error.filename or folder} cannot be written: {error.strerror or error}") from None
@@ -73,11 +85,10 @@ def open_run(
 def _prepare_folder(folder: Path, notes: list[str], *, resume: bool, overwrite: bool) -> bytes | None:
     checkpoints = folder / "checkpoints"
     is_run = (folder / "job.toml").exists()
-    # A chain's ledger and scripts are there before the run is.
-    if folder.exists() and not is_run and any(path.name != "slurm" for path in folder.iterdir()):
+    if folder.exists() and not is_run and not _is_ours(folder):
         raise RunError(f"{folder} is no run folder and not empty: choose another with --name or --runs-dir")
     if overwrite and is_run:
-        shutil.rmtree(folder)
+        _remove(folder)
     elif is_run and not resume:
         raise RunError(
             f"{folder} holds a run already: add --resume auto to go on with it, --overwrite to replace it, "
@@ -85,38 +96,81 @@ def _prepare_folder(folder: Path, notes: list[str], *, resume: bool, overwrite: 
         )
     data, skipped = newest_good(checkpoints)
     notes += [f"skipped a checkpoint: {reason}" for reason in skipped]
+    if is_run and not overwrite and data is None:
+        notes.append(f"{checkpoints} holds no checkpoint yet: the run begins anew")
     checkpoints.mkdir(parents=True, exist_ok=True)
+    remove_unfinished(checkpoints)
     return data
 
 
+def _is_ours(folder: Path) -> bool:
+    """Whether it holds nothing but what comes before job.toml: a chain's ledger, and what a start killed there left."""
+    names = {path.name for path in folder.iterdir()}
+    return names <= {"slurm", "checkpoints", ".job.toml.writing"} and not checkpoint_paths(folder / "checkpoints")
+
+
+def _remove(folder: Path) -> None:
+    """A kill leaves the run, or nothing under its name."""
+    aside = folder.with_name(f".{folder.name}.removed")
+    shutil.rmtree(aside, ignore_errors=True)
+    folder.rename(aside)
+    shutil.rmtree(aside)
+
+
 def _refuse_other_job(folder: Path, checkpoint: Checkpoint, plan: Plan) -> None:
-    before, now = checkpoint.deciding, plan.job.deciding(plan.num_samples)
-    differing = [key for key in sorted(before | now) if before.get(key) != now.get(key)]
-    if differing:
-        changes = [f"{key}: was {before.get(key)!r}, is {now.get(key)!r}" for key in differing]
+    told = changes(checkpoint.deciding, plan.job.deciding(plan.num_samples))
+    if told:
         raise RunError(
             f"{folder} cannot be resumed by this job, whose weights would be others:\n  "
-            + "\n  ".join(changes)
-            + "\n  start it as another run: --name NAME"
+            + "\n  ".join(f"{key}: was {was!r}, is {now!r}" for key, (was, now) in told.items())
+            + "\n  start it as another run, --name NAME, or go on from here as another, --fork NAME"
         )
 
 
-def _write_records(folder: Path, job: Job, plan: Plan, ranks: Ranks, notes: list[str]) -> None:
-    tree = job.model_dump(mode="json", exclude_none=True)
-    write_atomically(folder / "job.toml", tomli_w.dumps(tree).encode())
-    write_atomically(folder / "plan.json", plan_bytes(plan))
-    path = folder / "record.json"
+def _allowed_changes(folder: Path, job: Job, ranks: Ranks) -> list[str]:
+    """What is different from the last start; it does not decide the weights."""
     try:
-        lives = json.loads(path.read_text(encoding="utf-8"))["lives"] if path.exists() else []
+        before = tomllib.loads((folder / "job.toml").read_text(encoding="utf-8"))
+        last = json.loads((folder / "record.json").read_text(encoding="utf-8"))["lives"][-1]
+    except (OSError, ValueError, KeyError, TypeError, IndexError):
+        return []  # a record that is damaged is told of elsewhere; that of a fork has no start yet
+    told = changes(_flat(before), _flat(_tree(job)))
+    if last.get("ranks") != ranks.size:
+        told["ranks"] = (last.get("ranks"), ranks.size)
+    return [f"changed since the last start: {key} was {was!r}, is {now!r}" for key, (was, now) in told.items()]
+
+
+def _flat(tree: dict[str, Any]) -> dict[str, Any]:
+    sections = {key: value if isinstance(value, dict) else {"": value} for key, value in tree.items()}
+    return {f"{s}.{key}".rstrip("."): value for s, section in sections.items() for key, value in section.items()}
+
+
+def _tree(job: Job) -> dict[str, Any]:
+    return job.model_dump(mode="json", exclude_none=True)
+
+
+def _records(job: Job, plan: Plan) -> dict[str, bytes]:
+    return {"job.toml": tomli_w.dumps(_tree(job)).encode(), "plan.json": plan_bytes(plan)}
+
+
+def _write_records(folder: Path, job: Job, plan: Plan, ranks: Ranks, notes: list[str]) -> None:
+    for name, content in _records(job, plan).items():
+        write_atomically(folder / name, content)
+    path = folder / "record.json"
+    record: dict[str, Any] = {"lives": []}
+    try:
+        if path.exists():
+            record = json.loads(path.read_text(encoding="utf-8"))
+        lives = [*record["lives"], _record(ranks)]
     except (ValueError, KeyError, TypeError) as error:
         notes.append(f"{path} was damaged ({error}) and begins anew")
-        lives = []
-    write_atomically(path, _json({"lives": [*lives, _record(ranks)]}))
+        record, lives = {}, [_record(ranks)]
+    write_atomically(path, json_bytes({**record, "lives": lives}))
 
 
 def plan_bytes(plan: Plan) -> bytes:
     """The content of `plan.json`."""
-    return _json(plan.to_dict())
+    return json_bytes(plan.to_dict())
 
 
 def read_plan(run: Path) -> dict[str, Any]:
@@ -125,10 +179,6 @@ def read_plan(run: Path) -> dict[str, Any]:
         return json.loads((run / "plan.json").read_text(encoding="utf-8"))  # type: ignore[no-any-return]
     except (OSError, ValueError) as error:
         raise RunError(f"{run / 'plan.json'} cannot be read: {error}") from None
-
-
-def _json(tree: Any) -> bytes:
-    return (json.dumps(tree, indent=2) + "\n").encode()
 
 
 def _record(ranks: Ranks) -> dict[str, Any]:

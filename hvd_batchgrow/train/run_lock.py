@@ -2,42 +2,92 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import socket
+import threading
+import time
 from pathlib import Path
 from types import TracebackType
 
+from hvd_batchgrow.data.samples import ReportProgress
 from hvd_batchgrow.errors import RunError
+
+BEAT_S = 5.0
+"""How often the holder changes its mark."""
+NUM_BEATS = 4
+"""For how many a mark of another machine must stand still to be taken for a dead one's."""
 
 
 class RunLock:
     """A lock on a run folder, held from `take` to the end of the `with` block, or of the process.
 
-    It lies beside the folder, which may be removed and made anew.
+    It lies beside the folder, which may be removed and made anew. It is the kernel's (flock), which
+    gives it back when its holder dies, however that comes. NFS keeps such a lock for all hosts, but
+    not every file system does: so the holder also leaves a mark that changes as long as it lives.
+    Who gets the lock and finds the mark of a process on another machine watches it for a while.
+    No clocks are compared.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._path = folder.parent / f".{folder.name}.lock"
         self._descriptor: int | None = None
+        self._left = threading.Event()
+        self._beats: threading.Thread | None = None
 
-    def take(self) -> None:
+    def take(self, report: ReportProgress = lambda *_: None) -> None:
         """Take the lock.
+
+        Args:
+            report: told of the wait where the last holder, on another machine, did not leave in order.
 
         Raises:
             RunError: another job holds it (its host and process are named), or it cannot be written.
         """
-        path = self.folder.parent / f".{self.folder.name}.lock"
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._watch(self._path.read_text(), report)
+            self._mark(0)
         except BlockingIOError:
-            raise RunError(f"{self.folder} is being written by another job: {path.read_text().strip()}") from None
+            raise self._taken(self._path.read_text()) from None
         except OSError as error:
-            raise RunError(f"{error.filename or path} cannot be written: {error.strerror}") from None
-        os.ftruncate(self._descriptor, 0)
-        os.write(self._descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+            raise RunError(f"{error.filename or self._path} cannot be written: {error.strerror}") from None
+        self._beats = threading.Thread(target=self._beat, name="run lock", daemon=True)
+        self._beats.start()
+
+    def _taken(self, mark: str) -> RunError:
+        holder = mark.partition("\n")[0] or "its holder has not said which"
+        return RunError(f"{self.folder} is being written by another job: {holder}")
+
+    def _watch(self, mark: str, report: ReportProgress) -> None:
+        """Of this machine the kernel knows who is dead; of others, their mark stands still."""
+        if not mark or _boot_id() in mark:
+            return
+        for beat in range(NUM_BEATS):
+            report(f"waiting to see whether {mark.partition(chr(10))[0]} still runs", beat, NUM_BEATS)
+            time.sleep(BEAT_S)
+            if (now := self._path.read_text()) != mark:
+                raise self._taken(now or mark)
+
+    def _mark(self, beat: int) -> None:
+        assert self._descriptor is not None
+        mark = f"process {os.getpid()} on {socket.gethostname()}\nmachine {_boot_id()} beat {beat}\n".encode()
+        # Over the old one, not after emptying the file: who reads it meanwhile finds a name.
+        os.pwrite(self._descriptor, mark, 0)
+        os.ftruncate(self._descriptor, len(mark))
+        os.fsync(self._descriptor)
+
+    def _beat(self) -> None:
+        beat = 0
+        while not self._left.wait(BEAT_S):
+            beat += 1
+            # A disk that is full, say, the run itself will meet and tell.
+            with contextlib.suppress(OSError):
+                self._mark(beat)
 
     def __enter__(self) -> RunLock:
         return self
@@ -45,5 +95,18 @@ class RunLock:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._beats is not None and self._descriptor is not None:
+            self._left.set()
+            self._beats.join()
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._descriptor, 0)  # left in order: nobody need wait
         if self._descriptor is not None:
             os.close(self._descriptor)
+
+
+def _boot_id() -> str:
+    """Of the running kernel: hosts of one kernel share its locks, whatever they are called."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return socket.gethostname()

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from hvd_batchgrow.errors import RunError
+
 Line = dict[str, Any]
 
 
@@ -27,9 +29,16 @@ class JsonLines:
         self._path = path
 
     def append(self, line: Line) -> None:
-        """Add a line. The file is not kept open: what was appended survives a kill of the process."""
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        """Add a line. The file is not kept open: what was appended survives a kill of the process.
+
+        Raises:
+            RunError: it cannot be written.
+        """
+        try:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise RunError(f"{self._path} cannot be written: {error.strerror}") from None
 
 
 def read_json_lines(path: Path) -> list[Line]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import pickle
@@ -13,7 +14,14 @@ import torch
 
 from hvd_batchgrow.errors import RunError
 from hvd_batchgrow.train import checkpoint as module
-from hvd_batchgrow.train.checkpoint import Checkpoint, checkpoint_paths, newest_good, tree_digest, write_checkpoint
+from hvd_batchgrow.train.checkpoint import (
+    FORMAT,
+    Checkpoint,
+    checkpoint_paths,
+    newest_good,
+    tree_digest,
+    write_checkpoint,
+)
 
 
 def make(samples: int = 640) -> Checkpoint:
@@ -60,25 +68,63 @@ def test_damaged_ones_beyond_the_newest_do_not_push_it_out(tmp_path: Path) -> No
     assert Checkpoint.from_bytes(data).samples == 200
 
 
-def test_every_damage_is_noticed(tmp_path: Path) -> None:
-    data = make().to_bytes()
-    generator = np.random.default_rng(0)
-    noticed = 0
-    for _ in range(200):
-        damaged = bytearray(data)
-        if generator.random() < 0.3:
-            damaged = damaged[: generator.integers(0, len(data))]
-        else:
-            damaged[generator.integers(0, len(data))] ^= 1 << generator.integers(0, 8)
-        try:
-            loaded = Checkpoint.from_bytes(bytes(damaged))
-        except RunError:
-            noticed += 1
-        else:  # a flipped bit in padding or in a date of the archive changes no value
-            assert tree_digest(loaded.model) == tree_digest(make().model)
-            assert tree_digest(loaded.optimizer) == tree_digest(make().optimizer)
-            assert loaded.samples == 640
-    assert noticed > 100
+def _flipped(data: bytes, draw: np.random.Generator) -> bytes:
+    damaged = bytearray(data)
+    damaged[draw.integers(0, len(data))] ^= 1 << draw.integers(0, 8)
+    return bytes(damaged)
+
+
+def _cut(data: bytes, draw: np.random.Generator) -> bytes:
+    return data[: draw.integers(0, len(data))]
+
+
+def _swapped(data: bytes, draw: np.random.Generator) -> bytes:
+    """Two blocks of the file in each other's place, as by a file system that has lost its way."""
+    size = 64
+    while True:
+        first, second = sorted(size * draw.integers(0, len(data) // size, 2))
+        a, b = data[first : first + size], data[second : second + size]
+        if a != b:
+            return data[:first] + b + data[first + size : second] + a + data[second + size :]
+
+
+def _zeroed(data: bytes, draw: np.random.Generator) -> bytes:
+    """A page that never reached the disk."""
+    while True:
+        start = int(draw.integers(0, len(data) - 512))
+        if data[start : start + 512].strip(b"\0"):
+            return data[:start] + bytes(512) + data[start + 512 :]
+
+
+def _foreign(data: bytes, draw: np.random.Generator) -> bytes:
+    return [draw.bytes(len(data)), _saved({"state_dict": {"w": torch.ones(3)}}), b"#!/bin/sh\n"][draw.integers(0, 3)]
+
+
+def _newer(data: bytes, draw: np.random.Generator) -> bytes:
+    return _sealed(_resaved(format=FORMAT + int(draw.integers(1, 9))))
+
+
+@pytest.mark.parametrize("damage", [_flipped, _cut, _swapped, _zeroed, _foreign, _newer])
+def test_every_damage_is_noticed_named_and_skipped(
+    tmp_path: Path, damage: Callable[[bytes, np.random.Generator], bytes]
+) -> None:
+    write(tmp_path, 10, 20)
+    newest, draw = checkpoint_paths(tmp_path)[-1], np.random.default_rng(0)
+    data = newest.read_bytes()
+    for _ in range(40):  # 240 with those of the other kinds
+        newest.write_bytes(damage(data, draw))
+        good, skipped = newest_good(tmp_path)
+        assert good is not None
+        assert Checkpoint.from_bytes(good).samples == 10
+        assert len(skipped) == 1
+        assert skipped[0].startswith(f"{newest}: ")
+
+
+def test_a_checkpoint_of_the_format_before_is_read(tmp_path: Path) -> None:
+    values = torch.load(io.BytesIO(make().to_bytes()), weights_only=True) | {"format": 2}
+    del values["sha256"]
+    before = Checkpoint.from_bytes(_saved({**values, "sha256": tree_digest(values)}))
+    assert tree_digest(before.model) == tree_digest(make().model)
 
 
 @pytest.mark.parametrize(
@@ -86,8 +132,10 @@ def test_every_damage_is_noticed(tmp_path: Path) -> None:
     [
         (lambda data: data[: len(data) // 2], "not readable"),
         (lambda data: b"", "not readable"),
-        (lambda data: _resaved(format=3), "of format 3, this version reads 2"),
-        (lambda data: _resaved(samples=641), "damaged: its values do not match its SHA-256"),
+        (lambda data: data[:-1], "damaged: its end is missing"),
+        (lambda data: data[:300] + bytes([data[300] ^ 1]) + data[301:], "damaged: its bytes do not match its SHA-256"),
+        (lambda data: _sealed(_resaved(format=4)), "of format 4, this version reads 3"),
+        (lambda data: _sealed(_resaved(samples=641)), "damaged: its values do not match its SHA-256"),
         (lambda data: _saved({"state_dict": {}}), "not a checkpoint of this program"),
     ],
 )
@@ -108,6 +156,10 @@ def _saved(tree: dict[str, Any]) -> bytes:
     buffer = io.BytesIO()
     torch.save(tree, buffer)
     return buffer.getvalue()
+
+
+def _sealed(data: bytes) -> bytes:
+    return data + b"\nsha256 " + hashlib.sha256(data).hexdigest().encode() + b"\n"
 
 
 def _resaved(**changes: Any) -> bytes:

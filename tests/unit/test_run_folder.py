@@ -2,6 +2,11 @@ from __future__ import annotations
 
 import json
 import os
+import socket
+import subprocess
+import sys
+import threading
+import time
 import tomllib
 from pathlib import Path
 
@@ -12,6 +17,7 @@ from hvd_batchgrow.config import Job
 from hvd_batchgrow.errors import RunError
 from hvd_batchgrow.job_file import parse_job
 from hvd_batchgrow.schedule.plan import compile_plan
+from hvd_batchgrow.train import run_lock
 from hvd_batchgrow.train.checkpoint import Checkpoint, write_checkpoint
 from hvd_batchgrow.train.run_folder import open_run
 from hvd_batchgrow.train.run_lock import RunLock
@@ -106,6 +112,66 @@ def test_two_jobs_cannot_write_one_run(tmp_path: Path) -> None:
             second.take()
     with RunLock(folder) as third:
         third.take()
+
+
+def _mark_of_another_machine(folder: Path, beat: int) -> None:
+    path = folder.parent / f".{folder.name}.lock"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(f"process 12 on elsewhere\nmachine 0000 beat {beat}\n")
+
+
+def test_a_holder_on_another_machine_that_lives_is_found_where_its_lock_is_not_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_lock, "BEAT_S", 0.05)
+    folder = tmp_path / "runs" / "run"
+    _mark_of_another_machine(folder, 7)
+    threading.Timer(0.12, _mark_of_another_machine, (folder, 8)).start()
+    waits: list[str] = []
+    with RunLock(folder) as lock, pytest.raises(RunError, match=r"written by another job: process 12 on elsewhere$"):
+        lock.take(lambda text, *_: waits.append(text))
+    assert set(waits) == {"waiting to see whether process 12 on elsewhere still runs"}
+
+
+def test_the_lock_of_a_dead_holder_on_another_machine_is_taken_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_lock, "BEAT_S", 0.05)
+    folder = tmp_path / "runs" / "run"
+    _mark_of_another_machine(folder, 7)
+    begin = time.monotonic()
+    with RunLock(folder) as lock:
+        lock.take()
+        assert time.monotonic() - begin >= run_lock.NUM_BEATS * 0.05
+        path = tmp_path / "runs" / ".run.lock"
+        first = path.read_text()
+        assert first.startswith(f"process {os.getpid()} on {socket.gethostname()}\n")
+        deadline = time.monotonic() + 30
+        while path.read_text() == first:
+            assert time.monotonic() < deadline, "its own mark stands still"
+    assert path.read_text() == "", "left in order"
+
+
+def test_the_lock_of_a_process_that_was_killed_is_free_at_once(tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "run"
+    program = (
+        "import sys, time; from pathlib import Path; from hvd_batchgrow.train.run_lock import RunLock\n"
+        "RunLock(Path(sys.argv[1])).take(); print('taken', flush=True); time.sleep(60)"
+    )
+    words = [sys.executable, "-c", program, str(folder)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout
+        assert holder.stdout.readline() == b"taken\n"
+        with (
+            RunLock(folder) as second,
+            pytest.raises(RunError, match=rf"process {holder.pid} on {socket.gethostname()}$"),
+        ):
+            second.take()
+        holder.kill()
+    begin = time.monotonic()
+    with RunLock(folder) as third:
+        third.take()
+    assert time.monotonic() - begin < run_lock.BEAT_S
 
 
 def test_a_lock_that_cannot_be_written_is_told(tmp_path: Path) -> None:

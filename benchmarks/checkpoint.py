@@ -1,0 +1,134 @@
+"""What training waits for a checkpoint of ResNet-50's size, written in the background and at once.
+
+python -m benchmarks.checkpoint [--turns 5] [--samples 8] [--folder DIR]
+
+Each turn does an update of ResNet-50 and times it, then has a checkpoint written in the background
+and one before training goes on: how long the call that saves takes, as a share of that update.
+Then, for what the writing does to the thread that trains: the longest time for which that thread,
+which does nothing but look at the clock, is held up (by Python's lock, or by others on the
+machine) while a checkpoint is written, and while none is; and the processor time of a checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from hvd_batchgrow.nn.torchvision_shim import import_torchvision
+from hvd_batchgrow.train.checkpoint import Checkpoint, write_checkpoint
+from hvd_batchgrow.train.checkpoint_writer import CheckpointWriter
+
+KINDS = ("background", "at once")
+
+
+class Bench:
+    """A network with momentum, and its checkpoints.
+
+    Args:
+        folder: for them.
+        num_samples: of an update, 224 × 224 each.
+    """
+
+    def __init__(self, folder: Path, num_samples: int) -> None:
+        import_torchvision()
+        from torchvision.models import resnet50  # type: ignore[import-untyped]
+
+        self.folder = folder
+        self.model: nn.Module = resnet50()
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-3, momentum=0.9)
+        self.images, self.labels = torch.randn(num_samples, 3, 224, 224), torch.zeros(num_samples, dtype=torch.int64)
+        self.writer = CheckpointWriter(folder, 1, ())
+        self.update()
+        self.num_parameters = sum(p.numel() for p in self.model.parameters())
+
+    def update(self) -> None:
+        """Forward, backward, step."""
+        self.optimizer.zero_grad(set_to_none=False)
+        nn.functional.cross_entropy(self.model(self.images), self.labels).backward()
+        self.optimizer.step()
+
+    def capture(self) -> Checkpoint:
+        """As the trainer's."""
+        return Checkpoint(1, {}, self.model.state_dict(), self.optimizer.state_dict(), 0.0, {}, {}, {}, 0)
+
+    def updated_s(self) -> float:
+        """Seconds of an update."""
+        begin = time.perf_counter()
+        self.update()
+        return time.perf_counter() - begin
+
+    def waited_s(self, kind: str) -> float:
+        """Seconds of the call that saves, with all written before this returns."""
+        save: dict[str, Callable[[], object]] = {
+            "background": lambda: self.writer.save(self.capture()),
+            "at once": lambda: write_checkpoint(self.folder, self.capture(), 1, ()),
+        }
+        begin = time.perf_counter()
+        save[kind]()
+        waited_s = time.perf_counter() - begin
+        self.writer.wait()
+        return waited_s
+
+    def held_up_s(self) -> tuple[float, float, float]:
+        """Longest pause while a checkpoint is written, in as long without one, and the processor time it took."""
+        self.writer.save(self.capture())
+        begin, cpu_begin, own_begin = time.perf_counter(), time.process_time(), time.thread_time()
+        writing = longest_pause_s(lambda: self.writer._thread is not None and self.writer._thread.is_alive())
+        cpu_s = time.process_time() - cpu_begin - (time.thread_time() - own_begin)
+        self.writer.wait()
+        end = 2 * time.perf_counter() - begin
+        return writing, longest_pause_s(lambda: time.perf_counter() < end), cpu_s
+
+
+def longest_pause_s(goes_on: Callable[[], bool]) -> float:
+    """Of a thread that does nothing but look at the clock."""
+    longest, last = 0.0, time.perf_counter()
+    while goes_on():
+        now = time.perf_counter()
+        longest, last = max(longest, now - last), now
+    return longest
+
+
+def spread(values: list[float], scale: float = 1.0) -> str:
+    """Median, least and most."""
+    low, middle, high = (scale * pick(values) for pick in (min, statistics.median, max))
+    return f"{middle:9.3f} ({low:.3f} … {high:.3f})"
+
+
+def main() -> None:
+    """Take turns and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--samples", type=int, default=8)
+    parser.add_argument("--folder", type=Path, default=None)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
+        bench = Bench(Path(folder), arguments.samples)
+        bench.waited_s("background")  # its memory is there from now on
+        updates, waits, pauses = [], [], []
+        for turn in range(arguments.turns):
+            updates.append(bench.updated_s())
+            waits.append({kind: bench.waited_s(kind) for kind in KINDS[:: 1 if turn % 2 else -1]})
+            pauses.append(bench.held_up_s())
+    print(
+        f"{bench.num_parameters:,} parameters with momentum, {torch.get_num_threads()} threads; medians (least … most)"
+    )
+    print(f"an update of {arguments.samples} samples: {spread(updates)} s")
+    for kind in KINDS:
+        waited = [wait[kind] for wait in waits]
+        share = [100 * wait / update for wait, update in zip(waited, updates, strict=True)]
+        print(f"{kind:12} {spread(waited)} s = {spread(share)} % of an update")
+    while_writing, without, cpu = ([pause[k] for pause in pauses] for k in range(3))
+    print(f"longest pause of another thread: {spread(while_writing)} s while writing, {spread(without)} s without")
+    print(f"processor time of a checkpoint: {spread(cpu)} s")
+
+
+if __name__ == "__main__":
+    main()

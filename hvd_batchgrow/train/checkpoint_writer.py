@@ -1,0 +1,136 @@
+"""Checkpoints written in the background: training waits for a copy in memory, not for the disk."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Collection, Mapping
+from dataclasses import fields
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hvd_batchgrow.errors import RunError
+from hvd_batchgrow.train.checkpoint import Checkpoint, write_checkpoint
+
+
+class CheckpointWriter:
+    """Writes the checkpoints of a run, one at a time, in a thread.
+
+    As a context it waits at its end for the checkpoint that is being written, also when a failure
+    ends the run; not when the user wants to stop at once (KeyboardInterrupt).
+
+    Args:
+        folder: of the run's checkpoints.
+        keep: how many of the newest to keep.
+        milestones: sample counters whose checkpoints are kept for good.
+    """
+
+    def __init__(self, folder: Path, keep: int, milestones: Collection[int]) -> None:
+        self._folder, self._keep, self._milestones = folder, keep, milestones
+        self._copies = HostCopies()
+        self._thread: threading.Thread | None = None
+        self._error: Exception | None = None
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Copy a checkpoint, and start writing it; waits for the one before.
+
+        Args:
+            checkpoint: its tensors may change as soon as this returns.
+
+        Raises:
+            RunError: the one before could not be written.
+        """
+        self.wait()
+        copied = Checkpoint(
+            **{f.name: self._copies.copy(f.name, getattr(checkpoint, f.name)) for f in fields(Checkpoint)}
+        )
+        self._copies.finish()
+        # A daemon: who stops at once is not kept waiting by it.
+        self._thread = threading.Thread(target=self._write, args=(copied,), name="checkpoint", daemon=True)
+        self._thread.start()
+
+    def check(self) -> None:
+        """Between updates; returns at once.
+
+        Raises:
+            RunError: a checkpoint could not be written.
+        """
+        if self._thread is not None and not self._thread.is_alive():
+            self.wait()
+
+    def wait(self) -> None:
+        """Until the last one saved is on the disk.
+
+        Raises:
+            RunError: it could not be written.
+        """
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if (error := self._error) is not None:
+            self._error = None
+            raise error
+
+    def _write(self, checkpoint: Checkpoint) -> None:
+        try:
+            write_checkpoint(self._folder, checkpoint, self._keep, self._milestones)
+        except Exception as error:  # whatever it is, the thread that trains raises it
+            self._error = error
+
+    def __enter__(self) -> CheckpointWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.wait()
+        elif not isinstance(error, KeyboardInterrupt):
+            try:
+                self.wait()
+            except RunError as failed:
+                error.add_note(str(failed))
+
+
+class HostCopies:
+    """Copies of the tensors of a tree in memory that is used again for the next tree."""
+
+    def __init__(self) -> None:
+        self._buffers: dict[str, Tensor] = {}
+        self._from_gpu = False
+
+    def copy(self, path: str, value: Any) -> Any:
+        """A tree of dicts, lists, tensors and plain values, its tensors on the host; whole once `finish` has returned.
+
+        Args:
+            path: where in a larger tree it stands.
+            value: the tree.
+        """
+        if isinstance(value, Tensor):
+            return self._copy_tensor(path, value.detach())
+        if isinstance(value, Mapping):
+            return {key: self.copy(f"{path}/{key}", item) for key, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return type(value)(self.copy(f"{path}/{index}", item) for index, item in enumerate(value))
+        return value
+
+    def finish(self) -> None:
+        """Wait for what a GPU still sends."""
+        if self._from_gpu:
+            torch.cuda.synchronize()
+
+    def _copy_tensor(self, path: str, tensor: Tensor) -> Tensor:
+        buffer = self._buffers.get(path)
+        if buffer is None or (buffer.shape, buffer.dtype, buffer.stride()) != (
+            tensor.shape,
+            tensor.dtype,
+            tensor.stride(),
+        ):
+            # A GPU sends to pinned memory many times as fast, and without a wait for each tensor.
+            buffer = torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda)
+            self._buffers[path] = buffer
+        self._from_gpu |= tensor.is_cuda
+        return buffer.copy_(tensor, non_blocking=True)

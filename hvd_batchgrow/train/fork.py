@@ -1,0 +1,103 @@
+"""A new run from a checkpoint of another, by a job that may lead to other weights."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from hvd_batchgrow.errors import RunError
+from hvd_batchgrow.schedule.plan import Plan
+from hvd_batchgrow.train.checkpoint import Checkpoint, newest_good, sync, write_atomically, write_checkpoint
+
+_FIXED = frozenset(
+    {
+        *("seed", "data.num_samples"),  # the order of samples, which the run is in the midst of
+        *("model.name", "model.arguments", "model.channels", "optim.name", "update.average_samples"),  # what is saved
+    }
+)
+_RECORDS = ("metrics.jsonl", "consumed.jsonl")
+
+
+def fork_run(origin: Path, folder: Path, plan: Plan, records: Mapping[str, bytes]) -> list[str]:
+    """Make a run folder that another run could have led to, from the newest good checkpoint of that.
+
+    The folder comes to be under its name at once, or not at all.
+
+    Args:
+        origin: folder of the other run, which stays as it is.
+        folder: the new one.
+        plan: of the new run.
+        records: further files that it starts with.
+
+    Returns:
+        notes for the user.
+
+    Raises:
+        RunError: the folder is there already, the other run has no good checkpoint, or the job cannot go on
+            from it.
+    """
+    if folder.exists():
+        raise RunError(
+            f"{folder} exists already: go on with it by --name {folder.name} --resume auto, or fork by another"
+        )
+    data, skipped = newest_good(origin / "checkpoints")
+    if data is None:
+        raise RunError(f"{origin} holds no checkpoint to fork from")
+    checkpoint = Checkpoint.from_bytes(data)
+    deciding = plan.job.deciding(plan.num_samples)
+    told = changes(checkpoint.deciding, deciding)
+    _check(origin, checkpoint, plan, told)
+    came_from = {"run": str(origin.absolute()), "samples": checkpoint.samples, "changed": told}
+    aside = folder.with_name(f".{folder.name}.forking")
+    shutil.rmtree(aside, ignore_errors=True)
+    (aside / "checkpoints").mkdir(parents=True)
+    for name in _RECORDS:
+        if (origin / name).exists():
+            shutil.copyfile(origin / name, aside / name)
+    for name, content in {**records, "record.json": json_bytes({"forked_from": came_from, "lives": []})}.items():
+        write_atomically(aside / name, content)
+    write_checkpoint(aside / "checkpoints", replace(checkpoint, deciding=deciding), 1, ())
+    os.rename(aside, folder)
+    sync(folder.parent)
+    lines = [f"{key} was {was!r}, is {now!r}" for key, (was, now) in told.items()]
+    return [f"skipped a checkpoint of {origin}: {reason}" for reason in skipped] + [
+        f"forked from {origin} at sample {checkpoint.samples:,}: {'; '.join(lines) or 'the same job'}"
+    ]
+
+
+def _check(origin: Path, checkpoint: Checkpoint, plan: Plan, told: Mapping[str, tuple[Any, Any]]) -> None:
+    """A run may change its ways in its midst, but not what it is."""
+    if fixed := sorted(_FIXED & set(told)):
+        lines = [f"{key}: was {told[key][0]!r}, is {told[key][1]!r}" for key in fixed]
+        raise RunError(
+            f"{origin} cannot be forked with another\n  " + "\n  ".join(lines) + "\n  start anew: --name NAME"
+        )
+    samples, group = checkpoint.samples, plan.group
+    if samples >= plan.schedule.end_samples:
+        raise RunError(
+            f"{origin} stands at sample {samples:,}, and this job ends at {plan.schedule.end_samples:,}: "
+            "nothing is left to train"
+        )
+    phase = plan.schedule.at(samples)
+    done = samples - phase.start_samples
+    if samples % group or done % phase.global_batch:
+        raise RunError(
+            f"{origin} stands at sample {samples:,}, {done / phase.global_batch:.2f} updates of {phase.global_batch} "
+            f"into the phase that begins at {phase.start_samples:,}: this job is never there. Fork with batches and "
+            "boundaries up to there as they were"
+        )
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """The keys that differ, with both values."""
+    return {key: (before.get(key), now.get(key)) for key in sorted({*before, *now}) if before.get(key) != now.get(key)}
+
+
+def json_bytes(tree: Any) -> bytes:
+    """The content of a JSON file that people read."""
+    return (json.dumps(tree, indent=2) + "\n").encode()

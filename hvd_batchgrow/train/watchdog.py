@@ -1,0 +1,196 @@
+"""A rank that stalls is named, and ends the job instead of hanging it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import select
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+from hvd_batchgrow.comm.ranks import Ranks
+from hvd_batchgrow.errors import ExitCode
+
+WAITING = "waiting for the other ranks"
+IDLE = "waiting for its phase"
+REPORT_SHARE = 0.1
+"""Of the timeout, until a stall is reported."""
+_ABORT_GRACE_S = 10.0
+
+
+class Pulse:
+    """What this rank's training thread is doing; it says so whenever it goes on to something else."""
+
+    def __init__(self) -> None:
+        self.state = (0, "starting")
+
+    def at(self, stage: str) -> None:
+        """From now on it does this; again, if it did so already."""
+        self.state = (self.state[0] + 1, stage)
+
+
+@dataclass
+class _Heard:
+    """The last that was heard of a rank."""
+
+    at_s: float
+    stage: str = "starting"
+    host: str = "a host that was never heard of"
+    ever: bool = False
+
+
+class Watchdog:
+    """Watches over a job, in a thread of each rank, while entered; all ranks enter it together.
+
+    All ranks take part in every update: if this rank's training thread goes on, nobody stalls. If it
+    does not, the datagrams that every rank sends to rank 0, which answers, tell who is to blame: a
+    rank that is silent, else one that does not wait for others. Datagrams that are lost cost a name,
+    never a job. Time counts only as far as this process runs: a job that is suspended as a whole
+    (by Slurm, say) has not stalled.
+
+    Args:
+        ranks: of the job.
+        pulse: of this rank.
+        timeout_s: without any progress for so long, the job ends.
+    """
+
+    def __init__(self, ranks: Ranks, pulse: Pulse, timeout_s: float) -> None:
+        self._ranks, self._pulse, self._timeout_s = ranks, pulse, timeout_s
+        self._interval_s = min(1.0, timeout_s * REPORT_SHARE / 10)
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
+        self._socket: socket.socket | None = None
+        self._token = ""
+        self._clock_s = 0.0
+        others = range(1, ranks.size) if ranks.rank == 0 else range(min(1, ranks.size - 1))
+        self._heard = {rank: _Heard(0.0) for rank in others}
+        self._last: tuple[int, float] = (-1, 0.0)
+        self._reported = -1
+
+    def __enter__(self) -> Watchdog:
+        if self._ranks.size > 1:
+            self._connect()
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ended.set()
+        self._thread.join()
+        if self._socket:
+            self._socket.close()
+
+    def _connect(self) -> None:
+        on_one_host = len(set(self._ranks.hosts())) == 1
+        self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        told = None
+        if self._ranks.rank == 0:
+            host = "127.0.0.1" if on_one_host else socket.gethostname()
+            self._socket.bind(("127.0.0.1" if on_one_host else "", 0))
+            told = f"{host} {self._socket.getsockname()[1]} {secrets.token_hex(16)}".encode()
+        host, port, self._token = (self._ranks.broadcast_bytes(told, "watchdog") or b"").decode().split()
+        if self._ranks.rank:
+            with contextlib.suppress(OSError):  # then it is not heard: see above
+                self._socket.connect((host, int(port)))
+
+    def _run(self) -> None:
+        last_s = time.monotonic()
+        while not self._ended.wait(0 if self._socket else self._interval_s):
+            self._talk()
+            now_s = time.monotonic()
+            self._clock_s += min(now_s - last_s, 2 * self._interval_s)
+            last_s = now_s
+            self._judge()
+
+    def _talk(self) -> None:
+        """For an interval: tell, and listen."""
+        if self._socket is None:
+            return
+        if self._ranks.rank:
+            self._tell(self._socket.send)
+        deadline = time.monotonic() + self._interval_s
+        while (left_s := deadline - time.monotonic()) > 0 and not self._ended.is_set():
+            poll = select.poll()
+            poll.register(self._socket, select.POLLIN)
+            if poll.poll(1e3 * left_s):
+                self._listen(self._socket)
+
+    def _listen(self, line: socket.socket) -> None:
+        try:
+            data, address = line.recvfrom(4096)
+            message = json.loads(data)
+            if message["token"] != self._token:
+                return
+            self._heard[int(message["rank"])] = _Heard(
+                self._clock_s, str(message["stage"]), str(message["host"]), ever=True
+            )
+        except (OSError, ValueError, KeyError, TypeError):
+            self._ended.wait(0.01)  # of a rank that is gone the kernel tells at once, again and again
+            return
+        if self._ranks.rank == 0:
+            self._tell(lambda data: line.sendto(data, address))
+
+    def _tell(self, send: Callable[[bytes], Any]) -> None:
+        stage, host = self._pulse.state[1], socket.gethostname()
+        message = {"token": self._token, "rank": self._ranks.rank, "stage": stage, "host": host}
+        with contextlib.suppress(OSError):
+            send(json.dumps(message).encode())
+
+    def _judge(self) -> None:
+        count, stage = self._pulse.state
+        if count != self._last[0]:
+            self._last = count, self._clock_s
+        still_s = self._clock_s - self._last[1]
+        if self._ranks.rank:
+            still_s = self._unheard_s(still_s, stage)
+        if still_s > self._timeout_s * REPORT_SHARE and self._reported != count:
+            self._reported = count
+            self._say(
+                f"no progress for {still_s:.1f} s (the job ends at {self._timeout_s:g} s): {self._culprits(stage)}"
+            )
+        if still_s > self._timeout_s:
+            self._say(f"no progress for {self._timeout_s:g} s, watch.stall_timeout_s; ending: {self._culprits(stage)}")
+            self._end()
+
+    def _unheard_s(self, still_s: float, stage: str) -> float:
+        """Of a rank but 0: how long nothing has gone on and rank 0, who knows more, has said nothing either."""
+        silent_s = self._clock_s - self._heard[0].at_s
+        if stage == IDLE:
+            return silent_s if self._heard[0].ever else 0.0
+        # It speaks and does nothing about it: something is wrong with it.
+        return still_s if still_s > 2 * self._timeout_s else min(silent_s, still_s)
+
+    def _culprits(self, stage: str) -> str:
+        """Who is silent; else who does not wait for others; else all."""
+        size, silence_s = self._ranks.size, 5 * self._interval_s
+        silent = [
+            f"rank {rank} of {size} on {heard.host} has been silent for {self._clock_s - heard.at_s:.1f} s "
+            f"(stopped, or its host is gone); it was last {heard.stage}"
+            for rank, heard in sorted(self._heard.items())
+            if self._clock_s - heard.at_s > silence_s
+        ]
+        if silent:
+            return "; ".join(silent)
+        stages = {rank: (heard.stage, heard.host) for rank, heard in self._heard.items()}
+        stages[self._ranks.rank] = stage, socket.gethostname()
+        busy = {rank: place for rank, place in stages.items() if place[0] not in {WAITING, IDLE}} or stages
+        return "; ".join(f"rank {rank} of {size} on {host} is {what}" for rank, (what, host) in sorted(busy.items()))
+
+    def _say(self, text: str) -> None:
+        print(f"rank {self._ranks.rank}: {text}", file=sys.stderr, flush=True)
+
+    def _end(self) -> None:
+        # MPI's abort may wait for a lock that a thread holds which hangs.
+        timer = threading.Timer(_ABORT_GRACE_S, os._exit, [int(ExitCode.FAILURE)])
+        timer.daemon = True
+        timer.start()
+        self._ranks.abort(ExitCode.FAILURE)

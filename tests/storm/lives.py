@@ -1,0 +1,121 @@
+"""One life of a run: some ranks, from their start to their end, however that comes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+
+from tests.launch.test_forms import ENVIRONMENT, FORMS, ranks_of
+from tests.storm.nursery import Nursery
+from tests.storm.sabotage import VARIABLE
+
+PATIENCE_S = 120.0
+"""A life that lasts longer hangs."""
+
+
+class Life(ABC):
+    """Ranks that run."""
+
+    @abstractmethod
+    def ranks(self) -> Sequence[int]:
+        """Process ids, by rank where that can be known; none before they are there."""
+
+    @abstractmethod
+    def wait(self, timeout_s: float) -> int | None:
+        """The exit code of the whole, negative for a signal; None: it still runs."""
+
+    @abstractmethod
+    def end(self) -> None:
+        """Kill what is left."""
+
+
+class Forked(Life):
+    """Ranks forked from the nursery: one alone, or several that talk through torch.distributed, as under torchrun."""
+
+    def __init__(self, nursery: Nursery, num_ranks: int, words: list[str], sabotage: str, folder: Path) -> None:
+        self._nursery = nursery
+        self._codes: dict[int, int] = {}
+        port = _free_port()
+        self._ranks = [
+            nursery.start(words, _environment(rank, num_ranks, port) | {VARIABLE: sabotage}, folder, folder / "log")
+            for rank in range(num_ranks)
+        ]
+
+    def ranks(self) -> Sequence[int]:
+        return [rank for rank in self._ranks if rank not in self._codes]
+
+    def wait(self, timeout_s: float) -> int | None:
+        if not self.ranks():
+            return self._code()
+        first, *others = self.ranks()
+        if (code := self._nursery.wait(first, timeout_s)) is not None:
+            self._codes[first] = code
+        for other in others:
+            if (code := self._nursery.wait(other, 0.0)) is not None:
+                self._codes[other] = code
+        # A launcher ends the others when one is gone.
+        if any(code not in {0, 75} for code in self._codes.values()):
+            self.end()
+        return None if self.ranks() else self._code()
+
+    def end(self) -> None:
+        for rank in self.ranks():
+            code = self._nursery.wait(rank, 1.0)  # an orderly end of its own comes first
+            if code is None:
+                os.kill(rank, signal.SIGKILL)
+                code = self._nursery.wait(rank, PATIENCE_S)
+            assert code is not None
+            self._codes[rank] = code
+
+    def _code(self) -> int:
+        """What tells most: a failure of a rank's own, then a signal, then a stop."""
+        return max(self._codes.values(), key=lambda code: (code in {1, 2}, code < 0, code))
+
+
+class Launched(Life):
+    """Ranks under a real launcher."""
+
+    def __init__(self, form: str, words: list[str], sabotage: str, folder: Path) -> None:
+        with (folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [*FORMS[form], sys.executable, "-m", "tests.storm.sabotage", *words],
+                cwd=folder,
+                env=ENVIRONMENT | {VARIABLE: sabotage, "PYTHONPATH": str(Path(__file__).parents[2])},
+                stdout=log,
+                stderr=log,
+            )
+
+    def ranks(self) -> Sequence[int]:
+        return sorted(ranks_of(self._process.pid))
+
+    def wait(self, timeout_s: float) -> int | None:
+        try:
+            return self._process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            return None
+
+    def end(self) -> None:
+        for rank in self.ranks():
+            os.kill(rank, signal.SIGKILL)
+        self._process.kill()
+        self._process.wait()
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+def _environment(rank: int, size: int, port: int) -> dict[str, str]:
+    """What torchrun tells a rank; nothing to one alone."""
+    if size == 1:
+        return {}
+    place = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": size}
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RESTART_COUNT": "0"}
+    return {name: str(number) for name, number in place.items()} | meeting

@@ -1,0 +1,177 @@
+"""A storm: a run is killed again and again, at random moments and in the middle of its own writing, and resumed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import signal
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from hvd_batchgrow.train.audit import audit, read_consumed
+from hvd_batchgrow.train.checkpoint import newest_good
+from hvd_batchgrow.train.digest import Weights, compare_weights, final_weights
+from tests.helpers import job_tree, small_source, write_idx_folder
+from tests.storm.lives import PATIENCE_S, Forked, Launched, Life
+from tests.storm.nursery import Nursery
+from tests.storm.sabotage import PLACES, Sabotage
+
+SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGUSR2)
+FORMS = {"1 rank": 1, "2 ranks": 2, "3 ranks": 3, "mpirun": 2, "horovodrun-gloo": 2}
+
+
+def write_job(folder: Path) -> None:
+    """The job of the storm: 65 updates at 5 batches, 35 checkpoints and 6 evaluations."""
+    tree = job_tree(
+        write_idx_folder(folder / "data", small_source()),
+        data={"pipeline": "torch"},
+        schedule={"epochs": 6.0, "boundaries_epochs": [1.0, 2.5, 4.0], "global_batch": 24, "factor": 1.5},
+        layout={"ragged": True},
+        checkpoint={"every_epochs": 0.2},
+        watch={"records_per_epoch": 5},
+    )
+    (folder / "small.toml").write_text(tomli_w.dumps(tree))
+
+
+@dataclass
+class Tally:
+    """What a storm has done so far."""
+
+    lives: int = 0
+    blows: Counter[str] = field(default_factory=Counter)
+    """Lives that ended by each kind of blow."""
+    ends: Counter[int] = field(default_factory=Counter)
+    """Exit codes."""
+    runs: int = 0
+    """Runs that came to their end and were the same as the undisturbed."""
+
+
+class Storm:
+    """Runs one job to its end, over and over, through blows.
+
+    Args:
+        folder: of the job.
+        nursery: forks the ranks.
+        seed: of all that is random.
+        forms: of FORMS, one of which each life draws; of more than one, the job is in exact mode.
+    """
+
+    def __init__(self, folder: Path, nursery: Nursery, seed: int, forms: tuple[str, ...]) -> None:
+        self.folder, self.nursery, self.forms = folder, nursery, forms
+        self.draw = random.Random(f"{seed} {forms}")  # noqa: S311
+        self.tally = Tally()
+        self.mode = ["--layout.exact", "true"] if len(forms) > 1 else []
+        begin = time.monotonic()
+        assert self._live("calm", forms[0], None, 0.0) == 0, self._log()
+        self.calm_s = time.monotonic() - begin
+        self.calm = final_weights(folder / "runs" / "calm")
+        assert self.calm.is_final
+
+    def until(self, kills: int, deadline: float) -> Tally:
+        """Go on until so many lives were ended by a blow, or no time is left; the last run is then left to end.
+
+        Args:
+            kills: how many.
+            deadline: of time.monotonic().
+
+        Raises:
+            AssertionError: something was lost.
+        """
+        while sum(self.tally.blows.values()) < kills and time.monotonic() < deadline:
+            self._weather(f"run-{self.tally.runs}", kills, deadline)
+        return self.tally
+
+    def _weather(self, name: str, kills: int, deadline: float) -> None:
+        code = None
+        while code != 0:
+            form = self.draw.choice(self.forms)
+            is_over = sum(self.tally.blows.values()) >= kills or time.monotonic() > deadline
+            sabotage, number = (None, None) if is_over else self._blow()
+            blow = number.name if number else f"in {sabotage.place}" if sabotage else "none"
+            code = self._live(name, form, sabotage, self.draw.uniform(0.1, 1.0) * self.calm_s, number)
+            self.tally.lives += 1
+            self.tally.ends[code] += 1
+            if code not in {0, 75}:
+                assert blow != "none", f"ended by itself, with {code}:\n{self._log()}"
+                self._check_code(code, form, blow)
+            if code != 0:
+                self.tally.blows[blow] += 1
+            if code == 75:
+                assert newest_good(self.folder / "runs" / name / "checkpoints")[0], "stopped without a checkpoint"
+        self._check(name)
+        self.tally.runs += 1
+
+    def _check_code(self, code: int, form: str, blow: str) -> None:
+        """A rank that is killed may take others down with 1; nothing else may fail."""
+        alone = FORMS[form] == 1
+        assert not (alone and code > 0), f"{blow} ended it with {code}:\n{self._log()}"
+        assert code != 2, f"{blow} ended it with {code}:\n{self._log()}"
+
+    def _blow(self) -> tuple[Sabotage | None, signal.Signals | None]:
+        if self.draw.random() < 0.5:
+            return None, self.draw.choice(SIGNALS)
+        place = self.draw.choice(PLACES)
+        # Starting a run writes 5 files; a checkpoint syncs 4 times, and is written in some 20 parts.
+        return Sabotage(place, self.draw.randint(1, 200 if place == "write" else 40), self.draw.random() < 0.5), None
+
+    def _live(
+        self, name: str, form: str, sabotage: Sabotage | None, delay_s: float, number: signal.Signals | None = None
+    ) -> int:
+        (self.folder / "log").write_bytes(b"")
+        words = ["train", "small.toml", "--name", name, "--resume", "auto", *self.mode]
+        planted = f"0:{sabotage}" if sabotage else ""
+        life: Life
+        if form in {"mpirun", "horovodrun-gloo"}:
+            life = Launched(form, words, planted, self.folder)
+        else:
+            life = Forked(self.nursery, FORMS[form], words, planted, self.folder)
+        try:
+            if number and life.wait(delay_s) is None and (ranks := life.ranks()):
+                self._strike(self.draw.choice(ranks), number)
+            code = self._patient(life)
+        finally:
+            life.end()
+        assert code is not None, f"hangs: {name}, {form}, {sabotage}, {number}\n{self._log()}"
+        return code
+
+    def _patient(self, life: Life) -> int | None:
+        deadline = time.monotonic() + PATIENCE_S
+        code = None
+        while code is None and time.monotonic() < deadline:
+            code = life.wait(0.2)
+        return code
+
+    def _strike(self, process: int, number: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError):  # it was quicker
+            os.kill(process, number)
+
+    def _check(self, name: str) -> None:
+        run = self.folder / "runs" / name
+        weights: Weights = final_weights(run)
+        assert compare_weights(self.calm, weights) == "equal to the bit"
+        assert weights.is_final
+        consumed = read_consumed(run)
+        assert audit(consumed, lambda *_: None).passed
+        assert consumed.bounds[-1] == weights.samples
+        assert not list((run / "checkpoints").glob(".*")), "left of a write that was killed"
+        for kind in ("train", "eval"):
+            calm, stormy = (_points(self.folder / "runs" / other, kind) for other in ("calm", name))
+            counters = [point["samples"] for point in stormy]
+            assert counters == sorted(set(counters)), f"double points in {kind}: {counters}"
+            assert set(counters) >= {point["samples"] for point in calm}, f"lost points in {kind}"
+        assert [point["top1"] for point in stormy] == [point["top1"] for point in calm]
+
+    def _log(self) -> str:
+        return (self.folder / "log").read_text(errors="replace")[-3000:]
+
+
+def _points(run: Path, kind: str) -> list[dict[str, Any]]:
+    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return [line for line in lines if line["kind"] == kind]

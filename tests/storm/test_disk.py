@@ -1,0 +1,121 @@
+"""A disk that fails in the midst of a run: the run ends with 1, says what and why, and the last checkpoint is good."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from hvd_batchgrow.errors import RunError
+from hvd_batchgrow.train.checkpoint import Checkpoint, checkpoint_paths, newest_good
+from hvd_batchgrow.train.checkpoint_writer import CheckpointWriter
+from tests.storm.lives import Forked
+from tests.storm.nursery import Nursery
+from tests.storm.storm import write_job
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A folder of its own 2 MB."""
+    folder = tmp_path / "runs" / "small"
+    folder.mkdir(parents=True)
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
+    done = subprocess.run(mount, check=False, capture_output=True, text=True) if os.geteuid() == 0 else None
+    if done is None or done.returncode:
+        pytest.skip(f"no disk can be mounted: {done.stderr if done else 'not root'}")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def fill(folder: Path) -> None:
+    with (folder / "filling").open("wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(bytes(4096))
+        except OSError:
+            pass
+
+
+def make_read_only(folder: Path) -> None:
+    command = ["mount", "-o", "remount,ro", str(folder)]
+    deadline = time.monotonic() + 30
+    # While the run has a file open for writing, it is busy.
+    while subprocess.run(command, check=False, capture_output=True).returncode:
+        assert time.monotonic() < deadline
+
+
+def remove_checkpoints(folder: Path) -> None:
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+
+
+CHECKPOINT = r"checkpoint runs/small/checkpoints/samples-\d+\.pt could not"
+TROUBLES = {
+    fill: rf"({CHECKPOINT}|runs/small/\w+\.jsonl cannot) be written: No space left on device",
+    make_read_only: r"be written: Read-only file system",
+    remove_checkpoints: rf"{CHECKPOINT} be written: No such file or directory",
+}
+
+
+@pytest.mark.parametrize("trouble", list(TROUBLES))
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_trouble_with_the_disk_in_mid_run(
+    disk: Path, tmp_path: Path, nursery: Nursery, num_ranks: int, trouble: Callable[[Path], None]
+) -> None:
+    write_job(tmp_path)
+    words = ["train", "small.toml", "--resume", "auto", "--layout.exact", "true"]
+    life = Forked(nursery, num_ranks, [*words, "--schedule.epochs", "2000"], "", tmp_path)
+    deadline = time.monotonic() + 60
+    while not checkpoint_paths(disk / "checkpoints"):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    trouble(disk)
+    code = None
+    while code is None and time.monotonic() < deadline:
+        code = life.wait(0.2)
+    life.end()
+    told = (tmp_path / "log").read_text()
+    assert code == 1, told
+    assert re.search(TROUBLES[trouble], told), told
+    assert "Traceback" not in told
+    if trouble is not remove_checkpoints:
+        data, skipped = newest_good(disk / "checkpoints")
+        assert data is not None
+        assert skipped == []
+        assert not list((disk / "checkpoints").glob(".*"))
+
+
+def test_a_full_disk_is_called_so_though_torch_does_not(disk: Path) -> None:
+    def checkpoint(samples: int, size: int) -> Checkpoint:
+        return Checkpoint(samples, {}, {"w": torch.zeros(size)}, {}, 0.0, {}, {}, {}, 0)
+
+    (disk / "checkpoints").mkdir()
+    writer = CheckpointWriter(disk / "checkpoints", 1, ())
+    writer.save(checkpoint(10, 1000))
+    writer.save(checkpoint(20, 1_000_000))
+    with pytest.raises(RunError, match=r"samples-000000000000020.pt could not be written: No space left on device"):
+        writer.wait()
+    assert [path.name for path in (disk / "checkpoints").iterdir()] == ["samples-000000000000010.pt"]
+    writer.save(checkpoint(30, 1000))
+    writer.wait()
+    assert [path.name for path in (disk / "checkpoints").iterdir()] == ["samples-000000000000030.pt"]
+
+
+def test_a_run_folder_that_is_removed_in_mid_run(tmp_path: Path, nursery: Nursery) -> None:
+    write_job(tmp_path)
+    life = Forked(nursery, 1, ["train", "small.toml", "--schedule.epochs", "2000"], "", tmp_path)
+    run, deadline = tmp_path / "runs" / "small", time.monotonic() + 60
+    while not (run / "consumed.jsonl").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    run.rename(tmp_path / "elsewhere")
+    code = life.wait(60)
+    life.end()
+    assert code == 1
+    assert re.search(r"runs/small\S* (cannot|could not) be written: No such file", (tmp_path / "log").read_text())

@@ -1,0 +1,158 @@
+"""A new run from a checkpoint of another."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hvd_batchgrow.cli import main
+from hvd_batchgrow.train.audit import audit, read_consumed
+from hvd_batchgrow.train.checkpoint import Checkpoint, checkpoint_paths
+from hvd_batchgrow.train.digest import compare_weights, final_weights
+
+
+def train(*words: str) -> int:
+    return main(["train", "small.toml", *words])
+
+
+def points(run: str) -> list[int]:
+    lines = map(json.loads, Path("runs", run, "metrics.jsonl").read_text().splitlines())
+    return [line["samples"] for line in lines if line["kind"] == "train"]
+
+
+@pytest.fixture
+def stopped(job: str) -> Path:
+    """A run stopped after 12 updates: 10 of 16 samples, and 2 of 48."""
+    assert train("--updates", "12") == 75
+    return Path("runs/small")
+
+
+def test_a_fork_goes_on_by_the_changed_job_and_leaves_the_other_run_alone(stopped: Path) -> None:
+    before = {path: path.read_bytes() for path in stopped.rglob("*") if path.is_file()}
+    assert train("--fork", "gentler", "--optim.lr", "0.02") == 0
+    assert {path: path.read_bytes() for path in stopped.rglob("*") if path.is_file()} == before
+    record = json.loads(Path("runs/gentler/record.json").read_text())
+    assert record["forked_from"] == {
+        "run": str(stopped.absolute()),
+        "samples": 10 * 16 + 2 * 48,
+        "changed": {"optim.lr": [0.05, 0.02]},
+    }
+    assert len(record["lives"]) == 1
+    weights = final_weights(Path("runs/gentler"))
+    assert weights.is_final
+    assert audit(read_consumed(weights.run), lambda *_: None).passed
+    assert points("gentler") == sorted(set(points("gentler")))
+    assert points("gentler")[0] == points("small")[0]
+    # What comes of the change is seen only from the fork on.
+    assert train("--resume", "auto") == 0
+    assert compare_weights(final_weights(stopped), weights).startswith("differs by")
+
+
+def test_a_fork_of_the_same_job_is_the_run_that_goes_on(stopped: Path) -> None:
+    assert train("--fork", "same") == 0
+    assert train("--resume", "auto") == 0
+    assert compare_weights(final_weights(stopped), final_weights(Path("runs/same"))) == "equal to the bit"
+
+
+def test_a_fork_is_resumed_by_its_own_name(stopped: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    changed = ("--optim.lr", "0.02")
+    assert train("--fork", "gentler", *changed, "--updates", "1") == 75
+    assert train("--fork", "gentler", *changed) == 1
+    assert (
+        "gentler exists already: go on with it by --name gentler --resume auto, or fork by" in capsys.readouterr().err
+    )
+    assert train("--name", "gentler", "--resume", "auto", *changed) == 0
+    assert train("--fork", "whole", *changed) == 0
+    names = ("gentler", "whole")
+    first, second = (final_weights(Path("runs", name)) for name in names)
+    assert compare_weights(first, second) == "equal to the bit"
+    assert json.loads(Path("runs/gentler/record.json").read_text())["forked_from"]["samples"] == 256
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--seed", "8"], "cannot be forked with another\n  seed: was 7, is 8\n  start anew: --name NAME"),
+        (["--model.channels", "[4, 4]"], "cannot be forked with another\n  model.channels: was [4, 8], is [4, 4]"),
+        (["--optim.name", "lars"], "cannot be forked with another\n  optim.name: was 'sgd', is 'lars'"),
+        (
+            ["--schedule.epochs", "0.8", "--schedule.boundaries-epochs", "[0.5]"],
+            "stands at sample 256, and this job ends at 256: nothing is left to train",
+        ),
+        # phase 2 then begins at 160, and 96 samples are 1.2 updates of 80
+        (["--schedule.factor", "5.0"], "stands at sample 256, 1.20 updates of 80 into the phase that begins at 160"),
+    ],
+)
+def test_what_cannot_go_on_from_there_is_refused(
+    stopped: Path, capsys: pytest.CaptureFixture[str], words: list[str], told: str
+) -> None:
+    assert train("--fork", "other", *words) == 1
+    assert told in capsys.readouterr().err
+    assert [path.name for path in Path("runs").iterdir() if path.is_dir()] == ["small"]
+
+
+def test_flags_that_contradict_a_fork(job: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train("--fork", "a", "--resume", "auto") == 2
+    assert train("--fork", "a", "--overwrite") == 2
+    assert train("--fork", "../a") == 2
+    assert main(["twin", "small.toml", "--fork", "a"]) == 2
+    assert train("--fork", "a") == 1
+    assert "runs/small holds no checkpoint to fork from" in capsys.readouterr().err
+
+
+def test_a_resume_tells_what_has_changed_and_what_may_not(stopped: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    allowed = ("--layout.max-micro-batch", "8", "--watch.records-per-epoch", "2")
+    assert train("--resume", "auto", *allowed, "--updates", "1") == 75
+    told = capsys.readouterr().err
+    assert "changed since the last start: layout.max_micro_batch was 16, is 8" in told
+    assert "changed since the last start: watch.records_per_epoch was 5, is 2" in told
+    assert train("--resume", "auto", "--optim.lr", "0.02", "--schedule.epochs", "2.0") == 1
+    told = capsys.readouterr().err
+    assert "optim.lr: was 0.05, is 0.02\n  schedule.epochs: was 2.2, is 2.0" in told
+    assert "go on from here as another, --fork NAME" in told
+
+
+def test_no_fresh_start_in_silence(stopped: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for path in checkpoint_paths(stopped / "checkpoints"):
+        path.write_bytes(path.read_bytes()[:-100])
+    for words in (["--resume", "auto"], ["--fork", "other"]):
+        assert train(*words) == 1
+        told = capsys.readouterr().err
+        assert "no good checkpoint is left:" in told
+        assert told.count("damaged") + told.count("not readable") == len(checkpoint_paths(stopped / "checkpoints"))
+    shutil.rmtree(stopped / "checkpoints")
+    assert train("--resume", "auto", "--updates", "1") == 75
+    assert "runs/small/checkpoints holds no checkpoint yet: the run begins anew" in capsys.readouterr().err
+
+
+def _only_a_folder(run: Path) -> None:
+    (run / "checkpoints").mkdir(parents=True)
+
+
+def _half_a_record(run: Path) -> None:
+    _only_a_folder(run)
+    (run / ".job.toml.writing").write_bytes(b"na")
+
+
+@pytest.mark.parametrize("left", [_only_a_folder, _half_a_record])
+@pytest.mark.parametrize("words", [[], ["--resume", "auto"], ["--overwrite"]], ids=str)
+def test_a_start_that_was_killed_can_be_done_again(job: str, left: Callable[[Path], Any], words: list[str]) -> None:
+    left(Path("runs/small"))
+    assert train(*words, "--updates", "1") == 75
+    (path,) = checkpoint_paths(Path("runs/small/checkpoints"))
+    assert Checkpoint.from_bytes(path.read_bytes()).samples == 16
+    assert not list(Path("runs").glob("*/.*"))
+
+
+def test_overwriting_and_what_a_kill_of_it_leaves(stopped: Path) -> None:
+    aside = stopped.with_name(".small.removed")
+    shutil.copytree(stopped, aside)
+    assert train("--overwrite", "--updates", "1") == 75
+    assert not aside.exists()
+    assert [path.name for path in checkpoint_paths(stopped / "checkpoints")] == ["samples-000000000000016.pt"]
