@@ -76,3 +76,16 @@ def test_every_known_defect_has_a_test_that_exists() -> None:
         assert tests, letter
         for file, name in tests:
             assert f"def {name}(" in (ROOT / file).read_text(), f"{letter}: {file}::{name}"
+
+
+def test_every_promise_of_reliability_has_a_test_that_exists() -> None:
+    rows = re.findall(
+        r"^\| (?!---)(?!promise)(.*) \|$", (ROOT / "docs" / "reliability.md").read_text(), flags=re.MULTILINE
+    )
+    promises = [row for row in rows if row.count(" | ") == 1]
+    assert len(promises) >= 15
+    for row in promises:
+        tests = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", row)
+        assert tests, row
+        for file, name in tests:
+            assert f"def {name}(" in (ROOT / file).read_text(), f"{file}::{name}"
