@@ -24,6 +24,8 @@ IDLE = "waiting for its phase"
 REPORT_SHARE = 0.1
 """Of the timeout, until a stall is reported."""
 _ABORT_GRACE_S = 10.0
+_LOOK_S = 0.05
+"""How often it looks whether the run has ended: no run waits longer for its watchdog."""
 
 
 class Pulse:
@@ -121,7 +123,7 @@ class Watchdog:
         while (left_s := deadline - time.monotonic()) > 0 and not self._ended.is_set():
             poll = select.poll()
             poll.register(self._socket, select.POLLIN)
-            if poll.poll(1e3 * left_s):
+            if poll.poll(1e3 * min(left_s, _LOOK_S)):
                 self._listen(self._socket)
 
     def _listen(self, line: socket.socket) -> None:

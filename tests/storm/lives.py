@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -13,7 +14,7 @@ from pathlib import Path
 
 from tests.launch.test_forms import ENVIRONMENT, FORMS, ranks_of
 from tests.storm.nursery import Nursery
-from tests.storm.sabotage import VARIABLE
+from tests.storm.sabotage import RANK_VARIABLES, VARIABLE
 
 PATIENCE_S = 120.0
 """A life that lasts longer hangs."""
@@ -92,7 +93,7 @@ class Launched(Life):
             )
 
     def ranks(self) -> Sequence[int]:
-        return sorted(ranks_of(self._process.pid))
+        return list(numbered_ranks(self._process.pid).values())
 
     def wait(self, timeout_s: float) -> int | None:
         try:
@@ -105,6 +106,19 @@ class Launched(Life):
             os.kill(rank, signal.SIGKILL)
         self._process.kill()
         self._process.wait()
+
+
+def numbered_ranks(launcher: int) -> dict[int, int]:
+    """Process id of each rank below a launcher, in the order of the ranks; without what horovodrun puts between."""
+    found = {}
+    for process in ranks_of(launcher):
+        with contextlib.suppress(OSError):  # it has ended
+            variables = Path(f"/proc/{process}/environ").read_text().split("\0")
+            if not Path(f"/proc/{process}/cmdline").read_bytes().split(b"\0")[1].endswith(b"/horovodrun"):
+                values = dict(variable.partition("=")[::2] for variable in variables)
+                numbers = [values[name] for name in RANK_VARIABLES if name in values]
+                found.update({int(number): process for number in numbers[:1]})
+    return dict(sorted(found.items()))
 
 
 def _free_port() -> int:

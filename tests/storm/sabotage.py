@@ -12,6 +12,7 @@ from typing import Any
 from hvd_batchgrow.train import checkpoint
 
 VARIABLE = "HVD_BATCHGROW_TEST_SABOTAGE"
+RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "HOROVOD_RANK", "RANK")
 PLACES = ("write", "fsync", "replace", "unlink")
 
 
@@ -78,9 +79,7 @@ def plant_from_environment() -> None:
     """What the environment names, if it does so for this rank."""
     if text := os.environ.pop(VARIABLE, ""):
         rank, _, sabotage = text.partition(":")
-        mine = next(
-            (os.environ[name] for name in ("OMPI_COMM_WORLD_RANK", "HOROVOD_RANK", "RANK") if name in os.environ), "0"
-        )
+        mine = next((os.environ[name] for name in RANK_VARIABLES if name in os.environ), "0")
         if mine == rank:
             Sabotage.parse(sabotage).plant()
 

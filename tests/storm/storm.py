@@ -16,7 +16,7 @@ from typing import Any
 import tomli_w
 
 from hvd_batchgrow.train.audit import audit, read_consumed
-from hvd_batchgrow.train.checkpoint import newest_good
+from hvd_batchgrow.train.checkpoint import Checkpoint, newest_good
 from hvd_batchgrow.train.digest import Weights, compare_weights, final_weights
 from tests.helpers import job_tree, small_source, write_idx_folder
 from tests.storm.lives import PATIENCE_S, Forked, Launched, Life
@@ -104,9 +104,16 @@ class Storm:
             if code != 0:
                 self.tally.blows[blow] += 1
             if code == 75:
-                assert newest_good(self.folder / "runs" / name / "checkpoints")[0], "stopped without a checkpoint"
+                self._check_stop(self.folder / "runs" / name)
         self._check(name)
         self.tally.runs += 1
+
+    def _check_stop(self, run: Path) -> None:
+        """What it has done up to the stop is all there."""
+        data, skipped = newest_good(run / "checkpoints")
+        assert data, "stopped without a checkpoint"
+        assert skipped == []
+        assert Checkpoint.from_bytes(data).samples == read_consumed(run).bounds[-1]
 
     def _check_code(self, code: int, form: str, blow: str) -> None:
         """A rank that is killed may take others down with 1; nothing else may fail."""

@@ -76,3 +76,14 @@ def test_every_known_defect_has_a_test_that_exists() -> None:
         assert tests, letter
         for file, name in tests:
             assert f"def {name}(" in (ROOT / file).read_text(), f"{letter}: {file}::{name}"
+
+
+def test_every_promise_of_reliability_has_a_test_that_exists() -> None:
+    tables = (ROOT / "docs" / "reliability.md").read_text().split("| promise | test |\n|---|---|\n")[1:]
+    promises = [row for table in tables for row in table.split("\n\n")[0].strip().splitlines()]
+    assert len(promises) >= 20
+    for row in promises:
+        tests = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", row)
+        assert tests, row
+        for file, name in tests:
+            assert f"def {name}(" in (ROOT / file).read_text(), f"{file}::{name}"

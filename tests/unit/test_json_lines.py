@@ -1,0 +1,24 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hvd_batchgrow.errors import RunError
+from hvd_batchgrow.watch.json_lines import JsonLines, read_json_lines
+
+
+def test_a_line_that_a_kill_cut_short_is_left_out_and_not_written_on(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"samples": 10}\n{"samples": 20}\n{"sam')
+    assert [line["samples"] for line in read_json_lines(path)] == [10, 20]
+    JsonLines(path, lambda line: line["samples"] <= 10).append({"samples": 15})
+    assert path.read_text() == '{"samples": 10}\n{"samples": 15}\n'
+
+
+def test_a_file_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    lines = JsonLines(tmp_path / "metrics.jsonl", lambda line: True)
+    (tmp_path / "metrics.jsonl").unlink()
+    (tmp_path / "metrics.jsonl").mkdir()
+    with pytest.raises(RunError, match=r"metrics.jsonl cannot be written: Is a directory"):
+        lines.append({"samples": 1})

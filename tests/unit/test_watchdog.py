@@ -1,0 +1,53 @@
+"""The watchdog of one rank, in its own process; tests/launch/test_stall.py has those of several."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+
+from hvd_batchgrow.comm.ranks import SingleRank
+from hvd_batchgrow.train.watchdog import Pulse, Watchdog
+
+
+class Listening(SingleRank):
+    """Keeps what it is to end with, and goes on."""
+
+    def __init__(self) -> None:
+        self.aborted = threading.Event()
+        self.code = 0
+
+    def abort(self, code: int) -> None:
+        self.code = code
+        self.aborted.set()
+
+
+@pytest.fixture(autouse=True)
+def _no_last_resort(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hvd_batchgrow.train.watchdog._ABORT_GRACE_S", 600.0)
+
+
+def test_a_rank_that_stalls_is_reported_and_then_ended(capsys: pytest.CaptureFixture[str]) -> None:
+    ranks, pulse = Listening(), Pulse()
+    pulse.at("reading samples")
+    begin = time.monotonic()
+    with Watchdog(ranks, pulse, 0.5):
+        assert ranks.aborted.wait(30)
+    assert time.monotonic() - begin >= 0.5
+    assert ranks.code == 1
+    report, end = capsys.readouterr().err.splitlines()[:2]
+    assert report.startswith("rank 0: no progress for 0.")
+    assert report.endswith("s (the job ends at 0.5 s): rank 0 of 1 on " + end.rpartition(" on ")[2])
+    assert "no progress for 0.5 s, watch.stall_timeout_s; ending: rank 0 of 1 on " in end
+    assert end.endswith("is reading samples")
+
+
+def test_progress_keeps_it_quiet_however_slow(capsys: pytest.CaptureFixture[str]) -> None:
+    ranks, pulse = Listening(), Pulse()
+    with Watchdog(ranks, pulse, 20.0):
+        for _ in range(30):
+            pulse.at("computing gradients")  # the same stage again is progress, too
+            time.sleep(0.1)
+    assert not ranks.aborted.is_set()
+    assert capsys.readouterr().err == ""
