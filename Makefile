@@ -12,7 +12,7 @@ test:  ## set up, check and test everything
 	@tools/setup.sh test
 	@tools/test.sh
 
-storm:  ## kill a small run 200 times, and see that nothing is lost: some fifteen minutes
+storm:  ## kill a small run 200 times, and see that nothing is lost: twenty to thirty minutes
 	@tools/setup.sh test
 	PATH="$$PWD/.venv/bin:$$PATH" OMP_NUM_THREADS=1 python -m tests.storm --kills 200
 
