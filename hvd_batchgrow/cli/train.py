@@ -19,6 +19,7 @@ from hvd_batchgrow.schedule.plan import decay_twin
 if TYPE_CHECKING:
     from hvd_batchgrow.comm.ranks import Ranks
     from hvd_batchgrow.train.events import Observer, RunEnded
+    from hvd_batchgrow.train.run import RunOptions
     from hvd_batchgrow.train.stop import Stop, StopRequest
 
 
@@ -84,20 +85,26 @@ class TrainCommand(RanksCommand):
             with work_progress(console) as report:
                 return run_job(load, ranks, options, report, lambda job: _observers(job, console), asked, carry)
 
-        if not ranks.elastic:
-            return life(options, asked)
-        if self.fork:
-            fault = (
-                "makes a run once, and an elastic job has several lives: fork on fixed ranks (--updates 1), then go on"
-            )
-            raise JobError([Fault("--fork", fault)], "command line")
+        return self.train_elastic(ranks, asked, life, options) if ranks.elastic else life(options, asked)
+
+    def train_elastic(
+        self, ranks: Ranks, asked: Stop, life: Callable[[RunOptions, Stop], RunEnded], options: RunOptions
+    ) -> RunEnded:
+        """One run in as many lives as the hosts have changes."""
         from hvd_batchgrow.comm.elastic import ElasticRanks
         from hvd_batchgrow.train.elastic import StopOrChange, run_elastic
 
+        if self.fork:
+            fault = "makes a run once, and an elastic job has several lives: fork on fixed ranks first (--updates 1)"
+            raise JobError([Fault("--fork", fault)], "command line")
         assert isinstance(ranks, ElasticRanks)
         later = replace(options, resume=True, overwrite=False)
         asked_or_changed = StopOrChange(asked, ranks)
-        tell = lambda line: print(line, file=sys.stderr, flush=True) if ranks.rank == 0 else None  # noqa: E731
+
+        def tell(line: str) -> None:
+            if ranks.rank == 0:
+                print(line, file=sys.stderr, flush=True)
+
         return run_elastic(lambda again: life(later if again else options, asked_or_changed), ranks, asked, tell)
 
 

@@ -36,7 +36,7 @@ def test_gradients_that_are_ready_in_another_order_on_each_rank_meet(ranks: Rank
     loss = torch.zeros(())
     for k in order:  # what was computed last is differentiated first
         loss = loss + (10.0**k * parameters[k]).sum()
-    buckets.start_when_ready()
+    buckets.start_when_ready(1.0)
     loss.backward()
     buckets.wait()
     assert ready == order[::-1]
