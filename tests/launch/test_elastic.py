@@ -26,7 +26,8 @@ FIRST, BOTH = "localhost:1\n", "localhost:1\n127.0.0.1:1\n"
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("elastic")
     root = write_idx_folder(folder / "data", small_source())
-    schedule = {"epochs": 30.0, "boundaries_epochs": [10.0], "factor": 3.0, "max_batch": 48}
+    # Long enough for horovodrun, which looks for hosts once a second, to see what the plan wants in phase 2.
+    schedule = {"epochs": 70.0, "boundaries_epochs": [10.0], "factor": 3.0, "max_batch": 48}
     layout = {"exact": True, "max_micro_batch": 8, "growth": "ranks", "ranks_per_phase": [1, 2]}
     tree = job_tree(root, schedule=schedule, layout=layout, evaluation={"every_epochs": 1000.0})
     (folder / "job.toml").write_text(tomli_w.dumps(tree))
