@@ -1,4 +1,4 @@
-"""Ranks through Horovod, under MPI or Gloo: the one file that imports it."""
+"""Ranks through Horovod, under MPI or Gloo: with elastic.py, all that imports it."""
 
 from __future__ import annotations
 
