@@ -41,6 +41,8 @@ class RunOptions:
     """The first and the last phase to train, from 1; None: all. The ranks launched must be those of these phases."""
     fork: str | None = None
     """Name of a new run to make from the newest good checkpoint of the job's; None: it is the job's own run."""
+    replay: Path | None = None
+    """A file of decisions to follow, and to make no others; None: the job's trigger decides."""
 
 
 def run_job(
@@ -93,7 +95,8 @@ def run_job(
             )
         ranks.together(lambda: check_reached(plan, options.phases, checkpoint, folder))
         try:
-            return trainer.run(stop, checkpoint, notes, end_of(plan, options.phases), carry.last_update)
+            end_samples = end_of(plan, options.phases)
+            return trainer.run(stop, checkpoint, notes, end_samples, carry.last_update, options.replay)
         except RanksLost:
             trainer.break_off(carry)
             raise
