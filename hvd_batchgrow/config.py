@@ -290,6 +290,11 @@ class MeasuredSchedule(ScheduleBase):
     policy: Literal["measured"]
     global_batch: PositiveInt
     max_batch: MaxBatch = "N/10"
+    batch_scale: Annotated[float, Field(ge=1)] = 1.0
+    """For AdaScale: the batch, as a multiple of the one that learning rate and epochs are meant for, `global_batch`."""
+    lr_boundaries_epochs: FloatList = ()
+    """Epochs at which the learning rate is divided by `lr_factor`, whatever the batch does."""
+    lr_factor: Annotated[float, Field(gt=1)] = 10.0
     batch_multiple: PositiveInt | None = None
     """Batches are whole multiples of this, so that any of them can be formed; None: of `global_batch`."""
     lr_rule: LrRule = "none"

@@ -91,7 +91,23 @@ class GradientNoiseTrigger(MeasuringTrigger):
     """It must have been so for this long."""
 
 
+class AdaScaleTrigger(Section):
+    """Scale the learning rate by the gain of a larger batch, and count progress by it; the batch stays."""
+
+    name: Literal["adascale"]
+    every_epochs: PositiveFloat = 0.05
+    """How often the gain is worked out anew."""
+    min_change: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    """A gain that has changed by a smaller share of itself stays as it is."""
+
+
 TriggerSection = Annotated[
-    NoTrigger | PlateauTrigger | NormTestTrigger | CabsTrigger | SimilarityTrigger | GradientNoiseTrigger,
+    NoTrigger
+    | PlateauTrigger
+    | NormTestTrigger
+    | CabsTrigger
+    | SimilarityTrigger
+    | GradientNoiseTrigger
+    | AdaScaleTrigger,
     Field(discriminator="name"),
 ]

@@ -15,7 +15,8 @@ from hvd_batchgrow.cli.common import JobCommand, terminal
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.errors import ExitCode, Fault, JobError
 from hvd_batchgrow.schedule.decisions import Decision, read_decisions
-from hvd_batchgrow.schedule.plan import Plan, compile_plan, compile_twin, decay_twin
+from hvd_batchgrow.schedule.plan import Plan, compile_plan
+from hvd_batchgrow.schedule.twin import compile_twin, decay_twin
 
 if TYPE_CHECKING:  # torch takes seconds to import, and `plan` does without it
     from hvd_batchgrow.schedule.cost import Cost

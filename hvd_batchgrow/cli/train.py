@@ -15,7 +15,7 @@ from hvd_batchgrow.cli.common import RanksCommand, terminal, with_ranks
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.config_types import NAME_PATTERN
 from hvd_batchgrow.errors import ExitCode, Fault, JobError
-from hvd_batchgrow.schedule.plan import decay_twin
+from hvd_batchgrow.schedule.twin import decay_twin
 
 if TYPE_CHECKING:
     from hvd_batchgrow.comm.ranks import Ranks

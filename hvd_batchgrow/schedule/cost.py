@@ -145,7 +145,7 @@ def choose_ranks(job: Job, num_samples: int, probe: Probe, ranks: int) -> Choose
     @cache
     def chosen() -> dict[Stage, int]:
         check_probe(job, probe)
-        stages = compile_stages(job, make_start(job, num_samples))
+        stages, _ = compile_stages(job, make_start(job, num_samples))
         phases = compile_schedule(stages, job.schedule.epochs, num_samples).phases
         times = StepTimes(probe)
         options = [_options(stage, phase, job, times, most) for stage, phase in zip(stages, phases, strict=True)]

@@ -1,17 +1,15 @@
-"""Decisions: when a trigger changed the batch, and to what. A schedule that is measured is compiled from them."""
+"""Decisions: when a trigger changed the batch or the learning rate, and to what; and the file that keeps them."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from hvd_batchgrow.config import Job
 from hvd_batchgrow.errors import Fault, JobError
-from hvd_batchgrow.schedule.policies import Stage, make_start
 
 _REPLAYED = "replayed_from"
 """A first line with this key: nothing is decided any more after the decisions that follow."""
@@ -30,12 +28,17 @@ class Decision:
     wanted_batch: float
     """What the trigger asked for, before rounding and limit."""
     old_lr: float
-    """Before `lr_rule`; likewise the new one."""
+    """Before `lr_rule` and the boundaries of the learning rate; likewise the new one."""
     new_lr: float
     measured: dict[str, float] = field(default_factory=dict)
     """What it was decided by."""
     restore_samples: int | None = None
     """Go on from the weights that the run had at this evaluation; None: from those it has."""
+
+    @property
+    def is_boundary(self) -> bool:
+        """Whether a phase ends here; a gain of AdaScale that is worked out anew ends none."""
+        return self.trigger != "adascale"
 
     def to_dict(self) -> dict[str, Any]:
         """A line of `decisions.jsonl`."""
@@ -46,7 +49,9 @@ class Decision:
         rounded = f" ({self.wanted_batch:,.0f} wanted)" if abs(self.wanted_batch - self.new_batch) > 0.5 else ""
         lr = "" if self.new_lr == self.old_lr else f", lr {self.old_lr:.4g} → {self.new_lr:.4g}"
         back = "" if self.restore_samples is None else f", weights as at sample {self.restore_samples:,}"
-        return f"batch {self.old_batch:,} → {self.new_batch:,}{rounded}{lr}{back}: {self.why}"
+        held = self.new_batch == self.old_batch
+        batch = f"batch {self.old_batch:,}" if held else f"batch {self.old_batch:,} → {self.new_batch:,}"
+        return f"{batch}{rounded}{lr}{back}: {self.why}"
 
     @classmethod
     def from_dict(cls, line: Mapping[str, Any]) -> Decision:
@@ -63,99 +68,6 @@ class Decision:
         if not is_sound or not all(isinstance(n, int) for n in (decision.samples, decision.new_batch)):
             raise ValueError("samples and batch must be whole numbers above 0, the learning rate above 0")
         return decision
-
-
-@dataclass(frozen=True)
-class Wish:
-    """What a trigger asks for: a batch at the same learning rate, or a noise scale that falls."""
-
-    why: str
-    batch: float | None = None
-    """B, samples."""
-    noise_factor: float | None = None
-    """By which g is to fall: by the batch as far as it goes, then by the learning rate."""
-
-
-def form_decision(
-    job: Job, num_samples: int, stages: Sequence[Stage], samples: int, wish: Wish, measured: Mapping[str, float]
-) -> Decision | None:
-    """Round a wish to what can be formed; None: to what there is.
-
-    A batch is a whole number of `schedule.batch_multiple` and at most `schedule.max_batch`. As in
-    every policy, the learning rate makes up for the rounding, so that the noise scale is the one
-    that was asked for; and where a falling noise scale was, for the limit too.
-
-    Args:
-        job: of a measured schedule.
-        num_samples: N.
-        stages: of the decisions so far, the last one holds.
-        samples: sample counter.
-        wish: of the trigger.
-        measured: what led to it.
-    """
-    start, last = make_start(job, num_samples), stages[-1]
-    noise = start.noise
-    if wish.noise_factor is not None:
-        target = noise.of(last.lr, last.momentum, last.global_batch) / wish.noise_factor
-        wanted = noise.batch_for(target, last.momentum, start.lr)
-        formed = start.stage(samples / num_samples, target, last.momentum, wanted)
-    else:
-        assert wish.batch is not None
-        most = start.max_batch or num_samples
-        wanted = min(max(wish.batch, 1.0), most)
-        formed = start.stage(samples / num_samples, noise.of(start.lr, last.momentum, wanted), last.momentum, wanted)
-    if formed.global_batch == last.global_batch and math.isclose(formed.lr, last.lr, rel_tol=1e-3):
-        return None
-    if wish.batch is not None and formed.global_batch == last.global_batch:
-        return None  # the learning rate alone would follow the noise of the measurement
-    return Decision(
-        samples=samples,
-        trigger=job.trigger.name,
-        why=wish.why,
-        old_batch=last.global_batch,
-        new_batch=formed.global_batch,
-        wanted_batch=wish.batch if wish.batch is not None else wanted,
-        old_lr=last.lr,
-        new_lr=formed.lr,
-        measured=dict(measured),
-    )
-
-
-def decided_stages(first: Stage, decisions: Sequence[Decision], job: Job, num_samples: int) -> list[Stage]:
-    """The first stage, and one for each decision.
-
-    Raises:
-        JobError: the decisions do not belong to this job: they do not follow one another at whole updates.
-    """
-    stages, faults, at = [first], [], 0
-    for k, decision in enumerate(decisions, start=1):
-        key, batch = f"decision {k}", stages[-1].global_batch
-        if decision.samples <= at or (decision.samples - at) % batch:
-            updates = (decision.samples - at) / batch
-            faults.append(
-                Fault(
-                    key,
-                    f"at sample {decision.samples:,}, {updates:.2f} updates of {batch} after sample {at:,}: "
-                    f"this job is never there between two updates",
-                )
-            )
-        if decision.samples >= round(job.schedule.epochs * num_samples):
-            faults.append(
-                Fault(key, f"at sample {decision.samples:,}, beyond the run's {job.schedule.epochs * num_samples:,.0f}")
-            )
-        at = decision.samples
-        stages.append(
-            replace(
-                first,
-                start_epoch=decision.samples / num_samples,
-                lr=decision.new_lr,
-                global_batch=decision.new_batch,
-                wanted_batch=decision.wanted_batch,
-            )
-        )
-    if faults:
-        raise JobError(faults, job.name)
-    return stages
 
 
 def read_decisions(path: Path) -> tuple[str | None, tuple[Decision, ...]]:

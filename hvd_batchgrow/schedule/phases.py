@@ -26,6 +26,8 @@ class Phase:
     """What the policy asked for, before rounding and limit."""
     beta2: float | None = None
     eps: float | None = None
+    progress_rate: float = 1.0
+    """Progress of the schedule per sample; under AdaScale gain · B₀/B."""
 
     @property
     def end_samples(self) -> int:
@@ -83,6 +85,12 @@ class Schedule:
         """
         phase = self.phases[self.index_at(samples)]
         return replace(phase, lr=self.warmup.lr_at(samples, phase.lr))
+
+    def progress_at(self, samples: int) -> float:
+        """Progress of the schedule, in samples, when the sample counter stands at `samples`."""
+        return sum(
+            phase.progress_rate * max(0, min(samples, phase.end_samples) - phase.start_samples) for phase in self.phases
+        )
 
     def updates_at(self, samples: int) -> int:
         """Updates done when the sample counter stands at `samples`, an update boundary."""

@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hvd_batchgrow.config import BoundaryBase, DecaySchedule, Job, MeasuredSchedule
-from hvd_batchgrow.config_triggers import NoTrigger
+from hvd_batchgrow.config import BoundaryBase, Job, MeasuredSchedule
 from hvd_batchgrow.errors import Fault, JobError
-from hvd_batchgrow.schedule.decisions import Decision, decided_stages
+from hvd_batchgrow.schedule.decisions import Decision
+from hvd_batchgrow.schedule.growth import measured_stages
 from hvd_batchgrow.schedule.layout import Layout, form_layout, ranks_for_full_passes
 from hvd_batchgrow.schedule.noise import NoiseScale
 from hvd_batchgrow.schedule.phases import Phase, Schedule, Warmup, compile_schedule
@@ -106,6 +106,7 @@ class Plan:
             "micro_batch": layout.micro_batch,
             "ragged": layout.ragged,
             "noise_scale": self.noise_scale(phase),
+            **({} if phase.progress_rate == 1 else {"progress_rate": phase.progress_rate}),
             **adam,
         }
 
@@ -137,7 +138,7 @@ def compile_plan(
     faults += trigger_faults(job, ranks, num_samples)
     try:
         start = make_start(job, num_samples)
-        stages = compile_stages(job, start, decisions)
+        stages, epochs = compile_stages(job, start, decisions)
         faults += _batch_faults(stages, job, start)
         layouts = _layouts(stages, job, max(1, ranks), choose_ranks)
     except JobError as error:
@@ -146,72 +147,22 @@ def compile_plan(
         faults.append(Fault("schedule", f"its numbers leave the range of floating point ({error})"))
     if faults:
         raise JobError(_without_repeats(faults), job.name)
-    schedule = compile_schedule(stages, job.schedule.epochs, num_samples, _warmup(job, num_samples))
+    schedule = compile_schedule(stages, epochs, num_samples, _warmup(job, num_samples))
     return Plan(job, num_samples, schedule, tuple(layouts), start.noise, ranks, tuple(decisions))
 
 
-def compile_stages(job: Job, start: Start, decisions: Sequence[Decision] = ()) -> list[Stage]:
-    """What a job's policy and its trigger want, with its learning-rate rule. Raises JobError."""
+def compile_stages(job: Job, start: Start, decisions: Sequence[Decision] = ()) -> tuple[list[Stage], float]:
+    """What a job's policy and its trigger want, with its learning-rate rule; and at which epoch it ends.
+
+    Raises JobError.
+    """
     try:
-        stages = POLICIES[job.schedule.policy](job.schedule, start)
-        if decisions:
-            stages = decided_stages(stages[0], decisions, job, start.noise.num_samples)
-        return apply_lr_rule(stages, job)
+        stages, epochs = POLICIES[job.schedule.policy](job.schedule, start), job.schedule.epochs
+        if isinstance(job.schedule, MeasuredSchedule):
+            stages, epochs = measured_stages(job, start, decisions)
+        return apply_lr_rule(stages, job), epochs
     except JobError as error:
         raise JobError(error.faults, job.name) from None
-
-
-def decay_twin(job: Job, num_samples: int, decisions: Sequence[Decision] = ()) -> Job:
-    """The run that a growth run must match: the same noise scale at the same epochs, by the learning rate alone.
-
-    It starts from the job's own learning rate, momentum and batch, before `lr_scale` and
-    `raise_momentum_to`. Where the job's noise does not fall by given factors at given boundaries,
-    the twin's factors are those of the job's phases. That of a measured schedule decays where the
-    batch has grown, by as much.
-
-    Raises:
-        JobError: the job cannot be planned, its noise scale rises somewhere, or it is measured and
-            nothing was decided yet.
-    """
-    section = job.schedule
-    if isinstance(section, MeasuredSchedule) and not decisions:
-        fault = "'measured' has a twin once it has decided: plan JOB --replay RUN/decisions.jsonl --twin"
-        raise JobError([Fault("schedule.policy", fault)], job.name)
-    if isinstance(section, BoundaryBase) and getattr(section, "lr_rule", "none") == "none":
-        boundaries, factor = section.boundaries_epochs, section.factor
-    else:
-        start = make_start(job, num_samples)
-        stages, noise = compile_stages(job, start, decisions), start.noise
-        scales = [noise.of(stage.lr, stage.momentum, stage.global_batch) for stage in stages]
-        factor = tuple(a / b for a, b in itertools.pairwise(scales))
-        boundaries = tuple(stage.start_epoch for stage in stages[1:])
-        if min(factor, default=1.0) < 1 - 1e-9:
-            raise JobError([Fault("schedule", "its noise scale rises: there is no twin that decays")], job.name)
-        factor = tuple(max(1.0, f) for f in factor)
-    twin = DecaySchedule(
-        policy="decay",
-        epochs=section.epochs,
-        global_batch=first_batch(job),
-        boundaries_epochs=boundaries,
-        factor=factor if boundaries else 1.0,
-        warmup_epochs=section.warmup_epochs,
-        warmup_start_lr=min(section.warmup_start_lr, job.optim.lr),
-        exact_noise=section.exact_noise,
-    )
-    layout = job.layout.model_copy(update={"growth": "accumulation", "ranks_per_phase": None})
-    changes = {"name": f"{job.name}-twin", "schedule": twin, "layout": layout, "trigger": NoTrigger(name="none")}
-    return job.model_copy(update=changes)
-
-
-def compile_twin(twin: Job, ranks: int, num_samples: int) -> Plan:
-    """A twin's plan on at most so many ranks: its batch never grows, and may be too small for all of them.
-
-    Raises:
-        JobError: it cannot be formed on any number of ranks.
-    """
-    groups = first_batch(twin) // twin.model.ghost_batch
-    fitting = max((r for r in range(1, min(ranks, groups) + 1) if twin.layout.ragged or groups % r == 0), default=1)
-    return compile_plan(twin, fitting, num_samples)
 
 
 # --- layouts ---------------------------------------------------------------------------------

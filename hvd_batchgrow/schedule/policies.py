@@ -49,6 +49,8 @@ class Stage:
     """What the policy asked for, before it was rounded to whole groups and cut at the limit."""
     beta2: float | None = None
     eps: float | None = None
+    progress_rate: float = 1.0
+    """Progress of the schedule per sample; under AdaScale gain · B₀/B."""
 
 
 @dataclass(frozen=True)
@@ -177,7 +179,7 @@ def import_(section: ImportSchedule, start: Start) -> list[Stage]:
 
 
 def measured(section: MeasuredSchedule, start: Start) -> list[Stage]:
-    """What there is before a trigger has decided anything: see `decisions.decided_stages`."""
+    """What there is before a trigger has decided anything: see `growth.measured_stages`."""
     return [Stage(0.0, start.lr, start.momentum, start.global_batch, float(start.global_batch))]
 
 
@@ -283,6 +285,8 @@ def make_start(job: Job, num_samples: int) -> Start:
     momentum = optim.momentum if section.raise_momentum_to is None else section.raise_momentum_to
     max_batch = batch_cap(getattr(section, "max_batch", None), num_samples, group)
     start = Start(lr, momentum, base_batch, noise, group, max_batch)
+    if isinstance(section, MeasuredSchedule) and section.batch_scale != 1:
+        start = replace(start, global_batch=start.form(section.batch_scale * base_batch))
     if (lr, momentum) == (optim.lr, optim.momentum):
         return start
     target = noise.of(optim.lr, optim.momentum, base_batch)

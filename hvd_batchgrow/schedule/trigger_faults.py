@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 
 from hvd_batchgrow.config import Job, MeasuredSchedule
-from hvd_batchgrow.config_triggers import MeasuringTrigger, NoTrigger
+from hvd_batchgrow.config_triggers import AdaScaleTrigger, MeasuringTrigger, NoTrigger, PlateauTrigger
 from hvd_batchgrow.errors import Fault
 from hvd_batchgrow.schedule.policies import batch_cap, batch_unit
 
@@ -24,7 +24,16 @@ def trigger_faults(job: Job, ranks: int, num_samples: int) -> list[Fault]:
     if job.layout.growth == "auto" or job.layout.ranks_per_phase is not None:
         key = "layout.growth" if job.layout.growth == "auto" else "layout.ranks_per_phase"
         faults.append(Fault(key, "needs the phases beforehand; a trigger takes 'accumulation' or 'ranks'"))
-    edges = [edge for window in trigger.windows_epochs or () for edge in window]
+    if section.batch_scale != 1 and not isinstance(trigger, AdaScaleTrigger):
+        fault = f"{section.batch_scale:g} is for trigger.name = 'adascale'; with others schedule.lr_scale starts larger"
+        faults.append(Fault("schedule.batch_scale", fault))
+    epochs = (0.0, *section.lr_boundaries_epochs, section.epochs)
+    faults += [
+        Fault("schedule.lr_boundaries_epochs", f"must rise and end before {section.epochs:g}: {b:g} follows {a:g}")
+        for a, b in itertools.pairwise(epochs)
+        if b <= a
+    ]
+    edges = [edge for window in getattr(trigger, "windows_epochs", None) or () for edge in window]
     faults += [
         Fault("trigger.windows_epochs", f"[earliest, latest] must rise from window to window: {b:g} follows {a:g}")
         for k, (a, b) in enumerate(itertools.pairwise(edges))
@@ -32,11 +41,11 @@ def trigger_faults(job: Job, ranks: int, num_samples: int) -> list[Fault]:
     ]
     if edges and edges[-1] >= section.epochs:
         faults.append(Fault("trigger.windows_epochs", f"{edges[-1]:g} is not before epochs = {section.epochs:g}"))
-    if isinstance(trigger, MeasuringTrigger):
+    if not isinstance(trigger, PlateauTrigger):
         faults += _gradient_faults(job, ranks)
-        if trigger.min_factor > trigger.factor:
-            fault = f"{trigger.min_factor:g} is above factor = {trigger.factor:g}: no change would be made"
-            faults.append(Fault("trigger.min_factor", fault))
+    if isinstance(trigger, MeasuringTrigger) and trigger.min_factor > trigger.factor:
+        fault = f"{trigger.min_factor:g} is above factor = {trigger.factor:g}: no change would be made"
+        faults.append(Fault("trigger.min_factor", fault))
     if job.gradient_noise.preconditioned and job.optim.name not in {"adam", "adamw"}:
         fault = f"is for optim.name = 'adam' or 'adamw', not {job.optim.name!r}"
         faults.append(Fault("gradient_noise.preconditioned", fault))
@@ -64,7 +73,7 @@ def _unit_faults(job: Job, ranks: int, num_samples: int) -> list[Fault]:
 def _gradient_faults(job: Job, ranks: int) -> list[Fault]:
     """tr(Σ) is seen in how the gradients of an update's passes differ: there must be two."""
     assert isinstance(job.schedule, MeasuredSchedule)
-    batch, limit = job.schedule.global_batch, job.micro_batch_limit
+    batch, limit = round(job.schedule.global_batch * job.schedule.batch_scale), job.micro_batch_limit
     if ranks > 1 and job.layout.growth != "ranks":
         return []
     if batch > limit:

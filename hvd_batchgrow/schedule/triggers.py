@@ -11,8 +11,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from hvd_batchgrow.config import Job
+from hvd_batchgrow.config import Job, MeasuredSchedule
 from hvd_batchgrow.config_triggers import (
+    AdaScaleTrigger,
     CabsTrigger,
     GradientNoiseTrigger,
     MeasuringTrigger,
@@ -21,7 +22,8 @@ from hvd_batchgrow.config_triggers import (
     PlateauTrigger,
     SimilarityTrigger,
 )
-from hvd_batchgrow.schedule.decisions import Wish
+from hvd_batchgrow.schedule.decisions import Decision
+from hvd_batchgrow.schedule.growth import Wish
 
 
 @dataclass(frozen=True)
@@ -103,9 +105,9 @@ class Plateau:
         )
         return Wish(why, noise_factor=self._section.factor)
 
-    def decided(self, samples: int) -> None:
+    def decided(self, decision: Decision) -> None:
         """A decision was made, on this wish or at the end of a window, now or in a life before."""
-        self._bad_since = samples // self._every_samples * self._every_epochs
+        self._bad_since = decision.samples // self._every_samples * self._every_epochs
         self._cool_until = self._bad_since + self._section.cooldown_epochs
 
     def state(self) -> dict[str, Any]:
@@ -151,7 +153,7 @@ class Measuring:
             return None
         return Wish(why, batch=batch)
 
-    def decided(self, samples: int) -> None:
+    def decided(self, decision: Decision) -> None:
         """What was held so far counts no more."""
         self._asks_since = None
 
@@ -208,7 +210,49 @@ def gradient_noise(section: GradientNoiseTrigger, now: Measurement) -> tuple[flo
     return wanted, f"B_simple = {now.b_simple:.0f}, h B = {section.ratio:g} · {now.global_batch}"
 
 
-Trigger = Plateau | Measuring
+class AdaScale:
+    """The gain of a batch κ times the base batch: r = κ (φ + B₀)/(φ + κ B₀), φ = B_simple.
+
+    It is between 1, where the gradient has no noise, and κ, where it is nothing else. Until there is
+    an estimate it is 1. Source: Johnson et al. 2020 (arXiv 2007.05105), §3.
+
+    Args:
+        section: of the job.
+        base_batch: B₀, samples.
+    """
+
+    def __init__(self, section: AdaScaleTrigger, base_batch: int) -> None:
+        self._section, self._base_batch, self._gain = section, base_batch, 1.0
+
+    def look(self, now: Measurement) -> Wish | None:
+        """Another gain, where it has changed enough."""
+        if now.b_simple is None:
+            return None
+        gain = adascale_gain(now.b_simple, self._base_batch, now.global_batch)
+        if abs(gain / self._gain - 1) < self._section.min_change:
+            return None
+        kappa = now.global_batch / self._base_batch
+        return Wish(f"gain {self._gain:.3g} → {gain:.3g} of κ = {kappa:g}, B_simple = {now.b_simple:.0f}", gain=gain)
+
+    def decided(self, decision: Decision) -> None:
+        """The gain is the one that was decided."""
+        self._gain *= decision.new_lr / decision.old_lr
+
+    def state(self) -> dict[str, Any]:
+        """Plain values, for a checkpoint."""
+        return {"gain": self._gain}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """The inverse."""
+        self._gain = state["gain"]
+
+
+def adascale_gain(b_simple: float, base_batch: int, global_batch: int) -> float:
+    """r; see `AdaScale`. All in samples."""
+    return global_batch / base_batch * (b_simple + base_batch) / (b_simple + global_batch)
+
+
+Trigger = Plateau | Measuring | AdaScale
 
 
 def make_trigger(job: Job, num_samples: int) -> Trigger:
@@ -222,6 +266,9 @@ def make_trigger(job: Job, num_samples: int) -> Trigger:
         return Measuring(section, lambda now: cabs(section, now))
     if isinstance(section, SimilarityTrigger):
         return Measuring(section, lambda now: similarity(section, now))
+    if isinstance(section, AdaScaleTrigger):
+        assert isinstance(job.schedule, MeasuredSchedule)
+        return AdaScale(section, job.schedule.global_batch)
     assert isinstance(section, GradientNoiseTrigger)
     return Measuring(section, lambda now: gradient_noise(section, now), section.hold_epochs * num_samples)
 
@@ -237,7 +284,7 @@ def bounded(wish: Wish | None, job: Job, num_samples: int, num_decisions: int, n
         now: the batch, and the sample counter.
     """
     section = job.trigger
-    if isinstance(section, NoTrigger) or section.windows_epochs is None:
+    if isinstance(section, (NoTrigger, AdaScaleTrigger)) or section.windows_epochs is None:
         return wish
     if num_decisions >= len(section.windows_epochs):
         return None

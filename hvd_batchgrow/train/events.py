@@ -39,6 +39,8 @@ class TrainRecord:
     samples: int
     """Sample counter at the stretch's end."""
     epoch: float
+    progress_epochs: float
+    """Of the schedule: `epoch`, but under AdaScale, which counts updates of the base batch."""
     updates: int
     """Updates done since the start of the run."""
     phase: int
@@ -92,8 +94,8 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class BatchDecided:
-    """A trigger has changed the batch, now or in the record that is followed."""
+class Decided:
+    """A trigger has changed batch or learning rate, now or in the record that is followed."""
 
     decision: Decision
     plan: Plan
@@ -133,8 +135,8 @@ class Observer:
     def on_evaluation(self, event: Evaluation) -> None:
         """The test set was evaluated."""
 
-    def on_decision(self, event: BatchDecided) -> None:
-        """The batch changes with the next update."""
+    def on_decision(self, event: Decided) -> None:
+        """Batch or learning rate change with the next update."""
 
     def on_end(self, event: RunEnded) -> None:
         """The run is over, or stopped."""

@@ -13,17 +13,16 @@ from torch import Tensor, nn
 
 from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.config import Job
-from hvd_batchgrow.config_triggers import MeasuringTrigger, PlateauTrigger
+from hvd_batchgrow.config_triggers import PlateauTrigger
 from hvd_batchgrow.errors import Fault, JobError, RunError
 from hvd_batchgrow.schedule.decisions import (
     Decision,
     decisions_text,
-    form_decision,
     parse_decisions,
     read_decisions,
 )
-from hvd_batchgrow.schedule.plan import Plan, compile_stages
-from hvd_batchgrow.schedule.policies import make_start
+from hvd_batchgrow.schedule.growth import form_decision
+from hvd_batchgrow.schedule.plan import Plan
 from hvd_batchgrow.schedule.triggers import Measurement, Trigger, bounded, make_trigger
 from hvd_batchgrow.train.checkpoint import sync, write_atomically
 from hvd_batchgrow.train.engine import UpdateResult
@@ -58,13 +57,12 @@ class Growth:
     @property
     def measures_noise(self) -> bool:
         """Whether updates have to."""
-        needed = isinstance(self._job.trigger, MeasuringTrigger) and self.replayed_from is None
-        return self._job.gradient_noise.measure or needed
+        return self._job.gradient_noise.measure or (self.every_epochs is not None and self.replayed_from is None)
 
     @property
     def every_epochs(self) -> float | None:
         """How often it looks, beside at evaluations."""
-        return self._job.trigger.every_epochs if isinstance(self._job.trigger, MeasuringTrigger) else None
+        return getattr(self._job.trigger, "every_epochs", None)
 
     @property
     def noise(self) -> dict[str, NoiseScale]:
@@ -80,8 +78,10 @@ class Growth:
             memory = self._job.gradient_noise.memory_epochs * self._num_samples
             self._noise.setdefault(name, NoiseAverage(memory)).add(seen, samples)
 
-    def look(self, ranks: Ranks, plan: Plan, samples: int, metrics: Mapping[str, float], folder: Path) -> bool:
-        """Between two updates: decide, or follow what was decided; whether the batch changes here. All ranks together.
+    def look(
+        self, ranks: Ranks, plan: Plan, samples: int, metrics: Mapping[str, float], folder: Path
+    ) -> Decision | None:
+        """Between two updates: decide, or follow what was decided; what changes here. All ranks together.
 
         A new decision is on the disk before any rank acts on it.
 
@@ -108,8 +108,7 @@ class Growth:
             asked = bounded(wish, self._job, self._num_samples, len(self.decisions), now)
             if asked is None:
                 return None
-            stages = compile_stages(self._job, make_start(self._job, self._num_samples), self.decisions)
-            decision = form_decision(self._job, self._num_samples, stages, samples, asked, now.numbers())
+            decision = form_decision(self._job, self._num_samples, self.decisions, samples, asked, now.numbers())
             if decision is None:
                 return None
             line = json.dumps(decision.to_dict() | {"restore_samples": self._restore_samples()})
@@ -118,7 +117,7 @@ class Growth:
 
         data = ranks.from_rank0(decide, "decision")
         if data is None:
-            return False
+            return None
         self.decisions = (*self.decisions, Decision.from_dict(json.loads(data)))
         return self._follow(samples)
 
@@ -135,17 +134,17 @@ class Growth:
             metrics.get(self._job.trigger.metric) if isinstance(self._job.trigger, PlateauTrigger) else None,
         )
 
-    def _follow(self, samples: int) -> bool:
+    def _follow(self, samples: int) -> Decision | None:
         """Act on the decision that was made here, if any was."""
         if self._trigger is None:  # a replay knows beforehand which weights it will go back to
             self._keep_best(samples, [d.restore_samples for d in self.decisions if d.samples > samples])
-        here = [decision for decision in self.decisions if decision.samples == samples]
-        for decision in here:
+        decision = next((decision for decision in self.decisions if decision.samples == samples), None)
+        if decision is not None:
             if self._trigger is not None:
-                self._trigger.decided(samples)
+                self._trigger.decided(decision)
             if decision.restore_samples is not None and self._best:
                 self._model.load_state_dict(self._best)
-        return bool(here)
+        return decision
 
     def _keep_best(self, samples: int, wanted: Iterable[int | None]) -> None:
         if samples in wanted:

@@ -27,6 +27,7 @@ from hvd_batchgrow.nn.dropout import sample_keys
 from hvd_batchgrow.nn.models import build_model, hazards
 from hvd_batchgrow.optim.build import build_optimizer
 from hvd_batchgrow.optim.lars import Lars
+from hvd_batchgrow.schedule.decisions import Decision
 from hvd_batchgrow.schedule.layout import Layout
 from hvd_batchgrow.schedule.phases import Phase
 from hvd_batchgrow.schedule.plan import Plan, compile_plan
@@ -35,7 +36,7 @@ from hvd_batchgrow.train.checkpoint import Checkpoint
 from hvd_batchgrow.train.checkpoint_writer import CheckpointWriter
 from hvd_batchgrow.train.engine import NonFinite, UpdateEngine, UpdateResult
 from hvd_batchgrow.train.evaluate import test
-from hvd_batchgrow.train.events import BatchDecided, Evaluation, Observer, RunEnded, RunStarted, UpdateDone
+from hvd_batchgrow.train.events import Decided, Evaluation, Observer, RunEnded, RunStarted, UpdateDone
 from hvd_batchgrow.train.forward import MicroBatch, as_parameters, autocast
 from hvd_batchgrow.train.growth import Growth, is_measured
 from hvd_batchgrow.train.hand_over import train_on_first
@@ -177,38 +178,37 @@ class Trainer:
             self.growth.add(result, phase.global_batch)
             stopped = result.stop_votes > 0
             at_boundary = self.samples == phase.end_samples
-            if at_boundary and not self._may_grow:
+            # A phase of a measured schedule ends after the evaluation that its trigger sees, also in a replay.
+            may_grow = is_measured(self.job) and self.samples < schedule.end_samples
+            if at_boundary and not may_grow:
                 self._reestimate(index)
             if stopped or at_boundary or self._is_due(before, 1 / self.job.watch.records_per_epoch):
                 self._record(stretch, index, phase)
                 stretch = Stretch()
             evaluation = self._evaluate_if_due(before)
-            if self._may_grow and self._grow(before, evaluation, at_boundary=at_boundary):
-                self._reestimate(index)
-                self._record(stretch, index, phase)
-                stretch, at_boundary, until = Stretch(), True, self._until(end_samples)
+            if may_grow:
+                if decision := self._grow(before, evaluation, at_boundary=at_boundary):
+                    self._record(stretch, index, phase)
+                    stretch, at_boundary, until = Stretch(), decision.is_boundary, self._until(end_samples)
+                if at_boundary:
+                    self._reestimate(index)
             self._save_if_due(before, must_save=stopped or at_boundary)
         return stopped
 
-    @property
-    def _may_grow(self) -> bool:
-        """Whether the schedule is measured, and not over. Its phases end after the evaluation that a trigger sees."""
-        return is_measured(self.job) and self.samples < self.plan.schedule.end_samples
-
-    def _grow(self, before: int, evaluation: Evaluation | None, *, at_boundary: bool) -> bool:
-        """Let the trigger look, where that is due; whether the batch changes here."""
+    def _grow(self, before: int, evaluation: Evaluation | None, *, at_boundary: bool) -> Decision | None:
+        """Let the trigger look, where that is due; what is decided here, or was."""
         every = self.growth.every_epochs
         is_due = evaluation or at_boundary or (every and self._is_due(before, every))
         if not is_due:
-            return False
+            return None
         metrics = {"loss": evaluation.loss, "top1": evaluation.top1} if evaluation else {}
-        if not self.growth.look(self.team, self.plan, self.samples, metrics, self.folder):
-            return False
-        self._replan()
-        self.writer.keep_for_good(self.samples)
-        decision = next(d for d in self.growth.decisions if d.samples == self.samples)
-        self._tell("on_decision", BatchDecided(decision, self.plan))
-        return True
+        decision = self.growth.look(self.team, self.plan, self.samples, metrics, self.folder)
+        if decision is not None:
+            self._replan()
+            if decision.is_boundary:
+                self.writer.keep_for_good(self.samples)
+            self._tell("on_decision", Decided(decision, self.plan))
+        return decision
 
     def _replan(self) -> None:
         """Follow all decisions that are known."""

@@ -58,6 +58,7 @@ class Stretch:
         return TrainRecord(
             samples=samples,
             epoch=samples / plan.num_samples,
+            progress_epochs=plan.schedule.progress_at(samples) / plan.num_samples,
             updates=plan.schedule.updates_at(samples),
             phase=index,
             lr=phase.lr,

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from hvd_batchgrow.data.samples import ReportProgress
-from hvd_batchgrow.train.events import BatchDecided, Evaluation, Observer, RunEnded, RunStarted, TrainRecord
+from hvd_batchgrow.train.events import Decided, Evaluation, Observer, RunEnded, RunStarted, TrainRecord
 from hvd_batchgrow.watch.tables import plan_table
 
 
@@ -66,7 +66,7 @@ class ProgressDisplay(Observer):
             highlight=False,
         )
 
-    def on_decision(self, event: BatchDecided) -> None:
+    def on_decision(self, event: Decided) -> None:
         """What has changed, and why."""
         self.console.print(f"sample {event.decision.samples:,}: {event.decision.told()}", highlight=False)
         if self._progress:
@@ -89,6 +89,7 @@ def _line(record: TrainRecord) -> str:
     return (
         f"B {record.global_batch}, lr {record.lr:.4g}, loss {record.loss:.4f}, "
         f"{record.samples_per_s:,.0f} samples/s, all-reduce {record.allreduce_pct:.1f} %"
+        + (f", {record.progress_epochs:.2f} epochs of progress" if record.progress_epochs != record.epoch else "")
         + (f", {record.skipped} updates left out" if record.skipped else "")
     )
 

@@ -7,7 +7,7 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-from hvd_batchgrow.train.events import BatchDecided, Evaluation, Observer, RunEnded, RunStarted, TrainRecord
+from hvd_batchgrow.train.events import Decided, Evaluation, Observer, RunEnded, RunStarted, TrainRecord
 from hvd_batchgrow.train.gradient_noise import NoiseScale
 from hvd_batchgrow.train.gradient_norms import ALL
 from hvd_batchgrow.watch.tables import plan_text
@@ -39,6 +39,7 @@ class TensorBoard(Observer):
             "batch/global": event.global_batch,
             "batch/accumulation": event.accumulation,
             "batch/ranks": event.ranks,
+            "batch/progress_epochs": event.progress_epochs,
             "noise/scale": event.noise_scale,
             "perf/samples_per_s": event.samples_per_s,
             "perf/data_wait_pct": event.data_wait_pct,
@@ -51,7 +52,7 @@ class TensorBoard(Observer):
             scalars |= _noise_scalars("" if name == ALL else f"/{name}", noise, event.global_batch)
         self._add(scalars, event.samples)
 
-    def on_decision(self, event: BatchDecided) -> None:
+    def on_decision(self, event: Decided) -> None:
         """Why the batch has changed."""
         if self._writer:
             self._writer.add_text("batch/decision", event.decision.told(), event.decision.samples)

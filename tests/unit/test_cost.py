@@ -23,8 +23,9 @@ from hvd_batchgrow.schedule.measured import (
     save_probe,
     subject_of,
 )
-from hvd_batchgrow.schedule.plan import Plan, compile_plan, decay_twin
+from hvd_batchgrow.schedule.plan import Plan, compile_plan
 from hvd_batchgrow.schedule.step_time import StepTimes, fit_step_time
+from hvd_batchgrow.schedule.twin import decay_twin
 from tests.helpers import NUM_TRAIN, small_job
 
 BYTES = 1_000_000

@@ -11,6 +11,7 @@ import pytest
 from hvd_batchgrow.data.known import check_data, known_num_samples
 from hvd_batchgrow.job_file import load_job
 from hvd_batchgrow.nn.models import check_model
+from hvd_batchgrow.schedule.growth import Wish, form_decision
 from hvd_batchgrow.schedule.plan import Plan, compile_plan
 
 JOBS = Path(__file__).parents[2] / "jobs"
@@ -110,6 +111,16 @@ TOTALS = {
 }
 """Updates that the rows of the papers come to."""
 
+MEASURED = {
+    **dict.fromkeys(
+        [f"fashion_mnist_{trigger}" for trigger in ("plateau", "norm_test", "cabs", "similarity", "gradient_noise")],
+        (60_000, 128, 46 * 128),
+    ),
+    "fashion_mnist_adascale": (60_000, 512, 46 * 128),
+    "covtype_dense7_plateau": (464_809, 256, 181 * 256),
+}
+"""N, the first batch, and the largest: N/10 in whole first batches."""
+
 each_job = pytest.mark.parametrize("name", sorted(ROWS))
 # The quickstart's header is its own.
 each_header = pytest.mark.parametrize("name", sorted(ROWS.keys() - {"fashion_mnist_quickstart"}))
@@ -146,7 +157,22 @@ def first_noise(row: Row) -> float:
 
 
 def test_every_shipped_job_has_a_row() -> None:
-    assert {path.stem for path in JOBS.glob("*.toml")} == set(ROWS)
+    assert {path.stem for path in JOBS.glob("*.toml")} == set(ROWS) | set(MEASURED)
+
+
+@pytest.mark.parametrize("name", sorted(MEASURED))
+def test_a_measured_job_begins_as_its_row_says_and_may_grow_to_a_tenth(name: str) -> None:
+    num_samples, batch, largest = MEASURED[name]
+    plan = plan_of(name, ranks_of_header(name))
+    (phase,) = plan.schedule.phases
+    assert (plan.num_samples, phase.global_batch) == (num_samples, batch)
+    wish = Wish("all that can be had", batch=float(num_samples))
+    if plan.job.trigger.name == "adascale":
+        return
+    decision = form_decision(plan.job, num_samples, (), 100 * batch, wish, {})
+    assert decision is not None
+    assert decision.new_batch == largest
+    assert compile_plan(plan.job, plan.num_ranks, num_samples, None, [decision]).layouts[1].ragged is False
 
 
 @each_job

@@ -18,8 +18,9 @@ from hvd_batchgrow.config import Job
 from hvd_batchgrow.errors import Fault, JobError
 from hvd_batchgrow.job_file import parse_job
 from hvd_batchgrow.schedule.phases import Phase
-from hvd_batchgrow.schedule.plan import Plan, compile_plan, compile_twin, decay_twin
+from hvd_batchgrow.schedule.plan import Plan, compile_plan
 from hvd_batchgrow.schedule.transitions import describe_transitions
+from hvd_batchgrow.schedule.twin import compile_twin, decay_twin
 
 N = 50_000
 SGD = {"name": "sgd", "lr": 0.1, "momentum": 0.9}

@@ -13,8 +13,9 @@ from hvd_batchgrow.config import Job
 from hvd_batchgrow.errors import JobError
 from hvd_batchgrow.schedule.noise import NoiseScale
 from hvd_batchgrow.schedule.phases import Schedule, compile_schedule
-from hvd_batchgrow.schedule.plan import compile_plan, decay_twin
+from hvd_batchgrow.schedule.plan import compile_plan
 from hvd_batchgrow.schedule.policies import Stage
+from hvd_batchgrow.schedule.twin import decay_twin
 from tests.helpers import small_job
 
 CIFAR = 50_000

@@ -8,7 +8,8 @@ import pytest
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from hvd_batchgrow.schedule.plan import compile_plan, decay_twin
+from hvd_batchgrow.schedule.plan import compile_plan
+from hvd_batchgrow.schedule.twin import decay_twin
 from hvd_batchgrow.train.events import Evaluation, Observer, RunEnded, RunStarted, TrainRecord
 from hvd_batchgrow.watch.json_lines import read_json_lines
 from hvd_batchgrow.watch.metrics import MetricsFile
@@ -26,7 +27,24 @@ def started(folder: Path, samples: int = 0, notes: tuple[str, ...] = ()) -> RunS
 
 def record(samples: int, phase: int = 0) -> TrainRecord:
     return TrainRecord(
-        samples, samples / 300, samples // 16, phase, 0.05, 0.9, 16, 1, 2, 9.4, 0.7, 0.8, 1000.0, 1.0, 2.0, 0.01, 0
+        samples,
+        samples / 300,
+        samples / 300,
+        samples // 16,
+        phase,
+        0.05,
+        0.9,
+        16,
+        1,
+        2,
+        9.4,
+        0.7,
+        0.8,
+        1000.0,
+        1.0,
+        2.0,
+        0.01,
+        0,
     )
 
 

@@ -1,0 +1,74 @@
+"""The decay twin: the run that a growth run must match."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+from hvd_batchgrow.config import BoundaryBase, DecaySchedule, Job, MeasuredSchedule
+from hvd_batchgrow.config_triggers import AdaScaleTrigger, NoTrigger
+from hvd_batchgrow.errors import Fault, JobError
+from hvd_batchgrow.schedule.decisions import Decision
+from hvd_batchgrow.schedule.plan import Plan, compile_plan, compile_stages
+from hvd_batchgrow.schedule.policies import first_batch, make_start
+
+
+def decay_twin(job: Job, num_samples: int, decisions: Sequence[Decision] = ()) -> Job:
+    """The same noise scale at the same epochs, by the learning rate alone.
+
+    It starts from the job's own learning rate, momentum and batch, before `lr_scale` and
+    `raise_momentum_to`. Where the job's noise does not fall by given factors at given boundaries,
+    the twin's factors are those of the job's phases. That of a measured schedule decays where the
+    batch has grown, by as much; that of AdaScale is the schedule which it scales.
+
+    Raises:
+        JobError: the job cannot be planned, its noise scale rises somewhere, or it is measured and
+            nothing was decided yet.
+    """
+    section = job.schedule
+    boundaries, factor = _decays(job, num_samples, decisions)
+    twin = DecaySchedule(
+        policy="decay",
+        epochs=section.epochs,
+        global_batch=first_batch(job),
+        boundaries_epochs=boundaries,
+        factor=factor if boundaries else 1.0,
+        warmup_epochs=section.warmup_epochs,
+        warmup_start_lr=min(section.warmup_start_lr, job.optim.lr),
+        exact_noise=section.exact_noise,
+    )
+    layout = job.layout.model_copy(update={"growth": "accumulation", "ranks_per_phase": None})
+    changes = {"name": f"{job.name}-twin", "schedule": twin, "layout": layout, "trigger": NoTrigger(name="none")}
+    return job.model_copy(update=changes)
+
+
+def _decays(
+    job: Job, num_samples: int, decisions: Sequence[Decision]
+) -> tuple[tuple[float, ...], float | tuple[float, ...]]:
+    """Epochs at which the noise falls, and by what."""
+    section = job.schedule
+    if isinstance(section, BoundaryBase) and getattr(section, "lr_rule", "none") == "none":
+        return section.boundaries_epochs, section.factor
+    if isinstance(section, MeasuredSchedule) and isinstance(job.trigger, AdaScaleTrigger):
+        return section.lr_boundaries_epochs, section.lr_factor
+    if isinstance(section, MeasuredSchedule) and not decisions:
+        fault = "'measured' has a twin once it has decided: plan JOB --replay RUN/decisions.jsonl --twin"
+        raise JobError([Fault("schedule.policy", fault)], job.name)
+    start = make_start(job, num_samples)
+    stages, noise = compile_stages(job, start, decisions)[0], start.noise
+    scales = [noise.of(stage.lr, stage.momentum, stage.global_batch) for stage in stages]
+    factors = [a / b for a, b in itertools.pairwise(scales)]
+    if min(factors, default=1.0) < 1 - 1e-9:
+        raise JobError([Fault("schedule", "its noise scale rises: there is no twin that decays")], job.name)
+    return tuple(stage.start_epoch for stage in stages[1:]), tuple(max(1.0, f) for f in factors)
+
+
+def compile_twin(twin: Job, ranks: int, num_samples: int) -> Plan:
+    """A twin's plan on at most so many ranks: its batch never grows, and may be too small for all of them.
+
+    Raises:
+        JobError: it cannot be formed on any number of ranks.
+    """
+    groups = first_batch(twin) // twin.model.ghost_batch
+    fitting = max((r for r in range(1, min(ranks, groups) + 1) if twin.layout.ragged or groups % r == 0), default=1)
+    return compile_plan(twin, fitting, num_samples)
