@@ -153,12 +153,15 @@ def compile_plan(
 def compile_stages(job: Job, start: Start, decisions: Sequence[Decision] = ()) -> list[Stage]:
     """What a job's policy and its trigger want, with its learning-rate rule. Raises JobError."""
     try:
-        stages = POLICIES[job.schedule.policy](job.schedule, start)
-        if decisions:
-            stages = decided_stages(stages[0], decisions, job, start.noise.num_samples)
-        return apply_lr_rule(stages, job)
+        return apply_lr_rule(policy_stages(job, start, decisions), job)
     except JobError as error:
         raise JobError(error.faults, job.name) from None
+
+
+def policy_stages(job: Job, start: Start, decisions: Sequence[Decision] = ()) -> list[Stage]:
+    """The same before the learning-rate rule: what the next decision goes on from."""
+    stages = POLICIES[job.schedule.policy](job.schedule, start)
+    return decided_stages(stages[0], decisions, job, start.noise.num_samples) if decisions else stages
 
 
 def decay_twin(job: Job, num_samples: int, decisions: Sequence[Decision] = ()) -> Job:

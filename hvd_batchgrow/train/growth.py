@@ -22,7 +22,7 @@ from hvd_batchgrow.schedule.decisions import (
     parse_decisions,
     read_decisions,
 )
-from hvd_batchgrow.schedule.plan import Plan, compile_stages
+from hvd_batchgrow.schedule.plan import Plan, policy_stages
 from hvd_batchgrow.schedule.policies import make_start
 from hvd_batchgrow.schedule.triggers import Measurement, Trigger, bounded, make_trigger
 from hvd_batchgrow.train.checkpoint import sync, write_atomically
@@ -108,7 +108,7 @@ class Growth:
             asked = bounded(wish, self._job, self._num_samples, len(self.decisions), now)
             if asked is None:
                 return None
-            stages = compile_stages(self._job, make_start(self._job, self._num_samples), self.decisions)
+            stages = policy_stages(self._job, make_start(self._job, self._num_samples), self.decisions)
             decision = form_decision(self._job, self._num_samples, stages, samples, asked, now.numbers())
             if decision is None:
                 return None

@@ -1,4 +1,4 @@
-"""tr(Σ) and |G|² from the gradients of passes: without bias, with an interval, and never a number where there is none."""
+"""tr(Σ) and |G|² from the gradients of passes: no bias, an interval, and no number where there is none."""
 
 from __future__ import annotations
 

@@ -288,7 +288,8 @@ def test_windows_bound_decisions(epoch: float, num_decisions: int, wishes: bool,
     else:
         assert found is not None
         assert found.batch == 96.0
-        assert found.why.startswith("the window of") and found.why.endswith("epochs ends")
+        assert found.why.startswith("the window of")
+        assert found.why.endswith("epochs ends")
 
 
 def test_a_plateaus_window_ends_by_its_factor_of_the_noise() -> None:
