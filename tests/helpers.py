@@ -45,6 +45,18 @@ def job_tree(root: Path | str = "data", **sections: dict[str, Any]) -> dict[str,
     return tree
 
 
+def measured_tree(root: Path | str, trigger: dict[str, Any], **sections: Any) -> dict[str, Any]:
+    """A `job_tree` whose batch of 16 grows to at most 96 when a trigger says so, in passes of at most 8 samples."""
+    schedule = {"policy": "measured", "epochs": 3.0, "global_batch": 16, "max_batch": 96} | sections.pop("schedule", {})
+    layout = {"max_micro_batch": 8} | sections.pop("layout", {})
+    return {**job_tree(root, trigger=trigger, layout=layout, **sections), "schedule": schedule}
+
+
+def measured_job(trigger: dict[str, Any], **sections: Any) -> Job:
+    """`measured_tree`, checked and frozen."""
+    return parse_job(measured_tree("data", trigger, **sections))
+
+
 def small_job(root: Path | str = "data", **sections: Any) -> Job:
     """`job_tree`, checked and frozen."""
     return parse_job(job_tree(root, **sections))

@@ -61,13 +61,27 @@ class Decision:
             raise ValueError(f"unknown: {', '.join(unknown)}")
         try:
             decision = cls(**line)
-            numbers = (decision.samples, decision.new_batch, decision.new_lr, decision.wanted_batch)
-            is_sound = all(isinstance(n, (int, float)) and math.isfinite(n) and n > 0 for n in numbers)
         except TypeError as error:
             raise ValueError(str(error).partition(") ")[2] or str(error)) from None
-        if not is_sound or not all(isinstance(n, int) for n in (decision.samples, decision.new_batch)):
+        whole = (decision.samples, decision.old_batch, decision.new_batch)
+        numbers = (*whole, decision.wanted_batch, decision.old_lr, decision.new_lr)
+        if not all(_is_whole(n) for n in whole) or not all(_is_above_0(n) for n in numbers):
             raise ValueError("samples and batch must be whole numbers above 0, the learning rate above 0")
+        if not isinstance(decision.trigger, str) or not isinstance(decision.why, str):
+            raise ValueError("trigger and why must be text")
+        if not isinstance(decision.measured, dict):
+            raise ValueError(f"measured must be an object, got {decision.measured!r}")
+        if decision.restore_samples is not None and not _is_whole(decision.restore_samples):
+            raise ValueError(f"restore_samples must be a whole number or null, got {decision.restore_samples!r}")
         return decision
+
+
+def _is_whole(number: Any) -> bool:
+    return isinstance(number, int) and not isinstance(number, bool)
+
+
+def _is_above_0(number: Any) -> bool:
+    return isinstance(number, (int, float)) and math.isfinite(number) and number > 0
 
 
 def read_decisions(path: Path) -> tuple[str | None, tuple[Decision, ...]]:

@@ -63,10 +63,18 @@ def _unit_faults(job: Job, ranks: int, num_samples: int) -> list[Fault]:
         why = f"ghost batches of {group}" + (f" on {ranks} ranks" if every != group else "")
         fault = f"{unit} = {unit / every:.2f} × {every}, {why}; nearest: {nearest}"
         faults.append(Fault("schedule.batch_multiple", fault + ("" if every == group else "; or layout.ragged = true")))
+    first = job.schedule.global_batch
+    if first % unit:
+        below = f"{first // unit * unit}, " if first > unit else ""
+        fault = f"{first} = {first / unit:.2f} × {unit}, of which every batch is a multiple"
+        faults.append(Fault("schedule.global_batch", f"{fault}; nearest: {below}{(first // unit + 1) * unit}"))
     cap = batch_cap(job.schedule.max_batch, num_samples, unit)
     if cap is not None and cap % unit:
         fault = f"{cap} = {cap / unit:.2f} × {unit}, of which every batch is a multiple; nearest: {cap // unit * unit}"
         faults.append(Fault("schedule.max_batch", f"{fault}, {(cap // unit + 1) * unit}; or set batch_multiple"))
+    if cap is not None and cap >= num_samples and job.schedule.exact_noise:
+        fault = f"{cap} is not below N = {num_samples}, where exact_noise leaves no noise"
+        faults.append(Fault("schedule.max_batch", f"{fault}; nearest: {(num_samples - 1) // unit * unit}"))
     return faults
 
 

@@ -25,6 +25,9 @@ from hvd_batchgrow.config_triggers import (
 from hvd_batchgrow.schedule.decisions import Decision
 from hvd_batchgrow.schedule.growth import Wish
 
+_ROUNDING = 1e-9
+"""Epochs, of sums of fractions of them."""
+
 
 @dataclass(frozen=True)
 class Measurement:
@@ -80,7 +83,8 @@ class Plateau:
         self._section = section
         self._every_samples = every_epochs * num_samples
         self._every_epochs = every_epochs
-        self.best: float | None = None
+        self._sign = 1 if section.metric == "loss" else -1
+        self.best = self._sign * math.inf
         self.best_samples = 0
         """Sample counter of the best evaluation."""
         self._bad_since = 0.0
@@ -91,13 +95,12 @@ class Plateau:
         if now.metric is None:
             return None
         epoch = now.samples // self._every_samples * self._every_epochs
-        sign = 1 if self._section.metric == "loss" else -1
-        if self.best is None or sign * now.metric < sign * self.best - self._section.min_delta:
+        if self._sign * now.metric < self._sign * self.best - self._section.min_delta:
             self.best, self.best_samples, self._bad_since = now.metric, now.samples, epoch
-        if epoch <= self._cool_until:
+        if epoch <= self._cool_until + _ROUNDING:
             self._bad_since = epoch
         bad_epochs = epoch - self._bad_since
-        if bad_epochs <= self._section.patience_epochs + 1e-9:
+        if bad_epochs <= self._section.patience_epochs + _ROUNDING:
             return None
         why = (
             f"test {self._section.metric} no better than {self.best:.4g} for {bad_epochs:.3g} epochs, "

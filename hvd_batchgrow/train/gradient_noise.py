@@ -128,7 +128,7 @@ class _Sums:
         a, b, c = g * g - gg, s * g - sg, s * s - ss
         root = math.sqrt(max(0.0, b * b - a * c))
         if a > 0 and g > 0:
-            return max(0.0, (b - root) / a), (b + root) / a
+            return max(0.0, (b - root) / a), max(0.0, (b + root) / a)
         # |G|² may be 0: no largest ratio. The least is the smaller root in absolute value, above 0 if S surely is.
         if c > 0 and s > 0:
             return c / (b + root) if b + root > 0 else None, None

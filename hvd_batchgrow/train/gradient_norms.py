@@ -38,7 +38,7 @@ class GradientNorms:
         adam: torch.optim.Optimizer | None = None,
     ) -> None:
         self._members, self._exact, self._adam = members, exact, adam
-        self.names = [ALL, *dict.fromkeys(groups[p] for bucket in members for p in bucket)] if groups else [ALL]
+        self.names = list(dict.fromkeys([ALL, *(groups[p] for bucket in members for p in bucket)] if groups else [ALL]))
         self._places = [[self.names.index(groups[p]) for p in bucket] for bucket in members] if groups else []
         self._scales: list[Tensor] = []
         self._device = members[0][0].device
@@ -114,8 +114,8 @@ class GradientNorms:
                 continue
             corrected = state["exp_avg_sq"] / (1 - group["betas"][1] ** float(state["step"]))
             # As the gradient lies in the bucket: in the order of the parameter's own memory.
-            flat = corrected.as_strided((parameter.numel(),), (1,))
-            scales.append(1 / (flat.sqrt() + group["eps"]))
+            like_gradient = torch.empty_like(parameter).copy_(corrected)
+            scales.append(1 / (like_gradient.as_strided((parameter.numel(),), (1,)).sqrt() + group["eps"]))
         return torch.cat(scales)
 
 

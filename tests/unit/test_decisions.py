@@ -1,0 +1,399 @@
+"""Decisions: wishes rounded to what can be formed, written down, read again, and compiled to the same plan."""
+
+from __future__ import annotations
+
+import json
+import math
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hvd_batchgrow.config import Job
+from hvd_batchgrow.errors import JobError
+from hvd_batchgrow.schedule.decisions import (
+    Decision,
+    decisions_text,
+    parse_decisions,
+    read_decisions,
+)
+from hvd_batchgrow.schedule.growth import Wish, form_decision
+from hvd_batchgrow.schedule.plan import Plan, compile_plan
+from hvd_batchgrow.schedule.policies import make_start
+from hvd_batchgrow.schedule.twin import decay_twin
+from tests.helpers import NUM_TRAIN, measured_job, small_job
+
+N = NUM_TRAIN
+TRIGGER = {"name": "gradient_noise"}
+PLATEAU = {"name": "plateau"}
+
+
+def decide(job: Job, wish: Wish, samples: int = 160, before: tuple[Decision, ...] = ()) -> Decision | None:
+    return form_decision(job, N, before, samples, wish, {})
+
+
+def formed(job: Job, wish: Wish, samples: int = 160, before: tuple[Decision, ...] = ()) -> Decision:
+    decision = decide(job, wish, samples, before)
+    assert decision is not None
+    return decision
+
+
+def noise_of(job: Job, decision: Decision) -> float:
+    return make_start(job, N).noise.of(decision.new_lr, job.optim.momentum, decision.new_batch)
+
+
+def decision_at(samples: int, batch: int = 48, lr: float = 0.05, **values: Any) -> Decision:
+    return Decision(samples, "gradient_noise", "planted", 16, batch, float(batch), 0.05, lr, **values)
+
+
+# --- rounding ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("multiple", [None, 8, 32])
+@pytest.mark.parametrize("wanted", [21.0, 39.9, 40.0, 57.3, 95.0])
+def test_a_wanted_batch_is_rounded_and_the_rate_makes_up_for_it(
+    exact: bool, multiple: int | None, wanted: float
+) -> None:
+    schedule = {"exact_noise": exact, "global_batch": 16 if multiple != 32 else 32} | (
+        {"batch_multiple": multiple} if multiple else {}
+    )
+    job = measured_job(TRIGGER, schedule=schedule)
+    unit = multiple or 16
+    decision = decide(job, Wish("planted", batch=wanted))
+    nearest = max(1, round(wanted / unit)) * unit
+    if nearest == job.schedule.global_batch:  # type: ignore[union-attr]
+        assert decision is None  # the rate alone is not changed
+        return
+    assert decision is not None
+    assert decision.new_batch == nearest
+    assert decision.wanted_batch == wanted
+    asked = make_start(job, N).noise.of(job.optim.lr, job.optim.momentum, wanted)
+    assert noise_of(job, decision) == pytest.approx(asked, rel=1e-9)
+
+
+def test_a_wish_beyond_the_limit_is_cut_and_the_rate_stays() -> None:
+    job = measured_job(TRIGGER)
+    decision = formed(job, Wish("planted", batch=5000.0))
+    assert (decision.new_batch, decision.new_lr, decision.wanted_batch) == (96, 0.05, 5000.0)
+    assert decide(job, Wish("planted", batch=5000.0), 256, (decision,)) is None
+
+
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("lr_rule", ["none", "linear", "sqrt"])
+def test_each_plateau_divides_the_noise_by_the_factor_beyond_the_limit_too(exact: bool, lr_rule: str) -> None:
+    """Before `lr_rule`, which comes on top."""
+    job = measured_job(PLATEAU, schedule={"exact_noise": exact, "lr_rule": lr_rule})
+    scale = make_start(job, N).noise.of(job.optim.lr, job.optim.momentum, 16)
+    made: tuple[Decision, ...] = ()
+    for k in range(4):
+        at = made[-1].samples + 2 * made[-1].new_batch if made else 160
+        decision = formed(job, Wish("planted", noise_factor=5.0), at, made)
+        assert noise_of(job, decision) == pytest.approx(scale / 5 ** (k + 1), rel=1e-9)
+        made = (*made, decision)
+    batches, rates = [d.new_batch for d in made], [d.new_lr for d in made]
+    assert batches[1:] == [96, 96, 96]
+    assert [a / b for a, b in pairwise(rates[1:])] == pytest.approx([5.0, 5.0])
+    if not exact:
+        assert (batches[0], rates[0]) == (80, 0.05)
+        assert rates[1] == pytest.approx(0.05 * 96 / 400)
+    plan = compile_plan(job, 1, N, None, made)
+    grown = {"none": 0.0, "linear": 1.0, "sqrt": 0.5}[lr_rule]
+    assert [p.lr for p in plan.schedule.phases[1:]] == pytest.approx(
+        [rate * (batch / 16) ** grown for rate, batch in zip(rates, batches, strict=True)]
+    )
+
+
+def test_adams_set_comes_on_top_of_decisions_as_of_other_growth() -> None:
+    optim = {"name": "adam", "lr": 1e-3, "momentum": 0.9, "weight_decay": 0.0}
+    job = measured_job(PLATEAU, optim=optim, schedule={"lr_rule": "adam", "max_batch": 64})
+    made = (formed(job, Wish("planted", noise_factor=2.0)),)
+    made = (*made, formed(job, Wish("planted", noise_factor=2.0), 256, made))
+    assert [d.new_batch for d in made] == [32, 64]
+    assert [d.new_lr for d in made] == pytest.approx([1e-3, 1e-3])
+    last = compile_plan(job, 1, N, None, made).schedule.phases[-1]
+    assert (last.lr, last.momentum) == pytest.approx((2e-3, 0.6))
+
+
+def test_a_decision_tells_what_it_does() -> None:
+    decision = formed(measured_job(TRIGGER), Wish("B_simple = 57", batch=57.0))
+    assert decision.told() == "batch 16 → 64 (57 wanted), lr 0.05 → 0.05614: B_simple = 57"
+    told = decision_at(160, restore_samples=1000).told()
+    assert told == "batch 16 → 48, weights as at sample 1,000: planted"
+
+
+# --- on record --------------------------------------------------------------------------------------
+
+
+def test_decisions_go_through_their_file(tmp_path: Path) -> None:
+    first = formed(measured_job(TRIGGER), Wish('with "quotes", ε and\nlines', batch=57.3))
+    second = decision_at(256, measured={"trace": 0.1 + 0.2, "b_simple": 1e300}, restore_samples=160)
+    path = tmp_path / "decisions.jsonl"
+    for source in (None, "runs/a b/decisions.jsonl"):
+        path.write_bytes(decisions_text(source, [first, second]))
+        assert read_decisions(path) == (source, (first, second))
+    path.write_bytes(b"")
+    assert read_decisions(path) == (None, ())
+
+
+LINE = json.dumps(decision_at(160).to_dict())
+
+
+def broken(**values: Any) -> str:
+    return json.dumps({**decision_at(256).to_dict(), **values})
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("nonsense", "Expecting value"),
+        ("[1, 2]", "no object"),
+        ("{}", "missing .* required positional arguments: 'samples'"),
+        (broken(colour="red"), "unknown: colour"),
+        (broken(samples=-16), "whole numbers above 0"),
+        (broken(samples=256.5), "whole numbers above 0"),
+        (broken(samples=True), "whole numbers above 0"),
+        (broken(new_batch=0), "whole numbers above 0"),
+        (broken(new_batch="48"), "whole numbers above 0"),
+        (broken(new_lr=math.nan), "learning rate above 0"),
+        (broken(new_lr=-0.1), "learning rate above 0"),
+        (broken(old_batch="x"), "whole numbers above 0"),
+        (broken(old_lr=None), "learning rate above 0"),
+        (broken(restore_samples="x"), "restore_samples"),
+        (broken(why=3), "why"),
+        (broken(measured=[1]), "measured"),
+        (json.dumps({"replayed_from": "elsewhere"}), "unknown: replayed_from"),
+    ],
+)
+def test_nonsense_is_named_by_its_line(tmp_path: Path, line: str, message: str) -> None:
+    path = tmp_path / "decisions.jsonl"
+    path.write_text(f"{LINE}\n{line}\n{LINE}\n")
+    with pytest.raises(JobError, match=rf"(?s)decisions\.jsonl.*line 2: is no decision: .*{message}"):
+        read_decisions(path)
+    path.write_text(f"{LINE}\n{line}\n")  # the last line, but a whole one
+    with pytest.raises(JobError, match="line 2: is no decision"):
+        read_decisions(path)
+
+
+def test_a_last_line_cut_short_anywhere_is_left_out() -> None:
+    whole = f"{LINE}\n"
+    for end in range(1, len(LINE)):
+        assert parse_decisions(whole + LINE[:end], Path("x")) == (None, (decision_at(160),))
+    # Torn lines have their place at the end alone.
+    with pytest.raises(JobError, match="line 2"):
+        parse_decisions(f"{whole}{LINE[:20]}\n{LINE}\n", Path("x"))
+
+
+def test_a_file_that_is_not_there_or_no_text_is_named(tmp_path: Path) -> None:
+    with pytest.raises(JobError, match=r"none.jsonl.*\n.*cannot be read: No such file"):
+        read_decisions(tmp_path / "none.jsonl")
+    (tmp_path / "bytes.jsonl").write_bytes(b"\xff\xfe")
+    with pytest.raises(JobError, match="cannot be read"):
+        read_decisions(tmp_path / "bytes.jsonl")
+
+
+# --- a plan of decisions ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("decisions", "message"),
+    [
+        ([decision_at(168)], "decision 1: at sample 168, 10.50 updates of 16 after sample 0"),
+        ([decision_at(160), decision_at(200)], "decision 2: at sample 200, 0.83 updates of 48 after sample 160"),
+        ([decision_at(160), decision_at(160)], "decision 2: at sample 160, 0.00 updates of 48 after sample 160"),
+        ([decision_at(160), decision_at(112)], "decision 2: at sample 112, -1.00 updates of 48"),
+        ([decision_at(960)], "decision 1: at sample 960, where the 3 epochs of this job are over"),
+        ([decision_at(160, batch=52)], "52 = 6.50 ghost batches of 8; nearest: 48, 56"),
+    ],
+)
+def test_decisions_of_another_job_are_refused(decisions: list[Decision], message: str) -> None:
+    with pytest.raises(JobError, match=message):
+        compile_plan(measured_job(TRIGGER), 1, N, None, decisions)
+
+
+def test_the_twin_of_what_was_decided_decays_where_the_batch_grew() -> None:
+    job = measured_job(PLATEAU)
+    made = (formed(job, Wish("planted", noise_factor=5.0)),)
+    twin = compile_plan(decay_twin(job, N, made), 1, N)
+    assert [(p.start_samples, p.lr, p.global_batch) for p in twin.schedule.phases] == [(0, 0.05, 16), (160, 0.01, 16)]
+    with pytest.raises(JobError, match="has a twin once it has decided"):
+        decay_twin(job, N)
+
+
+wishes = st.lists(
+    st.tuples(st.integers(1, 8), st.one_of(st.floats(1.01, 50.0).map(lambda f: ("noise", f)), st.just(("batch", 0.0)))),
+    max_size=12,
+)
+
+
+@given(
+    steps=wishes,
+    factors=st.lists(st.floats(1.0, 6.0), min_size=12, max_size=12),
+    group=st.sampled_from([4, 8]),
+    first=st.integers(1, 3),
+    multiple=st.sampled_from([1, 2, 3]),
+    cap=st.integers(3, 20),
+    ranks=st.sampled_from([1, 2, 3]),
+    ragged=st.booleans(),
+)
+def test_whatever_is_wished_for_gives_a_plan_that_can_be_formed_and_read_again(
+    steps: list[tuple[int, tuple[str, float]]],
+    factors: list[float],
+    group: int,
+    first: int,
+    multiple: int,
+    cap: int,
+    ranks: int,
+    ragged: bool,
+) -> None:
+    unit = group * (1 if ragged else ranks) * multiple
+    if ragged and unit < group * ranks:
+        unit *= ranks
+    job = measured_job(
+        PLATEAU,
+        model={"ghost_batch": group},
+        schedule={
+            "global_batch": unit * first,
+            "batch_multiple": unit,
+            "max_batch": unit * max(first, cap),
+            "epochs": 9.0,
+        },
+        layout={"max_micro_batch": 2 * group, "ragged": ragged},
+    )
+    if unit * max(first, cap) >= N:
+        return
+    made: tuple[Decision, ...] = ()
+    plan = compile_plan(job, ranks, N)
+    samples = 0
+    for (updates, (kind, noise_factor)), factor in zip(steps, factors, strict=False):
+        batch = plan.schedule.at(samples).global_batch
+        samples += updates * batch
+        if samples >= 9 * N:
+            break
+        wish = Wish("x", noise_factor=noise_factor) if kind == "noise" else Wish("x", batch=factor * batch)
+        decision = decide(job, wish, samples, made)
+        if decision is None:
+            continue
+        assert decision.new_batch >= batch
+        assert decision.new_batch % unit == 0
+        made = (*made, decision)
+        plan = compile_plan(job, ranks, N, None, made)
+    _check_plan(plan)
+    again = parse_decisions(decisions_text(None, made).decode(), Path("x"))[1]
+    assert compile_plan(job, ranks, N, None, again) == plan
+
+
+def _check_plan(plan: Plan) -> None:
+    phases = plan.schedule.phases
+    assert [p.start_samples for p in phases] == [0, *(p.end_samples for p in phases[:-1])]
+    assert plan.schedule.end_samples - phases[-1].global_batch < 9 * N <= plan.schedule.end_samples
+    for phase, layout, decision in zip(phases[1:], plan.layouts[1:], plan.decisions, strict=True):
+        assert phase.start_samples == decision.samples
+        held = layout.ranks * layout.accumulation * layout.micro_batch
+        assert held == phase.global_batch or (layout.ragged and held > phase.global_batch)
+
+
+# --- what can be known to go wrong ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("ranks", "trigger", "sections", "message"),
+    [
+        (1, {"name": "none"}, {}, "trigger.name: schedule.policy = 'measured' needs one"),
+        (1, TRIGGER, {"layout": {"growth": "auto"}}, "layout.growth: needs the phases beforehand"),
+        (
+            1,
+            TRIGGER,
+            {"layout": {"growth": "ranks", "ranks_per_phase": [1]}},
+            "layout.ranks_per_phase: needs the phases beforehand",
+        ),
+        (
+            1,
+            {**TRIGGER, "windows_epochs": [[1.0, 0.5]]},
+            {},
+            "must rise from window to window: 0.5 follows 1",
+        ),
+        (
+            1,
+            {**TRIGGER, "windows_epochs": [[0.5, 1.0], [1.0, 1.5], [1.2, 2.0]]},
+            {},
+            "must rise from window to window: 1.2 follows 1.5",
+        ),
+        (1, {**TRIGGER, "windows_epochs": [[0.5, 1.0], [1.0, 1.5]]}, {}, "1 follows 1"),
+        (1, {**TRIGGER, "windows_epochs": [[0.5, 3.0]]}, {}, "windows_epochs: 3 is not before epochs = 3"),
+        (1, {**TRIGGER, "factor": 1.2}, {}, "trigger.min_factor: 1.25 is above factor = 1.2: no change would be made"),
+        (
+            1,
+            TRIGGER,
+            {"gradient_noise": {"preconditioned": True}},
+            "gradient_noise.preconditioned: is for optim.name = 'adam' or 'adamw', not 'sgd'",
+        ),
+        (1, TRIGGER, {"schedule": {"batch_multiple": 12}}, r"batch_multiple: 12 = 1.50 × 8, .* nearest: 8 or 16"),
+        (
+            3,
+            TRIGGER,
+            {},
+            r"batch_multiple: 16 = 0.67 × 24, ghost batches of 8 on 3 ranks; nearest: 24; or layout.ragged = true",
+        ),
+        (
+            1,
+            TRIGGER,
+            {"schedule": {"max_batch": 304, "exact_noise": True}},
+            r"max_batch: 304 is not below N = 300, where exact_noise leaves no noise; nearest: 288",
+        ),
+        (1, TRIGGER, {"schedule": {"max_batch": 90}}, r"max_batch: 90 = 5.62 × 16, .* nearest: 80, 96"),
+        (
+            1,
+            TRIGGER,
+            {"schedule": {"global_batch": 48, "batch_multiple": 32}},
+            r"schedule.global_batch: 48 = 1.50 × 32, of which every batch is a multiple; nearest: 32, 64",
+        ),
+        (
+            1,
+            TRIGGER,
+            {"schedule": {"global_batch": 8}, "layout": {"max_micro_batch": 8}},
+            "schedule.global_batch: 8 is one ghost batch, and so one gradient an update: tr.* needs two; use >= 16",
+        ),
+        (
+            1,
+            TRIGGER,
+            {"layout": {"max_micro_batch": 16}},
+            "layout.max_micro_batch: 16 makes one pass of a batch of 16: .* use 8, or 2 ranks",
+        ),
+        (
+            2,
+            TRIGGER,
+            {"layout": {"max_micro_batch": 16, "growth": "ranks"}},
+            "layout.max_micro_batch: 16 makes one pass of a batch of 16",
+        ),
+    ],
+)
+def test_what_cannot_be_measured_or_formed_is_refused_beforehand(
+    ranks: int, trigger: dict[str, Any], sections: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(JobError, match=message):
+        compile_plan(measured_job(trigger, **sections), ranks, N)
+
+
+def test_a_trigger_without_a_measured_schedule_is_refused() -> None:
+    with pytest.raises(JobError, match=r"trigger.name: 'plateau' decides nothing under schedule.policy = 'grow'"):
+        compile_plan(small_job(trigger=PLATEAU), 1, N)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "trigger", "sections"),
+    [
+        (1, TRIGGER, {}),
+        (2, TRIGGER, {"layout": {"max_micro_batch": 16}}),
+        (1, PLATEAU, {"layout": {"max_micro_batch": 16}}),
+        (1, TRIGGER, {"layout": {"exact": True}}),
+        (2, TRIGGER, {"layout": {"growth": "ranks"}}),
+        (3, TRIGGER, {"layout": {"ragged": True}, "schedule": {"global_batch": 24, "batch_multiple": 8}}),
+        (1, {**TRIGGER, "windows_epochs": [[0.0, 1.0], [1.5, 1.5]]}, {}),
+    ],
+)
+def test_what_can_is_not(ranks: int, trigger: dict[str, Any], sections: dict[str, Any]) -> None:
+    compile_plan(measured_job(trigger, **sections), ranks, N)
