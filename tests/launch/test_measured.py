@@ -29,7 +29,7 @@ def test_the_batch_grows_on_plateaus_up_to_a_tenth_then_the_learning_rate_falls(
         "--data.num-samples",
         "9600",
         "--schedule.epochs",
-        "14",
+        "8",
         "--trigger.patience-epochs",
         "0",
         "--model.channels",
