@@ -120,7 +120,16 @@ def summary(advice: Advice) -> list[str]:
         noise = (
             "The run held its noise scale, and so does this: lr rises with the batch, to more than the run has tried."
         )
-    return [f"{ours:,} updates against the run's {runs:,}: {ratio}.", noise]
+    return [f"{ours:,} updates against the run's {runs:,}: {ratio}.{_price(advice)}", noise]
+
+
+def _price(advice: Advice) -> str:
+    """Mean worth of a sample over the phases in which anything is known."""
+    known = [(p.phase.end_samples - p.phase.start_samples, p.efficiency) for p in advice.phases if p.efficiency]
+    if not known:
+        return ""
+    worth = sum(length * efficiency for length, efficiency in known) / sum(length for length, _ in known)
+    return f" A sample is worth {worth:.2f} of the run's, each batch at its best lr."
 
 
 def _phase_line(advised: AdvisedPhase) -> str:
