@@ -20,7 +20,7 @@ from typing import Any
 from hvd_batchgrow.config import GrowSchedule, Job, LrRule, SeesawSchedule, StepsSchedule
 from hvd_batchgrow.config_triggers import NoTrigger
 from hvd_batchgrow.errors import Fault, JobError, RunError
-from hvd_batchgrow.schedule.noise_record import Observation, more_gradients, typical, weaknesses
+from hvd_batchgrow.schedule.noise_record import Observation, more_gradients, typical, weaknesses, where
 from hvd_batchgrow.schedule.phases import Phase
 from hvd_batchgrow.schedule.plan import Plan, compile_plan
 from hvd_batchgrow.schedule.policies import batch_cap
@@ -97,6 +97,8 @@ class Advice:
     phases: tuple[AdvisedPhase, ...]
     weak: tuple[str, ...]
     """Where the evidence is too weak, in words."""
+    caution: float = 1.0
+    """h."""
 
     @property
     def replaces_decay(self) -> bool:
@@ -217,6 +219,8 @@ def advise(run: RecordedRun, *, factor: float = 2.0, caution: float = 1.0, lr_ru
         rule: LrRule = lr_rule or getattr(run.job.schedule, "lr_rule", None) or "none"
         job = _after_b_simple(run, job, cap, factor, caution, rule)
     weak = weaknesses(run.seen, run.job, run.num_samples)
+    if place := where(run.seen, run.num_samples, lambda o: not _is_of_plan(o, run)):
+        weak.append(f"{place}: seen under another schedule than the run's plan, as of a run that it was forked from")
     try:
         plan = compile_plan(job, run.ranks, run.num_samples)
     except JobError as error:
@@ -225,7 +229,7 @@ def advise(run: RecordedRun, *, factor: float = 2.0, caution: float = 1.0, lr_ru
     phases = tuple(_beside(phase, run.seen) for phase in plan.schedule.phases if phase.num_updates)
     if max(p.phase.global_batch for p in phases) < MIN_FACTOR * phases[0].phase.global_batch:
         raise _nothing_supported(run, caution)
-    return Advice(run, job, plan, phases, tuple(weak))
+    return Advice(run, job, plan, phases, tuple(weak), caution)
 
 
 def _cap(run: RecordedRun) -> int:
@@ -293,6 +297,14 @@ def _in_place_of_decay(run: RecordedRun, job: Job, falls: Sequence[float], cap: 
     free = compile_plan(limited(cap), 1, run.num_samples).schedule.phases
     wanted = [(phase.start_samples, phase.wanted_batch) for phase in free]
     return limited(supported_limit(run.seen, run.num_samples, wanted=wanted, unit=run.unit, cap=cap, caution=caution))
+
+
+def _is_of_plan(o: Observation, run: RecordedRun) -> bool:
+    """Whether the plan has the batch and, after the warm-up, the learning rate that a record tells of."""
+    phase = [p for p in run.phases if p["start_samples"] <= o.start_samples][-1]
+    is_warm = o.samples > run.job.schedule.warmup_epochs * run.num_samples
+    same_lr = math.isclose(o.lr, phase["lr"], rel_tol=1e-6)
+    return bool(o.global_batch == phase["global_batch"]) and (same_lr or not is_warm)
 
 
 def _beside(phase: Phase, seen: Sequence[Observation]) -> AdvisedPhase:

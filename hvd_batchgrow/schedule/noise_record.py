@@ -106,7 +106,7 @@ def weaknesses(seen: Sequence[Observation], job: Job, num_samples: int) -> list[
         (lambda o: o.b_simple is not None and o.low is None, "too few updates for a band"),
         (lambda o: o.is_wide, f"band wider than ×{WIDE:g}"),
     ]
-    told = [f"{_where(stretches, num_samples)}: {text}" for test, text in kinds if (stretches := _where_is(seen, test))]
+    told = [f"{place}: {text}" for test, text in kinds if (place := where(seen, num_samples, test))]
     measured = [o for o in seen if o.is_measured]
     if measured and min(o.gradients for o in measured) == 2:
         told.append(f"an update is two gradients, the fewest that show a spread; {more_gradients(job)}")
@@ -126,21 +126,17 @@ def more_gradients(job: Job) -> str:
     return f"measure with more ranks, or a ghost batch below {group}"
 
 
-def _where_is(seen: Sequence[Observation], test: Callable[[Observation], bool]) -> list[tuple[int, int]]:
-    """Stretches where a test holds, those that touch as one: (first, last) sample counter."""
+def where(seen: Sequence[Observation], num_samples: int, test: Callable[[Observation], bool]) -> str:
+    """The epochs in which a test holds, in words; empty: in none."""
     stretches: list[tuple[int, int]] = []
     for o in filter(test, seen):
         if stretches and stretches[-1][1] == o.start_samples:
             stretches[-1] = (stretches[-1][0], o.samples)
         else:
             stretches.append((o.start_samples, o.samples))
-    return stretches
-
-
-def _where(stretches: Sequence[tuple[int, int]], num_samples: int) -> str:
     texts = [f"{a / num_samples:.3g}-{b / num_samples:.3g}" for a, b in stretches[:_TOLD]]
     more = f" and {len(stretches) - _TOLD} more stretches" if len(stretches) > _TOLD else ""
-    return f"epochs {', '.join(texts)}{more}"
+    return f"epochs {', '.join(texts)}{more}" if stretches else ""
 
 
 _TOLD = 4

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -79,15 +80,18 @@ def _band(low: float | None, high: float | None) -> str:
 
 def advised_job_file(advice: Advice) -> str:
     """The advised job as TOML; its head says from what it was made, what it costs, and where that is weak."""
-    head = "".join(f"# {line}".rstrip() + "\n" for line in _head(advice))
+    folded = [part for line in _head(advice) for part in textwrap.wrap(line, 116, subsequent_indent="  ") or [""]]
+    head = "".join(f"# {line}".rstrip() + "\n" for line in folded)
     return f"{head}\n{tomli_w.dumps(advice.job.model_dump(mode='json', exclude_none=True))}"
 
 
 def _head(advice: Advice) -> list[str]:
     run = advice.run
+    caution = "" if advice.caution == 1 else f", divided by h = {advice.caution:g}"
+    adam = " B_simple is of the gradient as Adam scales it." if run.job.gradient_noise.preconditioned else ""
     lines = [
         f"Advice from {' '.join(run.folder.split())}: the growth that its gradient noise supports.",
-        "Batches are at or below the lower end of B_simple's band of 95 %: what exceeds B_simple wastes samples.",
+        f"Batches stay within the lower end of B_simple's band of 95 %{caution}: what exceeds it wastes samples.{adam}",
         "",
         *summary(advice),
         "",

@@ -23,7 +23,7 @@ from hvd_batchgrow.schedule.plan import compile_plan
 from tests.helpers import job_tree
 
 GOLDEN = Path(__file__).parent / "golden" / "advice"
-N, B0, PER_EPOCH = 10_000, 100, 20
+N, B0, LR, PER_EPOCH = 10_000, 100, 0.05, 20
 LENGTH = N // PER_EPOCH
 
 
@@ -35,7 +35,7 @@ def seen(
     for k in range(round(start * PER_EPOCH), round(epochs * PER_EPOCH)):
         phi = b_simple((k + 1) / PER_EPOCH)
         ends = (None, None) if phi is None else (phi / band, phi * band)
-        records.append(Observation(k * LENGTH, (k + 1) * LENGTH, LENGTH // B0, B0, 0.1, 4, True, phi, ends[0], ends[1]))
+        records.append(Observation(k * LENGTH, (k + 1) * LENGTH, LENGTH // B0, B0, LR, 4, True, phi, ends[0], ends[1]))
     return records
 
 
@@ -208,6 +208,7 @@ def test_a_run_that_held_its_noise_scale_is_grown_by_sample_counts() -> None:
     # 25 of 100, 13 of 200, 8 of 400, and the rest of 40 000 samples by 500
     assert advice.plan.num_updates == 25 + 13 + 8 + -(-(40_000 - 8_300) // 500)
     assert [p.efficiency for p in advice.phases] == pytest.approx([700 / (600 + b) for b in (100, 200, 400, 500)])
+    assert advice.weak == ()
     linear = advise(recorded(seen(4, lambda _: 600)), lr_rule="linear")
     assert [p.phase.lr for p in linear.phases] == pytest.approx([0.05, 0.1, 0.2, 0.25])
 
@@ -229,6 +230,14 @@ def test_a_run_that_grew_beyond_its_noise_is_told_to_stop_earlier() -> None:
     advice = advise(recorded(seen(4, lambda _: 480), **keys))
     assert [p.phase.global_batch for p in advice.phases] == [100, 300, 400]
     assert advice.plan.num_updates > advice.run.num_updates
+
+
+def test_what_was_seen_under_another_schedule_is_told() -> None:
+    """A fork by another learning rate keeps the record of the run that it came from; a warm-up is no other schedule."""
+    records = [replace(o, lr=0.2 if o.samples <= N else LR) for o in seen(4, lambda _: 600)]
+    (weak,) = advise(recorded(records)).weak
+    assert weak.startswith("epochs 0-1: seen under another schedule")
+    assert advise(recorded(records, warmup_epochs=1.0)).weak == ()
 
 
 def test_batches_can_be_formed_on_the_ranks_of_the_run() -> None:
