@@ -1,4 +1,4 @@
-"""The command line: `hvd-batchgrow plan|probe|train|twin|submit|status|verify|digest|audit`."""
+"""The command line: `hvd-batchgrow plan|probe|train|twin|submit|status|verify|digest|audit|advise`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from hvd_batchgrow.cli.advise import AdviseCommand
 from hvd_batchgrow.cli.inspect import AuditCommand, DigestCommand
 from hvd_batchgrow.cli.plan import PlanCommand
 from hvd_batchgrow.cli.probe import ProbeCommand
@@ -30,6 +31,7 @@ Command = (
     | Annotated[VerifyCommand, tyro.conf.subcommand("verify")]
     | Annotated[DigestCommand, tyro.conf.subcommand("digest")]
     | Annotated[AuditCommand, tyro.conf.subcommand("audit")]
+    | Annotated[AdviseCommand, tyro.conf.subcommand("advise")]
 )
 
 

@@ -1,0 +1,358 @@
+"""Advice: the fixed growth schedule that the gradient noise of a run would have supported.
+
+One rule for the learning rate: it is never above the run's own, so that nothing is asked for that the
+run has not shown to train, unless `lr_rule` says otherwise. What follows for the noise scale g:
+
+- Where g fell over the run, because it decayed ε or grew B, the advised run has the same g at the same
+  epochs: growth takes the place of decay as far as B_simple supports it, and ε decays by the rest.
+- Where g stayed, the batch follows B_simple. Under `lr_rule` none g then falls as B grows, as if ε
+  were divided by as much; under linear it stays.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hvd_batchgrow.config import GrowSchedule, Job, LrRule, SeesawSchedule, StepsSchedule
+from hvd_batchgrow.config_triggers import NoTrigger
+from hvd_batchgrow.errors import Fault, JobError, RunError
+from hvd_batchgrow.schedule.noise_record import Observation, more_gradients, typical, weaknesses, where
+from hvd_batchgrow.schedule.phases import Phase
+from hvd_batchgrow.schedule.plan import Plan, compile_plan
+from hvd_batchgrow.schedule.policies import batch_cap
+
+MIN_FACTOR = 1.25
+"""Growth by less is not worth a phase; the triggers' own default."""
+HOLD_EPOCHS = 0.25
+"""For how long the evidence must stand before a step, and a step must serve after it; the trigger's default."""
+BELOW = 0.1
+"""Share of the samples after a step in which the evidence may lie below the batch: one low record is no reason."""
+_STAYED = 1.05
+"""A noise scale that fell by less than this was rounded, not lowered."""
+
+
+@dataclass(frozen=True)
+class RecordedRun:
+    """What a run folder tells of the schedule and of the noise."""
+
+    folder: str
+    """As messages call it."""
+    job: Job
+    num_samples: int
+    """N."""
+    num_updates: int
+    """That its plan has, whether they were done or not."""
+    phases: tuple[Mapping[str, Any], ...]
+    """Of plan.json."""
+    seen: tuple[Observation, ...]
+
+    @property
+    def first_batch(self) -> int:
+        """B at sample 0."""
+        return int(self.phases[0]["global_batch"])
+
+    @property
+    def ranks(self) -> int:
+        """The most that a phase used."""
+        return max(int(phase["ranks"]) for phase in self.phases)
+
+    @property
+    def falls(self) -> list[float]:
+        """By how much the noise scale had fallen in each phase; where it rose, it counts as held."""
+        first = self.phases[0]["noise_scale"]
+        return list(itertools.accumulate((first / phase["noise_scale"] for phase in self.phases), max))
+
+    @property
+    def unit(self) -> int:
+        """Samples of which a batch that the run's ranks can form is a whole number."""
+        first, every = self.first_batch, self.job.model.ghost_batch * self.ranks
+        return every if first % every == 0 else first
+
+
+@dataclass(frozen=True)
+class AdvisedPhase:
+    """A phase of the advised schedule, beside what was seen of the noise in its epochs."""
+
+    phase: Phase
+    b_simple: float | None
+    """Medians over the samples of the phase, of B_simple and of its band; None: nothing was seen."""
+    low: float | None
+    high: float | None
+    efficiency: float | None
+    """Worth of a sample for progress, against a sample of the run, each at the learning rate best for its batch:
+    E = (φ + B₀)/(φ + B), φ = B_simple, B₀ the run's batch there. Source: Pollux (OSDI 2021); AdaScale."""
+
+
+@dataclass(frozen=True)
+class Advice:
+    """A job that grows as the evidence supports, and how good that is."""
+
+    run: RecordedRun
+    job: Job
+    plan: Plan
+    phases: tuple[AdvisedPhase, ...]
+    weak: tuple[str, ...]
+    """Where the evidence is too weak, in words."""
+    caution: float = 1.0
+    """h."""
+
+    @property
+    def replaces_decay(self) -> bool:
+        """Whether the noise scale is the run's at every epoch; False: it stayed in the run, and the batch was free."""
+        return self.job.schedule.policy != "steps"
+
+
+def supported_steps(
+    seen: Sequence[Observation],
+    num_samples: int,
+    *,
+    end_samples: int,
+    first_batch: int,
+    unit: int,
+    cap: int,
+    factor: float = 2.0,
+    caution: float = 1.0,
+) -> list[tuple[int, int]]:
+    """Batches that stay at or below B_simple/h, by its lower end, from sample counters on.
+
+    The lower end of the band: a batch above B_simple wastes samples for good, one below it costs
+    updates, which a later look can win back. A step is made where the lower end has been above the
+    new batch, without a gap, for `HOLD_EPOCHS` since the step before, and is not below it in more
+    than `BELOW` of all samples to come; to no more than `factor` times the batch.
+
+    Args:
+        seen: in the order of their samples.
+        num_samples: N.
+        end_samples: where the advised run ends; a step that would serve less than `HOLD_EPOCHS` is left out.
+        first_batch: B at sample 0.
+        unit: samples of which each batch is a whole number.
+        cap: the largest batch.
+        factor: the most that a step multiplies the batch by.
+        caution: h.
+
+    Returns:
+        (sample counter, batch), rising in both; each counter whole updates after the one before.
+    """
+    steps, hold = [(0, first_batch)], HOLD_EPOCHS * num_samples
+    held: list[Observation] = []
+    for k, o in enumerate(seen):
+        held = [*held, o] if o.is_resolved else []
+        at, batch = steps[-1]
+        if not held or o.samples - max(held[0].start_samples, at) < hold:
+            continue
+        window = [h for h in held if h.start_samples >= o.samples - hold - h.length]
+        lows = [h.low for h in window if h.low is not None]
+        later = typical(seen[k:], lambda s: s.low, BELOW)
+        assert later is not None  # this one is resolved
+        wanted = min(factor * batch, cap, min([*lows, later]) / caution)
+        new, start = int(wanted // unit * unit), at + -(-(o.samples - at) // batch) * batch
+        if new >= MIN_FACTOR * batch and start + hold <= end_samples:
+            steps.append((start, new))
+            held = []
+    return steps
+
+
+def supported_limit(
+    seen: Sequence[Observation],
+    num_samples: int,
+    *,
+    wanted: Sequence[tuple[int, float]],
+    unit: int,
+    cap: int,
+    caution: float = 1.0,
+) -> int:
+    """The largest batch up to which growth in place of decay is supported, at every epoch of it.
+
+    A phase supports what the lower end of B_simple/h reaches in all but `BELOW` of its samples; one
+    that is not resolved for `HOLD_EPOCHS`, or for half of it where it is shorter, no more than the
+    batch before it.
+
+    Args:
+        seen: in the order of their samples.
+        num_samples: N.
+        wanted: of each phase (sample counter of its start, batch that keeps the run's noise scale).
+        unit: samples of which the limit is a whole number, unless it is the first batch.
+        cap: the largest batch that is allowed.
+        caution: h.
+    """
+    limit, first = cap, round(wanted[0][1])
+    ends = [start for start, _ in wanted[1:]] + [max((o.samples for o in seen), default=0)]
+    before = first
+    for (start, batch), end in zip(wanted, ends, strict=True):
+        inside = [o for o in seen if start <= (o.start_samples + o.samples) / 2 < max(start + 1, end)]
+        resolved = sum(o.length for o in inside if o.is_resolved)
+        enough = resolved > 0 and resolved >= min(HOLD_EPOCHS * num_samples, (end - start) / 2)
+        low = typical(inside, lambda o: o.low, BELOW) if enough else None
+        supported = before if low is None else max(first, int(low / caution // unit * unit))
+        if batch > max(supported, (low or 0.0) / caution) * (1 + 1e-9):
+            limit = min(limit, supported)
+        before = min(limit, max(before, round(batch)))
+    return limit
+
+
+def advise(run: RecordedRun, *, factor: float = 2.0, caution: float = 1.0, lr_rule: LrRule | None = None) -> Advice:
+    """What a run's record supports, as a job.
+
+    Args:
+        run: of a folder.
+        factor: the most that one step multiplies the batch by, where the run's noise scale stayed.
+        caution: h: batches up to B_simple/h.
+        lr_rule: what ε does where the batch grows, likewise; None: the run's own rule, or none.
+
+    Raises:
+        RunError: there is no evidence, or it supports no growth; with what to do.
+        JobError: the advised job cannot be planned, or lr_rule does not go with the run.
+    """
+    _refuse_without_evidence(run)
+    falls = run.falls
+    job, cap = _without_growth(run), _cap(run)
+    if falls[-1] > _STAYED:
+        if lr_rule not in {None, "none"}:
+            fault = f"{lr_rule!r} would undo what the run did: its noise scale fell by {falls[-1]:.3g}"
+            raise JobError([Fault("--lr-rule", f"{fault}, and the advised run's falls with it")], run.job.name)
+        job = _in_place_of_decay(run, job, falls, cap, caution)
+    else:
+        rule: LrRule = lr_rule or getattr(run.job.schedule, "lr_rule", None) or "none"
+        job = _after_b_simple(run, job, cap, factor, caution, rule)
+    weak = weaknesses(run.seen, run.job, run.num_samples)
+    if place := where(run.seen, run.num_samples, lambda o: not _is_of_plan(o, run)):
+        weak.append(f"{place}: seen under another schedule than the run's plan, as of a run that it was forked from")
+    try:
+        plan = compile_plan(job, run.ranks, run.num_samples)
+    except JobError as error:
+        plan = compile_plan(job, 1, run.num_samples)
+        weak.append(f"planned for 1 rank, not {run.ranks}: {error.faults[0]}")
+    phases = tuple(_beside(phase, run.seen) for phase in plan.schedule.phases if phase.num_updates)
+    if max(p.phase.global_batch for p in phases) < MIN_FACTOR * phases[0].phase.global_batch:
+        raise _nothing_supported(run, caution)
+    return Advice(run, job, plan, phases, tuple(weak), caution)
+
+
+def _cap(run: RecordedRun) -> int:
+    """N/10, where the leading order of the noise scale ends, or the run's own limit where that is lower."""
+    own = batch_cap(getattr(run.job.schedule, "max_batch", None), run.num_samples, run.unit)
+    tenth = run.num_samples // 10
+    return max(run.first_batch, min(tenth, own or tenth) // run.unit * run.unit)
+
+
+def _without_growth(run: RecordedRun) -> Job:
+    """The run's job as it starts; it measures again, so that its own growth can be looked at."""
+    first, job = run.phases[0], run.job
+    growth = "accumulation" if job.layout.growth == "auto" else job.layout.growth
+    changes = {
+        "name": f"{job.name}-advised",
+        "optim": job.optim.model_copy(update={"lr": first["lr"], "momentum": first["momentum"]}),
+        "trigger": NoTrigger(name="none"),
+        "gradient_noise": job.gradient_noise.model_copy(update={"measure": True}),
+        "layout": job.layout.model_copy(update={"growth": growth, "ranks_per_phase": None}),
+    }
+    return job.model_copy(update=changes)
+
+
+def _shared(run: RecordedRun) -> dict[str, Any]:
+    """Keys of all policies that the advised schedule takes over."""
+    keys = ("epochs", "warmup_epochs", "warmup_start_lr", "exact_noise")
+    return {key: getattr(run.job.schedule, key) for key in keys}
+
+
+def _after_b_simple(run: RecordedRun, job: Job, cap: int, factor: float, caution: float, lr_rule: LrRule) -> Job:
+    steps = supported_steps(
+        run.seen,
+        run.num_samples,
+        end_samples=round(job.schedule.epochs * run.num_samples),
+        first_batch=run.first_batch,
+        unit=run.unit,
+        cap=cap,
+        factor=factor,
+        caution=caution,
+    )
+    if len(steps) == 1:
+        raise _nothing_supported(run, caution)
+    text = " ".join(f"{at}:{batch}" for at, batch in steps)
+    return job.model_copy(
+        update={"schedule": StepsSchedule(policy="steps", batch_steps=text, lr_rule=lr_rule, **_shared(run))}
+    )
+
+
+def _in_place_of_decay(run: RecordedRun, job: Job, falls: Sequence[float], cap: int, caution: float) -> Job:
+    pairs = itertools.pairwise(zip(falls, run.phases, strict=True))
+    drops = [(b[1]["start_epoch"], b[0] / a[0]) for a, b in pairs if b[0] > a[0] * (1 + 1e-9)]
+    keys = _shared(run) | {
+        "global_batch": run.first_batch,
+        "boundaries_epochs": tuple(epoch for epoch, _ in drops),
+        "factor": tuple(factor for _, factor in drops),
+    }
+
+    def limited(max_batch: int) -> Job:
+        if run.job.schedule.policy == "seesaw":
+            schedule: Any = SeesawSchedule(policy="seesaw", max_batch=max_batch, **keys)
+        else:
+            schedule = GrowSchedule(policy="grow", max_batch=max_batch, **keys)
+        return job.model_copy(update={"schedule": schedule})
+
+    free = compile_plan(limited(cap), 1, run.num_samples).schedule.phases
+    wanted = [(phase.start_samples, phase.wanted_batch) for phase in free]
+    return limited(supported_limit(run.seen, run.num_samples, wanted=wanted, unit=run.unit, cap=cap, caution=caution))
+
+
+def _is_of_plan(o: Observation, run: RecordedRun) -> bool:
+    """Whether the plan has the batch and, after the warm-up, the learning rate that a record tells of."""
+    phase = [p for p in run.phases if p["start_samples"] <= o.start_samples][-1]
+    is_warm = o.samples > run.job.schedule.warmup_epochs * run.num_samples
+    same_lr = math.isclose(o.lr, phase["lr"], rel_tol=1e-6)
+    return bool(o.global_batch == phase["global_batch"]) and (same_lr or not is_warm)
+
+
+def _beside(phase: Phase, seen: Sequence[Observation]) -> AdvisedPhase:
+    """What was seen in the epochs of a phase."""
+    inside = [o for o in seen if phase.start_samples <= (o.start_samples + o.samples) / 2 < phase.end_samples]
+    known = [(o, o.b_simple) for o in inside if o.b_simple is not None]
+    worth = [o.length * (phi + o.global_batch) / (phi + phase.global_batch) for o, phi in known]
+    return AdvisedPhase(
+        phase,
+        typical(inside, lambda o: o.b_simple, 0.5),
+        typical(inside, lambda o: o.low, 0.5),
+        typical(inside, lambda o: o.high, 0.5),
+        sum(worth) / sum(o.length for o, _ in known) if known else None,
+    )
+
+
+def _refuse_without_evidence(run: RecordedRun) -> None:
+    """Raises RunError where no schedule could be more than made up."""
+    name, measured = run.folder, [o for o in run.seen if o.is_measured]
+    if not run.seen:
+        raise RunError(f"{name}: nothing is recorded yet; ask again when it has trained for some of an epoch")
+    if not measured:
+        one = max(o.gradients for o in run.seen) < 2
+        hint = f"; an update was one gradient, whose noise cannot be seen: {more_gradients(run.job)}" if one else ""
+        raise RunError(
+            f"{name}: its gradient noise was not measured{hint}\n  train it again, as another run: hvd-batchgrow train "
+            f"{name}/job.toml --name {run.job.name}-measured --gradient-noise.measure true"
+        )
+    resolved = sum(o.length for o in measured if o.is_resolved) / run.num_samples
+    if resolved < HOLD_EPOCHS:
+        memory = 2 * run.job.gradient_noise.memory_epochs
+        told = "\n  ".join(weaknesses(run.seen, run.job, run.num_samples))
+        raise RunError(
+            f"{name}: too weak to advise: B_simple is resolved for {resolved:.2g} epochs, {HOLD_EPOCHS:g} are the "
+            f"least\n  {told}\n  train it again with --gradient-noise.memory-epochs {memory:g}; "
+            f"{more_gradients(run.job)}; or train for longer"
+        )
+
+
+def _nothing_supported(run: RecordedRun, caution: float) -> RunError:
+    lows = [typical(run.seen, lambda o: o.low, share) for share in (BELOW, 0.5, 1.0)]
+    low, middle, top = (f"{low or 0:,.0f}" for low in lows)
+    first, unit = run.first_batch, run.unit
+    least = math.ceil(MIN_FACTOR * first / unit) * unit
+    told = "".join(f"\n  {text}" for text in weaknesses(run.seen, run.job, run.num_samples))
+    return RunError(
+        f"{run.folder}: no growth is supported: the lower end of B_simple was {low} to {top}, {middle} in the middle; "
+        f"for the least growth, {first} → {least} in steps of {unit}, it must hold {caution * least:,.0f} for "
+        f"{HOLD_EPOCHS:g} epochs, leave as much of the run to grow in, and N/10 = {run.num_samples // 10:,} "
+        f"must allow it{told}"
+    )

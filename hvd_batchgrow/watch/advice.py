@@ -1,0 +1,216 @@
+"""Advice as a table, as a job file that says where it comes from, as plain values, and as a picture."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+from rich import box
+from rich.table import Table
+
+from hvd_batchgrow.errors import RunError
+from hvd_batchgrow.schedule.advice import Advice, AdvisedPhase, RecordedRun
+from hvd_batchgrow.schedule.noise_record import Observation, typical
+
+_ROWS = 12
+"""Stretches of equal length that a run is shown in, more where its batch changes inside one."""
+
+
+def evidence_table(run: RecordedRun, advice: Advice | None = None) -> Table:
+    """B_simple with its band over the run, beside the run's batch and the advised one.
+
+    Args:
+        run: with its record.
+        advice: None: there is none.
+    """
+    table = Table(
+        title=f"{run.folder}: N = {run.num_samples:,}; medians over stretches of the run",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+    )
+    for heading in ("epochs", "updates", "batch", "lr", "B_simple", "band of 95 %", "resolved", "advised batch"):
+        table.add_column(heading, justify="right")
+    for stretch in _stretches(run.seen):
+        first, last = stretch[0], stretch[-1]
+        resolved = sum(o.length for o in stretch if o.is_resolved) / sum(o.length for o in stretch)
+        table.add_row(
+            f"{first.start_samples / run.num_samples:.2f} - {last.samples / run.num_samples:.2f}",
+            f"{sum(o.updates for o in stretch):,}",
+            f"{first.global_batch:,}",
+            f"{last.lr:.4g}",
+            _number(typical(stretch, lambda o: o.b_simple, 0.5)),
+            _band(typical(stretch, lambda o: o.low, 0.5), typical(stretch, lambda o: o.high, 0.5)),
+            f"{100 * resolved:.0f} %",
+            _advised_batches(advice, first.start_samples, last.samples),
+        )
+    return table
+
+
+def _stretches(seen: Sequence[Observation]) -> list[list[Observation]]:
+    """Records in groups of nearly equal length and one batch."""
+    end, groups, key = max((o.samples for o in seen), default=0), [], None
+    for o in seen:
+        here = (o.start_samples * _ROWS // end, o.global_batch)
+        if here != key:
+            groups.append([o])
+        else:
+            groups[-1].append(o)
+        key = here
+    return groups
+
+
+def _advised_batches(advice: Advice | None, start: int, end: int) -> str:
+    phases = [p.phase for p in advice.phases] if advice else []
+    return " → ".join(f"{p.global_batch:,}" for p in phases if p.start_samples < end and p.end_samples > start) or "-"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:,.0f}"
+
+
+def _band(low: float | None, high: float | None) -> str:
+    return (
+        "unresolved" if low is None and high is None else f"{_number(low)} … {'∞' if high is None else _number(high)}"
+    )
+
+
+def advised_job_file(advice: Advice) -> str:
+    """The advised job as TOML; its head says from what it was made, what it costs, and where that is weak."""
+    folded = [part for line in _head(advice) for part in textwrap.wrap(line, 116, subsequent_indent="  ") or [""]]
+    head = "".join(f"# {line}".rstrip() + "\n" for line in folded)
+    return f"{head}\n{tomli_w.dumps(advice.job.model_dump(mode='json', exclude_none=True))}"
+
+
+def _head(advice: Advice) -> list[str]:
+    run = advice.run
+    caution = "" if advice.caution == 1 else f", divided by h = {advice.caution:g}"
+    adam = " B_simple is of the gradient as Adam scales it." if run.job.gradient_noise.preconditioned else ""
+    lines = [
+        f"Advice from {' '.join(run.folder.split())}: the growth that its gradient noise supports.",
+        f"Batches stay within the lower end of B_simple's band of 95 %{caution}: what exceeds it wastes samples.{adam}",
+        "",
+        *summary(advice),
+        "",
+        "   from epoch   batch         lr   updates   B_simple (band)            worth of a sample",
+        *(_phase_line(phase) for phase in advice.phases),
+        "",
+    ]
+    if advice.weak:
+        return [*lines, "Too weak to go by:", *(f"- {' '.join(text.split())}" for text in advice.weak)]
+    return [*lines, "No part of the run is too weak to go by."]
+
+
+def summary(advice: Advice) -> list[str]:
+    """What happens to updates, to the learning rate and to the noise scale."""
+    ours, runs = advice.plan.num_updates, advice.run.num_updates
+    ratio = f"{runs / ours:.2f}× fewer" if ours <= runs else f"{ours / runs:.2f}× more"
+    first, last = advice.plan.schedule.phases[0], advice.plan.schedule.phases[-1]
+    fall = advice.plan.noise_scale(first) / advice.plan.noise_scale(last)
+    if advice.replaces_decay:
+        noise = (
+            "The noise scale is the run's at every epoch: the batch grows where it fell, up to what is supported, "
+            "and lr decays by the rest."
+        )
+    elif fall > 1 + 1e-9:
+        noise = (
+            f"The run held its noise scale. Here it falls by {fall:.3g} as the batch grows, as if lr were divided "
+            "by as much; to hold it: --lr-rule linear."
+        )
+    else:
+        noise = (
+            "The run held its noise scale, and so does this: lr rises with the batch, to more than the run has tried."
+        )
+    return [f"{ours:,} updates against the run's {runs:,}: {ratio}.{_price(advice)}", noise]
+
+
+def _price(advice: Advice) -> str:
+    """Mean worth of a sample over the phases in which anything is known."""
+    known = [(p.phase.end_samples - p.phase.start_samples, p.efficiency) for p in advice.phases if p.efficiency]
+    if not known:
+        return ""
+    worth = sum(length * efficiency for length, efficiency in known) / sum(length for length, _ in known)
+    return f" A sample is worth {worth:.2f} of the run's, each batch at its best lr."
+
+
+def _phase_line(advised: AdvisedPhase) -> str:
+    phase = advised.phase
+    seen = f"{_number(advised.b_simple)} ({_band(advised.low, advised.high)})" if advised.b_simple else "nothing seen"
+    worth = "unknown" if advised.efficiency is None else f"{advised.efficiency:.2f}"
+    epoch, lr = f"{phase.start_epoch:.2f}", f"{phase.lr:.4g}"
+    return f"   {epoch:>10} {phase.global_batch:>7,} {lr:>10} {phase.num_updates:>9,}   {seen:<26} {worth}"
+
+
+def advice_dict(advice: Advice) -> dict[str, Any]:
+    """Plain values, as `advise --json` prints them."""
+    phases = [
+        {**asdict(p.phase), "b_simple": p.b_simple, "low": p.low, "high": p.high, "efficiency": p.efficiency}
+        for p in advice.phases
+    ]
+    return {
+        "run": advice.run.folder,
+        "num_samples": advice.run.num_samples,
+        "num_updates": advice.plan.num_updates,
+        "run_updates": advice.run.num_updates,
+        "replaces_decay": advice.replaces_decay,
+        "phases": phases,
+        "weak": list(advice.weak),
+        "seen": [asdict(o) for o in advice.run.seen],
+        "job_file": advice.job.model_dump(mode="json", exclude_none=True),
+    }
+
+
+def plot_advice(advice: Advice, path: Path) -> None:
+    """Draw B_simple with its band, and both batches, against epochs.
+
+    Args:
+        advice: with the run.
+        path: .png, .svg or .pdf.
+
+    Raises:
+        RunError: the file cannot be written, or its ending names no picture.
+    """
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    run = advice.run
+    figure, axis = plt.subplots(figsize=(7, 4), layout="constrained")
+    nan = float("nan")  # leaves a gap where nothing is resolved
+    epochs = [o.samples / run.num_samples for o in run.seen]
+    resolved = [o.b_simple or nan for o in run.seen]
+    lows = [o.low if o.low else nan for o in run.seen]
+    # A band without an upper end is drawn as far as the picture goes: ten times the largest number in it.
+    top = 10 * max([p.phase.global_batch for p in advice.phases] + [o.high or o.b_simple or 0 for o in run.seen])
+    highs = [(o.high or top) if o.is_resolved else nan for o in run.seen]
+    axis.fill_between(epochs, lows, highs, alpha=0.25, color="tab:blue", linewidth=0, label="band of 95 %")
+    axis.plot(epochs, resolved, color="tab:blue", label="B_simple")
+    steps = [(o.start_samples, o.samples, o.global_batch) for o in run.seen]
+    axis.plot(*_staircase(steps, run.num_samples), ":", color="black", label="batch of the run")
+    steps = [(p.phase.start_samples, p.phase.end_samples, p.phase.global_batch) for p in advice.phases]
+    axis.plot(*_staircase(steps, run.num_samples), color="tab:orange", linewidth=2, label="advised batch")
+    axis.set_yscale("log", base=2)
+    axis.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    axis.set_title(run.job.name)
+    axis.set_xlabel("epochs")
+    axis.set_ylabel("samples")
+    axis.grid(alpha=0.3)
+    axis.legend()
+    try:
+        figure.savefig(path, dpi=150)
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path} cannot be drawn: {error}") from None
+    finally:
+        plt.close(figure)
+
+
+def _staircase(steps: Sequence[tuple[int, int, int]], num_samples: int) -> tuple[list[float], list[int]]:
+    """Corners of (start, end, batch)."""
+    return (
+        [samples / num_samples for start, end, _ in steps for samples in (start, end)],
+        [batch for *_, batch in steps for _ in range(2)],
+    )
