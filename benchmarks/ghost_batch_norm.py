@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from benchmarks.turns import finish, print_rates, take_turns
 from hvd_batchgrow.nn.ghost_batch_norm import GhostBatchNorm2d
-from hvd_batchgrow.nn.ghost_choice import without_triton
+from hvd_batchgrow.nn.ghost_choice import by_pytorch_only
 
 SIDES, LAYOUTS = (32, 8), (torch.contiguous_format, torch.channels_last)
 RESNET_MAPS = ((64, 112), (256, 56), (512, 28), (1024, 14), (2048, 7))
@@ -57,7 +57,7 @@ class Plain(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise."""
-        with without_triton():
+        with by_pytorch_only():
             return self.norm(x)  # type: ignore[no-any-return]
 
 

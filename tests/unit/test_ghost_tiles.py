@@ -68,7 +68,7 @@ def test_the_switch_is_for_its_block_alone(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setitem(ghost_choice._found, gpu, of_triton)
     x = SimpleNamespace(device=gpu, dtype=torch.float16, numel=lambda: 8)
     for error in (None, ValueError):
-        with nullcontext() if error is None else pytest.raises(error), ghost_choice.without_triton():
+        with nullcontext() if error is None else pytest.raises(error), ghost_choice.by_pytorch_only():
             assert ghost_choice.choose(x, 2) is ghost_kernels.normalise  # type: ignore[arg-type]
             if error:
                 raise error
