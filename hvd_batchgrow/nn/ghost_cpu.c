@@ -20,7 +20,8 @@ is cut into parts, and whatever vectors the processor has. */
 #include <stdint.h>
 
 #define INLINE static inline __attribute__((always_inline))
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && defined(__GLIBC__)
+#if defined(FOR_EACH_PROCESSOR) /* a test says it */
+#elif defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && defined(__GLIBC__)
 /* One binary for all processors: the loader takes what this one has. */
 #define FOR_EACH_PROCESSOR __attribute__((target_clones("avx512f", "avx2", "default")))
 #else

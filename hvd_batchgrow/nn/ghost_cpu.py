@@ -18,7 +18,7 @@ from hvd_batchgrow.nn.ghost_function import GhostNormalise
 
 _SIDE_BY_SIDE = 16
 """Channels that stay together: a line of the cache."""
-_VALUES_A_THREAD = 2**15
+_VALUES_A_THREAD = 2**18
 """Fewer are not worth a thread of their own: to hand them to one takes longer."""
 
 
@@ -41,13 +41,18 @@ def library() -> ctypes.CDLL | None:
     if found is None or found.origin is None:
         return None
     try:
-        loaded = ctypes.CDLL(found.origin)  # its calls let other threads of Python go on
+        return load(found.origin)
     except OSError as error:  # of another machine
         warnings.warn(f"ghost norms on a CPU use PyTorch's operations, which take longer: {error}", stacklevel=4)
         return None
-    of_both = [ctypes.POINTER(_Part)]
-    loaded.ghost_normalise.argtypes = [*of_both, ctypes.c_double, *[ctypes.c_void_p] * 6]
-    loaded.ghost_differentiate.argtypes = [*of_both, *[ctypes.c_void_p] * 8]
+
+
+def load(path: str) -> ctypes.CDLL:
+    """The library of a file, whose calls let other threads of Python go on. Raises OSError if it is none."""
+    loaded = ctypes.CDLL(path)
+    part, pointer = ctypes.POINTER(_Part), ctypes.c_void_p
+    loaded.ghost_normalise.argtypes = [part, ctypes.c_double, *[pointer] * 6]
+    loaded.ghost_differentiate.argtypes = [part, *[pointer] * 8]
     loaded.ghost_normalise.restype = loaded.ghost_differentiate.restype = None
     return loaded
 
