@@ -4,14 +4,13 @@ python -m benchmarks.ghost_batch_norm [--turns 15] [--samples 256] [--channels 6
 python -m benchmarks.ghost_batch_norm --device cuda [--dtype bfloat16]
 
 Beside ours: nn.BatchNorm2d, which takes the whole micro-batch as one; and a loop of it over ghost batches, whose
-outputs are concatenated.
+outputs are concatenated. Ours twice: by kernels of its own, where they are, and by PyTorch's operations.
 
 On a CPU, one thread. By default the process keeps the memory that it frees. glibc returns large blocks to the system
 and gets them anew, page by page, which takes longer than to normalise what is in them, and meets a contestant or not
 by what was allocated before: `--fresh-memory` leaves that on.
 
-On a GPU, ours twice, by Triton's kernels where it is installed and by PyTorch's, and all once more with the ReLU after
-them; maps of ResNet-50 too. A turn ends when the GPU is done. Statistics wait for the end of a turn, as they wait for
+On a GPU, all once more with the ReLU after them; maps of ResNet-50 too. A turn ends when the GPU is done. Statistics wait for the end of a turn, as they wait for
 the end of an update in training.
 """
 
@@ -27,7 +26,7 @@ from torch import Tensor, nn
 
 from benchmarks.turns import finish, print_rates, take_turns
 from hvd_batchgrow.nn.ghost_batch_norm import GhostBatchNorm2d
-from hvd_batchgrow.nn.ghost_choice import by_pytorch_only
+from hvd_batchgrow.nn.ghost_choice import by_pytorch_only, kernels_for_cpu
 
 SIDES, LAYOUTS = (32, 8), (torch.contiguous_format, torch.channels_last)
 RESNET_MAPS = ((64, 112), (256, 56), (512, 28), (1024, 14), (2048, 7))
@@ -49,7 +48,7 @@ class ChunkLoop(nn.BatchNorm2d):
 
 
 class Plain(nn.Module):
-    """A ghost norm by PyTorch's operations on a GPU too."""
+    """A ghost norm by PyTorch's operations, whatever kernels there are."""
 
     def __init__(self, norm: GhostBatchNorm2d) -> None:
         super().__init__()
@@ -81,11 +80,14 @@ def contestant(norm: nn.Module, x: Tensor) -> Callable[[], int]:
 
 def on_cpu(channels: int, ghost_batch: int) -> dict[str, nn.Module]:
     """Who takes turns on a CPU."""
-    return {
+    norms: dict[str, nn.Module] = {
         "nn.BatchNorm2d": nn.BatchNorm2d(channels),
         "loop over ghost batches": ChunkLoop(channels, ghost_batch),
-        "hvd_batchgrow": GhostBatchNorm2d(channels, ghost_batch),
+        "hvd_batchgrow, PyTorch": Plain(GhostBatchNorm2d(channels, ghost_batch)),
     }
+    if kernels_for_cpu() == "C":
+        norms["hvd_batchgrow, C"] = GhostBatchNorm2d(channels, ghost_batch)
+    return norms
 
 
 def on_gpu(channels: int, ghost_batch: int) -> dict[str, nn.Module]:

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -38,7 +38,7 @@ def choose(x: Tensor, num_groups: int) -> Normalise:
     if _by_pytorch_only:
         return ghost_kernels.normalise
     if x.device.type == "cpu":
-        is_taken = x.dtype == torch.float32 and num_groups > 1 and has_kernels_for_cpu()
+        is_taken = x.dtype == torch.float32 and num_groups > 1 and kernels_for_cpu() == "C"
         return ghost_cpu.normalise if is_taken else ghost_kernels.normalise
     is_taken = x.dtype in (torch.float32, torch.float16, torch.bfloat16) and fits(x.numel() // num_groups)
     if x.device.type != "cuda" or not is_taken:
@@ -48,9 +48,9 @@ def choose(x: Tensor, num_groups: int) -> Normalise:
     return _found[x.device]
 
 
-def has_kernels_for_cpu() -> bool:
-    """Whether ghost_cpu.c has been compiled: else PyTorch's operations do its work, to rounding."""
-    return ghost_cpu.library() is not None
+def kernels_for_cpu() -> Literal["C", "PyTorch"]:
+    """What works on a CPU: ghost_cpu.c where it has been compiled, else PyTorch's operations; they agree to rounding."""
+    return "C" if ghost_cpu.library() else "PyTorch"
 
 
 @contextmanager

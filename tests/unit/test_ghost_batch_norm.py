@@ -332,10 +332,11 @@ def test_its_relu_is_a_relu_after_it(case: Case, training: bool) -> None:
 
 @pytest.mark.filterwarnings("ignore")  # torch.compile's own, as for instantiating an autograd.Function
 @pytest.mark.parametrize("num_groups", [1, 2])
-def test_a_compiled_network_gives_the_same(num_groups: int) -> None:
-    norm, x = make(), inputs((num_groups * GHOST, 3, 5, 5)).requires_grad_()
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_a_compiled_network_gives_the_same(num_groups: int, dtype: torch.dtype) -> None:
+    norm, x = make().to(dtype), inputs((num_groups * GHOST, 3, 5, 5)).to(dtype).requires_grad_()
     compiled = torch.compile(nn.Sequential(norm, nn.Sigmoid()), backend="eager")
-    y, expected = compiled(x), make()(x).sigmoid()
+    y, expected = compiled(x), make().to(dtype)(x).sigmoid()
     assert torch.equal(y, expected)
     assert torch.equal(*(torch.autograd.grad(each.sum(), x)[0] for each in (y, expected)))
 
