@@ -10,8 +10,8 @@ On a CPU, one thread. By default the process keeps the memory that it frees. gli
 and gets them anew, page by page, which takes longer than to normalise what is in them, and meets a contestant or not
 by what was allocated before: `--fresh-memory` leaves that on.
 
-On a GPU, all once more with the ReLU after them; maps of ResNet-50 too. A turn ends when the GPU is done. Statistics wait for the end of a turn, as they wait for
-the end of an update in training.
+On a GPU, all once more with the ReLU after them; maps of ResNet-50 too. A turn ends when the GPU is done. Statistics
+wait for the end of a turn, as they wait for the end of an update in training.
 """
 
 from __future__ import annotations

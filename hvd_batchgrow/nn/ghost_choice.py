@@ -49,7 +49,7 @@ def choose(x: Tensor, num_groups: int) -> Normalise:
 
 
 def kernels_for_cpu() -> Literal["C", "PyTorch"]:
-    """What works on a CPU: ghost_cpu.c where it has been compiled, else PyTorch's operations; they agree to rounding."""
+    """What works on a CPU: ghost_cpu.c where it has been compiled, else PyTorch's operations: equal to rounding."""
     return "C" if ghost_cpu.library() else "PyTorch"
 
 

@@ -176,11 +176,13 @@ def test_processors_without_vectors_give_the_same_bits(
 
 
 @needs_library
-def test_its_relu_is_a_relu_after_it() -> None:
+@pytest.mark.parametrize("affine", [True, False])
+def test_its_relu_is_a_relu_after_it(affine: bool) -> None:
     x = made((2, 4, 3, 5, 5))
     x[0, 0, 0, 0] = float("nan")  # which a ReLU lets through, forward and backward
-    own = everything(ghost_cpu.normalise, x, 2, relu=True)
-    plain = everything(lambda *args, relu: _then_relu(ghost_cpu.normalise, *args), x, 2)
+    x[:, 1] = 7.0  # of which the output without bias is 0: there a ReLU has no slope
+    own = everything(ghost_cpu.normalise, x, 2, affine=affine, relu=True)
+    plain = everything(lambda *args, relu: _then_relu(ghost_cpu.normalise, *args), x, 2, affine=affine)
     for mine, expected in zip(own, plain, strict=True):
         torch.testing.assert_close(mine, expected, rtol=0, atol=0, equal_nan=True)
     assert (own[0] == 0).any()
