@@ -9,7 +9,7 @@ and kept as statistics are m and, as PyTorch has it for running statistics, the 
 
 Moments are found block by block: the block's mean, then sums of differences from it while it is still in the cache
 (the "corrected two-pass algorithm" of Chan, Golub & LeVeque 1983), joined in double. No variance hides behind a large
-mean, and memory is read once.
+mean, and memory is read but once for it.
 
 A channel of a ghost batch is worked on in an order that follows from its own shape alone, and each operation is
 rounded for itself (-ffp-contract=off). So the bits are the same whatever else is in the micro-batch, however the work
