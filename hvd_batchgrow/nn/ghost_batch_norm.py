@@ -29,8 +29,8 @@ class GhostBatchNorm(nn.Module):
     On a CPU, a micro-batch of one ghost batch is normalised by what `nn.BatchNorm2d` calls, to the
     bit; of several, to rounding, in less time than as a whole by that (float32, where setup.py found
     a C compiler), and without second derivatives. On a GPU all are normalised by Triton's kernels
-    where it is installed, one or several, to the same bits. Inputs in channels_last give outputs and gradients in channels_last. Inputs of 16 bits, as
-    under autocast, have statistics in float32.
+    where it is installed, one or several, to the same bits. Inputs in channels_last give outputs and
+    gradients in channels_last. Inputs of 16 bits, as under autocast, have statistics in float32.
 
     Shapes: input and output (k·γ, C), (k·γ, C, L) or (k·γ, C, H, W); running statistics, weight and
     bias (C,). The subclasses take what `nn.BatchNorm1d` and `nn.BatchNorm2d` take.
