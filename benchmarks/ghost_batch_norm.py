@@ -1,18 +1,17 @@
 """Ghost batch norm, forward and backward; samples a second.
 
-python -m benchmarks.ghost_batch_norm [--turns 15] [--samples 256] [--channels 64] [--ghost-batch 32] [--fresh-memory]
+python -m benchmarks.ghost_batch_norm [--turns 41] [--samples 256] [--channels 64] [--ghost-batch 32] [--fresh-memory]
 python -m benchmarks.ghost_batch_norm --device cuda [--dtype bfloat16]
 
 Beside ours: nn.BatchNorm2d, which takes the whole micro-batch as one; and a loop of it over ghost batches, whose
-outputs are concatenated.
+outputs are concatenated. Ours twice: by kernels of its own, where they are, and by PyTorch's operations.
 
 On a CPU, one thread. By default the process keeps the memory that it frees. glibc returns large blocks to the system
 and gets them anew, page by page, which takes longer than to normalise what is in them, and meets a contestant or not
 by what was allocated before: `--fresh-memory` leaves that on.
 
-On a GPU, ours twice, by Triton's kernels where it is installed and by PyTorch's, and all once more with the ReLU after
-them; maps of ResNet-50 too. A turn ends when the GPU is done. Statistics wait for the end of a turn, as they wait for
-the end of an update in training.
+On a GPU, all once more with the ReLU after them; maps of ResNet-50 too. A turn ends when the GPU is done. Statistics
+wait for the end of a turn, as they wait for the end of an update in training.
 """
 
 from __future__ import annotations
@@ -27,12 +26,12 @@ from torch import Tensor, nn
 
 from benchmarks.turns import finish, print_rates, take_turns
 from hvd_batchgrow.nn.ghost_batch_norm import GhostBatchNorm2d
-from hvd_batchgrow.nn.ghost_choice import without_triton
+from hvd_batchgrow.nn.ghost_choice import by_pytorch_only, kernels_for_cpu
 
 SIDES, LAYOUTS = (32, 8), (torch.contiguous_format, torch.channels_last)
 RESNET_MAPS = ((64, 112), (256, 56), (512, 28), (1024, 14), (2048, 7))
 """Channels and side of ResNet-50's widest maps."""
-VALUES_A_TURN = {"cpu": 2**26, "cuda": 2**30}
+VALUES_A_TURN = {"cpu": 2**24, "cuda": 2**30}
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of <malloc.h>
 
 
@@ -49,7 +48,7 @@ class ChunkLoop(nn.BatchNorm2d):
 
 
 class Plain(nn.Module):
-    """A ghost norm by PyTorch's operations on a GPU too."""
+    """A ghost norm by PyTorch's operations, whatever kernels there are."""
 
     def __init__(self, norm: GhostBatchNorm2d) -> None:
         super().__init__()
@@ -57,7 +56,7 @@ class Plain(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise."""
-        with without_triton():
+        with by_pytorch_only():
             return self.norm(x)  # type: ignore[no-any-return]
 
 
@@ -81,11 +80,14 @@ def contestant(norm: nn.Module, x: Tensor) -> Callable[[], int]:
 
 def on_cpu(channels: int, ghost_batch: int) -> dict[str, nn.Module]:
     """Who takes turns on a CPU."""
-    return {
+    norms: dict[str, nn.Module] = {
         "nn.BatchNorm2d": nn.BatchNorm2d(channels),
         "loop over ghost batches": ChunkLoop(channels, ghost_batch),
-        "hvd_batchgrow": GhostBatchNorm2d(channels, ghost_batch),
+        "hvd_batchgrow, PyTorch": Plain(GhostBatchNorm2d(channels, ghost_batch)),
     }
+    if kernels_for_cpu() == "C":
+        norms["hvd_batchgrow, C"] = GhostBatchNorm2d(channels, ghost_batch)
+    return norms
 
 
 def on_gpu(channels: int, ghost_batch: int) -> dict[str, nn.Module]:
@@ -119,7 +121,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
-    parser.add_argument("--turns", type=int, default=15)
+    parser.add_argument("--turns", type=int, default=41)
     parser.add_argument("--samples", type=int, default=256)
     parser.add_argument("--channels", type=int, default=64)
     parser.add_argument("--ghost-batch", type=int, default=32)

@@ -45,7 +45,7 @@ choose_mpi() {
 
 # What the state of .venv follows from. Anything else that changes needs no new set-up.
 stamp() {
-    { sha256sum tools/setup.sh tools/constraints.txt "$PATCH" pyproject.toml setup.py
+    { sha256sum tools/setup.sh tools/constraints.txt "$PATCH" pyproject.toml setup.py hvd_batchgrow/nn/ghost_cpu.c
       echo "$PURPOSE $PWD $MPI $(has_gpu && echo gpu)"
       PATH="$PWD/.venv/bin:$PATH" type -P mpirun shellcheck slurmctld munged ip sshd || true
       readlink -f .venv/bin/python; } | digest

@@ -27,10 +27,10 @@ class GhostBatchNorm(nn.Module):
     passes and ranks, `deferred` keeps them until `commit` is given the sum over all of them.
 
     On a CPU, a micro-batch of one ghost batch is normalised by what `nn.BatchNorm2d` calls, to the
-    bit; of several, to rounding, in less time than by a loop, and without second derivatives. On a
-    GPU all are normalised by Triton's kernels where it is installed, one or several, to the same
-    bits. Inputs in channels_last give outputs and gradients in channels_last. Inputs of 16 bits, as
-    under autocast, have statistics in float32.
+    bit; of several, to rounding, in less time than as a whole by that (float32, where setup.py found
+    a C compiler), and without second derivatives. On a GPU all are normalised by Triton's kernels
+    where it is installed, one or several, to the same bits. Inputs in channels_last give outputs and
+    gradients in channels_last. Inputs of 16 bits, as under autocast, have statistics in float32.
 
     Shapes: input and output (k·γ, C), (k·γ, C, L) or (k·γ, C, H, W); running statistics, weight and
     bias (C,). The subclasses take what `nn.BatchNorm1d` and `nn.BatchNorm2d` take.
@@ -41,7 +41,7 @@ class GhostBatchNorm(nn.Module):
         eps: added to the variance.
         momentum: e, the weight of one ghost batch in the running statistics, in (0, 1].
         affine: whether there are a weight and a bias; without, they are 1 and 0.
-        relu: whether max(0, y) follows, in training as in evaluation: on a GPU it costs nothing here.
+        relu: whether max(0, y) follows, in training as in evaluation: by kernels of ours it costs nothing.
 
     Source: Hoffer et al. 2017 (arXiv 1705.08741), Algorithm 1, whose weights (1-e)ⁱ are a misprint:
     the recurrence above is meant. Ours deviates in that all ghost batches of an update, of all ranks

@@ -1,4 +1,4 @@
-"""Which arithmetic a ghost norm uses: Triton's kernels where they take the input, else PyTorch's operations."""
+"""Which arithmetic a ghost norm uses: kernels of ours where they take the input, else PyTorch's operations."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
-from hvd_batchgrow.nn import ghost_kernels
+from hvd_batchgrow.nn import ghost_cpu, ghost_kernels
 from hvd_batchgrow.nn.ghost_tiles import fits
 
 
 class Normalise(Protocol):
-    """What `ghost_kernels.normalise` and `ghost_triton.normalise` have in common."""
+    """What `ghost_kernels.normalise`, `ghost_cpu.normalise` and `ghost_triton.normalise` have in common."""
 
     def __call__(
         self, x: Tensor, weight: Tensor | None, bias: Tensor | None, num_groups: int, eps: float, *, relu: bool
@@ -24,33 +24,44 @@ class Normalise(Protocol):
         """Output, and statistics (k, 2, C)."""
 
 
-_without_triton = False
+_by_pytorch_only = False
 _found: dict[torch.device, Normalise] = {}
 """For each GPU asked for."""
 
 
 def choose(x: Tensor, num_groups: int) -> Normalise:
-    """For inputs like this one, of k ghost batches; on a GPU the same for all k.
+    """For inputs like this one, of k ghost batches: on a GPU the same for all k, on a CPU for all k from 2.
 
-    A ghost batch then has the same bits alone and among others.
+    A ghost batch then has the same bits among few and many, and on a GPU alone too. On a CPU, one alone is left to
+    what `nn.BatchNorm` calls: it is what exact mode uses, whose bits depend on no compiler, and has second derivatives.
     """
+    if _by_pytorch_only:
+        return ghost_kernels.normalise
+    if x.device.type == "cpu":
+        is_taken = x.dtype == torch.float32 and num_groups > 1 and kernels_for_cpu() == "C"
+        return ghost_cpu.normalise if is_taken else ghost_kernels.normalise
     is_taken = x.dtype in (torch.float32, torch.float16, torch.bfloat16) and fits(x.numel() // num_groups)
-    if x.device.type != "cuda" or not is_taken or _without_triton:
+    if x.device.type != "cuda" or not is_taken:
         return ghost_kernels.normalise
     if x.device not in _found:
         _found[x.device] = _find(x.device)
     return _found[x.device]
 
 
+def kernels_for_cpu() -> Literal["C", "PyTorch"]:
+    """What works on a CPU: ghost_cpu.c where it has been compiled, else PyTorch's operations: equal to rounding."""
+    return "C" if ghost_cpu.library() else "PyTorch"
+
+
 @contextmanager
-def without_triton() -> Iterator[None]:
+def by_pytorch_only() -> Iterator[None]:
     """In here, forwards are by PyTorch's operations everywhere: to compare, or to see whether a kernel is to blame."""
-    global _without_triton  # noqa: PLW0603  # one switch for all norms of the process
-    before, _without_triton = _without_triton, True
+    global _by_pytorch_only  # noqa: PLW0603  # one switch for all norms of the process
+    before, _by_pytorch_only = _by_pytorch_only, True
     try:
         yield
     finally:
-        _without_triton = before
+        _by_pytorch_only = before
 
 
 def _find(device: torch.device) -> Normalise:

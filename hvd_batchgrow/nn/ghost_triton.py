@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from hvd_batchgrow.nn import ghost_triton_kernels as kernels
-from hvd_batchgrow.nn.ghost_kernels import dense
+from hvd_batchgrow.nn.ghost_function import GhostNormalise
 from hvd_batchgrow.nn.ghost_tiles import choose_tiles, power_of_two
 
 
@@ -34,52 +31,13 @@ def normalise(
         the output, of the shape, type and layout of x; and float32 (k, 2, C), mean and unbiased variance of
         each ghost batch, which have no gradient.
     """
-    return _Normalise.apply(x, weight, bias, num_groups, eps, relu)  # type: ignore[no-untyped-call,no-any-return]
-
-
-class _Normalise(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, num_groups: int, eps: float, relu: bool
-    ) -> tuple[Tensor, Tensor]:
-        x = dense(x)
-        launch = ctx.launch = _Launch(x, num_groups, relu)
-        y = torch.empty_like(x)
-        statistics = x.new_empty(num_groups, 2, launch.num_channels, dtype=torch.float32)
-        inverses = x.new_empty(num_groups, launch.num_channels, dtype=torch.float32)
-        launch.forward(x, weight, bias, (y, statistics, inverses), float(eps))
-        ctx.save_for_backward(x, weight, bias, statistics, inverses)
-        ctx.mark_non_differentiable(statistics)
-        ctx.set_materialize_grads(False)
-        return y, statistics
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_y: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
-        if grad_y is None:  # nothing depends on the output
-            return (None,) * 6
-        x, weight, bias, statistics, inverses = ctx.saved_tensors
-        grad_x, sums = torch.empty_like(x), torch.empty_like(statistics)
-        saved = (x, _laid_as(x, grad_y), weight, bias, statistics, inverses)
-        ctx.launch.backward(saved, grad_x, sums)
-        of_weight, of_bias = sums.sum(0)
-        return (
-            grad_x,
-            of_weight.to(weight.dtype) if ctx.needs_input_grad[1] else None,
-            of_bias.to(bias.dtype) if ctx.needs_input_grad[2] else None,
-            *(None,) * 3,
-        )
-
-
-def _laid_as(x: Tensor, grad: Tensor) -> Tensor:
-    """A gradient in the layout of what it is of: an expanded one, or one of the other layout, is copied."""
-    return grad if grad.stride() == x.stride() else torch.empty_like(x, dtype=grad.dtype).copy_(grad)
+    return GhostNormalise.apply(_Launch, x, weight, bias, num_groups, eps, relu)  # type: ignore[no-untyped-call,no-any-return]
 
 
 class _Launch:
     """The kernels for inputs of one shape and layout, and what all of them are given."""
 
-    def __init__(self, x: Tensor, num_groups: int, relu: bool) -> None:
+    def __init__(self, x: Tensor, num_groups: int, *, relu: bool) -> None:
         num_pixels = x.numel() // (x.shape[0] * x.shape[1])
         neighbours = num_pixels if x.is_contiguous() else 1
         self.num_groups, self.num_channels = num_groups, x.shape[1]
@@ -100,7 +58,7 @@ class _Launch:
     def forward(
         self, x: Tensor, weight: Tensor | None, bias: Tensor | None, results: tuple[Tensor, ...], eps: float
     ) -> None:
-        """Fill the results: y (like x), statistics (k, 2, C) and inverse deviations (k, C)."""
+        """As `ghost_function.Kernels` has it."""
         sizes = (self.num_values, self.num_channels)
         with torch.cuda.device_of(x):
             if self.tiles.num_splits == 1:
@@ -113,13 +71,7 @@ class _Launch:
             kernel(x, weight, bias, *results, parts, *sizes, eps, **self.of_relu, **self.of_splits, **self.constants)
 
     def backward(self, saved: tuple[Tensor | None, ...], grad_x: Tensor, sums: Tensor) -> None:
-        """Fill the gradient of x, and the sums (k, 2, C) for those of weight and bias.
-
-        Args:
-            saved: x, gradient of y, weight, bias, statistics, inverse deviations.
-            grad_x: like x.
-            sums: of each ghost batch.
-        """
+        """As `ghost_function.Kernels` has it."""
         sizes = (self.num_values, self.num_channels)
         with torch.cuda.device_of(grad_x):
             if self.tiles.num_splits == 1:

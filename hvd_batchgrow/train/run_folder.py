@@ -21,6 +21,7 @@ import tomli_w
 from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.errors import RunError
+from hvd_batchgrow.nn.ghost_choice import kernels_for_cpu
 from hvd_batchgrow.schedule.plan import Plan
 from hvd_batchgrow.train.checkpoint import (
     Checkpoint,
@@ -137,6 +138,8 @@ def _allowed_changes(folder: Path, job: Job, ranks: Ranks) -> list[str]:
     told = changes(_flat(before), _flat(_tree(job)))
     if last.get("ranks") != ranks.size:
         told["ranks"] = (last.get("ranks"), ranks.size)
+    if last.get("ghost_norm_on_cpu", "PyTorch") != kernels_for_cpu():
+        told["ghost norms on a CPU"] = (last.get("ghost_norm_on_cpu", "PyTorch"), kernels_for_cpu())
     return [f"changed since the last start: {key} was {was!r}, is {now!r}" for key, (was, now) in told.items()]
 
 
@@ -201,6 +204,7 @@ def _record(ranks: Ranks) -> dict[str, Any]:
         "host": socket.gethostname(),
         "python": platform.python_version(),
         "packages": {name: version for name in _PACKAGES if (version := _version(name))},
+        "ghost_norm_on_cpu": kernels_for_cpu(),
         "backend": ranks.backend,
         "ranks": ranks.size,
         "git_commit": _git("rev-parse", "HEAD"),

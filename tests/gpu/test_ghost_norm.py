@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from hvd_batchgrow.nn import ghost_choice, ghost_kernels
 from hvd_batchgrow.nn.convert import convert_ghost_batch_norm
 from hvd_batchgrow.nn.ghost_batch_norm import GhostBatchNorm, GhostBatchNorm1d, GhostBatchNorm2d
-from hvd_batchgrow.nn.ghost_choice import without_triton
+from hvd_batchgrow.nn.ghost_choice import by_pytorch_only
 
 GHOST = 32
 SHAPES = [
@@ -71,8 +71,8 @@ def test_it_is_batch_norm_on_each_ghost_batch(shape: tuple[int, ...], gpu: torch
 
 @each_shape
 @each_layout
-def test_it_is_so_without_triton(shape: tuple[int, ...], gpu: torch.device, channels_last: bool) -> None:
-    with without_triton():
+def test_it_is_so_by_pytorch_too(shape: tuple[int, ...], gpu: torch.device, channels_last: bool) -> None:
+    with by_pytorch_only():
         assert_is_batch_norm_on_each_ghost_batch(shape, gpu, channels_last)
 
 
@@ -106,9 +106,7 @@ def test_triton_is_used_for_what_it_takes(gpu: torch.device) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @each_layout
-def test_under_autocast_it_is_what_it_is_without_triton(
-    gpu: torch.device, dtype: torch.dtype, channels_last: bool
-) -> None:
+def test_under_autocast_it_is_what_it_is_by_pytorch(gpu: torch.device, dtype: torch.dtype, channels_last: bool) -> None:
     torch.manual_seed(0)
     network = nn.Sequential(
         nn.Conv2d(3, 16, 3, bias=False), GhostBatchNorm2d(16, GHOST, relu=True), nn.Conv2d(16, 4, 1)
@@ -123,7 +121,7 @@ def test_under_autocast_it_is_what_it_is_without_triton(
         return [y, *torch.autograd.grad(y.float().square().mean(), list(network.parameters()))]
 
     got = run()
-    with without_triton():
+    with by_pytorch_only():
         plain = run()
     for value, expected in zip(got, plain, strict=True):
         # Each is a sum of some hundred values, of which rounding moves a few by one place.

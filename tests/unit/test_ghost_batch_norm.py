@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import pytest
@@ -8,8 +10,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from hvd_batchgrow.nn import ghost_kernels
 from hvd_batchgrow.nn.ghost_batch_norm import GhostBatchNorm, GhostBatchNorm1d, GhostBatchNorm2d, ghost_norms
+from hvd_batchgrow.nn.ghost_choice import by_pytorch_only
 
 GHOST = 4
 ROUNDING = {torch.float64: 1e-12, torch.float32: 1e-5}
@@ -17,23 +19,17 @@ ROUNDING = {torch.float64: 1e-12, torch.float32: 1e-5}
 
 
 class Case(NamedTuple):
-    """An input of three ghost batches, and how the norm is to work on it."""
+    """An input of three ghost batches."""
 
     shape: tuple[int, ...]
     channels_last: bool = False
-    small: int = 2**16
-    block: int = 2**20
 
 
 CASES = {
-    "rows": Case((12, 3, 5, 5)),
-    "rows, a block each": Case((12, 3, 5, 5), block=1),
-    "rows, blocks of two": Case((12, 3, 5, 5), block=2 * 4 * 75),
-    "short rows": Case((12, 3, 2, 2)),
-    "columns, one by one": Case((12, 3, 5, 5), channels_last=True, small=0),
-    "columns, at once": Case((12, 3, 5, 5), channels_last=True),
+    "maps": Case((12, 3, 5, 5)),
+    "maps, channels last": Case((12, 3, 5, 5), channels_last=True),
+    "small maps": Case((12, 3, 2, 2)),
     "no maps": Case((12, 3)),
-    "no maps, one by one": Case((12, 3), small=0),
     "lines": Case((12, 3, 25)),
     "short lines": Case((12, 3, 2)),
     "lines, channels last": Case((12, 3, 25), channels_last=True),
@@ -41,13 +37,11 @@ CASES = {
 every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 
 
-@pytest.fixture(autouse=True)
-def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Has the norm work in the way that the test's case says."""
-    case = getattr(request.node, "callspec", None) and request.node.callspec.params.get("case")
-    if case:
-        monkeypatch.setattr(ghost_kernels, "_SMALL_GHOST_BATCH", case.small)
-        monkeypatch.setattr(ghost_kernels, "_BLOCK", case.block)
+@pytest.fixture(params=["ours", "PyTorch's"])
+def arithmetic(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Kernels where there are some for the type, and where there are none."""
+    with by_pytorch_only() if request.param == "PyTorch's" else nullcontext():
+        yield
 
 
 def make(shape: tuple[int, ...] = (12, 3, 5, 5), momentum: float = 0.1, affine: bool = True) -> GhostBatchNorm:
@@ -77,6 +71,7 @@ def grads(y: Tensor, x: Tensor, module: nn.Module) -> list[Tensor]:
     return list(torch.autograd.grad(y, [x, *module.parameters()], upstream))
 
 
+@pytest.mark.usefixtures("arithmetic")
 @every_case
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("affine", [True, False])
@@ -124,6 +119,7 @@ def test_inputs_with_gaps_are_taken_too(channels_last: bool) -> None:
     torch.testing.assert_close(grads(y, gaps, norm), grads(expected, dense, norm))
 
 
+@pytest.mark.usefixtures("arithmetic")
 @every_case
 def test_a_ghost_batch_does_not_feel_the_others(case: Case) -> None:
     norm, x = make(case.shape).float(), inputs(case.shape, case.channels_last).float()
@@ -182,6 +178,7 @@ def test_any_shape_by_the_formula(
     torch.testing.assert_close((norm.running_mean, norm.running_var), (running_mean, running_var))
 
 
+@pytest.mark.usefixtures("arithmetic")
 @every_case
 def test_a_large_mean_does_not_hide_the_variance(case: Case) -> None:
     # A float32 near 1000 is right to 3e-5. E[x²] - E[x]² would be so to 6e-2, and of variance 1 often negative.
@@ -335,10 +332,11 @@ def test_its_relu_is_a_relu_after_it(case: Case, training: bool) -> None:
 
 @pytest.mark.filterwarnings("ignore")  # torch.compile's own, as for instantiating an autograd.Function
 @pytest.mark.parametrize("num_groups", [1, 2])
-def test_a_compiled_network_gives_the_same(num_groups: int) -> None:
-    norm, x = make(), inputs((num_groups * GHOST, 3, 5, 5)).requires_grad_()
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_a_compiled_network_gives_the_same(num_groups: int, dtype: torch.dtype) -> None:
+    norm, x = make().to(dtype), inputs((num_groups * GHOST, 3, 5, 5)).to(dtype).requires_grad_()
     compiled = torch.compile(nn.Sequential(norm, nn.Sigmoid()), backend="eager")
-    y, expected = compiled(x), make()(x).sigmoid()
+    y, expected = compiled(x), make().to(dtype)(x).sigmoid()
     assert torch.equal(y, expected)
     assert torch.equal(*(torch.autograd.grad(each.sum(), x)[0] for each in (y, expected)))
 

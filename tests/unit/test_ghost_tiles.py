@@ -58,9 +58,9 @@ def test_places_beyond_32_bits_are_left_to_pytorch() -> None:
     assert not fits(2**31)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-def test_what_no_kernel_takes_is_pytorchs(dtype: torch.dtype) -> None:
-    assert ghost_choice.choose(torch.zeros(4, 2, dtype=dtype), 2) is ghost_kernels.normalise
+@pytest.mark.parametrize(("dtype", "num_groups"), [(torch.float32, 1), (torch.bfloat16, 2), (torch.float64, 2)])
+def test_what_no_kernel_takes_is_pytorchs(dtype: torch.dtype, num_groups: int) -> None:
+    assert ghost_choice.choose(torch.zeros(4, 2, dtype=dtype), num_groups) is ghost_kernels.normalise
 
 
 def test_the_switch_is_for_its_block_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,7 +68,7 @@ def test_the_switch_is_for_its_block_alone(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setitem(ghost_choice._found, gpu, of_triton)
     x = SimpleNamespace(device=gpu, dtype=torch.float16, numel=lambda: 8)
     for error in (None, ValueError):
-        with nullcontext() if error is None else pytest.raises(error), ghost_choice.without_triton():
+        with nullcontext() if error is None else pytest.raises(error), ghost_choice.by_pytorch_only():
             assert ghost_choice.choose(x, 2) is ghost_kernels.normalise  # type: ignore[arg-type]
             if error:
                 raise error

@@ -16,6 +16,7 @@ from hvd_batchgrow.comm.ranks import AgreedFailure, SingleRank
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.errors import RunError
 from hvd_batchgrow.job_file import parse_job
+from hvd_batchgrow.nn.ghost_choice import kernels_for_cpu
 from hvd_batchgrow.schedule.plan import compile_plan
 from hvd_batchgrow.train import run_lock
 from hvd_batchgrow.train.checkpoint import Checkpoint, write_checkpoint
@@ -45,6 +46,15 @@ def test_a_new_run_leaves_what_it_was_made_from(tmp_path: Path) -> None:
     (life,) = json.loads((tmp_path / "run" / "record.json").read_text())["lives"]
     assert life["packages"]["torch"]
     assert life["ranks"] == 1
+    assert life["ghost_norm_on_cpu"] == kernels_for_cpu()
+
+
+def test_a_resume_with_other_ghost_norms_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for kernels, told in (("C", []), ("PyTorch", ["was 'C', is 'PyTorch'"]), ("PyTorch", [])):
+        monkeypatch.setattr("hvd_batchgrow.train.run_folder.kernels_for_cpu", lambda kernels=kernels: kernels)
+        _, notes = open_(tmp_path / "run", small_job(), resume=True)
+        save(tmp_path / "run", small_job())
+        assert notes == [f"changed since the last start: ghost norms on a CPU {each}" for each in told]
 
 
 def test_a_run_is_never_written_over_by_accident(tmp_path: Path) -> None:

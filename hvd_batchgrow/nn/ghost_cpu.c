@@ -1,0 +1,349 @@
+/* Ghost batch norm of float32 on a CPU: what ghost_cpu.py calls through ctypes. Knows nothing of Python or of torch.
+
+Of each ghost batch of M values of a channel, with mean m and biased variance v (Hoffer et al. 2017, Algorithm 1),
+
+    forward   y  = (x - m) * slope + bias,    slope = weight * inverse,   inverse = 1 / sqrt(v + eps)
+    backward  dx = slope * (dy - sum(dy) / M - (x - m) * inverse^2 * sum(dy * (x - m)) / M)
+
+and kept as statistics are m and, as PyTorch has it for running statistics, the unbiased variance v * M / (M - 1).
+
+Moments are found block by block: the block's mean, then sums of differences from it while it is still in the cache
+(the "corrected two-pass algorithm" of Chan, Golub & LeVeque 1983), joined in double. No variance hides behind a large
+mean, and memory is read but once for it.
+
+A channel of a ghost batch is worked on in an order that follows from its own shape alone, and each operation is
+rounded for itself (-ffp-contract=off). So the bits are the same whatever else is in the micro-batch, however the work
+is cut into parts, and whatever vectors the processor has. */
+
+#include <math.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define INLINE static inline __attribute__((always_inline))
+#if defined(FOR_EACH_PROCESSOR) /* a test says it */
+#elif defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && defined(__GLIBC__)
+/* One binary for all processors: the loader takes what this one has. */
+#define FOR_EACH_PROCESSOR __attribute__((target_clones("avx512f", "avx2", "default")))
+#else
+#define FOR_EACH_PROCESSOR
+#endif
+
+enum {
+    WIDE = 64,           /* channels worked on side by side in channels_last: their sums stay in registers */
+    BLOCK_PIXELS = 64,   /* with WIDE channels 16 KB, half of a first-level cache */
+    LANES = 32,          /* sums side by side in a row of pixels */
+    BLOCK_VALUES = 8192, /* of one channel */
+};
+
+/* Some ghost batches and channels of an input (groups * samples, channels, pixels). The same as in ghost_cpu.py. */
+typedef struct {
+    int64_t samples; /* of a ghost batch */
+    int64_t channels, pixels;
+    int64_t channels_last, relu;
+    int64_t first_group, end_group;
+    int64_t first_channel, end_channel;
+} Part;
+
+/* Some channels of one ghost batch: rows of up to WIDE channels (channels_last), or of the pixels of one channel. */
+typedef struct {
+    int64_t rows, stride, pixels; /* pixels of a row */
+    int64_t begin;                /* place of the first value in x, y, dx and dy */
+    float mean[WIDE], slope[WIDE], offset[WIDE];
+    float per_value[WIDE], per_difference[WIDE]; /* what backward takes off each gradient */
+    int relu;
+    float floor; /* of the output; without a ReLU NaN, below which nothing is */
+} Slice;
+
+/* Mean and sum of squared differences from it; or sums of dy * (x - mean) and of dy. */
+typedef struct {
+    double first[WIDE], second[WIDE];
+} Sums;
+
+INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+/* --- one value --------------------------------------------------------------------------------------------------- */
+
+INLINE float normalised(const Slice *s, int i, float x)
+{
+    const float y = (x - s->mean[i]) * s->slope[i] + s->offset[i];
+    return y < s->floor ? s->floor : y; /* a NaN stays */
+}
+
+/* Gradient before the ReLU, whose sign is found by the operations that forward rounded. */
+INLINE float upstream(const Slice *s, int i, float dy, float x)
+{
+    return s->relu && (x - s->mean[i]) * s->slope[i] + s->offset[i] <= 0.0f ? 0.0f : dy;
+}
+
+INLINE float differentiated(const Slice *s, int i, float dy, float x)
+{
+    return s->slope[i] * (upstream(s, i, dy, x) - (x - s->mean[i]) * s->per_difference[i] - s->per_value[i]);
+}
+
+/* Joins to the moments of `before` values those of a block, given sums of differences from its centre and of their
+squares. */
+INLINE void join(Sums *moments, int i, double before, double count, double centre, double sum, double squares)
+{
+    const double off = sum / count, difference = centre + off - moments->first[i], share = count / (before + count);
+    moments->first[i] += difference * share;
+    moments->second[i] += squares - sum * off + difference * difference * before * share;
+}
+
+/* --- channels_last ----------------------------------------------------------------------------------------------- */
+
+INLINE void find_moments_of_columns(const Slice *s, const float *x, Sums *moments, const int width)
+{
+    for (int64_t first = 0; first < s->rows; first += BLOCK_PIXELS) {
+        const int64_t count = least(BLOCK_PIXELS, s->rows - first);
+        const float *block = x + first * s->stride;
+        float centre[WIDE] = {0}, sum[WIDE] = {0}, squares[WIDE] = {0};
+        for (int64_t row = 0; row < count; row++)
+            for (int i = 0; i < width; i++)
+                centre[i] += block[row * s->stride + i];
+        for (int i = 0; i < width; i++)
+            centre[i] /= (float)count;
+        for (int64_t row = 0; row < count; row++)
+            for (int i = 0; i < width; i++) {
+                const float difference = block[row * s->stride + i] - centre[i];
+                sum[i] += difference;
+                squares[i] += difference * difference;
+            }
+        for (int i = 0; i < width; i++)
+            join(moments, i, (double)first, (double)count, centre[i], sum[i], squares[i]);
+    }
+}
+
+INLINE void normalise_columns(const Slice *s, const float *x, float *y, const int width)
+{
+    for (int64_t row = 0; row < s->rows; row++)
+        for (int i = 0; i < width; i++)
+            y[row * s->stride + i] = normalised(s, i, x[row * s->stride + i]);
+}
+
+INLINE void sum_columns(const Slice *s, const float *x, const float *dy, Sums *sums, const int width)
+{
+    for (int64_t first = 0; first < s->rows; first += BLOCK_PIXELS) {
+        const int64_t end = least(first + BLOCK_PIXELS, s->rows);
+        float dot[WIDE] = {0}, total[WIDE] = {0};
+        for (int64_t row = first; row < end; row++)
+            for (int i = 0; i < width; i++) {
+                const float value = x[row * s->stride + i];
+                const float gradient = upstream(s, i, dy[row * s->stride + i], value);
+                dot[i] += gradient * (value - s->mean[i]);
+                total[i] += gradient;
+            }
+        for (int i = 0; i < width; i++) {
+            sums->first[i] += dot[i];
+            sums->second[i] += total[i];
+        }
+    }
+}
+
+INLINE void differentiate_columns(const Slice *s, const float *x, const float *dy, float *dx, const int width)
+{
+    for (int64_t row = 0; row < s->rows; row++)
+        for (int i = 0; i < width; i++) {
+            const int64_t at = row * s->stride + i;
+            dx[at] = differentiated(s, i, dy[at], x[at]);
+        }
+}
+
+/* --- contiguous: a row is one channel's pixels of one sample ------------------------------------------------------ */
+
+INLINE double added(const float *lanes)
+{
+    double sum = 0;
+    for (int i = 0; i < LANES; i++)
+        sum += lanes[i];
+    return sum;
+}
+
+INLINE void add_pixels(const float *x, float *sum, const int count)
+{
+    for (int i = 0; i < count; i++)
+        sum[i] += x[i];
+}
+
+INLINE void add_differences(const float *x, float centre, float *sum, float *squares, const int count)
+{
+    for (int i = 0; i < count; i++) {
+        const float difference = x[i] - centre;
+        sum[i] += difference;
+        squares[i] += difference * difference;
+    }
+}
+
+INLINE void add_products(const Slice *s, const float *x, const float *dy, float *dot, float *total, const int count)
+{
+    for (int i = 0; i < count; i++) {
+        const float gradient = upstream(s, 0, dy[i], x[i]);
+        dot[i] += gradient * (x[i] - s->mean[0]);
+        total[i] += gradient;
+    }
+}
+
+/* Rows whose sums are kept in float. */
+INLINE int64_t rows_of_block(const Slice *s) { return s->pixels < BLOCK_VALUES ? BLOCK_VALUES / s->pixels : 1; }
+
+INLINE void find_moments_of_rows(const Slice *s, const float *x, Sums *moments)
+{
+    const int64_t whole = s->pixels / LANES * LANES;
+    for (int64_t first = 0; first < s->rows; first += rows_of_block(s)) {
+        const int64_t end = least(first + rows_of_block(s), s->rows);
+        const double count = (double)((end - first) * s->pixels);
+        float values[LANES] = {0}, sum[LANES] = {0}, squares[LANES] = {0};
+        for (const float *row = x + first * s->stride; row < x + end * s->stride; row += s->stride) {
+            for (int64_t p = 0; p < whole; p += LANES)
+                add_pixels(row + p, values, LANES);
+            add_pixels(row + whole, values, (int)(s->pixels - whole));
+        }
+        const float centre = (float)(added(values) / count);
+        for (const float *row = x + first * s->stride; row < x + end * s->stride; row += s->stride) {
+            for (int64_t p = 0; p < whole; p += LANES)
+                add_differences(row + p, centre, sum, squares, LANES);
+            add_differences(row + whole, centre, sum, squares, (int)(s->pixels - whole));
+        }
+        join(moments, 0, (double)(first * s->pixels), count, centre, added(sum), added(squares));
+    }
+}
+
+INLINE void normalise_rows(const Slice *s, const float *x, float *y)
+{
+    for (int64_t row = 0; row < s->rows; row++)
+        for (int64_t p = 0; p < s->pixels; p++)
+            y[row * s->stride + p] = normalised(s, 0, x[row * s->stride + p]);
+}
+
+INLINE void sum_rows(const Slice *s, const float *x, const float *dy, Sums *sums)
+{
+    const int64_t whole = s->pixels / LANES * LANES;
+    for (int64_t first = 0; first < s->rows; first += rows_of_block(s)) {
+        const int64_t end = least(first + rows_of_block(s), s->rows);
+        float dot[LANES] = {0}, total[LANES] = {0};
+        for (int64_t begin = first * s->stride; begin < end * s->stride; begin += s->stride) {
+            for (int64_t p = begin; p < begin + whole; p += LANES)
+                add_products(s, x + p, dy + p, dot, total, LANES);
+            add_products(s, x + begin + whole, dy + begin + whole, dot, total, (int)(s->pixels - whole));
+        }
+        sums->first[0] += added(dot);
+        sums->second[0] += added(total);
+    }
+}
+
+INLINE void differentiate_rows(const Slice *s, const float *x, const float *dy, float *dx)
+{
+    for (int64_t row = 0; row < s->rows; row++)
+        for (int64_t p = 0; p < s->pixels; p++) {
+            const int64_t at = row * s->stride + p;
+            dx[at] = differentiated(s, 0, dy[at], x[at]);
+        }
+}
+
+/* --- a slice, and a part by slices -------------------------------------------------------------------------------- */
+
+/* Channels of the slice that begins with `channel`. */
+INLINE int width_of(const Part *part, int64_t channel)
+{
+    return part->channels_last ? (int)least(WIDE, part->end_channel - channel) : 1;
+}
+
+INLINE Slice slice_of(const Part *part, int64_t group, int64_t channel, const int relu)
+{
+    const int64_t of_group = part->samples * part->pixels * part->channels;
+    Slice s;
+    s.relu = relu;
+    s.floor = relu ? 0.0f : NAN;
+    s.pixels = part->pixels;
+    s.rows = part->channels_last ? part->samples * part->pixels : part->samples;
+    s.stride = part->channels_last ? part->channels : part->channels * part->pixels;
+    s.begin = group * of_group + (part->channels_last ? channel : channel * part->pixels);
+    return s;
+}
+
+/* A function of columns, by itself for WIDE: the compiler unrolls only what it knows. */
+#define BY_WIDTH(function, width, ...)                                                                                 \
+    do {                                                                                                               \
+        if ((width) == WIDE)                                                                                           \
+            function(__VA_ARGS__, WIDE);                                                                               \
+        else                                                                                                           \
+            function(__VA_ARGS__, width);                                                                              \
+    } while (0)
+
+INLINE void differentiate(const Part *part, const float *x, const float *dy, const float *weight, const float *bias,
+                          const float *statistics, const float *inverses, float *dx, float *sums, const int relu)
+{
+    const int64_t channels = part->channels;
+    const double count = (double)(part->samples * part->pixels);
+    for (int64_t group = part->first_group; group < part->end_group; group++)
+        for (int64_t c = part->first_channel; c < part->end_channel; c += width_of(part, c)) {
+            const int width = width_of(part, c);
+            Slice s = slice_of(part, group, c, relu);
+            for (int i = 0; i < width; i++) {
+                const float inverse = inverses[group * channels + c + i];
+                s.mean[i] = statistics[2 * group * channels + c + i];
+                s.slope[i] = weight ? inverse * weight[c + i] : inverse;
+                s.offset[i] = bias ? bias[c + i] : 0.0f;
+            }
+            Sums of_slice = {0};
+            if (part->channels_last)
+                BY_WIDTH(sum_columns, width, &s, x + s.begin, dy + s.begin, &of_slice);
+            else
+                sum_rows(&s, x + s.begin, dy + s.begin, &of_slice);
+            for (int i = 0; i < width; i++) {
+                const double inverse = inverses[group * channels + c + i], dot = of_slice.first[i] * inverse;
+                sums[2 * group * channels + c + i] = (float)dot;
+                sums[(2 * group + 1) * channels + c + i] = (float)of_slice.second[i];
+                s.per_difference[i] = (float)(dot * inverse / count);
+                s.per_value[i] = (float)(of_slice.second[i] / count);
+            }
+            if (part->channels_last)
+                BY_WIDTH(differentiate_columns, width, &s, x + s.begin, dy + s.begin, dx + s.begin);
+            else
+                differentiate_rows(&s, x + s.begin, dy + s.begin, dx + s.begin);
+        }
+}
+
+/* --- what is called ----------------------------------------------------------------------------------------------- */
+
+/* Output (as x), statistics (groups, 2, channels) and inverse deviations (groups, channels) of a part. Weight and bias
+(channels) may be NULL, for 1 and 0. */
+FOR_EACH_PROCESSOR void ghost_normalise(const Part *part, double eps, const float *x, const float *weight,
+                                        const float *bias, float *y, float *statistics, float *inverses)
+{
+    const int64_t channels = part->channels;
+    const double count = (double)(part->samples * part->pixels);
+    for (int64_t group = part->first_group; group < part->end_group; group++)
+        for (int64_t c = part->first_channel; c < part->end_channel; c += width_of(part, c)) {
+            const int width = width_of(part, c);
+            Slice s = slice_of(part, group, c, (int)part->relu);
+            Sums moments = {0};
+            if (part->channels_last)
+                BY_WIDTH(find_moments_of_columns, width, &s, x + s.begin, &moments);
+            else
+                find_moments_of_rows(&s, x + s.begin, &moments);
+            for (int i = 0; i < width; i++) {
+                const float inverse = (float)(1.0 / sqrt(moments.second[i] / count + eps));
+                statistics[2 * group * channels + c + i] = s.mean[i] = (float)moments.first[i];
+                statistics[(2 * group + 1) * channels + c + i] = (float)(moments.second[i] / (count - 1));
+                inverses[group * channels + c + i] = inverse;
+                s.slope[i] = weight ? inverse * weight[c + i] : inverse;
+                s.offset[i] = bias ? bias[c + i] : 0.0f;
+            }
+            if (part->channels_last)
+                BY_WIDTH(normalise_columns, width, &s, x + s.begin, y + s.begin);
+            else
+                normalise_rows(&s, x + s.begin, y + s.begin);
+        }
+}
+
+/* Gradient of x (as x), and sums (groups, 2, channels): what each ghost batch adds to the gradients of weight and of
+bias. */
+FOR_EACH_PROCESSOR void ghost_differentiate(const Part *part, const float *x, const float *dy, const float *weight,
+                                            const float *bias, const float *statistics, const float *inverses,
+                                            float *dx, float *sums)
+{
+    if (part->relu)
+        differentiate(part, x, dy, weight, bias, statistics, inverses, dx, sums, 1);
+    else
+        differentiate(part, x, dy, weight, bias, statistics, inverses, dx, sums, 0);
+}

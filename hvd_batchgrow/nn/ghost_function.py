@@ -1,0 +1,92 @@
+"""Ghost batch norm as a function of autograd, by kernels of ours: what those for GPUs and for CPUs have in common."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+class Kernels(Protocol):
+    """What works on inputs of one shape and layout."""
+
+    def forward(
+        self, x: Tensor, weight: Tensor | None, bias: Tensor | None, results: tuple[Tensor, ...], eps: float
+    ) -> None:
+        """Fill the results: y (like x), statistics (k, 2, C) and inverse deviations (k, C), both float32."""
+
+    def backward(self, saved: tuple[Tensor | None, ...], grad_x: Tensor, sums: Tensor) -> None:
+        """Fill the gradient of x, and the sums (k, 2, C) for those of weight and bias.
+
+        Args:
+            saved: x, gradient of y, weight, bias, statistics, inverse deviations.
+            grad_x: like x.
+            sums: of each ghost batch, float32.
+        """
+
+
+class MakeKernels(Protocol):
+    """Chooses them."""
+
+    def __call__(self, x: Tensor, num_groups: int, *, relu: bool) -> Kernels:
+        """For inputs like x, which has no gaps."""
+
+
+class GhostNormalise(torch.autograd.Function):
+    """`apply(make_kernels, x, weight, bias, num_groups, eps, relu)`: output and statistics, differentiable once."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        make_kernels: MakeKernels,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        num_groups: int,
+        eps: float,
+        relu: bool,
+    ) -> tuple[Tensor, Tensor]:
+        """Normalise."""
+        x = dense(x)
+        ctx.kernels = make_kernels(x, num_groups, relu=relu)
+        y = torch.empty_like(x)
+        statistics = x.new_empty(num_groups, 2, x.shape[1], dtype=torch.float32)
+        inverses = x.new_empty(num_groups, x.shape[1], dtype=torch.float32)
+        ctx.kernels.forward(x, weight, bias, (y, statistics, inverses), float(eps))
+        ctx.save_for_backward(x, weight, bias, statistics, inverses)
+        ctx.mark_non_differentiable(statistics)
+        ctx.set_materialize_grads(False)
+        return y, statistics
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_y: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+        """Gradients of x, weight and bias."""
+        if grad_y is None:  # nothing depends on the output
+            return (None,) * 7
+        x, weight, bias, statistics, inverses = ctx.saved_tensors
+        grad_x, sums = torch.empty_like(x), torch.empty_like(statistics)
+        ctx.kernels.backward((x, _laid_as(x, grad_y), weight, bias, statistics, inverses), grad_x, sums)
+        of_weight, of_bias = sums.sum(0)
+        return (
+            None,
+            grad_x,
+            of_weight.to(weight.dtype) if ctx.needs_input_grad[2] else None,
+            of_bias.to(bias.dtype) if ctx.needs_input_grad[3] else None,
+            *(None,) * 3,
+        )
+
+
+def dense(x: Tensor) -> Tensor:
+    """An input without gaps, its channels before or after its pixels."""
+    channels_last = x.movedim(1, -1)
+    if x.is_contiguous() or channels_last.is_contiguous():
+        return x
+    return channels_last.contiguous().movedim(-1, 1) if x.stride(1) == 1 else x.contiguous()
+
+
+def _laid_as(x: Tensor, grad: Tensor) -> Tensor:
+    """A gradient in the layout of what it is of: an expanded one, or one of the other layout, is copied."""
+    return grad if grad.stride() == x.stride() else torch.empty_like(x, dtype=grad.dtype).copy_(grad)
