@@ -232,6 +232,25 @@ def test_a_run_that_grew_beyond_its_noise_is_told_to_stop_earlier() -> None:
     assert advice.plan.num_updates > advice.run.num_updates
 
 
+def test_a_raised_start_is_kept_as_what_the_run_began_with() -> None:
+    """ε and B both doubled: the advised job has no lr_scale to apply once more."""
+    records = [replace(o, global_batch=2 * B0, lr=2 * LR) for o in seen(4, lambda _: 1200)]
+    advice = advise(recorded(records, policy="grow", lr_scale=2.0))
+    assert advice.job.schedule.lr_scale == 1
+    assert [(p.phase.global_batch, p.phase.lr) for p in advice.phases] == [(b, 2 * LR) for b in (200, 400, 800, 1000)]
+    assert advice.weak == ()
+
+
+def test_a_seesaw_stays_one_up_to_what_is_supported() -> None:
+    run = recorded(seen(4, lambda _: 480), policy="seesaw", boundaries_epochs=[1, 2], factor=4.0, max_batch="N/10")
+    advice = advise(run)
+    assert [p.phase.global_batch for p in advice.phases] == [100, 400, 400]
+    # √4 at the first boundary; at the second the batch stays, and the learning rate takes all of 4.
+    assert [p.phase.lr for p in advice.phases] == pytest.approx([LR, LR / 2, LR / 8])
+    ours = [advice.plan.noise_scale(p.phase) for p in advice.phases]
+    assert ours == pytest.approx([phase["noise_scale"] for phase in run.phases])
+
+
 def test_what_was_seen_under_another_schedule_is_told() -> None:
     """A fork by another learning rate keeps the record of the run that it came from; a warm-up is no other schedule."""
     records = [replace(o, lr=0.2 if o.samples <= N else LR) for o in seen(4, lambda _: 600)]
