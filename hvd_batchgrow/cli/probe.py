@@ -25,7 +25,7 @@ class ProbeCommand(RanksCommand):
 
     def run(self, overrides: dict[str, Any]) -> ExitCode:
         """Measure, and say what to do with it."""
-        return with_ranks(lambda ranks, stop: self.probe(ranks, overrides), self.comm)
+        return with_ranks(lambda ranks: self.probe(ranks, overrides), self.comm)
 
     def probe(self, ranks: Ranks, overrides: dict[str, Any]) -> ExitCode:
         """All ranks together."""
