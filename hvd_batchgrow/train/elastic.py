@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from hvd_batchgrow.comm.elastic import ElasticRanks
 from hvd_batchgrow.comm.ranks import RanksLost
 from hvd_batchgrow.train.events import RunEnded
 from hvd_batchgrow.train.stop import Stop
+
+if TYPE_CHECKING:  # it imports Horovod
+    from hvd_batchgrow.comm.elastic import ElasticRanks
 
 
 class StopOrChange:

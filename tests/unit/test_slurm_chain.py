@@ -325,6 +325,23 @@ def test_submit_and_status_with_commands_on_path(
     assert "holds no chain" in capsys.readouterr().err
 
 
+def test_a_submit_that_is_interrupted_takes_back_what_slurm_has(
+    job: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake_slurm(tmp_path / "bin", monkeypatch)
+    sbatch = tmp_path / "bin" / "sbatch"
+    told = '[ "$(wc -l <count)" = 1 ] || { kill -INT $PPID; exec sleep 60; }; wc -l <count'
+    sbatch.write_text(sbatch.read_text().replace("wc -l <count", told))
+    (tmp_path / "bin" / "scancel").write_text('#!/bin/bash\necho "$*" >"$(dirname "$0")/cancelled"\n')
+    (tmp_path / "bin" / "scancel").chmod(0o755)
+    assert main(["submit", job, "--nodes-max", "4", *RANKS]) == 1
+    assert capsys.readouterr().err.splitlines() == [
+        "link 2: interrupted while sbatch was at it: squeue --me tells whether Slurm has it all the same",
+        "  the links before it are taken back: jobs 1",
+    ]
+    assert (tmp_path / "bin" / "cancelled").read_text() == "1\n"
+
+
 def test_a_link_trains_where_its_scripts_lie_already(job: str, capsys: pytest.CaptureFixture[str]) -> None:
     Path("runs/small/slurm").mkdir(parents=True)
     assert main(["train", job, "--phases", "1-2"]) == 0
