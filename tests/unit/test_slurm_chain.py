@@ -330,7 +330,7 @@ def test_a_submit_that_is_interrupted_takes_back_what_slurm_has(
 ) -> None:
     fake_slurm(tmp_path / "bin", monkeypatch)
     sbatch = tmp_path / "bin" / "sbatch"
-    told = '[ "$(wc -l <count)" = 1 ] || { kill -INT $PPID; exec sleep 60; }; wc -l <count'
+    told = '[ "$(wc -l <count)" = 1 ] || { kill -INT $PPID; exit 1; }; wc -l <count'
     sbatch.write_text(sbatch.read_text().replace("wc -l <count", told))
     (tmp_path / "bin" / "scancel").write_text('#!/bin/bash\necho "$*" >"$(dirname "$0")/cancelled"\n')
     (tmp_path / "bin" / "scancel").chmod(0o755)
