@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,7 +83,7 @@ class SubmitCommand(JobCommand):
         with tidied_up_on_interrupt():
             ledger = submit_chain(job, ledger, scripts, run, scheduler)
         print("\n".join(table_lines(ledger)))
-        print(f"hvd-batchgrow status {_shown(self.runs_dir / job.name)}")
+        print(shlex.join(["hvd-batchgrow", "status", str(self.runs_dir / job.name)]))
         return ExitCode.DONE
 
     def check_flags(self) -> None:

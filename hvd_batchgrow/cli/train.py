@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -160,7 +161,8 @@ class TwinCommand(TrainCommand):
             console.print(result_table([("grow the batch", grown), ("decay the learning rate", decayed)]))
             for run in (grown, decayed):
                 console.print(f"run folder: {run.folder}", highlight=False)
-            console.print(f"curves: tensorboard --logdir {self.runs_dir}", highlight=False)
+            curves = shlex.join(["tensorboard", "--host", "localhost", "--logdir", str(self.runs_dir)])
+            console.print(f"curves: {curves}", highlight=False, markup=False, soft_wrap=True)
         return _exit_code([grown, decayed])
 
 

@@ -154,10 +154,8 @@ class Storm:
 
     def _check_code(self, code: int, form: str, blow: str) -> None:
         """A rank that is killed may take others down with 1; nothing else may fail."""
-        alone = FORMS[form] == 1
-        assert not (alone and code > 0 and (blow, code) != ("SIGINT", ExitCode.INTERRUPTED)), (
-            f"{blow} ended it with {code}:\n{self._log()}"
-        )
+        may_end_so = code < 0 or FORMS[form] > 1 or (blow, code) == ("SIGINT", ExitCode.INTERRUPTED)
+        assert may_end_so, f"{blow} ended it with {code}:\n{self._log()}"
         assert code != 2, f"{blow} ended it with {code}:\n{self._log()}"
 
     def _blow(self) -> tuple[Sabotage | None, signal.Signals | None]:
