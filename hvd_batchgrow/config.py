@@ -7,21 +7,19 @@ import re
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue
+from pydantic import AfterValidator, BeforeValidator, Field, JsonValue
 
+from hvd_batchgrow.config_triggers import NoTrigger, TriggerSection
+from hvd_batchgrow.config_types import (
+    NAME_PATTERN,
+    FloatList,
+    Fraction,
+    PositiveFloat,
+    PositiveInt,
+    Section,
+    tuples,
+)
 from hvd_batchgrow.nn.known import check_name
-
-
-def _tuples(value: Any) -> Any:
-    """TOML has lists only; strict mode would refuse to take one for a tuple."""
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
-
-
-NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
-PositiveInt = Annotated[int, Field(gt=0)]
-PositiveFloat = Annotated[float, Field(gt=0)]
-Fraction = Annotated[float, Field(ge=0, lt=1)]
-FloatList = Annotated[tuple[PositiveFloat, ...], BeforeValidator(_tuples)]
 
 
 def _check_factor(value: Any) -> Any:
@@ -43,12 +41,6 @@ MaxBatch = Annotated[int | str | None, BeforeValidator(_check_max_batch)]
 Factor = Annotated[float | tuple[float, ...], BeforeValidator(_check_factor)]
 LrRule = Literal["none", "linear", "sqrt", "adam"]
 LrStep = tuple[PositiveFloat, PositiveFloat]
-
-
-class Section(BaseModel):
-    """What all sections share: frozen, no unknown key, no silent conversion, no NaN."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 SOURCES = (
@@ -98,9 +90,9 @@ class DataSection(Section):
     """Training-set size, so that `plan` needs no data; None: known of the source."""
     num_classes: PositiveInt | None = None
     """None: as many as the training labels show; for synthetic sources 10."""
-    shape: Annotated[tuple[PositiveInt, ...], BeforeValidator(_tuples)] | None = None
+    shape: Annotated[tuple[PositiveInt, ...], BeforeValidator(tuples)] | None = None
     """Of a synthetic sample: [height, width, channels], or [features]."""
-    mean: Annotated[tuple[float, ...], BeforeValidator(_tuples)] | None = None
+    mean: Annotated[tuple[float, ...], BeforeValidator(tuples)] | None = None
     """Per channel of images scaled to [0, 1], or per feature; None: of the training set; encoded images: ImageNet's."""
     deviation: FloatList | None = None
     """Likewise."""
@@ -114,9 +106,9 @@ class DataSection(Section):
     """Mirror left to right with probability 1/2."""
     crop_pixels: PositiveInt | None = None
     """Encoded images: side of what the network sees, a window drawn at random and resized; when testing, the centre."""
-    crop_area: Annotated[tuple[PositiveFloat, PositiveFloat], BeforeValidator(_tuples)] = (0.08, 1.0)
+    crop_area: Annotated[tuple[PositiveFloat, PositiveFloat], BeforeValidator(tuples)] = (0.08, 1.0)
     """Least and largest share of the image's area that the window has."""
-    crop_aspect: Annotated[tuple[PositiveFloat, PositiveFloat], BeforeValidator(_tuples)] = (3 / 4, 4 / 3)
+    crop_aspect: Annotated[tuple[PositiveFloat, PositiveFloat], BeforeValidator(tuples)] = (3 / 4, 4 / 3)
     """Least and largest ratio of the window's width to its height."""
     resize_pixels: PositiveInt | None = None
     """When testing, the shorter side of the image before its centre is cut out; None: crop_pixels · 8/7."""
@@ -133,7 +125,7 @@ class ModelSection(Section):
     """One of this package's, or `module:name` of your own, torchvision or timm."""
     arguments: dict[str, JsonValue] = Field(default={})
     """For `module:name`: keyword arguments that it is called with, beside `num_classes`."""
-    channels: Annotated[tuple[PositiveInt, ...], Field(min_length=1), BeforeValidator(_tuples)] | None = None
+    channels: Annotated[tuple[PositiveInt, ...], Field(min_length=1), BeforeValidator(tuples)] | None = None
     """Widths of small_conv_net's convolutions, in order, or of dense7's hidden layers; None: the network's default."""
     ghost_batch: Annotated[int, Field(ge=2)]
     """Samples over which batch statistics are taken (γ); also the unit that the stream is cut into."""
@@ -215,7 +207,7 @@ class BoundaryBase(ScheduleBase):
     """Epochs at which the noise scale is divided by `factor`."""
     factor: Factor = 5.0
     """One number, or one for each boundary."""
-    momenta: Annotated[tuple[Fraction, ...], BeforeValidator(_tuples)] | None = None
+    momenta: Annotated[tuple[Fraction, ...], BeforeValidator(tuples)] | None = None
     """Momentum of each phase; None: the same in all. The batch makes up for it, or the learning rate under `decay`."""
 
 
@@ -276,7 +268,7 @@ class ImportSchedule(ScheduleBase):
     """steps, polynomial, cosine, or `module:function` that maps an epoch to a multiple of `optim.lr`."""
     num_steps: Annotated[int, Field(gt=0, le=1000)] = 8
     """Phases of equal length that stand for a smooth schedule, each with its mean noise scale."""
-    lr_steps: Annotated[tuple[LrStep, ...], BeforeValidator(_tuples)] = ()
+    lr_steps: Annotated[tuple[LrStep, ...], BeforeValidator(tuples)] = ()
     """For steps: [epoch, multiple of `optim.lr` from there on]."""
     power: PositiveFloat = 1.0
     """For polynomial: ε₀ (1 - t)^power, t from 0 to 1 over the run."""
@@ -292,8 +284,27 @@ class SeesawSchedule(BoundaryBase):
     """The critical batch: beyond it the rule does not hold."""
 
 
+class MeasuredSchedule(ScheduleBase):
+    """Grow the batch when `[trigger]` says so."""
+
+    policy: Literal["measured"]
+    global_batch: PositiveInt
+    max_batch: MaxBatch = "N/10"
+    batch_multiple: PositiveInt | None = None
+    """Batches are whole multiples of this, so that any of them can be formed; None: of `global_batch`."""
+    lr_rule: LrRule = "none"
+    """What the learning rate does when the batch has grown by κ: nothing, × κ, × √κ, or Adam's set."""
+
+
 ScheduleSection = Annotated[
-    DecaySchedule | GrowSchedule | HybridSchedule | AdaBatchSchedule | StepsSchedule | ImportSchedule | SeesawSchedule,
+    DecaySchedule
+    | GrowSchedule
+    | HybridSchedule
+    | AdaBatchSchedule
+    | StepsSchedule
+    | ImportSchedule
+    | SeesawSchedule
+    | MeasuredSchedule,
     Field(discriminator="policy"),
 ]
 
@@ -306,7 +317,7 @@ class LayoutSection(Section):
     growth: Literal["accumulation", "ranks", "auto"] = "accumulation"
     """How a larger batch is formed: by more passes on all ranks; by more ranks, each with a full micro-batch as long
     as there are any; or, phase by phase, by what the objective wants (`plan --cost`)."""
-    ranks_per_phase: Annotated[tuple[PositiveInt, ...], BeforeValidator(_tuples)] | None = None
+    ranks_per_phase: Annotated[tuple[PositiveInt, ...], BeforeValidator(tuples)] | None = None
     """For growth = "ranks": ranks of each phase; None: from the batch."""
     max_ranks: PositiveInt | None = None
     """For growth = "ranks" and "auto"; None: all that are launched."""
@@ -340,6 +351,19 @@ class UpdateSection(Section):
     bfloat16 not through Horovod."""
     average_samples: PositiveFloat | None = None
     """Memory of a moving average of the weights, in samples, which is evaluated too; None: none is kept."""
+
+
+class GradientNoiseSection(Section):
+    """`[gradient_noise]`: B_simple = tr(Σ)/|G|², from the gradients of the passes of an update."""
+
+    measure: bool = False
+    """Measure and record it; a trigger that needs it does so in any case."""
+    memory_epochs: PositiveFloat = 0.5
+    """Over how many epochs tr(Σ) and |G|² are averaged, each on its own."""
+    preconditioned: bool = False
+    """For Adam: of the gradient as Adam scales it, element by element; else of the gradient itself."""
+    per_layer_group: bool = False
+    """Record it for each child of the network too."""
 
 
 class EvaluationSection(Section):
@@ -376,6 +400,8 @@ class Job(Section):
     model: ModelSection
     optim: OptimSection
     schedule: ScheduleSection
+    trigger: TriggerSection = NoTrigger(name="none")
+    gradient_noise: GradientNoiseSection = GradientNoiseSection()
     update: UpdateSection = UpdateSection()
     layout: LayoutSection = LayoutSection()
     evaluation: EvaluationSection = EvaluationSection()
@@ -390,6 +416,10 @@ class Job(Section):
             return group
         return self.layout.max_micro_batch or max(1, 128 // group) * group
 
+    def _measuring(self) -> tuple[str, ...]:
+        """Sections that have a say in when the batch grows."""
+        return ("trigger", "gradient_noise") if self.schedule.policy == "measured" else ()
+
     def deciding(self, num_samples: int) -> dict[str, Any]:
         """The keys that decide the weights a run ends with; all others may change at a resume.
 
@@ -402,10 +432,11 @@ class Job(Section):
         tree = self.model_dump(mode="json")
         flat = {
             f"{section}.{key}": value
-            for section in ("data", "model", "optim", "schedule", "update")
+            for section in ("data", "model", "optim", "schedule", "update", *self._measuring())
             for key, value in tree[section].items()
         }
         free = {"data.root", "data.num_samples", "data.pipeline", "data.channels_last"}
+        free |= {"gradient_noise.measure", "gradient_noise.per_layer_group"}
         return {"seed": self.seed, "data.num_samples": num_samples} | {
             key: value for key, value in flat.items() if key not in free
         }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +22,9 @@ from hvd_batchgrow.job_file import load_job
 
 if TYPE_CHECKING:  # torch takes seconds to import, and `plan` does without it
     from hvd_batchgrow.comm.ranks import Ranks
+
+_RELAY_S = 0.5
+"""A launcher that is told to end the job may drop what a rank has said just before."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,7 @@ def with_ranks(work: Callable[[Ranks], ExitCode], comm: Comm) -> ExitCode:
         place = f"rank {ranks.rank} of {ranks.size} on {socket.gethostname()}"
         text = str(error) if isinstance(error, RunError) else traceback.format_exc()
         print(f"{place} failed:\n{text}", file=sys.stderr, flush=True)
+        time.sleep(_RELAY_S)
         ranks.abort(ExitCode.FAILURE)
         raise
 

@@ -14,6 +14,7 @@ import tomli_w
 from hvd_batchgrow.cli.common import JobCommand, terminal
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.errors import ExitCode, Fault, JobError
+from hvd_batchgrow.schedule.decisions import Decision, read_decisions
 from hvd_batchgrow.schedule.plan import Plan, compile_plan, compile_twin, decay_twin
 
 if TYPE_CHECKING:  # torch takes seconds to import, and `plan` does without it
@@ -34,6 +35,8 @@ class PlanCommand(JobCommand):
     """Draw learning rate, batch and noise scale into a .png, .svg or .pdf."""
     cost: Path | None = None
     """A file that `probe` has written: predict seconds and rank-hours, and decide layout.growth = "auto"."""
+    replay: Path | None = None
+    """A decisions.jsonl of a run with a trigger: plan what it has decided, with its twin."""
 
     def run(self, overrides: dict[str, Any]) -> ExitCode:
         """Plan, and the decay twin beside it."""
@@ -45,8 +48,10 @@ class PlanCommand(JobCommand):
         num_samples = known_num_samples(job.data)
         probe = load_probe(self.cost) if self.cost else None
         choose = choose_ranks(job, num_samples, probe, self.ranks) if probe else None
-        plan = compile_plan(job, self.ranks, num_samples, choose)
-        twin_job = None if job.schedule.policy == "decay" else decay_twin(job, num_samples)
+        decisions = self.decisions(job)
+        plan = compile_plan(job, self.ranks, num_samples, choose, decisions)
+        is_open = job.schedule.policy == "measured" and not decisions and not self.twin
+        twin_job = None if job.schedule.policy == "decay" or is_open else decay_twin(job, num_samples, decisions)
         if self.twin:
             self.print_twin(twin_job)
             return ExitCode.DONE
@@ -59,6 +64,15 @@ class PlanCommand(JobCommand):
         costs = [predict(plan, probe) for plan in plans] if probe else []
         self.print_json(plans, costs) if self.json else self.print_tables(plans, costs)
         return ExitCode.DONE
+
+    def decisions(self, job: Job) -> tuple[Decision, ...]:
+        """Those to replay."""
+        if self.replay is None:
+            return ()
+        if job.schedule.policy != "measured":
+            fault = f"schedule.policy = {job.schedule.policy!r} is fixed: there is nothing to replay"
+            raise JobError([Fault("--replay", fault)], str(self.job))
+        return read_decisions(self.replay)[1]
 
     def print_twin(self, twin: Job | None) -> None:
         """The twin as a job file."""

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from rich.console import Console
 
 from hvd_batchgrow.cli.common import RanksCommand, terminal, with_ranks
-from hvd_batchgrow.config import NAME_PATTERN, Job
+from hvd_batchgrow.config import Job
+from hvd_batchgrow.config_types import NAME_PATTERN
 from hvd_batchgrow.errors import ExitCode, Fault, JobError
 from hvd_batchgrow.schedule.plan import decay_twin
 from hvd_batchgrow.train.stop import StopRequest
@@ -41,6 +42,8 @@ class TrainCommand(RanksCommand):
     """FIRST-LAST: train these phases only, counted from 1, on just the ranks that they use; a link of a chain."""
     fork: str | None = None
     """Name of a new run, which goes on by the job as it is now from the newest good checkpoint of the job's run."""
+    replay: Path | None = None
+    """A decisions.jsonl: let the batch grow as it did there, without measuring. Later starts of the run do so too."""
 
     def run(self, overrides: dict[str, Any]) -> ExitCode:
         """Train, and end with 75 if stopped."""
@@ -80,7 +83,13 @@ class TrainCommand(RanksCommand):
 
         console = terminal(sys.stderr, quiet=ranks.local_rank != 0)
         options = RunOptions(
-            self.runs_dir, self.resume == "auto", self.overwrite, self.phase_range(), self.fork, self.updates
+            self.runs_dir,
+            resume=self.resume == "auto",
+            overwrite=self.overwrite,
+            phases=self.phase_range(),
+            fork=self.fork,
+            replay=self.replay,
+            updates=self.updates,
         )
         carry = Carry()
 
@@ -142,11 +151,14 @@ class TwinCommand(TrainCommand):
         return job
 
     def load_twin(self, overrides: dict[str, Any]) -> Job:
-        """The twin of the job."""
+        """The twin of the job; of a measured one, of what it has decided."""
         from hvd_batchgrow.data.known import known_num_samples
+        from hvd_batchgrow.schedule.decisions import read_decisions
 
         job = self.load(overrides)
-        return decay_twin(job, known_num_samples(job.data))
+        is_measured = job.schedule.policy == "measured"
+        decisions = read_decisions(self.runs_dir / job.name / "decisions.jsonl")[1] if is_measured else ()
+        return decay_twin(job, known_num_samples(job.data), decisions)
 
     def compare(self, ranks: Ranks, stop: StopRequest, overrides: dict[str, Any]) -> ExitCode:
         """Train one after the other; a stop in the first ends both."""

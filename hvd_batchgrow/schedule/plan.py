@@ -7,12 +7,24 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hvd_batchgrow.config import BoundaryBase, DecaySchedule, Job
+from hvd_batchgrow.config import BoundaryBase, DecaySchedule, Job, MeasuredSchedule
+from hvd_batchgrow.config_triggers import NoTrigger
 from hvd_batchgrow.errors import Fault, JobError
+from hvd_batchgrow.schedule.decisions import Decision, decided_stages
 from hvd_batchgrow.schedule.layout import Layout, form_layout, ranks_for_full_passes
 from hvd_batchgrow.schedule.noise import NoiseScale
 from hvd_batchgrow.schedule.phases import Phase, Schedule, Warmup, compile_schedule
-from hvd_batchgrow.schedule.policies import POLICIES, Stage, Start, apply_lr_rule, batch_cap, first_batch, make_start
+from hvd_batchgrow.schedule.policies import (
+    POLICIES,
+    Stage,
+    Start,
+    apply_lr_rule,
+    batch_cap,
+    batch_unit,
+    first_batch,
+    make_start,
+)
+from hvd_batchgrow.schedule.trigger_faults import trigger_faults
 
 ChooseRanks = Callable[[Stage], int]
 """Ranks for a stage's batch."""
@@ -28,6 +40,10 @@ class Plan:
     layouts: tuple[Layout, ...]
     """One per phase."""
     noise: NoiseScale
+    num_ranks: int
+    """Ranks that can be had."""
+    decisions: tuple[Decision, ...] = ()
+    """Of a trigger; the schedule is what it is after these, and may change."""
 
     @property
     def group(self) -> int:
@@ -94,7 +110,13 @@ class Plan:
         }
 
 
-def compile_plan(job: Job, ranks: int, num_samples: int, choose_ranks: ChooseRanks | None = None) -> Plan:
+def compile_plan(
+    job: Job,
+    ranks: int,
+    num_samples: int,
+    choose_ranks: ChooseRanks | None = None,
+    decisions: Sequence[Decision] = (),
+) -> Plan:
     """Compile a job for a number of ranks.
 
     Args:
@@ -102,6 +124,7 @@ def compile_plan(job: Job, ranks: int, num_samples: int, choose_ranks: ChooseRan
         ranks: R >= 1, ranks that can be had.
         num_samples: N, size of the training set.
         choose_ranks: decides the ranks of each phase under layout.growth = "auto"; made from measured costs.
+        decisions: of the trigger of a measured schedule, those that were made.
 
     Raises:
         JobError: something cannot be formed; all such faults, with the arithmetic and the nearest valid values.
@@ -111,9 +134,10 @@ def compile_plan(job: Job, ranks: int, num_samples: int, choose_ranks: ChooseRan
     if senseless:  # no batch can be worked out from these
         raise JobError(faults + senseless, job.name)
     layouts: list[Layout] = []
+    faults += trigger_faults(job, ranks, num_samples)
     try:
         start = make_start(job, num_samples)
-        stages = compile_stages(job, start)
+        stages = compile_stages(job, start, decisions)
         faults += _batch_faults(stages, job, start)
         layouts = _layouts(stages, job, max(1, ranks), choose_ranks)
     except JobError as error:
@@ -123,32 +147,41 @@ def compile_plan(job: Job, ranks: int, num_samples: int, choose_ranks: ChooseRan
     if faults:
         raise JobError(_without_repeats(faults), job.name)
     schedule = compile_schedule(stages, job.schedule.epochs, num_samples, _warmup(job, num_samples))
-    return Plan(job, num_samples, schedule, tuple(layouts), start.noise)
+    return Plan(job, num_samples, schedule, tuple(layouts), start.noise, ranks, tuple(decisions))
 
 
-def compile_stages(job: Job, start: Start) -> list[Stage]:
-    """What a job's policy wants, with its learning-rate rule. Raises JobError."""
+def compile_stages(job: Job, start: Start, decisions: Sequence[Decision] = ()) -> list[Stage]:
+    """What a job's policy and its trigger want, with its learning-rate rule. Raises JobError."""
     try:
-        return apply_lr_rule(POLICIES[job.schedule.policy](job.schedule, start), job)
+        stages = POLICIES[job.schedule.policy](job.schedule, start)
+        if decisions:
+            stages = decided_stages(stages[0], decisions, job, start.noise.num_samples)
+        return apply_lr_rule(stages, job)
     except JobError as error:
         raise JobError(error.faults, job.name) from None
 
 
-def decay_twin(job: Job, num_samples: int) -> Job:
+def decay_twin(job: Job, num_samples: int, decisions: Sequence[Decision] = ()) -> Job:
     """The run that a growth run must match: the same noise scale at the same epochs, by the learning rate alone.
 
     It starts from the job's own learning rate, momentum and batch, before `lr_scale` and
     `raise_momentum_to`. Where the job's noise does not fall by given factors at given boundaries,
-    the twin's factors are those of the job's phases.
+    the twin's factors are those of the job's phases. That of a measured schedule decays where the
+    batch has grown, by as much.
 
     Raises:
-        JobError: the job cannot be planned, or its noise scale rises somewhere.
+        JobError: the job cannot be planned, its noise scale rises somewhere, or it is measured and
+            nothing was decided yet.
     """
     section = job.schedule
+    if isinstance(section, MeasuredSchedule) and not decisions:
+        fault = "'measured' has a twin once it has decided: plan JOB --replay RUN/decisions.jsonl --twin"
+        raise JobError([Fault("schedule.policy", fault)], job.name)
     if isinstance(section, BoundaryBase) and getattr(section, "lr_rule", "none") == "none":
         boundaries, factor = section.boundaries_epochs, section.factor
     else:
-        stages, noise = compile_stages(job, make_start(job, num_samples)), make_start(job, num_samples).noise
+        start = make_start(job, num_samples)
+        stages, noise = compile_stages(job, start, decisions), start.noise
         scales = [noise.of(stage.lr, stage.momentum, stage.global_batch) for stage in stages]
         factor = tuple(a / b for a, b in itertools.pairwise(scales))
         boundaries = tuple(stage.start_epoch for stage in stages[1:])
@@ -166,7 +199,8 @@ def decay_twin(job: Job, num_samples: int) -> Job:
         exact_noise=section.exact_noise,
     )
     layout = job.layout.model_copy(update={"growth": "accumulation", "ranks_per_phase": None})
-    return job.model_copy(update={"name": f"{job.name}-twin", "schedule": twin, "layout": layout})
+    changes = {"name": f"{job.name}-twin", "schedule": twin, "layout": layout, "trigger": NoTrigger(name="none")}
+    return job.model_copy(update=changes)
 
 
 def compile_twin(twin: Job, ranks: int, num_samples: int) -> Plan:
@@ -259,7 +293,7 @@ def _early_faults(job: Job, ranks: int, num_samples: int) -> list[Fault]:
 
 
 def _first_batch_faults(job: Job, num_samples: int) -> list[Fault]:
-    first, group = first_batch(job), job.model.ghost_batch
+    first, unit = first_batch(job), batch_unit(job)
     key = "schedule.batch_steps" if job.schedule.policy == "steps" else "schedule.global_batch"
     faults = []
     if first < 1:
@@ -267,7 +301,7 @@ def _first_batch_faults(job: Job, num_samples: int) -> list[Fault]:
     if first >= num_samples:
         faults.append(Fault(key, f"{first} is not below N = {num_samples}: no noise would be left to lower"))
     given = getattr(job.schedule, "max_batch", None)
-    cap = batch_cap(given, num_samples, group)
+    cap = batch_cap(given, num_samples, unit)
     if cap is not None and cap < first:
         told = f"{given} = {cap}" if isinstance(given, str) else f"{cap}"
         faults.append(

@@ -25,6 +25,7 @@ from hvd_batchgrow.config import (
     HybridSchedule,
     ImportSchedule,
     Job,
+    MeasuredSchedule,
     SeesawSchedule,
     StepsSchedule,
 )
@@ -59,7 +60,7 @@ class Start:
     global_batch: int
     noise: NoiseScale
     group: int
-    """γ, samples of a group: a batch is a whole number of groups."""
+    """A batch is a whole number of so many samples: `batch_unit`."""
     max_batch: int | None
 
     def form(self, wanted: float) -> int:
@@ -175,6 +176,11 @@ def import_(section: ImportSchedule, start: Start) -> list[Stage]:
     ]
 
 
+def measured(section: MeasuredSchedule, start: Start) -> list[Stage]:
+    """What there is before a trigger has decided anything: see `decisions.decided_stages`."""
+    return [Stage(0.0, start.lr, start.momentum, start.global_batch, float(start.global_batch))]
+
+
 POLICIES: dict[str, Callable[[Any, Start], list[Stage]]] = {
     "decay": decay,
     "grow": grow,
@@ -183,6 +189,7 @@ POLICIES: dict[str, Callable[[Any, Start], list[Stage]]] = {
     "adabatch": adabatch,
     "steps": steps,
     "import": import_,
+    "measured": measured,
 }
 
 
@@ -268,7 +275,7 @@ def _lr_function(section: ImportSchedule) -> Callable[[float], float]:
 
 def make_start(job: Job, num_samples: int) -> Start:
     """The start of a job's schedule: `lr_scale` and `raise_momentum_to` enlarge the batch at the same noise scale."""
-    section, optim, group = job.schedule, job.optim, job.model.ghost_batch
+    section, optim, group = job.schedule, job.optim, batch_unit(job)
     base_batch = first_batch(job)
     normalised_from = base_batch if section.policy == "seesaw" else None
     noise = NoiseScale(num_samples, section.exact_noise, normalised_from)
@@ -288,6 +295,13 @@ def first_batch(job: Job) -> int:
     if isinstance(job.schedule, StepsSchedule):
         return parse_batch_steps(job.schedule.batch_steps)[0][1]
     return job.schedule.global_batch
+
+
+def batch_unit(job: Job) -> int:
+    """Samples that every batch is a whole number of: γ; of a measured schedule, what can be formed for sure."""
+    if isinstance(job.schedule, MeasuredSchedule):
+        return job.schedule.batch_multiple or job.schedule.global_batch
+    return job.model.ghost_batch
 
 
 def batch_cap(max_batch: int | str | None, num_samples: int, group: int) -> int | None:

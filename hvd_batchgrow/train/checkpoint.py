@@ -8,7 +8,7 @@ import os
 import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -17,9 +17,10 @@ from torch import Tensor
 
 from hvd_batchgrow.errors import RunError
 
-FORMAT = 3
+FORMAT = 4
+_READ_TOO = {2, 3}
+"""Older ones: 3 knew nothing of measured growth, 2 had no seal either."""
 _UNSEALED_FORMAT = 2
-"""Had no seal; read all the same."""
 _SEAL = re.compile(rb"\nsha256 ([0-9a-f]{64})\n")
 _SEAL_BYTES = 73
 _NAME = re.compile(r"samples-(\d{15})\.pt")
@@ -46,6 +47,8 @@ class Checkpoint:
     """`value` and `good_samples`; empty where there is none."""
     num_skipped: int
     """Updates left out so far."""
+    growth: dict[str, Any] = field(default_factory=dict)
+    """What was measured and decided: `Growth.state()`; empty in older files."""
 
     def to_bytes(self) -> bytes:
         """A file's content: see `write_to`."""
@@ -87,9 +90,9 @@ class Checkpoint:
         if not isinstance(values, dict) or "sha256" not in values:
             raise RunError("not a checkpoint of this program")
         digest, file_format = values.pop("sha256"), values.pop("format", None)
-        if file_format not in {FORMAT, _UNSEALED_FORMAT}:
+        if file_format not in {FORMAT, *_READ_TOO}:
             raise RunError(f"of format {file_format}, this version reads {FORMAT}")
-        if file_format == FORMAT and not is_sealed:
+        if file_format != _UNSEALED_FORMAT and not is_sealed:
             raise RunError("damaged: its end is missing")
         if digest != tree_digest({"format": file_format, **values}):
             raise RunError("damaged: its values do not match its SHA-256")

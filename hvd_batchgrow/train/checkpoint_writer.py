@@ -34,6 +34,10 @@ class CheckpointWriter:
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
 
+    def keep_for_good(self, samples: int) -> None:
+        """The checkpoint of a sample counter is a milestone too."""
+        self._milestones = {*self._milestones, samples}
+
     def save(self, checkpoint: Checkpoint) -> None:
         """Copy a checkpoint, and start writing it; waits for the one before.
 

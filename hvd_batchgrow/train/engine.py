@@ -20,6 +20,8 @@ from hvd_batchgrow.optim.build import set_hyperparameters
 from hvd_batchgrow.schedule.phases import Phase
 from hvd_batchgrow.train.exact import join, split
 from hvd_batchgrow.train.forward import Forward, MicroBatch, classify
+from hvd_batchgrow.train.gradient_noise import NoiseEstimate
+from hvd_batchgrow.train.gradient_norms import GradientNorms
 from hvd_batchgrow.train.gradients import GradientBuckets
 from hvd_batchgrow.train.loss_scale import LossScale
 from hvd_batchgrow.train.watchdog import WAITING
@@ -49,6 +51,8 @@ class UpdateResult:
     """Samples that stood in for bad ones, on all ranks."""
     skipped: bool
     """Not finite, and left out: weights, optimiser and running statistics are as they were."""
+    noise: dict[str, NoiseEstimate]
+    """Of the gradient, where it is measured and there were two passes: of all of it, and by name."""
 
 
 @dataclass
@@ -131,6 +135,19 @@ class UpdateEngine:
         self.at: Callable[[str], None] = lambda stage: None
         """Told what this rank goes on to, for those who watch over it."""
 
+    def measure_noise(self, *, preconditioned: bool = False, per_layer_group: bool = False) -> None:
+        """From now on each update measures the noise in its gradient; the weights keep every bit they would have had.
+
+        Takes room for one more gradient where an update has several passes on this rank.
+
+        Args:
+            preconditioned: of the gradient as Adam scales it, by the moments before the update.
+            per_layer_group: of each child of the model too.
+        """
+        groups = {p: name.partition(".")[0] for name, p in self.model.named_parameters()} if per_layer_group else None
+        adam = self.optimizer if preconditioned else None
+        self.buckets.norms = GradientNorms(self.buckets.members, groups=groups, exact=self.exact, adam=adam)
+
     def use(self, ranks: Ranks) -> None:
         """Between updates: from now on these ranks share them, this one among them."""
         self.ranks = self.buckets.ranks = ranks
@@ -165,19 +182,24 @@ class UpdateEngine:
             begin = time.perf_counter()
             micro_batch = next(micro_batches)
             share.data_wait_s += time.perf_counter() - begin
-            loss = self._forward(micro_batch, share)
+            loss, num_samples = self._forward(micro_batch, share)
             if index == num_passes - 1:
                 # All but the gradients is known now: its sum overlaps the last backward too.
                 totals = self._totals(share, num_groups)
                 handle = self.ranks.start_sum(totals, "totals")
                 self.buckets.start_when_ready(self._divisor(phase))
+            self.buckets.begin_pass(num_samples)
             (loss * self.loss_scale.value if self.loss_scale else loss).backward()
             self.buckets.end_pass()
+        self.buckets.start_rest()
         self.at(WAITING)
         reduce_wait_s = self.buckets.wait()
         self.ranks.wait(handle)
         self.at("updating the weights")
         loss_sum, num_correct, stop_votes, replaced, *halves = totals[:_NUM_TALLIES].tolist()
+        loss_scale = self.loss_scale.value if self.loss_scale else 1.0
+        self.buckets.divide(self._divisor(phase))
+        noise = self.buckets.noise(phase.global_batch, loss_scale)
         skipped = not self._is_usable(phase, loss_sum, share, num_groups)
         if not skipped:
             set_hyperparameters(self.optimizer, phase, rescale_momentum=self.rescale_momentum)
@@ -193,16 +215,17 @@ class UpdateEngine:
             digest=from_halves(*halves),
             num_replaced=int(replaced),
             skipped=skipped,
+            noise={} if skipped else noise,
         )
 
-    def _forward(self, micro_batch: MicroBatch, share: _Share) -> Tensor:
-        """Sum of the losses of a pass."""
+    def _forward(self, micro_batch: MicroBatch, share: _Share) -> tuple[Tensor, int]:
+        """Sum of the losses of a pass, and how many they are."""
         set_sample_keys(self.dropouts, micro_batch.keys)
         losses = self.forward(self.model, micro_batch)
         self._check(losses.each, micro_batch)
         loss = losses.each.sum()
         share.add(micro_batch, loss.detach(), losses.num_correct)
-        return loss
+        return loss, len(losses.each)
 
     def _check(self, losses: Tensor, micro_batch: MicroBatch) -> None:
         """A mean in the place of the samples' losses would weigh an update's passes alike, whatever they hold."""
@@ -214,8 +237,7 @@ class UpdateEngine:
             )
 
     def _is_usable(self, phase: Phase, loss_sum: float, share: _Share, num_groups: int) -> bool:
-        """Average and clip the gradient, unless it is not finite: all ranks hold the same sums, and so agree."""
-        self.buckets.divide(self._divisor(phase))
+        """Clip the averaged gradient, unless it is not finite: all ranks hold the same sums, and so agree."""
         norm = self.buckets.norm()
         if self.loss_scale and math.isfinite(loss_sum):
             self.loss_scale.after(phase.global_batch, overflow=not math.isfinite(norm))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from hvd_batchgrow.config import Job
+from hvd_batchgrow.schedule.decisions import Decision
 from hvd_batchgrow.schedule.plan import Plan
+from hvd_batchgrow.train.gradient_noise import NoiseScale
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,8 @@ class TrainRecord:
     """Median over the tensors of LARS's last update; None: another optimiser."""
     skipped: int
     """Updates left out since the start of the run, because they were not finite."""
+    gradient_noise: dict[str, NoiseScale] = field(default_factory=dict)
+    """Of the whole gradient ("all"), and of each layer group where that is asked for; empty: not measured."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,15 @@ class Evaluation:
     average_loss: float | None = None
     """Of the averaged weights, where the job keeps an average; likewise below."""
     average_top1: float | None = None
+
+
+@dataclass(frozen=True)
+class BatchDecided:
+    """A trigger has changed the batch, now or in the record that is followed."""
+
+    decision: Decision
+    plan: Plan
+    """As it is from here on."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +132,9 @@ class Observer:
 
     def on_evaluation(self, event: Evaluation) -> None:
         """The test set was evaluated."""
+
+    def on_decision(self, event: BatchDecided) -> None:
+        """The batch changes with the next update."""
 
     def on_end(self, event: RunEnded) -> None:
         """The run is over, or stopped."""

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.train import exact as exact_sums
+from hvd_batchgrow.train.gradient_noise import NoiseEstimate
+from hvd_batchgrow.train.gradient_norms import GradientNorms
 
 _WIRE_SCALE = 2.0**10
 """float16 then holds the values of a mean gradient from 6e-11 to 64."""
@@ -53,6 +55,13 @@ class GradientBuckets:
         self._sizes: list[int] = []
         self._handles: dict[int, Any] = {}
         self._armed = False
+        self.members: list[Sequence[nn.Parameter]] = []
+        self.norms: GradientNorms | None = None
+        """Told of the gradient of each pass, before it is added to others."""
+        self._passes_before: list[Tensor] = []
+        """While there are norms: sums over the passes before, of each bucket."""
+        self._num_passes_before = 0
+        self._pass_samples = 0
         # Backward runs from the last parameter to the first: so do the buckets.
         for members in _split(list(parameters)[::-1], bucket_bytes):
             self._add_bucket(members)
@@ -66,13 +75,38 @@ class GradientBuckets:
         torch._foreach_zero_(self._buckets)
         if self.exact:
             torch._foreach_zero_(self._parts)
+        self._num_passes_before = 0
+        if self.norms:
+            self.norms.begin()
+
+    def begin_pass(self, num_samples: int) -> None:
+        """Before each backward: of how many samples it is."""
+        self._pass_samples = num_samples
 
     def end_pass(self) -> None:
         """After each backward."""
+        if self._armed:
+            return
+        if self.norms:
+            for index, bucket in enumerate(self._buckets):
+                self.norms.add(index, bucket, self._pass_samples)
         if self.exact:
             for bucket, parts in zip(self._buckets, self._parts, strict=True):
                 parts.add_(exact_sums.split(bucket))
                 bucket.zero_()
+        elif self.norms:
+            self._put_aside()
+
+    def _put_aside(self) -> None:
+        """Make room for the gradient of the next pass alone; in the end the sum has the bits it would have had."""
+        if not self._passes_before:
+            self._passes_before = [torch.zeros_like(bucket) for bucket in self._buckets]
+        if self._num_passes_before:
+            torch._foreach_add_(self._passes_before, self._buckets)
+        else:
+            torch._foreach_copy_(self._passes_before, self._buckets)
+        torch._foreach_zero_(self._buckets)
+        self._num_passes_before += 1
 
     def start_when_ready(self, divisor: float) -> None:
         """From now on each bucket is summed over the ranks as soon as it is complete: call before the last backward.
@@ -85,13 +119,18 @@ class GradientBuckets:
         self._unfinished = list(self._sizes)
         self._armed = not self.exact
 
-    def wait(self) -> float:
-        """Wait for all sums; returns the seconds waited."""
-        self._armed = False
-        begin = time.perf_counter()
+    def start_rest(self) -> None:
+        """After the last backward: start the sums that it has not started."""
         for index in range(len(self._buckets)):
             if index not in self._handles:  # a parameter that the loss did not reach
                 self._start(index)
+        self._armed = False
+        if self.norms:
+            self.norms.start(self.ranks)
+
+    def wait(self) -> float:
+        """Wait for all sums; returns the seconds waited."""
+        begin = time.perf_counter()
         for handle in self._handles.values():
             self.ranks.wait(handle)
         self._handles.clear()
@@ -100,6 +139,10 @@ class GradientBuckets:
         for bucket, wire in zip(self._buckets, self._wires if self.ranks.size > 1 else [], strict=False):
             bucket.copy_(wire).div_(self._wire_scale)
         return time.perf_counter() - begin
+
+    def noise(self, batch: int, loss_scale: float) -> dict[str, NoiseEstimate]:
+        """Of the averaged gradient that is there now; see `GradientNorms.finish`. Empty without norms."""
+        return self.norms.finish(self.ranks, self._buckets, batch, loss_scale) if self.norms else {}
 
     def divide(self, divisor: float) -> None:
         """Divide all gradients."""
@@ -121,6 +164,7 @@ class GradientBuckets:
             parameter.register_post_accumulate_grad_hook(lambda _, index=index: self._finish_one(index))
             offset += parameter.numel()
         self._buckets.append(bucket)
+        self.members.append(members)
         self._sizes.append(len(members))
 
     def _finish_one(self, index: int) -> None:
@@ -131,6 +175,10 @@ class GradientBuckets:
             self._start(index)
 
     def _start(self, index: int) -> None:
+        if self.norms and self._armed:
+            self.norms.add(index, self._buckets[index], self._pass_samples)
+            if self._num_passes_before:
+                self._buckets[index].add_(self._passes_before[index])
         summed = self._parts[index] if self.exact else self._buckets[index]
         if self._wires and self.ranks.size > 1:
             summed = torch.mul(summed, self._wire_scale, out=self._wires[index])

@@ -29,17 +29,19 @@ from hvd_batchgrow.optim.build import build_optimizer
 from hvd_batchgrow.optim.lars import Lars
 from hvd_batchgrow.schedule.layout import Layout
 from hvd_batchgrow.schedule.phases import Phase
-from hvd_batchgrow.schedule.plan import Plan
+from hvd_batchgrow.schedule.plan import Plan, compile_plan
 from hvd_batchgrow.train.carry import Carry
 from hvd_batchgrow.train.checkpoint import Checkpoint
 from hvd_batchgrow.train.checkpoint_writer import CheckpointWriter
 from hvd_batchgrow.train.engine import NonFinite, UpdateEngine, UpdateResult
 from hvd_batchgrow.train.evaluate import test
-from hvd_batchgrow.train.events import Evaluation, Observer, RunEnded, RunStarted, UpdateDone
+from hvd_batchgrow.train.events import BatchDecided, Evaluation, Observer, RunEnded, RunStarted, UpdateDone
 from hvd_batchgrow.train.forward import MicroBatch, as_parameters, autocast
+from hvd_batchgrow.train.growth import Growth, is_measured
 from hvd_batchgrow.train.hand_over import train_on_first
 from hvd_batchgrow.train.loss_scale import LossScale
 from hvd_batchgrow.train.reestimate import reestimate_together
+from hvd_batchgrow.train.run_folder import write_plan
 from hvd_batchgrow.train.stop import Stop
 from hvd_batchgrow.train.stretch import Stretch
 from hvd_batchgrow.train.watchdog import IDLE, Pulse, Watchdog
@@ -74,6 +76,7 @@ class Trainer:
         )
         memory = job.update.average_samples
         self.average = WeightAverage(self.model, memory) if memory else None
+        self.growth = Growth(job, plan.num_samples, self.model)
         self.pulse = Pulse()
         self.engine.at = self.pulse.at
         self.stream = Stream(len(source.train), job.seed)
@@ -111,6 +114,7 @@ class Trainer:
         notes: Sequence[str] = (),
         end_samples: int | None = None,
         last_update: UpdateDone | None = None,
+        replay: Path | None = None,
     ) -> RunEnded:
         """Train to the end, or until any rank is asked to stop.
 
@@ -120,23 +124,30 @@ class Trainer:
             notes: passed on to the observers.
             end_samples: end of a phase, where this start is to end; None: where the run does.
             last_update: the one before, if it may not be on record.
+            replay: decisions to follow, and to make no others; None: those of the run, and its trigger's.
 
         Raises:
+            AgreedFailure: the decisions cannot be replayed.
             RunError: a checkpoint could not be written.
             RanksLost: of an elastic job; see `break_off`.
         """
         self._last_update = last_update
-        end_samples = self.plan.schedule.end_samples if end_samples is None else end_samples
         stopped = False
         with Watchdog(self.ranks, self.pulse, self.job.watch.stall_timeout_s), self.writer:
             self._restore(checkpoint)
+            notes = [*notes, *self.growth.open(self.folder, self.ranks, self.samples, replay)]
+            self._replan()
+            if self.growth.measures_noise:
+                section = self.job.gradient_noise
+                self.engine.measure_noise(
+                    preconditioned=section.preconditioned, per_layer_group=section.per_layer_group
+                )
             self._tell_start(notes)
-            while self.samples < end_samples and not stopped:
-                count, until = self.plan.ranks_at(self.samples)
-                until = min(until, end_samples)
+            while self.samples < self._end(end_samples) and not stopped:
+                count = self.plan.ranks_at(self.samples)[0]
                 self.pulse.at(IDLE if self.ranks.rank >= count else "starting a phase")
-                stopped = train_on_first(self, count, partial(self._train, until), stop)
-        ended = self._ended(end_samples)
+                stopped = train_on_first(self, count, partial(self._train, end_samples), stop)
+        ended = self._ended(self._end(end_samples))
         self._tell("on_end", ended)
         return ended
 
@@ -145,24 +156,68 @@ class Trainer:
         self.team = team
         self.engine.use(team)
 
-    def _train(self, until: int, asked: Callable[[], bool]) -> bool:
-        """Train up to a sample counter; whether it was stopped before, or there."""
-        schedule, stretch, stopped = self.plan.schedule, Stretch(), False
-        batches = self.open_batches()
+    def _end(self, end_samples: int | None) -> int:
+        """Where this start ends: a measured schedule ends elsewhere when its batch has changed, by part of a batch."""
+        return self.plan.schedule.end_samples if end_samples is None else end_samples
+
+    def _until(self, end_samples: int | None) -> int:
+        """Up to where these ranks train, as far as is known."""
+        count, until = self.plan.ranks_at(self.samples)
+        return min(until, self._end(end_samples)) if count == self.team.size else self.samples
+
+    def _train(self, end_samples: int | None, asked: Callable[[], bool]) -> bool:
+        """Train as long as the ranks stay the same; whether it was stopped before, or there."""
+        stretch, stopped = Stretch(), False
+        batches, until = self.open_batches(), self._until(end_samples)
         while self.samples < until and not stopped:
+            schedule = self.plan.schedule
             index = schedule.index_at(self.samples)
             before, phase = self.samples, schedule.at(self.samples)
             result = self.update(batches, phase, self.plan.layouts[index], stop=asked())
             stretch.add(result, phase.global_batch)
+            self.growth.add(result, phase.global_batch)
             stopped = result.stop_votes > 0
             at_boundary = self.samples == phase.end_samples
-            if at_boundary and self.job.model.reestimate_samples:
-                self.reestimate(self.job.model.reestimate_samples, self.plan.layouts[index])
+            if at_boundary and not self._may_grow:
+                self._reestimate(index)
             if stopped or at_boundary or self._is_due(before, 1 / self.job.watch.records_per_epoch):
                 self._record(stretch, index, phase)
                 stretch = Stretch()
-            self._evaluate_and_save(before, must_save=stopped or at_boundary)
+            evaluation = self._evaluate_if_due(before)
+            if self._may_grow and self._grow(before, evaluation, at_boundary=at_boundary):
+                self._reestimate(index)
+                self._record(stretch, index, phase)
+                stretch, at_boundary, until = Stretch(), True, self._until(end_samples)
+            self._save_if_due(before, must_save=stopped or at_boundary)
         return stopped
+
+    @property
+    def _may_grow(self) -> bool:
+        """Whether the schedule is measured, and not over. Its phases end after the evaluation that a trigger sees."""
+        return is_measured(self.job) and self.samples < self.plan.schedule.end_samples
+
+    def _grow(self, before: int, evaluation: Evaluation | None, *, at_boundary: bool) -> bool:
+        """Let the trigger look, where that is due; whether the batch changes here."""
+        every = self.growth.every_epochs
+        is_due = evaluation or at_boundary or (every and self._is_due(before, every))
+        if not is_due:
+            return False
+        metrics = {"loss": evaluation.loss, "top1": evaluation.top1} if evaluation else {}
+        if not self.growth.look(self.team, self.plan, self.samples, metrics, self.folder):
+            return False
+        self._replan()
+        self.writer.keep_for_good(self.samples)
+        decision = next(d for d in self.growth.decisions if d.samples == self.samples)
+        self._tell("on_decision", BatchDecided(decision, self.plan))
+        return True
+
+    def _replan(self) -> None:
+        """Follow all decisions that are known."""
+        if self.growth.decisions == self.plan.decisions:
+            return
+        self.plan = compile_plan(self.plan.job, self.plan.num_ranks, self.plan.num_samples, None, self.growth.decisions)
+        if self.ranks.rank == 0:
+            write_plan(self.folder, self.plan)
 
     def open_batches(self) -> Iterator[Batch]:
         """This rank's training groups from the sample counter on."""
@@ -216,6 +271,11 @@ class Trainer:
             sample_keys(self.job.seed, entries // self.plan.num_samples, ids) if self.engine.dropouts else None,
         )
 
+    def _reestimate(self, index: int) -> None:
+        """At the end of a phase, where the job asks for it."""
+        if self.job.model.reestimate_samples:
+            self.reestimate(self.job.model.reestimate_samples, self.plan.layouts[index])
+
     def reestimate(self, num_samples: int, layout: Layout) -> None:
         """Running statistics under the present weights, over the samples seen last, rounded up to whole groups."""
         group, ranks = self.plan.group, self.team
@@ -233,10 +293,15 @@ class Trainer:
             self.pulse.at("re-estimating")
             yield batch
 
-    def _evaluate_and_save(self, before: int, *, must_save: bool) -> None:
-        if self.samples == self.plan.schedule.end_samples or self._is_due(before, self.job.evaluation.every_epochs):
-            self.evaluation = self.evaluate()
-            self._tell("on_evaluation", self.evaluation)
+    def _evaluate_if_due(self, before: int) -> Evaluation | None:
+        is_last = self.samples >= self.plan.schedule.end_samples
+        if not is_last and not self._is_due(before, self.job.evaluation.every_epochs):
+            return None
+        self.evaluation = self.evaluate()
+        self._tell("on_evaluation", self.evaluation)
+        return self.evaluation
+
+    def _save_if_due(self, before: int, *, must_save: bool) -> None:
         if self.ranks.rank == 0:
             self.writer.check()
             if must_save or self._is_due(before, self.job.checkpoint.every_epochs):
@@ -301,6 +366,8 @@ class Trainer:
             self.engine.loss_scale = LossScale(**checkpoint.loss_scale)
         if (last := checkpoint.evaluation) and last["samples"] == self.samples:
             self.evaluation = Evaluation(self.samples, self._epoch(), last["loss"], last["top1"])
+        self.growth.load(checkpoint.growth)
+        self._replan()
 
     def capture(self) -> Checkpoint:
         """All of it as it stands."""
@@ -315,6 +382,7 @@ class Trainer:
             average=self.average.state_dict() if self.average else {},
             loss_scale=asdict(self.engine.loss_scale) if self.engine.loss_scale else {},
             num_skipped=self.num_skipped,
+            growth=self.growth.state(),
         )
 
     def break_off(self, carry: Carry) -> None:
@@ -326,7 +394,15 @@ class Trainer:
     def _record(self, stretch: Stretch, index: int, phase: Phase) -> None:
         if stretch.samples:  # else all were left out
             ratio = _median_trust_ratio(self.optimizer)
-            record = stretch.record(self.plan, index, phase, self.samples, trust_ratio=ratio, skipped=self.num_skipped)
+            record = stretch.record(
+                self.plan,
+                index,
+                phase,
+                self.samples,
+                trust_ratio=ratio,
+                skipped=self.num_skipped,
+                gradient_noise=self.growth.noise,
+            )
             self._tell("on_record", record)
 
     def _tell_start(self, notes: Sequence[str]) -> None:

@@ -43,6 +43,8 @@ class RunOptions:
     """Name of a new run to make from the newest good checkpoint of the job's; None: it is the job's own run."""
     updates: int | None = None
     """Stop after so many updates, of all lives that share a `Carry`."""
+    replay: Path | None = None
+    """A file of decisions to follow, and to make no others; None: the job's trigger decides."""
 
 
 def run_job(
@@ -98,7 +100,8 @@ def run_job(
         if options.updates is not None:
             stop = StopAfter(stop, lambda: before + trainer.num_updates, options.updates)
         try:
-            return trainer.run(stop, checkpoint, notes, end_of(plan, options.phases), carry.last_update)
+            end_samples = end_of(plan, options.phases)
+            return trainer.run(stop, checkpoint, notes, end_samples, carry.last_update, options.replay)
         except RanksLost:
             trainer.break_off(carry)
             raise

@@ -168,6 +168,18 @@ def _write_records(folder: Path, job: Job, plan: Plan, ranks: Ranks, notes: list
     write_atomically(path, json_bytes({**record, "lives": lives}))
 
 
+def write_plan(folder: Path, plan: Plan) -> None:
+    """Write `plan.json` anew, where a trigger has changed the plan.
+
+    Raises:
+        RunError: it cannot be written.
+    """
+    try:
+        write_atomically(folder / "plan.json", plan_bytes(plan))
+    except OSError as error:
+        raise RunError(f"{folder / 'plan.json'} cannot be written: {error.strerror or error}") from error
+
+
 def plan_bytes(plan: Plan) -> bytes:
     """The content of `plan.json`."""
     return json_bytes(plan.to_dict())

@@ -8,6 +8,7 @@ from hvd_batchgrow.schedule.phases import Phase
 from hvd_batchgrow.schedule.plan import Plan
 from hvd_batchgrow.train.engine import UpdateResult
 from hvd_batchgrow.train.events import TrainRecord
+from hvd_batchgrow.train.gradient_noise import NoiseScale
 
 
 @dataclass
@@ -32,7 +33,15 @@ class Stretch:
         self.reduce_wait_s += result.reduce_wait_s
 
     def record(
-        self, plan: Plan, index: int, phase: Phase, samples: int, *, trust_ratio: float | None, skipped: int
+        self,
+        plan: Plan,
+        index: int,
+        phase: Phase,
+        samples: int,
+        *,
+        trust_ratio: float | None,
+        skipped: int,
+        gradient_noise: dict[str, NoiseScale],
     ) -> TrainRecord:
         """What is told of it.
 
@@ -43,6 +52,7 @@ class Stretch:
             samples: sample counter after it.
             trust_ratio: median of LARS's.
             skipped: updates left out since the start of the run.
+            gradient_noise: by name, as far as it is known.
         """
         layout = plan.layouts[index]
         return TrainRecord(
@@ -63,4 +73,5 @@ class Stretch:
             allreduce_pct=100 * self.reduce_wait_s / self.seconds,
             trust_ratio=trust_ratio,
             skipped=skipped,
+            gradient_noise=gradient_noise,
         )

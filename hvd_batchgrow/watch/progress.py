@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from hvd_batchgrow.data.samples import ReportProgress
-from hvd_batchgrow.train.events import Evaluation, Observer, RunEnded, RunStarted, TrainRecord
+from hvd_batchgrow.train.events import BatchDecided, Evaluation, Observer, RunEnded, RunStarted, TrainRecord
 from hvd_batchgrow.watch.tables import plan_table
 
 
@@ -65,6 +65,12 @@ class ProgressDisplay(Observer):
             + ("" if event.average_top1 is None else f", of averaged weights {100 * event.average_top1:.2f} %"),
             highlight=False,
         )
+
+    def on_decision(self, event: BatchDecided) -> None:
+        """What has changed, and why."""
+        self.console.print(f"sample {event.decision.samples:,}: {event.decision.told()}", highlight=False)
+        if self._progress:
+            self._progress.update(self._task, total=event.plan.schedule.end_samples)
 
     def on_end(self, event: RunEnded) -> None:
         """How it ended, and what to do next."""

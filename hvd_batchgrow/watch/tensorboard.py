@@ -7,7 +7,9 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-from hvd_batchgrow.train.events import Evaluation, Observer, RunEnded, RunStarted, TrainRecord
+from hvd_batchgrow.train.events import BatchDecided, Evaluation, Observer, RunEnded, RunStarted, TrainRecord
+from hvd_batchgrow.train.gradient_noise import NoiseScale
+from hvd_batchgrow.train.gradient_norms import ALL
 from hvd_batchgrow.watch.tables import plan_text
 
 
@@ -24,6 +26,7 @@ class TensorBoard(Observer):
         self._hyperparameters = {key: v for key, v in numbers.items() if isinstance(v, (int, float, str, bool))}
         purge = event.samples + 1 if event.samples else None
         self._writer = SummaryWriter(str(event.folder / "tensorboard"), purge_step=purge)
+        self._writer.add_custom_scalars(_BAND)
         self._writer.add_text("plan", f"```\n{plan_text(event.plan)}\n```", event.samples)
 
     def on_record(self, event: TrainRecord) -> None:
@@ -44,7 +47,14 @@ class TensorBoard(Observer):
         }
         if event.trust_ratio is not None:
             scalars["lars/trust_ratio_p50"] = event.trust_ratio
+        for name, noise in event.gradient_noise.items():
+            scalars |= _noise_scalars("" if name == ALL else f"/{name}", noise, event.global_batch)
         self._add(scalars, event.samples)
+
+    def on_decision(self, event: BatchDecided) -> None:
+        """Why the batch has changed."""
+        if self._writer:
+            self._writer.add_text("batch/decision", event.decision.told(), event.decision.samples)
 
     def on_evaluation(self, event: Evaluation) -> None:
         """Test curves."""
@@ -68,3 +78,16 @@ class TensorBoard(Observer):
         if self._writer:
             for tag, value in scalars.items():
                 self._writer.add_scalar(tag, value, samples)
+
+
+_B_SIMPLE = "noise/gradient_b_simple"
+_BAND = {"gradient noise": {"B_simple, 95 %": ["Margin", [_B_SIMPLE, f"{_B_SIMPLE}_low", f"{_B_SIMPLE}_high"]]}}
+"""Layout of TensorBoard's tab of custom scalars."""
+
+
+def _noise_scalars(suffix: str, noise: NoiseScale, batch: int) -> dict[str, float]:
+    """Of the whole gradient or a layer group; where it is unresolved there is no point, rather than a wrong one."""
+    scalars = {_B_SIMPLE: noise.b_simple, f"{_B_SIMPLE}_low": noise.low, f"{_B_SIMPLE}_high": noise.high}
+    if noise.b_simple is not None:
+        scalars["batch/over_b_simple"] = batch / noise.b_simple
+    return {tag + suffix: value for tag, value in scalars.items() if value is not None}

@@ -109,7 +109,7 @@ def test_a_link_that_reaches_its_time_limit_goes_on_to_the_end(
     chain = stopped["limit"]
     assert cluster.wait_for(chain.job_id)["JobState"] == "COMPLETED", logs(chain.run)
     assert "start 1: stopped with a good checkpoint, and is queued again to go on" in logs(chain.run)
-    assert chain.lives() == [1, 1]
+    assert chain.lives() in ([1, 1], [1, 1, 1])  # on a busy machine it may reach its limit again
     assert digest_of(chain.run) == one_allocation
 
 

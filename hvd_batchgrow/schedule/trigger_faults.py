@@ -1,0 +1,78 @@
+"""What can be known to go wrong with a measured schedule before it has measured anything."""
+
+from __future__ import annotations
+
+import itertools
+
+from hvd_batchgrow.config import Job, MeasuredSchedule
+from hvd_batchgrow.config_triggers import MeasuringTrigger, NoTrigger
+from hvd_batchgrow.errors import Fault
+from hvd_batchgrow.schedule.policies import batch_cap, batch_unit
+
+
+def trigger_faults(job: Job, ranks: int, num_samples: int) -> list[Fault]:
+    """Of `[trigger]`, of the keys that go with it, and of the batches it may ask for."""
+    section, trigger = job.schedule, job.trigger
+    if not isinstance(section, MeasuredSchedule):
+        if isinstance(trigger, NoTrigger):
+            return []
+        fault = f"{trigger.name!r} decides nothing under schedule.policy = {section.policy!r}; 'measured' asks it"
+        return [Fault("trigger.name", fault)]
+    if isinstance(trigger, NoTrigger):
+        return [Fault("trigger.name", "schedule.policy = 'measured' needs one: plateau, norm_test, cabs, …")]
+    faults = _unit_faults(job, ranks, num_samples)
+    if job.layout.growth == "auto" or job.layout.ranks_per_phase is not None:
+        key = "layout.growth" if job.layout.growth == "auto" else "layout.ranks_per_phase"
+        faults.append(Fault(key, "needs the phases beforehand; a trigger takes 'accumulation' or 'ranks'"))
+    edges = [edge for window in trigger.windows_epochs or () for edge in window]
+    faults += [
+        Fault("trigger.windows_epochs", f"[earliest, latest] must rise from window to window: {b:g} follows {a:g}")
+        for k, (a, b) in enumerate(itertools.pairwise(edges))
+        if b < a or (b == a and k % 2)
+    ]
+    if edges and edges[-1] >= section.epochs:
+        faults.append(Fault("trigger.windows_epochs", f"{edges[-1]:g} is not before epochs = {section.epochs:g}"))
+    if isinstance(trigger, MeasuringTrigger):
+        faults += _gradient_faults(job, ranks)
+        if trigger.min_factor > trigger.factor:
+            fault = f"{trigger.min_factor:g} is above factor = {trigger.factor:g}: no change would be made"
+            faults.append(Fault("trigger.min_factor", fault))
+    if job.gradient_noise.preconditioned and job.optim.name not in {"adam", "adamw"}:
+        fault = f"is for optim.name = 'adam' or 'adamw', not {job.optim.name!r}"
+        faults.append(Fault("gradient_noise.preconditioned", fault))
+    return faults
+
+
+def _unit_faults(job: Job, ranks: int, num_samples: int) -> list[Fault]:
+    """Every multiple of the unit must be formed on these ranks, as no decision can be refused later."""
+    assert isinstance(job.schedule, MeasuredSchedule)
+    unit, group, faults = batch_unit(job), job.model.ghost_batch, []
+    every = group if job.layout.ragged or job.layout.growth == "ranks" else group * max(1, ranks)
+    if unit % every:
+        lower = unit // every * every
+        nearest = f"{lower} or {lower + every}" if lower else f"{every}"
+        why = f"ghost batches of {group}" + (f" on {ranks} ranks" if every != group else "")
+        fault = f"{unit} = {unit / every:.2f} × {every}, {why}; nearest: {nearest}"
+        faults.append(Fault("schedule.batch_multiple", fault + ("" if every == group else "; or layout.ragged = true")))
+    cap = batch_cap(job.schedule.max_batch, num_samples, unit)
+    if cap is not None and cap % unit:
+        fault = f"{cap} = {cap / unit:.2f} × {unit}, of which every batch is a multiple; nearest: {cap // unit * unit}"
+        faults.append(Fault("schedule.max_batch", f"{fault}, {(cap // unit + 1) * unit}; or set batch_multiple"))
+    return faults
+
+
+def _gradient_faults(job: Job, ranks: int) -> list[Fault]:
+    """tr(Σ) is seen in how the gradients of an update's passes differ: there must be two."""
+    assert isinstance(job.schedule, MeasuredSchedule)
+    batch, limit = job.schedule.global_batch, job.micro_batch_limit
+    if ranks > 1 and job.layout.growth != "ranks":
+        return []
+    if batch > limit:
+        return []
+    group = job.model.ghost_batch
+    half = max(group, batch // 2 // group * group)
+    if half == batch:
+        fault = f"{batch} is one ghost batch, and so one gradient an update: tr(Σ) needs two; use >= {2 * group}"
+        return [Fault("schedule.global_batch", fault)]
+    fault = f"{limit} makes one pass of a batch of {batch}: tr(Σ) needs the gradients of two; use {half}, or 2 ranks"
+    return [Fault("layout.max_micro_batch", fault)]

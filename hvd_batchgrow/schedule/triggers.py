@@ -1,0 +1,252 @@
+"""Triggers: what a run has measured, turned into a wish for another batch. Pure: no clock but the sample counter.
+
+All are looked at by rank 0 alone, with numbers on which the ranks have agreed, and what it decides is
+told to the others and recorded: see `train.growth`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from hvd_batchgrow.config import Job
+from hvd_batchgrow.config_triggers import (
+    CabsTrigger,
+    GradientNoiseTrigger,
+    MeasuringTrigger,
+    NormTestTrigger,
+    NoTrigger,
+    PlateauTrigger,
+    SimilarityTrigger,
+)
+from hvd_batchgrow.schedule.decisions import Wish
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What is known at a sample counter, between two updates."""
+
+    samples: int
+    global_batch: int
+    """B of the next update, if nothing changes."""
+    lr: float
+    """ε of the next update, likewise, after warm-up and `lr_rule`."""
+    trace: float | None = None
+    """tr(Σ), smoothed; None: not measured yet."""
+    squared_norm: float | None = None
+    """|G|², smoothed and without the part that noise adds; not above 0: unresolved."""
+    loss: float | None = None
+    """Mean training loss, smoothed."""
+    metric: float | None = None
+    """Of an evaluation that was just made; None: there was none."""
+
+    @property
+    def b_simple(self) -> float | None:
+        """B_simple = tr(Σ)/|G|², samples; None: unresolved, and no reason to grow."""
+        if self.trace is None or self.squared_norm is None or self.squared_norm <= 0 or self.trace <= 0:
+            return None
+        return self.trace / self.squared_norm
+
+    @property
+    def batch_squared_norm(self) -> float | None:
+        """Expected |g|² of a gradient over B samples: |G|² + tr(Σ)/B."""
+        if self.trace is None or self.squared_norm is None:
+            return None
+        return self.squared_norm + self.trace / self.global_batch
+
+    def numbers(self) -> dict[str, float]:
+        """What of it is known, for the record."""
+        known = {name: value for name, value in asdict(self).items() if value is not None and name != "samples"}
+        return known | ({} if self.b_simple is None else {"b_simple": self.b_simple})
+
+
+class Plateau:
+    """The rule of torch's ReduceLROnPlateau with an absolute threshold, on epochs in the place of calls.
+
+    Evaluations count at the epoch at which they were due: that they happen at the first update
+    after it moves no patience.
+
+    Args:
+        section: of the job.
+        num_samples: N.
+        every_epochs: how often the test set is evaluated.
+    """
+
+    def __init__(self, section: PlateauTrigger, num_samples: int, every_epochs: float) -> None:
+        self._section = section
+        self._every_samples = every_epochs * num_samples
+        self._every_epochs = every_epochs
+        self.best: float | None = None
+        self.best_samples = 0
+        """Sample counter of the best evaluation."""
+        self._bad_since = 0.0
+        self._cool_until = -math.inf
+
+    def look(self, now: Measurement) -> Wish | None:
+        """Looks at evaluations only."""
+        if now.metric is None:
+            return None
+        epoch = now.samples // self._every_samples * self._every_epochs
+        sign = 1 if self._section.metric == "loss" else -1
+        if self.best is None or sign * now.metric < sign * self.best - self._section.min_delta:
+            self.best, self.best_samples, self._bad_since = now.metric, now.samples, epoch
+        if epoch <= self._cool_until:
+            self._bad_since = epoch
+        bad_epochs = epoch - self._bad_since
+        if bad_epochs <= self._section.patience_epochs + 1e-9:
+            return None
+        why = (
+            f"test {self._section.metric} no better than {self.best:.4g} for {bad_epochs:.3g} epochs, "
+            f"more than patience {self._section.patience_epochs:g}"
+        )
+        return Wish(why, noise_factor=self._section.factor)
+
+    def decided(self, samples: int) -> None:
+        """A decision was made, on this wish or at the end of a window, now or in a life before."""
+        self._bad_since = samples // self._every_samples * self._every_epochs
+        self._cool_until = self._bad_since + self._section.cooldown_epochs
+
+    def state(self) -> dict[str, Any]:
+        """Plain values, for a checkpoint."""
+        return {"best": self.best, "best_samples": self.best_samples, "bad": self._bad_since, "cool": self._cool_until}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """The inverse."""
+        self.best, self.best_samples = state["best"], state["best_samples"]
+        self._bad_since, self._cool_until = state["bad"], state["cool"]
+
+
+class Measuring:
+    """A formula that says which batch the gradient asks for, now or after it has done so for a while.
+
+    Args:
+        section: of the job.
+        formula: the batch asked for, samples, and the sum in words; None: nothing can be said.
+        hold_samples: for how long it must ask for more than there is, before that is a wish.
+    """
+
+    def __init__(
+        self,
+        section: MeasuringTrigger,
+        formula: Callable[[Measurement], tuple[float, str] | None],
+        hold_samples: float = 0.0,
+    ) -> None:
+        self._section, self._formula, self._hold_samples = section, formula, hold_samples
+        self._asks_since: int | None = None
+
+    def look(self, now: Measurement) -> Wish | None:
+        """A wish that lies within `factor` and beyond `min_factor` of the batch there is."""
+        asked = self._formula(now)
+        if asked is None or asked[0] <= now.global_batch:
+            self._asks_since = None
+            return None
+        if self._asks_since is None:
+            self._asks_since = now.samples
+        if now.samples - self._asks_since < self._hold_samples:
+            return None
+        batch, why = min(asked[0], self._section.factor * now.global_batch), asked[1]
+        if batch < self._section.min_factor * now.global_batch:
+            return None
+        return Wish(why, batch=batch)
+
+    def decided(self, samples: int) -> None:
+        """What was held so far counts no more."""
+        self._asks_since = None
+
+    def state(self) -> dict[str, Any]:
+        """Plain values, for a checkpoint."""
+        return {"asks_since": self._asks_since}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """The inverse."""
+        self._asks_since = state["asks_since"]
+
+
+def norm_test(section: NormTestTrigger, now: Measurement) -> tuple[float, str] | None:
+    """B' = ⌈tr(Σ) / (θ² |g|²)⌉ where tr(Σ)/B > θ² |g|².
+
+    |g|² is the expectation at the present batch, from the smoothed |G|² and tr(Σ): that of one
+    update would be noise for the most part. Source: Byrd et al. 2012; De et al. 2017.
+    """
+    norm = now.batch_squared_norm
+    if now.b_simple is None or now.trace is None or norm is None:
+        return None
+    error, allowed = now.trace / now.global_batch, section.theta**2 * norm
+    if error <= allowed:
+        return None
+    return math.ceil(now.trace / allowed), f"norm test: tr(Σ)/B = {error:.3g} > θ² |g|² = {allowed:.3g}"
+
+
+def cabs(section: CabsTrigger, now: Measurement) -> tuple[float, str] | None:
+    """B' = c ε tr(Σ) / (loss + δ). Source: Balles et al. 2016 (arXiv 1612.05086)."""
+    if now.trace is None or now.trace <= 0 or now.loss is None or now.loss + section.loss_offset <= 0:
+        return None
+    batch = section.scale * now.lr * now.trace / (now.loss + section.loss_offset)
+    return batch, f"CABS: c ε tr(Σ)/loss = {section.scale:g} · {now.lr:.3g} · {now.trace:.3g}/{now.loss:.3g}"
+
+
+def similarity(section: SimilarityTrigger, now: Measurement) -> tuple[float, str] | None:
+    """B' = B_simple s/(1-s) where the expected cosine of two updates' gradients is below s.
+
+    It is ⟨g, g'⟩/|g|² in expectation: |G|² / (|G|² + tr(Σ)/B) = 1/(1 + B_simple/B).
+    """
+    if now.b_simple is None:
+        return None
+    cosine, wanted = 1 / (1 + now.b_simple / now.global_batch), section.similarity
+    if cosine >= wanted:
+        return None
+    return now.b_simple * wanted / (1 - wanted), f"similarity 1/(1 + B_simple/B) = {cosine:.3g} < {wanted:g}"
+
+
+def gradient_noise(section: GradientNoiseTrigger, now: Measurement) -> tuple[float, str] | None:
+    """B' = B_simple/h where B_simple > h B. Source: McCandlish et al. 2018 (arXiv 1812.06162)."""
+    if now.b_simple is None:
+        return None
+    wanted = now.b_simple / section.ratio
+    return wanted, f"B_simple = {now.b_simple:.0f}, h B = {section.ratio:g} · {now.global_batch}"
+
+
+Trigger = Plateau | Measuring
+
+
+def make_trigger(job: Job, num_samples: int) -> Trigger:
+    """The trigger of a job with a measured schedule."""
+    section = job.trigger
+    if isinstance(section, PlateauTrigger):
+        return Plateau(section, num_samples, job.evaluation.every_epochs)
+    if isinstance(section, NormTestTrigger):
+        return Measuring(section, lambda now: norm_test(section, now))
+    if isinstance(section, CabsTrigger):
+        return Measuring(section, lambda now: cabs(section, now))
+    if isinstance(section, SimilarityTrigger):
+        return Measuring(section, lambda now: similarity(section, now))
+    assert isinstance(section, GradientNoiseTrigger)
+    return Measuring(section, lambda now: gradient_noise(section, now), section.hold_epochs * num_samples)
+
+
+def bounded(wish: Wish | None, job: Job, num_samples: int, num_decisions: int, now: Measurement) -> Wish | None:
+    """A wish, within the windows of the job: none before its window, one at the end of it, none after the last.
+
+    Args:
+        wish: of the trigger.
+        job: has the windows.
+        num_samples: N.
+        num_decisions: how many were made.
+        now: the batch, and the sample counter.
+    """
+    section = job.trigger
+    if isinstance(section, NoTrigger) or section.windows_epochs is None:
+        return wish
+    if num_decisions >= len(section.windows_epochs):
+        return None
+    (earliest, latest), epoch = section.windows_epochs[num_decisions], now.samples / num_samples
+    if epoch < earliest:
+        return None
+    if wish is None and epoch >= latest:
+        why = f"the window of {earliest:g} … {latest:g} epochs ends"
+        if isinstance(section, PlateauTrigger):
+            return Wish(why, noise_factor=section.factor)
+        return Wish(why, batch=section.factor * now.global_batch)
+    return wish

@@ -1,0 +1,140 @@
+"""The gradient noise scale B_simple = tr(Σ)/|G|², from the gradients of the passes of updates."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class NoiseEstimate:
+    """What one update says of the noise in the gradient. Both numbers have large errors of their own."""
+
+    trace: float
+    """Ŝ, unbiased for tr(Σ): the summed variance of a single sample's gradient."""
+    squared_norm: float
+    """Unbiased for |G|², G the gradient over all data; may be below 0."""
+
+
+def estimate(weighted_squares: float, num_gradients: int, batch: int, squared_norm: float) -> NoiseEstimate | None:
+    """Split the gradient of an update into signal and noise.
+
+        Ŝ = (Σ bᵢ |gᵢ|² - B |g|²) / (k - 1)        |G|²^ = |g|² - Ŝ/B
+
+    Args:
+        weighted_squares: Σ bᵢ |gᵢ|² over all passes of all ranks, gᵢ the mean gradient of the bᵢ samples of one.
+        num_gradients: k, how many passes these were.
+        batch: B = Σ bᵢ.
+        squared_norm: |g|² of the mean gradient of all B samples, before it is clipped.
+
+    Returns:
+        None where k = 1: one gradient has no spread.
+
+    Source: McCandlish et al. 2018 (arXiv 1812.06162), App. A.1, for any bᵢ.
+    """
+    if num_gradients < 2:
+        return None
+    trace = (weighted_squares - batch * squared_norm) / (num_gradients - 1)
+    return NoiseEstimate(trace, squared_norm - trace / batch)
+
+
+@dataclass(frozen=True)
+class NoiseScale:
+    """Smoothed tr(Σ) and |G|², and their ratio with an interval of confidence."""
+
+    trace: float
+    squared_norm: float
+    b_simple: float | None
+    """tr(Σ)/|G|², samples; None: unresolved, |G|² is not above 0."""
+    low: float | None
+    """Ends of the interval of 95 %; None: it has no such end, or there are too few updates to tell."""
+    high: float | None
+
+
+class NoiseAverage:
+    """Moving averages of tr(Σ) and |G|², each on its own, over a memory in samples.
+
+    They are of single samples, so that a batch that grows changes neither: nothing is reset.
+
+    Args:
+        memory_samples: how many samples ago an estimate has lost 1 - 1/e of its weight.
+    """
+
+    def __init__(self, memory_samples: float) -> None:
+        self._memory_samples = memory_samples
+        self._sums = _Sums()
+
+    def add(self, seen: NoiseEstimate, samples: int) -> None:
+        """Take in the estimate of an update over so many samples."""
+        kept = math.exp(-samples / self._memory_samples)
+        new, old = 1 - kept, self._sums
+        self._sums = _Sums(
+            weight=kept * old.weight + new,
+            squared_weights=kept**2 * old.squared_weights + new**2,
+            trace=kept * old.trace + new * seen.trace,
+            norm=kept * old.norm + new * seen.squared_norm,
+            trace_trace=kept * old.trace_trace + new * seen.trace**2,
+            norm_norm=kept * old.norm_norm + new * seen.squared_norm**2,
+            trace_norm=kept * old.trace_norm + new * seen.trace * seen.squared_norm,
+        )
+
+    @property
+    def value(self) -> NoiseScale | None:
+        """The averages, with what the weights lack to 1 made up for; None: nothing was taken in."""
+        sums = self._sums
+        if not sums.weight:
+            return None
+        trace, norm = sums.trace / sums.weight, sums.norm / sums.weight
+        low, high = sums.interval()
+        return NoiseScale(trace, norm, trace / norm if norm > 0 and trace > 0 else None, low, high)
+
+    def state(self) -> dict[str, float]:
+        """Plain values, for a checkpoint."""
+        return asdict(self._sums)
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """The inverse."""
+        self._sums = _Sums(**state)
+
+
+@dataclass(frozen=True)
+class _Sums:
+    """Weighted sums over updates: of weights and their squares, of both estimates, of their products."""
+
+    weight: float = 0.0
+    squared_weights: float = 0.0
+    trace: float = 0.0
+    norm: float = 0.0
+    trace_trace: float = 0.0
+    norm_norm: float = 0.0
+    trace_norm: float = 0.0
+
+    def interval(self) -> tuple[float | None, float | None]:
+        """Fieller's interval of 95 % for the ratio of the two means.
+
+        All ratios ρ with |S - ρ G| ≤ z σ(S - ρ G), the errors of both means and their covariance
+        from the spread of the estimates; updates count as independent. Source: Fieller 1954.
+        """
+        num_updates = self.weight**2 / self.squared_weights
+        if num_updates < _FEWEST:
+            return None, None
+        s, g = self.trace / self.weight, self.norm / self.weight
+        per_mean = _Z**2 / (num_updates - 1)
+        ss = max(0.0, self.trace_trace / self.weight - s * s) * per_mean
+        gg = max(0.0, self.norm_norm / self.weight - g * g) * per_mean
+        sg = (self.trace_norm / self.weight - s * g) * per_mean
+        a, b, c = g * g - gg, s * g - sg, s * s - ss
+        root = math.sqrt(max(0.0, b * b - a * c))
+        if a > 0 and g > 0:
+            return max(0.0, (b - root) / a), (b + root) / a
+        # |G|² may be 0: no largest ratio. The least is the smaller root in absolute value, above 0 if S surely is.
+        if c > 0 and s > 0:
+            return c / (b + root) if b + root > 0 else None, None
+        return None, None
+
+
+_Z = 1.96
+_FEWEST = 8
+"""Updates, by weight, below which their spread says nothing of the error of their mean."""

@@ -1,0 +1,289 @@
+"""What a run measures, what its trigger makes of it, and what was decided: now, in a life before, or in another run."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from hvd_batchgrow.comm.ranks import Ranks
+from hvd_batchgrow.config import Job
+from hvd_batchgrow.config_triggers import MeasuringTrigger, PlateauTrigger
+from hvd_batchgrow.errors import Fault, JobError, RunError
+from hvd_batchgrow.schedule.decisions import (
+    Decision,
+    decisions_text,
+    form_decision,
+    parse_decisions,
+    read_decisions,
+)
+from hvd_batchgrow.schedule.plan import Plan, compile_stages
+from hvd_batchgrow.schedule.policies import make_start
+from hvd_batchgrow.schedule.triggers import Measurement, Trigger, bounded, make_trigger
+from hvd_batchgrow.train.checkpoint import sync, write_atomically
+from hvd_batchgrow.train.engine import UpdateResult
+from hvd_batchgrow.train.gradient_noise import NoiseAverage, NoiseScale
+from hvd_batchgrow.train.gradient_norms import ALL
+
+_FILE = "decisions.jsonl"
+
+
+class Growth:
+    """Averages of what updates measure, and the decisions of a trigger.
+
+    All ranks keep the same state, so that any of them can go on from it. Only what rank 0 decides counts.
+
+    Args:
+        job: what to measure, and the trigger.
+        num_samples: N.
+        model: whose best weights may be kept.
+    """
+
+    def __init__(self, job: Job, num_samples: int, model: nn.Module) -> None:
+        self._job, self._num_samples, self._model = job, num_samples, model
+        self._trigger: Trigger | None = make_trigger(job, num_samples) if is_measured(job) else None
+        self._noise: dict[str, NoiseAverage] = {}
+        self._loss = _Average(job.gradient_noise.memory_epochs * num_samples)
+        self._best: dict[str, Tensor] = {}
+        self.decisions: tuple[Decision, ...] = ()
+        """All that are known: those of a life before may lie ahead."""
+        self.replayed_from: str | None = None
+        """File whose decisions this run follows, and no others."""
+
+    @property
+    def measures_noise(self) -> bool:
+        """Whether updates have to."""
+        needed = isinstance(self._job.trigger, MeasuringTrigger) and self.replayed_from is None
+        return self._job.gradient_noise.measure or needed
+
+    @property
+    def every_epochs(self) -> float | None:
+        """How often it looks, beside at evaluations."""
+        return self._job.trigger.every_epochs if isinstance(self._job.trigger, MeasuringTrigger) else None
+
+    @property
+    def noise(self) -> dict[str, NoiseScale]:
+        """Of the whole gradient and by layer group, as far as it is known."""
+        return {name: value for name, average in self._noise.items() if (value := average.value)}
+
+    def add(self, result: UpdateResult, samples: int) -> None:
+        """Take in what an update over so many samples has measured."""
+        if result.skipped:
+            return
+        self._loss.add(result.loss_sum / samples, samples)
+        for name, seen in result.noise.items():
+            memory = self._job.gradient_noise.memory_epochs * self._num_samples
+            self._noise.setdefault(name, NoiseAverage(memory)).add(seen, samples)
+
+    def look(self, ranks: Ranks, plan: Plan, samples: int, metrics: Mapping[str, float], folder: Path) -> bool:
+        """Between two updates: decide, or follow what was decided; whether the batch changes here. All ranks together.
+
+        A new decision is on the disk before any rank acts on it.
+
+        Args:
+            ranks: that train.
+            plan: as it was compiled from the decisions so far.
+            samples: sample counter.
+            metrics: of an evaluation that was just made; empty: there was none.
+            folder: of the run.
+
+        Raises:
+            AgreedFailure: the decision could not be written.
+        """
+        if self._trigger is None:
+            return self._follow(samples)
+        now = self._now(plan, samples, metrics)
+        wish = self._trigger.look(now)
+        if isinstance(self._job.trigger, PlateauTrigger) and self._job.trigger.restore_best:
+            self._keep_best(samples, [self._trigger.best_samples])  # type: ignore[union-attr]
+        if self.decisions and samples <= self.decisions[-1].samples:
+            return self._follow(samples)
+
+        def decide() -> bytes | None:
+            asked = bounded(wish, self._job, self._num_samples, len(self.decisions), now)
+            if asked is None:
+                return None
+            stages = compile_stages(self._job, make_start(self._job, self._num_samples), self.decisions)
+            decision = form_decision(self._job, self._num_samples, stages, samples, asked, now.numbers())
+            if decision is None:
+                return None
+            line = json.dumps(decision.to_dict() | {"restore_samples": self._restore_samples()})
+            append_line(folder / _FILE, line)
+            return line.encode()
+
+        data = ranks.from_rank0(decide, "decision")
+        if data is None:
+            return False
+        self.decisions = (*self.decisions, Decision.from_dict(json.loads(data)))
+        return self._follow(samples)
+
+    def _now(self, plan: Plan, samples: int, metrics: Mapping[str, float]) -> Measurement:
+        phase = plan.schedule.at(samples)
+        noise = self.noise.get(ALL)
+        return Measurement(
+            samples,
+            phase.global_batch,
+            phase.lr,
+            noise.trace if noise else None,
+            noise.squared_norm if noise else None,
+            self._loss.value,
+            metrics.get(self._job.trigger.metric) if isinstance(self._job.trigger, PlateauTrigger) else None,
+        )
+
+    def _follow(self, samples: int) -> bool:
+        """Act on the decision that was made here, if any was."""
+        if self._trigger is None:  # a replay knows beforehand which weights it will go back to
+            self._keep_best(samples, [d.restore_samples for d in self.decisions if d.samples > samples])
+        here = [decision for decision in self.decisions if decision.samples == samples]
+        for decision in here:
+            if self._trigger is not None:
+                self._trigger.decided(samples)
+            if decision.restore_samples is not None and self._best:
+                self._model.load_state_dict(self._best)
+        return bool(here)
+
+    def _keep_best(self, samples: int, wanted: Iterable[int | None]) -> None:
+        if samples in wanted:
+            self._best = {name: tensor.detach().clone() for name, tensor in self._model.state_dict().items()}
+
+    def _restore_samples(self) -> int | None:
+        section = self._job.trigger
+        restores = isinstance(section, PlateauTrigger) and section.restore_best
+        return self._trigger.best_samples if restores and self._best else None  # type: ignore[union-attr]
+
+    def state(self) -> dict[str, Any]:
+        """Plain values and tensors, for a checkpoint."""
+        return {
+            "decisions": [decision.to_dict() for decision in self.decisions],
+            "replayed_from": self.replayed_from,
+            "trigger": self._trigger.state() if self._trigger else {},
+            "noise": {name: average.state() for name, average in self._noise.items()},
+            "loss": self._loss.state(),
+            "best": self._best,
+        }
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """The inverse; of a run that measured nothing, nothing."""
+        if not state:
+            return
+        if is_measured(self._job):
+            self.decisions = tuple(map(Decision.from_dict, state["decisions"]))
+            self._set_replay(state["replayed_from"])
+        if self._trigger and state["trigger"]:
+            self._trigger.load(state["trigger"])
+        for name, sums in state["noise"].items():
+            self._noise[name] = NoiseAverage(self._job.gradient_noise.memory_epochs * self._num_samples)
+            self._noise[name].load(sums)
+        self._loss.load(state["loss"])
+        self._best = dict(state["best"])
+
+    def open(self, folder: Path, ranks: Ranks, samples: int, replay: Path | None) -> list[str]:
+        """Before the first update: know what is on record, of lives before or of the run to replay. All ranks together.
+
+        Decisions ahead of the checkpoint were made by a life that was killed: they hold, so that its
+        record and this one are of the same run.
+
+        Args:
+            folder: of the run.
+            ranks: of the run.
+            samples: sample counter to start from.
+            replay: a file of decisions to follow, and to decide nothing else; None: as the run was begun.
+
+        Returns:
+            notes for the user.
+
+        Raises:
+            AgreedFailure: the decisions to replay are none, or are not those that the run has followed so far.
+        """
+        notes: list[str] = []
+        if not is_measured(self._job):
+            return notes
+
+        def read() -> bytes:
+            made = tuple(decision for decision in self.decisions if decision.samples <= samples)
+            if replay is not None:
+                source: str | None = str(replay)
+                decisions = read_decisions(replay)[1]
+                if decisions[: len(made)] != made:
+                    fault = f"{replay} begins otherwise than the {len(made)} decisions that led to the checkpoint"
+                    raise JobError([Fault("--replay", f"{fault}; replay it as another run: --name NAME")])
+            else:
+                source, decisions = self._on_record(folder / _FILE, made, notes)
+            text = decisions_text(source, decisions)
+            if text or (folder / _FILE).exists():
+                write_atomically(folder / _FILE, text)
+            return text
+
+        text = ranks.from_rank0(read, "decisions") or b""
+        source, self.decisions = parse_decisions(text.decode(), folder / _FILE)
+        self._set_replay(source)
+        return notes
+
+    def _on_record(
+        self, path: Path, made: tuple[Decision, ...], notes: list[str]
+    ) -> tuple[str | None, tuple[Decision, ...]]:
+        """Of the run itself; where its record was lost, what its checkpoint knows of it."""
+        known = self.replayed_from, self.decisions
+        if not path.exists():
+            return known
+        try:
+            source, decisions = read_decisions(path)
+        except JobError as error:
+            notes.append(f"{error}; those of the checkpoint hold")
+            return known
+        if decisions[: len(made)] == made:
+            return source, decisions
+        notes.append(f"{path} is not what led to the checkpoint, whose {len(self.decisions)} decisions hold")
+        return known
+
+    def _set_replay(self, source: str | None) -> None:
+        self.replayed_from = source
+        if source is not None:
+            self._trigger = None
+
+
+class _Average:
+    """Moving average over a memory in samples, with what its weights lack to 1 made up for."""
+
+    def __init__(self, memory_samples: float) -> None:
+        self._memory_samples, self._sum, self._weight = memory_samples, 0.0, 0.0
+
+    def add(self, value: float, samples: int) -> None:
+        kept = math.exp(-samples / self._memory_samples)
+        self._sum, self._weight = kept * self._sum + (1 - kept) * value, kept * self._weight + 1 - kept
+
+    @property
+    def value(self) -> float | None:
+        return self._sum / self._weight if self._weight else None
+
+    def state(self) -> list[float]:
+        return [self._sum, self._weight]
+
+    def load(self, state: Sequence[float]) -> None:
+        self._sum, self._weight = state
+
+
+def is_measured(job: Job) -> bool:
+    """Whether a trigger of the job decides."""
+    return job.schedule.policy == "measured"
+
+
+def append_line(path: Path, line: str) -> None:
+    """A line more, on the disk when this returns.
+
+    Raises:
+        RunError: it cannot be written.
+    """
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        sync(path.parent)
+    except OSError as error:
+        raise RunError(f"{path} cannot be written: {error.strerror or error}") from error
