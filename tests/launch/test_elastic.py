@@ -96,18 +96,17 @@ def assert_undisturbed(folder: Path, name: str, digest: str) -> None:
     assert audit(read_consumed(folder / "runs" / name), lambda *_: None).passed
 
 
-@pytest.mark.parametrize("host", ["localhost", "127.0.0.1"])  # either is rank 0
-def test_a_rank_that_is_killed_takes_nothing_with_it(folder: Path, digest: str, host: str) -> None:
-    name = f"without-{host}"
-    out = train(folder, name, BOTH, lambda: strike(name, host, signal.SIGKILL))
+def test_a_rank_that_is_killed_takes_nothing_with_it(folder: Path, digest: str) -> None:
+    name, rank_1 = "killed", "127.0.0.1"
+    out = train(folder, name, BOTH, lambda: strike(name, rank_1, signal.SIGKILL))
     assert "some of 2 ranks are lost: 1 from here on" in out
     assert out.count("resumed at") == 1
     assert_undisturbed(folder, name, digest)
 
 
 def test_a_rank_that_is_stopped_is_named_and_ended_and_the_others_go_on(folder: Path, digest: str) -> None:
-    timeout = ["--watch.stall-timeout-s", "10"]
-    out = train(folder, "stopped", BOTH, lambda: strike("stopped", "localhost", signal.SIGSTOP), *timeout)
+    name, rank_0, timeout = "stopped", "localhost", ["--watch.stall-timeout-s", "10"]
+    out = train(folder, name, BOTH, lambda: strike(name, rank_0, signal.SIGSTOP), *timeout)
     named = r"rank 1: no progress for [12]\.\d s \(it is ended at 10 s\): rank 0 of 2 on \S+ has been silent for "
     assert re.search(named, out), out
     assert "some of 2 ranks are lost: 1 from here on" in out
