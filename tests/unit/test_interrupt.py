@@ -10,16 +10,18 @@ from pathlib import Path
 
 import pytest
 
+LISTENS = "import os, signal, sys\nsignal.signal(signal.SIGINT, signal.default_int_handler)"
+"""First lines of a process, which may have been told to leave SIGINT alone: so are these tests by `nohup … &`."""
+
 
 def interrupted(words: list[str], stage: str, *, cwd: Path) -> tuple[int, str]:
     """Run a command that gets SIGINT as soon as it imports a module; its exit code and what it said."""
     code = (
-        "import os, signal, sys\n"
+        f"{LISTENS}\n"
         "class Interrupt:\n"
         "    def find_spec(self, name, *_):\n"
         f"        if name == {stage!r}:\n"
         "            os.kill(os.getpid(), signal.SIGINT)\n"
-        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "sys.meta_path.insert(0, Interrupt())\n"
         "from hvd_batchgrow.cli import main\n"
         "sys.exit(main())\n"
@@ -48,7 +50,7 @@ def test_an_interrupt_is_one_line(job: str, tmp_path: Path, command: list[str], 
 
 
 def test_an_interrupt_of_verify_ends_what_it_has_started(job: str, tmp_path: Path) -> None:
-    code = "import sys; from hvd_batchgrow.cli import main; sys.exit(main())"
+    code = f"{LISTENS}\nfrom hvd_batchgrow.cli import main\nsys.exit(main())"
     words = [sys.executable, "-c", code, "verify", job, "--layouts", "1x1x16", "--updates", "10000"]
     with subprocess.Popen(words, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
         deadline = time.monotonic() + 120

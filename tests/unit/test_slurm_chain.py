@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -334,7 +335,9 @@ def test_a_submit_that_is_interrupted_takes_back_what_slurm_has(
     sbatch.write_text(sbatch.read_text().replace("wc -l <count", told))
     (tmp_path / "bin" / "scancel").write_text('#!/bin/bash\necho "$*" >"$(dirname "$0")/cancelled"\n')
     (tmp_path / "bin" / "scancel").chmod(0o755)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # which `nohup … &` takes away
     assert main(["submit", job, "--nodes-max", "4", *RANKS]) == 1
+    signal.signal(signal.SIGINT, before)
     assert capsys.readouterr().err.splitlines() == [
         "link 2: interrupted while sbatch was at it: squeue --me tells whether Slurm has it all the same",
         "  the links before it are taken back: jobs 1",
