@@ -15,6 +15,8 @@ class ExitCode(IntEnum):
     BAD_JOB = 2
     STOPPED = 75
     """Stopped with a good checkpoint: run the same command again (sysexits' EX_TEMPFAIL)."""
+    INTERRUPTED = 130
+    """Ended at once by SIGINT, as a shell puts it: 128 and the signal's number."""
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,6 @@ from hvd_batchgrow.job_file import load_job
 
 if TYPE_CHECKING:  # torch takes seconds to import, and `plan` does without it
     from hvd_batchgrow.comm.ranks import Ranks
-    from hvd_batchgrow.train.stop import StopRequest
 
 _RELAY_S = 0.5
 """A launcher that is told to end the job may drop what a rank has said just before."""
@@ -53,20 +52,18 @@ class RanksCommand(JobCommand):
     """What ranks talk through; auto: Horovod where it can be imported, else torch.distributed, as under torchrun."""
 
 
-def with_ranks(work: Callable[[Ranks, StopRequest], ExitCode], comm: Comm) -> ExitCode:
+def with_ranks(work: Callable[[Ranks], ExitCode], comm: Comm) -> ExitCode:
     """Join the other ranks, work, and leave; a rank that fails alone takes the others down with it."""
     from hvd_batchgrow.comm.connect import connect
     from hvd_batchgrow.comm.ranks import AgreedFailure
     from hvd_batchgrow.train.memory import keep_freed_memory
-    from hvd_batchgrow.train.stop import StopRequest
 
     keep_freed_memory()
     ranks = connect(comm)
     try:
-        with StopRequest() as stop:
-            code = work(ranks, stop)
-            ranks.close()
-            return code
+        code = work(ranks)
+        ranks.close()
+        return code
     except AgreedFailure as failure:
         if failure.error:
             print(failure.error, file=sys.stderr)

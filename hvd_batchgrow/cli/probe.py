@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ class ProbeCommand(RanksCommand):
 
     def run(self, overrides: dict[str, Any]) -> ExitCode:
         """Measure, and say what to do with it."""
-        return with_ranks(lambda ranks, stop: self.probe(ranks, overrides), self.comm)
+        return with_ranks(lambda ranks: self.probe(ranks, overrides), self.comm)
 
     def probe(self, ranks: Ranks, overrides: dict[str, Any]) -> ExitCode:
         """All ranks together."""
@@ -35,5 +36,6 @@ class ProbeCommand(RanksCommand):
         console = terminal(sys.stderr, quiet=ranks.rank != 0)
         with work_progress(console) as report:
             probe_into(self.out, lambda: self.load(overrides), ranks, report, console.print, self.budget_s)
-        console.print(f"written to {self.out}: hvd-batchgrow plan {self.job} --ranks {ranks.size} --cost {self.out}")
+        words = ["hvd-batchgrow", "plan", str(self.job), "--ranks", str(ranks.size), "--cost", str(self.out)]
+        console.print(f"written to {self.out}: {shlex.join(words)}", markup=False, soft_wrap=True)
         return ExitCode.DONE

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ import tyro
 
 from hvd_batchgrow.cli.common import JobCommand
 from hvd_batchgrow.errors import ExitCode, Fault, JobError
+from hvd_batchgrow.interrupt import tidied_up_on_interrupt
 from hvd_batchgrow.schedule.plan import Plan, compile_plan
 from hvd_batchgrow.slurm.chain import (
     Script,
@@ -78,9 +80,10 @@ class SubmitCommand(JobCommand):
         if self.dry_run:
             _print_dry(ledger, scripts)
             return ExitCode.DONE
-        ledger = submit_chain(job, ledger, scripts, run, scheduler)
+        with tidied_up_on_interrupt():
+            ledger = submit_chain(job, ledger, scripts, run, scheduler)
         print("\n".join(table_lines(ledger)))
-        print(f"hvd-batchgrow status {_shown(self.runs_dir / job.name)}")
+        print(shlex.join(["hvd-batchgrow", "status", str(self.runs_dir / job.name)]))
         return ExitCode.DONE
 
     def check_flags(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -16,12 +17,13 @@ from hvd_batchgrow.config import Job
 from hvd_batchgrow.config_types import NAME_PATTERN
 from hvd_batchgrow.errors import ExitCode, Fault, JobError
 from hvd_batchgrow.schedule.twin import decay_twin
+from hvd_batchgrow.train.stop import StopRequest
 
 if TYPE_CHECKING:
     from hvd_batchgrow.comm.ranks import Ranks
     from hvd_batchgrow.train.events import Observer, RunEnded
     from hvd_batchgrow.train.run import RunOptions
-    from hvd_batchgrow.train.stop import Stop, StopRequest
+    from hvd_batchgrow.train.stop import Stop
 
 
 @dataclass(frozen=True)
@@ -46,9 +48,10 @@ class TrainCommand(RanksCommand):
     def run(self, overrides: dict[str, Any]) -> ExitCode:
         """Train, and end with 75 if stopped."""
         self.check_flags()
-        return with_ranks(
-            lambda ranks, stop: _exit_code([self.train(ranks, stop, lambda: self.load(overrides))]), self.comm
-        )
+        with StopRequest() as stop:
+            return with_ranks(
+                lambda ranks: _exit_code([self.train(ranks, stop, lambda: self.load(overrides))]), self.comm
+            )
 
     def check_flags(self) -> None:
         """A script that goes on by itself must not throw away what it goes on from."""
@@ -76,24 +79,36 @@ class TrainCommand(RanksCommand):
         """One run, watched on the terminal."""
         from hvd_batchgrow.train.carry import Carry
         from hvd_batchgrow.train.run import RunOptions, run_job
-        from hvd_batchgrow.train.stop import StopAfter
         from hvd_batchgrow.watch.progress import work_progress
 
         console = terminal(sys.stderr, quiet=ranks.local_rank != 0)
         options = RunOptions(
-            self.runs_dir, self.resume == "auto", self.overwrite, self.phase_range(), self.fork, self.replay
+            self.runs_dir,
+            resume=self.resume == "auto",
+            overwrite=self.overwrite,
+            phases=self.phase_range(),
+            fork=self.fork,
+            replay=self.replay,
+            updates=self.updates,
         )
-        asked = StopAfter(stop, self.updates) if self.updates else stop
         carry = Carry()
 
-        def life(options: RunOptions, asked: Stop) -> RunEnded:
+        def life(options: RunOptions, stop: Stop) -> RunEnded:
             with work_progress(console) as report:
-                return run_job(load, ranks, options, report, lambda job: _observers(job, console), asked, carry)
+                return run_job(load, ranks, options, report, lambda job: _observers(job, console), stop, carry)
 
-        return self.train_elastic(ranks, asked, life, options) if ranks.elastic else life(options, asked)
+        def is_over() -> bool:
+            return stop.asked or carry.num_updates == self.updates
+
+        return self.train_elastic(ranks, stop, life, options, is_over) if ranks.elastic else life(options, stop)
 
     def train_elastic(
-        self, ranks: Ranks, asked: Stop, life: Callable[[RunOptions, Stop], RunEnded], options: RunOptions
+        self,
+        ranks: Ranks,
+        stop: Stop,
+        life: Callable[[RunOptions, Stop], RunEnded],
+        options: RunOptions,
+        is_over: Callable[[], bool],
     ) -> RunEnded:
         """One run in as many lives as the hosts have changes."""
         from hvd_batchgrow.comm.elastic import ElasticRanks
@@ -104,13 +119,13 @@ class TrainCommand(RanksCommand):
             raise JobError([Fault("--fork", fault)], "command line")
         assert isinstance(ranks, ElasticRanks)
         later = replace(options, resume=True, overwrite=False)
-        asked_or_changed = StopOrChange(asked, ranks)
+        asked_or_changed = StopOrChange(stop, ranks)
 
         def tell(line: str) -> None:
             if ranks.rank == 0:
                 print(line, file=sys.stderr, flush=True)
 
-        return run_elastic(lambda again: life(later if again else options, asked_or_changed), ranks, asked, tell)
+        return run_elastic(lambda again: life(later if again else options, asked_or_changed), ranks, is_over, tell)
 
 
 @dataclass(frozen=True)
@@ -124,7 +139,8 @@ class TwinCommand(TrainCommand):
             raise JobError([Fault("--phases", "a comparison needs all phases of both runs")], "command line")
         if self.fork is not None:
             raise JobError([Fault("--fork", "a comparison is of two whole runs: train --fork")], "command line")
-        return with_ranks(lambda ranks, stop: self.compare(ranks, stop, overrides), self.comm)
+        with StopRequest() as stop:
+            return with_ranks(lambda ranks: self.compare(ranks, stop, overrides), self.comm)
 
     def load_growing(self, overrides: dict[str, Any]) -> Job:
         """The job, which must not be its own twin."""
@@ -157,7 +173,8 @@ class TwinCommand(TrainCommand):
             console.print(result_table([("grow the batch", grown), ("decay the learning rate", decayed)]))
             for run in (grown, decayed):
                 console.print(f"run folder: {run.folder}", highlight=False)
-            console.print(f"curves: tensorboard --logdir {self.runs_dir}", highlight=False)
+            curves = shlex.join(["tensorboard", "--host", "localhost", "--logdir", str(self.runs_dir)])
+            console.print(f"curves: {curves}", highlight=False, markup=False, soft_wrap=True)
         return _exit_code([grown, decayed])
 
 

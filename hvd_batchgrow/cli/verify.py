@@ -9,6 +9,7 @@ from typing import Any
 
 from hvd_batchgrow.cli.common import RanksCommand, terminal
 from hvd_batchgrow.errors import ExitCode
+from hvd_batchgrow.interrupt import tidied_up_on_interrupt
 from hvd_batchgrow.schedule.plan import compile_plan
 
 
@@ -42,9 +43,12 @@ class VerifyCommand(RanksCommand):
             options += ["--seed", str(self.seed)]
         with work_progress(console) as report:
             causes = find_hazards(job, report)
-        results = verify(
-            self.job, job, options, shapes, self.updates, lambda line: console.print(line, highlight=False), self.comm
-        )
+
+        def tell(line: str) -> None:
+            console.print(line, highlight=False)
+
+        with tidied_up_on_interrupt():
+            results = verify(self.job, job, options, shapes, self.updates, tell, self.comm)
         out = terminal(sys.stdout)
         out.print(verify_table(job, results, self.updates))
         for cause in causes:

@@ -138,6 +138,11 @@ def submit_chain(job: Job, ledger: Ledger, scripts: Sequence[Script], run: Path,
             after = scheduler.submit(script.path, after)
         except RunError as error:
             raise _taken_back(error, k, ledger, run, scheduler) from None
+        except KeyboardInterrupt:
+            stopped = RunError(
+                "interrupted while sbatch was at it: squeue --me tells whether Slurm has it all the same"
+            )
+            raise _taken_back(stopped, k, ledger, run, scheduler) from None
         ledger = ledger.with_job(k, after)
         write_ledger(run, ledger)  # at once: a job that nobody remembers would go on by itself
     return ledger

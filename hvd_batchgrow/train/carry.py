@@ -16,6 +16,8 @@ class Carry:
     checkpoint: Checkpoint | None = None
     last_update: UpdateDone | None = None
     """The update before that state: rank 0 may have been lost before it was recorded."""
+    num_updates: int = 0
+    """How many this rank has taken part in, in all lives."""
 
     def leave(self, folder: Path, keep: int) -> None:
         """Write the state as a checkpoint, unless the run has a newer one; rank 0 alone does so.

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from hvd_batchgrow.comm.elastic import ElasticRanks
 from hvd_batchgrow.comm.ranks import RanksLost
 from hvd_batchgrow.train.events import RunEnded
 from hvd_batchgrow.train.stop import Stop
+
+if TYPE_CHECKING:  # it imports Horovod
+    from hvd_batchgrow.comm.elastic import ElasticRanks
 
 
 class StopOrChange:
@@ -28,7 +31,7 @@ class StopOrChange:
 
 
 def run_elastic(
-    life: Callable[[bool], RunEnded], ranks: ElasticRanks, stop: Stop, tell: Callable[[str], None]
+    life: Callable[[bool], RunEnded], ranks: ElasticRanks, is_over: Callable[[], bool], tell: Callable[[str], None]
 ) -> RunEnded:
     """Train to the end, or to a stop by the user, on whatever ranks there are.
 
@@ -39,14 +42,14 @@ def run_elastic(
     Args:
         life: trains on the ranks of the moment; whether it has to go on from what is there is its argument.
         ranks: those of the moment.
-        stop: the user's; what asks for the end of a life is up to `life`.
+        is_over: whether the user wants no more; what asks for the end of a life is up to `life`.
         tell: told of changes.
     """
     again = False
     while True:
         try:
             ended = life(again)
-            if ended.done or ranks.any(flag=stop.asked):
+            if ended.done or ranks.any(flag=is_over()):
                 return ended
             why = f"hosts have come or gone, there were {ranks.size} ranks"
         except RanksLost:

@@ -10,6 +10,7 @@ from torch import nn
 from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.data.pipeline import Reader
 from hvd_batchgrow.train.forward import as_parameters, autocast
+from hvd_batchgrow.train.watchdog import WAITING
 
 
 def test(
@@ -19,7 +20,7 @@ def test(
     batch: int,
     ranks: Ranks,
     precision: str,
-    tick: Callable[[], None],
+    at: Callable[[str], None],
 ) -> tuple[float, float]:
     """Mean loss, and share of right answers, over every test sample.
 
@@ -30,18 +31,19 @@ def test(
         batch: samples of one forward.
         ranks: all of them call this; each takes every R-th batch.
         precision: of the forward, as in `[update]`.
-        tick: called as it goes on.
+        at: told what this rank does, as it goes on.
     """
     chunks = [range(start, min(start + batch, num_test)) for start in range(0, num_test, batch)]
     sums = torch.zeros(3, dtype=torch.float64, device=reader.device)
     model.eval()
     with torch.no_grad():
         for part in reader.testing(chunks[ranks.rank :: ranks.size]):
-            tick()
+            at("evaluating")
             with autocast(reader.device, precision):
                 logits = model(as_parameters(part.inputs, model)).float()
             sums[0] += nn.functional.cross_entropy(logits, part.labels, reduction="sum")
             sums[1] += (logits.argmax(1) == part.labels).sum()
             sums[2] += len(part.labels)
+    at(WAITING)
     loss, correct, count = ranks.sum(sums, "evaluation").tolist()
     return loss / count, correct / count

@@ -82,6 +82,7 @@ class Trainer:
         self.engine.at = self.pulse.at
         self.stream = Stream(len(source.train), job.seed)
         self.samples = 0
+        self.num_updates = 0
         self.num_skipped = 0
         self.team = ranks
         self._is_whole = True
@@ -250,6 +251,7 @@ class Trainer:
         self._last_update = UpdateDone(self.samples, phase.global_batch, result.digest, replaced)
         self._tell("on_update", self._last_update)
         self.samples += phase.global_batch
+        self.num_updates += 1
         self._is_whole = True
         return result
 
@@ -316,8 +318,7 @@ class Trainer:
 
     def _test(self) -> tuple[float, float]:
         num_test, batch, precision = len(self.source.test), self.job.evaluation.batch, self.job.update.precision
-        tick = partial(self.pulse.at, "evaluating")
-        return test(self.model, self.reader, num_test, batch, self.team, precision, tick)
+        return test(self.model, self.reader, num_test, batch, self.team, precision, self.pulse.at)
 
     def _describe(self, fault: NonFinite, phase: Phase) -> str:
         """Which update, and the samples of its first bad groups."""

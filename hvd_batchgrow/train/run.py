@@ -27,7 +27,7 @@ from hvd_batchgrow.train.link import check_reached, check_width, end_of
 from hvd_batchgrow.train.loop import Trainer
 from hvd_batchgrow.train.run_folder import open_run
 from hvd_batchgrow.train.run_lock import RunLock
-from hvd_batchgrow.train.stop import Stop
+from hvd_batchgrow.train.stop import Stop, StopAfter
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,8 @@ class RunOptions:
     """The first and the last phase to train, from 1; None: all. The ranks launched must be those of these phases."""
     fork: str | None = None
     """Name of a new run to make from the newest good checkpoint of the job's; None: it is the job's own run."""
+    updates: int | None = None
+    """Stop after so many updates, of all lives that share a `Carry`."""
     replay: Path | None = None
     """A file of decisions to follow, and to make no others; None: the job's trigger decides."""
 
@@ -94,12 +96,17 @@ def run_job(
                 "torch decodes in this thread; DALI, for the same pixels: pip install 'hvd_batchgrow[dali-cuda130]'"
             )
         ranks.together(lambda: check_reached(plan, options.phases, checkpoint, folder))
+        before = carry.num_updates
+        if options.updates is not None:
+            stop = StopAfter(stop, lambda: before + trainer.num_updates, options.updates)
         try:
             end_samples = end_of(plan, options.phases)
             return trainer.run(stop, checkpoint, notes, end_samples, carry.last_update, options.replay)
         except RanksLost:
             trainer.break_off(carry)
             raise
+        finally:
+            carry.num_updates = before + trainer.num_updates
 
 
 def _notes_on_bad(source: Source) -> list[str]:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
+from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any, Protocol
+
+from hvd_batchgrow.interrupt import end_now, say
 
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
 
@@ -18,27 +23,28 @@ class Stop(Protocol):
 
 
 class StopAfter:
-    """Asks to stop after some updates, or when another stop does.
+    """Asks to stop with the last of some updates, or when another stop does.
 
     Args:
         other: a stop that is looked at too.
-        updates: how many looks, one before each update, until this one asks.
+        done: how many updates have been done.
+        updates: of how many.
     """
 
-    def __init__(self, other: Stop, updates: int) -> None:
-        self._other, self._left = other, updates
+    def __init__(self, other: Stop, done: Callable[[], int], updates: int) -> None:
+        self._other, self._done, self._updates = other, done, updates
 
     @property
     def asked(self) -> bool:
-        """True from the last of the updates on: the vote of an update stops the run after it."""
-        self._left -= 1
-        return self._left <= 0 or self._other.asked
+        """True once one is left to do: the vote of an update stops the run after it."""
+        return self._done() >= self._updates - 1 or self._other.asked
 
 
 class StopRequest:
-    """While entered, SIGTERM, SIGUSR2 and a first SIGINT only ask; a second SIGINT stops at once.
+    """While entered, SIGTERM, SIGUSR2 and a first SIGINT only ask; SIGINT after any of them ends this process at once.
 
-    USR1 is left alone: NCCL may use it.
+    At once is while it waits for other ranks, too, in a call that lets no handler run: a thread hears the
+    signals. USR1 is left alone: NCCL may use it.
     """
 
     def __init__(self) -> None:
@@ -46,6 +52,11 @@ class StopRequest:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
+        heard, self._told = os.pipe()
+        os.set_blocking(self._told, False)
+        self._thread = threading.Thread(target=_listen, args=(heard,), name="interrupts", daemon=True)
+        self._thread.start()
+        self._told_before = signal.set_wakeup_fd(self._told, warn_on_full_buffer=False)
         self._before = {number: signal.signal(number, self._ask) for number in _SIGNALS}
         return self
 
@@ -54,8 +65,21 @@ class StopRequest:
     ) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        signal.set_wakeup_fd(self._told_before)
+        os.close(self._told)
+        self._thread.join()
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and self.asked:
-            raise KeyboardInterrupt
         self.asked = True
+
+
+def _listen(heard: int) -> None:
+    """Until nobody can write any more: each signal is a byte, its number."""
+    asked = False
+    while number := os.read(heard, 1):
+        if number[0] == signal.SIGINT and asked:
+            end_now("interrupted again: ended at once, without another checkpoint")
+        if number[0] == signal.SIGINT:
+            say("interrupted: stops at the next update, with a checkpoint; once more ends it at once")
+        asked = asked or number[0] in _SIGNALS
+    os.close(heard)

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -24,6 +25,7 @@ from hvd_batchgrow.schedule.layout import form_layout
 from hvd_batchgrow.train.digest import Weights, compare_weights, final_weights, overall_difference
 
 _FIRST, _GROWTH = 1e-5, 30.0
+_GRACE_S = 5.0
 
 
 def rounding_limit(num_updates: int, *, exact: bool) -> float:
@@ -170,12 +172,25 @@ def _train(
     command += ["--name", str(shape), "--runs-dir", str(folder), "--updates", str(num_updates)]
     command += ["--layout.max-micro-batch", str(shape.micro_batch), "--layout.ragged", "true"]
     command += ["--layout.growth", "accumulation", "--evaluation.every-epochs", "1e9", "--watch.tensorboard", "false"]
-    done = subprocess.run(
-        [*launcher, *command], env=_environment(os.environ), capture_output=True, text=True, check=False
-    )
-    if done.returncode not in (ExitCode.DONE, ExitCode.STOPPED):
-        tail = "\n  ".join((done.stderr + done.stdout).strip().splitlines()[-15:])
-        raise RunError(f"the run as {shape} ended with {done.returncode}:\n  {tail}")
+    pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([*launcher, *command], env=_environment(os.environ), **pipes) as process:
+        try:
+            out, errors = process.communicate()
+        except KeyboardInterrupt:
+            _end(process)
+            raise
+    if process.returncode not in (ExitCode.DONE, ExitCode.STOPPED):
+        tail = "\n  ".join((errors + out).strip().splitlines()[-15:])
+        raise RunError(f"the run as {shape} ended with {process.returncode}:\n  {tail}")
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    """A launcher takes its ranks with it, if it is asked to; a rank alone would finish its update first."""
+    try:
+        process.terminate()
+        process.wait(_GRACE_S)
+    finally:
+        process.kill()
 
 
 def _launcher(ranks: int, comm: Comm) -> list[str]:

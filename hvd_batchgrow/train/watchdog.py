@@ -18,6 +18,7 @@ from typing import Any
 
 from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.errors import ExitCode
+from hvd_batchgrow.train.dead_man import DeadManSwitch
 
 WAITING = "waiting for the other ranks"
 IDLE = "waiting for its phase"
@@ -58,6 +59,9 @@ class Watchdog:
     never a job. Time counts only as far as this process runs: a job that is suspended as a whole
     (by Slurm, say) has not stalled.
 
+    An elastic job goes on without a rank that stalls: that one alone is ended at the timeout, by itself
+    or, where it does not run, by the kernel; the others only follow if that has not helped as long again.
+
     Args:
         ranks: of the job.
         pulse: of this rank.
@@ -76,6 +80,7 @@ class Watchdog:
         self._heard = {rank: _Heard(0.0) for rank in others}
         self._last: tuple[int, float] = (-1, 0.0)
         self._reported = -1
+        self._switch = DeadManSwitch() if ranks.elastic else None
 
     def __enter__(self) -> Watchdog:
         if self._ranks.size > 1:
@@ -88,6 +93,8 @@ class Watchdog:
     ) -> None:
         self._ended.set()
         self._thread.join()
+        if self._switch:
+            self._switch.close()
         if self._socket:
             self._socket.close()
 
@@ -107,6 +114,8 @@ class Watchdog:
     def _run(self) -> None:
         last_s = time.monotonic()
         while not self._ended.wait(0 if self._socket else self._interval_s):
+            if self._switch:
+                self._switch.set(self._timeout_s)
             self._talk()
             now_s = time.monotonic()
             self._clock_s += min(now_s - last_s, 2 * self._interval_s)
@@ -152,16 +161,21 @@ class Watchdog:
         if count != self._last[0]:
             self._last = count, self._clock_s
         still_s = self._clock_s - self._last[1]
-        if self._ranks.rank:
+        if self._ranks.rank and not self._ranks.elastic:
             still_s = self._unheard_s(still_s, stage)
-        if still_s > self._timeout_s * REPORT_SHARE and self._reported != count:
+        timeout_s = self._timeout_s
+        if still_s > timeout_s * REPORT_SHARE and self._reported != count:
             self._reported = count
-            self._say(
-                f"no progress for {still_s:.1f} s (the job ends at {self._timeout_s:g} s): {self._culprits(stage)}"
-            )
-        if still_s > self._timeout_s:
-            self._say(f"no progress for {self._timeout_s:g} s, watch.stall_timeout_s; ending: {self._culprits(stage)}")
+            fate = "it is ended" if self._ranks.elastic else "the job ends"
+            self._say(f"no progress for {still_s:.1f} s ({fate} at {timeout_s:g} s): {self._culprits(stage)}")
+        if still_s > self._limit_s(stage):
+            self._say(f"no progress for {timeout_s:g} s, watch.stall_timeout_s; ending: {self._culprits(stage)}")
             self._end()
+
+    def _limit_s(self, stage: str) -> float:
+        """For how long this rank puts up with it."""
+        is_of_others = stage == WAITING or any(self._silent())
+        return self._timeout_s * (2 if self._ranks.elastic and is_of_others else 1)
 
     def _unheard_s(self, still_s: float, stage: str) -> float:
         """Of a rank but 0: how long nothing has gone on and rank 0, who knows more, has said nothing either."""
@@ -173,12 +187,11 @@ class Watchdog:
 
     def _culprits(self, stage: str) -> str:
         """Who is silent; else who does not wait for others; else all."""
-        size, silence_s = self._ranks.size, 5 * self._interval_s
+        size = self._ranks.size
         silent = [
             f"rank {rank} of {size} on {heard.host} has been silent for {self._clock_s - heard.at_s:.1f} s "
             f"(stopped, or its host is gone); it was last {heard.stage}"
-            for rank, heard in sorted(self._heard.items())
-            if self._clock_s - heard.at_s > silence_s
+            for rank, heard in self._silent()
         ]
         if silent:
             return "; ".join(silent)
@@ -186,6 +199,11 @@ class Watchdog:
         stages[self._ranks.rank] = stage, socket.gethostname()
         busy = {rank: place for rank, place in stages.items() if place[0] not in {WAITING, IDLE}} or stages
         return "; ".join(f"rank {rank} of {size} on {host} is {what}" for rank, (what, host) in sorted(busy.items()))
+
+    def _silent(self) -> list[tuple[int, _Heard]]:
+        """The ranks that were not heard for a while."""
+        latest_s = self._clock_s - 5 * self._interval_s
+        return [(rank, heard) for rank, heard in sorted(self._heard.items()) if heard.at_s < latest_s]
 
     def _say(self, text: str) -> None:
         print(f"rank {self._ranks.rank}: {text}", file=sys.stderr, flush=True)

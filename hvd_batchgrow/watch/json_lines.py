@@ -32,13 +32,17 @@ class JsonLines:
         """Add a line. The file is not kept open: what was appended survives a kill of the process.
 
         Raises:
-            RunError: it cannot be written.
+            RunError: it cannot be written, or somebody has removed it; it is not made anew without its first lines.
         """
         try:
-            with self._path.open("a", encoding="utf-8") as file:
+            with open(self._path, "a", encoding="utf-8", opener=_open_existing) as file:
                 file.write(json.dumps(line) + "\n")
         except OSError as error:
             raise RunError(f"{self._path} cannot be written: {error.strerror}") from None
+
+
+def _open_existing(path: str, flags: int) -> int:
+    return os.open(path, flags & ~os.O_CREAT)
 
 
 def read_json_lines(path: Path) -> list[Line]:

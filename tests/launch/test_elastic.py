@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import time
@@ -42,7 +43,9 @@ def digest(folder: Path) -> str:
     return final_weights(folder / "runs/alone").digest
 
 
-def train(folder: Path, name: str, hosts: str, meanwhile: Callable[[], None], *, follow_plan: bool = False) -> str:
+def train(
+    folder: Path, name: str, hosts: str, meanwhile: Callable[[], None], *words: str, follow_plan: bool = False
+) -> str:
     """A run under elastic horovodrun, in which something happens after 60 updates; what it printed."""
     offer(folder, hosts)
     environment = ENVIRONMENT | {"HVD_BATCHGROW_HOSTS_FILE": "hosts"}
@@ -51,7 +54,7 @@ def train(folder: Path, name: str, hosts: str, meanwhile: Callable[[], None], *,
     np = str(len(hosts.split()))
     options = ["--gloo", "-np", np, "--min-np", "1", "--max-np", "2", "--network-interface", "lo"]
     command = [str(BIN / "horovodrun"), *options, "--host-discovery-script", str(DISCOVER)]
-    command += [str(BIN / "hvd-batchgrow"), "train", "job.toml", "--name", name]
+    command += [str(BIN / "hvd-batchgrow"), "train", "job.toml", "--name", name, *words]
     with subprocess.Popen(
         command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as job:
@@ -71,21 +74,21 @@ def offer(folder: Path, hosts: str) -> None:
     (folder / "hosts").write_text(hosts)
 
 
-def kill(name: str, host: str) -> None:
-    """SIGKILL for the rank of a host."""
+def strike(name: str, rank: int, number: signal.Signals) -> None:
+    """A signal for a rank, as they were at first: of hosts, Horovod says which comes first by chance."""
     found = []
     for path in Path("/proc").glob("[0-9]*"):
         try:
             is_rank = f"\0--name\0{name}\0".encode() in (path / "cmdline").read_bytes()
-            is_there = f"HOROVOD_HOSTNAME={host}\0".encode() in (path / "environ").read_bytes()
+            is_there = f"\0HOROVOD_RANK={rank}\0".encode() in (path / "environ").read_bytes()
             is_python = "python" in (path / "comm").read_text() or "hvd-batchgrow" in (path / "comm").read_text()
         except OSError:
             continue
         if is_rank and is_there and is_python:
             found.append(int(path.name))
-    assert found, f"no rank of {name} on {host}"
+    assert found, f"no rank {rank} of {name}"
     for pid in found:
-        os.kill(pid, signal.SIGKILL)
+        os.kill(pid, number)
 
 
 def assert_undisturbed(folder: Path, name: str, digest: str) -> None:
@@ -93,13 +96,21 @@ def assert_undisturbed(folder: Path, name: str, digest: str) -> None:
     assert audit(read_consumed(folder / "runs" / name), lambda *_: None).passed
 
 
-@pytest.mark.parametrize("host", ["localhost", "127.0.0.1"])  # either is rank 0
-def test_a_rank_that_is_killed_takes_nothing_with_it(folder: Path, digest: str, host: str) -> None:
-    name = f"without-{host}"
-    out = train(folder, name, BOTH, lambda: kill(name, host))
+def test_a_rank_that_is_killed_takes_nothing_with_it(folder: Path, digest: str) -> None:
+    out = train(folder, "killed", BOTH, lambda: strike("killed", 1, signal.SIGKILL))
     assert "some of 2 ranks are lost: 1 from here on" in out
     assert out.count("resumed at") == 1
-    assert_undisturbed(folder, name, digest)
+    assert_undisturbed(folder, "killed", digest)
+
+
+def test_a_rank_that_is_stopped_is_named_and_ended_and_the_others_go_on(folder: Path, digest: str) -> None:
+    timeout = ["--watch.stall-timeout-s", "10"]
+    out = train(folder, "stopped", BOTH, lambda: strike("stopped", 0, signal.SIGSTOP), *timeout)
+    named = r"rank 1: no progress for \d\.\d s \(it is ended at 10 s\): rank 0 of 2 on \S+ has been silent for "
+    assert re.search(named, out), out
+    assert "some of 2 ranks are lost: 1 from here on" in out
+    assert "ending:" not in out, "a rank that waits has ended itself"
+    assert_undisturbed(folder, "stopped", digest)
 
 
 def test_a_host_that_is_taken_away_leaves_between_updates(folder: Path, digest: str) -> None:

@@ -16,7 +16,7 @@ from tests.launch.test_forms import ENVIRONMENT, FORMS, ranks_of
 from tests.storm.nursery import Nursery
 from tests.storm.sabotage import RANK_VARIABLES, VARIABLE
 
-PATIENCE_S = 120.0
+PATIENCE_S = 300.0
 """A life that lasts longer hangs."""
 
 

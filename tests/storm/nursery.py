@@ -15,6 +15,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from hvd_batchgrow.interrupt import end_on_interrupt
+
 
 class Nursery:
     """The other end: a context that starts the process and ends it."""
@@ -54,6 +56,7 @@ def _fork(words: list[str], environment: dict[str, str], folder: str, log: str) 
     if process:
         return process
     code = 1
+    end_on_interrupt()
     try:
         os.chdir(folder)
         os.environ.update(environment)

@@ -9,12 +9,14 @@ import random
 import signal
 import time
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import tomli_w
 
+from hvd_batchgrow.errors import ExitCode
 from hvd_batchgrow.train.audit import audit, read_consumed
 from hvd_batchgrow.train.checkpoint import Checkpoint, newest_good
 from hvd_batchgrow.train.digest import Weights, compare_weights, final_weights
@@ -23,7 +25,8 @@ from tests.storm.lives import PATIENCE_S, Forked, Launched, Life
 from tests.storm.nursery import Nursery
 from tests.storm.sabotage import PLACES, Sabotage
 
-SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGUSR2)
+SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
+"""SIGINT comes twice."""
 FORMS = {"1 rank": 1, "2 ranks": 2, "3 ranks": 3, "mpirun": 2, "horovodrun-gloo": 2}
 
 
@@ -47,10 +50,32 @@ class Tally:
     lives: int = 0
     blows: Counter[str] = field(default_factory=Counter)
     """Lives that ended by each kind of blow."""
-    ends: Counter[int] = field(default_factory=Counter)
-    """Exit codes."""
     runs: int = 0
     """Runs that came to their end and were the same as the undisturbed."""
+    seconds: float = 0.0
+
+    @classmethod
+    def of(cls, figures: Mapping[str, Any]) -> Tally:
+        """What `vars` of a tally has given, through JSON."""
+        return cls(**{**figures, "blows": Counter(figures.get("blows", {}))})
+
+    @property
+    def kills(self) -> int:
+        """Lives that a blow has ended."""
+        return self.blows.total()
+
+    @property
+    def inside(self) -> int:
+        """Of these, in the midst of its own writing."""
+        return sum(count for blow, count in self.blows.items() if blow.startswith("in "))
+
+    def told(self) -> str:
+        """On one line."""
+        blows = ", ".join(f"{count} {blow}" for blow, count in sorted(self.blows.items()))
+        return (
+            f"{self.lives} lives, of which {self.kills} were ended, {self.inside} inside its own writing ({blows}); "
+            f"all {self.runs} runs equal to the bit, each sample once an epoch; {self.seconds:.0f} s"
+        )
 
 
 class Storm:
@@ -61,12 +86,16 @@ class Storm:
         nursery: forks the ranks.
         seed: of all that is random.
         forms: of FORMS, one of which each life draws; of more than one, the job is in exact mode.
+        tally: of an earlier storm, which this one goes on with; counted on in place.
     """
 
-    def __init__(self, folder: Path, nursery: Nursery, seed: int, forms: tuple[str, ...]) -> None:
+    def __init__(
+        self, folder: Path, nursery: Nursery, seed: int, forms: tuple[str, ...], tally: Tally | None = None
+    ) -> None:
         self.folder, self.nursery, self.forms = folder, nursery, forms
-        self.draw = random.Random(f"{seed} {forms}")  # noqa: S311
-        self.tally = Tally()
+        self.tally = tally or Tally()
+        # Anew for what is left: a storm that goes on does not repeat what it has done.
+        self.draw = random.Random(f"{seed} {forms} {self.tally.runs}")  # noqa: S311
         self.mode = ["--layout.exact", "true"] if len(forms) > 1 else []
         begin = time.monotonic()
         assert self._live("calm", forms[0], None, 0.0) == 0, self._log()
@@ -84,29 +113,37 @@ class Storm:
         Raises:
             AssertionError: something was lost.
         """
-        while sum(self.tally.blows.values()) < kills and time.monotonic() < deadline:
-            self._weather(f"run-{self.tally.runs}", kills, deadline)
+        while self.tally.kills < kills and time.monotonic() < deadline:
+            self.weather(kills, deadline)
         return self.tally
 
-    def _weather(self, name: str, kills: int, deadline: float) -> None:
-        code = None
+    def weather(self, kills: int, deadline: float) -> None:
+        """Take one run through blows to its end, and count it if nothing was lost; the arguments are those of `until`.
+
+        Raises:
+            AssertionError: something was lost.
+        """
+        name, begin, code = f"run-{self.tally.runs}", time.monotonic(), None
+        lives, blows = 0, Counter[str]()
         while code != 0:
             form = self.draw.choice(self.forms)
-            is_over = sum(self.tally.blows.values()) >= kills or time.monotonic() > deadline
+            is_over = self.tally.kills + blows.total() >= kills or time.monotonic() > deadline
             sabotage, number = (None, None) if is_over else self._blow()
             blow = number.name if number else f"in {sabotage.place}" if sabotage else "none"
             code = self._live(name, form, sabotage, self.draw.uniform(0.1, 1.0) * self.calm_s, number)
-            self.tally.lives += 1
-            self.tally.ends[code] += 1
+            lives += 1
             if code not in {0, 75}:
                 assert blow != "none", f"ended by itself, with {code}:\n{self._log()}"
                 self._check_code(code, form, blow)
             if code != 0:
-                self.tally.blows[blow] += 1
+                blows[blow] += 1
             if code == 75:
                 self._check_stop(self.folder / "runs" / name)
         self._check(name)
         self.tally.runs += 1
+        self.tally.lives += lives
+        self.tally.blows += blows
+        self.tally.seconds += time.monotonic() - begin
 
     def _check_stop(self, run: Path) -> None:
         """What it has done up to the stop is all there."""
@@ -117,8 +154,8 @@ class Storm:
 
     def _check_code(self, code: int, form: str, blow: str) -> None:
         """A rank that is killed may take others down with 1; nothing else may fail."""
-        alone = FORMS[form] == 1
-        assert not (alone and code > 0), f"{blow} ended it with {code}:\n{self._log()}"
+        may_end_so = code < 0 or FORMS[form] > 1 or (blow, code) == ("SIGINT", ExitCode.INTERRUPTED)
+        assert may_end_so, f"{blow} ended it with {code}:\n{self._log()}"
         assert code != 2, f"{blow} ended it with {code}:\n{self._log()}"
 
     def _blow(self) -> tuple[Sabotage | None, signal.Signals | None]:
@@ -158,6 +195,9 @@ class Storm:
     def _strike(self, process: int, number: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError):  # it was quicker
             os.kill(process, number)
+            if number == signal.SIGINT:
+                time.sleep(0.02)  # else the kernel would make one of them
+                os.kill(process, number)
 
     def _check(self, name: str) -> None:
         run = self.folder / "runs" / name

@@ -107,15 +107,41 @@ def test_a_full_disk_is_called_so_though_torch_does_not(disk: Path) -> None:
     assert [path.name for path in (disk / "checkpoints").iterdir()] == ["samples-000000000000030.pt"]
 
 
-def test_a_run_folder_that_is_removed_in_mid_run(tmp_path: Path, nursery: Nursery) -> None:
+def move_away(run: Path) -> None:
+    run.rename(run.with_name("elsewhere"))
+
+
+def remove(run: Path) -> None:
+    """As `rm -r` does, file by file, while the run goes on."""
+    for name in ("consumed.jsonl", "metrics.jsonl"):
+        (run / name).unlink()
+    while run.exists():
+        shutil.rmtree(run, ignore_errors=True)
+
+
+def remove_a_record(run: Path) -> None:
+    (run / "consumed.jsonl").unlink()
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2])
+@pytest.mark.parametrize("trouble", [move_away, remove, remove_a_record])
+def test_a_run_folder_that_is_removed_in_mid_run(
+    tmp_path: Path, nursery: Nursery, trouble: Callable[[Path], None], num_ranks: int
+) -> None:
     write_job(tmp_path)
-    life = Forked(nursery, 1, ["train", "small.toml", "--schedule.epochs", "2000"], "", tmp_path)
+    life = Forked(nursery, num_ranks, ["train", "small.toml", "--schedule.epochs", "2000"], "", tmp_path)
     run, deadline = tmp_path / "runs" / "small", time.monotonic() + 60
-    while not (run / "consumed.jsonl").exists():
+    while not ((run / "metrics.jsonl").exists() and checkpoint_paths(run / "checkpoints")):
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    run.rename(tmp_path / "elsewhere")
-    code = life.wait(60)
+    trouble(run)
+    code = None
+    while code is None and time.monotonic() < deadline:
+        code = life.wait(0.2)
     life.end()
-    assert code == 1
-    assert re.search(r"runs/small\S* (cannot|could not) be written: No such file", (tmp_path / "log").read_text())
+    told = (tmp_path / "log").read_text()
+    assert code == 1, told
+    assert re.search(r"runs/small/\S+ (cannot|could not) be written: No such file", told), told
+    assert "Traceback" not in told
+    assert not (run / "consumed.jsonl").exists(), "made anew without its first lines"
+    assert run.exists() == (trouble is remove_a_record)

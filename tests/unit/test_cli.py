@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -75,12 +76,13 @@ def test_train_trains_and_a_second_time_asks_what_to_do(job: str, capsys: pytest
 
 
 def test_twin_compares_the_two_runs(job: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["twin", job, "--runs-dir", "out"]) == 0
+    assert main(["twin", job, "--runs-dir", "$(out) 'put"]) == 0
     text = capsys.readouterr().out
     assert "17 = 17" in text
     assert "42 = 42" in text
-    assert "run folder: out/small-twin" in text
-    assert "tensorboard --logdir out" in text
+    assert "run folder: $(out) 'put/small-twin" in text
+    (curves,) = [line for line in text.splitlines() if line.startswith("curves: ")]
+    assert shlex.split(curves)[1:] == ["tensorboard", "--host", "localhost", "--logdir", "$(out) 'put"]
     assert "test accuracy" in text
 
 

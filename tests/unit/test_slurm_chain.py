@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -323,6 +324,25 @@ def test_submit_and_status_with_commands_on_path(
     assert states == ["COMPLETED", "RUNNING", "PENDING"]
     assert main(["status", "."]) == 1
     assert "holds no chain" in capsys.readouterr().err
+
+
+def test_a_submit_that_is_interrupted_takes_back_what_slurm_has(
+    job: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake_slurm(tmp_path / "bin", monkeypatch)
+    sbatch = tmp_path / "bin" / "sbatch"
+    told = '[ "$(wc -l <count)" = 1 ] || { kill -INT $PPID; exit 1; }; wc -l <count'
+    sbatch.write_text(sbatch.read_text().replace("wc -l <count", told))
+    (tmp_path / "bin" / "scancel").write_text('#!/bin/bash\necho "$*" >"$(dirname "$0")/cancelled"\n')
+    (tmp_path / "bin" / "scancel").chmod(0o755)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # which `nohup … &` takes away
+    assert main(["submit", job, "--nodes-max", "4", *RANKS]) == 1
+    signal.signal(signal.SIGINT, before)
+    assert capsys.readouterr().err.splitlines() == [
+        "link 2: interrupted while sbatch was at it: squeue --me tells whether Slurm has it all the same",
+        "  the links before it are taken back: jobs 1",
+    ]
+    assert (tmp_path / "bin" / "cancelled").read_text() == "1\n"
 
 
 def test_a_link_trains_where_its_scripts_lie_already(job: str, capsys: pytest.CaptureFixture[str]) -> None:

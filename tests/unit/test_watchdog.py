@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 import threading
 import time
 
 import pytest
 
 from hvd_batchgrow.comm.ranks import SingleRank
-from hvd_batchgrow.train.watchdog import Pulse, Watchdog
+from hvd_batchgrow.train.watchdog import WAITING, Pulse, Watchdog
 
 
 class Listening(SingleRank):
@@ -41,6 +44,50 @@ def test_a_rank_that_stalls_is_reported_and_then_ended(capsys: pytest.CaptureFix
     assert report.endswith("s (the job ends at 0.5 s): rank 0 of 1 on " + end.rpartition(" on ")[2])
     assert "no progress for 0.5 s, watch.stall_timeout_s; ending: rank 0 of 1 on " in end
     assert end.endswith("is reading samples")
+
+
+@pytest.mark.parametrize("stage", ["reading samples", WAITING])
+def test_of_an_elastic_job_a_rank_ends_itself_at_once_and_one_that_waits_gives_others_the_time(
+    stage: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lives = []
+
+    class Switch:
+        """Kills nobody, however busy the machine is."""
+
+        def set(self, after_s: float) -> None:
+            lives.append(after_s)
+
+        def close(self) -> None:
+            lives.append(0)
+
+    monkeypatch.setattr("hvd_batchgrow.train.watchdog.DeadManSwitch", Switch)
+    ranks, pulse = Listening(), Pulse()
+    ranks.elastic = True
+    pulse.at(stage)
+    begin = time.monotonic()
+    with Watchdog(ranks, pulse, 1.0):
+        assert ranks.aborted.wait(30)
+    assert time.monotonic() - begin >= (2 if stage == WAITING else 1)
+    assert "(it is ended at 1 s): rank 0 of 1 on " in capsys.readouterr().err
+    assert set(lives[:-1]) == {1.0}, "the kernel's timer is set again and again"
+    assert lives[-1] == 0
+
+
+@pytest.mark.parametrize("close", [False, True])
+def test_the_kernel_kills_a_process_that_is_stopped(close: bool) -> None:
+    code = (
+        "import os, signal, time; from hvd_batchgrow.train.dead_man import DeadManSwitch; switch = DeadManSwitch();"
+        f"switch.set(600); switch.set(0.5); {'switch.close();' if close else ''} print(flush=True);"
+        "os.kill(os.getpid(), signal.SIGSTOP)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        process.stdout.readline()
+        if close:
+            time.sleep(1)
+            process.send_signal(signal.SIGCONT)
+        assert process.wait(30) == (0 if close else -signal.SIGKILL)
 
 
 def test_progress_keeps_it_quiet_however_slow(capsys: pytest.CaptureFixture[str]) -> None:

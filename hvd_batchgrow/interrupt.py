@@ -1,0 +1,47 @@
+"""Ctrl-C: one line, and the end, at whatever stage."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NoReturn
+
+from hvd_batchgrow.comm.launch import speaks
+from hvd_batchgrow.errors import ExitCode
+
+_SHOW_CURSOR = "\x1b[?25h\n"
+"""A progress bar has hidden it."""
+
+
+def end_on_interrupt() -> None:
+    """From now on SIGINT ends this process, unless it was started to leave it alone, as by `nohup … &`."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, lambda *_: end_now("interrupted"))
+
+
+@contextmanager
+def tidied_up_on_interrupt() -> Iterator[None]:
+    """While entered, SIGINT raises KeyboardInterrupt, so that what was begun is undone; then it ends this process."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    except KeyboardInterrupt:
+        end_now("interrupted")
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def end_now(why: str) -> NoReturn:
+    """Say why, and end this process with 130: nothing is awaited, and no `finally` is run."""
+    say(why)
+    os._exit(ExitCode.INTERRUPTED)
+
+
+def say(text: str) -> None:
+    """One line from all ranks together; from any thread, and in the midst of whatever is being printed."""
+    if speaks(os.environ):
+        os.write(2, f"{_SHOW_CURSOR if os.isatty(2) else ''}hvd-batchgrow: {text}\n".encode())

@@ -1,0 +1,42 @@
+"""An elastic run in one process, whose hosts are said to change; tests/launch/test_elastic.py has real ones."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from hvd_batchgrow.cli import main
+from hvd_batchgrow.comm.ranks import RanksLost, SingleRank
+from hvd_batchgrow.train.audit import read_consumed
+
+
+class Changing(SingleRank):
+    """Other hosts are there at the second look of a life; the third life loses a rank in its first update."""
+
+    elastic = True
+
+    def __init__(self) -> None:
+        self.lives, self._looks = 1, 0
+
+    @property
+    def changed(self) -> bool:
+        self._looks += 1
+        if self.lives == 3:
+            raise RanksLost
+        return self._looks == 2
+
+    def reform(self) -> None:
+        self.lives, self._looks = self.lives + 1, 0
+
+
+def test_updates_are_counted_over_all_lives(job: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    ranks = Changing()
+    monkeypatch.setitem(sys.modules, "hvd_batchgrow.comm.elastic", SimpleNamespace(ElasticRanks=Changing))
+    monkeypatch.setattr("hvd_batchgrow.comm.connect.connect", lambda _: ranks)
+    assert main(["train", job, "--updates", "7"]) == 75
+    assert ranks.lives == 5
+    # Two of each life that saw other hosts, none of the one that lost a rank.
+    assert read_consumed(Path("runs/small")).bounds.tolist() == list(range(0, 7 * 16 + 1, 16))

@@ -1,0 +1,67 @@
+"""Ctrl-C at any stage of any command: one line, code 130, nothing left running."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+LISTENS = "import os, signal, sys\nsignal.signal(signal.SIGINT, signal.default_int_handler)"
+"""First lines of a process, which may have been told to leave SIGINT alone: so are these tests by `nohup … &`."""
+
+
+def interrupted(words: list[str], stage: str, *, cwd: Path) -> tuple[int, str]:
+    """Run a command that gets SIGINT as soon as it imports a module; its exit code and what it said."""
+    code = (
+        f"{LISTENS}\n"
+        "class Interrupt:\n"
+        "    def find_spec(self, name, *_):\n"
+        f"        if name == {stage!r}:\n"
+        "            os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Interrupt())\n"
+        "from hvd_batchgrow.cli import main\n"
+        "sys.exit(main())\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], check=False, cwd=cwd, capture_output=True, text=True, timeout=300
+    )
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "stage"),
+    [
+        (["plan"], "pydantic"),
+        (["plan"], "numpy"),
+        (["probe"], "torch"),
+        (["verify"], "hvd_batchgrow.train.verify"),
+        (["submit", "--nodes-max", "1", "--dry-run"], "hvd_batchgrow.schedule.measured"),
+        (["train"], "tyro"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value[0],
+)
+def test_an_interrupt_is_one_line(job: str, tmp_path: Path, command: list[str], stage: str) -> None:
+    name, *options = command
+    assert interrupted([name, job, *options], stage, cwd=tmp_path) == (130, "hvd-batchgrow: interrupted\n")
+
+
+def test_an_interrupt_of_verify_ends_what_it_has_started(job: str, tmp_path: Path) -> None:
+    code = f"{LISTENS}\nfrom hvd_batchgrow.cli import main\nsys.exit(main())"
+    words = [sys.executable, "-c", code, "verify", job, "--layouts", "1x1x16", "--updates", "10000"]
+    with subprocess.Popen(words, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 120
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        while not (started := children.read_text().split()):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+        assert process.stderr
+        told = process.stderr.read()
+    assert told.endswith("hvd-batchgrow: interrupted\n")
+    assert "Traceback" not in told
+    assert not any(Path("/proc", child).exists() for child in started)
