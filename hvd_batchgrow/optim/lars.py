@@ -214,3 +214,9 @@ def _check(group: dict[str, Any]) -> None:
     for param in group["params"]:
         if param.is_complex():
             raise ValueError(f"Lars has no complex parameters, got one of shape {tuple(param.shape)}, {param.dtype}")
+
+
+def median_trust_ratio(optimizer: torch.optim.Optimizer) -> float | None:
+    """Of the last step of `Lars`, over its tensors; None: none was done, or it is another optimiser."""
+    ratios = optimizer.trust_ratios() if isinstance(optimizer, Lars) else torch.empty(0)
+    return float(ratios.float().median()) if len(ratios) else None

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.config import UpdateSection
 from hvd_batchgrow.data.consumed import from_halves, to_halves
-from hvd_batchgrow.errors import RunError
 from hvd_batchgrow.nn.dropout import keyed_dropouts, set_sample_keys
 from hvd_batchgrow.nn.ghost_batch_norm import ghost_norms
 from hvd_batchgrow.optim.build import set_hyperparameters
@@ -24,6 +23,7 @@ from hvd_batchgrow.train.gradient_noise import NoiseEstimate
 from hvd_batchgrow.train.gradient_norms import GradientNorms
 from hvd_batchgrow.train.gradients import GradientBuckets
 from hvd_batchgrow.train.loss_scale import LossScale
+from hvd_batchgrow.train.non_finite import NonFinite
 from hvd_batchgrow.train.watchdog import WAITING
 
 _NUM_TALLIES = 6
@@ -74,19 +74,6 @@ class _Share:
         self.losses.append((micro_batch.positions, loss))
         self.digest += micro_batch.digest
         self.num_replaced += micro_batch.num_replaced
-
-
-class NonFinite(RunError):  # noqa: N818  # what it is, not that it is one
-    """A loss or gradient that is infinite or no number; raised by all ranks together.
-
-    Args:
-        positions: places, among the update's groups, of those whose own loss is not finite; none: only
-            the gradient is not.
-    """
-
-    def __init__(self, positions: tuple[int, ...]) -> None:
-        self.positions = positions
-        super().__init__("the loss is not finite" if positions else "the gradient is not finite")
 
 
 class UpdateEngine:

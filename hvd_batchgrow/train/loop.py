@@ -10,23 +10,20 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import nn
 
 from hvd_batchgrow.comm.ranks import AgreedFailure, Ranks
 from hvd_batchgrow.config import Job
-from hvd_batchgrow.data.consumed import digest
 from hvd_batchgrow.data.feed import OnBad
 from hvd_batchgrow.data.pipeline import Batch, Reader, choose_pipeline
 from hvd_batchgrow.data.samples import Source, raise_bad
 from hvd_batchgrow.data.stream import Stream, groups_of_rank, passes_of_rank
 from hvd_batchgrow.errors import ExitCode, Fault, JobError, RunError
 from hvd_batchgrow.nn.compiled import compile_network
-from hvd_batchgrow.nn.dropout import sample_keys
 from hvd_batchgrow.nn.models import build_model, hazards
 from hvd_batchgrow.optim.build import build_optimizer
-from hvd_batchgrow.optim.lars import Lars
+from hvd_batchgrow.optim.lars import median_trust_ratio
 from hvd_batchgrow.schedule.decisions import Decision
 from hvd_batchgrow.schedule.layout import Layout
 from hvd_batchgrow.schedule.phases import Phase
@@ -34,13 +31,15 @@ from hvd_batchgrow.schedule.plan import Plan, compile_plan
 from hvd_batchgrow.train.carry import Carry
 from hvd_batchgrow.train.checkpoint import Checkpoint
 from hvd_batchgrow.train.checkpoint_writer import CheckpointWriter
-from hvd_batchgrow.train.engine import NonFinite, UpdateEngine, UpdateResult
+from hvd_batchgrow.train.engine import UpdateEngine, UpdateResult
 from hvd_batchgrow.train.evaluate import test
 from hvd_batchgrow.train.events import Decided, Evaluation, Observer, RunEnded, RunStarted, UpdateDone
 from hvd_batchgrow.train.forward import MicroBatch, as_parameters, autocast
 from hvd_batchgrow.train.growth import Growth, is_measured
 from hvd_batchgrow.train.hand_over import train_on_first
 from hvd_batchgrow.train.loss_scale import LossScale
+from hvd_batchgrow.train.micro_batches import gather_replaced, inputs_of, join_groups
+from hvd_batchgrow.train.non_finite import NonFinite, describe
 from hvd_batchgrow.train.reestimate import reestimate_together
 from hvd_batchgrow.train.run_folder import write_plan
 from hvd_batchgrow.train.stop import Stop
@@ -241,13 +240,13 @@ class Trainer:
         try:
             result = self.engine.update(micro_batches, len(passes), phase, batch // group, stop=stop)
         except NonFinite as fault:
-            told = RunError(self._describe(fault, phase))
+            told = RunError(describe(fault, self.plan, self.stream, self.samples))
             raise AgreedFailure(told if self.ranks.rank == 0 else None, ExitCode.FAILURE) from None
         self._is_whole = False
         self.num_skipped += result.skipped
         if self.average and not result.skipped:
             self.average.update(phase.global_batch)
-        replaced = _gather_replaced(taken, self.team) if result.num_replaced else ()
+        replaced = gather_replaced(taken, self.team) if result.num_replaced else ()
         self._last_update = UpdateDone(self.samples, phase.global_batch, result.digest, replaced)
         self._tell("on_update", self._last_update)
         self.samples += phase.global_batch
@@ -261,15 +260,8 @@ class Trainer:
         groups = [next(batches) for _ in positions]
         self.pulse.at("computing gradients")
         taken += [group for group in groups if group.replaced.any()]
-        entries, ids = (np.concatenate([getattr(group, part) for group in groups]) for part in ("entries", "ids"))
-        return MicroBatch(
-            _joined([group.inputs for group in groups]),
-            _joined([group.labels for group in groups]),
-            positions,
-            digest(entries, ids),
-            sum(int(group.replaced.sum()) for group in groups),
-            sample_keys(self.job.seed, entries // self.plan.num_samples, ids) if self.engine.dropouts else None,
-        )
+        keyed_by = (self.job.seed, self.plan.num_samples) if self.engine.dropouts else None
+        return join_groups(groups, positions, keyed_by)
 
     def _reestimate(self, index: int) -> None:
         """At the end of a phase, where the job asks for it."""
@@ -283,7 +275,7 @@ class Trainer:
         num_groups = min(last, -(-num_samples // group))
         mine = groups_of_rank(last - num_groups, num_groups, ranks.rank, ranks.size)
         batches = self.reader.training(self.stream, group, mine[0], ranks.size) if mine else iter(())
-        passes = _joined_in(islice(batches, len(mine)), layout.micro_batch // group)
+        passes = inputs_of(islice(batches, len(mine)), layout.micro_batch // group)
         with autocast(self.device, self.job.update.precision):
             inputs = (as_parameters(batch, self.model) for batch in self._ticking(passes))
             reestimate_together(self.model, inputs, ranks, exact=self.job.layout.exact)
@@ -319,19 +311,6 @@ class Trainer:
     def _test(self) -> tuple[float, float]:
         num_test, batch, precision = len(self.source.test), self.job.evaluation.batch, self.job.update.precision
         return test(self.model, self.reader, num_test, batch, self.team, precision, self.pulse.at)
-
-    def _describe(self, fault: NonFinite, phase: Phase) -> str:
-        """Which update, and the samples of its first bad groups."""
-        update, end = self.plan.schedule.updates_at(self.samples), self.samples + phase.global_batch
-        lines = [f"update {update}, samples {self.samples:,} … {end - 1:,}, learning rate {phase.lr:.4g}: {fault}"]
-        for position in fault.positions[:3]:
-            first = self.samples + position * self.plan.group
-            ids = self.stream.ids(first, first + self.plan.group).tolist()
-            lines.append(f"in the pass with samples {first:,} … {first + len(ids) - 1:,}, ids {ids[:8]} …")
-        lines.append(
-            "update.on_nonfinite = 'skip' leaves such updates out; a lower learning rate or a warm-up may mend it"
-        )
-        return "\n  ".join(lines)
 
     def _is_due(self, before: int, every_epochs: float) -> bool:
         """Whether a multiple of a number of epochs lies between two sample counts."""
@@ -393,7 +372,7 @@ class Trainer:
 
     def _record(self, stretch: Stretch, index: int, phase: Phase) -> None:
         if stretch.samples:  # else all were left out
-            ratio = _median_trust_ratio(self.optimizer)
+            ratio = median_trust_ratio(self.optimizer)
             record = stretch.record(
                 self.plan,
                 index,
@@ -442,33 +421,6 @@ class Trainer:
             elapsed_s=self._elapsed_s(),
             evaluation=self.evaluation,
         )
-
-
-def _joined_in(batches: Iterable[Batch], per_pass: int) -> Iterator[torch.Tensor]:
-    """Inputs of several groups at a time."""
-    groups = iter(batches)
-    while taken := [batch.inputs for batch in islice(groups, per_pass)]:
-        yield _joined(taken)
-
-
-def _joined(parts: Sequence[torch.Tensor]) -> torch.Tensor:
-    return torch.cat(tuple(parts)) if len(parts) > 1 else parts[0]
-
-
-def _gather_replaced(batches: Sequence[Batch], ranks: Ranks) -> tuple[tuple[int, int], ...]:
-    """(place, sample id) of all samples of an update that stand in for bad ones; all ranks call it together."""
-    mine = [pair for b in batches for pair in zip(b.entries[b.replaced], b.ids[b.replaced], strict=True)]
-    counts = torch.zeros(ranks.size, dtype=torch.int64)
-    counts[ranks.rank] = len(mine)
-    ends = ranks.sum(counts, "replaced.counts").cumsum(0)
-    pairs = torch.zeros((int(ends[-1]), 2), dtype=torch.int64)
-    pairs[int(ends[ranks.rank]) - len(mine) : int(ends[ranks.rank])] = torch.tensor(mine).reshape(-1, 2)
-    return tuple(sorted((entry, id_) for entry, id_ in ranks.sum(pairs, "replaced").tolist()))
-
-
-def _median_trust_ratio(optimizer: torch.optim.Optimizer) -> float | None:
-    ratios = optimizer.trust_ratios() if isinstance(optimizer, Lars) else torch.empty(0)
-    return float(ratios.float().median()) if len(ratios) else None
 
 
 def _on_bad(job: Job, ranks: Ranks) -> OnBad:

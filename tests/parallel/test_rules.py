@@ -13,10 +13,11 @@ from hvd_batchgrow.config import UpdateSection
 from hvd_batchgrow.data.samples import Source
 from hvd_batchgrow.schedule.plan import compile_plan
 from hvd_batchgrow.train.checkpoint import Checkpoint, tree_digest
-from hvd_batchgrow.train.engine import NonFinite, UpdateEngine
+from hvd_batchgrow.train.engine import UpdateEngine
 from hvd_batchgrow.train.gradients import GradientBuckets
 from hvd_batchgrow.train.loop import Trainer
 from hvd_batchgrow.train.loss_scale import LossScale
+from hvd_batchgrow.train.non_finite import NonFinite
 from hvd_batchgrow.train.stop import StopRequest
 from hvd_batchgrow.train.weight_average import WeightAverage
 from tests import golden

@@ -1,0 +1,59 @@
+"""From the groups that a reader yields to the micro-batches of an update."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hvd_batchgrow.comm.ranks import Ranks
+from hvd_batchgrow.data.consumed import digest
+from hvd_batchgrow.data.pipeline import Batch
+from hvd_batchgrow.nn.dropout import sample_keys
+from hvd_batchgrow.train.forward import MicroBatch
+
+
+def join_groups(
+    groups: Sequence[Batch], positions: tuple[int, ...], keyed_by: tuple[int, int] | None = None
+) -> MicroBatch:
+    """Groups as one micro-batch.
+
+    Args:
+        groups: of the reader, in the order of the stream.
+        positions: place of each among the update's groups.
+        keyed_by: seed and N, where samples need keys for dropout.
+    """
+    entries, ids = (np.concatenate([getattr(group, part) for group in groups]) for part in ("entries", "ids"))
+    return MicroBatch(
+        _joined([group.inputs for group in groups]),
+        _joined([group.labels for group in groups]),
+        positions,
+        digest(entries, ids),
+        sum(int(group.replaced.sum()) for group in groups),
+        sample_keys(keyed_by[0], entries // keyed_by[1], ids) if keyed_by else None,
+    )
+
+
+def inputs_of(batches: Iterable[Batch], per_pass: int) -> Iterator[Tensor]:
+    """Inputs of several groups at a time."""
+    groups = iter(batches)
+    while taken := [batch.inputs for batch in islice(groups, per_pass)]:
+        yield _joined(taken)
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    return torch.cat(tuple(parts)) if len(parts) > 1 else parts[0]
+
+
+def gather_replaced(batches: Sequence[Batch], ranks: Ranks) -> tuple[tuple[int, int], ...]:
+    """(place, sample id) of all samples of an update that stand in for bad ones; all ranks call it together."""
+    mine = [pair for b in batches for pair in zip(b.entries[b.replaced], b.ids[b.replaced], strict=True)]
+    counts = torch.zeros(ranks.size, dtype=torch.int64)
+    counts[ranks.rank] = len(mine)
+    ends = ranks.sum(counts, "replaced.counts").cumsum(0)
+    pairs = torch.zeros((int(ends[-1]), 2), dtype=torch.int64)
+    pairs[int(ends[ranks.rank]) - len(mine) : int(ends[ranks.rank])] = torch.tensor(mine).reshape(-1, 2)
+    return tuple(sorted((entry, id_) for entry, id_ in ranks.sum(pairs, "replaced").tolist()))

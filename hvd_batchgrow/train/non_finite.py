@@ -1,0 +1,40 @@
+"""Losses and gradients that are infinite or no number."""
+
+from __future__ import annotations
+
+from hvd_batchgrow.data.stream import Stream
+from hvd_batchgrow.errors import RunError
+from hvd_batchgrow.schedule.plan import Plan
+
+
+class NonFinite(RunError):  # noqa: N818  # what it is, not that it is one
+    """A loss or gradient that is infinite or no number; raised by all ranks together.
+
+    Args:
+        positions: places, among the update's groups, of those whose own loss is not finite; none: only
+            the gradient is not.
+    """
+
+    def __init__(self, positions: tuple[int, ...]) -> None:
+        self.positions = positions
+        super().__init__("the loss is not finite" if positions else "the gradient is not finite")
+
+
+def describe(fault: NonFinite, plan: Plan, stream: Stream, samples: int) -> str:
+    """Which update it was, the samples of its first bad groups, and what may help.
+
+    Args:
+        fault: of an update.
+        plan: of the run.
+        stream: of the run.
+        samples: sample counter before that update.
+    """
+    phase = plan.schedule.at(samples)
+    update, end = plan.schedule.updates_at(samples), samples + phase.global_batch
+    lines = [f"update {update}, samples {samples:,} … {end - 1:,}, learning rate {phase.lr:.4g}: {fault}"]
+    for position in fault.positions[:3]:
+        first = samples + position * plan.group
+        ids = stream.ids(first, first + plan.group).tolist()
+        lines.append(f"in the pass with samples {first:,} … {first + len(ids) - 1:,}, ids {ids[:8]} …")
+    lines.append("update.on_nonfinite = 'skip' leaves such updates out; a lower learning rate or a warm-up may mend it")
+    return "\n  ".join(lines)
