@@ -134,7 +134,7 @@ class Trainer:
         stopped = False
         with Watchdog(self.ranks, self.pulse, self.job.watch.stall_timeout_s), self.writer:
             self._restore(checkpoint)
-            notes = [*notes, *self.growth.open(self.folder, self.ranks, self.samples, replay)]
+            notes = [*notes, *self.growth.open(self.folder, self.ranks, self.plan, self.samples, replay)]
             self._replan()
             if self.growth.measures_noise:
                 section = self.job.gradient_noise
@@ -198,14 +198,13 @@ class Trainer:
     def _grow(self, before: int, evaluation: Evaluation | None, *, at_boundary: bool) -> bool:
         """Let the trigger look, where that is due; whether the batch changes here."""
         every = self.growth.every_epochs
-        is_due = evaluation or at_boundary or (every and self._is_due(before, every))
-        if not is_due:
+        is_due = every and self._is_due(before, every)
+        if not (is_due or evaluation or at_boundary or self.growth.window_ends(before, self.samples)):
             return False
         metrics = {"loss": evaluation.loss, "top1": evaluation.top1} if evaluation else {}
         if not self.growth.look(self.team, self.plan, self.samples, metrics, self.folder):
             return False
         self._replan()
-        self.writer.keep_for_good(self.samples)
         decision = next(d for d in self.growth.decisions if d.samples == self.samples)
         self._tell("on_decision", BatchDecided(decision, self.plan))
         return True
@@ -215,6 +214,8 @@ class Trainer:
         if self.growth.decisions == self.plan.decisions:
             return
         self.plan = compile_plan(self.plan.job, self.plan.num_ranks, self.plan.num_samples, None, self.growth.decisions)
+        for decision in self.growth.decisions:
+            self.writer.keep_for_good(decision.samples)
         if self.ranks.rank == 0:
             write_plan(self.folder, self.plan)
 
