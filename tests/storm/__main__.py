@@ -6,6 +6,7 @@ import argparse
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 from tests.storm.nursery import Nursery
@@ -19,6 +20,8 @@ SHARES = {
     ("1 rank", "2 ranks", "3 ranks", "mpirun", "horovodrun-gloo"): 0.25,
 }
 """Of the kills; of several forms each life draws one, in exact mode."""
+MEASURED = frozenset({("1 rank",), ("1 rank", "2 ranks", "3 ranks", "mpirun", "horovodrun-gloo")})
+"""Half of the kills of these are of a job whose batch grows by what it measures."""
 
 
 def main() -> None:
@@ -30,21 +33,27 @@ def main() -> None:
     arguments = parser.parse_args()
     total: Counter[str] = Counter()
     with Nursery() as nursery:
-        for forms, share in SHARES.items():
+        for forms, share, measured in _parts():
             with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-                write_job(Path(folder))
+                write_job(Path(folder), measured=measured)
                 begin = time.monotonic()
                 storm = Storm(Path(folder), nursery, arguments.seed, forms)
                 tally = storm.until(round(share * arguments.kills), begin + 3600)
             total += tally.blows
             blows = ", ".join(f"{count} {blow}" for blow, count in sorted(tally.blows.items()))
-            mode = "exact mode, drawn from " if len(forms) > 1 else ""
+            mode = "measured, " * measured + "exact mode, drawn from " * (len(forms) > 1)
             print(
                 f"{mode}{', '.join(forms)}: {tally.lives} lives, of which {tally.blows.total()} were ended ({blows}); "
                 f"all {tally.runs} runs equal to the bit, each sample once an epoch; {time.monotonic() - begin:.0f} s",
                 flush=True,
             )
     print(f"{total.total()} blows: {', '.join(f'{count} {blow}' for blow, count in sorted(total.items()))}")
+
+
+def _parts() -> Iterator[tuple[tuple[str, ...], float, bool]]:
+    for forms, share in SHARES.items():
+        jobs = (False, True) if forms in MEASURED else (False,)
+        yield from ((forms, share / len(jobs), measured) for measured in jobs)
 
 
 if __name__ == "__main__":
