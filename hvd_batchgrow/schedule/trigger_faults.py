@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 from hvd_batchgrow.config import Job, MeasuredSchedule
 from hvd_batchgrow.config_triggers import AdaScaleTrigger, MeasuringTrigger, NoTrigger, PlateauTrigger
-from hvd_batchgrow.errors import Fault
-from hvd_batchgrow.schedule.policies import batch_cap, batch_unit
+from hvd_batchgrow.errors import Fault, JobError
+from hvd_batchgrow.schedule.policies import Stage, apply_lr_rule, batch_cap, batch_unit, make_start
 
 
 def trigger_faults(job: Job, ranks: int, num_samples: int) -> list[Fault]:
@@ -24,6 +25,7 @@ def trigger_faults(job: Job, ranks: int, num_samples: int) -> list[Fault]:
     if job.layout.growth == "auto" or job.layout.ranks_per_phase is not None:
         key = "layout.growth" if job.layout.growth == "auto" else "layout.ranks_per_phase"
         faults.append(Fault(key, "needs the phases beforehand; a trigger takes 'accumulation' or 'ranks'"))
+    faults += _rule_faults(job, num_samples)
     if section.batch_scale != 1 and not isinstance(trigger, AdaScaleTrigger):
         fault = f"{section.batch_scale:g} is for trigger.name = 'adascale'; with others schedule.lr_scale starts larger"
         faults.append(Fault("schedule.batch_scale", fault))
@@ -76,6 +78,19 @@ def _unit_faults(job: Job, ranks: int, num_samples: int) -> list[Fault]:
         fault = f"{cap} is not below N = {num_samples}, where exact_noise leaves no noise"
         faults.append(Fault("schedule.max_batch", f"{fault}; nearest: {(num_samples - 1) // unit * unit}"))
     return faults
+
+
+def _rule_faults(job: Job, num_samples: int) -> list[Fault]:
+    """What the learning-rate rule cannot do at the largest batch that may be asked for."""
+    try:
+        start = make_start(job, num_samples)
+        first = Stage(0.0, start.lr, start.momentum, start.global_batch, float(start.global_batch))
+        apply_lr_rule([first, replace(first, global_batch=start.max_batch or num_samples)], job)
+    except JobError as error:
+        return list(error.faults)
+    except ArithmeticError:
+        return []  # told of where the schedule is compiled
+    return []
 
 
 def _gradient_faults(job: Job, ranks: int) -> list[Fault]:

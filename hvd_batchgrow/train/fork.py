@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from hvd_batchgrow.errors import RunError
-from hvd_batchgrow.schedule.plan import Plan
+from hvd_batchgrow.schedule.decisions import Decision, decisions_text
+from hvd_batchgrow.schedule.plan import Plan, compile_plan
 from hvd_batchgrow.train.checkpoint import Checkpoint, newest_good, sync, write_atomically, write_checkpoint
 
 _FIXED = frozenset(
@@ -49,6 +50,7 @@ def fork_run(origin: Path, folder: Path, plan: Plan, records: Mapping[str, bytes
     if data is None:
         raise RunError(f"{origin} holds no checkpoint to fork from")
     checkpoint = Checkpoint.from_bytes(data)
+    plan, decided = _decided(checkpoint, plan)
     deciding = plan.job.deciding(plan.num_samples)
     told = changes(checkpoint.deciding, deciding)
     _check(origin, checkpoint, plan, told)
@@ -59,7 +61,11 @@ def fork_run(origin: Path, folder: Path, plan: Plan, records: Mapping[str, bytes
     for name in _RECORDS:
         if (origin / name).exists():
             shutil.copyfile(origin / name, aside / name)
-    for name, content in {**records, "record.json": json_bytes({"forked_from": came_from, "lives": []})}.items():
+    for name, content in {
+        **records,
+        **decided,
+        "record.json": json_bytes({"forked_from": came_from, "lives": []}),
+    }.items():
         write_atomically(aside / name, content)
     write_checkpoint(aside / "checkpoints", replace(checkpoint, deciding=deciding), 1, ())
     os.rename(aside, folder)
@@ -68,6 +74,20 @@ def fork_run(origin: Path, folder: Path, plan: Plan, records: Mapping[str, bytes
     return [f"skipped a checkpoint of {origin}: {reason}" for reason in skipped] + [
         f"forked from {origin} at sample {checkpoint.samples:,}: {'; '.join(lines) or 'the same job'}"
     ]
+
+
+def _decided(checkpoint: Checkpoint, plan: Plan) -> tuple[Plan, dict[str, bytes]]:
+    """The plan after the decisions that led to a checkpoint, and the record of them, where a trigger made any.
+
+    Those ahead of it are left out, unless they are replayed: the new job may decide otherwise.
+    """
+    made = tuple(map(Decision.from_dict, checkpoint.growth.get("decisions", ())))
+    if plan.job.schedule.policy != "measured" or not made:
+        return plan, {}
+    source = checkpoint.growth["replayed_from"]
+    kept = made if source else tuple(decision for decision in made if decision.samples <= checkpoint.samples)
+    after = compile_plan(plan.job, plan.num_ranks, plan.num_samples, None, kept)
+    return after, {"decisions.jsonl": decisions_text(source, kept)}
 
 
 def _check(origin: Path, checkpoint: Checkpoint, plan: Plan, told: Mapping[str, tuple[Any, Any]]) -> None:

@@ -6,6 +6,7 @@ import json
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,8 @@ from hvd_batchgrow.schedule.decisions import (
     parse_decisions,
     read_decisions,
 )
-from hvd_batchgrow.schedule.growth import form_decision
-from hvd_batchgrow.schedule.plan import Plan
+from hvd_batchgrow.schedule.growth import Wish, form_decision
+from hvd_batchgrow.schedule.plan import Plan, compile_plan
 from hvd_batchgrow.schedule.triggers import Measurement, Trigger, bounded, make_trigger
 from hvd_batchgrow.train.checkpoint import sync, write_atomically
 from hvd_batchgrow.train.engine import UpdateResult
@@ -64,6 +65,11 @@ class Growth:
         """How often it looks, beside at evaluations."""
         return getattr(self._job.trigger, "every_epochs", None)
 
+    def window_ends(self, before: int, samples: int) -> bool:
+        """Whether a window ends between two sample counters: it looks there too."""
+        windows = getattr(self._job.trigger, "windows_epochs", None) or ()
+        return any(before < latest * self._num_samples <= samples for _, latest in windows)
+
     @property
     def noise(self) -> dict[str, NoiseScale]:
         """Of the whole gradient and by layer group, as far as it is known."""
@@ -97,29 +103,43 @@ class Growth:
         """
         if self._trigger is None:
             return self._follow(samples)
-        now = self._now(plan, samples, metrics)
+
+        def decide() -> bytes:
+            now = self._now(plan, samples, metrics)
+            wish = self._see(now)
+            known = self.decisions and samples <= self.decisions[-1].samples
+            decision = None if known else self._decide(wish, now, folder)
+            return json.dumps({"now": asdict(now), "decision": decision}).encode()
+
+        told = json.loads(ranks.from_rank0(decide, "decision") or b"{}")
+        if ranks.rank != 0:
+            self._see(Measurement(**told["now"]))
+        if told["decision"] is not None:
+            self.decisions = (*self.decisions, Decision.from_dict(told["decision"]))
+        return self._follow(samples)
+
+    def _see(self, now: Measurement) -> Wish | None:
+        """Show the trigger what rank 0 has measured: so all ranks keep the same best weights."""
+        assert self._trigger is not None
         wish = self._trigger.look(now)
         if isinstance(self._job.trigger, PlateauTrigger) and self._job.trigger.restore_best:
-            self._keep_best(samples, [self._trigger.best_samples])  # type: ignore[union-attr]
-        if self.decisions and samples <= self.decisions[-1].samples:
-            return self._follow(samples)
+            self._keep_best(now.samples, [self._trigger.best_samples])  # type: ignore[union-attr]
+        return wish
 
-        def decide() -> bytes | None:
-            asked = bounded(wish, self._job, self._num_samples, len(self.decisions), now)
-            if asked is None:
-                return None
-            decision = form_decision(self._job, self._num_samples, self.decisions, samples, asked, now.numbers())
-            if decision is None:
-                return None
-            line = json.dumps(decision.to_dict() | {"restore_samples": self._restore_samples()})
-            append_line(folder / _FILE, line)
-            return line.encode()
+    def _decide(self, wish: Wish | None, now: Measurement, folder: Path) -> dict[str, Any] | None:
+        """On rank 0: what is decided, once it is on the disk."""
+        job, num_samples = self._job, self._num_samples
+        # A window that ends makes a decision also where the wish comes to no other batch.
+        for asked in (bounded(wish, job, num_samples, len(self.decisions), now), self._forced(now)):
+            decision = asked and form_decision(job, num_samples, self.decisions, now.samples, asked, now.numbers())
+            if decision:
+                line = decision.to_dict() | {"restore_samples": self._restore_samples()}
+                append_line(folder / _FILE, json.dumps(line))
+                return line
+        return None
 
-        data = ranks.from_rank0(decide, "decision")
-        if data is None:
-            return None
-        self.decisions = (*self.decisions, Decision.from_dict(json.loads(data)))
-        return self._follow(samples)
+    def _forced(self, now: Measurement) -> Wish | None:
+        return bounded(None, self._job, self._num_samples, len(self.decisions), now)
 
     def _now(self, plan: Plan, samples: int, metrics: Mapping[str, float]) -> Measurement:
         phase = plan.schedule.at(samples)
@@ -181,7 +201,7 @@ class Growth:
         self._loss.load(state["loss"])
         self._best = dict(state["best"])
 
-    def open(self, folder: Path, ranks: Ranks, samples: int, replay: Path | None) -> list[str]:
+    def open(self, folder: Path, ranks: Ranks, plan: Plan, samples: int, replay: Path | None) -> list[str]:
         """Before the first update: know what is on record, of lives before or of the run to replay. All ranks together.
 
         Decisions ahead of the checkpoint were made by a life that was killed: they hold, so that its
@@ -190,6 +210,7 @@ class Growth:
         Args:
             folder: of the run.
             ranks: of the run.
+            plan: of the run, whatever the decisions.
             samples: sample counter to start from.
             replay: a file of decisions to follow, and to decide nothing else; None: as the run was begun.
 
@@ -197,7 +218,8 @@ class Growth:
             notes for the user.
 
         Raises:
-            AgreedFailure: the decisions to replay are none, or are not those that the run has followed so far.
+            AgreedFailure: the decisions to replay are none, do not fit the job, or are not those that the run
+                has followed so far.
         """
         notes: list[str] = []
         if not is_measured(self._job):
@@ -213,6 +235,10 @@ class Growth:
                     raise JobError([Fault("--replay", f"{fault}; replay it as another run: --name NAME")])
             else:
                 source, decisions = self._on_record(folder / _FILE, made, notes)
+            try:
+                compile_plan(plan.job, plan.num_ranks, plan.num_samples, None, decisions)
+            except JobError as error:
+                raise JobError(error.faults, str(replay or folder / _FILE)) from None
             text = decisions_text(source, decisions)
             if text or (folder / _FILE).exists():
                 write_atomically(folder / _FILE, text)
@@ -229,6 +255,8 @@ class Growth:
         """Of the run itself; where its record was lost, what its checkpoint knows of it."""
         known = self.replayed_from, self.decisions
         if not path.exists():
+            if self.decisions:
+                notes.append(f"{path} is gone; the {len(self.decisions)} decisions of the checkpoint hold")
             return known
         try:
             source, decisions = read_decisions(path)

@@ -135,7 +135,7 @@ class Trainer:
         stopped = False
         with Watchdog(self.ranks, self.pulse, self.job.watch.stall_timeout_s), self.writer:
             self._restore(checkpoint)
-            notes = [*notes, *self.growth.open(self.folder, self.ranks, self.samples, replay)]
+            notes = [*notes, *self.growth.open(self.folder, self.ranks, self.plan, self.samples, replay)]
             self._replan()
             if self.growth.measures_noise:
                 section = self.job.gradient_noise
@@ -198,15 +198,13 @@ class Trainer:
     def _grow(self, before: int, evaluation: Evaluation | None, *, at_boundary: bool) -> Decision | None:
         """Let the trigger look, where that is due; what is decided here, or was."""
         every = self.growth.every_epochs
-        is_due = evaluation or at_boundary or (every and self._is_due(before, every))
-        if not is_due:
+        is_due = every and self._is_due(before, every)
+        if not (is_due or evaluation or at_boundary or self.growth.window_ends(before, self.samples)):
             return None
         metrics = {"loss": evaluation.loss, "top1": evaluation.top1} if evaluation else {}
         decision = self.growth.look(self.team, self.plan, self.samples, metrics, self.folder)
         if decision is not None:
             self._replan()
-            if decision.is_boundary:
-                self.writer.keep_for_good(self.samples)
             self._tell("on_decision", Decided(decision, self.plan))
         return decision
 
@@ -215,6 +213,9 @@ class Trainer:
         if self.growth.decisions == self.plan.decisions:
             return
         self.plan = compile_plan(self.plan.job, self.plan.num_ranks, self.plan.num_samples, None, self.growth.decisions)
+        for decision in self.growth.decisions:
+            if decision.is_boundary:
+                self.writer.keep_for_good(decision.samples)
         if self.ranks.rank == 0:
             write_plan(self.folder, self.plan)
 

@@ -20,7 +20,7 @@ from hvd_batchgrow.errors import ExitCode
 from hvd_batchgrow.train.audit import audit, read_consumed
 from hvd_batchgrow.train.checkpoint import Checkpoint, newest_good
 from hvd_batchgrow.train.digest import Weights, compare_weights, final_weights
-from tests.helpers import job_tree, small_source, write_idx_folder
+from tests.helpers import job_tree, measured_tree, small_source, write_idx_folder
 from tests.storm.lives import PATIENCE_S, Forked, Launched, Life
 from tests.storm.nursery import Nursery
 from tests.storm.sabotage import PLACES, Sabotage
@@ -30,16 +30,26 @@ SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
 FORMS = {"1 rank": 1, "2 ranks": 2, "3 ranks": 3, "mpirun": 2, "horovodrun-gloo": 2}
 
 
-def write_job(folder: Path) -> None:
-    """The job of the storm: 65 updates at 5 batches, 35 checkpoints and 6 evaluations."""
-    tree = job_tree(
-        write_idx_folder(folder / "data", small_source()),
-        data={"pipeline": "torch"},
-        schedule={"epochs": 6.0, "boundaries_epochs": [1.0, 2.5, 4.0], "global_batch": 24, "factor": 1.5},
-        layout={"ragged": True},
-        checkpoint={"every_epochs": 0.2},
-        watch={"records_per_epoch": 5},
-    )
+def write_job(folder: Path, *, measured: bool = False) -> None:
+    """The job of the storm: 65 updates at 5 batches, 35 checkpoints and 6 evaluations.
+
+    Args:
+        folder: where to.
+        measured: let the batch grow where the gradient's noise says so, in 50 updates at 3 batches.
+    """
+    root = write_idx_folder(folder / "data", small_source())
+    sections: dict[str, Any] = {
+        "data": {"pipeline": "torch"},
+        "layout": {"ragged": True},
+        "checkpoint": {"every_epochs": 0.2},
+        "watch": {"records_per_epoch": 5},
+    }
+    if measured:
+        trigger = {"name": "gradient_noise", "ratio": 0.01, "every_epochs": 0.2, "hold_epochs": 1.0}
+        tree = measured_tree(root, trigger, schedule={"epochs": 6.0, "global_batch": 24}, **sections)
+    else:
+        schedule = {"epochs": 6.0, "boundaries_epochs": [1.0, 2.5, 4.0], "global_batch": 24, "factor": 1.5}
+        tree = job_tree(root, schedule=schedule, **sections)
     (folder / "small.toml").write_text(tomli_w.dumps(tree))
 
 
@@ -207,13 +217,16 @@ class Storm:
         consumed = read_consumed(run)
         assert audit(consumed, lambda *_: None).passed
         assert consumed.bounds[-1] == weights.samples
+        if (self.folder / "runs" / "calm" / "decisions.jsonl").exists():
+            calm, stormy = (self.folder / "runs" / other / "decisions.jsonl" for other in ("calm", name))
+            assert stormy.read_text() == calm.read_text(), "decided otherwise"
         assert not list((run / "checkpoints").glob(".*")), "left of a write that was killed"
         for kind in ("train", "eval"):
-            calm, stormy = (_points(self.folder / "runs" / other, kind) for other in ("calm", name))
-            counters = [point["samples"] for point in stormy]
+            before, after = (_points(self.folder / "runs" / other, kind) for other in ("calm", name))
+            counters = [point["samples"] for point in after]
             assert counters == sorted(set(counters)), f"double points in {kind}: {counters}"
-            assert set(counters) >= {point["samples"] for point in calm}, f"lost points in {kind}"
-        assert [point["top1"] for point in stormy] == [point["top1"] for point in calm]
+            assert set(counters) >= {point["samples"] for point in before}, f"lost points in {kind}"
+        assert [point["top1"] for point in after] == [point["top1"] for point in before]
 
     def _log(self) -> str:
         return (self.folder / "log").read_text(errors="replace")[-3000:]

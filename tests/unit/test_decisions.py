@@ -324,6 +324,15 @@ def _check_plan(plan: Plan) -> None:
         ),
         (1, {**TRIGGER, "windows_epochs": [[0.5, 1.0], [1.0, 1.5]]}, {}, "1 follows 1"),
         (1, {**TRIGGER, "windows_epochs": [[0.5, 3.0]]}, {}, "windows_epochs: 3 is not before epochs = 3"),
+        (
+            1,
+            PLATEAU,
+            {
+                "optim": {"name": "adam", "lr": 1e-3, "weight_decay": 0.0},
+                "schedule": {"lr_rule": "adam", "max_batch": 160},
+            },
+            r"schedule.lr_rule: Adam's set needs .*160/16 · 0.1 = 1; grow to 152 at most",
+        ),
         (1, {**TRIGGER, "factor": 1.2}, {}, "trigger.min_factor: 1.25 is above factor = 1.2: no change would be made"),
         (
             1,
