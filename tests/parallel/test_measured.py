@@ -19,7 +19,7 @@ from hvd_batchgrow.train import growth
 from hvd_batchgrow.train.audit import audit, read_consumed
 from hvd_batchgrow.train.checkpoint import Checkpoint, newest_good, tree_digest
 from hvd_batchgrow.train.engine import UpdateEngine, UpdateResult
-from hvd_batchgrow.train.events import BatchDecided, Evaluation, Observer, RunStarted, TrainRecord
+from hvd_batchgrow.train.events import Decided, Evaluation, Observer, RunStarted, TrainRecord
 from hvd_batchgrow.train.gradient_noise import NoiseEstimate
 from hvd_batchgrow.train.loop import Trainer
 from hvd_batchgrow.train.run_folder import open_run, read_plan
@@ -65,7 +65,7 @@ class Recorder(Observer):
     def on_record(self, event: TrainRecord) -> None:
         self.records.append(event)
 
-    def on_decision(self, event: BatchDecided) -> None:
+    def on_decision(self, event: Decided) -> None:
         self.decided.append(event.decision)
 
     @property
