@@ -33,10 +33,10 @@ def test_a_measured_run_killed_at_random_decides_as_if_it_had_not_been(nursery: 
     storm = Storm(folder, nursery, seed=0, forms=("1 rank", "2 ranks"))
     decisions = (folder / "runs" / "calm" / "decisions.jsonl").read_text().splitlines()
     assert len(decisions) == 2
-    tally = storm.until(kills=5, deadline=time.monotonic() + BUDGET_S / 2)
+    tally = storm.until(kills=5, deadline=time.monotonic() + BUDGET_S)
     print(f"undisturbed {storm.calm_s:.1f} s;", tally)
     assert tally.runs >= 1
-    assert tally.blows.total() >= 2, "the storm has hardly blown"
+    assert tally.blows.total() >= 1, "the storm has hardly blown"
 
 
 @pytest.mark.parametrize("forms", [("1 rank",), ("2 ranks",), ("1 rank", "2 ranks")], ids=", ".join)
