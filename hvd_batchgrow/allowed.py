@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
@@ -78,15 +78,16 @@ def allowed(node: Node) -> str:
         return " or ".join(dict.fromkeys(map(allowed, branches)))
     if "enum" in node:
         return f"one of {', '.join(map(str, node['enum']))}"
-    if node.get("type") in {"integer", "number"}:
-        noun = "a whole number" if node["type"] == "integer" else "a number"
-        return " and ".join([noun, *_bounds(node)]).replace(" and ", " ", 1)
-    if node.get("type") == "array":
-        return _allowed_list(node)
-    if node.get("type") == "object":
-        return "a section" if "properties" in node else "a table of keys and values"
-    words = {"boolean": "true or false", "string": node.get("description", "text")}
-    return words.get(node.get("type", ""), "text, a finite number, true or false, or a list or table of these")
+    words: dict[str, Callable[[Node], str]] = {
+        "integer": lambda node: f"a whole number {_bounds(node)}".rstrip(),
+        "number": lambda node: f"a number {_bounds(node)}".rstrip(),
+        "boolean": lambda _: "true or false",
+        "string": lambda node: "a path" if node.get("format") == "path" else str(node.get("description", "text")),
+        "array": _allowed_list,
+        "object": lambda node: "a section" if "properties" in node else "a table of keys and values",
+    }
+    anything = "text, a finite number, true or false, or a list or table of these"
+    return words[node["type"]](node) if "type" in node else anything
 
 
 def _branches(node: Node) -> list[Node]:
@@ -94,9 +95,9 @@ def _branches(node: Node) -> list[Node]:
     return [branch for branch in node.get("anyOf", ()) if branch.get("type") != "null"]
 
 
-def _bounds(node: Node) -> list[str]:
+def _bounds(node: Node) -> str:
     signs = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
-    return [f"{sign} {node[key]}" for key, sign in signs.items() if key in node]
+    return " and ".join(f"{sign} {node[key]}" for key, sign in signs.items() if key in node)
 
 
 def _allowed_list(node: Node) -> str:
@@ -138,11 +139,11 @@ def _nearest_bool(value: Any) -> tuple[bool, bool] | None:
 
 def _nearest_number(node: Node, value: Any) -> tuple[float, bool] | None:
     number = _as_number(value)
-    if number is None or number != number:
-        default = node.get("default")
-        return (default, False) if isinstance(default, (int, float)) else None
     if isinstance(number, int):
         number = min(max(number, -(2**63)), 2**63 - 1)
+    if number is None or math.isnan(number):
+        default = node.get("default")
+        return (default, False) if isinstance(default, (int, float)) else None
     if node["type"] == "integer":
         return _clamped_int(node, number), True
     return _clamped(node, number if math.isfinite(number) else math.copysign(1e6, number))
@@ -206,6 +207,7 @@ def _nearest_text(node: Node, value: Any) -> tuple[str, bool] | None:
     # As it is, if only its type is wrong; with what may stand in a name in place of what may not; another.
     plain = re.sub(r"[^A-Za-z0-9._-]+", "-", text[:200]).strip("._-")
     for candidate in (text, *get_close_matches(text, examples, n=1, cutoff=0.5), plain):
-        if candidate and re.search(node.get("pattern", ""), candidate):
+        # In a JSON schema $ is the very end; in Python it may stand before a line break.
+        if candidate and re.search(node.get("pattern", "").replace("$", r"\Z"), candidate):
             return candidate, True
     return (examples[0], False) if examples else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal
@@ -18,8 +17,10 @@ def _tuples(value: Any) -> Any:
 
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,199}$"
-"""Of a run, and so of its folder and of files beside that: with what is added to it, no file system finds it too long."""
+"""Of a run, and so of its folder and of files beside it, to whose names more is added: few enough for file systems."""
 PositiveInt = Annotated[int, Field(gt=0)]
+NumRanks = Annotated[int, Field(gt=0, le=1 << 20)]
+"""More than anyone has, and few enough to be counted through."""
 PositiveFloat = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 FloatList = Annotated[tuple[PositiveFloat, ...], BeforeValidator(_tuples)]
@@ -311,9 +312,9 @@ class LayoutSection(Section):
     growth: Literal["accumulation", "ranks", "auto"] = "accumulation"
     """How a larger batch is formed: by more passes on all ranks; by more ranks, each with a full micro-batch as long
     as there are any; or, phase by phase, by what the objective wants (`plan --cost`)."""
-    ranks_per_phase: Annotated[tuple[PositiveInt, ...], BeforeValidator(_tuples)] | None = None
+    ranks_per_phase: Annotated[tuple[NumRanks, ...], BeforeValidator(_tuples)] | None = None
     """For growth = "ranks": ranks of each phase; None: from the batch."""
-    max_ranks: PositiveInt | None = None
+    max_ranks: NumRanks | None = None
     """For growth = "ranks" and "auto"; None: all that are launched."""
     objective: Literal["least_time", "least_rank_hours"] = "least_time"
     """For growth = "auto"."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -211,12 +212,8 @@ def _faults_of_nearest_choices(tree: Mapping[str, Any], error: ValidationError) 
 def _section_faults(tree: Mapping[str, Any]) -> list[Fault]:
     """What is wrong within the sections whose every key is right by itself."""
     faults = []
-    try:
+    with suppress(ValidationError):
         faults += check_data(DataSection.model_validate(tree.get("data")))
-    except ValidationError:
-        pass
-    try:
+    with suppress(ValidationError):
         faults += check_network(ModelSection.model_validate(tree.get("model")))
-    except ValidationError:
-        pass
     return faults

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import codecs
-import difflib
 import re
 import stat
 import tomllib
@@ -13,6 +12,7 @@ from typing import Any
 
 from hvd_batchgrow.allowed import dotted, shown
 from hvd_batchgrow.errors import Fault, JobError
+from hvd_batchgrow.near import near_path
 
 _MOST_BYTES = 1 << 20
 """Far above any job file: what is larger was given by mistake, and would take minutes to read."""
@@ -91,30 +91,30 @@ def _refused(path: Path, fault: str) -> JobError:
 
 def _read(path: Path) -> bytes:
     try:
+        status = path.stat()
         # Opening a pipe would wait for a writer, perhaps for ever; and a job file is read by every rank.
-        if not stat.S_ISREG(mode := path.stat().st_mode):
-            kind = "a folder" if stat.S_ISDIR(mode) else "a pipe or device"
-            raise _refused(path, f"is {kind}, and a job file is needed{_near(path)}")
-        with path.open("rb") as file:
-            data = file.read(_MOST_BYTES + 1)
+        data = path.read_bytes() if stat.S_ISREG(status.st_mode) and status.st_size <= _MOST_BYTES else None
     except (OSError, ValueError) as error:  # ValueError: a name with NUL
-        told = getattr(error, "strerror", None) or error
-        raise error if isinstance(error, JobError) else _refused(path, f"cannot be read: {told}{_near(path)}") from None
-    if len(data) > _MOST_BYTES:
-        fault = f"has {path.stat().st_size} bytes, and a job file has {_MOST_BYTES} at most: is it another file?"
+        fault = f"cannot be read: {getattr(error, 'strerror', None) or error}{_near(path)}"
+        raise _refused(path, fault) from None
+    if data is not None:
+        return data
+    if stat.S_ISREG(status.st_mode):
+        fault = f"has {status.st_size} bytes, and a job file has {_MOST_BYTES} at most: is it another file?"
         raise _refused(path, fault)
-    return data
+    kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe or device"
+    raise _refused(path, f"is {kind}, and a job file is needed{_near(path)}")
 
 
 def _near(path: Path) -> str:
     """A job file of a like name, beside a missing one or in the folder that was given."""
     try:
-        folder = path if path.is_dir() else path.parent
-        names = [other.name for other in folder.glob("*.toml")]
+        if path.is_dir():
+            inside = sorted(path.glob("*.toml"))
+            return f"; did you mean {inside[0]}?" if inside else ""
+        return near_path(path, (other.name for other in path.parent.glob("*.toml")))
     except (OSError, ValueError):
         return ""
-    near = difflib.get_close_matches(path.name, names, n=1, cutoff=0.5) or (names[:1] if folder == path else [])
-    return f"; did you mean {folder / near[0]}?" if near else ""
 
 
 def _decoded(path: Path, data: bytes) -> str:

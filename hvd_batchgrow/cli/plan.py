@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import tomli_w
 
 from hvd_batchgrow.cli.common import JobCommand, terminal
-from hvd_batchgrow.config import Job
+from hvd_batchgrow.config import Job, NumRanks
 from hvd_batchgrow.errors import ExitCode, Fault, JobError
 from hvd_batchgrow.schedule.plan import Plan, compile_plan, compile_twin, decay_twin
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # torch takes seconds to import, and `plan` does without it
 class PlanCommand(JobCommand):
     """Print what a job would do, phase by phase, without touching its data."""
 
-    ranks: int = 1
+    ranks: NumRanks = 1
     """How many ranks can be had."""
     json: bool = False
     """Print plain data instead of tables."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hvd_batchgrow.cli.common import RanksCommand, terminal
+from hvd_batchgrow.config import PositiveInt
 from hvd_batchgrow.errors import ExitCode
 from hvd_batchgrow.schedule.plan import compile_plan
 
@@ -18,7 +19,7 @@ class VerifyCommand(RanksCommand):
 
     layouts: str | None = None
     """RANKSxPASSESxMICRO-BATCH of the first phase's batch, with commas between; otherwise some on 1 to 4 ranks."""
-    updates: int = 2
+    updates: PositiveInt = 2
     """How many updates each; rounding grows from one to the next, so that few tell more than many."""
 
     def run(self, overrides: dict[str, Any]) -> ExitCode:
