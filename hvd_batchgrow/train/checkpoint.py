@@ -10,23 +10,13 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from functools import cache
-from typing import Annotated, Any, BinaryIO, TypedDict, get_type_hints
+from typing import Any, BinaryIO
 
 import torch
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    ValidationError,
-    create_model,
-)
 from torch import Tensor
 
 from hvd_batchgrow.errors import RunError
+from hvd_batchgrow.train.checkpoint_contents import check_contents
 
 FORMAT = 3
 _UNSEALED_FORMAT = 2
@@ -104,46 +94,8 @@ class Checkpoint:
             raise RunError("damaged: its end is missing")
         if digest != tree_digest({"format": file_format, **values}):
             raise RunError("damaged: its values do not match its SHA-256")
-        try:
-            _contents().model_validate(values)
-        except ValidationError as error:  # whole, but of no checkpoint that this program would write
-            first = error.errors(include_url=False, include_input=False)[0]
-            where = ".".join(map(str, first["loc"]))
-            raise RunError(f"not a checkpoint of this version: {where}: {first['msg']}") from None
+        check_contents(values)
         return cls(**values)
-
-
-@cache
-def _contents() -> type[BaseModel]:
-    """What the fields of a checkpoint may hold, strictly: what is read is not converted, only looked at."""
-    number = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-    kinds = get_type_hints(Checkpoint) | {
-        "samples": NonNegativeInt,
-        "num_skipped": NonNegativeInt,
-        "elapsed_s": number,
-        "evaluation": _Evaluated | Annotated[dict[str, float], Field(max_length=0)],
-        "loss_scale": _Scaled | Annotated[dict[str, float], Field(max_length=0)],
-        "optimizer": _Optimised,
-    }
-    config = ConfigDict(strict=True, extra="forbid", arbitrary_types_allowed=True)
-    return create_model("Contents", __config__=config, **{name: (kind, ...) for name, kind in kinds.items()})
-
-
-class _Optimised(TypedDict):
-    state: dict[Any, Any]
-    param_groups: list[dict[str, Any]]
-
-
-class _Evaluated(TypedDict):
-    samples: NonNegativeInt
-    loss: float
-    top1: float
-
-
-class _Scaled(TypedDict):
-    value: PositiveFloat
-    good_samples: NonNegativeInt
-    growth_samples: PositiveInt
 
 
 class _Sink:
