@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Any, get_args
@@ -48,9 +49,17 @@ def _write_any_text() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
+def _forget_senseless_sizes() -> None:
+    """What a shell has left of a terminal's size, which rich would stumble over where it is no number."""
+    for name in ("COLUMNS", "LINES"):
+        if not re.fullmatch("[0-9]{1,5}", os.environ.get(name, "")):
+            os.environ.pop(name, None)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     _write_any_text()
+    _forget_senseless_sizes()
     try:
         if faults := environment_faults(os.environ):
             raise JobError(faults, "environment")

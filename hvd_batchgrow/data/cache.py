@@ -32,11 +32,20 @@ def cache_folder() -> Path:
 
 
 def file_stamp(*paths: Path) -> list[Any]:
-    """Name, size and time of files: what a cache made of them depends on. Raises RunError if one is missing."""
+    """Name, size and time of files: what a cache made of them depends on.
+
+    Raises:
+        RunError: one is missing, or is something else: reading a pipe or a device might never end.
+    """
     try:
-        return [[str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns] for path in paths]
-    except OSError as error:
-        raise RunError(f"{error.filename} cannot be read: {error.strerror}") from None
+        states = [path.stat() for path in paths]
+        names = [str(path.resolve()) for path in paths]
+    except (OSError, RuntimeError) as error:  # RuntimeError: links that go round in circles
+        raise RunError(f"{getattr(error, 'filename', paths[0])} cannot be read: {error}") from None
+    for path, state in zip(paths, states, strict=True):
+        if not stat.S_ISREG(state.st_mode):
+            raise RunError(f"{path} is no file: {'a folder' if stat.S_ISDIR(state.st_mode) else 'a pipe or device'}")
+    return [[name, state.st_size, state.st_mtime_ns] for name, state in zip(names, states, strict=True)]
 
 
 def cached_arrays(kind: str, identity: str, stamp: Any, build: Callable[[], Arrays]) -> dict[str, NDArray[Any]]:
@@ -79,7 +88,7 @@ def _own_folder() -> Path:
         cache_folder().mkdir(mode=0o700, parents=True, exist_ok=True)
         folder.mkdir(mode=0o700, exist_ok=True)
         status = folder.stat()
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # RecursionError: a path of a thousand folders
         raise RunError(f"cache {folder}: {getattr(error, 'strerror', None) or error}; {_ANOTHER}") from None
     if status.st_uid != os.geteuid():
         raise RunError(f"cache {folder} belongs to user {status.st_uid}, who could put anything there; {_ANOTHER}")

@@ -34,8 +34,8 @@ def load(data: DataSection, report: ReportProgress) -> Source:
     root = need_root(data, "the folder of its .npy files")
     train, train_labels = _pair(root, data.train or "train")
     test, test_labels = _pair(root, data.test or "test")
-    values = {"train_values": open_npy(train), "test_values": open_npy(test)}
     stamp = file_stamp(train, train_labels, test, test_labels)
+    values = {"train_values": open_npy(train), "test_values": open_npy(test)}
     pairs = [(train, train_labels), (test, test_labels)]
     identity = "\n".join(str(path.resolve()) for path in (train, test))
     arrays = cached_arrays("numpy", identity, stamp, lambda: _digest(pairs, report))

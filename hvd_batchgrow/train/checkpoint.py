@@ -92,7 +92,11 @@ class Checkpoint:
             raise RunError(f"of format {file_format}, this version reads {FORMAT}")
         if file_format == FORMAT and not is_sealed:
             raise RunError("damaged: its end is missing")
-        if digest != tree_digest({"format": file_format, **values}):
+        try:
+            found = tree_digest({"format": file_format, **values})
+        except (RuntimeError, TypeError, RecursionError) as error:  # sparse tensors, say, which no run has
+            raise RunError(f"not a checkpoint of this version: {error}") from None
+        if digest != found:
             raise RunError("damaged: its values do not match its SHA-256")
         check_contents(values)
         return cls(**values)

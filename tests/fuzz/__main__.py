@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import resource
 import sys
@@ -10,6 +11,7 @@ import tempfile
 import time
 import warnings
 from collections import Counter, defaultdict
+from contextlib import redirect_stderr
 from pathlib import Path
 
 from hvd_batchgrow.cli import main as command
@@ -17,7 +19,7 @@ from tests.fuzz.cases import make_case
 from tests.fuzz.runner import Outcome, folder, run
 from tests.fuzz.world import World
 
-_MOST_BYTES = 24 << 30
+_MOST_BYTES = 8 << 30
 """Of addresses: a job may ask for a network that no machine holds, and must not take this one down."""
 
 
@@ -58,15 +60,16 @@ def main() -> int:
 def make_world(base: Path) -> World:
     """The world of a folder, with a run in it; the cache of all that follows is there too."""
     os.environ["HVD_BATCHGROW_CACHE"] = "cache"
-    world = World(base / "world") if (base / "world").mkdir() is None else None
-    assert world is not None
-    with folder(base / "first"):
+    (base / "world").mkdir()
+    world = World(base / "world")
+    with folder(base / "first"), redirect_stderr(io.StringIO()):
         world.add_run(command)
     return world
 
 
 def _tell(number: int, seed: int, kind: str, about: str, words: list[str], outcome: Outcome) -> None:
-    print(f"\n--- case {number}, {kind}: {about}\n    {words!r:.500}\n    ended with {outcome.code}, {outcome.seconds:.1f} s")
+    print(f"\n--- case {number}, {kind}: {about}\n    {repr(words)[:500]}")
+    print(f"    ended with {outcome.code}, {outcome.seconds:.1f} s")
     for fault in outcome.faults:
         print("    " + fault[-3000:].replace("\n", "\n    "))
     print("    its errors: " + outcome.text[:600].replace("\n", "\n    "))

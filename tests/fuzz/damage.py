@@ -13,12 +13,12 @@ from typing import Any
 
 TEXTS = (
     "", " ", "0", "-1", "nan", "1e400", "true", "None", "..", "../..", "/", "a/b", "~", "%s", "${HOME}", "$(id)",
-    "a\nb", "a\tb", "é", "日本", "🙂", "\u202eabc", "\ufeffx", "\u0000", "x" * 300, "N/0", "N/10", "0:8", "a:b", "os:system",
-    "small_conv_net ", "RESNET20", "resnet20", "wrn_16_1", "float64", "Grow", "idx", "csv",
+    "a\nb", "a\tb", "é", "日本", "🙂", "\u202eabc", "\ufeffx", "\u0000", "x" * 300, "N/0", "N/10", "0:8", "a:b",
+    "os:system", "small_conv_net ", "RESNET20", "resnet20", "wrn_16_1", "float64", "Grow", "idx", "csv",
 )  # fmt: skip
 NUMBERS = (
-    0, -1, 1, 2, 3, 7, 8, 10, 2**31, 2**63 - 1, 2**63, -(2**63), 10**30, 10**400, 0.0, -0.0, -1.0, 0.5, 1.0, 1.5, 1e-320,
-    1e-30, 1e30, 1e308, math.nan, math.inf, -math.inf,
+    0, -1, 1, 2, 3, 7, 8, 10, 2**31, 2**63 - 1, 2**63, -(2**63), 10**30, 10**400, 0.0, -0.0, -1.0, 0.5, 1.0, 1.5,
+    1e-320, 1e-30, 1e30, 1e308, math.nan, math.inf, -math.inf,
 )  # fmt: skip
 
 
@@ -32,7 +32,7 @@ def junk(draw: random.Random, depth: int = 0) -> Any:
     if kind in {2, 3}:
         return draw.choice(NUMBERS)
     if kind == 4:
-        return draw.choice([datetime.date(2020, 2, 29), datetime.datetime(2020, 1, 1), datetime.time(1, 2)])  # noqa: DTZ001
+        return draw.choice([datetime.date(2020, 2, 29), datetime.datetime(2020, 1, 1), datetime.time(1, 2)])
     if kind == 5:
         return [junk(draw, depth + 1) for _ in range(draw.choice([0, 1, 2, 3, 9]))]
     return {draw.choice(["x", "name", "lr", "é", "a b", ""]): junk(draw, depth + 1) for _ in range(draw.randrange(3))}
@@ -130,8 +130,8 @@ def _twice(data: bytes, draw: random.Random) -> bytes:
 
 def _foreign(data: bytes, draw: random.Random) -> bytes:
     return draw.choice(
-        [b"", b"\0", b"\n", b"#!/bin/sh\nid\n", b"\xff" * 64, pickle.dumps(os.getcwd), b"{}", b"[]", b"null", b"1", b'""',
-         b"[" * 3000, b"\x1f\x8b\x08\x00", b"PK\x03\x04", b"\x93NUMPY\x01\x00", bytes(1024), draw.randbytes(512),
+        [b"", b"\0", b"\n", b"#!/bin/sh\nid\n", b"\xff" * 64, pickle.dumps(os.getcwd), b"{}", b"[]", b"null", b"1",
+         b'""', b"[" * 3000, b"\x1f\x8b\x08\x00", b"PK\x03\x04", b"\x93NUMPY\x01\x00", bytes(1024), draw.randbytes(512),
          "﻿ünïcode\n".encode(), b"a,b,c\n1,2\n", b"NaN\n", b"\x89PNG\r\n\x1a\n", b"PAR1PAR1"]
     )  # fmt: skip
 

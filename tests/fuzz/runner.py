@@ -100,8 +100,10 @@ def _wrong(case: Case, code: int | None, out: str, err: str, left: set[str]) -> 
         yield f"leaves {sorted(litter)}"
     if any(name.endswith((".writing", ".forking", ".removed", ".tmp")) for name in left):
         yield f"leaves a temporary file: {sorted(left)}"
-    if code == 1 and any(Path(name).name == "job.toml" for name in left):
-        yield f"leaves part of a run folder: {sorted(litter)}"
+    # Training may meet a bad sample after it has begun: then the folder is whole, and can be gone on from.
+    for run in {name for name in left if Path(name).parent == Path("runs")} & litter:
+        if lacking := {"job.toml", "plan.json", "record.json", "checkpoints"} - {p.name for p in Path(run).iterdir()}:
+            yield f"leaves part of a run folder: {run} without {sorted(lacking)}"
 
 
 def _entries() -> set[str]:

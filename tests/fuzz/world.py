@@ -60,7 +60,6 @@ def _columns(draw: np.random.Generator, count: int) -> dict[str, Any]:
     return {
         "a": draw.normal(size=count),
         "b": draw.integers(0, 9, count),
-        "c": ["x" if k % 2 else "y" for k in range(count)],
         "label": _labels(count),
     }
 
