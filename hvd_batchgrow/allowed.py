@@ -32,6 +32,14 @@ def shown(value: Any) -> str:
     return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}… ({len(text)} characters)"
 
 
+def as_text(value: Any) -> str:
+    """What a value would be if it had been written as text; empty where that is no sensible thing to have meant."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    is_short = not isinstance(value, int) or abs(value) < 10**_MOST_SHOWN
+    return "" if isinstance(value, (list, tuple, Mapping)) or not is_short else str(value)
+
+
 def dotted(place: Sequence[Any]) -> str:
     """The path of a key, quoted as TOML does where it must be."""
     return ".".join(str(part) if re.fullmatch(r"[A-Za-z0-9_-]+", str(part)) else shown(str(part)) for part in place)
@@ -80,7 +88,7 @@ def allowed(node: Node) -> str:
         return f"one of {', '.join(map(str, node['enum']))}"
     words: dict[str, Callable[[Node], str]] = {
         "integer": lambda node: f"a whole number {_bounds(node)}".rstrip(),
-        "number": lambda node: f"a number {_bounds(node)}".rstrip(),
+        "number": _allowed_number,
         "boolean": lambda _: "true or false",
         "string": lambda node: "a path" if node.get("format") == "path" else str(node.get("description", "text")),
         "array": _allowed_list,
@@ -98,6 +106,11 @@ def _branches(node: Node) -> list[Node]:
 def _bounds(node: Node) -> str:
     signs = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
     return " and ".join(f"{sign} {node[key]}" for key, sign in signs.items() if key in node)
+
+
+def _allowed_number(node: Node) -> str:
+    has_both = {"minimum", "exclusiveMinimum"} & set(node) and {"maximum", "exclusiveMaximum"} & set(node)
+    return f"a {'' if has_both else 'finite '}number {_bounds(node)}".rstrip()
 
 
 def _allowed_list(node: Node) -> str:
@@ -119,7 +132,7 @@ def nearest(node: Node, value: Any) -> str:
 def _nearest(node: Node, value: Any) -> tuple[Any, bool] | None:
     """A valid value, and whether it is the nearest one."""
     if "enum" in node:
-        near = get_close_matches(str(value), node["enum"], n=1, cutoff=0.5)
+        near = get_close_matches(as_text(value), node["enum"], n=1, cutoff=0.5)
         return (near[0], True) if near else None
     kind = node.get("type")
     if kind in {"integer", "number"}:
@@ -133,7 +146,7 @@ def _nearest(node: Node, value: Any) -> tuple[Any, bool] | None:
 
 def _nearest_bool(value: Any) -> tuple[bool, bool] | None:
     words = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
-    found = words.get(str(value).strip().lower())
+    found = words.get(as_text(value).strip().lower())
     return None if found is None else (found, True)
 
 
@@ -141,12 +154,12 @@ def _nearest_number(node: Node, value: Any) -> tuple[float, bool] | None:
     number = _as_number(value)
     if isinstance(number, int):
         number = min(max(number, -(2**63)), 2**63 - 1)
-    if number is None or math.isnan(number):
+    if number is None or not _is_bounded(node, number):
         default = node.get("default")
         return (default, False) if isinstance(default, (int, float)) else None
     if node["type"] == "integer":
         return _clamped_int(node, number), True
-    return _clamped(node, number if math.isfinite(number) else math.copysign(1e6, number))
+    return _clamped(node, number)
 
 
 def _as_number(value: Any) -> float | None:
@@ -162,6 +175,14 @@ def _as_number(value: Any) -> float | None:
         return value if isinstance(value, int) else float(value)
     except (TypeError, ValueError):
         return None
+
+
+def _is_bounded(node: Node, number: float) -> bool:
+    """Whether there is a finite number nearest to one, which may be infinite."""
+    if isinstance(number, int) or math.isfinite(number):
+        return True
+    bounds = {"maximum", "exclusiveMaximum"} if number > 0 else {"minimum", "exclusiveMinimum"}
+    return not math.isnan(number) and bool(bounds & set(node))
 
 
 def _clamped_int(node: Node, number: float) -> int:
@@ -180,7 +201,10 @@ def _clamped(node: Node, number: float) -> tuple[float, bool]:
         return (low if number < low else high), True
     if number <= above:
         default = node.get("default")
-        likely = (-number, default if isinstance(default, (int, float)) else above + _NUDGE)  # a slip of the sign first
+        likely = (
+            -number if math.isfinite(number) else above,
+            default if isinstance(default, (int, float)) else above + _NUDGE,
+        )  # a slip of the sign first
         return next(n for n in (*likely, above + _NUDGE) if above < n <= high and low <= n < below), False
     if number >= below:
         return below - _NUDGE, False
@@ -200,9 +224,7 @@ def _nearest_list(node: Node, value: Any) -> tuple[list[Any], bool] | None:
 
 
 def _nearest_text(node: Node, value: Any) -> tuple[str, bool] | None:
-    if isinstance(value, (list, tuple, Mapping)):
-        return None
-    text = str(value).lower() if isinstance(value, bool) else str(value)
+    text = as_text(value)
     examples = node.get("examples", ())
     # As it is, if only its type is wrong; with what may stand in a name in place of what may not; another.
     plain = re.sub(r"[^A-Za-z0-9._-]+", "-", text[:200]).strip("._-")

@@ -11,15 +11,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from hvd_batchgrow.allowed import Node, allowed, child, dotted, nearest, resolved, shown
+from hvd_batchgrow.allowed import Node, allowed, as_text, child, dotted, nearest, resolved, shown
 from hvd_batchgrow.config import DataSection, Job, ModelSection
 from hvd_batchgrow.data.known import check_data
-from hvd_batchgrow.errors import Fault, JobError
+from hvd_batchgrow.errors import MOST_TOLD, Fault, JobError
 from hvd_batchgrow.nn.known import check_network
 from hvd_batchgrow.toml_file import read_toml, read_value, tree_faults
-
-_MOST_FAULTS = 100
-"""Told of one job; a file with more is no job file, and looking for what each may mean takes its time."""
 
 
 def load_job(path: Path, overrides: Mapping[str, Any] | None = None) -> Job:
@@ -103,14 +100,12 @@ def _schema() -> Node:
 
 
 def _told(faults: Sequence[Fault]) -> list[Fault]:
-    """Each place once, in the order of the file's sections, and not more than anyone reads."""
+    """Each place once, in the order of the file's sections."""
     order = {name: index for index, name in enumerate(Job.model_fields)}
     first: dict[str, Fault] = {}
     for fault in faults:
         first.setdefault(fault.path, fault)
-    told = sorted(first.values(), key=lambda fault: order.get(fault.path.partition(".")[0], -1))
-    more = len(told) - _MOST_FAULTS
-    return told[:_MOST_FAULTS] + ([Fault("", f"… and {more} more")] if more > 0 else [])
+    return sorted(first.values(), key=lambda fault: order.get(fault.path.partition(".")[0], -1))
 
 
 def _key_faults(error: ValidationError) -> list[Fault]:
@@ -119,8 +114,9 @@ def _key_faults(error: ValidationError) -> list[Fault]:
     # Of a value of several types pydantic tells once for each: it is told at the place that is farthest in.
     around = {place[:k] for place in places for k in range(len(place))}
     telling = [d for d, place in zip(details, places, strict=True) if place not in around]
-    faults = [_fault(detail) for detail in telling[:_MOST_FAULTS]]
-    return [*faults, *(Fault(dotted(_found(detail["loc"])[0]), "") for detail in telling[_MOST_FAULTS:])]
+    faults = [_fault(detail) for detail in telling[:MOST_TOLD]]
+    # Looking for what a key may mean takes its time, which is saved for those that nobody will be told of.
+    return [*faults, *(Fault(dotted(_found(detail["loc"])[0]), "") for detail in telling[MOST_TOLD:])]
 
 
 def _found(location: Sequence[Any]) -> tuple[tuple[Any, ...], Node]:
@@ -197,7 +193,9 @@ def _faults_of_nearest_choices(tree: Mapping[str, Any], error: ValidationError) 
         if detail["type"] == "union_tag_invalid":
             name = str(detail["loc"][0])
             node = _schema()["properties"][name]
-            near = difflib.get_close_matches(str(detail["input"].get(node["key"])), node["choices"], n=1, cutoff=0.5)
+            near = difflib.get_close_matches(
+                as_text(detail["input"].get(node["key"])), node["choices"], n=1, cutoff=0.5
+            )
             changed[name] = {**changed[name], node["key"]: near[0]} if near else changed[name]
     if changed == tree:
         return []

@@ -20,6 +20,7 @@ _MOST_NESTED = 32
 """Of sections and lists in each other."""
 _INT64 = range(-(2**63), 2**63)
 _WORDS = {
+    r"Cannot declare \((.*?),?\) twice": r"the section \1 is there twice",
     "Cannot overwrite a value": "a key is there twice",
     "Cannot mutate immutable namespace": "a key is added to a table that is written already",
     "Found invalid character": "a character is not allowed here",
@@ -136,7 +137,7 @@ def _syntax_fault(message: str, text: str) -> str:
     found = re.search(r" \((?:at line (\d+), column (\d+)|at end of document)\)$", message)
     told = message[: found.start()] if found else message
     for theirs, ours in _WORDS.items():
-        told = told.replace(theirs, ours)
+        told = re.sub(theirs, ours, told)
     told = f"{told[:1].lower()}{told[1:]}"
     if not found:
         return f"is not valid TOML: {told}"

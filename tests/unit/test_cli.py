@@ -123,7 +123,7 @@ def test_digest_of_what_is_no_run_is_refused(tmp_path: Path, capsys: pytest.Capt
             "schedule.factr: unknown key; did you mean schedule.factor?",
         ),
         (["plan", "small.toml", "--ranks", "5"], 2, "global batch 16 = 2 ghost batches of 8 for 5 ranks"),
-        (["train", "small.toml", "--optim.lr", "-1"], 2, "optim.lr: must be a number > 0, got -1; such as: 1"),
+        (["train", "small.toml", "--optim.lr", "-1"], 2, "optim.lr: must be a finite number > 0, got -1; such as: 1"),
         (
             ["plan", "small.toml", "--schedule.policy", "decay"],
             2,

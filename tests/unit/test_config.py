@@ -32,13 +32,13 @@ def test_every_shipped_job_is_valid_and_named_as_its_file(path: Path) -> None:
         ("optim", "momentum", 1.0, "optim.momentum: must be a number >= 0 and < 1, got 1.0; such as: 0.999"),
         ("schedule", "policy", "grwo", "schedule.policy: must be one of decay, grow, hybrid, adabatch, steps, import"),
         ("schedule", "every_epochs", 1.0, "schedule.every_epochs: unknown key of 'grow'; it belongs to adabatch"),
-        ("optim", "lr", "0.1", "optim.lr: must be a number > 0, got '0.1'; nearest: 0.1"),
-        ("optim", "lr", float("nan"), "optim.lr: must be a number > 0, got nan"),
+        ("optim", "lr", "0.1", "optim.lr: must be a finite number > 0, got '0.1'; nearest: 0.1"),
+        ("optim", "lr", float("nan"), "optim.lr: must be a finite number > 0, got nan"),
         (
             "schedule",
             "factor",
             0.5,
-            "schedule.factor: must be a number >= 1 or a list, each a number >= 1, got 0.5; nearest: 1",
+            "schedule.factor: must be a finite number >= 1 or a list, each a finite number >= 1, got 0.5; nearest: 1",
         ),
         ("schedule", "max_batch", "N/0", "schedule.max_batch: must be a whole number > 0 or a share of the"),
         ("schedule", "max_batch", True, "schedule.max_batch: must be a whole number > 0 or a share of the"),
@@ -46,7 +46,7 @@ def test_every_shipped_job_is_valid_and_named_as_its_file(path: Path) -> None:
             "schedule",
             "boundaries_epochs",
             [1.0, "2"],
-            "schedule.boundaries_epochs.1: must be a number > 0, got '2'; nearest: 2",
+            "schedule.boundaries_epochs.1: must be a finite number > 0, got '2'; nearest: 2",
         ),
         ("model", "ghost_batch", 1, "model.ghost_batch: must be a whole number >= 2, got 1; nearest: 2"),
         ("model", "ghost_batch", 8.0, "model.ghost_batch: must be a whole number >= 2, got 8.0; nearest: 8"),
@@ -79,8 +79,8 @@ def test_lars_has_ranges_of_its_own_and_no_nesterov() -> None:
     with pytest.raises(JobError) as caught:
         parse_job(job_tree(optim=values))
     assert [str(fault) for fault in caught.value.faults] == [
-        "optim.trust_coefficient: must be a number > 0, got 0.0; such as: 0.001",
-        "optim.eps: must be a number >= 0, got -1e-08; nearest: 0",
+        "optim.trust_coefficient: must be a finite number > 0, got 0.0; such as: 0.001",
+        "optim.eps: must be a finite number >= 0, got -1e-08; nearest: 0",
         "optim.nesterov: unknown key of 'lars'; it belongs to sgd",
     ]
 
