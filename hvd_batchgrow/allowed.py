@@ -172,7 +172,7 @@ def _as_number(value: Any) -> float | None:
         except ValueError:
             pass
     try:
-        return value if isinstance(value, int) else float(value)
+        return int(value) if isinstance(value, int) else float(value)
     except (TypeError, ValueError):
         return None
 

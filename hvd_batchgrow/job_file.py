@@ -16,7 +16,7 @@ from hvd_batchgrow.config import DataSection, Job, ModelSection
 from hvd_batchgrow.data.known import check_data
 from hvd_batchgrow.errors import MOST_TOLD, Fault, JobError
 from hvd_batchgrow.nn.known import check_network
-from hvd_batchgrow.toml_file import read_toml, read_value, tree_faults
+from hvd_batchgrow.toml_file import read_toml, read_value, tamed
 
 
 def load_job(path: Path, overrides: Mapping[str, Any] | None = None) -> Job:
@@ -38,7 +38,7 @@ def load_job(path: Path, overrides: Mapping[str, Any] | None = None) -> Job:
 
 def parse_job(tree: Mapping[str, Any], source: str = "job") -> Job:
     """Check a tree of plain values and freeze it; raises JobError with all faults."""
-    faults = tree_faults(tree)
+    tree, faults = tamed(tree)
     try:
         job = Job.model_validate(tree)
     except ValidationError as error:

@@ -18,5 +18,6 @@ def near_path(path: Path, names: Iterable[str] | None = None) -> str:
         beside = [other.name for other in path.parent.iterdir()] if names is None else list(names)
     except (OSError, ValueError):  # ValueError: a name with NUL
         return ""
-    found = get_close_matches(path.name, beside, n=1, cutoff=0.5)
+    others = [name for name in beside if name != path.name]  # it may be there, and be something else
+    found = get_close_matches(path.name, others, n=1, cutoff=0.5)
     return f"; did you mean {path.parent / found[0]}?" if found else ""

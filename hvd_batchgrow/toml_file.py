@@ -6,7 +6,7 @@ import codecs
 import re
 import stat
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,37 +53,43 @@ def read_value(text: str) -> Any:
         return text
 
 
-def tree_faults(tree: Mapping[str, Any]) -> list[Fault]:
-    """What no key may hold, whatever it is for: each such value with its path."""
-    return list(_value_faults((), tree))
+def tamed(tree: Mapping[str, Any]) -> tuple[dict[str, Any], list[Fault]]:
+    """What no key may hold, whatever it is for: each such value with its path, and the tree with a tame one instead.
+
+    With that the tree can be looked through for all its other faults; the values themselves are some
+    that even to compare or to print makes a library fail.
+    """
+    faults: list[Fault] = []
+    return _tame((), dict(tree), faults), faults
 
 
-def _value_faults(place: tuple[Any, ...], value: Any) -> Iterator[Fault]:
+def _tame(place: tuple[Any, ...], value: Any, faults: list[Fault]) -> Any:
     if len(place) > _MOST_NESTED:
-        yield Fault(dotted(place[:3]) + "…", f"is nested too deeply; at most {_MOST_NESTED} levels")
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
+        faults.append(Fault(dotted(place[:3]) + "…", f"is nested too deeply; at most {_MOST_NESTED} levels"))
+        return 0
+    if isinstance(value, Mapping):
+        for key in value:
             if not _is_text(key):
-                yield Fault(dotted((*place, key)), f"a key must be text without NUL, got {shown(key)}")
-            yield from _value_faults((*place, key), item)
-    elif isinstance(value, (list, tuple)):
-        for index, item in enumerate(value):
-            yield from _value_faults((*place, index), item)
-    elif isinstance(value, str) and not _is_text(value):
-        mend = f"; nearest: {shown(text)}" if (text := _repaired(value)) else ""
-        yield Fault(dotted(place), f"must be text that UTF-8 can hold, without NUL, got {shown(value)}{mend}")
-    elif isinstance(value, int) and value not in _INT64:
+                faults.append(Fault(dotted((*place, key)), f"a key must be text without NUL, got {shown(key)}"))
+        return {key: _tame((*place, key), item, faults) for key, item in value.items() if _is_text(key)}
+    if isinstance(value, (list, tuple)):
+        return [_tame((*place, index), item, faults) for index, item in enumerate(value)]
+    if isinstance(value, str) and not _is_text(value):
+        text = re.sub("[\0\ud800-\udfff]", "", value)
+        mend = f"; nearest: {shown(text)}" if text else ""
+        fault = f"must be text that UTF-8 can hold, without NUL, got {shown(value)}{mend}"
+        faults.append(Fault(dotted(place), fault))
+        return text
+    if isinstance(value, int) and value not in _INT64:
         nearest = _INT64[-1] if value > 0 else _INT64[0]
-        yield Fault(dotted(place), f"must fit into 64 bits, got {shown(value)}; nearest: {nearest}")
+        faults.append(Fault(dotted(place), f"must fit into 64 bits, got {shown(value)}; nearest: {nearest}"))
+        return nearest
+    return value
 
 
 def _is_text(text: str) -> bool:
     # Lone surrogates stand for bytes of the command line that are not UTF-8.
     return "\0" not in text and not re.search("[\ud800-\udfff]", text)
-
-
-def _repaired(text: str) -> str:
-    return re.sub("[\0\ud800-\udfff]", "", text)
 
 
 def _refused(path: Path, fault: str) -> JobError:

@@ -116,7 +116,7 @@ def _mapped(folder: Path, made_of: Any) -> dict[str, NDArray[Any]] | None:
             path.stem: np.asarray(np.load(path, mmap_mode="r", allow_pickle=False)) for path in folder.glob("*.npy")
         }
         is_theirs = (folder / "stamp.json").read_text(encoding="utf-8") == _stamp(made_of, arrays)
-    except (OSError, ValueError, EOFError):  # ValueError: cut short, or a pickle
+    except Exception:  # cut short, a pickle, a header that is none: it can be damaged in any way, and is made anew
         return None
     return arrays if is_theirs else None
 
