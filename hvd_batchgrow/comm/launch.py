@@ -103,7 +103,9 @@ def lone_tasks(environment: Mapping[str, str]) -> int:
 def speaks(environment: Mapping[str, str]) -> bool:
     """Whether this process is the one of its job that tells of a fault which all of them meet before they have met."""
     rank, _ = launched_ranks(environment)
-    first_task = not lone_tasks(environment) or environment.get("SLURM_PROCID") == "0"
+    # A number that is damaged silences nobody: better twice than never.
+    task = environment.get("SLURM_PROCID", "")
+    first_task = not lone_tasks(environment) or not _is_count(task) or int(task) == 0
     return rank == 0 and first_task
 
 
