@@ -41,7 +41,8 @@ def file_stamp(*paths: Path) -> list[Any]:
         states = [path.stat() for path in paths]
         names = [str(path.resolve()) for path in paths]
     except (OSError, RuntimeError) as error:  # RuntimeError: links that go round in circles
-        raise RunError(f"{getattr(error, 'filename', paths[0])} cannot be read: {error}") from None
+        place, told = getattr(error, "filename", paths[0]), getattr(error, "strerror", None) or error
+        raise RunError(f"{place} cannot be read: {told}") from None
     for path, state in zip(paths, states, strict=True):
         if not stat.S_ISREG(state.st_mode):
             raise RunError(f"{path} is no file: {'a folder' if stat.S_ISDIR(state.st_mode) else 'a pipe or device'}")
