@@ -1,4 +1,4 @@
-.PHONY: quickstart setup test storm format clean
+.PHONY: quickstart setup test storm fuzz format clean
 
 JOB := jobs/fashion_mnist_quickstart.toml
 
@@ -15,6 +15,10 @@ test:  ## set up, check and test everything
 storm:  ## kill a small run 200 times, and see that nothing is lost: twenty to thirty minutes
 	@tools/setup.sh test
 	PATH="$$PWD/.venv/bin:$$PATH" OMP_NUM_THREADS=1 python -m tests.storm --kills 200
+
+fuzz:  ## ten thousand bad job files, command lines, data files, checkpoints and environments: twenty minutes or so
+	@tools/setup.sh test
+	PATH="$$PWD/.venv/bin:$$PATH" OMP_NUM_THREADS=1 python -m tests.fuzz --cases 10000
 
 format:
 	.venv/bin/ruff check --fix -q .

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal
@@ -14,6 +13,7 @@ from hvd_batchgrow.config_types import (
     NAME_PATTERN,
     FloatList,
     Fraction,
+    NumRanks,
     PositiveFloat,
     PositiveInt,
     Section,
@@ -21,24 +21,13 @@ from hvd_batchgrow.config_types import (
 )
 from hvd_batchgrow.nn.known import check_name
 
-
-def _check_factor(value: Any) -> Any:
-    factors = value if isinstance(value, (list, tuple)) else [value]
-    numbers = all(isinstance(f, (int, float)) and not isinstance(f, bool) and 1 <= f < math.inf for f in factors)
-    if not numbers:
-        raise ValueError("must be a number >= 1, or a list of them, one for each boundary")
-    return tuple(map(float, value)) if isinstance(value, (list, tuple)) else float(value)
-
-
-def _check_max_batch(value: Any) -> Any:
-    whole = isinstance(value, int) and not isinstance(value, bool) and value > 0
-    if value is None or whole or (isinstance(value, str) and re.fullmatch(r"N/[1-9][0-9]*", value)):
-        return value
-    raise ValueError('must be a number of samples > 0, or a share of the training set such as "N/10"')
-
-
-MaxBatch = Annotated[int | str | None, BeforeValidator(_check_max_batch)]
-Factor = Annotated[float | tuple[float, ...], BeforeValidator(_check_factor)]
+AtLeastOne = Annotated[float, Field(ge=1)]
+Factor = Annotated[AtLeastOne | tuple[AtLeastOne, ...], BeforeValidator(tuples)]
+ShareOfN = Annotated[
+    str,
+    Field(pattern=r"^N/[1-9][0-9]{0,17}$", description='a share of the training set such as "N/10"', examples=["N/10"]),
+]
+MaxBatch = PositiveInt | ShareOfN | None
 LrRule = Literal["none", "linear", "sqrt", "adam"]
 LrStep = tuple[PositiveFloat, PositiveFloat]
 
@@ -253,7 +242,14 @@ class StepsSchedule(ScheduleBase):
     """Batch sizes at sample counts, the learning rate by rule."""
 
     policy: Literal["steps"]
-    batch_steps: Annotated[str, Field(pattern=r"^\s*0:[0-9]+(\s+[0-9]+:[0-9]+)*\s*$")]
+    batch_steps: Annotated[
+        str,
+        Field(
+            pattern=r"^\s*0:[0-9]{1,18}(\s+[0-9]{1,18}:[0-9]{1,18})*\s*$",
+            description='pairs SAMPLES:BATCH, the first from sample 0, such as "0:768 250000:1536"',
+            examples=["0:768 250000:1536"],
+        ),
+    ]
     """ "0:768 250000:1536": from sample count, batch."""
     lr_rule: LrRule = "none"
 
@@ -264,7 +260,14 @@ class ImportSchedule(ScheduleBase):
     policy: Literal["import"]
     global_batch: PositiveInt
     max_batch: MaxBatch = None
-    lr_schedule: Annotated[str, Field(pattern=r"^(steps|polynomial|cosine|[A-Za-z_][\w.]*:[A-Za-z_]\w*)$")]
+    lr_schedule: Annotated[
+        str,
+        Field(
+            pattern=r"^(steps|polynomial|cosine|[A-Za-z_][\w.]*:[A-Za-z_]\w*)$",
+            description="one of steps, polynomial, cosine, or module:function of your own",
+            examples=["steps", "polynomial", "cosine"],
+        ),
+    ]
     """steps, polynomial, cosine, or `module:function` that maps an epoch to a multiple of `optim.lr`."""
     num_steps: Annotated[int, Field(gt=0, le=1000)] = 8
     """Phases of equal length that stand for a smooth schedule, each with its mean noise scale."""
@@ -322,9 +325,9 @@ class LayoutSection(Section):
     growth: Literal["accumulation", "ranks", "auto"] = "accumulation"
     """How a larger batch is formed: by more passes on all ranks; by more ranks, each with a full micro-batch as long
     as there are any; or, phase by phase, by what the objective wants (`plan --cost`)."""
-    ranks_per_phase: Annotated[tuple[PositiveInt, ...], BeforeValidator(tuples)] | None = None
+    ranks_per_phase: Annotated[tuple[NumRanks, ...], BeforeValidator(tuples)] | None = None
     """For growth = "ranks": ranks of each phase; None: from the batch."""
-    max_ranks: PositiveInt | None = None
+    max_ranks: NumRanks | None = None
     """For growth = "ranks" and "auto"; None: all that are launched."""
     objective: Literal["least_time", "least_rank_hours"] = "least_time"
     """For growth = "auto"."""
@@ -399,7 +402,10 @@ class WatchSection(Section):
 class Job(Section):
     """A whole job file."""
 
-    name: Annotated[str, Field(pattern=NAME_PATTERN)]
+    name: Annotated[
+        str,
+        Field(pattern=NAME_PATTERN, description="a name of at most 200 letters, digits, dots, dashes and underscores"),
+    ]
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     data: DataSection
     model: ModelSection

@@ -12,8 +12,11 @@ def tuples(value: Any) -> Any:
     return tuple(map(tuples, value)) if isinstance(value, list) else value
 
 
-NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,199}$"
+"""Of a run, and so of its folder and of files beside it, to whose names more is added: few enough for file systems."""
 PositiveInt = Annotated[int, Field(gt=0)]
+NumRanks = Annotated[int, Field(gt=0, le=1 << 20)]
+"""More than anyone has, and few enough to be counted through."""
 PositiveFloat = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 FloatList = Annotated[tuple[PositiveFloat, ...], BeforeValidator(tuples)]

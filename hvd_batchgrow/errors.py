@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
+MOST_TOLD = 100
+"""Of a job's faults; a file with more is no job file."""
+
 
 class ExitCode(IntEnum):
     """How a command ends; batch systems act on it."""
@@ -31,13 +34,14 @@ class Fault:
 
 
 class JobError(ValueError):
-    """A job that cannot run as it is written: every fault found in it, in one exception."""
+    """A job that cannot run as it is written: every fault found in it, in one exception; told are the first hundred."""
 
     def __init__(self, faults: Sequence[Fault], source: str = "job") -> None:
         self.faults = tuple(faults)
         self.source = source
         count = f"{len(self.faults)} fault{'s' if len(self.faults) > 1 else ''}"
-        super().__init__("\n  ".join([f"{source}: {count}", *map(str, self.faults)]))
+        more = [f"… and {len(self.faults) - MOST_TOLD} more"] if len(self.faults) > MOST_TOLD else []
+        super().__init__("\n  ".join([f"{source}: {count}", *map(str, self.faults[:MOST_TOLD]), *more]))
 
 
 class RunError(RuntimeError):

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import difflib
-import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
-from hvd_batchgrow.config import Job
+from hvd_batchgrow.allowed import Node, allowed, as_text, child, dotted, nearest, resolved, shown
+from hvd_batchgrow.config import DataSection, Job, ModelSection
 from hvd_batchgrow.data.known import check_data
-from hvd_batchgrow.errors import Fault, JobError
+from hvd_batchgrow.errors import MOST_TOLD, Fault, JobError
 from hvd_batchgrow.nn.known import check_network
+from hvd_batchgrow.toml_file import read_toml, read_value, tamed
 
 
 def load_job(path: Path, overrides: Mapping[str, Any] | None = None) -> Job:
@@ -26,25 +29,23 @@ def load_job(path: Path, overrides: Mapping[str, Any] | None = None) -> Job:
     Raises:
         JobError: the file is missing, is no TOML, or has faults; all of them are in the message.
     """
-    try:
-        tree = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise JobError([Fault("", _cannot_read(path, error))], str(path)) from None
-    except tomllib.TOMLDecodeError as error:
-        raise JobError([Fault("", f"is not valid TOML: {error}")], str(path)) from None
-    for key, value in (overrides or {}).items():
-        _put(tree, key, value, str(path))
+    tree = read_toml(path)
+    faults = [fault for key, value in (overrides or {}).items() for fault in _put(tree, key, value)]
+    if faults:
+        raise JobError(faults, str(path))
     return parse_job(tree, str(path))
 
 
 def parse_job(tree: Mapping[str, Any], source: str = "job") -> Job:
     """Check a tree of plain values and freeze it; raises JobError with all faults."""
+    tree, faults = tamed(tree)
     try:
         job = Job.model_validate(tree)
     except ValidationError as error:
-        raise JobError([_fault(detail) for detail in error.errors()], source) from None
-    if faults := [*check_data(job.data), *check_network(job.model)]:
-        raise JobError(faults, source)
+        faults += [*_key_faults(error), *_faults_of_nearest_choices(tree, error), *_section_faults(tree)]
+        raise JobError(_told(faults), source) from None
+    if faults := [*faults, *check_data(job.data), *check_network(job.model)]:
+        raise JobError(_told(faults), source)
     return job
 
 
@@ -55,10 +56,11 @@ def split_overrides(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]
         the other words; dotted key to value, read as TOML, else as text.
 
     Raises:
-        JobError: a key has no value.
+        JobError: keys have no value.
     """
     others: list[str] = []
     overrides: dict[str, Any] = {}
+    faults: list[Fault] = []
     words = iter(arguments)
     for word in words:
         key, equals, text = word.partition("=")
@@ -67,90 +69,149 @@ def split_overrides(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]
             continue
         value = text if equals else next(words, None)
         if value is None or (value.startswith("--") and not equals):
-            raise JobError([Fault(key[2:], "has no value on the command line")], "command line")
-        overrides[key[2:].replace("-", "_")] = _toml_value(value)
+            faults.append(Fault(key[2:], f"has no value on the command line; write {key}=VALUE"))
+        else:
+            overrides[key[2:].replace("-", "_")] = read_value(value)
+    if faults:
+        raise JobError(faults, "command line")
     return others, overrides
 
 
-def _toml_value(text: str) -> Any:
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except (tomllib.TOMLDecodeError, KeyError):
-        return text
-
-
-def _put(tree: dict[str, Any], key: str, value: Any, source: str) -> None:
+def _put(tree: dict[str, Any], key: str, value: Any) -> Iterator[Fault]:
+    """Put a value into a tree, at its dotted key; or tell why it cannot be."""
     *sections, name = key.split(".")
+    if not all([*sections, name]):
+        yield Fault(shown(key), "is no key of a job file: write --SECTION.KEY VALUE, such as --optim.lr 0.2")
+        return
     for section in sections:
         tree = tree.setdefault(section, {})
         if not isinstance(tree, dict):
-            raise JobError([Fault(key, f"{section} is a value, not a section")], source)
+            yield Fault(key, f"{section} is a value, not a section")
+            return
     tree[name] = value
 
 
-def _cannot_read(path: Path, error: Exception) -> str:
-    near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.toml")], n=1, cutoff=0.5)
-    hint = f"; did you mean {path.parent / near[0]}?" if near else ""
-    return f"cannot be read: {getattr(error, 'strerror', None) or error}{hint}"
+# --- faults, from pydantic's account of them -----------------------------------------------------
+
+
+@cache
+def _schema() -> Node:
+    return resolved(Job.model_json_schema())
+
+
+def _told(faults: Sequence[Fault]) -> list[Fault]:
+    """Each place once, in the order of the file's sections."""
+    order = {name: index for index, name in enumerate(Job.model_fields)}
+    first: dict[str, Fault] = {}
+    for fault in faults:
+        first.setdefault(fault.path, fault)
+    return sorted(first.values(), key=lambda fault: order.get(fault.path.partition(".")[0], -1))
+
+
+def _key_faults(error: ValidationError) -> list[Fault]:
+    details = error.errors(include_url=False)
+    places = [_found(detail["loc"])[0] for detail in details]
+    # Of a value of several types pydantic tells once for each: it is told at the place that is farthest in.
+    around = {place[:k] for place in places for k in range(len(place))}
+    telling = [d for d, place in zip(details, places, strict=True) if place not in around]
+    faults = [_fault(detail) for detail in telling[:MOST_TOLD]]
+    # Looking for what a key may mean takes its time, which is saved for those that nobody will be told of.
+    return [*faults, *(Fault(dotted(_found(detail["loc"])[0]), "") for detail in telling[MOST_TOLD:])]
+
+
+def _found(location: Sequence[Any]) -> tuple[tuple[Any, ...], Node]:
+    """The path of a key, as the file has it, and what the schema says of it, from pydantic's location.
+
+    The location also holds the choices made on the way (schedule, grow, factor), and types: no keys of the file.
+    """
+    place: list[Any] = []
+    node = _schema()
+    for k, part in enumerate(location):
+        inside = child(node, part)
+        if inside is not None:
+            place.append(part)
+            node = inside
+        elif part in node.get("choices", ()):
+            node = node["choices"][part]
+        elif k == len(location) - 1 and "properties" in node:
+            return (*place, part), {}  # a key that is not known
+    return tuple(place), node
 
 
 def _fault(detail: Mapping[str, Any]) -> Fault:
-    """One fault from pydantic's account of it."""
-    # Of a section with a choice the location holds the choice too (schedule, grow, factor): no key of the file.
-    place = [part for k, part in enumerate(detail["loc"]) if not (k == 1 and part in _choices(detail["loc"][0]))]
-    path = ".".join(map(str, place))
-    if detail["type"] == "extra_forbidden":
-        return Fault(path, f"unknown key{_suggestion(place, detail['loc'])}")
-    if detail["type"] in {"union_tag_not_found", "union_tag_invalid"}:
-        return _choice_fault(path, detail)
-    if detail["type"] == "missing":
-        return Fault(path, "is required")
-    message = str(detail["msg"]).removeprefix("Value error, ")
-    return Fault(path, f"{message[0].lower()}{message[1:]}, got {detail['input']!r}")
+    location, kind, value = detail["loc"], detail["type"], detail["input"]
+    if kind == "missing" and isinstance(location[-1], int):  # an item: the list is too short
+        location, kind = location[:-1], "too_short"
+    place, node = _found(location)
+    path = dotted(place)
+    if kind == "extra_forbidden":
+        return Fault(path, f"unknown key{_suggestion(place, location)}")
+    if kind in {"union_tag_not_found", "union_tag_invalid"}:
+        return _choice_fault(place, node, detail)
+    if kind == "missing":
+        return Fault(path, f"is required: {allowed(node)}")
+    if kind == "value_error":
+        message = str(detail["msg"]).removeprefix("Value error, ")
+        return Fault(path, f"{message[:1].lower()}{message[1:]}, got {shown(value)}")
+    return Fault(path, f"must be {allowed(node)}, got {shown(value)}{nearest(node, value)}")
 
 
-def _choice_fault(path: str, detail: Mapping[str, Any]) -> Fault:
-    key = f"{path}.{str(detail['ctx']['discriminator']).strip(chr(39))}"
-    choices = ", ".join(_choices(path))
+def _choice_fault(place: Sequence[Any], node: Node, detail: Mapping[str, Any]) -> Fault:
+    key, choice = dotted([*place, node["key"]]), {"enum": list(node["choices"])}
     if "tag" in detail["ctx"]:
-        return Fault(key, f"must be one of {choices}, got {detail['ctx']['tag']!r}")
-    return Fault(key, f"is required: one of {choices}")
+        tag = detail["input"].get(node["key"])
+        return Fault(key, f"must be {allowed(choice)}, got {shown(tag)}{nearest(choice, tag)}")
+    return Fault(key, f"is required: {allowed(choice)}")
 
 
 def _suggestion(place: Sequence[Any], location: Sequence[Any]) -> str:
     """What the user may have meant by a key that its section does not know."""
-    known, key = _keys_beside(location[:-1]), str(place[-1])
-    others = [c for c, model in _section_models(str(place[0])).items() if c and key in model.model_fields]
-    if len(place) > 1 and others:
+    key, (_, section) = str(place[-1]), _found(location[:-1])
+    known = list(section.get("properties", ()))
+    root = _schema()["properties"]
+    choices = root.get(str(place[0]), {}).get("choices", {})
+    if others := [choice for choice, node in choices.items() if key in node["properties"]]:
         return f" of {location[1]!r}; it belongs to {', '.join(others)}"
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    if near:
-        return f"; did you mean {'.'.join([*map(str, place[:-1]), near[0]])}?"
-    return f"; known here: {', '.join(known)}"
+    if near := difflib.get_close_matches(key, known, n=1, cutoff=0.5):
+        return f"; did you mean {dotted([*place[:-1], near[0]])}?"
+    elsewhere = [
+        name
+        for name, node in root.items()
+        if any(key in part.get("properties", ()) for part in (node, *node.get("choices", {}).values()))
+    ]
+    there = f"; there is {', '.join(f'{name}.{key}' for name in elsewhere)}" if elsewhere else ""
+    return f"{there}; known here: {', '.join(known)}"
 
 
-def _section_models(section: str) -> dict[str, type[BaseModel]]:
-    """The models that a section may follow, by the choice that picks each; one without a choice is under ""."""
-    field = Job.model_fields.get(section)
-    if field is None:
-        return {}
-    models = get_args(field.annotation) or (field.annotation,)
-    key = field.discriminator
-    return {
-        choice: model
-        for model in models
-        if isinstance(model, type) and issubclass(model, BaseModel)
-        for choice in (get_args(model.model_fields[key].annotation) if isinstance(key, str) else ("",))
-    }
+# --- faults that others would hide ---------------------------------------------------------------
 
 
-def _choices(section: Any) -> list[str]:
-    return [choice for choice in _section_models(str(section)) if choice]
+def _faults_of_nearest_choices(tree: Mapping[str, Any], error: ValidationError) -> list[Fault]:
+    """The other faults of a section whose choice is no choice, as if it were the one that it is most like."""
+    changed = dict(tree)
+    for detail in error.errors(include_url=False):
+        if detail["type"] == "union_tag_invalid":
+            name = str(detail["loc"][0])
+            node = _schema()["properties"][name]
+            near = difflib.get_close_matches(
+                as_text(detail["input"].get(node["key"])), node["choices"], n=1, cutoff=0.5
+            )
+            changed[name] = {**changed[name], node["key"]: near[0]} if near else changed[name]
+    if changed == tree:
+        return []
+    try:
+        Job.model_validate(changed)
+    except ValidationError as second:
+        before = {detail["loc"] for detail in error.errors(include_url=False)}
+        return [_fault(d) for d in second.errors(include_url=False) if d["loc"] not in before and d["loc"]]
+    return []
 
 
-def _keys_beside(place: Sequence[Any]) -> list[str]:
-    if not place:
-        return list(Job.model_fields)
-    choice = str(place[1]) if len(place) > 1 else ""
-    model = _section_models(str(place[0])).get(choice)
-    return list(model.model_fields) if model else []
+def _section_faults(tree: Mapping[str, Any]) -> list[Fault]:
+    """What is wrong within the sections whose every key is right by itself."""
+    faults = []
+    with suppress(ValidationError):
+        faults += check_data(DataSection.model_validate(tree.get("data")))
+    with suppress(ValidationError):
+        faults += check_network(ModelSection.model_validate(tree.get("model")))
+    return faults

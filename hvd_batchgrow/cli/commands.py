@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import os
+import re
 import sys
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import tyro
 
@@ -17,7 +19,8 @@ from hvd_batchgrow.cli.status import StatusCommand
 from hvd_batchgrow.cli.submit import SubmitCommand
 from hvd_batchgrow.cli.train import TrainCommand, TwinCommand
 from hvd_batchgrow.cli.verify import VerifyCommand
-from hvd_batchgrow.comm.launch import speaks
+from hvd_batchgrow.cli.words import word_faults
+from hvd_batchgrow.comm.launch import environment_faults, speaks
 from hvd_batchgrow.errors import ExitCode, JobError, RunError
 from hvd_batchgrow.job_file import split_overrides
 
@@ -35,10 +38,36 @@ Command = (
 )
 
 
+def _commands() -> dict[str, type]:
+    """The commands by name."""
+    parts = [get_args(part) for part in get_args(Command)]
+    return {subcommand.name: command for command, subcommand in parts}
+
+
+def _write_any_text() -> None:
+    """Paths need not be UTF-8, nor does a terminal: what cannot be written as it is, is written as a number."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _forget_senseless_sizes() -> None:
+    """What a shell has left of a terminal's size, which rich would stumble over where it is no number."""
+    for name in ("COLUMNS", "LINES"):
+        if not re.fullmatch("[0-9]{1,5}", os.environ.get(name, "")):
+            os.environ.pop(name, None)
+
+
 def run(arguments: Sequence[str]) -> int:
     """Run what a command line asks for; returns the exit code."""
+    _write_any_text()
+    _forget_senseless_sizes()
     try:
+        if faults := environment_faults(os.environ):
+            raise JobError(faults, "environment")
         words, overrides = split_overrides(arguments)
+        if faults := word_faults(_commands(), words):
+            raise JobError(faults, "command line")
         command: Any = tyro.cli(
             Command,
             prog="hvd-batchgrow",

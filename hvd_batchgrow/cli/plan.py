@@ -13,6 +13,7 @@ import tomli_w
 
 from hvd_batchgrow.cli.common import JobCommand, terminal
 from hvd_batchgrow.config import Job
+from hvd_batchgrow.config_types import NumRanks
 from hvd_batchgrow.errors import ExitCode, Fault, JobError
 from hvd_batchgrow.schedule.decisions import Decision, read_decisions
 from hvd_batchgrow.schedule.plan import Plan, compile_plan
@@ -26,7 +27,7 @@ if TYPE_CHECKING:  # torch takes seconds to import, and `plan` does without it
 class PlanCommand(JobCommand):
     """Print what a job would do, phase by phase, without touching its data."""
 
-    ranks: int = 1
+    ranks: NumRanks = 1
     """How many ranks can be had."""
     json: bool = False
     """Print plain data instead of tables."""

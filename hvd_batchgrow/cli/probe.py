@@ -6,7 +6,9 @@ import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
 
 from hvd_batchgrow.cli.common import RanksCommand, terminal, with_ranks
 from hvd_batchgrow.errors import ExitCode
@@ -21,7 +23,7 @@ class ProbeCommand(RanksCommand):
 
     out: Path = Path("PROBE.json")
     """The figures go in here, beside those of other numbers of ranks."""
-    budget_s: float = 25.0
+    budget_s: Annotated[float, Field(gt=0, le=86_400)] = 25.0
     """About how long to measure; longer is steadier where the machine is shared."""
 
     def run(self, overrides: dict[str, Any]) -> ExitCode:

@@ -11,7 +11,8 @@ from typing import Any, Literal
 import tyro
 
 from hvd_batchgrow.cli.common import JobCommand
-from hvd_batchgrow.errors import ExitCode, Fault, JobError
+from hvd_batchgrow.config_types import NumRanks, PositiveInt
+from hvd_batchgrow.errors import ExitCode
 from hvd_batchgrow.interrupt import tidied_up_on_interrupt
 from hvd_batchgrow.schedule.plan import Plan, compile_plan
 from hvd_batchgrow.slurm.chain import (
@@ -33,9 +34,9 @@ from hvd_batchgrow.slurm.scheduler import Slurm
 class SubmitCommand(JobCommand):
     """Submit a job to Slurm as a chain: for phases of equal width a job each, on just the nodes that they use."""
 
-    nodes_max: int = tyro.MISSING
+    nodes_max: NumRanks = tyro.MISSING
     """The most nodes that a phase may use."""
-    ranks_per_node: int = 1
+    ranks_per_node: NumRanks = 1
     """Ranks that a node has room for: usually its GPUs."""
     dry_run: bool = False
     """Print all scripts and commands, and do nothing."""
@@ -53,7 +54,7 @@ class SubmitCommand(JobCommand):
     """What each node gives, such as gpu:4."""
     time: str | None = None
     """Time limit of each link; a link that reaches it is queued again and goes on."""
-    signal_delay_s: int | None = None
+    signal_delay_s: PositiveInt | None = None
     """How long before the time limit a link is told to save."""
     sbatch: tuple[str, ...] = ()
     """More options of sbatch, as KEY=VALUE."""
@@ -62,7 +63,6 @@ class SubmitCommand(JobCommand):
 
     def run(self, overrides: dict[str, Any]) -> ExitCode:
         """Submit, and say what was."""
-        self.check_flags()
         plan = self.plan(overrides)
         links = make_links(plan, self.nodes_max, self.ranks_per_node)
         job, run = chain_job(plan), self.runs_dir.absolute() / plan.job.name
@@ -85,21 +85,6 @@ class SubmitCommand(JobCommand):
         print("\n".join(table_lines(ledger)))
         print(shlex.join(["hvd-batchgrow", "status", str(self.runs_dir / job.name)]))
         return ExitCode.DONE
-
-    def check_flags(self) -> None:
-        """Raises JobError for numbers that make no sense."""
-        numbers = {
-            "--nodes-max": self.nodes_max,
-            "--ranks-per-node": self.ranks_per_node,
-            "--signal-delay-s": self.signal_delay_s,
-        }
-        faults = [
-            Fault(flag, f"must be at least 1, got {number}")
-            for flag, number in numbers.items()
-            if number is not None and number < 1
-        ]
-        if faults:
-            raise JobError(faults, "command line")
 
     def plan(self, overrides: dict[str, Any]) -> Plan:
         """The whole run, for all ranks that the nodes have room for."""

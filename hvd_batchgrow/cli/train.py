@@ -14,7 +14,7 @@ from rich.console import Console
 
 from hvd_batchgrow.cli.common import RanksCommand, terminal, with_ranks
 from hvd_batchgrow.config import Job
-from hvd_batchgrow.config_types import NAME_PATTERN
+from hvd_batchgrow.config_types import NAME_PATTERN, PositiveInt
 from hvd_batchgrow.errors import ExitCode, Fault, JobError
 from hvd_batchgrow.schedule.twin import decay_twin
 from hvd_batchgrow.train.stop import StopRequest
@@ -36,7 +36,7 @@ class TrainCommand(RanksCommand):
     """Remove the run of this name first."""
     runs_dir: Path = Path("runs")
     """Where run folders are made."""
-    updates: int | None = None
+    updates: PositiveInt | None = None
     """Stop after so many updates of this start, with a checkpoint to go on from."""
     phases: str | None = None
     """FIRST-LAST: train these phases only, counted from 1, on just the ranks that they use; a link of a chain."""
@@ -57,8 +57,6 @@ class TrainCommand(RanksCommand):
         """A script that goes on by itself must not throw away what it goes on from."""
         if self.overwrite and self.resume == "auto":
             raise JobError([Fault("--overwrite", "contradicts --resume auto: choose one")], "command line")
-        if self.updates is not None and self.updates < 1:
-            raise JobError([Fault("--updates", f"must be at least 1, got {self.updates}")], "command line")
         if self.fork is not None:
             if self.overwrite or self.resume == "auto":
                 fault = "makes a new run, which there is nothing of yet: without --resume auto and --overwrite"

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hvd_batchgrow.cli.common import RanksCommand, terminal
+from hvd_batchgrow.config_types import PositiveInt
 from hvd_batchgrow.errors import ExitCode
 from hvd_batchgrow.interrupt import tidied_up_on_interrupt
 from hvd_batchgrow.schedule.plan import compile_plan
@@ -19,7 +20,7 @@ class VerifyCommand(RanksCommand):
 
     layouts: str | None = None
     """RANKSxPASSESxMICRO-BATCH of the first phase's batch, with commas between; otherwise some on 1 to 4 ranks."""
-    updates: int = 2
+    updates: PositiveInt = 2
     """How many updates each; rounding grows from one to the next, so that few tell more than many."""
 
     def run(self, overrides: dict[str, Any]) -> ExitCode:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Literal
+
+from hvd_batchgrow.allowed import shown
+from hvd_batchgrow.errors import Fault
 
 Comm = Literal["auto", "horovod", "torch"]
 """What ranks talk through; auto: Horovod where it can be imported, else torch.distributed, as under torchrun."""
@@ -32,10 +36,47 @@ OF_LAUNCHERS = (
 """How the variables begin that would make a child take itself for one of its parent's ranks."""
 
 
+_MOST_RANKS = 1 << 20
+
+
+def environment_faults(environment: Mapping[str, str]) -> list[Fault]:
+    """What is wrong with the variables of the launcher that started this process: all of it.
+
+    A rank that took a damaged variable for none would train the whole job alone, beside the others.
+    """
+    launcher = launched_by(environment)
+    # A launcher has set all of its variables, or it is not this one: RANK alone is set by many a batch script.
+    complete = [names for names in _VARIABLES.values() if all(environment.get(name) for name in names)]
+    faults = {
+        name: f"must be a whole number >= 0 and < {_MOST_RANKS}, got {shown(environment[name])}"
+        for names in ([_VARIABLES[launcher]] if launcher else complete)
+        for name in names
+        if not _is_count(environment[name])
+    }
+    if launcher and not faults:
+        size, rank, *_ = _VARIABLES[launcher]
+        number, count = launched_ranks(environment)
+        if not number < count:
+            faults[rank] = f"must be below {size} = {count}, got {number}; nearest: {max(0, count - 1)}"
+    port = environment.get("MASTER_PORT", "")
+    if launcher and port and not is_port(port):
+        faults["MASTER_PORT"] = f"must be a port, 1 to 65535, got {shown(port)}"
+    return [Fault(name, fault) for name, fault in faults.items()]
+
+
+def is_port(text: str) -> bool:
+    """Whether a variable holds the number of a port."""
+    return _is_count(text) and 0 < int(text) < 1 << 16
+
+
+def _is_count(text: str) -> bool:
+    return re.fullmatch(r"[0-9]{1,7}", text) is not None and int(text) < _MOST_RANKS
+
+
 def launched_by(environment: Mapping[str, str]) -> str | None:
     """The launcher that started this process; None: it was started by hand, alone."""
     for launcher, variables in _VARIABLES.items():
-        if all(environment.get(variable, "").isdigit() for variable in variables):
+        if all(_is_count(environment.get(variable, "")) for variable in variables):
             return launcher
     return None
 
@@ -55,14 +96,16 @@ def lone_tasks(environment: Mapping[str, str]) -> int:
     Each would train the whole job alone. SLURM's variables say that there are others, never which rank this one is.
     """
     tasks = environment.get("SLURM_STEP_NUM_TASKS", "")
-    alone = launched_by(environment) is None and tasks.isdigit() and int(tasks) > 1
+    alone = launched_by(environment) is None and _is_count(tasks) and int(tasks) > 1
     return int(tasks) if alone else 0
 
 
 def speaks(environment: Mapping[str, str]) -> bool:
     """Whether this process is the one of its job that tells of a fault which all of them meet before they have met."""
     rank, _ = launched_ranks(environment)
-    first_task = not lone_tasks(environment) or environment.get("SLURM_PROCID") == "0"
+    # A number that is damaged silences nobody: better twice than never.
+    task = environment.get("SLURM_PROCID", "")
+    first_task = not lone_tasks(environment) or not _is_count(task) or int(task) == 0
     return rank == 0 and first_task
 
 

@@ -6,6 +6,7 @@ import re
 import zlib
 from collections.abc import Mapping
 
+from hvd_batchgrow.comm.launch import is_port
 from hvd_batchgrow.errors import RunError
 
 _FIRST_PORT, _NUM_PORTS = 15_000, 15_000
@@ -30,7 +31,7 @@ def meeting_point(environment: Mapping[str, str], size: int) -> tuple[str, int]:
     """
     host = environment.get("MASTER_ADDR") or _host(environment, size)
     given = environment.get("MASTER_PORT", "")
-    if given and not (given.isdigit() and 0 < int(given) < 1 << 16):
+    if given and not is_port(given):
         raise RunError(f"MASTER_PORT must be a port, 1 to 65535, got {given!r}")
     name = _job_name(environment)
     if host is None or not (given or name):

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,8 +19,9 @@ from numpy.typing import NDArray
 
 from hvd_batchgrow.errors import RunError
 
+_ANOTHER = "another: HVD_BATCHGROW_CACHE=…"
 Arrays = Mapping[str, NDArray[Any]]
-_FORMAT = 2
+_FORMAT = 3
 """Counted up when what a cache holds changes its meaning."""
 
 
@@ -30,11 +32,21 @@ def cache_folder() -> Path:
 
 
 def file_stamp(*paths: Path) -> list[Any]:
-    """Name, size and time of files: what a cache made of them depends on. Raises RunError if one is missing."""
+    """Name, size and time of files: what a cache made of them depends on.
+
+    Raises:
+        RunError: one is missing, or is something else: reading a pipe or a device might never end.
+    """
     try:
-        return [[str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns] for path in paths]
-    except OSError as error:
-        raise RunError(f"{error.filename} cannot be read: {error.strerror}") from None
+        states = [path.stat() for path in paths]
+        names = [str(path.resolve()) for path in paths]
+    except (OSError, RuntimeError) as error:  # RuntimeError: links that go round in circles
+        place, told = getattr(error, "filename", paths[0]), getattr(error, "strerror", None) or error
+        raise RunError(f"{place} cannot be read: {told}") from None
+    for path, state in zip(paths, states, strict=True):
+        if not stat.S_ISREG(state.st_mode):
+            raise RunError(f"{path} is no file: {'a folder' if stat.S_ISDIR(state.st_mode) else 'a pipe or device'}")
+    return [[name, state.st_size, state.st_mtime_ns] for name, state in zip(names, states, strict=True)]
 
 
 def cached_arrays(kind: str, identity: str, stamp: Any, build: Callable[[], Arrays]) -> dict[str, NDArray[Any]]:
@@ -55,17 +67,36 @@ def cached_arrays(kind: str, identity: str, stamp: Any, build: Callable[[], Arra
     Raises:
         RunError: the cache cannot be written.
     """
-    folder = cache_folder() / "data" / f"{kind}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
-    wanted = json.dumps([_FORMAT, kind, identity, stamp], sort_keys=True)
+    folder = _own_folder() / f"{kind}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
+    made_of = [_FORMAT, kind, identity, stamp]
     try:
-        folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with locked(folder.with_suffix(".lock")):
-            if not _is_stamped(folder, wanted):
-                _write(folder, wanted, _built(build))
-            # As plain arrays over the mapping: what is taken out of a np.memmap would be one again.
-            return {path.stem: np.asarray(np.load(path, mmap_mode="r")) for path in folder.glob("*.npy")}
+            found = _mapped(folder, made_of)
+            if found is None:
+                _write(folder, made_of, _built(build))
+                found = _mapped(folder, made_of)
     except OSError as error:
-        raise RunError(f"cache {folder.parent}: {error.strerror or error}; another: HVD_BATCHGROW_CACHE=…") from None
+        raise RunError(f"cache {folder.parent}: {error.strerror or error}; {_ANOTHER}") from None
+    if found is None:
+        raise RunError(f"cache {folder} does not hold what was just written there; {_ANOTHER}")
+    return found
+
+
+def _own_folder() -> Path:
+    """Where caches lie: a folder that nobody but this user can write. Raises RunError if it is not that."""
+    folder = cache_folder() / "data"
+    try:
+        cache_folder().mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)
+        status = folder.stat()
+    except (OSError, ValueError, RecursionError) as error:  # RecursionError: a path of a thousand folders
+        raise RunError(f"cache {folder}: {getattr(error, 'strerror', None) or error}; {_ANOTHER}") from None
+    if status.st_uid != os.geteuid():
+        raise RunError(f"cache {folder} belongs to user {status.st_uid}, who could put anything there; {_ANOTHER}")
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        fault = f"can be written by others (mode {stat.S_IMODE(status.st_mode):04o})"
+        raise RunError(f"cache {folder} {fault}; remove it, or, if you trust what it holds: chmod 700 {folder}")
+    return folder
 
 
 @contextmanager
@@ -76,11 +107,24 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
-def _is_stamped(folder: Path, wanted: str) -> bool:
+def _mapped(folder: Path, made_of: Any) -> dict[str, NDArray[Any]] | None:
+    """The arrays of a cache; None: there are none, or not those that were written, of what is there now."""
     try:
-        return (folder / "stamp.json").read_text(encoding="utf-8") == wanted
-    except OSError:
-        return False
+        if folder.is_symlink() or any(path.is_symlink() for path in folder.iterdir()):
+            return None
+        # As plain arrays over the mapping: what is taken out of a np.memmap would be one again.
+        arrays = {
+            path.stem: np.asarray(np.load(path, mmap_mode="r", allow_pickle=False)) for path in folder.glob("*.npy")
+        }
+        is_theirs = (folder / "stamp.json").read_text(encoding="utf-8") == _stamp(made_of, arrays)
+    except Exception:  # cut short, a pickle, a header that is none: it can be damaged in any way, and is made anew
+        return None
+    return arrays if is_theirs else None
+
+
+def _stamp(made_of: Any, arrays: Arrays) -> str:
+    forms = {name: [str(array.dtype), list(array.shape)] for name, array in arrays.items()}
+    return json.dumps({"made_of": made_of, "arrays": forms}, sort_keys=True)
 
 
 def _built(build: Callable[[], Arrays]) -> Arrays:
@@ -90,14 +134,16 @@ def _built(build: Callable[[], Arrays]) -> Arrays:
         raise RunError(f"{error.filename or 'data'} cannot be read: {error.strerror or error}") from None
 
 
-def _write(folder: Path, stamp: str, arrays: Arrays) -> None:
+def _write(folder: Path, made_of: Any, arrays: Arrays) -> None:
     for left in folder.parent.glob(f"build-{folder.name}-*"):  # by a process that was killed: the lock is ours
         shutil.rmtree(left, ignore_errors=True)
     work = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f"build-{folder.name}-"))
     try:
         for name, array in arrays.items():
             np.save(work / f"{name}.npy", array)
-        (work / "stamp.json").write_text(stamp, encoding="utf-8")
+        (work / "stamp.json").write_text(_stamp(made_of, arrays), encoding="utf-8")
+        if folder.is_symlink():  # what it points at is not ours to remove
+            folder.unlink()
         shutil.rmtree(folder, ignore_errors=True)
         work.rename(folder)
     finally:

@@ -63,9 +63,17 @@ def read_csv(path: Path, *, header: bool = True) -> Any:
         raise RunError(f"{path} cannot be read: {str(error).removeprefix('CSV parse error: ')}") from None
     if not header:
         return table.rename_columns([str(k + 1) for k in range(table.num_columns)])
-    if all(_is_number(name) for name in table.column_names):
+    if all(_is_number(name) for name in _names(path, table)):
         raise RunError(f"{path} has no header: its first line, {','.join(table.column_names)[:60]}, holds no names")
     return table
+
+
+def _names(path: Path, table: Any) -> list[str]:
+    """Of the columns. Raises RunError where one is no text: pyarrow decodes them only when they are asked for."""
+    try:
+        return list(table.column_names)
+    except UnicodeDecodeError as error:
+        raise RunError(f"{path} is damaged: the name of a column is not UTF-8 ({error.reason})") from None
 
 
 def read_parquet(path: Path) -> Any:
@@ -90,7 +98,7 @@ def split_columns(path: Path, table: Any, label: str | int | None) -> Columns:
         JobError: there is no such column.
         RunError: a cell is missing, or is not a finite number (features) or whole number or text (labels).
     """
-    at = _label_index(path, table.column_names, label)
+    at = _label_index(path, _names(path, table), label)
     others = [k for k in range(table.num_columns) if k != at]
     if not others or not table.num_rows:
         raise RunError(f"{path} holds {table.num_rows} rows of {len(others)} features: nothing to learn from")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -160,7 +161,8 @@ def _length_and_time(entry: os.DirEntry[bytes]) -> tuple[int, int]:
         status = entry.stat()
     except FileNotFoundError:  # a link that leads nowhere: a bad image, as it will turn out
         return 0, 0
-    return status.st_size, status.st_mtime_ns
+    # A pipe or device has no length, and reading it might never end.
+    return (status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else (0, 0)
 
 
 def _indexed(root: Path, tree: Tree, classes: Sequence[str], report: ReportProgress) -> EncodedSamples:
@@ -205,12 +207,14 @@ def _measured(pool: ThreadPoolExecutor, root: Path, images: Iterable[Labelled]) 
 
 
 def _measure(root: Path, block: Sequence[Labelled]) -> list[Entry]:
-    return [Entry(path, 0, length, label, *_header_of(root / path)) for path, length, label in block]
+    return [Entry(image.path, 0, image.length, image.label, *_header_of(root, image)) for image in block]
 
 
-def _header_of(path: Path) -> tuple[int, int, int]:
+def _header_of(root: Path, image: Labelled) -> tuple[int, int, int]:
+    if not image.length:
+        return 0, 0, 0
     try:
-        with path.open("rb") as file:
+        with (root / image.path).open("rb") as file:
             return read_header(file)
     except OSError:
         return 0, 0, 0

@@ -34,8 +34,8 @@ def load(data: DataSection, report: ReportProgress) -> Source:
     root = need_root(data, "the folder of its .npy files")
     train, train_labels = _pair(root, data.train or "train")
     test, test_labels = _pair(root, data.test or "test")
-    values = {"train_values": open_npy(train), "test_values": open_npy(test)}
     stamp = file_stamp(train, train_labels, test, test_labels)
+    values = {"train_values": open_npy(train), "test_values": open_npy(test)}
     pairs = [(train, train_labels), (test, test_labels)]
     identity = "\n".join(str(path.resolve()) for path in (train, test))
     arrays = cached_arrays("numpy", identity, stamp, lambda: _digest(pairs, report))
@@ -82,8 +82,8 @@ def open_npy(path: Path) -> NDArray[Any]:
         if not expected - body_start:
             raise RunError(f"{path} is empty: {shape} of {dtype}")
         return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
-    except OSError as error:
-        raise RunError(f"{path} cannot be read: {error.strerror or error}") from None
+    except (OSError, ValueError) as error:  # ValueError: negative numbers in the shape
+        raise RunError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
 
 
 def _read_header(path: Path) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
@@ -97,7 +97,7 @@ def _read_header(path: Path) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]
             # Versions 2 and 3 differ in the encoding of names of fields only, which no file of numbers has.
             read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
             return *read(file), file.tell()
-        except (ValueError, TypeError) as error:
+        except Exception as error:  # the header is a piece of Python's syntax, which can be damaged in any way
             raise RunError(f"{path} is damaged in its header: {error}") from None
 
 

@@ -17,6 +17,10 @@ Loader = Callable[[DataSection, int, ReportProgress], Source]
 """Given the section, the seed, and whom to tell what takes long."""
 
 
+_MOST_CLASSES = 1 << 20
+"""That labels may show without the job's saying so: a bit that has flipped would ask for a network of any size."""
+
+
 def _encoded(module: str) -> Loader:
     """A loader that is imported when it is used: decoders take a while to import."""
 
@@ -65,6 +69,9 @@ def load_source(data: DataSection, seed: int, report: ReportProgress) -> Source:
     source = LOADERS[data.source](data, seed, report) if data.source in LOADERS else load_own(data)
     if ":" in data.source:
         _raise_faults(check_data(data, source.train.kind))
+    if data.num_classes is None and source.num_classes > _MOST_CLASSES:
+        fault = f"its largest label is {source.num_classes - 1}, which is no class: is a file damaged?"
+        raise RunError(f"{data.root or data.source}: {fault} If not, set data.num_classes = {source.num_classes}")
     planned, found = known_num_samples(data), len(source.train)
     if planned != found:
         said = (

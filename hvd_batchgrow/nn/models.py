@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from torch import nn
 
 from hvd_batchgrow.config import Job
-from hvd_batchgrow.errors import JobError
+from hvd_batchgrow.errors import Fault, JobError
 from hvd_batchgrow.nn.alexnet import AlexNet
 from hvd_batchgrow.nn.cifar_resnet import CifarResNet
 from hvd_batchgrow.nn.convert import fuse_relu
@@ -57,7 +57,11 @@ def build_model(job: Job, sample_shape: Sequence[int], num_classes: int) -> nn.M
     family = FAMILIES[named.family]
     given = {key: value for key in family.keys if (value := getattr(model, key)) is not None}
     numbers = dict(zip(family.numbers, named.numbers, strict=True))
-    return fuse_relu(_NETWORKS[named.family](shape[-1], num_classes, **numbers, **given))
+    try:
+        return fuse_relu(_NETWORKS[named.family](shape[-1], num_classes, **numbers, **given))
+    except (RuntimeError, MemoryError) as error:  # larger than memory, or than torch can count
+        told = f"{model.name!r} for {num_classes} classes cannot be built: {str(error).partition(chr(10))[0]}"
+        raise JobError([Fault("model", told)], job.name) from None
 
 
 def hazards(job: Job, model: nn.Module, sample_shape: Sequence[int]) -> list[str]:

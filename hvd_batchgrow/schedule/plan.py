@@ -216,9 +216,11 @@ def _early_faults(job: Job, ranks: int, num_samples: int) -> list[Fault]:
     section = job.schedule
     if isinstance(section, BoundaryBase):
         epochs = (0.0, *section.boundaries_epochs, section.epochs)
+        near = [b for b in sorted(set(section.boundaries_epochs)) if b < section.epochs]
         faults += [
             Fault(
-                "schedule.boundaries_epochs", f"must rise and end before epochs = {epochs[-1]:g}: {b:g} follows {a:g}"
+                "schedule.boundaries_epochs",
+                f"must rise and end before epochs = {epochs[-1]:g}: {b:g} follows {a:g}; nearest: {near}",
             )
             for a, b in itertools.pairwise(epochs)
             if b <= a

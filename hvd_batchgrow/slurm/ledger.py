@@ -8,6 +8,9 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, TypeAdapter, ValidationError
 
 from hvd_batchgrow.errors import RunError
 from hvd_batchgrow.slurm.links import Link
@@ -49,7 +52,7 @@ class Ledger:
 
     name: str
     """Of the run."""
-    entries: tuple[Entry, ...]
+    entries: Annotated[tuple[Entry, ...], Field(min_length=1)]
 
     def with_states(self, states: Mapping[int, JobState], done_samples: int = 0) -> Ledger:
         """What the scheduler says now.
@@ -71,6 +74,9 @@ class Ledger:
     def live_ids(self) -> list[int]:
         """Jobs that wait or run, as far as is known."""
         return [entry.job_id for entry in self.entries if entry.is_live and entry.job_id is not None]
+
+
+_LEDGERS = TypeAdapter(Ledger)
 
 
 def _updated(entry: Entry, now: JobState | None, done_samples: int) -> Entry:
@@ -113,14 +119,20 @@ def read_ledger(run: Path) -> Ledger | None:
     path = run / FOLDER / "ledger.json"
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
-        if tree["format"] != _FORMAT:
-            raise RunError(f"{path} is of format {tree['format']}, this version reads {_FORMAT}")
-        entries = tuple(Entry(**{**entry, "link": Link(**entry["link"])}) for entry in tree["links"])
-        return Ledger(tree["name"], entries)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise RunError(f"{path} cannot be read: {error}") from None
+    found = tree.get("format") if isinstance(tree, dict) else None
+    if isinstance(found, int) and found != _FORMAT:
+        raise RunError(f"{path} is of format {found}, this version reads {_FORMAT}")
+    try:
+        links = {"entries": tree.get("links"), "name": tree.get("name")} if isinstance(tree, dict) else tree
+        return _LEDGERS.validate_python(links)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"])) or "all of it"
+        raise RunError(f"{path} cannot be read: {where}: {first['msg']}") from None
 
 
 def samples_done(run: Path) -> int:

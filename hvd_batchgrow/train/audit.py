@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,6 +78,8 @@ def read_consumed(run: Path) -> Consumed:
     lines = read_json_lines(run / "consumed.jsonl")
     if not lines:
         raise RunError(f"{run / 'consumed.jsonl'} holds no update: nothing to audit")
+    if (wrong := next((k for k, line in enumerate(lines, 1) if not _is_update(line)), None)) is not None:
+        raise RunError(f"{run / 'consumed.jsonl'} is damaged: line {wrong} is no update")
     starts = np.array([line["samples"] for line in lines], dtype=np.int64)
     bounds = np.append(starts, starts[-1] + lines[-1]["global_batch"])
     if len(gaps := np.flatnonzero(np.diff(bounds) != [line["global_batch"] for line in lines])) or starts[0]:
@@ -84,6 +88,19 @@ def read_consumed(run: Path) -> Consumed:
     digests = np.array([int(line["digest"], 16) for line in lines], dtype=np.uint64)
     replaced = {entry: id_ for line in lines for entry, id_ in line.get("replaced", ())}
     return Consumed(run, plan["num_samples"], plan["job_file"]["seed"], bounds, digests, replaced)
+
+
+def _is_update(line: Mapping[str, Any]) -> bool:
+    """Whether a line is of the form that a run writes."""
+    counts = (line["samples"], line.get("global_batch"))
+    digest, replaced = line.get("digest"), line.get("replaced", [])
+    return (
+        all(type(count) is int and 0 <= count < 1 << 62 for count in counts)
+        and isinstance(digest, str)
+        and re.fullmatch("[0-9a-f]{16}", digest) is not None
+        and isinstance(replaced, list)
+        and all(isinstance(pair, list) and list(map(type, pair)) == [int, int] for pair in replaced)
+    )
 
 
 def audit(consumed: Consumed, report: ReportProgress) -> Audit:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from hvd_batchgrow.errors import RunError
+from hvd_batchgrow.train.checkpoint_contents import check_contents
 
 FORMAT = 4
 _READ_TOO = {2, 3}
@@ -94,8 +95,13 @@ class Checkpoint:
             raise RunError(f"of format {file_format}, this version reads {FORMAT}")
         if file_format != _UNSEALED_FORMAT and not is_sealed:
             raise RunError("damaged: its end is missing")
-        if digest != tree_digest({"format": file_format, **values}):
+        try:
+            found = tree_digest({"format": file_format, **values})
+        except (RuntimeError, TypeError, RecursionError) as error:  # sparse tensors, say, which no run has
+            raise RunError(f"not a checkpoint of this version: {error}") from None
+        if digest != found:
             raise RunError("damaged: its values do not match its SHA-256")
+        check_contents(values)
         return cls(**values)
 
 

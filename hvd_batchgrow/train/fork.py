@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,9 @@ _FIXED = frozenset(
 _RECORDS = ("metrics.jsonl", "consumed.jsonl")
 
 
-def fork_run(origin: Path, folder: Path, plan: Plan, records: Mapping[str, bytes]) -> list[str]:
+def fork_run(
+    origin: Path, folder: Path, plan: Plan, records: Mapping[str, bytes], check: Callable[[Checkpoint], None]
+) -> list[str]:
     """Make a run folder that another run could have led to, from the newest good checkpoint of that.
 
     The folder comes to be under its name at once, or not at all.
@@ -34,6 +36,7 @@ def fork_run(origin: Path, folder: Path, plan: Plan, records: Mapping[str, bytes
         folder: the new one.
         plan: of the new run.
         records: further files that it starts with.
+        check: raises RunError where a checkpoint is of another network.
 
     Returns:
         notes for the user.
@@ -54,6 +57,7 @@ def fork_run(origin: Path, folder: Path, plan: Plan, records: Mapping[str, bytes
     deciding = plan.job.deciding(plan.num_samples)
     told = changes(checkpoint.deciding, deciding)
     _check(origin, checkpoint, plan, told)
+    check(checkpoint)
     came_from = {"run": str(origin.absolute()), "samples": checkpoint.samples, "changed": told}
     aside = folder.with_name(f".{folder.name}.forking")
     shutil.rmtree(aside, ignore_errors=True)

@@ -22,6 +22,7 @@ from hvd_batchgrow.schedule.plan import Plan, compile_plan
 from hvd_batchgrow.train.carry import Carry
 from hvd_batchgrow.train.engine import wire_type
 from hvd_batchgrow.train.events import Observer, RunEnded
+from hvd_batchgrow.train.fits import check_fits
 from hvd_batchgrow.train.gradients import check_wire_type
 from hvd_batchgrow.train.link import check_reached, check_width, end_of
 from hvd_batchgrow.train.loop import Trainer
@@ -87,7 +88,14 @@ def run_job(
         carry = carry or Carry()
         ranks.together(lambda: carry.leave(folder, job.checkpoint.keep) if ranks.rank == 0 else None)
         checkpoint, notes = open_run(
-            folder, job, shown, ranks, resume=options.resume, overwrite=options.overwrite, origin=origin
+            folder,
+            job,
+            shown,
+            ranks,
+            resume=options.resume,
+            overwrite=options.overwrite,
+            origin=origin,
+            check=lambda checkpoint: check_fits(checkpoint, trainer.model, trainer.optimizer, folder),
         )
         notes += _notes_on_bad(source)
         notes += [f"the layout has a say in {job.model.name}; at {hazard}" for hazard in trainer.hazards]

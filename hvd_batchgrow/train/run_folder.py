@@ -11,16 +11,18 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.errors import RunError
+from hvd_batchgrow.near import near_path
 from hvd_batchgrow.nn.ghost_choice import kernels_for_cpu
 from hvd_batchgrow.schedule.plan import Plan
 from hvd_batchgrow.train.checkpoint import (
@@ -44,7 +46,15 @@ _PACKAGES = (
 
 
 def open_run(
-    folder: Path, job: Job, plan: Plan, ranks: Ranks, *, resume: bool, overwrite: bool, origin: Path | None = None
+    folder: Path,
+    job: Job,
+    plan: Plan,
+    ranks: Ranks,
+    *,
+    resume: bool,
+    overwrite: bool,
+    origin: Path | None = None,
+    check: Callable[[Checkpoint], None] = lambda _: None,
 ) -> tuple[Checkpoint | None, list[str]]:
     """Prepare a run folder, on rank 0, and find what to go on from, for all ranks.
 
@@ -56,6 +66,7 @@ def open_run(
         resume: go on from the newest good checkpoint, where there is one.
         overwrite: remove what is there first.
         origin: folder of another run, to make this one from its newest good checkpoint.
+        check: raises RunError where a checkpoint is of another network.
 
     Returns:
         the checkpoint, None to start afresh; and notes for the user.
@@ -69,10 +80,12 @@ def open_run(
     def prepare() -> bytes | None:
         try:
             if origin is not None:
-                notes.extend(fork_run(origin, folder, plan, _records(job, plan)))
+                notes.extend(fork_run(origin, folder, plan, _records(job, plan), check))
             data = _prepare_folder(folder, notes, resume=resume or origin is not None, overwrite=overwrite)
             if data is not None:
-                _refuse_other_job(folder, Checkpoint.from_bytes(data), plan)
+                checkpoint = Checkpoint.from_bytes(data)
+                _refuse_other_job(folder, checkpoint, plan)
+                check(checkpoint)
                 notes.extend(_allowed_changes(folder, job, ranks))
             _write_records(folder, job, plan, ranks, notes)
         except OSError as error:
@@ -126,6 +139,9 @@ def _refuse_other_job(folder: Path, checkpoint: Checkpoint, plan: Plan) -> None:
             + "\n  ".join(f"{key}: was {was!r}, is {now!r}" for key, (was, now) in told.items())
             + "\n  start it as another run, --name NAME, or go on from here as another, --fork NAME"
         )
+    if checkpoint.samples % plan.group:
+        fault = f"which is amid a ghost batch of {plan.group}: no update ends there"
+        raise RunError(f"{folder} cannot be resumed from sample {checkpoint.samples:,}, {fault}")
 
 
 def _allowed_changes(folder: Path, job: Job, ranks: Ranks) -> list[str]:
@@ -189,11 +205,35 @@ def plan_bytes(plan: Plan) -> bytes:
 
 
 def read_plan(run: Path) -> dict[str, Any]:
-    """The plan that a run follows, as `plan --json` prints it. Raises RunError if it cannot be read."""
+    """The plan that a run follows, as `plan --json` prints it.
+
+    Raises:
+        RunError: it cannot be read, or lacks what is asked of it.
+    """
+    path = run / "plan.json"
     try:
-        return json.loads((run / "plan.json").read_text(encoding="utf-8"))  # type: ignore[no-any-return]
-    except (OSError, ValueError) as error:
-        raise RunError(f"{run / 'plan.json'} cannot be read: {error}") from None
+        tree = json.loads(path.read_text(encoding="utf-8"))
+        _Planned.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"])) or "all of it"
+        raise RunError(f"{path} is damaged, or no plan: {where}: {first['msg']}") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise RunError(f"{path} cannot be read: {error}{near_path(run)}") from None
+    return tree  # type: ignore[no-any-return]
+
+
+class _PlannedJob(BaseModel):
+    seed: Annotated[int, Field(ge=0, lt=2**63)]
+
+
+class _Planned(BaseModel):
+    """What is asked of a plan that was written."""
+
+    model_config = ConfigDict(strict=True)
+    num_samples: Annotated[int, Field(gt=0, lt=2**62)]
+    end_samples: Annotated[int, Field(gt=0, lt=2**62)]
+    job_file: _PlannedJob
 
 
 def _record(ranks: Ranks) -> dict[str, Any]:

@@ -46,13 +46,22 @@ def _open_existing(path: str, flags: int) -> int:
 
 
 def read_json_lines(path: Path) -> list[Line]:
-    """The lines of a file; a last line that a kill cut short is left out. No file: no lines."""
+    """The lines of a file; a last line that a kill cut short is left out. No file: no lines.
+
+    Raises:
+        RunError: it cannot be read, or a line is no object with a sample counter.
+    """
     lines: list[Line] = []
-    if not path.exists():
-        return lines
-    for text in path.read_text(encoding="utf-8").splitlines():
+    try:
+        texts = path.read_bytes().split(b"\n") if path.exists() else []
+    except OSError as error:
+        raise RunError(f"{path} cannot be read: {error.strerror or error}") from None
+    for number, text in enumerate(texts, 1):
         try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
+            line = json.loads(text)
+        except (ValueError, RecursionError):
             break
+        if not isinstance(line, dict) or type(line.get("samples")) is not int:
+            raise RunError(f"{path} is damaged: line {number} is no object with a whole number of samples")
+        lines.append(line)
     return lines

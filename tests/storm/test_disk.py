@@ -93,7 +93,7 @@ def test_trouble_with_the_disk_in_mid_run(
 
 def test_a_full_disk_is_called_so_though_torch_does_not(disk: Path) -> None:
     def checkpoint(samples: int, size: int) -> Checkpoint:
-        return Checkpoint(samples, {}, {"w": torch.zeros(size)}, {}, 0.0, {}, {}, {}, 0)
+        return Checkpoint(samples, {}, {"w": torch.zeros(size)}, {"state": {}, "param_groups": []}, 0.0, {}, {}, {}, 0)
 
     (disk / "checkpoints").mkdir()
     writer = CheckpointWriter(disk / "checkpoints", 1, ())

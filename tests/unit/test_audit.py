@@ -33,7 +33,8 @@ def write_run(
     ids = Stream(N, SEED).ids(0, int(bounds[-1]))
     ids[list(swap)] = ids[list(swap[::-1])]
     folder.mkdir()
-    (folder / "plan.json").write_text(json.dumps({"num_samples": N, "job_file": {"seed": seed}}))
+    plan = {"num_samples": N, "end_samples": int(bounds[-1]), "job_file": {"seed": seed}}
+    (folder / "plan.json").write_text(json.dumps(plan))
     lines = [
         {"samples": int(a), "global_batch": int(b - a), "digest": f"{digest(np.arange(a, b), ids[a:b]):016x}"}
         for a, b in pairwise(bounds)

@@ -9,6 +9,7 @@ import threading
 import time
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,6 +25,9 @@ from hvd_batchgrow.train.run_folder import open_run
 from hvd_batchgrow.train.run_lock import RunLock
 from tests.helpers import NUM_TRAIN, small_job
 
+EMPTY: dict[str, Any] = {"state": {}, "param_groups": []}
+"""An optimiser before its first update."""
+
 
 def open_(
     folder: Path, job: Job, *, resume: bool = False, overwrite: bool = False
@@ -33,7 +37,7 @@ def open_(
 
 def save(folder: Path, job: Job, samples: int = 160) -> None:
     write_checkpoint(
-        folder / "checkpoints", Checkpoint(samples, job.deciding(NUM_TRAIN), {}, {}, 1.0, {}, {}, {}, 0), 3, ()
+        folder / "checkpoints", Checkpoint(samples, job.deciding(NUM_TRAIN), {}, EMPTY, 1.0, {}, {}, {}, 0), 3, ()
     )
 
 

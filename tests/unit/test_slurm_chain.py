@@ -269,14 +269,18 @@ def test_a_dry_run_prints_all_and_does_nothing(job: str, capsys: pytest.CaptureF
     ("words", "code", "message"),
     [
         (["--nodes-max", "4"], 1, "sbatch is not on PATH"),
-        (["--nodes-max", "0", "--signal-delay-s", "0"], 2, "--signal-delay-s: must be at least 1, got 0"),
+        (["--nodes-max", "0", "--signal-delay-s", "0"], 2, "--signal-delay-s: must be a whole number > 0"),
         (["--nodes-max", "2"], 2, "phase 3 (from epoch 1): 4 ranks = 4 nodes of 1, and --nodes-max is 2"),
         (["--nodes-max", "4", "--template", "mine.sbatch"], 2, "--template: mine.sbatch is not there"),
         (["--nodes-max", "4", "--sbatch", "nodes=9"], 2, "--sbatch: nodes is decided by the chain"),
         (["--nodes-max", "4", "--partition", "a\nb", "--dry-run"], 2, "--partition: a line of a batch script cannot"),
-        (["--nodes-max", "4", "--name", "a b", "--dry-run"], 2, "name: string should match pattern"),
-        (["--nodes-max", "4", "--name", "a\n#SBATCH -x", "--dry-run"], 2, "name: string should match pattern"),
-        (["--nodes-max", "4", "--name", "a\n", "--dry-run"], 2, "name: string should match pattern"),
+        (["--nodes-max", "4", "--name", "a b", "--dry-run"], 2, "name: must be a name of at most 200 letters"),
+        (
+            ["--nodes-max", "4", "--name", "a\n#SBATCH -x", "--dry-run"],
+            2,
+            "name: must be a name of at most 200 letters",
+        ),
+        (["--nodes-max", "4", "--name", "a\n", "--dry-run"], 2, "name: must be a name of at most 200 letters"),
     ],
 )
 def test_what_cannot_be_submitted_says_why(

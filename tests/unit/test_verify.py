@@ -90,7 +90,7 @@ def test_train_stops_after_updates_and_goes_on(job: str) -> None:
 
 def test_updates_must_be_some(job: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", job, "--updates", "0"]) == 2
-    assert "--updates: must be at least 1, got 0" in capsys.readouterr().err
+    assert "--updates: must be a whole number > 0, got '0'; nearest: 1" in capsys.readouterr().err
 
 
 def test_layouts_of_one_rank_agree_and_are_shown(job: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,161 @@
+"""A TOML file that somebody else has written: plain values of it, or what is wrong with it and where."""
+
+from __future__ import annotations
+
+import codecs
+import re
+import stat
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hvd_batchgrow.allowed import dotted, shown
+from hvd_batchgrow.errors import Fault, JobError
+from hvd_batchgrow.near import near_path
+
+_MOST_BYTES = 1 << 20
+"""Far above any job file: what is larger was given by mistake, and would take minutes to read."""
+_MOST_NESTED = 32
+"""Of sections and lists in each other."""
+_INT64 = range(-(2**63), 2**63)
+_WORDS = {
+    r"Cannot declare \((.*?),?\) twice": r"the section \1 is there twice",
+    "Cannot overwrite a value": "a key is there twice",
+    "Cannot mutate immutable namespace": "a key is added to a table that is written already",
+    "Found invalid character": "a character is not allowed here",
+}
+"""What tomllib says, where the project has plainer words."""
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The tree of a file.
+
+    Raises:
+        JobError: it cannot be read, or is no TOML; with line, column and the line itself.
+    """
+    text = _decoded(path, _read(path))
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise _refused(path, _syntax_fault(str(error), text)) from None
+    except ValueError as error:  # a number of more digits than Python converts
+        raise _refused(path, f"holds a number that cannot be read: {str(error).partition(';')[0]}") from None
+    except RecursionError:
+        raise _refused(path, f"is nested too deeply; at most {_MOST_NESTED} levels") from None
+
+
+def read_value(text: str) -> Any:
+    """A value of the command line as TOML; what is none is text."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except (ValueError, RecursionError):
+        return text
+
+
+def tamed(tree: Mapping[str, Any]) -> tuple[dict[str, Any], list[Fault]]:
+    """What no key may hold, whatever it is for: each such value with its path, and the tree with a tame one instead.
+
+    With that the tree can be looked through for all its other faults; the values themselves are some
+    that even to compare or to print makes a library fail.
+    """
+    faults: list[Fault] = []
+    return _tame((), dict(tree), faults), faults
+
+
+def _tame(place: tuple[Any, ...], value: Any, faults: list[Fault]) -> Any:
+    if len(place) > _MOST_NESTED:
+        faults.append(Fault(dotted(place[:3]) + "…", f"is nested too deeply; at most {_MOST_NESTED} levels"))
+        return 0
+    if isinstance(value, Mapping):
+        for key in value:
+            if not _is_text(key):
+                faults.append(Fault(dotted((*place, key)), f"a key must be text without NUL, got {shown(key)}"))
+        return {key: _tame((*place, key), item, faults) for key, item in value.items() if _is_text(key)}
+    if isinstance(value, (list, tuple)):
+        return [_tame((*place, index), item, faults) for index, item in enumerate(value)]
+    if isinstance(value, str) and not _is_text(value):
+        text = re.sub("[\0\ud800-\udfff]", "", value)
+        mend = f"; nearest: {shown(text)}" if text else ""
+        fault = f"must be text that UTF-8 can hold, without NUL, got {shown(value)}{mend}"
+        faults.append(Fault(dotted(place), fault))
+        return text
+    if isinstance(value, int) and value not in _INT64:
+        nearest = _INT64[-1] if value > 0 else _INT64[0]
+        faults.append(Fault(dotted(place), f"must fit into 64 bits, got {shown(value)}; nearest: {nearest}"))
+        return nearest
+    return value
+
+
+def _is_text(text: str) -> bool:
+    # Lone surrogates stand for bytes of the command line that are not UTF-8.
+    return "\0" not in text and not re.search("[\ud800-\udfff]", text)
+
+
+def _refused(path: Path, fault: str) -> JobError:
+    return JobError([Fault("", fault)], str(path))
+
+
+def _read(path: Path) -> bytes:
+    try:
+        status = path.stat()
+        # Opening a pipe would wait for a writer, perhaps for ever; and a job file is read by every rank.
+        data = path.read_bytes() if stat.S_ISREG(status.st_mode) and status.st_size <= _MOST_BYTES else None
+    except (OSError, ValueError) as error:  # ValueError: a name with NUL
+        fault = f"cannot be read: {getattr(error, 'strerror', None) or error}{_near(path)}"
+        raise _refused(path, fault) from None
+    if data is not None:
+        return data
+    if stat.S_ISREG(status.st_mode):
+        fault = f"has {status.st_size} bytes, and a job file has {_MOST_BYTES} at most: is it another file?"
+        raise _refused(path, fault)
+    kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe or device"
+    raise _refused(path, f"is {kind}, and a job file is needed{_near(path)}")
+
+
+def _near(path: Path) -> str:
+    """A job file of a like name, beside a missing one or in the folder that was given."""
+    try:
+        if path.is_dir():
+            inside = sorted(path.glob("*.toml"))
+            return f"; did you mean {inside[0]}?" if inside else ""
+        return near_path(path, (other.name for other in path.parent.glob("*.toml")))
+    except (OSError, ValueError):
+        return ""
+
+
+def _decoded(path: Path, data: bytes) -> str:
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise _refused(path, "is UTF-16, and a job file is UTF-8: save it as that")
+    try:
+        # A byte order mark at the start says nothing and harms nothing.
+        return data.decode("utf-8-sig").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        before = error.object[: error.start].decode("utf-8")
+        line, column = before.count("\n") + 1, len(before) - before.rfind("\n")
+        byte = error.object[error.start]
+        fault = f"is not UTF-8: byte 0x{byte:02x} at line {line}, column {column}"
+        raise _refused(path, fault + _quoted(error.object.decode("utf-8", "backslashreplace"), line, column)) from None
+
+
+def _syntax_fault(message: str, text: str) -> str:
+    """tomllib's message, with the line that it is about and a mark under the column."""
+    found = re.search(r" \((?:at line (\d+), column (\d+)|at end of document)\)$", message)
+    told = message[: found.start()] if found else message
+    for theirs, ours in _WORDS.items():
+        told = re.sub(theirs, ours, told)
+    told = f"{told[:1].lower()}{told[1:]}"
+    if not found:
+        return f"is not valid TOML: {told}"
+    lines = text.split("\n")
+    line, column = (int(found[1]), int(found[2])) if found[1] else (len(lines), len(lines[-1]) + 1)
+    return f"is not valid TOML: {told} at line {line}, column {column}{_quoted(text, line, column)}"
+
+
+def _quoted(text: str, line: int, column: int) -> str:
+    """A line of a file with a mark under a column, as lines of their own."""
+    start = max(0, column - 60)
+    cut = text.split("\n")[line - 1][start : start + 100]
+    # A character that moves the cursor, or turns the direction of writing, would move the mark from its place.
+    plain = "".join(char if char.isprintable() else "�" for char in cut)
+    return f"\n    {plain}\n    {' ' * (column - 1 - start)}^"

@@ -1,0 +1,95 @@
+"""What the fields of a checkpoint may hold.
+
+A seal proves that a file is as it was written, not that this program wrote it, nor this version of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+)
+from torch import Tensor
+
+from hvd_batchgrow.errors import RunError
+from hvd_batchgrow.schedule.decisions import Decision
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", arbitrary_types_allowed=True)
+
+
+class _Optimizer(_Strict):
+    state: dict[Any, Any]
+    param_groups: list[dict[str, Any]]
+
+
+class _Evaluation(_Strict):
+    samples: NonNegativeInt
+    loss: float
+    top1: float
+
+
+class _LossScale(_Strict):
+    value: Annotated[PositiveFloat, Field(allow_inf_nan=False)]
+    good_samples: NonNegativeInt
+    growth_samples: PositiveInt
+
+
+_Empty = Annotated[dict[str, Any], Field(max_length=0)]
+
+
+class _Plateau(_Strict):
+    best: float
+    best_samples: NonNegativeInt
+    bad: float
+    cool: float
+
+
+class _Measuring(_Strict):
+    asks_since: NonNegativeInt | None
+
+
+class _AdaScale(_Strict):
+    gain: Annotated[PositiveFloat, Field(allow_inf_nan=False)]
+
+
+class _Growth(_Strict):
+    decisions: list[Annotated[dict[str, Any], AfterValidator(Decision.from_dict)]]
+    replayed_from: str | None
+    trigger: _Plateau | _Measuring | _AdaScale | _Empty
+    noise: dict[str, dict[str, float]]
+    loss: Annotated[list[float], Field(min_length=2, max_length=2)]
+    best: dict[str, Tensor]
+
+
+class _Contents(_Strict):
+    samples: Annotated[int, Field(ge=0, lt=2**62)]
+    deciding: dict[str, Any]
+    model: dict[str, Tensor]
+    optimizer: _Optimizer
+    elapsed_s: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    evaluation: _Evaluation | _Empty
+    average: dict[str, Tensor]
+    loss_scale: _LossScale | _Empty
+    num_skipped: NonNegativeInt
+    growth: _Growth | _Empty = {}
+
+
+def check_contents(values: Mapping[str, Any]) -> None:
+    """Look at all fields; nothing is converted. Raises RunError, naming the first that is not as it must be."""
+    try:
+        _Contents.model_validate(values)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise RunError(f"not a checkpoint of this version: {where}: {first['msg']}") from None

@@ -1,0 +1,88 @@
+"""Whether a checkpoint is of the network and the optimiser that would go on from it.
+
+Its seal says that it is whole, not that it is of this run: a file of another run can lie in the folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from hvd_batchgrow.errors import RunError
+from hvd_batchgrow.train.checkpoint import Checkpoint
+
+_MOST_SHOWN = 10
+
+
+def check_fits(checkpoint: Checkpoint, model: nn.Module, optimizer: Optimizer, folder: Path) -> None:
+    """Compare names, shapes and types; nothing is loaded.
+
+    Raises:
+        RunError: it is of something else; with what differs.
+    """
+    parameters = dict(model.named_parameters())
+    misfits = [
+        *_tensor_misfits("model", checkpoint.model, model.state_dict()),
+        *(_tensor_misfits("average", checkpoint.average, parameters) if checkpoint.average else ()),
+        *(_tensor_misfits("growth.best", best, model.state_dict()) if (best := checkpoint.growth.get("best")) else ()),
+        *_optimizer_misfits(checkpoint.optimizer, optimizer),
+    ]
+    if misfits:
+        lines = [*islice(misfits, _MOST_SHOWN), *(["…"] if len(misfits) > _MOST_SHOWN else [])]
+        found = f"{folder}: the checkpoint of sample {checkpoint.samples:,} is not of this network and optimiser"
+        raise RunError("\n  ".join([f"{found}:", *lines, "take it out of the folder, to go on from the one before"]))
+
+
+def _tensor_misfits(what: str, found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> Iterator[str]:
+    for name in sorted({*found, *wanted}):
+        sides = [
+            f"{str(side[name].dtype).removeprefix('torch.')} {tuple(side[name].shape)}" if name in side else "nothing"
+            for side in (found, wanted)
+        ]
+        if sides[0] != sides[1]:
+            yield f"{what}.{name}: is {sides[0]}, must be {sides[1]}"
+
+
+def _optimizer_misfits(found: Mapping[str, Any], optimizer: Optimizer) -> Iterator[str]:
+    wanted = optimizer.state_dict()["param_groups"]
+    groups = found["param_groups"]
+    if [len(group.get("params", ())) for group in groups] != [len(group["params"]) for group in wanted]:
+        yield "optimizer.param_groups: are groups of other sizes"
+        return
+    for k, (group, own) in enumerate(zip(groups, wanted, strict=True)):
+        for key in sorted({*group, *own}, key=str):
+            if not (key in group and key in own and _like(group[key], own[key])):
+                theirs = type(group[key]).__name__ if key in group else "nothing"
+                ours = type(own[key]).__name__ if key in own else "nothing"
+                yield f"optimizer.param_groups.{k}.{key}: is {theirs}, must be {ours}"
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    yield from _state_misfits(found["state"], [tuple(parameter.shape) for parameter in parameters])
+
+
+def _like(found: Any, own: Any) -> bool:
+    number = (int, float)
+    if isinstance(found, Sequence) and isinstance(own, Sequence) and not isinstance(found, str):
+        return len(found) == len(own) and all(map(_like, found, own))
+    return type(found) is type(own) or (
+        isinstance(found, number) and isinstance(own, number) and bool not in {type(found), type(own)}
+    )
+
+
+def _state_misfits(state: Mapping[Any, Any], shapes: Sequence[tuple[int, ...]]) -> Iterator[str]:
+    """Each parameter has the same kinds of values, of its own shape, or single numbers such as a count."""
+    kinds = {frozenset(values) for values in state.values() if isinstance(values, Mapping)}
+    if len(kinds) > 1:
+        yield "optimizer.state: holds other values for some parameters than for others"
+    for index, values in state.items():
+        if not isinstance(index, int) or not 0 <= index < len(shapes) or not isinstance(values, Mapping):
+            yield f"optimizer.state.{index}: is of no parameter"
+            continue
+        for key, value in values.items():
+            shape = tuple(value.shape) if isinstance(value, Tensor) else ()
+            if shape not in {(), shapes[index]} or not isinstance(value, (Tensor, int, float, type(None))):
+                yield f"optimizer.state.{index}.{key}: is {shape or type(value).__name__}, must be {shapes[index]}"

@@ -1,0 +1,396 @@
+"""Bad job files, and all that is said of them, compared whole."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hvd_batchgrow.allowed import child, nearest
+from hvd_batchgrow.cli import main
+from hvd_batchgrow.config import Job
+from hvd_batchgrow.errors import JobError
+from hvd_batchgrow.job_file import _schema, load_job, parse_job
+from tests.helpers import job_tree
+
+GOOD = """name = "small"
+seed = 7
+
+[data]
+source = "idx"
+root = "data"
+num_samples = 300
+
+[model]
+name = "small_conv_net"
+ghost_batch = 8
+
+[optim]
+name = "sgd"
+lr = 0.05
+momentum = 0.9
+
+[schedule]
+policy = "grow"
+epochs = 2.2
+boundaries_epochs = [0.5, 1.0, 1.5]
+factor = 3.0
+global_batch = 16
+max_batch = 96
+"""
+SOURCES = (
+    "one of fashion_mnist, idx, cifar10, cifar100, imagenet, image_folder, webdataset, tfrecord, numpy, covtype, csv, "
+    "parquet, synthetic_images, synthetic_rows, or module:function of your own"
+)
+NAME = "a name of at most 200 letters, digits, dots, dashes and underscores"
+POLICIES = "decay, grow, hybrid, adabatch, steps, import, seesaw"
+OF_SGD = "name, lr, momentum, nesterov, weight_decay, rescale_momentum"
+
+EDITS: dict[str, tuple[dict[str, str], list[str]]] = {
+    "numbers as text": (
+        {"lr = 0.05": 'lr = "0.05"', "= 2.2": '= "2.2"', "seed = 7": 'seed = "seven"', "batch = 8": 'batch = "8"'},
+        [
+            "seed: must be a whole number >= 0 and < 9223372036854775808, got 'seven'; such as: 0",
+            "model.ghost_batch: must be a whole number >= 2, got '8'; nearest: 8",
+            "optim.lr: must be a finite number > 0, got '0.05'; nearest: 0.05",
+            "schedule.epochs: must be a finite number > 0, got '2.2'; nearest: 2.2",
+        ],
+    ),
+    "no numbers": (
+        {"lr = 0.05": "lr = nan", "= 0.9": "= inf", "= 2.2": "= -inf"},
+        [
+            "optim.lr: must be a finite number > 0, got nan",
+            "optim.momentum: must be a number >= 0 and < 1, got inf; such as: 0.999",
+            "schedule.epochs: must be a finite number > 0, got -inf; such as: 0.001",
+        ],
+    ),
+    "negative": (
+        {"lr = 0.05": "lr = -0.05", "= 0.9": "= -0.9", "seed = 7": "seed = -7", "= 300": "= -300", "= 96": "= -96"},
+        [
+            "seed: must be a whole number >= 0 and < 9223372036854775808, got -7; nearest: 0",
+            "data.num_samples: must be a whole number > 0, got -300; nearest: 1",
+            "optim.lr: must be a finite number > 0, got -0.05; such as: 0.05",
+            "optim.momentum: must be a number >= 0 and < 1, got -0.9; nearest: 0",
+            'schedule.max_batch: must be a whole number > 0 or a share of the training set such as "N/10", got -96; '
+            "nearest: 1",
+        ],
+    ),
+    "huge": (
+        {"lr = 0.05": "lr = 1e999", "seed = 7": f"seed = 1{'0' * 400}", "= 2.2": f"= 0x1{'0' * 5000}"},
+        [
+            "seed: must fit into 64 bits, got a number of 401 digits; nearest: 9223372036854775807",
+            "optim.lr: must be a finite number > 0, got inf",
+            "schedule.epochs: must fit into 64 bits, got a number of 6021 digits; nearest: 9223372036854775807",
+        ],
+    ),
+    "unicode": (
+        {'"small"': '"klein\u202e🙂"', '"idx"': '"ıdx"\n"größe" = 1', '"data"': '"da\\u0000ta"'},
+        [
+            f"name: must be {NAME}, got 'klein\\u202e🙂'; nearest: 'klein'",
+            "data.root: must be text that UTF-8 can hold, without NUL, got 'da\\x00ta'; nearest: 'data'",
+            f"data.source: did you mean 'idx'? {SOURCES}, got 'ıdx'",
+            "data.'größe': unknown key; known here: " + ", ".join(_schema()["properties"]["data"]["properties"]),
+        ],
+    ),
+    "wrong types": (
+        {
+            "lr = 0.05": "lr = [0.05]",
+            '= "small"': "= 7",
+            "[0.5, 1.0, 1.5]": "0.5",
+            '"idx"': '["idx"]',
+            "= 3.0": "= {x = 1}",
+            '"data"': '2020-02-29\nflip = "yes"',
+        },
+        [
+            f"name: must be {NAME}, got 7; nearest: '7'",
+            "data.source: must be text, got ['idx']",
+            "data.root: must be text, got datetime.date(2020, 2, 29); nearest: '2020-02-29'",
+            "data.flip: must be true or false, got 'yes'; nearest: true",
+            "optim.lr: must be a finite number > 0, got [0.05]; nearest: 0.05",
+            "schedule.boundaries_epochs: must be a list, each a finite number > 0, got 0.5; nearest: [0.5]",
+            "schedule.factor: must be a finite number >= 1 or a list, each a finite number >= 1, got {'x': 1}; "
+            "such as: 5.0",
+        ],
+    ),
+    "unknown keys": (
+        {
+            "lr = 0.05": "lr = 0.05\nlearning_rate = 1\nmomentun = 0.9",
+            'name = "small"\n': 'name = "small"\nlr = 1\n',
+            "[model]": "[modle]\n[model]",
+            "= 2.2": "= 2.2\nevery_epochs = 1.0",
+        },
+        [
+            f"lr: unknown key; there is optim.lr; known here: {', '.join(Job.model_fields)}",
+            "modle: unknown key; did you mean model?",
+            f"optim.learning_rate: unknown key; known here: {OF_SGD}",
+            "optim.momentun: unknown key; did you mean optim.momentum?",
+            "schedule.every_epochs: unknown key of 'grow'; it belongs to adabatch",
+        ],
+    ),
+    "choices, and what they would hide": (
+        {'"sgd"': '"sdg"\nprecision = 1', '"grow"': '"grwo"\nlr_rule = "liner"', "= 7": "= 7.0"},
+        [
+            "seed: must be a whole number >= 0 and < 9223372036854775808, got 7.0; nearest: 7",
+            "optim.name: must be one of sgd, adam, adamw, lars, got 'sdg'; nearest: 'sgd'",
+            f"optim.precision: unknown key; there is update.precision; known here: {OF_SGD}",
+            f"schedule.policy: must be one of {POLICIES}, got 'grwo'; nearest: 'grow'",
+            "schedule.lr_rule: must be one of none, linear, sqrt, adam, got 'liner'; nearest: 'linear'",
+        ],
+    ),
+    "absent": (
+        {'name = "small"\n': "", '[model]\nname = "small_conv_net"\nghost_batch = 8\n': "", "lr = 0.05\n": ""}
+        | {'policy = "grow"\n': ""},
+        [
+            f"name: is required: {NAME}",
+            "model: is required: a section",
+            "optim.lr: is required: a finite number > 0",
+            f"schedule.policy: is required: one of {POLICIES}",
+        ],
+    ),
+    "faults of sections that hold no other": (
+        {"= 0.05": '= "x"', '"data"': '"data"\nlabel = 3\ncrop_pixels = 4', "= 8": "= 8\ndropout = 0.5"},
+        [
+            "data.crop_pixels: is for encoded images, and 'idx' has images of one size; use data.pad_pixels",
+            "data.label: is not used by the source 'idx', but by webdataset, tfrecord, csv, parquet",
+            "model.dropout: is not used by 'small_conv_net', but by wrn_D_K of depth D = 6n+4, dense7",
+            "optim.lr: must be a finite number > 0, got 'x'",
+        ],
+    ),
+    "lists": (
+        {"[0.5, 1.0, 1.5]": '[0.5, "1", -1]', "= 8": "= 8\nchannels = []", "= 3.0": "= [3.0, 0.5]"},
+        [
+            "model.channels: must be a list of at least 1, each a whole number > 0, got []",
+            "schedule.boundaries_epochs.1: must be a finite number > 0, got '1'; nearest: 1",
+            "schedule.boundaries_epochs.2: must be a finite number > 0, got -1; such as: 1",
+            "schedule.factor.1: must be a finite number >= 1, got 0.5; nearest: 1",
+        ],
+    ),
+    "a section that is none": (
+        {'[optim]\nname = "sgd"\nlr = 0.05\nmomentum = 0.9\n': "", "seed = 7": 'seed = 7\noptim = "sgd"\nupdate = []'},
+        [
+            "optim: must be a section with name, one of sgd, adam, adamw, lars, got 'sgd'",
+            "update: must be a section, got []",
+        ],
+    ),
+}
+
+
+def edited(edits: dict[str, str]) -> str:
+    text = GOOD
+    for old, new in edits.items():
+        assert text.count(old) >= 1, old
+        text = text.replace(old, new, 1)
+    return text
+
+
+def refusal(data: bytes, folder: Path) -> str:
+    path = folder / "job.toml"
+    path.write_bytes(data)
+    with pytest.raises(JobError) as caught:
+        load_job(path)
+    return str(caught.value).replace(str(path), "job.toml")
+
+
+@pytest.mark.parametrize("case", EDITS)
+def test_all_faults_with_path_value_what_is_allowed_and_the_nearest(case: str, tmp_path: Path) -> None:
+    edits, faults = EDITS[case]
+    count = f"{len(faults)} fault{'s' if len(faults) > 1 else ''}"
+    assert refusal(edited(edits).encode(), tmp_path) == "\n  ".join([f"job.toml: {count}", *faults])
+
+
+FILES: dict[str, tuple[bytes, str]] = {
+    "a key twice": (
+        edited({"lr = 0.05": "lr = 0.05\nlr = 0.1"}).encode(),
+        "is not valid TOML: a key is there twice at line 16, column 9\n    lr = 0.1\n            ^",
+    ),
+    "a section twice": (
+        (GOOD + "[data]\n").encode(),
+        "is not valid TOML: the section 'data' is there twice at line 25, column 6\n    [data]\n         ^",
+    ),
+    "no value": (
+        edited({"lr = 0.05": "lr ="}).encode(),
+        "is not valid TOML: invalid value at line 15, column 5\n    lr =\n        ^",
+    ),
+    "no equals sign, Windows' line ends": (
+        edited({"lr = 0.05": "lr 0.05"}).replace("\n", "\r\n").encode(),
+        "is not valid TOML: expected '=' after a key in a key/value pair at line 15, column 4\n    lr 0.05\n       ^",
+    ),
+    "writing that would turn round": (
+        edited({"lr = 0.05": "lr \u202e 0.05"}).encode(),
+        "is not valid TOML: expected '=' after a key in a key/value pair at line 15, column 4\n    lr � 0.05\n       ^",
+    ),
+    "an open text": (
+        edited({'"idx"': '"idx'}).encode(),
+        "is not valid TOML: illegal character '\\n' at line 5, column 14\n    source = \"idx\n                 ^",
+    ),
+    "NUL": (
+        edited({'"idx"': '"id\0x"'}).encode(),
+        "is not valid TOML: illegal character '\\x00' at line 5, column 13\n    source = \"id�x\"\n                ^",
+    ),
+    "cut at its end": (
+        (GOOD + "[upd").encode(),
+        "is not valid TOML: expected ']' at the end of a table declaration at line 25, column 5\n    [upd\n        ^",
+    ),
+    "Latin-1": (
+        edited({'"small"': '"sm\xe4ll"'}).encode("latin-1"),
+        'is not UTF-8: byte 0xe4 at line 1, column 11\n    name = "sm\\xe4ll"\n              ^',
+    ),
+    "UTF-16": (GOOD.encode("utf-16"), "is UTF-16, and a job file is UTF-8: save it as that"),
+    "lists in lists": ((GOOD + "x = " + "[" * 5000).encode(), "is nested too deeply; at most 32 levels"),
+    "a number of 5000 digits": (
+        edited({"= 7": "= " + "9" * 5000}).encode(),
+        "holds a number that cannot be read: Exceeds the limit (4300 digits) for integer string conversion: value has "
+        "5000 digits",
+    ),
+    "eleven megabytes": (
+        b"#" * (11 << 20),
+        "has 11534336 bytes, and a job file has 1048576 at most: is it another file?",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", FILES)
+def test_a_file_that_is_no_toml_is_told_with_line_and_column(case: str, tmp_path: Path) -> None:
+    data, fault = FILES[case]
+    assert refusal(data, tmp_path) == f"job.toml: 1 fault\n  {fault}"
+
+
+def test_an_empty_file_lacks_everything(tmp_path: Path) -> None:
+    first, *faults = refusal(b"", tmp_path).split("\n  ")
+    assert first == "job.toml: 5 faults"
+    assert [fault.partition(":")[0] for fault in faults] == ["name", "data", "model", "optim", "schedule"]
+
+
+def test_a_byte_order_mark_does_no_harm(tmp_path: Path) -> None:
+    (tmp_path / "job.toml").write_bytes(b"\xef\xbb\xbf" + GOOD.encode())
+    assert load_job(tmp_path / "job.toml").name == "small"
+
+
+def test_sections_in_each_other_are_refused_however_they_are_written(tmp_path: Path) -> None:
+    text = edited({"= 8": f"= 8\n[model.arguments]\n{'.'.join('a' * 3000)} = 1"})
+    assert "model.arguments.a…: is nested too deeply; at most 32 levels" in refusal(text.encode(), tmp_path)
+
+
+def test_hundreds_of_faults_are_counted_and_a_hundred_told(tmp_path: Path) -> None:
+    lines = refusal((GOOD + "[update]\n" + "".join(f"a{k} = 1\n" for k in range(250))).encode(), tmp_path).splitlines()
+    assert lines[0] == "job.toml: 250 faults"
+    assert len(lines) == 102
+    assert lines[-1] == "  … and 150 more"
+
+
+@pytest.mark.parametrize(
+    ("make", "fault"),
+    [
+        (Path.mkdir, "is a folder, and a job file is needed"),
+        (os.mkfifo, "is a pipe or device, and a job file is needed"),
+        (lambda path: path.symlink_to("/dev/zero"), "is a pipe or device, and a job file is needed"),
+        (lambda path: path.symlink_to(path), "cannot be read: Too many levels of symbolic links"),
+        (lambda path: None, "cannot be read: No such file or directory"),
+    ],
+)
+def test_what_is_no_file_is_not_read(make: Callable[[Path], Any], fault: str, tmp_path: Path) -> None:
+    path = tmp_path / "job.toml"
+    make(path)
+    with pytest.raises(JobError) as caught:
+        load_job(path)
+    assert str(caught.value) == f"{path}: 1 fault\n  {fault}"
+
+
+def test_a_folder_leads_to_a_job_in_it_and_a_missing_file_to_one_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "small.toml").write_text(GOOD)
+    with pytest.raises(JobError, match=rf"is a folder, .*; did you mean {tmp_path}/small.toml\?"):
+        load_job(tmp_path)
+    with pytest.raises(JobError, match=rf"No such file or directory; did you mean {tmp_path}/small.toml\?"):
+        load_job(tmp_path / "smal.toml")
+    with pytest.raises(JobError, match=r"cannot be read: .*null byte"):
+        load_job(tmp_path / "a\0b")
+
+
+def test_values_are_told_in_one_short_line(tmp_path: Path) -> None:
+    text = edited({'"idx"': '"' + "x" * 5000 + '"', "= 7": '= "a\\nb\\u001b[2J"'})
+    lines = refusal(text.encode(), tmp_path).splitlines()
+    assert len(lines) == 3
+    assert "got 'a\\nb\\x1b[2J'" in lines[1]
+    assert lines[2].endswith(f"got '{'x' * 79}… (5002 characters)")
+
+
+# --- any value at any key --------------------------------------------------------------------------
+
+NUMBERS = st.one_of(st.integers(), st.floats(), st.sampled_from([10**400, -(10**400), 2**63, 1e308, -0.0]))
+SCALARS = st.one_of(NUMBERS, st.booleans(), st.text(max_size=8), st.dates(), NUMBERS.map(repr))
+VALUES = st.recursive(
+    SCALARS,
+    lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(st.text(max_size=3), inner, max_size=2)),
+    max_leaves=5,
+)
+KEYS = [
+    (section, key)
+    for section in ("data", "model", "optim", "schedule", "update", "layout", "evaluation", "checkpoint", "watch")
+    for key in (
+        _schema()["properties"][section].get("choices", {}).get({"optim": "sgd"}.get(section, "grow"))
+        or _schema()["properties"][section]
+    )["properties"]
+    if (section, key) not in {("optim", "name"), ("schedule", "policy")}
+]
+
+
+def faults_of(section: str, key: str, value: Any) -> list[str]:
+    """The faults at a key of a job that has a value there; whatever it is, nothing but JobError may come of it."""
+    try:
+        parse_job(job_tree(**{section: {key: value}}))
+    except JobError as error:
+        return [str(fault) for fault in error.faults if fault.path.startswith(f"{section}.{key}")]
+    return []
+
+
+@given(st.sampled_from(KEYS), VALUES)
+def test_any_value_at_any_key_is_taken_or_told(place: tuple[str, str], value: Any) -> None:
+    for fault in faults_of(*place, value):
+        assert "\n" not in fault
+        assert fault.isprintable()
+        assert "input should" not in fault.lower()
+
+
+@given(st.sampled_from(KEYS), SCALARS)
+def test_the_nearest_value_is_a_valid_one(place: tuple[str, str], value: Any) -> None:
+    section, key = place
+    node = _schema()["properties"][section]
+    node = node.get("choices", {}).get({"optim": "sgd", "schedule": "grow"}.get(section, "")) or node
+    inside = child(node, key)
+    assert inside is not None
+    near = nearest(inside, value).partition(": ")[2].replace("true", "True").replace("false", "False")
+    if near and "characters)" not in near:
+        namespace = {"nan": math.nan, "inf": math.inf, "__builtins__": {}}
+        suggested = eval(near, namespace)  # noqa: S307  # what this program has written itself
+        assert not [fault for fault in faults_of(section, key, suggested) if " must be " in fault], near
+
+
+@given(st.dictionaries(st.text(max_size=6), VALUES, max_size=4))
+def test_any_tree_is_refused_with_its_faults(tree: dict[str, Any]) -> None:
+    with pytest.raises(JobError) as caught:
+        parse_job(tree)
+    told = {fault.path.partition(".")[0] for fault in caught.value.faults}
+    assert {"name", "data", "model", "optim", "schedule"} - set(tree) <= told
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_refused(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
+    path = tmp_path_factory.getbasetemp() / "bytes.toml"
+    path.write_bytes(data)
+    with pytest.raises(JobError):
+        load_job(path)
+
+
+def test_faults_of_overrides_are_told_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "job.toml").write_text(GOOD)
+    words = ["plan", str(tmp_path / "job.toml"), "--optim..lr", "1", "--name.x", "2", "--.=3"]
+    assert main(words) == 2
+    key = "is no key of a job file: write --SECTION.KEY VALUE, such as --optim.lr 0.2"
+    faults = [f"'optim..lr': {key}", "name.x: name is a value, not a section", f"'.': {key}"]
+    assert capsys.readouterr().err == "\n  ".join([f"{tmp_path / 'job.toml'}: 3 faults", *faults]) + "\n"

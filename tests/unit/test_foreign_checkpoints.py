@@ -1,0 +1,120 @@
+"""Checkpoints that are whole by their seal, and are not this run's."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hvd_batchgrow.cli import main
+from hvd_batchgrow.errors import RunError
+from hvd_batchgrow.train.checkpoint import Checkpoint, checkpoint_paths, tree_digest
+from tests.unit.test_checkpoint import make
+
+
+def sealed(**changes: Any) -> bytes:
+    """A checkpoint with other fields, sealed as the writer does; None: without the field."""
+    values = torch.load(io.BytesIO(make().to_bytes()), weights_only=True) | changes
+    values = {key: value for key, value in values.items() if value is not None and key != "sha256"}
+    try:
+        digest = tree_digest(values)
+    except RuntimeError:  # of a sparse tensor
+        digest = ""
+    buffer = io.BytesIO()
+    torch.save({**values, "sha256": digest}, buffer)
+    data = buffer.getvalue()
+    return data + b"\nsha256 " + hashlib.sha256(data).hexdigest().encode() + b"\n"
+
+
+@pytest.mark.parametrize(
+    ("changes", "where"),
+    [
+        ({"samples": "640"}, "samples: "),
+        ({"samples": -1}, "samples: "),
+        ({"samples": True}, "samples: "),
+        ({"elapsed_s": float("nan")}, "elapsed_s: "),
+        ({"model": [1]}, "model: "),
+        ({"model": {"w": 1.0}}, "model.w: "),
+        ({"optimizer": {}}, "optimizer.state: "),
+        ({"optimizer": {"state": {}, "param_groups": 3}}, "optimizer.param_groups: "),
+        ({"evaluation": {"samples": 1}}, "evaluation"),
+        ({"loss_scale": {"value": 0.0}}, "loss_scale"),
+        ({"num_skipped": None}, "num_skipped: "),
+        ({"more": 1}, "more: "),
+        ({"model": {"w": torch.zeros(2, 2).to_sparse()}}, ""),
+    ],
+)
+def test_contents_of_another_kind_are_named(changes: dict[str, Any], where: str) -> None:
+    with pytest.raises(RunError, match=f"^not a checkpoint of this version: {where}"):
+        Checkpoint.from_bytes(sealed(**changes))
+
+
+def test_contents_of_the_kind_are_taken() -> None:
+    assert Checkpoint.from_bytes(sealed(evaluation={}, loss_scale={})).samples == 640
+
+
+def _other_shape(good: Checkpoint) -> Checkpoint:
+    return replace(good, model={**good.model, "classifier.bias": torch.zeros(5)})
+
+
+def _other_type(good: Checkpoint) -> Checkpoint:
+    return replace(good, model={name: tensor.double() for name, tensor in good.model.items()})
+
+
+def _other_name(good: Checkpoint) -> Checkpoint:
+    return replace(good, model={f"module.{name}": tensor for name, tensor in good.model.items()})
+
+
+def _state_of_nobody(good: Checkpoint) -> Checkpoint:
+    return replace(good, optimizer={**good.optimizer, "state": {99: {"momentum_buffer": torch.zeros(1)}}})
+
+
+def _state_of_another(good: Checkpoint) -> Checkpoint:
+    return replace(good, optimizer={**good.optimizer, "state": {0: {"momentum_buffer": torch.zeros(7)}}})
+
+
+def _group_without_a_key(good: Checkpoint) -> Checkpoint:
+    groups = [{key: value for key, value in g.items() if key != "momentum"} for g in good.optimizer["param_groups"]]
+    return replace(good, optimizer={**good.optimizer, "param_groups": groups})
+
+
+def _group_of_text(good: Checkpoint) -> Checkpoint:
+    groups = [{**group, "lr": "0.1"} for group in good.optimizer["param_groups"]]
+    return replace(good, optimizer={**good.optimizer, "param_groups": groups})
+
+
+@pytest.mark.parametrize(
+    ("change", "misfit"),
+    [
+        (_other_shape, "model.classifier.bias: is float32 (5,), must be float32 (3,)"),
+        (_other_type, "model.classifier.bias: is float64 (3,), must be float32 (3,)"),
+        (_other_name, "model.classifier.bias: is nothing, must be float32 (3,)"),
+        (_state_of_nobody, "optimizer.state.99: is of no parameter"),
+        (_state_of_another, "optimizer.state.0.momentum_buffer: is (7,), must be (4, 1, 3, 3)"),
+        (_group_without_a_key, "optimizer.param_groups.0.momentum: is nothing, must be float"),
+        (_group_of_text, "optimizer.param_groups.0.lr: is str, must be float"),
+        (lambda good: replace(good, samples=17), "from sample 17, which is amid a ghost batch of 8"),
+    ],
+)
+@pytest.mark.parametrize("fork", [False, True])
+def test_a_checkpoint_of_another_network_is_refused_before_anything_changes(
+    job: str, change: Callable[[Checkpoint], Checkpoint], misfit: str, fork: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", job, "--updates", "1"]) == 75
+    (path,) = checkpoint_paths(Path("runs/small/checkpoints"))
+    path.write_bytes(change(Checkpoint.from_bytes(path.read_bytes())).to_bytes())
+    before = {p: p.read_bytes() for p in Path("runs").rglob("*") if p.is_file()}
+    capsys.readouterr()
+    assert main(["train", job, *(["--fork", "other"] if fork else ["--resume", "auto"])]) == 1
+    error = capsys.readouterr().err
+    assert misfit in error or (fork and "this job is never there" in error)
+    assert "Traceback" not in error
+    assert {p: p.read_bytes() for p in Path("runs").rglob("*") if p.is_file() and p.suffix != ".lock"} == {
+        p: data for p, data in before.items() if p.suffix != ".lock"
+    }

@@ -1,0 +1,130 @@
+"""Bad command lines and environments, and all that is said of them."""
+
+from __future__ import annotations
+
+import io
+import sys
+from pathlib import Path
+
+import pytest
+
+from hvd_batchgrow.cli import _commands, main
+from hvd_batchgrow.cli.words import options_of
+from hvd_batchgrow.comm.launch import environment_faults
+
+COMMANDS = "plan, probe, train, twin, submit, status, verify, digest, audit"
+
+
+@pytest.mark.parametrize(
+    ("words", "faults"),
+    [
+        ([], [f"command: is required: one of {COMMANDS}"]),
+        (["trian"], [f"command: must be one of {COMMANDS}, got 'trian'; nearest: 'train'"]),
+        (["plan"], ["JOB: is required: a path"]),
+        (["plan", "a", "b"], ["'b': is a word too many"]),
+        (
+            ["plan", "--rnks=3", "--seed", "x", "--ranks"],
+            [
+                "--rnks: unknown option; did you mean --ranks?",
+                "--seed: must be a whole number, got 'x'",
+                "--ranks: has no value; it must be a whole number > 0 and <= 1048576",
+                "JOB: is required: a path",
+            ],
+        ),
+        (
+            ["plan", "a", "--ranks", "0", "--json=yes", "-x"],
+            [
+                "--ranks: must be a whole number > 0 and <= 1048576, got '0'; nearest: 1",
+                "--json: takes no value, got 'yes'; leave it out for false",
+                "-x: unknown option; known here: --name, --seed, --ranks, --json, --twin, --plot, --cost",
+            ],
+        ),
+        (
+            ["train", "a", "--resume", "atuo", "--updates=1.5", "--comm", "mpi"],
+            [
+                "--resume: must be one of never, auto, got 'atuo'; nearest: 'auto'",
+                "--updates: must be a whole number > 0, got '1.5'; nearest: 2",
+                "--comm: must be one of auto, horovod, torch, got 'mpi'",
+            ],
+        ),
+        (
+            ["submit", "a", "--ranks-per-node", f"{10**30}", "--sbatch", "x=y", "z"],
+            [
+                f"--ranks-per-node: must be a whole number > 0 and <= 1048576, got '{10**30}'; nearest: 1048576",
+                "--nodes-max: is required: a whole number > 0 and <= 1048576",
+            ],
+        ),
+        (
+            ["probe", "a", "--budget-s", "inf"],
+            ["--budget-s: must be a number > 0 and <= 86400, got 'inf'; nearest: 86400"],
+        ),
+    ],
+)
+def test_all_faults_of_a_command_line(words: list[str], faults: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == 2
+    count = f"{len(faults)} fault{'s' if len(faults) > 1 else ''}"
+    assert capsys.readouterr().err == "\n  ".join([f"command line: {count}", *faults]) + "\n"
+
+
+def test_every_option_of_every_command_is_known_to_the_check() -> None:
+    """What tyro would take must not be refused, nor the other way round: names, and which stand alone."""
+    for name, command in _commands().items():
+        for option in options_of(command):
+            assert not option.is_flag or not option.is_required, (name, option.shown)
+    flags = {option.shown for option in options_of(_commands()["train"]) if option.is_flag}
+    assert flags == {"--overwrite"}
+
+
+def test_help_is_tyros(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["plan", "--help"])
+    assert caught.value.code == 0
+    assert "--ranks INT" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("environment", "faults"),
+    [
+        ({}, []),
+        ({"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2", "MASTER_PORT": "29500"}, []),
+        ({"RANK": "a script's own", "WORLD_SIZE": "x"}, []),
+        (
+            {"OMPI_COMM_WORLD_RANK": "²", "OMPI_COMM_WORLD_SIZE": "-1"},
+            [
+                "OMPI_COMM_WORLD_SIZE: must be a whole number >= 0 and < 1048576, got '-1'",
+                "OMPI_COMM_WORLD_RANK: must be a whole number >= 0 and < 1048576, got '²'",
+            ],
+        ),
+        (
+            {"PMI_RANK": "3", "PMI_SIZE": "2", "MASTER_PORT": "70000"},
+            ["PMI_RANK: must be below PMI_SIZE = 2, got 3; nearest: 1", "MASTER_PORT: must be a port, 1 to 65535, "
+             "got '70000'"],
+        ),
+        (
+            {"RANK": "0", "WORLD_SIZE": "9" * 5000, "TORCHELASTIC_RESTART_COUNT": "0"},
+            [f"WORLD_SIZE: must be a whole number >= 0 and < 1048576, got '{'9' * 79}… (5002 characters)"],
+        ),
+    ],
+)  # fmt: skip
+def test_faults_of_the_environment(environment: dict[str, str], faults: list[str]) -> None:
+    assert [str(fault) for fault in environment_faults(environment)] == faults
+
+
+def test_a_bad_environment_ends_with_2(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("OMPI_COMM_WORLD_RANK", "x")
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
+    assert main(["plan", "job.toml"]) == 2
+    assert capsys.readouterr().err.startswith("environment: 1 fault\n  OMPI_COMM_WORLD_RANK: must be a whole number")
+
+
+def test_what_a_terminal_cannot_write_is_written_as_a_number(monkeypatch: pytest.MonkeyPatch, job: str) -> None:
+    """Paths are bytes, and terminals need not know the signs of a table."""
+    monkeypatch.setenv("COLUMNS", "9" * 5000)
+    for encoding, word in (("ascii", "\\xd7"), ("utf-8", "×")):
+        out = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+        monkeypatch.setattr(sys, "stdout", out)
+        assert main(["plan", job]) == 0
+        out.flush()
+        assert word in out.buffer.getvalue().decode(encoding)  # type: ignore[attr-defined]
+    assert main(["digest", "\udcff"]) == 1
+    assert not Path("runs").exists()
