@@ -38,7 +38,7 @@ Command = (
 )
 
 
-def _commands() -> dict[str, type]:
+def commands_by_name() -> dict[str, type]:
     """The commands by name."""
     parts = [get_args(part) for part in get_args(Command)]
     return {subcommand.name: command for command, subcommand in parts}
@@ -66,7 +66,7 @@ def run(arguments: Sequence[str]) -> int:
         if faults := environment_faults(os.environ):
             raise JobError(faults, "environment")
         words, overrides = split_overrides(arguments)
-        if faults := word_faults(_commands(), words):
+        if faults := word_faults(commands_by_name(), words):
             raise JobError(faults, "command line")
         command: Any = tyro.cli(
             Command,

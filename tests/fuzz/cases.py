@@ -14,7 +14,7 @@ from typing import Any
 import tomli_w
 import torch
 
-from hvd_batchgrow.cli import _commands
+from hvd_batchgrow.cli.commands import commands_by_name
 from hvd_batchgrow.cli.words import options_of
 from hvd_batchgrow.train.checkpoint import checkpoint_paths, tree_digest
 from tests.fuzz.damage import NUMBERS, TEXTS, damage_bytes, damage_entry, damage_tree, junk
@@ -136,7 +136,7 @@ def overrides(draw: random.Random, world: World) -> Case:
 
 def command_words(draw: random.Random, world: World) -> Case:
     """Any words for any command."""
-    commands = _commands()
+    commands = commands_by_name()
     name = draw.choice([*commands, "trian", "", "--json"])
     options = options_of(commands[name]) if name in commands else []
     pool = [option.shown for option in options if not option.is_positional] or ["--x"]

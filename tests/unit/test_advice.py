@@ -389,4 +389,4 @@ def test_what_cannot_be_advised_is_refused(
 def test_a_folder_that_holds_something_else_is_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (run / "plan.json").write_text("{}")
     assert main(["advise", "runs/recorded"]) == 1
-    assert "is no run that can be read: KeyError: 'job_file'" in capsys.readouterr().err
+    assert "plan.json is damaged, or no plan" in capsys.readouterr().err

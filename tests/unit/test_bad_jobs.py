@@ -49,7 +49,7 @@ SOURCES = (
     "parquet, synthetic_images, synthetic_rows, or module:function of your own"
 )
 NAME = "a name of at most 200 letters, digits, dots, dashes and underscores"
-POLICIES = "decay, grow, hybrid, adabatch, steps, import, seesaw"
+POLICIES = "decay, grow, hybrid, adabatch, steps, import, seesaw, measured"
 OF_SGD = "name, lr, momentum, nesterov, weight_decay, rescale_momentum"
 
 EDITS: dict[str, tuple[dict[str, str], list[str]]] = {

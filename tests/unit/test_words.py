@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from hvd_batchgrow.cli import _commands, main
+from hvd_batchgrow.cli import main
+from hvd_batchgrow.cli.commands import commands_by_name
 from hvd_batchgrow.cli.words import options_of
 from hvd_batchgrow.comm.launch import environment_faults
 
-COMMANDS = "plan, probe, train, twin, submit, status, verify, digest, audit"
+COMMANDS = "plan, probe, train, twin, submit, status, verify, digest, audit, advise"
 
 
 @pytest.mark.parametrize(
@@ -36,7 +37,7 @@ COMMANDS = "plan, probe, train, twin, submit, status, verify, digest, audit"
             [
                 "--ranks: must be a whole number > 0 and <= 1048576, got '0'; nearest: 1",
                 "--json: takes no value, got 'yes'; leave it out for false",
-                "-x: unknown option; known here: --name, --seed, --ranks, --json, --twin, --plot, --cost",
+                "-x: unknown option; known here: --name, --seed, --ranks, --json, --twin, --plot, --cost, --replay",
             ],
         ),
         (
@@ -68,10 +69,10 @@ def test_all_faults_of_a_command_line(words: list[str], faults: list[str], capsy
 
 def test_every_option_of_every_command_is_known_to_the_check() -> None:
     """What tyro would take must not be refused, nor the other way round: names, and which stand alone."""
-    for name, command in _commands().items():
+    for name, command in commands_by_name().items():
         for option in options_of(command):
             assert not option.is_flag or not option.is_required, (name, option.shown)
-    flags = {option.shown for option in options_of(_commands()["train"]) if option.is_flag}
+    flags = {option.shown for option in options_of(commands_by_name()["train"]) if option.is_flag}
     assert flags == {"--overwrite"}
 
 
