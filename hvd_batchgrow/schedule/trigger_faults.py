@@ -12,16 +12,20 @@ from hvd_batchgrow.schedule.policies import Stage, apply_lr_rule, batch_cap, bat
 
 
 def trigger_faults(job: Job, ranks: int, num_samples: int) -> list[Fault]:
-    """Of `[trigger]`, of the keys that go with it, and of the batches it may ask for."""
+    """Of `[trigger]`, of the keys that go with it, and of the batches it may ask for; and of `[gradient_noise]`."""
+    faults = []
+    if job.gradient_noise.preconditioned and job.optim.name not in {"adam", "adamw"}:
+        fault = f"is for optim.name = 'adam' or 'adamw', not {job.optim.name!r}"
+        faults.append(Fault("gradient_noise.preconditioned", fault))
     section, trigger = job.schedule, job.trigger
     if not isinstance(section, MeasuredSchedule):
         if isinstance(trigger, NoTrigger):
-            return []
+            return faults
         fault = f"{trigger.name!r} decides nothing under schedule.policy = {section.policy!r}; 'measured' asks it"
-        return [Fault("trigger.name", fault)]
+        return [*faults, Fault("trigger.name", fault)]
     if isinstance(trigger, NoTrigger):
-        return [Fault("trigger.name", "schedule.policy = 'measured' needs one: plateau, norm_test, cabs, …")]
-    faults = _unit_faults(job, ranks, num_samples)
+        return [*faults, Fault("trigger.name", "schedule.policy = 'measured' needs one: plateau, norm_test, cabs, …")]
+    faults += _unit_faults(job, ranks, num_samples)
     if job.layout.growth == "auto" or job.layout.ranks_per_phase is not None:
         key = "layout.growth" if job.layout.growth == "auto" else "layout.ranks_per_phase"
         faults.append(Fault(key, "needs the phases beforehand; a trigger takes 'accumulation' or 'ranks'"))
@@ -48,9 +52,6 @@ def trigger_faults(job: Job, ranks: int, num_samples: int) -> list[Fault]:
     if isinstance(trigger, MeasuringTrigger) and trigger.min_factor > trigger.factor:
         fault = f"{trigger.min_factor:g} is above factor = {trigger.factor:g}: no change would be made"
         faults.append(Fault("trigger.min_factor", fault))
-    if job.gradient_noise.preconditioned and job.optim.name not in {"adam", "adamw"}:
-        fault = f"is for optim.name = 'adam' or 'adamw', not {job.optim.name!r}"
-        faults.append(Fault("gradient_noise.preconditioned", fault))
     return faults
 
 
