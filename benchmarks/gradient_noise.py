@@ -1,6 +1,6 @@
 """What measuring the gradient noise adds to an update of the small convolutional net.
 
-mpirun -np 2 --bind-to none python -m benchmarks.gradient_noise [--turns 15] [--updates 20] [--passes 1 5]
+mpirun -np 2 --bind-to none python -m benchmarks.gradient_noise [--turns 41] [--updates 10] [--passes 1 5]
 
 Updates with and without it take turns in one run, over the same samples; updates a second, and their
 ratio, turn by turn. One pass and several differ: with several, the gradient of each pass is kept apart.
@@ -16,7 +16,6 @@ import torch
 from benchmarks.turns import print_rates, take_turns
 from hvd_batchgrow.comm.connect import connect
 from hvd_batchgrow.comm.ranks import Ranks
-from hvd_batchgrow.nn.convert import convert_ghost_batch_norm
 from hvd_batchgrow.nn.small_conv_net import SmallConvNet
 from hvd_batchgrow.schedule.phases import Phase
 from hvd_batchgrow.train.engine import UpdateEngine
@@ -28,8 +27,8 @@ GHOST_BATCH = 64
 def main() -> None:
     """For each number of passes, print the rates on rank 0."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--turns", type=int, default=15)
-    parser.add_argument("--updates", type=int, default=20, help="a turn")
+    parser.add_argument("--turns", type=int, default=41)
+    parser.add_argument("--updates", type=int, default=10, help="a turn")
     parser.add_argument("--passes", type=int, nargs="+", default=[1, 5], help="of an update, on each rank")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -43,21 +42,20 @@ def main() -> None:
 
 
 def contestants(ranks: Ranks, num_passes: int, num_updates: int) -> dict[str, Callable[[], int]]:
-    """An engine that measures and one that does not, each with a network of its own."""
+    """One engine that measures in some turns and not in others: all else, its memory too, is the same."""
     torch.manual_seed(0)
     images, labels = torch.randn(GHOST_BATCH, 1, 28, 28), torch.randint(10, (GHOST_BATCH,))
     num_groups = num_passes * ranks.size
     batch = num_groups * GHOST_BATCH
     phase = Phase(0.0, 0, num_updates, 0.01, 0.9, batch, float(batch))
+    model = SmallConvNet(1, 10, (16, 32, 32, 64, 64), GHOST_BATCH, 0.1)
+    engine = UpdateEngine(model, torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9), ranks)
+    engine.measure_noise()
+    norms = engine.buckets.norms
 
     def contestant(*, measures: bool) -> Callable[[], int]:
-        model = SmallConvNet(1, 10, (16, 32, 32, 64, 64), GHOST_BATCH, 0.1)
-        convert_ghost_batch_norm(model, GHOST_BATCH)
-        engine = UpdateEngine(model, torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9), ranks)
-        if measures:
-            engine.measure_noise()
-
         def work() -> int:
+            engine.buckets.norms = norms if measures else None
             for _ in range(num_updates):
                 passes = (MicroBatch(images, labels, (k * ranks.size + ranks.rank,)) for k in range(num_passes))
                 engine.update(passes, num_passes, phase, num_groups)
