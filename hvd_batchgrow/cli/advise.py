@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import tyro
 
 from hvd_batchgrow.cli.common import refuse_overrides, terminal
-from hvd_batchgrow.config import LrRule
+from hvd_batchgrow.config.schedules import LrRule
 from hvd_batchgrow.errors import ExitCode, Fault, JobError, RunError
 from hvd_batchgrow.job_file import parse_job
 from hvd_batchgrow.schedule.advice import RecordedRun, advise

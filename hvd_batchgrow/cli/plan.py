@@ -13,7 +13,7 @@ import tomli_w
 
 from hvd_batchgrow.cli.common import JobCommand, terminal
 from hvd_batchgrow.config import Job
-from hvd_batchgrow.config_types import NumRanks
+from hvd_batchgrow.config.types import NumRanks
 from hvd_batchgrow.errors import ExitCode, Fault, JobError
 from hvd_batchgrow.schedule.decisions import Decision, read_decisions
 from hvd_batchgrow.schedule.plan import Plan, compile_plan

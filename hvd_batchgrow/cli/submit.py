@@ -11,7 +11,7 @@ from typing import Any, Literal
 import tyro
 
 from hvd_batchgrow.cli.common import JobCommand
-from hvd_batchgrow.config_types import NumRanks, PositiveInt
+from hvd_batchgrow.config.types import NumRanks, PositiveInt
 from hvd_batchgrow.errors import ExitCode
 from hvd_batchgrow.interrupt import tidied_up_on_interrupt
 from hvd_batchgrow.schedule.plan import Plan, compile_plan

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from hvd_batchgrow.cli.common import RanksCommand, terminal, with_ranks
 from hvd_batchgrow.config import Job
-from hvd_batchgrow.config_types import NAME_PATTERN, PositiveInt
+from hvd_batchgrow.config.types import NAME_PATTERN, PositiveInt
 from hvd_batchgrow.errors import ExitCode, Fault, JobError
 from hvd_batchgrow.schedule.twin import decay_twin
 from hvd_batchgrow.train.stop import StopRequest

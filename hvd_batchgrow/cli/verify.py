@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hvd_batchgrow.cli.common import RanksCommand, terminal
-from hvd_batchgrow.config_types import PositiveInt
+from hvd_batchgrow.config.types import PositiveInt
 from hvd_batchgrow.errors import ExitCode
 from hvd_batchgrow.interrupt import tidied_up_on_interrupt
 from hvd_batchgrow.schedule.plan import compile_plan

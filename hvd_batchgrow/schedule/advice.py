@@ -17,8 +17,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hvd_batchgrow.config import GrowSchedule, Job, LrRule, SeesawSchedule, StepsSchedule
-from hvd_batchgrow.config_triggers import NoTrigger
+from hvd_batchgrow.config import Job
+from hvd_batchgrow.config.schedules import GrowSchedule, LrRule, SeesawSchedule, StepsSchedule
+from hvd_batchgrow.config.triggers import NoTrigger
 from hvd_batchgrow.errors import Fault, JobError, RunError
 from hvd_batchgrow.schedule.noise_record import Observation, more_gradients, typical, weaknesses, where
 from hvd_batchgrow.schedule.phases import Phase

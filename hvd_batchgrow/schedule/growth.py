@@ -6,8 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from hvd_batchgrow.config import Job, MeasuredSchedule
-from hvd_batchgrow.config_triggers import AdaScaleTrigger
+from hvd_batchgrow.config import Job
+from hvd_batchgrow.config.schedules import MeasuredSchedule
+from hvd_batchgrow.config.triggers import AdaScaleTrigger
 from hvd_batchgrow.errors import Fault, JobError
 from hvd_batchgrow.schedule.decisions import Decision
 from hvd_batchgrow.schedule.policies import Stage, Start, make_start

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from hvd_batchgrow.config import Job
-from hvd_batchgrow.config_types import PositiveFloat, PositiveInt, Section
+from hvd_batchgrow.config.types import PositiveFloat, PositiveInt, Section
 from hvd_batchgrow.errors import Fault, JobError, RunError
 
 _SUBJECT = (

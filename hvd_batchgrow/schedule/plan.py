@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hvd_batchgrow.config import BoundaryBase, Job, MeasuredSchedule
+from hvd_batchgrow.config import Job
+from hvd_batchgrow.config.schedules import BoundaryBase, MeasuredSchedule
 from hvd_batchgrow.errors import Fault, JobError
 from hvd_batchgrow.schedule.decisions import Decision
 from hvd_batchgrow.schedule.growth import measured_stages

@@ -16,15 +16,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from hvd_batchgrow.config import (
+from hvd_batchgrow.config import AdamSection, Job
+from hvd_batchgrow.config.schedules import (
     AdaBatchSchedule,
-    AdamSection,
     BoundaryBase,
     DecaySchedule,
     GrowSchedule,
     HybridSchedule,
     ImportSchedule,
-    Job,
     MeasuredSchedule,
     SeesawSchedule,
     StepsSchedule,

@@ -11,8 +11,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from hvd_batchgrow.config import Job, MeasuredSchedule
-from hvd_batchgrow.config_triggers import (
+from hvd_batchgrow.config import Job
+from hvd_batchgrow.config.schedules import MeasuredSchedule
+from hvd_batchgrow.config.triggers import (
     AdaScaleTrigger,
     CabsTrigger,
     GradientNoiseTrigger,

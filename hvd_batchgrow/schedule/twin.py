@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
-from hvd_batchgrow.config import BoundaryBase, DecaySchedule, Job, MeasuredSchedule
-from hvd_batchgrow.config_triggers import AdaScaleTrigger, NoTrigger
+from hvd_batchgrow.config import Job
+from hvd_batchgrow.config.schedules import BoundaryBase, DecaySchedule, MeasuredSchedule
+from hvd_batchgrow.config.triggers import AdaScaleTrigger, NoTrigger
 from hvd_batchgrow.errors import Fault, JobError
 from hvd_batchgrow.schedule.decisions import Decision
 from hvd_batchgrow.schedule.plan import Plan, compile_plan, compile_stages

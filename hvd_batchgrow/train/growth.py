@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.config import Job
-from hvd_batchgrow.config_triggers import PlateauTrigger
+from hvd_batchgrow.config.triggers import PlateauTrigger
 from hvd_batchgrow.errors import Fault, JobError, RunError
 from hvd_batchgrow.schedule.decisions import (
     Decision,

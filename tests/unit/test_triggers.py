@@ -13,7 +13,7 @@ import torch
 from pydantic import TypeAdapter
 
 from hvd_batchgrow.config import Job
-from hvd_batchgrow.config_triggers import PlateauTrigger, TriggerSection
+from hvd_batchgrow.config.triggers import PlateauTrigger, TriggerSection
 from hvd_batchgrow.schedule.decisions import Decision
 from hvd_batchgrow.schedule.growth import Wish
 from hvd_batchgrow.schedule.plan import compile_plan

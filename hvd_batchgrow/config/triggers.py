@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
-from hvd_batchgrow.config_types import PositiveFloat, Section, tuples
+from hvd_batchgrow.config.types import PositiveFloat, Section, tuples
 
 Window = tuple[Annotated[float, Field(ge=0)], PositiveFloat]
 AboveOne = Annotated[float, Field(gt=1)]
