@@ -2,7 +2,7 @@
 
 A policy is a plain function of its section of the job and of the start. It returns stages in the
 order of their epochs, the first at 0. To add one, write the function, name it in POLICIES, and
-describe its keys in config.py.
+describe its keys in config/schedules.py.
 
 All work alike: the policy says by how much the noise scale must have fallen, and what may change
 to make it fall; what a batch of whole groups below its limit cannot take, the learning rate does.
