@@ -17,7 +17,8 @@ from hvd_batchgrow.schedule.plan import Plan, compile_plan
 from hvd_batchgrow.slurm.chain import Site, make_scripts
 from hvd_batchgrow.slurm.links import chain_job, make_links
 from hvd_batchgrow.slurm.render import ARGUMENTS, directive, dry_commands, extra_options, log_pattern, render
-from tests.helpers import NUM_TRAIN, small_job
+from hvd_batchgrow.train.link import check_width
+from tests.helpers import NUM_TRAIN, measured_job, small_job
 
 ROOT = Path(__file__).parents[2]
 TEMPLATE = (ROOT / "slurm" / "train.sbatch").read_text()
@@ -53,6 +54,14 @@ def test_phases_of_equal_width_are_one_link(
     assert [link.end_samples for link in links[:-1]] == [link.start_samples for link in links[1:]]
     assert links[-1].end_samples == plan.schedule.end_samples
     assert sum(link.num_updates for link in links) == plan.num_updates
+
+
+def test_phases_that_a_trigger_makes_as_it_goes_are_no_links() -> None:
+    plan = compile_plan(measured_job({"name": "plateau"}), 1, NUM_TRAIN)
+    with pytest.raises(JobError, match="'measured' has no phases before it trains; as one job: sbatch"):
+        make_links(plan, 4, 1)
+    with pytest.raises(JobError, match="--phases: a trigger makes the phases as it goes"):
+        check_width(plan, (1, 1), 1)
 
 
 def test_a_phase_without_updates_makes_no_link() -> None:
