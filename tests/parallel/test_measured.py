@@ -35,6 +35,8 @@ PLATEAU = {"name": "plateau", "min_delta": 9.0, "patience_epochs": 0.5, "factor"
 """No evaluation is better by so much: it decides at every third, 16, 32, 64, 96 and then by the learning rate."""
 BEST = {**PLATEAU, "restore_best": True}
 TRIGGERS = [NOISE, PLATEAU, BEST]
+ADASCALE = {"name": "adascale", "every_epochs": 0.2, "min_change": 0.01}
+"""The batch is twice the base batch throughout; the gain moves the learning rate, which also decays once."""
 
 
 def name_of(trigger: Any) -> str:
@@ -47,6 +49,7 @@ def job_of(trigger: dict[str, Any], **sections: Any) -> Job:
         "evaluation": {"every_epochs": 0.25},
         "checkpoint": {"every_epochs": 0.5},
         "watch": {"records_per_epoch": NUM_TRAIN},
+        "schedule": {"batch_scale": 2.0, "lr_boundaries_epochs": [1.0]} if trigger["name"] == "adascale" else {},
     } | sections
     return measured_job(trigger, **sections)
 
@@ -212,10 +215,33 @@ def test_the_end_of_a_window_decides_where_the_wish_comes_to_nothing(tmp_path: P
     assert decided["new_batch"] == 96
 
 
+def test_adascale_counts_progress_by_its_gain(ranks: Ranks, undisturbed: Undisturbed) -> None:
+    trainer, recorder = undisturbed(ADASCALE)
+    start, decisions, schedule = 0.05, trainer.growth.decisions, trainer.plan.schedule
+    assert len(decisions) >= 2
+    assert {decision.new_batch for decision in decisions} == {32}
+    gains = [decision.new_lr / start for decision in decisions]
+    phi = [decision.measured["b_simple"] for decision in decisions]
+    assert gains == pytest.approx([2 * (p + 16) / (p + 32) for p in phi])
+    # Progress, step by step: an update is worth as many samples of the base batch as its gain says.
+    progress, at, gain, passed = 0.0, 0, 1.0, False
+    while progress < 3 * NUM_TRAIN - 1e-6:
+        gain = next((g for d, g in zip(decisions, gains, strict=True) if d.samples == at), gain)
+        passed = passed or progress >= NUM_TRAIN - 1e-6
+        assert schedule.at(at).lr == pytest.approx(start * gain / (10 if passed else 1))
+        assert schedule.progress_at(at) == pytest.approx(progress)
+        progress, at = progress + 16 * gain, at + 32
+    assert trainer.samples == at == schedule.end_samples
+    if ranks.rank == 0:
+        assert recorder.records[-1].progress_epochs == pytest.approx(progress / NUM_TRAIN)
+        kept = {path.stem for path in (trainer.folder / "checkpoints").glob("*.pt")}
+        assert not {f"samples-{decision.samples:015d}" for decision in decisions[:2]} & kept  # a gain ends no phase
+
+
 # --- ranks agree ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("trigger", TRIGGERS, ids=name_of)
+@pytest.mark.parametrize("trigger", [*TRIGGERS, ADASCALE], ids=name_of)
 def test_what_rank_0_decides_holds_whatever_the_others_measure(
     ranks: Ranks,
     tmp_path: Path,
@@ -245,7 +271,7 @@ def test_what_rank_0_decides_holds_whatever_the_others_measure(
     assert ranks.broadcast_bytes(mine, "test.digest") == mine
 
 
-@pytest.mark.parametrize("trigger", TRIGGERS, ids=name_of)
+@pytest.mark.parametrize("trigger", [*TRIGGERS, ADASCALE], ids=name_of)
 def test_in_exact_mode_all_layouts_measure_and_decide_the_same_to_the_bit(
     ranks: Ranks, tmp_path: Path, trigger: dict[str, Any]
 ) -> None:
@@ -285,7 +311,7 @@ def test_a_trigger_that_measures_goes_on_where_ranks_join(ranks: Ranks, tmp_path
 # --- interruptions ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("trigger", TRIGGERS, ids=name_of)
+@pytest.mark.parametrize("trigger", [*TRIGGERS, ADASCALE], ids=name_of)
 @pytest.mark.parametrize("updates", [8, 16])
 def test_a_measured_run_stopped_after_any_update_ends_as_if_it_had_not_been(
     ranks: Ranks, tmp_path: Path, undisturbed: Undisturbed, trigger: dict[str, Any], updates: int
@@ -390,7 +416,7 @@ def test_checkpoints_of_all_decisions_are_kept_across_a_resume(ranks: Ranks, tmp
 # --- replay and fork --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("trigger", TRIGGERS, ids=name_of)
+@pytest.mark.parametrize("trigger", [*TRIGGERS, ADASCALE], ids=name_of)
 def test_a_replay_gives_the_same_weights_without_measuring(
     ranks: Ranks, tmp_path: Path, undisturbed: Undisturbed, trigger: dict[str, Any]
 ) -> None:

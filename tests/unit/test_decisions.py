@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -406,3 +407,29 @@ def test_a_trigger_without_a_measured_schedule_is_refused() -> None:
 )
 def test_what_can_is_not(ranks: int, trigger: dict[str, Any], sections: dict[str, Any]) -> None:
     compile_plan(measured_job(trigger, **sections), ranks, N)
+
+
+# --- AdaScale ---------------------------------------------------------------------------------
+
+
+def test_the_twin_of_adascale_is_the_schedule_that_it_scales() -> None:
+    job = measured_job({"name": "adascale"}, schedule={"batch_scale": 4.0, "lr_boundaries_epochs": [1.0, 2.0]})
+    twin = decay_twin(job, N)
+    assert [phase.global_batch for phase in compile_plan(job, 1, N).schedule.phases] == [64] * 3
+    assert [phase.global_batch for phase in compile_plan(twin, 1, N).schedule.phases] == [16] * 3
+    rates = [phase.lr for phase in compile_plan(twin, 1, N).schedule.phases]
+    assert rates == pytest.approx([0.05, 0.005, 0.0005])
+    assert twin.schedule.epochs == job.schedule.epochs
+
+
+@pytest.mark.parametrize(
+    ("trigger", "schedule", "fault"),
+    [
+        ("plateau", {"batch_scale": 2.0}, "schedule.batch_scale: 2 is for trigger.name = 'adascale'"),
+        ("adascale", {"lr_boundaries_epochs": [2.0, 1.0]}, "schedule.lr_boundaries_epochs: must rise"),
+        ("adascale", {"lr_boundaries_epochs": [5.0]}, "schedule.lr_boundaries_epochs: must rise and end before 3"),
+    ],
+)
+def test_faults_of_a_scaled_batch(trigger: str, schedule: dict[str, Any], fault: str) -> None:
+    with pytest.raises(JobError, match=re.escape(fault)):
+        compile_plan(measured_job({"name": trigger}, schedule=schedule), 1, N)
