@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from hvd_batchgrow.config import Job
-from hvd_batchgrow.config.types import PositiveFloat, PositiveInt, Section
+from hvd_batchgrow.config.types import PositiveFloat, Section
 from hvd_batchgrow.errors import Fault, JobError, RunError
 
+Count = Annotated[int, Field(gt=0, lt=1 << 53)]
+"""As far as floating point counts."""
 _SUBJECT = (
     "data.source",
     "data.pipeline",
@@ -36,16 +38,16 @@ _SUBJECT = (
 class TimedSum(Section):
     """A sum over all ranks, with nothing else to do."""
 
-    num_bytes: PositiveInt
+    num_bytes: Count
     seconds: PositiveFloat
 
 
 class TimedUpdate(Section):
     """Whole updates of one shape, as in training."""
 
-    micro_batch: PositiveInt
+    micro_batch: Count
     """m, samples of a pass on each rank."""
-    accumulation: PositiveInt
+    accumulation: Count
     """s, passes of an update."""
     seconds: PositiveFloat
     """Of one update."""
@@ -56,15 +58,15 @@ class TimedUpdate(Section):
 class RankProbe(Section):
     """What was measured with one number of ranks."""
 
-    ranks: PositiveInt
-    ranks_per_host: PositiveInt
-    threads_per_rank: PositiveInt
+    ranks: Count
+    ranks_per_host: Count
+    threads_per_rank: Count
     host: str
     """Rank 0's."""
     device: str
     backend: str
     measured_at: str
-    micro_batch_limit: PositiveInt
+    micro_batch_limit: Count
     """Of the job that was probed; larger passes were measured to tell a pass from a sample, where that is all."""
     sums: tuple[TimedSum, ...]
     """Empty for one rank."""
@@ -79,9 +81,9 @@ class Probe(Section):
     """Name of the job that was probed; others may use the figures if `subject` is theirs too."""
     subject: dict[str, Any]
     """`subject_of` the job, with the pipeline that `auto` had chosen."""
-    image_shape: tuple[PositiveInt, ...]
+    image_shape: tuple[Count, ...]
     """(H, W, C)."""
-    gradient_bytes: PositiveInt
+    gradient_bytes: Count
     """What an update sums over the ranks."""
     measured: tuple[RankProbe, ...]
     """In order of their ranks."""

@@ -31,6 +31,10 @@ ChooseRanks = Callable[[Stage], int]
 """Ranks for a stage's batch."""
 
 
+_MOST_SAMPLES = 2**62
+"""Of a run: sample counters are int64, and a batch may go beyond the end."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """What a run will do, decided before it starts."""
@@ -226,7 +230,7 @@ def _early_faults(job: Job, ranks: int, num_samples: int) -> list[Fault]:
             for a, b in itertools.pairwise(epochs)
             if b <= a
         ]
-    if round(section.epochs * num_samples) == 0:
+    if section.epochs * num_samples <= 0.5:
         faults.append(Fault("schedule.epochs", f"{section.epochs:g} of N = {num_samples} samples are none"))
     if section.warmup_epochs >= section.epochs:
         faults.append(
@@ -250,6 +254,10 @@ def _first_batch_faults(job: Job, num_samples: int) -> list[Fault]:
     first, unit = first_batch(job), batch_unit(job)
     key = "schedule.batch_steps" if job.schedule.policy == "steps" else "schedule.global_batch"
     faults = []
+    if not job.schedule.epochs * num_samples < _MOST_SAMPLES:
+        most = f"{_MOST_SAMPLES / num_samples:g}"
+        told = f"{job.schedule.epochs:g} of N = {num_samples} samples are more than a sample counter can hold"
+        faults.append(Fault("schedule.epochs", f"{told}; nearest: {most}"))
     if first < 1:
         faults.append(Fault(key, f"the first batch must be at least 1, got {first}"))
     if first >= num_samples:

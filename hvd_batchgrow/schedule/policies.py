@@ -68,6 +68,8 @@ class Start:
         """The batch nearest to the wanted one that can be had."""
         if abs(wanted - self.global_batch) < 1e-6:
             return self.global_batch
+        if not math.isfinite(wanted):  # infinity over infinity: the plan tells of it as of any number out of range
+            raise ArithmeticError(f"a batch of {wanted}")
         batch = max(1, round(wanted / self.group)) * self.group
         return batch if self.max_batch is None else min(batch, self.max_batch)
 

@@ -74,7 +74,7 @@ def _like(found: Any, own: Any) -> bool:
 
 
 def _state_misfits(state: Mapping[Any, Any], shapes: Sequence[tuple[int, ...]]) -> Iterator[str]:
-    """Each parameter has the same kinds of values, of its own shape, or single numbers such as a count."""
+    """Each parameter has the same kinds of values, of its own shape, and a count."""
     kinds = {frozenset(values) for values in state.values() if isinstance(values, Mapping)}
     if len(kinds) > 1:
         yield "optimizer.state: holds other values for some parameters than for others"
@@ -83,6 +83,7 @@ def _state_misfits(state: Mapping[Any, Any], shapes: Sequence[tuple[int, ...]]) 
             yield f"optimizer.state.{index}: is of no parameter"
             continue
         for key, value in values.items():
-            shape = tuple(value.shape) if isinstance(value, Tensor) else ()
-            if shape not in {(), shapes[index]} or not isinstance(value, (Tensor, int, float, type(None))):
-                yield f"optimizer.state.{index}.{key}: is {shape or type(value).__name__}, must be {shapes[index]}"
+            shape = tuple(value.shape) if isinstance(value, Tensor) and value.is_floating_point() else None
+            fitting: tuple[Any, ...] = () if key == "step" else shapes[index]  # Adam counts its updates
+            if shape != fitting and not (value is None and key != "step"):
+                yield f"optimizer.state.{index}.{key}: is {shape or type(value).__name__}, must be {fitting}"

@@ -394,3 +394,22 @@ def test_faults_of_overrides_are_told_together(tmp_path: Path, capsys: pytest.Ca
     key = "is no key of a job file: write --SECTION.KEY VALUE, such as --optim.lr 0.2"
     faults = [f"'optim..lr': {key}", "name.x: name is a value, not a section", f"'.': {key}"]
     assert capsys.readouterr().err == "\n  ".join([f"{tmp_path / 'job.toml'}: 3 faults", *faults]) + "\n"
+
+
+@pytest.mark.parametrize(("lr", "scale"), [("1e308", "5.0"), ("5e-324", "0.1")])
+def test_numbers_that_leave_the_range_are_told(
+    lr: str, scale: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "job.toml"
+    path.write_text(edited({"lr = 0.05": f"lr = {lr}", "= 2.2": f"= 2.2\nlr_scale = {scale}"}))
+    assert main(["plan", str(path), "--twin"]) == 2
+    assert "schedule: its numbers leave the range of floating point (" in capsys.readouterr().err
+
+
+def test_a_run_is_not_longer_than_its_counter(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "job.toml"
+    path.write_text(edited({"= 2.2": "= 1e308"}))
+    assert main(["plan", str(path)]) == 2
+    assert "schedule.epochs: 1e+308 of N = 300 samples are more than a sample counter can hold; nearest: 1.5" in (
+        capsys.readouterr().err
+    )

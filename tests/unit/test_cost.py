@@ -373,6 +373,7 @@ def tree_of(probe: Probe) -> dict[str, Any]:
         ("format", 2, "format: Input should be 1"),
         ("measured.0.updates.3.seconds", -1.0, "measured.0.updates.3.seconds: Input should be greater than 0"),
         ("measured.0.updates.3.seconds", None, "measured.0.updates.3.seconds: Input should be a valid number"),
+        ("measured.0.updates.3.accumulation", 10**400, "accumulation: Input should be less than 9007199254740992"),
         ("measured.1.ranks", "two", "measured.1.ranks: Input should be a valid integer"),
         ("measured.1.ranks", 1, r"damaged: measured: rank counts must be there once each and rise, got \[1, 1\]"),
         ("measured.1.sums", [], "damaged: measured.1.sums: empty, for 2 ranks"),

@@ -79,6 +79,10 @@ def _state_of_another(good: Checkpoint) -> Checkpoint:
     return replace(good, optimizer={**good.optimizer, "state": {0: {"momentum_buffer": torch.zeros(7)}}})
 
 
+def _state_of_a_number(good: Checkpoint) -> Checkpoint:
+    return replace(good, optimizer={**good.optimizer, "state": {0: {"momentum_buffer": 3}}})
+
+
 def _group_without_a_key(good: Checkpoint) -> Checkpoint:
     groups = [{key: value for key, value in g.items() if key != "momentum"} for g in good.optimizer["param_groups"]]
     return replace(good, optimizer={**good.optimizer, "param_groups": groups})
@@ -97,6 +101,7 @@ def _group_of_text(good: Checkpoint) -> Checkpoint:
         (_other_name, "model.classifier.bias: is nothing, must be float32 (3,)"),
         (_state_of_nobody, "optimizer.state.99: is of no parameter"),
         (_state_of_another, "optimizer.state.0.momentum_buffer: is (7,), must be (4, 1, 3, 3)"),
+        (_state_of_a_number, "optimizer.state.0.momentum_buffer: is int, must be (4, 1, 3, 3)"),
         (_group_without_a_key, "optimizer.param_groups.0.momentum: is nothing, must be float"),
         (_group_of_text, "optimizer.param_groups.0.lr: is str, must be float"),
         (lambda good: replace(good, samples=17), "from sample 17, which is amid a ghost batch of 8"),
