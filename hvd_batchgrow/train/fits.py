@@ -83,6 +83,10 @@ def _state_misfits(state: Mapping[Any, Any], shapes: Sequence[tuple[int, ...]]) 
             yield f"optimizer.state.{index}: is of no parameter"
             continue
         for key, value in values.items():
+            if key == "buffer_lr":  # of Lars
+                if not isinstance(value, float):
+                    yield f"optimizer.state.{index}.{key}: is {type(value).__name__}, must be float"
+                continue
             shape = tuple(value.shape) if isinstance(value, Tensor) and value.is_floating_point() else None
             fitting: tuple[Any, ...] = () if key == "step" else shapes[index]  # Adam counts its updates
             if shape != fitting and not (value is None and key != "step"):

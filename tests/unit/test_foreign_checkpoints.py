@@ -14,7 +14,10 @@ import torch
 
 from hvd_batchgrow.cli import main
 from hvd_batchgrow.errors import RunError
+from hvd_batchgrow.optim.build import build_optimizer
 from hvd_batchgrow.train.checkpoint import Checkpoint, checkpoint_paths, tree_digest
+from hvd_batchgrow.train.fits import check_fits
+from tests.helpers import small_job
 from tests.unit.test_checkpoint import make
 
 
@@ -123,3 +126,26 @@ def test_a_checkpoint_of_another_network_is_refused_before_anything_changes(
     assert {p: p.read_bytes() for p in Path("runs").rglob("*") if p.is_file() and p.suffix != ".lock"} == {
         p: data for p, data in before.items() if p.suffix != ".lock"
     }
+
+
+@pytest.mark.parametrize("num_steps", [0, 1])
+@pytest.mark.parametrize(
+    "optim",
+    [
+        {"name": "sgd", "momentum": 0.0},
+        {"name": "sgd", "nesterov": True},
+        {"name": "adam"},
+        {"name": "adamw", "weight_decay": 0.1},
+        {"name": "lars", "weight_decay": 0.1},
+    ],
+    ids=lambda optim: "-".join(map(str, optim.values())),
+)
+def test_a_checkpoint_of_its_own_fits_any_optimiser(optim: dict[str, Any], num_steps: int, tmp_path: Path) -> None:
+    job = small_job(optim={"lr": 0.1, **optim})
+    model = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.BatchNorm2d(2))
+    optimizer = build_optimizer(model, job.optim)
+    for _ in range(num_steps):
+        model(torch.randn(4, 1, 5, 5)).square().sum().backward()
+        optimizer.step()
+    saved = replace(make(), model=model.state_dict(), optimizer=optimizer.state_dict(), average={}, growth={})
+    check_fits(Checkpoint.from_bytes(saved.to_bytes()), model, build_optimizer(model, job.optim), tmp_path)
