@@ -224,6 +224,7 @@ def read_plan(run: Path) -> dict[str, Any]:
 
 
 class _PlannedJob(BaseModel):
+    model_config = ConfigDict(strict=True)
     seed: Annotated[int, Field(ge=0, lt=2**63)]
 
 
