@@ -17,7 +17,7 @@ NASTY = 'it\'s "a" job $(touch stolen) `touch stolen`\n.toml'
 def run(script: str, *words: str, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM_", "HVD_BATCHGROW_"))}
     return subprocess.run(
-        [str(SLURM / script), *words], check=False, cwd=cwd, env={**kept, **variables}, capture_output=True, text=True
+        ["bash", str(SLURM / script), *words], check=False, cwd=cwd, env={**kept, **variables}, capture_output=True, text=True
     )
 
 
@@ -155,6 +155,34 @@ def test_hosts_that_nobody_names_are_an_error(tmp_path: Path) -> None:
     done = run("discover-hosts.sh", cwd=tmp_path, HVD_BATCHGROW_HOSTS_FILE="hosts")
     assert done.returncode == 1
     assert "slots must be a number, got 'a:many'" in done.stderr
+
+
+@pytest.mark.parametrize(("script", "launcher"), [("train.sbatch", "srun"), ("train-mpirun.sbatch", "mpirun")])
+@pytest.mark.parametrize(
+    ("end", "code", "said"),
+    [
+        ("exit 0", 0, "ends with code 0"),
+        ("exit 2", 2, "ends with code 2"),
+        ("exit 75", 75, "stopped, and is queued again to go on"),
+        ("exit 140", 75, "asked to stop before its ranks could hear it"),  # what srun makes of a rank that died of USR2
+        ("kill -s USR2 $$", 75, "asked to stop before its ranks could hear it"),
+    ],
+)
+def test_a_link_is_queued_again_when_it_was_stopped_and_only_then(
+    tmp_path: Path, script: str, launcher: str, end: str, code: int, said: str
+) -> None:
+    (tmp_path / launcher).write_text(f"#!/bin/bash\n{end}\n")
+    (tmp_path / "scontrol").write_text('#!/bin/bash\necho "scontrol $*"\n')
+    for command in (launcher, "scontrol"):
+        (tmp_path / command).chmod(0o755)
+    variables = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
+    done = run(script, "small.toml", cwd=tmp_path, **variables)
+    assert done.returncode == code
+    assert said in done.stdout
+    assert ("scontrol requeue 7" in done.stdout) == (code == 75)
+    again = run(script, "small.toml", cwd=tmp_path, **variables, MAX_RESTARTS="1", SLURM_RESTART_COUNT="1")
+    assert "scontrol" not in again.stdout
+    assert ("not queued again: max_restarts=1 is reached" in again.stdout) == (code == 75)
 
 
 @pytest.mark.parametrize("name", ["train.sbatch", "train-mpirun.sbatch", "tensorboard.sbatch"])
