@@ -17,7 +17,12 @@ NASTY = 'it\'s "a" job $(touch stolen) `touch stolen`\n.toml'
 def run(script: str, *words: str, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM_", "HVD_BATCHGROW_"))}
     return subprocess.run(
-        ["bash", str(SLURM / script), *words], check=False, cwd=cwd, env={**kept, **variables}, capture_output=True, text=True
+        ["bash", str(SLURM / script), *words],
+        check=False,
+        cwd=cwd,
+        env={**kept, **variables},
+        capture_output=True,
+        text=True,
     )
 
 
