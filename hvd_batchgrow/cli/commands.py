@@ -78,7 +78,9 @@ def run(arguments: Sequence[str]) -> int:
         )
         return int(command.run(overrides))
     except JobError as error:
-        print(error, file=sys.stderr)
+        # All ranks are given the same words; a variable may be damaged for one of them alone.
+        if speaks(os.environ) or error.source == "environment":
+            print(error, file=sys.stderr)
         return ExitCode.BAD_JOB
     except RunError as error:
         if speaks(os.environ):  # ranks that could not even join each other fail alike

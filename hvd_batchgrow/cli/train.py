@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import sys
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from rich.console import Console
 
 from hvd_batchgrow.cli.common import RanksCommand, terminal, with_ranks
+from hvd_batchgrow.comm.launch import is_elastic
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.config.types import NAME_PATTERN, PositiveInt
 from hvd_batchgrow.errors import ExitCode, Fault, JobError
@@ -60,6 +62,11 @@ class TrainCommand(RanksCommand):
         if self.fork is not None:
             if self.overwrite or self.resume == "auto":
                 fault = "makes a new run, which there is nothing of yet: without --resume auto and --overwrite"
+                raise JobError([Fault("--fork", fault)], "command line")
+            if is_elastic(os.environ):
+                fault = (
+                    "makes a run once, and an elastic job has several lives: fork on fixed ranks first (--updates 1)"
+                )
                 raise JobError([Fault("--fork", fault)], "command line")
             if not re.fullmatch(NAME_PATTERN, self.fork):
                 raise JobError([Fault("--fork", f"must match {NAME_PATTERN}, got {self.fork!r}")], "command line")
@@ -112,9 +119,6 @@ class TrainCommand(RanksCommand):
         from hvd_batchgrow.comm.elastic import ElasticRanks
         from hvd_batchgrow.train.elastic import StopOrChange, run_elastic
 
-        if self.fork:
-            fault = "makes a run once, and an elastic job has several lives: fork on fixed ranks first (--updates 1)"
-            raise JobError([Fault("--fork", fault)], "command line")
         assert isinstance(ranks, ElasticRanks)
         later = replace(options, resume=True, overwrite=False)
         asked_or_changed = StopOrChange(stop, ranks)

@@ -118,6 +118,24 @@ def test_a_bad_environment_ends_with_2(monkeypatch: pytest.MonkeyPatch, capsys: 
     assert capsys.readouterr().err.startswith("environment: 1 fault\n  OMPI_COMM_WORLD_RANK: must be a whole number")
 
 
+def test_words_are_refused_by_one_rank_for_all(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
+    for rank, told in (("0", "command line: 1 fault\n  --nam: unknown option; did you mean --name?\n"), ("1", "")):
+        monkeypatch.setenv("OMPI_COMM_WORLD_RANK", rank)
+        assert main(["train", "job.toml", "--nam", "x"]) == 2
+        assert capsys.readouterr().err == told
+
+
+def test_a_run_that_changes_its_ranks_cannot_fork(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOROVOD_ELASTIC", "1")
+    assert main(["train", "job.toml", "--fork", "other"]) == 2
+    assert "--fork: makes a run once" in capsys.readouterr().err
+
+
 def test_what_a_terminal_cannot_write_is_written_as_a_number(monkeypatch: pytest.MonkeyPatch, job: str) -> None:
     """Paths are bytes, and terminals need not know the signs of a table."""
     monkeypatch.setenv("COLUMNS", "9" * 5000)
