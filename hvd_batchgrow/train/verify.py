@@ -191,6 +191,7 @@ def _end(process: subprocess.Popen[str]) -> None:
         process.wait(_GRACE_S)
     finally:
         process.kill()
+        process.wait()
 
 
 def _launcher(ranks: int, comm: Comm) -> list[str]:
