@@ -23,16 +23,20 @@ def end_on_interrupt() -> None:
 
 @contextmanager
 def tidied_up_on_interrupt() -> Iterator[None]:
-    """While entered, SIGINT raises KeyboardInterrupt, so that what was begun is undone; then it ends this process."""
-    before = signal.getsignal(signal.SIGINT)
-    if before is not signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    """While entered, SIGINT raises KeyboardInterrupt, so that what was begun is undone; then it ends this process.
+
+    So do SIGTERM, and SIGHUP, which comes when the terminal is gone.
+    """
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    for number in [number for number, handler in before.items() if handler is not signal.SIG_IGN]:
+        signal.signal(number, signal.default_int_handler)
     try:
         yield
     except KeyboardInterrupt:
         end_now("interrupted")
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def end_now(why: str) -> NoReturn:

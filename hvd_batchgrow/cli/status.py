@@ -28,7 +28,7 @@ class StatusCommand:
         ledger = read_ledger(self.folder)
         if ledger is None:
             raise RunError(f"{self.folder} holds no chain: hvd-batchgrow submit writes one into runs/NAME")
-        known = Slurm().states(entry.job_id for entry in ledger.entries if entry.job_id is not None)
+        known = Slurm().states(ledger.job_ids())
         done_samples = samples_done(self.folder)
         now = ledger.with_states(known, done_samples)
         if now != ledger:

@@ -97,7 +97,8 @@ def open_chain(run: Path, links: Sequence[Link], scheduler: Scheduler | None, *,
     if not resume and (before or (run / "job.toml").exists()):
         raise RunError(f"{run} holds a run already: add --resume auto to go on with it, or --name NAME for another")
     if before and scheduler:
-        live = before.with_states(scheduler.states(before.live_ids())).live_ids()
+        # Of all: one that a node has failed, say, was over when it was last asked about, and is queued again.
+        live = before.with_states(scheduler.states(before.job_ids())).live_ids()
         if live:
             told = " ".join(map(str, live))
             raise RunError(f"{run} has jobs that wait or run already, and two chains cannot write it: scancel {told}")
@@ -117,7 +118,7 @@ def submit_chain(job: Job, ledger: Ledger, scripts: Sequence[Script], run: Path,
 
     Raises:
         RunError: a script could never run (told of all of them; nothing is submitted), or is refused when it is
-            submitted (those before it are taken back).
+            submitted (those before it are taken back); or the ledger cannot be written (likewise).
     """
     folder = run / FOLDER
     left = [(k, script) for k, script in enumerate(scripts) if ledger.entries[k].state != DONE_BEFORE]
@@ -136,6 +137,8 @@ def submit_chain(job: Job, ledger: Ledger, scripts: Sequence[Script], run: Path,
     for k, script in left:
         try:
             after = scheduler.submit(script.path, after)
+            ledger = ledger.with_job(k, after)
+            write_ledger(run, ledger)  # at once: a job that nobody remembers would go on by itself
         except RunError as error:
             raise _taken_back(error, k, ledger, run, scheduler) from None
         except KeyboardInterrupt:
@@ -143,8 +146,6 @@ def submit_chain(job: Job, ledger: Ledger, scripts: Sequence[Script], run: Path,
                 "interrupted while sbatch was at it: squeue --me tells whether Slurm has it all the same"
             )
             raise _taken_back(stopped, k, ledger, run, scheduler) from None
-        ledger = ledger.with_job(k, after)
-        write_ledger(run, ledger)  # at once: a job that nobody remembers would go on by itself
     return ledger
 
 
@@ -156,10 +157,10 @@ def _taken_back(error: RunError, index: int, ledger: Ledger, run: Path, schedule
     try:
         scheduler.cancel(submitted)
     except RunError as second:
-        return RunError(f"link {index + 1}: {error}\n  and those before it are still there: {second}")
+        return RunError(f"link {index + 1}: {error}\n  and those before it are still there, jobs {told}: {second}")
     with contextlib.suppress(RunError):
         write_ledger(run, ledger.with_states(scheduler.states(submitted)))
-    return RunError(f"link {index + 1}: {error}\n  the links before it are taken back: jobs {told}")
+    return RunError(f"link {index + 1}: {error}\n  what was submitted is taken back: jobs {told}")
 
 
 def _width(link: Link) -> str:
@@ -191,6 +192,7 @@ def trouble_lines(ledger: Ledger, run: Path) -> Iterator[str]:
     """Why a chain has broken: the first link that failed with the end of its log, and what to do."""
     failed = next(((k, entry) for k, entry in enumerate(ledger.entries) if entry.has_failed), None)
     if failed is None:
+        yield from _never_submitted(ledger)
         return
     k, entry = failed
     log = run / FOLDER / f"{ledger.name}-{entry.job_id}.out"
@@ -200,6 +202,17 @@ def trouble_lines(ledger: Ledger, run: Path) -> Iterator[str]:
     if waiting:
         yield f"links waiting for it were cancelled: {', '.join(waiting)}"
     yield "once it is mended: the command that submitted it, with --resume auto"
+
+
+def _never_submitted(ledger: Ledger) -> Iterator[str]:
+    """Of a chain whose `submit` was killed half-way: nobody will start what it lacks."""
+    missing = [str(k + 1) for k, entry in enumerate(ledger.entries) if entry.state == NOT_SUBMITTED]
+    if not missing:
+        return
+    yield f"links that were never submitted, since that was cut short: {', '.join(missing)}"
+    live = " ".join(map(str, ledger.live_ids()))
+    first = f"scancel {live}, then " if live else ""
+    yield f"{first}the command that submitted it, with --resume auto"
 
 
 def _last_lines(log: Path, count: int = 8) -> list[str]:

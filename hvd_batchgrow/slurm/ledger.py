@@ -71,6 +71,10 @@ class Ledger:
         entries[index] = replace(entries[index], job_id=job_id, state="PENDING")
         return replace(self, entries=tuple(entries))
 
+    def job_ids(self) -> list[int]:
+        """All jobs that were submitted."""
+        return [entry.job_id for entry in self.entries if entry.job_id is not None]
+
     def live_ids(self) -> list[int]:
         """Jobs that wait or run, as far as is known."""
         return [entry.job_id for entry in self.entries if entry.is_live and entry.job_id is not None]

@@ -120,6 +120,41 @@ def test_a_chain_goes_on_after_the_links_that_are_done(tmp_path: Path) -> None:
     ]
 
 
+def test_a_link_that_is_queued_again_after_it_had_failed_bars_a_second_chain(tmp_path: Path) -> None:
+    run, scheduler = tmp_path / "small", FakeScheduler()
+    over = {11: JobState("NODE_FAIL"), 12: JobState("CANCELLED"), 13: JobState("CANCELLED")}
+    write_ledger(run, submit(run, scheduler).with_states(over))
+    scheduler.known = {**over, 11: JobState("PENDING", "BeginTime", 1)}
+    with pytest.raises(RunError, match="two chains cannot write it: scancel 11"):
+        submit(run, scheduler, resume=True)
+
+
+def test_a_ledger_that_cannot_be_written_takes_the_chain_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, scheduler = tmp_path / "small", FakeScheduler()
+
+    def write(run: Path, ledger: Ledger) -> None:
+        if len(ledger.live_ids()) == 2:
+            raise RunError("ledger.json cannot be written: No space left on device")
+        write_ledger(run, ledger)
+
+    monkeypatch.setattr("hvd_batchgrow.slurm.chain.write_ledger", write)
+    with pytest.raises(RunError, match=r"link 2: ledger.json cannot be .*\n  what was submitted .*: jobs 11 12$"):
+        submit(run, scheduler)
+    assert scheduler.calls[-1] == ("cancel", [11, 12])
+
+
+def test_status_tells_of_links_that_were_never_submitted(tmp_path: Path) -> None:
+    run = tmp_path / "small"
+    _, chain = links()
+    ledger = open_chain(run, chain, None, resume=False).with_job(0, 11)
+    assert list(trouble_lines(ledger, run)) == [
+        "links that were never submitted, since that was cut short: 2, 3",
+        "scancel 11, then the command that submitted it, with --resume auto",
+    ]
+    done = ledger.with_states({11: JobState("COMPLETED")})
+    assert list(trouble_lines(done, run))[1] == "the command that submitted it, with --resume auto"
+
+
 def test_status_tells_the_first_failure_and_what_to_do(tmp_path: Path) -> None:
     ledger = submit(tmp_path / "small", FakeScheduler()).with_states(
         {
@@ -330,12 +365,13 @@ def test_submit_and_status_with_commands_on_path(
     assert "holds no chain" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("number", ["INT", "TERM", "HUP"])
 def test_a_submit_that_is_interrupted_takes_back_what_slurm_has(
-    job: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    job: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: str
 ) -> None:
     fake_slurm(tmp_path / "bin", monkeypatch)
     sbatch = tmp_path / "bin" / "sbatch"
-    told = '[ "$(wc -l <count)" = 1 ] || { kill -INT $PPID; exit 1; }; wc -l <count'
+    told = f'[ "$(wc -l <count)" = 1 ] || {{ kill -{number} $PPID; exit 1; }}; wc -l <count'
     sbatch.write_text(sbatch.read_text().replace("wc -l <count", told))
     (tmp_path / "bin" / "scancel").write_text('#!/bin/bash\necho "$*" >"$(dirname "$0")/cancelled"\n')
     (tmp_path / "bin" / "scancel").chmod(0o755)
@@ -344,7 +380,7 @@ def test_a_submit_that_is_interrupted_takes_back_what_slurm_has(
     signal.signal(signal.SIGINT, before)
     assert capsys.readouterr().err.splitlines() == [
         "link 2: interrupted while sbatch was at it: squeue --me tells whether Slurm has it all the same",
-        "  the links before it are taken back: jobs 1",
+        "  what was submitted is taken back: jobs 1",
     ]
     assert (tmp_path / "bin" / "cancelled").read_text() == "1\n"
 
