@@ -254,6 +254,8 @@ def newest_good(folder: Path) -> tuple[bytes | None, list[str]]:
     skipped: list[str] = []
     for path in reversed(checkpoint_paths(folder)):
         try:
+            if not path.is_file():  # whoever reads a pipe waits for ever
+                raise RunError("is no file")
             data = path.read_bytes()
             Checkpoint.from_bytes(data)
         except (OSError, RunError) as error:

@@ -152,6 +152,16 @@ def test_what_cannot_be_trusted_is_named_skipped_and_the_one_before_is_used(
     assert skipped[0].startswith(f"{newest}: {reason}")
 
 
+def test_what_is_no_file_is_skipped_and_not_waited_for(tmp_path: Path) -> None:
+    write(tmp_path, 10)
+    os.mkfifo(tmp_path / f"samples-{20:015d}.pt")
+    (tmp_path / f"samples-{30:015d}.pt").mkdir()
+    data, skipped = newest_good(tmp_path)
+    assert data is not None
+    assert Checkpoint.from_bytes(data).samples == 10
+    assert [line.rpartition("/")[2] for line in skipped] == [f"samples-{k:015d}.pt: is no file" for k in (30, 20)]
+
+
 def _saved(tree: dict[str, Any]) -> bytes:
     buffer = io.BytesIO()
     torch.save(tree, buffer)
