@@ -15,16 +15,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 from rich.console import Console
 
-from hvd_batchgrow.comm.launch import Comm, launched_by
+from hvd_batchgrow.comm.launch import RELAY_S, Comm, launched_by
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.errors import ExitCode, Fault, JobError, RunError
 from hvd_batchgrow.job_file import load_job
 
 if TYPE_CHECKING:  # torch takes seconds to import, and `plan` does without it
     from hvd_batchgrow.comm.ranks import Ranks
-
-_RELAY_S = 0.5
-"""A launcher that is told to end the job may drop what a rank has said just before."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +70,7 @@ def with_ranks(work: Callable[[Ranks], ExitCode], comm: Comm) -> ExitCode:
         place = f"rank {ranks.rank} of {ranks.size} on {socket.gethostname()}"
         text = str(error) if isinstance(error, RunError) else traceback.format_exc()
         print(f"{place} failed:\n{text}", file=sys.stderr, flush=True)
-        time.sleep(_RELAY_S)
+        time.sleep(RELAY_S)
         ranks.abort(ExitCode.FAILURE)
         raise
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
+from hvd_batchgrow.comm.launch import RELAY_S
 from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.errors import ExitCode
 from hvd_batchgrow.train.dead_man import DeadManSwitch
@@ -213,4 +214,5 @@ class Watchdog:
         timer = threading.Timer(_ABORT_GRACE_S, os._exit, [int(ExitCode.FAILURE)])
         timer.daemon = True
         timer.start()
+        time.sleep(RELAY_S)
         self._ranks.abort(ExitCode.FAILURE)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from hvd_batchgrow.comm.connect import connect
-from hvd_batchgrow.comm.launch import launched_ranks
+from hvd_batchgrow.comm.launch import RELAY_S, launched_ranks
 from hvd_batchgrow.comm.ranks import Ranks
 
 _JOINED: list[Ranks] = []
@@ -35,6 +36,7 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """A rank that fails would leave the others waiting in their next collective: end them all."""
     if report.failed and _JOINED and _JOINED[0].size > 1:
         print(f"rank {_JOINED[0].rank}: {report.nodeid}\n{report.longreprtext}", file=sys.stderr, flush=True)
+        time.sleep(RELAY_S)
         _JOINED[0].abort(1)
 
 
