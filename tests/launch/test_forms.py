@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -89,20 +90,21 @@ def test_one_rank_and_two_agree_to_rounding(weights: dict[str, Weights]) -> None
 
 def ranks_of(launcher: int) -> list[int]:
     """Process ids of the ranks below a launcher: those that run the trainer itself."""
-    parents = {
-        int(path.parent.name): (int(path.read_text().rpartition(")")[2].split()[1]), path.with_name("cmdline"))
-        for path in Path("/proc").glob("[0-9]*/stat")
-    }
+    parents, lines = {}, {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has ended since
+            parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
+            lines[int(path.parent.name)] = path.with_name("cmdline").read_bytes()
 
     def is_below(process: int) -> bool:
         while process in parents:
-            process = parents[process][0]
+            process = parents[process]
             if process == launcher:
                 return True
         return False
 
     trainer = f"{BIN}/python".encode()
-    return [p for p, (_, line) in parents.items() if is_below(p) and line.read_bytes().startswith(trainer)]
+    return [process for process, line in lines.items() if is_below(process) and line.startswith(trainer)]
 
 
 @pytest.mark.parametrize(
@@ -111,21 +113,36 @@ def ranks_of(launcher: int) -> list[int]:
 def test_a_stop_by_signal_leaves_a_checkpoint_and_a_resume_the_same_weights(
     folder: Path, weights: dict[str, Weights], form: str, code: int
 ) -> None:
+    # Some four updates before the first record, and a dozen after it: five seconds to ask in.
+    slow = folder / "slow.py"
+    slow.write_text(
+        "import sys, time\n"
+        "from hvd_batchgrow.cli import main\n"
+        "from hvd_batchgrow.train.engine import UpdateEngine\n"
+        "update = UpdateEngine.update\n"
+        "def slowly(self, *arguments, **options):\n"
+        "    time.sleep(0.4)\n"
+        "    return update(self, *arguments, **options)\n"
+        "UpdateEngine.update = slowly\n"
+        "sys.exit(main())\n"
+    )
     name = f"stopped-{form}"
-    slow = ["--name", name, "--evaluation.every-epochs", "0.01"]  # evaluations keep it busy for a while
+    words = ["train", "small.toml", "--name", name, *OPTIONS.get(form, [])]
     process = subprocess.Popen(
-        command(form, "train", "small.toml", *slow), cwd=folder, env=ENVIRONMENT, stderr=subprocess.DEVNULL
+        [*FORMS[form], sys.executable, str(slow), *words], cwd=folder, env=ENVIRONMENT, stderr=subprocess.DEVNULL
     )
     metrics = folder / "runs" / name / "metrics.jsonl"
-    deadline = time.monotonic() + 60
-    while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < deadline:
+    deadline = time.monotonic() + 300
+    while not (metrics.exists() and metrics.stat().st_size):
+        assert process.poll() is None
+        assert time.monotonic() < deadline, "it does not begin"
         time.sleep(0.01)
     # mpirun hands USR2 on, and torchrun TERM; under horovodrun it goes to one rank, which tells the other
-    receiver = ranks_of(process.pid)[-1] if form == "horovodrun-gloo" else process.pid
+    receiver = max(ranks_of(process.pid)) if form == "horovodrun-gloo" else process.pid
     os.kill(receiver, signal.SIGTERM if form == "torchrun" else signal.SIGUSR2)
     assert process.wait(timeout=300) == code
     assert final_weights(folder / "runs" / name).samples < weights["mpirun"].samples
-    done = run(folder, form, "train", "small.toml", *slow, "--resume", "auto")
+    done = run(folder, form, "train", "small.toml", "--name", name, "--resume", "auto")
     assert done.returncode == 0, done.stderr
     resumed = final_weights(folder / "runs" / name)
     assert compare_weights(weights["mpirun"], resumed) == "equal to the bit"

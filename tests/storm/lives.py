@@ -103,7 +103,8 @@ class Launched(Life):
 
     def end(self) -> None:
         for rank in self.ranks():
-            os.kill(rank, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # it has ended since
+                os.kill(rank, signal.SIGKILL)
         self._process.kill()
         self._process.wait()
 
@@ -114,7 +115,7 @@ def numbered_ranks(launcher: int) -> dict[int, int]:
     for process in ranks_of(launcher):
         with contextlib.suppress(OSError):  # it has ended
             variables = Path(f"/proc/{process}/environ").read_text().split("\0")
-            if not Path(f"/proc/{process}/cmdline").read_bytes().split(b"\0")[1].endswith(b"/horovodrun"):
+            if b"/horovodrun\0" not in Path(f"/proc/{process}/cmdline").read_bytes():
                 values = dict(variable.partition("=")[::2] for variable in variables)
                 numbers = [values[name] for name in RANK_VARIABLES if name in values]
                 found.update({int(number): process for number in numbers[:1]})
