@@ -41,6 +41,8 @@ EnforcePartLimits=ALL
 JobCompType=jobcomp/filetxt
 JobCompLoc=/mnt/cluster/jobcomp.txt
 KillWait=5
+# Jobs that are over are asked about however long other tests take: by default they are forgotten after 300 s.
+MinJobAge=86400
 NodeName={nodes} CPUs=4 RealMemory=4000 State=UNKNOWN
 PartitionName=main Nodes={nodes} Default=YES MaxTime=INFINITE State=UP
 """

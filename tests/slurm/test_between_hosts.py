@@ -20,7 +20,7 @@ FORMS = {
         "mpirun", "-np", "2", "-H", "n1:1,n2:1", "--bind-to", "none", "-x", "PATH", "-x", "PYTHONPATH",
         *(word for pair in KEEPALIVE for word in ["--mca", *f"oob_tcp_keepalive_{pair}".split()]),
     ],
-    "horovodrun": ["horovodrun", "-np", "2", "-H", "n1:1,n2:1", "--gloo"],
+    "horovodrun": ["horovodrun", "-np", "2", "-H", "n1:1,n2:1", "--gloo", "--start-timeout", "300"],
 }  # fmt: skip
 
 

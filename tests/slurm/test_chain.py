@@ -91,12 +91,13 @@ def test_what_slurm_could_never_run_is_told_before_anything_is_submitted(
     cluster: Cluster, work: Path, data: Path
 ) -> None:
     write_job(work, data, (1, 2, 6, 6))
-    before = cluster.run("squeue", "--states=all", "--noheader").stdout
+    words = ("squeue", "--states=all", "--noheader", "--format=%i")
+    before = cluster.run(*words).stdout
     done = submit(cluster, work, "small.toml", "--nodes-max", "8")
     assert done.returncode == 1
     assert "nothing is submitted:\n  link 3 (phases 3-4 on 6 nodes, 6 ranks): " in done.stderr
     assert "Node count specification invalid" in done.stderr
-    assert cluster.run("squeue", "--states=all", "--noheader").stdout == before
+    assert cluster.run(*words).stdout == before
 
 
 def test_tasks_that_srun_does_not_join_are_refused_with_the_remedy(cluster: Cluster, work: Path, data: Path) -> None:

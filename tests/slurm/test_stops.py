@@ -44,8 +44,8 @@ def stopped(cluster: Cluster, shared: Path, data: Path) -> dict[str, Stopped]:
         (job,) = submitted(cluster, folder, *chain, **{"SLOW_S": "1", **variables})
         return Stopped(job, folder / "runs" / "small")
 
-    # Slurm looks at time limits every half minute.
-    runs = {"limit": start("limit", 1, "--time", "00:01:00", "--signal-delay-s", "45")}
+    # Slurm looks at time limits every half minute: it is told after 30 to 60 s, and has two minutes to save in.
+    runs = {"limit": start("limit", 1, "--time", "00:03:00", "--signal-delay-s", "150", SLOW_S="3")}
     # Rank 1 sleeps, and rank 0 waits for it in an all-reduce. Without n1, so that other tests need not its last node.
     runs["power"] = start("power", 2, "--sbatch", "exclude=n1", SLOW_RANK="1")
     for template, path in TEMPLATES.items():
@@ -53,16 +53,23 @@ def stopped(cluster: Cluster, shared: Path, data: Path) -> dict[str, Stopped]:
     runs["killed"] = start("killed", 2, "--sbatch", "nodelist=n[1-2]", SLOW_S="0", KILL_RANK="1")
     runs["often"] = start("often", 1, "--sbatch", "nodelist=n1", MAX_RESTARTS="0")
     # Asked at once, while its rank imports torch.
-    wait_until(lambda: "begins on" in logs(runs["often"].run), "the script begins")
+    wait_until(lambda: "begins on" in logs(runs["often"].run), "the script begins", timeout_s=600)
     cluster.run("scancel", "-b", "-s", "USR2", str(runs["often"].job_id))
-    for name in ("power", *TEMPLATES):
-        wait_until(lambda name=name: num_records(runs[name].run), f"{name} trains", timeout_s=300)  # type: ignore[misc]
-        if name == "power":
-            assert cluster.job(runs[name].job_id)["NodeList"] == "n[2-3]"
-            cluster.hosts.power_off("n3")
-            runs[name] = replace(runs[name], power_off_at=time.time())
-        else:
-            cluster.run("scancel", "-b", "-s", "USR2", str(runs[name].job_id))
+    left = {"power", *TEMPLATES}
+
+    def training() -> set[str]:
+        return {name for name in left if num_records(runs[name].run)}
+
+    while left:  # each as soon as it trains, before it is done
+        wait_until(training, f"one of {left} trains", timeout_s=600)
+        for name in training():
+            left.remove(name)
+            if name == "power":
+                assert cluster.job(runs[name].job_id)["NodeList"] == "n[2-3]"
+                cluster.hosts.power_off("n3")
+                runs[name] = replace(runs[name], power_off_at=time.time())
+            else:
+                cluster.run("scancel", "-b", "-s", "USR2", str(runs[name].job_id))
     return runs
 
 
@@ -109,7 +116,7 @@ def test_a_link_that_reaches_its_time_limit_goes_on_to_the_end(
     chain = stopped["limit"]
     assert cluster.wait_for(chain.job_id)["JobState"] == "COMPLETED", logs(chain.run)
     assert "start 1: stopped, and is queued again to go on" in logs(chain.run)
-    assert chain.lives() in ([1, 1], [1, 1, 1])  # on a busy machine it may reach its limit again
+    assert len(chain.lives()) >= 2  # on a busy machine it may be told again
     assert digest_of(chain.run) == one_allocation
 
 

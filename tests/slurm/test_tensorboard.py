@@ -32,6 +32,6 @@ def test_tensorboard_listens_on_localhost_and_says_how_to_get_there(with_ssh: Cl
         assert ask("head", f"n2:{line[1]}") == ""
         tunnel = ["ssh", "-f", "-N", "-L", f"6006:localhost:{line[1]}", "n2"]
         cluster.hosts.run("head", *tunnel, quiet=True).check_returncode()
-        assert ask("head", "localhost:6006") == "200"
+        wait_until(lambda: ask("head", "localhost:6006") == "200", "the tunnel leads there", every_s=0.5)
     finally:
         cluster.run("scancel", str(job))
