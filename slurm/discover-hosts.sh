@@ -7,7 +7,7 @@
 # many ranks its phase uses, and the hosts beyond them stay out until the batch has grown.
 #
 # HVD_BATCHGROW_RUN=runs/NAME       the run; without it, all hosts may be used
-# HVD_BATCHGROW_HOSTS_FILE=...      the hosts, where there is no allocation; it may change at any time
+# HVD_BATCHGROW_HOSTS_FILE=...      the hosts, where there is no allocation; it may change at any time, at once (mv)
 # HVD_BATCHGROW_SLOTS=4             ranks of a host that is named without slots (default: the allocation's, or 1)
 set -euo pipefail
 

@@ -59,7 +59,7 @@ def train(
         command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as job:
         consumed = folder / "runs" / name / "consumed.jsonl"
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while not consumed.exists() or len(consumed.read_bytes().splitlines()) < 60:
             assert time.monotonic() < deadline, "it does not begin"
             time.sleep(0.05)
@@ -71,7 +71,9 @@ def train(
 
 def offer(folder: Path, hosts: str) -> None:
     """From now on there are these hosts."""
-    (folder / "hosts").write_text(hosts)
+    # At once: horovodrun would take a file that is half written for hosts that are gone.
+    (folder / "hosts.new").write_text(hosts)
+    (folder / "hosts.new").replace(folder / "hosts")
 
 
 def strike(name: str, rank: int, number: signal.Signals) -> None:

@@ -62,14 +62,18 @@ def test_ranks_that_wait_burn_no_core_and_join_at_once(ranks: Ranks) -> None:
     part = ranks.first(some(ranks))
     begin = time.monotonic()
     if part is None:
-        before = resource.getrusage(resource.RUSAGE_SELF)
-        ranks.wait_idle(never)
-        after = resource.getrusage(resource.RUSAGE_SELF)
-        used_s = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
-        waited_s = time.monotonic() - begin
-        assert waited_s > 1.4
-        # 2 % of the wait, and what joining takes
-        assert used_s < 0.02 * waited_s + 0.25
+        looks: list[tuple[float, float]] = []
+
+        def look() -> bool:
+            used = resource.getrusage(resource.RUSAGE_SELF)
+            looks.append((time.monotonic(), used.ru_utime + used.ru_stime))
+            return False
+
+        ranks.wait_idle(look)
+        # Of the wait alone: on a busy machine those that join wait for each other, in MPI, whose wait is a busy one.
+        waited_s, used_s = (last - first for first, last in zip(looks[0], looks[-1], strict=True))
+        assert waited_s > 1  # 1.5 s, less what this rank was late to begin with
+        assert used_s < 0.02 * waited_s + 0.05
     else:
         while not part.any(flag=time.monotonic() - begin > 1.5):
             pass
