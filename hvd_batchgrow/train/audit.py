@@ -16,6 +16,7 @@ from hvd_batchgrow.data.consumed import entry_digests
 from hvd_batchgrow.data.samples import ReportProgress
 from hvd_batchgrow.data.stream import Stream
 from hvd_batchgrow.errors import RunError
+from hvd_batchgrow.train.checkpoint import Checkpoint, newest_good
 from hvd_batchgrow.train.run_folder import read_plan
 from hvd_batchgrow.watch.json_lines import read_json_lines
 
@@ -85,9 +86,23 @@ def read_consumed(run: Path) -> Consumed:
     if len(gaps := np.flatnonzero(np.diff(bounds) != [line["global_batch"] for line in lines])) or starts[0]:
         where = int(bounds[gaps[0]]) if len(gaps) else 0
         raise RunError(f"{run / 'consumed.jsonl'}: what follows sample {where} is missing or there twice")
+    if (reached := _saved_at(run)) > bounds[-1]:
+        raise RunError(
+            f"{run / 'consumed.jsonl'} ends at sample {bounds[-1]}, and the newest checkpoint stands at {reached}: "
+            "what lies between is missing"
+        )
     digests = np.array([int(line["digest"], 16) for line in lines], dtype=np.uint64)
     replaced = {entry: id_ for line in lines for entry, id_ in line.get("replaced", ())}
     return Consumed(run, plan["num_samples"], plan["job_file"]["seed"], bounds, digests, replaced)
+
+
+def _saved_at(run: Path) -> int:
+    """Sample counter of the newest good checkpoint; 0 without one."""
+    try:
+        data, _ = newest_good(run / "checkpoints")
+    except RunError:
+        return 0
+    return Checkpoint.from_bytes(data).samples if data else 0
 
 
 def _is_update(line: Mapping[str, Any]) -> bool:

@@ -22,9 +22,12 @@ class JsonLines:
     """
 
     def __init__(self, path: Path, keep: Callable[[Line], bool]) -> None:
-        kept = [line for line in read_json_lines(path) if keep(line)]
+        kept = [line for line in read_json_lines(path, keep) if keep(line)]
         temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        with temporary.open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(line) + "\n" for line in kept)
+            file.flush()
+            os.fsync(file.fileno())  # else a loss of power might leave the name without the lines
         os.replace(temporary, path)
         self._path = path
 
@@ -45,13 +48,19 @@ def _open_existing(path: str, flags: int) -> int:
     return os.open(path, flags & ~os.O_CREAT)
 
 
-def read_json_lines(path: Path) -> list[Line]:
+def read_json_lines(path: Path, matters: Callable[[Line], bool] = lambda _: True) -> list[Line]:
     """The lines of a file; a last line that a kill cut short is left out. No file: no lines.
 
+    Args:
+        path: the file.
+        matters: of a line behind one that cannot be read; where none does, they are left out too.
+
     Raises:
-        RunError: it cannot be read, or a line is no object with a sample counter.
+        RunError: it cannot be read, a line is no object with a sample counter, or one that matters lies behind one
+            that cannot be read.
     """
     lines: list[Line] = []
+    unreadable = 0
     try:
         texts = path.read_bytes().split(b"\n") if path.exists() else []
     except OSError as error:
@@ -60,8 +69,12 @@ def read_json_lines(path: Path) -> list[Line]:
         try:
             line = json.loads(text)
         except (ValueError, RecursionError):
-            break
+            unreadable = unreadable or number
+            continue
         if not isinstance(line, dict) or type(line.get("samples")) is not int:
             raise RunError(f"{path} is damaged: line {number} is no object with a whole number of samples")
-        lines.append(line)
+        if unreadable and matters(line):
+            raise RunError(f"{path} is damaged: line {unreadable} cannot be read, and line {number} behind it can")
+        if not unreadable:
+            lines.append(line)
     return lines

@@ -155,6 +155,15 @@ def test_a_resumed_run_has_no_line_twice(job: str, capsys: pytest.CaptureFixture
     assert main(["audit", str(run)]) == 0
 
 
+def test_a_record_that_ends_before_the_newest_checkpoint_fails(job: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", job]) == 0
+    path = Path("runs/small/consumed.jsonl")
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:5]))
+    assert main(["audit", "runs/small"]) == 1
+    told = "ends at sample 80, and the newest checkpoint stands at 688: what lies between is missing"
+    assert told in capsys.readouterr().err
+
+
 def test_a_tampered_record_fails(job: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", job]) == 0
     change_line(Path("runs/small"), 5, digest="00000000deadbeef")
