@@ -87,6 +87,8 @@ class Checkpoint:
                 values = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
         except Exception as error:  # damage can make the reader stumble anywhere
             reason = str(error).partition("\n")[0] or type(error).__name__
+            if "weights_only" in reason:  # torch advises to load it without
+                reason = "it is no file of tensors and plain values"
             raise RunError(f"not readable ({reason})") from None
         if not isinstance(values, dict) or "sha256" not in values:
             raise RunError("not a checkpoint of this program")

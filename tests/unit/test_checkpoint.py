@@ -191,8 +191,9 @@ class _Hostile:
 
 @pytest.mark.parametrize("dump", [pickle.dumps, lambda value: _saved({"sha256": value})])
 def test_no_code_in_a_checkpoint_is_run(tmp_path: Path, dump: Callable[[Any], bytes]) -> None:
-    with pytest.raises(RunError, match="not readable"):
+    with pytest.raises(RunError, match="not readable") as told:
         Checkpoint.from_bytes(dump(_Hostile()))
+    assert "weights_only" not in str(told.value), "advice to run it"
     assert not Path("/tmp/hvd_batchgrow_hostile").exists()  # noqa: S108
 
 
