@@ -31,7 +31,8 @@ class StatusCommand:
         known = Slurm().states(ledger.job_ids())
         done_samples = samples_done(self.folder)
         now = ledger.with_states(known, done_samples)
-        if now != ledger:
+        # Not over what a `submit` has written meanwhile.
+        if now != ledger == read_ledger(self.folder):
             write_ledger(self.folder, now)
         print("\n".join(table_lines(now)))
         print(f"newest checkpoint: {done_samples:,} of {now.entries[-1].link.end_samples:,} samples")
