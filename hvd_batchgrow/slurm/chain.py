@@ -226,12 +226,19 @@ def find_template(given: Path | None) -> str:
     """The text of the template: the one given, `slurm/train.sbatch` here, or that of the sources.
 
     Raises:
-        JobError: there is none.
+        JobError: there is none, or it is no text.
     """
     sources = Path(__file__).resolve().parents[2]
     places = [given] if given else [Path("slurm/train.sbatch"), sources / "slurm" / "train.sbatch"]
     for place in places:
-        with contextlib.suppress(FileNotFoundError):
+        if not place.exists():
+            continue
+        if not place.is_file():
+            raise JobError([Fault("--template", f"{place} is no file")], "command line")
+        try:
             return place.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            told = error.strerror if isinstance(error, OSError) else f"no UTF-8 at byte {error.start}"
+            raise JobError([Fault("--template", f"{place} cannot be read: {told}")], "command line") from None
     fault = f"{places[0]} is not there; copy slurm/train.sbatch of the sources, and edit it"
     raise JobError([Fault("--template", fault)], "command line")

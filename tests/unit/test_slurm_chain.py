@@ -331,6 +331,18 @@ def test_what_cannot_be_submitted_says_why(
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("content", "message"), [(None, "template is no file"), (b"#!\xff", "template cannot be read: no UTF-8 at byte 2")]
+)
+def test_a_template_that_is_no_text_is_told(
+    job: str, tmp_path: Path, content: bytes | None, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    template = tmp_path / "template"
+    template.write_bytes(content) if content else template.mkdir()
+    assert main(["submit", job, "--nodes-max", "4", "--dry-run", *RANKS, "--template", str(template)]) == 2
+    assert f"--template: {template.parent}/{message}" in capsys.readouterr().err
+
+
 def fake_slurm(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Commands on PATH: sbatch counts from 1 and writes down what it was given; nothing else is known."""
     folder.mkdir()
