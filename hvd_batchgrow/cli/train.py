@@ -52,7 +52,7 @@ class TrainCommand(RanksCommand):
         self.check_flags()
         with StopRequest() as stop:
             return with_ranks(
-                lambda ranks: _exit_code([self.train(ranks, stop, lambda: self.load(overrides))]), self.comm
+                lambda ranks: _exit_code([self.train(ranks, stop, lambda: self.load_own(overrides))]), self.comm
             )
 
     def check_flags(self) -> None:
@@ -71,6 +71,14 @@ class TrainCommand(RanksCommand):
             if not re.fullmatch(NAME_PATTERN, self.fork):
                 raise JobError([Fault("--fork", f"must match {NAME_PATTERN}, got {self.fork!r}")], "command line")
         self.phase_range()
+
+    def load_own(self, overrides: dict[str, Any]) -> Job:
+        """The job, for which all options mean something."""
+        job = self.load(overrides)
+        if self.replay is not None and job.schedule.policy != "measured":
+            fault = f"schedule.policy is {job.schedule.policy!r}, and decides nothing: 'measured' follows decisions"
+            raise JobError([Fault("--replay", fault)], "command line")
+        return job
 
     def phase_range(self) -> tuple[int, int] | None:
         """The first and the last phase to train, from 1; None: all. Raises JobError."""
@@ -146,7 +154,7 @@ class TwinCommand(TrainCommand):
 
     def load_growing(self, overrides: dict[str, Any]) -> Job:
         """The job, which must not be its own twin."""
-        job = self.load(overrides)
+        job = self.load_own(overrides)
         if job.schedule.policy == "decay":
             fault = Fault("schedule.policy", "'decay' is what the twin does; twin compares it with 'grow'")
             raise JobError([fault], str(self.job))

@@ -220,3 +220,9 @@ def test_a_network_that_cannot_be_built_does_not_cost_the_run_that_is_there(
     assert main(["train", job, "--overwrite", "--model.name", "no_such_module:net"]) == 2
     assert "model.name: " in capsys.readouterr().err
     assert sorted(Path("runs/small/checkpoints").iterdir()) == before
+
+
+def test_decisions_for_a_job_that_decides_nothing_are_refused(job: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", job, "--replay", "decisions.jsonl"]) == 2
+    assert "--replay: schedule.policy is 'grow', and decides nothing" in capsys.readouterr().err
+    assert not Path("runs/small").exists()
