@@ -251,16 +251,23 @@ def _imported_multiples(section: ImportSchedule) -> list[tuple[float, float]]:
     """Start epoch of each stage and mean multiple of the learning rate over it."""
     if section.lr_schedule == "steps":
         return [(0.0, 1.0), *section.lr_steps]
-    function = _lr_function(section)
+    multiple_at = _lr_function(section)
     length = section.epochs / section.num_steps
     points = 1000  # midpoint rule: exact to 1e-6 for what anyone would import
-    return [
-        (k * length, math.fsum(function((k + (i + 0.5) / points) * length) for i in range(points)) / points)
-        for k in range(section.num_steps)
-    ]
+    multiples = []
+    for k in range(section.num_steps):
+        mean = math.fsum(multiple_at((k + (i + 0.5) / points) * length) for i in range(points)) / points
+        if mean <= 0:
+            fault = f"{section.lr_schedule} is {mean:g} on average over epochs {k * length:g} to {(k + 1) * length:g}"
+            raise JobError(
+                [Fault("schedule.lr_schedule", f"{fault}; must be above 0, or no batch has its noise scale")]
+            )
+        multiples.append((k * length, mean))
+    return multiples
 
 
 def _lr_function(section: ImportSchedule) -> Callable[[float], float]:
+    """The multiple of the learning rate at an epoch, a float; of the user's own code a JobError where it fails."""
     end, epochs = section.end_lr_fraction, section.epochs
     if section.lr_schedule == "polynomial":
         return lambda epoch: end + (1 - end) * (1 - epoch / epochs) ** section.power
@@ -268,12 +275,20 @@ def _lr_function(section: ImportSchedule) -> Callable[[float], float]:
         return lambda epoch: end + (1 - end) * (1 + math.cos(math.pi * epoch / epochs)) / 2
     try:
         function = find_callable(section.lr_schedule)
-        float(function(0.0))
     except NotFound as error:
         raise JobError([Fault("schedule.lr_schedule", str(error))]) from error
-    except Exception as error:  # the user's own code
-        raise JobError([Fault("schedule.lr_schedule", f"{section.lr_schedule}(0.0) failed: {told(error)}")]) from error
-    return function
+
+    def multiple_at(epoch: float) -> float:
+        try:
+            multiple = float(function(epoch))
+        except Exception as error:  # the user's own code
+            fault = f"{section.lr_schedule}({epoch:g}) failed: {told(error)}"
+            raise JobError([Fault("schedule.lr_schedule", fault)]) from error
+        if not math.isfinite(multiple):
+            raise JobError([Fault("schedule.lr_schedule", f"{section.lr_schedule}({epoch:g}) is {multiple}")])
+        return multiple
+
+    return multiple_at
 
 
 def make_start(job: Job, num_samples: int) -> Start:

@@ -168,6 +168,28 @@ def test_an_imported_function_is_the_users_own(monkeypatch: pytest.MonkeyPatch) 
         phases(**made, lr_schedule="my_schedule:nothing")
 
 
+@pytest.mark.parametrize(
+    ("function", "fault"),
+    [
+        (lambda epoch: 1.0 if epoch < 15 else {}["x"], r"my:own\(15.005\) failed: KeyError: 'x'"),
+        (lambda epoch: 1.0 if epoch < 15 else None, r"my:own\(15.005\) failed: TypeError: float\(\) argument must be"),
+        (lambda epoch: 1 - epoch / 10, r"my:own is -0.5 on average over epochs 10 to 20; must be above 0, or no batch"),
+        (lambda epoch: 1.0 if epoch < 20 else 0.0, r"my:own is 0 on average over epochs 20 to 30; must be above 0"),
+        (lambda epoch: math.inf, r"my:own\(0.005\) is inf"),
+        (lambda epoch: math.nan, r"my:own\(0.005\) is nan"),
+    ],
+    ids=["raises", "no number", "negative", "zero", "infinite", "NaN"],
+)
+def test_an_imported_function_that_gives_no_learning_rate_is_refused(
+    monkeypatch: pytest.MonkeyPatch, function: Any, fault: str
+) -> None:
+    module = types.ModuleType("my")
+    module.own = function  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "my", module)
+    with pytest.raises(JobError, match=rf"schedule.lr_schedule: {fault}"):
+        phases(policy="import", epochs=30.0, global_batch=128, num_steps=3, max_batch="N/10", lr_schedule="my:own")
+
+
 def test_a_momentum_for_each_phase_is_made_up_for_by_the_batch() -> None:
     schedule = {**BOUNDARIES, "boundaries_epochs": [60.0], "momenta": [0.9, 0.95], "factor": 1.0}
     plan = make_plan(policy="grow", **schedule)
