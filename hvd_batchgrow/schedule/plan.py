@@ -135,7 +135,7 @@ def compile_plan(
     Raises:
         JobError: something cannot be formed; all such faults, with the arithmetic and the nearest valid values.
     """
-    faults = _early_faults(job, ranks, num_samples)
+    faults = _early_faults(job, ranks, num_samples) + _contradictions(job)
     senseless = _first_batch_faults(job, num_samples)
     if senseless:  # no batch can be worked out from these
         raise JobError(faults + senseless, job.name)
@@ -247,6 +247,23 @@ def _early_faults(job: Job, ranks: int, num_samples: int) -> list[Fault]:
         faults.append(
             Fault("schedule.warmup_start_lr", f"{section.warmup_start_lr:g} is above the learning rate {top:g}")
         )
+    return faults
+
+
+def _contradictions(job: Job) -> list[Fault]:
+    """Keys that a policy, or a rule, would have to leave unused."""
+    section, faults = job.schedule, []
+    if section.policy == "steps":
+        given = {"lr_scale": section.lr_scale != 1, "raise_momentum_to": section.raise_momentum_to is not None}
+        own = {"lr_scale": "lr", "raise_momentum_to": "momentum"}
+        fault = "starts with a larger batch, and batch_steps says every batch"
+        faults += [Fault(f"schedule.{key}", f"{fault}; change optim.{own[key]}") for key in given if given[key]]
+    if section.policy == "seesaw" and section.exact_noise:
+        fault = "is of the noise of plain gradients, and 'seesaw' goes by that of Adam's, ε/√B; leave it out"
+        faults.append(Fault("schedule.exact_noise", fault))
+    if getattr(section, "lr_rule", "none") == "adam" and getattr(section, "momenta", None) is not None:
+        fault = "are β₁ of each phase, and so is 1 - κ (1-β₁) of lr_rule = 'adam'; choose one"
+        faults.append(Fault("schedule.momenta", fault))
     return faults
 
 

@@ -132,16 +132,21 @@ def seesaw(section: SeesawSchedule, start: Start) -> list[Stage]:
 def adabatch(section: AdaBatchSchedule, start: Start) -> list[Stage]:
     """Every `every_epochs`, multiply the batch by β and the learning rate by α: the noise falls by β/α.
 
+    Under `exact_noise` the batch grows by what lowers the exact noise scale by β, and so never reaches N.
+
     Source: Devarakonda et al. 2017 (arXiv 1712.02029).
     """
     count = math.ceil(section.epochs / section.every_epochs)
     if count > _MOST_STAGES:
         fault = f"{section.epochs:g} epochs by {section.every_epochs:g} are {count} phases; {_MOST_STAGES} at most"
         raise JobError([Fault("schedule.every_epochs", fault)])
+    first = start.noise.of(start.lr, start.momentum, start.global_batch)
     stages = []
     for k in range(count):
-        wanted = start.global_batch * section.batch_factor**k
-        noise = start.noise.of(start.lr * section.lr_factor**k, start.momentum, wanted)
+        lr, grown = start.lr * section.lr_factor**k, section.batch_factor**k
+        noise, wanted = first * section.lr_factor**k / grown, start.global_batch * grown
+        if section.exact_noise:
+            wanted = start.noise.batch_for(noise, start.momentum, lr)
         stages.append(start.stage(k * section.every_epochs, noise, start.momentum, wanted))
     return stages
 
@@ -338,7 +343,7 @@ def apply_lr_rule(stages: Sequence[Stage], job: Job) -> list[Stage]:
     """What the learning rate does where the batch has grown by κ since the start, on top of the policy.
 
     none: nothing; linear: ε κ (Goyal et al. 2017, arXiv 1706.02677); sqrt: ε √κ; adam: ε √κ,
-    1-βᵢ → κ (1-βᵢ), eps/√κ (Malladi et al. 2022, arXiv 2205.10287), only while κ (1-β₁) < 1.
+    1-βᵢ → κ (1-βᵢ), eps/√κ (Malladi et al. 2022, arXiv 2205.10287), only while κ (1-βᵢ) < 1.
 
     Raises:
         JobError: Adam's set is asked for without Adam, or κ is too large for it.
@@ -358,17 +363,19 @@ def _adam_set(stage: Stage, first: int, job: Job) -> Stage:
             [Fault("schedule.lr_rule", f"'adam' is for optim.name = 'adam' or 'adamw', not {job.optim.name!r}")]
         )
     kappa, optim = stage.global_batch / first, job.optim
-    if kappa * (1 - optim.momentum) >= 1 - 1e-9:
-        largest = math.floor(first / (1 - optim.momentum) * (1 - 1e-9) / job.model.ghost_batch) * job.model.ghost_batch
+    for name, beta in (("β₁", stage.momentum), ("β₂", optim.beta2)):
+        if kappa * (1 - beta) < 1 - 1e-9:
+            continue
+        largest = math.floor(first / (1 - beta) * (1 - 1e-9) / job.model.ghost_batch) * job.model.ghost_batch
         fault = (
-            f"Adam's set needs κ (1-β₁) < 1, and {stage.global_batch}/{first} · {1 - optim.momentum:g} = "
-            f"{kappa * (1 - optim.momentum):g}; grow to {largest} at most"
+            f"Adam's set needs κ (1-{name}) < 1, and {stage.global_batch}/{first} · {1 - beta:g} = "
+            f"{kappa * (1 - beta):g}; grow to {largest} at most"
         )
         raise JobError([Fault("schedule.lr_rule", fault)])
     return replace(
         stage,
         lr=stage.lr * kappa**0.5,
-        momentum=1 - kappa * (1 - optim.momentum),
+        momentum=1 - kappa * (1 - stage.momentum),
         beta2=1 - kappa * (1 - optim.beta2),
         eps=optim.eps / kappa**0.5,
     )

@@ -97,6 +97,20 @@ def test_adabatch_at_its_limit_decays_by_alpha_over_beta() -> None:
     assert [p.lr for p in made] == pytest.approx([0.1, 0.075, 0.075 * 0.375], rel=1e-12)
 
 
+def test_adabatch_with_exact_noise_falls_by_beta_over_alpha_however_far_it_grows() -> None:
+    """The defect: 128 · 2⁹ is beyond N, where the exact noise scale is below 0, and so was the learning rate."""
+    plan = make_plan(
+        policy="adabatch", epochs=12.0, every_epochs=1.0, global_batch=128, max_batch="N/2", exact_noise=True
+    )
+    made = plan.schedule.phases
+    wanted = [N / (1 + (N / 128 - 1) / 2**k) for k in range(12)]
+    assert [p.wanted_batch for p in made] == pytest.approx(wanted, rel=1e-9)
+    noise = [plan.noise_scale(p) for p in made]
+    assert [a / b for a, b in pairwise(noise)] == pytest.approx([2 / 0.75] * 11, rel=1e-9)
+    assert noise[0] == pytest.approx(0.1 / 0.1 * (N / 128 - 1), rel=1e-12)
+    assert min(p.lr for p in made) > 0
+
+
 def test_steps_are_megatrons_string() -> None:
     made = phases(policy="steps", epochs=10.0, batch_steps="0:768 250000:1536")
     assert [(p.global_batch, p.lr) for p in made] == [(768, 0.1), (1536, 0.1)]
@@ -118,6 +132,16 @@ def test_adams_set() -> None:
     assert after.momentum == pytest.approx(0.6)
     assert after.beta2 == pytest.approx(0.996)
     assert after.eps == pytest.approx(0.5e-8)
+
+
+def test_adams_set_goes_from_the_raised_momentum() -> None:
+    schedule = {"policy": "grow", "epochs": 10.0, "boundaries_epochs": [5.0], "factor": 4.0, "global_batch": 128}
+    plan = make_plan(optim=ADAM, lr_rule="adam", raise_momentum_to=0.95, max_batch=4096, **schedule)
+    before, after = plan.schedule.phases
+    # (1 - 0.9)/(1 - 0.95) = 2 times the batch at the same noise scale; then κ = 4
+    assert (before.momentum, before.global_batch) == (pytest.approx(0.95), 256)
+    assert plan.noise_scale(before) == pytest.approx(1e-3 * N / (128 * 0.1))
+    assert (after.momentum, after.global_batch) == (pytest.approx(0.8), 1024)
 
 
 def test_seesaw_shares_the_factor_between_rate_and_batch() -> None:
@@ -219,6 +243,11 @@ def test_warm_up_goes_by_samples_alone() -> None:
         ({"policy": "steps", "epochs": 1.0, "batch_steps": "0:768 50000:1536"}, r"the last step at 50000 samples is beyond the run's 50000"),
         ({"policy": "steps", "epochs": 9.0, "batch_steps": "0:256 900:512", "lr_rule": "adam"}, r"lr_rule: 'adam' is for optim.name = 'adam' or 'adamw', not 'sgd'"),
         ({"optim": ADAM, "policy": "steps", "epochs": 9.0, "batch_steps": "0:256 900:2560", "lr_rule": "adam"}, r"needs κ \(1-β₁\) < 1, and 2560/256 · 0.1 = 1; grow to 2528 at most"),
+        ({"optim": {**ADAM, "beta2": 0.8}, "policy": "steps", "epochs": 9.0, "batch_steps": "0:256 900:1280", "lr_rule": "adam"}, r"needs κ \(1-β₂\) < 1, and 1280/256 · 0.2 = 1; grow to 1248 at most"),
+        ({"optim": ADAM, "policy": "grow", **BOUNDARIES, "momenta": [0.9, 0.9, 0.95, 0.95], "lr_rule": "adam"}, r"schedule.momenta: are β₁ of each phase, and so is"),
+        ({"optim": ADAM, "policy": "seesaw", **BOUNDARIES, "exact_noise": True}, r"schedule.exact_noise: is of the noise of plain gradients"),
+        ({"policy": "steps", "epochs": 9.0, "batch_steps": "0:256 900:512", "lr_scale": 2.0}, r"schedule.lr_scale: starts with a larger batch, and batch_steps says every batch; change optim.lr"),
+        ({"policy": "steps", "epochs": 9.0, "batch_steps": "0:256 900:512", "raise_momentum_to": 0.95}, r"schedule.raise_momentum_to: .*; change optim.momentum"),
         ({"policy": "adabatch", "epochs": 90.0, "every_epochs": 1e-3, "global_batch": 128}, r"every_epochs: 90 epochs by 0.001 are 90000 phases; 1000 at most"),
         ({"policy": "adabatch", "epochs": 900.0, "every_epochs": 1.0, "global_batch": 128, "batch_factor": 99.0}, r"leave the range of floating point|beyond N/10"),
         ({"policy": "steps", "epochs": 9.0, "batch_steps": "0:0"}, r"schedule.batch_steps: the first batch must be at least 1, got 0"),
