@@ -351,15 +351,24 @@ def test_any_job_has_its_noise_fall_by_the_factor(
         {"policy": "adabatch", "epochs": 90.0, "every_epochs": 20.0, "global_batch": 128, "max_batch": "N/10"},
         {"policy": "steps", "epochs": 10.0, "batch_steps": "0:768 250000:1536"},
         {"policy": "import", "epochs": 90.0, "global_batch": 128, "lr_schedule": "cosine", "max_batch": "N/10"},
+        {"policy": "import", "epochs": 90.0, "global_batch": 128, "lr_schedule": "cosine", "num_steps": 1},
+        {"policy": "import", "epochs": 9.0, "global_batch": 128, "lr_schedule": "polynomial", "lr_scale": 3.0, "max_batch": "N/10"},
     ],
-)
+)  # fmt: skip
 def test_the_twin_of_any_policy_has_its_noise(job: dict[str, Any]) -> None:
     plan = make_plan(**job)
     twin = compile_twin(decay_twin(plan.job, N), 1, N)
-    ratio = plan.noise_scale(plan.schedule.phases[0]) / twin.noise_scale(twin.schedule.phases[0])
-    assert [twin.noise_scale(p) * ratio for p in twin.schedule.phases] == pytest.approx(
+    assert [twin.noise_scale(p) for p in twin.schedule.phases] == pytest.approx(
         [plan.noise_scale(p) for p in plan.schedule.phases], rel=1e-9
     )
+
+
+def test_the_twin_of_a_larger_start_warms_up_at_its_noise() -> None:
+    schedule = {**BOUNDARIES, "warmup_epochs": 2.0, "warmup_start_lr": 0.1, "lr_scale": 5.0, "max_batch": "N/10"}
+    plan = make_plan(policy="grow", **schedule)
+    twin = compile_twin(decay_twin(plan.job, N), 1, N)
+    for samples in (0, 64_000):  # 100 updates of 640, and 500 of 128
+        assert twin.noise_scale(twin.schedule.at(samples)) == pytest.approx(plan.noise_scale(plan.schedule.at(samples)))
 
 
 junk = st.one_of(
