@@ -293,12 +293,19 @@ def _first_batch_faults(job: Job, num_samples: int) -> list[Fault]:
 
 
 def _batch_faults(stages: Sequence[Stage], job: Job, start: Start) -> list[Fault]:
-    """Batches beyond N/10 that nobody asked for: there the noise stops falling as the leading order says."""
-    limit = start.noise.num_samples / 10
+    """Batches beyond N/10 that nobody asked for: there the noise stops falling as the leading order says.
+
+    Those of a larger start too: that it is the first makes it no smaller.
+    """
+    limit, first, policy = start.noise.num_samples / 10, first_batch(job), job.schedule.policy
     largest = max(stages, key=lambda stage: stage.global_batch)
-    stated = getattr(job.schedule, "max_batch", None) is not None or job.schedule.policy in {"steps", "decay"}
-    if stated or largest.global_batch <= max(limit, start.global_batch):
+    stated = getattr(job.schedule, "max_batch", None) is not None or policy == "steps"
+    if stated or largest.global_batch <= max(limit, first):
         return []
+    if policy == "decay":  # only its start can be larger than what the job says
+        key = "lr_scale" if job.schedule.lr_scale > 1 else "raise_momentum_to"
+        fault = f"makes {largest.global_batch} of the batch of {first}, beyond N/10 = {limit:g}; start with less, or "
+        return [Fault(f"schedule.{key}", f"{fault}write that as global_batch, with its optim.lr and momentum")]
     fault = (
         f"is not set, and from epoch {largest.start_epoch:g} the batch would be {largest.global_batch}, "
         f'beyond N/10 = {limit:g}; set "N/10", or the number that you want'

@@ -236,6 +236,9 @@ def test_warm_up_goes_by_samples_alone() -> None:
     ("job", "message"),
     [
         ({"policy": "grow", **BOUNDARIES}, r'max_batch: is not set, and from epoch 160 the batch would be 16000, beyond N/10 = 5000; set "N/10"'),
+        ({"policy": "grow", "epochs": 9.0, "global_batch": 128, "lr_scale": 50.0}, r"max_batch: is not set, and from epoch 0 the batch would be 6400, beyond N/10 = 5000"),
+        ({"policy": "decay", **BOUNDARIES, "lr_scale": 1000.0}, r"schedule.lr_scale: makes 128000 of the batch of 128, beyond N/10 = 5000"),
+        ({"policy": "decay", **BOUNDARIES, "raise_momentum_to": 0.999}, r"schedule.raise_momentum_to: makes 12800 of the batch of 128"),
         ({"policy": "grow", **BOUNDARIES, "factor": [2.0, 3.0]}, r"schedule.factor: 2 factors for 3 boundaries"),
         ({"policy": "grow", **BOUNDARIES, "momenta": [0.8, 0.9]}, r"schedule.momenta: needs one for each of the 4 phases, the first 0.9"),
         ({"policy": "grow", **BOUNDARIES, "global_batch": 50_016}, r"global_batch: 50016 is not below N = 50000"),
