@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from hvd_batchgrow.config import Job
@@ -165,6 +165,8 @@ def compile_stages(job: Job, start: Start, decisions: Sequence[Decision] = ()) -
         stages, epochs = POLICIES[job.schedule.policy](job.schedule, start), job.schedule.epochs
         if isinstance(job.schedule, MeasuredSchedule):
             stages, epochs = measured_stages(job, start, decisions)
+        if start.wanted_batch is not None and stages[0].global_batch == start.global_batch:
+            stages = [replace(stages[0], wanted_batch=start.wanted_batch), *stages[1:]]
         return apply_lr_rule(stages, job), epochs
     except JobError as error:
         raise JobError(error.faults, job.name) from None

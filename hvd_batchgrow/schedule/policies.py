@@ -63,6 +63,8 @@ class Start:
     group: int
     """A batch is a whole number of so many samples: `batch_unit`."""
     max_batch: int | None
+    wanted_batch: float | None = None
+    """What a larger start asked for, where that was rounded or cut."""
 
     def form(self, wanted: float) -> int:
         """The batch nearest to the wanted one that can be had."""
@@ -312,7 +314,8 @@ def make_start(job: Job, num_samples: int) -> Start:
         return start
     target = noise.of(optim.lr, optim.momentum, base_batch)
     stage = start.stage(0.0, target, momentum, noise.batch_for(target, momentum, lr))
-    return replace(start, lr=stage.lr, global_batch=stage.global_batch)
+    wanted = None if math.isclose(stage.wanted_batch, stage.global_batch, rel_tol=1e-9) else stage.wanted_batch
+    return replace(start, lr=stage.lr, global_batch=stage.global_batch, wanted_batch=wanted)
 
 
 def first_batch(job: Job) -> int:

@@ -70,6 +70,16 @@ def test_a_larger_start_keeps_the_noise() -> None:
     )
 
 
+def test_a_larger_start_that_is_rounded_or_cut_says_what_was_wanted() -> None:
+    plan = make_plan(policy="grow", max_batch=5120, lr_scale=1.3, **BOUNDARIES)
+    first = plan.schedule.phases[0]
+    # 128 · 1.3 = 166.4 is 5.2 ghost batches of 32: 160, and ε = 0.1 · 160/128
+    assert (first.wanted_batch, first.global_batch) == (pytest.approx(166.4), 160)
+    assert first.lr == pytest.approx(0.125)
+    first = phases(policy="hybrid", max_batch=5120, lr_scale=100.0, **BOUNDARIES)[0]
+    assert (first.wanted_batch, first.global_batch, first.lr) == (pytest.approx(12_800), 5120, pytest.approx(4.0))
+
+
 def test_exact_noise_uses_the_finite_training_set() -> None:
     # Under B f the noise falls by 1.0 % too much at 128 → 640 and by 9.1 % at 1 024 → 5 120 (formulas §1)
     for batch, share in ((128, 0.010), (1024, 0.091)):
