@@ -217,6 +217,10 @@ def test_a_probe_of_another_model_is_refused_key_by_key() -> None:
         predict(compile_plan(job, 1, NUM_TRAIN), make_probe(other, measure(1)))
     assert [fault.path for fault in caught.value.faults] == ["model.channels", "model.ghost_batch"]
     assert "is 8, the probe was measured with 4" in str(caught.value)
+    compiled = small_job(layout={"compile": True}, update={"compression": "float16"})
+    with pytest.raises(JobError) as caught:
+        predict(compile_plan(compiled, 1, NUM_TRAIN), make_probe(job, measure(1)))
+    assert [fault.path for fault in caught.value.faults] == ["update.compression", "layout.compile"]
     with pytest.raises(JobError, match=r"data.pipeline: is 'dali', the probe was measured with 'torch'"):
         predict(compile_plan(other, 1, NUM_TRAIN), make_probe(other, measure(1)))
 
