@@ -200,7 +200,7 @@ def _phase_ranks(stages: Sequence[Stage], job: Job, ranks: int, choose_ranks: Ch
         return [ranks] * len(stages)
     if layout.growth == "auto":
         if choose_ranks is None:
-            fault = "'auto' decides by measured costs: plan --cost PROBE.json, which hvd-batchgrow probe writes"
+            fault = "'auto' decides by measured costs: --cost PROBE.json, which hvd-batchgrow probe writes"
             raise JobError([Fault("layout.growth", fault)])
         return [choose_ranks(stage) for stage in stages]
     if layout.ranks_per_phase is not None:

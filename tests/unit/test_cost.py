@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 
+from hvd_batchgrow.cli import main
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.errors import JobError, RunError
+from hvd_batchgrow.job_file import load_job
 from hvd_batchgrow.schedule.cost import Cost, choose_ranks, predict
 from hvd_batchgrow.schedule.layout import Layout
 from hvd_batchgrow.schedule.measured import (
@@ -335,6 +337,17 @@ def test_ten_thousand_ranks_are_tried_at_once() -> None:
         for phase, layout in zip(plan.schedule.phases, plan.layouts, strict=True)
     ] == [layout.ranks for layout in plan.layouts]
     assert plan.layouts[0].ranks == 2520
+
+
+def test_ranks_that_are_chosen_by_cost_are_trained_on(job: str, capsys: pytest.CaptureFixture[str]) -> None:
+    save_probe(Path("P.json"), make_probe(load_job(Path(job)), measure(1)))
+    words = ["train", job, "--layout.growth", "auto"]
+    assert main(words) == 2
+    assert "layout.growth: 'auto' decides by measured costs: --cost PROBE.json" in capsys.readouterr().err
+    assert main([*words, "--cost", "P.json"]) == 0
+    assert "small: done: 17 of 17 updates" in capsys.readouterr().err
+    layout = load_job(Path("runs/small/job.toml")).layout
+    assert (layout.growth, layout.ranks_per_phase) == ("ranks", (1, 1, 1, 1))
 
 
 # --- the file --------------------------------------------------------------------------------
