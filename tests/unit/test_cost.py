@@ -350,6 +350,18 @@ def test_ranks_that_are_chosen_by_cost_are_trained_on(job: str, capsys: pytest.C
     assert (layout.growth, layout.ranks_per_phase) == ("ranks", (1, 1, 1, 1))
 
 
+def test_the_twin_has_its_ranks_chosen_by_the_same_objective(job: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """The defect: it was priced on all the ranks that its batch can be cut into, however slow these are."""
+    made = make_probe(load_job(Path(job)), measure(1), measure(2, alpha=1.0))
+    save_probe(Path("P.json"), made)
+    words = ["plan", job, "--ranks", "2", "--cost", "P.json", "--json"]
+    assert main([*words, "--layout.growth", "auto", "--layout.time-limit-h", "1"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert {phase["ranks"] for tree in (plan, plan["twin"]) for phase in tree["phases"]} == {1}
+    assert main(words) == 0
+    assert {phase["ranks"] for phase in json.loads(capsys.readouterr().out)["twin"]["phases"]} == {2}
+
+
 # --- the file --------------------------------------------------------------------------------
 
 
