@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from hvd_batchgrow.config import Job
-from hvd_batchgrow.config.schedules import BoundaryBase, MeasuredSchedule
+from hvd_batchgrow.config.schedules import MeasuredSchedule
 from hvd_batchgrow.errors import Fault, JobError
 from hvd_batchgrow.schedule.decisions import Decision
 from hvd_batchgrow.schedule.growth import measured_stages
+from hvd_batchgrow.schedule.key_faults import batch_faults, key_faults
 from hvd_batchgrow.schedule.layout import Layout, form_layout, ranks_for_full_passes
 from hvd_batchgrow.schedule.noise import NoiseScale
 from hvd_batchgrow.schedule.phases import Phase, Schedule, Warmup, compile_schedule
@@ -20,8 +20,6 @@ from hvd_batchgrow.schedule.policies import (
     Stage,
     Start,
     apply_lr_rule,
-    batch_cap,
-    batch_unit,
     first_batch,
     make_start,
 )
@@ -29,10 +27,6 @@ from hvd_batchgrow.schedule.trigger_faults import trigger_faults
 
 ChooseRanks = Callable[[Stage], int]
 """Ranks for a stage's batch."""
-
-
-_MOST_SAMPLES = 2**62
-"""Of a run: sample counters are int64, and a batch may go beyond the end."""
 
 
 @dataclass(frozen=True)
@@ -135,8 +129,8 @@ def compile_plan(
     Raises:
         JobError: something cannot be formed; all such faults, with the arithmetic and the nearest valid values.
     """
-    faults = _early_faults(job, ranks, num_samples) + _contradictions(job)
-    senseless = _first_batch_faults(job, num_samples)
+    faults = key_faults(job, ranks, num_samples)
+    senseless = batch_faults(job, num_samples)
     if senseless:  # no batch can be worked out from these
         raise JobError(faults + senseless, job.name)
     layouts: list[Layout] = []
@@ -144,7 +138,7 @@ def compile_plan(
     try:
         start = make_start(job, num_samples)
         stages, epochs = compile_stages(job, start, decisions)
-        faults += _batch_faults(stages, job, start)
+        faults += _unlimited_growth(stages, job, start)
         layouts = _layouts(stages, job, max(1, ranks), choose_ranks)
     except JobError as error:
         faults += error.faults
@@ -218,83 +212,7 @@ def _phase_ranks(stages: Sequence[Stage], job: Job, ranks: int, choose_ranks: Ch
 # --- faults ----------------------------------------------------------------------------------
 
 
-def _early_faults(job: Job, ranks: int, num_samples: int) -> list[Fault]:
-    faults = [] if ranks >= 1 else [Fault("ranks", f"must be at least 1, got {ranks}")]
-    section = job.schedule
-    if isinstance(section, BoundaryBase):
-        epochs = (0.0, *section.boundaries_epochs, section.epochs)
-        near = [b for b in sorted(set(section.boundaries_epochs)) if b < section.epochs]
-        faults += [
-            Fault(
-                "schedule.boundaries_epochs",
-                f"must rise and end before epochs = {epochs[-1]:g}: {b:g} follows {a:g}; nearest: {near}",
-            )
-            for a, b in itertools.pairwise(epochs)
-            if b <= a
-        ]
-    if section.epochs * num_samples <= 0.5:
-        faults.append(Fault("schedule.epochs", f"{section.epochs:g} of N = {num_samples} samples are none"))
-    if section.warmup_epochs >= section.epochs:
-        faults.append(
-            Fault("schedule.warmup_epochs", f"{section.warmup_epochs:g} leave nothing of epochs = {section.epochs:g}")
-        )
-    if job.layout.exact and job.update.precision == "float16":
-        fault = "'float16' needs a loss scale, which exact sums have no room for; use 'bfloat16' or 'float32'"
-        faults.append(Fault("update.precision", fault))
-    if job.layout.exact and job.update.compression != "none":
-        fault = f"{job.update.compression!r} rounds the sums that layout.exact keeps exact; choose one"
-        faults.append(Fault("update.compression", fault))
-    if section.warmup_epochs and section.warmup_start_lr > job.optim.lr * section.lr_scale:
-        top = job.optim.lr * section.lr_scale
-        faults.append(
-            Fault("schedule.warmup_start_lr", f"{section.warmup_start_lr:g} is above the learning rate {top:g}")
-        )
-    return faults
-
-
-def _contradictions(job: Job) -> list[Fault]:
-    """Keys that a policy, or a rule, would have to leave unused."""
-    section, faults = job.schedule, []
-    if section.policy == "steps":
-        given = {"lr_scale": section.lr_scale != 1, "raise_momentum_to": section.raise_momentum_to is not None}
-        own = {"lr_scale": "lr", "raise_momentum_to": "momentum"}
-        fault = "starts with a larger batch, and batch_steps says every batch"
-        faults += [Fault(f"schedule.{key}", f"{fault}; change optim.{own[key]}") for key in given if given[key]]
-    if section.policy == "seesaw" and section.exact_noise:
-        fault = "is of the noise of plain gradients, and 'seesaw' goes by that of Adam's, ε/√B; leave it out"
-        faults.append(Fault("schedule.exact_noise", fault))
-    if getattr(section, "lr_rule", "none") == "adam" and getattr(section, "momenta", None) is not None:
-        fault = "are β₁ of each phase, and so is 1 - κ (1-β₁) of lr_rule = 'adam'; choose one"
-        faults.append(Fault("schedule.momenta", fault))
-    return faults
-
-
-def _first_batch_faults(job: Job, num_samples: int) -> list[Fault]:
-    first, unit = first_batch(job), batch_unit(job)
-    key = "schedule.batch_steps" if job.schedule.policy == "steps" else "schedule.global_batch"
-    faults = []
-    if not job.schedule.epochs * num_samples < _MOST_SAMPLES:
-        most = f"{_MOST_SAMPLES / num_samples:g}"
-        told = f"{job.schedule.epochs:g} of N = {num_samples} samples are more than a sample counter can hold"
-        faults.append(Fault("schedule.epochs", f"{told}; nearest: {most}"))
-    if first < 1:
-        faults.append(Fault(key, f"the first batch must be at least 1, got {first}"))
-    if first >= num_samples:
-        faults.append(Fault(key, f"{first} is not below N = {num_samples}: no noise would be left to lower"))
-    given = getattr(job.schedule, "max_batch", None)
-    cap = batch_cap(given, num_samples, unit)
-    if cap is not None and cap < first:
-        told = f"{given} = {cap}" if isinstance(given, str) else f"{cap}"
-        faults.append(
-            Fault(
-                "schedule.max_batch",
-                f"{told} samples of N = {num_samples} is below the first batch {first}; use >= {first}",
-            )
-        )
-    return faults
-
-
-def _batch_faults(stages: Sequence[Stage], job: Job, start: Start) -> list[Fault]:
+def _unlimited_growth(stages: Sequence[Stage], job: Job, start: Start) -> list[Fault]:
     """Batches beyond N/10 that nobody asked for: there the noise stops falling as the leading order says.
 
     Those of a larger start too: that it is the first makes it no smaller.

@@ -352,7 +352,7 @@ def _check_plan(plan: Plan) -> None:
             1,
             TRIGGER,
             {"schedule": {"max_batch": 304, "exact_noise": True}},
-            r"max_batch: 304 is not below N = 300, where exact_noise leaves no noise; nearest: 288",
+            r"max_batch: 304 is not below N = 300: no noise would be left to lower; nearest: 296",
         ),
         (1, TRIGGER, {"schedule": {"max_batch": 90}}, r"max_batch: 90 = 5.62 × 16, .* nearest: 80, 96"),
         (
