@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 
-from hvd_batchgrow.config import Job
+from hvd_batchgrow.config import AdamSection, Job
 from hvd_batchgrow.config.schedules import BoundaryBase, DecaySchedule, StepsSchedule
 from hvd_batchgrow.errors import Fault
 from hvd_batchgrow.schedule.policies import batch_cap, batch_unit, first_batch, parse_batch_steps
@@ -60,6 +60,9 @@ def _contradictions(job: Job) -> list[Fault]:
         own = {"lr_scale": "lr", "raise_momentum_to": "momentum"}
         fault = "starts with a larger batch, and batch_steps says every batch"
         faults += [Fault(f"schedule.{key}", f"{fault}; change optim.{own[key]}") for key in given if given[key]]
+    if section.policy == "seesaw" and not isinstance(job.optim, AdamSection):
+        fault = f"'seesaw' is for optim.name = 'adam' or 'adamw', not {job.optim.name!r}, whose noise goes with ε/B"
+        faults.append(Fault("schedule.policy", f"{fault}; use 'grow'"))
     if section.policy == "seesaw" and section.exact_noise:
         fault = "is of the noise of plain gradients, and 'seesaw' goes by that of Adam's, ε/√B; leave it out"
         faults.append(Fault("schedule.exact_noise", fault))

@@ -258,6 +258,8 @@ def test_warm_up_goes_by_samples_alone() -> None:
         ({"optim": ADAM, "policy": "steps", "epochs": 9.0, "batch_steps": "0:256 900:2560", "lr_rule": "adam"}, r"needs κ \(1-β₁\) < 1, and 2560/256 · 0.1 = 1; grow to 2528 at most"),
         ({"optim": {**ADAM, "beta2": 0.8}, "policy": "steps", "epochs": 9.0, "batch_steps": "0:256 900:1280", "lr_rule": "adam"}, r"needs κ \(1-β₂\) < 1, and 1280/256 · 0.2 = 1; grow to 1248 at most"),
         ({"optim": ADAM, "policy": "grow", **BOUNDARIES, "momenta": [0.9, 0.9, 0.95, 0.95], "lr_rule": "adam"}, r"schedule.momenta: are β₁ of each phase, and so is"),
+        ({"policy": "seesaw", **BOUNDARIES, "max_batch": 5120}, r"schedule.policy: 'seesaw' is for optim.name = 'adam' or 'adamw', not 'sgd', .*; use 'grow'"),
+        ({"optim": {**SGD, "name": "lars"}, "policy": "seesaw", **BOUNDARIES}, r"schedule.policy: 'seesaw' is for .*, not 'lars'"),
         ({"optim": ADAM, "policy": "seesaw", **BOUNDARIES, "exact_noise": True}, r"schedule.exact_noise: is of the noise of plain gradients"),
         ({"policy": "steps", "epochs": 9.0, "batch_steps": "0:256 900:512", "lr_scale": 2.0}, r"schedule.lr_scale: starts with a larger batch, and batch_steps says every batch; change optim.lr"),
         ({"policy": "steps", "epochs": 9.0, "batch_steps": "0:256 900:512", "raise_momentum_to": 0.95}, r"schedule.raise_momentum_to: .*; change optim.momentum"),
