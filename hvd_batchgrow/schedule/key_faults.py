@@ -44,6 +44,11 @@ def _early_faults(job: Job, ranks: int, num_samples: int) -> list[Fault]:
     if job.layout.exact and job.update.compression != "none":
         fault = f"{job.update.compression!r} rounds the sums that layout.exact keeps exact; choose one"
         faults.append(Fault("update.compression", fault))
+    if section.raise_momentum_to is not None and section.raise_momentum_to < job.optim.momentum:
+        fault = (
+            f"{section.raise_momentum_to:g} is below optim.momentum = {job.optim.momentum:g}, where the schedule starts"
+        )
+        faults.append(Fault("schedule.raise_momentum_to", f"{fault}; leave it out, or lower optim.momentum"))
     if section.warmup_epochs and section.warmup_start_lr > job.optim.lr * section.lr_scale:
         top = job.optim.lr * section.lr_scale
         faults.append(

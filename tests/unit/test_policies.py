@@ -263,6 +263,7 @@ def test_warm_up_goes_by_samples_alone() -> None:
         ({"optim": ADAM, "policy": "seesaw", **BOUNDARIES, "exact_noise": True}, r"schedule.exact_noise: is of the noise of plain gradients"),
         ({"policy": "steps", "epochs": 9.0, "batch_steps": "0:256 900:512", "lr_scale": 2.0}, r"schedule.lr_scale: starts with a larger batch, and batch_steps says every batch; change optim.lr"),
         ({"policy": "steps", "epochs": 9.0, "batch_steps": "0:256 900:512", "raise_momentum_to": 0.95}, r"schedule.raise_momentum_to: .*; change optim.momentum"),
+        ({"policy": "decay", **BOUNDARIES, "raise_momentum_to": 0.5}, r"schedule.raise_momentum_to: 0.5 is below optim.momentum = 0.9, where .*; leave it out"),
         ({"policy": "adabatch", "epochs": 90.0, "every_epochs": 1e-3, "global_batch": 128}, r"every_epochs: 90 epochs by 0.001 are 90000 phases; 1000 at most"),
         ({"policy": "adabatch", "epochs": 900.0, "every_epochs": 1.0, "global_batch": 128, "batch_factor": 99.0}, r"leave the range of floating point|beyond N/10"),
         ({"policy": "steps", "epochs": 9.0, "batch_steps": "0:0"}, r"schedule.batch_steps: a batch must be at least 1, got 0; nearest: 32"),
