@@ -49,11 +49,6 @@ def _early_faults(job: Job, ranks: int, num_samples: int) -> list[Fault]:
             f"{section.raise_momentum_to:g} is below optim.momentum = {job.optim.momentum:g}, where the schedule starts"
         )
         faults.append(Fault("schedule.raise_momentum_to", f"{fault}; leave it out, or lower optim.momentum"))
-    if section.warmup_epochs and section.warmup_start_lr > job.optim.lr * section.lr_scale:
-        top = job.optim.lr * section.lr_scale
-        faults.append(
-            Fault("schedule.warmup_start_lr", f"{section.warmup_start_lr:g} is above the learning rate {top:g}")
-        )
     return faults
 
 

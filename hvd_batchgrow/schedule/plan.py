@@ -138,7 +138,7 @@ def compile_plan(
     try:
         start = make_start(job, num_samples)
         stages, epochs = compile_stages(job, start, decisions)
-        faults += _unlimited_growth(stages, job, start)
+        faults += _unlimited_growth(stages, job, start) + _warmup_faults(job, stages[0].lr)
         layouts = _layouts(stages, job, max(1, ranks), choose_ranks)
     except JobError as error:
         faults += error.faults
@@ -146,7 +146,7 @@ def compile_plan(
         faults.append(Fault("schedule", f"its numbers leave the range of floating point ({error})"))
     if faults:
         raise JobError(_without_repeats(faults), job.name)
-    schedule = compile_schedule(stages, epochs, num_samples, _warmup(job, num_samples))
+    schedule = compile_schedule(stages, epochs, num_samples, _warmup(job, num_samples, stages[0].lr))
     return Plan(job, num_samples, schedule, tuple(layouts), start.noise, ranks, tuple(decisions))
 
 
@@ -241,6 +241,13 @@ def _without_repeats(faults: list[Fault]) -> list[Fault]:
     return list(seen.values())
 
 
-def _warmup(job: Job, num_samples: int) -> Warmup:
+def _warmup_faults(job: Job, lr: float) -> list[Fault]:
+    start_lr = job.schedule.warmup_start_lr
+    if not job.schedule.warmup_epochs or start_lr <= lr:
+        return []
+    return [Fault("schedule.warmup_start_lr", f"{start_lr:g} is above the learning rate {lr:g}; nearest: {lr!r}")]
+
+
+def _warmup(job: Job, num_samples: int, lr: float) -> Warmup:
     section = job.schedule
-    return Warmup(round(section.warmup_epochs * num_samples), section.warmup_start_lr)
+    return Warmup(round(section.warmup_epochs * num_samples), section.warmup_start_lr, lr)

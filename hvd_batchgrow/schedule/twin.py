@@ -11,7 +11,7 @@ from hvd_batchgrow.config.triggers import AdaScaleTrigger, NoTrigger
 from hvd_batchgrow.errors import Fault, JobError
 from hvd_batchgrow.schedule.decisions import Decision
 from hvd_batchgrow.schedule.plan import Plan, compile_plan, compile_stages
-from hvd_batchgrow.schedule.policies import Start, first_batch, make_start
+from hvd_batchgrow.schedule.policies import Stage, Start, first_batch, make_start
 
 
 def decay_twin(job: Job, num_samples: int, decisions: Sequence[Decision] = ()) -> Job:
@@ -19,7 +19,7 @@ def decay_twin(job: Job, num_samples: int, decisions: Sequence[Decision] = ()) -
 
     It starts from the job's own learning rate, momentum and batch, before `lr_scale` and
     `raise_momentum_to`; of an imported schedule, whose first phase need not have the noise of these,
-    from the learning rate that has. It warms up from as much less as the job does. Where the job's
+    from the learning rate that has. It warms up from the same share of its learning rate. Where the job's
     noise does not fall by given factors at given boundaries, the twin's factors are those of the
     job's phases. That of a measured schedule decays where the
     batch has grown, by as much; that of AdaScale is the schedule which it scales.
@@ -30,7 +30,8 @@ def decay_twin(job: Job, num_samples: int, decisions: Sequence[Decision] = ()) -
     """
     section, start = job.schedule, make_start(job, num_samples)
     boundaries, factor = _decays(job, num_samples, decisions)
-    lr = job.optim.lr * _first_multiple(job, start)
+    first = compile_stages(job, start, decisions)[0][0]
+    lr = job.optim.lr * _first_multiple(job, start, first)
     twin = DecaySchedule(
         policy="decay",
         epochs=section.epochs,
@@ -38,7 +39,7 @@ def decay_twin(job: Job, num_samples: int, decisions: Sequence[Decision] = ()) -
         boundaries_epochs=boundaries,
         factor=factor if boundaries else 1.0,
         warmup_epochs=section.warmup_epochs,
-        warmup_start_lr=min(section.warmup_start_lr * (job.optim.lr / start.lr), lr),
+        warmup_start_lr=lr * (section.warmup_start_lr / first.lr),
         exact_noise=section.exact_noise,
     )
     layout = job.layout.model_copy(update={"growth": "accumulation", "ranks_per_phase": None})
@@ -47,12 +48,11 @@ def decay_twin(job: Job, num_samples: int, decisions: Sequence[Decision] = ()) -
     return job.model_copy(update={**changes, "trigger": NoTrigger(name="none")})
 
 
-def _first_multiple(job: Job, start: Start) -> float:
+def _first_multiple(job: Job, start: Start, first: Stage) -> float:
     """By what the noise of an imported schedule's first phase differs from that of the job's own start."""
     if not isinstance(job.schedule, ImportSchedule):
         return 1.0
-    stage = compile_stages(job, start)[0][0]
-    noise = start.noise.of(stage.lr, stage.momentum, stage.global_batch)
+    noise = start.noise.of(first.lr, first.momentum, first.global_batch)
     return noise / start.noise.of(start.lr, start.momentum, start.global_batch)
 
 

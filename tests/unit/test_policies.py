@@ -390,6 +390,28 @@ def test_the_twin_of_a_larger_start_warms_up_at_its_noise() -> None:
         assert twin.noise_scale(twin.schedule.at(samples)) == pytest.approx(plan.noise_scale(plan.schedule.at(samples)))
 
 
+@pytest.mark.parametrize(
+    "job",
+    [
+        {"policy": "grow", **BOUNDARIES, "boundaries_epochs": [1.0, 2.0], "max_batch": 640},
+        {"policy": "import", "epochs": 9.0, "global_batch": 128, "lr_schedule": "polynomial", "max_batch": "N/10"},
+    ],
+)
+def test_a_warm_up_beyond_a_boundary_lowers_the_noise_of_job_and_twin_alike(job: dict[str, Any]) -> None:
+    """The defect: both rose from the same learning rate, at batches that were not the same any more."""
+    plan = make_plan(warmup_epochs=4.0, warmup_start_lr=0.02, **job)
+    twin = compile_twin(decay_twin(plan.job, N), 1, N)
+    first = plan.schedule.phases[0]
+    assert plan.schedule.at(0).lr == 0.02
+    for phase in plan.schedule.phases:
+        # Of the noise without a warm-up, the share that rises from 0.02 / ε at sample 0 to 1 at 4 N.
+        at, share = phase.start_samples, 0.02 / first.lr
+        expected = plan.noise_scale(phase) * min(1.0, share + (1 - share) * at / (4 * N))
+        assert plan.noise_scale(plan.schedule.at(at)) == pytest.approx(expected, rel=1e-9)
+        decayed = next(p for p in twin.schedule.phases if p.start_epoch == phase.start_epoch)
+        assert twin.noise.of(twin.schedule.warmup.lr_at(at, decayed.lr), 0.9, 128) == pytest.approx(expected, rel=1e-9)
+
+
 junk = st.one_of(
     st.none(),
     st.booleans(),
