@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 
 from hvd_batchgrow.config import AdamSection, Job
-from hvd_batchgrow.config.schedules import BoundaryBase, DecaySchedule, StepsSchedule
+from hvd_batchgrow.config.schedules import BoundaryBase, DecaySchedule, MeasuredSchedule, StepsSchedule
 from hvd_batchgrow.errors import Fault
+from hvd_batchgrow.schedule.layout import cut_groups
 from hvd_batchgrow.schedule.policies import batch_cap, batch_unit, first_batch, parse_batch_steps
 
 _MOST_SAMPLES = 2**62
@@ -15,7 +16,7 @@ _MOST_SAMPLES = 2**62
 
 def key_faults(job: Job, ranks: int, num_samples: int) -> list[Fault]:
     """Faults of single keys, and of keys that do not go together."""
-    return _early_faults(job, ranks, num_samples) + _contradictions(job)
+    return _early_faults(job, ranks, num_samples) + _contradictions(job) + _cut_groups(job, num_samples)
 
 
 def _early_faults(job: Job, ranks: int, num_samples: int) -> list[Fault]:
@@ -70,6 +71,14 @@ def _contradictions(job: Job) -> list[Fault]:
         fault = "are β₁ of each phase, and so is 1 - κ (1-β₁) of lr_rule = 'adam'; choose one"
         faults.append(Fault("schedule.momenta", fault))
     return faults
+
+
+def _cut_groups(job: Job, num_samples: int) -> list[Fault]:
+    """Batches, and a limit of passes, that are not whole groups; what a measured schedule asks of its own is more."""
+    group, said = job.model.ghost_batch, [("layout.max_micro_batch", job.micro_batch_limit)]
+    if not isinstance(job.schedule, MeasuredSchedule):
+        said += _said_batches(job, num_samples)
+    return [Fault(key, cut_groups(samples, group)) for key, samples in said if samples % group]
 
 
 def batch_faults(job: Job, num_samples: int) -> list[Fault]:

@@ -173,6 +173,8 @@ def _layouts(stages: Sequence[Stage], job: Job, ranks: int, choose_ranks: Choose
     faults: list[Fault] = []
     layouts = []
     for k, (stage, phase_ranks) in enumerate(zip(stages, _phase_ranks(stages, job, ranks, choose_ranks), strict=True)):
+        if stage.global_batch % job.model.ghost_batch and job.schedule.policy != "measured":
+            continue  # a batch that a key says: it is told of that
         try:
             layouts.append(layout_for(stage, phase_ranks, job))
         except ValueError as error:
@@ -185,7 +187,8 @@ def _layouts(stages: Sequence[Stage], job: Job, ranks: int, choose_ranks: Choose
 def layout_for(stage: Stage, ranks: int, job: Job) -> Layout:
     """A stage's batch on a number of ranks; raises ValueError as `form_layout`."""
     group = job.model.ghost_batch
-    return form_layout(stage.global_batch, ranks, group, job.micro_batch_limit, ragged=job.layout.ragged)
+    limit = max(1, job.micro_batch_limit // group) * group  # one that cuts groups is told of its key
+    return form_layout(stage.global_batch, ranks, group, limit, ragged=job.layout.ragged)
 
 
 def _phase_ranks(stages: Sequence[Stage], job: Job, ranks: int, choose_ranks: ChooseRanks | None) -> list[int]:

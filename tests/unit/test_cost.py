@@ -320,7 +320,10 @@ def test_a_limit_that_nothing_meets_is_refused_with_the_fastest_time(objective: 
 def test_faults_of_a_job_are_told_as_without_costs() -> None:
     job = auto_job()
     bad = job.model_copy(update={"schedule": job.schedule.model_copy(update={"global_batch": 20})})
-    with pytest.raises(JobError, match=re.escape("global batch 20 = 2.50 ghost batches of 8; nearest: 16, 24")):
+    with pytest.raises(
+        JobError,
+        match=re.escape("schedule.global_batch: 20 = 2.50 ghost batches of 8, which are never cut; nearest: 16, 24"),
+    ):
         chosen_ranks(bad, measure(1), measure(2))
 
 

@@ -277,7 +277,7 @@ def test_warm_up_goes_by_samples_alone() -> None:
         ({"policy": "decay", **BOUNDARIES, "warmup_epochs": 1.0, "warmup_start_lr": 0.2}, r"warmup_start_lr: 0.2 is above the learning rate 0.1"),
         ({"policy": "decay", **BOUNDARIES, "layout": {"growth": "auto"}}, r"layout.growth: 'auto' decides by measured costs"),
         ({"policy": "decay", **BOUNDARIES, "layout": {"growth": "ranks", "ranks_per_phase": [1]}}, r"ranks_per_phase: 1 numbers for 4 phases"),
-        ({"policy": "decay", **BOUNDARIES, "layout": {"max_micro_batch": 100}}, r"max_micro_batch 100 = 3.12 ghost batches of 32, which are never cut; nearest: 96, 128"),
+        ({"policy": "decay", **BOUNDARIES, "layout": {"max_micro_batch": 100}}, r"layout.max_micro_batch: 100 = 3.12 ghost batches of 32, which are never cut; nearest: 96, 128"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_planned_is_refused_with_the_arithmetic(job: dict[str, Any], message: str) -> None:
@@ -291,6 +291,22 @@ def test_all_faults_of_a_plan_are_told_at_once() -> None:
     paths = {fault.path for fault in caught.value.faults}
     assert {"schedule.boundaries_epochs", "schedule.warmup_epochs"} < paths
     assert any(path.startswith("phase 1") for path in paths)
+
+
+def test_what_cuts_ghost_batches_is_told_of_its_key_and_hides_no_phase() -> None:
+    schedule = {**BOUNDARIES, "boundaries_epochs": [60.0, 120.0], "max_batch": 5000, "factor": 50.0}
+    with pytest.raises(JobError) as caught:
+        make_plan(ranks=8, policy="grow", layout={"max_micro_batch": 12}, **schedule)
+    assert [str(fault) for fault in caught.value.faults] == [
+        "layout.max_micro_batch: 12 = 0.38 ghost batches of 32, which are never cut; nearest: 32",
+        "schedule.max_batch: 5000 = 156.25 ghost batches of 32, which are never cut; nearest: 4992, 5024",
+        "phase 1 (from epoch 0): global batch 128 = 4 ghost batches of 32 for 8 ranks: 4 would have nothing to do; "
+        "nearest: 256, or 4 ranks",
+    ]
+    with pytest.raises(JobError, match=r"1 fault\n  schedule.batch_steps: 200 = 6.25 ghost batches of 32"):
+        make_plan(policy="steps", epochs=9.0, batch_steps="0:128 500:200 900:256")
+    with pytest.raises(JobError, match=r"1 fault\n  schedule.global_batch: 80 = 2.50 ghost batches of 32"):
+        make_plan(policy="decay", epochs=9.0, global_batch=80, lr_scale=2.0)
 
 
 def test_growth_by_ranks_gives_each_a_full_micro_batch() -> None:
