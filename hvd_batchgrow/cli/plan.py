@@ -21,6 +21,7 @@ from hvd_batchgrow.schedule.twin import compile_twin, decay_twin
 
 if TYPE_CHECKING:  # torch takes seconds to import, and `plan` does without it
     from hvd_batchgrow.schedule.cost import Cost
+    from hvd_batchgrow.schedule.measured import Probe
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,7 @@ class PlanCommand(JobCommand):
         if self.twin:
             self.print_twin(twin_job)
             return ExitCode.DONE
-        # The twin runs wherever its batch can be formed, if not on as many ranks as the job.
-        plans = [plan, *([compile_twin(twin_job, self.ranks, num_samples)] if twin_job else [])]
+        plans = [plan, *([self.twin_plan(twin_job, num_samples, probe, job)] if twin_job else [])]
         if self.plot:
             from hvd_batchgrow.watch.plot import plot_plans
 
@@ -66,6 +66,17 @@ class PlanCommand(JobCommand):
         costs = [predict(plan, probe) for plan in plans] if probe else []
         self.print_json(plans, costs) if self.json else self.print_tables(plans, costs)
         return ExitCode.DONE
+
+    def twin_plan(self, twin: Job, num_samples: int, probe: Probe | None, job: Job) -> Plan:
+        """The twin wherever its batch can be formed, if not on as many ranks as the job; by the job's objective too."""
+        from hvd_batchgrow.schedule.cost import choose_ranks
+
+        if probe is None or job.layout.growth != "auto":
+            return compile_twin(twin, self.ranks, num_samples)
+        # Without the job's time limit, which the twin need not meet: it is what the job is compared with.
+        layout = twin.layout.model_copy(update={"growth": "auto", "time_limit_h": None})
+        twin = twin.model_copy(update={"layout": layout})
+        return compile_plan(twin, self.ranks, num_samples, choose_ranks(twin, num_samples, probe, self.ranks))
 
     def decisions(self, job: Job) -> tuple[Decision, ...]:
         """Those to replay."""

@@ -34,17 +34,9 @@ def form_layout(global_batch: int, ranks: int, group: int, max_micro_batch: int,
     """
     groups, rest = divmod(global_batch, group)
     if rest:
-        lower, upper = _neighbours(global_batch, group)
-        raise ValueError(
-            f"global batch {global_batch} = {global_batch / group:.2f} ghost batches of {group}; "
-            f"nearest: {lower}{upper}"
-        )
+        raise ValueError(f"global batch {cut_groups(global_batch, group)}")
     if max_micro_batch % group:
-        lower, upper = _neighbours(max_micro_batch, group)
-        raise ValueError(
-            f"max_micro_batch {max_micro_batch} = {max_micro_batch / group:.2f} ghost batches of {group}, "
-            f"which are never cut; nearest: {lower}{upper}"
-        )
+        raise ValueError(f"max_micro_batch {cut_groups(max_micro_batch, group)}")
     if groups < ranks:
         raise ValueError(
             f"global batch {global_batch} = {groups} ghost batches of {group} for {ranks} ranks: "
@@ -75,6 +67,12 @@ def _indivisible(global_batch: int, ranks: int, group: int) -> str:
         f"nearest: {lower}{upper}; or {', '.join(map(str, nearest_ranks))} ranks; "
         "or layout.ragged = true"
     )
+
+
+def cut_groups(samples: int, group: int) -> str:
+    """What is wrong with a number of samples that is not whole groups, and the nearest that are."""
+    lower, upper = _neighbours(samples, group)
+    return f"{samples} = {samples / group:.2f} ghost batches of {group}, which are never cut; nearest: {lower}{upper}"
 
 
 def _neighbours(value: int, unit: int) -> tuple[str, str]:

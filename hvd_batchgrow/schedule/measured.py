@@ -17,6 +17,7 @@ Count = Annotated[int, Field(gt=0, lt=1 << 53)]
 _SUBJECT = (
     "data.source",
     "data.pipeline",
+    "data.shape",
     "data.pad_pixels",
     "data.flip",
     "data.crop_pixels",
@@ -28,9 +29,12 @@ _SUBJECT = (
     "model.arguments",
     "model.channels",
     "model.ghost_batch",
+    "model.dropout",
     "optim.name",
     "update.precision",
+    "update.compression",
     "layout.exact",
+    "layout.compile",
     "layout.threads_per_rank",
 )
 

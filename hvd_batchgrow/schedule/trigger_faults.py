@@ -76,9 +76,6 @@ def _unit_faults(job: Job, ranks: int, num_samples: int) -> list[Fault]:
     if cap is not None and cap % unit:
         fault = f"{cap} = {cap / unit:.2f} × {unit}, of which every batch is a multiple; nearest: {cap // unit * unit}"
         faults.append(Fault("schedule.max_batch", f"{fault}, {(cap // unit + 1) * unit}; or set batch_multiple"))
-    if cap is not None and cap >= num_samples and job.schedule.exact_noise:
-        fault = f"{cap} is not below N = {num_samples}, where exact_noise leaves no noise"
-        faults.append(Fault("schedule.max_batch", f"{fault}; nearest: {(num_samples - 1) // unit * unit}"))
     return faults
 
 

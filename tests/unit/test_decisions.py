@@ -207,7 +207,7 @@ def test_a_file_that_is_not_there_or_no_text_is_named(tmp_path: Path) -> None:
         ([decision_at(160), decision_at(160)], "decision 2: at sample 160, 0.00 updates of 48 after sample 160"),
         ([decision_at(160), decision_at(112)], "decision 2: at sample 112, -1.00 updates of 48"),
         ([decision_at(960)], "decision 1: at sample 960, where the 3 epochs of this job are over"),
-        ([decision_at(160, batch=52)], "52 = 6.50 ghost batches of 8; nearest: 48, 56"),
+        ([decision_at(160, batch=52)], "52 = 6.50 ghost batches of 8, which are never cut; nearest: 48, 56"),
     ],
 )
 def test_decisions_of_another_job_are_refused(decisions: list[Decision], message: str) -> None:
@@ -352,7 +352,7 @@ def _check_plan(plan: Plan) -> None:
             1,
             TRIGGER,
             {"schedule": {"max_batch": 304, "exact_noise": True}},
-            r"max_batch: 304 is not below N = 300, where exact_noise leaves no noise; nearest: 288",
+            r"max_batch: 304 is not below N = 300: no noise would be left to lower; nearest: 296",
         ),
         (1, TRIGGER, {"schedule": {"max_batch": 90}}, r"max_batch: 90 = 5.62 × 16, .* nearest: 80, 96"),
         (

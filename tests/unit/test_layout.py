@@ -33,8 +33,8 @@ def test_a_ragged_layout_counts_the_passes_of_the_fullest_rank() -> None:
     ("batch", "ranks", "limit", "message"),
     [
         (640, 3, 64, "640 = 3 ranks × 3.33 ghost batches of 64; nearest: 576, 768; or 1, 2, 5 ranks; or layout.ragged"),
-        (100, 1, 64, "global batch 100 = 1.56 ghost batches of 64; nearest: 64, 128"),
-        (32, 1, 64, "global batch 32 = 0.50 ghost batches of 64; nearest: 64"),
+        (100, 1, 64, "global batch 100 = 1.56 ghost batches of 64, which are never cut; nearest: 64, 128"),
+        (32, 1, 64, "global batch 32 = 0.50 ghost batches of 64, which are never cut; nearest: 64"),
         (128, 3, 64, "128 = 2 ghost batches of 64 for 3 ranks: 1 would have nothing to do; nearest: 192, or 2 ranks"),
         (128, 1, 32, "max_micro_batch 32 = 0.50 ghost batches of 64, which are never cut; nearest: 64"),
     ],
