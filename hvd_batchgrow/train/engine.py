@@ -227,8 +227,8 @@ class UpdateEngine:
         """Clip the averaged gradient, unless it is not finite: all ranks hold the same sums, and so agree."""
         norm = self.buckets.norm()
         if self.loss_scale and math.isfinite(loss_sum):
-            self.loss_scale.after(phase.global_batch, overflow=not math.isfinite(norm))
-            if not math.isfinite(norm):
+            is_the_scales = self.loss_scale.after(phase.global_batch, overflow=not math.isfinite(norm))
+            if is_the_scales:
                 return False
         if not (math.isfinite(loss_sum) and math.isfinite(norm)):
             if self.rule.on_nonfinite == "stop":

@@ -153,10 +153,23 @@ def test_the_scale_grows_by_samples_not_by_updates() -> None:
     for _ in range(6):
         many.after(16, overflow=False)
     assert few == many == LossScale(value=2.0**16, growth_samples=96)
-    few.after(16, overflow=True)
+    assert few.after(16, overflow=True)
     assert (few.value, few.good_samples) == (2.0**15, 0)
-    with pytest.raises(FloatingPointError, match="not finite even at a loss scale of 1"):
-        LossScale(value=1.0).after(16, overflow=True)
+
+
+@pytest.mark.parametrize("on_nonfinite", ["stop", "skip"])
+def test_a_gradient_that_overflows_without_a_scale_goes_by_the_rule(ranks: Ranks, on_nonfinite: str) -> None:
+    engine = golden.make_engine(ranks, rule=rule(on_nonfinite=on_nonfinite))
+    engine.loss_scale = LossScale(value=2.0)
+    next(engine.model.parameters()).register_hook(lambda gradient: gradient * torch.inf)
+    assert golden.serve(engine, ranks, 2, 0).skipped
+    assert engine.loss_scale.value == 1.0
+    if on_nonfinite == "skip":
+        assert golden.serve(engine, ranks, 2, 1).skipped
+        assert engine.loss_scale.value == 1.0
+    else:
+        with pytest.raises(NonFinite, match="the gradient is not finite"):
+            golden.serve(engine, ranks, 2, 1)
 
 
 # --- compression ----------------------------------------------------------------------------------------
