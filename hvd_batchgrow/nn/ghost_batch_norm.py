@@ -140,6 +140,10 @@ class GhostBatchNorm(nn.Module):
         pending, self._pending = self._pending, []
         return (torch.cat(pending) if pending else self.running_mean.new_zeros(0, 2, self.num_features)).double()
 
+    def forget(self) -> None:
+        """Leave out what was seen since the statistics were last taken, as of an update that failed half-way."""
+        self._pending = []
+
     def commit(self, contributions: Tensor, num_groups: int) -> None:
         """Advance the running statistics by one update, given the sum (2, C) over all its ghost batches."""
         kept = (1 - self.momentum) ** num_groups
