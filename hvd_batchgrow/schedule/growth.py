@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.config.schedules import MeasuredSchedule
@@ -21,6 +21,8 @@ class Wish:
     why: str
     batch: float | None = None
     """B, samples, at the same learning rate."""
+    most: float | None = None
+    """Beyond which no rounding may take B; None: what `schedule.max_batch` allows."""
     noise_factor: float | None = None
     """By which g is to fall: by the batch as far as it goes, then by the learning rate."""
     gain: float | None = None
@@ -75,6 +77,9 @@ def _formed(start: Start, batch: int, lr: float, wish: Wish) -> tuple[Stage, flo
         return start.stage(0.0, target, momentum, wanted), wanted
     assert wish.batch is not None
     limited = min(wish.batch, start.max_batch or start.noise.num_samples / 2)
+    if wish.most is not None:
+        most = start.whole(wish.most)
+        start = replace(start, max_batch=min(most, start.max_batch or most))
     return start.stage(0.0, noise.of(start.lr, momentum, limited), momentum, limited), wish.batch
 
 

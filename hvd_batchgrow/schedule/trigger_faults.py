@@ -53,7 +53,7 @@ def trigger_faults(job: Job, ranks: int, num_samples: int) -> list[Fault]:
     if isinstance(trigger, MeasuringTrigger) and trigger.min_factor > trigger.factor:
         fault = f"{trigger.min_factor:g} is above factor = {trigger.factor:g}: no change would be made"
         faults.append(Fault("trigger.min_factor", fault))
-    return faults
+    return faults + _factor_faults(job, num_samples)
 
 
 def _unit_faults(job: Job, ranks: int, num_samples: int) -> list[Fault]:
@@ -80,6 +80,22 @@ def _unit_faults(job: Job, ranks: int, num_samples: int) -> list[Fault]:
         fault = f"{cap} is not below N = {num_samples}, where exact_noise leaves no noise"
         faults.append(Fault("schedule.max_batch", f"{fault}; nearest: {(num_samples - 1) // unit * unit}"))
     return faults
+
+
+def _factor_faults(job: Job, num_samples: int) -> list[Fault]:
+    """A factor that rounding takes back would never grow the batch, not at the end of a window either."""
+    if not isinstance(job.trigger, MeasuringTrigger):
+        return []
+    try:
+        start = make_start(job, num_samples)
+    except (JobError, ArithmeticError):
+        return []  # told of where the schedule is compiled
+    first, unit, factor = start.global_batch, start.group, job.trigger.factor
+    if start.whole(factor * first) > first:
+        return []
+    fault = f"{factor:g} × {first} = {factor * first:g} is below {first + unit}, the next whole multiple of {unit}"
+    mend = f"nearest: {(first + unit) / first:g}; or a smaller schedule.batch_multiple"
+    return [Fault("trigger.factor", f"{fault}: nothing would grow; {mend}")]
 
 
 def _rule_faults(job: Job, num_samples: int) -> list[Fault]:

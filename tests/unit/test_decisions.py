@@ -24,6 +24,7 @@ from hvd_batchgrow.schedule.decisions import (
 from hvd_batchgrow.schedule.growth import Wish, form_decision
 from hvd_batchgrow.schedule.plan import Plan, compile_plan
 from hvd_batchgrow.schedule.policies import make_start
+from hvd_batchgrow.schedule.triggers import Measurement, bounded, make_trigger
 from hvd_batchgrow.schedule.twin import decay_twin
 from tests.helpers import NUM_TRAIN, measured_job, small_job
 
@@ -81,6 +82,20 @@ def test_a_wish_beyond_the_limit_is_cut_and_the_rate_stays() -> None:
     decision = formed(job, Wish("planted", batch=5000.0))
     assert (decision.new_batch, decision.new_lr, decision.wanted_batch) == (96, 0.05, 5000.0)
     assert decide(job, Wish("planted", batch=5000.0), 256, (decision,)) is None
+
+
+@pytest.mark.parametrize(("before", "after"), [(16, 24), (24, 32), (32, 48), (40, 56), (48, 72), (80, 96)])
+def test_rounding_takes_no_batch_beyond_the_factor_and_the_rate_makes_up_for_it(before: int, after: int) -> None:
+    """Three half multiples are rounded to two, or to one, not beyond: at most × 1.5."""
+    job = measured_job({**TRIGGER, "factor": 1.5, "hold_epochs": 0.0}, schedule={"batch_multiple": 8})
+    now = Measurement(160, before, 0.05, trace=1e6, squared_norm=1.0)
+    forced = bounded(None, measured_job({**TRIGGER, "factor": 1.5, "windows_epochs": [[0.1, 0.2]]}), N, 0, now)
+    made = () if before == 16 else (decision_at(16, before),)
+    for wish in (make_trigger(job, N).look(now), forced):
+        assert wish is not None
+        decision = formed(job, wish, 160, made)
+        assert (decision.new_batch, decision.wanted_batch) == (after, 1.5 * before)
+        assert decision.new_lr == pytest.approx(0.05 * after / min(96, 1.5 * before))
 
 
 @pytest.mark.parametrize("exact", [False, True])
@@ -337,6 +352,12 @@ def _check_plan(plan: Plan) -> None:
         (1, {**TRIGGER, "factor": 1.2}, {}, "trigger.min_factor: 1.25 is above factor = 1.2: no change would be made"),
         (
             1,
+            {**TRIGGER, "factor": 1.5},
+            {},
+            r"trigger.factor: 1.5 × 16 = 24 is below 32, the next whole multiple of 16: nothing would grow; nearest: 2; or",
+        ),
+        (
+            1,
             TRIGGER,
             {"gradient_noise": {"preconditioned": True}},
             "gradient_noise.preconditioned: is for optim.name = 'adam' or 'adamw', not 'sgd'",
@@ -403,6 +424,8 @@ def test_a_trigger_without_a_measured_schedule_is_refused() -> None:
         (2, TRIGGER, {"layout": {"growth": "ranks"}}),
         (3, TRIGGER, {"layout": {"ragged": True}, "schedule": {"global_batch": 24, "batch_multiple": 8}}),
         (1, {**TRIGGER, "windows_epochs": [[0.0, 1.0], [1.5, 1.5]]}, {}),
+        (1, {**TRIGGER, "factor": 1.5}, {"schedule": {"batch_multiple": 8}}),
+        (1, {**PLATEAU, "factor": 1.5}, {}),
     ],
 )
 def test_what_can_is_not(ranks: int, trigger: dict[str, Any], sections: dict[str, Any]) -> None:
