@@ -39,7 +39,7 @@ def join(sums: Tensor) -> Tensor:
     """
     largest = float(sums[0].abs().max()) if sums.numel() else 0.0
     if largest >= LIMIT:
-        raise OverflowError(f"a sum of {largest:.3g} is beyond {LIMIT:.0f}, where exact mode ends; scale the loss down")
+        raise OverflowError(f"a sum of {largest:.3g} is beyond {LIMIT:.0f}, where exact mode ends")
     return sums[0] + sums[1]
 
 
