@@ -110,7 +110,8 @@ def measured_stages(job: Job, start: Start, decisions: Sequence[Decision]) -> tu
         decisions: those made.
 
     Raises:
-        JobError: the decisions do not belong to this job: they do not follow one another at whole updates.
+        JobError: the decisions do not belong to this job: they do not follow one another at whole updates, or
+            were made at another batch or learning rate.
     """
     section = job.schedule
     assert isinstance(section, MeasuredSchedule)
@@ -151,6 +152,10 @@ def _stretches(job: Job, start: Start, decisions: Sequence[Decision]) -> list[_S
         if seen <= 0 or seen % last.batch:
             fault = f"{seen / last.batch:.2f} updates of {last.batch} after sample {last.samples:,}"
             told = f"at sample {decision.samples:,}, {fault}: this job is never there between two updates"
+            faults.append(Fault(f"decision {k}", told))
+        elif decision.old_batch != last.batch or not math.isclose(decision.old_lr, last.lr, rel_tol=1e-6):
+            was, would = f"{decision.old_batch:,}, lr {decision.old_lr:.4g}", f"{last.batch:,}, lr {last.lr:.4g}"
+            told = f"at sample {decision.samples:,}, it was made at a batch of {was}; this job is at {would} there"
             faults.append(Fault(f"decision {k}", told))
         elif progress >= job.schedule.epochs * start.noise.num_samples:
             fault = f"at sample {decision.samples:,}, where the {job.schedule.epochs:g} epochs of this job are over"

@@ -132,6 +132,16 @@ def test_digest_of_what_is_no_run_is_refused(tmp_path: Path, capsys: pytest.Capt
             "max_batch: unknown key of 'decay'; it belongs to grow",
         ),
         (["train", "small.toml", "--overwrite", "--resume", "auto"], 2, "--overwrite: contradicts --resume auto"),
+        (
+            ["plan", "small.toml", "--replay", "d.jsonl"],
+            2,
+            "--replay: schedule.policy = 'grow' is fixed: there is nothing",
+        ),
+        (
+            ["train", "small.toml", "--replay", "d.jsonl"],
+            2,
+            "--replay: schedule.policy = 'grow' is fixed: there is nothing",
+        ),
         (["plan", "small.toml", "--data.flip", "--json"], 2, "data.flip: has no value"),
         (["plan", "small.toml", "--schedule.epochs", "1e-9"], 2, "1e-09 of N = 300 samples are none"),
         (["train", "small.toml", "--data.source", "cifar1O"], 2, "data.source: did you mean 'cifar10'?"),

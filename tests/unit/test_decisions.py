@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -222,6 +223,9 @@ def test_a_file_that_is_not_there_or_no_text_is_named(tmp_path: Path) -> None:
         ([decision_at(160), decision_at(160)], "decision 2: at sample 160, 0.00 updates of 48 after sample 160"),
         ([decision_at(160), decision_at(112)], "decision 2: at sample 112, -1.00 updates of 48"),
         ([decision_at(960)], "decision 1: at sample 960, where the 3 epochs of this job are over"),
+        ([replace(decision_at(160), old_batch=32)], "decision 1: .* made at a batch of 32, lr 0.05; this job is at 16"),
+        ([replace(decision_at(160), old_lr=0.1)], "made at a batch of 16, lr 0.1; this job is at 16, lr 0.05 there"),
+        ([decision_at(160), decision_at(256)], "decision 2: at sample 256, it was made at a batch of 16, .* at 48"),
         ([decision_at(160, batch=52)], "52 = 6.50 ghost batches of 8; nearest: 48, 56"),
     ],
 )
