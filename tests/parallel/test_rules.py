@@ -83,11 +83,12 @@ def test_an_update_left_out_leaves_all_as_it_was(ranks: Ranks, exact: bool) -> N
     assert tree_digest(engine.model.state_dict()) == tree_digest(clean.model.state_dict())
 
 
-def test_a_gradient_that_overflows_is_no_fault_of_any_group(ranks: Ranks) -> None:
-    engine = golden.make_engine(ranks)
-    next(engine.model.parameters()).register_hook(lambda gradient: gradient * torch.inf)
+@pytest.mark.parametrize("exact", [False, True])
+def test_a_gradient_that_overflows_is_no_fault_of_any_group(ranks: Ranks, exact: bool) -> None:
+    engine = golden.make_engine(ranks, exact=exact)
+    next(engine.model.parameters()).register_hook(lambda gradient: gradient + torch.inf)
     with pytest.raises(NonFinite, match="the gradient is not finite") as fault:
-        golden.serve(engine, ranks, 2, 0)
+        golden.serve(engine, ranks, 2 - exact, 0)
     assert fault.value.positions == ()
 
 
