@@ -15,7 +15,7 @@ from hvd_batchgrow.cli.common import JobCommand, terminal
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.config.types import NumRanks
 from hvd_batchgrow.errors import ExitCode, Fault, JobError
-from hvd_batchgrow.schedule.decisions import Decision, read_decisions
+from hvd_batchgrow.schedule.decisions import Decision, check_replay, read_decisions
 from hvd_batchgrow.schedule.plan import Plan, compile_plan
 from hvd_batchgrow.schedule.twin import compile_twin, decay_twin
 
@@ -82,9 +82,7 @@ class PlanCommand(JobCommand):
         """Those to replay."""
         if self.replay is None:
             return ()
-        if job.schedule.policy != "measured":
-            fault = f"schedule.policy = {job.schedule.policy!r} is fixed: there is nothing to replay"
-            raise JobError([Fault("--replay", fault)], str(self.job))
+        check_replay(job.schedule.policy, str(self.job))
         return read_decisions(self.replay)[1]
 
     def print_twin(self, twin: Job | None) -> None:

@@ -75,6 +75,10 @@ class Start:
         batch = max(1, round(wanted / self.group)) * self.group
         return batch if self.max_batch is None else min(batch, self.max_batch)
 
+    def whole(self, most: float) -> int:
+        """The largest batch that can be had and is not above `most`."""
+        return math.floor(most / self.group * (1 + 1e-12)) * self.group
+
     def stage(self, epoch: float, noise: float, momentum: float, wanted: float) -> Stage:
         """A stage of a given noise scale: the batch as near to `wanted` as can be, the learning rate to match."""
         batch = self.form(wanted)

@@ -53,6 +53,7 @@ class GradientBuckets:
         self._buckets: list[Tensor] = []
         self._unfinished: list[int] = []
         self._sizes: list[int] = []
+        self._slices: list[tuple[nn.Parameter, Tensor]] = []
         self._handles: dict[int, Any] = {}
         self._armed = False
         self.members: list[Sequence[nn.Parameter]] = []
@@ -71,7 +72,10 @@ class GradientBuckets:
         self._wire_scale = 1.0
 
     def zero(self) -> None:
-        """Forget all gradients; the slices stay where they are."""
+        """Forget all gradients; the slices are where they were, also if somebody has put others in their place."""
+        for parameter, slice_ in self._slices:
+            if parameter.grad is not slice_:  # as `zero_grad` does
+                parameter.grad = slice_
         torch._foreach_zero_(self._buckets)
         if self.exact:
             torch._foreach_zero_(self._parts)
@@ -159,8 +163,10 @@ class GradientBuckets:
         offset = 0
         for parameter in members:
             # The parameter's own strides: autograd adds in place, without a copy, for channels_last too.
-            slice_ = bucket[offset : offset + parameter.numel()]
-            parameter.grad = slice_.as_strided(parameter.shape, parameter.stride())
+            flat = bucket[offset : offset + parameter.numel()]
+            slice_ = flat.as_strided(parameter.shape, parameter.stride())
+            self._slices.append((parameter, slice_))
+            parameter.grad = slice_
             parameter.register_post_accumulate_grad_hook(lambda _, index=index: self._finish_one(index))
             offset += parameter.numel()
         self._buckets.append(bucket)

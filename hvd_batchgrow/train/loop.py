@@ -240,7 +240,7 @@ class Trainer:
         micro_batches = (self._take(batches, positions, taken) for positions in passes)
         try:
             result = self.engine.update(micro_batches, len(passes), phase, batch // group, stop=stop)
-        except NonFinite as fault:
+        except (NonFinite, OverflowError) as fault:  # an exact sum has the same bits on all ranks
             told = RunError(describe(fault, self.plan, self.stream, self.samples))
             raise AgreedFailure(told if self.ranks.rank == 0 else None, ExitCode.FAILURE) from None
         self._is_whole = False
@@ -372,7 +372,7 @@ class Trainer:
         carry.last_update = self._last_update
 
     def _record(self, stretch: Stretch, index: int, phase: Phase) -> None:
-        if stretch.samples:  # else all were left out
+        if stretch.seconds:  # else there was no update since the record before
             ratio = median_trust_ratio(self.optimizer)
             record = stretch.record(
                 self.plan,

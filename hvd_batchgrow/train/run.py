@@ -18,6 +18,7 @@ from hvd_batchgrow.data.samples import ReportProgress, Source
 from hvd_batchgrow.data.sources import load_source
 from hvd_batchgrow.errors import Fault, JobError
 from hvd_batchgrow.nn.models import check_model
+from hvd_batchgrow.schedule.decisions import check_replay
 from hvd_batchgrow.schedule.plan import Plan, compile_plan
 from hvd_batchgrow.train.carry import Carry
 from hvd_batchgrow.train.engine import wire_type
@@ -75,7 +76,7 @@ def run_job(
     """
     loaded = ranks.together(load)
     job = loaded.model_copy(update={"name": options.fork}) if options.fork else loaded
-    plan, shown = ranks.together(lambda: _prepare(job, ranks, options.phases))
+    plan, shown = ranks.together(lambda: _prepare(job, ranks, options))
     source = load_together(job, ranks, report)
     set_threads(job, ranks)
     folder = options.runs_dir / job.name
@@ -126,8 +127,11 @@ def _notes_on_bad(source: Source) -> list[str]:
     ]
 
 
-def _prepare(job: Job, ranks: Ranks, phases: tuple[int, int] | None) -> tuple[Plan, Plan]:
+def _prepare(job: Job, ranks: Ranks, options: RunOptions) -> tuple[Plan, Plan]:
     """The plan for these ranks, and the plan to show: of an elastic job, the ranks that it would like."""
+    phases = options.phases
+    if options.replay is not None:
+        check_replay(job.schedule.policy, job.name)
     num_samples = known_num_samples(job.data)
     shown = compile_plan(job, ranks.size, num_samples)
     plan = compile_plan(for_any_ranks(job), ranks.size, num_samples) if ranks.elastic else shown

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from hvd_batchgrow.schedule.phases import Phase
@@ -43,7 +44,7 @@ class Stretch:
         skipped: int,
         gradient_noise: dict[str, NoiseScale],
     ) -> TrainRecord:
-        """What is told of it.
+        """What is told of it; where all its updates were left out, loss and top1 are no numbers.
 
         Args:
             plan: of the run.
@@ -67,8 +68,8 @@ class Stretch:
             accumulation=layout.accumulation,
             ranks=layout.ranks,
             noise_scale=plan.noise_scale(phase),
-            loss=self.loss / self.samples,
-            top1=self.correct / self.samples,
+            loss=self.loss / self.samples if self.samples else math.nan,
+            top1=self.correct / self.samples if self.samples else math.nan,
             samples_per_s=self.samples / self.seconds,
             data_wait_pct=100 * self.data_wait_s / self.seconds,
             allreduce_pct=100 * self.reduce_wait_s / self.seconds,
