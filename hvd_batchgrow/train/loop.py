@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
@@ -11,17 +10,13 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from hvd_batchgrow.comm.ranks import AgreedFailure, Ranks
 from hvd_batchgrow.config import Job
-from hvd_batchgrow.data.feed import OnBad
 from hvd_batchgrow.data.pipeline import Batch, Reader, choose_pipeline
-from hvd_batchgrow.data.samples import Source, raise_bad
+from hvd_batchgrow.data.samples import Source
 from hvd_batchgrow.data.stream import Stream, groups_of_rank, passes_of_rank
-from hvd_batchgrow.errors import ExitCode, Fault, JobError, RunError
-from hvd_batchgrow.nn.compiled import compile_network
-from hvd_batchgrow.nn.models import build_model, hazards
+from hvd_batchgrow.errors import ExitCode, RunError
 from hvd_batchgrow.optim.build import build_optimizer
 from hvd_batchgrow.optim.lars import median_trust_ratio
 from hvd_batchgrow.schedule.decisions import Decision
@@ -42,6 +37,7 @@ from hvd_batchgrow.train.micro_batches import gather_replaced, inputs_of, join_g
 from hvd_batchgrow.train.non_finite import NonFinite, describe
 from hvd_batchgrow.train.reestimate import reestimate_together
 from hvd_batchgrow.train.run_folder import write_plan
+from hvd_batchgrow.train.setup import build_network, choose_device, on_bad
 from hvd_batchgrow.train.stop import Stop
 from hvd_batchgrow.train.stretch import Stretch
 from hvd_batchgrow.train.watchdog import IDLE, Pulse, Watchdog
@@ -65,10 +61,10 @@ class Trainer:
     ) -> None:
         self.job, self.plan, self.source, self.ranks = job, plan, source, ranks
         self.folder, self.observers = folder, observers
-        self.device = _choose_device(ranks)
+        self.device = choose_device(ranks)
         torch.manual_seed(job.seed)
-        self.reader = Reader(job.data, source, self.device, torch.get_num_threads(), _on_bad(job, ranks))
-        self.model = ranks.together(self._build_model)
+        self.reader = Reader(job.data, source, self.device, torch.get_num_threads(), on_bad(job, ranks))
+        self.model, self.hazards = ranks.together(lambda: build_network(job, source, self.device))
         self.optimizer = build_optimizer(self.model, job.optim)
         rescale = getattr(job.optim, "rescale_momentum", False)
         self.engine = UpdateEngine(
@@ -91,21 +87,6 @@ class Trainer:
         self.writer = CheckpointWriter(folder / "checkpoints", job.checkpoint.keep, boundaries)
         self._elapsed_before_s = 0.0
         self._begin = time.perf_counter()
-
-    def _build_model(self) -> nn.Module:
-        shape, num_classes = self.source.train.shape, self.source.num_classes
-        model = build_model(self.job, shape, num_classes).to(self.device)
-        self.hazards = hazards(self.job, model, shape)
-        if self.hazards and self.job.layout.exact:
-            text = "; ".join(self.hazards)
-            raise JobError(
-                [Fault("layout.exact", f"cannot be had with {self.job.model.name}; at {text}")], self.job.name
-            )
-        if self.job.data.channels_last:
-            model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        if self.job.layout.compile:
-            compile_network(model)
-        return model
 
     def run(
         self,
@@ -422,17 +403,3 @@ class Trainer:
             elapsed_s=self._elapsed_s(),
             evaluation=self.evaluation,
         )
-
-
-def _on_bad(job: Job, ranks: Ranks) -> OnBad:
-    """What this rank does about a bad sample."""
-    if job.data.on_bad == "error":
-        return raise_bad
-    return lambda bad: print(f"rank {ranks.rank}: {bad.told()}; the next takes its place", file=sys.stderr, flush=True)
-
-
-def _choose_device(ranks: Ranks) -> torch.device:
-    """A GPU for each rank of the host, where there are as many and the ranks can add on them; else the CPU."""
-    if torch.cuda.is_available() and ranks.sums_on_gpu and ranks.local_size <= torch.cuda.device_count():
-        return torch.device("cuda", ranks.local_rank)
-    return torch.device("cpu")

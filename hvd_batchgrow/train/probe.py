@@ -32,7 +32,7 @@ from hvd_batchgrow.schedule.measured import (
 )
 from hvd_batchgrow.schedule.plan import Plan, compile_plan
 from hvd_batchgrow.train.loop import Trainer
-from hvd_batchgrow.train.run import load_together, set_threads
+from hvd_batchgrow.train.setup import load_together, set_threads
 
 Tell = Callable[[str], None]
 """Told of progress, on every rank."""

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
 
 from hvd_batchgrow.comm.ranks import Ranks, RanksLost
 from hvd_batchgrow.config import Job
@@ -15,7 +12,6 @@ from hvd_batchgrow.data.feed import known_bad
 from hvd_batchgrow.data.known import known_num_samples
 from hvd_batchgrow.data.pipeline import choose_pipeline
 from hvd_batchgrow.data.samples import ReportProgress, Source
-from hvd_batchgrow.data.sources import load_source
 from hvd_batchgrow.errors import Fault, JobError
 from hvd_batchgrow.nn.models import check_model
 from hvd_batchgrow.schedule.decisions import check_replay
@@ -29,6 +25,7 @@ from hvd_batchgrow.train.link import check_reached, check_width, end_of
 from hvd_batchgrow.train.loop import Trainer
 from hvd_batchgrow.train.run_folder import open_run
 from hvd_batchgrow.train.run_lock import RunLock
+from hvd_batchgrow.train.setup import load_together, set_threads
 from hvd_batchgrow.train.stop import Stop, StopAfter
 
 
@@ -154,41 +151,3 @@ def for_any_ranks(job: Job) -> Job:
     """The job with a layout for however many ranks there are: all of them train, and may hold unequal shares."""
     changes = {"growth": "accumulation", "ranks_per_phase": None, "ragged": True}
     return job.model_copy(update={"layout": job.layout.model_copy(update=changes)})
-
-
-def load_together(job: Job, ranks: Ranks, report: ReportProgress) -> Source:
-    """The source of a job, on all ranks; fetched and indexed by one rank of each host, which shows how far it is.
-
-    Raises:
-        AgreedFailure: it is missing or damaged, or there is no pipeline for it.
-    """
-
-    def load() -> Source:
-        source = load_source(job.data, job.seed, report)
-        choose_pipeline(job.data.pipeline, source.train)
-        return source
-
-    first = ranks.together(lambda: load() if ranks.local_rank == 0 else None)
-    return ranks.together(lambda: first or load())
-
-
-def set_threads(job: Job, ranks: Ranks) -> None:
-    """Torch's threads: what the job says, else one in exact mode, else OMP_NUM_THREADS, else this rank's cores."""
-    cores = cores_per_rank(ranks)  # asked on all ranks, whatever each of them then does with it
-    if job.layout.threads_per_rank or job.layout.exact:
-        torch.set_num_threads(job.layout.threads_per_rank or 1)
-    elif "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(cores)
-
-
-def cores_per_rank(ranks: Ranks) -> int:
-    """This rank's share of the cores it may use, whether ranks are bound to the same ones or each to its own.
-
-    All ranks call it together.
-    """
-    mine = list(os.sched_getaffinity(0))
-    users = torch.zeros(4096)
-    users[mine] = 1
-    ranks.sum(users, "cores")
-    num_hosts = ranks.size / ranks.local_size
-    return max(1, int(len(mine) / float(users[mine].mean() / num_hosts)))

@@ -49,7 +49,7 @@ def digest(trainer: Trainer) -> str:
 def test_a_run_is_the_cpus_up_to_rounding(gpu: torch.device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer, losses = train(tmp_path / "gpu")
     assert trainer.device == gpu
-    monkeypatch.setattr(loop, "_choose_device", lambda _: torch.device("cpu"))
+    monkeypatch.setattr(loop, "choose_device", lambda _: torch.device("cpu"))
     on_cpu, expected = train(tmp_path / "cpu")
     assert on_cpu.device.type == "cpu"
     assert losses[0] == pytest.approx(expected[0], rel=1e-4)
