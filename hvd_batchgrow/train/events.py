@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from hvd_batchgrow.config import Job
+from hvd_batchgrow.errors import RunError
 from hvd_batchgrow.schedule.decisions import Decision
 from hvd_batchgrow.schedule.plan import Plan
 from hvd_batchgrow.train.gradient_noise import NoiseScale
@@ -140,3 +142,24 @@ class Observer:
 
     def on_end(self, event: RunEnded) -> None:
         """The run is over, or stopped."""
+
+
+class Audience:
+    """The observers of a run.
+
+    Args:
+        observers: told in this order; none but on rank 0.
+        folder: of the run, which they write into.
+    """
+
+    def __init__(self, observers: Sequence[Observer], folder: Path) -> None:
+        self._observers, self._folder = observers, folder
+
+    def tell(self, method: str, event: object) -> None:
+        """Call a method of `Observer` on each. Raises RunError where one cannot write."""
+        for observer in self._observers:
+            try:
+                getattr(observer, method)(event)
+            except OSError as error:
+                where = error.filename or self._folder
+                raise RunError(f"{where} cannot be written: {error.strerror or error}") from error

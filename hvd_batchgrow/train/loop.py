@@ -28,7 +28,7 @@ from hvd_batchgrow.train.checkpoint import Checkpoint
 from hvd_batchgrow.train.checkpoint_writer import CheckpointWriter
 from hvd_batchgrow.train.engine import UpdateEngine, UpdateResult
 from hvd_batchgrow.train.evaluate import test
-from hvd_batchgrow.train.events import Decided, Evaluation, Observer, RunEnded, RunStarted, UpdateDone
+from hvd_batchgrow.train.events import Audience, Decided, Evaluation, Observer, RunEnded, RunStarted, UpdateDone
 from hvd_batchgrow.train.forward import MicroBatch, as_parameters, autocast
 from hvd_batchgrow.train.growth import Growth, is_measured
 from hvd_batchgrow.train.hand_over import train_on_first
@@ -60,7 +60,8 @@ class Trainer:
         self, job: Job, plan: Plan, source: Source, ranks: Ranks, folder: Path, observers: Sequence[Observer]
     ) -> None:
         self.job, self.plan, self.source, self.ranks = job, plan, source, ranks
-        self.folder, self.observers = folder, observers
+        self.folder = folder
+        self.audience = Audience(observers, folder)
         self.device = choose_device(ranks)
         torch.manual_seed(job.seed)
         self.reader = Reader(job.data, source, self.device, torch.get_num_threads(), on_bad(job, ranks))
@@ -129,7 +130,7 @@ class Trainer:
                 self.pulse.at(IDLE if self.ranks.rank >= count else "starting a phase")
                 stopped = train_on_first(self, count, partial(self._train, end_samples), stop)
         ended = self._ended(self._end(end_samples))
-        self._tell("on_end", ended)
+        self.audience.tell("on_end", ended)
         return ended
 
     def use(self, team: Ranks) -> None:
@@ -186,7 +187,7 @@ class Trainer:
         decision = self.growth.look(self.team, self.plan, self.samples, metrics, self.folder)
         if decision is not None:
             self._replan()
-            self._tell("on_decision", Decided(decision, self.plan))
+            self.audience.tell("on_decision", Decided(decision, self.plan))
         return decision
 
     def _replan(self) -> None:
@@ -230,7 +231,7 @@ class Trainer:
             self.average.update(phase.global_batch)
         replaced = gather_replaced(taken, self.team) if result.num_replaced else ()
         self._last_update = UpdateDone(self.samples, phase.global_batch, result.digest, replaced)
-        self._tell("on_update", self._last_update)
+        self.audience.tell("on_update", self._last_update)
         self.samples += phase.global_batch
         self.num_updates += 1
         self._is_whole = True
@@ -272,7 +273,7 @@ class Trainer:
         if not is_last and not self._is_due(before, self.job.evaluation.every_epochs):
             return None
         self.evaluation = self.evaluate()
-        self._tell("on_evaluation", self.evaluation)
+        self.audience.tell("on_evaluation", self.evaluation)
         return self.evaluation
 
     def _save_if_due(self, before: int, *, must_save: bool) -> None:
@@ -348,7 +349,7 @@ class Trainer:
 
     def break_off(self, carry: Carry) -> None:
         """After ranks were lost: put what this rank has of the last whole update where the next life finds it."""
-        self._tell("on_end", self._ended(self.plan.schedule.end_samples))
+        self.audience.tell("on_end", self._ended(self.plan.schedule.end_samples))
         carry.checkpoint = self.capture() if self._is_whole else None
         carry.last_update = self._last_update
 
@@ -364,7 +365,7 @@ class Trainer:
                 skipped=self.num_skipped,
                 gradient_noise=self.growth.noise,
             )
-            self._tell("on_record", record)
+            self.audience.tell("on_record", record)
 
     def _tell_start(self, notes: Sequence[str]) -> None:
         started = RunStarted(
@@ -381,15 +382,7 @@ class Trainer:
             notes=tuple(notes),
             last_update=self._last_update,
         )
-        self._tell("on_start", started)
-
-    def _tell(self, method: str, event: object) -> None:
-        for observer in self.observers:
-            try:
-                getattr(observer, method)(event)
-            except OSError as error:
-                where = error.filename or self.folder
-                raise RunError(f"{where} cannot be written: {error.strerror or error}") from error
+        self.audience.tell("on_start", started)
 
     def _ended(self, end_samples: int) -> RunEnded:
         schedule = self.plan.schedule
