@@ -46,3 +46,8 @@ class JobError(ValueError):
 
 class RunError(RuntimeError):
     """A run that cannot start or go on, for a reason that the user can mend."""
+
+
+def unwritable(place: object, error: OSError) -> RunError:
+    """A file or folder that cannot be written, and why, in the system's words."""
+    return RunError(f"{place} cannot be written: {error.strerror or error}")

@@ -10,7 +10,7 @@ from pydantic import Field, ValidationError
 
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.config.types import PositiveFloat, Section
-from hvd_batchgrow.errors import Fault, JobError, RunError
+from hvd_batchgrow.errors import Fault, JobError, RunError, unwritable
 
 Count = Annotated[int, Field(gt=0, lt=1 << 53)]
 """As far as floating point counts."""
@@ -151,7 +151,7 @@ def save_probe(path: Path, probe: Probe) -> None:
         temporary.write_text(probe.model_dump_json(indent=1) + "\n", encoding="utf-8")
         os.replace(temporary, path)
     except OSError as error:
-        raise RunError(f"{path} cannot be written: {error.strerror or error}") from None
+        raise unwritable(path, error) from None
 
 
 def merge_probes(old: Probe | None, new: Probe) -> Probe:

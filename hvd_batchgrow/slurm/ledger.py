@@ -12,7 +12,7 @@ from typing import Annotated
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from hvd_batchgrow.errors import RunError
+from hvd_batchgrow.errors import RunError, unwritable
 from hvd_batchgrow.slurm.links import Link
 from hvd_batchgrow.slurm.scheduler import JobState, is_live
 
@@ -111,7 +111,7 @@ def write_ledger(run: Path, ledger: Ledger) -> None:
         os.replace(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise RunError(f"{path} cannot be written: {error.strerror or error}") from None
+        raise unwritable(path, error) from None
 
 
 def read_ledger(run: Path) -> Ledger | None:

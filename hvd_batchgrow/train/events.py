@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hvd_batchgrow.config import Job
-from hvd_batchgrow.errors import RunError
+from hvd_batchgrow.errors import unwritable
 from hvd_batchgrow.schedule.decisions import Decision
 from hvd_batchgrow.schedule.plan import Plan
 from hvd_batchgrow.train.gradient_noise import NoiseScale
@@ -161,5 +161,4 @@ class Audience:
             try:
                 getattr(observer, method)(event)
             except OSError as error:
-                where = error.filename or self._folder
-                raise RunError(f"{where} cannot be written: {error.strerror or error}") from error
+                raise unwritable(error.filename or self._folder, error) from error

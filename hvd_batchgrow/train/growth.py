@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.config.triggers import PlateauTrigger
-from hvd_batchgrow.errors import Fault, JobError, RunError
+from hvd_batchgrow.errors import Fault, JobError, unwritable
 from hvd_batchgrow.schedule.decisions import (
     Decision,
     decisions_text,
@@ -313,4 +313,4 @@ def append_line(path: Path, line: str) -> None:
             os.fsync(file.fileno())
         sync(path.parent)
     except OSError as error:
-        raise RunError(f"{path} cannot be written: {error.strerror or error}") from error
+        raise unwritable(path, error) from error
