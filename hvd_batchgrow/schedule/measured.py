@@ -10,7 +10,7 @@ from pydantic import Field, ValidationError
 
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.config.types import PositiveFloat, Section
-from hvd_batchgrow.errors import Fault, JobError, RunError, unwritable
+from hvd_batchgrow.errors import Fault, JobError, RunError, first_fault, unwritable
 
 Count = Annotated[int, Field(gt=0, lt=1 << 53)]
 """As far as floating point counts."""
@@ -120,9 +120,7 @@ def load_probe(path: Path) -> Probe:
     except OSError as error:
         raise RunError(f"{path} cannot be read: {error.strerror or error}; {again}") from None
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "whole file"
-        raise RunError(f"{path} is damaged, or no probe: {where}: {first['msg']}; {again}") from None
+        raise RunError(f"{path} is damaged, or no probe: {first_fault(error, 'whole file')}; {again}") from None
     if fault := _incomplete(probe):
         raise RunError(f"{path} is damaged: {fault}; {again}")
     return probe

@@ -12,7 +12,7 @@ from typing import Annotated
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from hvd_batchgrow.errors import RunError, unwritable
+from hvd_batchgrow.errors import RunError, first_fault, unwritable
 from hvd_batchgrow.slurm.links import Link
 from hvd_batchgrow.slurm.scheduler import JobState, is_live
 
@@ -134,9 +134,7 @@ def read_ledger(run: Path) -> Ledger | None:
         links = {"entries": tree.get("links"), "name": tree.get("name")} if isinstance(tree, dict) else tree
         return _LEDGERS.validate_python(links)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(map(str, first["loc"])) or "all of it"
-        raise RunError(f"{path} cannot be read: {where}: {first['msg']}") from None
+        raise RunError(f"{path} cannot be read: {first_fault(error)}") from None
 
 
 def samples_done(run: Path) -> int:

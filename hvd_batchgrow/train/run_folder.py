@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.config import Job
-from hvd_batchgrow.errors import RunError, unwritable
+from hvd_batchgrow.errors import RunError, first_fault, unwritable
 from hvd_batchgrow.near import near_path
 from hvd_batchgrow.nn.ghost_choice import kernels_for_cpu
 from hvd_batchgrow.schedule.plan import Plan
@@ -215,9 +215,7 @@ def read_plan(run: Path) -> dict[str, Any]:
         tree = json.loads(path.read_text(encoding="utf-8"))
         _Planned.model_validate(tree)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(map(str, first["loc"])) or "all of it"
-        raise RunError(f"{path} is damaged, or no plan: {where}: {first['msg']}") from None
+        raise RunError(f"{path} is damaged, or no plan: {first_fault(error)}") from None
     except (OSError, ValueError, RecursionError) as error:
         raise RunError(f"{path} cannot be read: {error}{near_path(run)}") from None
     return tree  # type: ignore[no-any-return]
