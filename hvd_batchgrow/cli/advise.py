@@ -14,9 +14,9 @@ from hvd_batchgrow.cli.common import refuse_overrides, terminal
 from hvd_batchgrow.config.schedules import LrRule
 from hvd_batchgrow.errors import ExitCode, Fault, JobError, RunError
 from hvd_batchgrow.job_file import parse_job
+from hvd_batchgrow.json_lines import read_json_lines
 from hvd_batchgrow.schedule.advice import RecordedRun, advise
 from hvd_batchgrow.schedule.noise_record import read_observations
-from hvd_batchgrow.watch.json_lines import read_json_lines
 
 
 @dataclass(frozen=True)
