@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 
 from hvd_batchgrow.data.permutation import ROUNDS, Permutation
 from hvd_batchgrow.data.philox import philox4x32
-
-Ids = NDArray[np.int64]
+from hvd_batchgrow.data.samples import Ids
 
 _ORDER_KEY = 1 << 63
 """Set in the key of the orders, never in that of the draws: seeds are below it."""
