@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 
@@ -80,14 +81,16 @@ def _neighbours(value: int, unit: int) -> tuple[str, str]:
     return (f"{lower}, " if lower else "", str(lower + unit))
 
 
+def formable_ranks(num_groups: int, max_ranks: int, *, ragged: bool) -> Iterator[int]:
+    """Numbers of ranks that a batch of so many groups can be dealt to, the most first; the last is 1."""
+    most = max(1, min(num_groups, max_ranks))
+    return (ranks for ranks in range(most, 0, -1) if ragged or num_groups % ranks == 0)
+
+
 def ranks_for_full_passes(global_batch: int, max_ranks: int, group: int, max_micro_batch: int, *, ragged: bool) -> int:
     """The most ranks, of those that can be had, that each get at least one full micro-batch of a global batch.
 
     Args as `form_layout`; always at least 1. A number of ranks that does not divide the groups is
     passed over for a smaller one, unless ragged.
     """
-    groups = global_batch // group
-    most = max(1, min(max_ranks, global_batch // max_micro_batch))
-    if ragged:
-        return most
-    return max(ranks for ranks in range(1, most + 1) if groups % ranks == 0)
+    return next(formable_ranks(global_batch // group, min(max_ranks, global_batch // max_micro_batch), ragged=ragged))
