@@ -14,7 +14,6 @@ import torch
 from hvd_batchgrow.comm.ranks import AgreedFailure, Ranks
 from hvd_batchgrow.config import UpdateSection
 from hvd_batchgrow.data.samples import Source
-from hvd_batchgrow.schedule.plan import compile_plan
 from hvd_batchgrow.train.checkpoint import Checkpoint, tree_digest
 from hvd_batchgrow.train.engine import UpdateEngine
 from hvd_batchgrow.train.events import Observer, TrainRecord
@@ -25,7 +24,8 @@ from hvd_batchgrow.train.non_finite import NonFinite
 from hvd_batchgrow.train.stop import StopRequest
 from hvd_batchgrow.train.weight_average import WeightAverage
 from tests import golden
-from tests.helpers import NUM_TRAIN, small_job, small_source
+from tests.helpers import small_job, small_source
+from tests.training import make_trainer
 
 
 def rule(**values: Any) -> UpdateSection:
@@ -104,9 +104,7 @@ def trainer_of(
     ranks: Ranks, folder: Path, observers: Sequence[Observer] = (), source: Source | None = None, **sections: Any
 ) -> Trainer:
     job = small_job(checkpoint={"every_epochs": 0.5, "keep": 100}, **sections)
-    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-    plan = compile_plan(job, ranks.size, NUM_TRAIN)
-    return Trainer(job, plan, source or small_source(), ranks, folder, observers)
+    return make_trainer(job, ranks, folder, *observers, source=source)
 
 
 def test_a_run_that_stops_says_which_update_and_samples(ranks: Ranks, tmp_path: Path) -> None:
