@@ -10,7 +10,7 @@ from hvd_batchgrow.config import Job
 from hvd_batchgrow.errors import unwritable
 from hvd_batchgrow.schedule.decisions import Decision
 from hvd_batchgrow.schedule.plan import Plan
-from hvd_batchgrow.train.gradient_noise import NoiseScale
+from hvd_batchgrow.train.gradient_noise import GradientNoiseScale
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class TrainRecord:
     """Median over the tensors of LARS's last update; None: another optimiser."""
     skipped: int
     """Updates left out since the start of the run, because they were not finite."""
-    gradient_noise: dict[str, NoiseScale] = field(default_factory=dict)
+    gradient_noise: dict[str, GradientNoiseScale] = field(default_factory=dict)
     """Of the whole gradient ("all"), and of each layer group where that is asked for; empty: not measured."""
 
 

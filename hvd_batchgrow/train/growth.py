@@ -27,7 +27,7 @@ from hvd_batchgrow.schedule.plan import Plan, compile_plan
 from hvd_batchgrow.schedule.triggers import Measurement, Trigger, bounded, make_trigger
 from hvd_batchgrow.train.checkpoint import sync, write_atomically
 from hvd_batchgrow.train.engine import UpdateResult
-from hvd_batchgrow.train.gradient_noise import NoiseAverage, NoiseScale
+from hvd_batchgrow.train.gradient_noise import GradientNoiseScale, NoiseAverage
 from hvd_batchgrow.train.gradient_norms import ALL
 
 _FILE = "decisions.jsonl"
@@ -71,7 +71,7 @@ class Growth:
         return any(before < latest * self._num_samples <= samples for _, latest in windows)
 
     @property
-    def noise(self) -> dict[str, NoiseScale]:
+    def noise(self) -> dict[str, GradientNoiseScale]:
         """Of the whole gradient and by layer group, as far as it is known."""
         return {name: value for name, average in self._noise.items() if (value := average.value)}
 

@@ -9,7 +9,7 @@ from hvd_batchgrow.schedule.phases import Phase
 from hvd_batchgrow.schedule.plan import Plan
 from hvd_batchgrow.train.engine import UpdateResult
 from hvd_batchgrow.train.events import TrainRecord
-from hvd_batchgrow.train.gradient_noise import NoiseScale
+from hvd_batchgrow.train.gradient_noise import GradientNoiseScale
 
 
 @dataclass
@@ -42,7 +42,7 @@ class Stretch:
         *,
         trust_ratio: float | None,
         skipped: int,
-        gradient_noise: dict[str, NoiseScale],
+        gradient_noise: dict[str, GradientNoiseScale],
     ) -> TrainRecord:
         """What is told of it; where all its updates were left out, loss and top1 are no numbers.
 
