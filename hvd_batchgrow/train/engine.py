@@ -21,7 +21,7 @@ from hvd_batchgrow.train.exact import join, split
 from hvd_batchgrow.train.forward import Forward, MicroBatch, classify
 from hvd_batchgrow.train.gradient_noise import NoiseEstimate
 from hvd_batchgrow.train.gradient_norms import GradientNorms
-from hvd_batchgrow.train.gradients import GradientBuckets
+from hvd_batchgrow.train.gradients import GradientBuckets, wire_type_of
 from hvd_batchgrow.train.loss_scale import LossScale
 from hvd_batchgrow.train.non_finite import NonFinite
 from hvd_batchgrow.train.watchdog import WAITING
@@ -116,7 +116,7 @@ class UpdateEngine:
         self.dropouts = keyed_dropouts(model)
         self.exact = exact
         self.buckets = GradientBuckets(
-            [p for p in model.parameters() if p.requires_grad], ranks, exact=exact, wire_type=wire_type(self.rule)
+            [p for p in model.parameters() if p.requires_grad], ranks, exact=exact, wire_type=wire_type_of(self.rule)
         )
         self.loss_scale = LossScale() if self.rule.precision == "float16" else None
         self.at: Callable[[str], None] = lambda stage: None
@@ -276,8 +276,3 @@ class UpdateEngine:
         for norm, part in zip(norms, statistics.split(sizes), strict=True):
             parts = part.reshape(-1, 2, norm.num_features)
             norm.commit(join(parts) if self.exact else parts[0], num_groups)
-
-
-def wire_type(rule: UpdateSection) -> torch.dtype | None:
-    """Of the gradients on their way between ranks; None: as they are."""
-    return None if rule.compression == "none" else getattr(torch, rule.compression)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hvd_batchgrow.comm.ranks import Ranks
+from hvd_batchgrow.config import UpdateSection
 from hvd_batchgrow.train import exact as exact_sums
 from hvd_batchgrow.train.gradient_noise import NoiseEstimate
 from hvd_batchgrow.train.gradient_norms import GradientNorms
@@ -189,6 +190,11 @@ class GradientBuckets:
         if self._wires and self.ranks.size > 1:
             summed = torch.mul(summed, self._wire_scale, out=self._wires[index])
         self._handles[index] = self.ranks.start_sum(summed, f"gradients.{index}")
+
+
+def wire_type_of(rule: UpdateSection) -> torch.dtype | None:
+    """Of the gradients on their way between ranks; None: as they are."""
+    return None if rule.compression == "none" else getattr(torch, rule.compression)
 
 
 def check_wire_type(wire_type: torch.dtype | None, ranks: Ranks, *, exact: bool) -> None:

@@ -27,7 +27,7 @@ from hvd_batchgrow.train.carry import Carry
 from hvd_batchgrow.train.checkpoint import Checkpoint
 from hvd_batchgrow.train.checkpoint_writer import CheckpointWriter
 from hvd_batchgrow.train.engine import UpdateEngine, UpdateResult
-from hvd_batchgrow.train.evaluate import test
+from hvd_batchgrow.train.evaluate import evaluate
 from hvd_batchgrow.train.events import Audience, Decided, Evaluation, Observer, RunEnded, RunStarted, UpdateDone
 from hvd_batchgrow.train.forward import MicroBatch, as_parameters, autocast
 from hvd_batchgrow.train.growth import Growth, is_measured
@@ -285,15 +285,15 @@ class Trainer:
 
     def evaluate(self) -> Evaluation:
         """Loss and accuracy over the whole test set: every sample once, over all ranks."""
-        loss, top1 = self._test()
+        loss, top1 = self._loss_and_top1()
         if self.average is None:
             return Evaluation(self.samples, self._epoch(), loss, top1)
         with self.average.in_place():
-            return Evaluation(self.samples, self._epoch(), loss, top1, *self._test())
+            return Evaluation(self.samples, self._epoch(), loss, top1, *self._loss_and_top1())
 
-    def _test(self) -> tuple[float, float]:
+    def _loss_and_top1(self) -> tuple[float, float]:
         num_test, batch, precision = len(self.source.test), self.job.evaluation.batch, self.job.update.precision
-        return test(self.model, self.reader, num_test, batch, self.team, precision, self.pulse.at)
+        return evaluate(self.model, self.reader, num_test, batch, self.team, precision, self.pulse.at)
 
     def _is_due(self, before: int, every_epochs: float) -> bool:
         """Whether a multiple of a number of epochs lies between two sample counts."""

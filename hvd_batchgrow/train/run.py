@@ -17,10 +17,9 @@ from hvd_batchgrow.nn.models import check_model
 from hvd_batchgrow.schedule.decisions import check_replay
 from hvd_batchgrow.schedule.plan import Plan, compile_plan
 from hvd_batchgrow.train.carry import Carry
-from hvd_batchgrow.train.engine import wire_type
 from hvd_batchgrow.train.events import Observer, RunEnded
 from hvd_batchgrow.train.fits import check_fits
-from hvd_batchgrow.train.gradients import check_wire_type
+from hvd_batchgrow.train.gradients import check_wire_type, wire_type_of
 from hvd_batchgrow.train.link import check_reached, check_width, end_of
 from hvd_batchgrow.train.loop import Trainer
 from hvd_batchgrow.train.run_folder import open_run
@@ -141,7 +140,7 @@ def _prepare(job: Job, ranks: Ranks, options: RunOptions) -> tuple[Plan, Plan]:
         raise JobError([Fault("layout.ranks_per_phase", f"{fault}; launch {plan.peak_ranks}")], job.name)
     check_model(job)
     try:
-        check_wire_type(wire_type(job.update), ranks, exact=False)
+        check_wire_type(wire_type_of(job.update), ranks, exact=False)
     except ValueError as error:
         raise JobError([Fault("update.compression", str(error))], job.name) from None
     return plan, shown
