@@ -53,7 +53,7 @@ class PlanCommand(JobCommand):
         choose = choose_ranks(job, num_samples, probe, self.ranks) if probe else None
         decisions = self.decisions(job)
         plan = compile_plan(job, self.ranks, num_samples, choose, decisions)
-        is_open = job.schedule.policy == "measured" and not decisions and not self.twin
+        is_open = job.is_measured and not decisions and not self.twin
         twin_job = None if job.schedule.policy == "decay" or is_open else decay_twin(job, num_samples, decisions)
         if self.twin:
             self.print_twin(twin_job)

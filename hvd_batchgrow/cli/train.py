@@ -175,8 +175,7 @@ class TwinCommand(TrainCommand):
         from hvd_batchgrow.schedule.decisions import read_decisions
 
         job = self.load(overrides)
-        is_measured = job.schedule.policy == "measured"
-        decisions = read_decisions(self.runs_dir / job.name / "decisions.jsonl")[1] if is_measured else ()
+        decisions = read_decisions(self.runs_dir / job.name / "decisions.jsonl")[1] if job.is_measured else ()
         return decay_twin(job, known_num_samples(job.data), decisions)
 
     def compare(self, ranks: Ranks, stop: StopRequest, overrides: dict[str, Any]) -> ExitCode:

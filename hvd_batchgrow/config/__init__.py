@@ -272,9 +272,10 @@ class Job(Section):
             return group
         return self.layout.max_micro_batch or max(1, 128 // group) * group
 
-    def _measuring(self) -> tuple[str, ...]:
-        """Sections that have a say in when the batch grows."""
-        return ("trigger", "gradient_noise") if self.schedule.policy == "measured" else ()
+    @property
+    def is_measured(self) -> bool:
+        """Whether a trigger decides when the batch grows."""
+        return self.schedule.policy == "measured"
 
     def deciding(self, num_samples: int) -> dict[str, Any]:
         """The keys that decide the weights a run ends with; all others may change at a resume.
@@ -286,9 +287,10 @@ class Job(Section):
             dotted key to plain value.
         """
         tree = self.model_dump(mode="json")
+        measuring = ("trigger", "gradient_noise") if self.is_measured else ()
         flat = {
             f"{section}.{key}": value
-            for section in ("data", "model", "optim", "schedule", "update", *self._measuring())
+            for section in ("data", "model", "optim", "schedule", "update", *measuring)
             for key, value in tree[section].items()
         }
         free = {"data.root", "data.num_samples", "data.pipeline", "data.channels_last"}

@@ -173,7 +173,7 @@ def _layouts(stages: Sequence[Stage], job: Job, ranks: int, choose_ranks: Choose
     faults: list[Fault] = []
     layouts = []
     for k, (stage, phase_ranks) in enumerate(zip(stages, _phase_ranks(stages, job, ranks, choose_ranks), strict=True)):
-        if stage.global_batch % job.model.ghost_batch and job.schedule.policy != "measured":
+        if stage.global_batch % job.model.ghost_batch and not job.is_measured:
             continue  # a batch that a key says: it is told of that
         try:
             layouts.append(layout_for(stage, phase_ranks, job))

@@ -46,7 +46,7 @@ def make_links(plan: Plan, nodes_max: int, ranks_per_node: int) -> tuple[Link, .
     Raises:
         JobError: a phase's ranks are no whole number of nodes, or too many; all such phases, with what would fit.
     """
-    if plan.job.schedule.policy == "measured":
+    if plan.job.is_measured:
         remedy = "as one job: sbatch --nodes=N slurm/train.sbatch JOB"
         raise JobError(
             [Fault("schedule.policy", f"'measured' has no phases before it trains; {remedy}")], plan.job.name

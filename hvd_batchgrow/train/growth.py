@@ -46,7 +46,7 @@ class Growth:
 
     def __init__(self, job: Job, num_samples: int, model: nn.Module) -> None:
         self._job, self._num_samples, self._model = job, num_samples, model
-        self._trigger: Trigger | None = make_trigger(job, num_samples) if is_measured(job) else None
+        self._trigger: Trigger | None = make_trigger(job, num_samples) if job.is_measured else None
         self._noise: dict[str, NoiseAverage] = {}
         self._loss = _Average(job.gradient_noise.memory_epochs * num_samples)
         self._best: dict[str, Tensor] = {}
@@ -190,7 +190,7 @@ class Growth:
         """The inverse; of a run that measured nothing, nothing."""
         if not state:
             return
-        if is_measured(self._job):
+        if self._job.is_measured:
             self.decisions = tuple(map(Decision.from_dict, state["decisions"]))
             self._set_replay(state["replayed_from"])
         if self._trigger and state["trigger"]:
@@ -222,7 +222,7 @@ class Growth:
                 has followed so far.
         """
         notes: list[str] = []
-        if not is_measured(self._job):
+        if not self._job.is_measured:
             return notes
 
         def read() -> bytes:
@@ -293,11 +293,6 @@ class _Average:
 
     def load(self, state: Sequence[float]) -> None:
         self._sum, self._weight = state
-
-
-def is_measured(job: Job) -> bool:
-    """Whether a trigger of the job decides."""
-    return job.schedule.policy == "measured"
 
 
 def append_line(path: Path, line: str) -> None:

@@ -30,7 +30,7 @@ from hvd_batchgrow.train.engine import UpdateEngine, UpdateResult
 from hvd_batchgrow.train.evaluate import evaluate
 from hvd_batchgrow.train.events import Audience, Decided, Evaluation, Observer, RunEnded, RunStarted, UpdateDone
 from hvd_batchgrow.train.forward import MicroBatch, as_parameters, autocast
-from hvd_batchgrow.train.growth import Growth, is_measured
+from hvd_batchgrow.train.growth import Growth
 from hvd_batchgrow.train.hand_over import train_on_first
 from hvd_batchgrow.train.loss_scale import LossScale
 from hvd_batchgrow.train.micro_batches import gather_replaced, inputs_of, join_groups
@@ -161,7 +161,7 @@ class Trainer:
             stopped = result.stop_votes > 0
             at_boundary = self.samples == phase.end_samples
             # A phase of a measured schedule ends after the evaluation that its trigger sees, also in a replay.
-            may_grow = is_measured(self.job) and self.samples < schedule.end_samples
+            may_grow = self.job.is_measured and self.samples < schedule.end_samples
             if at_boundary and not may_grow:
                 self._reestimate(index)
             if stopped or at_boundary or self._is_due(before, 1 / self.job.watch.records_per_epoch):
