@@ -11,16 +11,8 @@ from pathlib import Path
 
 from hvd_batchgrow.config import DataSection
 from hvd_batchgrow.data.cache import Arrays, cached_arrays, file_stamp
-from hvd_batchgrow.data.encoded import (
-    NUM_SHOWN,
-    EncodedSamples,
-    Entry,
-    listing,
-    make_index,
-    nearest,
-    reading,
-    source_root,
-)
+from hvd_batchgrow.data.encoded import NUM_SHOWN, EncodedSamples, listing, nearest, reading, source_root
+from hvd_batchgrow.data.image_index import Entry, make_index
 from hvd_batchgrow.data.samples import ReportProgress
 from hvd_batchgrow.errors import Fault, JobError, RunError
 

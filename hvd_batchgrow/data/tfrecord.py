@@ -16,7 +16,8 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
 from hvd_batchgrow.config import DataSection
-from hvd_batchgrow.data.encoded import EncodedSamples, Entry, encoded_source, read_header, report_bad
+from hvd_batchgrow.data.encoded import EncodedSamples, encoded_source, read_header, report_bad
+from hvd_batchgrow.data.image_index import Entry
 from hvd_batchgrow.data.samples import ReportProgress, Source
 from hvd_batchgrow.data.shards import (
     Faults,
