@@ -21,6 +21,7 @@ from PIL import Image, UnidentifiedImageError
 from hvd_batchgrow.config import DataSection
 from hvd_batchgrow.data.cache import Arrays
 from hvd_batchgrow.data.image_index import text_at
+from hvd_batchgrow.data.known import need_root
 from hvd_batchgrow.data.samples import (
     IMAGENET_DEVIATION,
     IMAGENET_MEAN,
@@ -217,11 +218,10 @@ def listing(head: str, lines: Sequence[str], count: int) -> str:
 
 def source_root(data: DataSection) -> Path:
     """`data.root`. Raises JobError if the job has none, and RunError if there is no such folder."""
-    if data.root is None:
-        raise JobError([Fault("data.root", f"is needed for the source {data.source!r}: the folder of its files")])
-    if not os.path.isdir(data.root):
+    root = need_root(data, "the folder of its files")
+    if not os.path.isdir(root):
         raise RunError(f"data.root = {data.root} is no folder")
-    return Path(data.root)
+    return root
 
 
 def nearest(folder: Path, name: str) -> str:
