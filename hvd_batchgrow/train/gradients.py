@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.config import UpdateSection
+from hvd_batchgrow.optim.parts import parts_of_size
 from hvd_batchgrow.train import exact as exact_sums
 from hvd_batchgrow.train.gradient_noise import NoiseEstimate
 from hvd_batchgrow.train.gradient_norms import GradientNorms
@@ -65,7 +66,7 @@ class GradientBuckets:
         self._num_passes_before = 0
         self._pass_samples = 0
         # Backward runs from the last parameter to the first: so do the buckets.
-        for members in _split(list(parameters)[::-1], bucket_bytes):
+        for members in parts_of_size(list(parameters)[::-1], bucket_bytes):
             self._add_bucket(members)
         self._parts = [exact_sums.split(torch.zeros_like(bucket)) for bucket in self._buckets] if exact else []
         compress = wire_type if ranks.size > 1 else None
@@ -207,18 +208,3 @@ def check_wire_type(wire_type: torch.dtype | None, ranks: Ranks, *, exact: bool)
     if wire_type not in ranks.sum_types:
         allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in ranks.sum_types)
         raise ValueError(f"{ranks.backend} cannot add {name}; it can: {allowed}")
-
-
-def _split(parameters: Sequence[nn.Parameter], bucket_bytes: int) -> list[list[nn.Parameter]]:
-    """Neighbours of one type and device, up to a size."""
-    buckets: list[list[nn.Parameter]] = []
-    room = 0
-    for parameter in parameters:
-        size = parameter.numel() * parameter.element_size()
-        kind = (parameter.dtype, parameter.device)
-        if not buckets or size > room or kind != (buckets[-1][0].dtype, buckets[-1][0].device):
-            buckets.append([])
-            room = bucket_bytes
-        buckets[-1].append(parameter)
-        room -= size
-    return buckets
