@@ -21,7 +21,7 @@ N = 90
 
 
 def train(source: Source, ranks: Ranks, folder: Path, on_bad: str) -> Trainer:
-    """A run over encoded images that grows from 16 to 96, recorded by rank 0."""
+    """A run over encoded images that grows from 16 to 80, recorded by rank 0."""
     job = small_job(
         data={
             "source": "image_folder",
@@ -30,6 +30,7 @@ def train(source: Source, ranks: Ranks, folder: Path, on_bad: str) -> Trainer:
             "crop_pixels": 12,
             "on_bad": on_bad,
         },
+        schedule={"max_batch": 80},
         layout={"exact": True},
     )
     trainer = make_trainer(job, ranks, folder, *([ConsumedFile()] if ranks.rank == 0 else []), source=source)

@@ -12,7 +12,7 @@ from hvd_batchgrow.comm.broadcast_tree import broadcast_tree
 from hvd_batchgrow.comm.ranks import AgreedFailure, Ranks
 from hvd_batchgrow.errors import JobError
 from hvd_batchgrow.train.checkpoint import Checkpoint, tree_digest
-from hvd_batchgrow.train.run import _prepare
+from hvd_batchgrow.train.run import RunOptions, _prepare
 from tests.helpers import small_job
 from tests.training import StopAfter, digest, train
 
@@ -72,10 +72,10 @@ def test_a_failure_of_those_that_train_ends_those_that_wait(ranks: Ranks, tmp_pa
     assert ranks.any(flag=True)  # all can talk again
 
 
-def test_more_ranks_than_launched_are_refused(ranks: Ranks) -> None:
+def test_more_ranks_than_launched_are_refused(ranks: Ranks, tmp_path: Path) -> None:
     layout = {"growth": "ranks", "ranks_per_phase": [1, 1, 1, 6], "max_micro_batch": 16}
     with pytest.raises(JobError, match=f"a phase is planned for 6 ranks, and {ranks.size} are launched; launch 6"):
-        _prepare(small_job(layout=layout), ranks, None)
+        _prepare(small_job(layout=layout), ranks, RunOptions(tmp_path))
 
 
 def test_a_tree_arrives_whole(ranks: Ranks) -> None:
