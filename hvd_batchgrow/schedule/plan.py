@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -138,6 +139,8 @@ def compile_plan(
     try:
         start = make_start(job, num_samples)
         stages, epochs = compile_stages(job, start, decisions)
+        if not all(0 < stage.lr < math.inf for stage in stages):
+            raise ArithmeticError("a learning rate of 0 or infinity")
         faults += _unlimited_growth(stages, job, start) + _warmup_faults(job, stages[0].lr)
         layouts = _layouts(stages, job, max(1, ranks), choose_ranks)
     except JobError as error:

@@ -396,7 +396,7 @@ def test_faults_of_overrides_are_told_together(tmp_path: Path, capsys: pytest.Ca
     assert capsys.readouterr().err == "\n  ".join([f"{tmp_path / 'job.toml'}: 3 faults", *faults]) + "\n"
 
 
-@pytest.mark.parametrize(("lr", "scale"), [("1e308", "5.0"), ("5e-324", "0.1")])
+@pytest.mark.parametrize(("lr", "scale"), [("1e308", "5.0"), ("5e-324", "0.1"), ("5e-324", "1.0")])
 def test_numbers_that_leave_the_range_are_told(
     lr: str, scale: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
