@@ -290,6 +290,13 @@ def test_all_faults_of_a_plan_are_told_at_once() -> None:
     assert any(path.startswith("phase 1") for path in paths)
 
 
+@pytest.mark.parametrize(("policy", "optim"), [("grow", SGD), ("seesaw", ADAM)])
+def test_lists_of_a_wrong_length_are_told_together(policy: str, optim: dict[str, Any]) -> None:
+    with pytest.raises(JobError) as caught:
+        make_plan(optim=optim, policy=policy, **{**BOUNDARIES, "factor": [5.0, 3.0], "momenta": [0.9, 0.95]})
+    assert [fault.path for fault in caught.value.faults] == ["schedule.factor", "schedule.momenta"]
+
+
 def test_what_cuts_ghost_batches_is_told_of_its_key_and_hides_no_phase() -> None:
     schedule = {**BOUNDARIES, "boundaries_epochs": [60.0, 120.0], "max_batch": 5000, "factor": 50.0}
     with pytest.raises(JobError) as caught:
