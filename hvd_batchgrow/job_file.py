@@ -13,9 +13,10 @@ from pydantic import ValidationError
 
 from hvd_batchgrow.allowed import Node, allowed, as_text, child, dotted, nearest, resolved, shown
 from hvd_batchgrow.config import DataSection, Job, ModelSection
-from hvd_batchgrow.data.known import check_data
+from hvd_batchgrow.data.known import check_data, known_num_samples
 from hvd_batchgrow.errors import MOST_TOLD, Fault, JobError
 from hvd_batchgrow.nn.known import check_network
+from hvd_batchgrow.schedule.key_faults import batch_faults, key_faults
 from hvd_batchgrow.toml_file import read_toml, read_value, tamed
 
 
@@ -43,6 +44,7 @@ def parse_job(tree: Mapping[str, Any], source: str = "job") -> Job:
         job = Job.model_validate(tree)
     except ValidationError as error:
         faults += [*_key_faults(error), *_faults_of_nearest_choices(tree, error), *_section_faults(tree)]
+        faults += _faults_of_the_rest(tree, faults)
         raise JobError(_told(faults), source) from None
     if faults := [*faults, *check_data(job.data), *check_network(job.model)]:
         raise JobError(_told(faults), source)
@@ -215,3 +217,23 @@ def _section_faults(tree: Mapping[str, Any]) -> list[Fault]:
     with suppress(ValidationError):
         faults += check_network(ModelSection.model_validate(tree.get("model")))
     return faults
+
+
+def _faults_of_the_rest(tree: Mapping[str, Any], faults: Sequence[Fault]) -> list[Fault]:
+    """What a plan would refuse too of the keys that are right by themselves, if nothing named in it is at fault."""
+    wrong = {tuple(fault.path.split(".")[:2]) for fault in faults}
+    rest = {
+        name: {key: value for key, value in part.items() if (name, key) not in wrong}
+        if isinstance(part, dict)
+        else part
+        for name, part in tree.items()
+        if (name,) not in wrong
+    }
+    try:
+        job = Job.model_validate(rest)
+        num_samples = known_num_samples(job.data)
+    except (ValidationError, JobError):  # a key that must be there, or no N: nothing more can be said
+        return []
+    names = {place[-1] for place in wrong}
+    told = [*key_faults(job, 1, num_samples), *batch_faults(job, num_samples)]
+    return [fault for fault in told if not any(name in str(fault) for name in names)]
