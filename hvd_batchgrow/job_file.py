@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from hvd_batchgrow.allowed import Node, allowed, as_text, child, dotted, nearest, resolved, shown
-from hvd_batchgrow.config import DataSection, Job, ModelSection
+from hvd_batchgrow.config import DataSection, Job, LayoutSection, ModelSection
 from hvd_batchgrow.data.known import check_data, known_num_samples
 from hvd_batchgrow.errors import MOST_TOLD, Fault, JobError
 from hvd_batchgrow.nn.known import check_network
@@ -25,15 +25,18 @@ def load_job(path: Path, overrides: Mapping[str, Any] | None = None) -> Job:
 
     Args:
         path: a TOML file.
-        overrides: dotted key to value, put over what the file says.
+        overrides: dotted key to value, put over what the file says. With `layout.growth`, keys that only another
+            growth uses are put aside.
 
     Raises:
         JobError: the file is missing, is no TOML, or has faults; all of them are in the message.
     """
     tree = read_toml(path)
-    faults = [fault for key, value in (overrides or {}).items() for fault in _put(tree, key, value)]
+    overrides = overrides or {}
+    faults = [fault for key, value in overrides.items() for fault in _put(tree, key, value)]
     if faults:
         raise JobError(faults, str(path))
+    _put_aside(tree, overrides)
     return parse_job(tree, str(path))
 
 
@@ -91,6 +94,16 @@ def _put(tree: dict[str, Any], key: str, value: Any) -> Iterator[Fault]:
             yield Fault(key, f"{section} is a value, not a section")
             return
     tree[name] = value
+
+
+def _put_aside(tree: Mapping[str, Any], overrides: Mapping[str, Any]) -> None:
+    """Take out what a file says of another growth than the one put over it: a command line cannot leave out a key."""
+    if not {"layout.growth", "layout.ranks_per_phase"} & overrides.keys():
+        return
+    with suppress(ValidationError):  # which is told of later
+        for key in LayoutSection.model_validate(tree["layout"]).unused():
+            if f"layout.{key}" not in overrides:
+                del tree["layout"][key]
 
 
 # --- faults, from pydantic's account of them -----------------------------------------------------

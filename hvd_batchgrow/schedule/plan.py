@@ -203,7 +203,7 @@ def _phase_ranks(stages: Sequence[Stage], job: Job, ranks: int, choose_ranks: Ch
             fault = "'auto' decides by measured costs: --cost PROBE.json, which hvd-batchgrow probe writes"
             raise JobError([Fault("layout.growth", fault)])
         return [choose_ranks(stage) for stage in stages]
-    if layout.ranks_per_phase is not None:
+    if layout.ranks_per_phase:
         if len(layout.ranks_per_phase) != len(stages):
             fault = f"{len(layout.ranks_per_phase)} numbers for {len(stages)} phases; give one for each"
             raise JobError([Fault("layout.ranks_per_phase", fault)])
@@ -243,7 +243,7 @@ def _without_repeats(faults: list[Fault]) -> list[Fault]:
     """The same batch in two phases is one fault, told of the first."""
     seen: dict[str, Fault] = {}
     for fault in faults:
-        seen.setdefault(fault.message, fault)
+        seen.setdefault(fault.message if fault.path.startswith("phase ") else str(fault), fault)
     return list(seen.values())
 
 

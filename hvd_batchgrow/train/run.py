@@ -148,8 +148,7 @@ def _prepare(job: Job, ranks: Ranks, phases: tuple[int, int] | None) -> tuple[Pl
 
 def for_any_ranks(job: Job) -> Job:
     """The job with a layout for however many ranks there are: all of them train, and may hold unequal shares."""
-    changes = {"growth": "accumulation", "ranks_per_phase": None, "ragged": True}
-    return job.model_copy(update={"layout": job.layout.model_copy(update=changes)})
+    return job.model_copy(update={"layout": job.layout.grown_by("accumulation", ragged=True)})
 
 
 def load_together(job: Job, ranks: Ranks, report: ReportProgress) -> Source:

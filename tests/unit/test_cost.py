@@ -255,9 +255,7 @@ def all_choices(job: Job, *measured: RankProbe, ranks: int = 8) -> list[Cost]:
     options = [[r for r in range(1, ranks + 1) if n % r == 0] for n in groups]
     costs = []
     for choice in itertools.product(*options):
-        given = job.model_copy(
-            update={"layout": job.layout.model_copy(update={"growth": "ranks", "ranks_per_phase": choice})}
-        )
+        given = job.model_copy(update={"layout": job.layout.grown_by("ranks", ranks_per_phase=choice)})
         costs.append(predict(compile_plan(given, ranks, NUM_TRAIN), make_probe(job, *measured)))
     return costs
 
