@@ -111,6 +111,8 @@ class PlanCommand(JobCommand):
             console.print(plan_table(plan))
             for line in describe_transitions(plan):
                 console.print(f"  {line}", highlight=False, soft_wrap=True)
+            for note in plan.notes:
+                console.print(f"  {note}", style="yellow", highlight=False, soft_wrap=True)
             console.print()
         if len(plans) > 1:
             ratio = plans[1].num_updates / plans[0].num_updates

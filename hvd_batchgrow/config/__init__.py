@@ -181,7 +181,7 @@ class LayoutSection(Section):
     ranks_per_phase: Annotated[tuple[NumRanks, ...], BeforeValidator(tuples)] | None = None
     """For growth = "ranks": ranks of each phase; None: from the batch."""
     max_ranks: NumRanks | None = None
-    """For growth = "ranks" and "auto"; None: all that are launched."""
+    """For growth = "ranks" and "auto", of those that are launched; None: all of them."""
     objective: Literal["least_time", "least_rank_hours"] = "least_time"
     """For growth = "auto"."""
     time_limit_h: PositiveFloat | None = None

@@ -134,13 +134,13 @@ def choose_ranks(job: Job, num_samples: int, probe: Probe, ranks: int) -> Choose
         job: with layout.growth = "auto".
         num_samples: N.
         probe: the measurements.
-        ranks: that can be had, where layout.max_ranks does not say.
+        ranks: that can be had; layout.max_ranks may be fewer.
 
     Returns:
         a function of a stage of this job. It raises JobError where the probe is of something else,
         or the limit cannot be met, with the fastest time that can.
     """
-    most = job.layout.max_ranks or ranks
+    most = min(job.layout.max_ranks or ranks, ranks)
 
     @cache
     def chosen() -> dict[Stage, int]:

@@ -129,7 +129,9 @@ def _notes_on_bad(source: Source) -> list[str]:
 def _prepare(job: Job, ranks: Ranks, phases: tuple[int, int] | None) -> tuple[Plan, Plan]:
     """The plan for these ranks, and the plan to show: of an elastic job, the ranks that it would like."""
     num_samples = known_num_samples(job.data)
-    shown = compile_plan(job, ranks.size, num_samples)
+    # To an elastic job more hosts are offered, where the plan that is shown has use for them.
+    hoped = max(ranks.size, job.layout.max_ranks or 0) if ranks.elastic else ranks.size
+    shown = compile_plan(job, hoped, num_samples)
     plan = compile_plan(for_any_ranks(job), ranks.size, num_samples) if ranks.elastic else shown
     if phases is not None:
         check_width(plan, phases, ranks.size)

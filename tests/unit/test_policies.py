@@ -333,6 +333,29 @@ def test_growth_by_ranks_gives_each_a_full_micro_batch() -> None:
         assert made.ranks * made.accumulation * made.micro_batch == phase.global_batch
 
 
+def test_a_phase_that_loses_ranks_is_noted_with_the_batches_that_would_not() -> None:
+    """The defect: 5 056 = 79 · 64 ghost batches, a prime, went to 1 rank after 5 without a word."""
+    layout = {"growth": "ranks", "max_micro_batch": 64}
+    plan = make_plan(ranks=8, policy="grow", max_batch=79 * 32, layout=layout, **BOUNDARIES)
+    # 4 · 32, 20 · 32 and 79 · 32, two ghost batches a pass
+    assert [made.ranks for made in plan.layouts] == [2, 5, 1, 1]
+    note = "phase 3 has 1 rank, and the one before has 5: batch 2528 = 79 ghost batches of 32; nearest for 5 ranks: "
+    assert plan.notes == [f"{note}2400, 2560; or layout.ragged = true"]
+    assert plan.to_dict()["notes"] == plan.notes
+    ragged = make_plan(ranks=8, policy="grow", max_batch=79 * 32, layout={**layout, "ragged": True}, **BOUNDARIES)
+    assert ([made.ranks for made in ragged.layouts], ragged.notes) == ([2, 8, 8, 8], [])
+    falling = make_plan(ranks=8, policy="steps", epochs=9.0, batch_steps="0:512 50000:128", layout=layout)
+    assert ([made.ranks for made in falling.layouts], falling.notes) == ([8, 2], [])
+
+
+def test_no_more_ranks_are_planned_than_can_be_had() -> None:
+    """The defect: max_ranks was taken for ranks that are there, and `train` refused what `plan` had shown."""
+    layout = {"growth": "ranks", "max_micro_batch": 64, "max_ranks": 8}
+    plan = make_plan(ranks=2, policy="grow", max_batch=640, layout=layout, **BOUNDARIES)
+    assert plan.peak_ranks == 2
+    assert plan.notes == ["layout.max_ranks = 8, and 2 can be had (--ranks)"]
+
+
 def test_stated_ranks_are_used() -> None:
     layout = {"growth": "ranks", "ranks_per_phase": [1, 2, 4, 8]}
     plan = make_plan(policy="grow", max_batch=5120, layout=layout, **BOUNDARIES)
