@@ -10,7 +10,7 @@ from typing import Any
 
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.errors import Fault, JobError
-from hvd_batchgrow.schedule.layout import Layout
+from hvd_batchgrow.schedule.layout import Layout, formable_ranks
 from hvd_batchgrow.schedule.measured import Probe, check_probe
 from hvd_batchgrow.schedule.phases import Phase, compile_schedule
 from hvd_batchgrow.schedule.plan import ChooseRanks, Plan, compile_stages, layout_for
@@ -159,10 +159,9 @@ def choose_ranks(job: Job, num_samples: int, probe: Probe, ranks: int) -> Choose
 
 def _options(stage: Stage, phase: Phase, job: Job, times: StepTimes, max_ranks: int) -> list[PhaseCost]:
     """A phase on every number of ranks that can be formed, the fewest first."""
-    groups, ragged = stage.global_batch // job.model.ghost_batch, job.layout.ragged
-    counts = [ranks for ranks in range(1, max(1, min(groups, max_ranks)) + 1) if ragged or groups % ranks == 0]
+    counts = formable_ranks(stage.global_batch // job.model.ghost_batch, max_ranks, ragged=job.layout.ragged)
     try:
-        layouts = [layout_for(stage, ranks, job) for ranks in counts]
+        layouts = [layout_for(stage, ranks, job) for ranks in sorted(counts)]
     except ValueError:  # a fault that no number of ranks can mend: `compile_plan` tells it, of one
         return [PhaseCost(1, phase.num_updates, 0.0, 0.0, None)]
     return [_phase_cost(phase, layout, job, times) for layout in layouts]

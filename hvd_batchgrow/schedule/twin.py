@@ -10,6 +10,7 @@ from hvd_batchgrow.config.schedules import BoundaryBase, DecaySchedule, ImportSc
 from hvd_batchgrow.config.triggers import AdaScaleTrigger, NoTrigger
 from hvd_batchgrow.errors import Fault, JobError
 from hvd_batchgrow.schedule.decisions import Decision
+from hvd_batchgrow.schedule.layout import formable_ranks
 from hvd_batchgrow.schedule.plan import Plan, compile_plan, compile_stages
 from hvd_batchgrow.schedule.policies import Stage, Start, first_batch, make_start
 
@@ -84,5 +85,4 @@ def compile_twin(twin: Job, ranks: int, num_samples: int) -> Plan:
         JobError: it cannot be formed on any number of ranks.
     """
     groups = first_batch(twin) // twin.model.ghost_batch
-    fitting = max((r for r in range(1, min(ranks, groups) + 1) if twin.layout.ragged or groups % r == 0), default=1)
-    return compile_plan(twin, fitting, num_samples)
+    return compile_plan(twin, next(formable_ranks(groups, ranks, ragged=twin.layout.ragged)), num_samples)
