@@ -74,8 +74,7 @@ class PlanCommand(JobCommand):
         if probe is None or job.layout.growth != "auto":
             return compile_twin(twin, self.ranks, num_samples)
         # Without the job's time limit, which the twin need not meet: it is what the job is compared with.
-        layout = twin.layout.model_copy(update={"growth": "auto", "time_limit_h": None})
-        twin = twin.model_copy(update={"layout": layout})
+        twin = twin.model_copy(update={"layout": job.layout.model_copy(update={"time_limit_h": None})})
         return compile_plan(twin, self.ranks, num_samples, choose_ranks(twin, num_samples, probe, self.ranks))
 
     def decisions(self, job: Job) -> tuple[Decision, ...]:
@@ -110,6 +109,8 @@ class PlanCommand(JobCommand):
             console.print(plan_table(plan))
             for line in describe_transitions(plan):
                 console.print(f"  {line}", highlight=False, soft_wrap=True)
+            for note in plan.notes:
+                console.print(f"  {note}", style="yellow", highlight=False, soft_wrap=True)
             console.print()
         if len(plans) > 1:
             ratio = plans[1].num_updates / plans[0].num_updates

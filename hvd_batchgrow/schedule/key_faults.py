@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import itertools
 
-from hvd_batchgrow.config import AdamSection, Job
-from hvd_batchgrow.config.schedules import BoundaryBase, DecaySchedule, MeasuredSchedule, StepsSchedule
+from hvd_batchgrow.config import OF_GROWTH, AdamSection, Job
+from hvd_batchgrow.config.schedules import (
+    BoundaryBase,
+    DecaySchedule,
+    HybridSchedule,
+    ImportSchedule,
+    MeasuredSchedule,
+    StepsSchedule,
+)
 from hvd_batchgrow.errors import Fault
 from hvd_batchgrow.schedule.layout import cut_groups
 from hvd_batchgrow.schedule.policies import batch_cap, batch_unit, first_batch, parse_batch_steps
@@ -70,7 +77,39 @@ def _contradictions(job: Job) -> list[Fault]:
     if getattr(section, "lr_rule", "none") == "adam" and getattr(section, "momenta", None) is not None:
         fault = "are β₁ of each phase, and so is 1 - κ (1-β₁) of lr_rule = 'adam'; choose one"
         faults.append(Fault("schedule.momenta", fault))
-    return faults
+    return faults + _unused(job)
+
+
+def _unused(job: Job) -> list[Fault]:
+    """Keys that say something else than by default, and that nothing asks."""
+    section, layout, faults = job.schedule, job.layout, []
+    for key in layout.unused():
+        users = " or ".join(repr(growth) for growth, keys in OF_GROWTH.items() if key in keys)
+        beside = " without ranks_per_phase" if key == "max_ranks" and layout.growth == "ranks" else ""
+        fault = f"is for growth = {users}{beside}, and growth is {layout.growth!r}; leave it out"
+        faults.append(Fault(f"layout.{key}", fault))
+    if section.warmup_start_lr and not section.warmup_epochs:
+        fault = (
+            f"{section.warmup_start_lr:g} is where a warm-up starts, and warmup_epochs is 0; set that, or leave it out"
+        )
+        faults.append(Fault("schedule.warmup_start_lr", fault))
+    if isinstance(section, HybridSchedule) and section.growing_boundaries > max(1, len(section.boundaries_epochs)):
+        count = len(section.boundaries_epochs)
+        fault = f"{section.growing_boundaries} of {count} boundaries; nearest: {count}, which is policy = 'grow'"
+        faults.append(Fault("schedule.growing_boundaries", fault))
+    return faults + (_unused_of_import(section) if isinstance(section, ImportSchedule) else [])
+
+
+def _unused_of_import(section: ImportSchedule) -> list[Fault]:
+    kinds = ["polynomial", "cosine"]
+    users = {"power": kinds[:1], "end_lr_fraction": kinds}
+    if section.lr_schedule == "steps":
+        users["num_steps"] = [*kinds, "module:function"]
+    return [
+        Fault(f"schedule.{key}", f"is for {' or '.join(map(repr, of))}, not {section.lr_schedule!r}; leave it out")
+        for key, of in users.items()
+        if section.lr_schedule not in of and getattr(section, key) != ImportSchedule.model_fields[key].default
+    ]
 
 
 def _cut_groups(job: Job, num_samples: int) -> list[Fault]:

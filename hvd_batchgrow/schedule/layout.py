@@ -61,8 +61,7 @@ def _equal_passes(groups: int, ranks: int, group: int, max_micro_batch: int) -> 
 def _indivisible(global_batch: int, ranks: int, group: int) -> str:
     groups = global_batch // group
     lower, upper = _neighbours(global_batch, ranks * group)
-    divisors = [n for n in range(1, min(groups, 4 * ranks) + 1) if groups % n == 0]
-    nearest_ranks = sorted(sorted(divisors, key=lambda n: abs(n - ranks))[:3])
+    nearest_ranks = sorted(sorted(divisors(groups, 4 * ranks), key=lambda n: abs(n - ranks))[:3])
     return (
         f"global batch {global_batch} = {ranks} ranks × {groups / ranks:.2f} ghost batches of {group}; "
         f"nearest: {lower}{upper}; or {', '.join(map(str, nearest_ranks))} ranks; "
@@ -84,7 +83,13 @@ def _neighbours(value: int, unit: int) -> tuple[str, str]:
 def formable_ranks(num_groups: int, max_ranks: int, *, ragged: bool) -> Iterator[int]:
     """Numbers of ranks that a batch of so many groups can be dealt to, the most first; the last is 1."""
     most = max(1, min(num_groups, max_ranks))
-    return (ranks for ranks in range(most, 0, -1) if ragged or num_groups % ranks == 0)
+    return iter(range(most, 0, -1)) if ragged else reversed(divisors(max(1, num_groups), most))
+
+
+def divisors(number: int, most: int) -> list[int]:
+    """Those of a number up to the most: of two whose product it is, one is not above its root."""
+    small = [k for k in range(1, min(math.isqrt(number), most) + 1) if number % k == 0]
+    return sorted({divisor for k in small for divisor in (k, number // k) if divisor <= most})
 
 
 def ranks_for_full_passes(global_batch: int, max_ranks: int, group: int, max_micro_batch: int, *, ragged: bool) -> int:

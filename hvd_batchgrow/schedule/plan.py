@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -70,6 +72,19 @@ class Plan:
                 break
         return ranks, until
 
+    @property
+    def notes(self) -> list[str]:
+        """Where ranks are left out: a line each, with what would use them."""
+        layout = self.job.layout
+        if layout.growth != "ranks" or layout.ranks_per_phase:
+            return []
+        phases = zip(self.schedule.phases, self.layouts, strict=True)
+        steps = enumerate(itertools.pairwise(phases), start=2)
+        found = [_ranks_lost(k, before.ranks, now.ranks, phase, self) for k, ((_, before), (phase, now)) in steps]
+        if layout.max_ranks and layout.max_ranks > self.num_ranks:
+            found.append(f"layout.max_ranks = {layout.max_ranks}, and {self.num_ranks} can be had (--ranks)")
+        return [note for note in found if note]
+
     def noise_scale(self, phase: Phase) -> float:
         """Noise scale g of a phase."""
         return self.noise.of(phase.lr, phase.momentum, phase.global_batch)
@@ -82,6 +97,7 @@ class Plan:
             "num_updates": self.num_updates,
             "end_samples": self.schedule.end_samples,
             "ghost_batch": self.group,
+            "notes": self.notes,
             "warmup_samples": self.schedule.warmup.end_samples,
             "job_file": self.job.model_dump(mode="json", exclude_none=True),
             "phases": [
@@ -138,6 +154,8 @@ def compile_plan(
     try:
         start = make_start(job, num_samples)
         stages, epochs = compile_stages(job, start, decisions)
+        if not all(0 < stage.lr < math.inf for stage in stages):
+            raise ArithmeticError("a learning rate of 0 or infinity")
         faults += _unlimited_growth(stages, job, start) + _warmup_faults(job, stages[0].lr)
         layouts = _layouts(stages, job, max(1, ranks), choose_ranks)
     except JobError as error:
@@ -200,16 +218,27 @@ def _phase_ranks(stages: Sequence[Stage], job: Job, ranks: int, choose_ranks: Ch
             fault = "'auto' decides by measured costs: --cost PROBE.json, which hvd-batchgrow probe writes"
             raise JobError([Fault("layout.growth", fault)])
         return [choose_ranks(stage) for stage in stages]
-    if layout.ranks_per_phase is not None:
+    if layout.ranks_per_phase:
         if len(layout.ranks_per_phase) != len(stages):
             fault = f"{len(layout.ranks_per_phase)} numbers for {len(stages)} phases; give one for each"
             raise JobError([Fault("layout.ranks_per_phase", fault)])
         return list(layout.ranks_per_phase)
-    most = layout.max_ranks or ranks
+    most = min(layout.max_ranks or ranks, ranks)
     return [
         ranks_for_full_passes(stage.global_batch, most, group, job.micro_batch_limit, ragged=layout.ragged)
         for stage in stages
     ]
+
+
+def _ranks_lost(k: int, before: int, now: int, phase: Phase, plan: Plan) -> str | None:
+    """Where a batch is large enough for the ranks of the phase before, and cannot be dealt to them."""
+    group, batch = plan.group, phase.global_batch
+    if now >= before or batch < before * plan.job.micro_batch_limit:
+        return None
+    lower = batch // (before * group) * before * group
+    nearest = f"nearest for {before} ranks: {lower}, {lower + before * group}; or layout.ragged = true"
+    arithmetic = f"batch {batch} = {batch // group} ghost batches of {group}"
+    return f"phase {k} has {now} rank{'s' * (now > 1)}, and the one before has {before}: {arithmetic}; {nearest}"
 
 
 # --- faults ----------------------------------------------------------------------------------
@@ -240,7 +269,7 @@ def _without_repeats(faults: list[Fault]) -> list[Fault]:
     """The same batch in two phases is one fault, told of the first."""
     seen: dict[str, Fault] = {}
     for fault in faults:
-        seen.setdefault(fault.message, fault)
+        seen.setdefault(fault.message if fault.path.startswith("phase ") else str(fault), fault)
     return list(seen.values())
 
 

@@ -131,7 +131,7 @@ def seesaw(section: SeesawSchedule, start: Start) -> list[Stage]:
     """
     return [
         start.stage(epoch, noise, momentum, start.global_batch * fallen)
-        for fallen, (epoch, noise, momentum) in zip(_fallen(section), _boundary_targets(section, start), strict=True)
+        for (epoch, noise, momentum), fallen in zip(_boundary_targets(section, start), _fallen(section), strict=True)
     ]
 
 
@@ -216,35 +216,28 @@ def parse_batch_steps(text: str) -> list[tuple[int, int]]:
     return [(int(samples), int(batch)) for samples, batch in pairs]
 
 
-def boundary_factors(section: BoundaryBase) -> tuple[float, ...]:
-    """f at each boundary.
-
-    Raises:
-        JobError: as many are given as there are not boundaries.
-    """
-    count = len(section.boundaries_epochs)
-    if isinstance(section.factor, tuple):
-        if len(section.factor) != count:
-            fault = f"{len(section.factor)} factors for {count} boundaries; give one for each, or one number"
-            raise JobError([Fault("schedule.factor", fault)])
-        return section.factor
-    return (section.factor,) * count
-
-
 def _boundary_targets(section: BoundaryBase, start: Start) -> list[tuple[float, float, float]]:
     """Epoch, noise scale and momentum of each stage."""
-    epochs = (0.0, *section.boundaries_epochs)
+    epochs, fallen = (0.0, *section.boundaries_epochs), _fallen(section)
     momenta = section.momenta or (start.momentum,) * len(epochs)
+    faults = []
+    if len(fallen) != len(epochs):
+        fault = f"{len(fallen) - 1} factors for {len(epochs) - 1} boundaries; give one for each, or one number"
+        faults.append(Fault("schedule.factor", fault))
     if len(momenta) != len(epochs) or momenta[0] != start.momentum:
         fault = f"needs one for each of the {len(epochs)} phases, the first {start.momentum:g}, got {list(momenta)}"
-        raise JobError([Fault("schedule.momenta", fault)])
+        faults.append(Fault("schedule.momenta", fault))
+    if faults:
+        raise JobError(faults)
     first = start.noise.of(start.lr, start.momentum, start.global_batch)
-    return [(epoch, first / r, m) for epoch, r, m in zip(epochs, _fallen(section), momenta, strict=True)]
+    return [(epoch, first / r, m) for epoch, r, m in zip(epochs, fallen, momenta, strict=True)]
 
 
 def _fallen(section: BoundaryBase) -> list[float]:
     """By how much the noise scale must have fallen at each stage: 1, f₁, f₁ f₂, …"""
-    return list(itertools.accumulate(boundary_factors(section), lambda a, b: a * b, initial=1.0))
+    given, count = section.factor, len(section.boundaries_epochs)
+    factors = given if isinstance(given, tuple) else (given,) * count
+    return list(itertools.accumulate(factors, lambda a, b: a * b, initial=1.0))
 
 
 def _check_lr_steps(section: ImportSchedule) -> None:

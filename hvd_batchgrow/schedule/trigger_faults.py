@@ -27,7 +27,7 @@ def trigger_faults(job: Job, ranks: int, num_samples: int) -> list[Fault]:
     if isinstance(trigger, NoTrigger):
         return [*faults, Fault("trigger.name", "schedule.policy = 'measured' needs one: plateau, norm_test, cabs, …")]
     faults += _unit_faults(job, ranks, num_samples)
-    if job.layout.growth == "auto" or job.layout.ranks_per_phase is not None:
+    if job.layout.growth == "auto" or job.layout.ranks_per_phase:
         key = "layout.growth" if job.layout.growth == "auto" else "layout.ranks_per_phase"
         faults.append(Fault(key, "needs the phases beforehand; a trigger takes 'accumulation' or 'ranks'"))
     faults += _rule_faults(job, num_samples)

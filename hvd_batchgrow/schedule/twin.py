@@ -43,7 +43,7 @@ def decay_twin(job: Job, num_samples: int, decisions: Sequence[Decision] = ()) -
         warmup_start_lr=lr * (section.warmup_start_lr / first.lr),
         exact_noise=section.exact_noise,
     )
-    layout = job.layout.model_copy(update={"growth": "accumulation", "ranks_per_phase": None})
+    layout = job.layout.grown_by("accumulation")
     optim = job.optim.model_copy(update={"lr": lr})
     changes = {"name": f"{job.name}-twin", "optim": optim, "schedule": twin, "layout": layout}
     return job.model_copy(update={**changes, "trigger": NoTrigger(name="none")})

@@ -107,5 +107,4 @@ def _link(plan: Plan, indices: Sequence[int], ranks_per_node: int) -> Link:
 def chain_job(plan: Plan) -> Job:
     """The job with the ranks of each phase written down, so that every link compiles the same plan."""
     ranks = tuple(layout.ranks for layout in plan.layouts)
-    layout = {"growth": "ranks", "ranks_per_phase": ranks, "max_ranks": None}
-    return plan.job.model_copy(update={"layout": plan.job.layout.model_copy(update=layout)})
+    return plan.job.model_copy(update={"layout": plan.job.layout.grown_by("ranks", ranks_per_phase=ranks)})

@@ -129,7 +129,9 @@ def _prepare(job: Job, ranks: Ranks, options: RunOptions) -> tuple[Plan, Plan]:
     if options.replay is not None:
         check_replay(job.schedule.policy, job.name)
     num_samples = known_num_samples(job.data)
-    shown = compile_plan(job, ranks.size, num_samples)
+    # To an elastic job more hosts are offered, where the plan that is shown has use for them.
+    hoped = max(ranks.size, job.layout.max_ranks or 0) if ranks.elastic else ranks.size
+    shown = compile_plan(job, hoped, num_samples)
     plan = compile_plan(for_any_ranks(job), ranks.size, num_samples) if ranks.elastic else shown
     if phases is not None:
         check_width(plan, phases, ranks.size)
@@ -148,5 +150,4 @@ def _prepare(job: Job, ranks: Ranks, options: RunOptions) -> tuple[Plan, Plan]:
 
 def for_any_ranks(job: Job) -> Job:
     """The job with a layout for however many ranks there are: all of them train, and may hold unequal shares."""
-    changes = {"growth": "accumulation", "ranks_per_phase": None, "ragged": True}
-    return job.model_copy(update={"layout": job.layout.model_copy(update=changes)})
+    return job.model_copy(update={"layout": job.layout.grown_by("accumulation", ragged=True)})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -230,3 +231,16 @@ def test_a_network_that_cannot_be_built_does_not_cost_the_run_that_is_there(
     assert main(["train", job, "--overwrite", "--model.name", "no_such_module:net"]) == 2
     assert "model.name: " in capsys.readouterr().err
     assert sorted(Path("runs/small/checkpoints").iterdir()) == before
+
+
+@pytest.mark.parametrize("more", [[], ["--json"], ["--twin"]])
+def test_a_reader_that_has_seen_enough_is_no_fault(job: str, more: list[str]) -> None:
+    """The defect: `plan --json | head` ended in a traceback."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        command = [sys.executable, "-m", "hvd_batchgrow.cli", "plan", job, *more]
+        done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    finally:
+        os.close(writer)
+    assert (done.returncode, done.stderr) == (1, "")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import math
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from hvd_batchgrow.cli import main
 from hvd_batchgrow.config import Job
@@ -28,6 +30,7 @@ from hvd_batchgrow.schedule.measured import (
 from hvd_batchgrow.schedule.plan import Plan, compile_plan
 from hvd_batchgrow.schedule.step_time import StepTimes, fit_step_time
 from hvd_batchgrow.schedule.twin import decay_twin
+from hvd_batchgrow.watch.tables import cost_table
 from tests.helpers import NUM_TRAIN, small_job
 
 BYTES = 1_000_000
@@ -152,6 +155,16 @@ def test_the_prediction_is_the_formula_times_the_updates() -> None:
     assert json.loads(json.dumps(cost.to_dict()))["seconds"] == cost.seconds
 
 
+def test_the_share_of_waiting_for_data_is_that_of_the_measured_updates() -> None:
+    part = measure(2)
+    waiting = tuple(u.model_copy(update={"data_wait_s": 0.25 * u.seconds}) for u in part.updates)
+    plan, cost = plan_and_cost(small_job(), 2, part.model_copy(update={"updates": waiting}))
+    assert [phase.data_wait_share for phase in cost.phases] == pytest.approx([0.25] * 4)
+    console = Console(file=io.StringIO(), width=140)
+    console.print(cost_table([(plan.job.name, cost)]))
+    assert console.file.getvalue().count(" 25% ") == 4  # type: ignore[attr-defined]
+
+
 def test_the_fullest_rank_decides_a_ragged_layout_and_its_last_pass_is_short() -> None:
     # 5 groups of 8 on 2 ranks: 3 and 2; passes of 16: one full, one of 8
     job = small_job(schedule={"global_batch": 40, "boundaries_epochs": [], "max_batch": 40}, layout={"ragged": True})
@@ -255,9 +268,7 @@ def all_choices(job: Job, *measured: RankProbe, ranks: int = 8) -> list[Cost]:
     options = [[r for r in range(1, ranks + 1) if n % r == 0] for n in groups]
     costs = []
     for choice in itertools.product(*options):
-        given = job.model_copy(
-            update={"layout": job.layout.model_copy(update={"growth": "ranks", "ranks_per_phase": choice})}
-        )
+        given = job.model_copy(update={"layout": job.layout.grown_by("ranks", ranks_per_phase=choice)})
         costs.append(predict(compile_plan(given, ranks, NUM_TRAIN), make_probe(job, *measured)))
     return costs
 
