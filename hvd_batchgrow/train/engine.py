@@ -259,7 +259,7 @@ class UpdateEngine:
     def _totals(self, share: _Share, num_groups: int) -> Tensor:
         """float64 (6 + Σ 2C): the tallies, then what each ghost norm has to add.
 
-        Exact sums have two parts, so that there are 4C numbers for a norm.
+        Exact sums have two parts and their largest values with them: 4 (C+1) numbers for a norm.
         """
         share.tally[3:] = torch.tensor([share.num_replaced, *to_halves(share.digest % 2**64)], dtype=torch.float64)
         contributions = [norm.take_contributions(share.positions, num_groups) for norm in self._training_norms()]
@@ -272,10 +272,10 @@ class UpdateEngine:
 
     def _commit(self, statistics: Tensor, num_groups: int) -> None:
         norms = self._training_norms()
-        sizes = [2 * norm.num_features * (2 if self.exact else 1) for norm in norms]
+        sizes = [4 * (norm.num_features + 1) if self.exact else 2 * norm.num_features for norm in norms]
         for norm, part in zip(norms, statistics.split(sizes), strict=True):
-            parts = part.reshape(-1, 2, norm.num_features)
-            norm.commit(join(parts) if self.exact else parts[0], num_groups)
+            sums = join(part.view(2, 2, -1)) if self.exact else part.view(2, -1)
+            norm.commit(sums, num_groups)
 
 
 def wire_type(rule: UpdateSection) -> torch.dtype | None:
