@@ -15,7 +15,7 @@ from hvd_batchgrow.schedule.plan import compile_plan
 from hvd_batchgrow.train.checkpoint import Checkpoint, tree_digest
 from hvd_batchgrow.train.events import RunEnded
 from hvd_batchgrow.train.loop import Trainer
-from hvd_batchgrow.train.run import _prepare
+from hvd_batchgrow.train.run import RunOptions, _prepare
 from hvd_batchgrow.train.stop import StopRequest
 from tests.helpers import NUM_TRAIN, small_job, small_source
 from tests.parallel.test_run import StopAfter
@@ -88,10 +88,10 @@ def test_a_failure_of_those_that_train_ends_those_that_wait(ranks: Ranks, tmp_pa
     assert ranks.any(flag=True)  # all can talk again
 
 
-def test_more_ranks_than_launched_are_refused(ranks: Ranks) -> None:
+def test_more_ranks_than_launched_are_refused(ranks: Ranks, tmp_path: Path) -> None:
     layout = {"growth": "ranks", "ranks_per_phase": [1, 1, 1, 6], "max_micro_batch": 16}
     with pytest.raises(JobError, match=f"a phase is planned for 6 ranks, and {ranks.size} are launched; launch 6"):
-        _prepare(small_job(layout=layout), ranks, None)
+        _prepare(small_job(layout=layout), ranks, RunOptions(tmp_path))
 
 
 def test_a_tree_arrives_whole(ranks: Ranks) -> None:
