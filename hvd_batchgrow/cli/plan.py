@@ -100,6 +100,8 @@ class PlanCommand(JobCommand):
             for line in describe_transitions(plan):
                 console.print(f"  {line}", highlight=False, soft_wrap=True)
             console.print()
+        for note in plans[0].notes:
+            console.print(note, style="yellow", highlight=False, soft_wrap=True)
         if len(plans) > 1:
             ratio = plans[1].num_updates / plans[0].num_updates
             console.print(f"{ratio:.2f}× fewer updates than the twin", highlight=False)

@@ -25,7 +25,7 @@ from hvd_batchgrow.schedule.policies import (
     first_batch,
     make_start,
 )
-from hvd_batchgrow.schedule.trigger_faults import trigger_faults
+from hvd_batchgrow.schedule.trigger_faults import one_gradient, trigger_faults
 
 ChooseRanks = Callable[[Stage], int]
 """Ranks for a stage's batch."""
@@ -79,6 +79,16 @@ class Plan:
     def noise_scale(self, phase: Phase) -> float:
         """Noise scale g of a phase."""
         return self.noise.of(phase.lr, phase.momentum, phase.global_batch)
+
+    @property
+    def notes(self) -> list[str]:
+        """What the user should know of it before it runs."""
+        if not self.job.gradient_noise.measure:
+            return []
+        phases = zip(self.schedule.phases, self.layouts, strict=True)
+        batches = [p.global_batch for p, layout in phases if p.num_updates and layout.ranks * layout.accumulation == 1]
+        told = [str(one_gradient(self.job, batch)) for batch in sorted(set(batches))]
+        return [f"gradient_noise.measure: nothing is measured where an update is one pass; {why}" for why in told]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as `plan --json` prints them."""

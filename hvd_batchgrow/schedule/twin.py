@@ -39,8 +39,10 @@ def decay_twin(job: Job, num_samples: int, decisions: Sequence[Decision] = ()) -
         exact_noise=section.exact_noise,
     )
     layout = job.layout.model_copy(update={"growth": "accumulation", "ranks_per_phase": None})
-    changes = {"name": f"{job.name}-twin", "schedule": twin, "layout": layout, "trigger": NoTrigger(name="none")}
-    return job.model_copy(update=changes)
+    noise = job.gradient_noise  # without a trigger, which may have measured it
+    noise = noise.model_copy(update={"per_layer_group": noise.per_layer_group and noise.measure})
+    changes = {"schedule": twin, "layout": layout, "trigger": NoTrigger(name="none"), "gradient_noise": noise}
+    return job.model_copy(update={"name": f"{job.name}-twin", **changes})
 
 
 def _decays(

@@ -413,6 +413,39 @@ def test_what_cannot_be_measured_or_formed_is_refused_beforehand(
         compile_plan(measured_job(trigger, **sections), ranks, N)
 
 
+@pytest.mark.parametrize(
+    ("ranks", "sections", "told"),
+    [
+        (1, {}, [r"layout.max_micro_batch: 16 makes one pass of a batch of 16: .* use 8, or 2 ranks"]),
+        (1, {"model": {"ghost_batch": 16}}, [r"schedule.global_batch: 16 is one ghost batch.* use >= 32"]),
+        (1, {"layout": {"max_micro_batch": 48}}, ["48 makes one pass of a batch of 16", "a batch of 48: .* use 24,"]),
+        (1, {"layout": {"max_micro_batch": 8}}, []),
+        (2, {}, []),
+        (2, {"layout": {"growth": "ranks", "max_micro_batch": 16}}, ["16 makes one pass of a batch of 16"]),
+        (1, {"gradient_noise": {"measure": False}}, []),
+    ],
+)
+def test_a_fixed_schedule_that_measures_nothing_says_so(ranks: int, sections: dict[str, Any], told: list[str]) -> None:
+    sections = {"gradient_noise": {"measure": True}, "layout": {"max_micro_batch": 16}} | sections
+    notes = compile_plan(small_job(**sections), ranks, N).notes
+    assert len(notes) == len(told)
+    for note, expected in zip(notes, told, strict=True):
+        assert re.search(
+            f"^gradient_noise.measure: nothing is measured where an update is one pass; .*{expected}", note
+        )
+
+
+def test_layer_groups_of_nothing_that_is_measured_are_refused() -> None:
+    groups = {"per_layer_group": True}
+    for job in (small_job(gradient_noise=groups), measured_job(PLATEAU, gradient_noise=groups)):
+        with pytest.raises(JobError, match=r"gradient_noise.per_layer_group: .* set gradient_noise.measure = true"):
+            compile_plan(job, 1, N)
+    measuring = measured_job(TRIGGER, gradient_noise=groups)
+    assert compile_plan(measuring, 1, N).job.gradient_noise.per_layer_group
+    twin = decay_twin(measuring, N, (decision_at(160),))  # which has no trigger to measure for
+    assert not compile_plan(twin, 1, N).job.gradient_noise.per_layer_group
+
+
 def test_a_trigger_without_a_measured_schedule_is_refused() -> None:
     with pytest.raises(JobError, match=r"trigger.name: 'plateau' decides nothing under schedule.policy = 'grow'"):
         compile_plan(small_job(trigger=PLATEAU), 1, N)
