@@ -59,7 +59,7 @@ def trigger_faults(job: Job, ranks: int, num_samples: int) -> list[Fault]:
     if isinstance(trigger, MeasuringTrigger) and trigger.min_factor > trigger.factor:
         fault = f"{trigger.min_factor:g} is above factor = {trigger.factor:g}: no change would be made"
         faults.append(Fault("trigger.min_factor", fault))
-    return faults + _factor_faults(job, num_samples)
+    return faults + _factor_faults(job, num_samples) + _span_faults(job)
 
 
 def _adascale_faults(job: Job, num_samples: int) -> list[Fault]:
@@ -87,6 +87,23 @@ def _adascale_faults(job: Job, num_samples: int) -> list[Fault]:
         fault = f"{section.batch_scale:g} × {base} = {formed} is above schedule.max_batch = {section.max_batch}"
         faults.append(Fault("schedule.batch_scale", f"{fault}, {cap} samples; nearest: {cap / base:g}"))
     return faults
+
+
+def _span_faults(job: Job) -> list[Fault]:
+    """No decision would ever come: what has to pass before it is as long as the run. A window's end needs none."""
+    section, trigger = job.schedule, job.trigger
+    assert isinstance(section, MeasuredSchedule)
+    if getattr(trigger, "windows_epochs", None):
+        return []
+    most = section.epochs * section.batch_scale  # at most: under AdaScale with a gain of 1
+    spans = {key: getattr(trigger, key, 0.0) for key in ("patience_epochs", "hold_epochs")}
+    if min((job.evaluation.every_epochs, *section.lr_boundaries_epochs)) >= most:  # it looks there too
+        spans["every_epochs"] = getattr(trigger, "every_epochs", 0.0)
+    return [
+        Fault(f"trigger.{key}", f"{span:g} is not below the run's {most:g} epochs: it would never decide; use less")
+        for key, span in spans.items()
+        if span >= most
+    ]
 
 
 def _unit_faults(job: Job, ranks: int, num_samples: int) -> list[Fault]:

@@ -31,7 +31,7 @@ from tests.helpers import NUM_TRAIN, measured_job, small_job
 
 N = NUM_TRAIN
 TRIGGER = {"name": "gradient_noise"}
-PLATEAU = {"name": "plateau"}
+PLATEAU = {"name": "plateau", "patience_epochs": 1.0}
 
 
 def decide(job: Job, wish: Wish, samples: int = 160, before: tuple[Decision, ...] = ()) -> Decision | None:
@@ -379,6 +379,19 @@ def _check_plan(plan: Plan) -> None:
             {"schedule": {"max_batch": 304, "exact_noise": True}},
             r"max_batch: 304 is not below N = 300, where exact_noise leaves no noise; nearest: 288",
         ),
+        (
+            1,
+            {**PLATEAU, "patience_epochs": 3.0},
+            {},
+            "patience_epochs: 3 is not below the run's 3 epochs: it would never",
+        ),
+        (1, {**TRIGGER, "hold_epochs": 4.0}, {}, "trigger.hold_epochs: 4 is not below the run's 3 epochs"),
+        (
+            1,
+            {"name": "adascale", "every_epochs": 6.0},
+            {"schedule": {"batch_scale": 2.0}, "evaluation": {"every_epochs": 9.0}},
+            "trigger.every_epochs: 6 is not below the run's 6 epochs",
+        ),
         (1, TRIGGER, {"schedule": {"max_batch": 90}}, r"max_batch: 90 = 5.62 × 16, .* nearest: 80, 96"),
         (
             1,
@@ -463,6 +476,10 @@ def test_a_trigger_without_a_measured_schedule_is_refused() -> None:
         (1, {**TRIGGER, "windows_epochs": [[0.0, 1.0], [1.5, 1.5]]}, {}),
         (1, {**TRIGGER, "factor": 1.5}, {"schedule": {"batch_multiple": 8}}),
         (1, {**PLATEAU, "factor": 1.5}, {}),
+        (1, {**PLATEAU, "patience_epochs": 9.0, "windows_epochs": [[0.0, 1.0]]}, {}),
+        (1, {**PLATEAU, "patience_epochs": 2.9}, {"evaluation": {"every_epochs": 1e9}}),
+        (1, {**TRIGGER, "every_epochs": 9.0}, {"evaluation": {"every_epochs": 1.0}}),
+        (1, {"name": "adascale", "every_epochs": 5.0}, {"schedule": {"batch_scale": 2.0}}),
     ],
 )
 def test_what_can_is_not(ranks: int, trigger: dict[str, Any], sections: dict[str, Any]) -> None:
