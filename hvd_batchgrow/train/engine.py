@@ -15,7 +15,7 @@ from hvd_batchgrow.config import UpdateSection
 from hvd_batchgrow.data.consumed import from_halves, to_halves
 from hvd_batchgrow.nn.dropout import keyed_dropouts, set_sample_keys
 from hvd_batchgrow.nn.ghost_batch_norm import GhostBatchNorm, ghost_norms
-from hvd_batchgrow.optim.build import set_hyperparameters
+from hvd_batchgrow.optim.build import lr_ratios, set_hyperparameters
 from hvd_batchgrow.schedule.phases import Phase
 from hvd_batchgrow.train.exact import join, split
 from hvd_batchgrow.train.forward import Forward, MicroBatch, classify
@@ -81,7 +81,8 @@ class UpdateEngine:
 
     Args:
         model: maps inputs to logits.
-        optimizer: holds the model's parameters; its `zero_grad` must not be used.
+        optimizer: holds the model's parameters; its `zero_grad` must not be used. Groups with learning rates
+            of their own keep their ratio to that of the first group, which has the phase's.
         ranks: the processes that share an update.
         rule: how the gradient is computed, and what is done with it before it is used.
         forward: from a micro-batch to the loss of each of its samples; None: `classify`. With one of
@@ -90,6 +91,9 @@ class UpdateEngine:
         rescale_momentum: see `set_hyperparameters`.
         exact: sum gradients and ghost statistics so that no layout changes a bit of them; a
             micro-batch must then be one group, and threads and kernels the same everywhere.
+
+    Raises:
+        ValueError: groups of the optimiser have other learning rates than the first, and that is 0.
     """
 
     def __init__(
@@ -109,6 +113,7 @@ class UpdateEngine:
         self.rule = rule or UpdateSection()
         self.forward = forward or classify(self.rule)
         self.rescale_momentum = rescale_momentum
+        self.lr_ratios = lr_ratios(optimizer)
         self.device = next(model.parameters()).device
         self.norms = list(ghost_norms(model))
         for norm in self.norms:
@@ -130,7 +135,13 @@ class UpdateEngine:
         Args:
             preconditioned: of the gradient as Adam scales it, by the moments before the update.
             per_layer_group: of each child of the model too.
+
+        Raises:
+            ValueError: preconditioned by an optimiser that is not Adam.
         """
+        if preconditioned and not isinstance(self.optimizer, torch.optim.Adam | torch.optim.AdamW):
+            kind = type(self.optimizer).__name__
+            raise ValueError(f"preconditioned=True is for torch.optim.Adam or AdamW, not {kind}: leave it out")
         groups = {p: name.partition(".")[0] for name, p in self.model.named_parameters()} if per_layer_group else None
         adam = self.optimizer if preconditioned else None
         self.buckets.norms = GradientNorms(self.buckets.members, groups=groups, exact=self.exact, adam=adam)
@@ -200,7 +211,7 @@ class UpdateEngine:
         _check_served(served)
         skipped = not self._is_usable(phase, loss_sum, share, num_groups)
         if not skipped:
-            set_hyperparameters(self.optimizer, phase, rescale_momentum=self.rescale_momentum)
+            set_hyperparameters(self.optimizer, phase, self.lr_ratios, rescale_momentum=self.rescale_momentum)
             self.optimizer.step()
             self._commit(statistics, num_groups)
         return UpdateResult(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -132,3 +133,21 @@ def test_gradients_that_were_put_away_are_put_back() -> None:
         serve(away, passes())
         serve(clean, passes())
     golden.assert_same_weights(away.model, clean.model)
+
+
+def test_parameter_groups_keep_the_ratio_of_their_learning_rates() -> None:
+    model = nn.Linear(5, 3)
+    groups = [{"params": [model.weight]}, {"params": [model.bias], "lr": 0.02}]
+    engine = UpdateEngine(model, torch.optim.SGD(groups, lr=0.01), SingleRank())
+    for lr in (0.0, 0.1, 0.3):  # as of a warm-up that starts at 0
+        phase = replace(PHASE, lr=lr)
+        engine.update(iter(passes()), 2, phase, NUM_GROUPS)
+        assert [group["lr"] for group in engine.optimizer.param_groups] == pytest.approx([lr, 2 * lr])
+    groups = [{"params": [model.weight], "lr": 0.0}, {"params": [model.bias]}]
+    with pytest.raises(ValueError, match=r"first parameter group has lr 0, others \[0.01\]"):
+        UpdateEngine(model, torch.optim.SGD(groups, lr=0.01), SingleRank())
+
+
+def test_noise_as_adam_scales_it_is_refused_without_adam() -> None:
+    with pytest.raises(ValueError, match=r"for torch.optim.Adam or AdamW, not SGD: leave it out"):
+        engine_of(nn.Linear(5, 3)).measure_noise(preconditioned=True)
