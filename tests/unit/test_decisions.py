@@ -520,3 +520,18 @@ def test_the_twin_of_adascale_is_the_schedule_that_it_scales() -> None:
 def test_faults_of_a_scaled_batch(trigger: str, schedule: dict[str, Any], fault: str) -> None:
     with pytest.raises(JobError, match=re.escape(fault)):
         compile_plan(measured_job({"name": trigger}, schedule=schedule), 1, N)
+
+
+def test_warm_up_under_adascale_goes_by_progress() -> None:
+    """κ = 4 at gain 1 until 640: an update of 64 counts as 16, and so it lasts four times the samples."""
+    schedule = {"batch_scale": 4.0, "warmup_epochs": 1.0, "warmup_start_lr": 0.01}
+    job = measured_job({"name": "adascale"}, schedule=schedule)
+    rates = compile_plan(job, 1, N).schedule
+    assert [rates.at(s).lr for s in (0, 640, 1152, 1216)] == pytest.approx(
+        [0.01, *(0.01 + 0.04 * t / 300 for t in (160, 288)), 0.05]
+    )
+    gained = Decision(640, "adascale", "planted", 64, 64, 64.0, 0.05, 0.1)
+    rates = compile_plan(job, 1, N, None, (gained,)).schedule  # a gain of 2: as 32 from there on
+    assert [rates.at(s).lr for s in (640, 896, 960)] == pytest.approx(
+        [0.01 + 0.09 * t / 300 for t in (160, 288)] + [0.1]
+    )
