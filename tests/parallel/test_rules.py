@@ -281,7 +281,7 @@ def test_the_average_forgets_by_samples_whatever_the_batch() -> None:
 
 
 def test_a_resumed_run_has_the_average_and_the_scale_of_an_undisturbed_one(ranks: Ranks, tmp_path: Path) -> None:
-    settings = {"average_samples": 150.0, "precision": "float16"}
+    settings: dict[str, Any] = {"average_samples": 150.0, "precision": "float16"}
     whole = train(ranks, tmp_path / "whole", **settings)
     checkpoints = sorted((tmp_path / "whole" / "checkpoints").glob("*.pt")) if ranks.rank == 0 else []
     data = ranks.broadcast_bytes(checkpoints[1].read_bytes() if checkpoints else None, "test")
