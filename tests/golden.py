@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.config import UpdateSection
 from hvd_batchgrow.data.stream import groups_of_rank
+from hvd_batchgrow.nn.ghost_batch_norm import GhostBatchNorm
 from hvd_batchgrow.nn.small_conv_net import SmallConvNet
 from hvd_batchgrow.optim.build import build_optimizer
 from hvd_batchgrow.schedule.phases import Phase
@@ -77,7 +78,7 @@ def reference(
 def _with_batch_norm(model: SmallConvNet) -> nn.Module:
     plain = copy.deepcopy(model)
     for index, module in enumerate(plain.features):
-        if hasattr(module, "ghost_batch"):
+        if isinstance(module, GhostBatchNorm):
             plain.features[index] = nn.BatchNorm2d(module.num_features, momentum=GHOST_MOMENTUM).double()
     return plain
 

@@ -41,7 +41,7 @@ class PlateauTrigger(TriggerBase):
     factor: AboveOne = 5.0
     """By which the noise scale falls: the batch grows, and beyond `max_batch` the learning rate decays."""
     restore_best: bool = False
-    """Go on from the weights of the best evaluation; the optimiser stays as it is."""
+    """Go on from the weights of the best evaluation, and from their moving average; the optimiser stays as it is."""
 
 
 class MeasuringTrigger(TriggerBase):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import cache
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -16,9 +19,16 @@ def compile_network(model: nn.Module) -> None:
     a pass to the end of the update, which a compiled graph would not.
 
     Args:
-        model: compiled for each kind of input at its first, in training and in evaluation.
+        model: compiled for each kind of input at its first, in training and in evaluation. A copy of it is not.
     """
-    for module in model.modules():
-        if isinstance(module, (GhostBatchNorm, KeyedDropout)):
-            module.forward = torch.compiler.disable(module.forward)  # type: ignore[method-assign]
+    kinds: set[Any] = {type(module) for module in model.modules()}
+    for kind in kinds:
+        if issubclass(kind, GhostBatchNorm | KeyedDropout):
+            _leave_out(kind)
     model.compile()
+
+
+@cache
+def _leave_out(kind: Any) -> None:
+    """Of the class, once: a method of an instance would stay that instance's in every copy of it."""
+    kind.forward = torch.compiler.disable(kind.forward)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -36,7 +37,25 @@ def build_optimizer(model: nn.Module, optim: SgdSection | AdamSection | LarsSect
     return kind(groups, lr=optim.lr, betas=(optim.momentum, optim.beta2), eps=optim.eps, foreach=True)
 
 
-def set_hyperparameters(optimizer: torch.optim.Optimizer, phase: Phase, *, rescale_momentum: bool = False) -> None:
+def lr_ratios(optimizer: torch.optim.Optimizer) -> list[float]:
+    """Learning rate of each parameter group, in units of the first group's.
+
+    Raises:
+        ValueError: that is 0, and others are not.
+    """
+    first, *others = [float(group["lr"]) for group in optimizer.param_groups]
+    if any(lr != first for lr in others) and not first:
+        raise ValueError(f"the first parameter group has lr 0, others {others}: their ratio to it is not known")
+    return [1.0, *(1.0 if lr == first else lr / first for lr in others)]
+
+
+def set_hyperparameters(
+    optimizer: torch.optim.Optimizer,
+    phase: Phase,
+    ratios: Sequence[float] | None = None,
+    *,
+    rescale_momentum: bool = False,
+) -> None:
     """Give the next update its learning rate and momentum.
 
     torch's SGD is u = m u + g, w -= ε u: neither a change of ε nor of B under a mean gradient asks
@@ -47,10 +66,12 @@ def set_hyperparameters(optimizer: torch.optim.Optimizer, phase: Phase, *, resca
     Args:
         optimizer: of `build_optimizer`.
         phase: gives the values.
+        ratios: of `lr_ratios`; None: all groups have the phase's learning rate.
         rescale_momentum: bring the buffer to its new level at once, instead of letting it refill.
     """
-    for group in optimizer.param_groups:
-        group["lr"] = phase.lr
+    groups = optimizer.param_groups
+    for group, ratio in zip(groups, ratios or [1.0] * len(groups), strict=True):
+        group["lr"] = phase.lr * ratio
         if "betas" in group:
             group["betas"] = (phase.momentum, group["betas"][1] if phase.beta2 is None else phase.beta2)
             group["eps"] = group["eps"] if phase.eps is None else phase.eps

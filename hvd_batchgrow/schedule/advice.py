@@ -303,7 +303,8 @@ def _in_place_of_decay(run: RecordedRun, job: Job, falls: Sequence[float], cap: 
 def _is_of_plan(o: Observation, run: RecordedRun) -> bool:
     """Whether the plan has the batch and, after the warm-up, the learning rate that a record tells of."""
     phase = [p for p in run.phases if p["start_samples"] <= o.start_samples][-1]
-    is_warm = o.samples > run.job.schedule.warmup_epochs * run.num_samples
+    longest = getattr(run.job.schedule, "batch_scale", 1.0)  # under AdaScale, by progress
+    is_warm = o.samples > run.job.schedule.warmup_epochs * longest * run.num_samples
     same_lr = math.isclose(o.lr, phase["lr"], rel_tol=1e-6)
     return bool(o.global_batch == phase["global_batch"]) and (same_lr or not is_warm)
 

@@ -37,10 +37,13 @@ class Phase:
 
 @dataclass(frozen=True)
 class Warmup:
-    """The learning rate rises in a line from `start_lr` at sample 0 to the schedule's at `end_samples`.
+    """The learning rate rises in a line from `start_lr` at the start to the schedule's at a progress of `end_samples`.
 
     In a later phase from as much more or less as its learning rate is than the first one's: a warm-up lowers the
     noise scale by the same whether the phase has grown the batch or decayed the learning rate.
+
+    Progress is that of the schedule: samples seen, but under AdaScale, where it is part of what is scaled
+    (Johnson et al. 2020, alg. 1: all of lr(t) is at the scale-invariant iteration).
     """
 
     end_samples: int = 0
@@ -48,12 +51,12 @@ class Warmup:
     first_lr: float = 1.0
     """Of the first phase."""
 
-    def lr_at(self, samples: int, lr: float) -> float:
-        """The learning rate of the update that starts at a sample count; neither batch nor passes enter."""
-        if samples >= self.end_samples:
+    def lr_at(self, progress: float, lr: float) -> float:
+        """The learning rate of the update that starts at a progress in samples; neither batch nor passes enter."""
+        if progress >= self.end_samples:
             return lr
         start_lr = self.start_lr * (lr / self.first_lr)
-        return start_lr + (lr - start_lr) * samples / self.end_samples
+        return start_lr + (lr - start_lr) * progress / self.end_samples
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,7 @@ class Schedule:
         Raises as `index_at`.
         """
         phase = self.phases[self.index_at(samples)]
-        return replace(phase, lr=self.warmup.lr_at(samples, phase.lr))
+        return replace(phase, lr=self.warmup.lr_at(self.progress_at(samples), phase.lr))
 
     def progress_at(self, samples: int) -> float:
         """Progress of the schedule, in samples, when the sample counter stands at `samples`."""

@@ -25,7 +25,7 @@ from hvd_batchgrow.schedule.policies import (
     first_batch,
     make_start,
 )
-from hvd_batchgrow.schedule.trigger_faults import trigger_faults
+from hvd_batchgrow.schedule.trigger_faults import one_gradient, trigger_faults
 
 ChooseRanks = Callable[[Stage], int]
 """Ranks for a stage's batch."""
@@ -74,16 +74,8 @@ class Plan:
 
     @property
     def notes(self) -> list[str]:
-        """Where ranks are left out: a line each, with what would use them."""
-        layout = self.job.layout
-        if layout.growth != "ranks" or layout.ranks_per_phase:
-            return []
-        phases = zip(self.schedule.phases, self.layouts, strict=True)
-        steps = enumerate(itertools.pairwise(phases), start=2)
-        found = [_ranks_lost(k, before.ranks, now.ranks, phase, self) for k, ((_, before), (phase, now)) in steps]
-        if layout.max_ranks and layout.max_ranks > self.num_ranks:
-            found.append(f"layout.max_ranks = {layout.max_ranks}, and {self.num_ranks} can be had (--ranks)")
-        return [note for note in found if note]
+        """What the user should know of it before it runs: a line each."""
+        return [*self._rank_notes(), *self._noise_notes()]
 
     def noise_scale(self, phase: Phase) -> float:
         """Noise scale g of a phase."""
@@ -105,6 +97,27 @@ class Plan:
                 for phase, layout in zip(self.schedule.phases, self.layouts, strict=True)
             ],
         }
+
+    def _rank_notes(self) -> list[str]:
+        """Where ranks are left out, with what would use them."""
+        layout = self.job.layout
+        if layout.growth != "ranks" or layout.ranks_per_phase:
+            return []
+        phases = zip(self.schedule.phases, self.layouts, strict=True)
+        steps = enumerate(itertools.pairwise(phases), start=2)
+        found = [_ranks_lost(k, before.ranks, now.ranks, phase, self) for k, ((_, before), (phase, now)) in steps]
+        if layout.max_ranks and layout.max_ranks > self.num_ranks:
+            found.append(f"layout.max_ranks = {layout.max_ranks}, and {self.num_ranks} can be had (--ranks)")
+        return [note for note in found if note]
+
+    def _noise_notes(self) -> list[str]:
+        """Where nothing is measured, though it is asked for."""
+        if not self.job.gradient_noise.measure:
+            return []
+        phases = zip(self.schedule.phases, self.layouts, strict=True)
+        batches = [p.global_batch for p, layout in phases if p.num_updates and layout.ranks * layout.accumulation == 1]
+        told = [str(one_gradient(self.job, batch)) for batch in sorted(set(batches))]
+        return [f"gradient_noise.measure: nothing is measured where an update is one pass; {why}" for why in told]
 
     def _phase_to_dict(self, phase: Phase, layout: Layout) -> dict[str, Any]:
         adam = {} if phase.beta2 is None else {"beta2": phase.beta2, "eps": phase.eps}

@@ -18,6 +18,10 @@ def trigger_faults(job: Job, ranks: int, num_samples: int) -> list[Fault]:
     if job.gradient_noise.preconditioned and job.optim.name not in {"adam", "adamw"}:
         fault = f"is for optim.name = 'adam' or 'adamw', not {job.optim.name!r}"
         faults.append(Fault("gradient_noise.preconditioned", fault))
+    measures = job.gradient_noise.measure or isinstance(job.trigger, MeasuringTrigger | AdaScaleTrigger)
+    if job.gradient_noise.per_layer_group and not measures:
+        fault = "records nothing while nothing is measured: set gradient_noise.measure = true too"
+        faults.append(Fault("gradient_noise.per_layer_group", fault))
     section, trigger = job.schedule, job.trigger
     if not isinstance(section, MeasuredSchedule):
         if isinstance(trigger, NoTrigger):
@@ -55,7 +59,7 @@ def trigger_faults(job: Job, ranks: int, num_samples: int) -> list[Fault]:
     if isinstance(trigger, MeasuringTrigger) and trigger.min_factor > trigger.factor:
         fault = f"{trigger.min_factor:g} is above factor = {trigger.factor:g}: no change would be made"
         faults.append(Fault("trigger.min_factor", fault))
-    return faults + _factor_faults(job, num_samples)
+    return faults + _factor_faults(job, num_samples) + _span_faults(job)
 
 
 def _adascale_faults(job: Job, num_samples: int) -> list[Fault]:
@@ -83,6 +87,23 @@ def _adascale_faults(job: Job, num_samples: int) -> list[Fault]:
         fault = f"{section.batch_scale:g} × {base} = {formed} is above schedule.max_batch = {section.max_batch}"
         faults.append(Fault("schedule.batch_scale", f"{fault}, {cap} samples; nearest: {cap / base:g}"))
     return faults
+
+
+def _span_faults(job: Job) -> list[Fault]:
+    """No decision would ever come: what has to pass before it is as long as the run. A window's end needs none."""
+    section, trigger = job.schedule, job.trigger
+    assert isinstance(section, MeasuredSchedule)
+    if getattr(trigger, "windows_epochs", None):
+        return []
+    most = section.epochs * section.batch_scale  # at most: under AdaScale with a gain of 1
+    spans = {key: getattr(trigger, key, 0.0) for key in ("patience_epochs", "hold_epochs")}
+    if min((job.evaluation.every_epochs, *section.lr_boundaries_epochs)) >= most:  # it looks there too
+        spans["every_epochs"] = getattr(trigger, "every_epochs", 0.0)
+    return [
+        Fault(f"trigger.{key}", f"{span:g} is not below the run's {most:g} epochs: it would never decide; use less")
+        for key, span in spans.items()
+        if span >= most
+    ]
 
 
 def _unit_faults(job: Job, ranks: int, num_samples: int) -> list[Fault]:
@@ -140,15 +161,18 @@ def _rule_faults(job: Job, num_samples: int) -> list[Fault]:
 def _gradient_faults(job: Job, ranks: int) -> list[Fault]:
     """tr(Σ) is seen in how the gradients of an update's passes differ: there must be two."""
     assert isinstance(job.schedule, MeasuredSchedule)
-    batch, limit = round(job.schedule.global_batch * job.schedule.batch_scale), job.micro_batch_limit
-    if ranks > 1 and job.layout.growth != "ranks":
+    batch = round(job.schedule.global_batch * job.schedule.batch_scale)
+    if (ranks > 1 and job.layout.growth != "ranks") or batch > job.micro_batch_limit:
         return []
-    if batch > limit:
-        return []
-    group = job.model.ghost_batch
+    return [one_gradient(job, batch)]
+
+
+def one_gradient(job: Job, batch: int) -> Fault:
+    """Of a batch that is one pass on one rank: why nothing is measured, and what would be."""
+    group, limit = job.model.ghost_batch, job.micro_batch_limit
     half = max(group, batch // 2 // group * group)
     if half == batch:
         fault = f"{batch} is one ghost batch, and so one gradient an update: tr(Σ) needs two; use >= {2 * group}"
-        return [Fault("schedule.global_batch", fault)]
+        return Fault("schedule.global_batch", fault)
     fault = f"{limit} makes one pass of a batch of {batch}: tr(Σ) needs the gradients of two; use {half}, or 2 ranks"
-    return [Fault("layout.max_micro_batch", fault)]
+    return Fault("layout.max_micro_batch", fault)

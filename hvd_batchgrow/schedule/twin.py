@@ -44,9 +44,11 @@ def decay_twin(job: Job, num_samples: int, decisions: Sequence[Decision] = ()) -
         exact_noise=section.exact_noise,
     )
     layout = job.layout.grown_by("accumulation")
+    noise = job.gradient_noise  # without a trigger, which may have measured it
+    noise = noise.model_copy(update={"per_layer_group": noise.per_layer_group and noise.measure})
     optim = job.optim.model_copy(update={"lr": lr})
     changes = {"name": f"{job.name}-twin", "optim": optim, "schedule": twin, "layout": layout}
-    return job.model_copy(update={**changes, "trigger": NoTrigger(name="none")})
+    return job.model_copy(update={**changes, "trigger": NoTrigger(name="none"), "gradient_noise": noise})
 
 
 def _first_multiple(job: Job, start: Start, first: Stage) -> float:

@@ -70,6 +70,7 @@ class _Growth(_Strict):
     noise: dict[str, dict[str, float]]
     loss: Annotated[list[float], Field(min_length=2, max_length=2)]
     best: dict[str, Tensor]
+    best_average: dict[str, Tensor] = {}
 
 
 class _Contents(_Strict):

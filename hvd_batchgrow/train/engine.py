@@ -15,7 +15,7 @@ from hvd_batchgrow.config import UpdateSection
 from hvd_batchgrow.data.consumed import from_halves, to_halves
 from hvd_batchgrow.nn.dropout import keyed_dropouts, set_sample_keys
 from hvd_batchgrow.nn.ghost_batch_norm import GhostBatchNorm, ghost_norms
-from hvd_batchgrow.optim.build import set_hyperparameters
+from hvd_batchgrow.optim.build import lr_ratios, set_hyperparameters
 from hvd_batchgrow.schedule.phases import Phase
 from hvd_batchgrow.train.exact import join, split
 from hvd_batchgrow.train.forward import Forward, MicroBatch, classify
@@ -81,7 +81,8 @@ class UpdateEngine:
 
     Args:
         model: maps inputs to logits.
-        optimizer: holds the model's parameters; its `zero_grad` must not be used.
+        optimizer: holds the model's parameters; its `zero_grad` must not be used. Groups with learning rates
+            of their own keep their ratio to that of the first group, which has the phase's.
         ranks: the processes that share an update.
         rule: how the gradient is computed, and what is done with it before it is used.
         forward: from a micro-batch to the loss of each of its samples; None: `classify`. With one of
@@ -90,6 +91,9 @@ class UpdateEngine:
         rescale_momentum: see `set_hyperparameters`.
         exact: sum gradients and ghost statistics so that no layout changes a bit of them; a
             micro-batch must then be one group, and threads and kernels the same everywhere.
+
+    Raises:
+        ValueError: groups of the optimiser have other learning rates than the first, and that is 0.
     """
 
     def __init__(
@@ -109,6 +113,7 @@ class UpdateEngine:
         self.rule = rule or UpdateSection()
         self.forward = forward or classify(self.rule)
         self.rescale_momentum = rescale_momentum
+        self.lr_ratios = lr_ratios(optimizer)
         self.device = next(model.parameters()).device
         self.norms = list(ghost_norms(model))
         for norm in self.norms:
@@ -130,7 +135,13 @@ class UpdateEngine:
         Args:
             preconditioned: of the gradient as Adam scales it, by the moments before the update.
             per_layer_group: of each child of the model too.
+
+        Raises:
+            ValueError: preconditioned by an optimiser that is not Adam.
         """
+        if preconditioned and not isinstance(self.optimizer, torch.optim.Adam | torch.optim.AdamW):
+            kind = type(self.optimizer).__name__
+            raise ValueError(f"preconditioned=True is for torch.optim.Adam or AdamW, not {kind}: leave it out")
         groups = {p: name.partition(".")[0] for name, p in self.model.named_parameters()} if per_layer_group else None
         adam = self.optimizer if preconditioned else None
         self.buckets.norms = GradientNorms(self.buckets.members, groups=groups, exact=self.exact, adam=adam)
@@ -159,8 +170,12 @@ class UpdateEngine:
 
         Raises:
             NonFinite: on all ranks, where the rule is to stop then.
-            ValueError: a pass has not just the samples of its groups, or a norm has seen them other than once.
+            ValueError: a pass has not just the samples of its groups, or a norm has seen them other than once;
+                there are fewer passes than they should be; or the passes of all ranks together have not
+                each group once.
         """
+        if num_passes < 1:
+            raise ValueError(f"num_passes = {num_passes}: each rank must have one pass or more of an update")
         start = time.perf_counter()
         self.model.train()
         self.buckets.zero()
@@ -170,7 +185,9 @@ class UpdateEngine:
         share.tally[2] = stop
         for index in range(num_passes):
             begin = time.perf_counter()
-            micro_batch = next(micro_batches)
+            micro_batch = next(micro_batches, None)
+            if micro_batch is None:
+                raise ValueError(f"micro_batches ended after {index} of the update's {num_passes} passes")
             share.data_wait_s += time.perf_counter() - begin
             loss, num_samples = self._forward(micro_batch, share, phase.global_batch // num_groups)
             if index == num_passes - 1:
@@ -186,15 +203,17 @@ class UpdateEngine:
         reduce_wait_s = self.buckets.wait()
         self.ranks.wait(handle)
         self.at("updating the weights")
-        loss_sum, num_correct, stop_votes, replaced, *halves = totals[:_NUM_TALLIES].tolist()
+        tally, served, statistics = totals.tensor_split([_NUM_TALLIES, _NUM_TALLIES + num_groups])
+        loss_sum, num_correct, stop_votes, replaced, *halves = tally.tolist()
         loss_scale = self.loss_scale.value if self.loss_scale else 1.0
         self.buckets.divide(self._divisor(phase))
         noise = self.buckets.noise(phase.global_batch, loss_scale)
+        _check_served(served)
         skipped = not self._is_usable(phase, loss_sum, share, num_groups)
         if not skipped:
-            set_hyperparameters(self.optimizer, phase, rescale_momentum=self.rescale_momentum)
+            set_hyperparameters(self.optimizer, phase, self.lr_ratios, rescale_momentum=self.rescale_momentum)
             self.optimizer.step()
-            self._commit(totals[_NUM_TALLIES:], num_groups)
+            self._commit(statistics, num_groups)
         return UpdateResult(
             loss_sum=loss_sum,
             num_correct=int(num_correct),
@@ -257,14 +276,20 @@ class UpdateEngine:
         return tuple(self.ranks.sum(bad, "bad groups").nonzero().flatten().tolist())
 
     def _totals(self, share: _Share, num_groups: int) -> Tensor:
-        """float64 (6 + Σ 2C): the tallies, then what each ghost norm has to add.
+        """float64 (6 + G + Σ 2C): the tallies, how often each group was served, and what each ghost norm has to add.
 
-        Exact sums have two parts, so that there are 4C numbers for a norm.
+        Exact sums have two parts and their largest values with them: 4 (C+1) numbers for a norm.
         """
         share.tally[3:] = torch.tensor([share.num_replaced, *to_halves(share.digest % 2**64)], dtype=torch.float64)
+        outside = [place for place in share.positions if not 0 <= place < num_groups]
+        if outside:
+            raise ValueError(
+                f"positions {outside[:8]} are not of an update of {num_groups} groups: 0 … {num_groups - 1}"
+            )
+        served = torch.bincount(torch.tensor(share.positions), minlength=num_groups).to(share.tally)
         contributions = [norm.take_contributions(share.positions, num_groups) for norm in self._training_norms()]
         sums = [split(c).sum(1) if self.exact else c.sum(0, keepdim=True) for c in contributions]
-        return torch.cat([share.tally, *(part.reshape(-1) for part in sums)])
+        return torch.cat([share.tally, served, *(part.reshape(-1) for part in sums)])
 
     def _training_norms(self) -> list[GhostBatchNorm]:
         """Without those that the model keeps in evaluation, which have no say in their running statistics."""
@@ -272,7 +297,17 @@ class UpdateEngine:
 
     def _commit(self, statistics: Tensor, num_groups: int) -> None:
         norms = self._training_norms()
-        sizes = [2 * norm.num_features * (2 if self.exact else 1) for norm in norms]
+        sizes = [4 * (norm.num_features + 1) if self.exact else 2 * norm.num_features for norm in norms]
         for norm, part in zip(norms, statistics.split(sizes), strict=True):
-            parts = part.reshape(-1, 2, norm.num_features)
-            norm.commit(join(parts) if self.exact else parts[0], num_groups)
+            sums = join(part.view(2, 2, -1)) if self.exact else part.view(2, -1)
+            norm.commit(sums, num_groups)
+
+
+def _check_served(counts: Tensor) -> None:
+    """A group that came twice, or in no pass, is a wrong gradient: all ranks see it, and so raise together."""
+    wrong = [place for place, count in enumerate(counts.tolist()) if count != 1]
+    if wrong:
+        told = ", ".join(f"{place} in {counts[place]:.0f}" for place in wrong[:8]) + (", …" if wrong[8:] else "")
+        raise ValueError(
+            f"{len(wrong)} of the update's {len(counts)} groups were not in just one pass of one rank: group {told}"
+        )

@@ -26,10 +26,12 @@ def check_fits(checkpoint: Checkpoint, model: nn.Module, optimizer: Optimizer, f
         RunError: it is of something else; with what differs.
     """
     parameters = dict(model.named_parameters())
+    best, best_average = (checkpoint.growth.get(key) for key in ("best", "best_average"))
     misfits = [
         *_tensor_misfits("model", checkpoint.model, model.state_dict()),
         *(_tensor_misfits("average", checkpoint.average, parameters) if checkpoint.average else ()),
-        *(_tensor_misfits("growth.best", best, model.state_dict()) if (best := checkpoint.growth.get("best")) else ()),
+        *(_tensor_misfits("growth.best", best, model.state_dict()) if best else ()),
+        *(_tensor_misfits("growth.best_average", best_average, parameters) if best_average else ()),
         *_optimizer_misfits(checkpoint.optimizer, optimizer),
     ]
     if misfits:

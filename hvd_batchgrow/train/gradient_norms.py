@@ -54,7 +54,8 @@ class GradientNorms:
         self._scales = [self._scale_of(bucket) for bucket in self._members] if self._adam else []
 
     def _zeros(self) -> Tensor:
-        return torch.zeros((2 if self._exact else 1, len(self.names)), dtype=torch.float64, device=self._device)
+        zeros = torch.zeros(len(self.names), dtype=torch.float64, device=self._device)
+        return exact_sums.split(zeros) if self._exact else zeros
 
     def add(self, index: int, gradient: Tensor, num_samples: int) -> None:
         """The gradient of a pass in one bucket, flat, summed over so many samples; each has to come once a pass."""
@@ -79,8 +80,8 @@ class GradientNorms:
         """
         ranks.wait(self._handle)
         *sums, count = self._vector.tolist()
-        parts = torch.tensor(sums, dtype=torch.float64).view(-1, len(self.names))
-        weighted = exact_sums.join(parts) / _EXACT_SCALE if self._exact else parts[0]
+        summed = torch.tensor(sums, dtype=torch.float64).view_as(self._sums)
+        weighted = exact_sums.join(summed) / _EXACT_SCALE if self._exact else summed
         norms = sum(self._squares(index, bucket).cpu() for index, bucket in enumerate(mean))
         assert isinstance(norms, Tensor)
         estimates = {

@@ -29,6 +29,7 @@ from hvd_batchgrow.train.checkpoint import sync, write_atomically
 from hvd_batchgrow.train.engine import UpdateResult
 from hvd_batchgrow.train.gradient_noise import GradientNoiseScale, NoiseAverage
 from hvd_batchgrow.train.gradient_norms import ALL
+from hvd_batchgrow.train.weight_average import WeightAverage
 
 _FILE = "decisions.jsonl"
 
@@ -42,14 +43,16 @@ class Growth:
         job: what to measure, and the trigger.
         num_samples: N.
         model: whose best weights may be kept.
+        average: of the weights, which is kept and goes back with them; None: there is none.
     """
 
-    def __init__(self, job: Job, num_samples: int, model: nn.Module) -> None:
-        self._job, self._num_samples, self._model = job, num_samples, model
+    def __init__(self, job: Job, num_samples: int, model: nn.Module, average: WeightAverage | None = None) -> None:
+        self._job, self._num_samples, self._model, self._average = job, num_samples, model, average
         self._trigger: Trigger | None = make_trigger(job, num_samples) if job.is_measured else None
         self._noise: dict[str, NoiseAverage] = {}
         self._loss = _Average(job.gradient_noise.memory_epochs * num_samples)
         self._best: dict[str, Tensor] = {}
+        self._best_average: dict[str, Tensor] = {}
         self.decisions: tuple[Decision, ...] = ()
         """All that are known: those of a life before may lie ahead."""
         self.replayed_from: str | None = None
@@ -164,11 +167,14 @@ class Growth:
                 self._trigger.decided(decision)
             if decision.restore_samples is not None and self._best:
                 self._model.load_state_dict(self._best)
+                if self._average and self._best_average:
+                    self._average.load_state_dict(self._best_average)
         return decision
 
     def _keep_best(self, samples: int, wanted: Iterable[int | None]) -> None:
         if samples in wanted:
-            self._best = {name: tensor.detach().clone() for name, tensor in self._model.state_dict().items()}
+            self._best = _copy(self._model.state_dict())
+            self._best_average = _copy(self._average.state_dict()) if self._average else {}
 
     def _restore_samples(self) -> int | None:
         section = self._job.trigger
@@ -184,6 +190,7 @@ class Growth:
             "noise": {name: average.state() for name, average in self._noise.items()},
             "loss": self._loss.state(),
             "best": self._best,
+            "best_average": self._best_average,
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
@@ -199,7 +206,7 @@ class Growth:
             self._noise[name] = NoiseAverage(self._job.gradient_noise.memory_epochs * self._num_samples)
             self._noise[name].load(sums)
         self._loss.load(state["loss"])
-        self._best = dict(state["best"])
+        self._best, self._best_average = dict(state["best"]), dict(state.get("best_average", {}))
 
     def open(self, folder: Path, ranks: Ranks, plan: Plan, samples: int, replay: Path | None) -> list[str]:
         """Before the first update: know what is on record, of lives before or of the run to replay. All ranks together.
@@ -293,6 +300,10 @@ class _Average:
 
     def load(self, state: Sequence[float]) -> None:
         self._sum, self._weight = state
+
+
+def _copy(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in state.items()}
 
 
 def append_line(path: Path, line: str) -> None:

@@ -73,7 +73,7 @@ class Trainer:
         )
         memory = job.update.average_samples
         self.average = WeightAverage(self.model, memory) if memory else None
-        self.growth = Growth(job, plan.num_samples, self.model)
+        self.growth = Growth(job, plan.num_samples, self.model, self.average)
         self.pulse = Pulse()
         self.engine.at = self.pulse.at
         self.stream = Stream(len(source.train), job.seed)

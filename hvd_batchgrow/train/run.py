@@ -94,7 +94,7 @@ def run_job(
             origin=origin,
             check=lambda checkpoint: check_fits(checkpoint, trainer.model, trainer.optimizer, folder),
         )
-        notes += _notes_on_bad(source)
+        notes += [*plan.notes, *_notes_on_bad(source)]
         notes += [f"the layout has a say in {job.model.name}; at {hazard}" for hazard in trainer.hazards]
         if source.train.kind == "encoded" and choose_pipeline(job.data.pipeline, source.train) == "torch":
             notes.append(

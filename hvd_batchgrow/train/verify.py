@@ -91,14 +91,14 @@ def parse_shapes(text: str, global_batch: int, group: int, *, exact: bool) -> li
 
 
 def _faults(shape: Shape, global_batch: int, group: int, *, exact: bool) -> list[str]:
+    near = ", ".join(map(str, default_shapes(global_batch, group, (shape.ranks,), exact=exact))) or "fewer ranks"
     if shape.micro_batch % group:
-        return [f"{shape}: a pass of {shape.micro_batch} would cut ghost batches of {group}"]
+        return [f"{shape}: a pass of {shape.micro_batch} would cut ghost batches of {group}; nearest: {near}"]
     if exact and shape.micro_batch != group:
-        return [f"{shape}: in exact mode a pass is one ghost batch of {group}"]
+        return [f"{shape}: in exact mode a pass is one ghost batch of {group}; nearest: {near}"]
     groups, room = global_batch // group, shape.ranks * shape.accumulation * shape.micro_batch
     most = -(-groups // shape.ranks)  # of a rank, where they are dealt out in turn
     if groups < shape.ranks or -(-most * group // shape.micro_batch) != shape.accumulation:
-        near = ", ".join(map(str, default_shapes(global_batch, group, (shape.ranks,), exact=exact))) or "fewer ranks"
         return [f"{shape} takes {room} samples, the first phase's batch is {global_batch}; nearest: {near}"]
     return []
 

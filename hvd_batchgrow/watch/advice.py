@@ -18,6 +18,10 @@ _ROWS = 12
 """Stretches of equal length that a run is shown in, more where its batch changes inside one."""
 
 
+_NO_BAND = "no band yet"
+"""Of a stretch with a B_simple: of too few updates to tell how good it is."""
+
+
 def evidence_table(run: RecordedRun, advice: Advice | None = None) -> Table:
     """B_simple with its band over the run, beside the run's batch and the advised one.
 
@@ -34,15 +38,17 @@ def evidence_table(run: RecordedRun, advice: Advice | None = None) -> Table:
         table.add_column(heading, justify="right")
     for stretch in _stretches(run.seen):
         first, last = stretch[0], stretch[-1]
+        b_simple = typical(stretch, lambda o: o.b_simple, 0.5)
+        band = _band(b_simple, typical(stretch, lambda o: o.low, 0.5), typical(stretch, lambda o: o.high, 0.5))
         resolved = sum(o.length for o in stretch if o.is_resolved) / sum(o.length for o in stretch)
         table.add_row(
             f"{first.start_samples / run.num_samples:.2f} - {last.samples / run.num_samples:.2f}",
             f"{sum(o.updates for o in stretch):,}",
             f"{first.global_batch:,}",
             f"{last.lr:.4g}",
-            _number(typical(stretch, lambda o: o.b_simple, 0.5)),
-            _band(typical(stretch, lambda o: o.low, 0.5), typical(stretch, lambda o: o.high, 0.5)),
-            f"{100 * resolved:.0f} %",
+            _number(b_simple),
+            band,
+            "-" if band == _NO_BAND else f"{100 * resolved:.0f} %",
             _advised_batches(advice, first.start_samples, last.samples),
         )
     return table
@@ -70,10 +76,10 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:,.0f}"
 
 
-def _band(low: float | None, high: float | None) -> str:
-    return (
-        "unresolved" if low is None and high is None else f"{_number(low)} … {'∞' if high is None else _number(high)}"
-    )
+def _band(b_simple: float | None, low: float | None, high: float | None) -> str:
+    if low is None and high is None:
+        return "unresolved" if b_simple is None else _NO_BAND
+    return f"{_number(low)} … {'∞' if high is None else _number(high)}"
 
 
 def advised_job_file(advice: Advice) -> str:
@@ -136,7 +142,11 @@ def _price(advice: Advice) -> str:
 
 def _phase_line(advised: AdvisedPhase) -> str:
     phase = advised.phase
-    seen = f"{_number(advised.b_simple)} ({_band(advised.low, advised.high)})" if advised.b_simple else "nothing seen"
+    seen = (
+        f"{_number(advised.b_simple)} ({_band(advised.b_simple, advised.low, advised.high)})"
+        if advised.b_simple
+        else "nothing seen"
+    )
     worth = "unknown" if advised.efficiency is None else f"{advised.efficiency:.2f}"
     epoch, lr = f"{phase.start_epoch:.2f}", f"{phase.lr:.4g}"
     return f"   {epoch:>10} {phase.global_batch:>7,} {lr:>10} {phase.num_updates:>9,}   {seen:<26} {worth}"

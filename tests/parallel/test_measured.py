@@ -135,19 +135,27 @@ def test_going_back_to_the_best_weights_changes_the_run(undisturbed: Undisturbed
     assert digest(undisturbed(PLATEAU)[0]) != digest(undisturbed(BEST)[0])
 
 
-def test_a_decision_goes_back_to_the_weights_of_the_best_evaluation(
+def test_a_decision_goes_back_to_the_weights_of_the_best_evaluation_and_to_their_average(
     ranks: Ranks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: dict[int, str] = {}
     save = Trainer._save_if_due
 
     def record(self: Trainer, before: int, *, must_save: bool) -> None:
-        seen[self.samples] = tree_digest(self.model.state_dict())
+        assert self.average is not None
+        seen[self.samples] = tree_digest({"model": self.model.state_dict(), "average": self.average.state_dict()})
         save(self, before, must_save=must_save)
 
     monkeypatch.setattr(Trainer, "_save_if_due", record)
-    trainer = train(job_of(BEST), ranks, tmp_path)
+    job = job_of(BEST, update={"average_samples": 300.0})
+    trainer = train(job, ranks, tmp_path / "whole")
     assert {seen[d.samples] for d in trainer.growth.decisions} == {seen[80]}
+    # After the best evaluation and before the first decision: the checkpoint has both.
+    whole, updates = dict(seen), 6
+    train(job, ranks, tmp_path / "parts", stop=StopAfter(updates, here=True))
+    train(job, ranks, tmp_path / "parts", checkpoint=newest(ranks, tmp_path / "parts"))
+    assert 80 < 16 * updates < trainer.growth.decisions[0].samples
+    assert seen == whole
 
 
 def test_each_sample_once_an_epoch_across_decisions(ranks: Ranks, undisturbed: Undisturbed) -> None:

@@ -20,6 +20,7 @@ from hvd_batchgrow.job_file import load_job, parse_job
 from hvd_batchgrow.schedule.advice import HOLD_EPOCHS, RecordedRun, advise, supported_limit, supported_steps
 from hvd_batchgrow.schedule.noise_record import Observation, read_observations, typical, weaknesses
 from hvd_batchgrow.schedule.plan import compile_plan
+from hvd_batchgrow.watch.advice import evidence_table
 from tests.helpers import job_tree
 
 GOLDEN = Path(__file__).parent / "golden" / "advice"
@@ -391,3 +392,14 @@ def test_a_folder_that_holds_something_else_is_refused(run: Path, capsys: pytest
     (run / "plan.json").write_text("{}")
     assert main(["advise", "runs/recorded"]) == 1
     assert "plan.json is damaged, or no plan" in capsys.readouterr().err
+
+
+def test_the_evidence_tells_what_has_no_band_yet_from_what_is_unresolved() -> None:
+    records = [
+        *seen(1, lambda _: None),
+        *(replace(o, low=None, high=None) for o in seen(2, lambda _: 100, start=1)),
+        *seen(3, lambda _: 600, start=2),
+    ]
+    columns = {str(c.header): list(c.cells) for c in evidence_table(recorded(records)).columns}
+    told = set(zip(columns["B_simple"], columns["band of 95 %"], columns["resolved"], strict=True))
+    assert told == {("-", "unresolved", "0 %"), ("100", "no band yet", "-"), ("600", "500 … 720", "100 %")}

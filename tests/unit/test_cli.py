@@ -57,6 +57,15 @@ def test_plan_says_why_it_cannot_draw(job: str, capsys: pytest.CaptureFixture[st
     assert "plan.xyz cannot be drawn: Format 'xyz' is not supported" in capsys.readouterr().err
 
 
+def test_plan_and_train_say_that_nothing_is_measured(
+    job: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = [job, "--gradient-noise.measure", "true", "--layout.max-micro-batch", "16"]
+    for command in (["plan", *options], ["train", *options, "--updates", "1", "--runs-dir", str(tmp_path)]):
+        main(command)
+        assert "layout.max_micro_batch: 16 makes one pass of a batch of 16: tr(Σ)" in "".join(capsys.readouterr())
+
+
 def test_plan_needs_no_data_and_no_torch(job: str, tmp_path: Path) -> None:
     code = (
         "import sys; from hvd_batchgrow.cli import main; "

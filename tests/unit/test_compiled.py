@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from hvd_batchgrow.nn.compiled import compile_network
 from hvd_batchgrow.nn.dense import DenseLayers
 from hvd_batchgrow.nn.dropout import keyed_dropouts, sample_keys, set_sample_keys
 
-pytestmark = pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile wants a C++ compiler: install g++")
+needs_compiler = pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile wants a C++ compiler: install g++")
 
 
+@needs_compiler
 @pytest.mark.filterwarnings("ignore")  # the compiler warns of itself
 def test_ghost_norms_and_dropout_go_on_as_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
@@ -32,3 +37,16 @@ def test_ghost_norms_and_dropout_go_on_as_before(tmp_path: Path, monkeypatch: py
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-5)
     for name, value in plain.state_dict().items():
         torch.testing.assert_close(compiled.state_dict()[name], value, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])  # noqa: S301  # just made
+def test_a_copy_is_a_network_of_its_own(copied: Callable[[nn.Module], DenseLayers]) -> None:
+    model = DenseLayers(6, 3, (8,), ghost_batch=16, dropout=0.3)
+    compile_network(model)
+    before = copy.deepcopy(model.state_dict())
+    other = copied(model)
+    set_sample_keys(keyed_dropouts(other), sample_keys(1, np.zeros(32), np.arange(32)))
+    other(torch.randn(32, 6))
+    changed = {name for name, value in other.state_dict().items() if not torch.equal(value, before[name])}
+    assert {name.rpartition(".")[2] for name in changed} == {"running_mean", "running_var"}
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

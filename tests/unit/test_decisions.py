@@ -31,7 +31,7 @@ from tests.helpers import NUM_TRAIN, measured_job, small_job
 
 N = NUM_TRAIN
 TRIGGER = {"name": "gradient_noise"}
-PLATEAU = {"name": "plateau"}
+PLATEAU = {"name": "plateau", "patience_epochs": 1.0}
 
 
 def decide(job: Job, wish: Wish, samples: int = 160, before: tuple[Decision, ...] = ()) -> Decision | None:
@@ -379,6 +379,19 @@ def _check_plan(plan: Plan) -> None:
             {"schedule": {"max_batch": 304, "exact_noise": True}},
             r"max_batch: 304 is not below N = 300: no noise would be left to lower; nearest: 296",
         ),
+        (
+            1,
+            {**PLATEAU, "patience_epochs": 3.0},
+            {},
+            "patience_epochs: 3 is not below the run's 3 epochs: it would never",
+        ),
+        (1, {**TRIGGER, "hold_epochs": 4.0}, {}, "trigger.hold_epochs: 4 is not below the run's 3 epochs"),
+        (
+            1,
+            {"name": "adascale", "every_epochs": 6.0},
+            {"schedule": {"batch_scale": 2.0}, "evaluation": {"every_epochs": 9.0}},
+            "trigger.every_epochs: 6 is not below the run's 6 epochs",
+        ),
         (1, TRIGGER, {"schedule": {"max_batch": 90}}, r"max_batch: 90 = 5.62 × 16, .* nearest: 80, 96"),
         (
             1,
@@ -413,6 +426,39 @@ def test_what_cannot_be_measured_or_formed_is_refused_beforehand(
         compile_plan(measured_job(trigger, **sections), ranks, N)
 
 
+@pytest.mark.parametrize(
+    ("ranks", "sections", "told"),
+    [
+        (1, {}, [r"layout.max_micro_batch: 16 makes one pass of a batch of 16: .* use 8, or 2 ranks"]),
+        (1, {"model": {"ghost_batch": 16}}, [r"schedule.global_batch: 16 is one ghost batch.* use >= 32"]),
+        (1, {"layout": {"max_micro_batch": 48}}, ["48 makes one pass of a batch of 16", "a batch of 48: .* use 24,"]),
+        (1, {"layout": {"max_micro_batch": 8}}, []),
+        (2, {}, []),
+        (2, {"layout": {"growth": "ranks", "max_micro_batch": 16}}, ["16 makes one pass of a batch of 16"]),
+        (1, {"gradient_noise": {"measure": False}}, []),
+    ],
+)
+def test_a_fixed_schedule_that_measures_nothing_says_so(ranks: int, sections: dict[str, Any], told: list[str]) -> None:
+    sections = {"gradient_noise": {"measure": True}, "layout": {"max_micro_batch": 16}} | sections
+    notes = compile_plan(small_job(**sections), ranks, N).notes
+    assert len(notes) == len(told)
+    for note, expected in zip(notes, told, strict=True):
+        assert re.search(
+            f"^gradient_noise.measure: nothing is measured where an update is one pass; .*{expected}", note
+        )
+
+
+def test_layer_groups_of_nothing_that_is_measured_are_refused() -> None:
+    groups = {"per_layer_group": True}
+    for job in (small_job(gradient_noise=groups), measured_job(PLATEAU, gradient_noise=groups)):
+        with pytest.raises(JobError, match=r"gradient_noise.per_layer_group: .* set gradient_noise.measure = true"):
+            compile_plan(job, 1, N)
+    measuring = measured_job(TRIGGER, gradient_noise=groups)
+    assert compile_plan(measuring, 1, N).job.gradient_noise.per_layer_group
+    twin = decay_twin(measuring, N, (decision_at(160),))  # which has no trigger to measure for
+    assert not compile_plan(twin, 1, N).job.gradient_noise.per_layer_group
+
+
 def test_a_trigger_without_a_measured_schedule_is_refused() -> None:
     with pytest.raises(JobError, match=r"trigger.name: 'plateau' decides nothing under schedule.policy = 'grow'"):
         compile_plan(small_job(trigger=PLATEAU), 1, N)
@@ -430,6 +476,10 @@ def test_a_trigger_without_a_measured_schedule_is_refused() -> None:
         (1, {**TRIGGER, "windows_epochs": [[0.0, 1.0], [1.5, 1.5]]}, {}),
         (1, {**TRIGGER, "factor": 1.5}, {"schedule": {"batch_multiple": 8}}),
         (1, {**PLATEAU, "factor": 1.5}, {}),
+        (1, {**PLATEAU, "patience_epochs": 9.0, "windows_epochs": [[0.0, 1.0]]}, {}),
+        (1, {**PLATEAU, "patience_epochs": 2.9}, {"evaluation": {"every_epochs": 1e9}}),
+        (1, {**TRIGGER, "every_epochs": 9.0}, {"evaluation": {"every_epochs": 1.0}}),
+        (1, {"name": "adascale", "every_epochs": 5.0}, {"schedule": {"batch_scale": 2.0}}),
     ],
 )
 def test_what_can_is_not(ranks: int, trigger: dict[str, Any], sections: dict[str, Any]) -> None:
@@ -470,3 +520,18 @@ def test_the_twin_of_adascale_is_the_schedule_that_it_scales() -> None:
 def test_faults_of_a_scaled_batch(trigger: str, schedule: dict[str, Any], fault: str) -> None:
     with pytest.raises(JobError, match=re.escape(fault)):
         compile_plan(measured_job({"name": trigger}, schedule=schedule), 1, N)
+
+
+def test_warm_up_under_adascale_goes_by_progress() -> None:
+    """κ = 4 at gain 1 until 640: an update of 64 counts as 16, and so it lasts four times the samples."""
+    schedule = {"batch_scale": 4.0, "warmup_epochs": 1.0, "warmup_start_lr": 0.01}
+    job = measured_job({"name": "adascale"}, schedule=schedule)
+    rates = compile_plan(job, 1, N).schedule
+    assert [rates.at(s).lr for s in (0, 640, 1152, 1216)] == pytest.approx(
+        [0.01, *(0.01 + 0.04 * t / 300 for t in (160, 288)), 0.05]
+    )
+    gained = Decision(640, "adascale", "planted", 64, 64, 64.0, 0.05, 0.1)
+    rates = compile_plan(job, 1, N, None, (gained,)).schedule  # a gain of 2: as 32 from there on
+    assert [rates.at(s).lr for s in (640, 896, 960)] == pytest.approx(
+        [0.01 + 0.09 * t / 300 for t in (160, 288)] + [0.1]
+    )

@@ -17,13 +17,13 @@ def values(count: int = 4000) -> torch.Tensor:
 
 
 def test_a_sum_is_the_same_in_any_order_and_cut() -> None:
-    parts = split(values())
+    parts = split(values()[:, None])
     whole = parts.sum(1)
     for seed in range(20):
         generator = torch.Generator().manual_seed(seed)
         order = torch.randperm(4000, generator=generator)
         pieces = parts[:, order].tensor_split(1 + seed % 7, dim=1)
-        total = torch.zeros(2, dtype=torch.float64)
+        total = torch.zeros(2, 2, dtype=torch.float64)
         for piece in reversed(pieces):
             total += piece.sum(1)
         assert torch.equal(total, whole)
@@ -38,7 +38,10 @@ def test_a_plain_float64_sum_is_not() -> None:
 
 def test_the_sum_is_right_to_the_fine_grid() -> None:
     exact = sum((Fraction(v) for v in values().double().tolist()), Fraction(0))
-    assert abs(Fraction(float(join(split(values()).sum(1)))) - exact) <= 4000 * Fraction(2) ** -71 + abs(exact) / 2**52
+    assert (
+        abs(Fraction(float(join(split(values()[:, None]).sum(1)))) - exact)
+        <= 4000 * Fraction(2) ** -71 + abs(exact) / 2**52
+    )
 
 
 def test_float32_values_of_common_size_are_kept_whole() -> None:
@@ -49,9 +52,31 @@ def test_float32_values_of_common_size_are_kept_whole() -> None:
 
 @pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
 def test_what_is_not_finite_is_not_finite_in_the_sum(value: float) -> None:
-    assert not join(split(torch.tensor([value, 1.0])).sum(1, keepdim=True)).isfinite().any()
+    assert not join(split(torch.tensor([[value], [1.0]])).sum(1)).isfinite().any()
 
 
 def test_leaving_the_range_is_an_error() -> None:
-    with pytest.raises(OverflowError, match=r"a sum of 2.62e\+05 is beyond 262144, where exact mode ends"):
-        join(split(torch.full((2,), LIMIT / 2)).sum(1, keepdim=True).expand(2, 1))
+    with pytest.raises(
+        OverflowError, match=r"a sum of 2.62e\+05 in absolute values is beyond 262144, where exact mode"
+    ):
+        join(split(torch.full((2, 1), LIMIT / 2)).sum(1))
+
+
+def test_a_sum_that_leaves_the_range_and_comes_back_is_an_error_in_any_order() -> None:
+    """Its last digits would depend on when it was out there."""
+    terms = split(torch.tensor([[3e6, 0.0], [-3e6, 0.0], *([1e-3 * k / 7, 1.0] for k in range(200))]))
+    for seed in range(20):
+        total = torch.zeros(2, 3, dtype=torch.float64)
+        for k in torch.randperm(202, generator=torch.Generator().manual_seed(seed)):
+            total += terms[:, k]
+        with pytest.raises(OverflowError, match=r"a sum of 6e\+06"):
+            join(total)
+
+
+def test_the_largest_absolute_values_bound_the_sums_of_all_places() -> None:
+    """Of 128 terms in two places each: they may use up the range, and no more than it."""
+    within = torch.full((128, 2), LIMIT / 128 - 1)
+    within[::2] *= -1
+    assert join(split(within).sum(1)).tolist() == [0, 0]
+    with pytest.raises(OverflowError):
+        join(split(torch.where(torch.arange(128)[:, None] == 5, within + 128, within)).sum(1))

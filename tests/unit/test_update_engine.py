@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -69,6 +70,33 @@ def test_a_pass_that_has_not_the_samples_of_its_groups_is_refused() -> None:
         serve(engine_of(nn.Linear(5, 3)), nowhere)
 
 
+def test_groups_that_came_twice_or_not_at_all_are_told_before_a_step() -> None:
+    one, two = passes()
+    for micro_batches, told in (
+        ([one], r"2 of the update's 4 groups were not in just one pass of one rank: group 2 in 0, 3 in 0$"),
+        ([one, one], r"4 of the update's 4 .*: group 0 in 2, 1 in 2, 2 in 0, 3 in 0"),
+        ([one, two, two], r"2 of .*: group 2 in 2, 3 in 2"),
+    ):
+        engine = engine_of(nn.Linear(5, 3))
+        before = copy.deepcopy(engine.model.state_dict())
+        engine.measure_noise()
+        with pytest.raises(ValueError, match=told):
+            serve(engine, micro_batches)
+        assert all(torch.equal(value, before[name]) for name, value in engine.model.state_dict().items())
+        assert not serve(engine, [one, two]).skipped
+    beyond = MicroBatch(two.inputs, two.labels, (3, 4))
+    with pytest.raises(ValueError, match=r"positions \[4\] are not of an update of 4 groups: 0 … 3"):
+        serve(engine_of(nn.Linear(5, 3)), [one, beyond])
+
+
+def test_too_few_passes_are_told() -> None:
+    engine = engine_of(nn.Linear(5, 3))
+    with pytest.raises(ValueError, match="num_passes = 0: each rank must have one pass or more"):
+        serve(engine, [])
+    with pytest.raises(ValueError, match="ended after 1 of the update's 2 passes"):
+        engine.update(iter(passes()[:1]), 2, PHASE, NUM_GROUPS)
+
+
 def test_a_mean_in_the_place_of_losses_is_refused() -> None:
     def forward(model: nn.Module, micro_batch: MicroBatch) -> Losses:
         return Losses(nn.functional.cross_entropy(model(micro_batch.inputs), micro_batch.labels))
@@ -105,3 +133,21 @@ def test_gradients_that_were_put_away_are_put_back() -> None:
         serve(away, passes())
         serve(clean, passes())
     golden.assert_same_weights(away.model, clean.model)
+
+
+def test_parameter_groups_keep_the_ratio_of_their_learning_rates() -> None:
+    model = nn.Linear(5, 3)
+    groups = [{"params": [model.weight]}, {"params": [model.bias], "lr": 0.02}]
+    engine = UpdateEngine(model, torch.optim.SGD(groups, lr=0.01), SingleRank())
+    for lr in (0.0, 0.1, 0.3):  # as of a warm-up that starts at 0
+        phase = replace(PHASE, lr=lr)
+        engine.update(iter(passes()), 2, phase, NUM_GROUPS)
+        assert [group["lr"] for group in engine.optimizer.param_groups] == pytest.approx([lr, 2 * lr])
+    groups = [{"params": [model.weight], "lr": 0.0}, {"params": [model.bias]}]
+    with pytest.raises(ValueError, match=r"first parameter group has lr 0, others \[0.01\]"):
+        UpdateEngine(model, torch.optim.SGD(groups, lr=0.01), SingleRank())
+
+
+def test_noise_as_adam_scales_it_is_refused_without_adam() -> None:
+    with pytest.raises(ValueError, match=r"for torch.optim.Adam or AdamW, not SGD: leave it out"):
+        engine_of(nn.Linear(5, 3)).measure_noise(preconditioned=True)

@@ -33,16 +33,17 @@ def test_layouts_are_read(text: str, batch: int, shapes: Sequence[tuple[int, int
 
 def test_all_layouts_that_cannot_be_are_told_at_once() -> None:
     with pytest.raises(JobError) as error:
-        parse_shapes("1x1x12,1x3x8,3x1x8,two,0x1x8", 16, 8, exact=False)
+        parse_shapes("1x1x12,2x1x4,1x3x8,3x1x8,two,0x1x8", 16, 8, exact=False)
     lines = [
-        "1x1x12: a pass of 12 would cut ghost batches of 8",
+        "1x1x12: a pass of 12 would cut ghost batches of 8; nearest: 1x1x16, 1x2x8",
+        "2x1x4: a pass of 4 would cut ghost batches of 8; nearest: 2x1x8",
         "1x3x8 takes 24 samples, the first phase's batch is 16; nearest: 1x1x16, 1x2x8",
         "3x1x8 takes 24 samples, the first phase's batch is 16; nearest: fewer ranks",
         "'two' is not RANKSxPASSESxMICRO-BATCH, such as 2x2x8",
         "'0x1x8' is not",
     ]
     assert all(line in str(error.value) for line in lines)
-    with pytest.raises(JobError, match="in exact mode a pass is one ghost batch of 8"):
+    with pytest.raises(JobError, match=r"in exact mode a pass is one ghost batch of 8; nearest: 1x2x8$"):
         parse_shapes("1x1x16", 16, 8, exact=True)
 
 
