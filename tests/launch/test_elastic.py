@@ -16,7 +16,7 @@ import tomli_w
 from hvd_batchgrow.train.audit import audit, read_consumed
 from hvd_batchgrow.train.digest import final_weights
 from tests.helpers import job_tree, small_source, write_idx_folder
-from tests.launch.test_forms import BIN, ENVIRONMENT
+from tests.launch.test_forms import BIN, ENVIRONMENT, launched
 
 DISCOVER = Path(__file__).parents[2] / "slurm" / "discover-hosts.sh"
 # A worker that dies bars its whole host: two names of this machine stand for two hosts.
@@ -55,9 +55,8 @@ def train(
     options = ["--gloo", "-np", np, "--min-np", "1", "--max-np", "2", "--network-interface", "lo"]
     command = [str(BIN / "horovodrun"), *options, "--host-discovery-script", str(DISCOVER)]
     command += [str(BIN / "hvd-batchgrow"), "train", "job.toml", "--name", name, *words]
-    with subprocess.Popen(
-        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as job:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    with launched(command, cwd=folder, env=environment, **pipes) as job:
         consumed = folder / "runs" / name / "consumed.jsonl"
         deadline = time.monotonic() + 300
         while not consumed.exists() or len(consumed.read_bytes().splitlines()) < 60:
