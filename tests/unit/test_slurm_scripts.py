@@ -140,8 +140,10 @@ def test_hosts_join_as_the_phase_of_the_run_needs_them(tmp_path: Path, samples: 
     assert done.stdout.splitlines() == lines, done.stderr
     everything = run("discover-hosts.sh", cwd=tmp_path, **variables)
     assert everything.stdout.splitlines() == ["a:2", "b:4", "c:4"]
-    not_begun = run("discover-hosts.sh", cwd=tmp_path, HVD_BATCHGROW_RUN="none", **variables)
-    assert not_begun.stdout == everything.stdout
+    not_begun = variables | {"HVD_BATCHGROW_RUN": "none"}
+    assert run("discover-hosts.sh", cwd=tmp_path, **not_begun).stdout == "a:1\n"
+    not_begun["HVD_BATCHGROW_FIRST_RANKS"] = "3"
+    assert run("discover-hosts.sh", cwd=tmp_path, **not_begun).stdout == "a:2\nb:1\n"
 
 
 def test_the_hosts_of_an_allocation_have_its_ranks(tmp_path: Path) -> None:
@@ -160,6 +162,10 @@ def test_hosts_that_nobody_names_are_an_error(tmp_path: Path) -> None:
     done = run("discover-hosts.sh", cwd=tmp_path, HVD_BATCHGROW_HOSTS_FILE="hosts")
     assert done.returncode == 1
     assert "slots must be a number, got 'a:many'" in done.stderr
+    first = {"HVD_BATCHGROW_RUN": "none", "HVD_BATCHGROW_FIRST_RANKS": "0"}
+    done = run("discover-hosts.sh", cwd=tmp_path, HVD_BATCHGROW_HOSTS_FILE="hosts", **first)
+    assert done.returncode == 1
+    assert "HVD_BATCHGROW_FIRST_RANKS must be a number of ranks, 1 or more, got '0'" in done.stderr
 
 
 @pytest.mark.parametrize(("script", "launcher"), [("train.sbatch", "srun"), ("train-mpirun.sbatch", "mpirun")])
