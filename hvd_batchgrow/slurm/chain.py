@@ -11,6 +11,7 @@ import tomli_w
 
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.errors import Fault, JobError, RunError
+from hvd_batchgrow.regular import read_regular
 from hvd_batchgrow.slurm.ledger import (
     DONE_BEFORE,
     FOLDER,
@@ -217,7 +218,7 @@ def _never_submitted(ledger: Ledger) -> Iterator[str]:
 
 def _last_lines(log: Path, count: int = 8) -> list[str]:
     try:
-        return log.read_text(encoding="utf-8", errors="replace").rstrip().splitlines()[-count:]
+        return read_regular(log).decode(errors="replace").rstrip().splitlines()[-count:]
     except OSError as error:
         return [f"cannot be read: {error.strerror or error}"]
 

@@ -13,6 +13,7 @@ from typing import Annotated
 from pydantic import Field, TypeAdapter, ValidationError
 
 from hvd_batchgrow.errors import RunError
+from hvd_batchgrow.regular import read_regular
 from hvd_batchgrow.slurm.links import Link
 from hvd_batchgrow.slurm.scheduler import JobState, is_live
 
@@ -122,7 +123,7 @@ def read_ledger(run: Path) -> Ledger | None:
     """
     path = run / FOLDER / "ledger.json"
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
+        tree = json.loads(read_regular(path))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, RecursionError) as error:
