@@ -13,6 +13,7 @@ from hvd_batchgrow.config import Job
 from hvd_batchgrow.errors import Fault, JobError, RunError
 from hvd_batchgrow.regular import read_regular
 from hvd_batchgrow.slurm.ledger import (
+    BEING_SUBMITTED,
     DONE_BEFORE,
     FOLDER,
     NOT_SUBMITTED,
@@ -95,7 +96,8 @@ def open_chain(run: Path, links: Sequence[Link], scheduler: Scheduler | None, *,
     """
     before = read_ledger(run)
     done = samples_done(run)
-    if not resume and (before or (run / "job.toml").exists()):
+    is_chain = before and any(entry.state != NOT_SUBMITTED for entry in before.entries)
+    if not resume and (is_chain or (run / "job.toml").exists()):
         raise RunError(f"{run} holds a run already: add --resume auto to go on with it, or --name NAME for another")
     if before and scheduler:
         # Of all: one that a node has failed, say, was over when it was last asked about, and is queued again.
@@ -137,22 +139,27 @@ def submit_chain(job: Job, ledger: Ledger, scripts: Sequence[Script], run: Path,
     after: int | None = None
     for k, script in left:
         try:
+            # Before and at once after it: a job that nobody remembers would go on by itself.
+            write_ledger(run, ledger.being_submitted(k))
             after = scheduler.submit(script.path, after)
             ledger = ledger.with_job(k, after)
-            write_ledger(run, ledger)  # at once: a job that nobody remembers would go on by itself
+            write_ledger(run, ledger)
         except RunError as error:
             raise _taken_back(error, k, ledger, run, scheduler) from None
         except KeyboardInterrupt:
             stopped = RunError(
                 "interrupted while sbatch was at it: squeue --me tells whether Slurm has it all the same"
             )
-            raise _taken_back(stopped, k, ledger, run, scheduler) from None
+            unknown = ledger if ledger.entries[k].job_id else ledger.being_submitted(k)
+            raise _taken_back(stopped, k, unknown, run, scheduler) from None
     return ledger
 
 
 def _taken_back(error: RunError, index: int, ledger: Ledger, run: Path, scheduler: Scheduler) -> RunError:
     submitted = ledger.live_ids()
     told = " ".join(map(str, submitted))
+    with contextlib.suppress(RunError):
+        write_ledger(run, ledger)
     if not submitted:
         return RunError(f"link {index + 1}: {error}")
     try:
@@ -208,9 +215,14 @@ def trouble_lines(ledger: Ledger, run: Path) -> Iterator[str]:
 def _never_submitted(ledger: Ledger) -> Iterator[str]:
     """Of a chain whose `submit` was killed half-way: nobody will start what it lacks."""
     missing = [str(k + 1) for k, entry in enumerate(ledger.entries) if entry.state == NOT_SUBMITTED]
-    if not missing:
+    unknown = [str(k + 1) for k, entry in enumerate(ledger.entries) if entry.state == BEING_SUBMITTED]
+    if not missing and not unknown:
         return
-    yield f"links that were never submitted, since that was cut short: {', '.join(missing)}"
+    if missing:
+        yield f"links that were never submitted, since that was cut short: {', '.join(missing)}"
+    if unknown:
+        look = f"squeue --me --name={ledger.name} tells whether Slurm has it: scancel that job"
+        yield f"link {unknown[0]} was being submitted when that was cut short; {look}"
     live = " ".join(map(str, ledger.live_ids()))
     first = f"scancel {live}, then " if live else ""
     yield f"{first}the command that submitted it, with --resume auto"

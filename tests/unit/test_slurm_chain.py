@@ -17,7 +17,7 @@ from hvd_batchgrow.errors import RunError
 from hvd_batchgrow.job_file import load_job
 from hvd_batchgrow.schedule.plan import compile_plan
 from hvd_batchgrow.slurm.chain import Site, make_scripts, open_chain, submit_chain, table_lines, trouble_lines
-from hvd_batchgrow.slurm.ledger import Ledger, read_ledger, write_ledger
+from hvd_batchgrow.slurm.ledger import Ledger, read_ledger, submitting, write_ledger
 from hvd_batchgrow.slurm.links import Link, make_links
 from hvd_batchgrow.slurm.render import ARGUMENTS
 from hvd_batchgrow.slurm.scheduler import JobState, Scheduler, Slurm, run_command
@@ -141,6 +141,48 @@ def test_a_ledger_that_cannot_be_written_takes_the_chain_back(tmp_path: Path, mo
     with pytest.raises(RunError, match=r"link 2: ledger.json cannot be .*\n  what was submitted .*: jobs 11 12$"):
         submit(run, scheduler)
     assert scheduler.calls[-1] == ("cancel", [11, 12])
+
+
+@dataclass
+class KilledInSbatch(FakeScheduler):
+    """The process ends while sbatch is at the second link."""
+
+    def submit(self, script: Path, after: int | None) -> int:
+        if after == 11:
+            raise MemoryError
+        return super().submit(script, after)
+
+
+def test_a_kill_while_sbatch_is_asked_leaves_a_trace(tmp_path: Path) -> None:
+    run = tmp_path / "small"
+    with pytest.raises(MemoryError):
+        submit(run, KilledInSbatch())
+    left = read_ledger(run)
+    assert left is not None
+    assert [entry.state for entry in left.entries] == ["PENDING", "BEING SUBMITTED", "NOT SUBMITTED"]
+    assert list(trouble_lines(left, run)) == [
+        "links that were never submitted, since that was cut short: 3",
+        "link 2 was being submitted when that was cut short; squeue --me --name=small tells whether Slurm has it: "
+        "scancel that job",
+        "scancel 11, then the command that submitted it, with --resume auto",
+    ]
+
+
+def test_a_first_link_that_is_refused_leaves_nothing_to_go_on_with(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"link 1: sbatch refuses: no more jobs$"):
+        submit(tmp_path / "small", FakeScheduler(refused="link-1.sbatch"))
+    assert submit(tmp_path / "small", FakeScheduler()).job_ids() == [11, 12, 13]
+
+
+def test_one_submit_at_a_time(job: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("PATH", "/nonexistent")
+    words = ["submit", job, "--nodes-max", "1"]
+    with submitting(Path("runs/small").absolute()):
+        assert main(words) == 1
+        assert "runs/small is being submitted by another process: wait for that one" in capsys.readouterr().err
+        assert main([*words, "--dry-run"]) == 0
+    assert main(words) == 1
+    assert "sbatch is not on PATH" in capsys.readouterr().err
 
 
 def test_status_tells_of_links_that_were_never_submitted(tmp_path: Path) -> None:
