@@ -6,6 +6,7 @@ import json
 import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,37 @@ def test_grow_chain_takes_back_what_it_has_submitted(tmp_path: Path, path: str) 
     assert (tmp_path / "bin" / "cancelled").read_text() == "1 2\n"
 
 
+@pytest.mark.parametrize("number", ["INT", "TERM", "HUP"])
+def test_grow_chain_takes_back_what_it_has_submitted_when_it_is_stopped(tmp_path: Path, path: str, number: str) -> None:
+    (tmp_path / "job.toml").write_text("")
+    sbatch = tmp_path / "bin" / "sbatch"
+    # The second link is submitted while the signal comes.
+    sbatch.write_text(sbatch.read_text() + f'case "$*" in *--parsable*--nodes=2*) kill -s {number} $PPID;; esac\n')
+    listens = (
+        f"import os, signal, sys; signal.signal(signal.SIG{number}, signal.SIG_DFL); os.execvp('bash', sys.argv[1:])"
+    )
+    words = [sys.executable, "-c", listens, "bash", str(SLURM / "grow-chain.sh"), "job.toml", "1:1-1", "2:2-2", "4:3-4"]
+    done = subprocess.run(
+        words, check=False, cwd=tmp_path, env={**os.environ, "PATH": path}, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert "interrupted; what was submitted is taken back: 1 2" in done.stderr
+    assert (tmp_path / "bin" / "cancelled").read_text() == "1 2\n"
+    assert "--nodes=4" not in calls(tmp_path)[-1]
+
+
+def test_grow_chain_takes_back_what_nobody_reads_of(tmp_path: Path, path: str) -> None:
+    (tmp_path / "job.toml").write_text("")
+    words = ["bash", str(SLURM / "grow-chain.sh"), "job.toml", "1:1-1", "2:2-2"]
+    reader, writer = os.pipe()
+    os.close(reader)
+    environment = {**os.environ, "PATH": path}
+    done = subprocess.run(words, check=False, cwd=tmp_path, env=environment, stdout=writer, stderr=subprocess.PIPE)
+    os.close(writer)
+    assert done.returncode != 0
+    assert (tmp_path / "bin" / "cancelled").read_text() == "1\n"
+
+
 def test_a_dry_run_of_grow_chain_prints_what_a_shell_reads_back(tmp_path: Path, path: str) -> None:
     (tmp_path / NASTY).write_text("")
     done = run("grow-chain.sh", "--dry-run", NASTY, "1:1-1", "2:2-2", cwd=tmp_path, PATH=path)
@@ -108,6 +140,13 @@ def test_grow_chain_says_what_is_wrong(tmp_path: Path, path: str, words: list[st
     done = run("grow-chain.sh", *words, cwd=tmp_path, PATH=path)
     assert done.returncode == 2
     assert message in done.stderr
+
+
+def test_grow_chain_checks_the_ranks_of_a_node(tmp_path: Path, path: str) -> None:
+    (tmp_path / "job.toml").write_text("")
+    done = run("grow-chain.sh", "job.toml", "1:1-1", cwd=tmp_path, PATH=path, RANKS_PER_NODE="four")
+    assert done.returncode == 2
+    assert "RANKS_PER_NODE must be a whole number, 1 or more, got 'four'" in done.stderr
 
 
 def write_run(folder: Path, samples: int) -> Path:
