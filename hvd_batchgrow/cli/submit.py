@@ -13,7 +13,7 @@ import tyro
 
 from hvd_batchgrow.cli.common import JobCommand
 from hvd_batchgrow.config.types import NumRanks, PositiveInt
-from hvd_batchgrow.errors import ExitCode
+from hvd_batchgrow.errors import ExitCode, RunError
 from hvd_batchgrow.interrupt import tidied_up_on_interrupt
 from hvd_batchgrow.schedule.plan import Plan, compile_plan
 from hvd_batchgrow.slurm.chain import (
@@ -28,7 +28,7 @@ from hvd_batchgrow.slurm.chain import (
 from hvd_batchgrow.slurm.ledger import DONE_BEFORE, Ledger, submitting
 from hvd_batchgrow.slurm.links import chain_job, make_links
 from hvd_batchgrow.slurm.render import dry_commands, extra_options
-from hvd_batchgrow.slurm.scheduler import Slurm
+from hvd_batchgrow.slurm.scheduler import NoSlurm, Slurm
 
 
 @dataclass(frozen=True)
@@ -82,8 +82,11 @@ class SubmitCommand(JobCommand):
             if self.dry_run:
                 _print_dry(ledger, scripts)
                 return ExitCode.DONE
-            with tidied_up_on_interrupt():
-                ledger = submit_chain(job, ledger, scripts, run, scheduler)
+            try:
+                with tidied_up_on_interrupt():
+                    ledger = submit_chain(job, ledger, scripts, run, scheduler)
+            except NoSlurm as error:
+                raise RunError(f"{error} --dry-run prints what would be submitted, and needs no Slurm") from None
         print("\n".join(table_lines(ledger)))
         print(shlex.join(["hvd-batchgrow", "status", str(self.runs_dir / job.name)]))
         return ExitCode.DONE

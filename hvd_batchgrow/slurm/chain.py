@@ -16,6 +16,7 @@ from hvd_batchgrow.slurm.ledger import (
     BEING_SUBMITTED,
     DONE_BEFORE,
     FOLDER,
+    GONE,
     NOT_SUBMITTED,
     Entry,
     Ledger,
@@ -188,7 +189,7 @@ def _state(entry: Entry) -> str:
     if entry.job_id is None:
         return entry.state.lower()
     code, _, number = entry.exit_code.partition(":")
-    told = [f"job {entry.job_id} {entry.state}"]
+    told = [f"job {entry.job_id} {'is gone: Slurm knows no more of it' if entry.state == GONE else entry.state}"]
     told += [f"exit code {code}"] if code not in {"", "0"} else []
     told += [f"signal {number}"] if number not in {"", "0"} else []
     told += [entry.reason] if entry.reason not in {"", "NonZeroExitCode"} else []
@@ -206,9 +207,11 @@ def trouble_lines(ledger: Ledger, run: Path) -> Iterator[str]:
     log = run / FOLDER / f"{ledger.name}-{entry.job_id}.out"
     yield f"link {k + 1} is what broke: {_state(entry)}; the end of {log}:"
     yield from (f"  | {line}" for line in _last_lines(log))
-    waiting = [str(j + 1) for j in range(k + 1, len(ledger.entries)) if ledger.entries[j].has_failed]
-    if waiting:
+    later = [(str(j + 1), entry) for j, entry in enumerate(ledger.entries) if j > k and entry.has_failed]
+    if waiting := [number for number, entry in later if entry.state != GONE]:
         yield f"links waiting for it were cancelled: {', '.join(waiting)}"
+    if gone := [number for number, entry in later if entry.state == GONE]:
+        yield f"links that Slurm knows no more of: {', '.join(gone)}"
     yield "once it is mended: the command that submitted it, with --resume auto"
 
 
@@ -232,7 +235,7 @@ def _last_lines(log: Path, count: int = 8) -> list[str]:
     try:
         return read_regular(log).decode(errors="replace").rstrip().splitlines()[-count:]
     except OSError as error:
-        return [f"cannot be read: {error.strerror or error}"]
+        return [f"there is none: {error.strerror or error}"]
 
 
 def find_template(given: Path | None) -> str:
