@@ -109,6 +109,10 @@ def _prepare_folder(folder: Path, notes: list[str], *, resume: bool, overwrite: 
             f"{folder} holds a run already: add --resume auto to go on with it, --overwrite to replace it, "
             "or --name NAME for another"
         )
+    if folders := [str(path) for path in checkpoint_paths(checkpoints) if path.is_dir()]:
+        # No file can take the place of a folder: the run would end at that sample, at each resume.
+        told = ", ".join(folders)
+        raise RunError(f"{told}: a folder where the run would write a checkpoint; move it away, and run this again")
     data, skipped = newest_good(checkpoints)
     notes += [f"skipped a checkpoint: {reason}" for reason in skipped]
     if is_run and not overwrite and data is None:
