@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -192,13 +193,14 @@ def test_a_rank_that_raises_takes_the_job_down_and_is_named(folder: Path, form: 
     # Rank 1 alone finds its run in trouble: its second update raises.
     broken = folder / "broken.py"
     broken.write_text(
-        "import os, sys\n"
+        "import os, sys, time\n"
         "from hvd_batchgrow.cli import main\n"
         "from hvd_batchgrow.train.engine import UpdateEngine\n"
         "update = UpdateEngine.update\n"
         "def fail(self, *arguments, **options):\n"
         "    result = update(self, *arguments, **options)\n"
         "    if self.ranks.rank == 1:\n"
+        "        print(f'raised at {time.time():.2f}', file=sys.stderr, flush=True)\n"
         "        raise ZeroDivisionError('planted')\n"
         "    return result\n"
         "UpdateEngine.update = fail\n"
@@ -215,8 +217,13 @@ def test_a_rank_that_raises_takes_the_job_down_and_is_named(folder: Path, form: 
         *OPTIONS.get(form, []),
     ]
     done = subprocess.run(words, check=False, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    over = time.time()
     assert done.returncode != 0
     text = done.stdout + done.stderr
+    raised = re.search(r"raised at (\d+\.\d+)", text)
+    assert raised is not None, text
+    print(f"{form}: a rank that raised took its job down in {over - float(raised[1]):.1f} s")
+    assert over - float(raised[1]) < 60
     assert text.count("ZeroDivisionError: planted") == 1
     assert "rank 1 of 2 on " in text
 
