@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -233,6 +234,27 @@ def test_a_link_is_queued_again_when_it_was_stopped_and_only_then(
     again = run(script, "small.toml", cwd=tmp_path, **variables, MAX_RESTARTS="1", SLURM_RESTART_COUNT="1")
     assert "scontrol" not in again.stdout
     assert ("not queued again: max_restarts=1 is reached" in again.stdout) == (code == 75)
+
+
+@pytest.mark.parametrize(("script", "launcher"), [("train.sbatch", "srun"), ("train-mpirun.sbatch", "mpirun")])
+def test_a_link_that_is_cancelled_is_not_queued_again(tmp_path: Path, script: str, launcher: str) -> None:
+    # scancel sends SIGTERM to all processes of the job: ranks that hear it may still end with 75.
+    (tmp_path / launcher).write_text("#!/bin/bash\ntrap 'exit 75' TERM\necho listens\nsleep 60 & wait\n")
+    (tmp_path / "scontrol").write_text('#!/bin/bash\necho "scontrol $*"\n')
+    for command in (launcher, "scontrol"):
+        (tmp_path / command).chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
+    words = ["bash", str(SLURM / script), "small.toml"]
+    with subprocess.Popen(
+        words, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as job:
+        assert job.stdout is not None
+        while job.stdout.readline() != "listens\n":
+            assert job.poll() is None
+        os.killpg(job.pid, signal.SIGTERM)
+        told = job.stdout.read()
+    assert job.returncode == -signal.SIGTERM
+    assert "scontrol" not in told
 
 
 @pytest.mark.parametrize("name", ["train.sbatch", "train-mpirun.sbatch", "tensorboard.sbatch"])
