@@ -23,7 +23,7 @@ def time_passes() -> float:
     """Median seconds of a pass over 256 Fashion-MNIST-sized samples, one thread."""
     import torch
 
-    from hvd_batchgrow.nn.models import SmallConvNet
+    from hvd_batchgrow.nn.small_conv_net import SmallConvNet
 
     torch.set_num_threads(1)
     model = SmallConvNet(1, 10, ghost_batch=64)

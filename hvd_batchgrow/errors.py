@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 MOST_TOLD = 100
 """Of a job's faults; a file with more is no job file."""
@@ -46,3 +50,14 @@ class JobError(ValueError):
 
 class RunError(RuntimeError):
     """A run that cannot start or go on, for a reason that the user can mend."""
+
+
+def unwritable(place: object, error: OSError) -> RunError:
+    """A file or folder that cannot be written, and why, in the system's words."""
+    return RunError(f"{place} cannot be written: {error.strerror or error}")
+
+
+def first_fault(error: ValidationError, whole: str = "all of it") -> str:
+    """The first fault that pydantic has found, as `place: what is wrong`; one of everything is at `whole`."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    return f"{'.'.join(map(str, first['loc'])) or whole}: {first['msg']}"

@@ -11,6 +11,7 @@ from typing import NoReturn
 from hvd_batchgrow.comm.launch import speaks
 from hvd_batchgrow.errors import ExitCode
 
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _SHOW_CURSOR = "\x1b[?25h\n"
 """A progress bar has hidden it."""
 
@@ -27,7 +28,7 @@ def tidied_up_on_interrupt() -> Iterator[None]:
 
     So do SIGTERM, and SIGHUP, which comes when the terminal is gone.
     """
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    before = {number: signal.getsignal(number) for number in _ENDING}
     for number in [number for number, handler in before.items() if handler is not signal.SIG_IGN]:
         signal.signal(number, signal.default_int_handler)
     try:
@@ -37,6 +38,22 @@ def tidied_up_on_interrupt() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """While entered, what would raise KeyboardInterrupt waits: so a process that is being started is known by then."""
+    came: list[int] = []
+    raising = [number for number in _ENDING if signal.getsignal(number) is signal.default_int_handler]
+    for number in raising:
+        signal.signal(number, lambda number, _: came.append(number))
+    try:
+        yield
+    finally:
+        for number in raising:
+            signal.signal(number, signal.default_int_handler)
+        if came:
+            signal.raise_signal(came[0])
 
 
 def end_now(why: str) -> NoReturn:

@@ -12,10 +12,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from hvd_batchgrow.allowed import Node, allowed, as_text, child, dotted, nearest, resolved, shown
-from hvd_batchgrow.config import DataSection, Job, ModelSection
-from hvd_batchgrow.data.known import check_data
+from hvd_batchgrow.config import DataSection, Job, LayoutSection, ModelSection
+from hvd_batchgrow.data.known import check_data, known_num_samples
 from hvd_batchgrow.errors import MOST_TOLD, Fault, JobError
 from hvd_batchgrow.nn.known import check_network
+from hvd_batchgrow.schedule.key_faults import batch_faults, key_faults
 from hvd_batchgrow.toml_file import read_toml, read_value, tamed
 
 
@@ -24,15 +25,18 @@ def load_job(path: Path, overrides: Mapping[str, Any] | None = None) -> Job:
 
     Args:
         path: a TOML file.
-        overrides: dotted key to value, put over what the file says.
+        overrides: dotted key to value, put over what the file says. With `layout.growth`, keys that only another
+            growth uses are put aside.
 
     Raises:
         JobError: the file is missing, is no TOML, or has faults; all of them are in the message.
     """
     tree = read_toml(path)
-    faults = [fault for key, value in (overrides or {}).items() for fault in _put(tree, key, value)]
+    overrides = overrides or {}
+    faults = [fault for key, value in overrides.items() for fault in _put(tree, key, value)]
     if faults:
         raise JobError(faults, str(path))
+    _put_aside(tree, overrides)
     return parse_job(tree, str(path))
 
 
@@ -43,6 +47,7 @@ def parse_job(tree: Mapping[str, Any], source: str = "job") -> Job:
         job = Job.model_validate(tree)
     except ValidationError as error:
         faults += [*_key_faults(error), *_faults_of_nearest_choices(tree, error), *_section_faults(tree)]
+        faults += _faults_of_the_rest(tree, faults)
         raise JobError(_told(faults), source) from None
     if faults := [*faults, *check_data(job.data), *check_network(job.model)]:
         raise JobError(_told(faults), source)
@@ -89,6 +94,16 @@ def _put(tree: dict[str, Any], key: str, value: Any) -> Iterator[Fault]:
             yield Fault(key, f"{section} is a value, not a section")
             return
     tree[name] = value
+
+
+def _put_aside(tree: Mapping[str, Any], overrides: Mapping[str, Any]) -> None:
+    """Take out what a file says of another growth than the one put over it: a command line cannot leave out a key."""
+    if not {"layout.growth", "layout.ranks_per_phase"} & overrides.keys():
+        return
+    with suppress(ValidationError):  # which is told of later
+        for key in LayoutSection.model_validate(tree["layout"]).unused():
+            if f"layout.{key}" not in overrides:
+                del tree["layout"][key]
 
 
 # --- faults, from pydantic's account of them -----------------------------------------------------
@@ -215,3 +230,23 @@ def _section_faults(tree: Mapping[str, Any]) -> list[Fault]:
     with suppress(ValidationError):
         faults += check_network(ModelSection.model_validate(tree.get("model")))
     return faults
+
+
+def _faults_of_the_rest(tree: Mapping[str, Any], faults: Sequence[Fault]) -> list[Fault]:
+    """What a plan would refuse too of the keys that are right by themselves, if nothing named in it is at fault."""
+    wrong = {tuple(fault.path.split(".")[:2]) for fault in faults}
+    rest = {
+        name: {key: value for key, value in part.items() if (name, key) not in wrong}
+        if isinstance(part, dict)
+        else part
+        for name, part in tree.items()
+        if (name,) not in wrong
+    }
+    try:
+        job = Job.model_validate(rest)
+        num_samples = known_num_samples(job.data)
+    except (ValidationError, JobError):  # a key that must be there, or no N: nothing more can be said
+        return []
+    names = {place[-1] for place in wrong}
+    told = [*key_faults(job, 1, num_samples), *batch_faults(job, num_samples)]
+    return [fault for fault in told if not any(name in str(fault) for name in names)]

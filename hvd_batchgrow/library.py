@@ -12,7 +12,8 @@ from torch import Tensor
 from hvd_batchgrow.comm.connect import connect
 from hvd_batchgrow.comm.ranks import Ranks, SingleRank
 from hvd_batchgrow.config import UpdateSection
-from hvd_batchgrow.data.stream import Ids, Stream, passes_of_rank
+from hvd_batchgrow.data.samples import Ids
+from hvd_batchgrow.data.stream import Stream, passes_of_rank
 from hvd_batchgrow.job_file import parse_job
 from hvd_batchgrow.nn.convert import convert_ghost_batch_norm
 from hvd_batchgrow.nn.dropout import KeyedDropout, convert_dropout, sample_keys

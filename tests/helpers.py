@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from hvd_batchgrow.config import Job
-from hvd_batchgrow.data.encoded import EncodedSamples, Entry, make_index, read_header
+from hvd_batchgrow.data.encoded import EncodedSamples, read_header
+from hvd_batchgrow.data.image_index import Entry, make_index
 from hvd_batchgrow.data.samples import ArraySamples, Source
 from hvd_batchgrow.job_file import parse_job
 

@@ -14,9 +14,9 @@ from hvd_batchgrow.cli.common import refuse_overrides, terminal
 from hvd_batchgrow.config.schedules import LrRule
 from hvd_batchgrow.errors import ExitCode, Fault, JobError, RunError
 from hvd_batchgrow.job_file import parse_job
+from hvd_batchgrow.json_lines import read_json_lines
 from hvd_batchgrow.schedule.advice import RecordedRun, advise
 from hvd_batchgrow.schedule.noise_record import read_observations
-from hvd_batchgrow.watch.json_lines import read_json_lines
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class AdviseCommand:
 
     def run(self, overrides: dict[str, Any]) -> ExitCode:
         """The job file on stdout; the evidence on stderr, whether there is advice or not."""
-        from hvd_batchgrow.watch.advice import advice_dict, advised_job_file, evidence_table, plot_advice
+        from hvd_batchgrow.watch.advice import advice_dict, advised_job_file, evidence_table
 
         refuse_overrides(overrides)
         self._check()
@@ -53,6 +53,8 @@ class AdviseCommand:
         for text in advice.weak:
             console.print(f"too weak to go by: {text}", style="yellow", highlight=False, soft_wrap=True)
         if self.plot:
+            from hvd_batchgrow.watch.plot import plot_advice
+
             plot_advice(advice, self.plot)
         print(json.dumps(advice_dict(advice), indent=2) if self.json else advised_job_file(advice), end="")
         return ExitCode.DONE

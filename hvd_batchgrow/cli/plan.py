@@ -15,12 +15,13 @@ from hvd_batchgrow.cli.common import JobCommand, terminal
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.config.types import NumRanks
 from hvd_batchgrow.errors import ExitCode, Fault, JobError
-from hvd_batchgrow.schedule.decisions import Decision, read_decisions
+from hvd_batchgrow.schedule.decisions import Decision, check_replay, read_decisions
 from hvd_batchgrow.schedule.plan import Plan, compile_plan
 from hvd_batchgrow.schedule.twin import compile_twin, decay_twin
 
 if TYPE_CHECKING:  # torch takes seconds to import, and `plan` does without it
     from hvd_batchgrow.schedule.cost import Cost
+    from hvd_batchgrow.schedule.measured import Probe
 
 
 @dataclass(frozen=True)
@@ -52,13 +53,12 @@ class PlanCommand(JobCommand):
         choose = choose_ranks(job, num_samples, probe, self.ranks) if probe else None
         decisions = self.decisions(job)
         plan = compile_plan(job, self.ranks, num_samples, choose, decisions)
-        is_open = job.schedule.policy == "measured" and not decisions and not self.twin
+        is_open = job.is_measured and not decisions and not self.twin
         twin_job = None if job.schedule.policy == "decay" or is_open else decay_twin(job, num_samples, decisions)
         if self.twin:
             self.print_twin(twin_job)
             return ExitCode.DONE
-        # The twin runs wherever its batch can be formed, if not on as many ranks as the job.
-        plans = [plan, *([compile_twin(twin_job, self.ranks, num_samples)] if twin_job else [])]
+        plans = [plan, *([self.twin_plan(twin_job, num_samples, probe, job)] if twin_job else [])]
         if self.plot:
             from hvd_batchgrow.watch.plot import plot_plans
 
@@ -67,13 +67,21 @@ class PlanCommand(JobCommand):
         self.print_json(plans, costs) if self.json else self.print_tables(plans, costs)
         return ExitCode.DONE
 
+    def twin_plan(self, twin: Job, num_samples: int, probe: Probe | None, job: Job) -> Plan:
+        """The twin wherever its batch can be formed, if not on as many ranks as the job; by the job's objective too."""
+        from hvd_batchgrow.schedule.cost import choose_ranks
+
+        if probe is None or job.layout.growth != "auto":
+            return compile_twin(twin, self.ranks, num_samples)
+        # Without the job's time limit, which the twin need not meet: it is what the job is compared with.
+        twin = twin.model_copy(update={"layout": job.layout.model_copy(update={"time_limit_h": None})})
+        return compile_plan(twin, self.ranks, num_samples, choose_ranks(twin, num_samples, probe, self.ranks))
+
     def decisions(self, job: Job) -> tuple[Decision, ...]:
         """Those to replay."""
         if self.replay is None:
             return ()
-        if job.schedule.policy != "measured":
-            fault = f"schedule.policy = {job.schedule.policy!r} is fixed: there is nothing to replay"
-            raise JobError([Fault("--replay", fault)], str(self.job))
+        check_replay(job.schedule.policy, str(self.job))
         return read_decisions(self.replay)[1]
 
     def print_twin(self, twin: Job | None) -> None:
@@ -101,6 +109,8 @@ class PlanCommand(JobCommand):
             console.print(plan_table(plan))
             for line in describe_transitions(plan):
                 console.print(f"  {line}", highlight=False, soft_wrap=True)
+            for note in plan.notes:
+                console.print(f"  {note}", style="yellow", highlight=False, soft_wrap=True)
             console.print()
         if len(plans) > 1:
             ratio = plans[1].num_updates / plans[0].num_updates

@@ -18,6 +18,7 @@ from hvd_batchgrow.comm.launch import is_elastic
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.config.types import NAME_PATTERN, PositiveInt
 from hvd_batchgrow.errors import ExitCode, Fault, JobError
+from hvd_batchgrow.schedule.plan import compile_plan
 from hvd_batchgrow.schedule.twin import decay_twin
 from hvd_batchgrow.train.stop import StopRequest
 
@@ -46,13 +47,15 @@ class TrainCommand(RanksCommand):
     """Name of a new run, which goes on by the job as it is now from the newest good checkpoint of the job's run."""
     replay: Path | None = None
     """A decisions.jsonl: let the batch grow as it did there, without measuring. Later starts of the run do so too."""
+    cost: Path | None = None
+    """A file that `probe` has written, for layout.growth = "auto"."""
 
     def run(self, overrides: dict[str, Any]) -> ExitCode:
         """Train, and end with 75 if stopped."""
         self.check_flags()
         with StopRequest() as stop:
             return with_ranks(
-                lambda ranks: _exit_code([self.train(ranks, stop, lambda: self.load_own(overrides))]), self.comm
+                lambda ranks: _exit_code([self.train(ranks, stop, lambda: self.load_for(ranks, overrides))]), self.comm
             )
 
     def check_flags(self) -> None:
@@ -72,14 +75,6 @@ class TrainCommand(RanksCommand):
                 raise JobError([Fault("--fork", f"must match {NAME_PATTERN}, got {self.fork!r}")], "command line")
         self.phase_range()
 
-    def load_own(self, overrides: dict[str, Any]) -> Job:
-        """The job, for which all options mean something."""
-        job = self.load(overrides)
-        if self.replay is not None and job.schedule.policy != "measured":
-            fault = f"schedule.policy is {job.schedule.policy!r}, and decides nothing: 'measured' follows decisions"
-            raise JobError([Fault("--replay", fault)], "command line")
-        return job
-
     def phase_range(self) -> tuple[int, int] | None:
         """The first and the last phase to train, from 1; None: all. Raises JobError."""
         if self.phases is None:
@@ -87,6 +82,20 @@ class TrainCommand(RanksCommand):
         if not (found := re.fullmatch(r"(\d+)-(\d+)", self.phases)):
             raise JobError([Fault("--phases", f"must be FIRST-LAST such as 1-2, got {self.phases!r}")], "command line")
         return int(found[1]), int(found[2])
+
+    def load_for(self, ranks: Ranks, overrides: dict[str, Any]) -> Job:
+        """The job; where its ranks are for measured costs to decide, with the ranks of each phase written down."""
+        from hvd_batchgrow.data.known import known_num_samples
+        from hvd_batchgrow.schedule.cost import choose_ranks
+        from hvd_batchgrow.schedule.measured import load_probe
+        from hvd_batchgrow.slurm.links import chain_job
+
+        job = self.load(overrides)
+        if self.cost is None or job.layout.growth != "auto":
+            return job
+        num_samples = known_num_samples(job.data)
+        choose = choose_ranks(job, num_samples, load_probe(self.cost), ranks.size)
+        return chain_job(compile_plan(job, ranks.size, num_samples, choose))
 
     def train(self, ranks: Ranks, stop: StopRequest, load: Callable[[], Job]) -> RunEnded:
         """One run, watched on the terminal."""
@@ -152,9 +161,9 @@ class TwinCommand(TrainCommand):
         with StopRequest() as stop:
             return with_ranks(lambda ranks: self.compare(ranks, stop, overrides), self.comm)
 
-    def load_growing(self, overrides: dict[str, Any]) -> Job:
+    def load_growing(self, ranks: Ranks, overrides: dict[str, Any]) -> Job:
         """The job, which must not be its own twin."""
-        job = self.load_own(overrides)
+        job = self.load_for(ranks, overrides)
         if job.schedule.policy == "decay":
             fault = Fault("schedule.policy", "'decay' is what the twin does; twin compares it with 'grow'")
             raise JobError([fault], str(self.job))
@@ -166,15 +175,14 @@ class TwinCommand(TrainCommand):
         from hvd_batchgrow.schedule.decisions import read_decisions
 
         job = self.load(overrides)
-        is_measured = job.schedule.policy == "measured"
-        decisions = read_decisions(self.runs_dir / job.name / "decisions.jsonl")[1] if is_measured else ()
+        decisions = read_decisions(self.runs_dir / job.name / "decisions.jsonl")[1] if job.is_measured else ()
         return decay_twin(job, known_num_samples(job.data), decisions)
 
     def compare(self, ranks: Ranks, stop: StopRequest, overrides: dict[str, Any]) -> ExitCode:
         """Train one after the other; a stop in the first ends both."""
         from hvd_batchgrow.watch.tables import result_table
 
-        grown = self.train(ranks, stop, lambda: self.load_growing(overrides))
+        grown = self.train(ranks, stop, lambda: self.load_growing(ranks, overrides))
         if not grown.done or ranks.any(flag=stop.asked):
             return ExitCode.STOPPED
         decayed = self.train(ranks, stop, lambda: self.load_twin(overrides))

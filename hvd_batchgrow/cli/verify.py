@@ -8,10 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from hvd_batchgrow.cli.common import RanksCommand, terminal
+from hvd_batchgrow.config import OF_GROWTH
 from hvd_batchgrow.config.types import PositiveInt
 from hvd_batchgrow.errors import ExitCode
 from hvd_batchgrow.interrupt import tidied_up_on_interrupt
 from hvd_batchgrow.schedule.plan import compile_plan
+
+_OF_GROWTH = {"layout.growth"} | {f"layout.{key}" for keys in OF_GROWTH.values() for key in keys}
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,8 @@ class VerifyCommand(RanksCommand):
         from hvd_batchgrow.watch.tables import verify_table
 
         job = self.load(overrides)
+        job = job.model_copy(update={"layout": job.layout.grown_by("accumulation")})  # as each run is told to
+        overrides = {key: value for key, value in overrides.items() if key not in _OF_GROWTH}
         phase, group = compile_plan(job, 1, known_num_samples(job.data)).schedule.phases[0], job.model.ghost_batch
         exact = job.layout.exact
         shapes = (

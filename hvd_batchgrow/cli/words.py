@@ -75,17 +75,13 @@ def options_of(command: type) -> list[Option]:
     options = []
     for field in fields(command):
         kind = types[field.name]
-        is_positional = get_origin(kind) is Annotated and tyro.conf.Positional in _metadata(kind)
+        is_positional = get_origin(kind) is Annotated and tyro.conf.Positional in get_args(kind)[1:]
         adapter: TypeAdapter[Any] = TypeAdapter(kind)
         name = field.name.upper() if is_positional else f"--{field.name.replace('_', '-')}"
         # What tyro finds missing has a default all the same, since it follows fields that have one.
         required = field.default is tyro.MISSING or (field.default is MISSING and field.default_factory is MISSING)
         options.append(Option(name, adapter, adapter.json_schema(), is_positional, required))
     return options
-
-
-def _metadata(kind: Any) -> tuple[Any, ...]:
-    return tuple(part for part in get_args(kind)[1:])
 
 
 def _faults(options: Sequence[Option], words: list[str]) -> Iterator[Fault]:

@@ -149,12 +149,17 @@ class Ranks(ABC):
         """A line from rank 0 to each rank but the first `count`: this rank's end of it, if it has one."""
         on_one_host = len(set(hosts)) == 1
         bell = Bell(on_one_host=on_one_host) if self.rank == 0 else None
-        host = "127.0.0.1" if on_one_host else socket.gethostname()
-        told = f"{host} {bell.port} {secrets.token_hex(16)}".encode() if bell else None
-        host, port, token = (self.broadcast_bytes(told, "part.bell") or b"").decode().split()
+        host, port, token = self.tell_address(bell.port if bell else 0, "part.bell", on_one_host=on_one_host)
         if bell:
             bell.gather(self.size - count, token.encode())
-        return bell or (Waiting(host, int(port), token.encode()) if self.rank >= count else None)
+        return bell or (Waiting(host, port, token.encode()) if self.rank >= count else None)
+
+    def tell_address(self, port: int, name: str, *, on_one_host: bool) -> tuple[str, int, str]:
+        """Host and port where rank 0 listens, and a token by which it knows its ranks; the same on all."""
+        host = "127.0.0.1" if on_one_host else socket.gethostname()
+        told = self.broadcast_bytes(f"{host} {port} {secrets.token_hex(16)}".encode(), name) or b""
+        host, number, token = told.decode().split()
+        return host, int(number), token
 
     def sum(self, tensor: Tensor, name: str) -> Tensor:
         """Sum over all ranks, in place."""

@@ -162,6 +162,14 @@ class LarsSection(Section):
 OptimSection = Annotated[SgdSection | AdamSection | LarsSection, Field(discriminator="name")]
 
 
+OF_GROWTH: dict[str, tuple[str, ...]] = {
+    "accumulation": (),
+    "ranks": ("ranks_per_phase", "max_ranks"),
+    "auto": ("max_ranks", "objective", "time_limit_h"),
+}
+"""Keys of `[layout]` that each growth uses, of those that not all do."""
+
+
 class LayoutSection(Section):
     """`[layout]`: how a global batch is cut over ranks and passes. Decides the speed, never the result."""
 
@@ -173,7 +181,7 @@ class LayoutSection(Section):
     ranks_per_phase: Annotated[tuple[NumRanks, ...], BeforeValidator(tuples)] | None = None
     """For growth = "ranks": ranks of each phase; None: from the batch."""
     max_ranks: NumRanks | None = None
-    """For growth = "ranks" and "auto"; None: all that are launched."""
+    """For growth = "ranks" and "auto", of those that are launched; None: all of them."""
     objective: Literal["least_time", "least_rank_hours"] = "least_time"
     """For growth = "auto"."""
     time_limit_h: PositiveFloat | None = None
@@ -186,6 +194,19 @@ class LayoutSection(Section):
     """Compile the network with torch.compile; the first update of each kind of pass takes minutes more."""
     threads_per_rank: PositiveInt | None = None
     """Torch threads of a rank; None: the cores of the host divided by its ranks, or 1 under `exact`."""
+
+    def unused(self) -> list[str]:
+        """Keys that say something which this growth has no use for."""
+        others = dict.fromkeys(key for keys in OF_GROWTH.values() for key in keys if key not in OF_GROWTH[self.growth])
+        beside = ["max_ranks"] if self.growth == "ranks" and self.ranks_per_phase else []
+        return [
+            key for key in [*others, *beside] if getattr(self, key) not in (type(self).model_fields[key].default, ())
+        ]
+
+    def grown_by(self, growth: str, **changes: Any) -> LayoutSection:
+        """The same by another growth, without what that has no use for; and with these changes."""
+        grown = self.model_copy(update={"growth": growth, **changes})
+        return grown.model_copy(update={key: type(self).model_fields[key].default for key in grown.unused()})
 
 
 class UpdateSection(Section):
@@ -272,9 +293,10 @@ class Job(Section):
             return group
         return self.layout.max_micro_batch or max(1, 128 // group) * group
 
-    def _measuring(self) -> tuple[str, ...]:
-        """Sections that have a say in when the batch grows."""
-        return ("trigger", "gradient_noise") if self.schedule.policy == "measured" else ()
+    @property
+    def is_measured(self) -> bool:
+        """Whether a trigger decides when the batch grows."""
+        return self.schedule.policy == "measured"
 
     def deciding(self, num_samples: int) -> dict[str, Any]:
         """The keys that decide the weights a run ends with; all others may change at a resume.
@@ -286,9 +308,10 @@ class Job(Section):
             dotted key to plain value.
         """
         tree = self.model_dump(mode="json")
+        measuring = ("trigger", "gradient_noise") if self.is_measured else ()
         flat = {
             f"{section}.{key}": value
-            for section in ("data", "model", "optim", "schedule", "update", *self._measuring())
+            for section in ("data", "model", "optim", "schedule", "update", *measuring)
             for key, value in tree[section].items()
         }
         free = {"data.root", "data.num_samples", "data.pipeline", "data.channels_last"}

@@ -21,7 +21,7 @@ class NoTrigger(Section):
 class TriggerBase(Section):
     """What all triggers share."""
 
-    windows_epochs: Annotated[tuple[Window, ...], BeforeValidator(tuples)] | None = None
+    windows_epochs: Annotated[tuple[Window, ...], Field(min_length=1), BeforeValidator(tuples)] | None = None
     """[earliest, latest] epoch of the first, second, … decision: never before, never after, and no more of them; a
     window that ends without a decision makes one, of `factor`. None: any number at any time."""
 

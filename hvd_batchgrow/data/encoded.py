@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
-from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -21,6 +20,8 @@ from PIL import Image, UnidentifiedImageError
 
 from hvd_batchgrow.config import DataSection
 from hvd_batchgrow.data.cache import Arrays
+from hvd_batchgrow.data.image_index import text_at
+from hvd_batchgrow.data.known import need_root
 from hvd_batchgrow.data.samples import (
     IMAGENET_DEVIATION,
     IMAGENET_MEAN,
@@ -42,26 +43,6 @@ HEAD_BYTES = 1 << 14
 header it cannot read may do worse than fail: DALI 2.4 goes on with memory it has given up."""
 NUM_SHOWN = 10
 """Faults of a kind that a message names."""
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One encoded image, as a reader of a format finds it."""
-
-    file: str
-    """Path of its file, relative to the source's root."""
-    offset: int
-    """Where it starts in there, bytes."""
-    length: int
-    """Bytes."""
-    label: int
-    height: int
-    """Pixels; 0: the image is known to be bad."""
-    width: int
-    head: int
-    """CRC-32C of its first `HEAD_BYTES`."""
-    member: str = ""
-    """Its name inside a shard, for messages."""
 
 
 class EncodedSamples:
@@ -103,11 +84,11 @@ class EncodedSamples:
 
     def where(self, sample_id: int) -> str:
         """See `Samples`."""
-        member = _text(self._index["members"], self._index["member_ends"], sample_id)
+        member = text_at(self._index["members"], self._index["member_ends"], sample_id)
         return self._path(sample_id) + (f", {member}" if member else "")
 
     def _path(self, sample_id: int) -> str:
-        name = _text(self._index["files"], self._index["file_ends"], int(self._index["file"][sample_id]))
+        name = text_at(self._index["files"], self._index["file_ends"], int(self._index["file"][sample_id]))
         return os.path.join(self.root, name)
 
     def _read(self, sample_id: int) -> Bytes:
@@ -199,57 +180,6 @@ def _tail(stream: BinaryIO) -> bytes:
     return tail
 
 
-class _Texts:
-    """Many short texts end to end: an object for each of a million would take ten times the memory."""
-
-    def __init__(self) -> None:
-        self._bytes, self._ends = bytearray(), array("q", [0])
-
-    def append(self, text: str) -> None:
-        self._bytes += os.fsencode(text)
-        self._ends.append(len(self._bytes))
-
-    def __len__(self) -> int:
-        return len(self._ends) - 1
-
-    def arrays(self) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-        return np.frombuffer(self._bytes, np.uint8), np.frombuffer(self._ends, np.int64)
-
-
-def make_index(entries: Iterable[Entry]) -> Arrays:
-    """An index as arrays: so that it can be cached and mapped by every rank, however many images there are.
-
-    Args:
-        entries: one for each sample, in the order of the ids; taken one by one, so that a generator of
-            a million needs no more memory than the arrays. Entries of one file follow each other.
-    """
-    files, members, last_file = _Texts(), _Texts(), None
-    columns = {name: array("q") for name in ("file", "offset", "length", "label", "height", "width", "head")}
-    for entry in entries:
-        if entry.file != last_file:
-            files.append(entry.file)
-            last_file = entry.file
-        members.append(entry.member)
-        columns["file"].append(len(files) - 1)
-        for name in columns.keys() - {"file"}:
-            columns[name].append(getattr(entry, name))
-    numbers = {name: np.frombuffer(column, np.int64) for name, column in columns.items()}
-    file_text, file_ends = files.arrays()
-    member_text, member_ends = members.arrays()
-    return {
-        "files": file_text,
-        "file_ends": file_ends,
-        "file": numbers["file"].astype(np.int32),
-        "members": member_text,
-        "member_ends": member_ends,
-        "offsets": numbers["offset"],
-        "lengths": numbers["length"],
-        "labels": numbers["label"],
-        "heads": numbers["head"],
-        "sizes": np.stack([numbers["height"], numbers["width"]], axis=1).astype(np.int32),
-    }
-
-
 def encoded_source(data: DataSection, train: EncodedSamples, test: EncodedSamples, num_classes: int) -> Source:
     """A source of two sets, once its samples and labels have been looked at.
 
@@ -288,11 +218,10 @@ def listing(head: str, lines: Sequence[str], count: int) -> str:
 
 def source_root(data: DataSection) -> Path:
     """`data.root`. Raises JobError if the job has none, and RunError if there is no such folder."""
-    if data.root is None:
-        raise JobError([Fault("data.root", f"is needed for the source {data.source!r}: the folder of its files")])
-    if not os.path.isdir(data.root):
+    root = need_root(data, "the folder of its files")
+    if not os.path.isdir(root):
         raise RunError(f"data.root = {data.root} is no folder")
-    return Path(data.root)
+    return root
 
 
 def nearest(folder: Path, name: str) -> str:
@@ -312,7 +241,3 @@ def reading(place: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise RunError(f"{os.fsdecode(error.filename or place)} cannot be read: {error.strerror or error}") from None
-
-
-def _text(blob: NDArray[np.uint8], ends: NDArray[np.int64], k: int) -> str:
-    return os.fsdecode(blob[ends[k] : ends[k + 1]].tobytes())

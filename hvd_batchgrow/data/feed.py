@@ -26,6 +26,8 @@ _DRAWN_AT_ONCE = 2048
 class RawGroup:
     """Samples that go through a pipeline together."""
 
+    group: int
+    """Its number in the feed, by which a pipeline that is opened anew goes on behind it."""
     entries: Ids
     """(γ,) their places in the stream."""
     ids: Ids
@@ -68,9 +70,11 @@ class GroupFeed:
             entries = (np.array(groups)[:, None] * self.group + np.arange(self.group)).reshape(-1)
             epochs, ids, replaced = self._good(entries)
             placement = self._place(epochs, ids)
-            for j in range(num_groups):
+            for j, group in enumerate(groups):
                 part = slice(j * self.group, (j + 1) * self.group)
-                yield _fill(self.samples, entries[part], ids[part], placement and placement[part], replaced[part])
+                yield _fill(
+                    self.samples, group, entries[part], ids[part], placement and placement[part], replaced[part]
+                )
 
     def replace(self, bad: BadSample) -> None:
         """From now on take others in its place. Raises what `on_bad` does."""
@@ -118,13 +122,14 @@ class EvaluationFeed:
 
     def raw_groups(self, first_group: int, stride: int) -> Iterator[RawGroup]:
         """The stretches from one on. Raises BadSample as it meets one."""
-        for chunk in self.chunks[first_group::stride]:
+        for group in range(first_group, len(self.chunks), stride):
+            chunk = self.chunks[group]
             ids = np.array([k for k in chunk if k not in self._bad], dtype=np.int64)
             placement = None
             if self.augment is not None:
                 placement = self.augment.place(np.empty((len(ids), 0)), sizes_of(self.samples, ids))
             if len(ids):
-                yield _fill(self.samples, ids, ids, placement, np.zeros(len(ids), dtype=bool))
+                yield _fill(self.samples, group, ids, ids, placement, np.zeros(len(ids), dtype=bool))
 
     def replace(self, bad: BadSample) -> None:
         """From now on leave it out. Raises what `on_bad` does."""
@@ -136,9 +141,14 @@ Feed = GroupFeed | EvaluationFeed
 
 
 def _fill(
-    samples: Samples, entries: Ids, ids: Ids, placement: Placement | None, replaced: NDArray[np.bool_]
+    samples: Samples,
+    group: int,
+    entries: Ids,
+    ids: Ids,
+    placement: Placement | None,
+    replaced: NDArray[np.bool_],
 ) -> RawGroup:
-    return RawGroup(entries, ids, samples.labels[ids], samples.fetch(ids), placement, replaced)
+    return RawGroup(group, entries, ids, samples.labels[ids], samples.fetch(ids), placement, replaced)
 
 
 def sizes_of(samples: Samples, ids: Ids) -> NDArray[np.int32]:

@@ -22,15 +22,14 @@ from hvd_batchgrow.data.cache import Arrays, cached_arrays
 from hvd_batchgrow.data.encoded import (
     NUM_SHOWN,
     EncodedSamples,
-    Entry,
     encoded_source,
     listing,
-    make_index,
     nearest,
     read_header,
     reading,
     source_root,
 )
+from hvd_batchgrow.data.image_index import Entry, make_index
 from hvd_batchgrow.data.samples import ReportProgress, Source
 from hvd_batchgrow.errors import RunError
 

@@ -12,7 +12,6 @@ ROUNDS = 16
 """10 show in the frequencies of the 120 orders of five entries; 14 do not."""
 _BLOCK = 1 << 13  # five arrays of so many uint64 stay in a core's cache
 _32 = np.uint64(32)
-_LOW = np.uint64(0xFFFFFFFF)
 
 
 class Permutation:

@@ -103,7 +103,7 @@ def batches(
     while True:
         try:
             for raw, values in inputs(group):
-                group += stride
+                group = raw.group + stride  # a stretch without good samples is passed over
                 labels = torch.from_numpy(raw.labels).to(values.device, non_blocking=True)
                 yield Batch(values, labels, raw.entries, raw.ids, raw.replaced)
             return

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -133,7 +132,7 @@ class Source:
     deviation: tuple[float, ...]
 
 
-def check_labels(labels: NDArray[np.int64], num_classes: int, places: Sequence[str] | str | Path) -> None:
+def check_labels(labels: NDArray[np.int64], num_classes: int, place: str) -> None:
     """Every label must be 0 … num_classes - 1.
 
     Raises:
@@ -142,4 +141,4 @@ def check_labels(labels: NDArray[np.int64], num_classes: int, places: Sequence[s
     wrong = np.flatnonzero((labels < 0) | (labels >= num_classes))
     if len(wrong):
         shown = ", ".join(f"sample {k} has {labels[k]}" for k in wrong[:5])
-        raise RunError(f"{places}: {len(wrong)} of {len(labels)} labels are not in 0 … {num_classes - 1}: {shown}")
+        raise RunError(f"{place}: {len(wrong)} of {len(labels)} labels are not in 0 … {num_classes - 1}: {shown}")

@@ -11,16 +11,8 @@ from pathlib import Path
 
 from hvd_batchgrow.config import DataSection
 from hvd_batchgrow.data.cache import Arrays, cached_arrays, file_stamp
-from hvd_batchgrow.data.encoded import (
-    NUM_SHOWN,
-    EncodedSamples,
-    Entry,
-    listing,
-    make_index,
-    nearest,
-    reading,
-    source_root,
-)
+from hvd_batchgrow.data.encoded import NUM_SHOWN, EncodedSamples, listing, nearest, reading, source_root
+from hvd_batchgrow.data.image_index import Entry, make_index
 from hvd_batchgrow.data.samples import ReportProgress
 from hvd_batchgrow.errors import Fault, JobError, RunError
 
@@ -75,8 +67,8 @@ class ShardFormat:
     test: tuple[str, ...]
     labels: tuple[str, ...]
     """Names that labels have by habit, in the order in which they are tried."""
-    reader: Callable[[tuple[str, ...]], ReadShard]
-    """Given the names of the label."""
+    read: Callable[[Path, str, Faults, tuple[str, ...]], Iterator[Entry]]
+    """`ReadShard`, given the names of the label too."""
 
 
 def load_sets(data: DataSection, form: ShardFormat, report: ReportProgress) -> tuple[EncodedSamples, EncodedSamples]:
@@ -95,7 +87,11 @@ def load_sets(data: DataSection, form: ShardFormat, report: ReportProgress) -> t
     }
     if both := sorted(set.intersection(*map(set, sets.values()))):
         raise RunError(f"{root}: {len(both)} shards are in the training set and in the test set: {both[0]}, …")
-    read, indexed = form.reader(labels), []
+    indexed = []
+
+    def read(root: Path, name: str, faults: Faults) -> Iterator[Entry]:
+        return form.read(root, name, faults, labels)
+
     for key, names in sets.items():
         identity = [form.kind, str(root.resolve()), key, data.train, data.test, *labels]
         indexed.append(_indexed(root, form.kind, json.dumps(identity), names, read, report))

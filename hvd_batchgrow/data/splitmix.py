@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-_STEP, _FIRST, _SECOND = (np.uint64(c) for c in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
+STEP = 0x9E3779B97F4A7C15
+"""From one state to the next."""
+MULTIPLIERS, SHIFTS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB), (30, 27, 31)
 
 
 def mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -19,7 +21,7 @@ def mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
     Source: Steele, Lea & Flood 2014, "Fast splittable pseudorandom number generators", figure 17.
     """
-    x = x + _STEP
-    x = (x ^ (x >> np.uint64(30))) * _FIRST
-    x = (x ^ (x >> np.uint64(27))) * _SECOND
-    return x ^ (x >> np.uint64(31))
+    x = x + np.uint64(STEP)
+    for shift, multiplier in zip(SHIFTS, MULTIPLIERS, strict=False):
+        x = (x ^ (x >> np.uint64(shift))) * np.uint64(multiplier)
+    return x ^ (x >> np.uint64(SHIFTS[-1]))

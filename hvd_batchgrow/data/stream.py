@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 
 from hvd_batchgrow.data.permutation import ROUNDS, Permutation
 from hvd_batchgrow.data.philox import philox4x32
-
-Ids = NDArray[np.int64]
+from hvd_batchgrow.data.samples import Ids
 
 _ORDER_KEY = 1 << 63
 """Set in the key of the orders, never in that of the draws: seeds are below it."""
@@ -45,21 +44,9 @@ class Stream:
             ids[here] = self._permutation(int(epoch))(offsets[here])
         return epochs, ids
 
-    def entries(self, start: int, stop: int) -> tuple[Ids, Ids]:
-        """Epochs and sample ids of entries start … stop-1, each int64 of shape (stop - start,)."""
-        parts = [np.zeros((2, 0), dtype=np.int64)]
-        while start < stop:  # epoch by epoch, which need not be looked for here
-            epoch, offset = divmod(start, self.num_samples)
-            count = min(stop - start, self.num_samples - offset)
-            ids = self._permutation(epoch)(np.arange(offset, offset + count, dtype=np.int64))
-            parts.append(np.stack((np.full(count, epoch), ids)))
-            start += count
-        epochs, ids = np.concatenate(parts, axis=1)
-        return epochs, ids
-
     def ids(self, start: int, stop: int) -> Ids:
         """Sample ids of entries start … stop-1, int64 of shape (stop - start,)."""
-        return self.entries(start, stop)[1]
+        return self.at(np.arange(start, stop, dtype=np.int64))[1]
 
     def _make_permutation(self, epoch: int) -> Permutation:
         counter = np.zeros((4, ROUNDS), dtype=np.uint64)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from functools import cache, partial
+from functools import cache
 from itertools import count
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -16,17 +16,10 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
 from hvd_batchgrow.config import DataSection
-from hvd_batchgrow.data.encoded import EncodedSamples, Entry, encoded_source, read_header, report_bad
+from hvd_batchgrow.data.encoded import EncodedSamples, encoded_source, read_header, report_bad
+from hvd_batchgrow.data.image_index import Entry
 from hvd_batchgrow.data.samples import ReportProgress, Source
-from hvd_batchgrow.data.shards import (
-    Faults,
-    ReadShard,
-    ShardFormat,
-    UnusableError,
-    checked_label,
-    load_sets,
-    refuse_compressed,
-)
+from hvd_batchgrow.data.shards import Faults, ShardFormat, UnusableError, checked_label, load_sets, refuse_compressed
 from hvd_batchgrow.errors import Fault, JobError, RunError
 
 _IMAGE_FEATURES = ("image/encoded", "image")
@@ -122,8 +115,13 @@ def _counted_from(first: int, samples: EncodedSamples) -> EncodedSamples:
     return samples.labelled(np.where(unknown, 0, samples.labels - first))
 
 
-def _reader(labels: tuple[str, ...]) -> ReadShard:
-    return partial(_read_shard, labels=labels)
+def _read_shard(root: Path, name: str, faults: Faults, labels: tuple[str, ...]) -> Iterator[Entry]:
+    with (root / name).open("rb", buffering=1 << 20) as file:
+        for record in _records(root / name, file):
+            try:
+                yield _entry(name, record, labels)
+            except UnusableError as error:
+                faults.add(f"{root / name}, record {record.number} at byte {record.offset - _HEADER.size}: {error}")
 
 
 _FORMAT = ShardFormat(
@@ -132,17 +130,8 @@ _FORMAT = ShardFormat(
     train=("train*", "*-train.tfrecord*"),
     test=("validation*", "val*", "test*", "*-validation.tfrecord*", "*-test.tfrecord*"),
     labels=("image/class/label", "label"),
-    reader=_reader,
+    read=_read_shard,
 )
-
-
-def _read_shard(root: Path, name: str, faults: Faults, labels: tuple[str, ...]) -> Iterator[Entry]:
-    with (root / name).open("rb", buffering=1 << 20) as file:
-        for record in _records(root / name, file):
-            try:
-                yield _entry(name, record, labels)
-            except UnusableError as error:
-                faults.add(f"{root / name}, record {record.number} at byte {record.offset - _HEADER.size}: {error}")
 
 
 def _records(path: Path, file: BinaryIO) -> Iterator[Record]:

@@ -6,23 +6,15 @@ import json
 import re
 import tarfile
 from collections.abc import Iterator
-from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from hvd_batchgrow.config import DataSection
-from hvd_batchgrow.data.encoded import Entry, encoded_source, read_header
+from hvd_batchgrow.data.encoded import encoded_source, read_header
+from hvd_batchgrow.data.image_index import Entry
 from hvd_batchgrow.data.samples import ReportProgress, Source
-from hvd_batchgrow.data.shards import (
-    Faults,
-    ReadShard,
-    ShardFormat,
-    UnusableError,
-    checked_label,
-    load_sets,
-    refuse_compressed,
-)
+from hvd_batchgrow.data.shards import Faults, ShardFormat, UnusableError, checked_label, load_sets, refuse_compressed
 from hvd_batchgrow.errors import RunError
 
 IMAGE_EXTENSIONS = frozenset(("jpg", "jpeg", "png", "ppm", "pgm", "pbm", "pnm", "bmp", "tif", "tiff", "webp"))
@@ -60,8 +52,13 @@ def load(data: DataSection, report: ReportProgress) -> Source:
     return encoded_source(data, train, test, data.num_classes or int(train.labels.max()) + 1)
 
 
-def _reader(labels: tuple[str, ...]) -> ReadShard:
-    return partial(_read_shard, labels=labels)
+def _read_shard(root: Path, name: str, faults: Faults, labels: tuple[str, ...]) -> Iterator[Entry]:
+    with (root / name).open("rb", buffering=1 << 20) as file:
+        for key, members in groupby(_members(root / name, file), key=lambda member: member.key):
+            try:
+                yield _entry(name, list(members), labels, file)
+            except UnusableError as error:
+                faults.add(f"{root / name}, sample {key!r}: {error}")
 
 
 _FORMAT = ShardFormat(
@@ -70,17 +67,8 @@ _FORMAT = ShardFormat(
     train=("*train*.tar", "*train*.tar.*", "*train*.tgz"),
     test=("*val*.tar", "*test*.tar", "*val*.tar.*", "*test*.tar.*", "*val*.tgz", "*test*.tgz"),
     labels=("cls", "label"),
-    reader=_reader,
+    read=_read_shard,
 )
-
-
-def _read_shard(root: Path, name: str, faults: Faults, labels: tuple[str, ...]) -> Iterator[Entry]:
-    with (root / name).open("rb", buffering=1 << 20) as file:
-        for key, members in groupby(_members(root / name, file), key=lambda member: member.key):
-            try:
-                yield _entry(name, list(members), labels, file)
-            except UnusableError as error:
-                faults.add(f"{root / name}, sample {key!r}: {error}")
 
 
 def _members(path: Path, file: BinaryIO) -> Iterator[Member]:

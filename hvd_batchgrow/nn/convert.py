@@ -8,7 +8,12 @@ from itertools import pairwise
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from hvd_batchgrow.nn.ghost_batch_norm import GhostBatchNorm, GhostBatchNorm1d, GhostBatchNorm2d
+from hvd_batchgrow.nn.ghost_batch_norm import (
+    GhostBatchNorm,
+    GhostBatchNorm1d,
+    GhostBatchNorm2d,
+    check_ghost_batch,
+)
 
 
 class GhostBatchNormAct2d(GhostBatchNorm2d):
@@ -50,8 +55,10 @@ def convert_ghost_batch_norm(model: nn.Module, ghost_batch: int, momentum: float
         The model, or the ghost norm if it is itself a norm.
 
     Raises:
-        ValueError: a norm cannot be converted; names all of them and why, and nothing is changed.
+        ValueError: a norm cannot be converted, by itself or with such values; names all of them and why, and
+            nothing is changed.
     """
+    check_ghost_batch(ghost_batch)
     faults = [
         f"{path or 'the model itself'}: {fault}"
         for path, module in model.named_modules()
@@ -95,11 +102,13 @@ def fuse_relu(model: nn.Module) -> nn.Module:
 
 def _fault(module: _BatchNorm, momentum: float | None) -> str | None:
     is_unknown = _has_own_forward(module) and set(module._modules) != {"drop", "act"}
+    used = module.momentum if momentum is None else momentum
     faults = {
         "is a BatchNorm3d; ghost norms are for inputs of 2 to 4 dimensions": isinstance(module, nn.BatchNorm3d),
         "has not seen an input yet; call the model once": isinstance(module, nn.modules.lazy.LazyModuleMixin),
         "has no running statistics (track_running_stats=False)": module.running_mean is None,
         "averages over all batches (momentum=None); give a momentum": module.momentum is None and momentum is None,
+        f"has momentum {used}; a ghost norm's is in [0, 1]": used is not None and not 0 <= used <= 1,
         f"is a {type(module).__name__}, with a forward of its own that is not timm's BatchNormAct2d's": is_unknown,
         "has hooks, which would be lost": _hooks(module),
     }

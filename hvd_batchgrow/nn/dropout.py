@@ -10,11 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from hvd_batchgrow.data.splitmix import mix
-
-_WEYL = 0x9E3779B97F4A7C15
-_MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
-_SHIFTS = (30, 27, 31)
+from hvd_batchgrow.data.splitmix import MULTIPLIERS, SHIFTS, STEP, mix
 
 Unit = Literal["value", "channel", "sample"]
 
@@ -71,9 +67,9 @@ class KeyedDropout(nn.Module):
             return torch.rand(shape, device=x.device)
         if len(self._keys) != len(x):
             raise ValueError(f"{len(x)} samples come to a dropout, and keys of {len(self._keys)} were given")
-        keys = _mix(self._keys.to(x.device) + _signed(_WEYL * (self._place << 32 | self._num_calls)))
+        keys = _mix(self._keys.to(x.device) + _signed(STEP * (self._place << 32 | self._num_calls)))
         self._num_calls += 1
-        counters = torch.arange(1, 1 + math.prod(shape[1:]), device=x.device) * _signed(_WEYL)
+        counters = torch.arange(1, 1 + math.prod(shape[1:]), device=x.device) * _signed(STEP)
         bits = _mix(keys[:, None] + counters)
         return bits.bitwise_right_shift_(40).bitwise_and_(0xFFFFFF).float().mul_(2.0**-24).view(shape)
 
@@ -168,7 +164,7 @@ def _signed(value: int) -> int:
 
 def _mix(x: Tensor) -> Tensor:
     """SplitMix64's output function, int64 to int64, in place; overflow is meant."""
-    for shift, multiplier in zip(_SHIFTS, (*_MULTIPLIERS, None), strict=True):
+    for shift, multiplier in zip(SHIFTS, (*MULTIPLIERS, None), strict=True):
         x ^= (x >> shift).bitwise_and_(2 ** (64 - shift) - 1)  # torch shifts the sign in
         if multiplier is not None:
             x *= _signed(multiplier)

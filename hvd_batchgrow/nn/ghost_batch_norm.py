@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import ClassVar
+from numbers import Integral
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -39,9 +40,12 @@ class GhostBatchNorm(nn.Module):
         num_features: C.
         ghost_batch: γ, in samples.
         eps: added to the variance.
-        momentum: e, the weight of one ghost batch in the running statistics, in (0, 1].
+        momentum: e, the weight of one ghost batch in the running statistics, in [0, 1]; 0: they stay.
         affine: whether there are a weight and a bias; without, they are 1 and 0.
         relu: whether max(0, y) follows, in training as in evaluation: by kernels of ours it costs nothing.
+
+    Raises:
+        ValueError: γ is no whole number above 0, or the momentum not in [0, 1].
 
     Source: Hoffer et al. 2017 (arXiv 1705.08741), Algorithm 1, whose weights (1-e)ⁱ are a misprint:
     the recurrence above is meant. Ours deviates in that all ghost batches of an update, of all ranks
@@ -65,6 +69,9 @@ class GhostBatchNorm(nn.Module):
         relu: bool = False,
     ) -> None:
         super().__init__()
+        check_ghost_batch(ghost_batch)
+        if momentum is None or not 0 <= momentum <= 1:
+            raise ValueError(f"momentum = {momentum} must be in [0, 1]: the weight of one ghost batch")
         self.num_features = num_features
         self.ghost_batch = ghost_batch
         self.eps = eps
@@ -133,11 +140,20 @@ class GhostBatchNorm(nn.Module):
         pending, self._pending = self._pending, []
         return (torch.cat(pending) if pending else self.running_mean.new_zeros(0, 2, self.num_features)).double()
 
+    def forget(self) -> None:
+        """Leave out what was seen since the statistics were last taken, as of an update that failed half-way."""
+        self._pending = []
+
     def commit(self, contributions: Tensor, num_groups: int) -> None:
         """Advance the running statistics by one update, given the sum (2, C) over all its ghost batches."""
         kept = (1 - self.momentum) ** num_groups
         for running, added in zip((self.running_mean, self.running_var), contributions, strict=True):
             running.copy_(torch.add(added, running, alpha=kept))  # in float64
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
+        """Of `nn.BatchNorm` too, which counts batches."""
+        state_dict.pop(f"{prefix}num_batches_tracked", None)
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     def extra_repr(self) -> str:
         """Shown by `print(model)`."""
@@ -172,6 +188,12 @@ class GhostBatchNorm2d(GhostBatchNorm):
     """`GhostBatchNorm` of (k·γ, C, H, W)."""
 
     dimensions = (4,)
+
+
+def check_ghost_batch(ghost_batch: int) -> None:
+    """Raises ValueError if it is no γ."""
+    if not isinstance(ghost_batch, Integral) or ghost_batch < 1:
+        raise ValueError(f"ghost_batch = {ghost_batch!r} must be a whole number of samples, 1 or more")
 
 
 def ghost_norms(model: nn.Module) -> Iterator[GhostBatchNorm]:

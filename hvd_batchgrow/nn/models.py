@@ -19,8 +19,6 @@ from hvd_batchgrow.nn.small_conv_net import SmallConvNet
 from hvd_batchgrow.nn.vgg import Vgg
 from hvd_batchgrow.nn.wide_resnet import WideResNet
 
-__all__ = ["SmallConvNet", "build_model", "check_model", "hazards"]
-
 _NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "small_conv_net": SmallConvNet,
     "wrn": WideResNet,

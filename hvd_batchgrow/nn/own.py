@@ -6,6 +6,8 @@ import copy
 import inspect
 import random
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,7 +19,7 @@ from hvd_batchgrow.errors import Fault, JobError
 from hvd_batchgrow.nn.convert import convert_ghost_batch_norm
 from hvd_batchgrow.nn.dropout import convert_dropout
 from hvd_batchgrow.nn.dry_run import dry_run, kept_generators
-from hvd_batchgrow.nn.ghost_batch_norm import ghost_norms
+from hvd_batchgrow.nn.ghost_batch_norm import GhostBatchNorm, ghost_norms
 from hvd_batchgrow.nn.torchvision_shim import import_torchvision
 from hvd_batchgrow.own_code import NotFound, find_callable, told
 
@@ -123,7 +125,7 @@ def _faults(network: nn.Module, shape: Sequence[int], num_classes: int) -> Itera
     samples = next(network.parameters()).new_zeros(2, *shape)
     for training, when in ((False, "in evaluation"), (True, "in training")):
         try:
-            with dry_run(network, len(samples), training=training):
+            with dry_run(network, len(samples), training=training), _counted_norms(network) as counts:
                 output = network(samples)
         except Exception as error:  # the user's own code
             yield f"fails on two samples of shape {tuple(shape)}, {when}: {told(error)}"
@@ -133,6 +135,35 @@ def _faults(network: nn.Module, shape: Sequence[int], num_classes: int) -> Itera
             given = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
             yield f"gives {given} for two samples of shape {tuple(shape)}, {when}; must be logits (2, {num_classes})"
             return
+        yield from (_count_fault(path, count) for path, count in counts.items() if count != 1)
+
+
+@contextmanager
+def _counted_norms(network: nn.Module) -> Iterator[dict[str, int]]:
+    """Ghost batches that each ghost norm in training is given, in a dry run of one."""
+    counts: dict[str, int] = {}
+    handles = []
+    for path, norm in network.named_modules():
+        if isinstance(norm, GhostBatchNorm) and norm.training:
+            counts[path] = 0
+            handles.append(norm.register_forward_pre_hook(partial(_count, counts, path)))
+    try:
+        yield counts
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _count(counts: dict[str, int], path: str, norm: nn.Module, inputs: tuple[Tensor]) -> None:
+    assert isinstance(norm, GhostBatchNorm)
+    counts[path] += len(inputs[0]) // norm.ghost_batch
+
+
+def _count_fault(path: str, count: int) -> str:
+    if count:
+        fault = f"gives its norm {path or 'itself'} {count} ghost batches of each in training"
+        return f"{fault}; give each place a norm of its own, and a sample one row"
+    return f"does not come by its norm {path} in training; leave it out, or keep it in evaluation"
 
 
 def _call_text(name: str, arguments: dict[str, Any]) -> str:

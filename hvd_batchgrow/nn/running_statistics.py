@@ -92,4 +92,4 @@ def _only_ghost_norms_training(model: nn.Module, norms: Sequence[GhostBatchNorm]
             module.training = training
         for norm, was_deferred in zip(norms, deferred, strict=True):
             norm.deferred = was_deferred
-            norm.take_statistics()  # of a batch that failed half-way
+            norm.forget()  # of a batch that failed half-way

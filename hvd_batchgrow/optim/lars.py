@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+from hvd_batchgrow.optim.parts import parts_of_size
+
 _ALLOWED: dict[str, tuple[Callable[[float], bool], str]] = {
     "lr": (lambda value: value > 0, "> 0"),
     "momentum": (lambda value: 0 <= value < 1, ">= 0 and < 1"),
@@ -181,21 +183,8 @@ def _alike(group: dict[str, Any]) -> list[tuple[bool, list[Tensor]]]:
     return [
         (adapt, part)
         for (adapt, device, _), params in kinds.items()
-        for part in (_cache_loads(params) if device.type == "cpu" else [params])
+        for part in (parts_of_size(params, _CACHE_BYTES) if device.type == "cpu" else [params])
     ]
-
-
-def _cache_loads(params: list[Tensor]) -> list[list[Tensor]]:
-    loads: list[list[Tensor]] = []
-    room = 0
-    for param in params:
-        num_bytes = param.numel() * param.element_size()
-        if not loads or num_bytes > room:
-            loads.append([])
-            room = _CACHE_BYTES
-        loads[-1].append(param)
-        room -= num_bytes
-    return loads
 
 
 def _gradient(param: Tensor) -> Tensor:

@@ -243,13 +243,13 @@ def _cap(run: RecordedRun) -> int:
 def _without_growth(run: RecordedRun) -> Job:
     """The run's job as it starts; it measures again, so that its own growth can be looked at."""
     first, job = run.phases[0], run.job
-    growth = "accumulation" if job.layout.growth == "auto" else job.layout.growth
+    layout = job.layout.model_copy(update={"ranks_per_phase": None})
     changes = {
         "name": f"{job.name}-advised",
         "optim": job.optim.model_copy(update={"lr": first["lr"], "momentum": first["momentum"]}),
         "trigger": NoTrigger(name="none"),
         "gradient_noise": job.gradient_noise.model_copy(update={"measure": True}),
-        "layout": job.layout.model_copy(update={"growth": growth, "ranks_per_phase": None}),
+        "layout": layout.grown_by("accumulation") if layout.growth == "auto" else layout,
     }
     return job.model_copy(update=changes)
 

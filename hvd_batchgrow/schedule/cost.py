@@ -10,7 +10,7 @@ from typing import Any
 
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.errors import Fault, JobError
-from hvd_batchgrow.schedule.layout import Layout
+from hvd_batchgrow.schedule.layout import Layout, formable_ranks
 from hvd_batchgrow.schedule.measured import Probe, check_probe
 from hvd_batchgrow.schedule.phases import Phase, compile_schedule
 from hvd_batchgrow.schedule.plan import ChooseRanks, Plan, compile_stages, layout_for
@@ -29,6 +29,8 @@ class PhaseCost:
     num_updates: int
     update_s: float
     """Seconds of one update."""
+    data_wait_share: float
+    """Of that, waiting for samples: what data that come faster would save."""
     extrapolated_from: int | None
     """The number of ranks that was measured instead; None: these were."""
 
@@ -99,7 +101,7 @@ def _phase_cost(phase: Phase, layout: Layout, job: Job, times: StepTimes) -> Pha
     fullest = math.ceil(phase.global_batch / group / layout.ranks) * group
     update_s = model.update_s(fullest, layout, times.gradient_bytes)
     extrapolated = model.measured_ranks if model.measured_ranks != layout.ranks else None
-    return PhaseCost(layout.ranks, phase.num_updates, update_s, extrapolated)
+    return PhaseCost(layout.ranks, phase.num_updates, update_s, model.data_wait_share, extrapolated)
 
 
 def _notes(layout: Layout, times: StepTimes) -> Iterable[str]:
@@ -134,13 +136,13 @@ def choose_ranks(job: Job, num_samples: int, probe: Probe, ranks: int) -> Choose
         job: with layout.growth = "auto".
         num_samples: N.
         probe: the measurements.
-        ranks: that can be had, where layout.max_ranks does not say.
+        ranks: that can be had; layout.max_ranks may be fewer.
 
     Returns:
         a function of a stage of this job. It raises JobError where the probe is of something else,
         or the limit cannot be met, with the fastest time that can.
     """
-    most = job.layout.max_ranks or ranks
+    most = min(job.layout.max_ranks or ranks, ranks)
 
     @cache
     def chosen() -> dict[Stage, int]:
@@ -157,12 +159,11 @@ def choose_ranks(job: Job, num_samples: int, probe: Probe, ranks: int) -> Choose
 
 def _options(stage: Stage, phase: Phase, job: Job, times: StepTimes, max_ranks: int) -> list[PhaseCost]:
     """A phase on every number of ranks that can be formed, the fewest first."""
-    groups, ragged = stage.global_batch // job.model.ghost_batch, job.layout.ragged
-    counts = [ranks for ranks in range(1, max(1, min(groups, max_ranks)) + 1) if ragged or groups % ranks == 0]
+    counts = formable_ranks(stage.global_batch // job.model.ghost_batch, max_ranks, ragged=job.layout.ragged)
     try:
-        layouts = [layout_for(stage, ranks, job) for ranks in counts]
+        layouts = [layout_for(stage, ranks, job) for ranks in sorted(counts)]
     except ValueError:  # a fault that no number of ranks can mend: `compile_plan` tells it, of one
-        return [PhaseCost(1, phase.num_updates, 0.0, None)]
+        return [PhaseCost(1, phase.num_updates, 0.0, 0.0, None)]
     return [_phase_cost(phase, layout, job, times) for layout in layouts]
 
 

@@ -99,6 +99,13 @@ def read_decisions(path: Path) -> tuple[str | None, tuple[Decision, ...]]:
         raise JobError([Fault("", f"cannot be read: {getattr(error, 'strerror', None) or error}")], str(path)) from None
 
 
+def check_replay(policy: str, where: str) -> None:
+    """Raises JobError where a schedule is fixed: there is nothing to replay."""
+    if policy != "measured":
+        fault = f"schedule.policy = {policy!r} is fixed: there is nothing to replay"
+        raise JobError([Fault("--replay", fault)], where)
+
+
 def decisions_text(source: str | None, decisions: Iterable[Decision]) -> bytes:
     """The content of a `decisions.jsonl`; see `parse_decisions`."""
     lines = [*([{_REPLAYED: source}] if source else []), *(decision.to_dict() for decision in decisions)]

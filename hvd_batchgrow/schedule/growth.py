@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.config.schedules import MeasuredSchedule
@@ -21,6 +21,8 @@ class Wish:
     why: str
     batch: float | None = None
     """B, samples, at the same learning rate."""
+    most: float | None = None
+    """Beyond which no rounding may take B; None: what `schedule.max_batch` allows."""
     noise_factor: float | None = None
     """By which g is to fall: by the batch as far as it goes, then by the learning rate."""
     gain: float | None = None
@@ -75,6 +77,9 @@ def _formed(start: Start, batch: int, lr: float, wish: Wish) -> tuple[Stage, flo
         return start.stage(0.0, target, momentum, wanted), wanted
     assert wish.batch is not None
     limited = min(wish.batch, start.max_batch or start.noise.num_samples / 2)
+    if wish.most is not None:
+        most = start.whole(wish.most)
+        start = replace(start, max_batch=min(most, start.max_batch or most))
     return start.stage(0.0, noise.of(start.lr, momentum, limited), momentum, limited), wish.batch
 
 
@@ -105,7 +110,8 @@ def measured_stages(job: Job, start: Start, decisions: Sequence[Decision]) -> tu
         decisions: those made.
 
     Raises:
-        JobError: the decisions do not belong to this job: they do not follow one another at whole updates.
+        JobError: the decisions do not belong to this job: they do not follow one another at whole updates, or
+            were made at another batch or learning rate.
     """
     section = job.schedule
     assert isinstance(section, MeasuredSchedule)
@@ -146,6 +152,10 @@ def _stretches(job: Job, start: Start, decisions: Sequence[Decision]) -> list[_S
         if seen <= 0 or seen % last.batch:
             fault = f"{seen / last.batch:.2f} updates of {last.batch} after sample {last.samples:,}"
             told = f"at sample {decision.samples:,}, {fault}: this job is never there between two updates"
+            faults.append(Fault(f"decision {k}", told))
+        elif decision.old_batch != last.batch or not math.isclose(decision.old_lr, last.lr, rel_tol=1e-6):
+            was, would = f"{decision.old_batch:,}, lr {decision.old_lr:.4g}", f"{last.batch:,}, lr {last.lr:.4g}"
+            told = f"at sample {decision.samples:,}, it was made at a batch of {was}; this job is at {would} there"
             faults.append(Fault(f"decision {k}", told))
         elif progress >= job.schedule.epochs * start.noise.num_samples:
             fault = f"at sample {decision.samples:,}, where the {job.schedule.epochs:g} epochs of this job are over"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 
@@ -34,17 +35,9 @@ def form_layout(global_batch: int, ranks: int, group: int, max_micro_batch: int,
     """
     groups, rest = divmod(global_batch, group)
     if rest:
-        lower, upper = _neighbours(global_batch, group)
-        raise ValueError(
-            f"global batch {global_batch} = {global_batch / group:.2f} ghost batches of {group}; "
-            f"nearest: {lower}{upper}"
-        )
+        raise ValueError(f"global batch {cut_groups(global_batch, group)}")
     if max_micro_batch % group:
-        lower, upper = _neighbours(max_micro_batch, group)
-        raise ValueError(
-            f"max_micro_batch {max_micro_batch} = {max_micro_batch / group:.2f} ghost batches of {group}, "
-            f"which are never cut; nearest: {lower}{upper}"
-        )
+        raise ValueError(f"max_micro_batch {cut_groups(max_micro_batch, group)}")
     if groups < ranks:
         raise ValueError(
             f"global batch {global_batch} = {groups} ghost batches of {group} for {ranks} ranks: "
@@ -68,8 +61,7 @@ def _equal_passes(groups: int, ranks: int, group: int, max_micro_batch: int) -> 
 def _indivisible(global_batch: int, ranks: int, group: int) -> str:
     groups = global_batch // group
     lower, upper = _neighbours(global_batch, ranks * group)
-    divisors = [n for n in range(1, min(groups, 4 * ranks) + 1) if groups % n == 0]
-    nearest_ranks = sorted(sorted(divisors, key=lambda n: abs(n - ranks))[:3])
+    nearest_ranks = sorted(sorted(divisors(groups, 4 * ranks), key=lambda n: abs(n - ranks))[:3])
     return (
         f"global batch {global_batch} = {ranks} ranks × {groups / ranks:.2f} ghost batches of {group}; "
         f"nearest: {lower}{upper}; or {', '.join(map(str, nearest_ranks))} ranks; "
@@ -77,9 +69,27 @@ def _indivisible(global_batch: int, ranks: int, group: int) -> str:
     )
 
 
+def cut_groups(samples: int, group: int) -> str:
+    """What is wrong with a number of samples that is not whole groups, and the nearest that are."""
+    lower, upper = _neighbours(samples, group)
+    return f"{samples} = {samples / group:.2f} ghost batches of {group}, which are never cut; nearest: {lower}{upper}"
+
+
 def _neighbours(value: int, unit: int) -> tuple[str, str]:
     lower = value // unit * unit
     return (f"{lower}, " if lower else "", str(lower + unit))
+
+
+def formable_ranks(num_groups: int, max_ranks: int, *, ragged: bool) -> Iterator[int]:
+    """Numbers of ranks that a batch of so many groups can be dealt to, the most first; the last is 1."""
+    most = max(1, min(num_groups, max_ranks))
+    return iter(range(most, 0, -1)) if ragged else reversed(divisors(max(1, num_groups), most))
+
+
+def divisors(number: int, most: int) -> list[int]:
+    """Those of a number up to the most: of two whose product it is, one is not above its root."""
+    small = [k for k in range(1, min(math.isqrt(number), most) + 1) if number % k == 0]
+    return sorted({divisor for k in small for divisor in (k, number // k) if divisor <= most})
 
 
 def ranks_for_full_passes(global_batch: int, max_ranks: int, group: int, max_micro_batch: int, *, ragged: bool) -> int:
@@ -88,8 +98,4 @@ def ranks_for_full_passes(global_batch: int, max_ranks: int, group: int, max_mic
     Args as `form_layout`; always at least 1. A number of ranks that does not divide the groups is
     passed over for a smaller one, unless ragged.
     """
-    groups = global_batch // group
-    most = max(1, min(max_ranks, global_batch // max_micro_batch))
-    if ragged:
-        return most
-    return max(ranks for ranks in range(1, most + 1) if groups % ranks == 0)
+    return next(formable_ranks(global_batch // group, min(max_ranks, global_batch // max_micro_batch), ragged=ragged))

@@ -10,7 +10,7 @@ from pydantic import Field, ValidationError
 
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.config.types import PositiveFloat, Section
-from hvd_batchgrow.errors import Fault, JobError, RunError
+from hvd_batchgrow.errors import Fault, JobError, RunError, first_fault, unwritable
 from hvd_batchgrow.regular import read_regular
 
 Count = Annotated[int, Field(gt=0, lt=1 << 53)]
@@ -18,6 +18,7 @@ Count = Annotated[int, Field(gt=0, lt=1 << 53)]
 _SUBJECT = (
     "data.source",
     "data.pipeline",
+    "data.shape",
     "data.pad_pixels",
     "data.flip",
     "data.crop_pixels",
@@ -29,9 +30,12 @@ _SUBJECT = (
     "model.arguments",
     "model.channels",
     "model.ghost_batch",
+    "model.dropout",
     "optim.name",
     "update.precision",
+    "update.compression",
     "layout.exact",
+    "layout.compile",
     "layout.threads_per_rank",
 )
 
@@ -117,9 +121,7 @@ def load_probe(path: Path) -> Probe:
     except OSError as error:
         raise RunError(f"{path} cannot be read: {error.strerror or error}; {again}") from None
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "whole file"
-        raise RunError(f"{path} is damaged, or no probe: {where}: {first['msg']}; {again}") from None
+        raise RunError(f"{path} is damaged, or no probe: {first_fault(error, 'whole file')}; {again}") from None
     if fault := _incomplete(probe):
         raise RunError(f"{path} is damaged: {fault}; {again}")
     return probe
@@ -148,7 +150,7 @@ def save_probe(path: Path, probe: Probe) -> None:
         temporary.write_text(probe.model_dump_json(indent=1) + "\n", encoding="utf-8")
         os.replace(temporary, path)
     except OSError as error:
-        raise RunError(f"{path} cannot be written: {error.strerror or error}") from None
+        raise unwritable(path, error) from None
 
 
 def merge_probes(old: Probe | None, new: Probe) -> Probe:

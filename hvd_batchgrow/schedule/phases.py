@@ -37,16 +37,23 @@ class Phase:
 
 @dataclass(frozen=True)
 class Warmup:
-    """The learning rate rises in a line from `start_lr` at sample 0 to the schedule's at `end_samples`."""
+    """The learning rate rises in a line from `start_lr` at sample 0 to the schedule's at `end_samples`.
+
+    In a later phase from as much more or less as its learning rate is than the first one's: a warm-up lowers the
+    noise scale by the same whether the phase has grown the batch or decayed the learning rate.
+    """
 
     end_samples: int = 0
     start_lr: float = 0.0
+    first_lr: float = 1.0
+    """Of the first phase."""
 
     def lr_at(self, samples: int, lr: float) -> float:
         """The learning rate of the update that starts at a sample count; neither batch nor passes enter."""
         if samples >= self.end_samples:
             return lr
-        return self.start_lr + (lr - self.start_lr) * samples / self.end_samples
+        start_lr = self.start_lr * (lr / self.first_lr)
+        return start_lr + (lr - start_lr) * samples / self.end_samples
 
 
 @dataclass(frozen=True)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from hvd_batchgrow.config import Job
-from hvd_batchgrow.config.schedules import BoundaryBase, MeasuredSchedule
+from hvd_batchgrow.config.schedules import MeasuredSchedule
 from hvd_batchgrow.errors import Fault, JobError
 from hvd_batchgrow.schedule.decisions import Decision
 from hvd_batchgrow.schedule.growth import measured_stages
+from hvd_batchgrow.schedule.key_faults import batch_faults, key_faults
 from hvd_batchgrow.schedule.layout import Layout, form_layout, ranks_for_full_passes
 from hvd_batchgrow.schedule.noise import NoiseScale
 from hvd_batchgrow.schedule.phases import Phase, Schedule, Warmup, compile_schedule
@@ -20,8 +22,6 @@ from hvd_batchgrow.schedule.policies import (
     Stage,
     Start,
     apply_lr_rule,
-    batch_cap,
-    batch_unit,
     first_batch,
     make_start,
 )
@@ -29,10 +29,6 @@ from hvd_batchgrow.schedule.trigger_faults import trigger_faults
 
 ChooseRanks = Callable[[Stage], int]
 """Ranks for a stage's batch."""
-
-
-_MOST_SAMPLES = 2**62
-"""Of a run: sample counters are int64, and a batch may go beyond the end."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +72,19 @@ class Plan:
                 break
         return ranks, until
 
+    @property
+    def notes(self) -> list[str]:
+        """Where ranks are left out: a line each, with what would use them."""
+        layout = self.job.layout
+        if layout.growth != "ranks" or layout.ranks_per_phase:
+            return []
+        phases = zip(self.schedule.phases, self.layouts, strict=True)
+        steps = enumerate(itertools.pairwise(phases), start=2)
+        found = [_ranks_lost(k, before.ranks, now.ranks, phase, self) for k, ((_, before), (phase, now)) in steps]
+        if layout.max_ranks and layout.max_ranks > self.num_ranks:
+            found.append(f"layout.max_ranks = {layout.max_ranks}, and {self.num_ranks} can be had (--ranks)")
+        return [note for note in found if note]
+
     def noise_scale(self, phase: Phase) -> float:
         """Noise scale g of a phase."""
         return self.noise.of(phase.lr, phase.momentum, phase.global_batch)
@@ -88,6 +97,7 @@ class Plan:
             "num_updates": self.num_updates,
             "end_samples": self.schedule.end_samples,
             "ghost_batch": self.group,
+            "notes": self.notes,
             "warmup_samples": self.schedule.warmup.end_samples,
             "job_file": self.job.model_dump(mode="json", exclude_none=True),
             "phases": [
@@ -135,8 +145,8 @@ def compile_plan(
     Raises:
         JobError: something cannot be formed; all such faults, with the arithmetic and the nearest valid values.
     """
-    faults = _early_faults(job, ranks, num_samples)
-    senseless = _first_batch_faults(job, num_samples)
+    faults = key_faults(job, ranks, num_samples)
+    senseless = batch_faults(job, num_samples)
     if senseless:  # no batch can be worked out from these
         raise JobError(faults + senseless, job.name)
     layouts: list[Layout] = []
@@ -144,7 +154,9 @@ def compile_plan(
     try:
         start = make_start(job, num_samples)
         stages, epochs = compile_stages(job, start, decisions)
-        faults += _batch_faults(stages, job, start)
+        if not all(0 < stage.lr < math.inf for stage in stages):
+            raise ArithmeticError("a learning rate of 0 or infinity")
+        faults += _unlimited_growth(stages, job, start) + _warmup_faults(job, stages[0].lr)
         layouts = _layouts(stages, job, max(1, ranks), choose_ranks)
     except JobError as error:
         faults += error.faults
@@ -152,7 +164,7 @@ def compile_plan(
         faults.append(Fault("schedule", f"its numbers leave the range of floating point ({error})"))
     if faults:
         raise JobError(_without_repeats(faults), job.name)
-    schedule = compile_schedule(stages, epochs, num_samples, _warmup(job, num_samples))
+    schedule = compile_schedule(stages, epochs, num_samples, _warmup(job, num_samples, stages[0].lr))
     return Plan(job, num_samples, schedule, tuple(layouts), start.noise, ranks, tuple(decisions))
 
 
@@ -165,6 +177,8 @@ def compile_stages(job: Job, start: Start, decisions: Sequence[Decision] = ()) -
         stages, epochs = POLICIES[job.schedule.policy](job.schedule, start), job.schedule.epochs
         if isinstance(job.schedule, MeasuredSchedule):
             stages, epochs = measured_stages(job, start, decisions)
+        if start.wanted_batch is not None and stages[0].global_batch == start.global_batch:
+            stages = [replace(stages[0], wanted_batch=start.wanted_batch), *stages[1:]]
         return apply_lr_rule(stages, job), epochs
     except JobError as error:
         raise JobError(error.faults, job.name) from None
@@ -177,6 +191,8 @@ def _layouts(stages: Sequence[Stage], job: Job, ranks: int, choose_ranks: Choose
     faults: list[Fault] = []
     layouts = []
     for k, (stage, phase_ranks) in enumerate(zip(stages, _phase_ranks(stages, job, ranks, choose_ranks), strict=True)):
+        if stage.global_batch % job.model.ghost_batch and not job.is_measured:
+            continue  # a batch that a key says: it is told of that
         try:
             layouts.append(layout_for(stage, phase_ranks, job))
         except ValueError as error:
@@ -189,7 +205,8 @@ def _layouts(stages: Sequence[Stage], job: Job, ranks: int, choose_ranks: Choose
 def layout_for(stage: Stage, ranks: int, job: Job) -> Layout:
     """A stage's batch on a number of ranks; raises ValueError as `form_layout`."""
     group = job.model.ghost_batch
-    return form_layout(stage.global_batch, ranks, group, job.micro_batch_limit, ragged=job.layout.ragged)
+    limit = max(1, job.micro_batch_limit // group) * group  # one that cuts groups is told of its key
+    return form_layout(stage.global_batch, ranks, group, limit, ragged=job.layout.ragged)
 
 
 def _phase_ranks(stages: Sequence[Stage], job: Job, ranks: int, choose_ranks: ChooseRanks | None) -> list[int]:
@@ -198,90 +215,49 @@ def _phase_ranks(stages: Sequence[Stage], job: Job, ranks: int, choose_ranks: Ch
         return [ranks] * len(stages)
     if layout.growth == "auto":
         if choose_ranks is None:
-            fault = "'auto' decides by measured costs: plan --cost PROBE.json, which hvd-batchgrow probe writes"
+            fault = "'auto' decides by measured costs: --cost PROBE.json, which hvd-batchgrow probe writes"
             raise JobError([Fault("layout.growth", fault)])
         return [choose_ranks(stage) for stage in stages]
-    if layout.ranks_per_phase is not None:
+    if layout.ranks_per_phase:
         if len(layout.ranks_per_phase) != len(stages):
             fault = f"{len(layout.ranks_per_phase)} numbers for {len(stages)} phases; give one for each"
             raise JobError([Fault("layout.ranks_per_phase", fault)])
         return list(layout.ranks_per_phase)
-    most = layout.max_ranks or ranks
+    most = min(layout.max_ranks or ranks, ranks)
     return [
         ranks_for_full_passes(stage.global_batch, most, group, job.micro_batch_limit, ragged=layout.ragged)
         for stage in stages
     ]
 
 
+def _ranks_lost(k: int, before: int, now: int, phase: Phase, plan: Plan) -> str | None:
+    """Where a batch is large enough for the ranks of the phase before, and cannot be dealt to them."""
+    group, batch = plan.group, phase.global_batch
+    if now >= before or batch < before * plan.job.micro_batch_limit:
+        return None
+    lower = batch // (before * group) * before * group
+    nearest = f"nearest for {before} ranks: {lower}, {lower + before * group}; or layout.ragged = true"
+    arithmetic = f"batch {batch} = {batch // group} ghost batches of {group}"
+    return f"phase {k} has {now} rank{'s' * (now > 1)}, and the one before has {before}: {arithmetic}; {nearest}"
+
+
 # --- faults ----------------------------------------------------------------------------------
 
 
-def _early_faults(job: Job, ranks: int, num_samples: int) -> list[Fault]:
-    faults = [] if ranks >= 1 else [Fault("ranks", f"must be at least 1, got {ranks}")]
-    section = job.schedule
-    if isinstance(section, BoundaryBase):
-        epochs = (0.0, *section.boundaries_epochs, section.epochs)
-        near = [b for b in sorted(set(section.boundaries_epochs)) if b < section.epochs]
-        faults += [
-            Fault(
-                "schedule.boundaries_epochs",
-                f"must rise and end before epochs = {epochs[-1]:g}: {b:g} follows {a:g}; nearest: {near}",
-            )
-            for a, b in itertools.pairwise(epochs)
-            if b <= a
-        ]
-    if section.epochs * num_samples <= 0.5:
-        faults.append(Fault("schedule.epochs", f"{section.epochs:g} of N = {num_samples} samples are none"))
-    if section.warmup_epochs >= section.epochs:
-        faults.append(
-            Fault("schedule.warmup_epochs", f"{section.warmup_epochs:g} leave nothing of epochs = {section.epochs:g}")
-        )
-    if job.layout.exact and job.update.precision == "float16":
-        fault = "'float16' needs a loss scale, which exact sums have no room for; use 'bfloat16' or 'float32'"
-        faults.append(Fault("update.precision", fault))
-    if job.layout.exact and job.update.compression != "none":
-        fault = f"{job.update.compression!r} rounds the sums that layout.exact keeps exact; choose one"
-        faults.append(Fault("update.compression", fault))
-    if section.warmup_epochs and section.warmup_start_lr > job.optim.lr * section.lr_scale:
-        top = job.optim.lr * section.lr_scale
-        faults.append(
-            Fault("schedule.warmup_start_lr", f"{section.warmup_start_lr:g} is above the learning rate {top:g}")
-        )
-    return faults
+def _unlimited_growth(stages: Sequence[Stage], job: Job, start: Start) -> list[Fault]:
+    """Batches beyond N/10 that nobody asked for: there the noise stops falling as the leading order says.
 
-
-def _first_batch_faults(job: Job, num_samples: int) -> list[Fault]:
-    first, unit = first_batch(job), batch_unit(job)
-    key = "schedule.batch_steps" if job.schedule.policy == "steps" else "schedule.global_batch"
-    faults = []
-    if not job.schedule.epochs * num_samples < _MOST_SAMPLES:
-        most = f"{_MOST_SAMPLES / num_samples:g}"
-        told = f"{job.schedule.epochs:g} of N = {num_samples} samples are more than a sample counter can hold"
-        faults.append(Fault("schedule.epochs", f"{told}; nearest: {most}"))
-    if first < 1:
-        faults.append(Fault(key, f"the first batch must be at least 1, got {first}"))
-    if first >= num_samples:
-        faults.append(Fault(key, f"{first} is not below N = {num_samples}: no noise would be left to lower"))
-    given = getattr(job.schedule, "max_batch", None)
-    cap = batch_cap(given, num_samples, unit)
-    if cap is not None and cap < first:
-        told = f"{given} = {cap}" if isinstance(given, str) else f"{cap}"
-        faults.append(
-            Fault(
-                "schedule.max_batch",
-                f"{told} samples of N = {num_samples} is below the first batch {first}; use >= {first}",
-            )
-        )
-    return faults
-
-
-def _batch_faults(stages: Sequence[Stage], job: Job, start: Start) -> list[Fault]:
-    """Batches beyond N/10 that nobody asked for: there the noise stops falling as the leading order says."""
-    limit = start.noise.num_samples / 10
+    Those of a larger start too: that it is the first makes it no smaller.
+    """
+    limit, first, policy = start.noise.num_samples / 10, first_batch(job), job.schedule.policy
     largest = max(stages, key=lambda stage: stage.global_batch)
-    stated = getattr(job.schedule, "max_batch", None) is not None or job.schedule.policy in {"steps", "decay"}
-    if stated or largest.global_batch <= max(limit, start.global_batch):
+    stated = getattr(job.schedule, "max_batch", None) is not None or policy == "steps"
+    if stated or largest.global_batch <= max(limit, first):
         return []
+    if policy == "decay":  # only its start can be larger than what the job says
+        key = "lr_scale" if job.schedule.lr_scale > 1 else "raise_momentum_to"
+        fault = f"makes {largest.global_batch} of the batch of {first}, beyond N/10 = {limit:g}; start with less, or "
+        return [Fault(f"schedule.{key}", f"{fault}write that as global_batch, with its optim.lr and momentum")]
     fault = (
         f"is not set, and from epoch {largest.start_epoch:g} the batch would be {largest.global_batch}, "
         f'beyond N/10 = {limit:g}; set "N/10", or the number that you want'
@@ -293,10 +269,17 @@ def _without_repeats(faults: list[Fault]) -> list[Fault]:
     """The same batch in two phases is one fault, told of the first."""
     seen: dict[str, Fault] = {}
     for fault in faults:
-        seen.setdefault(fault.message, fault)
+        seen.setdefault(fault.message if fault.path.startswith("phase ") else str(fault), fault)
     return list(seen.values())
 
 
-def _warmup(job: Job, num_samples: int) -> Warmup:
+def _warmup_faults(job: Job, lr: float) -> list[Fault]:
+    start_lr = job.schedule.warmup_start_lr
+    if not job.schedule.warmup_epochs or start_lr <= lr:
+        return []
+    return [Fault("schedule.warmup_start_lr", f"{start_lr:g} is above the learning rate {lr:g}; nearest: {lr!r}")]
+
+
+def _warmup(job: Job, num_samples: int, lr: float) -> Warmup:
     section = job.schedule
-    return Warmup(round(section.warmup_epochs * num_samples), section.warmup_start_lr)
+    return Warmup(round(section.warmup_epochs * num_samples), section.warmup_start_lr, lr)

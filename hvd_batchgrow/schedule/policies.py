@@ -63,6 +63,8 @@ class Start:
     group: int
     """A batch is a whole number of so many samples: `batch_unit`."""
     max_batch: int | None
+    wanted_batch: float | None = None
+    """What a larger start asked for, where that was rounded or cut."""
 
     def form(self, wanted: float) -> int:
         """The batch nearest to the wanted one that can be had."""
@@ -72,6 +74,10 @@ class Start:
             raise ArithmeticError(f"a batch of {wanted}")
         batch = max(1, round(wanted / self.group)) * self.group
         return batch if self.max_batch is None else min(batch, self.max_batch)
+
+    def whole(self, most: float) -> int:
+        """The largest batch that can be had and is not above `most`."""
+        return math.floor(most / self.group * (1 + 1e-12)) * self.group
 
     def stage(self, epoch: float, noise: float, momentum: float, wanted: float) -> Stage:
         """A stage of a given noise scale: the batch as near to `wanted` as can be, the learning rate to match."""
@@ -125,12 +131,14 @@ def seesaw(section: SeesawSchedule, start: Start) -> list[Stage]:
     """
     return [
         start.stage(epoch, noise, momentum, start.global_batch * fallen)
-        for fallen, (epoch, noise, momentum) in zip(_fallen(section), _boundary_targets(section, start), strict=True)
+        for (epoch, noise, momentum), fallen in zip(_boundary_targets(section, start), _fallen(section), strict=True)
     ]
 
 
 def adabatch(section: AdaBatchSchedule, start: Start) -> list[Stage]:
     """Every `every_epochs`, multiply the batch by β and the learning rate by α: the noise falls by β/α.
+
+    Under `exact_noise` the batch grows by what lowers the exact noise scale by β, and so never reaches N.
 
     Source: Devarakonda et al. 2017 (arXiv 1712.02029).
     """
@@ -138,10 +146,13 @@ def adabatch(section: AdaBatchSchedule, start: Start) -> list[Stage]:
     if count > _MOST_STAGES:
         fault = f"{section.epochs:g} epochs by {section.every_epochs:g} are {count} phases; {_MOST_STAGES} at most"
         raise JobError([Fault("schedule.every_epochs", fault)])
+    first = start.noise.of(start.lr, start.momentum, start.global_batch)
     stages = []
     for k in range(count):
-        wanted = start.global_batch * section.batch_factor**k
-        noise = start.noise.of(start.lr * section.lr_factor**k, start.momentum, wanted)
+        lr, grown = start.lr * section.lr_factor**k, section.batch_factor**k
+        noise, wanted = first * section.lr_factor**k / grown, start.global_batch * grown
+        if section.exact_noise:
+            wanted = start.noise.batch_for(noise, start.momentum, lr)
         stages.append(start.stage(k * section.every_epochs, noise, start.momentum, wanted))
     return stages
 
@@ -205,35 +216,28 @@ def parse_batch_steps(text: str) -> list[tuple[int, int]]:
     return [(int(samples), int(batch)) for samples, batch in pairs]
 
 
-def boundary_factors(section: BoundaryBase) -> tuple[float, ...]:
-    """f at each boundary.
-
-    Raises:
-        JobError: as many are given as there are not boundaries.
-    """
-    count = len(section.boundaries_epochs)
-    if isinstance(section.factor, tuple):
-        if len(section.factor) != count:
-            fault = f"{len(section.factor)} factors for {count} boundaries; give one for each, or one number"
-            raise JobError([Fault("schedule.factor", fault)])
-        return section.factor
-    return (section.factor,) * count
-
-
 def _boundary_targets(section: BoundaryBase, start: Start) -> list[tuple[float, float, float]]:
     """Epoch, noise scale and momentum of each stage."""
-    epochs = (0.0, *section.boundaries_epochs)
+    epochs, fallen = (0.0, *section.boundaries_epochs), _fallen(section)
     momenta = section.momenta or (start.momentum,) * len(epochs)
+    faults = []
+    if len(fallen) != len(epochs):
+        fault = f"{len(fallen) - 1} factors for {len(epochs) - 1} boundaries; give one for each, or one number"
+        faults.append(Fault("schedule.factor", fault))
     if len(momenta) != len(epochs) or momenta[0] != start.momentum:
         fault = f"needs one for each of the {len(epochs)} phases, the first {start.momentum:g}, got {list(momenta)}"
-        raise JobError([Fault("schedule.momenta", fault)])
+        faults.append(Fault("schedule.momenta", fault))
+    if faults:
+        raise JobError(faults)
     first = start.noise.of(start.lr, start.momentum, start.global_batch)
-    return [(epoch, first / r, m) for epoch, r, m in zip(epochs, _fallen(section), momenta, strict=True)]
+    return [(epoch, first / r, m) for epoch, r, m in zip(epochs, fallen, momenta, strict=True)]
 
 
 def _fallen(section: BoundaryBase) -> list[float]:
     """By how much the noise scale must have fallen at each stage: 1, f₁, f₁ f₂, …"""
-    return list(itertools.accumulate(boundary_factors(section), lambda a, b: a * b, initial=1.0))
+    given, count = section.factor, len(section.boundaries_epochs)
+    factors = given if isinstance(given, tuple) else (given,) * count
+    return list(itertools.accumulate(factors, lambda a, b: a * b, initial=1.0))
 
 
 def _check_lr_steps(section: ImportSchedule) -> None:
@@ -251,16 +255,23 @@ def _imported_multiples(section: ImportSchedule) -> list[tuple[float, float]]:
     """Start epoch of each stage and mean multiple of the learning rate over it."""
     if section.lr_schedule == "steps":
         return [(0.0, 1.0), *section.lr_steps]
-    function = _lr_function(section)
+    multiple_at = _lr_function(section)
     length = section.epochs / section.num_steps
     points = 1000  # midpoint rule: exact to 1e-6 for what anyone would import
-    return [
-        (k * length, math.fsum(function((k + (i + 0.5) / points) * length) for i in range(points)) / points)
-        for k in range(section.num_steps)
-    ]
+    multiples = []
+    for k in range(section.num_steps):
+        mean = math.fsum(multiple_at((k + (i + 0.5) / points) * length) for i in range(points)) / points
+        if mean <= 0:
+            fault = f"{section.lr_schedule} is {mean:g} on average over epochs {k * length:g} to {(k + 1) * length:g}"
+            raise JobError(
+                [Fault("schedule.lr_schedule", f"{fault}; must be above 0, or no batch has its noise scale")]
+            )
+        multiples.append((k * length, mean))
+    return multiples
 
 
 def _lr_function(section: ImportSchedule) -> Callable[[float], float]:
+    """The multiple of the learning rate at an epoch, a float; of the user's own code a JobError where it fails."""
     end, epochs = section.end_lr_fraction, section.epochs
     if section.lr_schedule == "polynomial":
         return lambda epoch: end + (1 - end) * (1 - epoch / epochs) ** section.power
@@ -268,12 +279,20 @@ def _lr_function(section: ImportSchedule) -> Callable[[float], float]:
         return lambda epoch: end + (1 - end) * (1 + math.cos(math.pi * epoch / epochs)) / 2
     try:
         function = find_callable(section.lr_schedule)
-        float(function(0.0))
     except NotFound as error:
         raise JobError([Fault("schedule.lr_schedule", str(error))]) from error
-    except Exception as error:  # the user's own code
-        raise JobError([Fault("schedule.lr_schedule", f"{section.lr_schedule}(0.0) failed: {told(error)}")]) from error
-    return function
+
+    def multiple_at(epoch: float) -> float:
+        try:
+            multiple = float(function(epoch))
+        except Exception as error:  # the user's own code
+            fault = f"{section.lr_schedule}({epoch:g}) failed: {told(error)}"
+            raise JobError([Fault("schedule.lr_schedule", fault)]) from error
+        if not math.isfinite(multiple):
+            raise JobError([Fault("schedule.lr_schedule", f"{section.lr_schedule}({epoch:g}) is {multiple}")])
+        return multiple
+
+    return multiple_at
 
 
 def make_start(job: Job, num_samples: int) -> Start:
@@ -292,7 +311,8 @@ def make_start(job: Job, num_samples: int) -> Start:
         return start
     target = noise.of(optim.lr, optim.momentum, base_batch)
     stage = start.stage(0.0, target, momentum, noise.batch_for(target, momentum, lr))
-    return replace(start, lr=stage.lr, global_batch=stage.global_batch)
+    wanted = None if math.isclose(stage.wanted_batch, stage.global_batch, rel_tol=1e-9) else stage.wanted_batch
+    return replace(start, lr=stage.lr, global_batch=stage.global_batch, wanted_batch=wanted)
 
 
 def first_batch(job: Job) -> int:
@@ -323,7 +343,7 @@ def apply_lr_rule(stages: Sequence[Stage], job: Job) -> list[Stage]:
     """What the learning rate does where the batch has grown by κ since the start, on top of the policy.
 
     none: nothing; linear: ε κ (Goyal et al. 2017, arXiv 1706.02677); sqrt: ε √κ; adam: ε √κ,
-    1-βᵢ → κ (1-βᵢ), eps/√κ (Malladi et al. 2022, arXiv 2205.10287), only while κ (1-β₁) < 1.
+    1-βᵢ → κ (1-βᵢ), eps/√κ (Malladi et al. 2022, arXiv 2205.10287), only while κ (1-βᵢ) < 1.
 
     Raises:
         JobError: Adam's set is asked for without Adam, or κ is too large for it.
@@ -343,17 +363,19 @@ def _adam_set(stage: Stage, first: int, job: Job) -> Stage:
             [Fault("schedule.lr_rule", f"'adam' is for optim.name = 'adam' or 'adamw', not {job.optim.name!r}")]
         )
     kappa, optim = stage.global_batch / first, job.optim
-    if kappa * (1 - optim.momentum) >= 1 - 1e-9:
-        largest = math.floor(first / (1 - optim.momentum) * (1 - 1e-9) / job.model.ghost_batch) * job.model.ghost_batch
+    for name, beta in (("β₁", stage.momentum), ("β₂", optim.beta2)):
+        if kappa * (1 - beta) < 1 - 1e-9:
+            continue
+        largest = math.floor(first / (1 - beta) * (1 - 1e-9) / job.model.ghost_batch) * job.model.ghost_batch
         fault = (
-            f"Adam's set needs κ (1-β₁) < 1, and {stage.global_batch}/{first} · {1 - optim.momentum:g} = "
-            f"{kappa * (1 - optim.momentum):g}; grow to {largest} at most"
+            f"Adam's set needs κ (1-{name}) < 1, and {stage.global_batch}/{first} · {1 - beta:g} = "
+            f"{kappa * (1 - beta):g}; grow to {largest} at most"
         )
         raise JobError([Fault("schedule.lr_rule", fault)])
     return replace(
         stage,
         lr=stage.lr * kappa**0.5,
-        momentum=1 - kappa * (1 - optim.momentum),
+        momentum=1 - kappa * (1 - stage.momentum),
         beta2=1 - kappa * (1 - optim.beta2),
         eps=optim.eps / kappa**0.5,
     )

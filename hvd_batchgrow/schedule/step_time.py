@@ -47,6 +47,8 @@ class StepTime:
     """How far off the model is at worst from the updates that it was fitted to, relative."""
     micro_batches: tuple[int, int]
     """Smallest and largest m that it was fitted to."""
+    data_wait_share: float
+    """Of the measured updates' time, what was spent waiting for samples."""
     measured_ranks: int
     """R, or the nearest number of ranks that was measured, from which this is extrapolated."""
 
@@ -146,6 +148,7 @@ def fit_step_time(part: RankProbe, num_bytes: int) -> StepTime:
         overlap=overlap,
         misfit=float(np.abs(times.errors(overlap)).max()),
         micro_batches=(int(times.micro.min()), int(times.micro.max())),
+        data_wait_share=sum(timed.data_wait_s for timed in part.updates) / float(times.seconds.sum()),
         measured_ranks=part.ranks,
     )
 

@@ -27,13 +27,15 @@ def trigger_faults(job: Job, ranks: int, num_samples: int) -> list[Fault]:
     if isinstance(trigger, NoTrigger):
         return [*faults, Fault("trigger.name", "schedule.policy = 'measured' needs one: plateau, norm_test, cabs, …")]
     faults += _unit_faults(job, ranks, num_samples)
-    if job.layout.growth == "auto" or job.layout.ranks_per_phase is not None:
+    if job.layout.growth == "auto" or job.layout.ranks_per_phase:
         key = "layout.growth" if job.layout.growth == "auto" else "layout.ranks_per_phase"
         faults.append(Fault(key, "needs the phases beforehand; a trigger takes 'accumulation' or 'ranks'"))
     faults += _rule_faults(job, num_samples)
     if section.batch_scale != 1 and not isinstance(trigger, AdaScaleTrigger):
         fault = f"{section.batch_scale:g} is for trigger.name = 'adascale'; with others schedule.lr_scale starts larger"
         faults.append(Fault("schedule.batch_scale", fault))
+    if isinstance(trigger, AdaScaleTrigger):
+        faults += _adascale_faults(job, num_samples)
     epochs = (0.0, *section.lr_boundaries_epochs, section.epochs)
     faults += [
         Fault("schedule.lr_boundaries_epochs", f"must rise and end before {section.epochs:g}: {b:g} follows {a:g}")
@@ -53,6 +55,33 @@ def trigger_faults(job: Job, ranks: int, num_samples: int) -> list[Fault]:
     if isinstance(trigger, MeasuringTrigger) and trigger.min_factor > trigger.factor:
         fault = f"{trigger.min_factor:g} is above factor = {trigger.factor:g}: no change would be made"
         faults.append(Fault("trigger.min_factor", fault))
+    return faults + _factor_faults(job, num_samples)
+
+
+def _adascale_faults(job: Job, num_samples: int) -> list[Fault]:
+    """Its batch is `batch_scale` times the one that everything else is meant for, and its gain is the only rule."""
+    section = job.schedule
+    assert isinstance(section, MeasuredSchedule)
+    others: dict[str, tuple[object, object]] = {
+        "lr_scale": (section.lr_scale, 1.0),
+        "raise_momentum_to": (section.raise_momentum_to, None),
+        "lr_rule": (section.lr_rule, "none"),
+    }
+    faults = [
+        Fault(
+            f"schedule.{key}", f"{value!r} is not for 'adascale', whose gain scales lr; leave it out, use batch_scale"
+        )
+        for key, (value, default) in others.items()
+        if value != default
+    ]
+    base, unit = section.global_batch, batch_unit(job)
+    formed, cap = round(section.batch_scale * base / unit) * unit, batch_cap(section.max_batch, num_samples, unit)
+    if formed <= base:
+        fault = f"{section.batch_scale:g} × {base} is formed as {formed}: its gain is 1 throughout; nearest: "
+        faults.append(Fault("schedule.batch_scale", f"{fault}{(base + unit) / base:g}"))
+    elif cap is not None and base <= cap < formed:
+        fault = f"{section.batch_scale:g} × {base} = {formed} is above schedule.max_batch = {section.max_batch}"
+        faults.append(Fault("schedule.batch_scale", f"{fault}, {cap} samples; nearest: {cap / base:g}"))
     return faults
 
 
@@ -76,10 +105,23 @@ def _unit_faults(job: Job, ranks: int, num_samples: int) -> list[Fault]:
     if cap is not None and cap % unit:
         fault = f"{cap} = {cap / unit:.2f} × {unit}, of which every batch is a multiple; nearest: {cap // unit * unit}"
         faults.append(Fault("schedule.max_batch", f"{fault}, {(cap // unit + 1) * unit}; or set batch_multiple"))
-    if cap is not None and cap >= num_samples and job.schedule.exact_noise:
-        fault = f"{cap} is not below N = {num_samples}, where exact_noise leaves no noise"
-        faults.append(Fault("schedule.max_batch", f"{fault}; nearest: {(num_samples - 1) // unit * unit}"))
     return faults
+
+
+def _factor_faults(job: Job, num_samples: int) -> list[Fault]:
+    """A factor that rounding takes back would never grow the batch, not at the end of a window either."""
+    if not isinstance(job.trigger, MeasuringTrigger):
+        return []
+    try:
+        start = make_start(job, num_samples)
+    except (JobError, ArithmeticError):
+        return []  # told of where the schedule is compiled
+    first, unit, factor = start.global_batch, start.group, job.trigger.factor
+    if start.whole(factor * first) > first:
+        return []
+    fault = f"{factor:g} × {first} = {factor * first:g} is below {first + unit}, the next whole multiple of {unit}"
+    mend = f"nearest: {(first + unit) / first:g}; or a smaller schedule.batch_multiple"
+    return [Fault("trigger.factor", f"{fault}: nothing would grow; {mend}")]
 
 
 def _rule_faults(job: Job, num_samples: int) -> list[Fault]:

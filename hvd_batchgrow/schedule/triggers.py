@@ -152,10 +152,11 @@ class Measuring:
             self._asks_since = now.samples
         if now.samples - self._asks_since < self._hold_samples:
             return None
-        batch, why = min(asked[0], self._section.factor * now.global_batch), asked[1]
+        most = self._section.factor * now.global_batch
+        batch, why = min(asked[0], most), asked[1]
         if batch < self._section.min_factor * now.global_batch:
             return None
-        return Wish(why, batch=batch)
+        return Wish(why, batch=batch, most=most)
 
     def decided(self, decision: Decision) -> None:
         """What was held so far counts no more."""
@@ -299,5 +300,6 @@ def bounded(wish: Wish | None, job: Job, num_samples: int, num_decisions: int, n
         why = f"the window of {earliest:g} … {latest:g} epochs ends"
         if isinstance(section, PlateauTrigger):
             return Wish(why, noise_factor=section.factor)
-        return Wish(why, batch=section.factor * now.global_batch)
+        most = section.factor * now.global_batch
+        return Wish(why, batch=most, most=most)
     return wish

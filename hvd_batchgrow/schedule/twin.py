@@ -6,28 +6,33 @@ import itertools
 from collections.abc import Sequence
 
 from hvd_batchgrow.config import Job
-from hvd_batchgrow.config.schedules import BoundaryBase, DecaySchedule, MeasuredSchedule
+from hvd_batchgrow.config.schedules import BoundaryBase, DecaySchedule, ImportSchedule, MeasuredSchedule
 from hvd_batchgrow.config.triggers import AdaScaleTrigger, NoTrigger
 from hvd_batchgrow.errors import Fault, JobError
 from hvd_batchgrow.schedule.decisions import Decision
+from hvd_batchgrow.schedule.layout import formable_ranks
 from hvd_batchgrow.schedule.plan import Plan, compile_plan, compile_stages
-from hvd_batchgrow.schedule.policies import first_batch, make_start
+from hvd_batchgrow.schedule.policies import Stage, Start, first_batch, make_start
 
 
 def decay_twin(job: Job, num_samples: int, decisions: Sequence[Decision] = ()) -> Job:
     """The same noise scale at the same epochs, by the learning rate alone.
 
     It starts from the job's own learning rate, momentum and batch, before `lr_scale` and
-    `raise_momentum_to`. Where the job's noise does not fall by given factors at given boundaries,
-    the twin's factors are those of the job's phases. That of a measured schedule decays where the
+    `raise_momentum_to`; of an imported schedule, whose first phase need not have the noise of these,
+    from the learning rate that has. It warms up from the same share of its learning rate. Where the job's
+    noise does not fall by given factors at given boundaries, the twin's factors are those of the
+    job's phases. That of a measured schedule decays where the
     batch has grown, by as much; that of AdaScale is the schedule which it scales.
 
     Raises:
         JobError: the job cannot be planned, its noise scale rises somewhere, or it is measured and
             nothing was decided yet.
     """
-    section = job.schedule
+    section, start = job.schedule, make_start(job, num_samples)
     boundaries, factor = _decays(job, num_samples, decisions)
+    first = compile_stages(job, start, decisions)[0][0]
+    lr = job.optim.lr * _first_multiple(job, start, first)
     twin = DecaySchedule(
         policy="decay",
         epochs=section.epochs,
@@ -35,12 +40,21 @@ def decay_twin(job: Job, num_samples: int, decisions: Sequence[Decision] = ()) -
         boundaries_epochs=boundaries,
         factor=factor if boundaries else 1.0,
         warmup_epochs=section.warmup_epochs,
-        warmup_start_lr=min(section.warmup_start_lr, job.optim.lr),
+        warmup_start_lr=lr * (section.warmup_start_lr / first.lr),
         exact_noise=section.exact_noise,
     )
-    layout = job.layout.model_copy(update={"growth": "accumulation", "ranks_per_phase": None})
-    changes = {"name": f"{job.name}-twin", "schedule": twin, "layout": layout, "trigger": NoTrigger(name="none")}
-    return job.model_copy(update=changes)
+    layout = job.layout.grown_by("accumulation")
+    optim = job.optim.model_copy(update={"lr": lr})
+    changes = {"name": f"{job.name}-twin", "optim": optim, "schedule": twin, "layout": layout}
+    return job.model_copy(update={**changes, "trigger": NoTrigger(name="none")})
+
+
+def _first_multiple(job: Job, start: Start, first: Stage) -> float:
+    """By what the noise of an imported schedule's first phase differs from that of the job's own start."""
+    if not isinstance(job.schedule, ImportSchedule):
+        return 1.0
+    noise = start.noise.of(first.lr, first.momentum, first.global_batch)
+    return noise / start.noise.of(start.lr, start.momentum, start.global_batch)
 
 
 def _decays(
@@ -71,5 +85,4 @@ def compile_twin(twin: Job, ranks: int, num_samples: int) -> Plan:
         JobError: it cannot be formed on any number of ranks.
     """
     groups = first_batch(twin) // twin.model.ghost_batch
-    fitting = max((r for r in range(1, min(ranks, groups) + 1) if twin.layout.ragged or groups % r == 0), default=1)
-    return compile_plan(twin, fitting, num_samples)
+    return compile_plan(twin, next(formable_ranks(groups, ranks, ragged=twin.layout.ragged)), num_samples)

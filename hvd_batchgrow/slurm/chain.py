@@ -10,7 +10,7 @@ from pathlib import Path
 import tomli_w
 
 from hvd_batchgrow.config import Job
-from hvd_batchgrow.errors import Fault, JobError, RunError
+from hvd_batchgrow.errors import Fault, JobError, RunError, unwritable
 from hvd_batchgrow.regular import read_regular
 from hvd_batchgrow.slurm.ledger import (
     BEING_SUBMITTED,
@@ -132,7 +132,7 @@ def submit_chain(job: Job, ledger: Ledger, scripts: Sequence[Script], run: Path,
         for _, script in left:
             script.path.write_text(script.text, "utf-8")
     except OSError as error:
-        raise RunError(f"{error.filename or folder} cannot be written: {error.strerror or error}") from None
+        raise unwritable(error.filename or folder, error) from None
     refusals = [(k, told) for k, script in left if (told := scheduler.refusal(script.path)) is not None]
     if refusals:
         lines = [f"link {k + 1} ({_width(ledger.entries[k].link)}): {told}" for k, told in refusals]

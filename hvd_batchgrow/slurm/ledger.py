@@ -14,7 +14,7 @@ from typing import Annotated
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from hvd_batchgrow.errors import RunError
+from hvd_batchgrow.errors import RunError, first_fault, unwritable
 from hvd_batchgrow.regular import read_regular
 from hvd_batchgrow.slurm.links import Link
 from hvd_batchgrow.slurm.scheduler import JobState, is_live
@@ -116,7 +116,7 @@ def submitting(run: Path) -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
-        raise RunError(f"{path} cannot be written: {error.strerror or error}") from None
+        raise unwritable(path, error) from None
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -145,7 +145,7 @@ def write_ledger(run: Path, ledger: Ledger) -> None:
         os.replace(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise RunError(f"{path} cannot be written: {error.strerror or error}") from None
+        raise unwritable(path, error) from None
 
 
 def read_ledger(run: Path) -> Ledger | None:
@@ -168,9 +168,7 @@ def read_ledger(run: Path) -> Ledger | None:
         links = {"entries": tree.get("links"), "name": tree.get("name")} if isinstance(tree, dict) else tree
         return _LEDGERS.validate_python(links)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(map(str, first["loc"])) or "all of it"
-        raise RunError(f"{path} cannot be read: {where}: {first['msg']}") from None
+        raise RunError(f"{path} cannot be read: {first_fault(error)}") from None
 
 
 def samples_done(run: Path) -> int:

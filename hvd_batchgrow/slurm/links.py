@@ -46,7 +46,7 @@ def make_links(plan: Plan, nodes_max: int, ranks_per_node: int) -> tuple[Link, .
     Raises:
         JobError: a phase's ranks are no whole number of nodes, or too many; all such phases, with what would fit.
     """
-    if plan.job.schedule.policy == "measured":
+    if plan.job.is_measured:
         remedy = "as one job: sbatch --nodes=N slurm/train.sbatch JOB"
         raise JobError(
             [Fault("schedule.policy", f"'measured' has no phases before it trains; {remedy}")], plan.job.name
@@ -107,5 +107,4 @@ def _link(plan: Plan, indices: Sequence[int], ranks_per_node: int) -> Link:
 def chain_job(plan: Plan) -> Job:
     """The job with the ranks of each phase written down, so that every link compiles the same plan."""
     ranks = tuple(layout.ranks for layout in plan.layouts)
-    layout = {"growth": "ranks", "ranks_per_phase": ranks, "max_ranks": None}
-    return plan.job.model_copy(update={"layout": plan.job.layout.model_copy(update=layout)})
+    return plan.job.model_copy(update={"layout": plan.job.layout.grown_by("ranks", ranks_per_phase=ranks)})

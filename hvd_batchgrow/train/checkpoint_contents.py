@@ -20,7 +20,7 @@ from pydantic import (
 )
 from torch import Tensor
 
-from hvd_batchgrow.errors import RunError
+from hvd_batchgrow.errors import RunError, first_fault
 from hvd_batchgrow.schedule.decisions import Decision
 
 
@@ -90,6 +90,4 @@ def check_contents(values: Mapping[str, Any]) -> None:
     try:
         _Contents.model_validate(values)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        raise RunError(f"not a checkpoint of this version: {where}: {first['msg']}") from None
+        raise RunError(f"not a checkpoint of this version: {first_fault(error)}") from None

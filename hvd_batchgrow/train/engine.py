@@ -14,14 +14,14 @@ from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.config import UpdateSection
 from hvd_batchgrow.data.consumed import from_halves, to_halves
 from hvd_batchgrow.nn.dropout import keyed_dropouts, set_sample_keys
-from hvd_batchgrow.nn.ghost_batch_norm import ghost_norms
+from hvd_batchgrow.nn.ghost_batch_norm import GhostBatchNorm, ghost_norms
 from hvd_batchgrow.optim.build import set_hyperparameters
 from hvd_batchgrow.schedule.phases import Phase
 from hvd_batchgrow.train.exact import join, split
 from hvd_batchgrow.train.forward import Forward, MicroBatch, classify
 from hvd_batchgrow.train.gradient_noise import NoiseEstimate
 from hvd_batchgrow.train.gradient_norms import GradientNorms
-from hvd_batchgrow.train.gradients import GradientBuckets
+from hvd_batchgrow.train.gradients import GradientBuckets, wire_type_of
 from hvd_batchgrow.train.loss_scale import LossScale
 from hvd_batchgrow.train.non_finite import NonFinite
 from hvd_batchgrow.train.watchdog import WAITING
@@ -116,7 +116,7 @@ class UpdateEngine:
         self.dropouts = keyed_dropouts(model)
         self.exact = exact
         self.buckets = GradientBuckets(
-            [p for p in model.parameters() if p.requires_grad], ranks, exact=exact, wire_type=wire_type(self.rule)
+            [p for p in model.parameters() if p.requires_grad], ranks, exact=exact, wire_type=wire_type_of(self.rule)
         )
         self.loss_scale = LossScale() if self.rule.precision == "float16" else None
         self.at: Callable[[str], None] = lambda stage: None
@@ -159,17 +159,20 @@ class UpdateEngine:
 
         Raises:
             NonFinite: on all ranks, where the rule is to stop then.
+            ValueError: a pass has not just the samples of its groups, or a norm has seen them other than once.
         """
         start = time.perf_counter()
         self.model.train()
         self.buckets.zero()
+        for norm in self.norms:
+            norm.forget()
         share = _Share(torch.zeros(_NUM_TALLIES, dtype=torch.float64, device=self.device))
         share.tally[2] = stop
         for index in range(num_passes):
             begin = time.perf_counter()
             micro_batch = next(micro_batches)
             share.data_wait_s += time.perf_counter() - begin
-            loss, num_samples = self._forward(micro_batch, share)
+            loss, num_samples = self._forward(micro_batch, share, phase.global_batch // num_groups)
             if index == num_passes - 1:
                 # All but the gradients is known now: its sum overlaps the last backward too.
                 totals = self._totals(share, num_groups)
@@ -205,30 +208,33 @@ class UpdateEngine:
             noise={} if skipped else noise,
         )
 
-    def _forward(self, micro_batch: MicroBatch, share: _Share) -> tuple[Tensor, int]:
-        """Sum of the losses of a pass, and how many they are."""
+    def _forward(self, micro_batch: MicroBatch, share: _Share, group: int) -> tuple[Tensor, int]:
+        """Sum of the losses of a pass of groups of γ samples, and how many they are."""
         set_sample_keys(self.dropouts, micro_batch.keys)
         losses = self.forward(self.model, micro_batch)
-        self._check(losses.each, micro_batch)
+        self._check(losses.each, micro_batch, group)
         loss = losses.each.sum()
         share.add(micro_batch, loss.detach(), losses.num_correct)
         return loss, len(losses.each)
 
-    def _check(self, losses: Tensor, micro_batch: MicroBatch) -> None:
-        """A mean in the place of the samples' losses would weigh an update's passes alike, whatever they hold."""
+    def _check(self, losses: Tensor, micro_batch: MicroBatch, group: int) -> None:
+        """A mean in the place of the samples' losses would weigh an update's passes alike, whatever they hold.
+
+        And the sum of other than B losses must not be divided by B.
+        """
         num_groups = len(micro_batch.positions)
-        if losses.dim() != 1 or not len(losses) or len(losses) % num_groups:
+        if losses.shape != (num_groups * group,) or not num_groups:
             raise ValueError(
-                f"a forward gave losses of shape {tuple(losses.shape)} for a micro-batch of {num_groups} groups; "
-                "it must give the loss of each sample, (samples,): reduction='none'"
+                f"a forward gave losses of shape {tuple(losses.shape)} for a micro-batch of {num_groups} groups of "
+                f"{group}; it must give the loss of each sample, ({num_groups * group},): reduction='none'"
             )
 
     def _is_usable(self, phase: Phase, loss_sum: float, share: _Share, num_groups: int) -> bool:
         """Clip the averaged gradient, unless it is not finite: all ranks hold the same sums, and so agree."""
         norm = self.buckets.norm()
         if self.loss_scale and math.isfinite(loss_sum):
-            self.loss_scale.after(phase.global_batch, overflow=not math.isfinite(norm))
-            if not math.isfinite(norm):
+            is_the_scales = self.loss_scale.after(phase.global_batch, overflow=not math.isfinite(norm))
+            if is_the_scales:
                 return False
         if not (math.isfinite(loss_sum) and math.isfinite(norm)):
             if self.rule.on_nonfinite == "stop":
@@ -256,17 +262,17 @@ class UpdateEngine:
         Exact sums have two parts, so that there are 4C numbers for a norm.
         """
         share.tally[3:] = torch.tensor([share.num_replaced, *to_halves(share.digest % 2**64)], dtype=torch.float64)
-        contributions = [norm.take_contributions(share.positions, num_groups) for norm in self.norms]
+        contributions = [norm.take_contributions(share.positions, num_groups) for norm in self._training_norms()]
         sums = [split(c).sum(1) if self.exact else c.sum(0, keepdim=True) for c in contributions]
         return torch.cat([share.tally, *(part.reshape(-1) for part in sums)])
 
+    def _training_norms(self) -> list[GhostBatchNorm]:
+        """Without those that the model keeps in evaluation, which have no say in their running statistics."""
+        return [norm for norm in self.norms if norm.training]
+
     def _commit(self, statistics: Tensor, num_groups: int) -> None:
-        sizes = [2 * norm.num_features * (2 if self.exact else 1) for norm in self.norms]
-        for norm, part in zip(self.norms, statistics.split(sizes), strict=True):
+        norms = self._training_norms()
+        sizes = [2 * norm.num_features * (2 if self.exact else 1) for norm in norms]
+        for norm, part in zip(norms, statistics.split(sizes), strict=True):
             parts = part.reshape(-1, 2, norm.num_features)
             norm.commit(join(parts) if self.exact else parts[0], num_groups)
-
-
-def wire_type(rule: UpdateSection) -> torch.dtype | None:
-    """Of the gradients on their way between ranks; None: as they are."""
-    return None if rule.compression == "none" else getattr(torch, rule.compression)

@@ -13,7 +13,7 @@ from hvd_batchgrow.train.forward import as_parameters, autocast
 from hvd_batchgrow.train.watchdog import WAITING
 
 
-def test(
+def evaluate(
     model: nn.Module,
     reader: Reader,
     num_test: int,

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from hvd_batchgrow.config import Job
+from hvd_batchgrow.errors import unwritable
 from hvd_batchgrow.schedule.decisions import Decision
 from hvd_batchgrow.schedule.plan import Plan
-from hvd_batchgrow.train.gradient_noise import NoiseScale
+from hvd_batchgrow.train.gradient_noise import GradientNoiseScale
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class TrainRecord:
     """Median over the tensors of LARS's last update; None: another optimiser."""
     skipped: int
     """Updates left out since the start of the run, because they were not finite."""
-    gradient_noise: dict[str, NoiseScale] = field(default_factory=dict)
+    gradient_noise: dict[str, GradientNoiseScale] = field(default_factory=dict)
     """Of the whole gradient ("all"), and of each layer group where that is asked for; empty: not measured."""
 
 
@@ -140,3 +142,23 @@ class Observer:
 
     def on_end(self, event: RunEnded) -> None:
         """The run is over, or stopped."""
+
+
+class Audience:
+    """The observers of a run.
+
+    Args:
+        observers: told in this order; none but on rank 0.
+        folder: of the run, which they write into.
+    """
+
+    def __init__(self, observers: Sequence[Observer], folder: Path) -> None:
+        self._observers, self._folder = observers, folder
+
+    def tell(self, method: str, event: object) -> None:
+        """Call a method of `Observer` on each. Raises RunError where one cannot write."""
+        for observer in self._observers:
+            try:
+                getattr(observer, method)(event)
+            except OSError as error:
+                raise unwritable(error.filename or self._folder, error) from error

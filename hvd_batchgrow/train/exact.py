@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -32,14 +34,14 @@ def split(values: Tensor) -> Tensor:
 
 
 def join(sums: Tensor) -> Tensor:
-    """The sums of the values, float64 (…), from sums (2, …) of their parts.
+    """The sums of the values, float64 (…), from sums (2, …) of their parts; no number where a value is not finite.
 
     Raises:
         OverflowError: a sum has left the range in which adding is exact.
     """
     largest = float(sums[0].abs().max()) if sums.numel() else 0.0
-    if largest >= LIMIT:
-        raise OverflowError(f"a sum of {largest:.3g} is beyond {LIMIT:.0f}, where exact mode ends; scale the loss down")
+    if LIMIT <= largest < math.inf:
+        raise OverflowError(f"a sum of {largest:.3g} is beyond {LIMIT:.0f}, where exact mode ends")
     return sums[0] + sums[1]
 
 

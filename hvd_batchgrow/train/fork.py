@@ -86,7 +86,7 @@ def _decided(checkpoint: Checkpoint, plan: Plan) -> tuple[Plan, dict[str, bytes]
     Those ahead of it are left out, unless they are replayed: the new job may decide otherwise.
     """
     made = tuple(map(Decision.from_dict, checkpoint.growth.get("decisions", ())))
-    if plan.job.schedule.policy != "measured" or not made:
+    if not plan.job.is_measured or not made:
         return plan, {}
     source = checkpoint.growth["replayed_from"]
     kept = made if source else tuple(decision for decision in made if decision.samples <= checkpoint.samples)

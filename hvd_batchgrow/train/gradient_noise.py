@@ -41,7 +41,7 @@ def estimate(weighted_squares: float, num_gradients: int, batch: int, squared_no
 
 
 @dataclass(frozen=True)
-class NoiseScale:
+class GradientNoiseScale:
     """Smoothed tr(Σ) and |G|², and their ratio with an interval of confidence."""
 
     trace: float
@@ -81,14 +81,14 @@ class NoiseAverage:
         )
 
     @property
-    def value(self) -> NoiseScale | None:
+    def value(self) -> GradientNoiseScale | None:
         """The averages, with what the weights lack to 1 made up for; None: nothing was taken in."""
         sums = self._sums
         if not sums.weight:
             return None
         trace, norm = sums.trace / sums.weight, sums.norm / sums.weight
         low, high = sums.interval()
-        return NoiseScale(trace, norm, trace / norm if norm > 0 and trace > 0 else None, low, high)
+        return GradientNoiseScale(trace, norm, trace / norm if norm > 0 and trace > 0 else None, low, high)
 
     def state(self) -> dict[str, float]:
         """Plain values, for a checkpoint."""

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from hvd_batchgrow.comm.ranks import Ranks
+from hvd_batchgrow.config import UpdateSection
+from hvd_batchgrow.optim.parts import parts_of_size
 from hvd_batchgrow.train import exact as exact_sums
 from hvd_batchgrow.train.gradient_noise import NoiseEstimate
 from hvd_batchgrow.train.gradient_norms import GradientNorms
@@ -53,6 +55,7 @@ class GradientBuckets:
         self._buckets: list[Tensor] = []
         self._unfinished: list[int] = []
         self._sizes: list[int] = []
+        self._slices: list[tuple[nn.Parameter, Tensor]] = []
         self._handles: dict[int, Any] = {}
         self._armed = False
         self.members: list[Sequence[nn.Parameter]] = []
@@ -63,7 +66,7 @@ class GradientBuckets:
         self._num_passes_before = 0
         self._pass_samples = 0
         # Backward runs from the last parameter to the first: so do the buckets.
-        for members in _split(list(parameters)[::-1], bucket_bytes):
+        for members in parts_of_size(list(parameters)[::-1], bucket_bytes):
             self._add_bucket(members)
         self._parts = [exact_sums.split(torch.zeros_like(bucket)) for bucket in self._buckets] if exact else []
         compress = wire_type if ranks.size > 1 else None
@@ -71,7 +74,10 @@ class GradientBuckets:
         self._wire_scale = 1.0
 
     def zero(self) -> None:
-        """Forget all gradients; the slices stay where they are."""
+        """Forget all gradients; the slices are where they were, also if somebody has put others in their place."""
+        for parameter, slice_ in self._slices:
+            if parameter.grad is not slice_:  # as `zero_grad` does
+                parameter.grad = slice_
         torch._foreach_zero_(self._buckets)
         if self.exact:
             torch._foreach_zero_(self._parts)
@@ -159,8 +165,10 @@ class GradientBuckets:
         offset = 0
         for parameter in members:
             # The parameter's own strides: autograd adds in place, without a copy, for channels_last too.
-            slice_ = bucket[offset : offset + parameter.numel()]
-            parameter.grad = slice_.as_strided(parameter.shape, parameter.stride())
+            flat = bucket[offset : offset + parameter.numel()]
+            slice_ = flat.as_strided(parameter.shape, parameter.stride())
+            self._slices.append((parameter, slice_))
+            parameter.grad = slice_
             parameter.register_post_accumulate_grad_hook(lambda _, index=index: self._finish_one(index))
             offset += parameter.numel()
         self._buckets.append(bucket)
@@ -185,6 +193,11 @@ class GradientBuckets:
         self._handles[index] = self.ranks.start_sum(summed, f"gradients.{index}")
 
 
+def wire_type_of(rule: UpdateSection) -> torch.dtype | None:
+    """Of the gradients on their way between ranks; None: as they are."""
+    return None if rule.compression == "none" else getattr(torch, rule.compression)
+
+
 def check_wire_type(wire_type: torch.dtype | None, ranks: Ranks, *, exact: bool) -> None:
     """Raises ValueError as `GradientBuckets` does."""
     if wire_type is None or ranks.size == 1:
@@ -195,18 +208,3 @@ def check_wire_type(wire_type: torch.dtype | None, ranks: Ranks, *, exact: bool)
     if wire_type not in ranks.sum_types:
         allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in ranks.sum_types)
         raise ValueError(f"{ranks.backend} cannot add {name}; it can: {allowed}")
-
-
-def _split(parameters: Sequence[nn.Parameter], bucket_bytes: int) -> list[list[nn.Parameter]]:
-    """Neighbours of one type and device, up to a size."""
-    buckets: list[list[nn.Parameter]] = []
-    room = 0
-    for parameter in parameters:
-        size = parameter.numel() * parameter.element_size()
-        kind = (parameter.dtype, parameter.device)
-        if not buckets or size > room or kind != (buckets[-1][0].dtype, buckets[-1][0].device):
-            buckets.append([])
-            room = bucket_bytes
-        buckets[-1].append(parameter)
-        room -= size
-    return buckets

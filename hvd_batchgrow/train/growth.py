@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.config.triggers import PlateauTrigger
-from hvd_batchgrow.errors import Fault, JobError, RunError
+from hvd_batchgrow.errors import Fault, JobError, unwritable
 from hvd_batchgrow.schedule.decisions import (
     Decision,
     decisions_text,
@@ -27,7 +27,7 @@ from hvd_batchgrow.schedule.plan import Plan, compile_plan
 from hvd_batchgrow.schedule.triggers import Measurement, Trigger, bounded, make_trigger
 from hvd_batchgrow.train.checkpoint import sync, write_atomically
 from hvd_batchgrow.train.engine import UpdateResult
-from hvd_batchgrow.train.gradient_noise import NoiseAverage, NoiseScale
+from hvd_batchgrow.train.gradient_noise import GradientNoiseScale, NoiseAverage
 from hvd_batchgrow.train.gradient_norms import ALL
 
 _FILE = "decisions.jsonl"
@@ -46,7 +46,7 @@ class Growth:
 
     def __init__(self, job: Job, num_samples: int, model: nn.Module) -> None:
         self._job, self._num_samples, self._model = job, num_samples, model
-        self._trigger: Trigger | None = make_trigger(job, num_samples) if is_measured(job) else None
+        self._trigger: Trigger | None = make_trigger(job, num_samples) if job.is_measured else None
         self._noise: dict[str, NoiseAverage] = {}
         self._loss = _Average(job.gradient_noise.memory_epochs * num_samples)
         self._best: dict[str, Tensor] = {}
@@ -71,7 +71,7 @@ class Growth:
         return any(before < latest * self._num_samples <= samples for _, latest in windows)
 
     @property
-    def noise(self) -> dict[str, NoiseScale]:
+    def noise(self) -> dict[str, GradientNoiseScale]:
         """Of the whole gradient and by layer group, as far as it is known."""
         return {name: value for name, average in self._noise.items() if (value := average.value)}
 
@@ -190,7 +190,7 @@ class Growth:
         """The inverse; of a run that measured nothing, nothing."""
         if not state:
             return
-        if is_measured(self._job):
+        if self._job.is_measured:
             self.decisions = tuple(map(Decision.from_dict, state["decisions"]))
             self._set_replay(state["replayed_from"])
         if self._trigger and state["trigger"]:
@@ -222,7 +222,7 @@ class Growth:
                 has followed so far.
         """
         notes: list[str] = []
-        if not is_measured(self._job):
+        if not self._job.is_measured:
             return notes
 
         def read() -> bytes:
@@ -295,11 +295,6 @@ class _Average:
         self._sum, self._weight = state
 
 
-def is_measured(job: Job) -> bool:
-    """Whether a trigger of the job decides."""
-    return job.schedule.policy == "measured"
-
-
 def append_line(path: Path, line: str) -> None:
     """A line more, on the disk when this returns.
 
@@ -313,4 +308,4 @@ def append_line(path: Path, line: str) -> None:
             os.fsync(file.fileno())
         sync(path.parent)
     except OSError as error:
-        raise RunError(f"{path} cannot be written: {error.strerror or error}") from error
+        raise unwritable(path, error) from error

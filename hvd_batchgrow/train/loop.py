@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
@@ -11,17 +10,13 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from hvd_batchgrow.comm.ranks import AgreedFailure, Ranks
 from hvd_batchgrow.config import Job
-from hvd_batchgrow.data.feed import OnBad
 from hvd_batchgrow.data.pipeline import Batch, Reader, choose_pipeline
-from hvd_batchgrow.data.samples import Source, raise_bad
+from hvd_batchgrow.data.samples import Source
 from hvd_batchgrow.data.stream import Stream, groups_of_rank, passes_of_rank
-from hvd_batchgrow.errors import ExitCode, Fault, JobError, RunError
-from hvd_batchgrow.nn.compiled import compile_network
-from hvd_batchgrow.nn.models import build_model, hazards
+from hvd_batchgrow.errors import ExitCode, RunError
 from hvd_batchgrow.optim.build import build_optimizer
 from hvd_batchgrow.optim.lars import median_trust_ratio
 from hvd_batchgrow.schedule.decisions import Decision
@@ -32,16 +27,17 @@ from hvd_batchgrow.train.carry import Carry
 from hvd_batchgrow.train.checkpoint import Checkpoint
 from hvd_batchgrow.train.checkpoint_writer import CheckpointWriter
 from hvd_batchgrow.train.engine import UpdateEngine, UpdateResult
-from hvd_batchgrow.train.evaluate import test
-from hvd_batchgrow.train.events import Decided, Evaluation, Observer, RunEnded, RunStarted, UpdateDone
+from hvd_batchgrow.train.evaluate import evaluate
+from hvd_batchgrow.train.events import Audience, Decided, Evaluation, Observer, RunEnded, RunStarted, UpdateDone
 from hvd_batchgrow.train.forward import MicroBatch, as_parameters, autocast
-from hvd_batchgrow.train.growth import Growth, is_measured
+from hvd_batchgrow.train.growth import Growth
 from hvd_batchgrow.train.hand_over import train_on_first
 from hvd_batchgrow.train.loss_scale import LossScale
 from hvd_batchgrow.train.micro_batches import gather_replaced, inputs_of, join_groups
 from hvd_batchgrow.train.non_finite import NonFinite, describe
 from hvd_batchgrow.train.reestimate import reestimate_together
 from hvd_batchgrow.train.run_folder import write_plan
+from hvd_batchgrow.train.setup import build_network, choose_device, on_bad
 from hvd_batchgrow.train.stop import Stop
 from hvd_batchgrow.train.stretch import Stretch
 from hvd_batchgrow.train.watchdog import IDLE, Pulse, Watchdog
@@ -64,11 +60,12 @@ class Trainer:
         self, job: Job, plan: Plan, source: Source, ranks: Ranks, folder: Path, observers: Sequence[Observer]
     ) -> None:
         self.job, self.plan, self.source, self.ranks = job, plan, source, ranks
-        self.folder, self.observers = folder, observers
-        self.device = _choose_device(ranks)
+        self.folder = folder
+        self.audience = Audience(observers, folder)
+        self.device = choose_device(ranks)
         torch.manual_seed(job.seed)
-        self.reader = Reader(job.data, source, self.device, torch.get_num_threads(), _on_bad(job, ranks))
-        self.model = ranks.together(self._build_model)
+        self.reader = Reader(job.data, source, self.device, torch.get_num_threads(), on_bad(job, ranks))
+        self.model, self.hazards = ranks.together(lambda: build_network(job, source, self.device))
         self.optimizer = build_optimizer(self.model, job.optim)
         rescale = getattr(job.optim, "rescale_momentum", False)
         self.engine = UpdateEngine(
@@ -91,21 +88,6 @@ class Trainer:
         self.writer = CheckpointWriter(folder / "checkpoints", job.checkpoint.keep, boundaries)
         self._elapsed_before_s = 0.0
         self._begin = time.perf_counter()
-
-    def _build_model(self) -> nn.Module:
-        shape, num_classes = self.source.train.shape, self.source.num_classes
-        model = build_model(self.job, shape, num_classes).to(self.device)
-        self.hazards = hazards(self.job, model, shape)
-        if self.hazards and self.job.layout.exact:
-            text = "; ".join(self.hazards)
-            raise JobError(
-                [Fault("layout.exact", f"cannot be had with {self.job.model.name}; at {text}")], self.job.name
-            )
-        if self.job.data.channels_last:
-            model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        if self.job.layout.compile:
-            compile_network(model)
-        return model
 
     def run(
         self,
@@ -148,7 +130,7 @@ class Trainer:
                 self.pulse.at(IDLE if self.ranks.rank >= count else "starting a phase")
                 stopped = train_on_first(self, count, partial(self._train, end_samples), stop)
         ended = self._ended(self._end(end_samples))
-        self._tell("on_end", ended)
+        self.audience.tell("on_end", ended)
         return ended
 
     def use(self, team: Ranks) -> None:
@@ -179,7 +161,7 @@ class Trainer:
             stopped = result.stop_votes > 0
             at_boundary = self.samples == phase.end_samples
             # A phase of a measured schedule ends after the evaluation that its trigger sees, also in a replay.
-            may_grow = is_measured(self.job) and self.samples < schedule.end_samples
+            may_grow = self.job.is_measured and self.samples < schedule.end_samples
             if at_boundary and not may_grow:
                 self._reestimate(index)
             if stopped or at_boundary or self._is_due(before, 1 / self.job.watch.records_per_epoch):
@@ -205,7 +187,7 @@ class Trainer:
         decision = self.growth.look(self.team, self.plan, self.samples, metrics, self.folder)
         if decision is not None:
             self._replan()
-            self._tell("on_decision", Decided(decision, self.plan))
+            self.audience.tell("on_decision", Decided(decision, self.plan))
         return decision
 
     def _replan(self) -> None:
@@ -240,7 +222,7 @@ class Trainer:
         micro_batches = (self._take(batches, positions, taken) for positions in passes)
         try:
             result = self.engine.update(micro_batches, len(passes), phase, batch // group, stop=stop)
-        except NonFinite as fault:
+        except (NonFinite, OverflowError) as fault:  # an exact sum has the same bits on all ranks
             told = RunError(describe(fault, self.plan, self.stream, self.samples))
             raise AgreedFailure(told if self.ranks.rank == 0 else None, ExitCode.FAILURE) from None
         self._is_whole = False
@@ -249,7 +231,7 @@ class Trainer:
             self.average.update(phase.global_batch)
         replaced = gather_replaced(taken, self.team) if result.num_replaced else ()
         self._last_update = UpdateDone(self.samples, phase.global_batch, result.digest, replaced)
-        self._tell("on_update", self._last_update)
+        self.audience.tell("on_update", self._last_update)
         self.samples += phase.global_batch
         self.num_updates += 1
         self._is_whole = True
@@ -291,7 +273,7 @@ class Trainer:
         if not is_last and not self._is_due(before, self.job.evaluation.every_epochs):
             return None
         self.evaluation = self.evaluate()
-        self._tell("on_evaluation", self.evaluation)
+        self.audience.tell("on_evaluation", self.evaluation)
         return self.evaluation
 
     def _save_if_due(self, before: int, *, must_save: bool) -> None:
@@ -303,15 +285,15 @@ class Trainer:
 
     def evaluate(self) -> Evaluation:
         """Loss and accuracy over the whole test set: every sample once, over all ranks."""
-        loss, top1 = self._test()
+        loss, top1 = self._loss_and_top1()
         if self.average is None:
             return Evaluation(self.samples, self._epoch(), loss, top1)
         with self.average.in_place():
-            return Evaluation(self.samples, self._epoch(), loss, top1, *self._test())
+            return Evaluation(self.samples, self._epoch(), loss, top1, *self._loss_and_top1())
 
-    def _test(self) -> tuple[float, float]:
+    def _loss_and_top1(self) -> tuple[float, float]:
         num_test, batch, precision = len(self.source.test), self.job.evaluation.batch, self.job.update.precision
-        return test(self.model, self.reader, num_test, batch, self.team, precision, self.pulse.at)
+        return evaluate(self.model, self.reader, num_test, batch, self.team, precision, self.pulse.at)
 
     def _is_due(self, before: int, every_epochs: float) -> bool:
         """Whether a multiple of a number of epochs lies between two sample counts."""
@@ -367,12 +349,12 @@ class Trainer:
 
     def break_off(self, carry: Carry) -> None:
         """After ranks were lost: put what this rank has of the last whole update where the next life finds it."""
-        self._tell("on_end", self._ended(self.plan.schedule.end_samples))
+        self.audience.tell("on_end", self._ended(self.plan.schedule.end_samples))
         carry.checkpoint = self.capture() if self._is_whole else None
         carry.last_update = self._last_update
 
     def _record(self, stretch: Stretch, index: int, phase: Phase) -> None:
-        if stretch.samples:  # else all were left out
+        if stretch.seconds:  # else there was no update since the record before
             ratio = median_trust_ratio(self.optimizer)
             record = stretch.record(
                 self.plan,
@@ -383,7 +365,7 @@ class Trainer:
                 skipped=self.num_skipped,
                 gradient_noise=self.growth.noise,
             )
-            self._tell("on_record", record)
+            self.audience.tell("on_record", record)
 
     def _tell_start(self, notes: Sequence[str]) -> None:
         started = RunStarted(
@@ -400,15 +382,7 @@ class Trainer:
             notes=tuple(notes),
             last_update=self._last_update,
         )
-        self._tell("on_start", started)
-
-    def _tell(self, method: str, event: object) -> None:
-        for observer in self.observers:
-            try:
-                getattr(observer, method)(event)
-            except OSError as error:
-                where = error.filename or self.folder
-                raise RunError(f"{where} cannot be written: {error.strerror or error}") from error
+        self.audience.tell("on_start", started)
 
     def _ended(self, end_samples: int) -> RunEnded:
         schedule = self.plan.schedule
@@ -422,17 +396,3 @@ class Trainer:
             elapsed_s=self._elapsed_s(),
             evaluation=self.evaluation,
         )
-
-
-def _on_bad(job: Job, ranks: Ranks) -> OnBad:
-    """What this rank does about a bad sample."""
-    if job.data.on_bad == "error":
-        return raise_bad
-    return lambda bad: print(f"rank {ranks.rank}: {bad.told()}; the next takes its place", file=sys.stderr, flush=True)
-
-
-def _choose_device(ranks: Ranks) -> torch.device:
-    """A GPU for each rank of the host, where there are as many and the ranks can add on them; else the CPU."""
-    if torch.cuda.is_available() and ranks.sums_on_gpu and ranks.local_size <= torch.cuda.device_count():
-        return torch.device("cuda", ranks.local_rank)
-    return torch.device("cpu")

@@ -27,17 +27,17 @@ class LossScale:
     good_samples: int = 0
     growth_samples: int = 1 << 17
 
-    def after(self, samples: int, *, overflow: bool) -> None:
+    def after(self, samples: int, *, overflow: bool) -> bool:
         """Take note of an update of so many samples.
 
-        Raises:
-            FloatingPointError: it overflows even without a scale, so that the scale is not to blame.
+        Returns:
+            whether it overflows and the scale may be to blame: not so where there is none left.
         """
         if overflow:
-            if self.value <= _SMALLEST:
-                raise FloatingPointError("the gradient is not finite even at a loss scale of 1")
-            self.value, self.good_samples = self.value / 2, 0
-            return
+            is_to_blame = self.value > _SMALLEST
+            self.value, self.good_samples = max(_SMALLEST, self.value / 2), 0
+            return is_to_blame
         self.good_samples += samples
         if self.good_samples >= self.growth_samples and self.value < _LARGEST:
             self.value, self.good_samples = self.value * 2, 0
+        return False

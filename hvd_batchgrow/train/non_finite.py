@@ -20,11 +20,11 @@ class NonFinite(RunError):  # noqa: N818  # what it is, not that it is one
         super().__init__("the loss is not finite" if positions else "the gradient is not finite")
 
 
-def describe(fault: NonFinite, plan: Plan, stream: Stream, samples: int) -> str:
+def describe(fault: NonFinite | OverflowError, plan: Plan, stream: Stream, samples: int) -> str:
     """Which update it was, the samples of its first bad groups, and what may help.
 
     Args:
-        fault: of an update.
+        fault: of an update; an OverflowError: an exact sum has left its range.
         plan: of the run.
         stream: of the run.
         samples: sample counter before that update.
@@ -32,6 +32,9 @@ def describe(fault: NonFinite, plan: Plan, stream: Stream, samples: int) -> str:
     phase = plan.schedule.at(samples)
     update, end = plan.schedule.updates_at(samples), samples + phase.global_batch
     lines = [f"update {update}, samples {samples:,} … {end - 1:,}, learning rate {phase.lr:.4g}: {fault}"]
+    if isinstance(fault, OverflowError):
+        lines.append("a lower learning rate or a warm-up may mend it; layout.exact = false has no such limit")
+        return "\n  ".join(lines)
     for position in fault.positions[:3]:
         first = samples + position * plan.group
         ids = stream.ids(first, first + plan.group).tolist()

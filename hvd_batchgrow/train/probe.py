@@ -32,7 +32,7 @@ from hvd_batchgrow.schedule.measured import (
 )
 from hvd_batchgrow.schedule.plan import Plan, compile_plan
 from hvd_batchgrow.train.loop import Trainer
-from hvd_batchgrow.train.run import load_together, set_threads
+from hvd_batchgrow.train.setup import load_together, set_threads
 
 Tell = Callable[[str], None]
 """Told of progress, on every rank."""
@@ -108,8 +108,7 @@ def probe_job(
 
 def _prepare(job: Job) -> tuple[Job, Plan]:
     """The job planned for one rank, on which every batch can be formed: the shapes measured are not the plan's."""
-    layout = job.layout.model_copy(update={"growth": "accumulation", "ranks_per_phase": None})
-    job = job.model_copy(update={"layout": layout})
+    job = job.model_copy(update={"layout": job.layout.grown_by("accumulation")})
     plan = compile_plan(job, 1, known_num_samples(job.data))
     check_model(job)
     return job, plan

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
 
 from hvd_batchgrow.comm.ranks import Ranks, RanksLost
 from hvd_batchgrow.config import Job
@@ -15,19 +12,19 @@ from hvd_batchgrow.data.feed import known_bad
 from hvd_batchgrow.data.known import known_num_samples
 from hvd_batchgrow.data.pipeline import choose_pipeline
 from hvd_batchgrow.data.samples import ReportProgress, Source
-from hvd_batchgrow.data.sources import load_source
 from hvd_batchgrow.errors import Fault, JobError
 from hvd_batchgrow.nn.models import check_model
+from hvd_batchgrow.schedule.decisions import check_replay
 from hvd_batchgrow.schedule.plan import Plan, compile_plan
 from hvd_batchgrow.train.carry import Carry
-from hvd_batchgrow.train.engine import wire_type
 from hvd_batchgrow.train.events import Observer, RunEnded
 from hvd_batchgrow.train.fits import check_fits
-from hvd_batchgrow.train.gradients import check_wire_type
+from hvd_batchgrow.train.gradients import check_wire_type, wire_type_of
 from hvd_batchgrow.train.link import check_reached, check_width, end_of
 from hvd_batchgrow.train.loop import Trainer
 from hvd_batchgrow.train.run_folder import open_run
 from hvd_batchgrow.train.run_lock import RunLock
+from hvd_batchgrow.train.setup import load_together, set_threads
 from hvd_batchgrow.train.stop import Stop, StopAfter
 
 
@@ -75,7 +72,7 @@ def run_job(
     """
     loaded = ranks.together(load)
     job = loaded.model_copy(update={"name": options.fork}) if options.fork else loaded
-    plan, shown = ranks.together(lambda: _prepare(job, ranks, options.phases))
+    plan, shown = ranks.together(lambda: _prepare(job, ranks, options))
     source = load_together(job, ranks, report)
     set_threads(job, ranks)
     folder = options.runs_dir / job.name
@@ -126,10 +123,15 @@ def _notes_on_bad(source: Source) -> list[str]:
     ]
 
 
-def _prepare(job: Job, ranks: Ranks, phases: tuple[int, int] | None) -> tuple[Plan, Plan]:
+def _prepare(job: Job, ranks: Ranks, options: RunOptions) -> tuple[Plan, Plan]:
     """The plan for these ranks, and the plan to show: of an elastic job, the ranks that it would like."""
+    phases = options.phases
+    if options.replay is not None:
+        check_replay(job.schedule.policy, job.name)
     num_samples = known_num_samples(job.data)
-    shown = compile_plan(job, ranks.size, num_samples)
+    # To an elastic job more hosts are offered, where the plan that is shown has use for them.
+    hoped = max(ranks.size, job.layout.max_ranks or 0) if ranks.elastic else ranks.size
+    shown = compile_plan(job, hoped, num_samples)
     plan = compile_plan(for_any_ranks(job), ranks.size, num_samples) if ranks.elastic else shown
     if phases is not None:
         check_width(plan, phases, ranks.size)
@@ -140,7 +142,7 @@ def _prepare(job: Job, ranks: Ranks, phases: tuple[int, int] | None) -> tuple[Pl
         raise JobError([Fault("layout.ranks_per_phase", f"{fault}; launch {plan.peak_ranks}")], job.name)
     check_model(job)
     try:
-        check_wire_type(wire_type(job.update), ranks, exact=False)
+        check_wire_type(wire_type_of(job.update), ranks, exact=False)
     except ValueError as error:
         raise JobError([Fault("update.compression", str(error))], job.name) from None
     return plan, shown
@@ -148,43 +150,4 @@ def _prepare(job: Job, ranks: Ranks, phases: tuple[int, int] | None) -> tuple[Pl
 
 def for_any_ranks(job: Job) -> Job:
     """The job with a layout for however many ranks there are: all of them train, and may hold unequal shares."""
-    changes = {"growth": "accumulation", "ranks_per_phase": None, "ragged": True}
-    return job.model_copy(update={"layout": job.layout.model_copy(update=changes)})
-
-
-def load_together(job: Job, ranks: Ranks, report: ReportProgress) -> Source:
-    """The source of a job, on all ranks; fetched and indexed by one rank of each host, which shows how far it is.
-
-    Raises:
-        AgreedFailure: it is missing or damaged, or there is no pipeline for it.
-    """
-
-    def load() -> Source:
-        source = load_source(job.data, job.seed, report)
-        choose_pipeline(job.data.pipeline, source.train)
-        return source
-
-    first = ranks.together(lambda: load() if ranks.local_rank == 0 else None)
-    return ranks.together(lambda: first or load())
-
-
-def set_threads(job: Job, ranks: Ranks) -> None:
-    """Torch's threads: what the job says, else one in exact mode, else OMP_NUM_THREADS, else this rank's cores."""
-    cores = cores_per_rank(ranks)  # asked on all ranks, whatever each of them then does with it
-    if job.layout.threads_per_rank or job.layout.exact:
-        torch.set_num_threads(job.layout.threads_per_rank or 1)
-    elif "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(cores)
-
-
-def cores_per_rank(ranks: Ranks) -> int:
-    """This rank's share of the cores it may use, whether ranks are bound to the same ones or each to its own.
-
-    All ranks call it together.
-    """
-    mine = list(os.sched_getaffinity(0))
-    users = torch.zeros(4096)
-    users[mine] = 1
-    ranks.sum(users, "cores")
-    num_hosts = ranks.size / ranks.local_size
-    return max(1, int(len(mine) / float(users[mine].mean() / num_hosts)))
+    return job.model_copy(update={"layout": job.layout.grown_by("accumulation", ragged=True)})

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.config import Job
-from hvd_batchgrow.errors import RunError
+from hvd_batchgrow.errors import RunError, first_fault, unwritable
 from hvd_batchgrow.near import near_path
 from hvd_batchgrow.nn.ghost_choice import kernels_for_cpu
 from hvd_batchgrow.regular import read_regular
@@ -90,7 +90,7 @@ def open_run(
                 notes.extend(_allowed_changes(folder, job, ranks))
             _write_records(folder, job, plan, ranks, notes)
         except OSError as error:
-            raise RunError(f"{error.filename or folder} cannot be written: {error.strerror or error}") from None
+            raise unwritable(error.filename or folder, error) from None
         return data
 
     data = ranks.from_rank0(prepare, "checkpoint")
@@ -201,7 +201,7 @@ def write_plan(folder: Path, plan: Plan) -> None:
     try:
         write_atomically(folder / "plan.json", plan_bytes(plan))
     except OSError as error:
-        raise RunError(f"{folder / 'plan.json'} cannot be written: {error.strerror or error}") from error
+        raise unwritable(folder / "plan.json", error) from error
 
 
 def plan_bytes(plan: Plan) -> bytes:
@@ -220,9 +220,7 @@ def read_plan(run: Path) -> dict[str, Any]:
         tree = json.loads(read_regular(path))
         _Planned.model_validate(tree)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(map(str, first["loc"])) or "all of it"
-        raise RunError(f"{path} is damaged, or no plan: {where}: {first['msg']}") from None
+        raise RunError(f"{path} is damaged, or no plan: {first_fault(error)}") from None
     except (OSError, ValueError, RecursionError) as error:
         raise RunError(f"{path} cannot be read: {error}{near_path(run)}") from None
     return tree  # type: ignore[no-any-return]

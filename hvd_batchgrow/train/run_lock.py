@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 
 from hvd_batchgrow.data.samples import ReportProgress
-from hvd_batchgrow.errors import RunError
+from hvd_batchgrow.errors import RunError, unwritable
 from hvd_batchgrow.regular import read_regular
 
 BEAT_S = 5.0
@@ -56,7 +56,7 @@ class RunLock:
         except BlockingIOError:
             raise self._taken(self._path.read_text()) from None
         except OSError as error:
-            raise RunError(f"{error.filename or self._path} cannot be written: {error.strerror}") from None
+            raise unwritable(error.filename or self._path, error) from None
         self._beats = threading.Thread(target=self._beat, name="run lock", daemon=True)
         self._beats.start()
 

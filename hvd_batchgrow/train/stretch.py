@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from hvd_batchgrow.schedule.phases import Phase
 from hvd_batchgrow.schedule.plan import Plan
 from hvd_batchgrow.train.engine import UpdateResult
 from hvd_batchgrow.train.events import TrainRecord
-from hvd_batchgrow.train.gradient_noise import NoiseScale
+from hvd_batchgrow.train.gradient_noise import GradientNoiseScale
 
 
 @dataclass
@@ -41,9 +42,9 @@ class Stretch:
         *,
         trust_ratio: float | None,
         skipped: int,
-        gradient_noise: dict[str, NoiseScale],
+        gradient_noise: dict[str, GradientNoiseScale],
     ) -> TrainRecord:
-        """What is told of it.
+        """What is told of it; where all its updates were left out, loss and top1 are no numbers.
 
         Args:
             plan: of the run.
@@ -67,8 +68,8 @@ class Stretch:
             accumulation=layout.accumulation,
             ranks=layout.ranks,
             noise_scale=plan.noise_scale(phase),
-            loss=self.loss / self.samples,
-            top1=self.correct / self.samples,
+            loss=self.loss / self.samples if self.samples else math.nan,
+            top1=self.correct / self.samples if self.samples else math.nan,
             samples_per_s=self.samples / self.seconds,
             data_wait_pct=100 * self.data_wait_s / self.seconds,
             allreduce_pct=100 * self.reduce_wait_s / self.seconds,

@@ -20,6 +20,7 @@ from hvd_batchgrow.config import Job
 from hvd_batchgrow.data.samples import ReportProgress
 from hvd_batchgrow.data.sources import load_source
 from hvd_batchgrow.errors import ExitCode, Fault, JobError, RunError
+from hvd_batchgrow.interrupt import uninterrupted
 from hvd_batchgrow.nn.models import build_model, hazards
 from hvd_batchgrow.schedule.layout import form_layout
 from hvd_batchgrow.train.digest import Weights, compare_weights, final_weights, overall_difference
@@ -173,12 +174,15 @@ def _train(
     command += ["--layout.max-micro-batch", str(shape.micro_batch), "--layout.ragged", "true"]
     command += ["--layout.growth", "accumulation", "--evaluation.every-epochs", "1e9", "--watch.tensorboard", "false"]
     pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen([*launcher, *command], env=_environment(os.environ), **pipes) as process:
-        try:
-            out, errors = process.communicate()
-        except KeyboardInterrupt:
+    process = None
+    try:
+        with uninterrupted():
+            process = subprocess.Popen([*launcher, *command], env=_environment(os.environ), **pipes)
+        out, errors = process.communicate()
+    except KeyboardInterrupt:
+        if process:
             _end(process)
-            raise
+        raise
     if process.returncode not in (ExitCode.DONE, ExitCode.STOPPED):
         tail = "\n  ".join((errors + out).strip().splitlines()[-15:])
         raise RunError(f"the run as {shape} ended with {process.returncode}:\n  {tail}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import secrets
 import select
 import socket
 import sys
@@ -102,15 +101,13 @@ class Watchdog:
     def _connect(self) -> None:
         on_one_host = len(set(self._ranks.hosts())) == 1
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        told = None
         if self._ranks.rank == 0:
-            host = "127.0.0.1" if on_one_host else socket.gethostname()
             self._socket.bind(("127.0.0.1" if on_one_host else "", 0))
-            told = f"{host} {self._socket.getsockname()[1]} {secrets.token_hex(16)}".encode()
-        host, port, self._token = (self._ranks.broadcast_bytes(told, "watchdog") or b"").decode().split()
+        own = self._socket.getsockname()[1]
+        host, port, self._token = self._ranks.tell_address(own, "watchdog", on_one_host=on_one_host)
         if self._ranks.rank:
             with contextlib.suppress(OSError):  # then it is not heard: see above
-                self._socket.connect((host, int(port)))
+                self._socket.connect((host, port))
 
     def _run(self) -> None:
         last_s = time.monotonic()

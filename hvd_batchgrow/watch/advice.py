@@ -1,18 +1,16 @@
-"""Advice as a table, as a job file that says where it comes from, as plain values, and as a picture."""
+"""Advice as a table, as a job file that says where it comes from, and as plain values."""
 
 from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import tomli_w
 from rich import box
 from rich.table import Table
 
-from hvd_batchgrow.errors import RunError
 from hvd_batchgrow.schedule.advice import Advice, AdvisedPhase, RecordedRun
 from hvd_batchgrow.schedule.noise_record import Observation, typical
 
@@ -161,56 +159,3 @@ def advice_dict(advice: Advice) -> dict[str, Any]:
         "seen": [asdict(o) for o in advice.run.seen],
         "job_file": advice.job.model_dump(mode="json", exclude_none=True),
     }
-
-
-def plot_advice(advice: Advice, path: Path) -> None:
-    """Draw B_simple with its band, and both batches, against epochs.
-
-    Args:
-        advice: with the run.
-        path: .png, .svg or .pdf.
-
-    Raises:
-        RunError: the file cannot be written, or its ending names no picture.
-    """
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    run = advice.run
-    figure, axis = plt.subplots(figsize=(7, 4), layout="constrained")
-    nan = float("nan")  # leaves a gap where nothing is resolved
-    epochs = [o.samples / run.num_samples for o in run.seen]
-    resolved = [o.b_simple or nan for o in run.seen]
-    lows = [o.low if o.low else nan for o in run.seen]
-    # A band without an upper end is drawn as far as the picture goes: ten times the largest number in it.
-    top = 10 * max([p.phase.global_batch for p in advice.phases] + [o.high or o.b_simple or 0 for o in run.seen])
-    highs = [(o.high or top) if o.is_resolved else nan for o in run.seen]
-    axis.fill_between(epochs, lows, highs, alpha=0.25, color="tab:blue", linewidth=0, label="band of 95 %")
-    axis.plot(epochs, resolved, color="tab:blue", label="B_simple")
-    steps = [(o.start_samples, o.samples, o.global_batch) for o in run.seen]
-    axis.plot(*_staircase(steps, run.num_samples), ":", color="black", label="batch of the run")
-    steps = [(p.phase.start_samples, p.phase.end_samples, p.phase.global_batch) for p in advice.phases]
-    axis.plot(*_staircase(steps, run.num_samples), color="tab:orange", linewidth=2, label="advised batch")
-    axis.set_yscale("log", base=2)
-    axis.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-    axis.set_title(run.job.name)
-    axis.set_xlabel("epochs")
-    axis.set_ylabel("samples")
-    axis.grid(alpha=0.3)
-    axis.legend()
-    try:
-        figure.savefig(path, dpi=150)
-    except (OSError, ValueError) as error:
-        raise RunError(f"{path} cannot be drawn: {error}") from None
-    finally:
-        plt.close(figure)
-
-
-def _staircase(steps: Sequence[tuple[int, int, int]], num_samples: int) -> tuple[list[float], list[int]]:
-    """Corners of (start, end, batch)."""
-    return (
-        [samples / num_samples for start, end, _ in steps for samples in (start, end)],
-        [batch for *_, batch in steps for _ in range(2)],
-    )

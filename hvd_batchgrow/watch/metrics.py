@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
+from hvd_batchgrow.json_lines import JsonLines, read_json_lines
 from hvd_batchgrow.train.events import Evaluation, Observer, RunStarted, TrainRecord, UpdateDone
-from hvd_batchgrow.watch.json_lines import JsonLines, read_json_lines
 
 
 class MetricsFile(Observer):

@@ -1,11 +1,14 @@
-"""A plan as a picture: learning rate, batch and noise scale against epochs."""
+"""Pictures: plans, and advice, against epochs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from hvd_batchgrow.errors import RunError
+from hvd_batchgrow.schedule.advice import Advice
 from hvd_batchgrow.schedule.phases import Phase
 from hvd_batchgrow.schedule.plan import Plan
 
@@ -26,30 +29,38 @@ def plot_plans(plans: Sequence[Plan], path: Path) -> None:
     Raises:
         RunError: the file cannot be written, or its ending names no picture.
     """
+    styles = ("-", "--", ":")
+    with _picture(path, len(_PANELS), 7) as axes:
+        for (label, value), axis in zip(_PANELS, axes, strict=True):
+            for index, plan in enumerate(plans):
+                epochs, values = _curve(plan, value)
+                axis.plot(epochs, values, styles[index % 3], label=plan.job.name, linewidth=2)
+            axis.set_yscale("log")
+            axis.set_ylabel(label)
+            axis.grid(alpha=0.3)
+            if label == "batch":
+                batches = sorted({phase.global_batch for plan in plans for phase in plan.schedule.phases})
+                axis.set_yticks(batches, [f"{batch:,}" for batch in batches])
+                axis.minorticks_off()
+        axes[0].legend()
+        axes[-1].set_xlabel("epochs")
+
+
+@contextmanager
+def _picture(path: Path, num_panels: int, height: float) -> Iterator[Any]:
+    """Axes above each other, saved once they are drawn."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(len(_PANELS), 1, figsize=(7, 7), sharex=True, layout="constrained")
-    styles = ("-", "--", ":")
-    for (label, value), axis in zip(_PANELS, axes, strict=True):
-        for index, plan in enumerate(plans):
-            epochs, values = _curve(plan, value)
-            axis.plot(epochs, values, styles[index % 3], label=plan.job.name, linewidth=2)
-        axis.set_yscale("log")
-        axis.set_ylabel(label)
-        axis.grid(alpha=0.3)
-        if label == "batch":
-            batches = sorted({phase.global_batch for plan in plans for phase in plan.schedule.phases})
-            axis.set_yticks(batches, [f"{batch:,}" for batch in batches])
-            axis.minorticks_off()
-    axes[0].legend()
-    axes[-1].set_xlabel("epochs")
+    figure, axes = plt.subplots(num_panels, 1, figsize=(7, height), sharex=True, squeeze=False, layout="constrained")
     try:
-        figure.savefig(path, dpi=150)
-    except (OSError, ValueError) as error:
-        raise RunError(f"{path} cannot be drawn: {error}") from None
+        yield axes[:, 0]
+        try:
+            figure.savefig(path, dpi=150)
+        except (OSError, ValueError) as error:
+            raise RunError(f"{path} cannot be drawn: {error}") from None
     finally:
         plt.close(figure)
 
@@ -67,3 +78,45 @@ def _curve(plan: Plan, value: Callable[[Plan, Phase], float]) -> tuple[list[floa
                 epochs.append(samples / plan.num_samples)
                 values.append(value(plan, schedule.at(samples)))
     return epochs, values
+
+
+def plot_advice(advice: Advice, path: Path) -> None:
+    """Draw B_simple with its band, and both batches, against epochs.
+
+    Args:
+        advice: with the run.
+        path: .png, .svg or .pdf.
+
+    Raises:
+        RunError: as `plot_plans`.
+    """
+    run = advice.run
+    nan = float("nan")  # leaves a gap where nothing is resolved
+    epochs = [o.samples / run.num_samples for o in run.seen]
+    resolved = [o.b_simple or nan for o in run.seen]
+    lows = [o.low if o.low else nan for o in run.seen]
+    # A band without an upper end is drawn as far as the picture goes: ten times the largest number in it.
+    top = 10 * max([p.phase.global_batch for p in advice.phases] + [o.high or o.b_simple or 0 for o in run.seen])
+    highs = [(o.high or top) if o.is_resolved else nan for o in run.seen]
+    with _picture(path, 1, 4) as (axis,):
+        axis.fill_between(epochs, lows, highs, alpha=0.25, color="tab:blue", linewidth=0, label="band of 95 %")
+        axis.plot(epochs, resolved, color="tab:blue", label="B_simple")
+        steps = [(o.start_samples, o.samples, o.global_batch) for o in run.seen]
+        axis.plot(*_staircase(steps, run.num_samples), ":", color="black", label="batch of the run")
+        steps = [(p.phase.start_samples, p.phase.end_samples, p.phase.global_batch) for p in advice.phases]
+        axis.plot(*_staircase(steps, run.num_samples), color="tab:orange", linewidth=2, label="advised batch")
+        axis.set_yscale("log", base=2)
+        axis.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+        axis.set_title(run.job.name)
+        axis.set_xlabel("epochs")
+        axis.set_ylabel("samples")
+        axis.grid(alpha=0.3)
+        axis.legend()
+
+
+def _staircase(steps: Sequence[tuple[int, int, int]], num_samples: int) -> tuple[list[float], list[int]]:
+    """Corners of (start, end, batch)."""
+    return (
+        [samples / num_samples for start, end, _ in steps for samples in (start, end)],
+        [batch for *_, batch in steps for _ in range(2)],
+    )

@@ -75,7 +75,16 @@ def cost_table(costs: Sequence[tuple[str, Cost]]) -> Table:
     """What plans cost, phase by phase, each under its name, and the totals."""
     table = Table(title="predicted, training alone", title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("")
-    for heading in ("phase", "ranks", "s per update", "time", "rank-hours", "if the peak ranks are held"):
+    headings = (
+        "phase",
+        "ranks",
+        "s per update",
+        "waiting for data",
+        "time",
+        "rank-hours",
+        "if the peak ranks are held",
+    )
+    for heading in headings:
         table.add_column(heading, justify="right")
     for name, cost in costs:
         for index, phase in enumerate(cost.phases, start=1):
@@ -83,11 +92,12 @@ def cost_table(costs: Sequence[tuple[str, Cost]]) -> Table:
                 f"{index}",
                 f"{phase.ranks}",
                 f"{phase.update_s:.4f}",
+                f"{phase.data_wait_share:.0%}",
                 _time(phase.seconds),
                 f"{phase.rank_hours:.3f}",
             )
             table.add_row(name if index == 1 else "", *row, "")
-        totals = (f"{cost.peak_ranks} at most", "", _time(cost.seconds), f"{cost.chain_rank_hours:.3f}")
+        totals = (f"{cost.peak_ranks} at most", "", "", _time(cost.seconds), f"{cost.chain_rank_hours:.3f}")
         table.add_row("", "all", *totals, f"{cost.held_rank_hours:.3f}", end_section=True, style="bold")
     return table
 

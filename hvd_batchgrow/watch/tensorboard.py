@@ -8,7 +8,7 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from hvd_batchgrow.train.events import Decided, Evaluation, Observer, RunEnded, RunStarted, TrainRecord
-from hvd_batchgrow.train.gradient_noise import NoiseScale
+from hvd_batchgrow.train.gradient_noise import GradientNoiseScale
 from hvd_batchgrow.train.gradient_norms import ALL
 from hvd_batchgrow.watch.tables import plan_text
 
@@ -86,7 +86,7 @@ _BAND = {"gradient noise": {"B_simple, 95 %": ["Margin", [_B_SIMPLE, f"{_B_SIMPL
 """Layout of TensorBoard's tab of custom scalars."""
 
 
-def _noise_scalars(suffix: str, noise: NoiseScale, batch: int) -> dict[str, float]:
+def _noise_scalars(suffix: str, noise: GradientNoiseScale, batch: int) -> dict[str, float]:
     """Of the whole gradient or a layer group; where it is unresolved there is no point, rather than a wrong one."""
     scalars = {_B_SIMPLE: noise.b_simple, f"{_B_SIMPLE}_low": noise.low, f"{_B_SIMPLE}_high": noise.high}
     if noise.b_simple is not None:

@@ -11,45 +11,31 @@ from torch import Tensor, nn
 
 from hvd_batchgrow.comm.ranks import SingleRank
 from hvd_batchgrow.optim.lars import Lars
-from hvd_batchgrow.schedule.plan import compile_plan
 from hvd_batchgrow.train import loop
-from hvd_batchgrow.train.checkpoint import tree_digest
-from hvd_batchgrow.train.events import Observer, TrainRecord
 from hvd_batchgrow.train.loop import Trainer
 from hvd_batchgrow.train.stop import StopRequest
-from tests.helpers import NUM_TRAIN, small_job, small_source
+from tests import training
+from tests.helpers import small_job
+from tests.training import Recorder, digest
 
 pytestmark = pytest.mark.usefixtures("float32_convolutions")
 
 
-class Losses(Observer):
-    def __init__(self) -> None:
-        self.values: list[float] = []
-
-    def on_record(self, event: TrainRecord) -> None:
-        self.values.append(event.loss)
-
-
 def train(folder: Path, **sections: Any) -> tuple[Trainer, list[float]]:
-    (folder / "checkpoints").mkdir(parents=True)
-    job, losses = small_job(**{"data": {"pipeline": "torch"}, **sections}), Losses()
-    trainer = Trainer(job, compile_plan(job, 1, NUM_TRAIN), small_source(), SingleRank(), folder, [losses])
-    assert trainer.run(StopRequest()).done
-    return trainer, losses.values
+    job, recorder = small_job(**{"data": {"pipeline": "torch"}, **sections}), Recorder()
+    trainer, ended = training.train(job, SingleRank(), folder, recorder)
+    assert ended.done
+    return trainer, [record.loss for record in recorder.records]
 
 
 def state(trainer: Trainer) -> dict[str, Tensor]:
     return {name: value.cpu() for name, value in trainer.model.state_dict().items()}
 
 
-def digest(trainer: Trainer) -> str:
-    return tree_digest({"model": trainer.model.state_dict(), "optimizer": trainer.optimizer.state_dict()})
-
-
 def test_a_run_is_the_cpus_up_to_rounding(gpu: torch.device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer, losses = train(tmp_path / "gpu")
     assert trainer.device == gpu
-    monkeypatch.setattr(loop, "_choose_device", lambda _: torch.device("cpu"))
+    monkeypatch.setattr(loop, "choose_device", lambda _: torch.device("cpu"))
     on_cpu, expected = train(tmp_path / "cpu")
     assert on_cpu.device.type == "cpu"
     assert losses[0] == pytest.approx(expected[0], rel=1e-4)
@@ -78,10 +64,8 @@ def test_a_run_of_16_bits_learns_as_well(gpu: torch.device, tmp_path: Path, prec
 
 def test_an_overflow_halves_the_loss_scale_and_leaves_the_update_out(gpu: torch.device, tmp_path: Path) -> None:
     def run(scale: float) -> Trainer:
-        folder = tmp_path / str(scale)
-        (folder / "checkpoints").mkdir(parents=True)
         job = small_job(data={"pipeline": "torch"}, update={"precision": "float16"})
-        trainer = Trainer(job, compile_plan(job, 1, NUM_TRAIN), small_source(), SingleRank(), folder, [])
+        trainer = training.make_trainer(job, SingleRank(), tmp_path / str(scale))
         assert trainer.engine.loss_scale is not None
         trainer.engine.loss_scale.value = scale
         assert trainer.run(StopRequest()).done

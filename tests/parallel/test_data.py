@@ -8,7 +8,6 @@ import pytest
 
 from hvd_batchgrow.comm.ranks import Ranks, SingleRank
 from hvd_batchgrow.data.samples import BadSample, Source
-from hvd_batchgrow.schedule.plan import compile_plan
 from hvd_batchgrow.train.audit import audit, compare_orders, read_consumed
 from hvd_batchgrow.train.checkpoint import tree_digest, write_atomically
 from hvd_batchgrow.train.loop import Trainer
@@ -16,12 +15,13 @@ from hvd_batchgrow.train.run_folder import plan_bytes
 from hvd_batchgrow.train.stop import StopRequest
 from hvd_batchgrow.watch.metrics import ConsumedFile
 from tests.helpers import encoded_samples, small_job
+from tests.training import make_trainer
 
 N = 90
 
 
 def train(source: Source, ranks: Ranks, folder: Path, on_bad: str) -> Trainer:
-    """A run over encoded images that grows from 16 to 96, recorded by rank 0."""
+    """A run over encoded images that grows from 16 to 80, recorded by rank 0."""
     job = small_job(
         data={
             "source": "image_folder",
@@ -30,12 +30,11 @@ def train(source: Source, ranks: Ranks, folder: Path, on_bad: str) -> Trainer:
             "crop_pixels": 12,
             "on_bad": on_bad,
         },
+        schedule={"max_batch": 80},
         layout={"exact": True},
     )
-    plan = compile_plan(job, ranks.size, N)
-    (folder / "checkpoints").mkdir(parents=True)
-    write_atomically(folder / "plan.json", plan_bytes(plan))
-    trainer = Trainer(job, plan, source, ranks, folder, [ConsumedFile()] if ranks.rank == 0 else [])
+    trainer = make_trainer(job, ranks, folder, *([ConsumedFile()] if ranks.rank == 0 else []), source=source)
+    write_atomically(folder / "plan.json", plan_bytes(trainer.plan))
     trainer.run(StopRequest())
     return trainer
 

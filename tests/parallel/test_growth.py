@@ -11,14 +11,10 @@ import torch
 from hvd_batchgrow.comm.broadcast_tree import broadcast_tree
 from hvd_batchgrow.comm.ranks import AgreedFailure, Ranks
 from hvd_batchgrow.errors import JobError
-from hvd_batchgrow.schedule.plan import compile_plan
 from hvd_batchgrow.train.checkpoint import Checkpoint, tree_digest
-from hvd_batchgrow.train.events import RunEnded
-from hvd_batchgrow.train.loop import Trainer
-from hvd_batchgrow.train.run import _prepare
-from hvd_batchgrow.train.stop import StopRequest
-from tests.helpers import NUM_TRAIN, small_job, small_source
-from tests.parallel.test_run import StopAfter
+from hvd_batchgrow.train.run import RunOptions, _prepare
+from tests.helpers import small_job
+from tests.training import StopAfter, digest, train
 
 
 def job_of(ranks: Ranks, per_phase: tuple[int, ...], **sections: Any) -> Any:
@@ -28,23 +24,11 @@ def job_of(ranks: Ranks, per_phase: tuple[int, ...], **sections: Any) -> Any:
     return small_job(layout=layout, checkpoint={"every_epochs": 0.5, "keep": 100}, **sections)
 
 
-def trained(
-    job: Any, ranks: Ranks, folder: Path, checkpoint: Checkpoint | None = None, stop: Any = None
-) -> tuple[Trainer, RunEnded]:
-    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-    trainer = Trainer(job, compile_plan(job, ranks.size, NUM_TRAIN), small_source(), ranks, folder, [])
-    return trainer, trainer.run(stop or StopRequest(), checkpoint)
-
-
-def digest(trainer: Trainer) -> str:
-    return tree_digest({"model": trainer.model.state_dict(), "optimizer": trainer.optimizer.state_dict()})
-
-
 @pytest.mark.parametrize("per_phase", [(1, 2, 2, 2), (1, 1, 2, 2), (2, 1, 1, 2), (1, 1, 1, 1)])
 def test_the_ranks_of_a_phase_change_no_bit(ranks: Ranks, tmp_path: Path, per_phase: tuple[int, ...]) -> None:
     exact = {"exact": True, "max_micro_batch": 8}
-    grown, ended = trained(job_of(ranks, per_phase, layout=exact), ranks, tmp_path / "ranks")
-    plain, _ = trained(small_job(layout=exact), ranks, tmp_path / "passes")
+    grown, ended = train(job_of(ranks, per_phase, layout=exact), ranks, tmp_path / "ranks")
+    plain, _ = train(small_job(layout=exact), ranks, tmp_path / "passes")
     assert ended.done
     assert ended.updates == plain.plan.num_updates
     assert digest(grown) == digest(plain)
@@ -54,7 +38,7 @@ def test_the_ranks_of_a_phase_change_no_bit(ranks: Ranks, tmp_path: Path, per_ph
 def test_all_that_belongs_to_a_run_is_handed_over(ranks: Ranks, tmp_path: Path) -> None:
     update = {"average_samples": 150.0, "precision": "float16"}
     job = job_of(ranks, (1, 2, 1, 2), optim={"name": "adam", "lr": 1e-3, "weight_decay": 0.0}, update=update)
-    trainer, _ = trained(job, ranks, tmp_path)
+    trainer, _ = train(job, ranks, tmp_path)
     assert trainer.average is not None
     mine = (digest(trainer), tree_digest(trainer.average.state_dict()), str(trainer.engine.loss_scale))
     theirs = broadcast_tree(ranks, mine, "test")
@@ -66,16 +50,16 @@ def test_a_stop_is_heard_also_from_a_rank_that_waits_and_a_resume_ends_alike(
     ranks: Ranks, tmp_path: Path, asked: int, updates: int
 ) -> None:
     job = job_of(ranks, (1, 1, 2, 2))
-    whole, _ = trained(job, ranks, tmp_path / "whole")
+    whole, _ = train(job, ranks, tmp_path / "whole")
     # The last rank waits through the first two phases: what it is asked there has to reach rank 0.
     stop = StopAfter(updates, here=ranks.rank == asked % ranks.size)
-    stopped, ended = trained(job, ranks, tmp_path / "cut", stop=stop)
+    stopped, ended = train(job, ranks, tmp_path / "cut", stop=stop)
     assert not ended.done
     assert stopped.samples < whole.samples
     path = sorted((tmp_path / "cut" / "checkpoints").glob("*.pt"))[-1:] if ranks.rank == 0 else []
     data = ranks.broadcast_bytes(path[0].read_bytes() if path else None, "test")
     assert data is not None
-    again, ended = trained(job, ranks, tmp_path / "again", Checkpoint.from_bytes(data))
+    again, ended = train(job, ranks, tmp_path / "again", checkpoint=Checkpoint.from_bytes(data))
     assert ended.done
     assert digest(again) == digest(whole)
 
@@ -83,15 +67,15 @@ def test_a_stop_is_heard_also_from_a_rank_that_waits_and_a_resume_ends_alike(
 def test_a_failure_of_those_that_train_ends_those_that_wait(ranks: Ranks, tmp_path: Path) -> None:
     job = job_of(ranks, (1, 1, 1, 2), optim={"lr": 1e30})
     with pytest.raises(AgreedFailure) as failure:
-        trained(job, ranks, tmp_path)
+        train(job, ranks, tmp_path)
     assert (failure.value.error is None) == (ranks.rank != 0)
     assert ranks.any(flag=True)  # all can talk again
 
 
-def test_more_ranks_than_launched_are_refused(ranks: Ranks) -> None:
+def test_more_ranks_than_launched_are_refused(ranks: Ranks, tmp_path: Path) -> None:
     layout = {"growth": "ranks", "ranks_per_phase": [1, 1, 1, 6], "max_micro_batch": 16}
     with pytest.raises(JobError, match=f"a phase is planned for 6 ranks, and {ranks.size} are launched; launch 6"):
-        _prepare(small_job(layout=layout), ranks, None)
+        _prepare(small_job(layout=layout), ranks, RunOptions(tmp_path))
 
 
 def test_a_tree_arrives_whole(ranks: Ranks) -> None:

@@ -11,7 +11,7 @@ from hvd_batchgrow.comm.ranks import Ranks, SingleRank
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.train.checkpoint import Checkpoint, newest_good
 from tests.helpers import small_job
-from tests.parallel.test_run import Recorder, StopAfter, digest, train
+from tests.training import Recorder, StopAfter, digest, train
 
 
 def lars_job(**sections: Any) -> Job:

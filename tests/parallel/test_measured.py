@@ -13,21 +13,21 @@ import pytest
 from hvd_batchgrow.comm.ranks import AgreedFailure, Ranks, SingleRank
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.errors import RunError
-from hvd_batchgrow.schedule.decisions import Decision, decisions_text, read_decisions
+from hvd_batchgrow.schedule.decisions import decisions_text, read_decisions
 from hvd_batchgrow.schedule.plan import compile_plan
 from hvd_batchgrow.train import growth
 from hvd_batchgrow.train.audit import audit, read_consumed
 from hvd_batchgrow.train.checkpoint import Checkpoint, newest_good, tree_digest
 from hvd_batchgrow.train.engine import UpdateEngine, UpdateResult
-from hvd_batchgrow.train.events import Decided, Evaluation, Observer, RunStarted, TrainRecord
+from hvd_batchgrow.train.events import Evaluation, Observer
 from hvd_batchgrow.train.gradient_noise import NoiseEstimate
 from hvd_batchgrow.train.loop import Trainer
 from hvd_batchgrow.train.run_folder import open_run, read_plan
-from hvd_batchgrow.train.stop import Stop, StopRequest
 from hvd_batchgrow.watch.metrics import ConsumedFile
+from tests import training
 from tests.golden import make_model
-from tests.helpers import NUM_TRAIN, measured_job, small_source
-from tests.parallel.test_run import StopAfter
+from tests.helpers import NUM_TRAIN, measured_job
+from tests.training import Recorder, StopAfter, digest
 
 NOISE = {"name": "gradient_noise", "ratio": 0.01, "every_epochs": 0.2, "hold_epochs": 0.3}
 """As B_simple is above a hundredth of the batch, it grows whenever that has held: 16, 32, 64, 96."""
@@ -54,46 +54,13 @@ def job_of(trigger: dict[str, Any], **sections: Any) -> Job:
     return measured_job(trigger, **sections)
 
 
-class Recorder(Observer):
-    """Keeps what a run tells of its batch."""
-
-    def __init__(self) -> None:
-        self.records: list[TrainRecord] = []
-        self.decided: list[Decision] = []
-        self.notes: tuple[str, ...] = ()
-
-    def on_start(self, event: RunStarted) -> None:
-        self.notes = event.notes
-
-    def on_record(self, event: TrainRecord) -> None:
-        self.records.append(event)
-
-    def on_decision(self, event: Decided) -> None:
-        self.decided.append(event.decision)
-
-    @property
-    def told(self) -> list[tuple[float, ...]]:
-        return [(r.samples, r.global_batch, r.accumulation, r.lr, r.loss) for r in self.records]
+def in_numbers(recorder: Recorder) -> list[tuple[float, ...]]:
+    return [(r.samples, r.global_batch, r.accumulation, r.lr, r.loss) for r in recorder.records]
 
 
-def train(
-    job: Job,
-    ranks: Ranks,
-    folder: Path,
-    *observers: Observer,
-    checkpoint: Checkpoint | None = None,
-    stop: Stop | None = None,
-    replay: Path | None = None,
-) -> Trainer:
-    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-    plan = compile_plan(job, ranks.size, NUM_TRAIN)
-    trainer = Trainer(job, plan, small_source(), ranks, folder, observers if ranks.rank == 0 else ())
-    trainer.run(stop or StopRequest(), checkpoint, replay=replay)
-    return trainer
-
-
-def digest(trainer: Trainer) -> str:
-    return tree_digest({"model": trainer.model.state_dict(), "optimizer": trainer.optimizer.state_dict()})
+def train(job: Job, ranks: Ranks, folder: Path, *observers: Observer, **options: Any) -> Trainer:
+    """Observed on rank 0 alone, as a run of a user's is."""
+    return training.train(job, ranks, folder, *(observers if ranks.rank == 0 else ()), **options)[0]
 
 
 def of_rank0(ranks: Ranks, read: Callable[[], bytes | None]) -> bytes:
@@ -326,7 +293,7 @@ def test_a_measured_run_stopped_after_any_update_ends_as_if_it_had_not_been(
     assert checkpoint.samples == stopped.samples
     resumed = train(job, ranks, tmp_path / "parts", second, checkpoint=checkpoint)
     assert_same(ranks, resumed, whole)
-    assert second.told == first.told[updates:]
+    assert in_numbers(second) == in_numbers(first)[updates:]
     assert resumed.growth.noise == whole.growth.noise
 
 

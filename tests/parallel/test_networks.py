@@ -11,12 +11,11 @@ import torch
 from hvd_batchgrow.comm.ranks import AgreedFailure, Ranks, SingleRank
 from hvd_batchgrow.job_file import parse_job
 from hvd_batchgrow.nn.ghost_batch_norm import ghost_norms
-from hvd_batchgrow.schedule.plan import compile_plan
 from hvd_batchgrow.train.checkpoint import tree_digest
 from hvd_batchgrow.train.loop import Trainer
-from hvd_batchgrow.train.stop import StopRequest
 from hvd_batchgrow.train.verify import rounding_limit
-from tests.helpers import NUM_TRAIN, job_tree, small_source
+from tests.helpers import NUM_TRAIN, job_tree
+from tests.training import train
 
 
 def trained(ranks: Ranks, folder: Path, num_updates: int = 6, **sections: Any) -> Trainer:
@@ -24,11 +23,7 @@ def trained(ranks: Ranks, folder: Path, num_updates: int = 6, **sections: Any) -
     schedule = {"policy": "grow", "epochs": num_updates * 32 / NUM_TRAIN, "global_batch": 32, "boundaries_epochs": []}
     tree = job_tree(schedule=schedule, **sections)
     tree["model"] = sections["model"] if "name" in sections.get("model", {}) else tree["model"]
-    job = parse_job(tree)
-    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-    trainer = Trainer(job, compile_plan(job, ranks.size, NUM_TRAIN), small_source(), ranks, folder, [])
-    trainer.run(StopRequest())
-    return trainer
+    return train(parse_job(tree), ranks, folder)[0]
 
 
 def together_and_alone(ranks: Ranks, folder: Path, **sections: Any) -> list[str]:

@@ -200,26 +200,6 @@ def test_measuring_changes_no_bit_of_the_weights(ranks: Ranks, per_pass: int, se
     assert tree_digest(trees[0]) == tree_digest(trees[1])
 
 
-@pytest.mark.parametrize("per_pass", [1, 6])
-def test_measuring_costs_one_small_sum_after_the_last_pass(
-    ranks: Ranks, per_pass: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    engine = golden.make_engine(ranks)
-    engine.measure_noise()
-    forwards, sums = [], []
-    start_sum = ranks.start_sum
-
-    def record(tensor: Tensor, name: str) -> Any:
-        sums.append((name, len(forwards)))
-        return start_sum(tensor, name)
-
-    monkeypatch.setattr(ranks, "start_sum", record)
-    engine.model.register_forward_hook(lambda *_: forwards.append(1))
-    golden.serve(engine, ranks, per_pass, 0)
-    num_passes = golden.NUM_GROUPS // ranks.size // per_pass
-    assert sums == [("totals", num_passes), ("gradients.0", num_passes), ("gradient norms", num_passes)]
-
-
 @pytest.mark.parametrize("num_groups", [12, 11])
 def test_exact_measurements_are_those_of_one_rank_to_the_bit(ranks: Ranks, num_groups: int) -> None:
     """Against the groups of all ranks served in one process, in another order."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +14,9 @@ import torch
 from hvd_batchgrow.comm.ranks import AgreedFailure, Ranks
 from hvd_batchgrow.config import UpdateSection
 from hvd_batchgrow.data.samples import Source
-from hvd_batchgrow.schedule.plan import compile_plan
 from hvd_batchgrow.train.checkpoint import Checkpoint, tree_digest
 from hvd_batchgrow.train.engine import UpdateEngine
+from hvd_batchgrow.train.events import Observer, TrainRecord
 from hvd_batchgrow.train.gradients import GradientBuckets
 from hvd_batchgrow.train.loop import Trainer
 from hvd_batchgrow.train.loss_scale import LossScale
@@ -21,7 +24,8 @@ from hvd_batchgrow.train.non_finite import NonFinite
 from hvd_batchgrow.train.stop import StopRequest
 from hvd_batchgrow.train.weight_average import WeightAverage
 from tests import golden
-from tests.helpers import NUM_TRAIN, small_job, small_source
+from tests.helpers import small_job, small_source
+from tests.training import make_trainer
 
 
 def rule(**values: Any) -> UpdateSection:
@@ -79,22 +83,28 @@ def test_an_update_left_out_leaves_all_as_it_was(ranks: Ranks, exact: bool) -> N
     assert tree_digest(engine.model.state_dict()) == tree_digest(clean.model.state_dict())
 
 
-def test_a_gradient_that_overflows_is_no_fault_of_any_group(ranks: Ranks) -> None:
-    engine = golden.make_engine(ranks)
-    next(engine.model.parameters()).register_hook(lambda gradient: gradient * torch.inf)
+@pytest.mark.parametrize("exact", [False, True])
+def test_a_gradient_that_overflows_is_no_fault_of_any_group(ranks: Ranks, exact: bool) -> None:
+    engine = golden.make_engine(ranks, exact=exact)
+    next(engine.model.parameters()).register_hook(lambda gradient: gradient + torch.inf)
     with pytest.raises(NonFinite, match="the gradient is not finite") as fault:
-        golden.serve(engine, ranks, 2, 0)
+        golden.serve(engine, ranks, 2 - exact, 0)
     assert fault.value.positions == ()
 
 
 def train(
     ranks: Ranks, folder: Path, source: Source | None = None, checkpoint: Checkpoint | None = None, **update: Any
 ) -> Trainer:
-    job = small_job(update=update, checkpoint={"every_epochs": 0.5, "keep": 100})
-    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-    trainer = Trainer(job, compile_plan(job, ranks.size, NUM_TRAIN), source or small_source(), ranks, folder, [])
+    trainer = trainer_of(ranks, folder, source=source, update=update)
     trainer.run(StopRequest(), checkpoint)
     return trainer
+
+
+def trainer_of(
+    ranks: Ranks, folder: Path, observers: Sequence[Observer] = (), source: Source | None = None, **sections: Any
+) -> Trainer:
+    job = small_job(checkpoint={"every_epochs": 0.5, "keep": 100}, **sections)
+    return make_trainer(job, ranks, folder, *observers, source=source)
 
 
 def test_a_run_that_stops_says_which_update_and_samples(ranks: Ranks, tmp_path: Path) -> None:
@@ -106,6 +116,40 @@ def test_a_run_that_stops_says_which_update_and_samples(ranks: Ranks, tmp_path: 
         assert "ids [" in str(failure.value.error)
     else:
         assert failure.value.error is None
+
+
+def test_an_exact_sum_out_of_range_says_which_update_it_was(ranks: Ranks, tmp_path: Path) -> None:
+    trainer = trainer_of(ranks, tmp_path, layout={"exact": True})
+    next(trainer.model.parameters()).register_hook(lambda gradient: gradient.sign() * 1e6)
+    with pytest.raises(AgreedFailure) as failure:
+        trainer.run(StopRequest())
+    if ranks.rank == 0:
+        told = r"update 0, samples 0 … 15, learning rate 0.05: a sum of [2-9].*e\+06 is beyond 262144, where exact"
+        assert re.search(told, str(failure.value.error))
+        assert "layout.exact = false" in str(failure.value.error)
+
+
+class Records(Observer):
+    """Keeps them."""
+
+    def __init__(self) -> None:
+        self.kept: list[TrainRecord] = []
+
+    def on_record(self, event: TrainRecord) -> None:
+        self.kept.append(event)
+
+
+def test_a_stretch_whose_updates_were_all_left_out_is_on_record(ranks: Ranks, tmp_path: Path) -> None:
+    records = Records()
+    trainer = trainer_of(ranks, tmp_path, [records], update={"on_nonfinite": "skip"})
+    trainer.model.register_forward_hook(
+        lambda module, _, logits: logits * (torch.nan if module.training and trainer.samples >= 96 else 1.0)
+    )
+    trainer.run(StopRequest())
+    assert trainer.num_skipped > 0
+    assert [math.isnan(record.loss) for record in records.kept] == [record.samples > 150 for record in records.kept]
+    assert (records.kept[-1].skipped, records.kept[-1].samples) == (trainer.num_skipped, trainer.samples)
+    assert records.kept[-1].global_batch == 96
 
 
 # --- precision ------------------------------------------------------------------------------------------
@@ -153,10 +197,23 @@ def test_the_scale_grows_by_samples_not_by_updates() -> None:
     for _ in range(6):
         many.after(16, overflow=False)
     assert few == many == LossScale(value=2.0**16, growth_samples=96)
-    few.after(16, overflow=True)
+    assert few.after(16, overflow=True)
     assert (few.value, few.good_samples) == (2.0**15, 0)
-    with pytest.raises(FloatingPointError, match="not finite even at a loss scale of 1"):
-        LossScale(value=1.0).after(16, overflow=True)
+
+
+@pytest.mark.parametrize("on_nonfinite", ["stop", "skip"])
+def test_a_gradient_that_overflows_without_a_scale_goes_by_the_rule(ranks: Ranks, on_nonfinite: str) -> None:
+    engine = golden.make_engine(ranks, rule=rule(on_nonfinite=on_nonfinite))
+    engine.loss_scale = LossScale(value=2.0)
+    next(engine.model.parameters()).register_hook(lambda gradient: gradient * torch.inf)
+    assert golden.serve(engine, ranks, 2, 0).skipped
+    assert engine.loss_scale.value == 1.0
+    if on_nonfinite == "skip":
+        assert golden.serve(engine, ranks, 2, 1).skipped
+        assert engine.loss_scale.value == 1.0
+    else:
+        with pytest.raises(NonFinite, match="the gradient is not finite"):
+            golden.serve(engine, ranks, 2, 1)
 
 
 # --- compression ----------------------------------------------------------------------------------------

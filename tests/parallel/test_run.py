@@ -11,58 +11,11 @@ import pytest
 import torch
 
 from hvd_batchgrow.comm.ranks import Ranks
-from hvd_batchgrow.config import Job
 from hvd_batchgrow.schedule.plan import Plan, compile_plan
-from hvd_batchgrow.train.checkpoint import Checkpoint, newest_good, tree_digest
+from hvd_batchgrow.train.checkpoint import Checkpoint, newest_good
 from hvd_batchgrow.train.engine import MicroBatch, UpdateEngine, UpdateResult
-from hvd_batchgrow.train.events import Evaluation, Observer, RunEnded, TrainRecord
-from hvd_batchgrow.train.loop import Trainer
-from hvd_batchgrow.train.stop import Stop, StopRequest
 from tests.helpers import NUM_TRAIN, small_job, small_source
-
-
-class Recorder(Observer):
-    """Keeps all that a run tells."""
-
-    def __init__(self) -> None:
-        self.records: list[TrainRecord] = []
-        self.evaluations: list[Evaluation] = []
-
-    def on_record(self, event: TrainRecord) -> None:
-        self.records.append(event)
-
-    def on_evaluation(self, event: Evaluation) -> None:
-        self.evaluations.append(event)
-
-
-def train(
-    job: Job,
-    ranks: Ranks,
-    folder: Path,
-    observer: Observer | None = None,
-    checkpoint: Checkpoint | None = None,
-    stop: Stop | None = None,
-) -> tuple[Trainer, RunEnded]:
-    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-    plan = compile_plan(job, ranks.size, NUM_TRAIN)
-    trainer = Trainer(job, plan, small_source(), ranks, folder, [observer] if observer else [])
-    return trainer, trainer.run(stop or StopRequest(), checkpoint)
-
-
-def digest(trainer: Trainer) -> str:
-    return tree_digest({"model": trainer.model.state_dict(), "optimizer": trainer.optimizer.state_dict()})
-
-
-class StopAfter:
-    """Stands in for signals: one rank, the last, wants to stop after some updates."""
-
-    def __init__(self, updates: int, *, here: bool) -> None:
-        self.updates, self.here, self.looks = updates, here, 0
-
-    @property
-    def asked(self) -> bool:
-        self.looks += 1
-        return self.here and self.looks >= self.updates
+from tests.training import Recorder, StopAfter, digest, train
 
 
 @pytest.mark.parametrize("pipeline", ["dali", "torch"])
@@ -73,7 +26,6 @@ def test_each_sample_once_an_epoch_across_growth_in_mid_epoch(
     # Without augmentation an image tells its sample: make all images different in their first pixels.
     ids = np.arange(NUM_TRAIN)
     source.train.values[:, 0, 0, 0], source.train.values[:, 0, 1, 0] = ids % 256, ids // 256
-    monkeypatch.setattr("tests.parallel.test_run.small_source", lambda: source)
     used: list[tuple[int, int, int]] = []  # (update's first entry, position of the group, sample)
     update = UpdateEngine.update
     counter = {"samples": 0}
@@ -89,7 +41,7 @@ def test_each_sample_once_an_epoch_across_growth_in_mid_epoch(
 
     monkeypatch.setattr(UpdateEngine, "update", record)
     job = small_job(data={"pad_pixels": 0, "flip": False, "pipeline": pipeline})
-    trainer, ended = train(job, ranks, tmp_path)
+    trainer, ended = train(job, ranks, tmp_path, source=source)
     end = trainer.plan.schedule.end_samples
     assert ended.updates == ended.num_updates == trainer.plan.num_updates
     assert len({phase.global_batch for phase in trainer.plan.schedule.phases}) == 3

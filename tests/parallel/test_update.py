@@ -35,12 +35,16 @@ def test_unequal_pieces_weigh_by_their_samples(ranks: Ranks) -> None:
     golden.assert_same_weights(engine.model, expected)
 
 
+@pytest.mark.parametrize("measures_noise", [False, True])
 @pytest.mark.parametrize("per_pass", [1, 6])
 def test_the_network_is_used_by_the_last_pass_alone(
-    ranks: Ranks, per_pass: int, monkeypatch: pytest.MonkeyPatch
+    ranks: Ranks, per_pass: int, measures_noise: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # (f): no sum starts before the last forward is done, and an update takes one per bucket and one for the totals
+    # (f): no sum starts before the last forward is done, and an update takes one per bucket and one for the totals;
+    # to measure the noise costs one small sum more
     engine = golden.make_engine(ranks)
+    if measures_noise:
+        engine.measure_noise()
     num_passes = golden.NUM_GROUPS // ranks.size // per_pass
     forwards, sums = [], []
     start_sum = ranks.start_sum
@@ -53,7 +57,8 @@ def test_the_network_is_used_by_the_last_pass_alone(
     engine.model.register_forward_hook(lambda *_: forwards.append(1))
     golden.serve(engine, ranks, per_pass, 0)
     assert len(forwards) == num_passes
-    assert sums == [("totals", num_passes), ("gradients.0", num_passes)]
+    names = ["totals", "gradients.0", *(["gradient norms"] if measures_noise else [])]
+    assert sums == [(name, num_passes) for name in names]
 
 
 def test_gradients_start_on_their_way_while_the_last_backward_runs(

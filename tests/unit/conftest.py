@@ -18,3 +18,11 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HVD_BATCHGROW_CACHE", str(tmp_path / "cache"))
     return "small.toml"
+
+
+@pytest.fixture
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The cache of this test alone, in no folder of its data."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("HVD_BATCHGROW_CACHE", str(folder))
+    return folder

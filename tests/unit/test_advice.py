@@ -194,7 +194,8 @@ def recorded(records: Sequence[Observation], ranks: int = 1, **schedule: Any) ->
     """A run of N samples with batch B0, ghost batch 20, and these records."""
     sections = {"policy": "decay", "epochs": 4, "global_batch": B0, "boundaries_epochs": [], **schedule}
     tree = job_tree(data={"num_samples": N}, model={"ghost_batch": 20}, layout={"max_micro_batch": 20})
-    job = parse_job({**tree, "schedule": sections})
+    optim = {"name": "adam", "lr": LR} if sections["policy"] == "seesaw" else tree["optim"]
+    job = parse_job({**tree, "schedule": sections, "optim": optim})
     plan = compile_plan(job, ranks, N).to_dict()
     return RecordedRun("runs/x", job, N, plan["num_updates"], tuple(plan["phases"]), tuple(records))
 

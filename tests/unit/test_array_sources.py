@@ -27,12 +27,7 @@ from tests.helpers import NUM_TEST, NUM_TRAIN, idx_bytes, small_source, write_id
 ARRAY = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
 GENERATOR = np.random.default_rng(3)
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    folder = tmp_path_factory.mktemp("cache")
-    monkeypatch.setenv("HVD_BATCHGROW_CACHE", str(folder))
-    return folder
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 def no_report(what: str, done: int, total: int) -> None:

@@ -162,6 +162,18 @@ EDITS: dict[str, tuple[dict[str, str], list[str]]] = {
             "optim.lr: must be a finite number > 0, got 'x'",
         ],
     ),
+    "what a plan would refuse too, but for what has to do with a value at fault": (
+        {"[0.5, 1.0, 1.5]": "[1.5, 1.0]", "= 96": '= "N/0"\nwarmup_epochs = "1"', "seed = 7": "seed = -7"}
+        | {"ghost_batch = 8\n": "ghost_batch = 8\n[layout]\nmax_micro_batch = 12\n"},
+        [
+            "seed: must be a whole number >= 0 and < 9223372036854775808, got -7; nearest: 0",
+            "schedule.warmup_epochs: must be a finite number >= 0, got '1'; nearest: 1",
+            'schedule.max_batch: must be a whole number > 0 or a share of the training set such as "N/10", '
+            "got 'N/0'; nearest: 'N/10'",
+            "schedule.boundaries_epochs: must rise and end before epochs = 2.2: 1 follows 1.5; nearest: [1.0, 1.5]",
+            "layout.max_micro_batch: 12 = 1.50 ghost batches of 8, which are never cut; nearest: 8, 16",
+        ],
+    ),
     "lists": (
         {"[0.5, 1.0, 1.5]": '[0.5, "1", -1]', "= 8": "= 8\nchannels = []", "= 3.0": "= [3.0, 0.5]"},
         [
@@ -396,7 +408,7 @@ def test_faults_of_overrides_are_told_together(tmp_path: Path, capsys: pytest.Ca
     assert capsys.readouterr().err == "\n  ".join([f"{tmp_path / 'job.toml'}: 3 faults", *faults]) + "\n"
 
 
-@pytest.mark.parametrize(("lr", "scale"), [("1e308", "5.0"), ("5e-324", "0.1")])
+@pytest.mark.parametrize(("lr", "scale"), [("1e308", "5.0"), ("5e-324", "0.1"), ("5e-324", "1.0")])
 def test_numbers_that_leave_the_range_are_told(
     lr: str, scale: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

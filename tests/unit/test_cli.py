@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -132,6 +133,16 @@ def test_digest_of_what_is_no_run_is_refused(tmp_path: Path, capsys: pytest.Capt
             "max_batch: unknown key of 'decay'; it belongs to grow",
         ),
         (["train", "small.toml", "--overwrite", "--resume", "auto"], 2, "--overwrite: contradicts --resume auto"),
+        (
+            ["plan", "small.toml", "--replay", "d.jsonl"],
+            2,
+            "--replay: schedule.policy = 'grow' is fixed: there is nothing",
+        ),
+        (
+            ["train", "small.toml", "--replay", "d.jsonl"],
+            2,
+            "--replay: schedule.policy = 'grow' is fixed: there is nothing",
+        ),
         (["plan", "small.toml", "--data.flip", "--json"], 2, "data.flip: has no value"),
         (["plan", "small.toml", "--schedule.epochs", "1e-9"], 2, "1e-09 of N = 300 samples are none"),
         (["train", "small.toml", "--data.source", "cifar1O"], 2, "data.source: did you mean 'cifar10'?"),
@@ -222,7 +233,14 @@ def test_a_network_that_cannot_be_built_does_not_cost_the_run_that_is_there(
     assert sorted(Path("runs/small/checkpoints").iterdir()) == before
 
 
-def test_decisions_for_a_job_that_decides_nothing_are_refused(job: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["train", job, "--replay", "decisions.jsonl"]) == 2
-    assert "--replay: schedule.policy is 'grow', and decides nothing" in capsys.readouterr().err
-    assert not Path("runs/small").exists()
+@pytest.mark.parametrize("more", [[], ["--json"], ["--twin"]])
+def test_a_reader_that_has_seen_enough_is_no_fault(job: str, more: list[str]) -> None:
+    """The defect: `plan --json | head` ended in a traceback."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        command = [sys.executable, "-m", "hvd_batchgrow.cli", "plan", job, *more]
+        done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    finally:
+        os.close(writer)
+    assert (done.returncode, done.stderr) == (1, "")

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tomli_w
 
 from hvd_batchgrow.errors import JobError
 from hvd_batchgrow.job_file import load_job, parse_job, split_overrides
@@ -132,3 +133,19 @@ def test_only_keys_that_decide_the_weights_are_compared_at_a_resume() -> None:
     for change in ({"optim": {"lr": 0.06}}, {"schedule": {"factor": 2.0}}, {"model": {"ghost_batch": 16}}, {"seed": 8}):
         assert parse_job(job_tree(**change)).deciding(300) != base
     assert parse_job(job_tree()).deciding(301) != base
+
+
+def test_a_growth_put_over_puts_aside_what_the_file_says_of_another(tmp_path: Path) -> None:
+    layout = {"growth": "auto", "max_ranks": 4, "objective": "least_rank_hours", "time_limit_h": 3.0}
+    path = tmp_path / "job.toml"
+    path.write_text(tomli_w.dumps(job_tree(layout=layout)))
+
+    def left(**overrides: Any) -> dict[str, Any]:
+        made = load_job(path, {f"layout.{key}": value for key, value in overrides.items()}).layout
+        return {key: value for key in layout if (value := getattr(made, key)) is not None}
+
+    assert left(ragged=True) == layout
+    assert left(growth="ranks") == {"growth": "ranks", "max_ranks": 4, "objective": "least_time"}
+    assert left(growth="accumulation") == {"growth": "accumulation", "objective": "least_time"}
+    assert left(growth="ranks", ranks_per_phase=[1, 2]) == {"growth": "ranks", "objective": "least_time"}
+    assert left(growth="accumulation", max_ranks=2)["max_ranks"] == 2  # said, and so refused

@@ -169,6 +169,7 @@ def test_norms_without_a_ghost_form_are_all_named() -> None:
         nn.LazyBatchNorm1d(),
         Odd(2),
         hooked,
+        nn.BatchNorm2d(2, momentum=2.0),
     )
     lines = [
         "these norms have no ghost form:",
@@ -178,10 +179,13 @@ def test_norms_without_a_ghost_form_are_all_named() -> None:
         "3: has not seen an input yet; call the model once",
         "4: is a Odd, with a forward of its own that is not timm's BatchNormAct2d's",
         "5: has hooks, which would be lost",
+        "6: has momentum 2.0; a ghost norm's is in [0, 1]",
     ]
     with pytest.raises(ValueError, match="no ghost form") as error:
         convert_ghost_batch_norm(network, GHOST)
     assert str(error.value).split("\n  ") == lines
+    with pytest.raises(ValueError, match="ghost_batch = 0 must be"):
+        convert_ghost_batch_norm(network, 0)
     assert not list(ghost_norms(network)), "untouched"
 
 

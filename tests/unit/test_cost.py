@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import math
@@ -8,9 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
+from hvd_batchgrow.cli import main
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.errors import JobError, RunError
+from hvd_batchgrow.job_file import load_job
 from hvd_batchgrow.schedule.cost import Cost, choose_ranks, predict
 from hvd_batchgrow.schedule.layout import Layout
 from hvd_batchgrow.schedule.measured import (
@@ -26,6 +30,7 @@ from hvd_batchgrow.schedule.measured import (
 from hvd_batchgrow.schedule.plan import Plan, compile_plan
 from hvd_batchgrow.schedule.step_time import StepTimes, fit_step_time
 from hvd_batchgrow.schedule.twin import decay_twin
+from hvd_batchgrow.watch.tables import cost_table
 from tests.helpers import NUM_TRAIN, small_job
 
 BYTES = 1_000_000
@@ -150,6 +155,16 @@ def test_the_prediction_is_the_formula_times_the_updates() -> None:
     assert json.loads(json.dumps(cost.to_dict()))["seconds"] == cost.seconds
 
 
+def test_the_share_of_waiting_for_data_is_that_of_the_measured_updates() -> None:
+    part = measure(2)
+    waiting = tuple(u.model_copy(update={"data_wait_s": 0.25 * u.seconds}) for u in part.updates)
+    plan, cost = plan_and_cost(small_job(), 2, part.model_copy(update={"updates": waiting}))
+    assert [phase.data_wait_share for phase in cost.phases] == pytest.approx([0.25] * 4)
+    console = Console(file=io.StringIO(), width=140)
+    console.print(cost_table([(plan.job.name, cost)]))
+    assert console.file.getvalue().count(" 25% ") == 4  # type: ignore[attr-defined]
+
+
 def test_the_fullest_rank_decides_a_ragged_layout_and_its_last_pass_is_short() -> None:
     # 5 groups of 8 on 2 ranks: 3 and 2; passes of 16: one full, one of 8
     job = small_job(schedule={"global_batch": 40, "boundaries_epochs": [], "max_batch": 40}, layout={"ragged": True})
@@ -217,6 +232,10 @@ def test_a_probe_of_another_model_is_refused_key_by_key() -> None:
         predict(compile_plan(job, 1, NUM_TRAIN), make_probe(other, measure(1)))
     assert [fault.path for fault in caught.value.faults] == ["model.channels", "model.ghost_batch"]
     assert "is 8, the probe was measured with 4" in str(caught.value)
+    compiled = small_job(layout={"compile": True}, update={"compression": "float16"})
+    with pytest.raises(JobError) as caught:
+        predict(compile_plan(compiled, 1, NUM_TRAIN), make_probe(job, measure(1)))
+    assert [fault.path for fault in caught.value.faults] == ["update.compression", "layout.compile"]
     with pytest.raises(JobError, match=r"data.pipeline: is 'dali', the probe was measured with 'torch'"):
         predict(compile_plan(other, 1, NUM_TRAIN), make_probe(other, measure(1)))
 
@@ -249,9 +268,7 @@ def all_choices(job: Job, *measured: RankProbe, ranks: int = 8) -> list[Cost]:
     options = [[r for r in range(1, ranks + 1) if n % r == 0] for n in groups]
     costs = []
     for choice in itertools.product(*options):
-        given = job.model_copy(
-            update={"layout": job.layout.model_copy(update={"growth": "ranks", "ranks_per_phase": choice})}
-        )
+        given = job.model_copy(update={"layout": job.layout.grown_by("ranks", ranks_per_phase=choice)})
         costs.append(predict(compile_plan(given, ranks, NUM_TRAIN), make_probe(job, *measured)))
     return costs
 
@@ -314,7 +331,10 @@ def test_a_limit_that_nothing_meets_is_refused_with_the_fastest_time(objective: 
 def test_faults_of_a_job_are_told_as_without_costs() -> None:
     job = auto_job()
     bad = job.model_copy(update={"schedule": job.schedule.model_copy(update={"global_batch": 20})})
-    with pytest.raises(JobError, match=re.escape("global batch 20 = 2.50 ghost batches of 8; nearest: 16, 24")):
+    with pytest.raises(
+        JobError,
+        match=re.escape("schedule.global_batch: 20 = 2.50 ghost batches of 8, which are never cut; nearest: 16, 24"),
+    ):
         chosen_ranks(bad, measure(1), measure(2))
 
 
@@ -331,6 +351,29 @@ def test_ten_thousand_ranks_are_tried_at_once() -> None:
         for phase, layout in zip(plan.schedule.phases, plan.layouts, strict=True)
     ] == [layout.ranks for layout in plan.layouts]
     assert plan.layouts[0].ranks == 2520
+
+
+def test_ranks_that_are_chosen_by_cost_are_trained_on(job: str, capsys: pytest.CaptureFixture[str]) -> None:
+    save_probe(Path("P.json"), make_probe(load_job(Path(job)), measure(1)))
+    words = ["train", job, "--layout.growth", "auto"]
+    assert main(words) == 2
+    assert "layout.growth: 'auto' decides by measured costs: --cost PROBE.json" in capsys.readouterr().err
+    assert main([*words, "--cost", "P.json"]) == 0
+    assert "small: done: 17 of 17 updates" in capsys.readouterr().err
+    layout = load_job(Path("runs/small/job.toml")).layout
+    assert (layout.growth, layout.ranks_per_phase) == ("ranks", (1, 1, 1, 1))
+
+
+def test_the_twin_has_its_ranks_chosen_by_the_same_objective(job: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """The defect: it was priced on all the ranks that its batch can be cut into, however slow these are."""
+    made = make_probe(load_job(Path(job)), measure(1), measure(2, alpha=1.0))
+    save_probe(Path("P.json"), made)
+    words = ["plan", job, "--ranks", "2", "--cost", "P.json", "--json"]
+    assert main([*words, "--layout.growth", "auto", "--layout.time-limit-h", "1"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert {phase["ranks"] for tree in (plan, plan["twin"]) for phase in tree["phases"]} == {1}
+    assert main(words) == 0
+    assert {phase["ranks"] for phase in json.loads(capsys.readouterr().out)["twin"]["phases"]} == {2}
 
 
 # --- the file --------------------------------------------------------------------------------

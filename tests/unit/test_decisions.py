@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from hvd_batchgrow.schedule.decisions import (
 from hvd_batchgrow.schedule.growth import Wish, form_decision
 from hvd_batchgrow.schedule.plan import Plan, compile_plan
 from hvd_batchgrow.schedule.policies import make_start
+from hvd_batchgrow.schedule.triggers import Measurement, bounded, make_trigger
 from hvd_batchgrow.schedule.twin import decay_twin
 from tests.helpers import NUM_TRAIN, measured_job, small_job
 
@@ -81,6 +83,20 @@ def test_a_wish_beyond_the_limit_is_cut_and_the_rate_stays() -> None:
     decision = formed(job, Wish("planted", batch=5000.0))
     assert (decision.new_batch, decision.new_lr, decision.wanted_batch) == (96, 0.05, 5000.0)
     assert decide(job, Wish("planted", batch=5000.0), 256, (decision,)) is None
+
+
+@pytest.mark.parametrize(("before", "after"), [(16, 24), (24, 32), (32, 48), (40, 56), (48, 72), (80, 96)])
+def test_rounding_takes_no_batch_beyond_the_factor_and_the_rate_makes_up_for_it(before: int, after: int) -> None:
+    """Three half multiples are rounded to two, or to one, not beyond: at most × 1.5."""
+    job = measured_job({**TRIGGER, "factor": 1.5, "hold_epochs": 0.0}, schedule={"batch_multiple": 8})
+    now = Measurement(160, before, 0.05, trace=1e6, squared_norm=1.0)
+    forced = bounded(None, measured_job({**TRIGGER, "factor": 1.5, "windows_epochs": [[0.1, 0.2]]}), N, 0, now)
+    made = () if before == 16 else (decision_at(16, before),)
+    for wish in (make_trigger(job, N).look(now), forced):
+        assert wish is not None
+        decision = formed(job, wish, 160, made)
+        assert (decision.new_batch, decision.wanted_batch) == (after, 1.5 * before)
+        assert decision.new_lr == pytest.approx(0.05 * after / min(96, 1.5 * before))
 
 
 @pytest.mark.parametrize("exact", [False, True])
@@ -207,7 +223,10 @@ def test_a_file_that_is_not_there_or_no_text_is_named(tmp_path: Path) -> None:
         ([decision_at(160), decision_at(160)], "decision 2: at sample 160, 0.00 updates of 48 after sample 160"),
         ([decision_at(160), decision_at(112)], "decision 2: at sample 112, -1.00 updates of 48"),
         ([decision_at(960)], "decision 1: at sample 960, where the 3 epochs of this job are over"),
-        ([decision_at(160, batch=52)], "52 = 6.50 ghost batches of 8; nearest: 48, 56"),
+        ([replace(decision_at(160), old_batch=32)], "decision 1: .* made at a batch of 32, lr 0.05; this job is at 16"),
+        ([replace(decision_at(160), old_lr=0.1)], "made at a batch of 16, lr 0.1; this job is at 16, lr 0.05 there"),
+        ([decision_at(160), decision_at(256)], "decision 2: at sample 256, it was made at a batch of 16, .* at 48"),
+        ([decision_at(160, batch=52)], "52 = 6.50 ghost batches of 8, which are never cut; nearest: 48, 56"),
     ],
 )
 def test_decisions_of_another_job_are_refused(decisions: list[Decision], message: str) -> None:
@@ -337,6 +356,12 @@ def _check_plan(plan: Plan) -> None:
         (1, {**TRIGGER, "factor": 1.2}, {}, "trigger.min_factor: 1.25 is above factor = 1.2: no change would be made"),
         (
             1,
+            {**TRIGGER, "factor": 1.5},
+            {},
+            r"trigger.factor: 1.5 × 16 = 24 is below 32, the next whole multiple of 16: .* nearest: 2; or a",
+        ),
+        (
+            1,
             TRIGGER,
             {"gradient_noise": {"preconditioned": True}},
             "gradient_noise.preconditioned: is for optim.name = 'adam' or 'adamw', not 'sgd'",
@@ -352,7 +377,7 @@ def _check_plan(plan: Plan) -> None:
             1,
             TRIGGER,
             {"schedule": {"max_batch": 304, "exact_noise": True}},
-            r"max_batch: 304 is not below N = 300, where exact_noise leaves no noise; nearest: 288",
+            r"max_batch: 304 is not below N = 300: no noise would be left to lower; nearest: 296",
         ),
         (1, TRIGGER, {"schedule": {"max_batch": 90}}, r"max_batch: 90 = 5.62 × 16, .* nearest: 80, 96"),
         (
@@ -403,6 +428,8 @@ def test_a_trigger_without_a_measured_schedule_is_refused() -> None:
         (2, TRIGGER, {"layout": {"growth": "ranks"}}),
         (3, TRIGGER, {"layout": {"ragged": True}, "schedule": {"global_batch": 24, "batch_multiple": 8}}),
         (1, {**TRIGGER, "windows_epochs": [[0.0, 1.0], [1.5, 1.5]]}, {}),
+        (1, {**TRIGGER, "factor": 1.5}, {"schedule": {"batch_multiple": 8}}),
+        (1, {**PLATEAU, "factor": 1.5}, {}),
     ],
 )
 def test_what_can_is_not(ranks: int, trigger: dict[str, Any], sections: dict[str, Any]) -> None:
@@ -428,6 +455,16 @@ def test_the_twin_of_adascale_is_the_schedule_that_it_scales() -> None:
         ("plateau", {"batch_scale": 2.0}, "schedule.batch_scale: 2 is for trigger.name = 'adascale'"),
         ("adascale", {"lr_boundaries_epochs": [2.0, 1.0]}, "schedule.lr_boundaries_epochs: must rise"),
         ("adascale", {"lr_boundaries_epochs": [5.0]}, "schedule.lr_boundaries_epochs: must rise and end before 3"),
+        ("adascale", {}, "schedule.batch_scale: 1 × 16 is formed as 16: its gain is 1 throughout; nearest: 2"),
+        ("adascale", {"batch_scale": 1.4}, "schedule.batch_scale: 1.4 × 16 is formed as 16"),
+        (
+            "adascale",
+            {"batch_scale": 8.0},
+            "schedule.batch_scale: 8 × 16 = 128 is above schedule.max_batch = 96, 96 samples; nearest: 6",
+        ),
+        ("adascale", {"batch_scale": 2.0, "lr_scale": 2.0}, "schedule.lr_scale: 2.0 is not for 'adascale', whose gain"),
+        ("adascale", {"batch_scale": 2.0, "raise_momentum_to": 0.95}, "schedule.raise_momentum_to: 0.95 is not for"),
+        ("adascale", {"batch_scale": 2.0, "lr_rule": "sqrt"}, "schedule.lr_rule: 'sqrt' is not for 'adascale'"),
     ],
 )
 def test_faults_of_a_scaled_batch(trigger: str, schedule: dict[str, Any], fault: str) -> None:

@@ -10,6 +10,8 @@ import pytest
 from pydantic import BaseModel
 
 from hvd_batchgrow.config import Job
+from hvd_batchgrow.schedule.measured import subject_of
+from tests.helpers import small_job
 
 ROOT = Path(__file__).parents[2]
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]
@@ -46,6 +48,12 @@ def test_no_gap_is_left_to_be_filled() -> None:
 def test_the_commands_of_the_readme_exist() -> None:
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
     assert set(re.findall(r"^make (\w+)", (ROOT / "README.md").read_text(), flags=re.MULTILINE)) <= targets
+
+
+def test_the_page_on_cost_names_the_keys_that_a_probe_is_bound_to() -> None:
+    text = (ROOT / "docs" / "cost.md").read_text()
+    section = text[text.index("## Which jobs a probe is good for") : text.index('## growth = "auto"')]
+    assert set(re.findall(r"`([a-z]+\.[a-z_]+)`", section)) == set(subject_of(small_job()))
 
 
 def keys_by_section() -> dict[str, set[str]]:

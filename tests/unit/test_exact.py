@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from fractions import Fraction
 
 import pytest
@@ -44,6 +45,11 @@ def test_float32_values_of_common_size_are_kept_whole() -> None:
     for value in (0.0, 1.0, -0.1, 3e-10, 2.0**17 + 0.25, -(2.0**-40)):
         tensor = torch.tensor([value])
         assert join(split(tensor)).item() == tensor.double().item()
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+def test_what_is_not_finite_is_not_finite_in_the_sum(value: float) -> None:
+    assert not join(split(torch.tensor([value, 1.0])).sum(1, keepdim=True)).isfinite().any()
 
 
 def test_leaving_the_range_is_an_error() -> None:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import nullcontext
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -316,6 +316,34 @@ def test_an_input_of_broken_ghost_batches_is_refused(samples: int) -> None:
 def test_other_inputs_are_refused(norm: GhostBatchNorm, shape: tuple[int, ...], fault: str) -> None:
     with pytest.raises(ValueError, match=fault):
         norm(torch.zeros(shape))
+
+
+@pytest.mark.parametrize(
+    ("values", "fault"),
+    [
+        ({"ghost_batch": 0}, "ghost_batch = 0 must be a whole number of samples, 1 or more"),
+        ({"ghost_batch": -4}, "ghost_batch = -4 must be"),
+        ({"ghost_batch": 2.5}, r"ghost_batch = 2\.5 must be"),
+        ({"momentum": None}, r"momentum = None must be in \[0, 1\]"),
+        ({"momentum": 1.5}, r"momentum = 1\.5 must be"),
+        ({"momentum": -0.1}, r"momentum = -0\.1 must be"),
+    ],
+)
+def test_values_that_it_cannot_work_with_are_refused_when_it_is_made(values: dict[str, Any], fault: str) -> None:
+    with pytest.raises(ValueError, match=fault):
+        GhostBatchNorm2d(3, **{"ghost_batch": 4, **values})
+
+
+def test_it_takes_the_state_of_a_batch_norm_and_gives_it_one() -> None:
+    plain, norm = nn.Sequential(nn.BatchNorm2d(3)), nn.Sequential(GhostBatchNorm2d(3, 4))
+    plain(torch.randn(8, 3, 2, 2) * 2 + 1)
+    state = plain.state_dict()
+    norm.load_state_dict(state)
+    assert "0.num_batches_tracked" in state  # what was given is as it was
+    assert all(torch.equal(value, state[name]) for name, value in norm.state_dict().items())
+    again = nn.Sequential(nn.BatchNorm2d(3))
+    again.load_state_dict(norm.state_dict())
+    assert torch.equal(again[0].running_var, plain[0].running_var)
 
 
 @every_case

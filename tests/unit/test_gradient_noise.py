@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hvd_batchgrow.comm.ranks import SingleRank
-from hvd_batchgrow.train.gradient_noise import NoiseAverage, NoiseEstimate, NoiseScale, estimate
+from hvd_batchgrow.train.gradient_noise import GradientNoiseScale, NoiseAverage, NoiseEstimate, estimate
 from hvd_batchgrow.train.gradient_norms import ALL, GradientNorms, squared_norm
 
 SIZES = (3, 5, 8, 16)
@@ -65,7 +65,7 @@ def test_one_gradient_has_no_spread() -> None:
 # --- averages ---------------------------------------------------------------------------------------
 
 
-def averaged(seen: Sequence[NoiseEstimate], samples: Sequence[int], memory: float = 1000.0) -> NoiseScale:
+def averaged(seen: Sequence[NoiseEstimate], samples: Sequence[int], memory: float = 1000.0) -> GradientNoiseScale:
     average = NoiseAverage(memory)
     for one, count in zip(seen, samples, strict=True):
         average.add(one, count)

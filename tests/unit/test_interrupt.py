@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from hvd_batchgrow.interrupt import uninterrupted
+
 LISTENS = "import os, signal, sys\nsignal.signal(signal.SIGINT, signal.default_int_handler)"
 """First lines of a process, which may have been told to leave SIGINT alone: so are these tests by `nohup … &`."""
 
@@ -65,3 +67,18 @@ def test_an_interrupt_of_verify_ends_what_it_has_started(job: str, tmp_path: Pat
     assert told.endswith("hvd-batchgrow: interrupted\n")
     assert "Traceback" not in told
     assert not any(Path("/proc", child).exists() for child in started)
+
+
+def test_an_interrupt_waits_for_what_is_being_started() -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    done = []
+    try:
+        with uninterrupted():
+            signal.raise_signal(signal.SIGINT)
+            done.append("started")
+        done.append("more")
+    except KeyboardInterrupt:
+        done.append("interrupted")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert done == ["started", "interrupted"]

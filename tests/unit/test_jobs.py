@@ -214,11 +214,26 @@ def test_the_schedules_of_a_family_have_the_same_noise(family: str) -> None:
     assert [first_noise(row) for row in members] == pytest.approx([first_noise(members[0])] * len(members), rel=1e-12)
 
 
-@each_header
-def test_a_header_is_short_and_says_command_and_updates(name: str) -> None:
+@pytest.mark.parametrize("name", sorted(ROWS.keys() | MEASURED.keys()))
+def test_a_header_is_short_and_says_command_and_time(name: str) -> None:
     lines = header(name)
-    assert len(lines) < 12
+    assert len(lines) <= 12
     assert sum(f"hvd-batchgrow train jobs/{name}.toml" in line for line in lines) == 1
+    (time,) = [line for line in lines if line.startswith("# Time: ")]
+    assert re.search(r" \d+ (s|minutes) on |`hvd-batchgrow probe` and `plan --cost` tell it", time)
+    assert all(len(line) <= 140 for line in lines)
+
+
+@pytest.mark.parametrize("name", sorted(name for name in MEASURED if name.startswith("fashion_mnist_")))
+def test_a_measured_header_says_its_updates_and_those_of_the_decaying_schedule(name: str) -> None:
+    own, decaying = re.findall(r"\b(\d+) updates\b", " ".join(header(name)))
+    assert int(decaying) == sum(ROWS["fashion_mnist_decay"].updates)
+    assert int(own) < int(decaying)
+
+
+@each_header
+def test_a_header_says_its_updates(name: str) -> None:
+    lines = header(name)
     stated = [found[1] for line in lines if (found := re.match(r"# (\d+) updates\b", line))]
     assert stated == [str(plan_of(name, 1).num_updates)]
 

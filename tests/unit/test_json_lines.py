@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from hvd_batchgrow.errors import RunError
-from hvd_batchgrow.watch.json_lines import JsonLines, read_json_lines
+from hvd_batchgrow.json_lines import JsonLines, read_json_lines
 
 
 def test_a_line_that_a_kill_cut_short_is_left_out_and_not_written_on(tmp_path: Path) -> None:

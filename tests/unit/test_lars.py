@@ -17,6 +17,7 @@ from hvd_batchgrow.errors import JobError
 from hvd_batchgrow.optim import lars
 from hvd_batchgrow.optim.build import build_optimizer, set_hyperparameters
 from hvd_batchgrow.optim.lars import Lars
+from hvd_batchgrow.optim.parts import parts_of_size
 from hvd_batchgrow.schedule.plan import Plan, compile_plan
 from hvd_batchgrow.schedule.transitions import describe_transitions
 from tests.helpers import NUM_TRAIN, small_job
@@ -174,7 +175,7 @@ def test_lists_cut_to_the_cache_are_updated_like_their_tensors_one_by_one(monkey
     shapes = ((3, 3), (4,), (9, 9), (2, 2), (5, 3), (3,), (4, 4))
     monkeypatch.setattr(lars, "_CACHE_BYTES", 8 * 30)
     ours, theirs = ([parameter(*shape, seed=k) for k, shape in enumerate(shapes)] for _ in range(2))
-    loads = lars._cache_loads([param for param in ours if param.ndim > 1])
+    loads = parts_of_size([param for param in ours if param.ndim > 1], lars._CACHE_BYTES)
     assert [[param.numel() for param in load] for load in loads] == [[9], [81], [4, 15], [16]]
     for k, pair in enumerate(zip(ours, theirs, strict=True)):
         for param in pair:

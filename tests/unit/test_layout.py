@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hvd_batchgrow.data.stream import groups_of_rank
-from hvd_batchgrow.schedule.layout import Layout, form_layout
+from hvd_batchgrow.schedule.layout import Layout, divisors, form_layout, formable_ranks
 
 
 @pytest.mark.parametrize(
@@ -33,8 +33,8 @@ def test_a_ragged_layout_counts_the_passes_of_the_fullest_rank() -> None:
     ("batch", "ranks", "limit", "message"),
     [
         (640, 3, 64, "640 = 3 ranks × 3.33 ghost batches of 64; nearest: 576, 768; or 1, 2, 5 ranks; or layout.ragged"),
-        (100, 1, 64, "global batch 100 = 1.56 ghost batches of 64; nearest: 64, 128"),
-        (32, 1, 64, "global batch 32 = 0.50 ghost batches of 64; nearest: 64"),
+        (100, 1, 64, "global batch 100 = 1.56 ghost batches of 64, which are never cut; nearest: 64, 128"),
+        (32, 1, 64, "global batch 32 = 0.50 ghost batches of 64, which are never cut; nearest: 64"),
         (128, 3, 64, "128 = 2 ghost batches of 64 for 3 ranks: 1 would have nothing to do; nearest: 192, or 2 ranks"),
         (128, 1, 32, "max_micro_batch 32 = 0.50 ghost batches of 64, which are never cut; nearest: 64"),
     ],
@@ -69,3 +69,17 @@ def test_a_ragged_layout_has_room_for_every_group(groups: int, ranks: int, per_p
     assert sum(shares) == groups
     assert min(shares) >= 1
     assert layout.accumulation == -(-max(shares) * 8 // layout.micro_batch)
+
+
+@given(number=st.integers(1, 5000), most=st.integers(1, 6000))
+def test_divisors_are_those_that_divide(number: int, most: int) -> None:
+    assert divisors(number, most) == [k for k in range(1, min(number, most) + 1) if number % k == 0]
+
+
+def test_ranks_of_a_batch_of_any_size_are_found_without_trying_all() -> None:
+    batch = 2**60 * 3
+    assert next(formable_ranks(batch, 1 << 20, ragged=False)) == 1 << 20
+    assert next(formable_ranks(batch, (1 << 20) - 1, ragged=False)) == 3 << 18
+    assert list(formable_ranks(12, 5, ragged=False)) == [4, 3, 2, 1]
+    assert list(formable_ranks(12, 5, ragged=True)) == [5, 4, 3, 2, 1]
+    assert list(formable_ranks(0, 5, ragged=False)) == [1]

@@ -49,6 +49,24 @@ NETS = """
             logits = super().forward(x)
             return (logits, logits) if self.training else logits
 
+    class Twice(Net):
+        def forward(self, x):
+            return self.head(self.norm(self.norm(self.conv(x)).relu()).mean((2, 3)))
+
+    class Frames(Net):
+        def forward(self, x):
+            return self.head(self.norm(torch.cat([self.conv(x)] * 3)).mean((2, 3))[:len(x)])
+
+    class Beside(Net):
+        def forward(self, x):
+            return self.head(self.conv(x).mean((2, 3)))
+
+    class Still(Beside):
+        def train(self, mode=True):
+            super().train(mode)
+            self.norm.eval()
+            return self
+
     def of_thousand(): return Net(1000)
     def by_keywords(**keywords): return Net(**keywords)
     def other_ghost(num_classes): return Net(num_classes, norm=lambda width: GhostBatchNorm2d(width, 2))
@@ -151,6 +169,9 @@ def test_generators_of_python_and_numpy_are_at_the_jobs_seed_and_put_back(nets: 
         ("none_at_all", {}, "MODULE:none_at_all has no parameters to train"),
         ("other_ghost", {}, "has a ghost norm of 2 samples; all must have model.ghost_batch, 4"),
         ("of_thousand", {}, r"gives \(2, 1000\) for two samples of shape \(3, 6, 7\), in evaluation; must be logits"),
+        ("Twice", {}, r"gives its norm norm 2 ghost batches of each in training; give each place a norm of its own"),
+        ("Frames", {}, r"gives its norm norm 3 ghost batches of each in training"),
+        ("Beside", {}, r"does not come by its norm norm in training; leave it out, or keep it in evaluation"),
         ("Auxiliary", {}, r"gives tuple for two samples of shape \(3, 6, 7\), in training; must be logits \(2, 5\)"),
     ],
 )
@@ -161,6 +182,10 @@ def test_what_is_no_network_is_refused(
     with pytest.raises(JobError, match=message.replace("MODULE", module)) as caught:
         build(f"{module}:{name}", arguments=arguments)
     assert [fault.path for fault in caught.value.faults] == ["model.name"]
+
+
+def test_a_norm_that_the_network_keeps_in_evaluation_may_be_anywhere(nets: Callable[..., str]) -> None:
+    assert not build(f"{nets()}:Still").train().norm.training
 
 
 def test_arguments_that_its_signature_does_not_take_are_refused_before_the_call(nets: Callable[..., str]) -> None:

@@ -410,6 +410,20 @@ def test_bad_test_samples_are_left_out(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.usefixtures("short_head")
+@pytest.mark.parametrize("name", PIPELINES)
+def test_a_stretch_of_bad_test_samples_makes_no_other_count_twice(tmp_path: Path, name: str) -> None:
+    """The defect: a bad sample behind a stretch that holds no good one sent its evaluation one stretch too far back."""
+    samples = damaged(tmp_path, "changed")
+    samples.sizes[:2] = 0
+    source = Source(samples, samples, 7, FINISH.mean, FINISH.deviation)
+    data = DataSection(source="idx", crop_pixels=CROP, pipeline=name)  # type: ignore[arg-type]
+    reader = Reader(data, source, torch.device("cpu"), 1, lambda bad: None)
+    chunks = [range(start, min(start + 2, 25)) for start in range(0, 25, 2)]
+    found = [k for batch in reader.testing(chunks) for k in batch.ids.tolist()]
+    assert found == [k for k in range(2, 25) if k != 6]
+
+
+@pytest.mark.usefixtures("short_head")
 def test_a_failure_of_dali_is_traced_to_the_sample(tmp_path: Path) -> None:
     samples = damaged(tmp_path, "undecodable")
     raws = [next(feed_of(samples, 25).raw_groups(0, 1))]

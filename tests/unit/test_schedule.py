@@ -139,7 +139,10 @@ def test_a_counter_outside_the_run_is_an_error() -> None:
         ({"boundaries_epochs": [1.0, 2.2]}, r"schedule.boundaries_epochs: must rise and end before epochs = 2.2"),
         ({"max_batch": 8}, r"schedule.max_batch: 8 samples of N = 300 is below the first batch 16; use >= 16"),
         ({"max_batch": "N/30"}, r"schedule.max_batch: N/30 = 8 samples of N = 300 is below"),
-        ({"global_batch": 20}, r"global batch 20 = 2.50 ghost batches of 8; nearest: 16, 24"),
+        (
+            {"global_batch": 20},
+            r"schedule.global_batch: 20 = 2.50 ghost batches of 8, which are never cut; nearest: 16, 24",
+        ),
     ],
 )
 def test_what_cannot_be_planned_is_refused(schedule: dict[str, Any], message: str) -> None:

@@ -19,10 +19,7 @@ from hvd_batchgrow.data.sources import LOADERS, load_source
 from hvd_batchgrow.errors import JobError, RunError
 from tests.helpers import NUM_TRAIN, small_job, small_source, write_idx_folder
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HVD_BATCHGROW_CACHE", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 def no_report(what: str, done: int, total: int) -> None:
@@ -331,13 +328,13 @@ def test_debians_folder_comes_next(small_fashion: Path, monkeypatch: pytest.Monk
 
 
 def test_the_cache_is_filled_once_with_apt(
-    small_fashion: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small_fashion: Path, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake_tools(tmp_path / "bin", small_fashion)
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
     reports: list[tuple[str, int, int]] = []
     folder = fashion_mnist.find(None, lambda *report: reports.append(report))
-    assert folder == tmp_path / "cache" / "fashion-mnist"
+    assert folder == cache / "fashion-mnist"
     assert sorted(path.name for path in folder.iterdir()) == sorted(f"{name}.gz" for name in fashion_mnist.SHA256)
     assert reports[-1][1] == reports[-1][2]
     monkeypatch.setenv("PATH", "")  # no tools any more: found, not fetched
@@ -345,16 +342,16 @@ def test_the_cache_is_filled_once_with_apt(
 
 
 def test_without_apt_the_authors_address_is_used(
-    small_fashion: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small_fashion: Path, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake_tools(tmp_path / "bin", small_fashion, apt_fails=True)
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
     monkeypatch.setattr(fashion_mnist, "_URL", small_fashion.as_uri())
-    assert fashion_mnist.find(None, no_report) == tmp_path / "cache" / "fashion-mnist"
+    assert fashion_mnist.find(None, no_report) == cache / "fashion-mnist"
 
 
 def test_nothing_partial_or_wrong_stays_and_every_way_tried_is_told(
-    small_fashion: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small_fashion: Path, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake_tools(tmp_path / "bin", small_fashion, damage=True)
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
@@ -365,4 +362,4 @@ def test_nothing_partial_or_wrong_stays_and_every_way_tried_is_told(
     assert "with apt: Not a gzipped file" in message
     assert "from authors: <urlopen error" in message
     assert "--data.root FOLDER" in message
-    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["fashion-mnist.lock"]
+    assert [path.name for path in cache.iterdir()] == ["fashion-mnist.lock"]

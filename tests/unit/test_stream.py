@@ -33,7 +33,7 @@ def test_philox_gives_the_published_answers(
 
 @given(num_samples=st.integers(1, 60), seed=st.integers(0, 2**63 - 1), epoch=st.integers(0, 5))
 def test_every_sample_comes_once_an_epoch(num_samples: int, seed: int, epoch: int) -> None:
-    epochs, ids = Stream(num_samples, seed).entries(epoch * num_samples, (epoch + 1) * num_samples)
+    epochs, ids = Stream(num_samples, seed).at(np.arange(epoch * num_samples, (epoch + 1) * num_samples))
     assert sorted(ids) == list(range(num_samples))
     assert set(epochs) == {epoch}
 

@@ -27,9 +27,7 @@ GENERATOR = np.random.default_rng(3)
 KINDS = pytest.mark.parametrize("kind", ["csv", "parquet"])
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HVD_BATCHGROW_CACHE", str(tmp_path_factory.mktemp("cache")))
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 def no_report(what: str, done: int, total: int) -> None:

@@ -18,7 +18,7 @@ from hvd_batchgrow.schedule.decisions import Decision
 from hvd_batchgrow.schedule.growth import Wish
 from hvd_batchgrow.schedule.plan import compile_plan
 from hvd_batchgrow.schedule.triggers import Measurement, Measuring, Plateau, bounded, make_trigger
-from hvd_batchgrow.train.gradient_noise import NoiseAverage, NoiseScale, estimate
+from hvd_batchgrow.train.gradient_noise import GradientNoiseScale, NoiseAverage, estimate
 from tests.helpers import NUM_TRAIN, measured_job
 
 N = 1000
@@ -194,7 +194,7 @@ class Quadratic:
         self.trace = float((self.curvature**2).sum())
         self.squared_norm = float(((self.curvature * self.weights) ** 2).sum())
 
-    def measured(self, num_updates: int, num_passes: int = 4, micro_batch: int = 8) -> NoiseScale:
+    def measured(self, num_updates: int, num_passes: int = 4, micro_batch: int = 8) -> GradientNoiseScale:
         average, batch = NoiseAverage(1e9), num_passes * micro_batch
         for _ in range(num_updates):
             x = self.draw.standard_normal((num_passes, micro_batch, len(self.weights)))

@@ -101,6 +101,13 @@ def test_layouts_of_one_rank_agree_and_are_shown(job: str, capsys: pytest.Captur
     assert "the reference" in text
 
 
+def test_growth_that_costs_decide_is_verified_without_costs(job: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """The defect: verify asked for --cost, which it does not take; its layouts are its own."""
+    words = ["--layouts", "1x2x8", "--updates", "1", "--layout.growth", "auto", "--layout.max-ranks", "2"]
+    assert main(["verify", job, *words]) == 0
+    assert "1 × 2 × 8" in capsys.readouterr().out
+
+
 def test_a_layout_that_decides_is_found(
     job: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -8,10 +8,10 @@ import pytest
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from hvd_batchgrow.json_lines import read_json_lines
 from hvd_batchgrow.schedule.plan import compile_plan
 from hvd_batchgrow.schedule.twin import decay_twin
 from hvd_batchgrow.train.events import Evaluation, Observer, RunEnded, RunStarted, TrainRecord
-from hvd_batchgrow.watch.json_lines import read_json_lines
 from hvd_batchgrow.watch.metrics import MetricsFile
 from hvd_batchgrow.watch.progress import ProgressDisplay, work_progress
 from hvd_batchgrow.watch.tables import plan_text, result_table

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hvd_batchgrow.errors import RunError
+from hvd_batchgrow.errors import RunError, unwritable
 from hvd_batchgrow.regular import read_regular
 
 Line = dict[str, Any]
@@ -42,7 +42,7 @@ class JsonLines:
             with open(self._path, "a", encoding="utf-8", opener=_open_existing) as file:
                 file.write(json.dumps(line) + "\n")
         except OSError as error:
-            raise RunError(f"{self._path} cannot be written: {error.strerror}") from None
+            raise unwritable(self._path, error) from None
 
 
 def _open_existing(path: str, flags: int) -> int:

@@ -1,0 +1,89 @@
+"""An index of encoded images as arrays, so that it can be cached and mapped by every rank."""
+
+from __future__ import annotations
+
+import os
+from array import array
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hvd_batchgrow.data.cache import Arrays
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One encoded image, as a reader of a format finds it."""
+
+    file: str
+    """Path of its file, relative to the source's root."""
+    offset: int
+    """Where it starts in there, bytes."""
+    length: int
+    """Bytes."""
+    label: int
+    height: int
+    """Pixels; 0: the image is known to be bad."""
+    width: int
+    head: int
+    """CRC-32C of its first `encoded.HEAD_BYTES`."""
+    member: str = ""
+    """Its name inside a shard, for messages."""
+
+
+def make_index(entries: Iterable[Entry]) -> Arrays:
+    """The arrays of an index, however many images there are.
+
+    Args:
+        entries: one for each sample, in the order of the ids; taken one by one, so that a generator of
+            a million needs no more memory than the arrays. Entries of one file follow each other.
+    """
+    files, members, last_file = _Texts(), _Texts(), None
+    columns = {name: array("q") for name in ("file", "offset", "length", "label", "height", "width", "head")}
+    for entry in entries:
+        if entry.file != last_file:
+            files.append(entry.file)
+            last_file = entry.file
+        members.append(entry.member)
+        columns["file"].append(len(files) - 1)
+        for name in columns.keys() - {"file"}:
+            columns[name].append(getattr(entry, name))
+    numbers = {name: np.frombuffer(column, np.int64) for name, column in columns.items()}
+    file_text, file_ends = files.arrays()
+    member_text, member_ends = members.arrays()
+    return {
+        "files": file_text,
+        "file_ends": file_ends,
+        "file": numbers["file"].astype(np.int32),
+        "members": member_text,
+        "member_ends": member_ends,
+        "offsets": numbers["offset"],
+        "lengths": numbers["length"],
+        "labels": numbers["label"],
+        "heads": numbers["head"],
+        "sizes": np.stack([numbers["height"], numbers["width"]], axis=1).astype(np.int32),
+    }
+
+
+def text_at(blob: NDArray[np.uint8], ends: NDArray[np.int64], k: int) -> str:
+    """The k-th of the texts that lie end to end in an index: `files` by `file_ends`, `members` by `member_ends`."""
+    return os.fsdecode(blob[ends[k] : ends[k + 1]].tobytes())
+
+
+class _Texts:
+    """Many short texts end to end: an object for each of a million would take ten times the memory."""
+
+    def __init__(self) -> None:
+        self._bytes, self._ends = bytearray(), array("q", [0])
+
+    def append(self, text: str) -> None:
+        self._bytes += os.fsencode(text)
+        self._ends.append(len(self._bytes))
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def arrays(self) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        return np.frombuffer(self._bytes, np.uint8), np.frombuffer(self._ends, np.int64)

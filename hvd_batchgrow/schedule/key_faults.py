@@ -1,0 +1,155 @@
+"""What is wrong with the keys of a job, as far as it can be told before its phases are worked out."""
+
+from __future__ import annotations
+
+import itertools
+
+from hvd_batchgrow.config import OF_GROWTH, AdamSection, Job
+from hvd_batchgrow.config.schedules import (
+    BoundaryBase,
+    DecaySchedule,
+    HybridSchedule,
+    ImportSchedule,
+    MeasuredSchedule,
+    StepsSchedule,
+)
+from hvd_batchgrow.errors import Fault
+from hvd_batchgrow.schedule.layout import cut_groups
+from hvd_batchgrow.schedule.policies import batch_cap, batch_unit, first_batch, parse_batch_steps
+
+_MOST_SAMPLES = 2**62
+"""Of a run: sample counters are int64, and a batch may go beyond the end."""
+
+
+def key_faults(job: Job, ranks: int, num_samples: int) -> list[Fault]:
+    """Faults of single keys, and of keys that do not go together."""
+    return _early_faults(job, ranks, num_samples) + _contradictions(job) + _cut_groups(job, num_samples)
+
+
+def _early_faults(job: Job, ranks: int, num_samples: int) -> list[Fault]:
+    faults = [] if ranks >= 1 else [Fault("ranks", f"must be at least 1, got {ranks}")]
+    section = job.schedule
+    if isinstance(section, BoundaryBase):
+        epochs = (0.0, *section.boundaries_epochs, section.epochs)
+        near = [b for b in sorted(set(section.boundaries_epochs)) if b < section.epochs]
+        faults += [
+            Fault(
+                "schedule.boundaries_epochs",
+                f"must rise and end before epochs = {epochs[-1]:g}: {b:g} follows {a:g}; nearest: {near}",
+            )
+            for a, b in itertools.pairwise(epochs)
+            if b <= a
+        ]
+    if section.epochs * num_samples <= 0.5:
+        faults.append(Fault("schedule.epochs", f"{section.epochs:g} of N = {num_samples} samples are none"))
+    if section.warmup_epochs >= section.epochs:
+        faults.append(
+            Fault("schedule.warmup_epochs", f"{section.warmup_epochs:g} leave nothing of epochs = {section.epochs:g}")
+        )
+    if job.layout.exact and job.update.precision == "float16":
+        fault = "'float16' needs a loss scale, which exact sums have no room for; use 'bfloat16' or 'float32'"
+        faults.append(Fault("update.precision", fault))
+    if job.layout.exact and job.update.compression != "none":
+        fault = f"{job.update.compression!r} rounds the sums that layout.exact keeps exact; choose one"
+        faults.append(Fault("update.compression", fault))
+    if section.raise_momentum_to is not None and section.raise_momentum_to < job.optim.momentum:
+        fault = (
+            f"{section.raise_momentum_to:g} is below optim.momentum = {job.optim.momentum:g}, where the schedule starts"
+        )
+        faults.append(Fault("schedule.raise_momentum_to", f"{fault}; leave it out, or lower optim.momentum"))
+    return faults
+
+
+def _contradictions(job: Job) -> list[Fault]:
+    """Keys that a policy, or a rule, would have to leave unused."""
+    section, faults = job.schedule, []
+    if section.policy == "steps":
+        given = {"lr_scale": section.lr_scale != 1, "raise_momentum_to": section.raise_momentum_to is not None}
+        own = {"lr_scale": "lr", "raise_momentum_to": "momentum"}
+        fault = "starts with a larger batch, and batch_steps says every batch"
+        faults += [Fault(f"schedule.{key}", f"{fault}; change optim.{own[key]}") for key in given if given[key]]
+    if section.policy == "seesaw" and not isinstance(job.optim, AdamSection):
+        fault = f"'seesaw' is for optim.name = 'adam' or 'adamw', not {job.optim.name!r}, whose noise goes with ε/B"
+        faults.append(Fault("schedule.policy", f"{fault}; use 'grow'"))
+    if section.policy == "seesaw" and section.exact_noise:
+        fault = "is of the noise of plain gradients, and 'seesaw' goes by that of Adam's, ε/√B; leave it out"
+        faults.append(Fault("schedule.exact_noise", fault))
+    if getattr(section, "lr_rule", "none") == "adam" and getattr(section, "momenta", None) is not None:
+        fault = "are β₁ of each phase, and so is 1 - κ (1-β₁) of lr_rule = 'adam'; choose one"
+        faults.append(Fault("schedule.momenta", fault))
+    return faults + _unused(job)
+
+
+def _unused(job: Job) -> list[Fault]:
+    """Keys that say something else than by default, and that nothing asks."""
+    section, layout, faults = job.schedule, job.layout, []
+    for key in layout.unused():
+        users = " or ".join(repr(growth) for growth, keys in OF_GROWTH.items() if key in keys)
+        beside = " without ranks_per_phase" if key == "max_ranks" and layout.growth == "ranks" else ""
+        fault = f"is for growth = {users}{beside}, and growth is {layout.growth!r}; leave it out"
+        faults.append(Fault(f"layout.{key}", fault))
+    if section.warmup_start_lr and not section.warmup_epochs:
+        fault = (
+            f"{section.warmup_start_lr:g} is where a warm-up starts, and warmup_epochs is 0; set that, or leave it out"
+        )
+        faults.append(Fault("schedule.warmup_start_lr", fault))
+    if isinstance(section, HybridSchedule) and section.growing_boundaries > max(1, len(section.boundaries_epochs)):
+        count = len(section.boundaries_epochs)
+        fault = f"{section.growing_boundaries} of {count} boundaries; nearest: {count}, which is policy = 'grow'"
+        faults.append(Fault("schedule.growing_boundaries", fault))
+    return faults + (_unused_of_import(section) if isinstance(section, ImportSchedule) else [])
+
+
+def _unused_of_import(section: ImportSchedule) -> list[Fault]:
+    kinds = ["polynomial", "cosine"]
+    users = {"power": kinds[:1], "end_lr_fraction": kinds}
+    if section.lr_schedule == "steps":
+        users["num_steps"] = [*kinds, "module:function"]
+    return [
+        Fault(f"schedule.{key}", f"is for {' or '.join(map(repr, of))}, not {section.lr_schedule!r}; leave it out")
+        for key, of in users.items()
+        if section.lr_schedule not in of and getattr(section, key) != ImportSchedule.model_fields[key].default
+    ]
+
+
+def _cut_groups(job: Job, num_samples: int) -> list[Fault]:
+    """Batches, and a limit of passes, that are not whole groups; what a measured schedule asks of its own is more."""
+    group, said = job.model.ghost_batch, [("layout.max_micro_batch", job.micro_batch_limit)]
+    if not isinstance(job.schedule, MeasuredSchedule):
+        said += _said_batches(job, num_samples)
+    return [Fault(key, cut_groups(samples, group)) for key, samples in said if samples % group]
+
+
+def batch_faults(job: Job, num_samples: int) -> list[Fault]:
+    """Of the run's length, and of the batches that the job says: with such a fault none of the others can be known."""
+    section, faults = job.schedule, []
+    if not section.epochs * num_samples < _MOST_SAMPLES:
+        most = f"{_MOST_SAMPLES / num_samples:g}"
+        told = f"{section.epochs:g} of N = {num_samples} samples are more than a sample counter can hold"
+        faults.append(Fault("schedule.epochs", f"{told}; nearest: {most}"))
+    for key, batch in _said_batches(job, num_samples):
+        unit = job.model.ghost_batch
+        if batch < 1:
+            faults.append(Fault(key, f"a batch must be at least 1, got {batch}; nearest: {unit}"))
+        if batch >= num_samples:
+            below = (num_samples - 1) // unit * unit
+            nearest = f"; nearest: {below}" if below else ""
+            fault = f"{batch} is not below N = {num_samples}: no noise would be left to lower{nearest}"
+            faults.append(Fault(key, fault))
+    first, given = first_batch(job), getattr(section, "max_batch", None)
+    cap = batch_cap(given, num_samples, batch_unit(job))
+    if cap is not None and cap < first:
+        told = f"{given} = {cap}" if isinstance(given, str) else f"{cap}"
+        fault = f"{told} samples of N = {num_samples} is below the first batch {first}; use >= {first}"
+        faults.append(Fault("schedule.max_batch", fault))
+    return faults
+
+
+def _said_batches(job: Job, num_samples: int) -> dict[tuple[str, int], None]:
+    """Key and samples of each batch that is in the job file."""
+    section = job.schedule
+    if isinstance(section, StepsSchedule):
+        return dict.fromkeys(("schedule.batch_steps", batch) for _, batch in parse_batch_steps(section.batch_steps))
+    cap = batch_cap(section.max_batch, num_samples, batch_unit(job)) if not isinstance(section, DecaySchedule) else None
+    limits = [("schedule.max_batch", cap)] if cap else []  # 0 is below the first batch, and told as that
+    return dict.fromkeys([("schedule.global_batch", section.global_batch), *limits])

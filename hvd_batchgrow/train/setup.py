@@ -1,0 +1,95 @@
+"""What a rank trains with: its share of the machine, and the data and network of the job."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import torch
+from torch import nn
+
+from hvd_batchgrow.comm.ranks import Ranks
+from hvd_batchgrow.config import Job
+from hvd_batchgrow.data.feed import OnBad
+from hvd_batchgrow.data.pipeline import choose_pipeline
+from hvd_batchgrow.data.samples import ReportProgress, Source, raise_bad
+from hvd_batchgrow.data.sources import load_source
+from hvd_batchgrow.errors import Fault, JobError
+from hvd_batchgrow.nn.compiled import compile_network
+from hvd_batchgrow.nn.models import build_model, hazards
+
+
+def load_together(job: Job, ranks: Ranks, report: ReportProgress) -> Source:
+    """The source of a job, on all ranks; fetched and indexed by one rank of each host, which shows how far it is.
+
+    Raises:
+        AgreedFailure: it is missing or damaged, or there is no pipeline for it.
+    """
+
+    def load() -> Source:
+        source = load_source(job.data, job.seed, report)
+        choose_pipeline(job.data.pipeline, source.train)
+        return source
+
+    first = ranks.together(lambda: load() if ranks.local_rank == 0 else None)
+    return ranks.together(lambda: first or load())
+
+
+def on_bad(job: Job, ranks: Ranks) -> OnBad:
+    """What this rank does about a bad sample."""
+    if job.data.on_bad == "error":
+        return raise_bad
+    return lambda bad: print(f"rank {ranks.rank}: {bad.told()}; the next takes its place", file=sys.stderr, flush=True)
+
+
+def build_network(job: Job, source: Source, device: torch.device) -> tuple[nn.Module, list[str]]:
+    """The job's network as it is trained, and its `hazards`.
+
+    Args:
+        job: says how it lies in memory, and whether it is compiled.
+        source: gives the shape of a sample and the number of classes.
+        device: where it is wanted.
+
+    Raises:
+        JobError: as `build_model`; or it has hazards, and the job is exact.
+    """
+    shape = source.train.shape
+    model = build_model(job, shape, source.num_classes).to(device)
+    found = hazards(job, model, shape)
+    if found and job.layout.exact:
+        fault = f"cannot be had with {job.model.name}; at {'; '.join(found)}"
+        raise JobError([Fault("layout.exact", fault)], job.name)
+    if job.data.channels_last:
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if job.layout.compile:
+        compile_network(model)
+    return model, found
+
+
+def choose_device(ranks: Ranks) -> torch.device:
+    """A GPU for each rank of the host, where there are as many and the ranks can add on them; else the CPU."""
+    if torch.cuda.is_available() and ranks.sums_on_gpu and ranks.local_size <= torch.cuda.device_count():
+        return torch.device("cuda", ranks.local_rank)
+    return torch.device("cpu")
+
+
+def set_threads(job: Job, ranks: Ranks) -> None:
+    """Torch's threads: what the job says, else one in exact mode, else OMP_NUM_THREADS, else this rank's cores."""
+    cores = _cores_per_rank(ranks)  # asked on all ranks, whatever each of them then does with it
+    if job.layout.threads_per_rank or job.layout.exact:
+        torch.set_num_threads(job.layout.threads_per_rank or 1)
+    elif "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(cores)
+
+
+def _cores_per_rank(ranks: Ranks) -> int:
+    """This rank's share of the cores it may use, whether ranks are bound to the same ones or each to its own.
+
+    All ranks call it together.
+    """
+    mine = list(os.sched_getaffinity(0))
+    users = torch.zeros(4096)
+    users[mine] = 1
+    ranks.sum(users, "cores")
+    num_hosts = ranks.size / ranks.local_size
+    return max(1, int(len(mine) / float(users[mine].mean() / num_hosts)))

@@ -1,0 +1,77 @@
+"""Runs of small jobs on small data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hvd_batchgrow.comm.ranks import Ranks
+from hvd_batchgrow.config import Job
+from hvd_batchgrow.data.samples import Source
+from hvd_batchgrow.schedule.decisions import Decision
+from hvd_batchgrow.schedule.plan import compile_plan
+from hvd_batchgrow.train.checkpoint import Checkpoint, tree_digest
+from hvd_batchgrow.train.events import Decided, Evaluation, Observer, RunEnded, RunStarted, TrainRecord
+from hvd_batchgrow.train.loop import Trainer
+from hvd_batchgrow.train.stop import Stop, StopRequest
+from tests.helpers import small_source
+
+
+class Recorder(Observer):
+    """Keeps what a run tells."""
+
+    def __init__(self) -> None:
+        self.notes: tuple[str, ...] = ()
+        self.records: list[TrainRecord] = []
+        self.evaluations: list[Evaluation] = []
+        self.decided: list[Decision] = []
+
+    def on_start(self, event: RunStarted) -> None:
+        self.notes = event.notes
+
+    def on_record(self, event: TrainRecord) -> None:
+        self.records.append(event)
+
+    def on_evaluation(self, event: Evaluation) -> None:
+        self.evaluations.append(event)
+
+    def on_decision(self, event: Decided) -> None:
+        self.decided.append(event.decision)
+
+
+class StopAfter:
+    """Stands in for signals: this rank, if it is the one, wants to stop after some updates."""
+
+    def __init__(self, updates: int, *, here: bool) -> None:
+        self.updates, self.here, self.looks = updates, here, 0
+
+    @property
+    def asked(self) -> bool:
+        self.looks += 1
+        return self.here and self.looks >= self.updates
+
+
+def make_trainer(job: Job, ranks: Ranks, folder: Path, *observers: Observer, source: Source | None = None) -> Trainer:
+    """Of a job on `small_source`, or on another, in a folder that is there."""
+    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+    source = source or small_source()
+    return Trainer(job, compile_plan(job, ranks.size, len(source.train)), source, ranks, folder, observers)
+
+
+def train(
+    job: Job,
+    ranks: Ranks,
+    folder: Path,
+    *observers: Observer,
+    source: Source | None = None,
+    checkpoint: Checkpoint | None = None,
+    stop: Stop | None = None,
+    replay: Path | None = None,
+) -> tuple[Trainer, RunEnded]:
+    """To the end, or to a stop; observers are told on every rank that has some."""
+    trainer = make_trainer(job, ranks, folder, *observers, source=source)
+    return trainer, trainer.run(stop or StopRequest(), checkpoint, replay=replay)
+
+
+def digest(trainer: Trainer) -> str:
+    """Of all that an update changes."""
+    return tree_digest({"model": trainer.model.state_dict(), "optimizer": trainer.optimizer.state_dict()})

@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from hvd_batchgrow.data import image_folder
+from hvd_batchgrow.errors import RunError
+from tests.pictures import FOLDER, NUM_TRAIN, NUM_VAL, Picture, assert_holds, picture, pictures, write_folder
+
+pytestmark = pytest.mark.usefixtures("cache")
+
+
+def test_a_folder_is_read_in_the_order_of_names_whatever_lies_in_it(tmp_path: Path) -> None:
+    images = dict(zip(["b/9.PNG", "b/10.png", "b/sub/deep/1.png", "a/Z.Jpeg", "a/y.jpg"], pictures(5), strict=True))
+    for name, image in images.items():
+        (tmp_path / "train" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "train" / name).write_bytes(image.data)
+    for name in ("a/notes.txt", "a/jpg", "readme.md", "loose.png"):
+        (tmp_path / "train" / name).write_bytes(picture(3).data)
+    write_folder(tmp_path, "val", [])
+    (tmp_path / "val" / "b").mkdir(parents=True)
+    (tmp_path / "val" / "b" / "link.png").symlink_to(tmp_path / "train" / "b" / "9.PNG")
+    source = FOLDER.read(tmp_path)
+    order = ["a/Z.Jpeg", "a/y.jpg", "b/10.png", "b/9.PNG", "b/sub/deep/1.png"]
+    assert_holds(source.train, [replace(images[name], label="ab".index(name[0])) for name in order])
+    assert_holds(source.test, [replace(images["b/9.PNG"], label=1)])
+    assert source.train.where(4) == str(tmp_path / "train/b/sub/deep/1.png")
+
+
+def test_the_order_is_the_same_however_the_headers_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image_folder, "_BLOCK", 1)
+    monkeypatch.setattr(image_folder, "_NUM_THREADS", 2)
+    train = pictures(NUM_TRAIN)
+    assert_holds(FOLDER.read(FOLDER.make(tmp_path, train)).train, FOLDER.expected(train))
+
+
+def _add(folder: Path) -> None:
+    (folder / "cat" / "new.png").write_bytes(picture(1).data)
+
+
+def _remove(folder: Path) -> None:
+    (folder / "cat" / "000.jpg").unlink()
+
+
+def _rename(folder: Path) -> None:
+    (folder / "cat" / "000.jpg").rename(folder / "cat" / "zzz.jpg")
+
+
+def _move(folder: Path) -> None:
+    (folder / "cat" / "000.jpg").rename(folder / "dog" / "000.jpg")
+
+
+def _new_class(folder: Path) -> None:
+    (folder / "ant").mkdir()
+    (folder / "ant" / "000.jpg").write_bytes(picture(0).data)
+
+
+@pytest.mark.parametrize("change", [_add, _remove, _rename, _move, _new_class])
+def test_a_folder_is_indexed_anew_when_its_tree_changes(tmp_path: Path, change: Callable[[Path], None]) -> None:
+    root = FOLDER.make(tmp_path / "data", pictures(NUM_TRAIN))
+    FOLDER.read(root)
+    change(root / "train")
+    expected = []
+    for label, folder in enumerate(sorted((root / "train").iterdir())):
+        expected += [Picture(path.read_bytes(), label, "") for path in sorted(folder.iterdir())]
+    source = FOLDER.read(root)
+    assert_holds(source.train, expected)
+    shift = change is _new_class  # of the classes, and so of the test labels too
+    assert source.test.labels.tolist() == sorted(image.label + shift for image in pictures(NUM_VAL, first=20))
+
+
+def test_the_test_folder_is_val_else_test_else_what_the_job_says(tmp_path: Path) -> None:
+    root = FOLDER.make(tmp_path, pictures(NUM_TRAIN))
+    (root / "val").rename(root / "test")
+    assert len(FOLDER.read(root).test) == NUM_VAL
+    write_folder(root, "val", pictures(3))
+    assert len(FOLDER.read(root).test) == 3
+    assert len(FOLDER.read(root, test="test").test) == NUM_VAL
+    swapped = FOLDER.read(root, train="val", test="train")
+    assert (len(swapped.train), len(swapped.test)) == (3, NUM_TRAIN)
+
+
+def test_folders_that_make_no_source_are_named(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=rf"{tmp_path}/train is no folder; {tmp_path} is empty"):
+        FOLDER.read(tmp_path)
+    FOLDER.make(tmp_path, pictures(NUM_TRAIN))
+    with pytest.raises(RunError, match=r"/trian is no folder; there is train/, …"):
+        FOLDER.read(tmp_path, train="trian")
+    (tmp_path / "val" / "dgo").mkdir()
+    with pytest.raises(RunError, match=r"1 of 4 class folders in .*val hold no images:\n  dgo"):
+        FOLDER.read(tmp_path)
+    (tmp_path / "val" / "dgo" / "1.png").write_bytes(picture(1).data)
+    head = r"1 folders are none of the 3 classes of .*train:"
+    with pytest.raises(RunError, match=rf"{head}\n  .*val/dgo, nearest: dog"):
+        FOLDER.read(tmp_path)
+    (tmp_path / "flat").mkdir()
+    (tmp_path / "flat" / "1.png").write_bytes(picture(1).data)
+    with pytest.raises(RunError, match=r"flat has no class folders; the 1 images in it belong into .*flat/<class>"):
+        FOLDER.read(tmp_path, test="flat")
+
+
+def test_a_link_that_leads_nowhere_is_a_bad_image(tmp_path: Path) -> None:
+    root = FOLDER.make(tmp_path, pictures(NUM_TRAIN))
+    (root / "train" / "cat" / "0.png").symlink_to("gone.png")
+    with pytest.raises(RunError, match=r"1 of 13 images .*\n  sample 0: .*cat/0.png"):
+        FOLDER.read(root)
+
+
+@pytest.mark.parametrize("target", [".", "itself"])
+def test_links_that_go_round_in_circles_are_refused(tmp_path: Path, target: str) -> None:
+    root = FOLDER.make(tmp_path, pictures(NUM_TRAIN))
+    (root / "train" / "cat" / "itself").symlink_to(target)
+    with pytest.raises(RunError, match=r"train/cat/.*itself cannot be read: Too many levels of symbolic links"):
+        FOLDER.read(root)
