@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hvd_batchgrow.errors import RunError, unwritable
+from hvd_batchgrow.regular import read_regular
 
 Line = dict[str, Any]
 
@@ -62,7 +63,7 @@ def read_json_lines(path: Path, matters: Callable[[Line], bool] = lambda _: True
     lines: list[Line] = []
     unreadable = 0
     try:
-        texts = path.read_bytes().split(b"\n") if path.exists() else []
+        texts = read_regular(path).split(b"\n") if path.exists() else []
     except OSError as error:
         raise RunError(f"{path} cannot be read: {error.strerror or error}") from None
     for number, text in enumerate(texts, 1):

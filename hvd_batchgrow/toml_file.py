@@ -13,6 +13,7 @@ from typing import Any
 from hvd_batchgrow.allowed import dotted, shown
 from hvd_batchgrow.errors import Fault, JobError
 from hvd_batchgrow.near import near_path
+from hvd_batchgrow.regular import read_regular
 
 _MOST_BYTES = 1 << 20
 """Far above any job file: what is larger was given by mistake, and would take minutes to read."""
@@ -99,8 +100,8 @@ def _refused(path: Path, fault: str) -> JobError:
 def _read(path: Path) -> bytes:
     try:
         status = path.stat()
-        # Opening a pipe would wait for a writer, perhaps for ever; and a job file is read by every rank.
-        data = path.read_bytes() if stat.S_ISREG(status.st_mode) and status.st_size <= _MOST_BYTES else None
+        # What is larger would be read by every rank.
+        data = read_regular(path) if stat.S_ISREG(status.st_mode) and status.st_size <= _MOST_BYTES else None
     except (OSError, ValueError) as error:  # ValueError: a name with NUL
         fault = f"cannot be read: {getattr(error, 'strerror', None) or error}{_near(path)}"
         raise _refused(path, fault) from None

@@ -7,6 +7,7 @@
 # many ranks its phase uses, and the hosts beyond them stay out until the batch has grown.
 #
 # HVD_BATCHGROW_RUN=runs/NAME       the run; without it, all hosts may be used
+# HVD_BATCHGROW_FIRST_RANKS=1       ranks to begin with, while the run has no plan: -np and --min-np must not be more
 # HVD_BATCHGROW_HOSTS_FILE=...      the hosts, where there is no allocation; it may change at any time, at once (mv)
 # HVD_BATCHGROW_SLOTS=4             ranks of a host that is named without slots (default: the allocation's, or 1)
 set -euo pipefail
@@ -38,7 +39,12 @@ PYTHON
 
 hosts=$(list_hosts) || exit 1
 left=''
-if [ -n "${HVD_BATCHGROW_RUN:-}" ] && [ -e "$HVD_BATCHGROW_RUN/plan.json" ]; then left=$(ranks_now "$HVD_BATCHGROW_RUN"); fi
+if [ -n "${HVD_BATCHGROW_RUN:-}" ]; then
+    # Without a plan not all of them: ranks that the first phase does not need would be dropped after a second.
+    left=${HVD_BATCHGROW_FIRST_RANKS:-1}
+    [[ $left =~ ^[1-9][0-9]*$ ]] || die "HVD_BATCHGROW_FIRST_RANKS must be a number of ranks, 1 or more, got '$left'"
+    if [ -e "$HVD_BATCHGROW_RUN/plan.json" ]; then left=$(ranks_now "$HVD_BATCHGROW_RUN"); fi
+fi
 default_slots=${HVD_BATCHGROW_SLOTS:-${SLURM_NTASKS_PER_NODE:-1}}
 
 while read -r line; do

@@ -28,6 +28,8 @@ done
 if [ $# -gt 0 ]; then shift; fi
 options=("$@")
 
+ranks=${RANKS_PER_NODE:-1}
+[[ $ranks =~ ^[1-9][0-9]*$ ]] || die "RANKS_PER_NODE must be a whole number, 1 or more, got '$ranks'"
 template=${TEMPLATE:-$(dirname "${BASH_SOURCE[0]}")/train.sbatch}
 [ -r "$template" ] || die "$template cannot be read: set TEMPLATE=..."
 [ -r "$job" ] || die "$job cannot be read"
@@ -37,7 +39,7 @@ template=${TEMPLATE:-$(dirname "${BASH_SOURCE[0]}")/train.sbatch}
 of_link() {
     local link=$1
     shift
-    command=(sbatch "$@" "--nodes=${link%%:*}" "--ntasks-per-node=${RANKS_PER_NODE:-1}" "$template"
+    command=(sbatch "$@" "--nodes=${link%%:*}" "--ntasks-per-node=$ranks" "$template"
         "$job" --resume auto --phases "${link#*:}" "${options[@]}")
 }
 
@@ -47,7 +49,12 @@ for link in "${links[@]}"; do
     said=$("${command[@]}" 2>&1) || die "Slurm could never run link $link, and nothing is submitted: $said"
 done
 
-submitted=()
+# A chain that is not whole is taken back, whatever ends this script. A signal waits until sbatch has answered.
+submitted=() stopped='' whole=''
+take_back() { [ -n "$whole$dry" ] || [ ${#submitted[@]} -eq 0 ] || scancel "${submitted[@]}"; }
+trap take_back EXIT
+trap stopped=1 INT TERM HUP PIPE
+
 for link in "${links[@]}"; do
     wait_for=()
     if [ ${#submitted[@]} -gt 0 ]; then
@@ -56,9 +63,12 @@ for link in "${links[@]}"; do
     of_link "$link" --parsable "${wait_for[@]}"
     if [ -n "$dry" ]; then printf '%q ' "${command[@]}"; echo; submitted+=("JOB_OF_LINK_$((${#submitted[@]} + 1))"); continue; fi
     if ! said=$("${command[@]}"); then
-        [ ${#submitted[@]} -eq 0 ] || scancel "${submitted[@]}"
-        die "link $link is refused; those before it are taken back: ${submitted[*]:-none}"
+        why='is refused'
+        [ -z "$stopped" ] || why='was interrupted, and squeue --me tells whether Slurm has it'
+        die "link $link $why; those before it are taken back: ${submitted[*]:-none}"
     fi
     submitted+=("${said%%;*}")
+    [ -z "$stopped" ] || die "interrupted; what was submitted is taken back: ${submitted[*]}"
     printf 'link %s: job %s\n' "$link" "${submitted[-1]}"
 done
+whole=1

@@ -70,7 +70,8 @@ def with_ranks(work: Callable[[Ranks], ExitCode], comm: Comm) -> ExitCode:
         place = f"rank {ranks.rank} of {ranks.size} on {socket.gethostname()}"
         text = str(error) if isinstance(error, RunError) else traceback.format_exc()
         print(f"{place} failed:\n{text}", file=sys.stderr, flush=True)
-        time.sleep(RELAY_S)
+        if ranks.size > 1:
+            time.sleep(RELAY_S)
         ranks.abort(ExitCode.FAILURE)
         raise
 

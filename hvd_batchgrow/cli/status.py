@@ -11,8 +11,8 @@ import tyro
 from hvd_batchgrow.cli.common import refuse_overrides
 from hvd_batchgrow.errors import ExitCode, RunError
 from hvd_batchgrow.slurm.chain import table_lines, trouble_lines
-from hvd_batchgrow.slurm.ledger import read_ledger, samples_done, write_ledger
-from hvd_batchgrow.slurm.scheduler import Slurm
+from hvd_batchgrow.slurm.ledger import Ledger, read_ledger, samples_done, write_ledger
+from hvd_batchgrow.slurm.scheduler import NoSlurm, Slurm
 
 
 @dataclass(frozen=True)
@@ -28,14 +28,22 @@ class StatusCommand:
         ledger = read_ledger(self.folder)
         if ledger is None:
             raise RunError(f"{self.folder} holds no chain: hvd-batchgrow submit writes one into runs/NAME")
-        known = Slurm().states(ledger.job_ids())
         done_samples = samples_done(self.folder)
+        try:
+            known = Slurm().states(ledger.job_ids())
+        except NoSlurm:
+            _print_chain(ledger, done_samples)
+            raise RunError("squeue is not here: this is the ledger as submit or status last wrote it") from None
         now = ledger.with_states(known, done_samples)
         # Not over what a `submit` has written meanwhile.
         if now != ledger == read_ledger(self.folder):
             write_ledger(self.folder, now)
-        print("\n".join(table_lines(now)))
-        print(f"newest checkpoint: {done_samples:,} of {now.entries[-1].link.end_samples:,} samples")
+        _print_chain(now, done_samples)
         troubles = list(trouble_lines(now, self.folder))
         print("\n".join(troubles), end="\n" if troubles else "")
         return ExitCode.FAILURE if troubles else ExitCode.DONE
+
+
+def _print_chain(ledger: Ledger, done_samples: int) -> None:
+    print("\n".join(table_lines(ledger)))
+    print(f"newest checkpoint: {done_samples:,} of {ledger.entries[-1].link.end_samples:,} samples")

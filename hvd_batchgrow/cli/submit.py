@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +13,7 @@ import tyro
 
 from hvd_batchgrow.cli.common import JobCommand
 from hvd_batchgrow.config.types import NumRanks, PositiveInt
-from hvd_batchgrow.errors import ExitCode
+from hvd_batchgrow.errors import ExitCode, RunError
 from hvd_batchgrow.interrupt import tidied_up_on_interrupt
 from hvd_batchgrow.schedule.plan import Plan, compile_plan
 from hvd_batchgrow.slurm.chain import (
@@ -24,10 +25,10 @@ from hvd_batchgrow.slurm.chain import (
     submit_chain,
     table_lines,
 )
-from hvd_batchgrow.slurm.ledger import DONE_BEFORE, Ledger
+from hvd_batchgrow.slurm.ledger import DONE_BEFORE, Ledger, submitting
 from hvd_batchgrow.slurm.links import chain_job, make_links
 from hvd_batchgrow.slurm.render import dry_commands, extra_options
-from hvd_batchgrow.slurm.scheduler import Slurm
+from hvd_batchgrow.slurm.scheduler import NoSlurm, Slurm
 
 
 @dataclass(frozen=True)
@@ -73,15 +74,19 @@ class SubmitCommand(JobCommand):
         if plan.job.layout.growth == "accumulation" and len(plan.layouts) > 1:
             ranks = f"all phases use all {plan.peak_ranks} ranks, as one link"
             print(f"layout.growth = 'accumulation': {ranks}; 'ranks' gives each its own", file=sys.stderr)
-        ledger = open_chain(run, links, None if self.dry_run else scheduler, resume=self.resume == "auto")
-        if all(entry.state == DONE_BEFORE for entry in ledger.entries):
-            print(f"{run} is done: there is nothing to submit")
-            return ExitCode.DONE
-        if self.dry_run:
-            _print_dry(ledger, scripts)
-            return ExitCode.DONE
-        with tidied_up_on_interrupt():
-            ledger = submit_chain(job, ledger, scripts, run, scheduler)
+        with nullcontext() if self.dry_run else submitting(run):
+            ledger = open_chain(run, links, None if self.dry_run else scheduler, resume=self.resume == "auto")
+            if all(entry.state == DONE_BEFORE for entry in ledger.entries):
+                print(f"{run} is done: there is nothing to submit")
+                return ExitCode.DONE
+            if self.dry_run:
+                _print_dry(ledger, scripts)
+                return ExitCode.DONE
+            try:
+                with tidied_up_on_interrupt():
+                    ledger = submit_chain(job, ledger, scripts, run, scheduler)
+            except NoSlurm as error:
+                raise RunError(f"{error} --dry-run prints what would be submitted, and needs no Slurm") from None
         print("\n".join(table_lines(ledger)))
         print(shlex.join(["hvd-batchgrow", "status", str(self.runs_dir / job.name)]))
         return ExitCode.DONE

@@ -35,8 +35,9 @@ OF_LAUNCHERS = (
 )
 """How the variables begin that would make a child take itself for one of its parent's ranks."""
 
-RELAY_S = 0.5
-"""A launcher that is told to end the job may drop what a rank has said less than so long before."""
+RELAY_S = 2.0
+"""A launcher that is told to end the job may drop what a rank has said less than so long before; half a second was too
+short on a machine with five processes a core."""
 
 _MOST_RANKS = 1 << 20
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hvd_batchgrow.errors import Fault, JobError
+from hvd_batchgrow.regular import read_regular
 
 _REPLAYED = "replayed_from"
 """A first line with this key: nothing is decided any more after the decisions that follow."""
@@ -93,7 +94,7 @@ def read_decisions(path: Path) -> tuple[str | None, tuple[Decision, ...]]:
         JobError: it is missing, or holds something else.
     """
     try:
-        return parse_decisions(path.read_text(encoding="utf-8"), path)
+        return parse_decisions(read_regular(path).decode(), path)
     except (OSError, UnicodeDecodeError) as error:
         raise JobError([Fault("", f"cannot be read: {getattr(error, 'strerror', None) or error}")], str(path)) from None
 

@@ -11,6 +11,7 @@ from pydantic import Field, ValidationError
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.config.types import PositiveFloat, Section
 from hvd_batchgrow.errors import Fault, JobError, RunError, first_fault, unwritable
+from hvd_batchgrow.regular import read_regular
 
 Count = Annotated[int, Field(gt=0, lt=1 << 53)]
 """As far as floating point counts."""
@@ -116,7 +117,7 @@ def load_probe(path: Path) -> Probe:
     """
     again = f"measure (again): hvd-batchgrow probe JOB --out {path}"
     try:
-        probe = Probe.model_validate_json(path.read_bytes())
+        probe = Probe.model_validate_json(read_regular(path))
     except OSError as error:
         raise RunError(f"{path} cannot be read: {error.strerror or error}; {again}") from None
     except ValidationError as error:

@@ -11,9 +11,12 @@ import tomli_w
 
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.errors import Fault, JobError, RunError, unwritable
+from hvd_batchgrow.regular import read_regular
 from hvd_batchgrow.slurm.ledger import (
+    BEING_SUBMITTED,
     DONE_BEFORE,
     FOLDER,
+    GONE,
     NOT_SUBMITTED,
     Entry,
     Ledger,
@@ -94,7 +97,8 @@ def open_chain(run: Path, links: Sequence[Link], scheduler: Scheduler | None, *,
     """
     before = read_ledger(run)
     done = samples_done(run)
-    if not resume and (before or (run / "job.toml").exists()):
+    is_chain = before and any(entry.state != NOT_SUBMITTED for entry in before.entries)
+    if not resume and (is_chain or (run / "job.toml").exists()):
         raise RunError(f"{run} holds a run already: add --resume auto to go on with it, or --name NAME for another")
     if before and scheduler:
         # Of all: one that a node has failed, say, was over when it was last asked about, and is queued again.
@@ -136,22 +140,27 @@ def submit_chain(job: Job, ledger: Ledger, scripts: Sequence[Script], run: Path,
     after: int | None = None
     for k, script in left:
         try:
+            # Before and at once after it: a job that nobody remembers would go on by itself.
+            write_ledger(run, ledger.being_submitted(k))
             after = scheduler.submit(script.path, after)
             ledger = ledger.with_job(k, after)
-            write_ledger(run, ledger)  # at once: a job that nobody remembers would go on by itself
+            write_ledger(run, ledger)
         except RunError as error:
             raise _taken_back(error, k, ledger, run, scheduler) from None
         except KeyboardInterrupt:
             stopped = RunError(
                 "interrupted while sbatch was at it: squeue --me tells whether Slurm has it all the same"
             )
-            raise _taken_back(stopped, k, ledger, run, scheduler) from None
+            unknown = ledger if ledger.entries[k].job_id else ledger.being_submitted(k)
+            raise _taken_back(stopped, k, unknown, run, scheduler) from None
     return ledger
 
 
 def _taken_back(error: RunError, index: int, ledger: Ledger, run: Path, scheduler: Scheduler) -> RunError:
     submitted = ledger.live_ids()
     told = " ".join(map(str, submitted))
+    with contextlib.suppress(RunError):
+        write_ledger(run, ledger)
     if not submitted:
         return RunError(f"link {index + 1}: {error}")
     try:
@@ -180,7 +189,7 @@ def _state(entry: Entry) -> str:
     if entry.job_id is None:
         return entry.state.lower()
     code, _, number = entry.exit_code.partition(":")
-    told = [f"job {entry.job_id} {entry.state}"]
+    told = [f"job {entry.job_id} {'is gone: Slurm knows no more of it' if entry.state == GONE else entry.state}"]
     told += [f"exit code {code}"] if code not in {"", "0"} else []
     told += [f"signal {number}"] if number not in {"", "0"} else []
     told += [entry.reason] if entry.reason not in {"", "NonZeroExitCode"} else []
@@ -198,18 +207,25 @@ def trouble_lines(ledger: Ledger, run: Path) -> Iterator[str]:
     log = run / FOLDER / f"{ledger.name}-{entry.job_id}.out"
     yield f"link {k + 1} is what broke: {_state(entry)}; the end of {log}:"
     yield from (f"  | {line}" for line in _last_lines(log))
-    waiting = [str(j + 1) for j in range(k + 1, len(ledger.entries)) if ledger.entries[j].has_failed]
-    if waiting:
+    later = [(str(j + 1), entry) for j, entry in enumerate(ledger.entries) if j > k and entry.has_failed]
+    if waiting := [number for number, entry in later if entry.state != GONE]:
         yield f"links waiting for it were cancelled: {', '.join(waiting)}"
+    if gone := [number for number, entry in later if entry.state == GONE]:
+        yield f"links that Slurm knows no more of: {', '.join(gone)}"
     yield "once it is mended: the command that submitted it, with --resume auto"
 
 
 def _never_submitted(ledger: Ledger) -> Iterator[str]:
     """Of a chain whose `submit` was killed half-way: nobody will start what it lacks."""
     missing = [str(k + 1) for k, entry in enumerate(ledger.entries) if entry.state == NOT_SUBMITTED]
-    if not missing:
+    unknown = [str(k + 1) for k, entry in enumerate(ledger.entries) if entry.state == BEING_SUBMITTED]
+    if not missing and not unknown:
         return
-    yield f"links that were never submitted, since that was cut short: {', '.join(missing)}"
+    if missing:
+        yield f"links that were never submitted, since that was cut short: {', '.join(missing)}"
+    if unknown:
+        look = f"squeue --me --name={ledger.name} tells whether Slurm has it: scancel that job"
+        yield f"link {unknown[0]} was being submitted when that was cut short; {look}"
     live = " ".join(map(str, ledger.live_ids()))
     first = f"scancel {live}, then " if live else ""
     yield f"{first}the command that submitted it, with --resume auto"
@@ -217,9 +233,9 @@ def _never_submitted(ledger: Ledger) -> Iterator[str]:
 
 def _last_lines(log: Path, count: int = 8) -> list[str]:
     try:
-        return log.read_text(encoding="utf-8", errors="replace").rstrip().splitlines()[-count:]
+        return read_regular(log).decode(errors="replace").rstrip().splitlines()[-count:]
     except OSError as error:
-        return [f"cannot be read: {error.strerror or error}"]
+        return [f"there is none: {error.strerror or error}"]
 
 
 def find_template(given: Path | None) -> str:

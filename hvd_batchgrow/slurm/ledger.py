@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated
@@ -13,6 +15,7 @@ from typing import Annotated
 from pydantic import Field, TypeAdapter, ValidationError
 
 from hvd_batchgrow.errors import RunError, first_fault, unwritable
+from hvd_batchgrow.regular import read_regular
 from hvd_batchgrow.slurm.links import Link
 from hvd_batchgrow.slurm.scheduler import JobState, is_live
 
@@ -20,6 +23,8 @@ FOLDER = "slurm"
 """Of a run folder: the ledger, the links' scripts, their job file and their logs."""
 _FORMAT = 1
 NOT_SUBMITTED, DONE_BEFORE = "NOT SUBMITTED", "DONE BEFORE"
+BEING_SUBMITTED = "BEING SUBMITTED"
+"""sbatch was asked; where it stays so, nobody has heard the answer."""
 GONE = "GONE"
 """Slurm knows nothing of a job any more, and its phases are not done."""
 
@@ -71,6 +76,12 @@ class Ledger:
         entries[index] = replace(entries[index], job_id=job_id, state="PENDING")
         return replace(self, entries=tuple(entries))
 
+    def being_submitted(self, index: int) -> Ledger:
+        """sbatch is about to be asked for a link."""
+        entries = list(self.entries)
+        entries[index] = replace(entries[index], state=BEING_SUBMITTED)
+        return replace(self, entries=tuple(entries))
+
     def job_ids(self) -> list[int]:
         """All jobs that were submitted."""
         return [entry.job_id for entry in self.entries if entry.job_id is not None]
@@ -91,6 +102,29 @@ def _updated(entry: Entry, now: JobState | None, done_samples: int) -> Entry:
         return entry
     restarts = entry.restarts if now.restarts is None else now.restarts
     return replace(entry, state=now.state, reason=now.reason, restarts=restarts, exit_code=now.exit_code)
+
+
+@contextmanager
+def submitting(run: Path) -> Iterator[None]:
+    """While entered, no other `submit` of this run: two at once would both find no chain.
+
+    Raises:
+        RunError: there is another, or the folder cannot be written.
+    """
+    path = run / FOLDER / ".submit.lock"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise unwritable(path, error) from None
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunError(f"{run} is being submitted by another process: wait for that one, and ask status") from None
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def write_ledger(run: Path, ledger: Ledger) -> None:
@@ -122,7 +156,7 @@ def read_ledger(run: Path) -> Ledger | None:
     """
     path = run / FOLDER / "ledger.json"
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
+        tree = json.loads(read_regular(path))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, RecursionError) as error:

@@ -9,9 +9,25 @@ from pathlib import Path
 
 from hvd_batchgrow.errors import Fault, JobError
 
-OWN = ("job-name", "nodes", "ntasks-per-node", "output", "signal", "dependency", "kill-on-invalid-dep")
-"""Options of sbatch that `submit` decides."""
-_NOT_OF_A_LINK = {"ntasks", "array", "wrap", "parsable", "test-only", "wait", "chdir", "no-requeue", "error"}
+_DECIDED = {
+    "job-name": "--name",
+    "nodes": "--nodes-max, and the plan says how many of them a link takes",
+    "ntasks": "--nodes-max and --ranks-per-node",
+    "ntasks-per-node": "--ranks-per-node",
+    "output": "--runs-dir, the logs lie in NAME/slurm there",
+    "error": "--runs-dir, the logs lie in NAME/slurm there with all that is said",
+    "signal": "--signal-delay-s",
+    "test-only": "--dry-run prints all, and what is submitted is tested first",
+    "no-requeue": "MAX_RESTARTS=0 before submit leaves a link that is stopped alone",
+    "chdir": "--runs-dir; a link starts where submit does",
+    "dependency": "each link waits for the one before it; nearest: --sbatch begin=TIME",
+    "kill-on-invalid-dep": "a link that can never start is cancelled",
+    "array": "each link is one job",
+    "wrap": "--template",
+    "parsable": "the ledger has the numbers of the jobs",
+    "wait": "hvd-batchgrow status tells whether it is over",
+}
+"""Options of sbatch that `submit` decides: and what decides them."""
 
 ARGUMENTS = 'arguments=("$@")'
 """The line of a template that a link's arguments take the place of."""
@@ -78,8 +94,8 @@ def extra_options(words: Sequence[str]) -> dict[str, str]:
         key, _, value = word.removeprefix("--").partition("=")
         if not re.fullmatch(r"[a-z][a-z-]*", key):
             faults.append(Fault("--sbatch", f"must be KEY=VALUE with a long name of sbatch's, got {word!r}"))
-        elif key in OWN or key in _NOT_OF_A_LINK:
-            faults.append(Fault("--sbatch", f"{key} is decided by the chain"))
+        elif key in _DECIDED:
+            faults.append(Fault("--sbatch", f"{key} is decided by the chain: {_DECIDED[key]}"))
         options[key] = value
     if faults:
         raise JobError(faults, "command line")

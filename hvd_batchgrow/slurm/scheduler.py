@@ -29,6 +29,10 @@ class JobState:
     """CODE:SIGNAL, once it is over."""
 
 
+class NoSlurm(RunError):  # noqa: N818  # what is the matter
+    """This machine has no Slurm."""
+
+
 class Scheduler(Protocol):
     """What a chain needs."""
 
@@ -52,17 +56,15 @@ def run_command(words: Sequence[str]) -> subprocess.CompletedProcess[str]:
     """Run one of Slurm's commands.
 
     Raises:
-        RunError: it is not there, or does not answer.
+        NoSlurm: it is not there.
+        RunError: it does not answer.
     """
     try:
         return subprocess.run(
             words, check=False, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=_TIMEOUT_S
         )
     except FileNotFoundError:
-        raise RunError(
-            f"{words[0]} is not on PATH: is this a login node of a Slurm cluster? "
-            "--dry-run prints what would be submitted, and needs no Slurm"
-        ) from None
+        raise NoSlurm(f"{words[0]} is not on PATH: is this a login node of a Slurm cluster?") from None
     except subprocess.TimeoutExpired:
         raise RunError(f"{words[0]} has not answered for {_TIMEOUT_S} s: is slurmctld up?") from None
 

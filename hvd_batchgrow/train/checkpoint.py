@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from hvd_batchgrow.errors import RunError
+from hvd_batchgrow.regular import read_regular
 from hvd_batchgrow.train.checkpoint_contents import check_contents
 
 FORMAT = 4
@@ -256,12 +257,10 @@ def newest_good(folder: Path) -> tuple[bytes | None, list[str]]:
     skipped: list[str] = []
     for path in reversed(checkpoint_paths(folder)):
         try:
-            if not path.is_file():  # whoever reads a pipe waits for ever
-                raise RunError("is no file")
-            data = path.read_bytes()
+            data = read_regular(path)
             Checkpoint.from_bytes(data)
         except (OSError, RunError) as error:
-            skipped.append(f"{path}: {error}")
+            skipped.append(f"{path}: {getattr(error, 'strerror', None) or error}")
         else:
             return data, skipped
     if skipped:

@@ -24,6 +24,7 @@ from hvd_batchgrow.config import Job
 from hvd_batchgrow.errors import RunError, first_fault, unwritable
 from hvd_batchgrow.near import near_path
 from hvd_batchgrow.nn.ghost_choice import kernels_for_cpu
+from hvd_batchgrow.regular import read_regular
 from hvd_batchgrow.schedule.plan import Plan
 from hvd_batchgrow.train.checkpoint import (
     Checkpoint,
@@ -108,6 +109,10 @@ def _prepare_folder(folder: Path, notes: list[str], *, resume: bool, overwrite: 
             f"{folder} holds a run already: add --resume auto to go on with it, --overwrite to replace it, "
             "or --name NAME for another"
         )
+    if folders := [str(path) for path in checkpoint_paths(checkpoints) if path.is_dir()]:
+        # No file can take the place of a folder: the run would end at that sample, at each resume.
+        told = ", ".join(folders)
+        raise RunError(f"{told}: a folder where the run would write a checkpoint; move it away, and run this again")
     data, skipped = newest_good(checkpoints)
     notes += [f"skipped a checkpoint: {reason}" for reason in skipped]
     if is_run and not overwrite and data is None:
@@ -147,8 +152,8 @@ def _refuse_other_job(folder: Path, checkpoint: Checkpoint, plan: Plan) -> None:
 def _allowed_changes(folder: Path, job: Job, ranks: Ranks) -> list[str]:
     """What is different from the last start; it does not decide the weights."""
     try:
-        before = tomllib.loads((folder / "job.toml").read_text(encoding="utf-8"))
-        last = json.loads((folder / "record.json").read_text(encoding="utf-8"))["lives"][-1]
+        before = tomllib.loads(read_regular(folder / "job.toml").decode())
+        last = json.loads(read_regular(folder / "record.json"))["lives"][-1]
     except (OSError, ValueError, KeyError, TypeError, IndexError):
         return []  # a record that is damaged is told of elsewhere; that of a fork has no start yet
     told = changes(_flat(before), _flat(_tree(job)))
@@ -179,7 +184,7 @@ def _write_records(folder: Path, job: Job, plan: Plan, ranks: Ranks, notes: list
     record: dict[str, Any] = {"lives": []}
     try:
         if path.exists():
-            record = json.loads(path.read_text(encoding="utf-8"))
+            record = json.loads(read_regular(path))
         lives = [*record["lives"], _record(ranks)]
     except (ValueError, KeyError, TypeError) as error:
         notes.append(f"{path} was damaged ({error}) and begins anew")
@@ -212,7 +217,7 @@ def read_plan(run: Path) -> dict[str, Any]:
     """
     path = run / "plan.json"
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
+        tree = json.loads(read_regular(path))
         _Planned.model_validate(tree)
     except ValidationError as error:
         raise RunError(f"{path} is damaged, or no plan: {first_fault(error)}") from None

@@ -13,6 +13,7 @@ from types import TracebackType
 
 from hvd_batchgrow.data.samples import ReportProgress
 from hvd_batchgrow.errors import RunError, unwritable
+from hvd_batchgrow.regular import read_regular
 
 BEAT_S = 5.0
 """How often the holder changes its mark."""
@@ -50,7 +51,7 @@ class RunLock:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self._watch(self._path.read_text(), report)
+            self._watch(read_regular(self._path).decode(errors="replace"), report)
             self._mark(0)
         except BlockingIOError:
             raise self._taken(self._path.read_text()) from None

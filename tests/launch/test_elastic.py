@@ -16,7 +16,7 @@ import tomli_w
 from hvd_batchgrow.train.audit import audit, read_consumed
 from hvd_batchgrow.train.digest import final_weights
 from tests.helpers import job_tree, small_source, write_idx_folder
-from tests.launch.test_forms import BIN, ENVIRONMENT
+from tests.launch.test_forms import BIN, ENVIRONMENT, launched
 
 DISCOVER = Path(__file__).parents[2] / "slurm" / "discover-hosts.sh"
 # A worker that dies bars its whole host: two names of this machine stand for two hosts.
@@ -44,20 +44,24 @@ def digest(folder: Path) -> str:
 
 
 def train(
-    folder: Path, name: str, hosts: str, meanwhile: Callable[[], None], *words: str, follow_plan: bool = False
+    folder: Path,
+    name: str,
+    hosts: str,
+    meanwhile: Callable[[], None],
+    *words: str,
+    follow_plan: bool = False,
+    np: int = 0,
 ) -> str:
     """A run under elastic horovodrun, in which something happens after 60 updates; what it printed."""
     offer(folder, hosts)
     environment = ENVIRONMENT | {"HVD_BATCHGROW_HOSTS_FILE": "hosts"}
     if follow_plan:
         environment["HVD_BATCHGROW_RUN"] = f"runs/{name}"
-    np = str(len(hosts.split()))
-    options = ["--gloo", "-np", np, "--min-np", "1", "--max-np", "2", "--network-interface", "lo"]
+    options = f"--gloo -np {np or len(hosts.split())} --min-np 1 --max-np 2 --network-interface lo".split()
     command = [str(BIN / "horovodrun"), *options, "--host-discovery-script", str(DISCOVER)]
     command += [str(BIN / "hvd-batchgrow"), "train", "job.toml", "--name", name, *words]
-    with subprocess.Popen(
-        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as job:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    with launched(command, cwd=folder, env=environment, **pipes) as job:
         consumed = folder / "runs" / name / "consumed.jsonl"
         deadline = time.monotonic() + 300
         while not consumed.exists() or len(consumed.read_bytes().splitlines()) < 60:
@@ -119,6 +123,13 @@ def test_a_host_that_is_taken_away_leaves_between_updates(folder: Path, digest: 
     out = train(folder, "fewer", BOTH, lambda: offer(folder, FIRST))
     assert "hosts have come or gone, there were 2 ranks: 1 from here on" in out
     assert_undisturbed(folder, "fewer", digest)
+
+
+def test_a_run_that_has_not_begun_is_offered_the_rank_of_its_first_phase(folder: Path, digest: str) -> None:
+    out = train(folder, "first", BOTH, lambda: None, follow_plan=True, np=1)
+    assert out.count("from here on") == 1, out  # none joins to leave again
+    assert "there were 1 ranks: 2 from here on" in out
+    assert_undisturbed(folder, "first", digest)
 
 
 def test_hosts_join_when_the_plan_wants_them(folder: Path, digest: str) -> None:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tomli_w
@@ -47,6 +50,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def command(form: str, *words: str) -> list[str]:
     return [*FORMS[form], str(BIN / "hvd-batchgrow"), *words, *OPTIONS.get(form, [])]
+
+
+@contextlib.contextmanager
+def launched(words: list[str], **options: Any) -> Iterator[subprocess.Popen[str]]:
+    """A process that does not outlive its test: one that fails in between would wait for its end before it is told."""
+    with subprocess.Popen(words, text=True, **options) as process:
+        try:
+            yield process
+        finally:
+            process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(20)
+            process.kill()
 
 
 def run(folder: Path, form: str, *words: str, timeout_s: float = 300) -> subprocess.CompletedProcess[str]:
@@ -107,13 +123,8 @@ def ranks_of(launcher: int) -> list[int]:
     return [process for process, line in lines.items() if is_below(process) and line.startswith(trainer)]
 
 
-@pytest.mark.parametrize(
-    ("form", "code"), [("mpirun", 75), ("horovodrun-gloo", 1), ("mpirun-torch", 75), ("torchrun", 1)]
-)
-def test_a_stop_by_signal_leaves_a_checkpoint_and_a_resume_the_same_weights(
-    folder: Path, weights: dict[str, Weights], form: str, code: int
-) -> None:
-    # Some four updates before the first record, and a dozen after it: five seconds to ask in.
+def write_slow(folder: Path, seconds: float) -> Path:
+    """The trainer, with a pause before each update."""
     slow = folder / "slow.py"
     slow.write_text(
         "import sys, time\n"
@@ -121,26 +132,36 @@ def test_a_stop_by_signal_leaves_a_checkpoint_and_a_resume_the_same_weights(
         "from hvd_batchgrow.train.engine import UpdateEngine\n"
         "update = UpdateEngine.update\n"
         "def slowly(self, *arguments, **options):\n"
-        "    time.sleep(0.4)\n"
+        f"    time.sleep({seconds})\n"
         "    return update(self, *arguments, **options)\n"
         "UpdateEngine.update = slowly\n"
         "sys.exit(main())\n"
     )
+    return slow
+
+
+@pytest.mark.parametrize(
+    ("form", "code"), [("mpirun", 75), ("horovodrun-gloo", 1), ("mpirun-torch", 75), ("torchrun", 1)]
+)
+def test_a_stop_by_signal_leaves_a_checkpoint_and_a_resume_the_same_weights(
+    folder: Path, weights: dict[str, Weights], form: str, code: int
+) -> None:
+    # Some four updates before the first record, and a dozen after it: five seconds to ask in.
+    slow = write_slow(folder, 0.4)
     name = f"stopped-{form}"
     words = ["train", "small.toml", "--name", name, *OPTIONS.get(form, [])]
-    process = subprocess.Popen(
-        [*FORMS[form], sys.executable, str(slow), *words], cwd=folder, env=ENVIRONMENT, stderr=subprocess.DEVNULL
-    )
+    launch = [*FORMS[form], sys.executable, str(slow), *words]
     metrics = folder / "runs" / name / "metrics.jsonl"
-    deadline = time.monotonic() + 300
-    while not (metrics.exists() and metrics.stat().st_size):
-        assert process.poll() is None
-        assert time.monotonic() < deadline, "it does not begin"
-        time.sleep(0.01)
-    # mpirun hands USR2 on, and torchrun TERM; under horovodrun it goes to one rank, which tells the other
-    receiver = max(ranks_of(process.pid)) if form == "horovodrun-gloo" else process.pid
-    os.kill(receiver, signal.SIGTERM if form == "torchrun" else signal.SIGUSR2)
-    assert process.wait(timeout=300) == code
+    with launched(launch, cwd=folder, env=ENVIRONMENT, stderr=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + 300
+        while not (metrics.exists() and metrics.stat().st_size):
+            assert process.poll() is None
+            assert time.monotonic() < deadline, "it does not begin"
+            time.sleep(0.01)
+        # mpirun hands USR2 on, and torchrun TERM; under horovodrun it goes to one rank, which tells the other
+        receiver = max(ranks_of(process.pid)) if form == "horovodrun-gloo" else process.pid
+        os.kill(receiver, signal.SIGTERM if form == "torchrun" else signal.SIGUSR2)
+        assert process.wait(timeout=300) == code
     assert final_weights(folder / "runs" / name).samples < weights["mpirun"].samples
     done = run(folder, form, "train", "small.toml", "--name", name, "--resume", "auto")
     assert done.returncode == 0, done.stderr
@@ -172,13 +193,14 @@ def test_a_rank_that_raises_takes_the_job_down_and_is_named(folder: Path, form: 
     # Rank 1 alone finds its run in trouble: its second update raises.
     broken = folder / "broken.py"
     broken.write_text(
-        "import os, sys\n"
+        "import os, sys, time\n"
         "from hvd_batchgrow.cli import main\n"
         "from hvd_batchgrow.train.engine import UpdateEngine\n"
         "update = UpdateEngine.update\n"
         "def fail(self, *arguments, **options):\n"
         "    result = update(self, *arguments, **options)\n"
         "    if self.ranks.rank == 1:\n"
+        "        print(f'raised at {time.time():.2f}', file=sys.stderr, flush=True)\n"
         "        raise ZeroDivisionError('planted')\n"
         "    return result\n"
         "UpdateEngine.update = fail\n"
@@ -195,8 +217,13 @@ def test_a_rank_that_raises_takes_the_job_down_and_is_named(folder: Path, form: 
         *OPTIONS.get(form, []),
     ]
     done = subprocess.run(words, check=False, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    over = time.time()
     assert done.returncode != 0
     text = done.stdout + done.stderr
+    raised = re.search(r"raised at (\d+\.\d+)", text)
+    assert raised is not None, text
+    print(f"{form}: a rank that raised took its job down in {over - float(raised[1]):.1f} s")
+    assert over - float(raised[1]) < 60
     assert text.count("ZeroDivisionError: planted") == 1
     assert "rank 1 of 2 on " in text
 

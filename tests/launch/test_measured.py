@@ -37,7 +37,13 @@ def test_the_batch_grows_on_plateaus_up_to_a_tenth_then_the_learning_rate_falls(
     ]
     command = ["hvd-batchgrow", "train", str(JOB), "--data.root", str(tmp_path), *smaller]
     done = subprocess.run(
-        [*FORMS["mpirun"], *command], check=False, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True
+        [*FORMS["mpirun"], *command],
+        check=False,
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
     run = tmp_path / "runs" / "covtype_dense7_plateau"

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import signal
-import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+from torch.distributed import TCPStore
 
 from tests.launch.test_forms import BIN, ENVIRONMENT, FORMS, TOOLS, folder, run
 
@@ -18,19 +18,19 @@ __all__ = ["folder"]  # a fixture
 REPOSITORY = TOOLS.parent
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
+def meeting() -> TCPStore:
+    """Where ranks meet, as torchrun serves it: on a port that is taken from the first moment on."""
+    return TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
 
 
-def start_rank(folder: Path, rank: int, port: int, program: str) -> subprocess.Popen[str]:
+def start_rank(folder: Path, rank: int, store: TCPStore, program: str) -> subprocess.Popen[str]:
     """One of two ranks as torchrun starts them, but with nobody that would end the other."""
     told = {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "TORCHELASTIC_RESTART_COUNT": "0"}
-    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    place = {"MASTER_ADDR": store.host, "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
     return subprocess.Popen(
         [sys.executable, "-c", program, "train", "small.toml", "--name", "lost"],
         cwd=folder,
-        env=ENVIRONMENT | told | meeting,
+        env=ENVIRONMENT | told | place,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -43,8 +43,8 @@ def test_a_rank_whose_peer_is_killed_ends_at_once_and_says_so(folder: Path) -> N
         "from hvd_batchgrow.train.engine import UpdateEngine\n"
         "UpdateEngine.update = lambda *arguments, **options: os.kill(os.getpid(), signal.SIGKILL)\n"
     )
-    start, port = "import sys\nfrom hvd_batchgrow.cli import main\nsys.exit(main())\n", free_port()
-    first, second = start_rank(folder, 0, port, start), start_rank(folder, 1, port, die + start)
+    start, store = "import sys\nfrom hvd_batchgrow.cli import main\nsys.exit(main())\n", meeting()
+    first, second = start_rank(folder, 0, store, start), start_rank(folder, 1, store, die + start)
     second.communicate(timeout=300)
     assert second.returncode == -signal.SIGKILL
     begin = time.monotonic()
@@ -70,8 +70,8 @@ def test_a_rank_that_waits_ends_when_rank_0_is_killed(folder: Path) -> None:
         "    print(error, flush=True)\n"
         "    ranks.abort(7)\n"
     )
-    port = free_port()
-    first, second = start_rank(folder, 0, port, program), start_rank(folder, 1, port, program)
+    store = meeting()
+    first, second = start_rank(folder, 0, store, program), start_rank(folder, 1, store, program)
     first.communicate(timeout=300)
     begin = time.monotonic()
     text, _ = second.communicate(timeout=300)

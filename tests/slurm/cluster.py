@@ -66,7 +66,7 @@ class Cluster:
         silent_s: after how long a node that does not answer is given up.
     """
 
-    def __init__(self, num_nodes: int, folder: Path, environment: Mapping[str, str], silent_s: int = 12) -> None:
+    def __init__(self, num_nodes: int, folder: Path, environment: Mapping[str, str], silent_s: int = 30) -> None:
         self.folder, self.silent_s = folder, silent_s
         self.nodes = tuple(f"n{k + 1}" for k in range(num_nodes))
         self.hosts = Hosts(("head", *self.nodes), folder, {**environment, "SLURM_CONF": "/mnt/cluster/slurm.conf"})

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +137,13 @@ def submitted(cluster: Cluster, cwd: Path, *words: str, **variables: str) -> lis
 def logs(run: Path) -> str:
     """What the links of a chain have said."""
     return "".join(path.read_text() for path in sorted((run / "slurm").glob("*.out")))
+
+
+def seconds_to_the_end(job: dict[str, str], run: Path, fate: str) -> float:
+    """From when a rank was "killed" or "raised", by the log of its job, to the end of that job, by Slurm."""
+    told = re.search(rf"{fate} at (\d+\.\d)", logs(run))
+    assert told is not None, logs(run)
+    return datetime.fromisoformat(job["EndTime"]).timestamp() - float(told[1])
 
 
 def num_records(run: Path) -> int:

@@ -117,8 +117,11 @@ class Hosts:
 
     def power_off(self, name: str) -> None:
         """All processes of a host end at once, and nobody is told."""
-        holder = self._holders.pop(name)
-        os.kill(self._firsts.pop(name), signal.SIGKILL)
+        holder, first = self._holders.pop(name), self._firsts.pop(name, None)
+        if first is None:  # it never came so far
+            holder.kill()
+        elif holder.poll() is None:
+            os.kill(first, signal.SIGKILL)
         holder.wait(timeout=20)
 
     def power_on(self, name: str) -> None:
@@ -143,10 +146,18 @@ class Hosts:
             )
         self._holders[name] = holder
         children = Path(f"/proc/{holder.pid}/task/{holder.pid}/children")
-        wait_until(lambda: children.read_text().split(), f"{name} has a first process")
-        self._firsts[name] = int(children.read_text().split()[0])
+
+        def first() -> list[str]:
+            if holder.poll() is not None:
+                raise RuntimeError(f"{name} has ended with code {holder.returncode}: see {self.folder / name}.log")
+            return children.read_text().split()
+
+        wait_until(first, f"{name} has a first process: see {self.folder / name}.log")
+        self._firsts[name] = int(first()[0])
         root = Path(f"/proc/{self._firsts[name]}/root")
-        wait_until((root / "run/booted").exists, f"{name} has booted: see {self.folder / name}.log")
+        wait_until(
+            lambda: first() and (root / "run/booted").exists(), f"{name} has booted: see {self.folder / name}.log"
+        )
 
     def _plug_in(self, name: str) -> None:
         first, process = self.names[0], self._firsts[name]

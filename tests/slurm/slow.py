@@ -31,9 +31,10 @@ class Slow(nn.Module):
         if x.shape[0] > 2 and self.training:  # two samples are a trial before training
             self.passes += 1
             if self.fails and self.passes == 3:
+                print(f"raised at {time.time():.1f}", file=sys.stderr, flush=True)
                 raise ZeroDivisionError("planted")
             if self.dies and self.passes == 3:
-                print(f"killed at {time.time():.0f}", file=sys.stderr, flush=True)
+                print(f"killed at {time.time():.1f}", file=sys.stderr, flush=True)
                 os.kill(os.getpid(), signal.SIGKILL)
             time.sleep(self.seconds)
         return self.net(x)  # type: ignore[no-any-return]

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
+
+from torch.distributed import TCPStore
 
 from tests.launch.test_forms import ENVIRONMENT, FORMS, ranks_of
 from tests.storm.nursery import Nursery
@@ -42,7 +43,9 @@ class Forked(Life):
     def __init__(self, nursery: Nursery, num_ranks: int, words: list[str], sabotage: str, folder: Path) -> None:
         self._nursery = nursery
         self._codes: dict[int, int] = {}
-        port = _free_port()
+        # As torchrun serves it: on a port that nobody takes between its choice and its use.
+        self._store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False) if num_ranks > 1 else None
+        port = self._store.port if self._store else 0
         self._ranks = [
             nursery.start(words, _environment(rank, num_ranks, port) | {VARIABLE: sabotage}, folder, folder / "log")
             for rank in range(num_ranks)
@@ -122,15 +125,10 @@ def numbered_ranks(launcher: int) -> dict[int, int]:
     return dict(sorted(found.items()))
 
 
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
-
-
 def _environment(rank: int, size: int, port: int) -> dict[str, str]:
     """What torchrun tells a rank; nothing to one alone."""
     if size == 1:
         return {}
     place = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": size}
-    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RESTART_COUNT": "0"}
-    return {name: str(number) for name, number in place.items()} | meeting
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    return {name: str(number) for name, number in place.items()} | meeting | {"TORCHELASTIC_RESTART_COUNT": "0"}

@@ -159,7 +159,10 @@ def test_what_is_no_file_is_skipped_and_not_waited_for(tmp_path: Path) -> None:
     data, skipped = newest_good(tmp_path)
     assert data is not None
     assert Checkpoint.from_bytes(data).samples == 10
-    assert [line.rpartition("/")[2] for line in skipped] == [f"samples-{k:015d}.pt: is no file" for k in (30, 20)]
+    assert [line.rpartition("/")[2] for line in skipped] == [
+        f"samples-{30:015d}.pt: Is a directory",
+        f"samples-{20:015d}.pt: a pipe or device, where a file is needed",
+    ]
 
 
 def _saved(tree: dict[str, Any]) -> bytes:

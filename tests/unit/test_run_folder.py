@@ -93,6 +93,22 @@ def test_resume_goes_on_from_the_newest_good_checkpoint_and_says_what_it_skipped
     assert len(json.loads((tmp_path / "run" / "record.json").read_text())["lives"]) == 2
 
 
+def test_a_folder_in_the_place_of_a_checkpoint_to_come_is_told_at_once(tmp_path: Path) -> None:
+    job, run = small_job(), tmp_path / "run"
+    open_(run, job)
+    save(run, job)
+    blocked = run / "checkpoints" / f"samples-{304:015d}.pt"
+    blocked.mkdir()
+    with pytest.raises(AgreedFailure) as caught:
+        open_(run, job, resume=True)
+    assert str(caught.value.error) == (
+        f"{blocked}: a folder where the run would write a checkpoint; move it away, and run this again"
+    )
+    blocked.rmdir()
+    checkpoint, _ = open_(run, job, resume=True)
+    assert checkpoint is not None
+
+
 def test_a_job_that_would_give_other_weights_cannot_resume(tmp_path: Path) -> None:
     job = small_job()
     open_(tmp_path / "run", job)

@@ -17,7 +17,7 @@ from hvd_batchgrow.errors import RunError
 from hvd_batchgrow.job_file import load_job
 from hvd_batchgrow.schedule.plan import compile_plan
 from hvd_batchgrow.slurm.chain import Site, make_scripts, open_chain, submit_chain, table_lines, trouble_lines
-from hvd_batchgrow.slurm.ledger import Ledger, read_ledger, write_ledger
+from hvd_batchgrow.slurm.ledger import Ledger, read_ledger, submitting, write_ledger
 from hvd_batchgrow.slurm.links import Link, make_links
 from hvd_batchgrow.slurm.render import ARGUMENTS
 from hvd_batchgrow.slurm.scheduler import JobState, Scheduler, Slurm, run_command
@@ -143,6 +143,48 @@ def test_a_ledger_that_cannot_be_written_takes_the_chain_back(tmp_path: Path, mo
     assert scheduler.calls[-1] == ("cancel", [11, 12])
 
 
+@dataclass
+class KilledInSbatch(FakeScheduler):
+    """The process ends while sbatch is at the second link."""
+
+    def submit(self, script: Path, after: int | None) -> int:
+        if after == 11:
+            raise MemoryError
+        return super().submit(script, after)
+
+
+def test_a_kill_while_sbatch_is_asked_leaves_a_trace(tmp_path: Path) -> None:
+    run = tmp_path / "small"
+    with pytest.raises(MemoryError):
+        submit(run, KilledInSbatch())
+    left = read_ledger(run)
+    assert left is not None
+    assert [entry.state for entry in left.entries] == ["PENDING", "BEING SUBMITTED", "NOT SUBMITTED"]
+    assert list(trouble_lines(left, run)) == [
+        "links that were never submitted, since that was cut short: 3",
+        "link 2 was being submitted when that was cut short; squeue --me --name=small tells whether Slurm has it: "
+        "scancel that job",
+        "scancel 11, then the command that submitted it, with --resume auto",
+    ]
+
+
+def test_a_first_link_that_is_refused_leaves_nothing_to_go_on_with(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"link 1: sbatch refuses: no more jobs$"):
+        submit(tmp_path / "small", FakeScheduler(refused="link-1.sbatch"))
+    assert submit(tmp_path / "small", FakeScheduler()).job_ids() == [11, 12, 13]
+
+
+def test_one_submit_at_a_time(job: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("PATH", "/nonexistent")
+    words = ["submit", job, "--nodes-max", "1"]
+    with submitting(Path("runs/small").absolute()):
+        assert main(words) == 1
+        assert "runs/small is being submitted by another process: wait for that one" in capsys.readouterr().err
+        assert main([*words, "--dry-run"]) == 0
+    assert main(words) == 1
+    assert "sbatch is not on PATH" in capsys.readouterr().err
+
+
 def test_status_tells_of_links_that_were_never_submitted(tmp_path: Path) -> None:
     run = tmp_path / "small"
     _, chain = links()
@@ -189,7 +231,15 @@ def test_what_slurm_has_forgotten_the_ledger_and_the_checkpoints_know(tmp_path: 
     # The second link ends at sample 304.
     assert [entry.state for entry in read.with_states({}, 304).entries] == ["COMPLETED", "COMPLETED", "GONE"]
     assert [entry.state for entry in read.with_states({}, 303).entries] == ["COMPLETED", "GONE", "GONE"]
-    assert read.with_states({}, 303).entries[0] == ledger.entries[0]
+    gone = read.with_states({}, 303)
+    assert gone.entries[0] == ledger.entries[0]
+    log = tmp_path / "small" / "slurm" / "small-12.out"
+    assert list(trouble_lines(gone, tmp_path / "small")) == [
+        f"link 2 is what broke: job 12 is gone: Slurm knows no more of it; the end of {log}:",
+        "  | there is none: No such file or directory",
+        "links that Slurm knows no more of: 3",
+        "once it is mended: the command that submitted it, with --resume auto",
+    ]
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"format": 9}', '{"format": 1, "name": "x", "links": [{"job": 1}]}'])
@@ -303,11 +353,12 @@ def test_a_dry_run_prints_all_and_does_nothing(job: str, capsys: pytest.CaptureF
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
-        (["--nodes-max", "4"], 1, "sbatch is not on PATH"),
+        (["--nodes-max", "4"], 1, "is this a login node of a Slurm cluster? --dry-run prints what would be submitted"),
         (["--nodes-max", "0", "--signal-delay-s", "0"], 2, "--signal-delay-s: must be a whole number > 0"),
         (["--nodes-max", "2"], 2, "phase 3 (from epoch 1): 4 ranks = 4 nodes of 1, and --nodes-max is 2"),
         (["--nodes-max", "4", "--template", "mine.sbatch"], 2, "--template: mine.sbatch is not there"),
-        (["--nodes-max", "4", "--sbatch", "nodes=9"], 2, "--sbatch: nodes is decided by the chain"),
+        (["--nodes-max", "4", "--sbatch", "nodes=9"], 2, "--sbatch: nodes is decided by the chain: --nodes-max, and"),
+        (["--nodes-max", "4", "--sbatch", "output=x"], 2, "output is decided by the chain: --runs-dir, the logs lie"),
         (["--nodes-max", "4", "--partition", "a\nb", "--dry-run"], 2, "--partition: a line of a batch script cannot"),
         (["--nodes-max", "4", "--name", "a b", "--dry-run"], 2, "name: must be a name of at most 200 letters"),
         (
@@ -375,6 +426,16 @@ def test_submit_and_status_with_commands_on_path(
     assert states == ["COMPLETED", "RUNNING", "PENDING"]
     assert main(["status", "."]) == 1
     assert "holds no chain" in capsys.readouterr().err
+    monkeypatch.setenv("PATH", "/nonexistent")
+    assert main(["status", "runs/small"]) == 1
+    told = capsys.readouterr()
+    assert told.out.splitlines() == [
+        "link 1: phases 1-1 on 1 node, 1 ranks, samples 0 … 160: job 1 COMPLETED",
+        "link 2: phases 2-2 on 2 nodes, 2 ranks, samples 160 … 304: job 2 RUNNING, queued again 1 ×",
+        "link 3: phases 3-4 on 4 nodes, 4 ranks, samples 304 … 688: job 3 PENDING, Dependency",
+        "newest checkpoint: 0 of 688 samples",
+    ]
+    assert told.err == "squeue is not here: this is the ledger as submit or status last wrote it\n"
 
 
 @pytest.mark.parametrize("number", ["INT", "TERM", "HUP"])

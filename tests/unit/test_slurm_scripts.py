@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -83,6 +85,37 @@ def test_grow_chain_takes_back_what_it_has_submitted(tmp_path: Path, path: str) 
     assert (tmp_path / "bin" / "cancelled").read_text() == "1 2\n"
 
 
+@pytest.mark.parametrize("number", ["INT", "TERM", "HUP"])
+def test_grow_chain_takes_back_what_it_has_submitted_when_it_is_stopped(tmp_path: Path, path: str, number: str) -> None:
+    (tmp_path / "job.toml").write_text("")
+    sbatch = tmp_path / "bin" / "sbatch"
+    # The second link is submitted while the signal comes.
+    sbatch.write_text(sbatch.read_text() + f'case "$*" in *--parsable*--nodes=2*) kill -s {number} $PPID;; esac\n')
+    listens = (
+        f"import os, signal, sys; signal.signal(signal.SIG{number}, signal.SIG_DFL); os.execvp('bash', sys.argv[1:])"
+    )
+    words = [sys.executable, "-c", listens, "bash", str(SLURM / "grow-chain.sh"), "job.toml", "1:1-1", "2:2-2", "4:3-4"]
+    done = subprocess.run(
+        words, check=False, cwd=tmp_path, env={**os.environ, "PATH": path}, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert "interrupted; what was submitted is taken back: 1 2" in done.stderr
+    assert (tmp_path / "bin" / "cancelled").read_text() == "1 2\n"
+    assert "--nodes=4" not in calls(tmp_path)[-1]
+
+
+def test_grow_chain_takes_back_what_nobody_reads_of(tmp_path: Path, path: str) -> None:
+    (tmp_path / "job.toml").write_text("")
+    words = ["bash", str(SLURM / "grow-chain.sh"), "job.toml", "1:1-1", "2:2-2"]
+    reader, writer = os.pipe()
+    os.close(reader)
+    environment = {**os.environ, "PATH": path}
+    done = subprocess.run(words, check=False, cwd=tmp_path, env=environment, stdout=writer, stderr=subprocess.PIPE)
+    os.close(writer)
+    assert done.returncode != 0
+    assert (tmp_path / "bin" / "cancelled").read_text() == "1\n"
+
+
 def test_a_dry_run_of_grow_chain_prints_what_a_shell_reads_back(tmp_path: Path, path: str) -> None:
     (tmp_path / NASTY).write_text("")
     done = run("grow-chain.sh", "--dry-run", NASTY, "1:1-1", "2:2-2", cwd=tmp_path, PATH=path)
@@ -108,6 +141,13 @@ def test_grow_chain_says_what_is_wrong(tmp_path: Path, path: str, words: list[st
     done = run("grow-chain.sh", *words, cwd=tmp_path, PATH=path)
     assert done.returncode == 2
     assert message in done.stderr
+
+
+def test_grow_chain_checks_the_ranks_of_a_node(tmp_path: Path, path: str) -> None:
+    (tmp_path / "job.toml").write_text("")
+    done = run("grow-chain.sh", "job.toml", "1:1-1", cwd=tmp_path, PATH=path, RANKS_PER_NODE="four")
+    assert done.returncode == 2
+    assert "RANKS_PER_NODE must be a whole number, 1 or more, got 'four'" in done.stderr
 
 
 def write_run(folder: Path, samples: int) -> Path:
@@ -140,8 +180,10 @@ def test_hosts_join_as_the_phase_of_the_run_needs_them(tmp_path: Path, samples: 
     assert done.stdout.splitlines() == lines, done.stderr
     everything = run("discover-hosts.sh", cwd=tmp_path, **variables)
     assert everything.stdout.splitlines() == ["a:2", "b:4", "c:4"]
-    not_begun = run("discover-hosts.sh", cwd=tmp_path, HVD_BATCHGROW_RUN="none", **variables)
-    assert not_begun.stdout == everything.stdout
+    not_begun = variables | {"HVD_BATCHGROW_RUN": "none"}
+    assert run("discover-hosts.sh", cwd=tmp_path, **not_begun).stdout == "a:1\n"
+    not_begun["HVD_BATCHGROW_FIRST_RANKS"] = "3"
+    assert run("discover-hosts.sh", cwd=tmp_path, **not_begun).stdout == "a:2\nb:1\n"
 
 
 def test_the_hosts_of_an_allocation_have_its_ranks(tmp_path: Path) -> None:
@@ -160,6 +202,10 @@ def test_hosts_that_nobody_names_are_an_error(tmp_path: Path) -> None:
     done = run("discover-hosts.sh", cwd=tmp_path, HVD_BATCHGROW_HOSTS_FILE="hosts")
     assert done.returncode == 1
     assert "slots must be a number, got 'a:many'" in done.stderr
+    first = {"HVD_BATCHGROW_RUN": "none", "HVD_BATCHGROW_FIRST_RANKS": "0"}
+    done = run("discover-hosts.sh", cwd=tmp_path, HVD_BATCHGROW_HOSTS_FILE="hosts", **first)
+    assert done.returncode == 1
+    assert "HVD_BATCHGROW_FIRST_RANKS must be a number of ranks, 1 or more, got '0'" in done.stderr
 
 
 @pytest.mark.parametrize(("script", "launcher"), [("train.sbatch", "srun"), ("train-mpirun.sbatch", "mpirun")])
@@ -188,6 +234,27 @@ def test_a_link_is_queued_again_when_it_was_stopped_and_only_then(
     again = run(script, "small.toml", cwd=tmp_path, **variables, MAX_RESTARTS="1", SLURM_RESTART_COUNT="1")
     assert "scontrol" not in again.stdout
     assert ("not queued again: max_restarts=1 is reached" in again.stdout) == (code == 75)
+
+
+@pytest.mark.parametrize(("script", "launcher"), [("train.sbatch", "srun"), ("train-mpirun.sbatch", "mpirun")])
+def test_a_link_that_is_cancelled_is_not_queued_again(tmp_path: Path, script: str, launcher: str) -> None:
+    # scancel sends SIGTERM to all processes of the job: ranks that hear it may still end with 75.
+    (tmp_path / launcher).write_text("#!/bin/bash\ntrap 'exit 75' TERM\necho listens\nsleep 60 & wait\n")
+    (tmp_path / "scontrol").write_text('#!/bin/bash\necho "scontrol $*"\n')
+    for command in (launcher, "scontrol"):
+        (tmp_path / command).chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
+    words = ["bash", str(SLURM / script), "small.toml"]
+    with subprocess.Popen(
+        words, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as job:
+        assert job.stdout is not None
+        while job.stdout.readline() != "listens\n":
+            assert job.poll() is None
+        os.killpg(job.pid, signal.SIGTERM)
+        told = job.stdout.read()
+    assert job.returncode == -signal.SIGTERM
+    assert "scontrol" not in told
 
 
 @pytest.mark.parametrize("name", ["train.sbatch", "train-mpirun.sbatch", "tensorboard.sbatch"])
