@@ -22,8 +22,8 @@ import torch
 from torch import nn
 
 from hvd_batchgrow.nn.torchvision_shim import import_torchvision
-from hvd_batchgrow.train.checkpoint import Checkpoint, write_checkpoint
-from hvd_batchgrow.train.checkpoint_writer import CheckpointWriter
+from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint, write_checkpoint
+from hvd_batchgrow.train.checkpoints.writer import CheckpointWriter
 
 KINDS = ("background", "at once")
 

@@ -182,10 +182,10 @@ def work(model_name: str, micro_batch: int, turns: int) -> None:
     from hvd_batchgrow.job_file import parse_job
     from hvd_batchgrow.nn.models import build_model
     from hvd_batchgrow.schedule.phases import Phase
-    from hvd_batchgrow.train.engine import UpdateEngine
-    from hvd_batchgrow.train.forward import MicroBatch
-    from hvd_batchgrow.train.gradients import GradientBuckets
     from hvd_batchgrow.train.memory import keep_freed_memory
+    from hvd_batchgrow.train.update.engine import UpdateEngine
+    from hvd_batchgrow.train.update.forward import MicroBatch
+    from hvd_batchgrow.train.update.gradients import GradientBuckets
 
     class AfterBackward(GradientBuckets):
         """No sum begins before the backward is over."""

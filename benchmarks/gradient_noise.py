@@ -18,8 +18,8 @@ from hvd_batchgrow.comm.connect import connect
 from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.nn.small_conv_net import SmallConvNet
 from hvd_batchgrow.schedule.phases import Phase
-from hvd_batchgrow.train.engine import UpdateEngine
-from hvd_batchgrow.train.forward import MicroBatch
+from hvd_batchgrow.train.update.engine import UpdateEngine
+from hvd_batchgrow.train.update.forward import MicroBatch
 
 GHOST_BATCH = 64
 

@@ -21,8 +21,8 @@ from hvd_batchgrow.nn.ghost_batch_norm import GhostBatchNorm1d, GhostBatchNorm2d
 from hvd_batchgrow.optim.lars import Lars
 from hvd_batchgrow.schedule.phases import Phase, Schedule
 from hvd_batchgrow.schedule.plan import Plan, compile_plan
-from hvd_batchgrow.train.engine import UpdateEngine, UpdateResult
-from hvd_batchgrow.train.forward import Losses, MicroBatch
+from hvd_batchgrow.train.update.engine import UpdateEngine, UpdateResult
+from hvd_batchgrow.train.update.forward import Losses, MicroBatch
 
 __all__ = [
     "GhostBatchNorm1d",

@@ -20,8 +20,8 @@ from hvd_batchgrow.nn.ghost_batch_norm import GhostBatchNorm
 from hvd_batchgrow.nn.small_conv_net import SmallConvNet
 from hvd_batchgrow.optim.build import build_optimizer
 from hvd_batchgrow.schedule.phases import Phase
-from hvd_batchgrow.train.engine import UpdateEngine, UpdateResult
-from hvd_batchgrow.train.forward import MicroBatch
+from hvd_batchgrow.train.update.engine import UpdateEngine, UpdateResult
+from hvd_batchgrow.train.update.forward import MicroBatch
 from tests.helpers import small_job
 
 GROUP, NUM_GROUPS, NUM_UPDATES = 8, 12, 3

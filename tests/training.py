@@ -9,7 +9,7 @@ from hvd_batchgrow.config import Job
 from hvd_batchgrow.data.samples import Source
 from hvd_batchgrow.schedule.decisions import Decision
 from hvd_batchgrow.schedule.plan import compile_plan
-from hvd_batchgrow.train.checkpoint import Checkpoint, tree_digest
+from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint, tree_digest
 from hvd_batchgrow.train.events import Decided, Evaluation, Observer, RunEnded, RunStarted, TrainRecord
 from hvd_batchgrow.train.loop import Trainer
 from hvd_batchgrow.train.stop import Stop, StopRequest

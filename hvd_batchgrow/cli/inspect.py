@@ -24,7 +24,7 @@ class DigestCommand:
 
     def run(self, overrides: dict[str, Any]) -> ExitCode:
         """The digest alone for one run; for several a line each."""
-        from hvd_batchgrow.train.digest import compare_weights, final_weights
+        from hvd_batchgrow.proof.digest import compare_weights, final_weights
 
         refuse_overrides(overrides)
         first, *others = (final_weights(run) for run in (self.first, *self.others))
@@ -51,7 +51,7 @@ class AuditCommand:
 
     def run(self, overrides: dict[str, Any]) -> ExitCode:
         """A table for each run; ends with 1 if any sample was used twice, or left out, or out of order."""
-        from hvd_batchgrow.train.audit import audit, compare_orders, read_consumed
+        from hvd_batchgrow.proof.audit import audit, compare_orders, read_consumed
         from hvd_batchgrow.watch.progress import work_progress
         from hvd_batchgrow.watch.tables import audit_table
 

@@ -99,7 +99,7 @@ class TrainCommand(RanksCommand):
 
     def train(self, ranks: Ranks, stop: StopRequest, load: Callable[[], Job]) -> RunEnded:
         """One run, watched on the terminal."""
-        from hvd_batchgrow.train.carry import Carry
+        from hvd_batchgrow.train.checkpoints.carry import Carry
         from hvd_batchgrow.train.run import RunOptions, run_job
         from hvd_batchgrow.watch.progress import work_progress
 

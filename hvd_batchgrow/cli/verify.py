@@ -29,7 +29,7 @@ class VerifyCommand(RanksCommand):
     def run(self, overrides: dict[str, Any]) -> ExitCode:
         """A table; ends with 1 if a layout decides more than rounding, or in exact mode a bit."""
         from hvd_batchgrow.data.known import known_num_samples
-        from hvd_batchgrow.train.verify import default_shapes, find_hazards, parse_shapes, verify
+        from hvd_batchgrow.proof.verify import default_shapes, find_hazards, parse_shapes, verify
         from hvd_batchgrow.watch.progress import work_progress
         from hvd_batchgrow.watch.tables import verify_table
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.data.pipeline import Reader
-from hvd_batchgrow.train.forward import as_parameters, autocast
+from hvd_batchgrow.train.update.forward import as_parameters, autocast
 from hvd_batchgrow.train.watchdog import WAITING
 
 

@@ -10,7 +10,7 @@ from hvd_batchgrow.config import Job
 from hvd_batchgrow.errors import unwritable
 from hvd_batchgrow.schedule.decisions import Decision
 from hvd_batchgrow.schedule.plan import Plan
-from hvd_batchgrow.train.gradient_noise import GradientNoiseScale
+from hvd_batchgrow.train.update.gradient_noise import GradientNoiseScale
 
 
 @dataclass(frozen=True)

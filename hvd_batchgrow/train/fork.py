@@ -13,7 +13,7 @@ from typing import Any
 from hvd_batchgrow.errors import RunError
 from hvd_batchgrow.schedule.decisions import Decision, decisions_text
 from hvd_batchgrow.schedule.plan import Plan, compile_plan
-from hvd_batchgrow.train.checkpoint import Checkpoint, newest_good, sync, write_atomically, write_checkpoint
+from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint, newest_good, sync, write_atomically, write_checkpoint
 
 _FIXED = frozenset(
     {

@@ -25,11 +25,11 @@ from hvd_batchgrow.schedule.decisions import (
 from hvd_batchgrow.schedule.growth import Wish, form_decision
 from hvd_batchgrow.schedule.plan import Plan, compile_plan
 from hvd_batchgrow.schedule.triggers import Measurement, Trigger, bounded, make_trigger
-from hvd_batchgrow.train.checkpoint import sync, write_atomically
-from hvd_batchgrow.train.engine import UpdateResult
-from hvd_batchgrow.train.gradient_noise import GradientNoiseScale, NoiseAverage
-from hvd_batchgrow.train.gradient_norms import ALL
-from hvd_batchgrow.train.weight_average import WeightAverage
+from hvd_batchgrow.train.checkpoints.checkpoint import sync, write_atomically
+from hvd_batchgrow.train.update.engine import UpdateResult
+from hvd_batchgrow.train.update.gradient_noise import GradientNoiseScale, NoiseAverage
+from hvd_batchgrow.train.update.gradient_norms import ALL
+from hvd_batchgrow.train.update.weight_average import WeightAverage
 
 _FILE = "decisions.jsonl"
 

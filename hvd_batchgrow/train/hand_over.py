@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from hvd_batchgrow.comm.broadcast_tree import broadcast_tree
 from hvd_batchgrow.comm.ranks import AgreedFailure, Part, Ranks
 from hvd_batchgrow.errors import ExitCode, JobError, RunError
-from hvd_batchgrow.train.checkpoint import Checkpoint
+from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint
 from hvd_batchgrow.train.stop import Stop
 
 

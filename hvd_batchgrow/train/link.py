@@ -6,7 +6,7 @@ from pathlib import Path
 
 from hvd_batchgrow.errors import Fault, JobError, RunError
 from hvd_batchgrow.schedule.plan import Plan
-from hvd_batchgrow.train.checkpoint import Checkpoint
+from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint
 
 
 def check_width(plan: Plan, phases: tuple[int, int], num_ranks: int) -> None:

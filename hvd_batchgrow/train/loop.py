@@ -23,25 +23,25 @@ from hvd_batchgrow.schedule.decisions import Decision
 from hvd_batchgrow.schedule.layout import Layout
 from hvd_batchgrow.schedule.phases import Phase
 from hvd_batchgrow.schedule.plan import Plan, compile_plan
-from hvd_batchgrow.train.carry import Carry
-from hvd_batchgrow.train.checkpoint import Checkpoint
-from hvd_batchgrow.train.checkpoint_writer import CheckpointWriter
-from hvd_batchgrow.train.engine import UpdateEngine, UpdateResult
+from hvd_batchgrow.train.checkpoints.carry import Carry
+from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint
+from hvd_batchgrow.train.checkpoints.writer import CheckpointWriter
 from hvd_batchgrow.train.evaluate import evaluate
 from hvd_batchgrow.train.events import Audience, Decided, Evaluation, Observer, RunEnded, RunStarted, UpdateDone
-from hvd_batchgrow.train.forward import MicroBatch, as_parameters, autocast
 from hvd_batchgrow.train.growth import Growth
 from hvd_batchgrow.train.hand_over import train_on_first
-from hvd_batchgrow.train.loss_scale import LossScale
-from hvd_batchgrow.train.micro_batches import gather_replaced, inputs_of, join_groups
-from hvd_batchgrow.train.non_finite import NonFinite, describe
 from hvd_batchgrow.train.reestimate import reestimate_together
 from hvd_batchgrow.train.run_folder import write_plan
 from hvd_batchgrow.train.setup import build_network, choose_device, on_bad
 from hvd_batchgrow.train.stop import Stop
 from hvd_batchgrow.train.stretch import Stretch
+from hvd_batchgrow.train.update.engine import UpdateEngine, UpdateResult
+from hvd_batchgrow.train.update.forward import MicroBatch, as_parameters, autocast
+from hvd_batchgrow.train.update.loss_scale import LossScale
+from hvd_batchgrow.train.update.micro_batches import gather_replaced, inputs_of, join_groups
+from hvd_batchgrow.train.update.non_finite import NonFinite, describe
+from hvd_batchgrow.train.update.weight_average import WeightAverage
 from hvd_batchgrow.train.watchdog import IDLE, Pulse, Watchdog
-from hvd_batchgrow.train.weight_average import WeightAverage
 
 
 class Trainer:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.nn.running_statistics import set_running_statistics, sum_statistics
-from hvd_batchgrow.train.exact import join, split
+from hvd_batchgrow.train.update.exact import join, split
 
 
 def reestimate_together(model: nn.Module, batches: Iterable[Tensor], ranks: Ranks, *, exact: bool) -> None:

@@ -16,16 +16,16 @@ from hvd_batchgrow.errors import Fault, JobError
 from hvd_batchgrow.nn.models import check_model
 from hvd_batchgrow.schedule.decisions import check_replay
 from hvd_batchgrow.schedule.plan import Plan, compile_plan
-from hvd_batchgrow.train.carry import Carry
+from hvd_batchgrow.train.checkpoints.carry import Carry
+from hvd_batchgrow.train.checkpoints.fits import check_fits
 from hvd_batchgrow.train.events import Observer, RunEnded
-from hvd_batchgrow.train.fits import check_fits
-from hvd_batchgrow.train.gradients import check_wire_type, wire_type_of
 from hvd_batchgrow.train.link import check_reached, check_width, end_of
 from hvd_batchgrow.train.loop import Trainer
 from hvd_batchgrow.train.run_folder import open_run
 from hvd_batchgrow.train.run_lock import RunLock
 from hvd_batchgrow.train.setup import load_together, set_threads
 from hvd_batchgrow.train.stop import Stop, StopAfter
+from hvd_batchgrow.train.update.gradients import check_wire_type, wire_type_of
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from hvd_batchgrow.near import near_path
 from hvd_batchgrow.nn.ghost_choice import kernels_for_cpu
 from hvd_batchgrow.regular import read_regular
 from hvd_batchgrow.schedule.plan import Plan
-from hvd_batchgrow.train.checkpoint import (
+from hvd_batchgrow.train.checkpoints.checkpoint import (
     Checkpoint,
     checkpoint_paths,
     newest_good,

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from hvd_batchgrow.schedule.phases import Phase
 from hvd_batchgrow.schedule.plan import Plan
-from hvd_batchgrow.train.engine import UpdateResult
 from hvd_batchgrow.train.events import TrainRecord
-from hvd_batchgrow.train.gradient_noise import GradientNoiseScale
+from hvd_batchgrow.train.update.engine import UpdateResult
+from hvd_batchgrow.train.update.gradient_noise import GradientNoiseScale
 
 
 @dataclass

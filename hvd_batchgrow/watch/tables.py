@@ -17,8 +17,8 @@ from hvd_batchgrow.schedule.plan import Plan
 from hvd_batchgrow.train.events import RunEnded
 
 if TYPE_CHECKING:  # imports torch, which `plan` does without
-    from hvd_batchgrow.train.audit import Audit
-    from hvd_batchgrow.train.verify import Compared
+    from hvd_batchgrow.proof.audit import Audit
+    from hvd_batchgrow.proof.verify import Compared
 
 
 def plan_table(plan: Plan) -> Table:
@@ -131,7 +131,7 @@ def result_table(runs: Sequence[tuple[str, RunEnded]]) -> Table:
 
 def audit_table(result: Audit) -> Table:
     """How often the samples of each epoch were used."""
-    from hvd_batchgrow.train.audit import replaced_samples
+    from hvd_batchgrow.proof.audit import replaced_samples
 
     consumed = result.consumed
     state = "passed" if result.passed else "FAILED"

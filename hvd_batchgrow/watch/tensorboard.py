@@ -8,8 +8,8 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from hvd_batchgrow.train.events import Decided, Evaluation, Observer, RunEnded, RunStarted, TrainRecord
-from hvd_batchgrow.train.gradient_noise import GradientNoiseScale
-from hvd_batchgrow.train.gradient_norms import ALL
+from hvd_batchgrow.train.update.gradient_noise import GradientNoiseScale
+from hvd_batchgrow.train.update.gradient_norms import ALL
 from hvd_batchgrow.watch.tables import plan_text
 
 

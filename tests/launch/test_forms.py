@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import tomli_w
 
-from hvd_batchgrow.train.digest import Weights, compare_weights, final_weights
+from hvd_batchgrow.proof.digest import Weights, compare_weights, final_weights
 from tests.helpers import job_tree, small_source, write_idx_folder
 
 BIN = Path(sys.executable).parent
@@ -129,7 +129,7 @@ def write_slow(folder: Path, seconds: float) -> Path:
     slow.write_text(
         "import sys, time\n"
         "from hvd_batchgrow.cli import main\n"
-        "from hvd_batchgrow.train.engine import UpdateEngine\n"
+        "from hvd_batchgrow.train.update.engine import UpdateEngine\n"
         "update = UpdateEngine.update\n"
         "def slowly(self, *arguments, **options):\n"
         f"    time.sleep({seconds})\n"
@@ -195,7 +195,7 @@ def test_a_rank_that_raises_takes_the_job_down_and_is_named(folder: Path, form: 
     broken.write_text(
         "import os, sys, time\n"
         "from hvd_batchgrow.cli import main\n"
-        "from hvd_batchgrow.train.engine import UpdateEngine\n"
+        "from hvd_batchgrow.train.update.engine import UpdateEngine\n"
         "update = UpdateEngine.update\n"
         "def fail(self, *arguments, **options):\n"
         "    result = update(self, *arguments, **options)\n"

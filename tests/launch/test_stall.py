@@ -149,7 +149,7 @@ def test_one_interrupt_saves_and_a_second_ends_at_once(folder: Path, form: str, 
     slow.write_text(
         "import sys, time\n"
         "from hvd_batchgrow.cli import main\n"
-        "from hvd_batchgrow.train.engine import UpdateEngine\n"
+        "from hvd_batchgrow.train.update.engine import UpdateEngine\n"
         "update = UpdateEngine.update\n"
         "def slowly(self, *arguments, **options):\n"
         "    if self.ranks.rank == 0:\n"

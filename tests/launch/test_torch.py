@@ -40,7 +40,7 @@ def start_rank(folder: Path, rank: int, store: TCPStore, program: str) -> subpro
 def test_a_rank_whose_peer_is_killed_ends_at_once_and_says_so(folder: Path) -> None:
     die = (
         "import os, signal\n"
-        "from hvd_batchgrow.train.engine import UpdateEngine\n"
+        "from hvd_batchgrow.train.update.engine import UpdateEngine\n"
         "UpdateEngine.update = lambda *arguments, **options: os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     start, store = "import sys\nfrom hvd_batchgrow.cli import main\nsys.exit(main())\n", meeting()

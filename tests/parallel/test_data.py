@@ -8,8 +8,8 @@ import pytest
 
 from hvd_batchgrow.comm.ranks import Ranks, SingleRank
 from hvd_batchgrow.data.samples import BadSample, Source
-from hvd_batchgrow.train.audit import audit, compare_orders, read_consumed
-from hvd_batchgrow.train.checkpoint import tree_digest, write_atomically
+from hvd_batchgrow.proof.audit import audit, compare_orders, read_consumed
+from hvd_batchgrow.train.checkpoints.checkpoint import tree_digest, write_atomically
 from hvd_batchgrow.train.loop import Trainer
 from hvd_batchgrow.train.run_folder import plan_bytes
 from hvd_batchgrow.train.stop import StopRequest

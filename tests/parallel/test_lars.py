@@ -9,7 +9,7 @@ import pytest
 
 from hvd_batchgrow.comm.ranks import Ranks, SingleRank
 from hvd_batchgrow.config import Job
-from hvd_batchgrow.train.checkpoint import Checkpoint, newest_good
+from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint, newest_good
 from tests.helpers import small_job
 from tests.training import Recorder, StopAfter, digest, train
 

@@ -13,16 +13,16 @@ import pytest
 from hvd_batchgrow.comm.ranks import AgreedFailure, Ranks, SingleRank
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.errors import RunError
+from hvd_batchgrow.proof.audit import audit, read_consumed
 from hvd_batchgrow.schedule.decisions import decisions_text, read_decisions
 from hvd_batchgrow.schedule.plan import compile_plan
 from hvd_batchgrow.train import growth
-from hvd_batchgrow.train.audit import audit, read_consumed
-from hvd_batchgrow.train.checkpoint import Checkpoint, newest_good, tree_digest
-from hvd_batchgrow.train.engine import UpdateEngine, UpdateResult
+from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint, newest_good, tree_digest
 from hvd_batchgrow.train.events import Evaluation, Observer
-from hvd_batchgrow.train.gradient_noise import NoiseEstimate
 from hvd_batchgrow.train.loop import Trainer
 from hvd_batchgrow.train.run_folder import open_run, read_plan
+from hvd_batchgrow.train.update.engine import UpdateEngine, UpdateResult
+from hvd_batchgrow.train.update.gradient_noise import NoiseEstimate
 from hvd_batchgrow.watch.metrics import ConsumedFile
 from tests import training
 from tests.golden import make_model

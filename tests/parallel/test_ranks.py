@@ -5,7 +5,7 @@ import torch
 
 from hvd_batchgrow.comm.ranks import AgreedFailure, Ranks
 from hvd_batchgrow.errors import ExitCode, Fault, JobError, RunError
-from hvd_batchgrow.train.gradients import GradientBuckets
+from hvd_batchgrow.train.update.gradients import GradientBuckets
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.int64])

@@ -14,15 +14,15 @@ import torch
 from hvd_batchgrow.comm.ranks import AgreedFailure, Ranks
 from hvd_batchgrow.config import UpdateSection
 from hvd_batchgrow.data.samples import Source
-from hvd_batchgrow.train.checkpoint import Checkpoint, tree_digest
-from hvd_batchgrow.train.engine import UpdateEngine
+from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint, tree_digest
 from hvd_batchgrow.train.events import Observer, TrainRecord
-from hvd_batchgrow.train.gradients import GradientBuckets
 from hvd_batchgrow.train.loop import Trainer
-from hvd_batchgrow.train.loss_scale import LossScale
-from hvd_batchgrow.train.non_finite import NonFinite
 from hvd_batchgrow.train.stop import StopRequest
-from hvd_batchgrow.train.weight_average import WeightAverage
+from hvd_batchgrow.train.update.engine import UpdateEngine
+from hvd_batchgrow.train.update.gradients import GradientBuckets
+from hvd_batchgrow.train.update.loss_scale import LossScale
+from hvd_batchgrow.train.update.non_finite import NonFinite
+from hvd_batchgrow.train.update.weight_average import WeightAverage
 from tests import golden
 from tests.helpers import small_job, small_source
 from tests.training import make_trainer

@@ -12,8 +12,8 @@ import torch
 
 from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.schedule.plan import Plan, compile_plan
-from hvd_batchgrow.train.checkpoint import Checkpoint, newest_good
-from hvd_batchgrow.train.engine import MicroBatch, UpdateEngine, UpdateResult
+from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint, newest_good
+from hvd_batchgrow.train.update.engine import MicroBatch, UpdateEngine, UpdateResult
 from tests.helpers import NUM_TRAIN, small_job, small_source
 from tests.training import Recorder, StopAfter, digest, train
 

@@ -8,8 +8,8 @@ import pytest
 from torch import Tensor
 
 from hvd_batchgrow.comm.ranks import Ranks, SingleRank
-from hvd_batchgrow.train.checkpoint import tree_digest
-from hvd_batchgrow.train.gradients import GradientBuckets
+from hvd_batchgrow.train.checkpoints.checkpoint import tree_digest
+from hvd_batchgrow.train.update.gradients import GradientBuckets
 from tests import golden
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from hvd_batchgrow.train import checkpoint
+from hvd_batchgrow.train.checkpoints import checkpoint
 
 VARIABLE = "HVD_BATCHGROW_TEST_SABOTAGE"
 RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "HOROVOD_RANK", "RANK")

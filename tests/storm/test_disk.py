@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from hvd_batchgrow.errors import RunError
-from hvd_batchgrow.train.checkpoint import Checkpoint, checkpoint_paths, newest_good
-from hvd_batchgrow.train.checkpoint_writer import CheckpointWriter
+from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint, checkpoint_paths, newest_good
+from hvd_batchgrow.train.checkpoints.writer import CheckpointWriter
 from tests.storm.lives import Forked
 from tests.storm.nursery import Nursery
 from tests.storm.storm import write_job

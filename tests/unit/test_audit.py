@@ -15,7 +15,7 @@ from hvd_batchgrow.data.consumed import digest, from_halves, to_halves
 from hvd_batchgrow.data.stream import Stream
 from hvd_batchgrow.errors import RunError
 from hvd_batchgrow.json_lines import read_json_lines
-from hvd_batchgrow.train.audit import Audit, audit, compare_orders, read_consumed
+from hvd_batchgrow.proof.audit import Audit, audit, compare_orders, read_consumed
 
 N, SEED = 10, 3
 BATCHES = (4, 4, 7, 8)  # an epoch ends inside the third

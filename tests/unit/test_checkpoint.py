@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from hvd_batchgrow.errors import RunError
-from hvd_batchgrow.train import checkpoint as module
-from hvd_batchgrow.train.checkpoint import (
+from hvd_batchgrow.train.checkpoints import checkpoint as module
+from hvd_batchgrow.train.checkpoints.checkpoint import (
     FORMAT,
     Checkpoint,
     checkpoint_paths,

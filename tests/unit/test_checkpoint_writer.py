@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from hvd_batchgrow.errors import RunError
-from hvd_batchgrow.train import checkpoint_writer as module
-from hvd_batchgrow.train.checkpoint import Checkpoint, checkpoint_paths, newest_good, tree_digest
-from hvd_batchgrow.train.checkpoint_writer import CheckpointWriter, HostCopies
+from hvd_batchgrow.train.checkpoints import writer as module
+from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint, checkpoint_paths, newest_good, tree_digest
+from hvd_batchgrow.train.checkpoints.writer import CheckpointWriter, HostCopies
 from tests.unit.test_checkpoint import make
 
 
@@ -126,7 +126,7 @@ def test_memory_is_used_again_where_it_fits() -> None:
 
 def test_a_checkpoint_is_never_ahead_of_the_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synced: list[str] = []
-    from hvd_batchgrow.train import checkpoint
+    from hvd_batchgrow.train.checkpoints import checkpoint
 
     sync = checkpoint.sync
     monkeypatch.setattr(checkpoint, "sync", lambda path: (synced.append(path.name), sync(path)))

@@ -14,7 +14,7 @@ import pytest
 import tomli_w
 
 from hvd_batchgrow.cli import main
-from hvd_batchgrow.train.checkpoint import checkpoint_paths
+from hvd_batchgrow.train.checkpoints.checkpoint import checkpoint_paths
 from tests.helpers import job_tree
 
 
@@ -202,7 +202,7 @@ def _fail(*_: Any, **__: Any) -> None:
 def test_a_bug_gives_a_traceback_with_its_rank(
     job: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("hvd_batchgrow.train.engine.UpdateEngine.update", _fail)
+    monkeypatch.setattr("hvd_batchgrow.train.update.engine.UpdateEngine.update", _fail)
     monkeypatch.setattr("hvd_batchgrow.comm.ranks.SingleRank.abort", lambda self, code: None)
     with pytest.raises(ZeroDivisionError):
         main(["train", job])

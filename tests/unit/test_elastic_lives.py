@@ -11,7 +11,7 @@ import pytest
 
 from hvd_batchgrow.cli import main
 from hvd_batchgrow.comm.ranks import RanksLost, SingleRank
-from hvd_batchgrow.train.audit import read_consumed
+from hvd_batchgrow.proof.audit import read_consumed
 
 
 class Changing(SingleRank):

@@ -6,7 +6,7 @@ from fractions import Fraction
 import pytest
 import torch
 
-from hvd_batchgrow.train.exact import LIMIT, join, split
+from hvd_batchgrow.train.update.exact import LIMIT, join, split
 
 
 def values(count: int = 4000) -> torch.Tensor:

@@ -15,8 +15,8 @@ import torch
 from hvd_batchgrow.cli import main
 from hvd_batchgrow.errors import RunError
 from hvd_batchgrow.optim.build import build_optimizer
-from hvd_batchgrow.train.checkpoint import Checkpoint, checkpoint_paths, tree_digest
-from hvd_batchgrow.train.fits import check_fits
+from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint, checkpoint_paths, tree_digest
+from hvd_batchgrow.train.checkpoints.fits import check_fits
 from tests.helpers import small_job
 from tests.unit.test_checkpoint import make
 

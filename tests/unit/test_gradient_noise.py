@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hvd_batchgrow.comm.ranks import SingleRank
-from hvd_batchgrow.train.gradient_noise import GradientNoiseScale, NoiseAverage, NoiseEstimate, estimate
-from hvd_batchgrow.train.gradient_norms import ALL, GradientNorms, squared_norm
+from hvd_batchgrow.train.update.gradient_noise import GradientNoiseScale, NoiseAverage, NoiseEstimate, estimate
+from hvd_batchgrow.train.update.gradient_norms import ALL, GradientNorms, squared_norm
 
 SIZES = (3, 5, 8, 16)
 """Samples of the passes of an update: b_i."""

@@ -40,7 +40,7 @@ def interrupted(words: list[str], stage: str, *, cwd: Path) -> tuple[int, str]:
         (["plan"], "pydantic"),
         (["plan"], "numpy"),
         (["probe"], "torch"),
-        (["verify"], "hvd_batchgrow.train.verify"),
+        (["verify"], "hvd_batchgrow.proof.verify"),
         (["submit", "--nodes-max", "1", "--dry-run"], "hvd_batchgrow.schedule.measured"),
         (["train"], "tyro"),
     ],

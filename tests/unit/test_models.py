@@ -20,8 +20,8 @@ from hvd_batchgrow.nn.ghost_batch_norm import ghost_norms
 from hvd_batchgrow.nn.models import build_model, check_model
 from hvd_batchgrow.optim.build import build_optimizer
 from hvd_batchgrow.schedule.phases import Phase
-from hvd_batchgrow.train.engine import UpdateEngine
-from hvd_batchgrow.train.forward import MicroBatch
+from hvd_batchgrow.train.update.engine import UpdateEngine
+from hvd_batchgrow.train.update.forward import MicroBatch
 from tests.helpers import job_tree
 
 GROUP, NUM_CLASSES = 4, 5

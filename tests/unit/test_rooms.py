@@ -13,14 +13,14 @@ import hvd_batchgrow
 ROOT = Path(hvd_batchgrow.__file__).parent
 ORDER = (
     *("errors", "near", "allowed", "own_code", "json_lines", "toml_file", "comm", "interrupt"),
-    *("config", "schedule", "data", "nn", "optim", "slurm", "job_file", "train", "watch", "library", "cli"),
+    *("config", "schedule", "data", "nn", "optim", "slurm", "job_file", "train", "proof", "watch", "library", "cli"),
 )
 """Each knows none but those before it."""
 
 
 def imported(room: str) -> Iterator[list[str]]:
     """Every module that a file of the room imports, in parts."""
-    for path in [ROOT / f"{room}.py"] if (ROOT / f"{room}.py").exists() else sorted((ROOT / room).glob("*.py")):
+    for path in [ROOT / f"{room}.py"] if (ROOT / f"{room}.py").exists() else sorted((ROOT / room).rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Import):
                 yield from (alias.name.split(".") for alias in node.names)

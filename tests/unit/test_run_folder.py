@@ -20,7 +20,7 @@ from hvd_batchgrow.job_file import parse_job
 from hvd_batchgrow.nn.ghost_choice import kernels_for_cpu
 from hvd_batchgrow.schedule.plan import compile_plan
 from hvd_batchgrow.train import run_lock
-from hvd_batchgrow.train.checkpoint import Checkpoint, write_checkpoint
+from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint, write_checkpoint
 from hvd_batchgrow.train.run_folder import open_run
 from hvd_batchgrow.train.run_lock import RunLock
 from tests.helpers import NUM_TRAIN, small_job

@@ -18,7 +18,7 @@ from hvd_batchgrow.schedule.decisions import Decision
 from hvd_batchgrow.schedule.growth import Wish
 from hvd_batchgrow.schedule.plan import compile_plan
 from hvd_batchgrow.schedule.triggers import Measurement, Measuring, Plateau, bounded, make_trigger
-from hvd_batchgrow.train.gradient_noise import GradientNoiseScale, NoiseAverage, estimate
+from hvd_batchgrow.train.update.gradient_noise import GradientNoiseScale, NoiseAverage, estimate
 from tests.helpers import NUM_TRAIN, measured_job
 
 N = 1000

@@ -12,8 +12,8 @@ from torch import nn
 from hvd_batchgrow.comm.ranks import SingleRank
 from hvd_batchgrow.nn.ghost_batch_norm import GhostBatchNorm1d
 from hvd_batchgrow.schedule.phases import Phase
-from hvd_batchgrow.train.engine import UpdateEngine, UpdateResult
-from hvd_batchgrow.train.forward import Losses, MicroBatch
+from hvd_batchgrow.train.update.engine import UpdateEngine, UpdateResult
+from hvd_batchgrow.train.update.forward import Losses, MicroBatch
 from tests import golden
 
 GROUP, NUM_GROUPS = 4, 4

@@ -11,10 +11,10 @@ import torch
 
 from hvd_batchgrow.cli import main
 from hvd_batchgrow.errors import JobError, RunError
-from hvd_batchgrow.train import verify
-from hvd_batchgrow.train.digest import Weights, overall_difference
+from hvd_batchgrow.proof import verify
+from hvd_batchgrow.proof.digest import Weights, overall_difference
+from hvd_batchgrow.proof.verify import Shape, default_shapes, parse_shapes, rounding_limit
 from hvd_batchgrow.train.stop import StopAfter, StopRequest
-from hvd_batchgrow.train.verify import Shape, default_shapes, parse_shapes, rounding_limit
 
 
 @pytest.mark.parametrize(

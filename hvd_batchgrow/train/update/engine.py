@@ -17,13 +17,13 @@ from hvd_batchgrow.nn.dropout import keyed_dropouts, set_sample_keys
 from hvd_batchgrow.nn.ghost_batch_norm import GhostBatchNorm, ghost_norms
 from hvd_batchgrow.optim.build import lr_ratios, set_hyperparameters
 from hvd_batchgrow.schedule.phases import Phase
-from hvd_batchgrow.train.exact import join, split
-from hvd_batchgrow.train.forward import Forward, MicroBatch, classify
-from hvd_batchgrow.train.gradient_noise import NoiseEstimate
-from hvd_batchgrow.train.gradient_norms import GradientNorms
-from hvd_batchgrow.train.gradients import GradientBuckets, wire_type_of
-from hvd_batchgrow.train.loss_scale import LossScale
-from hvd_batchgrow.train.non_finite import NonFinite
+from hvd_batchgrow.train.update.exact import join, split
+from hvd_batchgrow.train.update.forward import Forward, MicroBatch, classify
+from hvd_batchgrow.train.update.gradient_noise import NoiseEstimate
+from hvd_batchgrow.train.update.gradient_norms import GradientNorms
+from hvd_batchgrow.train.update.gradients import GradientBuckets, wire_type_of
+from hvd_batchgrow.train.update.loss_scale import LossScale
+from hvd_batchgrow.train.update.non_finite import NonFinite
 from hvd_batchgrow.train.watchdog import WAITING
 
 _NUM_TALLIES = 6

@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from hvd_batchgrow.errors import RunError
-from hvd_batchgrow.train.checkpoint import Checkpoint, newest_good, tree_digest
+from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint, newest_good, tree_digest
 from hvd_batchgrow.train.run_folder import read_plan
 
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from hvd_batchgrow.comm.ranks import Ranks
-from hvd_batchgrow.train import exact as exact_sums
-from hvd_batchgrow.train.gradient_noise import NoiseEstimate, estimate
+from hvd_batchgrow.train.update import exact as exact_sums
+from hvd_batchgrow.train.update.gradient_noise import NoiseEstimate, estimate
 
 _ROW = 1024
 _EXACT_SCALE = 2.0**-20

@@ -22,8 +22,8 @@ from hvd_batchgrow.data.sources import load_source
 from hvd_batchgrow.errors import ExitCode, Fault, JobError, RunError
 from hvd_batchgrow.interrupt import uninterrupted
 from hvd_batchgrow.nn.models import build_model, hazards
+from hvd_batchgrow.proof.digest import Weights, compare_weights, final_weights, overall_difference
 from hvd_batchgrow.schedule.layout import form_layout
-from hvd_batchgrow.train.digest import Weights, compare_weights, final_weights, overall_difference
 
 _FIRST, _GROWTH = 1e-5, 30.0
 _GRACE_S = 5.0

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from hvd_batchgrow.errors import RunError
 from hvd_batchgrow.regular import read_regular
-from hvd_batchgrow.train.checkpoint_contents import check_contents
+from hvd_batchgrow.train.checkpoints.contents import check_contents
 
 FORMAT = 4
 _READ_TOO = {2, 3}

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.config import UpdateSection
 from hvd_batchgrow.optim.parts import parts_of_size
-from hvd_batchgrow.train import exact as exact_sums
-from hvd_batchgrow.train.gradient_noise import NoiseEstimate
-from hvd_batchgrow.train.gradient_norms import GradientNorms
+from hvd_batchgrow.train.update import exact as exact_sums
+from hvd_batchgrow.train.update.gradient_noise import NoiseEstimate
+from hvd_batchgrow.train.update.gradient_norms import GradientNorms
 
 _WIRE_SCALE = 2.0**10
 """float16 then holds the values of a mean gradient from 6e-11 to 64."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from hvd_batchgrow.train.checkpoint import Checkpoint, checkpoint_paths, write_checkpoint
+from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint, checkpoint_paths, write_checkpoint
 from hvd_batchgrow.train.events import UpdateDone
 
 

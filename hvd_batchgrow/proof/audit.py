@@ -17,7 +17,7 @@ from hvd_batchgrow.data.samples import ReportProgress
 from hvd_batchgrow.data.stream import Stream
 from hvd_batchgrow.errors import RunError
 from hvd_batchgrow.json_lines import read_json_lines
-from hvd_batchgrow.train.checkpoint import Checkpoint, newest_good
+from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint, newest_good
 from hvd_batchgrow.train.run_folder import read_plan
 
 _AT_ONCE = 1 << 20

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from hvd_batchgrow.errors import RunError
-from hvd_batchgrow.train.checkpoint import Checkpoint, write_checkpoint
+from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint, write_checkpoint
 
 
 class CheckpointWriter:

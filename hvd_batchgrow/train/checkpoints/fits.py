@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from hvd_batchgrow.errors import RunError
-from hvd_batchgrow.train.checkpoint import Checkpoint
+from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint
 
 _MOST_SHOWN = 10
 

@@ -13,7 +13,7 @@ from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.data.consumed import digest
 from hvd_batchgrow.data.pipeline import Batch
 from hvd_batchgrow.nn.dropout import sample_keys
-from hvd_batchgrow.train.forward import MicroBatch
+from hvd_batchgrow.train.update.forward import MicroBatch
 
 
 def join_groups(

@@ -1,0 +1,1 @@
+"""What finished runs prove: their order, their weights, and that layouts decide nothing."""
