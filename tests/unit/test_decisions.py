@@ -531,7 +531,7 @@ def test_warm_up_under_adascale_goes_by_progress() -> None:
         [0.01, *(0.01 + 0.04 * t / 300 for t in (160, 288)), 0.05]
     )
     gained = Decision(640, "adascale", "planted", 64, 64, 64.0, 0.05, 0.1)
-    rates = compile_plan(job, 1, N, None, (gained,)).schedule  # a gain of 2: as 32 from there on
+    rates = compile_plan(job, 1, N, None, (gained,)).schedule  # a gain of 2, of lr too: as 32 from there on
     assert [rates.at(s).lr for s in (640, 896, 960)] == pytest.approx(
-        [0.01 + 0.09 * t / 300 for t in (160, 288)] + [0.1]
+        [2 * (0.01 + 0.04 * t / 300) for t in (160, 288)] + [0.1]
     )
