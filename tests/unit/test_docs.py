@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 from pydantic import BaseModel
 
 from hvd_batchgrow.config import Job
+from hvd_batchgrow.data.known import known_num_samples
+from hvd_batchgrow.errors import JobError
+from hvd_batchgrow.job_file import load_job, parse_job
 from hvd_batchgrow.schedule.measured import subject_of
-from tests.helpers import small_job
+from hvd_batchgrow.schedule.plan import compile_plan
+from tests.helpers import job_tree, small_job
 
 ROOT = Path(__file__).parents[2]
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]
@@ -65,6 +69,29 @@ def keys_by_section() -> dict[str, set[str]]:
         if keys:
             sections[section] = keys
     return sections
+
+
+def test_the_whole_job_of_the_page_can_be_planned(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "job-file.md").read_text()
+    (tmp_path / "photos.toml").write_text(page.split("```toml\n")[1].split("```")[0])
+    job = load_job(tmp_path / "photos.toml")
+    plan = compile_plan(job, ranks=2, num_samples=known_num_samples(job.data))
+    assert [phase.global_batch for phase in plan.schedule.phases] == [64, 128, 192]
+
+
+def test_the_keys_that_the_readme_calls_required_are() -> None:
+    text = (ROOT / "README.md").read_text().split("Required are")[1].split(";")[0]
+    said = re.findall(r"`([\w.]+)`", text)
+    for key in said:
+        tree = job_tree("data")
+        section, _, name = key.rpartition(".")
+        del (tree[section] if section else tree)[name]
+        with pytest.raises(JobError, match=re.escape(key)):
+            parse_job(tree)
+    least: dict[str, Any] = {"name": "least", "data": {}, "model": {}, "optim": {}, "schedule": {}}
+    for section, _, name in (key.rpartition(".") for key in said[1:]):
+        least[section][name] = job_tree("data")[section][name]
+    assert parse_job(least).name == "least"
 
 
 def test_every_key_of_the_job_file_is_described() -> None:
