@@ -33,8 +33,9 @@ class Stopped:
 
 
 @pytest.fixture(scope="module")
-def stopped(cluster: Cluster, shared: Path, data: Path) -> dict[str, Stopped]:
+def stopped(cluster: Cluster, shared: Path, data: Path, one_allocation: str) -> dict[str, Stopped]:
     """Runs that train slowly in their first life, each of which has met its fate."""
+    del one_allocation  # first, while all nodes are there
 
     def start(name: str, num_nodes: int, *words: str, **variables: str) -> Stopped:
         folder = shared / name
