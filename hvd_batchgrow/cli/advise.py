@@ -18,6 +18,9 @@ from hvd_batchgrow.json_lines import read_json_lines
 from hvd_batchgrow.schedule.advice import RecordedRun, advise
 from hvd_batchgrow.schedule.noise_record import read_observations
 
+_SPARE = ("updates", "lr")
+"""Columns of the evidence that a narrow terminal does without."""
+
 
 @dataclass(frozen=True)
 class AdviseCommand:
@@ -39,6 +42,7 @@ class AdviseCommand:
     def run(self, overrides: dict[str, Any]) -> ExitCode:
         """The job file on stdout; the evidence on stderr, whether there is advice or not."""
         from hvd_batchgrow.watch.advice import advice_dict, advised_job_file, evidence_table
+        from hvd_batchgrow.watch.tables import print_table
 
         refuse_overrides(overrides)
         self._check()
@@ -47,9 +51,9 @@ class AdviseCommand:
             advice = advise(recorded, factor=self.factor, caution=self.caution, lr_rule=self.lr_rule)
         except RunError:
             if any(o.is_measured for o in recorded.seen):
-                console.print(evidence_table(recorded))
+                print_table(console, evidence_table(recorded), _SPARE)
             raise
-        console.print(evidence_table(recorded, advice))
+        print_table(console, evidence_table(recorded, advice), _SPARE)
         for text in advice.weak:
             console.print(f"too weak to go by: {text}", style="yellow", highlight=False, soft_wrap=True)
         if self.plot:

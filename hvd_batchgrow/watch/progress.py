@@ -11,7 +11,7 @@ from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextC
 
 from hvd_batchgrow.data.samples import ReportProgress
 from hvd_batchgrow.train.events import Decided, Evaluation, Observer, RunEnded, RunStarted, TrainRecord
-from hvd_batchgrow.watch.tables import plan_table
+from hvd_batchgrow.watch.tables import print_plan
 
 
 class ProgressDisplay(Observer):
@@ -28,7 +28,7 @@ class ProgressDisplay(Observer):
     def on_start(self, event: RunStarted) -> None:
         """The plan, the machine, and a bar if there is a terminal."""
         self._num_ranks = event.ranks
-        self.console.print(plan_table(event.plan))
+        print_plan(self.console, event.plan)
         self.console.print(
             f"{event.num_parameters:,} parameters on {event.device}, {event.ranks} ranks by {event.backend}, "
             f"{event.threads_per_rank} threads each, pixels by {event.pipeline}, run folder {event.folder}",
