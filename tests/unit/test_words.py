@@ -37,9 +37,22 @@ COMMANDS = "plan, probe, train, twin, submit, status, verify, digest, audit, adv
             [
                 "--ranks: must be a whole number > 0 and <= 1048576, got '0'; nearest: 1",
                 "--json: takes no value, got 'yes'; leave it out for false",
-                "-x: unknown option; known here: --name, --seed, --ranks, --json, --twin, --plot, --cost, --replay",
+                "-x: unknown option; known here: --name, --seed, --ranks, --json, --twin, --plot, --cost, --replay, "
+                "and keys such as --optim.lr",
             ],
         ),
+        (
+            ["train", "--lr", "0.1", "a", "--epochs=3", "--batch", "64", "--global-batch", "64", "--wat", "1"],
+            [
+                "--lr: unknown option; did you mean --optim.lr?",
+                "--epochs: unknown option; did you mean --schedule.epochs?",
+                "--batch: unknown option; did you mean --schedule.global_batch?",
+                "--global-batch: unknown option; did you mean --schedule.global_batch?",
+                "--wat: unknown option; known here: --name, --seed, --comm, --resume, --overwrite, --runs-dir, "
+                "--updates, --phases, --fork, --replay, --cost, and keys such as --optim.lr",
+            ],
+        ),
+        (["digest", "--json", "a"], ["--json: unknown option; known here: none"]),
         (
             ["train", "a", "--resume", "atuo", "--updates=1.5", "--comm", "mpi"],
             [
