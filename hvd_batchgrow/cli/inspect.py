@@ -29,6 +29,8 @@ class DigestCommand:
         refuse_overrides(overrides)
         first, *others = (final_weights(run) for run in (self.first, *self.others))
         for weights in (first, *others):
+            for reason in weights.skipped:
+                print(f"skipped a checkpoint: {reason}", file=sys.stderr)
             if not weights.is_final:
                 print(f"{weights.run} is not done: these are its weights at sample {weights.samples}", file=sys.stderr)
         if not others:
