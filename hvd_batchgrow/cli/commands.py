@@ -21,7 +21,7 @@ from hvd_batchgrow.cli.train import TrainCommand, TwinCommand
 from hvd_batchgrow.cli.verify import VerifyCommand
 from hvd_batchgrow.cli.words import word_faults
 from hvd_batchgrow.comm.launch import environment_faults, speaks
-from hvd_batchgrow.errors import ExitCode, JobError, RunError
+from hvd_batchgrow.errors import UNNAMED, ExitCode, JobError, RunError, faults_of
 from hvd_batchgrow.job_file import split_overrides
 
 Command = (
@@ -76,7 +76,8 @@ def run(arguments: Sequence[str]) -> int:
             args=words,
             config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitSubcommandPrefixes),
         )
-        return int(command.run(overrides))
+        with faults_of(str(getattr(command, "job", UNNAMED))):
+            return int(command.run(overrides))
     except JobError as error:
         # All ranks are given the same words; a variable may be damaged for one of them alone.
         if speaks(os.environ) or error.source == "environment":

@@ -12,7 +12,7 @@ from hvd_batchgrow.data.feed import known_bad
 from hvd_batchgrow.data.known import known_num_samples
 from hvd_batchgrow.data.pipeline import choose_pipeline
 from hvd_batchgrow.data.samples import ReportProgress, Source
-from hvd_batchgrow.errors import Fault, JobError
+from hvd_batchgrow.errors import Fault, JobError, faults_of
 from hvd_batchgrow.nn.models import check_model
 from hvd_batchgrow.schedule.decisions import check_replay
 from hvd_batchgrow.schedule.plan import Plan, compile_plan
@@ -128,7 +128,8 @@ def _prepare(job: Job, ranks: Ranks, options: RunOptions) -> tuple[Plan, Plan]:
     phases = options.phases
     if options.replay is not None:
         check_replay(job.schedule.policy, job.name)
-    num_samples = known_num_samples(job.data)
+    with faults_of(job.name):
+        num_samples = known_num_samples(job.data)
     # To an elastic job more hosts are offered, where the plan that is shown has use for them.
     hoped = max(ranks.size, job.layout.max_ranks or 0) if ranks.elastic else ranks.size
     shown = compile_plan(job, hoped, num_samples)

@@ -177,6 +177,25 @@ def test_faults_end_with_a_message_and_no_run_folder(
     assert not Path("runs").exists()
 
 
+def test_faults_of_the_data_are_told_of_the_job(job: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", job, "--data.source", "ownata:load", "--data.num-samples", "300"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("small: 1 fault\n  data.source: ownata:load cannot be imported")
+    assert f"looked for in the working directory {Path.cwd()} and on Python's path" in error
+
+
+def test_a_source_of_unknown_size_is_told_where_to_write_it(job: str, capsys: pytest.CaptureFixture[str]) -> None:
+    tree = job_tree(data={"source": "image_folder", "root": ".", "crop_pixels": 8})
+    for key in ("num_samples", "pad_pixels"):
+        tree["data"].pop(key, None)
+    Path(job).write_text(tomli_w.dumps(tree))
+    for command, label in (("plan", job), ("train", "small")):
+        assert main([command, job]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"{label}: 1 fault\n  data.num_samples: is needed")
+        assert "with any number, train tells the right one" in error
+
+
 def test_usage_errors_end_with_2(capsys: pytest.CaptureFixture[str]) -> None:
     for words in ([], ["plan"], ["plan", "x.toml", "--rnks", "3"]):
         assert main(words) == 2
