@@ -126,6 +126,7 @@ def submit_chain(job: Job, ledger: Ledger, scripts: Sequence[Script], run: Path,
     """
     folder = run / FOLDER
     left = [(k, script) for k, script in enumerate(scripts) if ledger.entries[k].state != DONE_BEFORE]
+    made = [path for path in (folder / "job.toml", *(script.path for _, script in left)) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "job.toml").write_text(tomli_w.dumps(job.model_dump(mode="json", exclude_none=True)), "utf-8")
@@ -135,6 +136,8 @@ def submit_chain(job: Job, ledger: Ledger, scripts: Sequence[Script], run: Path,
         raise unwritable(error.filename or folder, error) from None
     refusals = [(k, told) for k, script in left if (told := scheduler.refusal(script.path)) is not None]
     if refusals:
+        for path in made:
+            path.unlink(missing_ok=True)
         lines = [f"link {k + 1} ({_width(ledger.entries[k].link)}): {told}" for k, told in refusals]
         raise RunError("\n  ".join(["Slurm could never run this chain, and nothing is submitted:", *lines]))
     after: int | None = None

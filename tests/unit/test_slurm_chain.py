@@ -88,6 +88,7 @@ def test_what_could_never_run_is_told_of_each_link_and_nothing_is_submitted(tmp_
     ]
     assert "submit" not in dict(scheduler.calls)
     assert read_ledger(tmp_path / "small") is None
+    assert not [path for path in (tmp_path / "small").rglob("*") if path.suffix in {".toml", ".sbatch"}]
 
 
 def test_a_link_that_is_refused_takes_those_before_it_back(tmp_path: Path) -> None:
