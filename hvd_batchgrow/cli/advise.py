@@ -15,7 +15,7 @@ from hvd_batchgrow.config.schedules import LrRule
 from hvd_batchgrow.errors import ExitCode, Fault, JobError, RunError
 from hvd_batchgrow.job_file import parse_job
 from hvd_batchgrow.json_lines import read_json_lines
-from hvd_batchgrow.schedule.advice import RecordedRun, advise
+from hvd_batchgrow.schedule.advice import Advice, RecordedRun, advise
 from hvd_batchgrow.schedule.noise_record import read_observations
 
 _SPARE = ("updates", "lr")
@@ -52,16 +52,21 @@ class AdviseCommand:
         except RunError:
             if any(o.is_measured for o in recorded.seen):
                 print_table(console, evidence_table(recorded), _SPARE)
+                self._draw(recorded)
             raise
         print_table(console, evidence_table(recorded, advice), _SPARE)
         for text in advice.weak:
             console.print(f"too weak to go by: {text}", style="yellow", highlight=False, soft_wrap=True)
-        if self.plot:
-            from hvd_batchgrow.watch.plot import plot_advice
-
-            plot_advice(advice, self.plot)
+        self._draw(recorded, advice)
         print(json.dumps(advice_dict(advice), indent=2) if self.json else advised_job_file(advice), end="")
         return ExitCode.DONE
+
+    def _draw(self, recorded: RecordedRun, advice: Advice | None = None) -> None:
+        """Where a picture is asked for."""
+        if self.plot:
+            from hvd_batchgrow.watch.plot import plot_evidence
+
+            plot_evidence(recorded, self.plot, advice)
 
     def _check(self) -> None:
         """Raises JobError."""

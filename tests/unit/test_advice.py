@@ -356,7 +356,8 @@ def test_the_advice_can_be_drawn(run: Path, capsys: pytest.CaptureFixture[str]) 
 def test_a_run_whose_noise_supports_nothing_prints_its_evidence_and_no_job(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["advise", "runs/recorded", "--caution", "8"]) == 1
+    assert main(["advise", "runs/recorded", "--caution", "8", "--plot", "evidence.png"]) == 1
+    assert Path("evidence.png").read_bytes().startswith(b"\x89PNG")
     printed = capsys.readouterr()
     assert printed.out == ""
     assert "band of 95 %" in printed.err
