@@ -47,6 +47,9 @@ class PlanCommand(JobCommand):
         from hvd_batchgrow.schedule.cost import choose_ranks, predict
         from hvd_batchgrow.schedule.measured import load_probe
 
+        if ignored := [flag for flag, value in (("--json", self.json), ("--plot", self.plot)) if self.twin and value]:
+            fault = "contradicts --twin, which prints a job file and nothing else"
+            raise JobError([Fault(flag, fault) for flag in ignored], "command line")
         job = self.load(overrides)
         num_samples = known_num_samples(job.data)
         probe = load_probe(self.cost) if self.cost else None
