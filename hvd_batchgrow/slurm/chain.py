@@ -9,6 +9,7 @@ from pathlib import Path
 
 import tomli_w
 
+from hvd_batchgrow.allowed import counted
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.errors import Fault, JobError, RunError, unwritable
 from hvd_batchgrow.regular import read_regular
@@ -176,7 +177,7 @@ def _taken_back(error: RunError, index: int, ledger: Ledger, run: Path, schedule
 
 
 def _width(link: Link) -> str:
-    return f"phases {link.phases} on {link.nodes} node{'s' if link.nodes > 1 else ''}, {link.ranks} ranks"
+    return f"phases {link.phases} on {counted(link.nodes, 'node')}, {counted(link.ranks, 'rank')}"
 
 
 def table_lines(ledger: Ledger) -> list[str]:

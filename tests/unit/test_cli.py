@@ -196,6 +196,18 @@ def test_a_source_of_unknown_size_is_told_where_to_write_it(job: str, capsys: py
         assert "with any number, train tells the right one" in error
 
 
+def test_the_twin_as_a_job_file_is_no_picture_and_no_json(job: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", job, "--twin", "--json", "--plot", "plan.png"]) == 2
+    error = capsys.readouterr().err
+    assert "--json: contradicts --twin" in error
+    assert "--plot: contradicts --twin" in error
+
+
+def test_a_source_with_a_dot_for_a_colon_is_known(job: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", job, "--data.source", "mydata.photos"]) == 2
+    assert "did you mean 'mydata:photos'?" in capsys.readouterr().err
+
+
 def test_usage_errors_end_with_2(capsys: pytest.CaptureFixture[str]) -> None:
     for words in ([], ["plan"], ["plan", "x.toml", "--rnks", "3"]):
         assert main(words) == 2

@@ -124,14 +124,16 @@ def test_without_a_terminal_there_are_plain_lines(tmp_path: Path) -> None:
     shown.on_end(ended(tmp_path, done=False))
     text = stream.getvalue()
     assert "\x1b" not in text
-    assert "2 ranks by horovod-mpi, 1 threads each, pixels by dali" in text
+    assert "2 ranks by horovod-mpi, 1 thread each, pixels by dali" in text
     assert "skipped a checkpoint: x.pt: damaged" in text
     assert "resumed at 160 of 688 samples" in text
     assert text.count("phase 1: global batch 16") == 1
     assert text.count("phase 2: global batch 16") == 1
     assert "epoch 1.00: B 16, lr 0.05, loss 0.7000" in text
     assert "test accuracy 75.00 %" in text
-    assert "small: stopped, go on with --resume auto: 19 of 19 updates" in text
+    assert (
+        "small: stopped after 19 of 19 updates, 720 samples in 10 s (a checkpoint is saved): the same command" in text
+    )
 
 
 def test_on_a_terminal_there_is_a_bar(tmp_path: Path) -> None:
@@ -183,6 +185,7 @@ def test_long_work_is_shown(terminal: bool) -> None:
         for done in (0, 500_000, 1_000_000):
             report("fetching archive", done, 1_000_000)
     assert ("fetching archive: 0 of 1,000,000" in stream.getvalue()) is not terminal
+    assert ("fetching archive: done, 1,000,000\n" in stream.getvalue()) is not terminal
     assert ("100%" in stream.getvalue()) is terminal
 
 
