@@ -11,6 +11,7 @@ from typing import Annotated, Any, get_args
 
 import tyro
 
+from hvd_batchgrow import __version__
 from hvd_batchgrow.cli.advise import AdviseCommand
 from hvd_batchgrow.cli.inspect import AuditCommand, DigestCommand
 from hvd_batchgrow.cli.plan import PlanCommand
@@ -62,6 +63,9 @@ def run(arguments: Sequence[str]) -> int:
     """Run what a command line asks for; returns the exit code."""
     _write_any_text()
     _forget_senseless_sizes()
+    if list(arguments) == ["--version"]:
+        print(f"hvd-batchgrow {__version__}")
+        return ExitCode.DONE
     try:
         if faults := environment_faults(os.environ):
             raise JobError(faults, "environment")

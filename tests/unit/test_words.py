@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from hvd_batchgrow import __version__
 from hvd_batchgrow.cli import main
 from hvd_batchgrow.cli.commands import commands_by_name
 from hvd_batchgrow.cli.words import options_of
@@ -87,6 +88,11 @@ def test_every_option_of_every_command_is_known_to_the_check() -> None:
             assert not option.is_flag or not option.is_required, (name, option.shown)
     flags = {option.shown for option in options_of(commands_by_name()["train"]) if option.is_flag}
     assert flags == {"--overwrite"}
+
+
+def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"hvd-batchgrow {__version__}\n"
 
 
 def test_help_is_tyros(capsys: pytest.CaptureFixture[str]) -> None:
