@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from hvd_batchgrow.allowed import counted
 from hvd_batchgrow.comm.ranks import Ranks, RanksLost
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.data.feed import known_bad
@@ -95,6 +96,7 @@ def run_job(
             check=lambda checkpoint: check_fits(checkpoint, trainer.model, trainer.optimizer, folder),
         )
         notes += [*plan.notes, *_notes_on_bad(source)]
+        notes += _notes_on_ranks(plan, ranks.size) if options.phases is None else []
         notes += [f"the layout has a say in {job.model.name}; at {hazard}" for hazard in trainer.hazards]
         if source.train.kind == "encoded" and choose_pipeline(job.data.pipeline, source.train) == "torch":
             notes.append(
@@ -112,6 +114,12 @@ def run_job(
             raise
         finally:
             carry.num_updates = before + trainer.num_updates
+
+
+def _notes_on_ranks(plan: Plan, num_ranks: int) -> list[str]:
+    """What the user should know of ranks that wait from start to end."""
+    never = num_ranks - plan.peak_ranks
+    return [f"{never} of {counted(num_ranks, 'rank')} {'is' if never == 1 else 'are'} never used"] if never > 0 else []
 
 
 def _notes_on_bad(source: Source) -> list[str]:
