@@ -32,6 +32,11 @@ def shown(value: Any) -> str:
     return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}… ({len(text)} characters)"
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 rank`, `2 ranks`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def as_text(value: Any) -> str:
     """What a value would be if it had been written as text; empty where that is no sensible thing to have meant."""
     if isinstance(value, bool):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING
@@ -12,6 +13,10 @@ if TYPE_CHECKING:
 
 MOST_TOLD = 100
 """Of a job's faults; a file with more is no job file."""
+
+
+UNNAMED = "job"
+"""The source of faults where it is not known."""
 
 
 class ExitCode(IntEnum):
@@ -40,12 +45,23 @@ class Fault:
 class JobError(ValueError):
     """A job that cannot run as it is written: every fault found in it, in one exception; told are the first hundred."""
 
-    def __init__(self, faults: Sequence[Fault], source: str = "job") -> None:
+    def __init__(self, faults: Sequence[Fault], source: str = UNNAMED) -> None:
         self.faults = tuple(faults)
         self.source = source
         count = f"{len(self.faults)} fault{'s' if len(self.faults) > 1 else ''}"
         more = [f"… and {len(self.faults) - MOST_TOLD} more"] if len(self.faults) > MOST_TOLD else []
         super().__init__("\n  ".join([f"{source}: {count}", *map(str, self.faults[:MOST_TOLD]), *more]))
+
+
+@contextmanager
+def faults_of(source: str) -> Iterator[None]:
+    """Faults that are told without saying of what are those of this source."""
+    try:
+        yield
+    except JobError as error:
+        if error.source != UNNAMED:
+            raise
+        raise JobError(error.faults, source) from error
 
 
 class RunError(RuntimeError):

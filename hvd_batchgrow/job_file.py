@@ -114,6 +114,18 @@ def _schema() -> Node:
     return resolved(Job.model_json_schema())
 
 
+@cache
+def job_keys() -> tuple[str, ...]:
+    """All keys of a job file that stand in a section, as `optim.lr`."""
+    sections = ((name, part) for name, node in _schema()["properties"].items() for part in _variants(node))
+    return tuple(dict.fromkeys(f"{name}.{key}" for name, part in sections for key in part.get("properties", ())))
+
+
+def _variants(node: Node) -> list[Node]:
+    """A section, and what it holds by each of its choices."""
+    return [node, *node.get("choices", {}).values()]
+
+
 def _told(faults: Sequence[Fault]) -> list[Fault]:
     """Each place once, in the order of the file's sections."""
     order = {name: index for index, name in enumerate(Job.model_fields)}
@@ -183,18 +195,13 @@ def _suggestion(place: Sequence[Any], location: Sequence[Any]) -> str:
     """What the user may have meant by a key that its section does not know."""
     key, (_, section) = str(place[-1]), _found(location[:-1])
     known = list(section.get("properties", ()))
-    root = _schema()["properties"]
-    choices = root.get(str(place[0]), {}).get("choices", {})
+    choices = _schema()["properties"].get(str(place[0]), {}).get("choices", {})
     if others := [choice for choice, node in choices.items() if key in node["properties"]]:
         return f" of {location[1]!r}; it belongs to {', '.join(others)}"
     if near := difflib.get_close_matches(key, known, n=1, cutoff=0.5):
         return f"; did you mean {dotted([*place[:-1], near[0]])}?"
-    elsewhere = [
-        name
-        for name, node in root.items()
-        if any(key in part.get("properties", ()) for part in (node, *node.get("choices", {}).values()))
-    ]
-    there = f"; there is {', '.join(f'{name}.{key}' for name in elsewhere)}" if elsewhere else ""
+    elsewhere = [other for other in job_keys() if other.endswith(f".{key}")]
+    there = f"; there is {', '.join(elsewhere)}" if elsewhere else ""
     return f"{there}; known here: {', '.join(known)}"
 
 

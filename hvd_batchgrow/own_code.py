@@ -29,7 +29,9 @@ def find_callable(name: str) -> Callable[..., Any]:
     try:
         module = importlib.import_module(module_name)
     except Exception as error:  # the user's own code
-        raise NotFound(f"{name} cannot be imported: {told(error)}") from error
+        missing = isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}.")
+        searched = f"; looked for in the working directory {Path.cwd()} and on Python's path" if missing else ""
+        raise NotFound(f"{name} cannot be imported: {told(error)}{searched}") from error
     found = getattr(module, attribute, None)
     if callable(found):
         return found  # type: ignore[no-any-return]

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # mpirun from .venv or the system, with what ranks on one machine need:  tools/mpirun.sh RANKS COMMAND ...
 set -euo pipefail
+[ $# -ge 2 ] || { echo "usage: tools/mpirun.sh RANKS COMMAND ..." >&2; exit 2; }
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 export PATH="$root/.venv/bin:$PATH"
 

@@ -248,9 +248,10 @@ make_venv
 install_torch
 install_mpi_wheel
 say "installing DALI, mpi4py and hvd_batchgrow"
-pip_install -e ".[mpi,dali-cuda130$([ "$PURPOSE" = test ] && echo ,dev)]"
+pip_install -e ".[mpi,tables,dali-cuda130$([ "$PURPOSE" = test ] && echo ,dev)]"
 install_horovod
 .venv/bin/python -c 'import mpi4py.MPI, horovod.torch as hvd; assert hvd.mpi_built() and hvd.gloo_built()' ||
     die "Horovod was installed but does not import with MPI and Gloo"
 stamp >"$STAMP"
 say "ready: torch $(torch_version), Horovod $HOROVOD, $(mpirun --version | head -n 1)"
+say "now: . .venv/bin/activate"

@@ -15,8 +15,11 @@ from hvd_batchgrow.config.schedules import LrRule
 from hvd_batchgrow.errors import ExitCode, Fault, JobError, RunError
 from hvd_batchgrow.job_file import parse_job
 from hvd_batchgrow.json_lines import read_json_lines
-from hvd_batchgrow.schedule.advice import RecordedRun, advise
+from hvd_batchgrow.schedule.advice import Advice, RecordedRun, advise
 from hvd_batchgrow.schedule.noise_record import read_observations
+
+_SPARE = ("updates", "lr")
+"""Columns of the evidence that a narrow terminal does without."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,7 @@ class AdviseCommand:
     def run(self, overrides: dict[str, Any]) -> ExitCode:
         """The job file on stdout; the evidence on stderr, whether there is advice or not."""
         from hvd_batchgrow.watch.advice import advice_dict, advised_job_file, evidence_table
+        from hvd_batchgrow.watch.tables import print_table
 
         refuse_overrides(overrides)
         self._check()
@@ -47,17 +51,22 @@ class AdviseCommand:
             advice = advise(recorded, factor=self.factor, caution=self.caution, lr_rule=self.lr_rule)
         except RunError:
             if any(o.is_measured for o in recorded.seen):
-                console.print(evidence_table(recorded))
+                print_table(console, evidence_table(recorded), _SPARE)
+                self._draw(recorded)
             raise
-        console.print(evidence_table(recorded, advice))
+        print_table(console, evidence_table(recorded, advice), _SPARE)
         for text in advice.weak:
             console.print(f"too weak to go by: {text}", style="yellow", highlight=False, soft_wrap=True)
-        if self.plot:
-            from hvd_batchgrow.watch.plot import plot_advice
-
-            plot_advice(advice, self.plot)
+        self._draw(recorded, advice)
         print(json.dumps(advice_dict(advice), indent=2) if self.json else advised_job_file(advice), end="")
         return ExitCode.DONE
+
+    def _draw(self, recorded: RecordedRun, advice: Advice | None = None) -> None:
+        """Where a picture is asked for."""
+        if self.plot:
+            from hvd_batchgrow.watch.plot import plot_evidence
+
+            plot_evidence(recorded, self.plot, advice)
 
     def _check(self) -> None:
         """Raises JobError."""

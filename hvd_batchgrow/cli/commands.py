@@ -11,6 +11,7 @@ from typing import Annotated, Any, get_args
 
 import tyro
 
+from hvd_batchgrow import __version__
 from hvd_batchgrow.cli.advise import AdviseCommand
 from hvd_batchgrow.cli.inspect import AuditCommand, DigestCommand
 from hvd_batchgrow.cli.plan import PlanCommand
@@ -21,7 +22,7 @@ from hvd_batchgrow.cli.train import TrainCommand, TwinCommand
 from hvd_batchgrow.cli.verify import VerifyCommand
 from hvd_batchgrow.cli.words import word_faults
 from hvd_batchgrow.comm.launch import environment_faults, speaks
-from hvd_batchgrow.errors import ExitCode, JobError, RunError
+from hvd_batchgrow.errors import UNNAMED, ExitCode, JobError, RunError, faults_of
 from hvd_batchgrow.job_file import split_overrides
 
 Command = (
@@ -62,6 +63,9 @@ def run(arguments: Sequence[str]) -> int:
     """Run what a command line asks for; returns the exit code."""
     _write_any_text()
     _forget_senseless_sizes()
+    if list(arguments) == ["--version"]:
+        print(f"hvd-batchgrow {__version__}")
+        return ExitCode.DONE
     try:
         if faults := environment_faults(os.environ):
             raise JobError(faults, "environment")
@@ -76,7 +80,8 @@ def run(arguments: Sequence[str]) -> int:
             args=words,
             config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitSubcommandPrefixes),
         )
-        return int(command.run(overrides))
+        with faults_of(str(getattr(command, "job", UNNAMED))):
+            return int(command.run(overrides))
     except JobError as error:
         # All ranks are given the same words; a variable may be damaged for one of them alone.
         if speaks(os.environ) or error.source == "environment":

@@ -29,6 +29,8 @@ class DigestCommand:
         refuse_overrides(overrides)
         first, *others = (final_weights(run) for run in (self.first, *self.others))
         for weights in (first, *others):
+            for reason in weights.skipped:
+                print(f"skipped a checkpoint: {reason}", file=sys.stderr)
             if not weights.is_final:
                 print(f"{weights.run} is not done: these are its weights at sample {weights.samples}", file=sys.stderr)
         if not others:
@@ -53,14 +55,14 @@ class AuditCommand:
         """A table for each run; ends with 1 if any sample was used twice, or left out, or out of order."""
         from hvd_batchgrow.proof.audit import audit, compare_orders, read_consumed
         from hvd_batchgrow.watch.progress import work_progress
-        from hvd_batchgrow.watch.tables import audit_table
+        from hvd_batchgrow.watch.tables import audit_table, print_table
 
         refuse_overrides(overrides)
         console = terminal(sys.stdout)
         with work_progress(terminal(sys.stderr)) as report:
             audits = [audit(read_consumed(run), report) for run in (self.first, *self.others)]
         for result in audits:
-            console.print(audit_table(result))
+            print_table(console, audit_table(result))
         for other in audits[1:]:
             console.print(compare_orders(audits[0].consumed, other.consumed), highlight=False, soft_wrap=True)
         return ExitCode.DONE if all(result.passed for result in audits) else ExitCode.FAILURE

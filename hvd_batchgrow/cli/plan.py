@@ -47,6 +47,9 @@ class PlanCommand(JobCommand):
         from hvd_batchgrow.schedule.cost import choose_ranks, predict
         from hvd_batchgrow.schedule.measured import load_probe
 
+        if ignored := [flag for flag, value in (("--json", self.json), ("--plot", self.plot)) if self.twin and value]:
+            fault = "contradicts --twin, which prints a job file and nothing else"
+            raise JobError([Fault(flag, fault) for flag in ignored], "command line")
         job = self.load(overrides)
         num_samples = known_num_samples(job.data)
         probe = load_probe(self.cost) if self.cost else None
@@ -102,11 +105,11 @@ class PlanCommand(JobCommand):
     def print_tables(self, plans: Sequence[Plan], costs: Sequence[Cost]) -> None:
         """Tables, what happens between phases, and the saving."""
         from hvd_batchgrow.schedule.transitions import describe_transitions
-        from hvd_batchgrow.watch.tables import cost_table, plan_table
+        from hvd_batchgrow.watch.tables import cost_table, print_plan, print_table
 
         console = terminal(sys.stdout)
         for plan in plans:
-            console.print(plan_table(plan))
+            print_plan(console, plan)
             for line in describe_transitions(plan):
                 console.print(f"  {line}", highlight=False, soft_wrap=True)
             for note in plan.notes:
@@ -115,7 +118,7 @@ class PlanCommand(JobCommand):
         if len(plans) > 1:
             ratio = plans[1].num_updates / plans[0].num_updates
             console.print(f"{ratio:.2f}× fewer updates than the twin", highlight=False)
-        if costs:
-            console.print(cost_table([(plan.job.name, cost) for plan, cost in zip(plans, costs, strict=True)]))
-            for note in dict.fromkeys(note for cost in costs for note in cost.notes):
-                console.print(note, style="yellow", highlight=False)
+        for plan, cost in zip(plans, costs, strict=False):
+            print_table(console, cost_table(plan.job.name, cost))
+        for note in dict.fromkeys(note for cost in costs for note in cost.notes):
+            console.print(note, style="yellow", highlight=False, soft_wrap=True)

@@ -48,7 +48,7 @@ class SubmitCommand(JobCommand):
     template: Path | None = None
     """The batch script to fill in; otherwise slurm/train.sbatch."""
     partition: str | None = None
-    """Put over the template's; likewise those below."""
+    """Slurm's partition; put over the template's, as are those below."""
     account: str | None = None
     """Whom to charge."""
     gres: str | None = None

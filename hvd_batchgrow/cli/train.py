@@ -180,7 +180,7 @@ class TwinCommand(TrainCommand):
 
     def compare(self, ranks: Ranks, stop: StopRequest, overrides: dict[str, Any]) -> ExitCode:
         """Train one after the other; a stop in the first ends both."""
-        from hvd_batchgrow.watch.tables import result_table
+        from hvd_batchgrow.watch.tables import print_table, result_table
 
         grown = self.train(ranks, stop, lambda: self.load_growing(ranks, overrides))
         if not grown.done or ranks.any(flag=stop.asked):
@@ -188,7 +188,7 @@ class TwinCommand(TrainCommand):
         decayed = self.train(ranks, stop, lambda: self.load_twin(overrides))
         if ranks.rank == 0 and decayed.done:
             console = terminal(sys.stdout)
-            console.print(result_table([("grow the batch", grown), ("decay the learning rate", decayed)]))
+            print_table(console, result_table([("grow the batch", grown), ("decay the learning rate", decayed)]))
             for run in (grown, decayed):
                 console.print(f"run folder: {run.folder}", highlight=False)
             curves = shlex.join(["tensorboard", "--host", "localhost", "--logdir", str(self.runs_dir)])

@@ -31,7 +31,7 @@ class VerifyCommand(RanksCommand):
         from hvd_batchgrow.data.known import known_num_samples
         from hvd_batchgrow.proof.verify import default_shapes, find_hazards, parse_shapes, verify
         from hvd_batchgrow.watch.progress import work_progress
-        from hvd_batchgrow.watch.tables import verify_table
+        from hvd_batchgrow.watch.tables import print_table, verify_table
 
         job = self.load(overrides)
         job = job.model_copy(update={"layout": job.layout.grown_by("accumulation")})  # as each run is told to
@@ -56,7 +56,7 @@ class VerifyCommand(RanksCommand):
         with tidied_up_on_interrupt():
             results = verify(self.job, job, options, shapes, self.updates, tell, self.comm)
         out = terminal(sys.stdout)
-        out.print(verify_table(job, results, self.updates))
+        print_table(out, verify_table(job, results, self.updates))
         for cause in causes:
             out.print(f"the layout has a say in {job.model.name}; at {cause}", highlight=False)
         return ExitCode.DONE if all(result.passed for result in results) else ExitCode.FAILURE

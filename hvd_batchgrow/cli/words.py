@@ -16,6 +16,17 @@ from pydantic import TypeAdapter, ValidationError
 
 from hvd_batchgrow.allowed import Node, allowed, nearest, shown
 from hvd_batchgrow.errors import Fault
+from hvd_batchgrow.job_file import job_keys
+
+_OFTEN_CALLED = {
+    "batch": "schedule.global_batch",
+    "batch_size": "schedule.global_batch",
+    "learning_rate": "optim.lr",
+    "dataset": "data.source",
+    "model": "model.name",
+    "optimizer": "optim.name",
+}
+"""Keys of a job file by what other trainers call them."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +98,7 @@ def options_of(command: type) -> list[Option]:
 def _faults(options: Sequence[Option], words: list[str]) -> Iterator[Fault]:
     by_name = {option.shown: option for option in options if not option.is_positional}
     places = [option for option in options if option.is_positional]
+    takes_job = "JOB" in {option.shown for option in places}
     given: set[str] = set()
     while words:
         word = words.pop(0)
@@ -99,11 +111,17 @@ def _faults(options: Sequence[Option], words: list[str]) -> Iterator[Fault]:
             else:
                 yield Fault(shown(word), "is a word too many")
             continue
-        near = difflib.get_close_matches(name, by_name, n=1, cutoff=0.6)
+        keys = _keys_called(name) if name not in by_name and takes_job else []
+        near = keys or difflib.get_close_matches(name, by_name, n=1, cutoff=0.6)
         option = by_name.get(name) or by_name.get(near[0] if near else "")
         values = [text] if equals else _take_values(option, words)
+        if option is None and not equals and (keys or not places) and words and not words[0].startswith("--"):
+            words.pop(0)  # its value
         if name not in by_name:
-            hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(by_name)}"
+            known = f"known here: {', '.join(by_name) or 'none'}" + (
+                ", and keys such as --optim.lr" if takes_job else ""
+            )
+            hint = f"did you mean {' or '.join(near)}?" if near else known
             yield Fault(shown(name) if not name.isprintable() else name, f"unknown option; {hint}")
         elif option:
             given.add(name)
@@ -114,6 +132,13 @@ def _faults(options: Sequence[Option], words: list[str]) -> Iterator[Fault]:
     for option in options:
         if option.is_required and option.shown not in given:
             yield Fault(option.shown, f"is required: {allowed(option.node)}")
+
+
+def _keys_called(name: str) -> list[str]:
+    """The options for keys of the job file whose last part is the name of an option, or what others call so."""
+    word = name.lstrip("-").replace("-", "_")
+    keys = [_OFTEN_CALLED[word]] if word in _OFTEN_CALLED else [k for k in job_keys() if k.endswith(f".{word}")]
+    return [f"--{key}" for key in keys]
 
 
 def _take_values(option: Option | None, words: list[str]) -> list[str]:

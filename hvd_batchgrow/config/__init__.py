@@ -44,6 +44,8 @@ def _check_source(value: str) -> str:
     if value in SOURCES or re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", value):
         return value
     near = get_close_matches(value, SOURCES, n=1)
+    if not near and re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", value):
+        near = [":".join(value.rsplit(".", 1))]
     hint = f"did you mean {near[0]!r}? " if near else ""
     raise ValueError(f"{hint}one of {', '.join(SOURCES)}, or module:function of your own")
 

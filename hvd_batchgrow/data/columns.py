@@ -121,7 +121,8 @@ def _label_index(path: Path, names: Sequence[str], label: str | int | None) -> i
     near = get_close_matches(label, names, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     more = f" and {len(names) - 20} more" if len(names) > 20 else ""
-    fault = f"{path} has {names.count(label)} columns {label!r}; {hint}there are {', '.join(names[:20])}{more}"
+    count = f"{names.count(label)} columns" if label in names else "no column"
+    fault = f"{path} has {count} {label!r}; {hint}there are {', '.join(names[:20])}{more}"
     raise JobError([Fault("data.label", fault)])
 
 

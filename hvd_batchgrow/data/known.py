@@ -62,7 +62,11 @@ def known_num_samples(data: DataSection) -> int:
     if data.source == "covtype" and known is None:
         known = _COVTYPE_ROWS - num_held_out(_COVTYPE_ROWS, data.held_out)
     if known is None:
-        raise JobError([Fault("data.num_samples", f"is needed: the size of a source {data.source!r} is not known")])
+        fault = (
+            f"is needed: the size of a source {data.source!r} is not known; write the number of training samples "
+            "under [data]: with any number, train tells the right one"
+        )
+        raise JobError([Fault("data.num_samples", fault)])
     return known
 
 

@@ -24,6 +24,8 @@ class Weights:
     tensors: dict[str, Tensor]
     digest: str
     """SHA-256 over all of them."""
+    skipped: tuple[str, ...] = ()
+    """Newer checkpoints that are damaged, and how."""
 
 
 def final_weights(run: Path) -> Weights:
@@ -35,12 +37,12 @@ def final_weights(run: Path) -> Weights:
     Raises:
         RunError: the folder holds no good checkpoint.
     """
-    data, _ = newest_good(run / "checkpoints")
+    data, skipped = newest_good(run / "checkpoints")
     if data is None:
         raise RunError(f"{run} holds no checkpoint")
     checkpoint = Checkpoint.from_bytes(data)
     is_final = checkpoint.samples >= read_plan(run)["end_samples"]
-    return Weights(run, checkpoint.samples, is_final, checkpoint.model, tree_digest(checkpoint.model))
+    return Weights(run, checkpoint.samples, is_final, checkpoint.model, tree_digest(checkpoint.model), tuple(skipped))
 
 
 def compare_weights(first: Weights, second: Weights) -> str:

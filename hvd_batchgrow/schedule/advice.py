@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +22,7 @@ from hvd_batchgrow.config import Job
 from hvd_batchgrow.config.schedules import GrowSchedule, LrRule, SeesawSchedule, StepsSchedule
 from hvd_batchgrow.config.triggers import NoTrigger
 from hvd_batchgrow.errors import Fault, JobError, RunError
-from hvd_batchgrow.schedule.noise_record import Observation, more_gradients, typical, weaknesses, where
+from hvd_batchgrow.schedule.noise_record import Observation, more_gradients, smaller_pass, typical, weaknesses, where
 from hvd_batchgrow.schedule.phases import Phase
 from hvd_batchgrow.schedule.plan import Plan, compile_plan
 from hvd_batchgrow.schedule.policies import batch_cap
@@ -329,11 +330,15 @@ def _refuse_without_evidence(run: RecordedRun) -> None:
     if not run.seen:
         raise RunError(f"{name}: nothing is recorded yet; ask again when it has trained for some of an epoch")
     if not measured:
-        one = max(o.gradients for o in run.seen) < 2
-        hint = f"; an update was one gradient, whose noise cannot be seen: {more_gradients(run.job)}" if one else ""
+        one = min(o.gradients for o in run.seen) < 2
+        hint = "; an update was one gradient, whose noise cannot be seen" if one else ""
+        smaller = smaller_pass(run.seen, run.job) if one else None
+        if one and not smaller:
+            hint += f": {more_gradients(run.seen, run.job)}"
+        passes = f" --layout.max-micro-batch {smaller}" if smaller else ""
         raise RunError(
             f"{name}: its gradient noise was not measured{hint}\n  train it again, as another run: hvd-batchgrow train "
-            f"{name}/job.toml --name {run.job.name}-measured --gradient-noise.measure true"
+            f"{name}/job.toml --name {_measured_name(run.job.name)} --gradient-noise.measure true{passes}"
         )
     resolved = sum(o.length for o in measured if o.is_resolved) / run.num_samples
     if resolved < HOLD_EPOCHS:
@@ -342,8 +347,14 @@ def _refuse_without_evidence(run: RecordedRun) -> None:
         raise RunError(
             f"{name}: too weak to advise: B_simple is resolved for {resolved:.2g} epochs, {HOLD_EPOCHS:g} are the "
             f"least\n  {told}\n  train it again with --gradient-noise.memory-epochs {memory:g}; "
-            f"{more_gradients(run.job)}; or train for longer"
+            f"{more_gradients(measured, run.job)}; or train for longer"
         )
+
+
+def _measured_name(name: str) -> str:
+    """Of another run that measures: small, small-measured, small-measured2."""
+    before = re.fullmatch(r"(.*)-measured(\d*)", name)
+    return f"{before[1]}-measured{int(before[2] or 1) + 1}" if before else f"{name}-measured"
 
 
 def _nothing_supported(run: RecordedRun, caution: float) -> RunError:

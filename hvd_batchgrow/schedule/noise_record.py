@@ -109,7 +109,7 @@ def weaknesses(seen: Sequence[Observation], job: Job, num_samples: int) -> list[
     told = [f"{place}: {text}" for test, text in kinds if (place := where(seen, num_samples, test))]
     measured = [o for o in seen if o.is_measured]
     if measured and min(o.gradients for o in measured) == 2:
-        told.append(f"an update is two gradients, the fewest that show a spread; {more_gradients(job)}")
+        told.append(f"an update is two gradients, the fewest that show a spread; {more_gradients(measured, job)}")
     end = seen[-1].samples if seen else 0
     if end < round(job.schedule.epochs * num_samples):
         at = f"the run stands at epoch {end / num_samples:.3g} of {job.schedule.epochs:g}"
@@ -117,13 +117,19 @@ def weaknesses(seen: Sequence[Observation], job: Job, num_samples: int) -> list[
     return told
 
 
-def more_gradients(job: Job) -> str:
+def smaller_pass(seen: Sequence[Observation], job: Job) -> int | None:
+    """Samples of a pass, at most half of those of now, by which an update has more gradients; None: of whole ghost
+    batches there is no such pass."""
+    group, fewest = job.model.ghost_batch, min(seen, key=lambda o: o.gradients)
+    smaller = min(job.micro_batch_limit, fewest.global_batch // fewest.gradients) // 2 // group * group
+    return smaller or None
+
+
+def more_gradients(seen: Sequence[Observation], job: Job) -> str:
     """How to see more gradients an update, in the words of the job file."""
-    group, limit = job.model.ghost_batch, job.micro_batch_limit
-    if limit > group:
-        smaller = max(group, limit // 2 // group * group)
+    if smaller := smaller_pass(seen, job):
         return f"measure with more passes: layout.max_micro_batch = {smaller}"
-    return f"measure with more ranks, or a ghost batch below {group}"
+    return f"measure with more ranks, or a ghost batch below {job.model.ghost_batch}"
 
 
 def where(seen: Sequence[Observation], num_samples: int, test: Callable[[Observation], bool]) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import tomli_w
 
+from hvd_batchgrow.allowed import counted
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.errors import Fault, JobError, RunError, unwritable
 from hvd_batchgrow.regular import read_regular
@@ -126,6 +127,7 @@ def submit_chain(job: Job, ledger: Ledger, scripts: Sequence[Script], run: Path,
     """
     folder = run / FOLDER
     left = [(k, script) for k, script in enumerate(scripts) if ledger.entries[k].state != DONE_BEFORE]
+    made = [path for path in (folder / "job.toml", *(script.path for _, script in left)) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "job.toml").write_text(tomli_w.dumps(job.model_dump(mode="json", exclude_none=True)), "utf-8")
@@ -135,6 +137,8 @@ def submit_chain(job: Job, ledger: Ledger, scripts: Sequence[Script], run: Path,
         raise unwritable(error.filename or folder, error) from None
     refusals = [(k, told) for k, script in left if (told := scheduler.refusal(script.path)) is not None]
     if refusals:
+        for path in made:
+            path.unlink(missing_ok=True)
         lines = [f"link {k + 1} ({_width(ledger.entries[k].link)}): {told}" for k, told in refusals]
         raise RunError("\n  ".join(["Slurm could never run this chain, and nothing is submitted:", *lines]))
     after: int | None = None
@@ -173,7 +177,7 @@ def _taken_back(error: RunError, index: int, ledger: Ledger, run: Path, schedule
 
 
 def _width(link: Link) -> str:
-    return f"phases {link.phases} on {link.nodes} node{'s' if link.nodes > 1 else ''}, {link.ranks} ranks"
+    return f"phases {link.phases} on {counted(link.nodes, 'node')}, {counted(link.ranks, 'rank')}"
 
 
 def table_lines(ledger: Ledger) -> list[str]:

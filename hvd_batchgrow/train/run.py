@@ -6,13 +6,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from hvd_batchgrow.allowed import counted
 from hvd_batchgrow.comm.ranks import Ranks, RanksLost
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.data.feed import known_bad
 from hvd_batchgrow.data.known import known_num_samples
 from hvd_batchgrow.data.pipeline import choose_pipeline
 from hvd_batchgrow.data.samples import ReportProgress, Source
-from hvd_batchgrow.errors import Fault, JobError
+from hvd_batchgrow.errors import Fault, JobError, faults_of
 from hvd_batchgrow.nn.models import check_model
 from hvd_batchgrow.schedule.decisions import check_replay
 from hvd_batchgrow.schedule.plan import Plan, compile_plan
@@ -95,6 +96,7 @@ def run_job(
             check=lambda checkpoint: check_fits(checkpoint, trainer.model, trainer.optimizer, folder),
         )
         notes += [*plan.notes, *_notes_on_bad(source)]
+        notes += _notes_on_ranks(plan, ranks.size) if options.phases is None else []
         notes += [f"the layout has a say in {job.model.name}; at {hazard}" for hazard in trainer.hazards]
         if source.train.kind == "encoded" and choose_pipeline(job.data.pipeline, source.train) == "torch":
             notes.append(
@@ -114,6 +116,12 @@ def run_job(
             carry.num_updates = before + trainer.num_updates
 
 
+def _notes_on_ranks(plan: Plan, num_ranks: int) -> list[str]:
+    """What the user should know of ranks that wait from start to end."""
+    never = num_ranks - plan.peak_ranks
+    return [f"{never} of {counted(num_ranks, 'rank')} {'is' if never == 1 else 'are'} never used"] if never > 0 else []
+
+
 def _notes_on_bad(source: Source) -> list[str]:
     """What the user should know of samples that were found to be bad when the source was opened."""
     return [
@@ -128,7 +136,8 @@ def _prepare(job: Job, ranks: Ranks, options: RunOptions) -> tuple[Plan, Plan]:
     phases = options.phases
     if options.replay is not None:
         check_replay(job.schedule.policy, job.name)
-    num_samples = known_num_samples(job.data)
+    with faults_of(job.name):
+        num_samples = known_num_samples(job.data)
     # To an elastic job more hosts are offered, where the plan that is shown has use for them.
     hoped = max(ranks.size, job.layout.max_ranks or 0) if ranks.elastic else ranks.size
     shown = compile_plan(job, hoped, num_samples)

@@ -221,8 +221,10 @@ def read_plan(run: Path) -> dict[str, Any]:
         _Planned.model_validate(tree)
     except ValidationError as error:
         raise RunError(f"{path} is damaged, or no plan: {first_fault(error)}") from None
+    except (FileNotFoundError, NotADirectoryError):
+        raise RunError(f"there is no run in {run}{near_path(run)}") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise RunError(f"{path} cannot be read: {error}{near_path(run)}") from None
+        raise RunError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
     return tree  # type: ignore[no-any-return]
 
 

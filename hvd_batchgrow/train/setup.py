@@ -14,7 +14,7 @@ from hvd_batchgrow.data.feed import OnBad
 from hvd_batchgrow.data.pipeline import choose_pipeline
 from hvd_batchgrow.data.samples import ReportProgress, Source, raise_bad
 from hvd_batchgrow.data.sources import load_source
-from hvd_batchgrow.errors import Fault, JobError
+from hvd_batchgrow.errors import Fault, JobError, faults_of
 from hvd_batchgrow.nn.compiled import compile_network
 from hvd_batchgrow.nn.models import build_model, hazards
 
@@ -27,8 +27,9 @@ def load_together(job: Job, ranks: Ranks, report: ReportProgress) -> Source:
     """
 
     def load() -> Source:
-        source = load_source(job.data, job.seed, report)
-        choose_pipeline(job.data.pipeline, source.train)
+        with faults_of(job.name):
+            source = load_source(job.data, job.seed, report)
+            choose_pipeline(job.data.pipeline, source.train)
         return source
 
     first = ranks.together(lambda: load() if ranks.local_rank == 0 else None)

@@ -8,11 +8,11 @@ from dataclasses import asdict
 from typing import Any
 
 import tomli_w
-from rich import box
 from rich.table import Table
 
 from hvd_batchgrow.schedule.advice import Advice, AdvisedPhase, RecordedRun
 from hvd_batchgrow.schedule.noise_record import Observation, typical
+from hvd_batchgrow.watch.tables import number_table
 
 _ROWS = 12
 """Stretches of equal length that a run is shown in, more where its batch changes inside one."""
@@ -29,13 +29,10 @@ def evidence_table(run: RecordedRun, advice: Advice | None = None) -> Table:
         run: with its record.
         advice: None: there is none.
     """
-    table = Table(
-        title=f"{run.folder}: N = {run.num_samples:,}; medians over stretches of the run",
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
+    table = number_table(
+        f"{run.folder}: N = {run.num_samples:,}; medians over stretches of the run",
+        ("epochs", "updates", "batch", "lr", "B_simple", "band of 95 %", "resolved", "advised\nbatch"),
     )
-    for heading in ("epochs", "updates", "batch", "lr", "B_simple", "band of 95 %", "resolved", "advised batch"):
-        table.add_column(heading, justify="right")
     for stretch in _stretches(run.seen):
         first, last = stretch[0], stretch[-1]
         b_simple = typical(stretch, lambda o: o.b_simple, 0.5)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hvd_batchgrow.errors import RunError
-from hvd_batchgrow.schedule.advice import Advice
+from hvd_batchgrow.schedule.advice import Advice, RecordedRun
 from hvd_batchgrow.schedule.phases import Phase
 from hvd_batchgrow.schedule.plan import Plan
 
@@ -80,31 +80,33 @@ def _curve(plan: Plan, value: Callable[[Plan, Phase], float]) -> tuple[list[floa
     return epochs, values
 
 
-def plot_advice(advice: Advice, path: Path) -> None:
-    """Draw B_simple with its band, and both batches, against epochs.
+def plot_evidence(run: RecordedRun, path: Path, advice: Advice | None = None) -> None:
+    """Draw B_simple with its band, the run's batch and the advised one, against epochs.
 
     Args:
-        advice: with the run.
+        run: with its record.
         path: .png, .svg or .pdf.
+        advice: None: there is none.
 
     Raises:
         RunError: as `plot_plans`.
     """
-    run = advice.run
+    advised = [p.phase for p in advice.phases] if advice else []
     nan = float("nan")  # leaves a gap where nothing is resolved
     epochs = [o.samples / run.num_samples for o in run.seen]
     resolved = [o.b_simple or nan for o in run.seen]
     lows = [o.low if o.low else nan for o in run.seen]
     # A band without an upper end is drawn as far as the picture goes: ten times the largest number in it.
-    top = 10 * max([p.phase.global_batch for p in advice.phases] + [o.high or o.b_simple or 0 for o in run.seen])
+    top = 10 * max([phase.global_batch for phase in advised] + [o.high or o.b_simple or 0 for o in run.seen])
     highs = [(o.high or top) if o.is_resolved else nan for o in run.seen]
     with _picture(path, 1, 4) as (axis,):
         axis.fill_between(epochs, lows, highs, alpha=0.25, color="tab:blue", linewidth=0, label="band of 95 %")
         axis.plot(epochs, resolved, color="tab:blue", label="B_simple")
         steps = [(o.start_samples, o.samples, o.global_batch) for o in run.seen]
         axis.plot(*_staircase(steps, run.num_samples), ":", color="black", label="batch of the run")
-        steps = [(p.phase.start_samples, p.phase.end_samples, p.phase.global_batch) for p in advice.phases]
-        axis.plot(*_staircase(steps, run.num_samples), color="tab:orange", linewidth=2, label="advised batch")
+        steps = [(phase.start_samples, phase.end_samples, phase.global_batch) for phase in advised]
+        if steps:
+            axis.plot(*_staircase(steps, run.num_samples), color="tab:orange", linewidth=2, label="advised batch")
         axis.set_yscale("log", base=2)
         axis.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
         axis.set_title(run.job.name)

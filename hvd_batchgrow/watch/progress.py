@@ -9,9 +9,10 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from hvd_batchgrow.allowed import counted
 from hvd_batchgrow.data.samples import ReportProgress
 from hvd_batchgrow.train.events import Decided, Evaluation, Observer, RunEnded, RunStarted, TrainRecord
-from hvd_batchgrow.watch.tables import plan_table
+from hvd_batchgrow.watch.tables import print_plan
 
 
 class ProgressDisplay(Observer):
@@ -28,10 +29,12 @@ class ProgressDisplay(Observer):
     def on_start(self, event: RunStarted) -> None:
         """The plan, the machine, and a bar if there is a terminal."""
         self._num_ranks = event.ranks
-        self.console.print(plan_table(event.plan))
+        print_plan(self.console, event.plan)
+        each = " each" if event.ranks > 1 else ""
         self.console.print(
-            f"{event.num_parameters:,} parameters on {event.device}, {event.ranks} ranks by {event.backend}, "
-            f"{event.threads_per_rank} threads each, pixels by {event.pipeline}, run folder {event.folder}",
+            f"{counted(event.num_parameters, 'parameter')} on {event.device}, {counted(event.ranks, 'rank')} by "
+            f"{event.backend}, {counted(event.threads_per_rank, 'thread')}{each}, "
+            f"pixels by {event.pipeline}, run folder {event.folder}",
             highlight=False,
         )
         for note in event.notes:
@@ -77,12 +80,13 @@ class ProgressDisplay(Observer):
         if self._progress:
             self._progress.stop()
         all_done = event.updates == event.num_updates
-        state = ("done" if all_done else "these phases are done") if event.done else "stopped, go on with --resume auto"
-        self.console.print(
-            f"{event.job_name}: {state}: {event.updates:,} of {event.num_updates:,} updates, "
-            f"{event.samples:,} samples in {event.elapsed_s:.0f} s",
-            highlight=False,
-        )
+        updates = f"{event.updates:,} of {event.num_updates:,} updates, {event.samples:,} samples"
+        how = f"{updates} in {event.elapsed_s:.0f} s"
+        if event.done:
+            told = f"{'done' if all_done else 'these phases are done'}: {how}"
+        else:
+            told = f"stopped after {how} (a checkpoint is saved): the same command with --resume auto goes on"
+        self.console.print(f"{event.job_name}: {told}", highlight=False, soft_wrap=True)
 
 
 def _line(record: TrainRecord) -> str:
@@ -100,6 +104,7 @@ def work_progress(console: Console) -> Iterator[ReportProgress]:
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     bars = Progress(*columns, console=console, disable=not console.is_terminal)
     tasks: dict[str, TaskID] = {}
+    over: set[str] = set()
     told_at = 0.0
 
     def report(what: str, done: int, total: int) -> None:
@@ -109,10 +114,12 @@ def work_progress(console: Console) -> Iterator[ReportProgress]:
             tasks[what] = bars.add_task(what, total=total or None)
             bars.start()
         bars.update(tasks[what], completed=done)
-        if not console.is_terminal and (is_new or now > told_at + 30):
+        is_done = 0 < total <= done
+        if not console.is_terminal and what not in over and (is_new or is_done or now > told_at + 30):
             told_at = now
-            console.print(f"{what}: {done:,} of {total:,}", highlight=False)
-        if total and done >= total:
+            console.print(f"{what}: {f'done, {total:,}' if is_done else f'{done:,} of {total:,}'}", highlight=False)
+        if is_done:
+            over.add(what)
             bars.stop()
 
     try:

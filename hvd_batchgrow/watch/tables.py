@@ -1,4 +1,4 @@
-"""Plans and results as tables."""
+"""Plans and results as tables, in which no value is ever cut."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
 from hvd_batchgrow.config import Job
@@ -21,17 +22,50 @@ if TYPE_CHECKING:  # imports torch, which `plan` does without
     from hvd_batchgrow.proof.verify import Compared
 
 
+def number_table(title: str | None, headings: Sequence[str]) -> Table:
+    """An empty table with columns of numbers, close together and never folded."""
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for heading in headings:
+        table.add_column(heading, justify="right", no_wrap=True)
+    return table
+
+
+def leave_out(table: Table, heading: str) -> None:
+    """Take a column out of a table."""
+    table.columns = [column for column in table.columns if column.header != heading]
+
+
+def print_table(console: Console, table: Table, spare: Sequence[str] = ()) -> None:
+    """Print a table; where it is too wide, without the spare columns, and if need be over the edge.
+
+    Args:
+        console: where to.
+        table: of `number_table`.
+        spare: headings of columns, that of least worth first.
+    """
+    unbounded = console.options.update(max_width=10_000)
+    left = list(spare)
+    while (width := Measurement.get(console, unbounded, table).maximum) > console.width and left:
+        leave_out(table, left.pop(0))
+    table.width = width  # else values would be cut to the console's
+    console.print(table, crop=False)
+
+
+def print_plan(console: Console, plan: Plan) -> None:
+    """Print the phases of a plan."""
+    is_constant = len({phase.momentum for phase in plan.schedule.phases}) == 1
+    print_table(console, plan_table(plan), [*(["momentum"] if is_constant else []), "ghost\nbatches", "samples"])
+
+
 def plan_table(plan: Plan) -> Table:
     """Phases of a plan, one a row."""
-    table = Table(
-        title=f"{plan.job.name}: N = {plan.num_samples:,}, ghost batch {plan.group}, ranks: {plan.peak_ranks}",
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
+    table = number_table(
+        f"{plan.job.name}: N = {plan.num_samples:,}, ghost batch {plan.group}, ranks: {plan.peak_ranks}",
+        (
+            *("phase", "from\nepoch", "samples", "updates", "lr", "momentum", "batch", "wanted\nbatch"),
+            *("ranks × passes\n× micro-batch", "ghost\nbatches", "noise\nscale"),
+        ),
     )
-    for heading in ("phase", "from epoch", "samples", "updates", "lr", "momentum", "batch"):
-        table.add_column(heading, justify="right")
-    for heading in ("ranks × passes × micro-batch", "ghost batches", "noise scale"):
-        table.add_column(heading, justify="right")
     for index, (phase, layout) in enumerate(zip(plan.schedule.phases, plan.layouts, strict=True), start=1):
         cells = (
             f"{index}",
@@ -40,21 +74,23 @@ def plan_table(plan: Plan) -> Table:
             f"{phase.num_updates:,}",
             f"{phase.lr:.5g}",
             f"{phase.momentum:g}",
-            _batch_text(phase),
+            f"{phase.global_batch:,}",
+            _wanted(phase),
             f"{layout.ranks} × {layout.accumulation} × {layout.micro_batch}{' (ragged)' if layout.ragged else ''}",
             f"{phase.global_batch // plan.group}",
             f"{plan.noise_scale(phase):.4g}",
         )
         table.add_row(*cells)
+    if not any(map(_wanted, plan.schedule.phases)):
+        leave_out(table, "wanted\nbatch")
     table.caption = f"{plan.num_updates:,} updates, {plan.schedule.end_samples:,} samples{_warmup_text(plan)}"
     table.caption_justify = "left"
     return table
 
 
-def _batch_text(phase: Phase) -> str:
-    if abs(phase.wanted_batch - phase.global_batch) < 0.5:
-        return f"{phase.global_batch:,}"
-    return f"{phase.global_batch:,} ({phase.wanted_batch:,.0f} wanted)"
+def _wanted(phase: Phase) -> str:
+    """The batch that was asked for, where another had to be formed."""
+    return "" if abs(phase.wanted_batch - phase.global_batch) < 0.5 else f"{phase.wanted_batch:,.0f}"
 
 
 def _warmup_text(plan: Plan) -> str:
@@ -67,38 +103,31 @@ def _warmup_text(plan: Plan) -> str:
 def plan_text(plan: Plan) -> str:
     """The same as plain text."""
     console = Console(file=io.StringIO(), width=120)
-    console.print(plan_table(plan))
+    print_plan(console, plan)
     return str(console.file.getvalue())  # type: ignore[attr-defined]
 
 
-def cost_table(costs: Sequence[tuple[str, Cost]]) -> Table:
-    """What plans cost, phase by phase, each under its name, and the totals."""
-    table = Table(title="predicted, training alone", title_justify="left", box=box.SIMPLE_HEAD)
-    table.add_column("")
-    headings = (
-        "phase",
-        "ranks",
-        "s per update",
-        "waiting for data",
-        "time",
-        "rank-hours",
-        "if the peak ranks are held",
+def cost_table(name: str, cost: Cost) -> Table:
+    """What a plan costs, phase by phase, and the totals."""
+    table = number_table(
+        f"{name}: predicted, training alone",
+        (
+            *("phase", "ranks", "s per\nupdate", "waiting\nfor data", "time", "rank-hours"),
+            "if the peak\nranks are held",
+        ),
     )
-    for heading in headings:
-        table.add_column(heading, justify="right")
-    for name, cost in costs:
-        for index, phase in enumerate(cost.phases, start=1):
-            row = (
-                f"{index}",
-                f"{phase.ranks}",
-                f"{phase.update_s:.4f}",
-                f"{phase.data_wait_share:.0%}",
-                _time(phase.seconds),
-                f"{phase.rank_hours:.3f}",
-            )
-            table.add_row(name if index == 1 else "", *row, "")
-        totals = (f"{cost.peak_ranks} at most", "", "", _time(cost.seconds), f"{cost.chain_rank_hours:.3f}")
-        table.add_row("", "all", *totals, f"{cost.held_rank_hours:.3f}", end_section=True, style="bold")
+    for index, phase in enumerate(cost.phases, start=1):
+        row = (
+            f"{index}",
+            f"{phase.ranks}",
+            f"{phase.update_s:.4f}",
+            f"{phase.data_wait_share:.0%}",
+            _time(phase.seconds),
+            f"{phase.rank_hours:.3f}",
+        )
+        table.add_row(*row, "")
+    totals = (f"{cost.peak_ranks} at most", "", "", _time(cost.seconds), f"{cost.chain_rank_hours:.3f}")
+    table.add_row("all", *totals, f"{cost.held_rank_hours:.3f}", style="bold")
     return table
 
 
@@ -111,10 +140,9 @@ def _time(seconds: float) -> str:
 
 def result_table(runs: Sequence[tuple[str, RunEnded]]) -> Table:
     """Runs side by side, each under the name of its policy; the last is what the others are compared with."""
-    table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("schedule")
-    for heading in ("updates (planned = done)", "fewer updates", "test accuracy", "wall time", "samples/s"):
-        table.add_column(heading, justify="right")
+    numbers = ("updates\n(planned = done)", "fewer\nupdates", "test\naccuracy", "wall time", "samples/s")
+    table = number_table(None, ("schedule", *numbers))
+    table.columns[0].justify = "left"
     reference = runs[-1][1]
     for policy, run in runs:
         same = "=" if run.num_updates == run.updates else "≠"
@@ -135,13 +163,10 @@ def audit_table(result: Audit) -> Table:
 
     consumed = result.consumed
     state = "passed" if result.passed else "FAILED"
-    table = Table(
-        title=f"{consumed.run}: N = {consumed.num_samples:,}, seed {consumed.seed}: {state}",
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
+    table = number_table(
+        f"{consumed.run}: N = {consumed.num_samples:,}, seed {consumed.seed}: {state}",
+        ("epoch", "samples", "used once", "left out", "used more\nthan once"),
     )
-    for heading in ("epoch", "samples", "used once", "left out", "used more than once"):
-        table.add_column(heading, justify="right")
     for epoch in result.epochs:
         cells = (epoch.epoch, epoch.entries, epoch.once, epoch.missing, epoch.repeated)
         table.add_row(*(f"{cell:,}" for cell in cells))
@@ -159,9 +184,10 @@ def audit_table(result: Audit) -> Table:
 def verify_table(job: Job, results: Sequence[Compared], num_updates: int) -> Table:
     """Layouts, and how far their weights are from those of the first."""
     mode = "exact: every bit must be equal" if job.layout.exact else "fast: equal but for rounding"
-    table = Table(title=f"{job.name}, {num_updates} updates; {mode}", title_justify="left", box=box.SIMPLE_HEAD)
-    for heading in ("ranks × passes × micro-batch", "weights", "difference", "worst tensor", ""):
-        table.add_column(heading)
+    headings = ("ranks × passes\n× micro-batch", "weights", "difference", "worst tensor", "")
+    table = number_table(f"{job.name}, {num_updates} updates; {mode}", headings)
+    for column in table.columns:
+        column.justify = "left"
     for result in results:
         shape = result.shape
         layout = f"{shape.ranks} × {shape.accumulation} × {shape.micro_batch}"

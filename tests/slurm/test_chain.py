@@ -35,7 +35,7 @@ def test_a_chain_of_1_2_4_nodes_ends_with_the_bits_of_one_allocation(
     assert told.returncode == 0, told.stdout + logs(run)
     assert nodes == [1, 2, 4]
     assert told.stdout.splitlines() == [
-        f"link 1: phases 1-1 on 1 node, 1 ranks, samples 0 … 160: job {first} COMPLETED",
+        f"link 1: phases 1-1 on 1 node, 1 rank, samples 0 … 160: job {first} COMPLETED",
         f"link 2: phases 2-2 on 2 nodes, 2 ranks, samples 160 … 304: job {second} COMPLETED",
         f"link 3: phases 3-4 on 4 nodes, 4 ranks, samples 304 … 688: job {third} COMPLETED",
         "newest checkpoint: 688 of 688 samples",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shlex
 import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -17,11 +18,18 @@ from hypothesis import strategies as st
 from hvd_batchgrow.cli import main
 from hvd_batchgrow.errors import JobError, RunError
 from hvd_batchgrow.job_file import load_job, parse_job
-from hvd_batchgrow.schedule.advice import HOLD_EPOCHS, RecordedRun, advise, supported_limit, supported_steps
-from hvd_batchgrow.schedule.noise_record import Observation, read_observations, typical, weaknesses
+from hvd_batchgrow.schedule.advice import (
+    HOLD_EPOCHS,
+    RecordedRun,
+    _measured_name,
+    advise,
+    supported_limit,
+    supported_steps,
+)
+from hvd_batchgrow.schedule.noise_record import Observation, read_observations, smaller_pass, typical, weaknesses
 from hvd_batchgrow.schedule.plan import compile_plan
 from hvd_batchgrow.watch.advice import evidence_table
-from tests.helpers import job_tree
+from tests.helpers import job_tree, small_job
 
 GOLDEN = Path(__file__).parent / "golden" / "advice"
 N, B0, LR, PER_EPOCH = 10_000, 100, 0.05, 20
@@ -348,7 +356,8 @@ def test_the_advice_can_be_drawn(run: Path, capsys: pytest.CaptureFixture[str]) 
 def test_a_run_whose_noise_supports_nothing_prints_its_evidence_and_no_job(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["advise", "runs/recorded", "--caution", "8"]) == 1
+    assert main(["advise", "runs/recorded", "--caution", "8", "--plot", "evidence.png"]) == 1
+    assert Path("evidence.png").read_bytes().startswith(b"\x89PNG")
     printed = capsys.readouterr()
     assert printed.out == ""
     assert "band of 95 %" in printed.err
@@ -360,10 +369,11 @@ def test_a_run_without_measurement_is_told_what_to_type(job: str, capsys: pytest
     capsys.readouterr()
     assert main(["advise", "runs/small"]) == 1
     told = capsys.readouterr()
-    words = told.err.split("hvd-batchgrow ")[1].split()
+    words = shlex.split(told.err.split("hvd-batchgrow ")[1])
     assert told.out == ""
     assert words[0] == "train"
-    assert main([*words, "--layout.max-micro-batch", "8"]) == 0
+    assert words[-2:] == ["--layout.max-micro-batch", "8"]  # half of the one pass of 16
+    assert main(words) == 0
     capsys.readouterr()
     assert main(["advise", "runs/small-measured"]) in {0, 1}
     assert "not measured" not in capsys.readouterr().err
@@ -372,7 +382,7 @@ def test_a_run_without_measurement_is_told_what_to_type(job: str, capsys: pytest
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
-        (["advise", "nowhere"], 1, "nowhere/plan.json cannot be read"),
+        (["advise", "nowhere"], 1, "there is no run in nowhere"),
         (["advise", "runs/recorded", "--factor", "1"], 2, "--factor: must be above 1, got 1"),
         (["advise", "runs/recorded", "--caution", "0"], 2, "--caution: must be above 0, got 0"),
         (["advise", "runs/recorded", "--lr-rule", "adam"], 2, "'adam' is for optim.name = 'adam'"),
@@ -392,6 +402,22 @@ def test_a_folder_that_holds_something_else_is_refused(run: Path, capsys: pytest
     (run / "plan.json").write_text("{}")
     assert main(["advise", "runs/recorded"]) == 1
     assert "plan.json is damaged, or no plan" in capsys.readouterr().err
+
+
+def test_a_smaller_pass_is_half_of_what_a_rank_had_in_whole_ghost_batches() -> None:
+    (one,) = seen(1, lambda _: 100)[-1:]
+    job = small_job(layout={"max_micro_batch": 512})
+    for batch, gradients, wanted in ((64, 1, 32), (64, 2, 16), (40, 1, 16), (2048, 1, 256), (8, 1, None)):
+        assert smaller_pass([replace(one, global_batch=batch, gradients=gradients)], job) == wanted
+    assert smaller_pass([replace(one, global_batch=64, gradients=1)], small_job(layout={"exact": True})) is None
+
+
+def test_a_run_that_is_measured_again_has_a_short_name() -> None:
+    assert [_measured_name(name) for name in ("a", "a-measured", "a-measured2")] == [
+        "a-measured",
+        "a-measured2",
+        "a-measured3",
+    ]
 
 
 def test_the_evidence_tells_what_has_no_band_yet_from_what_is_unresolved() -> None:

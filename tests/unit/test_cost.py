@@ -161,7 +161,7 @@ def test_the_share_of_waiting_for_data_is_that_of_the_measured_updates() -> None
     plan, cost = plan_and_cost(small_job(), 2, part.model_copy(update={"updates": waiting}))
     assert [phase.data_wait_share for phase in cost.phases] == pytest.approx([0.25] * 4)
     console = Console(file=io.StringIO(), width=140)
-    console.print(cost_table([(plan.job.name, cost)]))
+    console.print(cost_table(plan.job.name, cost))
     assert console.file.getvalue().count(" 25% ") == 4  # type: ignore[attr-defined]
 
 

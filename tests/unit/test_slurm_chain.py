@@ -88,6 +88,7 @@ def test_what_could_never_run_is_told_of_each_link_and_nothing_is_submitted(tmp_
     ]
     assert "submit" not in dict(scheduler.calls)
     assert read_ledger(tmp_path / "small") is None
+    assert not [path for path in (tmp_path / "small").rglob("*") if path.suffix in {".toml", ".sbatch"}]
 
 
 def test_a_link_that_is_refused_takes_those_before_it_back(tmp_path: Path) -> None:
@@ -430,7 +431,7 @@ def test_submit_and_status_with_commands_on_path(
     assert main(["status", "runs/small"]) == 1
     told = capsys.readouterr()
     assert told.out.splitlines() == [
-        "link 1: phases 1-1 on 1 node, 1 ranks, samples 0 … 160: job 1 COMPLETED",
+        "link 1: phases 1-1 on 1 node, 1 rank, samples 0 … 160: job 1 COMPLETED",
         "link 2: phases 2-2 on 2 nodes, 2 ranks, samples 160 … 304: job 2 RUNNING, queued again 1 ×",
         "link 3: phases 3-4 on 4 nodes, 4 ranks, samples 304 … 688: job 3 PENDING, Dependency",
         "newest checkpoint: 0 of 688 samples",

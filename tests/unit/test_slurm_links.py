@@ -18,6 +18,7 @@ from hvd_batchgrow.slurm.chain import Site, make_scripts
 from hvd_batchgrow.slurm.links import chain_job, make_links
 from hvd_batchgrow.slurm.render import ARGUMENTS, directive, dry_commands, extra_options, log_pattern, render
 from hvd_batchgrow.train.link import check_width
+from hvd_batchgrow.train.run import _notes_on_ranks
 from tests.helpers import NUM_TRAIN, measured_job, small_job
 
 ROOT = Path(__file__).parents[2]
@@ -212,3 +213,9 @@ def test_the_commands_of_a_dry_run_are_lines_for_a_shell(tmp_path: Path) -> None
         *(["--parsable", *after, str(script)] for after, script in zip(afters, scripts, strict=True)),
     ]
     assert [path.name for path in tmp_path.iterdir()] == ["count"]
+
+
+def test_ranks_that_no_phase_uses_are_told() -> None:
+    plan = compile_plan(small_job(layout={"growth": "ranks", "ranks_per_phase": [1, 2, 2, 2]}), 3, NUM_TRAIN)
+    notes = {ranks: _notes_on_ranks(plan, ranks) for ranks in (2, 3, 4)}
+    assert notes == {2: [], 3: ["1 of 3 ranks is never used"], 4: ["2 of 4 ranks are never used"]}

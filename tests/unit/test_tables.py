@@ -240,7 +240,7 @@ def test_a_damaged_parquet_file_is_named(tmp_path: Path, damage: Any) -> None:
 @pytest.mark.parametrize(
     ("label", "message"),
     [
-        ("klass", r"has 0 columns 'klass'; did you mean 'class'\? there are x, n, class$"),
+        ("klass", r"has no column 'klass'; did you mean 'class'\? there are x, n, class$"),
         (3, r"has columns 0 … 2, there is no 3"),
         (-4, r"has columns 0 … 2, there is no -4"),
     ],

@@ -8,13 +8,14 @@ import pytest
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from hvd_batchgrow.job_file import load_job
 from hvd_batchgrow.json_lines import read_json_lines
 from hvd_batchgrow.schedule.plan import compile_plan
 from hvd_batchgrow.schedule.twin import decay_twin
 from hvd_batchgrow.train.events import Evaluation, Observer, RunEnded, RunStarted, TrainRecord
 from hvd_batchgrow.watch.metrics import MetricsFile
 from hvd_batchgrow.watch.progress import ProgressDisplay, work_progress
-from hvd_batchgrow.watch.tables import plan_text, result_table
+from hvd_batchgrow.watch.tables import plan_text, print_plan, result_table
 from hvd_batchgrow.watch.tensorboard import TensorBoard
 from tests.helpers import NUM_TRAIN, small_job
 
@@ -123,14 +124,16 @@ def test_without_a_terminal_there_are_plain_lines(tmp_path: Path) -> None:
     shown.on_end(ended(tmp_path, done=False))
     text = stream.getvalue()
     assert "\x1b" not in text
-    assert "2 ranks by horovod-mpi, 1 threads each, pixels by dali" in text
+    assert "2 ranks by horovod-mpi, 1 thread each, pixels by dali" in text
     assert "skipped a checkpoint: x.pt: damaged" in text
     assert "resumed at 160 of 688 samples" in text
     assert text.count("phase 1: global batch 16") == 1
     assert text.count("phase 2: global batch 16") == 1
     assert "epoch 1.00: B 16, lr 0.05, loss 0.7000" in text
     assert "test accuracy 75.00 %" in text
-    assert "small: stopped, go on with --resume auto: 19 of 19 updates" in text
+    assert (
+        "small: stopped after 19 of 19 updates, 720 samples in 10 s (a checkpoint is saved): the same command" in text
+    )
 
 
 def test_on_a_terminal_there_is_a_bar(tmp_path: Path) -> None:
@@ -146,6 +149,22 @@ def test_the_plan_table_has_a_row_a_phase() -> None:
         layout_text = f"{layout.ranks} × {layout.accumulation} × {layout.micro_batch}"
         assert any(f" {phase.num_updates} " in line and layout_text in line for line in text.splitlines())
     assert f"{PLAN.num_updates} updates, 688 samples" in text
+
+
+@pytest.mark.parametrize(
+    ("width", "lacks"), [(100, set()), (90, {"momentum"}), (80, {"momentum", "ghost"}), (20, None)]
+)
+def test_a_narrow_plan_lacks_columns_and_no_digits(width: int, lacks: set[str] | None) -> None:
+    plan, stream = compile_plan(load_job(Path("jobs/fashion_mnist_quickstart.toml")), 1, 60_000), io.StringIO()
+    print_plan(Console(file=stream, width=width), plan)
+    _, table = stream.getvalue().split("\n", 1)
+    assert "…" not in table
+    for phase in plan.schedule.phases:
+        assert f" {phase.num_updates:,} " in table
+        assert f" {phase.global_batch:,} " in table
+    if lacks is not None:
+        assert {word for word in ("momentum", "ghost") if word not in table} == lacks
+        assert max(map(len, table.splitlines())) <= width
 
 
 def test_results_stand_side_by_side(tmp_path: Path) -> None:
@@ -166,6 +185,7 @@ def test_long_work_is_shown(terminal: bool) -> None:
         for done in (0, 500_000, 1_000_000):
             report("fetching archive", done, 1_000_000)
     assert ("fetching archive: 0 of 1,000,000" in stream.getvalue()) is not terminal
+    assert ("fetching archive: done, 1,000,000\n" in stream.getvalue()) is not terminal
     assert ("100%" in stream.getvalue()) is terminal
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from hvd_batchgrow import __version__
 from hvd_batchgrow.cli import main
 from hvd_batchgrow.cli.commands import commands_by_name
 from hvd_batchgrow.cli.words import options_of
@@ -37,9 +38,22 @@ COMMANDS = "plan, probe, train, twin, submit, status, verify, digest, audit, adv
             [
                 "--ranks: must be a whole number > 0 and <= 1048576, got '0'; nearest: 1",
                 "--json: takes no value, got 'yes'; leave it out for false",
-                "-x: unknown option; known here: --name, --seed, --ranks, --json, --twin, --plot, --cost, --replay",
+                "-x: unknown option; known here: --name, --seed, --ranks, --json, --twin, --plot, --cost, --replay, "
+                "and keys such as --optim.lr",
             ],
         ),
+        (
+            ["train", "--lr", "0.1", "a", "--epochs=3", "--batch", "64", "--global-batch", "64", "--wat", "1"],
+            [
+                "--lr: unknown option; did you mean --optim.lr?",
+                "--epochs: unknown option; did you mean --schedule.epochs?",
+                "--batch: unknown option; did you mean --schedule.global_batch?",
+                "--global-batch: unknown option; did you mean --schedule.global_batch?",
+                "--wat: unknown option; known here: --name, --seed, --comm, --resume, --overwrite, --runs-dir, "
+                "--updates, --phases, --fork, --replay, --cost, and keys such as --optim.lr",
+            ],
+        ),
+        (["digest", "--json", "a"], ["--json: unknown option; known here: none"]),
         (
             ["train", "a", "--resume", "atuo", "--updates=1.5", "--comm", "mpi"],
             [
@@ -74,6 +88,11 @@ def test_every_option_of_every_command_is_known_to_the_check() -> None:
             assert not option.is_flag or not option.is_required, (name, option.shown)
     flags = {option.shown for option in options_of(commands_by_name()["train"]) if option.is_flag}
     assert flags == {"--overwrite"}
+
+
+def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"hvd-batchgrow {__version__}\n"
 
 
 def test_help_is_tyros(capsys: pytest.CaptureFixture[str]) -> None:
