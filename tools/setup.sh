@@ -247,8 +247,8 @@ install_system_packages
 make_venv
 install_torch
 install_mpi_wheel
-say "installing DALI, mpi4py and hvd_batchgrow"
-pip_install -e ".[mpi,tables,dali-cuda130$([ "$PURPOSE" = test ] && echo ,dev)]"
+say "installing DALI, mpi4py, pyarrow and hvd_batchgrow"
+pip_install -e ".[mpi,dali-cuda130$([ "$PURPOSE" = test ] && echo ,dev)]" pyarrow
 install_horovod
 .venv/bin/python -c 'import mpi4py.MPI, horovod.torch as hvd; assert hvd.mpi_built() and hvd.gloo_built()' ||
     die "Horovod was installed but does not import with MPI and Gloo"
