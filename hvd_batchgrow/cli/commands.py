@@ -76,7 +76,7 @@ def run(arguments: Sequence[str]) -> int:
             Command,
             prog="hvd-batchgrow",
             description="Grow the batch where others decay the learning rate. "
-            "Any key of the job file can be put over on the command line: --optim.lr 0.2",
+            "Any key of the job file can be overridden on the command line: --optim.lr 0.2",
             args=words,
             config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitSubcommandPrefixes),
         )

@@ -29,7 +29,7 @@ class JobCommand:
     """What all commands on a job take."""
 
     job: Annotated[Path, tyro.conf.Positional]
-    """The job file; any key of it can be put over, as --optim.lr 0.2 does."""
+    """The job file; any key of it can be overridden, as by --optim.lr 0.2."""
     name: str | None = None
     """Name of the run; otherwise the job's."""
     seed: int | None = None

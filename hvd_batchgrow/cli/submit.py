@@ -48,7 +48,7 @@ class SubmitCommand(JobCommand):
     template: Path | None = None
     """The batch script to fill in; otherwise slurm/train.sbatch."""
     partition: str | None = None
-    """Slurm's partition; put over the template's, as are those below."""
+    """Slurm's partition; it overrides the template's, as do those below."""
     account: str | None = None
     """Whom to charge."""
     gres: str | None = None
