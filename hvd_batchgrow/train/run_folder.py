@@ -153,7 +153,7 @@ def _allowed_changes(folder: Path, job: Job, ranks: Ranks) -> list[str]:
     """What is different from the last start; it does not decide the weights."""
     try:
         before = tomllib.loads(read_regular(folder / "job.toml").decode())
-        last = json.loads(read_regular(folder / "record.json"))["lives"][-1]
+        last = _read_record(folder / "record.json")["lives"][-1]
     except (OSError, ValueError, KeyError, TypeError, IndexError):
         return []  # a record that is damaged is told of elsewhere; that of a fork has no start yet
     told = changes(_flat(before), _flat(_tree(job)))
@@ -177,6 +177,14 @@ def _records(job: Job, plan: Plan) -> dict[str, bytes]:
     return {"job.toml": tomli_w.dumps(_tree(job)).encode(), "plan.json": plan_bytes(plan)}
 
 
+def _read_record(path: Path) -> dict[str, Any]:
+    """Raises OSError, ValueError, KeyError or TypeError where it is missing or damaged."""
+    record: dict[str, Any] = json.loads(read_regular(path))
+    if not all(isinstance(life, dict) for life in record["lives"]):
+        raise ValueError("lives are not objects")
+    return record
+
+
 def _write_records(folder: Path, job: Job, plan: Plan, ranks: Ranks, notes: list[str]) -> None:
     for name, content in _records(job, plan).items():
         write_atomically(folder / name, content)
@@ -184,7 +192,7 @@ def _write_records(folder: Path, job: Job, plan: Plan, ranks: Ranks, notes: list
     record: dict[str, Any] = {"lives": []}
     try:
         if path.exists():
-            record = json.loads(read_regular(path))
+            record = _read_record(path)
         lives = [*record["lives"], _record(ranks)]
     except (ValueError, KeyError, TypeError) as error:
         notes.append(f"{path} was damaged ({error}) and begins anew")

@@ -210,11 +210,12 @@ def test_a_lock_that_cannot_be_written_is_told(tmp_path: Path) -> None:
         lock.take()
 
 
-def test_records_cut_short_by_a_kill_do_not_bar_a_resume(tmp_path: Path) -> None:
+@pytest.mark.parametrize("text", ['{"lives": [', '{"lives": [[]]}', '{"lives": 3}'])
+def test_a_damaged_record_does_not_bar_a_resume(tmp_path: Path, text: str) -> None:
     job = small_job()
     open_(tmp_path / "run", job)
     save(tmp_path / "run", job)
-    (tmp_path / "run" / "record.json").write_text('{"lives": [')
+    (tmp_path / "run" / "record.json").write_text(text)
     checkpoint, notes = open_(tmp_path / "run", job, resume=True)
     assert checkpoint is not None
     assert "record.json was damaged" in notes[0]
