@@ -19,6 +19,8 @@ from hvd_batchgrow.errors import ExitCode, JobError, RunError
 
 T = TypeVar("T")
 
+_SENT_AS_THEY_ARE = (torch.float32, torch.float64, torch.int64)
+
 
 @dataclass(frozen=True)
 class Place:
@@ -183,6 +185,22 @@ class Ranks(ABC):
             words = torch.frombuffer(padded, dtype=torch.int64).clone()
         self.broadcast(words, name)
         return words.numpy().tobytes()[: int(length)]
+
+    def broadcast_values(self, tensor: Tensor, name: str) -> None:
+        """Overwrite a tensor of any type and memory layout by rank 0's."""
+        values = tensor.detach().contiguous()
+        if values.dtype not in _SENT_AS_THEY_ARE:
+            # Not every backend knows every type; all know whole numbers of 8 bytes.
+            num_bytes = values.numel() * values.element_size()
+            words = torch.zeros(-(-num_bytes // 8), dtype=torch.int64, device=values.device)
+            as_bytes = words.view(torch.uint8)[:num_bytes]
+            as_bytes.copy_(values.reshape(-1).view(torch.uint8))
+            self.broadcast(words, name)
+            values = as_bytes.view(values.dtype).view(values.shape)
+        else:
+            self.broadcast(values, name)
+        if values.data_ptr() != tensor.data_ptr():
+            tensor.detach().copy_(values)
 
     def together(self, attempt: Callable[[], T]) -> T:
         """Do something on every rank that may fail on some, and go on only if it failed on none.

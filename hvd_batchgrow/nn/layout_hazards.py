@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from hvd_batchgrow.nn.dry_run import dry_run
 from hvd_batchgrow.nn.ghost_batch_norm import ghost_norms
+from hvd_batchgrow.nn.parameters import input_type
 from hvd_batchgrow.nn.randomness import WHOLE, own_randomness
 from hvd_batchgrow.nn.witness import Outputs, first_difference, witness
 
@@ -64,9 +65,9 @@ def _ghost_norms_evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def _example(model: nn.Module, sample_shape: Sequence[int]) -> Tensor:
-    like = next(model.parameters())
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(_NUM_SAMPLES, *sample_shape, generator=generator).to(like.device, like.dtype)
+    samples = torch.randn(_NUM_SAMPLES, *sample_shape, generator=generator)
+    return samples.to(next(model.parameters()).device, input_type(model))
 
 
 def _listed(paths: Sequence[str]) -> str:

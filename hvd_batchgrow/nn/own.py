@@ -20,6 +20,7 @@ from hvd_batchgrow.nn.convert import convert_ghost_batch_norm
 from hvd_batchgrow.nn.dropout import convert_dropout
 from hvd_batchgrow.nn.dry_run import dry_run, kept_generators
 from hvd_batchgrow.nn.ghost_batch_norm import GhostBatchNorm, ghost_norms
+from hvd_batchgrow.nn.parameters import input_type, make_dense, parameter_faults
 from hvd_batchgrow.nn.torchvision_shim import import_torchvision
 from hvd_batchgrow.own_code import NotFound, find_callable, told
 
@@ -56,6 +57,9 @@ def load_own(job: Job, shape: Sequence[int], num_classes: int) -> nn.Module:
     if not isinstance(made, nn.Module):
         raise _refusal(job, f"{name} must return a torch.nn.Module, returned {type(made).__name__}")
     network = convert_dropout(_with_ghost_norms(job, made))
+    if faults := parameter_faults(network):
+        raise JobError([Fault("model.name", f"{name}: {fault}") for fault in faults], job.name)
+    make_dense(network)
     for fault in _faults(network, shape, num_classes):
         raise _refusal(job, f"{_call_text(name, arguments)} {fault}")
     return network
@@ -122,7 +126,7 @@ def _with_ghost_norms(job: Job, made: nn.Module) -> nn.Module:
 
 def _faults(network: nn.Module, shape: Sequence[int], num_classes: int) -> Iterator[str]:
     """What is wrong with the outputs for two samples."""
-    samples = next(network.parameters()).new_zeros(2, *shape)
+    samples = torch.zeros(2, *shape, dtype=input_type(network), device=next(network.parameters()).device)
     for training, when in ((False, "in evaluation"), (True, "in training")):
         try:
             with dry_run(network, len(samples), training=training), _counted_norms(network) as counts:

@@ -311,9 +311,7 @@ class Trainer:
             self.adopt(checkpoint)
             self._elapsed_before_s = checkpoint.elapsed_s
         for name, tensor in self.model.state_dict().items():
-            dense = tensor.contiguous()  # as channels_last weights are not, and Horovod wants them
-            self.ranks.broadcast(dense, f"initial.{name}")
-            tensor.copy_(dense)
+            self.ranks.broadcast_values(tensor, f"initial.{name}")
         self._begin = time.perf_counter()
 
     def adopt(self, checkpoint: Checkpoint) -> None:

@@ -15,6 +15,7 @@ from hvd_batchgrow.config import UpdateSection
 from hvd_batchgrow.data.consumed import from_halves, to_halves
 from hvd_batchgrow.nn.dropout import keyed_dropouts, set_sample_keys
 from hvd_batchgrow.nn.ghost_batch_norm import GhostBatchNorm, ghost_norms
+from hvd_batchgrow.nn.parameters import parameter_faults
 from hvd_batchgrow.optim.build import lr_ratios, set_hyperparameters
 from hvd_batchgrow.schedule.phases import Phase
 from hvd_batchgrow.train.update.exact import join, split
@@ -93,7 +94,8 @@ class UpdateEngine:
             micro-batch must then be one group, and threads and kernels the same everywhere.
 
     Raises:
-        ValueError: groups of the optimiser have other learning rates than the first, and that is 0.
+        ValueError: groups of the optimiser have other learning rates than the first, and that is 0; or a parameter
+            cannot be trained, see `parameter_faults`.
     """
 
     def __init__(
@@ -114,6 +116,8 @@ class UpdateEngine:
         self.forward = forward or classify(self.rule)
         self.rescale_momentum = rescale_momentum
         self.lr_ratios = lr_ratios(optimizer)
+        if faults := parameter_faults(model):
+            raise ValueError("\n".join(faults))
         self.device = next(model.parameters()).device
         self.norms = list(ghost_norms(model))
         for norm in self.norms:
@@ -195,9 +199,10 @@ class UpdateEngine:
                 totals = self._totals(share, num_groups)
                 handle = self.ranks.start_sum(totals, "totals")
                 self.buckets.start_when_ready(self._divisor(phase))
-            self.buckets.begin_pass(num_samples)
-            (loss * self.loss_scale.value if self.loss_scale else loss).backward()
-            self.buckets.end_pass()
+            scaled = loss * self.loss_scale.value if self.loss_scale else loss
+            self.buckets.begin_backward(scaled, num_samples)
+            scaled.backward()  # type: ignore[no-untyped-call]
+            self.buckets.end_backward()
         self.buckets.start_rest()
         self.at(WAITING)
         reduce_wait_s = self.buckets.wait()
@@ -206,7 +211,6 @@ class UpdateEngine:
         tally, served, statistics = totals.tensor_split([_NUM_TALLIES, _NUM_TALLIES + num_groups])
         loss_sum, num_correct, stop_votes, replaced, *halves = tally.tolist()
         loss_scale = self.loss_scale.value if self.loss_scale else 1.0
-        self.buckets.divide(self._divisor(phase))
         noise = self.buckets.noise(phase.global_batch, loss_scale)
         _check_served(served)
         skipped = not self._is_usable(phase, loss_sum, share, num_groups)
