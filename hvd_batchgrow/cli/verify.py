@@ -48,7 +48,7 @@ class VerifyCommand(RanksCommand):
         if self.seed is not None:
             options += ["--seed", str(self.seed)]
         with work_progress(console) as report:
-            causes = find_hazards(job, report)
+            causes, notes = find_hazards(job, report)
 
         def tell(line: str) -> None:
             console.print(line, highlight=False)
@@ -59,4 +59,6 @@ class VerifyCommand(RanksCommand):
         print_table(out, verify_table(job, results, self.updates))
         for cause in causes:
             out.print(f"the layout has a say in {job.model.name}; at {cause}", highlight=False)
+        for note in notes:
+            out.print(note, highlight=False, markup=False)
         return ExitCode.DONE if all(result.passed for result in results) else ExitCode.FAILURE

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hvd_batchgrow.nn.ghost_choice import choose
+from hvd_batchgrow.nn.recompute import is_recomputing
 
 
 class GhostBatchNorm(nn.Module):
@@ -25,7 +26,8 @@ class GhostBatchNorm(nn.Module):
     does not change when the batch grows. In evaluation it is `nn.BatchNorm1d` or `nn.BatchNorm2d`.
 
     Used alone, each forward in training commits its ghost batches. Inside an update that spans
-    passes and ranks, `deferred` keeps them until `commit` is given the sum over all of them.
+    passes and ranks, `deferred` keeps them until `commit` is given the sum over all of them. A forward
+    that activation checkpointing repeats in the backward pass counts once.
 
     On a CPU, a micro-batch of one ghost batch is normalised by what `nn.BatchNorm2d` calls, to the
     bit; of several, to rounding, in less time than as a whole by that (float32, where setup.py found
@@ -104,6 +106,8 @@ class GhostBatchNorm(nn.Module):
         num_groups = self._count_ghost_batches(x)
         normalise = choose(x, num_groups)
         y, statistics = normalise(x, self.weight, self.bias, num_groups, self.eps, relu=relu)
+        if is_recomputing():  # an activation checkpoint repeats a forward whose statistics are counted already
+            return y
         self._pending.append(statistics)
         if not self.deferred:
             self.commit(self.take_contributions(range(num_groups), num_groups).sum(0), num_groups)
@@ -126,7 +130,7 @@ class GhostBatchNorm(nn.Module):
         if len(statistics) != len(positions):
             raise ValueError(
                 f"{len(statistics)} ghost batches seen, {len(positions)} expected: does the model use a norm "
-                "twice, not always, or again in the backward pass (checkpointing)?"
+                "twice, or not always?"
             )
         return self._weights(positions, num_groups, statistics)[:, None, None] * statistics
 

@@ -19,6 +19,13 @@ from hvd_batchgrow.errors import Fault, JobError
 from hvd_batchgrow.nn.convert import convert_ghost_batch_norm
 from hvd_batchgrow.nn.dropout import convert_dropout
 from hvd_batchgrow.nn.dry_run import dry_run, kept_generators
+from hvd_batchgrow.nn.forward_state import (
+    NUM_SAMPLES,
+    ForwardState,
+    StateFault,
+    find_forward_state,
+    save_with_state_dict,
+)
 from hvd_batchgrow.nn.ghost_batch_norm import GhostBatchNorm, ghost_norms
 from hvd_batchgrow.nn.parameters import input_type, make_dense, parameter_faults
 from hvd_batchgrow.nn.torchvision_shim import import_torchvision
@@ -140,6 +147,34 @@ def _faults(network: nn.Module, shape: Sequence[int], num_classes: int) -> Itera
             yield f"gives {given} for two samples of shape {tuple(shape)}, {when}; must be logits (2, {num_classes})"
             return
         yield from (_count_fault(path, count) for path, count in counts.items() if count != 1)
+
+
+def try_own(job: Job, network: nn.Module, shape: Sequence[int]) -> ForwardState:
+    """Run trial passes with gradients, as `find_forward_state` does; what training changes becomes persistent.
+
+    Args:
+        job: names the network.
+        network: of `load_own`; apart from that it stays as it is.
+        shape: of a sample as a network gets it.
+
+    Raises:
+        JobError: the trial fails; or the job is exact, and the network keeps state outside its buffers.
+    """
+    like = next(network.parameters())
+    generator = torch.Generator().manual_seed(0)
+    example = torch.randn(NUM_SAMPLES, *shape, generator=generator).to(like.device, like.dtype)
+    try:
+        state = find_forward_state(network, example)
+    except StateFault as fault:
+        raise _refusal(job, f"{job.model.name}: {fault}") from None
+    except Exception as error:  # the user's own code
+        trial = f"two trial passes, forward and backward, over {NUM_SAMPLES} samples of shape {tuple(shape)}"
+        raise _refusal(job, f"{job.model.name} fails in {trial}: {told(error)}") from error
+    if state.attributes and job.layout.exact:
+        fault = f"is not possible with {job.model.name}: {state.attributes_fault()}"
+        raise JobError([Fault("layout.exact", fault)], job.name)
+    save_with_state_dict(network, state.buffers)
+    return state
 
 
 @contextmanager

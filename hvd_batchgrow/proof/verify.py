@@ -21,7 +21,7 @@ from hvd_batchgrow.data.samples import ReportProgress
 from hvd_batchgrow.data.sources import load_source
 from hvd_batchgrow.errors import ExitCode, Fault, JobError, RunError
 from hvd_batchgrow.interrupt import uninterrupted
-from hvd_batchgrow.nn.models import build_model, hazards
+from hvd_batchgrow.nn.models import build_model, forward_state, hazards
 from hvd_batchgrow.proof.digest import Weights, compare_weights, final_weights, overall_difference
 from hvd_batchgrow.schedule.layout import form_layout
 
@@ -114,8 +114,8 @@ def default_shapes(global_batch: int, group: int, ranks: Sequence[int] = (1, 2, 
     return list(dict.fromkeys(shapes))
 
 
-def find_hazards(job: Job, report: ReportProgress) -> list[str]:
-    """What in a job's network lets the layout decide something of its results; empty: nothing that is known.
+def find_hazards(job: Job, report: ReportProgress) -> tuple[list[str], list[str]]:
+    """What in a job's network lets the layout decide something of its results; and notes on what passes change in it.
 
     Args:
         job: its data are opened, for the shape of their samples.
@@ -126,7 +126,9 @@ def find_hazards(job: Job, report: ReportProgress) -> list[str]:
     """
     source = load_source(job.data, job.seed, report)
     torch.manual_seed(job.seed)
-    return hazards(job, build_model(job, source.train.shape, source.num_classes), source.train.shape)
+    model = build_model(job, source.train.shape, source.num_classes)
+    notes = forward_state(job, model, source.train.shape).notes(job.model.name, exact=job.layout.exact)
+    return hazards(job, model, source.train.shape), notes
 
 
 def verify(

@@ -17,6 +17,7 @@ from hvd_batchgrow.data.pipeline import Batch, Reader, choose_pipeline
 from hvd_batchgrow.data.samples import Source
 from hvd_batchgrow.data.stream import Stream, groups_of_rank, passes_of_rank
 from hvd_batchgrow.errors import ExitCode, RunError
+from hvd_batchgrow.nn.forward_state import restored_buffers
 from hvd_batchgrow.optim.build import build_optimizer
 from hvd_batchgrow.optim.lars import median_trust_ratio
 from hvd_batchgrow.schedule.decisions import Decision
@@ -65,11 +66,17 @@ class Trainer:
         self.device = choose_device(ranks)
         torch.manual_seed(job.seed)
         self.reader = Reader(job.data, source, self.device, torch.get_num_threads(), on_bad(job, ranks))
-        self.model, self.hazards = ranks.together(lambda: build_network(job, source, self.device))
+        self.model, self.hazards, self.forward_state = ranks.together(lambda: build_network(job, source, self.device))
         self.optimizer = build_optimizer(self.model, job.optim)
         rescale = getattr(job.optim, "rescale_momentum", False)
         self.engine = UpdateEngine(
-            self.model, self.optimizer, ranks, rule=job.update, rescale_momentum=rescale, exact=job.layout.exact
+            self.model,
+            self.optimizer,
+            ranks,
+            rule=job.update,
+            rescale_momentum=rescale,
+            exact=job.layout.exact,
+            forward_state=self.forward_state,
         )
         memory = job.update.average_samples
         self.average = WeightAverage(self.model, memory) if memory else None
@@ -259,7 +266,8 @@ class Trainer:
         mine = groups_of_rank(last - num_groups, num_groups, ranks.rank, ranks.size)
         batches = self.reader.training(self.stream, group, mine[0], ranks.size) if mine else iter(())
         passes = inputs_of(islice(batches, len(mine)), layout.micro_batch // group)
-        with autocast(self.device, self.job.update.precision):
+        in_evaluation = restored_buffers(self.model, self.forward_state.in_evaluation)
+        with in_evaluation, autocast(self.device, self.job.update.precision):
             inputs = (as_parameters(batch, self.model) for batch in self._ticking(passes))
             reestimate_together(self.model, inputs, ranks, exact=self.job.layout.exact)
 
@@ -293,7 +301,8 @@ class Trainer:
 
     def _loss_and_top1(self) -> tuple[float, float]:
         num_test, batch, precision = len(self.source.test), self.job.evaluation.batch, self.job.update.precision
-        return evaluate(self.model, self.reader, num_test, batch, self.team, precision, self.pulse.at)
+        with restored_buffers(self.model, self.forward_state.in_evaluation):
+            return evaluate(self.model, self.reader, num_test, batch, self.team, precision, self.pulse.at)
 
     def _is_due(self, before: int, every_epochs: float) -> bool:
         """Whether a multiple of a number of epochs lies between two sample counts."""
@@ -347,6 +356,7 @@ class Trainer:
 
     def break_off(self, carry: Carry) -> None:
         """After ranks were lost: put what this rank has of the last whole update where the next life finds it."""
+        self.engine.changing.restore()  # of an update that was broken off
         self.audience.tell("on_end", self._ended(self.plan.schedule.end_samples))
         carry.checkpoint = self.capture() if self._is_whole else None
         carry.last_update = self._last_update

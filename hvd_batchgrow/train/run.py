@@ -98,6 +98,7 @@ def run_job(
         notes += [*plan.notes, *_notes_on_bad(source)]
         notes += _notes_on_ranks(plan, ranks.size) if options.phases is None else []
         notes += [f"the layout has a say in {job.model.name}; at {hazard}" for hazard in trainer.hazards]
+        notes += trainer.forward_state.notes(job.model.name, exact=job.layout.exact)
         if source.train.kind == "encoded" and choose_pipeline(job.data.pipeline, source.train) == "torch":
             notes.append(
                 "torch decodes in this thread; DALI, for the same pixels: pip install 'hvd_batchgrow[dali-cuda130]'"

@@ -14,10 +14,12 @@ from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.config import UpdateSection
 from hvd_batchgrow.data.consumed import from_halves, to_halves
 from hvd_batchgrow.nn.dropout import keyed_dropouts, set_sample_keys
+from hvd_batchgrow.nn.forward_state import ForwardState
 from hvd_batchgrow.nn.ghost_batch_norm import GhostBatchNorm, ghost_norms
 from hvd_batchgrow.nn.parameters import parameter_faults
 from hvd_batchgrow.optim.build import lr_ratios, set_hyperparameters
 from hvd_batchgrow.schedule.phases import Phase
+from hvd_batchgrow.train.update.changing_buffers import ChangingBuffers
 from hvd_batchgrow.train.update.exact import join, split
 from hvd_batchgrow.train.update.forward import Forward, MicroBatch, classify
 from hvd_batchgrow.train.update.gradient_noise import NoiseEstimate
@@ -92,6 +94,7 @@ class UpdateEngine:
         rescale_momentum: see `set_hyperparameters`.
         exact: sum gradients and ghost statistics so that no layout changes a bit of them; a
             micro-batch must then be one group, and threads and kernels the same everywhere.
+        forward_state: the buffers that a pass changes, beside those of ghost norms; None: all may change.
 
     Raises:
         ValueError: groups of the optimiser have other learning rates than the first, and that is 0; or a parameter
@@ -108,6 +111,7 @@ class UpdateEngine:
         forward: Forward | None = None,
         rescale_momentum: bool = False,
         exact: bool = False,
+        forward_state: ForwardState | None = None,
     ) -> None:
         self.model = model
         self.optimizer = optimizer
@@ -123,6 +127,7 @@ class UpdateEngine:
         for norm in self.norms:
             norm.deferred = True
         self.dropouts = keyed_dropouts(model)
+        self.changing = ChangingBuffers(model, forward_state)
         self.exact = exact
         self.buckets = GradientBuckets(
             [p for p in model.parameters() if p.requires_grad], ranks, exact=exact, wire_type=wire_type_of(self.rule)
@@ -185,6 +190,7 @@ class UpdateEngine:
         self.buckets.zero()
         for norm in self.norms:
             norm.forget()
+        self.changing.begin()
         share = _Share(torch.zeros(_NUM_TALLIES, dtype=torch.float64, device=self.device))
         share.tally[2] = stop
         for index in range(num_passes):
@@ -193,7 +199,9 @@ class UpdateEngine:
             if micro_batch is None:
                 raise ValueError(f"micro_batches ended after {index} of the update's {num_passes} passes")
             share.data_wait_s += time.perf_counter() - begin
+            self.changing.restore()
             loss, num_samples = self._forward(micro_batch, share, phase.global_batch // num_groups)
+            self.changing.after_forward(micro_batch.positions)
             if index == num_passes - 1:
                 # All but the gradients is known now: its sum overlaps the last backward too.
                 totals = self._totals(share, num_groups)
@@ -203,6 +211,7 @@ class UpdateEngine:
             self.buckets.begin_backward(scaled, num_samples)
             scaled.backward()  # type: ignore[no-untyped-call]
             self.buckets.end_backward()
+            self.changing.after_backward(micro_batch.positions)
         self.buckets.start_rest()
         self.at(WAITING)
         reduce_wait_s = self.buckets.wait()
@@ -213,11 +222,13 @@ class UpdateEngine:
         loss_scale = self.loss_scale.value if self.loss_scale else 1.0
         noise = self.buckets.noise(phase.global_batch, loss_scale)
         _check_served(served)
+        self.changing.share(self.ranks)
         skipped = not self._is_usable(phase, loss_sum, share, num_groups)
         if not skipped:
             set_hyperparameters(self.optimizer, phase, self.lr_ratios, rescale_momentum=self.rescale_momentum)
             self.optimizer.step()
             self._commit(statistics, num_groups)
+        self.changing.end(skipped=skipped)
         return UpdateResult(
             loss_sum=loss_sum,
             num_correct=int(num_correct),
