@@ -81,7 +81,7 @@ def reference(entry: Entry, layout: Layout, nudge: Callable[[Tensor], Tensor] = 
         for places in _served(entry, layout, len(groups)):
             before = _own_buffers(network) if entry.order == "first" else {}
             ids = torch.cat([groups[k] for k in places])
-            logits = network(nudge(features[ids].clone()))
+            logits = network(nudge(features[ids].clone()).to(entry.inputs))
             loss = nn.functional.cross_entropy(
                 logits.to(torch.promote_types(logits.dtype, torch.float32)), labels[ids], reduction="sum"
             )
@@ -99,10 +99,11 @@ def limits(entry: Entry, layout: Layout, expected: State) -> dict[str, float]:
     """Largest difference that rounding may make in each tensor, measured on this network.
 
     Inputs that differ by one unit in the last place of the coarsest type in the network, in either
-    direction, change the result by some amount. 30 times as much is allowed, and 8 units in the last
+    direction, change the result by some amount. 60 times as much is allowed, and 16 units in the last
     place of the tensor's largest value: sums in another order round a few times more than that once.
     """
-    unit = max([_unit(value) for value in expected.values()], default=2.0**-24)
+    types = [value.dtype for value in expected.values()] + ([entry.coarse] if entry.coarse else [])
+    unit = max(map(_unit, types), default=2.0**-24)
     growth = dict.fromkeys(expected, 0.0)
     for seed in range(2):
         draw = torch.Generator().manual_seed(seed)
@@ -113,7 +114,7 @@ def limits(entry: Entry, layout: Layout, expected: State) -> dict[str, float]:
         moved = tensors(reference(entry, layout, nudge))
         growth = {name: max(growth[name], distance(value, moved[name])) for name, value in expected.items()}
     return {
-        name: 30 * growth[name] + 8 * _unit(value) * (float(_wide(value).abs().max()) if value.numel() else 0.0)
+        name: 60 * growth[name] + 16 * _unit(value.dtype) * (float(_wide(value).abs().max()) if value.numel() else 0.0)
         for name, value in expected.items()
     }
 
@@ -141,9 +142,8 @@ def _wide(value: Tensor) -> Tensor:
     return value.to(torch.complex128 if value.is_complex() else torch.float64)
 
 
-def _unit(value: Tensor) -> float:
-    kinds = value.is_floating_point() or value.is_complex()
-    return torch.finfo(value.dtype).eps if kinds else 0.0
+def _unit(dtype: torch.dtype) -> float:
+    return torch.finfo(dtype).eps if dtype.is_floating_point or dtype.is_complex else 0.0
 
 
 def _by_ghost_batch(norm: _BatchNorm, forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -29,17 +29,25 @@ class Entry:
     """Pattern of the one line with which it is rejected before training."""
     exact_refused: str = ""
     """Likewise, for a job with layout.exact; then it must be named as a hazard in fast mode."""
+    named: str = ""
+    """Pattern of what the run must say of it, in every layout that trains it."""
     stops: str = ""
     """Pattern of the message with which a run ends early with exit code 1."""
+    raises: bool = False
+    """Whether that is an error of the network itself in the middle of the run, with a traceback to its line."""
     order: Order = "stream"
     """What the reference gives the network at a time, see `reference.py`: a ghost batch in the order of the
     stream; what the layout gives it; or a ghost batch, each from the update's first buffers."""
     compared: bool = True
     """False: torch's own random numbers decide the result, which then has no reference."""
     optim: Optim = "sgd"
+    inputs: torch.dtype = torch.float32
+    """Type of the inputs, that of all its parameters."""
+    coarse: torch.dtype | None = None
+    """The type of least precision that it computes in; None: that of its tensors."""
     quick: bool = True
     """Whether the unit tests train it too."""
-    arguments: dict[str, Any] = field(default_factory=dict)
+    arguments: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     @property
     def title(self) -> str:

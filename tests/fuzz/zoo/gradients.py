@@ -14,7 +14,41 @@ from tests.fuzz.zoo.entry import FEATURES, Around, dense_net, network
 def hook_on_a_parameter(num_classes: int) -> nn.Module:
     net = dense_net(num_classes)
     net[0].weight.register_hook(lambda gradient: gradient * 0.5)
-    net[2].bias.register_hook(lambda gradient: gradient.clamp(-0.01, 0.01))
+    return net
+
+
+@network(refused="not proportional to the loss")
+def hook_that_clips(num_classes: int) -> nn.Module:
+    """It sees the gradient of a sum over a pass here, and of a mean over the batch in a plain loop."""
+    net = dense_net(num_classes)
+    net[2].bias.register_hook(lambda gradient: gradient.clamp(-0.5, 0.5))
+    return net
+
+
+class Clipped(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient.clamp(-0.01, 0.01)
+
+
+@network(refused="not proportional to the loss")
+def function_that_clips(num_classes: int) -> nn.Module:
+    return Around(
+        lambda net, x: net.last(Clipped.apply(net.first(x))),
+        first=nn.Linear(FEATURES, 8),
+        last=nn.Linear(8, num_classes),
+    )
+
+
+@network(refused="not proportional to the loss")
+def constant_gradient(num_classes: int) -> nn.Module:
+    """A regulariser that a hook adds to the gradient, once per pass."""
+    net = dense_net(num_classes)
+    net[0].weight.register_hook(lambda gradient: gradient + 0.01 * net[0].weight.detach().sign())
     return net
 
 
@@ -44,15 +78,19 @@ def forward_hooks(num_classes: int) -> nn.Module:
     return net
 
 
-@network(refused="hook")
+@network(refused="add up")
 def hook_after_accumulation(num_classes: int) -> nn.Module:
     """It changes the sum of the passes so far, which the order of passes and ranks decides."""
     net = dense_net(num_classes)
-    net[0].weight.register_post_accumulate_grad_hook(lambda weight: weight.grad.clamp_(-0.01, 0.01))
+
+    def halve(weight: Tensor) -> None:
+        weight.grad.mul_(0.5)
+
+    net[0].weight.register_post_accumulate_grad_hook(halve)
     return net
 
 
-@network(refused="hook|grad")
+@network(refused="changes the parameters|add up")
 def hook_that_takes_the_gradient_away(num_classes: int) -> nn.Module:
     """As of optimizers that step within the backward pass."""
     net = dense_net(num_classes)
@@ -169,7 +207,7 @@ def views_inside(num_classes: int) -> nn.Module:
     return Around(forward, first=nn.Linear(FEATURES, 8), last=nn.Linear(8, num_classes))
 
 
-@network()
+@network(refused="not proportional to the loss")
 def backward_in_the_forward(num_classes: int) -> nn.Module:
     """An auxiliary loss that the forward differentiates itself, into the same gradients."""
 
@@ -181,7 +219,7 @@ def backward_in_the_forward(num_classes: int) -> nn.Module:
     return Around(forward, net=dense_net(num_classes))
 
 
-@network(refused="grad")
+@network(refused="add up")
 def clears_its_gradients(num_classes: int) -> nn.Module:
     """Each forward throws away the gradients of the passes before."""
 
@@ -192,7 +230,7 @@ def clears_its_gradients(num_classes: int) -> nn.Module:
     return Around(forward, net=dense_net(num_classes))
 
 
-@network(refused="grad|changes its own parameters|parameter")
+@network(refused="changes the parameters")
 def steps_in_the_forward(num_classes: int) -> nn.Module:
     """A forward that changes a weight: the layout decides how often."""
 
@@ -205,15 +243,24 @@ def steps_in_the_forward(num_classes: int) -> nn.Module:
     return Around(forward, net=dense_net(num_classes))
 
 
-@network()
-def clamps_its_weights(num_classes: int) -> nn.Module:
-    """Weights that each forward brings into their range again (data.clamp_): the same however often it is done."""
-
+def _clamped(num_classes: int, bound: float) -> nn.Module:
     def forward(net: Around, x: Tensor) -> Tensor:
-        net.net[0].weight.data.clamp_(-0.08, 0.08)
+        if net.training:
+            net.net[0].weight.data.clamp_(-bound, bound)
         return net.net(x)
 
     return Around(forward, net=dense_net(num_classes))
+
+
+@network(refused="changes the parameters")
+def clamps_its_weights(num_classes: int) -> nn.Module:
+    return _clamped(num_classes, 0.08)
+
+
+@network()
+def clamps_its_weights_later(num_classes: int) -> nn.Module:
+    """The first weights are within bounds, later ones are not: each forward in training brings them back."""
+    return _clamped(num_classes, 0.0963)
 
 
 @network(refused="requires_grad")
@@ -248,7 +295,7 @@ def gradient_is_no_number(num_classes: int) -> nn.Module:
     return Around(lambda net, x: net.net(x) + (net.net(x) * 0).square().sum(1, keepdim=True).sqrt(), net=dense_net(num_classes))
 
 
-@network(stops="not finite|Error|second")
+@network(stops="a sample that it cannot take", raises=True)
 def raises_late(num_classes: int) -> nn.Module:
     """Fails on a sample that only training meets."""
 

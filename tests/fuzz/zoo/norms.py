@@ -183,7 +183,7 @@ def local_response_norm(num_classes: int) -> nn.Module:
     return _conv(num_classes, nn.LocalResponseNorm(3))
 
 
-@network(exact_refused="running_mean|buffer|state", order="first")
+@network(named="changes buffers in training", order="first")
 def instance_norm_with_statistics(num_classes: int) -> nn.Module:
     return _conv(num_classes, nn.InstanceNorm2d(8, affine=True, track_running_stats=True))
 

@@ -12,16 +12,16 @@ from torch.nn.utils import parametrizations
 
 from tests.fuzz.zoo.entry import FEATURES, Around, dense_net, network
 
-CHANGED = "buffer|state|changes"
+CHANGED = "changes buffers in training"
 
 
-@network(exact_refused=CHANGED, order="first")
+@network(named=CHANGED, order="first")
 def spectral_norm(num_classes: int) -> nn.Module:
     norm = parametrizations.spectral_norm
     return nn.Sequential(norm(nn.Linear(FEATURES, 10)), nn.Tanh(), norm(nn.Linear(10, num_classes)))
 
 
-@network(exact_refused=CHANGED, order="first")
+@network(named=CHANGED, order="first")
 def moving_average_of_inputs(num_classes: int) -> nn.Module:
     def forward(net: Around, x: Tensor) -> Tensor:
         if net.training:
@@ -31,7 +31,7 @@ def moving_average_of_inputs(num_classes: int) -> nn.Module:
     return Around(forward, net=dense_net(num_classes), mean=torch.zeros(FEATURES))
 
 
-@network(exact_refused=CHANGED, order="first")
+@network(named=CHANGED, order="first")
 def largest_seen(num_classes: int) -> nn.Module:
     """An observer, as of quantisation."""
 
@@ -43,7 +43,7 @@ def largest_seen(num_classes: int) -> nn.Module:
     return Around(forward, net=dense_net(num_classes), largest=torch.ones(()))
 
 
-@network(exact_refused=CHANGED, order="first")
+@network(named=CHANGED, order="first")
 def codebook(num_classes: int) -> nn.Module:
     """Vector quantisation: the codes are moving averages of what is assigned to them."""
 
@@ -62,7 +62,7 @@ def codebook(num_classes: int) -> nn.Module:
     )
 
 
-@network(exact_refused=CHANGED, order="first")
+@network(named=CHANGED, order="first")
 def initialised_by_the_data(num_classes: int) -> nn.Module:
     """ActNorm: the first batch in training sets shift and scale."""
 
@@ -83,7 +83,7 @@ def initialised_by_the_data(num_classes: int) -> nn.Module:
     )
 
 
-@network(refused=CHANGED + "|parameter")
+@network(refused="changes the parameters shift")
 def parameters_initialised_by_the_data(num_classes: int) -> nn.Module:
     """Likewise, with a parameter for what is set."""
 
@@ -104,7 +104,7 @@ def parameters_initialised_by_the_data(num_classes: int) -> nn.Module:
     )
 
 
-@network(exact_refused=CHANGED, order="first")
+@network(named=CHANGED, order="first")
 def counts_its_forwards(num_classes: int) -> nn.Module:
     """An integer buffer that scales the output."""
 
@@ -116,7 +116,7 @@ def counts_its_forwards(num_classes: int) -> nn.Module:
     return Around(forward, net=dense_net(num_classes), calls=torch.tensor(0))
 
 
-@network(exact_refused=CHANGED, order="first")
+@network(named=CHANGED, order="first")
 def replaces_its_buffer(num_classes: int) -> nn.Module:
     """It assigns a new tensor to the buffer."""
 
@@ -128,7 +128,7 @@ def replaces_its_buffer(num_classes: int) -> nn.Module:
     return Around(forward, net=dense_net(num_classes), mean=torch.zeros(FEATURES))
 
 
-@network(refused=CHANGED + "|shape")
+@network(refused="changes the shape of buffer memory")
 def buffer_that_grows(num_classes: int) -> nn.Module:
     """A memory to which each forward in training adds a row."""
 
@@ -140,7 +140,7 @@ def buffer_that_grows(num_classes: int) -> nn.Module:
     return Around(forward, net=dense_net(num_classes), memory=torch.zeros(1, FEATURES))
 
 
-@network(exact_refused=CHANGED, order="first")
+@network(named=CHANGED, order="first")
 def changed_buffer_that_is_not_saved(num_classes: int) -> nn.Module:
     def forward(net: Around, x: Tensor) -> Tensor:
         if net.training:
@@ -159,7 +159,7 @@ def buffer_that_is_not_saved(num_classes: int) -> nn.Module:
     return net
 
 
-@network(compared=False)
+@network(exact_refused="attributes that are not buffers", compared=False)
 def counts_in_an_attribute(num_classes: int) -> nn.Module:
     """What no buffer holds: it can be neither saved nor seen, and the result must at least not be a traceback."""
 

@@ -67,9 +67,9 @@ def float64_everywhere(num_classes: int) -> nn.Module:
     return Around(lambda net, x: net.net(x.double()), net=dense_net(num_classes).double())
 
 
-@network(refused="double|Double|float64|type")
+@network(inputs=torch.float64)
 def float64_without_a_cast(num_classes: int) -> nn.Module:
-    """In torch too, float32 inputs do not fit."""
+    """Inputs come in the type of the parameters, if they share one."""
     return dense_net(num_classes).double()
 
 
@@ -78,12 +78,12 @@ def bfloat16_everywhere(num_classes: int) -> nn.Module:
     return Around(lambda net, x: net.net(x.bfloat16()), net=dense_net(num_classes).bfloat16())
 
 
-@network(refused="type|Float|dtype")
+@network(inputs=torch.bfloat16)
 def bfloat16_without_a_cast(num_classes: int) -> nn.Module:
     return dense_net(num_classes).bfloat16()
 
 
-@network()
+@network(coarse=torch.bfloat16)
 def autocast_inside(num_classes: int) -> nn.Module:
     def forward(net: Around, x: Tensor) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16):
