@@ -37,13 +37,18 @@ def make_dense(model: nn.Module) -> None:
     """
     for parameter in model.parameters():
         if not is_lazy(parameter) and not is_dense(parameter):
-            parameter.data = torch.empty_like(parameter).copy_(parameter.detach())
+            parameter.data = parameter.detach().contiguous()
 
 
 def is_dense(tensor: Tensor) -> bool:
     """Return whether the entries of a strided tensor fill one piece of memory, each at its own address."""
     # `empty_like` keeps the strides of such a tensor, and of no other.
     return torch.empty_like(tensor, device="meta").stride() == tensor.stride()
+
+
+def gradient_strides(parameter: Tensor) -> tuple[int, ...]:
+    """Return the strides that autograd gives a gradient: those of a dense parameter, else those of C order."""
+    return parameter.stride() if is_dense(parameter) else torch.empty(parameter.shape, device="meta").stride()
 
 
 def input_type(model: nn.Module) -> torch.dtype:

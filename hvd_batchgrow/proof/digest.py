@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from hvd_batchgrow.errors import RunError
@@ -60,7 +61,7 @@ def compare_weights(first: Weights, second: Weights) -> str:
 
 def overall_difference(first: Weights, second: Weights) -> float:
     """|a - b| / |a| in the 2-norm over all tensors together."""
-    pairs = [(tensor.double(), second.tensors[name].double()) for name, tensor in first.tensors.items()]
+    pairs = [(_real(tensor), _real(second.tensors[name])) for name, tensor in first.tensors.items()]
     squares = sum(float((b - a).square().sum()) for a, b in pairs)
     return math.sqrt(squares / max(sum(float(a.square().sum()) for a, _ in pairs), 1e-300))
 
@@ -68,8 +69,13 @@ def overall_difference(first: Weights, second: Weights) -> float:
 def largest_difference(first: Weights, second: Weights) -> tuple[float, str]:
     """|a - b| / |a| in the 2-norm, of the tensor where it is largest, and its name; of two runs of one model."""
     differences = {
-        name: float((second.tensors[name].double() - tensor.double()).norm() / tensor.double().norm().clamp_min(1e-300))
+        name: float((_real(second.tensors[name]) - _real(tensor)).norm() / _real(tensor).norm().clamp_min(1e-300))
         for name, tensor in first.tensors.items()
     }
     worst = max(differences, key=lambda name: differences[name])
     return differences[worst], worst
+
+
+def _real(tensor: Tensor) -> Tensor:
+    """Return the values in float64, a complex buffer as pairs."""
+    return (torch.view_as_real(tensor) if tensor.is_complex() else tensor).double()

@@ -24,6 +24,7 @@ from hvd_batchgrow.schedule.decisions import Decision
 from hvd_batchgrow.schedule.layout import Layout
 from hvd_batchgrow.schedule.phases import Phase
 from hvd_batchgrow.schedule.plan import Plan, compile_plan
+from hvd_batchgrow.train.agreement import check_agreement
 from hvd_batchgrow.train.checkpoints.carry import Carry
 from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint
 from hvd_batchgrow.train.checkpoints.writer import CheckpointWriter
@@ -285,9 +286,13 @@ class Trainer:
         return self.evaluation
 
     def _save_if_due(self, before: int, *, must_save: bool) -> None:
+        is_due = must_save or self._is_due(before, self.job.checkpoint.every_epochs)
+        if is_due:
+            self.pulse.at("comparing the weights of all ranks")
+            check_agreement(self.model, self.team, self.samples)
         if self.ranks.rank == 0:
             self.writer.check()
-            if must_save or self._is_due(before, self.job.checkpoint.every_epochs):
+            if is_due:
                 self.pulse.at("waiting for the checkpoint before")
                 self.writer.save(self.capture())
 

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from hvd_batchgrow.errors import RunError
 from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint
+from hvd_batchgrow.train.update.weight_average import averages_of
 
 _MOST_SHOWN = 10
 
@@ -25,13 +26,13 @@ def check_fits(checkpoint: Checkpoint, model: nn.Module, optimizer: Optimizer, f
     Raises:
         RunError: it is of something else; with what differs.
     """
-    parameters = dict(model.named_parameters())
+    averages = averages_of(model)
     best, best_average = (checkpoint.growth.get(key) for key in ("best", "best_average"))
     misfits = [
         *_tensor_misfits("model", checkpoint.model, model.state_dict()),
-        *(_tensor_misfits("average", checkpoint.average, parameters) if checkpoint.average else ()),
+        *(_tensor_misfits("average", checkpoint.average, averages) if checkpoint.average else ()),
         *(_tensor_misfits("growth.best", best, model.state_dict()) if best else ()),
-        *(_tensor_misfits("growth.best_average", best_average, parameters) if best_average else ()),
+        *(_tensor_misfits("growth.best_average", best_average, averages) if best_average else ()),
         *_optimizer_misfits(checkpoint.optimizer, optimizer),
     ]
     if misfits:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.config import UpdateSection
+from hvd_batchgrow.nn.parameters import gradient_strides
 from hvd_batchgrow.optim.parts import parts_of_size
 from hvd_batchgrow.train.update import exact as exact_sums
 from hvd_batchgrow.train.update.gradient_noise import NoiseEstimate
@@ -295,13 +296,11 @@ class GradientBuckets:
                     parameter.grad = None
 
 
-def _make_bucket(
-    index: int, members: Sequence[nn.Parameter], *, exact: bool, wire_type: torch.dtype | None
-) -> _Bucket:
+def _make_bucket(index: int, members: Sequence[nn.Parameter], *, exact: bool, wire_type: torch.dtype | None) -> _Bucket:
     flat = torch.zeros(sum(p.numel() for p in members), dtype=members[0].dtype, device=members[0].device)
     slices = [
-        # The strides of a dense parameter itself: autograd adds in place, without a copy, for channels_last too.
-        part.as_strided(parameter.shape, torch.empty_like(parameter, device="meta").stride())
+        # The strides that autograd expects: it adds in place, without a copy, for channels_last too.
+        part.as_strided(parameter.shape, gradient_strides(parameter))
         for parameter, part in zip(members, flat.split([p.numel() for p in members]), strict=True)
     ]
     if wire_type is None and flat.dtype in _HALF_TYPES and not exact:
