@@ -73,6 +73,7 @@ class KeyedDropout(nn.Module):
         bits = _mix(keys[:, None] + counters)
         return bits.bitwise_right_shift_(40).bitwise_and_(0xFFFFFF).float().mul_(2.0**-24).view(shape)
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # a trace cannot ask whether a backward is running
     def _count_call(self) -> int:
         """Number of this call in the forward; a call that an activation checkpoint repeats keeps its number.
 

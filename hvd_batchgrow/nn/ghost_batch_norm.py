@@ -106,12 +106,16 @@ class GhostBatchNorm(nn.Module):
         num_groups = self._count_ghost_batches(x)
         normalise = choose(x, num_groups)
         y, statistics = normalise(x, self.weight, self.bias, num_groups, self.eps, relu=relu)
-        if is_recomputing():  # an activation checkpoint repeats a forward whose statistics are counted already
-            return y
+        self._count(statistics, num_groups)
+        return y
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # a trace cannot ask whether a backward is running
+    def _count(self, statistics: Tensor, num_groups: int) -> None:
+        if is_recomputing():  # an activation checkpoint repeats a forward that is counted already
+            return
         self._pending.append(statistics)
         if not self.deferred:
             self.commit(self.take_contributions(range(num_groups), num_groups).sum(0), num_groups)
-        return y
 
     def take_contributions(self, positions: Sequence[int], num_groups: int) -> Tensor:
         """What each ghost batch seen since the last call adds to the running statistics.

@@ -13,21 +13,26 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.errors import Fault, JobError
 from hvd_batchgrow.nn.convert import convert_ghost_batch_norm
 from hvd_batchgrow.nn.dropout import convert_dropout
 from hvd_batchgrow.nn.dry_run import dry_run, kept_generators
+from hvd_batchgrow.nn.extra_state import state_dict_fault
 from hvd_batchgrow.nn.forward_state import (
     NUM_SAMPLES,
     ForwardState,
     StateFault,
     find_forward_state,
+    listed,
     save_with_state_dict,
 )
 from hvd_batchgrow.nn.ghost_batch_norm import GhostBatchNorm, ghost_norms
+from hvd_batchgrow.nn.module_kinds import kind_fault
 from hvd_batchgrow.nn.parameters import input_type, make_dense, parameter_faults
+from hvd_batchgrow.nn.saved_state import SavedState
 from hvd_batchgrow.nn.torchvision_shim import import_torchvision
 from hvd_batchgrow.own_code import NotFound, find_callable, told
 
@@ -63,7 +68,12 @@ def load_own(job: Job, shape: Sequence[int], num_classes: int) -> nn.Module:
         raise _refusal(job, f"{_call_text(name, arguments)} failed: {told(error)}") from error
     if not isinstance(made, nn.Module):
         raise _refusal(job, f"{name} must return a torch.nn.Module, returned {type(made).__name__}")
+    if fault := kind_fault(made):
+        raise _refusal(job, f"{name}: {fault}")
+    _initialise_lazy(job, made, shape)
     network = convert_dropout(_with_ghost_norms(job, made))
+    if fault := state_dict_fault(network):
+        raise _refusal(job, f"{name}: {fault}")
     if faults := parameter_faults(network):
         raise JobError([Fault("model.name", f"{name}: {fault}") for fault in faults], job.name)
     make_dense(network)
@@ -111,6 +121,35 @@ def _arguments(factory: Callable[..., Any], job: Job, num_classes: int) -> dict[
         fault = f"{_call_text(job.model.name, given)} cannot be: {error}; it takes {signature}"
         raise JobError([Fault("model.arguments", fault)], job.name) from None
     return given
+
+
+def _initialise_lazy(job: Job, network: nn.Module, shape: Sequence[int]) -> None:
+    """Let lazy modules take their sizes from a forward of two samples; all other tensors stay as they are.
+
+    Raises:
+        JobError: the forward fails, or does not reach all of them.
+    """
+    for training in (False, True):
+        if not _lazy_paths(network):
+            return
+        before, modes = SavedState(network), [(module, module.training) for module in network.modules()]
+        try:
+            with torch.no_grad():
+                network.train(training)(torch.zeros(2, *shape))
+        except Exception as error:  # the user's own code
+            fault = f"fails on two samples of shape {tuple(shape)}, from which its lazy modules would take their sizes"
+            raise _refusal(job, f"{job.model.name} {fault}: {told(error)}") from error
+        finally:
+            before.restore(attributes=False)
+            for module, mode in modes:
+                module.training = mode
+    if paths := _lazy_paths(network):
+        raise _refusal(job, f"{job.model.name}: no forward reaches the lazy {listed(paths)}; give them their sizes")
+
+
+def _lazy_paths(network: nn.Module) -> list[str]:
+    tensors = [*network.named_parameters(), *network.named_buffers()]
+    return [name for name, tensor in tensors if is_lazy(tensor)]
 
 
 def _with_ghost_norms(job: Job, made: nn.Module) -> nn.Module:

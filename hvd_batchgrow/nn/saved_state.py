@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 _OF_TORCH = frozenset(vars(nn.Module()))
 """Attributes that every module has: its parameters, buffers, children, hooks and mode."""
@@ -36,7 +37,7 @@ class SavedState:
     Attributes are numbers, texts, tensors, arrays, generators, and containers and objects of these.
 
     Args:
-        model: whose parameters and buffers have values.
+        model: tensors of lazy modules that have no values yet are passed over.
         parameters: False leaves out the parameters, to save memory.
     """
 
@@ -92,7 +93,7 @@ def _under(path: str, saved: dict[str, Saved]) -> dict[str, Saved]:
 
 
 def _copy(value: Tensor | None) -> Tensor | None:
-    return None if value is None else value.detach().clone()
+    return None if value is None or is_lazy(value) else value.detach().clone()
 
 
 def _save(value: Any, seen: set[int]) -> Saved:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from hvd_batchgrow.errors import RunError
+from hvd_batchgrow.nn.extra_state import is_extra_state
 from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint, newest_good, tree_digest
 from hvd_batchgrow.train.run_folder import read_plan
 
@@ -23,8 +24,9 @@ class Weights:
     is_final: bool
     """Whether the run was done, by its plan."""
     tensors: dict[str, Tensor]
+    """Without the extra state of modules."""
     digest: str
-    """SHA-256 over all of them."""
+    """SHA-256 over all of them, and over extra state."""
     skipped: tuple[str, ...] = ()
     """Newer checkpoints that are damaged, and how."""
 
@@ -43,7 +45,8 @@ def final_weights(run: Path) -> Weights:
         raise RunError(f"{run} holds no checkpoint")
     checkpoint = Checkpoint.from_bytes(data)
     is_final = checkpoint.samples >= read_plan(run)["end_samples"]
-    return Weights(run, checkpoint.samples, is_final, checkpoint.model, tree_digest(checkpoint.model), tuple(skipped))
+    tensors = {name: value for name, value in checkpoint.model.items() if not is_extra_state(name)}
+    return Weights(run, checkpoint.samples, is_final, tensors, tree_digest(checkpoint.model), tuple(skipped))
 
 
 def compare_weights(first: Weights, second: Weights) -> str:
@@ -56,6 +59,8 @@ def compare_weights(first: Weights, second: Weights) -> str:
     if shapes[0] != shapes[1]:
         return "another model"
     difference, worst = largest_difference(first, second)
+    if tree_digest(first.tensors) == tree_digest(second.tensors):
+        return "differs in the extra state of modules only"
     return f"differs by {difference:.1e} in {worst}"
 
 

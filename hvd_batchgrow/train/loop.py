@@ -11,12 +11,14 @@ from pathlib import Path
 
 import torch
 
+from hvd_batchgrow.comm.broadcast_tree import broadcast_tree
 from hvd_batchgrow.comm.ranks import AgreedFailure, Ranks
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.data.pipeline import Batch, Reader, choose_pipeline
 from hvd_batchgrow.data.samples import Source
 from hvd_batchgrow.data.stream import Stream, groups_of_rank, passes_of_rank
 from hvd_batchgrow.errors import ExitCode, RunError
+from hvd_batchgrow.nn.extra_state import is_extra_state
 from hvd_batchgrow.nn.forward_state import restored_buffers
 from hvd_batchgrow.optim.build import build_optimizer
 from hvd_batchgrow.optim.lars import median_trust_ratio
@@ -324,7 +326,11 @@ class Trainer:
         if checkpoint is not None:
             self.adopt(checkpoint)
             self._elapsed_before_s = checkpoint.elapsed_s
-        for name, tensor in self.model.state_dict().items():
+        state = self.model.state_dict()
+        extra = {name: state.pop(name) for name in list(state) if is_extra_state(name)}
+        if extra:
+            self.model.load_state_dict(broadcast_tree(self.ranks, extra, "initial.extra_state"), strict=False)
+        for name, tensor in state.items():
             self.ranks.broadcast_values(tensor, f"initial.{name}")
         self._begin = time.perf_counter()
 
