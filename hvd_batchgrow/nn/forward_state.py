@@ -100,7 +100,7 @@ def _train(model: nn.Module, example: Tensor) -> ForwardState:
     with dry_run(model, len(example), training=True, gradients=True, num_groups=_NUM_GROUPS) as before:
         states = [before]
         for _ in range(2):
-            loss = _forward(model, example)
+            loss = trial_loss(model, example)
             states.append(SavedState(model, parameters=False))
             _backward(model, loss)
             states.append(SavedState(model, parameters=False))
@@ -109,10 +109,10 @@ def _train(model: nn.Module, example: Tensor) -> ForwardState:
         in_forward, in_backward = (_changed_buffers(model, states[k:]) for k in (0, 1))
         # From the same tensors again: attributes that are computed from them come out equal, and counters do not.
         before.restore(attributes=False)
-        _forward(model, example)
+        trial_loss(model, example)
         attributes = _carried(model, states[1], SavedState(model, parameters=False))
         before.restore(attributes=False)
-        _forward(model, example.flip(0) * -0.5 + 0.25)
+        trial_loss(model, example.flip(0) * -0.5 + 0.25)
         differing = changed(states[1].buffers, SavedState(model, parameters=False).buffers)
         depends = {*differing} & {*in_forward, *in_backward}
     return ForwardState(in_forward, in_backward, (), attributes, bool(depends))
@@ -121,19 +121,20 @@ def _train(model: nn.Module, example: Tensor) -> ForwardState:
 def _evaluate(model: nn.Module, example: Tensor) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Buffers and attributes that change."""
     with dry_run(model, len(example), training=False) as before:
-        model(example)
+        model(example.clone())
         first = SavedState(model, parameters=False)
         _check_parameters(model, before)
         before.restore(attributes=False)
-        model(example)
+        model(example.clone())
         attributes = _carried(model, first, SavedState(model, parameters=False))
         return _changed_buffers(model, [before, first]), attributes
 
 
-def _forward(model: nn.Module, example: Tensor) -> Tensor:
+def trial_loss(model: nn.Module, example: Tensor) -> Tensor:
+    """Return the summed loss of a forward pass over samples that are all of class 0, its draws the same each time."""
     torch.manual_seed(0)  # what is drawn is no state of the network
     set_sample_keys(keyed_dropouts(model), torch.arange(len(example)))
-    logits = model(example)
+    logits = model(example.clone())  # which a network may change in place
     labels = torch.zeros(len(example), dtype=torch.int64, device=example.device)
     return nn.functional.cross_entropy(logits.float(), labels, reduction="sum")
 

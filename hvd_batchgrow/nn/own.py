@@ -30,6 +30,7 @@ from hvd_batchgrow.nn.forward_state import (
     save_with_state_dict,
 )
 from hvd_batchgrow.nn.ghost_batch_norm import GhostBatchNorm, ghost_norms
+from hvd_batchgrow.nn.gradient_trial import gradient_fault
 from hvd_batchgrow.nn.module_kinds import kind_fault
 from hvd_batchgrow.nn.parameters import input_type, make_dense, parameter_faults
 from hvd_batchgrow.nn.saved_state import SavedState
@@ -159,7 +160,7 @@ def _with_ghost_norms(job: Job, made: nn.Module) -> nn.Module:
     try:
         network = convert_ghost_batch_norm(made, group, momentum=job.model.ghost_momentum)
     except ValueError as error:
-        raise _refusal(job, f"{job.model.name}: {error}") from error
+        raise _refusal(job, f"{job.model.name}: {_in_one_line(error)}") from error
     for norm in ghost_norms(network):
         if norm.ghost_batch != group:
             raise _refusal(
@@ -173,6 +174,7 @@ def _with_ghost_norms(job: Job, made: nn.Module) -> nn.Module:
 def _faults(network: nn.Module, shape: Sequence[int], num_classes: int) -> Iterator[str]:
     """What is wrong with the outputs for two samples."""
     samples = torch.zeros(2, *shape, dtype=input_type(network), device=next(network.parameters()).device)
+    trained = _trained(network)
     for training, when in ((False, "in evaluation"), (True, "in training")):
         try:
             with dry_run(network, len(samples), training=training), _counted_norms(network) as counts:
@@ -180,12 +182,28 @@ def _faults(network: nn.Module, shape: Sequence[int], num_classes: int) -> Itera
         except Exception as error:  # the user's own code
             yield f"fails on two samples of shape {tuple(shape)}, {when}: {told(error)}"
             return
-        right = isinstance(output, Tensor) and output.shape == (2, num_classes)
-        if not right:
-            given = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        if given := _wrong_output(output, num_classes):
             yield f"gives {given} for two samples of shape {tuple(shape)}, {when}; must be logits (2, {num_classes})"
             return
+        if names := sorted(trained ^ _trained(network)):
+            yield f"changes requires_grad of {listed(names)} in its forward pass, {when}; set it where it is built"
+            return
         yield from (_count_fault(path, count) for path, count in counts.items() if count != 1)
+
+
+def _wrong_output(output: Any, num_classes: int) -> str:
+    """What an output is in the place of logits; empty: it is logits."""
+    if not isinstance(output, Tensor):
+        return type(output).__name__
+    if output.shape != (2, num_classes):
+        return str(tuple(output.shape))
+    if not output.is_floating_point() or output.layout != torch.strided:
+        return f"a tensor of {str(output.dtype).removeprefix('torch.')}, {str(output.layout).removeprefix('torch.')},"
+    return ""
+
+
+def _trained(network: nn.Module) -> set[str]:
+    return {name for name, parameter in network.named_parameters() if parameter.requires_grad}
 
 
 def try_own(job: Job, network: nn.Module, shape: Sequence[int]) -> ForwardState:
@@ -199,16 +217,19 @@ def try_own(job: Job, network: nn.Module, shape: Sequence[int]) -> ForwardState:
     Raises:
         JobError: the trial fails; or the job is exact, and the network keeps state outside its buffers.
     """
-    like = next(network.parameters())
     generator = torch.Generator().manual_seed(0)
-    example = torch.randn(NUM_SAMPLES, *shape, generator=generator).to(like.device, like.dtype)
+    samples = torch.randn(NUM_SAMPLES, *shape, generator=generator)
+    example = samples.to(next(network.parameters()).device, input_type(network))
     try:
         state = find_forward_state(network, example)
-    except StateFault as fault:
-        raise _refusal(job, f"{job.model.name}: {fault}") from None
+        fault = gradient_fault(network, example)
+    except StateFault as error:
+        raise _refusal(job, f"{job.model.name}: {error}") from None
     except Exception as error:  # the user's own code
         trial = f"two trial passes, forward and backward, over {NUM_SAMPLES} samples of shape {tuple(shape)}"
         raise _refusal(job, f"{job.model.name} fails in {trial}: {told(error)}") from error
+    if fault:
+        raise _refusal(job, f"{job.model.name}: {fault}")
     if state.attributes and job.layout.exact:
         fault = f"is not possible with {job.model.name}: {state.attributes_fault()}"
         raise JobError([Fault("layout.exact", fault)], job.name)
@@ -246,6 +267,11 @@ def _count_fault(path: str, count: int) -> str:
 
 def _call_text(name: str, arguments: dict[str, Any]) -> str:
     return f"{name}({', '.join(f'{key}={value!r}' for key, value in arguments.items())})"
+
+
+def _in_one_line(error: ValueError) -> str:
+    first, *others = [line.strip() for line in str(error).splitlines()]
+    return f"{first} {'; '.join(others)}".strip()
 
 
 def _refusal(job: Job, fault: str) -> JobError:

@@ -6,6 +6,7 @@ ghost batch. Gradients are what `backward` leaves in `.grad`, and torch's own op
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parameter import is_lazy
 
 from hvd_batchgrow.data.stream import Stream
 from tests.fuzz.zoo.entry import FEATURES, NUM_CLASSES, Entry
@@ -67,6 +69,7 @@ def reference(entry: Entry, layout: Layout, nudge: Callable[[Tensor], Tensor] = 
         nudge: changes the inputs, to see what a change of that size grows to.
     """
     network = entry.make(NUM_CLASSES, **entry.arguments)
+    _initialise_lazy(network)
     for module in network.modules():
         if isinstance(module, _BatchNorm) and module.track_running_stats:
             module.momentum = GHOST_MOMENTUM
@@ -120,12 +123,13 @@ def limits(entry: Entry, layout: Layout, expected: State) -> dict[str, float]:
 
 
 def tensors(network: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers as a checkpoint holds them; torch's count of batches, which ghost norms lack, left out."""
-    return {
-        name: value.detach().clone()
-        for name, value in network.state_dict().items()
-        if isinstance(value, Tensor) and not name.endswith("num_batches_tracked")
-    }
+    """Parameters and buffers as a checkpoint holds them."""
+    return without_counts({name: value.detach().clone() for name, value in network.state_dict().items() if isinstance(value, Tensor)})
+
+
+def without_counts(values: State) -> State:
+    """Without torch's counts of batches, which ghost norms lack."""
+    return {name: value for name, value in values.items() if not name.endswith("num_batches_tracked")}
 
 
 def distance(first: Tensor, second: Tensor) -> float:
@@ -146,8 +150,22 @@ def _unit(dtype: torch.dtype) -> float:
     return torch.finfo(dtype).eps if dtype.is_floating_point or dtype.is_complex else 0.0
 
 
+def _initialise_lazy(network: nn.Module) -> None:
+    if any(is_lazy(parameter) for parameter in network.parameters()):
+        with torch.no_grad():
+            network.eval()(torch.zeros(2, FEATURES))
+
+
 def _by_ghost_batch(norm: _BatchNorm, forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    return torch.cat([forward(part) for part in x.split(GHOST)]) if norm.training else forward(x)
+    if not norm.training:
+        return forward(x)
+    before = copy.deepcopy(dict(norm.named_buffers()))
+    output = torch.cat([forward(part) for part in x.split(GHOST)])
+    # A checkpoint repeats the forward in the backward: the statistics must not count its samples twice.
+    if torch._C._current_graph_task_id() != -1:
+        for name, buffer in norm.named_buffers():
+            buffer.copy_(before[name])
+    return output
 
 
 def _served(entry: Entry, layout: Layout, num_groups: int) -> list[list[int]]:

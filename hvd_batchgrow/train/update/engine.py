@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.config import UpdateSection
 from hvd_batchgrow.data.consumed import from_halves, to_halves
+from hvd_batchgrow.errors import RunError
 from hvd_batchgrow.nn.dropout import keyed_dropouts, set_sample_keys
 from hvd_batchgrow.nn.forward_state import ForwardState
 from hvd_batchgrow.nn.ghost_batch_norm import GhostBatchNorm, ghost_norms
@@ -122,6 +123,7 @@ class UpdateEngine:
         self.lr_ratios = lr_ratios(optimizer)
         if faults := parameter_faults(model):
             raise ValueError("\n".join(faults))
+        self._frozen = [(name, parameter) for name, parameter in model.named_parameters() if not parameter.requires_grad]
         self.device = next(model.parameters()).device
         self.norms = list(ghost_norms(model))
         for norm in self.norms:
@@ -179,6 +181,7 @@ class UpdateEngine:
 
         Raises:
             NonFinite: on all ranks, where the rule is to stop then.
+            RunError: the network has set requires_grad of a parameter that was frozen when the engine was made.
             ValueError: a pass has not just the samples of its groups, or a norm has seen them other than once;
                 there are fewer passes than they should be; or the passes of all ranks together have not
                 each group once.
@@ -222,6 +225,7 @@ class UpdateEngine:
         loss_scale = self.loss_scale.value if self.loss_scale else 1.0
         noise = self.buckets.noise(phase.global_batch, loss_scale)
         _check_served(served)
+        self._check_frozen()
         self.changing.share(self.ranks)
         skipped = not self._is_usable(phase, loss_sum, share, num_groups)
         if not skipped:
@@ -261,6 +265,14 @@ class UpdateEngine:
             raise ValueError(
                 f"a forward gave losses of shape {tuple(losses.shape)} for a micro-batch of {num_groups} groups of "
                 f"{group}; it must give the loss of each sample, ({num_groups * group},): reduction='none'"
+            )
+
+    def _check_frozen(self) -> None:
+        """No optimizer has a parameter that was frozen at the start: if it is to be trained now, it never would be."""
+        if names := [name for name, parameter in self._frozen if parameter.requires_grad]:
+            raise RunError(
+                f"the network has set requires_grad = True for {', '.join(names[:3])} during training, and it is in no "
+                "optimizer; set it where the network is built"
             )
 
     def _is_usable(self, phase: Phase, loss_sum: float, share: _Share, num_groups: int) -> bool:

@@ -284,6 +284,34 @@ def unfrozen_by_the_forward(num_classes: int) -> nn.Module:
     return Around(forward, net=net)
 
 
+@network(order="first", named="changes buffers in training")
+def freezes_a_layer_later(num_classes: int) -> nn.Module:
+    """After 3 updates a layer is no longer trained: torch leaves it alone from then on."""
+
+    def forward(net: Around, x: Tensor) -> Tensor:
+        if net.training:
+            net.calls += 1
+            net.net[0].requires_grad_(bool(net.calls < 4))
+        return net.net(x)
+
+    return Around(forward, net=dense_net(num_classes), calls=torch.tensor(0))
+
+
+@network(stops="requires_grad")
+def unfreezes_a_layer_later(num_classes: int) -> nn.Module:
+    """No optimizer has its parameters."""
+    net = dense_net(num_classes)
+    net[0].requires_grad_(False)
+
+    def forward(net: Around, x: Tensor) -> Tensor:
+        if net.training:
+            net.calls += 1
+            net.net[0].requires_grad_(bool(net.calls >= 4))
+        return net.net(x)
+
+    return Around(forward, net=net, calls=torch.tensor(0))
+
+
 @network(stops="not finite")
 def no_number(num_classes: int) -> nn.Module:
     return Around(lambda net, x: net.net(x).log(), net=dense_net(num_classes))

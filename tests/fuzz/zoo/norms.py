@@ -65,7 +65,7 @@ def batch_norm_momentum_none(num_classes: int) -> nn.Module:
     return _conv(num_classes, nn.BatchNorm2d(8, momentum=None))
 
 
-@network()
+@network(refused="eps must be positive")
 def batch_norm_eps_0(num_classes: int) -> nn.Module:
     return _conv(num_classes, nn.BatchNorm2d(8, eps=0.0))
 
@@ -104,9 +104,28 @@ class Still(nn.BatchNorm2d):
         return super().train(False)
 
 
-@network(refused="Still|evaluation|batch norm")
+@network(refused="overrides train")
 def batch_norm_in_evaluation(num_classes: int) -> nn.Module:
     return _conv(num_classes, Still(8))
+
+
+@network(refused="overrides train")
+def batch_norm_with_a_train_that_does_nothing(num_classes: int) -> nn.Module:
+    norm = nn.BatchNorm2d(8).eval()
+    norm.train = lambda mode=True: norm  # type: ignore[method-assign]
+    return _conv(num_classes, norm)
+
+
+@network(refused="parametrized")
+def batch_norm_parametrized(num_classes: int) -> nn.Module:
+    norm = nn.BatchNorm2d(8)
+    nn.utils.parametrize.register_parametrization(norm, "weight", nn.Softplus())
+    return _conv(num_classes, norm)
+
+
+@network(refused="hooks")
+def batch_norm_pruned(num_classes: int) -> nn.Module:
+    return _conv(num_classes, nn.utils.prune.random_unstructured(nn.BatchNorm2d(8), "weight", 0.5))
 
 
 class StillInside(nn.Module):
@@ -137,7 +156,7 @@ def batch_norm_tied_weights(num_classes: int) -> nn.Module:
     return _conv(num_classes, first, nn.Tanh(), second)
 
 
-@network(refused="running|share|buffer")
+@network(refused="running statistics of another norm")
 def batch_norm_shared_statistics(num_classes: int) -> nn.Module:
     """Two norms that write into the same running statistics."""
     first, second = nn.BatchNorm2d(8), nn.BatchNorm2d(8)
