@@ -151,7 +151,9 @@ def _backward(model: nn.Module, loss: Tensor) -> None:
 
 
 def _check_parameters(model: nn.Module, before: SavedState) -> None:
-    now = dict(model.named_parameters(remove_duplicate=False))
+    # As SavedState does: a tied parameter under each name, a module that is used in two places once.
+    modules = list(model.named_modules())
+    now = {f"{path}.{own}".lstrip("."): p for path, module in modules for own, p in module._parameters.items() if p is not None}
     saved = {name: value.content for name, value in before.parameters.items() if value.content is not None}
     if names := [name for name in {**saved, **now} if not _is_same(saved.get(name), now.get(name))]:
         raise StateFault(

@@ -28,9 +28,10 @@ from hvd_batchgrow.comm import connect as connecting
 from hvd_batchgrow.comm.connect import connect
 from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.proof.digest import final_weights
+from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint, newest_good, tree_digest
 from tests.fuzz.reference import (
     BATCHES, BETA2, DECAY, EPS, GHOST, LR, MOMENTUM, NUM_SAMPLES, SEED, TRUST,
-    Layout, distance, limits, reference, resumes, rows, tensors, without_counts,
+    Layout, distance, limits, reference, resumes, rows, tensors, extra_state, without_extra,
 )  # fmt: skip
 from tests.fuzz.runner import Case, Outcome, folder, run
 from tests.fuzz.zoo import ENTRIES, Entry
@@ -188,15 +189,24 @@ def _differences(entry: Entry, layout: Layout) -> list[str]:
         expected, allowed = _expected(entry, layout)
     except Exception as error:
         return [f"plain torch fails: {type(error).__name__}: {error}"]
-    found = without_counts(final_weights(Path("runs/run")).tensors)
-    if found.keys() != expected.keys():
-        return [f"holds other tensors: {sorted(found.keys() ^ expected.keys())}"]
-    gaps = {name: distance(value, found[name]) for name, value in expected.items()}
-    return [
-        f"{name} differs by {gaps[name]:.2g}, rounding explains {allowed[name]:.2g}"
-        for name in expected
-        if not gaps[name] <= allowed[name]
-    ]
+    found = final_weights(Path("runs/run")).tensors
+    made = entry.make(**entry.arguments)
+    saved = without_extra(made.state_dict())
+    if lacking := saved.keys() - found.keys():
+        return [f"the checkpoint lacks {sorted(lacking)}"]
+    faults = []
+    for name, value in without_extra(found).items():
+        if not (gap := distance(value, expected[name])) <= allowed[name]:
+            faults.append(f"{name} differs by {gap:.2g}, rounding explains {allowed[name]:.2g}")
+    return faults + _extra_state_faults(extra_state(made))
+
+
+def _extra_state_faults(expected: dict[str, Any]) -> list[str]:
+    """Extra state that the checkpoint does not hold as the network made it; no network of the zoo changes it."""
+    data, _ = newest_good(Path("runs/run/checkpoints"))
+    assert data is not None
+    found = Checkpoint.from_bytes(data).model
+    return [f"{name} is {found.get(name)!r}" for name, value in expected.items() if tree_digest({"": found.get(name)}) != tree_digest({"": value})]
 
 
 @lru_cache(maxsize=8)

@@ -6,7 +6,6 @@ ghost batch. Gradients are what `backward` leaves in `.grad`, and torch's own op
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -72,7 +71,6 @@ def reference(entry: Entry, layout: Layout, nudge: Callable[[Tensor], Tensor] = 
     _initialise_lazy(network)
     for module in network.modules():
         if isinstance(module, _BatchNorm) and module.track_running_stats:
-            module.momentum = GHOST_MOMENTUM
             module.forward = partial(_by_ghost_batch, module, module.forward)  # type: ignore[method-assign]
     optimizer = _optimizer(entry, network)
     features, labels = (torch.from_numpy(values) for values in rows())
@@ -123,13 +121,20 @@ def limits(entry: Entry, layout: Layout, expected: State) -> dict[str, float]:
 
 
 def tensors(network: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers as a checkpoint holds them."""
-    return without_counts({name: value.detach().clone() for name, value in network.state_dict().items() if isinstance(value, Tensor)})
+    """Copies of all parameters and buffers, also of buffers that `state_dict` leaves out."""
+    state = network.state_dict() | dict(network.named_buffers())
+    copies = {name: value.detach().clone() for name, value in state.items() if isinstance(value, Tensor)}
+    return without_extra(copies)
 
 
-def without_counts(values: State) -> State:
-    """Without torch's counts of batches, which ghost norms lack."""
-    return {name: value for name, value in values.items() if not name.endswith("num_batches_tracked")}
+def without_extra(values: State) -> State:
+    """Without torch's counts of batches, which ghost norms lack, and without extra state."""
+    return {name: value for name, value in values.items() if not name.endswith(("num_batches_tracked", "_extra_state"))}
+
+
+def extra_state(network: nn.Module) -> State:
+    """What the modules of a network save beside tensors, by name."""
+    return {name: value for name, value in network.state_dict().items() if name.endswith("_extra_state")}
 
 
 def distance(first: Tensor, second: Tensor) -> float:
@@ -159,13 +164,9 @@ def _initialise_lazy(network: nn.Module) -> None:
 def _by_ghost_batch(norm: _BatchNorm, forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     if not norm.training:
         return forward(x)
-    before = copy.deepcopy(dict(norm.named_buffers()))
-    output = torch.cat([forward(part) for part in x.split(GHOST)])
     # A checkpoint repeats the forward in the backward: the statistics must not count its samples twice.
-    if torch._C._current_graph_task_id() != -1:
-        for name, buffer in norm.named_buffers():
-            buffer.copy_(before[name])
-    return output
+    norm.momentum = 0.0 if torch._C._current_graph_task_id() != -1 else GHOST_MOMENTUM
+    return torch.cat([forward(part) for part in x.split(GHOST)])
 
 
 def _served(entry: Entry, layout: Layout, num_groups: int) -> list[list[int]]:
