@@ -201,7 +201,7 @@ class UpdateEngine:
                 self.buckets.start_when_ready(self._divisor(phase))
             scaled = loss * self.loss_scale.value if self.loss_scale else loss
             self.buckets.begin_backward(scaled, num_samples)
-            scaled.backward()  # type: ignore[no-untyped-call]
+            scaled.backward()
             self.buckets.end_backward()
         self.buckets.start_rest()
         self.at(WAITING)
