@@ -103,7 +103,7 @@ def _span_bytes(tensor: Tensor) -> int:
 
 def _addresses(tensor: Tensor) -> Tensor:
     """Return the place of each entry in its storage, counted in entries: int64 (numel,)."""
-    end = tensor.storage_offset() + _span_bytes(tensor) // tensor.element_size()
+    end = int(tensor.storage_offset()) + _span_bytes(tensor) // tensor.element_size()
     return torch.arange(end).as_strided(tensor.shape, tensor.stride(), tensor.storage_offset()).flatten()
 
 

@@ -51,7 +51,7 @@ def check_agreement(model: nn.Module, ranks: Ranks, samples: int) -> None:
 
 def _checksum(tensor: Tensor) -> int:
     values = tensor.detach().cpu().contiguous().reshape(-1)
-    return int(crc32c(values.view(torch.uint8).numpy()))
+    return int(crc32c(values.view(torch.uint8).numpy().data))
 
 
 def _of_all_ranks(numbers: Sequence[int], ranks: Ranks, name: str) -> Tensor:

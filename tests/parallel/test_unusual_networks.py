@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from hvd_batchgrow.comm.ranks import AgreedFailure, Ranks
-from hvd_batchgrow.errors import ExitCode
+from hvd_batchgrow.errors import ExitCode, RunError
 from hvd_batchgrow.schedule.phases import Phase
 from hvd_batchgrow.train.agreement import check_agreement
 from hvd_batchgrow.train.update.engine import UpdateEngine, UpdateResult
@@ -143,6 +143,33 @@ def test_a_layer_that_no_loss_reaches_keeps_its_weights(ranks: Ranks) -> None:
     assert isinstance(model, Spare)
     assert torch.equal(model.spare.weight, start.spare.weight)
     assert not torch.equal(model.some.weight, start.some.weight)
+
+
+class SometimesNested(nn.Module):
+    """A layer that a reentrant checkpoint uses too, but not in the first updates."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.both, self.is_nested = linear(64, 3), linear(3, 3), False
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x.flatten(1))
+        if self.is_nested:
+            x = checkpoint(self.both, x, use_reentrant=True)
+        out: Tensor = self.both(x)
+        return out
+
+
+def test_a_piece_of_a_gradient_that_comes_too_late_is_an_error(ranks: Ranks) -> None:
+    if ranks.size > 1:
+        return  # it ends the job
+    model = SometimesNested()
+    engine = UpdateEngine(model, torch.optim.SGD(model.parameters(), **SGD), ranks)
+    engine.buckets = GradientBuckets(model.parameters(), ranks, bucket_bytes=1)
+    golden.serve(engine, ranks, 12, 0)
+    model.is_nested = True
+    with pytest.raises(RunError, match=r"shape \(3,\) came in pieces, .*use_reentrant=False"):
+        golden.serve(engine, ranks, 12, 1)
 
 
 def test_gradients_of_16_bits_are_summed_in_float32(ranks: Ranks) -> None:

@@ -212,7 +212,7 @@ class UpdateEngine:
                 self.buckets.start_when_ready(self._divisor(phase))
             scaled = loss * self.loss_scale.value if self.loss_scale else loss
             self.buckets.begin_backward(scaled, num_samples)
-            scaled.backward()  # type: ignore[no-untyped-call]
+            scaled.backward()
             self.buckets.end_backward()
             self.changing.after_backward(micro_batch.positions)
         self.buckets.start_rest()

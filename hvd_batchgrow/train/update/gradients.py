@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.config import UpdateSection
+from hvd_batchgrow.errors import RunError
 from hvd_batchgrow.nn.parameters import gradient_strides
 from hvd_batchgrow.optim.parts import parts_of_size
 from hvd_batchgrow.train.update import exact as exact_sums
@@ -254,7 +255,7 @@ class GradientBuckets:
         if not self._is_backward:
             return
         if bucket.is_started:
-            raise RuntimeError(
+            raise RunError(
                 f"the gradient of a parameter of shape {tuple(bucket.slices[place].shape)} came in pieces, the last of "
                 "them after its all-reduce had started; use non-reentrant checkpoints (use_reentrant=False)"
             )
