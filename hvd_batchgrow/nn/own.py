@@ -200,8 +200,8 @@ def try_own(job: Job, network: nn.Module, shape: Sequence[int]) -> ForwardState:
     example = torch.randn(NUM_SAMPLES, *shape, generator=generator).to(like.device, like.dtype)
     try:
         state = find_forward_state(network, example)
-    except StateFault as fault:
-        raise _refusal(job, f"{job.model.name}: {fault}") from None
+    except StateFault as error:
+        raise _refusal(job, f"{job.model.name}: {error}") from None
     except Exception as error:  # the user's own code
         trial = f"two trial passes, forward and backward, over {NUM_SAMPLES} samples of shape {tuple(shape)}"
         raise _refusal(job, f"{job.model.name} fails in {trial}: {told(error)}") from error

@@ -13,6 +13,7 @@ import torch
 
 from hvd_batchgrow.comm.broadcast_tree import broadcast_tree
 from hvd_batchgrow.comm.ranks import AgreedFailure, Ranks
+from hvd_batchgrow.comm.words import from_words, to_words
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.data.pipeline import Batch, Reader, choose_pipeline
 from hvd_batchgrow.data.samples import Source
@@ -326,9 +327,11 @@ class Trainer:
         if extra:
             self.model.load_state_dict(broadcast_tree(self.ranks, extra, "initial.extra_state"), strict=False)
         for name, tensor in state.items():
-            dense = tensor.contiguous()  # as channels_last weights are not, and Horovod wants them
-            self.ranks.broadcast(dense, f"initial.{name}")
-            tensor.copy_(dense)
+            # Horovod knows neither bfloat16 nor complex numbers, and wants channels_last weights contiguous.
+            is_known = tensor.dtype == torch.float32
+            sent = tensor.contiguous() if is_known else to_words(tensor)
+            self.ranks.broadcast(sent, f"initial.{name}")
+            tensor.copy_(sent if is_known else from_words(sent, tensor))
         self._begin = time.perf_counter()
 
     def adopt(self, checkpoint: Checkpoint) -> None:
