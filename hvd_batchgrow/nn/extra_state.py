@@ -48,9 +48,16 @@ def state_dict_fault(model: nn.Module) -> str | None:
         with kept_state(model):
             state = model.state_dict()
             for name, value in state.items():
+                if not isinstance(value, Tensor) and not is_extra_state(name):
+                    kind = type(value).__name__
+                    return (
+                        f"{name} in its state_dict is a {kind}, not a tensor, as in quantised modules; train it before"
+                    )
                 if fault := plain_fault(value, name):
                     return f"{fault}; a checkpoint holds tensors and plain values (numbers, texts, lists, dicts) only"
             model.load_state_dict(state)
     except Exception as error:  # the user's own code
-        return f"its state_dict cannot be saved and loaded again: {type(error).__name__}: {error}"
+        return (
+            f"its state_dict cannot be saved and loaded again: {type(error).__name__}: {' '.join(str(error).split())}"
+        )
     return None

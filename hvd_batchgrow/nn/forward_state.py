@@ -35,7 +35,7 @@ class ForwardState:
     attributes: tuple[str, ...] = ()
     """Plain attributes that carry something from one forward to the next; they are in no `state_dict`."""
     depends_on_samples: bool = False
-    """Whether other samples change the buffers in another way, as those of a codebook, unlike those of spectral norm."""
+    """Whether the values depend on the samples: those of a codebook do, those of spectral norm do not."""
 
     @property
     def buffers(self) -> tuple[str, ...]:
@@ -104,8 +104,10 @@ def _train(model: nn.Module, example: Tensor) -> ForwardState:
             states.append(SavedState(model, parameters=False))
             _backward(model, loss)
             states.append(SavedState(model, parameters=False))
-            _check_parameters(model, before)
-            _changed_buffers(model, states[-3:])
+            if len(states) == 3:
+                _check_parameters(model, before)
+                _changed_buffers(model, states)
+                _move_weights(model)  # so that a buffer that follows them is seen to
         in_forward, in_backward = (_changed_buffers(model, states[k:]) for k in (0, 1))
         # From the same tensors again: attributes that are computed from them come out equal, and counters do not.
         before.restore(attributes=False)
@@ -140,20 +142,33 @@ def trial_loss(model: nn.Module, example: Tensor) -> Tensor:
 
 
 def _backward(model: nn.Module, loss: Tensor) -> None:
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     for path, norm in model.named_modules():
         if isinstance(norm, GhostBatchNorm) and norm.training:
             count = len(norm.take_statistics())
             if count != _NUM_GROUPS:
                 raise StateFault(
-                    f"norm {path or 'itself'} gets {count} ghost batches of {_NUM_GROUPS} in a forward and backward pass"
+                    f"norm {path or 'itself'} gets {count} ghost batches instead of {_NUM_GROUPS} in a pass"
                 )
+
+
+@torch.no_grad()
+def _move_weights(model: nn.Module) -> None:
+    """Change all weights, as training does; a power iteration that has converged begins to move again."""
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            parameter.mul_(0.5 + torch.rand_like(parameter))
 
 
 def _check_parameters(model: nn.Module, before: SavedState) -> None:
     # As SavedState does: a tied parameter under each name, a module that is used in two places once.
     modules = list(model.named_modules())
-    now = {f"{path}.{own}".lstrip("."): p for path, module in modules for own, p in module._parameters.items() if p is not None}
+    now = {
+        f"{path}.{own}".lstrip("."): p
+        for path, module in modules
+        for own, p in module._parameters.items()
+        if p is not None
+    }
     saved = {name: value.content for name, value in before.parameters.items() if value.content is not None}
     if names := [name for name in {**saved, **now} if not _is_same(saved.get(name), now.get(name))]:
         raise StateFault(

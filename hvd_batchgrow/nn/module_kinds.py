@@ -33,7 +33,8 @@ def _module_faults(model: nn.Module) -> Iterator[str]:
         if type(module).__name__ == "OptimizedModule" or getattr(module, "_compiled_call_impl", None) is not None:
             yield f"{name} is compiled already; return it without torch.compile, and set layout.compile = true"
         if _WRAPPERS & {kind.__name__ for kind in type(module).__mro__}:
-            yield f"{name} is wrapped in {type(module).__name__}; return the module inside, which is trained on all ranks"
+            wrapper = type(module).__name__
+            yield f"{name} is wrapped in {wrapper}; return the module inside, which all ranks train together"
 
 
 def _tensor_faults(model: nn.Module) -> Iterator[str]:

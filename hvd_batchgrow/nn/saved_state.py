@@ -53,11 +53,11 @@ class SavedState:
             for all_of_kind, place in filter(None, found):
                 saved = {name: Saved(value, _copy(value)) for name, value in place.items()}
                 self._tensors.append((place, saved))
-                all_of_kind |= _under(path, saved)
+                all_of_kind.update(_under(path, saved))
             own = {name: value for name, value in vars(module).items() if name not in _OF_TORCH}
             saved = {name: _save(value, seen) for name, value in own.items()}
             self._attributes.append((vars(module), saved))
-            self.attributes |= _under(path, saved)
+            self.attributes.update(_under(path, saved))
 
     @torch.no_grad()
     def restore(self, *, attributes: bool = True) -> None:
@@ -97,20 +97,23 @@ def _copy(value: Tensor | None) -> Tensor | None:
 
 
 def _save(value: Any, seen: set[int]) -> Saved:
+    return Saved(value, _content(value, seen))
+
+
+def _content(value: Any, seen: set[int]) -> Any:
+    content: Any = None
     if isinstance(value, (*_PLAIN, nn.Parameter)) or id(value) in seen:
-        return Saved(value)
-    if isinstance(value, Tensor):
-        return Saved(value, _copy(value))
-    if isinstance(value, np.ndarray):
-        return Saved(value, value.copy())
-    if generator := _generator(value):
-        return Saved(value, generator[0]())
-    if isinstance(value, set):
-        return Saved(value, set(value))
-    if (parts := _parts(value)) is not None:
+        pass
+    elif isinstance(value, Tensor):
+        content = _copy(value)
+    elif isinstance(value, (np.ndarray, set)):
+        content = value.copy()
+    elif generator := _generator(value):
+        content = generator[0]()
+    elif (parts := _parts(value)) is not None:
         seen.add(id(value))
-        return Saved(value, {key: _save(part, seen) for key, part in parts.items()})
-    return Saved(value)
+        content = {key: _save(part, seen) for key, part in parts.items()}
+    return content
 
 
 def _restore(saved: Saved) -> Any:
@@ -167,24 +170,23 @@ def _generator(value: Any) -> tuple[Callable[[], Any], Callable[[Any], Any]] | N
 
 
 def _same(before: Saved, after: Saved) -> bool:
+    """Objects of unknown kinds, which may be new at every forward, count as the same."""
     ours, theirs = before.content, after.content
     if type(before.value) is not type(after.value):
         return False
     if isinstance(before.value, _PLAIN):
-        return bool(before.value == after.value) or before.value is after.value
-    if isinstance(ours, Tensor) and isinstance(theirs, Tensor):
+        return before.value is after.value or bool(before.value == after.value)
+    if isinstance(ours, Tensor):
         return same_tensor(ours, theirs)
     if isinstance(ours, np.ndarray):
         return ours.dtype == object or np.array_equal(ours, theirs, equal_nan=ours.dtype.kind in "fc")
-    if isinstance(ours, dict) and isinstance(theirs, dict) and all(isinstance(part, Saved) for part in ours.values()):
+    if isinstance(ours, dict) and _parts(before.value) is not None:
         return ours.keys() == theirs.keys() and all(_same(ours[key], theirs[key]) for key in ours)
-    if isinstance(ours, (tuple, set)):  # a generator of Python's, or a set
-        return bool(ours == theirs)
-    return True  # objects of unknown kinds, which may be made at every forward
+    return not isinstance(ours, (tuple, set)) or bool(ours == theirs)  # a generator of Python's, or a set
 
 
 def same_tensor(ours: Tensor, theirs: Tensor) -> bool:
-    """Whether shape, type and all values are equal, NaN to NaN; on a GPU, where sums may be in any order, to rounding."""
+    """Whether shape, type and all values are equal, NaN to NaN; on a GPU, whose sums vary, within rounding."""
     if ours.shape != theirs.shape or ours.dtype != theirs.dtype:
         return False
     if torch.equal(ours, theirs):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from hvd_batchgrow.comm.ranks import Ranks
+from hvd_batchgrow.comm.words import from_words, num_words, to_words
 from hvd_batchgrow.nn.forward_state import ForwardState, slots
 from hvd_batchgrow.nn.ghost_batch_norm import ghost_norms
 
@@ -68,13 +69,13 @@ class ChangingBuffers:
         """Bring the kept values from the rank that has them to all; all ranks call it together."""
         if not self._slots or ranks.size == 1:
             return
-        sizes = [-(-value.nbytes // 8) for value in self._start]
+        sizes = [num_words(value) for value in self._start]
         words = torch.zeros(sum(sizes), dtype=torch.int64)
         if self._kept:
-            torch.cat([_words(value) for value in self._kept], out=words)
+            torch.cat([to_words(value) for value in self._kept], out=words)
         # All other ranks add zeros to whole numbers: every bit arrives, whatever the type.
         parts = ranks.sum(words, "changing buffers").split(sizes)
-        self._kept = [_value(part, like) for part, like in zip(parts, self._start, strict=True)]
+        self._kept = [from_words(part, like) for part, like in zip(parts, self._start, strict=True)]
 
     def end(self, *, skipped: bool) -> None:
         """After an update: the values after ghost batch 0, or, if it is skipped, those before it."""
@@ -93,17 +94,3 @@ class ChangingBuffers:
 def _other_buffers(model: nn.Module) -> list[str]:
     of_norms = {id(buffer) for norm in ghost_norms(model) for buffer in norm.buffers()}
     return [name for name, buffer in model.named_buffers() if id(buffer) not in of_norms]
-
-
-def _words(value: Tensor) -> Tensor:
-    """The bytes of a tensor as int64, with zeros at the end."""
-    found = value.cpu().contiguous().reshape(-1).view(torch.uint8)
-    padded = found.new_zeros(-(-len(found) // 8) * 8)
-    padded[: len(found)] = found
-    return padded.view(torch.int64)
-
-
-def _value(words: Tensor, like: Tensor) -> Tensor:
-    """The inverse of `_words`: a tensor of the shape, type and device of another."""
-    found = words.clone().view(torch.uint8)[: like.nbytes].view(like.dtype).view(like.shape)
-    return torch.empty_like(like).copy_(found)

@@ -123,7 +123,9 @@ class UpdateEngine:
         self.lr_ratios = lr_ratios(optimizer)
         if faults := parameter_faults(model):
             raise ValueError("\n".join(faults))
-        self._frozen = [(name, parameter) for name, parameter in model.named_parameters() if not parameter.requires_grad]
+        self._frozen = [
+            (name, parameter) for name, parameter in model.named_parameters() if not parameter.requires_grad
+        ]
         self.device = next(model.parameters()).device
         self.norms = list(ghost_norms(model))
         for norm in self.norms:
