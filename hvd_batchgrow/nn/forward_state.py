@@ -156,10 +156,10 @@ def _backward(model: nn.Module, loss: Tensor) -> None:
 
 @torch.no_grad()
 def _move_weights(model: nn.Module) -> None:
-    """Change all weights, as training does; a power iteration that has converged begins to move again."""
+    """Change all weights by 1 % at most, as training does: a power iteration that has converged moves again."""
     for parameter in model.parameters():
-        if parameter.is_floating_point():
-            parameter.mul_(0.5 + torch.rand_like(parameter))
+        if parameter.is_floating_point() and 0 not in parameter.stride():
+            parameter.mul_(1 + 0.01 * torch.rand_like(parameter))
 
 
 def _check_parameters(model: nn.Module, before: SavedState) -> None:

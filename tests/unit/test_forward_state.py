@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from hvd_batchgrow.comm.ranks import SingleRank
+from hvd_batchgrow.comm.words import from_words, num_words, to_words
 from hvd_batchgrow.config import UpdateSection
 from hvd_batchgrow.nn.forward_state import (
     ForwardState,
@@ -281,6 +282,17 @@ def test_an_update_keeps_what_ghost_batch_0_has_left(act: Callable[[Any, Tensor]
     expected = 0.9 * torch.ones(6) + 0.1 * micro_batches(1)[0].inputs.mean(0)
     torch.testing.assert_close(model.mean, expected)
     assert model.mean is registered  # others may hold it too
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int8, torch.bfloat16, torch.float32, torch.complex128])
+def test_every_bit_arrives_on_other_ranks_whatever_the_type(dtype: torch.dtype) -> None:
+    values = [torch.tensor([-0.0, 1.5, torch.nan]).to(dtype), torch.ones((), dtype=dtype), torch.zeros(0, dtype=dtype)]
+    sent = torch.cat([to_words(value) for value in values])
+    parts = (sent + torch.zeros_like(sent)).split([num_words(value) for value in values])  # as a sum over two ranks
+    for value, part in zip(values, parts, strict=True):
+        arrived = from_words(part, value)
+        assert arrived.shape == value.shape
+        assert arrived.reshape(-1).view(torch.uint8).tolist() == value.reshape(-1).view(torch.uint8).tolist()
 
 
 def test_every_pass_starts_from_the_same_values() -> None:
