@@ -16,6 +16,7 @@ from hvd_batchgrow.config.schedules import (
 from hvd_batchgrow.errors import Fault
 from hvd_batchgrow.schedule.layout import cut_groups
 from hvd_batchgrow.schedule.policies import batch_cap, batch_unit, first_batch, parse_batch_steps
+from hvd_batchgrow.schedule.rounding import samples_at
 
 _MOST_SAMPLES = 2**62
 """Of a run: sample counters are int64, and a batch may go beyond the end."""
@@ -40,7 +41,7 @@ def _early_faults(job: Job, ranks: int, num_samples: int) -> list[Fault]:
             for a, b in itertools.pairwise(epochs)
             if b <= a
         ]
-    if section.epochs * num_samples <= 0.5:
+    if not samples_at(section.epochs, num_samples):
         faults.append(Fault("schedule.epochs", f"{section.epochs:g} of N = {num_samples} samples are none"))
     if section.warmup_epochs >= section.epochs:
         faults.append(

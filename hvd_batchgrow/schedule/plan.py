@@ -25,6 +25,7 @@ from hvd_batchgrow.schedule.policies import (
     first_batch,
     make_start,
 )
+from hvd_batchgrow.schedule.rounding import samples_at
 from hvd_batchgrow.schedule.trigger_faults import one_gradient, trigger_faults
 
 ChooseRanks = Callable[[Stage], int]
@@ -295,4 +296,4 @@ def _warmup_faults(job: Job, lr: float) -> list[Fault]:
 
 def _warmup(job: Job, num_samples: int, lr: float) -> Warmup:
     section = job.schedule
-    return Warmup(round(section.warmup_epochs * num_samples), section.warmup_start_lr, lr)
+    return Warmup(samples_at(section.warmup_epochs, num_samples), section.warmup_start_lr, lr)
