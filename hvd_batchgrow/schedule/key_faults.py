@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 
 from hvd_batchgrow.config import OF_GROWTH, AdamSection, Job
+from hvd_batchgrow.config.batch_steps import parse_batch_steps
 from hvd_batchgrow.config.schedules import (
     BoundaryBase,
     DecaySchedule,
@@ -15,7 +16,7 @@ from hvd_batchgrow.config.schedules import (
 )
 from hvd_batchgrow.errors import Fault
 from hvd_batchgrow.schedule.layout import cut_groups
-from hvd_batchgrow.schedule.policies import batch_cap, batch_unit, first_batch, parse_batch_steps
+from hvd_batchgrow.schedule.policies import batch_cap, batch_unit, first_batch
 from hvd_batchgrow.schedule.rounding import samples_at
 
 _MOST_SAMPLES = 2**62

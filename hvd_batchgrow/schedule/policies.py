@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from hvd_batchgrow.config import AdamSection, Job
+from hvd_batchgrow.config.batch_steps import parse_batch_steps
 from hvd_batchgrow.config.schedules import (
     AdaBatchSchedule,
     BoundaryBase,
@@ -213,12 +214,6 @@ POLICIES: dict[str, Callable[[Any, Start], list[Stage]]] = {
 
 
 # --- what policies are made of ---------------------------------------------------------------
-
-
-def parse_batch_steps(text: str) -> list[tuple[int, int]]:
-    """ "0:768 250000:1536" to [(0, 768), (250000, 1536)]: from sample count, batch. Megatron-LM's syntax."""
-    pairs = (pair.split(":") for pair in text.split())
-    return [(int(samples), int(batch)) for samples, batch in pairs]
 
 
 def _boundary_targets(section: BoundaryBase, start: Start) -> list[tuple[float, float, float]]:
