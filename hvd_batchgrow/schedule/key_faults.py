@@ -54,6 +54,9 @@ def _early_faults(job: Job, ranks: int, num_samples: int) -> list[Fault]:
     if job.layout.exact and job.update.compression != "none":
         fault = f"{job.update.compression!r} rounds the sums that layout.exact keeps exact; choose one"
         faults.append(Fault("update.compression", fault))
+    if job.layout.exact and (job.layout.threads_per_rank or 1) > 1:
+        fault = f"{job.layout.threads_per_rank} threads add up in another order than 1, which layout.exact needs; "
+        faults.append(Fault("layout.threads_per_rank", f"{fault}set 1, or leave it out"))
     if section.raise_momentum_to is not None and section.raise_momentum_to < job.optim.momentum:
         fault = (
             f"{section.raise_momentum_to:g} is below optim.momentum = {job.optim.momentum:g}, where the schedule starts"
