@@ -22,6 +22,7 @@ from hvd_batchgrow.train.checkpoints.fits import check_fits
 from hvd_batchgrow.train.events import Observer, RunEnded
 from hvd_batchgrow.train.link import check_reached, check_width, end_of
 from hvd_batchgrow.train.loop import Trainer
+from hvd_batchgrow.train.record_gap import gap_notes
 from hvd_batchgrow.train.run_folder import open_run
 from hvd_batchgrow.train.run_lock import RunLock
 from hvd_batchgrow.train.setup import load_together, set_threads
@@ -95,6 +96,9 @@ def run_job(
             origin=origin,
             check=lambda checkpoint: check_fits(checkpoint, trainer.model, trainer.optimizer, folder),
         )
+        if checkpoint is not None:
+            last, samples = carry.last_update, checkpoint.samples
+            notes += ranks.together(lambda: gap_notes(folder, samples, last) if ranks.rank == 0 else [])
         notes += [*plan.notes, *_notes_on_bad(source)]
         notes += _notes_on_ranks(plan, ranks.size) if options.phases is None else []
         notes += [f"the layout has a say in {job.model.name}; at {hazard}" for hazard in trainer.hazards]
