@@ -37,6 +37,12 @@ def test_several_threads_are_refused_in_exact_mode(exact: str, capsys: pytest.Ca
         compile_plan(small_job(layout={"exact": True, "threads_per_rank": 3}), 1, NUM_TRAIN)
 
 
+@pytest.mark.parametrize("update", [{"precision": "float16"}, {"compression": "float16"}])
+def test_what_rounds_exact_sums_is_refused(update: dict[str, str]) -> None:
+    with pytest.raises(JobError, match=rf"update\.{next(iter(update))}: 'float16'"):
+        compile_plan(small_job(layout={"exact": True}, update=update), 1, NUM_TRAIN)
+
+
 def test_exact_mode_uses_one_thread_whatever_the_environment_says(
     job: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
