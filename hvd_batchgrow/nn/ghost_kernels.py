@@ -6,6 +6,7 @@ What is faster where it can be had is in ghost_cpu.py and ghost_triton.py; this 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -44,14 +45,13 @@ def _normalise_one(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: f
     statistics = torch.zeros(1, 2, x.shape[1], dtype=_statistics_dtype(x), device=x.device)
     mean, variance = statistics[0]
     # With a momentum of 1 the kernel's running statistics are this ghost batch's own.
-    options = {"training": True, "momentum": 1.0, "eps": eps}
+    batch_norm = partial(nn.functional.batch_norm, training=True, momentum=1.0, eps=eps)
     if weight is None or weight.dtype == statistics.dtype or weight.dtype != x.dtype:
-        y = nn.functional.batch_norm(x, mean, variance, _wide(weight, x), _wide(bias, x), **options)
-        return y, statistics
+        return batch_norm(x, mean, variance, _wide(weight, x), _wide(bias, x)), statistics
     # Parameters of 16 bits: nn.BatchNorm computes with them as they are, but then takes statistics of 16 bits only.
     with torch.no_grad():
-        nn.functional.batch_norm(x, mean, variance, **options)
-    return nn.functional.batch_norm(x, None, None, weight, bias, **options), statistics
+        batch_norm(x, mean, variance)
+    return batch_norm(x, None, None, weight, bias), statistics
 
 
 class _GhostNormalise(torch.autograd.Function):
