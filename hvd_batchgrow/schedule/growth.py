@@ -166,7 +166,7 @@ def _stretches(job: Job, start: Start, decisions: Sequence[Decision]) -> list[_S
             was, would = f"{decision.old_batch:,}, lr {decision.old_lr:.4g}", f"{last.batch:,}, lr {last.lr:.4g}"
             told = f"at sample {decision.samples:,}, it was made at a batch of {was}; this job is at {would} there"
             faults.append(Fault(f"decision {k}", told))
-        elif progress >= job.schedule.epochs * start.noise.num_samples:
+        elif progress >= decimal(job.schedule.epochs) * start.noise.num_samples:
             fault = f"at sample {decision.samples:,}, where the {job.schedule.epochs:g} epochs of this job are over"
             faults.append(Fault(f"decision {k}", fault))
         new = decision.new_batch, decision.wanted_batch, decision.new_lr

@@ -164,8 +164,8 @@ def compile_plan(
     if senseless:  # no batch can be worked out from these
         raise JobError(faults + senseless, job.name)
     layouts: list[Layout] = []
-    faults += trigger_faults(job, ranks, num_samples)
     try:
+        faults += trigger_faults(job, ranks, num_samples)
         start = make_start(job, num_samples)
         stages, epochs = compile_stages(job, start, decisions)
         if not all(0 < stage.lr < math.inf for stage in stages):

@@ -14,11 +14,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hvd_batchgrow.errors import JobError
 from hvd_batchgrow.job_file import parse_job
 from hvd_batchgrow.schedule.imported import cosine_mean, polynomial_mean
 from hvd_batchgrow.schedule.plan import Plan, compile_plan
 from hvd_batchgrow.schedule.rounding import half_up, period_ends, periods_done, samples_at, whole_multiples
 from hvd_batchgrow.schedule.triggers import Measurement, Plateau
+from tests.helpers import NUM_TRAIN, measured_job
 from tests.unit.test_triggers import section
 
 
@@ -97,6 +99,16 @@ def test_everything_else_rounds_to_the_nearest(value: float) -> None:
 def test_large_whole_numbers_stay() -> None:
     for number in (10**9, 10**13, 2**53):
         assert half_up(float(number)) == whole_multiples(float(number)) == number
+
+
+@pytest.mark.parametrize(
+    ("trigger", "schedule"),
+    [({"name": "adascale"}, {"batch_scale": 1e308}), ({"name": "norm_test", "factor": 1e308}, {})],
+)
+def test_what_cannot_be_rounded_is_refused(trigger: dict[str, Any], schedule: dict[str, Any]) -> None:
+    """The defect: a traceback, from infinity times a batch."""
+    with pytest.raises(JobError, match="its numbers leave the range of floating point"):
+        compile_plan(measured_job(trigger, schedule=schedule), 1, NUM_TRAIN)
 
 
 # --- boundaries ---------------------------------------------------------------------------------------
