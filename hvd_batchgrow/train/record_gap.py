@@ -6,6 +6,7 @@ file while the run wrote. A resume from such a copy adds a line that says so: {"
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 from hvd_batchgrow.json_lines import Line, read_json_lines
@@ -39,15 +40,23 @@ def record_gap(path: Path, samples: int, last_update: UpdateDone | None = None) 
     return (end, samples) if end < samples else None
 
 
-def gap_notes(folder: Path, samples: int, last_update: UpdateDone | None) -> list[str]:
-    """What the user should know of such a hole: one line, or no line. Args and Raises as `record_gap`."""
-    gap = record_gap(folder / "consumed.jsonl", samples, last_update)
-    if gap is None:
-        return []
-    return [
-        f"consumed.jsonl ends at sample {gap[0]:,}, and the checkpoint is at sample {gap[1]:,}, as in a copy that was "
-        "taken while the run wrote: these samples are recorded as missing, and audit reports them"
-    ]
+def gap_notes(folder: Path, samples: int, last_update: UpdateDone | None, interval: float) -> list[str]:
+    """What the user should know of holes up to where a run resumes: a line for each record that has one.
+
+    Args and Raises as `record_gap`; and
+        interval: the most samples that may lie between the last line of `metrics.jsonl` and a checkpoint.
+    """
+    notes, why = [], "as in a copy that was taken while the run wrote"
+    if gap := record_gap(folder / "consumed.jsonl", samples, last_update):
+        found = f"consumed.jsonl ends at sample {gap[0]:,}, and the checkpoint is at sample {gap[1]:,}, {why}"
+        notes.append(f"{found}: these samples are recorded as missing, and audit reports them")
+    lines = read_json_lines(folder / "metrics.jsonl", lambda line: line["samples"] <= samples)
+    at = [0, *sorted(line["samples"] for line in lines if line["samples"] <= samples)]
+    usual = max(interval, *(after - before for before, after in pairwise(at)), 0)
+    if samples - at[-1] > usual:
+        found = f"metrics.jsonl ends at sample {at[-1]:,}, and the checkpoint is at sample {samples:,}, {why}"
+        notes.append(f"{found}: the curves have a gap there")
+    return notes
 
 
 def _end(line: Line) -> int:

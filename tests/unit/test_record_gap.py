@@ -53,7 +53,9 @@ def test_a_resume_says_and_records_the_hole_and_audit_passes(stopped: str, capsy
 def test_a_whole_record_has_no_hole_and_says_nothing(stopped: str, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     assert main(["train", stopped, "--resume", "auto"]) == 0
-    assert "consumed.jsonl" not in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "consumed.jsonl" not in error
+    assert "metrics.jsonl" not in error
     assert read_consumed(RUN).holes == []
 
 
@@ -90,6 +92,19 @@ def test_a_later_resume_that_trains_part_of_the_hole_again_makes_it_smaller(
             path.unlink()
     assert main(["train", job, "--resume", "auto"]) == 0
     assert read_consumed(RUN).holes == [(80, 160)]
+    assert main(["audit", str(RUN)]) == 0
+
+
+def test_curves_with_a_gap_are_reported_too(stopped: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Records are due every 60 samples, so at 64, 128, … in updates of 16, and at a stop, here at 256."""
+    path = RUN / "metrics.jsonl"
+    lines = [line for line in path.read_text().splitlines(keepends=True) if json.loads(line)["samples"] <= 80]
+    path.write_text("".join(lines))
+    capsys.readouterr()
+    assert main(["train", stopped, "--resume", "auto"]) == 0
+    error = capsys.readouterr().err
+    assert "metrics.jsonl ends at sample 64, and the checkpoint is at sample 256" in error
+    assert "consumed.jsonl" not in error
     assert main(["audit", str(RUN)]) == 0
 
 
