@@ -138,17 +138,17 @@ def test_decimal_epochs_round_as_fractions_do(thousandths: int, num_samples: int
 
 
 def test_a_phase_and_a_warm_up_end_where_the_decimal_number_does() -> None:
-    schedule = {"boundaries_epochs": [0.145], "factor": 2.0, "warmup_epochs": 0.045, "max_batch": 10}
-    plan = plan_of(100, 5, policy="grow", epochs=0.5, global_batch=5, **schedule)
-    # The boundary is at 14.5 samples, so at 15, which the third update of 5 reaches; the warm-up at 4.5, so at 5.
-    assert [phase.num_updates for phase in plan.schedule.phases] == [3, 4]
+    schedule = {"boundaries_epochs": [0.145], "factor": 2.0, "warmup_epochs": 0.045, "max_batch": 14}
+    plan = plan_of(100, 7, policy="grow", epochs=0.5, global_batch=7, **schedule)
+    # The boundary is at 14.5 samples, so at 15, which the third update of 7 reaches; the warm-up at 4.5, so at 5.
+    assert [phase.num_updates for phase in plan.schedule.phases] == [3, 3]
     assert plan.schedule.warmup.end_samples == 5
 
 
 def test_adabatch_has_as_many_phases_as_whole_stretches() -> None:
-    """The defect: 1.1 / 0.1 is 11.000000000000002 in floats, and an empty phase came at the end."""
-    plan = plan_of(10_000, 16, policy="adabatch", epochs=1.1, every_epochs=0.1, global_batch=16, batch_factor=1.0)
-    assert [phase.start_epoch for phase in plan.schedule.phases] == [k / 10 for k in range(11)]
+    """The defect: 2.1 / 0.3 is 7.000000000000001 in floats, and an empty phase came at the end."""
+    plan = plan_of(10_000, 16, policy="adabatch", epochs=2.1, every_epochs=0.3, global_batch=16, batch_factor=1.0)
+    assert [phase.start_epoch for phase in plan.schedule.phases] == [0.0, 0.3, 0.6, 0.9, 1.2, 1.5, 1.8]
 
 
 def test_a_step_at_the_end_of_the_run_is_refused() -> None:
