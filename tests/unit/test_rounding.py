@@ -119,7 +119,7 @@ def test_what_cannot_be_rounded_is_refused(trigger: dict[str, Any], schedule: di
     [
         (0.145, 100, 15),  # 14.5; the product of floats is 14.499999999999998
         (0.5, 301, 151),  # 150.5, which Python's round makes 150
-        (2.2, 300, 660),  # the product of floats is 660.0000000000001
+        (0.68, 300, 204),  # the product of floats is 204.00000000000003
         (1.005, 1000, 1005),
         (0.35, 10, 4),  # 3.5
         (10 / 12, 15, 13),  # 12.5: 10/12 is no decimal number
@@ -152,9 +152,9 @@ def test_adabatch_has_as_many_phases_as_whole_stretches() -> None:
 
 
 def test_a_step_at_the_end_of_the_run_is_refused() -> None:
-    """The defect: 2.2 · 300 is 660.0000000000001 in floats, and the step at 660 made an empty phase."""
-    with pytest.raises(ValueError, match=r"the last step at 660 samples is beyond the run's 660"):
-        plan_of(300, 8, policy="steps", epochs=2.2, batch_steps="0:16 660:32")
+    """The defect: 0.68 · 300 is 204.00000000000003 in floats, and the step at 204 made an empty phase."""
+    with pytest.raises(ValueError, match=r"the last step at 204 samples is beyond the run's 204"):
+        plan_of(300, 8, policy="steps", epochs=0.68, batch_steps="0:16 204:32")
 
 
 # --- what is due at multiples of an epoch -------------------------------------------------------------
