@@ -56,21 +56,30 @@ class PlanCommand(JobCommand):
         choose = choose_ranks(job, num_samples, probe, self.ranks) if probe else None
         decisions = self.decisions(job)
         plan = compile_plan(job, self.ranks, num_samples, choose, decisions)
-        is_open = job.is_measured and not decisions and not self.twin
-        twin_job = None if job.schedule.policy == "decay" or is_open else decay_twin(job, num_samples, decisions)
         if self.twin:
-            self.print_twin(twin_job)
+            self.print_twin(None if job.schedule.policy == "decay" else decay_twin(job, num_samples, decisions))
             return ExitCode.DONE
-        plans = [plan, *([self.twin_plan(twin_job, num_samples, probe, job)] if twin_job else [])]
+        twin, no_twin = self.twin_plan(plan, probe)
+        plans = [plan, *([twin] if twin else [])]
         if self.plot:
             from hvd_batchgrow.watch.plot import plot_plans
 
-            plot_plans(plans[::-1], self.plot)
+            plot_plans(plans[::-1], self.plot, no_twin)
         costs = [predict(plan, probe) for plan in plans] if probe else []
-        self.print_json(plans, costs) if self.json else self.print_tables(plans, costs)
+        self.print_json(plans, costs, no_twin) if self.json else self.print_tables(plans, costs, no_twin)
         return ExitCode.DONE
 
-    def twin_plan(self, twin: Job, num_samples: int, probe: Probe | None, job: Job) -> Plan:
+    def twin_plan(self, plan: Plan, probe: Probe | None) -> tuple[Plan | None, str | None]:
+        """The plan of the twin, or why there is none: a job that has no twin is planned all the same."""
+        if plan.job.schedule.policy == "decay":
+            return None, None
+        try:
+            twin = decay_twin(plan.job, plan.num_samples, plan.decisions)
+            return self.plan_twin(twin, plan.num_samples, probe, plan.job), None
+        except JobError as error:
+            return None, "; ".join(fault.message for fault in error.faults)
+
+    def plan_twin(self, twin: Job, num_samples: int, probe: Probe | None, job: Job) -> Plan:
         """The twin wherever its batch can be formed, if not on as many ranks as the job; by the job's objective too."""
         from hvd_batchgrow.schedule.cost import choose_ranks
 
@@ -93,16 +102,18 @@ class PlanCommand(JobCommand):
             raise JobError([Fault("schedule.policy", "'decay' is its own twin")], str(self.job))
         print(tomli_w.dumps(twin.model_dump(mode="json", exclude_none=True)))
 
-    def print_json(self, plans: Sequence[Plan], costs: Sequence[Cost]) -> None:
-        """The plan, with the twin's beside it, each with its cost."""
+    def print_json(self, plans: Sequence[Plan], costs: Sequence[Cost], no_twin: str | None) -> None:
+        """The plan, with the twin's beside it, each with its cost; `twin` is null, and `no_twin` says why, without."""
         trees = [plan.to_dict() for plan in plans]
         for tree, cost in zip(trees, costs, strict=False):
             tree["cost"] = cost.to_dict()
         if len(plans) > 1:
             trees[0] |= {"twin": trees[1], "updates_ratio": plans[1].num_updates / plans[0].num_updates}
+        if no_twin:
+            trees[0] |= {"twin": None, "no_twin": no_twin}
         print(json.dumps(trees[0], indent=2))
 
-    def print_tables(self, plans: Sequence[Plan], costs: Sequence[Cost]) -> None:
+    def print_tables(self, plans: Sequence[Plan], costs: Sequence[Cost], no_twin: str | None) -> None:
         """Tables, what happens between phases, and the saving."""
         from hvd_batchgrow.schedule.transitions import describe_transitions
         from hvd_batchgrow.watch.tables import cost_table, print_plan, print_table
@@ -118,6 +129,8 @@ class PlanCommand(JobCommand):
         if len(plans) > 1:
             ratio = plans[1].num_updates / plans[0].num_updates
             console.print(f"{ratio:.2f}× fewer updates than the twin", highlight=False)
+        if no_twin:
+            console.print(no_twin, highlight=False, markup=False, soft_wrap=True)
         for plan, cost in zip(plans, costs, strict=False):
             print_table(console, cost_table(plan.job.name, cost))
         for note in dict.fromkeys(note for cost in costs for note in cost.notes):

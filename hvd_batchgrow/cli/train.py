@@ -162,11 +162,15 @@ class TwinCommand(TrainCommand):
             return with_ranks(lambda ranks: self.compare(ranks, stop, overrides), self.comm)
 
     def load_growing(self, ranks: Ranks, overrides: dict[str, Any]) -> Job:
-        """The job, which must not be its own twin."""
+        """The job, which must have a twin other than itself; that of a measured job is known after the run."""
+        from hvd_batchgrow.data.known import known_num_samples
+
         job = self.load_for(ranks, overrides)
         if job.schedule.policy == "decay":
             fault = Fault("schedule.policy", "'decay' is what the twin does; twin compares it with 'grow'")
             raise JobError([fault], str(self.job))
+        if not job.is_measured:
+            decay_twin(job, known_num_samples(job.data))
         return job
 
     def load_twin(self, overrides: dict[str, Any]) -> Job:

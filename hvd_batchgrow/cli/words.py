@@ -29,6 +29,9 @@ _OFTEN_CALLED = {
 """Keys of a job file by what other trainers call them."""
 
 
+_HELP = {"-h", "--help"}
+
+
 @dataclass(frozen=True)
 class Option:
     """A field of a command: what it is called on the command line, and what it may hold."""
@@ -71,12 +74,12 @@ def word_faults(commands: Mapping[str, type], words: Sequence[str]) -> list[Faul
         words: without overrides of the job file.
     """
     names = {"enum": list(commands)}
-    if {"-h", "--help"} & set(words):
-        return []
     if not words:
         return [Fault("command", f"is required: {allowed(names)}")]
-    if words[0] not in commands:
+    if words[0] not in {*commands, *_HELP}:
         return [Fault("command", f"must be {allowed(names)}, got {shown(words[0])}{nearest(names, words[0])}")]
+    if _HELP & set(words):
+        return []
     return list(_faults(options_of(commands[words[0]]), list(words[1:])))
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
+from hvd_batchgrow.config import batch_steps
 from hvd_batchgrow.config.types import FloatList, Fraction, PositiveFloat, PositiveInt, Section, tuples
 
 AtLeastOne = Annotated[float, Field(ge=1)]
@@ -91,13 +92,14 @@ class StepsSchedule(ScheduleBase):
     policy: Literal["steps"]
     batch_steps: Annotated[
         str,
+        AfterValidator(batch_steps.check_batch_steps),
         Field(
-            pattern=r"^\s*0:[0-9]{1,18}(\s+[0-9]{1,18}:[0-9]{1,18})*\s*$",
-            description='pairs SAMPLES:BATCH, the first from sample 0, such as "0:768 250000:1536"',
-            examples=["0:768 250000:1536"],
+            json_schema_extra={"pattern": batch_steps.PATTERN},
+            description=f'pairs SAMPLES:BATCH, the first from sample 0, such as "{batch_steps.EXAMPLE}"',
+            examples=[batch_steps.EXAMPLE],
         ),
     ]
-    """ "0:768 250000:1536": from sample count, batch."""
+    """ "0:768 250K:1536": from sample count, batch. K, M and B are 10³, 10⁶ and 10⁹ samples, never tokens."""
     lr_rule: LrRule = "none"
 
 

@@ -117,6 +117,7 @@ def _fault(module: _BatchNorm, momentum: float | None) -> str | None:
         "has no running statistics (track_running_stats=False)": module.running_mean is None,
         "averages over all batches (momentum=None); give a momentum": module.momentum is None and momentum is None,
         f"has momentum {used}; a ghost norm's is in [0, 1]": used is not None and not 0 <= used <= 1,
+        f"has eps = {module.eps}; a ghost norm's is not below 0": not module.eps >= 0,
         f"is a {type(module).__name__}, with a forward of its own that is not timm's BatchNormAct2d's": is_unknown,
         "has hooks, which would be lost": _hooks(module),
         "has parametrized weights, which would be lost": is_parametrized(module),

@@ -41,13 +41,13 @@ class GhostBatchNorm(nn.Module):
     Args:
         num_features: C.
         ghost_batch: γ, in samples.
-        eps: added to the variance.
+        eps: added to the variance, not below 0.
         momentum: e, the weight of one ghost batch in the running statistics, in [0, 1]; 0: they stay.
         affine: whether there are a weight and a bias; without, they are 1 and 0.
         relu: whether max(0, y) follows, in training as in evaluation: by kernels of ours it costs nothing.
 
     Raises:
-        ValueError: γ is no whole number above 0, or the momentum not in [0, 1].
+        ValueError: γ is no whole number above 0, the momentum not in [0, 1], or eps below 0.
 
     Source: Hoffer et al. 2017 (arXiv 1705.08741), Algorithm 1, whose weights (1-e)ⁱ are a misprint:
     the recurrence above is meant. Ours deviates in that all ghost batches of an update, of all ranks
@@ -74,6 +74,8 @@ class GhostBatchNorm(nn.Module):
         check_ghost_batch(ghost_batch)
         if momentum is None or not 0 <= momentum <= 1:
             raise ValueError(f"momentum = {momentum} must be in [0, 1]: the weight of one ghost batch")
+        if not eps >= 0:
+            raise ValueError(f"eps = {eps} must not be below 0: it is added to the variance")
         self.num_features = num_features
         self.ghost_batch = ghost_batch
         self.eps = eps

@@ -6,6 +6,7 @@ What is faster where it can be had is in ghost_cpu.py and ghost_triton.py; this 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,14 +26,14 @@ def normalise(
         weight: (C,), or None for 1.
         bias: (C,), or None for 0.
         num_groups: k.
-        eps: added to the variance.
+        eps: added to the variance, not below 0.
         relu: whether the output is max(0, ·).
 
     Returns:
         the output, of the shape, type and layout of x; and (k, 2, C), mean and unbiased variance of each
         ghost batch, which have no gradient, in float32 where x has 16 bits.
     """
-    if num_groups == 1:
+    if num_groups == 1 and eps > 0:  # nn.BatchNorm refuses 0 in training
         y, statistics = _normalise_one(x, weight, bias, eps)
     else:
         y, statistics = _GhostNormalise.apply(x, weight, bias, num_groups, eps)  # type: ignore[no-untyped-call]
@@ -44,10 +45,13 @@ def _normalise_one(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: f
     statistics = torch.zeros(1, 2, x.shape[1], dtype=_statistics_dtype(x), device=x.device)
     mean, variance = statistics[0]
     # With a momentum of 1 the kernel's running statistics are this ghost batch's own.
-    y = nn.functional.batch_norm(
-        x, mean, variance, _wide(weight, x), _wide(bias, x), training=True, momentum=1.0, eps=eps
-    )
-    return y, statistics
+    batch_norm = partial(nn.functional.batch_norm, training=True, momentum=1.0, eps=eps)
+    if weight is None or weight.dtype == statistics.dtype or weight.dtype != x.dtype:
+        return batch_norm(x, mean, variance, _wide(weight, x), _wide(bias, x)), statistics
+    # Parameters of 16 bits: nn.BatchNorm computes with them as they are, but then takes statistics of 16 bits only.
+    with torch.no_grad():
+        batch_norm(x, mean, variance)
+    return batch_norm(x, None, None, weight, bias), statistics
 
 
 class _GhostNormalise(torch.autograd.Function):

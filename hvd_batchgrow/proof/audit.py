@@ -18,6 +18,7 @@ from hvd_batchgrow.data.stream import Stream
 from hvd_batchgrow.errors import RunError
 from hvd_batchgrow.json_lines import read_json_lines
 from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint, newest_good
+from hvd_batchgrow.train.record_gap import MISSING_TO
 from hvd_batchgrow.train.run_folder import read_plan
 
 _AT_ONCE = 1 << 20
@@ -34,9 +35,17 @@ class Consumed:
     bounds: NDArray[np.int64]
     """(updates + 1,) sample counter before the first update and after each."""
     digests: NDArray[np.uint64]
-    """(updates,) `consumed.digest` of each, over all ranks."""
+    """(updates,) `consumed.digest` of each, over all ranks; 0 where it is not on record."""
+    is_known: NDArray[np.bool_]
+    """(updates,) False for a hole that a resume has recorded, which stands for the updates that are missing there."""
     replaced: dict[int, int]
     """Place in the stream to the sample that stood in there for a bad one."""
+
+    @property
+    def holes(self) -> list[tuple[int, int]]:
+        """Sample counters between which nothing is on record."""
+        starts, ends = self.bounds[:-1][~self.is_known], self.bounds[1:][~self.is_known]
+        return list(zip(starts.tolist(), ends.tolist(), strict=True))
 
 
 @dataclass(frozen=True)
@@ -51,6 +60,8 @@ class EpochCount:
     """Samples that were not used; in an epoch that the run did not finish, not beyond those yet to come."""
     repeated: int
     """Samples that were used more than once."""
+    unknown: int = 0
+    """Samples of which nothing is on record, because of a hole that a resume has recorded."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +75,10 @@ class Audit:
 
     @property
     def passed(self) -> bool:
-        """Every sample once an epoch, in the order of the stream, but for bad ones that were replaced on record."""
+        """Every sample once an epoch, in the order of the stream, as far as there is a record.
+
+        Bad samples that were replaced on record, and holes that a resume has recorded, are no failure.
+        """
         uneven = any(epoch.missing or epoch.repeated for epoch in self.epochs)
         return not self.wrong_updates and (not uneven or bool(self.consumed.replaced))
 
@@ -73,7 +87,7 @@ def read_consumed(run: Path) -> Consumed:
     """Read `consumed.jsonl` of a run folder.
 
     Raises:
-        RunError: there is none, or its updates do not follow one another.
+        RunError: there is none, or its updates do not follow one another and no resume has recorded why.
     """
     plan = read_plan(run)
     lines = read_json_lines(run / "consumed.jsonl")
@@ -82,18 +96,21 @@ def read_consumed(run: Path) -> Consumed:
     if (wrong := next((k for k, line in enumerate(lines, 1) if not _is_update(line)), None)) is not None:
         raise RunError(f"{run / 'consumed.jsonl'} is damaged: line {wrong} is no update")
     starts = np.array([line["samples"] for line in lines], dtype=np.int64)
-    bounds = np.append(starts, starts[-1] + lines[-1]["global_batch"])
-    if len(gaps := np.flatnonzero(np.diff(bounds) != [line["global_batch"] for line in lines])) or starts[0]:
+    lengths = [line[MISSING_TO] - line["samples"] if MISSING_TO in line else line["global_batch"] for line in lines]
+    bounds = np.append(starts, starts[-1] + lengths[-1])
+    if len(gaps := np.flatnonzero(np.diff(bounds) != lengths)) or starts[0]:
         where = int(bounds[gaps[0]]) if len(gaps) else 0
-        raise RunError(f"{run / 'consumed.jsonl'}: what follows sample {where} is missing or there twice")
+        fault = f"what follows sample {where} is missing or there twice, and no resume recorded that"
+        raise RunError(f"{run / 'consumed.jsonl'}: {fault}")
     if (reached := _saved_at(run)) > bounds[-1]:
         raise RunError(
             f"{run / 'consumed.jsonl'} ends at sample {bounds[-1]}, and the newest checkpoint stands at {reached}: "
-            "what lies between is missing"
+            "what lies between is missing; train --resume auto records that"
         )
-    digests = np.array([int(line["digest"], 16) for line in lines], dtype=np.uint64)
+    digests = np.array([int(line.get("digest", "0"), 16) for line in lines], dtype=np.uint64)
+    is_known = np.array([MISSING_TO not in line for line in lines])
     replaced = {entry: id_ for line in lines for entry, id_ in line.get("replaced", ())}
-    return Consumed(run, plan["num_samples"], plan["job_file"]["seed"], bounds, digests, replaced)
+    return Consumed(run, plan["num_samples"], plan["job_file"]["seed"], bounds, digests, is_known, replaced)
 
 
 def _saved_at(run: Path) -> int:
@@ -106,7 +123,10 @@ def _saved_at(run: Path) -> int:
 
 
 def _is_update(line: Mapping[str, Any]) -> bool:
-    """Whether a line is of the form that a run writes."""
+    """Whether a line is of the form that a run writes, for an update or for a hole."""
+    if MISSING_TO in line:
+        end = line[MISSING_TO]
+        return type(end) is int and 0 <= line["samples"] < end < 1 << 62 and len(line) == 2
     counts = (line["samples"], line.get("global_batch"))
     digest, replaced = line.get("digest"), line.get("replaced", [])
     return (
@@ -132,37 +152,44 @@ def audit(consumed: Consumed, report: ReportProgress) -> Audit:
     end = int(consumed.bounds[-1])
     expected = np.zeros(len(consumed.digests), dtype=np.uint64)
     counts: list[EpochCount] = []
-    uses = np.zeros(consumed.num_samples, dtype=np.uint8)
+    uses, unknown = np.zeros(consumed.num_samples, dtype=np.uint8), 0
     for start, stop in _stretches(end, consumed.num_samples):
         entries = np.arange(start, stop)
         ids = _ids(stream, entries, consumed)
         first = int(np.searchsorted(consumed.bounds, start, side="right")) - 1
         updates = np.searchsorted(consumed.bounds, entries, side="right") - 1 - first
         np.add.at(expected[first:], updates, entry_digests(entries, ids))
-        np.add.at(uses, ids, 1)
+        is_known = consumed.is_known[updates + first]
+        np.add.at(uses, ids[is_known], 1)
+        unknown += int((~is_known).sum())
         if stop % consumed.num_samples == 0 or stop == end:
-            counts.append(_count(uses, stop, consumed.num_samples))
-            uses[:] = 0
+            counts.append(_count(uses, stop, consumed.num_samples, unknown))
+            uses[:], unknown = 0, 0
         report("checking samples", stop, end)
-    wrong = tuple(np.flatnonzero(expected != consumed.digests).tolist())
+    wrong = tuple(np.flatnonzero((expected != consumed.digests) & consumed.is_known).tolist())
     return Audit(consumed, wrong, tuple(counts))
 
 
 def compare_orders(first: Consumed, second: Consumed) -> str:
     """One line on whether two runs consumed the same samples in the same order, whatever their batches.
 
-    Digests add up: the sums of both are compared wherever both runs were between two updates.
+    Digests add up: the sums of both are compared between the counters at which both runs were between two updates,
+    except where one of them has a hole.
     """
     common, at_first, at_second = np.intersect1d(first.bounds, second.bounds, return_indices=True)
-    sums = [
-        np.append(0, np.cumsum(c.digests, dtype=np.uint64))[at] for c, at in ((first, at_first), (second, at_second))
-    ]
-    different = np.flatnonzero(sums[0] != sums[1])
+    parts = ((first, at_first), (second, at_second))
+    sums = [np.diff(np.insert(np.cumsum(c.digests, dtype=np.uint64), 0, 0)[at]) for c, at in parts]
+    holes = [np.diff(np.insert(np.cumsum(~c.is_known), 0, 0)[at]) for c, at in parts]
+    is_known = (holes[0] == 0) & (holes[1] == 0)
+    different = np.flatnonzero((sums[0] != sums[1]) & is_known)
     runs = f"{first.run} and {second.run}"
     if len(different):
         k = different[0]
-        return f"{runs}: other samples between {common[k - 1]:,} and {common[k]:,}"
-    return f"{runs}: the same samples in the same order up to {common[-1]:,}, compared at {len(common) - 1:,} counts"
+        return f"{runs}: other samples between {common[k]:,} and {common[k + 1]:,}"
+    counts = f"compared at {int(is_known.sum()):,} counts"
+    lost = int(np.diff(common)[~is_known].sum())
+    counts += f", except for {lost:,} samples that are not on record" if lost else ""
+    return f"{runs}: the same samples in the same order up to {common[-1]:,}, {counts}"
 
 
 def _stretches(end: int, num_samples: int) -> Iterator[tuple[int, int]]:
@@ -181,11 +208,11 @@ def _ids(stream: Stream, entries: NDArray[np.int64], consumed: Consumed) -> NDAr
     return ids
 
 
-def _count(uses: NDArray[np.uint8], stop: int, num_samples: int) -> EpochCount:
+def _count(uses: NDArray[np.uint8], stop: int, num_samples: int, unknown: int) -> EpochCount:
     entries = (stop - 1) % num_samples + 1
     once, never = int((uses == 1).sum()), int((uses == 0).sum())
-    to_come = num_samples - entries
-    return EpochCount((stop - 1) // num_samples, entries, once, never - to_come, num_samples - once - never)
+    missing = never - unknown - (num_samples - entries)  # without those yet to come
+    return EpochCount((stop - 1) // num_samples, entries, once, missing, num_samples - once - never, unknown)
 
 
 def replaced_samples(consumed: Consumed, most: int) -> Sequence[str]:

@@ -26,6 +26,7 @@ from hvd_batchgrow.schedule.noise_record import Observation, more_gradients, sma
 from hvd_batchgrow.schedule.phases import Phase
 from hvd_batchgrow.schedule.plan import Plan, compile_plan
 from hvd_batchgrow.schedule.policies import batch_cap
+from hvd_batchgrow.schedule.rounding import samples_at
 
 MIN_FACTOR = 1.25
 """Growth by less is not worth a phase; the triggers' own default."""
@@ -265,7 +266,7 @@ def _after_b_simple(run: RecordedRun, job: Job, cap: int, factor: float, caution
     steps = supported_steps(
         run.seen,
         run.num_samples,
-        end_samples=round(job.schedule.epochs * run.num_samples),
+        end_samples=samples_at(job.schedule.epochs, run.num_samples),
         first_batch=run.first_batch,
         unit=run.unit,
         cap=cap,

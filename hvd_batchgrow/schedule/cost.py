@@ -98,7 +98,7 @@ def predict(plan: Plan, probe: Probe) -> Cost:
 
 def _phase_cost(phase: Phase, layout: Layout, job: Job, times: StepTimes) -> PhaseCost:
     model, group = times.at(layout.ranks), job.model.ghost_batch
-    fullest = math.ceil(phase.global_batch / group / layout.ranks) * group
+    fullest = -(-phase.global_batch // (group * layout.ranks)) * group
     update_s = model.update_s(fullest, layout, times.gradient_bytes)
     extrapolated = model.measured_ranks if model.measured_ranks != layout.ranks else None
     return PhaseCost(layout.ranks, phase.num_updates, update_s, model.data_wait_share, extrapolated)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.config.schedules import MeasuredSchedule
@@ -12,6 +13,7 @@ from hvd_batchgrow.config.triggers import AdaScaleTrigger
 from hvd_batchgrow.errors import Fault, JobError
 from hvd_batchgrow.schedule.decisions import Decision
 from hvd_batchgrow.schedule.policies import Stage, Start, make_start
+from hvd_batchgrow.schedule.rounding import decimal
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,9 @@ def form_decision(
 
     A batch is a whole number of `schedule.batch_multiple` and at most `schedule.max_batch`. As in
     every policy, the learning rate makes up for the rounding, so that the noise scale is the one
-    that was asked for; and where a falling noise scale was, for the limit too.
+    that was asked for; and where a falling noise scale was, for the limit too. Under an `lr_rule` it
+    makes up for neither: κ of the rule is that of the batch that was formed. It still falls where the
+    noise scale is to fall and the batch cannot grow.
 
     Args:
         job: of a measured schedule.
@@ -48,7 +52,8 @@ def form_decision(
     """
     start = make_start(job, num_samples)
     batch, lr = (decisions[-1].new_batch, decisions[-1].new_lr) if decisions else (start.global_batch, start.lr)
-    formed, wanted = _formed(start, batch, lr, wish)
+    has_rule = job.schedule.lr_rule != "none"  # type: ignore[union-attr]
+    formed, wanted = _formed(start, batch, lr, wish, has_rule=has_rule)
     moves_lr_alone = formed.global_batch == batch
     # Where a batch was asked for, the learning rate alone would follow nothing but the error of the measurement.
     if moves_lr_alone and (wish.batch is not None or math.isclose(formed.lr, lr, rel_tol=1e-3)):
@@ -66,7 +71,7 @@ def form_decision(
     )
 
 
-def _formed(start: Start, batch: int, lr: float, wish: Wish) -> tuple[Stage, float]:
+def _formed(start: Start, batch: int, lr: float, wish: Wish, *, has_rule: bool) -> tuple[Stage, float]:
     """The stage that comes closest, and the batch that was wanted."""
     noise, momentum = start.noise, start.momentum
     if wish.gain is not None:
@@ -74,13 +79,16 @@ def _formed(start: Start, batch: int, lr: float, wish: Wish) -> tuple[Stage, flo
     if wish.noise_factor is not None:
         target = noise.of(lr, momentum, batch) / wish.noise_factor
         wanted = noise.batch_for(target, momentum, start.lr)
-        return start.stage(0.0, target, momentum, wanted), wanted
+        formed = start.stage(0.0, target, momentum, wanted)
+        lr_before_rule = lr if formed.global_batch > batch else lr / wish.noise_factor
+        return (replace(formed, lr=lr_before_rule) if has_rule else formed), wanted
     assert wish.batch is not None
     limited = min(wish.batch, start.max_batch or start.noise.num_samples / 2)
     if wish.most is not None:
         most = start.whole(wish.most)
         start = replace(start, max_batch=min(most, start.max_batch or most))
-    return start.stage(0.0, noise.of(start.lr, momentum, limited), momentum, limited), wish.batch
+    formed = start.stage(0.0, noise.of(start.lr, momentum, limited), momentum, limited)
+    return (replace(formed, lr=lr) if has_rule else formed), wish.batch
 
 
 @dataclass(frozen=True)
@@ -116,12 +124,12 @@ def measured_stages(job: Job, start: Start, decisions: Sequence[Decision]) -> tu
     section = job.schedule
     assert isinstance(section, MeasuredSchedule)
     num_samples, stretches = start.noise.num_samples, _stretches(job, start, decisions)
-    boundaries = [epoch * num_samples for epoch in section.lr_boundaries_epochs]
+    boundaries = [decimal(epoch) * num_samples for epoch in section.lr_boundaries_epochs]
     stages: list[Stage] = []
 
-    def add(stretch: _Stretch, samples: float, num_passed: int) -> None:
+    def add(stretch: _Stretch, samples: float | Fraction, num_passed: int) -> None:
         lr = stretch.lr / section.lr_factor**num_passed
-        epoch, wanted = samples / num_samples, stretch.wanted_batch
+        epoch, wanted = float(samples / num_samples), stretch.wanted_batch
         stages.append(Stage(epoch, lr, start.momentum, stretch.batch, wanted, progress_rate=stretch.rate))
 
     for stretch, end in zip(stretches, [*(later.progress for later in stretches[1:]), math.inf], strict=True):
@@ -129,7 +137,8 @@ def measured_stages(job: Job, start: Start, decisions: Sequence[Decision]) -> tu
         add(stretch, stretch.samples, passed)
         for k, boundary in enumerate(boundaries[passed:], start=passed + 1):
             if boundary < end:
-                add(stretch, stretch.samples + (boundary - stretch.progress) / stretch.rate, k)
+                ahead = boundary - Fraction(stretch.progress)
+                add(stretch, stretch.samples + (ahead if stretch.rate == 1 else float(ahead) / stretch.rate), k)
     last = stretches[-1]
     if last.rate == 1:
         return stages, section.epochs
@@ -157,7 +166,7 @@ def _stretches(job: Job, start: Start, decisions: Sequence[Decision]) -> list[_S
             was, would = f"{decision.old_batch:,}, lr {decision.old_lr:.4g}", f"{last.batch:,}, lr {last.lr:.4g}"
             told = f"at sample {decision.samples:,}, it was made at a batch of {was}; this job is at {would} there"
             faults.append(Fault(f"decision {k}", told))
-        elif progress >= job.schedule.epochs * start.noise.num_samples:
+        elif progress >= decimal(job.schedule.epochs) * start.noise.num_samples:
             fault = f"at sample {decision.samples:,}, where the {job.schedule.epochs:g} epochs of this job are over"
             faults.append(Fault(f"decision {k}", fault))
         new = decision.new_batch, decision.wanted_batch, decision.new_lr

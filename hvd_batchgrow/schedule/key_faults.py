@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 
 from hvd_batchgrow.config import OF_GROWTH, AdamSection, Job
+from hvd_batchgrow.config.batch_steps import parse_batch_steps
 from hvd_batchgrow.config.schedules import (
     BoundaryBase,
     DecaySchedule,
@@ -15,7 +16,8 @@ from hvd_batchgrow.config.schedules import (
 )
 from hvd_batchgrow.errors import Fault
 from hvd_batchgrow.schedule.layout import cut_groups
-from hvd_batchgrow.schedule.policies import batch_cap, batch_unit, first_batch, parse_batch_steps
+from hvd_batchgrow.schedule.policies import batch_cap, batch_unit, first_batch
+from hvd_batchgrow.schedule.rounding import samples_at
 
 _MOST_SAMPLES = 2**62
 """Of a run: sample counters are int64, and a batch may go beyond the end."""
@@ -40,7 +42,7 @@ def _early_faults(job: Job, ranks: int, num_samples: int) -> list[Fault]:
             for a, b in itertools.pairwise(epochs)
             if b <= a
         ]
-    if section.epochs * num_samples <= 0.5:
+    if not samples_at(section.epochs, num_samples):
         faults.append(Fault("schedule.epochs", f"{section.epochs:g} of N = {num_samples} samples are none"))
     if section.warmup_epochs >= section.epochs:
         faults.append(
@@ -52,6 +54,9 @@ def _early_faults(job: Job, ranks: int, num_samples: int) -> list[Fault]:
     if job.layout.exact and job.update.compression != "none":
         fault = f"{job.update.compression!r} rounds the sums that layout.exact keeps exact; choose one"
         faults.append(Fault("update.compression", fault))
+    if job.layout.exact and (job.layout.threads_per_rank or 1) > 1:
+        fault = f"{job.layout.threads_per_rank} threads add up in another order than 1, which layout.exact needs; "
+        faults.append(Fault("layout.threads_per_rank", f"{fault}set 1, or leave it out"))
     if section.raise_momentum_to is not None and section.raise_momentum_to < job.optim.momentum:
         fault = (
             f"{section.raise_momentum_to:g} is below optim.momentum = {job.optim.momentum:g}, where the schedule starts"

@@ -49,11 +49,11 @@ def form_layout(global_batch: int, ranks: int, group: int, max_micro_batch: int,
 
 
 def _equal_passes(groups: int, ranks: int, group: int, max_micro_batch: int) -> Layout:
-    most = math.ceil(groups / ranks)
+    most = -(-groups // ranks)
     limit = min(most, max_micro_batch // group)
     if groups % ranks:
         # Ranks differ anyway, so the last pass may be short.
-        return Layout(ranks, math.ceil(most / limit), limit * group, ragged=True)
+        return Layout(ranks, -(-most // limit), limit * group, ragged=True)
     per_pass = next(size for size in range(limit, 0, -1) if most % size == 0)
     return Layout(ranks, most // per_pass, per_pass * group, ragged=False)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from hvd_batchgrow.schedule.rounding import decimal
+
 
 @dataclass(frozen=True)
 class NoiseScale:
@@ -32,15 +34,15 @@ class NoiseScale:
 
     def of(self, lr: float, momentum: float, global_batch: float) -> float:
         """The noise scale."""
-        return lr / (1 - momentum) * self._per_lr(global_batch)
+        return lr / _rest(momentum) * self._per_lr(global_batch)
 
     def lr_for(self, noise: float, momentum: float, global_batch: float) -> float:
         """The learning rate that gives a noise scale."""
-        return noise * (1 - momentum) / self._per_lr(global_batch)
+        return noise * _rest(momentum) / self._per_lr(global_batch)
 
     def batch_for(self, noise: float, momentum: float, lr: float) -> float:
         """The batch, in samples and not rounded, that gives a noise scale."""
-        wanted = noise * (1 - momentum) / lr
+        wanted = noise * _rest(momentum) / lr
         if self.exact:
             return self.num_samples / (1 + wanted)
         if self.normalised_from:
@@ -54,3 +56,8 @@ class NoiseScale:
         if self.normalised_from:
             return self.num_samples / math.sqrt(global_batch * self.normalised_from)
         return self.num_samples / global_batch
+
+
+def _rest(momentum: float) -> float:
+    """1 - m of the decimal number that m was written as: near 1, floats would lose most of its digits."""
+    return float(1 - decimal(momentum))

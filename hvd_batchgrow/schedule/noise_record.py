@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hvd_batchgrow.config import Job
+from hvd_batchgrow.schedule.rounding import samples_at
 
 WIDE = 4.0
 """A band whose upper end is more than this times its lower one tells the order of magnitude at best."""
@@ -111,7 +112,7 @@ def weaknesses(seen: Sequence[Observation], job: Job, num_samples: int) -> list[
     if measured and min(o.gradients for o in measured) == 2:
         told.append(f"an update is two gradients, the fewest that show a spread; {more_gradients(measured, job)}")
     end = seen[-1].samples if seen else 0
-    if end < round(job.schedule.epochs * num_samples):
+    if end < samples_at(job.schedule.epochs, num_samples):
         at = f"the run stands at epoch {end / num_samples:.3g} of {job.schedule.epochs:g}"
         told.append(f"{at}: beyond it nothing is known, and nothing grows")
     return told

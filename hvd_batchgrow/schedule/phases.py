@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
 from hvd_batchgrow.schedule.policies import Stage
+from hvd_batchgrow.schedule.rounding import samples_at
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,8 @@ def compile_schedule(
     """Cut stages into whole updates.
 
     Every update uses exactly B samples. A phase ends at the first update that reaches the next
-    boundary (epochs × N samples), so a batch may straddle a boundary, and the last update the end.
+    boundary (epochs × N, to the nearest sample, a tie up), so a batch may straddle a boundary, and
+    the last update the end.
 
     Args:
         stages: in order of their epochs, the first at 0.
@@ -129,8 +130,8 @@ def compile_schedule(
     samples = 0
     ends = [stage.start_epoch for stage in stages[1:]] + [epochs]
     for stage, end_epoch in zip(stages, ends, strict=True):
-        remaining = round(end_epoch * num_samples) - samples
-        num_updates = max(0, math.ceil(remaining / stage.global_batch))
+        remaining = samples_at(end_epoch, num_samples) - samples
+        num_updates = max(0, -(-remaining // stage.global_batch))
         phase = Phase(start_samples=samples, num_updates=num_updates, **asdict(stage))
         phases.append(phase)
         samples = phase.end_samples

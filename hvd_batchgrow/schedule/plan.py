@@ -25,6 +25,7 @@ from hvd_batchgrow.schedule.policies import (
     first_batch,
     make_start,
 )
+from hvd_batchgrow.schedule.rounding import samples_at
 from hvd_batchgrow.schedule.trigger_faults import one_gradient, trigger_faults
 
 ChooseRanks = Callable[[Stage], int]
@@ -163,8 +164,8 @@ def compile_plan(
     if senseless:  # no batch can be worked out from these
         raise JobError(faults + senseless, job.name)
     layouts: list[Layout] = []
-    faults += trigger_faults(job, ranks, num_samples)
     try:
+        faults += trigger_faults(job, ranks, num_samples)
         start = make_start(job, num_samples)
         stages, epochs = compile_stages(job, start, decisions)
         if not all(0 < stage.lr < math.inf for stage in stages):
@@ -295,4 +296,4 @@ def _warmup_faults(job: Job, lr: float) -> list[Fault]:
 
 def _warmup(job: Job, num_samples: int, lr: float) -> Warmup:
     section = job.schedule
-    return Warmup(round(section.warmup_epochs * num_samples), section.warmup_start_lr, lr)
+    return Warmup(samples_at(section.warmup_epochs, num_samples), section.warmup_start_lr, lr)

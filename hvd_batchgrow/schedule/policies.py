@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from hvd_batchgrow.config import AdamSection, Job
+from hvd_batchgrow.config.batch_steps import parse_batch_steps
 from hvd_batchgrow.config.schedules import (
     AdaBatchSchedule,
     BoundaryBase,
@@ -29,8 +30,9 @@ from hvd_batchgrow.config.schedules import (
     StepsSchedule,
 )
 from hvd_batchgrow.errors import Fault, JobError
-from hvd_batchgrow.own_code import NotFound, find_callable, told
+from hvd_batchgrow.schedule.imported import imported_multiples
 from hvd_batchgrow.schedule.noise import NoiseScale
+from hvd_batchgrow.schedule.rounding import decimal, half_up, samples_at, whole_multiples
 
 _MOST_STAGES = 1000
 
@@ -67,17 +69,17 @@ class Start:
     """What a larger start asked for, where that was rounded or cut."""
 
     def form(self, wanted: float) -> int:
-        """The batch nearest to the wanted one that can be had."""
+        """The batch nearest to the wanted one that can be had; the larger of two that are equally near."""
         if abs(wanted - self.global_batch) < 1e-6:
             return self.global_batch
         if not math.isfinite(wanted):  # infinity over infinity: the plan tells of it as of any number out of range
             raise ArithmeticError(f"a batch of {wanted}")
-        batch = max(1, round(wanted / self.group)) * self.group
+        batch = max(1, half_up(wanted / self.group)) * self.group
         return batch if self.max_batch is None else min(batch, self.max_batch)
 
     def whole(self, most: float) -> int:
         """The largest batch that can be had and is not above `most`."""
-        return math.floor(most / self.group * (1 + 1e-12)) * self.group
+        return whole_multiples(most / self.group) * self.group
 
     def stage(self, epoch: float, noise: float, momentum: float, wanted: float) -> Stage:
         """A stage of a given noise scale: the batch as near to `wanted` as can be, the learning rate to match."""
@@ -99,12 +101,16 @@ def decay(section: DecaySchedule, start: Start) -> list[Stage]:
 def grow(section: GrowSchedule, start: Start) -> list[Stage]:
     """Grow the batch so that the noise scale falls by f at every boundary, the learning rate held.
 
+    Under an `lr_rule` that rule alone sets the learning rate: its κ is that of the batch that was formed, so rounding
+    and limit need no correction.
+
     Source: Smith et al. 2018 (arXiv 1711.00489), §2 and §5.
     """
-    return [
+    stages = [
         start.stage(epoch, noise, momentum, start.noise.batch_for(noise, momentum, start.lr))
         for epoch, noise, momentum in _boundary_targets(section, start)
     ]
+    return stages if section.lr_rule == "none" else [replace(stage, lr=start.lr) for stage in stages]
 
 
 def hybrid(section: HybridSchedule, start: Start) -> list[Stage]:
@@ -142,7 +148,8 @@ def adabatch(section: AdaBatchSchedule, start: Start) -> list[Stage]:
 
     Source: Devarakonda et al. 2017 (arXiv 1712.02029).
     """
-    count = math.ceil(section.epochs / section.every_epochs)
+    every = decimal(section.every_epochs)
+    count = math.ceil(decimal(section.epochs) / every)
     if count > _MOST_STAGES:
         fault = f"{section.epochs:g} epochs by {section.every_epochs:g} are {count} phases; {_MOST_STAGES} at most"
         raise JobError([Fault("schedule.every_epochs", fault)])
@@ -153,7 +160,7 @@ def adabatch(section: AdaBatchSchedule, start: Start) -> list[Stage]:
         noise, wanted = first * section.lr_factor**k / grown, start.global_batch * grown
         if section.exact_noise:
             wanted = start.noise.batch_for(noise, start.momentum, lr)
-        stages.append(start.stage(k * section.every_epochs, noise, start.momentum, wanted))
+        stages.append(start.stage(float(k * every), noise, start.momentum, wanted))
     return stages
 
 
@@ -163,11 +170,11 @@ def steps(section: StepsSchedule, start: Start) -> list[Stage]:
     counts = [samples for samples, _ in pairs]
     if any(b <= a for a, b in itertools.pairwise(counts)):
         raise JobError([Fault("schedule.batch_steps", f"sample counts must rise, got {counts}")])
-    total = section.epochs * start.noise.num_samples
-    if counts[-1] >= total:
-        fault = f"the last step at {counts[-1]} samples is beyond the run's {total:.0f}"
-        raise JobError([Fault("schedule.batch_steps", fault)])
     num_samples = start.noise.num_samples
+    total = samples_at(section.epochs, num_samples)
+    if counts[-1] >= total:
+        fault = f"the last step at {counts[-1]} samples is beyond the run's {total}"
+        raise JobError([Fault("schedule.batch_steps", fault)])
     return [Stage(at / num_samples, start.lr, start.momentum, batch, float(batch)) for at, batch in pairs]
 
 
@@ -177,8 +184,7 @@ def import_(section: ImportSchedule, start: Start) -> list[Stage]:
     A schedule of steps gives a stage a step. A smooth one is cut into `num_steps` stages of equal
     length; each has the mean noise scale that the schedule would have had over it.
     """
-    _check_lr_steps(section)
-    multiples = _imported_multiples(section)
+    multiples = imported_multiples(section)
     for (_, before), (epoch, multiple) in itertools.pairwise(multiples):
         if multiple > before:
             fault = f"rises from {before:g} to {multiple:g} × lr at epoch {epoch:g}: only a falling one can be grown"
@@ -210,12 +216,6 @@ POLICIES: dict[str, Callable[[Any, Start], list[Stage]]] = {
 # --- what policies are made of ---------------------------------------------------------------
 
 
-def parse_batch_steps(text: str) -> list[tuple[int, int]]:
-    """ "0:768 250000:1536" to [(0, 768), (250000, 1536)]: from sample count, batch. Megatron-LM's syntax."""
-    pairs = (pair.split(":") for pair in text.split())
-    return [(int(samples), int(batch)) for samples, batch in pairs]
-
-
 def _boundary_targets(section: BoundaryBase, start: Start) -> list[tuple[float, float, float]]:
     """Epoch, noise scale and momentum of each stage."""
     epochs, fallen = (0.0, *section.boundaries_epochs), _fallen(section)
@@ -238,61 +238,6 @@ def _fallen(section: BoundaryBase) -> list[float]:
     given, count = section.factor, len(section.boundaries_epochs)
     factors = given if isinstance(given, tuple) else (given,) * count
     return list(itertools.accumulate(factors, lambda a, b: a * b, initial=1.0))
-
-
-def _check_lr_steps(section: ImportSchedule) -> None:
-    epochs = [0.0, *(epoch for epoch, _ in section.lr_steps), section.epochs]
-    if (section.lr_schedule == "steps") != bool(section.lr_steps):
-        fault = "belongs to lr_schedule = 'steps', which needs it: [[epoch, multiple of lr], …]"
-    elif any(b <= a for a, b in itertools.pairwise(epochs)):
-        fault = f"its epochs must rise from above 0 to below epochs = {section.epochs:g}, got {epochs[1:-1]}"
-    else:
-        return
-    raise JobError([Fault("schedule.lr_steps", fault)])
-
-
-def _imported_multiples(section: ImportSchedule) -> list[tuple[float, float]]:
-    """Start epoch of each stage and mean multiple of the learning rate over it."""
-    if section.lr_schedule == "steps":
-        return [(0.0, 1.0), *section.lr_steps]
-    multiple_at = _lr_function(section)
-    length = section.epochs / section.num_steps
-    points = 1000  # midpoint rule: exact to 1e-6 for what anyone would import
-    multiples = []
-    for k in range(section.num_steps):
-        mean = math.fsum(multiple_at((k + (i + 0.5) / points) * length) for i in range(points)) / points
-        if mean <= 0:
-            fault = f"{section.lr_schedule} is {mean:g} on average over epochs {k * length:g} to {(k + 1) * length:g}"
-            raise JobError(
-                [Fault("schedule.lr_schedule", f"{fault}; must be above 0, or no batch has its noise scale")]
-            )
-        multiples.append((k * length, mean))
-    return multiples
-
-
-def _lr_function(section: ImportSchedule) -> Callable[[float], float]:
-    """The multiple of the learning rate at an epoch, a float; of the user's own code a JobError where it fails."""
-    end, epochs = section.end_lr_fraction, section.epochs
-    if section.lr_schedule == "polynomial":
-        return lambda epoch: end + (1 - end) * (1 - epoch / epochs) ** section.power
-    if section.lr_schedule == "cosine":
-        return lambda epoch: end + (1 - end) * (1 + math.cos(math.pi * epoch / epochs)) / 2
-    try:
-        function = find_callable(section.lr_schedule)
-    except NotFound as error:
-        raise JobError([Fault("schedule.lr_schedule", str(error))]) from error
-
-    def multiple_at(epoch: float) -> float:
-        try:
-            multiple = float(function(epoch))
-        except Exception as error:  # the user's own code
-            fault = f"{section.lr_schedule}({epoch:g}) failed: {told(error)}"
-            raise JobError([Fault("schedule.lr_schedule", fault)]) from error
-        if not math.isfinite(multiple):
-            raise JobError([Fault("schedule.lr_schedule", f"{section.lr_schedule}({epoch:g}) is {multiple}")])
-        return multiple
-
-    return multiple_at
 
 
 def make_start(job: Job, num_samples: int) -> Start:
@@ -340,7 +285,10 @@ def batch_cap(max_batch: int | str | None, num_samples: int, group: int) -> int 
 
 
 def apply_lr_rule(stages: Sequence[Stage], job: Job) -> list[Stage]:
-    """What the learning rate does where the batch has grown by κ since the start, on top of the policy.
+    """What the learning rate does where the batch has grown by κ since the start.
+
+    κ = B / B₀ of the batches that were formed. The stages have the learning rate that is to be multiplied: the policy
+    makes no correction for rounding or limit under a rule.
 
     none: nothing; linear: ε κ (Goyal et al. 2017, arXiv 1706.02677); sqrt: ε √κ; adam: ε √κ,
     1-βᵢ → κ (1-βᵢ), eps/√κ (Malladi et al. 2022, arXiv 2205.10287), only while κ (1-βᵢ) < 1.

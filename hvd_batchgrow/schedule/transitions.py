@@ -20,7 +20,7 @@ def describe_transitions(plan: Plan) -> list[str]:
 
 def _changes(plan: Plan, before: Phase, after: Phase) -> list[str]:
     return [
-        _batch(before, after),
+        _batch(plan, before, after),
         f"lr {_ratio(after.lr / before.lr)}",
         _momentum(plan, before, after),
         _norm_horizon(plan, before, after),
@@ -28,10 +28,12 @@ def _changes(plan: Plan, before: Phase, after: Phase) -> list[str]:
     ]
 
 
-def _batch(before: Phase, after: Phase) -> str:
+def _batch(plan: Plan, before: Phase, after: Phase) -> str:
     text = f"batch {_ratio(after.global_batch / before.global_batch)}"
     if abs(after.wanted_batch - after.global_batch) > 0.5:
-        text += f" (wanted {after.wanted_batch:,.6g}, formed {after.global_batch:,}: lr makes up for it)"
+        follows_rule = getattr(plan.job.schedule, "lr_rule", "none") != "none"
+        lr = "lr follows lr_rule" if follows_rule else "lr makes up for it"
+        text += f" (wanted {after.wanted_batch:,.6g}, formed {after.global_batch:,}: {lr})"
     return text
 
 

@@ -10,6 +10,7 @@ from hvd_batchgrow.config.schedules import MeasuredSchedule
 from hvd_batchgrow.config.triggers import AdaScaleTrigger, MeasuringTrigger, NoTrigger, PlateauTrigger
 from hvd_batchgrow.errors import Fault, JobError
 from hvd_batchgrow.schedule.policies import Stage, apply_lr_rule, batch_cap, batch_unit, make_start
+from hvd_batchgrow.schedule.rounding import half_up
 
 
 def trigger_faults(job: Job, ranks: int, num_samples: int) -> list[Fault]:
@@ -79,7 +80,7 @@ def _adascale_faults(job: Job, num_samples: int) -> list[Fault]:
         if value != default
     ]
     base, unit = section.global_batch, batch_unit(job)
-    formed, cap = round(section.batch_scale * base / unit) * unit, batch_cap(section.max_batch, num_samples, unit)
+    formed, cap = half_up(section.batch_scale * base / unit) * unit, batch_cap(section.max_batch, num_samples, unit)
     if formed <= base:
         fault = f"{section.batch_scale:g} × {base} is formed as {formed}: its gain is 1 throughout; nearest: "
         faults.append(Fault("schedule.batch_scale", f"{fault}{(base + unit) / base:g}"))
@@ -161,7 +162,7 @@ def _rule_faults(job: Job, num_samples: int) -> list[Fault]:
 def _gradient_faults(job: Job, ranks: int) -> list[Fault]:
     """tr(Σ) is seen in how the gradients of an update's passes differ: there must be two."""
     assert isinstance(job.schedule, MeasuredSchedule)
-    batch = round(job.schedule.global_batch * job.schedule.batch_scale)
+    batch = half_up(job.schedule.global_batch * job.schedule.batch_scale)
     if (ranks > 1 and job.layout.growth != "ranks") or batch > job.micro_batch_limit:
         return []
     return [one_gradient(job, batch)]

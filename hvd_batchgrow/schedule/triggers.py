@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from fractions import Fraction
 from typing import Any
 
 from hvd_batchgrow.config import Job
@@ -25,6 +26,7 @@ from hvd_batchgrow.config.triggers import (
 )
 from hvd_batchgrow.schedule.decisions import Decision
 from hvd_batchgrow.schedule.growth import Wish
+from hvd_batchgrow.schedule.rounding import decimal, periods_done
 
 _ROUNDING = 1e-9
 """Epochs, of sums of fractions of them."""
@@ -82,7 +84,7 @@ class Plateau:
 
     def __init__(self, section: PlateauTrigger, num_samples: int, every_epochs: float) -> None:
         self._section = section
-        self._every_samples = every_epochs * num_samples
+        self._num_samples = num_samples
         self._every_epochs = every_epochs
         self._sign = 1 if section.metric == "loss" else -1
         self.best = self._sign * math.inf
@@ -95,7 +97,7 @@ class Plateau:
         """Looks at evaluations only."""
         if now.metric is None:
             return None
-        epoch = now.samples // self._every_samples * self._every_epochs
+        epoch = self._due_epoch(now.samples)
         if self._sign * now.metric < self._sign * self.best - self._section.min_delta:
             self.best, self.best_samples, self._bad_since = now.metric, now.samples, epoch
         if epoch <= self._cool_until + _ROUNDING:
@@ -111,8 +113,12 @@ class Plateau:
 
     def decided(self, decision: Decision) -> None:
         """A decision was made, on this wish or at the end of a window, now or in a life before."""
-        self._bad_since = decision.samples // self._every_samples * self._every_epochs
+        self._bad_since = self._due_epoch(decision.samples)
         self._cool_until = self._bad_since + self._section.cooldown_epochs
+
+    def _due_epoch(self, samples: int) -> float:
+        """The epoch at which the last evaluation up to a sample counter was due."""
+        return float(periods_done(samples, self._every_epochs, self._num_samples) * decimal(self._every_epochs))
 
     def state(self) -> dict[str, Any]:
         """Plain values, for a checkpoint."""
@@ -137,7 +143,7 @@ class Measuring:
         self,
         section: MeasuringTrigger,
         formula: Callable[[Measurement], tuple[float, str] | None],
-        hold_samples: float = 0.0,
+        hold_samples: Fraction = Fraction(0),
     ) -> None:
         self._section, self._formula, self._hold_samples = section, formula, hold_samples
         self._asks_since: int | None = None
@@ -275,7 +281,7 @@ def make_trigger(job: Job, num_samples: int) -> Trigger:
         assert isinstance(job.schedule, MeasuredSchedule)
         return AdaScale(section, job.schedule.global_batch)
     assert isinstance(section, GradientNoiseTrigger)
-    return Measuring(section, lambda now: gradient_noise(section, now), section.hold_epochs * num_samples)
+    return Measuring(section, lambda now: gradient_noise(section, now), decimal(section.hold_epochs) * num_samples)
 
 
 def bounded(wish: Wish | None, job: Job, num_samples: int, num_decisions: int, now: Measurement) -> Wish | None:

@@ -75,8 +75,11 @@ def _decays(
     stages, noise = compile_stages(job, start, decisions)[0], start.noise
     scales = [noise.of(stage.lr, stage.momentum, stage.global_batch) for stage in stages]
     factors = [a / b for a, b in itertools.pairwise(scales)]
-    if min(factors, default=1.0) < 1 - 1e-9:
-        raise JobError([Fault("schedule", "its noise scale rises: there is no twin that decays")], job.name)
+    if rises := [k for k, factor in enumerate(factors, start=1) if factor < 1 - 1e-9]:
+        k = rises[0]
+        fault = f"no decaying twin: the noise scale rises from {scales[k - 1]:.4g} to {scales[k]:.4g} at epoch "
+        fault += f"{stages[k].start_epoch:g}, and a run that only decays the learning rate cannot match that"
+        raise JobError([Fault("schedule", fault)], job.name)
     return tuple(stage.start_epoch for stage in stages[1:]), tuple(max(1.0, f) for f in factors)
 
 

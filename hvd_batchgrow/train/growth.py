@@ -72,7 +72,8 @@ class Growth:
     def window_ends(self, before: int, samples: int) -> bool:
         """Whether a window ends between two sample counters: it looks there too."""
         windows = getattr(self._job.trigger, "windows_epochs", None) or ()
-        return any(before < latest * self._num_samples <= samples for _, latest in windows)
+        epoch_before, epoch = before / self._num_samples, samples / self._num_samples
+        return any(epoch_before < latest <= epoch for _, latest in windows)
 
     @property
     def noise(self) -> dict[str, GradientNoiseScale]:

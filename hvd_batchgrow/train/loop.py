@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
+from fractions import Fraction
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -26,6 +27,7 @@ from hvd_batchgrow.schedule.decisions import Decision
 from hvd_batchgrow.schedule.layout import Layout
 from hvd_batchgrow.schedule.phases import Phase
 from hvd_batchgrow.schedule.plan import Plan, compile_plan
+from hvd_batchgrow.schedule.rounding import period_ends
 from hvd_batchgrow.train.agreement import check_agreement
 from hvd_batchgrow.train.checkpoints.carry import Carry
 from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint
@@ -174,7 +176,7 @@ class Trainer:
             may_grow = self.job.is_measured and self.samples < schedule.end_samples
             if at_boundary and not may_grow:
                 self._reestimate(index)
-            if stopped or at_boundary or self._is_due(before, 1 / self.job.watch.records_per_epoch):
+            if stopped or at_boundary or self._is_due(before, Fraction(1, self.job.watch.records_per_epoch)):
                 self._record(stretch, index, phase)
                 stretch = Stretch()
             evaluation = self._evaluate_if_due(before)
@@ -313,10 +315,9 @@ class Trainer:
         with restored_buffers(self.model, self.forward_state.in_evaluation):
             return evaluate(self.model, self.reader, num_test, batch, self.team, precision, self.pulse.at)
 
-    def _is_due(self, before: int, every_epochs: float) -> bool:
+    def _is_due(self, before: int, every_epochs: float | Fraction) -> bool:
         """Whether a multiple of a number of epochs lies between two sample counts."""
-        every_samples = every_epochs * self.plan.num_samples
-        return self.samples // every_samples > before // every_samples
+        return period_ends(before, self.samples, every_epochs, self.plan.num_samples)
 
     def _epoch(self) -> float:
         return self.samples / self.plan.num_samples

@@ -19,10 +19,12 @@ from hvd_batchgrow.nn.models import check_model
 from hvd_batchgrow.schedule.decisions import check_replay
 from hvd_batchgrow.schedule.plan import Plan, compile_plan
 from hvd_batchgrow.train.checkpoints.carry import Carry
+from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint
 from hvd_batchgrow.train.checkpoints.fits import check_fits
 from hvd_batchgrow.train.events import Observer, RunEnded
 from hvd_batchgrow.train.link import check_reached, check_width, end_of
 from hvd_batchgrow.train.loop import Trainer
+from hvd_batchgrow.train.record_gap import gap_notes
 from hvd_batchgrow.train.run_folder import open_run, removed_if_unused
 from hvd_batchgrow.train.run_lock import RunLock
 from hvd_batchgrow.train.setup import load_together, set_threads
@@ -99,6 +101,7 @@ def run_job(
             origin=origin,
             check=lambda checkpoint: check_fits(checkpoint, trainer.model, trainer.optimizer, folder),
         )
+        notes += ranks.together(lambda: _notes_on_gaps(folder, plan, checkpoint, carry) if ranks.rank == 0 else [])
         notes += [*plan.notes, *_notes_on_bad(source)]
         notes += _notes_on_ranks(plan, ranks.size) if options.phases is None else []
         notes += [f"the layout has a say in {job.model.name}; at {hazard}" for hazard in trainer.hazards]
@@ -125,6 +128,16 @@ def _notes_on_ranks(plan: Plan, num_ranks: int) -> list[str]:
     """What the user should know of ranks that wait from start to end."""
     never = num_ranks - plan.peak_ranks
     return [f"{never} of {counted(num_ranks, 'rank')} {'is' if never == 1 else 'are'} never used"] if never > 0 else []
+
+
+def _notes_on_gaps(folder: Path, plan: Plan, checkpoint: Checkpoint | None, carry: Carry) -> list[str]:
+    """What the user should know of a record that ends before the checkpoint."""
+    if checkpoint is None:
+        return []
+    decided = [decision["new_batch"] for decision in checkpoint.growth.get("decisions", ())]
+    largest = max([*decided, *(phase.global_batch for phase in plan.schedule.phases)])
+    interval = plan.num_samples / plan.job.watch.records_per_epoch + largest
+    return gap_notes(folder, checkpoint.samples, carry.last_update, interval)
 
 
 def _notes_on_bad(source: Source) -> list[str]:

@@ -27,6 +27,7 @@ from hvd_batchgrow.near import near_path
 from hvd_batchgrow.nn.ghost_choice import kernels_for_cpu
 from hvd_batchgrow.regular import read_regular
 from hvd_batchgrow.schedule.plan import Plan
+from hvd_batchgrow.train.arithmetic import arithmetic
 from hvd_batchgrow.train.checkpoints.checkpoint import (
     Checkpoint,
     checkpoint_paths,
@@ -192,7 +193,19 @@ def _allowed_changes(folder: Path, job: Job, ranks: Ranks) -> list[str]:
         told["ranks"] = (last.get("ranks"), ranks.size)
     if last.get("ghost_norm_on_cpu", "PyTorch") != kernels_for_cpu():
         told["ghost norms on a CPU"] = (last.get("ghost_norm_on_cpu", "PyTorch"), kernels_for_cpu())
-    return [f"changed since the last start: {key} was {was!r}, is {now!r}" for key, (was, now) in told.items()]
+    recorded = last.get("arithmetic")
+    other = changes(recorded, arithmetic()) if isinstance(recorded, dict) else {}
+    told |= other
+    notes = [f"changed since the last start: {key} was {was!r}, is {now!r}" for key, (was, now) in told.items()]
+    was_exact = before.get("layout", {}).get("exact", False)
+    if (was_exact or job.layout.exact) and (other or _CHANGE_BITS & told.keys()):
+        changed = ", ".join(sorted({*other, *(_CHANGE_BITS & told.keys())}))
+        notes.append(f"layout.exact: the weights may differ in bits from a run without the change of {changed}")
+    return notes
+
+
+_CHANGE_BITS = {"data.channels_last", "layout.compile", "layout.exact"}
+"""Keys that a resume may change and that choose other kernels."""
 
 
 def _flat(tree: dict[str, Any]) -> dict[str, Any]:
@@ -290,6 +303,7 @@ def _record(ranks: Ranks) -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": {name: version for name in _PACKAGES if (version := _version(name))},
         "ghost_norm_on_cpu": kernels_for_cpu(),
+        "arithmetic": arithmetic(),
         "backend": ranks.backend,
         "ranks": ranks.size,
         "git_commit": _git("rev-parse", "HEAD"),

@@ -18,6 +18,7 @@ from hvd_batchgrow.errors import Fault, JobError, faults_of
 from hvd_batchgrow.nn.compiled import compile_network
 from hvd_batchgrow.nn.forward_state import ForwardState
 from hvd_batchgrow.nn.models import build_model, forward_state, hazards
+from hvd_batchgrow.train.arithmetic import check_same_arithmetic
 
 
 def load_together(job: Job, ranks: Ranks, report: ReportProgress) -> Source:
@@ -77,12 +78,20 @@ def choose_device(ranks: Ranks) -> torch.device:
 
 
 def set_threads(job: Job, ranks: Ranks) -> None:
-    """Torch's threads: what the job says, else one in exact mode, else OMP_NUM_THREADS, else this rank's cores."""
+    """Set torch's threads: what the job says, else one in exact mode, else OMP_NUM_THREADS, else this rank's cores.
+
+    Raises:
+        AgreedFailure: in exact mode, ranks compute with different kernels.
+    """
     cores = _cores_per_rank(ranks)  # asked on all ranks, whatever each of them then does with it
     if job.layout.threads_per_rank or job.layout.exact:
         torch.set_num_threads(job.layout.threads_per_rank or 1)
     elif "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(cores)
+    if job.layout.exact:
+        # cuDNN may add up with atomics, and choose its kernels by their speed.
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+        check_same_arithmetic(ranks)
 
 
 def _cores_per_rank(ranks: Ranks) -> int:

@@ -6,6 +6,7 @@ from dataclasses import asdict
 
 from hvd_batchgrow.json_lines import JsonLines, read_json_lines
 from hvd_batchgrow.train.events import Evaluation, Observer, RunStarted, TrainRecord, UpdateDone
+from hvd_batchgrow.train.record_gap import MISSING_TO, is_before, record_gap
 
 
 class MetricsFile(Observer):
@@ -31,7 +32,9 @@ class ConsumedFile(Observer):
     def on_start(self, event: RunStarted) -> None:
         """Keep of an earlier life what will not be done again."""
         start, path = event.samples, event.folder / "consumed.jsonl"
-        self._file = JsonLines(path, lambda line: line["samples"] < start)
+        self._file = JsonLines(path, lambda line: is_before(line, start))
+        if gap := record_gap(path, start, event.last_update):
+            self._file.append({"samples": gap[0], MISSING_TO: gap[1]})
         last, recorded = event.last_update, read_json_lines(path)
         led_here = last is not None and last.samples + last.global_batch == start
         if last and led_here and (not recorded or recorded[-1]["samples"] < last.samples):

@@ -19,12 +19,13 @@ _PANELS: list[tuple[str, Callable[[Plan, Phase], float]]] = [
 ]
 
 
-def plot_plans(plans: Sequence[Plan], path: Path) -> None:
+def plot_plans(plans: Sequence[Plan], path: Path, title: str | None = None) -> None:
     """Draw plans over each other, as Smith et al. 2018 do in figure 1.
 
     Args:
         plans: drawn in order, the last in front.
         path: .png, .svg or .pdf.
+        title: a sentence above the picture; None: no sentence.
 
     Raises:
         RunError: the file cannot be written, or its ending names no picture.
@@ -43,6 +44,8 @@ def plot_plans(plans: Sequence[Plan], path: Path) -> None:
                 axis.set_yticks(batches, [f"{batch:,}" for batch in batches])
                 axis.minorticks_off()
         axes[0].legend()
+        if title:
+            axes[0].set_title(title, fontsize="small", wrap=True, parse_math=False)
         axes[-1].set_xlabel("epochs")
 
 

@@ -165,16 +165,23 @@ def audit_table(result: Audit) -> Table:
     state = "passed" if result.passed else "FAILED"
     table = number_table(
         f"{consumed.run}: N = {consumed.num_samples:,}, seed {consumed.seed}: {state}",
-        ("epoch", "samples", "used once", "left out", "used more\nthan once"),
+        ("epoch", "samples", "used once", "left out", "used more\nthan once", "not on\nrecord"),
     )
     for epoch in result.epochs:
-        cells = (epoch.epoch, epoch.entries, epoch.once, epoch.missing, epoch.repeated)
+        cells = (epoch.epoch, epoch.entries, epoch.once, epoch.missing, epoch.repeated, epoch.unknown)
         table.add_row(*(f"{cell:,}" for cell in cells))
-    lines = [f"{len(consumed.digests):,} updates, {len(result.wrong_updates):,} of which consumed other samples"]
+    if not consumed.holes:
+        leave_out(table, "not on\nrecord")
+    num_updates = int(consumed.is_known.sum())
+    lines = [f"{num_updates:,} updates, {len(result.wrong_updates):,} of which consumed other samples"]
     if result.wrong_updates:
         first = result.wrong_updates[0]
         start, stop = consumed.bounds[first : first + 2]
         lines.append(f"the first of them: update {first:,}, samples {start:,} to {stop:,}")
+    for start, end in consumed.holes:
+        lines.append(
+            f"samples {start:,} to {end:,} are not on record, as a resume has recorded: nothing is proved of them"
+        )
     if consumed.replaced:
         lines += [f"{len(consumed.replaced):,} bad samples were replaced", *replaced_samples(consumed, 5)]
     table.caption, table.caption_justify = "\n".join(lines), "left"

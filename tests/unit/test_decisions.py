@@ -67,7 +67,7 @@ def test_a_wanted_batch_is_rounded_and_the_rate_makes_up_for_it(
     job = measured_job(TRIGGER, schedule=schedule)
     unit = multiple or 16
     decision = decide(job, Wish("planted", batch=wanted))
-    nearest = max(1, round(wanted / unit)) * unit
+    nearest = max(1, math.floor(wanted / unit + 0.5)) * unit  # 40 is 2.5 · 16: a tie, which rounds up
     if nearest == job.schedule.global_batch:  # type: ignore[union-attr]
         assert decision is None  # the rate alone is not changed
         return
@@ -100,10 +100,8 @@ def test_rounding_takes_no_batch_beyond_the_factor_and_the_rate_makes_up_for_it(
 
 
 @pytest.mark.parametrize("exact", [False, True])
-@pytest.mark.parametrize("lr_rule", ["none", "linear", "sqrt"])
-def test_each_plateau_divides_the_noise_by_the_factor_beyond_the_limit_too(exact: bool, lr_rule: str) -> None:
-    """Before `lr_rule`, which comes on top."""
-    job = measured_job(PLATEAU, schedule={"exact_noise": exact, "lr_rule": lr_rule})
+def test_each_plateau_divides_the_noise_by_the_factor_beyond_the_limit_too(exact: bool) -> None:
+    job = measured_job(PLATEAU, schedule={"exact_noise": exact})
     scale = make_start(job, N).noise.of(job.optim.lr, job.optim.momentum, 16)
     made: tuple[Decision, ...] = ()
     for k in range(4):
@@ -118,10 +116,7 @@ def test_each_plateau_divides_the_noise_by_the_factor_beyond_the_limit_too(exact
         assert (batches[0], rates[0]) == (80, 0.05)
         assert rates[1] == pytest.approx(0.05 * 96 / 400)
     plan = compile_plan(job, 1, N, None, made)
-    grown = {"none": 0.0, "linear": 1.0, "sqrt": 0.5}[lr_rule]
-    assert [p.lr for p in plan.schedule.phases[1:]] == pytest.approx(
-        [rate * (batch / 16) ** grown for rate, batch in zip(rates, batches, strict=True)]
-    )
+    assert [p.lr for p in plan.schedule.phases[1:]] == pytest.approx(rates)
 
 
 def test_adams_set_comes_on_top_of_decisions_as_of_other_growth() -> None:

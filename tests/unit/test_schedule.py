@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 from typing import Any
 
 import pytest
@@ -103,7 +104,7 @@ def test_phases_follow_each_other_and_reach_every_boundary(stages: list[tuple[fl
     counter = 0
     for phase, end in zip(schedule.phases, starts[1:], strict=True):
         assert phase.start_samples == counter
-        boundary = round(end * num_samples)
+        boundary = math.floor(Fraction(str(end)) * num_samples + Fraction(1, 2))
         counter += phase.num_updates * phase.global_batch
         assert counter >= boundary
         assert phase.num_updates == 0 or counter - phase.global_batch < boundary

@@ -22,6 +22,9 @@ COMMANDS = "plan, probe, train, twin, submit, status, verify, digest, audit, adv
     [
         ([], [f"command: is required: one of {COMMANDS}"]),
         (["trian"], [f"command: must be one of {COMMANDS}, got 'trian'; nearest: 'train'"]),
+        (["nonsense", "--help"], [f"command: must be one of {COMMANDS}, got 'nonsense'"]),
+        (["trian", "a", "-h"], [f"command: must be one of {COMMANDS}, got 'trian'; nearest: 'train'"]),
+        (["--nonsense", "--help"], [f"command: must be one of {COMMANDS}, got '--nonsense'"]),
         (["plan"], ["JOB: is required: a path"]),
         (["plan", "a", "b"], ["'b': is a word too many"]),
         (
@@ -166,3 +169,11 @@ def test_what_a_terminal_cannot_write_is_written_as_a_number(monkeypatch: pytest
         assert word in out.buffer.getvalue().decode(encoding)  # type: ignore[attr-defined]
     assert main(["digest", "\udcff"]) == 1
     assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize("words", [["--help"], ["-h"], ["plan", "--help"], ["train", "a.toml", "-h"]])
+def test_help_is_printed_for_what_there_is(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert ended.value.code == 0
+    assert "usage: hvd-batchgrow" in capsys.readouterr().out

@@ -1,0 +1,94 @@
+"""Learning-rate schedules to import: each as stages with the mean multiple of the learning rate over them."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from fractions import Fraction
+
+from hvd_batchgrow.config.schedules import ImportSchedule
+from hvd_batchgrow.errors import Fault, JobError
+from hvd_batchgrow.own_code import NotFound, find_callable, told
+from hvd_batchgrow.schedule.rounding import decimal
+
+_POINTS = 1000
+
+
+def imported_multiples(section: ImportSchedule) -> list[tuple[float, float]]:
+    """Start epoch of each stage and mean multiple of the learning rate over it. Raises JobError."""
+    _check_lr_steps(section)
+    if section.lr_schedule == "steps":
+        return [(0.0, 1.0), *section.lr_steps]
+    mean_of = _mean_function(section)
+    epochs, count = decimal(section.epochs), section.num_steps
+    edges = [float(epochs * Fraction(k, count)) for k in range(count + 1)]
+    multiples = []
+    for k, (start, end) in enumerate(itertools.pairwise(edges)):
+        mean = mean_of(k)
+        if mean <= 0:
+            fault = f"{section.lr_schedule} is {mean:g} on average over epochs {start:g} to {end:g}"
+            raise JobError(
+                [Fault("schedule.lr_schedule", f"{fault}; must be above 0, or no batch has its noise scale")]
+            )
+        multiples.append((start, mean))
+    return multiples
+
+
+def _check_lr_steps(section: ImportSchedule) -> None:
+    epochs = [0.0, *(epoch for epoch, _ in section.lr_steps), section.epochs]
+    if (section.lr_schedule == "steps") != bool(section.lr_steps):
+        fault = "belongs to lr_schedule = 'steps', which needs it: [[epoch, multiple of lr], …]"
+    elif any(b <= a for a, b in itertools.pairwise(epochs)):
+        fault = f"its epochs must rise from above 0 to below epochs = {section.epochs:g}, got {epochs[1:-1]}"
+    else:
+        return
+    raise JobError([Fault("schedule.lr_steps", fault)])
+
+
+def _mean_function(section: ImportSchedule) -> Callable[[int], float]:
+    """The mean multiple over stage k of `num_steps` of equal length: an integral for the curves known here."""
+    end, count = section.end_lr_fraction, section.num_steps
+    if section.lr_schedule == "polynomial":
+        return lambda k: end + (1 - end) * polynomial_mean(k, count, section.power)
+    if section.lr_schedule == "cosine":
+        return lambda k: end + (1 - end) * cosine_mean(k, count)
+    multiple_at, length = _own_function(section.lr_schedule), section.epochs / count
+    return lambda k: math.fsum(multiple_at((k + (i + 0.5) / _POINTS) * length) for i in range(_POINTS)) / _POINTS
+
+
+def polynomial_mean(k: int, count: int, power: float) -> float:
+    """Mean of (1 - t)^p over t from k/n to (k+1)/n, p above 0: n/(p+1) · ((1 - k/n)^(p+1) - (1 - (k+1)/n)^(p+1))."""
+    q = power + 1
+    return float(count / q * (((count - k) / count) ** q - ((count - k - 1) / count) ** q))
+
+
+def cosine_mean(k: int, count: int) -> float:
+    """Mean of (1 + cos πt)/2 over t from k/n to (k+1)/n.
+
+    With m and h the centre and half the length of the stage in x = π (1 - t), it is (1 - cos m · sin h / h)/2. Written
+    as sin²(m/2) + cos m · (1 - sin h / h)/2 it does not cancel where the curve ends. 1 - sin h / h is summed as its
+    series, whose terms vanish by the twelfth for h <= π/2.
+    """
+    centre, half = math.pi * (2 * (count - k) - 1) / (2 * count), math.pi / (2 * count)
+    series = math.fsum(-((-(half**2)) ** i) / math.factorial(2 * i + 1) for i in range(1, 13))
+    return math.sin(centre / 2) ** 2 + math.cos(centre) * series / 2
+
+
+def _own_function(name: str) -> Callable[[float], float]:
+    """The user's own multiple of the learning rate at an epoch; raises JobError where it fails."""
+    try:
+        function = find_callable(name)
+    except NotFound as error:
+        raise JobError([Fault("schedule.lr_schedule", str(error))]) from error
+
+    def multiple_at(epoch: float) -> float:
+        try:
+            multiple = float(function(epoch))
+        except Exception as error:  # the user's own code
+            raise JobError([Fault("schedule.lr_schedule", f"{name}({epoch:g}) failed: {told(error)}")]) from error
+        if not math.isfinite(multiple):
+            raise JobError([Fault("schedule.lr_schedule", f"{name}({epoch:g}) is {multiple}")])
+        return multiple
+
+    return multiple_at

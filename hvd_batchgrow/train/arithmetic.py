@@ -1,0 +1,71 @@
+"""What decides the last bits of a result beside the job: threads, kernels and the switches that choose them."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from typing import Any
+
+import torch
+
+from hvd_batchgrow.comm.ranks import Ranks
+from hvd_batchgrow.errors import Fault, JobError
+
+_VARIABLES = (
+    "ATEN_CPU_CAPABILITY",
+    "CUBLAS_WORKSPACE_CONFIG",
+    "DNNL_DEFAULT_FPMATH_MODE",
+    "DNNL_MAX_CPU_ISA",
+    "MKL_CBWR",
+    "MKL_DEBUG_CPU_TYPE",
+    "MKL_ENABLE_INSTRUCTIONS",
+    "NVIDIA_TF32_OVERRIDE",
+    "ONEDNN_DEFAULT_FPMATH_MODE",
+    "ONEDNN_MAX_CPU_ISA",
+    "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE",
+)
+"""Of the environment. OMP_NUM_THREADS and MKL_NUM_THREADS show in torch's number of threads."""
+
+
+def arithmetic() -> dict[str, Any]:
+    """What this process computes with: plain values by name."""
+    found: dict[str, Any] = {
+        "torch": torch.__version__,
+        "torch threads": torch.get_num_threads(),
+        "CPU kernels": torch.backends.cpu.get_cpu_capability(),
+        "oneDNN": torch.backends.mkldnn.is_available() and torch._C._get_mkldnn_enabled(),
+        "float32 matmul precision": torch.get_float32_matmul_precision(),
+        "float32 precision": getattr(torch.backends, "fp32_precision", None),  # since torch 2.9
+        "deterministic algorithms": torch.are_deterministic_algorithms_enabled(),
+        **{name: os.environ[name] for name in _VARIABLES if os.environ.get(name)},
+    }
+    if torch.cuda.is_available():
+        cudnn = torch.backends.cudnn
+        tf32 = cudnn.fp32_precision if hasattr(cudnn, "fp32_precision") else cudnn.allow_tf32
+        found |= {"GPU": torch.cuda.get_device_name(), "cuDNN": cudnn.version(), "cuDNN float32 precision": tf32}
+        found |= {"cuDNN deterministic": cudnn.deterministic, "cuDNN benchmark": cudnn.benchmark}
+    return found
+
+
+def check_same_arithmetic(ranks: Ranks) -> None:
+    """Check that all ranks compute with the same, as exact mode needs. All ranks call it together.
+
+    Raises:
+        AgreedFailure: a rank computes with something else than rank 0; names it, and what differs.
+    """
+    mine = arithmetic()
+    theirs = json.loads(ranks.from_rank0(lambda: json.dumps(mine).encode(), "arithmetic") or b"{}")
+
+    def check() -> None:
+        told = [
+            f"{name} is {mine.get(name)!r}, on rank 0 it is {theirs.get(name)!r}"
+            for name in sorted({*mine, *theirs})
+            if mine.get(name) != theirs.get(name)
+        ]
+        if told:
+            place = f"rank {ranks.rank} on {socket.gethostname()}"
+            fault = f"needs the same arithmetic on all ranks, and on {place} {'; '.join(told)}"
+            raise JobError([Fault("layout.exact", f"{fault}; make them equal, or use layout.exact = false")])
+
+    ranks.together(check)

@@ -1,0 +1,25 @@
+"""Exact mode needs the same kernels on all ranks."""
+
+from __future__ import annotations
+
+import pytest
+
+from hvd_batchgrow.comm.ranks import AgreedFailure, Ranks
+from hvd_batchgrow.train.arithmetic import check_same_arithmetic
+
+
+def test_a_rank_with_other_kernels_is_named(ranks: Ranks, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_same_arithmetic(ranks)
+    last = ranks.size - 1
+    if ranks.rank == last:
+        monkeypatch.setenv("ATEN_CPU_CAPABILITY", "default")
+    if last == 0:
+        check_same_arithmetic(ranks)
+        return
+    with pytest.raises(AgreedFailure) as failure:
+        check_same_arithmetic(ranks)
+    assert failure.value.code == 2
+    if ranks.rank == last:
+        told = f"layout.exact: needs the same arithmetic on all ranks, and on rank {last} on "
+        assert told in str(failure.value.error)
+        assert "ATEN_CPU_CAPABILITY is 'default', on rank 0 it is None" in str(failure.value.error)

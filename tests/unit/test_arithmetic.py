@@ -1,0 +1,120 @@
+"""Exact mode: what decides the last bit beside the job is set, refused where ranks differ, or reported at a resume."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomli_w
+import torch
+
+from hvd_batchgrow.cli import main
+from hvd_batchgrow.errors import JobError
+from hvd_batchgrow.schedule.plan import compile_plan
+from hvd_batchgrow.train.arithmetic import arithmetic
+from tests.helpers import NUM_TRAIN, job_tree, small_job
+
+WARNING = "layout.exact: the weights may differ in bits from a run without the change of"
+
+
+@pytest.fixture
+def exact(job: str) -> str:
+    Path("exact.toml").write_text(tomli_w.dumps(job_tree("data", layout={"exact": True})))
+    return "exact.toml"
+
+
+def test_several_threads_are_refused_in_exact_mode(exact: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """The defect: `layout.threads_per_rank` overrode the single thread of exact mode without a word."""
+    assert main(["train", exact, "--layout.threads-per-rank", "2"]) == 2
+    fault = "layout.threads_per_rank: 2 threads add up in another order than 1, which layout.exact needs; set 1"
+    assert fault in capsys.readouterr().err
+    assert not Path("runs").exists()
+    for layout in ({"exact": True, "threads_per_rank": 1}, {"exact": False, "threads_per_rank": 2}):
+        compile_plan(small_job(layout=layout), 1, NUM_TRAIN)
+    with pytest.raises(JobError, match=r"layout\.threads_per_rank"):
+        compile_plan(small_job(layout={"exact": True, "threads_per_rank": 3}), 1, NUM_TRAIN)
+
+
+@pytest.mark.parametrize("update", [{"precision": "float16"}, {"compression": "float16"}])
+def test_what_rounds_exact_sums_is_refused(update: dict[str, str]) -> None:
+    with pytest.raises(JobError, match=rf"update\.{next(iter(update))}: 'float16'"):
+        compile_plan(small_job(layout={"exact": True}, update=update), 1, NUM_TRAIN)
+
+
+def test_exact_mode_uses_one_thread_whatever_the_environment_says(
+    job: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tree = job_tree("data", layout={"exact": True})
+    del tree["layout"]["threads_per_rank"]
+    Path("exact.toml").write_text(tomli_w.dumps(tree))
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        assert main(["train", "exact.toml", "--updates", "1"]) == 75
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+    assert "1 thread," in capsys.readouterr().err
+
+
+def resumed(job: str, capsys: pytest.CaptureFixture[str], *options: str) -> str:
+    capsys.readouterr()
+    assert main(["train", job, "--resume", "auto", *options]) == 0
+    return " ".join(capsys.readouterr().err.split())
+
+
+def test_a_resume_under_other_kernels_says_so(
+    exact: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", exact, "--updates", "2"]) == 75
+    monkeypatch.setenv("ONEDNN_DEFAULT_FPMATH_MODE", "BF16")
+    error = resumed(exact, capsys)
+    assert "changed since the last start: ONEDNN_DEFAULT_FPMATH_MODE was None, is 'BF16'" in error
+    assert f"{WARNING} ONEDNN_DEFAULT_FPMATH_MODE" in error
+
+
+@pytest.mark.parametrize(
+    ("option", "key"), [("--layout.exact", "layout.exact"), ("--data.channels-last", "data.channels_last")]
+)
+def test_a_resume_with_a_key_that_chooses_other_kernels_says_so(
+    exact: str, capsys: pytest.CaptureFixture[str], option: str, key: str
+) -> None:
+    assert main(["train", exact, "--updates", "2"]) == 75
+    assert f"{WARNING} {key}" in resumed(exact, capsys, option, "false" if key == "layout.exact" else "true")
+
+
+def test_a_resume_without_a_change_says_nothing(exact: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", exact, "--updates", "2"]) == 75
+    error = resumed(exact, capsys)
+    assert "changed since" not in error
+    assert WARNING not in error
+
+
+def test_a_fast_run_says_what_has_changed_and_promises_no_bits(
+    job: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", job, "--updates", "2"]) == 75
+    error = resumed(job, capsys, "--layout.threads-per-rank", "2")
+    torch.set_num_threads(1)
+    assert "changed since the last start: torch threads was 1, is 2" in error
+    assert WARNING not in error
+
+
+def test_the_switches_of_the_environment_and_of_torch_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    def changed(change: Any) -> set[str]:
+        before = arithmetic()
+        change()
+        return {key for key, value in arithmetic().items() if before.get(key) != value}
+
+    monkeypatch.delenv("MKL_CBWR", raising=False)
+    assert changed(lambda: os.environ.update(MKL_CBWR="COMPATIBLE")) == {"MKL_CBWR"}
+    monkeypatch.delenv("MKL_CBWR")
+    try:
+        assert "deterministic algorithms" in changed(lambda: torch.use_deterministic_algorithms(True))
+        assert "float32 matmul precision" in changed(lambda: torch.set_float32_matmul_precision("medium"))
+    finally:
+        torch.use_deterministic_algorithms(False)
+        torch.set_float32_matmul_precision("highest")
