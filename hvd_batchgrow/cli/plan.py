@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from hvd_batchgrow.errors import ExitCode, Fault, JobError
 from hvd_batchgrow.schedule.decisions import Decision, check_replay, read_decisions
 from hvd_batchgrow.schedule.plan import Plan, compile_plan
 from hvd_batchgrow.schedule.twin import compile_twin, decay_twin
+from hvd_batchgrow.strict_json import dump_json
 
 if TYPE_CHECKING:  # torch takes seconds to import, and `plan` does without it
     from hvd_batchgrow.schedule.cost import Cost
@@ -100,7 +100,7 @@ class PlanCommand(JobCommand):
             tree["cost"] = cost.to_dict()
         if len(plans) > 1:
             trees[0] |= {"twin": trees[1], "updates_ratio": plans[1].num_updates / plans[0].num_updates}
-        print(json.dumps(trees[0], indent=2))
+        print(dump_json(trees[0], indent=2))
 
     def print_tables(self, plans: Sequence[Plan], costs: Sequence[Cost]) -> None:
         """Tables, what happens between phases, and the saving."""

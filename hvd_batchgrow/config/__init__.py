@@ -221,7 +221,9 @@ class UpdateSection(Section):
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     """Type of the forward pass where torch's autocast knows it to be safe; float16 with a dynamic loss scale."""
     on_nonfinite: Literal["stop", "skip"] = "stop"
-    """A loss or gradient that is infinite or no number: end the run, or leave the update out, and count it."""
+    """If the loss or the gradient of an update is infinite or NaN: end the run, or skip the update and count it. If the
+    test loss is: end the run, or disregard that evaluation, which is then neither an improvement nor part of a
+    trigger's patience."""
     compression: Literal["none", "float16", "bfloat16"] = "none"
     """Type of the gradients while they cross the network: half the bytes, and a rounding that one rank does not have;
     bfloat16 not through Horovod."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import json
 import os
 import shutil
 import stat
@@ -18,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hvd_batchgrow.errors import RunError
+from hvd_batchgrow.strict_json import dump_json
 
 _ANOTHER = "another: HVD_BATCHGROW_CACHE=…"
 Arrays = Mapping[str, NDArray[Any]]
@@ -124,7 +124,7 @@ def _mapped(folder: Path, made_of: Any) -> dict[str, NDArray[Any]] | None:
 
 def _stamp(made_of: Any, arrays: Arrays) -> str:
     forms = {name: [str(array.dtype), list(array.shape)] for name, array in arrays.items()}
-    return json.dumps({"made_of": made_of, "arrays": forms}, sort_keys=True)
+    return dump_json({"made_of": made_of, "arrays": forms}, sort_keys=True)
 
 
 def _built(build: Callable[[], Arrays]) -> Arrays:
