@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import shlex
 import shutil
 import stat
 import tempfile
@@ -95,7 +96,9 @@ def _own_folder() -> Path:
         raise RunError(f"cache {folder} belongs to user {status.st_uid}, who could put anything there; {_ANOTHER}")
     if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         fault = f"can be written by others (mode {stat.S_IMODE(status.st_mode):04o})"
-        raise RunError(f"cache {folder} {fault}; remove it, or, if you trust what it holds: chmod 700 {folder}")
+        raise RunError(
+            f"cache {folder} {fault}; remove it, or, if you trust what it holds: chmod 700 {shlex.quote(str(folder))}"
+        )
     return folder
 
 

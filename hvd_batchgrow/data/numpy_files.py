@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,8 @@ def _how_to_unpack(root: Path) -> str:
     if not packed:
         return ""
     code = f"z = numpy.load({str(packed[0])!r}); [numpy.save(f'{{k}}.npy', z[k]) for k in z]"
-    return f'; {packed[0].name} is not read, as it cannot be mapped; to unpack it: python -c "import numpy; {code}"'
+    command = shlex.join(["python", "-c", f"import numpy; {code}"])
+    return f"; {packed[0].name} is not read, as it cannot be mapped; to unpack it: {command}"
 
 
 def open_npy(path: Path) -> NDArray[Any]:
