@@ -7,6 +7,7 @@ from fractions import Fraction
 from pathlib import Path
 
 from hvd_batchgrow.config import DataSection
+from hvd_batchgrow.data.plausible import constant_faults
 from hvd_batchgrow.data.samples import Kind
 from hvd_batchgrow.errors import Fault, JobError
 
@@ -22,14 +23,14 @@ _FILES = {"root", "train", "test"}
 _TABLE = _FILES | {"held_out", "label"}
 _KEYS: dict[str, set[str]] = {
     "fashion_mnist": {"root"},
-    "idx": {"root"},
+    "idx": {"root", "shape"},
     "cifar10": {"root"},
     "cifar100": {"root"},
     "imagenet": _FILES,
     "image_folder": _FILES,
     "webdataset": _FILES | {"label"},
     "tfrecord": _FILES | {"label"},
-    "numpy": _FILES,
+    "numpy": _FILES | {"shape"},
     "covtype": {"root", "held_out"},
     "csv": _TABLE,
     "parquet": _TABLE,
@@ -114,6 +115,8 @@ def check_data(data: DataSection, kind: Kind | None = None) -> list[Fault]:
         *_held_out_faults(data),
         *_synthetic_faults(data),
     ]
+    if kind in {"images", "encoded"}:
+        faults += [Fault(f"data.{key}", fault) for key, fault in constant_faults(data.mean, data.deviation)]
     return sorted(faults, key=lambda fault: fault.path)
 
 
