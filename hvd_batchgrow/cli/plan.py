@@ -108,11 +108,13 @@ class PlanCommand(JobCommand):
         from hvd_batchgrow.watch.tables import cost_table, print_plan, print_table
 
         console = terminal(sys.stdout)
+        told: set[str] = set()
         for plan in plans:
             print_plan(console, plan)
             for line in describe_transitions(plan):
                 console.print(f"  {line}", highlight=False, soft_wrap=True)
-            for note in plan.notes:
+            for note in [note for note in plan.notes if note not in told]:
+                told.add(note)
                 console.print(f"  {note}", style="yellow", highlight=False, soft_wrap=True)
             console.print()
         if len(plans) > 1:
