@@ -321,6 +321,7 @@ class Job(Section):
         }
         free = {"data.root", "data.num_samples", "data.pipeline", "data.channels_last"}
         free |= {"gradient_noise.measure", "gradient_noise.per_layer_group"}
+        free |= {"data.shape"} if self.data.source in {"idx", "numpy"} else set()  # there it only confirms
         return {"seed": self.seed, "data.num_samples": num_samples} | {
             key: value for key, value in flat.items() if key not in free
         }

@@ -53,9 +53,9 @@ def describe_evaluation(evaluation: Evaluation, precision: str) -> str:
         evaluation: whose `is_finite` is False.
         precision: `update.precision`, in which the test set was evaluated too.
     """
-    which, loss = ("test loss", evaluation.loss)
-    if math.isfinite(loss):
-        which, loss = "test loss of the averaged weights", evaluation.average_loss
+    is_average = math.isfinite(evaluation.loss)
+    which = "test loss of the averaged weights" if is_average else "test loss"
+    loss = evaluation.average_loss if is_average else evaluation.loss
     lower = "" if precision == "float32" else f"; update.precision = 'float32' has a larger range than {precision!r}"
     return (
         f"evaluation at sample {evaluation.samples:,} (epoch {evaluation.epoch:.2f}): the {which} is {loss}\n  "
