@@ -77,8 +77,9 @@ def _senseless_values(job: Job) -> list[Fault]:
         faults.append(Fault("update.average_samples", f"{fault} use {memory:.6g}"))
     trigger = job.trigger
     if isinstance(trigger, PlateauTrigger) and trigger.metric == "top1" and trigger.min_delta >= 1:
-        fault = f"{trigger.min_delta:g}: accuracy is in [0, 1], where nothing improves by so much"
-        faults.append(Fault("trigger.min_delta", f"{fault}; in percent it is {trigger.min_delta / 100:g}"))
+        fault = f"{trigger.min_delta:g}: accuracy is in [0, 1], so that nothing could be an improvement"
+        hint = f"for {trigger.min_delta:g} % use {trigger.min_delta / 100:g}; if it is meant, 0.999"
+        faults.append(Fault("trigger.min_delta", f"{fault}; {hint}"))
     return faults
 
 

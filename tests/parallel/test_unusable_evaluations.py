@@ -70,7 +70,8 @@ def test_the_best_weights_are_never_those_of_an_evaluation_without_a_finite_loss
     recorder = Recorder()
     # NaN logits have an accuracy too: that of the class that argmax picks.
     bad = {1.0: math.nan, 1.5: math.nan}
-    trainer_of(ranks, tmp_path, recorder, bad, "skip", metric="top1", restore_best=True).run(StopRequest())
+    trigger = {"metric": "top1", "min_delta": 0.99, "restore_best": True}
+    trainer_of(ranks, tmp_path, recorder, bad, "skip", **trigger).run(StopRequest())
     (decision,) = recorder.decided
     assert decision.restore_samples is not None
     assert NUM_TRAIN / 2 <= decision.restore_samples < NUM_TRAIN

@@ -218,7 +218,7 @@ def test_what_is_used_on_purpose_has_no_note(section: str, values: dict[str, Any
         (
             "trigger",
             {"name": "plateau", "metric": "top1", "min_delta": 1.0, "patience_epochs": 1.0},
-            "trigger.min_delta: 1: accuracy is in .*; in percent it is 0.01",
+            "trigger.min_delta: 1: accuracy is in .*; for 1 % use 0.01; if it is meant, 0.999",
         ),
     ],
 )
