@@ -49,6 +49,8 @@ _KEYS_OF_KIND: dict[Kind, set[str]] = {
 }
 """What is done to a sample: the keys that each kind uses."""
 
+_LONGEST = 10
+"""Times its height, the width of a window that somebody may want."""
 _KIND_TEXT: dict[Kind, str] = {"images": "images of one size", "rows": "rows", "encoded": "encoded images"}
 _INSTEAD = {("crop_pixels", "images"): "; use data.pad_pixels", ("pad_pixels", "encoded"): "; use data.crop_pixels"}
 
@@ -166,7 +168,13 @@ def _crop_faults(data: DataSection, kind: Kind | None, given: set[str]) -> list[
     ]
     if max(data.crop_area) > 1:
         fault = f"{max(data.crop_area):g} of the image's area is more than all of it; use <= 1"
-        faults.append(Fault("data.crop_area", fault))
+        percent = f", or [{', '.join(f'{share / 100:g}' for share in data.crop_area)}] for percent"
+        faults.append(Fault("data.crop_area", fault + (percent if max(data.crop_area) <= 100 else "")))
+    low, high = data.crop_aspect
+    if low > _LONGEST or high < 1 / _LONGEST:
+        fault = f"[{low:g}, {high:g}]: every window would have one side {_LONGEST} times the other or more"
+        percent = f"; for percent use [{low / 100:g}, {high / 100:g}]" if low > _LONGEST else ""
+        faults.append(Fault("data.crop_aspect", f"{fault}; usual are [0.75, 1.33]{percent}"))
     return faults
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from hvd_batchgrow.config import Job
@@ -49,6 +50,10 @@ def _measured_notes(job: Job, start: Start) -> list[str]:
     noise = start.noise.of(start.lr, start.momentum, start.global_batch)
     wanted = start.noise.batch_for(noise / trigger.factor, start.momentum, start.lr)
     is_plateau = isinstance(trigger, PlateauTrigger)
+    if isinstance(trigger, PlateauTrigger) and _comes_too_late(job, trigger):
+        every, patience = job.evaluation.every_epochs, trigger.patience_epochs
+        why = f"evaluation.every_epochs = {every:g} and trigger.patience_epochs = {patience:g}"
+        return [f"the batch never grows: the {job.schedule.epochs:g} epochs end before the first decision, by {why}"]
     if start.max_batch is None or start.max_batch >= start.global_batch + start.group:
         return _cut_note(job, start, wanted, "decision") if is_plateau else []
     effect = (
@@ -57,6 +62,13 @@ def _measured_notes(job: Job, start: Start) -> list[str]:
         else f"the trigger {trigger.name!r} can decide nothing"
     )
     return [f"the batch never grows, and {effect}: {_why(job, start, wanted)}"]
+
+
+def _comes_too_late(job: Job, trigger: PlateauTrigger) -> bool:
+    """Whether the last evaluation before the end is not longer after the first one than the patience."""
+    every, epochs = job.evaluation.every_epochs, job.schedule.epochs
+    num_before_end = math.ceil(epochs / every - 1e-9) - 1
+    return not trigger.windows_epochs and (num_before_end - 1) * every <= trigger.patience_epochs + 1e-9
 
 
 def _cut_note(job: Job, start: Start, wanted: float, when: str) -> list[str]:

@@ -14,6 +14,7 @@ _LARGE_LR = {"sgd": 10.0, "adam": 0.1, "adamw": 0.1, "lars": 100.0}
 _MANY_EPOCHS = 10_000
 _FAST_DECAY = 100
 """Updates."""
+_SHORT_TIMEOUT_S = 10.0
 
 
 def unlikely_values(job: Job, num_samples: int, phases: Sequence[Phase]) -> list[str]:
@@ -79,6 +80,8 @@ def _of_lengths(job: Job, num_samples: int, batch: int) -> Iterator[str]:
     for key, every in (("evaluation", job.evaluation.every_epochs), ("checkpoint", job.checkpoint.every_epochs)):
         if every * num_samples < batch:
             yield f"{key}.every_epochs = {every:g} is less than an update: there is one after each"
+    if job.watch.stall_timeout_s < _SHORT_TIMEOUT_S:
+        yield f"watch.stall_timeout_s = {job.watch.stall_timeout_s:g}: any step that takes longer ends the job"
     if job.update.average_samples is not None and job.update.average_samples < batch:
         memory = job.update.average_samples
         yield f"update.average_samples = {memory:g} is less than a batch: the average hardly differs from the weights"

@@ -116,13 +116,28 @@ def test_other_reasons_are_named(policy: str, schedule: dict[str, Any], note: st
             ],
         ),
         ({"name": "norm_test"}, {"global_batch": 16, "max_batch": 32}, []),
+        # Evaluated at 1 and 2: at 2 there was no improvement for 1 epoch, which is not more than the patience.
+        (
+            {"name": "plateau", "factor": 3.0, "patience_epochs": 1.0},
+            {"epochs": 3.0},
+            [
+                "the batch never grows: the 3 epochs end before the first decision, by evaluation.every_epochs = 1 and "
+                "trigger.patience_epochs = 1"
+            ],
+        ),
+        ({"name": "plateau", "factor": 3.0, "patience_epochs": 1.0}, {"epochs": 3.1}, []),  # at 3
+        (
+            {"name": "plateau", "factor": 3.0, "patience_epochs": 1.0, "windows_epochs": [[1.0, 2.0]]},
+            {"epochs": 3.0},
+            [],
+        ),
         ({"name": "adascale"}, {"global_batch": 16, "batch_scale": 2.0, "max_batch": 32}, []),  # its batch stays
     ],
 )
 def test_a_trigger_that_cannot_grow_the_batch_is_reported(
     trigger: dict[str, Any], schedule: dict[str, Any], notes: list[str]
 ) -> None:
-    defaults = {"patience_epochs": 1.0} if trigger["name"] == "plateau" else {}
+    defaults = {"patience_epochs": 0.5} if trigger["name"] == "plateau" else {}
     tree = measured_tree("data", defaults | trigger, schedule=schedule)
     assert notes_on_growth(parse_job(tree)) == notes
 
@@ -180,6 +195,7 @@ def job_with(section: str, **values: Any) -> Job:
         ("schedule", {"epochs": 20_000.0}, "schedule.epochs = 20000 counts passes over the training set, not updates"),
         ("evaluation", {"every_epochs": 0.05}, "evaluation.every_epochs = 0.05 is less than an update"),  # 15 of 16
         ("checkpoint", {"every_epochs": 0.05}, "checkpoint.every_epochs = 0.05 is less than an update"),
+        ("watch", {"stall_timeout_s": 5.0}, "watch.stall_timeout_s = 5: any step that takes longer ends the job"),
         ("update", {"average_samples": 15.0}, "update.average_samples = 15 is less than a batch"),
     ],
 )

@@ -109,6 +109,24 @@ def test_such_constants_end_train_before_there_is_a_run_folder(
     assert not Path("runs").exists()
 
 
+@pytest.mark.parametrize(
+    ("keys", "fault"),
+    [
+        ({"crop_area": (8.0, 100.0)}, "data.crop_area: 100 of the image's area is .*, or [0.08, 1] for percent"),
+        ({"crop_area": (800.0, 1000.0)}, "data.crop_area: 1000 of the image's area is more than all of it; use <= 1"),
+        ({"crop_aspect": (75.0, 133.0)}, "for percent use [0.75, 1.33]"),
+        ({"crop_aspect": (0.001, 0.01)}, "data.crop_aspect: [0.001, 0.01]: every window would have one side 10 times"),
+    ],
+)
+def test_windows_that_cannot_be_meant_are_refused(keys: dict[str, Any], fault: str) -> None:
+    (found,) = faults("image_folder", **keys)
+    assert all(part in found for part in fault.split(".*"))
+
+
+def test_windows_of_long_images_are_accepted() -> None:
+    assert faults("image_folder", crop_area=(0.01, 1.0), crop_aspect=(5.0, 20.0)) == []
+
+
 # --- arrays -----------------------------------------------------------------------------------------
 
 
