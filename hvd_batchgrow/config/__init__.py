@@ -72,8 +72,8 @@ class DataSection(Section):
     num_classes: PositiveInt | None = None
     """None: as many as the training labels show; for synthetic sources 10."""
     shape: Annotated[tuple[PositiveInt, ...], BeforeValidator(tuples)] | None = None
-    """Of a synthetic sample: [height, width, channels], or [features]. Of the images of numpy, idx and your own source:
-    what they must be; it confirms a shape that looks like axes in another order."""
+    """Shape of a synthetic sample: [height, width, channels], or [features]. For numpy, idx and your own source: it
+    confirms images that look as if their axes were in another order."""
     mean: Annotated[tuple[float, ...], BeforeValidator(tuples)] | None = None
     """Per channel of images scaled to [0, 1], or per feature; None: of the training set; encoded images: ImageNet's."""
     deviation: FloatList | None = None

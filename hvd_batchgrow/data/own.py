@@ -59,8 +59,8 @@ def check_own(source: Any, shape: tuple[int, ...] | None = None) -> list[str]:
         faults.append(f"train and test must be alike, and are {kinds}")
     faults += _constant_faults(source)
     if not faults:
-        if source.train.kind != "encoded":
-            check_layout(source.train.shape, shape, "data.source, train")
+        if source.train.kind == "images":  # whose code may use data.shape for anything else too
+            check_layout(source.train.shape, shape if shape == source.train.shape else None, "data.source, train")
         for part, samples in sets:
             check_labels(_first_labels(samples), source.num_classes, f"data.source, {part}")
     return faults

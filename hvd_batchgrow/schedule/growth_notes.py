@@ -18,6 +18,9 @@ from hvd_batchgrow.config.triggers import AdaScaleTrigger, NoTrigger, PlateauTri
 from hvd_batchgrow.schedule.phases import Phase
 from hvd_batchgrow.schedule.policies import Start, make_start
 
+_COUNTABLE = 1e6
+"""Evaluations: with more, the first and the last are at the ends of the run, which `trigger_faults` compares."""
+
 
 def growth_notes(job: Job, num_samples: int, phases: Sequence[Phase]) -> list[str]:
     """Return why the batch never grows, or not even once by the requested factor; empty if it does.
@@ -47,8 +50,7 @@ def growth_notes(job: Job, num_samples: int, phases: Sequence[Phase]) -> list[st
 def _measured_notes(job: Job, start: Start) -> list[str]:
     trigger = job.trigger
     assert not isinstance(trigger, (NoTrigger, AdaScaleTrigger))
-    noise = start.noise.of(start.lr, start.momentum, start.global_batch)
-    wanted = start.noise.batch_for(noise / trigger.factor, start.momentum, start.lr)
+    wanted = _wanted_first(start, trigger.factor)
     is_plateau = isinstance(trigger, PlateauTrigger)
     if isinstance(trigger, PlateauTrigger) and _comes_too_late(job, trigger):
         every, patience = job.evaluation.every_epochs, trigger.patience_epochs
@@ -64,11 +66,22 @@ def _measured_notes(job: Job, start: Start) -> list[str]:
     return [f"the batch never grows, and {effect}: {_why(job, start, wanted)}"]
 
 
+def _wanted_first(start: Start, factor: float) -> float:
+    """The batch, samples, at which the noise scale is lower by a factor; N where floating point has none."""
+    noise, most = start.noise.of(start.lr, start.momentum, start.global_batch), float(start.noise.num_samples)
+    try:
+        return min(start.noise.batch_for(noise / factor, start.momentum, start.lr), most)
+    except ArithmeticError:
+        return most
+
+
 def _comes_too_late(job: Job, trigger: PlateauTrigger) -> bool:
-    """Whether the last evaluation before the end is not longer after the first one than the patience."""
+    """Whether the last evaluation before the end comes after the first one by the patience or less."""
     every, epochs = job.evaluation.every_epochs, job.schedule.epochs
+    if trigger.windows_epochs or epochs / every > _COUNTABLE:
+        return False
     num_before_end = math.ceil(epochs / every - 1e-9) - 1
-    return not trigger.windows_epochs and (num_before_end - 1) * every <= trigger.patience_epochs + 1e-9
+    return (num_before_end - 1) * every <= trigger.patience_epochs + 1e-9
 
 
 def _cut_note(job: Job, start: Start, wanted: float, when: str) -> list[str]:
@@ -77,7 +90,7 @@ def _cut_note(job: Job, start: Start, wanted: float, when: str) -> list[str]:
     if cap is None or wanted <= cap + start.group / 2:
         return []
     rest = f"it grows to at most {cap}, and the learning rate decays by the rest"
-    return [f"the first {when} asks for a batch of {wanted:.0f}: {rest}: {_limit(job, start)}{_remedy(start, wanted)}"]
+    return [f"the first {when} asks for a batch of {wanted:.6g}: {rest}: {_limit(job, start)}{_remedy(start, wanted)}"]
 
 
 def _no_boundary(job: Job) -> str:
@@ -96,7 +109,7 @@ def _why(job: Job, start: Start, wanted: float) -> str:
     if wanted <= first:
         key = "batch_factor" if isinstance(section, AdaBatchSchedule) else "factor"
         return f"schedule.{key} asks for no larger batch"
-    return f"the wanted {wanted:,.1f} is rounded to {first}, a whole multiple of {unit}; use a larger factor"
+    return f"the wanted {wanted:.6g} is rounded to {first}, a whole multiple of {unit}; use a larger factor"
 
 
 def _limit(job: Job, start: Start) -> str:

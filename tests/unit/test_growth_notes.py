@@ -250,3 +250,18 @@ def test_a_factor_that_multiplies_the_learning_rate_is_answered_with_its_recipro
     (tmp_path / "small.toml").write_text(tomli_w.dumps(job_tree(schedule={"factor": 0.1})))
     assert main(["plan", str(tmp_path / "small.toml")]) == 2
     assert "got 0.1; such as: 10" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        {"trigger": {"name": "plateau", "factor": 1e308, "patience_epochs": 0.0}},
+        {"trigger": {"name": "plateau"}, "evaluation": {"every_epochs": 5e-324}},
+        {"optim": {"name": "sgd", "lr": 1e-300, "weight_decay": 1e-300}},
+        {"optim": {"name": "sgd", "lr": 1e300, "momentum": 0.9999999999999999}},
+    ],
+)
+def test_numbers_at_the_edge_of_floating_point_are_no_trouble(words: dict[str, Any]) -> None:
+    tree = measured_tree("data", {"name": "plateau", "patience_epochs": 0.5}) | words
+    tree["trigger"] = {"patience_epochs": 0.5} | tree["trigger"]
+    assert isinstance(compile_plan(parse_job(tree), 1, NUM_TRAIN).notes, list)
