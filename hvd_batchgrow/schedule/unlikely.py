@@ -45,6 +45,8 @@ def _of_optimizer(job: Job, num_updates: int) -> Iterator[str]:
         )
     if isinstance(optim, AdamSection) and optim.beta2 < optim.momentum:
         yield f"optim.beta2 = {optim.beta2:g} is below optim.momentum (β₁) = {optim.momentum:g}: are they swapped?"
+    if isinstance(optim, (AdamSection, LarsSection)) and optim.eps > 1:
+        yield f"optim.eps = {optim.eps:g} is far above a gradient's size: hardly any step is left; 1e-8 is usual"
     if isinstance(optim, LarsSection):
         if optim.trust_coefficient > 1:
             yield f"optim.trust_coefficient = {optim.trust_coefficient:g} is unusually large; 0.001 is usual"

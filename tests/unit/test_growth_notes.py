@@ -183,6 +183,7 @@ def job_with(section: str, **values: Any) -> Job:
             {"name": "adam", "momentum": 0.99, "beta2": 0.9},
             "optim.beta2 = 0.9 is below optim.momentum (β₁) = 0.99",
         ),
+        ("optim", {"name": "adamw", "eps": 1e8}, "optim.eps = 1e+08 is far above a gradient's size"),
         # 0.05 · 2: 0.9⁷ = 0.478
         ("optim", {"weight_decay": 2.0}, "optim.weight_decay = 2 × lr = 0.05 alone halves the weights in 7 updates"),
         ("update", {"label_smoothing": 0.9}, "update.label_smoothing = 0.9 spreads 90% of each target"),
