@@ -66,7 +66,7 @@ def _senseless_values(job: Job) -> list[Fault]:
     """Values whose only effect is one that nobody wants, with what was likely meant."""
     optim, update, faults = job.optim, job.update, []
     lr = optim.lr * job.schedule.lr_scale
-    if optim.name in {"sgd", "adamw"} and lr * optim.weight_decay >= 1:
+    if optim.name in {"sgd", "adamw"} and optim.weight_decay >= 1 and lr * optim.weight_decay >= 1:
         product = f"{optim.weight_decay:g} × the learning rate {lr:g} = {lr * optim.weight_decay:g}"
         fault = f"{product}: each update would remove such a share of every weight; use < {1 / lr:g}"
         faults.append(Fault("optim.weight_decay", fault))

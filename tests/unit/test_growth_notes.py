@@ -172,6 +172,7 @@ def job_with(section: str, **values: Any) -> Job:
     ("section", "values", "note"),
     [
         ("optim", {"lr": 128.0, "weight_decay": 0.0}, "optim.lr = 128 is unusually large for 'sgd'"),
+        ("optim", {"lr": 1e30}, "optim.lr = 1e+30 is unusually large for 'sgd'"),  # whatever the weight decay
         ("optim", {"name": "adam", "lr": 0.5}, "optim.lr = 0.5 is unusually large for 'adam'"),
         (
             "optim",
