@@ -18,6 +18,7 @@ from hvd_batchgrow.schedule.decisions import Decision
 from hvd_batchgrow.schedule.growth import Wish
 from hvd_batchgrow.schedule.plan import compile_plan
 from hvd_batchgrow.schedule.triggers import Measurement, Measuring, Plateau, bounded, make_trigger
+from hvd_batchgrow.train.checkpoints.contents import _Plateau
 from hvd_batchgrow.train.update.gradient_noise import GradientNoiseScale, NoiseAverage, estimate
 from tests.helpers import NUM_TRAIN, measured_job
 
@@ -128,6 +129,18 @@ def test_an_unusable_evaluation_is_as_if_torchs_rule_had_not_been_called(every: 
         assert ours == [usable[k] for k in theirs]
         num_decisions += len(ours)
     assert num_decisions > 100
+
+
+def test_a_plateau_of_an_earlier_version_is_resumed() -> None:
+    trigger = section(name="plateau", patience_epochs=1.0)
+    rule = Plateau(trigger, N, 1.0)
+    for call in range(3):
+        rule.look(Measurement(1000 * (call + 1), 16, 0.1, metric=1.0))
+    earlier = {key: value for key, value in rule.state().items() if key != "last"}
+    assert TypeAdapter(_Plateau).validate_python(earlier).bad == 1.0
+    resumed = Plateau(trigger, N, 1.0)
+    resumed.load(earlier)
+    assert resumed.look(Measurement(4000, 16, 0.1, metric=1.0)) is not None  # 3 epochs without improvement
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
