@@ -1,10 +1,14 @@
-"""What pyproject.toml cannot say: the C of ghost norms, without which a machine that has no compiler does too."""
+"""What pyproject.toml cannot say: the batch scripts, which are not in the package's folder, and the C of ghost norms.
+
+A machine without a compiler does without the C.
+"""
 
 import os
 from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 
 class BuildInPlace(build_ext):
@@ -19,6 +23,20 @@ class BuildInPlace(build_ext):
         return outfile, copied
 
 
+class BuildWithTemplates(build_py):
+    """The batch scripts of `slurm/` go into a wheel as `hvd_batchgrow/slurm/templates`, where `submit` finds them."""
+
+    def run(self) -> None:
+        """Copy the packages, and then the scripts; an editable install reads them where they are."""
+        super().run()
+        if self.editable_mode:
+            return
+        folder = Path(self.build_lib) / "hvd_batchgrow" / "slurm" / "templates"
+        self.mkpath(str(folder))
+        for script in sorted(Path("slurm").iterdir()):
+            self.copy_file(str(script), str(folder / script.name))
+
+
 ghost_cpu = Extension(
     "hvd_batchgrow.nn._ghost_cpu",  # a plain library for ctypes, which needs none of Python's headers
     ["hvd_batchgrow/nn/ghost_cpu.c"],
@@ -27,4 +45,4 @@ ghost_cpu = Extension(
     libraries=["m"],
     optional=True,
 )
-setup(ext_modules=[ghost_cpu], cmdclass={"build_ext": BuildInPlace})
+setup(ext_modules=[ghost_cpu], cmdclass={"build_ext": BuildInPlace, "build_py": BuildWithTemplates})

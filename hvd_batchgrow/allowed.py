@@ -202,6 +202,8 @@ def _clamped(node: Node, number: float) -> tuple[float, bool]:
     """Into the bounds; one that does not count itself has no nearest value, so one that is likely is suggested."""
     low, above = node.get("minimum", -math.inf), node.get("exclusiveMinimum", -math.inf)
     high, below = node.get("maximum", math.inf), node.get("exclusiveMaximum", math.inf)
+    if 1 in {low, above} and 1e-9 < number < 1:  # a factor to multiply by, where ours divide
+        return float(f"{1 / number:.6g}"), False
     if number < low or number > high:
         return (low if number < low else high), True
     if number <= above:

@@ -17,7 +17,7 @@ from hvd_batchgrow.data.known import check_data, known_num_samples
 from hvd_batchgrow.errors import MOST_TOLD, Fault, JobError
 from hvd_batchgrow.nn.known import check_network
 from hvd_batchgrow.schedule.key_faults import batch_faults, key_faults
-from hvd_batchgrow.toml_file import read_toml, read_value, tamed
+from hvd_batchgrow.toml_file import read_toml, read_value, tamed, value_text
 
 
 def load_job(path: Path, overrides: Mapping[str, Any] | None = None) -> Job:
@@ -58,7 +58,7 @@ def split_overrides(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]
     """Take `--optim.lr 0.2` and `--optim.lr=0.2` out of a command line: options with a dot in their name.
 
     Returns:
-        the other words; dotted key to value, read as TOML, else as text.
+        the other words; dotted key to value, read by `read_value`.
 
     Raises:
         JobError: keys have no value.
@@ -80,6 +80,11 @@ def split_overrides(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]
     if faults:
         raise JobError(faults, "command line")
     return others, overrides
+
+
+def override_words(overrides: Mapping[str, Any]) -> list[str]:
+    """Return the words of a command line from which `split_overrides` reads the same overrides."""
+    return [f"--{key}={value_text(value)}" for key, value in overrides.items()]
 
 
 def _put(tree: dict[str, Any], key: str, value: Any) -> Iterator[Fault]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from hvd_batchgrow.errors import RunError, unwritable
 from hvd_batchgrow.regular import read_regular
+from hvd_batchgrow.strict_json import dump_json
 
 Line = dict[str, Any]
 
@@ -26,7 +27,7 @@ class JsonLines:
         kept = [line for line in read_json_lines(path, keep) if keep(line)]
         temporary = path.with_suffix(".tmp")
         with temporary.open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(line) + "\n" for line in kept)
+            file.writelines(dump_json(line) + "\n" for line in kept)
             file.flush()
             os.fsync(file.fileno())  # else a loss of power might leave the name without the lines
         os.replace(temporary, path)
@@ -40,7 +41,7 @@ class JsonLines:
         """
         try:
             with open(self._path, "a", encoding="utf-8", opener=_open_existing) as file:
-                file.write(json.dumps(line) + "\n")
+                file.write(dump_json(line) + "\n")
         except OSError as error:
             raise unwritable(self._path, error) from None
 

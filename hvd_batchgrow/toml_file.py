@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import codecs
+import json
 import re
 import stat
 import tomllib
 from collections.abc import Mapping
+from contextlib import suppress
+from datetime import date, time
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ from hvd_batchgrow.allowed import dotted, shown
 from hvd_batchgrow.errors import Fault, JobError
 from hvd_batchgrow.near import near_path
 from hvd_batchgrow.regular import read_regular
+from hvd_batchgrow.strict_json import dump_json
 
 _MOST_BYTES = 1 << 20
 """Far above any job file: what is larger was given by mistake, and would take minutes to read."""
@@ -47,11 +51,25 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def read_value(text: str) -> Any:
-    """A value of the command line as TOML; what is none is text."""
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except (ValueError, RecursionError):
-        return text
+    """Return a value of the command line: TOML such as `{dense = true}`, JSON such as `{"dense": true}`, else text.
+
+    Of JSON, tables, lists and quoted text are recognised; its numbers, true and false are TOML too.
+    """
+    with suppress(ValueError, RecursionError):
+        tree = tomllib.loads(f"value = {text}")
+        if tree.keys() == {"value"}:  # more keys: a line break in the text
+            return tree["value"]
+    if text.lstrip().startswith(("{", "[", '"')):
+        with suppress(ValueError, RecursionError):
+            return json.loads(text, parse_constant=float)
+    return text
+
+
+def value_text(value: Any) -> str:
+    """Return the text from which `read_value` reads a value again; text as it is where it reads as text."""
+    if isinstance(value, str) and read_value(value) == value:
+        return value
+    return str(value) if isinstance(value, (float, date, time)) else dump_json(value)
 
 
 def tamed(tree: Mapping[str, Any]) -> tuple[dict[str, Any], list[Fault]]:
@@ -75,12 +93,19 @@ def _tame(place: tuple[Any, ...], value: Any, faults: list[Fault]) -> Any:
         return {key: _tame((*place, key), item, faults) for key, item in value.items() if _is_text(key)}
     if isinstance(value, (list, tuple)):
         return [_tame((*place, index), item, faults) for index, item in enumerate(value)]
+    return _tame_scalar(place, value, faults)
+
+
+def _tame_scalar(place: tuple[Any, ...], value: Any, faults: list[Fault]) -> Any:
     if isinstance(value, str) and not _is_text(value):
         text = re.sub("[\0\ud800-\udfff]", "", value)
         mend = f"; nearest: {shown(text)}" if text else ""
         fault = f"must be text that UTF-8 can hold, without NUL, got {shown(value)}{mend}"
         faults.append(Fault(dotted(place), fault))
         return text
+    if value is None and len(place) > 2:  # in a table or list that a key holds; TOML has no such value
+        faults.append(Fault(dotted(place), "must have a value, got null, which no job file can hold; leave it out"))
+        return 0
     if isinstance(value, int) and value not in _INT64:
         nearest = _INT64[-1] if value > 0 else _INT64[0]
         faults.append(Fault(dotted(place), f"must fit into 64 bits, got {shown(value)}; nearest: {nearest}"))

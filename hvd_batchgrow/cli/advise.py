@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from hvd_batchgrow.job_file import parse_job
 from hvd_batchgrow.json_lines import read_json_lines
 from hvd_batchgrow.schedule.advice import Advice, RecordedRun, advise
 from hvd_batchgrow.schedule.noise_record import read_observations
+from hvd_batchgrow.strict_json import dump_json
 
 _SPARE = ("updates", "lr")
 """Columns of the evidence that a narrow terminal does without."""
@@ -58,7 +58,7 @@ class AdviseCommand:
         for text in advice.weak:
             console.print(f"too weak to go by: {text}", style="yellow", highlight=False, soft_wrap=True)
         self._draw(recorded, advice)
-        print(json.dumps(advice_dict(advice), indent=2) if self.json else advised_job_file(advice), end="")
+        print(dump_json(advice_dict(advice), indent=2) if self.json else advised_job_file(advice), end="")
         return ExitCode.DONE
 
     def _draw(self, recorded: RecordedRun, advice: Advice | None = None) -> None:

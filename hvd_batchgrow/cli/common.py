@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
-from rich.console import Console
 
 from hvd_batchgrow.comm.launch import RELAY_S, Comm, launched_by
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.errors import ExitCode, Fault, JobError, RunError
-from hvd_batchgrow.job_file import load_job
+from hvd_batchgrow.job_file import load_job, override_words
+from hvd_batchgrow.watch.console import PlainConsole
 
 if TYPE_CHECKING:  # torch takes seconds to import, and `plan` does without it
     from hvd_batchgrow.comm.ranks import Ranks
@@ -39,6 +39,11 @@ class JobCommand:
         """The job with what the command line puts over it."""
         flags = {"name": self.name, "seed": self.seed}
         return load_job(self.job, overrides | {key: value for key, value in flags.items() if value is not None})
+
+    def words(self, overrides: dict[str, Any]) -> list[str]:
+        """Return the words by which another command reads the same job."""
+        seed = [] if self.seed is None else [f"--seed={self.seed}"]
+        return [str(self.job), *([f"--name={self.name}"] if self.name else []), *seed, *override_words(overrides)]
 
 
 @dataclass(frozen=True)
@@ -82,8 +87,8 @@ def refuse_overrides(overrides: dict[str, Any]) -> None:
         raise JobError([Fault(key, "there is no job to put it over") for key in overrides], "command line")
 
 
-def terminal(stream: Any, *, quiet: bool = False) -> Console:
+def terminal(stream: Any, *, quiet: bool = False) -> PlainConsole:
     """A console that draws on a terminal only, and elsewhere does not fold log lines at 80 columns."""
     # Open MPI gives a rank a pseudo-terminal that nobody looks at: what it relays may be a file.
     is_terminal = stream.isatty() and launched_by(os.environ) is None
-    return Console(file=stream, quiet=quiet, force_terminal=is_terminal, width=None if is_terminal else 140)
+    return PlainConsole(stream, None if is_terminal else 140, is_terminal=is_terminal, quiet=quiet)

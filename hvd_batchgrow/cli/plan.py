@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from hvd_batchgrow.errors import ExitCode, Fault, JobError
 from hvd_batchgrow.schedule.decisions import Decision, check_replay, read_decisions
 from hvd_batchgrow.schedule.plan import Plan, compile_plan
 from hvd_batchgrow.schedule.twin import compile_twin, decay_twin
+from hvd_batchgrow.strict_json import dump_json
 
 if TYPE_CHECKING:  # torch takes seconds to import, and `plan` does without it
     from hvd_batchgrow.schedule.cost import Cost
@@ -111,7 +111,7 @@ class PlanCommand(JobCommand):
             trees[0] |= {"twin": trees[1], "updates_ratio": plans[1].num_updates / plans[0].num_updates}
         if no_twin:
             trees[0] |= {"twin": None, "no_twin": no_twin}
-        print(json.dumps(trees[0], indent=2))
+        print(dump_json(trees[0], indent=2))
 
     def print_tables(self, plans: Sequence[Plan], costs: Sequence[Cost], no_twin: str | None) -> None:
         """Tables, what happens between phases, and the saving."""
@@ -119,11 +119,13 @@ class PlanCommand(JobCommand):
         from hvd_batchgrow.watch.tables import cost_table, print_plan, print_table
 
         console = terminal(sys.stdout)
+        told: set[str] = set()
         for plan in plans:
             print_plan(console, plan)
             for line in describe_transitions(plan):
                 console.print(f"  {line}", highlight=False, soft_wrap=True)
-            for note in plan.notes:
+            for note in [note for note in plan.notes if note not in told]:
+                told.add(note)
                 console.print(f"  {note}", style="yellow", highlight=False, soft_wrap=True)
             console.print()
         if len(plans) > 1:

@@ -38,6 +38,7 @@ class ProbeCommand(RanksCommand):
         console = terminal(sys.stderr, quiet=ranks.rank != 0)
         with work_progress(console) as report:
             probe_into(self.out, lambda: self.load(overrides), ranks, report, console.print, self.budget_s)
-        words = ["hvd-batchgrow", "plan", str(self.job), "--ranks", str(ranks.size), "--cost", str(self.out)]
-        console.print(f"written to {self.out}: {shlex.join(words)}", markup=False, soft_wrap=True)
+        job = self.words(overrides)
+        words = ["hvd-batchgrow", "plan", *job, "--ranks", str(ranks.size), "--cost", str(self.out)]
+        console.print(f"written to {self.out}: {shlex.join(words)}", soft_wrap=True)
         return ExitCode.DONE

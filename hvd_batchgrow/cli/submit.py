@@ -46,7 +46,7 @@ class SubmitCommand(JobCommand):
     runs_dir: Path = Path("runs")
     """Where run folders are made."""
     template: Path | None = None
-    """The batch script to fill in; otherwise slurm/train.sbatch."""
+    """The batch script to fill in; otherwise slurm/train.sbatch, here or as it comes with the package."""
     partition: str | None = None
     """Slurm's partition; it overrides the template's, as do those below."""
     account: str | None = None

@@ -11,8 +11,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from rich.console import Console
-
 from hvd_batchgrow.cli.common import RanksCommand, terminal, with_ranks
 from hvd_batchgrow.comm.launch import is_elastic
 from hvd_batchgrow.config import Job
@@ -27,6 +25,7 @@ if TYPE_CHECKING:
     from hvd_batchgrow.train.events import Observer, RunEnded
     from hvd_batchgrow.train.run import RunOptions
     from hvd_batchgrow.train.stop import Stop
+    from hvd_batchgrow.watch.console import PlainConsole
 
 
 @dataclass(frozen=True)
@@ -194,13 +193,13 @@ class TwinCommand(TrainCommand):
             console = terminal(sys.stdout)
             print_table(console, result_table([("grow the batch", grown), ("decay the learning rate", decayed)]))
             for run in (grown, decayed):
-                console.print(f"run folder: {run.folder}", highlight=False)
+                console.print(f"run folder: {run.folder}", soft_wrap=True)
             curves = shlex.join(["tensorboard", "--host", "localhost", "--logdir", str(self.runs_dir)])
-            console.print(f"curves: {curves}", highlight=False, markup=False, soft_wrap=True)
+            console.print(f"curves: {curves}", highlight=False, soft_wrap=True)
         return _exit_code([grown, decayed])
 
 
-def _observers(job: Job, console: Console) -> list[Observer]:
+def _observers(job: Job, console: PlainConsole) -> list[Observer]:
     from hvd_batchgrow.watch.metrics import ConsumedFile, MetricsFile
     from hvd_batchgrow.watch.progress import ProgressDisplay
     from hvd_batchgrow.watch.tensorboard import TensorBoard

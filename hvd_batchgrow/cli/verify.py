@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +11,7 @@ from hvd_batchgrow.config import OF_GROWTH
 from hvd_batchgrow.config.types import PositiveInt
 from hvd_batchgrow.errors import ExitCode
 from hvd_batchgrow.interrupt import tidied_up_on_interrupt
+from hvd_batchgrow.job_file import override_words
 from hvd_batchgrow.schedule.plan import compile_plan
 
 _OF_GROWTH = {"layout.growth"} | {f"layout.{key}" for keys in OF_GROWTH.values() for key in keys}
@@ -43,7 +43,7 @@ class VerifyCommand(RanksCommand):
             if self.layouts
             else default_shapes(phase.global_batch, group, exact=exact)
         )
-        options = [word for key, value in overrides.items() for word in (f"--{key}", json.dumps(value))]
+        options = override_words(overrides)
         console = terminal(sys.stderr)
         if self.seed is not None:
             options += ["--seed", str(self.seed)]
@@ -58,7 +58,7 @@ class VerifyCommand(RanksCommand):
         out = terminal(sys.stdout)
         print_table(out, verify_table(job, results, self.updates))
         for cause in causes:
-            out.print(f"the layout has a say in {job.model.name}; at {cause}", highlight=False)
+            out.print(f"the layout has a say in {job.model.name}; at {cause}", soft_wrap=True)
         for note in notes:
-            out.print(note, highlight=False, markup=False)
+            out.print(note, soft_wrap=True)
         return ExitCode.DONE if all(result.passed for result in results) else ExitCode.FAILURE

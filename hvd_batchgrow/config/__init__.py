@@ -72,7 +72,8 @@ class DataSection(Section):
     num_classes: PositiveInt | None = None
     """None: as many as the training labels show; for synthetic sources 10."""
     shape: Annotated[tuple[PositiveInt, ...], BeforeValidator(tuples)] | None = None
-    """Of a synthetic sample: [height, width, channels], or [features]."""
+    """Shape of a synthetic sample: [height, width, channels], or [features]. For numpy, idx and your own source: it
+    confirms images that look as if their axes were in another order."""
     mean: Annotated[tuple[float, ...], BeforeValidator(tuples)] | None = None
     """Per channel of images scaled to [0, 1], or per feature; None: of the training set; encoded images: ImageNet's."""
     deviation: FloatList | None = None
@@ -230,7 +231,9 @@ class UpdateSection(Section):
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     """Type of the forward pass where torch's autocast knows it to be safe; float16 with a dynamic loss scale."""
     on_nonfinite: Literal["stop", "skip"] = "stop"
-    """A loss or gradient that is infinite or no number: end the run, or leave the update out, and count it."""
+    """If the loss or the gradient of an update is infinite or NaN: end the run, or skip the update and count it. If the
+    test loss is: end the run, or disregard that evaluation, which is then neither an improvement nor part of a
+    trigger's patience."""
     compression: Literal["none", "float16", "bfloat16"] = "none"
     """Type of the gradients while they cross the network: half the bytes, and a rounding that one rank does not have;
     bfloat16 not through Horovod."""
@@ -327,6 +330,7 @@ class Job(Section):
         }
         free = {"data.root", "data.num_samples", "data.pipeline", "data.channels_last"}
         free |= {"gradient_noise.measure", "gradient_noise.per_layer_group"}
+        free |= {"data.shape"} if self.data.source in {"idx", "numpy"} else set()  # there it only confirms
         return {"seed": self.seed, "data.num_samples": num_samples} | {
             key: value for key, value in flat.items() if key not in free
         }

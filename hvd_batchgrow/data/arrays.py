@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hvd_batchgrow.data.plausible import axis_hint, byte_hint
 from hvd_batchgrow.data.samples import ArraySamples, Samples, Source, check_labels
 from hvd_batchgrow.errors import RunError
 
@@ -20,7 +21,8 @@ def check_images(images: NDArray[Any], labels: NDArray[Any], place: str) -> None
     """
     if images.dtype != np.uint8 or not np.issubdtype(labels.dtype, np.integer):
         found = f"images are {images.dtype} and labels {labels.dtype}"
-        raise RunError(f"{place}: {found}; images must be uint8 and labels whole numbers")
+        hint = "" if images.dtype == np.uint8 else byte_hint(images)
+        raise RunError(f"{place}: {found}; images must be uint8 and labels whole numbers{hint}")
     if images.ndim not in {3, 4}:
         raise RunError(f"{place}: images are {images.shape}; they must be (N, H, W) or (N, H, W, C)")
     check_pair(images, labels, place, "images")
@@ -29,7 +31,8 @@ def check_images(images: NDArray[Any], labels: NDArray[Any], place: str) -> None
 def check_pair(values: NDArray[Any], labels: NDArray[Any], place: str, what: str) -> None:
     """Values and labels must be as many, more than none, and nothing empty. Raises RunError if not."""
     if labels.ndim != 1 or len(values) != len(labels):
-        raise RunError(f"{place}: {what} {values.shape} and labels {labels.shape} do not belong together")
+        hint = axis_hint(values, labels)
+        raise RunError(f"{place}: {what} {values.shape} and labels {labels.shape} do not belong together{hint}")
     if not values.size:
         raise RunError(f"{place}: {what} {values.shape} hold nothing")
 

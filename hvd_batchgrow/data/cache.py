@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import json
 import os
+import shlex
 import shutil
 import stat
 import tempfile
@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hvd_batchgrow.errors import RunError
+from hvd_batchgrow.strict_json import dump_json
 
 _ANOTHER = "another: HVD_BATCHGROW_CACHE=…"
 Arrays = Mapping[str, NDArray[Any]]
@@ -95,7 +96,9 @@ def _own_folder() -> Path:
         raise RunError(f"cache {folder} belongs to user {status.st_uid}, who could put anything there; {_ANOTHER}")
     if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         fault = f"can be written by others (mode {stat.S_IMODE(status.st_mode):04o})"
-        raise RunError(f"cache {folder} {fault}; remove it, or, if you trust what it holds: chmod 700 {folder}")
+        raise RunError(
+            f"cache {folder} {fault}; remove it, or, if you trust what it holds: chmod 700 {shlex.quote(str(folder))}"
+        )
     return folder
 
 
@@ -124,7 +127,7 @@ def _mapped(folder: Path, made_of: Any) -> dict[str, NDArray[Any]] | None:
 
 def _stamp(made_of: Any, arrays: Arrays) -> str:
     forms = {name: [str(array.dtype), list(array.shape)] for name, array in arrays.items()}
-    return json.dumps({"made_of": made_of, "arrays": forms}, sort_keys=True)
+    return dump_json({"made_of": made_of, "arrays": forms}, sort_keys=True)
 
 
 def _built(build: Callable[[], Arrays]) -> Arrays:

@@ -18,6 +18,7 @@ from hvd_batchgrow.data.arrays import array_source, check_images, with_channels
 from hvd_batchgrow.data.cache import Arrays, cached_arrays, file_stamp
 from hvd_batchgrow.data.known import need_root
 from hvd_batchgrow.data.moments import chunks_of, image_moments
+from hvd_batchgrow.data.plausible import check_layout, not_cut_to_bits
 from hvd_batchgrow.data.samples import ReportProgress, Source
 from hvd_batchgrow.errors import RunError
 
@@ -47,6 +48,7 @@ def load_folder(folder: Path, sha256: Mapping[str, str], data: DataSection, repo
     paths = [_present(folder, name) for name in NAMES]
     stamp = [file_stamp(*paths), sorted(sha256.values())]
     arrays = cached_arrays(data.source, str(folder.resolve()), stamp, lambda: _unpack(paths, sha256, report))
+    check_layout(with_channels(arrays["train_values"]).shape[1:], data.shape, str(paths[0]))
     return array_source(arrays, (str(paths[0]), str(paths[2])), data.num_classes)
 
 
@@ -66,7 +68,8 @@ def _unpack(paths: list[Path], sha256: Mapping[str, str], report: ReportProgress
     train, train_labels, test, test_labels = arrays
     check_images(train, train_labels, str(paths[0].parent))
     check_images(test, test_labels, str(paths[0].parent))
-    mean, deviation = image_moments(chunks_of(with_channels(train), "mean of the training images", report))
+    chunks = chunks_of(with_channels(train), "mean of the training images", report)
+    mean, deviation = image_moments(not_cut_to_bits(chunks, str(paths[0])))
     return {
         "train_values": train,
         "train_labels": train_labels.astype(np.int64),

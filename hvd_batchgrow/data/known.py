@@ -7,6 +7,7 @@ from fractions import Fraction
 from pathlib import Path
 
 from hvd_batchgrow.config import DataSection
+from hvd_batchgrow.data.plausible import constant_faults
 from hvd_batchgrow.data.samples import Kind
 from hvd_batchgrow.errors import Fault, JobError
 
@@ -22,14 +23,14 @@ _FILES = {"root", "train", "test"}
 _TABLE = _FILES | {"held_out", "label"}
 _KEYS: dict[str, set[str]] = {
     "fashion_mnist": {"root"},
-    "idx": {"root"},
+    "idx": {"root", "shape"},
     "cifar10": {"root"},
     "cifar100": {"root"},
     "imagenet": _FILES,
     "image_folder": _FILES,
     "webdataset": _FILES | {"label"},
     "tfrecord": _FILES | {"label"},
-    "numpy": _FILES,
+    "numpy": _FILES | {"shape"},
     "covtype": {"root", "held_out"},
     "csv": _TABLE,
     "parquet": _TABLE,
@@ -48,6 +49,8 @@ _KEYS_OF_KIND: dict[Kind, set[str]] = {
 }
 """What is done to a sample: the keys that each kind uses."""
 
+_LONGEST = 10
+"""Times its height, the width of a window that somebody may want."""
 _KIND_TEXT: dict[Kind, str] = {"images": "images of one size", "rows": "rows", "encoded": "encoded images"}
 _INSTEAD = {("crop_pixels", "images"): "; use data.pad_pixels", ("pad_pixels", "encoded"): "; use data.crop_pixels"}
 
@@ -114,6 +117,8 @@ def check_data(data: DataSection, kind: Kind | None = None) -> list[Fault]:
         *_held_out_faults(data),
         *_synthetic_faults(data),
     ]
+    if kind in {"images", "encoded"}:
+        faults += [Fault(f"data.{key}", fault) for key, fault in constant_faults(data.mean, data.deviation)]
     return sorted(faults, key=lambda fault: fault.path)
 
 
@@ -163,7 +168,13 @@ def _crop_faults(data: DataSection, kind: Kind | None, given: set[str]) -> list[
     ]
     if max(data.crop_area) > 1:
         fault = f"{max(data.crop_area):g} of the image's area is more than all of it; use <= 1"
-        faults.append(Fault("data.crop_area", fault))
+        percent = f", or [{', '.join(f'{share / 100:g}' for share in data.crop_area)}] for percent"
+        faults.append(Fault("data.crop_area", fault + (percent if max(data.crop_area) <= 100 else "")))
+    low, high = data.crop_aspect
+    if low > _LONGEST or high < 1 / _LONGEST:
+        fault = f"[{low:g}, {high:g}]: every window would have one side {_LONGEST} times the other or more"
+        percent = f"; for percent use [{low / 100:g}, {high / 100:g}]" if low > _LONGEST else ""
+        faults.append(Fault("data.crop_aspect", f"{fault}; usual are [0.75, 1.33]{percent}"))
     return faults
 
 

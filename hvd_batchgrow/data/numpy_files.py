@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from hvd_batchgrow.data.arrays import array_source, check_images, check_pair, wi
 from hvd_batchgrow.data.cache import Arrays, cached_arrays, file_stamp
 from hvd_batchgrow.data.known import need_root
 from hvd_batchgrow.data.moments import chunks_of, finite_chunks, image_moments, row_moments
+from hvd_batchgrow.data.plausible import check_layout, not_cut_to_bits
 from hvd_batchgrow.data.samples import ReportProgress, Source
 from hvd_batchgrow.errors import RunError
 
@@ -39,6 +41,7 @@ def load(data: DataSection, report: ReportProgress) -> Source:
     pairs = [(train, train_labels), (test, test_labels)]
     identity = "\n".join(str(path.resolve()) for path in (train, test))
     arrays = cached_arrays("numpy", identity, stamp, lambda: _digest(pairs, report))
+    check_layout(with_channels(values["train_values"]).shape[1:], data.shape, str(train))
     return array_source({**values, **arrays}, (str(train), str(test)), data.num_classes)
 
 
@@ -59,7 +62,8 @@ def _how_to_unpack(root: Path) -> str:
     if not packed:
         return ""
     code = f"z = numpy.load({str(packed[0])!r}); [numpy.save(f'{{k}}.npy', z[k]) for k in z]"
-    return f'; {packed[0].name} is not read, as it cannot be mapped; to unpack it: python -c "import numpy; {code}"'
+    command = shlex.join(["python", "-c", f"import numpy; {code}"])
+    return f"; {packed[0].name} is not read, as it cannot be mapped; to unpack it: {command}"
 
 
 def open_npy(path: Path) -> NDArray[Any]:
@@ -110,7 +114,8 @@ def _digest(pairs: list[tuple[Path, Path]], report: ReportProgress) -> Arrays:
         arrays[f"{part}_labels"] = labels.astype(np.int64)
         chunks = chunks_of(with_channels(values), f"reading {path.name}", report)
         if part == "train":
-            moments = row_moments(chunks, str(path)) if values.ndim == 2 else image_moments(chunks)
+            is_rows = values.ndim == 2
+            moments = row_moments(chunks, str(path)) if is_rows else image_moments(not_cut_to_bits(chunks, str(path)))
             arrays["mean"], arrays["deviation"] = moments
         elif values.ndim == 2:
             for _ in finite_chunks(chunks, str(path)):

@@ -7,6 +7,7 @@ from typing import Any, get_args
 import numpy as np
 
 from hvd_batchgrow.config import DataSection
+from hvd_batchgrow.data.plausible import byte_hint, check_layout, constant_faults
 from hvd_batchgrow.data.samples import Kind, Samples, Source, check_labels
 from hvd_batchgrow.errors import Fault, JobError, RunError
 from hvd_batchgrow.own_code import NotFound, find_callable, told
@@ -25,7 +26,7 @@ def load_own(data: DataSection) -> Source:
         raise JobError([Fault("data.source", str(error))]) from error
     try:
         source = function(data)
-        faults = check_own(source)
+        faults = check_own(source, data.shape)
     except (JobError, RunError):
         raise
     except Exception as error:
@@ -35,11 +36,15 @@ def load_own(data: DataSection) -> Source:
     return source  # type: ignore[no-any-return]
 
 
-def check_own(source: Any) -> list[str]:
+def check_own(source: Any, shape: tuple[int, ...] | None = None) -> list[str]:
     """What keeps an object from being a `Source`, member by member; of labels and samples the first are looked at.
 
+    Args:
+        source: what the user's function has returned.
+        shape: `data.shape`, which confirms an unusual shape of images.
+
     Raises:
-        RunError: a label is out of range.
+        RunError: a label is out of range, or the images are hardly (H, W, C).
     """
     if not isinstance(source, Source):
         return [f"must return a hvd_batchgrow.data.samples.Source, returned {type(source).__name__}"]
@@ -54,6 +59,8 @@ def check_own(source: Any) -> list[str]:
         faults.append(f"train and test must be alike, and are {kinds}")
     faults += _constant_faults(source)
     if not faults:
+        if source.train.kind == "images":  # whose code may use data.shape for anything else too
+            check_layout(source.train.shape, shape if shape == source.train.shape else None, "data.source, train")
         for part, samples in sets:
             check_labels(_first_labels(samples), source.num_classes, f"data.source, {part}")
     return faults
@@ -96,7 +103,8 @@ def _fetch_faults(samples: Samples) -> list[str]:
     wanted = "uint8" if samples.kind == "images" else "float32"
     if getattr(found, "dtype", None) != wanted or found.shape != (1, *samples.shape):
         state = f"{getattr(found, 'dtype', type(found).__name__)} {getattr(found, 'shape', '')}"
-        return [f"fetch of one sample must return {wanted} {(1, *samples.shape)}, returned {state}"]
+        hint = byte_hint(found) if wanted == "uint8" and getattr(found, "dtype", None) not in {None, wanted} else ""
+        return [f"fetch of one sample must return {wanted} {(1, *samples.shape)}, returned {state}{hint}"]
     return []
 
 
@@ -110,4 +118,6 @@ def _constant_faults(source: Source) -> list[str]:
             faults.append(f"{key} must be {length} finite numbers, is {values}")
     if min(source.deviation, default=1) <= 0:
         faults.append(f"deviation must be above 0, is {source.deviation}")
+    if not faults and source.train.kind != "rows":
+        faults += [f"{key}: {fault}" for key, fault in constant_faults(source.mean, source.deviation)]
     return faults

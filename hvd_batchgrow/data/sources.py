@@ -95,6 +95,15 @@ def _with_overrides(source: Source, data: DataSection) -> Source:
     ]
     if data.num_classes is not None and data.num_classes < source.num_classes:
         faults.append(Fault("data.num_classes", f"{data.num_classes} is below the {source.num_classes} of the source"))
+    if source.train.kind == "images" and data.pad_pixels >= min(source.train.shape[:2]):
+        height, width, _ = source.train.shape
+        fault = (
+            f"{data.pad_pixels}: a crop of an image of {height} × {width} could show nothing but the zeros around it"
+        )
+        faults.append(Fault("data.pad_pixels", f"{fault}; use < {min(height, width)}"))
+    if max(source.num_classes, data.num_classes or 0) == 1:
+        fault = "1: every label is 0, so that the loss is 0 and the accuracy 100 % before anything is learned"
+        faults.append(Fault("data.num_classes", fault))
     _raise_faults(faults)
     return replace(
         source,

@@ -14,6 +14,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -337,9 +338,10 @@ def _refuse_without_evidence(run: RecordedRun) -> None:
         if one and not smaller:
             hint += f": {more_gradients(run.seen, run.job)}"
         passes = f" --layout.max-micro-batch {smaller}" if smaller else ""
+        command = f"hvd-batchgrow train {shlex.quote(f'{name}/job.toml')} --name {_measured_name(run.job.name)}"
         raise RunError(
-            f"{name}: its gradient noise was not measured{hint}\n  train it again, as another run: hvd-batchgrow train "
-            f"{name}/job.toml --name {_measured_name(run.job.name)} --gradient-noise.measure true{passes}"
+            f"{name}: its gradient noise was not measured{hint}\n  train it again, as another run: "
+            f"{command} --gradient-noise.measure true{passes}"
         )
     resolved = sum(o.length for o in measured if o.is_resolved) / run.num_samples
     if resolved < HOLD_EPOCHS:

@@ -11,6 +11,7 @@ from typing import Any
 
 from hvd_batchgrow.errors import Fault, JobError
 from hvd_batchgrow.regular import read_regular
+from hvd_batchgrow.strict_json import dump_json
 
 _REPLAYED = "replayed_from"
 """A first line with this key: nothing is decided any more after the decisions that follow."""
@@ -109,7 +110,7 @@ def check_replay(policy: str, where: str) -> None:
 def decisions_text(source: str | None, decisions: Iterable[Decision]) -> bytes:
     """The content of a `decisions.jsonl`; see `parse_decisions`."""
     lines = [*([{_REPLAYED: source}] if source else []), *(decision.to_dict() for decision in decisions)]
-    return "".join(json.dumps(line) + "\n" for line in lines).encode()
+    return "".join(dump_json(line) + "\n" for line in lines).encode()
 
 
 def parse_decisions(text: str, path: Path) -> tuple[str | None, tuple[Decision, ...]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 from hvd_batchgrow.config import OF_GROWTH, AdamSection, Job
 from hvd_batchgrow.config.batch_steps import parse_batch_steps
@@ -14,6 +15,7 @@ from hvd_batchgrow.config.schedules import (
     MeasuredSchedule,
     StepsSchedule,
 )
+from hvd_batchgrow.config.triggers import PlateauTrigger
 from hvd_batchgrow.errors import Fault
 from hvd_batchgrow.schedule.layout import cut_groups
 from hvd_batchgrow.schedule.policies import batch_cap, batch_unit, first_batch
@@ -62,6 +64,27 @@ def _early_faults(job: Job, ranks: int, num_samples: int) -> list[Fault]:
             f"{section.raise_momentum_to:g} is below optim.momentum = {job.optim.momentum:g}, where the schedule starts"
         )
         faults.append(Fault("schedule.raise_momentum_to", f"{fault}; leave it out, or lower optim.momentum"))
+    return faults + _senseless_values(job)
+
+
+def _senseless_values(job: Job) -> list[Fault]:
+    """Values whose only effect is one that nobody wants, with what was likely meant."""
+    optim, update, faults = job.optim, job.update, []
+    lr = optim.lr * job.schedule.lr_scale
+    if optim.name in {"sgd", "adamw"} and optim.weight_decay >= 1 and lr * optim.weight_decay >= 1:
+        product = f"{optim.weight_decay:g} × the learning rate {lr:g} = {lr * optim.weight_decay:g}"
+        fault = f"{product}: each update would remove such a share of every weight; use < {1 / lr:g}"
+        faults.append(Fault("optim.weight_decay", fault))
+    if update.average_samples is not None and update.average_samples < 1:
+        decay, batch = update.average_samples, first_batch(job)
+        memory = -batch / math.log(decay)
+        fault = f"{decay:g} is a memory in samples, and below 1; for a decay of {decay:g} per update of {batch} samples"
+        faults.append(Fault("update.average_samples", f"{fault} use {memory:.6g}"))
+    trigger = job.trigger
+    if isinstance(trigger, PlateauTrigger) and trigger.metric == "top1" and trigger.min_delta >= 1:
+        fault = f"{trigger.min_delta:g}: accuracy is in [0, 1], so that nothing could be an improvement"
+        hint = f"for {trigger.min_delta:g} % use {trigger.min_delta / 100:g}; if it is meant, 0.999"
+        faults.append(Fault("trigger.min_delta", f"{fault}; {hint}"))
     return faults
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -115,7 +116,7 @@ def load_probe(path: Path) -> Probe:
     Raises:
         RunError: it is missing, damaged, or not a probe; the message says where.
     """
-    again = f"measure (again): hvd-batchgrow probe JOB --out {path}"
+    again = f"measure (again): hvd-batchgrow probe JOB --out {shlex.quote(str(path))}"
     try:
         probe = Probe.model_validate_json(read_regular(path))
     except OSError as error:

@@ -13,6 +13,7 @@ from hvd_batchgrow.config.schedules import MeasuredSchedule
 from hvd_batchgrow.errors import Fault, JobError
 from hvd_batchgrow.schedule.decisions import Decision
 from hvd_batchgrow.schedule.growth import measured_stages
+from hvd_batchgrow.schedule.growth_notes import growth_notes
 from hvd_batchgrow.schedule.key_faults import batch_faults, key_faults
 from hvd_batchgrow.schedule.layout import Layout, form_layout, ranks_for_full_passes
 from hvd_batchgrow.schedule.noise import NoiseScale
@@ -27,6 +28,7 @@ from hvd_batchgrow.schedule.policies import (
 )
 from hvd_batchgrow.schedule.rounding import samples_at
 from hvd_batchgrow.schedule.trigger_faults import one_gradient, trigger_faults
+from hvd_batchgrow.schedule.unlikely import unlikely_values
 
 ChooseRanks = Callable[[Stage], int]
 """Ranks for a stage's batch."""
@@ -76,7 +78,13 @@ class Plan:
     @property
     def notes(self) -> list[str]:
         """What the user should know of it before it runs: a line each."""
-        return [*self._rank_notes(), *self._noise_notes()]
+        num_samples, phases = self.num_samples, self.schedule.phases
+        return [
+            *([] if self.decisions else growth_notes(self.job, num_samples, phases)),
+            *unlikely_values(self.job, num_samples, phases),
+            *self._rank_notes(),
+            *self._noise_notes(),
+        ]
 
     def noise_scale(self, phase: Phase) -> float:
         """Noise scale g of a phase."""

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from fractions import Fraction
-from typing import Any
+from typing import Any, TypeGuard
 
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.config.schedules import MeasuredSchedule
@@ -48,12 +48,14 @@ class Measurement:
     loss: float | None = None
     """Mean training loss, smoothed."""
     metric: float | None = None
-    """Of an evaluation that was just made; None: there was none."""
+    """Of an evaluation that was just made; None: there was none, or its loss was not finite."""
+    was_unusable: bool = False
+    """An evaluation was just made whose loss is infinite or NaN."""
 
     @property
     def b_simple(self) -> float | None:
         """B_simple = tr(Σ)/|G|², samples; None: unresolved, and no reason to grow."""
-        if self.trace is None or self.squared_norm is None or self.squared_norm <= 0 or self.trace <= 0:
+        if not (_is_positive(self.trace) and _is_positive(self.squared_norm)):
             return None
         return self.trace / self.squared_norm
 
@@ -66,7 +68,8 @@ class Measurement:
 
     def numbers(self) -> dict[str, float]:
         """What of it is known, for the record."""
-        known = {name: value for name, value in asdict(self).items() if value is not None and name != "samples"}
+        values = {name: value for name, value in asdict(self).items() if name not in {"samples", "was_unusable"}}
+        known = {name: value for name, value in values.items() if value is not None}
         return known | ({} if self.b_simple is None else {"b_simple": self.b_simple})
 
 
@@ -74,7 +77,8 @@ class Plateau:
     """The rule of torch's ReduceLROnPlateau with an absolute threshold, on epochs in the place of calls.
 
     Evaluations count at the epoch at which they were due: that they happen at the first update
-    after it moves no patience.
+    after it moves no patience. An evaluation whose loss is not finite counts as none: the epochs since the evaluation
+    before it are added neither to patience nor to cooldown, as if torch's rule had not been called.
 
     Args:
         section: of the job.
@@ -92,12 +96,19 @@ class Plateau:
         """Sample counter of the best evaluation."""
         self._bad_since = 0.0
         self._cool_until = -math.inf
+        self._last = 0.0
+        """Epoch of the last evaluation."""
 
     def look(self, now: Measurement) -> Wish | None:
         """Looks at evaluations only."""
-        if now.metric is None:
+        if now.metric is None and not now.was_unusable:
             return None
         epoch = self._due_epoch(now.samples)
+        since_last, self._last = epoch - self._last, epoch
+        if now.metric is None:
+            self._bad_since += since_last
+            self._cool_until += since_last
+            return None
         if self._sign * now.metric < self._sign * self.best - self._section.min_delta:
             self.best, self.best_samples, self._bad_since = now.metric, now.samples, epoch
         if epoch <= self._cool_until + _ROUNDING:
@@ -122,12 +133,19 @@ class Plateau:
 
     def state(self) -> dict[str, Any]:
         """Plain values, for a checkpoint."""
-        return {"best": self.best, "best_samples": self.best_samples, "bad": self._bad_since, "cool": self._cool_until}
+        return {
+            "best": self.best,
+            "best_samples": self.best_samples,
+            "bad": self._bad_since,
+            "cool": self._cool_until,
+            "last": self._last,
+        }
 
     def load(self, state: Mapping[str, Any]) -> None:
         """The inverse."""
         self.best, self.best_samples = state["best"], state["best_samples"]
         self._bad_since, self._cool_until = state["bad"], state["cool"]
+        self._last = state.get("last", state["bad"])  # checkpoints of version 0.1.0 lack it
 
 
 class Measuring:
@@ -151,7 +169,7 @@ class Measuring:
     def look(self, now: Measurement) -> Wish | None:
         """A wish that lies within `factor` and beyond `min_factor` of the batch there is."""
         asked = self._formula(now)
-        if asked is None or asked[0] <= now.global_batch:
+        if asked is None or not asked[0] > now.global_batch:  # also where it is NaN
             self._asks_since = None
             return None
         if self._asks_since is None:
@@ -187,14 +205,14 @@ def norm_test(section: NormTestTrigger, now: Measurement) -> tuple[float, str] |
     if now.b_simple is None or now.trace is None or norm is None:
         return None
     error, allowed = now.trace / now.global_batch, section.theta**2 * norm
-    if error <= allowed:
+    if not 0 < allowed < error < math.inf:
         return None
     return math.ceil(now.trace / allowed), f"norm test: tr(Σ)/B = {error:.3g} > θ² |g|² = {allowed:.3g}"
 
 
 def cabs(section: CabsTrigger, now: Measurement) -> tuple[float, str] | None:
     """B' = c ε tr(Σ) / (loss + δ). Source: Balles et al. 2016 (arXiv 1612.05086)."""
-    if now.trace is None or now.trace <= 0 or now.loss is None or now.loss + section.loss_offset <= 0:
+    if now.loss is None or not (_is_positive(now.trace) and _is_positive(now.loss + section.loss_offset)):
         return None
     batch = section.scale * now.lr * now.trace / (now.loss + section.loss_offset)
     return batch, f"CABS: c ε tr(Σ)/loss = {section.scale:g} · {now.lr:.3g} · {now.trace:.3g}/{now.loss:.3g}"
@@ -261,6 +279,11 @@ class AdaScale:
 def adascale_gain(b_simple: float, base_batch: int, global_batch: int) -> float:
     """r; see `AdaScale`. All in samples."""
     return global_batch / base_batch * (b_simple + base_batch) / (b_simple + global_batch)
+
+
+def _is_positive(value: float | None) -> TypeGuard[float]:
+    """Whether a number is known, above 0 and finite."""
+    return value is not None and 0 < value < math.inf
 
 
 Trigger = Plateau | Measuring | AdaScale

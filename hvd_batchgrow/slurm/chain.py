@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ from hvd_batchgrow.slurm.ledger import (
     write_ledger,
 )
 from hvd_batchgrow.slurm.links import Link
-from hvd_batchgrow.slurm.render import log_pattern, render
+from hvd_batchgrow.slurm.render import TEMPLATES, log_pattern, render
 from hvd_batchgrow.slurm.scheduler import Scheduler
 
 
@@ -243,13 +244,12 @@ def _last_lines(log: Path, count: int = 8) -> list[str]:
 
 
 def find_template(given: Path | None) -> str:
-    """The text of the template: the one given, `slurm/train.sbatch` here, or that of the sources.
+    """Return the text of the template: the given one, else `slurm/train.sbatch` here, else the one in `TEMPLATES`.
 
     Raises:
         JobError: there is none, or it is no text.
     """
-    sources = Path(__file__).resolve().parents[2]
-    places = [given] if given else [Path("slurm/train.sbatch"), sources / "slurm" / "train.sbatch"]
+    places = [given] if given else [Path("slurm/train.sbatch"), TEMPLATES / "train.sbatch"]
     for place in places:
         if not place.exists():
             continue
@@ -260,5 +260,6 @@ def find_template(given: Path | None) -> str:
         except (OSError, UnicodeDecodeError) as error:
             told = error.strerror if isinstance(error, OSError) else f"no UTF-8 at byte {error.start}"
             raise JobError([Fault("--template", f"{place} cannot be read: {told}")], "command line") from None
-    fault = f"{places[0]} is not there; copy slurm/train.sbatch of the sources, and edit it"
+    shipped = " or ".join(shlex.quote(str(path)) for path in sorted(TEMPLATES.glob("train*.sbatch")))
+    fault = f"{places[0]} is not there; copy {shipped or 'slurm/train.sbatch of the sources'}, and edit it"
     raise JobError([Fault("--template", fault)], "command line")

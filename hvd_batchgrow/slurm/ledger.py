@@ -18,6 +18,7 @@ from hvd_batchgrow.errors import RunError, first_fault, unwritable
 from hvd_batchgrow.regular import read_regular
 from hvd_batchgrow.slurm.links import Link
 from hvd_batchgrow.slurm.scheduler import JobState, is_live
+from hvd_batchgrow.strict_json import dump_json
 
 FOLDER = "slurm"
 """Of a run folder: the ledger, the links' scripts, their job file and their logs."""
@@ -139,7 +140,7 @@ def write_ledger(run: Path, ledger: Ledger) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("w", encoding="utf-8") as file:
-            file.write(json.dumps(tree, indent=2) + "\n")
+            file.write(dump_json(tree, indent=2) + "\n")
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ from hvd_batchgrow.config import Job
 from hvd_batchgrow.errors import Fault, JobError
 from hvd_batchgrow.schedule.layout import Layout
 from hvd_batchgrow.schedule.plan import Plan
+from hvd_batchgrow.slurm.render import TEMPLATES
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,8 @@ def make_links(plan: Plan, nodes_max: int, ranks_per_node: int) -> tuple[Link, .
         JobError: a phase's ranks are no whole number of nodes, or too many; all such phases, with what would fit.
     """
     if plan.job.is_measured:
-        remedy = "as one job: sbatch --nodes=N slurm/train.sbatch JOB"
+        template = shlex.quote(str(TEMPLATES / "train.sbatch"))
+        remedy = f"as one job: sbatch --nodes=N {template} JOB"
         raise JobError(
             [Fault("schedule.policy", f"'measured' has no phases before it trains; {remedy}")], plan.job.name
         )

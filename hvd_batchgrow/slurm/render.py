@@ -29,6 +29,11 @@ _DECIDED = {
 }
 """Options of sbatch that `submit` decides: and what decides them."""
 
+_HERE = Path(__file__).resolve()
+_IN_WHEEL = _HERE.with_name("templates")
+TEMPLATES = _IN_WHEEL if _IN_WHEEL.is_dir() else _HERE.parents[2] / "slurm"
+"""Folder of the batch scripts that come with the package: `setup.py` copies `slurm/` of the sources into a wheel."""
+
 ARGUMENTS = 'arguments=("$@")'
 """The line of a template that a link's arguments take the place of."""
 PROGRAM = "program=(hvd-batchgrow)"

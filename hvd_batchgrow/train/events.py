@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -93,6 +94,11 @@ class Evaluation:
     average_loss: float | None = None
     """Of the averaged weights, where the job keeps an average; likewise below."""
     average_top1: float | None = None
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether each loss is a finite number; otherwise the accuracy means nothing either."""
+        return all(math.isfinite(loss) for loss in (self.loss, self.average_loss) if loss is not None)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
@@ -13,6 +12,7 @@ from typing import Any
 from hvd_batchgrow.errors import RunError
 from hvd_batchgrow.schedule.decisions import Decision, decisions_text
 from hvd_batchgrow.schedule.plan import Plan, compile_plan
+from hvd_batchgrow.strict_json import dump_json
 from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint, newest_good, sync, write_atomically, write_checkpoint
 
 _FIXED = frozenset(
@@ -124,4 +124,4 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tupl
 
 def json_bytes(tree: Any) -> bytes:
     """The content of a JSON file that people read."""
-    return (json.dumps(tree, indent=2) + "\n").encode()
+    return (dump_json(tree, indent=2) + "\n").encode()

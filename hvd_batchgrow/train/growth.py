@@ -26,6 +26,7 @@ from hvd_batchgrow.schedule.decisions import (
 from hvd_batchgrow.schedule.growth import Wish, form_decision
 from hvd_batchgrow.schedule.plan import Plan, compile_plan
 from hvd_batchgrow.schedule.triggers import Measurement, Trigger, bounded, make_trigger
+from hvd_batchgrow.strict_json import dump_json
 from hvd_batchgrow.train.checkpoints.checkpoint import sync, write_atomically
 from hvd_batchgrow.train.update.engine import UpdateResult
 from hvd_batchgrow.train.update.gradient_noise import GradientNoiseScale, NoiseAverage
@@ -114,7 +115,7 @@ class Growth:
             wish = self._see(now)
             known = self.decisions and samples <= self.decisions[-1].samples
             decision = None if known else self._decide(wish, now, folder)
-            return json.dumps({"now": asdict(now), "decision": decision}).encode()
+            return dump_json({"now": asdict(now), "decision": decision}).encode()
 
         told = json.loads(ranks.from_rank0(decide, "decision") or b"{}")
         if ranks.rank != 0:
@@ -139,7 +140,7 @@ class Growth:
             decision = asked and form_decision(job, num_samples, self.decisions, now.samples, asked, now.numbers())
             if decision:
                 line = decision.to_dict() | {"restore_samples": self._restore_samples()}
-                append_line(folder / _FILE, json.dumps(line))
+                append_line(folder / _FILE, dump_json(line))
                 return line
         return None
 
@@ -149,6 +150,8 @@ class Growth:
     def _now(self, plan: Plan, samples: int, metrics: Mapping[str, float]) -> Measurement:
         phase = plan.schedule.at(samples)
         noise = self.noise.get(ALL)
+        metric = metrics.get(self._job.trigger.metric) if isinstance(self._job.trigger, PlateauTrigger) else None
+        was_unusable = not math.isfinite(metrics.get("loss", 0.0))  # accuracy means nothing where the loss is NaN
         return Measurement(
             samples,
             phase.global_batch,
@@ -156,7 +159,8 @@ class Growth:
             noise.trace if noise else None,
             noise.squared_norm if noise else None,
             self._loss.value,
-            metrics.get(self._job.trigger.metric) if isinstance(self._job.trigger, PlateauTrigger) else None,
+            None if was_unusable else metric,
+            was_unusable,
         )
 
     def _follow(self, samples: int) -> Decision | None:

@@ -45,7 +45,7 @@ from hvd_batchgrow.train.update.engine import UpdateEngine, UpdateResult
 from hvd_batchgrow.train.update.forward import MicroBatch, as_parameters, autocast
 from hvd_batchgrow.train.update.loss_scale import LossScale
 from hvd_batchgrow.train.update.micro_batches import gather_replaced, inputs_of, join_groups
-from hvd_batchgrow.train.update.non_finite import NonFinite, describe
+from hvd_batchgrow.train.update.non_finite import NonFinite, describe, describe_evaluation
 from hvd_batchgrow.train.update.weight_average import WeightAverage
 from hvd_batchgrow.train.watchdog import IDLE, Pulse, Watchdog
 
@@ -289,6 +289,9 @@ class Trainer:
             return None
         self.evaluation = self.evaluate()
         self.audience.tell("on_evaluation", self.evaluation)
+        if not self.evaluation.is_finite and self.job.update.on_nonfinite == "stop":
+            fault = RunError(describe_evaluation(self.evaluation, self.job.update.precision))
+            raise AgreedFailure(fault if self.ranks.rank == 0 else None, ExitCode.FAILURE)
         return self.evaluation
 
     def _save_if_due(self, before: int, *, must_save: bool) -> None:

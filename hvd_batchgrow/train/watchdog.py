@@ -18,6 +18,7 @@ from typing import Any
 from hvd_batchgrow.comm.launch import RELAY_S
 from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.errors import ExitCode
+from hvd_batchgrow.strict_json import dump_json
 from hvd_batchgrow.train.dead_man import DeadManSwitch
 
 WAITING = "waiting for the other ranks"
@@ -152,7 +153,7 @@ class Watchdog:
         stage, host = self._pulse.state[1], socket.gethostname()
         message = {"token": self._token, "rank": self._ranks.rank, "stage": stage, "host": host}
         with contextlib.suppress(OSError):
-            send(json.dumps(message).encode())
+            send(dump_json(message).encode())
 
     def _judge(self) -> None:
         count, stage = self._pulse.state

@@ -6,19 +6,19 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TimeRemainingColumn
 
 from hvd_batchgrow.allowed import counted
 from hvd_batchgrow.data.samples import ReportProgress
 from hvd_batchgrow.train.events import Decided, Evaluation, Observer, RunEnded, RunStarted, TrainRecord
+from hvd_batchgrow.watch.console import PlainConsole, description_column
 from hvd_batchgrow.watch.tables import print_plan
 
 
 class ProgressDisplay(Observer):
     """Says what will run, how far it is, and how it ended."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: PlainConsole) -> None:
         self.console = console
         self._progress: Progress | None = None
         self._task = TaskID(0)
@@ -38,12 +38,12 @@ class ProgressDisplay(Observer):
             highlight=False,
         )
         for note in event.notes:
-            self.console.print(note, style="yellow")
+            self.console.print(note, style="yellow", soft_wrap=True)
         total = event.plan.schedule.end_samples
         if event.samples:
             self.console.print(f"resumed at {event.samples:,} of {total:,} samples", highlight=False)
         if self.console.is_terminal:
-            columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+            columns = (description_column(), BarColumn(), TimeRemainingColumn())
             self._progress = Progress(*columns, console=self.console)
             self._task = self._progress.add_task("starting", total=total, completed=event.samples)
             self._progress.start()
@@ -99,9 +99,9 @@ def _line(record: TrainRecord) -> str:
 
 
 @contextmanager
-def work_progress(console: Console) -> Iterator[ReportProgress]:
+def work_progress(console: PlainConsole) -> Iterator[ReportProgress]:
     """Show long work, such as fetching and indexing: bars on a terminal, elsewhere a line each half minute."""
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    columns = (description_column(), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     bars = Progress(*columns, console=console, disable=not console.is_terminal)
     tasks: dict[str, TaskID] = {}
     over: set[str] = set()

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rich import box
-from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
@@ -16,6 +15,7 @@ from hvd_batchgrow.schedule.cost import Cost
 from hvd_batchgrow.schedule.phases import Phase
 from hvd_batchgrow.schedule.plan import Plan
 from hvd_batchgrow.train.events import RunEnded
+from hvd_batchgrow.watch.console import PlainConsole
 
 if TYPE_CHECKING:  # imports torch, which `plan` does without
     from hvd_batchgrow.proof.audit import Audit
@@ -35,7 +35,7 @@ def leave_out(table: Table, heading: str) -> None:
     table.columns = [column for column in table.columns if column.header != heading]
 
 
-def print_table(console: Console, table: Table, spare: Sequence[str] = ()) -> None:
+def print_table(console: PlainConsole, table: Table, spare: Sequence[str] = ()) -> None:
     """Print a table; where it is too wide, without the spare columns, and if need be over the edge.
 
     Args:
@@ -51,7 +51,7 @@ def print_table(console: Console, table: Table, spare: Sequence[str] = ()) -> No
     console.print(table, crop=False)
 
 
-def print_plan(console: Console, plan: Plan) -> None:
+def print_plan(console: PlainConsole, plan: Plan) -> None:
     """Print the phases of a plan."""
     is_constant = len({phase.momentum for phase in plan.schedule.phases}) == 1
     print_table(console, plan_table(plan), [*(["momentum"] if is_constant else []), "ghost\nbatches", "samples"])
@@ -102,7 +102,7 @@ def _warmup_text(plan: Plan) -> str:
 
 def plan_text(plan: Plan) -> str:
     """The same as plain text."""
-    console = Console(file=io.StringIO(), width=120)
+    console = PlainConsole(io.StringIO(), 120)
     print_plan(console, plan)
     return str(console.file.getvalue())  # type: ignore[attr-defined]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
@@ -78,7 +79,8 @@ class TensorBoard(Observer):
     def _add(self, scalars: dict[str, float], samples: int) -> None:
         if self._writer:
             for tag, value in scalars.items():
-                self._writer.add_scalar(tag, value, samples)
+                if math.isfinite(value):  # TensorBoard logs a warning for each other, and draws nothing
+                    self._writer.add_scalar(tag, value, samples)
 
 
 _B_SIMPLE = "noise/gradient_b_simple"

@@ -386,7 +386,7 @@ def test_missing_npy_files_are_named_and_how_to_unpack_an_npz(tmp_path: Path) ->
     with pytest.raises(RunError, match=r"holds neither train_images.npy nor train_rows.npy$"):
         load("numpy", tmp_path, num_samples=20)
     np.savez(tmp_path / "all.npz", train_images=images(3, 2, 2))
-    with pytest.raises(RunError, match=r"all.npz is not read, .*: python -c \"import numpy; z = numpy.load\(.*all.npz"):
+    with pytest.raises(RunError, match=r"all.npz is not read, .*: python -c 'import numpy; z = numpy.load\(.*all.npz"):
         load("numpy", tmp_path, num_samples=20)
     write_npy(tmp_path)
     (tmp_path / "test_labels.npy").unlink()

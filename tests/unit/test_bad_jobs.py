@@ -180,7 +180,7 @@ EDITS: dict[str, tuple[dict[str, str], list[str]]] = {
             "model.channels: must be a list of at least 1, each a whole number > 0, got []",
             "schedule.boundaries_epochs.1: must be a finite number > 0, got '1'; nearest: 1",
             "schedule.boundaries_epochs.2: must be a finite number > 0, got -1; such as: 1",
-            "schedule.factor.1: must be a finite number >= 1, got 0.5; nearest: 1",
+            "schedule.factor.1: must be a finite number >= 1, got 0.5; such as: 2.0",
         ],
     ),
     "a section that is none": (

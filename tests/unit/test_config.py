@@ -40,7 +40,7 @@ def test_every_shipped_job_is_valid_and_named_as_its_file(path: Path) -> None:
             "schedule",
             "factor",
             0.5,
-            "schedule.factor: must be a finite number >= 1 or a list, each a finite number >= 1, got 0.5; nearest: 1",
+            "schedule.factor: must be a finite number >= 1 or a list, each a finite number >= 1, got 0.5; such as: 2",
         ),
         ("schedule", "max_batch", "N/0", "schedule.max_batch: must be a whole number > 0 or a share of the"),
         ("schedule", "max_batch", True, "schedule.max_batch: must be a whole number > 0 or a share of the"),

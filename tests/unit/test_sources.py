@@ -161,7 +161,8 @@ def test_all_faults_of_a_source_of_ones_own_are_told_at_once(own: None) -> None:
         load_source(section("own_source:bad", num_samples=8), 0, no_report)
     assert [fault.message.removeprefix("own_source:bad: ") for fault in caught.value.faults] == [
         "test: labels must be int64 (n,), are int32 of 1 axes",
-        "test: fetch of one sample must return uint8 (1, 2, 2, 1), returned float64 (1, 2, 2, 1)",
+        "test: fetch of one sample must return uint8 (1, 2, 2, 1), returned float64 (1, 2, 2, 1); "
+        "values of 1 … 1: (255 * x).round().astype('uint8')",
         "train and test must be alike, and are rows (2,) and images (2, 2, 1)",
         "num_classes must be a whole number >= 1, is 0",
         "mean must be 2 finite numbers, is (0.0,)",
@@ -187,7 +188,7 @@ def test_keys_of_another_kind_are_refused_once_the_kind_is_known(own: None) -> N
         ({"source": "a:b", "shape": (3,), "label": "x", "crop_pixels": 8, "crop_area": (0.1, 1.0)}, []),
         # A default that is spelt out asks for nothing.
         ({"source": "idx", "held_out": 0.0, "crop_area": (0.08, 1.0), "dtype": "float32", "label": None}, []),
-        ({"source": "idx", "shape": (3,)}, ["data.shape: is not used by the source 'idx', but by synthetic_images, "]),
+        ({"source": "csv", "shape": (3,)}, ["data.shape: is not used by the source 'csv', but by idx, numpy, "]),
         ({"source": "cifar10", "held_out": 0.1}, ["data.held_out: is not used by the source 'cifar10', but by covty"]),
         ({"source": "numpy", "label": "x"}, ["data.label: is not used by the source 'numpy', but by webdataset, tf"]),
         (
@@ -258,7 +259,7 @@ def test_no_key_is_ignored(keys: dict[str, Any], faults: list[str]) -> None:
 
 def test_a_section_that_does_not_fit_is_not_loaded() -> None:
     with pytest.raises(JobError, match=r"2 faults\n  data.label: .*\n  data.shape: "):
-        load_source(section("idx", root="nowhere", label=0, shape=(2,)), 0, no_report)
+        load_source(section("cifar10", root="nowhere", label=0, shape=(2,)), 0, no_report)
 
 
 def test_a_section_is_checked_without_torch() -> None:

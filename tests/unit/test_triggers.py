@@ -18,6 +18,7 @@ from hvd_batchgrow.schedule.decisions import Decision
 from hvd_batchgrow.schedule.growth import Wish
 from hvd_batchgrow.schedule.plan import compile_plan
 from hvd_batchgrow.schedule.triggers import Measurement, Measuring, Plateau, bounded, make_trigger
+from hvd_batchgrow.train.checkpoints.contents import _Plateau
 from hvd_batchgrow.train.update.gradient_noise import GradientNoiseScale, NoiseAverage, estimate
 from tests.helpers import NUM_TRAIN, measured_job
 
@@ -105,11 +106,53 @@ def test_plateau_is_torchs_rule(metric: str, every: float) -> None:
     assert num_decisions > 200
 
 
-def test_a_metric_that_is_no_number_is_no_best() -> None:
-    metrics = [math.nan, math.nan, 2.0, math.nan, math.nan, 1.0, 1.5, math.nan]
+@pytest.mark.parametrize("every", [1.0, 0.5])
+def test_an_unusable_evaluation_is_as_if_torchs_rule_had_not_been_called(every: float) -> None:
+    draw = random.Random(every)  # noqa: S311
+    num_decisions = 0
+    for _ in range(100):
+        patience, cooldown = draw.randint(0, 3), draw.randint(0, 3)
+        metrics = [None if draw.random() < 0.3 else draw.randint(0, 40) / 20 for _ in range(40)]
+        usable = [call for call, metric in enumerate(metrics) if metric is not None]
+        theirs, _ = torchs_decisions([m for m in metrics if m is not None], "min", 0.05, patience, cooldown)
+        trigger = section(
+            name="plateau", min_delta=0.05, patience_epochs=patience * every, cooldown_epochs=cooldown * every
+        )
+        rule, ours = Plateau(trigger, N, every), []
+        for call, metric in enumerate(metrics):
+            again = Plateau(trigger, N, every)
+            again.load(rule.state())
+            rule, samples = again, round((call + 1) * every * N)
+            if rule.look(Measurement(samples, 16, 0.1, metric=metric, was_unusable=metric is None)):
+                rule.decided(decision_at(samples))
+                ours.append(call)
+        assert ours == [usable[k] for k in theirs]
+        num_decisions += len(ours)
+    assert num_decisions > 100
+
+
+def test_a_plateau_of_an_earlier_version_is_resumed() -> None:
     trigger = section(name="plateau", patience_epochs=1.0)
-    ours, rule = our_decisions(metrics, trigger, 1.0, [0] * 8, through_checkpoints=False)
-    assert (ours, rule.best) == torchs_decisions(metrics, "min", 0.0, 1, 0)
+    rule = Plateau(trigger, N, 1.0)
+    for call in range(3):
+        rule.look(Measurement(1000 * (call + 1), 16, 0.1, metric=1.0))
+    earlier = {key: value for key, value in rule.state().items() if key != "last"}
+    assert TypeAdapter(_Plateau).validate_python(earlier).bad == 1.0
+    resumed = Plateau(trigger, N, 1.0)
+    resumed.load(earlier)
+    assert resumed.look(Measurement(4000, 16, 0.1, metric=1.0)) is not None  # 3 epochs without improvement
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("name", ["norm_test", "cabs", "similarity", "gradient_noise", "adascale"])
+def test_no_trigger_decides_by_a_measurement_that_is_not_finite(name: str, value: float) -> None:
+    schedule = {"batch_scale": 4.0, "batch_multiple": 8} if name == "adascale" else {}
+    job = measured_job({"name": name}, schedule=schedule)
+    for trace, norm in ((value, 0.5), (64.0, value), (value, value)):
+        wish = make_trigger(job, NUM_TRAIN).look(Measurement(0, 32, 0.1, trace, norm, 2.0))
+        assert wish is None or (name == "cabs" and math.isfinite(trace)), (trace, norm, wish)
+    if name == "cabs":
+        assert make_trigger(job, NUM_TRAIN).look(Measurement(0, 32, 0.1, 64.0, 0.5, value)) is None
 
 
 def test_the_best_evaluation_is_known_by_its_sample_counter() -> None:

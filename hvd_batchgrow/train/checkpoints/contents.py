@@ -54,6 +54,8 @@ class _Plateau(_Strict):
     best_samples: NonNegativeInt
     bad: float
     cool: float
+    last: float = 0.0
+    """Checkpoints of version 0.1.0 lack it."""
 
 
 class _Measuring(_Strict):

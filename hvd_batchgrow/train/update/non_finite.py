@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 from hvd_batchgrow.data.stream import Stream
 from hvd_batchgrow.errors import RunError
 from hvd_batchgrow.schedule.plan import Plan
+from hvd_batchgrow.train.events import Evaluation
 
 
 class NonFinite(RunError):  # noqa: N818  # what it is, not that it is one
@@ -41,3 +44,21 @@ def describe(fault: NonFinite | OverflowError, plan: Plan, stream: Stream, sampl
         lines.append(f"in the pass with samples {first:,} … {first + len(ids) - 1:,}, ids {ids[:8]} …")
     lines.append("update.on_nonfinite = 'skip' leaves such updates out; a lower learning rate or a warm-up may mend it")
     return "\n  ".join(lines)
+
+
+def describe_evaluation(evaluation: Evaluation, precision: str) -> str:
+    """Return the message for a test loss that is infinite or NaN, with what may help.
+
+    Args:
+        evaluation: whose `is_finite` is False.
+        precision: `update.precision`, in which the test set was evaluated too.
+    """
+    is_average = math.isfinite(evaluation.loss)
+    which = "test loss of the averaged weights" if is_average else "test loss"
+    loss = evaluation.average_loss if is_average else evaluation.loss
+    lower = "" if precision == "float32" else f"; update.precision = 'float32' has a larger range than {precision!r}"
+    return (
+        f"evaluation at sample {evaluation.samples:,} (epoch {evaluation.epoch:.2f}): the {which} is {loss}\n  "
+        f"a lower learning rate or a warm-up may prevent it{lower}\n  "
+        "update.on_nonfinite = 'skip' continues, and disregards such an evaluation"
+    )

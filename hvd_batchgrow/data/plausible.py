@@ -1,0 +1,143 @@
+"""Data that can be read but cannot be meant: constants of another scale, axes in another order, pixels of another type.
+
+Each would train without an error, on inputs that are wrong. What is found comes with what was likely meant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hvd_batchgrow.errors import RunError
+
+_LEAST_DEVIATION = 0.002
+"""Values in [0, 1] deviate by 0.5 at most; 0.5/255 is below this. 1/255, which is above it, gives inputs of 0 … 255."""
+_MOST_CHANNELS = 4
+"""Of common images: grey, with alpha, RGB, RGBA."""
+_NARROW = 8
+"""Grey images that are so many times as long as they are wide are rather a list of pixels."""
+_LOOKED_AT = 1000
+"""Images, to see which values they have."""
+
+
+def constant_faults(mean: Sequence[float] | None, deviation: Sequence[float] | None) -> Iterator[tuple[str, str]]:
+    """Yield the keys `mean` and `deviation` with what is wrong with them for images, which are scaled to [0, 1].
+
+    Args:
+        mean: per channel; None: not stated. Likewise the deviation, whose values are above 0.
+        deviation: its values are above 0.
+    """
+    if mean is not None and not all(0 <= m <= 1 for m in mean):
+        by_255 = [m / 255 if 1 < m <= 255 else min(max(m, 0.0), 1.0) for m in mean]
+        fault = f"{_short(mean)}: images are scaled to [0, 1] first, where no other mean is possible"
+        yield "mean", f"{fault}; nearest: {_short(by_255)}{_how(mean)}"
+    if deviation is None:
+        return
+    if max(deviation) > 1:
+        by_255 = [d / 255 if 1 < d <= 255 else min(d, 1.0) for d in deviation]
+        fault = f"{_short(deviation)}: images are scaled to [0, 1] first, so that no deviation is above 1"
+        yield "deviation", f"{fault}; nearest: {_short(by_255)}{_how(deviation)}"
+    elif min(deviation) < _LEAST_DEVIATION:
+        by_255 = [min(255 * d, 1.0) if d < _LEAST_DEVIATION else d for d in deviation]
+        fault = f"{_short(deviation)}: images are scaled to [0, 1] first, and would reach {1 / min(deviation):,.0f}"
+        yield "deviation", f"{fault}; nearest: {_short(by_255)}, × 255"
+
+
+def _how(values: Sequence[float]) -> str:
+    return ", divided by 255" if any(1 < value <= 255 for value in values) else ""
+
+
+def _short(values: Sequence[float]) -> str:
+    return f"[{', '.join(f'{value:.4g}' for value in values)}]"
+
+
+def check_layout(shape: Sequence[int], stated: Sequence[int] | None, place: str) -> None:
+    """Check that images lie in memory as (N, H, W, C).
+
+    Args:
+        shape: (H, W, C) of an image, as it is read; (features,) of a row.
+        stated: `data.shape`, which confirms an unusual shape; None: not stated.
+        place: for the message.
+
+    Raises:
+        RunError: the shape is not the stated one, or it is hardly one of images in that order.
+    """
+    if stated is not None and tuple(stated) != tuple(shape):
+        raise RunError(f"{place}: a sample is {tuple(shape)}, and data.shape is {list(stated)}{_order(shape, stated)}")
+    if stated is not None or len(shape) != 3:
+        return
+    height, width, channels = shape
+    fault = None
+    if channels > _MOST_CHANNELS and min(height, width) <= _MOST_CHANNELS and height != width:
+        axes = (0, 2, 3, 1) if height <= width else (0, 1, 3, 2)
+        fault = f"if the channels are axis {axes[-1]}: {_transposed(axes)}"
+    elif channels == 1 and max(height, width) >= _NARROW * min(height, width) and min(height, width) <= _MOST_CHANNELS:
+        order = "(N, C, H, W) and then .transpose(0, 2, 3, 1)" if height < width else "(N, H, W, C)"
+        fault = f"if they are flattened images: reshape them to {order}"
+    if fault:
+        read = f"{height} × {width} pixels of {channels} channel{'s' * (channels > 1)}"
+        meant = f"if {read} are meant: data.shape = {list(shape)}"
+        raise RunError(f"{place}: images are read as (N, H, W, C), so these have {read}; {fault}; {meant}")
+
+
+def _transposed(axes: Sequence[int]) -> str:
+    return f"numpy.save(…, numpy.ascontiguousarray(x.transpose{tuple(axes)}))"
+
+
+def _order(shape: Sequence[int], stated: Sequence[int]) -> str:
+    """The transposition that gives the stated shape, if there is one."""
+    if sorted(shape) != sorted(stated):
+        return ""
+    left = list(enumerate(shape, start=1))
+    axes = [left.pop(next(k for k, (_, length) in enumerate(left) if length == wanted))[0] for wanted in stated]
+    return f": {_transposed((0, *axes))}"
+
+
+def axis_hint(values: NDArray[Any], labels: NDArray[Any]) -> str:
+    """Return what may make values (N, …) and labels (N,) belong together; empty if nothing is likely."""
+    if labels.ndim == 2 and len(labels) == len(values):
+        one_hot = labels.shape[1] > 1
+        return f"; numpy.save(…, labels.{'argmax(1)' if one_hot else 'ravel()'}) makes labels (N,)"
+    if labels.ndim == 1 and len(labels) in values.shape[1:]:
+        axis = values.shape.index(len(labels), 1)
+        moved = f"numpy.save(…, numpy.ascontiguousarray(numpy.moveaxis(x, {axis}, 0)))"
+        return f"; axis {axis} has as many entries as there are labels, and the samples must be axis 0: {moved}"
+    return ""
+
+
+def byte_hint(images: NDArray[Any]) -> str:
+    """Return how to turn images of another type into bytes, by the values of the first ones; empty if not known."""
+    first = np.asarray(images[:_LOOKED_AT])
+    if not first.size or not (np.issubdtype(first.dtype, np.number) or first.dtype == bool):
+        return ""
+    low, high = first.min(), first.max()
+    is_whole = not np.issubdtype(first.dtype, np.inexact)
+    if first.dtype == bool or (is_whole and low >= 0 and high <= 1):
+        code = "255 * x.astype('uint8')"
+    elif low >= 0 and high <= 1:
+        code = "(255 * x).round().astype('uint8')"
+    elif low >= 0 and high <= 255:
+        code = "x.astype('uint8')" if is_whole else "x.round().astype('uint8')"
+    elif is_whole and low >= 0 and high <= 65535:
+        code = "(x // 257).astype('uint8')"
+    elif low >= -1 and high <= 1:
+        code = "(127.5 * (x + 1)).round().astype('uint8')"
+    else:
+        return f"; values of {low:.4g} … {high:.4g} are no pixels: undo their normalisation, data.mean does that"
+    return f"; values of {low:.4g} … {high:.4g}: {code}"
+
+
+def not_cut_to_bits(chunks: Iterable[NDArray[np.uint8]], place: str) -> Iterator[NDArray[np.uint8]]:
+    """Yield chunks of images, and raise RunError after the last one if no pixel of any was above 1."""
+    highest = 0
+    for chunk in chunks:
+        highest = max(highest, int(chunk.max(initial=0)))
+        yield chunk
+    if highest <= 1:
+        raise RunError(
+            f"{place}: every pixel is 0 or 1 of 255. Images in [0, 1] must be scaled before they become bytes: "
+            "numpy.save(…, (255 * x).round().astype('uint8')); binary images likewise: 255 * x"
+        )

@@ -1,0 +1,92 @@
+"""Values that may be meant, but rarely are: a line for each, before the run. `key_faults` refuses the impossible."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+from hvd_batchgrow.config import AdamSection, Job, LarsSection
+from hvd_batchgrow.config.triggers import PlateauTrigger
+from hvd_batchgrow.schedule.phases import Phase
+
+_LARGE_LR = {"sgd": 10.0, "adam": 0.1, "adamw": 0.1, "lars": 100.0}
+"""Above what anyone has published, to our knowledge: LARS goes to 50 or so at a batch of 32k."""
+_MANY_EPOCHS = 10_000
+_FAST_DECAY = 100
+"""Updates."""
+_SHORT_TIMEOUT_S = 10.0
+
+
+def unlikely_values(job: Job, num_samples: int, phases: Sequence[Phase]) -> list[str]:
+    """Return what the user may want to look at again, with the key and what was likely meant.
+
+    Args:
+        job: the job.
+        num_samples: N.
+        phases: that the job was compiled to.
+    """
+    num_updates = sum(phase.num_updates for phase in phases)
+    return [
+        *_of_optimizer(job, num_updates),
+        *_of_network(job),
+        *_of_lengths(job, num_samples, phases[0].global_batch),
+    ]
+
+
+def _of_optimizer(job: Job, num_updates: int) -> Iterator[str]:
+    optim = job.optim
+    if optim.lr > _LARGE_LR[optim.name]:
+        yield f"optim.lr = {optim.lr:g} is unusually large for {optim.name!r}"
+    memory = 1 / (1 - optim.momentum)
+    if optim.momentum > 0.99 and memory > num_updates:
+        yield (
+            f"optim.momentum = {optim.momentum:g} averages gradients over {memory:,.0f} updates, "
+            f"and the run has {num_updates:,}"
+        )
+    if isinstance(optim, AdamSection) and optim.beta2 < optim.momentum:
+        yield f"optim.beta2 = {optim.beta2:g} is below optim.momentum (β₁) = {optim.momentum:g}: are they swapped?"
+    if isinstance(optim, (AdamSection, LarsSection)) and optim.eps > 1:
+        yield f"optim.eps = {optim.eps:g} is far above a gradient's size: hardly any step is left; 1e-8 is usual"
+    if isinstance(optim, LarsSection):
+        if optim.trust_coefficient > 1:
+            yield f"optim.trust_coefficient = {optim.trust_coefficient:g} is unusually large; 0.001 is usual"
+    elif optim.name != "adam" and 0 < optim.weight_decay * optim.lr < 1:
+        halved = math.log(0.5) / math.log1p(-optim.weight_decay * optim.lr)
+        if halved < min(_FAST_DECAY, num_updates):
+            yield (
+                f"optim.weight_decay = {optim.weight_decay:g} × lr = {optim.lr:g} alone halves the weights "
+                f"in {max(1, round(halved))} updates"
+            )
+    if job.update.label_smoothing > 0.5:
+        share = job.update.label_smoothing
+        yield f"update.label_smoothing = {share:g} spreads {share:.0%} of each target over all classes; 0.1 is usual"
+
+
+def _of_network(job: Job) -> Iterator[str]:
+    model = job.model
+    if model.ghost_momentum > 0.5:
+        yield (
+            f"model.ghost_momentum = {model.ghost_momentum:g} is the weight of the newest ghost batch in the running "
+            f"statistics; a weight of {1 - model.ghost_momentum:.4g} is what TensorFlow calls {model.ghost_momentum:g}"
+        )
+    if model.dropout > 0.8:
+        yield f"model.dropout = {model.dropout:g} is the share that is dropped; to keep it: {1 - model.dropout:.4g}"
+
+
+def _of_lengths(job: Job, num_samples: int, batch: int) -> Iterator[str]:
+    section = job.schedule
+    if section.epochs >= _MANY_EPOCHS:
+        yield f"schedule.epochs = {section.epochs:g} counts passes over the training set, not updates"
+    if section.warmup_epochs > section.epochs / 2:
+        yield f"schedule.warmup_epochs = {section.warmup_epochs:g} is more than half of epochs = {section.epochs:g}"
+    for key, every in (("evaluation", job.evaluation.every_epochs), ("checkpoint", job.checkpoint.every_epochs)):
+        if every * num_samples < batch:
+            yield f"{key}.every_epochs = {every:g} is less than an update: there is one after each"
+    if job.watch.stall_timeout_s < _SHORT_TIMEOUT_S:
+        yield f"watch.stall_timeout_s = {job.watch.stall_timeout_s:g}: any step that takes longer ends the job"
+    if job.update.average_samples is not None and job.update.average_samples < batch:
+        memory = job.update.average_samples
+        yield f"update.average_samples = {memory:g} is less than a batch: the average hardly differs from the weights"
+    if isinstance(job.trigger, PlateauTrigger) and job.trigger.metric == "top1" and job.trigger.min_delta >= 0.1:
+        delta = job.trigger.min_delta
+        yield f"trigger.min_delta = {delta:g} is {delta:.0%} of the test set: accuracy is in [0, 1]"

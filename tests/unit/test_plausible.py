@@ -1,0 +1,327 @@
+"""Values and arrays that cannot be meant are refused before training, with what was likely meant."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from hvd_batchgrow.cli import main
+from hvd_batchgrow.config import DataSection
+from hvd_batchgrow.data.known import check_data
+from hvd_batchgrow.data.samples import Source
+from hvd_batchgrow.data.sources import load_source
+from hvd_batchgrow.errors import JobError, RunError
+from tests.helpers import idx_bytes
+
+GENERATOR = np.random.default_rng(3)
+
+
+def no_report(*_: object) -> None: ...
+
+
+# --- mean and deviation -----------------------------------------------------------------------------
+
+IMAGENET = {"source": "image_folder", "root": "x", "num_samples": 8, "crop_pixels": 8}
+KINDS: dict[str, dict[str, Any]] = {
+    "idx": {"source": "idx", "root": "x"},
+    "cifar10": {"source": "cifar10"},
+    "numpy": {"source": "numpy", "root": "x"},
+    "image_folder": IMAGENET,
+    "imagenet": IMAGENET | {"source": "imagenet"},
+    "webdataset": IMAGENET | {"source": "webdataset"},
+    "tfrecord": IMAGENET | {"source": "tfrecord", "label": "y"},
+    "synthetic_images": {"source": "synthetic_images", "num_samples": 8},
+}
+
+
+def faults(source: str, **keys: Any) -> list[str]:
+    return [str(fault) for fault in check_data(DataSection(**KINDS[source], **keys))]
+
+
+@pytest.mark.parametrize("source", KINDS)
+def test_constants_of_0_to_255_are_refused_for_every_source_of_images(source: str) -> None:
+    # torchvision's constants × 255, as Caffe and the first Keras models have them
+    deviation, mean = faults(source, mean=(123.675, 116.28, 103.53), deviation=(58.395, 57.12, 57.375))
+    assert "data.mean: [123.7, 116.3, 103.5]: images are scaled to [0, 1] first" in mean
+    assert mean.endswith("nearest: [0.485, 0.456, 0.406], divided by 255")
+    assert deviation.endswith("nearest: [0.229, 0.224, 0.225], divided by 255")
+
+
+@pytest.mark.parametrize(
+    ("mean", "nearest"),
+    [
+        ((127.5,), "nearest: [0.5], divided by 255"),
+        ((0.485, 116.28), "nearest: [0.485, 0.456], divided by 255"),
+        ((-0.5,), "nearest: [0]"),
+        ((1000.0,), "nearest: [1]"),
+    ],
+)
+def test_a_mean_outside_0_to_1_is_refused(mean: tuple[float, ...], nearest: str) -> None:
+    (fault,) = faults("idx", mean=mean)
+    assert fault.endswith(nearest)
+
+
+@pytest.mark.parametrize(
+    ("deviation", "nearest"),
+    [
+        ((255.0,), "nearest: [1], divided by 255"),
+        ((1000.0,), "nearest: [1]"),
+        ((0.229 / 255, 0.224 / 255), "nearest: [0.229, 0.224], × 255"),  # divided by 255 once too often
+        ((1e-9,), "would reach 1,000,000,000; nearest: [2.55e-07], × 255"),
+    ],
+)
+def test_a_deviation_that_no_image_has_is_refused(deviation: tuple[float, ...], nearest: str) -> None:
+    (fault,) = faults("numpy", deviation=deviation)
+    assert fault.endswith(nearest)
+
+
+@pytest.mark.parametrize(
+    ("mean", "deviation"),
+    [
+        ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        ((0.5,), (0.5,)),  # [-1, 1]
+        ((0.0,), (1.0,)),  # [0, 1]
+        ((0.0, 1.0), (1 / 255, 0.0039)),  # 0 … 255, as Caffe's networks want it
+        (None, None),
+    ],
+)
+def test_constants_that_people_use_on_purpose_are_accepted(mean: Any, deviation: Any) -> None:
+    assert faults("idx", mean=mean, deviation=deviation) == []
+
+
+def test_features_of_rows_may_have_any_constants() -> None:
+    section = DataSection(source="csv", mean=(123.7, -5e9), deviation=(1e-9, 1e9), num_samples=8)
+    assert check_data(section) == []
+
+
+@pytest.mark.parametrize("command", [["plan"], ["train"]])
+def test_such_constants_end_train_before_there_is_a_run_folder(
+    job: str, command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*command, job, "--data.mean", "[127.5]", "--data.deviation", "[127.5]"]) == 2
+    told = capsys.readouterr().err
+    assert "data.mean: [127.5]" in told
+    assert "data.deviation: [127.5]" in told
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("keys", "fault"),
+    [
+        ({"crop_area": (8.0, 100.0)}, "data.crop_area: 100 of the image's area is .*, or [0.08, 1] for percent"),
+        ({"crop_area": (800.0, 1000.0)}, "data.crop_area: 1000 of the image's area is more than all of it; use <= 1"),
+        ({"crop_aspect": (75.0, 133.0)}, "for percent use [0.75, 1.33]"),
+        ({"crop_aspect": (0.001, 0.01)}, "data.crop_aspect: [0.001, 0.01]: every window would have one side 10 times"),
+    ],
+)
+def test_windows_that_cannot_be_meant_are_refused(keys: dict[str, Any], fault: str) -> None:
+    (found,) = faults("image_folder", **keys)
+    assert all(part in found for part in fault.split(".*"))
+
+
+def test_windows_of_long_images_are_accepted() -> None:
+    assert faults("image_folder", crop_area=(0.01, 1.0), crop_aspect=(5.0, 20.0)) == []
+
+
+# --- arrays -----------------------------------------------------------------------------------------
+
+
+def write(folder: Path, train: NDArray[Any], labels: NDArray[Any] | None = None, what: str = "images") -> None:
+    for part in ("train", "test"):
+        np.save(folder / f"{part}_{what}.npy", train)
+        np.save(folder / f"{part}_labels.npy", np.arange(len(train)) % 3 if labels is None else labels)
+
+
+def load(folder: Path, num_samples: int, **keys: Any) -> Source:
+    return load_source(DataSection(source="numpy", root=str(folder), num_samples=num_samples, **keys), 0, no_report)
+
+
+def pixels(*shape: int) -> NDArray[np.uint8]:
+    return GENERATOR.integers(0, 256, shape, dtype=np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("shape", "remedy"),
+    [
+        (
+            (20, 3, 32, 32),
+            "if the channels are axis 1: numpy.save(…, numpy.ascontiguousarray(x.transpose(0, 2, 3, 1)))",
+        ),
+        ((20, 1, 28, 28), "x.transpose(0, 2, 3, 1)"),
+        ((20, 4, 16, 12), "x.transpose(0, 2, 3, 1)"),
+        (
+            (20, 32, 3, 32),
+            "if the channels are axis 2: numpy.save(…, numpy.ascontiguousarray(x.transpose(0, 1, 3, 2)))",
+        ),
+        ((20, 1, 784), "if they are flattened images: reshape them to (N, C, H, W) and then .transpose(0, 2, 3, 1)"),
+        ((20, 3, 1024), "if they are flattened images: reshape them to (N, C, H, W) and then .transpose(0, 2, 3, 1)"),
+        ((20, 1024, 3), "if they are flattened images: reshape them to (N, H, W, C)"),
+    ],
+)
+def test_axes_in_another_order_are_refused_unless_the_job_says_so(
+    cache: Path, tmp_path: Path, shape: tuple[int, ...], remedy: str
+) -> None:
+    write(tmp_path, pixels(*shape))
+    read = [*shape[1:], 1][:3]
+    with pytest.raises(RunError) as error:
+        load(tmp_path, 20)
+    told = str(error.value)
+    assert f"these have {read[0]} × {read[1]} pixels of {read[2]} channel" in told
+    assert remedy in told
+    assert f"data.shape = {read}" in told
+    # Both ways out work, and the second one too where the arrays are cached already.
+    assert load(tmp_path, 20, shape=tuple(read)).train.shape == tuple(read)
+
+
+def test_the_transposition_that_is_named_gives_the_same_pixels(cache: Path, tmp_path: Path) -> None:
+    right = pixels(20, 8, 6, 3)
+    write(tmp_path, np.ascontiguousarray(np.moveaxis(right, 3, 1)))
+    with pytest.raises(RunError, match="transpose") as error:
+        load(tmp_path, 20)
+    x = np.load(tmp_path / "train_images.npy")
+    code = str(error.value).partition("numpy.ascontiguousarray(")[2].partition("); if")[0].removesuffix(")")
+    assert code == "x.transpose(0, 2, 3, 1)"
+    write(tmp_path, np.ascontiguousarray(x.transpose(0, 2, 3, 1)))
+    assert np.array_equal(load(tmp_path, 20).train.fetch(np.arange(20)), right)
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [(20, 32, 32, 3), (20, 28, 28), (20, 2, 2, 1), (20, 3, 3, 200), (20, 8, 8, 32), (20, 3, 100, 3), (20, 5, 4)],
+)
+def test_shapes_that_may_be_meant_are_read(cache: Path, tmp_path: Path, shape: tuple[int, ...]) -> None:
+    write(tmp_path, pixels(*shape))
+    assert load(tmp_path, 20).train.shape == tuple([*shape[1:], 1][:3])
+
+
+def test_a_stated_shape_must_be_that_of_the_data(cache: Path, tmp_path: Path) -> None:
+    write(tmp_path, pixels(20, 3, 8, 6))
+    with pytest.raises(
+        RunError, match=r"a sample is \(3, 8, 6\), and data.shape is \[8, 6, 3\]: .*transpose\(0, 2, 3, 1"
+    ):
+        load(tmp_path, 20, shape=(8, 6, 3))
+    with pytest.raises(RunError, match=r"a sample is \(3, 8, 6\), and data.shape is \[8, 6, 1\]$"):
+        load(tmp_path, 20, shape=(8, 6, 1))
+
+
+def test_samples_on_another_axis_are_found_by_their_labels(cache: Path, tmp_path: Path) -> None:
+    # as MATLAB's files of SVHN have them
+    write(tmp_path, pixels(32, 32, 3, 20), np.arange(20) % 3)
+    with pytest.raises(RunError, match=r"axis 3 has as many entries as there are labels.*numpy.moveaxis\(x, 3, 0\)"):
+        load(tmp_path, 20)
+
+
+@pytest.mark.parametrize(
+    ("labels", "code"),
+    [(np.eye(4, dtype=np.int64)[np.arange(20) % 4], "argmax(1)"), (np.ones((20, 1), int), "ravel()")],
+)
+def test_labels_of_two_axes_are_refused_with_the_remedy(
+    cache: Path, tmp_path: Path, labels: NDArray[Any], code: str
+) -> None:
+    write(tmp_path, pixels(20, 8, 8, 1), labels)
+    with pytest.raises(RunError) as error:
+        load(tmp_path, 20)
+    assert f"numpy.save(…, labels.{code})" in str(error.value)
+
+
+BYTES = pixels(20, 8, 8, 1)
+TYPES: dict[str, tuple[NDArray[Any], NDArray[Any] | None]] = {
+    "floats of 0 … 255": (BYTES.astype(np.float32), BYTES),
+    "doubles of [0, 1]": (BYTES / 255, BYTES),
+    "half floats of [0, 1]": ((BYTES / 255).astype(np.float16), BYTES),
+    "floats of [-1, 1]": (BYTES / 127.5 - 1, BYTES),
+    "whole numbers": (BYTES.astype(np.int64), BYTES),
+    "16 bits": (BYTES.astype(np.uint16) * 257, BYTES),
+    "masks": (BYTES > 127, np.where(BYTES > 127, 255, 0)),
+    "masks of 0 and 1": ((BYTES > 127).astype(np.int32), np.where(BYTES > 127, 255, 0)),
+    "normalised": ((BYTES / 255 - 0.3) / 0.1, None),
+}
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_pixels_of_another_type_are_refused_with_code_that_makes_bytes_of_them(
+    cache: Path, tmp_path: Path, kind: str
+) -> None:
+    x, expected = TYPES[kind]
+    write(tmp_path, x)
+    with pytest.raises(RunError, match="images must be uint8") as error:
+        load(tmp_path, 20)
+    told = str(error.value)
+    if expected is None:
+        assert "are no pixels: undo their normalisation" in told
+        return
+    code = told.rpartition(": ")[2]
+    made = eval(code, {"x": x})  # noqa: S307  # the code of our own message, as a user would run it
+    assert made.dtype == np.uint8
+    assert np.array_equal(made, expected)
+
+
+def test_bytes_made_of_floats_in_0_to_1_without_scaling_are_refused(cache: Path, tmp_path: Path) -> None:
+    write(tmp_path, (BYTES / 255).astype(np.uint8))
+    with pytest.raises(RunError, match=r"every pixel is 0 or 1 of 255.*\(255 \* x\).round\(\)"):
+        load(tmp_path, 20)
+
+
+def test_idx_files_are_checked_alike(cache: Path, tmp_path: Path) -> None:
+    for prefix in ("train", "t10k"):
+        (tmp_path / f"{prefix}-images-idx3-ubyte").write_bytes(idx_bytes(pixels(20, 3, 16, 16)))
+        (tmp_path / f"{prefix}-labels-idx1-ubyte").write_bytes(idx_bytes((np.arange(20) % 3).astype(np.uint8)))
+    keys: dict[str, Any] = {"source": "idx", "root": str(tmp_path), "num_samples": 20}
+    for _ in range(2):  # the second time from the cache
+        with pytest.raises(RunError, match=r"3 × 16 pixels of 16 channels; if the channels are axis 1"):
+            load_source(DataSection(**keys), 0, no_report)
+    assert load_source(DataSection(**keys, shape=(3, 16, 16)), 0, no_report).train.shape == (3, 16, 16)
+
+
+OWN = """
+import numpy as np
+from hvd_batchgrow.data.samples import ArraySamples, Source
+
+def source(data):
+    shape, mean, deviation = {shape}, {mean}, {deviation}
+    images = np.random.default_rng(0).integers(0, 256, (20, *shape), dtype=np.uint8)
+    samples = ArraySamples(images.astype(np.{dtype}), np.arange(20) % 3)
+    return Source(samples, samples, 3, mean, deviation)
+"""
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"shape": "(3, 16, 16)"}, "if the channels are axis 1"),
+        ({"mean": "(127.5,)"}, "nearest: [0.5], divided by 255"),
+        ({"deviation": "(64.0,)"}, "nearest: [0.251], divided by 255"),
+        ({"dtype": "float32"}, "x.round().astype('uint8')"),
+    ],
+)
+def test_a_source_of_ones_own_is_checked_alike(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, values: dict[str, str], message: str
+) -> None:
+    right = {"shape": "(16, 16, 1)", "mean": "(0.5,)", "deviation": "(0.25,)", "dtype": "uint8"}
+    if values.get("shape"):
+        right |= {"mean": "(0.5,) * 16", "deviation": "(0.25,) * 16"}
+    name = f"own_{'_'.join(values)}"
+    (tmp_path / f"{name}.py").write_text(OWN.format(**(right | values)))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    section = DataSection(source=f"{name}:source", num_samples=20)
+    with pytest.raises((RunError, JobError)) as error:
+        load_source(section, 0, no_report)
+    assert message in str(error.value)
+
+
+def test_padding_that_could_hide_all_of_an_image_is_refused(cache: Path, tmp_path: Path) -> None:
+    write(tmp_path, pixels(20, 8, 6, 1))
+    with pytest.raises(JobError, match=r"data.pad_pixels: 6: .* an image of 8 × 6 could show nothing but .*; use < 6"):
+        load(tmp_path, 20, pad_pixels=6)
+    load(tmp_path, 20, pad_pixels=5)
+
+
+def test_one_class_is_nothing_to_learn(cache: Path, tmp_path: Path) -> None:
+    write(tmp_path, pixels(20, 8, 8, 1), np.zeros(20, int))
+    with pytest.raises(JobError, match=r"data.num_classes: 1: every label is 0, so that the loss is 0"):
+        load(tmp_path, 20)
+    assert load(tmp_path, 20, num_classes=2).num_classes == 2
