@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hvd_batchgrow.config import DataSection
-from hvd_batchgrow.data.arrays import array_source, check_images, with_channels
+from hvd_batchgrow.data.arrays import array_source, check_images, int64_labels, with_channels
 from hvd_batchgrow.data.cache import Arrays, cached_arrays, file_stamp
 from hvd_batchgrow.data.known import need_root
 from hvd_batchgrow.data.moments import chunks_of, image_moments
@@ -47,7 +47,8 @@ def load_folder(folder: Path, sha256: Mapping[str, str], data: DataSection, repo
     paths = [_present(folder, name) for name in NAMES]
     stamp = [file_stamp(*paths), sorted(sha256.values())]
     arrays = cached_arrays(data.source, str(folder.resolve()), stamp, lambda: _unpack(paths, sha256, report))
-    return array_source(arrays, (str(paths[0]), str(paths[2])), data.num_classes)
+    names = [str(path) for path in paths]
+    return array_source(arrays, (names[0], names[2]), data.num_classes, (names[1], names[3]))
 
 
 def _present(folder: Path, name: str) -> Path:
@@ -69,9 +70,9 @@ def _unpack(paths: list[Path], sha256: Mapping[str, str], report: ReportProgress
     mean, deviation = image_moments(chunks_of(with_channels(train), "mean of the training images", report))
     return {
         "train_values": train,
-        "train_labels": train_labels.astype(np.int64),
+        "train_labels": int64_labels(train_labels, str(paths[1])),
         "test_values": test,
-        "test_labels": test_labels.astype(np.int64),
+        "test_labels": int64_labels(test_labels, str(paths[3])),
         "mean": mean,
         "deviation": deviation,
     }

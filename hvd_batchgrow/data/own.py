@@ -93,10 +93,10 @@ def _fetch_faults(samples: Samples) -> list[str]:
     if samples.kind == "encoded":
         right = len(found) == 1 and getattr(found[0], "dtype", None) == np.uint8 and found[0].ndim == 1
         return [] if right else ["fetch must return an array of bytes (uint8) for each encoded image"]
-    wanted = "uint8" if samples.kind == "images" else "float32"
-    if getattr(found, "dtype", None) != wanted or found.shape != (1, *samples.shape):
+    wanted = ("uint8",) if samples.kind == "images" else ("float32", "float64")
+    if str(getattr(found, "dtype", None)) not in wanted or found.shape != (1, *samples.shape):
         state = f"{getattr(found, 'dtype', type(found).__name__)} {getattr(found, 'shape', '')}"
-        return [f"fetch of one sample must return {wanted} {(1, *samples.shape)}, returned {state}"]
+        return [f"fetch of one sample must return {' or '.join(wanted)} {(1, *samples.shape)}, returned {state}"]
     return []
 
 

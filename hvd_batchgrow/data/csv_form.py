@@ -1,0 +1,171 @@
+"""The form of a csv file: what separates its columns, and whether its first line holds their names."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import io
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hvd_batchgrow.data.packages import need
+from hvd_batchgrow.errors import RunError
+
+NUMBER = r"[+-]?(\d+([.,]\d*)?|[.,]\d+)([eE][+-]?\d+)?"
+"""A number as a file may have it, with either decimal mark."""
+_SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars", " ": "spaces"}
+_HEAD_BYTES = 1 << 18
+_HEAD_ROWS = 100
+"""Lines that are looked at to find the form."""
+_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+
+
+@dataclass(frozen=True)
+class CsvForm:
+    """How to read a csv file."""
+
+    separator: str
+    header: bool
+    names: tuple[str, ...]
+    """Of the columns, without spaces around; "0", "1", … where there is no header."""
+    skip_lines: int = 0
+    """Lines before the first row: empty ones, and Excel's `sep=;`."""
+
+
+def csv_form(path: Path, separator: str | None = None, header: bool | None = None) -> CsvForm:
+    """Find the form of a csv file from its first lines.
+
+    Args:
+        path: the file, packed or not.
+        separator: as the job says; None: whatever splits all lines into as many fields, two at least.
+        header: as the job says; None: the first line holds names unless one of its fields could be a value.
+
+    Raises:
+        RunError: empty, not UTF-8, or more than one form would do, with the key that settles it.
+    """
+    text = _head(path)
+    declared = re.match(r'"?sep=(.)"?\r?\n', text)
+    text = text[declared.end() :] if declared else text
+    skip_lines = bool(declared) + len(text[: -len(text.lstrip("\r\n")) or None].splitlines())
+    separator = separator or (declared[1] if declared else None) or _separator(path, text)
+    rows = _rows(text, separator)
+    if not rows:
+        raise RunError(f"{path} is empty")
+    if separator == " " and any("" in row for row in rows):
+        remedy = "turn each run into one comma: sed -E 's/^ +//; s/ +/,/g'"
+        raise RunError(f"{path}: its columns are separated by several spaces, which is not supported; {remedy}")
+    if header is None:
+        header = _has_header(path, rows)
+    if header and len(rows) > 1 and all(len(row) == len(rows[0]) + 1 for row in rows[1:]):
+        fault = f"its rows have {len(rows[1])} fields and its header {len(rows[0])}"
+        raise RunError(f"{path}: {fault}: name the first column (row names, as R writes them), or leave it out")
+    names = tuple(rows[0] if header else map(str, range(len(rows[0]))))
+    return CsvForm(separator, header, names, skip_lines)
+
+
+def _head(path: Path) -> str:
+    """The first whole lines, as text."""
+    arrow = need("pyarrow", "pyarrow")
+    try:
+        with arrow.input_stream(str(path), compression="detect") as file:
+            data = more = file.read(_HEAD_BYTES)
+            while more and data.count(b"\n") < 2:
+                data += (more := file.read(_HEAD_BYTES))
+    except (OSError, arrow.ArrowException) as error:
+        raise RunError(f"{path} cannot be read: {error}") from None
+    if data.startswith(_UTF16):
+        raise RunError(f"{path} is UTF-16, not UTF-8: iconv -f UTF-16 -t UTF-8 {path.name} > utf8.csv")
+    if more:
+        data = data[: data.rfind(b"\n") + 1] or data
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise not_utf8(path, data[: error.start].count(b"\n") + 1) from None
+
+
+def not_utf8(path: Path, line: int) -> RunError:
+    """The error for a line that is not UTF-8."""
+    return RunError(f"{path}, line {line}: not UTF-8; iconv -f LATIN1 -t UTF-8 turns a Latin-1 file into UTF-8")
+
+
+def _rows(text: str, separator: str) -> list[list[str]]:
+    """Fields of the first lines that are not empty, without spaces around."""
+    reader, rows = csv.reader(io.StringIO(text, newline=""), delimiter=separator), []
+    try:
+        for row in reader:
+            rows += [[field.strip() for field in row]] if row else []
+            if len(rows) == _HEAD_ROWS:
+                break
+    except csv.Error:  # a field of more than 128 KiB: the reader of the whole file has the last word
+        pass
+    return rows
+
+
+def _separator(path: Path, text: str) -> str:
+    found = {mark: _rows(text, mark) for mark in _SEPARATORS}
+    fitting = [mark for mark, rows in found.items() if _is_regular(rows)]
+    fitting = [mark for mark in fitting if mark != " "] or fitting
+    if len(fitting) > 1:
+        marks = " or ".join(f"{_SEPARATORS[mark]} ({len(found[mark][0])} columns)" for mark in fitting)
+        keys = " or ".join(f"data.separator = {_toml(mark)}" for mark in fitting)
+        raise RunError(f"{path}: its columns could be separated by {marks}; {keys} settles it")
+    if fitting:
+        return fitting[0]
+    # Irregular rows are reported with their lines by the reader; what splits the header is what is meant.
+    widths = {mark: len(rows[0]) for mark, rows in found.items() if rows and mark != " "}
+    return max(widths, key=lambda mark: widths[mark], default=",")
+
+
+def _toml(mark: str) -> str:
+    return '"\\t"' if mark == "\t" else f'"{mark}"'
+
+
+def _is_regular(rows: Sequence[Sequence[str]]) -> bool:
+    return bool(rows) and len(rows[0]) > 1 and all(len(row) == len(rows[0]) for row in rows)
+
+
+def _has_header(path: Path, rows: Sequence[Sequence[str]]) -> bool:
+    """True: names. Raises RunError where the first line could be a row: pandas and R write both."""
+    first = rows[0]
+    shown = ",".join(first)[:60]
+    numbers = [field for field in first if re.fullmatch(NUMBER, field)]
+    again = [field for k, field in enumerate(first) if field and any(field in row[k : k + 1] for row in rows[1:])]
+    if not numbers and not again:
+        return True
+    what = (
+        f"{len(numbers)} of its {len(first)} fields are numbers" if numbers else f"{again[0]!r} is a value below it too"
+    )
+    fault = f"{path}: its first line, {shown}, may be a header or a row: {what}"
+    raise RunError(f"{fault}; data.header = false if it is a row, true if it holds the names of the columns")
+
+
+def record_lines(path: Path, form: CsvForm, records: Sequence[int]) -> dict[int, int]:
+    """The line on which each of some records starts, as an editor counts, from 1.
+
+    Args:
+        path: the file.
+        form: of the file.
+        records: numbers of records, from 0, the header among them; empty lines are not.
+    """
+    wanted, found = set(records), {}
+    for number, line in enumerate(_starts(path, form)):
+        if number in wanted:
+            found[number] = line
+            if len(found) == len(wanted):
+                break
+    return found
+
+
+def _starts(path: Path, form: CsvForm) -> Iterator[int]:
+    stream = io.BufferedReader(need("pyarrow", "pyarrow").input_stream(str(path), compression="detect"))
+    with io.TextIOWrapper(stream, "utf-8-sig", errors="replace", newline="") as file:
+        for _ in range(form.skip_lines):
+            file.readline()
+        reader = csv.reader(file, delimiter=form.separator)
+        before = 0
+        for row in reader:
+            if row:
+                yield form.skip_lines + before + 1
+            before = reader.line_num
