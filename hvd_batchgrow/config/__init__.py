@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal
 
@@ -344,3 +345,13 @@ class Job(Section):
         return {"seed": self.seed, "data.num_samples": num_samples} | {
             key: value for key, value in flat.items() if key not in free
         }
+
+    def completed(self, deciding: Mapping[str, Any]) -> dict[str, Any]:
+        """Add the defaults of those keys of `[data]` that did not exist when a run was recorded.
+
+        Args:
+            deciding: `Job.deciding()` of the run.
+        """
+        defaults = DataSection(source=self.data.source).model_dump(mode="json")
+        absent = [key for key in self.deciding(1) if key.startswith("data.") and key not in deciding]
+        return {**{key: defaults[key.removeprefix("data.")] for key in absent}, **deciding}

@@ -13,7 +13,7 @@ Labels = NDArray[np.int64]
 Where = Callable[[int], str]
 """The place of a sample, for messages: `Samples.where`, or that of its label."""
 
-_NUM_SHOWN = 10
+_NUM_SHOWN = 5
 
 
 def first_label(labels: Labels, num_classes: int | None, where: Where = str) -> int:
@@ -67,7 +67,7 @@ def count_classes(labels: Labels, num_classes: int | None, where: Where) -> tupl
 
 
 def check_range(labels: Labels, first: int, num_classes: int, where: Where, what: str) -> None:
-    """Raise RunError, with the place of each of the first ten, if labels are not in first … first + C - 1."""
+    """Raise RunError, with the places of the first five, if labels are not in first … first + C - 1."""
     last = first + num_classes - 1
     wrong = (labels < first) | (labels > last)
     if wrong.any():
@@ -76,9 +76,9 @@ def check_range(labels: Labels, first: int, num_classes: int, where: Where, what
 
 def _refuse(labels: Labels, wrong: NDArray[np.bool_], one: str, several: str, where: Where, what: str = "") -> None:
     places = np.flatnonzero(wrong)
+    verb = one if len(places) == 1 else several
     shown = "; ".join(f"{where(int(k))} has {labels[k]}" for k in places[:_NUM_SHOWN])
     more = f"; and {len(places) - _NUM_SHOWN:,} more" if len(places) > _NUM_SHOWN else ""
-    verb = one if len(places) == 1 else several
     raise RunError(f"{len(places):,} of {len(labels):,}{what} labels {verb}: {shown}{more}")
 
 
@@ -87,20 +87,20 @@ def _refuse_gaps(labels: Labels, num_classes: int, where: Where) -> None:
     if len(present) == num_classes:
         return
     top, samples = int(present[-1]), int(counts[-1])
-    fault = f"is needed: labels are 0 … {top}, but {_never(present, num_classes)} "
+    fault = f"is needed: labels are 0 … {top}, but {_never(present, num_classes)}"
     largest = f"the largest label, {top}, is that of {samples:,} of {len(labels):,} samples{_at(labels, top, where)}"
     remedy = f"{num_classes} accepts classes without samples; if a label is wrong, correct it or leave its row out"
     raise JobError([Fault("data.num_classes", f"{fault}; {largest}. {remedy}")])
 
 
 def _never(present: Labels, num_classes: int, names: Sequence[str] = ()) -> str:
-    """`3 of 10 classes never occur: 2, 4, 5`."""
+    """`3 of 10 classes never occur in training: 2, 4, 5`."""
     count = num_classes - len(present)
     absent: list[int] = []
     for low, high in zip([-1, *present.tolist()], [*present.tolist(), num_classes], strict=True):
         absent += range(low + 1, min(high, low + 1 + _NUM_SHOWN - len(absent)))
     listed = _named(absent, names) + (", …" if count > len(absent) else "")
-    return f"{count:,} of {num_classes:,} classes never {'occurs' if count == 1 else 'occur'}: {listed}"
+    return f"{count:,} of {num_classes:,} classes never {'occurs' if count == 1 else 'occur'} in training: {listed}"
 
 
 def _named(classes: Sequence[int], names: Sequence[str]) -> str:
@@ -122,4 +122,4 @@ def notes_on_classes(train: Labels, test: Labels, num_classes: int, names: Seque
     tested = np.setdiff1d(np.unique(test), present)
     more = ", …" if len(tested) > _NUM_SHOWN else ""
     also = f"; test samples have {_named(tested[:_NUM_SHOWN].tolist(), names)}{more}" if len(tested) else ""
-    return (f"{_never(present, num_classes, names)} among the training labels{also}",)
+    return (f"{_never(present, num_classes, names)}{also}",)

@@ -94,6 +94,7 @@ def run_job(
             overwrite=options.overwrite,
             origin=origin,
             check=lambda checkpoint: check_fits(checkpoint, trainer.model, trainer.optimizer, folder),
+            schema=source.schema and {**source.schema, "mean": source.mean, "deviation": source.deviation},
         )
         notes += [*plan.notes, *source.notes, *_notes_on_bad(source)]
         notes += _notes_on_ranks(plan, ranks.size) if options.phases is None else []
