@@ -131,8 +131,10 @@ def _has_header(path: Path, rows: Sequence[Sequence[str]]) -> bool:
     first = rows[0]
     shown = ",".join(first)[:60]
     numbers = [field for field in first if re.fullmatch(NUMBER, field)]
-    again = [field for k, field in enumerate(first) if field and any(field in row[k : k + 1] for row in rows[1:])]
-    if not numbers and not again:
+    below = [[row[k] for row in rows[1:] if len(row) > k] for k in range(len(first))]
+    again = [field for field, fields in zip(first, below, strict=True) if field and field in fields]
+    over_numbers = any(fields and all(re.fullmatch(NUMBER, field) for field in fields) for fields in below)
+    if not numbers and (over_numbers or not again):
         return True
     what = (
         f"{len(numbers)} of its {len(first)} fields are numbers" if numbers else f"{again[0]!r} is a value below it too"
