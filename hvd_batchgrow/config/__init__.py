@@ -51,6 +51,12 @@ def _check_source(value: str) -> str:
     raise ValueError(f"{hint}one of {', '.join(SOURCES)}, or module:function of your own")
 
 
+def _check_separator(value: str) -> str:
+    if value == "\t" or (len(value) == 1 and " " <= value <= "~" and not value.isalnum() and value not in "\"'.+-"):
+        return value
+    raise ValueError('one character, such as ",", ";", "|", " " or "\\t"')
+
+
 class DataSection(Section):
     """`[data]`: which samples, and how a training sample is drawn from its image."""
 
@@ -87,7 +93,7 @@ class DataSection(Section):
     columns of categories."""
     header: bool | None = None
     """csv: whether the first line holds the names of the columns; None: as it looks, and an error if unclear."""
-    separator: Annotated[str, Field(min_length=1, max_length=1)] | None = None
+    separator: Annotated[str, AfterValidator(_check_separator)] | None = None
     """csv: the character between columns; None: comma, semicolon, tab, bar or space, as the first lines show."""
     decimal: Literal[".", ","] = "."
     """csv: the decimal mark."""

@@ -13,15 +13,10 @@ from numpy.typing import NDArray
 
 from hvd_batchgrow.config import DataSection
 from hvd_batchgrow.data.columns import NUM_SHOWN
-from hvd_batchgrow.data.csv_form import NUMBER
+from hvd_batchgrow.data.csv_form import MISSING_TEXTS, NUMBER
 from hvd_batchgrow.data.moments import loses_digits
 from hvd_batchgrow.data.packages import need
 
-MISSING_TEXTS = (
-    *("", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>", "N/A", "NA"),
-    *("NULL", "NaN", "None", "n/a", "nan", "null"),
-)
-"""What pandas.read_csv takes for a missing value."""
 _TRUTH = {"true": 1.0, "True": 1.0, "TRUE": 1.0, "false": 0.0, "False": 0.0, "FALSE": 0.0}
 _SECONDS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 _LARGEST_EXACT = 2.0**53

@@ -106,7 +106,8 @@ def _csv_texts(path: Path, form: CsvForm, ragged: list[tuple[int, str]], *, thre
 
     def skip(row: Any) -> str:
         count = f"has {row.actual_columns} field{'' if row.actual_columns == 1 else 's'}"
-        ragged.append(((row.number or 1) - 1, f"{count}, and the first line {row.expected_columns}: {row.text[:60]}"))
+        text = " ".join(row.text.split())[:60]
+        ragged.append(((row.number or 1) - 1, f"{count}, and the first line {row.expected_columns}: {text}"))
         return "skip"
 
     return csv.read_csv(

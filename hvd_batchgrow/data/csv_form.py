@@ -15,6 +15,11 @@ from hvd_batchgrow.errors import RunError
 
 NUMBER = r"[+-]?(\d+([.,]\d*)?|[.,]\d+)([eE][+-]?\d+)?"
 """A number as a file may have it, with either decimal mark."""
+MISSING_TEXTS = (
+    *("", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>", "N/A", "NA"),
+    *("NULL", "NaN", "None", "n/a", "nan", "null"),
+)
+"""What pandas.read_csv takes for a missing value."""
 _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars", " ": "spaces"}
 _HEAD_BYTES = 1 << 18
 _HEAD_ROWS = 100
@@ -46,7 +51,7 @@ def csv_form(path: Path, separator: str | None = None, header: bool | None = Non
         RunError: empty, not UTF-8, or more than one form would do, with the key that settles it.
     """
     text = _head(path)
-    declared = re.match(r'"?sep=(.)"?\r?\n', text)
+    declared = re.match(r'"?sep=([\t ,;:|])"?\r?\n', text)
     text = text[declared.end() :] if declared else text
     skip_lines = bool(declared) + len(text[: -len(text.lstrip("\r\n")) or None].splitlines())
     separator = separator or (declared[1] if declared else None) or _separator(path, text)
@@ -130,17 +135,25 @@ def _has_header(path: Path, rows: Sequence[Sequence[str]]) -> bool:
     """True: names. Raises RunError where the first line could be a row: pandas and R write both."""
     first = rows[0]
     shown = ",".join(first)[:60]
-    numbers = [field for field in first if re.fullmatch(NUMBER, field)]
+    values = [field for field in first if _is_value(field)]
     below = [[row[k] for row in rows[1:] if len(row) > k] for k in range(len(first))]
     again = [field for field, fields in zip(first, below, strict=True) if field and field in fields]
     over_numbers = any(fields and all(re.fullmatch(NUMBER, field) for field in fields) for fields in below)
-    if not numbers and (over_numbers or not again):
+    if not values and (over_numbers or not again):
         return True
     what = (
-        f"{len(numbers)} of its {len(first)} fields are numbers" if numbers else f"{again[0]!r} is a value below it too"
+        f"{len(values)} of its {len(first)} fields could be values"
+        if values
+        else f"{again[0]!r} is a value below it too"
     )
     fault = f"{path}: its first line, {shown}, may be a header or a row: {what}"
     raise RunError(f"{fault}; data.header = false if it is a row, true if it holds the names of the columns")
+
+
+def _is_value(field: str) -> bool:
+    """Whether the name of a column would more likely be a value: a number, a date, or what stands for a missing one."""
+    is_date = any(mark.isdigit() for mark in field) and not any(mark.isalpha() for mark in field)
+    return bool(re.fullmatch(NUMBER, field)) or is_date or field in {*MISSING_TEXTS, "?", "-"} - {""}
 
 
 def record_lines(path: Path, form: CsvForm, records: Sequence[int]) -> dict[int, int]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, get_args
 
 import numpy as np
 
 from hvd_batchgrow.config import DataSection
+from hvd_batchgrow.data.class_labels import notes_on_classes
 from hvd_batchgrow.data.samples import Kind, Samples, Source, check_labels
 from hvd_batchgrow.errors import Fault, JobError, RunError
 from hvd_batchgrow.own_code import NotFound, find_callable, told
@@ -32,7 +34,10 @@ def load_own(data: DataSection) -> Source:
         raise RunError(f"data.source = {data.source!r} failed: {told(error)}") from error
     if faults:
         raise JobError([Fault("data.source", f"{data.source}: {fault}") for fault in faults])
-    return source  # type: ignore[no-any-return]
+    labels = source.train.labels, source.test.labels
+    if not all(isinstance(found, np.ndarray) for found in labels):  # computed ones may be any number
+        return source  # type: ignore[no-any-return]
+    return replace(source, notes=(*source.notes, *notes_on_classes(*labels, source.num_classes)))
 
 
 def check_own(source: Any) -> list[str]:

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from hvd_batchgrow.allowed import counted
 from hvd_batchgrow.config import DataSection
 from hvd_batchgrow.data.cells import (
-    MISSING_TEXTS,
     Bits,
     CellFault,
     Numbers,
@@ -24,7 +23,7 @@ from hvd_batchgrow.data.cells import (
     missing_texts,
 )
 from hvd_batchgrow.data.columns import NUM_SHOWN, RawTable, find_roles
-from hvd_batchgrow.data.csv_form import NUMBER
+from hvd_batchgrow.data.csv_form import MISSING_TEXTS, NUMBER
 from hvd_batchgrow.data.packages import need
 
 _MISSING = ("is missing", "are missing")

@@ -144,7 +144,7 @@ def _labels(parts: Parts, kept: Mapping[str, Sequence[NDArray[np.int64]]]) -> di
     }
     if not isinstance(found["train"][0], Texts):
         return {f"{part}_labels": np.concatenate(labels) for part, labels in found.items()}
-    classes = sorted_words({word for texts in found["train"] for word in texts.words})
+    classes = sorted({word for texts in found["train"] for word in texts.words})
     for file, rows, texts in zip(parts.get("test", ()), kept.get("test", ()), found.get("test", ()), strict=True):
         _check_known(file, rows, texts, classes)
     return {"classes": np.array(classes)} | {

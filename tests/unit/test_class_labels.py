@@ -181,6 +181,21 @@ def test_texts_of_a_parquet_file_are_classes_whatever_they_are(tmp_path: Path) -
     assert (source.schema["classes"], source.train.labels.tolist()) == (["NA", "b"], [0, 1, 0])
 
 
+def test_texts_that_are_numbers_are_ordered_by_their_characters(tmp_path: Path) -> None:
+    source = load(tmp_path, "parquet", ["10", "9", "10"], test=["9"])
+    assert source.schema["classes"] == ["10", "9"]
+    assert source.train.labels.tolist() == [0, 1, 0]
+
+
+def test_minus_and_plus_one_become_classes_on_request(tmp_path: Path) -> None:
+    with pytest.raises(
+        RunError, match=r"1 of 2 cells is negative: line 2: '-1'; .*data.text_labels = true makes a class"
+    ):
+        load(tmp_path, "csv", [-1, 1], test=[1])
+    source = load(tmp_path, "csv", [-1, 1], test=[1], text_labels=True)
+    assert (source.schema["classes"], source.test.labels.tolist()) == (["-1", "1"], [1])
+
+
 def test_fewer_classes_than_texts_are_refused(tmp_path: Path) -> None:
     with pytest.raises(JobError, match=r"data.num_classes: 2 is below the 3 distinct labels of .*train.csv: a, b, c"):
         load(tmp_path, "csv", ["a", "b", "c"], test=["a"], num_classes=2)

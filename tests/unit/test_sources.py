@@ -135,6 +135,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_a_function_in_the_working_directory_is_a_source(own: None) -> None:
     source = load_source(section("own_source:good", num_samples=8, label="x"), 0, no_report)
     assert (len(source.train), source.train.kind, source.num_classes) == (8, "rows", 2)
+    assert source.notes == ("1 of 2 classes never occurs in training: 1",)
 
 
 @pytest.mark.parametrize(

@@ -88,11 +88,13 @@ SETTLES = r"may be a header or a row: {}; data.header = false if it is a row, tr
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("5.1,3.5,setosa\n4.9,3.0,other\n", SETTLES.format("2 of its 3 fields are numbers")),
-        ("1,2,0\n3,4,1\n", SETTLES.format("3 of its 3 fields are numbers")),
-        ("0,1,2\n1.5,2,0\n3,4,1\n", SETTLES.format("3 of its 3 fields are numbers")),
-        ("name,2019,2020,y\n1,2,3,0\n4,5,6,1\n", SETTLES.format("2 of its 4 fields are numbers")),
-        ('"1,5";"2";a\n"3,5";"4";b\n', SETTLES.format("2 of its 3 fields are numbers")),
+        ("5.1,3.5,setosa\n4.9,3.0,other\n", SETTLES.format("2 of its 3 fields could be values")),
+        ("1,2,0\n3,4,1\n", SETTLES.format("3 of its 3 fields could be values")),
+        ("0,1,2\n1.5,2,0\n3,4,1\n", SETTLES.format("3 of its 3 fields could be values")),
+        ("name,2019,2020,y\n1,2,3,0\n4,5,6,1\n", SETTLES.format("2 of its 4 fields could be values")),
+        ('"1,5";"2";a\n"3,5";"4";b\n', SETTLES.format("2 of its 3 fields could be values")),
+        ("2020-01-01,red,a\n2020-01-02,blue,b\n", SETTLES.format("1 of its 3 fields could be values")),
+        ("NA,red,a\n3,blue,b\n", SETTLES.format("1 of its 3 fields could be values")),
         ("p,x,s\ne,x,y\np,b,s\n", SETTLES.format("'p' is a value below it too")),
         (",x,y\n0,1,0\n1,3,1\n", r"a column without a name, .*: 0 is called ''; data.ignore_columns = \[0\] leaves"),
         ("Unnamed: 0,x,y\n0,1,0\n1,3,1\n", r"0 is called 'Unnamed: 0'; data.ignore_columns = \[0\]"),
