@@ -108,7 +108,7 @@ def _refused(cells: Any, name: str) -> Numbers:
     remedy = f"data.ignore_columns = [{name!r}] leaves it out"
     if is_text(kind) or types.is_dictionary(kind):
         remedy = f"data.categorical = [{name!r}] makes categories of it, {remedy}"
-    what = f"categories of {kind.value_type}" if types.is_dictionary(kind) else str(kind)
+    what = f"categories of {kind.value_type}" if types.is_dictionary(kind) else "text" if is_text(kind) else str(kind)
     everywhere = np.ones(len(cells), dtype=np.bool_)
     fault = cell_fault(cells, everywhere, (f"is {what}, not a number", f"are {what}, not numbers"), remedy)
     return Numbers(np.zeros(len(cells)), ~everywhere, (fault,))
@@ -203,6 +203,8 @@ def _remedy(cells: Any, right: Bits, name: str, data: DataSection) -> str:
     first = cells[int(np.argmin(right))].as_py()
     if re.fullmatch(r"[+-]?\d*,\d+([eE][+-]?\d+)?", first) and data.decimal == ".":
         return 'data.decimal = "," if the comma marks decimals'
+    if re.match(r"\d{4}-\d\d-\d\d", first):
+        return "a date in a csv file must be a number, such as seconds since 1970, or the file parquet"
     if right.sum() > len(right) / 2:
         return 'write a number as 1000 or 1e3; data.missing_values = ["", …] lists texts that mean a missing value'
     return f"data.categorical = [{name!r}] makes categories of it, data.ignore_columns = [{name!r}] leaves it out"

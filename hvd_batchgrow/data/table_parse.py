@@ -100,7 +100,7 @@ def _joined(parts: Parts, data: DataSection) -> Arrays:
     narrow = all(_fits(part) for part in values.values())
     arrays |= {f"{part}_values": found.astype(np.float32) if narrow else found for part, found in values.items()}
     arrays |= _labels(parts, kept)
-    return arrays | ({"notes": np.array(notes)} if notes else {})
+    return arrays | ({"notes": np.array(list(dict.fromkeys(notes)))} if notes else {})
 
 
 def _kept(file: TableFile, data: DataSection) -> NDArray[np.int64]:

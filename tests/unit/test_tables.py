@@ -193,7 +193,7 @@ NUMBER = r"is not a finite number: line 3: {}; "
         ("x,n,y\n1,2,0\n3,5,\n", r"column 'y': 1 of 2 cells is missing: line 3: ''; data.missing = 'drop_row'"),
         ("x,n,y\n1,2,a\n3,5,\n", r"column 'y': 1 of 2 cells is missing: line 3: ''; data.missing = 'drop_row'"),
         ("x,n,y\n1,2,0\nthree,5,1\n", r"column 'x': 1 of 2 cells " + NUMBER.format("'three'")),
-        ("x,n,y\n1,2,0\n2020-01-02,5,1\n", r"column 'x': 1 of 2 cells " + NUMBER.format("'2020-01-02'")),
+        ("x,n,y\n1,2,0\n2020-01-02,5,1\n", r"column 'x': 1 of 2 cells " + NUMBER.format("'2020-01-02'") + "a date in"),
         ("x,n,y\n1,2,0\n1e999,5,1\n", r"column 'x': 1 of 2 cells " + NUMBER.format("'1e999'")),
         ("x,n,y\n1,2,0\n1_000,5,1\n", r"column 'x': 1 of 2 cells " + NUMBER.format("'1_000'")),
         ("x,n,y\n1,2,0\n3,4,1.5\n", r"column 'y': 1 of 2 cells is not a whole number: line 3: '1.5'; data.label"),
@@ -220,7 +220,7 @@ def test_what_is_wrong_with_a_csv_is_reported_with_its_line(tmp_path: Path, text
         ({"x": [1.0, float("inf")], "y": [0, 1]}, r"column 'x': 1 of 2 cells is not a finite number: row 2: inf"),
         (
             {"x": ["1", "two"], "y": [0, 1]},
-            r"column 'x': 2 of 2 cells are string, not numbers: row 1: '1'; row 2: 'two'",
+            r"column 'x': 2 of 2 cells are text, not numbers: row 1: '1'; row 2: 'two'",
         ),
         ({"x": [[1], [2]], "y": [0, 1]}, r"column 'x': 2 of 2 cells are list<.*>, not numbers: row 1: \[1\]"),
         ({"x": [1, 2], "y": [[0], [1]]}, r"column 'y': 2 of 2 cells are list<.*>, not labels: row 1: \[0\]"),
