@@ -147,6 +147,7 @@ def _read_parquet(path: Path) -> RawTable:
     try:
         with parquet.ParquetFile(str(path)) as file:
             table = file.read()
+        table.validate(full=True)  # texts that are not UTF-8, categories beyond their list
     except (OSError, arrow.ArrowException) as error:
         raise RunError(f"{path} cannot be read: {error}") from None
     try:

@@ -247,6 +247,14 @@ def test_a_damaged_parquet_file_is_named(tmp_path: Path, damage: Any) -> None:
         load("parquet", tmp_path, 9)
 
 
+def test_a_parquet_file_of_texts_that_are_not_utf_8_is_named(tmp_path: Path) -> None:
+    offsets = pa.py_buffer(np.array([0, 1, 2], dtype=np.int32).tobytes())
+    texts = pa.Array.from_buffers(pa.string(), 2, [None, offsets, pa.py_buffer(b"a\xff")])
+    pq.write_table(pa.table({"x": [1, 2], "y": texts}), tmp_path / "train.parquet")
+    with pytest.raises(RunError, match=r"train.parquet cannot be read: .*UTF8"):
+        load("parquet", tmp_path, 1, held_out=0.5)
+
+
 @KINDS
 @pytest.mark.parametrize(
     ("label", "message"),
