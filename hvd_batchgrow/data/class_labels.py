@@ -57,7 +57,7 @@ def count_classes(labels: Labels, num_classes: int | None, where: Where) -> tupl
         RunError: a label is negative, or not among the classes.
     """
     if labels.min() < 0:
-        _refuse(labels, labels < 0, "is negative", "are negative", where)
+        _refuse(labels, labels < 0, "negative", where)
     first = first_label(labels, num_classes, where)
     if num_classes is None:
         num_classes = int(labels.max()) + 1
@@ -71,15 +71,15 @@ def check_range(labels: Labels, first: int, num_classes: int, where: Where, what
     last = first + num_classes - 1
     wrong = (labels < first) | (labels > last)
     if wrong.any():
-        _refuse(labels, wrong, *(f"{verb} not in {first} … {last}" for verb in ("is", "are")), where, f" {what}")
+        _refuse(labels, wrong, f"not in {first} … {last}", where, f" {what}")
 
 
-def _refuse(labels: Labels, wrong: NDArray[np.bool_], one: str, several: str, where: Where, what: str = "") -> None:
+def _refuse(labels: Labels, wrong: NDArray[np.bool_], fault: str, where: Where, what: str = "") -> None:
     places = np.flatnonzero(wrong)
-    verb = one if len(places) == 1 else several
+    verb = "is" if len(places) == 1 else "are"
     shown = "; ".join(f"{where(int(k))} has {labels[k]}" for k in places[:_NUM_SHOWN])
     more = f"; and {len(places) - _NUM_SHOWN:,} more" if len(places) > _NUM_SHOWN else ""
-    raise RunError(f"{len(places):,} of {len(labels):,}{what} labels {verb}: {shown}{more}")
+    raise RunError(f"{len(places):,} of {len(labels):,}{what} labels {verb} {fault}: {shown}{more}")
 
 
 def _refuse_gaps(labels: Labels, num_classes: int, where: Where) -> None:

@@ -8,6 +8,7 @@ import io
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from hvd_batchgrow.data.packages import need
@@ -85,7 +86,7 @@ def _head(path: Path) -> str:
     if more:
         data = data[: data.rfind(b"\n") + 1] or data
     try:
-        return data.decode("utf-8-sig")
+        return str(data, "utf-8-sig")
     except UnicodeDecodeError as error:
         raise not_utf8(path, data[: error.start].count(b"\n") + 1) from None
 
@@ -164,13 +165,9 @@ def record_lines(path: Path, form: CsvForm, records: Sequence[int]) -> dict[int,
         form: of the file.
         records: numbers of records, from 0, the header among them; empty lines are not.
     """
-    wanted, found = set(records), {}
-    for number, line in enumerate(_starts(path, form)):
-        if number in wanted:
-            found[number] = line
-            if len(found) == len(wanted):
-                break
-    return found
+    wanted = set(records)
+    upto = islice(_starts(path, form), max(wanted, default=-1) + 1)
+    return {number: line for number, line in enumerate(upto) if number in wanted}
 
 
 def _starts(path: Path, form: CsvForm) -> Iterator[int]:

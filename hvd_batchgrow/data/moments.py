@@ -98,10 +98,10 @@ def row_moments(chunks: Iterable[NDArray[Any]], name: str, features: Sequence[st
             count = total
         # By the range, not by the deviation: rounding leaves a constant 0.1 a tiny one, which would blow it up.
         deviation = np.where(low == high, 1.0, np.sqrt(squares / count))
-    wrong = np.flatnonzero(~(np.isfinite(deviation) & (deviation > 0)))
-    if len(wrong):
+    wrong = np.flatnonzero(~(np.isfinite(deviation) & (deviation > 0))).tolist()
+    if wrong:
         feature = repr(features[wrong[0]]) if features else wrong[0]
-        fault = f"the squares of its values are too {'large' if high[wrong[0]] > 1 else 'small'} for float64"
+        fault = f"the squares of its values are too {'small' if deviation[wrong[0]] == 0 else 'large'} for float64"
         raise RunError(f"{name}: feature {feature} cannot be standardised: {fault}; store it in another unit")
     return origin + np.where(low == high, low, mean), deviation
 
@@ -126,7 +126,8 @@ def finite_chunks(chunks: Iterable[NDArray[Any]], name: str) -> Iterator[NDArray
     Raises:
         RunError: once all chunks were looked at, with row and feature, from 0, of the first values that are not finite.
     """
-    first, count, shown = 0, 0, []
+    first, count = 0, 0
+    shown: list[str] = []
     for chunk in chunks:
         wrong = np.argwhere(~np.isfinite(chunk))
         count += len(wrong)

@@ -37,7 +37,8 @@ def load_own(data: DataSection) -> Source:
     labels = source.train.labels, source.test.labels
     if not all(isinstance(found, np.ndarray) for found in labels):  # computed ones may be any number
         return source  # type: ignore[no-any-return]
-    return replace(source, notes=(*source.notes, *notes_on_classes(*labels, source.num_classes)))
+    notes = (*source.notes, *notes_on_classes(*labels, source.num_classes))
+    return replace(source, notes=notes)  # type: ignore[no-any-return]
 
 
 def check_own(source: Any) -> list[str]:

@@ -104,7 +104,7 @@ class Rows:
 
     def stored(self, ids: Ids) -> NDArray[Any]:
         """Rows as they are in the file: numbers, and codes of categories."""
-        return self.values[ids if self.members is None else self.members[ids]]  # type: ignore[no-any-return]
+        return self.values[ids if self.members is None else self.members[ids]]
 
     def where(self, sample_id: int) -> str:
         """See `Samples`."""

@@ -172,9 +172,9 @@ def _csv_labels(cells: Any, name: str, data: DataSection) -> tuple[NDArray[np.in
     if data.text_labels is False or (digits.any() and not words.any()):
         return _whole(cells, as_numbers(cells, name, data), data)
     if digits.any():
-        few, what = (words, "text") if words.sum() <= digits.sum() else (digits, "number")
+        few, noun = (words, "text") if words.sum() <= digits.sum() else (digits, "number")
         remedy = "correct them, or data.text_labels = true makes a class of each distinct text"
-        faults.append(cell_fault(cells, few, (f"is a {what}, others are not", f"are {what}s, others are not"), remedy))
+        faults.append(cell_fault(cells, few, (f"is a {noun}, others are not", f"are {noun}s, others are not"), remedy))
     if unclear.any():
         what = "may be a class or a missing label", "may be classes or missing labels"
         remedy = 'data.text_labels = true makes classes of them, data.missing_values = ["NA", …] says they are missing'

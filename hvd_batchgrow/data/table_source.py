@@ -133,7 +133,7 @@ def _labels(table: Table, part: str, members: Ids | None) -> Any:
 
 def _means(rows: Rows, table: Table, names: Sequence[str], report: ReportProgress) -> Any:
     means = present_means(rows.chunks("mean of the training rows", report))
-    empty = [names[k] for k in np.flatnonzero(np.isnan(means))]
+    empty = [names[k] for k in np.flatnonzero(np.isnan(means)).tolist()]
     if empty:
         fault = f"no training row has a value in column {', '.join(map(repr, empty[:NUM_SHOWN]))}"
         raise RunError(f"{table.name}: {fault}, so that there is no mean; data.ignore_columns = {empty[:NUM_SHOWN]}")

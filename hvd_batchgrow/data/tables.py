@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from hvd_batchgrow.config import DataSection
 from hvd_batchgrow.data.cache import Arrays, cached_arrays, file_stamp
+from hvd_batchgrow.data.cells import Texts
 from hvd_batchgrow.data.columns import read_csv
 from hvd_batchgrow.data.csv_form import CsvForm
 from hvd_batchgrow.data.known import need_root
@@ -130,6 +131,7 @@ def _covtype(path: Path | None, report: ReportProgress) -> Arrays:
         file, faults = check_file(read_csv(path, form), DataSection(source="csv", text_labels=False), strict=True)
         if faults:
             raise RunError(faults)
+        assert not isinstance(file.labels, Texts)  # text_labels = false
         values, types = file.values, file.labels
         report(f"reading {path.name}", path.stat().st_size, path.stat().st_size)
     wrong = np.flatnonzero((types < 1) | (types > _COVTYPE_CLASSES))
