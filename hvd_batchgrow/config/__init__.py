@@ -89,8 +89,7 @@ class DataSection(Section):
     """csv and parquet: what a missing number becomes: the mean of the training rows, or 0; a missing category becomes
     zeros, or -1. drop_row skips rows in which a value or the label is missing."""
     missing_values: Annotated[tuple[str, ...], BeforeValidator(tuples)] | None = None
-    """csv: texts that mean a missing value, beside an empty cell; None: those of pandas in columns of numbers, none in
-    columns of categories."""
+    """csv: texts that mean a missing value, beside an empty cell; None: those of pandas, in columns of numbers only."""
     header: bool | None = None
     """csv: whether the first line holds the names of the columns; None: as it looks, and an error if unclear."""
     separator: Annotated[str, AfterValidator(_check_separator)] | None = None

@@ -30,7 +30,7 @@ class CellFault:
     rows: Sequence[int]
     """From 0, the first ten."""
     values: Sequence[str]
-    """What is there, of the first ten; empty: the row says enough."""
+    """What is there, of the first ten."""
     count: int
     what: tuple[str, str]
     """`is missing`, `are missing`."""
@@ -56,12 +56,25 @@ class Texts:
     """(n,) index into the words; -1 where a cell is missing."""
 
 
-def cell_fault(cells: Any, wrong: Bits, what: tuple[str, str], remedy: str, *, show: bool = True) -> CellFault:
+def cell_fault(cells: Any, wrong: Bits, what: tuple[str, str], remedy: str) -> CellFault:
     """Describe the cells of a column that are marked."""
     rows = np.flatnonzero(wrong)
     first = rows[:NUM_SHOWN].tolist()
-    values = [_shown(cells[row].as_py()) for row in first] if show else []
-    return CellFault(first, values, len(rows), what, remedy)
+    return CellFault(first, [_shown(cells[row].as_py()) for row in first], len(rows), what, remedy)
+
+
+def type_fault(cells: Any, nouns: tuple[str, str], remedy: str) -> CellFault:
+    """Describe a column whose type is wrong.
+
+    Args:
+        cells: all of it.
+        nouns: what a cell, and several cells, must be.
+        remedy: what to do.
+    """
+    types, kind = need("pyarrow.types", "pyarrow"), cells.type
+    found = f"categories of {kind.value_type}" if types.is_dictionary(kind) else "text" if is_text(kind) else str(kind)
+    what = f"is {found}, not {nouns[0]}", f"are {found}, not {nouns[1]}"
+    return cell_fault(cells, np.ones(len(cells), dtype=np.bool_), what, remedy)
 
 
 def _shown(value: Any) -> str:
@@ -108,10 +121,8 @@ def _refused(cells: Any, name: str) -> Numbers:
     remedy = f"data.ignore_columns = [{name!r}] leaves it out"
     if is_text(kind) or types.is_dictionary(kind):
         remedy = f"data.categorical = [{name!r}] makes categories of it, {remedy}"
-    what = f"categories of {kind.value_type}" if types.is_dictionary(kind) else "text" if is_text(kind) else str(kind)
-    everywhere = np.ones(len(cells), dtype=np.bool_)
-    fault = cell_fault(cells, everywhere, (f"is {what}, not a number", f"are {what}, not numbers"), remedy)
-    return Numbers(np.zeros(len(cells)), ~everywhere, (fault,))
+    fault = type_fault(cells, ("a number", "numbers"), remedy)
+    return Numbers(np.zeros(len(cells)), np.zeros(len(cells), dtype=np.bool_), (fault,))
 
 
 def is_text(kind: Any) -> bool:
@@ -244,9 +255,10 @@ def as_texts(cells: Any, missing: Bits) -> Texts:
         texts = [str(int(x)) if x is not None and x.is_integer() else x and str(x) for x in cells.to_pylist()]
         cells = arrow.chunked_array([arrow.array(texts, arrow.string())])
     cells = compute.if_else(arrow.array(~missing), cells.cast("string"), None)
-    encoded = cells.combine_chunks().dictionary_encode()
-    codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
-    return Texts(tuple(encoded.dictionary.to_pylist()), codes)
+    chunks = cells.dictionary_encode().unify_dictionaries().chunks
+    codes = [chunk.indices.fill_null(-1).to_numpy().astype(np.int64) for chunk in chunks]
+    words = chunks[0].dictionary.to_pylist() if chunks else []
+    return Texts(tuple(words), np.concatenate(codes) if codes else np.zeros(0, dtype=np.int64))
 
 
 def sorted_words(words: set[str]) -> tuple[str, ...]:

@@ -13,5 +13,5 @@ def need(module: str, package: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        mend = "pip install 'hvd_batchgrow[tables]'"
-        raise RunError(f"{package} is needed for this source and cannot be imported ({error}): {mend}") from None
+        remedy = "pip install 'hvd_batchgrow[tables]'"
+        raise RunError(f"{package} is needed for this source and cannot be imported ({error}): {remedy}") from None

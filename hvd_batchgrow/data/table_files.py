@@ -21,6 +21,7 @@ from hvd_batchgrow.data.cells import (
     cell_fault,
     is_text,
     missing_texts,
+    type_fault,
 )
 from hvd_batchgrow.data.columns import NUM_SHOWN, RawTable, find_roles
 from hvd_batchgrow.data.csv_form import MISSING_TEXTS, NUMBER
@@ -103,10 +104,8 @@ def _category(cells: Any, name: str, data: DataSection) -> tuple[Texts, list[Cel
     if data.source == "parquet":
         missing = _null(cells)
         if not _has_words(cells.type):
-            what = f"is {cells.type}, not a category", f"are {cells.type}, not categories"
-            everywhere = np.ones(len(cells), dtype=np.bool_)
-            remedy = f"data.ignore_columns = [{name!r}] leaves the column out"
-            return Texts((), np.zeros(len(cells), dtype=np.int64)), [cell_fault(cells, everywhere, what, remedy)]
+            fault = type_fault(cells, ("a category", "categories"), f"data.ignore_columns = [{name!r}] leaves it out")
+            return Texts((), np.zeros(len(cells), dtype=np.int64)), [fault]
     else:
         missing = missing_texts(cells, data.missing_values or ())
     return as_texts(cells, missing), []
@@ -135,10 +134,8 @@ def _notes_on_words(table: RawTable, name: str, texts: Texts, data: DataSection)
     """Name the categories of a csv file that pandas would take for missing values."""
     if data.source == "parquet" or data.missing_values is not None:
         return []
-    found = [word for word in texts.words if word in MISSING_TEXTS]
-    if not found:
-        return []
-    return [f"{table.path}: column {name!r}: {', '.join(map(repr, found))} is a category like others, not missing"]
+    found = ", ".join(repr(word) for word in texts.words if word in MISSING_TEXTS)
+    return [f"{table.path}: column {name!r}: kept as a category, not as a missing value: {found}"] if found else []
 
 
 # --- labels ----------------------------------------------------------------------------------
@@ -150,10 +147,8 @@ def _labels(cells: Any, name: str, data: DataSection) -> tuple[NDArray[np.int64]
         return _csv_labels(cells, name, data)
     types, missing = need("pyarrow.types", "pyarrow"), _null(cells)
     if not (_has_words(cells.type) or types.is_decimal(cells.type)):
-        what = f"is {cells.type}, not a label", f"are {cells.type}, not labels"
-        everywhere = np.ones(len(cells), dtype=np.bool_)
-        remedy = "data.label names another column"
-        return np.zeros(len(cells), dtype=np.int64), missing, [cell_fault(cells, everywhere, what, remedy)]
+        fault = type_fault(cells, ("a label", "labels"), "data.label names another column")
+        return np.zeros(len(cells), dtype=np.int64), missing, [fault]
     if data.text_labels or (data.text_labels is None and is_text(cells.type)):
         return as_texts(cells, missing), missing, _missing_labels(cells, missing, data)
     return _whole(cells, as_numbers(cells, name, data), data)
@@ -229,8 +224,7 @@ def _columns(table: RawTable, faults: Sequence[tuple[str, CellFault]]) -> Iterat
     rows = sorted({row for _, fault in shown for row in fault.rows})
     places = dict(zip(rows, table.places(rows), strict=True))
     for name, fault in shown:
-        values = fault.values or [""] * len(fault.rows)
-        cells = "; ".join(f"{places[row]}: {value}" for row, value in zip(fault.rows, values, strict=True))
+        cells = "; ".join(f"{places[row]}: {value}" for row, value in zip(fault.rows, fault.values, strict=True))
         more = f"; and {fault.count - len(fault.rows):,} more" if fault.count > len(fault.rows) else ""
         amount = f"{fault.count:,} of {counted(table.num_rows, 'cell')} {fault.what[fault.count > 1]}"
         yield f"column {name!r}: {amount}: {cells}{more}; {fault.remedy}"

@@ -28,7 +28,7 @@ def parse(paths: Mapping[str, Sequence[Path]], data: DataSection, report: Report
     Args:
         paths: of the parts `train` and, unless rows are held out, `test`.
         data: the section.
-        report: told of each file.
+        report: called with the progress of each file.
 
     Returns:
         names: of the columns that are features; categories_K: the categories of column K, of all files;

@@ -47,7 +47,7 @@ def table_source(table: Table, data: DataSection, seed: int, report: ReportProgr
         table: parsed.
         data: the section.
         seed: draws the rows that are held out.
-        report: told of the passes over the training rows.
+        report: called with the progress over the training rows.
 
     Raises:
         JobError: the labels do not show which classes there are, or are more than the job says.

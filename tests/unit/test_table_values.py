@@ -302,7 +302,8 @@ def test_a_text_such_as_na_is_a_category_and_said_to_be(tmp_path: Path) -> None:
     keys: dict[str, Any] = {"num_samples": 2, "test": "train.csv", "categorical": ("basement",)}
     source = load(section(tmp_path, **keys))
     assert source.schema["categories"] == {"basement": ["NA", "good"]}
-    assert source.notes[0] == f"{tmp_path}/train.csv: column 'basement': 'NA' is a category like others, not missing"
+    note = "train.csv: column 'basement': kept as a category, not as a missing value: 'NA'"
+    assert source.notes[0] == f"{tmp_path}/{note}"
     with pytest.raises(RunError, match=r"column 'basement': 1 of 2 cells is missing: line 2: 'NA'"):
         load(section(tmp_path, missing_values=("NA",), **keys))
 
