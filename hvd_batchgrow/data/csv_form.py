@@ -7,6 +7,7 @@ import csv
 import io
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -54,21 +55,23 @@ def csv_form(path: Path, separator: str | None = None, header: bool | None = Non
     text = _head(path)
     declared = re.match(r'"?sep=([\t ,;:|])"?\r?\n', text)
     text = text[declared.end() :] if declared else text
-    skip_lines = bool(declared) + len(text[: -len(text.lstrip("\r\n")) or None].splitlines())
-    separator = separator or (declared[1] if declared else None) or _separator(path, text)
-    rows = _rows(text, separator)
-    if not rows:
+    empty_lines = text[: len(text) - len(text.lstrip("\r\n"))].splitlines()
+    text = text.lstrip("\r\n")
+    if not text:
         raise RunError(f"{path} is empty")
+    separator = separator or (declared[1] if declared else None) or _separator(path, text)
+    rows = _rows(path, text, separator)
     if separator == " " and any("" in row for row in rows):
         remedy = "turn each run into one comma: sed -E 's/^ +//; s/ +/,/g'"
         raise RunError(f"{path}: its columns are separated by several spaces, which is not supported; {remedy}")
     if header is None:
-        header = _has_header(path, rows)
+        _refuse_unclear_header(path, rows)
+        header = True
     if header and len(rows) > 1 and all(len(row) == len(rows[0]) + 1 for row in rows[1:]):
         fault = f"its rows have {len(rows[1])} fields and its header {len(rows[0])}"
         raise RunError(f"{path}: {fault}: name the first column (row names, as R writes them), or leave it out")
     names = tuple(rows[0] if header else map(str, range(len(rows[0]))))
-    return CsvForm(separator, header, names, skip_lines)
+    return CsvForm(separator, header, names, bool(declared) + len(empty_lines))
 
 
 def _head(path: Path) -> str:
@@ -96,21 +99,22 @@ def not_utf8(path: Path, line: int) -> RunError:
     return RunError(f"{path}, line {line}: not UTF-8; iconv -f LATIN1 -t UTF-8 turns a Latin-1 file into UTF-8")
 
 
-def _rows(text: str, separator: str) -> list[list[str]]:
-    """Fields of the first lines that are not empty, without spaces around."""
+def _rows(path: Path, text: str, separator: str) -> list[list[str]]:
+    """Fields of the first lines that are not empty, one at least, without spaces around."""
     reader, rows = csv.reader(io.StringIO(text, newline=""), delimiter=separator), []
     try:
         for row in reader:
             rows += [[field.strip() for field in row]] if row else []
             if len(rows) == _HEAD_ROWS:
                 break
-    except csv.Error:  # a field of more than 128 KiB: the reader of the whole file has the last word
-        pass
+    except csv.Error as error:  # if there are rows before it, the reader of the whole file has the last word
+        if not rows:
+            raise RunError(f"{path}: its first line cannot be split ({error}): is a quotation mark missing?") from None
     return rows
 
 
 def _separator(path: Path, text: str) -> str:
-    found = {mark: _rows(text, mark) for mark in _SEPARATORS}
+    found = {mark: _rows(path, text, mark) for mark in _SEPARATORS}
     fitting = [mark for mark, rows in found.items() if _is_regular(rows)]
     fitting = [mark for mark in fitting if mark != " "] or fitting
     if len(fitting) > 1:
@@ -120,8 +124,8 @@ def _separator(path: Path, text: str) -> str:
     if fitting:
         return fitting[0]
     # Irregular rows are reported with their lines by the reader; what splits the header is what is meant.
-    widths = {mark: len(rows[0]) for mark, rows in found.items() if rows and mark != " "}
-    return max(widths, key=lambda mark: widths[mark], default=",")
+    widths = {mark: len(rows[0]) for mark, rows in found.items() if mark != " "}
+    return max(widths, key=lambda mark: widths[mark])
 
 
 def _toml(mark: str) -> str:
@@ -129,11 +133,11 @@ def _toml(mark: str) -> str:
 
 
 def _is_regular(rows: Sequence[Sequence[str]]) -> bool:
-    return bool(rows) and len(rows[0]) > 1 and all(len(row) == len(rows[0]) for row in rows)
+    return len(rows[0]) > 1 and all(len(row) == len(rows[0]) for row in rows)
 
 
-def _has_header(path: Path, rows: Sequence[Sequence[str]]) -> bool:
-    """True: names. Raises RunError where the first line could be a row: pandas and R write both."""
+def _refuse_unclear_header(path: Path, rows: Sequence[Sequence[str]]) -> None:
+    """Raise RunError if the first line could be a row: pandas and R write files with and without names."""
     first = rows[0]
     shown = ",".join(first)[:60]
     values = [field for field in first if _is_value(field)]
@@ -141,7 +145,7 @@ def _has_header(path: Path, rows: Sequence[Sequence[str]]) -> bool:
     again = [field for field, fields in zip(first, below, strict=True) if field and field in fields]
     over_numbers = any(fields and all(re.fullmatch(NUMBER, field) for field in fields) for fields in below)
     if not values and (over_numbers or not again):
-        return True
+        return
     what = (
         f"{len(values)} of its {len(first)} fields could be values"
         if values
@@ -177,7 +181,8 @@ def _starts(path: Path, form: CsvForm) -> Iterator[int]:
             file.readline()
         reader = csv.reader(file, delimiter=form.separator)
         before = 0
-        for row in reader:
-            if row:
-                yield form.skip_lines + before + 1
-            before = reader.line_num
+        with suppress(csv.Error):  # a field of more than 128 KiB: what follows is not found
+            for row in reader:
+                if row:
+                    yield form.skip_lines + before + 1
+                before = reader.line_num

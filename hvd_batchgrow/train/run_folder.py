@@ -72,7 +72,7 @@ def open_run(
         overwrite: remove what is there first.
         origin: folder of another run, to make this one from its newest good checkpoint.
         check: raises RunError where a checkpoint is of another network.
-        schema: `Source.schema`, which is kept in `record.json`; a run is not resumed with another.
+        schema: `Source.schema`, which is kept in `record.json`; a checkpoint is not resumed with another.
 
     Returns:
         the checkpoint, None to start afresh; and notes for the user.
@@ -85,14 +85,14 @@ def open_run(
 
     def prepare() -> bytes | None:
         try:
-            if resume or origin is not None:
-                _refuse_other_schema(origin or folder, schema or {})
             if origin is not None:
+                _refuse_other_schema(origin, schema or {})
                 notes.extend(fork_run(origin, folder, plan, _records(job, plan), check))
             data = _prepare_folder(folder, notes, resume=resume or origin is not None, overwrite=overwrite)
             if data is not None:
                 checkpoint = Checkpoint.from_bytes(data)
                 _refuse_other_job(folder, checkpoint, plan)
+                _refuse_other_schema(folder, schema or {})
                 check(checkpoint)
                 notes.extend(_allowed_changes(folder, job, ranks))
             _write_records(folder, job, plan, ranks, notes, schema or {})

@@ -108,6 +108,7 @@ SETTLES = r"may be a header or a row: {}; data.header = false if it is a row, tr
         ("x:n:y\n1:2:0\n3:4:1\n", r"holds 2 rows of 0 features: .*; data.separator names what separates"),
         ("x,n,y\n1,2,0\n3,4,1\n".encode("utf-16"), r"is UTF-16, not UTF-8: iconv -f UTF-16"),
         ("x,n,y\n1,2,a\n3,4,caffè\n".encode("latin1"), r"train.csv, line 3: not UTF-8; iconv -f LATIN1"),
+        ('"x,n,y\n' + 40_000 * "1,2,0\n", r"its first line cannot be split \(.*\): is a quotation mark missing"),
         (b"x,n,y\n" + 40_000 * b"1,2,a\n" + b"3,4,caff\xe8\n", r"train.csv, line 40002: not UTF-8; iconv -f LATIN1"),
     ],
 )  # fmt: skip

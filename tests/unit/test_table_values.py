@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 from decimal import Decimal
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,19 @@ def test_rows_held_out_are_standardised_by_the_others(tmp_path: Path) -> None:
     source = load(data)
     assert inputs(data, source)[:, 0] == pytest.approx(standardised(times[train]), rel=1e-6, abs=1e-6)
     assert inputs(data, source, "test")[:, 0] == pytest.approx(standardised(times[test], times[train]), rel=1e-6)
+
+
+def test_a_ghost_batch_holds_the_same_bits_on_any_number_of_ranks(tmp_path: Path) -> None:
+    times = START + np.arange(32) ** 2
+    write_csv(tmp_path / "train.csv", "t,c,x,y", [(t, "ab"[k % 2], k * 0.1, k % 2) for k, t in enumerate(times)])
+    data = section(tmp_path, num_samples=32, test="train.csv", categorical=("c",))
+    reader = Reader(data, load(data), torch.device("cpu"), 1, raise_bad)
+    alone = list(islice(reader.training(Stream(32, 3), 8, 0, 1), 8))
+    for rank in range(2):
+        for k, batch in enumerate(islice(reader.training(Stream(32, 3), 8, rank, 2), 4)):
+            assert torch.equal(batch.inputs, alone[2 * k + rank].inputs)
+            assert (batch.ids == alone[2 * k + rank].ids).all()
+    assert alone[0].inputs[:, 0].numpy() == pytest.approx(standardised(times[alone[0].ids], times), rel=1e-6)
 
 
 def test_values_beyond_float32_are_standardised_and_tiny_ones_are_refused(tmp_path: Path) -> None:
