@@ -19,6 +19,9 @@ from hvd_batchgrow.data.samples import Ids, ReportProgress, Source
 from hvd_batchgrow.data.stream import Stream
 from hvd_batchgrow.errors import Fault, JobError, RunError
 
+_FEW_CLASSES = 32
+"""So many need no key, however few rows there are."""
+
 
 @dataclass(frozen=True)
 class Table:
@@ -55,9 +58,7 @@ def table_source(table: Table, data: DataSection, seed: int, report: ReportProgr
     """
     arrays = table.arrays
     classes = tuple(map(str, arrays.get("classes", ())))
-    if data.num_classes is not None and data.num_classes < len(classes):
-        fault = f"{data.num_classes} is below the {len(classes)} distinct labels of {table.name}: {_few(classes)}"
-        raise JobError([Fault("data.num_classes", fault)])
+    _check_texts(table, classes, data.num_classes)
     given = data.num_classes or len(classes) or None
     first, num_classes = count_classes(arrays["train_labels"], given, table.places["train"])
     if "test" in table.places:
@@ -68,6 +69,17 @@ def table_source(table: Table, data: DataSection, seed: int, report: ReportProgr
     notes = *map(str, arrays.get("notes", ())), *notes_on_classes(train.labels, test.labels, num_classes, classes)
     schema = _schema(table, fit, train.encoding, classes, first)
     return Source(train, test, num_classes, tuple(mean.tolist()), tuple(deviation.tolist()), notes, schema)
+
+
+def _check_texts(table: Table, classes: Sequence[str], num_classes: int | None) -> None:
+    """Raise JobError if labels that are texts are more than the classes of the job, or look like names of rows."""
+    distinct = f"{len(classes):,} distinct labels of {table.name}: {_few(classes)}"
+    if num_classes is not None and num_classes < len(classes):
+        raise JobError([Fault("data.num_classes", f"{num_classes} is below the {distinct}")])
+    num_rows = len(table.arrays["train_labels"])
+    if num_classes is None and len(classes) > max(_FEW_CLASSES, num_rows // 2):
+        fault = f"is needed: {num_rows:,} rows have {distinct}: is data.label another column? If not, {len(classes)}"
+        raise JobError([Fault("data.num_classes", fault)])
 
 
 def _few(words: Sequence[str]) -> str:

@@ -201,6 +201,14 @@ def test_fewer_classes_than_texts_are_refused(tmp_path: Path) -> None:
         load(tmp_path, "csv", ["a", "b", "c"], test=["a"], num_classes=2)
 
 
+def test_texts_that_name_rows_are_not_taken_for_classes(tmp_path: Path) -> None:
+    names = [f"row {k}" for k in range(40)]
+    fault = r"data.num_classes: is needed: 40 rows have 40 distinct labels of \S*train.csv: row 0, row 1, .*If not, 40"
+    with pytest.raises(JobError, match=fault):
+        load(tmp_path, "csv", names, test=["row 3"])
+    assert load(tmp_path, "csv", names, test=["row 3"], num_classes=40).num_classes == 40
+
+
 def test_a_text_that_only_held_out_rows_have_is_named(tmp_path: Path) -> None:
     labels = ["a", "b"] * 10
     write(tmp_path, "csv", "train", labels)
