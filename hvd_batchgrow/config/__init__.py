@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal
 
@@ -50,6 +51,12 @@ def _check_source(value: str) -> str:
     raise ValueError(f"{hint}one of {', '.join(SOURCES)}, or module:function of your own")
 
 
+def _check_separator(value: str) -> str:
+    if value == "\t" or (len(value) == 1 and " " <= value <= "~" and not value.isalnum() and value not in "\"'.+-"):
+        return value
+    raise ValueError('one character, such as ",", ";", "|", " " or "\\t"')
+
+
 class DataSection(Section):
     """`[data]`: which samples, and how a training sample is drawn from its image."""
 
@@ -67,6 +74,28 @@ class DataSection(Section):
     label: str | int | None = None
     """What holds the label: column of csv and parquet (name or index; None: the last), feature of tfrecord, field of
     a webdataset's .json."""
+    text_labels: bool | None = None
+    """csv and parquet: true: each distinct text of the label column is a class, also numbers and texts such as NA;
+    false: labels are whole numbers; None: what the column holds, and an error if it holds both."""
+    ignore_columns: Annotated[tuple[str | int, ...], BeforeValidator(tuples)] = ()
+    """csv and parquet: columns that are not used, by name or index, such as a row index."""
+    categorical: Annotated[tuple[str | int, ...], BeforeValidator(tuples)] = ()
+    """csv and parquet: columns that hold categories, by name or index; the training rows decide which there are."""
+    categorical_encoding: Literal["one_hot", "codes"] = "one_hot"
+    """A category as one feature of 0 or 1 for each, or as its number 0 … K - 1 in one feature; not standardised."""
+    unknown_category: Literal["error", "ignore"] = "error"
+    """A category that no training row has, in a test row: an error, or encoded as a missing one: zeros, or -1."""
+    missing: Literal["error", "mean", "zero", "drop_row"] = "error"
+    """csv and parquet: what a missing number becomes: the mean of the training rows, or 0; a missing category becomes
+    zeros, or -1. drop_row skips rows in which a value or the label is missing."""
+    missing_values: Annotated[tuple[str, ...], BeforeValidator(tuples)] | None = None
+    """csv: texts that mean a missing value, beside an empty cell; None: those of pandas, in columns of numbers only."""
+    header: bool | None = None
+    """csv: whether the first line holds the names of the columns; None: as it looks, and an error if unclear."""
+    separator: Annotated[str, AfterValidator(_check_separator)] | None = None
+    """csv: the character between columns; None: comma, semicolon, tab, bar or space, as the first lines show."""
+    decimal: Literal[".", ","] = "."
+    """csv: the decimal mark."""
     num_samples: PositiveInt | None = None
     """Training-set size, so that `plan` needs no data; None: known of the source."""
     num_classes: PositiveInt | None = None
@@ -334,3 +363,13 @@ class Job(Section):
         return {"seed": self.seed, "data.num_samples": num_samples} | {
             key: value for key, value in flat.items() if key not in free
         }
+
+    def completed(self, deciding: Mapping[str, Any]) -> dict[str, Any]:
+        """Add the defaults of those keys of `[data]` that did not exist when a run was recorded.
+
+        Args:
+            deciding: `Job.deciding()` of the run.
+        """
+        defaults = DataSection(source=self.data.source).model_dump(mode="json")
+        absent = [key for key in self.deciding(1) if key.startswith("data.") and key not in deciding]
+        return {**{key: defaults[key.removeprefix("data.")] for key in absent}, **deciding}

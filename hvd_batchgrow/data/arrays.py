@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hvd_batchgrow.data.class_labels import check_range, count_classes, notes_on_classes
 from hvd_batchgrow.data.plausible import axis_hint, byte_hint
-from hvd_batchgrow.data.samples import ArraySamples, Samples, Source, check_labels
+from hvd_batchgrow.data.samples import ArraySamples, Source
 from hvd_batchgrow.errors import RunError
 
 
 def check_images(images: NDArray[Any], labels: NDArray[Any], place: str) -> None:
-    """Images must be bytes, (N, H, W) or (N, H, W, C), with N > 0 labels, whole numbers (N,).
+    """Images must be bytes, (N, H, W) or (N, H, W, C), with N > 0 labels (N,).
 
     Raises:
         RunError: they are not.
     """
-    if images.dtype != np.uint8 or not np.issubdtype(labels.dtype, np.integer):
-        found = f"images are {images.dtype} and labels {labels.dtype}"
-        hint = "" if images.dtype == np.uint8 else byte_hint(images)
-        raise RunError(f"{place}: {found}; images must be uint8 and labels whole numbers{hint}")
+    if images.dtype != np.uint8:
+        raise RunError(f"{place}: images are {images.dtype}; they must be uint8{byte_hint(images)}")
     if images.ndim not in {3, 4}:
         raise RunError(f"{place}: images are {images.shape}; they must be (N, H, W) or (N, H, W, C)")
     check_pair(images, labels, place, "images")
@@ -42,37 +42,45 @@ def with_channels(values: NDArray[Any]) -> NDArray[Any]:
     return values[..., None] if values.ndim == 3 else values
 
 
-def array_source(arrays: Mapping[str, NDArray[Any]], names: tuple[str, str], num_classes: int | None) -> Source:
+def int64_labels(labels: NDArray[Any], place: str) -> NDArray[np.int64]:
+    """Return labels as int64. Raises RunError if they are not integers, or one does not fit."""
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise RunError(
+            f"{place}: labels are {labels.dtype}; they must be integers: numpy.save(…, labels.astype('int64'))"
+        )
+    if labels.size and int(labels.max()) >= 1 << 62:
+        raise RunError(f"{place}, entry {int(labels.argmax())} has the label {int(labels.max())}, which is not a class")
+    return labels.astype(np.int64)
+
+
+def array_source(
+    arrays: Mapping[str, NDArray[Any]],
+    names: tuple[str, str],
+    num_classes: int | None,
+    label_names: tuple[str, str] | None = None,
+) -> Source:
     """A source of arrays that lie in memory or are mapped.
 
     Args:
         arrays: train_values, train_labels, test_values, test_labels, mean and deviation.
         names: of the training and of the test set, for messages.
         num_classes: None: as many as the training labels show.
+        label_names: files of the labels, for messages; None: those of the values.
 
     Raises:
-        RunError: as `checked_source`.
+        JobError: as `count_classes`.
+        RunError: the samples of the two sets differ in shape, or a label is not among the classes.
     """
+    labels = arrays["train_labels"], arrays["test_labels"]
+    places = [partial("{}, entry {}".format, name) for name in label_names or names]
+    first, num_classes = count_classes(labels[0], num_classes, places[0])
+    check_range(labels[1], first, num_classes, places[1], "test")
     train, test = (
-        ArraySamples(with_channels(arrays[f"{part}_values"]), arrays[f"{part}_labels"], name)
-        for part, name in zip(("train", "test"), names, strict=True)
+        ArraySamples(with_channels(arrays[f"{part}_values"]), found - first if first else found, name)
+        for part, found, name in zip(("train", "test"), labels, names, strict=True)
     )
-    return checked_source(train, test, (train.labels, test.labels), arrays, names, num_classes)
-
-
-def checked_source(
-    train: Samples,
-    test: Samples,
-    labels: tuple[NDArray[np.int64], NDArray[np.int64]],
-    moments: Mapping[str, NDArray[Any]],
-    names: tuple[str, str],
-    num_classes: int | None,
-) -> Source:
-    """A source whose two sets have the same shape, and labels 0 … num_classes - 1. Raises RunError if they do not."""
     if train.shape != test.shape:
         raise RunError(f"{names[1]}: a test sample is {test.shape}, one of {names[0]} {train.shape}")
-    num_classes = num_classes or int(labels[0].max()) + 1
-    for part, name in zip(labels, names, strict=True):
-        check_labels(part, num_classes, name)
-    mean, deviation = (tuple(map(float, moments[key])) for key in ("mean", "deviation"))
-    return Source(train, test, num_classes, mean, deviation)
+    mean, deviation = (tuple(map(float, arrays[key])) for key in ("mean", "deviation"))
+    notes = notes_on_classes(train.labels, test.labels, num_classes)
+    return Source(train, test, num_classes, mean, deviation, notes)

@@ -22,7 +22,7 @@ from hvd_batchgrow.strict_json import dump_json
 
 _ANOTHER = "another: HVD_BATCHGROW_CACHE=…"
 Arrays = Mapping[str, NDArray[Any]]
-_FORMAT = 3
+_FORMAT = 4
 """Counted up when what a cache holds changes its meaning."""
 
 

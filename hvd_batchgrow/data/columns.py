@@ -1,195 +1,274 @@
-"""Files of columns: what pyarrow reads, turned into features and labels, every cell checked."""
+"""Files of columns: what pyarrow reads from csv and parquet, and which column is what."""
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Sequence
+import re
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
+from hvd_batchgrow.config import DataSection
+from hvd_batchgrow.data.csv_form import CsvForm, csv_form, not_utf8, record_lines
+from hvd_batchgrow.data.packages import need
 from hvd_batchgrow.errors import Fault, JobError, RunError
+
+NUM_SHOWN = 10
+"""Cells, rows or columns of a kind that a message names."""
+_UNNAMED = re.compile(r"|Unnamed: \d+(\.\d+)*(_level_\d+)?|__index_level_\d+__")
+"""Names that pandas and R give to a column of row names, or that pandas gives to one when it reads it back."""
 
 
 @dataclass(frozen=True)
-class Columns:
-    """One file, read."""
+class RawTable:
+    """One file, read: nothing is converted yet."""
 
     path: Path
     names: tuple[str, ...]
-    """Of the features."""
-    values: NDArray[np.float32]
-    """(n, features)."""
-    labels: NDArray[Any]
-    """(n,) int64, or text as it stands in the file."""
+    cells: tuple[Any, ...]
+    """Of each column, a chunked array of pyarrow: texts in a csv file, any type in a parquet file."""
+    form: CsvForm | None = None
+    """Of a csv file."""
+    ragged: tuple[tuple[int, str], ...] = ()
+    """Records of a csv file, from 0 and the header among them, with too many or too few fields, and what they are."""
+    index: tuple[str, ...] = ()
+    """Columns of a parquet file that pandas stored as the row index: they are not among the others."""
+
+    @property
+    def num_rows(self) -> int:
+        """Rows, without those that are ragged."""
+        return len(self.cells[0]) if self.cells else 0
+
+    def places(self, rows: Sequence[int]) -> list[str]:
+        """`line 3` of each of some rows, from 0, as an editor counts; of a parquet file `row 3`, from 1."""
+        if self.form is None:
+            return [f"row {row + 1}" for row in rows]
+        records = [self._record(row) for row in rows]
+        return [f"line {line}" for line in self._lines(records)]
+
+    def ragged_places(self) -> list[str]:
+        """`line 3 has 2 fields`, of the first ragged rows."""
+        shown = self.ragged[:NUM_SHOWN]
+        lines = self._lines([record for record, _ in shown])
+        return [f"line {line} {what}" for line, (_, what) in zip(lines, shown, strict=True)]
+
+    def _record(self, row: int) -> int:
+        """The record of a row: the header and ragged records before it count."""
+        skipped = [number for number, _ in self.ragged]
+        record = start = row + (self.form is not None and self.form.header)
+        while (shifted := start + bisect_right(skipped, record)) != record:
+            record = shifted
+        return record
+
+    def _lines(self, records: Sequence[int]) -> list[int]:
+        assert self.form is not None
+        lines = record_lines(self.path, self.form, records)
+        return [lines.get(record, record + 1) for record in records]
 
 
-def need(module: str, package: str) -> Any:
-    """Import a module of the extra `tables`. Raises RunError naming the extra where it is missing."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        mend = "pip install 'hvd_batchgrow[tables]'"
-        raise RunError(f"{package} is needed for this source and cannot be imported ({error}): {mend}") from None
+def read_table(path: Path, data: DataSection) -> RawTable:
+    """Read a csv or parquet file. Raises RunError if it is missing, damaged, empty, or its form is not clear."""
+    if data.source == "parquet":
+        return _read_parquet(path)
+    return read_csv(path, csv_form(path, data.separator, data.header))
 
 
-def read_csv(path: Path, *, header: bool = True) -> Any:
-    """A file of comma-separated values as a pyarrow table, packed or not.
-
-    Args:
-        path: a name ending in .gz, .bz2 or .zst is unpacked.
-        header: the first line holds the names; else the columns are called "1", "2", …
+def read_csv(path: Path, form: CsvForm) -> RawTable:
+    """Read all cells of a csv file, packed or not, as texts without spaces around.
 
     Raises:
-        RunError: missing, empty, not text, or a row is longer or shorter than the first.
+        RunError: missing, or not UTF-8.
     """
-    csv, arrow = need("pyarrow.csv", "pyarrow"), need("pyarrow", "pyarrow")
-
-    def read(*, threads: bool) -> Any:
-        options = csv.ReadOptions(use_threads=threads, autogenerate_column_names=not header)
-        # Else an empty cell between texts would be an empty text, not a missing one.
-        return csv.read_csv(str(path), options, convert_options=csv.ConvertOptions(strings_can_be_null=True))
-
+    arrow, compute = need("pyarrow", "pyarrow"), need("pyarrow.compute", "pyarrow")
+    ragged: list[tuple[int, str]] = []
     try:
         try:
-            table = read(threads=True)
+            table = _csv_texts(path, form, ragged, threads=True)
         except arrow.ArrowInvalid:
-            table = read(threads=False)  # fails again, and says in which row
+            ragged.clear()
+            table = _csv_texts(path, form, ragged, threads=False)
+        if ragged:  # only one thread knows their numbers
+            ragged.clear()
+            table = _csv_texts(path, form, ragged, threads=False)
     except (OSError, arrow.ArrowException) as error:
+        if "invalid UTF8" in str(error):
+            raise not_utf8(path, _first_bad_line(path)) from None
         raise RunError(f"{path} cannot be read: {str(error).removeprefix('CSV parse error: ')}") from None
-    if not header:
-        return table.rename_columns([str(k + 1) for k in range(table.num_columns)])
-    if all(_is_number(name) for name in _names(path, table)):
-        raise RunError(f"{path} has no header: its first line, {','.join(table.column_names)[:60]}, holds no names")
-    return table
+    cells = tuple(compute.utf8_trim_whitespace(column) for column in table.columns)
+    return RawTable(path, form.names, cells, form, tuple(ragged))
 
 
-def _names(path: Path, table: Any) -> list[str]:
-    """Of the columns. Raises RunError where one is no text: pyarrow decodes them only when they are asked for."""
-    try:
-        return list(table.column_names)
-    except UnicodeDecodeError as error:
-        raise RunError(f"{path} is damaged: the name of a column is not UTF-8 ({error.reason})") from None
+def _csv_texts(path: Path, form: CsvForm, ragged: list[tuple[int, str]], *, threads: bool) -> Any:
+    csv, arrow = need("pyarrow.csv", "pyarrow"), need("pyarrow", "pyarrow")
+    numbered = [str(k) for k in range(len(form.names))]
+
+    def skip(row: Any) -> str:
+        count = f"has {row.actual_columns} field{'' if row.actual_columns == 1 else 's'}"
+        text = " ".join(row.text.split())[:60]
+        ragged.append(((row.number or 1) - 1, f"{count}, and the first line {row.expected_columns}: {text}"))
+        return "skip"
+
+    return csv.read_csv(
+        str(path),
+        csv.ReadOptions(
+            use_threads=threads,
+            column_names=numbered,
+            skip_rows=form.skip_lines,
+            skip_rows_after_names=int(form.header),
+        ),
+        csv.ParseOptions(delimiter=form.separator, invalid_row_handler=skip, newlines_in_values=not threads),
+        # No cell is missing yet, and no column of digits is numbers: the job's keys decide.
+        csv.ConvertOptions(column_types=dict.fromkeys(numbered, arrow.string()), strings_can_be_null=False),
+    )
 
 
-def read_parquet(path: Path) -> Any:
-    """A parquet file as a pyarrow table. Raises RunError: missing, damaged, or none."""
+def _first_bad_line(path: Path) -> int:
+    with need("pyarrow", "pyarrow").input_stream(str(path), compression="detect") as file:
+        for number, line in enumerate(_lines_of(file), 1):
+            try:
+                line.decode()
+            except UnicodeDecodeError:
+                return number
+    return 1
+
+
+def _lines_of(file: Any) -> Iterator[bytes]:
+    rest = b""
+    while block := file.read(1 << 20):
+        *lines, rest = (rest + block).split(b"\n")
+        yield from lines
+    yield rest
+
+
+def _read_parquet(path: Path) -> RawTable:
     parquet, arrow = need("pyarrow.parquet", "pyarrow"), need("pyarrow", "pyarrow")
     try:
         with parquet.ParquetFile(str(path)) as file:
-            return file.read()
+            table = file.read()
+        table.validate(full=True)  # texts that are not UTF-8, categories beyond their list
     except (OSError, arrow.ArrowException) as error:
         raise RunError(f"{path} cannot be read: {error}") from None
+    try:
+        names = tuple(str(name).strip() for name in table.column_names)
+    except UnicodeDecodeError as error:
+        raise RunError(f"{path} is damaged: the name of a column is not UTF-8 ({error.reason})") from None
+    index = _pandas_index(table.schema)
+    kept = [k for k, name in enumerate(table.column_names) if name not in index]
+    left_out = tuple(name for name in names if name in index)
+    return RawTable(path, tuple(names[k] for k in kept), tuple(table.column(k) for k in kept), index=left_out)
 
 
-def split_columns(path: Path, table: Any, label: str | int | None) -> Columns:
-    """Features and labels of a table.
-
-    Args:
-        path: its file, for messages.
-        table: of pyarrow.
-        label: name or index of the column of labels; None: the last.
-
-    Raises:
-        JobError: there is no such column.
-        RunError: a cell is missing, or is not a finite number (features) or whole number or text (labels).
-    """
-    at = _label_index(path, _names(path, table), label)
-    others = [k for k in range(table.num_columns) if k != at]
-    if not others or not table.num_rows:
-        raise RunError(f"{path} holds {table.num_rows} rows of {len(others)} features: nothing to learn from")
-    values = np.empty((table.num_rows, len(others)), dtype=np.float32)
-    for k, column in enumerate(others):
-        values[:, k] = _feature(_Column(path, table.column_names[column], table.column(column)))
-    labels = _labels(_Column(path, table.column_names[at], table.column(at)))
-    return Columns(path, tuple(table.column_names[k] for k in others), values, labels)
+def _pandas_index(schema: Any) -> set[str]:
+    """Columns that pandas' metadata calls the row index; a RangeIndex has none."""
+    try:
+        columns = schema.pandas_metadata["index_columns"]
+        return {name for name in columns if isinstance(name, str)}
+    except (TypeError, KeyError, ValueError):  # none, or damaged
+        return set()
 
 
-def _label_index(path: Path, names: Sequence[str], label: str | int | None) -> int:
-    if label is None:
-        return len(names) - 1
-    if isinstance(label, int):
-        if -len(names) <= label < len(names):
-            return label % len(names)
-        raise JobError([Fault("data.label", f"{path} has columns 0 … {len(names) - 1}, there is no {label}")])
-    if names.count(label) == 1:
-        return names.index(label)
-    near = get_close_matches(label, names, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    more = f" and {len(names) - 20} more" if len(names) > 20 else ""
-    count = f"{names.count(label)} columns" if label in names else "no column"
-    fault = f"{path} has {count} {label!r}; {hint}there are {', '.join(names[:20])}{more}"
-    raise JobError([Fault("data.label", fault)])
+# --- which column is what --------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class _Column:
-    path: Path
-    name: str
-    cells: Any
-    """A chunked array of pyarrow."""
+class Roles:
+    """Which column of a file is what, by index."""
 
-    def fault(self, row: int, what: str) -> RunError:
-        """Data rows are counted from 1, the header not among them."""
-        return RunError(f"{self.path}: column {self.name!r}, data row {row + 1}: {what}")
-
-    def check_complete(self) -> None:
-        """Raise RunError if a cell is missing."""
-        if self.cells.null_count:
-            compute = need("pyarrow.compute", "pyarrow")
-            row = compute.index(self.cells.is_null(), True).as_py()
-            count = f"of {len(self.cells)} cells {self.cells.null_count} are"
-            raise self.fault(row, f"the value is missing ({count}); fill it in, or leave the row or column out")
-
-    def is_number(self) -> bool:
-        """Whole, floating or decimal numbers, or true and false."""
-        types = need("pyarrow.types", "pyarrow")
-        tests = (types.is_integer, types.is_floating, types.is_decimal, types.is_boolean)
-        return any(test(self.cells.type) for test in tests)
+    label: int
+    features: tuple[int, ...]
+    categorical: frozenset[int]
+    """Those among the features."""
 
 
-def _feature(column: _Column) -> NDArray[np.float32]:
-    column.check_complete()
-    if not column.is_number():
-        texts = map(str, column.cells.to_pylist())
-        row, text = next(((k, text) for k, text in enumerate(texts) if not _is_number(text)), (0, ""))
-        what = f"{text!r} is not a number" if text else f"holds {column.cells.type}, not numbers"
-        raise column.fault(row, f"{what}; turn it into numbers, such as one column for each value")
-    numbers: NDArray[np.float32] = column.cells.cast("float32", safe=False).to_numpy()
-    wrong = np.flatnonzero(~np.isfinite(numbers))
-    if len(wrong):
-        value = column.cells[int(wrong[0])].as_py()
-        raise column.fault(int(wrong[0]), f"{value} is not a finite number of 32 bits")
-    return numbers
+def find_roles(table: RawTable, data: DataSection, *, strict: bool = True) -> Roles:
+    """Find the columns that a job names.
+
+    Args:
+        table: of one file.
+        data: names the columns.
+        strict: a column to ignore must be there; else a file may lack it, as a test file the index of pandas.
+
+    Raises:
+        JobError: there is no such column, or it has two roles.
+        RunError: a column has no name and the job does not ignore it, or nothing is left to learn from.
+    """
+    names = table.names
+    _refuse_index(table, data)
+    ignored = {
+        column_index(table.path, names, column, "ignore_columns")
+        for column in data.ignore_columns
+        if column not in table.index and (strict or isinstance(column, int) or column in names)
+    }
+    rest = [k for k in range(len(names)) if k not in ignored]
+    label = rest[-1] if data.label is None and rest else column_index(table.path, names, _or_last(data), "label")
+    _refuse_unnamed(table, [k for k in rest if k != label or data.label is None])
+    categorical = {column_index(table.path, names, column, "categorical") for column in data.categorical}
+    faults = [
+        Fault(f"data.{key}", f"{names[k]!r} of {table.path} is {role} too: a column can only be one of them")
+        for key, columns, role in (
+            ("ignore_columns", ignored & {label}, "data.label"),
+            ("categorical", categorical & {label}, "data.label"),
+            ("categorical", categorical & ignored, "in data.ignore_columns"),
+        )
+        for k in sorted(columns)
+    ]
+    if faults:
+        raise JobError(faults)
+    features = tuple(k for k in rest if k != label)
+    if not features or not table.num_rows:
+        # With faulty rows alone there is more to report.
+        if table.ragged:
+            return Roles(label, features, frozenset(categorical))
+        hint = "" if features or data.source != "csv" else "; data.separator names what separates the columns"
+        raise RunError(
+            f"{table.path} holds {table.num_rows} rows of {len(features)} features: nothing to learn from{hint}"
+        )
+    return Roles(label, features, frozenset(categorical))
 
 
-def _labels(column: _Column) -> NDArray[Any]:
-    column.check_complete()
-    if not column.is_number():
-        return _texts(column)
-    numbers = column.cells.cast("float64", safe=False).to_numpy()
-    wrong = np.flatnonzero((numbers != np.floor(numbers)) | (np.abs(numbers) > 2**53))
-    if len(wrong):
-        value = column.cells[int(wrong[0])].as_py()
-        raise column.fault(int(wrong[0]), f"the label {value} is not a whole number; data.label names another column")
-    return numbers.astype(np.int64)  # type: ignore[no-any-return]
+def _or_last(data: DataSection) -> str | int:
+    return -1 if data.label is None else data.label
 
 
-def _texts(column: _Column) -> NDArray[np.str_]:
-    arrow = need("pyarrow", "pyarrow")
-    try:
-        return np.array(column.cells.cast("string").to_pylist(), dtype=np.str_)
-    except arrow.ArrowException as error:
-        raise RunError(f"{column.path}: column {column.name!r} of labels cannot be read as text: {error}") from None
+def _refuse_index(table: RawTable, data: DataSection) -> None:
+    fault = f"is the row index that pandas stored in {table.path}, not a column; df.reset_index() makes a column of it"
+    named = [("label", data.label), *(("categorical", column) for column in data.categorical)]
+    faults = [Fault(f"data.{key}", f"{column!r} {fault}") for key, column in named if column in table.index]
+    if faults:
+        raise JobError(faults)
 
 
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+def _refuse_unnamed(table: RawTable, columns: Sequence[int]) -> None:
+    unnamed = [k for k in columns if _UNNAMED.fullmatch(table.names[k])]
+    if unnamed:
+        what = ", ".join(f"{k} is called {table.names[k]!r}" for k in unnamed[:NUM_SHOWN])
+        remedy = f"data.ignore_columns = {unnamed[:NUM_SHOWN]} leaves it out, a name in the file makes it a feature"
+        raise RunError(f"{table.path}: a column without a name, as pandas and R write row names: {what}; {remedy}")
+
+
+def column_index(path: Path, names: Sequence[str], column: str | int, key: str) -> int:
+    """Return the index of a column.
+
+    Args:
+        path: the file, for messages.
+        names: of its columns.
+        column: name, or index from 0; negative: from the last.
+        key: of `[data]`, for messages.
+
+    Raises:
+        JobError: there is no such column, or several have this name.
+    """
+    if isinstance(column, int):
+        if -len(names) <= column < len(names):
+            return column % len(names)
+        raise JobError([Fault(f"data.{key}", f"{path} has columns 0 … {len(names) - 1}, there is no {column}")])
+    if names.count(column) == 1:
+        return names.index(column)
+    near = get_close_matches(column, names, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    more = f" and {len(names) - 20} more" if len(names) > 20 else ""
+    count = f"{names.count(column)} columns" if column in names else "no column"
+    fault = f"{path} has {count} {column!r}; {hint}there are {', '.join(names[:20])}{more}"
+    raise JobError([Fault(f"data.{key}", fault)])

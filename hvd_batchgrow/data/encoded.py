@@ -20,6 +20,7 @@ from PIL import Image, UnidentifiedImageError
 
 from hvd_batchgrow.config import DataSection
 from hvd_batchgrow.data.cache import Arrays
+from hvd_batchgrow.data.class_labels import check_range, count_classes, notes_on_classes
 from hvd_batchgrow.data.image_index import text_at
 from hvd_batchgrow.data.known import need_root
 from hvd_batchgrow.data.samples import (
@@ -29,7 +30,6 @@ from hvd_batchgrow.data.samples import (
     Ids,
     Kind,
     Source,
-    check_labels,
 )
 from hvd_batchgrow.errors import Fault, JobError, RunError
 
@@ -180,18 +180,23 @@ def _tail(stream: BinaryIO) -> bytes:
     return tail
 
 
-def encoded_source(data: DataSection, train: EncodedSamples, test: EncodedSamples, num_classes: int) -> Source:
+def encoded_source(data: DataSection, train: EncodedSamples, test: EncodedSamples, num_classes: int | None) -> Source:
     """A source of two sets, once its samples and labels have been looked at.
 
     Raises:
         RunError: bad images that the job does not tolerate, or labels beyond the classes.
         JobError: constants of another number of channels.
     """
-    for name, samples in (("training", train), ("test", test)):
+    for samples in (train, test):
         report_bad(samples, data.on_bad)
-        check_labels(samples.labels, num_classes, f"{name} set under {samples.root}")
+    first, num_classes = count_classes(train.labels, num_classes, train.where)
+    check_range(test.labels, first, num_classes, test.where, "test")
+    if first:
+        train, test = (samples.labelled(samples.labels - first) for samples in (train, test))
+    notes = notes_on_classes(train.labels, test.labels, num_classes)
     mean = _channels("data.mean", data.mean, IMAGENET_MEAN)
-    return Source(train, test, num_classes, mean, _channels("data.deviation", data.deviation, IMAGENET_DEVIATION))
+    deviation = _channels("data.deviation", data.deviation, IMAGENET_DEVIATION)
+    return Source(train, test, num_classes, mean, deviation, notes)
 
 
 def _channels(key: str, values: tuple[float, ...] | None, default: tuple[float, ...]) -> tuple[float, ...]:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hvd_batchgrow.config import DataSection
-from hvd_batchgrow.data.arrays import array_source, check_images, with_channels
+from hvd_batchgrow.data.arrays import array_source, check_images, int64_labels, with_channels
 from hvd_batchgrow.data.cache import Arrays, cached_arrays, file_stamp
 from hvd_batchgrow.data.known import need_root
 from hvd_batchgrow.data.moments import chunks_of, image_moments
@@ -49,7 +49,8 @@ def load_folder(folder: Path, sha256: Mapping[str, str], data: DataSection, repo
     stamp = [file_stamp(*paths), sorted(sha256.values())]
     arrays = cached_arrays(data.source, str(folder.resolve()), stamp, lambda: _unpack(paths, sha256, report))
     check_layout(with_channels(arrays["train_values"]).shape[1:], data.shape, str(paths[0]))
-    return array_source(arrays, (str(paths[0]), str(paths[2])), data.num_classes)
+    names = [str(path) for path in paths]
+    return array_source(arrays, (names[0], names[2]), data.num_classes, (names[1], names[3]))
 
 
 def _present(folder: Path, name: str) -> Path:
@@ -72,9 +73,9 @@ def _unpack(paths: list[Path], sha256: Mapping[str, str], report: ReportProgress
     mean, deviation = image_moments(not_cut_to_bits(chunks, str(paths[0])))
     return {
         "train_values": train,
-        "train_labels": train_labels.astype(np.int64),
+        "train_labels": int64_labels(train_labels, str(paths[1])),
         "test_values": test,
-        "test_labels": test_labels.astype(np.int64),
+        "test_labels": int64_labels(test_labels, str(paths[3])),
         "mean": mean,
         "deviation": deviation,
     }

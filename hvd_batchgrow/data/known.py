@@ -20,7 +20,8 @@ _NUM_TRAIN = {
 _COVTYPE_ROWS = 581_012
 
 _FILES = {"root", "train", "test"}
-_TABLE = _FILES | {"held_out", "label"}
+_CATEGORIES = {"categorical", "categorical_encoding", "unknown_category"}
+_TABLE = _FILES | _CATEGORIES | {"held_out", "label", "text_labels", "ignore_columns", "missing"}
 _KEYS: dict[str, set[str]] = {
     "fashion_mnist": {"root"},
     "idx": {"root", "shape"},
@@ -32,7 +33,7 @@ _KEYS: dict[str, set[str]] = {
     "tfrecord": _FILES | {"label"},
     "numpy": _FILES | {"shape"},
     "covtype": {"root", "held_out"},
-    "csv": _TABLE,
+    "csv": _TABLE | {"header", "separator", "decimal", "missing_values"},
     "parquet": _TABLE,
     "synthetic_images": {"shape", "held_out"},
     "synthetic_rows": {"shape", "held_out"},
@@ -115,6 +116,7 @@ def check_data(data: DataSection, kind: Kind | None = None) -> list[Fault]:
         *(_unused_by_kind(kind, data.source, given) if kind else []),
         *_crop_faults(data, kind, given),
         *_held_out_faults(data),
+        *_category_faults(data, given),
         *_synthetic_faults(data),
     ]
     if kind in {"images", "encoded"}:
@@ -188,6 +190,11 @@ def _held_out_faults(data: DataSection) -> list[Fault]:
             Fault("data.held_out", f"contradicts data.test = {data.test!r}: both say what is tested on; leave one out")
         ]
     return []
+
+
+def _category_faults(data: DataSection, given: set[str]) -> list[Fault]:
+    lonely = sorted(given & _CATEGORIES - {"categorical"}) if not data.categorical else []
+    return [Fault(f"data.{key}", "is used together with data.categorical only, which is missing") for key in lonely]
 
 
 def _synthetic_faults(data: DataSection) -> list[Fault]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,8 @@ Moments = tuple[NDArray[np.float64], NDArray[np.float64]]
 """Mean and deviation, each (C,) or (features,)."""
 
 _CHUNK_BYTES = 1 << 23
+_NUM_SHOWN = 10
+"""Values that are not finite, in a message."""
 
 
 def chunks_of(
@@ -59,48 +61,90 @@ def image_moments(chunks: Iterable[NDArray[np.uint8]]) -> Moments:
     return np.array(means), np.array(deviations)
 
 
-def row_moments(chunks: Iterable[NDArray[np.float32]], name: str) -> Moments:
-    """Of rows, per feature.
+def row_moments(chunks: Iterable[NDArray[Any]], name: str, features: Sequence[str] = ()) -> Moments:
+    """Return mean and deviation of rows, per feature, summed in float64.
 
     Chunks of n₁ and n₂ rows with means m₁ and m₂ and sums of squared deviations s₁ and s₂ make, with d = m₂ - m₁,
 
         m = m₁ + d n₂ / (n₁ + n₂),   s = s₁ + s₂ + d² n₁ n₂ / (n₁ + n₂).
 
+    The first row is subtracted from all others first, so that a large value that all rows share adds no rounding.
+
     Args:
-        chunks: of (n, features).
+        chunks: of (n, features), any type of numbers.
         name: of the file, for messages.
+        features: names of the features, for messages; empty: they are numbered from 0.
 
     Returns:
         (features,) each; the deviation of a feature that never changes is 1, so that it becomes 0.
 
     Raises:
-        RunError: a value is not finite.
+        RunError: a value is not finite, or a deviation is too small or too large for float64.
 
     Source: Chan, Golub & LeVeque 1983, "Algorithms for computing the sample variance", eq. 2.1.
     """
     count, mean, squares = 0, np.float64(0), np.float64(0)
     low, high = np.float64(np.inf), np.float64(-np.inf)
-    for chunk in finite_chunks(chunks, name):
-        rows = chunk.astype(np.float64)
-        here, total = rows.mean(axis=0), count + len(rows)
-        squares = squares + ((rows - here) ** 2).sum(axis=0) + (here - mean) ** 2 * (count * len(rows) / total)
-        mean = mean + (here - mean) * (len(rows) / total)
-        low, high = np.minimum(low, rows.min(axis=0)), np.maximum(high, rows.max(axis=0))
-        count = total
-    # By the range, not by the deviation: rounding leaves a constant 0.1 a tiny one, which would blow it up.
-    constant = low == high
-    return np.where(constant, low, mean), np.where(constant, 1.0, np.sqrt(squares / count))
+    origin = None
+    with np.errstate(over="ignore", invalid="ignore", under="ignore"):  # found by the deviation below
+        for chunk in finite_chunks(chunks, name):
+            rows = chunk.astype(np.float64)
+            origin = rows[0].copy() if origin is None else origin
+            rows -= origin
+            here, total = rows.mean(axis=0), count + len(rows)
+            squares = squares + ((rows - here) ** 2).sum(axis=0) + (here - mean) ** 2 * (count * len(rows) / total)
+            mean = mean + (here - mean) * (len(rows) / total)
+            low, high = np.minimum(low, rows.min(axis=0)), np.maximum(high, rows.max(axis=0))
+            count = total
+        # By the range, not by the deviation: rounding leaves a constant 0.1 a tiny one, which would blow it up.
+        deviation = np.where(low == high, 1.0, np.sqrt(squares / count))
+    wrong = np.flatnonzero(~(np.isfinite(deviation) & (deviation > 0))).tolist()
+    if wrong:
+        feature = repr(features[wrong[0]]) if features else wrong[0]
+        fault = f"the squares of its values are too {'small' if deviation[wrong[0]] == 0 else 'large'} for float64"
+        raise RunError(f"{name}: feature {feature} cannot be standardised: {fault}; store it in another unit")
+    return origin + np.where(low == high, low, mean), deviation
 
 
-def finite_chunks(chunks: Iterable[NDArray[np.float32]], name: str) -> Iterator[NDArray[np.float32]]:
-    """The chunks, each checked. Raises RunError with row and feature, from 0, of the first value that is not finite."""
-    first = 0
+def present_means(chunks: Iterable[NDArray[Any]]) -> NDArray[np.float64]:
+    """Return the mean of the values of each column that are not NaN; NaN where a column has no other.
+
+    Args:
+        chunks: of (n, columns).
+    """
+    count, mean = np.int64(0), np.float64(0)
     for chunk in chunks:
-        finite = np.isfinite(chunk)
-        if not finite.all():
-            row, feature = np.argwhere(~finite)[0]
-            raise RunError(
-                f"{name}: row {first + row}, feature {feature} is {chunk[row, feature]}, not a finite number"
-            )
+        here = ~np.isnan(chunk)
+        count = count + here.sum(axis=0)
+        mean = mean + np.where(here, chunk - mean, 0.0).sum(axis=0) / np.maximum(count, 1)
+    return np.where(count > 0, mean, np.nan)
+
+
+def finite_chunks(chunks: Iterable[NDArray[Any]], name: str) -> Iterator[NDArray[Any]]:
+    """Yield the chunks, and check each.
+
+    Raises:
+        RunError: once all chunks were looked at, with row and feature, from 0, of the first values that are not finite.
+    """
+    first, count = 0, 0
+    shown: list[str] = []
+    for chunk in chunks:
+        wrong = np.argwhere(~np.isfinite(chunk))
+        count += len(wrong)
+        for row, feature in wrong[: _NUM_SHOWN - len(shown)]:
+            shown.append(f"row {first + row}, feature {feature} is {chunk[row, feature]}, not a finite number")
         first += len(chunk)
         yield chunk
+    if count:
+        more = f"; and {count - len(shown):,} more" if count > len(shown) else ""
+        raise RunError(f"{name}: {'; '.join(shown)}{more}")
+
+
+def loses_digits(exact: NDArray[np.longdouble]) -> bool:
+    """Return whether float64 rounds values so much that fewer than 14 bits of their differences are left.
+
+    Args:
+        exact: (n,) at least one value; 64 bits of mantissa on x86 and more elsewhere hold any integer of 64 bits.
+    """
+    error = np.abs(exact - exact.astype(np.float64)).max()
+    return bool(error > (exact.max() - exact.min()) * 2.0**-14)

@@ -12,10 +12,10 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from hvd_batchgrow.config import DataSection
-from hvd_batchgrow.data.arrays import array_source, check_images, check_pair, with_channels
+from hvd_batchgrow.data.arrays import array_source, check_images, check_pair, int64_labels, with_channels
 from hvd_batchgrow.data.cache import Arrays, cached_arrays, file_stamp
 from hvd_batchgrow.data.known import need_root
-from hvd_batchgrow.data.moments import chunks_of, finite_chunks, image_moments, row_moments
+from hvd_batchgrow.data.moments import chunks_of, finite_chunks, image_moments, loses_digits, row_moments
 from hvd_batchgrow.data.plausible import check_layout, not_cut_to_bits
 from hvd_batchgrow.data.samples import ReportProgress, Source
 from hvd_batchgrow.errors import RunError
@@ -24,7 +24,7 @@ from hvd_batchgrow.errors import RunError
 def load(data: DataSection, report: ReportProgress) -> Source:
     """The source `numpy`: for training and for testing a file of images or of rows, and one of labels.
 
-    PREFIX_images.npy is uint8 (N, H, W, C) or (N, H, W); PREFIX_rows.npy is float32 (N, features);
+    PREFIX_images.npy is uint8 (N, H, W, C) or (N, H, W); PREFIX_rows.npy is (N, features) of numbers;
     PREFIX_labels.npy is (N,) of any integer type. The prefixes are `data.train` and `data.test`, below
     `data.root`; "train" and "test" where the job does not say. Values are not copied. Labels, mean and
     deviation are taken out once for a state of the files, and cached.
@@ -42,7 +42,8 @@ def load(data: DataSection, report: ReportProgress) -> Source:
     identity = "\n".join(str(path.resolve()) for path in (train, test))
     arrays = cached_arrays("numpy", identity, stamp, lambda: _digest(pairs, report))
     check_layout(with_channels(values["train_values"]).shape[1:], data.shape, str(train))
-    return array_source({**values, **arrays}, (str(train), str(test)), data.num_classes)
+    label_names = str(train_labels), str(test_labels)
+    return array_source({**values, **arrays}, (str(train), str(test)), data.num_classes, label_names)
 
 
 def _pair(root: Path, prefix: str) -> tuple[Path, Path]:
@@ -110,8 +111,8 @@ def _digest(pairs: list[tuple[Path, Path]], report: ReportProgress) -> Arrays:
     arrays: dict[str, NDArray[Any]] = {}
     for part, (path, labels_path) in zip(("train", "test"), pairs, strict=True):
         values, labels = open_npy(path), open_npy(labels_path)
-        _check(values, labels, path, labels_path)
-        arrays[f"{part}_labels"] = labels.astype(np.int64)
+        _check(values, labels, path)
+        arrays[f"{part}_labels"] = int64_labels(labels, str(labels_path))
         chunks = chunks_of(with_channels(values), f"reading {path.name}", report)
         if part == "train":
             is_rows = values.ndim == 2
@@ -123,13 +124,17 @@ def _digest(pairs: list[tuple[Path, Path]], report: ReportProgress) -> Arrays:
     return arrays
 
 
-def _check(values: NDArray[Any], labels: NDArray[Any], path: Path, labels_path: Path) -> None:
+def _check(values: NDArray[Any], labels: NDArray[Any], path: Path) -> None:
     if path.name.endswith("_images.npy"):
         check_images(values, labels, str(path))
         return
-    if values.dtype != np.float32 or values.ndim != 2:
-        mend = "rows must be float32 (N, features), as numpy.save(…, rows.astype('float32')) leaves them"
-        raise RunError(f"{path} is {values.dtype} {values.shape}; {mend}")
-    if not np.issubdtype(labels.dtype, np.integer):
-        raise RunError(f"{labels_path} is {labels.dtype}; labels must be whole numbers, such as int64")
+    if values.dtype.kind not in "biuf" or values.dtype.itemsize > 8 or values.ndim != 2:
+        raise RunError(
+            f"{path} is {values.dtype} {values.shape}; rows must be (N, features) of float64, float32 or integers"
+        )
     check_pair(values, labels, str(path), "rows")
+    if values.dtype in (np.int64, np.uint64):  # smaller integers are exact in float64
+        wrong = [k for k in range(values.shape[1]) if loses_digits(values[:, k].astype(np.longdouble))]
+        if wrong:
+            fault = f"feature {wrong[0]} has values of more digits than float64 keeps, which differ too little"
+            raise RunError(f"{path}: {fault}; subtract a constant from it")

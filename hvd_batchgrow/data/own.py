@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, get_args
 
 import numpy as np
 
 from hvd_batchgrow.config import DataSection
+from hvd_batchgrow.data.class_labels import notes_on_classes
 from hvd_batchgrow.data.plausible import byte_hint, check_layout, constant_faults
 from hvd_batchgrow.data.samples import Kind, Samples, Source, check_labels
 from hvd_batchgrow.errors import Fault, JobError, RunError
@@ -33,7 +35,11 @@ def load_own(data: DataSection) -> Source:
         raise RunError(f"data.source = {data.source!r} failed: {told(error)}") from error
     if faults:
         raise JobError([Fault("data.source", f"{data.source}: {fault}") for fault in faults])
-    return source  # type: ignore[no-any-return]
+    labels = source.train.labels, source.test.labels
+    if not all(isinstance(found, np.ndarray) for found in labels):  # computed ones may be any number
+        return source  # type: ignore[no-any-return]
+    notes = (*source.notes, *notes_on_classes(*labels, source.num_classes))
+    return replace(source, notes=notes)  # type: ignore[no-any-return]
 
 
 def check_own(source: Any, shape: tuple[int, ...] | None = None) -> list[str]:
@@ -100,11 +106,12 @@ def _fetch_faults(samples: Samples) -> list[str]:
     if samples.kind == "encoded":
         right = len(found) == 1 and getattr(found[0], "dtype", None) == np.uint8 and found[0].ndim == 1
         return [] if right else ["fetch must return an array of bytes (uint8) for each encoded image"]
-    wanted = "uint8" if samples.kind == "images" else "float32"
-    if getattr(found, "dtype", None) != wanted or found.shape != (1, *samples.shape):
+    wanted = ("uint8",) if samples.kind == "images" else ("float32", "float64")
+    if str(getattr(found, "dtype", None)) not in wanted or found.shape != (1, *samples.shape):
         state = f"{getattr(found, 'dtype', type(found).__name__)} {getattr(found, 'shape', '')}"
-        hint = byte_hint(found) if wanted == "uint8" and getattr(found, "dtype", None) not in {None, wanted} else ""
-        return [f"fetch of one sample must return {wanted} {(1, *samples.shape)}, returned {state}{hint}"]
+        is_bytes = str(getattr(found, "dtype", "uint8")) == "uint8"
+        hint = byte_hint(found) if samples.kind == "images" and not is_bytes else ""
+        return [f"fetch of one sample must return {' or '.join(wanted)} {(1, *samples.shape)}, returned {state}{hint}"]
     return []
 
 

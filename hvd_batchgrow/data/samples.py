@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -75,7 +75,7 @@ class Samples(Protocol):
         """Copies of some samples, in the order of the ids.
 
         Returns:
-            images: uint8 (n, H, W, C); rows: float32 (n, features); encoded: n arrays of bytes, uint8 (length,).
+            images: uint8 (n, H, W, C); rows: float32 or float64 (n, features); encoded: n arrays of uint8 (length,).
 
         Raises:
             BadSample: one of them is missing, truncated or otherwise not what it was.
@@ -90,7 +90,7 @@ NO_SIZES = np.zeros((0, 2), dtype=np.int32)
 
 @dataclass(frozen=True)
 class ArraySamples:
-    """Images of one size, uint8 (N, H, W, C), or rows, float32 (N, features): one array, in memory or mapped."""
+    """Images of one size, uint8 (N, H, W, C), or rows of numbers (N, features): one array, in memory or mapped."""
 
     values: NDArray[Any]
     labels: NDArray[np.int64]
@@ -112,8 +112,9 @@ class ArraySamples:
         return len(self.labels)
 
     def fetch(self, ids: Ids) -> NDArray[Any]:
-        """See `Samples`."""
-        return self.values[ids]
+        """See `Samples`. Rows of integers become float64, which is exact up to 2⁵³."""
+        values = self.values[ids]
+        return values if self.kind == "images" or values.dtype == np.float32 else values.astype(np.float64)
 
     def where(self, sample_id: int) -> str:
         """See `Samples`."""
@@ -130,6 +131,10 @@ class Source:
     mean: tuple[float, ...]
     """Per channel of images scaled to [0, 1]; per feature of rows."""
     deviation: tuple[float, ...]
+    notes: tuple[str, ...] = ()
+    """What the user should know about the data; printed when a run starts."""
+    schema: Mapping[str, Any] = field(default_factory=dict)
+    """What a sample's features and classes mean, as JSON, for those who use the weights; kept in the run folder."""
 
 
 def check_labels(labels: NDArray[np.int64], num_classes: int, place: str) -> None:

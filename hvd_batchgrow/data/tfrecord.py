@@ -13,14 +13,14 @@ import numpy as np
 from crc32c import crc32c
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format  # type: ignore[import-untyped]
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-from numpy.typing import NDArray
 
 from hvd_batchgrow.config import DataSection
+from hvd_batchgrow.data.class_labels import first_label
 from hvd_batchgrow.data.encoded import EncodedSamples, encoded_source, read_header, report_bad
 from hvd_batchgrow.data.image_index import Entry
 from hvd_batchgrow.data.samples import ReportProgress, Source
 from hvd_batchgrow.data.shards import Faults, ShardFormat, UnusableError, checked_label, load_sets, refuse_compressed
-from hvd_batchgrow.errors import Fault, JobError, RunError
+from hvd_batchgrow.errors import RunError
 
 _IMAGE_FEATURES = ("image/encoded", "image")
 _UNKNOWN_LABEL = np.iinfo(np.int64).min
@@ -83,28 +83,7 @@ def load(data: DataSection, report: ReportProgress) -> Source:
     report_bad(train, data.on_bad)
     known = train.labels[train.labels != _UNKNOWN_LABEL]
     first = first_label(known, data.num_classes)
-    num_classes = data.num_classes or int(known.max()) + 1
-    return encoded_source(data, _counted_from(first, train), _counted_from(first, test), num_classes)
-
-
-def first_label(labels: NDArray[np.int64], num_classes: int | None) -> int:
-    """What the labels count from, 0 or 1: ImageNet's own records say 1 … 1000, most others 0 … C - 1.
-
-    1 where none is 0 and the largest is C, the number of classes that the job says: counted from 0 that
-    one would be beyond the classes. Else 0.
-
-    Args:
-        labels: of the training set.
-        num_classes: C; None: not said.
-
-    Raises:
-        JobError: C is not said, and none is 0: the labels alone do not tell.
-    """
-    low, high = int(labels.min()), int(labels.max())
-    if low > 0 and num_classes is None:
-        fault = f"is needed: training labels are {low} … {high}. {high} if they count from 1, {high + 1} if from 0"
-        raise JobError([Fault("data.num_classes", fault)])
-    return int(low > 0 and high == num_classes)
+    return encoded_source(data, _counted_from(first, train), _counted_from(first, test), data.num_classes)
 
 
 def _counted_from(first: int, samples: EncodedSamples) -> EncodedSamples:

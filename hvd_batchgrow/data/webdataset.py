@@ -49,7 +49,7 @@ def load(data: DataSection, report: ReportProgress) -> Source:
         RunError: shards or samples that are missing or damaged.
     """
     train, test = load_sets(data, _FORMAT, report)
-    return encoded_source(data, train, test, data.num_classes or int(train.labels.max()) + 1)
+    return encoded_source(data, train, test, data.num_classes)
 
 
 def _read_shard(root: Path, name: str, faults: Faults, labels: tuple[str, ...]) -> Iterator[Entry]:

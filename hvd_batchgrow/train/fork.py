@@ -55,7 +55,7 @@ def fork_run(
     checkpoint = Checkpoint.from_bytes(data)
     plan, decided = _decided(checkpoint, plan)
     deciding = plan.job.deciding(plan.num_samples)
-    told = changes(checkpoint.deciding, deciding)
+    told = changes(plan.job.completed(checkpoint.deciding), deciding)
     _check(origin, checkpoint, plan, told)
     check(checkpoint)
     came_from = {"run": str(origin.absolute()), "samples": checkpoint.samples, "changed": told}

@@ -100,9 +100,10 @@ def run_job(
             overwrite=options.overwrite,
             origin=origin,
             check=lambda checkpoint: check_fits(checkpoint, trainer.model, trainer.optimizer, folder),
+            schema=source.schema and {**source.schema, "mean": source.mean, "deviation": source.deviation},
         )
         notes += ranks.together(lambda: _notes_on_gaps(folder, plan, checkpoint, carry) if ranks.rank == 0 else [])
-        notes += [*plan.notes, *_notes_on_bad(source)]
+        notes += [*plan.notes, *source.notes, *_notes_on_bad(source)]
         notes += _notes_on_ranks(plan, ranks.size) if options.phases is None else []
         notes += [f"the layout has a say in {job.model.name}; at {hazard}" for hazard in trainer.hazards]
         notes += trainer.forward_state.notes(job.model.name, exact=job.layout.exact)

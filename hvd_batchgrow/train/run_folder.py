@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
@@ -20,6 +20,7 @@ from typing import Annotated, Any
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from hvd_batchgrow.allowed import shown
 from hvd_batchgrow.comm.ranks import Ranks, RanksLost
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.errors import RunError, first_fault, unwritable
@@ -37,6 +38,8 @@ from hvd_batchgrow.train.checkpoints.checkpoint import (
 )
 from hvd_batchgrow.train.fork import changes, fork_run, json_bytes
 
+_MEANING = ("features", "categories", "classes", "first_label")
+"""What of the data's schema decides what inputs and outputs of the network mean."""
 _PACKAGES = (
     "hvd_batchgrow",
     "torch",
@@ -58,6 +61,7 @@ def open_run(
     overwrite: bool,
     origin: Path | None = None,
     check: Callable[[Checkpoint], None] = lambda _: None,
+    schema: Mapping[str, Any] | None = None,
 ) -> tuple[Checkpoint | None, list[str]]:
     """Prepare a run folder, on rank 0, and find what to go on from, for all ranks.
 
@@ -70,6 +74,7 @@ def open_run(
         overwrite: remove what is there first.
         origin: folder of another run, to make this one from its newest good checkpoint.
         check: raises RunError where a checkpoint is of another network.
+        schema: `Source.schema`, which is kept in `record.json`; a checkpoint is not resumed with another.
 
     Returns:
         the checkpoint, None to start afresh; and notes for the user.
@@ -83,14 +88,16 @@ def open_run(
     def prepare() -> bytes | None:
         try:
             if origin is not None:
+                _refuse_other_schema(origin, schema or {})
                 notes.extend(fork_run(origin, folder, plan, _records(job, plan), check))
             data = _prepare_folder(folder, notes, resume=resume or origin is not None, overwrite=overwrite)
             if data is not None:
                 checkpoint = Checkpoint.from_bytes(data)
                 _refuse_other_job(folder, checkpoint, plan)
+                _refuse_other_schema(folder, schema or {})
                 check(checkpoint)
                 notes.extend(_allowed_changes(folder, job, ranks))
-            _write_records(folder, job, plan, ranks, notes)
+            _write_records(folder, job, plan, ranks, notes, schema or {})
         except OSError as error:
             raise unwritable(error.filename or folder, error) from None
         return data
@@ -169,7 +176,7 @@ def _remove(folder: Path) -> None:
 
 
 def _refuse_other_job(folder: Path, checkpoint: Checkpoint, plan: Plan) -> None:
-    told = changes(checkpoint.deciding, plan.job.deciding(plan.num_samples))
+    told = changes(plan.job.completed(checkpoint.deciding), plan.job.deciding(plan.num_samples))
     if told:
         raise RunError(
             f"{folder} cannot be resumed by this job, whose weights would be others:\n  "
@@ -229,7 +236,21 @@ def _read_record(path: Path) -> dict[str, Any]:
     return record
 
 
-def _write_records(folder: Path, job: Job, plan: Plan, ranks: Ranks, notes: list[str]) -> None:
+def _refuse_other_schema(folder: Path, schema: Mapping[str, Any]) -> None:
+    """Raise RunError if features, categories or classes are others than the run in a folder was trained with."""
+    try:
+        before = _read_record(folder / "record.json").get("data", {})
+        told = changes({key: before.get(key, schema[key]) for key in _MEANING if key in schema}, schema)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return  # no run yet, or a record that is damaged, which is reported elsewhere
+    if lines := [f"{key}: {shown(told[key][0])}, now {shown(told[key][1])}" for key in _MEANING if key in told]:
+        fault = f"{folder} was trained on data that meant something else:\n  " + "\n  ".join(lines)
+        raise RunError(f"{fault}\n  restore the files, or start another run: --name NAME")
+
+
+def _write_records(
+    folder: Path, job: Job, plan: Plan, ranks: Ranks, notes: list[str], schema: Mapping[str, Any]
+) -> None:
     for name, content in _records(job, plan).items():
         write_atomically(folder / name, content)
     path = folder / "record.json"
@@ -241,7 +262,8 @@ def _write_records(folder: Path, job: Job, plan: Plan, ranks: Ranks, notes: list
     except (ValueError, KeyError, TypeError) as error:
         notes.append(f"{path} was damaged ({error}) and begins anew")
         record, lives = {}, [_record(ranks)]
-    write_atomically(path, json_bytes({**record, "lives": lives}))
+    data = {"data": dict(schema)} if schema else {}
+    write_atomically(path, json_bytes({**record, **data, "lives": lives}))
 
 
 def write_plan(folder: Path, plan: Plan) -> None:

@@ -57,9 +57,12 @@ def _numpy(root: Path, draw: np.random.Generator) -> None:
 
 
 def _columns(draw: np.random.Generator, count: int) -> dict[str, Any]:
+    """Numbers, some of them missing, a time stamp, categories and labels."""
     return {
-        "a": draw.normal(size=count),
+        "a": [None if k % 7 == 3 else x for k, x in enumerate(draw.normal(size=count).tolist())],
         "b": draw.integers(0, 9, count),
+        "time": 1_700_000_000 + draw.integers(0, 99, count),
+        "color": [("red", "blue", "NA")[k] for k in draw.integers(0, 3, count)],
         "label": _labels(count),
     }
 
@@ -69,7 +72,7 @@ def _csv(root: Path, draw: np.random.Generator) -> None:
     for name, count in (("train", NUM_TRAIN), ("test", 30)):
         columns = _columns(draw, count)
         rows = zip(*columns.values(), strict=True)
-        lines = [",".join(columns), *(",".join(map(str, row)) for row in rows)]
+        lines = [",".join(columns), *(",".join("" if x is None else str(x) for x in row) for row in rows)]
         (root / f"{name}.csv").write_text("\n".join(lines) + "\n")
 
 
@@ -129,6 +132,7 @@ def tree_for(source: str) -> dict[str, Any]:
         tree["schedule"] |= {"max_batch": 16}
     if source in {"csv", "parquet"}:
         tree["model"] = {"name": "dense7", "ghost_batch": 8, "channels": [4] * 6}
+        tree["data"] |= {"categorical": ["color"], "missing": "mean"}
     tree["evaluation"] = {"batch": 8}
     return tree
 

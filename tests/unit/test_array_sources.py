@@ -158,7 +158,11 @@ def test_a_missing_idx_file_is_named(tmp_path: Path) -> None:
     ("name", "array", "message"),
     [
         ("train-labels-idx1-ubyte", np.zeros(7), r"images \(300, 8, 8\) and labels \(7,\) do not belong together"),
-        ("t10k-labels-idx1-ubyte", np.full(50, 3), r"t10k.*: 50 of 50 labels are not in 0 … 2: sample 0 has 3"),
+        (
+            "t10k-labels-idx1-ubyte",
+            np.full(50, 3),
+            r"50 of 50 test labels are not in 0 … 2: .*t10k-labels-idx1-ubyte, entry 0 has 3",
+        ),
         ("t10k-images-idx3-ubyte", np.zeros((50, 8, 9)), r"a test sample is \(8, 9, 1\), one of .* \(8, 8, 1\)"),
         ("t10k-images-idx3-ubyte", np.zeros((50, 8)), r"images are \(50, 8\); they must be \(N, H, W\)"),
     ],
@@ -348,14 +352,18 @@ NAN_ROWS = np.where(np.arange(40).reshape(20, 2) == 17, np.nan, 1).astype(np.flo
 @pytest.mark.parametrize(
     ("file", "array", "message"),
     [
-        ("train_images", np.zeros((20, 5, 4, 3)), r"images are float64 and labels uint16; images must be uint8"),
+        ("train_images", np.zeros((20, 5, 4, 3)), r"train_images.npy: images are float64; they must be uint8"),
         ("train_images", np.zeros((20, 5), np.uint8), r"images are \(20, 5\); they must be"),
         ("train_images", np.zeros((9, 5, 4, 3), np.uint8), r"\(9, 5, 4, 3\) and labels \(20,\) do not belong together"),
         ("train_images", np.asfortranarray(images(20, 5, 4, 3)), r"is in Fortran order.*ascontiguousarray"),
         ("test_images", np.zeros((0, 5, 4, 3), np.uint8), r"test_images.npy is empty: \(0, 5, 4, 3\) of uint8"),
         ("test_images", images(7, 5, 4, 1), r"a test sample is \(5, 4, 1\), one of .* \(5, 4, 3\)"),
-        ("train_labels", np.zeros(20), r"labels float64; images must be uint8 and labels whole numbers"),
-        ("test_labels", np.full(7, -1), r"7 of 7 labels are not in 0 … 3: sample 0 has -1"),
+        (
+            "train_labels",
+            np.zeros(20),
+            r"train_labels.npy: labels are float64; they must be integers: .*astype\('int64'\)",
+        ),
+        ("test_labels", np.full(7, -1), r"7 of 7 test labels are not in 0 … 3: .*test_labels.npy, entry 0 has -1"),
         ("train_rows", np.zeros((20, 2), np.float32), r"holds train_images.npy and train_rows.npy: only one"),
     ],
 )
@@ -369,10 +377,16 @@ def test_npy_files_that_do_not_fit_are_refused(tmp_path: Path, file: str, array:
 @pytest.mark.parametrize(
     ("file", "array", "message"),
     [
-        ("train_rows", np.zeros((20, 2)), r"is float64 \(20, 2\); rows must be float32 .*astype\('float32'\)"),
+        ("train_rows", np.zeros((20, 2), complex), r"is complex128 \(20, 2\); rows must be \(N, features\) of float64"),
+        ("train_rows", np.zeros((20, 2, 2)), r"is float64 \(20, 2, 2\); rows must be \(N, features\)"),
+        (
+            "train_rows",
+            10**18 + np.arange(40).reshape(20, 2),
+            r"feature 0 has values of more digits than float64 keeps",
+        ),
         ("train_rows", NAN_ROWS, r"train_rows.npy: row 8, feature 1 is nan, not a finite number"),
         ("test_rows", NAN_ROWS[:9][-7:], r"test_rows.npy: row 6, feature 1 is nan"),
-        ("train_labels", np.zeros(20), r"train_labels.npy is float64; labels must be whole numbers"),
+        ("train_labels", np.zeros(20), r"train_labels.npy: labels are float64; they must be integers"),
     ],
 )
 def test_npy_rows_that_do_not_fit_are_refused(tmp_path: Path, file: str, array: NDArray[Any], message: str) -> None:

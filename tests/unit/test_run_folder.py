@@ -35,10 +35,9 @@ def open_(
     return open_run(folder, job, compile_plan(job, 1, NUM_TRAIN), SingleRank(), resume=resume, overwrite=overwrite)
 
 
-def save(folder: Path, job: Job, samples: int = 160) -> None:
-    write_checkpoint(
-        folder / "checkpoints", Checkpoint(samples, job.deciding(NUM_TRAIN), {}, EMPTY, 1.0, {}, {}, {}, 0), 3, ()
-    )
+def save(folder: Path, job: Job, samples: int = 160, deciding: dict[str, Any] | None = None) -> None:
+    deciding = deciding or job.deciding(NUM_TRAIN)
+    write_checkpoint(folder / "checkpoints", Checkpoint(samples, deciding, {}, EMPTY, 1.0, {}, {}, {}, 0), 3, ())
 
 
 def test_a_new_run_leaves_what_it_was_made_from(tmp_path: Path) -> None:
@@ -59,6 +58,37 @@ def test_a_resume_with_other_ghost_norms_is_told(tmp_path: Path, monkeypatch: py
         _, notes = open_(tmp_path / "run", small_job(), resume=True)
         save(tmp_path / "run", small_job())
         assert notes == [f"changed since the last start: ghost norms on a CPU {each}" for each in told]
+
+
+def test_a_run_is_resumed_only_on_data_that_means_the_same(tmp_path: Path) -> None:
+    job, plan = small_job(), compile_plan(small_job(), 1, NUM_TRAIN)
+
+    def open_with(schema: dict[str, Any]) -> None:
+        open_run(tmp_path / "run", job, plan, SingleRank(), resume=True, overwrite=False, schema=schema)
+
+    schema = {"features": ["color=blue", "color=red"], "categories": {"color": ["blue", "red"]}, "mean": [0.0, 0.0]}
+    open_with(schema)
+    save(tmp_path / "run", job)
+    assert json.loads((tmp_path / "run" / "record.json").read_text())["data"] == schema
+    open_with({**schema, "mean": [0.5, 0.0]})  # a number more or less
+    fault = (
+        r"trained on data that meant something else:\n  features: \['color=blue', 'color=red'\], now \['color=red'\]"
+    )
+    with pytest.raises(AgreedFailure, match=fault):
+        open_with({**schema, "features": ["color=red"]})
+
+
+def test_a_run_of_a_version_without_some_keys_of_data_is_resumed_with_their_defaults(tmp_path: Path) -> None:
+    job = small_job()
+    open_(tmp_path / "run", job)
+    old = {
+        key: value for key, value in job.deciding(NUM_TRAIN).items() if key not in {"data.missing", "data.categorical"}
+    }
+    save(tmp_path / "run", job, deciding=old)
+    assert open_(tmp_path / "run", job, resume=True)[0] is not None
+    changed = small_job(data={"source": "csv", "missing": "zero", "pad_pixels": 0, "flip": False})
+    with pytest.raises(AgreedFailure, match=r"data.missing: was 'error', is 'zero'"):
+        open_(tmp_path / "run", changed, resume=True)
 
 
 def test_a_run_is_never_written_over_by_accident(tmp_path: Path) -> None:

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from hvd_batchgrow.config import SOURCES, DataSection
 from hvd_batchgrow.data import fashion_mnist
 from hvd_batchgrow.data.known import check_data, known_num_samples, num_held_out
-from hvd_batchgrow.data.samples import Source
+from hvd_batchgrow.data.pipeline import Reader
+from hvd_batchgrow.data.samples import Source, raise_bad
 from hvd_batchgrow.data.sources import LOADERS, load_source
 from hvd_batchgrow.errors import JobError, RunError
 from tests.helpers import NUM_TRAIN, small_job, small_source, write_idx_folder
@@ -100,6 +102,10 @@ def rows(n, labels=None):
 def good(data):
     return Source(rows(data.num_samples), rows(4), 2, (0.0, 0.0), (1.0, 1.0))
 
+def wide(data):
+    samples = ArraySamples(1.7e9 + np.arange(8.0)[:, None], np.arange(8) % 2)
+    return Source(samples, samples, 2, (1.7e9 + 3.0,), (2.0,))
+
 def nothing(data):
     return None
 
@@ -135,6 +141,14 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_a_function_in_the_working_directory_is_a_source(own: None) -> None:
     source = load_source(section("own_source:good", num_samples=8, label="x"), 0, no_report)
     assert (len(source.train), source.train.kind, source.num_classes) == (8, "rows", 2)
+    assert source.notes == ("1 of 2 classes never occurs in training: 1",)
+
+
+def test_rows_of_ones_own_may_be_float64_and_are_standardised_so(own: None) -> None:
+    data = section("own_source:wide", num_samples=8)
+    reader = Reader(data, load_source(data, 0, no_report), torch.device("cpu"), 1, raise_bad)
+    (batch,) = reader.testing([range(8)])
+    assert batch.inputs[:, 0].tolist() == [-1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0]
 
 
 @pytest.mark.parametrize(
@@ -143,7 +157,7 @@ def test_a_function_in_the_working_directory_is_a_source(own: None) -> None:
         ("own_faulty:f", JobError, r"data.source: own_faulty:f cannot be imported: ModuleNotFoundError: .*line 1\)"),
         ("own_source:f", JobError, r"data.source: own_source:f: own_source has no such name"),
         ("own_source:nothing", JobError, r"must return a hvd_batchgrow.data.samples.Source, returned NoneType"),
-        ("own_source:broken", RunError, r"'own_source:broken' failed: KeyError: 'key' \(.*own_source.py, line 16\)"),
+        ("own_source:broken", RunError, r"'own_source:broken' failed: KeyError: 'key' \(.*own_source.py, line 20\)"),
         ("own_source:told", RunError, r"^the disk is full$"),
         ("own_source:stripped", JobError, r"train lacks kind\n.*train lacks shape"),
         ("own_source:beyond", RunError, r"data.source, train: 6 of 8 labels are not in 0 … 1: sample 2 has 2"),

@@ -21,6 +21,7 @@ from hvd_batchgrow.data import tables
 from hvd_batchgrow.data.samples import Samples, Source
 from hvd_batchgrow.data.sources import load_source
 from hvd_batchgrow.data.stream import Stream
+from hvd_batchgrow.data.table_source import held_out_rows
 from hvd_batchgrow.errors import JobError, RunError
 
 GENERATOR = np.random.default_rng(3)
@@ -50,14 +51,14 @@ def columns(count: int, **others: Any) -> dict[str, Any]:
     return {key: value for key, value in {**made, **others}.items() if value is not None}
 
 
-def write(folder: Path, kind: str, name: str, values: dict[str, Any]) -> NDArray[np.float32]:
+def write(folder: Path, kind: str, name: str, values: dict[str, Any]) -> NDArray[np.float64]:
     """A file by the writer of its kind. Returns the features x and n."""
     table = pa.table(values)
     if kind == "csv":
         pa_csv.write_csv(table, folder / f"{name}.csv")
     else:
         pq.write_table(table, folder / f"{name}.parquet", row_group_size=7)
-    return np.stack([np.asarray(values[key], dtype=np.float32) for key in ("x", "n") if key in values], axis=1)
+    return np.stack([np.asarray(values[key], dtype=np.float64) for key in ("x", "n") if key in values], axis=1)
 
 
 @KINDS
@@ -91,9 +92,9 @@ def test_texts_are_classes_in_the_order_of_their_characters(tmp_path: Path, kind
     assert everything(source.train)[1].tolist() == [3, 0, 2, 1]
     assert everything(source.test)[1].tolist() == [2, 3]
     write(tmp_path, kind, "test", columns(2, y=["fox", "wulf"]))
-    with pytest.raises(
-        RunError, match=rf"test.{kind}: data row 2: the label 'wulf' is not among the 4 .*: Ant, ant, f"
-    ):
+    place = {"csv": "line 3", "parquet": "row 2"}[kind]
+    fault = rf"test.{kind}: 1 labels are not among the 4 of the training rows \(Ant, ant, fox, wolf\): {place}: 'wulf'"
+    with pytest.raises(RunError, match=fault):
         load(kind, tmp_path, 4)
     write(tmp_path, kind, "test", columns(2))
     with pytest.raises(RunError, match=rf"labels are text in .*train.{kind} and numbers in .*test.{kind}"):
@@ -137,14 +138,14 @@ def test_a_packed_csv_is_read(tmp_path: Path) -> None:
 
 
 def test_rows_are_held_out_by_the_order_of_a_stream() -> None:
-    train, test = tables.held_out_rows(101, 0.2, 5)
+    train, test = held_out_rows(101, 0.2, 5)
     assert len(test) == 21  # 20.2, rounded up
     assert test.tolist() == sorted(Stream(101, 5).ids(0, 21))
     assert sorted([*train, *test]) == list(range(101))
     assert train.tolist() == sorted(train)
-    assert tables.held_out_rows(101, 0.2, 6)[1].tolist() != test.tolist()
-    with pytest.raises(JobError, match=r"data.held_out: 0.9 of 3 rows, rounded up, are 3: none would be left"):
-        tables.held_out_rows(3, 0.9, 0)
+    assert held_out_rows(101, 0.2, 6)[1].tolist() != test.tolist()
+    with pytest.raises(JobError, match=r"data.held_out: 0.9 of 3 rows, rounded up, are 3: no row would be left"):
+        held_out_rows(3, 0.9, 0)
 
 
 @KINDS
@@ -152,15 +153,16 @@ def test_a_share_of_the_rows_is_tested_on(tmp_path: Path, kind: str, monkeypatch
     rows = write(tmp_path, kind, "train", columns(50))
     write(tmp_path, kind, "test", columns(2))  # the share goes before the habit
     source = load(kind, tmp_path, 40, held_out=0.2)
-    train, test = tables.held_out_rows(50, 0.2, 7)
+    train, test = held_out_rows(50, 0.2, 7)
     for part, members in ((source.train, train), (source.test, test)):
         assert (everything(part)[0] == rows[members]).all()
         assert everything(part)[1].tolist() == (members % 3).tolist()
     assert source.mean == pytest.approx(rows[train].mean(axis=0, dtype=np.float64))
-    assert source.test.where(0) == f"{tmp_path / f'train.{kind}'}, data row {test[0] + 1}"
-    monkeypatch.setattr(tables, "split_columns", None)  # another seed needs no parsing
+    place = {"csv": f"line {test[0] + 2}", "parquet": f"row {test[0] + 1}"}[kind]
+    assert source.test.where(0) == f"{tmp_path / f'train.{kind}'}, {place}"
+    monkeypatch.setattr(tables, "parse", None)  # another seed needs no parsing
     other = load(kind, tmp_path, 40, seed=8, held_out=0.2)
-    assert (everything(other.test)[0] == rows[tables.held_out_rows(50, 0.2, 8)[1]]).all()
+    assert (everything(other.test)[0] == rows[held_out_rows(50, 0.2, 8)[1]]).all()
 
 
 @KINDS
@@ -179,49 +181,58 @@ def test_something_must_be_tested_on(tmp_path: Path, kind: str) -> None:
 # --- damage ----------------------------------------------------------------------------------
 
 
+MISSING = r"is missing: line 3: {}; data.missing = 'mean' or 'drop_row'"
+NUMBER = r"is not a finite number: line 3: {}; "
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("x,n,y\n1,2,0\n3,,1\n", r"column 'n', data row 2: the value is missing \(of 2 cells 1 are\)"),
-        ("x,n,y\n1,2,0\n3,NaN,1\n", r"column 'n', data row 2: the value is missing"),
-        ("x,n,y\n1,2,0\n3,5,\n", r"column 'y', data row 2: the value is missing"),
-        ("x,n,y\n1,2,a\n3,5,\n", r"column 'y', data row 2: the value is missing"),
-        ("x,n,y\n1,2,0\nthree,5,1\n", r"column 'x', data row 2: 'three' is not a number; turn it into numbers"),
-        ("x,n,y\n1,2,0\n2020-01-02,5,1\n", r"column 'x', data row 2: '2020-01-02' is not a number"),
-        ("x,n,y\n1,2,0\n1e99,5,1\n", r"column 'x', data row 2: 1e\+99 is not a finite number of 32 bits"),
-        ("x,n,y\n1,2,0\n3,4,1.5\n", r"column 'y', data row 2: the label 1.5 is not a whole number; data.label"),
-        ("x,n,y\n1,2,0\n3,4\n", r"cannot be read: Row #3: Expected 3 columns, got 2: 3,4"),
-        ("x,n,y\n1,2,0,9\n", r"cannot be read: Row #2: Expected 3 columns, got 4"),
-        ("", r"cannot be read: Empty CSV file"),
-        ("x,n,y\n", r"holds 0 rows of 2 features: nothing to learn from"),
-        ("y\n1\n", r"holds 1 rows of 0 features: nothing to learn from"),
-        ("1,2,0\n3,4,1\n", r"has no header: its first line, 1,2,0, holds no names"),
-        ("x,n,y\n1,2,0\n3,4,-1\n", r"1 of 2 labels are not in 0 … 0: sample 1 has -1"),
-        ("x,n,y\n1,2,700\n3,4,1\n", r"the largest label is 700, and there are 2 rows: these are no classes"),
+        ("x,n,y\n1,2,0\n3,,1\n", r"column 'n': 1 of 2 cells " + MISSING.format("''")),
+        ("x,n,y\n1,2,0\n3,NaN,1\n", r"column 'n': 1 of 2 cells " + MISSING.format("'NaN'")),
+        ("x,n,y\n1,2,0\n3,5,\n", r"column 'y': 1 of 2 cells is missing: line 3: ''; data.missing = 'drop_row'"),
+        ("x,n,y\n1,2,a\n3,5,\n", r"column 'y': 1 of 2 cells is missing: line 3: ''; data.missing = 'drop_row'"),
+        ("x,n,y\n1,2,0\nthree,5,1\n", r"column 'x': 1 of 2 cells " + NUMBER.format("'three'")),
+        ("x,n,y\n1,2,0\n2020-01-02,5,1\n", r"column 'x': 1 of 2 cells " + NUMBER.format("'2020-01-02'") + "a date in"),
+        ("x,n,y\n1,2,0\n1e999,5,1\n", r"column 'x': 1 of 2 cells " + NUMBER.format("'1e999'")),
+        ("x,n,y\n1,2,0\n1_000,5,1\n", r"column 'x': 1 of 2 cells " + NUMBER.format("'1_000'")),
+        ("x,n,y\n1,2,0\n3,4,1.5\n", r"column 'y': 1 of 2 cells is not a whole number: line 3: '1.5'; data.label"),
+        ("x,n,y\n1,2,0\n3,4,-1\n", r"column 'y': 1 of 2 cells is negative: line 3: '-1'; correct"),
+        ("x,n,y\n1,2,0\n3,4\n", r"1 row of another length: line 3 has 2 fields, and the first line 3: 3,4"),
+        ("x,n,y\n1,2,0\n1,2,0,9\n", r"1 row of another length: line 3 has 4 fields, and the first line 3: 1,2,0,9"),
+        ("", r" is empty"),
+        ("x,n,y\n", r" holds 0 rows of 2 features: nothing to learn from"),
+        ("y\n1\n", r" holds 1 rows of 0 features: nothing to learn from; data.separator names what separates"),
     ],
 )
-def test_what_is_wrong_with_a_csv_is_told_with_its_place(tmp_path: Path, text: str, message: str) -> None:
+def test_what_is_wrong_with_a_csv_is_reported_with_its_line(tmp_path: Path, text: str, message: str) -> None:
     write(tmp_path, "csv", "test", columns(1))
     (tmp_path / "train.csv").write_text(text)
-    with pytest.raises(RunError, match=f"train.csv.*{message}"):
+    with pytest.raises(RunError, match=f"train.csv:? ?{message}"):
         load("csv", tmp_path, 2)
 
 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"x": [1.0, None], "y": [0, 1]}, r"column 'x', data row 2: the value is missing"),
-        ({"x": [1.0, float("nan")], "y": [0, 1]}, r"column 'x', data row 2: nan is not a finite number"),
-        ({"x": ["1", "two"], "y": [0, 1]}, r"column 'x', data row 2: 'two' is not a number"),
-        ({"x": ["1", "2"], "y": [0, 1]}, r"column 'x', data row 1: holds string, not numbers"),
-        ({"x": [1, 2], "y": [[0], [1]]}, r"column 'y' of labels cannot be read as text"),
+        ({"x": [1.0, None], "y": [0, 1]}, r"column 'x': 1 of 2 cells is missing: row 2: None"),
+        ({"x": [1.0, float("nan")], "y": [0, 1]}, r"column 'x': 1 of 2 cells is missing: row 2: nan"),
+        ({"x": [1.0, float("inf")], "y": [0, 1]}, r"column 'x': 1 of 2 cells is not a finite number: row 2: inf"),
+        (
+            {"x": ["1", "two"], "y": [0, 1]},
+            r"column 'x': 2 of 2 cells are text, not numbers: row 1: '1'; row 2: 'two'",
+        ),
+        ({"x": [[1], [2]], "y": [0, 1]}, r"column 'x': 2 of 2 cells are list<.*>, not numbers: row 1: \[1\]"),
+        ({"x": [1, 2], "y": [[0], [1]]}, r"column 'y': 2 of 2 cells are list<.*>, not labels: row 1: \[0\]"),
+        ({"x": [1, 2], "y": [0.0, 0.5]}, r"column 'y': 1 of 2 cells is not a whole number: row 2: 0.5"),
+        ({"x": [1, 2], "y": [0.0, None]}, r"column 'y': 1 of 2 cells is missing: row 2: None"),
     ],
 )
-def test_what_is_wrong_with_a_parquet_file_is_told_with_its_place(
+def test_what_is_wrong_with_a_parquet_file_is_reported_with_its_row(
     tmp_path: Path, values: dict[str, Any], message: str
 ) -> None:
     pq.write_table(pa.table(values), tmp_path / "train.parquet")
-    write(tmp_path, "parquet", "test", columns(1))
+    write(tmp_path, "parquet", "test", {key: [0, 0] if key == "y" else [1, 1] for key in values})
     with pytest.raises(RunError, match=f"train.parquet: {message}"):
         load("parquet", tmp_path, 2)
 
@@ -234,6 +245,14 @@ def test_a_damaged_parquet_file_is_named(tmp_path: Path, damage: Any) -> None:
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(RunError, match=r"train.parquet cannot be read: "):
         load("parquet", tmp_path, 9)
+
+
+def test_a_parquet_file_of_texts_that_are_not_utf_8_is_named(tmp_path: Path) -> None:
+    offsets = pa.py_buffer(np.array([0, 1, 2], dtype=np.int32).tobytes())
+    texts = pa.Array.from_buffers(pa.string(), 2, [None, offsets, pa.py_buffer(b"a\xff")])
+    pq.write_table(pa.table({"x": [1, 2], "y": texts}), tmp_path / "train.parquet")
+    with pytest.raises(RunError, match=r"train.parquet cannot be read: .*UTF8"):
+        load("parquet", tmp_path, 1, held_out=0.5)
 
 
 @KINDS
@@ -285,7 +304,7 @@ def test_covtype_is_read_from_its_file(tmp_path: Path, place: str) -> None:
     else:
         (tmp_path / "covtype.data").write_text(text)
     source = load("covtype", tmp_path if place == "folder" else tmp_path / place, 28, held_out=0.2)
-    train, test = tables.held_out_rows(35, 0.2, 7)
+    train, test = held_out_rows(35, 0.2, 7)
     for part, members in ((source.train, train), (source.test, test)):
         assert (everything(part)[0] == table[members, :-1]).all()
         assert (everything(part)[1] == table[members, -1] - 1).all()
@@ -321,5 +340,5 @@ def test_covtype_that_cannot_be_had_says_what_to_do(tmp_path: Path, monkeypatch:
         load("covtype", tmp_path, 28, held_out=0.2)
     text, _ = covtype_text(8)
     (tmp_path / "covtype.data").write_text(text.replace(",3\n", ",9\n"))
-    with pytest.raises(RunError, match=r"covtype.data: data row 3, last column: 9 is no cover type, which are 1 … 7"):
+    with pytest.raises(RunError, match=r"covtype.data, line 3, last column: 9 is not a cover type, which are 1 … 7"):
         load("covtype", tmp_path, 28, held_out=0.2)

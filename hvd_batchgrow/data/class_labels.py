@@ -1,0 +1,125 @@
+"""Which classes there are: what labels count from, how many classes they show, and which of these never occur."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hvd_batchgrow.errors import Fault, JobError, RunError
+
+Labels = NDArray[np.int64]
+Where = Callable[[int], str]
+"""The place of a sample, for messages: `Samples.where`, or that of its label."""
+
+_NUM_SHOWN = 5
+
+
+def first_label(labels: Labels, num_classes: int | None, where: Where = str) -> int:
+    """What the labels count from, 0 or 1: ImageNet's own records say 1 … 1000, most others 0 … C - 1.
+
+    1 if no label is 0 and the largest is C, the number of classes that the job says: counted from 0 that
+    one would be beyond the classes. Else 0.
+
+    Args:
+        labels: of the training set.
+        num_classes: C; None: not in the job.
+        where: the place of a label.
+
+    Raises:
+        JobError: C is not in the job, and no label is 0: the labels alone do not show which it is.
+    """
+    low, high = int(labels.min()), int(labels.max())
+    if low > 0 and num_classes is None:
+        at = _at(labels, low, where)
+        fault = f"is needed: training labels are {low} … {high}{at}. {high} if they count from 1, {high + 1} if from 0"
+        raise JobError([Fault("data.num_classes", fault)])
+    return int(low > 0 and high == num_classes)
+
+
+def _at(labels: Labels, label: int, where: Where) -> str:
+    place = where(int(np.argmax(labels == label)))
+    return "" if where is str else f" ({place} has {label})"
+
+
+def count_classes(labels: Labels, num_classes: int | None, where: Where) -> tuple[int, int]:
+    """Return what the training labels count from, and the number of classes.
+
+    Args:
+        labels: of the training set, (N,).
+        num_classes: as the job says; None: as many as the labels show, if each of them occurs.
+        where: the place of a label.
+
+    Raises:
+        JobError: the job must say how many classes there are, since one of those below the largest label never
+            occurs: a label may be wrong.
+        RunError: a label is negative, or not among the classes.
+    """
+    if labels.min() < 0:
+        _refuse(labels, labels < 0, "negative", where)
+    first = first_label(labels, num_classes, where)
+    if num_classes is None:
+        num_classes = int(labels.max()) + 1
+        _refuse_gaps(labels, num_classes, where)
+    check_range(labels, first, num_classes, where, "training")
+    return first, num_classes
+
+
+def check_range(labels: Labels, first: int, num_classes: int, where: Where, what: str) -> None:
+    """Raise RunError, with the places of the first five, if labels are not in first … first + C - 1."""
+    last = first + num_classes - 1
+    wrong = (labels < first) | (labels > last)
+    if wrong.any():
+        _refuse(labels, wrong, f"not in {first} … {last}", where, f" {what}")
+
+
+def _refuse(labels: Labels, wrong: NDArray[np.bool_], fault: str, where: Where, what: str = "") -> None:
+    places = np.flatnonzero(wrong)
+    verb = "is" if len(places) == 1 else "are"
+    shown = "; ".join(f"{where(int(k))} has {labels[k]}" for k in places[:_NUM_SHOWN])
+    more = f"; and {len(places) - _NUM_SHOWN:,} more" if len(places) > _NUM_SHOWN else ""
+    raise RunError(f"{len(places):,} of {len(labels):,}{what} labels {verb} {fault}: {shown}{more}")
+
+
+def _refuse_gaps(labels: Labels, num_classes: int, where: Where) -> None:
+    present, counts = np.unique(labels, return_counts=True)
+    if len(present) == num_classes:
+        return
+    top, samples = int(present[-1]), int(counts[-1])
+    fault = f"is needed: labels are 0 … {top}, but {_never(present, num_classes)}"
+    largest = f"the largest label, {top}, is that of {samples:,} of {len(labels):,} samples{_at(labels, top, where)}"
+    remedy = f"{num_classes} accepts classes without samples; if a label is wrong, correct it or leave its row out"
+    raise JobError([Fault("data.num_classes", f"{fault}; {largest}. {remedy}")])
+
+
+def _never(present: Labels, num_classes: int, names: Sequence[str] = ()) -> str:
+    """`3 of 10 classes never occur in training: 2, 4, 5`."""
+    count = num_classes - len(present)
+    absent: list[int] = []
+    for low, high in zip([-1, *present.tolist()], [*present.tolist(), num_classes], strict=True):
+        absent += range(low + 1, min(high, low + 1 + _NUM_SHOWN - len(absent)))
+    listed = _named(absent, names) + (", …" if count > len(absent) else "")
+    return f"{count:,} of {num_classes:,} classes never {'occurs' if count == 1 else 'occur'} in training: {listed}"
+
+
+def _named(classes: Sequence[int], names: Sequence[str]) -> str:
+    return ", ".join(repr(names[k]) if k < len(names) else str(k) for k in classes)
+
+
+def notes_on_classes(train: Labels, test: Labels, num_classes: int, names: Sequence[str] = ()) -> tuple[str, ...]:
+    """Name the classes, from 0, that no training sample has, and those among them that test samples have.
+
+    Args:
+        train: labels, (N,).
+        test: labels.
+        num_classes: C.
+        names: of the classes, where they have any.
+    """
+    present = np.unique(train)
+    if len(present) == num_classes:
+        return ()
+    tested = np.setdiff1d(np.unique(test), present)
+    more = ", …" if len(tested) > _NUM_SHOWN else ""
+    also = f"; test samples have {_named(tested[:_NUM_SHOWN].tolist(), names)}{more}" if len(tested) else ""
+    return (f"{_never(present, num_classes, names)}{also}",)

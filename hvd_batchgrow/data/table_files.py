@@ -1,0 +1,232 @@
+"""One file of a table, every cell checked: numbers, categories and labels, or all that is wrong with it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hvd_batchgrow.allowed import counted
+from hvd_batchgrow.config import DataSection
+from hvd_batchgrow.data.cells import (
+    Bits,
+    CellFault,
+    Numbers,
+    Texts,
+    as_numbers,
+    as_texts,
+    cell_fault,
+    is_text,
+    missing_texts,
+    type_fault,
+)
+from hvd_batchgrow.data.columns import NUM_SHOWN, RawTable, find_roles
+from hvd_batchgrow.data.csv_form import MISSING_TEXTS, NUMBER
+from hvd_batchgrow.data.packages import need
+
+_MISSING = ("is missing", "are missing")
+_WHOLE = ("is not a whole number", "are not whole numbers")
+_LARGEST_LABEL = 2.0**53
+
+
+@dataclass(frozen=True)
+class TableFile:
+    """One file, checked."""
+
+    table: RawTable
+    names: tuple[str, ...]
+    """Of the features, in the order of the file."""
+    values: NDArray[np.float64]
+    """(n, features) NaN where a number is missing; the column of a category is 0."""
+    categories: Mapping[int, Texts]
+    """By index among the features."""
+    labels: NDArray[np.int64] | Texts
+    missing: Bits
+    """(n,) rows without a label, or with a number or category missing."""
+    notes: tuple[str, ...]
+
+
+def check_file(table: RawTable, data: DataSection, *, strict: bool) -> tuple[TableFile, str]:
+    """Convert all columns of a file.
+
+    Args:
+        table: the file.
+        data: says which column is what, and what is done about missing cells.
+        strict: as `find_roles`.
+
+    Returns:
+        the file; and all that is wrong with it, one fault a line, empty if there is nothing.
+
+    Raises:
+        JobError, RunError: as `find_roles`.
+    """
+    roles = find_roles(table, data, strict=strict)
+    missing = np.zeros(table.num_rows, dtype=np.bool_)
+    values = np.zeros((table.num_rows, len(roles.features)))
+    categories: dict[int, Texts] = {}
+    faults: list[tuple[str, CellFault]] = []
+    notes = [f"{table.path}: the row index of pandas, {name!r}, is not used" for name in table.index]
+    for k, column in enumerate(roles.features):
+        name, cells = table.names[column], table.cells[column]
+        if column in roles.categorical:
+            categories[k], found = _category(_plain(cells), name, data)
+            absent = categories[k].codes < 0
+            notes += _notes_on_words(table, name, categories[k], data)
+        else:
+            numbers = as_numbers(cells, name, data)
+            values[:, k], absent, found = numbers.values, numbers.missing, [*numbers.faults]
+        if absent.any() and data.missing == "error":
+            found.append(cell_fault(cells, absent, _MISSING, _missing_remedy(name)))
+        missing |= absent
+        faults += [(name, fault) for fault in found]
+    name = table.names[roles.label]
+    labels, absent, found = _labels(_plain(table.cells[roles.label]), name, data)
+    missing |= absent
+    faults += [(name, fault) for fault in found]
+    names = tuple(table.names[k] for k in roles.features)
+    return TableFile(table, names, values, categories, labels, missing, tuple(notes)), _listed(table, faults)
+
+
+def _missing_remedy(name: str) -> str:
+    return (
+        f"data.missing = 'mean' or 'drop_row' says what to do, data.ignore_columns = [{name!r}] leaves the column out"
+    )
+
+
+# --- categories ------------------------------------------------------------------------------
+
+
+def _category(cells: Any, name: str, data: DataSection) -> tuple[Texts, list[CellFault]]:
+    """A column of categories; in a csv file an empty cell is missing, and what `data.missing_values` lists."""
+    if data.source == "parquet":
+        missing = _null(cells)
+        if not _has_words(cells.type):
+            fault = type_fault(cells, ("a category", "categories"), f"data.ignore_columns = [{name!r}] leaves it out")
+            return Texts((), np.zeros(len(cells), dtype=np.int64)), [fault]
+    else:
+        missing = missing_texts(cells, data.missing_values or ())
+    return as_texts(cells, missing), []
+
+
+def _plain(cells: Any) -> Any:
+    """The values of a column that is stored as categories; texts of any width as one type."""
+    types = need("pyarrow.types", "pyarrow")
+    cells = cells.cast(cells.type.value_type) if types.is_dictionary(cells.type) else cells
+    return cells.cast("string") if is_text(cells.type) else cells
+
+
+def _has_words(kind: Any) -> bool:
+    types = need("pyarrow.types", "pyarrow")
+    return is_text(kind) or types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind)
+
+
+def _null(cells: Any) -> Bits:
+    """Cells that are null or, of floating numbers, NaN."""
+    types = need("pyarrow.types", "pyarrow")
+    nan_too = {"nan_is_null": True} if types.is_floating(cells.type) else {}
+    return cells.is_null(**nan_too).to_numpy()  # type: ignore[no-any-return]
+
+
+def _notes_on_words(table: RawTable, name: str, texts: Texts, data: DataSection) -> list[str]:
+    """Name the categories of a csv file that pandas would take for missing values."""
+    if data.source == "parquet" or data.missing_values is not None:
+        return []
+    found = ", ".join(repr(word) for word in texts.words if word in MISSING_TEXTS)
+    return [f"{table.path}: column {name!r}: kept as a category, not as a missing value: {found}"] if found else []
+
+
+# --- labels ----------------------------------------------------------------------------------
+
+
+def _labels(cells: Any, name: str, data: DataSection) -> tuple[NDArray[np.int64] | Texts, Bits, list[CellFault]]:
+    """Labels as whole numbers, or as texts; which are missing; and what is wrong."""
+    if data.source == "csv":
+        return _csv_labels(cells, name, data)
+    types, missing = need("pyarrow.types", "pyarrow"), _null(cells)
+    if not (_has_words(cells.type) or types.is_decimal(cells.type)):
+        fault = type_fault(cells, ("a label", "labels"), "data.label names another column")
+        return np.zeros(len(cells), dtype=np.int64), missing, [fault]
+    if data.text_labels or (data.text_labels is None and is_text(cells.type)):
+        return as_texts(cells, missing), missing, _missing_labels(cells, missing, data)
+    return _whole(cells, as_numbers(cells, name, data), data)
+
+
+def _csv_labels(cells: Any, name: str, data: DataSection) -> tuple[NDArray[np.int64] | Texts, Bits, list[CellFault]]:
+    """Numbers if all labels are, else texts. What could be either, or missing, is a fault that names the key."""
+    compute = need("pyarrow.compute", "pyarrow")
+    missing = missing_texts(cells, () if data.text_labels else data.missing_values or ())
+    faults = _missing_labels(cells, missing, data)
+    if data.text_labels:
+        return as_texts(cells, missing), missing, faults
+    digits = compute.match_substring_regex(cells, f"^{NUMBER}$").to_numpy() & ~missing
+    unclear = missing_texts(cells, data.missing_values) & ~missing
+    words = ~(digits | missing | unclear)
+    if data.text_labels is False or (digits.any() and not words.any()):
+        return _whole(cells, as_numbers(cells, name, data), data)
+    if digits.any():
+        few, noun = (words, "text") if words.sum() <= digits.sum() else (digits, "number")
+        remedy = "correct them, or data.text_labels = true makes a class of each distinct text"
+        faults.append(cell_fault(cells, few, (f"is a {noun}, others are not", f"are {noun}s, others are not"), remedy))
+    if unclear.any():
+        what = "may be a class or a missing label", "may be classes or missing labels"
+        remedy = 'data.text_labels = true makes classes of them, data.missing_values = ["NA", …] says they are missing'
+        faults.append(cell_fault(cells, unclear, what, remedy))
+    return as_texts(cells, missing), missing, faults
+
+
+def _missing_labels(cells: Any, missing: Bits, data: DataSection) -> list[CellFault]:
+    if not missing.any() or data.missing == "drop_row":
+        return []
+    return [cell_fault(cells, missing, _MISSING, "data.missing = 'drop_row' leaves out rows without a label")]
+
+
+def _whole(cells: Any, numbers: Numbers, data: DataSection) -> tuple[NDArray[np.int64], Bits, list[CellFault]]:
+    """Numbers as labels."""
+    values, missing = numbers.values, numbers.missing
+    known = np.where(np.isfinite(values), values, 0.5)  # half a class is wrong, as is what cannot be read
+    wrong = ((known != np.floor(known)) | (np.abs(known) > _LARGEST_LABEL)) & ~missing
+    faults = _missing_labels(cells, missing, data)
+    if is_text(cells.type) and data.source == "parquet":
+        return np.zeros(len(cells), dtype=np.int64), missing, [*faults, *numbers.faults]
+    if wrong.any():
+        remedy = "data.label names another column, data.text_labels = true makes a class of each distinct text"
+        faults.append(cell_fault(cells, wrong, _WHOLE, remedy))
+    negative = (known < 0) & ~missing & ~wrong
+    if negative.any():
+        remedy = "correct them, or data.text_labels = true makes a class of each distinct text"
+        faults.append(cell_fault(cells, negative, ("is negative", "are negative"), remedy))
+    return np.where(wrong | missing, 0, known).astype(np.int64), missing, faults
+
+
+# --- messages --------------------------------------------------------------------------------
+
+
+def _listed(table: RawTable, faults: Sequence[tuple[str, CellFault]]) -> str:
+    """All that is wrong with a file; empty if there is nothing."""
+    lines = [*_ragged(table), *_columns(table, faults)]
+    if len(lines) <= 1:
+        return f"{table.path}: {lines[0]}" if lines else ""
+    return "\n  ".join([f"{table.path}: {counted(len(lines), 'fault')}", *lines])
+
+
+def _ragged(table: RawTable) -> Iterator[str]:
+    if table.ragged:
+        places = table.ragged_places()
+        more = f"; and {len(table.ragged) - len(places):,} more" if len(table.ragged) > len(places) else ""
+        yield f"{counted(len(table.ragged), 'row')} of another length: {'; '.join(places)}{more}"
+
+
+def _columns(table: RawTable, faults: Sequence[tuple[str, CellFault]]) -> Iterator[str]:
+    shown = faults[: 2 * NUM_SHOWN]
+    rows = sorted({row for _, fault in shown for row in fault.rows})
+    places = dict(zip(rows, table.places(rows), strict=True))
+    for name, fault in shown:
+        cells = "; ".join(f"{places[row]}: {value}" for row, value in zip(fault.rows, fault.values, strict=True))
+        more = f"; and {fault.count - len(fault.rows):,} more" if fault.count > len(fault.rows) else ""
+        amount = f"{fault.count:,} of {counted(table.num_rows, 'cell')} {fault.what[fault.count > 1]}"
+        yield f"column {name!r}: {amount}: {cells}{more}; {fault.remedy}"
+    if len(faults) > len(shown):
+        yield f"and {counted(len(faults) - len(shown), 'more fault')} in other columns"

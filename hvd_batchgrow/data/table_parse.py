@@ -1,0 +1,201 @@
+"""Files of a table, parsed and joined into arrays for the cache."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hvd_batchgrow.config import DataSection
+from hvd_batchgrow.data.cache import Arrays
+from hvd_batchgrow.data.cells import Texts, recoded, sorted_words
+from hvd_batchgrow.data.columns import NUM_SHOWN, RawTable, read_table
+from hvd_batchgrow.data.csv_form import csv_form
+from hvd_batchgrow.data.samples import ReportProgress
+from hvd_batchgrow.data.table_files import TableFile, check_file
+from hvd_batchgrow.errors import RunError
+
+Parts = Mapping[str, Sequence[TableFile]]
+"""The files of `train` and `test`."""
+
+
+def parse(paths: Mapping[str, Sequence[Path]], data: DataSection, report: ReportProgress) -> Arrays:
+    """Read and check all files of a table.
+
+    Args:
+        paths: of the parts `train` and, unless rows are held out, `test`.
+        data: the section.
+        report: called with the progress of each file.
+
+    Returns:
+        names: of the columns that are features; categories_K: the categories of column K, of all files;
+        classes: where labels are texts; PART_values (n, columns), float32 or float64: numbers, NaN where one is
+        missing, and codes of categories, -1 where one is missing; PART_labels (n,); PART_ends: how many rows the
+        files up to each have; PART_kept: which rows are kept, where some are not; notes.
+
+    Raises:
+        JobError: there is no such column.
+        RunError: all that is wrong with all files.
+    """
+    parts: dict[str, list[TableFile]] = {}
+    faults = []
+    for part, files in paths.items():
+        parts[part] = []
+        for path in files:
+            size = path.stat().st_size
+            report(f"reading {path.name}", 0, size)
+            file, fault = check_file(read_table(path, data), data, strict=path == paths["train"][0])
+            report(f"reading {path.name}", size, size)
+            parts[part].append(file)
+            faults += [fault] if fault else []
+    if faults:
+        raise RunError("\n".join(faults))
+    first = parts["train"][0]
+    for file in (file for files in parts.values() for file in files):
+        _check_alike(first, file)
+    return _joined(parts, data)
+
+
+def _check_alike(first: TableFile, other: TableFile) -> None:
+    paths = first.table.path, other.table.path
+    if first.names != other.names:
+        pairs = zip(first.names, other.names, strict=False)
+        differing = [f"{a!r} and {b!r}" for a, b in pairs if a != b] or ["the number of them"]
+        counts = f"{paths[0]} has {len(first.names)} features and {paths[1]} {len(other.names)}"
+        raise RunError(f"{counts}, and they must be the same in the same order; the first that differs: {differing[0]}")
+    kinds = ["text" if isinstance(file.labels, Texts) else "numbers" for file in (first, other)]
+    if kinds[0] != kinds[1]:
+        found = f"are {kinds[0]} in {paths[0]} and {kinds[1]} in {paths[1]}"
+        raise RunError(
+            f"labels {found}: they must be the same kind in all files; data.text_labels = true makes all text"
+        )
+
+
+def _joined(parts: Parts, data: DataSection) -> Arrays:
+    arrays: dict[str, NDArray[Any]] = {"names": np.array(parts["train"][0].names)}
+    kept = {part: [_kept(file, data) for file in files] for part, files in parts.items()}
+    notes = [note for files in parts.values() for file in files for note in file.notes]
+    for part, files in parts.items():
+        total = sum(len(rows) for rows in kept[part])
+        arrays[f"{part}_ends"] = np.cumsum([file.table.num_rows for file in files])
+        if not total:
+            raise RunError(f"{files[0].table.path}: a value is missing in every row: nothing is left")
+        notes += _notes_on_rows(files, kept[part])
+        if total < arrays[f"{part}_ends"][-1]:
+            starts = [0, *arrays[f"{part}_ends"].tolist()]
+            arrays[f"{part}_kept"] = np.concatenate([s + rows for s, rows in zip(starts, kept[part], strict=False)])
+    values = {
+        part: np.concatenate([file.values[rows] for file, rows in zip(files, kept[part], strict=True)])
+        for part, files in parts.items()
+    }
+    for column in parts["train"][0].categories:
+        words = _words(parts, column)
+        arrays[f"categories_{column}"] = np.array(words)
+        for part, files in parts.items():
+            codes = [recoded(f.categories[column], words)[rows] for f, rows in zip(files, kept[part], strict=True)]
+            values[part][:, column] = np.concatenate(codes)
+    narrow = all(_fits(part) for part in values.values())
+    arrays |= {f"{part}_values": found.astype(np.float32) if narrow else found for part, found in values.items()}
+    arrays |= _labels(parts, kept)
+    return arrays | ({"notes": np.array(list(dict.fromkeys(notes)))} if notes else {})
+
+
+def _kept(file: TableFile, data: DataSection) -> NDArray[np.int64]:
+    """The rows of a file that are kept."""
+    left_out = file.missing if data.missing == "drop_row" else np.zeros_like(file.missing)
+    return np.flatnonzero(~left_out)
+
+
+def _notes_on_rows(files: Sequence[TableFile], kept: Sequence[NDArray[np.int64]]) -> Iterator[str]:
+    for file, rows in zip(files, kept, strict=True):
+        if dropped := file.table.num_rows - len(rows):
+            yield f"{file.table.path}: {dropped:,} of {file.table.num_rows:,} rows are skipped: a value is missing"
+
+
+def _words(parts: Parts, column: int) -> tuple[str, ...]:
+    """The categories of a column in all files."""
+    words = sorted_words({word for files in parts.values() for file in files for word in file.categories[column].words})
+    if not words:
+        first = parts["train"][0]
+        raise RunError(f"{first.table.path}: column {first.names[column]!r} has no category: all its cells are missing")
+    return words
+
+
+def _fits(values: NDArray[np.float64]) -> bool:
+    """Whether float32 holds all numbers exactly."""
+    with np.errstate(over="ignore", under="ignore"):
+        narrow = values.astype(np.float32)
+    return bool(((narrow == values) | np.isnan(values)).all())
+
+
+def narrowed(values: NDArray[np.float64]) -> NDArray[Any]:
+    """Numbers as float32, or as they are if float32 does not hold all of them exactly."""
+    return values.astype(np.float32) if _fits(values) else values
+
+
+def _labels(parts: Parts, kept: Mapping[str, Sequence[NDArray[np.int64]]]) -> dict[str, NDArray[Any]]:
+    """Labels of each part; texts by their place among the sorted texts of the training files."""
+    found: dict[str, list[Any]] = {
+        part: [_some(file.labels, rows) for file, rows in zip(files, kept[part], strict=True)]
+        for part, files in parts.items()
+    }
+    if not isinstance(found["train"][0], Texts):
+        return {f"{part}_labels": np.concatenate(labels) for part, labels in found.items()}
+    classes = sorted({word for texts in found["train"] for word in texts.words})
+    for file, rows, texts in zip(parts.get("test", ()), kept.get("test", ()), found.get("test", ()), strict=True):
+        _check_known(file, rows, texts, classes)
+    return {"classes": np.array(classes)} | {
+        f"{part}_labels": np.concatenate([recoded(texts, classes) for texts in labels])
+        for part, labels in found.items()
+    }
+
+
+def _some(labels: NDArray[np.int64] | Texts, rows: NDArray[np.int64]) -> NDArray[np.int64] | Texts:
+    """The labels of some rows; of texts, those words that are left."""
+    if not isinstance(labels, Texts):
+        return labels[rows]
+    used, codes = np.unique(labels.codes[rows], return_inverse=True)
+    return Texts(tuple(labels.words[k] for k in used.tolist()), codes)
+
+
+def _check_known(file: TableFile, rows: NDArray[np.int64], texts: Texts, classes: Sequence[str]) -> None:
+    unknown = [k for k, word in enumerate(texts.words) if word not in set(classes)]
+    wrong = np.flatnonzero(np.isin(texts.codes, unknown))
+    if len(wrong):
+        first = wrong[:NUM_SHOWN]
+        places = file.table.places(rows[first].tolist())
+        shown = "; ".join(f"{p}: {texts.words[texts.codes[k]]!r}" for p, k in zip(places, first.tolist(), strict=True))
+        more = f"; and {len(wrong) - NUM_SHOWN:,} more" if len(wrong) > NUM_SHOWN else ""
+        known = ", ".join(classes[:NUM_SHOWN]) + (", …" if len(classes) > NUM_SHOWN else "")
+        fault = f"{len(wrong):,} labels are not among the {len(classes)} of the training rows ({known})"
+        raise RunError(f"{file.table.path}: {fault}: {shown}{more}")
+
+
+class Places:
+    """The places of a part's rows, for messages: `data/train.csv, line 3`.
+
+    Args:
+        files: of the part, in order.
+        arrays: of `parse`.
+        part: `train` or `test`.
+        data: how the files are read: the place of a row is looked up in its file.
+    """
+
+    def __init__(self, files: Sequence[Path], arrays: Arrays, part: str, data: DataSection) -> None:
+        self._files, self._data = files, data
+        self._ends, self._kept = arrays[f"{part}_ends"], arrays.get(f"{part}_kept")
+
+    def __call__(self, row: int) -> str:
+        """The place of a row."""
+        row = row if self._kept is None else int(self._kept[row])
+        number = int(np.searchsorted(self._ends, row, side="right"))
+        path, row = self._files[number], row - (int(self._ends[number - 1]) if number else 0)
+        try:
+            form = csv_form(path, self._data.separator, self._data.header) if self._data.source == "csv" else None
+            (place,) = RawTable(path, (), (), form).places([row])
+        except RunError:  # it has changed since
+            place = f"data row {row + 1}"
+        return f"{path}, {place}"

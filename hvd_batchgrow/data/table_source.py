@@ -1,0 +1,217 @@
+"""A source of a parsed table: its training and test rows, and what is measured on the training rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from hvd_batchgrow.config import DataSection
+from hvd_batchgrow.data.cache import Arrays, cached_arrays
+from hvd_batchgrow.data.class_labels import check_range, count_classes, notes_on_classes
+from hvd_batchgrow.data.columns import NUM_SHOWN
+from hvd_batchgrow.data.known import num_held_out
+from hvd_batchgrow.data.moments import present_means, row_moments
+from hvd_batchgrow.data.rows import Encoding, Rows, known
+from hvd_batchgrow.data.samples import Ids, ReportProgress, Source
+from hvd_batchgrow.data.stream import Stream
+from hvd_batchgrow.errors import Fault, JobError, RunError
+
+_FEW_CLASSES = 32
+"""So many need no key, however few rows there are."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A parsed table, and what its cache is known by."""
+
+    kind: str
+    identity: str
+    stamp: list[Any]
+    name: str
+    """For messages."""
+    arrays: Arrays
+    """Of `parse`."""
+    places: Mapping[str, Callable[[int], str]]
+    """Of the rows of each part."""
+
+    def categories(self) -> dict[int, tuple[str, ...]]:
+        """The categories of each column that has some, in all its files."""
+        keys = {k: f"categories_{k}" for k in range(len(self.arrays["names"]))}
+        return {k: tuple(map(str, self.arrays[key])) for k, key in keys.items() if key in self.arrays}
+
+
+def table_source(table: Table, data: DataSection, seed: int, report: ReportProgress) -> Source:
+    """Return the source of a table; its rows stay where they are in the cache.
+
+    Args:
+        table: parsed.
+        data: the section.
+        seed: draws the rows that are held out.
+        report: called with the progress over the training rows.
+
+    Raises:
+        JobError: the labels do not show which classes there are, or are more than the job says.
+        RunError: a label is not among the classes, a category is unknown, or a number cannot be standardised.
+    """
+    arrays = table.arrays
+    classes = tuple(map(str, arrays.get("classes", ())))
+    _check_texts(table, classes, data.num_classes)
+    given = data.num_classes or len(classes) or None
+    first, num_classes = count_classes(arrays["train_labels"], given, table.places["train"])
+    if "test" in table.places:
+        check_range(arrays["test_labels"], first, num_classes, table.places["test"], "test")
+    fit = _fit(table, data, seed, report)
+    train, test = (_rows(table, fit, part, first, data) for part in ("train", "test"))
+    mean, deviation = train.encoding.spread(fit["mean"], 0.0), train.encoding.spread(fit["deviation"], 1.0)
+    notes = *map(str, arrays.get("notes", ())), *notes_on_classes(train.labels, test.labels, num_classes, classes)
+    schema = _schema(table, fit, train.encoding, classes, first)
+    return Source(train, test, num_classes, tuple(mean.tolist()), tuple(deviation.tolist()), notes, schema)
+
+
+def _check_texts(table: Table, classes: Sequence[str], num_classes: int | None) -> None:
+    """Raise JobError if labels that are texts are more than the classes of the job, or look like names of rows."""
+    distinct = f"{len(classes):,} distinct labels of {table.name}: {_few(classes)}"
+    if num_classes is not None and num_classes < len(classes):
+        raise JobError([Fault("data.num_classes", f"{num_classes} is below the {distinct}")])
+    num_rows = len(table.arrays["train_labels"])
+    if num_classes is None and len(classes) > max(_FEW_CLASSES, num_rows // 2):
+        fault = f"is needed: {num_rows:,} rows have {distinct}: is data.label another column? If not, {len(classes)}"
+        raise JobError([Fault("data.num_classes", fault)])
+
+
+def _few(words: Sequence[str]) -> str:
+    return ", ".join(words[:NUM_SHOWN]) + (", …" if len(words) > NUM_SHOWN else "")
+
+
+def held_out_rows(num_rows: int, share: float, seed: int) -> tuple[Ids, Ids]:
+    """Rows to train on and rows to test on, each in ascending order.
+
+    The rows are put into the order of a stream's first epoch; the first ⌈share · n⌉ of them are tested on.
+
+    Raises:
+        JobError: nothing would be left to train on.
+    """
+    num_test = num_held_out(num_rows, share)
+    if num_test >= num_rows:
+        fault = f"{share} of {num_rows} rows, rounded up, are {num_test}: no row would be left to train on"
+        raise JobError([Fault("data.held_out", fault)])
+    order = Stream(num_rows, seed).ids(0, num_rows)
+    return np.sort(order[num_test:]), np.sort(order[:num_test])
+
+
+def _fit(table: Table, data: DataSection, seed: int, report: ReportProgress) -> Arrays:
+    """What the training rows decide, cached: who is held out, what fills, moments of columns, and known categories."""
+
+    def build() -> Arrays:
+        train, test = _members(table, data, seed)
+        parts: dict[str, Any] = {} if train is None else {"train": train, "test": test}
+        parts |= {f"lookup_{k}": _lookup(table, k, train) for k in table.categories()}
+        if data.unknown_category == "error":
+            _refuse_unknown(table, parts, test)
+        rows = Rows(table.arrays["train_values"], train, _labels(table, "train", train), _AS_STORED, str)
+        names = [str(name) for name in table.arrays["names"]]
+        fill = None
+        if data.missing == "mean":
+            parts["fill"] = fill = _means(rows, table, names, report)
+        elif data.missing == "zero":
+            parts["fill"] = fill = np.zeros(len(names))
+        filled = Encoding(fill, {}, {}, one_hot=False)
+        chunks = (filled.apply(chunk) for chunk in rows.chunks("mean of the training rows", report))
+        parts["mean"], parts["deviation"] = row_moments(chunks, table.name, names)
+        return parts
+
+    held_out = f"{data.held_out!r} of seed {seed}" if data.held_out else ""
+    identity = f"{table.kind}\n{table.identity}\n{held_out}\n{data.missing}\n{data.unknown_category}"
+    return cached_arrays("fitted", identity, table.stamp, build)
+
+
+_AS_STORED = Encoding(None, {}, {}, one_hot=False)
+
+
+def _members(table: Table, data: DataSection, seed: int) -> tuple[Ids | None, Ids | None]:
+    """Which of the stored rows are trained on and tested on; None: all of the part."""
+    if not data.held_out:
+        return None, None
+    return held_out_rows(len(table.arrays["train_values"]), data.held_out, seed)
+
+
+def _labels(table: Table, part: str, members: Ids | None) -> Any:
+    labels = table.arrays[f"{part}_labels"]
+    return labels if members is None else labels[members]
+
+
+def _means(rows: Rows, table: Table, names: Sequence[str], report: ReportProgress) -> Any:
+    means = present_means(rows.chunks("mean of the training rows", report))
+    empty = [names[k] for k in np.flatnonzero(np.isnan(means)).tolist()]
+    if empty:
+        fault = f"no training row has a value in column {', '.join(map(repr, empty[:NUM_SHOWN]))}"
+        raise RunError(f"{table.name}: {fault}, so that there is no mean; data.ignore_columns = {empty[:NUM_SHOWN]}")
+    return means
+
+
+def _lookup(table: Table, column: int, train: Ids | None) -> Any:
+    """From a category of the files to one of the training rows; -1: no training row has it."""
+    codes = table.arrays["train_values"][:, column].astype(np.int64)
+    present = np.unique(codes if train is None else codes[train])
+    present = present[present >= 0]
+    if not len(present):
+        raise RunError(f"{table.name}: column {str(table.arrays['names'][column])!r} is empty in all training rows")
+    lookup = np.full(len(table.categories()[column]), -1)
+    lookup[present] = np.arange(len(present))
+    return lookup
+
+
+def _refuse_unknown(table: Table, parts: Mapping[str, Any], test: Ids | None) -> None:
+    """Raise RunError if a test row has a category that no training row has."""
+    part = "train" if test is not None else "test"
+    faults = []
+    for column, words in table.categories().items():
+        codes = table.arrays[f"{part}_values"][:, column].astype(np.int64)
+        rows = np.arange(len(codes)) if test is None else test
+        wrong = rows[(codes[rows] >= 0) & (known(parts[f"lookup_{column}"], codes[rows]) < 0)]
+        if len(wrong):
+            shown = "; ".join(f"{table.places[part](k)}: {words[codes[k]]!r}" for k in wrong[:NUM_SHOWN].tolist())
+            more = f"; and {len(wrong) - NUM_SHOWN:,} more" if len(wrong) > NUM_SHOWN else ""
+            faults.append(f"column {str(table.arrays['names'][column])!r}: {shown}{more}")
+    if faults:
+        remedy = "data.unknown_category = 'ignore' encodes them as no category"
+        raise RunError(f"test rows have categories that no training row has: {'; '.join(faults)}; {remedy}")
+
+
+def _rows(table: Table, fit: Arrays, part: str, first: int, data: DataSection) -> Rows:
+    lookups = {k: fit[f"lookup_{k}"] for k in table.categories()}
+    counts = {k: int(lookup.max()) + 1 for k, lookup in lookups.items()}
+    encoding = Encoding(fit.get("fill"), lookups, counts, one_hot=data.categorical_encoding == "one_hot")
+    stored = part if "test" in table.places else "train"
+    labels = _labels(table, stored, fit.get(part))
+    labels = labels - first if first else labels
+    return Rows(table.arrays[f"{stored}_values"], fit.get(part), labels, encoding, table.places[stored])
+
+
+def _schema(table: Table, fit: Arrays, encoding: Encoding, classes: Sequence[str], first: int) -> dict[str, Any]:
+    """What the weights were trained to read, as JSON."""
+    names = [str(name) for name in table.arrays["names"]]
+    categories = {
+        k: [word for word, code in zip(words, fit[f"lookup_{k}"].tolist(), strict=True) if code >= 0]
+        for k, words in table.categories().items()
+    }
+    features = [
+        f"{name}={word}" if word is not None else name
+        for k, name in enumerate(names)
+        for word in (categories[k] if k in categories and encoding.one_hot else [None])
+    ]
+    filled = {
+        name: float(x)
+        for k, (name, x) in enumerate(zip(names, fit.get("fill", ()), strict=False))
+        if k not in categories
+    }
+    return {
+        "features": features,
+        "categories": {names[k]: words for k, words in categories.items()},
+        "classes": list(classes) or None,
+        "first_label": first,
+        "fill": filled or None,
+    }
