@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 Draws = NDArray[np.float64]
 Pixels = NDArray[np.int32]
+_MARGIN = 8
+"""Multiple of an image's shorter side that is resized beside the part that the crop shows."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,8 @@ class ResizedCrop:
         height, width = sizes.T
         aspect = np.clip(width / np.maximum(height, 1), *self.aspect)
         shape = np.minimum(height, np.rint(width / aspect)), np.minimum(width, np.rint(height * aspect))
-        return np.stack(shape, axis=1)
+        # An image that is a pixel wide has no window of some aspects: at least a pixel is taken.
+        return np.maximum(np.stack(shape, axis=1), 1)
 
 
 @dataclass(frozen=True)
@@ -129,10 +132,21 @@ class CentreCrop:
     def place(self, draws: Draws, sizes: Pixels) -> Placement:
         """See `Augment`; draws are not used."""
         short = np.maximum(sizes.min(axis=1, keepdims=True), 1)
-        resized = np.where(sizes == short, self.resize_pixels, self.resize_pixels * sizes // short).astype(np.int32)
+        shape = self._needed(sizes, short)
+        resized = np.where(sizes == short, self.resize_pixels, self.resize_pixels * shape // short).astype(np.int32)
         corners = np.rint((resized - self.out_size) / 2).astype(np.int32)
-        windows = np.concatenate((np.zeros_like(sizes), sizes), axis=1).astype(np.int32)
+        windows = np.concatenate(((sizes - shape) // 2, shape), axis=1).astype(np.int32)
         return Placement(windows, resized, corners, np.zeros(len(sizes), np.int32), self.out_size)
+
+    def _needed(self, sizes: Pixels, short: Pixels) -> NDArray[np.int64]:
+        """(n, 2) height and width, around the centre, of what is resized: all of an image of ordinary aspect.
+
+        Of a 1 × 60,000 image resized to 256 × 15,360,000 pixels only the centre is used. What is left out lies
+        further from the crop than the resizing filter reaches, and is even, so that the centre stays where it is.
+        """
+        needed = np.array(self.out_size) * short.astype(np.int64) // self.resize_pixels + _MARGIN * short
+        spare = np.maximum(sizes - needed, 0)
+        return np.where(sizes == short, sizes, sizes - spare // 2 * 2)
 
 
 def _mirrors(draws: Draws, *, flip: bool) -> Pixels:

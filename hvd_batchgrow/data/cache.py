@@ -21,7 +21,7 @@ from hvd_batchgrow.errors import RunError
 
 _ANOTHER = "another: HVD_BATCHGROW_CACHE=…"
 Arrays = Mapping[str, NDArray[Any]]
-_FORMAT = 3
+_FORMAT = 4
 """Counted up when what a cache holds changes its meaning."""
 
 

@@ -130,6 +130,8 @@ class Source:
     mean: tuple[float, ...]
     """Per channel of images scaled to [0, 1]; per feature of rows."""
     deviation: tuple[float, ...]
+    notes: tuple[str, ...] = ()
+    """Lines for the start of a run, such as the files that were passed over."""
 
 
 def check_labels(labels: NDArray[np.int64], num_classes: int, place: str) -> None:

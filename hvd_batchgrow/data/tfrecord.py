@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from hvd_batchgrow.config import DataSection
 from hvd_batchgrow.data.encoded import EncodedSamples, encoded_source, read_header, report_bad
+from hvd_batchgrow.data.image_header import bad_header
 from hvd_batchgrow.data.image_index import Entry
 from hvd_batchgrow.data.samples import ReportProgress, Source
 from hvd_batchgrow.data.shards import Faults, ShardFormat, UnusableError, checked_label, load_sets, refuse_compressed
@@ -168,7 +169,8 @@ def masked_crc32c(data: bytes) -> int:
 def _entry(shard: str, record: Record, labels: tuple[str, ...]) -> Entry:
     member = f"record {record.number}"
     if not record.is_whole:
-        return Entry(shard, record.offset, len(record.data), _UNKNOWN_LABEL, 0, 0, 0, member)
+        header = bad_header("has a wrong checksum: the record is damaged")
+        return Entry(shard, record.offset, len(record.data), _UNKNOWN_LABEL, *header, 0, member)
     features = _features(record.data)
     image = _only_value(features, _IMAGE_FEATURES, "bytes")
     label = checked_label(_only_value(features, labels, "int64"))

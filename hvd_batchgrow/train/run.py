@@ -95,7 +95,7 @@ def run_job(
             origin=origin,
             check=lambda checkpoint: check_fits(checkpoint, trainer.model, trainer.optimizer, folder),
         )
-        notes += [*plan.notes, *_notes_on_bad(source)]
+        notes += [*plan.notes, *source.notes, *_notes_on_bad(source)]
         notes += _notes_on_ranks(plan, ranks.size) if options.phases is None else []
         notes += [f"the layout has a say in {job.model.name}; at {hazard}" for hazard in trainer.hazards]
         if source.train.kind == "encoded" and choose_pipeline(job.data.pipeline, source.train) == "torch":

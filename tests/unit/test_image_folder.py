@@ -84,14 +84,12 @@ def test_the_test_folder_is_val_else_test_else_what_the_job_says(tmp_path: Path)
 
 
 def test_folders_that_make_no_source_are_named(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=rf"{tmp_path}/train is no folder; {tmp_path} is empty"):
+    with pytest.raises(RunError, match=rf"{tmp_path}/train is not a folder; {tmp_path} is empty"):
         FOLDER.read(tmp_path)
     FOLDER.make(tmp_path, pictures(NUM_TRAIN))
-    with pytest.raises(RunError, match=r"/trian is no folder; there is train/, …"):
+    with pytest.raises(RunError, match=r"/trian is not a folder; there is train/, …"):
         FOLDER.read(tmp_path, train="trian")
     (tmp_path / "val" / "dgo").mkdir()
-    with pytest.raises(RunError, match=r"1 of 4 class folders in .*val hold no images:\n  dgo"):
-        FOLDER.read(tmp_path)
     (tmp_path / "val" / "dgo" / "1.png").write_bytes(picture(1).data)
     head = r"1 folders are none of the 3 classes of .*train:"
     with pytest.raises(RunError, match=rf"{head}\n  .*val/dgo, nearest: dog"):
