@@ -132,21 +132,23 @@ class CentreCrop:
     def place(self, draws: Draws, sizes: Pixels) -> Placement:
         """See `Augment`; draws are not used."""
         short = np.maximum(sizes.min(axis=1, keepdims=True), 1)
-        shape = self._needed(sizes, short)
+        cut = self._unseen(sizes, short)
+        shape = sizes - 2 * cut
         resized = np.where(sizes == short, self.resize_pixels, self.resize_pixels * shape // short).astype(np.int32)
         corners = np.rint((resized - self.out_size) / 2).astype(np.int32)
-        windows = np.concatenate(((sizes - shape) // 2, shape), axis=1).astype(np.int32)
+        windows = np.concatenate((cut, shape), axis=1).astype(np.int32)
         return Placement(windows, resized, corners, np.zeros(len(sizes), np.int32), self.out_size)
 
-    def _needed(self, sizes: Pixels, short: Pixels) -> NDArray[np.int64]:
-        """(n, 2) height and width, around the centre, of what is resized: all of an image of ordinary aspect.
+    def _unseen(self, sizes: Pixels, short: Pixels) -> NDArray[np.int64]:
+        """(n, 2) rows and columns that are cut off either end before the resize; 0 for images of ordinary aspect.
 
-        Of a 1 × 60,000 image resized to 256 × 15,360,000 pixels only the centre is used. What is left out lies
-        further from the crop than the resizing filter reaches, and is even, so that the centre stays where it is.
+        Of a 1 × 60,000 image resized to 256 × 15,360,000 pixels only the centre is used. What is cut off lies
+        further from the crop than the resizing filter reaches. It is a multiple of the shorter side, so that the crop
+        stays where it is.
         """
         needed = np.array(self.out_size) * short.astype(np.int64) // self.resize_pixels + _MARGIN * short
-        spare = np.maximum(sizes - needed, 0)
-        return np.where(sizes == short, sizes, sizes - spare // 2 * 2)
+        spare = np.where(sizes == short, 0, np.maximum(sizes - needed, 0))
+        return spare // (2 * short) * short
 
 
 def _mirrors(draws: Draws, *, flip: bool) -> Pixels:

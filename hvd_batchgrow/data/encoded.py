@@ -154,7 +154,7 @@ def decode(samples: Samples, sample_id: int, data: Bytes) -> NDArray[np.uint8]:
         with open_image(stream) as image:
             pixels = oriented(stored_rgb(image, stream), orientation)
     except UNDECODABLE as error:
-        raise BadSample(sample_id, samples.where(sample_id), fault_text(error)) from None
+        raise BadSample(sample_id, samples.where(sample_id), fault_text(error, stream)) from None
     if pixels.shape[:2] != tuple(samples.sizes[sample_id]):
         height, width = samples.sizes[sample_id]
         fault = f"is {pixels.shape[0]} × {pixels.shape[1]} pixels, {height} × {width} when it was indexed"

@@ -49,7 +49,7 @@ def inspect_image(stream: BinaryIO) -> ImageHeader:
             if not _is_whole(image, stream):
                 height, width = stored_rgb(image, stream).shape[:2]
     except UNDECODABLE as error:
-        return bad_header(fault_text(error))
+        return bad_header(fault_text(error, stream))
     return ImageHeader(height, width, orientation, for_dali)
 
 

@@ -83,6 +83,8 @@ def stored_rgb(image: Image.Image, stream: BinaryIO) -> Pixels:
         return _rgb_of_grey(high << 8 | low, 65535)
     if raw_mode[:-1] in _SPLIT_COLOURS:
         return _rgb_of_16_bits(image, stream, raw_mode)
+    image.load()
+    image.info.pop("transparency", None)  # dropped like all alpha; Pillow warns of some
     return np.asarray(image.convert("RGB"))
 
 
@@ -120,15 +122,33 @@ _ORIENTED: dict[int, Callable[[Pixels], Pixels]] = {
 }
 
 
-def fault_text(error: Exception) -> str:
-    """Say why an image cannot be used, given what reading it raised."""
+def fault_text(error: Exception, stream: BinaryIO) -> str:
+    """Say why an image cannot be used, given what reading it raised, and its bytes."""
     if isinstance(error, UnsupportedImageError):
         return str(error)
     if isinstance(error, UnidentifiedImageError):
-        return f"cannot be decoded: not an image in a supported format ({', '.join(FORMATS)})"
+        stream.seek(0)
+        start = stream.read(12)
+        kind = next((kind for offset, mark, kind in _FOREIGN if start.startswith(mark, offset)), None)
+        fault = f"{kind}: convert it to PNG" if kind else "not an image in a supported format"
+        return f"cannot be decoded: {fault} ({', '.join(FORMATS)} are read)"
     if isinstance(error, Image.DecompressionBombError) and Image.MAX_IMAGE_PIXELS:
         return f"is too large: it exceeds the limit of {2 * Image.MAX_IMAGE_PIXELS:,} pixels ({error}); make it smaller"
     return f"cannot be decoded: {error}"
+
+
+_FOREIGN = (
+    (0, b"II*\0", "a TIFF of a kind that Pillow does not read"),
+    (0, b"MM\0*", "a TIFF of a kind that Pillow does not read"),
+    (0, b"\xff\xd8\xff", "a JPEG of a kind that Pillow does not read, or a damaged one"),
+    (0, b"\xff\n", "JPEG XL"),
+    (0, b"\0\0\0\x0cJXL ", "JPEG XL"),
+    (4, b"ftyphei", "HEIF"),
+    (4, b"ftypmif1", "HEIF"),
+    (0, b"%!PS", "PostScript"),
+    (0, b"%PDF", "PDF"),
+)
+"""Offset and first bytes of files that Pillow does not read, and what they are."""
 
 
 # --- samples of more than 8 bits -------------------------------------------------------------------
