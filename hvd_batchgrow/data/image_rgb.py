@@ -164,7 +164,7 @@ def _sample_fault(image: Image.Image, stream: BinaryIO) -> str | None:
         )
     # Pillow drops the low bits of these and does not say so.
     is_truncated = (
-        (image.format == "SGI" and _bytes_at(stream, 3, 1) == b"\2")
+        (image.format == "SGI" and bytes_at(stream, 3, 1) == b"\2")
         or (image.format == "JPEG2000" and image.mode[0] != "I" and _jpeg_2000_bits(stream) > 8)
         or (";16" in _raw_mode(image) and not _is_readable(image))
     )
@@ -199,7 +199,8 @@ def _jpeg_2000_bits(stream: BinaryIO) -> int:
     return (data[start + 42] & 0x7F) + 1 if 0 <= start < len(data) - 42 else 0
 
 
-def _bytes_at(stream: BinaryIO, start: int, count: int) -> bytes:
+def bytes_at(stream: BinaryIO, start: int, count: int) -> bytes:
+    """Read some bytes of a file, and leave its position where it was."""
     here = stream.tell()
     stream.seek(start)
     found = stream.read(count)

@@ -232,6 +232,8 @@ def _orientations(rgb: NDArray[np.uint8], draw: np.random.Generator) -> Iterator
         yield ImageForm(f"tiff orientation {k}", tiff(rgb, 2, tags={274: ("H", [k])}), exact, orientation=k)
         webp = _saved(image, "WEBP", lossless=True, exif=b"Exif\0\0" + exif(k))
         yield ImageForm(f"webp orientation {k}", webp, exact, orientation=k)
+    webp = _saved(image, "WEBP", exif=b"Exif\0\0" + exif(3))
+    yield ImageForm("webp lossy orientation 3", webp, imagecodecs.webp_decode(webp) / 255, orientation=3)
     late = png(rgb, after=[(b"eXIf", exif(6))])
     yield ImageForm("png orientation after the pixels", late, exact, orientation=6)
     grey = draw.integers(0, 65536, rgb.shape[:2], np.uint16)

@@ -87,7 +87,7 @@ def _pixel_faults(
     by_torch = next(torch_inputs(feed, _UNCHANGED, 0, 1))[1]
     by_dali = next(dali_inputs(feed, _UNCHANGED, 0, 1, 1))[1]
     if feed.not_for_dali:
-        yield f"DALI cannot decode one of {[forms[k].name for k in ids if samples.is_for_dali(k)]}"
+        yield f"DALI cannot decode one of {', '.join(forms[k].name for k in ids if samples.is_for_dali(k))}"
     for k, ours, theirs in zip(ids, by_torch, by_dali, strict=True):
         where, expected = f"{forms[k].name}, apply_orientation = {apply}:", right_pixels(forms[k], apply=apply)
         if ours.shape[1:] != expected.shape[:2]:
