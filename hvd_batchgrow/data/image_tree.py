@@ -46,20 +46,24 @@ class Skipped:
         text = os.fsdecode(name)
         extension = os.path.splitext(text)[1].lower() or "no extension"
         self.by_extension["hidden" if text.startswith(".") else extension] += 1
-        self.example = self.example or os.fsdecode(place)
+        self._show(os.fsdecode(place))
 
     def update(self, other: Skipped) -> None:
         """Add all that another walk has passed over."""
         self.folders += other.folders
         self.by_extension.update(other.by_extension)
-        self.example = self.example or other.example
+        if other.example:
+            self._show(other.example)
+
+    def _show(self, example: str) -> None:
+        self.example = min(self.example or example, example)  # not the first: a file system gives them in any order
 
     def other_images(self) -> list[str]:
         """The extensions among them that images have."""
         return sorted(_OTHER_IMAGES & self.by_extension.keys())
 
     def __str__(self) -> str:
-        most = self.by_extension.most_common()
+        most = sorted(self.by_extension.items(), key=lambda item: (-item[1], item[0]))
         shown = [f"{extension} {count:,}" for extension, count in most[:_NUM_SHOWN]]
         return ", ".join(shown) + (", …" if len(most) > _NUM_SHOWN else "")
 

@@ -82,8 +82,12 @@ def exif(orientation: int, order: str = ">") -> bytes:
 
 
 def with_exif(jpeg: bytes, orientation: int, order: str = ">") -> bytes:
+    """A JPEG with EXIF."""
+    return with_segment(jpeg, b"Exif\0\0" + exif(orientation, order))
+
+
+def with_segment(jpeg: bytes, segment: bytes) -> bytes:
     """A JPEG with an APP1 segment put behind its first mark."""
-    segment = b"Exif\0\0" + exif(orientation, order)
     return jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(segment) + 2) + segment + jpeg[2:]
 
 

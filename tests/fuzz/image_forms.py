@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from tests.fuzz.image_bytes import bmp, exif, icon, netpbm, png, tga, tiff, with_exif
+from tests.fuzz.image_bytes import bmp, exif, icon, netpbm, png, tga, tiff, with_exif, with_segment
 
 Values = NDArray[np.float64]
 _EXACT = 1e-6
@@ -104,6 +104,13 @@ def _tiffs(rgb: NDArray[np.uint8], draw: np.random.Generator) -> Iterator[ImageF
                 colour[..., :3] / 65535,
                 _ROUNDED,
             )
+    inks = draw.integers(0, 65536, (*shape, 4), np.uint16)
+    light = 1 - inks / 65535
+    yield ImageForm("tiff cmyk 16", tiff(inks, 5), light[..., :3] * light[..., 3:], 2 * _ONE_STEP)
+    light = 1 - (inks >> 8) / 255
+    yield ImageForm("tiff cmyk 8", tiff((inks >> 8).astype(np.uint8), 5), light[..., :3] * light[..., 3:], _ONE_STEP)
+    for name in ("tiff_lzw", "packbits"):
+        yield ImageForm(f"tiff {name}", _saved(Image.fromarray(rgb), "TIFF", compression=name), rgb / 255)
     grey8, grey16 = draw.integers(0, 256, shape, np.uint8), draw.integers(0, 65536, shape, np.uint16)
     yield ImageForm("tiff grey 8, white is zero", tiff(grey8, 0), _grey(255 - grey8, 255))
     yield ImageForm("tiff grey 16, white is zero", tiff(grey16, 0), _grey(65535 - grey16, 65535), _ROUNDED)
@@ -232,8 +239,15 @@ def _orientations(rgb: NDArray[np.uint8], draw: np.random.Generator) -> Iterator
         yield ImageForm(f"tiff orientation {k}", tiff(rgb, 2, tags={274: ("H", [k])}), exact, orientation=k)
         webp = _saved(image, "WEBP", lossless=True, exif=b"Exif\0\0" + exif(k))
         yield ImageForm(f"webp orientation {k}", webp, exact, orientation=k)
+        avif = _saved(image, "AVIF", exif=exif(k), quality=90)
+        right = imagecodecs.avif_decode(avif) / 255
+        yield ImageForm(f"avif orientation {k}", avif, right, 3 * _ONE_STEP, orientation=k)
     webp = _saved(image, "WEBP", exif=b"Exif\0\0" + exif(3))
     yield ImageForm("webp lossy orientation 3", webp, imagecodecs.webp_decode(webp) / 255, orientation=3)
+    xmp = b'http://ns.adobe.com/xap/1.0/\0<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+    yield ImageForm("jpeg orientation in xmp", with_segment(jpeg, xmp), decoded, orientation=6)
+    damaged = with_segment(jpeg, b"Exif\0\0" + exif(6)[:11])
+    yield ImageForm("jpeg with damaged exif", damaged, decoded)
     late = png(rgb, after=[(b"eXIf", exif(6))])
     yield ImageForm("png orientation after the pixels", late, exact, orientation=6)
     grey = draw.integers(0, 65536, rgb.shape[:2], np.uint16)
@@ -251,6 +265,9 @@ def _refused(rgb: NDArray[np.uint8], draw: np.random.Generator) -> Iterator[Imag
         yield ImageForm(f"tiff {kind.__name__}", tiff(grey.astype(kind), 1), refused="signed")
     yield ImageForm("tiff uint32", tiff(grey.astype(np.uint32), 1), refused="32-bit")
     yield ImageForm("tiff rgb float32", tiff(rgb.astype(np.float32), 2), refused="TIFF of a kind that")
+    yield ImageForm(
+        "tiff grey 16, white is zero, big-endian", tiff(wide[..., 0], 0, order=">"), refused="TIFF of a kind"
+    )
     yield ImageForm("tiff rgb 16 planar", tiff(wide, 2, planar=True), refused="misreads")
     yield ImageForm("tiff rgb 16 planar deflate", tiff(wide, 2, planar=True, deflate=True), refused="misreads")
     yield ImageForm("pfm", b"Pf\n%d %d\n-1.0\n" % grey.T.shape + grey.astype("<f4").tobytes(), refused="floating-point")
@@ -264,6 +281,7 @@ def _refused(rgb: NDArray[np.uint8], draw: np.random.Generator) -> Iterator[Imag
     name = "not an image in a supported format"
     yield ImageForm("jpeg xr", imagecodecs.jpegxr_encode(rgb), refused=name)
     yield ImageForm("postscript", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n", refused="PostScript")
+    yield ImageForm("pdf", b"%PDF-1.4\n%%EOF\n", refused="PDF")
     yield ImageForm("svg", b"<svg xmlns='http://www.w3.org/2000/svg'/>", refused=name)
     yield ImageForm("text", b"a line of text\n", refused=name)
     image = Image.fromarray(rgb)

@@ -107,7 +107,9 @@ def _crop_faults(samples: EncodedSamples) -> Iterator[str]:
         differing: NDArray[np.bool_] = (by_torch != by_dali).flatten(1).any(1).numpy()
         yield from (f"crops of {samples.where(k)} differ" for k in raw.ids[differing].tolist())
         if raw.entries[-1] >= 2 * len(samples):
-            return
+            break
+    if feeds[1].not_for_dali:
+        yield "DALI cannot decode the window of an image"
 
 
 def _largest(values: Tensor) -> float:

@@ -18,6 +18,7 @@ from hvd_batchgrow.data import encoded
 from hvd_batchgrow.data.encoded import EncodedSamples, decode, read_header
 from hvd_batchgrow.data.samples import IMAGENET_DEVIATION, IMAGENET_MEAN, BadSample
 from hvd_batchgrow.errors import JobError, RunError
+from tests.fuzz.image_bytes import with_exif
 from tests.pictures import (
     NUM_TRAIN,
     NUM_VAL,
@@ -219,6 +220,23 @@ def test_samples_may_be_pickled_and_forked(tmp_path: Path, form: Form) -> None:
     with multiprocessing.get_context("fork").Pool(2) as pool:
         results = pool.map(samples.fetch, [np.array([k]) for k in range(NUM_TRAIN)])
     assert [data.tobytes() for (data,) in results] == [image.data for image in train]
+
+
+@each_form
+@pytest.mark.parametrize("apply", [False, True])
+def test_orientation_is_applied_where_the_job_says_so(tmp_path: Path, form: Form, apply: bool) -> None:
+    """6: the camera was turned, and the picture is upright after a turn clockwise by 90°."""
+    train = form.expected(pictures(NUM_TRAIN))
+    jpegs = [k for k, image in enumerate(train) if image.extension == "jpg"]
+    tagged = [replace(image, data=with_exif(image.data, 6)) if k in jpegs else image for k, image in enumerate(train)]
+    root = form.make(tmp_path / "data", tagged)
+    read = form.read(root, apply_orientation=apply).train
+    assert isinstance(read, EncodedSamples)
+    for samples in (read, pickle.loads(pickle.dumps(read)), read.labelled(read.labels)):  # noqa: S301
+        for k, data in enumerate(samples.fetch(np.arange(NUM_TRAIN))):
+            right = np.rot90(train[k].pixels, -1) if apply and k in jpegs else train[k].pixels
+            assert samples.sizes[k].tolist() == list(right.shape[:2])
+            assert np.array_equal(decode(samples, k, data), right)
 
 
 def test_no_more_shards_are_kept_open_than_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

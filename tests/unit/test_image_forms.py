@@ -19,9 +19,12 @@ from hvd_batchgrow.data.encoded import EncodedSamples
 from hvd_batchgrow.data.feed import EvaluationFeed
 from hvd_batchgrow.data.pixels import Finish, torch_inputs
 from hvd_batchgrow.data.samples import BadSample
+from hvd_batchgrow.job_file import parse_job
+from hvd_batchgrow.train.fork import changes
 from tests.fuzz.image_bytes import netpbm, png, tiff
 from tests.fuzz.image_forms import ImageForm, forms
 from tests.fuzz.images import check_forms
+from tests.helpers import job_tree
 from tests.pictures import Form, Picture, each_form, pictures
 
 pytestmark = [pytest.mark.usefixtures("cache"), pytest.mark.filterwarnings("ignore::DeprecationWarning")]
@@ -119,6 +122,12 @@ def test_a_file_that_fails_in_mid_training_is_named_whatever_decodes_it(tmp_path
         with pytest.raises(BadSample, match=rf"sample 6 \({path}\): cannot be decoded") as bad:
             next(torch_inputs(feed, PLAIN, 0, 1) if name == "torch" else dali_inputs(feed, PLAIN, 0, 1, 1))
     assert bad.value.sample_id == 6
+
+
+def test_orientation_is_among_what_decides_the_weights() -> None:
+    data = {"source": "image_folder", "crop_pixels": 8, "pad_pixels": 0}
+    jobs = [parse_job(job_tree(data={**data, **key})) for key in ({}, {"apply_orientation": True})]
+    assert changes(*(job.deciding(300) for job in jobs)) == {"data.apply_orientation": (False, True)}
 
 
 # --- images of odd shapes --------------------------------------------------------------------------
