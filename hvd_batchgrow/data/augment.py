@@ -117,8 +117,7 @@ class ResizedCrop:
         height, width = sizes.T
         aspect = np.clip(width / np.maximum(height, 1), *self.aspect)
         shape = np.minimum(height, np.rint(width / aspect)), np.minimum(width, np.rint(height * aspect))
-        # An image that is a pixel wide has no window of some aspects: at least a pixel is taken.
-        return np.maximum(np.stack(shape, axis=1), 1)
+        return np.stack(shape, axis=1).clip(min=1)  # an image that is a pixel wide has no window of some aspects
 
 
 @dataclass(frozen=True)

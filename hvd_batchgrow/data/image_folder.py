@@ -14,6 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
+from hvd_batchgrow.allowed import counted
 from hvd_batchgrow.config import DataSection
 from hvd_batchgrow.data.cache import Arrays, cached_arrays
 from hvd_batchgrow.data.encoded import (
@@ -93,7 +94,7 @@ def load(data: DataSection, report: ReportProgress) -> Source:
 def _untested(root: Path, train: Tree, test: Tree) -> list[str]:
     missing = sorted(set(train.classes) - set(test.classes))
     names = ", ".join(missing[:NUM_SHOWN]) + (", …" if len(missing) > NUM_SHOWN else "")
-    head = f"{len(missing)} of {len(train.classes)} classes have no images in {root / test.folder}"
+    head = f"{root / test.folder} has no images of {len(missing)} of the {len(train.classes)} classes"
     return [f"{head}: {names}"] if missing else []
 
 
@@ -152,7 +153,8 @@ def _check_empty(path: Path, classes: Sequence[str], empty: Mapping[str, Skipped
     """Raise RunError where no folder is a class, or where one would be if its files had another extension."""
     lost = [f"{name}: {others}" for name, others in empty.items() if others.other_images()]
     if lost:
-        head = f"{len(lost)} folders in {path} hold images, but none named {_EXTENSIONS_TEXT}: rename or convert them"
+        folders = counted(len(lost), "folder")
+        head = f"{path}: the images of {folders} are not named {_EXTENSIONS_TEXT}; rename or convert them"
         raise RunError(listing(head, lost[:NUM_SHOWN], len(lost)))
     if not classes:
         raise RunError(f"{path} has no class folder that holds images ({_EXTENSIONS_TEXT})")
@@ -161,9 +163,9 @@ def _check_empty(path: Path, classes: Sequence[str], empty: Mapping[str, Skipped
 def _files_note(path: Path, skipped: Skipped) -> list[str]:
     if not (count := skipped.by_extension.total()):
         return []
+    head = f"skipped {counted(count, 'file')} in {path} that are not images of a class"
     hint = f"; of images, only {_EXTENSIONS_TEXT} are read" if skipped.other_images() else ""
-    files = "1 file" if count == 1 else f"{count:,} files"
-    return [f"skipped {files} in {path} that are not images of a class: {skipped} (such as {skipped.example}){hint}"]
+    return [f"{head}: {skipped} (such as {skipped.example}){hint}"]
 
 
 def _folders_note(path: Path, ignored: Sequence[str], empty: Sequence[str]) -> list[str]:
@@ -171,8 +173,7 @@ def _folders_note(path: Path, ignored: Sequence[str], empty: Sequence[str]) -> l
     if not names:
         return []
     shown = ", ".join(names[:NUM_SHOWN]) + (", …" if len(names) > NUM_SHOWN else "")
-    folders = "1 folder" if len(names) == 1 else f"{len(names):,} folders"
-    return [f"ignored {folders} in {path} that are not classes: {shown}"]
+    return [f"ignored {counted(len(names), 'folder')} in {path} that are not classes: {shown}"]
 
 
 def _indexed(

@@ -227,12 +227,13 @@ def _rgb_of_16_bits(image: Image.Image, stream: BinaryIO, raw_mode: str) -> Pixe
         _set_raw_mode(again, raw_mode[:-1] + _OTHER_BYTE[raw_mode[-1]])
         low = again.copy()
     values = np.asarray(high).astype(np.uint16) << 8 | np.asarray(low)
-    return np.asarray(Image.fromarray(_scaled(values, 65535), high.mode).convert("RGB"))
+    rounded = Image.frombytes(high.mode, high.size, _scaled(values, 65535).tobytes())
+    return np.asarray(rounded.convert("RGB"))
 
 
 def _scaled(values: NDArray[np.integer], largest: int) -> Pixels:
     """round(255 v / largest), in whole numbers."""
-    return ((values.astype(np.int64) * 510 + largest) // (2 * largest)).astype(np.uint8)
+    return ((values.astype(np.uint32) * 510 + largest) // (2 * largest)).astype(np.uint8)
 
 
 def _raw_mode(image: Image.Image) -> str:

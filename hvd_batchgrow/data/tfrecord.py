@@ -169,8 +169,8 @@ def masked_crc32c(data: bytes) -> int:
 def _entry(shard: str, record: Record, labels: tuple[str, ...]) -> Entry:
     member = f"record {record.number}"
     if not record.is_whole:
-        header = bad_header("has a wrong checksum: the record is damaged")
-        return Entry(shard, record.offset, len(record.data), _UNKNOWN_LABEL, *header, 0, member)
+        bad = bad_header("has a wrong checksum: the record is damaged")
+        return Entry(shard, record.offset, len(record.data), _UNKNOWN_LABEL, *bad, 0, member)
     features = _features(record.data)
     image = _only_value(features, _IMAGE_FEATURES, "bytes")
     label = checked_label(_only_value(features, labels, "int64"))

@@ -164,13 +164,13 @@ def test_a_class_whose_files_have_another_extension_is_not_ignored(tmp_path: Pat
     root = FOLDER.make(tmp_path, pictures(NUM_TRAIN))
     (root / "train" / "fox").mkdir()
     (root / "train" / "fox" / "1.jfif").write_bytes(picture(0).data)
-    with pytest.raises(RunError, match=r"1 folders in .*/train hold images, but none named .jpg.*:\n  fox: .jfif 1"):
+    with pytest.raises(RunError, match=r"/train: the images of 1 folder are not named .jpg.*:\n  fox: .jfif 1"):
         FOLDER.read(root)
 
 
 def test_classes_without_test_images_are_named(tmp_path: Path) -> None:
     root = FOLDER.make(tmp_path, pictures(NUM_TRAIN), [image for image in pictures(NUM_VAL) if image.label != 1])
-    assert FOLDER.read(root).notes == (f"1 of 3 classes have no images in {root}/val: dog",)
+    assert FOLDER.read(root).notes == (f"{root}/val has no images of 1 of the 3 classes: dog",)
 
 
 def test_a_folder_of_folders_without_images_is_refused(tmp_path: Path) -> None:

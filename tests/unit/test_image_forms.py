@@ -27,7 +27,7 @@ from tests.fuzz.images import check_forms
 from tests.helpers import job_tree
 from tests.pictures import Form, Picture, each_form, pictures
 
-pytestmark = [pytest.mark.usefixtures("cache"), pytest.mark.filterwarnings("ignore::DeprecationWarning")]
+pytestmark = [pytest.mark.usefixtures("cache"), pytest.mark.filterwarnings("ignore:Corrupt EXIF data")]
 PLAIN = Finish((0.0,) * 3, (1.0,) * 3)
 
 
