@@ -140,7 +140,7 @@ def _sub_folders(path: Path) -> tuple[list[str], Skipped]:
         found = sorted((entry.name, entry.is_dir()) for entry in entries)
     loose = [name for name, is_folder in found if not is_folder]
     folders = [os.fsdecode(name) for name, is_folder in found if is_folder]
-    if not folders:
+    if not any(map(is_class_name, folders)):
         num_images = sum(map(is_image_name, loose))
         raise RunError(f"{path} has no class folders; the {num_images} images in it belong into {path}/<class>")
     skipped = Skipped([str(path / name) for name in folders if not is_class_name(name)])

@@ -31,7 +31,7 @@ UNDECODABLE = (
 """What Pillow raises for damaged images."""
 FORMATS = (
     *("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "DIB", "PPM"),
-    *("JPEG2000", "TGA", "ICO", "PCX", "QOI", "SGI"),
+    *("JPEG2000", "TGA", "ICO", "ICNS", "PCX", "QOI", "SGI", "DDS", "XBM"),
     *({"AVIF"} & Image.OPEN.keys()),  # an old Pillow has none
 )
 """Formats that are read, whatever a file is called. Pillow knows others: some start a program, such as Ghostscript."""
@@ -140,6 +140,8 @@ def fault_text(error: Exception, stream: BinaryIO) -> str:
 _FOREIGN = (
     (0, b"II*\0", "a TIFF of a kind that Pillow does not read"),
     (0, b"MM\0*", "a TIFF of a kind that Pillow does not read"),
+    (0, b"II+\0", "a TIFF of a kind that Pillow does not read"),
+    (0, b"MM\0+", "a TIFF of a kind that Pillow does not read"),
     (0, b"\xff\xd8\xff", "a JPEG of a kind that Pillow does not read, or a damaged one"),
     (0, b"\xff\n", "JPEG XL"),
     (0, b"\0\0\0\x0cJXL ", "JPEG XL"),
@@ -166,6 +168,7 @@ def _sample_fault(image: Image.Image, stream: BinaryIO) -> str | None:
     is_truncated = (
         (image.format == "SGI" and bytes_at(stream, 3, 1) == b"\2")
         or (image.format == "JPEG2000" and image.mode[0] != "I" and _jpeg_2000_bits(stream) > 8)
+        or (image.format == "DDS" and "BC6" in str(image.tile))  # type: ignore[attr-defined]
         or (";16" in _raw_mode(image) and not _is_readable(image))
     )
     name = f"{image.format} image of more than 8 bits per sample"

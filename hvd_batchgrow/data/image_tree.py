@@ -15,7 +15,7 @@ _OTHER_IMAGES = {".gif", ".jfif", ".jpe", ".jp2", ".avif", ".heic", ".heif", ".j
 """Extensions of images that are skipped all the same, as torchvision skips them."""
 _NOT_CLASSES = {
     *("__macosx", "__pycache__", "lost+found", "$recycle.bin", "system volume information"),
-    *("@eadir", "@tmp", "#recycle", "#snapshot", "@recycle", "@recently-snapshot"),  # network storage
+    *("@eadir", "@tmp", "#recycle", "#snapshot", "@recycle", "@recently-snapshot", "@__thumb"),  # network storage
 }
 """Folders that operating systems, editors and file servers make, in small letters."""
 _NUM_SHOWN = 5

@@ -209,6 +209,19 @@ def tga(values: Array, *, top_down: bool = False, runs: bool = False) -> bytes:
     return head + pixels.tobytes()
 
 
+def mac_icon(values: Array) -> bytes:
+    """An ICNS that holds one PNG of 128 × 128 pixels."""
+    data = png(values)
+    return b"icns" + struct.pack(">I", 16 + len(data)) + b"ic07" + struct.pack(">I", 8 + len(data)) + data
+
+
+def raw_profile(orientation: int) -> tuple[bytes, bytes]:
+    """A PNG chunk in which ImageMagick keeps EXIF: as hexadecimal digits in a compressed text."""
+    data = exif(orientation)
+    text = f"\nexif\n{len(data):8d}\n{data.hex()}\n"
+    return b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(text.encode())
+
+
 def icon(values: Array) -> bytes:
     """An ICO that holds one PNG."""
     data = png(values)

@@ -12,7 +12,19 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from tests.fuzz.image_bytes import bmp, exif, icon, netpbm, png, tga, tiff, with_exif, with_segment
+from tests.fuzz.image_bytes import (
+    bmp,
+    exif,
+    icon,
+    mac_icon,
+    netpbm,
+    png,
+    raw_profile,
+    tga,
+    tiff,
+    with_exif,
+    with_segment,
+)
 
 Values = NDArray[np.float64]
 _EXACT = 1e-6
@@ -192,7 +204,14 @@ def _others(rgb: NDArray[np.uint8], draw: np.random.Generator) -> Iterator[Image
     yield ImageForm("tga top down", tga(rgb, top_down=True), exact)
     yield ImageForm("tga runs", tga(rgb, runs=True), exact)
     yield ImageForm("ico", icon(rgb), exact)
-    for name in ("PCX", "SGI", "QOI"):
+    large = draw.integers(0, 256, (128, 128, 3), np.uint8)
+    yield ImageForm("icns", mac_icon(large), large / 255)
+    black = indices % 2
+    yield ImageForm("xbm", _saved(Image.fromarray(255 * black).convert("1"), "XBM"), _grey(black, 1))
+    for name in ("png line", "png column"):
+        line = draw.integers(0, 256, (1, 4000, 3) if name == "png line" else (4000, 1, 3), np.uint8)
+        yield ImageForm(name, png(line), line / 255)
+    for name in ("PCX", "SGI", "QOI", "DDS"):
         yield ImageForm(name.lower(), _saved(image, name), exact)
     lossy, lossless = imagecodecs.webp_encode(rgb, level=60), imagecodecs.webp_encode(rgb, lossless=True)
     yield ImageForm("webp", lossy, imagecodecs.webp_decode(lossy) / 255)
@@ -248,6 +267,9 @@ def _orientations(rgb: NDArray[np.uint8], draw: np.random.Generator) -> Iterator
     yield ImageForm("jpeg orientation in xmp", with_segment(jpeg, xmp), decoded, orientation=6)
     damaged = with_segment(jpeg, b"Exif\0\0" + exif(6)[:11])
     yield ImageForm("jpeg with damaged exif", damaged, decoded)
+    for place in ("before", "after"):
+        data = png(rgb, **{place: [raw_profile(8)]})
+        yield ImageForm(f"png orientation in a text {place} the pixels", data, exact, orientation=8)
     late = png(rgb, after=[(b"eXIf", exif(6))])
     yield ImageForm("png orientation after the pixels", late, exact, orientation=6)
     grey = draw.integers(0, 65536, rgb.shape[:2], np.uint16)
