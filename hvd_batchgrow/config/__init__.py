@@ -111,6 +111,8 @@ class DataSection(Section):
     """Who makes the pixels. All give the same ones; auto takes the faster one for the source."""
     on_bad: Literal["error", "replace"] = "error"
     """A sample that cannot be read or decoded: end the run, or take the next of the stream in its place, and say so."""
+    apply_orientation: bool = False
+    """Encoded images: turn each as its EXIF orientation says. False: use the pixels as they are stored."""
     pad_pixels: Annotated[int, Field(ge=0, le=64)] = 0
     """Zeros put around an image before a crop of its own size is drawn; 0: no crop."""
     flip: bool = False

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 Draws = NDArray[np.float64]
 Pixels = NDArray[np.int32]
+_MARGIN = 8
+"""Multiple of an image's shorter side that is resized beside the part that the crop shows."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ class ResizedCrop:
         height, width = sizes.T
         aspect = np.clip(width / np.maximum(height, 1), *self.aspect)
         shape = np.minimum(height, np.rint(width / aspect)), np.minimum(width, np.rint(height * aspect))
-        return np.stack(shape, axis=1)
+        return np.stack(shape, axis=1).clip(min=1)  # an image that is a pixel wide has no window of some aspects
 
 
 @dataclass(frozen=True)
@@ -129,10 +131,23 @@ class CentreCrop:
     def place(self, draws: Draws, sizes: Pixels) -> Placement:
         """See `Augment`; draws are not used."""
         short = np.maximum(sizes.min(axis=1, keepdims=True), 1)
-        resized = np.where(sizes == short, self.resize_pixels, self.resize_pixels * sizes // short).astype(np.int32)
+        cut = self._unseen(sizes, short)
+        shape = sizes - 2 * cut
+        resized = np.where(sizes == short, self.resize_pixels, self.resize_pixels * shape // short).astype(np.int32)
         corners = np.rint((resized - self.out_size) / 2).astype(np.int32)
-        windows = np.concatenate((np.zeros_like(sizes), sizes), axis=1).astype(np.int32)
+        windows = np.concatenate((cut, shape), axis=1).astype(np.int32)
         return Placement(windows, resized, corners, np.zeros(len(sizes), np.int32), self.out_size)
+
+    def _unseen(self, sizes: Pixels, short: Pixels) -> NDArray[np.int64]:
+        """(n, 2) rows and columns that are cut off either end before the resize; 0 for images of ordinary aspect.
+
+        Of a 1 × 60,000 image resized to 256 × 15,360,000 pixels only the centre is used. What is cut off lies
+        further from the crop than the resizing filter reaches. It is a multiple of the shorter side, so that the crop
+        stays where it is.
+        """
+        needed = np.array(self.out_size) * short.astype(np.int64) // self.resize_pixels + _MARGIN * short
+        spare = np.where(sizes == short, 0, np.maximum(sizes - needed, 0))
+        return spare // (2 * short) * short
 
 
 def _mirrors(draws: Draws, *, flip: bool) -> Pixels:

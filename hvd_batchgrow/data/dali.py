@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from io import BytesIO
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from nvidia.dali import fn, pipeline_def, types
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
 from hvd_batchgrow.data.encoded import EncodedSamples, decode
 from hvd_batchgrow.data.feed import Feed, GroupFeed, RawGroup
+from hvd_batchgrow.data.image_header import inspect_image
 from hvd_batchgrow.data.pixels import Finish, finish_windows
 from hvd_batchgrow.data.samples import BadSample, Samples
 from hvd_batchgrow.errors import RunError
@@ -28,17 +33,39 @@ def dali_inputs(
     """Groups of a feed, and what the network is given of each, worked on ahead by DALI's own threads.
 
     On the CPU DALI decodes windows, and the last steps are those of the reference, so that both give the
-    same bits; they are faster there than DALI's. On a GPU DALI does all of it.
+    same bits; they are faster there than DALI's. On a GPU DALI does all of it. Images that DALI cannot decode, or
+    decodes to other pixels, are decoded by Pillow. Where DALI fails on images that were thought to be for it, Pillow
+    decodes those from then on, and the groups are made again.
 
     Raises:
         BadSample: a sample of a group that DALI has begun cannot be read or decoded.
     """
+    group = first_group
+    with ThreadPoolExecutor(num_threads, "decode") as pool:
+        while True:
+            try:
+                for raw, values in _inputs(feed, finish, group, stride, num_threads, pool):
+                    group = raw.group + stride
+                    yield raw, values
+                return
+            except _AgainError:
+                continue
+
+
+class _AgainError(RuntimeError):
+    """DALI failed on samples that Pillow can decode, and will not be given them again."""
+
+
+def _inputs(
+    feed: Feed, finish: Finish, first_group: int, stride: int, num_threads: int, pool: ThreadPoolExecutor
+) -> Iterator[tuple[RawGroup, Tensor]]:
+    """See `dali_inputs`. Raises _AgainError too."""
     in_flight: deque[RawGroup] = deque()
 
     def fed() -> Iterator[RawGroup]:
         for raw in feed.raw_groups(first_group, stride):
             in_flight.append(raw)
-            yield raw
+            yield for_dali(feed, raw, pool) if feed.samples.kind == "encoded" else raw
 
     pipeline = make_pipeline(feed, finish, fed(), num_threads, in_dali=finish.device.type == "cuda")
     while True:
@@ -49,7 +76,11 @@ def dali_inputs(
         except RuntimeError as error:
             if isinstance(error, RunError):
                 raise
-            raise cause_of(feed.samples, in_flight, error) from None
+            cause, ids = cause_of(feed.samples, in_flight, error), _ids_of(in_flight)
+            if isinstance(cause, BadSample) or feed.samples.kind != "encoded" or ids <= feed.not_for_dali:
+                raise cause from None
+            feed.not_for_dali |= ids
+            raise _AgainError from None
         raw = in_flight.popleft()
         assert raw.placement is not None
         # Outputs lie in DALI's own buffers, which later runs overwrite: what leaves here is no view of them.
@@ -59,6 +90,45 @@ def dali_inputs(
             yield raw, channels_first(from_dlpack(output.as_tensor()), finish)
         else:
             yield raw, finish_windows(map(from_dlpack, output), raw.placement, finish)
+
+
+def _ids_of(groups: Iterable[RawGroup]) -> set[int]:
+    return {sample_id for raw in groups for sample_id in raw.ids.tolist()}
+
+
+def for_dali(feed: Feed, raw: RawGroup, pool: ThreadPoolExecutor) -> RawGroup:
+    """A group that DALI can decode: images that are not for it are replaced by their window, as a PPM file.
+
+    Args:
+        feed: of the group.
+        raw: with images as they lie in their files.
+        pool: threads that decode.
+
+    Raises:
+        BadSample: Pillow cannot decode an image.
+    """
+    ids, values, place = raw.ids.tolist(), list(raw.values), raw.placement
+    assert place is not None
+    mine = [k for k, sample_id in enumerate(ids) if not _is_for(feed, sample_id, values[k])]
+    windows = place.windows.copy()
+
+    def window(k: int) -> NDArray[np.uint8]:
+        top, left, height, width = place.windows[k].tolist()
+        return decode(feed.samples, ids[k], values[k])[top : top + height, left : left + width]
+
+    for k, pixels in zip(mine, pool.map(window, mine), strict=True):
+        height, width, _ = pixels.shape
+        header = np.frombuffer(b"P6 %d %d 255\n" % (width, height), np.uint8)
+        values[k], windows[k, :2] = np.concatenate((header, pixels.reshape(-1))), 0
+    return replace(raw, values=values, placement=replace(place, windows=windows))
+
+
+def _is_for(feed: Feed, sample_id: int, data: NDArray[np.uint8]) -> bool:
+    if sample_id in feed.not_for_dali:
+        return False
+    if isinstance(feed.samples, EncodedSamples):
+        return feed.samples.is_for_dali(sample_id)
+    return inspect_image(BytesIO(data.tobytes())).for_dali
 
 
 def channels_first(values: Tensor, finish: Finish) -> Tensor:
@@ -160,7 +230,7 @@ def _finished(windows: Any, rule: Sequence[Any], feed: Feed, finish: Finish) -> 
 def cause_of(samples: Samples, in_flight: Iterable[RawGroup], error: RuntimeError) -> RunError:
     """The bad sample behind an error of DALI's, which names none: each of those it was given is decoded by PIL."""
     groups = list(in_flight)
-    if isinstance(samples, EncodedSamples):
+    if samples.kind == "encoded":
         for raw in groups:
             for sample_id, data in zip(raw.ids.tolist(), raw.values, strict=True):
                 try:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import resource
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
-from functools import lru_cache
+from functools import lru_cache, partial
 from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
@@ -16,12 +16,13 @@ from typing import BinaryIO
 import numpy as np
 from crc32c import crc32c
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 
 from hvd_batchgrow.config import DataSection
 from hvd_batchgrow.data.cache import Arrays
 from hvd_batchgrow.data.class_labels import check_range, count_classes, notes_on_classes
+from hvd_batchgrow.data.image_header import inspect_image
 from hvd_batchgrow.data.image_index import text_at
+from hvd_batchgrow.data.image_rgb import UNDECODABLE, fault_text, open_image, oriented, stored_rgb
 from hvd_batchgrow.data.known import need_root
 from hvd_batchgrow.data.samples import (
     IMAGENET_DEVIATION,
@@ -29,15 +30,12 @@ from hvd_batchgrow.data.samples import (
     BadSample,
     Ids,
     Kind,
+    Samples,
     Source,
 )
 from hvd_batchgrow.errors import Fault, JobError, RunError
 
 Bytes = NDArray[np.uint8]
-_UNDECODABLE = (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError)
-"""What Pillow raises for damaged images of any format."""
-_END_MARKS = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}
-"""In the last bytes of a whole file."""
 HEAD_BYTES = 1 << 14
 """Checked whenever an image is read, at a microsecond each: what was indexed is what is decoded. A decoder that meets a
 header it cannot read may do worse than fail: DALI 2.4 goes on with memory it has given up."""
@@ -54,33 +52,50 @@ class EncodedSamples:
     Args:
         root: folder that the index's paths are relative to.
         index: arrays of `make_index`, possibly memory-mapped.
+        apply_orientation: turn images as their EXIF says; `sizes` are those of the turned images.
     """
 
     kind: Kind = "encoded"
     shape = (0, 0, 3)
 
-    def __init__(self, root: Path, index: Arrays) -> None:
-        self.root = root
+    def __init__(self, root: Path, index: Arrays, *, apply_orientation: bool = False) -> None:
+        self.root, self.apply_orientation = root, apply_orientation
         self.labels: NDArray[np.int64] = index["labels"]
         self.sizes: NDArray[np.int32] = index["sizes"]
+        if apply_orientation:
+            lies_on_side = index["orientations"][:, None] >= 5
+            self.sizes = np.where(lies_on_side, self.sizes[:, ::-1], self.sizes)
         self._index = index
         num_files = len(index["file_ends"]) - 1
         # A file for each image: it will not be wanted again before the next epoch.
         self._open = lru_cache(0 if num_files >= len(self) else _num_kept_open())(_open_file)
 
-    def __reduce__(self) -> tuple[type[EncodedSamples], tuple[Path, Arrays]]:
-        return EncodedSamples, (self.root, self._index)
+    def __reduce__(self) -> tuple[Callable[..., EncodedSamples], tuple[Path, Arrays]]:
+        return partial(EncodedSamples, apply_orientation=self.apply_orientation), (self.root, self._index)
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def labelled(self, labels: NDArray[np.int64]) -> EncodedSamples:
         """The same images with other labels."""
-        return EncodedSamples(self.root, {**self._index, "labels": labels})
+        index = {**self._index, "labels": labels}
+        return EncodedSamples(self.root, index, apply_orientation=self.apply_orientation)
 
     def fetch(self, ids: Ids) -> list[Bytes]:
         """See `Samples`."""
         return [self._read(int(k)) for k in ids]
+
+    def fault(self, sample_id: int) -> str:
+        """Why the index has an image as bad; empty: it has not."""
+        return text_at(self._index["faults"], self._index["fault_ends"], sample_id)
+
+    def orientation(self, sample_id: int) -> int:
+        """How an image is turned after decoding, as EXIF numbers it; 1: not at all."""
+        return int(self._index["orientations"][sample_id]) if self.apply_orientation else 1
+
+    def is_for_dali(self, sample_id: int) -> bool:
+        """Whether DALI gives the same pixels as `decode`."""
+        return bool(self._index["for_dali"][sample_id]) and self.orientation(sample_id) == 1
 
     def where(self, sample_id: int) -> str:
         """See `Samples`."""
@@ -93,7 +108,7 @@ class EncodedSamples:
 
     def _read(self, sample_id: int) -> Bytes:
         if not self.sizes[sample_id].all():
-            raise BadSample(sample_id, self.where(sample_id), "is no image that can be decoded")
+            raise BadSample(sample_id, self.where(sample_id), self.fault(sample_id))
         length, offset = int(self._index["lengths"][sample_id]), int(self._index["offsets"][sample_id])
         try:
             file = self._open(self._path(sample_id))
@@ -127,17 +142,19 @@ def _num_kept_open() -> int:
     return 4096 if soft == resource.RLIM_INFINITY else min(4096, soft // 4)
 
 
-def decode(samples: EncodedSamples, sample_id: int, data: Bytes) -> NDArray[np.uint8]:
-    """The pixels of an image, (H, W, 3), turned to RGB; an orientation noted in EXIF is not applied.
+def decode(samples: Samples, sample_id: int, data: Bytes) -> NDArray[np.uint8]:
+    """The pixels of an image, (H, W, 3), as 8-bit RGB, turned as `EncodedSamples.orientation` says.
 
     Raises:
         BadSample: the bytes cannot be decoded, or the size is not the one that was indexed.
     """
+    orientation = samples.orientation(sample_id) if isinstance(samples, EncodedSamples) else 1
+    stream = BytesIO(data.tobytes())
     try:
-        with Image.open(BytesIO(data.tobytes())) as image:
-            pixels = np.asarray(image.convert("RGB"))
-    except _UNDECODABLE as error:
-        raise BadSample(sample_id, samples.where(sample_id), f"cannot be decoded: {error}") from None
+        with open_image(stream) as image:
+            pixels = oriented(stored_rgb(image, stream), orientation)
+    except UNDECODABLE as error:
+        raise BadSample(sample_id, samples.where(sample_id), fault_text(error, stream)) from None
     if pixels.shape[:2] != tuple(samples.sizes[sample_id]):
         height, width = samples.sizes[sample_id]
         fault = f"is {pixels.shape[0]} × {pixels.shape[1]} pixels, {height} × {width} when it was indexed"
@@ -145,39 +162,16 @@ def decode(samples: EncodedSamples, sample_id: int, data: Bytes) -> NDArray[np.u
     return pixels
 
 
-def read_size(data: bytes | BinaryIO) -> tuple[int, int]:
-    """Height and width from the header of an encoded image; (0, 0) if it is none, or plainly cut short.
-
-    A JPEG or PNG without its end mark is decoded whole, to tell a cut file from one with an odd tail.
+def read_header(data: bytes | BinaryIO) -> tuple[int, int, int, bool, str, int]:
+    """Fields of `Entry` from `height` to `head`: of `inspect_image`, and the CRC-32C of the first `HEAD_BYTES`.
 
     Args:
-        data: the bytes, or a file of which no more is read than its header and its end.
+        data: the bytes, or a file.
     """
-    stream = BytesIO(data) if isinstance(data, bytes) else data
-    try:
-        with Image.open(stream) as image:
-            width, height = image.size
-            if _END_MARKS.get(image.format or "", b"") not in _tail(stream):
-                image.load()
-    except _UNDECODABLE:
-        return 0, 0
-    return height, width
-
-
-def read_header(data: bytes | BinaryIO) -> tuple[int, int, int]:
-    """Height, width and `Entry.head` of an encoded image; zeros for the first two as `read_size` gives them."""
     stream = BytesIO(data) if isinstance(data, bytes) else data
     head = crc32c(stream.read(HEAD_BYTES))
     stream.seek(0)
-    return *read_size(stream), head
-
-
-def _tail(stream: BinaryIO) -> bytes:
-    here, size = stream.tell(), stream.seek(0, os.SEEK_END)
-    stream.seek(max(0, size - 64))
-    tail = stream.read()
-    stream.seek(here)
-    return tail
+    return *inspect_image(stream), head
 
 
 def encoded_source(data: DataSection, train: EncodedSamples, test: EncodedSamples, num_classes: int | None) -> Source:
@@ -210,7 +204,7 @@ def report_bad(samples: EncodedSamples, on_bad: str) -> None:
     bad = np.flatnonzero(samples.sizes.min(axis=1) == 0)
     if not len(bad) or (on_bad == "replace" and len(bad) < len(samples)):
         return
-    lines = [f"sample {k}: {samples.where(int(k))}" for k in bad[:NUM_SHOWN]]
+    lines = [f"sample {k}: {samples.where(int(k))} {samples.fault(int(k))}" for k in bad[:NUM_SHOWN]]
     hint = "; data.on_bad = 'replace' would go on without them" if len(bad) < len(samples) else ""
     head = f"{len(bad)} of {len(samples)} images under {samples.root} cannot be read or decoded{hint}"
     raise RunError(listing(head, lines, len(bad)))

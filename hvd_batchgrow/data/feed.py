@@ -61,6 +61,8 @@ class GroupFeed:
     ) -> None:
         self.samples, self.stream, self.augment, self.group, self.on_bad = samples, stream, augment, group, on_bad
         self._bad = known_bad(samples)
+        self.not_for_dali: set[int] = set()
+        """Samples that DALI failed on and Pillow decodes."""
 
     def raw_groups(self, first_group: int, stride: int) -> Iterator[RawGroup]:
         """Groups first_group, first_group + stride, … without an end. Raises BadSample as it meets one."""
@@ -119,6 +121,8 @@ class EvaluationFeed:
     ) -> None:
         self.samples, self.augment, self.chunks, self.on_bad = samples, augment, chunks, on_bad
         self._bad = known_bad(samples)
+        self.not_for_dali: set[int] = set()
+        """Samples that DALI failed on and Pillow decodes."""
 
     def raw_groups(self, first_group: int, stride: int) -> Iterator[RawGroup]:
         """The stretches from one on. Raises BadSample as it meets one."""

@@ -5,18 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import stat
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-from PIL import Image
-
+from hvd_batchgrow.allowed import counted
 from hvd_batchgrow.config import DataSection
 from hvd_batchgrow.data.cache import Arrays, cached_arrays
 from hvd_batchgrow.data.encoded import (
@@ -29,26 +27,17 @@ from hvd_batchgrow.data.encoded import (
     reading,
     source_root,
 )
+from hvd_batchgrow.data.image_header import bad_header
 from hvd_batchgrow.data.image_index import Entry, make_index
+from hvd_batchgrow.data.image_tree import EXTENSIONS, Skipped, images_below, is_class_name, is_image_name
 from hvd_batchgrow.data.samples import ReportProgress, Source
 from hvd_batchgrow.errors import RunError
 
-EXTENSIONS = (b".jpg", b".jpeg", b".png", b".ppm", b".bmp", b".pgm", b".tif", b".tiff", b".webp")
-"""As torchvision.datasets.ImageFolder has them, in small or capital letters."""
 _NUM_THREADS = 16
 """That read headers: more than cores, as they mostly wait for the disk."""
 _BLOCK = 64
 """Files that a thread is given at a time."""
-
-
-class ImageFile(NamedTuple):
-    """An image, as a walk finds it."""
-
-    name: bytes
-    """Path below the folder of its class."""
-    length: int
-    """Bytes."""
-    mtime_ns: int
+_EXTENSIONS_TEXT = ", ".join(map(os.fsdecode, EXTENSIONS))
 
 
 class Labelled(NamedTuple):
@@ -67,23 +56,26 @@ class Tree:
     folder: Path
     """Relative to the source's root."""
     classes: tuple[str, ...]
-    """Its sub-folders, sorted."""
+    """Its sub-folders that hold images, sorted."""
     num_bytes: int
     """Of all images."""
     digest: str
     """SHA-256 over name, length and time of every image: of ImageNet the list itself would be 100 MB."""
+    notes: tuple[str, ...]
+    """Lines that name the files and folders that were passed over."""
 
 
 def load(data: DataSection, report: ReportProgress) -> Source:
     """Index root/train/<class>/… and root/val/<class>/…, and check them.
 
-    Classes are the sub-folders of the training folder, numbered in the order of their names; samples go by
-    class, and in there by path; both orders are those of the bytes. `data.train` and `data.test` name other
-    folders; by habit test images are in `val`, or in `test` where there is no `val`.
+    Classes are the sub-folders of the training folder that hold images, numbered in the order of their names;
+    samples are ordered by class, and in there by path; both orders are those of the bytes. `data.train` and
+    `data.test` name other folders; by default test images are in `val`, or in `test` where there is no `val`.
+    What is passed over is listed in the source's notes.
 
     Raises:
         JobError: no `data.root`.
-        RunError: a folder that is missing, empty or no class, or bad images.
+        RunError: a folder that is missing or empty, a test folder that is not a class, or bad images.
     """
     root = source_root(data)
     train = _walk_set(root, Path(data.train or "train"))
@@ -92,8 +84,18 @@ def load(data: DataSection, report: ReportProgress) -> Source:
     num_classes = data.num_classes or len(train.classes)
     if num_classes < len(train.classes):
         raise RunError(f"data.num_classes = {num_classes}, but {root / train.folder} has {len(train.classes)} classes")
-    samples = [_indexed(root, tree, train.classes, report) for tree in (train, test)]
-    return encoded_source(data, samples[0], samples[1], num_classes)
+    samples = [
+        _indexed(root, tree, train.classes, report, apply_orientation=data.apply_orientation) for tree in (train, test)
+    ]
+    source = encoded_source(data, samples[0], samples[1], num_classes)
+    return replace(source, notes=(*train.notes, *test.notes, *_untested(root, train, test)))
+
+
+def _untested(root: Path, train: Tree, test: Tree) -> list[str]:
+    missing = sorted(set(train.classes) - set(test.classes))
+    names = ", ".join(missing[:NUM_SHOWN]) + (", …" if len(missing) > NUM_SHOWN else "")
+    head = f"{root / test.folder} has no images of {len(missing)} of the {len(train.classes)} classes"
+    return [f"{head}: {names}"] if missing else []
 
 
 def _has_only_test(root: Path) -> bool:
@@ -111,60 +113,72 @@ def _check_classes(root: Path, train: Tree, test: Tree) -> None:
 
 
 def _walk_set(root: Path, folder: Path) -> Tree:
-    digest, num_bytes, empty = hashlib.sha256(), 0, []
-    with reading(root / folder):
-        classes = _class_folders(root / folder)
-        for name in classes:
-            images = images_below(root / folder / name)
+    digest, num_bytes, path = hashlib.sha256(), 0, root / folder
+    classes, empty = list[str](), dict[str, Skipped]()
+    with reading(path):
+        names, skipped = _sub_folders(path)
+        for name in names:
+            images, others = images_below(path / name)
+            skipped.update(others)
+            if not images:
+                empty[name] = others
+                continue
+            classes.append(name)
             digest.update(b"%b\0%d\0" % (os.fsencode(name), len(images)))
             digest.update(b"".join([b"%b\0%d\0%d\0" % image for image in images]))
             num_bytes += sum([image.length for image in images])
-            if not images:
-                empty.append(name)
-    if empty:
-        head = f"{len(empty)} of {len(classes)} class folders in {root / folder} hold no images"
-        raise RunError(listing(head, empty[:NUM_SHOWN], len(empty)))
-    return Tree(folder, tuple(classes), num_bytes, digest.hexdigest())
+    _check_empty(path, classes, empty)
+    notes = (*_files_note(path, skipped), *_folders_note(path, skipped.folders, list(empty)))
+    return Tree(folder, tuple(classes), num_bytes, digest.hexdigest(), notes)
 
 
-def _class_folders(path: Path) -> list[str]:
+def _sub_folders(path: Path) -> tuple[list[str], Skipped]:
+    """Names of the folders that may be classes, sorted by their bytes; other folders, and files that lie loose."""
     if not path.is_dir():
-        raise RunError(f"{path} is no folder; {nearest(path.parent, path.name)}")
-    with os.scandir(path) as entries:
-        found = sorted((os.fsencode(entry.name), entry.is_dir()) for entry in entries)
-    classes = [os.fsdecode(name) for name, is_folder in found if is_folder]
-    if not classes:
-        num_images = sum(name.lower().endswith(EXTENSIONS) for name, _ in found)
+        raise RunError(f"{path} is not a folder; {nearest(path.parent, path.name)}")
+    with os.scandir(os.fsencode(path)) as entries:
+        found = sorted((entry.name, entry.is_dir()) for entry in entries)
+    loose = [name for name, is_folder in found if not is_folder]
+    folders = [os.fsdecode(name) for name, is_folder in found if is_folder]
+    if not any(map(is_class_name, folders)):
+        num_images = sum(map(is_image_name, loose))
         raise RunError(f"{path} has no class folders; the {num_images} images in it belong into {path}/<class>")
-    return classes
+    skipped = Skipped([str(path / name) for name in folders if not is_class_name(name)])
+    for name in loose:
+        skipped.add(name, os.path.join(os.fsencode(path), name))
+    return list(filter(is_class_name, folders)), skipped
 
 
-def images_below(folder: Path) -> list[ImageFile]:
-    """The images of a folder and of all folders in it, sorted by the bytes of their paths, not as the disk has them."""
-    found: list[ImageFile] = []
-    _collect(os.fsencode(folder), b"", found)
-    return sorted(found)
+def _check_empty(path: Path, classes: Sequence[str], empty: Mapping[str, Skipped]) -> None:
+    """Raise RunError where no folder is a class, or where one would be if its files had another extension."""
+    lost = [f"{name}: {others}" for name, others in empty.items() if others.other_images()]
+    if lost:
+        folders = counted(len(lost), "folder")
+        head = f"{path}: the images of {folders} are not named {_EXTENSIONS_TEXT}; rename or convert them"
+        raise RunError(listing(head, lost[:NUM_SHOWN], len(lost)))
+    if not classes:
+        raise RunError(f"{path} has no class folder that holds images ({_EXTENSIONS_TEXT})")
 
 
-def _collect(folder: bytes, below: bytes, found: list[ImageFile]) -> None:
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.is_dir():
-                _collect(entry.path, below + entry.name + b"/", found)
-            elif entry.name.lower().endswith(EXTENSIONS):
-                found.append(ImageFile(below + entry.name, *_length_and_time(entry)))
+def _files_note(path: Path, skipped: Skipped) -> list[str]:
+    if not (count := skipped.by_extension.total()):
+        return []
+    head = f"skipped {counted(count, 'file')} in {path} that are not images of a class"
+    hint = f"; of images, only {_EXTENSIONS_TEXT} are read" if skipped.other_images() else ""
+    return [f"{head}: {skipped} (such as {skipped.example}){hint}"]
 
 
-def _length_and_time(entry: os.DirEntry[bytes]) -> tuple[int, int]:
-    try:
-        status = entry.stat()
-    except FileNotFoundError:  # a link that leads nowhere: a bad image, as it will turn out
-        return 0, 0
-    # A pipe or device has no length, and reading it might never end.
-    return (status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else (0, 0)
+def _folders_note(path: Path, ignored: Sequence[str], empty: Sequence[str]) -> list[str]:
+    names = [*(os.path.relpath(name, path) for name in sorted(ignored)), *(f"{n} (holds no images)" for n in empty)]
+    if not names:
+        return []
+    shown = ", ".join(names[:NUM_SHOWN]) + (", …" if len(names) > NUM_SHOWN else "")
+    return [f"ignored {counted(len(names), 'folder')} in {path} that are not classes: {shown}"]
 
 
-def _indexed(root: Path, tree: Tree, classes: Sequence[str], report: ReportProgress) -> EncodedSamples:
+def _indexed(
+    root: Path, tree: Tree, classes: Sequence[str], report: ReportProgress, *, apply_orientation: bool
+) -> EncodedSamples:
     identity = json.dumps([str(root.resolve()), str(tree.folder)])
     names = b"\0".join(map(os.fsencode, classes))
 
@@ -173,11 +187,11 @@ def _indexed(root: Path, tree: Tree, classes: Sequence[str], report: ReportProgr
             return make_index(_entries(root, tree, classes, report))
 
     stamp = [tree.digest, hashlib.sha256(names).hexdigest()]
-    return EncodedSamples(root, cached_arrays("image_folder", identity, stamp, build))
+    index = cached_arrays("image_folder", identity, stamp, build)
+    return EncodedSamples(root, index, apply_orientation=apply_orientation)
 
 
 def _entries(root: Path, tree: Tree, classes: Sequence[str], report: ReportProgress) -> Iterator[Entry]:
-    Image.init()  # loads Pillow's formats, which is not for several threads to do at once
     done = 0
     with ThreadPoolExecutor(_NUM_THREADS) as pool:
         for entries in _measured(pool, root, _images(root, tree, classes)):
@@ -190,7 +204,7 @@ def _images(root: Path, tree: Tree, classes: Sequence[str]) -> Iterator[Labelled
     """Walks again: what the first walk found would need hundreds of megabytes in every rank."""
     labels = {name: label for label, name in enumerate(classes)}
     for name in tree.classes:
-        for image in images_below(root / tree.folder / name):
+        for image in images_below(root / tree.folder / name)[0]:
             yield Labelled(str(tree.folder / name / os.fsdecode(image.name)), image.length, labels[name])
 
 
@@ -209,11 +223,11 @@ def _measure(root: Path, block: Sequence[Labelled]) -> list[Entry]:
     return [Entry(image.path, 0, image.length, image.label, *_header_of(root, image)) for image in block]
 
 
-def _header_of(root: Path, image: Labelled) -> tuple[int, int, int]:
+def _header_of(root: Path, image: Labelled) -> tuple[int, int, int, bool, str, int]:
     if not image.length:
-        return 0, 0, 0
+        return *bad_header("is empty, a link to nothing, or not a regular file"), 0
     try:
         with (root / image.path).open("rb") as file:
             return read_header(file)
-    except OSError:
-        return 0, 0, 0
+    except OSError as error:
+        return *bad_header(f"cannot be read: {error.strerror or error}"), 0

@@ -25,8 +25,11 @@ class Entry:
     """Bytes."""
     label: int
     height: int
-    """Pixels; 0: the image is known to be bad."""
+    """This and the next four: see `ImageHeader`."""
     width: int
+    orientation: int
+    for_dali: bool
+    fault: str
     head: int
     """CRC-32C of its first `encoded.HEAD_BYTES`."""
     member: str = ""
@@ -40,29 +43,36 @@ def make_index(entries: Iterable[Entry]) -> Arrays:
         entries: one for each sample, in the order of the ids; taken one by one, so that a generator of
             a million needs no more memory than the arrays. Entries of one file follow each other.
     """
-    files, members, last_file = _Texts(), _Texts(), None
-    columns = {name: array("q") for name in ("file", "offset", "length", "label", "height", "width", "head")}
+    files, members, faults, last_file = _Texts(), _Texts(), _Texts(), None
+    numeric = ("offset", "length", "label", "height", "width", "orientation", "for_dali", "head")
+    columns = {name: array("q") for name in ("file", *numeric)}
     for entry in entries:
         if entry.file != last_file:
             files.append(entry.file)
             last_file = entry.file
         members.append(entry.member)
+        faults.append(entry.fault)
         columns["file"].append(len(files) - 1)
-        for name in columns.keys() - {"file"}:
+        for name in numeric:
             columns[name].append(getattr(entry, name))
     numbers = {name: np.frombuffer(column, np.int64) for name, column in columns.items()}
     file_text, file_ends = files.arrays()
     member_text, member_ends = members.arrays()
+    fault_text, fault_ends = faults.arrays()
     return {
         "files": file_text,
         "file_ends": file_ends,
         "file": numbers["file"].astype(np.int32),
         "members": member_text,
         "member_ends": member_ends,
+        "faults": fault_text,
+        "fault_ends": fault_ends,
         "offsets": numbers["offset"],
         "lengths": numbers["length"],
         "labels": numbers["label"],
         "heads": numbers["head"],
+        "orientations": numbers["orientation"].astype(np.int8),
+        "for_dali": numbers["for_dali"].astype(np.bool_),
         "sizes": np.stack([numbers["height"], numbers["width"]], axis=1).astype(np.int32),
     }
 

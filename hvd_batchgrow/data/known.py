@@ -46,7 +46,7 @@ _CROP = {"crop_pixels", "crop_area", "crop_aspect", "resize_pixels"}
 _KEYS_OF_KIND: dict[Kind, set[str]] = {
     "images": {"pad_pixels", "flip", "channels_last", "dtype"},
     "rows": set(),
-    "encoded": {"flip", "channels_last", "dtype", "on_bad"} | _CROP,
+    "encoded": {"flip", "channels_last", "dtype", "on_bad", "apply_orientation"} | _CROP,
 }
 """What is done to a sample: the keys that each kind uses."""
 

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hvd_batchgrow.data.augment import Placement
-from hvd_batchgrow.data.encoded import EncodedSamples, decode
+from hvd_batchgrow.data.encoded import decode
 from hvd_batchgrow.data.feed import Feed, RawGroup
+from hvd_batchgrow.data.samples import Samples
 
 _CPU = torch.device("cpu")
 _CACHED_PIXELS = 1 << 18
@@ -77,7 +78,7 @@ def torch_inputs(feed: Feed, finish: Finish, first_group: int, stride: int) -> I
     for raw in feed.raw_groups(first_group, stride):
         if raw.placement is None:
             yield raw, finish.rows(torch.from_numpy(raw.values))
-        elif isinstance(feed.samples, EncodedSamples):
+        elif feed.samples.kind == "encoded":
             yield raw, finish_windows(decoded_windows(raw, feed.samples), raw.placement, finish)
         else:
             yield raw, finish.images(torch.from_numpy(cut_and_mirror(raw.values, raw.placement)))
@@ -110,7 +111,7 @@ def cut_and_mirror(images: NDArray[np.uint8], placement: Placement) -> NDArray[n
     return result  # type: ignore[no-any-return]
 
 
-def decoded_windows(raw: RawGroup, samples: EncodedSamples) -> Iterator[Tensor]:
+def decoded_windows(raw: RawGroup, samples: Samples) -> Iterator[Tensor]:
     """Each image's window, (height, width, 3) bytes, decoded by PIL. Raises BadSample."""
     assert raw.placement is not None
     for sample_id, data, window in zip(raw.ids.tolist(), raw.values, raw.placement.windows.tolist(), strict=True):

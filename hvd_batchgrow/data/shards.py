@@ -94,7 +94,10 @@ def load_sets(data: DataSection, form: ShardFormat, report: ReportProgress) -> t
 
     for key, names in sets.items():
         identity = [form.kind, str(root.resolve()), key, data.train, data.test, *labels]
-        indexed.append(_indexed(root, form.kind, json.dumps(identity), names, read, report))
+        samples = _indexed(
+            root, form.kind, json.dumps(identity), names, read, report, apply_orientation=data.apply_orientation
+        )
+        indexed.append(samples)
     return indexed[0], indexed[1]
 
 
@@ -140,7 +143,14 @@ def _files(root: Path, pattern: str) -> list[str]:
 
 
 def _indexed(
-    root: Path, kind: str, identity: str, names: Sequence[str], read: ReadShard, report: ReportProgress
+    root: Path,
+    kind: str,
+    identity: str,
+    names: Sequence[str],
+    read: ReadShard,
+    report: ReportProgress,
+    *,
+    apply_orientation: bool,
 ) -> EncodedSamples:
     stamp = file_stamp(*(root / name for name in names))
 
@@ -151,7 +161,8 @@ def _indexed(
         faults.check(root)
         return index
 
-    return EncodedSamples(root, cached_arrays(kind, identity, stamp, build))
+    index = cached_arrays(kind, identity, stamp, build)
+    return EncodedSamples(root, index, apply_orientation=apply_orientation)
 
 
 def _entries(

@@ -77,8 +77,8 @@ def load_source(data: DataSection, seed: int, report: ReportProgress) -> Source:
         said = (
             f"data.num_samples = {planned}" if data.num_samples else f"{data.source!r} has {planned} training samples"
         )
-        mend = f"data.num_samples = {found} would be right"
-        raise RunError(f"{said}, but {found} training samples were found; {mend}")
+        remedy = f"data.num_samples = {found} would be right"
+        raise RunError("\n  ".join([f"{said}, but {found} training samples were found; {remedy}", *source.notes]))
     return _with_overrides(source, data)
 
 

@@ -17,6 +17,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from hvd_batchgrow.config import DataSection
 from hvd_batchgrow.data.class_labels import first_label
 from hvd_batchgrow.data.encoded import EncodedSamples, encoded_source, read_header, report_bad
+from hvd_batchgrow.data.image_header import bad_header
 from hvd_batchgrow.data.image_index import Entry
 from hvd_batchgrow.data.samples import ReportProgress, Source
 from hvd_batchgrow.data.shards import Faults, ShardFormat, UnusableError, checked_label, load_sets, refuse_compressed
@@ -147,7 +148,8 @@ def masked_crc32c(data: bytes) -> int:
 def _entry(shard: str, record: Record, labels: tuple[str, ...]) -> Entry:
     member = f"record {record.number}"
     if not record.is_whole:
-        return Entry(shard, record.offset, len(record.data), _UNKNOWN_LABEL, 0, 0, 0, member)
+        bad = bad_header("has a wrong checksum: the record is damaged")
+        return Entry(shard, record.offset, len(record.data), _UNKNOWN_LABEL, *bad, 0, member)
     features = _features(record.data)
     image = _only_value(features, _IMAGE_FEATURES, "bytes")
     label = checked_label(_only_value(features, labels, "int64"))

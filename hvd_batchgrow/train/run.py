@@ -10,10 +10,11 @@ from pathlib import Path
 from hvd_batchgrow.allowed import counted
 from hvd_batchgrow.comm.ranks import Ranks, RanksLost
 from hvd_batchgrow.config import Job
+from hvd_batchgrow.data.encoded import EncodedSamples
 from hvd_batchgrow.data.feed import known_bad
 from hvd_batchgrow.data.known import known_num_samples
 from hvd_batchgrow.data.pipeline import choose_pipeline
-from hvd_batchgrow.data.samples import ReportProgress, Source
+from hvd_batchgrow.data.samples import ReportProgress, Samples, Source
 from hvd_batchgrow.errors import Fault, JobError, faults_of
 from hvd_batchgrow.nn.models import check_model
 from hvd_batchgrow.schedule.decisions import check_replay
@@ -144,10 +145,15 @@ def _notes_on_gaps(folder: Path, plan: Plan, checkpoint: Checkpoint | None, carr
 def _notes_on_bad(source: Source) -> list[str]:
     """What the user should know of samples that were found to be bad when the source was opened."""
     return [
-        f"{len(bad)} of {len(samples)} {name} samples are bad and will be {fate}: {samples.where(min(bad))}, …"
+        f"{len(bad)} of {len(samples)} {name} samples are bad and will be {fate}: {_first_bad(samples, min(bad))}, …"
         for name, samples, fate in (("training", source.train, "replaced"), ("test", source.test, "left out"))
         if (bad := known_bad(samples))
     ]
+
+
+def _first_bad(samples: Samples, sample_id: int) -> str:
+    fault = f" {samples.fault(sample_id)}" if isinstance(samples, EncodedSamples) else ""
+    return samples.where(sample_id) + fault
 
 
 def _prepare(job: Job, ranks: Ranks, options: RunOptions) -> tuple[Plan, Plan]:

@@ -16,9 +16,12 @@ from pathlib import Path
 
 from hvd_batchgrow.cli import main as command
 from tests.fuzz.cases import make_case
+from tests.fuzz.image_forms import forms
+from tests.fuzz.images import check_forms
 from tests.fuzz.runner import Outcome, folder, run
 from tests.fuzz.world import World
 
+_NUM_IMAGE_SEEDS = 3
 _MOST_BYTES = 8 << 30
 """Of addresses: a job may ask for a network that no machine holds, and must not take this one down."""
 
@@ -31,6 +34,7 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--case", type=int, default=None, help="this one alone, with all that it says")
     arguments = parser.parse_args()
+    wrong_images = 0 if arguments.case is not None else _check_images(arguments.seed)
     warnings.simplefilter("error")
     resource.setrlimit(resource.RLIMIT_AS, (_MOST_BYTES, _MOST_BYTES))
     alone = arguments.case is not None
@@ -54,7 +58,22 @@ def main() -> int:
                 print(f"{count} cases, {len(failed)} failed, {time.monotonic() - begin:.0f} s", flush=True)
     _table(codes)
     print(f"{len(numbers)} cases of seed {arguments.seed}, {len(failed)} failed, {time.monotonic() - begin:.0f} s")
-    return 1 if failed else 0
+    return 1 if failed or wrong_images else 0
+
+
+def _check_images(seed: int) -> int:
+    """Read every form of image file, with the pixels and sizes of several seeds; the number of faults."""
+    faults: list[str] = []
+    for number in range(seed, seed + _NUM_IMAGE_SEEDS):
+        made = forms(number)
+        with tempfile.TemporaryDirectory() as base, folder(Path(base) / "at"):
+            os.environ["HVD_BATCHGROW_CACHE"] = "cache"
+            faults += (found := check_forms(made, Path("data")))
+        refused = sum(form.expected is None for form in made)
+        print(f"{len(made)} image forms of seed {number}, {refused} of them to refuse: {len(found)} faults", flush=True)
+    for fault in faults:
+        print(f"    {fault}")
+    return len(faults)
 
 
 def make_world(base: Path) -> World:

@@ -3,6 +3,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pickle
+import struct
+import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -13,9 +15,10 @@ import pytest
 
 from hvd_batchgrow.config import DataSection
 from hvd_batchgrow.data import encoded
-from hvd_batchgrow.data.encoded import EncodedSamples, decode, read_size
+from hvd_batchgrow.data.encoded import EncodedSamples, decode, read_header
 from hvd_batchgrow.data.samples import IMAGENET_DEVIATION, IMAGENET_MEAN, BadSample
 from hvd_batchgrow.errors import JobError, RunError
+from tests.fuzz.image_bytes import with_exif
 from tests.pictures import (
     NUM_TRAIN,
     NUM_VAL,
@@ -30,6 +33,13 @@ from tests.pictures import (
 )
 
 pytestmark = pytest.mark.usefixtures("cache")
+
+
+def _huge_png(side: int) -> bytes:
+    """A PNG that says how large it is, and holds no pixels."""
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)), (b"IDAT", b""), (b"IEND", b"")]
+    framed = [struct.pack(">I", len(d)) + name + d + struct.pack(">I", zlib.crc32(name + d)) for name, d in chunks]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(framed)
 
 
 @each_form
@@ -108,20 +118,27 @@ def test_an_index_is_made_anew_when_a_file_changes(
 
 @each_form
 @pytest.mark.parametrize(
-    "data",
-    [b"no image", b"", picture(8).data[:-500], picture(9).data[:-500], picture(8).data[:40]],
-    ids=["text", "empty", "cut jpeg", "cut png", "header"],
+    ("data", "reason"),
+    [
+        (b"no image", r"cannot be decoded: not an image in a supported format \(JPEG, PNG"),
+        (b"", r"is empty|cannot be decoded: not an image"),
+        (picture(8).data[:-500], r"cannot be decoded: .*truncated \(\d+ bytes not processed\)"),
+        (picture(9).data[:-500], r"cannot be decoded: .*truncated"),
+        (picture(8).data[:40], r"cannot be decoded: .*"),
+        (_huge_png(20_000), r"is too large: it exceeds the limit of 178,956,970 pixels \(.*400000000"),
+    ],
+    ids=["text", "empty", "cut jpeg", "cut png", "header", "too large"],
 )
-def test_bad_images_are_found_by_the_index(tmp_path: Path, form: Form, data: bytes) -> None:
+def test_the_index_finds_bad_images_and_keeps_the_reason(tmp_path: Path, form: Form, data: bytes, reason: str) -> None:
     train = form.expected(pictures(NUM_TRAIN))
     train[4] = replace(train[4], data=data)
     root = form.make(tmp_path / "data", train)
-    hint = r"cannot be read or decoded; data.on_bad = 'replace' would go on without them:\n  sample 4: .*data/train"
-    with pytest.raises(RunError, match=rf"1 of {NUM_TRAIN} images under .*data {hint}"):
+    hint = r"cannot be read or decoded; data.on_bad = 'replace' would go on without them:\n  sample 4: .*data/train.* "
+    with pytest.raises(RunError, match=rf"1 of {NUM_TRAIN} images under .*data {hint}({reason})"):
         form.read(root)
-    samples = form.read(root, on_bad="replace").train
+    samples = form.read(root, on_bad="replace").train  # from the cached index
     assert samples.sizes[4].tolist() == [0, 0]
-    with pytest.raises(BadSample, match=r"sample 4 \(.*data/train.*\): is no image that can be decoded") as bad:
+    with pytest.raises(BadSample, match=rf"sample 4 \(.*data/train.*\): ({reason})") as bad:
         samples.fetch(np.array([3, 4]))
     assert bad.value.sample_id == 4
     assert samples.fetch(np.array([5]))[0].tobytes() == train[5].data
@@ -205,6 +222,23 @@ def test_samples_may_be_pickled_and_forked(tmp_path: Path, form: Form) -> None:
     assert [data.tobytes() for (data,) in results] == [image.data for image in train]
 
 
+@each_form
+@pytest.mark.parametrize("apply", [False, True])
+def test_orientation_is_applied_where_the_job_says_so(tmp_path: Path, form: Form, apply: bool) -> None:
+    """6: the camera was turned, and the picture is upright after a turn clockwise by 90°."""
+    train = form.expected(pictures(NUM_TRAIN))
+    jpegs = [k for k, image in enumerate(train) if image.extension == "jpg"]
+    tagged = [replace(image, data=with_exif(image.data, 6)) if k in jpegs else image for k, image in enumerate(train)]
+    root = form.make(tmp_path / "data", tagged)
+    read = form.read(root, apply_orientation=apply).train
+    assert isinstance(read, EncodedSamples)
+    for samples in (read, pickle.loads(pickle.dumps(read)), read.labelled(read.labels)):  # noqa: S301
+        for k, data in enumerate(samples.fetch(np.arange(NUM_TRAIN))):
+            right = np.rot90(train[k].pixels, -1) if apply and k in jpegs else train[k].pixels
+            assert samples.sizes[k].tolist() == list(right.shape[:2])
+            assert np.array_equal(decode(samples, k, data), right)
+
+
 def test_no_more_shards_are_kept_open_than_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(encoded, "_num_kept_open", lambda: 1)
     train = pictures(NUM_TRAIN)
@@ -222,5 +256,5 @@ def _open_tars() -> list[str]:
 
 
 def test_a_jpeg_with_an_odd_tail_is_whole() -> None:
-    assert read_size(picture(8).data + b"\0" * 1000) == (28, 47)
-    assert read_size(picture(8).data[:-2]) == (0, 0)
+    assert read_header(picture(8).data + b"\0" * 1000)[:2] == (28, 47)
+    assert read_header(picture(8).data[:-2])[:2] == (0, 0)

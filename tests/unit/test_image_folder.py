@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from hvd_batchgrow.config import DataSection
 from hvd_batchgrow.data import image_folder
+from hvd_batchgrow.data.sources import load_source
 from hvd_batchgrow.errors import RunError
 from tests.pictures import FOLDER, NUM_TRAIN, NUM_VAL, Picture, assert_holds, picture, pictures, write_folder
 
@@ -84,14 +86,12 @@ def test_the_test_folder_is_val_else_test_else_what_the_job_says(tmp_path: Path)
 
 
 def test_folders_that_make_no_source_are_named(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=rf"{tmp_path}/train is no folder; {tmp_path} is empty"):
+    with pytest.raises(RunError, match=rf"{tmp_path}/train is not a folder; {tmp_path} is empty"):
         FOLDER.read(tmp_path)
     FOLDER.make(tmp_path, pictures(NUM_TRAIN))
-    with pytest.raises(RunError, match=r"/trian is no folder; there is train/, …"):
+    with pytest.raises(RunError, match=r"/trian is not a folder; there is train/, …"):
         FOLDER.read(tmp_path, train="trian")
     (tmp_path / "val" / "dgo").mkdir()
-    with pytest.raises(RunError, match=r"1 of 4 class folders in .*val hold no images:\n  dgo"):
-        FOLDER.read(tmp_path)
     (tmp_path / "val" / "dgo" / "1.png").write_bytes(picture(1).data)
     head = r"1 folders are none of the 3 classes of .*train:"
     with pytest.raises(RunError, match=rf"{head}\n  .*val/dgo, nearest: dog"):
@@ -115,3 +115,66 @@ def test_links_that_go_round_in_circles_are_refused(tmp_path: Path, target: str)
     (root / "train" / "cat" / "itself").symlink_to(target)
     with pytest.raises(RunError, match=r"train/cat/.*itself cannot be read: Too many levels of symbolic links"):
         FOLDER.read(root)
+
+
+# --- what is passed over ---------------------------------------------------------------------------
+
+
+def test_files_that_are_not_images_are_counted_and_named_in_one_line(tmp_path: Path) -> None:
+    root = FOLDER.make(tmp_path, pictures(NUM_TRAIN))
+    for name in ("cat/a.gif", "cat/b.GIF", "dog/c.jfif", "dog/deep/notes.txt", "cat/._000.jpg", "eel/plain", "x.md"):
+        (root / "train" / name).parent.mkdir(exist_ok=True)
+        (root / "train" / name).write_bytes(b"something")
+    source = FOLDER.read(root)
+    assert len(source.train) == NUM_TRAIN
+    (note,) = source.notes
+    assert note.startswith(f"skipped 7 files in {root}/train that are not images of a class: .gif 2, ")
+    for part in (".jfif 1", ".txt 1", "hidden 1", "such as ", "only .jpg, .jpeg, .png"):
+        assert part in note
+    with pytest.raises(RunError, match=r"num_samples = 19, but 12 training samples were found.*\n  skipped 7 files"):
+        load_source(
+            DataSection(source="image_folder", root=str(root), num_samples=19, crop_pixels=8), 0, lambda *_: None
+        )
+
+
+@pytest.mark.parametrize(
+    "name",
+    [".ipynb_checkpoints", "__MACOSX", "._cat", "@eaDir", ".git", "lost+found", "$RECYCLE.BIN", "#recycle", "empty"],
+)
+@pytest.mark.parametrize("where", ["train", "val"])
+def test_a_folder_that_is_not_a_class_is_ignored_with_a_line(tmp_path: Path, where: str, name: str) -> None:
+    train = pictures(NUM_TRAIN)
+    root = FOLDER.make(tmp_path, train)
+    (root / where / name).mkdir()
+    if name != "empty":
+        (root / where / name / "copy.jpg").write_bytes(picture(0).data)
+        (root / where / "cat" / name).mkdir()
+        (root / where / "cat" / name / "copy.jpg").write_bytes(picture(0).data)
+    source = FOLDER.read(root)
+    assert source.num_classes == 3
+    assert_holds(source.train, FOLDER.expected(train))
+    assert len(source.test) == NUM_VAL
+    named = "empty (holds no images)" if name == "empty" else ", ".join(sorted([name, f"cat/{name}"]))
+    count = "1 folder" if name == "empty" else "2 folders"
+    (note,) = source.notes
+    assert note == f"ignored {count} in {root / where} that are not classes: {named}"
+
+
+def test_a_class_whose_files_have_another_extension_is_not_ignored(tmp_path: Path) -> None:
+    root = FOLDER.make(tmp_path, pictures(NUM_TRAIN))
+    (root / "train" / "fox").mkdir()
+    (root / "train" / "fox" / "1.jfif").write_bytes(picture(0).data)
+    with pytest.raises(RunError, match=r"/train: the images of 1 folder are not named .jpg.*:\n  fox: .jfif 1"):
+        FOLDER.read(root)
+
+
+def test_classes_without_test_images_are_named(tmp_path: Path) -> None:
+    root = FOLDER.make(tmp_path, pictures(NUM_TRAIN), [image for image in pictures(NUM_VAL) if image.label != 1])
+    assert FOLDER.read(root).notes == (f"{root}/val has no images of 1 of the 3 classes: dog",)
+
+
+def test_a_folder_of_folders_without_images_is_refused(tmp_path: Path) -> None:
+    root = FOLDER.make(tmp_path, pictures(NUM_TRAIN))
+    (root / "other" / "cat").mkdir(parents=True)
+    with pytest.raises(RunError, match=r"other has no class folder that holds images \(.jpg, "):
+        FOLDER.read(root, train="other")

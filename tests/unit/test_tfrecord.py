@@ -10,7 +10,7 @@ import pytest
 from tfrecord.writer import TFRecordWriter
 
 from hvd_batchgrow.data import tfrecord
-from hvd_batchgrow.data.encoded import read_size
+from hvd_batchgrow.data.encoded import read_header
 from hvd_batchgrow.data.samples import BadSample
 from hvd_batchgrow.errors import JobError, RunError
 from tests.pictures import NUM_TRAIN, RECORDS, assert_holds, overwrite, picture, pictures
@@ -109,7 +109,7 @@ def test_a_record_with_a_wrong_checksum_is_a_bad_image(tmp_path: Path) -> None:
     root = RECORDS.make(tmp_path / "data", train, train)
     middle, changed = len(train[6].data) // 2, bytearray(train[6].data)
     changed[middle] ^= 1  # it could still be decoded
-    assert read_size(bytes(changed)) == train[6].pixels.shape[:2]
+    assert read_header(bytes(changed))[:2] == train[6].pixels.shape[:2]
     overwrite(root, train[6].data, bytes(changed))
     with pytest.raises(RunError, match=r"1 of 12 images .*\n  sample 6: .*train-00001-of-00003, record 2"):
         RECORDS.read(root, num_classes=3)
@@ -117,7 +117,7 @@ def test_a_record_with_a_wrong_checksum_is_a_bad_image(tmp_path: Path) -> None:
     others = [k for k in range(NUM_TRAIN) if k != 6]
     assert source.train.labels[others].tolist() == [train[k].label - 1 for k in others]
     assert 0 <= source.train.labels[6] < 3
-    with pytest.raises(BadSample, match=r"sample 6 \(.*, record 2\): is no image that can be decoded"):
+    with pytest.raises(BadSample, match=r"sample 6 \(.*, record 2\): has a wrong checksum"):
         source.train.fetch(np.array([6]))
 
 

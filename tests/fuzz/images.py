@@ -1,0 +1,116 @@
+"""Each form of image file through both pipelines: the same pixels, and the right ones, or refused by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hvd_batchgrow.config import DataSection
+from hvd_batchgrow.data import image_folder
+from hvd_batchgrow.data.augment import Draws, Pixels, Placement, ResizedCrop
+from hvd_batchgrow.data.dali import dali_inputs
+from hvd_batchgrow.data.encoded import EncodedSamples
+from hvd_batchgrow.data.feed import EvaluationFeed, GroupFeed
+from hvd_batchgrow.data.pixels import Finish, torch_inputs
+from hvd_batchgrow.data.stream import Stream
+from tests.fuzz.image_bytes import png
+from tests.fuzz.image_forms import ImageForm, right_pixels
+
+_UNCHANGED = Finish((0.0,) * 3, (1.0,) * 3)
+
+
+@dataclass(frozen=True)
+class _Whole:
+    """All of an image, at its own size."""
+
+    out_size: tuple[int, int]
+    num_draws = 0
+
+    def place(self, draws: Draws, sizes: Pixels) -> Placement:
+        n = len(sizes)
+        windows = np.concatenate((np.zeros_like(sizes), sizes), axis=1).astype(np.int32)
+        return Placement(windows, sizes, np.zeros((n, 2), np.int32), np.zeros(n, np.int32), self.out_size)
+
+
+def folder_of(forms: Sequence[ImageForm], root: Path) -> None:
+    """Write a class of forms, all named .jpg, and a class and a test set of one good image each."""
+    whole = png(np.zeros((9, 9, 3), np.uint8))
+    for name in ("train/good", "val/good", "train/forms"):
+        (root / name).mkdir(parents=True)
+        (root / name / "whole.png").write_bytes(whole)
+    for k, form in enumerate(forms):
+        (root / "train" / "forms" / f"{k:04d}.jpg").write_bytes(form.data)
+
+
+def check_forms(forms: Sequence[ImageForm], root: Path) -> list[str]:
+    """What is wrong with the way forms are read; the folder is empty before."""
+    folder_of(forms, root)
+    return [fault for apply in (False, True) for fault in _faults(forms, root, apply=apply)]
+
+
+def _faults(forms: Sequence[ImageForm], root: Path, *, apply: bool) -> Iterator[str]:
+    data = DataSection(source="image_folder", root=str(root), on_bad="replace", apply_orientation=apply)
+    samples = image_folder.load(data, lambda *_: None).train
+    assert isinstance(samples, EncodedSamples)
+    good = []
+    for k, form in enumerate(forms):
+        if form.expected is None:
+            yield from _refusal_faults(form, samples, k)
+        elif not samples.sizes[k].all():
+            yield f"{form.name} is refused: {samples.fault(k)}"
+        else:
+            good.append(k)
+    for size in sorted({tuple(samples.sizes[k].tolist()) for k in good}):
+        alike = [k for k in good if tuple(samples.sizes[k]) == size]
+        yield from _pixel_faults(forms, samples, alike, size, apply=apply)
+    yield from _crop_faults(samples)
+
+
+def _refusal_faults(form: ImageForm, samples: EncodedSamples, k: int) -> Iterator[str]:
+    if samples.sizes[k].all():
+        yield f"{form.name} is accepted"
+    elif not samples.fault(k) or form.refused not in samples.fault(k):
+        yield f"{form.name} is refused because it {samples.fault(k)!r}, not {form.refused!r}"
+
+
+def _pixel_faults(
+    forms: Sequence[ImageForm], samples: EncodedSamples, ids: Sequence[int], size: tuple[int, int], *, apply: bool
+) -> Iterator[str]:
+    """Whole images of one size."""
+    feed = EvaluationFeed(samples, _Whole(size), [ids])  # type: ignore[list-item]
+    by_torch = next(torch_inputs(feed, _UNCHANGED, 0, 1))[1]
+    by_dali = next(dali_inputs(feed, _UNCHANGED, 0, 1, 1))[1]
+    if feed.not_for_dali:
+        yield f"DALI cannot decode one of {', '.join(forms[k].name for k in ids if samples.is_for_dali(k))}"
+    for k, ours, theirs in zip(ids, by_torch, by_dali, strict=True):
+        where, expected = f"{forms[k].name}, apply_orientation = {apply}:", right_pixels(forms[k], apply=apply)
+        if ours.shape[1:] != expected.shape[:2]:
+            yield f"{where} is {ours.shape[1:]} pixels, not {expected.shape[:2]}"
+        elif not torch.equal(ours, theirs):
+            yield f"{where} pipelines differ by {_largest(ours - theirs):g}"
+        elif (error := _largest(ours.permute(1, 2, 0) - torch.from_numpy(expected))) > forms[k].tolerance:
+            yield f"{where} pixels differ by {error:g} from what they are"
+
+
+def _crop_faults(samples: EncodedSamples) -> Iterator[str]:
+    """Random windows, resized: DALI decodes no more of an image than its window."""
+    rule = ResizedCrop((12, 12), (0.08, 1.0), (3 / 4, 4 / 3), flip=True)
+    feeds = [GroupFeed(samples, Stream(len(samples), 3), rule, 16) for _ in range(2)]
+    pairs = zip(torch_inputs(feeds[0], _UNCHANGED, 0, 1), dali_inputs(feeds[1], _UNCHANGED, 0, 1, 1), strict=True)
+    for (raw, by_torch), (_, by_dali) in pairs:
+        differing: NDArray[np.bool_] = (by_torch != by_dali).flatten(1).any(1).numpy()
+        yield from (f"crops of {samples.where(k)} differ" for k in raw.ids[differing].tolist())
+        if raw.entries[-1] >= 2 * len(samples):
+            break
+    if feeds[1].not_for_dali:
+        yield "DALI cannot decode the window of an image"
+
+
+def _largest(values: Tensor) -> float:
+    return float(values.abs().max())
