@@ -143,7 +143,7 @@ class RoundingLimits:
             names = sorted(str(name) for name, _ in shapes[0].items() ^ shapes[1].items())
             raise RunError(f"a run and plain autograd have different tensors: {', '.join(dict.fromkeys(names))}")
         for name, value in reference.items():
-            norm = _distance(value, torch.zeros_like(value)) or 1.0
+            norm = _norm(value) or 1.0
             difference = _distance(value, state[name])
             yield Deviation(samples, name, difference / norm, self._limits[samples][name] / norm)
 
@@ -156,7 +156,12 @@ def _distance(first: Tensor, second: Tensor) -> float:
     return float(torch.where(is_equal, 0, second - first).norm().abs())
 
 
+def _norm(values: Tensor) -> float:
+    """2-norm of the finite values: a mask may hold infinities."""
+    return _distance(values, torch.where(values.isfinite(), 0, values))
+
+
 def _ulp(values: Tensor) -> float:
     if not (values.is_floating_point() or values.is_complex()):
         return 0.0
-    return torch.finfo(values.dtype).eps * _distance(values, torch.zeros_like(values))
+    return torch.finfo(values.dtype).eps * _norm(values)

@@ -210,5 +210,5 @@ def print_verify(console: Console, job: Job, results: Sequence[Compared], num_up
 _VERIFY_LEGEND = """\
 difference: |a - b| / |a| of the tensor that is closest to its limit, after the
 first or the last update; a is the result of plain torch autograd.
-limit: what rounding does to that tensor, measured on this network: plain autograd
-was repeated with slightly changed inputs, weights and gradients."""
+limit: what rounding does to that tensor, measured on this network by repeats of
+plain autograd with slightly changed inputs, weights and gradients."""
