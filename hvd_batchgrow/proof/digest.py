@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,13 +55,6 @@ def compare_weights(first: Weights, second: Weights) -> str:
         return "another model"
     difference, worst = largest_difference(first, second)
     return f"differs by {difference:.1e} in {worst}"
-
-
-def overall_difference(first: Weights, second: Weights) -> float:
-    """|a - b| / |a| in the 2-norm over all tensors together."""
-    pairs = [(tensor.double(), second.tensors[name].double()) for name, tensor in first.tensors.items()]
-    squares = sum(float((b - a).square().sum()) for a, b in pairs)
-    return math.sqrt(squares / max(sum(float(a.square().sum()) for a, _ in pairs), 1e-300))
 
 
 def largest_difference(first: Weights, second: Weights) -> tuple[float, str]:
