@@ -11,6 +11,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+_MOST_CHARACTERS = 300
+
 
 class NotFound(ValueError):  # noqa: N818  # what is the matter, not that something is
     """There is no such callable; `str` says why, with the nearest."""
@@ -49,4 +51,10 @@ def told(error: Exception) -> str:
     between = tuple(str(Path(file).parent) for file in files)
     outside = [frame for frame in frames if not frame.filename.startswith((*between, "<frozen"))]
     place = f" ({outside[-1].filename}, line {outside[-1].lineno})" if outside else ""
-    return f"{type(error).__name__}: {error}{place}"
+    return f"{type(error).__name__}: {_in_one_line(str(error))}{place}"
+
+
+def _in_one_line(text: str) -> str:
+    """A message without line breaks, and without the end of one that lists all there is, as some of torch do."""
+    joined = " ".join(text.split())
+    return joined if len(joined) <= _MOST_CHARACTERS else f"{joined[:_MOST_CHARACTERS]} …"

@@ -50,7 +50,7 @@ class VerifyCommand(RanksCommand):
             options += ["--seed", str(self.seed)]
         with work_progress(console) as progress:
             source = load_source(job.data, job.seed, progress)
-        causes = find_hazards(job, source)
+        causes, notes = find_hazards(job, source)
 
         def report(line: str) -> None:
             console.print(line, highlight=False, markup=False)
@@ -62,4 +62,6 @@ class VerifyCommand(RanksCommand):
         for cause in causes:
             line = f"results of {job.model.name} depend on the layout: {cause}"
             out.print(line, highlight=False, markup=False)
+        for note in notes:
+            out.print(note, highlight=False, markup=False)
         return ExitCode.DONE if all(result.passed for result in results) else ExitCode.FAILURE

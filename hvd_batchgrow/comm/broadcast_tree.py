@@ -41,8 +41,7 @@ def broadcast_tree(ranks: Ranks, tree: Any, name: str) -> Any:
         flat = torch.empty(sum(sizes), dtype=getattr(torch, dtype))
         if ranks.rank == 0:
             torch.cat([tensors[mark[1]].detach().reshape(-1).cpu() for mark in alike], out=flat)
-        # Bytes would do, but not every backend knows them: float32 is what nearly all of them are.
-        ranks.broadcast(flat if dtype != "bool" else flat.view(torch.int8), f"{name}.{dtype}")
+        ranks.broadcast_values(flat, f"{name}.{dtype}")
         parts = flat.split(sizes)
         values |= {mark[1]: part.view(mark[3]).clone() for mark, part in zip(alike, parts, strict=True)}
     return tree if ranks.rank == 0 else _replace(skeleton, _is_mark, lambda mark: values[mark[1]])

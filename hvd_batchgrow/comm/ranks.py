@@ -15,9 +15,12 @@ import torch
 from torch import Tensor
 
 from hvd_batchgrow.comm.bell import Bell, Waiting
+from hvd_batchgrow.comm.words import from_words, to_words
 from hvd_batchgrow.errors import ExitCode, JobError, RunError
 
 T = TypeVar("T")
+
+_SENT_AS_THEY_ARE = (torch.float32, torch.float64, torch.int64)
 
 
 @dataclass(frozen=True)
@@ -183,6 +186,19 @@ class Ranks(ABC):
             words = torch.frombuffer(padded, dtype=torch.int64).clone()
         self.broadcast(words, name)
         return words.numpy().tobytes()[: int(length)]
+
+    def broadcast_values(self, tensor: Tensor, name: str) -> None:
+        """Overwrite a tensor of any type and memory layout by rank 0's."""
+        values = tensor.detach()
+        if values.dtype in _SENT_AS_THEY_ARE:
+            dense = values.contiguous()
+            self.broadcast(dense, name)
+            if dense.data_ptr() != values.data_ptr():
+                values.copy_(dense)
+        else:
+            words = to_words(values)
+            self.broadcast(words, name)
+            values.copy_(from_words(words, values))
 
     def together(self, attempt: Callable[[], T]) -> T:
         """Do something on every rank that may fail on some, and go on only if it failed on none.

@@ -127,7 +127,10 @@ class SgdSection(Section):
     momentum: Fraction = 0.9
     nesterov: bool = False
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    """Decay of weights; normalisation parameters and biases have none."""
+    """Weight decay; see decay_norm_and_bias for what it applies to."""
+    decay_norm_and_bias: bool = False
+    """true: weight decay also applies to normalisation parameters and biases (parameters of one dimension or none), as
+    in torch's optimizers; false: only to weights of two or more dimensions."""
     rescale_momentum: bool = False
     """Where the momentum goes from m to m', scale its buffer by (1-m)/(1-m'); else let it refill."""
 
@@ -142,7 +145,10 @@ class AdamSection(Section):
     beta2: Fraction = 0.999
     eps: PositiveFloat = 1e-8
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    """Decay of weights; normalisation parameters and biases have none."""
+    """Weight decay; see decay_norm_and_bias for what it applies to."""
+    decay_norm_and_bias: bool = False
+    """true: weight decay also applies to normalisation parameters and biases (parameters of one dimension or none), as
+    in torch's optimizers; false: only to weights of two or more dimensions."""
 
 
 class LarsSection(Section):
@@ -152,7 +158,10 @@ class LarsSection(Section):
     lr: PositiveFloat
     momentum: Fraction = 0.9
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    """Decay of weights; normalisation parameters and biases have none, and are not scaled."""
+    """Weight decay; see decay_norm_and_bias for what it applies to."""
+    decay_norm_and_bias: bool = False
+    """true: weight decay also applies to normalisation parameters and biases (parameters of one dimension or none), as
+    in torch's optimizers; false: only to weights of two or more dimensions."""
     trust_coefficient: PositiveFloat = 0.001
     """η: the share of its own norm that a weight moves by, at a learning rate of 1."""
     eps: Annotated[float, Field(ge=0)] = 0.0

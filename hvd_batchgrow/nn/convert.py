@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from itertools import pairwise
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parameter import is_lazy
+from torch.nn.utils.parametrize import is_parametrized
 
 from hvd_batchgrow.nn.ghost_batch_norm import (
     GhostBatchNorm,
@@ -64,6 +66,12 @@ def convert_ghost_batch_norm(model: nn.Module, ghost_batch: int, momentum: float
         for path, module in model.named_modules()
         if isinstance(module, _BatchNorm) and (fault := _fault(module, momentum))
     ]
+    shared = _sharing(model)
+    faults += [
+        f"{path}: has the running statistics of another norm; give each its own"
+        for path, module in model.named_modules()
+        if module in shared
+    ]
     if faults:
         raise ValueError("these norms have no ghost form:\n  " + "\n  ".join(faults))
     ghosts = {
@@ -111,6 +119,8 @@ def _fault(module: _BatchNorm, momentum: float | None) -> str | None:
         f"has momentum {used}; a ghost norm's is in [0, 1]": used is not None and not 0 <= used <= 1,
         f"is a {type(module).__name__}, with a forward of its own that is not timm's BatchNormAct2d's": is_unknown,
         "has hooks, which would be lost": _hooks(module),
+        "has parametrized weights, which would be lost": is_parametrized(module),
+        "overrides train() or forward(), which would be lost; do that in the network around it": _is_overridden(module),
     }
     return next((fault for fault, is_so in faults.items() if is_so), None)
 
@@ -118,6 +128,22 @@ def _fault(module: _BatchNorm, momentum: float | None) -> str | None:
 def _hooks(*modules: nn.Module) -> bool:
     kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     return any(getattr(module, kind) for module in modules for kind in kinds)
+
+
+def _is_overridden(module: _BatchNorm) -> bool:
+    """Whether the class or the object itself has another `train`, or the object itself another `forward`."""
+    return type(module).train is not nn.Module.train or not {"train", "forward"}.isdisjoint(vars(module))
+
+
+def _sharing(model: nn.Module) -> set[_BatchNorm]:
+    """Norms whose running statistics are also those of another norm."""
+    norms: dict[int, set[_BatchNorm]] = defaultdict(set)
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            for buffer in (module.running_mean, module.running_var):
+                if buffer is not None and not is_lazy(buffer):
+                    norms[id(buffer)].add(module)
+    return {norm for sharing in norms.values() if len(sharing) > 1 for norm in sharing}
 
 
 def _has_own_forward(module: _BatchNorm) -> bool:

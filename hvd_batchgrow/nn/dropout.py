@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hvd_batchgrow.data.splitmix import MULTIPLIERS, SHIFTS, STEP, mix
+from hvd_batchgrow.nn.recompute import is_recomputing
 
 Unit = Literal["value", "channel", "sample"]
 
@@ -67,11 +68,27 @@ class KeyedDropout(nn.Module):
             return torch.rand(shape, device=x.device)
         if len(self._keys) != len(x):
             raise ValueError(f"{len(x)} samples come to a dropout, and keys of {len(self._keys)} were given")
-        keys = _mix(self._keys.to(x.device) + _signed(STEP * (self._place << 32 | self._num_calls)))
-        self._num_calls += 1
+        keys = _mix(self._keys.to(x.device) + _signed(STEP * (self._place << 32 | self._count_call())))
         counters = torch.arange(1, 1 + math.prod(shape[1:]), device=x.device) * _signed(STEP)
         bits = _mix(keys[:, None] + counters)
         return bits.bitwise_right_shift_(40).bitwise_and_(0xFFFFFF).float().mul_(2.0**-24).view(shape)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # a trace cannot ask whether a backward is running
+    def _count_call(self) -> int:
+        """Number of this call in the forward; a call that an activation checkpoint repeats keeps its number.
+
+        Raises:
+            ValueError: it repeats one of several calls, and which one is unknown.
+        """
+        if not is_recomputing():
+            self._num_calls += 1
+            return self._num_calls - 1
+        if self._num_calls != 1:
+            raise ValueError(
+                f"an activation checkpoint repeats a dropout that the forward uses {self._num_calls} times, and the "
+                "mask to repeat is unknown: give each place its own dropout module"
+            )
+        return 0
 
     def extra_repr(self) -> str:
         """Shown by `print(model)`."""

@@ -1,4 +1,4 @@
-"""Forwards that leave no trace: neither in the model nor in the generators of random numbers."""
+"""Passes that leave no trace: neither in the model nor in the generators of random numbers."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import nn
 
 from hvd_batchgrow.nn.dropout import keyed_dropouts, set_sample_keys
 from hvd_batchgrow.nn.ghost_batch_norm import ghost_norms
+from hvd_batchgrow.nn.saved_state import SavedState, kept_state
 
 
 @contextmanager
@@ -26,30 +27,42 @@ def kept_generators() -> Iterator[None]:
 
 
 @contextmanager
-def dry_run(model: nn.Module, num_samples: int, *, training: bool) -> Iterator[None]:
-    """In here, forwards of a few samples are without gradients and without consequence.
+def dry_run(
+    model: nn.Module, num_samples: int, *, training: bool, gradients: bool = False, num_groups: int = 1
+) -> Iterator[SavedState]:
+    """In here, passes of a few samples are without consequence.
 
-    Modes, buffers, ghost batches and generators are put back at the end. In training the ghost norms
-    take all samples as one ghost batch: so few need not be whole ones. Keyed dropout is given keys.
+    Modes, parameters, buffers, attributes, gradients, ghost batches and generators are put back at
+    the end. In training the ghost norms divide the samples into a few ghost batches, so that they
+    need not be as many as γ. Keyed dropout has keys.
+
+    Args:
+        model: has values for all parameters and buffers.
+        num_samples: of each forward.
+        training: mode of the model.
+        gradients: whether autograd records the forwards.
+        num_groups: ghost batches of each forward. With more than one, their statistics wait for
+            `take_statistics`, as in an update.
     """
     modes = [(module, module.training) for module in model.modules()]
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    norms = [(norm, norm.ghost_batch, norm.deferred) for norm in ghost_norms(model)]
+    gradients_before = [(parameter, parameter.grad) for parameter in model.parameters()]
     device = next(model.parameters()).device
     devices = [device] if device.type == "cuda" else []
-    model.train(training)
-    dropouts = keyed_dropouts(model)
-    set_sample_keys(dropouts, torch.arange(num_samples))
-    for norm, _, _ in norms:
-        norm.ghost_batch, norm.deferred = num_samples, False
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices), kept_generators():
-            yield
+        with (
+            kept_state(model) as state,
+            torch.set_grad_enabled(gradients),
+            torch.random.fork_rng(devices),
+            kept_generators(),
+        ):
+            model.train(training)
+            set_sample_keys(keyed_dropouts(model), torch.arange(num_samples))
+            for norm in ghost_norms(model):
+                norm.ghost_batch, norm.deferred = num_samples // num_groups, num_groups > 1
+                norm.forget()
+            yield state
     finally:
         for module, mode in modes:
             module.training = mode
-        for buffer, before in buffers:
-            buffer.copy_(before)
-        set_sample_keys(dropouts, None)
-        for norm, ghost_batch, deferred in norms:
-            norm.ghost_batch, norm.deferred = ghost_batch, deferred
+        for parameter, gradient in gradients_before:
+            parameter.grad = gradient

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hvd_batchgrow.nn.ghost_choice import choose
+from hvd_batchgrow.nn.recompute import is_recomputing
 
 
 class GhostBatchNorm(nn.Module):
@@ -25,7 +26,8 @@ class GhostBatchNorm(nn.Module):
     does not change when the batch grows. In evaluation it is `nn.BatchNorm1d` or `nn.BatchNorm2d`.
 
     Used alone, each forward in training commits its ghost batches. Inside an update that spans
-    passes and ranks, `deferred` keeps them until `commit` is given the sum over all of them.
+    passes and ranks, `deferred` keeps them until `commit` is given the sum over all of them. A forward
+    that activation checkpointing repeats in the backward pass counts once.
 
     On a CPU, a micro-batch of one ghost batch is normalised by what `nn.BatchNorm2d` calls, to the
     bit; of several, to rounding, in less time than as a whole by that (float32, where setup.py found
@@ -104,10 +106,16 @@ class GhostBatchNorm(nn.Module):
         num_groups = self._count_ghost_batches(x)
         normalise = choose(x, num_groups)
         y, statistics = normalise(x, self.weight, self.bias, num_groups, self.eps, relu=relu)
+        self._count(statistics, num_groups)
+        return y
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # a trace cannot ask whether a backward is running
+    def _count(self, statistics: Tensor, num_groups: int) -> None:
+        if is_recomputing():  # an activation checkpoint repeats a forward that is counted already
+            return
         self._pending.append(statistics)
         if not self.deferred:
             self.commit(self.take_contributions(range(num_groups), num_groups).sum(0), num_groups)
-        return y
 
     def take_contributions(self, positions: Sequence[int], num_groups: int) -> Tensor:
         """What each ghost batch seen since the last call adds to the running statistics.
@@ -126,7 +134,7 @@ class GhostBatchNorm(nn.Module):
         if len(statistics) != len(positions):
             raise ValueError(
                 f"{len(statistics)} ghost batches seen, {len(positions)} expected: does the model use a norm "
-                "twice, not always, or again in the backward pass (checkpointing)?"
+                "twice, or not always?"
             )
         return self._weights(positions, num_groups, statistics)[:, None, None] * statistics
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -10,10 +11,12 @@ from torch import Tensor, nn
 
 from hvd_batchgrow.nn.dry_run import dry_run
 from hvd_batchgrow.nn.ghost_batch_norm import ghost_norms
+from hvd_batchgrow.nn.parameters import input_type
 from hvd_batchgrow.nn.randomness import WHOLE, own_randomness
 from hvd_batchgrow.nn.witness import Outputs, first_difference, witness
 
-_NUM_SAMPLES = 4
+_NUM_SAMPLES = 7
+"""Unlike the leading dimension of most tensors that have no row for each sample."""
 
 
 def layout_hazards(model: nn.Module, sample_shape: Sequence[int]) -> list[str]:
@@ -41,18 +44,44 @@ def coupled_samples(model: nn.Module, example: Tensor) -> list[str]:
         example: two samples or more, the first of which is watched while the others change.
     """
     others = torch.cat([example[:1], example[1:].flip(0) * -0.5 + 0.25])
-    alone, beside = (_first_rows(model, batch) for batch in (example, others))
-    return [path or WHOLE for path in first_difference(alone, beside)]
+    alone, beside = (_outputs(model, batch) for batch in (example, others))
+    return [path or WHOLE for path in first_difference(*_first_rows(alone, beside, len(example)))]
 
 
-def _first_rows(model: nn.Module, batch: Tensor) -> Outputs:
-    """Of each module, what it gives for the first sample."""
+def _outputs(model: nn.Module, batch: Tensor) -> Outputs:
     with dry_run(model, len(batch), training=True), _ghost_norms_evaluating(model):
-        outputs = witness(model, batch).outputs
-    # A tensor that has no row for each sample is none of the samples': what comes of it shows further on.
-    return [
-        (path, [tensor[0] for tensor in tensors if tensor.shape[:1] == batch.shape[:1]]) for path, tensors in outputs
-    ]
+        return witness(model, batch).outputs
+
+
+def _first_rows(alone: Outputs, beside: Outputs, num_samples: int) -> tuple[Outputs, Outputs]:
+    """Return what each module gives for the first sample.
+
+    What has no row for each sample in both forwards is passed over, such as an expert that gets some of the samples.
+    Its effect shows further on.
+    """
+    rows: tuple[Outputs, Outputs] = [], []
+    others = _numbered(beside)
+    for (path, number), ours in _numbered(alone).items():
+        together = zip(ours, others.get((path, number), []), strict=False)
+        pairs = [pair for pair in together if all(_has_rows(tensor, num_samples) for tensor in pair)]
+        for side, index in ((rows[0], 0), (rows[1], 1)):
+            side.append((path, [pair[index][0] for pair in pairs]))
+    return rows
+
+
+def _numbered(outputs: Outputs) -> dict[tuple[str, int], list[Tensor]]:
+    """Outputs by path and number of the call."""
+    counts: Counter[str] = Counter()
+    numbered = {}
+    for path, tensors in outputs:
+        numbered[path, counts[path]] = tensors
+        counts[path] += 1
+    return numbered
+
+
+def _has_rows(tensor: Tensor, num_samples: int) -> bool:
+    """Whether it may hold a value for each sample; whole numbers are often indices of a sorted batch."""
+    return tensor.shape[:1] == (num_samples,) and (tensor.is_floating_point() or tensor.is_complex())
 
 
 @contextmanager
@@ -64,9 +93,9 @@ def _ghost_norms_evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def _example(model: nn.Module, sample_shape: Sequence[int]) -> Tensor:
-    like = next(model.parameters())
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(_NUM_SAMPLES, *sample_shape, generator=generator).to(like.device, like.dtype)
+    samples = torch.randn(_NUM_SAMPLES, *sample_shape, generator=generator)
+    return samples.to(next(model.parameters()).device, input_type(model))
 
 
 def _listed(paths: Sequence[str]) -> str:

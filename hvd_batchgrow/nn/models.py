@@ -12,9 +12,10 @@ from hvd_batchgrow.nn.alexnet import AlexNet
 from hvd_batchgrow.nn.cifar_resnet import CifarResNet
 from hvd_batchgrow.nn.convert import fuse_relu
 from hvd_batchgrow.nn.dense import DenseLayers
+from hvd_batchgrow.nn.forward_state import ForwardState
 from hvd_batchgrow.nn.known import FAMILIES, check_network, check_shape, read_name
 from hvd_batchgrow.nn.layout_hazards import layout_hazards
-from hvd_batchgrow.nn.own import load_own
+from hvd_batchgrow.nn.own import load_own, try_own
 from hvd_batchgrow.nn.small_conv_net import SmallConvNet
 from hvd_batchgrow.nn.vgg import Vgg
 from hvd_batchgrow.nn.wide_resnet import WideResNet
@@ -72,6 +73,22 @@ def hazards(job: Job, model: nn.Module, sample_shape: Sequence[int]) -> list[str
     """
     shape = _cropped(job, sample_shape)
     return layout_hazards(model, (shape[-1], *shape[:-1])) if read_name(job.model.name).family == "own" else []
+
+
+def forward_state(job: Job, model: nn.Module, sample_shape: Sequence[int]) -> ForwardState:
+    """Find what training passes change in a job's network, by trial passes; our own networks change nothing else.
+
+    Args:
+        job: names the network.
+        model: as `build_model` returned it; buffers that training changes become part of its `state_dict`.
+        sample_shape: as `build_model` takes it.
+
+    Raises:
+        JobError: the trial fails; or the job is exact, and the network keeps state outside its buffers.
+    """
+    shape = _cropped(job, sample_shape)
+    own = read_name(job.model.name).family == "own"
+    return try_own(job, model, (shape[-1], *shape[:-1])) if own else ForwardState()
 
 
 def _cropped(job: Job, sample_shape: Sequence[int]) -> tuple[int, ...]:

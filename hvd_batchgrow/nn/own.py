@@ -13,13 +13,27 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.errors import Fault, JobError
 from hvd_batchgrow.nn.convert import convert_ghost_batch_norm
 from hvd_batchgrow.nn.dropout import convert_dropout
 from hvd_batchgrow.nn.dry_run import dry_run, kept_generators
+from hvd_batchgrow.nn.extra_state import state_dict_fault
+from hvd_batchgrow.nn.forward_state import (
+    NUM_SAMPLES,
+    ForwardState,
+    StateFault,
+    find_forward_state,
+    listed,
+    save_with_state_dict,
+)
 from hvd_batchgrow.nn.ghost_batch_norm import GhostBatchNorm, ghost_norms
+from hvd_batchgrow.nn.gradient_trial import gradient_fault
+from hvd_batchgrow.nn.module_kinds import kind_fault
+from hvd_batchgrow.nn.parameters import input_type, make_dense, parameter_faults
+from hvd_batchgrow.nn.saved_state import SavedState
 from hvd_batchgrow.nn.torchvision_shim import import_torchvision
 from hvd_batchgrow.own_code import NotFound, find_callable, told
 
@@ -55,7 +69,15 @@ def load_own(job: Job, shape: Sequence[int], num_classes: int) -> nn.Module:
         raise _refusal(job, f"{_call_text(name, arguments)} failed: {told(error)}") from error
     if not isinstance(made, nn.Module):
         raise _refusal(job, f"{name} must return a torch.nn.Module, returned {type(made).__name__}")
+    if fault := kind_fault(made):
+        raise _refusal(job, f"{name}: {fault}")
+    _initialise_lazy(job, made, shape)
     network = convert_dropout(_with_ghost_norms(job, made))
+    if fault := state_dict_fault(network):
+        raise _refusal(job, f"{name}: {fault}")
+    if faults := parameter_faults(network):
+        raise JobError([Fault("model.name", f"{name}: {fault}") for fault in faults], job.name)
+    make_dense(network)
     for fault in _faults(network, shape, num_classes):
         raise _refusal(job, f"{_call_text(name, arguments)} {fault}")
     return network
@@ -102,6 +124,35 @@ def _arguments(factory: Callable[..., Any], job: Job, num_classes: int) -> dict[
     return given
 
 
+def _initialise_lazy(job: Job, network: nn.Module, shape: Sequence[int]) -> None:
+    """Let lazy modules take their sizes from a forward of two samples; all other tensors stay as they are.
+
+    Raises:
+        JobError: the forward fails, or does not reach all of them.
+    """
+    for training in (False, True):
+        if not _lazy_paths(network):
+            return
+        before, modes = SavedState(network), [(module, module.training) for module in network.modules()]
+        try:
+            with torch.no_grad():
+                network.train(training)(torch.zeros(2, *shape))
+        except Exception as error:  # the user's own code
+            fault = f"fails on two samples of shape {tuple(shape)}, from which its lazy modules would take their sizes"
+            raise _refusal(job, f"{job.model.name} {fault}: {told(error)}") from error
+        finally:
+            before.restore(attributes=False)
+            for module, mode in modes:
+                module.training = mode
+    if paths := _lazy_paths(network):
+        raise _refusal(job, f"{job.model.name}: no forward reaches the lazy {listed(paths)}; give them their sizes")
+
+
+def _lazy_paths(network: nn.Module) -> list[str]:
+    tensors = [*network.named_parameters(), *network.named_buffers()]
+    return [name for name, tensor in tensors if is_lazy(tensor)]
+
+
 def _with_ghost_norms(job: Job, made: nn.Module) -> nn.Module:
     if not any(parameter.requires_grad for parameter in made.parameters()):
         raise _refusal(job, f"{job.model.name} has no parameters to train")
@@ -109,7 +160,7 @@ def _with_ghost_norms(job: Job, made: nn.Module) -> nn.Module:
     try:
         network = convert_ghost_batch_norm(made, group, momentum=job.model.ghost_momentum)
     except ValueError as error:
-        raise _refusal(job, f"{job.model.name}: {error}") from error
+        raise _refusal(job, f"{job.model.name}: {_in_one_line(error)}") from error
     for norm in ghost_norms(network):
         if norm.ghost_batch != group:
             raise _refusal(
@@ -122,7 +173,8 @@ def _with_ghost_norms(job: Job, made: nn.Module) -> nn.Module:
 
 def _faults(network: nn.Module, shape: Sequence[int], num_classes: int) -> Iterator[str]:
     """What is wrong with the outputs for two samples."""
-    samples = next(network.parameters()).new_zeros(2, *shape)
+    samples = torch.zeros(2, *shape, dtype=input_type(network), device=next(network.parameters()).device)
+    trained = _trained(network)
     for training, when in ((False, "in evaluation"), (True, "in training")):
         try:
             with dry_run(network, len(samples), training=training), _counted_norms(network) as counts:
@@ -130,12 +182,59 @@ def _faults(network: nn.Module, shape: Sequence[int], num_classes: int) -> Itera
         except Exception as error:  # the user's own code
             yield f"fails on two samples of shape {tuple(shape)}, {when}: {told(error)}"
             return
-        right = isinstance(output, Tensor) and output.shape == (2, num_classes)
-        if not right:
-            given = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        if given := _wrong_output(output, num_classes):
             yield f"gives {given} for two samples of shape {tuple(shape)}, {when}; must be logits (2, {num_classes})"
             return
+        if names := sorted(trained ^ _trained(network)):
+            yield f"changes requires_grad of {listed(names)} in its forward pass, {when}; set it where it is built"
+            return
         yield from (_count_fault(path, count) for path, count in counts.items() if count != 1)
+
+
+def _wrong_output(output: Any, num_classes: int) -> str:
+    """What an output is in the place of logits; empty: it is logits."""
+    if not isinstance(output, Tensor):
+        return type(output).__name__
+    if output.shape != (2, num_classes):
+        return str(tuple(output.shape))
+    if not output.is_floating_point() or output.layout != torch.strided:
+        return f"a tensor of {str(output.dtype).removeprefix('torch.')}, {str(output.layout).removeprefix('torch.')},"
+    return ""
+
+
+def _trained(network: nn.Module) -> set[str]:
+    return {name for name, parameter in network.named_parameters() if parameter.requires_grad}
+
+
+def try_own(job: Job, network: nn.Module, shape: Sequence[int]) -> ForwardState:
+    """Run trial passes with gradients, as `find_forward_state` does; what training changes becomes persistent.
+
+    Args:
+        job: names the network.
+        network: of `load_own`; apart from that it stays as it is.
+        shape: of a sample as a network gets it.
+
+    Raises:
+        JobError: the trial fails; or the job is exact, and the network keeps state outside its buffers.
+    """
+    generator = torch.Generator().manual_seed(0)
+    samples = torch.randn(NUM_SAMPLES, *shape, generator=generator)
+    example = samples.to(next(network.parameters()).device, input_type(network))
+    try:
+        state = find_forward_state(network, example)
+        fault = gradient_fault(network, example)
+    except StateFault as error:
+        raise _refusal(job, f"{job.model.name}: {error}") from None
+    except Exception as error:  # the user's own code
+        trial = f"two trial passes, forward and backward, over {NUM_SAMPLES} samples of shape {tuple(shape)}"
+        raise _refusal(job, f"{job.model.name} fails in {trial}: {told(error)}") from error
+    if fault:
+        raise _refusal(job, f"{job.model.name}: {fault}")
+    if state.attributes and job.layout.exact:
+        fault = f"is not possible with {job.model.name}: {state.attributes_fault()}"
+        raise JobError([Fault("layout.exact", fault)], job.name)
+    save_with_state_dict(network, state.buffers)
+    return state
 
 
 @contextmanager
@@ -168,6 +267,11 @@ def _count_fault(path: str, count: int) -> str:
 
 def _call_text(name: str, arguments: dict[str, Any]) -> str:
     return f"{name}({', '.join(f'{key}={value!r}' for key, value in arguments.items())})"
+
+
+def _in_one_line(error: ValueError) -> str:
+    first, *others = [line.strip() for line in str(error).splitlines()]
+    return f"{first} {'; '.join(others)}".strip()
 
 
 def _refusal(job: Job, fault: str) -> JobError:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
-from hvd_batchgrow.nn.dropout import KeyedDropout
+from hvd_batchgrow.nn.dropout import KeyedDropout, keyed_dropouts, set_sample_keys
 from hvd_batchgrow.nn.dry_run import dry_run
-from hvd_batchgrow.nn.witness import Witness, first_difference, witness
+from hvd_batchgrow.nn.witness import first_difference, witness
 
 _RANDOM_TYPES = ("Dropout", "DropPath", "StochasticDepth", "DropBlock")
 """Parts of the names of types that draw where their probability is above 0: torch's, torchvision's and timm's."""
@@ -35,11 +36,14 @@ def own_randomness(model: nn.Module, example: Tensor) -> list[str]:
         in the order of the model's modules; empty: none draws.
     """
     found = {path for path, module in model.named_modules() if _is_random(module)}
-    first = _watched_forward(model, example)
-    found |= first.drew
-    if not found:
-        second = _watched_forward(model, example)
-        found = set(first_difference(first.outputs, second.outputs))
+    with dry_run(model, len(example), training=True) as before:
+        first = witness(model, example)
+        found |= first.drew
+        if not found:
+            before.restore(attributes=False)  # generators and counters among the attributes run on
+            set_sample_keys(keyed_dropouts(model), torch.arange(len(example)))
+            second = witness(model, example)
+            found = set(first_difference(first.outputs, second.outputs))
     paths = [path for path, _ in model.named_modules() if path in found]
     return [path or WHOLE for path in paths]
 
@@ -50,8 +54,3 @@ def _is_random(module: nn.Module) -> bool:
     of_type = any(part in type(module).__name__ for part in _RANDOM_TYPES)
     given = (getattr(module, name, None) for name in _PROBABILITIES)
     return of_type and any(isinstance(p, (int, float)) and p > 0 for p in given)
-
-
-def _watched_forward(model: nn.Module, example: Tensor) -> Witness:
-    with dry_run(model, len(example), training=True):
-        return witness(model, example)

@@ -46,7 +46,7 @@ class Witness:
 def witness(model: nn.Module, example: Tensor) -> Witness:
     """One forward under watch."""
     with _watched(model, example.device) as watching:
-        model(example)
+        model(example.clone())  # which a network may change in place
     return watching
 
 
@@ -84,13 +84,13 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 def first_difference(before: Outputs, after: Outputs) -> Iterator[str]:
     """The first module to end whose output differs: none within it ended before with another one."""
     for (path, ours), (other_path, theirs) in zip(before, after, strict=False):
-        if path != other_path or len(ours) != len(theirs) or not all(map(_alike, ours, theirs)):
+        if path != other_path or len(ours) != len(theirs) or not all(map(alike, ours, theirs)):
             yield path
             return
 
 
-def _alike(ours: Tensor, theirs: Tensor) -> bool:
-    """Up to rounding, which is not what is looked for: some kernels of GPUs add in any order."""
+def alike(ours: Tensor, theirs: Tensor) -> bool:
+    """Whether two tensors are equal up to rounding, which is not what is looked for: some kernels of GPUs add in any order."""
     if ours.shape != theirs.shape:
         return False
     ours, theirs = ours.double(), theirs.double()

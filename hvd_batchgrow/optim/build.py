@@ -14,15 +14,17 @@ from hvd_batchgrow.schedule.phases import Phase
 
 
 def build_optimizer(model: nn.Module, optim: SgdSection | AdamSection | LarsSection) -> torch.optim.Optimizer:
-    """torch's SGD, Adam or AdamW, or Lars, with weight decay on weights only.
+    """Build torch's SGD, Adam or AdamW, or Lars.
 
-    Normalisation parameters and biases, which have one dimension or none, are not decayed, and not
-    scaled by Lars: found by their shape, never by their name.
+    Weight decay applies to weights of two or more dimensions; with `decay_norm_and_bias` also to normalisation
+    parameters and biases, which have one dimension or none. Lars never scales the latter. They are found by
+    their shape, never by their name.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
+    decay_of_others = optim.weight_decay if optim.decay_norm_and_bias else 0.0
     groups: list[dict[str, Any]] = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": optim.weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": decay_of_others},
     ]
     groups = [group for group in groups if group["params"]]
     if isinstance(optim, LarsSection):
@@ -83,6 +85,6 @@ def set_hyperparameters(
 
 def _scale_buffers(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], factor: float) -> None:
     for parameter in parameters:
-        buffer = optimizer.state[parameter].get("momentum_buffer")
+        buffer = optimizer.state.get(parameter, {}).get("momentum_buffer")
         if buffer is not None:
             buffer.mul_(factor)

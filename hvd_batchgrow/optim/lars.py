@@ -45,8 +45,9 @@ class Lars(torch.optim.Optimizer):
     for a while. At ε = 0, where a warm-up may begin, w stays and v holds a rate of 1 instead.
 
     Parameters of one dimension or none, which are biases and those of norms, get neither λ nor weight
-    decay: v ← m (ε/ε') v + ε ∇. A group's key "adapt" says otherwise for all of its parameters: True,
-    False, or None for this rule. Gradients must be averaged over the batch before: nothing here knows
+    decay: v ← m (ε/ε') v + ε ∇. A group's key "adapt" replaces this rule for all of its parameters. If it is True,
+    they get both; if it is False, they get the group's weight decay without λ: v ← m (ε/ε') v + ε (∇ + β w).
+    Gradients must be averaged over the batch before: nothing here knows
     of ranks or passes. No value is read on the host, so that a GPU is not waited for.
 
     Args:
@@ -139,6 +140,8 @@ class Lars(torch.optim.Optimizer):
                 torch._foreach_addcmul_(buffers, params, (ratios * (rate * group["weight_decay"])).unbind())
         else:
             torch._foreach_add_(buffers, gradients, alpha=rate)
+            if group["weight_decay"] and group["adapt"] is False:
+                torch._foreach_add_(buffers, params, alpha=rate * group["weight_decay"])
         if group["lr"]:
             torch._foreach_sub_(params, buffers)
         return ratios

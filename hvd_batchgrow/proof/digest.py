@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from hvd_batchgrow.errors import RunError
+from hvd_batchgrow.nn.extra_state import is_extra_state
 from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint, newest_good, tree_digest
 from hvd_batchgrow.train.run_folder import read_plan
 
@@ -21,8 +23,9 @@ class Weights:
     is_final: bool
     """Whether the run was done, by its plan."""
     tensors: dict[str, Tensor]
+    """Without the extra state of modules."""
     digest: str
-    """SHA-256 over all of them."""
+    """SHA-256 over all of them, and over extra state."""
     skipped: tuple[str, ...] = ()
     """Newer checkpoints that are damaged, and how."""
 
@@ -41,7 +44,8 @@ def final_weights(run: Path) -> Weights:
         raise RunError(f"{run} holds no checkpoint")
     checkpoint = Checkpoint.from_bytes(data)
     is_final = checkpoint.samples >= read_plan(run)["end_samples"]
-    return Weights(run, checkpoint.samples, is_final, checkpoint.model, tree_digest(checkpoint.model), tuple(skipped))
+    tensors = {name: value for name, value in checkpoint.model.items() if not is_extra_state(name)}
+    return Weights(run, checkpoint.samples, is_final, tensors, tree_digest(checkpoint.model), tuple(skipped))
 
 
 def compare_weights(first: Weights, second: Weights) -> str:
@@ -54,14 +58,21 @@ def compare_weights(first: Weights, second: Weights) -> str:
     if shapes[0] != shapes[1]:
         return "another model"
     difference, worst = largest_difference(first, second)
+    if tree_digest(first.tensors) == tree_digest(second.tensors):
+        return "differs in the extra state of modules only"
     return f"differs by {difference:.1e} in {worst}"
 
 
 def largest_difference(first: Weights, second: Weights) -> tuple[float, str]:
     """|a - b| / |a| in the 2-norm, of the tensor where it is largest, and its name; of two runs of one model."""
     differences = {
-        name: float((second.tensors[name].double() - tensor.double()).norm() / tensor.double().norm().clamp_min(1e-300))
+        name: float((_real(second.tensors[name]) - _real(tensor)).norm() / _real(tensor).norm().clamp_min(1e-300))
         for name, tensor in first.tensors.items()
     }
     worst = max(differences, key=lambda name: differences[name])
     return differences[worst], worst
+
+
+def _real(tensor: Tensor) -> Tensor:
+    """Return the values in float64, a complex buffer as pairs."""
+    return (torch.view_as_real(tensor) if tensor.is_complex() else tensor).double()

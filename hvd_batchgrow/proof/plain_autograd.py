@@ -6,8 +6,7 @@ statistics, no all-reduce, no exact sums and no kernels of this package.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 
@@ -19,14 +18,14 @@ from hvd_batchgrow.data.pipeline import Reader
 from hvd_batchgrow.data.samples import Source
 from hvd_batchgrow.data.stream import Stream
 from hvd_batchgrow.nn.dropout import keyed_dropouts, set_sample_keys
-from hvd_batchgrow.nn.ghost_batch_norm import ghost_norms
 from hvd_batchgrow.nn.ghost_choice import by_pytorch_only
-from hvd_batchgrow.nn.models import build_model
+from hvd_batchgrow.nn.models import build_model, forward_state
 from hvd_batchgrow.nn.running_statistics import reestimate_running_statistics
 from hvd_batchgrow.optim.build import build_optimizer, lr_ratios, set_hyperparameters
-from hvd_batchgrow.proof.rounding import Noise, States, noise_size
+from hvd_batchgrow.proof.rounding import Noise, States, noise_size, tensors_of
 from hvd_batchgrow.schedule.phases import Phase
 from hvd_batchgrow.schedule.plan import compile_plan
+from hvd_batchgrow.train.update.changing_buffers import ChangingBuffers
 from hvd_batchgrow.train.update.forward import MicroBatch, as_parameters, autocast, classify
 from hvd_batchgrow.train.update.loss_scale import LossScale
 from hvd_batchgrow.train.update.micro_batches import join_groups
@@ -55,6 +54,7 @@ class PlainRun:
         for parameter in self._network.parameters():
             # Ordinary memory, whatever view or stride the network gave its parameter.
             parameter.data = parameter.detach().clone(memory_format=torch.contiguous_format)
+        self._changing = ChangingBuffers(self._network, forward_state(self.job, self._network, self.source.train.shape))
         self.noise_size = noise_size(self.job.update, self._network, self.device)
         self._noise = Noise(0.0 if self.noise_seed is None else self.noise_size, self.noise_seed or 0)
         self._optimizer = build_optimizer(self._network, self.job.optim)
@@ -76,8 +76,8 @@ class PlainRun:
                     self._reestimate(samples, self.job.model.reestimate_samples)
                 is_last = index == num_updates - 1 or samples >= self._schedule.end_samples
                 if index == 0 or is_last:
-                    tree = self._network.state_dict().items()
-                    states[samples] = {name: value.cpu().clone() for name, value in tree if isinstance(value, Tensor)}
+                    tensors = tensors_of(self._network.state_dict())
+                    states[samples] = {name: value.cpu().clone() for name, value in tensors.items()}
                 if is_last:
                     break
         return states
@@ -90,14 +90,16 @@ class PlainRun:
             yield join_groups([batch], (0,), (self.job.seed, num_samples))
 
     def _update(self, ghost_batches: Sequence[MicroBatch], phase: Phase) -> None:
-        before = _clones(self._network.named_buffers())
+        before = {name: buffer.clone() for name, buffer in self._network.named_buffers()}
         gradients = self._mean_gradients(ghost_batches, phase.global_batch)
         norm = float(torch.stack([gradient.norm().abs() for gradient in gradients.values()]).norm())
         is_finite = norm < float("inf")
         if self._loss_scale:
             self._loss_scale.after(phase.global_batch, overflow=not is_finite)
+        self._changing.end(skipped=not is_finite)
         if not is_finite:
-            _set(self._network.named_buffers(), before)
+            for name, buffer in self._network.named_buffers():
+                buffer.copy_(before[name])
             return
         clip = self.job.update.clip_norm
         shrink = clip / norm if clip and norm > clip else 1.0
@@ -114,13 +116,17 @@ class PlainRun:
         sums: dict[nn.Parameter, Tensor] = {}
         scale = self._loss_scale.value if self._loss_scale else 1.0
         self._network.train()
-        with self._noise.on_weights(self._network), _state_of_first(self._network) as begin:
+        self._changing.begin()
+        with self._noise.on_weights(self._network):
             for index, ghost_batch in enumerate(ghost_batches):
-                begin(index)
+                self._changing.restore()
                 self._network.zero_grad(set_to_none=True)
                 set_sample_keys(keyed_dropouts(self._network), ghost_batch.keys)
                 noisy = replace(ghost_batch, inputs=self._noise(ghost_batch.inputs))
-                (self._forward(self._network, noisy).each.sum() * scale).backward()
+                loss = self._forward(self._network, noisy).each.sum()
+                self._changing.after_forward((index,))
+                (loss * scale).backward()
+                self._changing.after_backward((index,))
                 for parameter in self._network.parameters():
                     if parameter.grad is not None:
                         gradient = self._noise(_wide(parameter.grad.to_dense()))
@@ -135,43 +141,6 @@ class PlainRun:
         with autocast(self.device, self.job.update.precision):
             inputs = (as_parameters(self._noise(ghost_batch.inputs), self._network) for ghost_batch in last)
             reestimate_running_statistics(self._network, inputs)
-
-
-@contextmanager
-def _state_of_first(network: nn.Module) -> Iterator[Callable[[int], None]]:
-    """Start every forward pass of an update from the same buffers, and keep those that ghost batch 0 leaves.
-
-    Running statistics of ghost norms are the exception: they follow the ghost batches one by one.
-
-    Yields:
-        what to call with the index of a ghost batch before its forward pass.
-    """
-    of_norms = {id(buffer) for norm in ghost_norms(network) for buffer in norm.buffers()}
-
-    def buffers() -> Iterator[tuple[str, Tensor]]:
-        return (pair for pair in network.named_buffers() if id(pair[1]) not in of_norms)
-
-    before, after = _clones(buffers()), {}
-
-    def begin(index: int) -> None:
-        if index == 1:
-            after.update(_clones(buffers()))
-        if index:
-            _set(buffers(), before)
-
-    yield begin
-    if after:
-        _set(buffers(), after)
-
-
-def _clones(named: Iterator[tuple[str, Tensor]]) -> dict[str, Tensor]:
-    return {name: tensor.detach().clone() for name, tensor in named}
-
-
-@torch.no_grad()
-def _set(named: Iterator[tuple[str, Tensor]], values: dict[str, Tensor]) -> None:
-    for name, tensor in named:
-        tensor.copy_(values[name])
 
 
 def _wide(values: Tensor) -> Tensor:

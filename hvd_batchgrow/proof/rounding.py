@@ -6,12 +6,14 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from hvd_batchgrow.config import UpdateSection
 from hvd_batchgrow.errors import RunError
+from hvd_batchgrow.nn.extra_state import is_extra_state
 
 State = Mapping[str, Tensor]
 """Parameters and buffers by name."""
@@ -19,8 +21,14 @@ States = Mapping[int, State]
 """States by sample counter."""
 
 NUM_REPEATS = 3
+"""Repeats with noise."""
 _NOISE_ULPS = 64
 _MARGIN = 2.0
+
+
+def tensors_of(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return the parameters and buffers of a `state_dict`, without the extra state of modules."""
+    return {name: value for name, value in state_dict.items() if not is_extra_state(name)}
 
 
 def noise_size(update: UpdateSection, network: nn.Module, device: torch.device) -> float:

@@ -21,9 +21,9 @@ from hvd_batchgrow.config import Job
 from hvd_batchgrow.data.samples import Source
 from hvd_batchgrow.errors import ExitCode, Fault, JobError, RunError
 from hvd_batchgrow.interrupt import uninterrupted
-from hvd_batchgrow.nn.models import build_model, hazards
+from hvd_batchgrow.nn.models import build_model, forward_state, hazards
 from hvd_batchgrow.proof.plain_autograd import PlainRun
-from hvd_batchgrow.proof.rounding import NUM_REPEATS, Deviation, RoundingLimits, States
+from hvd_batchgrow.proof.rounding import NUM_REPEATS, Deviation, RoundingLimits, States, tensors_of
 from hvd_batchgrow.schedule.layout import form_layout
 from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint, checkpoint_paths, tree_digest
 from hvd_batchgrow.train.setup import choose_device, set_threads
@@ -107,14 +107,16 @@ def default_shapes(global_batch: int, group: int, ranks: Sequence[int] = (1, 2, 
     return list(dict.fromkeys(shapes))
 
 
-def find_hazards(job: Job, source: Source) -> list[str]:
-    """Find what in a job's network makes results depend on the layout; empty: nothing that is known.
+def find_hazards(job: Job, source: Source) -> tuple[list[str], list[str]]:
+    """Find what in a job's network makes results depend on the layout; and notes on what training changes in it.
 
     Raises:
         JobError: the network cannot be built.
     """
     torch.manual_seed(job.seed)
-    return hazards(job, build_model(job, source.train.shape, source.num_classes), source.train.shape)
+    model = build_model(job, source.train.shape, source.num_classes)
+    notes = forward_state(job, model, source.train.shape).notes(job.model.name, exact=job.layout.exact)
+    return hazards(job, model, source.train.shape), notes
 
 
 def verify(
@@ -152,11 +154,11 @@ def verify(
         for shape in shapes:
             report(f"{num_updates} updates as {shape.ranks} × {shape.accumulation} × {shape.micro_batch}")
             _train(job_file, options, _launcher(shape.ranks, comm), shape, num_updates, Path(folder))
-            states = _states(Path(folder) / str(shape) / "checkpoints")
+            states, digest = _states(Path(folder) / str(shape) / "checkpoints")
             shutil.rmtree(Path(folder) / str(shape))
             # After the first run, whose process has reported whatever is wrong with the job.
             limits = limits or _measure_limits(job, source, num_updates, report)
-            digest, deviation = tree_digest(states[max(states)]), limits.worst(states)
+            deviation = limits.worst(states)
             is_identical = not results or digest == results[0].digest
             passed = deviation.passed and (is_identical or not job.layout.exact)
             results.append(Compared(shape, digest, deviation, is_identical, passed))
@@ -177,15 +179,11 @@ def _measure_limits(job: Job, source: Source, num_updates: int, report: Callable
     return RoundingLimits(reference, repeats)
 
 
-def _states(folder: Path) -> States:
-    """Weights of the oldest and the newest checkpoint."""
-    oldest, newest = (
-        Checkpoint.from_bytes(path.read_bytes()) for path in (checkpoint_paths(folder)[k] for k in (0, -1))
-    )
-    return {
-        checkpoint.samples: {name: value for name, value in checkpoint.model.items() if isinstance(value, torch.Tensor)}
-        for checkpoint in (oldest, newest)
-    }
+def _states(folder: Path) -> tuple[States, str]:
+    """Tensors of the oldest and the newest checkpoint, and the digest of the newest, which covers extra state too."""
+    paths = checkpoint_paths(folder)
+    oldest, newest = (Checkpoint.from_bytes(path.read_bytes()) for path in (paths[0], paths[-1]))
+    return {run.samples: tensors_of(run.model) for run in (oldest, newest)}, tree_digest(newest.model)
 
 
 def _train(

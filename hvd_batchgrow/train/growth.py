@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import os
@@ -51,7 +52,7 @@ class Growth:
         self._trigger: Trigger | None = make_trigger(job, num_samples) if job.is_measured else None
         self._noise: dict[str, NoiseAverage] = {}
         self._loss = _Average(job.gradient_noise.memory_epochs * num_samples)
-        self._best: dict[str, Tensor] = {}
+        self._best: dict[str, Any] = {}
         self._best_average: dict[str, Tensor] = {}
         self.decisions: tuple[Decision, ...] = ()
         """All that are known: those of a life before may lie ahead."""
@@ -302,8 +303,10 @@ class _Average:
         self._sum, self._weight = state
 
 
-def _copy(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().clone() for name, tensor in state.items()}
+def _copy(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Tensors and, of modules with extra state, plain values."""
+    copied = {name: copy.deepcopy(value) for name, value in state.items() if not isinstance(value, Tensor)}
+    return {name: copied[name] if name in copied else value.detach().clone() for name, value in state.items()}
 
 
 def append_line(path: Path, line: str) -> None:

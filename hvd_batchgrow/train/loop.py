@@ -11,18 +11,22 @@ from pathlib import Path
 
 import torch
 
+from hvd_batchgrow.comm.broadcast_tree import broadcast_tree
 from hvd_batchgrow.comm.ranks import AgreedFailure, Ranks
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.data.pipeline import Batch, Reader, choose_pipeline
 from hvd_batchgrow.data.samples import Source
 from hvd_batchgrow.data.stream import Stream, groups_of_rank, passes_of_rank
 from hvd_batchgrow.errors import ExitCode, RunError
+from hvd_batchgrow.nn.extra_state import is_extra_state
+from hvd_batchgrow.nn.forward_state import restored_buffers
 from hvd_batchgrow.optim.build import build_optimizer
 from hvd_batchgrow.optim.lars import median_trust_ratio
 from hvd_batchgrow.schedule.decisions import Decision
 from hvd_batchgrow.schedule.layout import Layout
 from hvd_batchgrow.schedule.phases import Phase
 from hvd_batchgrow.schedule.plan import Plan, compile_plan
+from hvd_batchgrow.train.agreement import check_agreement
 from hvd_batchgrow.train.checkpoints.carry import Carry
 from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint
 from hvd_batchgrow.train.checkpoints.writer import CheckpointWriter
@@ -65,11 +69,17 @@ class Trainer:
         self.device = choose_device(ranks)
         torch.manual_seed(job.seed)
         self.reader = Reader(job.data, source, self.device, torch.get_num_threads(), on_bad(job, ranks))
-        self.model, self.hazards = ranks.together(lambda: build_network(job, source, self.device))
+        self.model, self.hazards, self.forward_state = ranks.together(lambda: build_network(job, source, self.device))
         self.optimizer = build_optimizer(self.model, job.optim)
         rescale = getattr(job.optim, "rescale_momentum", False)
         self.engine = UpdateEngine(
-            self.model, self.optimizer, ranks, rule=job.update, rescale_momentum=rescale, exact=job.layout.exact
+            self.model,
+            self.optimizer,
+            ranks,
+            rule=job.update,
+            rescale_momentum=rescale,
+            exact=job.layout.exact,
+            forward_state=self.forward_state,
         )
         memory = job.update.average_samples
         self.average = WeightAverage(self.model, memory) if memory else None
@@ -225,6 +235,8 @@ class Trainer:
         except (NonFinite, OverflowError) as fault:  # an exact sum has the same bits on all ranks
             told = RunError(describe(fault, self.plan, self.stream, self.samples))
             raise AgreedFailure(told if self.ranks.rank == 0 else None, ExitCode.FAILURE) from None
+        except RunError as fault:
+            raise AgreedFailure(fault if self.ranks.rank == 0 else None, ExitCode.FAILURE) from None
         self._is_whole = False
         self.num_skipped += result.skipped
         if self.average and not result.skipped:
@@ -259,7 +271,8 @@ class Trainer:
         mine = groups_of_rank(last - num_groups, num_groups, ranks.rank, ranks.size)
         batches = self.reader.training(self.stream, group, mine[0], ranks.size) if mine else iter(())
         passes = inputs_of(islice(batches, len(mine)), layout.micro_batch // group)
-        with autocast(self.device, self.job.update.precision):
+        in_evaluation = restored_buffers(self.model, self.forward_state.in_evaluation)
+        with in_evaluation, autocast(self.device, self.job.update.precision):
             inputs = (as_parameters(batch, self.model) for batch in self._ticking(passes))
             reestimate_together(self.model, inputs, ranks, exact=self.job.layout.exact)
 
@@ -277,9 +290,13 @@ class Trainer:
         return self.evaluation
 
     def _save_if_due(self, before: int, *, must_save: bool) -> None:
+        is_due = must_save or self._is_due(before, self.job.checkpoint.every_epochs)
+        if is_due:
+            self.pulse.at("comparing the weights of all ranks")
+            check_agreement(self.model, self.team, self.samples)
         if self.ranks.rank == 0:
             self.writer.check()
-            if must_save or self._is_due(before, self.job.checkpoint.every_epochs):
+            if is_due:
                 self.pulse.at("waiting for the checkpoint before")
                 self.writer.save(self.capture())
 
@@ -293,7 +310,8 @@ class Trainer:
 
     def _loss_and_top1(self) -> tuple[float, float]:
         num_test, batch, precision = len(self.source.test), self.job.evaluation.batch, self.job.update.precision
-        return evaluate(self.model, self.reader, num_test, batch, self.team, precision, self.pulse.at)
+        with restored_buffers(self.model, self.forward_state.in_evaluation):
+            return evaluate(self.model, self.reader, num_test, batch, self.team, precision, self.pulse.at)
 
     def _is_due(self, before: int, every_epochs: float) -> bool:
         """Whether a multiple of a number of epochs lies between two sample counts."""
@@ -310,10 +328,12 @@ class Trainer:
         if checkpoint is not None:
             self.adopt(checkpoint)
             self._elapsed_before_s = checkpoint.elapsed_s
-        for name, tensor in self.model.state_dict().items():
-            dense = tensor.contiguous()  # as channels_last weights are not, and Horovod wants them
-            self.ranks.broadcast(dense, f"initial.{name}")
-            tensor.copy_(dense)
+        state = self.model.state_dict()
+        extra = {name: state.pop(name) for name in list(state) if is_extra_state(name)}
+        if extra:
+            self.model.load_state_dict(broadcast_tree(self.ranks, extra, "initial.extra_state"), strict=False)
+        for name, tensor in state.items():
+            self.ranks.broadcast_values(tensor, f"initial.{name}")
         self._begin = time.perf_counter()
 
     def adopt(self, checkpoint: Checkpoint) -> None:
@@ -349,6 +369,7 @@ class Trainer:
 
     def break_off(self, carry: Carry) -> None:
         """After ranks were lost: put what this rank has of the last whole update where the next life finds it."""
+        self.engine.changing.restore()  # of an update that was broken off
         self.audience.tell("on_end", self._ended(self.plan.schedule.end_samples))
         carry.checkpoint = self.capture() if self._is_whole else None
         carry.last_update = self._last_update

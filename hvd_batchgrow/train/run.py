@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from hvd_batchgrow.train.checkpoints.fits import check_fits
 from hvd_batchgrow.train.events import Observer, RunEnded
 from hvd_batchgrow.train.link import check_reached, check_width, end_of
 from hvd_batchgrow.train.loop import Trainer
-from hvd_batchgrow.train.run_folder import open_run
+from hvd_batchgrow.train.run_folder import open_run, removed_if_unused
 from hvd_batchgrow.train.run_lock import RunLock
 from hvd_batchgrow.train.setup import load_together, set_threads
 from hvd_batchgrow.train.stop import Stop, StopAfter
@@ -78,12 +79,15 @@ def run_job(
     set_threads(job, ranks)
     folder = options.runs_dir / job.name
     origin = options.runs_dir / loaded.name if options.fork else None
-    with RunLock(folder) as lock:
+    with RunLock(folder) as lock, ExitStack() as stack:
         ranks.together(lambda: lock.take(report) if ranks.rank == 0 else None)
         observers = make_observers(job) if ranks.rank == 0 else ()
         # Before the folder is opened: a network that cannot be built must not cost the run that is there.
         trainer = Trainer(job, plan, source, ranks, folder, observers)
         carry = carry or Carry()
+        if ranks.rank == 0:
+            unused = removed_if_unused(folder, overwrite=options.overwrite, is_used=lambda: trainer.num_updates > 0)
+            stack.enter_context(unused)
         ranks.together(lambda: carry.leave(folder, job.checkpoint.keep) if ranks.rank == 0 else None)
         checkpoint, notes = open_run(
             folder,
@@ -98,6 +102,7 @@ def run_job(
         notes += [*plan.notes, *_notes_on_bad(source)]
         notes += _notes_on_ranks(plan, ranks.size) if options.phases is None else []
         notes += [f"the layout has a say in {job.model.name}; at {hazard}" for hazard in trainer.hazards]
+        notes += trainer.forward_state.notes(job.model.name, exact=job.layout.exact)
         if source.train.kind == "encoded" and choose_pipeline(job.data.pipeline, source.train) == "torch":
             notes.append(
                 "torch decodes in this thread; DALI, for the same pixels: pip install 'hvd_batchgrow[dali-cuda130]'"

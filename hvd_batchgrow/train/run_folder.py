@@ -11,7 +11,8 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,7 +20,7 @@ from typing import Annotated, Any
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from hvd_batchgrow.comm.ranks import Ranks
+from hvd_batchgrow.comm.ranks import Ranks, RanksLost
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.errors import RunError, first_fault, unwritable
 from hvd_batchgrow.near import near_path
@@ -95,6 +96,36 @@ def open_run(
 
     data = ranks.from_rank0(prepare, "checkpoint")
     return (None if data is None else Checkpoint.from_bytes(data)), notes
+
+
+@contextmanager
+def removed_if_unused(folder: Path, *, overwrite: bool, is_used: Callable[[], bool]) -> Iterator[None]:
+    """Remove what this start has made in a run folder, if it fails before its first update; rank 0 only.
+
+    Args:
+        folder: runs/NAME; a run that was there before stays.
+        overwrite: such a run is replaced, so that nothing of it is left to keep.
+        is_used: whether an update is done.
+    """
+    is_run = (folder / "job.toml").exists()
+    before = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    kept = {"slurm"} if is_run else before
+    try:
+        yield
+    except RanksLost:  # the next attempt of an elastic job continues here
+        raise
+    except BaseException:
+        if (overwrite or not is_run) and not is_used() and not checkpoint_paths(folder / "checkpoints"):
+            _remove_others(folder, kept)
+        raise
+
+
+def _remove_others(folder: Path, kept: set[str]) -> None:
+    with suppress(OSError):  # what has failed before is what the user must see
+        for path in folder.iterdir():
+            if path.name not in kept:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        folder.rmdir()  # unless something is kept
 
 
 def _prepare_folder(folder: Path, notes: list[str], *, resume: bool, overwrite: bool) -> bytes | None:

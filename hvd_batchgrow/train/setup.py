@@ -16,7 +16,8 @@ from hvd_batchgrow.data.samples import ReportProgress, Source, raise_bad
 from hvd_batchgrow.data.sources import load_source
 from hvd_batchgrow.errors import Fault, JobError, faults_of
 from hvd_batchgrow.nn.compiled import compile_network
-from hvd_batchgrow.nn.models import build_model, hazards
+from hvd_batchgrow.nn.forward_state import ForwardState
+from hvd_batchgrow.nn.models import build_model, forward_state, hazards
 
 
 def load_together(job: Job, ranks: Ranks, report: ReportProgress) -> Source:
@@ -43,8 +44,8 @@ def on_bad(job: Job, ranks: Ranks) -> OnBad:
     return lambda bad: print(f"rank {ranks.rank}: {bad.told()}; the next takes its place", file=sys.stderr, flush=True)
 
 
-def build_network(job: Job, source: Source, device: torch.device) -> tuple[nn.Module, list[str]]:
-    """The job's network as it is trained, and its `hazards`.
+def build_network(job: Job, source: Source, device: torch.device) -> tuple[nn.Module, list[str], ForwardState]:
+    """The job's network as it is trained, its `hazards`, and what passes change in it.
 
     Args:
         job: says how it lies in memory, and whether it is compiled.
@@ -52,10 +53,11 @@ def build_network(job: Job, source: Source, device: torch.device) -> tuple[nn.Mo
         device: where it is wanted.
 
     Raises:
-        JobError: as `build_model`; or it has hazards, and the job is exact.
+        JobError: as `build_model` and `forward_state`; or it has hazards, and the job is exact.
     """
     shape = source.train.shape
     model = build_model(job, shape, source.num_classes).to(device)
+    state = forward_state(job, model, shape)
     found = hazards(job, model, shape)
     if found and job.layout.exact:
         fault = f"cannot be had with {job.model.name}; at {'; '.join(found)}"
@@ -64,7 +66,7 @@ def build_network(job: Job, source: Source, device: torch.device) -> tuple[nn.Mo
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if job.layout.compile:
         compile_network(model)
-    return model, found
+    return model, found, state
 
 
 def choose_device(ranks: Ranks) -> torch.device:

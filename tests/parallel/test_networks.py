@@ -11,18 +11,20 @@ import torch
 from hvd_batchgrow.comm.ranks import AgreedFailure, Ranks, SingleRank
 from hvd_batchgrow.job_file import parse_job
 from hvd_batchgrow.nn.ghost_batch_norm import ghost_norms
-from hvd_batchgrow.train.checkpoints.checkpoint import tree_digest
+from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint, tree_digest
 from hvd_batchgrow.train.loop import Trainer
 from tests.helpers import NUM_TRAIN, job_tree
 from tests.training import train
 
 
-def trained(ranks: Ranks, folder: Path, num_updates: int = 6, **sections: Any) -> Trainer:
+def trained(
+    ranks: Ranks, folder: Path, num_updates: int = 6, checkpoint: Checkpoint | None = None, **sections: Any
+) -> Trainer:
     """A few updates of 32 samples, on some ranks."""
     schedule = {"policy": "grow", "epochs": num_updates * 32 / NUM_TRAIN, "global_batch": 32, "boundaries_epochs": []}
     tree = job_tree(schedule=schedule, **sections)
     tree["model"] = sections["model"] if "name" in sections.get("model", {}) else tree["model"]
-    return train(parse_job(tree), ranks, folder)[0]
+    return train(parse_job(tree), ranks, folder, checkpoint=checkpoint)[0]
 
 
 def together_and_alone(ranks: Ranks, folder: Path, **sections: Any) -> list[str]:
@@ -104,3 +106,84 @@ def test_exact_mode_refuses_a_network_that_draws_for_itself(ranks: Ranks, tmp_pa
 def draws(num_classes: int) -> torch.nn.Module:
     """A network with a dropout that no conversion knows."""
     return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.AlphaDropout(0.1), torch.nn.Linear(64, num_classes))
+
+
+# --- state that a pass changes, beside that of ghost norms ------------------------------------------
+
+
+class Follows(torch.nn.Module):
+    """Buffers of several types that each training forward changes by its samples; one of them is saved by us alone."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.first, self.norm, self.last = (
+            torch.nn.Linear(64, 5),
+            torch.nn.BatchNorm1d(5),
+            torch.nn.Linear(5, num_classes),
+        )
+        self.register_buffer("mean", torch.zeros(3, dtype=torch.bfloat16), persistent=False)
+        self.register_buffer("count", torch.zeros((), dtype=torch.int32))
+        self.register_buffer("signs", torch.zeros(5, dtype=torch.bool))
+        self.register_buffer("sums", torch.zeros(2, dtype=torch.complex128))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.flatten(1)
+        used = x + 0.01 * (self.mean.float().sum() + self.sums.real.float().sum())  # type: ignore[operator, union-attr]
+        if self.training:
+            self.mean.lerp_(x.detach()[:, :3].mean(0).bfloat16(), 0.1)  # type: ignore[operator, union-attr]
+            self.count += 1
+            self.signs = x.detach()[:, :5].sum(0) > 0
+            self.sums -= 0.1 * torch.complex(x[0, :2].double(), x[1, :2].double()).detach()
+        return self.last(self.norm(self.first(used)).relu())  # type: ignore[no-any-return]
+
+
+def spectral(num_classes: int) -> torch.nn.Module:
+    """Power-iteration vectors in buffers, those of torch's new form and of its old one."""
+    norms = torch.nn.utils.parametrizations.spectral_norm, torch.nn.utils.spectral_norm
+    return torch.nn.Sequential(
+        torch.nn.Flatten(), norms[0](torch.nn.Linear(64, 6)), torch.nn.ReLU(), norms[1](torch.nn.Linear(6, num_classes))
+    )
+
+
+def instances(num_classes: int) -> torch.nn.Module:
+    """Instance norm with running statistics."""
+    return torch.nn.Sequential(
+        torch.nn.InstanceNorm2d(1, track_running_stats=True), torch.nn.Flatten(), torch.nn.Linear(64, num_classes)
+    )
+
+
+@pytest.mark.parametrize("name", ["Follows", "spectral", "instances"])
+def test_buffers_that_training_changes_are_the_same_on_any_ranks(ranks: Ranks, tmp_path: Path, name: str) -> None:
+    model = {"name": f"tests.parallel.test_networks:{name}", "ghost_batch": 8}
+    together, alone = together_and_alone(ranks, tmp_path, model=model, layout={"exact": True})
+    assert together == alone
+
+
+def test_values_that_depend_on_no_sample_are_the_same_in_every_micro_batch(ranks: Ranks, tmp_path: Path) -> None:
+    """In fast mode too: the vectors of one update follow from its first weights."""
+    model = {"name": "tests.parallel.test_networks:spectral", "ghost_batch": 8}
+    runs = [
+        trained(SingleRank(), tmp_path / f"{size}.{ranks.rank}", 1, model=model, layout={"max_micro_batch": size})
+        for size in (8, 16, 32)
+    ]
+    states = [dict(run.model.named_buffers()) for run in (*runs, trained(ranks, tmp_path, 1, model=model))]
+    for state in states[1:]:
+        assert all(torch.equal(value, states[0][name]) for name, value in state.items())
+
+
+def test_all_ranks_have_the_same_buffers_which_count_updates(ranks: Ranks, tmp_path: Path) -> None:
+    run = trained(ranks, tmp_path, model={"name": "tests.parallel.test_networks:Follows", "ghost_batch": 8})
+    assert run.forward_state.buffers == ("mean", "count", "signs", "sums")
+    assert int(run.model.count) == run.num_updates  # type: ignore[arg-type]
+    digests = torch.zeros(ranks.size, dtype=torch.int64)
+    digests[ranks.rank] = int(tree_digest(dict(run.model.named_buffers()))[:15], 16)
+    assert len(set(ranks.sum(digests, "digests of buffers").tolist())) == 1
+
+
+def test_a_run_is_resumed_with_its_buffers_on_any_ranks(ranks: Ranks, tmp_path: Path) -> None:
+    sections = {"model": {"name": "tests.parallel.test_networks:Follows", "ghost_batch": 8}, "layout": {"exact": True}}
+    whole = trained(SingleRank(), tmp_path / f"whole{ranks.rank}", **sections)
+    half = trained(ranks, tmp_path / "half", 3, **sections).capture().to_bytes()
+    for name, on in (("all", ranks), (f"alone{ranks.rank}", SingleRank())):
+        resumed = trained(on, tmp_path / name, checkpoint=Checkpoint.from_bytes(half), **sections)
+        assert tree_digest(resumed.model.state_dict()) == tree_digest(whole.model.state_dict())

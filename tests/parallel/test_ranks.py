@@ -36,9 +36,15 @@ def test_gradients_that_are_ready_in_another_order_on_each_rank_meet(ranks: Rank
     loss = torch.zeros(())
     for k in order:  # what was computed last is differentiated first
         loss = loss + (10.0**k * parameters[k]).sum()
-    buckets.start_when_ready(1.0)
-    loss.backward()
-    buckets.wait()
+    for _ in range(2):
+        ready.clear()
+        buckets.zero()
+        buckets.start_when_ready(1.0)
+        buckets.begin_backward(loss, 1)
+        loss.backward(retain_graph=True)
+        buckets.end_backward()
+        buckets.start_rest()
+        buckets.wait()
     assert ready == order[::-1]
     assert [p.grad[0].item() for p in parameters if p.grad is not None] == [ranks.size * 10.0**k for k in range(3)]
 

@@ -231,7 +231,8 @@ def test_half_the_bytes_cross_the_network_and_one_rank_rounds_nothing(
         ranks, "start_sum", lambda tensor, name: (sent.update({name: tensor.dtype}), start_sum(tensor, name))[1]
     )
     golden.serve(compressed, ranks, 2, 0)
-    assert sent == {"totals": torch.float64, "gradients.0": torch.float16 if ranks.size > 1 else torch.float64}
+    on_network = torch.float16 if ranks.size > 1 else torch.float64
+    assert sent == {"totals": torch.float64, "gradients.0": on_network, "reached": torch.float32}
     golden.serve(plain, ranks, 2, 0)
     ours, theirs = ([p.detach() for p in engine.model.parameters()] for engine in (compressed, plain))
     # One update from the same weights: what differs is the gradient, by no more than float16 rounds it.

@@ -40,8 +40,8 @@ def test_unequal_pieces_weigh_by_their_samples(ranks: Ranks) -> None:
 def test_the_network_is_used_by_the_last_pass_alone(
     ranks: Ranks, per_pass: int, measures_noise: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # (f): no sum starts before the last forward is done, and an update takes one per bucket and one for the totals;
-    # to measure the noise costs one small sum more
+    # (f): no all-reduce starts before the last forward is done. An update takes one per bucket, one for the totals
+    # and one for which parameters were reached; measuring the noise costs one small one more.
     engine = golden.make_engine(ranks)
     if measures_noise:
         engine.measure_noise()
@@ -57,7 +57,7 @@ def test_the_network_is_used_by_the_last_pass_alone(
     engine.model.register_forward_hook(lambda *_: forwards.append(1))
     golden.serve(engine, ranks, per_pass, 0)
     assert len(forwards) == num_passes
-    names = ["totals", "gradients.0", *(["gradient norms"] if measures_noise else [])]
+    names = ["totals", "gradients.0", "reached", *(["gradient norms"] if measures_noise else [])]
     assert sums == [(name, num_passes) for name in names]
 
 
@@ -66,6 +66,7 @@ def test_gradients_start_on_their_way_while_the_last_backward_runs(
 ) -> None:
     engine = golden.make_engine(ranks)
     engine.buckets = type(engine.buckets)(engine.model.parameters(), ranks, bucket_bytes=512)
+    golden.serve(engine, ranks, 12, 0)  # the first backward of all shows which gradients come in pieces
     events: list[str] = []
     start_sum = ranks.start_sum
 

@@ -129,7 +129,7 @@ def test_where_a_norm_is_zero_the_ratio_is_one(zero: str) -> None:
 @pytest.mark.parametrize(
     ("adapt", "scaled"), [(None, {"matrix", "kernel"}), (True, {"matrix", "kernel", "bias", "scale"}), (False, set())]
 )
-def test_one_dimension_or_none_is_neither_scaled_nor_decayed_unless_asked_for(
+def test_one_dimension_or_none_is_neither_scaled_nor_decayed_unless_the_group_says_otherwise(
     adapt: bool | None, scaled: set[str]
 ) -> None:
     shapes = {"bias": (3,), "matrix": (3, 2), "scale": (), "kernel": (2, 2, 3, 3)}
@@ -147,6 +147,8 @@ def test_one_dimension_or_none_is_neither_scaled_nor_decayed_unless_asked_for(
             ratio = (0.001 * weight.norm() / (gradient.norm() + 0.5 * weight.norm())).item()
             decay = 0.5
             ratios.append(ratio)
+        if adapt is False:
+            decay = 0.5
         torch.testing.assert_close(param.detach(), weight - 0.1 * ratio * (gradient + decay * weight))
     assert optimizer.trust_ratios().tolist() == pytest.approx(ratios, rel=1e-12)
 

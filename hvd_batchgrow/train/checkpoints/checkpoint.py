@@ -37,7 +37,8 @@ class Checkpoint:
     """The sample counter; everything the schedule and the stream say follows from it."""
     deciding: dict[str, Any]
     """`Job.deciding()` of the run."""
-    model: dict[str, Tensor]
+    model: dict[str, Any]
+    """The network's `state_dict`: tensors, and plain values for extra state."""
     optimizer: dict[str, Any]
     elapsed_s: float
     """Wall time of the run so far, over all its lives."""

@@ -21,11 +21,23 @@ from pydantic import (
 from torch import Tensor
 
 from hvd_batchgrow.errors import RunError, first_fault
+from hvd_batchgrow.nn.extra_state import is_extra_state, plain_fault
 from hvd_batchgrow.schedule.decisions import Decision
 
 
 class _Strict(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", arbitrary_types_allowed=True)
+
+
+def _model_state(values: dict[str, Any]) -> dict[str, Any]:
+    for name, value in values.items():
+        if not isinstance(value, Tensor) and (not is_extra_state(name) or plain_fault(value)):
+            raise ValueError(f"{name} is of class {type(value).__name__}")
+    return values
+
+
+_ModelState = Annotated[dict[str, Any], AfterValidator(_model_state)]
+"""Tensors by name, and plain values for the extra state of modules."""
 
 
 class _Optimizer(_Strict):
@@ -69,14 +81,14 @@ class _Growth(_Strict):
     trigger: _Plateau | _Measuring | _AdaScale | _Empty
     noise: dict[str, dict[str, float]]
     loss: Annotated[list[float], Field(min_length=2, max_length=2)]
-    best: dict[str, Tensor]
+    best: _ModelState
     best_average: dict[str, Tensor] = {}
 
 
 class _Contents(_Strict):
     samples: Annotated[int, Field(ge=0, lt=2**62)]
     deciding: dict[str, Any]
-    model: dict[str, Tensor]
+    model: _ModelState
     optimizer: _Optimizer
     elapsed_s: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     evaluation: _Evaluation | _Empty

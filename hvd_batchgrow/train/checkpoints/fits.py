@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from hvd_batchgrow.errors import RunError
+from hvd_batchgrow.nn.extra_state import is_extra_state
 from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint
+from hvd_batchgrow.train.update.weight_average import averages_of
 
 _MOST_SHOWN = 10
 
@@ -25,13 +27,13 @@ def check_fits(checkpoint: Checkpoint, model: nn.Module, optimizer: Optimizer, f
     Raises:
         RunError: it is of something else; with what differs.
     """
-    parameters = dict(model.named_parameters())
+    averages = averages_of(model)
     best, best_average = (checkpoint.growth.get(key) for key in ("best", "best_average"))
     misfits = [
         *_tensor_misfits("model", checkpoint.model, model.state_dict()),
-        *(_tensor_misfits("average", checkpoint.average, parameters) if checkpoint.average else ()),
+        *(_tensor_misfits("average", checkpoint.average, averages) if checkpoint.average else ()),
         *(_tensor_misfits("growth.best", best, model.state_dict()) if best else ()),
-        *(_tensor_misfits("growth.best_average", best_average, parameters) if best_average else ()),
+        *(_tensor_misfits("growth.best_average", best_average, averages) if best_average else ()),
         *_optimizer_misfits(checkpoint.optimizer, optimizer),
     ]
     if misfits:
@@ -42,12 +44,15 @@ def check_fits(checkpoint: Checkpoint, model: nn.Module, optimizer: Optimizer, f
 
 def _tensor_misfits(what: str, found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> Iterator[str]:
     for name in sorted({*found, *wanted}):
-        sides = [
-            f"{str(side[name].dtype).removeprefix('torch.')} {tuple(side[name].shape)}" if name in side else "nothing"
-            for side in (found, wanted)
-        ]
+        sides = [_described(name, side[name]) if name in side else "nothing" for side in (found, wanted)]
         if sides[0] != sides[1]:
             yield f"{what}.{name}: is {sides[0]}, must be {sides[1]}"
+
+
+def _described(name: str, value: Tensor) -> str:
+    if is_extra_state(name):
+        return "extra state"
+    return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
 
 
 def _optimizer_misfits(found: Mapping[str, Any], optimizer: Optimizer) -> Iterator[str]:

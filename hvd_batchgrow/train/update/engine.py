@@ -13,10 +13,14 @@ from torch import Tensor, nn
 from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.config import UpdateSection
 from hvd_batchgrow.data.consumed import from_halves, to_halves
+from hvd_batchgrow.errors import RunError
 from hvd_batchgrow.nn.dropout import keyed_dropouts, set_sample_keys
+from hvd_batchgrow.nn.forward_state import ForwardState
 from hvd_batchgrow.nn.ghost_batch_norm import GhostBatchNorm, ghost_norms
+from hvd_batchgrow.nn.parameters import parameter_faults
 from hvd_batchgrow.optim.build import lr_ratios, set_hyperparameters
 from hvd_batchgrow.schedule.phases import Phase
+from hvd_batchgrow.train.update.changing_buffers import ChangingBuffers
 from hvd_batchgrow.train.update.exact import join, split
 from hvd_batchgrow.train.update.forward import Forward, MicroBatch, classify
 from hvd_batchgrow.train.update.gradient_noise import NoiseEstimate
@@ -91,9 +95,11 @@ class UpdateEngine:
         rescale_momentum: see `set_hyperparameters`.
         exact: sum gradients and ghost statistics so that no layout changes a bit of them; a
             micro-batch must then be one group, and threads and kernels the same everywhere.
+        forward_state: the buffers that a pass changes, beside those of ghost norms; None: all may change.
 
     Raises:
-        ValueError: groups of the optimiser have other learning rates than the first, and that is 0.
+        ValueError: groups of the optimiser have other learning rates than the first, and that is 0; or a parameter
+            cannot be trained, see `parameter_faults`.
     """
 
     def __init__(
@@ -106,6 +112,7 @@ class UpdateEngine:
         forward: Forward | None = None,
         rescale_momentum: bool = False,
         exact: bool = False,
+        forward_state: ForwardState | None = None,
     ) -> None:
         self.model = model
         self.optimizer = optimizer
@@ -114,11 +121,17 @@ class UpdateEngine:
         self.forward = forward or classify(self.rule)
         self.rescale_momentum = rescale_momentum
         self.lr_ratios = lr_ratios(optimizer)
+        if faults := parameter_faults(model):
+            raise ValueError("\n".join(faults))
+        self._frozen = [
+            (name, parameter) for name, parameter in model.named_parameters() if not parameter.requires_grad
+        ]
         self.device = next(model.parameters()).device
         self.norms = list(ghost_norms(model))
         for norm in self.norms:
             norm.deferred = True
         self.dropouts = keyed_dropouts(model)
+        self.changing = ChangingBuffers(model, forward_state)
         self.exact = exact
         self.buckets = GradientBuckets(
             [p for p in model.parameters() if p.requires_grad], ranks, exact=exact, wire_type=wire_type_of(self.rule)
@@ -170,6 +183,7 @@ class UpdateEngine:
 
         Raises:
             NonFinite: on all ranks, where the rule is to stop then.
+            RunError: the network has set requires_grad of a parameter that was frozen when the engine was made.
             ValueError: a pass has not just the samples of its groups, or a norm has seen them other than once;
                 there are fewer passes than they should be; or the passes of all ranks together have not
                 each group once.
@@ -181,6 +195,7 @@ class UpdateEngine:
         self.buckets.zero()
         for norm in self.norms:
             norm.forget()
+        self.changing.begin()
         share = _Share(torch.zeros(_NUM_TALLIES, dtype=torch.float64, device=self.device))
         share.tally[2] = stop
         for index in range(num_passes):
@@ -189,15 +204,19 @@ class UpdateEngine:
             if micro_batch is None:
                 raise ValueError(f"micro_batches ended after {index} of the update's {num_passes} passes")
             share.data_wait_s += time.perf_counter() - begin
+            self.changing.restore()
             loss, num_samples = self._forward(micro_batch, share, phase.global_batch // num_groups)
+            self.changing.after_forward(micro_batch.positions)
             if index == num_passes - 1:
                 # All but the gradients is known now: its sum overlaps the last backward too.
                 totals = self._totals(share, num_groups)
                 handle = self.ranks.start_sum(totals, "totals")
                 self.buckets.start_when_ready(self._divisor(phase))
-            self.buckets.begin_pass(num_samples)
-            (loss * self.loss_scale.value if self.loss_scale else loss).backward()
-            self.buckets.end_pass()
+            scaled = loss * self.loss_scale.value if self.loss_scale else loss
+            self.buckets.begin_backward(scaled, num_samples)
+            scaled.backward()
+            self.buckets.end_backward()
+            self.changing.after_backward(micro_batch.positions)
         self.buckets.start_rest()
         self.at(WAITING)
         reduce_wait_s = self.buckets.wait()
@@ -206,14 +225,16 @@ class UpdateEngine:
         tally, served, statistics = totals.tensor_split([_NUM_TALLIES, _NUM_TALLIES + num_groups])
         loss_sum, num_correct, stop_votes, replaced, *halves = tally.tolist()
         loss_scale = self.loss_scale.value if self.loss_scale else 1.0
-        self.buckets.divide(self._divisor(phase))
         noise = self.buckets.noise(phase.global_batch, loss_scale)
         _check_served(served)
+        self._check_frozen()
+        self.changing.share(self.ranks)
         skipped = not self._is_usable(phase, loss_sum, share, num_groups)
         if not skipped:
             set_hyperparameters(self.optimizer, phase, self.lr_ratios, rescale_momentum=self.rescale_momentum)
             self.optimizer.step()
             self._commit(statistics, num_groups)
+        self.changing.end(skipped=skipped)
         return UpdateResult(
             loss_sum=loss_sum,
             num_correct=int(num_correct),
@@ -246,6 +267,14 @@ class UpdateEngine:
             raise ValueError(
                 f"a forward gave losses of shape {tuple(losses.shape)} for a micro-batch of {num_groups} groups of "
                 f"{group}; it must give the loss of each sample, ({num_groups * group},): reduction='none'"
+            )
+
+    def _check_frozen(self) -> None:
+        """No optimizer has a parameter that was frozen at the start: if it is to be trained now, it never would be."""
+        if names := [name for name, parameter in self._frozen if parameter.requires_grad]:
+            raise RunError(
+                f"the network has set requires_grad = True for {', '.join(names[:3])} during training, and it is in no "
+                "optimizer; set it where the network is built"
             )
 
     def _is_usable(self, phase: Phase, loss_sum: float, share: _Share, num_groups: int) -> bool:

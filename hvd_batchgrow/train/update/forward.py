@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hvd_batchgrow.config import UpdateSection
+from hvd_batchgrow.nn.parameters import input_type
 
 
 @dataclass(frozen=True)
@@ -68,9 +69,8 @@ def classify(rule: UpdateSection) -> Forward:
 
 
 def as_parameters(inputs: Tensor, model: nn.Module) -> Tensor:
-    """Inputs on the device and of the type of a model's parameters."""
-    parameter = next(model.parameters())
-    return inputs.to(parameter.device, parameter.dtype, non_blocking=True)
+    """Return inputs on the device of a model's parameters, and of the type of `input_type`."""
+    return inputs.to(next(model.parameters()).device, input_type(model), non_blocking=True)
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:

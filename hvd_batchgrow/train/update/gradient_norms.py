@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hvd_batchgrow.comm.ranks import Ranks
+from hvd_batchgrow.nn.parameters import gradient_strides
 from hvd_batchgrow.train.update import exact as exact_sums
 from hvd_batchgrow.train.update.gradient_noise import NoiseEstimate, estimate
 
@@ -114,8 +115,8 @@ class GradientNorms:
                 scales.append(torch.ones(parameter.numel(), device=parameter.device))
                 continue
             corrected = state["exp_avg_sq"] / (1 - group["betas"][1] ** float(state["step"]))
-            # As the gradient lies in the bucket: in the order of the parameter's own memory.
-            like_gradient = torch.empty_like(parameter).copy_(corrected)
+            # In the order in which the gradient lies in the bucket.
+            like_gradient = corrected.new_empty_strided(parameter.shape, gradient_strides(parameter)).copy_(corrected)
             scales.append(1 / (like_gradient.as_strided((parameter.numel(),), (1,)).sqrt() + group["eps"]))
         return torch.cat(scales)
 

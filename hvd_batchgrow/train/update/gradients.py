@@ -1,9 +1,10 @@
-"""Gradients in flat buckets, summed over ranks while the last backward still runs."""
+"""Gradients in flat buckets, all-reduced over ranks while the last backward still runs."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 
 from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.config import UpdateSection
+from hvd_batchgrow.errors import RunError
+from hvd_batchgrow.nn.parameters import gradient_strides
 from hvd_batchgrow.optim.parts import parts_of_size
 from hvd_batchgrow.train.update import exact as exact_sums
 from hvd_batchgrow.train.update.gradient_noise import NoiseEstimate
@@ -18,23 +21,78 @@ from hvd_batchgrow.train.update.gradient_norms import GradientNorms
 
 _WIRE_SCALE = 2.0**10
 """float16 then holds the values of a mean gradient from 6e-11 to 64."""
+_HALF_TYPES = (torch.float16, torch.bfloat16)
+
+
+@dataclass(eq=False)
+class _Bucket:
+    """Gradients of some parameters, one after the other in one flat tensor."""
+
+    index: int
+    members: Sequence[nn.Parameter]
+    flat: Tensor
+    """Their gradients: (n,)."""
+    slices: list[Tensor]
+    """The part of each member, in its shape."""
+    wire: Tensor | None
+    """What is all-reduced in the place of `flat`, in another type: (n,)."""
+    parts: Tensor | None
+    """In exact mode, the exact sum over the micro-batches: float64 (2, n+1)."""
+    earlier: Tensor | None = None
+    """The sum over the earlier micro-batches of the update, if `flat` holds the gradient of one alone: (n,)."""
+    reached: list[bool] = field(default_factory=list)
+    """Which members have a gradient in this update."""
+    accumulated: set[int] = field(default_factory=set)
+    """Members whose gradient has come in this backward."""
+    starts_last: bool = False
+    """Whether a gradient has ever come in pieces, so that only the end of the backward shows that it is complete."""
+    handle: Any = None
+    is_started: bool = False
+
+    def restore(self, place: int) -> None:
+        """Take in the gradient of a member that a hook of the network has put in the place of its slice."""
+        parameter, slice_ = self.members[place], self.slices[place]
+        if parameter.grad is slice_:
+            return
+        if parameter.grad is None:
+            slice_.zero_()
+        else:
+            slice_.copy_(parameter.grad)
+        parameter.grad = slice_
+
+    @property
+    def is_half(self) -> bool:
+        """Whether the parameters have 16 bits; their gradients are then summed in float32."""
+        return self.flat.dtype in _HALF_TYPES
+
+    @property
+    def wire_scale(self) -> float:
+        """What a mean gradient is multiplied by on the network."""
+        return _WIRE_SCALE if self.wire is not None and self.wire.dtype in _HALF_TYPES else 1.0
 
 
 class GradientBuckets:
     """Owns the gradients of a model: each `param.grad` is a slice of one of a few flat buckets.
 
-    Backward adds into the slices, pass after pass. Between `start_when_ready` and `wait` the sum of
-    a bucket over the ranks starts as soon as the backward has finished with its last parameter, so
-    that only the last pass talks to the network, and does so while it computes.
+    Backward adds into the slices, micro-batch after micro-batch. Between `start_when_ready` and `wait` the
+    all-reduce of a bucket starts as soon as the backward has finished with its last parameter, so
+    that only the last micro-batch uses the network, and does so while it computes.
+
+    Autograd finishes a parameter once per backward, except where a backward runs inside another one, as
+    reentrant checkpoints do. A bucket that has ever seen such a parameter starts after the backward. To see
+    them, the first backward of all starts every bucket at its end.
+
+    A parameter that no micro-batch on any rank has reached keeps `grad` = None, so that optimizers skip it.
 
     Args:
-        parameters: those that are trained, in the order of the forward pass.
-        ranks: to sum over.
+        parameters: those that are trained, in the order of the forward pass; dense or not.
+        ranks: to all-reduce over.
         bucket_bytes: size at which a bucket is closed; large enough for bandwidth, small enough to overlap.
-        exact: sum over passes and ranks without rounding, each pass being one group; the network is
-            used after the last backward, not while it runs.
-        wire_type: of what crosses the network, float16 or bfloat16; None: as the gradients are. One rank
-            has nobody to send to, and rounds nothing.
+        exact: sum over micro-batches and ranks without rounding, each micro-batch being one ghost batch; the
+            network is used after the last backward, not while it runs.
+        wire_type: type of the gradients on the network, float16 or bfloat16; None: as the gradients are, or
+            float32 for those of 16 bits, which are also summed over micro-batches in float32. A single rank sends
+            nothing and ignores it.
 
     Raises:
         ValueError: the ranks cannot add numbers of that type, or no exact sum can be made of them.
@@ -52,145 +110,224 @@ class GradientBuckets:
         check_wire_type(wire_type, ranks, exact=exact)
         self.ranks = ranks
         self.exact = exact
-        self._buckets: list[Tensor] = []
-        self._unfinished: list[int] = []
-        self._sizes: list[int] = []
-        self._slices: list[tuple[nn.Parameter, Tensor]] = []
-        self._handles: dict[int, Any] = {}
-        self._armed = False
-        self.members: list[Sequence[nn.Parameter]] = []
         self.norms: GradientNorms | None = None
-        """Told of the gradient of each pass, before it is added to others."""
-        self._passes_before: list[Tensor] = []
-        """While there are norms: sums over the passes before, of each bucket."""
-        self._num_passes_before = 0
-        self._pass_samples = 0
+        """Gets the gradient of each micro-batch before it is added to others."""
+        self._is_backward = False
+        self._armed = False
+        self._num_backwards = 0
+        self._num_earlier = 0
+        self._outermost = -1
+        """Autograd's number for the backward of the loss, which tells it from one inside it."""
+        self._num_samples = 0
+        self._divisor = 1.0
+        self._reached = torch.empty(0)
+        self._reached_handle: Any = None
         # Backward runs from the last parameter to the first: so do the buckets.
-        for members in parts_of_size(list(parameters)[::-1], bucket_bytes):
-            self._add_bucket(members)
-        self._parts = [exact_sums.split(torch.zeros_like(bucket)) for bucket in self._buckets] if exact else []
-        compress = wire_type if ranks.size > 1 else None
-        self._wires = [bucket.to(compress) for bucket in self._buckets] if compress else []
-        self._wire_scale = 1.0
+        self._buckets = [
+            _make_bucket(index, members, exact=exact, wire_type=wire_type if ranks.size > 1 else None)
+            for index, members in enumerate(parts_of_size(list(parameters)[::-1], bucket_bytes))
+        ]
+        for bucket in self._buckets:
+            for place, parameter in enumerate(bucket.members):
+                parameter.grad = bucket.slices[place]
+                parameter.register_post_accumulate_grad_hook(
+                    lambda _, bucket=bucket, place=place: self._accumulated(bucket, place)
+                )
+
+    @property
+    def members(self) -> list[Sequence[nn.Parameter]]:
+        """The parameters of each bucket."""
+        return [bucket.members for bucket in self._buckets]
+
+    @property
+    def _flats(self) -> list[Tensor]:
+        return [bucket.flat for bucket in self._buckets]
 
     def zero(self) -> None:
-        """Forget all gradients; the slices are where they were, also if somebody has put others in their place."""
-        for parameter, slice_ in self._slices:
-            if parameter.grad is not slice_:  # as `zero_grad` does
-                parameter.grad = slice_
-        torch._foreach_zero_(self._buckets)
-        if self.exact:
-            torch._foreach_zero_(self._parts)
-        self._num_passes_before = 0
+        """Set all gradients to zero, and put the slices back where something else has taken their place."""
+        for bucket in self._buckets:
+            for parameter, slice_ in zip(bucket.members, bucket.slices, strict=True):
+                if parameter.grad is not slice_:  # after `zero_grad`, or an update that did not reach it
+                    parameter.grad = slice_
+            bucket.reached = [False] * len(bucket.members)
+            bucket.handle, bucket.is_started = None, False
+        sums = (part for bucket in self._buckets for part in (bucket.flat, bucket.parts, bucket.earlier))
+        torch._foreach_zero_([part for part in sums if part is not None])
+        self._num_earlier = 0
         if self.norms:
             self.norms.begin()
 
-    def begin_pass(self, num_samples: int) -> None:
-        """Before each backward: of how many samples it is."""
-        self._pass_samples = num_samples
+    def begin_backward(self, loss: Tensor, num_samples: int) -> None:
+        """Prepare for a backward.
 
-    def end_pass(self) -> None:
-        """After each backward."""
+        Args:
+            loss: whose backward it is, summed over the samples.
+            num_samples: how many samples those are.
+        """
+        self._is_backward, self._num_samples = True, num_samples
+        for bucket in self._buckets:
+            bucket.accumulated.clear()
+        loss.register_hook(self._note_outermost)
+
+    def end_backward(self) -> None:
+        """Take stock after a backward."""
+        self._is_backward = False
+        self._num_backwards += 1
+        for bucket in self._buckets:
+            _note_unannounced(bucket)
         if self._armed:
             return
         if self.norms:
-            for index, bucket in enumerate(self._buckets):
-                self.norms.add(index, bucket, self._pass_samples)
-        if self.exact:
-            for bucket, parts in zip(self._buckets, self._parts, strict=True):
-                parts.add_(exact_sums.split(bucket))
-                bucket.zero_()
-        elif self.norms:
-            self._put_aside()
-
-    def _put_aside(self) -> None:
-        """Make room for the gradient of the next pass alone; in the end the sum has the bits it would have had."""
-        if not self._passes_before:
-            self._passes_before = [torch.zeros_like(bucket) for bucket in self._buckets]
-        if self._num_passes_before:
-            torch._foreach_add_(self._passes_before, self._buckets)
-        else:
-            torch._foreach_copy_(self._passes_before, self._buckets)
-        torch._foreach_zero_(self._buckets)
-        self._num_passes_before += 1
+            for bucket in self._buckets:
+                self.norms.add(bucket.index, bucket.flat, self._num_samples)
+        for bucket in self._buckets:
+            if bucket.parts is not None:
+                bucket.parts.add_(exact_sums.split(bucket.flat))
+                bucket.flat.zero_()
+            elif self.norms or bucket.is_half:
+                if bucket.earlier is None:
+                    bucket.earlier = _float32_or_better(bucket.flat).zero_()
+                bucket.earlier.add_(bucket.flat)
+                bucket.flat.zero_()
+        self._num_earlier += 1
 
     def start_when_ready(self, divisor: float) -> None:
-        """From now on each bucket is summed over the ranks as soon as it is complete: call before the last backward.
+        """From now on all-reduce each bucket as soon as it is complete: call before the last backward.
 
         Args:
             divisor: what the sums will be divided by. A sum over the samples of an update may be too large
                 for float16, and a mean too small: what crosses the network is the mean times 2¹⁰.
         """
-        self._wire_scale = _WIRE_SCALE / divisor
-        self._unfinished = list(self._sizes)
+        self._divisor = divisor
         self._armed = not self.exact
 
     def start_rest(self) -> None:
-        """After the last backward: start the sums that it has not started."""
-        for index in range(len(self._buckets)):
-            if index not in self._handles:  # a parameter that the loss did not reach
-                self._start(index)
+        """After the last backward: start the all-reduces that it has not started."""
+        for bucket in self._buckets:
+            if not bucket.is_started:
+                self._start(bucket)
         self._armed = False
+        self._reached = torch.tensor([float(flag) for bucket in self._buckets for flag in bucket.reached])
+        self._reached_handle = self.ranks.start_sum(self._reached, "reached")
         if self.norms:
             self.norms.start(self.ranks)
 
     def wait(self) -> float:
-        """Wait for all sums; returns the seconds waited."""
+        """Wait until each gradient is the sum over all ranks, divided by the divisor.
+
+        Returns:
+            the seconds waited.
+
+        Raises:
+            OverflowError: in exact mode, see `exact.join`.
+        """
         begin = time.perf_counter()
-        for handle in self._handles.values():
+        for handle in [bucket.handle for bucket in self._buckets] + [self._reached_handle]:
             self.ranks.wait(handle)
-        self._handles.clear()
-        for bucket, parts in zip(self._buckets, self._parts, strict=False):
-            bucket.copy_(exact_sums.join(parts))
-        for bucket, wire in zip(self._buckets, self._wires if self.ranks.size > 1 else [], strict=False):
-            bucket.copy_(wire).div_(self._wire_scale)
+        for bucket in self._buckets:
+            if bucket.parts is not None:
+                bucket.flat.copy_(exact_sums.join(bucket.parts).div_(self._divisor))
+            elif (wire := self._wire_of(bucket)) is not None:
+                bucket.flat.copy_(wire).div_(bucket.wire_scale)
+            else:
+                bucket.flat.div_(self._divisor)
+        self._hide_unreached()
         return time.perf_counter() - begin
 
     def noise(self, batch: int, loss_scale: float) -> dict[str, NoiseEstimate]:
-        """Of the averaged gradient that is there now; see `GradientNorms.finish`. Empty without norms."""
-        return self.norms.finish(self.ranks, self._buckets, batch, loss_scale) if self.norms else {}
+        """Return what the averaged gradient says of its noise; see `GradientNorms.finish`. Empty without norms."""
+        return self.norms.finish(self.ranks, self._flats, batch, loss_scale) if self.norms else {}
 
     def divide(self, divisor: float) -> None:
         """Divide all gradients."""
-        torch._foreach_div_(self._buckets, divisor)
+        torch._foreach_div_(self._flats, divisor)
 
     def norm(self) -> float:
-        """2-norm of all gradients together; infinite or no number if any of them is."""
-        norms = torch.stack([norm.double() for norm in torch._foreach_norm(self._buckets)])
+        """Return the 2-norm of all gradients together; infinite or NaN if any of them is."""
+        norms = torch.stack([norm.double() for norm in torch._foreach_norm(self._flats)])
         return float(torch.linalg.vector_norm(norms))
 
-    def _add_bucket(self, members: Sequence[nn.Parameter]) -> None:
-        index = len(self._buckets)
-        bucket = torch.zeros(sum(p.numel() for p in members), dtype=members[0].dtype, device=members[0].device)
-        offset = 0
-        for parameter in members:
-            # The parameter's own strides: autograd adds in place, without a copy, for channels_last too.
-            flat = bucket[offset : offset + parameter.numel()]
-            slice_ = flat.as_strided(parameter.shape, parameter.stride())
-            self._slices.append((parameter, slice_))
-            parameter.grad = slice_
-            parameter.register_post_accumulate_grad_hook(lambda _, index=index: self._finish_one(index))
-            offset += parameter.numel()
-        self._buckets.append(bucket)
-        self.members.append(members)
-        self._sizes.append(len(members))
+    def _note_outermost(self, _: Tensor) -> None:
+        self._outermost = torch._C._current_graph_task_id()
 
-    def _finish_one(self, index: int) -> None:
-        if not self._armed:
+    def _accumulated(self, bucket: _Bucket, place: int) -> None:
+        """Note that autograd has added to the gradient of a member."""
+        if not self._is_backward:
             return
-        self._unfinished[index] -= 1
-        if self._unfinished[index] == 0:
-            self._start(index)
+        if bucket.is_started:
+            raise RunError(
+                f"the gradient of a parameter of shape {tuple(bucket.slices[place].shape)} came in pieces, the last of "
+                "them after its all-reduce had started; use non-reentrant checkpoints (use_reentrant=False)"
+            )
+        bucket.reached[place] |= bucket.members[place].grad is not None
+        bucket.restore(place)
+        if place in bucket.accumulated or torch._C._current_graph_task_id() != self._outermost:
+            bucket.starts_last = True
+        bucket.accumulated.add(place)
+        is_complete = len(bucket.accumulated) == len(bucket.members) and not bucket.starts_last
+        if self._armed and self._num_backwards and is_complete:
+            self._start(bucket)
 
-    def _start(self, index: int) -> None:
-        if self.norms and self._armed:
-            self.norms.add(index, self._buckets[index], self._pass_samples)
-            if self._num_passes_before:
-                self._buckets[index].add_(self._passes_before[index])
-        summed = self._parts[index] if self.exact else self._buckets[index]
-        if self._wires and self.ranks.size > 1:
-            summed = torch.mul(summed, self._wire_scale, out=self._wires[index])
-        self._handles[index] = self.ranks.start_sum(summed, f"gradients.{index}")
+    def _start(self, bucket: _Bucket) -> None:
+        total = bucket.flat
+        if self._armed:
+            if self.norms:
+                self.norms.add(bucket.index, bucket.flat, self._num_samples)
+            if bucket.is_half:
+                earlier = _float32_or_better(bucket.flat).zero_() if bucket.earlier is None else bucket.earlier
+                total = earlier.add_(bucket.flat)
+            elif bucket.earlier is not None and self._num_earlier:
+                total.add_(bucket.earlier)
+        if (wire := self._wire_of(bucket)) is not None:
+            total = torch.mul(total, bucket.wire_scale / self._divisor, out=wire)
+        summed = total if bucket.parts is None else bucket.parts
+        bucket.handle = self.ranks.start_sum(summed, f"gradients.{bucket.index}")
+        bucket.is_started = True
+
+    def _wire_of(self, bucket: _Bucket) -> Tensor | None:
+        """Return what stands in for the gradients on the network: a rank that trains alone rounds nothing."""
+        return bucket.wire if self.ranks.size > 1 or bucket.is_half else None
+
+    def _hide_unreached(self) -> None:
+        """Leave no gradient where no rank has one, as torch does."""
+        reached = iter(self._reached.tolist())
+        for bucket in self._buckets:
+            for parameter in bucket.members:
+                if not next(reached):
+                    parameter.grad = None
+
+
+def _make_bucket(index: int, members: Sequence[nn.Parameter], *, exact: bool, wire_type: torch.dtype | None) -> _Bucket:
+    flat = torch.zeros(sum(p.numel() for p in members), dtype=members[0].dtype, device=members[0].device)
+    slices = [
+        # The strides that autograd expects: it adds in place, without a copy, for channels_last too.
+        part.as_strided(parameter.shape, gradient_strides(parameter))
+        for parameter, part in zip(members, flat.split([p.numel() for p in members]), strict=True)
+    ]
+    if wire_type is None and flat.dtype in _HALF_TYPES and not exact:
+        wire_type = torch.float32
+    return _Bucket(
+        index,
+        members,
+        flat,
+        slices,
+        wire=torch.zeros_like(flat, dtype=wire_type) if wire_type else None,
+        parts=exact_sums.split(torch.zeros_like(flat)) if exact else None,
+        reached=[False] * len(members),
+    )
+
+
+def _note_unannounced(bucket: _Bucket) -> None:
+    """Count a gradient that a backward has written on its own, without autograd."""
+    for place, slice_ in enumerate(bucket.slices):
+        if not bucket.reached[place]:
+            bucket.restore(place)
+            bucket.reached[place] = bool(slice_.any())
+
+
+def _float32_or_better(flat: Tensor) -> Tensor:
+    """Return a copy whose type sums do not round to 16 bits."""
+    return flat.to(torch.promote_types(flat.dtype, torch.float32), copy=True)
 
 
 def wire_type_of(rule: UpdateSection) -> torch.dtype | None:

@@ -15,7 +15,7 @@ class WeightAverage:
 
     The memory does not change when the batch grows: two updates of B forget as much as one of 2 B. The
     first update sets w̄ = w. Buffers, such as running statistics, are averages of their own and are not
-    averaged again.
+    averaged again. Averages of 16-bit weights are float32: in 16 bits a small change would be rounded away.
 
     Args:
         model: whose parameters are averaged.
@@ -24,21 +24,20 @@ class WeightAverage:
 
     def __init__(self, model: nn.Module, memory_samples: float) -> None:
         self.model, self.memory_samples = model, memory_samples
-        self._names = [name for name, _ in model.named_parameters()]
         self._averages: list[Tensor] = []
 
     def update(self, samples: int) -> None:
         """After an update of so many samples."""
-        parameters = [parameter.detach() for parameter in self.model.parameters()]
+        weights = [_float32_or_better(parameter.detach()) for parameter in averaged_parameters(self.model).values()]
         if not self._averages:
-            self._averages = [parameter.clone() for parameter in parameters]
+            self._averages = [weight.clone() for weight in weights]
         else:
-            torch._foreach_lerp_(self._averages, parameters, -math.expm1(-samples / self.memory_samples))
+            torch._foreach_lerp_(self._averages, weights, -math.expm1(-samples / self.memory_samples))
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
         """Within, the model has the averaged weights."""
-        parameters = [parameter.detach() for parameter in self.model.parameters()]
+        parameters = [parameter.detach() for parameter in averaged_parameters(self.model).values()]
         kept = [parameter.clone() for parameter in parameters]
         torch._foreach_copy_(parameters, self._averages or kept)
         try:
@@ -48,11 +47,26 @@ class WeightAverage:
 
     def state_dict(self) -> dict[str, Tensor]:
         """Averages by the name of their parameter; empty before the first update."""
-        return dict(zip(self._names, self._averages, strict=False))
+        return dict(zip(averaged_parameters(self.model), self._averages, strict=False))
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Go on from averages of `state_dict`."""
-        parameters = self.model.parameters()
-        self._averages = (
-            [state[n].to(p, copy=True) for n, p in zip(self._names, parameters, strict=True)] if state else []
-        )
+        self._averages = [
+            state[name].to(_float32_or_better(parameter.detach()), copy=True)
+            for name, parameter in averaged_parameters(self.model).items()
+            if state
+        ]
+
+
+def averaged_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the parameters that have an average: not integers, which are never trained."""
+    return {name: p for name, p in model.named_parameters() if p.is_floating_point()}
+
+
+def averages_of(model: nn.Module) -> dict[str, Tensor]:
+    """Return tensors of the types and shapes that the averages have, without memory."""
+    return {name: _float32_or_better(p.detach().to("meta")) for name, p in averaged_parameters(model).items()}
+
+
+def _float32_or_better(weight: Tensor) -> Tensor:
+    return weight.to(torch.promote_types(weight.dtype, torch.float32))

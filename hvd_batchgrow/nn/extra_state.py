@@ -1,0 +1,63 @@
+"""Extra state of modules (`get_extra_state`): which values a checkpoint can hold."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hvd_batchgrow.nn.saved_state import kept_state
+
+_KEY = "_extra_state"
+_SCALARS = (bool, int, float, str, bytes, type(None))
+
+
+def is_extra_state(name: str) -> bool:
+    """Whether a name in a `state_dict` is of a module's extra state."""
+    return name.rpartition(".")[2] == _KEY
+
+
+def plain_fault(value: Any, path: str = "") -> str | None:
+    """What in a tree is neither a plain value nor a dense tensor; None: nothing.
+
+    Plain values are None, bool, int, float, str, bytes, and lists, tuples and dicts of these with keys
+    of str or int: a checkpoint is read back without running any code.
+    """
+    if type(value) in _SCALARS:
+        return None
+    if isinstance(value, Tensor) and value.layout == torch.strided and not value.is_quantized and not value.is_meta:
+        return None
+    if type(value) in (list, tuple):
+        items = list(enumerate(value))
+    elif type(value) in (dict, OrderedDict) and all(type(key) in (str, int) for key in value):
+        items = list(value.items())
+    else:
+        return f"{path or 'it'} is of class {type(value).__module__}.{type(value).__name__}".replace("builtins.", "")
+    return next((fault for key, part in items if (fault := plain_fault(part, f"{path}[{key!r}]"))), None)
+
+
+def state_dict_fault(model: nn.Module) -> str | None:
+    """What keeps a network's `state_dict` from being saved and loaded; None: nothing.
+
+    Args:
+        model: stays as it is.
+    """
+    try:
+        with kept_state(model):
+            state = model.state_dict()
+            for name, value in state.items():
+                if not isinstance(value, Tensor) and not is_extra_state(name):
+                    kind = type(value).__name__
+                    return (
+                        f"{name} in its state_dict is a {kind}, not a tensor, as in quantised modules; train it before"
+                    )
+                if fault := plain_fault(value, name):
+                    return f"{fault}; a checkpoint holds tensors and plain values (numbers, texts, lists, dicts) only"
+            model.load_state_dict(state)
+    except Exception as error:  # the user's own code
+        return (
+            f"its state_dict cannot be saved and loaded again: {type(error).__name__}: {' '.join(str(error).split())}"
+        )
+    return None

@@ -1,0 +1,247 @@
+"""State of a network that a pass changes, other than that of ghost norms: found by passes that leave no trace."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from hvd_batchgrow.nn.dropout import KeyedDropout, keyed_dropouts, set_sample_keys
+from hvd_batchgrow.nn.dry_run import dry_run
+from hvd_batchgrow.nn.ghost_batch_norm import GhostBatchNorm, ghost_norms
+from hvd_batchgrow.nn.saved_state import Saved, SavedState, changed, same_tensor
+
+NUM_SAMPLES, _NUM_GROUPS = 4, 2
+"""Of each trial pass: two ghost batches of two samples."""
+
+
+class StateFault(ValueError):  # noqa: N818  # what is wrong with a network
+    """A network keeps state in a way that cannot be supported."""
+
+
+@dataclass(frozen=True)
+class ForwardState:
+    """Names of what a pass changes; empty where it changes nothing but ghost norms."""
+
+    in_forward: tuple[str, ...] = ()
+    """Buffers that a forward in training changes."""
+    in_backward: tuple[str, ...] = ()
+    """Buffers that a backward changes: by hooks, or because it repeats a forward (activation checkpointing)."""
+    in_evaluation: tuple[str, ...] = ()
+    """Buffers that a forward in evaluation changes."""
+    attributes: tuple[str, ...] = ()
+    """Plain attributes that carry something from one forward to the next; they are in no `state_dict`."""
+    depends_on_samples: bool = False
+    """Whether the values depend on the samples: those of a codebook do, those of spectral norm do not."""
+
+    @property
+    def buffers(self) -> tuple[str, ...]:
+        """All that a training pass changes."""
+        return tuple(dict.fromkeys(self.in_forward + self.in_backward))
+
+    def notes(self, name: str, *, exact: bool) -> list[str]:
+        """Lines for the user.
+
+        Args:
+            name: of the network.
+            exact: whether each micro-batch is one ghost batch.
+        """
+        lines = []
+        if self.buffers:
+            line = (
+                f"{name} changes buffers in training ({listed(self.buffers)}): every micro-batch of an update starts "
+                "from the same values, and the values after ghost batch 0 are kept"
+            )
+            depends = self.depends_on_samples and not exact
+            lines.append(line + ("; they depend on the micro-batch, unless layout.exact = true" if depends else ""))
+        if self.in_evaluation:
+            names = listed(self.in_evaluation)
+            lines.append(f"{name} changes buffers in evaluation ({names}): they are restored after each evaluation")
+        if self.attributes:
+            lines.append(f"{name}: {self.attributes_fault()}")
+        return lines
+
+    def attributes_fault(self) -> str:
+        """What is wrong with state outside the buffers."""
+        return (
+            f"a forward pass changes attributes that are not buffers ({listed(self.attributes)}): each rank has its "
+            "own, they depend on the rank/accumulation layout, and no checkpoint saves them; use register_buffer"
+        )
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first three names, and how many more there are."""
+    shown = ", ".join(names[:3])
+    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
+
+
+def find_forward_state(model: nn.Module, example: Tensor) -> ForwardState:
+    """Run two training passes, each forward and backward over two ghost batches, and evaluate; compare all state.
+
+    Args:
+        model: maps samples to logits; stays as it is.
+        example: `NUM_SAMPLES` samples, not all alike.
+
+    Raises:
+        StateFault: the network changes its parameters, or the shape of a buffer; or a ghost norm does not get each
+            ghost batch once.
+        Exception: whatever the network raises.
+    """
+    training = _train(model, example)
+    in_evaluation, attributes = _evaluate(model, example)
+    attributes = tuple(dict.fromkeys(training.attributes + attributes))
+    return replace(training, in_evaluation=in_evaluation, attributes=attributes)
+
+
+def _train(model: nn.Module, example: Tensor) -> ForwardState:
+    with dry_run(model, len(example), training=True, gradients=True, num_groups=_NUM_GROUPS) as before:
+        states = [before]
+        for _ in range(2):
+            loss = trial_loss(model, example)
+            states.append(SavedState(model, parameters=False))
+            _backward(model, loss)
+            states.append(SavedState(model, parameters=False))
+            if len(states) == 3:
+                _check_parameters(model, before)
+                _changed_buffers(model, states)
+                _move_weights(model)  # so that a buffer that follows them is seen to
+        in_forward, in_backward = (_changed_buffers(model, states[k:]) for k in (0, 1))
+        # From the same tensors again: attributes that are computed from them come out equal, and counters do not.
+        before.restore(attributes=False)
+        trial_loss(model, example)
+        attributes = _carried(model, states[1], SavedState(model, parameters=False))
+        before.restore(attributes=False)
+        trial_loss(model, example.flip(0) * -0.5 + 0.25)
+        differing = changed(states[1].buffers, SavedState(model, parameters=False).buffers)
+        depends = {*differing} & {*in_forward, *in_backward}
+    return ForwardState(in_forward, in_backward, (), attributes, bool(depends))
+
+
+def _evaluate(model: nn.Module, example: Tensor) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Buffers and attributes that change."""
+    with dry_run(model, len(example), training=False) as before:
+        model(example.clone())
+        first = SavedState(model, parameters=False)
+        _check_parameters(model, before)
+        before.restore(attributes=False)
+        model(example.clone())
+        attributes = _carried(model, first, SavedState(model, parameters=False))
+        return _changed_buffers(model, [before, first]), attributes
+
+
+def trial_loss(model: nn.Module, example: Tensor) -> Tensor:
+    """Return the summed loss of a forward pass over samples that are all of class 0, its draws the same each time."""
+    torch.manual_seed(0)  # what is drawn is no state of the network
+    set_sample_keys(keyed_dropouts(model), torch.arange(len(example)))
+    logits = model(example.clone())  # which a network may change in place
+    labels = torch.zeros(len(example), dtype=torch.int64, device=example.device)
+    return nn.functional.cross_entropy(logits.float(), labels, reduction="sum")
+
+
+def _backward(model: nn.Module, loss: Tensor) -> None:
+    loss.backward()
+    for path, norm in model.named_modules():
+        if isinstance(norm, GhostBatchNorm) and norm.training:
+            count = len(norm.take_statistics())
+            if count != _NUM_GROUPS:
+                raise StateFault(
+                    f"norm {path or 'itself'} gets {count} ghost batches instead of {_NUM_GROUPS} in a pass"
+                )
+
+
+@torch.no_grad()
+def _move_weights(model: nn.Module) -> None:
+    """Change all weights, as training does; a power iteration that has converged begins to move again."""
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            parameter.mul_(0.5 + torch.rand_like(parameter))
+
+
+def _check_parameters(model: nn.Module, before: SavedState) -> None:
+    # As SavedState does: a tied parameter under each name, a module that is used in two places once.
+    modules = list(model.named_modules())
+    now = {
+        f"{path}.{own}".lstrip("."): p
+        for path, module in modules
+        for own, p in module._parameters.items()
+        if p is not None
+    }
+    saved = {name: value.content for name, value in before.parameters.items() if value.content is not None}
+    if names := [name for name in {**saved, **now} if not _is_same(saved.get(name), now.get(name))]:
+        raise StateFault(
+            f"a pass changes the parameters {listed(names)}, as data-dependent initialisation does; set their values "
+            "where the network is built, so that they do not depend on which samples a rank sees first"
+        )
+
+
+def _is_same(before: Tensor | None, now: Tensor | None) -> bool:
+    return before is not None and now is not None and same_tensor(before, now.detach())
+
+
+def _changed_buffers(model: nn.Module, states: Sequence[SavedState]) -> tuple[str, ...]:
+    """Those that change from an even state to the next, without those of ghost norms and caches.
+
+    Raises:
+        StateFault: one changes its shape, and is part of the state that is saved.
+    """
+    of_norms = {id(buffer) for norm in ghost_norms(model) for buffer in norm.buffers()}
+    found: list[str] = []
+    for before, after in zip(states[::2], states[1::2], strict=False):
+        for name in changed(before.buffers, after.buffers):
+            pair = before.buffers.get(name), after.buffers.get(name)
+            is_norms = any(saved is not None and id(saved.value) in of_norms for saved in pair)
+            if not is_norms and not _is_cache(model, name, *map(_shape, pair)):
+                found.append(name)
+    return tuple(dict.fromkeys(found))
+
+
+def _shape(saved: Saved | None) -> tuple[int, ...] | None:
+    return tuple(saved.content.shape) if saved is not None and saved.value is not None else None
+
+
+def _is_cache(model: nn.Module, name: str, before: tuple[int, ...] | None, after: tuple[int, ...] | None) -> bool:
+    """Whether a buffer comes and goes, and no `state_dict` has it. Raises StateFault if one has it."""
+    if before == after:
+        return False
+    path, _, own = name.rpartition(".")
+    if own in model.get_submodule(path)._non_persistent_buffers_set:
+        return True
+    raise StateFault(f"a pass changes the shape of buffer {name} from {before} to {after}; give it its final shape")
+
+
+def _carried(model: nn.Module, before: SavedState, after: SavedState) -> tuple[str, ...]:
+    """Attributes that differ after two forwards that began with the same tensors."""
+    ours = [path for path, module in model.named_modules() if isinstance(module, GhostBatchNorm | KeyedDropout)]
+    names = changed(before.attributes, after.attributes)
+    return tuple(name for name in names if name.rpartition(".")[0] not in ours)
+
+
+Slot = tuple[dict[str, Tensor | None], str]
+"""The dict of a module's buffers, and a name in it. A module may replace the tensor there at any time."""
+
+
+def slots(model: nn.Module, names: Sequence[str]) -> list[Slot]:
+    """Where the buffers of some names are."""
+    paths = [name.rpartition(".") for name in names]
+    return [(model.get_submodule(path)._buffers, own) for path, _, own in paths]
+
+
+@contextmanager
+def restored_buffers(model: nn.Module, names: Sequence[str]) -> Iterator[None]:
+    """Put some buffers of a network back at the end, such as those that an evaluation changes."""
+    before = [(place, own, place[own].clone()) for place, own in slots(model, names)]  # type: ignore[union-attr]
+    try:
+        yield
+    finally:
+        for place, own, value in before:
+            place[own] = value
+
+
+def save_with_state_dict(model: nn.Module, names: Sequence[str]) -> None:
+    """Make buffers persistent: what training changes belongs into checkpoints."""
+    for name in names:
+        path, _, own = name.rpartition(".")
+        model.get_submodule(path).register_buffer(own, model.get_buffer(name), persistent=True)

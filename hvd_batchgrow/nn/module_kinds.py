@@ -1,0 +1,49 @@
+"""Kinds of modules that torch accepts, and that cannot be trained here as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from hvd_batchgrow.nn.forward_state import listed
+
+_WRAPPERS = frozenset({"DataParallel", "DistributedDataParallel", "FullyShardedDataParallel"})
+"""By name: only the room for communication imports torch.distributed."""
+
+
+def kind_fault(model: nn.Module) -> str | None:
+    """What is wrong with the kind of a network or of a part of it, and the remedy; None: nothing.
+
+    Args:
+        model: as the user's callable returns it; lazy modules may be without values.
+    """
+    return next(_module_faults(model), None) or next(_tensor_faults(model), None)
+
+
+def _module_faults(model: nn.Module) -> Iterator[str]:
+    for path, module in model.named_modules():
+        name = path or "the network"
+        if isinstance(module, torch.jit.ScriptModule):
+            yield (
+                f"{name} is a TorchScript module, whose batch norms and dropout cannot be replaced; "
+                "return the nn.Module from before torch.jit.script or torch.jit.trace"
+            )
+        if type(module).__name__ == "OptimizedModule" or getattr(module, "_compiled_call_impl", None) is not None:
+            yield f"{name} is compiled already; return it without torch.compile, and set layout.compile = true"
+        if _WRAPPERS & {kind.__name__ for kind in type(module).__mro__}:
+            wrapper = type(module).__name__
+            yield f"{name} is wrapped in {wrapper}; return the module inside, which all ranks train together"
+
+
+def _tensor_faults(model: nn.Module) -> Iterator[str]:
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    if names := [name for name, tensor in tensors.items() if tensor.is_meta]:
+        yield f"{listed(names)}: on the meta device, without values; build the network on the CPU"
+    if names := [name for name, tensor in tensors.items() if tensor.is_quantized or tensor.layout != torch.strided]:
+        yield f"{listed(names)}: quantised or sparse; parameters and buffers must be dense tensors"
+    plain = (Tensor, nn.Parameter, nn.Buffer, nn.UninitializedParameter, nn.UninitializedBuffer)
+    if names := [name for name, tensor in tensors.items() if type(tensor.data) not in plain]:
+        kind = type(tensors[names[0]].data).__name__
+        yield f"{listed(names)}: of class {kind}; parameters and buffers must be plain tensors"

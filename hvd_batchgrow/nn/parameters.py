@@ -1,0 +1,111 @@
+"""Which parameters can be trained, how they must lie in memory, and the type of inputs that suits them."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from itertools import combinations
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+_INPUT_TYPES: WeakKeyDictionary[nn.Module, torch.dtype] = WeakKeyDictionary()
+
+
+def parameter_faults(model: nn.Module) -> list[str]:
+    """Return a line for each parameter that no optimizer here can update; empty if there are no such parameters."""
+    parameters = {name: p for name, p in model.named_parameters() if not is_lazy(p)}
+    strided = {name: p for name, p in parameters.items() if p.layout == torch.strided}
+    return [
+        *(f"parameter {name} is {p.layout}; make it dense" for name, p in parameters.items() if name not in strided),
+        *(
+            f"parameter {name} is {_text(p.dtype)}: complex parameters are not supported; "
+            f"keep torch.view_as_real of it as the parameter, and call torch.view_as_complex in the forward"
+            for name, p in parameters.items()
+            if p.is_complex()
+        ),
+        *_shared_memory(strided, {name: buffer for name, buffer in model.named_buffers() if not is_lazy(buffer)}),
+    ]
+
+
+def make_dense(model: nn.Module) -> None:
+    """Move each parameter with gaps between its entries, such as a slice that pruning left, to dense memory.
+
+    Its values stay. A dense copy trains bit-identically whether a parameter was a slice or not.
+    """
+    for parameter in model.parameters():
+        if not is_lazy(parameter) and not is_dense(parameter):
+            parameter.data = parameter.detach().contiguous()
+
+
+def is_dense(tensor: Tensor) -> bool:
+    """Return whether the entries of a strided tensor fill one piece of memory, each at its own address."""
+    # `empty_like` keeps the strides of such a tensor, and of no other.
+    return torch.empty_like(tensor, device="meta").stride() == tensor.stride()
+
+
+def gradient_strides(parameter: Tensor) -> tuple[int, ...]:
+    """Return the strides that autograd gives a gradient: those of a dense parameter, else those of C order."""
+    return parameter.stride() if is_dense(parameter) else torch.empty(parameter.shape, device="meta").stride()
+
+
+def input_type(model: nn.Module) -> torch.dtype:
+    """Return the type that inputs are cast to before the forward.
+
+    It is the type of the floating-point parameters if they share one, as torch's layers demand. A network of
+    several types casts on its own: it gets float32.
+    """
+    if model not in _INPUT_TYPES:
+        types = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
+        _INPUT_TYPES[model] = types.pop() if len(types) == 1 else torch.float32
+    return _INPUT_TYPES[model]
+
+
+def _shared_memory(parameters: Mapping[str, Tensor], buffers: Mapping[str, Tensor]) -> Iterator[str]:
+    """Name entries that share an address: an optimizer would update them more than once."""
+    for name, parameter in parameters.items():
+        if not is_dense(parameter) and len(_addresses(parameter).unique()) < parameter.numel():
+            yield (
+                f"parameter {name} {tuple(parameter.shape)} keeps several entries at one address, as expand() makes "
+                "them; clone() it before it becomes a parameter"
+            )
+    # A buffer may look at a dense parameter, but cannot follow one that is moved by `make_dense`.
+    sparse = {name for name, parameter in parameters.items() if not is_dense(parameter)}
+    stores: dict[int, list[tuple[str, Tensor]]] = defaultdict(list)
+    for name, tensor in {**parameters, **buffers}.items():
+        if tensor.layout == torch.strided and tensor.numel() and tensor.device.type != "meta":
+            stores[tensor.untyped_storage().data_ptr()].append((name, tensor))
+    for members in stores.values():
+        for (name, tensor), (other_name, other) in combinations(members, 2):
+            is_trained = other_name in parameters or name in sparse
+            if name in parameters and is_trained and _overlap(tensor, other):
+                yield (
+                    f"parameter {name} shares memory with {other_name}; clone() one of them, "
+                    "or assign the same nn.Parameter in both places to tie them"
+                )
+
+
+def _overlap(tensor: Tensor, other: Tensor) -> bool:
+    spans = [(t.data_ptr(), t.data_ptr() + _span_bytes(t)) for t in (tensor, other)]
+    if max(start for start, _ in spans) >= min(end for _, end in spans):
+        return False
+    if tensor.dtype != other.dtype or (is_dense(tensor) and is_dense(other)):
+        return True
+    return bool(torch.isin(_addresses(tensor), _addresses(other)).any())
+
+
+def _span_bytes(tensor: Tensor) -> int:
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return (last + 1) * tensor.element_size()
+
+
+def _addresses(tensor: Tensor) -> Tensor:
+    """Return the place of each entry in its storage, counted in entries: int64 (numel,)."""
+    end = int(tensor.storage_offset()) + _span_bytes(tensor) // tensor.element_size()
+    return torch.arange(end).as_strided(tensor.shape, tensor.stride(), tensor.storage_offset()).flatten()
+
+
+def _text(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,197 @@
+"""Everything in a network that a forward or backward pass may change: saved, compared and put back."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+_OF_TORCH = frozenset(vars(nn.Module()))
+"""Attributes that every module has: its parameters, buffers, children, hooks and mode."""
+_PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.Size, torch.dtype, torch.device)
+_OPAQUE = (nn.Module, ModuleType, type, torch.jit.ScriptFunction)
+"""Values whose own attributes are not looked into."""
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A value and a copy of its content."""
+
+    value: Any
+    content: Any = None
+    """A clone of a tensor or array, `Saved` values of a container, the state of a generator; None: nothing to copy."""
+
+
+class SavedState:
+    """Parameters, buffers and plain attributes of all modules of a network, as they are now.
+
+    Attributes are numbers, texts, tensors, arrays, generators, and containers and objects of these.
+
+    Args:
+        model: tensors of lazy modules that have no values yet are passed over.
+        parameters: False leaves out the parameters, to save memory.
+    """
+
+    def __init__(self, model: nn.Module, *, parameters: bool = True) -> None:
+        self.parameters: dict[str, Saved] = {}
+        self.buffers: dict[str, Saved] = {}
+        self.attributes: dict[str, Saved] = {}
+        self._tensors: list[tuple[dict[str, Any], dict[str, Saved]]] = []
+        self._attributes: list[tuple[dict[str, Any], dict[str, Saved]]] = []
+        seen: set[int] = set()
+        for path, module in model.named_modules():
+            found = (self.parameters, module._parameters) if parameters else None, (self.buffers, module._buffers)
+            for all_of_kind, place in filter(None, found):
+                saved = {name: Saved(value, _copy(value)) for name, value in place.items()}
+                self._tensors.append((place, saved))
+                all_of_kind.update(_under(path, saved))
+            own = {name: value for name, value in vars(module).items() if name not in _OF_TORCH}
+            saved = {name: _save(value, seen) for name, value in own.items()}
+            self._attributes.append((vars(module), saved))
+            self.attributes.update(_under(path, saved))
+
+    @torch.no_grad()
+    def restore(self, *, attributes: bool = True) -> None:
+        """Put everything back: values changed in place, replaced or added.
+
+        Args:
+            attributes: False leaves the plain attributes as they are.
+        """
+        for place, saved in self._tensors + (self._attributes if attributes else []):
+            for name in [name for name in place if name not in saved and name not in _OF_TORCH]:
+                del place[name]
+            place.update({name: _restore(value) for name, value in saved.items()})
+
+
+def changed(before: dict[str, Saved], after: dict[str, Saved]) -> list[str]:
+    """Names of the values that differ, in the order of `after`; those that only one side has are included."""
+    gone = [name for name in before if name not in after]
+    return [name for name, value in after.items() if name not in before or not _same(before[name], value)] + gone
+
+
+@contextlib.contextmanager
+def kept_state(model: nn.Module) -> Iterator[SavedState]:
+    """Put parameters, buffers and attributes of a network back at the end."""
+    saved = SavedState(model)
+    try:
+        yield saved
+    finally:
+        saved.restore()
+
+
+def _under(path: str, saved: dict[str, Saved]) -> dict[str, Saved]:
+    return {f"{path}.{name}".removeprefix("."): value for name, value in saved.items()}
+
+
+def _copy(value: Tensor | None) -> Tensor | None:
+    return None if value is None or is_lazy(value) else value.detach().clone()
+
+
+def _save(value: Any, seen: set[int]) -> Saved:
+    return Saved(value, _content(value, seen))
+
+
+def _content(value: Any, seen: set[int]) -> Any:
+    content: Any = None
+    if isinstance(value, (*_PLAIN, nn.Parameter)) or id(value) in seen:
+        pass
+    elif isinstance(value, Tensor):
+        content = _copy(value)
+    elif isinstance(value, (np.ndarray, set)):
+        content = value.copy()
+    elif generator := _generator(value):
+        content = generator[0]()
+    elif (parts := _parts(value)) is not None:
+        seen.add(id(value))
+        content = {key: _save(part, seen) for key, part in parts.items()}
+    return content
+
+
+def _restore(saved: Saved) -> Any:
+    value, content = saved.value, saved.content
+    if content is None:
+        return value
+    if isinstance(value, Tensor):
+        if value.shape != content.shape:
+            value.data = content.clone()
+        elif not same_tensor(value, content):
+            value.copy_(content)
+    elif isinstance(value, np.ndarray):
+        value[...] = content
+    elif generator := _generator(value):
+        generator[1](content)
+    elif isinstance(value, set):
+        value.clear()
+        value.update(content)
+    else:
+        _put_parts(value, {key: _restore(part) for key, part in content.items()})
+    return value
+
+
+def _parts(value: Any) -> dict[Any, Any] | None:
+    """What a container or an object is made of; None: it is neither."""
+    if isinstance(value, dict):
+        return dict(value)
+    if isinstance(value, (list, tuple, deque)):
+        return dict(enumerate(value))
+    is_object = hasattr(value, "__dict__") and not callable(value) and not isinstance(value, _OPAQUE)
+    return dict(vars(value)) if is_object else None
+
+
+def _put_parts(value: Any, parts: dict[Any, Any]) -> None:
+    if isinstance(value, (list, deque)):
+        value.clear()
+        value.extend(parts.values())
+    elif not isinstance(value, tuple):  # a tuple keeps its parts
+        place = value if isinstance(value, dict) else vars(value)
+        place.clear()
+        place.update(parts)
+
+
+def _generator(value: Any) -> tuple[Callable[[], Any], Callable[[Any], Any]] | None:
+    """How the state of a generator of random numbers is read and set; None: it is not a generator."""
+    if isinstance(value, torch.Generator):
+        return value.get_state, value.set_state
+    if isinstance(value, random.Random):
+        return value.getstate, value.setstate
+    if isinstance(value, np.random.Generator):
+        bits = value.bit_generator
+        return lambda: bits.state, lambda state: setattr(bits, "state", state)
+    return (value.get_state, value.set_state) if isinstance(value, np.random.RandomState) else None
+
+
+def _same(before: Saved, after: Saved) -> bool:
+    """Objects of unknown kinds, which may be new at every forward, count as the same."""
+    ours, theirs = before.content, after.content
+    if type(before.value) is not type(after.value):
+        return False
+    if isinstance(before.value, _PLAIN):
+        return before.value is after.value or bool(before.value == after.value)
+    if isinstance(ours, Tensor):
+        return same_tensor(ours, theirs)
+    if isinstance(ours, np.ndarray):
+        return ours.dtype == object or np.array_equal(ours, theirs, equal_nan=ours.dtype.kind in "fc")
+    if isinstance(ours, dict) and _parts(before.value) is not None:
+        return ours.keys() == theirs.keys() and all(_same(ours[key], theirs[key]) for key in ours)
+    return not isinstance(ours, (tuple, set)) or bool(ours == theirs)  # a generator of Python's, or a set
+
+
+def same_tensor(ours: Tensor, theirs: Tensor) -> bool:
+    """Whether shape, type and all values are equal, NaN to NaN; on a GPU, whose sums vary, within rounding."""
+    if ours.shape != theirs.shape or ours.dtype != theirs.dtype:
+        return False
+    if torch.equal(ours, theirs):
+        return True
+    if not (ours.is_floating_point() or ours.is_complex()):
+        return False
+    tolerance = 1e-5 if ours.is_cuda else 0.0
+    return torch.allclose(ours, theirs, rtol=tolerance, atol=0.0, equal_nan=True)

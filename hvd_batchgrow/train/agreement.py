@@ -1,0 +1,66 @@
+"""Whether all ranks hold the same weights: they must, after every update, whatever the cause of a difference."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import torch
+from crc32c import crc32c
+from torch import Tensor, nn
+
+from hvd_batchgrow.comm.ranks import AgreedFailure, Ranks
+from hvd_batchgrow.errors import ExitCode, RunError
+
+_MOST_SHOWN = 8
+
+
+def check_agreement(model: nn.Module, ranks: Ranks, samples: int) -> None:
+    """Compare a CRC-32C of all parameters and buffers over the ranks, in one small all-reduce.
+
+    All ranks call it together.
+
+    Args:
+        model: of this rank.
+        ranks: that share its updates.
+        samples: the sample counter, for the message.
+
+    Raises:
+        AgreedFailure: on all ranks, if they differ; it names the ranks and tensors.
+    """
+    if ranks.size == 1:
+        return
+    tensors = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+    checksums = [_checksum(value) for value in tensors.values()]
+    whole = crc32c(repr(checksums).encode())
+    if len(set(_of_all_ranks([whole], ranks, "weights").flatten().tolist())) == 1:
+        return
+    table = _of_all_ranks(checksums, ranks, "weights by tensor")
+    differing = [name for name, column in zip(tensors, table.T.tolist(), strict=True) if len(set(column)) > 1]
+    rows = [tuple(row) for row in table.tolist()]
+    # Rank 0's weights are the ones in checkpoints; those of most ranks are more likely to be right.
+    usual = Counter(rows).most_common(1)[0][0]
+    odd = [rank for rank, row in enumerate(rows) if row != usual]
+    error = RunError(
+        f"after {samples:,} samples the ranks hold different weights: rank {_listed(odd)} differs from rank "
+        f"{rows.index(usual)} in {_listed(differing)}. This checkpoint was not written. The cause may be a network "
+        "that changes its weights or buffers in its forward; `hvd-batchgrow verify` compares layouts"
+    )
+    raise AgreedFailure(error if ranks.rank == 0 else None, ExitCode.FAILURE)
+
+
+def _checksum(tensor: Tensor) -> int:
+    values = tensor.detach().cpu().contiguous().reshape(-1)
+    return int(crc32c(values.view(torch.uint8).numpy().data))
+
+
+def _of_all_ranks(numbers: Sequence[int], ranks: Ranks, name: str) -> Tensor:
+    """Return int64 (R, n): the numbers of each rank."""
+    table = torch.zeros(ranks.size, len(numbers), dtype=torch.int64)
+    table[ranks.rank] = torch.tensor(numbers, dtype=torch.int64)
+    return ranks.sum(table, name)
+
+
+def _listed(things: Sequence[object]) -> str:
+    shown = ", ".join(map(str, things[:_MOST_SHOWN]))
+    return shown if len(things) <= _MOST_SHOWN else f"{shown} and {len(things) - _MOST_SHOWN} more"

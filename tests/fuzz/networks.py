@@ -1,0 +1,232 @@
+"""Each network of the zoo in several layouts, against plain torch: python -m tests.fuzz.networks.
+
+Under mpirun the ranks train together; alone, one rank trains in several passes. A network must end as
+the reference does, or be rejected in one line before training. Nothing else is right.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tomli_w
+import torch
+from torch import Tensor
+
+from hvd_batchgrow.comm import connect as connecting
+from hvd_batchgrow.comm.connect import connect
+from hvd_batchgrow.comm.ranks import Ranks
+from hvd_batchgrow.proof.digest import final_weights
+from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint, newest_good, tree_digest
+from tests.fuzz.reference import (
+    BATCHES, BETA2, DECAY, EPS, GHOST, LR, MOMENTUM, NUM_SAMPLES, SEED, TRUST,
+    Layout, distance, limits, reference, resumes, rows, tensors, extra_state, without_extra,
+)  # fmt: skip
+from tests.fuzz.runner import Case, Outcome, folder, run
+from tests.fuzz.zoo import ENTRIES, Entry
+
+ALONE = (Layout(1, 4), Layout(1, 1), Layout(1, 2), Layout(1, 1, exact=True), Layout(1, 1, resumed=True))
+TOGETHER = (Layout(2, 2), Layout(2, 1), Layout(2, 1, exact=True))
+_MOST_CHARACTERS = 600
+"""Of a message that is to be read as one line."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a network did in a layout."""
+
+    outcome: str
+    """equal, refused, stopped, not compared, or wrong."""
+    faults: tuple[str, ...] = ()
+    """What is wrong with it."""
+    text: str = ""
+    """What the command printed."""
+
+
+def main() -> int:
+    """Train all networks; print what is wrong with each that fails, and a summary; 1 if any has failed."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", default="", help="pattern of the names of the networks to train")
+    parser.add_argument("--comm", default="auto", choices=["auto", "horovod", "torch"])
+    parser.add_argument("--verbose", action="store_true", help="print all that each run prints")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    ranks = connect(arguments.comm)
+    entries = [entry for entry in ENTRIES if re.search(arguments.only, entry.title)]
+    counts: Counter[str] = Counter()
+    begin = time.monotonic()
+    with tempfile.TemporaryDirectory() as base, joined(ranks):
+        for entry in entries:
+            verdicts = {layout: check(entry, layout, ranks, Path(base)) for layout in layouts(entry, ranks.size)}
+            counts.update(verdict.outcome for verdict in verdicts.values())
+            if ranks.rank == 0:
+                _report(entry, verdicts, verbose=arguments.verbose)
+    if ranks.rank == 0:
+        outcomes = ", ".join(f"{count} {outcome}" for outcome, count in sorted(counts.items()))
+        seconds = time.monotonic() - begin
+        print(f"{len(entries)} networks, {ranks.size} ranks ({ranks.backend}), {seconds:.0f} s: {outcomes}")
+    ranks.close()
+    return 1 if counts["wrong"] else 0
+
+
+def _report(entry: Entry, verdicts: Mapping[Layout, Verdict], *, verbose: bool) -> None:
+    for layout, verdict in verdicts.items():
+        if verdict.faults or verbose:
+            print(f"--- {entry.title}, {layout}: {verdict.outcome}", *verdict.faults, sep="\n    ", flush=True)
+        if verbose:
+            print(verdict.text)
+
+
+def layouts(entry: Entry, num_ranks: int) -> Sequence[Layout]:
+    """Those of so many ranks; a network that is always rejected is tried in one."""
+    found = ALONE if num_ranks == 1 else TOGETHER
+    return found[:1] if entry.refused else found
+
+
+def check(entry: Entry, layout: Layout, ranks: Ranks, base: Path) -> Verdict:
+    """Train a network in a layout, all ranks together; the verdict is rank 0's, others have none."""
+    with folder(base / f"rank{ranks.rank}"):
+        write_case(entry, layout, Path.cwd())
+        outcomes = []
+        for words in resumes(layout):
+            case = Case("network", entry.title, ["train", "job.toml", *words], frozenset({0, 1, 2, 75}))
+            outcomes.append(run(case))
+        codes = torch.zeros(ranks.size, dtype=torch.int64)
+        codes[ranks.rank] = -1 if outcomes[-1].code is None else outcomes[-1].code
+        ranks.sum(codes, "codes")
+        if ranks.rank:
+            return Verdict("of rank 0")
+        if len(set(codes.tolist())) > 1:
+            return Verdict("wrong", (f"ranks end with {codes.tolist()}",))
+        faults, outcome = _faults(entry, layout, outcomes)
+        return Verdict("wrong" if faults else outcome, tuple(faults), "\n".join(o.text for o in outcomes))
+
+
+def write_case(entry: Entry, layout: Layout, place: Path) -> None:
+    """Job and data."""
+    features, labels = rows()
+    data = place / "data"
+    data.mkdir()
+    for part in ("train", "test"):
+        np.save(data / f"{part}_rows.npy", features)
+        np.save(data / f"{part}_labels.npy", labels)
+    place.joinpath("job.toml").write_text(tomli_w.dumps(job_tree(entry, layout)))
+
+
+def job_tree(entry: Entry, layout: Layout) -> dict[str, Any]:
+    """The job whose updates `reference` does by hand."""
+    optim: dict[str, Any] = {"name": entry.optim, "lr": LR[entry.optim], "momentum": MOMENTUM, "weight_decay": DECAY}
+    optim |= {"beta2": BETA2, "eps": EPS} if entry.optim in {"adam", "adamw"} else {}
+    optim |= {"trust_coefficient": TRUST} if entry.optim == "lars" else {}
+    features = rows()[0].shape[1]
+    return {
+        "name": "run",
+        "seed": SEED,
+        "data": {"source": "numpy", "root": "data", "num_samples": NUM_SAMPLES, "mean": [0.0] * features, "deviation": [1.0] * features},
+        "model": {"name": entry.name, "ghost_batch": GHOST, "arguments": entry.arguments},
+        "optim": optim,
+        "schedule": {
+            "policy": "grow", "epochs": 1.0, "boundaries_epochs": [0.5], "factor": 2.0,
+            "global_batch": BATCHES[0], "max_batch": BATCHES[-1],
+        },
+        "layout": {"threads_per_rank": 1, "ragged": True} | ({"exact": True} if layout.exact else {"max_micro_batch": GHOST * layout.groups}),
+        "evaluation": {"batch": 32},
+        "watch": {"tensorboard": False},
+    }  # fmt: skip
+
+
+def _faults(entry: Entry, layout: Layout, outcomes: Sequence[Outcome]) -> tuple[list[str], str]:
+    """What is wrong with a run, and what it did."""
+    text, code = "\n".join(outcome.text for outcome in outcomes), outcomes[-1].code
+    if entry.raises and code is None:
+        return _lacking(entry.stops, text), "stopped"
+    if faults := [fault for outcome in outcomes for fault in outcome.faults]:
+        return [*faults, text[-1500:]], ""
+    if outcomes[0].code == 2:
+        return _refusal_faults(entry.refused or (entry.exact_refused if layout.exact else ""), text), "refused"
+    if code == 1:
+        return (_lacking(entry.stops, text) if entry.stops else [text]), "stopped"
+    expected = entry.refused or entry.stops or (entry.exact_refused if layout.exact else "")
+    faults = [f"ends with {code} and must not: {expected}"] if expected else []
+    faults += _lacking(entry.named, text) + ([] if layout.exact else _lacking(entry.exact_refused, text))
+    if not entry.compared:
+        return faults, "not compared"
+    return faults + _differences(entry, layout), "equal"
+
+
+def _lacking(pattern: str, text: str) -> list[str]:
+    return [] if re.search(pattern, text) else [f"does not say {pattern!r}", text]
+
+
+def _refusal_faults(pattern: str, text: str) -> list[str]:
+    """What is wrong with a rejection, which must be one line that says why."""
+    if not pattern:
+        return ["is rejected, though torch trains it", *_last_lines(text)]
+    lines = re.split(r"^.*: \d+ faults?$", text, flags=re.MULTILINE)[-1].strip().splitlines()
+    faults = _lacking(pattern, "\n".join(lines))
+    faults += [f"is rejected in {len(lines)} lines", *lines] if len(lines) != 1 else []
+    return faults + [f"is rejected in {len(line)} characters" for line in lines if len(line) > _MOST_CHARACTERS]
+
+
+def _last_lines(text: str) -> list[str]:
+    return text.strip().splitlines()[-2:]
+
+
+def _differences(entry: Entry, layout: Layout) -> list[str]:
+    """Each tensor that is further from the reference than rounding explains."""
+    try:
+        expected, allowed = _expected(entry, layout)
+    except Exception as error:
+        return [f"plain torch fails: {type(error).__name__}: {error}"]
+    found = final_weights(Path("runs/run")).tensors
+    made = entry.make(**entry.arguments)
+    saved = without_extra(made.state_dict())
+    if lacking := saved.keys() - found.keys():
+        return [f"the checkpoint lacks {sorted(lacking)}"]
+    faults = []
+    for name, value in without_extra(found).items():
+        if not (gap := distance(value, expected[name])) <= allowed[name]:
+            faults.append(f"{name} differs by {gap:.2g}, rounding explains {allowed[name]:.2g}")
+    return faults + _extra_state_faults(extra_state(made))
+
+
+def _extra_state_faults(expected: dict[str, Any]) -> list[str]:
+    """Extra state that the checkpoint does not hold as the network made it; no network of the zoo changes it."""
+    data, _ = newest_good(Path("runs/run/checkpoints"))
+    assert data is not None
+    found = Checkpoint.from_bytes(data).model
+    return [f"{name} is {found.get(name)!r}" for name, value in expected.items() if tree_digest({"": found.get(name)}) != tree_digest({"": value})]
+
+
+@lru_cache(maxsize=8)
+def _expected(entry: Entry, layout: Layout) -> tuple[dict[str, Tensor], dict[str, float]]:
+    expected = tensors(reference(entry, layout))
+    return expected, limits(entry, layout, expected)
+
+
+@contextmanager
+def joined(ranks: Ranks) -> Iterator[None]:
+    """Commands run on ranks that stay joined."""
+    kept = connecting.connect, ranks.close, ranks.abort
+    connecting.connect = lambda comm="auto": ranks  # type: ignore[assignment]
+    ranks.close = lambda: None  # type: ignore[method-assign]
+    ranks.abort = lambda code: None  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        connecting.connect, ranks.close, ranks.abort = kept  # type: ignore[method-assign]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,238 @@
+"""What a job on a network of the zoo must give, by plain torch: no code of ours but the order of the samples.
+
+The network is the user's, as its function made it. Its batch norms are torch's, called ghost batch by
+ghost batch. Gradients are what `backward` leaves in `.grad`, and torch's own optimizer steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parameter import is_lazy
+
+from hvd_batchgrow.data.stream import Stream
+from tests.fuzz.zoo.entry import FEATURES, NUM_CLASSES, Entry
+
+GHOST, NUM_SAMPLES, SEED = 4, 64, 7
+BATCHES = (8, 8, 8, 8, 16, 16)
+"""B of each update: one epoch, in the middle of which the batch doubles."""
+MOMENTUM, DECAY, BETA2, EPS, TRUST, GHOST_MOMENTUM = 0.9, 0.01, 0.999, 1e-8, 0.02, 0.1
+LR = {"sgd": 0.05, "adam": 2e-3, "adamw": 2e-3, "lars": 0.5}
+
+State = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a batch is cut."""
+
+    ranks: int = 1
+    groups: int = 4
+    """Most ghost batches of a pass on one rank."""
+    exact: bool = False
+    resumed: bool = False
+    """Whether the run is stopped after 3 updates and resumed."""
+
+    def __str__(self) -> str:
+        words = [f"{self.ranks}x{self.groups}", *["exact"] * self.exact, *["resumed"] * self.resumed]
+        return " ".join(words)
+
+    def passes(self, num_groups: int) -> list[list[int]]:
+        """Ghost batches of each pass, rank by rank."""
+        shares = [list(range(rank, num_groups, self.ranks)) for rank in range(self.ranks)]
+        return [share[i : i + self.groups] for share in shares for i in range(0, len(share), self.groups)]
+
+
+def rows() -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """The training set: noisy prototypes of the classes."""
+    draw = np.random.default_rng(3)
+    labels = draw.integers(0, NUM_CLASSES, NUM_SAMPLES)
+    prototypes = draw.normal(size=(NUM_CLASSES, FEATURES))
+    return (prototypes[labels] * 0.5 + draw.normal(size=(NUM_SAMPLES, FEATURES))).astype(np.float32), labels
+
+
+def reference(entry: Entry, layout: Layout, nudge: Callable[[Tensor], Tensor] = lambda x: x) -> nn.Module:
+    """The network after all updates.
+
+    Args:
+        entry: makes the network, and says in which order its samples are served.
+        layout: as the job cuts a batch.
+        nudge: changes the inputs, to see what a change of that size grows to.
+    """
+    network = entry.make(NUM_CLASSES, **entry.arguments)
+    _initialise_lazy(network)
+    for module in network.modules():
+        if isinstance(module, _BatchNorm) and module.track_running_stats:
+            module.forward = partial(_by_ghost_batch, module, module.forward)  # type: ignore[method-assign]
+    optimizer = _optimizer(entry, network)
+    features, labels = (torch.from_numpy(values) for values in rows())
+    order, samples = torch.from_numpy(Stream(NUM_SAMPLES, SEED).ids(0, NUM_SAMPLES)), 0
+    network.train()
+    for batch in BATCHES:
+        groups = order[samples : samples + batch].split(GHOST)
+        kept: State = {}
+        for places in _served(entry, layout, len(groups)):
+            before = _own_buffers(network) if entry.order == "first" else {}
+            ids = torch.cat([groups[k] for k in places])
+            logits = network(nudge(features[ids].clone()).to(entry.inputs))
+            loss = nn.functional.cross_entropy(
+                logits.to(torch.promote_types(logits.dtype, torch.float32)), labels[ids], reduction="sum"
+            )
+            (loss / batch).backward()
+            kept = _own_buffers(network) if 0 in places and before else kept
+            _restore(network, before)
+        _restore(network, kept)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        samples += batch
+    return network
+
+
+def limits(entry: Entry, layout: Layout, expected: State) -> dict[str, float]:
+    """Largest difference that rounding may make in each tensor, measured on this network.
+
+    Inputs that differ by one unit in the last place of the coarsest type in the network, in either
+    direction, change the result by some amount. 60 times as much is allowed, and 16 units in the last
+    place of the tensor's largest value: sums in another order round a few times more than that once.
+    """
+    types = [value.dtype for value in expected.values()] + ([entry.coarse] if entry.coarse else [])
+    unit = max(map(_unit, types), default=2.0**-24)
+    growth = dict.fromkeys(expected, 0.0)
+    for seed in range(2):
+        draw = torch.Generator().manual_seed(seed)
+
+        def nudge(x: Tensor, draw: torch.Generator = draw) -> Tensor:
+            return x * (1 + unit * torch.randint(-1, 2, x.shape, generator=draw))
+
+        moved = tensors(reference(entry, layout, nudge))
+        growth = {name: max(growth[name], distance(value, moved[name])) for name, value in expected.items()}
+    return {
+        name: 60 * growth[name] + 16 * _unit(value.dtype) * (float(_wide(value).abs().max()) if value.numel() else 0.0)
+        for name, value in expected.items()
+    }
+
+
+def tensors(network: nn.Module) -> dict[str, Tensor]:
+    """Copies of all parameters and buffers, also of buffers that `state_dict` leaves out."""
+    state = network.state_dict() | dict(network.named_buffers())
+    copies = {name: value.detach().clone() for name, value in state.items() if isinstance(value, Tensor)}
+    return without_extra(copies)
+
+
+def without_extra(values: State) -> State:
+    """Without torch's counts of batches, which ghost norms lack, and without extra state."""
+    return {name: value for name, value in values.items() if not name.endswith(("num_batches_tracked", "_extra_state"))}
+
+
+def extra_state(network: nn.Module) -> State:
+    """What the modules of a network save beside tensors, by name."""
+    return {name: value for name, value in network.state_dict().items() if name.endswith("_extra_state")}
+
+
+def distance(first: Tensor, second: Tensor) -> float:
+    """Largest difference of two entries; infinite for other shapes, or where one is no number."""
+    if first.shape != second.shape or first.dtype != second.dtype:
+        return float("inf")
+    if not first.numel():
+        return 0.0
+    gap = float((_wide(first) - _wide(second)).abs().max())
+    return gap if gap == gap else float("inf")
+
+
+def _wide(value: Tensor) -> Tensor:
+    return value.to(torch.complex128 if value.is_complex() else torch.float64)
+
+
+def _unit(dtype: torch.dtype) -> float:
+    return torch.finfo(dtype).eps if dtype.is_floating_point or dtype.is_complex else 0.0
+
+
+def _initialise_lazy(network: nn.Module) -> None:
+    if any(is_lazy(parameter) for parameter in network.parameters()):
+        with torch.no_grad():
+            network.eval()(torch.zeros(2, FEATURES))
+
+
+def _by_ghost_batch(norm: _BatchNorm, forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    if not norm.training:
+        return forward(x)
+    # A checkpoint repeats the forward in the backward: the statistics must not count its samples twice.
+    norm.momentum = 0.0 if torch._C._current_graph_task_id() != -1 else GHOST_MOMENTUM
+    return torch.cat([forward(part) for part in x.split(GHOST)])
+
+
+def _served(entry: Entry, layout: Layout, num_groups: int) -> list[list[int]]:
+    return [[k] for k in range(num_groups)] if entry.order == "stream" else layout.passes(num_groups)
+
+
+def _own_buffers(network: nn.Module) -> State:
+    """Copies of all buffers that are not a batch norm's."""
+    return {
+        f"{path}.{name}".lstrip("."): buffer.clone()
+        for path, module in network.named_modules()
+        if not isinstance(module, _BatchNorm)
+        for name, buffer in module.named_buffers(recurse=False)
+    }
+
+
+def _restore(network: nn.Module, values: State) -> None:
+    for name, value in values.items():
+        path, _, last = name.rpartition(".")
+        setattr(network.get_submodule(path), last, value.clone())
+
+
+def _optimizer(entry: Entry, network: nn.Module) -> Any:
+    parameters = list(network.parameters())
+    parameters = [p for p in parameters if p.is_floating_point() or p.is_complex()]
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": DECAY},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    lr = LR[entry.optim]
+    if entry.optim == "sgd":
+        return torch.optim.SGD(groups, lr=lr, momentum=MOMENTUM)
+    if entry.optim == "lars":
+        return PlainLars(parameters, lr)
+    kind = torch.optim.Adam if entry.optim == "adam" else torch.optim.AdamW
+    return kind(groups, lr=lr, betas=(MOMENTUM, BETA2), eps=EPS)
+
+
+class PlainLars:
+    """λ = η |w| / (|g| + β |w|), u ← m u + λ (g + β w), w ← w - ε u; neither λ nor decay below 2 dimensions."""
+
+    def __init__(self, parameters: list[nn.Parameter], lr: float) -> None:
+        self.parameters, self.lr = parameters, lr
+        self.buffers: dict[nn.Parameter, Tensor] = {}
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for weight in self.parameters:
+            if weight.grad is None:
+                continue
+            push = weight.grad
+            if weight.ndim > 1:
+                of_weight, of_gradient = float(weight.norm()), float(push.norm())
+                ratio = TRUST * of_weight / (of_gradient + DECAY * of_weight) if of_weight * of_gradient else 1.0
+                push = ratio * (push + DECAY * weight)
+            self.buffers[weight] = MOMENTUM * self.buffers[weight] + push if weight in self.buffers else push.clone()
+            weight -= self.lr * self.buffers[weight]
+
+    def zero_grad(self, set_to_none: bool) -> None:
+        assert set_to_none
+        for weight in self.parameters:
+            weight.grad = None
+
+
+def resumes(layout: Layout) -> Iterator[list[str]]:
+    """Words of the command line of each invocation of a run."""
+    if layout.resumed:
+        yield ["--updates", "3"]
+    yield ["--resume", "auto"] if layout.resumed else []
