@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from dataclasses import dataclass
 from typing import Any
 
 from hvd_batchgrow.cli.common import RanksCommand, terminal
+from hvd_batchgrow.comm.launch import launched_ranks
 from hvd_batchgrow.config import OF_GROWTH
 from hvd_batchgrow.config.types import PositiveInt
 from hvd_batchgrow.errors import ExitCode
@@ -34,6 +36,8 @@ class VerifyCommand(RanksCommand):
         from hvd_batchgrow.watch.progress import work_progress
         from hvd_batchgrow.watch.tables import print_verify
 
+        if launched_ranks(os.environ)[0] > 0:
+            return ExitCode.DONE  # under a launcher rank 0 does the work, and starts the ranks of each layout itself
         job = self.load(overrides)
         job = job.model_copy(update={"layout": job.layout.grown_by("accumulation")})  # as each run is told to
         overrides = {key: value for key, value in overrides.items() if key not in _OF_GROWTH}

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from hvd_batchgrow.allowed import counted
 from hvd_batchgrow.comm.launch import OF_LAUNCHERS, Comm
 from hvd_batchgrow.comm.ranks import SingleRank
 from hvd_batchgrow.config import Job
@@ -29,6 +30,8 @@ from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint, checkpoint_pa
 from hvd_batchgrow.train.setup import choose_device, set_threads
 
 _GRACE_S = 5.0
+_OF_MPIRUN = ("OMPI_UNIVERSE_SIZE", "OMPI_MCA_orte_", "OMPI_MCA_ess", "OMPI_MCA_pmix")
+"""Variables by which Open MPI recognises a call of mpirun within mpirun, which it refuses."""
 
 
 @dataclass(frozen=True, order=True)
@@ -152,7 +155,7 @@ def verify(
             (Path(folder) / "decisions.jsonl").touch()
             options += ["--replay", str(Path(folder) / "decisions.jsonl")]
         for shape in shapes:
-            report(f"{num_updates} updates as {shape.ranks} × {shape.accumulation} × {shape.micro_batch}")
+            report(f"{counted(num_updates, 'update')} as {shape.ranks} × {shape.accumulation} × {shape.micro_batch}")
             _train(job_file, options, _launcher(shape.ranks, comm), shape, num_updates, Path(folder))
             states, digest = _states(Path(folder) / str(shape) / "checkpoints")
             shutil.rmtree(Path(folder) / str(shape))
@@ -169,12 +172,13 @@ def _measure_limits(job: Job, source: Source, num_updates: int, report: Callable
     """Do the same updates by plain autograd, without noise and with it."""
     set_threads(job, SingleRank())
     device = choose_device(SingleRank())
-    report(f"{num_updates} updates by plain autograd")
+    done = f"{counted(num_updates, 'update')} by plain autograd"
+    report(done)
     reference = PlainRun(job, source, device).train(num_updates)
     repeats = []
     for seed in range(1, NUM_REPEATS + 1):
         run = PlainRun(job, source, device, seed)
-        report(f"{num_updates} updates by plain autograd, values changed by ± {run.noise_size:.1e}: {seed}")
+        report(f"{done}, values changed by ± {run.noise_size:.1e}: {seed}")
         repeats.append(run.train(num_updates))
     return RoundingLimits(reference, repeats)
 
@@ -239,4 +243,6 @@ def _environment(environment: Mapping[str, str]) -> dict[str, str]:
     """As root Open MPI wants to be told twice; and ranks that share cores must not share them unevenly."""
     leave = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"} if os.geteuid() == 0 else {}
     # The child is a job of its own, even where this process was started by a launcher.
-    return {key: value for key, value in environment.items() if not key.startswith(OF_LAUNCHERS)} | leave
+    return {
+        key: value for key, value in environment.items() if not key.startswith((*OF_LAUNCHERS, *_OF_MPIRUN))
+    } | leave

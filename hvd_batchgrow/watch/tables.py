@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.measure import Measurement
 from rich.table import Table
 
+from hvd_batchgrow.allowed import counted
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.schedule.cost import Cost
 from hvd_batchgrow.schedule.phases import Phase
@@ -186,8 +187,8 @@ def print_verify(console: Console, job: Job, results: Sequence[Compared], num_up
     """Print how far the weights of each layout are from those of plain autograd, and what the columns mean."""
     exact = job.layout.exact
     headings = ("ranks × passes\n× micro-batch", "weights", "difference", "limit", "tensor", "")
-    mode = f"{job.name}: {num_updates} updates in {'exact' if exact else 'fast'} mode"
-    table = number_table(f"{mode}, against plain autograd", headings)
+    title = f"{job.name}: {counted(num_updates, 'update')}, {'exact' if exact else 'fast'} mode"
+    table = number_table(title, headings)
     for column in table.columns[-2:]:
         column.justify = "left"
     for result in results:

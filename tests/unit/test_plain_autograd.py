@@ -60,6 +60,7 @@ def copied(trainer: Trainer) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in trainer.model.state_dict().items()}
 
 
+HERE = "tests.unit.test_plain_autograd"
 KINDS: dict[str, Mapping[str, Any]] = {
     "SGD": {},
     "Nesterov, clipped and smoothed": {
@@ -77,6 +78,9 @@ KINDS: dict[str, Mapping[str, Any]] = {
         "schedule": {"boundaries_epochs": [16 / 300, 1.0], "epochs": 2.0},
         "model": {"reestimate_samples": 16},
     },
+    "a slice of a larger tensor": {"model": {"name": f"{HERE}:sliced", "arguments": {"dense": False}}},
+    "a layer used twice": {"model": {"name": f"{HERE}:used_twice", "arguments": {"checkpointed": True}}},
+    "a layer that no loss reaches": {"model": {"name": f"{HERE}:with_spare"}},
     "warm-up": {"schedule": {"warmup_epochs": 0.5}},
 }
 
@@ -208,10 +212,7 @@ def sliced(num_classes: int, dense: bool) -> nn.Module:
 @pytest.mark.parametrize(("name", "argument"), [("used_twice", "checkpointed"), ("sliced", "dense")])
 def test_plain_autograd_is_bit_identical_for_two_forms_of_one_network(name: str, argument: str) -> None:
     """Neither hooks that fire more than once nor strides enter it."""
-    forms = [
-        plain(job_of(model={"name": f"tests.unit.test_plain_autograd:{name}", "arguments": {argument: value}}))
-        for value in (True, False)
-    ]
+    forms = [plain(job_of(model={"name": f"{HERE}:{name}", "arguments": {argument: value}})) for value in (True, False)]
     for samples, state in forms[0].items():
         assert all(torch.equal(value, forms[1][samples][key]) for key, value in state.items())
 
@@ -233,7 +234,7 @@ def with_spare(num_classes: int) -> nn.Module:
 
 def test_weight_decay_of_a_weight_that_no_loss_reaches_is_found(tmp_path: Path) -> None:
     """torch's optimizers leave a parameter without a gradient alone, those of zeros they decay by lr · decay."""
-    job = job_of(model={"name": "tests.unit.test_plain_autograd:with_spare"})
+    job = job_of(model={"name": f"{HERE}:with_spare"})
     limits, states = limits_of(job, 1), plain(job, 1)
     spare = with_spare(3).get_parameter("2.spare.weight")
     assert all(torch.equal(state["2.spare.weight"], spare) for state in states.values())

@@ -83,7 +83,7 @@ def test_layouts_of_one_rank_agree_with_plain_autograd(job: str, capsys: pytest.
     assert main(["verify", job, "--layouts", "1x1x16,1x2x8"]) == 0
     shown = capsys.readouterr()
     text = shown.out
-    assert "small: 2 updates in fast mode, against plain autograd" in text
+    assert "small: 2 updates, fast mode" in text
     assert len(re.findall(r"1 × (1 × 16|2 × 8) .* agrees", text)) == 2
     assert max(map(len, text.splitlines())) <= 80
     assert "plain autograd, values changed by ± 7.6e-06: 3" in shown.err  # 64 · 2⁻²³
@@ -182,3 +182,27 @@ def test_ranks_are_launched_by_what_is_there(monkeypatch: pytest.MonkeyPatch) ->
     assert verify._launcher(2, "auto") == torchrun
     with pytest.raises(RunError, match="2 ranks need mpirun or horovodrun on PATH; or --comm torch"):
         verify._launcher(2, "horovod")
+
+
+def test_under_a_launcher_rank_0_alone_does_the_work(
+    job: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("RANK", "SIZE", "LOCAL_RANK", "LOCAL_SIZE"):
+        monkeypatch.setenv(f"OMPI_COMM_WORLD_{name}", "2" if name.endswith("SIZE") else "1")
+    assert main(["verify", job]) == 0
+    assert capsys.readouterr() == ("", "")
+
+
+def test_mpirun_can_be_started_within_mpirun() -> None:
+    """Open MPI refuses a recursive call if OMPI_UNIVERSE_SIZE or the like is set; a user's own setting is kept."""
+    of_mpirun = {
+        "OMPI_UNIVERSE_SIZE": "2",
+        "OMPI_MCA_orte_hnp_uri": "x",
+        "OMPI_MCA_ess": "^singleton",
+        "PMIX_RANK": "0",
+    }
+    kept = verify._environment({**of_mpirun, "OMPI_MCA_btl": "self,tcp", "PATH": "/bin"})
+    assert {key: value for key, value in kept.items() if "ROOT" not in key} == {
+        "OMPI_MCA_btl": "self,tcp",
+        "PATH": "/bin",
+    }
