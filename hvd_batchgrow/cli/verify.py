@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import dataclass
 from typing import Any
 
 from hvd_batchgrow.cli.common import RanksCommand, terminal
+from hvd_batchgrow.comm.launch import launched_ranks
 from hvd_batchgrow.config import OF_GROWTH
 from hvd_batchgrow.config.types import PositiveInt
 from hvd_batchgrow.errors import ExitCode
@@ -19,20 +21,23 @@ _OF_GROWTH = {"layout.growth"} | {f"layout.{key}" for keys in OF_GROWTH.values()
 
 @dataclass(frozen=True)
 class VerifyCommand(RanksCommand):
-    """Do a few updates of a job under several layouts, as real processes, and compare the weights."""
+    """Run a few updates under several layouts, as real processes, and compare the weights with plain autograd's."""
 
     layouts: str | None = None
-    """RANKSxPASSESxMICRO-BATCH of the first phase's batch, with commas between; otherwise some on 1 to 4 ranks."""
+    """Comma-separated RANKSxPASSESxMICRO-BATCH of the first phase's batch; otherwise several on 1 to 4 ranks."""
     updates: PositiveInt = 2
-    """How many updates each; rounding grows from one to the next, so that few tell more than many."""
+    """Number of updates. Rounding grows from one update to the next, so a small number shows more than a large one."""
 
     def run(self, overrides: dict[str, Any]) -> ExitCode:
-        """A table; ends with 1 if a layout decides more than rounding, or in exact mode a bit."""
+        """Print a table, and end with 1 if a layout differs by more than rounding, or in exact mode by a bit."""
         from hvd_batchgrow.data.known import known_num_samples
+        from hvd_batchgrow.data.sources import load_source
         from hvd_batchgrow.proof.verify import default_shapes, find_hazards, parse_shapes, verify
         from hvd_batchgrow.watch.progress import work_progress
-        from hvd_batchgrow.watch.tables import print_table, verify_table
+        from hvd_batchgrow.watch.tables import print_verify
 
+        if launched_ranks(os.environ)[0] > 0:
+            return ExitCode.DONE  # under a launcher rank 0 does the work, and starts the ranks of each layout itself
         job = self.load(overrides)
         job = job.model_copy(update={"layout": job.layout.grown_by("accumulation")})  # as each run is told to
         overrides = {key: value for key, value in overrides.items() if key not in _OF_GROWTH}
@@ -47,18 +52,20 @@ class VerifyCommand(RanksCommand):
         console = terminal(sys.stderr)
         if self.seed is not None:
             options += ["--seed", str(self.seed)]
-        with work_progress(console) as report:
-            causes, notes = find_hazards(job, report)
+        with work_progress(console) as progress:
+            source = load_source(job.data, job.seed, progress)
+        causes, notes = find_hazards(job, source)
 
-        def tell(line: str) -> None:
-            console.print(line, highlight=False)
+        def report(line: str) -> None:
+            console.print(line, soft_wrap=True)
 
         with tidied_up_on_interrupt():
-            results = verify(self.job, job, options, shapes, self.updates, tell, self.comm)
+            results = verify(self.job, job, source, options, shapes, self.updates, report, self.comm)
         out = terminal(sys.stdout)
-        print_table(out, verify_table(job, results, self.updates))
+        print_verify(out, job, results, self.updates)
         for cause in causes:
-            out.print(f"the layout has a say in {job.model.name}; at {cause}", soft_wrap=True)
+            line = f"results of {job.model.name} depend on the layout: {cause}"
+            out.print(line, soft_wrap=True)
         for note in notes:
             out.print(note, soft_wrap=True)
         return ExitCode.DONE if all(result.passed for result in results) else ExitCode.FAILURE

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,13 +61,6 @@ def compare_weights(first: Weights, second: Weights) -> str:
     if tree_digest(first.tensors) == tree_digest(second.tensors):
         return "differs in the extra state of modules only"
     return f"differs by {difference:.1e} in {worst}"
-
-
-def overall_difference(first: Weights, second: Weights) -> float:
-    """|a - b| / |a| in the 2-norm over all tensors together."""
-    pairs = [(_real(tensor), _real(second.tensors[name])) for name, tensor in first.tensors.items()]
-    squares = sum(float((b - a).square().sum()) for a, b in pairs)
-    return math.sqrt(squares / max(sum(float(a.square().sum()) for a, _ in pairs), 1e-300))
 
 
 def largest_difference(first: Weights, second: Weights) -> tuple[float, str]:

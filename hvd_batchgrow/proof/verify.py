@@ -1,4 +1,4 @@
-"""The same few updates under several layouts, as real processes, and how far the weights differ."""
+"""The same few updates under several layouts, as real processes, compared with plain torch autograd."""
 
 from __future__ import annotations
 
@@ -15,28 +15,23 @@ from typing import Any
 
 import torch
 
+from hvd_batchgrow.allowed import counted
 from hvd_batchgrow.comm.launch import OF_LAUNCHERS, Comm
+from hvd_batchgrow.comm.ranks import SingleRank
 from hvd_batchgrow.config import Job
-from hvd_batchgrow.data.samples import ReportProgress
-from hvd_batchgrow.data.sources import load_source
+from hvd_batchgrow.data.samples import Source
 from hvd_batchgrow.errors import ExitCode, Fault, JobError, RunError
 from hvd_batchgrow.interrupt import uninterrupted
 from hvd_batchgrow.nn.models import build_model, forward_state, hazards
-from hvd_batchgrow.proof.digest import Weights, compare_weights, final_weights, overall_difference
+from hvd_batchgrow.proof.plain_autograd import PlainRun
+from hvd_batchgrow.proof.rounding import NUM_REPEATS, Deviation, RoundingLimits, States, tensors_of
 from hvd_batchgrow.schedule.layout import form_layout
+from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint, checkpoint_paths, tree_digest
+from hvd_batchgrow.train.setup import choose_device, set_threads
 
-_FIRST, _GROWTH = 1e-5, 30.0
 _GRACE_S = 5.0
-
-
-def rounding_limit(num_updates: int, *, exact: bool) -> float:
-    """Largest difference, relative to all weights together, that rounding may make; in exact mode none.
-
-    One update differs by 1e-8 to 1e-6; a wrong weight of a piece, by 1e-4 and more. In each further one rounding
-    moves some activation over the edge of a ReLU: measured on the quickstart's job, 1e-8, 4e-7 and 2e-5
-    after one, two and three. So a few updates tell a fault from rounding, and many do not.
-    """
-    return 0.0 if exact else _FIRST * _GROWTH ** (num_updates - 1)
+_OF_MPIRUN = ("OMPI_UNIVERSE_SIZE", "OMPI_MCA_orte_", "OMPI_MCA_ess", "OMPI_MCA_pmix")
+"""Variables by which Open MPI recognises a call of mpirun within mpirun, which it refuses."""
 
 
 @dataclass(frozen=True, order=True)
@@ -53,15 +48,16 @@ class Shape:
 
 @dataclass(frozen=True)
 class Compared:
-    """What became of one layout."""
+    """One layout's weights against plain autograd's, and in exact mode against the first layout's."""
 
     shape: Shape
-    weights: Weights
-    difference: float
-    """From the first layout, `overall_difference`."""
-    worst: str
-    """Equal to the bit, or how much in the tensor that differs most."""
+    digest: str
+    """SHA-256 of the weights after the last update."""
+    deviation: Deviation
+    is_identical: bool
+    """Whether the digest is the first layout's."""
     passed: bool
+    """Whether rounding explains the deviation, and, in exact mode, the weights are bit-identical."""
 
 
 def parse_shapes(text: str, global_batch: int, group: int, *, exact: bool) -> list[Shape]:
@@ -114,17 +110,12 @@ def default_shapes(global_batch: int, group: int, ranks: Sequence[int] = (1, 2, 
     return list(dict.fromkeys(shapes))
 
 
-def find_hazards(job: Job, report: ReportProgress) -> tuple[list[str], list[str]]:
-    """What in a job's network lets the layout decide something of its results; and notes on what passes change in it.
-
-    Args:
-        job: its data are opened, for the shape of their samples.
-        report: told of downloads.
+def find_hazards(job: Job, source: Source) -> tuple[list[str], list[str]]:
+    """Find what in a job's network makes results depend on the layout; and notes on what training changes in it.
 
     Raises:
-        JobError, RunError: data or network cannot be had.
+        JobError: the network cannot be built.
     """
-    source = load_source(job.data, job.seed, report)
     torch.manual_seed(job.seed)
     model = build_model(job, source.train.shape, source.num_classes)
     notes = forward_state(job, model, source.train.shape).notes(job.model.name, exact=job.layout.exact)
@@ -134,38 +125,69 @@ def find_hazards(job: Job, report: ReportProgress) -> tuple[list[str], list[str]
 def verify(
     job_file: Path,
     job: Job,
+    source: Source,
     options: Sequence[str],
     shapes: Sequence[Shape],
     num_updates: int,
-    tell: Callable[[str], None],
+    report: Callable[[str], None],
     comm: Comm = "auto",
 ) -> list[Compared]:
-    """Train a few updates under each layout, and compare the weights with those of the first.
+    """Train a few updates under each layout, and compare the weights after the first and the last of them.
 
     Args:
-        job_file: trained by processes of their own, as a user would start them.
-        job: the same, as it is with the options.
-        options: of the command line, that are put over the job file.
+        job_file: trained by separate processes, as a user would start them.
+        job: the same, with the options applied.
+        source: the job's data.
+        options: command-line options that override the job file.
         shapes: layouts.
-        num_updates: how many updates.
-        tell: told of progress.
-        comm: what ranks talk through.
+        num_updates: number of updates.
+        report: receives lines of progress.
+        comm: what ranks communicate through.
 
     Raises:
-        RunError: a run failed, or there is no launcher for several ranks.
+        RunError: a run failed, or several ranks have no launcher.
     """
     results: list[Compared] = []
+    limits = None
     with tempfile.TemporaryDirectory(prefix="hvd-batchgrow-verify-") as folder:
+        options = [*options, "--comm", comm]
+        if job.is_measured:  # plain autograd follows the plan: no trigger decides in between
+            (Path(folder) / "decisions.jsonl").touch()
+            options += ["--replay", str(Path(folder) / "decisions.jsonl")]
         for shape in shapes:
-            tell(f"{num_updates} updates as {shape.ranks} × {shape.accumulation} × {shape.micro_batch}")
-            _train(job_file, [*options, "--comm", comm], _launcher(shape.ranks, comm), shape, num_updates, Path(folder))
-            weights = final_weights(Path(folder) / str(shape))
-            first = results[0].weights if results else weights
-            difference = overall_difference(first, weights)
-            worst = compare_weights(first, weights) if results else "the reference"
-            passed = difference <= rounding_limit(num_updates, exact=job.layout.exact)
-            results.append(Compared(shape, weights, difference, worst, passed))
+            report(f"{counted(num_updates, 'update')} as {shape.ranks} × {shape.accumulation} × {shape.micro_batch}")
+            _train(job_file, options, _launcher(shape.ranks, comm), shape, num_updates, Path(folder))
+            states, digest = _states(Path(folder) / str(shape) / "checkpoints")
+            shutil.rmtree(Path(folder) / str(shape))
+            # After the first run, whose process has reported whatever is wrong with the job.
+            limits = limits or _measure_limits(job, source, num_updates, report)
+            deviation = limits.worst(states)
+            is_identical = not results or digest == results[0].digest
+            passed = deviation.passed and (is_identical or not job.layout.exact)
+            results.append(Compared(shape, digest, deviation, is_identical, passed))
     return results
+
+
+def _measure_limits(job: Job, source: Source, num_updates: int, report: Callable[[str], None]) -> RoundingLimits:
+    """Do the same updates by plain autograd, without noise and with it."""
+    set_threads(job, SingleRank())
+    device = choose_device(SingleRank())
+    done = f"{counted(num_updates, 'update')} by plain autograd"
+    report(done)
+    reference = PlainRun(job, source, device).train(num_updates)
+    repeats = []
+    for seed in range(1, NUM_REPEATS + 1):
+        run = PlainRun(job, source, device, seed)
+        report(f"{done}, values changed by ± {run.noise_size:.1e}: {seed}")
+        repeats.append(run.train(num_updates))
+    return RoundingLimits(reference, repeats)
+
+
+def _states(folder: Path) -> tuple[States, str]:
+    """Tensors of the oldest and the newest checkpoint, and the digest of the newest, which covers extra state too."""
+    paths = checkpoint_paths(folder)
+    oldest, newest = (Checkpoint.from_bytes(path.read_bytes()) for path in (paths[0], paths[-1]))
+    return {run.samples: tensors_of(run.model) for run in (oldest, newest)}, tree_digest(newest.model)
 
 
 def _train(
@@ -175,6 +197,8 @@ def _train(
     command += ["--name", str(shape), "--runs-dir", str(folder), "--updates", str(num_updates)]
     command += ["--layout.max-micro-batch", str(shape.micro_batch), "--layout.ragged", "true"]
     command += ["--layout.growth", "accumulation", "--evaluation.every-epochs", "1e9", "--watch.tensorboard", "false"]
+    # A checkpoint after every update, and the first is kept.
+    command += ["--checkpoint.every-epochs", "1e-9", "--checkpoint.keep", str(num_updates)]
     pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     process = None
     try:
@@ -219,4 +243,6 @@ def _environment(environment: Mapping[str, str]) -> dict[str, str]:
     """As root Open MPI wants to be told twice; and ranks that share cores must not share them unevenly."""
     leave = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"} if os.geteuid() == 0 else {}
     # The child is a job of its own, even where this process was started by a launcher.
-    return {key: value for key, value in environment.items() if not key.startswith(OF_LAUNCHERS)} | leave
+    return {
+        key: value for key, value in environment.items() if not key.startswith((*OF_LAUNCHERS, *_OF_MPIRUN))
+    } | leave

@@ -7,9 +7,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rich import box
+from rich.console import Console
+from rich.markup import escape
 from rich.measure import Measurement
 from rich.table import Table
 
+from hvd_batchgrow.allowed import counted
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.schedule.cost import Cost
 from hvd_batchgrow.schedule.phases import Phase
@@ -188,16 +191,33 @@ def audit_table(result: Audit) -> Table:
     return table
 
 
-def verify_table(job: Job, results: Sequence[Compared], num_updates: int) -> Table:
-    """Layouts, and how far their weights are from those of the first."""
-    mode = "exact: every bit must be equal" if job.layout.exact else "fast: equal but for rounding"
-    headings = ("ranks × passes\n× micro-batch", "weights", "difference", "worst tensor", "")
-    table = number_table(f"{job.name}, {num_updates} updates; {mode}", headings)
-    for column in table.columns:
+def print_verify(console: Console, job: Job, results: Sequence[Compared], num_updates: int) -> None:
+    """Print how far the weights of each layout are from those of plain autograd, and what the columns mean."""
+    exact = job.layout.exact
+    headings = ("ranks × passes\n× micro-batch", "weights", "difference", "limit", "tensor", "")
+    title = f"{job.name}: {counted(num_updates, 'update')}, {'exact' if exact else 'fast'} mode"
+    table = number_table(title, headings)
+    for column in table.columns[-2:]:
         column.justify = "left"
     for result in results:
-        shape = result.shape
-        layout = f"{shape.ranks} × {shape.accumulation} × {shape.micro_batch}"
-        verdict = "" if result.passed else "more than rounding" if not job.layout.exact else "not equal"
-        table.add_row(layout, result.weights.digest[:16], f"{result.difference:.1e}", result.worst, verdict)
-    return table
+        shape, worst = result.shape, result.deviation
+        cells = (
+            f"{shape.ranks} × {shape.accumulation} × {shape.micro_batch}",
+            result.digest[:8],
+            f"{worst.difference:.1e}",
+            f"{worst.limit:.1e}",
+            escape(worst.tensor),
+        )
+        agrees = "bit-identical" if exact and result.is_identical else "agrees"
+        table.add_row(*cells, agrees if result.passed else "DIFFERS")
+    if not exact:
+        leave_out(table, "weights")
+    print_table(console, table, ["weights"])
+    console.print(_VERIFY_LEGEND, highlight=False)
+
+
+_VERIFY_LEGEND = """\
+difference: |a - b| / |a| of the tensor that is closest to its limit, after the
+first or the last update; a is the result of plain torch autograd.
+limit: what rounding does to that tensor, measured on this network by repeats of
+plain autograd with slightly changed inputs, weights and gradients."""

@@ -185,7 +185,7 @@ def test_exact_mode_on_one_two_and_three_ranks_is_the_same_by_either_backend(fol
     batch = ["--schedule.global-batch", "48", "--layout.exact", "true"]
     done = run(folder, "one", "verify", "small.toml", *batch, "--layouts", "1x6x8,2x3x8,3x2x8", "--comm", comm)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("equal to the bit") == 2, done.stdout
+    assert done.stdout.count("bit-identical") == 3, done.stdout
 
 
 @pytest.mark.parametrize("form", ["mpirun", "horovodrun-gloo", "mpirun-torch", "torchrun"])

@@ -1,0 +1,147 @@
+"""The first updates of a job by plain torch autograd: an independent reference for the update engine.
+
+One process trains one ghost batch at a time. It uses no gradient buckets, no gradient hooks, no deferred
+statistics, no all-reduce, no exact sums and no kernels of this package.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+
+import torch
+from torch import Tensor, nn
+
+from hvd_batchgrow.config import Job
+from hvd_batchgrow.data.pipeline import Reader
+from hvd_batchgrow.data.samples import Source
+from hvd_batchgrow.data.stream import Stream
+from hvd_batchgrow.nn.dropout import keyed_dropouts, set_sample_keys
+from hvd_batchgrow.nn.ghost_choice import by_pytorch_only
+from hvd_batchgrow.nn.models import build_model, forward_state
+from hvd_batchgrow.nn.running_statistics import reestimate_running_statistics
+from hvd_batchgrow.optim.build import build_optimizer, lr_ratios, set_hyperparameters
+from hvd_batchgrow.proof.rounding import Noise, States, noise_size, tensors_of
+from hvd_batchgrow.schedule.phases import Phase
+from hvd_batchgrow.schedule.plan import compile_plan
+from hvd_batchgrow.train.update.changing_buffers import ChangingBuffers
+from hvd_batchgrow.train.update.forward import MicroBatch, as_parameters, autocast, classify
+from hvd_batchgrow.train.update.loss_scale import LossScale
+from hvd_batchgrow.train.update.micro_batches import join_groups
+
+
+@dataclass
+class PlainRun:
+    """A network and its optimizer, trained from their first state by plain autograd.
+
+    Args:
+        job: gives network, data and schedule.
+        source: the job's data.
+        device: the device to compute on.
+        noise_seed: add noise of `noise_size` to inputs, weights and the gradient of each ghost batch, with
+            signs from this seed; the weights keep none of it. None: no noise.
+    """
+
+    job: Job
+    source: Source
+    device: torch.device
+    noise_seed: int | None = None
+
+    def __post_init__(self) -> None:
+        torch.manual_seed(self.job.seed)
+        self._network = build_model(self.job, self.source.train.shape, self.source.num_classes).to(self.device)
+        for parameter in self._network.parameters():
+            # Ordinary memory, whatever view or stride the network gave its parameter.
+            parameter.data = parameter.detach().clone(memory_format=torch.contiguous_format)
+        self._changing = ChangingBuffers(self._network, forward_state(self.job, self._network, self.source.train.shape))
+        self.noise_size = noise_size(self.job.update, self._network, self.device)
+        self._noise = Noise(0.0 if self.noise_seed is None else self.noise_size, self.noise_seed or 0)
+        self._optimizer = build_optimizer(self._network, self.job.optim)
+        self._lr_ratios = lr_ratios(self._optimizer)
+        self._forward = classify(self.job.update)
+        self._loss_scale = LossScale() if self.job.update.precision == "float16" else None
+        self._schedule = compile_plan(self.job, 1, len(self.source.train)).schedule
+
+    def train(self, num_updates: int) -> States:
+        """Do the first updates of the job, and return the states after the first and after the last of them."""
+        samples, states, group = 0, {}, self.job.model.ghost_batch
+        groups = self._ghost_batches(0)
+        with by_pytorch_only():
+            for index in range(num_updates):
+                phase = self._schedule.at(samples)
+                self._update(list(islice(groups, phase.global_batch // group)), phase)
+                samples += phase.global_batch
+                if samples == phase.end_samples and self.job.model.reestimate_samples:
+                    self._reestimate(samples, self.job.model.reestimate_samples)
+                is_last = index == num_updates - 1 or samples >= self._schedule.end_samples
+                if index == 0 or is_last:
+                    tensors = tensors_of(self._network.state_dict())
+                    states[samples] = {name: value.cpu().clone() for name, value in tensors.items()}
+                if is_last:
+                    break
+        return states
+
+    def _ghost_batches(self, first: int) -> Iterator[MicroBatch]:
+        """Ghost batches of the stream from one on, each as a micro-batch."""
+        reader = Reader(self.job.data, self.source, self.device, torch.get_num_threads(), lambda bad: None)
+        stream, num_samples = Stream(len(self.source.train), self.job.seed), len(self.source.train)
+        for batch in reader.training(stream, self.job.model.ghost_batch, first, 1):
+            yield join_groups([batch], (0,), (self.job.seed, num_samples))
+
+    def _update(self, ghost_batches: Sequence[MicroBatch], phase: Phase) -> None:
+        before = {name: buffer.clone() for name, buffer in self._network.named_buffers()}
+        gradients = self._mean_gradients(ghost_batches, phase.global_batch)
+        norm = float(torch.stack([gradient.norm().abs() for gradient in gradients.values()]).norm())
+        is_finite = norm < float("inf")
+        if self._loss_scale:
+            self._loss_scale.after(phase.global_batch, overflow=not is_finite)
+        self._changing.end(skipped=not is_finite)
+        if not is_finite:
+            for name, buffer in self._network.named_buffers():
+                buffer.copy_(before[name])
+            return
+        clip = self.job.update.clip_norm
+        shrink = clip / norm if clip and norm > clip else 1.0
+        for parameter in self._network.parameters():
+            # torch's optimizers skip a parameter without a gradient: neither weight decay nor momentum moves it.
+            gradient = gradients.get(parameter)
+            parameter.grad = None if gradient is None else (gradient * shrink).to(parameter.dtype)
+        rescale = getattr(self.job.optim, "rescale_momentum", False)
+        set_hyperparameters(self._optimizer, phase, self._lr_ratios, rescale_momentum=rescale)
+        self._optimizer.step()
+
+    def _mean_gradients(self, ghost_batches: Sequence[MicroBatch], batch: int) -> dict[nn.Parameter, Tensor]:
+        """Return the gradients of the mean loss, float64, of the parameters that a loss reaches."""
+        sums: dict[nn.Parameter, Tensor] = {}
+        scale = self._loss_scale.value if self._loss_scale else 1.0
+        self._network.train()
+        self._changing.begin()
+        with self._noise.on_weights(self._network):
+            for index, ghost_batch in enumerate(ghost_batches):
+                self._changing.restore()
+                self._network.zero_grad(set_to_none=True)
+                set_sample_keys(keyed_dropouts(self._network), ghost_batch.keys)
+                noisy = replace(ghost_batch, inputs=self._noise(ghost_batch.inputs))
+                loss = self._forward(self._network, noisy).each.sum()
+                self._changing.after_forward((index,))
+                (loss * scale).backward()
+                self._changing.after_backward((index,))
+                for parameter in self._network.parameters():
+                    if parameter.grad is not None:
+                        gradient = self._noise(_wide(parameter.grad.to_dense()))
+                        sums[parameter] = sums[parameter] + gradient if parameter in sums else gradient
+        return {parameter: total / (batch * scale) for parameter, total in sums.items()}
+
+    def _reestimate(self, samples: int, num_samples: int) -> None:
+        """Replace the running statistics at the end of a phase, over the samples seen last."""
+        group = self.job.model.ghost_batch
+        count = min(samples // group, -(-num_samples // group))
+        last = islice(self._ghost_batches(samples // group - count), count)
+        with autocast(self.device, self.job.update.precision):
+            inputs = (as_parameters(self._noise(ghost_batch.inputs), self._network) for ghost_batch in last)
+            reestimate_running_statistics(self._network, inputs)
+
+
+def _wide(values: Tensor) -> Tensor:
+    return values.to(torch.promote_types(values.dtype, torch.float64))
