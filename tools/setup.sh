@@ -174,8 +174,8 @@ add_nccl_flags() {
     local cuda=${CUDA_HOME:-/usr/local/cuda} nccl
     [ "$(.venv/bin/python -c 'import torch; print(torch.version.cuda or "")')" ] || return 0
     if [ ! -x "$cuda/bin/nvcc" ]; then
-        say "no $cuda/bin/nvcc: Horovod is built without NCCL, and several ranks train on the CPU (set CUDA_HOME=...)"
-        return
+        has_gpu && say "no $cuda/bin/nvcc: Horovod is built without NCCL, and several ranks train on the CPU (set CUDA_HOME=...)"
+        return 0
     fi
     nccl=$(.venv/bin/python -c 'import nvidia.nccl as n; print(list(n.__path__)[0])' 2>/dev/null) ||
         die "torch is a CUDA build, but its NCCL is not a wheel: pip install nvidia-nccl-cu13"
@@ -217,8 +217,8 @@ install_horovod() {
     [ -n "$(horovod_wheel "$key")" ] || build_horovod "$key" || return 1
     exec 9>&-
     say "installing Horovod from $(horovod_wheel "$key")"
-    pip_install cloudpickle psutil pyyaml packaging
-    pip_install --no-deps --force-reinstall "$(horovod_wheel "$key")"
+    pip_install cloudpickle psutil pyyaml packaging || return 1
+    pip_install --no-deps --force-reinstall "$(horovod_wheel "$key")" || return 1
     .venv/bin/python -c 'import mpi4py.MPI, horovod.torch as hvd; assert hvd.mpi_built() and hvd.gloo_built()' \
         2>"$LOG" || return 1
     echo "$key" >.venv/.horovod-key
