@@ -6,7 +6,7 @@
 set -euo pipefail
 
 patterns=(
-    '[0-9)]: (fatal )?error: '                       # common.h:343:18: error: …   kernels.cu(12): error: …
+    '(:[0-9]+|\([0-9]+\)): (fatal )?error: '          # common.h:343:18: error: …   kernels.cu(12): error: …
     'undefined reference to |cannot find -l'
     ': fatal error: |No space left on device'        # c++: fatal error: Killed signal terminated program cc1plus
     '^ *CMake Error'
