@@ -1,4 +1,4 @@
-"""tools/setup.sh where Horovod does not build, and the error that it shows."""
+"""tools/setup.sh where Horovod does not build, the error that it shows, and which C++ our patch builds with."""
 
 from __future__ import annotations
 
@@ -94,8 +94,9 @@ def checkout(tmp_path: Path) -> Path:
     return checkout
 
 
-def set_up(checkout: Path, purpose: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "HVD_BATCHGROW_CACHE": str(checkout / "cache"), "HVD_BATCHGROW_MPI": "system"}
+def set_up(checkout: Path, purpose: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    cache = {"HVD_BATCHGROW_CACHE": str(checkout / "cache"), "HVD_BATCHGROW_MPI": "system"}
+    environment = {**os.environ, **cache, **variables}
     words = ["bash", "tools/setup.sh", purpose]
     return subprocess.run(words, check=False, cwd=checkout, env=environment, capture_output=True, text=True)
 
@@ -129,3 +130,37 @@ def test_a_set_up_for_the_tests_fails_without_horovod(checkout: Path) -> None:
     assert "broken.cpp:1:" in done.stdout
     assert "the tests need Horovod" in done.stderr
     assert not (checkout / ".venv" / ".setup-test").exists()
+
+
+def test_a_python_that_is_too_old_is_refused_with_the_remedy(checkout: Path) -> None:
+    old = checkout / "python"
+    old.write_text("#!/bin/sh\nexit 1\n")
+    old.chmod(0o755)
+    done = set_up(checkout, "train", PYTHON=str(old))
+    assert done.returncode == 1
+    assert "Python 3.11 or newer is missing: sudo apt-get install python3" in done.stderr
+
+
+def test_the_tests_are_not_set_up_with_another_torch(checkout: Path) -> None:
+    done = set_up(checkout, "test", HVD_BATCHGROW_TORCH="2.6.0")
+    assert done.returncode == 1
+    assert "the tests need torch 2.13.0: unset HVD_BATCHGROW_TORCH" in done.stderr
+
+
+@pytest.mark.skipif(not shutil.which("cmake"), reason="needs CMake")
+@pytest.mark.parametrize(
+    ("torch", "standard"),  # std::strong_ordering is in torch's headers from 2.14 on
+    [("2.6.0+cu124", 17), ("2.13.0+cpu", 17), ("2.14.0", 20), ("2.14.1+cu130", 20), ("2.15.0a0+git1", 20), ("3.0", 20)],
+)
+def test_our_patch_builds_horovod_in_the_c_plus_plus_that_torch_needs(
+    torch: str, standard: int, tmp_path: Path
+) -> None:
+    patch = (ROOT / "tools" / "horovod-0.28.1.patch").read_text()
+    added = "\n".join(line[1:] for line in patch.partition("--- a/horovod")[0].splitlines() if line.startswith("+"))
+    (tmp_path / "python").write_text(f"#!/bin/sh\necho '{torch}'\n")
+    (tmp_path / "python").chmod(0o755)
+    (tmp_path / "script").write_text(
+        f'set(PY_EXE "{tmp_path}/python")\n{added.partition("CMakeLists.txt")[2]}\nmessage("${{CMAKE_CXX_STANDARD}}")\n'
+    )
+    done = subprocess.run(["cmake", "-P", str(tmp_path / "script")], check=True, capture_output=True, text=True)
+    assert done.stderr == f"{standard}\n"
