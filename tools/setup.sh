@@ -197,7 +197,7 @@ horovod_wheel() { find "$CACHE/horovod/$1" -name 'horovod-*.whl' 2>/dev/null | h
 # uses half a wheel.
 build_horovod() {
     local key=$1 work
-    work=$(mktemp -d "$CACHE/horovod/build.XXXXXX")
+    work=$(mktemp -d "$CACHE/horovod/build.XXXXXX") || return 1
     # shellcheck disable=SC2064  # the folder is known now
     trap "rm -rf '$work' '$LOG'" EXIT
     say "building Horovod $HOROVOD from source against torch $(torch_version): two to four minutes, once"
@@ -271,5 +271,5 @@ say "installing DALI, mpi4py, pyarrow and hvd_batchgrow"
 pip_install -e ".[mpi,dali-cuda130$([ "$PURPOSE" = test ] && echo ,dev)]" pyarrow
 install_horovod || go_without_horovod
 stamp >"$STAMP"
-say "ready: torch $(torch_version), $([ -e "$NO_HOROVOD" ] && echo no) Horovod $HOROVOD, $(mpirun --version | head -n 1)"
+say "ready: torch $(torch_version), $([ -e "$NO_HOROVOD" ] && echo "no ")Horovod $HOROVOD, $(mpirun --version | head -n 1)"
 say "now: . .venv/bin/activate"

@@ -13,10 +13,13 @@ ROOT = Path(__file__).parents[2]
 needs_compiler = pytest.mark.skipif(not shutil.which("c++"), reason="needs a C++ compiler")
 
 PYTHON = """#!/bin/sh
-# A virtual environment's Python: everything is installed, except that Horovod does not import.
+# A virtual environment's Python: all is installed but Horovod. What pip is to install is written down.
+here=$(dirname "$0")
 case "$*" in
     *horovod.torch*) exit 1 ;;
-    *torch.__version__*) echo 2.13.0+cpu ;;
+    *torch.__version__*) cat "$here/torch" ;;
+    *pip*torch==*+cpu*) echo "$*" >>"$here/calls"; exit 1 ;;
+    *pip*torch==*) echo "$*" >>"$here/calls"; echo 2.13.0+cu130 >"$here/torch" ;;
 esac
 """
 
@@ -90,6 +93,7 @@ def checkout(tmp_path: Path) -> Path:
     for path, text in ((".venv/bin/python", PYTHON), ("tools/build-horovod.sh", BUILD)):
         (checkout / path).write_text(text)
         (checkout / path).chmod(0o755)
+    (checkout / ".venv" / "bin" / "torch").write_text("2.13.0+cpu\n")
     (checkout / ".venv" / "pyvenv.cfg").write_text("include-system-site-packages = false\n")
     return checkout
 
@@ -130,6 +134,22 @@ def test_a_set_up_for_the_tests_fails_without_horovod(checkout: Path) -> None:
     assert "broken.cpp:1:" in done.stdout
     assert "the tests need Horovod" in done.stderr
     assert not (checkout / ".venv" / ".setup-test").exists()
+
+
+@needs_compiler
+@pytest.mark.skipif(not shutil.which("mpicc"), reason="needs Open MPI")
+@pytest.mark.skipif(bool(shutil.which("nvidia-smi")), reason="with a GPU the CUDA build is the first choice")
+def test_the_cuda_build_of_torch_serves_where_no_index_has_the_cpu_build(checkout: Path) -> None:
+    (checkout / ".venv" / "bin" / "torch").unlink()
+    done = set_up(checkout, "train")
+    assert done.returncode == 0, done.stdout + done.stderr
+    configured, own, cuda = (checkout / ".venv" / "bin" / "calls").read_text().splitlines()
+    assert "torch==2.13.0+cpu" in configured
+    assert "--timeout 10" in own
+    assert "whl/cpu" in own
+    assert cuda.endswith(" torch==2.13.0")
+    assert "installing the CUDA build of torch 2.13.0 instead: it also trains on the CPU" in done.stdout
+    assert "ready: torch 2.13.0+cu130" in done.stdout
 
 
 def test_a_python_that_is_too_old_is_refused_with_the_remedy(checkout: Path) -> None:
