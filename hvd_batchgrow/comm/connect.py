@@ -54,7 +54,7 @@ def _horovod_ranks(comm: Comm, launcher: str, rank: int, size: int) -> Ranks:
             return SingleRank()
         if comm == "auto":
             if rank == 0:
-                print(f"Horovod cannot be imported ({error}): ranks talk through torch.distributed", file=sys.stderr)
+                print(f"Horovod cannot be imported ({error}): ranks use torch.distributed", file=sys.stderr)
             return _torch_ranks()
         raise RunError(
             f"started by {launcher} as one of {size} ranks, but Horovod cannot be imported ({error}).\n"

@@ -7,7 +7,7 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -64,12 +64,21 @@ class Cluster:
         folder: on a file system that the hosts share; nothing else may be in it.
         environment: of all commands.
         silent_s: after how long a node that does not answer is given up.
+        shared: folders that all hosts see, also below /tmp, /run and /dev/shm.
     """
 
-    def __init__(self, num_nodes: int, folder: Path, environment: Mapping[str, str], silent_s: int = 30) -> None:
+    def __init__(
+        self,
+        num_nodes: int,
+        folder: Path,
+        environment: Mapping[str, str],
+        silent_s: int = 30,
+        shared: Sequence[Path] = (),
+    ) -> None:
         self.folder, self.silent_s = folder, silent_s
         self.nodes = tuple(f"n{k + 1}" for k in range(num_nodes))
-        self.hosts = Hosts(("head", *self.nodes), folder, {**environment, "SLURM_CONF": "/mnt/cluster/slurm.conf"})
+        environment = {**environment, "SLURM_CONF": "/mnt/cluster/slurm.conf"}
+        self.hosts = Hosts(("head", *self.nodes), folder, environment, shared)
 
     def __enter__(self) -> Cluster:
         (self.folder / "state").mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Virtual hosts: process trees with a network, host name, process ids, /tmp, /run and /dev/shm of their own.
+"""Virtual hosts: process trees, each with its own network, host name, process ids, /tmp, /run and /dev/shm.
 
 The first host's network holds the bridge that all of them hang on, so that the machine's own network
 stays as it is. When the process that made the hosts ends, however it ends, the kernel ends them.
@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
+PRIVATE = ("/tmp", "/run", "/dev/shm")  # noqa: S108  # empty on every host at first; all else is shared
 NAMESPACES = ("--net", "--uts", "--mount", "--ipc", "--pid")
 _BOOT = Path(__file__).with_name("boot_host.sh")
 _NETWORK = "10.91.0"
@@ -43,12 +44,17 @@ class Hosts:
 
     Args:
         names: of the hosts.
-        folder: for their logs, on a file system outside /tmp, /run and /dev/shm; they see it as /mnt/cluster too.
+        folder: for their logs; the hosts see it as /mnt/cluster too.
         environment: of all commands on them.
+        shared: folders that every host sees although they are in /tmp, /run or /dev/shm. Folders elsewhere, which
+            are shared in any case, may be among them.
     """
 
-    def __init__(self, names: Sequence[str], folder: Path, environment: Mapping[str, str]) -> None:
+    def __init__(
+        self, names: Sequence[str], folder: Path, environment: Mapping[str, str], shared: Sequence[Path] = ()
+    ) -> None:
         self.names, self.folder, self.environment = tuple(names), folder, dict(environment)
+        self.shared = [str(place) for place in shared if any(place.is_relative_to(own) for own in PRIVATE)]
         self._holders: dict[str, subprocess.Popen[bytes]] = {}
         self._firsts: dict[str, int] = {}
 
@@ -138,7 +144,7 @@ class Hosts:
         hold = ["setpriv", "--pdeathsig", "KILL", "unshare", *NAMESPACES, "--mount-proc", "--fork", "--kill-child=KILL"]
         with (self.folder / f"{name}.log").open("ab") as log:
             holder = subprocess.Popen(
-                [*hold, "bash", str(_BOOT), name, str(self.folder)],
+                [*hold, "bash", str(_BOOT), name, str(self.folder), *self.shared],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -1,0 +1,48 @@
+"""What our patch adds to Horovod, and training where Horovod is missing."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.launch.test_forms import BIN, ENVIRONMENT, FORMS, folder
+
+__all__ = ["folder"]  # a fixture
+
+REINITIALISE = """
+import horovod.torch as hvd
+import torch
+
+for k in range(20):
+    hvd.init()
+    total = hvd.allreduce(torch.tensor([hvd.rank() + k]), op=hvd.Sum, name="total")
+    assert total.tolist() == [0 + 1 + 2 + 3 + 4 * k], total
+    hvd.shutdown()
+print("twenty times")
+"""
+
+
+def test_horovod_starts_and_ends_twenty_times_under_one_horovodrun(tmp_path: Path) -> None:
+    # Unpatched, its rendezvous server forgets in one scope who has finished when another scope is complete, and
+    # hands out addresses of the time before: with four ranks by the second or third init.
+    words = [str(BIN / "horovodrun"), "-np", "4", "--gloo", sys.executable, "-c", REINITIALISE]
+    done = subprocess.run(
+        words, check=False, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("twenty times") == 4
+
+
+def test_without_horovod_ranks_of_mpirun_train_over_torch_distributed_and_say_so(folder: Path) -> None:
+    hidden = folder / "hidden" / "horovod"
+    hidden.mkdir(parents=True)
+    (hidden / "__init__.py").write_text("raise ImportError('not built')\n")
+    environment = {**ENVIRONMENT, "PYTHONPATH": f"{hidden.parent}:{ENVIRONMENT.get('PYTHONPATH', '')}"}
+    words = [*FORMS["mpirun"], str(BIN / "hvd-batchgrow"), "train", "small.toml", "--name", "without"]
+    done = subprocess.run(words, check=False, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("Horovod cannot be imported (not built): ranks use torch.distributed") == 1
+    attempt = json.loads((folder / "runs" / "without" / "record.json").read_text())["lives"][0]
+    assert (attempt["ranks"], attempt["backend"]) == (2, "torch-gloo")

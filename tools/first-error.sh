@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# Prints the line of a build log that says what went wrong:  tools/first-error.sh LOG
+#
+# A compiler's first error; if there is none, the first of the linker, the compiler's driver, CMake or Python;
+# else the last line. pip's own "error: subprocess-exited-with-error" precedes all of them and says nothing.
+set -euo pipefail
+
+patterns=(
+    '(:[0-9]+|\([0-9]+\)): (fatal )?error: '          # common.h:343:18: error: …   kernels.cu(12): error: …
+    'undefined reference to |cannot find -l'
+    ': fatal error: |No space left on device'        # c++: fatal error: Killed signal terminated program cc1plus
+    '^ *CMake Error'
+    '^ *[A-Za-z.]*(Error|Exception): '
+    '^ERROR: |: FAILED$'                             # pip download; sha256sum
+    '[^[:space:]]'
+)
+for pattern in "${patterns[@]}"; do
+    line=$(grep -m 1 -E -A 1 -e "$pattern" "$1") || continue
+    case $pattern in
+        *CMake*) ;;  # its reason is on the next line
+        '[^'*) line=$(tail -n 1 "$1") ;;
+        *) line=${line%%$'\n'*} ;;
+    esac
+    # shellcheck disable=SC2086  # splits on purpose: one line, single spaces
+    echo $line
+    exit
+done
+echo "the log is empty"
