@@ -90,7 +90,7 @@ def first_difference(before: Outputs, after: Outputs) -> Iterator[str]:
 
 
 def alike(ours: Tensor, theirs: Tensor) -> bool:
-    """Whether two tensors are equal up to rounding, which is not what is looked for: some kernels of GPUs add in any order."""
+    """Whether two tensors are equal up to rounding: some kernels of GPUs add in any order."""
     if ours.shape != theirs.shape:
         return False
     ours, theirs = ours.double(), theirs.double()
