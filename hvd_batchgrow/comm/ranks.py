@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from hvd_batchgrow.comm.bell import Bell, Waiting
+from hvd_batchgrow.comm.words import from_words, to_words
 from hvd_batchgrow.errors import ExitCode, JobError, RunError
 
 T = TypeVar("T")
@@ -188,19 +189,16 @@ class Ranks(ABC):
 
     def broadcast_values(self, tensor: Tensor, name: str) -> None:
         """Overwrite a tensor of any type and memory layout by rank 0's."""
-        values = tensor.detach().contiguous()
-        if values.dtype not in _SENT_AS_THEY_ARE:
-            # Not every backend knows every type; all know whole numbers of 8 bytes.
-            num_bytes = values.numel() * values.element_size()
-            words = torch.zeros(-(-num_bytes // 8), dtype=torch.int64, device=values.device)
-            as_bytes = words.view(torch.uint8)[:num_bytes]
-            as_bytes.copy_(values.reshape(-1).view(torch.uint8))
-            self.broadcast(words, name)
-            values = as_bytes.view(values.dtype).view(values.shape)
+        values = tensor.detach()
+        if values.dtype in _SENT_AS_THEY_ARE:
+            dense = values.contiguous()
+            self.broadcast(dense, name)
+            if dense.data_ptr() != values.data_ptr():
+                values.copy_(dense)
         else:
-            self.broadcast(values, name)
-        if values.data_ptr() != tensor.data_ptr():
-            tensor.detach().copy_(values)
+            words = to_words(values)
+            self.broadcast(words, name)
+            values.copy_(from_words(words, values))
 
     def together(self, attempt: Callable[[], T]) -> T:
         """Do something on every rank that may fail on some, and go on only if it failed on none.

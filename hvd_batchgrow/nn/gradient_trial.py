@@ -63,7 +63,7 @@ def _gradients(
     for parameter in model.parameters():
         parameter.grad = None
     for _ in range(num_passes):
-        before.restore()
+        before.restore(attributes=False)
         with kept_generators():
             (trial_loss(model, example) * factor).backward()  # type: ignore[no-untyped-call]
         for norm in ghost_norms(model):
