@@ -98,26 +98,33 @@ def find_forward_state(model: nn.Module, example: Tensor) -> ForwardState:
 
 def _train(model: nn.Module, example: Tensor) -> ForwardState:
     with dry_run(model, len(example), training=True, gradients=True, num_groups=_NUM_GROUPS) as before:
-        states = [before]
-        for _ in range(2):
-            loss = trial_loss(model, example)
-            states.append(SavedState(model, parameters=False))
-            _backward(model, loss)
-            states.append(SavedState(model, parameters=False))
-            if len(states) == 3:
-                _check_parameters(model, before)
-                _changed_buffers(model, states)
-                _move_weights(model)  # so that a buffer that follows them is seen to
-        in_forward, in_backward = (_changed_buffers(model, states[k:]) for k in (0, 1))
+        first = _states_of_a_pass(model, example, before)
+        _check_parameters(model, before)
+        _changed_buffers(model, first)
+        _move_weights(model)  # so that a buffer that follows them is seen to, unless it is a view of them
+        moved = SavedState(model)
+        second = _states_of_a_pass(model, example, moved)
+        _check_parameters(model, moved)
+        in_forward = _changed_buffers(model, first[:2] + second[:2])
+        in_backward = _changed_buffers(model, first[1:] + second[1:])
         # From the same tensors again: attributes that are computed from them come out equal, and counters do not.
         before.restore(attributes=False)
         trial_loss(model, example)
-        attributes = _carried(model, states[1], SavedState(model, parameters=False))
+        attributes = _carried(model, first[1], SavedState(model, parameters=False))
         before.restore(attributes=False)
         trial_loss(model, example.flip(0) * -0.5 + 0.25)
-        differing = changed(states[1].buffers, SavedState(model, parameters=False).buffers)
-        depends = {*differing} & {*in_forward, *in_backward}
-    return ForwardState(in_forward, in_backward, (), attributes, bool(depends))
+        buffers = {*in_forward, *in_backward}
+        is_shown = buffers == {*_changed_buffers(model, first[:2])}  # else this forward does not show all of them
+        differing = changed(first[1].buffers, SavedState(model, parameters=False).buffers)
+    return ForwardState(in_forward, in_backward, (), attributes, not is_shown or bool(buffers & {*differing}))
+
+
+def _states_of_a_pass(model: nn.Module, example: Tensor, before: SavedState) -> list[SavedState]:
+    """States before a forward, between forward and backward, and after the backward."""
+    loss = trial_loss(model, example)
+    between = SavedState(model, parameters=False)
+    _backward(model, loss)
+    return [before, between, SavedState(model, parameters=False)]
 
 
 def _evaluate(model: nn.Module, example: Tensor) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -154,10 +161,10 @@ def _backward(model: nn.Module, loss: Tensor) -> None:
 
 @torch.no_grad()
 def _move_weights(model: nn.Module) -> None:
-    """Change all weights, as training does; a power iteration that has converged begins to move again."""
+    """Change all weights by 1 % at most, as training does: a power iteration that has converged moves again."""
     for parameter in model.parameters():
-        if parameter.is_floating_point():
-            parameter.mul_(0.5 + torch.rand_like(parameter))
+        if parameter.is_floating_point() and 0 not in parameter.stride():
+            parameter.mul_(1 + 0.01 * torch.rand_like(parameter))
 
 
 def _check_parameters(model: nn.Module, before: SavedState) -> None:
@@ -172,8 +179,8 @@ def _check_parameters(model: nn.Module, before: SavedState) -> None:
     saved = {name: value.content for name, value in before.parameters.items() if value.content is not None}
     if names := [name for name in {**saved, **now} if not _is_same(saved.get(name), now.get(name))]:
         raise StateFault(
-            f"a pass changes the parameters {listed(names)}, as data-dependent initialisation does; set their values "
-            "where the network is built, so that they do not depend on which samples a rank sees first"
+            f"a pass changes the parameters {listed(names)}, which only the optimizer may change; set first values "
+            "where the network is built (data-dependent initialisation), and keep averages of weights in buffers"
         )
 
 

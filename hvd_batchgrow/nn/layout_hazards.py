@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hvd_batchgrow.nn.dry_run import dry_run
+from hvd_batchgrow.nn.forward_state import listed
 from hvd_batchgrow.nn.ghost_batch_norm import ghost_norms
 from hvd_batchgrow.nn.parameters import input_type
 from hvd_batchgrow.nn.randomness import WHOLE, own_randomness
@@ -28,9 +29,9 @@ def layout_hazards(model: nn.Module, sample_shape: Sequence[int]) -> list[str]:
     """
     example = _example(model, sample_shape)
     if drawing := own_randomness(model, example):
-        return [f"{_listed(drawing)}: random numbers that belong to no sample"]
+        return [f"{listed(drawing)}: random numbers that belong to no sample"]
     if coupling := coupled_samples(model, example):
-        return [f"{_listed(coupling)}: samples of a batch meet, other than in a ghost norm"]
+        return [f"{listed(coupling)}: samples of a batch meet, other than in a ghost norm"]
     return []
 
 
@@ -96,8 +97,3 @@ def _example(model: nn.Module, sample_shape: Sequence[int]) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     samples = torch.randn(_NUM_SAMPLES, *sample_shape, generator=generator)
     return samples.to(next(model.parameters()).device, input_type(model))
-
-
-def _listed(paths: Sequence[str]) -> str:
-    shown = ", ".join(paths[:3])
-    return shown if len(paths) <= 3 else f"{shown} and {len(paths) - 3} more"

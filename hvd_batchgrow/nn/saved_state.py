@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import random
+import sys
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,9 @@ from torch.nn.parameter import is_lazy
 _OF_TORCH = frozenset(vars(nn.Module()))
 """Attributes that every module has: its parameters, buffers, children, hooks and mode."""
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.Size, torch.dtype, torch.device)
-_OPAQUE = (nn.Module, ModuleType, type, torch.jit.ScriptFunction)
-"""Values whose own attributes are not looked into."""
+_OPAQUE = (nn.Module, ModuleType, type)
+_OF_PYTHON = sys.stdlib_module_names - {"__main__"}
+"""Objects of these kinds, such as loggers, are not looked into."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class Saved:
 
     value: Any
     content: Any = None
-    """A clone of a tensor or array, `Saved` values of a container, the state of a generator; None: nothing to copy."""
+    """A clone of a tensor or array, the parts of a container, the state of a generator; None: nothing to copy."""
 
 
 class SavedState:
@@ -112,11 +114,13 @@ def _content(value: Any, seen: set[int]) -> Any:
         content = generator[0]()
     elif (parts := _parts(value)) is not None:
         seen.add(id(value))
-        content = {key: _save(part, seen) for key, part in parts.items()}
+        content = {key: part if isinstance(part, _PLAIN) else _save(part, seen) for key, part in parts.items()}
     return content
 
 
-def _restore(saved: Saved) -> Any:
+def _restore(saved: Any) -> Any:
+    if not isinstance(saved, Saved):  # a plain part of a container
+        return saved
     value, content = saved.value, saved.content
     if content is None:
         return value
@@ -143,8 +147,10 @@ def _parts(value: Any) -> dict[Any, Any] | None:
         return dict(value)
     if isinstance(value, (list, tuple, deque)):
         return dict(enumerate(value))
-    is_object = hasattr(value, "__dict__") and not callable(value) and not isinstance(value, _OPAQUE)
-    return dict(vars(value)) if is_object else None
+    is_known = type(value).__module__.partition(".")[0] in _OF_PYTHON and not isinstance(value, SimpleNamespace)
+    if is_known or not hasattr(value, "__dict__") or callable(value) or isinstance(value, _OPAQUE):
+        return None
+    return dict(vars(value))
 
 
 def _put_parts(value: Any, parts: dict[Any, Any]) -> None:
@@ -169,8 +175,9 @@ def _generator(value: Any) -> tuple[Callable[[], Any], Callable[[Any], Any]] | N
     return (value.get_state, value.set_state) if isinstance(value, np.random.RandomState) else None
 
 
-def _same(before: Saved, after: Saved) -> bool:
+def _same(before: Any, after: Any) -> bool:
     """Objects of unknown kinds, which may be new at every forward, count as the same."""
+    before, after = (saved if isinstance(saved, Saved) else Saved(saved) for saved in (before, after))
     ours, theirs = before.content, after.content
     if type(before.value) is not type(after.value):
         return False

@@ -211,7 +211,11 @@ def _extra_state_faults(expected: dict[str, Any]) -> list[str]:
     data, _ = newest_good(Path("runs/run/checkpoints"))
     assert data is not None
     found = Checkpoint.from_bytes(data).model
-    return [f"{name} is {found.get(name)!r}" for name, value in expected.items() if tree_digest({"": found.get(name)}) != tree_digest({"": value})]
+    return [
+        f"{name} is {found.get(name)!r}"
+        for name, value in expected.items()
+        if tree_digest({"": found.get(name)}) != tree_digest({"": value})
+    ]
 
 
 @lru_cache(maxsize=8)

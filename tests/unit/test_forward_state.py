@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from hvd_batchgrow.comm.ranks import SingleRank
+from hvd_batchgrow.comm.words import from_words, num_words, to_words
 from hvd_batchgrow.config import UpdateSection
 from hvd_batchgrow.nn.forward_state import (
     ForwardState,
@@ -78,6 +80,19 @@ def keep_in_attributes(net: Any, x: Tensor) -> None:
     seen["history"][0] = 0.9 * seen["history"][0] + 0.1 * x.detach().mean(0)
 
 
+class Meter:
+    def __init__(self) -> None:
+        self.total = 0.0
+
+
+METER, LOGGER = Meter(), logging.getLogger("a network")
+
+
+def keep_in_an_object(net: Any, x: Tensor) -> None:
+    net.meter, net.logger, net.names = METER, LOGGER, ["a", "b"]
+    net.meter.total += float(x.detach().sum())
+
+
 def cache(net: Any, x: Tensor) -> None:
     net.last_input, net.size, net.weight_copy = x, x.shape, net.first.weight * 2
 
@@ -98,8 +113,9 @@ MEAN, COUNT = torch.zeros(6), torch.zeros((), dtype=torch.int64)
         (replaced, ForwardState(in_forward=("mean",), in_evaluation=("mean",), depends_on_samples=True)),
         (hidden_from_autograd, ForwardState(in_forward=("mean",), in_evaluation=("mean",))),
         (count, ForwardState(in_forward=("count",), in_evaluation=("count",))),
-        (every_other, ForwardState(in_forward=("count", "mean"), in_evaluation=("count",))),
+        (every_other, ForwardState(("count", "mean"), (), ("count",), depends_on_samples=True)),
         (count_in_attribute, ForwardState(attributes=("calls",))),
+        (keep_in_an_object, ForwardState(attributes=("meter",))),
         (keep_in_attributes, ForwardState(attributes=("seen",))),
         (count_in_evaluation, ForwardState(in_evaluation=("count",))),
     ],
@@ -123,7 +139,7 @@ def add_to_mean(net: Any, value: Tensor) -> None:
 def test_a_buffer_that_only_the_backward_changes_is_found() -> None:
     model = Net(mean=MEAN)
     model.first.bias.register_hook(lambda gradient: add_to_mean(model, gradient.mean()))
-    assert find_forward_state(model, EXAMPLE) == ForwardState(in_backward=("mean",))
+    assert find_forward_state(model, EXAMPLE) == ForwardState(in_backward=("mean",), depends_on_samples=True)
 
 
 @pytest.mark.parametrize("make", [nn.utils.spectral_norm, nn.utils.parametrizations.spectral_norm])
@@ -171,10 +187,21 @@ def initialise_by_a_flag(net: Any, x: Tensor) -> None:
 def test_data_dependent_initialisation_is_refused_and_undone(act: Callable[[Any, Tensor], None]) -> None:
     model = Net(act, count=COUNT)
     bias = model.first.bias.detach().clone()
-    with pytest.raises(StateFault, match=r"a pass changes the parameters first\.bias, as data-dependent initialis"):
+    with pytest.raises(
+        StateFault, match=r"a pass changes the parameters first\.bias, which only the optimizer may change"
+    ):
         find_forward_state(model, EXAMPLE)
     assert torch.equal(model.first.bias, bias)
     assert (model.calls, int(model.count)) == (0, 0)  # type: ignore[arg-type]
+
+
+def test_weights_that_a_forward_clamps_are_found_before_they_reach_the_limit() -> None:
+    def clamp(net: Any, x: Tensor) -> None:
+        limit = net.__dict__.setdefault("limit", float(net.first.weight.detach().abs().max()))
+        net.first.weight.data.clamp_(-limit, limit)
+
+    with pytest.raises(StateFault, match=r"a pass changes the parameters first\.weight"):
+        find_forward_state(Net(clamp), EXAMPLE)
 
 
 def test_a_buffer_that_changes_its_shape_is_refused_unless_it_is_a_cache() -> None:
@@ -255,6 +282,17 @@ def test_an_update_keeps_what_ghost_batch_0_has_left(act: Callable[[Any, Tensor]
     expected = 0.9 * torch.ones(6) + 0.1 * micro_batches(1)[0].inputs.mean(0)
     torch.testing.assert_close(model.mean, expected)
     assert model.mean is registered  # others may hold it too
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int8, torch.bfloat16, torch.float32, torch.complex128])
+def test_every_bit_arrives_on_other_ranks_whatever_the_type(dtype: torch.dtype) -> None:
+    values = [torch.tensor([-0.0, 1.5, torch.nan]).to(dtype), torch.ones((), dtype=dtype), torch.zeros(0, dtype=dtype)]
+    sent = torch.cat([to_words(value) for value in values])
+    parts = (sent + torch.zeros_like(sent)).split([num_words(value) for value in values])  # as a sum over two ranks
+    for value, part in zip(values, parts, strict=True):
+        arrived = from_words(part, value)
+        assert arrived.shape == value.shape
+        assert arrived.reshape(-1).view(torch.uint8).tolist() == value.reshape(-1).view(torch.uint8).tolist()
 
 
 def test_every_pass_starts_from_the_same_values() -> None:

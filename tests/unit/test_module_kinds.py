@@ -23,6 +23,7 @@ from hvd_batchgrow.job_file import parse_job
 from hvd_batchgrow.nn.extra_state import plain_fault
 from hvd_batchgrow.nn.ghost_batch_norm import GhostBatchNorm1d
 from hvd_batchgrow.nn.models import build_model, forward_state
+from hvd_batchgrow.proof.verify import find_hazards
 from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint
 from hvd_batchgrow.train.events import Observer, RunStarted
 from tests.helpers import job_tree, small_job
@@ -167,7 +168,7 @@ class BackwardFails(nn.Module):
         ("LazyBeside", r"no forward reaches the lazy spare\.weight, spare\.bias; give them their sizes"),
         ("noted_set", r"_extra_state\['a'\]\[0\] is of class set; a checkpoint holds tensors and plain values"),
         ("Unsettable", r"its state_dict cannot be saved and loaded again: RuntimeError: .*_extra_state"),
-        ("Initialising", r"a pass changes the parameters shift, as data-dependent initialisation does"),
+        ("Initialising", r"a pass changes the parameters shift, which only the optimizer may change"),
         ("BackwardFails", r"fails in two trial passes, forward and backward, .*modified by an inplace operation"),
     ],
 )
@@ -179,6 +180,26 @@ def test_what_cannot_be_trained_is_refused_in_one_line(name: str, message: str) 
     (fault,) = caught.value.faults
     assert fault.path == "model.name"
     assert "\n" not in fault.message
+
+
+class Counts(nn.Module):
+    """A counter that is no buffer."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.rest, self.calls = ready(num_classes), 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return self.rest(x)  # type: ignore[no-any-return]
+
+
+def test_state_outside_the_buffers_is_refused_in_exact_mode() -> None:
+    job = job_of("Counts", layout={"exact": True, "max_micro_batch": 8})
+    with pytest.raises(JobError, match=r"layout\.exact: is not possible with .*Counts: .* not buffers \(calls\)"):
+        forward_state(job, build_model(job, SHAPE, 3), SHAPE)
+    fast = job_of("Counts")
+    assert forward_state(fast, build_model(fast, SHAPE, 3), SHAPE).attributes == ("calls",)
 
 
 # --- trained ------------------------------------------------------------------------------------
@@ -280,7 +301,7 @@ def test_a_checkpoint_has_plain_values_under_the_names_of_extra_state_only(tmp_p
     for name, value in (("weight", 3), ("a._extra_state", {1, 2})):
         checkpoint = trainer.capture()
         checkpoint.model[name] = value
-        with pytest.raises(RunError, match=rf"not a checkpoint of this version: model: .*{name} is of class"):
+        with pytest.raises(RunError, match=rf"not a checkpoint of this version: model\.{name}: is of class"):
             Checkpoint.from_bytes(checkpoint.to_bytes())
 
 
@@ -346,3 +367,17 @@ def test_a_resume_that_fails_leaves_the_run(job: str, monkeypatch: pytest.Monkey
     with pytest.raises(RuntimeError, match="no display"):
         main(["train", job, "--resume", "auto"])
     assert sorted(path.name for path in Path("runs/small").iterdir()) == before
+
+
+def spectral(num_classes: int) -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.utils.parametrizations.spectral_norm(nn.Linear(64, num_classes)))
+
+
+def test_train_and_verify_name_the_buffers_that_training_changes(job: str, capsys: pytest.CaptureFixture[str]) -> None:
+    tree = tomllib.loads(Path(job).read_text()) | {"model": {"name": f"{__name__}:spectral", "ghost_batch": 8}}
+    Path(job).write_text(tomli_w.dumps(tree))
+    assert main(["train", job, "--updates", "1"]) == 75
+    line = f"{__name__}:spectral changes buffers in training (1.parametrizations.weight.0._u, "
+    assert line in " ".join(capsys.readouterr().err.split())
+    (note,) = find_hazards(parse_job(tree), lambda *_: None)[1]
+    assert note.startswith(line)

@@ -29,17 +29,6 @@ class _Strict(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", arbitrary_types_allowed=True)
 
 
-def _model_state(values: dict[str, Any]) -> dict[str, Any]:
-    for name, value in values.items():
-        if not isinstance(value, Tensor) and (not is_extra_state(name) or plain_fault(value)):
-            raise ValueError(f"{name} is of class {type(value).__name__}")
-    return values
-
-
-_ModelState = Annotated[dict[str, Any], AfterValidator(_model_state)]
-"""Tensors by name, and plain values for the extra state of modules."""
-
-
 class _Optimizer(_Strict):
     state: dict[Any, Any]
     param_groups: list[dict[str, Any]]
@@ -81,14 +70,14 @@ class _Growth(_Strict):
     trigger: _Plateau | _Measuring | _AdaScale | _Empty
     noise: dict[str, dict[str, float]]
     loss: Annotated[list[float], Field(min_length=2, max_length=2)]
-    best: _ModelState
+    best: dict[str, Any]
     best_average: dict[str, Tensor] = {}
 
 
 class _Contents(_Strict):
     samples: Annotated[int, Field(ge=0, lt=2**62)]
     deciding: dict[str, Any]
-    model: _ModelState
+    model: dict[str, Any]
     optimizer: _Optimizer
     elapsed_s: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     evaluation: _Evaluation | _Empty
@@ -104,3 +93,7 @@ def check_contents(values: Mapping[str, Any]) -> None:
         _Contents.model_validate(values)
     except ValidationError as error:
         raise RunError(f"not a checkpoint of this version: {first_fault(error)}") from None
+    for path, state in (("model", values["model"]), ("growth.best", values.get("growth", {}).get("best", {}))):
+        for name, value in state.items():
+            if not isinstance(value, Tensor) and (not is_extra_state(name) or plain_fault(value)):
+                raise RunError(f"not a checkpoint of this version: {path}.{name}: is of class {type(value).__name__}")

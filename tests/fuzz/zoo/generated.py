@@ -131,7 +131,11 @@ def tie_weights(draw: random.Random, net: Composite) -> None:
 
 def share_a_block(draw: random.Random, net: Composite) -> None:
     """One block in two places; a norm in it would be in two places too, which is rejected."""
-    plain = [block for block in net.blocks if not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in block.modules())]
+    plain = [
+        block
+        for block in net.blocks
+        if not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in block.modules())
+    ]
     net.blocks.extend(plain[:1])
 
 
