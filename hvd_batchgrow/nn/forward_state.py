@@ -98,29 +98,33 @@ def find_forward_state(model: nn.Module, example: Tensor) -> ForwardState:
 
 def _train(model: nn.Module, example: Tensor) -> ForwardState:
     with dry_run(model, len(example), training=True, gradients=True, num_groups=_NUM_GROUPS) as before:
-        states = [before]
-        for _ in range(2):
-            loss = trial_loss(model, example)
-            states.append(SavedState(model, parameters=False))
-            _backward(model, loss)
-            states.append(SavedState(model, parameters=False))
-            if len(states) == 3:
-                _check_parameters(model, before)
-                _changed_buffers(model, states)
-                _move_weights(model)  # so that a buffer that follows them is seen to
-                moved = SavedState(model)
+        first = _states_of_a_pass(model, example, before)
+        _check_parameters(model, before)
+        _changed_buffers(model, first)
+        _move_weights(model)  # so that a buffer that follows them is seen to, unless it is a view of them
+        moved = SavedState(model)
+        second = _states_of_a_pass(model, example, moved)
         _check_parameters(model, moved)
-        in_forward, in_backward = (_changed_buffers(model, states[k:]) for k in (0, 1))
+        in_forward = _changed_buffers(model, first[:2] + second[:2])
+        in_backward = _changed_buffers(model, first[1:] + second[1:])
         # From the same tensors again: attributes that are computed from them come out equal, and counters do not.
         before.restore(attributes=False)
         trial_loss(model, example)
-        attributes = _carried(model, states[1], SavedState(model, parameters=False))
+        attributes = _carried(model, first[1], SavedState(model, parameters=False))
         before.restore(attributes=False)
         trial_loss(model, example.flip(0) * -0.5 + 0.25)
         buffers = {*in_forward, *in_backward}
-        is_shown = buffers == {*_changed_buffers(model, states[:2])}  # else this forward does not show all of them
-        differing = changed(states[1].buffers, SavedState(model, parameters=False).buffers)
+        is_shown = buffers == {*_changed_buffers(model, first[:2])}  # else this forward does not show all of them
+        differing = changed(first[1].buffers, SavedState(model, parameters=False).buffers)
     return ForwardState(in_forward, in_backward, (), attributes, not is_shown or bool(buffers & {*differing}))
+
+
+def _states_of_a_pass(model: nn.Module, example: Tensor, before: SavedState) -> list[SavedState]:
+    """States before a forward, between forward and backward, and after the backward."""
+    loss = trial_loss(model, example)
+    between = SavedState(model, parameters=False)
+    _backward(model, loss)
+    return [before, between, SavedState(model, parameters=False)]
 
 
 def _evaluate(model: nn.Module, example: Tensor) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -30,11 +30,29 @@ from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.proof.digest import final_weights
 from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint, newest_good, tree_digest
 from tests.fuzz.reference import (
-    BATCHES, BETA2, DECAY, EPS, GHOST, LR, MOMENTUM, NUM_SAMPLES, SEED, TRUST,
-    Layout, distance, limits, reference, resumes, rows, tensors, extra_state, without_extra,
+    BATCHES,
+    BETA2,
+    DECAY,
+    EPS,
+    GHOST,
+    LR,
+    MOMENTUM,
+    NUM_SAMPLES,
+    SEED,
+    TRUST,
+    Layout,
+    distance,
+    extra_state,
+    limits,
+    reference,
+    resumes,
+    rows,
+    tensors,
+    without_extra,
 )  # fmt: skip
 from tests.fuzz.runner import Case, Outcome, folder, run
 from tests.fuzz.zoo import ENTRIES, Entry
+from tests.fuzz.zoo.generated import variation
 
 ALONE = (Layout(1, 4), Layout(1, 1), Layout(1, 2), Layout(1, 1, exact=True), Layout(1, 1, resumed=True))
 TOGETHER = (Layout(2, 2), Layout(2, 1), Layout(2, 1, exact=True))
@@ -58,12 +76,15 @@ def main() -> int:
     """Train all networks; print what is wrong with each that fails, and a summary; 1 if any has failed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default="", help="pattern of the names of the networks to train")
+    parser.add_argument("--generated", type=int, default=60, help="networks that are put together from a seed")
+    parser.add_argument("--seed", type=int, default=0, help="of the first of these")
     parser.add_argument("--comm", default="auto", choices=["auto", "horovod", "torch"])
     parser.add_argument("--verbose", action="store_true", help="print all that each run prints")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     ranks = connect(arguments.comm)
-    entries = [entry for entry in ENTRIES if re.search(arguments.only, entry.title)]
+    made = [variation(seed) for seed in range(arguments.seed, arguments.seed + arguments.generated)]
+    entries = [entry for entry in [*ENTRIES, *made] if re.search(arguments.only, entry.title)]
     counts: Counter[str] = Counter()
     begin = time.monotonic()
     with tempfile.TemporaryDirectory() as base, joined(ranks):
@@ -99,9 +120,10 @@ def check(entry: Entry, layout: Layout, ranks: Ranks, base: Path) -> Verdict:
     with folder(base / f"rank{ranks.rank}"):
         write_case(entry, layout, Path.cwd())
         outcomes = []
-        for words in resumes(layout):
-            case = Case("network", entry.title, ["train", "job.toml", *words], frozenset({0, 1, 2, 75}))
-            outcomes.append(run(case))
+        for options in resumes(layout):
+            words = ["train", "job.toml", *options]
+            cache = {"HVD_BATCHGROW_CACHE": "cache"}
+            outcomes.append(run(Case("network", entry.title, words, frozenset({0, 1, 2, 75}), environment=cache)))
         codes = torch.zeros(ranks.size, dtype=torch.int64)
         codes[ranks.rank] = -1 if outcomes[-1].code is None else outcomes[-1].code
         ranks.sum(codes, "codes")
@@ -206,7 +228,11 @@ def _extra_state_faults(expected: dict[str, Any]) -> list[str]:
     data, _ = newest_good(Path("runs/run/checkpoints"))
     assert data is not None
     found = Checkpoint.from_bytes(data).model
-    return [f"{name} is {found.get(name)!r}" for name, value in expected.items() if tree_digest({"": found.get(name)}) != tree_digest({"": value})]
+    return [
+        f"{name} is {found.get(name)!r}"
+        for name, value in expected.items()
+        if tree_digest({"": found.get(name)}) != tree_digest({"": value})
+    ]
 
 
 @lru_cache(maxsize=8)

@@ -257,7 +257,7 @@ def clamps_its_weights(num_classes: int) -> nn.Module:
     return _clamped(num_classes, 0.08)
 
 
-@network()
+@network(refused="changes the parameters")
 def clamps_its_weights_later(num_classes: int) -> nn.Module:
     """The first weights are within bounds, later ones are not: each forward in training brings them back."""
     return _clamped(num_classes, 0.0963)
@@ -320,7 +320,9 @@ def no_number(num_classes: int) -> nn.Module:
 @network(stops="gradient is not finite")
 def gradient_is_no_number(num_classes: int) -> nn.Module:
     """A finite loss whose gradient is 0/0, at the square root of 0."""
-    return Around(lambda net, x: net.net(x) + (net.net(x) * 0).square().sum(1, keepdim=True).sqrt(), net=dense_net(num_classes))
+    return Around(
+        lambda net, x: net.net(x) + (net.net(x) * 0).square().sum(1, keepdim=True).sqrt(), net=dense_net(num_classes)
+    )
 
 
 @network(stops="a sample that it cannot take", raises=True)

@@ -76,7 +76,9 @@ def separable(num_classes: int) -> nn.Module:
 
 @network()
 def conv3d(num_classes: int) -> nn.Module:
-    return nn.Sequential(nn.Unflatten(1, (4, 3, 3, 3)), nn.Conv3d(4, 5, 2), nn.ReLU(), Mean(), nn.Linear(5, num_classes))
+    return nn.Sequential(
+        nn.Unflatten(1, (4, 3, 3, 3)), nn.Conv3d(4, 5, 2), nn.ReLU(), Mean(), nn.Linear(5, num_classes)
+    )
 
 
 @network()

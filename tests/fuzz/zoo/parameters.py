@@ -253,7 +253,9 @@ def reached_by_one_update(num_classes: int) -> nn.Module:
 @network()
 def gradient_of_zeros(num_classes: int) -> nn.Module:
     """Reached, but multiplied by 0: torch decays it."""
-    return Around(lambda net, x: net.net(x) + 0 * net.spare(x), net=dense_net(num_classes), spare=nn.Linear(FEATURES, 4))
+    return Around(
+        lambda net, x: net.net(x) + 0 * net.spare(x), net=dense_net(num_classes), spare=nn.Linear(FEATURES, 4)
+    )
 
 
 @network()
@@ -271,8 +273,11 @@ def on_the_meta_device(num_classes: int) -> nn.Module:
 @network(refused="sparse")
 def sparse_weight(num_classes: int) -> nn.Module:
     weight = nn.Parameter((torch.randn(FEATURES, num_classes) / 4).to_sparse())
-    return Around(lambda net, x: torch.sparse.mm(net.weight.t(), x.t()).t() + net.bias, weight=weight,
-                  bias=nn.Parameter(torch.zeros(num_classes)))
+    return Around(
+        lambda net, x: torch.sparse.mm(net.weight.t(), x.t()).t() + net.bias,
+        weight=weight,
+        bias=nn.Parameter(torch.zeros(num_classes)),
+    )
 
 
 class Named(nn.Parameter):

@@ -160,7 +160,9 @@ def ensemble_by_vmap(num_classes: int) -> nn.Module:
     stacked, _ = torch.func.stack_module_state(nets)
 
     def forward(net: Around, x: Tensor) -> Tensor:
-        return torch.vmap(lambda w, b: nn.functional.linear(x, w, b))(net.weights["weight"], net.weights["bias"]).mean(0)
+        return torch.vmap(lambda w, b: nn.functional.linear(x, w, b))(net.weights["weight"], net.weights["bias"]).mean(
+            0
+        )
 
     return Around(forward, weights=nn.ParameterDict(stacked))
 

@@ -68,9 +68,7 @@ def codebook(num_classes: int) -> nn.Module:
             net.codes.copy_(torch.where(used, net.codes.lerp(mean, 0.2), net.codes))
         return net.last(code + (net.codes[index] - code).detach())
 
-    return Around(
-        forward, first=nn.Linear(FEATURES, 6), last=nn.Linear(6, num_classes), codes=torch.randn(5, 6)
-    )
+    return Around(forward, first=nn.Linear(FEATURES, 6), last=nn.Linear(6, num_classes), codes=torch.randn(5, 6))
 
 
 @network(named=CHANGED, exact_refused=MEET, order="first")
