@@ -292,7 +292,7 @@ def test_extra_state_comes_back_as_it_was(tmp_path: Path) -> None:
         (torch.eye(2).to_sparse(), "x is of class torch.Tensor"),
     ],
 )
-def test_plain_values_are_told_from_others(value: Any, fault: str | None) -> None:
+def test_other_than_plain_values_are_named(value: Any, fault: str | None) -> None:
     assert plain_fault(value, "x") == fault
 
 
