@@ -65,7 +65,7 @@ def _gradients(
     for _ in range(num_passes):
         before.restore(attributes=False)
         with kept_generators():
-            (trial_loss(model, example) * factor).backward()  # type: ignore[no-untyped-call]
+            (trial_loss(model, example) * factor).backward()
         for norm in ghost_norms(model):
             norm.forget()
     return {name: None if p.grad is None else p.grad.detach().clone() for name, p in model.named_parameters()}

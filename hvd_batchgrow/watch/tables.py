@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rich import box
-from rich.console import Console
-from rich.markup import escape
 from rich.measure import Measurement
 from rich.table import Table
 
@@ -191,7 +189,7 @@ def audit_table(result: Audit) -> Table:
     return table
 
 
-def print_verify(console: Console, job: Job, results: Sequence[Compared], num_updates: int) -> None:
+def print_verify(console: PlainConsole, job: Job, results: Sequence[Compared], num_updates: int) -> None:
     """Print how far the weights of each layout are from those of plain autograd, and what the columns mean."""
     exact = job.layout.exact
     headings = ("ranks × passes\n× micro-batch", "weights", "difference", "limit", "tensor", "")
@@ -206,14 +204,14 @@ def print_verify(console: Console, job: Job, results: Sequence[Compared], num_up
             result.digest[:8],
             f"{worst.difference:.1e}",
             f"{worst.limit:.1e}",
-            escape(worst.tensor),
+            worst.tensor,
         )
         agrees = "bit-identical" if exact and result.is_identical else "agrees"
         table.add_row(*cells, agrees if result.passed else "DIFFERS")
     if not exact:
         leave_out(table, "weights")
     print_table(console, table, ["weights"])
-    console.print(_VERIFY_LEGEND, highlight=False)
+    console.print(_VERIFY_LEGEND)
 
 
 _VERIFY_LEGEND = """\
