@@ -367,11 +367,16 @@ class Job(Section):
         }
 
     def completed(self, deciding: Mapping[str, Any]) -> dict[str, Any]:
-        """Add the defaults of those keys of `[data]` that did not exist when a run was recorded.
+        """Add the defaults of those keys that did not exist when a run was recorded.
 
         Args:
             deciding: `Job.deciding()` of the run.
         """
-        defaults = DataSection(source=self.data.source).model_dump(mode="json")
-        absent = [key for key in self.deciding(1) if key.startswith("data.") and key not in deciding]
-        return {**{key: defaults[key.removeprefix("data.")] for key in absent}, **deciding}
+        absent = [key.partition(".") for key in self.deciding(1) if key not in deciding]
+        defaults = {
+            section: type(getattr(self, section)).model_construct().model_dump(mode="json")
+            for section, dot, _ in absent
+            if dot
+        }
+        known = {f"{section}.{key}": defaults[section][key] for section, _, key in absent if key in defaults[section]}
+        return known | dict(deciding)
