@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -14,7 +13,7 @@ from hvd_batchgrow.nn.forward_state import listed
 from hvd_batchgrow.nn.ghost_batch_norm import ghost_norms
 from hvd_batchgrow.nn.parameters import input_type
 from hvd_batchgrow.nn.randomness import WHOLE, own_randomness
-from hvd_batchgrow.nn.witness import Outputs, first_difference, witness
+from hvd_batchgrow.nn.witness import Outputs, first_difference, numbered, witness
 
 _NUM_SAMPLES = 7
 """Unlike the leading dimension of most tensors that have no row for each sample."""
@@ -61,23 +60,13 @@ def _first_rows(alone: Outputs, beside: Outputs, num_samples: int) -> tuple[Outp
     Its effect shows further on.
     """
     rows: tuple[Outputs, Outputs] = [], []
-    others = _numbered(beside)
-    for (path, number), ours in _numbered(alone).items():
+    others = numbered(beside)
+    for (path, number), ours in numbered(alone).items():
         together = zip(ours, others.get((path, number), []), strict=False)
         pairs = [pair for pair in together if all(_has_rows(tensor, num_samples) for tensor in pair)]
         for side, index in ((rows[0], 0), (rows[1], 1)):
             side.append((path, [pair[index][0] for pair in pairs]))
     return rows
-
-
-def _numbered(outputs: Outputs) -> dict[tuple[str, int], list[Tensor]]:
-    """Outputs by path and number of the call."""
-    counts: Counter[str] = Counter()
-    numbered = {}
-    for path, tensors in outputs:
-        numbered[path, counts[path]] = tensors
-        counts[path] += 1
-    return numbered
 
 
 def _has_rows(tensor: Tensor, num_samples: int) -> bool:

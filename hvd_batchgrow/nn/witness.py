@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -83,10 +84,22 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 def first_difference(before: Outputs, after: Outputs) -> Iterator[str]:
     """The first module to end whose output differs: none within it ended before with another one."""
-    for (path, ours), (other_path, theirs) in zip(before, after, strict=False):
-        if path != other_path or len(ours) != len(theirs) or not all(map(alike, ours, theirs)):
-            yield path
+    calls, others = numbered(before), numbered(after)
+    for call in [*calls, *others]:
+        ours, theirs = calls.get(call), others.get(call)
+        if ours is None or theirs is None or len(ours) != len(theirs) or not all(map(alike, ours, theirs)):
+            yield call[0]
             return
+
+
+def numbered(outputs: Outputs) -> dict[tuple[str, int], list[Tensor]]:
+    """Outputs by path and number of the call: modules that run in threads end in any order."""
+    counts: Counter[str] = Counter()
+    calls = {}
+    for path, tensors in outputs:
+        calls[path, counts[path]] = tensors
+        counts[path] += 1
+    return calls
 
 
 def alike(ours: Tensor, theirs: Tensor) -> bool:

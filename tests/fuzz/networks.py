@@ -19,8 +19,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import tomli_w
 import torch
 from torch import Tensor
 
@@ -29,27 +27,8 @@ from hvd_batchgrow.comm.connect import connect
 from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.proof.digest import final_weights
 from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint, newest_good, tree_digest
-from tests.fuzz.reference import (
-    BATCHES,
-    BETA2,
-    DECAY,
-    EPS,
-    GHOST,
-    LR,
-    MOMENTUM,
-    NUM_SAMPLES,
-    SEED,
-    TRUST,
-    Layout,
-    distance,
-    extra_state,
-    limits,
-    reference,
-    resumes,
-    rows,
-    tensors,
-    without_extra,
-)  # fmt: skip
+from tests.fuzz.network_job import command_lines, write_case
+from tests.fuzz.reference import Layout, distance, extra_state, limits, reference, tensors, without_extra
 from tests.fuzz.runner import Case, Outcome, folder, run
 from tests.fuzz.zoo import ENTRIES, Entry
 from tests.fuzz.zoo.generated import variation
@@ -120,8 +99,7 @@ def check(entry: Entry, layout: Layout, ranks: Ranks, base: Path) -> Verdict:
     with folder(base / f"rank{ranks.rank}"):
         write_case(entry, layout, Path.cwd())
         outcomes = []
-        for options in resumes(layout):
-            words = ["train", "job.toml", *options]
+        for words in command_lines(layout):
             cache = {"HVD_BATCHGROW_CACHE": "cache"}
             outcomes.append(run(Case("network", entry.title, words, frozenset({0, 1, 2, 75}), environment=cache)))
         codes = torch.zeros(ranks.size, dtype=torch.int64)
@@ -133,39 +111,6 @@ def check(entry: Entry, layout: Layout, ranks: Ranks, base: Path) -> Verdict:
             return Verdict("wrong", (f"ranks end with {codes.tolist()}",))
         faults, outcome = _faults(entry, layout, outcomes)
         return Verdict("wrong" if faults else outcome, tuple(faults), "\n".join(o.text for o in outcomes))
-
-
-def write_case(entry: Entry, layout: Layout, place: Path) -> None:
-    """Job and data."""
-    features, labels = rows()
-    data = place / "data"
-    data.mkdir()
-    for part in ("train", "test"):
-        np.save(data / f"{part}_rows.npy", features)
-        np.save(data / f"{part}_labels.npy", labels)
-    place.joinpath("job.toml").write_text(tomli_w.dumps(job_tree(entry, layout)))
-
-
-def job_tree(entry: Entry, layout: Layout) -> dict[str, Any]:
-    """The job whose updates `reference` does by hand."""
-    optim: dict[str, Any] = {"name": entry.optim, "lr": LR[entry.optim], "momentum": MOMENTUM, "weight_decay": DECAY}
-    optim |= {"beta2": BETA2, "eps": EPS} if entry.optim in {"adam", "adamw"} else {}
-    optim |= {"trust_coefficient": TRUST} if entry.optim == "lars" else {}
-    features = rows()[0].shape[1]
-    return {
-        "name": "run",
-        "seed": SEED,
-        "data": {"source": "numpy", "root": "data", "num_samples": NUM_SAMPLES, "mean": [0.0] * features, "deviation": [1.0] * features},
-        "model": {"name": entry.name, "ghost_batch": GHOST, "arguments": entry.arguments},
-        "optim": optim,
-        "schedule": {
-            "policy": "grow", "epochs": 1.0, "boundaries_epochs": [0.5], "factor": 2.0,
-            "global_batch": BATCHES[0], "max_batch": BATCHES[-1],
-        },
-        "layout": {"threads_per_rank": 1, "ragged": True} | ({"exact": True} if layout.exact else {"max_micro_batch": GHOST * layout.groups}),
-        "evaluation": {"batch": 32},
-        "watch": {"tensorboard": False},
-    }  # fmt: skip
 
 
 def _faults(entry: Entry, layout: Layout, outcomes: Sequence[Outcome]) -> tuple[list[str], str]:

@@ -68,7 +68,8 @@ def network(**expected: Any) -> Callable[[Make], Make]:
                 torch.manual_seed(5)
                 return make(num_classes, **arguments)
 
-        ENTRIES.append(Entry(f"{make.__module__}:{make.__name__}", seeded, **expected))
+        quick = expected.pop("quick", not make.__module__.endswith((".layers", ".norms")) or bool(expected))
+        ENTRIES.append(Entry(f"{make.__module__}:{make.__name__}", seeded, quick=quick, **expected))
         return seeded
 
     return enter

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import random
 from collections.abc import Callable
 from typing import Any
@@ -124,7 +125,7 @@ def freeze_some(draw: random.Random, net: Composite) -> None:
 
 def tie_weights(draw: random.Random, net: Composite) -> None:
     layers = [layer for block in net.blocks for layer in _weights(block)]  # type: ignore[arg-type]
-    for one, other in zip(layers, layers[1:], strict=False):
+    for one, other in itertools.pairwise(layers):
         if one.weight.shape == other.weight.shape:
             other.weight = one.weight
 
