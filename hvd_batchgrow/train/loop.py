@@ -237,8 +237,6 @@ class Trainer:
         except (NonFinite, OverflowError) as fault:  # an exact sum has the same bits on all ranks
             told = RunError(describe(fault, self.plan, self.stream, self.samples))
             raise AgreedFailure(told if self.ranks.rank == 0 else None, ExitCode.FAILURE) from None
-        except RunError as fault:
-            raise AgreedFailure(fault if self.ranks.rank == 0 else None, ExitCode.FAILURE) from None
         self._is_whole = False
         self.num_skipped += result.skipped
         if self.average and not result.skipped:
