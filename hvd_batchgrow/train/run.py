@@ -106,7 +106,7 @@ def run_job(
         notes += ranks.together(lambda: _notes_on_gaps(folder, plan, checkpoint, carry) if ranks.rank == 0 else [])
         notes += [*plan.notes, *source.notes, *_notes_on_bad(source)]
         notes += _notes_on_ranks(plan, ranks.size) if options.phases is None else []
-        notes += [f"the layout has a say in {job.model.name}; at {hazard}" for hazard in trainer.hazards]
+        notes += [f"results of {job.model.name} depend on the layout: {hazard}" for hazard in trainer.hazards]
         notes += trainer.forward_state.notes(job.model.name, exact=job.layout.exact)
         if source.train.kind == "encoded" and choose_pipeline(job.data.pipeline, source.train) == "torch":
             notes.append(

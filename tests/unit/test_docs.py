@@ -122,3 +122,17 @@ def test_every_promise_of_reliability_has_a_test_that_exists() -> None:
         assert tests, row
         for file, name in tests:
             assert f"def {name}(" in (ROOT / file).read_text(), f"{file}::{name}"
+
+
+def test_every_line_of_what_is_supported_has_a_test_that_exists() -> None:
+    rows = re.findall(r"^\| .*\|$", (ROOT / "docs" / "supported.md").read_text(), flags=re.MULTILINE)
+    rows = [row for row in rows if not re.fullmatch(r"\|.*\| (test|shown by) \|", row)]
+    assert len(rows) >= 60
+    known = {path: path.read_text() for path in (ROOT / "tests").rglob("*.py")}
+    defined = "\n".join(known.values())
+    for row in rows:
+        cell = row.rstrip("| ").rpartition("|")[2]
+        files, names = re.findall(r"tests/[\w/]+\.py", cell), re.findall(r"\btest_\w+\b(?!\.py)", cell)
+        assert files or names or "the same test" in cell, row
+        assert not [file for file in files if not (ROOT / file).exists()], row
+        assert not [name for name in names if f"def {name}(" not in defined], row

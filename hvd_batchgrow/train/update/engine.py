@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -191,33 +192,9 @@ class UpdateEngine:
         if num_passes < 1:
             raise ValueError(f"num_passes = {num_passes}: each rank must have one pass or more of an update")
         start = time.perf_counter()
-        self.model.train()
-        self.buckets.zero()
-        for norm in self.norms:
-            norm.forget()
-        self.changing.begin()
         share = _Share(torch.zeros(_NUM_TALLIES, dtype=torch.float64, device=self.device))
         share.tally[2] = stop
-        for index in range(num_passes):
-            begin = time.perf_counter()
-            micro_batch = next(micro_batches, None)
-            if micro_batch is None:
-                raise ValueError(f"micro_batches ended after {index} of the update's {num_passes} passes")
-            share.data_wait_s += time.perf_counter() - begin
-            self.changing.restore()
-            loss, num_samples = self._forward(micro_batch, share, phase.global_batch // num_groups)
-            self.changing.after_forward(micro_batch.positions)
-            if index == num_passes - 1:
-                # All but the gradients is known now: its sum overlaps the last backward too.
-                totals = self._totals(share, num_groups)
-                handle = self.ranks.start_sum(totals, "totals")
-                self.buckets.start_when_ready(self._divisor(phase))
-            scaled = loss * self.loss_scale.value if self.loss_scale else loss
-            self.buckets.begin_backward(scaled, num_samples)
-            scaled.backward()
-            self.buckets.end_backward()
-            self.changing.after_backward(micro_batch.positions)
-        self.buckets.start_rest()
+        totals, handle = self._compute(micro_batches, num_passes, share, phase, num_groups)
         self.at(WAITING)
         reduce_wait_s = self.buckets.wait()
         self.ranks.wait(handle)
@@ -247,6 +224,37 @@ class UpdateEngine:
             skipped=skipped,
             noise={} if skipped else noise,
         )
+
+    def _compute(
+        self, micro_batches: Iterator[MicroBatch], num_passes: int, share: _Share, phase: Phase, num_groups: int
+    ) -> tuple[Tensor, Any]:
+        """Do the forward and backward passes; return the totals, and the handle of their all-reduce."""
+        self.model.train()
+        self.buckets.zero()
+        for norm in self.norms:
+            norm.forget()
+        self.changing.begin()
+        for index in range(num_passes):
+            begin = time.perf_counter()
+            micro_batch = next(micro_batches, None)
+            if micro_batch is None:
+                raise ValueError(f"micro_batches ended after {index} of the update's {num_passes} passes")
+            share.data_wait_s += time.perf_counter() - begin
+            self.changing.restore()
+            loss, num_samples = self._forward(micro_batch, share, phase.global_batch // num_groups)
+            self.changing.after_forward(micro_batch.positions)
+            if index == num_passes - 1:
+                # All but the gradients is known now: its all-reduce overlaps the last backward too.
+                totals = self._totals(share, num_groups)
+                handle = self.ranks.start_sum(totals, "totals")
+                self.buckets.start_when_ready(self._divisor(phase))
+            scaled = loss * self.loss_scale.value if self.loss_scale else loss
+            self.buckets.begin_backward(scaled, num_samples)
+            scaled.backward()
+            self.buckets.end_backward()
+            self.changing.after_backward(micro_batch.positions)
+        self.buckets.start_rest()
+        return totals, handle
 
     def _forward(self, micro_batch: MicroBatch, share: _Share, group: int) -> tuple[Tensor, int]:
         """Sum of the losses of a pass of groups of γ samples, and how many they are."""
