@@ -16,9 +16,11 @@ storm:  ## kill a small run 200 times, and see that nothing is lost: twenty to t
 	@tools/setup.sh test
 	PATH="$$PWD/.venv/bin:$$PATH" OMP_NUM_THREADS=1 python -m tests.storm --kills 200
 
-fuzz:  ## ten thousand bad job files, command lines, data files, checkpoints and environments: twenty minutes or so
+fuzz:  ## ten thousand bad job files, command lines, data files, checkpoints and environments; 300 networks: forty minutes
 	@tools/setup.sh test
 	PATH="$$PWD/.venv/bin:$$PATH" OMP_NUM_THREADS=1 python -m tests.fuzz --cases 10000
+	PATH="$$PWD/.venv/bin:$$PATH" OMP_NUM_THREADS=1 python -m tests.fuzz.networks
+	OMP_NUM_THREADS=1 tools/mpirun.sh 2 python -m tests.fuzz.networks
 
 format:
 	.venv/bin/ruff check --fix -q .

@@ -15,7 +15,7 @@ from hvd_batchgrow.nn.parameters import input_type
 from hvd_batchgrow.nn.randomness import WHOLE, own_randomness
 from hvd_batchgrow.nn.witness import Outputs, first_difference, numbered, witness
 
-_NUM_SAMPLES = 7
+NUM_SAMPLES = 7
 """Unlike the leading dimension of most tensors that have no row for each sample."""
 
 
@@ -84,5 +84,5 @@ def _ghost_norms_evaluating(model: nn.Module) -> Iterator[None]:
 
 def _example(model: nn.Module, sample_shape: Sequence[int]) -> Tensor:
     generator = torch.Generator().manual_seed(0)
-    samples = torch.randn(_NUM_SAMPLES, *sample_shape, generator=generator)
+    samples = torch.randn(NUM_SAMPLES, *sample_shape, generator=generator)
     return samples.to(next(model.parameters()).device, input_type(model))

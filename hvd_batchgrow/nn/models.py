@@ -14,11 +14,12 @@ from hvd_batchgrow.nn.convert import fuse_relu
 from hvd_batchgrow.nn.dense import DenseLayers
 from hvd_batchgrow.nn.forward_state import ForwardState
 from hvd_batchgrow.nn.known import FAMILIES, check_network, check_shape, read_name
-from hvd_batchgrow.nn.layout_hazards import layout_hazards
+from hvd_batchgrow.nn.layout_hazards import NUM_SAMPLES, layout_hazards
 from hvd_batchgrow.nn.own import load_own, try_own
 from hvd_batchgrow.nn.small_conv_net import SmallConvNet
 from hvd_batchgrow.nn.vgg import Vgg
 from hvd_batchgrow.nn.wide_resnet import WideResNet
+from hvd_batchgrow.own_code import told
 
 _NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "small_conv_net": SmallConvNet,
@@ -70,9 +71,18 @@ def hazards(job: Job, model: nn.Module, sample_shape: Sequence[int]) -> list[str
         job: names the network.
         model: as `build_model` gave it.
         sample_shape: as `build_model` takes it.
+
+    Raises:
+        JobError: a forward of the network fails.
     """
+    if read_name(job.model.name).family != "own":
+        return []
     shape = _cropped(job, sample_shape)
-    return layout_hazards(model, (shape[-1], *shape[:-1])) if read_name(job.model.name).family == "own" else []
+    try:
+        return layout_hazards(model, (shape[-1], *shape[:-1]))
+    except Exception as error:  # the user's own code
+        fault = f"{job.model.name} fails in a trial forward over {NUM_SAMPLES} samples: {told(error)}"
+        raise JobError([Fault("model.name", fault)], job.name) from error
 
 
 def forward_state(job: Job, model: nn.Module, sample_shape: Sequence[int]) -> ForwardState:

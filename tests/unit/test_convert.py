@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from hvd_batchgrow.nn.convert import GhostBatchNormAct2d, convert_ghost_batch_norm, fuse_relu
 from hvd_batchgrow.nn.ghost_batch_norm import GhostBatchNorm, GhostBatchNorm1d, GhostBatchNorm2d, ghost_norms
@@ -160,6 +161,13 @@ def test_norms_without_a_ghost_form_are_all_named() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return super().forward(x) + 1
 
+    class Still(nn.BatchNorm2d):
+        def train(self, mode: bool = True) -> Still:
+            return super().train(False)
+
+    silenced, twins = nn.BatchNorm2d(2).eval(), [nn.BatchNorm2d(2), nn.BatchNorm2d(2)]
+    silenced.train = lambda mode=True: silenced  # type: ignore[method-assign, assignment]
+    twins[1].running_mean = twins[0].running_mean
     hooked = nn.BatchNorm1d(2)
     hooked.register_forward_hook(lambda *_: None)
     network = nn.Sequential(
@@ -170,6 +178,10 @@ def test_norms_without_a_ghost_form_are_all_named() -> None:
         Odd(2),
         hooked,
         nn.BatchNorm2d(2, momentum=2.0),
+        parametrize.register_parametrization(nn.BatchNorm2d(2), "weight", nn.Softplus()),
+        Still(2),
+        silenced,
+        *twins,
     )
     lines = [
         "these norms have no ghost form:",
@@ -180,6 +192,11 @@ def test_norms_without_a_ghost_form_are_all_named() -> None:
         "4: is a Odd, with a forward of its own that is not timm's BatchNormAct2d's",
         "5: has hooks, which would be lost",
         "6: has momentum 2.0; a ghost norm's is in [0, 1]",
+        "7: has parametrized weights, which would be lost",
+        "8: overrides train() or forward(), which would be lost; do that in the network around it",
+        "9: overrides train() or forward(), which would be lost; do that in the network around it",
+        "10: has the running statistics of another norm; give each its own",
+        "11: has the running statistics of another norm; give each its own",
     ]
     with pytest.raises(ValueError, match="no ghost form") as error:
         convert_ghost_batch_norm(network, GHOST)

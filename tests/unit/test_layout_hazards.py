@@ -70,3 +70,76 @@ def test_the_network_stays_as_it_is() -> None:
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(module.training for module in model.modules())
+
+
+class Experts(nn.Module):
+    """Each sample goes to one of two layers, which get as many samples as happen to be there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.experts = nn.ModuleList([nn.Linear(6, 3), nn.Linear(6, 3)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        out, chosen = x.new_zeros(len(x), 3), (x[:, 0] > 0).long()
+        for index, expert in enumerate(self.experts):
+            rows = (chosen == index).nonzero().flatten()
+            if len(rows):
+                out[rows] = expert(x[rows])
+        return out
+
+
+class Packed(nn.Module):
+    """A recurrent layer that sorts the samples by their lengths; its state has 4 leading entries."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.LSTM(2, 3, num_layers=2, bidirectional=True, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        lengths = (x[:, 0] > 0).long() + 2
+        steps = nn.utils.rnn.pack_padded_sequence(x.view(-1, 3, 2), lengths, batch_first=True, enforce_sorted=False)
+        state: Tensor = self.layer(steps)[1][0]
+        return state[-1]
+
+
+class InPlace(nn.Module):
+    """It overwrites its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.layer(x.mul_(0.5).add_(1))
+        return out
+
+
+class Branches(nn.Module):
+    """Layers that end in any order, as those that run in threads do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers, self.calls = nn.ModuleList([nn.Linear(6, 3), nn.Linear(6, 3)]), 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        order = [0, 1] if self.calls % 2 else [1, 0]
+        found = {index: self.layers[index](x) for index in order}
+        out: Tensor = found[0] + found[1]
+        return out
+
+
+@pytest.mark.parametrize("make", [Experts, Packed, InPlace, Branches])
+def test_what_only_looks_as_if_samples_met_is_no_hazard(make: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    assert layout_hazards(make(), (6,)) == []
+
+
+def test_an_expert_that_lets_samples_meet_is_found_at_the_output() -> None:
+    class Meeting(Experts):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) + x[:, :3].mean(0)
+
+    assert layout_hazards(Meeting(), (6,)) == [
+        "the network's own forward: samples of a batch meet, other than in a ghost norm"
+    ]

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from hvd_batchgrow.comm.ranks import SingleRank
+from hvd_batchgrow.errors import RunError
 from hvd_batchgrow.nn.ghost_batch_norm import GhostBatchNorm1d
 from hvd_batchgrow.schedule.phases import Phase
 from hvd_batchgrow.train.update.engine import UpdateEngine, UpdateResult
@@ -151,3 +152,28 @@ def test_parameter_groups_keep_the_ratio_of_their_learning_rates() -> None:
 def test_noise_as_adam_scales_it_is_refused_without_adam() -> None:
     with pytest.raises(ValueError, match=r"for torch.optim.Adam or AdamW, not SGD: leave it out"):
         engine_of(nn.Linear(5, 3)).measure_noise(preconditioned=True)
+
+
+def test_a_parameter_that_the_network_unfreezes_during_training_ends_the_run() -> None:
+    """No optimizer has it; the weights stay as they were before the update."""
+    model = nn.Sequential(nn.Linear(5, 6), nn.Linear(6, 3))
+    model[0].requires_grad_(False)
+    engine = UpdateEngine(model, torch.optim.SGD(model[1].parameters(), lr=0.1), SingleRank())
+    serve(engine, passes())
+    before = copy.deepcopy(model.state_dict())
+    model[0].bias.requires_grad_(True)
+    with pytest.raises(RunError, match=r"has set requires_grad = True for 0\.bias during training"):
+        serve(engine, passes())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_parameter_that_is_frozen_during_training_is_left_alone() -> None:
+    model = nn.Sequential(nn.Linear(5, 6), nn.Linear(6, 3))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=0.1)
+    engine = UpdateEngine(model, optimizer, SingleRank())
+    serve(engine, passes())
+    model[0].requires_grad_(False)
+    before = copy.deepcopy(model.state_dict())
+    serve(engine, passes())
+    assert torch.equal(model[0].weight, before["0.weight"])
+    assert not torch.equal(model[1].weight, before["1.weight"])
