@@ -132,7 +132,7 @@ class PlanCommand(JobCommand):
             ratio = plans[1].num_updates / plans[0].num_updates
             console.print(f"{ratio:.2f}× fewer updates than the twin", highlight=False)
         if no_twin:
-            console.print(no_twin, highlight=False, markup=False, soft_wrap=True)
+            console.print(no_twin, soft_wrap=True)
         for plan, cost in zip(plans, costs, strict=False):
             print_table(console, cost_table(plan.job.name, cost))
         for note in dict.fromkeys(note for cost in costs for note in cost.notes):

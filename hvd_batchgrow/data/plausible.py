@@ -34,7 +34,7 @@ def constant_faults(mean: Sequence[float] | None, deviation: Sequence[float] | N
         by_255 = [m / 255 if 1 < m <= 255 else min(max(m, 0.0), 1.0) for m in mean]
         fault = f"{_short(mean)}: images are scaled to [0, 1] first, where no other mean is possible"
         yield "mean", f"{fault}; nearest: {_short(by_255)}{_how(mean)}"
-    if deviation is None:
+    if not deviation:
         return
     if max(deviation) > 1:
         by_255 = [d / 255 if 1 < d <= 255 else min(d, 1.0) for d in deviation]

@@ -11,6 +11,7 @@ import torch
 
 from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.errors import Fault, JobError
+from hvd_batchgrow.strict_json import dump_json
 
 _VARIABLES = (
     "ATEN_CPU_CAPABILITY",
@@ -55,7 +56,7 @@ def check_same_arithmetic(ranks: Ranks) -> None:
         AgreedFailure: a rank computes with something else than rank 0; names it, and what differs.
     """
     mine = arithmetic()
-    theirs = json.loads(ranks.from_rank0(lambda: json.dumps(mine).encode(), "arithmetic") or b"{}")
+    theirs = json.loads(ranks.from_rank0(lambda: dump_json(mine).encode(), "arithmetic") or b"{}")
 
     def check() -> None:
         told = [

@@ -50,7 +50,7 @@ SOURCES = (
 )
 NAME = "a name of at most 200 letters, digits, dots, dashes and underscores"
 POLICIES = "decay, grow, hybrid, adabatch, steps, import, seesaw, measured"
-OF_SGD = "name, lr, momentum, nesterov, weight_decay, rescale_momentum"
+OF_SGD = "name, lr, momentum, nesterov, weight_decay, decay_norm_and_bias, rescale_momentum"
 
 EDITS: dict[str, tuple[dict[str, str], list[str]]] = {
     "numbers as text": (

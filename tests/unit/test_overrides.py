@@ -109,7 +109,7 @@ def _trained(out: str, err: str) -> None:
 
 
 def _verified(out: str, err: str) -> None:
-    assert "the reference" in out
+    assert "agrees" in out
 
 
 def _probed(out: str, err: str) -> None:

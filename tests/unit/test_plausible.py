@@ -248,7 +248,7 @@ def test_pixels_of_another_type_are_refused_with_code_that_makes_bytes_of_them(
 ) -> None:
     x, expected = TYPES[kind]
     write(tmp_path, x)
-    with pytest.raises(RunError, match="images must be uint8") as error:
+    with pytest.raises(RunError, match="they must be uint8") as error:
         load(tmp_path, 20)
     told = str(error.value)
     if expected is None:
