@@ -34,7 +34,7 @@ class Entry:
     stops: str = ""
     """Pattern of the message with which a run ends early with exit code 1."""
     raises: bool = False
-    """Whether that is an error of the network itself in the middle of the run, with a traceback to its line."""
+    """Whether that ends the process with an error: of the network itself, or of one rank alone."""
     order: Order = "stream"
     """What the reference gives the network at a time, see `reference.py`: a ghost batch in the order of the
     stream; what the layout gives it; or a ghost batch, each from the update's first buffers."""
