@@ -73,7 +73,8 @@ def stored_rgb(image: Image.Image, stream: BinaryIO) -> Pixels:
     Raises:
         UNDECODABLE: the bytes are damaged.
     """
-    take_orientation(image)
+    if image.format == "TIFF":
+        take_orientation(image)  # or Pillow would apply it
     raw_mode = _raw_mode(image)
     if image.mode.startswith("I"):
         return _rgb_of_grey(_grey_values(image), 4095 if raw_mode == "I;12" else 65535)

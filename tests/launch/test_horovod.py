@@ -25,8 +25,8 @@ print("twenty times")
 
 
 def test_horovod_starts_and_ends_twenty_times_under_one_horovodrun(tmp_path: Path) -> None:
-    # Unpatched, its rendezvous server forgets in one scope who has finished when another scope is complete, and
-    # hands out addresses of the time before: with four ranks by the second or third init.
+    # Unpatched, the rendezvous server clears the lists of all scopes as soon as one scope is complete, so that a
+    # later init reads addresses of an earlier one. With four ranks, the second or third init fails.
     words = [str(BIN / "horovodrun"), "-np", "4", "--gloo", sys.executable, "-c", REINITIALISE]
     done = subprocess.run(
         words, check=False, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=300

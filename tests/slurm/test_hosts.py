@@ -25,7 +25,7 @@ def test_a_shared_folder_is_the_same_on_every_host_and_the_rest_of_its_place_is_
             written = hosts.run("n1", "sh", "-c", "echo of n1 > file && touch ../of-n1", cwd=checkout)
             assert written.returncode == 0, written.stderr
             assert hosts.run("head", "cat", "file", cwd=checkout).stdout == "of n1\n"
-            assert hosts.run("head", "ls", str(private)).stdout == "check out\n"
+            assert hosts.run("head", "ls", str(private), cwd=Path("/")).stdout == "check out\n"
         assert (checkout / "file").read_text() == "of n1\n"
         assert [path.name for path in private.iterdir()] == ["check out"]
     finally:

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 needs_compiler = pytest.mark.skipif(not shutil.which("c++"), reason="needs a C++ compiler")
 
 PYTHON = """#!/bin/sh
-# A virtual environment's Python: all is installed but Horovod. What pip is to install is written down.
+# A virtual environment's Python: all is installed but Horovod. Each attempt to install torch is logged.
 here=$(dirname "$0")
 case "$*" in
     *horovod.torch*) exit 1 ;;

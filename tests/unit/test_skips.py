@@ -37,7 +37,7 @@ def test_tests_that_ran_in_one_of_the_runs_are_not_counted(tmp_path: Path) -> No
     (tmp_path / "test_some.py").write_text(TESTS)
     (tmp_path / "test_module.py").write_text('import pytest\npytest.importorskip("not_there_at_all")\n')
     outcomes = tmp_path / "outcomes"
-    for ranks, options in (("1", []), ("2", ["-n", "2"])):
+    for ranks, options in (("1", []), ("2", ["-n", "1"])):
         environment = {
             **os.environ,
             "PYTHONPATH": str(ROOT),
