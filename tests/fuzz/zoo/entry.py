@@ -68,7 +68,8 @@ def network(**expected: Any) -> Callable[[Make], Make]:
                 torch.manual_seed(5)
                 return make(num_classes, **arguments)
 
-        quick = expected.pop("quick", not make.__module__.endswith((".layers", ".norms")) or bool(expected))
+        # Layers that are trained without further ado are many and alike: `make fuzz` is enough for those.
+        quick = expected.pop("quick", not make.__module__.endswith((".layers", ".norms", ".outputs")) or bool(expected))
         ENTRIES.append(Entry(f"{make.__module__}:{make.__name__}", seeded, quick=quick, **expected))
         return seeded
 
