@@ -72,6 +72,7 @@ def reference(entry: Entry, layout: Layout, nudge: Callable[[Tensor], Tensor] = 
     _initialise_lazy(network)
     for module in network.modules():
         if isinstance(module, _BatchNorm) and module.track_running_stats:
+            module.eps = module.eps or 1e-30  # torch refuses 0; to every variance of the zoo it adds nothing
             module.forward = partial(_by_ghost_batch, module, module.forward)  # type: ignore[method-assign]
     optimizer = _optimizer(entry, network)
     features, labels = (torch.from_numpy(values) for values in rows())

@@ -34,7 +34,7 @@ class Entry:
     stops: str = ""
     """Pattern of the message with which a run ends early with exit code 1."""
     raises: bool = False
-    """Whether that is an error of the network itself in the middle of the run, with a traceback to its line."""
+    """Whether that ends the process with an error: of the network itself, or of one rank alone."""
     order: Order = "stream"
     """What the reference gives the network at a time, see `reference.py`: a ghost batch in the order of the
     stream; what the layout gives it; or a ghost batch, each from the update's first buffers."""
@@ -68,7 +68,8 @@ def network(**expected: Any) -> Callable[[Make], Make]:
                 torch.manual_seed(5)
                 return make(num_classes, **arguments)
 
-        quick = expected.pop("quick", not make.__module__.endswith((".layers", ".norms")) or bool(expected))
+        # Layers that are trained without further ado are many and alike: `make fuzz` is enough for those.
+        quick = expected.pop("quick", not make.__module__.endswith((".layers", ".norms", ".outputs")) or bool(expected))
         ENTRIES.append(Entry(f"{make.__module__}:{make.__name__}", seeded, quick=quick, **expected))
         return seeded
 

@@ -297,7 +297,7 @@ def freezes_a_layer_later(num_classes: int) -> nn.Module:
     return Around(forward, net=dense_net(num_classes), calls=torch.tensor(0))
 
 
-@network(stops="requires_grad")
+@network(stops="has set requires_grad", raises=True)
 def unfreezes_a_layer_later(num_classes: int) -> nn.Module:
     """No optimizer has its parameters."""
     net = dense_net(num_classes)
@@ -330,7 +330,7 @@ def raises_late(num_classes: int) -> nn.Module:
     """Fails on a sample that only training meets."""
 
     def forward(net: Around, x: Tensor) -> Tensor:
-        if bool((x[:, 0] > 2.1).any()):
+        if bool((x[:, 0] > 2.5).any()):
             raise RuntimeError("a sample that it cannot take, in the second stage")
         return net.net(x)
 
