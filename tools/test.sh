@@ -20,7 +20,7 @@ mypy
 git ls-files '*.sh' '*.sbatch' .ci/run | xargs shellcheck
 
 step "tests in one process"
-pytest -q -n auto --maxprocesses 4 --dist loadfile --basetemp "$scratch/unit" tests/unit
+timeout 1800 pytest -q -n auto --maxprocesses 4 --dist loadfile --basetemp "$scratch/unit" tests/unit
 
 step "tests/gpu, and the kernels in Triton's interpreter"
 if python -c 'import triton' 2>/dev/null; then

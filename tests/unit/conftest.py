@@ -7,7 +7,14 @@ from pathlib import Path
 import pytest
 import tomli_w
 
+from hvd_batchgrow.comm.ranks import SingleRank
 from tests.helpers import job_tree, small_source, write_idx_folder
+
+
+@pytest.fixture(autouse=True)
+def _no_abort(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let an unexpected exception in a command fail its test: a rank would end this process, with all other tests."""
+    monkeypatch.setattr(SingleRank, "abort", lambda self, code: None)
 
 
 @pytest.fixture
