@@ -11,10 +11,21 @@ from hvd_batchgrow.comm.ranks import SingleRank
 from tests.helpers import job_tree, small_source, write_idx_folder
 
 
+class NoSwitch:
+    """Stands in for the kernel's timer."""
+
+    def set(self, after_s: float) -> None:
+        """Arm nothing."""
+
+    def close(self) -> None:
+        """Nothing is armed."""
+
+
 @pytest.fixture(autouse=True)
-def _no_abort(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let an unexpected exception in a command fail its test: a rank would end this process, with all other tests."""
+def _survive(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a fault in a command fail its test: a rank, or its timer, would end this process with all other tests."""
     monkeypatch.setattr(SingleRank, "abort", lambda self, code: None)
+    monkeypatch.setattr("hvd_batchgrow.train.watchdog.DeadManSwitch", NoSwitch)
 
 
 @pytest.fixture
