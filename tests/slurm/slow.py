@@ -28,7 +28,7 @@ class Slow(nn.Module):
         self.passes = 0
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.shape[0] > 2 and self.training:  # two samples are a trial before training
+        if x.shape[0] >= 8 and self.training:  # trials before training have fewer samples than a ghost batch
             self.passes += 1
             if self.fails and self.passes == 3:
                 print(f"raised at {time.time():.1f}", file=sys.stderr, flush=True)
