@@ -103,7 +103,7 @@ class PlanCommand(JobCommand):
         print(tomli_w.dumps(twin.model_dump(mode="json", exclude_none=True)))
 
     def print_json(self, plans: Sequence[Plan], costs: Sequence[Cost], no_twin: str | None) -> None:
-        """The plan, with the twin's beside it, each with its cost; `twin` is null, and `no_twin` says why, without."""
+        """Print the plan and its twin's, each with its cost; without a twin, `twin` is null and `no_twin` says why."""
         trees = [plan.to_dict() for plan in plans]
         for tree, cost in zip(trees, costs, strict=False):
             tree["cost"] = cost.to_dict()
@@ -119,13 +119,13 @@ class PlanCommand(JobCommand):
         from hvd_batchgrow.watch.tables import cost_table, print_plan, print_table
 
         console = terminal(sys.stdout)
-        told: set[str] = set()
+        printed: set[str] = set()
         for plan in plans:
             print_plan(console, plan)
             for line in describe_transitions(plan):
                 console.print(f"  {line}", highlight=False, soft_wrap=True)
-            for note in [note for note in plan.notes if note not in told]:
-                told.add(note)
+            for note in [note for note in plan.notes if note not in printed]:
+                printed.add(note)
                 console.print(f"  {note}", style="yellow", highlight=False, soft_wrap=True)
             console.print()
         if len(plans) > 1:

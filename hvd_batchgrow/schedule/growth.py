@@ -37,10 +37,10 @@ def form_decision(
     """Round a wish to what can be formed; None: to what there is.
 
     A batch is a whole number of `schedule.batch_multiple` and at most `schedule.max_batch`. As in
-    every policy, the learning rate makes up for the rounding, so that the noise scale is the one
-    that was asked for; and where a falling noise scale was, for the limit too. Under an `lr_rule` it
-    makes up for neither: κ of the rule is that of the batch that was formed. It still falls where the
-    noise scale is to fall and the batch cannot grow.
+    every policy, the learning rate corrects for the rounding, so that the noise scale is the requested
+    one. If the noise scale is to fall, it also corrects for the limit. Under an `lr_rule` it corrects
+    for neither, because κ of the rule is that of the formed batch. It still falls if the noise scale
+    is to fall and the batch cannot grow.
 
     Args:
         job: of a measured schedule.
