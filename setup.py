@@ -38,8 +38,8 @@ class BuildWithTemplates(build_py):
 
 
 ghost_cpu = Extension(
-    "hvd_batchgrow.nn._ghost_cpu",  # a plain library for ctypes, which needs none of Python's headers
-    ["hvd_batchgrow/nn/ghost_cpu.c"],
+    "hvd_batchgrow.nn.ghost._ghost_cpu",  # a plain library for ctypes, which needs none of Python's headers
+    ["hvd_batchgrow/nn/ghost/ghost_cpu.c"],
     # Bits must not depend on whether the processor has fused operations.
     extra_compile_args=["-O3", "-ffp-contract=off"],
     libraries=["m"],

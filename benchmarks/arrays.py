@@ -19,9 +19,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.turns import print_rates, take_turns
 from hvd_batchgrow.config import DataSection
-from hvd_batchgrow.data.pipeline import Reader
-from hvd_batchgrow.data.samples import ArraySamples, Source, raise_bad
-from hvd_batchgrow.data.stream import Stream
+from hvd_batchgrow.data.datasets.dataset import ArraySamples, Source, raise_bad
+from hvd_batchgrow.data.order.stream import Stream
+from hvd_batchgrow.data.pipeline.reader import Reader
 
 NUM_SAMPLES, BATCH, BATCHES, PAD = 50_000, 256, 40, 4
 MEAN, DEVIATION = 0.5, 0.25

@@ -178,11 +178,11 @@ def work(model_name: str, micro_batch: int, turns: int) -> None:
     """A rank of the scaling measurement; rank 0 prints samples/s of each turn, both ways."""
     import torch
 
-    from hvd_batchgrow.comm.connect import connect
+    from hvd_batchgrow.comm.backend import connect
     from hvd_batchgrow.job_file import parse_job
-    from hvd_batchgrow.nn.models import build_model
+    from hvd_batchgrow.nn.networks.registry import build_model
     from hvd_batchgrow.schedule.phases import Phase
-    from hvd_batchgrow.train.memory import keep_freed_memory
+    from hvd_batchgrow.train.malloc_tuning import keep_freed_memory
     from hvd_batchgrow.train.update.engine import UpdateEngine
     from hvd_batchgrow.train.update.forward import MicroBatch
     from hvd_batchgrow.train.update.gradients import GradientBuckets

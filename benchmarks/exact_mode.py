@@ -14,9 +14,9 @@ from collections.abc import Callable
 import torch
 
 from benchmarks.turns import print_rates, take_turns
-from hvd_batchgrow.comm.connect import connect
+from hvd_batchgrow.comm.backend import connect
 from hvd_batchgrow.comm.ranks import Ranks
-from hvd_batchgrow.nn.small_conv_net import SmallConvNet
+from hvd_batchgrow.nn.networks.small_conv_net import SmallConvNet
 from hvd_batchgrow.schedule.phases import Phase
 from hvd_batchgrow.train.update.engine import UpdateEngine
 from hvd_batchgrow.train.update.forward import MicroBatch

@@ -25,8 +25,8 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.turns import finish, print_rates, take_turns
-from hvd_batchgrow.nn.ghost_batch_norm import GhostBatchNorm2d
-from hvd_batchgrow.nn.ghost_choice import by_pytorch_only, kernels_for_cpu
+from hvd_batchgrow.nn.ghost.ghost_batch_norm import GhostBatchNorm2d
+from hvd_batchgrow.nn.ghost.ghost_choice import by_pytorch_only, kernels_for_cpu
 
 SIDES, LAYOUTS = (32, 8), (torch.contiguous_format, torch.channels_last)
 RESNET_MAPS = ((64, 112), (256, 56), (512, 28), (1024, 14), (2048, 7))

@@ -23,7 +23,7 @@ def time_passes() -> float:
     """Median seconds of a pass over 256 Fashion-MNIST-sized samples, one thread."""
     import torch
 
-    from hvd_batchgrow.nn.small_conv_net import SmallConvNet
+    from hvd_batchgrow.nn.networks.small_conv_net import SmallConvNet
 
     torch.set_num_threads(1)
     model = SmallConvNet(1, 10, ghost_batch=64)
@@ -38,7 +38,7 @@ def time_passes() -> float:
 
 def child(*, keep: bool) -> None:
     """What a process of one kind prints."""
-    from hvd_batchgrow.train.memory import keep_freed_memory
+    from hvd_batchgrow.train.malloc_tuning import keep_freed_memory
 
     if keep and not keep_freed_memory({}):
         raise SystemExit("this C library cannot be told to keep memory")

@@ -12,8 +12,8 @@ from typing import Any
 
 from benchmarks.turns import print_rates, take_turns
 from hvd_batchgrow.config import Job
-from hvd_batchgrow.errors import JobError
 from hvd_batchgrow.job_file import parse_job
+from hvd_batchgrow.messages.errors import JobError
 from hvd_batchgrow.schedule.plan import compile_plan
 
 N, RANKS, PHASES = 10**9, 10_000, 1000

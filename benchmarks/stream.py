@@ -12,7 +12,7 @@ from functools import partial
 import numpy as np
 
 from benchmarks.turns import print_rates, take_turns
-from hvd_batchgrow.data.stream import Stream
+from hvd_batchgrow.data.order.stream import Stream
 
 CHUNK, CHUNKS = 1 << 16, 32
 

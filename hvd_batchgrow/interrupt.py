@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
-from hvd_batchgrow.comm.launch import speaks
-from hvd_batchgrow.errors import ExitCode
+from hvd_batchgrow.comm.launcher_env import speaks
+from hvd_batchgrow.messages.errors import ExitCode
 
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _SHOW_CURSOR = "\x1b[?25h\n"

@@ -11,13 +11,13 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from hvd_batchgrow.allowed import Node, allowed, as_text, child, dotted, nearest, resolved, shown
 from hvd_batchgrow.config import DataSection, Job, LayoutSection, ModelSection
-from hvd_batchgrow.data.known import check_data, known_num_samples
-from hvd_batchgrow.errors import MOST_TOLD, Fault, JobError
-from hvd_batchgrow.nn.known import check_network
-from hvd_batchgrow.schedule.key_faults import batch_faults, key_faults
-from hvd_batchgrow.toml_file import read_toml, read_value, tamed, value_text
+from hvd_batchgrow.config.model_names import check_network
+from hvd_batchgrow.data.sources.specs import check_data, known_num_samples
+from hvd_batchgrow.messages.errors import MOST_TOLD, Fault, JobError
+from hvd_batchgrow.messages.schema_messages import Node, allowed, as_text, child, dotted, nearest, resolved, shown
+from hvd_batchgrow.schedule.validation.key_checks import batch_faults, key_faults
+from hvd_batchgrow.storage.toml_file import read_toml, read_value, tamed, value_text
 
 
 def load_job(path: Path, overrides: Mapping[str, Any] | None = None) -> Job:

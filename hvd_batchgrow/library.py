@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from hvd_batchgrow.comm.connect import connect
+from hvd_batchgrow.comm.backend import connect
 from hvd_batchgrow.comm.ranks import Ranks, SingleRank
 from hvd_batchgrow.config import UpdateSection
-from hvd_batchgrow.data.samples import Ids
-from hvd_batchgrow.data.stream import Stream, passes_of_rank
+from hvd_batchgrow.data.datasets.dataset import Ids
+from hvd_batchgrow.data.order.stream import Stream, passes_of_rank
 from hvd_batchgrow.job_file import parse_job
-from hvd_batchgrow.nn.convert import convert_ghost_batch_norm
 from hvd_batchgrow.nn.dropout import KeyedDropout, convert_dropout, sample_keys
-from hvd_batchgrow.nn.ghost_batch_norm import GhostBatchNorm1d, GhostBatchNorm2d
+from hvd_batchgrow.nn.ghost.convert import convert_ghost_batch_norm
+from hvd_batchgrow.nn.ghost.ghost_batch_norm import GhostBatchNorm1d, GhostBatchNorm2d
 from hvd_batchgrow.optim.lars import Lars
 from hvd_batchgrow.schedule.phases import Phase, Schedule
 from hvd_batchgrow.schedule.plan import Plan, compile_plan

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.config import UpdateSection
-from hvd_batchgrow.data.stream import groups_of_rank
-from hvd_batchgrow.nn.ghost_batch_norm import GhostBatchNorm
-from hvd_batchgrow.nn.small_conv_net import SmallConvNet
+from hvd_batchgrow.data.order.stream import groups_of_rank
+from hvd_batchgrow.nn.ghost.ghost_batch_norm import GhostBatchNorm
+from hvd_batchgrow.nn.networks.small_conv_net import SmallConvNet
 from hvd_batchgrow.optim.build import build_optimizer
 from hvd_batchgrow.schedule.phases import Phase
 from hvd_batchgrow.train.update.engine import UpdateEngine, UpdateResult

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from hvd_batchgrow.config import Job
-from hvd_batchgrow.data.encoded import EncodedSamples, read_header
-from hvd_batchgrow.data.image_index import Entry, make_index
-from hvd_batchgrow.data.samples import ArraySamples, Source
+from hvd_batchgrow.data.datasets.dataset import ArraySamples, Source
+from hvd_batchgrow.data.images.encoded_dataset import EncodedSamples, read_header
+from hvd_batchgrow.data.images.image_index import Entry, make_index
 from hvd_batchgrow.job_file import parse_job
 
 NUM_TRAIN, NUM_TEST, NUM_CLASSES, SIDE = 300, 50, 3, 8

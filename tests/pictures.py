@@ -16,10 +16,10 @@ from PIL import Image
 from tfrecord.writer import TFRecordWriter
 
 from hvd_batchgrow.config import DataSection
-from hvd_batchgrow.data import image_folder, tfrecord
-from hvd_batchgrow.data import webdataset as wds
-from hvd_batchgrow.data.encoded import EncodedSamples, decode
-from hvd_batchgrow.data.samples import ReportProgress, Source
+from hvd_batchgrow.data.datasets.dataset import ReportProgress, Source
+from hvd_batchgrow.data.images.encoded_dataset import EncodedSamples, decode
+from hvd_batchgrow.data.sources import image_folder, tfrecord
+from hvd_batchgrow.data.sources import webdataset as wds
 
 CLASSES = ("cat", "dog", "eel")
 NUM_TRAIN, NUM_VAL, NUM_SHARDS = 12, 5, 3

@@ -6,13 +6,13 @@ from pathlib import Path
 
 from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.config import Job
-from hvd_batchgrow.data.samples import Source
-from hvd_batchgrow.schedule.decisions import Decision
+from hvd_batchgrow.data.datasets.dataset import Source
+from hvd_batchgrow.schedule.adaptive.decisions import Decision
 from hvd_batchgrow.schedule.plan import compile_plan
 from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint, tree_digest
 from hvd_batchgrow.train.events import Decided, Evaluation, Observer, RunEnded, RunStarted, TrainRecord
-from hvd_batchgrow.train.loop import Trainer
-from hvd_batchgrow.train.stop import Stop, StopRequest
+from hvd_batchgrow.train.liveness.stop import Stop, StopRequest
+from hvd_batchgrow.train.trainer import Trainer
 from tests.helpers import small_source
 
 

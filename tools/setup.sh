@@ -49,7 +49,7 @@ choose_mpi() {
 # What the state of .venv follows from. Anything else that changes needs no new set-up.
 stamp() {
     { sha256sum tools/{setup,build-horovod}.sh tools/constraints.txt "$PATCH" pyproject.toml setup.py \
-          hvd_batchgrow/nn/ghost_cpu.c
+          hvd_batchgrow/nn/ghost/ghost_cpu.c
       echo "$PURPOSE $PWD $MPI $TORCH $(has_gpu && echo gpu) $(c++ -dumpfullversion 2>/dev/null)"
       PATH="$PWD/.venv/bin:$PATH" type -P mpirun shellcheck slurmctld munged ip sshd || true
       readlink -f .venv/bin/python; } | digest

@@ -11,12 +11,12 @@ import tyro
 
 from hvd_batchgrow.cli.common import refuse_overrides, terminal
 from hvd_batchgrow.config.schedules import LrRule
-from hvd_batchgrow.errors import ExitCode, Fault, JobError, RunError
 from hvd_batchgrow.job_file import parse_job
-from hvd_batchgrow.json_lines import read_json_lines
+from hvd_batchgrow.messages.errors import ExitCode, Fault, JobError, RunError
+from hvd_batchgrow.schedule.adaptive.noise_record import read_observations
 from hvd_batchgrow.schedule.advice import Advice, RecordedRun, advise
-from hvd_batchgrow.schedule.noise_record import read_observations
-from hvd_batchgrow.strict_json import dump_json
+from hvd_batchgrow.storage.json_lines import read_json_lines
+from hvd_batchgrow.storage.strict_json import dump_json
 
 _SPARE = ("updates", "lr")
 """Columns of the evidence that a narrow terminal does without."""
@@ -41,8 +41,8 @@ class AdviseCommand:
 
     def run(self, overrides: dict[str, Any]) -> ExitCode:
         """The job file on stdout; the evidence on stderr, whether there is advice or not."""
-        from hvd_batchgrow.watch.advice import advice_dict, advised_job_file, evidence_table
-        from hvd_batchgrow.watch.tables import print_table
+        from hvd_batchgrow.observers.advice_tables import advice_dict, advised_job_file, evidence_table
+        from hvd_batchgrow.observers.console_tables import print_table
 
         refuse_overrides(overrides)
         self._check()
@@ -64,7 +64,7 @@ class AdviseCommand:
     def _draw(self, recorded: RecordedRun, advice: Advice | None = None) -> None:
         """Where a picture is asked for."""
         if self.plot:
-            from hvd_batchgrow.watch.plot import plot_evidence
+            from hvd_batchgrow.observers.plot import plot_evidence
 
             plot_evidence(recorded, self.plot, advice)
 
@@ -85,7 +85,7 @@ def read_run(folder: Path) -> RecordedRun:
     Raises:
         RunError: it is none, or its record is damaged.
     """
-    from hvd_batchgrow.train.run_folder import read_plan
+    from hvd_batchgrow.train.run.run_folder import read_plan
 
     plan = read_plan(folder)
     try:

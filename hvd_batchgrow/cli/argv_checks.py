@@ -14,9 +14,9 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 import tyro
 from pydantic import TypeAdapter, ValidationError
 
-from hvd_batchgrow.allowed import Node, allowed, nearest, shown
-from hvd_batchgrow.errors import Fault
 from hvd_batchgrow.job_file import job_keys
+from hvd_batchgrow.messages.errors import Fault
+from hvd_batchgrow.messages.schema_messages import Node, allowed, nearest, shown
 
 _OFTEN_CALLED = {
     "batch": "schedule.global_batch",

@@ -13,17 +13,17 @@ import tyro
 
 from hvd_batchgrow import __version__
 from hvd_batchgrow.cli.advise import AdviseCommand
-from hvd_batchgrow.cli.inspect import AuditCommand, DigestCommand
+from hvd_batchgrow.cli.argv_checks import word_faults
+from hvd_batchgrow.cli.digest_audit import AuditCommand, DigestCommand
 from hvd_batchgrow.cli.plan import PlanCommand
 from hvd_batchgrow.cli.probe import ProbeCommand
 from hvd_batchgrow.cli.status import StatusCommand
 from hvd_batchgrow.cli.submit import SubmitCommand
 from hvd_batchgrow.cli.train import TrainCommand, TwinCommand
 from hvd_batchgrow.cli.verify import VerifyCommand
-from hvd_batchgrow.cli.words import word_faults
-from hvd_batchgrow.comm.launch import environment_faults, speaks
-from hvd_batchgrow.errors import UNNAMED, ExitCode, JobError, RunError, faults_of
+from hvd_batchgrow.comm.launcher_env import environment_faults, speaks
 from hvd_batchgrow.job_file import split_overrides
+from hvd_batchgrow.messages.errors import UNNAMED, ExitCode, JobError, RunError, faults_of
 
 Command = (
     Annotated[PlanCommand, tyro.conf.subcommand("plan")]

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from hvd_batchgrow.comm.launch import RELAY_S, Comm, launched_by
+from hvd_batchgrow.comm.launcher_env import RELAY_S, Comm, launched_by
 from hvd_batchgrow.config import Job
-from hvd_batchgrow.errors import ExitCode, Fault, JobError, RunError
 from hvd_batchgrow.job_file import load_job, override_words
-from hvd_batchgrow.watch.console import PlainConsole
+from hvd_batchgrow.messages.errors import ExitCode, Fault, JobError, RunError
+from hvd_batchgrow.observers.console import PlainConsole
 
 if TYPE_CHECKING:  # torch takes seconds to import, and `plan` does without it
     from hvd_batchgrow.comm.ranks import Ranks
@@ -56,9 +56,9 @@ class RanksCommand(JobCommand):
 
 def with_ranks(work: Callable[[Ranks], ExitCode], comm: Comm) -> ExitCode:
     """Join the other ranks, work, and leave; a rank that fails alone takes the others down with it."""
-    from hvd_batchgrow.comm.connect import connect
+    from hvd_batchgrow.comm.backend import connect
     from hvd_batchgrow.comm.ranks import AgreedFailure
-    from hvd_batchgrow.train.memory import keep_freed_memory
+    from hvd_batchgrow.train.malloc_tuning import keep_freed_memory
 
     keep_freed_memory()
     ranks = connect(comm)

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import tyro
 
 from hvd_batchgrow.cli.common import refuse_overrides, terminal
-from hvd_batchgrow.errors import ExitCode
+from hvd_batchgrow.messages.errors import ExitCode
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class DigestCommand:
 
     def run(self, overrides: dict[str, Any]) -> ExitCode:
         """The digest alone for one run; for several a line each."""
-        from hvd_batchgrow.proof.digest import compare_weights, final_weights
+        from hvd_batchgrow.verification.digest import compare_weights, final_weights
 
         refuse_overrides(overrides)
         first, *others = (final_weights(run) for run in (self.first, *self.others))
@@ -53,9 +53,9 @@ class AuditCommand:
 
     def run(self, overrides: dict[str, Any]) -> ExitCode:
         """A table for each run; ends with 1 if any sample was used twice, or left out, or out of order."""
-        from hvd_batchgrow.proof.audit import audit, compare_orders, read_consumed
-        from hvd_batchgrow.watch.progress import work_progress
-        from hvd_batchgrow.watch.tables import audit_table, print_table
+        from hvd_batchgrow.observers.console_tables import audit_table, print_table
+        from hvd_batchgrow.observers.progress import work_progress
+        from hvd_batchgrow.verification.audit import audit, compare_orders, read_consumed
 
         refuse_overrides(overrides)
         console = terminal(sys.stdout)

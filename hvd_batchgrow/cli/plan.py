@@ -13,15 +13,15 @@ import tomli_w
 from hvd_batchgrow.cli.common import JobCommand, terminal
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.config.types import NumRanks
-from hvd_batchgrow.errors import ExitCode, Fault, JobError
-from hvd_batchgrow.schedule.decisions import Decision, check_replay, read_decisions
+from hvd_batchgrow.messages.errors import ExitCode, Fault, JobError
+from hvd_batchgrow.schedule.adaptive.decisions import Decision, check_replay, read_decisions
 from hvd_batchgrow.schedule.plan import Plan, compile_plan
 from hvd_batchgrow.schedule.twin import compile_twin, decay_twin
-from hvd_batchgrow.strict_json import dump_json
+from hvd_batchgrow.storage.strict_json import dump_json
 
 if TYPE_CHECKING:  # torch takes seconds to import, and `plan` does without it
-    from hvd_batchgrow.schedule.cost import Cost
-    from hvd_batchgrow.schedule.measured import Probe
+    from hvd_batchgrow.schedule.cost.cost import Cost
+    from hvd_batchgrow.schedule.cost.probe_file import Probe
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,9 @@ class PlanCommand(JobCommand):
 
     def run(self, overrides: dict[str, Any]) -> ExitCode:
         """Plan, and the decay twin beside it."""
-        from hvd_batchgrow.data.known import known_num_samples
-        from hvd_batchgrow.schedule.cost import choose_ranks, predict
-        from hvd_batchgrow.schedule.measured import load_probe
+        from hvd_batchgrow.data.sources.specs import known_num_samples
+        from hvd_batchgrow.schedule.cost.cost import choose_ranks, predict
+        from hvd_batchgrow.schedule.cost.probe_file import load_probe
 
         if ignored := [flag for flag, value in (("--json", self.json), ("--plot", self.plot)) if self.twin and value]:
             fault = "contradicts --twin, which prints a job file and nothing else"
@@ -62,7 +62,7 @@ class PlanCommand(JobCommand):
         twin, no_twin = self.twin_plan(plan, probe)
         plans = [plan, *([twin] if twin else [])]
         if self.plot:
-            from hvd_batchgrow.watch.plot import plot_plans
+            from hvd_batchgrow.observers.plot import plot_plans
 
             plot_plans(plans[::-1], self.plot, no_twin)
         costs = [predict(plan, probe) for plan in plans] if probe else []
@@ -81,7 +81,7 @@ class PlanCommand(JobCommand):
 
     def plan_twin(self, twin: Job, num_samples: int, probe: Probe | None, job: Job) -> Plan:
         """The twin wherever its batch can be formed, if not on as many ranks as the job; by the job's objective too."""
-        from hvd_batchgrow.schedule.cost import choose_ranks
+        from hvd_batchgrow.schedule.cost.cost import choose_ranks
 
         if probe is None or job.layout.growth != "auto":
             return compile_twin(twin, self.ranks, num_samples)
@@ -115,8 +115,8 @@ class PlanCommand(JobCommand):
 
     def print_tables(self, plans: Sequence[Plan], costs: Sequence[Cost], no_twin: str | None) -> None:
         """Tables, what happens between phases, and the saving."""
+        from hvd_batchgrow.observers.console_tables import cost_table, print_plan, print_table
         from hvd_batchgrow.schedule.transitions import describe_transitions
-        from hvd_batchgrow.watch.tables import cost_table, print_plan, print_table
 
         console = terminal(sys.stdout)
         printed: set[str] = set()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from hvd_batchgrow.cli.common import RanksCommand, terminal, with_ranks
-from hvd_batchgrow.errors import ExitCode
+from hvd_batchgrow.messages.errors import ExitCode
 
 if TYPE_CHECKING:
     from hvd_batchgrow.comm.ranks import Ranks
@@ -32,8 +32,8 @@ class ProbeCommand(RanksCommand):
 
     def probe(self, ranks: Ranks, overrides: dict[str, Any]) -> ExitCode:
         """All ranks together."""
+        from hvd_batchgrow.observers.progress import work_progress
         from hvd_batchgrow.train.probe import probe_into
-        from hvd_batchgrow.watch.progress import work_progress
 
         console = terminal(sys.stderr, quiet=ranks.rank != 0)
         with work_progress(console) as report:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import tyro
 
 from hvd_batchgrow.cli.common import refuse_overrides
-from hvd_batchgrow.errors import ExitCode, RunError
+from hvd_batchgrow.messages.errors import ExitCode, RunError
 from hvd_batchgrow.slurm.chain import table_lines, trouble_lines
 from hvd_batchgrow.slurm.ledger import Ledger, read_ledger, samples_done, write_ledger
 from hvd_batchgrow.slurm.scheduler import NoSlurm, Slurm

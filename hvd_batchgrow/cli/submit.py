@@ -13,8 +13,8 @@ import tyro
 
 from hvd_batchgrow.cli.common import JobCommand
 from hvd_batchgrow.config.types import NumRanks, PositiveInt
-from hvd_batchgrow.errors import ExitCode, RunError
 from hvd_batchgrow.interrupt import tidied_up_on_interrupt
+from hvd_batchgrow.messages.errors import ExitCode, RunError
 from hvd_batchgrow.schedule.plan import Plan, compile_plan
 from hvd_batchgrow.slurm.chain import (
     Script,
@@ -25,8 +25,8 @@ from hvd_batchgrow.slurm.chain import (
     submit_chain,
     table_lines,
 )
+from hvd_batchgrow.slurm.chain_jobs import chain_job, make_links
 from hvd_batchgrow.slurm.ledger import DONE_BEFORE, Ledger, submitting
-from hvd_batchgrow.slurm.links import chain_job, make_links
 from hvd_batchgrow.slurm.render import dry_commands, extra_options
 from hvd_batchgrow.slurm.scheduler import NoSlurm, Slurm
 
@@ -93,9 +93,9 @@ class SubmitCommand(JobCommand):
 
     def plan(self, overrides: dict[str, Any]) -> Plan:
         """The whole run, for all ranks that the nodes have room for."""
-        from hvd_batchgrow.data.known import known_num_samples
-        from hvd_batchgrow.schedule.cost import choose_ranks
-        from hvd_batchgrow.schedule.measured import load_probe
+        from hvd_batchgrow.data.sources.specs import known_num_samples
+        from hvd_batchgrow.schedule.cost.cost import choose_ranks
+        from hvd_batchgrow.schedule.cost.probe_file import load_probe
 
         job, ranks = self.load(overrides), self.nodes_max * self.ranks_per_node
         num_samples = known_num_samples(job.data)

@@ -12,20 +12,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from hvd_batchgrow.cli.common import RanksCommand, terminal, with_ranks
-from hvd_batchgrow.comm.launch import is_elastic
+from hvd_batchgrow.comm.launcher_env import is_elastic
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.config.types import NAME_PATTERN, PositiveInt
-from hvd_batchgrow.errors import ExitCode, Fault, JobError
+from hvd_batchgrow.messages.errors import ExitCode, Fault, JobError
 from hvd_batchgrow.schedule.plan import compile_plan
 from hvd_batchgrow.schedule.twin import decay_twin
-from hvd_batchgrow.train.stop import StopRequest
+from hvd_batchgrow.train.liveness.stop import StopRequest
 
 if TYPE_CHECKING:
     from hvd_batchgrow.comm.ranks import Ranks
+    from hvd_batchgrow.observers.console import PlainConsole
     from hvd_batchgrow.train.events import Observer, RunEnded
-    from hvd_batchgrow.train.run import RunOptions
-    from hvd_batchgrow.train.stop import Stop
-    from hvd_batchgrow.watch.console import PlainConsole
+    from hvd_batchgrow.train.liveness.stop import Stop
+    from hvd_batchgrow.train.run.run import RunOptions
 
 
 @dataclass(frozen=True)
@@ -84,10 +84,10 @@ class TrainCommand(RanksCommand):
 
     def load_for(self, ranks: Ranks, overrides: dict[str, Any]) -> Job:
         """The job; where its ranks are for measured costs to decide, with the ranks of each phase written down."""
-        from hvd_batchgrow.data.known import known_num_samples
-        from hvd_batchgrow.schedule.cost import choose_ranks
-        from hvd_batchgrow.schedule.measured import load_probe
-        from hvd_batchgrow.slurm.links import chain_job
+        from hvd_batchgrow.data.sources.specs import known_num_samples
+        from hvd_batchgrow.schedule.cost.cost import choose_ranks
+        from hvd_batchgrow.schedule.cost.probe_file import load_probe
+        from hvd_batchgrow.slurm.chain_jobs import chain_job
 
         job = self.load(overrides)
         if self.cost is None or job.layout.growth != "auto":
@@ -98,9 +98,9 @@ class TrainCommand(RanksCommand):
 
     def train(self, ranks: Ranks, stop: StopRequest, load: Callable[[], Job]) -> RunEnded:
         """One run, watched on the terminal."""
-        from hvd_batchgrow.train.checkpoints.carry import Carry
-        from hvd_batchgrow.train.run import RunOptions, run_job
-        from hvd_batchgrow.watch.progress import work_progress
+        from hvd_batchgrow.observers.progress import work_progress
+        from hvd_batchgrow.train.checkpoints.elastic_state import Carry
+        from hvd_batchgrow.train.run.run import RunOptions, run_job
 
         console = terminal(sys.stderr, quiet=ranks.local_rank != 0)
         options = RunOptions(
@@ -162,7 +162,7 @@ class TwinCommand(TrainCommand):
 
     def load_growing(self, ranks: Ranks, overrides: dict[str, Any]) -> Job:
         """The job, which must have a twin other than itself; that of a measured job is known after the run."""
-        from hvd_batchgrow.data.known import known_num_samples
+        from hvd_batchgrow.data.sources.specs import known_num_samples
 
         job = self.load_for(ranks, overrides)
         if job.schedule.policy == "decay":
@@ -174,8 +174,8 @@ class TwinCommand(TrainCommand):
 
     def load_twin(self, overrides: dict[str, Any]) -> Job:
         """The twin of the job; of a measured one, of what it has decided."""
-        from hvd_batchgrow.data.known import known_num_samples
-        from hvd_batchgrow.schedule.decisions import read_decisions
+        from hvd_batchgrow.data.sources.specs import known_num_samples
+        from hvd_batchgrow.schedule.adaptive.decisions import read_decisions
 
         job = self.load(overrides)
         decisions = read_decisions(self.runs_dir / job.name / "decisions.jsonl")[1] if job.is_measured else ()
@@ -183,7 +183,7 @@ class TwinCommand(TrainCommand):
 
     def compare(self, ranks: Ranks, stop: StopRequest, overrides: dict[str, Any]) -> ExitCode:
         """Train one after the other; a stop in the first ends both."""
-        from hvd_batchgrow.watch.tables import print_table, result_table
+        from hvd_batchgrow.observers.console_tables import print_table, result_table
 
         grown = self.train(ranks, stop, lambda: self.load_growing(ranks, overrides))
         if not grown.done or ranks.any(flag=stop.asked):
@@ -200,9 +200,9 @@ class TwinCommand(TrainCommand):
 
 
 def _observers(job: Job, console: PlainConsole) -> list[Observer]:
-    from hvd_batchgrow.watch.metrics import ConsumedFile, MetricsFile
-    from hvd_batchgrow.watch.progress import ProgressDisplay
-    from hvd_batchgrow.watch.tensorboard import TensorBoard
+    from hvd_batchgrow.observers.metrics import ConsumedFile, MetricsFile
+    from hvd_batchgrow.observers.progress import ProgressDisplay
+    from hvd_batchgrow.observers.tensorboard import TensorBoard
 
     return [
         ProgressDisplay(console),

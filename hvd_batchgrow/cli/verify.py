@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from hvd_batchgrow.cli.common import RanksCommand, terminal
-from hvd_batchgrow.comm.launch import launched_ranks
+from hvd_batchgrow.comm.launcher_env import launched_ranks
 from hvd_batchgrow.config import OF_GROWTH
 from hvd_batchgrow.config.types import PositiveInt
-from hvd_batchgrow.errors import ExitCode
 from hvd_batchgrow.interrupt import tidied_up_on_interrupt
 from hvd_batchgrow.job_file import override_words
+from hvd_batchgrow.messages.errors import ExitCode
 from hvd_batchgrow.schedule.plan import compile_plan
 
 _OF_GROWTH = {"layout.growth"} | {f"layout.{key}" for keys in OF_GROWTH.values() for key in keys}
@@ -30,11 +30,11 @@ class VerifyCommand(RanksCommand):
 
     def run(self, overrides: dict[str, Any]) -> ExitCode:
         """Print a table, and end with 1 if a layout differs by more than rounding, or in exact mode by a bit."""
-        from hvd_batchgrow.data.known import known_num_samples
-        from hvd_batchgrow.data.sources import load_source
-        from hvd_batchgrow.proof.verify import default_shapes, find_hazards, parse_shapes, verify
-        from hvd_batchgrow.watch.progress import work_progress
-        from hvd_batchgrow.watch.tables import print_verify
+        from hvd_batchgrow.data.sources.registry import load_source
+        from hvd_batchgrow.data.sources.specs import known_num_samples
+        from hvd_batchgrow.observers.console_tables import print_verify
+        from hvd_batchgrow.observers.progress import work_progress
+        from hvd_batchgrow.verification.verify import default_shapes, find_hazards, parse_shapes, verify
 
         if launched_ranks(os.environ)[0] > 0:
             return ExitCode.DONE  # under a launcher rank 0 does the work, and starts the ranks of each layout itself

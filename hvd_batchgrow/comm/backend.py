@@ -6,9 +6,9 @@ import os
 import shutil
 import sys
 
-from hvd_batchgrow.comm.launch import TORCHRUN, Comm, is_elastic, launched_by, launched_ranks, lone_tasks
+from hvd_batchgrow.comm.launcher_env import TORCHRUN, Comm, is_elastic, launched_by, launched_ranks, lone_tasks
 from hvd_batchgrow.comm.ranks import Ranks, SingleRank
-from hvd_batchgrow.errors import RunError
+from hvd_batchgrow.messages.errors import RunError
 
 
 def connect(comm: Comm = "auto") -> Ranks:

@@ -9,9 +9,9 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
-from hvd_batchgrow.comm.launch import GLOO, launched_by
+from hvd_batchgrow.comm.launcher_env import GLOO, launched_by
 from hvd_batchgrow.comm.ranks import Place, Ranks
-from hvd_batchgrow.errors import RunError
+from hvd_batchgrow.messages.errors import RunError
 
 # Gradients come as a few large buckets: merging them would cost a copy, and would let timing decide
 # the order of additions, and so the last bits of a sum over three or more ranks.

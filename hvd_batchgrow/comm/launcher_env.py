@@ -6,8 +6,8 @@ import re
 from collections.abc import Mapping
 from typing import Literal
 
-from hvd_batchgrow.allowed import shown
-from hvd_batchgrow.errors import Fault
+from hvd_batchgrow.messages.errors import Fault
+from hvd_batchgrow.messages.schema_messages import shown
 
 Comm = Literal["auto", "horovod", "torch"]
 """What ranks talk through; auto: Horovod where it can be imported, else torch.distributed, as under torchrun."""

@@ -8,7 +8,7 @@ from hashlib import blake2b
 from queue import SimpleQueue
 from typing import Any
 
-from hvd_batchgrow.errors import RunError
+from hvd_batchgrow.messages.errors import RunError
 
 _END = 0
 

@@ -14,9 +14,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from hvd_batchgrow.comm.bell import Bell, Waiting
-from hvd_batchgrow.comm.words import from_words, to_words
-from hvd_batchgrow.errors import ExitCode, JobError, RunError
+from hvd_batchgrow.comm.int64_words import from_words, to_words
+from hvd_batchgrow.comm.wakeup import Bell, Waiting
+from hvd_batchgrow.messages.errors import ExitCode, JobError, RunError
 
 T = TypeVar("T")
 

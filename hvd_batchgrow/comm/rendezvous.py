@@ -6,8 +6,8 @@ import re
 import zlib
 from collections.abc import Mapping
 
-from hvd_batchgrow.comm.launch import is_port
-from hvd_batchgrow.errors import RunError
+from hvd_batchgrow.comm.launcher_env import is_port
+from hvd_batchgrow.messages.errors import RunError
 
 _FIRST_PORT, _NUM_PORTS = 15_000, 15_000
 """Below the ports that Linux gives away by itself, from 32768 on."""

@@ -14,11 +14,11 @@ from torch import Tensor
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # not in its __all__
 from torch.distributed.rendezvous import rendezvous
 
-from hvd_batchgrow.comm.issue_order import IssueOrder, Operation
-from hvd_batchgrow.comm.launch import OF_MPI, TORCHRUN, launched_by, launched_ranks
+from hvd_batchgrow.comm.launcher_env import OF_MPI, TORCHRUN, launched_by, launched_ranks
+from hvd_batchgrow.comm.ordered_collectives import IssueOrder, Operation
 from hvd_batchgrow.comm.ranks import Place, Ranks
 from hvd_batchgrow.comm.rendezvous import meeting_point
-from hvd_batchgrow.errors import RunError
+from hvd_batchgrow.messages.errors import RunError
 
 # A rank may wait for another that downloads data or evaluates, for as long as that takes: a peer that is
 # gone closes its connection, and that is what ends a wait.

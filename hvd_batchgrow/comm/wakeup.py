@@ -13,7 +13,7 @@ import socket
 import struct
 from collections.abc import Callable, Sequence
 
-from hvd_batchgrow.errors import RunError
+from hvd_batchgrow.messages.errors import RunError
 
 JOIN_TIMEOUT_S = 120.0
 _LOOK_S = 0.05

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, JsonValue
 
+from hvd_batchgrow.config.model_names import check_name
 from hvd_batchgrow.config.schedules import ScheduleSection
 from hvd_batchgrow.config.triggers import NoTrigger, TriggerSection
 from hvd_batchgrow.config.types import (
@@ -21,7 +22,6 @@ from hvd_batchgrow.config.types import (
     Section,
     tuples,
 )
-from hvd_batchgrow.nn.known import check_name
 
 SOURCES = (
     "fashion_mnist",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-from hvd_batchgrow.allowed import shown
+from hvd_batchgrow.messages.schema_messages import shown
 
 SUFFIXES = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9}
 """What a suffix of a sample count multiplies it by."""

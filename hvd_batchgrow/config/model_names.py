@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Literal
 
-from hvd_batchgrow.errors import Fault
+from hvd_batchgrow.messages.errors import Fault
 
 if TYPE_CHECKING:  # config checks its names with this file
     from hvd_batchgrow.config import ModelSection

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from hvd_batchgrow.nn.dropout import KeyedDropout
-from hvd_batchgrow.nn.ghost_batch_norm import GhostBatchNorm
+from hvd_batchgrow.nn.ghost.ghost_batch_norm import GhostBatchNorm
 
 
 def compile_network(model: nn.Module) -> None:

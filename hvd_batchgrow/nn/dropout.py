@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from hvd_batchgrow.data.splitmix import MULTIPLIERS, SHIFTS, STEP, mix
+from hvd_batchgrow.data.order.splitmix import MULTIPLIERS, SHIFTS, STEP, mix
 from hvd_batchgrow.nn.recompute import is_recomputing
 
 Unit = Literal["value", "channel", "sample"]

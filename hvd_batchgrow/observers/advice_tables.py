@@ -10,9 +10,9 @@ from typing import Any
 import tomli_w
 from rich.table import Table
 
+from hvd_batchgrow.observers.console_tables import number_table
+from hvd_batchgrow.schedule.adaptive.noise_record import Observation, typical
 from hvd_batchgrow.schedule.advice import Advice, AdvisedPhase, RecordedRun
-from hvd_batchgrow.schedule.noise_record import Observation, typical
-from hvd_batchgrow.watch.tables import number_table
 
 _ROWS = 12
 """Stretches of equal length that a run is shown in, more where its batch changes inside one."""

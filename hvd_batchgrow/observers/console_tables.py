@@ -10,17 +10,17 @@ from rich import box
 from rich.measure import Measurement
 from rich.table import Table
 
-from hvd_batchgrow.allowed import counted
 from hvd_batchgrow.config import Job
-from hvd_batchgrow.schedule.cost import Cost
+from hvd_batchgrow.messages.schema_messages import counted
+from hvd_batchgrow.observers.console import PlainConsole
+from hvd_batchgrow.schedule.cost.cost import Cost
 from hvd_batchgrow.schedule.phases import Phase
 from hvd_batchgrow.schedule.plan import Plan
 from hvd_batchgrow.train.events import RunEnded
-from hvd_batchgrow.watch.console import PlainConsole
 
 if TYPE_CHECKING:  # imports torch, which `plan` does without
-    from hvd_batchgrow.proof.audit import Audit
-    from hvd_batchgrow.proof.verify import Compared
+    from hvd_batchgrow.verification.audit import Audit
+    from hvd_batchgrow.verification.verify import Compared
 
 
 def number_table(title: str | None, headings: Sequence[str]) -> Table:
@@ -160,7 +160,7 @@ def result_table(runs: Sequence[tuple[str, RunEnded]]) -> Table:
 
 def audit_table(result: Audit) -> Table:
     """How often the samples of each epoch were used."""
-    from hvd_batchgrow.proof.audit import replaced_samples
+    from hvd_batchgrow.verification.audit import replaced_samples
 
     consumed = result.consumed
     state = "passed" if result.passed else "FAILED"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from hvd_batchgrow.json_lines import JsonLines, read_json_lines
+from hvd_batchgrow.storage.json_lines import JsonLines, read_json_lines
 from hvd_batchgrow.train.events import Evaluation, Observer, RunStarted, TrainRecord, UpdateDone
-from hvd_batchgrow.train.record_gap import MISSING_TO, is_before, record_gap
+from hvd_batchgrow.train.run.record_gaps import MISSING_TO, is_before, record_gap
 
 
 class MetricsFile(Observer):

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from hvd_batchgrow.errors import RunError
+from hvd_batchgrow.messages.errors import RunError
 from hvd_batchgrow.schedule.advice import Advice, RecordedRun
 from hvd_batchgrow.schedule.phases import Phase
 from hvd_batchgrow.schedule.plan import Plan

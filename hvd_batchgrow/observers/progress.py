@@ -8,11 +8,11 @@ from contextlib import contextmanager
 
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TimeRemainingColumn
 
-from hvd_batchgrow.allowed import counted
-from hvd_batchgrow.data.samples import ReportProgress
+from hvd_batchgrow.data.datasets.dataset import ReportProgress
+from hvd_batchgrow.messages.schema_messages import counted
+from hvd_batchgrow.observers.console import PlainConsole, description_column
+from hvd_batchgrow.observers.console_tables import print_plan
 from hvd_batchgrow.train.events import Decided, Evaluation, Observer, RunEnded, RunStarted, TrainRecord
-from hvd_batchgrow.watch.console import PlainConsole, description_column
-from hvd_batchgrow.watch.tables import print_plan
 
 
 class ProgressDisplay(Observer):

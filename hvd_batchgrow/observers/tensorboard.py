@@ -8,10 +8,10 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
+from hvd_batchgrow.observers.console_tables import plan_text
 from hvd_batchgrow.train.events import Decided, Evaluation, Observer, RunEnded, RunStarted, TrainRecord
 from hvd_batchgrow.train.update.gradient_noise import GradientNoiseScale
 from hvd_batchgrow.train.update.gradient_norms import ALL
-from hvd_batchgrow.watch.tables import plan_text
 
 
 class TensorBoard(Observer):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from hvd_batchgrow.optim.parts import parts_of_size
+from hvd_batchgrow.optim.tensor_groups import parts_of_size
 
 _ALLOWED: dict[str, tuple[Callable[[float], bool], str]] = {
     "lr": (lambda value: value > 0, "> 0"),

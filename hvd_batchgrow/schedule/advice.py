@@ -22,8 +22,15 @@ from typing import Any
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.config.schedules import GrowSchedule, LrRule, SeesawSchedule, StepsSchedule
 from hvd_batchgrow.config.triggers import NoTrigger
-from hvd_batchgrow.errors import Fault, JobError, RunError
-from hvd_batchgrow.schedule.noise_record import Observation, more_gradients, smaller_pass, typical, weaknesses, where
+from hvd_batchgrow.messages.errors import Fault, JobError, RunError
+from hvd_batchgrow.schedule.adaptive.noise_record import (
+    Observation,
+    more_gradients,
+    smaller_pass,
+    typical,
+    weaknesses,
+    where,
+)
 from hvd_batchgrow.schedule.phases import Phase
 from hvd_batchgrow.schedule.plan import Plan, compile_plan
 from hvd_batchgrow.schedule.policies import batch_cap

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from fractions import Fraction
 
 from hvd_batchgrow.config.schedules import ImportSchedule
-from hvd_batchgrow.errors import Fault, JobError
-from hvd_batchgrow.own_code import NotFound, find_callable, told
+from hvd_batchgrow.import_string import NotFound, find_callable, told
+from hvd_batchgrow.messages.errors import Fault, JobError
 from hvd_batchgrow.schedule.rounding import decimal
 
 _POINTS = 1000

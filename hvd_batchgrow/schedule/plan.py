@@ -10,11 +10,10 @@ from typing import Any
 
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.config.schedules import MeasuredSchedule
-from hvd_batchgrow.errors import Fault, JobError
-from hvd_batchgrow.schedule.decisions import Decision
-from hvd_batchgrow.schedule.growth import measured_stages
-from hvd_batchgrow.schedule.growth_notes import growth_notes
-from hvd_batchgrow.schedule.key_faults import batch_faults, key_faults
+from hvd_batchgrow.messages.errors import Fault, JobError
+from hvd_batchgrow.schedule.adaptive.batch_requests import measured_stages
+from hvd_batchgrow.schedule.adaptive.decisions import Decision
+from hvd_batchgrow.schedule.adaptive.trigger_faults import one_gradient, trigger_faults
 from hvd_batchgrow.schedule.layout import Layout, form_layout, ranks_for_full_passes
 from hvd_batchgrow.schedule.noise import NoiseScale
 from hvd_batchgrow.schedule.phases import Phase, Schedule, Warmup, compile_schedule
@@ -27,8 +26,9 @@ from hvd_batchgrow.schedule.policies import (
     make_start,
 )
 from hvd_batchgrow.schedule.rounding import samples_at
-from hvd_batchgrow.schedule.trigger_faults import one_gradient, trigger_faults
-from hvd_batchgrow.schedule.unlikely import unlikely_values
+from hvd_batchgrow.schedule.validation.growth_notes import growth_notes
+from hvd_batchgrow.schedule.validation.key_checks import batch_faults, key_faults
+from hvd_batchgrow.schedule.validation.unlikely_values import unlikely_values
 
 ChooseRanks = Callable[[Stage], int]
 """Ranks for a stage's batch."""

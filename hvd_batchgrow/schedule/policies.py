@@ -29,7 +29,7 @@ from hvd_batchgrow.config.schedules import (
     SeesawSchedule,
     StepsSchedule,
 )
-from hvd_batchgrow.errors import Fault, JobError
+from hvd_batchgrow.messages.errors import Fault, JobError
 from hvd_batchgrow.schedule.imported import imported_multiples
 from hvd_batchgrow.schedule.noise import NoiseScale
 from hvd_batchgrow.schedule.rounding import decimal, half_up, samples_at, whole_multiples

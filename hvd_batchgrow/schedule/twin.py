@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.config.schedules import BoundaryBase, DecaySchedule, ImportSchedule, MeasuredSchedule
 from hvd_batchgrow.config.triggers import AdaScaleTrigger, NoTrigger
-from hvd_batchgrow.errors import Fault, JobError
-from hvd_batchgrow.schedule.decisions import Decision
+from hvd_batchgrow.messages.errors import Fault, JobError
+from hvd_batchgrow.schedule.adaptive.decisions import Decision
 from hvd_batchgrow.schedule.layout import formable_ranks
 from hvd_batchgrow.schedule.plan import Plan, compile_plan, compile_stages
 from hvd_batchgrow.schedule.policies import Stage, Start, first_batch, make_start

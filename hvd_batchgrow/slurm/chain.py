@@ -10,10 +10,10 @@ from pathlib import Path
 
 import tomli_w
 
-from hvd_batchgrow.allowed import counted
 from hvd_batchgrow.config import Job
-from hvd_batchgrow.errors import Fault, JobError, RunError, unwritable
-from hvd_batchgrow.regular import read_regular
+from hvd_batchgrow.messages.errors import Fault, JobError, RunError, unwritable
+from hvd_batchgrow.messages.schema_messages import counted
+from hvd_batchgrow.slurm.chain_jobs import Link
 from hvd_batchgrow.slurm.ledger import (
     BEING_SUBMITTED,
     DONE_BEFORE,
@@ -26,9 +26,9 @@ from hvd_batchgrow.slurm.ledger import (
     samples_done,
     write_ledger,
 )
-from hvd_batchgrow.slurm.links import Link
 from hvd_batchgrow.slurm.render import TEMPLATES, log_pattern, render
 from hvd_batchgrow.slurm.scheduler import Scheduler
+from hvd_batchgrow.storage.regular_files import read_regular
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from hvd_batchgrow.config import Job
-from hvd_batchgrow.errors import Fault, JobError
+from hvd_batchgrow.messages.errors import Fault, JobError
 from hvd_batchgrow.schedule.layout import Layout
 from hvd_batchgrow.schedule.plan import Plan
 from hvd_batchgrow.slurm.render import TEMPLATES

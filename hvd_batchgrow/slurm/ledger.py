@@ -14,11 +14,11 @@ from typing import Annotated
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from hvd_batchgrow.errors import RunError, first_fault, unwritable
-from hvd_batchgrow.regular import read_regular
-from hvd_batchgrow.slurm.links import Link
+from hvd_batchgrow.messages.errors import RunError, first_fault, unwritable
+from hvd_batchgrow.slurm.chain_jobs import Link
 from hvd_batchgrow.slurm.scheduler import JobState, is_live
-from hvd_batchgrow.strict_json import dump_json
+from hvd_batchgrow.storage.regular_files import read_regular
+from hvd_batchgrow.storage.strict_json import dump_json
 
 FOLDER = "slurm"
 """Of a run folder: the ledger, the links' scripts, their job file and their logs."""

@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from hvd_batchgrow.errors import Fault, JobError
+from hvd_batchgrow.messages.errors import Fault, JobError
 
 _DECIDED = {
     "job-name": "--name",

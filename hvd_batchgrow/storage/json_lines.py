@@ -8,9 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hvd_batchgrow.errors import RunError, unwritable
-from hvd_batchgrow.regular import read_regular
-from hvd_batchgrow.strict_json import dump_json
+from hvd_batchgrow.messages.errors import RunError, unwritable
+from hvd_batchgrow.storage.regular_files import read_regular
+from hvd_batchgrow.storage.strict_json import dump_json
 
 Line = dict[str, Any]
 

@@ -13,11 +13,11 @@ from datetime import date, time
 from pathlib import Path
 from typing import Any
 
-from hvd_batchgrow.allowed import dotted, shown
-from hvd_batchgrow.errors import Fault, JobError
-from hvd_batchgrow.near import near_path
-from hvd_batchgrow.regular import read_regular
-from hvd_batchgrow.strict_json import dump_json
+from hvd_batchgrow.messages.errors import Fault, JobError
+from hvd_batchgrow.messages.schema_messages import dotted, shown
+from hvd_batchgrow.messages.suggest import near_path
+from hvd_batchgrow.storage.regular_files import read_regular
+from hvd_batchgrow.storage.strict_json import dump_json
 
 _MOST_BYTES = 1 << 20
 """Far above any job file: what is larger was given by mistake, and would take minutes to read."""

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from hvd_batchgrow.comm.ranks import Ranks
-from hvd_batchgrow.errors import Fault, JobError
-from hvd_batchgrow.strict_json import dump_json
+from hvd_batchgrow.messages.errors import Fault, JobError
+from hvd_batchgrow.storage.strict_json import dump_json
 
 _VARIABLES = (
     "ATEN_CPU_CAPABILITY",

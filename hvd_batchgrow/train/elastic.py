@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from hvd_batchgrow.comm.ranks import RanksLost
 from hvd_batchgrow.train.events import RunEnded
-from hvd_batchgrow.train.stop import Stop
+from hvd_batchgrow.train.liveness.stop import Stop
 
 if TYPE_CHECKING:  # it imports Horovod
     from hvd_batchgrow.comm.elastic import ElasticRanks

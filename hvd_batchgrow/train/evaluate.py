@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from hvd_batchgrow.comm.ranks import Ranks
-from hvd_batchgrow.data.pipeline import Reader
+from hvd_batchgrow.data.pipeline.reader import Reader
+from hvd_batchgrow.train.liveness.watchdog import WAITING
 from hvd_batchgrow.train.update.forward import as_parameters, autocast
-from hvd_batchgrow.train.watchdog import WAITING
 
 
 def evaluate(

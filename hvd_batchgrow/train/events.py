@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hvd_batchgrow.config import Job
-from hvd_batchgrow.errors import unwritable
-from hvd_batchgrow.schedule.decisions import Decision
+from hvd_batchgrow.messages.errors import unwritable
+from hvd_batchgrow.schedule.adaptive.decisions import Decision
 from hvd_batchgrow.schedule.plan import Plan
 from hvd_batchgrow.train.update.gradient_noise import GradientNoiseScale
 

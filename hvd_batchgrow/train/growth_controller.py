@@ -16,17 +16,17 @@ from torch import Tensor, nn
 from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.config.triggers import PlateauTrigger
-from hvd_batchgrow.errors import Fault, JobError, unwritable
-from hvd_batchgrow.schedule.decisions import (
+from hvd_batchgrow.messages.errors import Fault, JobError, unwritable
+from hvd_batchgrow.schedule.adaptive.batch_requests import Wish, form_decision
+from hvd_batchgrow.schedule.adaptive.decisions import (
     Decision,
     decisions_text,
     parse_decisions,
     read_decisions,
 )
-from hvd_batchgrow.schedule.growth import Wish, form_decision
+from hvd_batchgrow.schedule.adaptive.triggers import Measurement, Trigger, bounded, make_trigger
 from hvd_batchgrow.schedule.plan import Plan, compile_plan
-from hvd_batchgrow.schedule.triggers import Measurement, Trigger, bounded, make_trigger
-from hvd_batchgrow.strict_json import dump_json
+from hvd_batchgrow.storage.strict_json import dump_json
 from hvd_batchgrow.train.checkpoints.checkpoint import sync, write_atomically
 from hvd_batchgrow.train.update.engine import UpdateResult
 from hvd_batchgrow.train.update.gradient_noise import GradientNoiseScale, NoiseAverage

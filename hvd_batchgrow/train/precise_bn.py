@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from hvd_batchgrow.comm.ranks import Ranks
-from hvd_batchgrow.nn.running_statistics import set_running_statistics, sum_statistics
+from hvd_batchgrow.nn.ghost.running_statistics import set_running_statistics, sum_statistics
 from hvd_batchgrow.train.update.exact import join, split
 
 

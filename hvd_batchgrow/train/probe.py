@@ -14,12 +14,11 @@ import torch
 
 from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.config import Job
-from hvd_batchgrow.data.known import known_num_samples
-from hvd_batchgrow.data.pipeline import choose_pipeline
-from hvd_batchgrow.data.samples import ReportProgress
-from hvd_batchgrow.nn.models import check_model
-from hvd_batchgrow.schedule.layout import Layout
-from hvd_batchgrow.schedule.measured import (
+from hvd_batchgrow.data.datasets.dataset import ReportProgress
+from hvd_batchgrow.data.pipeline.reader import choose_pipeline
+from hvd_batchgrow.data.sources.specs import known_num_samples
+from hvd_batchgrow.nn.networks.registry import check_model
+from hvd_batchgrow.schedule.cost.probe_file import (
     Probe,
     RankProbe,
     TimedSum,
@@ -30,9 +29,10 @@ from hvd_batchgrow.schedule.measured import (
     save_probe,
     subject_of,
 )
+from hvd_batchgrow.schedule.layout import Layout
 from hvd_batchgrow.schedule.plan import Plan, compile_plan
-from hvd_batchgrow.train.loop import Trainer
-from hvd_batchgrow.train.setup import load_together, set_threads
+from hvd_batchgrow.train.run.setup import load_together, set_threads
+from hvd_batchgrow.train.trainer import Trainer
 
 Tell = Callable[[str], None]
 """Told of progress, on every rank."""

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from dataclasses import fields
 from typing import Any, Protocol
 
-from hvd_batchgrow.comm.broadcast_tree import broadcast_tree
+from hvd_batchgrow.comm.broadcast_object import broadcast_tree
 from hvd_batchgrow.comm.ranks import AgreedFailure, Part, Ranks
-from hvd_batchgrow.errors import ExitCode, JobError, RunError
+from hvd_batchgrow.messages.errors import ExitCode, JobError, RunError
 from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint
-from hvd_batchgrow.train.stop import Stop
+from hvd_batchgrow.train.liveness.stop import Stop
 
 
 class Trains(Protocol):

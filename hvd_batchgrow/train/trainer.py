@@ -12,42 +12,42 @@ from pathlib import Path
 
 import torch
 
-from hvd_batchgrow.comm.broadcast_tree import broadcast_tree
+from hvd_batchgrow.comm.broadcast_object import broadcast_tree
 from hvd_batchgrow.comm.ranks import AgreedFailure, Ranks
 from hvd_batchgrow.config import Job
-from hvd_batchgrow.data.pipeline import Batch, Reader, choose_pipeline
-from hvd_batchgrow.data.samples import Source
-from hvd_batchgrow.data.stream import Stream, groups_of_rank, passes_of_rank
-from hvd_batchgrow.errors import ExitCode, RunError
-from hvd_batchgrow.nn.extra_state import is_extra_state
-from hvd_batchgrow.nn.forward_state import restored_buffers
+from hvd_batchgrow.data.datasets.dataset import Source
+from hvd_batchgrow.data.order.stream import Stream, groups_of_rank, passes_of_rank
+from hvd_batchgrow.data.pipeline.reader import Batch, Reader, choose_pipeline
+from hvd_batchgrow.messages.errors import ExitCode, RunError
+from hvd_batchgrow.nn.state.extra_state import is_extra_state
+from hvd_batchgrow.nn.state.forward_state import restored_buffers
 from hvd_batchgrow.optim.build import build_optimizer
 from hvd_batchgrow.optim.lars import median_trust_ratio
-from hvd_batchgrow.schedule.decisions import Decision
+from hvd_batchgrow.schedule.adaptive.decisions import Decision
 from hvd_batchgrow.schedule.layout import Layout
 from hvd_batchgrow.schedule.phases import Phase
 from hvd_batchgrow.schedule.plan import Plan, compile_plan
 from hvd_batchgrow.schedule.rounding import period_ends
-from hvd_batchgrow.train.agreement import check_agreement
-from hvd_batchgrow.train.checkpoints.carry import Carry
 from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint
+from hvd_batchgrow.train.checkpoints.elastic_state import Carry
 from hvd_batchgrow.train.checkpoints.writer import CheckpointWriter
 from hvd_batchgrow.train.evaluate import evaluate
 from hvd_batchgrow.train.events import Audience, Decided, Evaluation, Observer, RunEnded, RunStarted, UpdateDone
-from hvd_batchgrow.train.growth import Growth
-from hvd_batchgrow.train.hand_over import train_on_first
-from hvd_batchgrow.train.reestimate import reestimate_together
-from hvd_batchgrow.train.run_folder import write_plan
-from hvd_batchgrow.train.setup import build_network, choose_device, on_bad
-from hvd_batchgrow.train.stop import Stop
-from hvd_batchgrow.train.stretch import Stretch
+from hvd_batchgrow.train.growth_controller import Growth
+from hvd_batchgrow.train.liveness.stop import Stop
+from hvd_batchgrow.train.liveness.watchdog import IDLE, Pulse, Watchdog
+from hvd_batchgrow.train.metric_window import Stretch
+from hvd_batchgrow.train.precise_bn import reestimate_together
+from hvd_batchgrow.train.rank_subsets import train_on_first
+from hvd_batchgrow.train.run.run_folder import write_plan
+from hvd_batchgrow.train.run.setup import build_network, choose_device, on_bad
 from hvd_batchgrow.train.update.engine import UpdateEngine, UpdateResult
 from hvd_batchgrow.train.update.forward import MicroBatch, as_parameters, autocast
 from hvd_batchgrow.train.update.loss_scale import LossScale
 from hvd_batchgrow.train.update.micro_batches import gather_replaced, inputs_of, join_groups
 from hvd_batchgrow.train.update.non_finite import NonFinite, describe, describe_evaluation
 from hvd_batchgrow.train.update.weight_average import WeightAverage
-from hvd_batchgrow.train.watchdog import IDLE, Pulse, Watchdog
+from hvd_batchgrow.train.weights_agree import check_agreement
 
 
 class Trainer:

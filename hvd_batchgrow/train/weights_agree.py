@@ -10,7 +10,7 @@ from crc32c import crc32c
 from torch import Tensor, nn
 
 from hvd_batchgrow.comm.ranks import AgreedFailure, Ranks
-from hvd_batchgrow.errors import ExitCode, RunError
+from hvd_batchgrow.messages.errors import ExitCode, RunError
 
 _MOST_SHOWN = 8
 

@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hvd_batchgrow.data.consumed import entry_digests
-from hvd_batchgrow.data.samples import ReportProgress
-from hvd_batchgrow.data.stream import Stream
-from hvd_batchgrow.errors import RunError
-from hvd_batchgrow.json_lines import read_json_lines
+from hvd_batchgrow.data.datasets.dataset import ReportProgress
+from hvd_batchgrow.data.order.order_digest import entry_digests
+from hvd_batchgrow.data.order.stream import Stream
+from hvd_batchgrow.messages.errors import RunError
+from hvd_batchgrow.storage.json_lines import read_json_lines
 from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint, newest_good
-from hvd_batchgrow.train.record_gap import MISSING_TO
-from hvd_batchgrow.train.run_folder import read_plan
+from hvd_batchgrow.train.run.record_gaps import MISSING_TO
+from hvd_batchgrow.train.run.run_folder import read_plan
 
 _AT_ONCE = 1 << 20
 

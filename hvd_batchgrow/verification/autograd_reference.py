@@ -14,21 +14,21 @@ import torch
 from torch import Tensor, nn
 
 from hvd_batchgrow.config import Job
-from hvd_batchgrow.data.pipeline import Reader
-from hvd_batchgrow.data.samples import Source
-from hvd_batchgrow.data.stream import Stream
+from hvd_batchgrow.data.datasets.dataset import Source
+from hvd_batchgrow.data.order.stream import Stream
+from hvd_batchgrow.data.pipeline.reader import Reader
 from hvd_batchgrow.nn.dropout import keyed_dropouts, set_sample_keys
-from hvd_batchgrow.nn.ghost_choice import by_pytorch_only
-from hvd_batchgrow.nn.models import build_model, forward_state
-from hvd_batchgrow.nn.running_statistics import reestimate_running_statistics
+from hvd_batchgrow.nn.ghost.ghost_choice import by_pytorch_only
+from hvd_batchgrow.nn.ghost.running_statistics import reestimate_running_statistics
+from hvd_batchgrow.nn.networks.registry import build_model, forward_state
 from hvd_batchgrow.optim.build import build_optimizer, lr_ratios, set_hyperparameters
-from hvd_batchgrow.proof.rounding import Noise, States, noise_size, tensors_of
 from hvd_batchgrow.schedule.phases import Phase
 from hvd_batchgrow.schedule.plan import compile_plan
 from hvd_batchgrow.train.update.changing_buffers import ChangingBuffers
 from hvd_batchgrow.train.update.forward import MicroBatch, as_parameters, autocast, classify
 from hvd_batchgrow.train.update.loss_scale import LossScale
 from hvd_batchgrow.train.update.micro_batches import join_groups
+from hvd_batchgrow.verification.rounding_limits import Noise, States, noise_size, tensors_of
 
 
 @dataclass

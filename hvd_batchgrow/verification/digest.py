@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hvd_batchgrow.errors import RunError
-from hvd_batchgrow.nn.extra_state import is_extra_state
+from hvd_batchgrow.messages.errors import RunError
+from hvd_batchgrow.nn.state.extra_state import is_extra_state
 from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint, newest_good, tree_digest
-from hvd_batchgrow.train.run_folder import read_plan
+from hvd_batchgrow.train.run.run_folder import read_plan
 
 
 @dataclass(frozen=True)

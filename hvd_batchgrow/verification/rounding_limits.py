@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from hvd_batchgrow.config import UpdateSection
-from hvd_batchgrow.errors import RunError
-from hvd_batchgrow.nn.extra_state import is_extra_state
+from hvd_batchgrow.messages.errors import RunError
+from hvd_batchgrow.nn.state.extra_state import is_extra_state
 
 State = Mapping[str, Tensor]
 """Parameters and buffers by name."""

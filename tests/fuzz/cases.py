@@ -14,8 +14,8 @@ from typing import Any
 import tomli_w
 import torch
 
+from hvd_batchgrow.cli.argv_checks import options_of
 from hvd_batchgrow.cli.commands import commands_by_name
-from hvd_batchgrow.cli.words import options_of
 from hvd_batchgrow.train.checkpoints.checkpoint import checkpoint_paths, tree_digest
 from tests.fuzz.damage import NUMBERS, TEXTS, damage_bytes, damage_entry, damage_tree, junk
 from tests.fuzz.runner import Case

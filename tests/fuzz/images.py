@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hvd_batchgrow.config import DataSection
-from hvd_batchgrow.data import image_folder
-from hvd_batchgrow.data.augment import Draws, Pixels, Placement, ResizedCrop
-from hvd_batchgrow.data.dali import dali_inputs
-from hvd_batchgrow.data.encoded import EncodedSamples
-from hvd_batchgrow.data.feed import EvaluationFeed, GroupFeed
-from hvd_batchgrow.data.pixels import Finish, torch_inputs
-from hvd_batchgrow.data.stream import Stream
+from hvd_batchgrow.data.images.encoded_dataset import EncodedSamples
+from hvd_batchgrow.data.order.stream import Stream
+from hvd_batchgrow.data.pipeline.crops import Draws, Pixels, Placement, ResizedCrop
+from hvd_batchgrow.data.pipeline.dali_pipeline import dali_inputs
+from hvd_batchgrow.data.pipeline.sampler import EvaluationFeed, GroupFeed
+from hvd_batchgrow.data.pipeline.torch_pipeline import Finish, torch_inputs
+from hvd_batchgrow.data.sources import image_folder
 from tests.fuzz.image_bytes import png
 from tests.fuzz.image_forms import ImageForm, right_pixels
 

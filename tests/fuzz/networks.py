@@ -22,11 +22,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hvd_batchgrow.comm import connect as connecting
-from hvd_batchgrow.comm.connect import connect
+from hvd_batchgrow.comm import backend
+from hvd_batchgrow.comm.backend import connect
 from hvd_batchgrow.comm.ranks import Ranks
-from hvd_batchgrow.proof.digest import final_weights
 from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint, newest_good, tree_digest
+from hvd_batchgrow.verification.digest import final_weights
 from tests.fuzz.network_job import command_lines, write_case
 from tests.fuzz.reference import Layout, distance, extra_state, limits, reference, tensors, without_extra
 from tests.fuzz.runner import Case, Outcome, folder, run
@@ -189,14 +189,14 @@ def _expected(entry: Entry, layout: Layout) -> tuple[dict[str, Tensor], dict[str
 @contextmanager
 def joined(ranks: Ranks) -> Iterator[None]:
     """Commands run on ranks that stay joined."""
-    kept = connecting.connect, ranks.close, ranks.abort
-    connecting.connect = lambda comm="auto": ranks  # type: ignore[assignment]
+    kept = backend.connect, ranks.close, ranks.abort
+    backend.connect = lambda comm="auto": ranks  # type: ignore[assignment]
     ranks.close = lambda: None  # type: ignore[method-assign]
     ranks.abort = lambda code: None  # type: ignore[method-assign]
     try:
         yield
     finally:
-        connecting.connect, ranks.close, ranks.abort = kept  # type: ignore[method-assign]
+        backend.connect, ranks.close, ranks.abort = kept  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 
-from hvd_batchgrow.data.stream import Stream
+from hvd_batchgrow.data.order.stream import Stream
 from tests.fuzz.zoo.entry import FEATURES, NUM_CLASSES, Entry
 
 GHOST, NUM_SAMPLES, SEED = 4, 64, 7

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hvd_batchgrow.nn import ghost_choice, ghost_kernels
-from hvd_batchgrow.nn.convert import convert_ghost_batch_norm
-from hvd_batchgrow.nn.ghost_batch_norm import GhostBatchNorm, GhostBatchNorm1d, GhostBatchNorm2d
-from hvd_batchgrow.nn.ghost_choice import by_pytorch_only
+from hvd_batchgrow.nn.ghost import ghost_choice, ghost_reference
+from hvd_batchgrow.nn.ghost.convert import convert_ghost_batch_norm
+from hvd_batchgrow.nn.ghost.ghost_batch_norm import GhostBatchNorm, GhostBatchNorm1d, GhostBatchNorm2d
+from hvd_batchgrow.nn.ghost.ghost_choice import by_pytorch_only
 
 GHOST = 32
 SHAPES = [
@@ -97,11 +97,11 @@ def test_a_ghost_batch_does_not_feel_the_others(shape: tuple[int, ...], gpu: tor
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
 def test_triton_is_used_for_what_it_takes(gpu: torch.device) -> None:
-    from hvd_batchgrow.nn import ghost_triton
+    from hvd_batchgrow.nn.ghost import ghost_triton
 
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
         assert ghost_choice.choose(torch.zeros(4, 2, device=gpu, dtype=dtype), 2) is ghost_triton.normalise
-    assert ghost_choice.choose(torch.zeros(4, 2, device=gpu, dtype=torch.float64), 2) is ghost_kernels.normalise
+    assert ghost_choice.choose(torch.zeros(4, 2, device=gpu, dtype=torch.float64), 2) is ghost_reference.normalise
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hvd_batchgrow.nn import ghost_kernels, ghost_tiles
+from hvd_batchgrow.nn.ghost import ghost_reference, ghost_tiles
 
 pytest.importorskip("triton", reason="Triton is not installed")
 from hvd_batchgrow.nn import ghost_triton  # imports Triton
@@ -78,7 +78,7 @@ def expected_results(
     leaf, *affine = (None if t is None else t.detach().double().requires_grad_() for t in (x, weight, bias))
     assert leaf is not None
     wanted = [tensor for tensor in (leaf, *affine) if tensor is not None]
-    y, statistics = ghost_kernels.normalise(leaf, *affine, len(x) // GHOST, EPS, relu=relu)
+    y, statistics = ghost_reference.normalise(leaf, *affine, len(x) // GHOST, EPS, relu=relu)
     return [y, statistics, *torch.autograd.grad(y, wanted, upstream.double())]
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from hvd_batchgrow.nn.ghost_tiles import choose_tiles, power_of_two
+from hvd_batchgrow.nn.ghost.ghost_tiles import choose_tiles, power_of_two
 from tests.gpu.conftest import INTERPRETED
 
 pytest.importorskip("triton", reason="Triton is not installed")
@@ -16,7 +16,7 @@ if INTERPRETED:
 import triton
 from triton.backends.compiler import GPUTarget
 
-from hvd_batchgrow.nn import ghost_triton_kernels
+from hvd_batchgrow.nn.ghost import ghost_triton_kernels
 
 KERNELS = {
     "whole": ("normalise_whole", "differentiate_whole"),

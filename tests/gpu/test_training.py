@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from hvd_batchgrow.comm.ranks import SingleRank
 from hvd_batchgrow.optim.lars import Lars
-from hvd_batchgrow.train import loop
-from hvd_batchgrow.train.loop import Trainer
-from hvd_batchgrow.train.stop import StopRequest
+from hvd_batchgrow.train import trainer as trainer_module
+from hvd_batchgrow.train.liveness.stop import StopRequest
+from hvd_batchgrow.train.trainer import Trainer
 from tests import training
 from tests.helpers import small_job
 from tests.training import Recorder, digest
@@ -35,7 +35,7 @@ def state(trainer: Trainer) -> dict[str, Tensor]:
 def test_a_run_is_the_cpus_up_to_rounding(gpu: torch.device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer, losses = train(tmp_path / "gpu")
     assert trainer.device == gpu
-    monkeypatch.setattr(loop, "choose_device", lambda _: torch.device("cpu"))
+    monkeypatch.setattr(trainer_module, "choose_device", lambda _: torch.device("cpu"))
     on_cpu, expected = train(tmp_path / "cpu")
     assert on_cpu.device.type == "cpu"
     assert losses[0] == pytest.approx(expected[0], rel=1e-4)

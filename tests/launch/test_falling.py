@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import tomli_w
 
-from hvd_batchgrow.proof.digest import Weights, compare_weights, final_weights
+from hvd_batchgrow.verification.digest import Weights, compare_weights, final_weights
 from tests.helpers import small_source, write_idx_folder
 from tests.launch.test_forms import run
 from tests.unit.test_falling import falling_tree

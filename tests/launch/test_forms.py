@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import tomli_w
 
-from hvd_batchgrow.proof.digest import Weights, compare_weights, final_weights
+from hvd_batchgrow.verification.digest import Weights, compare_weights, final_weights
 from tests.helpers import job_tree, small_source, write_idx_folder
 
 BIN = Path(sys.executable).parent

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import tomli_w
 
-from hvd_batchgrow.proof.digest import final_weights
+from hvd_batchgrow.verification.digest import final_weights
 from tests.helpers import job_tree, small_source, write_idx_folder
 from tests.launch.test_forms import BIN, ENVIRONMENT, TOOLS, launched, write_slow
 

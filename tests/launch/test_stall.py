@@ -93,7 +93,7 @@ def test_a_rank_that_hangs_is_named_with_what_it_does(folder: Path, form: str) -
     stuck.write_text(
         "import sys, time\n"
         "from hvd_batchgrow.cli import main\n"
-        "from hvd_batchgrow.data.pipeline import Reader\n"
+        "from hvd_batchgrow.data.pipeline.reader import Reader\n"
         "training = Reader.training\n"
         "def hang(self, stream, group, first, every):\n"
         "    for index, batch in enumerate(training(self, stream, group, first, every)):\n"

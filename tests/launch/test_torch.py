@@ -59,8 +59,8 @@ def test_a_rank_whose_peer_is_killed_ends_at_once_and_says_so(folder: Path) -> N
 def test_a_rank_that_waits_ends_when_rank_0_is_killed(folder: Path) -> None:
     program = (
         "import os, signal\n"
-        "from hvd_batchgrow.comm.connect import connect\n"
-        "from hvd_batchgrow.errors import RunError\n"
+        "from hvd_batchgrow.comm.backend import connect\n"
+        "from hvd_batchgrow.messages.errors import RunError\n"
         "ranks = connect()\n"
         "if ranks.first(1):\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
@@ -105,7 +105,7 @@ def test_no_thread_of_gloo_outlives_the_ranks(tmp_path: Path) -> None:
     program = tmp_path / "threads.py"
     program.write_text(
         "import os, torch\n"
-        "from hvd_batchgrow.comm.connect import connect\n"
+        "from hvd_batchgrow.comm.backend import connect\n"
         "import hvd_batchgrow.comm.torch_distributed\n"
         "torch.ones(1) + 1\n"
         "before = len(os.listdir('/proc/self/task'))\n"

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from hvd_batchgrow.comm.connect import connect
-from hvd_batchgrow.comm.launch import RELAY_S, launched_ranks
+from hvd_batchgrow.comm.backend import connect
+from hvd_batchgrow.comm.launcher_env import RELAY_S, launched_ranks
 from hvd_batchgrow.comm.ranks import Ranks
 
 _JOINED: list[Ranks] = []

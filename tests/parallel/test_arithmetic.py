@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from hvd_batchgrow.comm.ranks import AgreedFailure, Ranks
-from hvd_batchgrow.train.arithmetic import check_same_arithmetic
+from hvd_batchgrow.train.arithmetic_settings import check_same_arithmetic
 
 
 def test_a_rank_with_other_kernels_is_named(ranks: Ranks, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from hvd_batchgrow.comm.ranks import Ranks, SingleRank
-from hvd_batchgrow.data.samples import BadSample, Source
-from hvd_batchgrow.proof.audit import audit, compare_orders, read_consumed
+from hvd_batchgrow.data.datasets.dataset import BadSample, Source
+from hvd_batchgrow.observers.metrics import ConsumedFile
 from hvd_batchgrow.train.checkpoints.checkpoint import tree_digest, write_atomically
-from hvd_batchgrow.train.loop import Trainer
-from hvd_batchgrow.train.run_folder import plan_bytes
-from hvd_batchgrow.train.stop import StopRequest
-from hvd_batchgrow.watch.metrics import ConsumedFile
+from hvd_batchgrow.train.liveness.stop import StopRequest
+from hvd_batchgrow.train.run.run_folder import plan_bytes
+from hvd_batchgrow.train.trainer import Trainer
+from hvd_batchgrow.verification.audit import audit, compare_orders, read_consumed
 from tests.helpers import encoded_samples, small_job
 from tests.training import make_trainer
 

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from hvd_batchgrow.comm.broadcast_tree import broadcast_tree
+from hvd_batchgrow.comm.broadcast_object import broadcast_tree
 from hvd_batchgrow.comm.ranks import AgreedFailure, Ranks
-from hvd_batchgrow.errors import JobError
+from hvd_batchgrow.messages.errors import JobError
 from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint, tree_digest
-from hvd_batchgrow.train.run import RunOptions, _prepare
+from hvd_batchgrow.train.run.run import RunOptions, _prepare
 from tests.helpers import small_job
 from tests.training import StopAfter, digest, train
 

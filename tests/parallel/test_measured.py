@@ -12,18 +12,18 @@ import pytest
 
 from hvd_batchgrow.comm.ranks import AgreedFailure, Ranks, SingleRank
 from hvd_batchgrow.config import Job
-from hvd_batchgrow.errors import RunError
-from hvd_batchgrow.proof.audit import audit, read_consumed
-from hvd_batchgrow.schedule.decisions import decisions_text, read_decisions
+from hvd_batchgrow.messages.errors import RunError
+from hvd_batchgrow.observers.metrics import ConsumedFile
+from hvd_batchgrow.schedule.adaptive.decisions import decisions_text, read_decisions
 from hvd_batchgrow.schedule.plan import compile_plan
-from hvd_batchgrow.train import growth
+from hvd_batchgrow.train import growth_controller
 from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint, newest_good, tree_digest
 from hvd_batchgrow.train.events import Evaluation, Observer
-from hvd_batchgrow.train.loop import Trainer
-from hvd_batchgrow.train.run_folder import open_run, read_plan
+from hvd_batchgrow.train.run.run_folder import open_run, read_plan
+from hvd_batchgrow.train.trainer import Trainer
 from hvd_batchgrow.train.update.engine import UpdateEngine, UpdateResult
 from hvd_batchgrow.train.update.gradient_noise import NoiseEstimate
-from hvd_batchgrow.watch.metrics import ConsumedFile
+from hvd_batchgrow.verification.audit import audit, read_consumed
 from tests import training
 from tests.golden import make_model
 from tests.helpers import NUM_TRAIN, measured_job
@@ -179,9 +179,9 @@ def test_the_end_of_a_window_decides_where_the_wish_comes_to_nothing(tmp_path: P
     # 1.3 times the batch is rounded to the batch itself.
     trigger = {**NOISE, "ratio": 0.001, "factor": 2.0, "windows_epochs": [[0.0, 0.5]]}
     job = job_of(trigger, schedule={"global_batch": 48, "max_batch": 96})
-    growing = growth.Growth(job, NUM_TRAIN, make_model())
-    now = growth.Measurement(144, 48, 0.05, 100.0, 1.0)
-    wish = growth.Wish("planted", batch=1.3 * 48)
+    growing = growth_controller.Growth(job, NUM_TRAIN, make_model())
+    now = growth_controller.Measurement(144, 48, 0.05, 100.0, 1.0)
+    wish = growth_controller.Wish("planted", batch=1.3 * 48)
     assert growing._decide(wish, now, tmp_path) is None
     late = replace(now, samples=192)
     (tmp_path / "decisions.jsonl").touch()
@@ -316,7 +316,7 @@ def test_a_kill_between_a_decision_and_its_effect_changes_nothing(
 ) -> None:
     job = job_of(trigger)
     whole, _ = undisturbed(trigger)
-    append, lines = growth.append_line, []
+    append, lines = growth_controller.append_line, []
 
     def append_and_die(path: Path, line: str) -> None:
         append(path, line)
@@ -324,10 +324,10 @@ def test_a_kill_between_a_decision_and_its_effect_changes_nothing(
         if len(lines) == decision + 1:
             raise RunError("killed")
 
-    monkeypatch.setattr(growth, "append_line", append_and_die)
+    monkeypatch.setattr(growth_controller, "append_line", append_and_die)
     with pytest.raises(AgreedFailure):
         train(job, ranks, tmp_path / "parts")
-    monkeypatch.setattr(growth, "append_line", append)
+    monkeypatch.setattr(growth_controller, "append_line", append)
     path = tmp_path / "parts" / "decisions.jsonl"
     # Before the first checkpoint of the first case, which begins anew.
     data = of_rank0(ranks, lambda: newest_good(tmp_path / "parts" / "checkpoints")[0])

@@ -10,9 +10,9 @@ import torch
 
 from hvd_batchgrow.comm.ranks import AgreedFailure, Ranks, SingleRank
 from hvd_batchgrow.job_file import parse_job
-from hvd_batchgrow.nn.ghost_batch_norm import ghost_norms
+from hvd_batchgrow.nn.ghost.ghost_batch_norm import ghost_norms
 from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint, tree_digest
-from hvd_batchgrow.train.loop import Trainer
+from hvd_batchgrow.train.trainer import Trainer
 from tests.helpers import NUM_TRAIN, job_tree
 from tests.training import train
 

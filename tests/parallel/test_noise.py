@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from hvd_batchgrow.comm.ranks import Ranks, SingleRank
 from hvd_batchgrow.config import UpdateSection
-from hvd_batchgrow.data.stream import groups_of_rank
+from hvd_batchgrow.data.order.stream import groups_of_rank
 from hvd_batchgrow.optim.build import build_optimizer
 from hvd_batchgrow.train.checkpoints.checkpoint import tree_digest
 from hvd_batchgrow.train.update.engine import UpdateEngine

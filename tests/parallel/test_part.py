@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from hvd_batchgrow.comm.ranks import AgreedFailure, Place, Ranks
-from hvd_batchgrow.errors import ExitCode, RunError
+from hvd_batchgrow.messages.errors import ExitCode, RunError
 
 
 def some(ranks: Ranks) -> int:

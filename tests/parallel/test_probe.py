@@ -10,9 +10,9 @@ import pytest
 
 from hvd_batchgrow.comm.ranks import AgreedFailure, Ranks
 from hvd_batchgrow.config import Job
-from hvd_batchgrow.errors import ExitCode
-from hvd_batchgrow.schedule.cost import predict
-from hvd_batchgrow.schedule.measured import TimedSum, load_probe, save_probe
+from hvd_batchgrow.messages.errors import ExitCode
+from hvd_batchgrow.schedule.cost.cost import predict
+from hvd_batchgrow.schedule.cost.probe_file import TimedSum, load_probe, save_probe
 from hvd_batchgrow.schedule.plan import compile_plan
 from hvd_batchgrow.train.probe import probe_into, probe_job, update_shapes
 from tests.helpers import NUM_TRAIN, small_job, small_source, write_idx_folder

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hvd_batchgrow.comm.ranks import AgreedFailure, Ranks
-from hvd_batchgrow.errors import ExitCode, Fault, JobError, RunError
+from hvd_batchgrow.messages.errors import ExitCode, Fault, JobError, RunError
 from hvd_batchgrow.train.update.gradients import GradientBuckets
 
 

@@ -13,11 +13,11 @@ import torch
 
 from hvd_batchgrow.comm.ranks import AgreedFailure, Ranks
 from hvd_batchgrow.config import UpdateSection
-from hvd_batchgrow.data.samples import Source
+from hvd_batchgrow.data.datasets.dataset import Source
 from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint, tree_digest
 from hvd_batchgrow.train.events import Observer, TrainRecord
-from hvd_batchgrow.train.loop import Trainer
-from hvd_batchgrow.train.stop import StopRequest
+from hvd_batchgrow.train.liveness.stop import StopRequest
+from hvd_batchgrow.train.trainer import Trainer
 from hvd_batchgrow.train.update.engine import UpdateEngine
 from hvd_batchgrow.train.update.gradients import GradientBuckets
 from hvd_batchgrow.train.update.loss_scale import LossScale

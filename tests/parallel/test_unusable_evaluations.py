@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from hvd_batchgrow.comm.ranks import AgreedFailure, Ranks
+from hvd_batchgrow.observers.metrics import MetricsFile
 from hvd_batchgrow.train.checkpoints.checkpoint import checkpoint_paths
-from hvd_batchgrow.train.loop import Trainer
-from hvd_batchgrow.train.stop import StopRequest
-from hvd_batchgrow.watch.metrics import MetricsFile
+from hvd_batchgrow.train.liveness.stop import StopRequest
+from hvd_batchgrow.train.trainer import Trainer
 from tests.helpers import NUM_TRAIN, measured_job
 from tests.training import Recorder, make_trainer
 

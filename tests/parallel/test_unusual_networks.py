@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from hvd_batchgrow.comm.ranks import AgreedFailure, Ranks
-from hvd_batchgrow.errors import ExitCode, RunError
+from hvd_batchgrow.messages.errors import ExitCode, RunError
 from hvd_batchgrow.schedule.phases import Phase
-from hvd_batchgrow.train.agreement import check_agreement
 from hvd_batchgrow.train.update.engine import UpdateEngine, UpdateResult
 from hvd_batchgrow.train.update.forward import Losses, MicroBatch
 from hvd_batchgrow.train.update.gradients import GradientBuckets
+from hvd_batchgrow.train.weights_agree import check_agreement
 from tests import golden
 from tests.helpers import small_job
 from tests.training import train

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import tomli_w
 
-from hvd_batchgrow.proof.digest import final_weights
+from hvd_batchgrow.verification.digest import final_weights
 from tests.helpers import job_tree, small_source, write_idx_folder
 from tests.slurm.cluster import Cluster, why_no_cluster
 from tests.slurm.hosts import why_no_hosts

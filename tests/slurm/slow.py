@@ -9,7 +9,7 @@ import time
 
 from torch import Tensor, nn
 
-from hvd_batchgrow.nn.small_conv_net import SmallConvNet
+from hvd_batchgrow.nn.networks.small_conv_net import SmallConvNet
 
 
 class Slow(nn.Module):

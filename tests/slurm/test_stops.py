@@ -98,7 +98,8 @@ def test_a_link_that_is_stopped_too_often_is_left_alone(cluster: Cluster, stoppe
     assert f"job {chain.job_id} FAILED, exit code 75" in told.stdout
     assert "stopped, and not queued again: max_restarts=0 is reached" in told.stdout
     saved = re.search(r"newest checkpoint: (\d+) of 688 samples", told.stdout)
-    assert saved and int(saved[1]) <= 5 * 16, told.stdout  # in its first updates, of 16 samples and a second each
+    assert saved, told.stdout
+    assert int(saved[1]) <= 5 * 16  # in its first updates, of 16 samples and a second each
 
 
 def test_a_rank_that_is_killed_takes_its_link_down(cluster: Cluster, stopped: dict[str, Stopped]) -> None:

@@ -88,12 +88,6 @@ def _wait(process: int, timeout_s: float) -> int | None:
 def _serve() -> None:
     import torch.distributed
 
-    import hvd_batchgrow.comm.torch_distributed
-    import hvd_batchgrow.data.sources
-    import hvd_batchgrow.train.run
-    import hvd_batchgrow.watch.metrics
-    import hvd_batchgrow.watch.progress  # noqa: F401  # all for what they leave imported
-
     assert torch.distributed.is_available()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's; the driver ends this process
     for line in sys.stdin:

@@ -16,10 +16,10 @@ from typing import Any
 
 import tomli_w
 
-from hvd_batchgrow.errors import ExitCode
-from hvd_batchgrow.proof.audit import audit, read_consumed
-from hvd_batchgrow.proof.digest import Weights, compare_weights, final_weights
+from hvd_batchgrow.messages.errors import ExitCode
 from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint, newest_good
+from hvd_batchgrow.verification.audit import audit, read_consumed
+from hvd_batchgrow.verification.digest import Weights, compare_weights, final_weights
 from tests.helpers import job_tree, measured_tree, small_source, write_idx_folder
 from tests.storm.lives import PATIENCE_S, Forked, Launched, Life
 from tests.storm.nursery import Nursery

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hvd_batchgrow.errors import RunError
+from hvd_batchgrow.messages.errors import RunError
 from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint, checkpoint_paths, newest_good
 from hvd_batchgrow.train.checkpoints.writer import CheckpointWriter
 from tests.storm.lives import Forked

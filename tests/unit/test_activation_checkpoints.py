@@ -12,8 +12,8 @@ from torch.utils.checkpoint import checkpoint
 from hvd_batchgrow.comm.ranks import SingleRank
 from hvd_batchgrow.nn.compiled import compile_network
 from hvd_batchgrow.nn.dropout import KeyedDropout
-from hvd_batchgrow.nn.forward_state import ForwardState, StateFault, find_forward_state
-from hvd_batchgrow.nn.ghost_batch_norm import GhostBatchNorm1d
+from hvd_batchgrow.nn.ghost.ghost_batch_norm import GhostBatchNorm1d
+from hvd_batchgrow.nn.state.forward_state import ForwardState, StateFault, find_forward_state
 from hvd_batchgrow.schedule.phases import Phase
 from hvd_batchgrow.train.update.engine import UpdateEngine
 from hvd_batchgrow.train.update.forward import MicroBatch

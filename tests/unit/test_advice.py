@@ -16,8 +16,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hvd_batchgrow.cli import main
-from hvd_batchgrow.errors import JobError, RunError
 from hvd_batchgrow.job_file import load_job, parse_job
+from hvd_batchgrow.messages.errors import JobError, RunError
+from hvd_batchgrow.observers.advice_tables import evidence_table
+from hvd_batchgrow.schedule.adaptive.noise_record import (
+    Observation,
+    read_observations,
+    smaller_pass,
+    typical,
+    weaknesses,
+)
 from hvd_batchgrow.schedule.advice import (
     HOLD_EPOCHS,
     RecordedRun,
@@ -26,9 +34,7 @@ from hvd_batchgrow.schedule.advice import (
     supported_limit,
     supported_steps,
 )
-from hvd_batchgrow.schedule.noise_record import Observation, read_observations, smaller_pass, typical, weaknesses
 from hvd_batchgrow.schedule.plan import compile_plan
-from hvd_batchgrow.watch.advice import evidence_table
 from tests.helpers import job_tree, small_job
 
 GOLDEN = Path(__file__).parent / "golden" / "advice"

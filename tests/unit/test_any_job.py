@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
-from hvd_batchgrow.errors import Fault, JobError
 from hvd_batchgrow.job_file import _schema, parse_job
+from hvd_batchgrow.messages.errors import Fault, JobError
 from hvd_batchgrow.schedule.layout import Layout
 from hvd_batchgrow.schedule.phases import Phase
 from hvd_batchgrow.schedule.plan import Plan, compile_plan

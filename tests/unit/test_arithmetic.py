@@ -11,9 +11,9 @@ import tomli_w
 import torch
 
 from hvd_batchgrow.cli import main
-from hvd_batchgrow.errors import JobError
+from hvd_batchgrow.messages.errors import JobError
 from hvd_batchgrow.schedule.plan import compile_plan
-from hvd_batchgrow.train.arithmetic import arithmetic
+from hvd_batchgrow.train.arithmetic_settings import arithmetic
 from tests.helpers import NUM_TRAIN, job_tree, small_job
 
 WARNING = "layout.exact: the weights may differ in bits from a run without the change of"

@@ -15,13 +15,13 @@ import pytest
 from numpy.typing import NDArray
 
 from hvd_batchgrow.config import DataSection
-from hvd_batchgrow.data import idx
-from hvd_batchgrow.data.cifar import VERSIONS
-from hvd_batchgrow.data.idx import read_idx
-from hvd_batchgrow.data.moments import chunks_of, image_moments, row_moments
-from hvd_batchgrow.data.samples import Samples, Source
-from hvd_batchgrow.data.sources import load_source
-from hvd_batchgrow.errors import RunError
+from hvd_batchgrow.data.datasets.dataset import Samples, Source
+from hvd_batchgrow.data.datasets.normalization import chunks_of, image_moments, row_moments
+from hvd_batchgrow.data.sources import idx
+from hvd_batchgrow.data.sources.cifar import VERSIONS
+from hvd_batchgrow.data.sources.idx import read_idx
+from hvd_batchgrow.data.sources.registry import load_source
+from hvd_batchgrow.messages.errors import RunError
 from tests.helpers import NUM_TEST, NUM_TRAIN, idx_bytes, small_source, write_idx_folder
 
 ARRAY = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
@@ -72,7 +72,7 @@ def test_moments_of_rows_are_those_of_all_rows_however_they_are_cut() -> None:
 
 
 def test_values_are_read_in_chunks_and_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hvd_batchgrow.data.moments._CHUNK_BYTES", 100)
+    monkeypatch.setattr("hvd_batchgrow.data.datasets.normalization._CHUNK_BYTES", 100)
     told: list[tuple[str, int, int]] = []
     values = np.arange(100, dtype=np.float32).reshape(20, 5)  # 20 bytes each: five a chunk
     chunks = list(chunks_of(values, "rows", lambda *report: told.append(report), np.array([3, 1, 4, 1, 5, 9])))
@@ -314,7 +314,7 @@ def test_npy_rows_under_names_of_ones_own_are_a_source(tmp_path: Path, monkeypat
     assert (everything(source.train)[0] == expected).all()
     assert source.train.kind == "rows"
     assert source.deviation == pytest.approx(expected.std(axis=0, dtype=np.float64))
-    monkeypatch.setattr("hvd_batchgrow.data.numpy_files.row_moments", None)  # kept from the first time
+    monkeypatch.setattr("hvd_batchgrow.data.sources.npy.row_moments", None)  # kept from the first time
     again = load("numpy", tmp_path, num_samples=20, train="my_train", test="my_test")
     assert again.deviation == source.deviation
 

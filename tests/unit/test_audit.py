@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hvd_batchgrow.cli import main
-from hvd_batchgrow.data.consumed import digest, from_halves, to_halves
-from hvd_batchgrow.data.stream import Stream
-from hvd_batchgrow.errors import RunError
-from hvd_batchgrow.json_lines import read_json_lines
-from hvd_batchgrow.proof.audit import Audit, audit, compare_orders, read_consumed
+from hvd_batchgrow.data.order.order_digest import digest, from_halves, to_halves
+from hvd_batchgrow.data.order.stream import Stream
+from hvd_batchgrow.messages.errors import RunError
+from hvd_batchgrow.storage.json_lines import read_json_lines
+from hvd_batchgrow.verification.audit import Audit, audit, compare_orders, read_consumed
 
 N, SEED = 10, 3
 BATCHES = (4, 4, 7, 8)  # an epoch ends inside the third

@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hvd_batchgrow.allowed import child, nearest
 from hvd_batchgrow.cli import main
 from hvd_batchgrow.config import Job
-from hvd_batchgrow.errors import JobError
 from hvd_batchgrow.job_file import _schema, load_job, parse_job
+from hvd_batchgrow.messages.errors import JobError
+from hvd_batchgrow.messages.schema_messages import child, nearest
 from tests.helpers import job_tree
 
 GOOD = """name = "small"

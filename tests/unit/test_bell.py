@@ -10,8 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from hvd_batchgrow.comm.bell import Bell, Waiting
-from hvd_batchgrow.errors import RunError
+from hvd_batchgrow.comm.wakeup import Bell, Waiting
+from hvd_batchgrow.messages.errors import RunError
 
 TOKEN = b"0123456789abcdef"
 

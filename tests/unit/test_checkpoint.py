@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from hvd_batchgrow.errors import RunError
+from hvd_batchgrow.messages.errors import RunError
 from hvd_batchgrow.train.checkpoints import checkpoint as module
 from hvd_batchgrow.train.checkpoints.checkpoint import (
     FORMAT,

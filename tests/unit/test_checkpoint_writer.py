@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from hvd_batchgrow.errors import RunError
+from hvd_batchgrow.messages.errors import RunError
 from hvd_batchgrow.train.checkpoints import writer as module
 from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint, checkpoint_paths, newest_good, tree_digest
 from hvd_batchgrow.train.checkpoints.writer import CheckpointWriter, HostCopies

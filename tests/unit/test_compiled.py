@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from hvd_batchgrow.nn.compiled import compile_network
-from hvd_batchgrow.nn.dense import DenseLayers
 from hvd_batchgrow.nn.dropout import keyed_dropouts, sample_keys, set_sample_keys
+from hvd_batchgrow.nn.networks.dense import DenseLayers
 
 needs_compiler = pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile wants a C++ compiler: install g++")
 

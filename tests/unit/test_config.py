@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import tomli_w
 
-from hvd_batchgrow.errors import JobError
 from hvd_batchgrow.job_file import load_job, parse_job, split_overrides
+from hvd_batchgrow.messages.errors import JobError
 from tests.helpers import job_tree
 
 JOBS = sorted((Path(__file__).parents[2] / "jobs").glob("*.toml"))

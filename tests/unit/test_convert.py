@@ -5,9 +5,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from hvd_batchgrow.nn.convert import GhostBatchNormAct2d, convert_ghost_batch_norm, fuse_relu
-from hvd_batchgrow.nn.ghost_batch_norm import GhostBatchNorm, GhostBatchNorm1d, GhostBatchNorm2d, ghost_norms
-from hvd_batchgrow.nn.running_statistics import reestimate_running_statistics
+from hvd_batchgrow.nn.ghost.convert import GhostBatchNormAct2d, convert_ghost_batch_norm, fuse_relu
+from hvd_batchgrow.nn.ghost.ghost_batch_norm import GhostBatchNorm, GhostBatchNorm1d, GhostBatchNorm2d, ghost_norms
+from hvd_batchgrow.nn.ghost.running_statistics import reestimate_running_statistics
 
 GHOST = 4
 
@@ -242,7 +242,7 @@ def test_nothing_to_average_is_refused_and_a_broken_batch_leaves_nothing_behind(
 @pytest.mark.parametrize("name", ["resnet50", "inception_resnet_v2"])
 def test_timms_networks_evaluate_to_the_same_bits_and_train(name: str) -> None:
     try:
-        from hvd_batchgrow.nn.torchvision_shim import import_torchvision
+        from hvd_batchgrow.nn.networks.torchvision_shim import import_torchvision
 
         import_torchvision()
     except ImportError:

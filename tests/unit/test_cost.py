@@ -13,11 +13,11 @@ from rich.console import Console
 
 from hvd_batchgrow.cli import main
 from hvd_batchgrow.config import Job
-from hvd_batchgrow.errors import JobError, RunError
 from hvd_batchgrow.job_file import load_job
-from hvd_batchgrow.schedule.cost import Cost, choose_ranks, predict
-from hvd_batchgrow.schedule.layout import Layout
-from hvd_batchgrow.schedule.measured import (
+from hvd_batchgrow.messages.errors import JobError, RunError
+from hvd_batchgrow.observers.console_tables import cost_table
+from hvd_batchgrow.schedule.cost.cost import Cost, choose_ranks, predict
+from hvd_batchgrow.schedule.cost.probe_file import (
     Probe,
     RankProbe,
     TimedSum,
@@ -27,10 +27,10 @@ from hvd_batchgrow.schedule.measured import (
     save_probe,
     subject_of,
 )
+from hvd_batchgrow.schedule.cost.step_time import StepTimes, fit_step_time
+from hvd_batchgrow.schedule.layout import Layout
 from hvd_batchgrow.schedule.plan import Plan, compile_plan
-from hvd_batchgrow.schedule.step_time import StepTimes, fit_step_time
 from hvd_batchgrow.schedule.twin import decay_twin
-from hvd_batchgrow.watch.tables import cost_table
 from tests.helpers import NUM_TRAIN, small_job
 
 BYTES = 1_000_000

@@ -15,17 +15,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hvd_batchgrow.config import Job
-from hvd_batchgrow.errors import JobError
-from hvd_batchgrow.schedule.decisions import (
+from hvd_batchgrow.messages.errors import JobError
+from hvd_batchgrow.schedule.adaptive.batch_requests import Wish, form_decision
+from hvd_batchgrow.schedule.adaptive.decisions import (
     Decision,
     decisions_text,
     parse_decisions,
     read_decisions,
 )
-from hvd_batchgrow.schedule.growth import Wish, form_decision
+from hvd_batchgrow.schedule.adaptive.triggers import Measurement, bounded, make_trigger
 from hvd_batchgrow.schedule.plan import Plan, compile_plan
 from hvd_batchgrow.schedule.policies import make_start
-from hvd_batchgrow.schedule.triggers import Measurement, bounded, make_trigger
 from hvd_batchgrow.schedule.twin import decay_twin
 from tests.helpers import NUM_TRAIN, measured_job, small_job
 

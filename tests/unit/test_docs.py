@@ -11,10 +11,10 @@ import pytest
 from pydantic import BaseModel
 
 from hvd_batchgrow.config import Job
-from hvd_batchgrow.data.known import known_num_samples
-from hvd_batchgrow.errors import JobError
+from hvd_batchgrow.data.sources.specs import known_num_samples
 from hvd_batchgrow.job_file import load_job, parse_job
-from hvd_batchgrow.schedule.measured import subject_of
+from hvd_batchgrow.messages.errors import JobError
+from hvd_batchgrow.schedule.cost.probe_file import subject_of
 from hvd_batchgrow.schedule.plan import compile_plan
 from tests.helpers import job_tree, small_job
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hvd_batchgrow.data.splitmix import mix
+from hvd_batchgrow.data.order.splitmix import mix
 from hvd_batchgrow.nn import dropout
 from hvd_batchgrow.nn.dropout import KeyedDropout, convert_dropout, keyed_dropouts, sample_keys, set_sample_keys
 

@@ -11,7 +11,7 @@ import pytest
 
 from hvd_batchgrow.cli import main
 from hvd_batchgrow.comm.ranks import RanksLost, SingleRank
-from hvd_batchgrow.proof.audit import read_consumed
+from hvd_batchgrow.verification.audit import read_consumed
 
 
 class Changing(SingleRank):
@@ -36,7 +36,7 @@ class Changing(SingleRank):
 def test_updates_are_counted_over_all_lives(job: str, monkeypatch: pytest.MonkeyPatch) -> None:
     ranks = Changing()
     monkeypatch.setitem(sys.modules, "hvd_batchgrow.comm.elastic", SimpleNamespace(ElasticRanks=Changing))
-    monkeypatch.setattr("hvd_batchgrow.comm.connect.connect", lambda _: ranks)
+    monkeypatch.setattr("hvd_batchgrow.comm.backend.connect", lambda _: ranks)
     assert main(["train", job, "--updates", "7"]) == 75
     assert ranks.lives == 5
     # Two of each life that saw other hosts, none of the one that lost a rank.
@@ -47,7 +47,7 @@ def test_the_plan_shown_of_an_elastic_run_has_the_ranks_that_it_would_like(
     job: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "hvd_batchgrow.comm.elastic", SimpleNamespace(ElasticRanks=Changing))
-    monkeypatch.setattr("hvd_batchgrow.comm.connect.connect", lambda _: Changing())
+    monkeypatch.setattr("hvd_batchgrow.comm.backend.connect", lambda _: Changing())
     main(["train", job, "--updates", "1", "--layout.growth", "ranks", "--layout.max-ranks", "3"])
     shown = json.loads(Path("runs/small/plan.json").read_text())["phases"]
     assert [phase["ranks"] for phase in shown] == [1, 3, 3, 3]

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 from hvd_batchgrow.config import DataSection
-from hvd_batchgrow.data import encoded
-from hvd_batchgrow.data.encoded import EncodedSamples, decode, read_header
-from hvd_batchgrow.data.samples import IMAGENET_DEVIATION, IMAGENET_MEAN, BadSample
-from hvd_batchgrow.errors import JobError, RunError
+from hvd_batchgrow.data.datasets.dataset import IMAGENET_DEVIATION, IMAGENET_MEAN, BadSample
+from hvd_batchgrow.data.images import encoded_dataset
+from hvd_batchgrow.data.images.encoded_dataset import EncodedSamples, decode, read_header
+from hvd_batchgrow.messages.errors import JobError, RunError
 from tests.fuzz.image_bytes import with_exif
 from tests.pictures import (
     NUM_TRAIN,
@@ -183,7 +183,7 @@ def test_what_is_changed_after_indexing_is_noticed(
     where: str,
 ) -> None:
     if where == "beyond":  # what is read at the start of an image does not show it
-        monkeypatch.setattr(encoded, "HEAD_BYTES", 0)
+        monkeypatch.setattr(encoded_dataset, "HEAD_BYTES", 0)
     else:
         message = "has changed since it was indexed"
     samples, victim, sample_id = indexed(form, tmp_path)
@@ -240,7 +240,7 @@ def test_orientation_is_applied_where_the_job_says_so(tmp_path: Path, form: Form
 
 
 def test_no_more_shards_are_kept_open_than_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(encoded, "_num_kept_open", lambda: 1)
+    monkeypatch.setattr(encoded_dataset, "_num_kept_open", lambda: 1)
     train = pictures(NUM_TRAIN)
     samples = TARS.read(TARS.make(tmp_path / "data", train)).train
     with ThreadPoolExecutor(4) as pool:

@@ -12,8 +12,8 @@ import tomli_w
 from hvd_batchgrow.cli import main
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.job_file import parse_job
-from hvd_batchgrow.proof.digest import compare_weights, final_weights
 from hvd_batchgrow.schedule.plan import compile_plan
+from hvd_batchgrow.verification.digest import compare_weights, final_weights
 from tests.helpers import NUM_TRAIN, job_tree
 
 STEPS = "0:32 160:96 352:16 448:48"

@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from hvd_batchgrow.cli import main
-from hvd_batchgrow.errors import RunError
+from hvd_batchgrow.messages.errors import RunError
 from hvd_batchgrow.optim.build import build_optimizer
 from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint, checkpoint_paths, tree_digest
-from hvd_batchgrow.train.checkpoints.fits import check_fits
+from hvd_batchgrow.train.checkpoints.compatibility import check_fits
 from tests.helpers import small_job
 from tests.unit.test_checkpoint import make
 

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from hvd_batchgrow.cli import main
-from hvd_batchgrow.proof.audit import audit, read_consumed
-from hvd_batchgrow.proof.digest import compare_weights, final_weights
 from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint, checkpoint_paths
+from hvd_batchgrow.verification.audit import audit, read_consumed
+from hvd_batchgrow.verification.digest import compare_weights, final_weights
 
 
 def train(*words: str) -> int:

@@ -12,17 +12,17 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from hvd_batchgrow.comm.int64_words import from_words, num_words, to_words
 from hvd_batchgrow.comm.ranks import SingleRank
-from hvd_batchgrow.comm.words import from_words, num_words, to_words
 from hvd_batchgrow.config import UpdateSection
-from hvd_batchgrow.nn.forward_state import (
+from hvd_batchgrow.nn.ghost.ghost_batch_norm import GhostBatchNorm1d
+from hvd_batchgrow.nn.state.forward_state import (
     ForwardState,
     StateFault,
     find_forward_state,
     restored_buffers,
     save_with_state_dict,
 )
-from hvd_batchgrow.nn.ghost_batch_norm import GhostBatchNorm1d
 from hvd_batchgrow.schedule.phases import Phase
 from hvd_batchgrow.train.update.engine import UpdateEngine
 from hvd_batchgrow.train.update.forward import MicroBatch

@@ -11,9 +11,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from hvd_batchgrow.nn.convert import convert_ghost_batch_norm
-from hvd_batchgrow.nn.ghost_batch_norm import GhostBatchNorm, GhostBatchNorm1d, GhostBatchNorm2d, ghost_norms
-from hvd_batchgrow.nn.ghost_choice import by_pytorch_only
+from hvd_batchgrow.nn.ghost.convert import convert_ghost_batch_norm
+from hvd_batchgrow.nn.ghost.ghost_batch_norm import GhostBatchNorm, GhostBatchNorm1d, GhostBatchNorm2d, ghost_norms
+from hvd_batchgrow.nn.ghost.ghost_choice import by_pytorch_only
 
 GHOST = 4
 ROUNDING = {torch.float64: 1e-12, torch.float32: 1e-5}

@@ -16,9 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hvd_batchgrow.nn import ghost_choice, ghost_cpu, ghost_kernels
-from hvd_batchgrow.nn.ghost_batch_norm import GhostBatchNorm1d
-from hvd_batchgrow.nn.ghost_kernels import normalise as by_pytorch
+from hvd_batchgrow.nn.ghost import ghost_choice, ghost_cpu, ghost_reference
+from hvd_batchgrow.nn.ghost.ghost_batch_norm import GhostBatchNorm1d
+from hvd_batchgrow.nn.ghost.ghost_reference import normalise as by_pytorch
 
 ROOT = Path(__file__).parents[2]
 COMPILER = shutil.which("cc") or shutil.which("gcc")
@@ -166,7 +166,7 @@ def test_processors_without_vectors_give_the_same_bits(
 ) -> None:
     library = tmp_path / "plain.so"
     flags = ["-O1", "-ffp-contract=off", "-DFOR_EACH_PROCESSOR=", "-fPIC", "-shared"]
-    source = ROOT / "hvd_batchgrow" / "nn" / "ghost_cpu.c"
+    source = ROOT / "hvd_batchgrow" / "nn" / "ghost" / "ghost_cpu.c"
     subprocess.run([str(COMPILER), *flags, str(source), "-o", str(library), "-lm"], check=True)
     shape = (3, 4, 70, 7, 7)
     x = made(shape, channels_last=channels_last)
@@ -239,7 +239,7 @@ def test_a_second_derivative_is_refused_rather_than_wrong() -> None:
 def test_without_it_pytorchs_operations_do_its_work(monkeypatch: pytest.MonkeyPatch) -> None:
     x = made((3, 4, 3))
     monkeypatch.setattr(ghost_cpu, "library", lambda: None)
-    assert ghost_choice.choose(x, 3) is ghost_kernels.normalise
+    assert ghost_choice.choose(x, 3) is ghost_reference.normalise
     assert GhostBatchNorm1d(3, 4)(x).shape == x.shape
 
 
@@ -247,7 +247,7 @@ def test_without_it_pytorchs_operations_do_its_work(monkeypatch: pytest.MonkeyPa
 def test_where_it_is_it_is_taken() -> None:
     assert ghost_choice.choose(made((3, 4, 3)), 3) is ghost_cpu.normalise
     with ghost_choice.by_pytorch_only():
-        assert ghost_choice.choose(made((3, 4, 3)), 3) is ghost_kernels.normalise
+        assert ghost_choice.choose(made((3, 4, 3)), 3) is ghost_reference.normalise
 
 
 def test_a_library_that_does_not_load_is_told_and_done_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -267,12 +267,12 @@ def test_a_build_without_a_compiler_succeeds(tmp_path: Path) -> None:
         [*command, "--build-temp", str(tmp_path / "temp")], cwd=ROOT, env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    assert 'building extension "hvd_batchgrow.nn._ghost_cpu" failed' in done.stderr + done.stdout
+    assert 'building extension "hvd_batchgrow.nn.ghost._ghost_cpu" failed' in done.stderr + done.stdout
     assert not list(tmp_path.rglob("*.so"))
 
 
 def test_parts_are_told_to_c_in_its_own_order() -> None:
-    source = (ROOT / "hvd_batchgrow" / "nn" / "ghost_cpu.c").read_text(encoding="utf-8")
+    source = (ROOT / "hvd_batchgrow" / "nn" / "ghost" / "ghost_cpu.c").read_text(encoding="utf-8")
     body = source.partition("The same as in ghost_cpu.py")[2]
     members = [
         name.strip()

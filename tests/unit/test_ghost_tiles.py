@@ -8,10 +8,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import hvd_batchgrow.nn
-from hvd_batchgrow.nn import ghost_choice, ghost_kernels
-from hvd_batchgrow.nn.ghost_batch_norm import GhostBatchNorm1d
-from hvd_batchgrow.nn.ghost_tiles import choose_tiles, fits, power_of_two
+import hvd_batchgrow.nn.ghost
+from hvd_batchgrow.nn.ghost import ghost_choice, ghost_reference
+from hvd_batchgrow.nn.ghost.ghost_batch_norm import GhostBatchNorm1d
+from hvd_batchgrow.nn.ghost.ghost_tiles import choose_tiles, fits, power_of_two
 
 
 @given(
@@ -60,16 +60,16 @@ def test_places_beyond_32_bits_are_left_to_pytorch() -> None:
 
 @pytest.mark.parametrize(("dtype", "num_groups"), [(torch.float32, 1), (torch.bfloat16, 2), (torch.float64, 2)])
 def test_what_no_kernel_takes_is_pytorchs(dtype: torch.dtype, num_groups: int) -> None:
-    assert ghost_choice.choose(torch.zeros(4, 2, dtype=dtype), num_groups) is ghost_kernels.normalise
+    assert ghost_choice.choose(torch.zeros(4, 2, dtype=dtype), num_groups) is ghost_reference.normalise
 
 
 def test_the_switch_is_for_its_block_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    gpu, of_triton = torch.device("cuda", 0), ghost_kernels._normalise_one
+    gpu, of_triton = torch.device("cuda", 0), ghost_reference._normalise_one
     monkeypatch.setitem(ghost_choice._found, gpu, of_triton)
     x = SimpleNamespace(device=gpu, dtype=torch.float16, numel=lambda: 8)
     for error in (None, ValueError):
         with nullcontext() if error is None else pytest.raises(error), ghost_choice.by_pytorch_only():
-            assert ghost_choice.choose(x, 2) is ghost_kernels.normalise  # type: ignore[arg-type]
+            assert ghost_choice.choose(x, 2) is ghost_reference.normalise  # type: ignore[arg-type]
             if error:
                 raise error
         assert ghost_choice.choose(x, 2) is of_triton  # type: ignore[arg-type]
@@ -77,7 +77,7 @@ def test_the_switch_is_for_its_block_alone(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_without_triton_pytorch_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ghost_choice, "find_spec", lambda _: None)
-    assert ghost_choice._find(torch.device("cuda", 0)) is ghost_kernels.normalise
+    assert ghost_choice._find(torch.device("cuda", 0)) is ghost_reference.normalise
 
 
 @pytest.mark.parametrize("works", [False, True])
@@ -89,11 +89,11 @@ def test_a_triton_that_cannot_build_kernels_is_told_of_and_left(works: bool, mon
 
     triton = SimpleNamespace(normalise=normalise)
     monkeypatch.setattr(ghost_choice, "find_spec", lambda _: triton)
-    monkeypatch.setattr(hvd_batchgrow.nn, "ghost_triton", triton, raising=False)
+    monkeypatch.setattr(hvd_batchgrow.nn.ghost, "ghost_triton", triton, raising=False)
     told = pytest.warns(UserWarning, match=r"cannot be built here .RuntimeError: no compiler.; it needs a C compiler")
     with nullcontext() if works else told:
         found = ghost_choice._find(torch.device("cpu"))
-    assert found is (normalise if works else ghost_kernels.normalise)
+    assert found is (normalise if works else ghost_reference.normalise)
 
 
 def test_the_norm_uses_what_is_chosen_for_one_ghost_batch_and_for_several(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,9 +101,9 @@ def test_the_norm_uses_what_is_chosen_for_one_ghost_batch_and_for_several(monkey
 
     def choose(x: torch.Tensor, num_groups: int) -> ghost_choice.Normalise:
         chosen.append((len(x), num_groups))
-        return ghost_kernels.normalise
+        return ghost_reference.normalise
 
-    monkeypatch.setattr("hvd_batchgrow.nn.ghost_batch_norm.choose", choose)
+    monkeypatch.setattr("hvd_batchgrow.nn.ghost.ghost_batch_norm.choose", choose)
     norm = GhostBatchNorm1d(3, 2)
     for samples in (2, 6):
         norm(torch.randn(samples, 3))

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hvd_batchgrow.nn.ghost_batch_norm import GhostBatchNorm1d
-from hvd_batchgrow.nn.gradient_trial import gradient_fault
+from hvd_batchgrow.nn.checks.gradient_trial import gradient_fault
+from hvd_batchgrow.nn.ghost.ghost_batch_norm import GhostBatchNorm1d
 
 
 def network(dtype: torch.dtype = torch.float32) -> nn.Sequential:

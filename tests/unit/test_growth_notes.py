@@ -10,8 +10,8 @@ import tomli_w
 
 from hvd_batchgrow.cli import main
 from hvd_batchgrow.config import Job
-from hvd_batchgrow.errors import JobError
 from hvd_batchgrow.job_file import parse_job
+from hvd_batchgrow.messages.errors import JobError
 from hvd_batchgrow.schedule.plan import compile_plan
 from tests.helpers import NUM_TRAIN, job_tree, measured_tree
 

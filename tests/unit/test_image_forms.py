@@ -12,15 +12,15 @@ import torch
 from PIL import Image
 
 from hvd_batchgrow.config import DataSection
-from hvd_batchgrow.data import image_folder
-from hvd_batchgrow.data.augment import CentreCrop, ResizedCrop
-from hvd_batchgrow.data.dali import dali_inputs
-from hvd_batchgrow.data.encoded import EncodedSamples
-from hvd_batchgrow.data.feed import EvaluationFeed
-from hvd_batchgrow.data.pixels import Finish, torch_inputs
-from hvd_batchgrow.data.samples import BadSample
+from hvd_batchgrow.data.datasets.dataset import BadSample
+from hvd_batchgrow.data.images.encoded_dataset import EncodedSamples
+from hvd_batchgrow.data.pipeline.crops import CentreCrop, ResizedCrop
+from hvd_batchgrow.data.pipeline.dali_pipeline import dali_inputs
+from hvd_batchgrow.data.pipeline.sampler import EvaluationFeed
+from hvd_batchgrow.data.pipeline.torch_pipeline import Finish, torch_inputs
+from hvd_batchgrow.data.sources import image_folder
 from hvd_batchgrow.job_file import parse_job
-from hvd_batchgrow.train.fork import changes
+from hvd_batchgrow.train.run.fork import changes
 from tests.fuzz.image_bytes import netpbm, png, tiff
 from tests.fuzz.image_forms import ImageForm, forms
 from tests.fuzz.images import check_forms
@@ -117,7 +117,7 @@ def test_a_file_that_fails_in_mid_training_is_named_whatever_decodes_it(tmp_path
     path.write_bytes(path.read_bytes()[:-20].ljust(path.stat().st_size, b"\0"))
     samples._index["heads"] = np.zeros(10, np.int64)  # type: ignore[index]  # so that the decoder finds it
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("hvd_batchgrow.data.encoded.HEAD_BYTES", 0)
+        patch.setattr("hvd_batchgrow.data.images.encoded_dataset.HEAD_BYTES", 0)
         feed = EvaluationFeed(samples, CentreCrop((20, 20), 20), [range(10)])
         with pytest.raises(BadSample, match=rf"sample 6 \({path}\): cannot be decoded") as bad:
             next(torch_inputs(feed, PLAIN, 0, 1) if name == "torch" else dali_inputs(feed, PLAIN, 0, 1, 1))

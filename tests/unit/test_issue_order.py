@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from hvd_batchgrow.comm.issue_order import IssueOrder
-from hvd_batchgrow.errors import RunError
+from hvd_batchgrow.comm.ordered_collectives import IssueOrder
+from hvd_batchgrow.messages.errors import RunError
 
 RANKS = 3
 

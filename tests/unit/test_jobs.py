@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from hvd_batchgrow.data.known import check_data, known_num_samples
+from hvd_batchgrow.data.sources.specs import check_data, known_num_samples
 from hvd_batchgrow.job_file import load_job
-from hvd_batchgrow.nn.models import check_model
-from hvd_batchgrow.schedule.growth import Wish, form_decision
+from hvd_batchgrow.nn.networks.registry import check_model
+from hvd_batchgrow.schedule.adaptive.batch_requests import Wish, form_decision
 from hvd_batchgrow.schedule.plan import Plan, compile_plan
 
 JOBS = Path(__file__).parents[2] / "jobs"

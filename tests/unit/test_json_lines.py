@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from hvd_batchgrow.errors import RunError
-from hvd_batchgrow.json_lines import JsonLines, read_json_lines
+from hvd_batchgrow.messages.errors import RunError
+from hvd_batchgrow.storage.json_lines import JsonLines, read_json_lines
 
 
 def test_a_line_that_a_kill_cut_short_is_left_out_and_not_written_on(tmp_path: Path) -> None:

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from benchmarks.lars import loop, resnet50_shapes, timm_lars
-from hvd_batchgrow.errors import JobError
+from hvd_batchgrow.messages.errors import JobError
 from hvd_batchgrow.optim import lars
 from hvd_batchgrow.optim.build import build_optimizer, set_hyperparameters
 from hvd_batchgrow.optim.lars import Lars
-from hvd_batchgrow.optim.parts import parts_of_size
+from hvd_batchgrow.optim.tensor_groups import parts_of_size
 from hvd_batchgrow.schedule.plan import Plan, compile_plan
 from hvd_batchgrow.schedule.transitions import describe_transitions
 from tests.helpers import NUM_TRAIN, small_job

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from hvd_batchgrow.cli import main
 from hvd_batchgrow.comm.ranks import SingleRank
-from hvd_batchgrow.data.consumed import digest
-from hvd_batchgrow.data.stream import Stream
+from hvd_batchgrow.data.order.order_digest import digest
+from hvd_batchgrow.data.order.stream import Stream
 from hvd_batchgrow.job_file import parse_job
-from hvd_batchgrow.proof.digest import compare_weights, final_weights
 from hvd_batchgrow.schedule.plan import compile_plan
-from hvd_batchgrow.train.stop import StopRequest
+from hvd_batchgrow.train.liveness.stop import StopRequest
+from hvd_batchgrow.verification.digest import compare_weights, final_weights
 from tests.helpers import NUM_TRAIN, job_tree, small_job, small_source
 from tests.training import make_trainer
 

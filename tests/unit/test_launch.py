@@ -5,8 +5,8 @@ import types
 
 import pytest
 
-from hvd_batchgrow.comm.connect import connect
-from hvd_batchgrow.comm.launch import (
+from hvd_batchgrow.comm.backend import connect
+from hvd_batchgrow.comm.launcher_env import (
     GLOO,
     OPEN_MPI,
     OTHER_MPI,
@@ -20,7 +20,7 @@ from hvd_batchgrow.comm.launch import (
 )
 from hvd_batchgrow.comm.ranks import Ranks, SingleRank
 from hvd_batchgrow.comm.rendezvous import derived_port, first_host, meeting_point
-from hvd_batchgrow.errors import RunError
+from hvd_batchgrow.messages.errors import RunError
 
 
 @pytest.mark.parametrize(

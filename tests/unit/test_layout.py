@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hvd_batchgrow.data.stream import groups_of_rank
+from hvd_batchgrow.data.order.stream import groups_of_rank
 from hvd_batchgrow.schedule.layout import Layout, divisors, form_layout, formable_ranks
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from hvd_batchgrow.job_file import parse_job
-from hvd_batchgrow.schedule.growth import Wish, form_decision
+from hvd_batchgrow.schedule.adaptive.batch_requests import Wish, form_decision
 from hvd_batchgrow.schedule.plan import Plan, compile_plan
 from hvd_batchgrow.schedule.transitions import describe_transitions
 from tests.helpers import NUM_TRAIN, measured_job

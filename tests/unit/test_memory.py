@@ -8,12 +8,12 @@ import sys
 
 import pytest
 
-from hvd_batchgrow.train.memory import keep_freed_memory
+from hvd_batchgrow.train.malloc_tuning import keep_freed_memory
 
 PROGRAM = """
 import resource, sys
 import torch
-from hvd_batchgrow.train.memory import keep_freed_memory
+from hvd_batchgrow.train.malloc_tuning import keep_freed_memory
 
 if sys.argv[1] == "keep":
     assert keep_freed_memory({})

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from hvd_batchgrow.comm.ranks import SingleRank
 from hvd_batchgrow.config import Job
-from hvd_batchgrow.errors import JobError
 from hvd_batchgrow.job_file import parse_job
-from hvd_batchgrow.nn.ghost_batch_norm import ghost_norms
-from hvd_batchgrow.nn.models import build_model, check_model
+from hvd_batchgrow.messages.errors import JobError
+from hvd_batchgrow.nn.ghost.ghost_batch_norm import ghost_norms
+from hvd_batchgrow.nn.networks.registry import build_model, check_model
 from hvd_batchgrow.optim.build import build_optimizer
 from hvd_batchgrow.schedule.phases import Phase
 from hvd_batchgrow.train.update.engine import UpdateEngine

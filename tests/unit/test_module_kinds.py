@@ -18,14 +18,14 @@ from torch import Tensor, nn
 from hvd_batchgrow.cli import main
 from hvd_batchgrow.comm.ranks import SingleRank
 from hvd_batchgrow.config import Job
-from hvd_batchgrow.errors import JobError, RunError
 from hvd_batchgrow.job_file import parse_job
-from hvd_batchgrow.nn.extra_state import plain_fault
-from hvd_batchgrow.nn.ghost_batch_norm import GhostBatchNorm1d
-from hvd_batchgrow.nn.models import build_model, forward_state
-from hvd_batchgrow.proof.verify import find_hazards
+from hvd_batchgrow.messages.errors import JobError, RunError
+from hvd_batchgrow.nn.ghost.ghost_batch_norm import GhostBatchNorm1d
+from hvd_batchgrow.nn.networks.registry import build_model, forward_state
+from hvd_batchgrow.nn.state.extra_state import plain_fault
 from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint
 from hvd_batchgrow.train.events import Observer, RunStarted
+from hvd_batchgrow.verification.verify import find_hazards
 from tests.helpers import job_tree, small_job, small_source
 from tests.training import Recorder, StopAfter, digest, make_trainer, train
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from hvd_batchgrow.nn.small_conv_net import SmallConvNet
+from hvd_batchgrow.nn.networks.small_conv_net import SmallConvNet
 from hvd_batchgrow.optim.build import build_optimizer, set_hyperparameters
 from hvd_batchgrow.schedule.phases import Phase
 from tests.helpers import small_job

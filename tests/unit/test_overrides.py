@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from hvd_batchgrow.cli import main
 from hvd_batchgrow.job_file import override_words, split_overrides
-from hvd_batchgrow.toml_file import read_value
+from hvd_batchgrow.storage.toml_file import read_value
 from tests.helpers import job_tree, measured_tree
 
 ARGUMENTS = {"dense": True, "widths": [4, 8], "scale": 0.5, "label": "a=b: 'c' 😀"}

@@ -19,12 +19,12 @@ import torch
 from torch import nn
 
 from hvd_batchgrow.config import Job
-from hvd_batchgrow.errors import JobError
 from hvd_batchgrow.job_file import parse_job
-from hvd_batchgrow.nn import torchvision_shim
-from hvd_batchgrow.nn.ghost_batch_norm import ghost_norms
-from hvd_batchgrow.nn.models import build_model, check_model
-from hvd_batchgrow.nn.torchvision_shim import import_torchvision
+from hvd_batchgrow.messages.errors import JobError
+from hvd_batchgrow.nn.ghost.ghost_batch_norm import ghost_norms
+from hvd_batchgrow.nn.networks import torchvision_shim
+from hvd_batchgrow.nn.networks.registry import build_model, check_model
+from hvd_batchgrow.nn.networks.torchvision_shim import import_torchvision
 from tests.helpers import job_tree
 
 GROUP, NUM_CLASSES, SHAPE = 4, 5, (6, 7, 3)
@@ -34,7 +34,7 @@ NETS = """
     import numpy as np
     import torch
     from torch import nn
-    from hvd_batchgrow.nn.ghost_batch_norm import GhostBatchNorm2d
+    from hvd_batchgrow.nn.ghost.ghost_batch_norm import GhostBatchNorm2d
 
     class Net(nn.Module):
         def __init__(self, num_classes, width=4, norm=nn.BatchNorm2d):

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from hvd_batchgrow.data.permutation import ROUNDS, Permutation
-from hvd_batchgrow.data.stream import Stream
+from hvd_batchgrow.data.order.permutation import ROUNDS, Permutation
+from hvd_batchgrow.data.order.stream import Stream
 
 Order = NDArray[np.int64]
 

@@ -15,16 +15,16 @@ from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
 from hvd_batchgrow.config import DataSection
-from hvd_batchgrow.data import encoded
-from hvd_batchgrow.data.augment import Augment, CentreCrop, CropFlip, ResizedCrop
-from hvd_batchgrow.data.dali import cause_of, channels_first, dali_inputs, make_pipeline
-from hvd_batchgrow.data.encoded import EncodedSamples
-from hvd_batchgrow.data.feed import EvaluationFeed, GroupFeed
-from hvd_batchgrow.data.pipeline import Batch, Reader, batches, choose_pipeline
-from hvd_batchgrow.data.pixels import Finish, cut_and_mirror, torch_inputs
-from hvd_batchgrow.data.samples import ArraySamples, BadSample, Samples, Source, raise_bad
-from hvd_batchgrow.data.stream import Stream, groups_of_rank
-from hvd_batchgrow.errors import JobError, RunError
+from hvd_batchgrow.data.datasets.dataset import ArraySamples, BadSample, Samples, Source, raise_bad
+from hvd_batchgrow.data.images import encoded_dataset
+from hvd_batchgrow.data.images.encoded_dataset import EncodedSamples
+from hvd_batchgrow.data.order.stream import Stream, groups_of_rank
+from hvd_batchgrow.data.pipeline.crops import Augment, CentreCrop, CropFlip, ResizedCrop
+from hvd_batchgrow.data.pipeline.dali_pipeline import cause_of, channels_first, dali_inputs, make_pipeline
+from hvd_batchgrow.data.pipeline.reader import Batch, Reader, batches, choose_pipeline
+from hvd_batchgrow.data.pipeline.sampler import EvaluationFeed, GroupFeed
+from hvd_batchgrow.data.pipeline.torch_pipeline import Finish, cut_and_mirror, torch_inputs
+from hvd_batchgrow.messages.errors import JobError, RunError
 from tests.helpers import SIDE, encoded_samples, small_source
 
 FINISH = Finish((0.5, 0.4, 0.3), (0.25, 0.2, 0.3))
@@ -341,7 +341,7 @@ DAMAGES = [(name, how) for name in PIPELINES for how in ("missing", "truncated",
 @pytest.fixture
 def short_head(monkeypatch: pytest.MonkeyPatch) -> None:
     """So little of each image is checked when it is read that damage beyond it is left to the decoder."""
-    monkeypatch.setattr(encoded, "HEAD_BYTES", 64)
+    monkeypatch.setattr(encoded_dataset, "HEAD_BYTES", 64)
 
 
 def damaged(folder: Path, how: str) -> EncodedSamples:

@@ -14,9 +14,9 @@ from torch.utils.checkpoint import checkpoint
 from hvd_batchgrow.comm.ranks import SingleRank
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.job_file import parse_job
-from hvd_batchgrow.proof.plain_autograd import PlainRun
-from hvd_batchgrow.proof.rounding import NUM_REPEATS, Deviation, RoundingLimits, States
-from hvd_batchgrow.train.loop import Trainer
+from hvd_batchgrow.train.trainer import Trainer
+from hvd_batchgrow.verification.autograd_reference import PlainRun
+from hvd_batchgrow.verification.rounding_limits import NUM_REPEATS, Deviation, RoundingLimits, States
 from tests.helpers import job_tree, small_source
 from tests.training import make_trainer
 

@@ -13,11 +13,11 @@ import pytest
 import hvd_batchgrow
 from hvd_batchgrow.cli import main
 from hvd_batchgrow.cli.common import terminal
+from hvd_batchgrow.observers.console import PlainConsole
+from hvd_batchgrow.observers.console_tables import number_table, print_table
+from hvd_batchgrow.observers.progress import ProgressDisplay, work_progress
 from hvd_batchgrow.schedule.plan import compile_plan
 from hvd_batchgrow.train.events import Evaluation, RunEnded, RunStarted, TrainRecord
-from hvd_batchgrow.watch.console import PlainConsole
-from hvd_batchgrow.watch.progress import ProgressDisplay, work_progress
-from hvd_batchgrow.watch.tables import number_table, print_table
 from tests.helpers import NUM_TRAIN, small_job
 
 ROOT = Path(hvd_batchgrow.__file__).parent
@@ -131,8 +131,8 @@ def doubtful(tree: ast.AST) -> Iterator[str]:
 
 def test_only_one_file_could_parse_markup() -> None:
     found = {str(p.relative_to(ROOT)): [*doubtful(ast.parse(p.read_text()))] for p in sorted(ROOT.rglob("*.py"))}
-    assert {name: uses for name, uses in found.items() if uses and name != "watch/console.py"} == {}
-    assert found["watch/console.py"]
+    assert {name: uses for name, uses in found.items() if uses and name != "observers/console.py"} == {}
+    assert found["observers/console.py"]
 
 
 @pytest.mark.parametrize(

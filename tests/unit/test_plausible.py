@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from hvd_batchgrow.cli import main
 from hvd_batchgrow.config import DataSection
-from hvd_batchgrow.data.known import check_data
-from hvd_batchgrow.data.samples import Source
-from hvd_batchgrow.data.sources import load_source
-from hvd_batchgrow.errors import JobError, RunError
+from hvd_batchgrow.data.datasets.dataset import Source
+from hvd_batchgrow.data.sources.registry import load_source
+from hvd_batchgrow.data.sources.specs import check_data
+from hvd_batchgrow.messages.errors import JobError, RunError
 from tests.helpers import idx_bytes
 
 GENERATOR = np.random.default_rng(3)
@@ -279,7 +279,7 @@ def test_idx_files_are_checked_alike(cache: Path, tmp_path: Path) -> None:
 
 OWN = """
 import numpy as np
-from hvd_batchgrow.data.samples import ArraySamples, Source
+from hvd_batchgrow.data.datasets.dataset import ArraySamples, Source
 
 def source(data):
     shape, mean, deviation = {shape}, {mean}, {deviation}

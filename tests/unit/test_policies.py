@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from hvd_batchgrow.config import Job
-from hvd_batchgrow.errors import JobError
 from hvd_batchgrow.job_file import parse_job
+from hvd_batchgrow.messages.errors import JobError
 from hvd_batchgrow.schedule.phases import Phase
 from hvd_batchgrow.schedule.plan import Plan, compile_plan
 from hvd_batchgrow.schedule.transitions import describe_transitions

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hvd_batchgrow.nn.ghost_batch_norm import GhostBatchNorm2d
-from hvd_batchgrow.nn.randomness import WHOLE, own_randomness
-from hvd_batchgrow.nn.small_conv_net import SmallConvNet
+from hvd_batchgrow.nn.checks.rng_use import WHOLE, own_randomness
+from hvd_batchgrow.nn.ghost.ghost_batch_norm import GhostBatchNorm2d
+from hvd_batchgrow.nn.networks.small_conv_net import SmallConvNet
 
 EXAMPLE = torch.randn(3, 2, 4, 4, generator=torch.Generator().manual_seed(1))
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from hvd_batchgrow.cli import main
-from hvd_batchgrow.json_lines import read_json_lines
-from hvd_batchgrow.proof.audit import audit, read_consumed
-from hvd_batchgrow.proof.digest import compare_weights, final_weights
+from hvd_batchgrow.storage.json_lines import read_json_lines
 from hvd_batchgrow.train.events import UpdateDone
-from hvd_batchgrow.train.record_gap import record_gap
+from hvd_batchgrow.train.run.record_gaps import record_gap
+from hvd_batchgrow.verification.audit import audit, read_consumed
+from hvd_batchgrow.verification.digest import compare_weights, final_weights
 
 RUN = Path("runs/small")
 RECORD = RUN / "consumed.jsonl"

@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 
 from hvd_batchgrow.cli import main
-from hvd_batchgrow.errors import JobError, RunError
-from hvd_batchgrow.json_lines import JsonLines
-from hvd_batchgrow.proof.audit import read_consumed
-from hvd_batchgrow.schedule.decisions import read_decisions
-from hvd_batchgrow.schedule.measured import load_probe
+from hvd_batchgrow.messages.errors import JobError, RunError
+from hvd_batchgrow.schedule.adaptive.decisions import read_decisions
+from hvd_batchgrow.schedule.cost.probe_file import load_probe
 from hvd_batchgrow.slurm.ledger import read_ledger
-from hvd_batchgrow.train.run_folder import read_plan
-from hvd_batchgrow.train.run_lock import RunLock
+from hvd_batchgrow.storage.json_lines import JsonLines
+from hvd_batchgrow.train.run.run_folder import read_plan
+from hvd_batchgrow.train.run.run_lock import RunLock
+from hvd_batchgrow.verification.audit import read_consumed
 
 
 @pytest.fixture(autouse=True)

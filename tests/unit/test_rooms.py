@@ -12,9 +12,8 @@ import hvd_batchgrow
 
 ROOT = Path(hvd_batchgrow.__file__).parent
 ORDER = (
-    *("errors", "near", "allowed", "own_code", "regular", "strict_json", "json_lines", "toml_file", "comm"),
-    *("interrupt", "config", "schedule", "data", "nn", "optim", "slurm", "job_file"),
-    *("train", "proof", "watch", "library", "cli"),
+    *("messages", "import_string", "storage", "comm", "interrupt", "config", "schedule", "data", "nn", "optim", "slurm"),
+    *("job_file", "train", "verification", "observers", "library", "cli"),
 )
 """Each knows none but those before it."""
 

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from hvd_batchgrow.config import UpdateSection
-from hvd_batchgrow.errors import RunError
-from hvd_batchgrow.proof.rounding import Noise, RoundingLimits, noise_size
+from hvd_batchgrow.messages.errors import RunError
+from hvd_batchgrow.verification.rounding_limits import Noise, RoundingLimits, noise_size
 
 CPU = torch.device("cpu")
 

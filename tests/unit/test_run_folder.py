@@ -15,14 +15,14 @@ import pytest
 
 from hvd_batchgrow.comm.ranks import AgreedFailure, SingleRank
 from hvd_batchgrow.config import Job
-from hvd_batchgrow.errors import RunError
 from hvd_batchgrow.job_file import parse_job
-from hvd_batchgrow.nn.ghost_choice import kernels_for_cpu
+from hvd_batchgrow.messages.errors import RunError
+from hvd_batchgrow.nn.ghost.ghost_choice import kernels_for_cpu
 from hvd_batchgrow.schedule.plan import compile_plan
-from hvd_batchgrow.train import run_lock
 from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint, write_checkpoint
-from hvd_batchgrow.train.run_folder import open_run
-from hvd_batchgrow.train.run_lock import RunLock
+from hvd_batchgrow.train.run import run_lock
+from hvd_batchgrow.train.run.run_folder import open_run
+from hvd_batchgrow.train.run.run_lock import RunLock
 from tests.helpers import NUM_TRAIN, small_job
 
 EMPTY: dict[str, Any] = {"state": {}, "param_groups": []}
@@ -54,7 +54,7 @@ def test_a_new_run_leaves_what_it_was_made_from(tmp_path: Path) -> None:
 
 def test_a_resume_with_other_ghost_norms_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for kernels, told in (("C", []), ("PyTorch", ["was 'C', is 'PyTorch'"]), ("PyTorch", [])):
-        monkeypatch.setattr("hvd_batchgrow.train.run_folder.kernels_for_cpu", lambda kernels=kernels: kernels)
+        monkeypatch.setattr("hvd_batchgrow.train.run.run_folder.kernels_for_cpu", lambda kernels=kernels: kernels)
         _, notes = open_(tmp_path / "run", small_job(), resume=True)
         save(tmp_path / "run", small_job())
         assert notes == [f"changed since the last start: ghost norms on a CPU {each}" for each in told]
@@ -215,7 +215,7 @@ def test_the_lock_of_a_dead_holder_on_another_machine_is_taken_over(
 def test_the_lock_of_a_process_that_was_killed_is_free_at_once(tmp_path: Path) -> None:
     folder = tmp_path / "runs" / "run"
     program = (
-        "import sys, time; from pathlib import Path; from hvd_batchgrow.train.run_lock import RunLock\n"
+        "import sys, time; from pathlib import Path; from hvd_batchgrow.train.run.run_lock import RunLock\n"
         "RunLock(Path(sys.argv[1])).take(); print('taken', flush=True); time.sleep(60)"
     )
     words = [sys.executable, "-c", program, str(folder)]

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hvd_batchgrow.config import Job
-from hvd_batchgrow.errors import JobError
+from hvd_batchgrow.messages.errors import JobError
 from hvd_batchgrow.schedule.noise import NoiseScale
 from hvd_batchgrow.schedule.phases import Schedule, compile_schedule
 from hvd_batchgrow.schedule.plan import compile_plan

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 import hvd_batchgrow
 from hvd_batchgrow.cli import main
-from hvd_batchgrow.data.cache import cached_arrays
-from hvd_batchgrow.errors import RunError
+from hvd_batchgrow.data.datasets.cache import cached_arrays
+from hvd_batchgrow.messages.errors import RunError
 from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint, checkpoint_paths, write_checkpoint
 
 SOURCES = sorted(Path(hvd_batchgrow.__file__).parent.rglob("*.py"))

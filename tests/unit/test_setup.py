@@ -85,9 +85,9 @@ def test_what_ends_a_build_before_the_compiler_is_shown_as_well(log: str, expect
 def checkout(tmp_path: Path) -> Path:
     """What tools/setup.sh reads, with a stand-in for .venv's Python and a build of Horovod that fails."""
     checkout = tmp_path / "check out"
-    for name in ("tools", "hvd_batchgrow/nn", ".venv/bin"):
+    for name in ("tools", "hvd_batchgrow/nn/ghost", ".venv/bin"):
         (checkout / name).mkdir(parents=True)
-    for name in ("pyproject.toml", "setup.py", "hvd_batchgrow/nn/ghost_cpu.c"):
+    for name in ("pyproject.toml", "setup.py", "hvd_batchgrow/nn/ghost/ghost_cpu.c"):
         shutil.copy(ROOT / name, checkout / name)
     shutil.copytree(ROOT / "tools", checkout / "tools", dirs_exist_ok=True)
     for path, text in ((".venv/bin/python", PYTHON), ("tools/build-horovod.sh", BUILD)):

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from hvd_batchgrow.data.shards import find_shards
-from hvd_batchgrow.errors import JobError, RunError
+from hvd_batchgrow.data.images.shards import find_shards
+from hvd_batchgrow.messages.errors import JobError, RunError
 from tests.pictures import RECORDS, TARS, Form, pictures
 
 pytestmark = pytest.mark.usefixtures("cache")

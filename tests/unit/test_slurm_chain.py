@@ -13,12 +13,12 @@ import pytest
 
 from hvd_batchgrow.cli import main
 from hvd_batchgrow.config import Job
-from hvd_batchgrow.errors import RunError
 from hvd_batchgrow.job_file import load_job
+from hvd_batchgrow.messages.errors import RunError
 from hvd_batchgrow.schedule.plan import compile_plan
 from hvd_batchgrow.slurm.chain import Site, make_scripts, open_chain, submit_chain, table_lines, trouble_lines
+from hvd_batchgrow.slurm.chain_jobs import Link, make_links
 from hvd_batchgrow.slurm.ledger import Ledger, read_ledger, submitting, write_ledger
-from hvd_batchgrow.slurm.links import Link, make_links
 from hvd_batchgrow.slurm.render import ARGUMENTS
 from hvd_batchgrow.slurm.scheduler import JobState, Scheduler, Slurm, run_command
 from tests.helpers import NUM_TRAIN, small_job

@@ -12,13 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hvd_batchgrow.errors import JobError
+from hvd_batchgrow.messages.errors import JobError
 from hvd_batchgrow.schedule.plan import Plan, compile_plan
 from hvd_batchgrow.slurm.chain import Site, make_scripts
-from hvd_batchgrow.slurm.links import chain_job, make_links
+from hvd_batchgrow.slurm.chain_jobs import chain_job, make_links
 from hvd_batchgrow.slurm.render import ARGUMENTS, directive, dry_commands, extra_options, log_pattern, render
-from hvd_batchgrow.train.link import check_width
-from hvd_batchgrow.train.run import _notes_on_ranks
+from hvd_batchgrow.train.run.phase_range import check_width
+from hvd_batchgrow.train.run.run import _notes_on_ranks
 from tests.helpers import NUM_TRAIN, measured_job, small_job
 
 ROOT = Path(__file__).parents[2]

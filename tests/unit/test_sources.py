@@ -13,12 +13,12 @@ import pytest
 import torch
 
 from hvd_batchgrow.config import SOURCES, DataSection
-from hvd_batchgrow.data import fashion_mnist
-from hvd_batchgrow.data.known import check_data, known_num_samples, num_held_out
-from hvd_batchgrow.data.pipeline import Reader
-from hvd_batchgrow.data.samples import Source, raise_bad
-from hvd_batchgrow.data.sources import LOADERS, load_source
-from hvd_batchgrow.errors import JobError, RunError
+from hvd_batchgrow.data.datasets.dataset import Source, raise_bad
+from hvd_batchgrow.data.pipeline.reader import Reader
+from hvd_batchgrow.data.sources import fashion_mnist
+from hvd_batchgrow.data.sources.registry import LOADERS, load_source
+from hvd_batchgrow.data.sources.specs import check_data, known_num_samples, num_held_out
+from hvd_batchgrow.messages.errors import JobError, RunError
 from tests.helpers import NUM_TRAIN, small_job, small_source, write_idx_folder
 
 pytestmark = pytest.mark.usefixtures("cache")
@@ -80,7 +80,7 @@ def test_encoded_sources_are_imported_when_used(monkeypatch: pytest.MonkeyPatch,
         asked.append(data.num_classes)
         return made
 
-    monkeypatch.setitem(sys.modules, f"hvd_batchgrow.data.{module}", types.SimpleNamespace(load=load))
+    monkeypatch.setitem(sys.modules, f"hvd_batchgrow.data.sources.{module}", types.SimpleNamespace(load=load))
     load_source(section(source, crop_pixels=8, num_samples=NUM_TRAIN), 0, no_report)
     assert asked == [1000 if source == "imagenet" else None]
     if source == "imagenet":  # its size is known, and is not this one
@@ -93,8 +93,8 @@ def test_encoded_sources_are_imported_when_used(monkeypatch: pytest.MonkeyPatch,
 
 OWN = """
 import numpy as np
-from hvd_batchgrow.data.samples import ArraySamples, Source
-from hvd_batchgrow.errors import RunError
+from hvd_batchgrow.data.datasets.dataset import ArraySamples, Source
+from hvd_batchgrow.messages.errors import RunError
 
 def rows(n, labels=None):
     return ArraySamples(np.ones((n, 2), np.float32), np.zeros(n, np.int64) if labels is None else labels)
@@ -156,7 +156,11 @@ def test_rows_of_ones_own_may_be_float64_and_are_standardised_so(own: None) -> N
     [
         ("own_faulty:f", JobError, r"data.source: own_faulty:f cannot be imported: ModuleNotFoundError: .*line 1\)"),
         ("own_source:f", JobError, r"data.source: own_source:f: own_source has no such name"),
-        ("own_source:nothing", JobError, r"must return a hvd_batchgrow.data.samples.Source, returned NoneType"),
+        (
+            "own_source:nothing",
+            JobError,
+            r"must return a hvd_batchgrow.data.datasets.dataset.Source, returned NoneType",
+        ),
         ("own_source:broken", RunError, r"'own_source:broken' failed: KeyError: 'key' \(.*own_source.py, line 20\)"),
         ("own_source:told", RunError, r"^the disk is full$"),
         ("own_source:stripped", JobError, r"train lacks kind\n.*train lacks shape"),
@@ -277,7 +281,7 @@ def test_a_section_that_does_not_fit_is_not_loaded() -> None:
 
 
 def test_a_section_is_checked_without_torch() -> None:
-    code = "import sys; import hvd_batchgrow.data.known; sys.exit('torch' in sys.modules)"
+    code = "import sys; import hvd_batchgrow.data.sources.specs; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hvd_batchgrow.data.philox import philox4x32
-from hvd_batchgrow.data.stream import Stream, groups_of_rank, sample_draws
+from hvd_batchgrow.data.order.philox import philox4x32
+from hvd_batchgrow.data.order.stream import Stream, groups_of_rank, sample_draws
 
 
 @pytest.mark.parametrize(

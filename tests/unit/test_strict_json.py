@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 import hvd_batchgrow
-from hvd_batchgrow.json_lines import JsonLines, read_json_lines
-from hvd_batchgrow.schedule.decisions import Decision, decisions_text
-from hvd_batchgrow.strict_json import dump_json
-from hvd_batchgrow.train.fork import json_bytes
+from hvd_batchgrow.schedule.adaptive.decisions import Decision, decisions_text
+from hvd_batchgrow.storage.json_lines import JsonLines, read_json_lines
+from hvd_batchgrow.storage.strict_json import dump_json
+from hvd_batchgrow.train.run.fork import json_bytes
 
 ROOT = Path(hvd_batchgrow.__file__).parent
 TREE: dict[str, Any] = {"samples": 1, "loss": math.nan, "high": [math.inf, (-math.inf, 0.5)], "name": "NaN"}
@@ -54,14 +54,14 @@ def writers(tree: ast.AST) -> list[str]:
 
 
 # Their text is hashed as the name of a cache, from paths and whole numbers alone.
-HASHED = {"data/image_folder.py", "data/shards.py"}
+HASHED = {"data/sources/image_folder.py", "data/images/shards.py"}
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT)))
 def test_only_one_place_writes_json(path: Path) -> None:
     name = str(path.relative_to(ROOT))
     found = writers(ast.parse(path.read_text()))
-    assert not found or name in {"strict_json.py", *HASHED}, found
+    assert not found or name in {"storage/strict_json.py", *HASHED}, found
 
 
 def test_the_search_for_writers_finds_them() -> None:

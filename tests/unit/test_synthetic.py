@@ -9,9 +9,9 @@ import pytest
 from numpy.typing import NDArray
 
 from hvd_batchgrow.config import DataSection
-from hvd_batchgrow.data.samples import Samples, Source
-from hvd_batchgrow.data.sources import load_source
-from hvd_batchgrow.errors import JobError
+from hvd_batchgrow.data.datasets.dataset import Samples, Source
+from hvd_batchgrow.data.sources.registry import load_source
+from hvd_batchgrow.messages.errors import JobError
 
 
 def no_report(what: str, done: int, total: int) -> None:

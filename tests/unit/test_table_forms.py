@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from hvd_batchgrow.config import DataSection
-from hvd_batchgrow.data.samples import Source
-from hvd_batchgrow.data.sources import load_source
-from hvd_batchgrow.errors import JobError, RunError
+from hvd_batchgrow.data.datasets.dataset import Source
+from hvd_batchgrow.data.sources.registry import load_source
+from hvd_batchgrow.messages.errors import JobError, RunError
 
 pytestmark = pytest.mark.usefixtures("cache")
 ROWS, LABELS = [[1.5, 2.0], [3.0, 4.25]], [0, 1]

@@ -16,11 +16,11 @@ import torch
 from numpy.typing import NDArray
 
 from hvd_batchgrow.config import DataSection
-from hvd_batchgrow.data.pipeline import Reader
-from hvd_batchgrow.data.samples import Source, raise_bad
-from hvd_batchgrow.data.sources import load_source
-from hvd_batchgrow.data.stream import Stream
-from hvd_batchgrow.errors import JobError, RunError
+from hvd_batchgrow.data.datasets.dataset import Source, raise_bad
+from hvd_batchgrow.data.order.stream import Stream
+from hvd_batchgrow.data.pipeline.reader import Reader
+from hvd_batchgrow.data.sources.registry import load_source
+from hvd_batchgrow.messages.errors import JobError, RunError
 
 pytestmark = pytest.mark.usefixtures("cache")
 START = 1_700_000_000

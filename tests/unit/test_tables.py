@@ -17,12 +17,12 @@ import pytest
 from numpy.typing import NDArray
 
 from hvd_batchgrow.config import DataSection
-from hvd_batchgrow.data import tables
-from hvd_batchgrow.data.samples import Samples, Source
-from hvd_batchgrow.data.sources import load_source
-from hvd_batchgrow.data.stream import Stream
-from hvd_batchgrow.data.table_source import held_out_rows
-from hvd_batchgrow.errors import JobError, RunError
+from hvd_batchgrow.data.datasets.dataset import Samples, Source
+from hvd_batchgrow.data.order.stream import Stream
+from hvd_batchgrow.data.sources import tabular
+from hvd_batchgrow.data.sources.registry import load_source
+from hvd_batchgrow.data.tables.table_dataset import held_out_rows
+from hvd_batchgrow.messages.errors import JobError, RunError
 
 GENERATOR = np.random.default_rng(3)
 KINDS = pytest.mark.parametrize("kind", ["csv", "parquet"])
@@ -160,7 +160,7 @@ def test_a_share_of_the_rows_is_tested_on(tmp_path: Path, kind: str, monkeypatch
     assert source.mean == pytest.approx(rows[train].mean(axis=0, dtype=np.float64))
     place = {"csv": f"line {test[0] + 2}", "parquet": f"row {test[0] + 1}"}[kind]
     assert source.test.where(0) == f"{tmp_path / f'train.{kind}'}, {place}"
-    monkeypatch.setattr(tables, "parse", None)  # another seed needs no parsing
+    monkeypatch.setattr(tabular, "parse", None)  # another seed needs no parsing
     other = load(kind, tmp_path, 40, seed=8, held_out=0.2)
     assert (everything(other.test)[0] == rows[held_out_rows(50, 0.2, 8)[1]]).all()
 

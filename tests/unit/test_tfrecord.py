@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from tfrecord.writer import TFRecordWriter
 
-from hvd_batchgrow.data import tfrecord
-from hvd_batchgrow.data.encoded import read_header
-from hvd_batchgrow.data.samples import BadSample
-from hvd_batchgrow.errors import JobError, RunError
+from hvd_batchgrow.data.datasets.dataset import BadSample
+from hvd_batchgrow.data.images.encoded_dataset import read_header
+from hvd_batchgrow.data.sources import tfrecord
+from hvd_batchgrow.messages.errors import JobError, RunError
 from tests.pictures import NUM_TRAIN, RECORDS, assert_holds, overwrite, picture, pictures
 
 pytestmark = pytest.mark.usefixtures("cache")

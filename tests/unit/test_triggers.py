@@ -14,11 +14,11 @@ from pydantic import TypeAdapter
 
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.config.triggers import PlateauTrigger, TriggerSection
-from hvd_batchgrow.schedule.decisions import Decision
-from hvd_batchgrow.schedule.growth import Wish
+from hvd_batchgrow.schedule.adaptive.batch_requests import Wish
+from hvd_batchgrow.schedule.adaptive.decisions import Decision
+from hvd_batchgrow.schedule.adaptive.triggers import Measurement, Measuring, Plateau, bounded, make_trigger
 from hvd_batchgrow.schedule.plan import compile_plan
-from hvd_batchgrow.schedule.triggers import Measurement, Measuring, Plateau, bounded, make_trigger
-from hvd_batchgrow.train.checkpoints.contents import _Plateau
+from hvd_batchgrow.train.checkpoints.schema import _Plateau
 from hvd_batchgrow.train.update.gradient_noise import GradientNoiseScale, NoiseAverage, estimate
 from tests.helpers import NUM_TRAIN, measured_job
 

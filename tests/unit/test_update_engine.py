@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from hvd_batchgrow.comm.ranks import SingleRank
-from hvd_batchgrow.errors import RunError
-from hvd_batchgrow.nn.ghost_batch_norm import GhostBatchNorm1d
+from hvd_batchgrow.messages.errors import RunError
+from hvd_batchgrow.nn.ghost.ghost_batch_norm import GhostBatchNorm1d
 from hvd_batchgrow.schedule.phases import Phase
 from hvd_batchgrow.train.update.engine import UpdateEngine, UpdateResult
 from hvd_batchgrow.train.update.forward import Losses, MicroBatch

@@ -10,10 +10,10 @@ import pytest
 import tomli_w
 
 from hvd_batchgrow.cli import main
-from hvd_batchgrow.errors import JobError, RunError
-from hvd_batchgrow.proof import verify
-from hvd_batchgrow.proof.verify import Shape, default_shapes, parse_shapes
-from hvd_batchgrow.train.stop import StopAfter, StopRequest
+from hvd_batchgrow.messages.errors import JobError, RunError
+from hvd_batchgrow.train.liveness.stop import StopAfter, StopRequest
+from hvd_batchgrow.verification import verify
+from hvd_batchgrow.verification.verify import Shape, default_shapes, parse_shapes
 from tests.helpers import measured_tree
 
 

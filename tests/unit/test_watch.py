@@ -9,14 +9,14 @@ from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from hvd_batchgrow.job_file import load_job
-from hvd_batchgrow.json_lines import read_json_lines
+from hvd_batchgrow.observers.console_tables import plan_text, print_plan, result_table
+from hvd_batchgrow.observers.metrics import MetricsFile
+from hvd_batchgrow.observers.progress import ProgressDisplay, work_progress
+from hvd_batchgrow.observers.tensorboard import TensorBoard
 from hvd_batchgrow.schedule.plan import compile_plan
 from hvd_batchgrow.schedule.twin import decay_twin
+from hvd_batchgrow.storage.json_lines import read_json_lines
 from hvd_batchgrow.train.events import Evaluation, Observer, RunEnded, RunStarted, TrainRecord
-from hvd_batchgrow.watch.metrics import MetricsFile
-from hvd_batchgrow.watch.progress import ProgressDisplay, work_progress
-from hvd_batchgrow.watch.tables import plan_text, print_plan, result_table
-from hvd_batchgrow.watch.tensorboard import TensorBoard
 from tests.helpers import NUM_TRAIN, small_job
 
 PLAN = compile_plan(small_job(), 2, NUM_TRAIN)

@@ -11,7 +11,7 @@ import time
 import pytest
 
 from hvd_batchgrow.comm.ranks import SingleRank
-from hvd_batchgrow.train.watchdog import WAITING, Pulse, Watchdog
+from hvd_batchgrow.train.liveness.watchdog import WAITING, Pulse, Watchdog
 
 
 class Listening(SingleRank):
@@ -28,7 +28,7 @@ class Listening(SingleRank):
 
 @pytest.fixture(autouse=True)
 def _no_last_resort(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hvd_batchgrow.train.watchdog._ABORT_GRACE_S", 600.0)
+    monkeypatch.setattr("hvd_batchgrow.train.liveness.watchdog._ABORT_GRACE_S", 600.0)
 
 
 def test_a_rank_that_stalls_is_reported_and_then_ended(capsys: pytest.CaptureFixture[str]) -> None:
@@ -61,7 +61,7 @@ def test_of_an_elastic_job_a_rank_ends_itself_at_once_and_one_that_waits_gives_o
         def close(self) -> None:
             lives.append(0)
 
-    monkeypatch.setattr("hvd_batchgrow.train.watchdog.DeadManSwitch", Switch)
+    monkeypatch.setattr("hvd_batchgrow.train.liveness.watchdog.DeadManSwitch", Switch)
     ranks, pulse = Listening(), Pulse()
     ranks.elastic = True
     pulse.at(stage)
@@ -77,7 +77,8 @@ def test_of_an_elastic_job_a_rank_ends_itself_at_once_and_one_that_waits_gives_o
 @pytest.mark.parametrize("close", [False, True])
 def test_the_kernel_kills_a_process_that_is_stopped(close: bool) -> None:
     code = (
-        "import os, signal, time; from hvd_batchgrow.train.dead_man import DeadManSwitch; switch = DeadManSwitch();"
+        "import os, signal, time; from hvd_batchgrow.train.liveness.self_kill_timer import DeadManSwitch;"
+        "switch = DeadManSwitch();"
         f"switch.set(600); switch.set(0.5); {'switch.close();' if close else ''} print(flush=True);"
         "os.kill(os.getpid(), signal.SIGSTOP)"
     )

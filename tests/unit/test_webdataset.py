@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import webdataset
 
-from hvd_batchgrow.errors import RunError
+from hvd_batchgrow.messages.errors import RunError
 from tests.pictures import TARS, assert_holds, picture, pictures
 
 pytestmark = pytest.mark.usefixtures("cache")

@@ -10,9 +10,9 @@ import pytest
 
 from hvd_batchgrow import __version__
 from hvd_batchgrow.cli import main
+from hvd_batchgrow.cli.argv_checks import options_of
 from hvd_batchgrow.cli.commands import commands_by_name
-from hvd_batchgrow.cli.words import options_of
-from hvd_batchgrow.comm.launch import environment_faults
+from hvd_batchgrow.comm.launcher_env import environment_faults
 
 COMMANDS = "plan, probe, train, twin, submit, status, verify, digest, audit, advise"
 

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hvd_batchgrow.data.class_labels import check_range, count_classes, notes_on_classes
-from hvd_batchgrow.data.plausible import axis_hint, byte_hint
-from hvd_batchgrow.data.samples import ArraySamples, Source
-from hvd_batchgrow.errors import RunError
+from hvd_batchgrow.data.datasets.class_labels import check_range, count_classes, notes_on_classes
+from hvd_batchgrow.data.datasets.dataset import ArraySamples, Source
+from hvd_batchgrow.data.datasets.plausibility import axis_hint, byte_hint
+from hvd_batchgrow.messages.errors import RunError
 
 
 def check_images(images: NDArray[Any], labels: NDArray[Any], place: str) -> None:

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hvd_batchgrow.errors import RunError
-from hvd_batchgrow.strict_json import dump_json
+from hvd_batchgrow.messages.errors import RunError
+from hvd_batchgrow.storage.strict_json import dump_json
 
 _ANOTHER = "another: HVD_BATCHGROW_CACHE=…"
 Arrays = Mapping[str, NDArray[Any]]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from hvd_batchgrow.errors import Fault, JobError, RunError
+from hvd_batchgrow.messages.errors import Fault, JobError, RunError
 
 Labels = NDArray[np.int64]
 Where = Callable[[int], str]

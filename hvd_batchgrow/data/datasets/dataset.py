@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from hvd_batchgrow.errors import RunError
+from hvd_batchgrow.messages.errors import RunError
 
 Ids = NDArray[np.int64]
 Kind = Literal["images", "rows", "encoded"]

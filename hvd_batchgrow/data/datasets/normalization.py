@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hvd_batchgrow.data.samples import Ids, ReportProgress
-from hvd_batchgrow.errors import RunError
+from hvd_batchgrow.data.datasets.dataset import Ids, ReportProgress
+from hvd_batchgrow.messages.errors import RunError
 
 Moments = tuple[NDArray[np.float64], NDArray[np.float64]]
 """Mean and deviation, each (C,) or (features,)."""

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hvd_batchgrow.errors import RunError
+from hvd_batchgrow.messages.errors import RunError
 
 _LEAST_DEVIATION = 0.002
 """Values in [0, 1] deviate by 0.5 at most; 0.5/255 is below this. 1/255, which is above it, gives inputs of 0 … 255."""

@@ -18,13 +18,9 @@ from crc32c import crc32c
 from numpy.typing import NDArray
 
 from hvd_batchgrow.config import DataSection
-from hvd_batchgrow.data.cache import Arrays
-from hvd_batchgrow.data.class_labels import check_range, count_classes, notes_on_classes
-from hvd_batchgrow.data.image_header import inspect_image
-from hvd_batchgrow.data.image_index import text_at
-from hvd_batchgrow.data.image_rgb import UNDECODABLE, fault_text, open_image, oriented, stored_rgb
-from hvd_batchgrow.data.known import need_root
-from hvd_batchgrow.data.samples import (
+from hvd_batchgrow.data.datasets.cache import Arrays
+from hvd_batchgrow.data.datasets.class_labels import check_range, count_classes, notes_on_classes
+from hvd_batchgrow.data.datasets.dataset import (
     IMAGENET_DEVIATION,
     IMAGENET_MEAN,
     BadSample,
@@ -33,7 +29,11 @@ from hvd_batchgrow.data.samples import (
     Samples,
     Source,
 )
-from hvd_batchgrow.errors import Fault, JobError, RunError
+from hvd_batchgrow.data.images.decode_rgb import UNDECODABLE, fault_text, open_image, oriented, stored_rgb
+from hvd_batchgrow.data.images.image_header import inspect_image
+from hvd_batchgrow.data.images.image_index import text_at
+from hvd_batchgrow.data.sources.specs import need_root
+from hvd_batchgrow.messages.errors import Fault, JobError, RunError
 
 Bytes = NDArray[np.uint8]
 HEAD_BYTES = 1 << 14

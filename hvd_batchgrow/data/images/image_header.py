@@ -8,7 +8,14 @@ from typing import BinaryIO, NamedTuple
 
 from PIL import Image
 
-from hvd_batchgrow.data.image_rgb import UNDECODABLE, bytes_at, fault_text, open_image, stored_rgb, take_orientation
+from hvd_batchgrow.data.images.decode_rgb import (
+    UNDECODABLE,
+    bytes_at,
+    fault_text,
+    open_image,
+    stored_rgb,
+    take_orientation,
+)
 
 _END_MARKS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}
 """In the last bytes of a whole file."""

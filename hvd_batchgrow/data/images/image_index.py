@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hvd_batchgrow.data.cache import Arrays
+from hvd_batchgrow.data.datasets.cache import Arrays
 
 
 @dataclass(frozen=True, slots=True)

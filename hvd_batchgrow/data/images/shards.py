@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hvd_batchgrow.config import DataSection
-from hvd_batchgrow.data.cache import Arrays, cached_arrays, file_stamp
-from hvd_batchgrow.data.encoded import NUM_SHOWN, EncodedSamples, listing, nearest, reading, source_root
-from hvd_batchgrow.data.image_index import Entry, make_index
-from hvd_batchgrow.data.samples import ReportProgress
-from hvd_batchgrow.errors import Fault, JobError, RunError
+from hvd_batchgrow.data.datasets.cache import Arrays, cached_arrays, file_stamp
+from hvd_batchgrow.data.datasets.dataset import ReportProgress
+from hvd_batchgrow.data.images.encoded_dataset import NUM_SHOWN, EncodedSamples, listing, nearest, reading, source_root
+from hvd_batchgrow.data.images.image_index import Entry, make_index
+from hvd_batchgrow.messages.errors import Fault, JobError, RunError
 
 _COMPRESSED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz", b"\x28\xb5\x2f\xfd": "unzstd"}
 """How compressed files start, and what unpacks them."""

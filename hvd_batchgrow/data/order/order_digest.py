@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from hvd_batchgrow.data.samples import Ids
-from hvd_batchgrow.data.splitmix import mix
+from hvd_batchgrow.data.datasets.dataset import Ids
+from hvd_batchgrow.data.order.splitmix import mix
 
 
 def entry_digests(entries: Ids, ids: Ids) -> NDArray[np.uint64]:

@@ -8,9 +8,9 @@ from math import ceil
 import numpy as np
 from numpy.typing import NDArray
 
-from hvd_batchgrow.data.permutation import ROUNDS, Permutation
-from hvd_batchgrow.data.philox import philox4x32
-from hvd_batchgrow.data.samples import Ids
+from hvd_batchgrow.data.datasets.dataset import Ids
+from hvd_batchgrow.data.order.permutation import ROUNDS, Permutation
+from hvd_batchgrow.data.order.philox import philox4x32
 
 _ORDER_KEY = 1 << 63
 """Set in the key of the orders, never in that of the draws: seeds are below it."""

@@ -16,12 +16,12 @@ from nvidia.dali import fn, pipeline_def, types
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
-from hvd_batchgrow.data.encoded import EncodedSamples, decode
-from hvd_batchgrow.data.feed import Feed, GroupFeed, RawGroup
-from hvd_batchgrow.data.image_header import inspect_image
-from hvd_batchgrow.data.pixels import Finish, finish_windows
-from hvd_batchgrow.data.samples import BadSample, Samples
-from hvd_batchgrow.errors import RunError
+from hvd_batchgrow.data.datasets.dataset import BadSample, Samples
+from hvd_batchgrow.data.images.encoded_dataset import EncodedSamples, decode
+from hvd_batchgrow.data.images.image_header import inspect_image
+from hvd_batchgrow.data.pipeline.sampler import Feed, GroupFeed, RawGroup
+from hvd_batchgrow.data.pipeline.torch_pipeline import Finish, finish_windows
+from hvd_batchgrow.messages.errors import RunError
 
 _PREFETCH = 2
 """Groups that DALI works on ahead of the one that is asked for."""

@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hvd_batchgrow.config import DataSection
-from hvd_batchgrow.data.augment import Augment, CentreCrop, CropFlip, ResizedCrop
-from hvd_batchgrow.data.feed import EvaluationFeed, Feed, GroupFeed, OnBad, RawGroup
-from hvd_batchgrow.data.pixels import Finish, torch_inputs
-from hvd_batchgrow.data.samples import BadSample, Ids, Samples, Source
-from hvd_batchgrow.data.stream import Stream
-from hvd_batchgrow.errors import Fault, JobError, RunError
+from hvd_batchgrow.data.datasets.dataset import BadSample, Ids, Samples, Source
+from hvd_batchgrow.data.order.stream import Stream
+from hvd_batchgrow.data.pipeline.crops import Augment, CentreCrop, CropFlip, ResizedCrop
+from hvd_batchgrow.data.pipeline.sampler import EvaluationFeed, Feed, GroupFeed, OnBad, RawGroup
+from hvd_batchgrow.data.pipeline.torch_pipeline import Finish, torch_inputs
+from hvd_batchgrow.messages.errors import Fault, JobError, RunError
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Reader:
         def inputs(first: int) -> Iterator[tuple[RawGroup, Tensor]]:
             if kind == "torch":
                 return torch_inputs(feed, finish, first, stride)
-            from hvd_batchgrow.data.dali import dali_inputs
+            from hvd_batchgrow.data.pipeline.dali_pipeline import dali_inputs
 
             # On the CPU the calling thread is busy too: it resizes and normalises what DALI has decoded.
             busy = 0 if self.device.type == "cuda" else 1

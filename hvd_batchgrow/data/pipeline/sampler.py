@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hvd_batchgrow.data.augment import Augment, Placement
-from hvd_batchgrow.data.samples import BadSample, Ids, Samples, raise_bad
-from hvd_batchgrow.data.stream import Stream, sample_draws
-from hvd_batchgrow.errors import RunError
+from hvd_batchgrow.data.datasets.dataset import BadSample, Ids, Samples, raise_bad
+from hvd_batchgrow.data.order.stream import Stream, sample_draws
+from hvd_batchgrow.data.pipeline.crops import Augment, Placement
+from hvd_batchgrow.messages.errors import RunError
 
 OnBad = Callable[[BadSample], None]
 """Told of a sample that is replaced from now on; raises it instead where the job wants that."""

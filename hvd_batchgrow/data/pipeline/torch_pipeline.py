@@ -12,10 +12,10 @@ from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hvd_batchgrow.data.augment import Placement
-from hvd_batchgrow.data.encoded import decode
-from hvd_batchgrow.data.feed import Feed, RawGroup
-from hvd_batchgrow.data.samples import Samples
+from hvd_batchgrow.data.datasets.dataset import Samples
+from hvd_batchgrow.data.images.encoded_dataset import decode
+from hvd_batchgrow.data.pipeline.crops import Placement
+from hvd_batchgrow.data.pipeline.sampler import Feed, RawGroup
 
 _CPU = torch.device("cpu")
 _CACHED_PIXELS = 1 << 18

@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hvd_batchgrow.config import DataSection
-from hvd_batchgrow.data.arrays import array_source
-from hvd_batchgrow.data.cache import Arrays, cached_arrays, file_stamp
-from hvd_batchgrow.data.known import need_root
-from hvd_batchgrow.data.moments import chunks_of, image_moments
-from hvd_batchgrow.data.samples import ReportProgress, Source
-from hvd_batchgrow.errors import RunError
+from hvd_batchgrow.data.datasets.array_dataset import array_source
+from hvd_batchgrow.data.datasets.cache import Arrays, cached_arrays, file_stamp
+from hvd_batchgrow.data.datasets.dataset import ReportProgress, Source
+from hvd_batchgrow.data.datasets.normalization import chunks_of, image_moments
+from hvd_batchgrow.data.sources.specs import need_root
+from hvd_batchgrow.messages.errors import RunError
 
 _PIXEL_BYTES = 3 * 32 * 32
 

@@ -13,10 +13,10 @@ import zlib
 from pathlib import Path
 
 from hvd_batchgrow.config import DataSection
-from hvd_batchgrow.data import idx
-from hvd_batchgrow.data.cache import cache_folder, locked
-from hvd_batchgrow.data.samples import ReportProgress, Source
-from hvd_batchgrow.errors import RunError
+from hvd_batchgrow.data.datasets.cache import cache_folder, locked
+from hvd_batchgrow.data.datasets.dataset import ReportProgress, Source
+from hvd_batchgrow.data.sources import idx
+from hvd_batchgrow.messages.errors import RunError
 
 SHA256 = {
     "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",

@@ -14,13 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hvd_batchgrow.config import DataSection
-from hvd_batchgrow.data.arrays import array_source, check_images, int64_labels, with_channels
-from hvd_batchgrow.data.cache import Arrays, cached_arrays, file_stamp
-from hvd_batchgrow.data.known import need_root
-from hvd_batchgrow.data.moments import chunks_of, image_moments
-from hvd_batchgrow.data.plausible import check_layout, not_cut_to_bits
-from hvd_batchgrow.data.samples import ReportProgress, Source
-from hvd_batchgrow.errors import RunError
+from hvd_batchgrow.data.datasets.array_dataset import array_source, check_images, int64_labels, with_channels
+from hvd_batchgrow.data.datasets.cache import Arrays, cached_arrays, file_stamp
+from hvd_batchgrow.data.datasets.dataset import ReportProgress, Source
+from hvd_batchgrow.data.datasets.normalization import chunks_of, image_moments
+from hvd_batchgrow.data.datasets.plausibility import check_layout, not_cut_to_bits
+from hvd_batchgrow.data.sources.specs import need_root
+from hvd_batchgrow.messages.errors import RunError
 
 NAMES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 """The files of the MNIST family, each possibly gzipped."""

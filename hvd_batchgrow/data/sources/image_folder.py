@@ -14,10 +14,11 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-from hvd_batchgrow.allowed import counted
 from hvd_batchgrow.config import DataSection
-from hvd_batchgrow.data.cache import Arrays, cached_arrays
-from hvd_batchgrow.data.encoded import (
+from hvd_batchgrow.data.datasets.cache import Arrays, cached_arrays
+from hvd_batchgrow.data.datasets.dataset import ReportProgress, Source
+from hvd_batchgrow.data.images.class_folders import EXTENSIONS, Skipped, images_below, is_class_name, is_image_name
+from hvd_batchgrow.data.images.encoded_dataset import (
     NUM_SHOWN,
     EncodedSamples,
     encoded_source,
@@ -27,11 +28,10 @@ from hvd_batchgrow.data.encoded import (
     reading,
     source_root,
 )
-from hvd_batchgrow.data.image_header import bad_header
-from hvd_batchgrow.data.image_index import Entry, make_index
-from hvd_batchgrow.data.image_tree import EXTENSIONS, Skipped, images_below, is_class_name, is_image_name
-from hvd_batchgrow.data.samples import ReportProgress, Source
-from hvd_batchgrow.errors import RunError
+from hvd_batchgrow.data.images.image_header import bad_header
+from hvd_batchgrow.data.images.image_index import Entry, make_index
+from hvd_batchgrow.messages.errors import RunError
+from hvd_batchgrow.messages.schema_messages import counted
 
 _NUM_THREADS = 16
 """That read headers: more than cores, as they mostly wait for the disk."""

@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from hvd_batchgrow.config import DataSection
-from hvd_batchgrow.data import cifar, fashion_mnist, idx, numpy_files, synthetic, tables
-from hvd_batchgrow.data.known import check_data, known_num_samples
-from hvd_batchgrow.data.own import load_own
-from hvd_batchgrow.data.samples import ReportProgress, Source
-from hvd_batchgrow.errors import Fault, JobError, RunError
+from hvd_batchgrow.data.datasets.dataset import ReportProgress, Source
+from hvd_batchgrow.data.sources import cifar, fashion_mnist, idx, npy, synthetic, tabular
+from hvd_batchgrow.data.sources.specs import check_data, known_num_samples
+from hvd_batchgrow.data.sources.user import load_own
+from hvd_batchgrow.messages.errors import Fault, JobError, RunError
 
 Loader = Callable[[DataSection, int, ReportProgress], Source]
 """Given the section, the seed, and whom to tell what takes long."""
@@ -25,7 +25,7 @@ def _encoded(module: str) -> Loader:
     """A loader that is imported when it is used: decoders take a while to import."""
 
     def load(data: DataSection, seed: int, report: ReportProgress) -> Source:
-        return importlib.import_module(f"hvd_batchgrow.data.{module}").load(data, report)  # type: ignore[no-any-return]
+        return importlib.import_module(f"hvd_batchgrow.data.sources.{module}").load(data, report)  # type: ignore[no-any-return]
 
     return load
 
@@ -44,10 +44,10 @@ LOADERS: dict[str, Loader] = {
     "image_folder": _encoded("image_folder"),
     "webdataset": _encoded("webdataset"),
     "tfrecord": _encoded("tfrecord"),
-    "numpy": lambda data, seed, report: numpy_files.load(data, report),
-    "covtype": tables.load_covtype,
-    "csv": tables.load,
-    "parquet": tables.load,
+    "numpy": lambda data, seed, report: npy.load(data, report),
+    "covtype": tabular.load_covtype,
+    "csv": tabular.load,
+    "parquet": tabular.load,
     "synthetic_images": lambda data, seed, report: synthetic.load(data, seed),
     "synthetic_rows": lambda data, seed, report: synthetic.load(data, seed),
 }

@@ -7,9 +7,9 @@ from fractions import Fraction
 from pathlib import Path
 
 from hvd_batchgrow.config import DataSection
-from hvd_batchgrow.data.plausible import constant_faults
-from hvd_batchgrow.data.samples import Kind
-from hvd_batchgrow.errors import Fault, JobError
+from hvd_batchgrow.data.datasets.dataset import Kind
+from hvd_batchgrow.data.datasets.plausibility import constant_faults
+from hvd_batchgrow.messages.errors import Fault, JobError
 
 _NUM_TRAIN = {
     "fashion_mnist": 60_000,

@@ -9,17 +9,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hvd_batchgrow.config import DataSection
-from hvd_batchgrow.data.cache import Arrays, cached_arrays, file_stamp
-from hvd_batchgrow.data.cells import Texts
-from hvd_batchgrow.data.columns import read_csv
-from hvd_batchgrow.data.csv_form import CsvForm
-from hvd_batchgrow.data.known import need_root
-from hvd_batchgrow.data.packages import need
-from hvd_batchgrow.data.samples import ReportProgress, Source
-from hvd_batchgrow.data.table_files import check_file
-from hvd_batchgrow.data.table_parse import Places, narrowed, parse
-from hvd_batchgrow.data.table_source import Table, table_source
-from hvd_batchgrow.errors import RunError
+from hvd_batchgrow.data.datasets.cache import Arrays, cached_arrays, file_stamp
+from hvd_batchgrow.data.datasets.dataset import ReportProgress, Source
+from hvd_batchgrow.data.sources.specs import need_root
+from hvd_batchgrow.data.tables.cells import Texts
+from hvd_batchgrow.data.tables.checked_files import check_file
+from hvd_batchgrow.data.tables.columns import read_csv
+from hvd_batchgrow.data.tables.csv_dialect import CsvForm
+from hvd_batchgrow.data.tables.optional_packages import need
+from hvd_batchgrow.data.tables.parse import Places, narrowed, parse
+from hvd_batchgrow.data.tables.table_dataset import Table, table_source
+from hvd_batchgrow.messages.errors import RunError
 
 _SUFFIXES = {"csv": (".csv", ".csv.gz", ".csv.bz2"), "parquet": (".parquet",)}
 _COVTYPE_COLUMNS, _COVTYPE_CLASSES = 55, 7

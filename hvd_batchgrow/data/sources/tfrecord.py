@@ -15,13 +15,20 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, te
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from hvd_batchgrow.config import DataSection
-from hvd_batchgrow.data.class_labels import first_label
-from hvd_batchgrow.data.encoded import EncodedSamples, encoded_source, read_header, report_bad
-from hvd_batchgrow.data.image_header import bad_header
-from hvd_batchgrow.data.image_index import Entry
-from hvd_batchgrow.data.samples import ReportProgress, Source
-from hvd_batchgrow.data.shards import Faults, ShardFormat, UnusableError, checked_label, load_sets, refuse_compressed
-from hvd_batchgrow.errors import RunError
+from hvd_batchgrow.data.datasets.class_labels import first_label
+from hvd_batchgrow.data.datasets.dataset import ReportProgress, Source
+from hvd_batchgrow.data.images.encoded_dataset import EncodedSamples, encoded_source, read_header, report_bad
+from hvd_batchgrow.data.images.image_header import bad_header
+from hvd_batchgrow.data.images.image_index import Entry
+from hvd_batchgrow.data.images.shards import (
+    Faults,
+    ShardFormat,
+    UnusableError,
+    checked_label,
+    load_sets,
+    refuse_compressed,
+)
+from hvd_batchgrow.messages.errors import RunError
 
 _IMAGE_FEATURES = ("image/encoded", "image")
 _UNKNOWN_LABEL = np.iinfo(np.int64).min

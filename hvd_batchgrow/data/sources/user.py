@@ -8,11 +8,11 @@ from typing import Any, get_args
 import numpy as np
 
 from hvd_batchgrow.config import DataSection
-from hvd_batchgrow.data.class_labels import notes_on_classes
-from hvd_batchgrow.data.plausible import byte_hint, check_layout, constant_faults
-from hvd_batchgrow.data.samples import Kind, Samples, Source, check_labels
-from hvd_batchgrow.errors import Fault, JobError, RunError
-from hvd_batchgrow.own_code import NotFound, find_callable, told
+from hvd_batchgrow.data.datasets.class_labels import notes_on_classes
+from hvd_batchgrow.data.datasets.dataset import Kind, Samples, Source, check_labels
+from hvd_batchgrow.data.datasets.plausibility import byte_hint, check_layout, constant_faults
+from hvd_batchgrow.import_string import NotFound, find_callable, told
+from hvd_batchgrow.messages.errors import Fault, JobError, RunError
 
 
 def load_own(data: DataSection) -> Source:
@@ -53,7 +53,7 @@ def check_own(source: Any, shape: tuple[int, ...] | None = None) -> list[str]:
         RunError: a label is out of range, or the images are hardly (H, W, C).
     """
     if not isinstance(source, Source):
-        return [f"must return a hvd_batchgrow.data.samples.Source, returned {type(source).__name__}"]
+        return [f"must return a hvd_batchgrow.data.datasets.dataset.Source, returned {type(source).__name__}"]
     sets = (("train", source.train), ("test", source.test))
     members = ("kind", "shape", "labels", "sizes", "fetch", "where", "__len__")
     lacking = [f"{part} lacks {member}" for part, samples in sets for member in members if not hasattr(samples, member)]

@@ -11,11 +11,18 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from hvd_batchgrow.config import DataSection
-from hvd_batchgrow.data.encoded import encoded_source, read_header
-from hvd_batchgrow.data.image_index import Entry
-from hvd_batchgrow.data.samples import ReportProgress, Source
-from hvd_batchgrow.data.shards import Faults, ShardFormat, UnusableError, checked_label, load_sets, refuse_compressed
-from hvd_batchgrow.errors import RunError
+from hvd_batchgrow.data.datasets.dataset import ReportProgress, Source
+from hvd_batchgrow.data.images.encoded_dataset import encoded_source, read_header
+from hvd_batchgrow.data.images.image_index import Entry
+from hvd_batchgrow.data.images.shards import (
+    Faults,
+    ShardFormat,
+    UnusableError,
+    checked_label,
+    load_sets,
+    refuse_compressed,
+)
+from hvd_batchgrow.messages.errors import RunError
 
 IMAGE_EXTENSIONS = frozenset(("jpg", "jpeg", "png", "ppm", "pgm", "pbm", "pnm", "bmp", "tif", "tiff", "webp"))
 _NAME = re.compile(r"((?:.*/)?[^./]+)\.([^/]*)$", re.DOTALL)

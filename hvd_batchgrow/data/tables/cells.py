@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hvd_batchgrow.config import DataSection
-from hvd_batchgrow.data.columns import NUM_SHOWN
-from hvd_batchgrow.data.csv_form import MISSING_TEXTS, NUMBER
-from hvd_batchgrow.data.moments import loses_digits
-from hvd_batchgrow.data.packages import need
+from hvd_batchgrow.data.datasets.normalization import loses_digits
+from hvd_batchgrow.data.tables.columns import NUM_SHOWN
+from hvd_batchgrow.data.tables.csv_dialect import MISSING_TEXTS, NUMBER
+from hvd_batchgrow.data.tables.optional_packages import need
 
 _TRUTH = {"true": 1.0, "True": 1.0, "TRUE": 1.0, "false": 0.0, "False": 0.0, "FALSE": 0.0}
 _SECONDS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}

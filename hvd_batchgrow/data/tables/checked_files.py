@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hvd_batchgrow.allowed import counted
 from hvd_batchgrow.config import DataSection
-from hvd_batchgrow.data.cells import (
+from hvd_batchgrow.data.tables.cells import (
     Bits,
     CellFault,
     Numbers,
@@ -23,9 +22,10 @@ from hvd_batchgrow.data.cells import (
     missing_texts,
     type_fault,
 )
-from hvd_batchgrow.data.columns import NUM_SHOWN, RawTable, find_roles
-from hvd_batchgrow.data.csv_form import MISSING_TEXTS, NUMBER
-from hvd_batchgrow.data.packages import need
+from hvd_batchgrow.data.tables.columns import NUM_SHOWN, RawTable, find_roles
+from hvd_batchgrow.data.tables.csv_dialect import MISSING_TEXTS, NUMBER
+from hvd_batchgrow.data.tables.optional_packages import need
+from hvd_batchgrow.messages.schema_messages import counted
 
 _MISSING = ("is missing", "are missing")
 _WHOLE = ("is not a whole number", "are not whole numbers")

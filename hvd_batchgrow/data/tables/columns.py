@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from hvd_batchgrow.config import DataSection
-from hvd_batchgrow.data.csv_form import CsvForm, csv_form, not_utf8, record_lines
-from hvd_batchgrow.data.packages import need
-from hvd_batchgrow.errors import Fault, JobError, RunError
+from hvd_batchgrow.data.tables.csv_dialect import CsvForm, csv_form, not_utf8, record_lines
+from hvd_batchgrow.data.tables.optional_packages import need
+from hvd_batchgrow.messages.errors import Fault, JobError, RunError
 
 NUM_SHOWN = 10
 """Cells, rows or columns of a kind that a message names."""

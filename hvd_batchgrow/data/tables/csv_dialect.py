@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from hvd_batchgrow.data.packages import need
-from hvd_batchgrow.errors import RunError
+from hvd_batchgrow.data.tables.optional_packages import need
+from hvd_batchgrow.messages.errors import RunError
 
 NUMBER = r"[+-]?(\d+([.,]\d*)?|[.,]\d+)([eE][+-]?\d+)?"
 """A number as a file may have it, with either decimal mark."""

@@ -10,13 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hvd_batchgrow.config import DataSection
-from hvd_batchgrow.data.cache import Arrays
-from hvd_batchgrow.data.cells import Texts, recoded, sorted_words
-from hvd_batchgrow.data.columns import NUM_SHOWN, RawTable, read_table
-from hvd_batchgrow.data.csv_form import csv_form
-from hvd_batchgrow.data.samples import ReportProgress
-from hvd_batchgrow.data.table_files import TableFile, check_file
-from hvd_batchgrow.errors import RunError
+from hvd_batchgrow.data.datasets.cache import Arrays
+from hvd_batchgrow.data.datasets.dataset import ReportProgress
+from hvd_batchgrow.data.tables.cells import Texts, recoded, sorted_words
+from hvd_batchgrow.data.tables.checked_files import TableFile, check_file
+from hvd_batchgrow.data.tables.columns import NUM_SHOWN, RawTable, read_table
+from hvd_batchgrow.data.tables.csv_dialect import csv_form
+from hvd_batchgrow.messages.errors import RunError
 
 Parts = Mapping[str, Sequence[TableFile]]
 """The files of `train` and `test`."""

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hvd_batchgrow.data.samples import NO_SIZES, Ids, Kind, ReportProgress
+from hvd_batchgrow.data.datasets.dataset import NO_SIZES, Ids, Kind, ReportProgress
 
 
 @dataclass(frozen=True)

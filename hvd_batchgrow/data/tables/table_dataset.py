@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 
 from hvd_batchgrow.config import DataSection
-from hvd_batchgrow.data.cache import Arrays, cached_arrays
-from hvd_batchgrow.data.class_labels import check_range, count_classes, notes_on_classes
-from hvd_batchgrow.data.columns import NUM_SHOWN
-from hvd_batchgrow.data.known import num_held_out
-from hvd_batchgrow.data.moments import present_means, row_moments
-from hvd_batchgrow.data.rows import Encoding, Rows, known
-from hvd_batchgrow.data.samples import Ids, ReportProgress, Source
-from hvd_batchgrow.data.stream import Stream
-from hvd_batchgrow.errors import Fault, JobError, RunError
+from hvd_batchgrow.data.datasets.cache import Arrays, cached_arrays
+from hvd_batchgrow.data.datasets.class_labels import check_range, count_classes, notes_on_classes
+from hvd_batchgrow.data.datasets.dataset import Ids, ReportProgress, Source
+from hvd_batchgrow.data.datasets.normalization import present_means, row_moments
+from hvd_batchgrow.data.order.stream import Stream
+from hvd_batchgrow.data.sources.specs import num_held_out
+from hvd_batchgrow.data.tables.columns import NUM_SHOWN
+from hvd_batchgrow.data.tables.rows import Encoding, Rows, known
+from hvd_batchgrow.messages.errors import Fault, JobError, RunError
 
 _FEW_CLASSES = 32
 """So many need no key, however few rows there are."""

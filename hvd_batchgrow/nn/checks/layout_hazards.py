@@ -8,12 +8,12 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from hvd_batchgrow.nn.dry_run import dry_run
-from hvd_batchgrow.nn.forward_state import listed
-from hvd_batchgrow.nn.ghost_batch_norm import ghost_norms
+from hvd_batchgrow.nn.checks.forward_trace import Outputs, first_difference, numbered, witness
+from hvd_batchgrow.nn.checks.rng_use import WHOLE, own_randomness
+from hvd_batchgrow.nn.ghost.ghost_batch_norm import ghost_norms
 from hvd_batchgrow.nn.parameters import input_type
-from hvd_batchgrow.nn.randomness import WHOLE, own_randomness
-from hvd_batchgrow.nn.witness import Outputs, first_difference, numbered, witness
+from hvd_batchgrow.nn.state.forward_state import listed
+from hvd_batchgrow.nn.state.side_effect_free import dry_run
 
 NUM_SAMPLES = 7
 """Unlike the leading dimension of most tensors that have no row for each sample."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from hvd_batchgrow.nn.forward_state import listed
+from hvd_batchgrow.nn.state.forward_state import listed
 
 _WRAPPERS = frozenset({"DataParallel", "DistributedDataParallel", "FullyShardedDataParallel"})
 """By name: only the room for communication imports torch.distributed."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from hvd_batchgrow.nn.checks.forward_trace import first_difference, witness
 from hvd_batchgrow.nn.dropout import KeyedDropout, keyed_dropouts, set_sample_keys
-from hvd_batchgrow.nn.dry_run import dry_run
-from hvd_batchgrow.nn.witness import first_difference, witness
+from hvd_batchgrow.nn.state.side_effect_free import dry_run
 
 _RANDOM_TYPES = ("Dropout", "DropPath", "StochasticDepth", "DropBlock")
 """Parts of the names of types that draw where their probability is above 0: torch's, torchvision's and timm's."""

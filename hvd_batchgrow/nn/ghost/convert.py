@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
-from hvd_batchgrow.nn.ghost_batch_norm import (
+from hvd_batchgrow.nn.ghost.ghost_batch_norm import (
     GhostBatchNorm,
     GhostBatchNorm1d,
     GhostBatchNorm2d,

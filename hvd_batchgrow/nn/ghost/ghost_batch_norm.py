@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from hvd_batchgrow.nn.ghost_choice import choose
+from hvd_batchgrow.nn.ghost.ghost_choice import choose
 from hvd_batchgrow.nn.recompute import is_recomputing
 
 

@@ -11,12 +11,12 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from hvd_batchgrow.nn import ghost_cpu, ghost_kernels
-from hvd_batchgrow.nn.ghost_tiles import fits
+from hvd_batchgrow.nn.ghost import ghost_cpu, ghost_reference
+from hvd_batchgrow.nn.ghost.ghost_tiles import fits
 
 
 class Normalise(Protocol):
-    """What `ghost_kernels.normalise`, `ghost_cpu.normalise` and `ghost_triton.normalise` have in common."""
+    """What `ghost_reference.normalise`, `ghost_cpu.normalise` and `ghost_triton.normalise` have in common."""
 
     def __call__(
         self, x: Tensor, weight: Tensor | None, bias: Tensor | None, num_groups: int, eps: float, *, relu: bool
@@ -36,13 +36,13 @@ def choose(x: Tensor, num_groups: int) -> Normalise:
     what `nn.BatchNorm` calls: it is what exact mode uses, whose bits depend on no compiler, and has second derivatives.
     """
     if _by_pytorch_only:
-        return ghost_kernels.normalise
+        return ghost_reference.normalise
     if x.device.type == "cpu":
         is_taken = x.dtype == torch.float32 and num_groups > 1 and kernels_for_cpu() == "C"
-        return ghost_cpu.normalise if is_taken else ghost_kernels.normalise
+        return ghost_cpu.normalise if is_taken else ghost_reference.normalise
     is_taken = x.dtype in (torch.float32, torch.float16, torch.bfloat16) and fits(x.numel() // num_groups)
     if x.device.type != "cuda" or not is_taken:
-        return ghost_kernels.normalise
+        return ghost_reference.normalise
     if x.device not in _found:
         _found[x.device] = _find(x.device)
     return _found[x.device]
@@ -67,9 +67,9 @@ def by_pytorch_only() -> Iterator[None]:
 def _find(device: torch.device) -> Normalise:
     """Triton's, where it is installed and can build a kernel for this GPU."""
     if find_spec("triton") is None:
-        return ghost_kernels.normalise
+        return ghost_reference.normalise
     try:
-        from hvd_batchgrow.nn import ghost_triton
+        from hvd_batchgrow.nn.ghost import ghost_triton
 
         ghost_triton.normalise(torch.ones(2, 1, device=device), None, None, 1, 1.0)
     except Exception as error:  # no compiler, a GPU that is too old, a Triton that does not know it
@@ -78,6 +78,6 @@ def _find(device: torch.device) -> Normalise:
             f"({type(error).__name__}: {error}); it needs a C compiler and Python's headers",
             stacklevel=4,
         )
-        return ghost_kernels.normalise
+        return ghost_reference.normalise
     normalise: Normalise = ghost_triton.normalise
     return normalise

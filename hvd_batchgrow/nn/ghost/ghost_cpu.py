@@ -14,7 +14,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from hvd_batchgrow.nn.ghost_function import GhostNormalise
+from hvd_batchgrow.nn.ghost.ghost_function import GhostNormalise
 
 _SIDE_BY_SIDE = 16
 """Channels that stay together: a line of the cache."""
@@ -37,7 +37,7 @@ class _Part(ctypes.Structure):
 @cache
 def library() -> ctypes.CDLL | None:
     """What setup.py has made of ghost_cpu.c: None without a compiler and, with a warning, where it does not load."""
-    found = find_spec("hvd_batchgrow.nn._ghost_cpu")
+    found = find_spec("hvd_batchgrow.nn.ghost._ghost_cpu")
     if found is None or found.origin is None:
         return None
     try:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from hvd_batchgrow.nn.ghost_function import dense
+from hvd_batchgrow.nn.ghost.ghost_function import dense
 
 
 def normalise(

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hvd_batchgrow.nn import ghost_triton_kernels as kernels
-from hvd_batchgrow.nn.ghost_function import GhostNormalise
-from hvd_batchgrow.nn.ghost_tiles import choose_tiles, power_of_two
+from hvd_batchgrow.nn.ghost import ghost_triton_kernels as kernels
+from hvd_batchgrow.nn.ghost.ghost_function import GhostNormalise
+from hvd_batchgrow.nn.ghost.ghost_tiles import choose_tiles, power_of_two
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]  # it is a graph of its own

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from hvd_batchgrow.nn.ghost_batch_norm import GhostBatchNorm, ghost_norms
+from hvd_batchgrow.nn.ghost.ghost_batch_norm import GhostBatchNorm, ghost_norms
 
 
 @torch.no_grad()

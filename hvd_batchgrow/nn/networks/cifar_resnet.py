@@ -6,9 +6,9 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from hvd_batchgrow.nn.first_weights import he_normal
-from hvd_batchgrow.nn.ghost_batch_norm import GhostBatchNorm2d
-from hvd_batchgrow.nn.wide_resnet import Norm
+from hvd_batchgrow.nn.ghost.ghost_batch_norm import GhostBatchNorm2d
+from hvd_batchgrow.nn.networks.init import he_normal
+from hvd_batchgrow.nn.networks.wide_resnet import Norm
 
 
 class CifarResNet(nn.Module):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from hvd_batchgrow.nn.dropout import KeyedDropout
-from hvd_batchgrow.nn.ghost_batch_norm import GhostBatchNorm1d
+from hvd_batchgrow.nn.ghost.ghost_batch_norm import GhostBatchNorm1d
 
 
 class DenseLayers(nn.Module):

@@ -7,19 +7,19 @@ from collections.abc import Callable, Sequence
 from torch import nn
 
 from hvd_batchgrow.config import Job
-from hvd_batchgrow.errors import Fault, JobError
-from hvd_batchgrow.nn.alexnet import AlexNet
-from hvd_batchgrow.nn.cifar_resnet import CifarResNet
-from hvd_batchgrow.nn.convert import fuse_relu
-from hvd_batchgrow.nn.dense import DenseLayers
-from hvd_batchgrow.nn.forward_state import ForwardState
-from hvd_batchgrow.nn.known import FAMILIES, check_network, check_shape, read_name
-from hvd_batchgrow.nn.layout_hazards import NUM_SAMPLES, layout_hazards
-from hvd_batchgrow.nn.own import load_own, try_own
-from hvd_batchgrow.nn.small_conv_net import SmallConvNet
-from hvd_batchgrow.nn.vgg import Vgg
-from hvd_batchgrow.nn.wide_resnet import WideResNet
-from hvd_batchgrow.own_code import told
+from hvd_batchgrow.config.model_names import FAMILIES, check_network, check_shape, read_name
+from hvd_batchgrow.import_string import told
+from hvd_batchgrow.messages.errors import Fault, JobError
+from hvd_batchgrow.nn.checks.layout_hazards import NUM_SAMPLES, layout_hazards
+from hvd_batchgrow.nn.ghost.convert import fuse_relu
+from hvd_batchgrow.nn.networks.alexnet import AlexNet
+from hvd_batchgrow.nn.networks.cifar_resnet import CifarResNet
+from hvd_batchgrow.nn.networks.dense import DenseLayers
+from hvd_batchgrow.nn.networks.small_conv_net import SmallConvNet
+from hvd_batchgrow.nn.networks.user import load_own, try_own
+from hvd_batchgrow.nn.networks.vgg import Vgg
+from hvd_batchgrow.nn.networks.wide_resnet import WideResNet
+from hvd_batchgrow.nn.state.forward_state import ForwardState
 
 _NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "small_conv_net": SmallConvNet,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from hvd_batchgrow.nn.ghost_batch_norm import GhostBatchNorm2d
+from hvd_batchgrow.nn.ghost.ghost_batch_norm import GhostBatchNorm2d
 
 
 class SmallConvNet(nn.Module):

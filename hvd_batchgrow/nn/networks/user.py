@@ -16,12 +16,17 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from hvd_batchgrow.config import Job
-from hvd_batchgrow.errors import Fault, JobError
-from hvd_batchgrow.nn.convert import convert_ghost_batch_norm
+from hvd_batchgrow.import_string import NotFound, find_callable, told
+from hvd_batchgrow.messages.errors import Fault, JobError
+from hvd_batchgrow.nn.checks.gradient_trial import gradient_fault
+from hvd_batchgrow.nn.checks.module_kinds import kind_fault
 from hvd_batchgrow.nn.dropout import convert_dropout
-from hvd_batchgrow.nn.dry_run import dry_run, kept_generators
-from hvd_batchgrow.nn.extra_state import state_dict_fault
-from hvd_batchgrow.nn.forward_state import (
+from hvd_batchgrow.nn.ghost.convert import convert_ghost_batch_norm
+from hvd_batchgrow.nn.ghost.ghost_batch_norm import GhostBatchNorm, ghost_norms
+from hvd_batchgrow.nn.networks.torchvision_shim import import_torchvision
+from hvd_batchgrow.nn.parameters import input_type, make_dense, parameter_faults
+from hvd_batchgrow.nn.state.extra_state import state_dict_fault
+from hvd_batchgrow.nn.state.forward_state import (
     NUM_SAMPLES,
     ForwardState,
     StateFault,
@@ -29,13 +34,8 @@ from hvd_batchgrow.nn.forward_state import (
     listed,
     save_with_state_dict,
 )
-from hvd_batchgrow.nn.ghost_batch_norm import GhostBatchNorm, ghost_norms
-from hvd_batchgrow.nn.gradient_trial import gradient_fault
-from hvd_batchgrow.nn.module_kinds import kind_fault
-from hvd_batchgrow.nn.parameters import input_type, make_dense, parameter_faults
-from hvd_batchgrow.nn.saved_state import SavedState
-from hvd_batchgrow.nn.torchvision_shim import import_torchvision
-from hvd_batchgrow.own_code import NotFound, find_callable, told
+from hvd_batchgrow.nn.state.saved_state import SavedState
+from hvd_batchgrow.nn.state.side_effect_free import dry_run, kept_generators
 
 _PACKAGES = {"torchvision": "torchvision", "timm": "timm torchvision"}
 """What has to be installed for the networks of a package."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from hvd_batchgrow.nn.first_weights import he_normal
-from hvd_batchgrow.nn.ghost_batch_norm import GhostBatchNorm2d
+from hvd_batchgrow.nn.ghost.ghost_batch_norm import GhostBatchNorm2d
+from hvd_batchgrow.nn.networks.init import he_normal
 
 _STAGES = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
 """Convolutions of each stage; the paper counts three linear layers on top of them."""

@@ -8,8 +8,8 @@ from functools import partial
 from torch import Tensor, nn
 
 from hvd_batchgrow.nn.dropout import KeyedDropout
-from hvd_batchgrow.nn.first_weights import he_normal
-from hvd_batchgrow.nn.ghost_batch_norm import GhostBatchNorm2d
+from hvd_batchgrow.nn.ghost.ghost_batch_norm import GhostBatchNorm2d
+from hvd_batchgrow.nn.networks.init import he_normal
 
 Norm = Callable[[int], nn.Module]
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hvd_batchgrow.nn.saved_state import kept_state
+from hvd_batchgrow.nn.state.saved_state import kept_state
 
 _KEY = "_extra_state"
 _SCALARS = (bool, int, float, str, bytes, type(None))

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from hvd_batchgrow.nn.dropout import KeyedDropout, keyed_dropouts, set_sample_keys
-from hvd_batchgrow.nn.dry_run import dry_run
-from hvd_batchgrow.nn.ghost_batch_norm import GhostBatchNorm, ghost_norms
-from hvd_batchgrow.nn.saved_state import Saved, SavedState, changed, same_tensor
+from hvd_batchgrow.nn.ghost.ghost_batch_norm import GhostBatchNorm, ghost_norms
+from hvd_batchgrow.nn.state.saved_state import Saved, SavedState, changed, same_tensor
+from hvd_batchgrow.nn.state.side_effect_free import dry_run
 
 NUM_SAMPLES, _NUM_GROUPS = 4, 2
 """Of each trial pass: two ghost batches of two samples."""

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from hvd_batchgrow.nn.dropout import keyed_dropouts, set_sample_keys
-from hvd_batchgrow.nn.ghost_batch_norm import ghost_norms
-from hvd_batchgrow.nn.saved_state import SavedState, kept_state
+from hvd_batchgrow.nn.ghost.ghost_batch_norm import ghost_norms
+from hvd_batchgrow.nn.state.saved_state import SavedState, kept_state
 
 
 @contextmanager

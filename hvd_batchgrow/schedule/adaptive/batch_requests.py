@@ -10,8 +10,8 @@ from fractions import Fraction
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.config.schedules import MeasuredSchedule
 from hvd_batchgrow.config.triggers import AdaScaleTrigger
-from hvd_batchgrow.errors import Fault, JobError
-from hvd_batchgrow.schedule.decisions import Decision
+from hvd_batchgrow.messages.errors import Fault, JobError
+from hvd_batchgrow.schedule.adaptive.decisions import Decision
 from hvd_batchgrow.schedule.policies import Stage, Start, make_start
 from hvd_batchgrow.schedule.rounding import decimal
 

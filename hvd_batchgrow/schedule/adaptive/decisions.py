@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from hvd_batchgrow.errors import Fault, JobError
-from hvd_batchgrow.regular import read_regular
-from hvd_batchgrow.strict_json import dump_json
+from hvd_batchgrow.messages.errors import Fault, JobError
+from hvd_batchgrow.storage.regular_files import read_regular
+from hvd_batchgrow.storage.strict_json import dump_json
 
 _REPLAYED = "replayed_from"
 """A first line with this key: nothing is decided any more after the decisions that follow."""

@@ -8,7 +8,7 @@ from dataclasses import replace
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.config.schedules import MeasuredSchedule
 from hvd_batchgrow.config.triggers import AdaScaleTrigger, MeasuringTrigger, NoTrigger, PlateauTrigger
-from hvd_batchgrow.errors import Fault, JobError
+from hvd_batchgrow.messages.errors import Fault, JobError
 from hvd_batchgrow.schedule.policies import Stage, apply_lr_rule, batch_cap, batch_unit, make_start
 from hvd_batchgrow.schedule.rounding import half_up
 

@@ -24,8 +24,8 @@ from hvd_batchgrow.config.triggers import (
     PlateauTrigger,
     SimilarityTrigger,
 )
-from hvd_batchgrow.schedule.decisions import Decision
-from hvd_batchgrow.schedule.growth import Wish
+from hvd_batchgrow.schedule.adaptive.batch_requests import Wish
+from hvd_batchgrow.schedule.adaptive.decisions import Decision
 from hvd_batchgrow.schedule.rounding import decimal, periods_done
 
 _ROUNDING = 1e-9

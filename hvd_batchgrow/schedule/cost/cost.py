@@ -9,13 +9,13 @@ from functools import cache
 from typing import Any
 
 from hvd_batchgrow.config import Job
-from hvd_batchgrow.errors import Fault, JobError
+from hvd_batchgrow.messages.errors import Fault, JobError
+from hvd_batchgrow.schedule.cost.probe_file import Probe, check_probe
+from hvd_batchgrow.schedule.cost.step_time import StepTimes
 from hvd_batchgrow.schedule.layout import Layout, formable_ranks
-from hvd_batchgrow.schedule.measured import Probe, check_probe
 from hvd_batchgrow.schedule.phases import Phase, compile_schedule
 from hvd_batchgrow.schedule.plan import ChooseRanks, Plan, compile_stages, layout_for
 from hvd_batchgrow.schedule.policies import Stage, make_start
-from hvd_batchgrow.schedule.step_time import StepTimes
 
 HOUR_S = 3600.0
 _TOLERABLE_MISFIT = 0.1

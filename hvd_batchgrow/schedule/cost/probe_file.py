@@ -11,8 +11,8 @@ from pydantic import Field, ValidationError
 
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.config.types import PositiveFloat, Section
-from hvd_batchgrow.errors import Fault, JobError, RunError, first_fault, unwritable
-from hvd_batchgrow.regular import read_regular
+from hvd_batchgrow.messages.errors import Fault, JobError, RunError, first_fault, unwritable
+from hvd_batchgrow.storage.regular_files import read_regular
 
 Count = Annotated[int, Field(gt=0, lt=1 << 53)]
 """As far as floating point counts."""

@@ -10,9 +10,9 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from hvd_batchgrow.errors import Fault, JobError
+from hvd_batchgrow.messages.errors import Fault, JobError
+from hvd_batchgrow.schedule.cost.probe_file import Probe, RankProbe
 from hvd_batchgrow.schedule.layout import Layout
-from hvd_batchgrow.schedule.measured import Probe, RankProbe
 
 Seconds = NDArray[np.float64]
 

@@ -16,7 +16,7 @@ from hvd_batchgrow.config.schedules import (
     StepsSchedule,
 )
 from hvd_batchgrow.config.triggers import PlateauTrigger
-from hvd_batchgrow.errors import Fault
+from hvd_batchgrow.messages.errors import Fault
 from hvd_batchgrow.schedule.layout import cut_groups
 from hvd_batchgrow.schedule.policies import batch_cap, batch_unit, first_batch
 from hvd_batchgrow.schedule.rounding import samples_at

@@ -15,9 +15,9 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from hvd_batchgrow.errors import RunError
-from hvd_batchgrow.regular import read_regular
-from hvd_batchgrow.train.checkpoints.contents import check_contents
+from hvd_batchgrow.messages.errors import RunError
+from hvd_batchgrow.storage.regular_files import read_regular
+from hvd_batchgrow.train.checkpoints.schema import check_contents
 
 FORMAT = 4
 _READ_TOO = {2, 3}

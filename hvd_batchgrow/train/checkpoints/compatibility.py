@@ -13,8 +13,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from hvd_batchgrow.errors import RunError
-from hvd_batchgrow.nn.extra_state import is_extra_state
+from hvd_batchgrow.messages.errors import RunError
+from hvd_batchgrow.nn.state.extra_state import is_extra_state
 from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint
 from hvd_batchgrow.train.update.weight_average import averages_of
 

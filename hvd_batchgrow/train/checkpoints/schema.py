@@ -20,9 +20,9 @@ from pydantic import (
 )
 from torch import Tensor
 
-from hvd_batchgrow.errors import RunError, first_fault
-from hvd_batchgrow.nn.extra_state import is_extra_state, plain_fault
-from hvd_batchgrow.schedule.decisions import Decision
+from hvd_batchgrow.messages.errors import RunError, first_fault
+from hvd_batchgrow.nn.state.extra_state import is_extra_state, plain_fault
+from hvd_batchgrow.schedule.adaptive.decisions import Decision
 
 
 class _Strict(BaseModel):

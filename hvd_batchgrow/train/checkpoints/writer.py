@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hvd_batchgrow.errors import RunError
+from hvd_batchgrow.messages.errors import RunError
 from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint, write_checkpoint
 
 

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
-from hvd_batchgrow.comm.launch import RELAY_S
+from hvd_batchgrow.comm.launcher_env import RELAY_S
 from hvd_batchgrow.comm.ranks import Ranks
-from hvd_batchgrow.errors import ExitCode
-from hvd_batchgrow.strict_json import dump_json
-from hvd_batchgrow.train.dead_man import DeadManSwitch
+from hvd_batchgrow.messages.errors import ExitCode
+from hvd_batchgrow.storage.strict_json import dump_json
+from hvd_batchgrow.train.liveness.self_kill_timer import DeadManSwitch
 
 WAITING = "waiting for the other ranks"
 IDLE = "waiting for its phase"

@@ -9,10 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from hvd_batchgrow.errors import RunError
-from hvd_batchgrow.schedule.decisions import Decision, decisions_text
+from hvd_batchgrow.messages.errors import RunError
+from hvd_batchgrow.schedule.adaptive.decisions import Decision, decisions_text
 from hvd_batchgrow.schedule.plan import Plan, compile_plan
-from hvd_batchgrow.strict_json import dump_json
+from hvd_batchgrow.storage.strict_json import dump_json
 from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint, newest_good, sync, write_atomically, write_checkpoint
 
 _FIXED = frozenset(

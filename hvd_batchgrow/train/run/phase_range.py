@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hvd_batchgrow.errors import Fault, JobError, RunError
+from hvd_batchgrow.messages.errors import Fault, JobError, RunError
 from hvd_batchgrow.schedule.plan import Plan
 from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint
 

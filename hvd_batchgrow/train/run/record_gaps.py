@@ -9,7 +9,7 @@ from __future__ import annotations
 from itertools import pairwise
 from pathlib import Path
 
-from hvd_batchgrow.json_lines import Line, read_json_lines
+from hvd_batchgrow.storage.json_lines import Line, read_json_lines
 from hvd_batchgrow.train.events import UpdateDone
 
 MISSING_TO = "missing_to"

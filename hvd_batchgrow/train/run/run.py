@@ -7,29 +7,29 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from hvd_batchgrow.allowed import counted
 from hvd_batchgrow.comm.ranks import Ranks, RanksLost
 from hvd_batchgrow.config import Job
-from hvd_batchgrow.data.encoded import EncodedSamples
-from hvd_batchgrow.data.feed import known_bad
-from hvd_batchgrow.data.known import known_num_samples
-from hvd_batchgrow.data.pipeline import choose_pipeline
-from hvd_batchgrow.data.samples import ReportProgress, Samples, Source
-from hvd_batchgrow.errors import Fault, JobError, faults_of
-from hvd_batchgrow.nn.models import check_model
-from hvd_batchgrow.schedule.decisions import check_replay
+from hvd_batchgrow.data.datasets.dataset import ReportProgress, Samples, Source
+from hvd_batchgrow.data.images.encoded_dataset import EncodedSamples
+from hvd_batchgrow.data.pipeline.reader import choose_pipeline
+from hvd_batchgrow.data.pipeline.sampler import known_bad
+from hvd_batchgrow.data.sources.specs import known_num_samples
+from hvd_batchgrow.messages.errors import Fault, JobError, faults_of
+from hvd_batchgrow.messages.schema_messages import counted
+from hvd_batchgrow.nn.networks.registry import check_model
+from hvd_batchgrow.schedule.adaptive.decisions import check_replay
 from hvd_batchgrow.schedule.plan import Plan, compile_plan
-from hvd_batchgrow.train.checkpoints.carry import Carry
 from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint
-from hvd_batchgrow.train.checkpoints.fits import check_fits
+from hvd_batchgrow.train.checkpoints.compatibility import check_fits
+from hvd_batchgrow.train.checkpoints.elastic_state import Carry
 from hvd_batchgrow.train.events import Observer, RunEnded
-from hvd_batchgrow.train.link import check_reached, check_width, end_of
-from hvd_batchgrow.train.loop import Trainer
-from hvd_batchgrow.train.record_gap import gap_notes
-from hvd_batchgrow.train.run_folder import open_run, removed_if_unused
-from hvd_batchgrow.train.run_lock import RunLock
-from hvd_batchgrow.train.setup import load_together, set_threads
-from hvd_batchgrow.train.stop import Stop, StopAfter
+from hvd_batchgrow.train.liveness.stop import Stop, StopAfter
+from hvd_batchgrow.train.run.phase_range import check_reached, check_width, end_of
+from hvd_batchgrow.train.run.record_gaps import gap_notes
+from hvd_batchgrow.train.run.run_folder import open_run, removed_if_unused
+from hvd_batchgrow.train.run.run_lock import RunLock
+from hvd_batchgrow.train.run.setup import load_together, set_threads
+from hvd_batchgrow.train.trainer import Trainer
 from hvd_batchgrow.train.update.gradients import check_wire_type, wire_type_of
 
 

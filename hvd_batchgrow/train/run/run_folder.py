@@ -20,15 +20,15 @@ from typing import Annotated, Any
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from hvd_batchgrow.allowed import shown
 from hvd_batchgrow.comm.ranks import Ranks, RanksLost
 from hvd_batchgrow.config import Job
-from hvd_batchgrow.errors import RunError, first_fault, unwritable
-from hvd_batchgrow.near import near_path
-from hvd_batchgrow.nn.ghost_choice import kernels_for_cpu
-from hvd_batchgrow.regular import read_regular
+from hvd_batchgrow.messages.errors import RunError, first_fault, unwritable
+from hvd_batchgrow.messages.schema_messages import shown
+from hvd_batchgrow.messages.suggest import near_path
+from hvd_batchgrow.nn.ghost.ghost_choice import kernels_for_cpu
 from hvd_batchgrow.schedule.plan import Plan
-from hvd_batchgrow.train.arithmetic import arithmetic
+from hvd_batchgrow.storage.regular_files import read_regular
+from hvd_batchgrow.train.arithmetic_settings import arithmetic
 from hvd_batchgrow.train.checkpoints.checkpoint import (
     Checkpoint,
     checkpoint_paths,
@@ -36,7 +36,7 @@ from hvd_batchgrow.train.checkpoints.checkpoint import (
     remove_unfinished,
     write_atomically,
 )
-from hvd_batchgrow.train.fork import changes, fork_run, json_bytes
+from hvd_batchgrow.train.run.fork import changes, fork_run, json_bytes
 
 _MEANING = ("features", "categories", "classes", "first_label")
 """What of the data's schema decides what inputs and outputs of the network mean."""

@@ -11,9 +11,9 @@ import time
 from pathlib import Path
 from types import TracebackType
 
-from hvd_batchgrow.data.samples import ReportProgress
-from hvd_batchgrow.errors import RunError, unwritable
-from hvd_batchgrow.regular import read_regular
+from hvd_batchgrow.data.datasets.dataset import ReportProgress
+from hvd_batchgrow.messages.errors import RunError, unwritable
+from hvd_batchgrow.storage.regular_files import read_regular
 
 BEAT_S = 5.0
 """How often the holder changes its mark."""

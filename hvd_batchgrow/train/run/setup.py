@@ -10,15 +10,15 @@ from torch import nn
 
 from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.config import Job
-from hvd_batchgrow.data.feed import OnBad
-from hvd_batchgrow.data.pipeline import choose_pipeline
-from hvd_batchgrow.data.samples import ReportProgress, Source, raise_bad
-from hvd_batchgrow.data.sources import load_source
-from hvd_batchgrow.errors import Fault, JobError, faults_of
+from hvd_batchgrow.data.datasets.dataset import ReportProgress, Source, raise_bad
+from hvd_batchgrow.data.pipeline.reader import choose_pipeline
+from hvd_batchgrow.data.pipeline.sampler import OnBad
+from hvd_batchgrow.data.sources.registry import load_source
+from hvd_batchgrow.messages.errors import Fault, JobError, faults_of
 from hvd_batchgrow.nn.compiled import compile_network
-from hvd_batchgrow.nn.forward_state import ForwardState
-from hvd_batchgrow.nn.models import build_model, forward_state, hazards
-from hvd_batchgrow.train.arithmetic import check_same_arithmetic
+from hvd_batchgrow.nn.networks.registry import build_model, forward_state, hazards
+from hvd_batchgrow.nn.state.forward_state import ForwardState
+from hvd_batchgrow.train.arithmetic_settings import check_same_arithmetic
 
 
 def load_together(job: Job, ranks: Ranks, report: ReportProgress) -> Source:

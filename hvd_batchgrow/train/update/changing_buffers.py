@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from hvd_batchgrow.comm.int64_words import from_words, num_words, to_words
 from hvd_batchgrow.comm.ranks import Ranks
-from hvd_batchgrow.comm.words import from_words, num_words, to_words
-from hvd_batchgrow.nn.forward_state import ForwardState, slots
-from hvd_batchgrow.nn.ghost_batch_norm import ghost_norms
+from hvd_batchgrow.nn.ghost.ghost_batch_norm import ghost_norms
+from hvd_batchgrow.nn.state.forward_state import ForwardState, slots
 
 
 class ChangingBuffers:

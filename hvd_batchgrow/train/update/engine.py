@@ -13,14 +13,15 @@ from torch import Tensor, nn
 
 from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.config import UpdateSection
-from hvd_batchgrow.data.consumed import from_halves, to_halves
-from hvd_batchgrow.errors import RunError
+from hvd_batchgrow.data.order.order_digest import from_halves, to_halves
+from hvd_batchgrow.messages.errors import RunError
 from hvd_batchgrow.nn.dropout import keyed_dropouts, set_sample_keys
-from hvd_batchgrow.nn.forward_state import ForwardState
-from hvd_batchgrow.nn.ghost_batch_norm import GhostBatchNorm, ghost_norms
+from hvd_batchgrow.nn.ghost.ghost_batch_norm import GhostBatchNorm, ghost_norms
 from hvd_batchgrow.nn.parameters import parameter_faults
+from hvd_batchgrow.nn.state.forward_state import ForwardState
 from hvd_batchgrow.optim.build import lr_ratios, set_hyperparameters
 from hvd_batchgrow.schedule.phases import Phase
+from hvd_batchgrow.train.liveness.watchdog import WAITING
 from hvd_batchgrow.train.update.changing_buffers import ChangingBuffers
 from hvd_batchgrow.train.update.exact import join, split
 from hvd_batchgrow.train.update.forward import Forward, MicroBatch, classify
@@ -29,7 +30,6 @@ from hvd_batchgrow.train.update.gradient_norms import GradientNorms
 from hvd_batchgrow.train.update.gradients import GradientBuckets, wire_type_of
 from hvd_batchgrow.train.update.loss_scale import LossScale
 from hvd_batchgrow.train.update.non_finite import NonFinite
-from hvd_batchgrow.train.watchdog import WAITING
 
 _NUM_TALLIES = 6
 """Loss, correct answers, stop votes, replaced samples, and the digest of all samples in two halves."""

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.config import UpdateSection
-from hvd_batchgrow.errors import RunError
+from hvd_batchgrow.messages.errors import RunError
 from hvd_batchgrow.nn.parameters import gradient_strides
-from hvd_batchgrow.optim.parts import parts_of_size
+from hvd_batchgrow.optim.tensor_groups import parts_of_size
 from hvd_batchgrow.train.update import exact as exact_sums
 from hvd_batchgrow.train.update.gradient_noise import NoiseEstimate
 from hvd_batchgrow.train.update.gradient_norms import GradientNorms

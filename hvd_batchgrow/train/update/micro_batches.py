@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from hvd_batchgrow.comm.ranks import Ranks
-from hvd_batchgrow.data.consumed import digest
-from hvd_batchgrow.data.pipeline import Batch
+from hvd_batchgrow.data.order.order_digest import digest
+from hvd_batchgrow.data.pipeline.reader import Batch
 from hvd_batchgrow.nn.dropout import sample_keys
 from hvd_batchgrow.train.update.forward import MicroBatch
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-from hvd_batchgrow.data.stream import Stream
-from hvd_batchgrow.errors import RunError
+from hvd_batchgrow.data.order.stream import Stream
+from hvd_batchgrow.messages.errors import RunError
 from hvd_batchgrow.schedule.plan import Plan
 from hvd_batchgrow.train.events import Evaluation
 
