@@ -62,7 +62,7 @@ class OneByOne(Dataset[Tensor]):
 
 def ours(samples: ArraySamples, pipeline: str, channels: int) -> Iterator[Tensor]:
     """Batches as the trainer takes them."""
-    data = DataSection(source="numpy", pad_pixels=PAD, flip=True, pipeline=pipeline)  # type: ignore[arg-type]
+    data = DataSection(source="numpy", crop_padding=PAD, hflip=True, pipeline=pipeline)  # type: ignore[arg-type]
     source = Source(samples, samples, 10, (MEAN,) * channels, (DEVIATION,) * channels)
     reader = Reader(data, source, torch.device("cpu"), 1, raise_bad)
     return (batch.inputs for batch in reader.training(Stream(NUM_SAMPLES, 0), BATCH, 0, 1))

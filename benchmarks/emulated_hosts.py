@@ -42,15 +42,15 @@ policy = "grow"
 epochs = 3.0
 global_batch = 128
 boundaries_epochs = [1.0, 2.0]
-factor = 2.0
+noise_factor = 2.0
 [layout]
-growth = "ranks"
+grow_by = "ranks"
 ranks_per_phase = [1, 2, 4]
 max_micro_batch = 128
 threads_per_rank = 1
 [evaluation]
 every_epochs = 3.0
-[watch]
+[logging]
 tensorboard = false
 """
 

@@ -97,7 +97,7 @@ class PilImages(torch.utils.data.Dataset[torch.Tensor]):
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self.paths = paths
-        self.mean, self.deviation = (torch.tensor(value).view(3, 1, 1) for value in (MEAN, DEVIATION))
+        self.mean, self.std = (torch.tensor(value).view(3, 1, 1) for value in (MEAN, DEVIATION))
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -112,7 +112,7 @@ class PilImages(torch.utils.data.Dataset[torch.Tensor]):
         if torch.rand(1).item() < 0.5:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().float().div(255)
-        return pixels.sub_(self.mean).div_(self.deviation)
+        return pixels.sub_(self.mean).div_(self.std)
 
 
 def torch_loader(paths: Sequence[Path]) -> Batches:
@@ -133,8 +133,8 @@ def _one_thread(_: int) -> None:
 def to_crop(images: Any, mirrors: Any) -> Any:
     """Resize, mirror and normalise."""
     images = fn.resize(images, size=[CROP_PIXELS, CROP_PIXELS])
-    mean, deviation = ([255 * value for value in values] for values in (MEAN, DEVIATION))
-    return fn.crop_mirror_normalize(images, mirror=mirrors, mean=mean, std=deviation, output_layout="CHW")
+    mean, std = ([255 * value for value in values] for values in (MEAN, DEVIATION))
+    return fn.crop_mirror_normalize(images, mirror=mirrors, mean=mean, std=std, output_layout="CHW")
 
 
 def outputs(pipeline: Any) -> Batches:
@@ -165,8 +165,8 @@ def ours(folder: Path, num_images: int, num_threads: int, pipeline: str = "auto"
         train=".",
         test=".",
         num_samples=num_images,
-        crop_pixels=CROP_PIXELS,
-        flip=True,
+        image_size=CROP_PIXELS,
+        hflip=True,
         pipeline=pipeline,  # type: ignore[arg-type]
     )
     source = load_source(data, 0, lambda what, done, total: None)

@@ -28,7 +28,7 @@ def make_job(schedule: dict[str, Any], growth: str) -> Job:
             "model": {"name": "resnet20", "ghost_batch": 32},
             "optim": {"name": "sgd", "lr": 0.1},
             "schedule": schedule,
-            "layout": {"growth": growth},
+            "layout": {"grow_by": growth},
         }
     )
 
@@ -52,7 +52,7 @@ def main() -> None:
     many = {"policy": "adabatch", "epochs": float(PHASES), "every_epochs": 1.0, "batch_factor": 1.014, "lr_factor": 1.0}
     many |= {"global_batch": 32, "max_batch": "N/10"}
     contestants: dict[str, Callable[[], int]] = {
-        f"4 phases on {RANKS:,} ranks": partial(plan, make_job({**few, "factor": 2.0}, "accumulation")),
+        f"4 phases on {RANKS:,} ranks": partial(plan, make_job({**few, "noise_factor": 2.0}, "accumulation")),
         f"{PHASES:,} phases, growth by ranks": partial(plan, make_job(many, "ranks")),
         f"{PHASES:,} phases refused": partial(plan, make_job(many, "accumulation")),
     }

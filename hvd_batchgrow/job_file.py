@@ -25,7 +25,7 @@ def load_job(path: Path, overrides: Mapping[str, Any] | None = None) -> Job:
 
     Args:
         path: a TOML file.
-        overrides: dotted key to value, put over what the file says. With `layout.growth`, keys that only another
+        overrides: dotted key to value, put over what the file says. With `layout.grow_by`, keys that only another
             growth uses are put aside.
 
     Raises:
@@ -103,7 +103,7 @@ def _put(tree: dict[str, Any], key: str, value: Any) -> Iterator[Fault]:
 
 def _put_aside(tree: Mapping[str, Any], overrides: Mapping[str, Any]) -> None:
     """Take out what a file says of another growth than the one put over it: a command line cannot leave out a key."""
-    if not {"layout.growth", "layout.ranks_per_phase"} & overrides.keys():
+    if not {"layout.grow_by", "layout.ranks_per_phase"} & overrides.keys():
         return
     with suppress(ValidationError):  # which is told of later
         for key in LayoutSection.model_validate(tree["layout"]).unused():

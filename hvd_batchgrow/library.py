@@ -91,7 +91,7 @@ def plan_updates(
     ranks: int = 1,
     max_micro_batch: int | None = None,
     exact: bool = False,
-    ragged: bool = False,
+    uneven_ranks: bool = False,
 ) -> Plan:
     """Compile a schedule for a loop of your own.
 
@@ -104,12 +104,12 @@ def plan_updates(
         ranks: R.
         max_micro_batch: most samples of a pass; None: as in a job file.
         exact: one group a pass, for an engine that is exact.
-        ragged: allow ranks to hold unequal numbers of groups.
+        uneven_ranks: allow ranks to hold unequal numbers of groups.
 
     Raises:
         JobError: it cannot be formed; with the arithmetic and the nearest that can.
     """
-    layout = {"max_micro_batch": max_micro_batch, "exact": exact, "ragged": ragged}
+    layout = {"max_micro_batch": max_micro_batch, "exact": exact, "uneven_ranks": uneven_ranks}
     tree = {
         "name": "plan_updates",
         # Of no effect on a schedule, but for their lengths.

@@ -3,7 +3,7 @@
 # and keeps a ledger.
 #
 #   slurm/grow-chain.sh [--dry-run] JOB NODES:PHASES ... [-- OPTIONS of hvd-batchgrow train]
-#   slurm/grow-chain.sh job.toml 1:1-1 2:2-2 4:3-4 -- --layout.growth ranks --layout.ranks_per_phase '[1,2,4,4]'
+#   slurm/grow-chain.sh job.toml 1:1-1 2:2-2 4:3-4 -- --layout.grow_by ranks --layout.ranks_per_phase '[1,2,4,4]'
 #
 # TEMPLATE=...          the batch script (default: train.sbatch beside this file)
 # RANKS_PER_NODE=1      of every link

@@ -25,30 +25,32 @@ def job_tree(root: Path | str = "data", **sections: dict[str, Any]) -> dict[str,
     tree: dict[str, Any] = {
         "name": "small",
         "seed": 7,
-        "data": {"source": "idx", "root": str(root), "num_samples": NUM_TRAIN, "pad_pixels": 1, "flip": True},
+        "data": {"source": "idx", "root": str(root), "num_samples": NUM_TRAIN, "crop_padding": 1, "hflip": True},
         "model": {"name": "small_conv_net", "channels": [4, 8], "ghost_batch": 8},
         "optim": {"name": "sgd", "lr": 0.05, "momentum": 0.9, "weight_decay": 1e-3},
         "schedule": {
             "policy": "grow",
             "epochs": 2.2,
             "boundaries_epochs": [0.5, 1.0, 1.5],
-            "factor": 3.0,
+            "noise_factor": 3.0,
             "global_batch": 16,
             "max_batch": 96,
         },
         "layout": {"max_micro_batch": 16, "threads_per_rank": 1},
-        "watch": {"records_per_epoch": 5, "tensorboard": False},
+        "logging": {"logs_per_epoch": 5, "tensorboard": False},
     }
     for section, values in sections.items():
         tree[section] = {**tree.get(section, {}), **values} if isinstance(values, dict) else values
     if tree["schedule"]["policy"] == "decay":
         tree["schedule"].pop("max_batch", None)
+    if tree["optim"]["name"] in {"adam", "adamw"}:
+        tree["optim"].pop("momentum", None)
     return tree
 
 
 def measured_tree(root: Path | str, trigger: dict[str, Any], **sections: Any) -> dict[str, Any]:
     """A `job_tree` whose batch of 16 grows to at most 96 when a trigger says so, in passes of at most 8 samples."""
-    schedule = {"policy": "measured", "epochs": 3.0, "global_batch": 16, "max_batch": 96} | sections.pop("schedule", {})
+    schedule = {"policy": "adaptive", "epochs": 3.0, "global_batch": 16, "max_batch": 96} | sections.pop("schedule", {})
     layout = {"max_micro_batch": 8} | sections.pop("layout", {})
     return {**job_tree(root, trigger=trigger, layout=layout, **sections), "schedule": schedule}
 

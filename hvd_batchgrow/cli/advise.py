@@ -28,9 +28,9 @@ class AdviseCommand:
 
     folder: Annotated[Path, tyro.conf.Positional]
     """Folder of a run that has measured its gradient noise, done or not."""
-    factor: float = 2.0
+    max_batch_factor: float = 2.0
     """The most that one step multiplies the batch by, where the noise scale of the run stayed."""
-    caution: float = 1.0
+    headroom: float = 1.0
     """h: batches up to B_simple/h."""
     lr_rule: LrRule | None = None
     """What the learning rate does as the batch grows, likewise; otherwise the run's own rule, or none."""
@@ -48,7 +48,9 @@ class AdviseCommand:
         self._check()
         recorded, console = read_run(self.folder), terminal(sys.stderr)
         try:
-            advice = advise(recorded, factor=self.factor, caution=self.caution, lr_rule=self.lr_rule)
+            advice = advise(
+                recorded, max_batch_factor=self.max_batch_factor, headroom=self.headroom, lr_rule=self.lr_rule
+            )
         except RunError:
             if any(o.is_measured for o in recorded.seen):
                 print_table(console, evidence_table(recorded), _SPARE)
@@ -71,10 +73,10 @@ class AdviseCommand:
     def _check(self) -> None:
         """Raises JobError."""
         faults = []
-        if not 1 < self.factor < float("inf"):
-            faults.append(Fault("--factor", f"must be above 1, got {self.factor:g}"))
-        if not 0 < self.caution < float("inf"):
-            faults.append(Fault("--caution", f"must be above 0, got {self.caution:g}"))
+        if not 1 < self.max_batch_factor < float("inf"):
+            faults.append(Fault("--max-batch-factor", f"must be above 1, got {self.max_batch_factor:g}"))
+        if not 0 < self.headroom < float("inf"):
+            faults.append(Fault("--headroom", f"must be above 0, got {self.headroom:g}"))
         if faults:
             raise JobError(faults, "command line")
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from hvd_batchgrow.comm.launcher_env import RELAY_S, Comm, launched_by
+from hvd_batchgrow.comm.launcher_env import RELAY_S, Backend, launched_by
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.job_file import load_job, override_words
 from hvd_batchgrow.messages.errors import ExitCode, Fault, JobError, RunError
@@ -50,18 +50,18 @@ class JobCommand:
 class RanksCommand(JobCommand):
     """What commands take that several ranks run together."""
 
-    comm: Comm = "auto"
+    backend: Backend = "auto"
     """What ranks talk through; auto: Horovod where it can be imported, else torch.distributed, as under torchrun."""
 
 
-def with_ranks(work: Callable[[Ranks], ExitCode], comm: Comm) -> ExitCode:
+def with_ranks(work: Callable[[Ranks], ExitCode], backend: Backend) -> ExitCode:
     """Join the other ranks, work, and leave; a rank that fails alone takes the others down with it."""
     from hvd_batchgrow.comm.backend import connect
     from hvd_batchgrow.comm.ranks import AgreedFailure
     from hvd_batchgrow.train.malloc_tuning import keep_freed_memory
 
     keep_freed_memory()
-    ranks = connect(comm)
+    ranks = connect(backend)
     try:
         code = work(ranks)
         ranks.close()

@@ -37,7 +37,7 @@ class PlanCommand(JobCommand):
     plot: Path | None = None
     """Draw learning rate, batch and noise scale into a .png, .svg or .pdf."""
     cost: Path | None = None
-    """A file that `probe` has written: predict seconds and rank-hours, and decide layout.growth = "auto"."""
+    """A file that `probe` has written: predict seconds and rank-hours, and decide layout.grow_by = "auto"."""
     replay: Path | None = None
     """A decisions.jsonl of a run with a trigger: plan what it has decided, with its twin."""
 
@@ -83,7 +83,7 @@ class PlanCommand(JobCommand):
         """The twin wherever its batch can be formed, if not on as many ranks as the job; by the job's objective too."""
         from hvd_batchgrow.schedule.cost.cost import choose_ranks
 
-        if probe is None or job.layout.growth != "auto":
+        if probe is None or job.layout.grow_by != "auto":
             return compile_twin(twin, self.ranks, num_samples)
         # Without the job's time limit, which the twin need not meet: it is what the job is compared with.
         twin = twin.model_copy(update={"layout": job.layout.model_copy(update={"time_limit_h": None})})

@@ -28,7 +28,7 @@ class ProbeCommand(RanksCommand):
 
     def run(self, overrides: dict[str, Any]) -> ExitCode:
         """Measure, and say what to do with it."""
-        return with_ranks(lambda ranks: self.probe(ranks, overrides), self.comm)
+        return with_ranks(lambda ranks: self.probe(ranks, overrides), self.backend)
 
     def probe(self, ranks: Ranks, overrides: dict[str, Any]) -> ExitCode:
         """All ranks together."""

@@ -60,7 +60,7 @@ class SubmitCommand(JobCommand):
     sbatch: tuple[str, ...] = ()
     """More options of sbatch, as KEY=VALUE."""
     cost: Path | None = None
-    """A file that `probe` has written, for layout.growth = "auto"."""
+    """A file that `probe` has written, for layout.grow_by = "auto"."""
 
     def run(self, overrides: dict[str, Any]) -> ExitCode:
         """Submit, and say what was."""
@@ -71,9 +71,9 @@ class SubmitCommand(JobCommand):
         site = Site(find_template(self.template), program, self.site_options())
         scripts = make_scripts(job, links, run, site)
         scheduler = Slurm()
-        if plan.job.layout.growth == "accumulation" and len(plan.layouts) > 1:
+        if plan.job.layout.grow_by == "accumulation" and len(plan.layouts) > 1:
             ranks = f"all phases use all {plan.peak_ranks} ranks, as one link"
-            print(f"layout.growth = 'accumulation': {ranks}; 'ranks' gives each its own", file=sys.stderr)
+            print(f"layout.grow_by = 'accumulation': {ranks}; 'ranks' gives each its own", file=sys.stderr)
         with nullcontext() if self.dry_run else submitting(run):
             ledger = open_chain(run, links, None if self.dry_run else scheduler, resume=self.resume == "auto")
             if all(entry.state == DONE_BEFORE for entry in ledger.entries):

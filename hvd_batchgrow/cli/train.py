@@ -38,7 +38,7 @@ class TrainCommand(RanksCommand):
     """Remove the run of this name first."""
     runs_dir: Path = Path("runs")
     """Where run folders are made."""
-    updates: PositiveInt | None = None
+    max_updates: PositiveInt | None = None
     """Stop after so many updates of this start, with a checkpoint to go on from."""
     phases: str | None = None
     """FIRST-LAST: train these phases only, counted from 1, on just the ranks that they use; a link of a chain."""
@@ -47,14 +47,15 @@ class TrainCommand(RanksCommand):
     replay: Path | None = None
     """A decisions.jsonl: let the batch grow as it did there, without measuring. Later starts of the run do so too."""
     cost: Path | None = None
-    """A file that `probe` has written, for layout.growth = "auto"."""
+    """A file that `probe` has written, for layout.grow_by = "auto"."""
 
     def run(self, overrides: dict[str, Any]) -> ExitCode:
         """Train, and end with 75 if stopped."""
         self.check_flags()
         with StopRequest() as stop:
             return with_ranks(
-                lambda ranks: _exit_code([self.train(ranks, stop, lambda: self.load_for(ranks, overrides))]), self.comm
+                lambda ranks: _exit_code([self.train(ranks, stop, lambda: self.load_for(ranks, overrides))]),
+                self.backend,
             )
 
     def check_flags(self) -> None:
@@ -66,9 +67,7 @@ class TrainCommand(RanksCommand):
                 fault = "makes a new run, which there is nothing of yet: without --resume auto and --overwrite"
                 raise JobError([Fault("--fork", fault)], "command line")
             if is_elastic(os.environ):
-                fault = (
-                    "makes a run once, and an elastic job has several lives: fork on fixed ranks first (--updates 1)"
-                )
+                fault = "starts a run once, but an elastic job restarts it: fork on fixed ranks first (--max-updates 1)"
                 raise JobError([Fault("--fork", fault)], "command line")
             if not re.fullmatch(NAME_PATTERN, self.fork):
                 raise JobError([Fault("--fork", f"must match {NAME_PATTERN}, got {self.fork!r}")], "command line")
@@ -90,7 +89,7 @@ class TrainCommand(RanksCommand):
         from hvd_batchgrow.slurm.chain_jobs import chain_job
 
         job = self.load(overrides)
-        if self.cost is None or job.layout.growth != "auto":
+        if self.cost is None or job.layout.grow_by != "auto":
             return job
         num_samples = known_num_samples(job.data)
         choose = choose_ranks(job, num_samples, load_probe(self.cost), ranks.size)
@@ -110,7 +109,7 @@ class TrainCommand(RanksCommand):
             phases=self.phase_range(),
             fork=self.fork,
             replay=self.replay,
-            updates=self.updates,
+            max_updates=self.max_updates,
         )
         carry = Carry()
 
@@ -119,7 +118,7 @@ class TrainCommand(RanksCommand):
                 return run_job(load, ranks, options, report, lambda job: _observers(job, console), stop, carry)
 
         def is_over() -> bool:
-            return stop.asked or carry.num_updates == self.updates
+            return stop.asked or carry.num_updates == self.max_updates
 
         return self.train_elastic(ranks, stop, life, options, is_over) if ranks.elastic else life(options, stop)
 
@@ -158,7 +157,7 @@ class TwinCommand(TrainCommand):
         if self.fork is not None:
             raise JobError([Fault("--fork", "a comparison is of two whole runs: train --fork")], "command line")
         with StopRequest() as stop:
-            return with_ranks(lambda ranks: self.compare(ranks, stop, overrides), self.comm)
+            return with_ranks(lambda ranks: self.compare(ranks, stop, overrides), self.backend)
 
     def load_growing(self, ranks: Ranks, overrides: dict[str, Any]) -> Job:
         """The job, which must have a twin other than itself; that of a measured job is known after the run."""
@@ -168,7 +167,7 @@ class TwinCommand(TrainCommand):
         if job.schedule.policy == "decay":
             fault = Fault("schedule.policy", "'decay' is what the twin does; twin compares it with 'grow'")
             raise JobError([fault], str(self.job))
-        if not job.is_measured:
+        if not job.is_adaptive:
             decay_twin(job, known_num_samples(job.data))
         return job
 
@@ -178,7 +177,7 @@ class TwinCommand(TrainCommand):
         from hvd_batchgrow.schedule.adaptive.decisions import read_decisions
 
         job = self.load(overrides)
-        decisions = read_decisions(self.runs_dir / job.name / "decisions.jsonl")[1] if job.is_measured else ()
+        decisions = read_decisions(self.runs_dir / job.name / "decisions.jsonl")[1] if job.is_adaptive else ()
         return decay_twin(job, known_num_samples(job.data), decisions)
 
     def compare(self, ranks: Ranks, stop: StopRequest, overrides: dict[str, Any]) -> ExitCode:
@@ -208,7 +207,7 @@ def _observers(job: Job, console: PlainConsole) -> list[Observer]:
         ProgressDisplay(console),
         MetricsFile(),
         ConsumedFile(),
-        *([TensorBoard()] if job.watch.tensorboard else []),
+        *([TensorBoard()] if job.logging.tensorboard else []),
     ]
 
 

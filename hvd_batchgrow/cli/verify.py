@@ -9,14 +9,14 @@ from typing import Any
 
 from hvd_batchgrow.cli.common import RanksCommand, terminal
 from hvd_batchgrow.comm.launcher_env import launched_ranks
-from hvd_batchgrow.config import OF_GROWTH
+from hvd_batchgrow.config import KEYS_OF_GROW_BY
 from hvd_batchgrow.config.types import PositiveInt
 from hvd_batchgrow.interrupt import tidied_up_on_interrupt
 from hvd_batchgrow.job_file import override_words
 from hvd_batchgrow.messages.errors import ExitCode
 from hvd_batchgrow.schedule.plan import compile_plan
 
-_OF_GROWTH = {"layout.growth"} | {f"layout.{key}" for keys in OF_GROWTH.values() for key in keys}
+_OF_GROWTH = {"layout.grow_by"} | {f"layout.{key}" for keys in KEYS_OF_GROW_BY.values() for key in keys}
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class VerifyCommand(RanksCommand):
             console.print(line, soft_wrap=True)
 
         with tidied_up_on_interrupt():
-            results = verify(self.job, job, source, options, shapes, self.updates, report, self.comm)
+            results = verify(self.job, job, source, options, shapes, self.updates, report, self.backend)
         out = terminal(sys.stdout)
         print_verify(out, job, results, self.updates)
         for cause in causes:

@@ -6,16 +6,16 @@ import os
 import shutil
 import sys
 
-from hvd_batchgrow.comm.launcher_env import TORCHRUN, Comm, is_elastic, launched_by, launched_ranks, lone_tasks
+from hvd_batchgrow.comm.launcher_env import TORCHRUN, Backend, is_elastic, launched_by, launched_ranks, lone_tasks
 from hvd_batchgrow.comm.ranks import Ranks, SingleRank
 from hvd_batchgrow.messages.errors import RunError
 
 
-def connect(comm: Comm = "auto") -> Ranks:
+def connect(backend: Backend = "auto") -> Ranks:
     """Join the ranks that a launcher started together with this one.
 
     Args:
-        comm: what they talk through.
+        backend: what they talk through.
 
     Raises:
         RunError: there are others, but nothing to talk to them, or they do not find each other.
@@ -30,12 +30,12 @@ def connect(comm: Comm = "auto") -> Ranks:
         return SingleRank()
     rank, size = launched_ranks(os.environ)
     ranks: Ranks | None
-    if comm == "torch" or (comm == "auto" and launcher == TORCHRUN):
+    if backend == "torch" or (backend == "auto" and launcher == TORCHRUN):
         ranks = _torch_ranks()
     elif launcher == TORCHRUN:
-        raise RunError("Horovod cannot join ranks that torchrun started: --comm torch, or start them by mpirun")
+        raise RunError("Horovod cannot join ranks that torchrun started: --backend torch, or start them by mpirun")
     else:
-        ranks = _horovod_ranks(comm, launcher, rank, size)
+        ranks = _horovod_ranks(backend, launcher, rank, size)
     if ranks.size != size and not ranks.elastic:
         mpirun = shutil.which("mpirun") or "no mpirun on PATH"
         raise RunError(
@@ -46,13 +46,13 @@ def connect(comm: Comm = "auto") -> Ranks:
     return ranks
 
 
-def _horovod_ranks(comm: Comm, launcher: str, rank: int, size: int) -> Ranks:
+def _horovod_ranks(backend: Backend, launcher: str, rank: int, size: int) -> Ranks:
     try:
         from hvd_batchgrow.comm.horovod import HorovodRanks
     except ImportError as error:
         if size == 1:
             return SingleRank()
-        if comm == "auto":
+        if backend == "auto":
             if rank == 0:
                 print(f"Horovod cannot be imported ({error}): ranks use torch.distributed", file=sys.stderr)
             return _torch_ranks()
@@ -60,7 +60,7 @@ def _horovod_ranks(comm: Comm, launcher: str, rank: int, size: int) -> Ranks:
             f"started by {launcher} as one of {size} ranks, but Horovod cannot be imported ({error}).\n"
             "  Build it from its sources: tools/setup.sh; or, where there is a wheel of it: "
             "pip install 'hvd_batchgrow[horovod]'.\n"
-            "  Or --comm torch, which does without it; or train with one rank: hvd-batchgrow train JOB, without a "
+            "  Or --backend torch, which does without it; or train with one rank: hvd-batchgrow train JOB, without a "
             "launcher"
         ) from None
     if is_elastic(os.environ):

@@ -9,7 +9,7 @@ from typing import Literal
 from hvd_batchgrow.messages.errors import Fault
 from hvd_batchgrow.messages.schema_messages import shown
 
-Comm = Literal["auto", "horovod", "torch"]
+Backend = Literal["auto", "horovod", "torch"]
 """What ranks talk through; auto: Horovod where it can be imported, else torch.distributed, as under torchrun."""
 
 TORCHRUN, GLOO, OPEN_MPI, OTHER_MPI = "torchrun", "horovodrun --gloo", "mpirun", "an MPI launcher"

@@ -120,7 +120,7 @@ def join() -> TorchRanks:
         RunError: this torch cannot, or the ranks do not find each other.
     """
     if not dist.is_available():
-        raise RunError("this torch is built without torch.distributed: --comm horovod, or another torch")
+        raise RunError("this torch is built without torch.distributed: --backend horovod, or another torch")
     rank, size = launched_ranks(os.environ)
     try:
         store = _store(rank, size)

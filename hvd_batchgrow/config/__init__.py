@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from difflib import get_close_matches
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, JsonValue
 
@@ -67,8 +67,8 @@ class DataSection(Section):
     train: str | None = None
     """Training files below root: a folder, a file or a pattern; None: by the habit of the source."""
     test: str | None = None
-    """Test files below root, likewise; None: by the habit of the source, or `held_out`."""
-    held_out: Fraction = 0.0
+    """Test files below root, likewise; None: by the habit of the source, or `test_fraction`."""
+    test_fraction: Fraction = 0.0
     """For rows of one file: share of them, drawn by the seed, that is kept for testing; of synthetic samples, how many
     more there are to test on."""
     label: str | int | None = None
@@ -105,26 +105,26 @@ class DataSection(Section):
     confirms images that look as if their axes were in another order."""
     mean: Annotated[tuple[float, ...], BeforeValidator(tuples)] | None = None
     """Per channel of images scaled to [0, 1], or per feature; None: of the training set; encoded images: ImageNet's."""
-    deviation: FloatList | None = None
+    std: FloatList | None = None
     """Likewise."""
     pipeline: Literal["auto", "dali", "torch"] = "auto"
     """Who makes the pixels. All give the same ones; auto takes the faster one for the source."""
-    on_bad: Literal["error", "replace"] = "error"
+    on_bad_sample: Literal["error", "replace"] = "error"
     """A sample that cannot be read or decoded: end the run, or take the next of the stream in its place, and say so."""
     apply_orientation: bool = False
     """Encoded images: turn each as its EXIF orientation says. False: use the pixels as they are stored."""
-    pad_pixels: Annotated[int, Field(ge=0, le=64)] = 0
+    crop_padding: Annotated[int, Field(ge=0, le=64)] = 0
     """Zeros put around an image before a crop of its own size is drawn; 0: no crop."""
-    flip: bool = False
+    hflip: bool = False
     """Mirror left to right with probability 1/2."""
-    crop_pixels: PositiveInt | None = None
+    image_size: PositiveInt | None = None
     """Encoded images: side of what the network sees, a window drawn at random and resized; when testing, the centre."""
-    crop_area: Annotated[tuple[PositiveFloat, PositiveFloat], BeforeValidator(tuples)] = (0.08, 1.0)
+    crop_scale: Annotated[tuple[PositiveFloat, PositiveFloat], BeforeValidator(tuples)] = (0.08, 1.0)
     """Least and largest share of the image's area that the window has."""
-    crop_aspect: Annotated[tuple[PositiveFloat, PositiveFloat], BeforeValidator(tuples)] = (3 / 4, 4 / 3)
+    crop_ratio: Annotated[tuple[PositiveFloat, PositiveFloat], BeforeValidator(tuples)] = (3 / 4, 4 / 3)
     """Least and largest ratio of the window's width to its height."""
-    resize_pixels: PositiveInt | None = None
-    """When testing, the shorter side of the image before its centre is cut out; None: crop_pixels · 8/7."""
+    eval_resize: PositiveInt | None = None
+    """When testing, the shorter side of the image before its centre is cut out; None: image_size · 8/7."""
     channels_last: bool = False
     """Lay images out as NHWC in memory."""
     dtype: Literal["float32", "float16"] = "float32"
@@ -136,76 +136,93 @@ class ModelSection(Section):
 
     name: Annotated[str, AfterValidator(check_name)]
     """One of this package's, or `module:name` of your own, torchvision or timm."""
-    arguments: dict[str, JsonValue] = Field(default={})
+    kwargs: dict[str, JsonValue] = Field(default={})
     """For `module:name`: keyword arguments that it is called with, beside `num_classes`."""
     channels: Annotated[tuple[PositiveInt, ...], Field(min_length=1), BeforeValidator(tuples)] | None = None
     """Widths of small_conv_net's convolutions, in order, or of dense7's hidden layers; None: the network's default."""
     ghost_batch: Annotated[int, Field(ge=2)]
     """Samples over which batch statistics are taken (γ); also the unit that the stream is cut into."""
-    ghost_momentum: Annotated[float, Field(gt=0, le=1)] = 0.1
+    bn_momentum: Annotated[float, Field(gt=0, le=1)] = 0.1
     """Weight of one ghost batch in the running statistics; of `module:name` too, whatever its norms had."""
-    reestimate_samples: PositiveInt | None = None
+    precise_bn_samples: PositiveInt | None = None
     """At each phase's end, make the running statistics plain averages under the weights of that moment, over so many
     of the samples seen last; None: they stay moving averages."""
     dropout: Fraction = 0.0
     """Share of the values that dense7 drops after each hidden layer, and a wrn between the convolutions of a block."""
 
 
-class SgdSection(Section):
-    """`[optim]`, name = "sgd": the update rule, and the values the schedule starts from."""
+class OptimBase(Section):
+    """`[optim]`: the keys that all optimizers share."""
 
-    name: Literal["sgd"]
+    name: str
     lr: PositiveFloat
-    momentum: Fraction = 0.9
-    nesterov: bool = False
+    """Learning rate ε at the start of the schedule, after warm-up."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """Weight decay; see decay_norm_and_bias for what it applies to."""
     decay_norm_and_bias: bool = False
     """true: weight decay also applies to normalisation parameters and biases (parameters of one dimension or none), as
     in torch's optimizers; false: only to weights of two or more dimensions."""
+
+    @property
+    def momentum_key(self) -> str:
+        """The key that holds the momentum."""
+        return "optim.momentum"
+
+    def starting_at(self, lr: float, momentum: float) -> Self:
+        """Return a copy whose schedule starts at this learning rate and momentum."""
+        return self.model_copy(update={"lr": lr, "momentum": momentum})
+
+
+class SgdSection(OptimBase):
+    """`[optim]`, name = "sgd": stochastic gradient descent with momentum, in torch's form."""
+
+    name: Literal["sgd"]
+    momentum: Fraction = 0.9
+    nesterov: bool = False
     rescale_momentum: bool = False
-    """Where the momentum goes from m to m', scale its buffer by (1-m)/(1-m'); else let it refill."""
+    """If the momentum changes from m to m', scale its buffer by (1-m)/(1-m'); otherwise let it refill."""
 
 
-class AdamSection(Section):
+class AdamSection(OptimBase):
     """`[optim]`, name = "adam" or "adamw" (whose weight decay is decoupled)."""
 
     name: Literal["adam", "adamw"]
-    lr: PositiveFloat
-    momentum: Fraction = 0.9
-    """β₁."""
-    beta2: Fraction = 0.999
+    betas: Annotated[tuple[Fraction, Fraction], BeforeValidator(tuples)] = (0.9, 0.999)
+    """[β₁, β₂]: decay rates, per update, of the moving averages of the gradient and of its square."""
     eps: PositiveFloat = 1e-8
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    """Weight decay; see decay_norm_and_bias for what it applies to."""
-    decay_norm_and_bias: bool = False
-    """true: weight decay also applies to normalisation parameters and biases (parameters of one dimension or none), as
-    in torch's optimizers; false: only to weights of two or more dimensions."""
+
+    @property
+    def momentum(self) -> float:
+        """β₁, which schedules treat as the momentum."""
+        return self.betas[0]
+
+    @property
+    def momentum_key(self) -> str:
+        """The key that holds the momentum."""
+        return "optim.betas[0]"
+
+    def starting_at(self, lr: float, momentum: float) -> Self:
+        """Return a copy whose schedule starts at this learning rate and momentum."""
+        return self.model_copy(update={"lr": lr, "betas": (momentum, self.betas[1])})
 
 
-class LarsSection(Section):
+class LarsSection(OptimBase):
     """`[optim]`, name = "lars": SGD with momentum, the step of each tensor scaled by its trust ratio."""
 
     name: Literal["lars"]
-    lr: PositiveFloat
     momentum: Fraction = 0.9
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    """Weight decay; see decay_norm_and_bias for what it applies to."""
-    decay_norm_and_bias: bool = False
-    """true: weight decay also applies to normalisation parameters and biases (parameters of one dimension or none), as
-    in torch's optimizers; false: only to weights of two or more dimensions."""
     trust_coefficient: PositiveFloat = 0.001
-    """η: the share of its own norm that a weight moves by, at a learning rate of 1."""
+    """η: the change of a weight at a learning rate of 1, as a fraction of the weight's norm."""
     eps: Annotated[float, Field(ge=0)] = 0.0
     """Added to the denominator of the trust ratio."""
     rescale_momentum: bool = False
-    """Where the momentum goes from m to m', scale its buffer by (1-m)/(1-m'); else let it refill."""
+    """If the momentum changes from m to m', scale its buffer by (1-m)/(1-m'); otherwise let it refill."""
 
 
 OptimSection = Annotated[SgdSection | AdamSection | LarsSection, Field(discriminator="name")]
 
 
-OF_GROWTH: dict[str, tuple[str, ...]] = {
+KEYS_OF_GROW_BY: dict[str, tuple[str, ...]] = {
     "accumulation": (),
     "ranks": ("ranks_per_phase", "max_ranks"),
     "auto": ("max_ranks", "objective", "time_limit_h"),
@@ -218,18 +235,18 @@ class LayoutSection(Section):
 
     max_micro_batch: PositiveInt | None = None
     """Most samples of one forward and backward on one rank, a multiple of γ; None: the largest up to 128, or γ."""
-    growth: Literal["accumulation", "ranks", "auto"] = "accumulation"
+    grow_by: Literal["accumulation", "ranks", "auto"] = "accumulation"
     """How a larger batch is formed: by more passes on all ranks; by more ranks, each with a full micro-batch as long
     as there are any; or, phase by phase, by what the objective wants (`plan --cost`)."""
     ranks_per_phase: Annotated[tuple[NumRanks, ...], BeforeValidator(tuples)] | None = None
-    """For growth = "ranks": ranks of each phase; None: from the batch."""
+    """For grow_by = "ranks": ranks of each phase; None: from the batch."""
     max_ranks: NumRanks | None = None
-    """For growth = "ranks" and "auto", of those that are launched; None: all of them."""
+    """For grow_by = "ranks" and "auto", of those that are launched; None: all of them."""
     objective: Literal["least_time", "least_rank_hours"] = "least_time"
-    """For growth = "auto"."""
+    """For grow_by = "auto"."""
     time_limit_h: PositiveFloat | None = None
     """For objective = "least_rank_hours": hours that the run may take."""
-    ragged: bool = False
+    uneven_ranks: bool = False
     """Allow ranks to hold unequal numbers of ghost batches."""
     exact: bool = False
     """Sum so that the weights are equal to the bit in every layout: one ghost batch a pass, summed without rounding."""
@@ -240,15 +257,17 @@ class LayoutSection(Section):
 
     def unused(self) -> list[str]:
         """Keys that say something which this growth has no use for."""
-        others = dict.fromkeys(key for keys in OF_GROWTH.values() for key in keys if key not in OF_GROWTH[self.growth])
-        beside = ["max_ranks"] if self.growth == "ranks" and self.ranks_per_phase else []
+        others = dict.fromkeys(
+            key for keys in KEYS_OF_GROW_BY.values() for key in keys if key not in KEYS_OF_GROW_BY[self.grow_by]
+        )
+        beside = ["max_ranks"] if self.grow_by == "ranks" and self.ranks_per_phase else []
         return [
             key for key in [*others, *beside] if getattr(self, key) not in (type(self).model_fields[key].default, ())
         ]
 
-    def grown_by(self, growth: str, **changes: Any) -> LayoutSection:
+    def grown_by(self, grow_by: str, **changes: Any) -> LayoutSection:
         """The same by another growth, without what that has no use for; and with these changes."""
-        grown = self.model_copy(update={"growth": growth, **changes})
+        grown = self.model_copy(update={"grow_by": grow_by, **changes})
         return grown.model_copy(update={key: type(self).model_fields[key].default for key in grown.unused()})
 
 
@@ -265,10 +284,10 @@ class UpdateSection(Section):
     """If the loss or the gradient of an update is infinite or NaN: end the run, or skip the update and count it. If the
     test loss is: end the run, or disregard that evaluation, which is then neither an improvement nor part of a
     trigger's patience."""
-    compression: Literal["none", "float16", "bfloat16"] = "none"
+    allreduce_dtype: Literal["none", "float16", "bfloat16"] = "none"
     """Type of the gradients while they cross the network: half the bytes, and a rounding that one rank does not have;
     bfloat16 not through Horovod."""
-    average_samples: PositiveFloat | None = None
+    ema_samples: PositiveFloat | None = None
     """Memory of a moving average of the weights, in samples, which is evaluated too; None: none is kept."""
 
 
@@ -277,7 +296,7 @@ class GradientNoiseSection(Section):
 
     measure: bool = False
     """Measure and record it; a trigger that needs it does so in any case."""
-    memory_epochs: PositiveFloat = 0.5
+    ema_epochs: PositiveFloat = 0.5
     """Over how many epochs tr(Σ) and |G|² are averaged, each on its own."""
     preconditioned: bool = False
     """For Adam: of the gradient as Adam scales it, element by element; else of the gradient itself."""
@@ -289,7 +308,7 @@ class EvaluationSection(Section):
     """`[evaluation]`: the whole test set, once, over all ranks."""
 
     every_epochs: PositiveFloat = 1.0
-    batch: PositiveInt = 500
+    batch_size: PositiveInt = 500
     """Samples of one forward pass."""
 
 
@@ -300,11 +319,11 @@ class CheckpointSection(Section):
     keep: PositiveInt = 3
 
 
-class WatchSection(Section):
-    """`[watch]`: what is recorded of a run."""
+class LoggingSection(Section):
+    """`[logging]`: what is recorded of a run."""
 
-    records_per_epoch: PositiveInt = 20
-    """Training metrics are averaged over stretches of N / records_per_epoch samples."""
+    logs_per_epoch: PositiveInt = 20
+    """Training metrics are averaged over stretches of N / logs_per_epoch samples."""
     tensorboard: bool = True
     stall_timeout_s: PositiveFloat = 600.0
     """Without any progress for a tenth of this, the rank that stalls is named; for all of it, the job ends."""
@@ -328,7 +347,7 @@ class Job(Section):
     layout: LayoutSection = LayoutSection()
     evaluation: EvaluationSection = EvaluationSection()
     checkpoint: CheckpointSection = CheckpointSection()
-    watch: WatchSection = WatchSection()
+    logging: LoggingSection = LoggingSection()
 
     @property
     def micro_batch_limit(self) -> int:
@@ -339,9 +358,9 @@ class Job(Section):
         return self.layout.max_micro_batch or max(1, 128 // group) * group
 
     @property
-    def is_measured(self) -> bool:
+    def is_adaptive(self) -> bool:
         """Whether a trigger decides when the batch grows."""
-        return self.schedule.policy == "measured"
+        return self.schedule.policy == "adaptive"
 
     def deciding(self, num_samples: int) -> dict[str, Any]:
         """The keys that decide the weights a run ends with; all others may change at a resume.
@@ -353,7 +372,7 @@ class Job(Section):
             dotted key to plain value.
         """
         tree = self.model_dump(mode="json")
-        measuring = ("trigger", "gradient_noise") if self.is_measured else ()
+        measuring = ("trigger", "gradient_noise") if self.is_adaptive else ()
         flat = {
             f"{section}.{key}": value
             for section in ("data", "model", "optim", "schedule", "update", *measuring)

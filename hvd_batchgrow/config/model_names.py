@@ -33,7 +33,7 @@ class Family:
     """Depths that there are; empty: the design has one."""
 
 
-_NORM = frozenset({"ghost_batch", "ghost_momentum"})
+_NORM = frozenset({"ghost_batch", "bn_momentum"})
 
 FAMILIES: dict[str, Family] = {
     "small_conv_net": Family("small_conv_net", "small_conv_net", _NORM | {"channels"}, "images"),
@@ -69,7 +69,7 @@ FAMILIES: dict[str, Family] = {
     "own": Family(
         "module:name of your own, torchvision or timm",
         r"[A-Za-z_][\w.]*:[A-Za-z_]\w*",
-        _NORM | {"arguments"},
+        _NORM | {"kwargs"},
         "both",
     ),
 }
@@ -154,7 +154,7 @@ def _users(key: str) -> str:
 
 def _used(family: Family) -> set[str]:
     """Keys that say something of a network: what it is built from, and what is done with its norms."""
-    return {"name", "ghost_batch", *family.keys, *({"reestimate_samples"} if family.keys >= _NORM else ())}
+    return {"name", "ghost_batch", *family.keys, *({"precise_bn_samples"} if family.keys >= _NORM else ())}
 
 
 def check_shape(model: ModelSection, shape: Sequence[int]) -> list[Fault]:

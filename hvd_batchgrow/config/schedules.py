@@ -41,8 +41,8 @@ class BoundaryBase(ScheduleBase):
     global_batch: PositiveInt
     """Samples per update at the start, over all ranks and passes."""
     boundaries_epochs: FloatList = ()
-    """Epochs at which the noise scale is divided by `factor`."""
-    factor: Factor = 5.0
+    """Epochs at which the noise scale is divided by `noise_factor`."""
+    noise_factor: Factor = 5.0
     """One number, or one for each boundary."""
     momenta: Annotated[tuple[Fraction, ...], BeforeValidator(tuples)] | None = None
     """Momentum of each phase; None: the same in all. The batch makes up for it, or the learning rate under `decay`."""
@@ -118,7 +118,7 @@ class ImportSchedule(ScheduleBase):
         ),
     ]
     """steps, polynomial, cosine, or `module:function` that maps an epoch to a multiple of `optim.lr`."""
-    num_steps: Annotated[int, Field(gt=0, le=1000)] = 8
+    num_phases: Annotated[int, Field(gt=0, le=1000)] = 8
     """Phases of equal length that stand for a smooth schedule, each with its mean noise scale."""
     lr_steps: Annotated[tuple[LrStep, ...], BeforeValidator(tuples)] = ()
     """For steps: [epoch, multiple of `optim.lr` from there on]."""
@@ -136,10 +136,10 @@ class SeesawSchedule(BoundaryBase):
     """The critical batch: beyond it the rule does not hold."""
 
 
-class MeasuredSchedule(ScheduleBase):
+class AdaptiveSchedule(ScheduleBase):
     """Grow the batch when `[trigger]` says so."""
 
-    policy: Literal["measured"]
+    policy: Literal["adaptive"]
     global_batch: PositiveInt
     max_batch: MaxBatch = "N/10"
     batch_scale: Annotated[float, Field(ge=1)] = 1.0
@@ -161,6 +161,6 @@ ScheduleSection = Annotated[
     | StepsSchedule
     | ImportSchedule
     | SeesawSchedule
-    | MeasuredSchedule,
+    | AdaptiveSchedule,
     Field(discriminator="policy"),
 ]

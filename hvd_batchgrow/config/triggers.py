@@ -23,7 +23,7 @@ class TriggerBase(Section):
 
     windows_epochs: Annotated[tuple[Window, ...], Field(min_length=1), BeforeValidator(tuples)] | None = None
     """[earliest, latest] epoch of the first, second, … decision: never before, never after, and no more of them; a
-    window that ends without a decision makes one, of `factor`. None: any number at any time."""
+    window that ends without a decision makes one, of `noise_factor` or `max_batch_factor`. None: no limit."""
 
 
 class PlateauTrigger(TriggerBase):
@@ -38,7 +38,7 @@ class PlateauTrigger(TriggerBase):
     """Decide when there was none for more than so long."""
     cooldown_epochs: Annotated[float, Field(ge=0)] = 0.0
     """After a decision, so long counts as none of it."""
-    factor: AboveOne = 5.0
+    noise_factor: AboveOne = 5.0
     """By which the noise scale falls: the batch grows, and beyond `max_batch` the learning rate decays."""
     restore_best: bool = False
     """Go on from the weights of the best evaluation, and from their moving average; the optimiser stays as it is."""
@@ -49,7 +49,7 @@ class MeasuringTrigger(TriggerBase):
 
     every_epochs: PositiveFloat = 0.05
     """How often they look."""
-    factor: AboveOne = 2.0
+    max_batch_factor: AboveOne = 2.0
     """One decision multiplies the batch by no more than this."""
     min_factor: Annotated[float, Field(ge=1)] = 1.25
     """A change by less is not made."""

@@ -33,7 +33,7 @@ class ExitCode(IntEnum):
 
 @dataclass(frozen=True)
 class Fault:
-    """One thing wrong with a job: where it is (`schedule.factor`) and what would be right."""
+    """One thing wrong with a job: where it is (`schedule.noise_factor`) and what would be right."""
 
     path: str
     message: str

@@ -88,11 +88,11 @@ def advised_job_file(advice: Advice) -> str:
 
 def _head(advice: Advice) -> list[str]:
     run = advice.run
-    caution = "" if advice.caution == 1 else f", divided by h = {advice.caution:g}"
+    headroom = "" if advice.headroom == 1 else f", divided by h = {advice.headroom:g}"
     adam = " B_simple is of the gradient as Adam scales it." if run.job.gradient_noise.preconditioned else ""
     lines = [
         f"Advice from {' '.join(run.folder.split())}: the growth that its gradient noise supports.",
-        f"Batches stay within the lower end of B_simple's band of 95 %{caution}: what exceeds it wastes samples.{adam}",
+        f"Batches stay within the lower end of B_simple's band of 95 %{headroom}: more wastes samples.{adam}",
         "",
         *summary(advice),
         "",

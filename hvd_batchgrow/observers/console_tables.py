@@ -77,7 +77,7 @@ def plan_table(plan: Plan) -> Table:
             f"{phase.momentum:g}",
             f"{phase.global_batch:,}",
             _wanted(phase),
-            f"{layout.ranks} × {layout.accumulation} × {layout.micro_batch}{' (ragged)' if layout.ragged else ''}",
+            f"{layout.ranks} × {layout.accumulation} × {layout.micro_batch}{' uneven' * layout.uneven_ranks}",
             f"{phase.global_batch // plan.group}",
             f"{plan.noise_scale(phase):.4g}",
         )

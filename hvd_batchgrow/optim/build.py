@@ -36,7 +36,7 @@ def build_optimizer(model: nn.Module, optim: SgdSection | AdamSection | LarsSect
     if isinstance(optim, SgdSection):
         return torch.optim.SGD(groups, lr=optim.lr, momentum=optim.momentum, nesterov=optim.nesterov, foreach=True)
     kind = torch.optim.Adam if optim.name == "adam" else torch.optim.AdamW
-    return kind(groups, lr=optim.lr, betas=(optim.momentum, optim.beta2), eps=optim.eps, foreach=True)
+    return kind(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, foreach=True)
 
 
 def lr_ratios(optimizer: torch.optim.Optimizer) -> list[float]:

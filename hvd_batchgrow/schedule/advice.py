@@ -108,7 +108,7 @@ class Advice:
     phases: tuple[AdvisedPhase, ...]
     weak: tuple[str, ...]
     """Where the evidence is too weak, in words."""
-    caution: float = 1.0
+    headroom: float = 1.0
     """h."""
 
     @property
@@ -125,15 +125,15 @@ def supported_steps(
     first_batch: int,
     unit: int,
     cap: int,
-    factor: float = 2.0,
-    caution: float = 1.0,
+    max_batch_factor: float = 2.0,
+    headroom: float = 1.0,
 ) -> list[tuple[int, int]]:
     """Batches that stay at or below B_simple/h, by its lower end, from sample counters on.
 
     The lower end of the band: a batch above B_simple wastes samples for good, one below it costs
     updates, which a later look can win back. A step is made where the lower end has been above the
     new batch, without a gap, for `HOLD_EPOCHS` since the step before, and is not below it in more
-    than `BELOW` of all samples to come; to no more than `factor` times the batch.
+    than `BELOW` of all samples to come; to no more than `max_batch_factor` times the batch.
 
     Args:
         seen: in the order of their samples.
@@ -142,8 +142,8 @@ def supported_steps(
         first_batch: B at sample 0.
         unit: samples of which each batch is a whole number.
         cap: the largest batch.
-        factor: the most that a step multiplies the batch by.
-        caution: h.
+        max_batch_factor: the most that a step multiplies the batch by.
+        headroom: h.
 
     Returns:
         (sample counter, batch), rising in both; each counter whole updates after the one before.
@@ -159,7 +159,7 @@ def supported_steps(
         lows = [h.low for h in window if h.low is not None]
         later = typical(seen[k:], lambda s: s.low, BELOW)
         assert later is not None  # this one is resolved
-        wanted = min(factor * batch, cap, min([*lows, later]) / caution)
+        wanted = min(max_batch_factor * batch, cap, min([*lows, later]) / headroom)
         new, start = int(wanted // unit * unit), at + -(-(o.samples - at) // batch) * batch
         if new >= MIN_FACTOR * batch and start + hold <= end_samples:
             steps.append((start, new))
@@ -174,7 +174,7 @@ def supported_limit(
     wanted: Sequence[tuple[int, float]],
     unit: int,
     cap: int,
-    caution: float = 1.0,
+    headroom: float = 1.0,
 ) -> int:
     """The largest batch up to which growth in place of decay is supported, at every epoch of it.
 
@@ -188,7 +188,7 @@ def supported_limit(
         wanted: of each phase (sample counter of its start, batch that keeps the run's noise scale).
         unit: samples of which the limit is a whole number, unless it is the first batch.
         cap: the largest batch that is allowed.
-        caution: h.
+        headroom: h.
     """
     limit, first = cap, round(wanted[0][1])
     ends = [start for start, _ in wanted[1:]] + [max((o.samples for o in seen), default=0)]
@@ -198,20 +198,22 @@ def supported_limit(
         resolved = sum(o.length for o in inside if o.is_resolved)
         enough = resolved > 0 and resolved >= min(HOLD_EPOCHS * num_samples, (end - start) / 2)
         low = typical(inside, lambda o: o.low, BELOW) if enough else None
-        supported = before if low is None else max(first, int(low / caution // unit * unit))
-        if batch > max(supported, (low or 0.0) / caution) * (1 + 1e-9):
+        supported = before if low is None else max(first, int(low / headroom // unit * unit))
+        if batch > max(supported, (low or 0.0) / headroom) * (1 + 1e-9):
             limit = min(limit, supported)
         before = min(limit, max(before, round(batch)))
     return limit
 
 
-def advise(run: RecordedRun, *, factor: float = 2.0, caution: float = 1.0, lr_rule: LrRule | None = None) -> Advice:
+def advise(
+    run: RecordedRun, *, max_batch_factor: float = 2.0, headroom: float = 1.0, lr_rule: LrRule | None = None
+) -> Advice:
     """What a run's record supports, as a job.
 
     Args:
         run: of a folder.
-        factor: the most that one step multiplies the batch by, where the run's noise scale stayed.
-        caution: h: batches up to B_simple/h.
+        max_batch_factor: the most that one step multiplies the batch by, where the run's noise scale stayed.
+        headroom: h: batches up to B_simple/h.
         lr_rule: what ε does where the batch grows, likewise; None: the run's own rule, or none.
 
     Raises:
@@ -225,10 +227,10 @@ def advise(run: RecordedRun, *, factor: float = 2.0, caution: float = 1.0, lr_ru
         if lr_rule not in {None, "none"}:
             fault = f"{lr_rule!r} would undo what the run did: its noise scale fell by {falls[-1]:.3g}"
             raise JobError([Fault("--lr-rule", f"{fault}, and the advised run's falls with it")], run.job.name)
-        job = _in_place_of_decay(run, job, falls, cap, caution)
+        job = _in_place_of_decay(run, job, falls, cap, headroom)
     else:
         rule: LrRule = lr_rule or getattr(run.job.schedule, "lr_rule", None) or "none"
-        job = _after_b_simple(run, job, cap, factor, caution, rule)
+        job = _after_b_simple(run, job, cap, max_batch_factor, headroom, rule)
     weak = weaknesses(run.seen, run.job, run.num_samples)
     if place := where(run.seen, run.num_samples, lambda o: not _is_of_plan(o, run)):
         weak.append(f"{place}: seen under another schedule than the run's plan, as of a run that it was forked from")
@@ -239,8 +241,8 @@ def advise(run: RecordedRun, *, factor: float = 2.0, caution: float = 1.0, lr_ru
         weak.append(f"planned for 1 rank, not {run.ranks}: {error.faults[0]}")
     phases = tuple(_beside(phase, run.seen) for phase in plan.schedule.phases if phase.num_updates)
     if max(p.phase.global_batch for p in phases) < MIN_FACTOR * phases[0].phase.global_batch:
-        raise _nothing_supported(run, caution)
-    return Advice(run, job, plan, phases, tuple(weak), caution)
+        raise _nothing_supported(run, headroom)
+    return Advice(run, job, plan, phases, tuple(weak), headroom)
 
 
 def _cap(run: RecordedRun) -> int:
@@ -256,10 +258,10 @@ def _without_growth(run: RecordedRun) -> Job:
     layout = job.layout.model_copy(update={"ranks_per_phase": None})
     changes = {
         "name": f"{job.name}-advised",
-        "optim": job.optim.model_copy(update={"lr": first["lr"], "momentum": first["momentum"]}),
+        "optim": job.optim.starting_at(first["lr"], first["momentum"]),
         "trigger": NoTrigger(name="none"),
         "gradient_noise": job.gradient_noise.model_copy(update={"measure": True}),
-        "layout": layout.grown_by("accumulation") if layout.growth == "auto" else layout,
+        "layout": layout.grown_by("accumulation") if layout.grow_by == "auto" else layout,
     }
     return job.model_copy(update=changes)
 
@@ -270,7 +272,9 @@ def _shared(run: RecordedRun) -> dict[str, Any]:
     return {key: getattr(run.job.schedule, key) for key in keys}
 
 
-def _after_b_simple(run: RecordedRun, job: Job, cap: int, factor: float, caution: float, lr_rule: LrRule) -> Job:
+def _after_b_simple(
+    run: RecordedRun, job: Job, cap: int, max_batch_factor: float, headroom: float, lr_rule: LrRule
+) -> Job:
     steps = supported_steps(
         run.seen,
         run.num_samples,
@@ -278,24 +282,24 @@ def _after_b_simple(run: RecordedRun, job: Job, cap: int, factor: float, caution
         first_batch=run.first_batch,
         unit=run.unit,
         cap=cap,
-        factor=factor,
-        caution=caution,
+        max_batch_factor=max_batch_factor,
+        headroom=headroom,
     )
     if len(steps) == 1:
-        raise _nothing_supported(run, caution)
+        raise _nothing_supported(run, headroom)
     text = " ".join(f"{at}:{batch}" for at, batch in steps)
     return job.model_copy(
         update={"schedule": StepsSchedule(policy="steps", batch_steps=text, lr_rule=lr_rule, **_shared(run))}
     )
 
 
-def _in_place_of_decay(run: RecordedRun, job: Job, falls: Sequence[float], cap: int, caution: float) -> Job:
+def _in_place_of_decay(run: RecordedRun, job: Job, falls: Sequence[float], cap: int, headroom: float) -> Job:
     pairs = itertools.pairwise(zip(falls, run.phases, strict=True))
     drops = [(b[1]["start_epoch"], b[0] / a[0]) for a, b in pairs if b[0] > a[0] * (1 + 1e-9)]
     keys = _shared(run) | {
         "global_batch": run.first_batch,
         "boundaries_epochs": tuple(epoch for epoch, _ in drops),
-        "factor": tuple(factor for _, factor in drops),
+        "noise_factor": tuple(factor for _, factor in drops),
     }
 
     def limited(max_batch: int) -> Job:
@@ -307,7 +311,7 @@ def _in_place_of_decay(run: RecordedRun, job: Job, falls: Sequence[float], cap: 
 
     free = compile_plan(limited(cap), 1, run.num_samples).schedule.phases
     wanted = [(phase.start_samples, phase.wanted_batch) for phase in free]
-    return limited(supported_limit(run.seen, run.num_samples, wanted=wanted, unit=run.unit, cap=cap, caution=caution))
+    return limited(supported_limit(run.seen, run.num_samples, wanted=wanted, unit=run.unit, cap=cap, headroom=headroom))
 
 
 def _is_of_plan(o: Observation, run: RecordedRun) -> bool:
@@ -352,7 +356,7 @@ def _refuse_without_evidence(run: RecordedRun) -> None:
         )
     resolved = sum(o.length for o in measured if o.is_resolved) / run.num_samples
     if resolved < HOLD_EPOCHS:
-        memory = 2 * run.job.gradient_noise.memory_epochs
+        memory = 2 * run.job.gradient_noise.ema_epochs
         told = "\n  ".join(weaknesses(run.seen, run.job, run.num_samples))
         raise RunError(
             f"{name}: too weak to advise: B_simple is resolved for {resolved:.2g} epochs, {HOLD_EPOCHS:g} are the "
@@ -367,7 +371,7 @@ def _measured_name(name: str) -> str:
     return f"{before[1]}-measured{int(before[2] or 1) + 1}" if before else f"{name}-measured"
 
 
-def _nothing_supported(run: RecordedRun, caution: float) -> RunError:
+def _nothing_supported(run: RecordedRun, headroom: float) -> RunError:
     lows = [typical(run.seen, lambda o: o.low, share) for share in (BELOW, 0.5, 1.0)]
     low, middle, top = (f"{low or 0:,.0f}" for low in lows)
     first, unit = run.first_batch, run.unit
@@ -375,7 +379,7 @@ def _nothing_supported(run: RecordedRun, caution: float) -> RunError:
     told = "".join(f"\n  {text}" for text in weaknesses(run.seen, run.job, run.num_samples))
     return RunError(
         f"{run.folder}: no growth is supported: the lower end of B_simple was {low} to {top}, {middle} in the middle; "
-        f"for the least growth, {first} → {least} in steps of {unit}, it must hold {caution * least:,.0f} for "
+        f"for the least growth, {first} → {least} in steps of {unit}, it must hold {headroom * least:,.0f} for "
         f"{HOLD_EPOCHS:g} epochs, leave as much of the run to grow in, and N/10 = {run.num_samples // 10:,} "
         f"must allow it{told}"
     )

@@ -21,7 +21,7 @@ def imported_multiples(section: ImportSchedule) -> list[tuple[float, float]]:
     if section.lr_schedule == "steps":
         return [(0.0, 1.0), *section.lr_steps]
     mean_of = _mean_function(section)
-    epochs, count = decimal(section.epochs), section.num_steps
+    epochs, count = decimal(section.epochs), section.num_phases
     edges = [float(epochs * Fraction(k, count)) for k in range(count + 1)]
     multiples = []
     for k, (start, end) in enumerate(itertools.pairwise(edges)):
@@ -47,8 +47,8 @@ def _check_lr_steps(section: ImportSchedule) -> None:
 
 
 def _mean_function(section: ImportSchedule) -> Callable[[int], float]:
-    """The mean multiple over stage k of `num_steps` of equal length: an integral for the curves known here."""
-    end, count = section.end_lr_fraction, section.num_steps
+    """The mean multiple over stage k of `num_phases` of equal length: an integral for the curves known here."""
+    end, count = section.end_lr_fraction, section.num_phases
     if section.lr_schedule == "polynomial":
         return lambda k: end + (1 - end) * polynomial_mean(k, count, section.power)
     if section.lr_schedule == "cosine":

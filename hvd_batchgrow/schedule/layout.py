@@ -16,11 +16,11 @@ class Layout:
     """Forward/backward passes of the rank that holds most groups."""
     micro_batch: int
     """Samples of one pass; the last pass of a ragged layout may have fewer."""
-    ragged: bool
+    uneven_ranks: bool
     """True where some ranks hold one group more than others."""
 
 
-def form_layout(global_batch: int, ranks: int, group: int, max_micro_batch: int, *, ragged: bool) -> Layout:
+def form_layout(global_batch: int, ranks: int, group: int, max_micro_batch: int, *, uneven_ranks: bool) -> Layout:
     """Cut a global batch over ranks and passes, the fewest passes of equal size that fit.
 
     Args:
@@ -28,7 +28,7 @@ def form_layout(global_batch: int, ranks: int, group: int, max_micro_batch: int,
         ranks: R.
         group: γ, samples of a group: the unit that is dealt to ranks and never cut.
         max_micro_batch: most samples of one forward and backward.
-        ragged: whether ranks may hold unequal numbers of groups.
+        uneven_ranks: whether ranks may hold unequal numbers of groups.
 
     Raises:
         ValueError: it cannot be formed; the message has the arithmetic and the nearest values that can.
@@ -43,7 +43,7 @@ def form_layout(global_batch: int, ranks: int, group: int, max_micro_batch: int,
             f"global batch {global_batch} = {groups} ghost batches of {group} for {ranks} ranks: "
             f"{ranks - groups} would have nothing to do; nearest: {ranks * group}, or {groups} ranks"
         )
-    if groups % ranks and not ragged:
+    if groups % ranks and not uneven_ranks:
         raise ValueError(_indivisible(global_batch, ranks, group))
     return _equal_passes(groups, ranks, group, max_micro_batch)
 
@@ -53,9 +53,9 @@ def _equal_passes(groups: int, ranks: int, group: int, max_micro_batch: int) -> 
     limit = min(most, max_micro_batch // group)
     if groups % ranks:
         # Ranks differ anyway, so the last pass may be short.
-        return Layout(ranks, -(-most // limit), limit * group, ragged=True)
+        return Layout(ranks, -(-most // limit), limit * group, uneven_ranks=True)
     per_pass = next(size for size in range(limit, 0, -1) if most % size == 0)
-    return Layout(ranks, most // per_pass, per_pass * group, ragged=False)
+    return Layout(ranks, most // per_pass, per_pass * group, uneven_ranks=False)
 
 
 def _indivisible(global_batch: int, ranks: int, group: int) -> str:
@@ -65,7 +65,7 @@ def _indivisible(global_batch: int, ranks: int, group: int) -> str:
     return (
         f"global batch {global_batch} = {ranks} ranks × {groups / ranks:.2f} ghost batches of {group}; "
         f"nearest: {lower}{upper}; or {', '.join(map(str, nearest_ranks))} ranks; "
-        "or layout.ragged = true"
+        "or layout.uneven_ranks = true"
     )
 
 
@@ -80,10 +80,10 @@ def _neighbours(value: int, unit: int) -> tuple[str, str]:
     return (f"{lower}, " if lower else "", str(lower + unit))
 
 
-def formable_ranks(num_groups: int, max_ranks: int, *, ragged: bool) -> Iterator[int]:
+def formable_ranks(num_groups: int, max_ranks: int, *, uneven_ranks: bool) -> Iterator[int]:
     """Numbers of ranks that a batch of so many groups can be dealt to, the most first; the last is 1."""
     most = max(1, min(num_groups, max_ranks))
-    return iter(range(most, 0, -1)) if ragged else reversed(divisors(max(1, num_groups), most))
+    return iter(range(most, 0, -1)) if uneven_ranks else reversed(divisors(max(1, num_groups), most))
 
 
 def divisors(number: int, most: int) -> list[int]:
@@ -92,10 +92,16 @@ def divisors(number: int, most: int) -> list[int]:
     return sorted({divisor for k in small for divisor in (k, number // k) if divisor <= most})
 
 
-def ranks_for_full_passes(global_batch: int, max_ranks: int, group: int, max_micro_batch: int, *, ragged: bool) -> int:
+def ranks_for_full_passes(
+    global_batch: int, max_ranks: int, group: int, max_micro_batch: int, *, uneven_ranks: bool
+) -> int:
     """The most ranks, of those that can be had, that each get at least one full micro-batch of a global batch.
 
     Args as `form_layout`; always at least 1. A number of ranks that does not divide the groups is
     passed over for a smaller one, unless ragged.
     """
-    return next(formable_ranks(global_batch // group, min(max_ranks, global_batch // max_micro_batch), ragged=ragged))
+    return next(
+        formable_ranks(
+            global_batch // group, min(max_ranks, global_batch // max_micro_batch), uneven_ranks=uneven_ranks
+        )
+    )

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from hvd_batchgrow.config import Job
-from hvd_batchgrow.config.schedules import MeasuredSchedule
+from hvd_batchgrow.config.schedules import AdaptiveSchedule
 from hvd_batchgrow.messages.errors import Fault, JobError
 from hvd_batchgrow.schedule.adaptive.batch_requests import measured_stages
 from hvd_batchgrow.schedule.adaptive.decisions import Decision
@@ -110,7 +110,7 @@ class Plan:
     def _rank_notes(self) -> list[str]:
         """Where ranks are left out, with what would use them."""
         layout = self.job.layout
-        if layout.growth != "ranks" or layout.ranks_per_phase:
+        if layout.grow_by != "ranks" or layout.ranks_per_phase:
             return []
         phases = zip(self.schedule.phases, self.layouts, strict=True)
         steps = enumerate(itertools.pairwise(phases), start=2)
@@ -141,7 +141,7 @@ class Plan:
             "ranks": layout.ranks,
             "accumulation": layout.accumulation,
             "micro_batch": layout.micro_batch,
-            "ragged": layout.ragged,
+            "uneven_ranks": layout.uneven_ranks,
             "noise_scale": self.noise_scale(phase),
             **({} if phase.progress_rate == 1 else {"progress_rate": phase.progress_rate}),
             **adam,
@@ -161,7 +161,7 @@ def compile_plan(
         job: the job.
         ranks: R >= 1, ranks that can be had.
         num_samples: N, size of the training set.
-        choose_ranks: decides the ranks of each phase under layout.growth = "auto"; made from measured costs.
+        choose_ranks: decides the ranks of each phase under layout.grow_by = "auto"; made from measured costs.
         decisions: of the trigger of a measured schedule, those that were made.
 
     Raises:
@@ -197,7 +197,7 @@ def compile_stages(job: Job, start: Start, decisions: Sequence[Decision] = ()) -
     """
     try:
         stages, epochs = POLICIES[job.schedule.policy](job.schedule, start), job.schedule.epochs
-        if isinstance(job.schedule, MeasuredSchedule):
+        if isinstance(job.schedule, AdaptiveSchedule):
             stages, epochs = measured_stages(job, start, decisions)
         if start.wanted_batch is not None and stages[0].global_batch == start.global_batch:
             stages = [replace(stages[0], wanted_batch=start.wanted_batch), *stages[1:]]
@@ -213,7 +213,7 @@ def _layouts(stages: Sequence[Stage], job: Job, ranks: int, choose_ranks: Choose
     faults: list[Fault] = []
     layouts = []
     for k, (stage, phase_ranks) in enumerate(zip(stages, _phase_ranks(stages, job, ranks, choose_ranks), strict=True)):
-        if stage.global_batch % job.model.ghost_batch and not job.is_measured:
+        if stage.global_batch % job.model.ghost_batch and not job.is_adaptive:
             continue  # a batch that a key says: it is told of that
         try:
             layouts.append(layout_for(stage, phase_ranks, job))
@@ -228,17 +228,17 @@ def layout_for(stage: Stage, ranks: int, job: Job) -> Layout:
     """A stage's batch on a number of ranks; raises ValueError as `form_layout`."""
     group = job.model.ghost_batch
     limit = max(1, job.micro_batch_limit // group) * group  # one that cuts groups is told of its key
-    return form_layout(stage.global_batch, ranks, group, limit, ragged=job.layout.ragged)
+    return form_layout(stage.global_batch, ranks, group, limit, uneven_ranks=job.layout.uneven_ranks)
 
 
 def _phase_ranks(stages: Sequence[Stage], job: Job, ranks: int, choose_ranks: ChooseRanks | None) -> list[int]:
     layout, group = job.layout, job.model.ghost_batch
-    if layout.growth == "accumulation":
+    if layout.grow_by == "accumulation":
         return [ranks] * len(stages)
-    if layout.growth == "auto":
+    if layout.grow_by == "auto":
         if choose_ranks is None:
             fault = "'auto' decides by measured costs: --cost PROBE.json, which hvd-batchgrow probe writes"
-            raise JobError([Fault("layout.growth", fault)])
+            raise JobError([Fault("layout.grow_by", fault)])
         return [choose_ranks(stage) for stage in stages]
     if layout.ranks_per_phase:
         if len(layout.ranks_per_phase) != len(stages):
@@ -247,7 +247,7 @@ def _phase_ranks(stages: Sequence[Stage], job: Job, ranks: int, choose_ranks: Ch
         return list(layout.ranks_per_phase)
     most = min(layout.max_ranks or ranks, ranks)
     return [
-        ranks_for_full_passes(stage.global_batch, most, group, job.micro_batch_limit, ragged=layout.ragged)
+        ranks_for_full_passes(stage.global_batch, most, group, job.micro_batch_limit, uneven_ranks=layout.uneven_ranks)
         for stage in stages
     ]
 
@@ -258,7 +258,7 @@ def _ranks_lost(k: int, before: int, now: int, phase: Phase, plan: Plan) -> str 
     if now >= before or batch < before * plan.job.micro_batch_limit:
         return None
     lower = batch // (before * group) * before * group
-    nearest = f"nearest for {before} ranks: {lower}, {lower + before * group}; or layout.ragged = true"
+    nearest = f"nearest for {before} ranks: {lower}, {lower + before * group}; or layout.uneven_ranks = true"
     arithmetic = f"batch {batch} = {batch // group} ghost batches of {group}"
     return f"phase {k} has {now} rank{'s' * (now > 1)}, and the one before has {before}: {arithmetic}; {nearest}"
 

@@ -20,12 +20,12 @@ from hvd_batchgrow.config import AdamSection, Job
 from hvd_batchgrow.config.batch_steps import parse_batch_steps
 from hvd_batchgrow.config.schedules import (
     AdaBatchSchedule,
+    AdaptiveSchedule,
     BoundaryBase,
     DecaySchedule,
     GrowSchedule,
     HybridSchedule,
     ImportSchedule,
-    MeasuredSchedule,
     SeesawSchedule,
     StepsSchedule,
 )
@@ -181,7 +181,7 @@ def steps(section: StepsSchedule, start: Start) -> list[Stage]:
 def import_(section: ImportSchedule, start: Start) -> list[Stage]:
     """Grow the batch where another schedule would decay the learning rate.
 
-    A schedule of steps gives a stage a step. A smooth one is cut into `num_steps` stages of equal
+    A schedule of steps gives a stage a step. A smooth one is cut into `num_phases` stages of equal
     length; each has the mean noise scale that the schedule would have had over it.
     """
     multiples = imported_multiples(section)
@@ -196,7 +196,7 @@ def import_(section: ImportSchedule, start: Start) -> list[Stage]:
     ]
 
 
-def measured(section: MeasuredSchedule, start: Start) -> list[Stage]:
+def adaptive(section: AdaptiveSchedule, start: Start) -> list[Stage]:
     """What there is before a trigger has decided anything: see `growth.measured_stages`."""
     return [Stage(0.0, start.lr, start.momentum, start.global_batch, float(start.global_batch))]
 
@@ -209,7 +209,7 @@ POLICIES: dict[str, Callable[[Any, Start], list[Stage]]] = {
     "adabatch": adabatch,
     "steps": steps,
     "import": import_,
-    "measured": measured,
+    "adaptive": adaptive,
 }
 
 
@@ -223,7 +223,7 @@ def _boundary_targets(section: BoundaryBase, start: Start) -> list[tuple[float, 
     faults = []
     if len(fallen) != len(epochs):
         fault = f"{len(fallen) - 1} factors for {len(epochs) - 1} boundaries; give one for each, or one number"
-        faults.append(Fault("schedule.factor", fault))
+        faults.append(Fault("schedule.noise_factor", fault))
     if len(momenta) != len(epochs) or momenta[0] != start.momentum:
         fault = f"needs one for each of the {len(epochs)} phases, the first {start.momentum:g}, got {list(momenta)}"
         faults.append(Fault("schedule.momenta", fault))
@@ -235,7 +235,7 @@ def _boundary_targets(section: BoundaryBase, start: Start) -> list[tuple[float, 
 
 def _fallen(section: BoundaryBase) -> list[float]:
     """By how much the noise scale must have fallen at each stage: 1, f₁, f₁ f₂, …"""
-    given, count = section.factor, len(section.boundaries_epochs)
+    given, count = section.noise_factor, len(section.boundaries_epochs)
     factors = given if isinstance(given, tuple) else (given,) * count
     return list(itertools.accumulate(factors, lambda a, b: a * b, initial=1.0))
 
@@ -250,7 +250,7 @@ def make_start(job: Job, num_samples: int) -> Start:
     momentum = optim.momentum if section.raise_momentum_to is None else section.raise_momentum_to
     max_batch = batch_cap(getattr(section, "max_batch", None), num_samples, group)
     start = Start(lr, momentum, base_batch, noise, group, max_batch)
-    if isinstance(section, MeasuredSchedule) and section.batch_scale != 1:
+    if isinstance(section, AdaptiveSchedule) and section.batch_scale != 1:
         start = replace(start, global_batch=start.form(section.batch_scale * base_batch))
     if (lr, momentum) == (optim.lr, optim.momentum):
         return start
@@ -269,7 +269,7 @@ def first_batch(job: Job) -> int:
 
 def batch_unit(job: Job) -> int:
     """Samples that every batch is a whole number of: γ; of a measured schedule, what can be formed for sure."""
-    if isinstance(job.schedule, MeasuredSchedule):
+    if isinstance(job.schedule, AdaptiveSchedule):
         return job.schedule.batch_multiple or job.schedule.global_batch
     return job.model.ghost_batch
 
@@ -311,7 +311,7 @@ def _adam_set(stage: Stage, first: int, job: Job) -> Stage:
             [Fault("schedule.lr_rule", f"'adam' is for optim.name = 'adam' or 'adamw', not {job.optim.name!r}")]
         )
     kappa, optim = stage.global_batch / first, job.optim
-    for name, beta in (("β₁", stage.momentum), ("β₂", optim.beta2)):
+    for name, beta in (("β₁", stage.momentum), ("β₂", optim.betas[1])):
         if kappa * (1 - beta) < 1 - 1e-9:
             continue
         largest = math.floor(first / (1 - beta) * (1 - 1e-9) / job.model.ghost_batch) * job.model.ghost_batch
@@ -324,6 +324,6 @@ def _adam_set(stage: Stage, first: int, job: Job) -> Stage:
         stage,
         lr=stage.lr * kappa**0.5,
         momentum=1 - kappa * (1 - stage.momentum),
-        beta2=1 - kappa * (1 - optim.beta2),
+        beta2=1 - kappa * (1 - optim.betas[1]),
         eps=optim.eps / kappa**0.5,
     )

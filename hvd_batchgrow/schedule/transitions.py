@@ -60,7 +60,7 @@ def _new_level(plan: Plan, before: Phase, after: Phase, *, at_once: bool) -> str
 
 def _norm_horizon(plan: Plan, before: Phase, after: Phase) -> str:
     """The running statistics remember γ/e samples, whatever the batch."""
-    samples = plan.group / plan.job.model.ghost_momentum
+    samples = plan.group / plan.job.model.bn_momentum
     updates = [samples / phase.global_batch for phase in (before, after)]
     return f"BN memory {samples:,.0f} samples = {updates[0]:.3g} → {updates[1]:.3g} updates"
 

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Sequence
 
 from hvd_batchgrow.config import Job
-from hvd_batchgrow.config.schedules import BoundaryBase, DecaySchedule, ImportSchedule, MeasuredSchedule
+from hvd_batchgrow.config.schedules import AdaptiveSchedule, BoundaryBase, DecaySchedule, ImportSchedule
 from hvd_batchgrow.config.triggers import AdaScaleTrigger, NoTrigger
 from hvd_batchgrow.messages.errors import Fault, JobError
 from hvd_batchgrow.schedule.adaptive.decisions import Decision
@@ -38,7 +38,7 @@ def decay_twin(job: Job, num_samples: int, decisions: Sequence[Decision] = ()) -
         epochs=section.epochs,
         global_batch=first_batch(job),
         boundaries_epochs=boundaries,
-        factor=factor if boundaries else 1.0,
+        noise_factor=factor if boundaries else 1.0,
         warmup_epochs=section.warmup_epochs,
         warmup_start_lr=lr * (section.warmup_start_lr / first.lr),
         exact_noise=section.exact_noise,
@@ -65,11 +65,11 @@ def _decays(
     """Epochs at which the noise falls, and by what."""
     section = job.schedule
     if isinstance(section, BoundaryBase) and getattr(section, "lr_rule", "none") == "none":
-        return section.boundaries_epochs, section.factor
-    if isinstance(section, MeasuredSchedule) and isinstance(job.trigger, AdaScaleTrigger):
+        return section.boundaries_epochs, section.noise_factor
+    if isinstance(section, AdaptiveSchedule) and isinstance(job.trigger, AdaScaleTrigger):
         return section.lr_boundaries_epochs, section.lr_factor
-    if isinstance(section, MeasuredSchedule) and not decisions:
-        fault = "'measured' has a twin once it has decided: plan JOB --replay RUN/decisions.jsonl --twin"
+    if isinstance(section, AdaptiveSchedule) and not decisions:
+        fault = "'adaptive' has a twin once it has decided: plan JOB --replay RUN/decisions.jsonl --twin"
         raise JobError([Fault("schedule.policy", fault)], job.name)
     start = make_start(job, num_samples)
     stages, noise = compile_stages(job, start, decisions)[0], start.noise
@@ -90,4 +90,4 @@ def compile_twin(twin: Job, ranks: int, num_samples: int) -> Plan:
         JobError: it cannot be formed on any number of ranks.
     """
     groups = first_batch(twin) // twin.model.ghost_batch
-    return compile_plan(twin, next(formable_ranks(groups, ranks, ragged=twin.layout.ragged)), num_samples)
+    return compile_plan(twin, next(formable_ranks(groups, ranks, uneven_ranks=twin.layout.uneven_ranks)), num_samples)

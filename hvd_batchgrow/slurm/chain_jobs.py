@@ -48,11 +48,11 @@ def make_links(plan: Plan, nodes_max: int, ranks_per_node: int) -> tuple[Link, .
     Raises:
         JobError: a phase's ranks are no whole number of nodes, or too many; all such phases, with what would fit.
     """
-    if plan.job.is_measured:
+    if plan.job.is_adaptive:
         template = shlex.quote(str(TEMPLATES / "train.sbatch"))
         remedy = f"as one job: sbatch --nodes=N {template} JOB"
         raise JobError(
-            [Fault("schedule.policy", f"'measured' has no phases before it trains; {remedy}")], plan.job.name
+            [Fault("schedule.policy", f"'adaptive' has no phases before it trains; {remedy}")], plan.job.name
         )
     faults = [
         Fault(f"phase {k + 1} (from epoch {phase.start_epoch:g})", fault)

@@ -50,9 +50,9 @@ class Growth:
 
     def __init__(self, job: Job, num_samples: int, model: nn.Module, average: WeightAverage | None = None) -> None:
         self._job, self._num_samples, self._model, self._average = job, num_samples, model, average
-        self._trigger: Trigger | None = make_trigger(job, num_samples) if job.is_measured else None
+        self._trigger: Trigger | None = make_trigger(job, num_samples) if job.is_adaptive else None
         self._noise: dict[str, NoiseAverage] = {}
-        self._loss = _Average(job.gradient_noise.memory_epochs * num_samples)
+        self._loss = _Average(job.gradient_noise.ema_epochs * num_samples)
         self._best: dict[str, Any] = {}
         self._best_average: dict[str, Tensor] = {}
         self.decisions: tuple[Decision, ...] = ()
@@ -87,7 +87,7 @@ class Growth:
             return
         self._loss.add(result.loss_sum / samples, samples)
         for name, seen in result.noise.items():
-            memory = self._job.gradient_noise.memory_epochs * self._num_samples
+            memory = self._job.gradient_noise.ema_epochs * self._num_samples
             self._noise.setdefault(name, NoiseAverage(memory)).add(seen, samples)
 
     def look(
@@ -203,13 +203,13 @@ class Growth:
         """The inverse; of a run that measured nothing, nothing."""
         if not state:
             return
-        if self._job.is_measured:
+        if self._job.is_adaptive:
             self.decisions = tuple(map(Decision.from_dict, state["decisions"]))
             self._set_replay(state["replayed_from"])
         if self._trigger and state["trigger"]:
             self._trigger.load(state["trigger"])
         for name, sums in state["noise"].items():
-            self._noise[name] = NoiseAverage(self._job.gradient_noise.memory_epochs * self._num_samples)
+            self._noise[name] = NoiseAverage(self._job.gradient_noise.ema_epochs * self._num_samples)
             self._noise[name].load(sums)
         self._loss.load(state["loss"])
         self._best, self._best_average = dict(state["best"]), dict(state.get("best_average", {}))
@@ -235,7 +235,7 @@ class Growth:
                 has followed so far.
         """
         notes: list[str] = []
-        if not self._job.is_measured:
+        if not self._job.is_adaptive:
             return notes
 
         def read() -> bytes:

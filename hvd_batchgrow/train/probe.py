@@ -157,7 +157,7 @@ class _Bench:
         phase = self.trainer.plan.schedule.phases[0]
         # The weights hardly move: a batch that no schedule asked for must not make them diverge.
         phase = replace(phase, global_batch=global_batch, lr=1e-3 * phase.lr)
-        layout = Layout(self.ranks.size, accumulation, micro_batch, ragged=False)
+        layout = Layout(self.ranks.size, accumulation, micro_batch, uneven_ranks=False)
         result = self.trainer.update(self._batches, phase, layout, stop=False)
         return result.seconds, result.data_wait_s
 

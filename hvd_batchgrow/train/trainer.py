@@ -40,7 +40,7 @@ from hvd_batchgrow.train.metric_window import Stretch
 from hvd_batchgrow.train.precise_bn import reestimate_together
 from hvd_batchgrow.train.rank_subsets import train_on_first
 from hvd_batchgrow.train.run.run_folder import write_plan
-from hvd_batchgrow.train.run.setup import build_network, choose_device, on_bad
+from hvd_batchgrow.train.run.setup import build_network, choose_device, on_bad_sample
 from hvd_batchgrow.train.update.engine import UpdateEngine, UpdateResult
 from hvd_batchgrow.train.update.forward import MicroBatch, as_parameters, autocast
 from hvd_batchgrow.train.update.loss_scale import LossScale
@@ -70,7 +70,7 @@ class Trainer:
         self.audience = Audience(observers, folder)
         self.device = choose_device(ranks)
         torch.manual_seed(job.seed)
-        self.reader = Reader(job.data, source, self.device, torch.get_num_threads(), on_bad(job, ranks))
+        self.reader = Reader(job.data, source, self.device, torch.get_num_threads(), on_bad_sample(job, ranks))
         self.model, self.hazards, self.forward_state = ranks.together(lambda: build_network(job, source, self.device))
         self.optimizer = build_optimizer(self.model, job.optim)
         rescale = getattr(job.optim, "rescale_momentum", False)
@@ -83,7 +83,7 @@ class Trainer:
             exact=job.layout.exact,
             forward_state=self.forward_state,
         )
-        memory = job.update.average_samples
+        memory = job.update.ema_samples
         self.average = WeightAverage(self.model, memory) if memory else None
         self.growth = Growth(job, plan.num_samples, self.model, self.average)
         self.pulse = Pulse()
@@ -127,7 +127,7 @@ class Trainer:
         """
         self._last_update = last_update
         stopped = False
-        with Watchdog(self.ranks, self.pulse, self.job.watch.stall_timeout_s), self.writer:
+        with Watchdog(self.ranks, self.pulse, self.job.logging.stall_timeout_s), self.writer:
             self._restore(checkpoint)
             notes = [*notes, *self.growth.open(self.folder, self.ranks, self.plan, self.samples, replay)]
             self._replan()
@@ -173,10 +173,10 @@ class Trainer:
             stopped = result.stop_votes > 0
             at_boundary = self.samples == phase.end_samples
             # A phase of a measured schedule ends after the evaluation that its trigger sees, also in a replay.
-            may_grow = self.job.is_measured and self.samples < schedule.end_samples
+            may_grow = self.job.is_adaptive and self.samples < schedule.end_samples
             if at_boundary and not may_grow:
                 self._reestimate(index)
-            if stopped or at_boundary or self._is_due(before, Fraction(1, self.job.watch.records_per_epoch)):
+            if stopped or at_boundary or self._is_due(before, Fraction(1, self.job.logging.logs_per_epoch)):
                 self._record(stretch, index, phase)
                 stretch = Stretch()
             evaluation = self._evaluate_if_due(before)
@@ -260,8 +260,8 @@ class Trainer:
 
     def _reestimate(self, index: int) -> None:
         """At the end of a phase, where the job asks for it."""
-        if self.job.model.reestimate_samples:
-            self.reestimate(self.job.model.reestimate_samples, self.plan.layouts[index])
+        if self.job.model.precise_bn_samples:
+            self.reestimate(self.job.model.precise_bn_samples, self.plan.layouts[index])
 
     def reestimate(self, num_samples: int, layout: Layout) -> None:
         """Running statistics under the present weights, over the samples seen last, rounded up to whole groups."""
@@ -312,7 +312,7 @@ class Trainer:
             return Evaluation(self.samples, self._epoch(), loss, top1, *self._loss_and_top1())
 
     def _loss_and_top1(self) -> tuple[float, float]:
-        num_test, batch, precision = len(self.source.test), self.job.evaluation.batch, self.job.update.precision
+        num_test, batch, precision = len(self.source.test), self.job.evaluation.batch_size, self.job.update.precision
         with restored_buffers(self.model, self.forward_state.in_evaluation):
             return evaluate(self.model, self.reader, num_test, batch, self.team, precision, self.pulse.at)
 

@@ -72,8 +72,8 @@ class PlainRun:
                 phase = self._schedule.at(samples)
                 self._update(list(islice(groups, phase.global_batch // group)), phase)
                 samples += phase.global_batch
-                if samples == phase.end_samples and self.job.model.reestimate_samples:
-                    self._reestimate(samples, self.job.model.reestimate_samples)
+                if samples == phase.end_samples and self.job.model.precise_bn_samples:
+                    self._reestimate(samples, self.job.model.precise_bn_samples)
                 is_last = index == num_updates - 1 or samples >= self._schedule.end_samples
                 if index == 0 or is_last:
                     tensors = tensors_of(self._network.state_dict())

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from hvd_batchgrow.comm.launcher_env import OF_LAUNCHERS, Comm
+from hvd_batchgrow.comm.launcher_env import OF_LAUNCHERS, Backend
 from hvd_batchgrow.comm.ranks import SingleRank
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.data.datasets.dataset import Source
@@ -105,7 +105,7 @@ def default_shapes(global_batch: int, group: int, ranks: Sequence[int] = (1, 2, 
     for count in ranks:
         for limit in (group,) if exact else (global_batch, group):
             if global_batch // group >= count:
-                layout = form_layout(global_batch, count, group, limit, ragged=True)
+                layout = form_layout(global_batch, count, group, limit, uneven_ranks=True)
                 shapes.append(Shape(count, layout.accumulation, layout.micro_batch))
     return list(dict.fromkeys(shapes))
 
@@ -130,7 +130,7 @@ def verify(
     shapes: Sequence[Shape],
     num_updates: int,
     report: Callable[[str], None],
-    comm: Comm = "auto",
+    backend: Backend = "auto",
 ) -> list[Compared]:
     """Train a few updates under each layout, and compare the weights after the first and the last of them.
 
@@ -142,7 +142,7 @@ def verify(
         shapes: layouts.
         num_updates: number of updates.
         report: receives lines of progress.
-        comm: what ranks communicate through.
+        backend: what ranks communicate through.
 
     Raises:
         RunError: a run failed, or several ranks have no launcher.
@@ -150,13 +150,13 @@ def verify(
     results: list[Compared] = []
     limits = None
     with tempfile.TemporaryDirectory(prefix="hvd-batchgrow-verify-") as folder:
-        options = [*options, "--comm", comm]
-        if job.is_measured:  # plain autograd follows the plan: no trigger decides in between
+        options = [*options, "--backend", backend]
+        if job.is_adaptive:  # plain autograd follows the plan: no trigger decides in between
             (Path(folder) / "decisions.jsonl").touch()
             options += ["--replay", str(Path(folder) / "decisions.jsonl")]
         for shape in shapes:
             report(f"{counted(num_updates, 'update')} as {shape.ranks} × {shape.accumulation} × {shape.micro_batch}")
-            _train(job_file, options, _launcher(shape.ranks, comm), shape, num_updates, Path(folder))
+            _train(job_file, options, _launcher(shape.ranks, backend), shape, num_updates, Path(folder))
             states, digest = _states(Path(folder) / str(shape) / "checkpoints")
             shutil.rmtree(Path(folder) / str(shape))
             # After the first run, whose process has reported whatever is wrong with the job.
@@ -194,9 +194,16 @@ def _train(
     job_file: Path, options: Sequence[str], launcher: Sequence[str], shape: Shape, num_updates: int, folder: Path
 ) -> None:
     command = [sys.executable, "-m", "hvd_batchgrow.cli", "train", str(job_file), *options]
-    command += ["--name", str(shape), "--runs-dir", str(folder), "--updates", str(num_updates)]
-    command += ["--layout.max-micro-batch", str(shape.micro_batch), "--layout.ragged", "true"]
-    command += ["--layout.growth", "accumulation", "--evaluation.every-epochs", "1e9", "--watch.tensorboard", "false"]
+    command += ["--name", str(shape), "--runs-dir", str(folder), "--max-updates", str(num_updates)]
+    command += ["--layout.max-micro-batch", str(shape.micro_batch), "--layout.uneven_ranks", "true"]
+    command += [
+        "--layout.grow_by",
+        "accumulation",
+        "--evaluation.every-epochs",
+        "1e9",
+        "--logging.tensorboard",
+        "false",
+    ]
     # A checkpoint after every update, and the first is kept.
     command += ["--checkpoint.every-epochs", "1e-9", "--checkpoint.keep", str(num_updates)]
     pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
@@ -224,16 +231,16 @@ def _end(process: subprocess.Popen[str]) -> None:
         process.wait()
 
 
-def _launcher(ranks: int, comm: Comm) -> list[str]:
+def _launcher(ranks: int, backend: Backend) -> list[str]:
     if ranks == 1:
         return []
     if shutil.which("mpirun"):
         return ["mpirun", "-np", str(ranks), "--bind-to", "none", "--oversubscribe"]
-    if comm != "torch" and shutil.which("horovodrun"):
+    if backend != "torch" and shutil.which("horovodrun"):
         return ["horovodrun", "--gloo", "-np", str(ranks)]
-    if comm == "horovod":
+    if backend == "horovod":
         raise RunError(
-            f"{ranks} ranks need mpirun or horovodrun on PATH; or --comm torch, or --layouts with one rank only"
+            f"{ranks} ranks need mpirun or horovodrun on PATH; or --backend torch, or --layouts with one rank only"
         )
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--no-python"]
     return [*torchrun, "--nproc-per-node", str(ranks)]

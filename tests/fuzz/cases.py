@@ -23,7 +23,7 @@ from tests.fuzz.world import JOBS, SOURCES, World
 
 Make = Callable[[random.Random, World], Case]
 
-TRAIN = ("train", "small.toml", "--updates", "1")
+TRAIN = ("train", "small.toml", "--max-updates", "1")
 _REFUSED = frozenset({2})
 _PLANNED = frozenset({0, 2})
 _MAY_TRAIN = frozenset({0, 1, 2, 75})
@@ -170,7 +170,10 @@ def data_files(draw: random.Random, world: World) -> Case:
         told = f"{other.name} as {path}"
     else:
         told = damage_bytes(draw, path)
-    words = [*TRAIN, *(["--data.on_bad", "replace"] if source in {"tfrecord", "image_folder"} and way > 0.6 else [])]
+    words = [
+        *TRAIN,
+        *(["--data.on_bad_sample", "replace"] if source in {"tfrecord", "image_folder"} and way > 0.6 else []),
+    ]
     return Case(f"data {source}", told, words, _MAY_TRAIN, any_named=["data"])
 
 
@@ -280,7 +283,7 @@ def probes(draw: random.Random, world: World) -> Case:
         path.write_text(json.dumps(tree, default=str))
     else:
         told = damage_bytes(draw, path)
-    more = draw.choice([[], ["--layout.growth", "auto"], ["--json"]])
+    more = draw.choice([[], ["--layout.grow_by", "auto"], ["--json"]])
     return Case("probe file", told, ["plan", "small.toml", "--cost", "PROBE.json", *more], frozenset({0, 1, 2}))
 
 

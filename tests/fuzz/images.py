@@ -55,7 +55,7 @@ def check_forms(forms: Sequence[ImageForm], root: Path) -> list[str]:
 
 
 def _faults(forms: Sequence[ImageForm], root: Path, *, apply: bool) -> Iterator[str]:
-    data = DataSection(source="image_folder", root=str(root), on_bad="replace", apply_orientation=apply)
+    data = DataSection(source="image_folder", root=str(root), on_bad_sample="replace", apply_orientation=apply)
     samples = image_folder.load(data, lambda *_: None).train
     assert isinstance(samples, EncodedSamples)
     good = []
@@ -100,7 +100,7 @@ def _pixel_faults(
 
 def _crop_faults(samples: EncodedSamples) -> Iterator[str]:
     """Random windows, resized: DALI decodes no more of an image than its window."""
-    rule = ResizedCrop((12, 12), (0.08, 1.0), (3 / 4, 4 / 3), flip=True)
+    rule = ResizedCrop((12, 12), (0.08, 1.0), (3 / 4, 4 / 3), hflip=True)
     feeds = [GroupFeed(samples, Stream(len(samples), 3), rule, 16) for _ in range(2)]
     pairs = zip(torch_inputs(feeds[0], _UNCHANGED, 0, 1), dali_inputs(feeds[1], _UNCHANGED, 0, 1, 1), strict=True)
     for (raw, by_torch), (_, by_dali) in pairs:

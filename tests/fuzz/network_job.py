@@ -15,7 +15,7 @@ from tests.fuzz.zoo.entry import FEATURES, Entry
 def command_lines(layout: Layout) -> list[list[str]]:
     """The words of each invocation of a run."""
     train = ["train", "job.toml"]
-    return [[*train, "--updates", "3"], [*train, "--resume", "auto"]] if layout.resumed else [train]
+    return [[*train, "--max-updates", "3"], [*train, "--resume", "auto"]] if layout.resumed else [train]
 
 
 def write_case(entry: Entry, layout: Layout, place: Path) -> None:
@@ -31,22 +31,23 @@ def write_case(entry: Entry, layout: Layout, place: Path) -> None:
 
 def _job_tree(entry: Entry, layout: Layout) -> dict[str, Any]:
     """The job whose updates `reference` does by hand."""
-    optim: dict[str, Any] = {"name": entry.optim, "lr": LR[entry.optim], "momentum": MOMENTUM, "weight_decay": DECAY}
-    optim |= {"beta2": BETA2, "eps": EPS} if entry.optim in {"adam", "adamw"} else {}
+    optim: dict[str, Any] = {"name": entry.optim, "lr": LR[entry.optim], "weight_decay": DECAY}
+    is_adam = entry.optim in {"adam", "adamw"}
+    optim |= {"betas": [MOMENTUM, BETA2], "eps": EPS} if is_adam else {"momentum": MOMENTUM}
     optim |= {"trust_coefficient": TRUST} if entry.optim == "lars" else {}
-    unscaled = {"mean": [0.0] * FEATURES, "deviation": [1.0] * FEATURES}
+    unscaled = {"mean": [0.0] * FEATURES, "std": [1.0] * FEATURES}
     cut = {"exact": True} if layout.exact else {"max_micro_batch": GHOST * layout.groups}
     return {
         "name": "run",
         "seed": SEED,
         "data": {"source": "numpy", "root": "data", "num_samples": NUM_SAMPLES} | unscaled,
-        "model": {"name": entry.name, "ghost_batch": GHOST, "arguments": dict(entry.arguments)},
+        "model": {"name": entry.name, "ghost_batch": GHOST, "kwargs": dict(entry.arguments)},
         "optim": optim,
         "schedule": {
-            "policy": "grow", "epochs": 1.0, "boundaries_epochs": [0.5], "factor": 2.0,
+            "policy": "grow", "epochs": 1.0, "boundaries_epochs": [0.5], "noise_factor": 2.0,
             "global_batch": BATCHES[0], "max_batch": BATCHES[-1],
         },
-        "layout": {"threads_per_rank": 1, "ragged": True} | cut,
-        "evaluation": {"batch": 32},
-        "watch": {"tensorboard": False},
+        "layout": {"threads_per_rank": 1, "uneven_ranks": True} | cut,
+        "evaluation": {"batch_size": 32},
+        "logging": {"tensorboard": False},
     }  # fmt: skip

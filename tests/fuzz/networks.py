@@ -57,7 +57,7 @@ def main() -> int:
     parser.add_argument("--only", default="", help="pattern of the names of the networks to train")
     parser.add_argument("--generated", type=int, default=60, help="networks that are put together from a seed")
     parser.add_argument("--seed", type=int, default=0, help="of the first of these")
-    parser.add_argument("--comm", default="auto", choices=["auto", "horovod", "torch"])
+    parser.add_argument("--backend", default="auto", choices=["auto", "horovod", "torch"])
     parser.add_argument("--verbose", action="store_true", help="print all that each run prints")
     arguments = parser.parse_args()
     torch.set_num_threads(1)

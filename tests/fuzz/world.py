@@ -128,12 +128,12 @@ def tree_for(source: str) -> dict[str, Any]:
     tree = job_tree("data")
     tree["data"] = {"source": source, "root": "data", "num_samples": NUM_TRAIN}
     if source in ENCODED:
-        tree["data"] |= {"num_samples": _FEW, "crop_pixels": 8, "pipeline": "torch"}
+        tree["data"] |= {"num_samples": _FEW, "image_size": 8, "pipeline": "torch"}
         tree["schedule"] |= {"max_batch": 16}
     if source in {"csv", "parquet"}:
         tree["model"] = {"name": "dense7", "ghost_batch": 8, "channels": [4] * 6}
         tree["data"] |= {"categorical": ["color"], "missing": "mean"}
-    tree["evaluation"] = {"batch": 8}
+    tree["evaluation"] = {"batch_size": 8}
     return tree
 
 
@@ -155,8 +155,8 @@ class World:
     def add_run(self, main: Callable[[list[str]], int]) -> None:
         """A run that was stopped, with a probe of its job and a chain's ledger; made in the working directory."""
         self.lay_out("idx", Path.cwd())
-        assert main(["train", "small.toml", "--updates", "2"]) == 75
-        assert main(["train", "small.toml", "--resume", "auto", "--updates", "2"]) == 75
+        assert main(["train", "small.toml", "--max-updates", "2"]) == 75
+        assert main(["train", "small.toml", "--resume", "auto", "--max-updates", "2"]) == 75
         assert main(["probe", "small.toml", "--budget-s", "0.1"]) == 0
         link = {"first_phase": 1, "last_phase": 4, "ranks": 1, "nodes": 1, "start_samples": 0, "end_samples": 688}
         entry = {"link": link | {"num_updates": 17}, "job_id": None, "state": "NOT SUBMITTED"}

@@ -28,8 +28,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("elastic")
     root = write_idx_folder(folder / "data", small_source())
     # Long enough for horovodrun, which looks for hosts once a second, to see what the plan wants in phase 2.
-    schedule = {"epochs": 70.0, "boundaries_epochs": [10.0], "factor": 3.0, "max_batch": 48}
-    layout = {"exact": True, "max_micro_batch": 8, "growth": "ranks", "ranks_per_phase": [1, 2]}
+    schedule = {"epochs": 70.0, "boundaries_epochs": [10.0], "noise_factor": 3.0, "max_batch": 48}
+    layout = {"exact": True, "max_micro_batch": 8, "grow_by": "ranks", "ranks_per_phase": [1, 2]}
     tree = job_tree(root, schedule=schedule, layout=layout, evaluation={"every_epochs": 1000.0})
     (folder / "job.toml").write_text(tomli_w.dumps(tree))
     return folder
@@ -37,7 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def digest(folder: Path) -> str:
-    words = ("--name", "alone", "--layout.growth", "accumulation", "--layout.ranks_per_phase", "[]")
+    words = ("--name", "alone", "--layout.grow_by", "accumulation", "--layout.ranks_per_phase", "[]")
     command = [str(BIN / "hvd-batchgrow"), "train", str(folder / "job.toml"), *words]
     subprocess.run(command, check=True, cwd=folder, env=ENVIRONMENT, capture_output=True, timeout=300)
     return final_weights(folder / "runs/alone").digest
@@ -110,7 +110,7 @@ def test_a_rank_that_is_killed_takes_nothing_with_it(folder: Path, digest: str) 
 
 
 def test_a_rank_that_is_stopped_is_named_and_ended_and_the_others_go_on(folder: Path, digest: str) -> None:
-    timeout = ["--watch.stall-timeout-s", "10"]
+    timeout = ["--logging.stall-timeout-s", "10"]
     out = train(folder, "stopped", BOTH, lambda: strike("stopped", 0, signal.SIGSTOP), *timeout)
     named = r"rank 1: no progress for \d\.\d s \(it is ended at 10 s\): rank 0 of 2 on \S+ has been silent for "
     assert re.search(named, out), out

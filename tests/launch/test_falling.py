@@ -41,7 +41,7 @@ def test_a_resume_on_other_ranks_changes_no_bit(
     folder: Path, whole: Weights, forms: tuple[str, str], updates: int
 ) -> None:
     name = f"{forms[0]}-{updates}"
-    stopped = run(folder, forms[0], "train", "falling.toml", "--name", name, "--updates", str(updates))
+    stopped = run(folder, forms[0], "train", "falling.toml", "--name", name, "--max-updates", str(updates))
     assert stopped.returncode == 75, stopped.stderr
     done = run(folder, forms[1], "train", "falling.toml", "--name", name, "--resume", "auto")
     assert done.returncode == 0, done.stderr

@@ -30,7 +30,7 @@ FORMS = {
     "mpirun-torch": [str(TOOLS / "mpirun.sh"), "2"],
     "torchrun": [str(BIN / "torchrun"), "--standalone", "--no-python", "--nproc-per-node", "2"],
 }
-OPTIONS = {"mpirun-torch": ["--comm", "torch"]}
+OPTIONS = {"mpirun-torch": ["--backend", "torch"]}
 BACKENDS = {"horovodrun-gloo": "horovod-gloo", "mpirun-torch": "torch-gloo", "torchrun": "torch-gloo", "one": "single"}
 ENVIRONMENT = {
     **os.environ,
@@ -183,7 +183,7 @@ def test_exact_mode_is_equal_to_the_bit_on_any_ranks(folder: Path) -> None:
 @pytest.mark.parametrize("comm", ["horovod", "torch"])
 def test_exact_mode_on_one_two_and_three_ranks_is_the_same_by_either_backend(folder: Path, comm: str) -> None:
     batch = ["--schedule.global-batch", "48", "--layout.exact", "true"]
-    done = run(folder, "one", "verify", "small.toml", *batch, "--layouts", "1x6x8,2x3x8,3x2x8", "--comm", comm)
+    done = run(folder, "one", "verify", "small.toml", *batch, "--layouts", "1x6x8,2x3x8,3x2x8", "--backend", comm)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("bit-identical") == 3, done.stdout
 

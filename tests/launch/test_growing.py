@@ -23,7 +23,7 @@ from tests.launch.test_forms import BIN, ENVIRONMENT, TOOLS, launched, write_slo
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("growing")
     root = write_idx_folder(folder / "data", small_source())
-    layout = {"growth": "ranks", "ranks_per_phase": [1, 2, 4, 4], "exact": True, "max_micro_batch": 8}
+    layout = {"grow_by": "ranks", "ranks_per_phase": [1, 2, 4, 4], "exact": True, "max_micro_batch": 8}
     (folder / "grow.toml").write_text(tomli_w.dumps(job_tree(root, layout=layout)))
     return folder
 
@@ -48,7 +48,7 @@ def run(folder: Path, ranks: int, *words: str) -> subprocess.CompletedProcess[st
 @pytest.fixture(scope="module")
 def digest(folder: Path) -> str:
     """Of the same schedule, grown by accumulation on one rank."""
-    done = run(folder, 1, "--name", "alone", "--layout.growth", "accumulation", "--layout.ranks_per_phase", "[]")
+    done = run(folder, 1, "--name", "alone", "--layout.grow_by", "accumulation", "--layout.ranks_per_phase", "[]")
     assert done.returncode == 0, done.stderr
     return final_weights(folder / "runs/alone").digest
 

@@ -22,7 +22,7 @@ from tests.storm.lives import numbered_ranks
 TIMEOUT_S = 6.0
 RARELY = ["--checkpoint.every-epochs", "1e6"]
 """Who waits for a busy disk makes no progress either."""
-ENDLESS = ["--schedule.epochs", "20000", "--watch.stall-timeout-s", str(TIMEOUT_S), *RARELY]
+ENDLESS = ["--schedule.epochs", "20000", "--logging.stall-timeout-s", str(TIMEOUT_S), *RARELY]
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,7 @@ def test_a_rank_that_is_stopped_is_named_and_the_job_ends(folder: Path, form: st
     assert code != 0
     assert took_s >= TIMEOUT_S
     silent = (
-        rf"rank {1 - victim}: no progress for 6 s, watch.stall_timeout_s; ending: rank {victim} of 2 on \S+ has been "
+        rf"rank {1 - victim}: no progress for 6 s, logging.stall_timeout_s; ending: rank {victim} of 2 on \S+ has been "
     )
     assert re.search(silent + r"silent for [\d.]+ s \(stopped, or its host is gone\); it was last \w+", told), told
     while any(map(runs, ranks.values())):
@@ -115,7 +115,7 @@ def test_a_rank_that_hangs_is_named_with_what_it_does(folder: Path, form: str) -
     )
     told = done.stdout + done.stderr
     assert done.returncode != 0
-    named = r"rank 0: no progress for 6 s, watch.stall_timeout_s; ending: rank 1 of 2 on \S+ is reading samples"
+    named = r"rank 0: no progress for 6 s, logging.stall_timeout_s; ending: rank 1 of 2 on \S+ is reading samples"
     assert re.search(named, told), told
 
 
@@ -128,7 +128,7 @@ def test_a_job_that_is_suspended_as_a_whole_goes_on(folder: Path) -> None:
         "suspended",
         "--schedule.epochs",
         "30",
-        "--watch.stall-timeout-s",
+        "--logging.stall-timeout-s",
         "4",
         *RARELY,
     ]

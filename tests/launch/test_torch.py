@@ -83,21 +83,21 @@ def test_a_rank_that_waits_ends_when_rank_0_is_killed(folder: Path) -> None:
 def test_ranks_of_mpirun_meet_without_mpi4py(folder: Path) -> None:
     program = "import sys\nsys.modules['mpi4py'] = None\nfrom hvd_batchgrow.cli import main\nsys.exit(main())\n"
     words = [str(TOOLS / "mpirun.sh"), "2", sys.executable, "-c", program]
-    words += ["train", "small.toml", "--name", "no-mpi4py", "--comm", "torch", "--updates", "1"]
+    words += ["train", "small.toml", "--name", "no-mpi4py", "--backend", "torch", "--max-updates", "1"]
     done = subprocess.run(words, check=False, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 75, done.stderr
 
 
 def test_horovodruns_ranks_meet_for_torch_too(folder: Path) -> None:
-    name = ["--name", "torch-in-horovodrun", "--comm", "torch"]
+    name = ["--name", "torch-in-horovodrun", "--backend", "torch"]
     done = run(folder, "horovodrun-gloo", "train", "small.toml", *name)
     assert done.returncode == 0, done.stderr
 
 
 def test_torchrun_is_not_for_horovod(folder: Path) -> None:
-    done = run(folder, "torchrun", "train", "small.toml", "--comm", "horovod", "--name", "refused")
+    done = run(folder, "torchrun", "train", "small.toml", "--backend", "horovod", "--name", "refused")
     assert done.returncode == 1
-    assert (done.stdout + done.stderr).count("Horovod cannot join ranks that torchrun started: --comm torch") == 1
+    assert (done.stdout + done.stderr).count("Horovod cannot join ranks that torchrun started: --backend torch") == 1
 
 
 def test_no_thread_of_gloo_outlives_the_ranks(tmp_path: Path) -> None:

@@ -20,15 +20,15 @@ from tests.training import make_trainer
 N = 90
 
 
-def train(source: Source, ranks: Ranks, folder: Path, on_bad: str) -> Trainer:
+def train(source: Source, ranks: Ranks, folder: Path, on_bad_sample: str) -> Trainer:
     """A run over encoded images that grows from 16 to 80, recorded by rank 0."""
     job = small_job(
         data={
             "source": "image_folder",
             "num_samples": N,
-            "pad_pixels": 0,
-            "crop_pixels": 12,
-            "on_bad": on_bad,
+            "crop_padding": 0,
+            "image_size": 12,
+            "on_bad_sample": on_bad_sample,
         },
         schedule={"max_batch": 80},
         layout={"exact": True},

@@ -20,7 +20,7 @@ from tests.training import StopAfter, digest, train
 def job_of(ranks: Ranks, per_phase: tuple[int, ...], **sections: Any) -> Any:
     """Four phases of 16, 48, 96 and 96 samples; each on one rank or on all."""
     counts = [1 if count == 1 else ranks.size for count in per_phase]
-    layout = {"growth": "ranks", "ranks_per_phase": counts, "max_micro_batch": 16, **sections.pop("layout", {})}
+    layout = {"grow_by": "ranks", "ranks_per_phase": counts, "max_micro_batch": 16, **sections.pop("layout", {})}
     return small_job(layout=layout, checkpoint={"every_epochs": 0.5, "keep": 100}, **sections)
 
 
@@ -36,7 +36,7 @@ def test_the_ranks_of_a_phase_change_no_bit(ranks: Ranks, tmp_path: Path, per_ph
 
 
 def test_all_that_belongs_to_a_run_is_handed_over(ranks: Ranks, tmp_path: Path) -> None:
-    update = {"average_samples": 150.0, "precision": "float16"}
+    update = {"ema_samples": 150.0, "precision": "float16"}
     job = job_of(ranks, (1, 2, 1, 2), optim={"name": "adam", "lr": 1e-3, "weight_decay": 0.0}, update=update)
     trainer, _ = train(job, ranks, tmp_path)
     assert trainer.average is not None
@@ -73,7 +73,7 @@ def test_a_failure_of_those_that_train_ends_those_that_wait(ranks: Ranks, tmp_pa
 
 
 def test_more_ranks_than_launched_are_refused(ranks: Ranks, tmp_path: Path) -> None:
-    layout = {"growth": "ranks", "ranks_per_phase": [1, 1, 1, 6], "max_micro_batch": 16}
+    layout = {"grow_by": "ranks", "ranks_per_phase": [1, 1, 1, 6], "max_micro_batch": 16}
     with pytest.raises(JobError, match=f"a phase is planned for 6 ranks, and {ranks.size} are launched; launch 6"):
         _prepare(small_job(layout=layout), ranks, RunOptions(tmp_path))
 

@@ -31,7 +31,7 @@ from tests.training import Recorder, StopAfter, digest
 
 NOISE = {"name": "gradient_noise", "ratio": 0.01, "every_epochs": 0.2, "hold_epochs": 0.3}
 """As B_simple is above a hundredth of the batch, it grows whenever that has held: 16, 32, 64, 96."""
-PLATEAU = {"name": "plateau", "min_delta": 9.0, "patience_epochs": 0.5, "factor": 2.0}
+PLATEAU = {"name": "plateau", "min_delta": 9.0, "patience_epochs": 0.5, "noise_factor": 2.0}
 """No evaluation is better by so much: it decides at every third, 16, 32, 64, 96 and then by the learning rate."""
 BEST = {**PLATEAU, "restore_best": True}
 TRIGGERS = [NOISE, PLATEAU, BEST]
@@ -48,7 +48,7 @@ def job_of(trigger: dict[str, Any], **sections: Any) -> Job:
         "data": {"pipeline": "torch"},
         "evaluation": {"every_epochs": 0.25},
         "checkpoint": {"every_epochs": 0.5},
-        "watch": {"records_per_epoch": NUM_TRAIN},
+        "logging": {"logs_per_epoch": NUM_TRAIN},
         "schedule": {"batch_scale": 2.0, "lr_boundaries_epochs": [1.0]} if trigger["name"] == "adascale" else {},
     } | sections
     return measured_job(trigger, **sections)
@@ -147,7 +147,7 @@ def test_a_decision_goes_back_to_the_weights_of_the_best_evaluation_and_to_their
         save(self, before, must_save=must_save)
 
     monkeypatch.setattr(Trainer, "_save_if_due", record)
-    job = job_of(BEST, update={"average_samples": 300.0})
+    job = job_of(BEST, update={"ema_samples": 300.0})
     trainer = train(job, ranks, tmp_path / "whole")
     assert {seen[d.samples] for d in trainer.growth.decisions} == {seen[80]}
     # After the best evaluation and before the first decision: the checkpoint has both.
@@ -177,7 +177,7 @@ def test_a_window_is_kept_also_where_nothing_else_is_due(ranks: Ranks, tmp_path:
 
 def test_the_end_of_a_window_decides_where_the_wish_comes_to_nothing(tmp_path: Path) -> None:
     # 1.3 times the batch is rounded to the batch itself.
-    trigger = {**NOISE, "ratio": 0.001, "factor": 2.0, "windows_epochs": [[0.0, 0.5]]}
+    trigger = {**NOISE, "ratio": 0.001, "max_batch_factor": 2.0, "windows_epochs": [[0.0, 0.5]]}
     job = job_of(trigger, schedule={"global_batch": 48, "max_batch": 96})
     growing = growth_controller.Growth(job, NUM_TRAIN, make_model())
     now = growth_controller.Measurement(144, 48, 0.05, 100.0, 1.0)
@@ -250,7 +250,7 @@ def test_what_rank_0_decides_holds_whatever_the_others_measure(
 def test_in_exact_mode_all_layouts_measure_and_decide_the_same_to_the_bit(
     ranks: Ranks, tmp_path: Path, trigger: dict[str, Any]
 ) -> None:
-    job = job_of(trigger, layout={"exact": True, "ragged": True, "max_micro_batch": 8})
+    job = job_of(trigger, layout={"exact": True, "uneven_ranks": True, "max_micro_batch": 8})
     together = train(job, ranks, tmp_path / "together")
     alone = train(job, SingleRank(), tmp_path / "alone")
     assert together.growth.decisions == alone.growth.decisions
@@ -263,8 +263,10 @@ def test_in_exact_mode_all_layouts_measure_and_decide_the_same_to_the_bit(
 def test_growth_by_ranks_decides_like_growth_by_passes(ranks: Ranks, tmp_path: Path, trigger: dict[str, Any]) -> None:
     """A batch of one ghost batch is one rank's; the phases after it have all of them."""
     schedule = {"global_batch": 8, "max_batch": 96}
-    exact = {"exact": True, "max_micro_batch": 8, "ragged": True}
-    by_ranks = train(job_of(trigger, schedule=schedule, layout={**exact, "growth": "ranks"}), ranks, tmp_path / "ranks")
+    exact = {"exact": True, "max_micro_batch": 8, "uneven_ranks": True}
+    by_ranks = train(
+        job_of(trigger, schedule=schedule, layout={**exact, "grow_by": "ranks"}), ranks, tmp_path / "ranks"
+    )
     by_passes = train(job_of(trigger, schedule=schedule, layout=exact), SingleRank(), tmp_path / "passes")
     used = [layout.ranks for layout in by_ranks.plan.layouts]
     assert used[:2] == [1, ranks.size]
@@ -275,7 +277,7 @@ def test_growth_by_ranks_decides_like_growth_by_passes(ranks: Ranks, tmp_path: P
 def test_a_trigger_that_measures_goes_on_where_ranks_join(ranks: Ranks, tmp_path: Path) -> None:
     # 24 = 3 passes of 8 on one rank; 48 is a full pass for each of several
     schedule = {"global_batch": 24, "max_batch": 96}
-    job = job_of(NOISE, schedule=schedule, layout={"growth": "ranks", "max_micro_batch": 16})
+    job = job_of(NOISE, schedule=schedule, layout={"grow_by": "ranks", "max_micro_batch": 16})
     trainer = train(job, ranks, tmp_path)
     assert [d.new_batch for d in trainer.growth.decisions] == [48, 96]
     assert [layout.ranks for layout in trainer.plan.layouts] == [1, *[min(ranks.size, n) for n in (3, 6)]]
@@ -476,7 +478,7 @@ def test_a_fork_goes_on_from_the_decisions_that_were_made(
 ) -> None:
     # 24 and then 48, 88 samples an update: where it stands, no run of 24 alone ever is
     sections: dict[str, Any] = {"schedule": {"global_batch": 24, "batch_multiple": 8, "max_batch": 88}}
-    sections["layout"] = {"max_micro_batch": 8, "ragged": True}
+    sections["layout"] = {"max_micro_batch": 8, "uneven_ranks": True}
     job = job_of(NOISE, **sections)
     whole = train(job, ranks, tmp_path / "whole")
     assert [d.new_batch for d in whole.growth.decisions] == [48, 88]

@@ -53,7 +53,7 @@ def test_dropout_is_the_same_on_any_ranks(ranks: Ranks, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("exact", [False, True])
 def test_reestimated_statistics_are_means_over_the_samples_seen_last(ranks: Ranks, tmp_path: Path, exact: bool) -> None:
-    model = {"name": "small_conv_net", "channels": [4, 8], "ghost_batch": 8, "reestimate_samples": 60}
+    model = {"name": "small_conv_net", "channels": [4, 8], "ghost_batch": 8, "precise_bn_samples": 60}
     trainer = trained(ranks, tmp_path, model=model, layout={"exact": exact})
     batches = trainer.reader.training(trainer.stream, 8, (trainer.samples - 64) // 8, 1)  # 60 rounded up to 8 groups
     first, *_ = ghost_norms(trainer.model)
@@ -69,7 +69,7 @@ def test_reestimated_statistics_are_means_over_the_samples_seen_last(ranks: Rank
 
 
 def test_reestimated_statistics_are_the_same_on_any_ranks(ranks: Ranks, tmp_path: Path) -> None:
-    model = {"name": "small_conv_net", "channels": [4, 8], "ghost_batch": 8, "reestimate_samples": 60}
+    model = {"name": "small_conv_net", "channels": [4, 8], "ghost_batch": 8, "precise_bn_samples": 60}
     together, alone = together_and_alone(ranks, tmp_path, model=model, layout={"exact": True})
     assert together == alone
 

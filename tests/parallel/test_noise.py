@@ -184,7 +184,7 @@ def test_an_update_left_out_says_nothing(ranks: Ranks) -> None:
         (1, {}),
         (1, {"exact": True}),
         (2, {"precision": "bfloat16"}),
-        (3, {"compression": "float16"}),
+        (3, {"allreduce_dtype": "float16"}),
         (2, {"adam": True}),
     ],
 )

@@ -50,7 +50,7 @@ def test_a_probe_is_on_rank_0_and_prices_the_job(ranks: Ranks, load: Callable[[]
 
 def test_a_probe_measures_with_the_ranks_there_whatever_the_plan_wants(ranks: Ranks, tmp_path: Path) -> None:
     write_idx_folder(tmp_path, small_source())
-    layout = {"growth": "auto", "max_micro_batch": 8}
+    layout = {"grow_by": "auto", "max_micro_batch": 8}
     job = small_job(tmp_path, data={"pipeline": "torch"}, layout=layout)
     probe = probe_job(lambda: job, ranks, quiet, quiet, budget_s=0.0)
     if probe is not None:

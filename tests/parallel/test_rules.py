@@ -224,7 +224,7 @@ def test_a_gradient_that_overflows_without_a_scale_goes_by_the_rule(ranks: Ranks
 def test_half_the_bytes_cross_the_network_and_one_rank_rounds_nothing(
     ranks: Ranks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain, compressed = golden.make_engine(ranks), golden.make_engine(ranks, rule=rule(compression="float16"))
+    plain, compressed = golden.make_engine(ranks), golden.make_engine(ranks, rule=rule(allreduce_dtype="float16"))
     sent: dict[str, torch.dtype] = {}
     start_sum = ranks.start_sum
     monkeypatch.setattr(
@@ -241,7 +241,7 @@ def test_half_the_bytes_cross_the_network_and_one_rank_rounds_nothing(
 
 
 def test_a_gradient_too_large_for_float16_is_not_finite_on_all_ranks(ranks: Ranks) -> None:
-    engine = golden.make_engine(ranks, rule=rule(compression="float16", on_nonfinite="skip"))
+    engine = golden.make_engine(ranks, rule=rule(allreduce_dtype="float16", on_nonfinite="skip"))
     # The sum over 96 samples would not fit, a hundredth of it does; a mean of 65 · 2¹⁰ does not.
     for factor, fits in ((1000.0, True), (1e6, False)):
         handle = next(engine.model.parameters()).register_hook(lambda gradient, factor=factor: gradient * factor)
@@ -280,7 +280,7 @@ def test_the_average_forgets_by_samples_whatever_the_batch() -> None:
 
 
 def test_a_resumed_run_has_the_average_and_the_scale_of_an_undisturbed_one(ranks: Ranks, tmp_path: Path) -> None:
-    settings: dict[str, Any] = {"average_samples": 150.0, "precision": "float16"}
+    settings: dict[str, Any] = {"ema_samples": 150.0, "precision": "float16"}
     whole = train(ranks, tmp_path / "whole", **settings)
     checkpoints = sorted((tmp_path / "whole" / "checkpoints").glob("*.pt")) if ranks.rank == 0 else []
     data = ranks.broadcast_bytes(checkpoints[1].read_bytes() if checkpoints else None, "test")

@@ -40,7 +40,7 @@ def test_each_sample_once_an_epoch_across_growth_in_mid_epoch(
         return update(self, iter(taken), *args, **kwargs)
 
     monkeypatch.setattr(UpdateEngine, "update", record)
-    job = small_job(data={"pad_pixels": 0, "flip": False, "pipeline": pipeline})
+    job = small_job(data={"crop_padding": 0, "hflip": False, "pipeline": pipeline})
     trainer, ended = train(job, ranks, tmp_path, source=source)
     end = trainer.plan.schedule.end_samples
     assert ended.updates == ended.num_updates == trainer.plan.num_updates
@@ -62,7 +62,7 @@ def test_each_sample_once_an_epoch_across_growth_in_mid_epoch(
 
 
 def test_the_plan_printed_is_the_plan_run(ranks: Ranks, tmp_path: Path) -> None:
-    job, recorder = small_job(watch={"records_per_epoch": NUM_TRAIN}), Recorder()
+    job, recorder = small_job(logging={"logs_per_epoch": NUM_TRAIN}), Recorder()
     trainer, ended = train(job, ranks, tmp_path, recorder)
     phases = trainer.plan.schedule.phases
     expected = [
@@ -75,7 +75,7 @@ def test_the_plan_printed_is_the_plan_run(ranks: Ranks, tmp_path: Path) -> None:
 
 
 def test_evaluation_is_over_every_test_sample(ranks: Ranks, tmp_path: Path) -> None:
-    job, recorder = small_job(evaluation={"batch": 7, "every_epochs": 1.0}), Recorder()
+    job, recorder = small_job(evaluation={"batch_size": 7, "every_epochs": 1.0}), Recorder()
     trainer, _ = train(job, ranks, tmp_path, recorder)
     schedule = trainer.plan.schedule
     ends = [
@@ -100,8 +100,8 @@ def test_evaluation_is_over_every_test_sample(ranks: Ranks, tmp_path: Path) -> N
 def test_the_records_average_over_every_sample(ranks: Ranks, tmp_path: Path) -> None:
     # Under 1 record an update and under 1 an epoch the same samples are averaged.
     fine, coarse = Recorder(), Recorder()
-    train(small_job(watch={"records_per_epoch": NUM_TRAIN}), ranks, tmp_path / "fine", fine)
-    train(small_job(watch={"records_per_epoch": 1}), ranks, tmp_path / "coarse", coarse)
+    train(small_job(logging={"logs_per_epoch": NUM_TRAIN}), ranks, tmp_path / "fine", fine)
+    train(small_job(logging={"logs_per_epoch": 1}), ranks, tmp_path / "coarse", coarse)
     first = coarse.records[0]
     inside = [r for r in fine.records if r.samples <= first.samples]
     mean = sum(r.loss * r.global_batch for r in inside) / sum(r.global_batch for r in inside)
@@ -143,8 +143,8 @@ def test_warm_up_and_changes_of_momentum_reach_the_updates(ranks: Ranks, tmp_pat
         job = small_job(
             schedule=schedule,
             optim={"rescale_momentum": True},
-            layout={"max_micro_batch": limit, "ragged": True},
-            watch={"records_per_epoch": NUM_TRAIN},
+            layout={"max_micro_batch": limit, "uneven_ranks": True},
+            logging={"logs_per_epoch": NUM_TRAIN},
         )
         recorder = Recorder()
         train(job, ranks, tmp_path / f"{limit}", recorder)
@@ -156,7 +156,7 @@ def test_warm_up_and_changes_of_momentum_reach_the_updates(ranks: Ranks, tmp_pat
 
 
 def test_adam_stops_and_goes_on_like_sgd(ranks: Ranks, tmp_path: Path) -> None:
-    optim = {"name": "adamw", "lr": 2e-3, "momentum": 0.9, "weight_decay": 0.01}
+    optim = {"name": "adamw", "lr": 2e-3, "betas": [0.9, 0.999], "weight_decay": 0.01}
     job = small_job(optim=optim, schedule={"lr_rule": "sqrt"}, data={"pipeline": "torch"})
     whole, _ = train(job, ranks, tmp_path / "whole")
     train(job, ranks, tmp_path / "parts", stop=StopAfter(11, here=ranks.rank == 0))

@@ -18,7 +18,7 @@ from hvd_batchgrow.train.trainer import Trainer
 from tests.helpers import NUM_TRAIN, measured_job
 from tests.training import Recorder, make_trainer
 
-PLATEAU = {"name": "plateau", "min_delta": 9.0, "patience_epochs": 1.0, "factor": 2.0}
+PLATEAU = {"name": "plateau", "min_delta": 9.0, "patience_epochs": 1.0, "noise_factor": 2.0}
 """Nothing is better by 9, so that the first evaluation stays the best."""
 
 

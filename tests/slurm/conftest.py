@@ -94,7 +94,7 @@ def work(shared: Path, request: pytest.FixtureRequest) -> Path:
 
 def write_job(folder: Path, data: Path, ranks_per_phase: tuple[int, ...] = RANKS_PER_PHASE) -> Path:
     """The small job, exact: of all its layouts the weights are equal to the bit."""
-    layout: dict[str, Any] = {"growth": "ranks", "ranks_per_phase": list(ranks_per_phase), "exact": True}
+    layout: dict[str, Any] = {"grow_by": "ranks", "ranks_per_phase": list(ranks_per_phase), "exact": True}
     tree = job_tree(data, layout=layout, model={"name": "tests.slurm.slow:Slow"})
     del tree["model"]["channels"]
     path = folder / "small.toml"
@@ -107,7 +107,7 @@ def one_allocation(cluster: Cluster, shared: Path, data: Path) -> str:
     """Digest of the job in one allocation of two nodes, never stopped; its batch script is submitted by hand."""
     folder = shared / "one allocation"
     folder.mkdir()
-    words = [str(TEMPLATES["train"]), str(write_job(folder, data)), "--layout.growth", "accumulation"]
+    words = [str(TEMPLATES["train"]), str(write_job(folder, data)), "--layout.grow_by", "accumulation"]
     done = cluster.run("sbatch", "--parsable", "--nodes=2", *words, cwd=folder)
     assert cluster.wait_for(int(done.stdout))["JobState"] == "COMPLETED"
     return digest_of(folder / "runs" / "small")

@@ -40,15 +40,15 @@ def write_job(folder: Path, *, measured: bool = False) -> None:
     root = write_idx_folder(folder / "data", small_source())
     sections: dict[str, Any] = {
         "data": {"pipeline": "torch"},
-        "layout": {"ragged": True},
+        "layout": {"uneven_ranks": True},
         "checkpoint": {"every_epochs": 0.2},
-        "watch": {"records_per_epoch": 5},
+        "logging": {"logs_per_epoch": 5},
     }
     if measured:
         trigger = {"name": "gradient_noise", "ratio": 0.01, "every_epochs": 0.2, "hold_epochs": 1.0}
         tree = measured_tree(root, trigger, schedule={"epochs": 6.0, "global_batch": 24}, **sections)
     else:
-        schedule = {"epochs": 6.0, "boundaries_epochs": [1.0, 2.5, 4.0], "global_batch": 24, "factor": 1.5}
+        schedule = {"epochs": 6.0, "boundaries_epochs": [1.0, 2.5, 4.0], "global_batch": 24, "noise_factor": 1.5}
         tree = job_tree(root, schedule=schedule, **sections)
     (folder / "small.toml").write_text(tomli_w.dumps(tree))
 

@@ -64,8 +64,8 @@ def test_noise_that_stays_is_grown_into_by_steps_of_the_factor() -> None:
     records = seen(4, lambda _: 600)
     assert steps(records) == [(0, 100), (2500, 200), (5100, 400), (8300, 500)]
     # 5 100 = 2 500 + 13 · 200, as the record at 5 000 is the first to have held since 2 500; 8 300 = 5 100 + 8 · 400.
-    assert steps(records, factor=10) == [(0, 100), (2500, 500)]
-    assert steps(records, caution=2) == [
+    assert steps(records, max_batch_factor=10) == [(0, 100), (2500, 500)]
+    assert steps(records, headroom=2) == [
         (0, 100),
         (2500, 200),
     ]  # 600/1.2/2 = 250 is less than 1.25 × 200 in units of 20
@@ -108,17 +108,17 @@ def test_a_step_that_would_hardly_serve_is_left_out() -> None:
     st.floats(0.5, 4),
 )
 def test_any_record_gives_rising_batches_of_whole_units_within_all_limits(
-    values: list[float | None], factor: float, caution: float
+    values: list[float | None], factor: float, headroom: float
 ) -> None:
     records = seen(len(values) / PER_EPOCH, lambda epoch: values[round(epoch * PER_EPOCH) - 1])
-    advised = steps(records, factor=factor, caution=caution)
+    advised = steps(records, max_batch_factor=factor, headroom=headroom)
     for (at, batch), (later, larger) in itertools.pairwise(advised):
         assert (later - at) % batch == 0
         assert later - at >= HOLD_EPOCHS * N
         assert 1.25 * batch <= larger <= min(factor * batch, N // 10)
         assert larger % 20 == 0
         held = [o for o in records if at <= o.start_samples and later - HOLD_EPOCHS * N <= o.start_samples < later]
-        assert all(o.low is not None and o.low / caution >= larger for o in held if o.samples <= later)
+        assert all(o.low is not None and o.low / headroom >= larger for o in held if o.samples <= later)
 
 
 def limit(records: Sequence[Observation], wanted: Sequence[tuple[int, float]], **options: Any) -> int:
@@ -131,7 +131,7 @@ def test_growth_in_place_of_decay_goes_as_far_as_every_phase_supports() -> None:
     assert limit(seen(3, lambda epoch: 720 if epoch <= 2 else 6000), wanted) == N // 10  # 720/1.2 = 600 ≥ 500
     assert limit(seen(3, lambda epoch: 300 if epoch <= 2 else 6000), wanted) == 240  # 300/1.2 = 250
     assert limit(seen(3, lambda _: 960), wanted) == 800
-    assert limit(seen(3, lambda _: 960), wanted, caution=2) == 400
+    assert limit(seen(3, lambda _: 960), wanted, headroom=2) == 400
 
 
 def test_a_phase_without_evidence_supports_no_more_than_the_one_before() -> None:
@@ -230,7 +230,7 @@ def test_a_run_that_held_its_noise_scale_is_grown_by_sample_counts() -> None:
 
 
 def test_growth_takes_the_place_of_decay_at_the_noise_scale_of_the_run() -> None:
-    run = recorded(seen(4, lambda _: 720), boundaries_epochs=[1, 2, 3], factor=3.0)
+    run = recorded(seen(4, lambda _: 720), boundaries_epochs=[1, 2, 3], noise_factor=3.0)
     advice = advise(run)
     assert advice.job.schedule.policy == "grow"
     assert [p.phase.global_batch for p in advice.phases] == [100, 300, 600, 600]  # 900 is above 720/1.2
@@ -242,7 +242,7 @@ def test_growth_takes_the_place_of_decay_at_the_noise_scale_of_the_run() -> None
 
 
 def test_a_run_that_grew_beyond_its_noise_is_told_to_stop_earlier() -> None:
-    keys = {"policy": "grow", "boundaries_epochs": [1, 2], "factor": 3.0, "max_batch": "N/10"}
+    keys = {"policy": "grow", "boundaries_epochs": [1, 2], "noise_factor": 3.0, "max_batch": "N/10"}
     advice = advise(recorded(seen(4, lambda _: 480), **keys))
     assert [p.phase.global_batch for p in advice.phases] == [100, 300, 400]
     assert advice.plan.num_updates > advice.run.num_updates
@@ -258,7 +258,9 @@ def test_a_raised_start_is_kept_as_what_the_run_began_with() -> None:
 
 
 def test_a_seesaw_stays_one_up_to_what_is_supported() -> None:
-    run = recorded(seen(4, lambda _: 480), policy="seesaw", boundaries_epochs=[1, 2], factor=4.0, max_batch="N/10")
+    run = recorded(
+        seen(4, lambda _: 480), policy="seesaw", boundaries_epochs=[1, 2], noise_factor=4.0, max_batch="N/10"
+    )
     advice = advise(run)
     assert [p.phase.global_batch for p in advice.phases] == [100, 400, 400]
     # √4 at the first boundary; at the second the batch stays, and the learning rate takes all of 4.
@@ -310,7 +312,7 @@ def test_where_there_is_no_evidence_nothing_is_made_up(records: list[Observation
 def test_a_measured_run_loses_its_trigger_and_keeps_its_rule() -> None:
     tree = job_tree(data={"num_samples": N}, model={"ghost_batch": 20}, layout={"max_micro_batch": 20})
     tree |= {"trigger": {"name": "gradient_noise"}}
-    tree["schedule"] = {"policy": "measured", "epochs": 4, "global_batch": B0, "lr_rule": "sqrt"}
+    tree["schedule"] = {"policy": "adaptive", "epochs": 4, "global_batch": B0, "lr_rule": "sqrt"}
     job = parse_job(tree)
     plan = compile_plan(job, 1, N).to_dict()
     run = RecordedRun("runs/x", job, N, plan["num_updates"], tuple(plan["phases"]), tuple(seen(4, lambda _: 600)))
@@ -362,7 +364,7 @@ def test_the_advice_can_be_drawn(run: Path, capsys: pytest.CaptureFixture[str]) 
 def test_a_run_whose_noise_supports_nothing_prints_its_evidence_and_no_job(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["advise", "runs/recorded", "--caution", "8", "--plot", "evidence.png"]) == 1
+    assert main(["advise", "runs/recorded", "--headroom", "8", "--plot", "evidence.png"]) == 1
     assert Path("evidence.png").read_bytes().startswith(b"\x89PNG")
     printed = capsys.readouterr()
     assert printed.out == ""
@@ -389,8 +391,8 @@ def test_a_run_without_measurement_is_told_what_to_type(job: str, capsys: pytest
     ("words", "code", "message"),
     [
         (["advise", "nowhere"], 1, "there is no run in nowhere"),
-        (["advise", "runs/recorded", "--factor", "1"], 2, "--factor: must be above 1, got 1"),
-        (["advise", "runs/recorded", "--caution", "0"], 2, "--caution: must be above 0, got 0"),
+        (["advise", "runs/recorded", "--max-batch-factor", "1"], 2, "--max-batch-factor: must be above 1, got 1"),
+        (["advise", "runs/recorded", "--headroom", "0"], 2, "--headroom: must be above 0, got 0"),
         (["advise", "runs/recorded", "--lr-rule", "adam"], 2, "'adam' is for optim.name = 'adam'"),
         (["advise", "runs/recorded", "--optim.lr", "1"], 2, "optim.lr: there is no job to put it over"),
     ],

@@ -53,9 +53,9 @@ def boundary_schedules(draw: st.DrawFn, policy: str) -> tuple[dict[str, Any], li
     """A schedule with boundaries; and by what its noise is to fall at each."""
     epochs = draw(rising)
     falls = draw(st.lists(factors, min_size=len(epochs), max_size=len(epochs)))
-    made: dict[str, Any] = {"boundaries_epochs": epochs, "factor": falls, "global_batch": draw(batches)}
+    made: dict[str, Any] = {"boundaries_epochs": epochs, "noise_factor": falls, "global_batch": draw(batches)}
     if len(set(falls)) == 1 and draw(st.booleans()):
-        made["factor"] = falls[0]
+        made["noise_factor"] = falls[0]
     made |= {"hybrid": {"growing_boundaries": draw(st.integers(0, len(epochs)))}}.get(policy, {})
     return made | {"epochs": (epochs[-1] if epochs else 0) + 2.5}, falls
 
@@ -76,7 +76,7 @@ def imported_schedules(draw: st.DrawFn) -> tuple[dict[str, Any], list[float]]:
         made = {"epochs": epochs[count - 1] + 2.0, "lr_schedule": "steps", "lr_steps": steps}
         return {**made, "global_batch": draw(batches)}, [a / b for a, b in pairwise([1.0, *multiples[:count]])]
     count, end = draw(st.integers(1, 5)), draw(st.floats(0, 0.9))
-    made = {"epochs": 9.0, "lr_schedule": "polynomial", "end_lr_fraction": end, "num_steps": count}
+    made = {"epochs": 9.0, "lr_schedule": "polynomial", "end_lr_fraction": end, "num_phases": count}
     means = [end + (1 - end) * (1 - (k + 0.5) / count) for k in range(count)]  # of a line: its value in the middle
     return {**made, "global_batch": draw(batches)}, [a / b for a, b in pairwise(means)]
 
@@ -115,8 +115,9 @@ def jobs(draw: st.DrawFn) -> tuple[dict[str, Any], int, list[float]]:
     if draw(st.booleans()):
         share = draw(st.floats(0, 0.5))
         schedule |= {"warmup_epochs": draw(st.floats(0.1, schedule["epochs"] - 0.1)), "warmup_start_lr": share * lr}
-    layout = {"growth": draw(st.sampled_from(["accumulation", "ranks"])), "ragged": draw(st.booleans())}
-    optim = {"name": "adam" if policy == "seesaw" else "sgd", "lr": lr, "momentum": momentum}
+    layout = {"grow_by": draw(st.sampled_from(["accumulation", "ranks"])), "uneven_ranks": draw(st.booleans())}
+    own = {"name": "adam", "betas": [momentum, 0.999]} if policy == "seesaw" else {"name": "sgd", "momentum": momentum}
+    optim = {**own, "lr": lr}
     ranks = draw(st.integers(1, 8))
     return job_tree({"policy": policy, **schedule}, layout, optim), ranks, falls
 
@@ -125,7 +126,7 @@ def is_formed(layout: Layout, phase: Phase) -> bool:
     """Whether every group has its place, and no rank a pass that it does not need."""
     groups = phase.global_batch // GROUP
     most = math.ceil(groups / layout.ranks) * GROUP
-    whole = layout.ragged or layout.ranks * layout.accumulation * layout.micro_batch == phase.global_batch
+    whole = layout.uneven_ranks or layout.ranks * layout.accumulation * layout.micro_batch == phase.global_batch
     return whole and groups >= layout.ranks and math.ceil(most / layout.micro_batch) == layout.accumulation
 
 
@@ -202,7 +203,7 @@ def nonsense(draw: st.DrawFn) -> dict[str, Any]:
     layout = draw(st.dictionaries(st.sampled_from(sorted(LAYOUT)), JUNK, max_size=2))
     name = draw(st.sampled_from(["sgd", "lars", "adam"]))
     tree = job_tree(schedule, layout, {"name": name, "lr": draw(st.sampled_from([0.1, 1e-300, 1e300]))})
-    return tree | ({"trigger": {"name": "cabs"}} if policy == "measured" else {})
+    return tree | ({"trigger": {"name": "cabs"}} if policy == "adaptive" else {})
 
 
 @settings(max_examples=400)

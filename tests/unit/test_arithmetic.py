@@ -37,7 +37,7 @@ def test_several_threads_are_refused_in_exact_mode(exact: str, capsys: pytest.Ca
         compile_plan(small_job(layout={"exact": True, "threads_per_rank": 3}), 1, NUM_TRAIN)
 
 
-@pytest.mark.parametrize("update", [{"precision": "float16"}, {"compression": "float16"}])
+@pytest.mark.parametrize("update", [{"precision": "float16"}, {"allreduce_dtype": "float16"}])
 def test_what_rounds_exact_sums_is_refused(update: dict[str, str]) -> None:
     with pytest.raises(JobError, match=rf"update\.{next(iter(update))}: 'float16'"):
         compile_plan(small_job(layout={"exact": True}, update=update), 1, NUM_TRAIN)
@@ -53,7 +53,7 @@ def test_exact_mode_uses_one_thread_whatever_the_environment_says(
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
-        assert main(["train", "exact.toml", "--updates", "1"]) == 75
+        assert main(["train", "exact.toml", "--max-updates", "1"]) == 75
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)
@@ -69,7 +69,7 @@ def resumed(job: str, capsys: pytest.CaptureFixture[str], *options: str) -> str:
 def test_a_resume_under_other_kernels_says_so(
     exact: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["train", exact, "--updates", "2"]) == 75
+    assert main(["train", exact, "--max-updates", "2"]) == 75
     monkeypatch.setenv("ONEDNN_DEFAULT_FPMATH_MODE", "BF16")
     error = resumed(exact, capsys)
     assert "changed since the last start: ONEDNN_DEFAULT_FPMATH_MODE was None, is 'BF16'" in error
@@ -82,12 +82,12 @@ def test_a_resume_under_other_kernels_says_so(
 def test_a_resume_with_a_key_that_chooses_other_kernels_says_so(
     exact: str, capsys: pytest.CaptureFixture[str], option: str, key: str
 ) -> None:
-    assert main(["train", exact, "--updates", "2"]) == 75
+    assert main(["train", exact, "--max-updates", "2"]) == 75
     assert f"{WARNING} {key}" in resumed(exact, capsys, option, "false" if key == "layout.exact" else "true")
 
 
 def test_a_resume_without_a_change_says_nothing(exact: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["train", exact, "--updates", "2"]) == 75
+    assert main(["train", exact, "--max-updates", "2"]) == 75
     error = resumed(exact, capsys)
     assert "changed since" not in error
     assert WARNING not in error
@@ -96,7 +96,7 @@ def test_a_resume_without_a_change_says_nothing(exact: str, capsys: pytest.Captu
 def test_a_fast_run_says_what_has_changed_and_promises_no_bits(
     job: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["train", job, "--updates", "2"]) == 75
+    assert main(["train", job, "--max-updates", "2"]) == 75
     error = resumed(job, capsys, "--layout.threads-per-rank", "2")
     torch.set_num_threads(1)
     assert "changed since the last start: torch threads was 1, is 2" in error

@@ -53,9 +53,9 @@ def images(count: int, *shape: int) -> NDArray[np.uint8]:
 
 def test_moments_of_images_are_those_of_all_pixels_of_a_channel() -> None:
     pixels = images(50, 4, 5, 3)
-    mean, deviation = image_moments(np.array_split(pixels, 7))
+    mean, std = image_moments(np.array_split(pixels, 7))
     assert mean == pytest.approx((pixels / 255).mean(axis=(0, 1, 2)), rel=1e-12)
-    assert deviation == pytest.approx((pixels / 255).std(axis=(0, 1, 2)), rel=1e-12)
+    assert std == pytest.approx((pixels / 255).std(axis=(0, 1, 2)), rel=1e-12)
     assert image_moments([np.zeros((1, 2, 2, 1), np.uint8)])[1] == 1 / 255  # a blank channel can be divided by it
 
 
@@ -63,11 +63,11 @@ def test_moments_of_rows_are_those_of_all_rows_however_they_are_cut() -> None:
     rows = (GENERATOR.standard_normal((1000, 4)) * [1e-3, 1, 1, 50] + [0, 1e4, 3, -7]).astype(np.float32)
     rows[:, 2] = np.float32(0.1)  # never changes: its mean rounded must not make a deviation
     for pieces in (1, 3, 1000):
-        mean, deviation = row_moments(np.array_split(rows, pieces), "rows")
+        mean, std = row_moments(np.array_split(rows, pieces), "rows")
         assert mean == pytest.approx(rows.mean(axis=0, dtype=np.float64), rel=1e-9)
         expected = rows.std(axis=0, dtype=np.float64)
-        assert deviation[[0, 1, 3]] == pytest.approx(expected[[0, 1, 3]], rel=1e-6)
-        assert deviation[2] == 1
+        assert std[[0, 1, 3]] == pytest.approx(expected[[0, 1, 3]], rel=1e-6)
+        assert std[2] == 1
         assert mean[2] == np.float32(0.1)
 
 
@@ -121,7 +121,7 @@ def test_an_idx_folder_is_a_source(tmp_path: Path) -> None:
     assert (len(source.train), len(source.test), source.num_classes) == (NUM_TRAIN, NUM_TEST, 3)
     scaled = everything(expected.train)[0] / 255
     assert source.mean == pytest.approx([scaled.mean()])
-    assert source.deviation == pytest.approx([scaled.std()])
+    assert source.std == pytest.approx([scaled.std()])
     assert source.test.where(7) == f"{tmp_path / 't10k-images-idx3-ubyte.gz'}, entry 7"
 
 
@@ -130,7 +130,7 @@ def test_files_are_unpacked_once_until_they_change(tmp_path: Path, monkeypatch: 
     first = load("idx", tmp_path, num_samples=NUM_TRAIN)
     monkeypatch.setattr(idx, "read_idx", None)
     again = load("idx", tmp_path, num_samples=NUM_TRAIN)
-    assert (again.mean, again.deviation) == (first.mean, first.deviation)
+    assert (again.mean, again.std) == (first.mean, first.std)
     assert (everything(again.train)[0] == everything(first.train)[0]).all()
     monkeypatch.undo()
     with (tmp_path / "t10k-labels-idx1-ubyte").open("ab") as file:
@@ -313,10 +313,10 @@ def test_npy_rows_under_names_of_ones_own_are_a_source(tmp_path: Path, monkeypat
     expected = np.load(tmp_path / "my_train_rows.npy")
     assert (everything(source.train)[0] == expected).all()
     assert source.train.kind == "rows"
-    assert source.deviation == pytest.approx(expected.std(axis=0, dtype=np.float64))
+    assert source.std == pytest.approx(expected.std(axis=0, dtype=np.float64))
     monkeypatch.setattr("hvd_batchgrow.data.sources.npy.row_moments", None)  # kept from the first time
     again = load("numpy", tmp_path, num_samples=20, train="my_train", test="my_test")
-    assert again.deviation == source.deviation
+    assert again.std == source.std
 
 
 def header_of_objects() -> bytes:

@@ -47,7 +47,7 @@ def load(root: Path, kind: str, train: Any, test: Any = (0, 1), **keys: Any) -> 
     write(root, kind, "train", train)
     write(root, kind, "test", test)
     if kind == "webdataset":
-        keys |= {"crop_pixels": 8}
+        keys |= {"image_size": 8}
     data = DataSection(source=kind.partition(" ")[0], root=str(root), num_samples=len(train), **keys)
     return load_source(data, 3, lambda *_: None)
 
@@ -213,11 +213,11 @@ def test_a_text_that_only_held_out_rows_have_is_named(tmp_path: Path) -> None:
     labels = ["a", "b"] * 10
     write(tmp_path, "csv", "train", labels)
     first = load_source(
-        DataSection(source="csv", root=str(tmp_path), num_samples=18, held_out=0.1), 3, lambda *_: None
+        DataSection(source="csv", root=str(tmp_path), num_samples=18, test_fraction=0.1), 3, lambda *_: None
     ).test.where(0)
     labels[int(first.rpartition(" ")[2]) - 2] = "rare"
     write(tmp_path, "csv", "train", labels)
-    data = DataSection(source="csv", root=str(tmp_path), num_samples=18, held_out=0.1)
+    data = DataSection(source="csv", root=str(tmp_path), num_samples=18, test_fraction=0.1)
     source = load_source(data, 3, lambda *_: None)
     assert source.num_classes == 3
     assert source.notes == ("1 of 3 classes never occurs in training: 'rare'; test samples have 'rare'",)

@@ -61,7 +61,7 @@ def test_plan_and_train_say_that_nothing_is_measured(
     job: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = [job, "--gradient-noise.measure", "true", "--layout.max-micro-batch", "16"]
-    for command in (["plan", *options], ["train", *options, "--updates", "1", "--runs-dir", str(tmp_path)]):
+    for command in (["plan", *options], ["train", *options, "--max-updates", "1", "--runs-dir", str(tmp_path)]):
         main(command)
         assert "layout.max_micro_batch: 16 makes one pass of a batch of 16: tr(Σ)" in "".join(capsys.readouterr())
 
@@ -132,7 +132,7 @@ def test_digest_of_what_is_no_run_is_refused(tmp_path: Path, capsys: pytest.Capt
         (
             ["plan", "small.toml", "--schedule.factr", "3"],
             2,
-            "schedule.factr: unknown key; did you mean schedule.factor?",
+            "schedule.factr: unknown key; did you mean schedule.noise_factor?",
         ),
         (["plan", "small.toml", "--ranks", "5"], 2, "global batch 16 = 2 ghost batches of 8 for 5 ranks"),
         (["train", "small.toml", "--optim.lr", "-1"], 2, "optim.lr: must be a finite number > 0, got -1; such as: 1"),
@@ -152,12 +152,12 @@ def test_digest_of_what_is_no_run_is_refused(tmp_path: Path, capsys: pytest.Capt
             2,
             "--replay: schedule.policy = 'grow' is fixed: there is nothing",
         ),
-        (["plan", "small.toml", "--data.flip", "--json"], 2, "data.flip: has no value"),
+        (["plan", "small.toml", "--data.hflip", "--json"], 2, "data.hflip: has no value"),
         (["plan", "small.toml", "--schedule.epochs", "1e-9"], 2, "1e-09 of N = 300 samples are none"),
         (["train", "small.toml", "--data.source", "cifar1O"], 2, "data.source: did you mean 'cifar10'?"),
         (["train", "small.toml", "--model.name", "vgg"], 2, "model.name: did you mean 'vgg"),
         (
-            ["train", "small.toml", "--layout.growth", "ranks", "--layout.ranks_per_phase", "[1,2,1,1]"],
+            ["train", "small.toml", "--layout.grow_by", "ranks", "--layout.ranks_per_phase", "[1,2,1,1]"],
             2,
             "planned for 2",
         ),
@@ -185,8 +185,8 @@ def test_faults_of_the_data_are_told_of_the_job(job: str, capsys: pytest.Capture
 
 
 def test_a_source_of_unknown_size_is_told_where_to_write_it(job: str, capsys: pytest.CaptureFixture[str]) -> None:
-    tree = job_tree(data={"source": "image_folder", "root": ".", "crop_pixels": 8})
-    for key in ("num_samples", "pad_pixels"):
+    tree = job_tree(data={"source": "image_folder", "root": ".", "image_size": 8})
+    for key in ("num_samples", "crop_padding"):
         tree["data"].pop(key, None)
     Path(job).write_text(tomli_w.dumps(tree))
     for command, label in (("plan", job), ("train", "small")):
@@ -252,7 +252,7 @@ def test_a_probe_prices_a_plan_and_decides_auto(job: str, capsys: pytest.Capture
     text = capsys.readouterr().out
     assert "predicted, training alone" in text
     assert "ranks are held" in text
-    assert main(["plan", job, "--cost", "P.json", "--layout.growth", "auto", "--json"]) == 0
+    assert main(["plan", job, "--cost", "P.json", "--layout.grow_by", "auto", "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)
     assert plan["cost"]["seconds"] == pytest.approx(sum(p["seconds"] for p in plan["cost"]["phases"]))
     assert [phase["ranks"] for phase in plan["phases"]] == [1] * 4
@@ -267,7 +267,7 @@ def test_a_probe_prices_a_plan_and_decides_auto(job: str, capsys: pytest.Capture
 def test_a_network_that_cannot_be_built_does_not_cost_the_run_that_is_there(
     job: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["train", job, "--updates", "1"]) == 75
+    assert main(["train", job, "--max-updates", "1"]) == 75
     before = sorted(Path("runs/small/checkpoints").iterdir())
     Path("small.toml").write_text(Path("small.toml").read_text().replace("channels = [\n    4,\n    8,\n]\n", ""))
     assert main(["train", job, "--overwrite", "--model.name", "no_such_module:net"]) == 2

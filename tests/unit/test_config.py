@@ -21,12 +21,12 @@ def test_every_shipped_job_is_valid_and_named_as_its_file(path: Path) -> None:
 @pytest.mark.parametrize(
     ("section", "key", "value", "message"),
     [
-        ("schedule", "factr", 3.0, "schedule.factr: unknown key; did you mean schedule.factor?"),
+        ("schedule", "factr", 3.0, "schedule.factr: unknown key; did you mean schedule.noise_factor?"),
         (
             "optim",
             "zzz",
             1,
-            "optim.zzz: unknown key; known here: name, lr, momentum, nesterov, weight_decay, decay_norm_and_bias, "
+            "optim.zzz: unknown key; known here: name, lr, weight_decay, decay_norm_and_bias, momentum, nesterov, "
             "rescale_momentum",
         ),
         ("optim", "name", "lasr", "optim.name: must be one of sgd, adam, adamw, lars, got 'lasr'"),
@@ -38,9 +38,9 @@ def test_every_shipped_job_is_valid_and_named_as_its_file(path: Path) -> None:
         ("optim", "lr", float("nan"), "optim.lr: must be a finite number > 0, got nan"),
         (
             "schedule",
-            "factor",
+            "noise_factor",
             0.5,
-            "schedule.factor: must be a finite number >= 1 or a list, each a finite number >= 1, got 0.5; such as: 2",
+            "schedule.noise_factor: must be a finite number >= 1 or a list, each a finite number >= 1, got 0.5",
         ),
         ("schedule", "max_batch", "N/0", "schedule.max_batch: must be a whole number > 0 or a share of the"),
         ("schedule", "max_batch", True, "schedule.max_batch: must be a whole number > 0 or a share of the"),
@@ -59,7 +59,7 @@ def test_every_shipped_job_is_valid_and_named_as_its_file(path: Path) -> None:
             "model.name: there is resnetD of depth D = 6n+2, nearest: resnet20, resnet26, got",
         ),
         ("model", "channels", [], "model.channels: must be a list of at least 1, each a whole number > 0, got []"),
-        ("model", "arguments", [1], "model.arguments: must be a table of keys and values, got [1]"),
+        ("model", "kwargs", [1], "model.kwargs: must be a table of keys and values, got [1]"),
     ],
 )
 def test_a_fault_names_its_key_the_value_and_what_is_right(section: str, key: str, value: Any, message: str) -> None:
@@ -131,13 +131,18 @@ def test_overrides_go_over_the_file_and_are_checked_like_it() -> None:
 def test_only_keys_that_decide_the_weights_are_compared_at_a_resume() -> None:
     base = parse_job(job_tree()).deciding(300)
     assert parse_job(job_tree(layout={"max_micro_batch": 32}, data={"pipeline": "torch"})).deciding(300) == base
-    for change in ({"optim": {"lr": 0.06}}, {"schedule": {"factor": 2.0}}, {"model": {"ghost_batch": 16}}, {"seed": 8}):
+    for change in (
+        {"optim": {"lr": 0.06}},
+        {"schedule": {"noise_factor": 2.0}},
+        {"model": {"ghost_batch": 16}},
+        {"seed": 8},
+    ):
         assert parse_job(job_tree(**change)).deciding(300) != base
     assert parse_job(job_tree()).deciding(301) != base
 
 
 def test_a_growth_put_over_puts_aside_what_the_file_says_of_another(tmp_path: Path) -> None:
-    layout = {"growth": "auto", "max_ranks": 4, "objective": "least_rank_hours", "time_limit_h": 3.0}
+    layout = {"grow_by": "auto", "max_ranks": 4, "objective": "least_rank_hours", "time_limit_h": 3.0}
     path = tmp_path / "job.toml"
     path.write_text(tomli_w.dumps(job_tree(layout=layout)))
 
@@ -145,8 +150,8 @@ def test_a_growth_put_over_puts_aside_what_the_file_says_of_another(tmp_path: Pa
         made = load_job(path, {f"layout.{key}": value for key, value in overrides.items()}).layout
         return {key: value for key in layout if (value := getattr(made, key)) is not None}
 
-    assert left(ragged=True) == layout
-    assert left(growth="ranks") == {"growth": "ranks", "max_ranks": 4, "objective": "least_time"}
-    assert left(growth="accumulation") == {"growth": "accumulation", "objective": "least_time"}
-    assert left(growth="ranks", ranks_per_phase=[1, 2]) == {"growth": "ranks", "objective": "least_time"}
-    assert left(growth="accumulation", max_ranks=2)["max_ranks"] == 2  # said, and so refused
+    assert left(uneven_ranks=True) == layout
+    assert left(grow_by="ranks") == {"grow_by": "ranks", "max_ranks": 4, "objective": "least_time"}
+    assert left(grow_by="accumulation") == {"grow_by": "accumulation", "objective": "least_time"}
+    assert left(grow_by="ranks", ranks_per_phase=[1, 2]) == {"grow_by": "ranks", "objective": "least_time"}
+    assert left(grow_by="accumulation", max_ranks=2)["max_ranks"] == 2  # said, and so refused

@@ -97,7 +97,7 @@ def test_a_single_micro_batch_is_enough_to_predict_itself() -> None:
     only = part.model_copy(update={"updates": tuple(u for u in part.updates if u.micro_batch == 8)})
     found = fit_step_time(only, BYTES)
     for passes in (1, 3, 10):
-        layout = Layout(1, passes, 8, ragged=False)
+        layout = Layout(1, passes, 8, uneven_ranks=False)
         assert found.update_s(8 * passes, layout, BYTES) == pytest.approx(true_update_s(passes, 8, 0, 1))
 
 
@@ -109,7 +109,7 @@ def test_passes_that_the_job_will_not_do_hardly_sway_the_fit() -> None:
     )
     found = fit_step_time(part.model_copy(update={"micro_batch_limit": 16, "updates": swayed}), BYTES)
     for passes, micro in itertools.product((1, 4), (8, 16)):
-        layout = Layout(1, passes, micro, ragged=False)
+        layout = Layout(1, passes, micro, uneven_ranks=False)
         assert found.update_s(passes * micro, layout, BYTES) == pytest.approx(
             true_update_s(passes, micro, 0, 1), rel=0.01
         )
@@ -167,15 +167,17 @@ def test_the_share_of_waiting_for_data_is_that_of_the_measured_updates() -> None
 
 def test_the_fullest_rank_decides_a_ragged_layout_and_its_last_pass_is_short() -> None:
     # 5 groups of 8 on 2 ranks: 3 and 2; passes of 16: one full, one of 8
-    job = small_job(schedule={"global_batch": 40, "boundaries_epochs": [], "max_batch": 40}, layout={"ragged": True})
+    job = small_job(
+        schedule={"global_batch": 40, "boundaries_epochs": [], "max_batch": 40}, layout={"uneven_ranks": True}
+    )
     plan, cost = plan_and_cost(job, 2, measure(2, c=1.0))
-    assert plan.layouts == (Layout(2, 2, 16, ragged=True),)
+    assert plan.layouts == (Layout(2, 2, 16, uneven_ranks=True),)
     expected = F + 2 * A + B * 24 + ALPHA + BETA * BYTES
     assert cost.phases[0].update_s == pytest.approx(expected)
 
 
 def test_a_chain_holds_what_a_phase_uses_and_one_job_holds_the_peak() -> None:
-    job = small_job(layout={"growth": "ranks", "ranks_per_phase": [1, 2, 2, 4]})
+    job = small_job(layout={"grow_by": "ranks", "ranks_per_phase": [1, 2, 2, 4]})
     plan, cost = plan_and_cost(job, 4, measure(1), measure(2), measure(4))
     seconds = [phase.seconds for phase in cost.phases]
     assert cost.peak_ranks == 4
@@ -232,17 +234,17 @@ def test_a_probe_of_another_model_is_refused_key_by_key() -> None:
         predict(compile_plan(job, 1, NUM_TRAIN), make_probe(other, measure(1)))
     assert [fault.path for fault in caught.value.faults] == ["model.channels", "model.ghost_batch"]
     assert "is 8, the probe was measured with 4" in str(caught.value)
-    compiled = small_job(layout={"compile": True}, update={"compression": "float16"})
+    compiled = small_job(layout={"compile": True}, update={"allreduce_dtype": "float16"})
     with pytest.raises(JobError) as caught:
         predict(compile_plan(compiled, 1, NUM_TRAIN), make_probe(job, measure(1)))
-    assert [fault.path for fault in caught.value.faults] == ["update.compression", "layout.compile"]
+    assert [fault.path for fault in caught.value.faults] == ["update.allreduce_dtype", "layout.compile"]
     with pytest.raises(JobError, match=r"data.pipeline: is 'dali', the probe was measured with 'torch'"):
         predict(compile_plan(other, 1, NUM_TRAIN), make_probe(other, measure(1)))
 
 
 def test_what_costs_nothing_may_differ_from_the_probe() -> None:
     job = small_job()
-    other = small_job(name="other", seed=8, optim={"lr": 0.1}, schedule={"epochs": 3.0}, layout={"ragged": True})
+    other = small_job(name="other", seed=8, optim={"lr": 0.1}, schedule={"epochs": 3.0}, layout={"uneven_ranks": True})
     predict(compile_plan(other, 1, NUM_TRAIN), make_probe(job, measure(1)))
 
 
@@ -253,7 +255,7 @@ FREE = {"alpha": 1e-12, "beta": 1e-18}
 
 
 def auto_job(**layout: Any) -> Job:
-    return small_job(layout={"growth": "auto", "max_micro_batch": 16, **layout})
+    return small_job(layout={"grow_by": "auto", "max_micro_batch": 16, **layout})
 
 
 def chosen_ranks(job: Job, *measured: RankProbe, ranks: int = 8) -> tuple[list[int], Cost]:
@@ -278,7 +280,12 @@ def test_where_sums_are_free_the_most_ranks_that_can_be_formed_are_fastest() -> 
     free = [measure(r, **FREE) for r in (1, 2, 4, 8)]
     assert chosen_ranks(auto_job(), *free)[0] == [2, 6, 6, 6]
     assert chosen_ranks(auto_job(max_ranks=3), *free)[0] == [2, 3, 3, 3]
-    assert chosen_ranks(auto_job(ragged=True), *free)[0] == [2, 6, 6, 6]  # 12 groups: 2 on the fullest of 6, 7 or 8
+    assert chosen_ranks(auto_job(uneven_ranks=True), *free)[0] == [
+        2,
+        6,
+        6,
+        6,
+    ]  # 12 groups: 2 on the fullest of 6, 7 or 8
 
 
 def test_where_sums_are_dear_one_rank_is_fastest() -> None:
@@ -342,7 +349,7 @@ def test_ten_thousand_ranks_are_tried_at_once() -> None:
     big = small_job(
         data={"num_samples": 10**9},
         schedule={"global_batch": 8 * 2520, "max_batch": 8 * 2520 * 32},
-        layout={"growth": "auto", "max_micro_batch": 16},
+        layout={"grow_by": "auto", "max_micro_batch": 16},
     )
     probe = make_probe(big, *[measure(r, **FREE) for r in (1, 2)])
     plan = compile_plan(big, 10_000, 10**9, choose_ranks(big, 10**9, probe, 10_000))
@@ -355,13 +362,13 @@ def test_ten_thousand_ranks_are_tried_at_once() -> None:
 
 def test_ranks_that_are_chosen_by_cost_are_trained_on(job: str, capsys: pytest.CaptureFixture[str]) -> None:
     save_probe(Path("P.json"), make_probe(load_job(Path(job)), measure(1)))
-    words = ["train", job, "--layout.growth", "auto"]
+    words = ["train", job, "--layout.grow_by", "auto"]
     assert main(words) == 2
-    assert "layout.growth: 'auto' decides by measured costs: --cost PROBE.json" in capsys.readouterr().err
+    assert "layout.grow_by: 'auto' decides by measured costs: --cost PROBE.json" in capsys.readouterr().err
     assert main([*words, "--cost", "P.json"]) == 0
     assert "small: done: 17 of 17 updates" in capsys.readouterr().err
     layout = load_job(Path("runs/small/job.toml")).layout
-    assert (layout.growth, layout.ranks_per_phase) == ("ranks", (1, 1, 1, 1))
+    assert (layout.grow_by, layout.ranks_per_phase) == ("ranks", (1, 1, 1, 1))
 
 
 def test_the_twin_has_its_ranks_chosen_by_the_same_objective(job: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -369,7 +376,7 @@ def test_the_twin_has_its_ranks_chosen_by_the_same_objective(job: str, capsys: p
     made = make_probe(load_job(Path(job)), measure(1), measure(2, alpha=1.0))
     save_probe(Path("P.json"), made)
     words = ["plan", job, "--ranks", "2", "--cost", "P.json", "--json"]
-    assert main([*words, "--layout.growth", "auto", "--layout.time-limit-h", "1"]) == 0
+    assert main([*words, "--layout.grow_by", "auto", "--layout.time-limit-h", "1"]) == 0
     plan = json.loads(capsys.readouterr().out)
     assert {phase["ranks"] for tree in (plan, plan["twin"]) for phase in tree["phases"]} == {1}
     assert main(words) == 0

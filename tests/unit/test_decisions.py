@@ -88,9 +88,11 @@ def test_a_wish_beyond_the_limit_is_cut_and_the_rate_stays() -> None:
 @pytest.mark.parametrize(("before", "after"), [(16, 24), (24, 32), (32, 48), (40, 56), (48, 72), (80, 96)])
 def test_rounding_takes_no_batch_beyond_the_factor_and_the_rate_makes_up_for_it(before: int, after: int) -> None:
     """Three half multiples are rounded to two, or to one, not beyond: at most × 1.5."""
-    job = measured_job({**TRIGGER, "factor": 1.5, "hold_epochs": 0.0}, schedule={"batch_multiple": 8})
+    job = measured_job({**TRIGGER, "max_batch_factor": 1.5, "hold_epochs": 0.0}, schedule={"batch_multiple": 8})
     now = Measurement(160, before, 0.05, trace=1e6, squared_norm=1.0)
-    forced = bounded(None, measured_job({**TRIGGER, "factor": 1.5, "windows_epochs": [[0.1, 0.2]]}), N, 0, now)
+    forced = bounded(
+        None, measured_job({**TRIGGER, "max_batch_factor": 1.5, "windows_epochs": [[0.1, 0.2]]}), N, 0, now
+    )
     made = () if before == 16 else (decision_at(16, before),)
     for wish in (make_trigger(job, N).look(now), forced):
         assert wish is not None
@@ -120,7 +122,7 @@ def test_each_plateau_divides_the_noise_by_the_factor_beyond_the_limit_too(exact
 
 
 def test_adams_set_comes_on_top_of_decisions_as_of_other_growth() -> None:
-    optim = {"name": "adam", "lr": 1e-3, "momentum": 0.9, "weight_decay": 0.0}
+    optim = {"name": "adam", "lr": 1e-3, "betas": [0.9, 0.999], "weight_decay": 0.0}
     job = measured_job(PLATEAU, optim=optim, schedule={"lr_rule": "adam", "max_batch": 64})
     made = (formed(job, Wish("planted", noise_factor=2.0)),)
     made = (*made, formed(job, Wish("planted", noise_factor=2.0), 256, made))
@@ -252,7 +254,7 @@ wishes = st.lists(
     multiple=st.sampled_from([1, 2, 3]),
     cap=st.integers(3, 20),
     ranks=st.sampled_from([1, 2, 3]),
-    ragged=st.booleans(),
+    uneven_ranks=st.booleans(),
 )
 def test_whatever_is_wished_for_gives_a_plan_that_can_be_formed_and_read_again(
     steps: list[tuple[int, tuple[str, float]]],
@@ -262,10 +264,10 @@ def test_whatever_is_wished_for_gives_a_plan_that_can_be_formed_and_read_again(
     multiple: int,
     cap: int,
     ranks: int,
-    ragged: bool,
+    uneven_ranks: bool,
 ) -> None:
-    unit = group * (1 if ragged else ranks) * multiple
-    if ragged and unit < group * ranks:
+    unit = group * (1 if uneven_ranks else ranks) * multiple
+    if uneven_ranks and unit < group * ranks:
         unit *= ranks
     job = measured_job(
         PLATEAU,
@@ -276,7 +278,7 @@ def test_whatever_is_wished_for_gives_a_plan_that_can_be_formed_and_read_again(
             "max_batch": unit * max(first, cap),
             "epochs": 9.0,
         },
-        layout={"max_micro_batch": 2 * group, "ragged": ragged},
+        layout={"max_micro_batch": 2 * group, "uneven_ranks": uneven_ranks},
     )
     if unit * max(first, cap) >= N:
         return
@@ -308,7 +310,7 @@ def _check_plan(plan: Plan) -> None:
     for phase, layout, decision in zip(phases[1:], plan.layouts[1:], plan.decisions, strict=True):
         assert phase.start_samples == decision.samples
         held = layout.ranks * layout.accumulation * layout.micro_batch
-        assert held == phase.global_batch or (layout.ragged and held > phase.global_batch)
+        assert held == phase.global_batch or (layout.uneven_ranks and held > phase.global_batch)
 
 
 # --- what can be known to go wrong ------------------------------------------------------------------
@@ -317,12 +319,12 @@ def _check_plan(plan: Plan) -> None:
 @pytest.mark.parametrize(
     ("ranks", "trigger", "sections", "message"),
     [
-        (1, {"name": "none"}, {}, "trigger.name: schedule.policy = 'measured' needs one"),
-        (1, TRIGGER, {"layout": {"growth": "auto"}}, "layout.growth: needs the phases beforehand"),
+        (1, {"name": "none"}, {}, "trigger.name: schedule.policy = 'adaptive' needs one"),
+        (1, TRIGGER, {"layout": {"grow_by": "auto"}}, "layout.grow_by: needs the phases beforehand"),
         (
             1,
             TRIGGER,
-            {"layout": {"growth": "ranks", "ranks_per_phase": [1]}},
+            {"layout": {"grow_by": "ranks", "ranks_per_phase": [1]}},
             "layout.ranks_per_phase: needs the phases beforehand",
         ),
         (
@@ -348,12 +350,17 @@ def _check_plan(plan: Plan) -> None:
             },
             r"schedule.lr_rule: Adam's set needs .*160/16 · 0.1 = 1; grow to 152 at most",
         ),
-        (1, {**TRIGGER, "factor": 1.2}, {}, "trigger.min_factor: 1.25 is above factor = 1.2: no change would be made"),
         (
             1,
-            {**TRIGGER, "factor": 1.5},
+            {**TRIGGER, "max_batch_factor": 1.2},
             {},
-            r"trigger.factor: 1.5 × 16 = 24 is below 32, the next whole multiple of 16: .* nearest: 2; or a",
+            "trigger.min_factor: 1.25 is above factor = 1.2: no change would be made",
+        ),
+        (
+            1,
+            {**TRIGGER, "max_batch_factor": 1.5},
+            {},
+            r"trigger.max_batch_factor: 1.5 × 16 = 24 is below 32, the next whole multiple of 16: .* nearest: 2; or a",
         ),
         (
             1,
@@ -366,7 +373,7 @@ def _check_plan(plan: Plan) -> None:
             3,
             TRIGGER,
             {},
-            r"batch_multiple: 16 = 0.67 × 24, ghost batches of 8 on 3 ranks; nearest: 24; or layout.ragged = true",
+            r"16 = 0.67 × 24, ghost batches of 8 on 3 ranks; nearest: 24; or layout.uneven_ranks = true",
         ),
         (
             1,
@@ -409,7 +416,7 @@ def _check_plan(plan: Plan) -> None:
         (
             2,
             TRIGGER,
-            {"layout": {"max_micro_batch": 16, "growth": "ranks"}},
+            {"layout": {"max_micro_batch": 16, "grow_by": "ranks"}},
             "layout.max_micro_batch: 16 makes one pass of a batch of 16",
         ),
     ],
@@ -429,7 +436,7 @@ def test_what_cannot_be_measured_or_formed_is_refused_beforehand(
         (1, {"layout": {"max_micro_batch": 48}}, ["48 makes one pass of a batch of 16", "a batch of 48: .* use 24,"]),
         (1, {"layout": {"max_micro_batch": 8}}, []),
         (2, {}, []),
-        (2, {"layout": {"growth": "ranks", "max_micro_batch": 16}}, ["16 makes one pass of a batch of 16"]),
+        (2, {"layout": {"grow_by": "ranks", "max_micro_batch": 16}}, ["16 makes one pass of a batch of 16"]),
         (1, {"gradient_noise": {"measure": False}}, []),
     ],
 )
@@ -466,11 +473,11 @@ def test_a_trigger_without_a_measured_schedule_is_refused() -> None:
         (2, TRIGGER, {"layout": {"max_micro_batch": 16}}),
         (1, PLATEAU, {"layout": {"max_micro_batch": 16}}),
         (1, TRIGGER, {"layout": {"exact": True}}),
-        (2, TRIGGER, {"layout": {"growth": "ranks"}}),
-        (3, TRIGGER, {"layout": {"ragged": True}, "schedule": {"global_batch": 24, "batch_multiple": 8}}),
+        (2, TRIGGER, {"layout": {"grow_by": "ranks"}}),
+        (3, TRIGGER, {"layout": {"uneven_ranks": True}, "schedule": {"global_batch": 24, "batch_multiple": 8}}),
         (1, {**TRIGGER, "windows_epochs": [[0.0, 1.0], [1.5, 1.5]]}, {}),
-        (1, {**TRIGGER, "factor": 1.5}, {"schedule": {"batch_multiple": 8}}),
-        (1, {**PLATEAU, "factor": 1.5}, {}),
+        (1, {**TRIGGER, "max_batch_factor": 1.5}, {"schedule": {"batch_multiple": 8}}),
+        (1, {**PLATEAU, "noise_factor": 1.5}, {}),
         (1, {**PLATEAU, "patience_epochs": 9.0, "windows_epochs": [[0.0, 1.0]]}, {}),
         (1, {**PLATEAU, "patience_epochs": 2.9}, {"evaluation": {"every_epochs": 1e9}}),
         (1, {**TRIGGER, "every_epochs": 9.0}, {"evaluation": {"every_epochs": 1.0}}),

@@ -57,7 +57,7 @@ def test_the_commands_of_the_readme_exist() -> None:
 
 def test_the_page_on_cost_names_the_keys_that_a_probe_is_bound_to() -> None:
     text = (ROOT / "docs" / "cost.md").read_text()
-    section = text[text.index("## Which jobs a probe is good for") : text.index('## growth = "auto"')]
+    section = text[text.index("## Which jobs a probe is good for") : text.index('## grow_by = "auto"')]
     assert set(re.findall(r"`([a-z]+\.[a-z_]+)`", section)) == set(subject_of(small_job()))
 
 

@@ -60,11 +60,11 @@ def test_the_share_dropped_is_p_and_the_rest_makes_up_for_it() -> None:
     y = dropped(torch.ones(400, 500), keys(400), KeyedDropout(0.3))
     assert y.unique().tolist() == [0.0, pytest.approx(1 / 0.7)]
     share = (y == 0).double()
-    deviation = (0.3 * 0.7) ** 0.5
-    assert abs(share.mean() - 0.3) < 4 * deviation / (400 * 500) ** 0.5
+    std = (0.3 * 0.7) ** 0.5
+    assert abs(share.mean() - 0.3) < 4 * std / (400 * 500) ** 0.5
     # neither a sample nor a place is dropped more than another
-    assert abs(share.mean(1).std() / (deviation / 500**0.5) - 1) < 0.15
-    assert abs(share.mean(0).std() / (deviation / 400**0.5) - 1) < 0.15
+    assert abs(share.mean(1).std() / (std / 500**0.5) - 1) < 0.15
+    assert abs(share.mean(0).std() / (std / 400**0.5) - 1) < 0.15
 
 
 def test_what_belongs_together_goes_together() -> None:

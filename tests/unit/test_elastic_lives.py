@@ -37,7 +37,7 @@ def test_updates_are_counted_over_all_lives(job: str, monkeypatch: pytest.Monkey
     ranks = Changing()
     monkeypatch.setitem(sys.modules, "hvd_batchgrow.comm.elastic", SimpleNamespace(ElasticRanks=Changing))
     monkeypatch.setattr("hvd_batchgrow.comm.backend.connect", lambda _: ranks)
-    assert main(["train", job, "--updates", "7"]) == 75
+    assert main(["train", job, "--max-updates", "7"]) == 75
     assert ranks.lives == 5
     # Two of each life that saw other hosts, none of the one that lost a rank.
     assert read_consumed(Path("runs/small")).bounds.tolist() == list(range(0, 7 * 16 + 1, 16))
@@ -48,6 +48,6 @@ def test_the_plan_shown_of_an_elastic_run_has_the_ranks_that_it_would_like(
 ) -> None:
     monkeypatch.setitem(sys.modules, "hvd_batchgrow.comm.elastic", SimpleNamespace(ElasticRanks=Changing))
     monkeypatch.setattr("hvd_batchgrow.comm.backend.connect", lambda _: Changing())
-    main(["train", job, "--updates", "1", "--layout.growth", "ranks", "--layout.max-ranks", "3"])
+    main(["train", job, "--max-updates", "1", "--layout.grow_by", "ranks", "--layout.max-ranks", "3"])
     shown = json.loads(Path("runs/small/plan.json").read_text())["phases"]
     assert [phase["ranks"] for phase in shown] == [1, 3, 3, 3]

@@ -48,7 +48,7 @@ def test_every_image_comes_back_with_its_label(tmp_path: Path, form: Form) -> No
     source = form.read(form.make(tmp_path / "data", train, val))
     assert_holds(source.train, form.expected(train))
     assert_holds(source.test, form.expected(val))
-    assert (source.num_classes, source.mean, source.deviation) == (3, IMAGENET_MEAN, IMAGENET_DEVIATION)
+    assert (source.num_classes, source.mean, source.std) == (3, IMAGENET_MEAN, IMAGENET_DEVIATION)
     assert (source.train.kind, source.train.shape) == ("encoded", (0, 0, 3))
 
 
@@ -63,8 +63,8 @@ def test_ids_may_come_in_any_order_and_twice(tmp_path: Path, form: Form) -> None
 @each_form
 def test_the_job_may_give_classes_and_constants(tmp_path: Path, form: Form) -> None:
     root = form.make(tmp_path / "data", pictures(NUM_TRAIN))
-    source = form.read(root, num_classes=7, mean=(0.1, 0.2, 0.3), deviation=(0.4, 0.5, 0.6))
-    assert (source.num_classes, source.mean, source.deviation) == (7, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    source = form.read(root, num_classes=7, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
+    assert (source.num_classes, source.mean, source.std) == (7, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
     with pytest.raises(JobError, match=r"data.mean: has 1 values; encoded images are turned to RGB: 3"):
         form.read(root, mean=(0.5,))
     with pytest.raises(
@@ -133,10 +133,10 @@ def test_the_index_finds_bad_images_and_keeps_the_reason(tmp_path: Path, form: F
     train = form.expected(pictures(NUM_TRAIN))
     train[4] = replace(train[4], data=data)
     root = form.make(tmp_path / "data", train)
-    hint = r"cannot be read or decoded; data.on_bad = 'replace' would go on without them:\n  sample 4: .*data/train.* "
+    hint = r"cannot be read or decoded; data.on_bad_sample = 'replace' would go on .*:\n  sample 4: .*data/train.* "
     with pytest.raises(RunError, match=rf"1 of {NUM_TRAIN} images under .*data {hint}({reason})"):
         form.read(root)
-    samples = form.read(root, on_bad="replace").train  # from the cached index
+    samples = form.read(root, on_bad_sample="replace").train  # from the cached index
     assert samples.sizes[4].tolist() == [0, 0]
     with pytest.raises(BadSample, match=rf"sample 4 \(.*data/train.*\): ({reason})") as bad:
         samples.fetch(np.array([3, 4]))
@@ -148,7 +148,7 @@ def test_the_index_finds_bad_images_and_keeps_the_reason(tmp_path: Path, form: F
 def test_a_set_of_bad_images_only_is_refused_whatever_the_job_says(tmp_path: Path, form: Form) -> None:
     root = form.make(tmp_path / "data", [replace(image, data=b"no image") for image in pictures(NUM_TRAIN)])
     with pytest.raises(RunError, match=r"12 of 12 images under .* cannot be read or decoded:\n(  .*\n){10}  …"):
-        form.read(root, on_bad="replace")
+        form.read(root, on_bad_sample="replace")
 
 
 def indexed(form: Form, root: Path) -> tuple[EncodedSamples, Picture, int]:
@@ -197,7 +197,7 @@ def test_what_is_cut_after_indexing_is_noticed(tmp_path: Path, form: Form) -> No
     samples, victim, sample_id = indexed(form, tmp_path)
     path = overwrite(tmp_path, victim.data, victim.data)
     os.truncate(path, path.read_bytes().index(victim.data) + 100)
-    fault = rf"is truncated: 100 of {len(victim.data)} bytes are left; data.on_bad = 'replace' would go on"
+    fault = rf"is truncated: 100 of {len(victim.data)} bytes are left; data.on_bad_sample = 'replace' would go on"
     with pytest.raises(BadSample, match=rf"sample {sample_id} \({path}.*\): {fault}"):
         samples.fetch(np.array([sample_id]))
 

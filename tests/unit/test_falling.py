@@ -63,11 +63,11 @@ def test_what_needs_the_twin_ends_before_anything_is_trained(
 def test_a_measured_job_without_decisions_says_where_its_twin_comes_from(
     job: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    schedule = {"policy": "measured", "epochs": 3.0, "global_batch": 16, "max_batch": 96}
+    schedule = {"policy": "adaptive", "epochs": 3.0, "global_batch": 16, "max_batch": 96}
     tree = {**job_tree("data"), "schedule": schedule, "trigger": {"name": "plateau", "patience_epochs": 1.0}}
     Path("measured.toml").write_text(tomli_w.dumps(tree))
     assert main(["plan", "measured.toml"]) == 0
-    assert "'measured' has a twin once it has decided" in capsys.readouterr().out
+    assert "'adaptive' has a twin once it has decided" in capsys.readouterr().out
 
 
 def job_of(**schedule: Any) -> Job:
@@ -81,13 +81,13 @@ def job_of(**schedule: Any) -> Job:
         {
             "policy": "grow",
             "boundaries_epochs": [1.0],
-            "factor": 1.0,
+            "noise_factor": 1.0,
             "momenta": [0.9, 0.95],
             "max_batch": 96,
             "lr_rule": "linear",
         },
-        {"policy": "grow", "boundaries_epochs": [1.0], "factor": 1.5, "exact_noise": True, "lr_rule": "sqrt"},
-        {"policy": "grow", "boundaries_epochs": [1.0], "factor": 1.3, "max_batch": "N/10", "lr_rule": "linear"},
+        {"policy": "grow", "boundaries_epochs": [1.0], "noise_factor": 1.5, "exact_noise": True, "lr_rule": "sqrt"},
+        {"policy": "grow", "boundaries_epochs": [1.0], "noise_factor": 1.3, "max_batch": "N/10", "lr_rule": "linear"},
     ],
 )
 def test_whatever_train_compiles_plan_prints(
@@ -103,7 +103,7 @@ def test_whatever_train_compiles_plan_prints(
 @pytest.mark.parametrize("updates", [3, 7, 10], ids=["in a phase", "where the batch falls", "in the phase after"])
 def test_a_resume_changes_no_bit(falling: str, updates: int) -> None:
     assert main(["train", falling, "--name", "whole"]) == 0
-    assert main(["train", falling, "--name", "cut", "--updates", str(updates)]) == 75
+    assert main(["train", falling, "--name", "cut", "--max-updates", str(updates)]) == 75
     assert main(["train", falling, "--name", "cut", "--resume", "auto"]) == 0
     whole, cut = (final_weights(Path("runs") / name) for name in ("whole", "cut"))
     assert compare_weights(whole, cut) == "equal to the bit"

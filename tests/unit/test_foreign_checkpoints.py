@@ -114,7 +114,7 @@ def _group_of_text(good: Checkpoint) -> Checkpoint:
 def test_a_checkpoint_of_another_network_is_refused_before_anything_changes(
     job: str, change: Callable[[Checkpoint], Checkpoint], misfit: str, fork: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["train", job, "--updates", "1"]) == 75
+    assert main(["train", job, "--max-updates", "1"]) == 75
     (path,) = checkpoint_paths(Path("runs/small/checkpoints"))
     path.write_bytes(change(Checkpoint.from_bytes(path.read_bytes())).to_bytes())
     before = {p: p.read_bytes() for p in Path("runs").rglob("*") if p.is_file()}

@@ -28,7 +28,7 @@ def points(run: str) -> list[int]:
 @pytest.fixture
 def stopped(job: str) -> Path:
     """A run stopped after 12 updates: 10 of 16 samples, and 2 of 48."""
-    assert train("--updates", "12") == 75
+    assert train("--max-updates", "12") == 75
     return Path("runs/small")
 
 
@@ -61,7 +61,7 @@ def test_a_fork_of_the_same_job_is_the_run_that_goes_on(stopped: Path) -> None:
 
 def test_a_fork_is_resumed_by_its_own_name(stopped: Path, capsys: pytest.CaptureFixture[str]) -> None:
     changed = ("--optim.lr", "0.02")
-    assert train("--fork", "gentler", *changed, "--updates", "1") == 75
+    assert train("--fork", "gentler", *changed, "--max-updates", "1") == 75
     assert train("--fork", "gentler", *changed) == 1
     assert (
         "gentler exists already: go on with it by --name gentler --resume auto, or fork by" in capsys.readouterr().err
@@ -85,7 +85,10 @@ def test_a_fork_is_resumed_by_its_own_name(stopped: Path, capsys: pytest.Capture
             "stands at sample 256, and this job ends at 256: nothing is left to train",
         ),
         # phase 2 then begins at 160, and 96 samples are 1.2 updates of 80
-        (["--schedule.factor", "5.0"], "stands at sample 256, 1.20 updates of 80 into the phase that begins at 160"),
+        (
+            ["--schedule.noise_factor", "5.0"],
+            "stands at sample 256, 1.20 updates of 80 into the phase that begins at 160",
+        ),
     ],
 )
 def test_what_cannot_go_on_from_there_is_refused(
@@ -107,11 +110,11 @@ def test_flags_that_contradict_a_fork(job: str, capsys: pytest.CaptureFixture[st
 
 def test_a_resume_tells_what_has_changed_and_what_may_not(stopped: Path, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
-    allowed = ("--layout.max-micro-batch", "8", "--watch.records-per-epoch", "2")
-    assert train("--resume", "auto", *allowed, "--updates", "1") == 75
+    allowed = ("--layout.max-micro-batch", "8", "--logging.logs-per-epoch", "2")
+    assert train("--resume", "auto", *allowed, "--max-updates", "1") == 75
     told = capsys.readouterr().err
     assert "changed since the last start: layout.max_micro_batch was 16, is 8" in told
-    assert "changed since the last start: watch.records_per_epoch was 5, is 2" in told
+    assert "changed since the last start: logging.logs_per_epoch was 5, is 2" in told
     assert train("--resume", "auto", "--optim.lr", "0.02", "--schedule.epochs", "2.0") == 1
     told = capsys.readouterr().err
     assert "optim.lr: was 0.05, is 0.02\n  schedule.epochs: was 2.2, is 2.0" in told
@@ -127,7 +130,7 @@ def test_no_fresh_start_in_silence(stopped: Path, capsys: pytest.CaptureFixture[
         assert "no good checkpoint is left:" in told
         assert told.count("damaged") + told.count("not readable") == len(checkpoint_paths(stopped / "checkpoints"))
     shutil.rmtree(stopped / "checkpoints")
-    assert train("--resume", "auto", "--updates", "1") == 75
+    assert train("--resume", "auto", "--max-updates", "1") == 75
     assert "runs/small/checkpoints holds no checkpoint yet: the run begins anew" in capsys.readouterr().err
 
 
@@ -144,7 +147,7 @@ def _half_a_record(run: Path) -> None:
 @pytest.mark.parametrize("words", [[], ["--resume", "auto"], ["--overwrite"]], ids=str)
 def test_a_start_that_was_killed_can_be_done_again(job: str, left: Callable[[Path], Any], words: list[str]) -> None:
     left(Path("runs/small"))
-    assert train(*words, "--updates", "1") == 75
+    assert train(*words, "--max-updates", "1") == 75
     (path,) = checkpoint_paths(Path("runs/small/checkpoints"))
     assert Checkpoint.from_bytes(path.read_bytes()).samples == 16
     assert not list(Path("runs").glob("*/.*"))
@@ -153,6 +156,6 @@ def test_a_start_that_was_killed_can_be_done_again(job: str, left: Callable[[Pat
 def test_overwriting_and_what_a_kill_of_it_leaves(stopped: Path) -> None:
     aside = stopped.with_name(".small.removed")
     shutil.copytree(stopped, aside)
-    assert train("--overwrite", "--updates", "1") == 75
+    assert train("--overwrite", "--max-updates", "1") == 75
     assert not aside.exists()
     assert [path.name for path in checkpoint_paths(stopped / "checkpoints")] == ["samples-000000000000016.pt"]

@@ -39,7 +39,7 @@ def test_bad_input_is_told_and_leaves_nothing(make: Make, world: World, tmp_path
 def test_what_the_fuzz_damages_is_whole_before(source: str, world: World, tmp_path: Path) -> None:
     with folder(tmp_path / "at"):
         world.lay_out(source, Path.cwd())
-        words = ["train", "small.toml", "--updates", "1", "--name", "other"]
+        words = ["train", "small.toml", "--max-updates", "1", "--name", "other"]
         outcome = run(Case("whole", source, words, frozenset({75})))
     assert not outcome.faults, outcome.text
 

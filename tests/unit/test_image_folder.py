@@ -133,7 +133,7 @@ def test_files_that_are_not_images_are_counted_and_named_in_one_line(tmp_path: P
         assert part in note
     with pytest.raises(RunError, match=r"num_samples = 19, but 12 training samples were found.*\n  skipped 7 files"):
         load_source(
-            DataSection(source="image_folder", root=str(root), num_samples=19, crop_pixels=8), 0, lambda *_: None
+            DataSection(source="image_folder", root=str(root), num_samples=19, image_size=8), 0, lambda *_: None
         )
 
 

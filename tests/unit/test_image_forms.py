@@ -125,7 +125,7 @@ def test_a_file_that_fails_in_mid_training_is_named_whatever_decodes_it(tmp_path
 
 
 def test_orientation_is_among_what_decides_the_weights() -> None:
-    data = {"source": "image_folder", "crop_pixels": 8, "pad_pixels": 0}
+    data = {"source": "image_folder", "image_size": 8, "crop_padding": 0}
     jobs = [parse_job(job_tree(data={**data, **key})) for key in ({}, {"apply_orientation": True})]
     assert changes(*(job.deciding(300) for job in jobs)) == {"data.apply_orientation": (False, True)}
 
@@ -138,8 +138,8 @@ def test_an_image_of_a_line_needs_little_memory(size: tuple[int, int]) -> None:
     """The defect: the 256 × 15,360,000 pixels that a line of 60,000 was resized to would have taken 11.8 GB."""
     sizes = np.array([size], np.int32)
     draws = np.random.default_rng(0).random((1, 23))
-    wide = ResizedCrop((224, 224), (0.08, 1.0), (0.01, 100.0), flip=True)
-    for rule in (CentreCrop((224, 224), 256), ResizedCrop((224, 224), (0.08, 1.0), (3 / 4, 4 / 3), flip=True), wide):
+    wide = ResizedCrop((224, 224), (0.08, 1.0), (0.01, 100.0), hflip=True)
+    for rule in (CentreCrop((224, 224), 256), ResizedCrop((224, 224), (0.08, 1.0), (3 / 4, 4 / 3), hflip=True), wide):
         place = rule.place(draws, sizes)
         top, left, height, width = place.windows[0].tolist()
         assert 0 <= top <= top + height <= size[0]
@@ -184,6 +184,6 @@ def test_images_of_ordinary_aspect_are_placed_as_before() -> None:
 
 def test_a_window_is_never_empty() -> None:
     """The defect: of an image one pixel wide, aspects above 2 gave a window of no rows."""
-    rule = ResizedCrop((8, 8), (0.5, 1.0), (4.0, 5.0), flip=False)
+    rule = ResizedCrop((8, 8), (0.5, 1.0), (4.0, 5.0), hflip=False)
     windows = rule.place(np.random.default_rng(0).random((1, 23)), np.array([[5, 1]], np.int32)).windows
     assert windows[0, 2:].tolist() == [1, 1]

@@ -170,7 +170,7 @@ def test_a_measured_job_begins_as_its_row_says_and_may_grow_to_a_tenth(name: str
     decision = form_decision(plan.job, num_samples, (), 100 * batch, wish, {})
     assert decision is not None
     assert decision.new_batch == largest
-    assert compile_plan(plan.job, plan.num_ranks, num_samples, None, [decision]).layouts[-1].ragged is False
+    assert compile_plan(plan.job, plan.num_ranks, num_samples, None, [decision]).layouts[-1].uneven_ranks is False
 
 
 @each_job

@@ -345,7 +345,8 @@ def test_adams_rule_is_refused_as_for_sgd() -> None:
 def test_transitions_tell_of_the_correction_and_of_the_ratio_in_the_decay() -> None:
     def lines(**optim: Any) -> list[str]:
         job = small_job(
-            optim={"name": "lars", **optim}, schedule={"max_batch": 48, "momenta": [0.9, 0.9, 0.9, 0.8], "factor": 3.0}
+            optim={"name": "lars", **optim},
+            schedule={"max_batch": 48, "momenta": [0.9, 0.9, 0.9, 0.8], "noise_factor": 3.0},
         )
         return describe_transitions(compile_plan(job, 1, NUM_TRAIN))
 

@@ -48,10 +48,10 @@ def test_updates_over_the_end_of_an_epoch_and_of_the_run_are_plain_torchs(tmp_pa
     run ends within its last batch. Plain torch takes the same samples, whole batch by whole batch, without passes.
     """
     job = small_job(
-        data={"pad_pixels": 0, "flip": False, "pipeline": "torch"},
+        data={"crop_padding": 0, "hflip": False, "pipeline": "torch"},
         model={"name": f"{__name__}:linear", "channels": None},
         optim={"weight_decay": 0.0},
-        schedule={"policy": "decay", "global_batch": 48, "factor": 2.0},
+        schedule={"policy": "decay", "global_batch": 48, "noise_factor": 2.0},
         layout={"max_micro_batch": micro_batch},
     )
     source = small_source()
@@ -87,7 +87,7 @@ def test_a_resume_at_the_end_of_an_epoch_goes_on_with_the_next(
     tree["schedule"] = {"policy": "decay", "epochs": 3.0, "global_batch": 20}
     Path("even.toml").write_text(tomli_w.dumps(tree))
     assert main(["train", "even.toml", "--name", "whole"]) == 0
-    assert main(["train", "even.toml", "--name", "cut", "--updates", str(15 * epochs_before)]) == 75
+    assert main(["train", "even.toml", "--name", "cut", "--max-updates", str(15 * epochs_before)]) == 75
     assert final_weights(Path("runs/cut")).samples == 300 * epochs_before
     assert main(["train", "even.toml", "--name", "cut", "--resume", "auto"]) == 0
     capsys.readouterr()

@@ -66,7 +66,9 @@ def test_without_horovod_one_rank_works_and_more_say_what_to_do(monkeypatch: pyt
     monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "1")
     assert isinstance(connect("horovod"), SingleRank)
     monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
-    with pytest.raises(RunError, match=r"(?s)started by mpirun as one of 2 ranks, but Horovod cannot .* --comm torch"):
+    with pytest.raises(
+        RunError, match=r"(?s)started by mpirun as one of 2 ranks, but Horovod cannot .* --backend torch"
+    ):
         connect("horovod")
 
 
@@ -107,7 +109,7 @@ def test_torchruns_ranks_are_torchs(two_torch_ranks: Ranks, monkeypatch: pytest.
     for name, value in (("RANK", "1"), ("WORLD_SIZE", "2"), ("TORCHELASTIC_RESTART_COUNT", "0")):
         monkeypatch.setenv(name, value)
     assert connect() is two_torch_ranks
-    with pytest.raises(RunError, match="Horovod cannot join ranks that torchrun started: --comm torch"):
+    with pytest.raises(RunError, match="Horovod cannot join ranks that torchrun started: --backend torch"):
         connect("horovod")
 
 

@@ -14,7 +14,7 @@ from hvd_batchgrow.schedule.transitions import describe_transitions
 from tests.helpers import NUM_TRAIN, measured_job
 
 SGD = {"name": "sgd", "lr": 0.1, "momentum": 0.9}
-ADAM = {"name": "adam", "lr": 1e-3, "momentum": 0.9, "beta2": 0.999, "eps": 1e-8}
+ADAM = {"name": "adam", "lr": 1e-3, "betas": [0.9, 0.999], "eps": 1e-8}
 
 
 def plan_of(optim: dict[str, Any] = SGD, num_samples: int = 60_000, group: int = 32, **schedule: Any) -> Plan:
@@ -34,7 +34,7 @@ def test_a_batch_that_was_rounded_scales_the_rate_by_what_was_formed(rule: str, 
 
     The defect: ε × 1.508 = 1.4 · 224/208, by which the noise scale rose.
     """
-    plan = plan_of(global_batch=160, factor=1.3, lr_rule=rule)
+    plan = plan_of(global_batch=160, noise_factor=1.3, lr_rule=rule)
     before, after = plan.schedule.phases
     assert (before.global_batch, after.global_batch) == (160, 224)
     assert after.wanted_batch == pytest.approx(208, rel=1e-12)
@@ -46,7 +46,7 @@ def test_a_batch_that_was_rounded_scales_the_rate_by_what_was_formed(rule: str, 
 
 def test_a_batch_at_its_limit_scales_the_rate_by_what_was_formed() -> None:
     """128 · 5 = 640 is cut to 512: κ = 4, at this boundary and at the next."""
-    plan = plan_of(global_batch=128, factor=5.0, max_batch=512, boundaries_epochs=[2.0, 3.0], lr_rule="linear")
+    plan = plan_of(global_batch=128, noise_factor=5.0, max_batch=512, boundaries_epochs=[2.0, 3.0], lr_rule="linear")
     assert [phase.global_batch for phase in plan.schedule.phases] == [128, 512, 512]
     assert [phase.lr for phase in plan.schedule.phases] == pytest.approx([0.1, 0.4, 0.4], rel=1e-12)
     assert "(wanted 640, formed 512: lr follows lr_rule)" in describe_transitions(plan)[0]
@@ -54,7 +54,7 @@ def test_a_batch_at_its_limit_scales_the_rate_by_what_was_formed() -> None:
 
 def test_adams_set_uses_the_batch_that_was_formed() -> None:
     """96 · 1.7 = 163.2 = 5.1 ghost batches: 160 is formed, κ = 5/3."""
-    after = plan_of(ADAM, global_batch=96, factor=1.7, lr_rule="adam").schedule.phases[1]
+    after = plan_of(ADAM, global_batch=96, noise_factor=1.7, lr_rule="adam").schedule.phases[1]
     assert after.global_batch == 160
     assert after.lr == pytest.approx(1e-3 * (5 / 3) ** 0.5, rel=1e-12)
     assert (1 - after.momentum, after.eps) == pytest.approx((0.1 * 5 / 3, 1e-8 / (5 / 3) ** 0.5), rel=1e-9)
@@ -62,7 +62,7 @@ def test_adams_set_uses_the_batch_that_was_formed() -> None:
 
 def test_a_larger_start_is_where_kappa_begins() -> None:
     """128 · 1.3 = 166.4 becomes 160 with ε = 0.125, which keeps the noise scale; then 320 is formed, κ = 2."""
-    before, after = plan_of(global_batch=128, factor=2.0, lr_scale=1.3, lr_rule="linear").schedule.phases
+    before, after = plan_of(global_batch=128, noise_factor=2.0, lr_scale=1.3, lr_rule="linear").schedule.phases
     assert (before.global_batch, after.global_batch) == (160, 320)
     assert (before.lr, after.lr) == pytest.approx((0.125, 0.25), rel=1e-12)
 

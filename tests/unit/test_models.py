@@ -131,7 +131,7 @@ def test_in_evaluation_samples_do_not_see_each_other(name: str) -> None:
 
 @each_network
 def test_all_its_norms_are_of_the_jobs_ghost_batch_and_momentum(name: str) -> None:
-    norms = list(ghost_norms(build(name, **({} if name == "alexnet" else {"ghost_momentum": 0.25}))))
+    norms = list(ghost_norms(build(name, **({} if name == "alexnet" else {"bn_momentum": 0.25}))))
     assert {(norm.ghost_batch, norm.momentum) for norm in norms} == (set() if name == "alexnet" else {(GROUP, 0.25)})
 
 
@@ -201,8 +201,8 @@ def test_he_normal_by_fan_out(name: str) -> None:
     modules = dict(model.named_modules())
     drawn = [module for module in modules.values() if isinstance(module, nn.Conv2d)]
     for conv in (conv for conv in drawn if conv.weight.numel() > 4000):
-        deviation = math.sqrt(2 / (conv.kernel_size[0] ** 2 * conv.out_channels))
-        assert conv.weight.std().item() == pytest.approx(deviation, rel=0.05)  # 4000 draws: 1.1 % is one σ
+        std = math.sqrt(2 / (conv.kernel_size[0] ** 2 * conv.out_channels))
+        assert conv.weight.std().item() == pytest.approx(std, rel=0.05)  # 4000 draws: 1.1 % is one σ
         assert conv.bias is None
     assert not modules["classifier"].bias.any()  # type: ignore[operator, union-attr]
     for norm in ghost_norms(model):
@@ -240,17 +240,17 @@ def test_an_unknown_name_is_refused_with_the_nearest(name: str, message: str) ->
     ("name", "model", "faults"),
     [
         ("wrn_16_4", {"channels": [8]}, ["model.channels: is not used by 'wrn_16_4', but by small_conv_net, dense7"]),
-        ("alexnet", {"ghost_momentum": 0.2}, ["model.ghost_momentum: is not used by 'alexnet', but by small_conv_net"]),
-        ("vgg19_bn", {"arguments": {"a": 1}}, ["model.arguments: is not used by 'vgg19_bn', but by module:name of"]),
+        ("alexnet", {"bn_momentum": 0.2}, ["model.bn_momentum: is not used by 'alexnet', but by small_conv_net"]),
+        ("vgg19_bn", {"kwargs": {"a": 1}}, ["model.kwargs: is not used by 'vgg19_bn', but by module:name of"]),
         (
             "mynets:build",
-            {"channels": [8], "arguments": {"a": 1}},
+            {"channels": [8], "kwargs": {"a": 1}},
             ["model.channels: is not used by 'mynets:build', but by small_conv_net, dense7"],
         ),
         (
             "alexnet",
-            {"channels": [8], "arguments": {"a": [1]}},
-            ["model.arguments: is not used by", "model.channels: is not used by"],
+            {"channels": [8], "kwargs": {"a": [1]}},
+            ["model.channels: is not used by", "model.kwargs: is not used by"],
         ),
         (
             "dense7",
@@ -298,7 +298,7 @@ def test_the_least_side_is_the_least(name: str, side: int) -> None:
 
 
 def test_images_that_are_yet_to_be_cropped_have_the_size_of_the_crop() -> None:
-    data = {"source": "imagenet", "crop_pixels": 28}
+    data = {"source": "imagenet", "image_size": 28}
     job = parse_job({**job_tree(), "data": data, "model": {"name": "alexnet", "ghost_batch": GROUP}})
     with pytest.raises(JobError, match=r"at least 29 × 29, these are \(28, 28, 3\)"):
         build_model(job, (0, 0, 3), NUM_CLASSES)

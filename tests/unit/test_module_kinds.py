@@ -360,7 +360,7 @@ def test_a_start_that_fails_leaves_what_was_there(failing: list[str], monkeypatc
 
 
 def test_a_resume_that_fails_leaves_the_run(job: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert main(["train", job, "--updates", "2"]) == 75
+    assert main(["train", job, "--max-updates", "2"]) == 75
     before = sorted(path.name for path in Path("runs/small").iterdir())
     monkeypatch.setattr(SingleRank, "abort", lambda self, code: None)
     monkeypatch.setattr("hvd_batchgrow.cli.train._observers", lambda job, console: [Fails()])
@@ -376,7 +376,7 @@ def spectral(num_classes: int) -> nn.Module:
 def test_train_and_verify_name_the_buffers_that_training_changes(job: str, capsys: pytest.CaptureFixture[str]) -> None:
     tree = tomllib.loads(Path(job).read_text()) | {"model": {"name": f"{__name__}:spectral", "ghost_batch": 8}}
     Path(job).write_text(tomli_w.dumps(tree))
-    assert main(["train", job, "--updates", "1"]) == 75
+    assert main(["train", job, "--max-updates", "1"]) == 75
     line = f"{__name__}:spectral changes buffers in training (1.parametrizations.weight.0._u, "
     assert line in " ".join(capsys.readouterr().err.split())
     (note,) = find_hazards(parse_job(tree), small_source())[1]

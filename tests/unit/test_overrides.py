@@ -29,8 +29,8 @@ SPELLINGS = {
 NET = f"""
 from torch import nn
 
-def net(num_classes, **arguments):
-    assert arguments == {ARGUMENTS!r}, arguments
+def net(num_classes, **kwargs):
+    assert kwargs == {ARGUMENTS!r}, kwargs
     return nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes))
 """
 
@@ -77,7 +77,7 @@ def _has_what_json_lacks(value: Any, *, inside: bool) -> bool:
     return inside and (not isinstance(value, str | bool | int | float) or value in (float("inf"), float("-inf")))
 
 
-@given(st.dictionaries(st.sampled_from(["optim.lr", "data.root", "model.arguments"]), VALUES, max_size=3))
+@given(st.dictionaries(st.sampled_from(["optim.lr", "data.root", "model.kwargs"]), VALUES, max_size=3))
 def test_words_that_are_written_are_read_as_the_same_overrides(overrides: dict[str, Any]) -> None:
     words = shlex.split(shlex.join(["plan", "job.toml", *override_words(overrides)]))
     assert split_overrides(words) == (["plan", "job.toml"], overrides)
@@ -97,7 +97,7 @@ Finished = Callable[[str, str], None]
 
 
 def _printed(out: str, err: str) -> None:
-    assert json.loads(out)["job_file"]["model"]["arguments"] == ARGUMENTS
+    assert json.loads(out)["job_file"]["model"]["kwargs"] == ARGUMENTS
 
 
 def _submitted(out: str, err: str) -> None:
@@ -105,7 +105,7 @@ def _submitted(out: str, err: str) -> None:
 
 
 def _trained(out: str, err: str) -> None:
-    assert tomllib.loads(Path("runs/small/job.toml").read_text())["model"]["arguments"] == ARGUMENTS
+    assert tomllib.loads(Path("runs/small/job.toml").read_text())["model"]["kwargs"] == ARGUMENTS
 
 
 def _verified(out: str, err: str) -> None:
@@ -113,14 +113,14 @@ def _verified(out: str, err: str) -> None:
 
 
 def _probed(out: str, err: str) -> None:
-    assert json.loads(Path("P 1.json").read_text())["subject"]["model.arguments"] == ARGUMENTS
+    assert json.loads(Path("P 1.json").read_text())["subject"]["model.kwargs"] == ARGUMENTS
 
 
 COMMANDS: dict[str, tuple[list[str], int, Finished]] = {
     "plan": (["--json"], 0, _printed),
     "submit": (["--nodes-max", "1", "--dry-run"], 0, _submitted),
-    "train": (["--updates", "1"], 75, _trained),
-    "twin": (["--updates", "1"], 75, _trained),
+    "train": (["--max-updates", "1"], 75, _trained),
+    "twin": (["--max-updates", "1"], 75, _trained),
     "verify": (["--layouts", "1x1x16", "--updates", "1"], 0, _verified),
     "probe": (["--out", "P 1.json", "--budget-s", "0.01"], 0, _probed),
 }
@@ -132,7 +132,7 @@ def test_every_command_reads_a_table(
     own_job: str, command: str, spelling: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words, code, check = COMMANDS[command]
-    assert main([command, own_job, "--model.arguments", SPELLINGS[spelling], *words]) == code
+    assert main([command, own_job, "--model.kwargs", SPELLINGS[spelling], *words]) == code
     check(*capsys.readouterr())
 
 
@@ -140,8 +140,8 @@ def test_every_command_reads_a_table(
 def test_null_is_refused_since_no_job_file_can_hold_it(
     own_job: str, value: str, place: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["plan", own_job, "--model.arguments", value]) == 2
-    assert f"model.arguments.{place}: must have a value, got null" in capsys.readouterr().err
+    assert main(["plan", own_job, "--model.kwargs", value]) == 2
+    assert f"model.kwargs.{place}: must have a value, got null" in capsys.readouterr().err
 
 
 def test_the_command_that_probe_prints_plans_the_probed_job(job: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -162,7 +162,7 @@ def test_the_command_that_probe_prints_plans_the_probed_job(job: str, capsys: py
 
 def test_commands_in_messages_are_quoted_for_a_shell(job: str, capsys: pytest.CaptureFixture[str]) -> None:
     runs = "my 'runs'"
-    assert main(["train", job, "--runs-dir", runs, "--updates", "1"]) == 75
+    assert main(["train", job, "--runs-dir", runs, "--max-updates", "1"]) == 75
     assert main(["advise", f"{runs}/small"]) == 1
     command = capsys.readouterr().err.partition("as another run: ")[2].splitlines()[0]
     assert shlex.split(command)[:3] == ["hvd-batchgrow", "train", f"{runs}/small/job.toml"]

@@ -113,7 +113,7 @@ def build(name: str, seed: int = 7, **model: Any) -> Any:
 
 
 def test_it_is_called_with_arguments_and_classes_and_its_norms_are_ghost_norms(nets: Callable[..., str]) -> None:
-    net = build(f"{nets()}:Net", arguments={"width": 8}, ghost_momentum=0.25)
+    net = build(f"{nets()}:Net", kwargs={"width": 8}, bn_momentum=0.25)
     assert net.conv.out_channels == 8
     assert net.head.out_features == NUM_CLASSES
     assert [(n.ghost_batch, n.momentum, n.num_features) for n in ghost_norms(net)] == [(GROUP, 0.25, 8)]
@@ -124,7 +124,7 @@ def test_it_is_called_with_arguments_and_classes_and_its_norms_are_ghost_norms(n
 @pytest.mark.parametrize("name", ["Net", "by_keywords"])
 def test_arguments_go_over_the_number_of_classes(name: str, nets: Callable[..., str]) -> None:
     with pytest.raises(JobError, match=r"num_classes=9\) gives \(2, 9\) for two samples .* must be logits \(2, 5\)"):
-        build(f"{nets()}:{name}", arguments={"num_classes": 9})
+        build(f"{nets()}:{name}", kwargs={"num_classes": 9})
 
 
 def test_the_first_weights_are_those_of_the_seed_and_the_trial_leaves_no_trace(nets: Callable[..., str]) -> None:
@@ -180,7 +180,7 @@ def test_what_is_no_network_is_refused(
 ) -> None:
     module = nets()
     with pytest.raises(JobError, match=message.replace("MODULE", module)) as caught:
-        build(f"{module}:{name}", arguments=arguments)
+        build(f"{module}:{name}", kwargs=arguments)
     assert [fault.path for fault in caught.value.faults] == ["model.name"]
 
 
@@ -190,8 +190,8 @@ def test_a_norm_that_the_network_keeps_in_evaluation_may_be_anywhere(nets: Calla
 
 def test_arguments_that_its_signature_does_not_take_are_refused_before_the_call(nets: Callable[..., str]) -> None:
     message = r"Net\(num_classes=5, widht=8\) cannot be: .*'widht'; it takes \(num_classes, width=4, norm="
-    with pytest.raises(JobError, match=f"model.arguments: .*{message}"):
-        build(f"{nets()}:Net", arguments={"widht": 8})
+    with pytest.raises(JobError, match=f"model.kwargs: .*{message}"):
+        build(f"{nets()}:Net", kwargs={"widht": 8})
 
 
 def test_samples_that_it_cannot_take_are_refused_with_its_own_line(nets: Callable[..., str]) -> None:
@@ -210,12 +210,12 @@ def test_a_module_that_cannot_be_imported_is_refused(nets: Callable[..., str]) -
 
 @pytest.mark.parametrize("value", [float("inf"), {1, 2}, b"x"])
 def test_arguments_are_plain_values(value: Any) -> None:
-    with pytest.raises(JobError, match=r"model\.arguments"):
-        job_of("mynets:Net", arguments={"a": value})
+    with pytest.raises(JobError, match=r"model\.kwargs"):
+        job_of("mynets:Net", kwargs={"a": value})
 
 
 def test_arguments_decide_the_weights() -> None:
-    first, same, other = (job_of("mynets:Net", arguments={"a": [1, {"b": x}]}) for x in (2, 2, 3))
+    first, same, other = (job_of("mynets:Net", kwargs={"a": [1, {"b": x}]}) for x in (2, 2, 3))
     assert first == same != other
     assert first.deciding(300) == same.deciding(300) != other.deciding(300)
 
@@ -289,7 +289,7 @@ def test_another_failure_of_torchvision_is_not_touched(stand_in: Path) -> None:
 
 @pytest.mark.skipif(not _THERE, reason="needs torchvision")
 def test_resnet_50_has_its_parameters_and_ghost_norms_only() -> None:
-    job = job_of("torchvision.models:resnet50", arguments={"zero_init_residual": True})
+    job = job_of("torchvision.models:resnet50", kwargs={"zero_init_residual": True})
     net = build_model(job, (64, 64, 3), 1000)
     assert sum(p.numel() for p in net.parameters()) == 25_557_032
     assert len(list(ghost_norms(net))) == 53
@@ -299,7 +299,7 @@ def test_resnet_50_has_its_parameters_and_ghost_norms_only() -> None:
 @pytest.mark.skipif(not _THERE, reason="needs torchvision")
 def test_the_further_outputs_of_googlenet_in_training_are_refused() -> None:
     with pytest.raises(JobError, match=r"gives GoogLeNetOutputs for two samples .*, in training"):
-        build_model(job_of("torchvision.models:googlenet", arguments={"init_weights": False}), (64, 64, 3), 5)
+        build_model(job_of("torchvision.models:googlenet", kwargs={"init_weights": False}), (64, 64, 3), 5)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("timm") is None, reason="needs timm")

@@ -164,7 +164,7 @@ def test_a_network_that_cannot_be_trained_leaves_no_run_folder(
     Path("job.toml").write_text(
         f"""name = "x"
         data = {{source = "synthetic_rows", num_samples = 64, shape = [6], num_classes = 4}}
-        model = {{name = "tests.unit.test_parameters:make", ghost_batch = 16, arguments = {{kind = "{kind}"}}}}
+        model = {{name = "tests.unit.test_parameters:make", ghost_batch = 16, kwargs = {{kind = "{kind}"}}}}
         optim = {{name = "sgd", lr = 0.1}}
         schedule = {{policy = "decay", epochs = 1, global_batch = 32}}
         """

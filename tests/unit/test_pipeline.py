@@ -57,8 +57,8 @@ def augment_of(samples: Samples) -> Augment | None:
     if samples.kind == "rows":
         return None
     if samples.kind == "encoded":
-        return ResizedCrop((CROP, CROP), (0.08, 1.0), (3 / 4, 4 / 3), flip=True)
-    return CropFlip((SIDE, SIDE + 1), 2, flip=True)
+        return ResizedCrop((CROP, CROP), (0.08, 1.0), (3 / 4, 4 / 3), hflip=True)
+    return CropFlip((SIDE, SIDE + 1), 2, hflip=True)
 
 
 def feed_of(samples: Samples, group: int, seed: int = 5) -> GroupFeed:
@@ -99,10 +99,10 @@ def test_a_corner_and_a_mirror_do_what_they_say() -> None:
 
 def test_all_corners_and_both_mirrors_occur() -> None:
     draws = np.random.default_rng(0).random((500, 3))
-    placed = CropFlip((SIDE, SIDE), 1, flip=True).place(draws, np.full((500, 2), SIDE, np.int32))
+    placed = CropFlip((SIDE, SIDE), 1, hflip=True).place(draws, np.full((500, 2), SIDE, np.int32))
     assert {tuple(c) for c in placed.windows[:, :2].tolist()} == {(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1)}
     assert set(placed.mirrors.tolist()) == {0, 1}
-    assert not CropFlip((SIDE, SIDE), 1, flip=False).place(draws, np.full((500, 2), SIDE, np.int32)).mirrors.any()
+    assert not CropFlip((SIDE, SIDE), 1, hflip=False).place(draws, np.full((500, 2), SIDE, np.int32)).mirrors.any()
 
 
 def test_both_pipelines_give_the_same_bytes_of_arrays() -> None:
@@ -128,7 +128,7 @@ def test_the_definition_for_a_gpu_gives_the_same_pixels_on_a_cpu(
     found = channels_first(from_dlpack(output.as_tensor()), finish)
     _, expected = next(torch_inputs(feed, finish, 0, 1))
     inner = (..., slice(2, -2), slice(2, -2))
-    assert (found - expected)[inner].abs().max() < 1.5 / (255 * min(FINISH.deviation))
+    assert (found - expected)[inner].abs().max() < 1.5 / (255 * min(FINISH.std))
     assert (found - expected).abs().mean() < 0.02
 
 
@@ -240,7 +240,7 @@ def windows_of(sizes: NDArray[np.int32], rule: ResizedCrop) -> NDArray[np.int32]
 
 def test_windows_have_the_area_and_aspect_asked_for() -> None:
     sizes = np.broadcast_to(np.array([375, 500], np.int32), (20_000, 2))
-    windows = windows_of(sizes, ResizedCrop((224, 224), (0.08, 1.0), (3 / 4, 4 / 3), flip=False))
+    windows = windows_of(sizes, ResizedCrop((224, 224), (0.08, 1.0), (3 / 4, 4 / 3), hflip=False))
     top, left, height, width = windows.T
     assert (top >= 0).all() and (left >= 0).all()  # noqa: PT018
     assert (top + height <= 375).all() and (left + width <= 500).all()  # noqa: PT018
@@ -255,7 +255,7 @@ def test_windows_have_the_area_and_aspect_asked_for() -> None:
 
 
 def test_where_no_window_fits_it_is_the_largest_central_one() -> None:
-    rule = ResizedCrop((8, 8), (1.0, 1.0), (1.0, 1.0), flip=False)
+    rule = ResizedCrop((8, 8), (1.0, 1.0), (1.0, 1.0), hflip=False)
     windows = windows_of(np.array([[10, 30], [30, 10], [12, 12]], np.int32), rule)
     assert windows.tolist() == [[0, 10, 10, 10], [10, 0, 10, 10], [0, 0, 12, 12]]
 
@@ -277,8 +277,8 @@ def test_memory_layout_and_type_change_no_pixel(
     make_samples: Callable[[str, int], Samples], kind: str, name: str, dtype: str
 ) -> None:
     samples = make_samples(kind, 20)
-    source = Source(samples, samples, 7, FINISH.mean, FINISH.deviation)
-    data = {"source": "synthetic_images", "pad_pixels": 2, "flip": True, "pipeline": name, "crop_pixels": CROP}
+    source = Source(samples, samples, 7, FINISH.mean, FINISH.std)
+    data = {"source": "synthetic_images", "crop_padding": 2, "hflip": True, "pipeline": name, "image_size": CROP}
     plain, changed = (
         next(
             Reader(DataSection(**data, **form), source, torch.device("cpu"), 1, raise_bad).training(  # type: ignore[arg-type]
@@ -301,8 +301,8 @@ def test_every_test_sample_is_evaluated_once(
     make_samples: Callable[[str, int], Samples], kind: str, name: str, ranks: int
 ) -> None:
     samples = make_samples(kind, 23)
-    source = Source(samples, samples, 7, FINISH.mean, FINISH.deviation)
-    data = DataSection(source="idx", pipeline="auto" if kind == "rows" else name, crop_pixels=CROP)  # type: ignore[arg-type]
+    source = Source(samples, samples, 7, FINISH.mean, FINISH.std)
+    data = DataSection(source="idx", pipeline="auto" if kind == "rows" else name, image_size=CROP)  # type: ignore[arg-type]
     reader = Reader(data, source, torch.device("cpu"), 1, raise_bad)
     chunks = [range(start, min(start + 5, 23)) for start in range(0, 23, 5)]
     found = [batch for rank in range(ranks) for batch in reader.testing(chunks[rank::ranks])]
@@ -318,7 +318,7 @@ def test_the_centre_is_cut_as_torchvision_does(tmp_path: Path) -> None:
     """Resize the shorter side, cut out the centre: by PIL, whose filter is the same triangle, rounded to bytes."""
     samples = encoded_samples(tmp_path, 12)
     source = Source(samples, samples, 7, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
-    data = DataSection(source="idx", crop_pixels=10, resize_pixels=14)
+    data = DataSection(source="idx", image_size=10, eval_resize=14)
     (batch,) = Reader(data, source, torch.device("cpu"), 1, raise_bad).testing([range(12)])
     for k, found in enumerate(batch.inputs):
         with Image.open(tmp_path / f"{k}.jpg") as opened:
@@ -364,7 +364,7 @@ def damaged(folder: Path, how: str) -> EncodedSamples:
 @pytest.mark.usefixtures("short_head")
 @pytest.mark.parametrize(("name", "how"), DAMAGES)
 def test_a_bad_sample_ends_the_run_naming_file_and_id(tmp_path: Path, name: str, how: str) -> None:
-    with pytest.raises(BadSample, match=rf"sample 6 \({tmp_path}/6.jpg\): .*data.on_bad = 'replace'"):
+    with pytest.raises(BadSample, match=rf"sample 6 \({tmp_path}/6.jpg\): .*data.on_bad_sample = 'replace'"):
         read(name, feed_of(damaged(tmp_path, how), 5), 0, 1, 5)
 
 
@@ -396,8 +396,8 @@ def test_a_bad_sample_is_replaced_by_the_next_of_the_stream(
 @pytest.mark.parametrize("name", PIPELINES)
 def test_bad_test_samples_are_left_out(tmp_path: Path, name: str) -> None:
     samples = damaged(tmp_path, "changed")
-    source = Source(samples, samples, 7, FINISH.mean, FINISH.deviation)
-    data = DataSection(source="idx", crop_pixels=CROP, pipeline=name)  # type: ignore[arg-type]
+    source = Source(samples, samples, 7, FINISH.mean, FINISH.std)
+    data = DataSection(source="idx", image_size=CROP, pipeline=name)  # type: ignore[arg-type]
     told: list[BadSample] = []
     reader = Reader(data, source, torch.device("cpu"), 1, told.append)
     found = [k for batch in reader.testing([range(10), range(10, 25)]) for k in batch.ids.tolist()]
@@ -411,8 +411,8 @@ def test_a_stretch_of_bad_test_samples_makes_no_other_count_twice(tmp_path: Path
     """The defect: a bad sample behind a stretch that holds no good one sent its evaluation one stretch too far back."""
     samples = damaged(tmp_path, "changed")
     samples.sizes[:2] = 0
-    source = Source(samples, samples, 7, FINISH.mean, FINISH.deviation)
-    data = DataSection(source="idx", crop_pixels=CROP, pipeline=name)  # type: ignore[arg-type]
+    source = Source(samples, samples, 7, FINISH.mean, FINISH.std)
+    data = DataSection(source="idx", image_size=CROP, pipeline=name)  # type: ignore[arg-type]
     reader = Reader(data, source, torch.device("cpu"), 1, lambda bad: None)
     chunks = [range(start, min(start + 2, 25)) for start in range(0, 25, 2)]
     found = [k for batch in reader.testing(chunks) for k in batch.ids.tolist()]

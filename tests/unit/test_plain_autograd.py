@@ -76,10 +76,10 @@ KINDS: dict[str, Mapping[str, Any]] = {
     "channels last": {"data": {"channels_last": True}},
     "a larger batch and new statistics after one update": {
         "schedule": {"boundaries_epochs": [16 / 300, 1.0], "epochs": 2.0},
-        "model": {"reestimate_samples": 16},
+        "model": {"precise_bn_samples": 16},
     },
-    "a slice of a larger tensor": {"model": {"name": f"{HERE}:sliced", "arguments": {"dense": False}}},
-    "a layer used twice": {"model": {"name": f"{HERE}:used_twice", "arguments": {"checkpointed": True}}},
+    "a slice of a larger tensor": {"model": {"name": f"{HERE}:sliced", "kwargs": {"dense": False}}},
+    "a layer used twice": {"model": {"name": f"{HERE}:used_twice", "kwargs": {"checkpointed": True}}},
     "a layer that no loss reaches": {"model": {"name": f"{HERE}:with_spare"}},
     "warm-up": {"schedule": {"warmup_epochs": 0.5}},
 }
@@ -212,7 +212,7 @@ def sliced(num_classes: int, dense: bool) -> nn.Module:
 @pytest.mark.parametrize(("name", "argument"), [("used_twice", "checkpointed"), ("sliced", "dense")])
 def test_plain_autograd_is_bit_identical_for_two_forms_of_one_network(name: str, argument: str) -> None:
     """Neither hooks that fire more than once nor strides enter it."""
-    forms = [plain(job_of(model={"name": f"{HERE}:{name}", "arguments": {argument: value}})) for value in (True, False)]
+    forms = [plain(job_of(model={"name": f"{HERE}:{name}", "kwargs": {argument: value}})) for value in (True, False)]
     for samples, state in forms[0].items():
         assert all(torch.equal(value, forms[1][samples][key]) for key, value in state.items())
 

@@ -90,7 +90,7 @@ def test_what_a_run_says_is_printed_as_it_is(text: str, is_terminal: bool) -> No
 
 def test_folders_whose_names_are_markup_are_like_any_others(job: str, capsys: pytest.CaptureFixture[str]) -> None:
     runs = "x[/b] [red]:bug:"
-    assert main(["train", job, "--runs-dir", runs, "--name", "a", "--updates", "3"]) == 75
+    assert main(["train", job, "--runs-dir", runs, "--name", "a", "--max-updates", "3"]) == 75
     assert f"run folder {runs}/a" in capsys.readouterr().err
     assert main(["twin", job, "--runs-dir", runs, "--schedule.epochs", "1.6", "--evaluation.every-epochs", "9"]) == 0
     assert f"run folder: {runs}/small-twin" in capsys.readouterr().out

@@ -25,7 +25,7 @@ def no_report(*_: object) -> None: ...
 
 # --- mean and deviation -----------------------------------------------------------------------------
 
-IMAGENET = {"source": "image_folder", "root": "x", "num_samples": 8, "crop_pixels": 8}
+IMAGENET = {"source": "image_folder", "root": "x", "num_samples": 8, "image_size": 8}
 KINDS: dict[str, dict[str, Any]] = {
     "idx": {"source": "idx", "root": "x"},
     "cifar10": {"source": "cifar10"},
@@ -45,10 +45,10 @@ def faults(source: str, **keys: Any) -> list[str]:
 @pytest.mark.parametrize("source", KINDS)
 def test_constants_of_0_to_255_are_refused_for_every_source_of_images(source: str) -> None:
     # torchvision's constants × 255, as Caffe and the first Keras models have them
-    deviation, mean = faults(source, mean=(123.675, 116.28, 103.53), deviation=(58.395, 57.12, 57.375))
+    mean, std = faults(source, mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375))
     assert "data.mean: [123.7, 116.3, 103.5]: images are scaled to [0, 1] first" in mean
     assert mean.endswith("nearest: [0.485, 0.456, 0.406], divided by 255")
-    assert deviation.endswith("nearest: [0.229, 0.224, 0.225], divided by 255")
+    assert std.endswith("nearest: [0.229, 0.224, 0.225], divided by 255")
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_a_mean_outside_0_to_1_is_refused(mean: tuple[float, ...], nearest: str)
 
 
 @pytest.mark.parametrize(
-    ("deviation", "nearest"),
+    ("std", "nearest"),
     [
         ((255.0,), "nearest: [1], divided by 255"),
         ((1000.0,), "nearest: [1]"),
@@ -74,13 +74,13 @@ def test_a_mean_outside_0_to_1_is_refused(mean: tuple[float, ...], nearest: str)
         ((1e-9,), "would reach 1,000,000,000; nearest: [2.55e-07], × 255"),
     ],
 )
-def test_a_deviation_that_no_image_has_is_refused(deviation: tuple[float, ...], nearest: str) -> None:
-    (fault,) = faults("numpy", deviation=deviation)
+def test_a_deviation_that_no_image_has_is_refused(std: tuple[float, ...], nearest: str) -> None:
+    (fault,) = faults("numpy", std=std)
     assert fault.endswith(nearest)
 
 
 @pytest.mark.parametrize(
-    ("mean", "deviation"),
+    ("mean", "std"),
     [
         ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
         ((0.5,), (0.5,)),  # [-1, 1]
@@ -89,12 +89,12 @@ def test_a_deviation_that_no_image_has_is_refused(deviation: tuple[float, ...], 
         (None, None),
     ],
 )
-def test_constants_that_people_use_on_purpose_are_accepted(mean: Any, deviation: Any) -> None:
-    assert faults("idx", mean=mean, deviation=deviation) == []
+def test_constants_that_people_use_on_purpose_are_accepted(mean: Any, std: Any) -> None:
+    assert faults("idx", mean=mean, std=std) == []
 
 
 def test_features_of_rows_may_have_any_constants() -> None:
-    section = DataSection(source="csv", mean=(123.7, -5e9), deviation=(1e-9, 1e9), num_samples=8)
+    section = DataSection(source="csv", mean=(123.7, -5e9), std=(1e-9, 1e9), num_samples=8)
     assert check_data(section) == []
 
 
@@ -102,20 +102,20 @@ def test_features_of_rows_may_have_any_constants() -> None:
 def test_such_constants_end_train_before_there_is_a_run_folder(
     job: str, command: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([*command, job, "--data.mean", "[127.5]", "--data.deviation", "[127.5]"]) == 2
+    assert main([*command, job, "--data.mean", "[127.5]", "--data.std", "[127.5]"]) == 2
     told = capsys.readouterr().err
     assert "data.mean: [127.5]" in told
-    assert "data.deviation: [127.5]" in told
+    assert "data.std: [127.5]" in told
     assert not Path("runs").exists()
 
 
 @pytest.mark.parametrize(
     ("keys", "fault"),
     [
-        ({"crop_area": (8.0, 100.0)}, "data.crop_area: 100 of the image's area is .*, or [0.08, 1] for percent"),
-        ({"crop_area": (800.0, 1000.0)}, "data.crop_area: 1000 of the image's area is more than all of it; use <= 1"),
-        ({"crop_aspect": (75.0, 133.0)}, "for percent use [0.75, 1.33]"),
-        ({"crop_aspect": (0.001, 0.01)}, "data.crop_aspect: [0.001, 0.01]: every window would have one side 10 times"),
+        ({"crop_scale": (8.0, 100.0)}, "data.crop_scale: 100 of the image's area is .*, or [0.08, 1] for percent"),
+        ({"crop_scale": (800.0, 1000.0)}, "data.crop_scale: 1000 of the image's area is more than all of it; use <= 1"),
+        ({"crop_ratio": (75.0, 133.0)}, "for percent use [0.75, 1.33]"),
+        ({"crop_ratio": (0.001, 0.01)}, "data.crop_ratio: [0.001, 0.01]: every window would have one side 10 times"),
     ],
 )
 def test_windows_that_cannot_be_meant_are_refused(keys: dict[str, Any], fault: str) -> None:
@@ -124,7 +124,7 @@ def test_windows_that_cannot_be_meant_are_refused(keys: dict[str, Any], fault: s
 
 
 def test_windows_of_long_images_are_accepted() -> None:
-    assert faults("image_folder", crop_area=(0.01, 1.0), crop_aspect=(5.0, 20.0)) == []
+    assert faults("image_folder", crop_scale=(0.01, 1.0), crop_ratio=(5.0, 20.0)) == []
 
 
 # --- arrays -----------------------------------------------------------------------------------------
@@ -282,10 +282,10 @@ import numpy as np
 from hvd_batchgrow.data.datasets.dataset import ArraySamples, Source
 
 def source(data):
-    shape, mean, deviation = {shape}, {mean}, {deviation}
+    shape, mean, std = {shape}, {mean}, {std}
     images = np.random.default_rng(0).integers(0, 256, (20, *shape), dtype=np.uint8)
     samples = ArraySamples(images.astype(np.{dtype}), np.arange(20) % 3)
-    return Source(samples, samples, 3, mean, deviation)
+    return Source(samples, samples, 3, mean, std)
 """
 
 
@@ -294,16 +294,16 @@ def source(data):
     [
         ({"shape": "(3, 16, 16)"}, "if the channels are axis 1"),
         ({"mean": "(127.5,)"}, "nearest: [0.5], divided by 255"),
-        ({"deviation": "(64.0,)"}, "nearest: [0.251], divided by 255"),
+        ({"std": "(64.0,)"}, "nearest: [0.251], divided by 255"),
         ({"dtype": "float32"}, "x.round().astype('uint8')"),
     ],
 )
 def test_a_source_of_ones_own_is_checked_alike(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, values: dict[str, str], message: str
 ) -> None:
-    right = {"shape": "(16, 16, 1)", "mean": "(0.5,)", "deviation": "(0.25,)", "dtype": "uint8"}
+    right = {"shape": "(16, 16, 1)", "mean": "(0.5,)", "std": "(0.25,)", "dtype": "uint8"}
     if values.get("shape"):
-        right |= {"mean": "(0.5,) * 16", "deviation": "(0.25,) * 16"}
+        right |= {"mean": "(0.5,) * 16", "std": "(0.25,) * 16"}
     name = f"own_{'_'.join(values)}"
     (tmp_path / f"{name}.py").write_text(OWN.format(**(right | values)))
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -315,9 +315,11 @@ def test_a_source_of_ones_own_is_checked_alike(
 
 def test_padding_that_could_hide_all_of_an_image_is_refused(cache: Path, tmp_path: Path) -> None:
     write(tmp_path, pixels(20, 8, 6, 1))
-    with pytest.raises(JobError, match=r"data.pad_pixels: 6: .* an image of 8 × 6 could show nothing but .*; use < 6"):
-        load(tmp_path, 20, pad_pixels=6)
-    load(tmp_path, 20, pad_pixels=5)
+    with pytest.raises(
+        JobError, match=r"data.crop_padding: 6: .* an image of 8 × 6 could show nothing but .*; use < 6"
+    ):
+        load(tmp_path, 20, crop_padding=6)
+    load(tmp_path, 20, crop_padding=5)
 
 
 def test_one_class_is_nothing_to_learn(cache: Path, tmp_path: Path) -> None:

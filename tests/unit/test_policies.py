@@ -21,8 +21,8 @@ from hvd_batchgrow.schedule.twin import compile_twin, decay_twin
 
 N = 50_000
 SGD = {"name": "sgd", "lr": 0.1, "momentum": 0.9}
-ADAM = {"name": "adam", "lr": 1e-3, "momentum": 0.9, "beta2": 0.999, "eps": 1e-8}
-BOUNDARIES = {"epochs": 200.0, "boundaries_epochs": [60.0, 120.0, 160.0], "factor": 5.0, "global_batch": 128}
+ADAM = {"name": "adam", "lr": 1e-3, "betas": [0.9, 0.999], "eps": 1e-8}
+BOUNDARIES = {"epochs": 200.0, "boundaries_epochs": [60.0, 120.0, 160.0], "noise_factor": 5.0, "global_batch": 128}
 
 
 def make_job(optim: dict[str, Any] | None = None, layout: dict[str, Any] | None = None, **schedule: Any) -> Job:
@@ -142,7 +142,7 @@ def test_adams_set() -> None:
 
 
 def test_adams_set_goes_from_the_raised_momentum() -> None:
-    schedule = {"policy": "grow", "epochs": 10.0, "boundaries_epochs": [5.0], "factor": 4.0, "global_batch": 128}
+    schedule = {"policy": "grow", "epochs": 10.0, "boundaries_epochs": [5.0], "noise_factor": 4.0, "global_batch": 128}
     plan = make_plan(optim=ADAM, lr_rule="adam", raise_momentum_to=0.95, max_batch=4096, **schedule)
     before, after = plan.schedule.phases
     # (1 - 0.9)/(1 - 0.95) = 2 times the batch at the same noise scale; then κ = 4
@@ -152,7 +152,7 @@ def test_adams_set_goes_from_the_raised_momentum() -> None:
 
 
 def test_seesaw_shares_the_factor_between_rate_and_batch() -> None:
-    plan = make_plan(optim=ADAM, policy="seesaw", max_batch=5120, **{**BOUNDARIES, "factor": 4.0})
+    plan = make_plan(optim=ADAM, policy="seesaw", max_batch=5120, **{**BOUNDARIES, "noise_factor": 4.0})
     made = plan.schedule.phases
     assert [p.global_batch for p in made] == [128, 512, 2048, 5120]
     # ε ÷ √4 each; at the limit 128 · 4³ = 8 192 is cut: ε/√B is what must fall by 4, so ε takes √(8192/5120) more
@@ -180,7 +180,7 @@ def test_an_imported_step_list_becomes_batches() -> None:
     ids=["linear", "cosine", "square"],
 )  # fmt: skip
 def test_an_imported_curve_keeps_its_mean_noise(kind: dict[str, Any], mean: Any) -> None:
-    plan = make_plan(policy="import", epochs=100.0, global_batch=128, num_steps=4, max_batch="N/10", **kind)
+    plan = make_plan(policy="import", epochs=100.0, global_batch=128, num_phases=4, max_batch="N/10", **kind)
     first = 0.1 * N / (128 * 0.1)
     expected = [first * mean(k / 4, (k + 1) / 4) for k in range(4)]
     assert [plan.noise_scale(p) for p in plan.schedule.phases] == pytest.approx(expected, rel=1e-5)
@@ -191,7 +191,7 @@ def test_an_imported_function_is_the_users_own(monkeypatch: pytest.MonkeyPatch) 
     module.halves = lambda epoch: 0.5 ** (epoch // 10)  # type: ignore[attr-defined]
     module.rises = lambda epoch: 1 + epoch  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "my_schedule", module)
-    made = {"policy": "import", "epochs": 30.0, "global_batch": 128, "num_steps": 3, "max_batch": "N/10"}
+    made = {"policy": "import", "epochs": 30.0, "global_batch": 128, "num_phases": 3, "max_batch": "N/10"}
     assert batches(**made, lr_schedule="my_schedule:halves") == [128, 256, 512]
     with pytest.raises(JobError, match=r"schedule.lr_schedule: rises from 6 to 16 × lr at epoch 10"):
         phases(**made, lr_schedule="my_schedule:rises")
@@ -218,11 +218,11 @@ def test_an_imported_function_that_gives_no_learning_rate_is_refused(
     module.own = function  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "my", module)
     with pytest.raises(JobError, match=rf"schedule.lr_schedule: {fault}"):
-        phases(policy="import", epochs=30.0, global_batch=128, num_steps=3, max_batch="N/10", lr_schedule="my:own")
+        phases(policy="import", epochs=30.0, global_batch=128, num_phases=3, max_batch="N/10", lr_schedule="my:own")
 
 
 def test_a_momentum_for_each_phase_is_made_up_for_by_the_batch() -> None:
-    schedule = {**BOUNDARIES, "boundaries_epochs": [60.0], "momenta": [0.9, 0.95], "factor": 1.0}
+    schedule = {**BOUNDARIES, "boundaries_epochs": [60.0], "momenta": [0.9, 0.95], "noise_factor": 1.0}
     plan = make_plan(policy="grow", **schedule)
     before, after = plan.schedule.phases
     assert (after.momentum, after.global_batch, after.lr) == (0.95, 256, 0.1)
@@ -246,21 +246,21 @@ def test_warm_up_goes_by_samples_alone() -> None:
         ({"policy": "grow", "epochs": 9.0, "global_batch": 128, "lr_scale": 50.0}, r"max_batch: is not set, and from epoch 0 the batch would be 6400, beyond N/10 = 5000"),
         ({"policy": "decay", **BOUNDARIES, "lr_scale": 1000.0}, r"schedule.lr_scale: makes 128000 of the batch of 128, beyond N/10 = 5000"),
         ({"policy": "decay", **BOUNDARIES, "raise_momentum_to": 0.999}, r"schedule.raise_momentum_to: makes 12800 of the batch of 128"),
-        ({"policy": "grow", **BOUNDARIES, "factor": [2.0, 3.0]}, r"schedule.factor: 2 factors for 3 boundaries"),
+        ({"policy": "grow", **BOUNDARIES, "noise_factor": [2.0, 3.0]}, r"schedule.noise_factor: 2 factors for 3 boundaries"),
         ({"policy": "grow", **BOUNDARIES, "momenta": [0.8, 0.9]}, r"schedule.momenta: needs one for each of the 4 phases, the first 0.9"),
         ({"policy": "grow", **BOUNDARIES, "global_batch": 50_016}, r"global_batch: 50016 is not below N = 50000"),
         ({"policy": "steps", "epochs": 10.0, "batch_steps": "0:768 500:64 400:128"}, r"sample counts must rise"),
         ({"policy": "steps", "epochs": 1.0, "batch_steps": "0:768 50000:1536"}, r"the last step at 50000 samples is beyond the run's 50000"),
         ({"policy": "steps", "epochs": 9.0, "batch_steps": "0:256 900:512", "lr_rule": "adam"}, r"lr_rule: 'adam' is for optim.name = 'adam' or 'adamw', not 'sgd'"),
         ({"optim": ADAM, "policy": "steps", "epochs": 9.0, "batch_steps": "0:256 900:2560", "lr_rule": "adam"}, r"needs κ \(1-β₁\) < 1, and 2560/256 · 0.1 = 1; grow to 2528 at most"),
-        ({"optim": {**ADAM, "beta2": 0.8}, "policy": "steps", "epochs": 9.0, "batch_steps": "0:256 900:1280", "lr_rule": "adam"}, r"needs κ \(1-β₂\) < 1, and 1280/256 · 0.2 = 1; grow to 1248 at most"),
+        ({"optim": {**ADAM, "betas": [0.9, 0.8]}, "policy": "steps", "epochs": 9.0, "batch_steps": "0:256 900:1280", "lr_rule": "adam"}, r"needs κ \(1-β₂\) < 1, and 1280/256 · 0.2 = 1; grow to 1248 at most"),
         ({"optim": ADAM, "policy": "grow", **BOUNDARIES, "momenta": [0.9, 0.9, 0.95, 0.95], "lr_rule": "adam"}, r"schedule.momenta: are β₁ of each phase, and so is"),
         ({"policy": "seesaw", **BOUNDARIES, "max_batch": 5120}, r"schedule.policy: 'seesaw' is for optim.name = 'adam' or 'adamw', not 'sgd', .*; use 'grow'"),
         ({"optim": {**SGD, "name": "lars"}, "policy": "seesaw", **BOUNDARIES}, r"schedule.policy: 'seesaw' is for .*, not 'lars'"),
         ({"optim": ADAM, "policy": "seesaw", **BOUNDARIES, "exact_noise": True}, r"schedule.exact_noise: is of the noise of plain gradients"),
         ({"policy": "steps", "epochs": 9.0, "batch_steps": "0:256 900:512", "lr_scale": 2.0}, r"schedule.lr_scale: starts with a larger batch, and batch_steps says every batch; change optim.lr"),
         ({"policy": "steps", "epochs": 9.0, "batch_steps": "0:256 900:512", "raise_momentum_to": 0.95}, r"schedule.raise_momentum_to: .*; change optim.momentum"),
-        ({"policy": "decay", **BOUNDARIES, "raise_momentum_to": 0.5}, r"schedule.raise_momentum_to: 0.5 is below optim.momentum = 0.9, where .*; leave it out"),
+        ({"policy": "decay", **BOUNDARIES, "raise_momentum_to": 0.5}, r"schedule.raise_momentum_to: 0.5 is below optim.momentum = 0.9; leave it out"),
         ({"policy": "adabatch", "epochs": 90.0, "every_epochs": 1e-3, "global_batch": 128}, r"every_epochs: 90 epochs by 0.001 are 90000 phases; 1000 at most"),
         ({"policy": "adabatch", "epochs": 900.0, "every_epochs": 1.0, "global_batch": 128, "batch_factor": 99.0}, r"leave the range of floating point|beyond N/10"),
         ({"policy": "steps", "epochs": 9.0, "batch_steps": "0:0"}, r"schedule.batch_steps: a batch must be at least 1, got 0; nearest: 32"),
@@ -275,13 +275,13 @@ def test_warm_up_goes_by_samples_alone() -> None:
         ({"policy": "decay", **BOUNDARIES, "warmup_start_lr": 0.02}, r"schedule.warmup_start_lr: 0.02 is where a warm-up starts, and warmup_epochs is 0; set that"),
         ({"policy": "hybrid", **BOUNDARIES, "growing_boundaries": 9}, r"growing_boundaries: 9 of 3 boundaries; nearest: 3, which is policy = 'grow'"),
         ({"policy": "import", "epochs": 9.0, "global_batch": 128, "lr_schedule": "cosine", "power": 2.0}, r"schedule.power: is for 'polynomial', not 'cosine'; leave it out"),
-        ({"policy": "import", "epochs": 9.0, "global_batch": 128, "lr_schedule": "steps", "lr_steps": [[1.0, 0.5]], "num_steps": 3, "end_lr_fraction": 0.1}, r"end_lr_fraction: is for 'polynomial' or 'cosine', not 'steps'; leave it out\n  schedule.num_steps: is for 'polynomial' or 'cosine' or 'module:function', not"),
+        ({"policy": "import", "epochs": 9.0, "global_batch": 128, "lr_schedule": "steps", "lr_steps": [[1.0, 0.5]], "num_phases": 3, "end_lr_fraction": 0.1}, r"end_lr_fraction: is for 'polynomial' or 'cosine', not 'steps'; leave it out\n  schedule.num_phases: is for 'polynomial' or 'cosine' or 'module:function', not"),
         ({"policy": "decay", **BOUNDARIES, "layout": {"max_ranks": 8}}, r"layout.max_ranks: is for growth = 'ranks' or 'auto', and growth is 'accumulation'; leave it out"),
         ({"policy": "decay", **BOUNDARIES, "layout": {"ranks_per_phase": [1, 1, 1, 1]}}, r"layout.ranks_per_phase: is for growth = 'ranks', and growth is"),
-        ({"policy": "decay", **BOUNDARIES, "layout": {"growth": "ranks", "objective": "least_rank_hours", "time_limit_h": 1.0}}, r"layout.objective: is for growth = 'auto', and growth is 'ranks'; leave it out\n  layout.time_limit_h"),
-        ({"policy": "decay", **BOUNDARIES, "layout": {"growth": "ranks", "ranks_per_phase": [1, 1, 1, 1], "max_ranks": 2}}, r"layout.max_ranks: is for growth = 'ranks' or 'auto' without ranks_per_phase, and"),
-        ({"policy": "decay", **BOUNDARIES, "layout": {"growth": "auto"}}, r"layout.growth: 'auto' decides by measured costs"),
-        ({"policy": "decay", **BOUNDARIES, "layout": {"growth": "ranks", "ranks_per_phase": [1]}}, r"ranks_per_phase: 1 numbers for 4 phases"),
+        ({"policy": "decay", **BOUNDARIES, "layout": {"grow_by": "ranks", "objective": "least_rank_hours", "time_limit_h": 1.0}}, r"layout.objective: is for growth = 'auto', and growth is 'ranks'; leave it out\n  layout.time_limit_h"),
+        ({"policy": "decay", **BOUNDARIES, "layout": {"grow_by": "ranks", "ranks_per_phase": [1, 1, 1, 1], "max_ranks": 2}}, r"layout.max_ranks: is for growth = 'ranks' or 'auto' without ranks_per_phase, and"),
+        ({"policy": "decay", **BOUNDARIES, "layout": {"grow_by": "auto"}}, r"layout.grow_by: 'auto' decides by measured costs"),
+        ({"policy": "decay", **BOUNDARIES, "layout": {"grow_by": "ranks", "ranks_per_phase": [1]}}, r"ranks_per_phase: 1 numbers for 4 phases"),
         ({"policy": "decay", **BOUNDARIES, "layout": {"max_micro_batch": 100}}, r"layout.max_micro_batch: 100 = 3.12 ghost batches of 32, which are never cut; nearest: 96, 128"),
     ],
 )  # fmt: skip
@@ -301,12 +301,12 @@ def test_all_faults_of_a_plan_are_told_at_once() -> None:
 @pytest.mark.parametrize(("policy", "optim"), [("grow", SGD), ("seesaw", ADAM)])
 def test_lists_of_a_wrong_length_are_told_together(policy: str, optim: dict[str, Any]) -> None:
     with pytest.raises(JobError) as caught:
-        make_plan(optim=optim, policy=policy, **{**BOUNDARIES, "factor": [5.0, 3.0], "momenta": [0.9, 0.95]})
-    assert [fault.path for fault in caught.value.faults] == ["schedule.factor", "schedule.momenta"]
+        make_plan(optim=optim, policy=policy, **{**BOUNDARIES, "noise_factor": [5.0, 3.0], "momenta": [0.9, 0.95]})
+    assert [fault.path for fault in caught.value.faults] == ["schedule.noise_factor", "schedule.momenta"]
 
 
 def test_what_cuts_ghost_batches_is_told_of_its_key_and_hides_no_phase() -> None:
-    schedule = {**BOUNDARIES, "boundaries_epochs": [60.0, 120.0], "max_batch": 5000, "factor": 50.0}
+    schedule = {**BOUNDARIES, "boundaries_epochs": [60.0, 120.0], "max_batch": 5000, "noise_factor": 50.0}
     with pytest.raises(JobError) as caught:
         make_plan(ranks=8, policy="grow", layout={"max_micro_batch": 12}, **schedule)
     assert [str(fault) for fault in caught.value.faults] == [
@@ -322,7 +322,7 @@ def test_what_cuts_ghost_batches_is_told_of_its_key_and_hides_no_phase() -> None
 
 
 def test_growth_by_ranks_gives_each_a_full_micro_batch() -> None:
-    layout = {"growth": "ranks", "max_micro_batch": 128, "max_ranks": 16}
+    layout = {"grow_by": "ranks", "max_micro_batch": 128, "max_ranks": 16}
     plan = make_plan(ranks=64, policy="grow", max_batch=5120, layout=layout, **BOUNDARIES)
     shapes = [(made.ranks, made.accumulation, made.micro_batch) for made in plan.layouts]
     # 128 → 1 rank; 640 = 5 × 128; 3 200 = 100 groups of 32, of which 10 is the largest divisor up to 16: 10 groups
@@ -335,29 +335,29 @@ def test_growth_by_ranks_gives_each_a_full_micro_batch() -> None:
 
 def test_a_phase_that_loses_ranks_is_noted_with_the_batches_that_would_not() -> None:
     """The defect: 5 056 = 79 · 64 ghost batches, a prime, went to 1 rank after 5 without a word."""
-    layout = {"growth": "ranks", "max_micro_batch": 64}
+    layout = {"grow_by": "ranks", "max_micro_batch": 64}
     plan = make_plan(ranks=8, policy="grow", max_batch=79 * 32, layout=layout, **BOUNDARIES)
     # 4 · 32, 20 · 32 and 79 · 32, two ghost batches a pass
     assert [made.ranks for made in plan.layouts] == [2, 5, 1, 1]
     note = "phase 3 has 1 rank, and the one before has 5: batch 2528 = 79 ghost batches of 32; nearest for 5 ranks: "
-    assert plan.notes == [f"{note}2400, 2560; or layout.ragged = true"]
+    assert plan.notes == [f"{note}2400, 2560; or layout.uneven_ranks = true"]
     assert plan.to_dict()["notes"] == plan.notes
-    ragged = make_plan(ranks=8, policy="grow", max_batch=79 * 32, layout={**layout, "ragged": True}, **BOUNDARIES)
-    assert ([made.ranks for made in ragged.layouts], ragged.notes) == ([2, 8, 8, 8], [])
+    uneven = make_plan(ranks=8, policy="grow", max_batch=79 * 32, layout={**layout, "uneven_ranks": True}, **BOUNDARIES)
+    assert ([made.ranks for made in uneven.layouts], uneven.notes) == ([2, 8, 8, 8], [])
     falling = make_plan(ranks=8, policy="steps", epochs=9.0, batch_steps="0:512 50000:128", layout=layout)
     assert ([made.ranks for made in falling.layouts], falling.notes) == ([8, 2], [])
 
 
 def test_no_more_ranks_are_planned_than_can_be_had() -> None:
     """The defect: max_ranks was taken for ranks that are there, and `train` refused what `plan` had shown."""
-    layout = {"growth": "ranks", "max_micro_batch": 64, "max_ranks": 8}
+    layout = {"grow_by": "ranks", "max_micro_batch": 64, "max_ranks": 8}
     plan = make_plan(ranks=2, policy="grow", max_batch=640, layout=layout, **BOUNDARIES)
     assert plan.peak_ranks == 2
     assert plan.notes == ["layout.max_ranks = 8, and 2 can be had (--ranks)"]
 
 
 def test_stated_ranks_are_used() -> None:
-    layout = {"growth": "ranks", "ranks_per_phase": [1, 2, 4, 8]}
+    layout = {"grow_by": "ranks", "ranks_per_phase": [1, 2, 4, 8]}
     plan = make_plan(policy="grow", max_batch=5120, layout=layout, **BOUNDARIES)
     assert [made.ranks for made in plan.layouts] == [1, 2, 4, 8]
 
@@ -379,7 +379,7 @@ def test_large_machines_and_data_are_planned(num_samples: int, ranks: int, batch
         {"policy": "adabatch", "epochs": 90.0, "every_epochs": 20.0, "global_batch": 128, "max_batch": "N/10"},
         {"policy": "steps", "epochs": 10.0, "batch_steps": "0:768 250000:1536"},
         {"policy": "import", "epochs": 90.0, "global_batch": 128, "lr_schedule": "cosine", "max_batch": "N/10"},
-        {"policy": "import", "epochs": 90.0, "global_batch": 128, "lr_schedule": "cosine", "num_steps": 1},
+        {"policy": "import", "epochs": 90.0, "global_batch": 128, "lr_schedule": "cosine", "num_phases": 1},
         {"policy": "import", "epochs": 9.0, "global_batch": 128, "lr_schedule": "polynomial", "lr_scale": 3.0, "max_batch": "N/10"},
     ],
 )  # fmt: skip

@@ -27,7 +27,7 @@ def cut_record(lines: int) -> None:
 @pytest.fixture
 def stopped(job: str) -> str:
     """A run that was stopped after 12 updates: 10 of 16, 2 of 48, so at sample 256."""
-    assert main(["train", job, "--updates", "12"]) == 75
+    assert main(["train", job, "--max-updates", "12"]) == 75
     return job
 
 
@@ -83,9 +83,9 @@ def test_a_later_resume_that_trains_part_of_the_hole_again_makes_it_smaller(
     job: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The checkpoints at 160, where the first phase ends, and at 256 are there; the record ends at 80."""
-    assert main(["train", job, "--updates", "12"]) == 75
+    assert main(["train", job, "--max-updates", "12"]) == 75
     cut_record(5)
-    assert main(["train", job, "--resume", "auto", "--updates", "1"]) == 75
+    assert main(["train", job, "--resume", "auto", "--max-updates", "1"]) == 75
     assert read_consumed(RUN).holes == [(80, 256)]
     for path in (RUN / "checkpoints").iterdir():
         if path.stem > "samples-000000000000160":

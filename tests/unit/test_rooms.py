@@ -12,7 +12,19 @@ import hvd_batchgrow
 
 ROOT = Path(hvd_batchgrow.__file__).parent
 ORDER = (
-    *("messages", "import_string", "storage", "comm", "interrupt", "config", "schedule", "data", "nn", "optim", "slurm"),
+    *(
+        "messages",
+        "import_string",
+        "storage",
+        "comm",
+        "interrupt",
+        "config",
+        "schedule",
+        "data",
+        "nn",
+        "optim",
+        "slurm",
+    ),
     *("job_file", "train", "verification", "observers", "library", "cli"),
 )
 """Each knows none but those before it."""

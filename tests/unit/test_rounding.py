@@ -44,7 +44,7 @@ def decimal_half_up(value: Fraction) -> int:
 
 def test_16_and_a_half_ghost_batches_become_17() -> None:
     """264 is 5.5 ghost batches of 48, so the start is 288; 288 · 2.75 = 792 = 16.5 · 48."""
-    grown = plan_of(10_000, 48, policy="grow", epochs=4.0, global_batch=288, boundaries_epochs=[2.0], factor=2.75)
+    grown = plan_of(10_000, 48, policy="grow", epochs=4.0, global_batch=288, boundaries_epochs=[2.0], noise_factor=2.75)
     assert [phase.global_batch for phase in grown.schedule.phases] == [288, 816]
 
 
@@ -62,7 +62,7 @@ def test_every_tie_rounds_up_whatever_the_path_of_its_floats(policy: str, exact_
         plain, exact = wanted / base, (num_samples / base - 1) / (num_samples / wanted - 1)
         factor = float(exact if exact_noise else plain)
         own: dict[str, dict[str, Any]] = {
-            "grow": {"boundaries_epochs": [2.0], "factor": factor},
+            "grow": {"boundaries_epochs": [2.0], "noise_factor": factor},
             "adabatch": {"every_epochs": 2.0, "batch_factor": factor, "lr_factor": 1.0},
             "import": {"lr_schedule": "steps", "lr_steps": [[2.0, 1 / factor]]},
         }
@@ -77,7 +77,7 @@ def test_a_momentum_near_1_decides_no_tie() -> None:
     """Raising m from 0.9999 to 0.99995 doubles B; with a factor of 1.25, 16 · 3 · 2 · 1.25 = 120 = 7.5 · 16."""
     plan = plan_of(
         60_000, 16, 0.9999, policy="grow", epochs=4.0, global_batch=48, raise_momentum_to=0.99995,
-        boundaries_epochs=[2.0], factor=1.25,
+        boundaries_epochs=[2.0], noise_factor=1.25,
     )  # fmt: skip
     assert [phase.global_batch for phase in plan.schedule.phases] == [96, 128]
 
@@ -103,7 +103,7 @@ def test_large_whole_numbers_stay() -> None:
 
 @pytest.mark.parametrize(
     ("trigger", "schedule"),
-    [({"name": "adascale"}, {"batch_scale": 1e308}), ({"name": "norm_test", "factor": 1e308}, {})],
+    [({"name": "adascale"}, {"batch_scale": 1e308}), ({"name": "norm_test", "max_batch_factor": 1e308}, {})],
 )
 def test_what_cannot_be_rounded_is_refused(trigger: dict[str, Any], schedule: dict[str, Any]) -> None:
     """The defect: a traceback, from infinity times a batch."""
@@ -138,7 +138,7 @@ def test_decimal_epochs_round_as_fractions_do(thousandths: int, num_samples: int
 
 
 def test_a_phase_and_a_warm_up_end_where_the_decimal_number_does() -> None:
-    schedule = {"boundaries_epochs": [0.145], "factor": 2.0, "warmup_epochs": 0.045, "max_batch": 14}
+    schedule = {"boundaries_epochs": [0.145], "noise_factor": 2.0, "warmup_epochs": 0.045, "max_batch": 14}
     plan = plan_of(100, 7, policy="grow", epochs=0.5, global_batch=7, **schedule)
     # The boundary is at 14.5 samples, so at 15, which the third update of 7 reaches; the warm-up at 4.5, so at 5.
     assert [phase.num_updates for phase in plan.schedule.phases] == [3, 3]
@@ -192,7 +192,7 @@ def test_an_imported_polynomial_has_its_mean_in_every_phase(count: int, power: f
         expected = [float(Decimal(count) / exponent * (a - b)) for a, b in itertools.pairwise(powers)]
     plan = plan_of(
         60_000, 2, policy="import", epochs=9.0, global_batch=2, max_batch="N/2",
-        lr_schedule="polynomial", power=power, num_steps=count,
+        lr_schedule="polynomial", power=power, num_phases=count,
     )  # fmt: skip
     first = 0.1 * 60_000 / (2 * 0.1)
     assert [plan.noise_scale(phase) / first for phase in plan.schedule.phases] == pytest.approx(expected, rel=1e-12)

@@ -77,5 +77,5 @@ def test_noise_is_as_coarse_as_the_coarsest_type_that_takes_part() -> None:
     network = nn.Linear(2, 2)
     assert noise_size(UpdateSection(), network, CPU) == 64 * 2.0**-23
     assert noise_size(UpdateSection(precision="bfloat16"), network, CPU) == 2 * 2.0**-7
-    assert noise_size(UpdateSection(compression="float16"), network, CPU) == 2 * 2.0**-10
+    assert noise_size(UpdateSection(allreduce_dtype="float16"), network, CPU) == 2 * 2.0**-10
     assert noise_size(UpdateSection(), network.bfloat16(), CPU) == 2 * 2.0**-7

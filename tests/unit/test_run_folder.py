@@ -86,7 +86,7 @@ def test_a_run_of_a_version_without_some_keys_of_data_is_resumed_with_their_defa
     }
     save(tmp_path / "run", job, deciding=old)
     assert open_(tmp_path / "run", job, resume=True)[0] is not None
-    changed = small_job(data={"source": "csv", "missing": "zero", "pad_pixels": 0, "flip": False})
+    changed = small_job(data={"source": "csv", "missing": "zero", "crop_padding": 0, "hflip": False})
     with pytest.raises(AgreedFailure, match=r"data.missing: was 'error', is 'zero'"):
         open_(tmp_path / "run", changed, resume=True)
 
@@ -143,10 +143,10 @@ def test_a_job_that_would_give_other_weights_cannot_resume(tmp_path: Path) -> No
     job = small_job()
     open_(tmp_path / "run", job)
     save(tmp_path / "run", job)
-    other = small_job(optim={"lr": 0.07}, schedule={"factor": 2.0})
+    other = small_job(optim={"lr": 0.07}, schedule={"noise_factor": 2.0})
     with pytest.raises(AgreedFailure) as caught:
         open_(tmp_path / "run", other, resume=True)
-    assert "optim.lr: was 0.05, is 0.07\n  schedule.factor: was 3.0, is 2.0" in str(caught.value)
+    assert "optim.lr: was 0.05, is 0.07\n  schedule.noise_factor: was 3.0, is 2.0" in str(caught.value)
     assert tomllib.loads((tmp_path / "run" / "job.toml").read_text())["optim"]["lr"] == 0.05, "left as it was"
 
 

@@ -27,7 +27,7 @@ def cifar_job(policy: str, lr: float, momentum: float, batch: int) -> Job:
         "policy": policy,
         "epochs": 200.0,
         "boundaries_epochs": [60.0, 120.0, 160.0],
-        "factor": 5.0,
+        "noise_factor": 5.0,
         "global_batch": batch,
         **({"max_batch": 5120} if policy == "grow" else {}),
     }

@@ -177,7 +177,7 @@ def test_a_cache_of_another_user_is_refused(cache: Path, monkeypatch: pytest.Mon
 
 def test_what_a_run_folder_names_is_not_imported(job: str, capsys: pytest.CaptureFixture[str]) -> None:
     Path("planted.py").write_text("open('imported', 'w')\n")
-    assert main(["train", job, "--updates", "2"]) == 75
+    assert main(["train", job, "--max-updates", "2"]) == 75
     run = Path("runs/small")
     (path,) = checkpoint_paths(run / "checkpoints")
     good = Checkpoint.from_bytes(path.read_bytes())

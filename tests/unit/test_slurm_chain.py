@@ -54,7 +54,7 @@ class FakeScheduler(Scheduler):
 
 
 def links() -> tuple[Job, tuple[Link, ...]]:
-    job = small_job(layout={"growth": "ranks", "ranks_per_phase": [1, 2, 4, 4]})
+    job = small_job(layout={"grow_by": "ranks", "ranks_per_phase": [1, 2, 4, 4]})
     return job, make_links(compile_plan(job, 4, NUM_TRAIN), 4, 1)
 
 
@@ -326,7 +326,7 @@ def test_without_slurm_the_missing_command_is_named(monkeypatch: pytest.MonkeyPa
 
 # --- the commands ------------------------------------------------------------------------------
 
-RANKS = ["--layout.growth", "ranks", "--layout.ranks_per_phase", "[1,2,4,4]"]
+RANKS = ["--layout.grow_by", "ranks", "--layout.ranks_per_phase", "[1,2,4,4]"]
 
 
 def test_a_job_that_does_not_grow_by_ranks_is_one_link_and_hears_so(
@@ -334,7 +334,7 @@ def test_a_job_that_does_not_grow_by_ranks_is_one_link_and_hears_so(
 ) -> None:
     assert main(["submit", job, "--nodes-max", "2", "--dry-run"]) == 0
     told = capsys.readouterr()
-    assert "layout.growth = 'accumulation': all phases use all 2 ranks, as one link" in told.err
+    assert "layout.grow_by = 'accumulation': all phases use all 2 ranks, as one link" in told.err
     assert told.out.count("#!/usr/bin/env bash") == 1
     assert "--phases 1-4)" in told.out
 

@@ -28,7 +28,7 @@ GOLDEN = Path(__file__).parent / "golden"
 
 def plan_of(ranks: list[int], **sections: dict[str, Any]) -> Plan:
     """The small job's four phases, of 2, 6, 12 and 12 ghost batches."""
-    layout = {"growth": "ranks", "ranks_per_phase": ranks, "ragged": True}
+    layout = {"grow_by": "ranks", "ranks_per_phase": ranks, "uneven_ranks": True}
     return compile_plan(small_job(layout=layout, **sections), max(ranks), NUM_TRAIN)
 
 
@@ -59,7 +59,7 @@ def test_phases_of_equal_width_are_one_link(
 
 def test_phases_that_a_trigger_makes_as_it_goes_are_no_links() -> None:
     plan = compile_plan(measured_job({"name": "plateau", "patience_epochs": 1.0}), 1, NUM_TRAIN)
-    with pytest.raises(JobError, match="'measured' has no phases before it trains; as one job: sbatch"):
+    with pytest.raises(JobError, match="'adaptive' has no phases before it trains; as one job: sbatch"):
         make_links(plan, 4, 1)
     with pytest.raises(JobError, match="--phases: a trigger makes the phases as it goes"):
         check_width(plan, (1, 1), 1)
@@ -67,7 +67,7 @@ def test_phases_that_a_trigger_makes_as_it_goes_are_no_links() -> None:
 
 def test_a_phase_without_updates_makes_no_link() -> None:
     # 300 samples: the update of 48 from sample 160 ends at 208, beyond the second boundary at 0.6 epochs = 180.
-    schedule = {"boundaries_epochs": [0.5, 0.55, 0.6], "factor": 3.0}
+    schedule = {"boundaries_epochs": [0.5, 0.55, 0.6], "noise_factor": 3.0}
     plan = plan_of([1, 2, 4, 4], schedule=schedule)
     assert [phase.num_updates > 0 for phase in plan.schedule.phases] == [True, True, False, True]
     assert [(link.phases, link.ranks) for link in make_links(plan, 4, 1)] == [("1-1", 1), ("2-3", 2), ("4-4", 4)]
@@ -97,9 +97,9 @@ def test_what_is_no_whole_number_of_nodes_is_refused_with_the_nearest(
     assert message in str(caught.value)
 
 
-@pytest.mark.parametrize("growth", [{"growth": "ranks"}, {"growth": "ranks", "max_ranks": 3}, {}])
+@pytest.mark.parametrize("growth", [{"grow_by": "ranks"}, {"grow_by": "ranks", "max_ranks": 3}, {}])
 def test_a_link_compiles_the_plan_of_the_whole_chain_whatever_its_own_ranks(growth: dict[str, Any]) -> None:
-    plan = compile_plan(small_job(layout={**growth, "max_micro_batch": 8, "ragged": True}), 2, NUM_TRAIN)
+    plan = compile_plan(small_job(layout={**growth, "max_micro_batch": 8, "uneven_ranks": True}), 2, NUM_TRAIN)
     for ranks in (1, 2, 4, 7):
         assert compile_plan(chain_job(plan), ranks, NUM_TRAIN).layouts == plan.layouts
 
@@ -216,6 +216,6 @@ def test_the_commands_of_a_dry_run_are_lines_for_a_shell(tmp_path: Path) -> None
 
 
 def test_ranks_that_no_phase_uses_are_told() -> None:
-    plan = compile_plan(small_job(layout={"growth": "ranks", "ranks_per_phase": [1, 2, 2, 2]}), 3, NUM_TRAIN)
+    plan = compile_plan(small_job(layout={"grow_by": "ranks", "ranks_per_phase": [1, 2, 2, 2]}), 3, NUM_TRAIN)
     notes = {ranks: _notes_on_ranks(plan, ranks) for ranks in (2, 3, 4)}
     assert notes == {2: [], 3: ["1 of 3 ranks is never used"], 4: ["2 of 4 ranks are never used"]}

@@ -59,13 +59,13 @@ def test_the_job_overrides_classes_and_normalisation(tmp_path: Path) -> None:
     keys: dict[str, Any] = {"root": str(tmp_path), "num_samples": NUM_TRAIN}
     source = load_source(section("idx", **keys, num_classes=5, mean=(0.1,)), 0, no_report)
     found = load_source(section("idx", **keys), 0, no_report)
-    assert (source.num_classes, source.mean, source.deviation) == (5, (0.1,), found.deviation)
-    wrong = section("idx", **keys, mean=(0.1, 0.2), deviation=(1.0, 1.0, 1.0))
+    assert (source.num_classes, source.mean, source.std) == (5, (0.1,), found.std)
+    wrong = section("idx", **keys, mean=(0.1, 0.2), std=(1.0, 1.0, 1.0))
     with pytest.raises(JobError) as caught:
         load_source(wrong, 0, no_report)
     assert [str(fault) for fault in caught.value.faults] == [
         "data.mean: has 2 values, and a sample of 'idx' has 1 channels",
-        "data.deviation: has 3 values, and a sample of 'idx' has 1 channels",
+        "data.std: has 3 values, and a sample of 'idx' has 1 channels",
     ]
     with pytest.raises(RunError, match=r"labels are not in 0 … 1"):
         load_source(section("idx", **keys, num_classes=2), 0, no_report)
@@ -81,12 +81,12 @@ def test_encoded_sources_are_imported_when_used(monkeypatch: pytest.MonkeyPatch,
         return made
 
     monkeypatch.setitem(sys.modules, f"hvd_batchgrow.data.sources.{module}", types.SimpleNamespace(load=load))
-    load_source(section(source, crop_pixels=8, num_samples=NUM_TRAIN), 0, no_report)
+    load_source(section(source, image_size=8, num_samples=NUM_TRAIN), 0, no_report)
     assert asked == [1000 if source == "imagenet" else None]
     if source == "imagenet":  # its size is known, and is not this one
         fault = r"'imagenet' has 1281167 training samples, but 300 .* found; data.num_samples = 300 would be right"
         with pytest.raises(RunError, match=fault):
-            load_source(section(source, crop_pixels=8), 0, no_report)
+            load_source(section(source, image_size=8), 0, no_report)
 
 
 # --- sources of one's own --------------------------------------------------------------------
@@ -184,13 +184,13 @@ def test_all_faults_of_a_source_of_ones_own_are_told_at_once(own: None) -> None:
         "train and test must be alike, and are rows (2,) and images (2, 2, 1)",
         "num_classes must be a whole number >= 1, is 0",
         "mean must be 2 finite numbers, is (0.0,)",
-        "deviation must be above 0, is (1.0, 0.0)",
+        "std must be above 0, is (1.0, 0.0)",
     ]
 
 
 def test_keys_of_another_kind_are_refused_once_the_kind_is_known(own: None) -> None:
-    with pytest.raises(JobError, match=r"data.flip: is for images of one size and encoded images, and .* has rows"):
-        load_source(section("own_source:good", num_samples=8, flip=True), 0, no_report)
+    with pytest.raises(JobError, match=r"data.hflip: is for images of one size and encoded images, and .* has rows"):
+        load_source(section("own_source:good", num_samples=8, hflip=True), 0, no_report)
 
 
 # --- which keys go with which source ---------------------------------------------------------
@@ -199,15 +199,18 @@ def test_keys_of_another_kind_are_refused_once_the_kind_is_known(own: None) -> N
 @pytest.mark.parametrize(
     ("keys", "faults"),
     [
-        ({"source": "idx", "root": "x", "pad_pixels": 2, "flip": True, "channels_last": True}, []),
-        ({"source": "imagenet", "crop_pixels": 224, "resize_pixels": 224, "flip": True, "on_bad": "replace"}, []),
-        ({"source": "csv", "label": -1, "held_out": 0.1, "mean": (0.0,), "num_classes": 3}, []),
+        ({"source": "idx", "root": "x", "crop_padding": 2, "hflip": True, "channels_last": True}, []),
+        ({"source": "imagenet", "image_size": 224, "eval_resize": 224, "hflip": True, "on_bad_sample": "replace"}, []),
+        ({"source": "csv", "label": -1, "test_fraction": 0.1, "mean": (0.0,), "num_classes": 3}, []),
         ({"source": "synthetic_rows", "num_samples": 8, "shape": (3,)}, []),
-        ({"source": "a:b", "shape": (3,), "label": "x", "crop_pixels": 8, "crop_area": (0.1, 1.0)}, []),
+        ({"source": "a:b", "shape": (3,), "label": "x", "image_size": 8, "crop_scale": (0.1, 1.0)}, []),
         # A default that is spelt out asks for nothing.
-        ({"source": "idx", "held_out": 0.0, "crop_area": (0.08, 1.0), "dtype": "float32", "label": None}, []),
+        ({"source": "idx", "test_fraction": 0.0, "crop_scale": (0.08, 1.0), "dtype": "float32", "label": None}, []),
         ({"source": "csv", "shape": (3,)}, ["data.shape: is not used by the source 'csv', but by idx, numpy, "]),
-        ({"source": "cifar10", "held_out": 0.1}, ["data.held_out: is not used by the source 'cifar10', but by covty"]),
+        (
+            {"source": "cifar10", "test_fraction": 0.1},
+            ["data.test_fraction: is not used by the source 'cifar10', but by covty"],
+        ),
         ({"source": "numpy", "label": "x"}, ["data.label: is not used by the source 'numpy', but by webdataset, tf"]),
         (
             {"source": "synthetic_images", "root": "x", "train": "y"},
@@ -218,51 +221,54 @@ def test_keys_of_another_kind_are_refused_once_the_kind_is_known(own: None) -> N
             ],
         ),
         (
-            {"source": "csv", "flip": True, "channels_last": True, "dtype": "float16", "pad_pixels": 1},
+            {"source": "csv", "hflip": True, "channels_last": True, "dtype": "float16", "crop_padding": 1},
             [
                 "data.channels_last: is for images of one size and encoded images, and 'csv' has rows",
+                "data.crop_padding: is for images of one size, and 'csv' has rows",
                 "data.dtype: is for images of one size and encoded images, and 'csv' has rows",
-                "data.flip: is for images of one size and encoded images, and 'csv' has rows",
-                "data.pad_pixels: is for images of one size, and 'csv' has rows",
+                "data.hflip: is for images of one size and encoded images, and 'csv' has rows",
             ],
         ),
         (
-            {"source": "idx", "crop_pixels": 8, "on_bad": "replace"},
+            {"source": "idx", "image_size": 8, "on_bad_sample": "replace"},
             [
-                "data.crop_pixels: is for encoded images, and 'idx' has images of one size; use data.pad_pixels",
-                "data.on_bad: is for encoded images, and 'idx' has images of one size",
+                "data.image_size: is for encoded images, and 'idx' has images of one size; use data.crop_padding",
+                "data.on_bad_sample: is for encoded images, and 'idx' has images of one size",
             ],
         ),
         (
-            {"source": "tfrecord", "pad_pixels": 4},
+            {"source": "tfrecord", "crop_padding": 4},
             [
-                "data.crop_pixels: is needed: 'tfrecord' has images of any size; 224 is usual",
-                "data.pad_pixels: is for images of one size, and 'tfrecord' has encoded images; use data.crop_pixels",
+                "data.crop_padding: is for images of one size, and 'tfrecord' has encoded images; use data.image_size",
+                "data.image_size: is needed: 'tfrecord' has images of any size; 224 is usual",
             ],
         ),
         (
-            {"source": "a:b", "resize_pixels": 8},
-            ["data.resize_pixels: is used together with data.crop_pixels only, which is missing"],
+            {"source": "a:b", "eval_resize": 8},
+            ["data.eval_resize: is used together with data.image_size only, which is missing"],
         ),
         (
             {
                 "source": "webdataset",
-                "crop_pixels": 9,
-                "resize_pixels": 8,
-                "crop_area": (2.0, 1.0),
-                "crop_aspect": (1.5, 1.0),
+                "image_size": 9,
+                "eval_resize": 8,
+                "crop_scale": (2.0, 1.0),
+                "crop_ratio": (1.5, 1.0),
             },
             [
-                "data.crop_area: must be [least, largest], got [2, 1]; try [1, 2]",
-                "data.crop_area: 2 of the image's area is more than all of it; use <= 1",
-                "data.crop_aspect: must be [least, largest], got [1.5, 1]; try [1, 1.5]",
-                "data.resize_pixels: 8 is below data.crop_pixels = 9: there is no such centre to cut out; use >= 9",
+                "data.crop_ratio: must be [least, largest], got [1.5, 1]; try [1, 1.5]",
+                "data.crop_scale: must be [least, largest], got [2, 1]; try [1, 2]",
+                "data.crop_scale: 2 of the image's area is more than all of it; use <= 1",
+                "data.eval_resize: 8 is below data.image_size = 9: there is no such centre to cut out; use >= 9",
             ],
         ),
-        ({"source": "covtype"}, ["data.held_out: is needed: 'covtype' has no test set of its own; 0.2 keeps a fifth"]),
         (
-            {"source": "csv", "held_out": 0.1, "test": "x.csv"},
-            ["data.held_out: contradicts data.test = 'x.csv': both say what is tested on; leave one out"],
+            {"source": "covtype"},
+            ["data.test_fraction: is needed: 'covtype' has no test set of its own; 0.2 keeps a fifth"],
+        ),
+        (
+            {"source": "csv", "test_fraction": 0.1, "test": "x.csv"},
+            ["data.test_fraction: contradicts data.test = 'x.csv': both say what is tested on; leave one out"],
         ),
         (
             {"source": "synthetic_images", "num_samples": 8, "shape": (3,)},
@@ -286,17 +292,17 @@ def test_a_section_is_checked_without_torch() -> None:
 
 
 @pytest.mark.parametrize(
-    ("num_rows", "share", "held_out"),
+    ("num_rows", "share", "test_fraction"),
     [(581_012, 0.2, 116_203), (100, 0.07, 7), (10, 0.9, 9), (10, 0.3, 3), (3, 0.1, 1), (10, 0.0, 0)],
 )
-def test_a_share_is_the_decimal_it_is_written_as_rounded_up(num_rows: int, share: float, held_out: int) -> None:
-    assert num_held_out(num_rows, share) == held_out
+def test_a_share_is_the_decimal_it_is_written_as_rounded_up(num_rows: int, share: float, test_fraction: int) -> None:
+    assert num_held_out(num_rows, share) == test_fraction
 
 
 def test_the_training_rows_of_covtype_are_known_from_what_is_held_out() -> None:
     # 0.8 · 581 012 = 464 809.6
-    assert known_num_samples(section("covtype", held_out=0.2)) == 464_809
-    assert known_num_samples(section("covtype", held_out=0.2, num_samples=7)) == 7
+    assert known_num_samples(section("covtype", test_fraction=0.2)) == 464_809
+    assert known_num_samples(section("covtype", test_fraction=0.2, num_samples=7)) == 7
 
 
 # --- finding and fetching Fashion-MNIST ------------------------------------------------------

@@ -48,7 +48,7 @@ def test_a_synthetic_sample_is_a_function_of_seed_and_id_alone(source: str) -> N
 
 @synthetic
 def test_test_samples_are_others(source: str) -> None:
-    made = load(source, num_samples=500, held_out=0.5, num_classes=3)
+    made = load(source, num_samples=500, test_fraction=0.5, num_classes=3)
     assert len(made.test) == 250
     assert len(load(source, num_samples=500, num_classes=3).test) == 30  # at least ten for each class
     both = np.concatenate([everything(made.train)[0], everything(made.test)[0]]).reshape(750, -1)
@@ -73,7 +73,7 @@ def test_synthetic_moments_are_those_of_its_samples() -> None:
         made = load(source, num_samples=2000)
         values = everything(made.train)[0] / scale
         assert made.mean == pytest.approx(values.mean(axis=axes), rel=1e-6, abs=1e-6)
-        assert made.deviation == pytest.approx(values.std(axis=axes), rel=1e-5)
+        assert made.std == pytest.approx(values.std(axis=axes), rel=1e-5)
 
 
 @pytest.mark.parametrize(("source", "shape"), [("synthetic_images", (5, 3, 1)), ("synthetic_rows", (1,))])

@@ -37,7 +37,7 @@ def load(data: DataSection, seed: int = 3) -> Source:
 
 def inputs(data: DataSection, source: Source, part: str = "train") -> NDArray[np.float32]:
     """What the network is given of all samples, in order."""
-    swapped = Source(source.test, source.train if part == "train" else source.test, 9, source.mean, source.deviation)
+    swapped = Source(source.test, source.train if part == "train" else source.test, 9, source.mean, source.std)
     reader = Reader(data, swapped, torch.device("cpu"), 1, raise_bad)
     (batch,) = reader.testing([range(len(swapped.test))])
     return batch.inputs.numpy()
@@ -84,14 +84,14 @@ def test_rows_of_an_npy_file_keep_what_float32_would_round(tmp_path: Path, dtype
 def test_mean_and_deviation_of_the_job_are_subtracted_in_float64(tmp_path: Path) -> None:
     times = START + np.array([0.25, 1.5, 3.0])
     write_csv(tmp_path / "train.csv", "t,y", zip(times, [0, 1, 0], strict=True))
-    data = section(tmp_path, num_samples=3, test="train.csv", mean=(START + 1.0,), deviation=(0.5,))
+    data = section(tmp_path, num_samples=3, test="train.csv", mean=(START + 1.0,), std=(0.5,))
     assert inputs(data, load(data)).tolist() == [[-1.5], [1.0], [4.0]]
 
 
 def test_rows_held_out_are_standardised_by_the_others(tmp_path: Path) -> None:
     times = START + np.arange(50) ** 2
     write_csv(tmp_path / "train.csv", "t,y", [(t, k % 2) for k, t in enumerate(times)])
-    data = section(tmp_path, num_samples=40, held_out=0.2)
+    data = section(tmp_path, num_samples=40, test_fraction=0.2)
     order = Stream(50, 3).ids(0, 50)
     train, test = np.sort(order[10:]), np.sort(order[:10])
     source = load(data)
@@ -192,7 +192,7 @@ def test_missing_numbers_become_the_training_mean_or_zero(tmp_path: Path, missin
 def test_the_mean_is_that_of_the_training_rows_when_rows_are_held_out(tmp_path: Path) -> None:
     values = [float(k**2) if k % 3 else None for k in range(30)]
     pq.write_table(pa.table({"a": values, "y": [k % 2 for k in range(30)]}), tmp_path / "train.parquet")
-    data = section(tmp_path, "parquet", num_samples=24, held_out=0.2, missing="mean")
+    data = section(tmp_path, "parquet", num_samples=24, test_fraction=0.2, missing="mean")
     order = Stream(30, 3).ids(0, 30)
     train, test = np.sort(order[6:]), np.sort(order[:6])
     mean = np.mean([values[k] for k in train if values[k] is not None])
@@ -284,7 +284,7 @@ def test_categories_of_held_out_rows_are_those_of_the_training_rows(tmp_path: Pa
     order = Stream(10, 3).ids(0, 10)
     colors = ["b" if k == order[0] else "ac"[k % 2] for k in range(10)]  # only a row that is held out is b
     write_csv(tmp_path / "train.csv", "color,y", [(color, k % 2) for k, color in enumerate(colors)])
-    data = section(tmp_path, num_samples=9, held_out=0.1, categorical=("color",))
+    data = section(tmp_path, num_samples=9, test_fraction=0.1, categorical=("color",))
     with pytest.raises(RunError, match=rf"column 'color': .*train.csv, line {order[0] + 2}: 'b'"):
         load(data)
     source = load(data.model_copy(update={"unknown_category": "ignore"}))

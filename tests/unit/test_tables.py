@@ -70,7 +70,7 @@ def test_a_table_is_a_source(tmp_path: Path, kind: str) -> None:
     assert everything(source.train)[1].tolist() == [k % 3 for k in range(20)]
     assert (source.train.kind, source.num_classes) == ("rows", 3)
     assert source.mean == pytest.approx(train.mean(axis=0, dtype=np.float64))
-    assert source.deviation == pytest.approx(train.std(axis=0, dtype=np.float64))
+    assert source.std == pytest.approx(train.std(axis=0, dtype=np.float64))
 
 
 @KINDS
@@ -144,7 +144,7 @@ def test_rows_are_held_out_by_the_order_of_a_stream() -> None:
     assert sorted([*train, *test]) == list(range(101))
     assert train.tolist() == sorted(train)
     assert held_out_rows(101, 0.2, 6)[1].tolist() != test.tolist()
-    with pytest.raises(JobError, match=r"data.held_out: 0.9 of 3 rows, rounded up, are 3: no row would be left"):
+    with pytest.raises(JobError, match=r"data.test_fraction: 0.9 of 3 rows, rounded up, are 3: no row would be left"):
         held_out_rows(3, 0.9, 0)
 
 
@@ -152,7 +152,7 @@ def test_rows_are_held_out_by_the_order_of_a_stream() -> None:
 def test_a_share_of_the_rows_is_tested_on(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = write(tmp_path, kind, "train", columns(50))
     write(tmp_path, kind, "test", columns(2))  # the share goes before the habit
-    source = load(kind, tmp_path, 40, held_out=0.2)
+    source = load(kind, tmp_path, 40, test_fraction=0.2)
     train, test = held_out_rows(50, 0.2, 7)
     for part, members in ((source.train, train), (source.test, test)):
         assert (everything(part)[0] == rows[members]).all()
@@ -161,14 +161,16 @@ def test_a_share_of_the_rows_is_tested_on(tmp_path: Path, kind: str, monkeypatch
     place = {"csv": f"line {test[0] + 2}", "parquet": f"row {test[0] + 1}"}[kind]
     assert source.test.where(0) == f"{tmp_path / f'train.{kind}'}, {place}"
     monkeypatch.setattr(tabular, "parse", None)  # another seed needs no parsing
-    other = load(kind, tmp_path, 40, seed=8, held_out=0.2)
+    other = load(kind, tmp_path, 40, seed=8, test_fraction=0.2)
     assert (everything(other.test)[0] == rows[held_out_rows(50, 0.2, 8)[1]]).all()
 
 
 @KINDS
 def test_something_must_be_tested_on(tmp_path: Path, kind: str) -> None:
     write(tmp_path, kind, "train", columns(9))
-    fault = rf"holds no test.{kind} \(there are train.{kind}\); data.test names another, or data.held_out = 0.2 keeps"
+    fault = (
+        rf"holds no test.{kind} \(there are train.{kind}\); data.test names another, or data.test_fraction = 0.2 keeps"
+    )
     with pytest.raises(RunError, match=fault):
         load(kind, tmp_path, 9)
     with pytest.raises(RunError, match=rf"holds no tset.{kind} \(there are train.{kind}\)"):
@@ -252,7 +254,7 @@ def test_a_parquet_file_of_texts_that_are_not_utf_8_is_named(tmp_path: Path) -> 
     texts = pa.Array.from_buffers(pa.string(), 2, [None, offsets, pa.py_buffer(b"a\xff")])
     pq.write_table(pa.table({"x": [1, 2], "y": texts}), tmp_path / "train.parquet")
     with pytest.raises(RunError, match=r"train.parquet cannot be read: .*UTF8"):
-        load("parquet", tmp_path, 1, held_out=0.5)
+        load("parquet", tmp_path, 1, test_fraction=0.5)
 
 
 @KINDS
@@ -282,9 +284,9 @@ def test_a_missing_package_names_the_extra(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(importlib, "import_module", without)
     with pytest.raises(RunError, match=r"pyarrow is needed .*: pip install 'hvd_batchgrow\[tables\]'"):
-        load("csv", tmp_path, 7, held_out=0.2)
+        load("csv", tmp_path, 7, test_fraction=0.2)
     with pytest.raises(RunError, match=r"scikit-learn is needed .*: pip install 'hvd_batchgrow\[tables\]'"):
-        load("covtype", None, 7, held_out=0.2)
+        load("covtype", None, 7, test_fraction=0.2)
 
 
 # --- forest cover type -----------------------------------------------------------------------
@@ -303,7 +305,7 @@ def test_covtype_is_read_from_its_file(tmp_path: Path, place: str) -> None:
         (tmp_path / place).write_bytes(gzip.compress(text.encode()))
     else:
         (tmp_path / "covtype.data").write_text(text)
-    source = load("covtype", tmp_path if place == "folder" else tmp_path / place, 28, held_out=0.2)
+    source = load("covtype", tmp_path if place == "folder" else tmp_path / place, 28, test_fraction=0.2)
     train, test = held_out_rows(35, 0.2, 7)
     for part, members in ((source.train, train), (source.test, test)):
         assert (everything(part)[0] == table[members, :-1]).all()
@@ -323,7 +325,7 @@ def test_covtype_of_scikit_learn_has_the_rows_of_the_file(tmp_path: Path, monkey
     datasets = types.ModuleType("sklearn.datasets")
     datasets.fetch_covtype = fetch_covtype  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "sklearn.datasets", datasets)
-    fetched, read = load("covtype", None, 28, held_out=0.2), load("covtype", tmp_path, 28, held_out=0.2)
+    fetched, read = load("covtype", None, 28, test_fraction=0.2), load("covtype", tmp_path, 28, test_fraction=0.2)
     assert asked == {"return_X_y": True}  # and no shuffling, which is its default
     assert (everything(fetched.train)[0] == everything(read.train)[0]).all()
     assert (everything(fetched.test)[1] == everything(read.test)[1]).all()
@@ -335,10 +337,10 @@ def test_covtype_that_cannot_be_had_says_what_to_do(tmp_path: Path, monkeypatch:
 
     monkeypatch.setitem(sys.modules, "sklearn.datasets", types.SimpleNamespace(fetch_covtype=fetch_covtype))
     with pytest.raises(RunError, match=r"could not fetch covtype: no route to host; data.root names a covtype.data.gz"):
-        load("covtype", None, 28, held_out=0.2)
+        load("covtype", None, 28, test_fraction=0.2)
     with pytest.raises(RunError, match=r"is no file, and holds neither covtype.data nor covtype.data.gz; leave"):
-        load("covtype", tmp_path, 28, held_out=0.2)
+        load("covtype", tmp_path, 28, test_fraction=0.2)
     text, _ = covtype_text(8)
     (tmp_path / "covtype.data").write_text(text.replace(",3\n", ",9\n"))
     with pytest.raises(RunError, match=r"covtype.data, line 3, last column: 9 is not a cover type, which are 1 … 7"):
-        load("covtype", tmp_path, 28, held_out=0.2)
+        load("covtype", tmp_path, 28, test_fraction=0.2)

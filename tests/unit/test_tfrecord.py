@@ -93,7 +93,7 @@ def test_records_that_cannot_be_used_are_named(tmp_path: Path, example: dict[str
     write_record(tmp_path / "train", _example(), example)
     place = rf"train, record 1 at byte {len(TFRecordWriter.serialize_tf_example(_example())) + 16}"
     with pytest.raises(RunError, match=rf"1 samples under .* cannot be used:\n  .*{place}: {fault}"):
-        RECORDS.read(tmp_path, on_bad="replace")
+        RECORDS.read(tmp_path, on_bad_sample="replace")
 
 
 def test_a_record_that_is_no_example_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,7 +113,7 @@ def test_a_record_with_a_wrong_checksum_is_a_bad_image(tmp_path: Path) -> None:
     overwrite(root, train[6].data, bytes(changed))
     with pytest.raises(RunError, match=r"1 of 12 images .*\n  sample 6: .*train-00001-of-00003, record 2"):
         RECORDS.read(root, num_classes=3)
-    source = RECORDS.read(root, num_classes=3, on_bad="replace")
+    source = RECORDS.read(root, num_classes=3, on_bad_sample="replace")
     others = [k for k in range(NUM_TRAIN) if k != 6]
     assert source.train.labels[others].tolist() == [train[k].label - 1 for k in others]
     assert 0 <= source.train.labels[6] < 3
@@ -129,11 +129,11 @@ def test_a_shard_whose_framing_is_damaged_is_refused(tmp_path: Path) -> None:
     path.write_bytes(whole[:second] + b"\x01" + whole[second + 1 :])
     place = rf"{path}, record 1 at byte {second}"
     with pytest.raises(RunError, match=rf"{place}: the checksum of its length is wrong: damaged, or no TFRecord"):
-        RECORDS.read(root, on_bad="replace")
+        RECORDS.read(root, on_bad_sample="replace")
     for length in (second + 1, second + 11, second + 12, second + 500, len(whole) - 1):
         path.write_bytes(whole[:length])
         with pytest.raises(RunError, match=rf"{place} is truncated: .*{length - second} .*bytes are left"):
-            RECORDS.read(root, on_bad="replace")
+            RECORDS.read(root, on_bad_sample="replace")
     path.write_bytes(gzip.compress(whole))
     with pytest.raises(RunError, match=rf"{path} is compressed"):
         RECORDS.read(root)

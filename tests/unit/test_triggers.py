@@ -74,7 +74,7 @@ def our_decisions(
         wish = rule.look(Measurement(samples, 16, 0.1, metric=metric))
         assert rule.look(Measurement(samples + 1, 16, 0.1)) is None  # no evaluation, no news
         if wish:
-            assert wish.noise_factor == trigger.factor
+            assert wish.noise_factor == trigger.noise_factor
             rule.decided(decision_at(samples))
             found.append(call)
     return found, rule
@@ -171,7 +171,7 @@ def seen(trace: float | None, norm: float | None, batch: int = 32, lr: float = 0
 
 def wish_of(now: Measurement, **trigger: Any) -> Wish | None:
     """Without a limit on how far, nor on how little, and at once."""
-    free = {"factor": 1e9, "min_factor": 1.0}
+    free = {"max_batch_factor": 1e9, "min_factor": 1.0}
     hold = {"hold_epochs": 0.0} if trigger["name"] == "gradient_noise" else {}
     job = measured_job(free | hold | trigger)
     return make_trigger(job, NUM_TRAIN).look(now)
@@ -274,7 +274,7 @@ def test_the_noise_of_a_quadratic_problem_is_found_within_its_band_and_triggers_
 
 
 def test_a_wish_lies_between_min_factor_and_factor_of_the_batch() -> None:
-    trigger = section(name="gradient_noise", factor=3.0, min_factor=1.5, hold_epochs=0.0)
+    trigger = section(name="gradient_noise", max_batch_factor=3.0, min_factor=1.5, hold_epochs=0.0)
     asked = [(33.0, None), (47.9, None), (48.1, 48.1), (95.0, 95.0), (500.0, 96.0)]
     for wanted, expected in asked:
         wish = Measuring(trigger, lambda now, wanted=wanted: (wanted, "planted")).look(seen(None, None))
@@ -282,7 +282,7 @@ def test_a_wish_lies_between_min_factor_and_factor_of_the_batch() -> None:
 
 
 def test_it_must_ask_all_the_time_for_as_long_as_the_hold() -> None:
-    rule = make_trigger(measured_job({"name": "gradient_noise", "hold_epochs": 0.5, "factor": 2.0}), N)
+    rule = make_trigger(measured_job({"name": "gradient_noise", "hold_epochs": 0.5, "max_batch_factor": 2.0}), N)
     high, low = (640.0, 1.0), (10.0, 1.0)
 
     def ask(samples: int, trace_and_norm: tuple[float, float]) -> bool:
@@ -295,7 +295,7 @@ def test_it_must_ask_all_the_time_for_as_long_as_the_hold() -> None:
     assert [ask(s, high) for s in (1300, 1799, 1800)] == [False, False, True]
     rule.decided(decision_at(1800))
     assert [ask(s, high) for s in (1801, 2300, 2301)] == [False, False, True]
-    again = make_trigger(measured_job({"name": "gradient_noise", "hold_epochs": 0.5, "factor": 2.0}), N)
+    again = make_trigger(measured_job({"name": "gradient_noise", "hold_epochs": 0.5, "max_batch_factor": 2.0}), N)
     rule.decided(decision_at(2301))
     ask(2400, high)
     again.load(rule.state())
@@ -328,7 +328,7 @@ def windows_job(name: str = "norm_test", **trigger: Any) -> Job:
 def test_windows_bound_decisions(epoch: float, num_decisions: int, wishes: bool, expected: str) -> None:
     now = Measurement(round(epoch * N), 32, 0.1)
     wish = Wish("planted", batch=40.0) if wishes else None
-    found = bounded(wish, windows_job(factor=3.0), N, num_decisions, now)
+    found = bounded(wish, windows_job(max_batch_factor=3.0), N, num_decisions, now)
     if expected == "wish":
         assert found == wish
     elif expected == "nothing":
@@ -341,7 +341,7 @@ def test_windows_bound_decisions(epoch: float, num_decisions: int, wishes: bool,
 
 
 def test_a_plateaus_window_ends_by_its_factor_of_the_noise() -> None:
-    found = bounded(None, windows_job("plateau", factor=4.0), N, 0, Measurement(4000, 32, 0.1))
+    found = bounded(None, windows_job("plateau", noise_factor=4.0), N, 0, Measurement(4000, 32, 0.1))
     assert found is not None
     assert (found.noise_factor, found.batch) == (4.0, None)
 
@@ -353,7 +353,7 @@ def test_without_windows_a_wish_is_a_wish_at_any_time() -> None:
 
 def test_cabs_follows_the_rate_through_the_warm_up() -> None:
     schedule = {"warmup_epochs": 2.0, "warmup_start_lr": 0.01}
-    job = measured_job({"name": "cabs", "factor": 100.0, "min_factor": 1.0}, schedule=schedule)
+    job = measured_job({"name": "cabs", "max_batch_factor": 100.0, "min_factor": 1.0}, schedule=schedule)
     plan = compile_plan(job, 1, NUM_TRAIN)
     for samples in (0, 160, 320, 608):
         lr = plan.schedule.at(samples).lr

@@ -12,6 +12,7 @@ import tomli_w
 from hvd_batchgrow.cli import main
 from hvd_batchgrow.messages.errors import JobError, RunError
 from hvd_batchgrow.train.liveness.stop import StopAfter, StopRequest
+from hvd_batchgrow.train.update.engine import UpdateEngine
 from hvd_batchgrow.verification import verify
 from hvd_batchgrow.verification.verify import Shape, default_shapes, parse_shapes
 from tests.helpers import measured_tree
@@ -69,14 +70,14 @@ def test_a_stop_after_updates_is_voted_in_the_last_of_them() -> None:
 
 
 def test_train_stops_after_updates_and_goes_on(job: str) -> None:
-    assert main(["train", job, "--updates", "3"]) == 75
+    assert main(["train", job, "--max-updates", "3"]) == 75
     assert [path.stem for path in Path("runs/small/checkpoints").glob("*.pt")] == ["samples-000000000000048"]
     assert main(["train", job, "--resume", "auto"]) == 0
 
 
 def test_updates_must_be_some(job: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["train", job, "--updates", "0"]) == 2
-    assert "--updates: must be a whole number > 0, got '0'; nearest: 1" in capsys.readouterr().err
+    assert main(["train", job, "--max-updates", "0"]) == 2
+    assert "--max-updates: must be a whole number > 0, got '0'; nearest: 1" in capsys.readouterr().err
 
 
 def test_layouts_of_one_rank_agree_with_plain_autograd(job: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -97,7 +98,7 @@ def test_layouts_in_exact_mode_are_bit_identical(job: str, capsys: pytest.Captur
 
 def test_growth_that_costs_decide_is_verified_without_costs(job: str, capsys: pytest.CaptureFixture[str]) -> None:
     """The defect: verify asked for --cost, which it does not take; its layouts are its own."""
-    words = ["--layouts", "1x2x8", "--updates", "1", "--layout.growth", "auto", "--layout.max-ranks", "2"]
+    words = ["--layouts", "1x2x8", "--updates", "1", "--layout.grow_by", "auto", "--layout.max-ranks", "2"]
     assert main(["verify", job, *words]) == 0
     assert "1 × 2 × 8" in capsys.readouterr().out
 
@@ -117,8 +118,11 @@ def test_a_layout_that_decides_is_found(
     assert len(re.findall("agrees|DIFFERS", capsys.readouterr().out)) == 2
 
 
-def test_a_fault_that_all_layouts_share_is_found(job: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_fault_that_all_layouts_share_is_found(
+    job: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A network that makes the update engine, which plain autograd does without, lose part of a gradient."""
+    monkeypatch.setattr(UpdateEngine, "__init__", UpdateEngine.__init__)  # the network replaces it in this process too
     Path("faulty.py").write_text(
         "import torch\n"
         "from hvd_batchgrow.train.update.engine import UpdateEngine\n"
@@ -180,7 +184,7 @@ def test_ranks_are_launched_by_what_is_there(monkeypatch: pytest.MonkeyPatch) ->
     assert verify._launcher(2, "torch") == torchrun
     there.remove("horovodrun")
     assert verify._launcher(2, "auto") == torchrun
-    with pytest.raises(RunError, match="2 ranks need mpirun or horovodrun on PATH; or --comm torch"):
+    with pytest.raises(RunError, match="2 ranks need mpirun or horovodrun on PATH; or --backend torch"):
         verify._launcher(2, "horovod")
 
 

@@ -42,7 +42,7 @@ def test_a_rank_that_stalls_is_reported_and_then_ended(capsys: pytest.CaptureFix
     report, end = capsys.readouterr().err.splitlines()[:2]
     assert report.startswith("rank 0: no progress for 0.")
     assert report.endswith("s (the job ends at 0.5 s): rank 0 of 1 on " + end.rpartition(" on ")[2])
-    assert "no progress for 0.5 s, watch.stall_timeout_s; ending: rank 0 of 1 on " in end
+    assert "no progress for 0.5 s, logging.stall_timeout_s; ending: rank 0 of 1 on " in end
     assert end.endswith("is reading samples")
 
 

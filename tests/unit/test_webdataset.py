@@ -61,7 +61,7 @@ def test_where_the_label_of_a_tar_sample_is(tmp_path: Path, members: dict[str, A
 )
 def test_tar_samples_that_cannot_be_used_are_named(tmp_path: Path, members: dict[str, Any], fault: str) -> None:
     with pytest.raises(RunError, match=rf"1 samples under .* cannot be used:\n  .*a-train.tar, sample 's': {fault}"):
-        TARS.read(_tar_root(tmp_path, **members), on_bad="replace")
+        TARS.read(_tar_root(tmp_path, **members), on_bad_sample="replace")
 
 
 def test_all_unusable_tar_samples_are_counted_and_ten_are_shown(tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ def test_a_tar_that_is_cut_anywhere_is_refused(tmp_path: Path) -> None:
     for length in [0, 1, 511, 512, *range(700, end, 900), end, end + 511]:
         path.write_bytes(whole[:length])
         with pytest.raises(RunError, match=r"train-0001.tar (is truncated (or damaged )?at byte \d+|holds no samples)"):
-            TARS.read(root, on_bad="replace")
+            TARS.read(root, on_bad_sample="replace")
     path.write_bytes(whole[: end + 512])
     assert len(TARS.read(root).train) == 6
 
@@ -105,7 +105,7 @@ def test_a_damaged_tar_is_refused(tmp_path: Path, place: bytes) -> None:
     at = len(whole.rstrip(b"\0")) + 2048 if place == b"end" else whole.rindex(place)
     path.write_bytes(whole[:at] + b"junk" + whole[at + 4 :])
     with pytest.raises(RunError, match=r"train-0001.tar is (truncated or )?damaged at byte \d+"):
-        TARS.read(root, on_bad="replace")
+        TARS.read(root, on_bad_sample="replace")
 
 
 @pytest.mark.parametrize("name", ["train.tar.gz", "train.tgz", "train.tar"])

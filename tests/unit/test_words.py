@@ -52,17 +52,17 @@ COMMANDS = "plan, probe, train, twin, submit, status, verify, digest, audit, adv
                 "--epochs: unknown option; did you mean --schedule.epochs?",
                 "--batch: unknown option; did you mean --schedule.global_batch?",
                 "--global-batch: unknown option; did you mean --schedule.global_batch?",
-                "--wat: unknown option; known here: --name, --seed, --comm, --resume, --overwrite, --runs-dir, "
-                "--updates, --phases, --fork, --replay, --cost, and keys such as --optim.lr",
+                "--wat: unknown option; known here: --name, --seed, --backend, --resume, --overwrite, --runs-dir, "
+                "--max-updates, --phases, --fork, --replay, --cost, and keys such as --optim.lr",
             ],
         ),
         (["digest", "--json", "a"], ["--json: unknown option; known here: none"]),
         (
-            ["train", "a", "--resume", "atuo", "--updates=1.5", "--comm", "mpi"],
+            ["train", "a", "--resume", "atuo", "--max-updates=1.5", "--backend", "mpi"],
             [
                 "--resume: must be one of never, auto, got 'atuo'; nearest: 'auto'",
-                "--updates: must be a whole number > 0, got '1.5'; nearest: 2",
-                "--comm: must be one of auto, horovod, torch, got 'mpi'",
+                "--max-updates: must be a whole number > 0, got '1.5'; nearest: 2",
+                "--backend: must be one of auto, horovod, torch, got 'mpi'",
             ],
         ),
         (
@@ -155,7 +155,7 @@ def test_a_run_that_changes_its_ranks_cannot_fork(
 ) -> None:
     monkeypatch.setenv("HOROVOD_ELASTIC", "1")
     assert main(["train", "job.toml", "--fork", "other"]) == 2
-    assert "--fork: makes a run once" in capsys.readouterr().err
+    assert "--fork: starts a run once" in capsys.readouterr().err
 
 
 def test_what_a_terminal_cannot_write_is_written_as_a_number(monkeypatch: pytest.MonkeyPatch, job: str) -> None:

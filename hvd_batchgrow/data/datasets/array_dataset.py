@@ -81,6 +81,6 @@ def array_source(
     )
     if train.shape != test.shape:
         raise RunError(f"{names[1]}: a test sample is {test.shape}, one of {names[0]} {train.shape}")
-    mean, deviation = (tuple(map(float, arrays[key])) for key in ("mean", "deviation"))
+    mean, std = (tuple(map(float, arrays[key])) for key in ("mean", "std"))
     notes = notes_on_classes(train.labels, test.labels, num_classes)
-    return Source(train, test, num_classes, mean, deviation, notes)
+    return Source(train, test, num_classes, mean, std, notes)

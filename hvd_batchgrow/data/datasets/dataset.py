@@ -30,7 +30,7 @@ class BadSample(RunError):  # noqa: N818  # it names what is bad, not what went 
 
     def __init__(self, sample_id: int, where: str, why: str) -> None:
         self.sample_id, self.where, self.why = sample_id, where, why
-        super().__init__(f"{self.told()}; data.on_bad = 'replace' would go on without it")
+        super().__init__(f"{self.told()}; data.on_bad_sample = 'replace' would go on without it")
 
     def told(self) -> str:
         """Which sample, and what is wrong with it."""
@@ -130,7 +130,7 @@ class Source:
     num_classes: int
     mean: tuple[float, ...]
     """Per channel of images scaled to [0, 1]; per feature of rows."""
-    deviation: tuple[float, ...]
+    std: tuple[float, ...]
     notes: tuple[str, ...] = ()
     """What the user should know about the data; printed when a run starts."""
     schema: Mapping[str, Any] = field(default_factory=dict)

@@ -12,7 +12,7 @@ from hvd_batchgrow.data.datasets.dataset import Ids, ReportProgress
 from hvd_batchgrow.messages.errors import RunError
 
 Moments = tuple[NDArray[np.float64], NDArray[np.float64]]
-"""Mean and deviation, each (C,) or (features,)."""
+"""Mean and std, each (C,) or (features,)."""
 
 _CHUNK_BYTES = 1 << 23
 _NUM_SHOWN = 10
@@ -96,14 +96,14 @@ def row_moments(chunks: Iterable[NDArray[Any]], name: str, features: Sequence[st
             mean = mean + (here - mean) * (len(rows) / total)
             low, high = np.minimum(low, rows.min(axis=0)), np.maximum(high, rows.max(axis=0))
             count = total
-        # By the range, not by the deviation: rounding leaves a constant 0.1 a tiny one, which would blow it up.
-        deviation = np.where(low == high, 1.0, np.sqrt(squares / count))
-    wrong = np.flatnonzero(~(np.isfinite(deviation) & (deviation > 0))).tolist()
+        # By the range, not by the std: rounding leaves a constant 0.1 a tiny one, which would blow it up.
+        std = np.where(low == high, 1.0, np.sqrt(squares / count))
+    wrong = np.flatnonzero(~(np.isfinite(std) & (std > 0))).tolist()
     if wrong:
         feature = repr(features[wrong[0]]) if features else wrong[0]
-        fault = f"the squares of its values are too {'small' if deviation[wrong[0]] == 0 else 'large'} for float64"
+        fault = f"the squares of its values are too {'small' if std[wrong[0]] == 0 else 'large'} for float64"
         raise RunError(f"{name}: feature {feature} cannot be standardised: {fault}; store it in another unit")
-    return origin + np.where(low == high, low, mean), deviation
+    return origin + np.where(low == high, low, mean), std
 
 
 def present_means(chunks: Iterable[NDArray[Any]]) -> NDArray[np.float64]:

@@ -23,27 +23,27 @@ _LOOKED_AT = 1000
 """Images, to see which values they have."""
 
 
-def constant_faults(mean: Sequence[float] | None, deviation: Sequence[float] | None) -> Iterator[tuple[str, str]]:
-    """Yield the keys `mean` and `deviation` with what is wrong with them for images, which are scaled to [0, 1].
+def constant_faults(mean: Sequence[float] | None, std: Sequence[float] | None) -> Iterator[tuple[str, str]]:
+    """Yield the keys `mean` and `std` with what is wrong with them for images, which are scaled to [0, 1].
 
     Args:
-        mean: per channel; None: not stated. Likewise the deviation, whose values are above 0.
-        deviation: its values are above 0.
+        mean: per channel; None: not stated. Likewise the std, whose values are above 0.
+        std: its values are above 0.
     """
     if mean is not None and not all(0 <= m <= 1 for m in mean):
         by_255 = [m / 255 if 1 < m <= 255 else min(max(m, 0.0), 1.0) for m in mean]
         fault = f"{_short(mean)}: images are scaled to [0, 1] first, where no other mean is possible"
         yield "mean", f"{fault}; nearest: {_short(by_255)}{_how(mean)}"
-    if not deviation:
+    if not std:
         return
-    if max(deviation) > 1:
-        by_255 = [d / 255 if 1 < d <= 255 else min(d, 1.0) for d in deviation]
-        fault = f"{_short(deviation)}: images are scaled to [0, 1] first, so that no deviation is above 1"
-        yield "deviation", f"{fault}; nearest: {_short(by_255)}{_how(deviation)}"
-    elif min(deviation) < _LEAST_DEVIATION:
-        by_255 = [min(255 * d, 1.0) if d < _LEAST_DEVIATION else d for d in deviation]
-        fault = f"{_short(deviation)}: images are scaled to [0, 1] first, and would reach {1 / min(deviation):,.0f}"
-        yield "deviation", f"{fault}; nearest: {_short(by_255)}, × 255"
+    if max(std) > 1:
+        by_255 = [d / 255 if 1 < d <= 255 else min(d, 1.0) for d in std]
+        fault = f"{_short(std)}: images are scaled to [0, 1] first, so that no deviation is above 1"
+        yield "std", f"{fault}; nearest: {_short(by_255)}{_how(std)}"
+    elif min(std) < _LEAST_DEVIATION:
+        by_255 = [min(255 * d, 1.0) if d < _LEAST_DEVIATION else d for d in std]
+        fault = f"{_short(std)}: images are scaled to [0, 1] first, and would reach {1 / min(std):,.0f}"
+        yield "std", f"{fault}; nearest: {_short(by_255)}, × 255"
 
 
 def _how(values: Sequence[float]) -> str:

@@ -182,15 +182,15 @@ def encoded_source(data: DataSection, train: EncodedSamples, test: EncodedSample
         JobError: constants of another number of channels.
     """
     for samples in (train, test):
-        report_bad(samples, data.on_bad)
+        report_bad(samples, data.on_bad_sample)
     first, num_classes = count_classes(train.labels, num_classes, train.where)
     check_range(test.labels, first, num_classes, test.where, "test")
     if first:
         train, test = (samples.labelled(samples.labels - first) for samples in (train, test))
     notes = notes_on_classes(train.labels, test.labels, num_classes)
     mean = _channels("data.mean", data.mean, IMAGENET_MEAN)
-    deviation = _channels("data.deviation", data.deviation, IMAGENET_DEVIATION)
-    return Source(train, test, num_classes, mean, deviation, notes)
+    std = _channels("data.std", data.std, IMAGENET_DEVIATION)
+    return Source(train, test, num_classes, mean, std, notes)
 
 
 def _channels(key: str, values: tuple[float, ...] | None, default: tuple[float, ...]) -> tuple[float, ...]:
@@ -199,13 +199,13 @@ def _channels(key: str, values: tuple[float, ...] | None, default: tuple[float, 
     return values or default
 
 
-def report_bad(samples: EncodedSamples, on_bad: str) -> None:
+def report_bad(samples: EncodedSamples, on_bad_sample: str) -> None:
     """Raise RunError if samples are known to be bad and the job does not say to replace them, or if all are."""
     bad = np.flatnonzero(samples.sizes.min(axis=1) == 0)
-    if not len(bad) or (on_bad == "replace" and len(bad) < len(samples)):
+    if not len(bad) or (on_bad_sample == "replace" and len(bad) < len(samples)):
         return
     lines = [f"sample {k}: {samples.where(int(k))} {samples.fault(int(k))}" for k in bad[:NUM_SHOWN]]
-    hint = "; data.on_bad = 'replace' would go on without them" if len(bad) < len(samples) else ""
+    hint = "; data.on_bad_sample = 'replace' would go on without them" if len(bad) < len(samples) else ""
     head = f"{len(bad)} of {len(samples)} images under {samples.root} cannot be read or decoded{hint}"
     raise RunError(listing(head, lines, len(bad)))
 

@@ -59,17 +59,17 @@ class CropFlip:
     """For images of one size: zeros around, a crop of the image's own size, a mirror at random."""
 
     out_size: tuple[int, int]
-    pad_pixels: int
-    flip: bool
+    crop_padding: int
+    hflip: bool
     num_draws = 3
 
     def place(self, draws: Draws, sizes: Pixels) -> Placement:
         """See `Augment`: corners are uniform over the (2 · pad + 1)² positions."""
-        n, positions = len(draws), 2 * self.pad_pixels + 1
+        n, positions = len(draws), 2 * self.crop_padding + 1
         windows = np.empty((n, 4), dtype=np.int32)
-        windows[:, :2] = np.floor(draws[:, :2] * positions) - self.pad_pixels
+        windows[:, :2] = np.floor(draws[:, :2] * positions) - self.crop_padding
         windows[:, 2:] = self.out_size
-        mirrors = _mirrors(draws[:, 2], flip=self.flip)
+        mirrors = _mirrors(draws[:, 2], hflip=self.hflip)
         return Placement(windows, windows[:, 2:], np.zeros((n, 2), np.int32), mirrors, self.out_size)
 
 
@@ -87,7 +87,7 @@ class ResizedCrop:
     out_size: tuple[int, int]
     area: tuple[float, float]
     aspect: tuple[float, float]
-    flip: bool
+    hflip: bool
     num_draws = 2 * 10 + 3
 
     def place(self, draws: Draws, sizes: Pixels) -> Placement:
@@ -101,7 +101,7 @@ class ResizedCrop:
         corner = np.where(any_fits, np.floor(draws[:, 20:22] * (room + 1)), room // 2)
         windows = np.concatenate((corner, shape), axis=1).astype(np.int32)
         resized = np.full((n, 2), self.out_size, dtype=np.int32)
-        mirrors = _mirrors(draws[:, 22], flip=self.flip)
+        mirrors = _mirrors(draws[:, 22], hflip=self.hflip)
         return Placement(windows, resized, np.zeros((n, 2), np.int32), mirrors, self.out_size)
 
     def _shapes(self, draws: Draws, sizes: Pixels) -> NDArray[np.float64]:
@@ -125,7 +125,7 @@ class CentreCrop:
     """For testing: the shorter side resized, the centre cut out. As torchvision's Resize and CenterCrop."""
 
     out_size: tuple[int, int]
-    resize_pixels: int
+    eval_resize: int
     num_draws = 0
 
     def place(self, draws: Draws, sizes: Pixels) -> Placement:
@@ -133,7 +133,7 @@ class CentreCrop:
         short = np.maximum(sizes.min(axis=1, keepdims=True), 1)
         cut = self._unseen(sizes, short)
         shape = sizes - 2 * cut
-        resized = np.where(sizes == short, self.resize_pixels, self.resize_pixels * shape // short).astype(np.int32)
+        resized = np.where(sizes == short, self.eval_resize, self.eval_resize * shape // short).astype(np.int32)
         corners = np.rint((resized - self.out_size) / 2).astype(np.int32)
         windows = np.concatenate((cut, shape), axis=1).astype(np.int32)
         return Placement(windows, resized, corners, np.zeros(len(sizes), np.int32), self.out_size)
@@ -145,10 +145,10 @@ class CentreCrop:
         further from the crop than the resizing filter reaches. It is a multiple of the shorter side, so that the crop
         stays where it is.
         """
-        needed = np.array(self.out_size) * short.astype(np.int64) // self.resize_pixels + _MARGIN * short
+        needed = np.array(self.out_size) * short.astype(np.int64) // self.eval_resize + _MARGIN * short
         spare = np.where(sizes == short, 0, np.maximum(sizes - needed, 0))
         return spare // (2 * short) * short
 
 
-def _mirrors(draws: Draws, *, flip: bool) -> Pixels:
-    return ((draws < 0.5) & flip).astype(np.int32)
+def _mirrors(draws: Draws, *, hflip: bool) -> Pixels:
+    return ((draws < 0.5) & hflip).astype(np.int32)

@@ -211,7 +211,7 @@ def _encoded(feed: Feed, finish: Finish, groups: Iterator[RawGroup], *, in_dali:
 def _finished(windows: Any, rule: Sequence[Any], feed: Feed, finish: Finish) -> Any:
     """What `finish_windows` does, in DALI; at a window's edges its filter counts the pixel at the edge again."""
     resized, corners, mirrors = rule
-    mean, deviation = ([255 * x for x in values] for values in (finish.mean, finish.deviation))
+    mean, std = ([255 * x for x in values] for values in (finish.mean, finish.std))
     assert feed.augment is not None
     images = fn.resize(
         windows, size=fn.cast(resized, dtype=types.FLOAT), interp_type=types.INTERP_LINEAR, antialias=True
@@ -221,7 +221,7 @@ def _finished(windows: Any, rule: Sequence[Any], feed: Feed, finish: Finish) -> 
         images,
         mirror=mirrors,
         mean=mean,
-        std=deviation,
+        std=std,
         dtype=types.FLOAT16 if finish.dtype == torch.float16 else types.FLOAT,
         output_layout="HWC" if finish.channels_last else "CHW",
     )

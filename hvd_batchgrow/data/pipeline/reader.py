@@ -45,31 +45,31 @@ class Reader:
         source: the samples.
         device: where batches are wanted.
         num_threads: of this rank, the calling one among them.
-        on_bad: asked before a bad sample is replaced (training) or left out (testing).
+        on_bad_sample: asked before a bad sample is replaced (training) or left out (testing).
     """
 
     data: DataSection
     source: Source
     device: torch.device
     num_threads: int
-    on_bad: OnBad
+    on_bad_sample: OnBad
 
     def training(self, stream: Stream, group: int, first_group: int, stride: int) -> Iterator[Batch]:
         """Training groups first_group, first_group + stride, … without an end. Raises BadSample, RunError."""
         train = self.source.train
         return self._batches(
-            GroupFeed(train, stream, training_augment(self.data, train), group, self.on_bad), first_group, stride
+            GroupFeed(train, stream, training_augment(self.data, train), group, self.on_bad_sample), first_group, stride
         )
 
     def testing(self, chunks: Sequence[range]) -> Iterator[Batch]:
         """The given stretches of the test set, in order, without augmentation. Raises as `training`."""
         test = self.source.test
-        return self._batches(EvaluationFeed(test, testing_augment(self.data, test), chunks, self.on_bad), 0, 1)
+        return self._batches(EvaluationFeed(test, testing_augment(self.data, test), chunks, self.on_bad_sample), 0, 1)
 
     def _batches(self, feed: Feed, first_group: int, stride: int) -> Iterator[Batch]:
         finish = Finish(
             self.source.mean,
-            self.source.deviation,
+            self.source.std,
             getattr(torch, self.data.dtype),
             self.data.channels_last,
             self.device,
@@ -117,9 +117,9 @@ def training_augment(data: DataSection, samples: Samples) -> Augment | None:
         return None
     if samples.kind == "images":
         height, width, _ = samples.shape
-        return CropFlip((height, width), data.pad_pixels, data.flip)
+        return CropFlip((height, width), data.crop_padding, data.hflip)
     side = _crop_pixels(data)
-    return ResizedCrop((side, side), data.crop_area, data.crop_aspect, data.flip)
+    return ResizedCrop((side, side), data.crop_scale, data.crop_ratio, data.hflip)
 
 
 def testing_augment(data: DataSection, samples: Samples) -> Augment | None:
@@ -130,14 +130,14 @@ def testing_augment(data: DataSection, samples: Samples) -> Augment | None:
         height, width, _ = samples.shape
         return CentreCrop((height, width), min(height, width))
     side = _crop_pixels(data)
-    return CentreCrop((side, side), data.resize_pixels or round(side * 8 / 7))
+    return CentreCrop((side, side), data.eval_resize or round(side * 8 / 7))
 
 
 def _crop_pixels(data: DataSection) -> int:
-    if data.crop_pixels is None:
+    if data.image_size is None:
         fault = "is needed: images of any size are cut and resized to a square of so many pixels; 224 is usual"
-        raise JobError([Fault("data.crop_pixels", fault)])
-    return data.crop_pixels
+        raise JobError([Fault("data.image_size", fault)])
+    return data.image_size
 
 
 def choose_pipeline(asked: str, samples: Samples) -> str:

@@ -53,13 +53,19 @@ class GroupFeed:
         stream: over its ids.
         augment: how images are placed; None for rows.
         group: γ.
-        on_bad: asked before a bad sample is replaced.
+        on_bad_sample: asked before a bad sample is replaced.
     """
 
     def __init__(
-        self, samples: Samples, stream: Stream, augment: Augment | None, group: int, on_bad: OnBad = raise_bad
+        self, samples: Samples, stream: Stream, augment: Augment | None, group: int, on_bad_sample: OnBad = raise_bad
     ) -> None:
-        self.samples, self.stream, self.augment, self.group, self.on_bad = samples, stream, augment, group, on_bad
+        self.samples, self.stream, self.augment, self.group, self.on_bad_sample = (
+            samples,
+            stream,
+            augment,
+            group,
+            on_bad_sample,
+        )
         self._bad = known_bad(samples)
         self.not_for_dali: set[int] = set()
         """Samples that DALI failed on and Pillow decodes."""
@@ -79,8 +85,8 @@ class GroupFeed:
                 )
 
     def replace(self, bad: BadSample) -> None:
-        """From now on take others in its place. Raises what `on_bad` does."""
-        self.on_bad(bad)
+        """From now on take others in its place. Raises what `on_bad_sample` does."""
+        self.on_bad_sample(bad)
         self._bad.add(bad.sample_id)
 
     def _place(self, epochs: Ids, ids: Ids) -> Placement | None:
@@ -113,13 +119,13 @@ class EvaluationFeed:
         samples: the test set.
         augment: a rule without draws; None for rows.
         chunks: the stretches.
-        on_bad: asked before a bad sample is left out.
+        on_bad_sample: asked before a bad sample is left out.
     """
 
     def __init__(
-        self, samples: Samples, augment: Augment | None, chunks: Sequence[range], on_bad: OnBad = raise_bad
+        self, samples: Samples, augment: Augment | None, chunks: Sequence[range], on_bad_sample: OnBad = raise_bad
     ) -> None:
-        self.samples, self.augment, self.chunks, self.on_bad = samples, augment, chunks, on_bad
+        self.samples, self.augment, self.chunks, self.on_bad_sample = samples, augment, chunks, on_bad_sample
         self._bad = known_bad(samples)
         self.not_for_dali: set[int] = set()
         """Samples that DALI failed on and Pillow decodes."""
@@ -136,8 +142,8 @@ class EvaluationFeed:
                 yield _fill(self.samples, group, ids, ids, placement, np.zeros(len(ids), dtype=bool))
 
     def replace(self, bad: BadSample) -> None:
-        """From now on leave it out. Raises what `on_bad` does."""
-        self.on_bad(bad)
+        """From now on leave it out. Raises what `on_bad_sample` does."""
+        self.on_bad_sample(bad)
         self._bad.add(bad.sample_id)
 
 

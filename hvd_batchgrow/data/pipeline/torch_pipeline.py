@@ -30,7 +30,7 @@ class Finish:
     """
 
     mean: tuple[float, ...]
-    deviation: tuple[float, ...]
+    std: tuple[float, ...]
     dtype: torch.dtype = torch.float32
     channels_last: bool = False
     device: torch.device = _CPU
@@ -62,14 +62,14 @@ class Finish:
 
     def rows(self, values: Tensor) -> Tensor:
         """(n, features) float32 or float64 to the same in the network's type, standardised."""
-        mean, deviation = (torch.tensor(c, dtype=torch.float64) for c in (self.mean, self.deviation))
-        return values.double().sub(mean).div_(deviation).to(self.dtype).to(self.device, non_blocking=True)
+        mean, std = (torch.tensor(c, dtype=torch.float64) for c in (self.mean, self.std))
+        return values.double().sub(mean).div_(std).to(self.dtype).to(self.device, non_blocking=True)
 
     @cached_property
     def _constants(self) -> tuple[Tensor, Tensor]:
         """1/(255 d) and -m/d, each (C, 1, 1)."""
-        scale = [1 / (255 * d) for d in self.deviation]
-        shift = [-m / d for m, d in zip(self.mean, self.deviation, strict=True)]
+        scale = [1 / (255 * d) for d in self.std]
+        shift = [-m / d for m, d in zip(self.mean, self.std, strict=True)]
         return tuple(torch.tensor(c, dtype=torch.float32).view(-1, 1, 1) for c in (scale, shift))  # type: ignore[return-value]
 
 

@@ -138,14 +138,14 @@ def _unpack(place: Path, version: Version, *, published: bool, report: ReportPro
         np.concatenate(part) for part in zip(*map(found.get, version.train_files), strict=True)
     )
     test_values, test_labels = found[version.test_file]
-    mean, deviation = image_moments(chunks_of(train_values, "mean of the training images", report))
+    mean, std = image_moments(chunks_of(train_values, "mean of the training images", report))
     return {
         "train_values": train_values,
         "train_labels": train_labels,
         "test_values": test_values,
         "test_labels": test_labels,
         "mean": mean,
-        "deviation": deviation,
+        "std": std,
     }
 
 

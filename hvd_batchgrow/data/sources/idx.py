@@ -70,14 +70,14 @@ def _unpack(paths: list[Path], sha256: Mapping[str, str], report: ReportProgress
     check_images(train, train_labels, str(paths[0].parent))
     check_images(test, test_labels, str(paths[0].parent))
     chunks = chunks_of(with_channels(train), "mean of the training images", report)
-    mean, deviation = image_moments(not_cut_to_bits(chunks, str(paths[0])))
+    mean, std = image_moments(not_cut_to_bits(chunks, str(paths[0])))
     return {
         "train_values": train,
         "train_labels": int64_labels(train_labels, str(paths[1])),
         "test_values": test,
         "test_labels": int64_labels(test_labels, str(paths[3])),
         "mean": mean,
-        "deviation": deviation,
+        "std": std,
     }
 
 

@@ -123,7 +123,7 @@ def _digest(pairs: list[tuple[Path, Path]], report: ReportProgress) -> Arrays:
         if part == "train":
             is_rows = values.ndim == 2
             moments = row_moments(chunks, str(path)) if is_rows else image_moments(not_cut_to_bits(chunks, str(path)))
-            arrays["mean"], arrays["deviation"] = moments
+            arrays["mean"], arrays["std"] = moments
         elif values.ndim == 2:
             for _ in finite_chunks(chunks, str(path)):
                 pass

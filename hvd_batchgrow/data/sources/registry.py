@@ -90,17 +90,17 @@ def _with_overrides(source: Source, data: DataSection) -> Source:
             f"data.{key}",
             f"has {len(values)} values, and a sample of {data.source!r} has {channels} {_last_axis(source)}",
         )
-        for key, values in (("mean", data.mean), ("deviation", data.deviation))
+        for key, values in (("mean", data.mean), ("std", data.std))
         if values is not None and len(values) != channels
     ]
     if data.num_classes is not None and data.num_classes < source.num_classes:
         faults.append(Fault("data.num_classes", f"{data.num_classes} is below the {source.num_classes} of the source"))
-    if source.train.kind == "images" and data.pad_pixels >= min(source.train.shape[:2]):
+    if source.train.kind == "images" and data.crop_padding >= min(source.train.shape[:2]):
         height, width, _ = source.train.shape
         fault = (
-            f"{data.pad_pixels}: a crop of an image of {height} × {width} could show nothing but the zeros around it"
+            f"{data.crop_padding}: a crop of an image of {height} × {width} could show nothing but the zeros around it"
         )
-        faults.append(Fault("data.pad_pixels", f"{fault}; use < {min(height, width)}"))
+        faults.append(Fault("data.crop_padding", f"{fault}; use < {min(height, width)}"))
     if max(source.num_classes, data.num_classes or 0) == 1:
         fault = "1: every label is 0, so that the loss is 0 and the accuracy 100 % before anything is learned"
         faults.append(Fault("data.num_classes", fault))
@@ -109,7 +109,7 @@ def _with_overrides(source: Source, data: DataSection) -> Source:
         source,
         num_classes=data.num_classes or source.num_classes,
         mean=data.mean or source.mean,
-        deviation=data.deviation or source.deviation,
+        std=data.std or source.std,
     )
 
 

@@ -21,7 +21,7 @@ _COVTYPE_ROWS = 581_012
 
 _FILES = {"root", "train", "test"}
 _CATEGORIES = {"categorical", "categorical_encoding", "unknown_category"}
-_TABLE = _FILES | _CATEGORIES | {"held_out", "label", "text_labels", "ignore_columns", "missing"}
+_TABLE = _FILES | _CATEGORIES | {"test_fraction", "label", "text_labels", "ignore_columns", "missing"}
 _KEYS: dict[str, set[str]] = {
     "fashion_mnist": {"root"},
     "idx": {"root", "shape"},
@@ -32,28 +32,28 @@ _KEYS: dict[str, set[str]] = {
     "webdataset": _FILES | {"label"},
     "tfrecord": _FILES | {"label"},
     "numpy": _FILES | {"shape"},
-    "covtype": {"root", "held_out"},
+    "covtype": {"root", "test_fraction"},
     "csv": _TABLE | {"header", "separator", "decimal", "missing_values"},
     "parquet": _TABLE,
-    "synthetic_images": {"shape", "held_out"},
-    "synthetic_rows": {"shape", "held_out"},
+    "synthetic_images": {"shape", "test_fraction"},
+    "synthetic_rows": {"shape", "test_fraction"},
 }
 """The keys that each source uses to find its samples, beside those of all. A source of the user's own may use all."""
 
-_KEYS_OF_ALL = {"source", "num_samples", "num_classes", "mean", "deviation", "pipeline"}
+_KEYS_OF_ALL = {"source", "num_samples", "num_classes", "mean", "std", "pipeline"}
 
-_CROP = {"crop_pixels", "crop_area", "crop_aspect", "resize_pixels"}
+_CROP = {"image_size", "crop_scale", "crop_ratio", "eval_resize"}
 _KEYS_OF_KIND: dict[Kind, set[str]] = {
-    "images": {"pad_pixels", "flip", "channels_last", "dtype"},
+    "images": {"crop_padding", "hflip", "channels_last", "dtype"},
     "rows": set(),
-    "encoded": {"flip", "channels_last", "dtype", "on_bad", "apply_orientation"} | _CROP,
+    "encoded": {"hflip", "channels_last", "dtype", "on_bad_sample", "apply_orientation"} | _CROP,
 }
 """What is done to a sample: the keys that each kind uses."""
 
 _LONGEST = 10
 """Times its height, the width of a window that somebody may want."""
 _KIND_TEXT: dict[Kind, str] = {"images": "images of one size", "rows": "rows", "encoded": "encoded images"}
-_INSTEAD = {("crop_pixels", "images"): "; use data.pad_pixels", ("pad_pixels", "encoded"): "; use data.crop_pixels"}
+_INSTEAD = {("image_size", "images"): "; use data.crop_padding", ("crop_padding", "encoded"): "; use data.image_size"}
 
 
 def known_num_samples(data: DataSection) -> int:
@@ -64,7 +64,7 @@ def known_num_samples(data: DataSection) -> int:
     """
     known = data.num_samples or _NUM_TRAIN.get(data.source)
     if data.source == "covtype" and known is None:
-        known = _COVTYPE_ROWS - num_held_out(_COVTYPE_ROWS, data.held_out)
+        known = _COVTYPE_ROWS - num_held_out(_COVTYPE_ROWS, data.test_fraction)
     if known is None:
         fault = (
             f"is needed: the size of a source {data.source!r} is not known; write the number of training samples "
@@ -120,7 +120,7 @@ def check_data(data: DataSection, kind: Kind | None = None) -> list[Fault]:
         *_synthetic_faults(data),
     ]
     if kind in {"images", "encoded"}:
-        faults += [Fault(f"data.{key}", fault) for key, fault in constant_faults(data.mean, data.deviation)]
+        faults += [Fault(f"data.{key}", fault) for key, fault in constant_faults(data.mean, data.std)]
     return sorted(faults, key=lambda fault: fault.path)
 
 
@@ -151,43 +151,46 @@ def _unused_by_kind(kind: Kind, source: str, given: set[str]) -> list[Fault]:
 
 def _crop_faults(data: DataSection, kind: Kind | None, given: set[str]) -> list[Fault]:
     faults = []
-    if data.crop_pixels is None and kind == "encoded":
-        faults.append(Fault("data.crop_pixels", f"is needed: {data.source!r} has images of any size; 224 is usual"))
-    elif data.crop_pixels is None and kind is None:
+    if data.image_size is None and kind == "encoded":
+        faults.append(Fault("data.image_size", f"is needed: {data.source!r} has images of any size; 224 is usual"))
+    elif data.image_size is None and kind is None:
         lonely = given & _CROP
         faults += [
-            Fault(f"data.{key}", "is used together with data.crop_pixels only, which is missing") for key in lonely
+            Fault(f"data.{key}", "is used together with data.image_size only, which is missing") for key in lonely
         ]
-    if data.crop_pixels and data.resize_pixels and data.resize_pixels < data.crop_pixels:
-        fault = (
-            f"{data.resize_pixels} is below data.crop_pixels = {data.crop_pixels}: there is no such centre to cut out"
-        )
-        faults.append(Fault("data.resize_pixels", f"{fault}; use >= {data.crop_pixels}"))
+    if data.image_size and data.eval_resize and data.eval_resize < data.image_size:
+        fault = f"{data.eval_resize} is below data.image_size = {data.image_size}: there is no such centre to cut out"
+        faults.append(Fault("data.eval_resize", f"{fault}; use >= {data.image_size}"))
     faults += [
         Fault(f"data.{key}", f"must be [least, largest], got [{low:g}, {high:g}]; try [{high:g}, {low:g}]")
-        for key, (low, high) in (("crop_area", data.crop_area), ("crop_aspect", data.crop_aspect))
+        for key, (low, high) in (("crop_scale", data.crop_scale), ("crop_ratio", data.crop_ratio))
         if low > high
     ]
-    if max(data.crop_area) > 1:
-        fault = f"{max(data.crop_area):g} of the image's area is more than all of it; use <= 1"
-        percent = f", or [{', '.join(f'{share / 100:g}' for share in data.crop_area)}] for percent"
-        faults.append(Fault("data.crop_area", fault + (percent if max(data.crop_area) <= 100 else "")))
-    low, high = data.crop_aspect
+    if max(data.crop_scale) > 1:
+        fault = f"{max(data.crop_scale):g} of the image's area is more than all of it; use <= 1"
+        percent = f", or [{', '.join(f'{share / 100:g}' for share in data.crop_scale)}] for percent"
+        faults.append(Fault("data.crop_scale", fault + (percent if max(data.crop_scale) <= 100 else "")))
+    low, high = data.crop_ratio
     if low > _LONGEST or high < 1 / _LONGEST:
         fault = f"[{low:g}, {high:g}]: every window would have one side {_LONGEST} times the other or more"
         percent = f"; for percent use [{low / 100:g}, {high / 100:g}]" if low > _LONGEST else ""
-        faults.append(Fault("data.crop_aspect", f"{fault}; usual are [0.75, 1.33]{percent}"))
+        faults.append(Fault("data.crop_ratio", f"{fault}; usual are [0.75, 1.33]{percent}"))
     return faults
 
 
 def _held_out_faults(data: DataSection) -> list[Fault]:
-    if data.source == "covtype" and not data.held_out:
+    if data.source == "covtype" and not data.test_fraction:
         return [
-            Fault("data.held_out", "is needed: 'covtype' has no test set of its own; 0.2 keeps a fifth for testing")
+            Fault(
+                "data.test_fraction", "is needed: 'covtype' has no test set of its own; 0.2 keeps a fifth for testing"
+            )
         ]
-    if data.held_out and data.test is not None:
+    if data.test_fraction and data.test is not None:
         return [
-            Fault("data.held_out", f"contradicts data.test = {data.test!r}: both say what is tested on; leave one out")
+            Fault(
+                "data.test_fraction",
+                f"contradicts data.test = {data.test!r}: both say what is tested on; leave one out",
+            )
         ]
     return []
 

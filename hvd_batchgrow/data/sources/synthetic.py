@@ -112,7 +112,7 @@ class SyntheticSamples:
 def load(data: DataSection, seed: int) -> Source:
     """The sources `synthetic_images` and `synthetic_rows`.
 
-    Training samples are 0 … N - 1 and test samples the T that follow, T being the share `data.held_out` of N,
+    Training samples are 0 … N - 1 and test samples the T that follow, T being the share `data.test_fraction` of N,
     rounded up, and at least ten for each class. Mean and deviation are those of the first few thousand
     training samples.
 
@@ -126,11 +126,11 @@ def load(data: DataSection, seed: int) -> Source:
     kind: Kind = "images" if data.source == "synthetic_images" else "rows"
     shape = data.shape or ((32, 32, 3) if kind == "images" else (54,))
     num_samples, num_classes = known_num_samples(data), data.num_classes or 10
-    num_test = max(num_held_out(num_samples, data.held_out), 10 * num_classes)
+    num_test = max(num_held_out(num_samples, data.test_fraction), 10 * num_classes)
     parts = range(num_samples), range(num_samples, num_samples + num_test)
     train, test = (SyntheticSamples(kind, shape, seed, ids, num_classes) for ids in parts)
-    mean, deviation = (tuple(map(float, moment)) for moment in _moments(train))
-    return Source(train, test, num_classes, mean, deviation)
+    mean, std = (tuple(map(float, moment)) for moment in _moments(train))
+    return Source(train, test, num_classes, mean, std)
 
 
 def _image_tables(

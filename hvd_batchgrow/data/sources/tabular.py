@@ -33,7 +33,7 @@ _PARSING = (
 def load(data: DataSection, seed: int, report: ReportProgress) -> Source:
     """The sources `csv` and `parquet`: parsed once into the cache, and mapped from there.
 
-    The test samples are, in this order: the files of `data.test`; the share `data.held_out` of the training
+    The test samples are, in this order: the files of `data.test`; the share `data.test_fraction` of the training
     rows; test.csv (test.parquet). Labels are whole numbers 0 … C - 1 (or 1 … C), or texts, which are numbered in the
     order of their characters. Numbers are kept as float32 if this loses nothing, else as float64.
 
@@ -48,7 +48,7 @@ def load(data: DataSection, seed: int, report: ReportProgress) -> Source:
     """
     root = need_root(data, f"the folder of its {data.source} files")
     train = find_files(root, data.train, data.source, "data.train")
-    test = [] if data.held_out else find_files(root, data.test, data.source, "data.test")
+    test = [] if data.test_fraction else find_files(root, data.test, data.source, "data.test")
     paths = {"train": train, "test": test} if test else {"train": train}
     identity = "\n".join([*(str(path.resolve()) for path in train), "", *(str(path.resolve()) for path in test)])
     identity += "".join(f"\n{key} = {getattr(data, key)!r}" for key in _PARSING)
@@ -62,7 +62,7 @@ def load(data: DataSection, seed: int, report: ReportProgress) -> Source:
 def load_covtype(data: DataSection, seed: int, report: ReportProgress) -> Source:
     """The source `covtype`: `data.root` is covtype.data[.gz] or its folder; without one, scikit-learn fetches it.
 
-    Cover types 1 … 7 become 0 … 6. The share `data.held_out` of the rows is tested on.
+    Cover types 1 … 7 become 0 … 6. The share `data.test_fraction` of the rows is tested on.
 
     Raises:
         RunError: missing or damaged, or scikit-learn is missing or cannot fetch it.
@@ -94,7 +94,7 @@ def find_files(root: Path, given: str | None, kind: str, key: str) -> list[Path]
         raise RunError(f"{root} holds {' and '.join(path.name for path in found)}: say which is meant with {key}")
     if found:
         return found
-    mend = ", or data.held_out = 0.2 keeps a fifth of the training rows for it" if key == "data.test" else ""
+    mend = ", or data.test_fraction = 0.2 keeps a fifth of the training rows for it" if key == "data.test" else ""
     near = [str(path.relative_to(root)) for path in _matching(root, ".", kind)][:5]
     there = f"there are {', '.join(near)}" if near else f"there is no {kind} file at all"
     raise RunError(f"{root} holds no {given or habits[0]} ({there}); {key} names another{mend}")

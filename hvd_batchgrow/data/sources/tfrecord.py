@@ -88,7 +88,7 @@ def load(data: DataSection, report: ReportProgress) -> Source:
         RunError: shards or samples that are missing or damaged.
     """
     train, test = load_sets(data, _FORMAT, report)
-    report_bad(train, data.on_bad)
+    report_bad(train, data.on_bad_sample)
     known = train.labels[train.labels != _UNKNOWN_LABEL]
     first = first_label(known, data.num_classes)
     return encoded_source(data, _counted_from(first, train), _counted_from(first, test), data.num_classes)

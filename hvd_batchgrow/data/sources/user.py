@@ -119,12 +119,12 @@ def _constant_faults(source: Source) -> list[str]:
     faults = []
     if not isinstance(source.num_classes, int) or source.num_classes < 1:
         faults.append(f"num_classes must be a whole number >= 1, is {source.num_classes!r}")
-    for key in ("mean", "deviation"):
+    for key in ("mean", "std"):
         values, length = getattr(source, key), source.train.shape[-1] if source.train.shape else 0
         if len(values) != length or not np.isfinite(values).all():
             faults.append(f"{key} must be {length} finite numbers, is {values}")
-    if min(source.deviation, default=1) <= 0:
-        faults.append(f"deviation must be above 0, is {source.deviation}")
+    if min(source.std, default=1) <= 0:
+        faults.append(f"std must be above 0, is {source.std}")
     if not faults and source.train.kind != "rows":
-        faults += [f"{key}: {fault}" for key, fault in constant_faults(source.mean, source.deviation)]
+        faults += [f"{key}: {fault}" for key, fault in constant_faults(source.mean, source.std)]
     return faults

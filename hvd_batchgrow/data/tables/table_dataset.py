@@ -65,10 +65,10 @@ def table_source(table: Table, data: DataSection, seed: int, report: ReportProgr
         check_range(arrays["test_labels"], first, num_classes, table.places["test"], "test")
     fit = _fit(table, data, seed, report)
     train, test = (_rows(table, fit, part, first, data) for part in ("train", "test"))
-    mean, deviation = train.encoding.spread(fit["mean"], 0.0), train.encoding.spread(fit["deviation"], 1.0)
+    mean, std = train.encoding.spread(fit["mean"], 0.0), train.encoding.spread(fit["std"], 1.0)
     notes = *map(str, arrays.get("notes", ())), *notes_on_classes(train.labels, test.labels, num_classes, classes)
     schema = _schema(table, fit, train.encoding, classes, first)
-    return Source(train, test, num_classes, tuple(mean.tolist()), tuple(deviation.tolist()), notes, schema)
+    return Source(train, test, num_classes, tuple(mean.tolist()), tuple(std.tolist()), notes, schema)
 
 
 def _check_texts(table: Table, classes: Sequence[str], num_classes: int | None) -> None:
@@ -97,7 +97,7 @@ def held_out_rows(num_rows: int, share: float, seed: int) -> tuple[Ids, Ids]:
     num_test = num_held_out(num_rows, share)
     if num_test >= num_rows:
         fault = f"{share} of {num_rows} rows, rounded up, are {num_test}: no row would be left to train on"
-        raise JobError([Fault("data.held_out", fault)])
+        raise JobError([Fault("data.test_fraction", fault)])
     order = Stream(num_rows, seed).ids(0, num_rows)
     return np.sort(order[num_test:]), np.sort(order[:num_test])
 
@@ -120,11 +120,11 @@ def _fit(table: Table, data: DataSection, seed: int, report: ReportProgress) -> 
             parts["fill"] = fill = np.zeros(len(names))
         filled = Encoding(fill, {}, {}, one_hot=False)
         chunks = (filled.apply(chunk) for chunk in rows.chunks("mean of the training rows", report))
-        parts["mean"], parts["deviation"] = row_moments(chunks, table.name, names)
+        parts["mean"], parts["std"] = row_moments(chunks, table.name, names)
         return parts
 
-    held_out = f"{data.held_out!r} of seed {seed}" if data.held_out else ""
-    identity = f"{table.kind}\n{table.identity}\n{held_out}\n{data.missing}\n{data.unknown_category}"
+    test_fraction = f"{data.test_fraction!r} of seed {seed}" if data.test_fraction else ""
+    identity = f"{table.kind}\n{table.identity}\n{test_fraction}\n{data.missing}\n{data.unknown_category}"
     return cached_arrays("fitted", identity, table.stamp, build)
 
 
@@ -133,9 +133,9 @@ _AS_STORED = Encoding(None, {}, {}, one_hot=False)
 
 def _members(table: Table, data: DataSection, seed: int) -> tuple[Ids | None, Ids | None]:
     """Which of the stored rows are trained on and tested on; None: all of the part."""
-    if not data.held_out:
+    if not data.test_fraction:
         return None, None
-    return held_out_rows(len(table.arrays["train_values"]), data.held_out, seed)
+    return held_out_rows(len(table.arrays["train_values"]), data.test_fraction, seed)
 
 
 def _labels(table: Table, part: str, members: Ids | None) -> Any:

@@ -31,7 +31,7 @@ class CifarResNet(nn.Module):
         num_classes: number of classes.
         depth: D = 6n + 2.
         ghost_batch: γ of every ghost norm, in samples.
-        ghost_momentum: weight of one ghost batch in the running statistics.
+        bn_momentum: weight of one ghost batch in the running statistics.
 
     Source: He et al. 2016 (arXiv 1512.03385), §4.2.
     """
@@ -42,10 +42,10 @@ class CifarResNet(nn.Module):
         num_classes: int,
         depth: int = 20,
         ghost_batch: int = 64,
-        ghost_momentum: float = 0.1,
+        bn_momentum: float = 0.1,
     ) -> None:
         super().__init__()
-        norm = partial(GhostBatchNorm2d, ghost_batch=ghost_batch, momentum=ghost_momentum)
+        norm = partial(GhostBatchNorm2d, ghost_batch=ghost_batch, momentum=bn_momentum)
         width = 16
         first = (nn.Conv2d(in_channels, width, 3, padding=1, bias=False), norm(width), nn.ReLU(inplace=True))
         blocks: list[nn.Module] = []

@@ -23,7 +23,7 @@ class DenseLayers(nn.Module):
         num_classes: number of classes.
         channels: width of each hidden layer.
         ghost_batch: γ of every ghost norm, in samples.
-        ghost_momentum: weight of one ghost batch in the running statistics.
+        bn_momentum: weight of one ghost batch in the running statistics.
         dropout: share of the values that are dropped after each ReLU, by sample id.
     """
 
@@ -33,14 +33,14 @@ class DenseLayers(nn.Module):
         num_classes: int,
         channels: tuple[int, ...] = (512,) * 6,
         ghost_batch: int = 64,
-        ghost_momentum: float = 0.1,
+        bn_momentum: float = 0.1,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         width = features
         for out in channels:
-            norm = GhostBatchNorm1d(out, ghost_batch, momentum=ghost_momentum)
+            norm = GhostBatchNorm1d(out, ghost_batch, momentum=bn_momentum)
             layers += [nn.Linear(width, out, bias=False), norm, nn.ReLU(inplace=True)]
             if dropout:
                 layers.append(KeyedDropout(dropout))

@@ -104,6 +104,6 @@ def forward_state(job: Job, model: nn.Module, sample_shape: Sequence[int]) -> Fo
 def _cropped(job: Job, sample_shape: Sequence[int]) -> tuple[int, ...]:
     """(H, W, C) or (features,), with the sides that the job's crop gives."""
     shape = tuple(sample_shape)
-    if len(shape) == 3 and shape[0] == 0 and job.data.crop_pixels:
-        return (job.data.crop_pixels, job.data.crop_pixels, shape[2])
+    if len(shape) == 3 and shape[0] == 0 and job.data.image_size:
+        return (job.data.image_size, job.data.image_size, shape[2])
     return shape

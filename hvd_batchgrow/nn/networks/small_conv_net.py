@@ -17,7 +17,7 @@ class SmallConvNet(nn.Module):
         num_classes: number of classes.
         channels: output channels of each convolution.
         ghost_batch: γ of every ghost norm, in samples.
-        ghost_momentum: weight of one ghost batch in the running statistics.
+        bn_momentum: weight of one ghost batch in the running statistics.
     """
 
     def __init__(
@@ -26,7 +26,7 @@ class SmallConvNet(nn.Module):
         num_classes: int,
         channels: tuple[int, ...] = (16, 32, 32, 64, 64),
         ghost_batch: int = 64,
-        ghost_momentum: float = 0.1,
+        bn_momentum: float = 0.1,
     ) -> None:
         super().__init__()
         layers: list[nn.Module] = []
@@ -36,7 +36,7 @@ class SmallConvNet(nn.Module):
             layers += [
                 # The norm's bias follows: one here would be cancelled by its mean.
                 nn.Conv2d(width, out, 3, stride=stride, padding=1, bias=False),
-                GhostBatchNorm2d(out, ghost_batch, momentum=ghost_momentum),
+                GhostBatchNorm2d(out, ghost_batch, momentum=bn_momentum),
                 nn.ReLU(inplace=True),
             ]
             width = out

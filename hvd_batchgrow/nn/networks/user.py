@@ -42,7 +42,7 @@ _PACKAGES = {"torchvision": "torchvision", "timm": "timm torchvision"}
 
 
 def load_own(job: Job, shape: Sequence[int], num_classes: int) -> nn.Module:
-    """Call `module:name` with `model.arguments`, make its batch norms ghost norms and its dropout keyed.
+    """Call `module:name` with `model.kwargs`, make its batch norms ghost norms and its dropout keyed.
 
     The callable gets `num_classes` too, where its signature takes it and the arguments do not give
     it. Modules are also looked for in the working directory. Before it is trusted, the network is
@@ -108,7 +108,7 @@ def _arguments(factory: Callable[..., Any], job: Job, num_classes: int) -> dict[
     Raises:
         JobError: its signature does not take it.
     """
-    given = copy.deepcopy(job.model.arguments)
+    given = copy.deepcopy(job.model.kwargs)
     try:
         signature = inspect.signature(factory)
     except (TypeError, ValueError):  # of some compiled ones
@@ -120,7 +120,7 @@ def _arguments(factory: Callable[..., Any], job: Job, num_classes: int) -> dict[
         signature.bind(**given)
     except TypeError as error:
         fault = f"{_call_text(job.model.name, given)} cannot be: {error}; it takes {signature}"
-        raise JobError([Fault("model.arguments", fault)], job.name) from None
+        raise JobError([Fault("model.kwargs", fault)], job.name) from None
     return given
 
 
@@ -158,7 +158,7 @@ def _with_ghost_norms(job: Job, made: nn.Module) -> nn.Module:
         raise _refusal(job, f"{job.model.name} has no parameters to train")
     group = job.model.ghost_batch
     try:
-        network = convert_ghost_batch_norm(made, group, momentum=job.model.ghost_momentum)
+        network = convert_ghost_batch_norm(made, group, momentum=job.model.bn_momentum)
     except ValueError as error:
         raise _refusal(job, f"{job.model.name}: {_in_one_line(error)}") from error
     for norm in ghost_norms(network):

@@ -29,7 +29,7 @@ class Vgg(nn.Module):
         num_classes: number of classes.
         depth: D, 11, 13, 16 or 19.
         ghost_batch: γ of every ghost norm, in samples.
-        ghost_momentum: weight of one ghost batch in the running statistics.
+        bn_momentum: weight of one ghost batch in the running statistics.
 
     Source: Simonyan & Zisserman 2015 (arXiv 1409.1556), as github.com/bearpaw/pytorch-classification
     has it for CIFAR, which AdaBatch (github.com/NVlabs/AdaBatch) uses.
@@ -41,14 +41,14 @@ class Vgg(nn.Module):
         num_classes: int,
         depth: int = 19,
         ghost_batch: int = 64,
-        ghost_momentum: float = 0.1,
+        bn_momentum: float = 0.1,
     ) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         width = in_channels
         for out, num_convolutions in zip((64, 128, 256, 512, 512), _STAGES[depth], strict=True):
             for _ in range(num_convolutions):
-                norm = GhostBatchNorm2d(out, ghost_batch, momentum=ghost_momentum)
+                norm = GhostBatchNorm2d(out, ghost_batch, momentum=bn_momentum)
                 layers += [nn.Conv2d(width, out, 3, padding=1, bias=False), norm, nn.ReLU(inplace=True)]
                 width = out
             layers.append(nn.MaxPool2d(2))

@@ -35,7 +35,7 @@ class WideResNet(nn.Module):
         depth: D = 6n + 4.
         widening: K.
         ghost_batch: γ of every ghost norm, in samples.
-        ghost_momentum: weight of one ghost batch in the running statistics.
+        bn_momentum: weight of one ghost batch in the running statistics.
         dropout: share of the values that are dropped, by sample id.
 
     Source: Zagoruyko & Komodakis 2016 (arXiv 1605.07146).
@@ -48,11 +48,11 @@ class WideResNet(nn.Module):
         depth: int = 16,
         widening: int = 4,
         ghost_batch: int = 64,
-        ghost_momentum: float = 0.1,
+        bn_momentum: float = 0.1,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        norm = partial(GhostBatchNorm2d, ghost_batch=ghost_batch, momentum=ghost_momentum)
+        norm = partial(GhostBatchNorm2d, ghost_batch=ghost_batch, momentum=bn_momentum)
         width = 16
         layers: list[nn.Module] = [nn.Conv2d(in_channels, width, 3, padding=1, bias=False)]
         for out, stride in ((16 * widening, 1), (32 * widening, 2), (64 * widening, 2)):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from hvd_batchgrow.config import Job
-from hvd_batchgrow.config.schedules import MeasuredSchedule
+from hvd_batchgrow.config.schedules import AdaptiveSchedule
 from hvd_batchgrow.config.triggers import AdaScaleTrigger
 from hvd_batchgrow.messages.errors import Fault, JobError
 from hvd_batchgrow.schedule.adaptive.decisions import Decision
@@ -122,7 +122,7 @@ def measured_stages(job: Job, start: Start, decisions: Sequence[Decision]) -> tu
             were made at another batch or learning rate.
     """
     section = job.schedule
-    assert isinstance(section, MeasuredSchedule)
+    assert isinstance(section, AdaptiveSchedule)
     num_samples, stretches = start.noise.num_samples, _stretches(job, start, decisions)
     boundaries = [decimal(epoch) * num_samples for epoch in section.lr_boundaries_epochs]
     stages: list[Stage] = []

@@ -102,7 +102,7 @@ def read_decisions(path: Path) -> tuple[str | None, tuple[Decision, ...]]:
 
 def check_replay(policy: str, where: str) -> None:
     """Raises JobError where a schedule is fixed: there is nothing to replay."""
-    if policy != "measured":
+    if policy != "adaptive":
         fault = f"schedule.policy = {policy!r} is fixed: there is nothing to replay"
         raise JobError([Fault("--replay", fault)], where)
 

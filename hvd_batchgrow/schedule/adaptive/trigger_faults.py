@@ -6,7 +6,7 @@ import itertools
 from dataclasses import replace
 
 from hvd_batchgrow.config import Job
-from hvd_batchgrow.config.schedules import MeasuredSchedule
+from hvd_batchgrow.config.schedules import AdaptiveSchedule
 from hvd_batchgrow.config.triggers import AdaScaleTrigger, MeasuringTrigger, NoTrigger, PlateauTrigger
 from hvd_batchgrow.messages.errors import Fault, JobError
 from hvd_batchgrow.schedule.policies import Stage, apply_lr_rule, batch_cap, batch_unit, make_start
@@ -24,16 +24,16 @@ def trigger_faults(job: Job, ranks: int, num_samples: int) -> list[Fault]:
         fault = "records nothing while nothing is measured: set gradient_noise.measure = true too"
         faults.append(Fault("gradient_noise.per_layer_group", fault))
     section, trigger = job.schedule, job.trigger
-    if not isinstance(section, MeasuredSchedule):
+    if not isinstance(section, AdaptiveSchedule):
         if isinstance(trigger, NoTrigger):
             return faults
-        fault = f"{trigger.name!r} decides nothing under schedule.policy = {section.policy!r}; 'measured' asks it"
+        fault = f"{trigger.name!r} decides nothing under schedule.policy = {section.policy!r}; 'adaptive' asks it"
         return [*faults, Fault("trigger.name", fault)]
     if isinstance(trigger, NoTrigger):
-        return [*faults, Fault("trigger.name", "schedule.policy = 'measured' needs one: plateau, norm_test, cabs, …")]
+        return [*faults, Fault("trigger.name", "schedule.policy = 'adaptive' needs one: plateau, norm_test, cabs, …")]
     faults += _unit_faults(job, ranks, num_samples)
-    if job.layout.growth == "auto" or job.layout.ranks_per_phase:
-        key = "layout.growth" if job.layout.growth == "auto" else "layout.ranks_per_phase"
+    if job.layout.grow_by == "auto" or job.layout.ranks_per_phase:
+        key = "layout.grow_by" if job.layout.grow_by == "auto" else "layout.ranks_per_phase"
         faults.append(Fault(key, "needs the phases beforehand; a trigger takes 'accumulation' or 'ranks'"))
     faults += _rule_faults(job, num_samples)
     if section.batch_scale != 1 and not isinstance(trigger, AdaScaleTrigger):
@@ -57,8 +57,8 @@ def trigger_faults(job: Job, ranks: int, num_samples: int) -> list[Fault]:
         faults.append(Fault("trigger.windows_epochs", f"{edges[-1]:g} is not before epochs = {section.epochs:g}"))
     if not isinstance(trigger, PlateauTrigger):
         faults += _gradient_faults(job, ranks)
-    if isinstance(trigger, MeasuringTrigger) and trigger.min_factor > trigger.factor:
-        fault = f"{trigger.min_factor:g} is above factor = {trigger.factor:g}: no change would be made"
+    if isinstance(trigger, MeasuringTrigger) and trigger.min_factor > trigger.max_batch_factor:
+        fault = f"{trigger.min_factor:g} is above factor = {trigger.max_batch_factor:g}: no change would be made"
         faults.append(Fault("trigger.min_factor", fault))
     return faults + _factor_faults(job, num_samples) + _span_faults(job)
 
@@ -66,7 +66,7 @@ def trigger_faults(job: Job, ranks: int, num_samples: int) -> list[Fault]:
 def _adascale_faults(job: Job, num_samples: int) -> list[Fault]:
     """Its batch is `batch_scale` times the one that everything else is meant for, and its gain is the only rule."""
     section = job.schedule
-    assert isinstance(section, MeasuredSchedule)
+    assert isinstance(section, AdaptiveSchedule)
     others: dict[str, tuple[object, object]] = {
         "lr_scale": (section.lr_scale, 1.0),
         "raise_momentum_to": (section.raise_momentum_to, None),
@@ -93,7 +93,7 @@ def _adascale_faults(job: Job, num_samples: int) -> list[Fault]:
 def _span_faults(job: Job) -> list[Fault]:
     """No decision would ever come: what has to pass before it is as long as the run. A window's end needs none."""
     section, trigger = job.schedule, job.trigger
-    assert isinstance(section, MeasuredSchedule)
+    assert isinstance(section, AdaptiveSchedule)
     if getattr(trigger, "windows_epochs", None):
         return []
     most = section.epochs * section.batch_scale  # at most: under AdaScale with a gain of 1
@@ -109,15 +109,17 @@ def _span_faults(job: Job) -> list[Fault]:
 
 def _unit_faults(job: Job, ranks: int, num_samples: int) -> list[Fault]:
     """Every multiple of the unit must be formed on these ranks, as no decision can be refused later."""
-    assert isinstance(job.schedule, MeasuredSchedule)
+    assert isinstance(job.schedule, AdaptiveSchedule)
     unit, group, faults = batch_unit(job), job.model.ghost_batch, []
-    every = group if job.layout.ragged or job.layout.growth == "ranks" else group * max(1, ranks)
+    every = group if job.layout.uneven_ranks or job.layout.grow_by == "ranks" else group * max(1, ranks)
     if unit % every:
         lower = unit // every * every
         nearest = f"{lower} or {lower + every}" if lower else f"{every}"
         why = f"ghost batches of {group}" + (f" on {ranks} ranks" if every != group else "")
         fault = f"{unit} = {unit / every:.2f} × {every}, {why}; nearest: {nearest}"
-        faults.append(Fault("schedule.batch_multiple", fault + ("" if every == group else "; or layout.ragged = true")))
+        faults.append(
+            Fault("schedule.batch_multiple", fault + ("" if every == group else "; or layout.uneven_ranks = true"))
+        )
     first = job.schedule.global_batch
     if first % unit:
         below = f"{first // unit * unit}, " if first > unit else ""
@@ -138,12 +140,12 @@ def _factor_faults(job: Job, num_samples: int) -> list[Fault]:
         start = make_start(job, num_samples)
     except (JobError, ArithmeticError):
         return []  # told of where the schedule is compiled
-    first, unit, factor = start.global_batch, start.group, job.trigger.factor
+    first, unit, factor = start.global_batch, start.group, job.trigger.max_batch_factor
     if start.whole(factor * first) > first:
         return []
     fault = f"{factor:g} × {first} = {factor * first:g} is below {first + unit}, the next whole multiple of {unit}"
     mend = f"nearest: {(first + unit) / first:g}; or a smaller schedule.batch_multiple"
-    return [Fault("trigger.factor", f"{fault}: nothing would grow; {mend}")]
+    return [Fault("trigger.max_batch_factor", f"{fault}: nothing would grow; {mend}")]
 
 
 def _rule_faults(job: Job, num_samples: int) -> list[Fault]:
@@ -161,9 +163,9 @@ def _rule_faults(job: Job, num_samples: int) -> list[Fault]:
 
 def _gradient_faults(job: Job, ranks: int) -> list[Fault]:
     """tr(Σ) is seen in how the gradients of an update's passes differ: there must be two."""
-    assert isinstance(job.schedule, MeasuredSchedule)
+    assert isinstance(job.schedule, AdaptiveSchedule)
     batch = half_up(job.schedule.global_batch * job.schedule.batch_scale)
-    if (ranks > 1 and job.layout.growth != "ranks") or batch > job.micro_batch_limit:
+    if (ranks > 1 and job.layout.grow_by != "ranks") or batch > job.micro_batch_limit:
         return []
     return [one_gradient(job, batch)]
 

@@ -13,7 +13,7 @@ from fractions import Fraction
 from typing import Any, TypeGuard
 
 from hvd_batchgrow.config import Job
-from hvd_batchgrow.config.schedules import MeasuredSchedule
+from hvd_batchgrow.config.schedules import AdaptiveSchedule
 from hvd_batchgrow.config.triggers import (
     AdaScaleTrigger,
     CabsTrigger,
@@ -120,7 +120,7 @@ class Plateau:
             f"test {self._section.metric} no better than {self.best:.4g} for {bad_epochs:.3g} epochs, "
             f"more than patience {self._section.patience_epochs:g}"
         )
-        return Wish(why, noise_factor=self._section.factor)
+        return Wish(why, noise_factor=self._section.noise_factor)
 
     def decided(self, decision: Decision) -> None:
         """A decision was made, on this wish or at the end of a window, now or in a life before."""
@@ -167,7 +167,7 @@ class Measuring:
         self._asks_since: int | None = None
 
     def look(self, now: Measurement) -> Wish | None:
-        """A wish that lies within `factor` and beyond `min_factor` of the batch there is."""
+        """A wish that lies within `max_batch_factor` and beyond `min_factor` of the batch there is."""
         asked = self._formula(now)
         if asked is None or not asked[0] > now.global_batch:  # also where it is NaN
             self._asks_since = None
@@ -176,7 +176,7 @@ class Measuring:
             self._asks_since = now.samples
         if now.samples - self._asks_since < self._hold_samples:
             return None
-        most = self._section.factor * now.global_batch
+        most = self._section.max_batch_factor * now.global_batch
         batch, why = min(asked[0], most), asked[1]
         if batch < self._section.min_factor * now.global_batch:
             return None
@@ -301,7 +301,7 @@ def make_trigger(job: Job, num_samples: int) -> Trigger:
     if isinstance(section, SimilarityTrigger):
         return Measuring(section, lambda now: similarity(section, now))
     if isinstance(section, AdaScaleTrigger):
-        assert isinstance(job.schedule, MeasuredSchedule)
+        assert isinstance(job.schedule, AdaptiveSchedule)
         return AdaScale(section, job.schedule.global_batch)
     assert isinstance(section, GradientNoiseTrigger)
     return Measuring(section, lambda now: gradient_noise(section, now), decimal(section.hold_epochs) * num_samples)
@@ -328,7 +328,7 @@ def bounded(wish: Wish | None, job: Job, num_samples: int, num_decisions: int, n
     if wish is None and epoch >= latest:
         why = f"the window of {earliest:g} … {latest:g} epochs ends"
         if isinstance(section, PlateauTrigger):
-            return Wish(why, noise_factor=section.factor)
-        most = section.factor * now.global_batch
+            return Wish(why, noise_factor=section.noise_factor)
+        most = section.max_batch_factor * now.global_batch
         return Wish(why, batch=most, most=most)
     return wish

@@ -125,7 +125,7 @@ def _notes(layout: Layout, times: StepTimes) -> Iterable[str]:
 
 
 def choose_ranks(job: Job, num_samples: int, probe: Probe, ranks: int) -> ChooseRanks:
-    """Ranks of each phase for layout.growth = "auto", by layout.objective; for `compile_plan`.
+    """Ranks of each phase for layout.grow_by = "auto", by layout.objective; for `compile_plan`.
 
     least_time: the fastest number that can be formed. least_rank_hours: the cheapest; while the
     whole is over layout.time_limit_h, the phase and number that save the most time for a rank-hour
@@ -133,7 +133,7 @@ def choose_ranks(job: Job, num_samples: int, probe: Probe, ranks: int) -> Choose
     rank-hours for the time it ends with, which may be below the limit by what the last step saved.
 
     Args:
-        job: with layout.growth = "auto".
+        job: with layout.grow_by = "auto".
         num_samples: N.
         probe: the measurements.
         ranks: that can be had; layout.max_ranks may be fewer.
@@ -159,7 +159,9 @@ def choose_ranks(job: Job, num_samples: int, probe: Probe, ranks: int) -> Choose
 
 def _options(stage: Stage, phase: Phase, job: Job, times: StepTimes, max_ranks: int) -> list[PhaseCost]:
     """A phase on every number of ranks that can be formed, the fewest first."""
-    counts = formable_ranks(stage.global_batch // job.model.ghost_batch, max_ranks, ragged=job.layout.ragged)
+    counts = formable_ranks(
+        stage.global_batch // job.model.ghost_batch, max_ranks, uneven_ranks=job.layout.uneven_ranks
+    )
     try:
         layouts = [layout_for(stage, ranks, job) for ranks in sorted(counts)]
     except ValueError:  # a fault that no number of ranks can mend: `compile_plan` tells it, of one

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.config.schedules import (
     AdaBatchSchedule,
+    AdaptiveSchedule,
     BoundaryBase,
     DecaySchedule,
     HybridSchedule,
-    MeasuredSchedule,
     StepsSchedule,
 )
 from hvd_batchgrow.config.triggers import AdaScaleTrigger, NoTrigger, PlateauTrigger
@@ -34,7 +34,7 @@ def growth_notes(job: Job, num_samples: int, phases: Sequence[Phase]) -> list[st
     if isinstance(section, (DecaySchedule, StepsSchedule)) or isinstance(job.trigger, AdaScaleTrigger):
         return []  # their batch is as the job file states it
     start = make_start(job, num_samples)
-    if isinstance(section, MeasuredSchedule):
+    if isinstance(section, AdaptiveSchedule):
         return _measured_notes(job, start)
     batches = [phase.global_batch for phase in phases if phase.num_updates]
     if len(batches) < 2:
@@ -50,8 +50,9 @@ def growth_notes(job: Job, num_samples: int, phases: Sequence[Phase]) -> list[st
 def _measured_notes(job: Job, start: Start) -> list[str]:
     trigger = job.trigger
     assert not isinstance(trigger, (NoTrigger, AdaScaleTrigger))
-    wanted = _wanted_first(start, trigger.factor)
     is_plateau = isinstance(trigger, PlateauTrigger)
+    factor = trigger.noise_factor if isinstance(trigger, PlateauTrigger) else trigger.max_batch_factor
+    wanted = _wanted_first(start, factor)
     if isinstance(trigger, PlateauTrigger) and _comes_too_late(job, trigger):
         every, patience = job.evaluation.every_epochs, trigger.patience_epochs
         why = f"evaluation.every_epochs = {every:g} and trigger.patience_epochs = {patience:g}"
@@ -107,7 +108,7 @@ def _why(job: Job, start: Start, wanted: float) -> str:
     if start.max_batch is not None and start.max_batch < first + unit:
         return f"{_limit(job, start)}{_remedy(start, wanted)}"
     if wanted <= first:
-        key = "batch_factor" if isinstance(section, AdaBatchSchedule) else "factor"
+        key = "batch_factor" if isinstance(section, AdaBatchSchedule) else "noise_factor"
         return f"schedule.{key} asks for no larger batch"
     return f"the wanted {wanted:.6g} is rounded to {first}, a whole multiple of {unit}; use a larger factor"
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import itertools
 import math
 
-from hvd_batchgrow.config import OF_GROWTH, AdamSection, Job
+from hvd_batchgrow.config import KEYS_OF_GROW_BY, AdamSection, Job
 from hvd_batchgrow.config.batch_steps import parse_batch_steps
 from hvd_batchgrow.config.schedules import (
+    AdaptiveSchedule,
     BoundaryBase,
     DecaySchedule,
     HybridSchedule,
     ImportSchedule,
-    MeasuredSchedule,
     StepsSchedule,
 )
 from hvd_batchgrow.config.triggers import PlateauTrigger
@@ -53,17 +53,15 @@ def _early_faults(job: Job, ranks: int, num_samples: int) -> list[Fault]:
     if job.layout.exact and job.update.precision == "float16":
         fault = "'float16' needs a loss scale, which exact sums have no room for; use 'bfloat16' or 'float32'"
         faults.append(Fault("update.precision", fault))
-    if job.layout.exact and job.update.compression != "none":
-        fault = f"{job.update.compression!r} rounds the sums that layout.exact keeps exact; choose one"
-        faults.append(Fault("update.compression", fault))
+    if job.layout.exact and job.update.allreduce_dtype != "none":
+        fault = f"{job.update.allreduce_dtype!r} rounds the sums that layout.exact keeps exact; choose one"
+        faults.append(Fault("update.allreduce_dtype", fault))
     if job.layout.exact and (job.layout.threads_per_rank or 1) > 1:
         fault = f"{job.layout.threads_per_rank} threads add up in another order than 1, which layout.exact needs; "
         faults.append(Fault("layout.threads_per_rank", f"{fault}set 1, or leave it out"))
     if section.raise_momentum_to is not None and section.raise_momentum_to < job.optim.momentum:
-        fault = (
-            f"{section.raise_momentum_to:g} is below optim.momentum = {job.optim.momentum:g}, where the schedule starts"
-        )
-        faults.append(Fault("schedule.raise_momentum_to", f"{fault}; leave it out, or lower optim.momentum"))
+        fault = f"{section.raise_momentum_to:g} is below {job.optim.momentum_key} = {job.optim.momentum:g}"
+        faults.append(Fault("schedule.raise_momentum_to", f"{fault}; leave it out, or lower {job.optim.momentum_key}"))
     return faults + _senseless_values(job)
 
 
@@ -75,11 +73,11 @@ def _senseless_values(job: Job) -> list[Fault]:
         product = f"{optim.weight_decay:g} × the learning rate {lr:g} = {lr * optim.weight_decay:g}"
         fault = f"{product}: each update would remove such a share of every weight; use < {1 / lr:g}"
         faults.append(Fault("optim.weight_decay", fault))
-    if update.average_samples is not None and update.average_samples < 1:
-        decay, batch = update.average_samples, first_batch(job)
+    if update.ema_samples is not None and update.ema_samples < 1:
+        decay, batch = update.ema_samples, first_batch(job)
         memory = -batch / math.log(decay)
         fault = f"{decay:g} is a memory in samples, and below 1; for a decay of {decay:g} per update of {batch} samples"
-        faults.append(Fault("update.average_samples", f"{fault} use {memory:.6g}"))
+        faults.append(Fault("update.ema_samples", f"{fault} use {memory:.6g}"))
     trigger = job.trigger
     if isinstance(trigger, PlateauTrigger) and trigger.metric == "top1" and trigger.min_delta >= 1:
         fault = f"{trigger.min_delta:g}: accuracy is in [0, 1], so that nothing could be an improvement"
@@ -93,9 +91,9 @@ def _contradictions(job: Job) -> list[Fault]:
     section, faults = job.schedule, []
     if section.policy == "steps":
         given = {"lr_scale": section.lr_scale != 1, "raise_momentum_to": section.raise_momentum_to is not None}
-        own = {"lr_scale": "lr", "raise_momentum_to": "momentum"}
+        own = {"lr_scale": "optim.lr", "raise_momentum_to": job.optim.momentum_key}
         fault = "starts with a larger batch, and batch_steps says every batch"
-        faults += [Fault(f"schedule.{key}", f"{fault}; change optim.{own[key]}") for key in given if given[key]]
+        faults += [Fault(f"schedule.{key}", f"{fault}; change {own[key]}") for key in given if given[key]]
     if section.policy == "seesaw" and not isinstance(job.optim, AdamSection):
         fault = f"'seesaw' is for optim.name = 'adam' or 'adamw', not {job.optim.name!r}, whose noise goes with ε/B"
         faults.append(Fault("schedule.policy", f"{fault}; use 'grow'"))
@@ -112,9 +110,9 @@ def _unused(job: Job) -> list[Fault]:
     """Keys that say something else than by default, and that nothing asks."""
     section, layout, faults = job.schedule, job.layout, []
     for key in layout.unused():
-        users = " or ".join(repr(growth) for growth, keys in OF_GROWTH.items() if key in keys)
-        beside = " without ranks_per_phase" if key == "max_ranks" and layout.growth == "ranks" else ""
-        fault = f"is for growth = {users}{beside}, and growth is {layout.growth!r}; leave it out"
+        users = " or ".join(repr(growth) for growth, keys in KEYS_OF_GROW_BY.items() if key in keys)
+        beside = " without ranks_per_phase" if key == "max_ranks" and layout.grow_by == "ranks" else ""
+        fault = f"is for growth = {users}{beside}, and growth is {layout.grow_by!r}; leave it out"
         faults.append(Fault(f"layout.{key}", fault))
     if section.warmup_start_lr and not section.warmup_epochs:
         fault = (
@@ -132,7 +130,7 @@ def _unused_of_import(section: ImportSchedule) -> list[Fault]:
     kinds = ["polynomial", "cosine"]
     users = {"power": kinds[:1], "end_lr_fraction": kinds}
     if section.lr_schedule == "steps":
-        users["num_steps"] = [*kinds, "module:function"]
+        users["num_phases"] = [*kinds, "module:function"]
     return [
         Fault(f"schedule.{key}", f"is for {' or '.join(map(repr, of))}, not {section.lr_schedule!r}; leave it out")
         for key, of in users.items()
@@ -143,7 +141,7 @@ def _unused_of_import(section: ImportSchedule) -> list[Fault]:
 def _cut_groups(job: Job, num_samples: int) -> list[Fault]:
     """Batches, and a limit of passes, that are not whole groups; what a measured schedule asks of its own is more."""
     group, said = job.model.ghost_batch, [("layout.max_micro_batch", job.micro_batch_limit)]
-    if not isinstance(job.schedule, MeasuredSchedule):
+    if not isinstance(job.schedule, AdaptiveSchedule):
         said += _said_batches(job, num_samples)
     return [Fault(key, cut_groups(samples, group)) for key, samples in said if samples % group]
 

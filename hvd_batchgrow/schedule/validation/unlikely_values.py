@@ -40,11 +40,11 @@ def _of_optimizer(job: Job, num_updates: int) -> Iterator[str]:
     memory = 1 / (1 - optim.momentum)
     if optim.momentum > 0.99 and memory > num_updates:
         yield (
-            f"optim.momentum = {optim.momentum:g} averages gradients over {memory:,.0f} updates, "
+            f"{optim.momentum_key} = {optim.momentum:g} averages gradients over {memory:,.0f} updates, "
             f"and the run has {num_updates:,}"
         )
-    if isinstance(optim, AdamSection) and optim.beta2 < optim.momentum:
-        yield f"optim.beta2 = {optim.beta2:g} is below optim.momentum (β₁) = {optim.momentum:g}: are they swapped?"
+    if isinstance(optim, AdamSection) and optim.betas[1] < optim.momentum:
+        yield f"optim.betas[1] = {optim.betas[1]:g} is below optim.betas[0] = {optim.momentum:g}: are they swapped?"
     if isinstance(optim, (AdamSection, LarsSection)) and optim.eps > 1:
         yield f"optim.eps = {optim.eps:g} is far above a gradient's size: hardly any step is left; 1e-8 is usual"
     if isinstance(optim, LarsSection):
@@ -64,10 +64,10 @@ def _of_optimizer(job: Job, num_updates: int) -> Iterator[str]:
 
 def _of_network(job: Job) -> Iterator[str]:
     model = job.model
-    if model.ghost_momentum > 0.5:
+    if model.bn_momentum > 0.5:
         yield (
-            f"model.ghost_momentum = {model.ghost_momentum:g} is the weight of the newest ghost batch in the running "
-            f"statistics; a weight of {1 - model.ghost_momentum:.4g} is what TensorFlow calls {model.ghost_momentum:g}"
+            f"model.bn_momentum = {model.bn_momentum:g} is the weight of the newest ghost batch in the running "
+            f"statistics; a weight of {1 - model.bn_momentum:.4g} is what TensorFlow calls {model.bn_momentum:g}"
         )
     if model.dropout > 0.8:
         yield f"model.dropout = {model.dropout:g} is the share that is dropped; to keep it: {1 - model.dropout:.4g}"
@@ -82,11 +82,11 @@ def _of_lengths(job: Job, num_samples: int, batch: int) -> Iterator[str]:
     for key, every in (("evaluation", job.evaluation.every_epochs), ("checkpoint", job.checkpoint.every_epochs)):
         if every * num_samples < batch:
             yield f"{key}.every_epochs = {every:g} is less than an update: there is one after each"
-    if job.watch.stall_timeout_s < _SHORT_TIMEOUT_S:
-        yield f"watch.stall_timeout_s = {job.watch.stall_timeout_s:g}: any step that takes longer ends the job"
-    if job.update.average_samples is not None and job.update.average_samples < batch:
-        memory = job.update.average_samples
-        yield f"update.average_samples = {memory:g} is less than a batch: the average hardly differs from the weights"
+    if job.logging.stall_timeout_s < _SHORT_TIMEOUT_S:
+        yield f"logging.stall_timeout_s = {job.logging.stall_timeout_s:g}: any step that takes longer ends the job"
+    if job.update.ema_samples is not None and job.update.ema_samples < batch:
+        memory = job.update.ema_samples
+        yield f"update.ema_samples = {memory:g} is less than a batch: the average hardly differs from the weights"
     if isinstance(job.trigger, PlateauTrigger) and job.trigger.metric == "top1" and job.trigger.min_delta >= 0.1:
         delta = job.trigger.min_delta
         yield f"trigger.min_delta = {delta:g} is {delta:.0%} of the test set: accuracy is in [0, 1]"

@@ -168,7 +168,7 @@ class Watchdog:
             fate = "it is ended" if self._ranks.elastic else "the job ends"
             self._say(f"no progress for {still_s:.1f} s ({fate} at {timeout_s:g} s): {self._culprits(stage)}")
         if still_s > self._limit_s(stage):
-            self._say(f"no progress for {timeout_s:g} s, watch.stall_timeout_s; ending: {self._culprits(stage)}")
+            self._say(f"no progress for {timeout_s:g} s, logging.stall_timeout_s; ending: {self._culprits(stage)}")
             self._end()
 
     def _limit_s(self, stage: str) -> float:

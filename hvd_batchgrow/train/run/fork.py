@@ -18,7 +18,7 @@ from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint, newest_good, 
 _FIXED = frozenset(
     {
         *("seed", "data.num_samples"),  # the order of samples, which the run is in the midst of
-        *("model.name", "model.arguments", "model.channels", "optim.name", "update.average_samples"),  # what is saved
+        *("model.name", "model.kwargs", "model.channels", "optim.name", "update.ema_samples"),  # what is saved
     }
 )
 _RECORDS = ("metrics.jsonl", "consumed.jsonl")
@@ -86,7 +86,7 @@ def _decided(checkpoint: Checkpoint, plan: Plan) -> tuple[Plan, dict[str, bytes]
     Those ahead of it are left out, unless they are replayed: the new job may decide otherwise.
     """
     made = tuple(map(Decision.from_dict, checkpoint.growth.get("decisions", ())))
-    if not plan.job.is_measured or not made:
+    if not plan.job.is_adaptive or not made:
         return plan, {}
     source = checkpoint.growth["replayed_from"]
     kept = made if source else tuple(decision for decision in made if decision.samples <= checkpoint.samples)

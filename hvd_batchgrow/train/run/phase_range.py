@@ -21,7 +21,7 @@ def check_width(plan: Plan, phases: tuple[int, int], num_ranks: int) -> None:
         JobError: they are not, or do not; with what would be right.
     """
     first, last = phases
-    if plan.job.is_measured:
+    if plan.job.is_adaptive:
         fault = "a trigger makes the phases as it goes: train it as one job, without --phases"
         raise JobError([Fault("--phases", fault)], plan.job.name)
     if not 1 <= first <= last <= len(plan.layouts):

@@ -44,7 +44,7 @@ class RunOptions:
     """The first and the last phase to train, from 1; None: all. The ranks launched must be those of these phases."""
     fork: str | None = None
     """Name of a new run to make from the newest good checkpoint of the job's; None: it is the job's own run."""
-    updates: int | None = None
+    max_updates: int | None = None
     """Stop after so many updates, of all lives that share a `Carry`."""
     replay: Path | None = None
     """A file of decisions to follow, and to make no others; None: the job's trigger decides."""
@@ -101,7 +101,7 @@ def run_job(
             overwrite=options.overwrite,
             origin=origin,
             check=lambda checkpoint: check_fits(checkpoint, trainer.model, trainer.optimizer, folder),
-            schema=source.schema and {**source.schema, "mean": source.mean, "deviation": source.deviation},
+            schema=source.schema and {**source.schema, "mean": source.mean, "std": source.std},
         )
         notes += ranks.together(lambda: _notes_on_gaps(folder, plan, checkpoint, carry) if ranks.rank == 0 else [])
         notes += [*plan.notes, *source.notes, *_notes_on_bad(source)]
@@ -114,8 +114,8 @@ def run_job(
             )
         ranks.together(lambda: check_reached(plan, options.phases, checkpoint, folder))
         before = carry.num_updates
-        if options.updates is not None:
-            stop = StopAfter(stop, lambda: before + trainer.num_updates, options.updates)
+        if options.max_updates is not None:
+            stop = StopAfter(stop, lambda: before + trainer.num_updates, options.max_updates)
         try:
             end_samples = end_of(plan, options.phases)
             return trainer.run(stop, checkpoint, notes, end_samples, carry.last_update, options.replay)
@@ -138,7 +138,7 @@ def _notes_on_gaps(folder: Path, plan: Plan, checkpoint: Checkpoint | None, carr
         return []
     decided = [decision["new_batch"] for decision in checkpoint.growth.get("decisions", ())]
     largest = max([*decided, *(phase.global_batch for phase in plan.schedule.phases)])
-    interval = plan.num_samples / plan.job.watch.records_per_epoch + largest
+    interval = plan.num_samples / plan.job.logging.logs_per_epoch + largest
     return gap_notes(folder, checkpoint.samples, carry.last_update, interval)
 
 
@@ -178,10 +178,10 @@ def _prepare(job: Job, ranks: Ranks, options: RunOptions) -> tuple[Plan, Plan]:
     try:
         check_wire_type(wire_type_of(job.update), ranks, exact=False)
     except ValueError as error:
-        raise JobError([Fault("update.compression", str(error))], job.name) from None
+        raise JobError([Fault("update.allreduce_dtype", str(error))], job.name) from None
     return plan, shown
 
 
 def for_any_ranks(job: Job) -> Job:
     """The job with a layout for however many ranks there are: all of them train, and may hold unequal shares."""
-    return job.model_copy(update={"layout": job.layout.grown_by("accumulation", ragged=True)})
+    return job.model_copy(update={"layout": job.layout.grown_by("accumulation", uneven_ranks=True)})

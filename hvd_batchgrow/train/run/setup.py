@@ -38,9 +38,9 @@ def load_together(job: Job, ranks: Ranks, report: ReportProgress) -> Source:
     return ranks.together(lambda: first or load())
 
 
-def on_bad(job: Job, ranks: Ranks) -> OnBad:
+def on_bad_sample(job: Job, ranks: Ranks) -> OnBad:
     """What this rank does about a bad sample."""
-    if job.data.on_bad == "error":
+    if job.data.on_bad_sample == "error":
         return raise_bad
     return lambda bad: print(f"rank {ranks.rank}: {bad.told()}; the next takes its place", file=sys.stderr, flush=True)
 

@@ -332,7 +332,7 @@ def _float32_or_better(flat: Tensor) -> Tensor:
 
 def wire_type_of(rule: UpdateSection) -> torch.dtype | None:
     """Of the gradients on their way between ranks; None: as they are."""
-    return None if rule.compression == "none" else getattr(torch, rule.compression)
+    return None if rule.allreduce_dtype == "none" else getattr(torch, rule.allreduce_dtype)
 
 
 def check_wire_type(wire_type: torch.dtype | None, ranks: Ranks, *, exact: bool) -> None:
