@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.turns import print_rates, take_turns
 from hvd_batchgrow.config import DataSection
-from hvd_batchgrow.data.datasets.dataset import ArraySamples, Source, raise_bad
+from hvd_batchgrow.data.datasets.dataset import ArrayDataset, DatasetPair, raise_bad
 from hvd_batchgrow.data.order.stream import Stream
 from hvd_batchgrow.data.pipeline.reader import Reader
 
@@ -60,10 +60,10 @@ class OneByOne(Dataset[Tensor]):
         return image.float().div(255).sub_(MEAN).div_(DEVIATION)
 
 
-def ours(samples: ArraySamples, pipeline: str, channels: int) -> Iterator[Tensor]:
+def ours(samples: ArrayDataset, pipeline: str, channels: int) -> Iterator[Tensor]:
     """Batches as the trainer takes them."""
     data = DataSection(source="numpy", crop_padding=PAD, hflip=True, pipeline=pipeline)  # type: ignore[arg-type]
-    source = Source(samples, samples, 10, (MEAN,) * channels, (DEVIATION,) * channels)
+    source = DatasetPair(samples, samples, 10, (MEAN,) * channels, (DEVIATION,) * channels)
     reader = Reader(data, source, torch.device("cpu"), 1, raise_bad)
     return (batch.inputs for batch in reader.training(Stream(NUM_SAMPLES, 0), BATCH, 0, 1))
 
@@ -93,7 +93,7 @@ def main() -> None:
     side, channels = arguments.side, arguments.channels
     images = np.random.default_rng(0).integers(0, 256, (NUM_SAMPLES, side, side, channels), dtype=np.uint8)
     padded = torch.from_numpy(np.pad(images, ((0, 0), (PAD, PAD), (PAD, PAD), (0, 0))))
-    samples = ArraySamples(images, np.zeros(NUM_SAMPLES, dtype=np.int64))
+    samples = ArrayDataset(images, np.zeros(NUM_SAMPLES, dtype=np.int64))
     one_by_one = DataLoader(OneByOne(torch.from_numpy(images)), BATCH, shuffle=True)
     contestants = {
         "flat torch gather": contestant(lambda: gather(padded, side, channels)),

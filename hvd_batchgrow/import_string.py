@@ -33,7 +33,7 @@ def find_callable(name: str) -> Callable[..., Any]:
     except Exception as error:  # the user's own code
         missing = isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}.")
         searched = f"; looked for in the working directory {Path.cwd()} and on Python's path" if missing else ""
-        raise NotFound(f"{name} cannot be imported: {told(error)}{searched}") from error
+        raise NotFound(f"{name} cannot be imported: {describe_error(error)}{searched}") from error
     found = getattr(module, attribute, None)
     if callable(found):
         return found  # type: ignore[no-any-return]
@@ -43,7 +43,7 @@ def find_callable(name: str) -> Callable[..., Any]:
     raise NotFound(f"{name}: {module_name} {what}{hint}")
 
 
-def told(error: Exception) -> str:
+def describe_error(error: Exception) -> str:
     """An error and where it came from, as near to the user's own lines as can be told."""
     frames = traceback.extract_tb(error.__traceback__)
     torch = find_spec("torch")

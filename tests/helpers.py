@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from hvd_batchgrow.config import Job
-from hvd_batchgrow.data.datasets.dataset import ArraySamples, Source
-from hvd_batchgrow.data.images.encoded_dataset import EncodedSamples, read_header
+from hvd_batchgrow.data.datasets.dataset import ArrayDataset, DatasetPair
+from hvd_batchgrow.data.images.encoded_dataset import EncodedDataset, read_header
 from hvd_batchgrow.data.images.image_index import Entry, make_index
 from hvd_batchgrow.job_file import parse_job
 
@@ -65,17 +65,17 @@ def small_job(root: Path | str = "data", **sections: Any) -> Job:
     return parse_job(job_tree(root, **sections))
 
 
-def small_source() -> Source:
+def small_source() -> DatasetPair:
     """Three classes of noisy 8×8 images."""
     generator = np.random.default_rng(0)
     prototypes = generator.integers(0, 256, (NUM_CLASSES, SIDE, SIDE, 1))
 
-    def images(count: int) -> ArraySamples:
+    def images(count: int) -> ArrayDataset:
         labels = generator.integers(0, NUM_CLASSES, count)
         noise = generator.integers(-60, 60, (count, SIDE, SIDE, 1))
-        return ArraySamples(np.clip(prototypes[labels] + noise, 0, 255).astype(np.uint8), labels.astype(np.int64))
+        return ArrayDataset(np.clip(prototypes[labels] + noise, 0, 255).astype(np.uint8), labels.astype(np.int64))
 
-    return Source(images(NUM_TRAIN), images(NUM_TEST), NUM_CLASSES, (0.5,), (0.25,))
+    return DatasetPair(images(NUM_TRAIN), images(NUM_TEST), NUM_CLASSES, (0.5,), (0.25,))
 
 
 def idx_bytes(array: NDArray[np.uint8]) -> bytes:
@@ -83,7 +83,7 @@ def idx_bytes(array: NDArray[np.uint8]) -> bytes:
     return struct.pack(f">HBB{array.ndim}i", 0, 8, array.ndim, *array.shape) + array.tobytes()
 
 
-def write_idx_folder(folder: Path, source: Source) -> Path:
+def write_idx_folder(folder: Path, source: DatasetPair) -> Path:
     """The four files of a source, images gzipped and labels not."""
     folder.mkdir(parents=True, exist_ok=True)
     for prefix, part in (("train", source.train), ("t10k", source.test)):
@@ -96,7 +96,7 @@ def write_idx_folder(folder: Path, source: Source) -> Path:
     return folder
 
 
-def encoded_samples(folder: Path, num_samples: int) -> EncodedSamples:
+def encoded_samples(folder: Path, num_samples: int) -> EncodedDataset:
     """JPEG files of several sizes, one of them grey."""
     generator = np.random.default_rng(2)
     entries = []
@@ -107,4 +107,4 @@ def encoded_samples(folder: Path, num_samples: int) -> EncodedSamples:
         path = folder / f"{k}.jpg"
         (image.convert("L") if k == 3 else image).save(path, quality=90)
         entries.append(Entry(path.name, 0, path.stat().st_size, k % 7, *read_header(path.read_bytes())))
-    return EncodedSamples(folder, make_index(entries))
+    return EncodedDataset(folder, make_index(entries))

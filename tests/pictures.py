@@ -16,8 +16,8 @@ from PIL import Image
 from tfrecord.writer import TFRecordWriter
 
 from hvd_batchgrow.config import DataSection
-from hvd_batchgrow.data.datasets.dataset import ReportProgress, Source
-from hvd_batchgrow.data.images.encoded_dataset import EncodedSamples, decode
+from hvd_batchgrow.data.datasets.dataset import DatasetPair, ReportProgress
+from hvd_batchgrow.data.images.encoded_dataset import EncodedDataset, decode
 from hvd_batchgrow.data.sources import image_folder, tfrecord
 from hvd_batchgrow.data.sources import webdataset as wds
 
@@ -80,7 +80,7 @@ class Form:
     """A format, and its own writer."""
 
     source: str
-    load: Callable[[DataSection, ReportProgress], Source]
+    load: Callable[[DataSection, ReportProgress], DatasetPair]
     write: Callable[[Path, str, Sequence[Picture]], None]
 
     def expected(self, images: Sequence[Picture]) -> list[Picture]:
@@ -92,7 +92,7 @@ class Form:
         self.write(root, "val", pictures(NUM_VAL, first=20) if val is None else val)
         return root
 
-    def read(self, root: Path, report: ReportProgress | None = None, **job: Any) -> Source:
+    def read(self, root: Path, report: ReportProgress | None = None, **job: Any) -> DatasetPair:
         return self.load(DataSection(source=self.source, root=str(root), **job), report or (lambda *_: None))
 
 
@@ -103,7 +103,7 @@ each_form = pytest.mark.parametrize("form", [FOLDER, TARS, RECORDS], ids=lambda 
 
 
 def assert_holds(samples: Any, expected: Sequence[Picture]) -> None:
-    assert isinstance(samples, EncodedSamples)
+    assert isinstance(samples, EncodedDataset)
     assert samples.labels.tolist() == [image.label for image in expected]
     assert samples.sizes.tolist() == [list(image.pixels.shape[:2]) for image in expected]
     for k, (data, image) in enumerate(zip(samples.fetch(np.arange(len(samples))), expected, strict=True)):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.config import Job
-from hvd_batchgrow.data.datasets.dataset import Source
+from hvd_batchgrow.data.datasets.dataset import DatasetPair
 from hvd_batchgrow.schedule.adaptive.decisions import Decision
 from hvd_batchgrow.schedule.plan import compile_plan
 from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint, tree_digest
@@ -45,12 +45,14 @@ class StopAfter:
         self.updates, self.here, self.looks = updates, here, 0
 
     @property
-    def asked(self) -> bool:
+    def stop_requested(self) -> bool:
         self.looks += 1
         return self.here and self.looks >= self.updates
 
 
-def make_trainer(job: Job, ranks: Ranks, folder: Path, *observers: Observer, source: Source | None = None) -> Trainer:
+def make_trainer(
+    job: Job, ranks: Ranks, folder: Path, *observers: Observer, source: DatasetPair | None = None
+) -> Trainer:
     """Of a job on `small_source`, or on another, in a folder that is there."""
     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     source = source or small_source()
@@ -62,7 +64,7 @@ def train(
     ranks: Ranks,
     folder: Path,
     *observers: Observer,
-    source: Source | None = None,
+    source: DatasetPair | None = None,
     checkpoint: Checkpoint | None = None,
     stop: Stop | None = None,
     replay: Path | None = None,

@@ -57,7 +57,7 @@ class RanksCommand(JobCommand):
 def with_ranks(work: Callable[[Ranks], ExitCode], backend: Backend) -> ExitCode:
     """Join the other ranks, work, and leave; a rank that fails alone takes the others down with it."""
     from hvd_batchgrow.comm.backend import connect
-    from hvd_batchgrow.comm.ranks import AgreedFailure
+    from hvd_batchgrow.comm.ranks import CollectiveError
     from hvd_batchgrow.train.malloc_tuning import keep_freed_memory
 
     keep_freed_memory()
@@ -66,7 +66,7 @@ def with_ranks(work: Callable[[Ranks], ExitCode], backend: Backend) -> ExitCode:
         code = work(ranks)
         ranks.close()
         return code
-    except AgreedFailure as failure:
+    except CollectiveError as failure:
         if failure.error:
             print(failure.error, file=sys.stderr)
         ranks.close()

@@ -98,7 +98,7 @@ class TrainCommand(RanksCommand):
     def train(self, ranks: Ranks, stop: StopRequest, load: Callable[[], Job]) -> RunEnded:
         """One run, watched on the terminal."""
         from hvd_batchgrow.observers.progress import work_progress
-        from hvd_batchgrow.train.checkpoints.elastic_state import Carry
+        from hvd_batchgrow.train.checkpoints.elastic_state import ElasticState
         from hvd_batchgrow.train.run.run import RunOptions, run_job
 
         console = terminal(sys.stderr, quiet=ranks.local_rank != 0)
@@ -111,14 +111,14 @@ class TrainCommand(RanksCommand):
             replay=self.replay,
             max_updates=self.max_updates,
         )
-        carry = Carry()
+        carry = ElasticState()
 
         def life(options: RunOptions, stop: Stop) -> RunEnded:
             with work_progress(console) as report:
                 return run_job(load, ranks, options, report, lambda job: _observers(job, console), stop, carry)
 
         def is_over() -> bool:
-            return stop.asked or carry.num_updates == self.max_updates
+            return stop.stop_requested or carry.num_updates == self.max_updates
 
         return self.train_elastic(ranks, stop, life, options, is_over) if ranks.elastic else life(options, stop)
 
@@ -185,7 +185,7 @@ class TwinCommand(TrainCommand):
         from hvd_batchgrow.observers.console_tables import print_table, result_table
 
         grown = self.train(ranks, stop, lambda: self.load_growing(ranks, overrides))
-        if not grown.done or ranks.any(flag=stop.asked):
+        if not grown.done or ranks.any(flag=stop.stop_requested):
             return ExitCode.STOPPED
         decayed = self.train(ranks, stop, lambda: self.load_twin(overrides))
         if ranks.rank == 0 and decayed.done:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from hvd_batchgrow.comm.launcher_env import GLOO, launched_by
-from hvd_batchgrow.comm.ranks import Place, Ranks
+from hvd_batchgrow.comm.ranks import HostTopology, Ranks
 from hvd_batchgrow.messages.errors import RunError
 
 # Gradients come as a few large buckets: merging them would cost a copy, and would let timing decide
@@ -91,7 +91,7 @@ class HorovodRanks(Ranks):
         hvd.shutdown()
         _stop_servers(keep=0)
 
-    def prepare(self) -> bytes:
+    def rendezvous_info(self) -> bytes:
         """Under Gloo where to meet: not at horovodrun's own server, which still knows the ranks of before."""
         if self.under_mpi:
             return b""
@@ -101,7 +101,7 @@ class HorovodRanks(Ranks):
         threading.Thread(target=_SERVERS[-1].serve_forever, args=(0.05,), daemon=True).start()
         return f"{socket.gethostname()} {_SERVERS[-1].server_port}".encode()
 
-    def form(self, hosts: Sequence[int], prepared: bytes) -> HorovodRanks | None:
+    def reinit(self, hosts: Sequence[int], prepared: bytes) -> HorovodRanks | None:
         """Shut Horovod down, and start it among these ranks.
 
         Raises:
@@ -126,7 +126,7 @@ def _stop_servers(keep: int) -> None:
 
 def _gloo_environment(hosts: Sequence[int], rank: int, address: str, port: str) -> dict[str, str]:
     """What horovodrun tells a rank, for these ranks."""
-    place = Place.among(hosts, rank)
+    place = HostTopology.among(hosts, rank)
     numbers = {
         "RANK": rank,
         "SIZE": len(hosts),

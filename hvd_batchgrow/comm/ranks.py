@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from hvd_batchgrow.comm.int64_words import from_words, to_words
-from hvd_batchgrow.comm.wakeup import Bell, Waiting
+from hvd_batchgrow.comm.wakeup import WakeupClient, WakeupServer
 from hvd_batchgrow.messages.errors import ExitCode, JobError, RunError
 
 T = TypeVar("T")
@@ -24,7 +24,7 @@ _SENT_AS_THEY_ARE = (torch.float32, torch.float64, torch.int64)
 
 
 @dataclass(frozen=True)
-class Place:
+class HostTopology:
     """Where a rank is among some ranks, which may lie on several hosts."""
 
     local_rank: int
@@ -34,7 +34,7 @@ class Place:
     cross_size: int
 
     @classmethod
-    def among(cls, hosts: Sequence[int], rank: int) -> Place:
+    def among(cls, hosts: Sequence[int], rank: int) -> HostTopology:
         """Of a rank, from the host of each."""
         on_this = [other for other, host in enumerate(hosts) if host == hosts[rank]]
         local_rank = on_this.index(rank)
@@ -61,7 +61,7 @@ class Ranks(ABC):
     """Of 16 bits, what `start_sum` takes beside float32, float64 and int64."""
     elastic = False
     """Whether ranks may come and go."""
-    _waiting: tuple[Waiting, list[int]] | None = None
+    _waiting: tuple[WakeupClient, list[int]] | None = None
     """While a part trains without this rank: its line to rank 0, and the hosts of all."""
 
     @abstractmethod
@@ -85,11 +85,11 @@ class Ranks(ABC):
         """Leave in good order; all ranks do so together."""
 
     @abstractmethod
-    def prepare(self) -> bytes:
+    def rendezvous_info(self) -> bytes:
         """What rank 0 tells all before `form`."""
 
     @abstractmethod
-    def form(self, hosts: Sequence[int], prepared: bytes) -> Ranks | None:
+    def reinit(self, hosts: Sequence[int], prepared: bytes) -> Ranks | None:
         """Let the first ranks talk among themselves; or all again, after that.
 
         Args:
@@ -100,11 +100,11 @@ class Ranks(ABC):
             these ranks; None on ranks that are not among them.
         """
 
-    def first(self, count: int) -> Part | None:
+    def subset(self, count: int) -> RankSubset | None:
         """The first `count` ranks as ranks of their own; None on the others. All ranks call it together.
 
         From here on nothing may be asked of all ranks, until the part is closed on its own and
-        `wait_idle` has returned on the others.
+        `wait_until_woken` has returned on the others.
 
         Args:
             count: 1 to all of them.
@@ -116,23 +116,23 @@ class Ranks(ABC):
             raise ValueError(f"a part of {self.size} ranks has 1 to {self.size}, got {count}")
         hosts = self.hosts()
         if count == self.size:
-            return Part(self, self, hosts, None)
+            return RankSubset(self, self, hosts, None)
         line = self._connect(hosts, count)
-        prepared = self.broadcast_bytes(self.prepare() if self.rank == 0 else None, "part.prepared") or b""
-        formed = self.form(hosts[:count], prepared)
+        prepared = self.broadcast_bytes(self.rendezvous_info() if self.rank == 0 else None, "part.prepared") or b""
+        formed = self.reinit(hosts[:count], prepared)
         if formed is not None:
-            return Part(self, formed, hosts, line if isinstance(line, Bell) else None)
-        if isinstance(line, Waiting):
+            return RankSubset(self, formed, hosts, line if isinstance(line, WakeupServer) else None)
+        if isinstance(line, WakeupClient):
             self._waiting = line, hosts
         return None
 
-    def wait_idle(self, asked: Callable[[], bool]) -> None:
+    def wait_until_woken(self, stop_requested: Callable[[], bool]) -> None:
         """On ranks outside the part: sleep until it is closed, and join the others again.
 
         Takes less than 1 % of a core and ends within a fraction of a second; if rank 0 ends, too.
 
         Args:
-            asked: whether this rank is asked to stop; see `Part.asked_from_outside`.
+            stop_requested: whether this rank is asked to stop; see `RankSubset.stop_requested_elsewhere`.
 
         Raises:
             RunError: rank 0 has ended.
@@ -140,7 +140,7 @@ class Ranks(ABC):
         if self._waiting is None:
             raise ValueError("this rank is in the part, or there is none: it has nothing to wait for")
         (line, hosts), self._waiting = self._waiting, None
-        self.form(hosts, line.wait(asked))
+        self.reinit(hosts, line.wait(stop_requested))
 
     def hosts(self) -> list[int]:
         """A number for the host of each rank, the same for ranks of one host; all ranks call it together."""
@@ -148,14 +148,14 @@ class Ranks(ABC):
         numbers[self.rank] = zlib.crc32(socket.gethostname().encode())
         return [int(number) for number in self.sum(numbers, "hosts")]
 
-    def _connect(self, hosts: Sequence[int], count: int) -> Bell | Waiting | None:
+    def _connect(self, hosts: Sequence[int], count: int) -> WakeupServer | WakeupClient | None:
         """A line from rank 0 to each rank but the first `count`: this rank's end of it, if it has one."""
         on_one_host = len(set(hosts)) == 1
-        bell = Bell(on_one_host=on_one_host) if self.rank == 0 else None
+        bell = WakeupServer(on_one_host=on_one_host) if self.rank == 0 else None
         host, port, token = self.tell_address(bell.port if bell else 0, "part.bell", on_one_host=on_one_host)
         if bell:
             bell.gather(self.size - count, token.encode())
-        return bell or (Waiting(host, port, token.encode()) if self.rank >= count else None)
+        return bell or (WakeupClient(host, port, token.encode()) if self.rank >= count else None)
 
     def tell_address(self, port: int, name: str, *, on_one_host: bool) -> tuple[str, int, str]:
         """Host and port where rank 0 listens, and a token by which it knows its ranks; the same on all."""
@@ -200,13 +200,13 @@ class Ranks(ABC):
             self.broadcast(words, name)
             values.copy_(from_words(words, values))
 
-    def together(self, attempt: Callable[[], T]) -> T:
+    def run_on_all(self, attempt: Callable[[], T]) -> T:
         """Do something on every rank that may fail on some, and go on only if it failed on none.
 
         So that no rank waits for ever for one that has given up, and a fault is told once.
 
         Raises:
-            AgreedFailure: on every rank, if `attempt` raised JobError or RunError on any.
+            CollectiveError: on every rank, if `attempt` raised JobError or RunError on any.
         """
         error: JobError | RunError | None = None
         codes = torch.zeros(self.size, dtype=torch.int64)
@@ -218,19 +218,19 @@ class Ranks(ABC):
         failed = self.sum(codes, "together").nonzero().flatten().tolist()
         if failed:
             first = failed[0]
-            raise AgreedFailure(error if first == self.rank else None, ExitCode(int(codes[first])))
+            raise CollectiveError(error if first == self.rank else None, ExitCode(int(codes[first])))
         return result
 
-    def from_rank0(self, produce: Callable[[], bytes | None], name: str) -> bytes | None:
-        """What `produce` gives on rank 0, on every rank. Raises as `together`."""
-        return self.broadcast_bytes(self.together(lambda: produce() if self.rank == 0 else None), name)
+    def broadcast_from_rank0(self, produce: Callable[[], bytes | None], name: str) -> bytes | None:
+        """What `produce` gives on rank 0, on every rank. Raises as `run_on_all`."""
+        return self.broadcast_bytes(self.run_on_all(lambda: produce() if self.rank == 0 else None), name)
 
 
 class RanksLost(Exception):  # noqa: N818  # what happened
     """Some of the ranks of an elastic job have gone while something was asked of all."""
 
 
-class AgreedFailure(Exception):  # noqa: N818  # not an error of its own: it carries one
+class CollectiveError(Exception):  # not an error of its own: it carries one
     """Raised on all ranks when one of them has failed in a way that the user can mend."""
 
     def __init__(self, error: JobError | RunError | None, code: ExitCode) -> None:
@@ -240,7 +240,7 @@ class AgreedFailure(Exception):  # noqa: N818  # not an error of its own: it car
         self.code = code
 
 
-class Part(Ranks):
+class RankSubset(Ranks):
     """The first ranks of a job, while the others wait: what `Ranks.first` gives.
 
     Args:
@@ -250,7 +250,7 @@ class Part(Ranks):
         bell: wakes those that wait; on rank 0.
     """
 
-    def __init__(self, whole: Ranks, formed: Ranks, hosts: Sequence[int], bell: Bell | None) -> None:
+    def __init__(self, whole: Ranks, formed: Ranks, hosts: Sequence[int], bell: WakeupServer | None) -> None:
         self._whole, self._formed, self._all_hosts, self._bell = whole, formed, hosts, bell
         self.backend, self.sums_on_gpu, self.sum_types = whole.backend, whole.sums_on_gpu, whole.sum_types
         self.rank, self.size = formed.rank, formed.size
@@ -272,7 +272,7 @@ class Part(Ranks):
         """End all ranks, those that wait too."""
         self._whole.abort(code)
 
-    def asked_from_outside(self) -> bool:
+    def stop_requested_elsewhere(self) -> bool:
         """Whether a rank that waits is asked to stop, as far as rank 0 knows; returns at once, False on others.
 
         Raises:
@@ -286,18 +286,20 @@ class Part(Ranks):
         self.sum(torch.zeros(1), "part.close")
         if self._formed is self._whole:
             return
-        prepared = self.broadcast_bytes(self._whole.prepare() if self.rank == 0 else None, "whole.prepared") or b""
+        prepared = (
+            self.broadcast_bytes(self._whole.rendezvous_info() if self.rank == 0 else None, "whole.prepared") or b""
+        )
         if self._bell:
             self._bell.ring(prepared)
-        self._whole.form(self._all_hosts, prepared)
+        self._whole.reinit(self._all_hosts, prepared)
 
-    def prepare(self) -> bytes:
+    def rendezvous_info(self) -> bytes:
         """A part of a part is prepared as it is."""
-        return self._formed.prepare()
+        return self._formed.rendezvous_info()
 
-    def form(self, hosts: Sequence[int], prepared: bytes) -> Ranks | None:
+    def reinit(self, hosts: Sequence[int], prepared: bytes) -> Ranks | None:
         """A part of a part."""
-        return self._formed.form(hosts, prepared)
+        return self._formed.reinit(hosts, prepared)
 
 
 class SingleRank(Ranks):
@@ -324,10 +326,10 @@ class SingleRank(Ranks):
     def close(self) -> None:
         """Nothing to leave."""
 
-    def prepare(self) -> bytes:
+    def rendezvous_info(self) -> bytes:
         """Nothing to tell."""
         return b""
 
-    def form(self, hosts: Sequence[int], prepared: bytes) -> SingleRank:
+    def reinit(self, hosts: Sequence[int], prepared: bytes) -> SingleRank:
         """Its part is itself."""
         return self

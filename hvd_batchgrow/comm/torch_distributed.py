@@ -16,7 +16,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from hvd_batchgrow.comm.launcher_env import OF_MPI, TORCHRUN, launched_by, launched_ranks
 from hvd_batchgrow.comm.ordered_collectives import IssueOrder, Operation
-from hvd_batchgrow.comm.ranks import Place, Ranks
+from hvd_batchgrow.comm.ranks import HostTopology, Ranks
 from hvd_batchgrow.comm.rendezvous import meeting_point
 from hvd_batchgrow.messages.errors import RunError
 
@@ -44,7 +44,7 @@ class TorchRanks(Ranks):
         self._data, self._control = data, control
         self.rank, self.size = dist.get_rank(data), dist.get_world_size(data)
         self._order = IssueOrder(self.rank, self._tell_next)
-        place = Place.among(hosts or self.hosts(), self.rank)
+        place = HostTopology.among(hosts or self.hosts(), self.rank)
         self.local_rank, self.local_size = place.local_rank, place.local_size
         self.sums_on_gpu = _has_nccl() and self.local_size <= torch.cuda.device_count()
         self.backend = "torch-nccl" if self.sums_on_gpu else "torch-gloo"
@@ -79,11 +79,11 @@ class TorchRanks(Ranks):
             ranks._data = ranks._control = None
         dist.destroy_process_group()
 
-    def prepare(self) -> bytes:
+    def rendezvous_info(self) -> bytes:
         """The ranks know how to reach each other."""
         return b""
 
-    def form(self, hosts: Sequence[int], prepared: bytes) -> TorchRanks | None:
+    def reinit(self, hosts: Sequence[int], prepared: bytes) -> TorchRanks | None:
         """A group of these ranks, made once; those that wait stay in the group of all, which costs nothing."""
         count = len(hosts)
         if count == self.size:

@@ -23,7 +23,7 @@ _STOP = b"!"
 _GONE = "a rank that waited for its phase is gone"
 
 
-class Bell:
+class WakeupServer:
     """Rank 0's end: it rings once, and hears who asks to stop.
 
     Args:
@@ -34,7 +34,7 @@ class Bell:
         self._listener = socket.create_server(("127.0.0.1" if on_one_host else "", 0), backlog=4096)
         self.port = int(self._listener.getsockname()[1])
         self._lines: list[socket.socket] = []
-        self.asked = False
+        self.stop_requested = False
 
     def gather(self, count: int, token: bytes) -> None:
         """Wait until `count` ranks have come; others, who do not know the token, are sent away.
@@ -66,8 +66,8 @@ class Bell:
         for line in _readable(self._lines, 0.0):
             if not _receive(line, len(_STOP)):
                 raise RunError(_GONE)
-            self.asked = True
-        return self.asked
+            self.stop_requested = True
+        return self.stop_requested
 
     def ring(self, message: bytes) -> None:
         """Wake all, and tell them something; they may use the line no more.
@@ -89,7 +89,7 @@ class Bell:
         self._lines.clear()
 
 
-class Waiting:
+class WakeupClient:
     """The end of a rank that waits.
 
     Raises:
@@ -105,18 +105,18 @@ class Waiting:
         self._line.settimeout(None)
         _keep_alive(self._line)
 
-    def wait(self, asked: Callable[[], bool]) -> bytes:
+    def wait(self, stop_requested: Callable[[], bool]) -> bytes:
         """Sleep until the bell rings; returns what rank 0 tells.
 
         Args:
-            asked: whether this rank is asked to stop; if so, rank 0 is told, once.
+            stop_requested: whether this rank is asked to stop; if so, rank 0 is told, once.
 
         Raises:
             RunError: rank 0 has ended.
         """
         told = False
         while not _readable([self._line], _LOOK_S):
-            if not told and asked():
+            if not told and stop_requested():
                 told = True
                 with contextlib.suppress(ConnectionError):  # what has become of rank 0, the next look tells
                     self._line.sendall(_STOP)

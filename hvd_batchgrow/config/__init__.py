@@ -61,7 +61,7 @@ class DataSection(Section):
     """`[data]`: which samples, and how a training sample is drawn from its image."""
 
     source: Annotated[str, AfterValidator(_check_source)]
-    """A kind of source, or `module:function` of your own that is given this section and returns a `Source`."""
+    """A kind of source, or `module:function` of your own that is given this section and returns a `DatasetPair`."""
     root: str | None = None
     """Folder of the files; None: where the source is known to live, for those that can be found or fetched."""
     train: str | None = None

@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # config checks its names with this file
 
 
 @dataclass(frozen=True)
-class Family:
+class ModelFamily:
     """Networks of one design."""
 
     shown: str
@@ -35,9 +35,9 @@ class Family:
 
 _NORM = frozenset({"ghost_batch", "bn_momentum"})
 
-FAMILIES: dict[str, Family] = {
-    "small_conv_net": Family("small_conv_net", "small_conv_net", _NORM | {"channels"}, "images"),
-    "wrn": Family(
+FAMILIES: dict[str, ModelFamily] = {
+    "small_conv_net": ModelFamily("small_conv_net", "small_conv_net", _NORM | {"channels"}, "images"),
+    "wrn": ModelFamily(
         "wrn_D_K of depth D = 6n+4",
         r"wrn_([1-9]\d*)_([1-9]\d*)",
         _NORM | {"dropout"},
@@ -45,7 +45,7 @@ FAMILIES: dict[str, Family] = {
         numbers=("depth", "widening"),
         depths=tuple(range(10, 1007, 6)),
     ),
-    "resnet": Family(
+    "resnet": ModelFamily(
         "resnetD of depth D = 6n+2",
         r"resnet([1-9]\d*)",
         _NORM,
@@ -54,7 +54,7 @@ FAMILIES: dict[str, Family] = {
         # 50 and 152 are of this form too, but known as other networks, ImageNet's.
         depths=tuple(depth for depth in range(8, 1203, 6) if depth not in {50, 152}),
     ),
-    "vgg": Family(
+    "vgg": ModelFamily(
         "vgg11_bn, vgg13_bn, vgg16_bn, vgg19_bn",
         r"vgg([1-9]\d*)_bn",
         _NORM,
@@ -64,9 +64,9 @@ FAMILIES: dict[str, Family] = {
         depths=(11, 13, 16, 19),
     ),
     # ⌊(29-1)/4⌋+1 = 8 after the first convolution, then three times halved
-    "alexnet": Family("alexnet", "alexnet", frozenset(), "images", least_pixels=29),
-    "dense7": Family("dense7", "dense7", _NORM | {"channels", "dropout"}, "rows"),
-    "own": Family(
+    "alexnet": ModelFamily("alexnet", "alexnet", frozenset(), "images", least_pixels=29),
+    "dense7": ModelFamily("dense7", "dense7", _NORM | {"channels", "dropout"}, "rows"),
+    "own": ModelFamily(
         "module:name of your own, torchvision or timm",
         r"[A-Za-z_][\w.]*:[A-Za-z_]\w*",
         _NORM | {"kwargs"},
@@ -90,7 +90,7 @@ _ELSEWHERE = {f"resnet{depth}": f"torchvision.models:resnet{depth}" for depth in
 
 
 @dataclass(frozen=True)
-class Named:
+class ParsedModelName:
     """What a name says."""
 
     family: str
@@ -99,7 +99,7 @@ class Named:
     """As the family's `numbers` call them; empty for a network of the user's own."""
 
 
-def read_name(name: str) -> Named:
+def read_name(name: str) -> ParsedModelName:
     """Take a name apart.
 
     Raises:
@@ -110,7 +110,7 @@ def read_name(name: str) -> Named:
             numbers = tuple(map(int, found.groups()))
             if family.depths and numbers[0] not in family.depths:
                 raise ValueError(_depth_fault(name, numbers[0], family))
-            return Named(key, numbers)
+            return ParsedModelName(key, numbers)
     near = get_close_matches(name, (*_EXAMPLES, *_ELSEWHERE), n=1, cutoff=0.5)
     hint = f"did you mean {_ELSEWHERE.get(near[0], near[0])!r}? " if near else ""
     raise ValueError(f"{hint}one of {', '.join(family.shown for family in FAMILIES.values())}")
@@ -122,7 +122,7 @@ def check_name(name: str) -> str:
     return name
 
 
-def _depth_fault(name: str, depth: int, family: Family) -> str:
+def _depth_fault(name: str, depth: int, family: ModelFamily) -> str:
     below, above = ([d for d in family.depths if d < depth][-1:], [d for d in family.depths if d > depth][:1])
     near = [name.replace(str(depth), str(d), 1) for d in (*below, *above)]
     elsewhere = f"; ImageNet's is {_ELSEWHERE[name]!r}" if name in _ELSEWHERE else ""
@@ -152,7 +152,7 @@ def _users(key: str) -> str:
     return ", ".join(family.shown for family in FAMILIES.values() if key in _used(family))
 
 
-def _used(family: Family) -> set[str]:
+def _used(family: ModelFamily) -> set[str]:
     """Keys that say something of a network: what it is built from, and what is done with its norms."""
     return {"name", "ghost_batch", *family.keys, *({"precise_bn_samples"} if family.keys >= _NORM else ())}
 

@@ -71,7 +71,7 @@ class ProgressDisplay(Observer):
 
     def on_decision(self, event: Decided) -> None:
         """What has changed, and why."""
-        self.console.print(f"sample {event.decision.samples:,}: {event.decision.told()}", highlight=False)
+        self.console.print(f"sample {event.decision.samples:,}: {event.decision.describe()}", highlight=False)
         if self._progress:
             self._progress.update(self._task, total=event.plan.schedule.end_samples)
 

@@ -56,7 +56,7 @@ class TensorBoard(Observer):
     def on_decision(self, event: Decided) -> None:
         """Why the batch has changed."""
         if self._writer:
-            self._writer.add_text("batch/decision", event.decision.told(), event.decision.samples)
+            self._writer.add_text("batch/decision", event.decision.describe(), event.decision.samples)
 
     def on_evaluation(self, event: Evaluation) -> None:
         """Test curves."""

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from fractions import Fraction
 
 from hvd_batchgrow.config.schedules import ImportSchedule
-from hvd_batchgrow.import_string import NotFound, find_callable, told
+from hvd_batchgrow.import_string import NotFound, describe_error, find_callable
 from hvd_batchgrow.messages.errors import Fault, JobError
 from hvd_batchgrow.schedule.rounding import decimal
 
@@ -86,7 +86,9 @@ def _own_function(name: str) -> Callable[[float], float]:
         try:
             multiple = float(function(epoch))
         except Exception as error:  # the user's own code
-            raise JobError([Fault("schedule.lr_schedule", f"{name}({epoch:g}) failed: {told(error)}")]) from error
+            raise JobError(
+                [Fault("schedule.lr_schedule", f"{name}({epoch:g}) failed: {describe_error(error)}")]
+            ) from error
         if not math.isfinite(multiple):
             raise JobError([Fault("schedule.lr_schedule", f"{name}({epoch:g}) is {multiple}")])
         return multiple

@@ -53,10 +53,10 @@ def check_same_arithmetic(ranks: Ranks) -> None:
     """Check that all ranks compute with the same, as exact mode needs. All ranks call it together.
 
     Raises:
-        AgreedFailure: a rank computes with something else than rank 0; names it, and what differs.
+        CollectiveError: a rank computes with something else than rank 0; names it, and what differs.
     """
     mine = arithmetic()
-    theirs = json.loads(ranks.from_rank0(lambda: dump_json(mine).encode(), "arithmetic") or b"{}")
+    theirs = json.loads(ranks.broadcast_from_rank0(lambda: dump_json(mine).encode(), "arithmetic") or b"{}")
 
     def check() -> None:
         told = [
@@ -69,4 +69,4 @@ def check_same_arithmetic(ranks: Ranks) -> None:
             fault = f"needs the same arithmetic on all ranks, and on {place} {'; '.join(told)}"
             raise JobError([Fault("layout.exact", f"{fault}; make them equal, or use layout.exact = false")])
 
-    ranks.together(check)
+    ranks.run_on_all(check)

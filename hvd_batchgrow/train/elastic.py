@@ -25,9 +25,9 @@ class StopOrChange:
         self._stop, self._ranks = stop, ranks
 
     @property
-    def asked(self) -> bool:
+    def stop_requested(self) -> bool:
         """Whether either does."""
-        return self._stop.asked or self._ranks.changed
+        return self._stop.stop_requested or self._ranks.changed
 
 
 def run_elastic(

@@ -150,7 +150,7 @@ class Observer:
         """The run is over, or stopped."""
 
 
-class Audience:
+class ObserverList:
     """The observers of a run.
 
     Args:
@@ -161,7 +161,7 @@ class Audience:
     def __init__(self, observers: Sequence[Observer], folder: Path) -> None:
         self._observers, self._folder = observers, folder
 
-    def tell(self, method: str, event: object) -> None:
+    def notify(self, method: str, event: object) -> None:
         """Call a method of `Observer` on each. Raises RunError where one cannot write."""
         for observer in self._observers:
             try:

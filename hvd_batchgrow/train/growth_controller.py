@@ -17,7 +17,7 @@ from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.config.triggers import PlateauTrigger
 from hvd_batchgrow.messages.errors import Fault, JobError, unwritable
-from hvd_batchgrow.schedule.adaptive.batch_requests import Wish, form_decision
+from hvd_batchgrow.schedule.adaptive.batch_requests import BatchRequest, form_decision
 from hvd_batchgrow.schedule.adaptive.decisions import (
     Decision,
     decisions_text,
@@ -36,7 +36,7 @@ from hvd_batchgrow.train.update.weight_average import WeightAverage
 _FILE = "decisions.jsonl"
 
 
-class Growth:
+class GrowthController:
     """Averages of what updates measure, and the decisions of a trigger.
 
     All ranks keep the same state, so that any of them can go on from it. Only what rank 0 decides counts.
@@ -105,7 +105,7 @@ class Growth:
             folder: of the run.
 
         Raises:
-            AgreedFailure: the decision could not be written.
+            CollectiveError: the decision could not be written.
         """
         if self._trigger is None:
             return self._follow(samples)
@@ -117,14 +117,14 @@ class Growth:
             decision = None if known else self._decide(wish, now, folder)
             return dump_json({"now": asdict(now), "decision": decision}).encode()
 
-        told = json.loads(ranks.from_rank0(decide, "decision") or b"{}")
+        told = json.loads(ranks.broadcast_from_rank0(decide, "decision") or b"{}")
         if ranks.rank != 0:
             self._see(Measurement(**told["now"]))
         if told["decision"] is not None:
             self.decisions = (*self.decisions, Decision.from_dict(told["decision"]))
         return self._follow(samples)
 
-    def _see(self, now: Measurement) -> Wish | None:
+    def _see(self, now: Measurement) -> BatchRequest | None:
         """Show the trigger what rank 0 has measured: so all ranks keep the same best weights."""
         assert self._trigger is not None
         wish = self._trigger.look(now)
@@ -132,7 +132,7 @@ class Growth:
             self._keep_best(now.samples, [self._trigger.best_samples])  # type: ignore[union-attr]
         return wish
 
-    def _decide(self, wish: Wish | None, now: Measurement, folder: Path) -> dict[str, Any] | None:
+    def _decide(self, wish: BatchRequest | None, now: Measurement, folder: Path) -> dict[str, Any] | None:
         """On rank 0: what is decided, once it is on the disk."""
         job, num_samples = self._job, self._num_samples
         # A window that ends makes a decision also where the wish comes to no other batch.
@@ -144,7 +144,7 @@ class Growth:
                 return line
         return None
 
-    def _forced(self, now: Measurement) -> Wish | None:
+    def _forced(self, now: Measurement) -> BatchRequest | None:
         return bounded(None, self._job, self._num_samples, len(self.decisions), now)
 
     def _now(self, plan: Plan, samples: int, metrics: Mapping[str, float]) -> Measurement:
@@ -231,7 +231,7 @@ class Growth:
             notes for the user.
 
         Raises:
-            AgreedFailure: the decisions to replay are none, do not fit the job, or are not those that the run
+            CollectiveError: the decisions to replay are none, do not fit the job, or are not those that the run
                 has followed so far.
         """
         notes: list[str] = []
@@ -257,7 +257,7 @@ class Growth:
                 write_atomically(folder / _FILE, text)
             return text
 
-        text = ranks.from_rank0(read, "decisions") or b""
+        text = ranks.broadcast_from_rank0(read, "decisions") or b""
         source, self.decisions = parse_decisions(text.decode(), folder / _FILE)
         self._set_replay(source)
         return notes

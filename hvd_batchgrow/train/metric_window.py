@@ -13,7 +13,7 @@ from hvd_batchgrow.train.update.gradient_noise import GradientNoiseScale
 
 
 @dataclass
-class Stretch:
+class MetricWindow:
     """Sums over the updates since the last record, all of one phase."""
 
     samples: int = 0

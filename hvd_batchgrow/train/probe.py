@@ -56,7 +56,7 @@ def probe_into(
         what the file holds now, on rank 0; None on the others.
 
     Raises:
-        AgreedFailure: as `probe_job`; or the file is damaged, of something else, or cannot be written.
+        CollectiveError: as `probe_job`; or the file is damaged, of something else, or cannot be written.
     """
 
     def find() -> Probe | None:
@@ -66,7 +66,7 @@ def probe_into(
         check_probe(load(), found)
         return found
 
-    old = ranks.together(find)
+    old = ranks.run_on_all(find)
     new = probe_job(load, ranks, report, tell, budget_s)
 
     def gather() -> Probe | None:
@@ -76,7 +76,7 @@ def probe_into(
         save_probe(path, merged)
         return merged
 
-    return ranks.together(gather)
+    return ranks.run_on_all(gather)
 
 
 def probe_job(
@@ -95,9 +95,9 @@ def probe_job(
         the measurements, on rank 0; None on the others.
 
     Raises:
-        AgreedFailure: the job cannot be planned, or data or packages are not as they must be.
+        CollectiveError: the job cannot be planned, or data or packages are not as they must be.
     """
-    job, plan = ranks.together(lambda: _prepare(load()))
+    job, plan = ranks.run_on_all(lambda: _prepare(load()))
     source = load_together(job, ranks, report)
     set_threads(job, ranks)
     bench = _Bench(Trainer(job, plan, source, ranks, Path(), ()))

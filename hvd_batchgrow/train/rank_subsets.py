@@ -7,7 +7,7 @@ from dataclasses import fields
 from typing import Any, Protocol
 
 from hvd_batchgrow.comm.broadcast_object import broadcast_tree
-from hvd_batchgrow.comm.ranks import AgreedFailure, Part, Ranks
+from hvd_batchgrow.comm.ranks import CollectiveError, Ranks, RankSubset
 from hvd_batchgrow.messages.errors import ExitCode, JobError, RunError
 from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint
 from hvd_batchgrow.train.liveness.stop import Stop
@@ -43,29 +43,29 @@ def train_on_first(trainer: Trains, count: int, train: Callable[[Callable[[], bo
         what `train` gave, on every rank.
 
     Raises:
-        AgreedFailure: of `train`.
+        CollectiveError: of `train`.
         RunError: rank 0 is gone.
     """
     if count == trainer.ranks.size:
-        return train(lambda: stop.asked)
-    part = trainer.ranks.first(count)
+        return train(lambda: stop.stop_requested)
+    part = trainer.ranks.subset(count)
     if part is None:
-        trainer.ranks.wait_idle(lambda: stop.asked)
+        trainer.ranks.wait_until_woken(lambda: stop.stop_requested)
         return _take_over(trainer, {}, None)
     outcome, error = _outcome(trainer, part, train, stop)
     return _take_over(trainer, outcome, error)
 
 
 def _outcome(
-    trainer: Trains, part: Part, train: Callable[[Callable[[], bool]], bool], stop: Stop
+    trainer: Trains, part: RankSubset, train: Callable[[Callable[[], bool]], bool], stop: Stop
 ) -> tuple[dict[str, Any], JobError | RunError | None]:
     """How it ended here, and what this rank has to tell the user."""
     trainer.use(part)
     error = None
     try:
-        stopped = train(lambda: stop.asked or part.asked_from_outside())
+        stopped = train(lambda: stop.stop_requested or part.stop_requested_elsewhere())
         outcome: dict[str, Any] = {"stopped": stopped, "failed": 0}
-    except AgreedFailure as failure:
+    except CollectiveError as failure:
         outcome, error = {"stopped": True, "failed": int(failure.code)}, failure.error
     part.close()
     trainer.use(trainer.ranks)
@@ -78,7 +78,7 @@ def _take_over(trainer: Trains, outcome: dict[str, Any], error: JobError | RunEr
     state = _plain(trainer.capture()) if trainer.ranks.rank == 0 else {}
     told = broadcast_tree(trainer.ranks, {"outcome": outcome, "state": state}, "hand_over")
     if told["outcome"]["failed"]:
-        raise AgreedFailure(error, ExitCode(told["outcome"]["failed"]))
+        raise CollectiveError(error, ExitCode(told["outcome"]["failed"]))
     if waited:
         trainer.adopt(Checkpoint(**told["state"]))
     return bool(told["outcome"]["stopped"])

@@ -13,11 +13,11 @@ from pathlib import Path
 import torch
 
 from hvd_batchgrow.comm.broadcast_object import broadcast_tree
-from hvd_batchgrow.comm.ranks import AgreedFailure, Ranks
+from hvd_batchgrow.comm.ranks import CollectiveError, Ranks
 from hvd_batchgrow.config import Job
-from hvd_batchgrow.data.datasets.dataset import Source
+from hvd_batchgrow.data.datasets.dataset import DatasetPair
 from hvd_batchgrow.data.order.stream import Stream, groups_of_rank, passes_of_rank
-from hvd_batchgrow.data.pipeline.reader import Batch, Reader, choose_pipeline
+from hvd_batchgrow.data.pipeline.reader import GhostBatch, Reader, choose_pipeline
 from hvd_batchgrow.messages.errors import ExitCode, RunError
 from hvd_batchgrow.nn.state.extra_state import is_extra_state
 from hvd_batchgrow.nn.state.forward_state import restored_buffers
@@ -29,14 +29,14 @@ from hvd_batchgrow.schedule.phases import Phase
 from hvd_batchgrow.schedule.plan import Plan, compile_plan
 from hvd_batchgrow.schedule.rounding import period_ends
 from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint
-from hvd_batchgrow.train.checkpoints.elastic_state import Carry
+from hvd_batchgrow.train.checkpoints.elastic_state import ElasticState
 from hvd_batchgrow.train.checkpoints.writer import CheckpointWriter
 from hvd_batchgrow.train.evaluate import evaluate
-from hvd_batchgrow.train.events import Audience, Decided, Evaluation, Observer, RunEnded, RunStarted, UpdateDone
-from hvd_batchgrow.train.growth_controller import Growth
+from hvd_batchgrow.train.events import Decided, Evaluation, Observer, ObserverList, RunEnded, RunStarted, UpdateDone
+from hvd_batchgrow.train.growth_controller import GrowthController
 from hvd_batchgrow.train.liveness.stop import Stop
-from hvd_batchgrow.train.liveness.watchdog import IDLE, Pulse, Watchdog
-from hvd_batchgrow.train.metric_window import Stretch
+from hvd_batchgrow.train.liveness.watchdog import IDLE, Heartbeat, Watchdog
+from hvd_batchgrow.train.metric_window import MetricWindow
 from hvd_batchgrow.train.precise_bn import reestimate_together
 from hvd_batchgrow.train.rank_subsets import train_on_first
 from hvd_batchgrow.train.run.run_folder import write_plan
@@ -63,15 +63,15 @@ class Trainer:
     """
 
     def __init__(
-        self, job: Job, plan: Plan, source: Source, ranks: Ranks, folder: Path, observers: Sequence[Observer]
+        self, job: Job, plan: Plan, source: DatasetPair, ranks: Ranks, folder: Path, observers: Sequence[Observer]
     ) -> None:
         self.job, self.plan, self.source, self.ranks = job, plan, source, ranks
         self.folder = folder
-        self.audience = Audience(observers, folder)
+        self.observer_list = ObserverList(observers, folder)
         self.device = choose_device(ranks)
         torch.manual_seed(job.seed)
         self.reader = Reader(job.data, source, self.device, torch.get_num_threads(), on_bad_sample(job, ranks))
-        self.model, self.hazards, self.forward_state = ranks.together(lambda: build_network(job, source, self.device))
+        self.model, self.hazards, self.forward_state = ranks.run_on_all(lambda: build_network(job, source, self.device))
         self.optimizer = build_optimizer(self.model, job.optim)
         rescale = getattr(job.optim, "rescale_momentum", False)
         self.engine = UpdateEngine(
@@ -85,8 +85,8 @@ class Trainer:
         )
         memory = job.update.ema_samples
         self.average = WeightAverage(self.model, memory) if memory else None
-        self.growth = Growth(job, plan.num_samples, self.model, self.average)
-        self.pulse = Pulse()
+        self.growth = GrowthController(job, plan.num_samples, self.model, self.average)
+        self.pulse = Heartbeat()
         self.engine.at = self.pulse.at
         self.stream = Stream(len(source.train), job.seed)
         self.samples = 0
@@ -121,7 +121,7 @@ class Trainer:
             replay: decisions to follow, and to make no others; None: those of the run, and its trigger's.
 
         Raises:
-            AgreedFailure: the decisions cannot be replayed.
+            CollectiveError: the decisions cannot be replayed.
             RunError: a checkpoint could not be written.
             RanksLost: of an elastic job; see `break_off`.
         """
@@ -142,7 +142,7 @@ class Trainer:
                 self.pulse.at(IDLE if self.ranks.rank >= count else "starting a phase")
                 stopped = train_on_first(self, count, partial(self._train, end_samples), stop)
         ended = self._ended(self._end(end_samples))
-        self.audience.tell("on_end", ended)
+        self.observer_list.notify("on_end", ended)
         return ended
 
     def use(self, team: Ranks) -> None:
@@ -161,7 +161,7 @@ class Trainer:
 
     def _train(self, end_samples: int | None, asked: Callable[[], bool]) -> bool:
         """Train as long as the ranks stay the same; whether it was stopped before, or there."""
-        stretch, stopped = Stretch(), False
+        stretch, stopped = MetricWindow(), False
         batches, until = self.open_batches(), self._until(end_samples)
         while self.samples < until and not stopped:
             schedule = self.plan.schedule
@@ -170,7 +170,7 @@ class Trainer:
             result = self.update(batches, phase, self.plan.layouts[index], stop=asked())
             stretch.add(result, phase.global_batch)
             self.growth.add(result, phase.global_batch)
-            stopped = result.stop_votes > 0
+            stopped = result.stop_requested
             at_boundary = self.samples == phase.end_samples
             # A phase of a measured schedule ends after the evaluation that its trigger sees, also in a replay.
             may_grow = self.job.is_adaptive and self.samples < schedule.end_samples
@@ -178,12 +178,12 @@ class Trainer:
                 self._reestimate(index)
             if stopped or at_boundary or self._is_due(before, Fraction(1, self.job.logging.logs_per_epoch)):
                 self._record(stretch, index, phase)
-                stretch = Stretch()
+                stretch = MetricWindow()
             evaluation = self._evaluate_if_due(before)
             if may_grow:
                 if decision := self._grow(before, evaluation, at_boundary=at_boundary):
                     self._record(stretch, index, phase)
-                    stretch, at_boundary, until = Stretch(), decision.is_boundary, self._until(end_samples)
+                    stretch, at_boundary, until = MetricWindow(), decision.is_boundary, self._until(end_samples)
                 if at_boundary:
                     self._reestimate(index)
             self._save_if_due(before, must_save=stopped or at_boundary)
@@ -199,7 +199,7 @@ class Trainer:
         decision = self.growth.look(self.team, self.plan, self.samples, metrics, self.folder)
         if decision is not None:
             self._replan()
-            self.audience.tell("on_decision", Decided(decision, self.plan))
+            self.observer_list.notify("on_decision", Decided(decision, self.plan))
         return decision
 
     def _replan(self) -> None:
@@ -213,13 +213,13 @@ class Trainer:
         if self.ranks.rank == 0:
             write_plan(self.folder, self.plan)
 
-    def open_batches(self) -> Iterator[Batch]:
+    def open_batches(self) -> Iterator[GhostBatch]:
         """This rank's training groups from the sample counter on."""
         group, ranks = self.plan.group, self.team
         first = groups_of_rank(self.samples // group, ranks.size, ranks.rank, ranks.size)[0]
         return self.reader.training(self.stream, group, first, ranks.size)
 
-    def update(self, batches: Iterator[Batch], phase: Phase, layout: Layout, *, stop: bool) -> UpdateResult:
+    def update(self, batches: Iterator[GhostBatch], phase: Phase, layout: Layout, *, stop: bool) -> UpdateResult:
         """Do the next update, and move the sample counter.
 
         Args:
@@ -230,26 +230,26 @@ class Trainer:
         """
         group, batch, ranks = self.plan.group, phase.global_batch, self.team
         passes = passes_of_rank(self.samples, batch, group, layout.micro_batch, ranks.rank, ranks.size)
-        taken: list[Batch] = []
+        taken: list[GhostBatch] = []
         micro_batches = (self._take(batches, positions, taken) for positions in passes)
         try:
             result = self.engine.update(micro_batches, len(passes), phase, batch // group, stop=stop)
         except (NonFinite, OverflowError) as fault:  # an exact sum has the same bits on all ranks
             told = RunError(describe(fault, self.plan, self.stream, self.samples))
-            raise AgreedFailure(told if self.ranks.rank == 0 else None, ExitCode.FAILURE) from None
+            raise CollectiveError(told if self.ranks.rank == 0 else None, ExitCode.FAILURE) from None
         self._is_whole = False
         self.num_skipped += result.skipped
         if self.average and not result.skipped:
             self.average.update(phase.global_batch)
         replaced = gather_replaced(taken, self.team) if result.num_replaced else ()
         self._last_update = UpdateDone(self.samples, phase.global_batch, result.digest, replaced)
-        self.audience.tell("on_update", self._last_update)
+        self.observer_list.notify("on_update", self._last_update)
         self.samples += phase.global_batch
         self.num_updates += 1
         self._is_whole = True
         return result
 
-    def _take(self, batches: Iterator[Batch], positions: tuple[int, ...], taken: list[Batch]) -> MicroBatch:
+    def _take(self, batches: Iterator[GhostBatch], positions: tuple[int, ...], taken: list[GhostBatch]) -> MicroBatch:
         """The next groups as one micro-batch; those with replaced samples go to `taken` too."""
         self.pulse.at("reading samples")
         groups = [next(batches) for _ in positions]
@@ -286,10 +286,10 @@ class Trainer:
         if not is_last and not self._is_due(before, self.job.evaluation.every_epochs):
             return None
         self.evaluation = self.evaluate()
-        self.audience.tell("on_evaluation", self.evaluation)
+        self.observer_list.notify("on_evaluation", self.evaluation)
         if not self.evaluation.is_finite and self.job.update.on_nonfinite == "stop":
             fault = RunError(describe_evaluation(self.evaluation, self.job.update.precision))
-            raise AgreedFailure(fault if self.ranks.rank == 0 else None, ExitCode.FAILURE)
+            raise CollectiveError(fault if self.ranks.rank == 0 else None, ExitCode.FAILURE)
         return self.evaluation
 
     def _save_if_due(self, before: int, *, must_save: bool) -> None:
@@ -369,14 +369,14 @@ class Trainer:
             growth=self.growth.state(),
         )
 
-    def break_off(self, carry: Carry) -> None:
+    def break_off(self, carry: ElasticState) -> None:
         """After ranks were lost: put what this rank has of the last whole update where the next life finds it."""
         self.engine.changing.restore()  # of an update that was broken off
-        self.audience.tell("on_end", self._ended(self.plan.schedule.end_samples))
+        self.observer_list.notify("on_end", self._ended(self.plan.schedule.end_samples))
         carry.checkpoint = self.capture() if self._is_whole else None
         carry.last_update = self._last_update
 
-    def _record(self, stretch: Stretch, index: int, phase: Phase) -> None:
+    def _record(self, stretch: MetricWindow, index: int, phase: Phase) -> None:
         if stretch.seconds:  # else there was no update since the record before
             ratio = median_trust_ratio(self.optimizer)
             record = stretch.record(
@@ -388,7 +388,7 @@ class Trainer:
                 skipped=self.num_skipped,
                 gradient_noise=self.growth.noise,
             )
-            self.audience.tell("on_record", record)
+            self.observer_list.notify("on_record", record)
 
     def _tell_start(self, notes: Sequence[str]) -> None:
         started = RunStarted(
@@ -405,7 +405,7 @@ class Trainer:
             notes=tuple(notes),
             last_update=self._last_update,
         )
-        self.audience.tell("on_start", started)
+        self.observer_list.notify("on_start", started)
 
     def _ended(self, end_samples: int) -> RunEnded:
         schedule = self.plan.schedule

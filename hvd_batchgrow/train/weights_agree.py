@@ -9,7 +9,7 @@ import torch
 from crc32c import crc32c
 from torch import Tensor, nn
 
-from hvd_batchgrow.comm.ranks import AgreedFailure, Ranks
+from hvd_batchgrow.comm.ranks import CollectiveError, Ranks
 from hvd_batchgrow.messages.errors import ExitCode, RunError
 
 _MOST_SHOWN = 8
@@ -26,7 +26,7 @@ def check_agreement(model: nn.Module, ranks: Ranks, samples: int) -> None:
         samples: the sample counter, for the message.
 
     Raises:
-        AgreedFailure: on all ranks, if they differ; it names the ranks and tensors.
+        CollectiveError: on all ranks, if they differ; it names the ranks and tensors.
     """
     if ranks.size == 1:
         return
@@ -46,7 +46,7 @@ def check_agreement(model: nn.Module, ranks: Ranks, samples: int) -> None:
         f"{rows.index(usual)} in {_listed(differing)}. This checkpoint was not written. The cause may be a network "
         "that changes its weights or buffers in its forward; `hvd-batchgrow verify` compares layouts"
     )
-    raise AgreedFailure(error if ranks.rank == 0 else None, ExitCode.FAILURE)
+    raise CollectiveError(error if ranks.rank == 0 else None, ExitCode.FAILURE)
 
 
 def _checksum(tensor: Tensor) -> int:

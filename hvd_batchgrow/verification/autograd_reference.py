@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from hvd_batchgrow.config import Job
-from hvd_batchgrow.data.datasets.dataset import Source
+from hvd_batchgrow.data.datasets.dataset import DatasetPair
 from hvd_batchgrow.data.order.stream import Stream
 from hvd_batchgrow.data.pipeline.reader import Reader
 from hvd_batchgrow.nn.dropout import keyed_dropouts, set_sample_keys
@@ -44,7 +44,7 @@ class PlainRun:
     """
 
     job: Job
-    source: Source
+    source: DatasetPair
     device: torch.device
     noise_seed: int | None = None
 

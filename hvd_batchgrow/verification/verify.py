@@ -18,7 +18,7 @@ import torch
 from hvd_batchgrow.comm.launcher_env import OF_LAUNCHERS, Backend
 from hvd_batchgrow.comm.ranks import SingleRank
 from hvd_batchgrow.config import Job
-from hvd_batchgrow.data.datasets.dataset import Source
+from hvd_batchgrow.data.datasets.dataset import DatasetPair
 from hvd_batchgrow.interrupt import uninterrupted
 from hvd_batchgrow.messages.errors import ExitCode, Fault, JobError, RunError
 from hvd_batchgrow.messages.schema_messages import counted
@@ -110,7 +110,7 @@ def default_shapes(global_batch: int, group: int, ranks: Sequence[int] = (1, 2, 
     return list(dict.fromkeys(shapes))
 
 
-def find_hazards(job: Job, source: Source) -> tuple[list[str], list[str]]:
+def find_hazards(job: Job, source: DatasetPair) -> tuple[list[str], list[str]]:
     """Find what in a job's network makes results depend on the layout; and notes on what training changes in it.
 
     Raises:
@@ -125,7 +125,7 @@ def find_hazards(job: Job, source: Source) -> tuple[list[str], list[str]]:
 def verify(
     job_file: Path,
     job: Job,
-    source: Source,
+    source: DatasetPair,
     options: Sequence[str],
     shapes: Sequence[Shape],
     num_updates: int,
@@ -168,7 +168,7 @@ def verify(
     return results
 
 
-def _measure_limits(job: Job, source: Source, num_updates: int, report: Callable[[str], None]) -> RoundingLimits:
+def _measure_limits(job: Job, source: DatasetPair, num_updates: int, report: Callable[[str], None]) -> RoundingLimits:
     """Do the same updates by plain autograd, without noise and with it."""
     set_threads(job, SingleRank())
     device = choose_device(SingleRank())

@@ -12,17 +12,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hvd_batchgrow.config import DataSection
-from hvd_batchgrow.data.images.encoded_dataset import EncodedSamples
+from hvd_batchgrow.data.images.encoded_dataset import EncodedDataset
 from hvd_batchgrow.data.order.stream import Stream
-from hvd_batchgrow.data.pipeline.crops import Draws, Pixels, Placement, ResizedCrop
+from hvd_batchgrow.data.pipeline.crops import CropParams, Draws, Pixels, ResizedCrop
 from hvd_batchgrow.data.pipeline.dali_pipeline import dali_inputs
-from hvd_batchgrow.data.pipeline.sampler import EvaluationFeed, GroupFeed
-from hvd_batchgrow.data.pipeline.torch_pipeline import Finish, torch_inputs
+from hvd_batchgrow.data.pipeline.sampler import EvalSampler, TrainSampler
+from hvd_batchgrow.data.pipeline.torch_pipeline import Normalize, torch_inputs
 from hvd_batchgrow.data.sources import image_folder
 from tests.fuzz.image_bytes import png
 from tests.fuzz.image_forms import ImageForm, right_pixels
 
-_UNCHANGED = Finish((0.0,) * 3, (1.0,) * 3)
+_UNCHANGED = Normalize((0.0,) * 3, (1.0,) * 3)
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,10 @@ class _Whole:
     out_size: tuple[int, int]
     num_draws = 0
 
-    def place(self, draws: Draws, sizes: Pixels) -> Placement:
+    def sample_crops(self, draws: Draws, sizes: Pixels) -> CropParams:
         n = len(sizes)
         windows = np.concatenate((np.zeros_like(sizes), sizes), axis=1).astype(np.int32)
-        return Placement(windows, sizes, np.zeros((n, 2), np.int32), np.zeros(n, np.int32), self.out_size)
+        return CropParams(windows, sizes, np.zeros((n, 2), np.int32), np.zeros(n, np.int32), self.out_size)
 
 
 def folder_of(forms: Sequence[ImageForm], root: Path) -> None:
@@ -57,7 +57,7 @@ def check_forms(forms: Sequence[ImageForm], root: Path) -> list[str]:
 def _faults(forms: Sequence[ImageForm], root: Path, *, apply: bool) -> Iterator[str]:
     data = DataSection(source="image_folder", root=str(root), on_bad_sample="replace", apply_orientation=apply)
     samples = image_folder.load(data, lambda *_: None).train
-    assert isinstance(samples, EncodedSamples)
+    assert isinstance(samples, EncodedDataset)
     good = []
     for k, form in enumerate(forms):
         if form.expected is None:
@@ -72,7 +72,7 @@ def _faults(forms: Sequence[ImageForm], root: Path, *, apply: bool) -> Iterator[
     yield from _crop_faults(samples)
 
 
-def _refusal_faults(form: ImageForm, samples: EncodedSamples, k: int) -> Iterator[str]:
+def _refusal_faults(form: ImageForm, samples: EncodedDataset, k: int) -> Iterator[str]:
     if samples.sizes[k].all():
         yield f"{form.name} is accepted"
     elif not samples.fault(k) or form.refused not in samples.fault(k):
@@ -80,10 +80,10 @@ def _refusal_faults(form: ImageForm, samples: EncodedSamples, k: int) -> Iterato
 
 
 def _pixel_faults(
-    forms: Sequence[ImageForm], samples: EncodedSamples, ids: Sequence[int], size: tuple[int, int], *, apply: bool
+    forms: Sequence[ImageForm], samples: EncodedDataset, ids: Sequence[int], size: tuple[int, int], *, apply: bool
 ) -> Iterator[str]:
     """Whole images of one size."""
-    feed = EvaluationFeed(samples, _Whole(size), [ids])  # type: ignore[list-item]
+    feed = EvalSampler(samples, _Whole(size), [ids])  # type: ignore[list-item]
     by_torch = next(torch_inputs(feed, _UNCHANGED, 0, 1))[1]
     by_dali = next(dali_inputs(feed, _UNCHANGED, 0, 1, 1))[1]
     if feed.not_for_dali:
@@ -98,14 +98,14 @@ def _pixel_faults(
             yield f"{where} pixels differ by {error:g} from what they are"
 
 
-def _crop_faults(samples: EncodedSamples) -> Iterator[str]:
+def _crop_faults(samples: EncodedDataset) -> Iterator[str]:
     """Random windows, resized: DALI decodes no more of an image than its window."""
     rule = ResizedCrop((12, 12), (0.08, 1.0), (3 / 4, 4 / 3), hflip=True)
-    feeds = [GroupFeed(samples, Stream(len(samples), 3), rule, 16) for _ in range(2)]
+    feeds = [TrainSampler(samples, Stream(len(samples), 3), rule, 16) for _ in range(2)]
     pairs = zip(torch_inputs(feeds[0], _UNCHANGED, 0, 1), dali_inputs(feeds[1], _UNCHANGED, 0, 1, 1), strict=True)
     for (raw, by_torch), (_, by_dali) in pairs:
         differing: NDArray[np.bool_] = (by_torch != by_dali).flatten(1).any(1).numpy()
-        yield from (f"crops of {samples.where(k)} differ" for k in raw.ids[differing].tolist())
+        yield from (f"crops of {samples.locate(k)} differ" for k in raw.ids[differing].tolist())
         if raw.entries[-1] >= 2 * len(samples):
             break
     if feeds[1].not_for_dali:

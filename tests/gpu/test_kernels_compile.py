@@ -24,6 +24,9 @@ KERNELS = {
 }
 _OF_X = ("x", "y", "dy", "dx")
 
+# Triton 3.7 on Python 3.13 builds syntax trees in a way that Python 3.15 will refuse.
+pytestmark = pytest.mark.filterwarnings("ignore:AnnAssign:DeprecationWarning")
+
 
 def compiled(name: str, constants: dict[str, Any], num_warps: int, dtype: str, capability: int) -> Any:
     """A kernel for a compute capability, its other tensors of float32; a constant None stands for no tensor."""

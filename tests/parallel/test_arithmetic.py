@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hvd_batchgrow.comm.ranks import AgreedFailure, Ranks
+from hvd_batchgrow.comm.ranks import CollectiveError, Ranks
 from hvd_batchgrow.train.arithmetic_settings import check_same_arithmetic
 
 
@@ -16,7 +16,7 @@ def test_a_rank_with_other_kernels_is_named(ranks: Ranks, monkeypatch: pytest.Mo
     if last == 0:
         check_same_arithmetic(ranks)
         return
-    with pytest.raises(AgreedFailure) as failure:
+    with pytest.raises(CollectiveError) as failure:
         check_same_arithmetic(ranks)
     assert failure.value.code == 2
     if ranks.rank == last:

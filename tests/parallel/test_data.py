@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from hvd_batchgrow.comm.ranks import Ranks, SingleRank
-from hvd_batchgrow.data.datasets.dataset import BadSample, Source
+from hvd_batchgrow.data.datasets.dataset import BadSample, DatasetPair
 from hvd_batchgrow.observers.metrics import ConsumedFile
 from hvd_batchgrow.train.checkpoints.checkpoint import tree_digest, write_atomically
 from hvd_batchgrow.train.liveness.stop import StopRequest
@@ -20,7 +20,7 @@ from tests.training import make_trainer
 N = 90
 
 
-def train(source: Source, ranks: Ranks, folder: Path, on_bad_sample: str) -> Trainer:
+def train(source: DatasetPair, ranks: Ranks, folder: Path, on_bad_sample: str) -> Trainer:
     """A run over encoded images that grows from 16 to 80, recorded by rank 0."""
     job = small_job(
         data={
@@ -39,9 +39,9 @@ def train(source: Source, ranks: Ranks, folder: Path, on_bad_sample: str) -> Tra
     return trainer
 
 
-def make_source(folder: Path) -> Source:
+def make_source(folder: Path) -> DatasetPair:
     samples = encoded_samples(folder, N)
-    return Source(samples, samples, 7, (0.5,) * 3, (0.25,) * 3)
+    return DatasetPair(samples, samples, 7, (0.5,) * 3, (0.25,) * 3)
 
 
 def test_stand_ins_are_the_same_on_any_ranks_and_on_record(

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from hvd_batchgrow.comm.broadcast_object import broadcast_tree
-from hvd_batchgrow.comm.ranks import AgreedFailure, Ranks
+from hvd_batchgrow.comm.ranks import CollectiveError, Ranks
 from hvd_batchgrow.messages.errors import JobError
 from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint, tree_digest
 from hvd_batchgrow.train.run.run import RunOptions, _prepare
@@ -66,7 +66,7 @@ def test_a_stop_is_heard_also_from_a_rank_that_waits_and_a_resume_ends_alike(
 
 def test_a_failure_of_those_that_train_ends_those_that_wait(ranks: Ranks, tmp_path: Path) -> None:
     job = job_of(ranks, (1, 1, 1, 2), optim={"lr": 1e30})
-    with pytest.raises(AgreedFailure) as failure:
+    with pytest.raises(CollectiveError) as failure:
         train(job, ranks, tmp_path)
     assert (failure.value.error is None) == (ranks.rank != 0)
     assert ranks.any(flag=True)  # all can talk again

@@ -42,7 +42,7 @@ def test_exact_weights_and_buffers_are_those_of_one_rank_to_the_bit(ranks: Ranks
 def test_a_stopped_run_goes_on_to_the_bit(ranks: Ranks, tmp_path: Path, updates: int) -> None:
     whole, _ = train(lars_job(), ranks, tmp_path / "whole")
     train(lars_job(), ranks, tmp_path / "parts", stop=StopAfter(updates, here=ranks.rank == 0))
-    data = ranks.from_rank0(lambda: newest_good(tmp_path / "parts" / "checkpoints")[0], "test.checkpoint")
+    data = ranks.broadcast_from_rank0(lambda: newest_good(tmp_path / "parts" / "checkpoints")[0], "test.checkpoint")
     assert data is not None
     resumed, ended = train(lars_job(), ranks, tmp_path / "parts", checkpoint=Checkpoint.from_bytes(data))
     assert ended.done

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from hvd_batchgrow.comm.ranks import AgreedFailure, Ranks, SingleRank
+from hvd_batchgrow.comm.ranks import CollectiveError, Ranks, SingleRank
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.messages.errors import RunError
 from hvd_batchgrow.observers.metrics import ConsumedFile
@@ -65,7 +65,7 @@ def train(job: Job, ranks: Ranks, folder: Path, *observers: Observer, **options:
 
 def of_rank0(ranks: Ranks, read: Callable[[], bytes | None]) -> bytes:
     """What rank 0's folder holds; those of other ranks are empty."""
-    return ranks.from_rank0(read, "test.read") or b""
+    return ranks.broadcast_from_rank0(read, "test.read") or b""
 
 
 def newest(ranks: Ranks, folder: Path) -> Checkpoint:
@@ -179,9 +179,9 @@ def test_the_end_of_a_window_decides_where_the_wish_comes_to_nothing(tmp_path: P
     # 1.3 times the batch is rounded to the batch itself.
     trigger = {**NOISE, "ratio": 0.001, "max_batch_factor": 2.0, "windows_epochs": [[0.0, 0.5]]}
     job = job_of(trigger, schedule={"global_batch": 48, "max_batch": 96})
-    growing = growth_controller.Growth(job, NUM_TRAIN, make_model())
+    growing = growth_controller.GrowthController(job, NUM_TRAIN, make_model())
     now = growth_controller.Measurement(144, 48, 0.05, 100.0, 1.0)
-    wish = growth_controller.Wish("planted", batch=1.3 * 48)
+    wish = growth_controller.BatchRequest("planted", batch=1.3 * 48)
     assert growing._decide(wish, now, tmp_path) is None
     late = replace(now, samples=192)
     (tmp_path / "decisions.jsonl").touch()
@@ -327,7 +327,7 @@ def test_a_kill_between_a_decision_and_its_effect_changes_nothing(
             raise RunError("killed")
 
     monkeypatch.setattr(growth_controller, "append_line", append_and_die)
-    with pytest.raises(AgreedFailure):
+    with pytest.raises(CollectiveError):
         train(job, ranks, tmp_path / "parts")
     monkeypatch.setattr(growth_controller, "append_line", append)
     path = tmp_path / "parts" / "decisions.jsonl"
@@ -446,7 +446,7 @@ def test_decisions_that_do_not_fit_are_refused_and_the_record_stays(
     (tmp_path / "one.jsonl").write_bytes(decisions_text(None, [replace(whole.growth.decisions[0], **changes)]))
     train(job, ranks, tmp_path / "parts", stop=StopAfter(3, here=True))
     for checkpoint, folder in ((None, tmp_path / "new"), (newest(ranks, tmp_path / "parts"), whole.folder)):
-        with pytest.raises(AgreedFailure) as failure:
+        with pytest.raises(CollectiveError) as failure:
             train(job, ranks, folder, checkpoint=checkpoint, replay=tmp_path / "one.jsonl")
         if ranks.rank == 0:
             with pytest.raises(Exception, match=message):
@@ -459,7 +459,7 @@ def test_a_run_cannot_go_on_by_other_decisions_than_those_it_has_followed(ranks:
     job = job_of(NOISE)
     stopped = train(job, ranks, tmp_path / "parts", stop=StopAfter(18, here=True))
     (tmp_path / "none.jsonl").touch()
-    with pytest.raises(AgreedFailure) as failure:
+    with pytest.raises(CollectiveError) as failure:
         train(
             job,
             ranks,

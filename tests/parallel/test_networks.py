@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from hvd_batchgrow.comm.ranks import AgreedFailure, Ranks, SingleRank
+from hvd_batchgrow.comm.ranks import CollectiveError, Ranks, SingleRank
 from hvd_batchgrow.job_file import parse_job
 from hvd_batchgrow.nn.ghost.ghost_batch_norm import ghost_norms
 from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint, tree_digest
@@ -96,7 +96,7 @@ def test_the_fast_path_agrees_with_one_rank_within_the_stated_bound(ranks: Ranks
 
 def test_exact_mode_refuses_a_network_that_draws_for_itself(ranks: Ranks, tmp_path: Path) -> None:
     model = {"name": "tests.parallel.test_networks:draws", "ghost_batch": 8}
-    with pytest.raises(AgreedFailure) as failure:
+    with pytest.raises(CollectiveError) as failure:
         trained(ranks, tmp_path, model=model, layout={"exact": True})
     if ranks.rank == 0:
         assert f"layout.exact: cannot be had with {model['name']}; at 1: random" in str(failure.value.error)

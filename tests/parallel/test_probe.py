@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hvd_batchgrow.comm.ranks import AgreedFailure, Ranks
+from hvd_batchgrow.comm.ranks import CollectiveError, Ranks
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.messages.errors import ExitCode
 from hvd_batchgrow.schedule.cost.cost import predict
@@ -92,7 +92,7 @@ def test_a_damaged_file_is_told_before_anything_is_measured(
     path = tmp_path / "PROBE.json"
     path.write_text("{")
     told: list[str] = []
-    with pytest.raises(AgreedFailure, match="damaged, or no probe" if ranks.rank == 0 else "^$") as caught:
+    with pytest.raises(CollectiveError, match="damaged, or no probe" if ranks.rank == 0 else "^$") as caught:
         probe_into(path, load, ranks, quiet, told.append)
     assert caught.value.code == ExitCode.FAILURE
     assert not told
@@ -107,7 +107,7 @@ def test_a_file_of_another_model_is_told_before_anything_is_measured(
     wide = load().model_copy(update={"model": load().model.model_copy(update={"channels": (8, 8)})})
     told: list[str] = []
     match = "model.channels: is .* into a file of its own" if ranks.rank == 0 else "^$"
-    with pytest.raises(AgreedFailure, match=match) as caught:
+    with pytest.raises(CollectiveError, match=match) as caught:
         probe_into(path, lambda: wide, ranks, quiet, told.append)
     assert caught.value.code == ExitCode.BAD_JOB
     assert not told
@@ -115,6 +115,6 @@ def test_a_file_of_another_model_is_told_before_anything_is_measured(
 
 def test_a_job_that_cannot_be_planned_is_not_probed(ranks: Ranks, tmp_path: Path) -> None:
     job = small_job(tmp_path, schedule={"global_batch": 20})
-    with pytest.raises(AgreedFailure) as caught:
+    with pytest.raises(CollectiveError) as caught:
         probe_job(lambda: job, ranks, quiet, quiet)
     assert caught.value.code == ExitCode.BAD_JOB

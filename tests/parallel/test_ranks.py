@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hvd_batchgrow.comm.ranks import AgreedFailure, Ranks
+from hvd_batchgrow.comm.ranks import CollectiveError, Ranks
 from hvd_batchgrow.messages.errors import ExitCode, Fault, JobError, RunError
 from hvd_batchgrow.train.update.gradients import GradientBuckets
 
@@ -66,12 +66,12 @@ def test_a_failure_of_one_rank_is_known_to_all_and_told_by_one(ranks: Ranks, err
             raise error
         return 1
 
-    with pytest.raises(AgreedFailure) as caught:
-        ranks.together(attempt)
+    with pytest.raises(CollectiveError) as caught:
+        ranks.run_on_all(attempt)
     assert caught.value.code == code
     assert caught.value.error is (error if ranks.rank == culprit else None)
 
 
 def test_what_succeeds_on_all_ranks_gives_each_its_own_result(ranks: Ranks) -> None:
-    assert ranks.together(lambda: ranks.rank) == ranks.rank
-    assert ranks.from_rank0(lambda: b"from rank %d" % ranks.rank, "test.from0") == b"from rank 0"
+    assert ranks.run_on_all(lambda: ranks.rank) == ranks.rank
+    assert ranks.broadcast_from_rank0(lambda: b"from rank %d" % ranks.rank, "test.from0") == b"from rank 0"

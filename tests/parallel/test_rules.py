@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from hvd_batchgrow.comm.ranks import AgreedFailure, Ranks
+from hvd_batchgrow.comm.ranks import CollectiveError, Ranks
 from hvd_batchgrow.config import UpdateSection
-from hvd_batchgrow.data.datasets.dataset import Source
+from hvd_batchgrow.data.datasets.dataset import DatasetPair
 from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint, tree_digest
 from hvd_batchgrow.train.events import Observer, TrainRecord
 from hvd_batchgrow.train.liveness.stop import StopRequest
@@ -93,7 +93,7 @@ def test_a_gradient_that_overflows_is_no_fault_of_any_group(ranks: Ranks, exact:
 
 
 def train(
-    ranks: Ranks, folder: Path, source: Source | None = None, checkpoint: Checkpoint | None = None, **update: Any
+    ranks: Ranks, folder: Path, source: DatasetPair | None = None, checkpoint: Checkpoint | None = None, **update: Any
 ) -> Trainer:
     trainer = trainer_of(ranks, folder, source=source, update=update)
     trainer.run(StopRequest(), checkpoint)
@@ -101,7 +101,7 @@ def train(
 
 
 def trainer_of(
-    ranks: Ranks, folder: Path, observers: Sequence[Observer] = (), source: Source | None = None, **sections: Any
+    ranks: Ranks, folder: Path, observers: Sequence[Observer] = (), source: DatasetPair | None = None, **sections: Any
 ) -> Trainer:
     job = small_job(checkpoint={"every_epochs": 0.5, "keep": 100}, **sections)
     return make_trainer(job, ranks, folder, *observers, source=source)
@@ -109,8 +109,8 @@ def trainer_of(
 
 def test_a_run_that_stops_says_which_update_and_samples(ranks: Ranks, tmp_path: Path) -> None:
     source = small_source()
-    with pytest.raises(AgreedFailure) as failure:
-        train(ranks, tmp_path, Source(source.train, source.test, 3, source.mean, (1e-42,)))
+    with pytest.raises(CollectiveError) as failure:
+        train(ranks, tmp_path, DatasetPair(source.train, source.test, 3, source.mean, (1e-42,)))
     if ranks.rank == 0:
         assert "update 0, samples 0 … 15, learning rate 0.05: the loss is not finite" in str(failure.value.error)
         assert "ids [" in str(failure.value.error)
@@ -121,7 +121,7 @@ def test_a_run_that_stops_says_which_update_and_samples(ranks: Ranks, tmp_path: 
 def test_an_exact_sum_out_of_range_says_which_update_it_was(ranks: Ranks, tmp_path: Path) -> None:
     trainer = trainer_of(ranks, tmp_path, layout={"exact": True})
     next(trainer.model.parameters()).register_hook(lambda gradient: gradient.sign() * 1e6)
-    with pytest.raises(AgreedFailure) as failure:
+    with pytest.raises(CollectiveError) as failure:
         trainer.run(StopRequest())
     if ranks.rank == 0:
         told = (

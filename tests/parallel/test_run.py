@@ -121,7 +121,7 @@ def test_a_run_stopped_after_any_update_ends_with_the_same_weights(ranks: Ranks,
     stop = StopAfter(updates, here=ranks.rank == ranks.size - 1)
     stopped, ended = train(job, ranks, tmp_path / "parts", stop=stop)
     assert (ended.done, ended.updates) == (False, updates)
-    data = ranks.from_rank0(lambda: newest_good(tmp_path / "parts" / "checkpoints")[0], "test.checkpoint")
+    data = ranks.broadcast_from_rank0(lambda: newest_good(tmp_path / "parts" / "checkpoints")[0], "test.checkpoint")
     assert data is not None
     checkpoint = Checkpoint.from_bytes(data)
     assert checkpoint.samples == stopped.samples
@@ -160,7 +160,7 @@ def test_adam_stops_and_goes_on_like_sgd(ranks: Ranks, tmp_path: Path) -> None:
     job = small_job(optim=optim, schedule={"lr_rule": "sqrt"}, data={"pipeline": "torch"})
     whole, _ = train(job, ranks, tmp_path / "whole")
     train(job, ranks, tmp_path / "parts", stop=StopAfter(11, here=ranks.rank == 0))
-    data = ranks.from_rank0(lambda: newest_good(tmp_path / "parts" / "checkpoints")[0], "test.checkpoint")
+    data = ranks.broadcast_from_rank0(lambda: newest_good(tmp_path / "parts" / "checkpoints")[0], "test.checkpoint")
     assert data is not None
     resumed, _ = train(job, ranks, tmp_path / "parts", checkpoint=Checkpoint.from_bytes(data))
     assert digest(resumed) == digest(whole)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from hvd_batchgrow.comm.ranks import AgreedFailure, Ranks
+from hvd_batchgrow.comm.ranks import CollectiveError, Ranks
 from hvd_batchgrow.observers.metrics import MetricsFile
 from hvd_batchgrow.train.checkpoints.checkpoint import checkpoint_paths
 from hvd_batchgrow.train.liveness.stop import StopRequest
@@ -101,7 +101,7 @@ def strictly(text: str) -> dict[str, Any]:
 def test_by_default_a_test_loss_that_is_not_finite_ends_the_run_before_its_checkpoint(
     ranks: Ranks, tmp_path: Path, value: float
 ) -> None:
-    with pytest.raises(AgreedFailure) as failure:
+    with pytest.raises(CollectiveError) as failure:
         trainer_of(ranks, tmp_path, Recorder(), {1.0: value}, "stop").run(StopRequest())
     if ranks.rank != 0:
         assert failure.value.error is None

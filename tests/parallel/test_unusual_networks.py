@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from hvd_batchgrow.comm.ranks import AgreedFailure, Ranks
+from hvd_batchgrow.comm.ranks import CollectiveError, Ranks
 from hvd_batchgrow.messages.errors import ExitCode, RunError
 from hvd_batchgrow.schedule.phases import Phase
 from hvd_batchgrow.train.update.engine import UpdateEngine, UpdateResult
@@ -203,7 +203,7 @@ def test_ranks_whose_weights_differ_are_named_with_the_tensors(ranks: Ranks) -> 
     if ranks.rank == culprit:
         model[1].weight.data[1, 2] += 1e-6
         model.count[0] = 1.0
-    with pytest.raises(AgreedFailure) as failure:
+    with pytest.raises(CollectiveError) as failure:
         check_agreement(model, ranks, 64)
     if ranks.rank == 0:
         message = rf"after 64 samples .* rank {culprit} differs from rank 0 in count, 1\.weight\."
@@ -227,7 +227,7 @@ def test_a_run_whose_ranks_drift_apart_ends_before_its_next_checkpoint(
         return result
 
     monkeypatch.setattr(UpdateEngine, "update", drift)
-    with pytest.raises(AgreedFailure) as failure:
+    with pytest.raises(CollectiveError) as failure:
         train(small_job(), ranks, tmp_path)
     assert failure.value.code == ExitCode.FAILURE
     assert not list((tmp_path / "checkpoints").glob("*.pt"))

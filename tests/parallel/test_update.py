@@ -89,7 +89,7 @@ def test_a_vote_to_stop_reaches_every_rank(ranks: Ranks) -> None:
     images, labels = golden.samples(0)
     micro_batch = golden.MicroBatch(images[: golden.GROUP], labels[: golden.GROUP], (ranks.rank,))
     votes = [
-        engine.update(iter([micro_batch]), 1, golden.phase(ranks.size), ranks.size, stop=wanted).stop_votes
+        engine.update(iter([micro_batch]), 1, golden.phase(ranks.size), ranks.size, stop=wanted).stop_requested
         for wanted in (False, ranks.rank == ranks.size - 1, True)
     ]
     assert votes == [0, 1, ranks.size]

@@ -23,7 +23,7 @@ class Kind(NamedTuple):
     measured: bool = False
     """Its batch grows by what it measures."""
 
-    def told(self) -> str:
+    def describe(self) -> str:
         """In words."""
         drawn = "exact mode, drawn from " if len(self.forms) > 1 else ""
         return f"{'measured, ' if self.measured else ''}{drawn}{', '.join(self.forms)}"
@@ -69,7 +69,7 @@ def main() -> None:
             print(f"{sum(tally.kills for tally in tallies.values())} of {sum(wanted.values())} kills", flush=True)
     shutil.rmtree(folder)
     for kind, tally in tallies.items():
-        print(f"{kind.told()}: {tally.told()}")
+        print(f"{kind.describe()}: {tally.describe()}")
     total = sum((tally.blows for tally in tallies.values()), Tally().blows)
     print(f"{total.total()} kills: {', '.join(f'{count} {blow}' for blow, count in sorted(total.items()))}")
 
@@ -82,12 +82,12 @@ def _begin(folder: Path, nursery: Nursery, seed: int, kind: Kind, tally: Tally) 
 
 def _read(figures: Path | None) -> dict[Kind, Tally]:
     known = json.loads(figures.read_text()) if figures and figures.exists() else {}
-    return {kind: Tally.of(known.get(kind.told(), {})) for kind in SHARES}
+    return {kind: Tally.of(known.get(kind.describe(), {})) for kind in SHARES}
 
 
 def _write(figures: Path | None, tallies: dict[Kind, Tally]) -> None:
     if figures:
-        figures.write_text(json.dumps({kind.told(): vars(tally) for kind, tally in tallies.items()}, indent=2))
+        figures.write_text(json.dumps({kind.describe(): vars(tally) for kind, tally in tallies.items()}, indent=2))
 
 
 if __name__ == "__main__":

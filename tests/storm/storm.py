@@ -79,7 +79,7 @@ class Tally:
         """Of these, in the midst of its own writing."""
         return sum(count for blow, count in self.blows.items() if blow.startswith("in "))
 
-    def told(self) -> str:
+    def describe(self) -> str:
         """On one line."""
         blows = ", ".join(f"{count} {blow}" for blow, count in sorted(self.blows.items()))
         return (

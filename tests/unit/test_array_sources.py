@@ -15,7 +15,7 @@ import pytest
 from numpy.typing import NDArray
 
 from hvd_batchgrow.config import DataSection
-from hvd_batchgrow.data.datasets.dataset import Samples, Source
+from hvd_batchgrow.data.datasets.dataset import Dataset, DatasetPair
 from hvd_batchgrow.data.datasets.normalization import chunks_of, image_moments, row_moments
 from hvd_batchgrow.data.sources import idx
 from hvd_batchgrow.data.sources.cifar import VERSIONS
@@ -34,11 +34,11 @@ def no_report(what: str, done: int, total: int) -> None:
     """Nobody watches."""
 
 
-def load(source: str, root: Path | None = None, **keys: Any) -> Source:
+def load(source: str, root: Path | None = None, **keys: Any) -> DatasetPair:
     return load_source(DataSection(source=source, root=root and str(root), **keys), 7, no_report)
 
 
-def everything(samples: Samples) -> tuple[NDArray[Any], NDArray[np.int64]]:
+def everything(samples: Dataset) -> tuple[NDArray[Any], NDArray[np.int64]]:
     """All values and labels, backwards, so that the order of the ids counts, and put right again."""
     ids = np.arange(len(samples))[::-1]
     return samples.fetch(ids)[::-1], samples.labels[ids][::-1]
@@ -122,7 +122,7 @@ def test_an_idx_folder_is_a_source(tmp_path: Path) -> None:
     scaled = everything(expected.train)[0] / 255
     assert source.mean == pytest.approx([scaled.mean()])
     assert source.std == pytest.approx([scaled.std()])
-    assert source.test.where(7) == f"{tmp_path / 't10k-images-idx3-ubyte.gz'}, entry 7"
+    assert source.test.locate(7) == f"{tmp_path / 't10k-images-idx3-ubyte.gz'}, entry 7"
 
 
 def test_files_are_unpacked_once_until_they_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from hvd_batchgrow.comm.wakeup import Bell, Waiting
+from hvd_batchgrow.comm.wakeup import WakeupClient, WakeupServer
 from hvd_batchgrow.messages.errors import RunError
 
 TOKEN = b"0123456789abcdef"
@@ -22,14 +22,14 @@ def threads() -> Iterator[ThreadPoolExecutor]:
         yield pool
 
 
-def connect(count: int) -> tuple[Bell, list[Waiting]]:
-    bell = Bell(on_one_host=True)
-    lines = [Waiting("127.0.0.1", bell.port, TOKEN) for _ in range(count)]
+def connect(count: int) -> tuple[WakeupServer, list[WakeupClient]]:
+    bell = WakeupServer(on_one_host=True)
+    lines = [WakeupClient("127.0.0.1", bell.port, TOKEN) for _ in range(count)]
     bell.gather(count, TOKEN)
     return bell, lines
 
 
-def hear_until(bell: Bell, deadline: float) -> None:
+def hear_until(bell: WakeupServer, deadline: float) -> None:
     while not bell.hear() and time.monotonic() < deadline:
         time.sleep(0.01)
 
@@ -89,10 +89,10 @@ def test_rank_0_learns_that_one_who_waited_is_gone() -> None:
 
 
 def test_a_stranger_is_sent_away() -> None:
-    bell = Bell(on_one_host=True)
+    bell = WakeupServer(on_one_host=True)
     with socket.create_connection(("127.0.0.1", bell.port)) as stranger:
         stranger.sendall(b"GET / HTTP/1.1\r\n")
-        line = Waiting("127.0.0.1", bell.port, TOKEN)
+        line = WakeupClient("127.0.0.1", bell.port, TOKEN)
         bell.gather(1, TOKEN)
         assert stranger.recv(1) == b""
     line._line.close()
@@ -104,4 +104,4 @@ def test_a_rank_0_that_cannot_be_reached_is_named() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     with pytest.raises(RunError, match=f"rank 0 cannot be reached at 127.0.0.1, port {port}: .*refused"):
-        Waiting("127.0.0.1", port, TOKEN)
+        WakeupClient("127.0.0.1", port, TOKEN)

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from hvd_batchgrow.config import DataSection
-from hvd_batchgrow.data.datasets.dataset import Source
+from hvd_batchgrow.data.datasets.dataset import DatasetPair
 from hvd_batchgrow.data.sources.registry import load_source
 from hvd_batchgrow.messages.errors import JobError, RunError
 from tests.helpers import idx_bytes
@@ -43,7 +43,7 @@ def write(root: Path, kind: str, part: str, labels: Any) -> None:
         write_tar(root / f"{part}.tar", samples)
 
 
-def load(root: Path, kind: str, train: Any, test: Any = (0, 1), **keys: Any) -> Source:
+def load(root: Path, kind: str, train: Any, test: Any = (0, 1), **keys: Any) -> DatasetPair:
     write(root, kind, "train", train)
     write(root, kind, "test", test)
     if kind == "webdataset":
@@ -214,7 +214,7 @@ def test_a_text_that_only_held_out_rows_have_is_named(tmp_path: Path) -> None:
     write(tmp_path, "csv", "train", labels)
     first = load_source(
         DataSection(source="csv", root=str(tmp_path), num_samples=18, test_fraction=0.1), 3, lambda *_: None
-    ).test.where(0)
+    ).test.locate(0)
     labels[int(first.rpartition(" ")[2]) - 2] = "rare"
     write(tmp_path, "csv", "train", labels)
     data = DataSection(source="csv", root=str(tmp_path), num_samples=18, test_fraction=0.1)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.messages.errors import JobError
-from hvd_batchgrow.schedule.adaptive.batch_requests import Wish, form_decision
+from hvd_batchgrow.schedule.adaptive.batch_requests import BatchRequest, form_decision
 from hvd_batchgrow.schedule.adaptive.decisions import (
     Decision,
     decisions_text,
@@ -34,11 +34,11 @@ TRIGGER = {"name": "gradient_noise"}
 PLATEAU = {"name": "plateau", "patience_epochs": 1.0}
 
 
-def decide(job: Job, wish: Wish, samples: int = 160, before: tuple[Decision, ...] = ()) -> Decision | None:
+def decide(job: Job, wish: BatchRequest, samples: int = 160, before: tuple[Decision, ...] = ()) -> Decision | None:
     return form_decision(job, N, before, samples, wish, {})
 
 
-def formed(job: Job, wish: Wish, samples: int = 160, before: tuple[Decision, ...] = ()) -> Decision:
+def formed(job: Job, wish: BatchRequest, samples: int = 160, before: tuple[Decision, ...] = ()) -> Decision:
     decision = decide(job, wish, samples, before)
     assert decision is not None
     return decision
@@ -66,7 +66,7 @@ def test_a_wanted_batch_is_rounded_and_the_rate_makes_up_for_it(
     )
     job = measured_job(TRIGGER, schedule=schedule)
     unit = multiple or 16
-    decision = decide(job, Wish("planted", batch=wanted))
+    decision = decide(job, BatchRequest("planted", batch=wanted))
     nearest = max(1, math.floor(wanted / unit + 0.5)) * unit  # 40 is 2.5 · 16: a tie, which rounds up
     if nearest == job.schedule.global_batch:  # type: ignore[union-attr]
         assert decision is None  # the rate alone is not changed
@@ -80,9 +80,9 @@ def test_a_wanted_batch_is_rounded_and_the_rate_makes_up_for_it(
 
 def test_a_wish_beyond_the_limit_is_cut_and_the_rate_stays() -> None:
     job = measured_job(TRIGGER)
-    decision = formed(job, Wish("planted", batch=5000.0))
+    decision = formed(job, BatchRequest("planted", batch=5000.0))
     assert (decision.new_batch, decision.new_lr, decision.wanted_batch) == (96, 0.05, 5000.0)
-    assert decide(job, Wish("planted", batch=5000.0), 256, (decision,)) is None
+    assert decide(job, BatchRequest("planted", batch=5000.0), 256, (decision,)) is None
 
 
 @pytest.mark.parametrize(("before", "after"), [(16, 24), (24, 32), (32, 48), (40, 56), (48, 72), (80, 96)])
@@ -108,7 +108,7 @@ def test_each_plateau_divides_the_noise_by_the_factor_beyond_the_limit_too(exact
     made: tuple[Decision, ...] = ()
     for k in range(4):
         at = made[-1].samples + 2 * made[-1].new_batch if made else 160
-        decision = formed(job, Wish("planted", noise_factor=5.0), at, made)
+        decision = formed(job, BatchRequest("planted", noise_factor=5.0), at, made)
         assert noise_of(job, decision) == pytest.approx(scale / 5 ** (k + 1), rel=1e-9)
         made = (*made, decision)
     batches, rates = [d.new_batch for d in made], [d.new_lr for d in made]
@@ -124,8 +124,8 @@ def test_each_plateau_divides_the_noise_by_the_factor_beyond_the_limit_too(exact
 def test_adams_set_comes_on_top_of_decisions_as_of_other_growth() -> None:
     optim = {"name": "adam", "lr": 1e-3, "betas": [0.9, 0.999], "weight_decay": 0.0}
     job = measured_job(PLATEAU, optim=optim, schedule={"lr_rule": "adam", "max_batch": 64})
-    made = (formed(job, Wish("planted", noise_factor=2.0)),)
-    made = (*made, formed(job, Wish("planted", noise_factor=2.0), 256, made))
+    made = (formed(job, BatchRequest("planted", noise_factor=2.0)),)
+    made = (*made, formed(job, BatchRequest("planted", noise_factor=2.0), 256, made))
     assert [d.new_batch for d in made] == [32, 64]
     assert [d.new_lr for d in made] == pytest.approx([1e-3, 1e-3])
     last = compile_plan(job, 1, N, None, made).schedule.phases[-1]
@@ -133,9 +133,9 @@ def test_adams_set_comes_on_top_of_decisions_as_of_other_growth() -> None:
 
 
 def test_a_decision_tells_what_it_does() -> None:
-    decision = formed(measured_job(TRIGGER), Wish("B_simple = 57", batch=57.0))
-    assert decision.told() == "batch 16 → 64 (57 wanted), lr 0.05 → 0.05614: B_simple = 57"
-    told = decision_at(160, restore_samples=1000).told()
+    decision = formed(measured_job(TRIGGER), BatchRequest("B_simple = 57", batch=57.0))
+    assert decision.describe() == "batch 16 → 64 (57 wanted), lr 0.05 → 0.05614: B_simple = 57"
+    told = decision_at(160, restore_samples=1000).describe()
     assert told == "batch 16 → 48, weights as at sample 1,000: planted"
 
 
@@ -143,7 +143,7 @@ def test_a_decision_tells_what_it_does() -> None:
 
 
 def test_decisions_go_through_their_file(tmp_path: Path) -> None:
-    first = formed(measured_job(TRIGGER), Wish('with "quotes", ε and\nlines', batch=57.3))
+    first = formed(measured_job(TRIGGER), BatchRequest('with "quotes", ε and\nlines', batch=57.3))
     second = decision_at(256, measured={"trace": 0.1 + 0.2, "b_simple": 1e300}, restore_samples=160)
     path = tmp_path / "decisions.jsonl"
     for source in (None, "runs/a b/decisions.jsonl"):
@@ -233,7 +233,7 @@ def test_decisions_of_another_job_are_refused(decisions: list[Decision], message
 
 def test_the_twin_of_what_was_decided_decays_where_the_batch_grew() -> None:
     job = measured_job(PLATEAU)
-    made = (formed(job, Wish("planted", noise_factor=5.0)),)
+    made = (formed(job, BatchRequest("planted", noise_factor=5.0)),)
     twin = compile_plan(decay_twin(job, N, made), 1, N)
     assert [(p.start_samples, p.lr, p.global_batch) for p in twin.schedule.phases] == [(0, 0.05, 16), (160, 0.01, 16)]
     with pytest.raises(JobError, match="has a twin once it has decided"):
@@ -290,7 +290,9 @@ def test_whatever_is_wished_for_gives_a_plan_that_can_be_formed_and_read_again(
         samples += updates * batch
         if samples >= 9 * N:
             break
-        wish = Wish("x", noise_factor=noise_factor) if kind == "noise" else Wish("x", batch=factor * batch)
+        wish = (
+            BatchRequest("x", noise_factor=noise_factor) if kind == "noise" else BatchRequest("x", batch=factor * batch)
+        )
         decision = decide(job, wish, samples, made)
         if decision is None:
             continue

@@ -16,7 +16,7 @@ import pytest
 from hvd_batchgrow.config import DataSection
 from hvd_batchgrow.data.datasets.dataset import IMAGENET_DEVIATION, IMAGENET_MEAN, BadSample
 from hvd_batchgrow.data.images import encoded_dataset
-from hvd_batchgrow.data.images.encoded_dataset import EncodedSamples, decode, read_header
+from hvd_batchgrow.data.images.encoded_dataset import EncodedDataset, decode, read_header
 from hvd_batchgrow.messages.errors import JobError, RunError
 from tests.fuzz.image_bytes import with_exif
 from tests.pictures import (
@@ -151,11 +151,11 @@ def test_a_set_of_bad_images_only_is_refused_whatever_the_job_says(tmp_path: Pat
         form.read(root, on_bad_sample="replace")
 
 
-def indexed(form: Form, root: Path) -> tuple[EncodedSamples, Picture, int]:
+def indexed(form: Form, root: Path) -> tuple[EncodedDataset, Picture, int]:
     """Samples, and an image of them with its id."""
     train = form.expected(pictures(NUM_TRAIN))
     samples = form.read(form.make(root / "data", train)).train
-    assert isinstance(samples, EncodedSamples)
+    assert isinstance(samples, EncodedDataset)
     return samples, (victim := picture(11)), train.index(victim)
 
 
@@ -231,7 +231,7 @@ def test_orientation_is_applied_where_the_job_says_so(tmp_path: Path, form: Form
     tagged = [replace(image, data=with_exif(image.data, 6)) if k in jpegs else image for k, image in enumerate(train)]
     root = form.make(tmp_path / "data", tagged)
     read = form.read(root, apply_orientation=apply).train
-    assert isinstance(read, EncodedSamples)
+    assert isinstance(read, EncodedDataset)
     for samples in (read, pickle.loads(pickle.dumps(read)), read.labelled(read.labels)):  # noqa: S301
         for k, data in enumerate(samples.fetch(np.arange(NUM_TRAIN))):
             right = np.rot90(train[k].pixels, -1) if apply and k in jpegs else train[k].pixels

@@ -29,7 +29,7 @@ def test_a_folder_is_read_in_the_order_of_names_whatever_lies_in_it(tmp_path: Pa
     order = ["a/Z.Jpeg", "a/y.jpg", "b/10.png", "b/9.PNG", "b/sub/deep/1.png"]
     assert_holds(source.train, [replace(images[name], label="ab".index(name[0])) for name in order])
     assert_holds(source.test, [replace(images["b/9.PNG"], label=1)])
-    assert source.train.where(4) == str(tmp_path / "train/b/sub/deep/1.png")
+    assert source.train.locate(4) == str(tmp_path / "train/b/sub/deep/1.png")
 
 
 def test_the_order_is_the_same_however_the_headers_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,11 +13,11 @@ from PIL import Image
 
 from hvd_batchgrow.config import DataSection
 from hvd_batchgrow.data.datasets.dataset import BadSample
-from hvd_batchgrow.data.images.encoded_dataset import EncodedSamples
+from hvd_batchgrow.data.images.encoded_dataset import EncodedDataset
 from hvd_batchgrow.data.pipeline.crops import CentreCrop, ResizedCrop
 from hvd_batchgrow.data.pipeline.dali_pipeline import dali_inputs
-from hvd_batchgrow.data.pipeline.sampler import EvaluationFeed
-from hvd_batchgrow.data.pipeline.torch_pipeline import Finish, torch_inputs
+from hvd_batchgrow.data.pipeline.sampler import EvalSampler
+from hvd_batchgrow.data.pipeline.torch_pipeline import Normalize, torch_inputs
 from hvd_batchgrow.data.sources import image_folder
 from hvd_batchgrow.job_file import parse_job
 from hvd_batchgrow.train.run.fork import changes
@@ -28,7 +28,7 @@ from tests.helpers import job_tree
 from tests.pictures import Form, Picture, each_form, pictures
 
 pytestmark = [pytest.mark.usefixtures("cache"), pytest.mark.filterwarnings("ignore:Corrupt EXIF data")]
-PLAIN = Finish((0.0,) * 3, (1.0,) * 3)
+PLAIN = Normalize((0.0,) * 3, (1.0,) * 3)
 
 
 def test_every_form_has_the_right_pixels_in_both_pipelines_or_is_refused_by_name(tmp_path: Path) -> None:
@@ -69,7 +69,7 @@ def test_16_bit_samples_are_scaled_to_the_unit_interval(tmp_path: Path, form: Fo
     values = np.linspace(0, 65535, 24 * 30).round().astype(np.int64).reshape(24, 30)
     images = [Picture(_grey_16(values)[kind], k % 3, kind) for k in range(6)]
     samples = form.read(form.make(tmp_path / "data", images)).train
-    feed = EvaluationFeed(samples, CentreCrop((24, 24), 24), [range(3)])
+    feed = EvalSampler(samples, CentreCrop((24, 24), 24), [range(3)])
     inputs = torch_inputs(feed, PLAIN, 0, 1) if name == "torch" else dali_inputs(feed, PLAIN, 0, 1, 1)
     found = next(inputs)[1]
     expected = torch.from_numpy(values[:, 3:27] / 65535).float()
@@ -88,14 +88,14 @@ def test_samples_without_a_range_are_refused_with_cause_and_remedy(tmp_path: Pat
 # --- what DALI does not decode ---------------------------------------------------------------------
 
 
-def _gifs(root: Path, **keys: object) -> EncodedSamples:
+def _gifs(root: Path, **keys: object) -> EncodedDataset:
     for k in range(12):
         path = root / ("val" if k > 9 else "train") / "cat" / f"{k}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.full((20, 30), 20 * k, np.uint8)).save(path, "GIF")
     data = DataSection(source="image_folder", root=str(root), **keys)  # type: ignore[arg-type]
     samples = image_folder.load(data, lambda *_: None).train
-    assert isinstance(samples, EncodedSamples)
+    assert isinstance(samples, EncodedDataset)
     return samples
 
 
@@ -103,7 +103,7 @@ def test_what_dali_fails_on_is_decoded_by_pillow(tmp_path: Path) -> None:
     """Files that look like those that DALI decodes, and are not: here the index says so of GIFs, which it is not."""
     samples = _gifs(tmp_path)
     samples._index["for_dali"] = np.ones(10, np.bool_)  # type: ignore[index]
-    feed = EvaluationFeed(samples, CentreCrop((20, 20), 20), [range(4), range(4, 8), range(8, 10)])
+    feed = EvalSampler(samples, CentreCrop((20, 20), 20), [range(4), range(4, 8), range(8, 10)])
     found = [(raw.ids.tolist(), values) for raw, values in dali_inputs(feed, PLAIN, 0, 1, 1)]
     assert [ids for ids, _ in found] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
     shades = torch.cat([values for _, values in found])[:, 0, 10, 10] * 255
@@ -118,7 +118,7 @@ def test_a_file_that_fails_in_mid_training_is_named_whatever_decodes_it(tmp_path
     samples._index["heads"] = np.zeros(10, np.int64)  # type: ignore[index]  # so that the decoder finds it
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("hvd_batchgrow.data.images.encoded_dataset.HEAD_BYTES", 0)
-        feed = EvaluationFeed(samples, CentreCrop((20, 20), 20), [range(10)])
+        feed = EvalSampler(samples, CentreCrop((20, 20), 20), [range(10)])
         with pytest.raises(BadSample, match=rf"sample 6 \({path}\): cannot be decoded") as bad:
             next(torch_inputs(feed, PLAIN, 0, 1) if name == "torch" else dali_inputs(feed, PLAIN, 0, 1, 1))
     assert bad.value.sample_id == 6
@@ -140,7 +140,7 @@ def test_an_image_of_a_line_needs_little_memory(size: tuple[int, int]) -> None:
     draws = np.random.default_rng(0).random((1, 23))
     wide = ResizedCrop((224, 224), (0.08, 1.0), (0.01, 100.0), hflip=True)
     for rule in (CentreCrop((224, 224), 256), ResizedCrop((224, 224), (0.08, 1.0), (3 / 4, 4 / 3), hflip=True), wide):
-        place = rule.place(draws, sizes)
+        place = rule.sample_crops(draws, sizes)
         top, left, height, width = place.windows[0].tolist()
         assert 0 <= top <= top + height <= size[0]
         assert 0 <= left <= left + width <= size[1]
@@ -161,7 +161,7 @@ def test_the_centre_of_a_long_image_is_that_of_all_of_it(tmp_path: Path, shape: 
         (tmp_path / name / "cat").mkdir(parents=True)
         (tmp_path / name / "cat" / "long.png").write_bytes(file.getvalue())
     samples = image_folder.load(DataSection(source="image_folder", root=str(tmp_path)), lambda *_: None).test
-    feed = EvaluationFeed(samples, CentreCrop((16, 16), 20), [range(1)])
+    feed = EvalSampler(samples, CentreCrop((16, 16), 20), [range(1)])
     short, long = sorted(shape)
     long = 20 * long // short
     size = (20, long) if image.width <= image.height else (long, 20)
@@ -177,7 +177,7 @@ def test_the_centre_of_a_long_image_is_that_of_all_of_it(tmp_path: Path, shape: 
 def test_images_of_ordinary_aspect_are_placed_as_before() -> None:
     """As torchvision's Resize and CenterCrop: all of the image is resized."""
     sizes = np.array([[375, 500], [500, 375], [224, 224], [100, 800]], np.int32)
-    place = CentreCrop((224, 224), 256).place(np.empty((4, 0)), sizes)
+    place = CentreCrop((224, 224), 256).sample_crops(np.empty((4, 0)), sizes)
     assert place.windows.tolist() == [[0, 0, *size] for size in sizes.tolist()]
     assert place.resized.tolist() == [[256, 341], [341, 256], [256, 256], [256, 2048]]
 
@@ -185,5 +185,5 @@ def test_images_of_ordinary_aspect_are_placed_as_before() -> None:
 def test_a_window_is_never_empty() -> None:
     """The defect: of an image one pixel wide, aspects above 2 gave a window of no rows."""
     rule = ResizedCrop((8, 8), (0.5, 1.0), (4.0, 5.0), hflip=False)
-    windows = rule.place(np.random.default_rng(0).random((1, 23)), np.array([[5, 1]], np.int32)).windows
+    windows = rule.sample_crops(np.random.default_rng(0).random((1, 23)), np.array([[5, 1]], np.int32)).windows
     assert windows[0, 2:].tolist() == [1, 1]

@@ -11,7 +11,7 @@ import pytest
 from hvd_batchgrow.data.sources.specs import check_data, known_num_samples
 from hvd_batchgrow.job_file import load_job
 from hvd_batchgrow.nn.networks.registry import check_model
-from hvd_batchgrow.schedule.adaptive.batch_requests import Wish, form_decision
+from hvd_batchgrow.schedule.adaptive.batch_requests import BatchRequest, form_decision
 from hvd_batchgrow.schedule.plan import Plan, compile_plan
 
 JOBS = Path(__file__).parents[2] / "jobs"
@@ -166,7 +166,7 @@ def test_a_measured_job_begins_as_its_row_says_and_may_grow_to_a_tenth(name: str
     plan = plan_of(name, ranks_of_header(name))
     phase = plan.schedule.phases[0]
     assert (plan.num_samples, phase.global_batch) == (num_samples, batch)
-    wish = Wish("all that can be had", batch=float(num_samples))
+    wish = BatchRequest("all that can be had", batch=float(num_samples))
     decision = form_decision(plan.job, num_samples, (), 100 * batch, wish, {})
     assert decision is not None
     assert decision.new_batch == largest

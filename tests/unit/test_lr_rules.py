@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from hvd_batchgrow.job_file import parse_job
-from hvd_batchgrow.schedule.adaptive.batch_requests import Wish, form_decision
+from hvd_batchgrow.schedule.adaptive.batch_requests import BatchRequest, form_decision
 from hvd_batchgrow.schedule.plan import Plan, compile_plan
 from hvd_batchgrow.schedule.transitions import describe_transitions
 from tests.helpers import NUM_TRAIN, measured_job
@@ -71,7 +71,7 @@ def test_a_larger_start_is_where_kappa_begins() -> None:
 def test_growth_by_a_trigger_scales_the_rate_by_what_was_formed(rule: str, power: float | None) -> None:
     """57 samples are 3.6 multiples of 16: 64 are formed, κ = 4. Without a rule the rate makes up for the rounding."""
     job = measured_job({"name": "norm_test"}, schedule={"lr_rule": rule})
-    decision = form_decision(job, NUM_TRAIN, (), 160, Wish("planted", batch=57.0), {})
+    decision = form_decision(job, NUM_TRAIN, (), 160, BatchRequest("planted", batch=57.0), {})
     assert decision is not None
     phase = compile_plan(job, 1, NUM_TRAIN, None, (decision,)).schedule.phases[1]
     assert phase.global_batch == 64
@@ -84,7 +84,7 @@ def test_a_plateau_divides_the_rate_once_the_batch_is_at_its_limit(rule: str, po
     job = measured_job({"name": "plateau", "patience_epochs": 1.0}, schedule={"lr_rule": rule})
     decisions: tuple[Any, ...] = ()
     for samples in (160, 160 + 160, 160 + 160 + 192, 160 + 160 + 192 + 96):
-        decision = form_decision(job, NUM_TRAIN, decisions, samples, Wish("planted", noise_factor=5.0), {})
+        decision = form_decision(job, NUM_TRAIN, decisions, samples, BatchRequest("planted", noise_factor=5.0), {})
         decisions = (*decisions, decision)
     phases = compile_plan(job, 1, NUM_TRAIN, None, decisions).schedule.phases
     assert [phase.global_batch for phase in phases] == [16, 80, 96, 96, 96]

@@ -15,37 +15,37 @@ from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
 from hvd_batchgrow.config import DataSection
-from hvd_batchgrow.data.datasets.dataset import ArraySamples, BadSample, Samples, Source, raise_bad
+from hvd_batchgrow.data.datasets.dataset import ArrayDataset, BadSample, Dataset, DatasetPair, raise_bad
 from hvd_batchgrow.data.images import encoded_dataset
-from hvd_batchgrow.data.images.encoded_dataset import EncodedSamples
+from hvd_batchgrow.data.images.encoded_dataset import EncodedDataset
 from hvd_batchgrow.data.order.stream import Stream, groups_of_rank
 from hvd_batchgrow.data.pipeline.crops import Augment, CentreCrop, CropFlip, ResizedCrop
 from hvd_batchgrow.data.pipeline.dali_pipeline import cause_of, channels_first, dali_inputs, make_pipeline
-from hvd_batchgrow.data.pipeline.reader import Batch, Reader, batches, choose_pipeline
-from hvd_batchgrow.data.pipeline.sampler import EvaluationFeed, GroupFeed
-from hvd_batchgrow.data.pipeline.torch_pipeline import Finish, cut_and_mirror, torch_inputs
+from hvd_batchgrow.data.pipeline.reader import GhostBatch, Reader, batches, choose_pipeline
+from hvd_batchgrow.data.pipeline.sampler import EvalSampler, TrainSampler
+from hvd_batchgrow.data.pipeline.torch_pipeline import Normalize, cut_and_mirror, torch_inputs
 from hvd_batchgrow.messages.errors import JobError, RunError
 from tests.helpers import SIDE, encoded_samples, small_source
 
-FINISH = Finish((0.5, 0.4, 0.3), (0.25, 0.2, 0.3))
+FINISH = Normalize((0.5, 0.4, 0.3), (0.25, 0.2, 0.3))
 PIPELINES = ["torch", "dali"]
 KINDS = ["images", "rows", "encoded"]
 CROP = 12
 
 
-def array_samples(num_samples: int) -> ArraySamples:
+def array_samples(num_samples: int) -> ArrayDataset:
     """Images in which every sample is another."""
     values = np.random.default_rng(1).integers(0, 256, (num_samples, SIDE, SIDE + 1, 3), dtype=np.uint8)
-    return ArraySamples(values, np.arange(num_samples) % 7)
+    return ArrayDataset(values, np.arange(num_samples) % 7)
 
 
-def row_samples(num_samples: int) -> ArraySamples:
+def row_samples(num_samples: int) -> ArrayDataset:
     values = np.random.default_rng(1).standard_normal((num_samples, 3)).astype(np.float32)
-    return ArraySamples(values, np.arange(num_samples) % 7)
+    return ArrayDataset(values, np.arange(num_samples) % 7)
 
 
 @pytest.fixture
-def make_samples(tmp_path: Path) -> Callable[[str, int], Samples]:
+def make_samples(tmp_path: Path) -> Callable[[str, int], Dataset]:
     return lambda kind, num_samples: {
         "images": array_samples,
         "rows": row_samples,
@@ -53,7 +53,7 @@ def make_samples(tmp_path: Path) -> Callable[[str, int], Samples]:
     }[kind](num_samples)
 
 
-def augment_of(samples: Samples) -> Augment | None:
+def augment_of(samples: Dataset) -> Augment | None:
     if samples.kind == "rows":
         return None
     if samples.kind == "encoded":
@@ -61,11 +61,11 @@ def augment_of(samples: Samples) -> Augment | None:
     return CropFlip((SIDE, SIDE + 1), 2, hflip=True)
 
 
-def feed_of(samples: Samples, group: int, seed: int = 5) -> GroupFeed:
-    return GroupFeed(samples, Stream(len(samples), seed), augment_of(samples), group)
+def feed_of(samples: Dataset, group: int, seed: int = 5) -> TrainSampler:
+    return TrainSampler(samples, Stream(len(samples), seed), augment_of(samples), group)
 
 
-def read(name: str, feed: GroupFeed, first_group: int, stride: int, count: int) -> list[Batch]:
+def read(name: str, feed: TrainSampler, first_group: int, stride: int, count: int) -> list[GhostBatch]:
     def inputs(first: int) -> Iterator[tuple[object, Tensor]]:
         if name == "torch":
             return torch_inputs(feed, FINISH, first, stride)
@@ -99,10 +99,12 @@ def test_a_corner_and_a_mirror_do_what_they_say() -> None:
 
 def test_all_corners_and_both_mirrors_occur() -> None:
     draws = np.random.default_rng(0).random((500, 3))
-    placed = CropFlip((SIDE, SIDE), 1, hflip=True).place(draws, np.full((500, 2), SIDE, np.int32))
+    placed = CropFlip((SIDE, SIDE), 1, hflip=True).sample_crops(draws, np.full((500, 2), SIDE, np.int32))
     assert {tuple(c) for c in placed.windows[:, :2].tolist()} == {(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1)}
     assert set(placed.mirrors.tolist()) == {0, 1}
-    assert not CropFlip((SIDE, SIDE), 1, hflip=False).place(draws, np.full((500, 2), SIDE, np.int32)).mirrors.any()
+    assert (
+        not CropFlip((SIDE, SIDE), 1, hflip=False).sample_crops(draws, np.full((500, 2), SIDE, np.int32)).mirrors.any()
+    )
 
 
 def test_both_pipelines_give_the_same_bytes_of_arrays() -> None:
@@ -123,7 +125,7 @@ def test_the_definition_for_a_gpu_gives_the_same_pixels_on_a_cpu(
     """But for its own filter at a window's edges, and bytes that round the other way."""
     samples, finish = encoded_samples(tmp_path, 24), replace(FINISH, channels_last=channels_last)
     rule = CentreCrop((CROP, CROP), 14)
-    feed = feed_of(samples, 24) if kind == "training" else EvaluationFeed(samples, rule, [range(24)])
+    feed = feed_of(samples, 24) if kind == "training" else EvalSampler(samples, rule, [range(24)])
     (output,) = make_pipeline(feed, finish, feed.raw_groups(0, 1), 1, in_dali=True).run()
     found = channels_first(from_dlpack(output.as_tensor()), finish)
     _, expected = next(torch_inputs(feed, finish, 0, 1))
@@ -140,7 +142,7 @@ def test_the_definition_for_a_gpu_gives_the_same_pixels_on_a_cpu(
     ("ranks", "batch", "micro_batch"), [(1, 64, 64), (2, 64, 32), (4, 64, 4), (3, 100, 7), (1, 500, 128)]
 )
 def test_a_sample_has_the_same_pixels_in_every_layout(
-    make_samples: Callable[[str, int], Samples], kind: str, name: str, ranks: int, batch: int, micro_batch: int
+    make_samples: Callable[[str, int], Dataset], kind: str, name: str, ranks: int, batch: int, micro_batch: int
 ) -> None:
     """The stream is cut into groups of the micro-batch; 131 samples are divisible by none of them."""
     samples = make_samples(kind, 131)
@@ -159,7 +161,7 @@ def test_a_sample_has_the_same_pixels_in_every_layout(
 
 @pytest.mark.parametrize(("kind", "name"), combinations())
 def test_growth_in_mid_epoch_goes_on_where_the_stream_is(
-    make_samples: Callable[[str, int], Samples], kind: str, name: str
+    make_samples: Callable[[str, int], Dataset], kind: str, name: str
 ) -> None:
     """Two ranks take 2 groups an update, then 6, then 10, from pipelines opened once."""
     samples = make_samples(kind, 50)
@@ -177,7 +179,7 @@ def test_growth_in_mid_epoch_goes_on_where_the_stream_is(
 
 @pytest.mark.parametrize(("kind", "name"), combinations())
 def test_a_resume_in_mid_epoch_at_another_rank_count(
-    make_samples: Callable[[str, int], Samples], kind: str, name: str
+    make_samples: Callable[[str, int], Dataset], kind: str, name: str
 ) -> None:
     samples = make_samples(kind, 37)  # an epoch is 4.6 groups
     whole = read("torch", feed_of(samples, 8), 0, 1, 20)
@@ -193,7 +195,7 @@ def test_a_resume_in_mid_epoch_at_another_rank_count(
 
 @pytest.mark.parametrize(("kind", "name"), combinations())
 def test_one_sample_and_batches_larger_than_the_set(
-    make_samples: Callable[[str, int], Samples], kind: str, name: str
+    make_samples: Callable[[str, int], Dataset], kind: str, name: str
 ) -> None:
     samples = make_samples(kind, 1)
     (batch,) = read(name, feed_of(samples, 16), 0, 1, 1)
@@ -222,7 +224,7 @@ def test_ranks_never_share_augmentation_draws() -> None:
     assert same == pytest.approx(1 / 50, abs=4 * (0.02 / 1024) ** 0.5)  # 25 corners, 2 mirrors: by chance
 
 
-def test_batches_are_not_overwritten_by_those_that_follow(make_samples: Callable[[str, int], Samples]) -> None:
+def test_batches_are_not_overwritten_by_those_that_follow(make_samples: Callable[[str, int], Dataset]) -> None:
     for kind in ("images", "encoded"):
         found = read("dali", feed_of(make_samples(kind, 30), 8), 0, 1, 6)
         again = read("torch", feed_of(make_samples(kind, 30), 8), 0, 1, 6)
@@ -235,7 +237,7 @@ def test_batches_are_not_overwritten_by_those_that_follow(make_samples: Callable
 
 def windows_of(sizes: NDArray[np.int32], rule: ResizedCrop) -> NDArray[np.int32]:
     draws = np.random.default_rng(0).random((len(sizes), rule.num_draws))
-    return rule.place(draws, sizes).windows
+    return rule.sample_crops(draws, sizes).windows
 
 
 def test_windows_have_the_area_and_aspect_asked_for() -> None:
@@ -265,19 +267,19 @@ def test_where_no_window_fits_it_is_the_largest_central_one() -> None:
 
 def test_normalisation_is_per_channel() -> None:
     image = torch.tensor([[[[0, 255]]]], dtype=torch.uint8)
-    result = Finish((0.5, 0.0), (0.25, 2.0)).images(image)
+    result = Normalize((0.5, 0.0), (0.25, 2.0)).images(image)
     assert result.tolist() == [[[[-2.0]], [[0.5]]]]
-    assert Finish((1.0, 2.0), (2.0, 4.0)).rows(torch.tensor([[3.0, 0.0]])).tolist() == [[1.0, -0.5]]
+    assert Normalize((1.0, 2.0), (2.0, 4.0)).rows(torch.tensor([[3.0, 0.0]])).tolist() == [[1.0, -0.5]]
 
 
 @pytest.mark.parametrize("name", PIPELINES)
 @pytest.mark.parametrize("kind", ["images", "encoded"])
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_memory_layout_and_type_change_no_pixel(
-    make_samples: Callable[[str, int], Samples], kind: str, name: str, dtype: str
+    make_samples: Callable[[str, int], Dataset], kind: str, name: str, dtype: str
 ) -> None:
     samples = make_samples(kind, 20)
-    source = Source(samples, samples, 7, FINISH.mean, FINISH.std)
+    source = DatasetPair(samples, samples, 7, FINISH.mean, FINISH.std)
     data = {"source": "synthetic_images", "crop_padding": 2, "hflip": True, "pipeline": name, "image_size": CROP}
     plain, changed = (
         next(
@@ -298,10 +300,10 @@ def test_memory_layout_and_type_change_no_pixel(
 @pytest.mark.parametrize(("kind", "name"), combinations())
 @pytest.mark.parametrize("ranks", [1, 3])
 def test_every_test_sample_is_evaluated_once(
-    make_samples: Callable[[str, int], Samples], kind: str, name: str, ranks: int
+    make_samples: Callable[[str, int], Dataset], kind: str, name: str, ranks: int
 ) -> None:
     samples = make_samples(kind, 23)
-    source = Source(samples, samples, 7, FINISH.mean, FINISH.std)
+    source = DatasetPair(samples, samples, 7, FINISH.mean, FINISH.std)
     data = DataSection(source="idx", pipeline="auto" if kind == "rows" else name, image_size=CROP)  # type: ignore[arg-type]
     reader = Reader(data, source, torch.device("cpu"), 1, raise_bad)
     chunks = [range(start, min(start + 5, 23)) for start in range(0, 23, 5)]
@@ -317,7 +319,7 @@ def test_every_test_sample_is_evaluated_once(
 def test_the_centre_is_cut_as_torchvision_does(tmp_path: Path) -> None:
     """Resize the shorter side, cut out the centre: by PIL, whose filter is the same triangle, rounded to bytes."""
     samples = encoded_samples(tmp_path, 12)
-    source = Source(samples, samples, 7, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    source = DatasetPair(samples, samples, 7, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
     data = DataSection(source="idx", image_size=10, eval_resize=14)
     (batch,) = Reader(data, source, torch.device("cpu"), 1, raise_bad).testing([range(12)])
     for k, found in enumerate(batch.inputs):
@@ -344,7 +346,7 @@ def short_head(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(encoded_dataset, "HEAD_BYTES", 64)
 
 
-def damaged(folder: Path, how: str) -> EncodedSamples:
+def damaged(folder: Path, how: str) -> EncodedDataset:
     """25 images, of which number 6 is damaged after they were indexed, or known to be bad."""
     samples = encoded_samples(folder, 25)
     path = folder / "6.jpg"
@@ -379,7 +381,7 @@ def test_a_bad_sample_is_replaced_by_the_next_of_the_stream(
     order = stream.ids(0, 61)
     told: list[int] = []
     for rank in range(ranks):
-        feed = GroupFeed(samples, stream, augment_of(samples), group, lambda bad: told.append(bad.sample_id))
+        feed = TrainSampler(samples, stream, augment_of(samples), group, lambda bad: told.append(bad.sample_id))
         for k, batch in zip(
             range(rank, 60 // group, ranks), read(name, feed, rank, ranks, 60 // group // ranks), strict=False
         ):
@@ -396,7 +398,7 @@ def test_a_bad_sample_is_replaced_by_the_next_of_the_stream(
 @pytest.mark.parametrize("name", PIPELINES)
 def test_bad_test_samples_are_left_out(tmp_path: Path, name: str) -> None:
     samples = damaged(tmp_path, "changed")
-    source = Source(samples, samples, 7, FINISH.mean, FINISH.std)
+    source = DatasetPair(samples, samples, 7, FINISH.mean, FINISH.std)
     data = DataSection(source="idx", image_size=CROP, pipeline=name)  # type: ignore[arg-type]
     told: list[BadSample] = []
     reader = Reader(data, source, torch.device("cpu"), 1, told.append)
@@ -411,7 +413,7 @@ def test_a_stretch_of_bad_test_samples_makes_no_other_count_twice(tmp_path: Path
     """The defect: a bad sample behind a stretch that holds no good one sent its evaluation one stretch too far back."""
     samples = damaged(tmp_path, "changed")
     samples.sizes[:2] = 0
-    source = Source(samples, samples, 7, FINISH.mean, FINISH.std)
+    source = DatasetPair(samples, samples, 7, FINISH.mean, FINISH.std)
     data = DataSection(source="idx", image_size=CROP, pipeline=name)  # type: ignore[arg-type]
     reader = Reader(data, source, torch.device("cpu"), 1, lambda bad: None)
     chunks = [range(start, min(start + 2, 25)) for start in range(0, 25, 2)]

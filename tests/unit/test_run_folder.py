@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from hvd_batchgrow.comm.ranks import AgreedFailure, SingleRank
+from hvd_batchgrow.comm.ranks import CollectiveError, SingleRank
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.job_file import parse_job
 from hvd_batchgrow.messages.errors import RunError
@@ -74,7 +74,7 @@ def test_a_run_is_resumed_only_on_data_that_means_the_same(tmp_path: Path) -> No
     fault = (
         r"trained on data that meant something else:\n  features: \['color=blue', 'color=red'\], now \['color=red'\]"
     )
-    with pytest.raises(AgreedFailure, match=fault):
+    with pytest.raises(CollectiveError, match=fault):
         open_with({**schema, "features": ["color=red"]})
 
 
@@ -87,14 +87,14 @@ def test_a_run_of_a_version_without_some_keys_of_data_is_resumed_with_their_defa
     save(tmp_path / "run", job, deciding=old)
     assert open_(tmp_path / "run", job, resume=True)[0] is not None
     changed = small_job(data={"source": "csv", "missing": "zero", "crop_padding": 0, "hflip": False})
-    with pytest.raises(AgreedFailure, match=r"data.missing: was 'error', is 'zero'"):
+    with pytest.raises(CollectiveError, match=r"data.missing: was 'error', is 'zero'"):
         open_(tmp_path / "run", changed, resume=True)
 
 
 def test_a_run_is_never_written_over_by_accident(tmp_path: Path) -> None:
     job = small_job()
     open_(tmp_path / "run", job)
-    with pytest.raises(AgreedFailure, match=r"holds a run already: add --resume auto .* --overwrite .* or --name NAME"):
+    with pytest.raises(CollectiveError, match=r"holds a run already: add --resume auto .* --overwrite .* or --name"):
         open_(tmp_path / "run", job)
     save(tmp_path / "run", job)
     assert open_(tmp_path / "run", job, overwrite=True) == (None, [])
@@ -104,7 +104,7 @@ def test_a_run_is_never_written_over_by_accident(tmp_path: Path) -> None:
 def test_overwrite_does_not_remove_a_folder_that_is_no_run(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.tex").touch()
-    with pytest.raises(AgreedFailure, match=r"is no run folder"):
+    with pytest.raises(CollectiveError, match=r"is no run folder"):
         open_(tmp_path / "run", small_job(), overwrite=True)
     assert (tmp_path / "run" / "thesis.tex").exists()
 
@@ -129,7 +129,7 @@ def test_a_folder_in_the_place_of_a_checkpoint_to_come_is_told_at_once(tmp_path:
     save(run, job)
     blocked = run / "checkpoints" / f"samples-{304:015d}.pt"
     blocked.mkdir()
-    with pytest.raises(AgreedFailure) as caught:
+    with pytest.raises(CollectiveError) as caught:
         open_(run, job, resume=True)
     assert str(caught.value.error) == (
         f"{blocked}: a folder where the run would write a checkpoint; move it away, and run this again"
@@ -144,7 +144,7 @@ def test_a_job_that_would_give_other_weights_cannot_resume(tmp_path: Path) -> No
     open_(tmp_path / "run", job)
     save(tmp_path / "run", job)
     other = small_job(optim={"lr": 0.07}, schedule={"noise_factor": 2.0})
-    with pytest.raises(AgreedFailure) as caught:
+    with pytest.raises(CollectiveError) as caught:
         open_(tmp_path / "run", other, resume=True)
     assert "optim.lr: was 0.05, is 0.07\n  schedule.noise_factor: was 3.0, is 2.0" in str(caught.value)
     assert tomllib.loads((tmp_path / "run" / "job.toml").read_text())["optim"]["lr"] == 0.05, "left as it was"
@@ -160,7 +160,7 @@ def test_what_does_not_decide_the_weights_may_change_at_a_resume(tmp_path: Path)
 
 def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(AgreedFailure, match=r"file/run/checkpoints cannot be written: Not a directory"):
+    with pytest.raises(CollectiveError, match=r"file/run/checkpoints cannot be written: Not a directory"):
         open_(tmp_path / "file" / "run", small_job())
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from hvd_batchgrow.config import SOURCES, DataSection
-from hvd_batchgrow.data.datasets.dataset import Source, raise_bad
+from hvd_batchgrow.data.datasets.dataset import DatasetPair, raise_bad
 from hvd_batchgrow.data.pipeline.reader import Reader
 from hvd_batchgrow.data.sources import fashion_mnist
 from hvd_batchgrow.data.sources.registry import LOADERS, load_source
@@ -76,7 +76,7 @@ def test_encoded_sources_are_imported_when_used(monkeypatch: pytest.MonkeyPatch,
     made = small_source()
     asked: list[int | None] = []
 
-    def load(data: DataSection, report: object) -> Source:
+    def load(data: DataSection, report: object) -> DatasetPair:
         asked.append(data.num_classes)
         return made
 
@@ -93,18 +93,18 @@ def test_encoded_sources_are_imported_when_used(monkeypatch: pytest.MonkeyPatch,
 
 OWN = """
 import numpy as np
-from hvd_batchgrow.data.datasets.dataset import ArraySamples, Source
+from hvd_batchgrow.data.datasets.dataset import ArrayDataset, DatasetPair
 from hvd_batchgrow.messages.errors import RunError
 
 def rows(n, labels=None):
-    return ArraySamples(np.ones((n, 2), np.float32), np.zeros(n, np.int64) if labels is None else labels)
+    return ArrayDataset(np.ones((n, 2), np.float32), np.zeros(n, np.int64) if labels is None else labels)
 
 def good(data):
-    return Source(rows(data.num_samples), rows(4), 2, (0.0, 0.0), (1.0, 1.0))
+    return DatasetPair(rows(data.num_samples), rows(4), 2, (0.0, 0.0), (1.0, 1.0))
 
 def wide(data):
-    samples = ArraySamples(1.7e9 + np.arange(8.0)[:, None], np.arange(8) % 2)
-    return Source(samples, samples, 2, (1.7e9 + 3.0,), (2.0,))
+    samples = ArrayDataset(1.7e9 + np.arange(8.0)[:, None], np.arange(8) % 2)
+    return DatasetPair(samples, samples, 2, (1.7e9 + 3.0,), (2.0,))
 
 def nothing(data):
     return None
@@ -112,18 +112,18 @@ def nothing(data):
 def broken(data):
     return {}["key"]
 
-def told(data):
+def describe(data):
     raise RunError("the disk is full")
 
 def bad(data):
-    images = ArraySamples(np.ones((4, 2, 2, 1), np.float64), np.zeros(3, np.int32))
-    return Source(rows(8), images, 0, (0.0,), (1.0, 0.0))
+    images = ArrayDataset(np.ones((4, 2, 2, 1), np.float64), np.zeros(3, np.int32))
+    return DatasetPair(rows(8), images, 0, (0.0,), (1.0, 0.0))
 
 def stripped(data):
-    return Source(object(), rows(4), 2, (0.0, 0.0), (1.0, 1.0))
+    return DatasetPair(object(), rows(4), 2, (0.0, 0.0), (1.0, 1.0))
 
 def beyond(data):
-    return Source(rows(8, np.arange(8)), rows(4), 2, (0.0, 0.0), (1.0, 1.0))
+    return DatasetPair(rows(8, np.arange(8)), rows(4), 2, (0.0, 0.0), (1.0, 1.0))
 """
 
 
@@ -159,10 +159,10 @@ def test_rows_of_ones_own_may_be_float64_and_are_standardised_so(own: None) -> N
         (
             "own_source:nothing",
             JobError,
-            r"must return a hvd_batchgrow.data.datasets.dataset.Source, returned NoneType",
+            r"must return a hvd_batchgrow.data.datasets.dataset.DatasetPair, returned NoneType",
         ),
         ("own_source:broken", RunError, r"'own_source:broken' failed: KeyError: 'key' \(.*own_source.py, line 20\)"),
-        ("own_source:told", RunError, r"^the disk is full$"),
+        ("own_source:describe", RunError, r"^the disk is full$"),
         ("own_source:stripped", JobError, r"train lacks kind\n.*train lacks shape"),
         ("own_source:beyond", RunError, r"data.source, train: 6 of 8 labels are not in 0 … 1: sample 2 has 2"),
     ],

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from hvd_batchgrow.config import DataSection
-from hvd_batchgrow.data.datasets.dataset import Samples, Source
+from hvd_batchgrow.data.datasets.dataset import Dataset, DatasetPair
 from hvd_batchgrow.data.sources.registry import load_source
 from hvd_batchgrow.messages.errors import JobError
 
@@ -18,11 +18,11 @@ def no_report(what: str, done: int, total: int) -> None:
     """Nobody watches."""
 
 
-def load(source: str, seed: int = 7, **keys: Any) -> Source:
+def load(source: str, seed: int = 7, **keys: Any) -> DatasetPair:
     return load_source(DataSection(source=source, **keys), seed, no_report)
 
 
-def everything(samples: Samples) -> tuple[NDArray[Any], NDArray[np.int64]]:
+def everything(samples: Dataset) -> tuple[NDArray[Any], NDArray[np.int64]]:
     ids = np.arange(len(samples))
     return samples.fetch(ids), samples.labels[ids]
 
@@ -80,7 +80,7 @@ def test_synthetic_moments_are_those_of_its_samples() -> None:
 def test_synthetic_samples_have_any_shape(source: str, shape: tuple[int, ...]) -> None:
     train = load(source, num_samples=20, shape=shape, num_classes=2).train
     assert train.fetch(np.arange(20)).shape == (20, *shape)
-    assert train.where(3) == f"synthetic {train.kind}, number 3"
+    assert train.locate(3) == f"synthetic {train.kind}, number 3"
 
 
 def test_synthetic_samples_need_a_number() -> None:

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from hvd_batchgrow.config import DataSection
-from hvd_batchgrow.data.datasets.dataset import Source, raise_bad
+from hvd_batchgrow.data.datasets.dataset import DatasetPair, raise_bad
 from hvd_batchgrow.data.order.stream import Stream
 from hvd_batchgrow.data.pipeline.reader import Reader
 from hvd_batchgrow.data.sources.registry import load_source
@@ -31,13 +31,13 @@ def section(root: Path, source: str = "csv", **keys: Any) -> DataSection:
     return DataSection(source=source, root=str(root), **keys)
 
 
-def load(data: DataSection, seed: int = 3) -> Source:
+def load(data: DataSection, seed: int = 3) -> DatasetPair:
     return load_source(data, seed, lambda *_: None)
 
 
-def inputs(data: DataSection, source: Source, part: str = "train") -> NDArray[np.float32]:
+def inputs(data: DataSection, source: DatasetPair, part: str = "train") -> NDArray[np.float32]:
     """What the network is given of all samples, in order."""
-    swapped = Source(source.test, source.train if part == "train" else source.test, 9, source.mean, source.std)
+    swapped = DatasetPair(source.test, source.train if part == "train" else source.test, 9, source.mean, source.std)
     reader = Reader(data, swapped, torch.device("cpu"), 1, raise_bad)
     (batch,) = reader.testing([range(len(swapped.test))])
     return batch.inputs.numpy()
@@ -211,7 +211,7 @@ def test_rows_with_missing_values_can_be_skipped_and_are_counted(tmp_path: Path)
     source = load(data)
     assert source.train.fetch(np.arange(2)).tolist() == [[1, 1, 0], [8, 0, 1]]
     assert source.train.labels.tolist() == [0, 1]
-    assert source.train.where(1) == f"{tmp_path}/train.csv, line 6"
+    assert source.train.locate(1) == f"{tmp_path}/train.csv, line 6"
     assert source.test.fetch(np.arange(1)).tolist() == [[5, 1, 0]]
     assert source.notes == (
         f"{tmp_path}/train.csv: 3 of 5 rows are skipped: a value is missing",

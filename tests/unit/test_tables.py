@@ -17,7 +17,7 @@ import pytest
 from numpy.typing import NDArray
 
 from hvd_batchgrow.config import DataSection
-from hvd_batchgrow.data.datasets.dataset import Samples, Source
+from hvd_batchgrow.data.datasets.dataset import Dataset, DatasetPair
 from hvd_batchgrow.data.order.stream import Stream
 from hvd_batchgrow.data.sources import tabular
 from hvd_batchgrow.data.sources.registry import load_source
@@ -35,12 +35,12 @@ def no_report(what: str, done: int, total: int) -> None:
     """Nobody watches."""
 
 
-def load(kind: str, root: Path | None, num_samples: int, seed: int = 7, **keys: Any) -> Source:
+def load(kind: str, root: Path | None, num_samples: int, seed: int = 7, **keys: Any) -> DatasetPair:
     data = DataSection(source=kind, root=root and str(root), num_samples=num_samples, **keys)
     return load_source(data, seed, no_report)
 
 
-def everything(samples: Samples) -> tuple[NDArray[Any], NDArray[np.int64]]:
+def everything(samples: Dataset) -> tuple[NDArray[Any], NDArray[np.int64]]:
     ids = np.arange(len(samples))[::-1]
     return samples.fetch(ids)[::-1], samples.labels[ids][::-1]
 
@@ -159,7 +159,7 @@ def test_a_share_of_the_rows_is_tested_on(tmp_path: Path, kind: str, monkeypatch
         assert everything(part)[1].tolist() == (members % 3).tolist()
     assert source.mean == pytest.approx(rows[train].mean(axis=0, dtype=np.float64))
     place = {"csv": f"line {test[0] + 2}", "parquet": f"row {test[0] + 1}"}[kind]
-    assert source.test.where(0) == f"{tmp_path / f'train.{kind}'}, {place}"
+    assert source.test.locate(0) == f"{tmp_path / f'train.{kind}'}, {place}"
     monkeypatch.setattr(tabular, "parse", None)  # another seed needs no parsing
     other = load(kind, tmp_path, 40, seed=8, test_fraction=0.2)
     assert (everything(other.test)[0] == rows[held_out_rows(50, 0.2, 8)[1]]).all()

@@ -14,9 +14,9 @@ from pydantic import TypeAdapter
 
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.config.triggers import PlateauTrigger, TriggerSection
-from hvd_batchgrow.schedule.adaptive.batch_requests import Wish
+from hvd_batchgrow.schedule.adaptive.batch_requests import BatchRequest
 from hvd_batchgrow.schedule.adaptive.decisions import Decision
-from hvd_batchgrow.schedule.adaptive.triggers import Measurement, Measuring, Plateau, bounded, make_trigger
+from hvd_batchgrow.schedule.adaptive.triggers import FormulaTrigger, Measurement, Plateau, bounded, make_trigger
 from hvd_batchgrow.schedule.plan import compile_plan
 from hvd_batchgrow.train.checkpoints.schema import _Plateau
 from hvd_batchgrow.train.update.gradient_noise import GradientNoiseScale, NoiseAverage, estimate
@@ -169,7 +169,7 @@ def seen(trace: float | None, norm: float | None, batch: int = 32, lr: float = 0
     return Measurement(0, batch, lr, trace, norm, loss)
 
 
-def wish_of(now: Measurement, **trigger: Any) -> Wish | None:
+def wish_of(now: Measurement, **trigger: Any) -> BatchRequest | None:
     """Without a limit on how far, nor on how little, and at once."""
     free = {"max_batch_factor": 1e9, "min_factor": 1.0}
     hold = {"hold_epochs": 0.0} if trigger["name"] == "gradient_noise" else {}
@@ -277,7 +277,7 @@ def test_a_wish_lies_between_min_factor_and_factor_of_the_batch() -> None:
     trigger = section(name="gradient_noise", max_batch_factor=3.0, min_factor=1.5, hold_epochs=0.0)
     asked = [(33.0, None), (47.9, None), (48.1, 48.1), (95.0, 95.0), (500.0, 96.0)]
     for wanted, expected in asked:
-        wish = Measuring(trigger, lambda now, wanted=wanted: (wanted, "planted")).look(seen(None, None))
+        wish = FormulaTrigger(trigger, lambda now, wanted=wanted: (wanted, "planted")).look(seen(None, None))
         assert (wish.batch if wish else None) == expected
 
 
@@ -327,7 +327,7 @@ def windows_job(name: str = "norm_test", **trigger: Any) -> Job:
 )
 def test_windows_bound_decisions(epoch: float, num_decisions: int, wishes: bool, expected: str) -> None:
     now = Measurement(round(epoch * N), 32, 0.1)
-    wish = Wish("planted", batch=40.0) if wishes else None
+    wish = BatchRequest("planted", batch=40.0) if wishes else None
     found = bounded(wish, windows_job(max_batch_factor=3.0), N, num_decisions, now)
     if expected == "wish":
         assert found == wish
@@ -347,7 +347,7 @@ def test_a_plateaus_window_ends_by_its_factor_of_the_noise() -> None:
 
 
 def test_without_windows_a_wish_is_a_wish_at_any_time() -> None:
-    wish = Wish("planted", batch=40.0)
+    wish = BatchRequest("planted", batch=40.0)
     assert bounded(wish, measured_job({"name": "cabs"}), N, 50, Measurement(5, 32, 0.1)) == wish
 
 

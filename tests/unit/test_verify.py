@@ -62,11 +62,11 @@ def test_a_stop_after_updates_is_voted_in_the_last_of_them() -> None:
     stop = StopAfter(StopRequest(), lambda: done, 3)
     told = []
     for done in range(4):  # noqa: B007  # the stop looks at it
-        told += [stop.asked, stop.asked]  # who waits for its phase looks many times
+        told += [stop.stop_requested, stop.stop_requested]  # who waits for its phase looks many times
     assert told == [False] * 4 + [True] * 4
     asked = StopRequest()
-    asked.asked = True
-    assert StopAfter(asked, lambda: 0, 3).asked
+    asked.stop_requested = True
+    assert StopAfter(asked, lambda: 0, 3).stop_requested
 
 
 def test_train_stops_after_updates_and_goes_on(job: str) -> None:

@@ -11,7 +11,7 @@ import time
 import pytest
 
 from hvd_batchgrow.comm.ranks import SingleRank
-from hvd_batchgrow.train.liveness.watchdog import WAITING, Pulse, Watchdog
+from hvd_batchgrow.train.liveness.watchdog import WAITING, Heartbeat, Watchdog
 
 
 class Listening(SingleRank):
@@ -32,7 +32,7 @@ def _no_last_resort(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_rank_that_stalls_is_reported_and_then_ended(capsys: pytest.CaptureFixture[str]) -> None:
-    ranks, pulse = Listening(), Pulse()
+    ranks, pulse = Listening(), Heartbeat()
     pulse.at("reading samples")
     begin = time.monotonic()
     with Watchdog(ranks, pulse, 0.5):
@@ -62,7 +62,7 @@ def test_of_an_elastic_job_a_rank_ends_itself_at_once_and_one_that_waits_gives_o
             lives.append(0)
 
     monkeypatch.setattr("hvd_batchgrow.train.liveness.watchdog.DeadManSwitch", Switch)
-    ranks, pulse = Listening(), Pulse()
+    ranks, pulse = Listening(), Heartbeat()
     ranks.elastic = True
     pulse.at(stage)
     begin = time.monotonic()
@@ -92,7 +92,7 @@ def test_the_kernel_kills_a_process_that_is_stopped(close: bool) -> None:
 
 
 def test_progress_keeps_it_quiet_however_slow(capsys: pytest.CaptureFixture[str]) -> None:
-    ranks, pulse = Listening(), Pulse()
+    ranks, pulse = Listening(), Heartbeat()
     with Watchdog(ranks, pulse, 20.0):
         for _ in range(30):
             pulse.at("computing gradients")  # the same stage again is progress, too

@@ -81,7 +81,7 @@ def test_keys_end_at_the_first_dot_of_the_last_part(tmp_path: Path) -> None:
             tar.addfile(info, BytesIO(data))
     source = TARS.read(tmp_path, num_classes=2)
     assert_holds(source.train, [replace(picture(1), label=1)] * 2)
-    assert source.train.where(0) == f"{tmp_path}/train.tar, v1.0/a.PNG"
+    assert source.train.locate(0) == f"{tmp_path}/train.tar, v1.0/a.PNG"
 
 
 def test_a_tar_that_is_cut_anywhere_is_refused(tmp_path: Path) -> None:

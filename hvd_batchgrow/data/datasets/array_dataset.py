@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hvd_batchgrow.data.datasets.class_labels import check_range, count_classes, notes_on_classes
-from hvd_batchgrow.data.datasets.dataset import ArraySamples, Source
+from hvd_batchgrow.data.datasets.dataset import ArrayDataset, DatasetPair
 from hvd_batchgrow.data.datasets.plausibility import axis_hint, byte_hint
 from hvd_batchgrow.messages.errors import RunError
 
@@ -58,7 +58,7 @@ def array_source(
     names: tuple[str, str],
     num_classes: int | None,
     label_names: tuple[str, str] | None = None,
-) -> Source:
+) -> DatasetPair:
     """A source of arrays that lie in memory or are mapped.
 
     Args:
@@ -76,11 +76,11 @@ def array_source(
     first, num_classes = count_classes(labels[0], num_classes, places[0])
     check_range(labels[1], first, num_classes, places[1], "test")
     train, test = (
-        ArraySamples(with_channels(arrays[f"{part}_values"]), found - first if first else found, name)
+        ArrayDataset(with_channels(arrays[f"{part}_values"]), found - first if first else found, name)
         for part, found, name in zip(("train", "test"), labels, names, strict=True)
     )
     if train.shape != test.shape:
         raise RunError(f"{names[1]}: a test sample is {test.shape}, one of {names[0]} {train.shape}")
     mean, std = (tuple(map(float, arrays[key])) for key in ("mean", "std"))
     notes = notes_on_classes(train.labels, test.labels, num_classes)
-    return Source(train, test, num_classes, mean, std, notes)
+    return DatasetPair(train, test, num_classes, mean, std, notes)

@@ -11,7 +11,7 @@ from hvd_batchgrow.messages.errors import Fault, JobError, RunError
 
 Labels = NDArray[np.int64]
 Where = Callable[[int], str]
-"""The place of a sample, for messages: `Samples.where`, or that of its label."""
+"""The place of a sample, for messages: `Dataset.locate`, or that of its label."""
 
 _NUM_SHOWN = 5
 

@@ -30,9 +30,9 @@ class BadSample(RunError):  # noqa: N818  # it names what is bad, not what went 
 
     def __init__(self, sample_id: int, where: str, why: str) -> None:
         self.sample_id, self.where, self.why = sample_id, where, why
-        super().__init__(f"{self.told()}; data.on_bad_sample = 'replace' would go on without it")
+        super().__init__(f"{self.describe()}; data.on_bad_sample = 'replace' would go on without it")
 
-    def told(self) -> str:
+    def describe(self) -> str:
         """Which sample, and what is wrong with it."""
         return f"sample {self.sample_id} ({self.where}): {self.why}"
 
@@ -49,7 +49,7 @@ class Labels(Protocol):
         """Class of each, (n,)."""
 
 
-class Samples(Protocol):
+class Dataset(Protocol):
     """A set of samples, numbered 0 … len - 1. All ranks of a host hold one, so large arrays are best memory-mapped."""
 
     @property
@@ -81,7 +81,7 @@ class Samples(Protocol):
             BadSample: one of them is missing, truncated or otherwise not what it was.
         """
 
-    def where(self, sample_id: int) -> str:
+    def locate(self, sample_id: int) -> str:
         """The place of a sample, for messages."""
 
 
@@ -89,7 +89,7 @@ NO_SIZES = np.zeros((0, 2), dtype=np.int32)
 
 
 @dataclass(frozen=True)
-class ArraySamples:
+class ArrayDataset:
     """Images of one size, uint8 (N, H, W, C), or rows of numbers (N, features): one array, in memory or mapped."""
 
     values: NDArray[Any]
@@ -112,21 +112,21 @@ class ArraySamples:
         return len(self.labels)
 
     def fetch(self, ids: Ids) -> NDArray[Any]:
-        """See `Samples`. Rows of integers become float64, which is exact up to 2⁵³."""
+        """See `Dataset`. Rows of integers become float64, which is exact up to 2⁵³."""
         values = self.values[ids]
         return values if self.kind == "images" or values.dtype == np.float32 else values.astype(np.float64)
 
-    def where(self, sample_id: int) -> str:
-        """See `Samples`."""
+    def locate(self, sample_id: int) -> str:
+        """See `Dataset`."""
         return f"{self.name}, entry {sample_id}"
 
 
 @dataclass(frozen=True)
-class Source:
+class DatasetPair:
     """Training and test samples, and the constants that normalise both."""
 
-    train: Samples
-    test: Samples
+    train: Dataset
+    test: Dataset
     num_classes: int
     mean: tuple[float, ...]
     """Per channel of images scaled to [0, 1]; per feature of rows."""

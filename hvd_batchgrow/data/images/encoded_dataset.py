@@ -24,10 +24,10 @@ from hvd_batchgrow.data.datasets.dataset import (
     IMAGENET_DEVIATION,
     IMAGENET_MEAN,
     BadSample,
+    Dataset,
+    DatasetPair,
     Ids,
     Kind,
-    Samples,
-    Source,
 )
 from hvd_batchgrow.data.images.decode_rgb import UNDECODABLE, fault_text, open_image, oriented, stored_rgb
 from hvd_batchgrow.data.images.image_header import inspect_image
@@ -43,7 +43,7 @@ NUM_SHOWN = 10
 """Faults of a kind that a message names."""
 
 
-class EncodedSamples:
+class EncodedDataset:
     """JPEG, PNG … images of any size, each a stretch of a file.
 
     Threads may fetch at the same time, and a forked process may go on with the copy it has: files are
@@ -70,19 +70,19 @@ class EncodedSamples:
         # A file for each image: it will not be wanted again before the next epoch.
         self._open = lru_cache(0 if num_files >= len(self) else _num_kept_open())(_open_file)
 
-    def __reduce__(self) -> tuple[Callable[..., EncodedSamples], tuple[Path, Arrays]]:
-        return partial(EncodedSamples, apply_orientation=self.apply_orientation), (self.root, self._index)
+    def __reduce__(self) -> tuple[Callable[..., EncodedDataset], tuple[Path, Arrays]]:
+        return partial(EncodedDataset, apply_orientation=self.apply_orientation), (self.root, self._index)
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def labelled(self, labels: NDArray[np.int64]) -> EncodedSamples:
+    def labelled(self, labels: NDArray[np.int64]) -> EncodedDataset:
         """The same images with other labels."""
         index = {**self._index, "labels": labels}
-        return EncodedSamples(self.root, index, apply_orientation=self.apply_orientation)
+        return EncodedDataset(self.root, index, apply_orientation=self.apply_orientation)
 
     def fetch(self, ids: Ids) -> list[Bytes]:
-        """See `Samples`."""
+        """See `Dataset`."""
         return [self._read(int(k)) for k in ids]
 
     def fault(self, sample_id: int) -> str:
@@ -97,8 +97,8 @@ class EncodedSamples:
         """Whether DALI gives the same pixels as `decode`."""
         return bool(self._index["for_dali"][sample_id]) and self.orientation(sample_id) == 1
 
-    def where(self, sample_id: int) -> str:
-        """See `Samples`."""
+    def locate(self, sample_id: int) -> str:
+        """See `Dataset`."""
         member = text_at(self._index["members"], self._index["member_ends"], sample_id)
         return self._path(sample_id) + (f", {member}" if member else "")
 
@@ -108,17 +108,17 @@ class EncodedSamples:
 
     def _read(self, sample_id: int) -> Bytes:
         if not self.sizes[sample_id].all():
-            raise BadSample(sample_id, self.where(sample_id), self.fault(sample_id))
+            raise BadSample(sample_id, self.locate(sample_id), self.fault(sample_id))
         length, offset = int(self._index["lengths"][sample_id]), int(self._index["offsets"][sample_id])
         try:
             file = self._open(self._path(sample_id))
             data = os.pread(file.descriptor, length, offset)
         except OSError as error:
-            raise BadSample(sample_id, self.where(sample_id), f"cannot be read: {error.strerror}") from None
+            raise BadSample(sample_id, self.locate(sample_id), f"cannot be read: {error.strerror}") from None
         if len(data) != length:
-            raise BadSample(sample_id, self.where(sample_id), f"is truncated: {len(data)} of {length} bytes are left")
+            raise BadSample(sample_id, self.locate(sample_id), f"is truncated: {len(data)} of {length} bytes are left")
         if crc32c(data[:HEAD_BYTES]) != self._index["heads"][sample_id]:
-            raise BadSample(sample_id, self.where(sample_id), "has changed since it was indexed")
+            raise BadSample(sample_id, self.locate(sample_id), "has changed since it was indexed")
         return np.frombuffer(data, dtype=np.uint8)
 
 
@@ -142,23 +142,23 @@ def _num_kept_open() -> int:
     return 4096 if soft == resource.RLIM_INFINITY else min(4096, soft // 4)
 
 
-def decode(samples: Samples, sample_id: int, data: Bytes) -> NDArray[np.uint8]:
-    """The pixels of an image, (H, W, 3), as 8-bit RGB, turned as `EncodedSamples.orientation` says.
+def decode(samples: Dataset, sample_id: int, data: Bytes) -> NDArray[np.uint8]:
+    """The pixels of an image, (H, W, 3), as 8-bit RGB, turned as `EncodedDataset.orientation` says.
 
     Raises:
         BadSample: the bytes cannot be decoded, or the size is not the one that was indexed.
     """
-    orientation = samples.orientation(sample_id) if isinstance(samples, EncodedSamples) else 1
+    orientation = samples.orientation(sample_id) if isinstance(samples, EncodedDataset) else 1
     stream = BytesIO(data.tobytes())
     try:
         with open_image(stream) as image:
             pixels = oriented(stored_rgb(image, stream), orientation)
     except UNDECODABLE as error:
-        raise BadSample(sample_id, samples.where(sample_id), fault_text(error, stream)) from None
+        raise BadSample(sample_id, samples.locate(sample_id), fault_text(error, stream)) from None
     if pixels.shape[:2] != tuple(samples.sizes[sample_id]):
         height, width = samples.sizes[sample_id]
         fault = f"is {pixels.shape[0]} × {pixels.shape[1]} pixels, {height} × {width} when it was indexed"
-        raise BadSample(sample_id, samples.where(sample_id), fault)
+        raise BadSample(sample_id, samples.locate(sample_id), fault)
     return pixels
 
 
@@ -174,7 +174,9 @@ def read_header(data: bytes | BinaryIO) -> tuple[int, int, int, bool, str, int]:
     return *inspect_image(stream), head
 
 
-def encoded_source(data: DataSection, train: EncodedSamples, test: EncodedSamples, num_classes: int | None) -> Source:
+def encoded_source(
+    data: DataSection, train: EncodedDataset, test: EncodedDataset, num_classes: int | None
+) -> DatasetPair:
     """A source of two sets, once its samples and labels have been looked at.
 
     Raises:
@@ -183,14 +185,14 @@ def encoded_source(data: DataSection, train: EncodedSamples, test: EncodedSample
     """
     for samples in (train, test):
         report_bad(samples, data.on_bad_sample)
-    first, num_classes = count_classes(train.labels, num_classes, train.where)
-    check_range(test.labels, first, num_classes, test.where, "test")
+    first, num_classes = count_classes(train.labels, num_classes, train.locate)
+    check_range(test.labels, first, num_classes, test.locate, "test")
     if first:
         train, test = (samples.labelled(samples.labels - first) for samples in (train, test))
     notes = notes_on_classes(train.labels, test.labels, num_classes)
     mean = _channels("data.mean", data.mean, IMAGENET_MEAN)
     std = _channels("data.std", data.std, IMAGENET_DEVIATION)
-    return Source(train, test, num_classes, mean, std, notes)
+    return DatasetPair(train, test, num_classes, mean, std, notes)
 
 
 def _channels(key: str, values: tuple[float, ...] | None, default: tuple[float, ...]) -> tuple[float, ...]:
@@ -199,12 +201,12 @@ def _channels(key: str, values: tuple[float, ...] | None, default: tuple[float, 
     return values or default
 
 
-def report_bad(samples: EncodedSamples, on_bad_sample: str) -> None:
+def report_bad(samples: EncodedDataset, on_bad_sample: str) -> None:
     """Raise RunError if samples are known to be bad and the job does not say to replace them, or if all are."""
     bad = np.flatnonzero(samples.sizes.min(axis=1) == 0)
     if not len(bad) or (on_bad_sample == "replace" and len(bad) < len(samples)):
         return
-    lines = [f"sample {k}: {samples.where(int(k))} {samples.fault(int(k))}" for k in bad[:NUM_SHOWN]]
+    lines = [f"sample {k}: {samples.locate(int(k))} {samples.fault(int(k))}" for k in bad[:NUM_SHOWN]]
     hint = "; data.on_bad_sample = 'replace' would go on without them" if len(bad) < len(samples) else ""
     head = f"{len(bad)} of {len(samples)} images under {samples.root} cannot be read or decoded{hint}"
     raise RunError(listing(head, lines, len(bad)))

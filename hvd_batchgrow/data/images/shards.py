@@ -12,7 +12,7 @@ from pathlib import Path
 from hvd_batchgrow.config import DataSection
 from hvd_batchgrow.data.datasets.cache import Arrays, cached_arrays, file_stamp
 from hvd_batchgrow.data.datasets.dataset import ReportProgress
-from hvd_batchgrow.data.images.encoded_dataset import NUM_SHOWN, EncodedSamples, listing, nearest, reading, source_root
+from hvd_batchgrow.data.images.encoded_dataset import NUM_SHOWN, EncodedDataset, listing, nearest, reading, source_root
 from hvd_batchgrow.data.images.image_index import Entry, make_index
 from hvd_batchgrow.messages.errors import Fault, JobError, RunError
 
@@ -71,7 +71,7 @@ class ShardFormat:
     """`ReadShard`, given the names of the label too."""
 
 
-def load_sets(data: DataSection, form: ShardFormat, report: ReportProgress) -> tuple[EncodedSamples, EncodedSamples]:
+def load_sets(data: DataSection, form: ShardFormat, report: ReportProgress) -> tuple[EncodedDataset, EncodedDataset]:
     """Training and test samples, their index made or taken from the cache.
 
     Raises:
@@ -151,7 +151,7 @@ def _indexed(
     report: ReportProgress,
     *,
     apply_orientation: bool,
-) -> EncodedSamples:
+) -> EncodedDataset:
     stamp = file_stamp(*(root / name for name in names))
 
     def build() -> Arrays:
@@ -162,7 +162,7 @@ def _indexed(
         return index
 
     index = cached_arrays(kind, identity, stamp, build)
-    return EncodedSamples(root, index, apply_orientation=apply_orientation)
+    return EncodedDataset(root, index, apply_orientation=apply_orientation)
 
 
 def _entries(

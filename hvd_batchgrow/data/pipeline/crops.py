@@ -16,7 +16,7 @@ _MARGIN = 8
 
 
 @dataclass(frozen=True)
-class Placement:
+class CropParams:
     """What becomes of n images: a window is cut out, resized, cut again, and mirrored."""
 
     windows: Pixels
@@ -30,8 +30,8 @@ class Placement:
     out_size: tuple[int, int]
     """Height and width of the results."""
 
-    def __getitem__(self, part: slice) -> Placement:
-        return Placement(self.windows[part], self.resized[part], self.corners[part], self.mirrors[part], self.out_size)
+    def __getitem__(self, part: slice) -> CropParams:
+        return CropParams(self.windows[part], self.resized[part], self.corners[part], self.mirrors[part], self.out_size)
 
 
 class Augment(Protocol):
@@ -45,7 +45,7 @@ class Augment(Protocol):
     def out_size(self) -> tuple[int, int]:
         """Height and width of the result."""
 
-    def place(self, draws: Draws, sizes: Pixels) -> Placement:
+    def sample_crops(self, draws: Draws, sizes: Pixels) -> CropParams:
         """Place n images.
 
         Args:
@@ -63,14 +63,14 @@ class CropFlip:
     hflip: bool
     num_draws = 3
 
-    def place(self, draws: Draws, sizes: Pixels) -> Placement:
+    def sample_crops(self, draws: Draws, sizes: Pixels) -> CropParams:
         """See `Augment`: corners are uniform over the (2 · pad + 1)² positions."""
         n, positions = len(draws), 2 * self.crop_padding + 1
         windows = np.empty((n, 4), dtype=np.int32)
         windows[:, :2] = np.floor(draws[:, :2] * positions) - self.crop_padding
         windows[:, 2:] = self.out_size
         mirrors = _mirrors(draws[:, 2], hflip=self.hflip)
-        return Placement(windows, windows[:, 2:], np.zeros((n, 2), np.int32), mirrors, self.out_size)
+        return CropParams(windows, windows[:, 2:], np.zeros((n, 2), np.int32), mirrors, self.out_size)
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class ResizedCrop:
     hflip: bool
     num_draws = 2 * 10 + 3
 
-    def place(self, draws: Draws, sizes: Pixels) -> Placement:
+    def sample_crops(self, draws: Draws, sizes: Pixels) -> CropParams:
         """See `Augment`."""
         n = len(draws)
         shapes = self._shapes(draws[:, :20].reshape(n, 10, 2), sizes)
@@ -102,7 +102,7 @@ class ResizedCrop:
         windows = np.concatenate((corner, shape), axis=1).astype(np.int32)
         resized = np.full((n, 2), self.out_size, dtype=np.int32)
         mirrors = _mirrors(draws[:, 22], hflip=self.hflip)
-        return Placement(windows, resized, np.zeros((n, 2), np.int32), mirrors, self.out_size)
+        return CropParams(windows, resized, np.zeros((n, 2), np.int32), mirrors, self.out_size)
 
     def _shapes(self, draws: Draws, sizes: Pixels) -> NDArray[np.float64]:
         """(n, 10, 2) height and width of each attempt."""
@@ -128,7 +128,7 @@ class CentreCrop:
     eval_resize: int
     num_draws = 0
 
-    def place(self, draws: Draws, sizes: Pixels) -> Placement:
+    def sample_crops(self, draws: Draws, sizes: Pixels) -> CropParams:
         """See `Augment`; draws are not used."""
         short = np.maximum(sizes.min(axis=1, keepdims=True), 1)
         cut = self._unseen(sizes, short)
@@ -136,7 +136,7 @@ class CentreCrop:
         resized = np.where(sizes == short, self.eval_resize, self.eval_resize * shape // short).astype(np.int32)
         corners = np.rint((resized - self.out_size) / 2).astype(np.int32)
         windows = np.concatenate((cut, shape), axis=1).astype(np.int32)
-        return Placement(windows, resized, corners, np.zeros(len(sizes), np.int32), self.out_size)
+        return CropParams(windows, resized, corners, np.zeros(len(sizes), np.int32), self.out_size)
 
     def _unseen(self, sizes: Pixels, short: Pixels) -> NDArray[np.int64]:
         """(n, 2) rows and columns that are cut off either end before the resize; 0 for images of ordinary aspect.

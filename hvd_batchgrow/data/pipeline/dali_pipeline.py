@@ -16,11 +16,11 @@ from nvidia.dali import fn, pipeline_def, types
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
-from hvd_batchgrow.data.datasets.dataset import BadSample, Samples
-from hvd_batchgrow.data.images.encoded_dataset import EncodedSamples, decode
+from hvd_batchgrow.data.datasets.dataset import BadSample, Dataset
+from hvd_batchgrow.data.images.encoded_dataset import EncodedDataset, decode
 from hvd_batchgrow.data.images.image_header import inspect_image
-from hvd_batchgrow.data.pipeline.sampler import Feed, GroupFeed, RawGroup
-from hvd_batchgrow.data.pipeline.torch_pipeline import Finish, finish_windows
+from hvd_batchgrow.data.pipeline.sampler import RawBatch, Sampler, TrainSampler
+from hvd_batchgrow.data.pipeline.torch_pipeline import Normalize, finish_windows
 from hvd_batchgrow.messages.errors import RunError
 
 _PREFETCH = 2
@@ -28,8 +28,8 @@ _PREFETCH = 2
 
 
 def dali_inputs(
-    feed: Feed, finish: Finish, first_group: int, stride: int, num_threads: int
-) -> Iterator[tuple[RawGroup, Tensor]]:
+    feed: Sampler, finish: Normalize, first_group: int, stride: int, num_threads: int
+) -> Iterator[tuple[RawBatch, Tensor]]:
     """Groups of a feed, and what the network is given of each, worked on ahead by DALI's own threads.
 
     On the CPU DALI decodes windows, and the last steps are those of the reference, so that both give the
@@ -57,12 +57,12 @@ class _AgainError(RuntimeError):
 
 
 def _inputs(
-    feed: Feed, finish: Finish, first_group: int, stride: int, num_threads: int, pool: ThreadPoolExecutor
-) -> Iterator[tuple[RawGroup, Tensor]]:
+    feed: Sampler, finish: Normalize, first_group: int, stride: int, num_threads: int, pool: ThreadPoolExecutor
+) -> Iterator[tuple[RawBatch, Tensor]]:
     """See `dali_inputs`. Raises _AgainError too."""
-    in_flight: deque[RawGroup] = deque()
+    in_flight: deque[RawBatch] = deque()
 
-    def fed() -> Iterator[RawGroup]:
+    def fed() -> Iterator[RawBatch]:
         for raw in feed.raw_groups(first_group, stride):
             in_flight.append(raw)
             yield for_dali(feed, raw, pool) if feed.samples.kind == "encoded" else raw
@@ -92,11 +92,11 @@ def _inputs(
             yield raw, finish_windows(map(from_dlpack, output), raw.placement, finish)
 
 
-def _ids_of(groups: Iterable[RawGroup]) -> set[int]:
+def _ids_of(groups: Iterable[RawBatch]) -> set[int]:
     return {sample_id for raw in groups for sample_id in raw.ids.tolist()}
 
 
-def for_dali(feed: Feed, raw: RawGroup, pool: ThreadPoolExecutor) -> RawGroup:
+def for_dali(feed: Sampler, raw: RawBatch, pool: ThreadPoolExecutor) -> RawBatch:
     """A group that DALI can decode: images that are not for it are replaced by their window, as a PPM file.
 
     Args:
@@ -123,20 +123,22 @@ def for_dali(feed: Feed, raw: RawGroup, pool: ThreadPoolExecutor) -> RawGroup:
     return replace(raw, values=values, placement=replace(place, windows=windows))
 
 
-def _is_for(feed: Feed, sample_id: int, data: NDArray[np.uint8]) -> bool:
+def _is_for(feed: Sampler, sample_id: int, data: NDArray[np.uint8]) -> bool:
     if sample_id in feed.not_for_dali:
         return False
-    if isinstance(feed.samples, EncodedSamples):
+    if isinstance(feed.samples, EncodedDataset):
         return feed.samples.is_for_dali(sample_id)
     return inspect_image(BytesIO(data.tobytes())).for_dali
 
 
-def channels_first(values: Tensor, finish: Finish) -> Tensor:
+def channels_first(values: Tensor, finish: Normalize) -> Tensor:
     """A copy of shape (n, C, H, W), whatever lies next to what in memory."""
     return (values.permute(0, 3, 1, 2) if finish.channels_last else values).clone()
 
 
-def make_pipeline(feed: Feed, finish: Finish, groups: Iterator[RawGroup], num_threads: int, *, in_dali: bool) -> Any:
+def make_pipeline(
+    feed: Sampler, finish: Normalize, groups: Iterator[RawBatch], num_threads: int, *, in_dali: bool
+) -> Any:
     """A built pipeline with one output.
 
     Args:
@@ -152,7 +154,7 @@ def make_pipeline(feed: Feed, finish: Finish, groups: Iterator[RawGroup], num_th
         else _images(feed, finish, groups)
     )
     pipeline = definition(
-        batch_size=feed.group if isinstance(feed, GroupFeed) else max(map(len, feed.chunks), default=1),
+        batch_size=feed.group if isinstance(feed, TrainSampler) else max(map(len, feed.chunks), default=1),
         num_threads=num_threads,
         device_id=finish.device.index if finish.device.type == "cuda" else None,
         prefetch_queue_depth=_PREFETCH,
@@ -161,7 +163,7 @@ def make_pipeline(feed: Feed, finish: Finish, groups: Iterator[RawGroup], num_th
     return pipeline
 
 
-def _images(feed: Feed, finish: Finish, groups: Iterator[RawGroup]) -> Any:
+def _images(feed: Sampler, finish: Normalize, groups: Iterator[RawBatch]) -> Any:
     """Arrays of one size: cut with zeros beyond the edges, mirrored; bytes as they leave `cut_and_mirror`."""
 
     def next_group() -> tuple[Any, ...]:
@@ -180,7 +182,7 @@ def _images(feed: Feed, finish: Finish, groups: Iterator[RawGroup]) -> Any:
     return definition
 
 
-def _encoded(feed: Feed, finish: Finish, groups: Iterator[RawGroup], *, in_dali: bool) -> Any:
+def _encoded(feed: Sampler, finish: Normalize, groups: Iterator[RawBatch], *, in_dali: bool) -> Any:
     """Encoded images of any size: only the window is decoded; where DALI goes on, it is resized and normalised."""
     device = "mixed" if finish.device.type == "cuda" else "cpu"
 
@@ -208,7 +210,7 @@ def _encoded(feed: Feed, finish: Finish, groups: Iterator[RawGroup], *, in_dali:
     return definition
 
 
-def _finished(windows: Any, rule: Sequence[Any], feed: Feed, finish: Finish) -> Any:
+def _finished(windows: Any, rule: Sequence[Any], feed: Sampler, finish: Normalize) -> Any:
     """What `finish_windows` does, in DALI; at a window's edges its filter counts the pixel at the edge again."""
     resized, corners, mirrors = rule
     mean, std = ([255 * x for x in values] for values in (finish.mean, finish.std))
@@ -227,7 +229,7 @@ def _finished(windows: Any, rule: Sequence[Any], feed: Feed, finish: Finish) -> 
     )
 
 
-def cause_of(samples: Samples, in_flight: Iterable[RawGroup], error: RuntimeError) -> RunError:
+def cause_of(samples: Dataset, in_flight: Iterable[RawBatch], error: RuntimeError) -> RunError:
     """The bad sample behind an error of DALI's, which names none: each of those it was given is decoded by PIL."""
     groups = list(in_flight)
     if samples.kind == "encoded":

@@ -12,16 +12,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hvd_batchgrow.config import DataSection
-from hvd_batchgrow.data.datasets.dataset import BadSample, Ids, Samples, Source
+from hvd_batchgrow.data.datasets.dataset import BadSample, Dataset, DatasetPair, Ids
 from hvd_batchgrow.data.order.stream import Stream
 from hvd_batchgrow.data.pipeline.crops import Augment, CentreCrop, CropFlip, ResizedCrop
-from hvd_batchgrow.data.pipeline.sampler import EvaluationFeed, Feed, GroupFeed, OnBad, RawGroup
-from hvd_batchgrow.data.pipeline.torch_pipeline import Finish, torch_inputs
+from hvd_batchgrow.data.pipeline.sampler import EvalSampler, OnBad, RawBatch, Sampler, TrainSampler
+from hvd_batchgrow.data.pipeline.torch_pipeline import Normalize, torch_inputs
 from hvd_batchgrow.messages.errors import Fault, JobError, RunError
 
 
 @dataclass(frozen=True)
-class Batch:
+class GhostBatch:
     """One group, as the network takes it, and what it is made of."""
 
     inputs: Tensor
@@ -49,25 +49,27 @@ class Reader:
     """
 
     data: DataSection
-    source: Source
+    source: DatasetPair
     device: torch.device
     num_threads: int
     on_bad_sample: OnBad
 
-    def training(self, stream: Stream, group: int, first_group: int, stride: int) -> Iterator[Batch]:
+    def training(self, stream: Stream, group: int, first_group: int, stride: int) -> Iterator[GhostBatch]:
         """Training groups first_group, first_group + stride, … without an end. Raises BadSample, RunError."""
         train = self.source.train
         return self._batches(
-            GroupFeed(train, stream, training_augment(self.data, train), group, self.on_bad_sample), first_group, stride
+            TrainSampler(train, stream, training_augment(self.data, train), group, self.on_bad_sample),
+            first_group,
+            stride,
         )
 
-    def testing(self, chunks: Sequence[range]) -> Iterator[Batch]:
+    def testing(self, chunks: Sequence[range]) -> Iterator[GhostBatch]:
         """The given stretches of the test set, in order, without augmentation. Raises as `training`."""
         test = self.source.test
-        return self._batches(EvaluationFeed(test, testing_augment(self.data, test), chunks, self.on_bad_sample), 0, 1)
+        return self._batches(EvalSampler(test, testing_augment(self.data, test), chunks, self.on_bad_sample), 0, 1)
 
-    def _batches(self, feed: Feed, first_group: int, stride: int) -> Iterator[Batch]:
-        finish = Finish(
+    def _batches(self, feed: Sampler, first_group: int, stride: int) -> Iterator[GhostBatch]:
+        finish = Normalize(
             self.source.mean,
             self.source.std,
             getattr(torch, self.data.dtype),
@@ -76,7 +78,7 @@ class Reader:
         )
         kind = choose_pipeline(self.data.pipeline, feed.samples)
 
-        def inputs(first: int) -> Iterator[tuple[RawGroup, Tensor]]:
+        def inputs(first: int) -> Iterator[tuple[RawBatch, Tensor]]:
             if kind == "torch":
                 return torch_inputs(feed, finish, first, stride)
             from hvd_batchgrow.data.pipeline.dali_pipeline import dali_inputs
@@ -89,8 +91,8 @@ class Reader:
 
 
 def batches(
-    feed: Feed, inputs: Callable[[int], Iterator[tuple[RawGroup, Tensor]]], first_group: int, stride: int
-) -> Iterator[Batch]:
+    feed: Sampler, inputs: Callable[[int], Iterator[tuple[RawBatch, Tensor]]], first_group: int, stride: int
+) -> Iterator[GhostBatch]:
     """Batches of a feed; where a bad sample ends a pipeline, a new one goes on without it from the same group.
 
     Args:
@@ -105,13 +107,13 @@ def batches(
             for raw, values in inputs(group):
                 group = raw.group + stride  # a stretch without good samples is passed over
                 labels = torch.from_numpy(raw.labels).to(values.device, non_blocking=True)
-                yield Batch(values, labels, raw.entries, raw.ids, raw.replaced)
+                yield GhostBatch(values, labels, raw.entries, raw.ids, raw.replaced)
             return
         except BadSample as bad:
             feed.replace(bad)
 
 
-def training_augment(data: DataSection, samples: Samples) -> Augment | None:
+def training_augment(data: DataSection, samples: Dataset) -> Augment | None:
     """How a job draws training samples from their images; None for rows."""
     if samples.kind == "rows":
         return None
@@ -122,7 +124,7 @@ def training_augment(data: DataSection, samples: Samples) -> Augment | None:
     return ResizedCrop((side, side), data.crop_scale, data.crop_ratio, data.hflip)
 
 
-def testing_augment(data: DataSection, samples: Samples) -> Augment | None:
+def testing_augment(data: DataSection, samples: Dataset) -> Augment | None:
     """What of a test image is looked at; None for rows."""
     if samples.kind == "rows":
         return None
@@ -140,7 +142,7 @@ def _crop_pixels(data: DataSection) -> int:
     return data.image_size
 
 
-def choose_pipeline(asked: str, samples: Samples) -> str:
+def choose_pipeline(asked: str, samples: Dataset) -> str:
     """ "dali" or "torch": what a job asks for; auto is DALI for images that must be decoded, and torch for arrays.
 
     Measured on arrays of 32 × 32 images, one thread: torch is faster (docs/data.md).

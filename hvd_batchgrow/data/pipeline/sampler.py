@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hvd_batchgrow.data.datasets.dataset import BadSample, Ids, Samples, raise_bad
+from hvd_batchgrow.data.datasets.dataset import BadSample, Dataset, Ids, raise_bad
 from hvd_batchgrow.data.order.stream import Stream, sample_draws
-from hvd_batchgrow.data.pipeline.crops import Augment, Placement
+from hvd_batchgrow.data.pipeline.crops import Augment, CropParams
 from hvd_batchgrow.messages.errors import RunError
 
 OnBad = Callable[[BadSample], None]
@@ -23,7 +23,7 @@ _DRAWN_AT_ONCE = 2048
 
 
 @dataclass(frozen=True)
-class RawGroup:
+class RawBatch:
     """Samples that go through a pipeline together."""
 
     group: int
@@ -35,14 +35,14 @@ class RawGroup:
     labels: NDArray[np.int64]
     """(γ,)."""
     values: Any
-    """Of `Samples.fetch`."""
-    placement: Placement | None
+    """Of `Dataset.fetch`."""
+    placement: CropParams | None
     """None for rows."""
     replaced: NDArray[np.bool_]
     """(γ,) where another sample stands than the stream has there."""
 
 
-class GroupFeed:
+class TrainSampler:
     """The groups of one rank, in stream order.
 
     A bad sample's place is taken by the sample of the next place in the stream, and so on until one
@@ -57,7 +57,7 @@ class GroupFeed:
     """
 
     def __init__(
-        self, samples: Samples, stream: Stream, augment: Augment | None, group: int, on_bad_sample: OnBad = raise_bad
+        self, samples: Dataset, stream: Stream, augment: Augment | None, group: int, on_bad_sample: OnBad = raise_bad
     ) -> None:
         self.samples, self.stream, self.augment, self.group, self.on_bad_sample = (
             samples,
@@ -70,7 +70,7 @@ class GroupFeed:
         self.not_for_dali: set[int] = set()
         """Samples that DALI failed on and Pillow decodes."""
 
-    def raw_groups(self, first_group: int, stride: int) -> Iterator[RawGroup]:
+    def raw_groups(self, first_group: int, stride: int) -> Iterator[RawBatch]:
         """Groups first_group, first_group + stride, … without an end. Raises BadSample as it meets one."""
         num_groups = max(1, _DRAWN_AT_ONCE // self.group)
         for start in count(first_group, num_groups * stride):
@@ -89,11 +89,11 @@ class GroupFeed:
         self.on_bad_sample(bad)
         self._bad.add(bad.sample_id)
 
-    def _place(self, epochs: Ids, ids: Ids) -> Placement | None:
+    def _place(self, epochs: Ids, ids: Ids) -> CropParams | None:
         if self.augment is None:
             return None
         draws = sample_draws(self.stream.seed, epochs, ids, self.augment.num_draws)
-        return self.augment.place(draws, sizes_of(self.samples, ids))
+        return self.augment.sample_crops(draws, sizes_of(self.samples, ids))
 
     def _good(self, entries: Ids) -> tuple[Ids, Ids, NDArray[np.bool_]]:
         """Epochs and ids of places in the stream, none of them bad, and which were replaced."""
@@ -102,7 +102,7 @@ class GroupFeed:
         if not self._bad:
             return epochs, ids, replaced
         if len(self._bad) == len(self.samples):
-            raise RunError(f"all {len(self.samples)} training samples are bad: {self.samples.where(0)}, …")
+            raise RunError(f"all {len(self.samples)} training samples are bad: {self.samples.locate(0)}, …")
         bad = np.array(sorted(self._bad))
         ahead = 1
         while len(where := np.flatnonzero(np.isin(ids, bad))):
@@ -112,7 +112,7 @@ class GroupFeed:
         return epochs, ids, replaced
 
 
-class EvaluationFeed:
+class EvalSampler:
     """Stretches of a set, in order and without augmentation; samples known to be bad are left out.
 
     Args:
@@ -123,21 +123,21 @@ class EvaluationFeed:
     """
 
     def __init__(
-        self, samples: Samples, augment: Augment | None, chunks: Sequence[range], on_bad_sample: OnBad = raise_bad
+        self, samples: Dataset, augment: Augment | None, chunks: Sequence[range], on_bad_sample: OnBad = raise_bad
     ) -> None:
         self.samples, self.augment, self.chunks, self.on_bad_sample = samples, augment, chunks, on_bad_sample
         self._bad = known_bad(samples)
         self.not_for_dali: set[int] = set()
         """Samples that DALI failed on and Pillow decodes."""
 
-    def raw_groups(self, first_group: int, stride: int) -> Iterator[RawGroup]:
+    def raw_groups(self, first_group: int, stride: int) -> Iterator[RawBatch]:
         """The stretches from one on. Raises BadSample as it meets one."""
         for group in range(first_group, len(self.chunks), stride):
             chunk = self.chunks[group]
             ids = np.array([k for k in chunk if k not in self._bad], dtype=np.int64)
             placement = None
             if self.augment is not None:
-                placement = self.augment.place(np.empty((len(ids), 0)), sizes_of(self.samples, ids))
+                placement = self.augment.sample_crops(np.empty((len(ids), 0)), sizes_of(self.samples, ids))
             if len(ids):
                 yield _fill(self.samples, group, ids, ids, placement, np.zeros(len(ids), dtype=bool))
 
@@ -147,27 +147,27 @@ class EvaluationFeed:
         self._bad.add(bad.sample_id)
 
 
-Feed = GroupFeed | EvaluationFeed
+Sampler = TrainSampler | EvalSampler
 
 
 def _fill(
-    samples: Samples,
+    samples: Dataset,
     group: int,
     entries: Ids,
     ids: Ids,
-    placement: Placement | None,
+    placement: CropParams | None,
     replaced: NDArray[np.bool_],
-) -> RawGroup:
-    return RawGroup(group, entries, ids, samples.labels[ids], samples.fetch(ids), placement, replaced)
+) -> RawBatch:
+    return RawBatch(group, entries, ids, samples.labels[ids], samples.fetch(ids), placement, replaced)
 
 
-def sizes_of(samples: Samples, ids: Ids) -> NDArray[np.int32]:
+def sizes_of(samples: Dataset, ids: Ids) -> NDArray[np.int32]:
     """(n, 2) height and width of images."""
     if samples.kind == "encoded":
         return samples.sizes[ids]
     return np.broadcast_to(np.array(samples.shape[:2], dtype=np.int32), (len(ids), 2))
 
 
-def known_bad(samples: Samples) -> set[int]:
+def known_bad(samples: Dataset) -> set[int]:
     """Ids of samples that were found to be bad when the source was indexed."""
     return set(np.flatnonzero(samples.sizes.min(axis=1) == 0).tolist()) if samples.kind == "encoded" else set()

@@ -12,17 +12,17 @@ from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hvd_batchgrow.data.datasets.dataset import Samples
+from hvd_batchgrow.data.datasets.dataset import Dataset
 from hvd_batchgrow.data.images.encoded_dataset import decode
-from hvd_batchgrow.data.pipeline.crops import Placement
-from hvd_batchgrow.data.pipeline.sampler import Feed, RawGroup
+from hvd_batchgrow.data.pipeline.crops import CropParams
+from hvd_batchgrow.data.pipeline.sampler import RawBatch, Sampler
 
 _CPU = torch.device("cpu")
 _CACHED_PIXELS = 1 << 18
 
 
 @dataclass(frozen=True)
-class Finish:
+class Normalize:
     """The last stage of every pipeline: (pixel/255 - mean) / deviation per channel, in the form the network takes.
 
     For rows: (value - mean) / deviation per feature, in float64 up to the last step: a time stamp of 1.7e9 s has a
@@ -43,7 +43,7 @@ class Finish:
         length = len(pixels) if self.device.type == "cuda" else max(1, _CACHED_PIXELS // pixels[:1].numel())
         for start in range(0, len(pixels), length):
             part = slice(start, start + length)
-            self.into(result[part], pixels[part])
+            self.normalize_into(result[part], pixels[part])
         return result
 
     def empty(self, shape: torch.Size | tuple[int, ...], device: torch.device) -> Tensor:
@@ -51,7 +51,7 @@ class Finish:
         form = torch.channels_last if self.channels_last else torch.contiguous_format
         return torch.empty(shape, dtype=self.dtype, device=device, memory_format=form)
 
-    def into(self, result: Tensor, pixels: Tensor) -> None:
+    def normalize_into(self, result: Tensor, pixels: Tensor) -> None:
         """Normalise bytes (n, C, H, W) into room of the same shape and device."""
         scale, shift = (constants.to(pixels.device) for constants in self._constants)
         values = result if result.dtype == torch.float32 else torch.empty_like(result, dtype=torch.float32)
@@ -73,7 +73,7 @@ class Finish:
         return tuple(torch.tensor(c, dtype=torch.float32).view(-1, 1, 1) for c in (scale, shift))  # type: ignore[return-value]
 
 
-def torch_inputs(feed: Feed, finish: Finish, first_group: int, stride: int) -> Iterator[tuple[RawGroup, Tensor]]:
+def torch_inputs(feed: Sampler, finish: Normalize, first_group: int, stride: int) -> Iterator[tuple[RawBatch, Tensor]]:
     """Groups of a feed, and what the network is given of each. Raises BadSample as it meets one."""
     for raw in feed.raw_groups(first_group, stride):
         if raw.placement is None:
@@ -84,7 +84,7 @@ def torch_inputs(feed: Feed, finish: Finish, first_group: int, stride: int) -> I
             yield raw, finish.images(torch.from_numpy(cut_and_mirror(raw.values, raw.placement)))
 
 
-def cut_and_mirror(images: NDArray[np.uint8], placement: Placement) -> NDArray[np.uint8]:
+def cut_and_mirror(images: NDArray[np.uint8], placement: CropParams) -> NDArray[np.uint8]:
     """Cut each image's window, zeros beyond its edges, and mirror it.
 
     Args:
@@ -111,7 +111,7 @@ def cut_and_mirror(images: NDArray[np.uint8], placement: Placement) -> NDArray[n
     return result  # type: ignore[no-any-return]
 
 
-def decoded_windows(raw: RawGroup, samples: Samples) -> Iterator[Tensor]:
+def decoded_windows(raw: RawBatch, samples: Dataset) -> Iterator[Tensor]:
     """Each image's window, (height, width, 3) bytes, decoded by PIL. Raises BadSample."""
     assert raw.placement is not None
     for sample_id, data, window in zip(raw.ids.tolist(), raw.values, raw.placement.windows.tolist(), strict=True):
@@ -119,7 +119,7 @@ def decoded_windows(raw: RawGroup, samples: Samples) -> Iterator[Tensor]:
         yield torch.tensor(decode(samples, sample_id, data)[top : top + height, left : left + width])
 
 
-def finish_windows(windows: Iterable[Tensor], placement: Placement, finish: Finish) -> Tensor:
+def finish_windows(windows: Iterable[Tensor], placement: CropParams, finish: Normalize) -> Tensor:
     """Resize, cut, mirror and normalise decoded windows, one after the other, each while it is in the cache.
 
     Bytes are resized to bytes by torch's antialiased bilinear filter, as torchvision resizes tensors.
@@ -140,5 +140,5 @@ def finish_windows(windows: Iterable[Tensor], placement: Placement, finish: Fini
         if list(image.shape[2:]) != size:
             image = torch.nn.functional.interpolate(image, size, mode="bilinear", antialias=True)
         image = image[..., row : row + out_height, column : column + out_width]
-        finish.into(result[k : k + 1], image.flip(3) if mirror else image)
+        finish.normalize_into(result[k : k + 1], image.flip(3) if mirror else image)
     return result.to(finish.device, non_blocking=True)

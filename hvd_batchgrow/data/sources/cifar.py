@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from hvd_batchgrow.config import DataSection
 from hvd_batchgrow.data.datasets.array_dataset import array_source
 from hvd_batchgrow.data.datasets.cache import Arrays, cached_arrays, file_stamp
-from hvd_batchgrow.data.datasets.dataset import ReportProgress, Source
+from hvd_batchgrow.data.datasets.dataset import DatasetPair, ReportProgress
 from hvd_batchgrow.data.datasets.normalization import chunks_of, image_moments
 from hvd_batchgrow.data.sources.specs import need_root
 from hvd_batchgrow.messages.errors import RunError
@@ -79,7 +79,7 @@ VERSIONS = {
 }
 
 
-def load(data: DataSection, report: ReportProgress) -> Source:
+def load(data: DataSection, report: ReportProgress) -> DatasetPair:
     """CIFAR-10 or CIFAR-100, unpacked into the cache once and mapped from there.
 
     Args:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from hvd_batchgrow.config import DataSection
 from hvd_batchgrow.data.datasets.cache import cache_folder, locked
-from hvd_batchgrow.data.datasets.dataset import ReportProgress, Source
+from hvd_batchgrow.data.datasets.dataset import DatasetPair, ReportProgress
 from hvd_batchgrow.data.sources import idx
 from hvd_batchgrow.messages.errors import RunError
 
@@ -32,7 +32,7 @@ _DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 _URL = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com"
 
 
-def load(data: DataSection, report: ReportProgress) -> Source:
+def load(data: DataSection, report: ReportProgress) -> DatasetPair:
     """Fashion-MNIST, found or fetched, and checked. Raises RunError as `find` and `idx.load_folder`."""
     return idx.load_folder(find(data.root, report), SHA256, data, report)
 

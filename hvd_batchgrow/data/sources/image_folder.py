@@ -16,11 +16,11 @@ from typing import NamedTuple
 
 from hvd_batchgrow.config import DataSection
 from hvd_batchgrow.data.datasets.cache import Arrays, cached_arrays
-from hvd_batchgrow.data.datasets.dataset import ReportProgress, Source
+from hvd_batchgrow.data.datasets.dataset import DatasetPair, ReportProgress
 from hvd_batchgrow.data.images.class_folders import EXTENSIONS, Skipped, images_below, is_class_name, is_image_name
 from hvd_batchgrow.data.images.encoded_dataset import (
     NUM_SHOWN,
-    EncodedSamples,
+    EncodedDataset,
     encoded_source,
     listing,
     nearest,
@@ -65,7 +65,7 @@ class Tree:
     """Lines that name the files and folders that were passed over."""
 
 
-def load(data: DataSection, report: ReportProgress) -> Source:
+def load(data: DataSection, report: ReportProgress) -> DatasetPair:
     """Index root/train/<class>/… and root/val/<class>/…, and check them.
 
     Classes are the sub-folders of the training folder that hold images, numbered in the order of their names;
@@ -178,7 +178,7 @@ def _folders_note(path: Path, ignored: Sequence[str], empty: Sequence[str]) -> l
 
 def _indexed(
     root: Path, tree: Tree, classes: Sequence[str], report: ReportProgress, *, apply_orientation: bool
-) -> EncodedSamples:
+) -> EncodedDataset:
     identity = json.dumps([str(root.resolve()), str(tree.folder)])
     names = b"\0".join(map(os.fsencode, classes))
 
@@ -188,7 +188,7 @@ def _indexed(
 
     stamp = [tree.digest, hashlib.sha256(names).hexdigest()]
     index = cached_arrays("image_folder", identity, stamp, build)
-    return EncodedSamples(root, index, apply_orientation=apply_orientation)
+    return EncodedDataset(root, index, apply_orientation=apply_orientation)
 
 
 def _entries(root: Path, tree: Tree, classes: Sequence[str], report: ReportProgress) -> Iterator[Entry]:

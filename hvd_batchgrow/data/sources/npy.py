@@ -20,14 +20,14 @@ from hvd_batchgrow.data.datasets.array_dataset import (
     with_channels,
 )
 from hvd_batchgrow.data.datasets.cache import Arrays, cached_arrays, file_stamp
-from hvd_batchgrow.data.datasets.dataset import ReportProgress, Source
+from hvd_batchgrow.data.datasets.dataset import DatasetPair, ReportProgress
 from hvd_batchgrow.data.datasets.normalization import chunks_of, finite_chunks, image_moments, loses_digits, row_moments
 from hvd_batchgrow.data.datasets.plausibility import check_layout, not_cut_to_bits
 from hvd_batchgrow.data.sources.specs import need_root
 from hvd_batchgrow.messages.errors import RunError
 
 
-def load(data: DataSection, report: ReportProgress) -> Source:
+def load(data: DataSection, report: ReportProgress) -> DatasetPair:
     """The source `numpy`: for training and for testing a file of images or of rows, and one of labels.
 
     PREFIX_images.npy is uint8 (N, H, W, C) or (N, H, W); PREFIX_rows.npy is (N, features) of numbers;

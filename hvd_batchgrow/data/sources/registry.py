@@ -7,13 +7,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from hvd_batchgrow.config import DataSection
-from hvd_batchgrow.data.datasets.dataset import ReportProgress, Source
+from hvd_batchgrow.data.datasets.dataset import DatasetPair, ReportProgress
 from hvd_batchgrow.data.sources import cifar, fashion_mnist, idx, npy, synthetic, tabular
 from hvd_batchgrow.data.sources.specs import check_data, known_num_samples
 from hvd_batchgrow.data.sources.user import load_own
 from hvd_batchgrow.messages.errors import Fault, JobError, RunError
 
-Loader = Callable[[DataSection, int, ReportProgress], Source]
+Loader = Callable[[DataSection, int, ReportProgress], DatasetPair]
 """Given the section, the seed, and whom to tell what takes long."""
 
 
@@ -24,13 +24,13 @@ _MOST_CLASSES = 1 << 20
 def _encoded(module: str) -> Loader:
     """A loader that is imported when it is used: decoders take a while to import."""
 
-    def load(data: DataSection, seed: int, report: ReportProgress) -> Source:
+    def load(data: DataSection, seed: int, report: ReportProgress) -> DatasetPair:
         return importlib.import_module(f"hvd_batchgrow.data.sources.{module}").load(data, report)  # type: ignore[no-any-return]
 
     return load
 
 
-def _imagenet(data: DataSection, seed: int, report: ReportProgress) -> Source:
+def _imagenet(data: DataSection, seed: int, report: ReportProgress) -> DatasetPair:
     named = data if data.num_classes else data.model_copy(update={"num_classes": 1000})
     return _encoded("image_folder")(named, seed, report)
 
@@ -53,7 +53,7 @@ LOADERS: dict[str, Loader] = {
 }
 
 
-def load_source(data: DataSection, seed: int, report: ReportProgress) -> Source:
+def load_source(data: DataSection, seed: int, report: ReportProgress) -> DatasetPair:
     """Open a source, fetching or indexing it first where that is needed.
 
     Args:
@@ -82,7 +82,7 @@ def load_source(data: DataSection, seed: int, report: ReportProgress) -> Source:
     return _with_overrides(source, data)
 
 
-def _with_overrides(source: Source, data: DataSection) -> Source:
+def _with_overrides(source: DatasetPair, data: DataSection) -> DatasetPair:
     """What the job says of classes and normalisation goes over what was found."""
     channels = source.train.shape[-1]
     faults = [
@@ -113,7 +113,7 @@ def _with_overrides(source: Source, data: DataSection) -> Source:
     )
 
 
-def _last_axis(source: Source) -> str:
+def _last_axis(source: DatasetPair) -> str:
     return "features" if source.train.kind == "rows" else "channels"
 
 

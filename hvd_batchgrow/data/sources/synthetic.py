@@ -11,7 +11,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from hvd_batchgrow.config import DataSection
-from hvd_batchgrow.data.datasets.dataset import NO_SIZES, Ids, Kind, Source
+from hvd_batchgrow.data.datasets.dataset import NO_SIZES, DatasetPair, Ids, Kind
 from hvd_batchgrow.data.datasets.normalization import image_moments, row_moments
 from hvd_batchgrow.data.order.philox import philox4x32
 from hvd_batchgrow.data.sources.specs import known_num_samples, num_held_out
@@ -59,7 +59,7 @@ class SyntheticLabels:
         return (scaled >> np.uint64(32)).astype(np.int64)
 
 
-class SyntheticSamples:
+class SyntheticDataset:
     """Noise around a pattern for each class, a pure function of seed and id.
 
     With two windows at random places of a bank of random numbers,
@@ -92,7 +92,7 @@ class SyntheticSamples:
         return len(self.labels)
 
     def fetch(self, ids: Ids) -> NDArray[Any]:
-        """See `Samples`."""
+        """See `Dataset`."""
         words = self.labels.words(ids)
         labels = self.labels.of_words(words)
         first, second = (words[1:3] & np.uint64(len(self._windows) - 1)).astype(np.int64)
@@ -104,12 +104,12 @@ class SyntheticSamples:
             samples[part] += self._patterns[labels[part]]
         return samples.reshape(-1, *self.shape)
 
-    def where(self, sample_id: int) -> str:
-        """See `Samples`."""
+    def locate(self, sample_id: int) -> str:
+        """See `Dataset`."""
         return f"synthetic {self.kind}, number {sample_id}"
 
 
-def load(data: DataSection, seed: int) -> Source:
+def load(data: DataSection, seed: int) -> DatasetPair:
     """The sources `synthetic_images` and `synthetic_rows`.
 
     Training samples are 0 … N - 1 and test samples the T that follow, T being the share `data.test_fraction` of N,
@@ -128,9 +128,9 @@ def load(data: DataSection, seed: int) -> Source:
     num_samples, num_classes = known_num_samples(data), data.num_classes or 10
     num_test = max(num_held_out(num_samples, data.test_fraction), 10 * num_classes)
     parts = range(num_samples), range(num_samples, num_samples + num_test)
-    train, test = (SyntheticSamples(kind, shape, seed, ids, num_classes) for ids in parts)
+    train, test = (SyntheticDataset(kind, shape, seed, ids, num_classes) for ids in parts)
     mean, std = (tuple(map(float, moment)) for moment in _moments(train))
-    return Source(train, test, num_classes, mean, std)
+    return DatasetPair(train, test, num_classes, mean, std)
 
 
 def _image_tables(
@@ -153,7 +153,7 @@ def _row_tables(
     return patterns, bank
 
 
-def _moments(train: SyntheticSamples) -> Iterable[NDArray[np.float64]]:
+def _moments(train: SyntheticDataset) -> Iterable[NDArray[np.float64]]:
     count = min(len(train), 4096, max(16, (1 << 24) // math.prod(train.shape)))
     samples = train.fetch(np.arange(count))
     return image_moments([samples]) if train.kind == "images" else row_moments([samples], "synthetic rows")

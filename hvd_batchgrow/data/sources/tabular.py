@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from hvd_batchgrow.config import DataSection
 from hvd_batchgrow.data.datasets.cache import Arrays, cached_arrays, file_stamp
-from hvd_batchgrow.data.datasets.dataset import ReportProgress, Source
+from hvd_batchgrow.data.datasets.dataset import DatasetPair, ReportProgress
 from hvd_batchgrow.data.sources.specs import need_root
 from hvd_batchgrow.data.tables.cells import Texts
 from hvd_batchgrow.data.tables.checked_files import check_file
@@ -30,7 +30,7 @@ _PARSING = (
 """Keys of `[data]` that decide what is kept of a file."""
 
 
-def load(data: DataSection, seed: int, report: ReportProgress) -> Source:
+def load(data: DataSection, seed: int, report: ReportProgress) -> DatasetPair:
     """The sources `csv` and `parquet`: parsed once into the cache, and mapped from there.
 
     The test samples are, in this order: the files of `data.test`; the share `data.test_fraction` of the training
@@ -59,7 +59,7 @@ def load(data: DataSection, seed: int, report: ReportProgress) -> Source:
     return table_source(table, data, seed, report)
 
 
-def load_covtype(data: DataSection, seed: int, report: ReportProgress) -> Source:
+def load_covtype(data: DataSection, seed: int, report: ReportProgress) -> DatasetPair:
     """The source `covtype`: `data.root` is covtype.data[.gz] or its folder; without one, scikit-learn fetches it.
 
     Cover types 1 … 7 become 0 … 6. The share `data.test_fraction` of the rows is tested on.

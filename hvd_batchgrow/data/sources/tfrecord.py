@@ -16,8 +16,8 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from hvd_batchgrow.config import DataSection
 from hvd_batchgrow.data.datasets.class_labels import first_label
-from hvd_batchgrow.data.datasets.dataset import ReportProgress, Source
-from hvd_batchgrow.data.images.encoded_dataset import EncodedSamples, encoded_source, read_header, report_bad
+from hvd_batchgrow.data.datasets.dataset import DatasetPair, ReportProgress
+from hvd_batchgrow.data.images.encoded_dataset import EncodedDataset, encoded_source, read_header, report_bad
 from hvd_batchgrow.data.images.image_header import bad_header
 from hvd_batchgrow.data.images.image_index import Entry
 from hvd_batchgrow.data.images.shards import (
@@ -77,7 +77,7 @@ class Record(NamedTuple):
     """The checksum of the bytes is right."""
 
 
-def load(data: DataSection, report: ReportProgress) -> Source:
+def load(data: DataSection, report: ReportProgress) -> DatasetPair:
     """Index the shards of `data.root`, checking all their checksums.
 
     The image is feature `image/encoded` or `image`; the label feature `data.label`, by habit
@@ -94,7 +94,7 @@ def load(data: DataSection, report: ReportProgress) -> Source:
     return encoded_source(data, _counted_from(first, train), _counted_from(first, test), data.num_classes)
 
 
-def _counted_from(first: int, samples: EncodedSamples) -> EncodedSamples:
+def _counted_from(first: int, samples: EncodedDataset) -> EncodedDataset:
     unknown = samples.labels == _UNKNOWN_LABEL
     if not first and not unknown.any():
         return samples

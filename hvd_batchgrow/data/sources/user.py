@@ -1,4 +1,4 @@
-"""Sources of the user's own: a function that is given `[data]` and returns a `Source`."""
+"""Sources of the user's own: a function that is given `[data]` and returns a `DatasetPair`."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import numpy as np
 
 from hvd_batchgrow.config import DataSection
 from hvd_batchgrow.data.datasets.class_labels import notes_on_classes
-from hvd_batchgrow.data.datasets.dataset import Kind, Samples, Source, check_labels
+from hvd_batchgrow.data.datasets.dataset import Dataset, DatasetPair, Kind, check_labels
 from hvd_batchgrow.data.datasets.plausibility import byte_hint, check_layout, constant_faults
-from hvd_batchgrow.import_string import NotFound, find_callable, told
+from hvd_batchgrow.import_string import NotFound, describe_error, find_callable
 from hvd_batchgrow.messages.errors import Fault, JobError, RunError
 
 
-def load_own(data: DataSection) -> Source:
+def load_own(data: DataSection) -> DatasetPair:
     """Call `module:function` with the section; the working directory is among the places modules come from.
 
     Raises:
-        JobError: it cannot be imported, or what it returns is no `Source`.
+        JobError: it cannot be imported, or what it returns is no `DatasetPair`.
         RunError: it failed.
     """
     try:
@@ -32,7 +32,7 @@ def load_own(data: DataSection) -> Source:
     except (JobError, RunError):
         raise
     except Exception as error:
-        raise RunError(f"data.source = {data.source!r} failed: {told(error)}") from error
+        raise RunError(f"data.source = {data.source!r} failed: {describe_error(error)}") from error
     if faults:
         raise JobError([Fault("data.source", f"{data.source}: {fault}") for fault in faults])
     labels = source.train.labels, source.test.labels
@@ -43,7 +43,7 @@ def load_own(data: DataSection) -> Source:
 
 
 def check_own(source: Any, shape: tuple[int, ...] | None = None) -> list[str]:
-    """What keeps an object from being a `Source`, member by member; of labels and samples the first are looked at.
+    """What keeps an object from being a `DatasetPair`, member by member; of labels and samples the first are looked at.
 
     Args:
         source: what the user's function has returned.
@@ -52,10 +52,10 @@ def check_own(source: Any, shape: tuple[int, ...] | None = None) -> list[str]:
     Raises:
         RunError: a label is out of range, or the images are hardly (H, W, C).
     """
-    if not isinstance(source, Source):
-        return [f"must return a hvd_batchgrow.data.datasets.dataset.Source, returned {type(source).__name__}"]
+    if not isinstance(source, DatasetPair):
+        return [f"must return a hvd_batchgrow.data.datasets.dataset.DatasetPair, returned {type(source).__name__}"]
     sets = (("train", source.train), ("test", source.test))
-    members = ("kind", "shape", "labels", "sizes", "fetch", "where", "__len__")
+    members = ("kind", "shape", "labels", "sizes", "fetch", "locate", "__len__")
     lacking = [f"{part} lacks {member}" for part, samples in sets for member in members if not hasattr(samples, member)]
     if lacking:
         return lacking
@@ -72,7 +72,7 @@ def check_own(source: Any, shape: tuple[int, ...] | None = None) -> list[str]:
     return faults
 
 
-def _sample_faults(samples: Samples) -> list[str]:
+def _sample_faults(samples: Dataset) -> list[str]:
     axes = {"images": 3, "rows": 1, "encoded": 3}
     if samples.kind not in get_args(Kind):
         return [f"kind must be one of {', '.join(get_args(Kind))}, is {samples.kind!r}"]
@@ -94,14 +94,14 @@ def _sample_faults(samples: Samples) -> list[str]:
     return faults + _fetch_faults(samples)
 
 
-def _first_labels(samples: Samples) -> Any:
+def _first_labels(samples: Dataset) -> Any:
     """All of an array, and of labels that are computed the first million."""
     if isinstance(samples.labels, np.ndarray):
         return samples.labels
     return np.asarray(samples.labels[np.arange(min(len(samples), 10**6))])
 
 
-def _fetch_faults(samples: Samples) -> list[str]:
+def _fetch_faults(samples: Dataset) -> list[str]:
     found = samples.fetch(np.arange(1))
     if samples.kind == "encoded":
         right = len(found) == 1 and getattr(found[0], "dtype", None) == np.uint8 and found[0].ndim == 1
@@ -115,7 +115,7 @@ def _fetch_faults(samples: Samples) -> list[str]:
     return []
 
 
-def _constant_faults(source: Source) -> list[str]:
+def _constant_faults(source: DatasetPair) -> list[str]:
     faults = []
     if not isinstance(source.num_classes, int) or source.num_classes < 1:
         faults.append(f"num_classes must be a whole number >= 1, is {source.num_classes!r}")

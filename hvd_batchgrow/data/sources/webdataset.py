@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from hvd_batchgrow.config import DataSection
-from hvd_batchgrow.data.datasets.dataset import ReportProgress, Source
+from hvd_batchgrow.data.datasets.dataset import DatasetPair, ReportProgress
 from hvd_batchgrow.data.images.encoded_dataset import encoded_source, read_header
 from hvd_batchgrow.data.images.image_index import Entry
 from hvd_batchgrow.data.images.shards import (
@@ -44,7 +44,7 @@ class Member(NamedTuple):
     length: int
 
 
-def load(data: DataSection, report: ReportProgress) -> Source:
+def load(data: DataSection, report: ReportProgress) -> DatasetPair:
     """Index the shards of `data.root` and check them.
 
     Members that follow each other and share a key are a sample: one image, and a label. The label is a

@@ -76,7 +76,7 @@ def known(lookup: NDArray[np.int64], codes: NDArray[Any]) -> NDArray[np.int64]:
 
 @dataclass(frozen=True)
 class Rows:
-    """Some rows of a table. See `Samples`."""
+    """Some rows of a table. See `Dataset`."""
 
     values: NDArray[Any]
     """(n, columns) of the file: numbers, NaN where one is missing, and codes of categories."""
@@ -99,15 +99,15 @@ class Rows:
         return len(self.labels)
 
     def fetch(self, ids: Ids) -> NDArray[Any]:
-        """See `Samples`."""
+        """See `Dataset`."""
         return self.encoding.apply(self.stored(ids))
 
     def stored(self, ids: Ids) -> NDArray[Any]:
         """Rows as they are in the file: numbers, and codes of categories."""
         return self.values[ids if self.members is None else self.members[ids]]
 
-    def where(self, sample_id: int) -> str:
-        """See `Samples`."""
+    def locate(self, sample_id: int) -> str:
+        """See `Dataset`."""
         return self.place(sample_id if self.members is None else int(self.members[sample_id]))
 
     def chunks(self, what: str, report: ReportProgress) -> Iterator[NDArray[Any]]:

@@ -11,7 +11,7 @@ import numpy as np
 from hvd_batchgrow.config import DataSection
 from hvd_batchgrow.data.datasets.cache import Arrays, cached_arrays
 from hvd_batchgrow.data.datasets.class_labels import check_range, count_classes, notes_on_classes
-from hvd_batchgrow.data.datasets.dataset import Ids, ReportProgress, Source
+from hvd_batchgrow.data.datasets.dataset import DatasetPair, Ids, ReportProgress
 from hvd_batchgrow.data.datasets.normalization import present_means, row_moments
 from hvd_batchgrow.data.order.stream import Stream
 from hvd_batchgrow.data.sources.specs import num_held_out
@@ -43,7 +43,7 @@ class Table:
         return {k: tuple(map(str, self.arrays[key])) for k, key in keys.items() if key in self.arrays}
 
 
-def table_source(table: Table, data: DataSection, seed: int, report: ReportProgress) -> Source:
+def table_source(table: Table, data: DataSection, seed: int, report: ReportProgress) -> DatasetPair:
     """Return the source of a table; its rows stay where they are in the cache.
 
     Args:
@@ -68,7 +68,7 @@ def table_source(table: Table, data: DataSection, seed: int, report: ReportProgr
     mean, std = train.encoding.spread(fit["mean"], 0.0), train.encoding.spread(fit["std"], 1.0)
     notes = *map(str, arrays.get("notes", ())), *notes_on_classes(train.labels, test.labels, num_classes, classes)
     schema = _schema(table, fit, train.encoding, classes, first)
-    return Source(train, test, num_classes, tuple(mean.tolist()), tuple(std.tolist()), notes, schema)
+    return DatasetPair(train, test, num_classes, tuple(mean.tolist()), tuple(std.tolist()), notes, schema)
 
 
 def _check_texts(table: Table, classes: Sequence[str], num_classes: int | None) -> None:

@@ -23,7 +23,7 @@ _VALUES_A_THREAD = 2**18
 
 
 class _Part(ctypes.Structure):
-    """`Part` of ghost_cpu.c."""
+    """`RankSubset` of ghost_cpu.c."""
 
     _fields_ = tuple(
         (name, ctypes.c_int64)

@@ -8,7 +8,7 @@ from torch import nn
 
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.config.model_names import FAMILIES, check_network, check_shape, read_name
-from hvd_batchgrow.import_string import told
+from hvd_batchgrow.import_string import describe_error
 from hvd_batchgrow.messages.errors import Fault, JobError
 from hvd_batchgrow.nn.checks.layout_hazards import NUM_SAMPLES, layout_hazards
 from hvd_batchgrow.nn.ghost.convert import fuse_relu
@@ -81,7 +81,7 @@ def hazards(job: Job, model: nn.Module, sample_shape: Sequence[int]) -> list[str
     try:
         return layout_hazards(model, (shape[-1], *shape[:-1]))
     except Exception as error:  # the user's own code
-        fault = f"{job.model.name} fails in a trial forward over {NUM_SAMPLES} samples: {told(error)}"
+        fault = f"{job.model.name} fails in a trial forward over {NUM_SAMPLES} samples: {describe_error(error)}"
         raise JobError([Fault("model.name", fault)], job.name) from error
 
 

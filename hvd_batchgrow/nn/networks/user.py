@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from hvd_batchgrow.config import Job
-from hvd_batchgrow.import_string import NotFound, find_callable, told
+from hvd_batchgrow.import_string import NotFound, describe_error, find_callable
 from hvd_batchgrow.messages.errors import Fault, JobError
 from hvd_batchgrow.nn.checks.gradient_trial import gradient_fault
 from hvd_batchgrow.nn.checks.module_kinds import kind_fault
@@ -66,7 +66,7 @@ def load_own(job: Job, shape: Sequence[int], num_classes: int) -> nn.Module:
             np.random.seed(job.seed % 2**32)
             made = factory(**arguments)
     except Exception as error:  # the user's own code
-        raise _refusal(job, f"{_call_text(name, arguments)} failed: {told(error)}") from error
+        raise _refusal(job, f"{_call_text(name, arguments)} failed: {describe_error(error)}") from error
     if not isinstance(made, nn.Module):
         raise _refusal(job, f"{name} must return a torch.nn.Module, returned {type(made).__name__}")
     if fault := kind_fault(made):
@@ -139,7 +139,7 @@ def _initialise_lazy(job: Job, network: nn.Module, shape: Sequence[int]) -> None
                 network.train(training)(torch.zeros(2, *shape))
         except Exception as error:  # the user's own code
             fault = f"fails on two samples of shape {tuple(shape)}, from which its lazy modules would take their sizes"
-            raise _refusal(job, f"{job.model.name} {fault}: {told(error)}") from error
+            raise _refusal(job, f"{job.model.name} {fault}: {describe_error(error)}") from error
         finally:
             before.restore(attributes=False)
             for module, mode in modes:
@@ -180,7 +180,7 @@ def _faults(network: nn.Module, shape: Sequence[int], num_classes: int) -> Itera
             with dry_run(network, len(samples), training=training), _counted_norms(network) as counts:
                 output = network(samples)
         except Exception as error:  # the user's own code
-            yield f"fails on two samples of shape {tuple(shape)}, {when}: {told(error)}"
+            yield f"fails on two samples of shape {tuple(shape)}, {when}: {describe_error(error)}"
             return
         if given := _wrong_output(output, num_classes):
             yield f"gives {given} for two samples of shape {tuple(shape)}, {when}; must be logits (2, {num_classes})"
@@ -227,7 +227,7 @@ def try_own(job: Job, network: nn.Module, shape: Sequence[int]) -> ForwardState:
         raise _refusal(job, f"{job.model.name}: {error}") from None
     except Exception as error:  # the user's own code
         trial = f"two trial passes, forward and backward, over {NUM_SAMPLES} samples of shape {tuple(shape)}"
-        raise _refusal(job, f"{job.model.name} fails in {trial}: {told(error)}") from error
+        raise _refusal(job, f"{job.model.name} fails in {trial}: {describe_error(error)}") from error
     if fault:
         raise _refusal(job, f"{job.model.name}: {fault}")
     if state.attributes and job.layout.exact:

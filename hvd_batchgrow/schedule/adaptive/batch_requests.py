@@ -17,7 +17,7 @@ from hvd_batchgrow.schedule.rounding import decimal
 
 
 @dataclass(frozen=True)
-class Wish:
+class BatchRequest:
     """What a trigger asks for: one of these."""
 
     why: str
@@ -32,7 +32,12 @@ class Wish:
 
 
 def form_decision(
-    job: Job, num_samples: int, decisions: Sequence[Decision], samples: int, wish: Wish, measured: Mapping[str, float]
+    job: Job,
+    num_samples: int,
+    decisions: Sequence[Decision],
+    samples: int,
+    wish: BatchRequest,
+    measured: Mapping[str, float],
 ) -> Decision | None:
     """Round a wish to what can be formed; None: to what there is.
 
@@ -71,7 +76,7 @@ def form_decision(
     )
 
 
-def _formed(start: Start, batch: int, lr: float, wish: Wish, *, has_rule: bool) -> tuple[Stage, float]:
+def _formed(start: Start, batch: int, lr: float, wish: BatchRequest, *, has_rule: bool) -> tuple[Stage, float]:
     """The stage that comes closest, and the batch that was wanted."""
     noise, momentum = start.noise, start.momentum
     if wish.gain is not None:
@@ -92,7 +97,7 @@ def _formed(start: Start, batch: int, lr: float, wish: Wish, *, has_rule: bool) 
 
 
 @dataclass(frozen=True)
-class _Stretch:
+class _Segment:
     """What holds from one decision to the next."""
 
     samples: int
@@ -127,7 +132,7 @@ def measured_stages(job: Job, start: Start, decisions: Sequence[Decision]) -> tu
     boundaries = [decimal(epoch) * num_samples for epoch in section.lr_boundaries_epochs]
     stages: list[Stage] = []
 
-    def add(stretch: _Stretch, samples: float | Fraction, num_passed: int) -> None:
+    def add(stretch: _Segment, samples: float | Fraction, num_passed: int) -> None:
         lr = stretch.lr / section.lr_factor**num_passed
         epoch, wanted = float(samples / num_samples), stretch.wanted_batch
         stages.append(Stage(epoch, lr, start.momentum, stretch.batch, wanted, progress_rate=stretch.rate))
@@ -145,14 +150,14 @@ def measured_stages(job: Job, start: Start, decisions: Sequence[Decision]) -> tu
     return stages, (last.samples + (section.epochs * num_samples - last.progress) / last.rate) / num_samples
 
 
-def _stretches(job: Job, start: Start, decisions: Sequence[Decision]) -> list[_Stretch]:
+def _stretches(job: Job, start: Start, decisions: Sequence[Decision]) -> list[_Segment]:
     base = job.schedule.global_batch if isinstance(job.trigger, AdaScaleTrigger) else None  # type: ignore[union-attr]
 
     def rate(batch: int, lr: float) -> float:
         return 1.0 if base is None else lr / start.lr * base / batch
 
     first = start.global_batch
-    stretches = [_Stretch(0, 0.0, rate(first, start.lr), first, float(first), start.lr)]
+    stretches = [_Segment(0, 0.0, rate(first, start.lr), first, float(first), start.lr)]
     faults: list[Fault] = []
     for k, decision in enumerate(decisions, start=1):
         last = stretches[-1]
@@ -170,7 +175,7 @@ def _stretches(job: Job, start: Start, decisions: Sequence[Decision]) -> list[_S
             fault = f"at sample {decision.samples:,}, where the {job.schedule.epochs:g} epochs of this job are over"
             faults.append(Fault(f"decision {k}", fault))
         new = decision.new_batch, decision.wanted_batch, decision.new_lr
-        stretches.append(_Stretch(decision.samples, progress, rate(decision.new_batch, decision.new_lr), *new))
+        stretches.append(_Segment(decision.samples, progress, rate(decision.new_batch, decision.new_lr), *new))
     if faults:
         raise JobError(faults, job.name)
     return stretches

@@ -46,7 +46,7 @@ class Decision:
         """A line of `decisions.jsonl`."""
         return asdict(self)
 
-    def told(self) -> str:
+    def describe(self) -> str:
         """In words."""
         rounded = f" ({self.wanted_batch:,.0f} wanted)" if abs(self.wanted_batch - self.new_batch) > 0.5 else ""
         lr = "" if self.new_lr == self.old_lr else f", lr {self.old_lr:.4g} → {self.new_lr:.4g}"

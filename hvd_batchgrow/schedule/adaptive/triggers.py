@@ -24,7 +24,7 @@ from hvd_batchgrow.config.triggers import (
     PlateauTrigger,
     SimilarityTrigger,
 )
-from hvd_batchgrow.schedule.adaptive.batch_requests import Wish
+from hvd_batchgrow.schedule.adaptive.batch_requests import BatchRequest
 from hvd_batchgrow.schedule.adaptive.decisions import Decision
 from hvd_batchgrow.schedule.rounding import decimal, periods_done
 
@@ -99,7 +99,7 @@ class Plateau:
         self._last = 0.0
         """Epoch of the last evaluation."""
 
-    def look(self, now: Measurement) -> Wish | None:
+    def look(self, now: Measurement) -> BatchRequest | None:
         """Looks at evaluations only."""
         if now.metric is None and not now.was_unusable:
             return None
@@ -120,7 +120,7 @@ class Plateau:
             f"test {self._section.metric} no better than {self.best:.4g} for {bad_epochs:.3g} epochs, "
             f"more than patience {self._section.patience_epochs:g}"
         )
-        return Wish(why, noise_factor=self._section.noise_factor)
+        return BatchRequest(why, noise_factor=self._section.noise_factor)
 
     def decided(self, decision: Decision) -> None:
         """A decision was made, on this wish or at the end of a window, now or in a life before."""
@@ -148,7 +148,7 @@ class Plateau:
         self._last = state.get("last", state["bad"])  # checkpoints of version 0.1.0 lack it
 
 
-class Measuring:
+class FormulaTrigger:
     """A formula that says which batch the gradient asks for, now or after it has done so for a while.
 
     Args:
@@ -166,7 +166,7 @@ class Measuring:
         self._section, self._formula, self._hold_samples = section, formula, hold_samples
         self._asks_since: int | None = None
 
-    def look(self, now: Measurement) -> Wish | None:
+    def look(self, now: Measurement) -> BatchRequest | None:
         """A wish that lies within `max_batch_factor` and beyond `min_factor` of the batch there is."""
         asked = self._formula(now)
         if asked is None or not asked[0] > now.global_batch:  # also where it is NaN
@@ -180,7 +180,7 @@ class Measuring:
         batch, why = min(asked[0], most), asked[1]
         if batch < self._section.min_factor * now.global_batch:
             return None
-        return Wish(why, batch=batch, most=most)
+        return BatchRequest(why, batch=batch, most=most)
 
     def decided(self, decision: Decision) -> None:
         """What was held so far counts no more."""
@@ -253,7 +253,7 @@ class AdaScale:
     def __init__(self, section: AdaScaleTrigger, base_batch: int) -> None:
         self._section, self._base_batch, self._gain = section, base_batch, 1.0
 
-    def look(self, now: Measurement) -> Wish | None:
+    def look(self, now: Measurement) -> BatchRequest | None:
         """Another gain, where it has changed enough."""
         if now.b_simple is None:
             return None
@@ -261,7 +261,9 @@ class AdaScale:
         if abs(gain / self._gain - 1) < self._section.min_change:
             return None
         kappa = now.global_batch / self._base_batch
-        return Wish(f"gain {self._gain:.3g} → {gain:.3g} of κ = {kappa:g}, B_simple = {now.b_simple:.0f}", gain=gain)
+        return BatchRequest(
+            f"gain {self._gain:.3g} → {gain:.3g} of κ = {kappa:g}, B_simple = {now.b_simple:.0f}", gain=gain
+        )
 
     def decided(self, decision: Decision) -> None:
         """The gain is the one that was decided."""
@@ -286,7 +288,7 @@ def _is_positive(value: float | None) -> TypeGuard[float]:
     return value is not None and 0 < value < math.inf
 
 
-Trigger = Plateau | Measuring | AdaScale
+Trigger = Plateau | FormulaTrigger | AdaScale
 
 
 def make_trigger(job: Job, num_samples: int) -> Trigger:
@@ -295,19 +297,21 @@ def make_trigger(job: Job, num_samples: int) -> Trigger:
     if isinstance(section, PlateauTrigger):
         return Plateau(section, num_samples, job.evaluation.every_epochs)
     if isinstance(section, NormTestTrigger):
-        return Measuring(section, lambda now: norm_test(section, now))
+        return FormulaTrigger(section, lambda now: norm_test(section, now))
     if isinstance(section, CabsTrigger):
-        return Measuring(section, lambda now: cabs(section, now))
+        return FormulaTrigger(section, lambda now: cabs(section, now))
     if isinstance(section, SimilarityTrigger):
-        return Measuring(section, lambda now: similarity(section, now))
+        return FormulaTrigger(section, lambda now: similarity(section, now))
     if isinstance(section, AdaScaleTrigger):
         assert isinstance(job.schedule, AdaptiveSchedule)
         return AdaScale(section, job.schedule.global_batch)
     assert isinstance(section, GradientNoiseTrigger)
-    return Measuring(section, lambda now: gradient_noise(section, now), decimal(section.hold_epochs) * num_samples)
+    return FormulaTrigger(section, lambda now: gradient_noise(section, now), decimal(section.hold_epochs) * num_samples)
 
 
-def bounded(wish: Wish | None, job: Job, num_samples: int, num_decisions: int, now: Measurement) -> Wish | None:
+def bounded(
+    wish: BatchRequest | None, job: Job, num_samples: int, num_decisions: int, now: Measurement
+) -> BatchRequest | None:
     """A wish, within the windows of the job: none before its window, one at the end of it, none after the last.
 
     Args:
@@ -328,7 +332,7 @@ def bounded(wish: Wish | None, job: Job, num_samples: int, num_decisions: int, n
     if wish is None and epoch >= latest:
         why = f"the window of {earliest:g} … {latest:g} epochs ends"
         if isinstance(section, PlateauTrigger):
-            return Wish(why, noise_factor=section.noise_factor)
+            return BatchRequest(why, noise_factor=section.noise_factor)
         most = section.max_batch_factor * now.global_batch
-        return Wish(why, batch=most, most=most)
+        return BatchRequest(why, batch=most, most=most)
     return wish

@@ -51,7 +51,7 @@ class Checkpoint:
     num_skipped: int
     """Updates left out so far."""
     growth: dict[str, Any] = field(default_factory=dict)
-    """What was measured and decided: `Growth.state()`; empty in older files."""
+    """What was measured and decided: `GrowthController.state()`; empty in older files."""
 
     def to_bytes(self) -> bytes:
         """A file's content: see `write_to`."""

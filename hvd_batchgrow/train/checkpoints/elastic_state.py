@@ -10,7 +10,7 @@ from hvd_batchgrow.train.events import UpdateDone
 
 
 @dataclass
-class Carry:
+class ElasticState:
     """The state after the last whole update; empty, where the loss came while it was being recorded."""
 
     checkpoint: Checkpoint | None = None

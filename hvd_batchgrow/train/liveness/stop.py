@@ -18,7 +18,7 @@ class Stop(Protocol):
     """Says whether this rank is asked to stop."""
 
     @property
-    def asked(self) -> bool:
+    def stop_requested(self) -> bool:
         """True from the request on."""
 
 
@@ -35,9 +35,9 @@ class StopAfter:
         self._other, self._done, self._updates = other, done, updates
 
     @property
-    def asked(self) -> bool:
+    def stop_requested(self) -> bool:
         """True once one is left to do: the vote of an update stops the run after it."""
-        return self._done() >= self._updates - 1 or self._other.asked
+        return self._done() >= self._updates - 1 or self._other.stop_requested
 
 
 class StopRequest:
@@ -48,7 +48,7 @@ class StopRequest:
     """
 
     def __init__(self) -> None:
-        self.asked = False
+        self.stop_requested = False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
@@ -70,7 +70,7 @@ class StopRequest:
         self._thread.join()
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        self.asked = True
+        self.stop_requested = True
 
 
 def _listen(heard: int) -> None:

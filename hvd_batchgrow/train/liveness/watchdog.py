@@ -30,7 +30,7 @@ _LOOK_S = 0.05
 """How often it looks whether the run has ended: no run waits longer for its watchdog."""
 
 
-class Pulse:
+class Heartbeat:
     """What this rank's training thread is doing; it says so whenever it goes on to something else."""
 
     def __init__(self) -> None:
@@ -42,7 +42,7 @@ class Pulse:
 
 
 @dataclass
-class _Heard:
+class _PeerState:
     """The last that was heard of a rank."""
 
     at_s: float
@@ -69,7 +69,7 @@ class Watchdog:
         timeout_s: without any progress for so long, the job ends.
     """
 
-    def __init__(self, ranks: Ranks, pulse: Pulse, timeout_s: float) -> None:
+    def __init__(self, ranks: Ranks, pulse: Heartbeat, timeout_s: float) -> None:
         self._ranks, self._pulse, self._timeout_s = ranks, pulse, timeout_s
         self._interval_s = min(1.0, timeout_s * REPORT_SHARE / 10)
         self._ended = threading.Event()
@@ -78,7 +78,7 @@ class Watchdog:
         self._token = ""
         self._clock_s = 0.0
         others = range(1, ranks.size) if ranks.rank == 0 else range(min(1, ranks.size - 1))
-        self._heard = {rank: _Heard(0.0) for rank in others}
+        self._heard = {rank: _PeerState(0.0) for rank in others}
         self._last: tuple[int, float] = (-1, 0.0)
         self._reported = -1
         self._switch = DeadManSwitch() if ranks.elastic else None
@@ -140,7 +140,7 @@ class Watchdog:
             message = json.loads(data)
             if message["token"] != self._token:
                 return
-            self._heard[int(message["rank"])] = _Heard(
+            self._heard[int(message["rank"])] = _PeerState(
                 self._clock_s, str(message["stage"]), str(message["host"]), ever=True
             )
         except (OSError, ValueError, KeyError, TypeError):
@@ -199,7 +199,7 @@ class Watchdog:
         busy = {rank: place for rank, place in stages.items() if place[0] not in {WAITING, IDLE}} or stages
         return "; ".join(f"rank {rank} of {size} on {host} is {what}" for rank, (what, host) in sorted(busy.items()))
 
-    def _silent(self) -> list[tuple[int, _Heard]]:
+    def _silent(self) -> list[tuple[int, _PeerState]]:
         """The ranks that were not heard for a while."""
         latest_s = self._clock_s - 5 * self._interval_s
         return [(rank, heard) for rank, heard in sorted(self._heard.items()) if heard.at_s < latest_s]

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from hvd_batchgrow.comm.ranks import Ranks, RanksLost
 from hvd_batchgrow.config import Job
-from hvd_batchgrow.data.datasets.dataset import ReportProgress, Samples, Source
-from hvd_batchgrow.data.images.encoded_dataset import EncodedSamples
+from hvd_batchgrow.data.datasets.dataset import Dataset, DatasetPair, ReportProgress
+from hvd_batchgrow.data.images.encoded_dataset import EncodedDataset
 from hvd_batchgrow.data.pipeline.reader import choose_pipeline
 from hvd_batchgrow.data.pipeline.sampler import known_bad
 from hvd_batchgrow.data.sources.specs import known_num_samples
@@ -21,7 +21,7 @@ from hvd_batchgrow.schedule.adaptive.decisions import check_replay
 from hvd_batchgrow.schedule.plan import Plan, compile_plan
 from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint
 from hvd_batchgrow.train.checkpoints.compatibility import check_fits
-from hvd_batchgrow.train.checkpoints.elastic_state import Carry
+from hvd_batchgrow.train.checkpoints.elastic_state import ElasticState
 from hvd_batchgrow.train.events import Observer, RunEnded
 from hvd_batchgrow.train.liveness.stop import Stop, StopAfter
 from hvd_batchgrow.train.run.phase_range import check_reached, check_width, end_of
@@ -45,7 +45,7 @@ class RunOptions:
     fork: str | None = None
     """Name of a new run to make from the newest good checkpoint of the job's; None: it is the job's own run."""
     max_updates: int | None = None
-    """Stop after so many updates, of all lives that share a `Carry`."""
+    """Stop after so many updates, of all lives that share a `ElasticState`."""
     replay: Path | None = None
     """A file of decisions to follow, and to make no others; None: the job's trigger decides."""
 
@@ -57,7 +57,7 @@ def run_job(
     report: ReportProgress,
     make_observers: Callable[[Job], Sequence[Observer]],
     stop: Stop,
-    carry: Carry | None = None,
+    carry: ElasticState | None = None,
 ) -> RunEnded:
     """Train a job to its end, or to a stop, on all ranks together.
 
@@ -72,26 +72,26 @@ def run_job(
 
     Raises:
         RanksLost: some of an elastic job.
-        AgreedFailure: the job cannot be planned, or data, packages or run folder are not as they must be.
+        CollectiveError: the job cannot be planned, or data, packages or run folder are not as they must be.
         RunError: a checkpoint could not be written.
     """
-    loaded = ranks.together(load)
+    loaded = ranks.run_on_all(load)
     job = loaded.model_copy(update={"name": options.fork}) if options.fork else loaded
-    plan, shown = ranks.together(lambda: _prepare(job, ranks, options))
+    plan, shown = ranks.run_on_all(lambda: _prepare(job, ranks, options))
     source = load_together(job, ranks, report)
     set_threads(job, ranks)
     folder = options.runs_dir / job.name
     origin = options.runs_dir / loaded.name if options.fork else None
     with RunLock(folder) as lock, ExitStack() as stack:
-        ranks.together(lambda: lock.take(report) if ranks.rank == 0 else None)
+        ranks.run_on_all(lambda: lock.take(report) if ranks.rank == 0 else None)
         observers = make_observers(job) if ranks.rank == 0 else ()
         # Before the folder is opened: a network that cannot be built must not cost the run that is there.
         trainer = Trainer(job, plan, source, ranks, folder, observers)
-        carry = carry or Carry()
+        carry = carry or ElasticState()
         if ranks.rank == 0:
             unused = removed_if_unused(folder, overwrite=options.overwrite, is_used=lambda: trainer.num_updates > 0)
             stack.enter_context(unused)
-        ranks.together(lambda: carry.leave(folder, job.checkpoint.keep) if ranks.rank == 0 else None)
+        ranks.run_on_all(lambda: carry.leave(folder, job.checkpoint.keep) if ranks.rank == 0 else None)
         checkpoint, notes = open_run(
             folder,
             job,
@@ -103,7 +103,7 @@ def run_job(
             check=lambda checkpoint: check_fits(checkpoint, trainer.model, trainer.optimizer, folder),
             schema=source.schema and {**source.schema, "mean": source.mean, "std": source.std},
         )
-        notes += ranks.together(lambda: _notes_on_gaps(folder, plan, checkpoint, carry) if ranks.rank == 0 else [])
+        notes += ranks.run_on_all(lambda: _notes_on_gaps(folder, plan, checkpoint, carry) if ranks.rank == 0 else [])
         notes += [*plan.notes, *source.notes, *_notes_on_bad(source)]
         notes += _notes_on_ranks(plan, ranks.size) if options.phases is None else []
         notes += [f"results of {job.model.name} depend on the layout: {hazard}" for hazard in trainer.hazards]
@@ -112,7 +112,7 @@ def run_job(
             notes.append(
                 "torch decodes in this thread; DALI, for the same pixels: pip install 'hvd_batchgrow[dali-cuda130]'"
             )
-        ranks.together(lambda: check_reached(plan, options.phases, checkpoint, folder))
+        ranks.run_on_all(lambda: check_reached(plan, options.phases, checkpoint, folder))
         before = carry.num_updates
         if options.max_updates is not None:
             stop = StopAfter(stop, lambda: before + trainer.num_updates, options.max_updates)
@@ -132,7 +132,7 @@ def _notes_on_ranks(plan: Plan, num_ranks: int) -> list[str]:
     return [f"{never} of {counted(num_ranks, 'rank')} {'is' if never == 1 else 'are'} never used"] if never > 0 else []
 
 
-def _notes_on_gaps(folder: Path, plan: Plan, checkpoint: Checkpoint | None, carry: Carry) -> list[str]:
+def _notes_on_gaps(folder: Path, plan: Plan, checkpoint: Checkpoint | None, carry: ElasticState) -> list[str]:
     """What the user should know of a record that ends before the checkpoint."""
     if checkpoint is None:
         return []
@@ -142,7 +142,7 @@ def _notes_on_gaps(folder: Path, plan: Plan, checkpoint: Checkpoint | None, carr
     return gap_notes(folder, checkpoint.samples, carry.last_update, interval)
 
 
-def _notes_on_bad(source: Source) -> list[str]:
+def _notes_on_bad(source: DatasetPair) -> list[str]:
     """What the user should know of samples that were found to be bad when the source was opened."""
     return [
         f"{len(bad)} of {len(samples)} {name} samples are bad and will be {fate}: {_first_bad(samples, min(bad))}, …"
@@ -151,9 +151,9 @@ def _notes_on_bad(source: Source) -> list[str]:
     ]
 
 
-def _first_bad(samples: Samples, sample_id: int) -> str:
-    fault = f" {samples.fault(sample_id)}" if isinstance(samples, EncodedSamples) else ""
-    return samples.where(sample_id) + fault
+def _first_bad(samples: Dataset, sample_id: int) -> str:
+    fault = f" {samples.fault(sample_id)}" if isinstance(samples, EncodedDataset) else ""
+    return samples.locate(sample_id) + fault
 
 
 def _prepare(job: Job, ranks: Ranks, options: RunOptions) -> tuple[Plan, Plan]:

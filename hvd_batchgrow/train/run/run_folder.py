@@ -74,13 +74,13 @@ def open_run(
         overwrite: remove what is there first.
         origin: folder of another run, to make this one from its newest good checkpoint.
         check: raises RunError where a checkpoint is of another network.
-        schema: `Source.schema`, which is kept in `record.json`; a checkpoint is not resumed with another.
+        schema: `DatasetPair.schema`, which is kept in `record.json`; a checkpoint is not resumed with another.
 
     Returns:
         the checkpoint, None to start afresh; and notes for the user.
 
     Raises:
-        AgreedFailure: the folder holds a run and neither was asked for; no checkpoint of it is good; its
+        CollectiveError: the folder holds a run and neither was asked for; no checkpoint of it is good; its
             job would lead to other weights; or it cannot be made from the other run.
     """
     notes: list[str] = []
@@ -102,7 +102,7 @@ def open_run(
             raise unwritable(error.filename or folder, error) from None
         return data
 
-    data = ranks.from_rank0(prepare, "checkpoint")
+    data = ranks.broadcast_from_rank0(prepare, "checkpoint")
     return (None if data is None else Checkpoint.from_bytes(data)), notes
 
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.config import Job
-from hvd_batchgrow.data.datasets.dataset import ReportProgress, Source, raise_bad
+from hvd_batchgrow.data.datasets.dataset import DatasetPair, ReportProgress, raise_bad
 from hvd_batchgrow.data.pipeline.reader import choose_pipeline
 from hvd_batchgrow.data.pipeline.sampler import OnBad
 from hvd_batchgrow.data.sources.registry import load_source
@@ -21,31 +21,33 @@ from hvd_batchgrow.nn.state.forward_state import ForwardState
 from hvd_batchgrow.train.arithmetic_settings import check_same_arithmetic
 
 
-def load_together(job: Job, ranks: Ranks, report: ReportProgress) -> Source:
+def load_together(job: Job, ranks: Ranks, report: ReportProgress) -> DatasetPair:
     """The source of a job, on all ranks; fetched and indexed by one rank of each host, which shows how far it is.
 
     Raises:
-        AgreedFailure: it is missing or damaged, or there is no pipeline for it.
+        CollectiveError: it is missing or damaged, or there is no pipeline for it.
     """
 
-    def load() -> Source:
+    def load() -> DatasetPair:
         with faults_of(job.name):
             source = load_source(job.data, job.seed, report)
             choose_pipeline(job.data.pipeline, source.train)
         return source
 
-    first = ranks.together(lambda: load() if ranks.local_rank == 0 else None)
-    return ranks.together(lambda: first or load())
+    first = ranks.run_on_all(lambda: load() if ranks.local_rank == 0 else None)
+    return ranks.run_on_all(lambda: first or load())
 
 
 def on_bad_sample(job: Job, ranks: Ranks) -> OnBad:
     """What this rank does about a bad sample."""
     if job.data.on_bad_sample == "error":
         return raise_bad
-    return lambda bad: print(f"rank {ranks.rank}: {bad.told()}; the next takes its place", file=sys.stderr, flush=True)
+    return lambda bad: print(
+        f"rank {ranks.rank}: {bad.describe()}; the next takes its place", file=sys.stderr, flush=True
+    )
 
 
-def build_network(job: Job, source: Source, device: torch.device) -> tuple[nn.Module, list[str], ForwardState]:
+def build_network(job: Job, source: DatasetPair, device: torch.device) -> tuple[nn.Module, list[str], ForwardState]:
     """The job's network as it is trained, its `hazards`, and what passes change in it.
 
     Args:
@@ -81,7 +83,7 @@ def set_threads(job: Job, ranks: Ranks) -> None:
     """Set torch's threads: what the job says, else one in exact mode, else OMP_NUM_THREADS, else this rank's cores.
 
     Raises:
-        AgreedFailure: in exact mode, ranks compute with different kernels.
+        CollectiveError: in exact mode, ranks compute with different kernels.
     """
     cores = _cores_per_rank(ranks)  # asked on all ranks, whatever each of them then does with it
     if job.layout.threads_per_rank or job.layout.exact:

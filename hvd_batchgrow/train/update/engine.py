@@ -42,7 +42,7 @@ class UpdateResult:
     loss_sum: float
     """Sum of the per-sample losses, under the weights before the update."""
     num_correct: int
-    stop_votes: int
+    stop_requested: bool
     """Ranks that want to stop; the same number on every rank."""
     seconds: float
     """Wall time of the whole update on this rank."""
@@ -200,7 +200,7 @@ class UpdateEngine:
         self.ranks.wait(handle)
         self.at("updating the weights")
         tally, served, statistics = totals.tensor_split([_NUM_TALLIES, _NUM_TALLIES + num_groups])
-        loss_sum, num_correct, stop_votes, replaced, *halves = tally.tolist()
+        loss_sum, num_correct, num_requests, replaced, *halves = tally.tolist()
         loss_scale = self.loss_scale.value if self.loss_scale else 1.0
         noise = self.buckets.noise(phase.global_batch, loss_scale)
         _check_served(served)
@@ -215,7 +215,7 @@ class UpdateEngine:
         return UpdateResult(
             loss_sum=loss_sum,
             num_correct=int(num_correct),
-            stop_votes=int(stop_votes),
+            stop_requested=num_requests > 0,
             seconds=time.perf_counter() - start,
             data_wait_s=share.data_wait_s,
             reduce_wait_s=reduce_wait_s,

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.data.order.order_digest import digest
-from hvd_batchgrow.data.pipeline.reader import Batch
+from hvd_batchgrow.data.pipeline.reader import GhostBatch
 from hvd_batchgrow.nn.dropout import sample_keys
 from hvd_batchgrow.train.update.forward import MicroBatch
 
 
 def join_groups(
-    groups: Sequence[Batch], positions: tuple[int, ...], keyed_by: tuple[int, int] | None = None
+    groups: Sequence[GhostBatch], positions: tuple[int, ...], keyed_by: tuple[int, int] | None = None
 ) -> MicroBatch:
     """Groups as one micro-batch.
 
@@ -37,7 +37,7 @@ def join_groups(
     )
 
 
-def inputs_of(batches: Iterable[Batch], per_pass: int) -> Iterator[Tensor]:
+def inputs_of(batches: Iterable[GhostBatch], per_pass: int) -> Iterator[Tensor]:
     """Inputs of several groups at a time."""
     groups = iter(batches)
     while taken := [batch.inputs for batch in islice(groups, per_pass)]:
@@ -48,7 +48,7 @@ def _joined(parts: Sequence[Tensor]) -> Tensor:
     return torch.cat(tuple(parts)) if len(parts) > 1 else parts[0]
 
 
-def gather_replaced(batches: Sequence[Batch], ranks: Ranks) -> tuple[tuple[int, int], ...]:
+def gather_replaced(batches: Sequence[GhostBatch], ranks: Ranks) -> tuple[tuple[int, int], ...]:
     """(place, sample id) of all samples of an update that stand in for bad ones; all ranks call it together."""
     mine = [pair for b in batches for pair in zip(b.entries[b.replaced], b.ids[b.replaced], strict=True)]
     counts = torch.zeros(ranks.size, dtype=torch.int64)

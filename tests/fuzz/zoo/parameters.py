@@ -280,14 +280,14 @@ def sparse_weight(num_classes: int) -> nn.Module:
     )
 
 
-class Named(nn.Parameter):
+class ParsedModelName(nn.Parameter):
     """A subclass of Parameter."""
 
 
 @network()
 def subclass_of_parameter(num_classes: int) -> nn.Module:
     net = dense_net(num_classes)
-    net[2].weight = Named(torch.randn(num_classes, 10) / 4)
+    net[2].weight = ParsedModelName(torch.randn(num_classes, 10) / 4)
     return net
 
 
