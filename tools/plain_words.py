@@ -29,7 +29,7 @@ WORDS = {
     r"taken or told": "accepted or reported as an error",
     r"go(es)? (by|on|with)|went on": "follows, continues, resumes, matches",
     r"by turns": "alternately, in alternation",
-    r"(a|each|every|another|this|one|first|last|earlier|later|several|other|all|its) (life|lives)": "invocation, attempt",
+    r"(a|each|every|another|this|one|first|last|earlier|later|several|other|all|its) (life|lives)": "attempt",
     r"links? of (a|the) chain": "job of the chain",
     r"(is|are|was|were|be|been) asked to": "request, stop requested",
     r"hand(s|ed|ing)? over|deal(s|t)? (out|to)|carr(y|ies|ied|ying)": "the collective or the data structure",
