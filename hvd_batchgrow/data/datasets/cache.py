@@ -22,7 +22,7 @@ from hvd_batchgrow.storage.strict_json import dump_json
 
 _ANOTHER = "another: HVD_BATCHGROW_CACHE=…"
 Arrays = Mapping[str, NDArray[Any]]
-_FORMAT = 4
+_FORMAT = 5
 """Counted up when what a cache holds changes its meaning."""
 
 
