@@ -1,3 +1,47 @@
 """Train with Horovod so that the batch grows where others decay the learning rate."""
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hvd_batchgrow.library import *  # noqa: F403
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "ArrayDataset",
+    "DatasetPair",
+    "GhostBatchNorm1d",
+    "GhostBatchNorm2d",
+    "KeyedDropout",
+    "Lars",
+    "Losses",
+    "MicroBatch",
+    "Pass",
+    "Phase",
+    "Plan",
+    "Ranks",
+    "Schedule",
+    "SingleRank",
+    "Stream",
+    "Update",
+    "UpdateEngine",
+    "UpdateResult",
+    "UpdateSection",
+    "connect",
+    "convert_dropout",
+    "convert_ghost_batch_norm",
+    "plan_updates",
+    "updates",
+]
+"""The public names. They need torch, which is imported when the first of them is used."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module("hvd_batchgrow.library"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -12,7 +12,7 @@ from torch import Tensor
 from hvd_batchgrow.comm.backend import connect
 from hvd_batchgrow.comm.ranks import Ranks, SingleRank
 from hvd_batchgrow.config import UpdateSection
-from hvd_batchgrow.data.datasets.dataset import Ids
+from hvd_batchgrow.data.datasets.dataset import ArrayDataset, DatasetPair, Ids
 from hvd_batchgrow.data.order.stream import Stream, passes_of_rank
 from hvd_batchgrow.job_file import parse_job
 from hvd_batchgrow.nn.dropout import KeyedDropout, convert_dropout, sample_keys
@@ -25,6 +25,8 @@ from hvd_batchgrow.train.update.engine import UpdateEngine, UpdateResult
 from hvd_batchgrow.train.update.forward import Losses, MicroBatch
 
 __all__ = [
+    "ArrayDataset",
+    "DatasetPair",
     "GhostBatchNorm1d",
     "GhostBatchNorm2d",
     "KeyedDropout",

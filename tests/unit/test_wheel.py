@@ -8,10 +8,12 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tomli_w
 
+import hvd_batchgrow
 from tests.helpers import job_tree
 
 SOURCES = Path(__file__).parents[2]
@@ -20,19 +22,16 @@ BATCH_SCRIPTS = sorted(path.name for path in (SOURCES / "slurm").iterdir())
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder as pip would install the wheel into, which is built from a copy of the sources, offline."""
+    """Return a folder like the one that pip installs the wheel into; the wheel is built offline from a copy."""
     tree, out = tmp_path_factory.mktemp("sources"), tmp_path_factory.mktemp("wheel")
     for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md"):
         shutil.copy(SOURCES / name, tree)
     for name in ("hvd_batchgrow", "slurm"):
         shutil.copytree(SOURCES / name, tree / name, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
     options = ["--no-build-isolation", "--no-deps", "--no-index", "--disable-pip-version-check", "-q"]
-    # No compiler: the extension is optional, and of no interest here.
-    environment = {**os.environ, "CC": "/bin/false"}
     subprocess.run(
-        [sys.executable, "-m", "pip", "wheel", *options, "-w", str(out), str(tree)],
-        check=True, env=environment, capture_output=True,
-    )  # fmt: skip
+        [sys.executable, "-m", "pip", "wheel", *options, "-w", str(out), str(tree)], check=True, capture_output=True
+    )
     (wheel,) = out.glob("*.whl")
     zipfile.ZipFile(wheel).extractall(out / "site")
     return out / "site"
@@ -45,14 +44,49 @@ def test_the_wheel_holds_the_batch_scripts(site: Path) -> None:
         assert (folder / name).read_bytes() == (SOURCES / "slurm" / name).read_bytes()
 
 
-def submit(site: Path, folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    """Run `submit --dry-run` by the installed package, in a folder that has nothing but the job file."""
-    (folder / "small.toml").write_text(tomli_w.dumps(job_tree()))
+def run(site: Path, folder: Path, command: str, *words: str, **sections: Any) -> subprocess.CompletedProcess[str]:
+    """Run the installed package in a folder that holds nothing but the job file."""
+    tree = job_tree(**sections)
+    if sections:
+        tree["data"] = sections["data"]
+    (folder / "small.toml").write_text(tomli_w.dumps(tree))
     code = "import sys, hvd_batchgrow.cli as c; print(c.__file__, file=sys.stderr); sys.exit(c.main(sys.argv[1:]))"
     return subprocess.run(
-        [sys.executable, "-c", code, "submit", "small.toml", "--nodes-max", "1", "--dry-run", *words],
+        [sys.executable, "-c", code, command, "small.toml", *words],
         check=False, cwd=folder, env={**os.environ, "PYTHONPATH": str(site)}, capture_output=True, text=True,
     )  # fmt: skip
+
+
+def submit(site: Path, folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run `submit --dry-run` by the installed package."""
+    return run(site, folder, "submit", "--nodes-max", "1", "--dry-run", *words)
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
+def test_the_wheel_holds_the_compiled_ghost_norm(site: Path) -> None:
+    assert list((site / "hvd_batchgrow" / "nn" / "ghost").glob("_ghost_cpu*.so"))
+
+
+def test_plan_and_train_work_from_an_empty_folder(site: Path, tmp_path: Path) -> None:
+    data = {"source": "synthetic_images", "num_samples": 300, "shape": [8, 8, 1], "num_classes": 3}
+    sections = {"data": data, "schedule": {"epochs": 0.2, "boundaries_epochs": [0.1]}}
+    planned = run(site, tmp_path, "plan", **sections)
+    assert planned.returncode == 0, planned.stderr
+    assert "updates" in planned.stdout
+    trained = run(site, tmp_path, "train", **sections)
+    assert trained.returncode == 0, trained.stderr
+    assert (tmp_path / "runs" / "small" / "record.json").exists()
+
+
+def test_the_public_names_come_without_torch_until_one_is_used(site: Path) -> None:
+    code = (
+        "import sys, hvd_batchgrow as h; assert h.__version__; assert 'torch' not in sys.modules;"
+        "from hvd_batchgrow import library; assert h.__all__ == library.__all__;"
+        "assert all(getattr(h, name) is getattr(library, name) for name in h.__all__)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": str(site)})
+    with pytest.raises(AttributeError, match="no attribute 'Wrong'"):
+        hvd_batchgrow.Wrong  # noqa: B018
 
 
 def test_submit_finds_its_template_in_the_wheel(site: Path, tmp_path: Path) -> None:
