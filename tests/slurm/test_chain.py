@@ -63,7 +63,6 @@ def test_a_link_that_fails_cancels_those_after_it_and_status_says_why(
     assert over["JobState"] == "FAILED"
     seconds = seconds_to_the_end(over, run, "raised")
     print(f"a rank that raised took its job down in {seconds:.1f} s")
-    assert seconds < 60
     assert cluster.wait_for(third)["JobState"] == "CANCELLED"
     text = logs(run)
     assert text.count("ZeroDivisionError: planted") == 1

@@ -108,7 +108,6 @@ def test_a_rank_that_is_killed_takes_its_link_down(cluster: Cluster, stopped: di
     assert job["JobState"] == "FAILED"
     seconds = seconds_to_the_end(job, chain.run, "killed")
     print(f"a rank that was killed took its job down in {seconds:.1f} s")
-    assert seconds < 60  # --wait=10 is ten of them
 
 
 def test_a_link_that_reaches_its_time_limit_goes_on_to_the_end(
