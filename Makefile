@@ -2,29 +2,29 @@
 
 JOB := jobs/fashion_mnist_quickstart.toml
 
-quickstart: setup  ## train the quickstart job and its decay twin on two ranks, and compare them
+quickstart: setup  ## set up, then train the quickstart job and its decay twin on two ranks and compare them (about 10 minutes)
 	tools/mpirun.sh 2 hvd-batchgrow twin $(JOB) --resume auto
 
-setup:  ## what training needs, in .venv
+setup:  ## install what training needs into .venv
 	@tools/setup.sh
 
-test:  ## set up, check and test everything
+test:  ## install what the tests need, then run all checks and tests (about 16 minutes)
 	@tools/setup.sh test
 	@tools/test.sh
 
-storm:  ## kill a small run 200 times, and see that nothing is lost: twenty to thirty minutes
+storm:  ## kill a small run 200 times and check that nothing is lost (20 to 30 minutes)
 	@tools/setup.sh test
 	PATH="$$PWD/.venv/bin:$$PATH" OMP_NUM_THREADS=1 python -m tests.storm --kills 200
 
-fuzz:  ## ten thousand bad job files, command lines, data files, checkpoints and environments; 300 networks: forty minutes
+fuzz:  ## test 10 000 bad job files, command lines, data files, checkpoints and environments, and 300 networks (40 minutes)
 	@tools/setup.sh test
 	PATH="$$PWD/.venv/bin:$$PATH" OMP_NUM_THREADS=1 python -m tests.fuzz --cases 10000
 	PATH="$$PWD/.venv/bin:$$PATH" OMP_NUM_THREADS=1 python -m tests.fuzz.networks
 	OMP_NUM_THREADS=1 tools/mpirun.sh 2 python -m tests.fuzz.networks
 
-format:
+format:  ## fix lint errors and format the code
 	.venv/bin/ruff check --fix -q .
 	.venv/bin/ruff format -q .
 
-clean:  ## remove .venv; runs and caches stay
+clean:  ## remove .venv; keep runs and caches
 	rm -rf .venv

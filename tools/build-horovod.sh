@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Builds a wheel of Horovod, patched, against a Python's torch:  tools/build-horovod.sh PYTHON FOLDER
+# Builds a wheel of Horovod with our patch for the torch of an interpreter:  tools/build-horovod.sh PYTHON FOLDER
 #
-# The wheel goes to FOLDER/wheel. What to build (HOROVOD_WITH_MPI=1 …) is read from the environment, by Horovod.
+# Writes the wheel to FOLDER/wheel. Horovod reads its build options (HOROVOD_WITH_MPI=1 …) from the environment.
 set -euo pipefail
 
 readonly HOROVOD=0.28.1
@@ -10,7 +10,7 @@ patch=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)/horovod-$HOROVOD.patch
 python=$1
 cd "$2"
 
-# tools/first-error.sh reads English. pip's own wheel cache knows neither these variables nor torch's version.
+# tools/first-error.sh expects English. pip's wheel cache is off because it ignores these variables and torch's version.
 export LC_ALL=C PIP_NO_CACHE_DIR=1 MAKEFLAGS="${MAKEFLAGS:--j$(getconf _NPROCESSORS_ONLN)}"
 "$python" -m pip download -q --no-deps --no-binary :all: --no-build-isolation "horovod==$HOROVOD"
 echo "$SHA256  horovod-$HOROVOD.tar.gz" | sha256sum -c --quiet

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Prints the line of a build log that says what went wrong:  tools/first-error.sh LOG
+# Prints the line of a build log that gives the cause of the failure:  tools/first-error.sh LOG
 #
-# A compiler's first error; if there is none, the first of the linker, the compiler's driver, CMake or Python;
-# else the last line. pip's own "error: subprocess-exited-with-error" precedes all of them and says nothing.
+# This is the compiler's first error; otherwise the first error of the linker, the compiler's driver, CMake or Python;
+# otherwise the last line. pip's "error: subprocess-exited-with-error" comes before all of them and is not the cause.
 set -euo pipefail
 
 patterns=(
@@ -17,11 +17,11 @@ patterns=(
 for pattern in "${patterns[@]}"; do
     line=$(grep -m 1 -E -A 1 -e "$pattern" "$1") || continue
     case $pattern in
-        *CMake*) ;;  # its reason is on the next line
+        *CMake*) ;;  # CMake prints the reason on the next line
         '[^'*) line=$(tail -n 1 "$1") ;;
         *) line=${line%%$'\n'*} ;;
     esac
-    # shellcheck disable=SC2086  # splits on purpose: one line, single spaces
+    # shellcheck disable=SC2086  # split intentionally: print one line with single spaces
     echo $line
     exit
 done

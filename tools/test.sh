@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# Checks and tests everything; any failure, and any selection of no tests, ends it.
+# Runs all checks and tests. Ends at the first failure, and if a step selects no tests.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export PATH="$PWD/.venv/bin:$PATH"
 [ "$(id -u)" = 0 ] && export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
 
-# Each process cleans up in a folder of its own: two that sweep pytest's shared one meet half-removed entries.
+# Each pytest process has its own temporary folder: two that clean up a shared one find partly removed entries.
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
-# Every pytest below, ranks of tests/parallel included, adds what it has skipped to one file.
+# Every pytest below, including the ranks of tests/parallel, appends its skipped tests to one file.
 export PYTEST_PLUGINS=tests.skips HVD_BATCHGROW_TEST_OUTCOMES=$scratch/outcomes PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
 
 step() { printf '\n== %s (%d s)\n' "$1" "$SECONDS"; }
@@ -27,7 +27,7 @@ if python -c 'import triton' 2>/dev/null; then
     TRITON_INTERPRET=1 pytest -q --basetemp "$scratch/interpreted" tests/gpu
     pytest -q --basetemp "$scratch/gpu" tests/gpu
 else
-    # Not among the tests' requirements: 640 MB on disk.
+    # The tests do not require it, because it takes 640 MB on disk.
     reason="Triton is not installed (it comes with PyTorch's CUDA builds; pip install triton)"
     echo "skipped: $reason"
     printf '["tests/gpu (a folder)", "%s"]\n' "$reason" >>"$HVD_BATCHGROW_TEST_OUTCOMES"
@@ -36,7 +36,7 @@ fi
 step "tests/parallel on one rank"
 pytest -q --basetemp "$scratch/one" tests/parallel
 
-# The same files again, as ranks. A rank that hangs must not hang the suite.
+# Run the same files again as ranks. The timeouts keep a rank that hangs from blocking the test run.
 # shellcheck disable=SC2016  # expanded by each rank
 as_rank='exec python -m pytest -q --color=no -p no:cacheprovider \
     --basetemp "$0.${RANK:-${OMPI_COMM_WORLD_RANK:-$HOROVOD_RANK}}" "$@"'

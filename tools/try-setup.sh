@@ -4,19 +4,19 @@
 #   tools/try-setup.sh trixie                 Debian 13: make quickstart, then make test
 #   tools/try-setup.sh bookworm 'make setup'  Debian 12: other commands, one per argument
 #
-# The root holds the committed state of this checkout (HEAD) and nothing else of it. pip's indexes, the CA
-# certificates and the proxy variables are this machine's; local folders of wheels are not passed on. Takes
-# about an hour and 15 GB on disk.
+# The root contains the committed state of this checkout (HEAD). It uses this machine's pip indexes, CA certificates
+# and proxy variables, but no local folders of wheels. It takes about an hour and 15 GB on disk.
 #
-# TRY_FOLDER=...  where the root is made (default /var/tmp); it is removed unless KEEP=1
-# TRY_ROOT=...    use this root, which an earlier run with KEEP=1 has left, instead of a fresh one
+# TRY_FOLDER=...  folder in which the root is created (default: /var/tmp)
+# KEEP=1          do not remove the root at the end
+# TRY_ROOT=...    use the root of an earlier run with KEEP=1 instead of a fresh one
 set -euo pipefail
 
 repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 die() { echo "[try-setup] $*" >&2; exit 1; }
 say() { echo "[try-setup] $*"; }
 
-# This machine's pip settings as variables. A fresh machine has no local folders of wheels and constraints.
+# Print this machine's pip settings as variables, without local folders of wheels and constraints.
 pip_variables() {
     local key value
     for key in index-url extra-index-url trusted-host proxy; do
@@ -27,7 +27,7 @@ pip_variables() {
 }
 
 make_root() {
-    chmod 755 "$root"  # it becomes /, which apt's user must read
+    chmod 755 "$root"  # it becomes /, which apt's user must be able to read
     say "installing $suite in $root"
     debootstrap --variant=minbase --include=ca-certificates,git,make,python3 "$suite" "$root" >"$root.log" 2>&1 ||
         { tail -n 5 "$root.log" >&2; die "debootstrap failed: see $root.log"; }
@@ -36,7 +36,7 @@ make_root() {
     cp -L /etc/ssl/certs/ca-certificates.crt "$root/etc/ssl/certs/"
 }
 
-# Every mount below is in this process's own mount namespace and ends with it, also after a failure.
+# All mounts are in this process's own mount namespace and end with it, also after a failure.
 mount_root() {
     mount --bind "$root" "$root"
     mount -t proc proc "$root/proc"
@@ -45,7 +45,7 @@ mount_root() {
     mount -t tmpfs -o mode=1777 shm "$root/dev/shm"
 }
 
-# pivot_root instead of chroot: tests/slurm enter mount namespaces, which leads out of a chroot.
+# Use pivot_root instead of chroot: tests/slurm enters mount namespaces, which leaves a chroot.
 enter_root() {
     local passed
     mapfile -t passed < <(pip_variables)

@@ -122,7 +122,7 @@ def test_a_set_up_is_complete_without_horovod_and_shows_the_compilers_first_erro
     again = set_up(checkout, "train")
     assert again.returncode == 0
     assert "nothing to do" in again.stdout
-    assert "without Horovod, which did not build; to build it again: rm .venv/.setup-train" in again.stdout
+    assert "Horovod is not installed because it did not build; to build it again: rm .venv/.setup-train" in again.stdout
 
 
 @needs_compiler
