@@ -1,4 +1,4 @@
-.PHONY: quickstart setup test storm fuzz format clean
+.PHONY: quickstart setup check test storm fuzz format clean help
 
 JOB := jobs/fashion_mnist_quickstart.toml
 
@@ -7,6 +7,10 @@ quickstart: setup  ## train the quickstart job and its decay twin on two ranks, 
 
 setup:  ## what training needs, in .venv
 	@tools/setup.sh
+
+check:  ## format, lint, types, shell and the fast unit tests: two minutes; without slow, mpi, slurm and gpu tests
+	@tools/setup.sh test
+	@tools/check.sh tests
 
 test:  ## set up, check and test everything
 	@tools/setup.sh test
@@ -28,3 +32,6 @@ format:
 
 clean:  ## remove .venv; runs and caches stay
 	rm -rf .venv
+
+help:  ## list these targets
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 12

@@ -20,6 +20,7 @@ from hvd_batchgrow.nn.networks.dense import DenseLayers
 needs_compiler = pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile wants a C++ compiler: install g++")
 
 
+@pytest.mark.slow
 @needs_compiler
 @pytest.mark.filterwarnings("ignore")  # the compiler warns of itself
 def test_ghost_norms_and_dropout_go_on_as_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
