@@ -21,6 +21,7 @@ from hvd_batchgrow.messages.errors import JobError
 from hvd_batchgrow.schedule.cost.probe_file import subject_of
 from hvd_batchgrow.schedule.plan import compile_plan
 from tests.helpers import job_tree, small_job
+from tests.unit.test_rooms import ORDER
 
 ROOT = Path(__file__).parents[2]
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]
@@ -82,6 +83,23 @@ def test_the_citation_has_the_version_and_licence_of_the_package() -> None:
 def test_the_commands_of_the_readme_exist() -> None:
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
     assert set(re.findall(r"^make (\w+)", (ROOT / "README.md").read_text(), flags=re.MULTILINE)) <= targets
+
+
+def test_the_page_on_architecture_lists_the_rooms_in_their_order() -> None:
+    table = (ROOT / "docs" / "architecture.md").read_text().split("| room |")[1].split("\n\n")[0]
+    assert tuple(re.findall(r"^\| `(\w+)` \|", table, flags=re.MULTILINE)) == ORDER
+
+
+@pytest.mark.parametrize("page", ["CONTRIBUTING.md", "docs/architecture.md"])
+def test_the_files_and_names_of_a_page_for_developers_exist(page: str) -> None:
+    text = (ROOT / page).read_text()
+    places = [ROOT, *(path for path in (ROOT / "hvd_batchgrow").rglob("*") if path.is_dir()), ROOT / "hvd_batchgrow"]
+    files = [name for name in re.findall(r"`([\w/]+\.py)`", text) if "NAME" not in name]
+    assert files
+    assert [name for name in files if not any((place / name).exists() for place in places)] == []
+    code = "\n".join(path.read_text() for path in (ROOT / "hvd_batchgrow").rglob("*.py"))
+    names = re.findall(r"`(_?[A-Z]\w+|make_\w+)`", text)
+    assert [name for name in names if not re.search(rf"^(?:class |def )?{name}\b", code, flags=re.MULTILINE)] == []
 
 
 def test_the_page_on_cost_names_the_keys_that_a_probe_is_bound_to() -> None:
