@@ -1,4 +1,4 @@
-.PHONY: quickstart setup test storm fuzz format clean
+.PHONY: quickstart setup check test storm fuzz format clean help
 
 JOB := jobs/fashion_mnist_quickstart.toml
 
@@ -8,7 +8,11 @@ quickstart: setup  ## set up, then train the quickstart job and its decay twin o
 setup:  ## install what training needs into .venv
 	@tools/setup.sh
 
-test:  ## install what the tests need, then run all checks and tests (about 16 minutes)
+check:  ## format, lint, types, shell and the fast unit tests: two minutes; without slow, mpi, slurm and gpu tests
+	@tools/setup.sh test
+	@tools/check.sh tests
+
+test:  ## install what the tests need and run all checks and tests (about 25 minutes)
 	@tools/setup.sh test
 	@tools/test.sh
 
@@ -28,3 +32,6 @@ format:  ## fix lint errors and format the code
 
 clean:  ## remove .venv; keep runs and caches
 	rm -rf .venv
+
+help:  ## list these targets
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 12

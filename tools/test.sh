@@ -14,10 +14,7 @@ export PYTEST_PLUGINS=tests.skips HVD_BATCHGROW_TEST_OUTCOMES=$scratch/outcomes 
 step() { printf '\n== %s (%d s)\n' "$1" "$SECONDS"; }
 
 step "format, lint, types, shell"
-ruff format --check -q .
-ruff check -q .
-mypy
-git ls-files '*.sh' '*.sbatch' .ci/run | xargs shellcheck
+tools/check.sh
 
 step "tests in one process"
 timeout 1800 pytest -q -n auto --maxprocesses 4 --dist loadfile --basetemp "$scratch/unit" tests/unit

@@ -206,6 +206,7 @@ def nonsense(draw: st.DrawFn) -> dict[str, Any]:
     return tree | ({"trigger": {"name": "cabs"}} if policy == "adaptive" else {})
 
 
+@pytest.mark.slow
 @settings(max_examples=400)
 @given(nonsense(), st.integers(-1, 8))
 def test_any_nonsense_is_a_job_error_with_a_path(tree: dict[str, Any], ranks: int) -> None:

@@ -93,6 +93,7 @@ def test_a_resume_without_a_change_says_nothing(exact: str, capsys: pytest.Captu
     assert WARNING not in error
 
 
+@pytest.mark.slow
 def test_a_fast_run_says_what_has_changed_and_promises_no_bits(
     job: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

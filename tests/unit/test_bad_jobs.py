@@ -361,6 +361,7 @@ def faults_of(section: str, key: str, value: Any) -> list[str]:
     return []
 
 
+@pytest.mark.slow
 @given(st.sampled_from(KEYS), VALUES)
 def test_any_value_at_any_key_is_taken_or_told(place: tuple[str, str], value: Any) -> None:
     for fault in faults_of(*place, value):

@@ -275,6 +275,7 @@ def test_a_network_that_cannot_be_built_does_not_cost_the_run_that_is_there(
     assert sorted(Path("runs/small/checkpoints").iterdir()) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("more", [[], ["--json"], ["--twin"]])
 def test_a_reader_that_has_seen_enough_is_no_fault(job: str, more: list[str]) -> None:
     """The defect: `plan --json | head` ended in a traceback."""

@@ -20,6 +20,7 @@ from hvd_batchgrow.nn.networks.dense import DenseLayers
 needs_compiler = pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile wants a C++ compiler: install g++")
 
 
+@pytest.mark.slow
 @needs_compiler
 @pytest.mark.filterwarnings("ignore")  # the compiler warns of itself
 def test_ghost_norms_and_dropout_go_on_as_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -39,6 +40,7 @@ def test_ghost_norms_and_dropout_go_on_as_before(tmp_path: Path, monkeypatch: py
         torch.testing.assert_close(compiled.state_dict()[name], value, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore")  # the compiler warns of itself
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])  # noqa: S301  # just made
 def test_a_copy_is_a_network_of_its_own(copied: Callable[[nn.Module], DenseLayers]) -> None:
     model = DenseLayers(6, 3, (8,), ghost_batch=16, dropout=0.3)

@@ -239,6 +239,7 @@ def test_nothing_to_average_is_refused_and_a_broken_batch_leaves_nothing_behind(
     assert not any(norm.deferred or norm._pending for norm in ghost_norms(model))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet50", "inception_resnet_v2"])
 def test_timms_networks_evaluate_to_the_same_bits_and_train(name: str) -> None:
     try:

@@ -405,6 +405,7 @@ def test_its_relu_is_a_relu_after_it(case: Case, training: bool) -> None:
     assert all(map(torch.equal, grads(y, same, own), grads(expected, x, norm)))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # torch.compile's own, as for instantiating an autograd.Function
 @pytest.mark.parametrize("num_groups", [1, 2])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])

@@ -52,6 +52,7 @@ def test_an_estimate_is_the_weighted_variance_of_the_passes_gradients() -> None:
         assert seen.squared_norm == pytest.approx(float(mean @ mean) - trace / sum(SIZES), rel=1e-10)
 
 
+@pytest.mark.slow
 def test_estimates_have_no_bias_for_passes_of_unequal_sizes() -> None:
     found = estimates_of(draws(40_000, signal=2.0, trace=50.0, seed=1))
     assert np.mean([seen.trace for seen in found]) == pytest.approx(50.0, rel=0.01)
@@ -118,6 +119,7 @@ def test_the_state_goes_through_a_checkpoint() -> None:
 # --- the interval -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_interval_holds_the_true_ratio_19_times_in_20() -> None:
     trace, signal, num_updates, num_runs = 40.0, 4.0, 120, 400
     found = estimates_of(draws(num_updates * num_runs, signal, trace, 3))

@@ -31,6 +31,7 @@ pytestmark = [pytest.mark.usefixtures("cache"), pytest.mark.filterwarnings("igno
 PLAIN = Normalize((0.0,) * 3, (1.0,) * 3)
 
 
+@pytest.mark.slow
 def test_every_form_has_the_right_pixels_in_both_pipelines_or_is_refused_by_name(tmp_path: Path) -> None:
     made = forms(5)
     assert len({form.name for form in made}) == len(made) >= 60

@@ -51,6 +51,7 @@ def test_an_interrupt_is_one_line(job: str, tmp_path: Path, command: list[str], 
     assert interrupted([name, job, *options], stage, cwd=tmp_path) == (130, "hvd-batchgrow: interrupted\n")
 
 
+@pytest.mark.slow
 def test_an_interrupt_of_verify_ends_what_it_has_started(job: str, tmp_path: Path) -> None:
     code = f"{LISTENS}\nfrom hvd_batchgrow.cli import main\nsys.exit(main())"
     words = [sys.executable, "-c", code, "verify", job, "--layouts", "1x1x16", "--updates", "10000"]

@@ -30,6 +30,7 @@ def page_faults(kind: str) -> int:
     return int(subprocess.run([sys.executable, "-c", PROGRAM, kind], check=True, capture_output=True, text=True).stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
 def test_a_block_that_was_freed_costs_no_page_fault_when_it_is_used_again() -> None:
     assert page_faults("keep") < 20

@@ -126,6 +126,7 @@ COMMANDS: dict[str, tuple[list[str], int, Finished]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spelling", ["TOML", "json.dumps"])
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_reads_a_table(

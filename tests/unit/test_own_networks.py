@@ -302,6 +302,7 @@ def test_the_further_outputs_of_googlenet_in_training_are_refused() -> None:
         build_model(job_of("torchvision.models:googlenet", kwargs={"init_weights": False}), (64, 64, 3), 5)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("timm") is None, reason="needs timm")
 def test_inception_resnet_v2_has_its_parameters_and_ghost_norms_only() -> None:
     net = build_model(job_of("timm.models:inception_resnet_v2"), (96, 96, 3), 1000)

@@ -65,6 +65,7 @@ both = pytest.mark.parametrize("orders", [ours, numpys], ids=["ours", "numpy"])
 Orders = Callable[[int, int], Order]
 
 
+@pytest.mark.slow
 @both
 def test_all_orders_of_few_entries_are_equally_likely(orders: Orders) -> None:
     for num_entries in (2, 3, 4, 5):

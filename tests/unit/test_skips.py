@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.skips import summary
 
 ROOT = Path(__file__).parents[2]
@@ -33,6 +35,7 @@ def test_no_skips_are_reported_as_such() -> None:
     assert summary([]) == summary([("a", None), ("b", None)]) == "0 tests skipped"
 
 
+@pytest.mark.slow
 def test_tests_that_ran_in_one_of_the_runs_are_not_counted(tmp_path: Path) -> None:
     (tmp_path / "test_some.py").write_text(TESTS)
     (tmp_path / "test_module.py").write_text('import pytest\npytest.importorskip("not_there_at_all")\n')

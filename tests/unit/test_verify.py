@@ -80,6 +80,7 @@ def test_updates_must_be_some(job: str, capsys: pytest.CaptureFixture[str]) -> N
     assert "--max-updates: must be a whole number > 0, got '0'; nearest: 1" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_layouts_of_one_rank_agree_with_plain_autograd(job: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", job, "--layouts", "1x1x16,1x2x8"]) == 0
     shown = capsys.readouterr()
@@ -90,12 +91,14 @@ def test_layouts_of_one_rank_agree_with_plain_autograd(job: str, capsys: pytest.
     assert "plain autograd, values changed by ± 7.6e-06: 3" in shown.err  # 64 · 2⁻²³
 
 
+@pytest.mark.slow
 def test_layouts_in_exact_mode_are_bit_identical(job: str, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["verify", job, "--layouts", "1x2x8", "--layout.exact", "true", "--updates", "1"]
     assert main(words) == 0
     assert re.search(r"1 × 2 × 8 +[0-9a-f]{8} .* bit-identical", capsys.readouterr().out)
 
 
+@pytest.mark.slow
 def test_growth_that_costs_decide_is_verified_without_costs(job: str, capsys: pytest.CaptureFixture[str]) -> None:
     """The defect: verify asked for --cost, which it does not take; its layouts are its own."""
     words = ["--layouts", "1x2x8", "--updates", "1", "--layout.grow_by", "auto", "--layout.max-ranks", "2"]
@@ -103,6 +106,7 @@ def test_growth_that_costs_decide_is_verified_without_costs(job: str, capsys: py
     assert "1 × 2 × 8" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_layout_that_decides_is_found(
     job: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -118,6 +122,7 @@ def test_a_layout_that_decides_is_found(
     assert len(re.findall("agrees|DIFFERS", capsys.readouterr().out)) == 2
 
 
+@pytest.mark.slow
 def test_a_fault_that_all_layouts_share_is_found(
     job: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -143,6 +148,7 @@ def test_a_fault_that_all_layouts_share_is_found(
     assert re.search(r"1\.bias +DIFFERS", capsys.readouterr().out)
 
 
+@pytest.mark.slow
 def test_a_measured_job_is_compared_without_its_trigger(job: str, capsys: pytest.CaptureFixture[str]) -> None:
     tree = measured_tree("data", {"name": "cabs", "scale": 1e6, "every_epochs": 0.01})
     tree["data"]["root"] = tomllib.loads(Path(job).read_text())["data"]["root"]
@@ -151,6 +157,7 @@ def test_a_measured_job_is_compared_without_its_trigger(job: str, capsys: pytest
     assert "agrees" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_says_why(job: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", job, "--layouts", "1x1x16", "--optim.lr", "1e30"]) == 1
     text = capsys.readouterr().err
@@ -160,6 +167,7 @@ def test_a_run_that_fails_says_why(job: str, capsys: pytest.CaptureFixture[str])
     assert "nowhere holds neither" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_cause_is_named(job: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     text = "import torch\n\ndef net(num_classes):\n"
     layers = "torch.nn.Flatten(), *map(torch.nn.AlphaDropout, (0.5, 0.5)), torch.nn.Linear(64, num_classes)"

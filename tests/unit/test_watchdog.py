@@ -31,6 +31,7 @@ def _no_last_resort(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hvd_batchgrow.train.liveness.watchdog._ABORT_GRACE_S", 600.0)
 
 
+@pytest.mark.slow
 def test_a_rank_that_stalls_is_reported_and_then_ended(capsys: pytest.CaptureFixture[str]) -> None:
     ranks, pulse = Listening(), Heartbeat()
     pulse.at("reading samples")
@@ -46,6 +47,7 @@ def test_a_rank_that_stalls_is_reported_and_then_ended(capsys: pytest.CaptureFix
     assert end.endswith("is reading samples")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["reading samples", WAITING])
 def test_of_an_elastic_job_a_rank_ends_itself_at_once_and_one_that_waits_gives_others_the_time(
     stage: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -91,6 +93,7 @@ def test_the_kernel_kills_a_process_that_is_stopped(close: bool) -> None:
         assert process.wait(30) == (0 if close else -signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_progress_keeps_it_quiet_however_slow(capsys: pytest.CaptureFixture[str]) -> None:
     ranks, pulse = Listening(), Heartbeat()
     with Watchdog(ranks, pulse, 20.0):

@@ -24,7 +24,7 @@ BATCH_SCRIPTS = sorted(path.name for path in (SOURCES / "slurm").iterdir())
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder like the one that pip installs the wheel into; the wheel is built offline from a copy."""
     tree, out = tmp_path_factory.mktemp("sources"), tmp_path_factory.mktemp("wheel")
-    for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md"):
+    for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE"):
         shutil.copy(SOURCES / name, tree)
     for name in ("hvd_batchgrow", "slurm"):
         shutil.copytree(SOURCES / name, tree / name, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
@@ -42,6 +42,13 @@ def test_the_wheel_holds_the_batch_scripts(site: Path) -> None:
     assert sorted(path.name for path in folder.iterdir()) == BATCH_SCRIPTS
     for name in BATCH_SCRIPTS:
         assert (folder / name).read_bytes() == (SOURCES / "slurm" / name).read_bytes()
+
+
+def test_the_wheel_holds_the_licence_and_says_that_it_is_typed(site: Path) -> None:
+    assert (site / "hvd_batchgrow" / "py.typed").exists()
+    (metadata,) = site.glob("*.dist-info/METADATA")
+    assert "License-Expression: Apache-2.0" in metadata.read_text().splitlines()
+    assert (metadata.parent / "licenses" / "LICENSE").read_bytes() == (SOURCES / "LICENSE").read_bytes()
 
 
 def run(site: Path, folder: Path, command: str, *words: str, **sections: Any) -> subprocess.CompletedProcess[str]:

@@ -18,6 +18,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # some networks use what torc
 QUICK = [entry for entry in ENTRIES if entry.quick]
 
 
+@pytest.mark.slow  # half a minute for all networks together
 @pytest.mark.parametrize(("place", "entry"), list(enumerate(QUICK)), ids=[entry.title for entry in QUICK])
 def test_a_network_trains_as_in_torch_or_is_rejected_in_one_line(place: int, entry: Entry, tmp_path: Path) -> None:
     some = layouts(entry, 1)
