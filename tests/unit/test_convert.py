@@ -184,21 +184,21 @@ def test_norms_without_a_ghost_form_are_all_named() -> None:
         *twins,
     )
     lines = [
-        "these norms have no ghost form:",
+        "these norms cannot be converted to ghost norms:",
         "0: is a BatchNorm3d; ghost norms are for inputs of 2 to 4 dimensions",
         "1.1: averages over all batches (momentum=None); give a momentum",
         "2: has no running statistics (track_running_stats=False)",
-        "3: has not seen an input yet; call the model once",
-        "4: is a Odd, with a forward of its own that is not timm's BatchNormAct2d's",
+        "3: is uninitialised; call the model once",
+        "4: is a Odd, which overrides forward() and is not timm's BatchNormAct2d",
         "5: has hooks, which would be lost",
-        "6: has momentum 2.0; a ghost norm's is in [0, 1]",
+        "6: has momentum 2.0; a ghost norm's must be in [0, 1]",
         "7: has parametrized weights, which would be lost",
         "8: overrides train() or forward(), which would be lost; do that in the network around it",
         "9: overrides train() or forward(), which would be lost; do that in the network around it",
-        "10: has the running statistics of another norm; give each its own",
-        "11: has the running statistics of another norm; give each its own",
+        "10: shares the running statistics of another norm; use separate ones",
+        "11: shares the running statistics of another norm; use separate ones",
     ]
-    with pytest.raises(ValueError, match="no ghost form") as error:
+    with pytest.raises(ValueError, match="cannot be converted") as error:
         convert_ghost_batch_norm(network, GHOST)
     assert str(error.value).split("\n  ") == lines
     with pytest.raises(ValueError, match="ghost_batch = 0 must be"):

@@ -95,7 +95,7 @@ def test_without_keys_it_draws_from_torch_s_generator_and_in_evaluation_not_at_a
 
 
 def test_keys_of_other_samples_are_refused() -> None:
-    with pytest.raises(ValueError, match="6 samples come to a dropout, and keys of 4 were given"):
+    with pytest.raises(ValueError, match="dropout got 6 samples, but keys for 4"):
         dropped(torch.ones(6, 2), keys(4))
     with pytest.raises(ValueError, match="p = 1"):
         KeyedDropout(1)

@@ -261,10 +261,10 @@ def test_an_eps_of_0_works_on_one_ghost_batch_as_on_two(num_samples: int) -> Non
 
 @pytest.mark.parametrize("eps", [-1e-5, math.nan])
 def test_an_eps_below_0_is_refused(eps: float) -> None:
-    with pytest.raises(ValueError, match=r"eps = .* must not be below 0"):
+    with pytest.raises(ValueError, match=r"eps = .* must be >= 0"):
         GhostBatchNorm2d(2, 4, eps=eps)
     network = nn.Sequential(nn.BatchNorm2d(2, eps=eps))
-    with pytest.raises(ValueError, match=r"no ghost form:\n  0: has eps = .*; a ghost norm's is not below 0"):
+    with pytest.raises(ValueError, match=r"to ghost norms:\n  0: has eps = .*; a ghost norm's must be >= 0"):
         convert_ghost_batch_norm(network, 4)
     assert type(network[0]) is nn.BatchNorm2d
 

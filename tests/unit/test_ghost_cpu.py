@@ -254,7 +254,7 @@ def test_a_library_that_does_not_load_is_told_and_done_without(tmp_path: Path, m
     broken = tmp_path / "broken.so"
     broken.write_bytes(b"of another machine")
     monkeypatch.setattr(ghost_cpu, "find_spec", lambda _: ModuleSpec("_ghost_cpu", None, origin=str(broken)))
-    with pytest.warns(UserWarning, match=r"use PyTorch's operations, which take longer: .*broken\.so"):
+    with pytest.warns(UserWarning, match=r"use PyTorch's operations, which are slower: .*broken\.so"):
         assert ghost_cpu.library.__wrapped__() is None
     monkeypatch.setattr(ghost_cpu, "find_spec", lambda _: None)
     assert ghost_cpu.library.__wrapped__() is None

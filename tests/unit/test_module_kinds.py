@@ -164,7 +164,10 @@ class BackwardFails(nn.Module):
         ("on_meta", r"0\.weight, 0\.bias, 1\.weight and 6 more: on the meta device, without values"),
         ("wrapped", r"the network is wrapped in DataParallel; return the module inside"),
         ("sparse", r"mask: quantised or sparse; parameters and buffers must be dense"),
-        ("Quantised", r"layer\._packed_params\.dtype in its state_dict is a dtype, not a tensor, as in quantised"),
+        (
+            "Quantised",
+            r"layer\._packed_params\.dtype in its state_dict is a dtype, not a tensor; quantise modules after",
+        ),
         ("LazyBeside", r"no forward reaches the lazy spare\.weight, spare\.bias; give them their sizes"),
         ("noted_set", r"_extra_state\['a'\]\[0\] is of class set; a checkpoint holds tensors and plain values"),
         ("Unsettable", r"its state_dict cannot be saved and loaded again: RuntimeError: .*_extra_state"),

@@ -123,7 +123,7 @@ def test_it_is_called_with_arguments_and_classes_and_its_norms_are_ghost_norms(n
 
 @pytest.mark.parametrize("name", ["Net", "by_keywords"])
 def test_arguments_go_over_the_number_of_classes(name: str, nets: Callable[..., str]) -> None:
-    with pytest.raises(JobError, match=r"num_classes=9\) gives \(2, 9\) for two samples .* must be logits \(2, 5\)"):
+    with pytest.raises(JobError, match=r"num_classes=9\) returns \(2, 9\) for two samples .* must be logits \(2, 5\)"):
         build(f"{nets()}:{name}", kwargs={"num_classes": 9})
 
 
@@ -167,15 +167,15 @@ def test_generators_of_python_and_numpy_are_at_the_jobs_seed_and_put_back(nets: 
         ("no_network", {}, "MODULE:no_network must return a torch.nn.Module, returned list"),
         ("frozen", {}, "MODULE:frozen has no parameters to train"),
         ("none_at_all", {}, "MODULE:none_at_all has no parameters to train"),
-        ("other_ghost", {}, "has a ghost norm of 2 samples; all must have model.ghost_batch, 4"),
-        ("of_thousand", {}, r"gives \(2, 1000\) for two samples of shape \(3, 6, 7\), in evaluation; must be logits"),
-        ("Twice", {}, r"gives its norm norm 2 ghost batches of each in training; give each place a norm of its own"),
-        ("Frames", {}, r"gives its norm norm 3 ghost batches of each in training"),
-        ("Beside", {}, r"does not come by its norm norm in training; leave it out, or keep it in evaluation"),
-        ("Auxiliary", {}, r"gives tuple for two samples of shape \(3, 6, 7\), in training; must be logits \(2, 5\)"),
+        ("other_ghost", {}, "has a ghost norm of 2 samples; all ghost norms must have model.ghost_batch = 4"),
+        ("of_thousand", {}, r"returns \(2, 1000\) for two samples of shape \(3, 6, 7\), in evaluation; must be logits"),
+        ("Twice", {}, r"passes 2 ghost batches to its norm norm for each one in training; use a separate norm in each"),
+        ("Frames", {}, r"passes 3 ghost batches to its norm norm for each one in training"),
+        ("Beside", {}, r"does not reach its norm norm in training; remove it, or keep it in evaluation mode"),
+        ("Auxiliary", {}, r"returns tuple for two samples of shape \(3, 6, 7\), in training; must be logits \(2, 5\)"),
     ],
 )
-def test_what_is_no_network_is_refused(
+def test_callables_that_do_not_return_a_usable_network_are_refused(
     name: str, arguments: dict[str, Any], message: str, nets: Callable[..., str]
 ) -> None:
     module = nets()
@@ -189,7 +189,7 @@ def test_a_norm_that_the_network_keeps_in_evaluation_may_be_anywhere(nets: Calla
 
 
 def test_arguments_that_its_signature_does_not_take_are_refused_before_the_call(nets: Callable[..., str]) -> None:
-    message = r"Net\(num_classes=5, widht=8\) cannot be: .*'widht'; it takes \(num_classes, width=4, norm="
+    message = r"cannot call .*:Net\(num_classes=5, widht=8\): .*'widht'; it accepts \(num_classes, width=4, norm="
     with pytest.raises(JobError, match=f"model.kwargs: .*{message}"):
         build(f"{nets()}:Net", kwargs={"widht": 8})
 
@@ -298,7 +298,7 @@ def test_resnet_50_has_its_parameters_and_ghost_norms_only() -> None:
 
 @pytest.mark.skipif(not _THERE, reason="needs torchvision")
 def test_the_further_outputs_of_googlenet_in_training_are_refused() -> None:
-    with pytest.raises(JobError, match=r"gives GoogLeNetOutputs for two samples .*, in training"):
+    with pytest.raises(JobError, match=r"returns GoogLeNetOutputs for two samples .*, in training"):
         build_model(job_of("torchvision.models:googlenet", kwargs={"init_weights": False}), (64, 64, 3), 5)
 
 

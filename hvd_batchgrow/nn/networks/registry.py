@@ -32,21 +32,21 @@ _NETWORKS: dict[str, Callable[..., nn.Module]] = {
 
 
 def check_model(job: Job) -> None:
-    """Raises JobError if a job names a network that is not here, or gives it keys that it would not use."""
+    """Raise JobError if a job names an unknown network, or sets keys that the network does not use."""
     if faults := check_network(job.model):
         raise JobError(faults, job.name)
 
 
 def build_model(job: Job, sample_shape: Sequence[int], num_classes: int) -> nn.Module:
-    """The network that a job names, its first weights drawn from torch's generator.
+    """Build the network that a job names, with initial weights from torch's generator.
 
     Args:
         job: checked by `check_model`.
-        sample_shape: of the source's samples: (H, W, C), (features,), or (0, 0, C) where they are yet to be cropped.
+        sample_shape: shape of the source's samples: (H, W, C), (features,), or (0, 0, C) before cropping.
         num_classes: number of classes.
 
     Raises:
-        JobError: the network does not take such samples; or one of the user's own is not what it must be.
+        JobError: the network does not accept such samples, or a custom network has a fault.
     """
     model, shape = job.model, _cropped(job, sample_shape)
     if faults := check_shape(model, shape):
@@ -59,17 +59,17 @@ def build_model(job: Job, sample_shape: Sequence[int], num_classes: int) -> nn.M
     numbers = dict(zip(family.numbers, named.numbers, strict=True))
     try:
         return fuse_relu(_NETWORKS[named.family](shape[-1], num_classes, **numbers, **given))
-    except (RuntimeError, MemoryError) as error:  # larger than memory, or than torch can count
-        told = f"{model.name!r} for {num_classes} classes cannot be built: {str(error).partition(chr(10))[0]}"
-        raise JobError([Fault("model", told)], job.name) from None
+    except (RuntimeError, MemoryError) as error:  # larger than the memory, or than torch's sizes
+        fault = f"{model.name!r} for {num_classes} classes cannot be built: {str(error).partition(chr(10))[0]}"
+        raise JobError([Fault("model", fault)], job.name) from None
 
 
 def hazards(job: Job, model: nn.Module, sample_shape: Sequence[int]) -> list[str]:
-    """What in a job's network would let the layout decide its results; `layout_hazards`. Our own have none.
+    """Return what makes the results of a custom network depend on the layout, as `layout_hazards` finds it.
 
     Args:
-        job: names the network.
-        model: as `build_model` gave it.
+        job: names the network. A built-in one has no hazards.
+        model: from `build_model`.
         sample_shape: as `build_model` takes it.
 
     Raises:
@@ -86,11 +86,11 @@ def hazards(job: Job, model: nn.Module, sample_shape: Sequence[int]) -> list[str
 
 
 def forward_state(job: Job, model: nn.Module, sample_shape: Sequence[int]) -> ForwardState:
-    """Find what training passes change in a job's network, by trial passes; our own networks change nothing else.
+    """Find by trial passes which state of a custom network training changes, apart from ghost norms.
 
     Args:
-        job: names the network.
-        model: as `build_model` returned it; buffers that training changes become part of its `state_dict`.
+        job: names the network. A built-in one has no such state.
+        model: from `build_model`; buffers that training changes become part of its `state_dict`.
         sample_shape: as `build_model` takes it.
 
     Raises:
@@ -102,7 +102,7 @@ def forward_state(job: Job, model: nn.Module, sample_shape: Sequence[int]) -> Fo
 
 
 def _cropped(job: Job, sample_shape: Sequence[int]) -> tuple[int, ...]:
-    """(H, W, C) or (features,), with the sides that the job's crop gives."""
+    """Return (H, W, C) or (features,), with the job's image size if the samples are to be cropped."""
     shape = tuple(sample_shape)
     if len(shape) == 3 and shape[0] == 0 and job.data.image_size:
         return (job.data.image_size, job.data.image_size, shape[2])

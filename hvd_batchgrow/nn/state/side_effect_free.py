@@ -1,4 +1,4 @@
-"""Passes that leave no trace: neither in the model nor in the generators of random numbers."""
+"""Run trial passes that change neither the model nor the random generators."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hvd_batchgrow.nn.state.saved_state import SavedState, kept_state
 
 @contextmanager
 def kept_generators() -> Iterator[None]:
-    """Put the global generators of NumPy and Python back to where they were."""
+    """Restore the global generators of NumPy and Python at the end."""
     of_python, of_numpy = random.getstate(), np.random.get_state()
     try:
         yield
@@ -30,18 +30,17 @@ def kept_generators() -> Iterator[None]:
 def dry_run(
     model: nn.Module, num_samples: int, *, training: bool, gradients: bool = False, num_groups: int = 1
 ) -> Iterator[SavedState]:
-    """In here, passes of a few samples are without consequence.
+    """Restore modes, parameters, buffers, attributes, gradients, ghost batches and generators at the end.
 
-    Modes, parameters, buffers, attributes, gradients, ghost batches and generators are put back at
-    the end. In training the ghost norms divide the samples into a few ghost batches, so that they
-    need not be as many as γ. Keyed dropout has keys.
+    Meanwhile the ghost norms divide the samples into `num_groups` ghost batches, so that a few samples are
+    enough, and keyed dropout has keys.
 
     Args:
-        model: has values for all parameters and buffers.
-        num_samples: of each forward.
+        model: must have no uninitialised lazy modules.
+        num_samples: samples of each forward.
         training: mode of the model.
         gradients: whether autograd records the forwards.
-        num_groups: ghost batches of each forward. With more than one, their statistics wait for
+        num_groups: ghost batches of each forward. If more than one, the norms keep their statistics until
             `take_statistics`, as in an update.
     """
     modes = [(module, module.training) for module in model.modules()]
