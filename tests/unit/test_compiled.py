@@ -1,4 +1,4 @@
-"""A compiled network computes what it did before."""
+"""A compiled network computes the same as before."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ needs_compiler = pytest.mark.skipif(not shutil.which("g++"), reason="torch.compi
 
 
 @needs_compiler
-@pytest.mark.filterwarnings("ignore")  # the compiler warns of itself
-def test_ghost_norms_and_dropout_go_on_as_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.filterwarnings("ignore")  # warnings of the compiler
+def test_ghost_norms_and_dropout_work_as_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     torch.manual_seed(0)
     plain, compiled = (DenseLayers(6, 3, (8, 8), ghost_batch=16, dropout=0.3) for _ in range(2))
@@ -40,7 +40,7 @@ def test_ghost_norms_and_dropout_go_on_as_before(tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])  # noqa: S301  # just made
-def test_a_copy_is_a_network_of_its_own(copied: Callable[[nn.Module], DenseLayers]) -> None:
+def test_a_copy_is_a_separate_network(copied: Callable[[nn.Module], DenseLayers]) -> None:
     model = DenseLayers(6, 3, (8,), ghost_batch=16, dropout=0.3)
     compile_network(model)
     before = copy.deepcopy(model.state_dict())

@@ -41,7 +41,7 @@ every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 
 @pytest.fixture(params=["ours", "PyTorch's"])
 def arithmetic(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Kernels where there are some for the type, and where there are none."""
+    """Use the kernels for the input type if there are any, or PyTorch's operations."""
     with by_pytorch_only() if request.param == "PyTorch's" else nullcontext():
         yield
 
@@ -68,7 +68,7 @@ def inputs(shape: tuple[int, ...] = (12, 3, 5, 5), channels_last: bool = False, 
 
 
 def grads(y: Tensor, x: Tensor, module: nn.Module) -> list[Tensor]:
-    """Of the input and of all parameters, given one that is no function of the output."""
+    """Return the gradients of the input and all parameters for a random gradient of the output."""
     upstream = inputs(tuple(y.shape), seed=3).to(y.dtype)
     return list(torch.autograd.grad(y, [x, *module.parameters()], upstream))
 

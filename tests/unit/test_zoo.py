@@ -1,4 +1,4 @@
-"""Networks of every kind, each in one layout: as plain torch trains them, or rejected in one line. make fuzz: all."""
+"""Networks of the zoo, each in one layout, train as in plain torch or are rejected. `make fuzz` runs all."""
 
 from __future__ import annotations
 

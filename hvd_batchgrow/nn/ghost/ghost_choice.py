@@ -32,7 +32,7 @@ _found: dict[torch.device, Normalise] = {}
 def choose(x: Tensor, num_groups: int) -> Normalise:
     """Return the implementation for x: on a GPU the same one for any number of ghost batches, on a CPU for two or more.
 
-    The result of a ghost batch is therefore bit-identical for all these numbers. On a CPU, a single ghost batch uses the
+    A ghost batch has therefore bit-identical results for all these numbers. On a CPU, a single ghost batch uses the
     function that `nn.BatchNorm` calls. Exact mode needs it: it depends on no compiler, and has second derivatives.
     """
     if _by_pytorch_only:

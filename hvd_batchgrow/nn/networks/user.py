@@ -186,7 +186,7 @@ def _faults(network: nn.Module, shape: Sequence[int], num_classes: int) -> Itera
             yield f"returns {given} for two samples of shape {tuple(shape)}, {when}; must be logits (2, {num_classes})"
             return
         if names := sorted(trained ^ _trained(network)):
-            yield f"changes requires_grad of {listed(names)} in its forward pass, {when}; set it where the network is built"
+            yield f"changes requires_grad of {listed(names)} in its forward, {when}; set it where the network is built"
             return
         yield from (_count_fault(path, count) for path, count in counts.items() if count != 1)
 
