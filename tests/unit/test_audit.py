@@ -106,7 +106,7 @@ def test_a_lost_or_doubled_update_is_refused(tmp_path: Path, lost: int) -> None:
 
 
 def test_a_folder_without_a_record_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=r"there is no run in "):
+    with pytest.raises(RunError, match=r"no run in "):
         read_consumed(tmp_path)
     run = write_run(tmp_path / "run")
     (run / "consumed.jsonl").unlink()

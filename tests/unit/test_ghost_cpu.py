@@ -27,13 +27,13 @@ SHAPES = [
     # ghost batches, samples of each, channels, map
     (2, 2, 3),
     (3, 4, 1, 5, 5),
-    (2, 1, 3, 2, 1),  # two values a channel: the least that has a variance
+    (2, 1, 3, 2, 1),  # two values per channel: the fewest that have a variance
     (3, 4, 17, 7, 7),
-    (2, 3, 65, 5),  # more channels than are worked on side by side, lines
-    (2, 70, 130),  # more rows than are summed at a time
+    (2, 3, 65, 5),  # more channels than are processed together, lines
+    (2, 70, 130),  # more rows than a block
     (2, 5, 64, 6, 6),
-    (2, 2, 2, 96, 96),  # a row longer than what is summed at a time
-    (2, 300, 2, 6, 6),  # more rows of pixels than are summed at a time
+    (2, 2, 2, 96, 96),  # a row longer than a block
+    (2, 300, 2, 6, 6),  # more rows of pixels than a block
 ]
 
 needs_library = pytest.mark.skipif(COMPILER is None and ghost_cpu.library() is None, reason="no C compiler")
@@ -61,7 +61,7 @@ def everything(
     relu: bool = False,
     upstream: Tensor | None = None,
 ) -> list[Tensor]:
-    """Output, statistics, and gradients of input and parameters."""
+    """Return output, statistics, and gradients of input and parameters."""
     leaf = x.detach().requires_grad_()
     weight, bias = parameters(x.shape[1], x.dtype) if affine else (None, None)
     y, statistics = normalise(leaf, weight, bias, num_groups, EPS, relu=relu)
@@ -71,7 +71,7 @@ def everything(
 
 
 def test_where_there_is_a_compiler_the_library_is_built() -> None:
-    # Else its tests would all be skipped in silence: run tools/setup.sh.
+    # Otherwise all its tests would be skipped silently. If this fails, run tools/setup.sh.
     assert COMPILER is None or ghost_choice.kernels_for_cpu() == "C"
 
 
@@ -96,7 +96,9 @@ def test_it_is_what_float64_gives(shape: tuple[int, ...], channels_last: bool, a
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_a_large_mean_costs_no_more_than_the_rounding_of_the_input(shape: tuple[int, ...], channels_last: bool) -> None:
-    x = made(shape, channels_last=channels_last, offset=3000.0)  # of deviation 3: a float32 near is right to 1.2e-4
+    x = made(
+        shape, channels_last=channels_last, offset=3000.0
+    )  # standard deviation 3; float32 is accurate to 1.2e-4 here
     y, statistics = ghost_cpu.normalise(x, None, None, shape[0], EPS)
     right, moments = by_pytorch(x.double(), None, None, shape[0], EPS)
     scale = float((moments[:, 1] + EPS).rsqrt().max())  # two values may be much closer than 3

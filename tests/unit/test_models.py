@@ -227,7 +227,7 @@ def test_he_normal_by_fan_out(name: str) -> None:
         ("vgg18_bn", "nearest: vgg16_bn, vgg19_bn, got"),
         ("vgg19", "did you mean 'vgg19_bn'?"),
         ("inception_resnet_v3", "did you mean 'timm.models:inception_resnet_v2'?"),
-        ("mynets:", "module:name of your own, torchvision or timm, got 'mynets:'"),
+        ("mynets:", "torchvision or timm, got 'mynets:'"),
     ],
 )
 def test_an_unknown_name_is_refused_with_the_nearest(name: str, message: str) -> None:

@@ -30,7 +30,7 @@ def gradient_fault(model: nn.Module, example: Tensor) -> str | None:
         example: 4 samples, not all equal.
 
     Returns:
-        The fault and its remedy; None if there is no fault, or if the passes draw random numbers and do not repeat.
+        The fault and its remedy; None without a fault, or if random numbers make the passes differ.
     """
     with dry_run(model, len(example), training=True, gradients=True, num_groups=2) as before:
         once = _gradients(model, example, before)

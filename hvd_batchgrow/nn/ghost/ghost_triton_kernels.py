@@ -47,7 +47,7 @@ def _tile(
 
 @triton.jit
 def _optional(pointer: tl.tensor, c: tl.tensor, is_channel: tl.tensor, DEFAULT: tl.constexpr) -> tl.tensor:
-    """Return a weight or bias, or the default if there is no such parameter."""
+    """Return a weight or bias, or the default for None."""
     if pointer is None:
         return tl.full(c.shape, DEFAULT, tl.float32)
     else:  # Triton compiles only one branch of such a condition

@@ -20,7 +20,7 @@ def is_extra_state(name: str) -> bool:
 
 
 def plain_fault(value: Any, path: str = "") -> str | None:
-    """Return which part of a tree is neither a plain value nor a dense tensor; None if there is no such part.
+    """Return which part of a tree is neither a plain value nor a dense tensor; None if all parts are.
 
     Plain values are bool, int, float, str, bytes, None, and lists, tuples and dicts of these with keys
     of str or int. Loading them runs no code.
