@@ -48,17 +48,17 @@ def test_our_networks_have_no_hazards(name: str) -> None:
 
 
 def test_the_module_that_mixes_samples_is_named() -> None:
-    text = "2: samples of a batch meet, other than in a ghost norm"
+    text = "2: samples of a batch affect each other outside of ghost norms"
     assert layout_hazards(network(CentresTheBatch()), (6,)) == [text]
     assert layout_hazards(network(nn.Sequential(nn.Tanh(), CentresTheBatch())), (6,))[0].startswith("2.1: samples")
     # A mix in the network's own forward shows first in the next submodule's output.
-    assert layout_hazards(PairsUp(), (6,)) == ["linear: samples of a batch meet, other than in a ghost norm"]
+    assert layout_hazards(PairsUp(), (6,)) == ["linear: samples of a batch affect each other outside of ghost norms"]
 
 
 def test_modules_that_draw_are_named_before_those_that_mix_samples() -> None:
     drawing = [nn.Dropout(0.1) for _ in range(5)]
     assert layout_hazards(network(*drawing, CentresTheBatch()), (6,)) == [
-        "2, 3, 4 and 2 more: random numbers that belong to no sample"
+        "2, 3, 4 and 2 more: random numbers that are not keyed by sample"
     ]
 
 
@@ -141,5 +141,5 @@ def test_an_expert_that_mixes_samples_is_found_at_the_output() -> None:
             return super().forward(x) + x[:, :3].mean(0)
 
     assert layout_hazards(Meeting(), (6,)) == [
-        "the network's own forward: samples of a batch meet, other than in a ghost norm"
+        "the network's own forward: samples of a batch affect each other outside of ghost norms"
     ]

@@ -170,7 +170,7 @@ def test_the_cause_is_named(job: str, monkeypatch: pytest.MonkeyPatch, capsys: p
     Path("drawing.toml").write_text(tomli_w.dumps(tree))
     assert main(["verify", "drawing.toml", "--layouts", "1x1x16,1x2x8"]) == 1
     text = capsys.readouterr().out
-    assert "results of drawing:net depend on the layout: 1, 2: random numbers that belong to no sample" in text
+    assert "results of drawing:net depend on the layout: 1, 2: random numbers that are not keyed by sample" in text
 
 
 def test_ranks_are_launched_by_what_is_there(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -11,9 +10,8 @@ from torch import Tensor, nn
 from hvd_batchgrow.nn.checks.forward_trace import Outputs, first_difference, numbered, witness
 from hvd_batchgrow.nn.checks.rng_use import WHOLE, own_randomness
 from hvd_batchgrow.nn.ghost.ghost_batch_norm import ghost_norms
-from hvd_batchgrow.nn.parameters import input_type
 from hvd_batchgrow.nn.state.forward_state import listed
-from hvd_batchgrow.nn.state.side_effect_free import dry_run
+from hvd_batchgrow.nn.state.side_effect_free import dry_run, trial_samples
 
 NUM_SAMPLES = 7
 """Of each trial forward. Few tensors have 7 rows unless each row is a sample."""
@@ -29,11 +27,11 @@ def layout_hazards(model: nn.Module, sample_shape: Sequence[int]) -> list[str]:
     Returns:
         At most one line; empty if no hazard was found.
     """
-    example = _example(model, sample_shape)
+    example = trial_samples(model, NUM_SAMPLES, sample_shape)
     if drawing := own_randomness(model, example):
-        return [f"{listed(drawing)}: random numbers that belong to no sample"]
+        return [f"{listed(drawing)}: random numbers that are not keyed by sample"]
     if coupling := coupled_samples(model, example):
-        return [f"{listed(coupling)}: samples of a batch meet, other than in a ghost norm"]
+        return [f"{listed(coupling)}: samples of a batch affect each other outside of ghost norms"]
     return []
 
 
@@ -52,7 +50,9 @@ def coupled_samples(model: nn.Module, example: Tensor) -> list[str]:
 
 
 def _outputs(model: nn.Module, batch: Tensor) -> Outputs:
-    with dry_run(model, len(batch), training=True), _ghost_norms_evaluating(model):
+    with dry_run(model, len(batch), training=True):
+        for norm in ghost_norms(model):
+            norm.training = False
         return witness(model, batch).outputs
 
 
@@ -75,17 +75,3 @@ def _first_rows(alone: Outputs, beside: Outputs, num_samples: int) -> tuple[Outp
 def _has_rows(tensor: Tensor, num_samples: int) -> bool:
     """Return whether a tensor may have a row for each sample. Integers are skipped: often they index a sorted batch."""
     return tensor.shape[:1] == (num_samples,) and (tensor.is_floating_point() or tensor.is_complex())
-
-
-@contextmanager
-def _ghost_norms_evaluating(model: nn.Module) -> Iterator[None]:
-    """Set ghost norms to evaluation. The surrounding dry run restores the modes."""
-    for norm in ghost_norms(model):
-        norm.training = False
-    yield
-
-
-def _example(model: nn.Module, sample_shape: Sequence[int]) -> Tensor:
-    generator = torch.Generator().manual_seed(0)
-    samples = torch.randn(NUM_SAMPLES, *sample_shape, generator=generator)
-    return samples.to(next(model.parameters()).device, input_type(model))

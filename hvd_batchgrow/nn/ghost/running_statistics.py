@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hvd_batchgrow.nn.ghost.ghost_batch_norm import GhostBatchNorm, ghost_norms
+from hvd_batchgrow.nn.modes import kept_modes
 
 
 @torch.no_grad()
@@ -79,16 +80,14 @@ def set_running_statistics(model: nn.Module, sums: Sequence[Tensor], counts: Ten
 
 @contextmanager
 def _only_ghost_norms_training(model: nn.Module, norms: Sequence[GhostBatchNorm]) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
     deferred = [norm.deferred for norm in norms]
-    model.eval()
-    for norm in norms:
-        norm.training = norm.deferred = True
     try:
-        yield
+        with kept_modes(model):
+            model.eval()
+            for norm in norms:
+                norm.training = norm.deferred = True
+            yield
     finally:
-        for module, training in modes:
-            module.training = training
         for norm, was_deferred in zip(norms, deferred, strict=True):
             norm.deferred = was_deferred
             norm.forget()  # the statistics of a batch that failed

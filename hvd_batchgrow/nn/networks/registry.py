@@ -53,7 +53,7 @@ def build_model(job: Job, sample_shape: Sequence[int], num_classes: int) -> nn.M
         raise JobError(faults, job.name)
     named = read_name(model.name)
     if named.family == "own":
-        return load_own(job, (shape[-1], *shape[:-1]), num_classes)
+        return load_own(job, _input_shape(job, sample_shape), num_classes)
     family = FAMILIES[named.family]
     given = {key: value for key in family.keys if (value := getattr(model, key)) is not None}
     numbers = dict(zip(family.numbers, named.numbers, strict=True))
@@ -77,9 +77,8 @@ def hazards(job: Job, model: nn.Module, sample_shape: Sequence[int]) -> list[str
     """
     if read_name(job.model.name).family != "own":
         return []
-    shape = _cropped(job, sample_shape)
     try:
-        return layout_hazards(model, (shape[-1], *shape[:-1]))
+        return layout_hazards(model, _input_shape(job, sample_shape))
     except Exception as error:  # the user's own code
         fault = f"{job.model.name} fails in a trial forward over {NUM_SAMPLES} samples: {describe_error(error)}"
         raise JobError([Fault("model.name", fault)], job.name) from error
@@ -96,9 +95,15 @@ def forward_state(job: Job, model: nn.Module, sample_shape: Sequence[int]) -> Fo
     Raises:
         JobError: the trial fails; or the job is exact, and the network keeps state outside its buffers.
     """
+    if read_name(job.model.name).family != "own":
+        return ForwardState()
+    return try_own(job, model, _input_shape(job, sample_shape))
+
+
+def _input_shape(job: Job, sample_shape: Sequence[int]) -> tuple[int, ...]:
+    """Return the shape of one input sample of a network, (C, H, W) or (features,)."""
     shape = _cropped(job, sample_shape)
-    own = read_name(job.model.name).family == "own"
-    return try_own(job, model, (shape[-1], *shape[:-1])) if own else ForwardState()
+    return (shape[-1], *shape[:-1])
 
 
 def _cropped(job: Job, sample_shape: Sequence[int]) -> tuple[int, ...]:

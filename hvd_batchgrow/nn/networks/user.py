@@ -23,6 +23,7 @@ from hvd_batchgrow.nn.checks.module_kinds import kind_fault
 from hvd_batchgrow.nn.dropout import convert_dropout
 from hvd_batchgrow.nn.ghost.convert import convert_ghost_batch_norm
 from hvd_batchgrow.nn.ghost.ghost_batch_norm import GhostBatchNorm, ghost_norms
+from hvd_batchgrow.nn.modes import kept_modes
 from hvd_batchgrow.nn.networks.torchvision_shim import import_torchvision
 from hvd_batchgrow.nn.parameters import input_type, make_dense, parameter_faults
 from hvd_batchgrow.nn.state.extra_state import state_dict_fault
@@ -35,7 +36,7 @@ from hvd_batchgrow.nn.state.forward_state import (
     save_with_state_dict,
 )
 from hvd_batchgrow.nn.state.saved_state import SavedState
-from hvd_batchgrow.nn.state.side_effect_free import dry_run, kept_generators
+from hvd_batchgrow.nn.state.side_effect_free import dry_run, kept_generators, trial_samples
 
 _PACKAGES = {"torchvision": "torchvision", "timm": "timm torchvision"}
 """Packages to install for the networks of a package."""
@@ -133,17 +134,15 @@ def _initialise_lazy(job: Job, network: nn.Module, shape: Sequence[int]) -> None
     for training in (False, True):
         if not _lazy_paths(network):
             return
-        before, modes = SavedState(network), [(module, module.training) for module in network.modules()]
+        before = SavedState(network)
         try:
-            with torch.no_grad():
+            with torch.no_grad(), kept_modes(network):
                 network.train(training)(torch.zeros(2, *shape))
         except Exception as error:  # the user's own code
             fault = f"fails on two samples of shape {tuple(shape)}, from which its lazy modules infer their sizes"
             raise _refusal(job, f"{job.model.name} {fault}: {describe_error(error)}") from error
         finally:
             before.restore(attributes=False)
-            for module, mode in modes:
-                module.training = mode
     if paths := _lazy_paths(network):
         raise _refusal(job, f"{job.model.name}: no forward reaches the lazy {listed(paths)}; give them their sizes")
 
@@ -217,9 +216,7 @@ def try_own(job: Job, network: nn.Module, shape: Sequence[int]) -> ForwardState:
     Raises:
         JobError: a trial fails; or the job is exact, and the network keeps state outside its buffers.
     """
-    generator = torch.Generator().manual_seed(0)
-    samples = torch.randn(NUM_SAMPLES, *shape, generator=generator)
-    example = samples.to(next(network.parameters()).device, input_type(network))
+    example = trial_samples(network, NUM_SAMPLES, shape)
     try:
         state = find_forward_state(network, example)
         fault = gradient_fault(network, example)

@@ -3,16 +3,31 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hvd_batchgrow.nn.dropout import keyed_dropouts, set_sample_keys
 from hvd_batchgrow.nn.ghost.ghost_batch_norm import ghost_norms
+from hvd_batchgrow.nn.modes import kept_modes
+from hvd_batchgrow.nn.parameters import input_type
 from hvd_batchgrow.nn.state.saved_state import SavedState, kept_state
+
+
+def trial_samples(model: nn.Module, num_samples: int, sample_shape: Sequence[int]) -> Tensor:
+    """Return random samples, the same in each call, of the model's input type and on its device.
+
+    Args:
+        model: has initialised parameters.
+        num_samples: number of samples.
+        sample_shape: shape of one input sample, (C, H, W) or (features,).
+    """
+    generator = torch.Generator().manual_seed(0)
+    samples = torch.randn(num_samples, *sample_shape, generator=generator)
+    return samples.to(next(model.parameters()).device, input_type(model))
 
 
 @contextmanager
@@ -43,12 +58,12 @@ def dry_run(
         num_groups: ghost batches of each forward. If more than one, the norms keep their statistics until
             `take_statistics`, as in an update.
     """
-    modes = [(module, module.training) for module in model.modules()]
     gradients_before = [(parameter, parameter.grad) for parameter in model.parameters()]
     device = next(model.parameters()).device
     devices = [device] if device.type == "cuda" else []
     try:
         with (
+            kept_modes(model),
             kept_state(model) as state,
             torch.set_grad_enabled(gradients),
             torch.random.fork_rng(devices),
@@ -61,7 +76,5 @@ def dry_run(
                 norm.forget()
             yield state
     finally:
-        for module, mode in modes:
-            module.training = mode
         for parameter, gradient in gradients_before:
             parameter.grad = gradient

@@ -207,7 +207,7 @@ def instance_norm_with_statistics(num_classes: int) -> nn.Module:
     return _conv(num_classes, nn.InstanceNorm2d(8, affine=True, track_running_stats=True))
 
 
-@network(exact_refused="samples of a batch meet", order="layout")
+@network(exact_refused="samples of a batch affect each other", order="layout")
 def normalised_over_the_batch(num_classes: int) -> nn.Module:
     """A batch norm written by hand."""
 

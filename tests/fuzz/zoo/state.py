@@ -13,7 +13,7 @@ from torch.nn.utils import parametrizations
 from tests.fuzz.zoo.entry import FEATURES, Around, dense_net, network
 
 CHANGED = "changes buffers in training"
-MEET = "samples of a batch meet"
+MEET = "samples of a batch affect each other"
 
 
 @network(named=CHANGED, order="first")
