@@ -25,7 +25,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor, nn
 
-from benchmarks.turns import finish, print_rates, take_turns
+from benchmarks.turns import print_rates, synchronize, take_turns
 from hvd_batchgrow.nn.ghost.ghost_batch_norm import GhostBatchNorm2d
 from hvd_batchgrow.nn.ghost.ghost_choice import by_pytorch_only, kernels_for_cpu
 
@@ -73,7 +73,7 @@ def contestant(norm: nn.Module, x: Tensor) -> Callable[[], int]:
             torch.autograd.grad(norm(inputs), wanted, upstream)
         for module in deferred:
             module.take_statistics()
-        finish(x.device)
+        synchronize(x.device)
         return repeats * len(x)
 
     return run

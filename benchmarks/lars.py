@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.turns import finish, print_rates, take_turns
+from benchmarks.turns import print_rates, synchronize, take_turns
 from hvd_batchgrow.optim.lars import Lars
 
 UPDATES, LR, MOMENTUM, WEIGHT_DECAY = {"cpu": 5, "cuda": 50}, 0.1, 0.9, 5e-5
@@ -95,7 +95,7 @@ def contestant(update: Callable[[], object], device: torch.device) -> Callable[[
     def work() -> int:
         for _ in range(num_updates):
             update()
-        finish(device)
+        synchronize(device)
         return num_updates
 
     return work

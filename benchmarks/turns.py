@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 
 
-def finish(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
     """Wait until a GPU has finished its work. A CPU has already finished."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

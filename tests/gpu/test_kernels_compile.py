@@ -64,4 +64,4 @@ def test_kernels_compile_and_fit(capability: int, dtype: str, num_pixels: int, n
         assert kernel.asm["cubin"]
         assert ".atomic" not in kernel.asm["ptx"]
         assert "red.global" not in kernel.asm["ptx"]
-        assert kernel.metadata.shared <= 48 * 1024, "what every GPU has without being asked"
+        assert kernel.metadata.shared <= 48 * 1024, "the shared memory that every GPU has by default"

@@ -17,7 +17,7 @@ from hvd_batchgrow.nn.compiled import compile_network
 from hvd_batchgrow.nn.dropout import keyed_dropouts, sample_keys, set_sample_keys
 from hvd_batchgrow.nn.networks.dense import DenseLayers
 
-needs_compiler = pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile wants a C++ compiler: install g++")
+needs_compiler = pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler: install g++")
 
 
 @needs_compiler

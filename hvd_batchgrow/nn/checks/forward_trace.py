@@ -16,7 +16,7 @@ Outputs = list[tuple[str, list[Tensor]]]
 """Path and outputs of each call of a module, in the order in which the calls returned."""
 
 
-class Witness:
+class ForwardTrace:
     """Records the outputs of modules, and the innermost running module whenever a random generator advances."""
 
     def __init__(self, device: torch.device) -> None:
@@ -44,22 +44,22 @@ class Witness:
         self._states = states
 
 
-def witness(model: nn.Module, example: Tensor) -> Witness:
+def trace_forward(model: nn.Module, example: Tensor) -> ForwardTrace:
     """Run one traced forward pass."""
-    with _watched(model, example.device) as watching:
+    with _traced(model, example.device) as trace:
         model(example.clone())  # a clone: a network may change its input in place
-    return watching
+    return trace
 
 
 @contextmanager
-def _watched(model: nn.Module, device: torch.device) -> Iterator[Witness]:
-    watching = Witness(device)
+def _traced(model: nn.Module, device: torch.device) -> Iterator[ForwardTrace]:
+    trace = ForwardTrace(device)
     handles = []
     for path, module in model.named_modules():
-        handles.append(module.register_forward_pre_hook(lambda _module, _args, path=path: watching.begin(path)))
-        handles.append(module.register_forward_hook(lambda _module, _args, out, path=path: watching.end(path, out)))
+        handles.append(module.register_forward_pre_hook(lambda _module, _args, path=path: trace.begin(path)))
+        handles.append(module.register_forward_hook(lambda _module, _args, out, path=path: trace.end(path, out)))
     try:
-        yield watching
+        yield trace
     finally:
         for handle in handles:
             handle.remove()

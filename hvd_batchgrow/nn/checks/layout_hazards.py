@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from hvd_batchgrow.nn.checks.forward_trace import Outputs, first_difference, numbered, witness
+from hvd_batchgrow.nn.checks.forward_trace import Outputs, first_difference, numbered, trace_forward
 from hvd_batchgrow.nn.checks.rng_use import WHOLE, own_randomness
 from hvd_batchgrow.nn.ghost.ghost_batch_norm import ghost_norms
 from hvd_batchgrow.nn.state.forward_state import listed
@@ -45,26 +45,26 @@ def coupled_samples(model: nn.Module, example: Tensor) -> list[str]:
         example: two samples or more. The first one stays, the others change.
     """
     others = torch.cat([example[:1], example[1:].flip(0) * -0.5 + 0.25])
-    alone, beside = (_outputs(model, batch) for batch in (example, others))
-    return [path or WHOLE for path in first_difference(*_first_rows(alone, beside, len(example)))]
+    before, after = (_outputs(model, batch) for batch in (example, others))
+    return [path or WHOLE for path in first_difference(*_first_rows(before, after, len(example)))]
 
 
 def _outputs(model: nn.Module, batch: Tensor) -> Outputs:
     with dry_run(model, len(batch), training=True):
         for norm in ghost_norms(model):
             norm.training = False
-        return witness(model, batch).outputs
+        return trace_forward(model, batch).outputs
 
 
-def _first_rows(alone: Outputs, beside: Outputs, num_samples: int) -> tuple[Outputs, Outputs]:
+def _first_rows(before: Outputs, after: Outputs, num_samples: int) -> tuple[Outputs, Outputs]:
     """Return the output of each module for the first sample, in both forwards.
 
     Outputs that do not have a row for each sample in both forwards are skipped, such as those of an expert that gets
     some of the samples. A later module reveals their effect.
     """
     rows: tuple[Outputs, Outputs] = [], []
-    others = numbered(beside)
-    for (path, number), ours in numbered(alone).items():
+    others = numbered(after)
+    for (path, number), ours in numbered(before).items():
         together = zip(ours, others.get((path, number), []), strict=False)
         pairs = [pair for pair in together if all(_has_rows(tensor, num_samples) for tensor in pair)]
         for side, index in ((rows[0], 0), (rows[1], 1)):

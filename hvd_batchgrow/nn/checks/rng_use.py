@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from hvd_batchgrow.nn.checks.forward_trace import first_difference, witness
+from hvd_batchgrow.nn.checks.forward_trace import first_difference, trace_forward
 from hvd_batchgrow.nn.dropout import KeyedDropout, keyed_dropouts, set_sample_keys
 from hvd_batchgrow.nn.state.side_effect_free import dry_run
 
@@ -37,12 +37,12 @@ def own_randomness(model: nn.Module, example: Tensor) -> list[str]:
     """
     found = {path for path, module in model.named_modules() if _is_random(module)}
     with dry_run(model, len(example), training=True) as before:
-        first = witness(model, example)
+        first = trace_forward(model, example)
         found |= first.drew
         if not found:
             before.restore(attributes=False)  # generators and counters among the attributes keep their new state
             set_sample_keys(keyed_dropouts(model), torch.arange(len(example)))
-            second = witness(model, example)
+            second = trace_forward(model, example)
             found = set(first_difference(first.outputs, second.outputs))
     paths = [path for path, _ in model.named_modules() if path in found]
     return [path or WHOLE for path in paths]

@@ -65,8 +65,8 @@ def _conv(draw: random.Random, width: int) -> nn.Module:
 
 
 def _sequence(draw: random.Random, width: int) -> nn.Module:
-    feed = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GLU())
-    return draw.choice([Attention(width), Recurrent(width), feed])
+    feed_forward = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GLU())
+    return draw.choice([Attention(width), Recurrent(width), feed_forward])
 
 
 BLOCKS: dict[str, Callable[[random.Random, int], nn.Module]] = {"rows": _dense, "images": _conv, "steps": _sequence}
