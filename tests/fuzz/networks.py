@@ -61,7 +61,7 @@ def main() -> int:
     parser.add_argument("--verbose", action="store_true", help="print all that each run prints")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    ranks = connect(arguments.comm)
+    ranks = connect(arguments.backend)
     made = [variation(seed) for seed in range(arguments.seed, arguments.seed + arguments.generated)]
     entries = [entry for entry in [*ENTRIES, *made] if re.search(arguments.only, entry.title)]
     counts: Counter[str] = Counter()

@@ -61,4 +61,4 @@ def test_the_comparison_sees_a_network_that_must_be_rejected_and_is_not(
 ) -> None:
     monkeypatch.setattr("hvd_batchgrow.nn.networks.user.gradient_fault", lambda model, example: None)
     verdict = check(entry_of("hook_that_clips"), ALONE[0], SingleRank(), tmp_path)
-    assert "must not" in verdict.faults[0]
+    assert "must be rejected" in verdict.faults[0]
