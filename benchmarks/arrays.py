@@ -1,9 +1,9 @@
-"""Images in memory: crop with padding, mirror, normalise, to float32; images a second on one thread.
+"""Measure images/s on one thread for images in memory: crop with padding, mirror, normalise to float32.
 
 python -m benchmarks.arrays [--turns 7] [--side 32] [--channels 3]
 
-Beside ours: a hand-written gather of single pixels from one flat, padded torch tensor; DALI given
-the same crops; and torch's DataLoader over a dataset of one image at a time.
+The contestants are this package's pipelines; a hand-written gather of single pixels from one flat, padded torch
+tensor; DALI with the same crops; and torch's DataLoader over a dataset that returns one image at a time.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ MEAN, DEVIATION = 0.5, 0.25
 
 
 def gather(padded: Tensor, side: int, channels: int) -> Iterator[Tensor]:
-    """Every pixel of a batch by its place in the flat, padded set."""
+    """Yield batches gathered pixel by pixel from the flat, padded set."""
     flat, wide = padded.reshape(-1), side + 2 * PAD
     span, channel = torch.arange(side), torch.arange(channels)
     order = torch.randperm(NUM_SAMPLES)
@@ -42,7 +42,7 @@ def gather(padded: Tensor, side: int, channels: int) -> Iterator[Tensor]:
 
 
 class OneByOne(Dataset[Tensor]):
-    """Pad, crop, mirror and normalise one image, as datasets of torchvision do."""
+    """A dataset that pads, crops, mirrors and normalises one image, like those of torchvision."""
 
     def __init__(self, images: Tensor) -> None:
         self.images = images
@@ -61,7 +61,7 @@ class OneByOne(Dataset[Tensor]):
 
 
 def ours(samples: ArrayDataset, pipeline: str, channels: int) -> Iterator[Tensor]:
-    """Batches as the trainer takes them."""
+    """Return the batches that the trainer uses."""
     data = DataSection(source="numpy", crop_padding=PAD, hflip=True, pipeline=pipeline)  # type: ignore[arg-type]
     source = DatasetPair(samples, samples, 10, (MEAN,) * channels, (DEVIATION,) * channels)
     reader = Reader(data, source, torch.device("cpu"), 1, raise_bad)
@@ -69,7 +69,7 @@ def ours(samples: ArrayDataset, pipeline: str, channels: int) -> Iterator[Tensor
 
 
 def contestant(start: Callable[[], Iterator[Tensor]]) -> Callable[[], int]:
-    """Take some batches of an iterator that goes on from turn to turn."""
+    """Return a contestant that takes some batches of an iterator and continues with it in the next turn."""
     batches = start()
 
     def take() -> int:
@@ -83,7 +83,7 @@ def contestant(start: Callable[[], Iterator[Tensor]]) -> Callable[[], int]:
 
 
 def main() -> None:
-    """Time them in turns."""
+    """Time the contestants in turns."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--turns", type=int, default=7)
     parser.add_argument("--side", type=int, default=32)

@@ -1,12 +1,12 @@
-"""What training waits for a checkpoint of ResNet-50's size, written in the background and at once.
+"""Measure how long training waits for a checkpoint of ResNet-50, written in the background or at once.
 
 python -m benchmarks.checkpoint [--turns 5] [--samples 8] [--folder DIR]
 
-Each turn does an update of ResNet-50 and times it, then has a checkpoint written in the background
-and one before training goes on: how long the call that saves takes, as a share of that update.
-Then, for what the writing does to the thread that trains: the longest time for which that thread,
-which does nothing but look at the clock, is held up (by Python's lock, or by others on the
-machine) while a checkpoint is written, and while none is; and the processor time of a checkpoint.
+Each turn times an update of ResNet-50, a call that writes a checkpoint in the background, and a call that
+writes one before it returns. The calls are shown in seconds and as a percentage of the update.
+Each turn then measures how writing affects the training thread: the longest pause of a thread that only
+reads the clock, while a checkpoint is written and while no checkpoint is written. Pauses come from Python's
+lock or from other processes. Last, the processor time of a checkpoint is measured.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class Bench:
     """A network with momentum, and its checkpoints.
 
     Args:
-        folder: for them.
-        num_samples: of an update, 224 × 224 each.
+        folder: folder of the checkpoints.
+        num_samples: samples of an update, 224 × 224 each.
     """
 
     def __init__(self, folder: Path, num_samples: int) -> None:
@@ -49,23 +49,23 @@ class Bench:
         self.num_parameters = sum(p.numel() for p in self.model.parameters())
 
     def update(self) -> None:
-        """Forward, backward, step."""
+        """Do an update: forward, backward, step."""
         self.optimizer.zero_grad(set_to_none=False)
         nn.functional.cross_entropy(self.model(self.images), self.labels).backward()
         self.optimizer.step()
 
     def capture(self) -> Checkpoint:
-        """As the trainer's."""
+        """Return a checkpoint like the trainer's."""
         return Checkpoint(1, {}, self.model.state_dict(), self.optimizer.state_dict(), 0.0, {}, {}, {}, 0)
 
     def updated_s(self) -> float:
-        """Seconds of an update."""
+        """Return the seconds of an update."""
         begin = time.perf_counter()
         self.update()
         return time.perf_counter() - begin
 
     def waited_s(self, kind: str) -> float:
-        """Seconds of the call that saves, with all written before this returns."""
+        """Return the seconds of the call that saves; then wait until everything is written."""
         save: dict[str, Callable[[], object]] = {
             "background": lambda: self.writer.save(self.capture()),
             "at once": lambda: write_checkpoint(self.folder, self.capture(), 1, ()),
@@ -77,7 +77,7 @@ class Bench:
         return waited_s
 
     def held_up_s(self) -> tuple[float, float, float]:
-        """Longest pause while a checkpoint is written, in as long without one, and the processor time it took."""
+        """Return the longest pause while a checkpoint is written, in equal time without one, and its processor time."""
         self.writer.save(self.capture())
         begin, cpu_begin, own_begin = time.perf_counter(), time.process_time(), time.thread_time()
         writing = longest_pause_s(lambda: self.writer._thread is not None and self.writer._thread.is_alive())
@@ -87,23 +87,23 @@ class Bench:
         return writing, longest_pause_s(lambda: time.perf_counter() < end), cpu_s
 
 
-def longest_pause_s(goes_on: Callable[[], bool]) -> float:
-    """Of a thread that does nothing but look at the clock."""
+def longest_pause_s(is_active: Callable[[], bool]) -> float:
+    """Return the longest pause of this thread, which only reads the clock while `is_active`."""
     longest, last = 0.0, time.perf_counter()
-    while goes_on():
+    while is_active():
         now = time.perf_counter()
         longest, last = max(longest, now - last), now
     return longest
 
 
 def spread(values: list[float], scale: float = 1.0) -> str:
-    """Median, least and most."""
+    """Return median, least and most as text."""
     low, middle, high = (scale * pick(values) for pick in (min, statistics.median, max))
     return f"{middle:9.3f} ({low:.3f} … {high:.3f})"
 
 
 def main() -> None:
-    """Take turns and print a table."""
+    """Run the turns and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--samples", type=int, default=8)
@@ -111,7 +111,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         bench = Bench(Path(folder), arguments.samples)
-        bench.waited_s("background")  # its memory is there from now on
+        bench.waited_s("background")  # allocates its memory before the timed turns
         updates, waits, pauses = [], [], []
         for turn in range(arguments.turns):
             updates.append(bench.updated_s())

@@ -1,9 +1,9 @@
-"""A chain of Slurm jobs against holding the peak nodes, and scaling over four hosts joined by 1 Gbit/s.
+"""Compare a chain of Slurm jobs with holding the peak nodes, and measure scaling over four hosts at 1 Gbit/s.
 
 python -m benchmarks.emulated_hosts chain|scaling [--turns 5] [--rate 1gbit]
 
-As root, with what tests/slurm needs. The hosts are emulated on this machine and share its cores: four ranks on two
-cores cannot compute faster than two, which is said beside the figures.
+Run as root; requires the programs of tests/slurm. The hosts are emulated on this machine and share its cores: four
+ranks on two cores cannot compute faster than two.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ tensorboard = false
 
 @contextmanager
 def cluster(rate: str) -> Iterator[tuple[Cluster, Path]]:
-    """Four nodes whose cables carry so much, and a folder that all of them see."""
+    """Yield a cluster of four nodes with network links of a rate, and a folder that all nodes share."""
     base = ROOT / "build"
     base.mkdir(exist_ok=True)
     folder = Path(tempfile.mkdtemp(dir=base))
@@ -84,7 +84,7 @@ def cluster(rate: str) -> Iterator[tuple[Cluster, Path]]:
 
 
 def compare_chain(rate: str) -> None:
-    """Probe, predict, run both ways, and print what each took."""
+    """Probe, predict, run both variants, and print the time and node-seconds of each."""
     with cluster(rate) as (slurm, folder):
         (folder / "chain.toml").write_text(JOB)
         for nodes in (1, 2, 4):
@@ -142,7 +142,7 @@ def _print_phases(name: str, lines: list[dict[str, Any]]) -> None:
 
 
 def compare_scaling(rate: str, turns: int) -> None:
-    """Samples a second of 1, 2 and 4 hosts, each rank with the same micro-batch, sums overlapped and not."""
+    """Print samples/s of 1, 2 and 4 hosts with equal micro-batches, with overlapped all-reduces and without."""
     with cluster(rate) as (slurm, folder):
         slurm.start_ssh()
         print(f"{'network':16} {'hosts':>5} {'overlapped':>24} {'after the backward':>24}")
@@ -175,7 +175,7 @@ def compare_scaling(rate: str, turns: int) -> None:
 
 
 def work(model_name: str, micro_batch: int, turns: int) -> None:
-    """A rank of the scaling measurement; rank 0 prints samples/s of each turn, both ways."""
+    """Run a rank of the scaling measurement. Rank 0 prints samples/s of each turn, for both variants."""
     import torch
 
     from hvd_batchgrow.comm.backend import connect
@@ -188,7 +188,7 @@ def work(model_name: str, micro_batch: int, turns: int) -> None:
     from hvd_batchgrow.train.update.gradients import GradientBuckets
 
     class AfterBackward(GradientBuckets):
-        """No sum begins before the backward is over."""
+        """Buckets whose all-reduces begin only after the backward pass."""
 
         def start_when_ready(self, divisor: float) -> None:
             super().start_when_ready(divisor)
@@ -233,11 +233,11 @@ def work(model_name: str, micro_batch: int, turns: int) -> None:
 
 
 def main() -> None:
-    """One of the measurements."""
+    """Run one of the measurements."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("chain", "scaling", "worker"))
     parser.add_argument("--turns", type=int, default=5)
-    parser.add_argument("--rate", default="1gbit", help="of a cable, as tc has it")
+    parser.add_argument("--rate", default="1gbit", help="rate of each network link, in the units of tc")
     parser.add_argument("--model", default="small_conv_net", help=argparse.SUPPRESS)
     parser.add_argument("--micro-batch", type=int, default=128, help=argparse.SUPPRESS)
     arguments = parser.parse_args()

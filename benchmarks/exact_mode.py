@@ -1,8 +1,8 @@
-"""What exact mode costs: updates of the quickstart's network with exact sums and with float32 sums.
+"""Measure the cost of exact mode: updates of the quickstart's network with exact sums and with float32 sums.
 
 python -m benchmarks.exact_mode; mpirun -np 2 --bind-to none python -m benchmarks.exact_mode [--turns 41]
 
-Updates in both modes alternate in one run, over the same samples. Both have one ghost batch a micro-batch and one
+Updates in both modes alternate in one run, over the same samples. Both use one ghost batch per micro-batch and one
 thread, so that only the sums differ.
 """
 
@@ -45,7 +45,7 @@ def main() -> None:
 
 
 def contestant(ranks: Ranks, num_passes: int, num_updates: int, *, exact: bool) -> Callable[[], int]:
-    """Return what does some updates in one mode."""
+    """Return a contestant that does some updates in one mode."""
     torch.manual_seed(0)
     images, labels = torch.randn(GHOST_BATCH, 1, 28, 28), torch.randint(10, (GHOST_BATCH,))
     num_groups = num_passes * ranks.size

@@ -1,17 +1,18 @@
-"""Ghost batch norm, forward and backward; samples a second.
+"""Measure samples/s of ghost batch norm, forward and backward.
 
 python -m benchmarks.ghost_batch_norm [--turns 41] [--samples 256] [--channels 64] [--ghost-batch 32] [--fresh-memory]
 python -m benchmarks.ghost_batch_norm --device cuda [--dtype bfloat16]
 
-Beside ours: nn.BatchNorm2d, which takes the whole micro-batch as one; and a loop of it over ghost batches, whose
-outputs are concatenated. Ours twice: by kernels of its own, where they are, and by PyTorch's operations.
+The contestants are this package's norm, with its kernels if available and with PyTorch's operations;
+nn.BatchNorm2d, which normalises the whole micro-batch; and a loop of it over ghost batches, whose outputs are
+concatenated.
 
-On a CPU, one thread. By default the process keeps the memory that it frees. glibc returns large blocks to the system
-and gets them anew, page by page, which takes longer than to normalise what is in them, and meets a contestant or not
-by what was allocated before: `--fresh-memory` leaves that on.
+On a CPU, one thread is used, and by default the process keeps the memory that it frees. Otherwise glibc returns large
+blocks to the system and requests them again, page by page. That takes longer than normalising their content, and
+whether it happens depends on earlier allocations. `--fresh-memory` measures this default of glibc.
 
-On a GPU, all once more with the ReLU after them; maps of ResNet-50 too. A turn ends when the GPU is done. Statistics
-wait for the end of a turn, as they wait for the end of an update in training.
+On a GPU, each contestant also runs with a ReLU after it, and on maps of ResNet-50. A turn ends when the GPU has
+finished. Statistics are taken at the end of a turn, like at the end of an update in training.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor, nn
 
-from benchmarks.turns import finish, print_rates, take_turns
+from benchmarks.turns import print_rates, synchronize, take_turns
 from hvd_batchgrow.nn.ghost.ghost_batch_norm import GhostBatchNorm2d
 from hvd_batchgrow.nn.ghost.ghost_choice import by_pytorch_only, kernels_for_cpu
 
@@ -36,32 +37,32 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of <malloc.h>
 
 
 class ChunkLoop(nn.BatchNorm2d):
-    """The plain way to normalise ghost batches."""
+    """A batch norm that normalises ghost batches in a loop."""
 
     def __init__(self, num_features: int, ghost_batch: int) -> None:
         super().__init__(num_features)
         self.ghost_batch = ghost_batch
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise each ghost batch, and join them."""
+        """Normalise each ghost batch, and concatenate the outputs."""
         return torch.cat([super(ChunkLoop, self).forward(chunk) for chunk in x.split(self.ghost_batch)])
 
 
 class Plain(nn.Module):
-    """A ghost norm by PyTorch's operations, whatever kernels there are."""
+    """A ghost norm that always uses PyTorch's operations."""
 
     def __init__(self, norm: GhostBatchNorm2d) -> None:
         super().__init__()
         self.norm = norm
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise."""
+        """Normalise by PyTorch's operations."""
         with by_pytorch_only():
             return self.norm(x)  # type: ignore[no-any-return]
 
 
 def contestant(norm: nn.Module, x: Tensor) -> Callable[[], int]:
-    """Some forwards and backwards of an input."""
+    """Return a contestant that does some forwards and backwards of an input."""
     inputs, upstream = x.clone().requires_grad_(), torch.randn_like(x)
     wanted = [inputs, *norm.parameters()]
     repeats = max(1, VALUES_A_TURN[x.device.type] // x.numel())
@@ -72,14 +73,14 @@ def contestant(norm: nn.Module, x: Tensor) -> Callable[[], int]:
             torch.autograd.grad(norm(inputs), wanted, upstream)
         for module in deferred:
             module.take_statistics()
-        finish(x.device)
+        synchronize(x.device)
         return repeats * len(x)
 
     return run
 
 
 def on_cpu(channels: int, ghost_batch: int) -> dict[str, nn.Module]:
-    """Who takes turns on a CPU."""
+    """Return the contestants on a CPU."""
     norms: dict[str, nn.Module] = {
         "nn.BatchNorm2d": nn.BatchNorm2d(channels),
         "loop over ghost batches": ChunkLoop(channels, ghost_batch),
@@ -91,7 +92,7 @@ def on_cpu(channels: int, ghost_batch: int) -> dict[str, nn.Module]:
 
 
 def on_gpu(channels: int, ghost_batch: int) -> dict[str, nn.Module]:
-    """Who takes turns on a GPU."""
+    """Return the contestants on a GPU."""
 
     def ours(*, relu: bool) -> GhostBatchNorm2d:
         norm = GhostBatchNorm2d(channels, ghost_batch, relu=relu)
@@ -110,14 +111,14 @@ def on_gpu(channels: int, ghost_batch: int) -> dict[str, nn.Module]:
 
 
 def keep_memory() -> None:
-    """Have glibc keep what is freed."""
+    """Make glibc keep freed memory."""
     libc = ctypes.CDLL(None)
     libc.mallopt(_M_MMAP_MAX, 0)
     libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def parse() -> argparse.Namespace:
-    """What the command line says."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
@@ -125,19 +126,19 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--samples", type=int, default=256)
     parser.add_argument("--channels", type=int, default=64)
     parser.add_argument("--ghost-batch", type=int, default=32)
-    parser.add_argument("--fresh-memory", action="store_true", help="on a CPU")
+    parser.add_argument("--fresh-memory", action="store_true", help="on a CPU: let glibc return freed memory")
     arguments = parser.parse_args()
     if arguments.samples % arguments.ghost_batch:
-        parser.error(f"{arguments.samples} samples are no multiple of a ghost batch of {arguments.ghost_batch}")
+        parser.error(f"{arguments.samples} samples are not a multiple of a ghost batch of {arguments.ghost_batch}")
     if arguments.device == "cuda" and arguments.fresh_memory:
         parser.error("--fresh-memory is for the CPU: PyTorch keeps a GPU's memory")
     if arguments.device == "cuda" and not torch.cuda.is_available():
-        parser.error("PyTorch sees no GPU here")
+        parser.error("PyTorch found no GPU")
     return arguments
 
 
 def inputs(arguments: argparse.Namespace) -> Iterator[Tensor]:
-    """What is normalised."""
+    """Yield the inputs."""
     maps = [(arguments.channels, side) for side in SIDES]
     for channels, side in (*maps, *(RESNET_MAPS if arguments.device == "cuda" else ())):
         x = torch.randn(arguments.samples, channels, side, side, device=arguments.device)
@@ -146,7 +147,7 @@ def inputs(arguments: argparse.Namespace) -> Iterator[Tensor]:
 
 
 def main() -> None:
-    """Time them in turns, shape by shape."""
+    """Time the contestants in turns, for each shape."""
     arguments = parse()
     if arguments.device == "cpu" and not arguments.fresh_memory:
         keep_memory()

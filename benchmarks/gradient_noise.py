@@ -1,9 +1,9 @@
-"""What measuring the gradient noise adds to an update of the small convolutional net.
+"""Measure what the measurement of the gradient noise adds to an update of the small convolutional net.
 
 mpirun -np 2 --bind-to none python -m benchmarks.gradient_noise [--turns 41] [--updates 10] [--passes 1 5]
 
-Updates with and without it take turns in one run, over the same samples; updates a second, and their
-ratio, turn by turn. One pass and several differ: with several, the gradient of each pass is kept apart.
+Updates with and without it alternate in one run, over the same samples. The table shows updates/s and their ratio in
+each turn. One micro-batch and several differ: with several, the gradient of each is kept separately.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ GHOST_BATCH = 64
 
 
 def main() -> None:
-    """For each number of passes, print the rates on rank 0."""
+    """Print the rates on rank 0, for each number of micro-batches."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--turns", type=int, default=41)
-    parser.add_argument("--updates", type=int, default=10, help="a turn")
-    parser.add_argument("--passes", type=int, nargs="+", default=[1, 5], help="of an update, on each rank")
+    parser.add_argument("--updates", type=int, default=10, help="per turn")
+    parser.add_argument("--passes", type=int, nargs="+", default=[1, 5], help="micro-batches of an update on each rank")
     options = parser.parse_args()
     torch.set_num_threads(1)
     ranks = connect("auto")
     for num_passes in options.passes:
         rates = take_turns(contestants(ranks, num_passes, options.updates), options.turns)
         if ranks.rank == 0:
-            print(f"{ranks.size} ranks, {num_passes} passes of {GHOST_BATCH} samples each")
+            print(f"ranks: {ranks.size}, micro-batches of {GHOST_BATCH} samples on each: {num_passes}")
             print_rates(rates, "updates/s", "not measured")
     ranks.close()
 
 
 def contestants(ranks: Ranks, num_passes: int, num_updates: int) -> dict[str, Callable[[], int]]:
-    """One engine that measures in some turns and not in others: all else, its memory too, is the same."""
+    """Return contestants that share one engine and differ only in whether it measures the noise."""
     torch.manual_seed(0)
     images, labels = torch.randn(GHOST_BATCH, 1, 28, 28), torch.randint(10, (GHOST_BATCH,))
     num_groups = num_passes * ranks.size

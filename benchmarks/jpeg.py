@@ -1,9 +1,9 @@
-"""How fast images reach the trainer: ours beside the loaders that others use.
+"""Measure how fast JPEG images reach the trainer, in comparison with other loaders.
 
     python -m benchmarks.jpeg [--images 1500] [--turns 7]
 
-Every loader is timed in its steady state: it first fills its queues, untimed, and what it has prefetched at the end
-is waited for before the next one starts. The loaders take turns, each turn in another random order.
+Every loader is timed in its steady state: it fills its queues before the timed batches, and finishes prefetching
+before the next loader starts. The loaders run in turns, each turn in another random order.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ CROP_PIXELS, BATCH_SAMPLES, NUM_WORKERS = 224, 64, 2
 WARM_BATCHES = 6
 POLL_S = 0.1
 NOISE = ((64, 40), (16, 30), (6, 22), (2, 18), (1, 16))
-"""(pixels per grain, amplitude) of the layers of noise: their sum has about the bytes of a photograph."""
+"""(pixels per grain, amplitude) of the layers of noise: their sum has about as many bytes as a photograph."""
 
 
 # ------------------------------------------------------------------------------------------------ images
 
 
 def make_image(rng: np.random.Generator, height: int, width: int) -> Image.Image:
-    """Noise at several scales, mostly grey, with ellipses: compresses like a photograph."""
+    """Return noise at several scales, mostly grey, with ellipses, which compresses like a photograph."""
     pixels = np.full((height, width, 3), 128, dtype=np.float32)
     for grain, amplitude in NOISE:
         noise = rng.standard_normal((height // grain + 2, width // grain + 2, 3)).astype(np.float32)
@@ -63,7 +63,7 @@ def make_image(rng: np.random.Generator, height: int, width: int) -> Image.Image
 
 
 def make_tree(folder: Path, num_images: int) -> list[Path]:
-    """Write the JPEG files, unless they are there: ten folders, three in four 500 × 375, the rest of many sizes."""
+    """Write the JPEG files unless they exist: ten folders, 3 in 4 images 500 × 375, the rest of many sizes."""
     paths = [folder / f"class{k % 10}" / f"{k:05d}.jpg" for k in range(num_images)]
     for k, path in enumerate(paths):
         if path.exists():
@@ -81,7 +81,7 @@ def make_tree(folder: Path, num_images: int) -> list[Path]:
 
 
 def crop_window(height: int, width: int, uniforms: Callable[[], float]) -> tuple[int, int, int, int]:
-    """Row, column, height and width of torchvision's RandomResizedCrop."""
+    """Return row, column, height and width of torchvision's RandomResizedCrop."""
     for _ in range(10):
         area = height * width * (AREA[0] + (AREA[1] - AREA[0]) * uniforms())
         ratio = ASPECT[0] * (ASPECT[1] / ASPECT[0]) ** uniforms()
@@ -93,7 +93,7 @@ def crop_window(height: int, width: int, uniforms: Callable[[], float]) -> tuple
 
 
 class PilImages(torch.utils.data.Dataset[torch.Tensor]):
-    """torchvision's RandomResizedCrop, RandomHorizontalFlip, ToTensor and Normalize, as torchvision does them."""
+    """The operations of torchvision's RandomResizedCrop, RandomHorizontalFlip, ToTensor and Normalize."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self.paths = paths
@@ -103,7 +103,7 @@ class PilImages(torch.utils.data.Dataset[torch.Tensor]):
         return len(self.paths)
 
     def __getitem__(self, index: int) -> torch.Tensor:
-        """(3, 224, 224) float32."""
+        """Return an image (3, 224, 224), float32."""
         with self.paths[index].open("rb") as file:
             image: Image.Image = Image.open(file).convert("RGB")
         row, column, height, width = crop_window(image.height, image.width, lambda: torch.rand(1).item())
@@ -116,7 +116,7 @@ class PilImages(torch.utils.data.Dataset[torch.Tensor]):
 
 
 def torch_loader(paths: Sequence[Path]) -> Batches:
-    """A DataLoader with two workers that never ends."""
+    """Return batches of a DataLoader with two workers, without end."""
     sampler = torch.utils.data.RandomSampler(PilImages(paths), replacement=True, num_samples=10**9)
     yield from torch.utils.data.DataLoader(
         PilImages(paths), BATCH_SAMPLES, sampler=sampler, num_workers=NUM_WORKERS, worker_init_fn=_one_thread
@@ -131,20 +131,20 @@ def _one_thread(_: int) -> None:
 
 
 def to_crop(images: Any, mirrors: Any) -> Any:
-    """Resize, mirror and normalise."""
+    """Resize, mirror and normalise images by DALI."""
     images = fn.resize(images, size=[CROP_PIXELS, CROP_PIXELS])
     mean, std = ([255 * value for value in values] for values in (MEAN, DEVIATION))
     return fn.crop_mirror_normalize(images, mirror=mirrors, mean=mean, std=std, output_layout="CHW")
 
 
 def outputs(pipeline: Any) -> Batches:
-    """Batches without a copy: each is valid until the next."""
+    """Yield batches without a copy. Each is valid until the next one."""
     while True:
         yield torch.utils.dlpack.from_dlpack(pipeline.run()[0].as_tensor())
 
 
 def dali_own(folder: Path, num_threads: int = NUM_WORKERS) -> Batches:
-    """DALI's file reader, shuffling, with its own random crop and mirror."""
+    """Return batches of DALI's shuffling file reader, with its own random crop and mirror."""
     pipeline = Pipeline(BATCH_SAMPLES, num_threads, None, seed=1)
     with pipeline:
         data, _ = fn.readers.file(file_root=str(folder), random_shuffle=True)
@@ -158,7 +158,7 @@ def dali_own(folder: Path, num_threads: int = NUM_WORKERS) -> Batches:
 
 
 def ours(folder: Path, num_images: int, num_threads: int, pipeline: str = "auto") -> Batches:
-    """Batches as the trainer takes them."""
+    """Return the batches that the trainer uses."""
     data = DataSection(
         source="image_folder",
         root=str(folder),
@@ -179,7 +179,7 @@ def ours(folder: Path, num_images: int, num_threads: int, pipeline: str = "auto"
 
 @dataclass
 class Loader:
-    """A loader and what was measured of it, one entry a turn."""
+    """A loader and its measurements, one entry per turn."""
 
     name: str
     batches: Batches
@@ -188,7 +188,7 @@ class Loader:
 
 
 def cpu_seconds() -> float:
-    """User and system time of this process and of the workers that it has now."""
+    """Return user and system time of this process and its current workers."""
     ticks = 0
     children = Path("/proc/thread-self/children").read_text().split()
     for pid in [str(os.getpid()), *children]:
@@ -198,7 +198,7 @@ def cpu_seconds() -> float:
 
 
 def time_turn(loader: Loader, num_batches: int) -> None:
-    """One turn: fill the queues, time `num_batches`, and wait until what was prefetched is done."""
+    """Run one turn: fill the queues, time `num_batches`, and wait until prefetching has finished."""
     for _ in range(WARM_BATCHES):
         next(loader.batches)
     cpu_s, start_s = cpu_seconds(), time.perf_counter()
@@ -212,7 +212,7 @@ def time_turn(loader: Loader, num_batches: int) -> None:
 
 
 def settle() -> None:
-    """Wait until no loader works ahead any more: otherwise whoever follows pays for it."""
+    """Wait until no loader prefetches: otherwise the next loader would be slower."""
     before_s = -1.0
     while (now_s := cpu_seconds()) > before_s + 0.01:
         before_s = now_s
@@ -220,7 +220,7 @@ def settle() -> None:
 
 
 def table(loaders: Sequence[Loader]) -> str:
-    """Medians, spreads and ratios to the medians of the first two loaders, the peers."""
+    """Return a table of medians, ranges, and ratios to the medians of the first two loaders."""
     medians = [statistics.median(loader.images_per_s) for loader in loaders]
     lines = [f"{'loader':<30} {'images/s':>8} {'min–max':>12} {'/ torch':>8} {'/ DALI':>8} {'CPU ms/image':>13}"]
     for loader, median in zip(loaders, medians, strict=True):
@@ -232,7 +232,7 @@ def table(loaders: Sequence[Loader]) -> str:
 
 
 def benchmark_jpeg(folder: Path, num_images: int, num_turns: int) -> str:
-    """Time the loaders of JPEG files in turns."""
+    """Time the loaders in turns, and return a table."""
     tree = folder / f"jpeg-{num_images}"
     paths = make_tree(tree, num_images)
     mean_bytes = sum(path.stat().st_size for path in paths) / num_images
@@ -253,7 +253,7 @@ def benchmark_jpeg(folder: Path, num_images: int, num_turns: int) -> str:
 
 
 def main() -> None:
-    """Read the command line, time, print."""
+    """Run the benchmark, and print the table."""
     parser = argparse.ArgumentParser(description="Time the loaders of images in turns.")
     parser.add_argument("--images", type=int, default=1500, help="files, and at most as many images in a turn")
     parser.add_argument("--turns", type=int, default=7)

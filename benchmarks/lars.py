@@ -1,10 +1,10 @@
-"""One update of all weights of ResNet-50 by SGD and by LARS; updates a second.
+"""Measure updates/s of all weights of ResNet-50 by SGD and by LARS.
 
 python -m benchmarks.lars [--turns 15] [--threads 1] [--device cuda]
 
-Beside ours: torch's SGD, whose update LARS scales, and timm's LARS, both of its ways, where timm is
-installed (pip install --no-deps timm); else a loop over the tensors, written from the formulas. All have
-momentum and weight decay. On a GPU a turn ends when it is done.
+The contestants are this package's LARS; torch's SGD, whose update LARS scales; and both variants of timm's LARS if
+timm is installed (pip install --no-deps timm), else a loop over the tensors that follows the formulas. All use
+momentum and weight decay. A turn ends when the GPU has finished.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.turns import finish, print_rates, take_turns
+from benchmarks.turns import print_rates, synchronize, take_turns
 from hvd_batchgrow.optim.lars import Lars
 
 UPDATES, LR, MOMENTUM, WEIGHT_DECAY = {"cpu": 5, "cuda": 50}, 0.1, 0.9, 5e-5
 
 
 def resnet50_shapes(num_classes: int = 1000) -> list[tuple[int, ...]]:
-    """Shapes of all parameters of ResNet-50, in the order of its layers (He et al. 2016, arXiv 1512.03385, table 1)."""
+    """Return the shapes of the parameters of ResNet-50 in order (He et al. 2016, arXiv 1512.03385, table 1)."""
     shapes: list[tuple[int, ...]] = [(64, 3, 7, 7), (64,), (64,)]
     width = 64
     for inner, num_blocks in ((64, 3), (128, 4), (256, 6), (512, 3)):
         for block in range(num_blocks):
             convolutions = [(inner, width, 1, 1), (inner, inner, 3, 3), (4 * inner, inner, 1, 1)]
-            if block == 0:  # the shortcut's
+            if block == 0:  # the shortcut
                 convolutions.append((4 * inner, width, 1, 1))
             for shape in convolutions:
                 shapes += [shape, (shape[0],), (shape[0],)]  # weight and bias of the norm that follows
@@ -42,7 +42,7 @@ def resnet50_shapes(num_classes: int = 1000) -> list[tuple[int, ...]]:
 
 
 def make_parameters(device: torch.device) -> list[nn.Parameter]:
-    """ResNet-50's parameters with gradients, both drawn at random."""
+    """Return random parameters of ResNet-50's shapes with random gradients."""
     generator = torch.Generator().manual_seed(0)
     parameters = [
         nn.Parameter((0.05 * torch.randn(shape, generator=generator)).to(device)) for shape in resnet50_shapes()
@@ -55,7 +55,7 @@ def make_parameters(device: torch.device) -> list[nn.Parameter]:
 
 
 def in_groups(parameters: list[nn.Parameter]) -> list[dict[str, Any]]:
-    """Weight decay, and with it scaling, for what has more than one dimension."""
+    """Return parameter groups with weight decay, and so scaling, for parameters of more than one dimension."""
     return [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": WEIGHT_DECAY},
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
@@ -63,7 +63,7 @@ def in_groups(parameters: list[nn.Parameter]) -> list[dict[str, Any]]:
 
 
 def timm_lars() -> Callable[..., torch.optim.Optimizer] | None:
-    """timm's LARS, or None without timm; its optimisers are loaded by themselves: the package needs torchvision."""
+    """Return timm's LARS, or None without timm. Only its optimizers are imported: the package needs torchvision."""
     spec = find_spec("timm")
     if spec is None or spec.submodule_search_locations is None:
         return None
@@ -74,7 +74,7 @@ def timm_lars() -> Callable[..., torch.optim.Optimizer] | None:
 
 @torch.no_grad()
 def loop(parameters: list[nn.Parameter], buffers: list[Tensor]) -> None:
-    """LARS tensor by tensor, as the formulas have it."""
+    """LARS tensor by tensor, from the formulas."""
     for parameter, buffer in zip(parameters, buffers, strict=True):
         gradient = parameter.grad
         assert gradient is not None
@@ -89,20 +89,20 @@ def loop(parameters: list[nn.Parameter], buffers: list[Tensor]) -> None:
 
 
 def contestant(update: Callable[[], object], device: torch.device) -> Callable[[], int]:
-    """Do some updates."""
+    """Return a contestant that does some updates."""
     num_updates = UPDATES[device.type]
 
     def work() -> int:
         for _ in range(num_updates):
             update()
-        finish(device)
+        synchronize(device)
         return num_updates
 
     return work
 
 
 def main() -> None:
-    """Time them in turns."""
+    """Time the contestants in turns."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--turns", type=int, default=15)
     parser.add_argument("--threads", type=int, default=1)

@@ -1,8 +1,8 @@
-"""A small network's forward and backward, with memory given back to the system after use and without.
+"""Measure passes/s of a small network, with freed memory returned to the system and with freed memory kept.
 
 python -m benchmarks.memory [--turns 5]
 
-Each turn starts a process of each kind, since what a process has set it keeps; passes a second.
+A process cannot undo the setting, so each turn starts a process of each kind.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ PASSES, WARM_PASSES, SAMPLES = 15, 3, 256
 
 
 def time_passes() -> float:
-    """Median seconds of a pass over 256 Fashion-MNIST-sized samples, one thread."""
+    """Return the median seconds of a forward and backward pass over 256 Fashion-MNIST-sized samples on one thread."""
     import torch
 
     from hvd_batchgrow.nn.networks.small_conv_net import SmallConvNet
@@ -37,22 +37,22 @@ def time_passes() -> float:
 
 
 def child(*, keep: bool) -> None:
-    """What a process of one kind prints."""
+    """Print the seconds of a pass in this process, which is of one kind."""
     from hvd_batchgrow.train.malloc_tuning import keep_freed_memory
 
     if keep and not keep_freed_memory({}):
-        raise SystemExit("this C library cannot be told to keep memory")
+        raise SystemExit("this C library has no setting to keep freed memory")
     print(time_passes())
 
 
 def measured(kind: str) -> float:
-    """Seconds of a pass in a process of its own."""
+    """Return the seconds of a pass in a separate process."""
     command = [sys.executable, "-m", "benchmarks.memory", "--child", kind]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
 def main() -> None:
-    """Take turns and print a table."""
+    """Run the turns and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--child", choices=KINDS, help=argparse.SUPPRESS)
@@ -60,7 +60,7 @@ def main() -> None:
     if arguments.child:
         child(keep=arguments.child == "kept")
         return
-    # The processes time themselves: what they need to start is not of interest.
+    # Each process times itself, without its start.
     turns = [{kind: 1 / measured(kind) for kind in KINDS} for _ in range(arguments.turns)]
     print_rates({kind: [turn[kind] for turn in turns] for kind in KINDS}, "passes/s", KINDS[0])
 

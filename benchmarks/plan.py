@@ -1,4 +1,4 @@
-"""Plans a second, and refusals, of large machines, data and schedules.
+"""Measure plans/s for large machines, data and schedules, including plans that are refused.
 
 python -m benchmarks.plan [--turns 9]
 """
@@ -20,7 +20,7 @@ N, RANKS, PHASES = 10**9, 10_000, 1000
 
 
 def make_job(schedule: dict[str, Any], growth: str) -> Job:
-    """A job of ghost batches of 32."""
+    """Return a job with ghost batches of 32."""
     return parse_job(
         {
             "name": "large",
@@ -34,7 +34,7 @@ def make_job(schedule: dict[str, Any], growth: str) -> Job:
 
 
 def plan(job: Job) -> int:
-    """One plan, or one refusal."""
+    """Compile one plan, which may be refused."""
     try:
         compile_plan(job, RANKS, N)
     except JobError as error:
@@ -43,7 +43,7 @@ def plan(job: Job) -> int:
 
 
 def main() -> None:
-    """Time them in turns."""
+    """Time the contestants in turns."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--turns", type=int, default=9)
     few = {"policy": "grow", "epochs": 90.0, "boundaries_epochs": [30.0, 60.0, 80.0], "max_batch": "N/10"}

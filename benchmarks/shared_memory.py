@@ -1,8 +1,8 @@
-"""Resident memory that a second rank of a host adds, for images in memory-mapped arrays.
+"""Measure the resident memory that a second rank on a host adds, for images in memory-mapped arrays.
 
 python -m benchmarks.shared_memory [--gib 4]
 
-Counted as proportional set size: a page that two processes share is half of each.
+Memory is counted as proportional set size: each of two processes that share a page counts half of it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _GROUP = 256
 
 
 def write_arrays(folder: Path, gib: float) -> None:
-    """A source "numpy" of a size, written piece by piece."""
+    """Write the files of a source "numpy" of a given size, piece by piece."""
     num_samples = int(gib * 2**30 / np.prod(_SHAPE))
     train = np.lib.format.open_memmap(folder / "train_images.npy", "w+", np.uint8, (num_samples, *_SHAPE))
     for start in range(0, num_samples, 1 << 16):
@@ -33,7 +33,7 @@ def write_arrays(folder: Path, gib: float) -> None:
 
 
 def read_share(folder: Path, rank: int, ranks: int) -> None:
-    """One rank: read its share of an epoch, say so, and wait."""
+    """Run a rank: read its share of an epoch, print "ready", and wait."""
     import torch
 
     from hvd_batchgrow.config import DataSection
@@ -54,7 +54,7 @@ def read_share(folder: Path, rank: int, ranks: int) -> None:
 
 
 def resident_gib(folder: Path, ranks: int) -> float:
-    """Proportional set size of so many ranks together, once each has read its share."""
+    """Return the total proportional set size of some ranks after each has read its share."""
     command = [sys.executable, "-m", "benchmarks.shared_memory", "--ranks", str(ranks), "--folder", str(folder)]
     processes = [
         subprocess.Popen([*command, "--rank", str(k)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)

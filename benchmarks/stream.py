@@ -1,4 +1,4 @@
-"""Sample ids a second, in chunks of 65,536 on one core, beside NumPy's permutation of as many ids.
+"""Measure sample ids/s in chunks of 65,536 on one core, in comparison with NumPy's permutation of as many ids.
 
 python -m benchmarks.stream [--turns 9]
 """
@@ -18,7 +18,7 @@ CHUNK, CHUNKS = 1 << 16, 32
 
 
 def read(num_samples: int) -> int:
-    """Read two million ids, from the first epoch's middle on, of a stream that has made nothing yet."""
+    """Read two million ids of a new stream, from the middle of the first epoch on."""
     stream = Stream(num_samples, seed=0)
     start = num_samples // 3
     for k in range(CHUNKS):
@@ -27,12 +27,12 @@ def read(num_samples: int) -> int:
 
 
 def permute() -> int:
-    """NumPy's shuffle, which needs all ids in memory."""
+    """Shuffle by NumPy, which needs all ids in memory."""
     return len(np.random.default_rng(0).permutation(CHUNK * CHUNKS))
 
 
 def main() -> None:
-    """Time them in turns."""
+    """Time the contestants in turns."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--turns", type=int, default=9)
     contestants: dict[str, Callable[[], int]] = {

@@ -1,4 +1,4 @@
-"""What all benchmarks share: contestants take turns in one run, so that what disturbs the machine disturbs all."""
+"""Shared by benchmarks: contestants alternate in one run, so that disturbances of the machine affect all of them."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 
 
-def finish(device: torch.device) -> None:
-    """Wait for what a GPU has been told to do; a CPU has done it."""
+def synchronize(device: torch.device) -> None:
+    """Wait until a GPU has finished its work. A CPU has already finished."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def take_turns(contestants: Mapping[str, Callable[[], int]], turns: int) -> dict[str, list[float]]:
-    """Run each contestant once a turn, beginning with another each time.
+    """Run each contestant once per turn. Each turn begins with another contestant.
 
     Args:
-        contestants: each does some work and returns how many items it has done.
-        turns: how often; one more goes before, untimed.
+        contestants: each does some work and returns the number of processed items.
+        turns: number of timed turns; an untimed one precedes them.
 
     Returns:
-        items per second, one for each turn.
+        Items per second of each contestant, one for each turn.
     """
     rates: dict[str, list[float]] = {name: [] for name in contestants}
     names = list(contestants)
@@ -38,7 +38,7 @@ def take_turns(contestants: Mapping[str, Callable[[], int]], turns: int) -> dict
 
 
 def print_rates(rates: Mapping[str, Sequence[float]], unit: str, reference: str) -> None:
-    """Median and spread of each, and the median of its ratios to the reference, turn by turn."""
+    """Print median and range of each contestant, and of its ratio to the reference in each turn."""
     print(f"{'':32} {'median ' + unit:>18} {'least … most':>24}   × {reference}")
     for name, values in rates.items():
         ratios = [a / b for a, b in zip(values, rates[reference], strict=True)]

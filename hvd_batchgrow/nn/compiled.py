@@ -1,4 +1,4 @@
-"""A network compiled by torch, without what must not be compiled."""
+"""Compile a network with torch.compile, except for ghost norms and keyed dropout."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from hvd_batchgrow.nn.ghost.ghost_batch_norm import GhostBatchNorm
 def compile_network(model: nn.Module) -> None:
     """Compile a network in place, so that its parameters keep their names.
 
-    Ghost norms and keyed dropout run as they are, between compiled pieces: both keep something from
-    a pass to the end of the update, which a compiled graph would not.
+    Ghost norms and keyed dropout run uncompiled between compiled graphs: both keep state from a pass until
+    the end of the update, which a compiled graph would not.
 
     Args:
-        model: compiled for each kind of input at its first, in training and in evaluation. A copy of it is not.
+        model: is compiled at the first input of each kind, in training and in evaluation. A copy is not compiled.
     """
     kinds: set[Any] = {type(module) for module in model.modules()}
     for kind in kinds:
         if issubclass(kind, GhostBatchNorm | KeyedDropout):
-            _leave_out(kind)
+            _exclude(kind)
     model.compile()
 
 
 @cache
-def _leave_out(kind: Any) -> None:
-    """Of the class, once: a method of an instance would stay that instance's in every copy of it."""
+def _exclude(kind: Any) -> None:
+    """Exclude a class, once. A changed method of an instance would stay bound to it in each copy."""
     kind.forward = torch.compiler.disable(kind.forward)

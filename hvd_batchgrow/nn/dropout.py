@@ -1,4 +1,4 @@
-"""Dropout that draws by sample, not by rank or pass: a network that has it is still the same in every layout."""
+"""Dropout whose random numbers depend on the sample, not on the rank or micro-batch: equal in every layout."""
 
 from __future__ import annotations
 
@@ -17,29 +17,28 @@ Unit = Literal["value", "channel", "sample"]
 
 
 class KeyedDropout(nn.Module):
-    """Sets parts of a sample to 0 with probability p, and scales the rest by 1/(1-p).
+    """Set parts of a sample to 0 with probability p, and scale the rest by 1/(1-p). In evaluation, the identity.
 
-    Whether a part stays depends on the sample's key (seed, epoch, id), on which dropout of the
-    network this is, on how often the forward has come by it, and on the part's place in the sample:
-    on nothing else, so that rank, pass and micro-batch do not enter, nor the device. In evaluation,
-    the identity.
+    Whether a part stays depends only on the sample's key (seed, epoch, id), the index of this dropout in
+    the network, the number of its earlier calls in the same forward, and the part's position in the sample.
+    Rank, micro-batch and device have no effect.
 
-    Outside an update, where samples have no keys, it draws from torch's generator, as `nn.Dropout`.
+    Outside an update, where samples have no keys, it draws from torch's generator, like `nn.Dropout`.
 
     Shapes: input and output (n, …); with keys, n of them.
 
     Args:
         p: probability, in [0, 1).
-        unit: what is set to 0 as a whole: a value (as `nn.Dropout`), a channel, the second dimension
-            (`nn.Dropout2d`), or the sample (stochastic depth, drop path).
-        rescale: whether the rest is scaled; drop path has a form without.
+        unit: the part that is set to 0 as a whole: a value (`nn.Dropout`), a channel, which is an index of the
+            second dimension (`nn.Dropout2d`), or the sample (stochastic depth, drop path).
+        rescale: whether the rest is scaled; one form of drop path does not scale it.
 
     Raises:
         ValueError: p is not in [0, 1).
 
     Source: Srivastava et al. 2014, JMLR 15, section 10 (inverted); the generator is SplitMix64,
     Steele, Lea & Flood 2014, "Fast splittable pseudorandom number generators", figure 17, with a
-    counter for its state.
+    counter as its state.
     """
 
     def __init__(self, p: float = 0.5, unit: Unit = "value", *, rescale: bool = True) -> None:
@@ -54,31 +53,31 @@ class KeyedDropout(nn.Module):
         self._num_calls = 0
 
     def forward(self, x: Tensor) -> Tensor:
-        """Drop parts of each sample. Raises ValueError if there are keys for another number of samples."""
+        """Drop parts of each sample. Raises ValueError if the number of keys is not the number of samples."""
         if not self.training or self.p == 0:
             return x
         keep = self._uniforms(x) >= self.p
         return x * (keep.to(x.dtype) / (1 - self.p if self.rescale else 1))
 
     def _uniforms(self, x: Tensor) -> Tensor:
-        """float32 in [0, 1), one for each part of x, of a shape that multiplies with it."""
+        """Return a float32 number in [0, 1) for each part of x, in a shape that broadcasts to x."""
         kept = {"value": x.dim(), "channel": 2, "sample": 1}[self.unit]
         shape = (*x.shape[:kept], *[1] * (x.dim() - kept))
         if self._keys is None:
             return torch.rand(shape, device=x.device)
         if len(self._keys) != len(x):
-            raise ValueError(f"{len(x)} samples come to a dropout, and keys of {len(self._keys)} were given")
+            raise ValueError(f"dropout got {len(x)} samples, but keys for {len(self._keys)}")
         keys = _mix(self._keys.to(x.device) + _signed(STEP * (self._place << 32 | self._count_call())))
         counters = torch.arange(1, 1 + math.prod(shape[1:]), device=x.device) * _signed(STEP)
         bits = _mix(keys[:, None] + counters)
         return bits.bitwise_right_shift_(40).bitwise_and_(0xFFFFFF).float().mul_(2.0**-24).view(shape)
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]  # a trace cannot ask whether a backward is running
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # a trace cannot see whether a backward is running
     def _count_call(self) -> int:
-        """Number of this call in the forward; a call that an activation checkpoint repeats keeps its number.
+        """Return the index of this call in the forward. A call that an activation checkpoint repeats keeps its index.
 
         Raises:
-            ValueError: it repeats one of several calls, and which one is unknown.
+            ValueError: a checkpoint repeats one of several calls, and it is unknown which one.
         """
         if not is_recomputing():
             self._num_calls += 1
@@ -91,15 +90,15 @@ class KeyedDropout(nn.Module):
         return 0
 
     def extra_repr(self) -> str:
-        """Shown by `print(model)`."""
+        """Return the arguments that `print(model)` shows."""
         return f"p={self.p}, unit={self.unit!r}{'' if self.rescale else ', rescale=False'}"
 
 
 def sample_keys(seed: int, epochs: NDArray[np.int64], ids: NDArray[np.int64]) -> Tensor:
-    """A key for each sample of an epoch, int64 (n,).
+    """Return a key for each sample, int64 (n,).
 
     Args:
-        seed: of the run.
+        seed: the run's seed.
         epochs: (n,) epoch of each sample.
         ids: (n,) sample ids.
     """
@@ -110,32 +109,32 @@ def sample_keys(seed: int, epochs: NDArray[np.int64], ids: NDArray[np.int64]) ->
 
 
 def set_sample_keys(dropouts: list[KeyedDropout], keys: Tensor | None) -> None:
-    """Before a forward: whose samples these are; None: draw from torch's generator.
+    """Set the keys of the samples of the next forward.
 
     Args:
-        dropouts: all those of the network, `keyed_dropouts`.
-        keys: (n,), `sample_keys`.
+        dropouts: all keyed dropouts of the network, from `keyed_dropouts`.
+        keys: (n,), from `sample_keys`; None: draw from torch's generator.
     """
     for place, dropout in enumerate(dropouts):
         dropout._place, dropout._keys, dropout._num_calls = place, keys, 0
 
 
 def keyed_dropouts(model: nn.Module) -> list[KeyedDropout]:
-    """Those of a model, in the order of its modules."""
+    """Return the keyed dropouts of a model, in the order of its modules."""
     return [module for module in model.modules() if isinstance(module, KeyedDropout)]
 
 
 def convert_dropout(model: nn.Module) -> nn.Module:
-    """Put keyed dropout in the place of torch's, timm's and torchvision's.
+    """Replace the dropout modules of torch, timm and torchvision by keyed dropout.
 
-    `nn.Dropout`, `nn.Dropout1d` … `3d`, timm's `DropPath` and torchvision's `StochasticDepth` by
-    rows. Others, such as `nn.AlphaDropout` and calls of `nn.functional`, stay as they are.
+    These are `nn.Dropout`, `nn.Dropout1d` … `3d`, timm's `DropPath` and torchvision's `StochasticDepth` in mode
+    "row". Others, such as `nn.AlphaDropout` and calls of `nn.functional`, are not replaced.
 
     Args:
         model: changed in place.
 
     Returns:
-        The model, or the keyed dropout if it is itself one of these.
+        The model, or a keyed dropout if the model itself is a dropout module.
     """
     keyed = {module: made for module in model.modules() if (made := _keyed(module))}
     for parent in list(model.modules()):
@@ -146,13 +145,13 @@ def convert_dropout(model: nn.Module) -> nn.Module:
 
 
 def _keyed(module: nn.Module) -> KeyedDropout | None:
-    """What stands for a module; None: it is no dropout that is known here."""
+    """Return the keyed dropout that replaces a module; None if the module is not a known dropout."""
     made = _from_torch(module) or _from_timm(module) or _from_torchvision(module)
     return made.train(module.training) if made else None
 
 
 def _from_torch(module: nn.Module) -> KeyedDropout | None:
-    # By type, not by isinstance: a subclass may do something else.
+    # The exact type, not isinstance: a subclass may behave differently.
     units: dict[type[nn.Module], Unit] = {nn.Dropout: "value"}
     units |= dict.fromkeys((nn.Dropout1d, nn.Dropout2d, nn.Dropout3d), "channel")
     unit = units.get(type(module))
@@ -175,14 +174,14 @@ def _from_torchvision(module: nn.Module) -> KeyedDropout | None:
 
 
 def _signed(value: int) -> int:
-    """The 64 bits of a number as torch's int64 has them."""
+    """Return the int64 number with the same 64 bits."""
     return (value + 2**63) % 2**64 - 2**63
 
 
 def _mix(x: Tensor) -> Tensor:
-    """SplitMix64's output function, int64 to int64, in place; overflow is meant."""
+    """Apply SplitMix64's output function in place, int64 to int64. Overflow is intended."""
     for shift, multiplier in zip(SHIFTS, (*MULTIPLIERS, None), strict=True):
-        x ^= (x >> shift).bitwise_and_(2 ** (64 - shift) - 1)  # torch shifts the sign in
+        x ^= (x >> shift).bitwise_and_(2 ** (64 - shift) - 1)  # torch's >> copies the sign bit
         if multiplier is not None:
             x *= _signed(multiplier)
     return x

@@ -1,4 +1,4 @@
-"""Which parameters can be trained, how they must lie in memory, and the type of inputs that suits them."""
+"""Check which parameters can be trained, lay them out densely in memory, and choose the type of inputs."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def parameter_faults(model: nn.Module) -> list[str]:
 
 
 def make_dense(model: nn.Module) -> None:
-    """Move each parameter with gaps between its entries, such as a slice that pruning left, to dense memory.
+    """Copy each parameter with gaps between its entries, such as a slice that pruning left, to dense memory.
 
-    Its values stay. A dense copy trains bit-identically whether a parameter was a slice or not.
+    A dense copy trains bit-identically whether a parameter was a slice or not.
     """
     for parameter in model.parameters():
         if not is_lazy(parameter) and not is_dense(parameter):
@@ -54,8 +54,8 @@ def gradient_strides(parameter: Tensor) -> tuple[int, ...]:
 def input_type(model: nn.Module) -> torch.dtype:
     """Return the type that inputs are cast to before the forward.
 
-    It is the type of the floating-point parameters if they share one, as torch's layers demand. A network of
-    several types casts on its own: it gets float32.
+    It is the type of the floating-point parameters if they all have the same, as torch's layers require. A network
+    with several types must cast its inputs itself, and gets float32.
     """
     if model not in _INPUT_TYPES:
         types = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
@@ -64,14 +64,14 @@ def input_type(model: nn.Module) -> torch.dtype:
 
 
 def _shared_memory(parameters: Mapping[str, Tensor], buffers: Mapping[str, Tensor]) -> Iterator[str]:
-    """Name entries that share an address: an optimizer would update them more than once."""
+    """Yield a line for parameters that share memory: an optimizer would update an entry more than once."""
     for name, parameter in parameters.items():
         if not is_dense(parameter) and len(_addresses(parameter).unique()) < parameter.numel():
             yield (
                 f"parameter {name} {tuple(parameter.shape)} keeps several entries at one address, as expand() makes "
                 "them; clone() it before it becomes a parameter"
             )
-    # A buffer may look at a dense parameter, but cannot follow one that is moved by `make_dense`.
+    # A buffer may be a view of a dense parameter, but not of one that `make_dense` copies.
     sparse = {name for name, parameter in parameters.items() if not is_dense(parameter)}
     stores: dict[int, list[tuple[str, Tensor]]] = defaultdict(list)
     for name, tensor in {**parameters, **buffers}.items():
@@ -102,7 +102,7 @@ def _span_bytes(tensor: Tensor) -> int:
 
 
 def _addresses(tensor: Tensor) -> Tensor:
-    """Return the place of each entry in its storage, counted in entries: int64 (numel,)."""
+    """Return the index of each entry in the storage: int64 (numel,)."""
     end = int(tensor.storage_offset()) + _span_bytes(tensor) // tensor.element_size()
     return torch.arange(end).as_strided(tensor.shape, tensor.stride(), tensor.storage_offset()).flatten()
 

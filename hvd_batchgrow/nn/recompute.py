@@ -1,4 +1,4 @@
-"""Forwards that autograd runs a second time, in the backward pass: activation checkpointing."""
+"""Detect activation checkpointing: forwards that autograd repeats in the backward pass."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ import torch
 
 
 def is_recomputing() -> bool:
-    """Whether this thread is inside a backward pass, where a module's forward only repeats an earlier one."""
-    # As torch.utils.checkpoint itself finds out; torch has no public name for it.
+    """Return whether this thread is in a backward pass, where a module's forward repeats an earlier one."""
+    # torch.utils.checkpoint uses the same function; torch has no public name for it.
     return torch._C._current_graph_task_id() != -1

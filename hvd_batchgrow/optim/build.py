@@ -1,4 +1,4 @@
-"""The optimiser that a job describes, and what changes in it from phase to phase."""
+"""Build the optimizer of a job, and set its hyperparameters from phase to phase."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def build_optimizer(model: nn.Module, optim: SgdSection | AdamSection | LarsSect
     """Build torch's SGD, Adam or AdamW, or Lars.
 
     Weight decay applies to weights of two or more dimensions; with `decay_norm_and_bias` also to normalisation
-    parameters and biases, which have one dimension or none. Lars never scales the latter. They are found by
-    their shape, never by their name.
+    parameters and biases, which have at most one dimension. Lars never scales the latter. The dimensions decide,
+    never the name.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     decay_of_others = optim.weight_decay if optim.decay_norm_and_bias else 0.0
@@ -40,14 +40,14 @@ def build_optimizer(model: nn.Module, optim: SgdSection | AdamSection | LarsSect
 
 
 def lr_ratios(optimizer: torch.optim.Optimizer) -> list[float]:
-    """Learning rate of each parameter group, in units of the first group's.
+    """Return the learning rate of each parameter group, divided by the first group's.
 
     Raises:
-        ValueError: that is 0, and others are not.
+        ValueError: the first group's is 0, and another is not.
     """
     first, *others = [float(group["lr"]) for group in optimizer.param_groups]
     if any(lr != first for lr in others) and not first:
-        raise ValueError(f"the first parameter group has lr 0, others {others}: their ratio to it is not known")
+        raise ValueError(f"the first parameter group has lr 0, others {others}: their ratio to it is undefined")
     return [1.0, *(1.0 if lr == first else lr / first for lr in others)]
 
 
@@ -58,18 +58,18 @@ def set_hyperparameters(
     *,
     rescale_momentum: bool = False,
 ) -> None:
-    """Give the next update its learning rate and momentum.
+    """Set the learning rate and momentum of the next update.
 
-    torch's SGD is u = m u + g, w -= ε u: neither a change of ε nor of B under a mean gradient asks
-    for a correction of u (Goyal et al. 2017, §3.2, corrects the form that has ε inside u). Lars has
-    that form, and corrects its buffer itself, at the update that uses a new ε. Where m becomes m', the
-    buffer of either settles at a level larger by (1-m)/(1-m').
+    torch's SGD is u = m u + g, w -= ε u: with a mean gradient, a change of ε or B needs no correction
+    of u (Goyal et al. 2017, §3.2, corrects the form that has ε inside u). Lars has that form, and
+    corrects its buffer itself, at the update that uses a new ε. If m becomes m', the buffer of either
+    settles at a level larger by (1-m)/(1-m').
 
     Args:
         optimizer: of `build_optimizer`.
         phase: gives the values.
-        ratios: of `lr_ratios`; None: all groups have the phase's learning rate.
-        rescale_momentum: bring the buffer to its new level at once, instead of letting it refill.
+        ratios: of `lr_ratios`; None: all groups get the phase's learning rate.
+        rescale_momentum: scale the buffer to its new level at once, instead of letting it settle.
     """
     groups = optimizer.param_groups
     for group, ratio in zip(groups, ratios or [1.0] * len(groups), strict=True):

@@ -1,4 +1,4 @@
-"""LARS: a tensor moves by a share of its own size, whatever the size of its gradient."""
+"""LARS: a tensor moves by a fraction of its norm, whatever the norm of its gradient."""
 
 from __future__ import annotations
 
@@ -21,37 +21,37 @@ _ALLOWED: dict[str, tuple[Callable[[float], bool], str]] = {
     "eps": (lambda value: value >= 0, ">= 0"),
 }
 _CACHE_BYTES = 1 << 20
-"""Of parameters that a CPU updates together: what one call has read, the next ones find in the cache."""
+"""Bytes of parameters that a CPU updates together, so that all calls after the first read them from the cache."""
 
 
 class Lars(torch.optim.Optimizer):
     """SGD with momentum whose learning rate is scaled tensor by tensor: layer-wise adaptive rate scaling.
 
-    A weight w with gradient ∇ moves by about a fixed share of its own norm, so that no layer takes
-    steps that are large for it when batch and learning rate are large:
+    A weight w with gradient ∇ moves by about a fixed fraction of its norm, so that no layer's steps are
+    too large for it when batch and learning rate are large:
 
-        λ = η ‖w‖ / (‖∇‖ + β ‖w‖ + eps),  1 where ‖w‖ or ‖∇‖ is 0
+        λ = η ‖w‖ / (‖∇‖ + β ‖w‖ + eps);  λ = 1 if ‖w‖ or ‖∇‖ is 0
         v ← m (ε/ε') v + ε λ (∇ + β w)
         w ← w - v
 
     with the learning rate ε, the momentum m, the trust coefficient η, the weight decay β, 2-norms of
-    whole tensors in float32 (in float64 for float64) and ε', the rate that v was last made with.
+    whole tensors in float32 (in float64 for float64) and ε', the learning rate of the last change of v.
 
-    The buffer v holds the learning rate, as in Caffe: hence the correction ε/ε' on the first update
-    after a change (Goyal et al. 2017, §3.2), which is every update of a warm-up. By induction it makes
-    v/ε the buffer of torch's form, u ← m u + λ (∇ + β w), w ← w - ε u, which needs none, whatever ε
-    does from update to update; left out, past gradients would go on at the rates they came in with.
-    ε' is kept with each buffer: it is in the checkpoint, and right for a tensor that had no gradient
-    for a while. At ε = 0, where a warm-up may begin, w stays and v holds a rate of 1 instead.
+    The buffer v includes the learning rate, as in Caffe. It therefore needs the correction ε/ε' on the
+    first update after a change (Goyal et al. 2017, §3.2), which is every update of a warm-up. By
+    induction, v/ε is then the buffer of torch's form, u ← m u + λ (∇ + β w), w ← w - ε u, which needs no
+    correction. Without the correction, past gradients would keep their old learning rates. Each buffer
+    stores its ε', also in checkpoints: it may be older for a tensor that had no gradient for a while. If
+    ε = 0, as at the start of a warm-up, w stays and v includes a rate of 1 instead.
 
-    Parameters of one dimension or none, which are biases and those of norms, get neither λ nor weight
-    decay: v ← m (ε/ε') v + ε ∇. A group's key "adapt" replaces this rule for all of its parameters. If it is True,
+    Parameters of at most one dimension (biases and norm parameters) get neither λ nor weight decay:
+    v ← m (ε/ε') v + ε ∇. A group's key "adapt" replaces this rule for all of its parameters. If it is True,
     they get both; if it is False, they get the group's weight decay without λ: v ← m (ε/ε') v + ε (∇ + β w).
-    Gradients must be averaged over the batch before: nothing here knows
-    of ranks or passes. No value is read on the host, so that a GPU is not waited for.
+    The caller averages the gradients over the batch, all ranks and micro-batches. No value is copied to
+    the host, so `step` does not wait for a GPU.
 
     Args:
-        params: parameters or groups, as for any of torch's optimisers; not complex.
+        params: parameters or groups, as for torch's optimizers; not complex.
         lr: ε > 0; a schedule may set a group's to 0 later.
         momentum: m in [0, 1).
         weight_decay: β >= 0.
@@ -62,9 +62,8 @@ class Lars(torch.optim.Optimizer):
         ValueError: a value is out of its range, or a parameter is complex.
 
     Source: You, Gitman, Ginsburg 2017, "Large batch training of convolutional networks", arXiv
-    1708.03888, algorithm 1. Other than there: λ is 1 where a norm is 0; parameters of one dimension
-    are left out; eps; the correction at a change of ε; and ε comes from a schedule,
-    where the algorithm has a polynomial decay of its own.
+    1708.03888, algorithm 1. Differences: λ is 1 if a norm is 0; parameters of one dimension are not
+    scaled; eps; the correction at a change of ε; and ε comes from the caller, not from a polynomial decay.
     """
 
     _ratios: Sequence[Tensor] = ()
@@ -89,7 +88,7 @@ class Lars(torch.optim.Optimizer):
         super().__init__(params, defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add parameters with values of their own; raises ValueError as the class does."""
+        """Add parameters with separate values. Raises ValueError as the class does."""
         super().add_param_group(param_group)
         try:
             _check(self.param_groups[-1])
@@ -105,13 +104,13 @@ class Lars(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Do one update of all parameters that have a gradient.
+        """Update all parameters that have a gradient.
 
         Args:
             closure: computes gradients and returns the loss, which is then returned.
 
         Raises:
-            ValueError: a gradient is sparse; nothing has been updated then.
+            ValueError: a gradient is sparse; no parameter has been updated.
         """
         loss = None
         if closure is not None:
@@ -123,14 +122,14 @@ class Lars(torch.optim.Optimizer):
         return loss
 
     def trust_ratios(self) -> Tensor:
-        """λ of the tensors that the last update scaled, in their order, on the device of the first; empty before."""
+        """Return λ of the tensors that the last update scaled, on the device of the first; empty before an update."""
         if not self._ratios:
             return torch.empty(0)
         return torch.cat([ratios.to(self._ratios[0].device) for ratios in self._ratios])
 
     def _update(self, group: dict[str, Any], params: list[Tensor], *, adapt: bool) -> Tensor | None:
-        """One update of parameters of one kind; returns their λ, if they have one."""
-        rate = group["lr"] or 1.0  # what the buffers hold from now on
+        """Update parameters of one kind, and return their λ, if they have one."""
+        rate = group["lr"] or 1.0  # the rate that the buffers include from now on
         gradients = [_gradient(param) for param in params]
         buffers = self._decayed_buffers(params, group["momentum"], rate)
         ratios = _trust_ratios(params, gradients, group) if adapt else None
@@ -147,7 +146,7 @@ class Lars(torch.optim.Optimizer):
         return ratios
 
     def _decayed_buffers(self, params: list[Tensor], momentum: float, rate: float) -> list[Tensor]:
-        """m (ε/ε') v of each parameter, in place; zeros for one that has no buffer yet."""
+        """Scale each buffer v to m (ε/ε') v in place, and return the buffers. A new buffer has zeros."""
         states = [self.state[param] for param in params]
         for param, state in zip(params, states, strict=True):
             if "momentum_buffer" not in state:
@@ -173,14 +172,16 @@ def _norms(tensors: list[Tensor]) -> Tensor:
 
 
 def _alike(group: dict[str, Any]) -> list[tuple[bool, list[Tensor]]]:
-    """Parameters with a gradient in lists that one call works on, and whether λ applies to them."""
+    """Return lists of parameters that one call updates together, each with whether λ applies."""
     kinds: dict[tuple[bool, torch.device, torch.dtype], list[Tensor]] = defaultdict(list)
     for param in group["params"]:
         if param.grad is None:
             continue
         if param.grad.layout is not torch.strided:
             shape = tuple(param.shape)
-            raise ValueError(f"Lars has no sparse gradients, got one for a parameter of shape {shape}: make it dense")
+            raise ValueError(
+                f"Lars does not support sparse gradients, got one for a parameter of shape {shape}: make it dense"
+            )
         adapt = param.ndim > 1 if group["adapt"] is None else group["adapt"]
         kinds[adapt, param.device, param.dtype].append(param)
     return [
@@ -205,10 +206,12 @@ def _check(group: dict[str, Any]) -> None:
         raise ValueError(f"adapt of Lars must be True, False or None (more than one dimension), got {group['adapt']!r}")
     for param in group["params"]:
         if param.is_complex():
-            raise ValueError(f"Lars has no complex parameters, got one of shape {tuple(param.shape)}, {param.dtype}")
+            raise ValueError(
+                f"Lars does not support complex parameters, got one of shape {tuple(param.shape)}, {param.dtype}"
+            )
 
 
 def median_trust_ratio(optimizer: torch.optim.Optimizer) -> float | None:
-    """Of the last step of `Lars`, over its tensors; None: none was done, or it is another optimiser."""
+    """Return the median λ of the last step of `Lars`; None for another optimizer, or before a step."""
     ratios = optimizer.trust_ratios() if isinstance(optimizer, Lars) else torch.empty(0)
     return float(ratios.float().median()) if len(ratios) else None

@@ -1,4 +1,4 @@
-"""Tensors that are worked on together."""
+"""Lists of tensors that one call processes together."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ T = TypeVar("T", bound=Tensor)
 
 
 def parts_of_size(tensors: Iterable[T], num_bytes: int) -> list[list[T]]:
-    """Neighbours of one type and device, in order; a part has at most so many bytes, or is one larger tensor."""
+    """Split tensors into parts of one type and device, in order, each of at most `num_bytes` or one larger tensor."""
     parts: list[list[T]] = []
     room = 0
     for tensor in tensors:

@@ -1,1 +1,1 @@
-"""What finished runs prove: their order, their weights, and that layouts decide nothing."""
+"""Checks of finished runs: the order of their samples, their weights, and equality of all layouts."""

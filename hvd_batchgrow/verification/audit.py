@@ -1,4 +1,4 @@
-"""Proof, from what a run recorded, of which samples it has used."""
+"""Check, from the record of a run, which samples it has used."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _AT_ONCE = 1 << 20
 
 @dataclass(frozen=True)
 class Consumed:
-    """What a run recorded of its updates, in order."""
+    """The recorded updates of a run, in order."""
 
     run: Path
     num_samples: int
@@ -35,15 +35,15 @@ class Consumed:
     bounds: NDArray[np.int64]
     """(updates + 1,) sample counter before the first update and after each."""
     digests: NDArray[np.uint64]
-    """(updates,) `consumed.digest` of each, over all ranks; 0 where it is not on record."""
+    """(updates,) `consumed.digest` of each update, over all ranks; 0 if it was not recorded."""
     is_known: NDArray[np.bool_]
-    """(updates,) False for a hole that a resume has recorded, which stands for the updates that are missing there."""
+    """(updates,) False for a gap that a resume has recorded in place of the missing updates."""
     replaced: dict[int, int]
-    """Place in the stream to the sample that stood in there for a bad one."""
+    """Maps the stream index of a bad sample to the sample that replaced it."""
 
     @property
     def holes(self) -> list[tuple[int, int]]:
-        """Sample counters between which nothing is on record."""
+        """Return the first and end sample counter of each gap in the record."""
         starts, ends = self.bounds[:-1][~self.is_known], self.bounds[1:][~self.is_known]
         return list(zip(starts.tolist(), ends.tolist(), strict=True))
 
@@ -54,14 +54,14 @@ class EpochCount:
 
     epoch: int
     entries: int
-    """Places of the epoch that the run has reached; N: all of it."""
+    """Entries of the epoch that the run has reached; N if it finished the epoch."""
     once: int
     missing: int
-    """Samples that were not used; in an epoch that the run did not finish, not beyond those yet to come."""
+    """Samples that were not used. In an unfinished epoch, the samples yet to come do not count."""
     repeated: int
     """Samples that were used more than once."""
     unknown: int = 0
-    """Samples of which nothing is on record, because of a hole that a resume has recorded."""
+    """Entries in a gap that a resume has recorded: which samples were used there is unknown."""
 
 
 @dataclass(frozen=True)
@@ -70,14 +70,14 @@ class Audit:
 
     consumed: Consumed
     wrong_updates: tuple[int, ...]
-    """Updates, counted from 0, that consumed something else than the stream of the run's seed gives."""
+    """Updates, counted from 0, whose samples differ from the stream of the run's seed."""
     epochs: tuple[EpochCount, ...]
 
     @property
     def passed(self) -> bool:
-        """Every sample once an epoch, in the order of the stream, as far as there is a record.
+        """Whether every recorded update used the stream's samples, each once an epoch.
 
-        Bad samples that were replaced on record, and holes that a resume has recorded, are no failure.
+        Recorded replacements of bad samples and recorded gaps do not fail the audit.
         """
         uneven = any(epoch.missing or epoch.repeated for epoch in self.epochs)
         return not self.wrong_updates and (not uneven or bool(self.consumed.replaced))
@@ -87,25 +87,25 @@ def read_consumed(run: Path) -> Consumed:
     """Read `consumed.jsonl` of a run folder.
 
     Raises:
-        RunError: there is none, or its updates do not follow one another and no resume has recorded why.
+        RunError: the file has no updates, or an update is missing or repeated and no resume recorded a gap.
     """
     plan = read_plan(run)
     lines = read_json_lines(run / "consumed.jsonl")
     if not lines:
-        raise RunError(f"{run / 'consumed.jsonl'} holds no update: nothing to audit")
+        raise RunError(f"{run / 'consumed.jsonl'} has no updates: nothing to audit")
     if (wrong := next((k for k, line in enumerate(lines, 1) if not _is_update(line)), None)) is not None:
-        raise RunError(f"{run / 'consumed.jsonl'} is damaged: line {wrong} is no update")
+        raise RunError(f"{run / 'consumed.jsonl'} is damaged: line {wrong} is not an update")
     starts = np.array([line["samples"] for line in lines], dtype=np.int64)
     lengths = [line[MISSING_TO] - line["samples"] if MISSING_TO in line else line["global_batch"] for line in lines]
     bounds = np.append(starts, starts[-1] + lengths[-1])
     if len(gaps := np.flatnonzero(np.diff(bounds) != lengths)) or starts[0]:
         where = int(bounds[gaps[0]]) if len(gaps) else 0
-        fault = f"what follows sample {where} is missing or there twice, and no resume recorded that"
+        fault = f"the update at sample {where} is missing or recorded twice, and no resume recorded a gap"
         raise RunError(f"{run / 'consumed.jsonl'}: {fault}")
     if (reached := _saved_at(run)) > bounds[-1]:
         raise RunError(
-            f"{run / 'consumed.jsonl'} ends at sample {bounds[-1]}, and the newest checkpoint stands at {reached}: "
-            "what lies between is missing; train --resume auto records that"
+            f"{run / 'consumed.jsonl'} ends at sample {bounds[-1]}, but the newest checkpoint is at {reached}: "
+            "the updates in between are missing; train --resume auto records the gap"
         )
     digests = np.array([int(line.get("digest", "0"), 16) for line in lines], dtype=np.uint64)
     is_known = np.array([MISSING_TO not in line for line in lines])
@@ -114,7 +114,7 @@ def read_consumed(run: Path) -> Consumed:
 
 
 def _saved_at(run: Path) -> int:
-    """Sample counter of the newest good checkpoint; 0 without one."""
+    """Return the sample counter of the newest good checkpoint, 0 without one."""
     try:
         data, _ = newest_good(run / "checkpoints")
     except RunError:
@@ -123,7 +123,7 @@ def _saved_at(run: Path) -> int:
 
 
 def _is_update(line: Mapping[str, Any]) -> bool:
-    """Whether a line is of the form that a run writes, for an update or for a hole."""
+    """Return whether a line has the form that a run writes for an update or for a gap."""
     if MISSING_TO in line:
         end = line[MISSING_TO]
         return type(end) is int and 0 <= line["samples"] < end < 1 << 62 and len(line) == 2
@@ -139,21 +139,21 @@ def _is_update(line: Mapping[str, Any]) -> bool:
 
 
 def audit(consumed: Consumed, report: ReportProgress) -> Audit:
-    """Compare what every update consumed with the stream, and count how often each sample comes in an epoch.
+    """Compare the samples of every update with the stream, and count the uses of each sample in each epoch.
 
-    An update whose digest is the stream's has consumed just those samples (but for one chance in 2⁶⁴);
-    so the stream's own entries are counted.
+    If the digest of an update equals the stream's, the update used exactly the stream's samples (up to a
+    chance of 1 in 2⁶⁴). The uses are therefore counted over the stream.
 
     Args:
         consumed: of `read_consumed`.
-        report: told of samples checked.
+        report: receives the number of samples checked.
     """
     stream = Stream(consumed.num_samples, consumed.seed)
     end = int(consumed.bounds[-1])
     expected = np.zeros(len(consumed.digests), dtype=np.uint64)
     counts: list[EpochCount] = []
     uses, unknown = np.zeros(consumed.num_samples, dtype=np.uint8), 0
-    for start, stop in _stretches(end, consumed.num_samples):
+    for start, stop in _segments(end, consumed.num_samples):
         entries = np.arange(start, stop)
         ids = _ids(stream, entries, consumed)
         first = int(np.searchsorted(consumed.bounds, start, side="right")) - 1
@@ -171,10 +171,10 @@ def audit(consumed: Consumed, report: ReportProgress) -> Audit:
 
 
 def compare_orders(first: Consumed, second: Consumed) -> str:
-    """One line on whether two runs consumed the same samples in the same order, whatever their batches.
+    """Return one line that says whether two runs used the same samples in the same order, whatever their batches.
 
-    Digests add up: the sums of both are compared between the counters at which both runs were between two updates,
-    except where one of them has a hole.
+    The digest of several updates is the sum of their digests. The sums of both runs are compared between the
+    sample counters at which both runs finished an update, except where one of them has a gap.
     """
     common, at_first, at_second = np.intersect1d(first.bounds, second.bounds, return_indices=True)
     parts = ((first, at_first), (second, at_second))
@@ -185,15 +185,15 @@ def compare_orders(first: Consumed, second: Consumed) -> str:
     runs = f"{first.run} and {second.run}"
     if len(different):
         k = different[0]
-        return f"{runs}: other samples between {common[k]:,} and {common[k + 1]:,}"
+        return f"{runs}: different samples between {common[k]:,} and {common[k + 1]:,}"
     counts = f"compared at {int(is_known.sum()):,} counts"
     lost = int(np.diff(common)[~is_known].sum())
-    counts += f", except for {lost:,} samples that are not on record" if lost else ""
+    counts += f", except for {lost:,} samples that were not recorded" if lost else ""
     return f"{runs}: the same samples in the same order up to {common[-1]:,}, {counts}"
 
 
-def _stretches(end: int, num_samples: int) -> Iterator[tuple[int, int]]:
-    """Of moderate size, none of which spans two epochs."""
+def _segments(end: int, num_samples: int) -> Iterator[tuple[int, int]]:
+    """Yield first and end entry of consecutive segments of at most `_AT_ONCE` entries, each within one epoch."""
     start = 0
     while start < end:
         stop = min(end, start + _AT_ONCE, (start // num_samples + 1) * num_samples)
@@ -216,7 +216,7 @@ def _count(uses: NDArray[np.uint8], stop: int, num_samples: int, unknown: int) -
 
 
 def replaced_samples(consumed: Consumed, most: int) -> Sequence[str]:
-    """Lines that name samples that were bad, and what stood in for them."""
+    """Return a line for each of the first bad samples, with the sample that replaced it."""
     stream = Stream(consumed.num_samples, consumed.seed)
     entries = np.array(sorted(islice(consumed.replaced, most)), dtype=np.int64)
     epochs, ids = stream.at(entries)

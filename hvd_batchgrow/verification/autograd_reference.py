@@ -64,7 +64,7 @@ class PlainRun:
         self._schedule = compile_plan(self.job, 1, len(self.source.train)).schedule
 
     def train(self, num_updates: int) -> States:
-        """Do the first updates of the job, and return the states after the first and after the last of them."""
+        """Run the first updates of the job, and return the states after the first and the last of them."""
         samples, states, group = 0, {}, self.job.model.ghost_batch
         groups = self._ghost_batches(0)
         with by_pytorch_only():
@@ -83,7 +83,7 @@ class PlainRun:
         return states
 
     def _ghost_batches(self, first: int) -> Iterator[MicroBatch]:
-        """Ghost batches of the stream from one on, each as a micro-batch."""
+        """Yield the ghost batches of the stream from index `first` on, each as a micro-batch."""
         reader = Reader(self.job.data, self.source, self.device, torch.get_num_threads(), lambda bad: None)
         stream, num_samples = Stream(len(self.source.train), self.job.seed), len(self.source.train)
         for batch in reader.training(stream, self.job.model.ghost_batch, first, 1):
@@ -112,7 +112,7 @@ class PlainRun:
         self._optimizer.step()
 
     def _mean_gradients(self, ghost_batches: Sequence[MicroBatch], batch: int) -> dict[nn.Parameter, Tensor]:
-        """Return the gradients of the mean loss, float64, of the parameters that a loss reaches."""
+        """Return the float64 gradients of the mean loss, for the parameters that a loss reaches."""
         sums: dict[nn.Parameter, Tensor] = {}
         scale = self._loss_scale.value if self._loss_scale else 1.0
         self._network.train()
@@ -134,7 +134,7 @@ class PlainRun:
         return {parameter: total / (batch * scale) for parameter, total in sums.items()}
 
     def _reestimate(self, samples: int, num_samples: int) -> None:
-        """Replace the running statistics at the end of a phase, over the samples seen last."""
+        """Re-estimate the running statistics at the end of a phase, over the most recent samples."""
         group = self.job.model.ghost_batch
         count = min(samples // group, -(-num_samples // group))
         last = islice(self._ghost_batches(samples // group - count), count)

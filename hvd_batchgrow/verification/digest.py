@@ -1,4 +1,4 @@
-"""The weights that a run ended with, as one number, and how two runs differ."""
+"""The final weights of a run: their digest, and the difference between two runs."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ class Weights:
     run: Path
     samples: int
     is_final: bool
-    """Whether the run was done, by its plan."""
+    """Whether the run had reached the end of its plan."""
     tensors: dict[str, Tensor]
     """Without the extra state of modules."""
     digest: str
-    """SHA-256 over all of them, and over extra state."""
+    """SHA-256 over all tensors and the extra state of modules."""
     skipped: tuple[str, ...] = ()
-    """Newer checkpoints that are damaged, and how."""
+    """A line for each newer checkpoint that is damaged, with the reason."""
 
 
 def final_weights(run: Path) -> Weights:
-    """Read a run's weights.
+    """Read the weights from the newest good checkpoint of a run.
 
     Args:
         run: a run folder.
@@ -49,14 +49,14 @@ def final_weights(run: Path) -> Weights:
 
 
 def compare_weights(first: Weights, second: Weights) -> str:
-    """One line: equal to the bit, or the tensor that differs most, as |a - b| / |a| in the 2-norm."""
+    """Return one line: "equal to the bit", or the tensor with the largest |a - b| / |a| in the 2-norm."""
     if first.samples != second.samples:
-        return f"at another sample: {second.samples} against {first.samples}"
+        return f"at another sample: {second.samples} instead of {first.samples}"
     if first.digest == second.digest:
         return "equal to the bit"
     shapes = [{name: tensor.shape for name, tensor in weights.tensors.items()} for weights in (first, second)]
     if shapes[0] != shapes[1]:
-        return "another model"
+        return "has other tensors: another model"
     difference, worst = largest_difference(first, second)
     if tree_digest(first.tensors) == tree_digest(second.tensors):
         return "differs in the extra state of modules only"
@@ -64,7 +64,7 @@ def compare_weights(first: Weights, second: Weights) -> str:
 
 
 def largest_difference(first: Weights, second: Weights) -> tuple[float, str]:
-    """|a - b| / |a| in the 2-norm, of the tensor where it is largest, and its name; of two runs of one model."""
+    """Return the largest |a - b| / |a| in the 2-norm of a tensor of two runs of one model, and its name."""
     differences = {
         name: float((_real(second.tensors[name]) - _real(tensor)).norm() / _real(tensor).norm().clamp_min(1e-300))
         for name, tensor in first.tensors.items()
@@ -74,5 +74,5 @@ def largest_difference(first: Weights, second: Weights) -> tuple[float, str]:
 
 
 def _real(tensor: Tensor) -> Tensor:
-    """Return the values in float64, a complex buffer as pairs."""
+    """Return the values in float64, complex ones as pairs."""
     return (torch.view_as_real(tensor) if tensor.is_complex() else tensor).double()

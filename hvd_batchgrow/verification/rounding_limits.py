@@ -1,4 +1,4 @@
-"""How much rounding may change a network's weights, measured on that network; and which tensor changed by more."""
+"""Measure how much rounding may change each tensor of a network, and find tensors that changed by more."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ States = Mapping[int, State]
 """States by sample counter."""
 
 NUM_REPEATS = 3
-"""Repeats with noise."""
+"""Number of runs with noise."""
 _NOISE_ULPS = 64
 _MARGIN = 2.0
 
@@ -32,16 +32,16 @@ def tensors_of(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def noise_size(update: UpdateSection, network: nn.Module, device: torch.device) -> float:
-    """Return the relative size of the noise that stands for rounding, larger than what a layout can cause.
+    """Return the relative size of the noise that simulates rounding. It is larger than what a layout can cause.
 
-    64 units in the last place of float32. A layout changes far fewer bits. But where a value lies near the edge of a
-    ReLU, a rare single bit decides, and the noise must be large enough to find such edges in a few repeats. If
-    a 16-bit type or TF32 takes part, then two of its units.
+    The size is 64 units in the last place of float32. A layout changes far fewer bits, but if a value is near the
+    edge of a ReLU, a single bit decides, and the noise must be large enough to find such edges in a few repeats. If
+    a 16-bit type or TF32 is used, the size is at least two of its units.
 
     Args:
         update: gives the types of the forward pass and of the gradients between ranks.
         network: gives the types of the parameters.
-        device: on a GPU, torch may multiply in TF32, of 10 bits after the binary point.
+        device: on a GPU, torch may multiply in TF32, which has a 10-bit mantissa.
     """
     types = {parameter.dtype for parameter in network.parameters()}
     types |= {getattr(torch, name) for name in (update.precision, update.allreduce_dtype) if name != "none"}
@@ -75,7 +75,7 @@ class Noise:
 
     @contextmanager
     def on_weights(self, network: nn.Module) -> Iterator[None]:
-        """While entered, the network's parameters have noise."""
+        """Add noise to the network's parameters, and restore them at the end."""
         parameters = [parameter.detach() for parameter in network.parameters()] if self._size else []
         before = [parameter.clone() for parameter in parameters]
         for parameter, value in zip(parameters, before, strict=True):
@@ -97,30 +97,30 @@ class Deviation:
     difference: float
     """|a - b| / |a| in the 2-norm, a being the reference; |a - b| if a is 0."""
     limit: float
-    """In the same unit: what rounding may do."""
+    """Largest difference that rounding explains, in the same unit."""
 
     @property
     def passed(self) -> bool:
-        """Whether rounding explains it; a difference that is not a number is never explained."""
+        """Whether rounding explains the difference. A NaN difference is never explained."""
         return self.difference <= self.limit
 
     @property
     def share(self) -> float:
-        """Difference in units of the limit."""
+        """Difference divided by the limit."""
         if self.difference == 0:
             return 0.0
         return self.difference / self.limit if self.limit and not math.isnan(self.difference) else math.inf
 
 
 class RoundingLimits:
-    """Limits for each tensor, from repeats of the same updates with noise.
+    """A limit for each tensor, measured by repeating the same updates with noise.
 
-    A tensor may differ from the reference by twice the largest change that a repeat caused, and one unit in the
-    last place of all of its values.
+    A tensor may differ from the reference by twice the largest change that a repeat caused, plus one unit in
+    the last place of all of its values.
 
     Args:
         reference: states without noise.
-        repeats: the same with noise.
+        repeats: states of each run with noise.
     """
 
     def __init__(self, reference: States, repeats: Sequence[States]) -> None:
@@ -134,13 +134,13 @@ class RoundingLimits:
         }
 
     def worst(self, states: States) -> Deviation:
-        """Return the deviation that comes closest to its limit, or exceeds it by most.
+        """Return the deviation with the largest ratio to its limit.
 
         Raises:
-            RunError: the states are of other sample counters or have other tensors than the reference.
+            RunError: the sample counters or the tensors differ from the reference's.
         """
         if list(states) != list(self._reference):
-            raise RunError(f"a run was compared at samples {[*states]}, plain autograd at {[*self._reference]}")
+            raise RunError(f"the run has states at samples {[*states]}, plain autograd at {[*self._reference]}")
         deviations = [deviation for samples, state in states.items() for deviation in self._deviations(samples, state)]
         return max(deviations, key=lambda deviation: deviation.share)
 
@@ -149,7 +149,7 @@ class RoundingLimits:
         shapes = [{name: tuple(value.shape) for name, value in tensors.items()} for tensors in (reference, state)]
         if shapes[0] != shapes[1]:
             names = sorted(str(name) for name, _ in shapes[0].items() ^ shapes[1].items())
-            raise RunError(f"a run and plain autograd have different tensors: {', '.join(dict.fromkeys(names))}")
+            raise RunError(f"the run and plain autograd have different tensors: {', '.join(dict.fromkeys(names))}")
         for name, value in reference.items():
             norm = _norm(value) or 1.0
             difference = _distance(value, state[name])
@@ -157,7 +157,7 @@ class RoundingLimits:
 
 
 def _distance(first: Tensor, second: Tensor) -> float:
-    """|a - b| in the 2-norm; infinities of one sign, and values that both are no numbers, count as equal."""
+    """Return |a - b| in the 2-norm. Equal infinities count as equal, and so do two NaNs."""
     kind = torch.promote_types(first.dtype, torch.float64)
     first, second = first.to(kind), second.to(kind)
     is_equal = (first == second) | (first.isnan() & second.isnan())
@@ -165,7 +165,7 @@ def _distance(first: Tensor, second: Tensor) -> float:
 
 
 def _norm(values: Tensor) -> float:
-    """2-norm of the finite values: a mask may hold infinities."""
+    """Return the 2-norm of the finite values: a mask may contain infinities."""
     return _distance(values, torch.where(values.isfinite(), 0, values))
 
 

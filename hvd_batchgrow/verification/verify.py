@@ -1,4 +1,4 @@
-"""The same few updates under several layouts, as real processes, compared with plain torch autograd."""
+"""Run a few updates under several layouts, as real processes, and compare them with plain torch autograd."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ from hvd_batchgrow.verification.rounding_limits import NUM_REPEATS, Deviation, R
 
 _GRACE_S = 5.0
 _OF_MPIRUN = ("OMPI_UNIVERSE_SIZE", "OMPI_MCA_orte_", "OMPI_MCA_ess", "OMPI_MCA_pmix")
-"""Variables by which Open MPI recognises a call of mpirun within mpirun, which it refuses."""
+"""Prefixes of the variables by which Open MPI detects mpirun within mpirun, which it refuses."""
 
 
 @dataclass(frozen=True, order=True)
 class Shape:
-    """A layout of the first phase's batch: ranks × passes × samples of a pass."""
+    """A layout of the first phase's batch: ranks × micro-batches of a rank × samples of a micro-batch."""
 
     ranks: int
     accumulation: int
@@ -48,29 +48,29 @@ class Shape:
 
 @dataclass(frozen=True)
 class Compared:
-    """One layout's weights against plain autograd's, and in exact mode against the first layout's."""
+    """The comparison of one layout with plain autograd, and in exact mode with the first layout."""
 
     shape: Shape
     digest: str
     """SHA-256 of the weights after the last update."""
     deviation: Deviation
     is_identical: bool
-    """Whether the digest is the first layout's."""
+    """Whether the digest equals the first layout's."""
     passed: bool
     """Whether rounding explains the deviation, and, in exact mode, the weights are bit-identical."""
 
 
 def parse_shapes(text: str, global_batch: int, group: int, *, exact: bool) -> list[Shape]:
-    """Layouts as they are written: "1x1x8,2x2x2".
+    """Parse layouts such as "1x1x8,2x2x2".
 
     Args:
-        text: layouts, with commas between.
-        global_batch: B of the job's first phase, which each must form.
-        group: γ, which no pass may cut.
-        exact: exact mode has one group a pass.
+        text: comma-separated layouts.
+        global_batch: B of the job's first phase. Each layout must process B samples.
+        group: γ. Each micro-batch must be a multiple of γ.
+        exact: in exact mode each micro-batch must be one ghost batch.
 
     Raises:
-        JobError: naming each that is no layout of this batch, with the arithmetic and the nearest that is.
+        JobError: names each layout that does not fit the batch, with the arithmetic and the nearest that fits.
     """
     faults, shapes = [], []
     for word in text.split(","):
@@ -89,18 +89,18 @@ def parse_shapes(text: str, global_batch: int, group: int, *, exact: bool) -> li
 def _faults(shape: Shape, global_batch: int, group: int, *, exact: bool) -> list[str]:
     near = ", ".join(map(str, default_shapes(global_batch, group, (shape.ranks,), exact=exact))) or "fewer ranks"
     if shape.micro_batch % group:
-        return [f"{shape}: a pass of {shape.micro_batch} would cut ghost batches of {group}; nearest: {near}"]
+        return [f"{shape}: a micro-batch of {shape.micro_batch} would split ghost batches of {group}; nearest: {near}"]
     if exact and shape.micro_batch != group:
-        return [f"{shape}: in exact mode a pass is one ghost batch of {group}; nearest: {near}"]
+        return [f"{shape}: in exact mode a micro-batch must be one ghost batch of {group}; nearest: {near}"]
     groups, room = global_batch // group, shape.ranks * shape.accumulation * shape.micro_batch
-    most = -(-groups // shape.ranks)  # of a rank, where they are dealt out in turn
+    most = -(-groups // shape.ranks)  # ghost batches of the rank that has the most
     if groups < shape.ranks or -(-most * group // shape.micro_batch) != shape.accumulation:
-        return [f"{shape} takes {room} samples, the first phase's batch is {global_batch}; nearest: {near}"]
+        return [f"{shape} processes {room} samples, but the first phase's batch is {global_batch}; nearest: {near}"]
     return []
 
 
 def default_shapes(global_batch: int, group: int, ranks: Sequence[int] = (1, 2, 3, 4), *, exact: bool) -> list[Shape]:
-    """All in one pass, and one ghost batch a pass, on each number of ranks that the batch has groups for."""
+    """Return, for each usable number of ranks, a layout with the largest micro-batch and one with the smallest."""
     shapes = []
     for count in ranks:
         for limit in (group,) if exact else (global_batch, group):
@@ -111,7 +111,7 @@ def default_shapes(global_batch: int, group: int, ranks: Sequence[int] = (1, 2, 
 
 
 def find_hazards(job: Job, source: DatasetPair) -> tuple[list[str], list[str]]:
-    """Find what in a job's network makes results depend on the layout; and notes on what training changes in it.
+    """Find what makes the results of a job's network depend on the layout, and note what training changes in it.
 
     Raises:
         JobError: the network cannot be built.
@@ -135,23 +135,23 @@ def verify(
     """Train a few updates under each layout, and compare the weights after the first and the last of them.
 
     Args:
-        job_file: trained by separate processes, as a user would start them.
-        job: the same, with the options applied.
+        job_file: the file that separate processes train.
+        job: the job of that file, with the options applied.
         source: the job's data.
         options: command-line options that override the job file.
         shapes: layouts.
-        num_updates: number of updates.
+        num_updates: updates to run under each layout.
         report: receives lines of progress.
-        backend: what ranks communicate through.
+        backend: communication backend of the ranks.
 
     Raises:
-        RunError: a run failed, or several ranks have no launcher.
+        RunError: a run failed, or no launcher for several ranks was found.
     """
     results: list[Compared] = []
     limits = None
     with tempfile.TemporaryDirectory(prefix="hvd-batchgrow-verify-") as folder:
         options = [*options, "--backend", backend]
-        if job.is_adaptive:  # plain autograd follows the plan: no trigger decides in between
+        if job.is_adaptive:  # plain autograd follows the plan, so the trigger must not decide
             (Path(folder) / "decisions.jsonl").touch()
             options += ["--replay", str(Path(folder) / "decisions.jsonl")]
         for shape in shapes:
@@ -159,7 +159,7 @@ def verify(
             _train(job_file, options, _launcher(shape.ranks, backend), shape, num_updates, Path(folder))
             states, digest = _states(Path(folder) / str(shape) / "checkpoints")
             shutil.rmtree(Path(folder) / str(shape))
-            # After the first run, whose process has reported whatever is wrong with the job.
+            # After the first run: its process reports whatever is wrong with the job.
             limits = limits or _measure_limits(job, source, num_updates, report)
             deviation = limits.worst(states)
             is_identical = not results or digest == results[0].digest
@@ -169,22 +169,22 @@ def verify(
 
 
 def _measure_limits(job: Job, source: DatasetPair, num_updates: int, report: Callable[[str], None]) -> RoundingLimits:
-    """Do the same updates by plain autograd, without noise and with it."""
+    """Run the same updates by plain autograd, without noise and with it."""
     set_threads(job, SingleRank())
     device = choose_device(SingleRank())
-    done = f"{counted(num_updates, 'update')} by plain autograd"
-    report(done)
+    message = f"{counted(num_updates, 'update')} by plain autograd"
+    report(message)
     reference = PlainRun(job, source, device).train(num_updates)
     repeats = []
     for seed in range(1, NUM_REPEATS + 1):
         run = PlainRun(job, source, device, seed)
-        report(f"{done}, values changed by ± {run.noise_size:.1e}: {seed}")
+        report(f"{message}, values changed by ± {run.noise_size:.1e}: {seed}")
         repeats.append(run.train(num_updates))
     return RoundingLimits(reference, repeats)
 
 
 def _states(folder: Path) -> tuple[States, str]:
-    """Tensors of the oldest and the newest checkpoint, and the digest of the newest, which covers extra state too."""
+    """Return the tensors of the oldest and the newest checkpoint, and the digest of the newest with its extra state."""
     paths = checkpoint_paths(folder)
     oldest, newest = (Checkpoint.from_bytes(path.read_bytes()) for path in (paths[0], paths[-1]))
     return {run.samples: tensors_of(run.model) for run in (oldest, newest)}, tree_digest(newest.model)
@@ -204,7 +204,7 @@ def _train(
         "--logging.tensorboard",
         "false",
     ]
-    # A checkpoint after every update, and the first is kept.
+    # A checkpoint after every update; all are kept.
     command += ["--checkpoint.every-epochs", "1e-9", "--checkpoint.keep", str(num_updates)]
     pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     process = None
@@ -222,7 +222,7 @@ def _train(
 
 
 def _end(process: subprocess.Popen[str]) -> None:
-    """A launcher takes its ranks with it, if it is asked to; a rank alone would finish its update first."""
+    """Terminate a launcher, which then ends its ranks. Kill it if it has not ended after `_GRACE_S`."""
     try:
         process.terminate()
         process.wait(_GRACE_S)
@@ -247,9 +247,9 @@ def _launcher(ranks: int, backend: Backend) -> list[str]:
 
 
 def _environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """As root Open MPI wants to be told twice; and ranks that share cores must not share them unevenly."""
+    """Return the environment of a launcher: without the variables of another launcher, and with root allowed."""
     leave = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"} if os.geteuid() == 0 else {}
-    # The child is a job of its own, even where this process was started by a launcher.
+    # The launcher starts a separate job, even if this process was started by a launcher.
     return {
         key: value for key, value in environment.items() if not key.startswith((*OF_LAUNCHERS, *_OF_MPIRUN))
     } | leave

@@ -1,4 +1,4 @@
-"""The job that trains a network of the zoo: the same updates as `reference` does by hand."""
+"""The job that trains a network of the zoo with the same updates as `reference`."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from tests.fuzz.zoo.entry import FEATURES, Entry
 
 
 def command_lines(layout: Layout) -> list[list[str]]:
-    """The words of each invocation of a run."""
+    """Return the command line of each invocation of a run."""
     train = ["train", "job.toml"]
     return [[*train, "--max-updates", "3"], [*train, "--resume", "auto"]] if layout.resumed else [train]
 
 
 def write_case(entry: Entry, layout: Layout, place: Path) -> None:
-    """Job and data."""
+    """Write the job file and the data."""
     features, labels = rows()
     data = place / "data"
     data.mkdir()
@@ -30,7 +30,7 @@ def write_case(entry: Entry, layout: Layout, place: Path) -> None:
 
 
 def _job_tree(entry: Entry, layout: Layout) -> dict[str, Any]:
-    """The job whose updates `reference` does by hand."""
+    """Return the job whose updates `reference` computes."""
     optim: dict[str, Any] = {"name": entry.optim, "lr": LR[entry.optim], "weight_decay": DECAY}
     is_adam = entry.optim in {"adam", "adamw"}
     optim |= {"betas": [MOMENTUM, BETA2], "eps": EPS} if is_adam else {"momentum": MOMENTUM}

@@ -1,7 +1,7 @@
-"""Each network of the zoo in several layouts, against plain torch: python -m tests.fuzz.networks.
+"""Train each network of the zoo in several layouts, and compare with plain torch: python -m tests.fuzz.networks.
 
-Under mpirun the ranks train together; alone, one rank trains in several passes. A network must end as
-the reference does, or be rejected in one line before training. Nothing else is right.
+Under mpirun several ranks train together; without it one rank trains in several micro-batches. The weights must
+agree with the reference, or the network must be rejected in one line before training.
 """
 
 from __future__ import annotations
@@ -36,32 +36,32 @@ from tests.fuzz.zoo.generated import variation
 ALONE = (Layout(1, 4), Layout(1, 1), Layout(1, 2), Layout(1, 1, exact=True), Layout(1, 1, resumed=True))
 TOGETHER = (Layout(2, 2), Layout(2, 1), Layout(2, 1, exact=True))
 _MOST_CHARACTERS = 600
-"""Of a message that is to be read as one line."""
+"""Most characters of a message that counts as one line."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a network did in a layout."""
+    """The result of a network in a layout."""
 
     outcome: str
     """equal, refused, stopped, not compared, or wrong."""
     faults: tuple[str, ...] = ()
-    """What is wrong with it."""
+    """A line for each fault."""
     text: str = ""
-    """What the command printed."""
+    """The output of the command."""
 
 
 def main() -> int:
-    """Train all networks; print what is wrong with each that fails, and a summary; 1 if any has failed."""
+    """Train all networks, and print the faults and a summary. Return 1 if any network failed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default="", help="pattern of the names of the networks to train")
-    parser.add_argument("--generated", type=int, default=60, help="networks that are put together from a seed")
-    parser.add_argument("--seed", type=int, default=0, help="of the first of these")
+    parser.add_argument("--generated", type=int, default=60, help="number of networks generated from seeds")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the first generated network")
     parser.add_argument("--backend", default="auto", choices=["auto", "horovod", "torch"])
     parser.add_argument("--verbose", action="store_true", help="print all that each run prints")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    ranks = connect(arguments.comm)
+    ranks = connect(arguments.backend)
     made = [variation(seed) for seed in range(arguments.seed, arguments.seed + arguments.generated)]
     entries = [entry for entry in [*ENTRIES, *made] if re.search(arguments.only, entry.title)]
     counts: Counter[str] = Counter()
@@ -89,13 +89,13 @@ def _report(entry: Entry, verdicts: Mapping[Layout, Verdict], *, verbose: bool) 
 
 
 def layouts(entry: Entry, num_ranks: int) -> Sequence[Layout]:
-    """Those of so many ranks; a network that is always rejected is tried in one."""
+    """Return the layouts for a number of ranks; only one for a network that is always rejected."""
     found = ALONE if num_ranks == 1 else TOGETHER
     return found[:1] if entry.refused else found
 
 
 def check(entry: Entry, layout: Layout, ranks: Ranks, base: Path) -> Verdict:
-    """Train a network in a layout, all ranks together; the verdict is rank 0's, others have none."""
+    """Train a network in a layout on all ranks, and return the verdict on rank 0."""
     with folder(base / f"rank{ranks.rank}"):
         write_case(entry, layout, Path.cwd())
         outcomes = []
@@ -114,7 +114,7 @@ def check(entry: Entry, layout: Layout, ranks: Ranks, base: Path) -> Verdict:
 
 
 def _faults(entry: Entry, layout: Layout, outcomes: Sequence[Outcome]) -> tuple[list[str], str]:
-    """What is wrong with a run, and what it did."""
+    """Return the faults and the outcome of a run."""
     text, code = "\n".join(outcome.text for outcome in outcomes), outcomes[-1].code
     if entry.raises and code is None:
         return _lacking(entry.stops, text), "stopped"
@@ -125,7 +125,7 @@ def _faults(entry: Entry, layout: Layout, outcomes: Sequence[Outcome]) -> tuple[
     if code == 1:
         return (_lacking(entry.stops, text) if entry.stops else [text]), "stopped"
     expected = entry.refused or entry.stops or (entry.exact_refused if layout.exact else "")
-    faults = [f"ends with {code} and must not: {expected}"] if expected else []
+    faults = [f"ends with {code}, but must be rejected or stop: {expected}"] if expected else []
     faults += _lacking(entry.named, text) + ([] if layout.exact else _lacking(entry.exact_refused, text))
     if not entry.compared:
         return faults, "not compared"
@@ -133,11 +133,11 @@ def _faults(entry: Entry, layout: Layout, outcomes: Sequence[Outcome]) -> tuple[
 
 
 def _lacking(pattern: str, text: str) -> list[str]:
-    return [] if re.search(pattern, text) else [f"does not say {pattern!r}", text]
+    return [] if re.search(pattern, text) else [f"does not print {pattern!r}", text]
 
 
 def _refusal_faults(pattern: str, text: str) -> list[str]:
-    """What is wrong with a rejection, which must be one line that says why."""
+    """Return the faults of a rejection, which must be one line that gives the reason."""
     if not pattern:
         return ["is rejected, though torch trains it", *_last_lines(text)]
     lines = re.split(r"^.*: \d+ faults?$", text, flags=re.MULTILINE)[-1].strip().splitlines()
@@ -151,7 +151,7 @@ def _last_lines(text: str) -> list[str]:
 
 
 def _differences(entry: Entry, layout: Layout) -> list[str]:
-    """Each tensor that is further from the reference than rounding explains."""
+    """Return a line for each tensor that differs from the reference by more than rounding explains."""
     try:
         expected, allowed = _expected(entry, layout)
     except Exception as error:
@@ -169,7 +169,7 @@ def _differences(entry: Entry, layout: Layout) -> list[str]:
 
 
 def _extra_state_faults(expected: dict[str, Any]) -> list[str]:
-    """Extra state that the checkpoint does not hold as the network made it; no network of the zoo changes it."""
+    """Return a line for each extra state that differs in the checkpoint. Networks of the zoo never change it."""
     data, _ = newest_good(Path("runs/run/checkpoints"))
     assert data is not None
     found = Checkpoint.from_bytes(data).model
@@ -188,7 +188,7 @@ def _expected(entry: Entry, layout: Layout) -> tuple[dict[str, Tensor], dict[str
 
 @contextmanager
 def joined(ranks: Ranks) -> Iterator[None]:
-    """Commands run on ranks that stay joined."""
+    """Run commands on ranks that stay connected."""
     kept = backend.connect, ranks.close, ranks.abort
     backend.connect = lambda comm="auto": ranks  # type: ignore[assignment]
     ranks.close = lambda: None  # type: ignore[method-assign]

@@ -1,7 +1,7 @@
-"""What a job on a network of the zoo must give, by plain torch: no code of ours but the order of the samples.
+"""The reference result of a job on a network of the zoo, by plain torch.
 
-The network is the user's, as its function made it. Its batch norms are torch's, called ghost batch by
-ghost batch. Gradients are what `backward` leaves in `.grad`, and torch's own optimizer steps.
+Of this package, only the order of the samples is used. The network is not converted: its batch norms are torch's,
+called for one ghost batch after the other. `backward` accumulates the gradients, and torch's optimizer steps.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tests.fuzz.zoo.entry import FEATURES, NUM_CLASSES, Entry
 
 GHOST, NUM_SAMPLES, SEED = 4, 64, 7
 BATCHES = (8, 8, 8, 8, 16, 16)
-"""B of each update: one epoch, in the middle of which the batch doubles."""
+"""B of each update: one epoch. The batch doubles in the middle of it."""
 MOMENTUM, DECAY, BETA2, EPS, TRUST, GHOST_MOMENTUM = 0.9, 0.01, 0.999, 1e-8, 0.02, 0.1
 LR = {"sgd": 0.05, "adam": 2e-3, "adamw": 2e-3, "lars": 0.5}
 
@@ -33,11 +33,11 @@ State = dict[str, Any]
 
 @dataclass(frozen=True)
 class Layout:
-    """How a batch is cut."""
+    """How a batch is divided."""
 
     ranks: int = 1
     groups: int = 4
-    """Most ghost batches of a pass on one rank."""
+    """Most ghost batches of a micro-batch."""
     exact: bool = False
     resumed: bool = False
     """Whether the run is stopped after 3 updates and resumed."""
@@ -47,13 +47,13 @@ class Layout:
         return " ".join(words)
 
     def passes(self, num_groups: int) -> list[list[int]]:
-        """Ghost batches of each pass, rank by rank."""
+        """Return the ghost batches of each micro-batch, rank by rank."""
         shares = [list(range(rank, num_groups, self.ranks)) for rank in range(self.ranks)]
         return [share[i : i + self.groups] for share in shares for i in range(0, len(share), self.groups)]
 
 
 def rows() -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """The training set: noisy prototypes of the classes."""
+    """Return the training set: noisy prototypes of the classes."""
     draw = np.random.default_rng(3)
     labels = draw.integers(0, NUM_CLASSES, NUM_SAMPLES)
     prototypes = draw.normal(size=(NUM_CLASSES, FEATURES))
@@ -61,18 +61,18 @@ def rows() -> tuple[NDArray[np.float32], NDArray[np.int64]]:
 
 
 def reference(entry: Entry, layout: Layout, nudge: Callable[[Tensor], Tensor] = lambda x: x) -> nn.Module:
-    """The network after all updates.
+    """Return the network after all updates.
 
     Args:
-        entry: makes the network, and says in which order its samples are served.
-        layout: as the job cuts a batch.
-        nudge: changes the inputs, to see what a change of that size grows to.
+        entry: creates the network, and gives the order of its samples.
+        layout: divides the batch as in the job.
+        nudge: changes the inputs, to measure the effect of a small change.
     """
     network = entry.make(NUM_CLASSES, **entry.arguments)
     _initialise_lazy(network)
     for module in network.modules():
         if isinstance(module, _BatchNorm) and module.track_running_stats:
-            module.eps = module.eps or 1e-30  # torch refuses 0; to every variance of the zoo it adds nothing
+            module.eps = module.eps or 1e-30  # torch refuses 0; 1e-30 does not change any variance of the zoo
             module.forward = partial(_by_ghost_batch, module, module.forward)  # type: ignore[method-assign]
     optimizer = _optimizer(entry, network)
     features, labels = (torch.from_numpy(values) for values in rows())
@@ -99,11 +99,11 @@ def reference(entry: Entry, layout: Layout, nudge: Callable[[Tensor], Tensor] = 
 
 
 def limits(entry: Entry, layout: Layout, expected: State) -> dict[str, float]:
-    """Largest difference that rounding may make in each tensor, measured on this network.
+    """Return the largest difference that rounding may cause in each tensor, measured on this network.
 
-    Inputs that differ by one unit in the last place of the coarsest type in the network, in either
-    direction, change the result by some amount. 60 times as much is allowed, and 16 units in the last
-    place of the tensor's largest value: sums in another order round a few times more than that once.
+    The inputs are changed by up to one unit in the last place of the coarsest type in the network. The limit is 60
+    times the resulting change, plus 16 units in the last place of the tensor's largest value: sums in another
+    order round several times.
     """
     types = [value.dtype for value in expected.values()] + ([entry.coarse] if entry.coarse else [])
     unit = max(map(_unit, types), default=2.0**-24)
@@ -117,24 +117,24 @@ def limits(entry: Entry, layout: Layout, expected: State) -> dict[str, float]:
 
 
 def tensors(network: nn.Module) -> dict[str, Tensor]:
-    """Copies of all parameters and buffers, also of buffers that `state_dict` leaves out."""
+    """Return copies of all parameters and buffers, including buffers that are not in `state_dict`."""
     state = network.state_dict() | dict(network.named_buffers())
     copies = {name: value.detach().clone() for name, value in state.items() if isinstance(value, Tensor)}
     return without_extra(copies)
 
 
 def without_extra(values: State) -> State:
-    """Without torch's counts of batches, which ghost norms lack, and without extra state."""
+    """Return the values without torch's counts of batches, which ghost norms do not have, and without extra state."""
     return {name: value for name, value in values.items() if not name.endswith(("num_batches_tracked", "_extra_state"))}
 
 
 def extra_state(network: nn.Module) -> State:
-    """What the modules of a network save beside tensors, by name."""
+    """Return the extra state of the modules of a network, by name."""
     return {name: value for name, value in network.state_dict().items() if name.endswith("_extra_state")}
 
 
 def distance(first: Tensor, second: Tensor) -> float:
-    """Largest difference of two entries; infinite for other shapes, or where one is no number."""
+    """Return the largest difference of two entries; infinity for different shapes or types, or if it is NaN."""
     if first.shape != second.shape or first.dtype != second.dtype:
         return float("inf")
     if not first.numel():
@@ -160,7 +160,7 @@ def _initialise_lazy(network: nn.Module) -> None:
 def _by_ghost_batch(norm: _BatchNorm, forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     if not norm.training:
         return forward(x)
-    # A checkpoint repeats the forward in the backward: the statistics must not count its samples twice.
+    # An activation checkpoint repeats the forward: the statistics must not count its samples twice.
     norm.momentum = 0.0 if torch._C._current_graph_task_id() != -1 else GHOST_MOMENTUM
     return torch.cat([forward(part) for part in x.split(GHOST)])
 
@@ -170,7 +170,7 @@ def _served(entry: Entry, layout: Layout, num_groups: int) -> list[list[int]]:
 
 
 def _own_buffers(network: nn.Module) -> State:
-    """Copies of all buffers that are not a batch norm's."""
+    """Return copies of all buffers except those of batch norms."""
     return {
         f"{path}.{name}".lstrip("."): buffer.clone()
         for path, module in network.named_modules()
@@ -202,7 +202,7 @@ def _optimizer(entry: Entry, network: nn.Module) -> Any:
 
 
 class PlainLars:
-    """λ = η |w| / (|g| + β |w|), u ← m u + λ (g + β w), w ← w - ε u; neither λ nor decay below 2 dimensions."""
+    """λ = η |w| / (|g| + β |w|), u ← m u + λ (g + β w), w ← w - ε u; without λ and decay below 2 dimensions."""
 
     def __init__(self, parameters: list[nn.Parameter], lr: float) -> None:
         self.parameters, self.lr = parameters, lr

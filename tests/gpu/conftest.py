@@ -1,9 +1,9 @@
-"""Tests that need a GPU, or that Triton be installed.
+"""Tests that need a GPU or Triton.
 
-    pytest tests/gpu                        on a machine with a GPU: all
-    TRITON_INTERPRET=1 pytest tests/gpu     anywhere: the kernels' arithmetic, in Triton's interpreter
+    pytest tests/gpu                        all tests, on a machine with a GPU
+    TRITON_INTERPRET=1 pytest tests/gpu     the kernels' arithmetic in Triton's interpreter, on any machine
 
-Triton looks at the variable when it is imported: hence no fixture sets it.
+Triton reads the variable when it is imported, so a fixture cannot set it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 @pytest.fixture
 def gpu() -> torch.device:
-    """The first GPU."""
+    """Return the first GPU."""
     if INTERPRETED or not torch.cuda.is_available():
         pytest.skip("needs a GPU")
     return torch.device("cuda", 0)
@@ -27,7 +27,7 @@ def gpu() -> torch.device:
 
 @pytest.fixture
 def device() -> torch.device:
-    """Where Triton's kernels can run: on a GPU, or, interpreted, on the CPU."""
+    """Return the device of Triton's kernels: a GPU, or the CPU if they are interpreted."""
     if not INTERPRETED and not torch.cuda.is_available():
         pytest.skip("needs a GPU, or TRITON_INTERPRET=1 in the environment")
     return torch.device("cpu") if INTERPRETED else torch.device("cuda", 0)
@@ -35,8 +35,8 @@ def device() -> torch.device:
 
 @pytest.fixture
 def float32_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Products of float32 are of 24 bits, and sums always in one order, as on a CPU."""
+    """Disable TF32, and make sums deterministic, as on a CPU."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch would rather have the setting's new name, which its older ones lack
+        warnings.simplefilter("ignore")  # new versions of torch deprecate this name, old ones have no other
         monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)

@@ -1,4 +1,4 @@
-"""Ghost norms on a GPU: the modules, with whatever kernels they choose, at sizes that fill it."""
+"""Ghost norms on a GPU: the modules with the kernels that they choose, at sizes that fill the GPU."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def assert_is_batch_norm_on_each_ghost_batch(shape: tuple[int, ...], device: tor
     chunks = [forward_and_backward(plain, *pair) for pair in zip(x.split(GHOST), upstream.split(GHOST), strict=True)]
     torch.testing.assert_close(y, torch.cat([chunk[0] for chunk in chunks]), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(of_x, torch.cat([chunk[1] for chunk in chunks]), rtol=1e-4, atol=1e-4)
-    # Sums of as many products of order 3 as a channel has values, whose sizes add up as a random walk's.
+    # Each is a sum of one product of order 3 per value of the channel; such sums grow like a random walk.
     atol = 1e-5 * 3 * (x.numel() / shape[1]) ** 0.5 + 1e-4
     for k, value in enumerate(of_parameters):
         torch.testing.assert_close(value, sum(chunk[2 + k] for chunk in chunks), rtol=1e-4, atol=atol)
@@ -71,14 +71,16 @@ def test_it_is_batch_norm_on_each_ghost_batch(shape: tuple[int, ...], gpu: torch
 
 @each_shape
 @each_layout
-def test_it_is_so_by_pytorch_too(shape: tuple[int, ...], gpu: torch.device, channels_last: bool) -> None:
+def test_pytorchs_operations_are_batch_norm_on_each_ghost_batch_too(
+    shape: tuple[int, ...], gpu: torch.device, channels_last: bool
+) -> None:
     with by_pytorch_only():
         assert_is_batch_norm_on_each_ghost_batch(shape, gpu, channels_last)
 
 
 @each_shape
 @each_layout
-def test_runs_repeat_to_the_bit(shape: tuple[int, ...], gpu: torch.device, channels_last: bool) -> None:
+def test_runs_are_bit_identical(shape: tuple[int, ...], gpu: torch.device, channels_last: bool) -> None:
     x, upstream = (drawn(shape, gpu, channels_last, seed) for seed in (2, 3))
     first = forward_and_backward(make(shape, gpu), x, upstream)
     for _ in range(3):
@@ -86,7 +88,7 @@ def test_runs_repeat_to_the_bit(shape: tuple[int, ...], gpu: torch.device, chann
 
 
 @each_shape
-def test_a_ghost_batch_does_not_feel_the_others(shape: tuple[int, ...], gpu: torch.device) -> None:
+def test_a_ghost_batch_does_not_depend_on_the_others(shape: tuple[int, ...], gpu: torch.device) -> None:
     x, upstream = (drawn(shape, gpu, channels_last=False, seed=seed) for seed in (2, 3))
     norm = make(shape, gpu)
     whole = forward_and_backward(norm, x, upstream)
@@ -96,7 +98,7 @@ def test_a_ghost_batch_does_not_feel_the_others(shape: tuple[int, ...], gpu: tor
 
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
-def test_triton_is_used_for_what_it_takes(gpu: torch.device) -> None:
+def test_triton_is_used_for_inputs_that_it_supports(gpu: torch.device) -> None:
     from hvd_batchgrow.nn.ghost import ghost_triton
 
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
@@ -106,7 +108,9 @@ def test_triton_is_used_for_what_it_takes(gpu: torch.device) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @each_layout
-def test_under_autocast_it_is_what_it_is_by_pytorch(gpu: torch.device, dtype: torch.dtype, channels_last: bool) -> None:
+def test_under_autocast_results_are_those_of_pytorch(
+    gpu: torch.device, dtype: torch.dtype, channels_last: bool
+) -> None:
     torch.manual_seed(0)
     network = nn.Sequential(
         nn.Conv2d(3, 16, 3, bias=False), GhostBatchNorm2d(16, GHOST, relu=True), nn.Conv2d(16, 4, 1)
@@ -124,12 +128,12 @@ def test_under_autocast_it_is_what_it_is_by_pytorch(gpu: torch.device, dtype: to
     with by_pytorch_only():
         plain = run()
     for value, expected in zip(got, plain, strict=True):
-        # Each is a sum of some hundred values, of which rounding moves a few by one place.
+        # Each is a sum of some hundred values; rounding changes a few of them by one unit in the last place.
         scale = expected.float().abs().max().item()
         torch.testing.assert_close(value.float(), expected.float(), rtol=0, atol=8 * torch.finfo(dtype).eps * scale)
 
 
-@pytest.mark.filterwarnings("ignore")  # torch.compile's own
+@pytest.mark.filterwarnings("ignore")  # of torch.compile
 def test_a_compiled_network_gives_the_same(gpu: torch.device) -> None:
     network, x = nn.Sequential(make((64, 3, 15, 15), gpu), nn.Sigmoid()), drawn((64, 3, 15, 15), gpu, False)
     y = torch.compile(network, backend="eager")(x.requires_grad_())

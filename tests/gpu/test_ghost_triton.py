@@ -11,13 +11,13 @@ from torch import Tensor
 from hvd_batchgrow.nn.ghost import ghost_reference, ghost_tiles
 
 pytest.importorskip("triton", reason="Triton is not installed")
-from hvd_batchgrow.nn import ghost_triton  # imports Triton
+from hvd_batchgrow.nn.ghost import ghost_triton  # imports Triton
 
 GHOST, EPS = 4, 1e-5
 
 
 class Case(NamedTuple):
-    """An input, and the limits that decide how it is cut; by default one tile holds a ghost batch's channels."""
+    """An input, and the limits that decide its tiles; by default one tile has all values of its channels."""
 
     shape: tuple[int, ...]
     channels_last: bool = False
@@ -64,7 +64,7 @@ def parameters(num_channels: int, device: torch.device) -> tuple[Tensor, Tensor]
 
 
 def results(x: Tensor, weight: Tensor | None, bias: Tensor | None, upstream: Tensor, *, relu: bool) -> list[Tensor]:
-    """Output, statistics and gradients of the kernels."""
+    """Return output, statistics and gradients of the kernels."""
     leaf = x.detach().requires_grad_()
     wanted = [tensor for tensor in (leaf, weight, bias) if tensor is not None]
     y, statistics = ghost_triton.normalise(leaf, weight, bias, len(x) // GHOST, EPS, relu=relu)
@@ -74,7 +74,7 @@ def results(x: Tensor, weight: Tensor | None, bias: Tensor | None, upstream: Ten
 def expected_results(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, upstream: Tensor, *, relu: bool
 ) -> list[Tensor]:
-    """The same by PyTorch's operations in float64."""
+    """Return the same results by PyTorch's operations in float64."""
     leaf, *affine = (None if t is None else t.detach().double().requires_grad_() for t in (x, weight, bias))
     assert leaf is not None
     wanted = [tensor for tensor in (leaf, *affine) if tensor is not None]
@@ -98,7 +98,7 @@ def test_output_statistics_and_gradients_are_those_of_pytorch(
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("case", [CASES["rows"], CASES["columns, a tile each split"]])
-def test_16_bits_have_statistics_of_32(case: Case, device: torch.device, dtype: torch.dtype) -> None:
+def test_16_bit_inputs_have_float32_statistics(case: Case, device: torch.device, dtype: torch.dtype) -> None:
     x, upstream = (drawn(case, device) * 100).to(dtype), drawn(case, device, dtype, seed=3)
     assert (x.double() ** 2).max() > torch.finfo(torch.float16).max
     of = parameters(case.shape[1], device)
@@ -112,7 +112,7 @@ def test_16_bits_have_statistics_of_32(case: Case, device: torch.device, dtype: 
 
 
 @every_case
-def test_a_ghost_batch_has_the_same_bits_alone_and_among_others(case: Case, device: torch.device) -> None:
+def test_a_ghost_batch_is_bit_identical_alone_and_among_others(case: Case, device: torch.device) -> None:
     x, upstream = drawn(case, device), drawn(case, device, seed=3)
     of = parameters(case.shape[1], device)
     both = results(x, *of, upstream, relu=True)[:3]
@@ -122,7 +122,7 @@ def test_a_ghost_batch_has_the_same_bits_alone_and_among_others(case: Case, devi
 
 
 @every_case
-def test_a_large_mean_does_not_hide_the_variance(case: Case, device: torch.device) -> None:
+def test_a_large_mean_does_not_cancel_the_variance(case: Case, device: torch.device) -> None:
     x = (drawn(case, device).double() - 1).div(3).add(1000).float()
     statistics = ghost_triton.normalise(x, None, None, 2, EPS)[1]
     groups = x.double().unflatten(0, (2, GHOST)).movedim(2, 1).flatten(2)
@@ -142,7 +142,9 @@ def test_a_nan_is_not_hidden_by_the_relu(case: Case, device: torch.device) -> No
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_gaps_and_gradients_of_another_layout_are_taken(device: torch.device, channels_last: bool) -> None:
+def test_inputs_with_gaps_and_gradients_of_another_layout_are_accepted(
+    device: torch.device, channels_last: bool
+) -> None:
     wide = drawn(Case((8, 6, 3, 5), channels_last), device)
     gaps, dense = wide[:, :3], wide[:, :3].contiguous()
     of = parameters(3, device)
@@ -153,7 +155,7 @@ def test_gaps_and_gradients_of_another_layout_are_taken(device: torch.device, ch
     torch.testing.assert_close(results(gaps, *of, ones, relu=False)[3], results(dense, *of, ones, relu=False)[3])
 
 
-def test_gradients_are_of_the_parameters_types_and_only_where_wanted(device: torch.device) -> None:
+def test_gradients_have_the_parameters_types_and_only_required_ones_are_returned(device: torch.device) -> None:
     x = drawn(CASES["no maps"], device)
     weight, bias = (tensor.detach().bfloat16() for tensor in parameters(21, device))
     y, statistics = ghost_triton.normalise(x, weight.requires_grad_(), bias, 2, EPS)

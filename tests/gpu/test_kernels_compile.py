@@ -1,4 +1,4 @@
-"""Triton's compiler takes the kernels, for GPUs that need not be here: it finds what its interpreter lets pass."""
+"""Compile the Triton kernels for several GPUs, without a GPU: the compiler finds errors that the interpreter misses."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:AnnAssign:DeprecationWarning")
 
 
 def compiled(name: str, constants: dict[str, Any], num_warps: int, dtype: str, capability: int) -> Any:
-    """A kernel for a compute capability, its other tensors of float32; a constant None stands for no tensor."""
+    """Compile a kernel for a compute capability; other tensors are float32, absent ones the constant None."""
     kernel = getattr(ghost_triton_kernels, name)
     sizes = {"num_values": "i32", "num_channels": "i32", "eps": "fp32"}
     signature, values = {}, {}
@@ -56,7 +56,7 @@ def test_kernels_compile_and_fit(capability: int, dtype: str, num_pixels: int, n
         "CHANNELS": tiles.num_channels,
         "TILES": tiles.num_per_program,
         "SPLITS": power_of_two(tiles.num_splits),
-        # An argument of 1 is a constant too: Triton makes it one.
+        # Triton specialises an argument of 1 to a constant.
         **({"weight": None, "bias": None, "num_channels": 1} if plain else {}),
     }
     for name in KERNELS["whole" if tiles.num_splits == 1 else "splits"]:
@@ -64,4 +64,4 @@ def test_kernels_compile_and_fit(capability: int, dtype: str, num_pixels: int, n
         assert kernel.asm["cubin"]
         assert ".atomic" not in kernel.asm["ptx"]
         assert "red.global" not in kernel.asm["ptx"]
-        assert kernel.metadata.shared <= 48 * 1024, "what every GPU has without being asked"
+        assert kernel.metadata.shared <= 48 * 1024, "the shared memory that every GPU has by default"

@@ -1,4 +1,4 @@
-"""Updates and a whole run on a GPU, against the CPU's."""
+"""Compare updates and a whole run on a GPU with those on the CPU."""
 
 from __future__ import annotations
 
@@ -40,19 +40,19 @@ def test_a_run_is_the_cpus_up_to_rounding(gpu: torch.device, tmp_path: Path, mon
     assert on_cpu.device.type == "cpu"
     assert losses[0] == pytest.approx(expected[0], rel=1e-4)
     assert losses == pytest.approx(expected, rel=1e-2)
-    # Steps of 0.05 on gradients of order 1, 80 times: rounding grows with every one of them.
+    # 80 steps of 0.05 on gradients of order 1: rounding grows with each step.
     torch.testing.assert_close(state(trainer), state(on_cpu), rtol=1e-2, atol=2e-3)
 
 
 @pytest.mark.parametrize("micro_batch", [8, 16])
-def test_a_run_repeats_to_the_bit(gpu: torch.device, tmp_path: Path, micro_batch: int) -> None:
+def test_a_repeated_run_is_bit_identical(gpu: torch.device, tmp_path: Path, micro_batch: int) -> None:
     first, again = (train(tmp_path / name, layout={"max_micro_batch": micro_batch})[0] for name in ("first", "again"))
     assert first.device == gpu
     assert digest(first) == digest(again)
 
 
 @pytest.mark.parametrize("precision", ["float16", "bfloat16"])
-def test_a_run_of_16_bits_learns_as_well(gpu: torch.device, tmp_path: Path, precision: str) -> None:
+def test_a_16_bit_run_learns_as_well(gpu: torch.device, tmp_path: Path, precision: str) -> None:
     trainer, losses = train(tmp_path / "16", update={"precision": precision})
     _, expected = train(tmp_path / "32")
     assert trainer.device == gpu
@@ -62,7 +62,7 @@ def test_a_run_of_16_bits_learns_as_well(gpu: torch.device, tmp_path: Path, prec
     assert trainer.num_skipped < 10
 
 
-def test_an_overflow_halves_the_loss_scale_and_leaves_the_update_out(gpu: torch.device, tmp_path: Path) -> None:
+def test_an_overflow_halves_the_loss_scale_and_skips_the_update(gpu: torch.device, tmp_path: Path) -> None:
     def run(scale: float) -> Trainer:
         job = small_job(data={"pipeline": "torch"}, update={"precision": "float16"})
         trainer = training.make_trainer(job, SingleRank(), tmp_path / str(scale))

@@ -1,4 +1,4 @@
-"""Networks that torch accepts and that simple gradient buckets get wrong: they must train as under plain torch."""
+"""Unusual networks, which simple gradient buckets get wrong, must train as in plain torch."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SGD: dict[str, Any] = {"lr": 0.05, "momentum": 0.9, "weight_decay": 0.1}
 
 
 def train_plainly(model: nn.Module, num_updates: int = golden.NUM_UPDATES) -> nn.Module:
-    """Train by torch alone: mean loss of the whole batch, backward, step."""
+    """Train by plain torch: mean loss of the whole batch, backward, step."""
     optimizer = torch.optim.SGD(model.parameters(), **SGD)
     for update in range(num_updates):
         images, labels = golden.samples(update)
@@ -43,7 +43,7 @@ def train_here(
 ) -> nn.Module:
     engine = UpdateEngine(model, torch.optim.SGD(model.parameters(), **SGD), ranks, exact=exact)
     parameters = [p for p in model.parameters() if p.requires_grad]
-    engine.buckets = GradientBuckets(parameters, ranks, bucket_bytes=512, exact=exact)  # a few of them
+    engine.buckets = GradientBuckets(parameters, ranks, bucket_bytes=512, exact=exact)  # several small buckets
     for update in range(num_updates):
         golden.serve(engine, ranks, per_pass, update)
     return model
@@ -101,7 +101,7 @@ class Spare(nn.Module):
 
 
 class ReplacesGradient(nn.Module):
-    """A hook of the network's own puts another tensor in the place of a gradient."""
+    """A hook of the network replaces a gradient by another tensor."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -162,7 +162,7 @@ class SometimesNested(nn.Module):
 
 def test_a_piece_of_a_gradient_that_comes_too_late_is_an_error(ranks: Ranks) -> None:
     if ranks.size > 1:
-        return  # it ends the job
+        return  # the error ends the job
     model = SometimesNested()
     engine = UpdateEngine(model, torch.optim.SGD(model.parameters(), **SGD), ranks)
     engine.buckets = GradientBuckets(model.parameters(), ranks, bucket_bytes=1)
@@ -173,7 +173,7 @@ def test_a_piece_of_a_gradient_that_comes_too_late_is_an_error(ranks: Ranks) -> 
 
 
 def test_gradients_of_16_bits_are_summed_in_float32(ranks: Ranks) -> None:
-    """256 + 1 + 1 … is 256 in bfloat16, whose neighbours are 2 apart; float32 counts on."""
+    """256 + 1 + 1 … stays 256 in bfloat16, where the next number is 258; float32 is exact."""
     model = nn.Linear(1, 1, bias=False, dtype=torch.bfloat16)
     model.weight.data.zero_()
     engine = UpdateEngine(model, torch.optim.SGD(model.parameters(), lr=1.0), ranks, forward=first_output)

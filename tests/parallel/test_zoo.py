@@ -1,4 +1,4 @@
-"""Networks whose gradients or state are unusual, on all ranks together: as plain torch trains them. make fuzz: all."""
+"""Networks of the zoo with unusual gradients or state train on all ranks as in plain torch. `make fuzz` runs all."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Activation checkpoints: the backward repeats a forward, and nothing is counted or drawn twice."""
+"""Activation checkpoints: a repeated forward counts once and draws the same random numbers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PHASE = Phase(0.0, 0, 10, 0.1, 0.9, GROUP * NUM_GROUPS, GROUP * NUM_GROUPS)
 
 
 class Blocks(nn.Module):
-    """Two blocks of linear layer, norm and dropout; in training each may be an activation checkpoint."""
+    """Two blocks of linear layer, norm and dropout, optionally as activation checkpoints."""
 
     def __init__(self, use_reentrant: bool | None, p: float = 0.3, uses: int = 1) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class Blocks(nn.Module):
 
 
 def updated(model: nn.Module, groups_per_pass: int, **arguments: Any) -> dict[str, Tensor]:
-    """The state after two updates of four ghost batches."""
+    """Return the state after two updates of four ghost batches."""
     generator = torch.Generator().manual_seed(5)
     inputs = torch.randn(GROUP * NUM_GROUPS, 6, generator=generator)
     labels = torch.randint(0, 3, (GROUP * NUM_GROUPS,), generator=generator)
@@ -94,7 +94,7 @@ def test_compiled_networks_too(use_reentrant: bool, monkeypatch: pytest.MonkeyPa
 
 
 def compile_eagerly(module: nn.Module) -> None:
-    """Trace as torch.compile does, and leave out the C++ compiler, which takes minutes."""
+    """Trace like torch.compile, but skip the C++ compiler, which takes minutes."""
     module._compiled_call_impl = torch.compile(module._call_impl, backend="aot_eager")
 
 
@@ -119,9 +119,9 @@ def test_a_dropout_that_a_checkpoint_repeats_must_have_one_place() -> None:
     assert find_forward_state(Blocks(None, uses=2), torch.randn(4, 6)) == ForwardState()
 
 
-def test_a_backward_that_brings_a_norm_other_samples_is_found_in_the_trial() -> None:
+def test_a_norm_that_only_the_backward_uses_is_found_in_the_trial() -> None:
     class Skips(Blocks):
-        """The second norm is used in some forwards only."""
+        """The second norm is used only in some forwards."""
 
         calls = 0
 
@@ -129,5 +129,5 @@ def test_a_backward_that_brings_a_norm_other_samples_is_found_in_the_trial() -> 
             self.calls += 1
             return super()._block(x, k) if k == 0 or self.calls < 3 else x
 
-    with pytest.raises(StateFault, match=r"norm norms\.1 gets 0 ghost batches instead of 2 in a pass"):
+    with pytest.raises(StateFault, match=r"norm norms\.1 processes 0 ghost batches instead of 2 in a pass"):
         find_forward_state(Skips(None), torch.randn(4, 6))

@@ -22,13 +22,13 @@ BATCHES = (4, 4, 7, 8)  # an epoch ends inside the third
 
 
 def no_report(what: str, done: int, total: int) -> None:
-    """Nobody watches."""
+    """Ignore progress."""
 
 
 def write_run(
     folder: Path, batches: tuple[int, ...] = BATCHES, seed: int = SEED, swap: tuple[int, int] = (0, 0)
 ) -> Path:
-    """A run folder that says it took the stream's samples; places `swap` have changed theirs."""
+    """Write a run folder whose record has the stream's samples, with those at the two entries `swap` exchanged."""
     bounds = np.cumsum([0, *batches])
     ids = Stream(N, SEED).ids(0, int(bounds[-1]))
     ids[list(swap)] = ids[list(swap[::-1])]
@@ -61,7 +61,7 @@ def test_digests_of_parts_add_up_in_float64(parts: list[list[int]]) -> None:
     assert from_halves(low, high) == digest(whole, whole)
 
 
-def test_a_digest_tells_another_sample_another_place_and_a_swap() -> None:
+def test_a_digest_changes_with_a_sample_an_entry_and_a_swap() -> None:
     entries, ids = np.arange(5), np.array([3, 1, 4, 0, 2])
     swapped = np.array([1, 3, 4, 0, 2])
     found = {digest(entries, ids), digest(entries, swapped), digest(entries + 5, ids), digest(entries[1:], ids[1:])}
@@ -84,7 +84,7 @@ def test_another_seed_is_found_in_every_update(tmp_path: Path) -> None:
     assert audited(write_run(tmp_path / "run", seed=4)).wrong_updates == (0, 1, 2, 3)
 
 
-def test_a_replaced_sample_counts_as_left_out_and_its_stand_in_as_used_twice(tmp_path: Path) -> None:
+def test_a_replaced_sample_counts_as_missing_and_its_replacement_as_used_twice(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
     ids = Stream(N, SEED).ids(0, 8)
     taken = ids[4:8].copy()
@@ -101,16 +101,16 @@ def test_a_lost_or_doubled_update_is_refused(tmp_path: Path, lost: int) -> None:
     run = write_run(tmp_path / "run")
     lines = (run / "consumed.jsonl").read_text().splitlines()
     (run / "consumed.jsonl").write_text("\n".join(lines[:lost] + lines[lost + 1 :]))
-    with pytest.raises(RunError, match="what follows sample 0 is missing or there twice"):
+    with pytest.raises(RunError, match="the update at sample 0 is missing or recorded twice"):
         read_consumed(run)
 
 
-def test_a_folder_without_a_record_says_so(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=r"there is no run in "):
+def test_a_folder_without_a_record_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"no run in "):
         read_consumed(tmp_path)
     run = write_run(tmp_path / "run")
     (run / "consumed.jsonl").unlink()
-    with pytest.raises(RunError, match=r"consumed.jsonl holds no update"):
+    with pytest.raises(RunError, match=r"consumed.jsonl has no updates"):
         read_consumed(run)
 
 
@@ -125,10 +125,10 @@ def test_runs_of_other_batches_are_compared_where_their_counters_meet(tmp_path: 
     )
     assert compare_orders(first, second).endswith("the same samples in the same order up to 15, compared at 2 counts")
     assert compare_orders(first, other).endswith("the same order up to 15, compared at 2 counts") is False
-    assert compare_orders(first, other).endswith("other samples between 8 and 15")
+    assert compare_orders(first, other).endswith("different samples between 8 and 15")
 
 
-# --- of real runs ---------------------------------------------------------------------------------------
+# --- real runs ---------------------------------------------------------------------------------------
 
 
 def test_a_run_and_its_twin_used_every_sample_once_in_the_same_order(
@@ -160,8 +160,8 @@ def test_a_record_that_ends_before_the_newest_checkpoint_fails(job: str, capsys:
     path = Path("runs/small/consumed.jsonl")
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:5]))
     assert main(["audit", "runs/small"]) == 1
-    told = "ends at sample 80, and the newest checkpoint stands at 688: what lies between is missing"
-    assert told in capsys.readouterr().err
+    message = "ends at sample 80, but the newest checkpoint is at 688: the updates in between are missing"
+    assert message in capsys.readouterr().err
 
 
 def test_a_tampered_record_fails(job: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -115,7 +115,7 @@ def test_digest_is_of_the_weights_and_tells_how_runs_differ(job: str, capsys: py
     assert len(alone.strip()) == 64
     assert b == f"{a.split()[0]}  runs/b  equal to the bit"
     assert float(c.split("differs by ")[1].split()[0]) < 1e-4
-    assert d.endswith("at another sample: 976 against 688")
+    assert d.endswith("at another sample: 976 instead of 688")
 
 
 def test_digest_of_what_is_no_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""A compiled network computes what it did before."""
+"""A compiled network computes the same as before."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from hvd_batchgrow.nn.compiled import compile_network
 from hvd_batchgrow.nn.dropout import keyed_dropouts, sample_keys, set_sample_keys
 from hvd_batchgrow.nn.networks.dense import DenseLayers
 
-needs_compiler = pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile wants a C++ compiler: install g++")
+needs_compiler = pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler: install g++")
 
 
 @pytest.mark.slow
 @needs_compiler
-@pytest.mark.filterwarnings("ignore")  # the compiler warns of itself
-def test_ghost_norms_and_dropout_go_on_as_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.filterwarnings("ignore")  # warnings of the compiler
+def test_ghost_norms_and_dropout_work_as_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     torch.manual_seed(0)
     plain, compiled = (DenseLayers(6, 3, (8, 8), ghost_batch=16, dropout=0.3) for _ in range(2))
@@ -42,7 +42,7 @@ def test_ghost_norms_and_dropout_go_on_as_before(tmp_path: Path, monkeypatch: py
 
 @pytest.mark.filterwarnings("ignore")  # the compiler warns of itself
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])  # noqa: S301  # just made
-def test_a_copy_is_a_network_of_its_own(copied: Callable[[nn.Module], DenseLayers]) -> None:
+def test_a_copy_is_a_separate_network(copied: Callable[[nn.Module], DenseLayers]) -> None:
     model = DenseLayers(6, 3, (8,), ghost_batch=16, dropout=0.3)
     compile_network(model)
     before = copy.deepcopy(model.state_dict())

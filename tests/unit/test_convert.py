@@ -13,7 +13,7 @@ GHOST = 4
 
 
 class NormAndActivation(nn.BatchNorm2d):
-    """As timm's BatchNormAct2d."""
+    """Like timm's BatchNormAct2d."""
 
     def __init__(self, num_features: int) -> None:
         super().__init__(num_features)
@@ -24,7 +24,7 @@ class NormAndActivation(nn.BatchNorm2d):
 
 
 class Frozen(nn.Module):
-    """As FrozenBatchNorm2d of torchvision and timm: no subclass."""
+    """Like FrozenBatchNorm2d of torchvision and timm, which is not a subclass of `_BatchNorm`."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x * 2
@@ -38,12 +38,12 @@ def make_network() -> nn.Sequential:
     network = nn.Sequential(nn.Conv2d(3, 3, 3), shared, nn.ReLU(inplace=True), block, head)
     for parameter in network.parameters():
         nn.init.normal_(parameter)
-    for _ in range(3):  # so that the running statistics are not those of the start
+    for _ in range(3):  # so that the running statistics differ from their initial values
         network(torch.randn(8, 3, 8, 8))
     return network
 
 
-def test_the_converted_network_gives_the_same_when_it_evaluates() -> None:
+def test_the_converted_network_evaluates_to_the_same_outputs() -> None:
     images = torch.randn(6, 3, 8, 8)
     expected = make_network().eval()(images)
     assert torch.equal(convert_ghost_batch_norm(make_network().eval(), GHOST)(images), expected)
@@ -79,7 +79,7 @@ def make_sequences() -> nn.Sequential:
     )
 
 
-def test_sequences_give_the_same_when_norms_have_the_relus_that_follow() -> None:
+def test_sequences_with_fused_relus_give_the_same_outputs() -> None:
     x, upstream = torch.randn(8, 3, 8, 8), torch.randn(8, 5)
     network, plain = make_sequences(), make_sequences()
     plain(x), network(x)  # the lazy layer
@@ -109,7 +109,7 @@ def test_in_training_each_ghost_batch_is_normalised_alone() -> None:
     torch.testing.assert_close(of_y, of_expected, rtol=1e-3, atol=1e-3)
 
 
-def test_norms_keep_what_they_hold_and_stay_shared() -> None:
+def test_norms_keep_their_tensors_and_stay_shared() -> None:
     network = make_network()
     network[1].weight.requires_grad_(False)
     network[3][1].eval()
@@ -137,7 +137,7 @@ def test_a_norm_alone_with_a_momentum_given() -> None:
 
 
 @pytest.mark.parametrize("shape", [(8, 3), (8, 3, 5), (8, 3, 5, 5)])
-def test_a_synchronised_norm_takes_what_it_took(shape: tuple[int, ...]) -> None:
+def test_a_converted_sync_batch_norm_accepts_the_same_shapes(shape: tuple[int, ...]) -> None:
     converted = convert_ghost_batch_norm(nn.SyncBatchNorm(3), GHOST)
     assert type(converted) is GhostBatchNorm
     kind = nn.BatchNorm2d if len(shape) == 4 else nn.BatchNorm1d
@@ -145,7 +145,7 @@ def test_a_synchronised_norm_takes_what_it_took(shape: tuple[int, ...]) -> None:
     torch.testing.assert_close(converted(x), torch.cat([plain(chunk) for chunk in x.split(GHOST)]), rtol=0, atol=1e-5)
 
 
-def test_norms_without_a_bias_are_taken() -> None:
+def test_norms_without_a_bias_are_converted() -> None:
     plain, x = nn.BatchNorm2d(3, bias=False), torch.randn(8, 3, 5, 5)
     nn.init.normal_(plain.weight)
     expected = torch.cat([plain(chunk) for chunk in x.split(GHOST)])
@@ -156,7 +156,7 @@ def test_norms_without_a_bias_are_taken() -> None:
     torch.testing.assert_close(torch.autograd.grad(y.pow(3).sum(), [*converted.parameters()]), (of_weight,))
 
 
-def test_norms_without_a_ghost_form_are_all_named() -> None:
+def test_all_norms_that_cannot_be_converted_are_named() -> None:
     class Odd(nn.BatchNorm2d):
         def forward(self, x: Tensor) -> Tensor:
             return super().forward(x) + 1
@@ -184,21 +184,21 @@ def test_norms_without_a_ghost_form_are_all_named() -> None:
         *twins,
     )
     lines = [
-        "these norms have no ghost form:",
+        "these norms cannot be converted to ghost norms:",
         "0: is a BatchNorm3d; ghost norms are for inputs of 2 to 4 dimensions",
         "1.1: averages over all batches (momentum=None); give a momentum",
         "2: has no running statistics (track_running_stats=False)",
-        "3: has not seen an input yet; call the model once",
-        "4: is a Odd, with a forward of its own that is not timm's BatchNormAct2d's",
+        "3: is uninitialised; call the model once",
+        "4: is a Odd, which overrides forward() and is not timm's BatchNormAct2d",
         "5: has hooks, which would be lost",
-        "6: has momentum 2.0; a ghost norm's is in [0, 1]",
+        "6: has momentum 2.0; a ghost norm's must be in [0, 1]",
         "7: has parametrized weights, which would be lost",
         "8: overrides train() or forward(), which would be lost; do that in the network around it",
         "9: overrides train() or forward(), which would be lost; do that in the network around it",
-        "10: has the running statistics of another norm; give each its own",
-        "11: has the running statistics of another norm; give each its own",
+        "10: shares the running statistics of another norm; use separate ones",
+        "11: shares the running statistics of another norm; use separate ones",
     ]
-    with pytest.raises(ValueError, match="no ghost form") as error:
+    with pytest.raises(ValueError, match="cannot be converted") as error:
         convert_ghost_batch_norm(network, GHOST)
     assert str(error.value).split("\n  ") == lines
     with pytest.raises(ValueError, match="ghost_batch = 0 must be"):
@@ -206,7 +206,7 @@ def test_norms_without_a_ghost_form_are_all_named() -> None:
     assert not list(ghost_norms(network)), "untouched"
 
 
-def test_running_statistics_can_be_averages_under_the_present_weights() -> None:
+def test_running_statistics_can_be_averages_under_the_current_weights() -> None:
     torch.manual_seed(0)
     norm, later = GhostBatchNorm1d(3, GHOST).double(), GhostBatchNorm1d(3, GHOST).double()
     unused, other = GhostBatchNorm1d(3, GHOST), nn.BatchNorm1d(3).double()
@@ -220,7 +220,7 @@ def test_running_statistics_can_be_averages_under_the_present_weights() -> None:
     chunks = torch.stack(torch.cat(batches).split(GHOST))
     torch.testing.assert_close(norm.running_mean, chunks.mean((0, 1)))
     torch.testing.assert_close(norm.running_var, chunks.var(1).mean(0))
-    # It sees ghost batches of mean 0 and variance v/(v + eps), which `other` divides by its running 1 + eps.
+    # Its input has ghost batches of mean 0 and variance v/(v + eps), which `other` divides by its running 1 + eps.
     v = chunks.var(1, correction=0)
     torch.testing.assert_close(later.running_mean, torch.zeros(3, dtype=torch.float64))
     torch.testing.assert_close(later.running_var, (v / (v + 1e-5) * 4 / 3 / (1 + 1e-5)).mean(0))
@@ -229,7 +229,7 @@ def test_running_statistics_can_be_averages_under_the_present_weights() -> None:
     assert not any(n.deferred or n._pending for n in ghost_norms(model))
 
 
-def test_nothing_to_average_is_refused_and_a_broken_batch_leaves_nothing_behind() -> None:
+def test_no_batches_are_an_error_and_a_failed_batch_leaves_no_statistics() -> None:
     model = nn.Sequential(GhostBatchNorm1d(3, GHOST), GhostBatchNorm1d(3, 3))
     with pytest.raises(ValueError, match="no batch has reached any of 2 ghost norms"):
         reestimate_running_statistics(model, [])
@@ -241,7 +241,7 @@ def test_nothing_to_average_is_refused_and_a_broken_batch_leaves_nothing_behind(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet50", "inception_resnet_v2"])
-def test_timms_networks_evaluate_to_the_same_bits_and_train(name: str) -> None:
+def test_converted_networks_of_timm_are_bit_identical_in_evaluation_and_train(name: str) -> None:
     try:
         from hvd_batchgrow.nn.networks.torchvision_shim import import_torchvision
 

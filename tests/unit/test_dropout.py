@@ -1,4 +1,4 @@
-"""Dropout by sample: what it drops depends on the sample's key alone."""
+"""Keyed dropout: what it drops depends only on the sample's key."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ def dropped(x: Tensor, of: Tensor, module: KeyedDropout | None = None) -> Tensor
 
 
 def test_the_generator_gives_the_published_numbers() -> None:
-    # SplitMix64 from state 1234567, as every implementation of it prints
+    # reference output of SplitMix64 from state 1234567
     states = [1234567 + (k + 1) * 0x9E3779B97F4A7C15 for k in range(3)]
     found = dropout._mix(torch.tensor([dropout._signed(state) for state in states]))
     assert [int(value) % 2**64 for value in found] == [6457827717110365317, 3203168211198807973, 9817491932198370423]
 
 
-def test_it_is_the_one_that_digests_use() -> None:
+def test_the_generator_is_the_one_of_the_order_digest() -> None:
     states = np.random.default_rng(0).integers(0, 2**64, 1000, dtype=np.uint64)
     stepped = torch.from_numpy((states + np.uint64(0x9E3779B97F4A7C15)).view(np.int64))
     np.testing.assert_array_equal(dropout._mix(stepped).numpy().view(np.uint64), mix(states))
 
 
 @pytest.mark.parametrize("unit", ["value", "channel", "sample"])
-def test_any_cut_and_any_order_drops_the_same(unit: dropout.Unit) -> None:
+def test_any_division_and_order_of_the_samples_drops_the_same(unit: dropout.Unit) -> None:
     x, of = torch.randn(12, 5, 4, 3), keys(12)
     module = KeyedDropout(0.4, unit)
     whole = dropped(x, of, module)
@@ -56,18 +56,18 @@ def test_seed_epoch_place_and_call_each_change_what_is_dropped() -> None:
     assert torch.equal(first(x), masks[0])
 
 
-def test_the_share_dropped_is_p_and_the_rest_makes_up_for_it() -> None:
+def test_the_dropped_fraction_is_p_and_the_rest_is_scaled() -> None:
     y = dropped(torch.ones(400, 500), keys(400), KeyedDropout(0.3))
     assert y.unique().tolist() == [0.0, pytest.approx(1 / 0.7)]
     share = (y == 0).double()
     std = (0.3 * 0.7) ** 0.5
     assert abs(share.mean() - 0.3) < 4 * std / (400 * 500) ** 0.5
-    # neither a sample nor a place is dropped more than another
+    # no sample and no position is dropped more often than another
     assert abs(share.mean(1).std() / (std / 500**0.5) - 1) < 0.15
     assert abs(share.mean(0).std() / (std / 400**0.5) - 1) < 0.15
 
 
-def test_what_belongs_together_goes_together() -> None:
+def test_a_unit_is_dropped_as_a_whole() -> None:
     x = torch.ones(64, 6, 5, 5)
     by_channel = dropped(x, keys(64), KeyedDropout(0.5, "channel")).flatten(2)
     assert torch.equal(by_channel.amin(2), by_channel.amax(2))
@@ -84,7 +84,7 @@ def test_the_gradient_is_that_of_what_was_kept() -> None:
     torch.testing.assert_close(x.grad, torch.where(y == 0, 0.0, 1 / 0.6))
 
 
-def test_without_keys_it_draws_from_torch_s_generator_and_in_evaluation_not_at_all() -> None:
+def test_without_keys_it_draws_from_torchs_generator_and_in_evaluation_not_at_all() -> None:
     x, module = torch.ones(4, 50), KeyedDropout(0.4)
     torch.manual_seed(1)
     first = module(x)
@@ -95,17 +95,17 @@ def test_without_keys_it_draws_from_torch_s_generator_and_in_evaluation_not_at_a
 
 
 def test_keys_of_other_samples_are_refused() -> None:
-    with pytest.raises(ValueError, match="6 samples come to a dropout, and keys of 4 were given"):
+    with pytest.raises(ValueError, match="dropout got 6 samples, but keys for 4"):
         dropped(torch.ones(6, 2), keys(4))
     with pytest.raises(ValueError, match="p = 1"):
         KeyedDropout(1)
 
 
-# --- other libraries' --------------------------------------------------------------------------------
+# --- dropout of other libraries --------------------------------------------------------------------------------
 
 
 class DropPath(nn.Module):
-    """As timm's, of which the name and these are known."""
+    """Like timm's, with its name and attributes."""
 
     def __init__(self, drop_prob: float, scale_by_keep: bool = True) -> None:
         super().__init__()
@@ -113,7 +113,7 @@ class DropPath(nn.Module):
 
 
 class StochasticDepth(nn.Module):
-    """As torchvision's."""
+    """Like torchvision's."""
 
     def __init__(self, p: float, mode: str) -> None:
         super().__init__()
@@ -121,10 +121,10 @@ class StochasticDepth(nn.Module):
 
 
 class OwnDropout(nn.Dropout):
-    """May do anything."""
+    """A subclass, which may behave differently."""
 
 
-def test_known_dropouts_are_converted_and_others_left() -> None:
+def test_known_dropouts_are_converted_and_others_are_not() -> None:
     shared = nn.Dropout(0.1)
     left = [nn.AlphaDropout(0.1), OwnDropout(0.1), StochasticDepth(0.1, "batch"), nn.Dropout(1.0)]
     known = [shared, nn.Dropout2d(0.2), DropPath(0.3, False), DropPath(0.35), StochasticDepth(0.4, "row"), shared]

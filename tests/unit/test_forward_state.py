@@ -1,4 +1,4 @@
-"""State that a pass changes and that is no ghost norm's: found, named, and independent of the layout."""
+"""State that a pass changes, apart from ghost norms: found, named, and independent of the layout."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ def test_spectral_norm_is_found_and_does_not_depend_on_samples(make: Callable[[n
 
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")
-def test_a_weight_that_each_forward_computes_is_no_state() -> None:
+def test_a_weight_that_each_forward_computes_is_not_state() -> None:
     weight_norms = (nn.utils.weight_norm, nn.utils.parametrizations.weight_norm)
     for model in (nn.Sequential(make(nn.Linear(6, 3))) for make in weight_norms):
         assert find_forward_state(model, EXAMPLE) == ForwardState()
@@ -161,7 +161,7 @@ def test_a_weight_that_each_forward_computes_is_no_state() -> None:
 
 
 class Rows(nn.Module):
-    """A recurrent layer over rows as sequences of one."""
+    """A recurrent layer over sequences of one row."""
 
     def __init__(self, layer: nn.LSTM) -> None:
         super().__init__()
@@ -274,21 +274,21 @@ def updated(model: nn.Module, groups_per_pass: int = 1, **arguments: Any) -> Upd
 
 @pytest.mark.parametrize("known", [True, False])
 @pytest.mark.parametrize("act", [average, replaced])
-def test_an_update_keeps_what_ghost_batch_0_has_left(act: Callable[[Any, Tensor], None], known: bool) -> None:
+def test_an_update_keeps_the_buffers_after_ghost_batch_0(act: Callable[[Any, Tensor], None], known: bool) -> None:
     model = Net(act, mean=torch.ones(6), count=COUNT)
     registered = model.mean
     state = find_forward_state(model, EXAMPLE) if known else None
     updated(model, exact=True, forward_state=state)
     expected = 0.9 * torch.ones(6) + 0.1 * micro_batches(1)[0].inputs.mean(0)
     torch.testing.assert_close(model.mean, expected)
-    assert model.mean is registered  # others may hold it too
+    assert model.mean is registered  # other objects may refer to it too
 
 
 @pytest.mark.parametrize("dtype", [torch.bool, torch.int8, torch.bfloat16, torch.float32, torch.complex128])
-def test_every_bit_arrives_on_other_ranks_whatever_the_type(dtype: torch.dtype) -> None:
+def test_buffers_of_any_type_reach_other_ranks_bit_identically(dtype: torch.dtype) -> None:
     values = [torch.tensor([-0.0, 1.5, torch.nan]).to(dtype), torch.ones((), dtype=dtype), torch.zeros(0, dtype=dtype)]
     sent = torch.cat([to_words(value) for value in values])
-    parts = (sent + torch.zeros_like(sent)).split([num_words(value) for value in values])  # as a sum over two ranks
+    parts = (sent + torch.zeros_like(sent)).split([num_words(value) for value in values])  # like a sum over two ranks
     for value, part in zip(values, parts, strict=True):
         arrived = from_words(part, value)
         assert arrived.shape == value.shape

@@ -17,7 +17,7 @@ from hvd_batchgrow.nn.ghost.ghost_choice import by_pytorch_only
 
 GHOST = 4
 ROUNDING = {torch.float64: 1e-12, torch.float32: 1e-5}
-"""Of values and gradients of order 1, after sums of at most a few hundred of them."""
+"""Tolerances for values and gradients of order 1, after sums of at most a few hundred of them."""
 
 
 class Case(NamedTuple):
@@ -41,7 +41,7 @@ every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 
 @pytest.fixture(params=["ours", "PyTorch's"])
 def arithmetic(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Kernels where there are some for the type, and where there are none."""
+    """Use the kernels for the input type if there are any, or PyTorch's operations."""
     with by_pytorch_only() if request.param == "PyTorch's" else nullcontext():
         yield
 
@@ -68,7 +68,7 @@ def inputs(shape: tuple[int, ...] = (12, 3, 5, 5), channels_last: bool = False, 
 
 
 def grads(y: Tensor, x: Tensor, module: nn.Module) -> list[Tensor]:
-    """Of the input and of all parameters, given one that is no function of the output."""
+    """Return the gradients of the input and all parameters for a random gradient of the output."""
     upstream = inputs(tuple(y.shape), seed=3).to(y.dtype)
     return list(torch.autograd.grad(y, [x, *module.parameters()], upstream))
 
@@ -110,7 +110,7 @@ def test_layout_is_kept_and_the_next_layer_may_work_in_place(case: Case) -> None
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_inputs_with_gaps_are_taken_too(channels_last: bool) -> None:
+def test_inputs_with_gaps_are_accepted(channels_last: bool) -> None:
     wide = inputs((12, 6, 5, 5), channels_last)
     gaps = wide[:, :3].detach().requires_grad_()
     dense = gaps.detach().clone(memory_format=torch.contiguous_format).requires_grad_()
@@ -123,7 +123,7 @@ def test_inputs_with_gaps_are_taken_too(channels_last: bool) -> None:
 
 @pytest.mark.usefixtures("arithmetic")
 @every_case
-def test_a_ghost_batch_does_not_feel_the_others(case: Case) -> None:
+def test_a_ghost_batch_does_not_depend_on_the_others(case: Case) -> None:
     norm, x = make(case.shape).float(), inputs(case.shape, case.channels_last).float()
     two, three = x[:8].clone().requires_grad_(), x.requires_grad_()
     y_of_two, y_of_three = norm(two), norm(three)
@@ -182,8 +182,8 @@ def test_any_shape_by_the_formula(
 
 @pytest.mark.usefixtures("arithmetic")
 @every_case
-def test_a_large_mean_does_not_hide_the_variance(case: Case) -> None:
-    # A float32 near 1000 is right to 3e-5. E[x²] - E[x]² would be so to 6e-2, and of variance 1 often negative.
+def test_a_large_mean_does_not_cancel_the_variance(case: Case) -> None:
+    # A float32 near 1000 is accurate to 3e-5. E[x²] - E[x]² would be accurate to only 6e-2, and could be negative.
     norm = GhostBatchNorm(3, GHOST, momentum=1.0)
     x = (inputs(case.shape, case.channels_last) - 1).div(3).add(1000).float()
     last = x[-GHOST:].double().movedim(1, 0).flatten(1)
@@ -194,7 +194,7 @@ def test_a_large_mean_does_not_hide_the_variance(case: Case) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_16_bits_have_statistics_of_32(dtype: torch.dtype, channels_last: bool) -> None:
+def test_16_bit_inputs_have_float32_statistics(dtype: torch.dtype, channels_last: bool) -> None:
     norm, x = make().float(), (inputs(channels_last=channels_last) * 100).to(dtype).requires_grad_()
     assert (x.double() ** 2).max() > torch.finfo(torch.float16).max
     with torch.autocast("cpu", dtype):
@@ -205,7 +205,7 @@ def test_16_bits_have_statistics_of_32(dtype: torch.dtype, channels_last: bool) 
     tolerance = {
         "rtol": 0,
         "atol": 4 * torch.finfo(dtype).eps * 4,
-    }  # values are below 4, and rounded when they are done
+    }  # values are below 4, and rounded once at the end
     torch.testing.assert_close(y.double(), wide(same), **tolerance)
     torch.testing.assert_close(norm.running_var.double(), wide.running_var, rtol=1e-5, atol=0)
     of_x, *of_parameters = grads(y, x, norm)
@@ -227,7 +227,7 @@ def test_parameters_of_16_bits_have_gradients_of_16_bits() -> None:
 @every_case
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_one_ghost_batch_with_parameters_of_16_bits_is_batch_norm_to_the_bit(case: Case, dtype: torch.dtype) -> None:
-    """The defect: parameters were widened to float32, and values of 4 to 8 differed by 0.03 in bfloat16."""
+    """An earlier defect: parameters were converted to float32, and values of 4 to 8 differed by 0.03 in bfloat16."""
     norm = make(case.shape).to(dtype)
     plain = plain_like(norm, len(case.shape))
     x, same = (inputs(case.shape, case.channels_last)[:GHOST].to(dtype).requires_grad_() for _ in range(2))
@@ -244,14 +244,14 @@ def test_one_ghost_batch_with_parameters_of_16_bits_is_batch_norm_to_the_bit(cas
 @pytest.mark.usefixtures("arithmetic")
 @pytest.mark.parametrize("num_samples", [GHOST, 2 * GHOST])
 def test_an_eps_of_0_works_on_one_ghost_batch_as_on_two(num_samples: int) -> None:
-    """The defect: nn.BatchNorm, which computes one ghost batch, refuses it in training."""
+    """An earlier defect: nn.BatchNorm, which normalises one ghost batch, refuses eps = 0 in training."""
     norm = GhostBatchNorm2d(2, GHOST, eps=0.0)
     x = inputs((num_samples, 2, 3, 3)).float().requires_grad_()
     y, (of_x, *_) = norm(x), grads(norm(x), x, norm)
     chunks = x.detach().double().split(GHOST)
     expected = [(c - c.mean((0, 2, 3), keepdim=True)) / c.std((0, 2, 3), correction=0, keepdim=True) for c in chunks]
     torch.testing.assert_close(y.double(), torch.cat(expected), rtol=0, atol=1e-5)
-    # y does not change where a channel of a ghost batch is shifted or scaled
+    # y does not change if a channel of a ghost batch is shifted or scaled
     sums = [
         torch.stack((g.sum((0, 2, 3)), (g * c).sum((0, 2, 3))))
         for g, c in zip(of_x.double().split(GHOST), chunks, strict=True)
@@ -261,10 +261,10 @@ def test_an_eps_of_0_works_on_one_ghost_batch_as_on_two(num_samples: int) -> Non
 
 @pytest.mark.parametrize("eps", [-1e-5, math.nan])
 def test_an_eps_below_0_is_refused(eps: float) -> None:
-    with pytest.raises(ValueError, match=r"eps = .* must not be below 0"):
+    with pytest.raises(ValueError, match=r"eps = .* must be >= 0"):
         GhostBatchNorm2d(2, 4, eps=eps)
     network = nn.Sequential(nn.BatchNorm2d(2, eps=eps))
-    with pytest.raises(ValueError, match=r"no ghost form:\n  0: has eps = .*; a ghost norm's is not below 0"):
+    with pytest.raises(ValueError, match=r"to ghost norms:\n  0: has eps = .*; a ghost norm's must be >= 0"):
         convert_ghost_batch_norm(network, 4)
     assert type(network[0]) is nn.BatchNorm2d
 
@@ -297,7 +297,7 @@ def test_running_statistics_are_the_recurrence_written_out() -> None:
 
 @pytest.mark.parametrize("shares", [[[0, 1, 2]], [[0], [1], [2]], [[0, 2], [1]], [[2], [0, 1]]])
 @pytest.mark.parametrize("together", [False, True])
-def test_deferred_statistics_add_up_to_the_same_in_any_cut(shares: list[list[int]], together: bool) -> None:
+def test_deferred_statistics_have_the_same_sum_in_any_division(shares: list[list[int]], together: bool) -> None:
     whole, parts = make(), make()
     whole(inputs())
     parts.deferred = True
@@ -334,7 +334,7 @@ def test_evaluation_is_batch_norms(shape: tuple[int, ...], affine: bool) -> None
 
 @pytest.mark.parametrize("samples", [2, 4])
 def test_float32_statistics_start_from_clean_memory(samples: int) -> None:
-    # The kernel blends into what it is given, with weight 0: of a NaN left in memory that is NaN.
+    # The kernel adds 0 times the old value, which would be NaN for a NaN in uninitialised memory.
     norm = GhostBatchNorm2d(3, ghost_batch=2)
     for _ in range(50):
         junk = [torch.full((rows, samples // 2, 3), float("nan")) for rows in (2, 4)]
@@ -376,17 +376,17 @@ def test_other_inputs_are_refused(norm: GhostBatchNorm, shape: tuple[int, ...], 
         ({"momentum": -0.1}, r"momentum = -0\.1 must be"),
     ],
 )
-def test_values_that_it_cannot_work_with_are_refused_when_it_is_made(values: dict[str, Any], fault: str) -> None:
+def test_invalid_arguments_are_refused_by_the_constructor(values: dict[str, Any], fault: str) -> None:
     with pytest.raises(ValueError, match=fault):
         GhostBatchNorm2d(3, **{"ghost_batch": 4, **values})
 
 
-def test_it_takes_the_state_of_a_batch_norm_and_gives_it_one() -> None:
+def test_state_dicts_can_be_exchanged_with_batch_norm() -> None:
     plain, norm = nn.Sequential(nn.BatchNorm2d(3)), nn.Sequential(GhostBatchNorm2d(3, 4))
     plain(torch.randn(8, 3, 2, 2) * 2 + 1)
     state = plain.state_dict()
     norm.load_state_dict(state)
-    assert "0.num_batches_tracked" in state  # what was given is as it was
+    assert "0.num_batches_tracked" in state  # the argument is not changed
     assert all(torch.equal(value, state[name]) for name, value in norm.state_dict().items())
     again = nn.Sequential(nn.BatchNorm2d(3))
     again.load_state_dict(norm.state_dict())
@@ -406,7 +406,7 @@ def test_its_relu_is_a_relu_after_it(case: Case, training: bool) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # torch.compile's own, as for instantiating an autograd.Function
+@pytest.mark.filterwarnings("ignore")  # warnings of torch.compile
 @pytest.mark.parametrize("num_groups", [1, 2])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_a_compiled_network_gives_the_same(num_groups: int, dtype: torch.dtype) -> None:

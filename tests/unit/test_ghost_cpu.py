@@ -27,13 +27,13 @@ SHAPES = [
     # ghost batches, samples of each, channels, map
     (2, 2, 3),
     (3, 4, 1, 5, 5),
-    (2, 1, 3, 2, 1),  # two values a channel: the least that has a variance
+    (2, 1, 3, 2, 1),  # two values per channel: the fewest that have a variance
     (3, 4, 17, 7, 7),
-    (2, 3, 65, 5),  # more channels than are worked on side by side, lines
-    (2, 70, 130),  # more rows than are summed at a time
+    (2, 3, 65, 5),  # more channels than are processed together, lines
+    (2, 70, 130),  # more rows than a block
     (2, 5, 64, 6, 6),
-    (2, 2, 2, 96, 96),  # a row longer than what is summed at a time
-    (2, 300, 2, 6, 6),  # more rows of pixels than are summed at a time
+    (2, 2, 2, 96, 96),  # a row longer than a block
+    (2, 300, 2, 6, 6),  # more rows of pixels than a block
 ]
 
 needs_library = pytest.mark.skipif(COMPILER is None and ghost_cpu.library() is None, reason="no C compiler")
@@ -61,7 +61,7 @@ def everything(
     relu: bool = False,
     upstream: Tensor | None = None,
 ) -> list[Tensor]:
-    """Output, statistics, and gradients of input and parameters."""
+    """Return output, statistics, and gradients of input and parameters."""
     leaf = x.detach().requires_grad_()
     weight, bias = parameters(x.shape[1], x.dtype) if affine else (None, None)
     y, statistics = normalise(leaf, weight, bias, num_groups, EPS, relu=relu)
@@ -71,7 +71,7 @@ def everything(
 
 
 def test_where_there_is_a_compiler_the_library_is_built() -> None:
-    # Else its tests would all be skipped in silence: run tools/setup.sh.
+    # Otherwise all its tests would be skipped silently. If this fails, run tools/setup.sh.
     assert COMPILER is None or ghost_choice.kernels_for_cpu() == "C"
 
 
@@ -83,7 +83,7 @@ def test_it_is_what_float64_gives(shape: tuple[int, ...], channels_last: bool, a
     x = made(shape, channels_last=channels_last)
     ours = everything(ghost_cpu.normalise, x, shape[0], affine=affine, relu=relu)
     right = everything(by_pytorch, x.double(), shape[0], affine=affine, relu=relu)
-    # A gradient is a difference of terms as large as this: of two values that are close, all but all of them.
+    # A gradient is a difference of terms of this size, which nearly cancel if two values are close.
     of_terms = 10 * float((right[1][:, 1] + EPS).rsqrt().max())
     for mine, expected in zip(ours, right, strict=True):
         assert mine.dtype == torch.float32
@@ -96,7 +96,9 @@ def test_it_is_what_float64_gives(shape: tuple[int, ...], channels_last: bool, a
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_a_large_mean_costs_no_more_than_the_rounding_of_the_input(shape: tuple[int, ...], channels_last: bool) -> None:
-    x = made(shape, channels_last=channels_last, offset=3000.0)  # of deviation 3: a float32 near is right to 1.2e-4
+    x = made(
+        shape, channels_last=channels_last, offset=3000.0
+    )  # standard deviation 3; float32 is accurate to 1.2e-4 here
     y, statistics = ghost_cpu.normalise(x, None, None, shape[0], EPS)
     right, moments = by_pytorch(x.double(), None, None, shape[0], EPS)
     scale = float((moments[:, 1] + EPS).rsqrt().max())  # two values may be much closer than 3
@@ -107,7 +109,7 @@ def test_a_large_mean_costs_no_more_than_the_rounding_of_the_input(shape: tuple[
 @needs_library
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_a_ghost_batch_has_the_same_bits_alone_and_among_others(shape: tuple[int, ...], channels_last: bool) -> None:
+def test_a_ghost_batch_is_bit_identical_alone_and_among_others(shape: tuple[int, ...], channels_last: bool) -> None:
     x, num_groups = made(shape, channels_last=channels_last), shape[0]
     upstream = made(shape, seed=3)
     y, statistics, grad, *_ = everything(ghost_cpu.normalise, x, num_groups, upstream=upstream)
@@ -130,7 +132,9 @@ def many_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @needs_library
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_threads_change_no_bit(shape: tuple[int, ...], channels_last: bool, request: pytest.FixtureRequest) -> None:
+def test_any_number_of_threads_is_bit_identical(
+    shape: tuple[int, ...], channels_last: bool, request: pytest.FixtureRequest
+) -> None:
     x = made(shape, channels_last=channels_last)
     of_one = everything(ghost_cpu.normalise, x, shape[0])
     request.getfixturevalue("many_threads")
@@ -139,8 +143,8 @@ def test_threads_change_no_bit(shape: tuple[int, ...], channels_last: bool, requ
 
 @needs_library
 @pytest.mark.usefixtures("many_threads")
-@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # a fork beside threads: that is the point
-def test_a_fork_has_threads_of_its_own() -> None:
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # the test forks a process that has threads
+def test_a_fork_has_separate_threads() -> None:
     x = made((4, 2, 3, 4, 4))
     ghost_cpu.normalise(x, None, None, 4, EPS)
     child = os.fork()
@@ -151,7 +155,7 @@ def test_a_fork_has_threads_of_its_own() -> None:
 
 
 @given(num_groups=st.integers(1, 20), num_channels=st.integers(1, 100), num_threads=st.integers(1, 40))
-def test_parts_are_all_of_it_and_nothing_twice(num_groups: int, num_channels: int, num_threads: int) -> None:
+def test_parts_cover_all_channels_and_ghost_batches_once(num_groups: int, num_channels: int, num_threads: int) -> None:
     parts = ghost_cpu.cut(num_groups, num_channels, num_threads)
     assert len(parts) <= num_threads
     done = [place for (a, b), (c, d) in parts for place in itertools.product(range(a, b), range(c, d))]
@@ -161,7 +165,7 @@ def test_parts_are_all_of_it_and_nothing_twice(num_groups: int, num_channels: in
 @needs_library
 @pytest.mark.skipif(COMPILER is None, reason="no C compiler")
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_processors_without_vectors_give_the_same_bits(
+def test_processors_without_vectors_are_bit_identical(
     channels_last: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     library = tmp_path / "plain.so"
@@ -179,8 +183,8 @@ def test_processors_without_vectors_give_the_same_bits(
 @pytest.mark.parametrize("affine", [True, False])
 def test_its_relu_is_a_relu_after_it(affine: bool) -> None:
     x = made((2, 4, 3, 5, 5))
-    x[0, 0, 0, 0] = float("nan")  # which a ReLU lets through, forward and backward
-    x[:, 1] = 7.0  # of which the output without bias is 0: there a ReLU has no slope
+    x[0, 0, 0, 0] = float("nan")  # a ReLU passes NaN, forward and backward
+    x[:, 1] = 7.0  # the output without bias is 0, where the ReLU's gradient is 0
     own = everything(ghost_cpu.normalise, x, 2, affine=affine, relu=True)
     plain = everything(lambda *args, relu: _then_relu(ghost_cpu.normalise, *args), x, 2, affine=affine)
     for mine, expected in zip(own, plain, strict=True):
@@ -195,7 +199,7 @@ def _then_relu(normalise: ghost_choice.Normalise, *args: object) -> tuple[Tensor
 
 
 @needs_library
-def test_inputs_and_gradients_of_any_strides_are_taken() -> None:
+def test_inputs_and_gradients_of_any_strides_are_accepted() -> None:
     wide = made((2, 4, 6, 5, 5))
     gaps, dense = wide[:, ::2], wide[:, ::2].contiguous()
     assert all(map(torch.equal, everything(ghost_cpu.normalise, gaps, 2), everything(ghost_cpu.normalise, dense, 2)))
@@ -236,7 +240,7 @@ def test_a_second_derivative_is_refused_rather_than_wrong() -> None:
         grad.sum().backward()
 
 
-def test_without_it_pytorchs_operations_do_its_work(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_library_pytorchs_operations_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
     x = made((3, 4, 3))
     monkeypatch.setattr(ghost_cpu, "library", lambda: None)
     assert ghost_choice.choose(x, 3) is ghost_reference.normalise
@@ -244,17 +248,19 @@ def test_without_it_pytorchs_operations_do_its_work(monkeypatch: pytest.MonkeyPa
 
 
 @needs_library
-def test_where_it_is_it_is_taken() -> None:
+def test_the_library_is_used_if_it_is_there() -> None:
     assert ghost_choice.choose(made((3, 4, 3)), 3) is ghost_cpu.normalise
     with ghost_choice.by_pytorch_only():
         assert ghost_choice.choose(made((3, 4, 3)), 3) is ghost_reference.normalise
 
 
-def test_a_library_that_does_not_load_is_told_and_done_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_library_that_cannot_be_loaded_is_replaced_with_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     broken = tmp_path / "broken.so"
     broken.write_bytes(b"of another machine")
     monkeypatch.setattr(ghost_cpu, "find_spec", lambda _: ModuleSpec("_ghost_cpu", None, origin=str(broken)))
-    with pytest.warns(UserWarning, match=r"use PyTorch's operations, which take longer: .*broken\.so"):
+    with pytest.warns(UserWarning, match=r"use PyTorch's operations, which are slower: .*broken\.so"):
         assert ghost_cpu.library.__wrapped__() is None
     monkeypatch.setattr(ghost_cpu, "find_spec", lambda _: None)
     assert ghost_cpu.library.__wrapped__() is None
@@ -271,9 +277,9 @@ def test_a_build_without_a_compiler_succeeds(tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("*.so"))
 
 
-def test_parts_are_told_to_c_in_its_own_order() -> None:
+def test_parts_have_the_same_members_in_c_and_in_python() -> None:
     source = (ROOT / "hvd_batchgrow" / "nn" / "ghost" / "ghost_cpu.c").read_text(encoding="utf-8")
-    body = source.partition("The same as in ghost_cpu.py")[2]
+    body = source.partition("Must match ghost_cpu.py")[2]
     members = [
         name.strip()
         for line in body.partition("} Part;")[0].splitlines()

@@ -20,7 +20,7 @@ from hvd_batchgrow.nn.ghost.ghost_tiles import choose_tiles, fits, power_of_two
     num_pixels=st.sampled_from([1, 4, 49, 1024, 12544]),
     value_bytes=st.sampled_from([2, 4]),
 )
-def test_tiles_cover_a_ghost_batch_and_none_begins_beyond_it(
+def test_tiles_cover_a_ghost_batch_and_no_tile_begins_beyond_it(
     num_values: int, num_channels: int, num_pixels: int, value_bytes: int
 ) -> None:
     tiles = choose_tiles(num_values, num_channels, num_pixels, value_bytes)
@@ -53,17 +53,17 @@ def test_small_maps_are_read_once_and_large_ones_fill_a_gpu(num_values: int, num
     assert num_programs >= (128 if is_whole else 8 * 128)
 
 
-def test_places_beyond_32_bits_are_left_to_pytorch() -> None:
+def test_offsets_beyond_32_bits_use_pytorch() -> None:
     assert fits(32 * 64 * 112 * 112)
     assert not fits(2**31)
 
 
 @pytest.mark.parametrize(("dtype", "num_groups"), [(torch.float32, 1), (torch.bfloat16, 2), (torch.float64, 2)])
-def test_what_no_kernel_takes_is_pytorchs(dtype: torch.dtype, num_groups: int) -> None:
+def test_unsupported_types_use_pytorch(dtype: torch.dtype, num_groups: int) -> None:
     assert ghost_choice.choose(torch.zeros(4, 2, dtype=dtype), num_groups) is ghost_reference.normalise
 
 
-def test_the_switch_is_for_its_block_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_by_pytorch_only_ends_with_its_block(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu, of_triton = torch.device("cuda", 0), ghost_reference._normalise_one
     monkeypatch.setitem(ghost_choice._found, gpu, of_triton)
     x = SimpleNamespace(device=gpu, dtype=torch.float16, numel=lambda: 8)
@@ -81,7 +81,9 @@ def test_without_triton_pytorch_is_used(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.parametrize("works", [False, True])
-def test_a_triton_that_cannot_build_kernels_is_told_of_and_left(works: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_triton_that_cannot_build_kernels_is_replaced_with_a_warning(
+    works: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def normalise(x: torch.Tensor, *_: object) -> None:
         assert len(x) == 2
         if not works:
@@ -90,8 +92,10 @@ def test_a_triton_that_cannot_build_kernels_is_told_of_and_left(works: bool, mon
     triton = SimpleNamespace(normalise=normalise)
     monkeypatch.setattr(ghost_choice, "find_spec", lambda _: triton)
     monkeypatch.setattr(hvd_batchgrow.nn.ghost, "ghost_triton", triton, raising=False)
-    told = pytest.warns(UserWarning, match=r"cannot be built here .RuntimeError: no compiler.; it needs a C compiler")
-    with nullcontext() if works else told:
+    warning = pytest.warns(
+        UserWarning, match=r"cannot be built here .RuntimeError: no compiler.; it needs a C compiler"
+    )
+    with nullcontext() if works else warning:
         found = ghost_choice._find(torch.device("cpu"))
     assert found is (normalise if works else ghost_reference.normalise)
 

@@ -1,4 +1,4 @@
-"""Whether gradients can be summed over micro-batches: trial passes before training."""
+"""Trial passes that check whether gradients can be summed over micro-batches."""
 
 from __future__ import annotations
 
@@ -88,8 +88,8 @@ def test_a_sparse_gradient_is_named() -> None:
     )
 
 
-def test_random_numbers_are_no_fault() -> None:
-    """Neither those of a global generator, which start alike in each pass, nor those of any other source."""
+def test_random_numbers_are_not_a_fault() -> None:
+    """Neither those of a global generator, restored before each pass, nor those of another source."""
 
     class Noisy(nn.Module):
         def __init__(self, draw: Callable[[], float]) -> None:
@@ -105,7 +105,7 @@ def test_random_numbers_are_no_fault() -> None:
         assert gradient_fault(Noisy(draw), example()) is None
 
 
-def test_the_trial_leaves_no_trace() -> None:
+def test_the_trial_changes_nothing() -> None:
     net, inputs = network(), example()
     net[0].weight.grad = torch.ones(8, 6)
     before, samples = copy.deepcopy(net.state_dict()), inputs.clone()

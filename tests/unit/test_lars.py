@@ -34,7 +34,7 @@ def parameter(*shape: int, seed: int = 0) -> nn.Parameter:
 
 
 def steps(optimizer: torch.optim.Optimizer, lrs: Sequence[float], first: int = 0) -> None:
-    """Updates whose gradients depend on the weights, on the parameter and on the update alone."""
+    """Run updates whose gradients depend only on the weights, the parameter and the update."""
     params = [p for group in optimizer.param_groups for p in group["params"]]
     for update, lr in enumerate(lrs, start=first):
         for k, param in enumerate(params):
@@ -129,7 +129,7 @@ def test_where_a_norm_is_zero_the_ratio_is_one(zero: str) -> None:
 @pytest.mark.parametrize(
     ("adapt", "scaled"), [(None, {"matrix", "kernel"}), (True, {"matrix", "kernel", "bias", "scale"}), (False, set())]
 )
-def test_one_dimension_or_none_is_neither_scaled_nor_decayed_unless_the_group_says_otherwise(
+def test_parameters_of_one_dimension_are_neither_scaled_nor_decayed_unless_the_group_sets_adapt(
     adapt: bool | None, scaled: set[str]
 ) -> None:
     shapes = {"bias": (3,), "matrix": (3, 2), "scale": (), "kernel": (2, 2, 3, 3)}
@@ -153,11 +153,11 @@ def test_one_dimension_or_none_is_neither_scaled_nor_decayed_unless_the_group_sa
     assert optimizer.trust_ratios().tolist() == pytest.approx(ratios, rel=1e-12)
 
 
-# --- beside others ------------------------------------------------------------------------------
+# --- other implementations ------------------------------------------------------------------------------
 
 
 def test_equal_to_timms_where_it_scales_the_same_tensors() -> None:
-    """timm's form has ε outside of its buffer; it scales what is decayed, and adds its eps: so does ours here."""
+    """timm's form has ε outside its buffer. It scales the decayed parameters and adds eps, as ours does here."""
     timm = timm_lars()
     if timm is None:
         pytest.skip("needs timm: pip install --no-deps timm")
@@ -233,7 +233,7 @@ def test_types_are_mixed_freely_and_the_norm_of_short_ones_is_taken_in_float32()
 
 
 def test_no_value_is_read_on_the_host() -> None:
-    """On a GPU it would wait for one; tensors of the meta device have none."""
+    """Reading a value would wait for a GPU, and fails for tensors of the meta device."""
     params = [nn.Parameter(torch.empty(shape, device="meta")) for shape in ((3, 2), (3,))]
     for param in params:
         param.grad = torch.empty_like(param)
@@ -263,7 +263,9 @@ def test_sparse_gradients_are_refused_before_anything_moves() -> None:
     dense, embedding = parameter(3, 2), nn.Embedding(4, 2, sparse=True)
     dense.grad, before = drawn(3, 2), dense.detach().clone()
     embedding(torch.tensor([1])).sum().backward()
-    with pytest.raises(ValueError, match=r"no sparse gradients, got one for a parameter of shape \(4, 2\)"):
+    with pytest.raises(
+        ValueError, match=r"does not support sparse gradients, got one for a parameter of shape \(4, 2\)"
+    ):
         Lars([{"params": [dense]}, {"params": list(embedding.parameters())}], 0.1).step()
     assert torch.equal(dense, before)
 
@@ -279,7 +281,10 @@ def test_sparse_gradients_are_refused_before_anything_moves() -> None:
         ({"trust_coefficient": 0}, r"trust_coefficient of Lars must be a number > 0, got 0"),
         ({"eps": float("inf")}, r"eps of Lars must be a number >= 0, got inf"),
         ({"adapt": "norms"}, r"adapt of Lars must be True, False or None .*, got 'norms'"),
-        ({"params": [nn.Parameter(torch.zeros(2, dtype=torch.complex64))]}, r"no complex parameters.*\(2,\)"),
+        (
+            {"params": [nn.Parameter(torch.zeros(2, dtype=torch.complex64))]},
+            r"does not support complex parameters.*\(2,\)",
+        ),
     ],
 )
 def test_values_out_of_range_are_refused_for_all_and_for_a_group(values: dict[str, Any], message: str) -> None:
@@ -292,11 +297,11 @@ def test_values_out_of_range_are_refused_for_all_and_for_a_group(values: dict[st
             Lars(**{"params": [parameter(3, 2)], "lr": 0.1, **values})
 
 
-# --- a run that is cut, and the job ---------------------------------------------------------------
+# --- resumed runs, and jobs ---------------------------------------------------------------
 
 
 @pytest.mark.parametrize("cut", range(1, len(LRS)))
-def test_a_run_taken_up_from_its_state_goes_on_to_the_bit(cut: int) -> None:
+def test_a_run_resumed_from_its_state_dict_is_bit_identical(cut: int) -> None:
     def make() -> tuple[list[nn.Parameter], Lars]:
         params = [nn.Parameter(drawn(*shape).float()) for shape in ((4, 3), (4,), (2, 3))]
         return params, Lars(params, LRS[0], 0.9, 0.01)
@@ -342,7 +347,7 @@ def test_adams_rule_is_refused_as_for_sgd() -> None:
         compile_plan(small_job(optim={"name": "lars"}, schedule={"lr_rule": "adam"}), 1, NUM_TRAIN)
 
 
-def test_transitions_tell_of_the_correction_and_of_the_ratio_in_the_decay() -> None:
+def test_transitions_mention_the_correction_and_the_ratio_in_the_decay() -> None:
     def lines(**optim: Any) -> list[str]:
         job = small_job(
             optim={"name": "lars", **optim},

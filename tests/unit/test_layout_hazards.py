@@ -1,4 +1,4 @@
-"""Networks whose results would depend on how a batch is cut."""
+"""Networks whose results depend on how a batch is divided."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class CentresTheBatch(nn.Module):
 
 
 class PairsUp(nn.Module):
-    """Its own forward mixes each sample with its neighbour; no module of it does."""
+    """The network's own forward mixes each sample with its neighbour; its submodules do not."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -35,34 +35,34 @@ def network(*middle: nn.Module) -> nn.Module:
     return nn.Sequential(nn.Linear(6, 8), GhostBatchNorm1d(8, 16), *middle, nn.ReLU(), nn.Linear(8, 3))
 
 
-def test_ghost_norms_and_keyed_dropout_are_none() -> None:
+def test_ghost_norms_and_keyed_dropout_are_not_hazards() -> None:
     assert layout_hazards(network(KeyedDropout(0.5)), (6,)) == []
 
 
 @pytest.mark.parametrize("name", ["small_conv_net", "wrn_10_1", "resnet8", "alexnet"])
-def test_our_own_networks_have_none(name: str) -> None:
+def test_our_networks_have_no_hazards(name: str) -> None:
     tree = job_tree(model={"name": name})
     if name != "small_conv_net":
         del tree["model"]["channels"]
     assert layout_hazards(build_model(parse_job(tree), (32, 32, 1), 3), (1, 32, 32)) == []
 
 
-def test_the_module_that_lets_samples_meet_is_named() -> None:
-    text = "2: samples of a batch meet, other than in a ghost norm"
+def test_the_module_that_mixes_samples_is_named() -> None:
+    text = "2: samples of a batch affect each other outside of ghost norms"
     assert layout_hazards(network(CentresTheBatch()), (6,)) == [text]
     assert layout_hazards(network(nn.Sequential(nn.Tanh(), CentresTheBatch())), (6,))[0].startswith("2.1: samples")
-    # What the whole mixes shows first in a module of it: one cannot look between two modules.
-    assert layout_hazards(PairsUp(), (6,)) == ["linear: samples of a batch meet, other than in a ghost norm"]
+    # A mix in the network's own forward shows first in the next submodule's output.
+    assert layout_hazards(PairsUp(), (6,)) == ["linear: samples of a batch affect each other outside of ghost norms"]
 
 
-def test_the_modules_that_draw_are_named_before_that() -> None:
+def test_modules_that_draw_are_named_before_those_that_mix_samples() -> None:
     drawing = [nn.Dropout(0.1) for _ in range(5)]
     assert layout_hazards(network(*drawing, CentresTheBatch()), (6,)) == [
-        "2, 3, 4 and 2 more: random numbers that belong to no sample"
+        "2, 3, 4 and 2 more: random numbers that are not keyed by sample"
     ]
 
 
-def test_the_network_stays_as_it_is() -> None:
+def test_the_network_is_not_changed() -> None:
     model = network(CentresTheBatch()).train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     state = torch.get_rng_state()
@@ -73,7 +73,7 @@ def test_the_network_stays_as_it_is() -> None:
 
 
 class Experts(nn.Module):
-    """Each sample goes to one of two layers, which get as many samples as happen to be there."""
+    """Each sample goes to one of two layers, so the layers get varying numbers of samples."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -89,7 +89,7 @@ class Experts(nn.Module):
 
 
 class Packed(nn.Module):
-    """A recurrent layer that sorts the samples by their lengths; its state has 4 leading entries."""
+    """A recurrent layer that sorts the samples by length; its state has 4 rows."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -103,7 +103,7 @@ class Packed(nn.Module):
 
 
 class InPlace(nn.Module):
-    """It overwrites its input."""
+    """A network that overwrites its input."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -115,7 +115,7 @@ class InPlace(nn.Module):
 
 
 class Branches(nn.Module):
-    """Layers that end in any order, as those that run in threads do."""
+    """Layers that return in any order, like layers in threads."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -130,16 +130,16 @@ class Branches(nn.Module):
 
 
 @pytest.mark.parametrize("make", [Experts, Packed, InPlace, Branches])
-def test_what_only_looks_as_if_samples_met_is_no_hazard(make: type[nn.Module]) -> None:
+def test_modules_that_only_seem_to_mix_samples_are_not_hazards(make: type[nn.Module]) -> None:
     torch.manual_seed(0)
     assert layout_hazards(make(), (6,)) == []
 
 
-def test_an_expert_that_lets_samples_meet_is_found_at_the_output() -> None:
+def test_an_expert_that_mixes_samples_is_found_at_the_output() -> None:
     class Meeting(Experts):
         def forward(self, x: Tensor) -> Tensor:
             return super().forward(x) + x[:, :3].mean(0)
 
     assert layout_hazards(Meeting(), (6,)) == [
-        "the network's own forward: samples of a batch meet, other than in a ghost norm"
+        "the network's own forward: samples of a batch affect each other outside of ghost norms"
     ]

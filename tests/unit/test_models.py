@@ -1,4 +1,4 @@
-"""The networks of this package: parameter counts of their papers, ghost batches that do not see each other."""
+"""The networks of this package: published parameter counts, and independent ghost batches."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ def count(model: nn.Module) -> int:
 
 
 def convolutions(*widths: int) -> int:
-    """Weights of 3×3 convolutions from each width to the next, and of the norms that follow."""
+    """Count the weights of 3×3 convolutions from each width to the next, and of their norms."""
     return sum(9 * a * b + 2 * b for a, b in pairwise(widths))
 
 
-# Our networks, and the shape of a sample, small but for the nets that need more.
+# Our networks with the shape of a sample, as small as the network allows.
 SHAPES: dict[str, tuple[int, ...]] = {
     "small_conv_net": (12, 10, 1),
     "wrn_16_2": (12, 10, 3),
@@ -101,7 +101,7 @@ def test_the_counts_of_documents() -> None:
 
 
 @pytest.mark.parametrize("depth", [11, 13, 16, 19])
-def test_vgg_has_as_many_layers_as_it_says_less_two_of_the_papers_linear_ones(depth: int) -> None:
+def test_the_depth_of_vgg_counts_two_linear_layers_that_it_does_not_have(depth: int) -> None:
     with torch.device("meta"):
         model = build_model(job_of(f"vgg{depth}_bn"), (32, 32, 3), 10)
     assert sum(isinstance(module, (nn.Conv2d, nn.Linear)) for module in model.modules()) == depth - 2
@@ -111,7 +111,7 @@ def test_vgg_has_as_many_layers_as_it_says_less_two_of_the_papers_linear_ones(de
 
 
 @each_network
-def test_every_parameter_learns_and_ghost_batches_do_not_see_each_other(name: str) -> None:
+def test_every_parameter_gets_a_gradient_and_ghost_batches_are_independent(name: str) -> None:
     model, x = build(name), samples(name)
     logits = model(x)
     assert logits.shape == (2 * GROUP, NUM_CLASSES)
@@ -124,13 +124,13 @@ def test_every_parameter_learns_and_ghost_batches_do_not_see_each_other(name: st
 
 
 @each_network
-def test_in_evaluation_samples_do_not_see_each_other(name: str) -> None:
+def test_samples_are_independent_in_evaluation(name: str) -> None:
     model, x = build(name).eval(), samples(name, 3)
     torch.testing.assert_close(model(x), torch.cat([model(part) for part in x.split(1)]))
 
 
 @each_network
-def test_all_its_norms_are_of_the_jobs_ghost_batch_and_momentum(name: str) -> None:
+def test_all_norms_have_the_jobs_ghost_batch_and_momentum(name: str) -> None:
     norms = list(ghost_norms(build(name, **({} if name == "alexnet" else {"bn_momentum": 0.25}))))
     assert {(norm.ghost_batch, norm.momentum) for norm in norms} == (set() if name == "alexnet" else {(GROUP, 0.25)})
 
@@ -155,7 +155,7 @@ def test_a_resnet_whose_residuals_are_0_is_its_shortcuts() -> None:
     first, blocks = model.features[:3], model.features[3:]  # type: ignore[index]
     for block in blocks:
         nn.init.zeros_(block.residual[-1].weight)
-    # option A: every other pixel twice, new channels 0; 16 of 64 are left
+    # option A: every other pixel twice, zeros in new channels; 16 of 64 channels are not zero
     expected = nn.functional.pad(first(x)[:, :, ::4, ::4], (0, 0, 0, 0, 0, 48))
     torch.testing.assert_close(model.features(x), expected)  # type: ignore[operator]
 
@@ -168,7 +168,7 @@ def test_a_wide_resnet_whose_residuals_are_0_is_its_shortcuts() -> None:
     assert len(blocks) == 6
     for k, block in enumerate(blocks):
         nn.init.zeros_(block.residual[-1].weight)
-        if k % 2 == 0:  # the first of a stage widens: a 1×1 convolution of what is active, not of x
+        if k % 2 == 0:  # the first block of a stage widens: a 1×1 convolution of the activation, not of x
             norm, relu = block.activate
             expected = block.shortcut(relu(norm(expected)))
     torch.testing.assert_close(model.features[:-2](x), expected)  # type: ignore[index]
@@ -178,7 +178,7 @@ def test_a_wide_resnet_whose_residuals_are_0_is_its_shortcuts() -> None:
 
 
 @each_network
-def test_the_seed_alone_decides_the_first_weights(name: str) -> None:
+def test_the_seed_alone_determines_the_first_weights(name: str) -> None:
     first, again, other = (list(build(name, seed).parameters()) for seed in (3, 3, 4))
     assert all(map(torch.equal, first, again))
     drawn = [not torch.equal(a, b) for a, b in zip(first, other, strict=True) if a.ndim > 1]
@@ -210,7 +210,7 @@ def test_he_normal_by_fan_out(name: str) -> None:
         assert (norm.bias == 0).all()
 
 
-# --- what is refused ----------------------------------------------------------------------------
+# --- errors -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -227,7 +227,7 @@ def test_he_normal_by_fan_out(name: str) -> None:
         ("vgg18_bn", "nearest: vgg16_bn, vgg19_bn, got"),
         ("vgg19", "did you mean 'vgg19_bn'?"),
         ("inception_resnet_v3", "did you mean 'timm.models:inception_resnet_v2'?"),
-        ("mynets:", "module:name of your own, torchvision or timm, got 'mynets:'"),
+        ("mynets:", "torchvision or timm, got 'mynets:'"),
     ],
 )
 def test_an_unknown_name_is_refused_with_the_nearest(name: str, message: str) -> None:
@@ -266,7 +266,7 @@ def test_a_key_that_a_network_does_not_use_is_refused(name: str, model: dict[str
 
 
 @each_network
-def test_a_network_that_is_named_rightly_passes(name: str) -> None:
+def test_valid_names_pass(name: str) -> None:
     check_model(job_of(name))
 
 
@@ -283,13 +283,13 @@ def test_a_network_that_is_named_rightly_passes(name: str) -> None:
         ),
     ],
 )
-def test_samples_that_a_network_does_not_take_are_refused(name: str, shape: tuple[int, ...], message: str) -> None:
+def test_samples_of_an_unsupported_shape_are_refused(name: str, shape: tuple[int, ...], message: str) -> None:
     with pytest.raises(JobError, match=re.escape(f"model.name: {message}")):
         build_model(job_of(name), shape, NUM_CLASSES)
 
 
 @pytest.mark.parametrize(("name", "side"), [("alexnet", 29), ("vgg11_bn", 32)])
-def test_the_least_side_is_the_least(name: str, side: int) -> None:
+def test_the_smallest_supported_image_works(name: str, side: int) -> None:
     with torch.device("meta"):
         model = build_model(job_of(name), (side, side, 1), NUM_CLASSES).eval()
         assert model(torch.zeros(1, 1, side, side)).shape == (1, NUM_CLASSES)
@@ -297,7 +297,7 @@ def test_the_least_side_is_the_least(name: str, side: int) -> None:
             model(torch.zeros(1, 1, side - 1, side - 1))
 
 
-def test_images_that_are_yet_to_be_cropped_have_the_size_of_the_crop() -> None:
+def test_images_to_be_cropped_have_the_size_of_the_crop() -> None:
     data = {"source": "imagenet", "image_size": 28}
     job = parse_job({**job_tree(), "data": data, "model": {"name": "alexnet", "ghost_batch": GROUP}})
     with pytest.raises(JobError, match=r"at least 29 × 29, these are \(28, 28, 3\)"):

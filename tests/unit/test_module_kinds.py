@@ -1,4 +1,4 @@
-"""Kinds of modules: trained as they are in torch, or refused in one line before the run folder is made."""
+"""Kinds of modules: trained as in torch, or refused in one line before the run folder is created."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SHAPE = (6,)
 
 
 def job_of(name: str, **sections: Any) -> Job:
-    """A job with a network of this file."""
+    """Return a job with a network of this file."""
     model = {"name": f"{__name__}:{name}", "ghost_batch": 8, **sections.pop("model", {})}
     return parse_job({**job_tree(**sections), "model": model})
 
@@ -101,7 +101,7 @@ class LazyBeside(nn.Module):
 
 
 class Noted(nn.Module):
-    """Extra state that is any value, beside a network."""
+    """A network with any value as extra state."""
 
     def __init__(self, num_classes: int, note: Any = None) -> None:
         super().__init__()
@@ -127,7 +127,7 @@ class Unsettable(Noted):
 
 
 class Initialising(nn.Module):
-    """Its first forward sets a parameter by the samples that it sees."""
+    """A network whose first forward sets a parameter from its input."""
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
@@ -149,7 +149,7 @@ class BackwardFails(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.rest(x)
         exponential = logits.exp()
-        exponential.add_(1)  # autograd needs the value before
+        exponential.add_(1)  # autograd needs the previous value
         return exponential
 
 
@@ -164,7 +164,10 @@ class BackwardFails(nn.Module):
         ("on_meta", r"0\.weight, 0\.bias, 1\.weight and 6 more: on the meta device, without values"),
         ("wrapped", r"the network is wrapped in DataParallel; return the module inside"),
         ("sparse", r"mask: quantised or sparse; parameters and buffers must be dense"),
-        ("Quantised", r"layer\._packed_params\.dtype in its state_dict is a dtype, not a tensor, as in quantised"),
+        (
+            "Quantised",
+            r"layer\._packed_params\.dtype in its state_dict is a dtype, not a tensor; quantise modules after",
+        ),
         ("LazyBeside", r"no forward reaches the lazy spare\.weight, spare\.bias; give them their sizes"),
         ("noted_set", r"_extra_state\['a'\]\[0\] is of class set; a checkpoint holds tensors and plain values"),
         ("Unsettable", r"its state_dict cannot be saved and loaded again: RuntimeError: .*_extra_state"),
@@ -183,7 +186,7 @@ def test_what_cannot_be_trained_is_refused_in_one_line(name: str, message: str) 
 
 
 class Counts(nn.Module):
-    """A counter that is no buffer."""
+    """A counter in a plain attribute."""
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
@@ -217,14 +220,14 @@ def test_lazy_modules_are_those_of_the_sizes_that_they_find() -> None:
     assert isinstance(model[2], GhostBatchNorm1d)  # type: ignore[index]
     assert model.training
     torch.manual_seed(3)
-    expected = [nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Linear(5, 3)]  # drawn in the order of the forward
+    expected = [nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Linear(5, 3)]  # initialised in the order of the forward
     for layer, found in zip(expected, (model[1], model[2], model[5]), strict=True):  # type: ignore[index]
         for name, value in found.state_dict().items():
             assert torch.equal(value, layer.state_dict()[name])
 
 
 class LazyInTraining(nn.Module):
-    """A lazy layer that only training uses."""
+    """A lazy layer that only a forward in training uses."""
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
@@ -325,7 +328,7 @@ NETS = """
 
 @pytest.fixture
 def failing(job: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Arguments that train a network which passes the trial and fails in its first update."""
+    """Return the arguments of a run whose network passes the trial and fails in its first update."""
     Path("nets_that_fail.py").write_text(textwrap.dedent(NETS))
     monkeypatch.setattr(sys, "path", [*sys.path])
     tree = tomllib.loads(Path(job).read_text())

@@ -1,4 +1,4 @@
-"""Networks that a callable returns: of the user's own, of torchvision, of timm."""
+"""Networks that a callable returns: custom ones, and those of torchvision and timm."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ _numbers = itertools.count()
 
 @pytest.fixture
 def nets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
-    """Writes a module into the working directory, and returns its name."""
+    """Write a module into the working directory, and return its name."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
 
@@ -122,8 +122,8 @@ def test_it_is_called_with_arguments_and_classes_and_its_norms_are_ghost_norms(n
 
 
 @pytest.mark.parametrize("name", ["Net", "by_keywords"])
-def test_arguments_go_over_the_number_of_classes(name: str, nets: Callable[..., str]) -> None:
-    with pytest.raises(JobError, match=r"num_classes=9\) gives \(2, 9\) for two samples .* must be logits \(2, 5\)"):
+def test_arguments_override_the_number_of_classes(name: str, nets: Callable[..., str]) -> None:
+    with pytest.raises(JobError, match=r"num_classes=9\) returns \(2, 9\) for two samples .* must be logits \(2, 5\)"):
         build(f"{nets()}:{name}", kwargs={"num_classes": 9})
 
 
@@ -143,7 +143,7 @@ def test_the_first_weights_are_those_of_the_seed_and_the_trial_leaves_no_trace(n
     assert torch.equal(torch.rand(3), expected)
 
 
-def test_generators_of_python_and_numpy_are_at_the_jobs_seed_and_put_back(nets: Callable[..., str]) -> None:
+def test_generators_of_python_and_numpy_are_seeded_by_the_job_and_restored(nets: Callable[..., str]) -> None:
     name = f"{nets()}:by_other_generators"
     random.seed(1)
     np.random.seed(1)
@@ -151,7 +151,7 @@ def test_generators_of_python_and_numpy_are_at_the_jobs_seed_and_put_back(nets: 
     random.seed(1)
     np.random.seed(1)
     first, again, other = (build(name, seed) for seed in (7, 7, 8))
-    for layer in ("conv", "head"):  # the one by Python's generator, the other by NumPy's
+    for layer in ("conv", "head"):  # one layer draws from Python's generator, the other from NumPy's
         drawn = [float(getattr(net, layer).weight.detach().flatten()[0]) for net in (first, again, other)]
         assert drawn[0] == drawn[1] != drawn[2]
     assert (random.getstate(), np.random.get_state()[2]) == expected
@@ -167,15 +167,15 @@ def test_generators_of_python_and_numpy_are_at_the_jobs_seed_and_put_back(nets: 
         ("no_network", {}, "MODULE:no_network must return a torch.nn.Module, returned list"),
         ("frozen", {}, "MODULE:frozen has no parameters to train"),
         ("none_at_all", {}, "MODULE:none_at_all has no parameters to train"),
-        ("other_ghost", {}, "has a ghost norm of 2 samples; all must have model.ghost_batch, 4"),
-        ("of_thousand", {}, r"gives \(2, 1000\) for two samples of shape \(3, 6, 7\), in evaluation; must be logits"),
-        ("Twice", {}, r"gives its norm norm 2 ghost batches of each in training; give each place a norm of its own"),
-        ("Frames", {}, r"gives its norm norm 3 ghost batches of each in training"),
-        ("Beside", {}, r"does not come by its norm norm in training; leave it out, or keep it in evaluation"),
-        ("Auxiliary", {}, r"gives tuple for two samples of shape \(3, 6, 7\), in training; must be logits \(2, 5\)"),
+        ("other_ghost", {}, "has a ghost norm of 2 samples; all ghost norms must have model.ghost_batch = 4"),
+        ("of_thousand", {}, r"returns \(2, 1000\) for two samples of shape \(3, 6, 7\), in evaluation; must be logits"),
+        ("Twice", {}, r"passes 2 ghost batches to its norm norm for each one in training; use a separate norm in each"),
+        ("Frames", {}, r"passes 3 ghost batches to its norm norm for each one in training"),
+        ("Beside", {}, r"does not reach its norm norm in training; remove it, or keep it in evaluation mode"),
+        ("Auxiliary", {}, r"returns tuple for two samples of shape \(3, 6, 7\), in training; must be logits \(2, 5\)"),
     ],
 )
-def test_what_is_no_network_is_refused(
+def test_callables_that_do_not_return_a_usable_network_are_refused(
     name: str, arguments: dict[str, Any], message: str, nets: Callable[..., str]
 ) -> None:
     module = nets()
@@ -188,13 +188,13 @@ def test_a_norm_that_the_network_keeps_in_evaluation_may_be_anywhere(nets: Calla
     assert not build(f"{nets()}:Still").train().norm.training
 
 
-def test_arguments_that_its_signature_does_not_take_are_refused_before_the_call(nets: Callable[..., str]) -> None:
-    message = r"Net\(num_classes=5, widht=8\) cannot be: .*'widht'; it takes \(num_classes, width=4, norm="
+def test_arguments_that_the_signature_does_not_accept_are_refused_before_the_call(nets: Callable[..., str]) -> None:
+    message = r"cannot call .*:Net\(num_classes=5, widht=8\): .*'widht'; it accepts \(num_classes, width=4, norm="
     with pytest.raises(JobError, match=f"model.kwargs: .*{message}"):
         build(f"{nets()}:Net", kwargs={"widht": 8})
 
 
-def test_samples_that_it_cannot_take_are_refused_with_its_own_line(nets: Callable[..., str]) -> None:
+def test_samples_that_it_does_not_accept_are_refused_with_the_line_that_failed(nets: Callable[..., str]) -> None:
     module = nets()
     with pytest.raises(JobError, match=rf"fails on two samples of shape \(54,\), in evaluation: .*{module}.py, line"):
         build_model(job_of(f"{module}:Net"), (54,), NUM_CLASSES)
@@ -214,7 +214,7 @@ def test_arguments_are_plain_values(value: Any) -> None:
         job_of("mynets:Net", kwargs={"a": value})
 
 
-def test_arguments_decide_the_weights() -> None:
+def test_arguments_affect_the_weights() -> None:
     first, same, other = (job_of("mynets:Net", kwargs={"a": [1, {"b": x}]}) for x in (2, 2, 3))
     assert first == same != other
     assert first.deciding(300) == same.deciding(300) != other.deciding(300)
@@ -230,7 +230,7 @@ _THERE = importlib.util.find_spec("torchvision") is not None
     ("name", "packages"),
     [("torchvision.models:resnet50", "torchvision"), ("timm.models:inception_resnet_v2", "timm torchvision")],
 )
-def test_a_package_that_is_not_there_is_named_with_the_command_that_installs_it(name: str, packages: str) -> None:
+def test_a_missing_package_is_named_with_the_command_that_installs_it(name: str, packages: str) -> None:
     command = re.escape(f"; pip install {packages} torch=={torch.__version__.split('+')[0]}")
     with pytest.raises(JobError, match=f"No module named 'torchvision'.*{command}$"):
         build(name)
@@ -243,7 +243,7 @@ def write_torchvision(folder: Path, text: str) -> None:
 
 @pytest.fixture
 def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder whose torchvision is found, and forgotten at the end."""
+    """Yield a folder from which torchvision is imported; unload it at the end."""
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     true_one = forget_torchvision()
     yield tmp_path
@@ -252,7 +252,7 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def forget_torchvision() -> dict[str, ModuleType]:
-    """What was imported of it."""
+    """Return the imported modules of torchvision."""
     return {name: sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] == "torchvision"}
 
 
@@ -264,7 +264,7 @@ DESCRIBES = """
 
 
 @pytest.mark.skipif(_THERE, reason="torchvision is installed, and is tried itself")
-def test_operators_that_are_missing_beside_a_torch_for_the_cpu_are_declared(
+def test_operators_that_are_missing_with_a_cpu_build_of_torch_are_declared(
     stand_in: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_torchvision(stand_in, DESCRIBES)
@@ -279,7 +279,7 @@ def test_operators_that_are_missing_beside_a_torch_for_the_cpu_are_declared(
     assert len(torchvision_shim._declared) == 1
 
 
-def test_another_failure_of_torchvision_is_not_touched(stand_in: Path) -> None:
+def test_another_failure_of_torchvision_is_raised(stand_in: Path) -> None:
     declared = len(torchvision_shim._declared)
     write_torchvision(stand_in, "raise RuntimeError('built for another torch')")
     with pytest.raises(RuntimeError, match="built for another torch"):
@@ -297,8 +297,8 @@ def test_resnet_50_has_its_parameters_and_ghost_norms_only() -> None:
 
 
 @pytest.mark.skipif(not _THERE, reason="needs torchvision")
-def test_the_further_outputs_of_googlenet_in_training_are_refused() -> None:
-    with pytest.raises(JobError, match=r"gives GoogLeNetOutputs for two samples .*, in training"):
+def test_the_auxiliary_outputs_of_googlenet_in_training_are_refused() -> None:
+    with pytest.raises(JobError, match=r"returns GoogLeNetOutputs for two samples .*, in training"):
         build_model(job_of("torchvision.models:googlenet", kwargs={"init_weights": False}), (64, 64, 3), 5)
 
 

@@ -1,4 +1,4 @@
-"""Which parameters are refused, how they lie in memory, and of which type inputs are."""
+"""Unsupported parameters, dense memory, and the type of inputs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BIG = torch.arange(120.0).reshape(10, 12)
 
 
 class Holder(nn.Module):
-    """Parameters and buffers by name."""
+    """A module with the given parameters and buffers."""
 
     def __init__(self, buffers: dict[str, Tensor] | None = None, **parameters: Tensor) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class Holder(nn.Module):
 )
 def test_density_is_whether_the_entries_fill_one_piece_of_memory(tensor: Tensor, dense: bool) -> None:
     assert is_dense(tensor) == dense
-    # What autograd itself does with a gradient that it may lay out as it likes:
+    # Autograd lays out a gradient in the same way:
     if tensor.numel() and 0 not in tensor.stride():
         parameter = nn.Parameter(tensor.clone(memory_format=torch.preserve_format) if dense else tensor)
         (parameter * torch.ones_like(parameter)).sum().backward()
@@ -74,7 +74,7 @@ def test_density_is_whether_the_entries_fill_one_piece_of_memory(tensor: Tensor,
         (Holder(a=torch.eye(3).to_sparse()), [r"a is torch.sparse_coo; make it dense"]),
     ],
 )
-def test_parameters_that_no_update_would_fit_are_named(model: nn.Module, faults: list[str]) -> None:
+def test_parameters_that_cannot_be_updated_are_named(model: nn.Module, faults: list[str]) -> None:
     found = parameter_faults(model)
     assert len(found) == len(faults)
     for line, fault in zip(found, faults, strict=True):
@@ -142,11 +142,11 @@ def test_the_average_of_16_bit_weights_moves_by_less_than_their_spacing() -> Non
     average.update(1)
     moved = average.state_dict()["weight"]
     expected = 1.5 - 0.5 * torch.tensor(-1e-3, dtype=torch.float64).exp()
-    assert moved.item() == pytest.approx(expected.item(), rel=1e-6)  # bfloat16 would round it to 1
+    assert moved.item() == pytest.approx(expected.item(), rel=1e-6)  # bfloat16 would round this to 1
 
 
 def make(kind: str, num_classes: int) -> nn.Module:
-    """A network for the job below."""
+    """Return the network of the job below."""
     layers: dict[str, Callable[[], Any]] = {
         "expanded": lambda: nn.Parameter(torch.zeros(1).expand(16)),
         "complex": lambda: nn.Parameter(torch.zeros(16, dtype=torch.complex64)),

@@ -24,7 +24,7 @@ CPU = torch.device("cpu")
 
 
 def job_of(**sections: Any) -> Job:
-    """Two groups of 8 an update, one a micro-batch; for another network without the width of the default one."""
+    """Return a job of two ghost batches of 8 per update, one per micro-batch; custom networks have no width."""
     tree = job_tree(**{"layout": {"max_micro_batch": 8}} | sections)
     tree["model"] = {"ghost_batch": 8, **sections["model"]} if "name" in sections.get("model", {}) else tree["model"]
     return parse_job(tree)
@@ -40,7 +40,7 @@ def limits_of(job: Job, num_updates: int = 2) -> RoundingLimits:
 
 
 def trained(job: Job, folder: Path, num_updates: int = 2, fault: Callable[[Trainer], None] | None = None) -> States:
-    """The same states by the trainer, in which a fault may be planted before the first update."""
+    """Return the same states by the trainer, optionally with a planted fault."""
     trainer = make_trainer(job, SingleRank(), folder)
     if fault:
         fault(trainer)
@@ -211,7 +211,7 @@ def sliced(num_classes: int, dense: bool) -> nn.Module:
 
 @pytest.mark.parametrize(("name", "argument"), [("used_twice", "checkpointed"), ("sliced", "dense")])
 def test_plain_autograd_is_bit_identical_for_two_forms_of_one_network(name: str, argument: str) -> None:
-    """Neither hooks that fire more than once nor strides enter it."""
+    """Plain autograd depends neither on hooks that fire more than once nor on strides."""
     forms = [plain(job_of(model={"name": f"{HERE}:{name}", "kwargs": {argument: value}})) for value in (True, False)]
     for samples, state in forms[0].items():
         assert all(torch.equal(value, forms[1][samples][key]) for key, value in state.items())
@@ -233,7 +233,7 @@ def with_spare(num_classes: int) -> nn.Module:
 
 
 def test_weight_decay_of_a_weight_that_no_loss_reaches_is_found(tmp_path: Path) -> None:
-    """torch's optimizers leave a parameter without a gradient alone, those of zeros they decay by lr · decay."""
+    """torch's optimizers skip a parameter without a gradient, but decay one with a zero gradient by lr · decay."""
     job = job_of(model={"name": f"{HERE}:with_spare"})
     limits, states = limits_of(job, 1), plain(job, 1)
     spare = with_spare(3).get_parameter("2.spare.weight")

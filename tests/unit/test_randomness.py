@@ -16,7 +16,7 @@ EXAMPLE = torch.randn(3, 2, 4, 4, generator=torch.Generator().manual_seed(1))
 
 
 class Calls(nn.Module):
-    """A module that is what a function says, after a convolution."""
+    """A module that applies a function after a convolution."""
 
     def __init__(self, function: Any) -> None:
         super().__init__()
@@ -27,7 +27,7 @@ class Calls(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Named as timm's, and not come by."""
+    """A module with the name of timm's that the forward does not reach."""
 
     drop_prob = 0.1
 
@@ -64,23 +64,23 @@ def on_its_own(module: nn.Module, x: Tensor) -> Tensor:
     ],
     ids=lambda value: str(value) if isinstance(value, list) else "",
 )
-def test_who_draws_is_named_innermost(model: nn.Module, expected: list[str]) -> None:
+def test_the_innermost_module_that_draws_is_named(model: nn.Module, expected: list[str]) -> None:
     assert own_randomness(model, EXAMPLE) == expected
 
 
-def test_dropout_that_this_forward_does_not_come_by_is_named_too() -> None:
+def test_dropout_that_this_forward_does_not_reach_is_named_too() -> None:
     model = Calls(lambda net, x: x)
     model.path = DropPath()
     assert own_randomness(model, EXAMPLE) == ["path"]
 
 
-def test_one_that_draws_before_its_child_does_is_named_beside_it() -> None:
+def test_a_module_that_draws_before_its_child_is_named_too() -> None:
     model = Calls(lambda net, x: net.drop(x + torch.rand(1)))
     model.drop = nn.Dropout(0.5)
     assert own_randomness(model, EXAMPLE) == [WHOLE, "drop"]
 
 
-def test_model_and_generators_stay_as_they_were() -> None:
+def test_model_and_generators_are_not_changed() -> None:
     model = stack(GhostBatchNorm2d(2, 8), nn.BatchNorm2d(2), nn.Dropout(0.5)).eval()
     model[2].train()
     model[1].deferred = True
@@ -103,7 +103,7 @@ def test_model_and_generators_stay_as_they_were() -> None:
     assert torch.equal(norm(EXAMPLE), norm(EXAMPLE))
 
 
-def test_a_forward_that_fails_leaves_nothing_either() -> None:
+def test_a_forward_that_fails_changes_nothing_either() -> None:
     model = stack(nn.Linear(9, 9), nn.Dropout(0.5)).eval()
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         own_randomness(model, EXAMPLE)

@@ -35,7 +35,7 @@ def test_a_resume_says_and_records_the_hole_and_audit_passes(stopped: str, capsy
     """The defect: the resume said nothing, and `audit` failed for good."""
     cut_record(5)
     assert main(["audit", str(RUN)]) == 1
-    assert "ends at sample 80, and the newest checkpoint stands at 256" in capsys.readouterr().err
+    assert "ends at sample 80, but the newest checkpoint is at 256" in capsys.readouterr().err
     assert main(["train", stopped, "--resume", "auto"]) == 0
     error = capsys.readouterr().err
     assert error.count("consumed.jsonl ends at sample 80, and the checkpoint is at sample 256") == 1
@@ -65,7 +65,7 @@ def test_a_hole_that_no_resume_recorded_fails(stopped: str, capsys: pytest.Captu
     RECORD.write_text("".join(lines[:5] + lines[6:]))
     assert main(["audit", str(RUN)]) == 1
     error = capsys.readouterr().err
-    assert "what follows sample 64 is missing or there twice, and no resume recorded that" in error
+    assert "the update at sample 64 is missing or recorded twice, and no resume recorded a gap" in error
 
 
 def test_wrong_samples_beside_a_hole_fail(stopped: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -125,7 +125,7 @@ def test_a_hole_changes_no_weight_and_orders_are_compared_around_it(
     capsys.readouterr()
     assert main(["audit", "runs/copy", "runs/small"]) == 0
     assert "the same samples in the same order up to 688" in (text := capsys.readouterr().out)
-    assert "except for 176 samples that are not on record" in text
+    assert "except for 176 samples that were not recorded" in text
 
 
 def test_an_update_that_the_next_attempt_records_itself_is_no_hole(tmp_path: Path) -> None:
@@ -146,4 +146,4 @@ def test_a_line_that_is_no_hole_is_damaged(
     with RECORD.open("a") as file:
         file.write(json.dumps({"samples": 80, **hole}) + "\n")
     assert main(["audit", str(RUN)]) == 1
-    assert "consumed.jsonl is damaged: line 6 is no update" in capsys.readouterr().err
+    assert "consumed.jsonl is damaged: line 6 is not an update" in capsys.readouterr().err

@@ -32,23 +32,23 @@ def test_layouts_are_read(text: str, batch: int, shapes: Sequence[tuple[int, int
     assert parse_shapes(text, batch, 8, exact=False) == [Shape(*shape) for shape in shapes]
 
 
-def test_all_layouts_that_cannot_be_are_told_at_once() -> None:
+def test_all_impossible_layouts_are_reported_at_once() -> None:
     with pytest.raises(JobError) as error:
         parse_shapes("1x1x12,2x1x4,1x3x8,3x1x8,two,0x1x8", 16, 8, exact=False)
     lines = [
-        "1x1x12: a pass of 12 would cut ghost batches of 8; nearest: 1x1x16, 1x2x8",
-        "2x1x4: a pass of 4 would cut ghost batches of 8; nearest: 2x1x8",
-        "1x3x8 takes 24 samples, the first phase's batch is 16; nearest: 1x1x16, 1x2x8",
-        "3x1x8 takes 24 samples, the first phase's batch is 16; nearest: fewer ranks",
+        "1x1x12: a micro-batch of 12 would split ghost batches of 8; nearest: 1x1x16, 1x2x8",
+        "2x1x4: a micro-batch of 4 would split ghost batches of 8; nearest: 2x1x8",
+        "1x3x8 processes 24 samples, but the first phase's batch is 16; nearest: 1x1x16, 1x2x8",
+        "3x1x8 processes 24 samples, but the first phase's batch is 16; nearest: fewer ranks",
         "'two' is not RANKSxPASSESxMICRO-BATCH, such as 2x2x8",
         "'0x1x8' is not",
     ]
     assert all(line in str(error.value) for line in lines)
-    with pytest.raises(JobError, match=r"in exact mode a pass is one ghost batch of 8; nearest: 1x2x8$"):
+    with pytest.raises(JobError, match=r"in exact mode a micro-batch must be one ghost batch of 8; nearest: 1x2x8$"):
         parse_shapes("1x1x16", 16, 8, exact=True)
 
 
-def test_default_layouts_are_all_at_once_and_one_group_a_pass() -> None:
+def test_default_layouts_have_the_largest_and_the_smallest_micro_batch() -> None:
     assert [str(shape) for shape in default_shapes(40, 8, exact=False)] == [
         "1x1x40", "1x5x8", "2x1x24", "2x3x8", "3x1x16", "3x2x8", "4x1x16", "4x2x8",
     ]  # fmt: skip
@@ -57,25 +57,25 @@ def test_default_layouts_are_all_at_once_and_one_group_a_pass() -> None:
         parse_shapes(text, 40, 8, exact=False)
 
 
-def test_a_stop_after_updates_is_voted_in_the_last_of_them() -> None:
+def test_a_stop_after_updates_is_requested_in_the_last_of_them() -> None:
     done = 0
     stop = StopAfter(StopRequest(), lambda: done, 3)
-    told = []
-    for done in range(4):  # noqa: B007  # the stop looks at it
-        told += [stop.stop_requested, stop.stop_requested]  # who waits for its phase looks many times
-    assert told == [False] * 4 + [True] * 4
-    asked = StopRequest()
-    asked.stop_requested = True
-    assert StopAfter(asked, lambda: 0, 3).stop_requested
+    seen = []
+    for done in range(4):  # noqa: B007  # the stop reads it
+        seen += [stop.stop_requested, stop.stop_requested]  # a waiting rank reads it many times
+    assert seen == [False] * 4 + [True] * 4
+    request = StopRequest()
+    request.stop_requested = True
+    assert StopAfter(request, lambda: 0, 3).stop_requested
 
 
-def test_train_stops_after_updates_and_goes_on(job: str) -> None:
+def test_train_stops_after_updates_and_resumes(job: str) -> None:
     assert main(["train", job, "--max-updates", "3"]) == 75
     assert [path.stem for path in Path("runs/small/checkpoints").glob("*.pt")] == ["samples-000000000000048"]
     assert main(["train", job, "--resume", "auto"]) == 0
 
 
-def test_updates_must_be_some(job: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_number_of_updates_must_be_positive(job: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", job, "--max-updates", "0"]) == 2
     assert "--max-updates: must be a whole number > 0, got '0'; nearest: 1" in capsys.readouterr().err
 
@@ -100,7 +100,7 @@ def test_layouts_in_exact_mode_are_bit_identical(job: str, capsys: pytest.Captur
 
 @pytest.mark.slow
 def test_growth_that_costs_decide_is_verified_without_costs(job: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """The defect: verify asked for --cost, which it does not take; its layouts are its own."""
+    """An earlier defect: verify requested --cost, an option that it does not have and does not need."""
     words = ["--layouts", "1x2x8", "--updates", "1", "--layout.grow_by", "auto", "--layout.max-ranks", "2"]
     assert main(["verify", job, *words]) == 0
     assert "1 × 2 × 8" in capsys.readouterr().out
@@ -110,7 +110,7 @@ def test_growth_that_costs_decide_is_verified_without_costs(job: str, capsys: py
 def test_a_layout_that_decides_is_found(
     job: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The second run is made with another learning rate."""
+    """The second run gets another learning rate."""
     train, runs = verify._train, []
 
     def other(job_file: Path, options: Sequence[str], *rest: object) -> None:
@@ -126,7 +126,7 @@ def test_a_layout_that_decides_is_found(
 def test_a_fault_that_all_layouts_share_is_found(
     job: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A network that makes the update engine, which plain autograd does without, lose part of a gradient."""
+    """The network makes the update engine lose part of a gradient. Plain autograd does not use the engine."""
     monkeypatch.setattr(UpdateEngine, "__init__", UpdateEngine.__init__)  # the network replaces it in this process too
     Path("faulty.py").write_text(
         "import torch\n"
@@ -172,13 +172,13 @@ def test_the_cause_is_named(job: str, monkeypatch: pytest.MonkeyPatch, capsys: p
     text = "import torch\n\ndef net(num_classes):\n"
     layers = "torch.nn.Flatten(), *map(torch.nn.AlphaDropout, (0.5, 0.5)), torch.nn.Linear(64, num_classes)"
     Path("drawing.py").write_text(f"{text}    return torch.nn.Sequential({layers})\n")
-    # The job of the fixture has a network of ours, whose widths this one has no use for.
+    # The fixture's job sets widths, which this network does not accept.
     tree = tomllib.loads(Path(job).read_text())
     tree["model"] = {"name": "drawing:net", "ghost_batch": 8}
     Path("drawing.toml").write_text(tomli_w.dumps(tree))
     assert main(["verify", "drawing.toml", "--layouts", "1x1x16,1x2x8"]) == 1
     text = capsys.readouterr().out
-    assert "results of drawing:net depend on the layout: 1, 2: random numbers that belong to no sample" in text
+    assert "results of drawing:net depend on the layout: 1, 2: random numbers that are not keyed by sample" in text
 
 
 def test_ranks_are_launched_by_what_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,7 +206,7 @@ def test_under_a_launcher_rank_0_alone_does_the_work(
 
 
 def test_mpirun_can_be_started_within_mpirun() -> None:
-    """Open MPI refuses a recursive call if OMPI_UNIVERSE_SIZE or the like is set; a user's own setting is kept."""
+    """Open MPI refuses a recursive call if OMPI_UNIVERSE_SIZE or a similar variable is set. User settings are kept."""
     of_mpirun = {
         "OMPI_UNIVERSE_SIZE": "2",
         "OMPI_MCA_orte_hnp_uri": "x",

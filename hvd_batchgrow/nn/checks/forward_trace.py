@@ -1,4 +1,4 @@
-"""Forwards under watch: what each module gives, and who is running when a generator moves."""
+"""Trace a forward pass: the output of each module, and the modules that draw random numbers."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 Outputs = list[tuple[str, list[Tensor]]]
-"""Path and outputs of each module, in the order in which they ended."""
+"""Path and outputs of each call of a module, in the order in which the calls returned."""
 
 
-class Witness:
-    """Watches modules begin and end: puts each move of a generator down to the innermost one that is running."""
+class ForwardTrace:
+    """Records the outputs of modules, and the innermost running module whenever a random generator advances."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -27,12 +27,12 @@ class Witness:
         self.outputs: Outputs = []
 
     def begin(self, path: str) -> None:
-        """A module's forward begins."""
+        """Record that a module's forward begins."""
         self._observe()
         self._running.append(path)
 
     def end(self, path: str, output: Any) -> None:
-        """It ends."""
+        """Record that a module's forward returns `output`."""
         self._observe()
         self._running.pop()
         self.outputs.append((path, [tensor.detach().clone() for tensor in _tensors(output)]))
@@ -44,22 +44,22 @@ class Witness:
         self._states = states
 
 
-def witness(model: nn.Module, example: Tensor) -> Witness:
-    """One forward under watch."""
-    with _watched(model, example.device) as watching:
-        model(example.clone())  # which a network may change in place
-    return watching
+def trace_forward(model: nn.Module, example: Tensor) -> ForwardTrace:
+    """Run one traced forward pass."""
+    with _traced(model, example.device) as trace:
+        model(example.clone())  # a clone: a network may change its input in place
+    return trace
 
 
 @contextmanager
-def _watched(model: nn.Module, device: torch.device) -> Iterator[Witness]:
-    watching = Witness(device)
+def _traced(model: nn.Module, device: torch.device) -> Iterator[ForwardTrace]:
+    trace = ForwardTrace(device)
     handles = []
     for path, module in model.named_modules():
-        handles.append(module.register_forward_pre_hook(lambda _module, _args, path=path: watching.begin(path)))
-        handles.append(module.register_forward_hook(lambda _module, _args, out, path=path: watching.end(path, out)))
+        handles.append(module.register_forward_pre_hook(lambda _module, _args, path=path: trace.begin(path)))
+        handles.append(module.register_forward_hook(lambda _module, _args, out, path=path: trace.end(path, out)))
     try:
-        yield watching
+        yield trace
     finally:
         for handle in handles:
             handle.remove()
@@ -83,7 +83,7 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 
 def first_difference(before: Outputs, after: Outputs) -> Iterator[str]:
-    """The first module to end whose output differs: none within it ended before with another one."""
+    """Yield the path of the first call to return whose output differs, if there is one."""
     calls, others = numbered(before), numbered(after)
     for call in [*calls, *others]:
         ours, theirs = calls.get(call), others.get(call)
@@ -93,7 +93,7 @@ def first_difference(before: Outputs, after: Outputs) -> Iterator[str]:
 
 
 def numbered(outputs: Outputs) -> dict[tuple[str, int], list[Tensor]]:
-    """Outputs by path and number of the call: modules that run in threads end in any order."""
+    """Return outputs by path and number of the call: modules that run in threads return in any order."""
     counts: Counter[str] = Counter()
     calls = {}
     for path, tensors in outputs:
@@ -103,7 +103,7 @@ def numbered(outputs: Outputs) -> dict[tuple[str, int], list[Tensor]]:
 
 
 def alike(ours: Tensor, theirs: Tensor) -> bool:
-    """Return whether two tensors are equal up to rounding: some kernels of GPUs add in any order."""
+    """Return whether two tensors are equal up to rounding: some GPU kernels add in varying order."""
     if ours.shape != theirs.shape:
         return False
     ours, theirs = ours.double(), theirs.double()

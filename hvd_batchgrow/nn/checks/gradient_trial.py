@@ -1,4 +1,4 @@
-"""Whether the gradients of a network can be summed over micro-batches and ranks, found by a few trial passes."""
+"""Check by a few trial passes that the gradients of a network can be summed over micro-batches and ranks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hvd_batchgrow.nn.state.saved_state import SavedState
 from hvd_batchgrow.nn.state.side_effect_free import dry_run, kept_generators
 
 _FACTORS = (2.0**16, 2.0)
-"""Scales of the loss to try: a large one shows a hook that clips, a small one is left to types of 16 bits."""
+"""Factors on the loss: the large one reveals a hook that clips; 16-bit types may overflow and need the small one."""
 
 Gradients = dict[str, Tensor | None]
 
@@ -26,11 +26,11 @@ def gradient_fault(model: nn.Module, example: Tensor) -> str | None:
     That is the gradient of the mean loss only if every backward adds to `grad`, and is linear.
 
     Args:
-        model: maps samples to logits; stays as it is.
-        example: 4 samples, not all alike.
+        model: maps samples to logits; is not changed.
+        example: 4 samples, not all equal.
 
     Returns:
-        what is wrong and the remedy; None: nothing, or the passes cannot be repeated (random numbers).
+        The fault and its remedy; None without a fault, or if random numbers make the passes differ.
     """
     with dry_run(model, len(example), training=True, gradients=True, num_groups=2) as before:
         once = _gradients(model, example, before)
@@ -59,7 +59,7 @@ def gradient_fault(model: nn.Module, example: Tensor) -> str | None:
 def _gradients(
     model: nn.Module, example: Tensor, before: SavedState, factor: float = 1.0, num_passes: int = 1
 ) -> Gradients:
-    """Gradients of a loss times a factor after some equal passes; with its random numbers, the same each time."""
+    """Return the gradients of the loss times a factor, summed over equal passes with equal random numbers."""
     for parameter in model.parameters():
         parameter.grad = None
     for _ in range(num_passes):
@@ -72,7 +72,7 @@ def _gradients(
 
 
 def _differing(once: Gradients, others: Gradients, factor: float) -> list[str]:
-    """Names of the gradients that are not a factor times as large."""
+    """Return the names of the gradients that are not `factor` times as large as before."""
     return [name for name, gradient in once.items() if not _is_multiple(gradient, others[name], factor)]
 
 

@@ -1,67 +1,70 @@
-"""What in a network would make its results depend on how a batch is cut."""
+"""Find what makes the results of a network depend on how a batch is divided."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from hvd_batchgrow.nn.checks.forward_trace import Outputs, first_difference, numbered, witness
+from hvd_batchgrow.nn.checks.forward_trace import Outputs, first_difference, numbered, trace_forward
 from hvd_batchgrow.nn.checks.rng_use import WHOLE, own_randomness
 from hvd_batchgrow.nn.ghost.ghost_batch_norm import ghost_norms
-from hvd_batchgrow.nn.parameters import input_type
 from hvd_batchgrow.nn.state.forward_state import listed
-from hvd_batchgrow.nn.state.side_effect_free import dry_run
+from hvd_batchgrow.nn.state.side_effect_free import dry_run, trial_samples
 
 NUM_SAMPLES = 7
-"""Unlike the leading dimension of most tensors that have no row for each sample."""
+"""Of each trial forward. Few tensors have 7 rows unless each row is a sample."""
 
 
 def layout_hazards(model: nn.Module, sample_shape: Sequence[int]) -> list[str]:
-    """Lines that tell which modules draw for themselves, or let the samples of a batch meet; empty: none is known.
+    """Return a line that names the modules that draw random numbers, or those that mix the samples of a batch.
 
     Args:
-        model: stays as it is.
-        sample_shape: of one sample as the network gets it, (C, H, W) or (features,).
+        model: is not changed.
+        sample_shape: shape of one input sample, (C, H, W) or (features,).
+
+    Returns:
+        At most one line; empty if no hazard was found.
     """
-    example = _example(model, sample_shape)
+    example = trial_samples(model, NUM_SAMPLES, sample_shape)
     if drawing := own_randomness(model, example):
-        return [f"{listed(drawing)}: random numbers that belong to no sample"]
+        return [f"{listed(drawing)}: random numbers that are not keyed by sample"]
     if coupling := coupled_samples(model, example):
-        return [f"{listed(coupling)}: samples of a batch meet, other than in a ghost norm"]
+        return [f"{listed(coupling)}: samples of a batch affect each other outside of ghost norms"]
     return []
 
 
 def coupled_samples(model: nn.Module, example: Tensor) -> list[str]:
-    """Path of the innermost module whose output for a sample changes with the samples beside it, in training.
+    """Return the path of the innermost module whose output for one sample depends on the other samples, in training.
 
-    Ghost norms are held in evaluation meanwhile: what they couple is the stream's, not the layout's.
+    Ghost norms are in evaluation mode meanwhile: their ghost batches are the same in every layout.
 
     Args:
-        model: stays as it is; draws no numbers of its own.
-        example: two samples or more, the first of which is watched while the others change.
+        model: is not changed; must not draw random numbers.
+        example: two samples or more. The first one stays, the others change.
     """
     others = torch.cat([example[:1], example[1:].flip(0) * -0.5 + 0.25])
-    alone, beside = (_outputs(model, batch) for batch in (example, others))
-    return [path or WHOLE for path in first_difference(*_first_rows(alone, beside, len(example)))]
+    before, after = (_outputs(model, batch) for batch in (example, others))
+    return [path or WHOLE for path in first_difference(*_first_rows(before, after, len(example)))]
 
 
 def _outputs(model: nn.Module, batch: Tensor) -> Outputs:
-    with dry_run(model, len(batch), training=True), _ghost_norms_evaluating(model):
-        return witness(model, batch).outputs
+    with dry_run(model, len(batch), training=True):
+        for norm in ghost_norms(model):
+            norm.training = False
+        return trace_forward(model, batch).outputs
 
 
-def _first_rows(alone: Outputs, beside: Outputs, num_samples: int) -> tuple[Outputs, Outputs]:
-    """Return what each module gives for the first sample.
+def _first_rows(before: Outputs, after: Outputs, num_samples: int) -> tuple[Outputs, Outputs]:
+    """Return the output of each module for the first sample, in both forwards.
 
-    What has no row for each sample in both forwards is passed over, such as an expert that gets some of the samples.
-    Its effect shows further on.
+    Outputs that do not have a row for each sample in both forwards are skipped, such as those of an expert that gets
+    some of the samples. A later module reveals their effect.
     """
     rows: tuple[Outputs, Outputs] = [], []
-    others = numbered(beside)
-    for (path, number), ours in numbered(alone).items():
+    others = numbered(after)
+    for (path, number), ours in numbered(before).items():
         together = zip(ours, others.get((path, number), []), strict=False)
         pairs = [pair for pair in together if all(_has_rows(tensor, num_samples) for tensor in pair)]
         for side, index in ((rows[0], 0), (rows[1], 1)):
@@ -70,19 +73,5 @@ def _first_rows(alone: Outputs, beside: Outputs, num_samples: int) -> tuple[Outp
 
 
 def _has_rows(tensor: Tensor, num_samples: int) -> bool:
-    """Whether it may hold a value for each sample; whole numbers are often indices of a sorted batch."""
+    """Return whether a tensor may have a row for each sample. Integers are skipped: often they index a sorted batch."""
     return tensor.shape[:1] == (num_samples,) and (tensor.is_floating_point() or tensor.is_complex())
-
-
-@contextmanager
-def _ghost_norms_evaluating(model: nn.Module) -> Iterator[None]:
-    """Within a dry run, which puts the modes back."""
-    for norm in ghost_norms(model):
-        norm.training = False
-    yield
-
-
-def _example(model: nn.Module, sample_shape: Sequence[int]) -> Tensor:
-    generator = torch.Generator().manual_seed(0)
-    samples = torch.randn(NUM_SAMPLES, *sample_shape, generator=generator)
-    return samples.to(next(model.parameters()).device, input_type(model))

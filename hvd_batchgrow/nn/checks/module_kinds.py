@@ -1,4 +1,4 @@
-"""Kinds of modules that torch accepts, and that cannot be trained here as they are."""
+"""Kinds of modules that torch accepts and that this package cannot train."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch import Tensor, nn
 from hvd_batchgrow.nn.state.forward_state import listed
 
 _WRAPPERS = frozenset({"DataParallel", "DistributedDataParallel", "FullyShardedDataParallel"})
-"""By name: only the room for communication imports torch.distributed."""
+"""Names, not classes: only hvd_batchgrow/comm imports torch.distributed."""
 
 
 def kind_fault(model: nn.Module) -> str | None:
-    """What is wrong with the kind of a network or of a part of it, and the remedy; None: nothing.
+    """Return why a network or a part of it is of an unsupported kind, and the remedy; None if all are supported.
 
     Args:
-        model: as the user's callable returns it; lazy modules may be without values.
+        model: the return value of the user's callable; lazy modules may be uninitialised.
     """
     return next(_module_faults(model), None) or next(_tensor_faults(model), None)
 

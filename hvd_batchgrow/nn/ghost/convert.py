@@ -1,4 +1,4 @@
-"""Bring a model with batch norms to ghost norms."""
+"""Convert the batch norms of a model to ghost norms."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from hvd_batchgrow.nn.ghost.ghost_batch_norm import (
 
 
 class GhostBatchNormAct2d(GhostBatchNorm2d):
-    """`GhostBatchNorm2d`, then the `drop` and the `act` of timm's `BatchNormAct2d`, under the same names.
+    """`GhostBatchNorm2d`, followed by the `drop` and the `act` of timm's `BatchNormAct2d`, under the same names.
 
-    A ReLU that nothing is dropped before, and that no hook watches, is the norm's own.
+    If `drop` is an identity, `act` a ReLU, and neither has hooks, the norm's kernel computes the ReLU.
     """
 
     drop: nn.Module
     act: nn.Module
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise, drop, activate."""
+        """Normalise, drop and activate."""
         is_plain = type(self.drop) is nn.Identity and type(self.act) is nn.ReLU
         if is_plain and not _hooks(self.drop, self.act):
             return self._normalise(x, relu=True)
@@ -36,29 +36,28 @@ class GhostBatchNormAct2d(GhostBatchNorm2d):
 
 
 def convert_ghost_batch_norm(model: nn.Module, ghost_batch: int, momentum: float | None = None) -> nn.Module:
-    """Put ghost norms in the places of all batch norms.
+    """Replace all batch norms by ghost norms.
 
-    Each takes over the weight, bias and running statistics of the norm that it replaces, the very
-    tensors, so that their type, device, `requires_grad` and place in an optimizer stay; further its
-    eps, momentum, mode, and activation (timm). In evaluation nothing changes, to the bit. A norm
-    that is used in several places is so after. Norms that are frozen by being of another class
-    (`FrozenBatchNorm2d`) are left. `nn.SyncBatchNorm` becomes `GhostBatchNorm`: γ is what it is
-    for, and nothing is exchanged in a forward.
+    Each ghost norm keeps the weight, bias and running statistics of the norm that it replaces. They are the
+    same tensors, so their type, device, `requires_grad` and optimizer state stay. It also keeps eps, momentum,
+    mode, and timm's activation. Results in evaluation are bit-identical. A norm that is used in several places
+    is replaced by one ghost norm. Frozen norms of another class (`FrozenBatchNorm2d`) are not replaced.
+    `nn.SyncBatchNorm` becomes `GhostBatchNorm`, which does not communicate in a forward.
 
-    The momentum was the weight of a batch and is now that of γ samples: running statistics that
-    should remember as many samples as before need momentum · γ / batch.
+    The momentum was the weight of a batch, and becomes the weight of γ samples. If the running statistics
+    are to average over as many samples as before, set it to momentum · γ / batch.
 
     Args:
-        model: of any library; changed in place.
+        model: from any library; changed in place.
         ghost_batch: γ, in samples.
-        momentum: for all norms; their own if not given.
+        momentum: momentum of all ghost norms; None: each keeps the momentum of its norm.
 
     Returns:
-        The model, or the ghost norm if it is itself a norm.
+        The model, or a ghost norm if the model itself is a norm.
 
     Raises:
-        ValueError: a norm cannot be converted, by itself or with such values; names all of them and why, and
-            nothing is changed.
+        ValueError: some norms cannot be converted. The message names all of them with the reasons; the model
+            is not changed.
     """
     check_ghost_batch(ghost_batch)
     faults = [
@@ -68,12 +67,12 @@ def convert_ghost_batch_norm(model: nn.Module, ghost_batch: int, momentum: float
     ]
     shared = _sharing(model)
     faults += [
-        f"{path}: has the running statistics of another norm; give each its own"
+        f"{path}: shares the running statistics of another norm; use separate ones"
         for path, module in model.named_modules()
         if module in shared
     ]
     if faults:
-        raise ValueError("these norms have no ghost form:\n  " + "\n  ".join(faults))
+        raise ValueError("these norms cannot be converted to ghost norms:\n  " + "\n  ".join(faults))
     ghosts = {
         module: _ghost(module, ghost_batch, momentum) for module in model.modules() if isinstance(module, _BatchNorm)
     }
@@ -85,11 +84,11 @@ def convert_ghost_batch_norm(model: nn.Module, ghost_batch: int, momentum: float
 
 
 def fuse_relu(model: nn.Module) -> nn.Module:
-    """Have ghost norms do the ReLU that follows them in an `nn.Sequential`, which saves a GPU a pass over memory.
+    """Let ghost norms compute the ReLU that follows them in an `nn.Sequential`, which saves memory traffic on a GPU.
 
-    An `nn.Identity` takes the place of the ReLU, so that names stay. Outputs and gradients of the
-    sequence stay too, on a CPU to the bit; those of the norm by itself do not: for models that use
-    their sequences whole. Norms and ReLUs with hooks, and norms used in several places, are left.
+    An `nn.Identity` replaces the ReLU, so that names stay. Outputs and gradients of the whole sequence stay too,
+    on a CPU bit-identically. The output of the norm alone changes, so a model must not use it elsewhere. Norms
+    and ReLUs with hooks, and norms used in several places, are not fused.
 
     Args:
         model: changed in place.
@@ -113,12 +112,12 @@ def _fault(module: _BatchNorm, momentum: float | None) -> str | None:
     used = module.momentum if momentum is None else momentum
     faults = {
         "is a BatchNorm3d; ghost norms are for inputs of 2 to 4 dimensions": isinstance(module, nn.BatchNorm3d),
-        "has not seen an input yet; call the model once": isinstance(module, nn.modules.lazy.LazyModuleMixin),
+        "is uninitialised; call the model once": isinstance(module, nn.modules.lazy.LazyModuleMixin),
         "has no running statistics (track_running_stats=False)": module.running_mean is None,
         "averages over all batches (momentum=None); give a momentum": module.momentum is None and momentum is None,
-        f"has momentum {used}; a ghost norm's is in [0, 1]": used is not None and not 0 <= used <= 1,
-        f"has eps = {module.eps}; a ghost norm's is not below 0": not module.eps >= 0,
-        f"is a {type(module).__name__}, with a forward of its own that is not timm's BatchNormAct2d's": is_unknown,
+        f"has momentum {used}; a ghost norm's must be in [0, 1]": used is not None and not 0 <= used <= 1,
+        f"has eps = {module.eps}; a ghost norm's must be >= 0": not module.eps >= 0,
+        f"is a {type(module).__name__}, which overrides forward() and is not timm's BatchNormAct2d": is_unknown,
         "has hooks, which would be lost": _hooks(module),
         "has parametrized weights, which would be lost": is_parametrized(module),
         "overrides train() or forward(), which would be lost; do that in the network around it": _is_overridden(module),
@@ -132,12 +131,12 @@ def _hooks(*modules: nn.Module) -> bool:
 
 
 def _is_overridden(module: _BatchNorm) -> bool:
-    """Whether the class or the object itself has another `train`, or the object itself another `forward`."""
+    """Return whether the class overrides `train`, or the instance has its own `train` or `forward`."""
     return type(module).train is not nn.Module.train or not {"train", "forward"}.isdisjoint(vars(module))
 
 
 def _sharing(model: nn.Module) -> set[_BatchNorm]:
-    """Norms whose running statistics are also those of another norm."""
+    """Return the norms that share running statistics with another norm."""
     norms: dict[int, set[_BatchNorm]] = defaultdict(set)
     for module in model.modules():
         if isinstance(module, _BatchNorm):

@@ -1,4 +1,4 @@
-"""Which arithmetic a ghost norm uses: kernels of ours where they take the input, else PyTorch's operations."""
+"""Choose the implementation of a ghost norm: this package's kernels for suitable inputs, else PyTorch's operations."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from hvd_batchgrow.nn.ghost.ghost_tiles import fits
 
 
 class Normalise(Protocol):
-    """What `ghost_reference.normalise`, `ghost_cpu.normalise` and `ghost_triton.normalise` have in common."""
+    """Signature of `ghost_reference.normalise`, `ghost_cpu.normalise` and `ghost_triton.normalise`."""
 
     def __call__(
         self, x: Tensor, weight: Tensor | None, bias: Tensor | None, num_groups: int, eps: float, *, relu: bool
     ) -> tuple[Tensor, Tensor]:
-        """Output, and statistics (k, 2, C)."""
+        """Return the output and the statistics (k, 2, C)."""
 
 
 _by_pytorch_only = False
 _found: dict[torch.device, Normalise] = {}
-"""For each GPU asked for."""
+"""The implementation for each GPU that has been used."""
 
 
 def choose(x: Tensor, num_groups: int) -> Normalise:
-    """For inputs like this one, of k ghost batches: on a GPU the same for all k, on a CPU for all k from 2.
+    """Return the implementation for x: on a GPU the same one for any number of ghost batches, on a CPU for two or more.
 
-    A ghost batch then has the same bits among few and many, and on a GPU alone too. On a CPU, one alone is left to
-    what `nn.BatchNorm` calls: it is what exact mode uses, whose bits depend on no compiler, and has second derivatives.
+    A ghost batch has therefore bit-identical results for all these numbers. On a CPU, a single ghost batch uses the
+    function that `nn.BatchNorm` calls. Exact mode needs it: it depends on no compiler, and has second derivatives.
     """
     if _by_pytorch_only:
         return ghost_reference.normalise
@@ -49,13 +49,13 @@ def choose(x: Tensor, num_groups: int) -> Normalise:
 
 
 def kernels_for_cpu() -> Literal["C", "PyTorch"]:
-    """What works on a CPU: ghost_cpu.c where it has been compiled, else PyTorch's operations: equal to rounding."""
+    """Return "C" if the compiled ghost_cpu.c can be used, else "PyTorch". Their results are equal to rounding."""
     return "C" if ghost_cpu.library() else "PyTorch"
 
 
 @contextmanager
 def by_pytorch_only() -> Iterator[None]:
-    """In here, forwards are by PyTorch's operations everywhere: to compare, or to see whether a kernel is to blame."""
+    """Use PyTorch's operations for all forwards meanwhile, for comparisons and to search for faults of a kernel."""
     global _by_pytorch_only  # noqa: PLW0603  # one switch for all norms of the process
     before, _by_pytorch_only = _by_pytorch_only, True
     try:
@@ -65,7 +65,7 @@ def by_pytorch_only() -> Iterator[None]:
 
 
 def _find(device: torch.device) -> Normalise:
-    """Triton's, where it is installed and can build a kernel for this GPU."""
+    """Return the Triton implementation if Triton is installed and can compile for this GPU, else PyTorch's."""
     if find_spec("triton") is None:
         return ghost_reference.normalise
     try:
@@ -74,7 +74,7 @@ def _find(device: torch.device) -> Normalise:
         ghost_triton.normalise(torch.ones(2, 1, device=device), None, None, 1, 1.0)
     except Exception as error:  # no compiler, a GPU that is too old, a Triton that does not know it
         warnings.warn(
-            f"ghost norms on {device} use PyTorch's kernels, which take longer: Triton's cannot be built here "
+            f"ghost norms on {device} use PyTorch's kernels, which are slower: Triton's cannot be built here "
             f"({type(error).__name__}: {error}); it needs a C compiler and Python's headers",
             stacklevel=4,
         )

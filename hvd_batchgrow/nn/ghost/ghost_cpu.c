@@ -1,41 +1,41 @@
-/* Ghost batch norm of float32 on a CPU: what ghost_cpu.py calls through ctypes. Knows nothing of Python or of torch.
+/* Ghost batch norm for float32 on a CPU. ghost_cpu.py calls it through ctypes. It does not depend on Python or torch.
 
-Of each ghost batch of M values of a channel, with mean m and biased variance v (Hoffer et al. 2017, Algorithm 1),
+For each ghost batch of M values of a channel, with mean m and biased variance v (Hoffer et al. 2017, Algorithm 1),
 
     forward   y  = (x - m) * slope + bias,    slope = weight * inverse,   inverse = 1 / sqrt(v + eps)
     backward  dx = slope * (dy - sum(dy) / M - (x - m) * inverse^2 * sum(dy * (x - m)) / M)
 
-and kept as statistics are m and, as PyTorch has it for running statistics, the unbiased variance v * M / (M - 1).
+The statistics are m and, as in PyTorch's running statistics, the unbiased variance v * M / (M - 1).
 
-Moments are found block by block: the block's mean, then sums of differences from it while it is still in the cache
-(the "corrected two-pass algorithm" of Chan, Golub & LeVeque 1983), joined in double. No variance hides behind a large
-mean, and memory is read but once for it.
+Moments are computed block by block: the block's mean, then sums of differences from it while the block is in the cache
+(the "corrected two-pass algorithm" of Chan, Golub & LeVeque 1983). Blocks are combined in double. A large mean
+therefore does not cancel the variance, and memory is read only once.
 
-A channel of a ghost batch is worked on in an order that follows from its own shape alone, and each operation is
-rounded for itself (-ffp-contract=off). So the bits are the same whatever else is in the micro-batch, however the work
-is cut into parts, and whatever vectors the processor has. */
+The order of operations on a channel of a ghost batch depends on its shape only, and each operation is rounded
+separately (-ffp-contract=off). Results are therefore bit-identical for any other content of the micro-batch, any
+division of the work into parts, and any vector width of the processor. */
 
 #include <math.h>
 #include <stddef.h>
 #include <stdint.h>
 
 #define INLINE static inline __attribute__((always_inline))
-#if defined(FOR_EACH_PROCESSOR) /* a test says it */
+#if defined(FOR_EACH_PROCESSOR) /* set by a test */
 #elif defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && defined(__GLIBC__)
-/* One binary for all processors: the loader takes what this one has. */
+/* One binary for all processors: the loader chooses the variant for the present one. */
 #define FOR_EACH_PROCESSOR __attribute__((target_clones("avx512f", "avx2", "default")))
 #else
 #define FOR_EACH_PROCESSOR
 #endif
 
 enum {
-    WIDE = 64,           /* channels worked on side by side in channels_last: their sums stay in registers */
+    WIDE = 64,           /* channels processed together in channels_last: their sums stay in registers */
     BLOCK_PIXELS = 64,   /* with WIDE channels 16 KB, half of a first-level cache */
-    LANES = 32,          /* sums side by side in a row of pixels */
+    LANES = 32,          /* parallel sums in a row of pixels */
     BLOCK_VALUES = 8192, /* of one channel */
 };
 
-/* Some ghost batches and channels of an input (groups * samples, channels, pixels). The same as in ghost_cpu.py. */
+/* Some ghost batches and channels of an input (groups * samples, channels, pixels). Must match ghost_cpu.py. */
 typedef struct {
     int64_t samples; /* of a ghost batch */
     int64_t channels, pixels;
@@ -47,11 +47,11 @@ typedef struct {
 /* Some channels of one ghost batch: rows of up to WIDE channels (channels_last), or of the pixels of one channel. */
 typedef struct {
     int64_t rows, stride, pixels; /* pixels of a row */
-    int64_t begin;                /* place of the first value in x, y, dx and dy */
+    int64_t begin;                /* offset of the first value in x, y, dx and dy */
     float mean[WIDE], slope[WIDE], offset[WIDE];
-    float per_value[WIDE], per_difference[WIDE]; /* what backward takes off each gradient */
+    float per_value[WIDE], per_difference[WIDE]; /* backward subtracts these from each gradient */
     int relu;
-    float floor; /* of the output; without a ReLU NaN, below which nothing is */
+    float floor; /* least output; NaN without a ReLU, so that no output is below it */
 } Slice;
 
 /* Mean and sum of squared differences from it; or sums of dy * (x - mean) and of dy. */
@@ -66,10 +66,10 @@ INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 INLINE float normalised(const Slice *s, int i, float x)
 {
     const float y = (x - s->mean[i]) * s->slope[i] + s->offset[i];
-    return y < s->floor ? s->floor : y; /* a NaN stays */
+    return y < s->floor ? s->floor : y; /* NaN stays NaN */
 }
 
-/* Gradient before the ReLU, whose sign is found by the operations that forward rounded. */
+/* Gradient before the ReLU. The ReLU's input is computed with the same rounding as in forward. */
 INLINE float upstream(const Slice *s, int i, float dy, float x)
 {
     return s->relu && (x - s->mean[i]) * s->slope[i] + s->offset[i] <= 0.0f ? 0.0f : dy;
@@ -80,8 +80,8 @@ INLINE float differentiated(const Slice *s, int i, float dy, float x)
     return s->slope[i] * (upstream(s, i, dy, x) - (x - s->mean[i]) * s->per_difference[i] - s->per_value[i]);
 }
 
-/* Joins to the moments of `before` values those of a block, given sums of differences from its centre and of their
-squares. */
+/* Combines the moments of `before` values with those of a block, given the sums of the block's differences from a
+centre and of their squares. */
 INLINE void join(Sums *moments, int i, double before, double count, double centre, double sum, double squares)
 {
     const double off = sum / count, difference = centre + off - moments->first[i], share = count / (before + count);
@@ -182,7 +182,7 @@ INLINE void add_products(const Slice *s, const float *x, const float *dy, float 
     }
 }
 
-/* Rows whose sums are kept in float. */
+/* Number of rows in a block, whose sums are float. */
 INLINE int64_t rows_of_block(const Slice *s) { return s->pixels < BLOCK_VALUES ? BLOCK_VALUES / s->pixels : 1; }
 
 INLINE void find_moments_of_rows(const Slice *s, const float *x, Sums *moments)
@@ -241,7 +241,7 @@ INLINE void differentiate_rows(const Slice *s, const float *x, const float *dy, 
 
 /* --- a slice, and a part by slices -------------------------------------------------------------------------------- */
 
-/* Channels of the slice that begins with `channel`. */
+/* Number of channels of the slice that begins with `channel`. */
 INLINE int width_of(const Part *part, int64_t channel)
 {
     return part->channels_last ? (int)least(WIDE, part->end_channel - channel) : 1;
@@ -260,7 +260,7 @@ INLINE Slice slice_of(const Part *part, int64_t group, int64_t channel, const in
     return s;
 }
 
-/* A function of columns, by itself for WIDE: the compiler unrolls only what it knows. */
+/* Calls a function of columns with a constant WIDE where possible: the compiler unrolls only constant widths. */
 #define BY_WIDTH(function, width, ...)                                                                                 \
     do {                                                                                                               \
         if ((width) == WIDE)                                                                                           \
@@ -303,10 +303,10 @@ INLINE void differentiate(const Part *part, const float *x, const float *dy, con
         }
 }
 
-/* --- what is called ----------------------------------------------------------------------------------------------- */
+/* --- entry points ------------------------------------------------------------------------------------------------- */
 
-/* Output (as x), statistics (groups, 2, channels) and inverse deviations (groups, channels) of a part. Weight and bias
-(channels) may be NULL, for 1 and 0. */
+/* Computes output (like x), statistics (groups, 2, channels) and inverse deviations (groups, channels) of a part.
+Weight and bias (channels) may be NULL, for 1 and 0. */
 FOR_EACH_PROCESSOR void ghost_normalise(const Part *part, double eps, const float *x, const float *weight,
                                         const float *bias, float *y, float *statistics, float *inverses)
 {
@@ -336,8 +336,8 @@ FOR_EACH_PROCESSOR void ghost_normalise(const Part *part, double eps, const floa
         }
 }
 
-/* Gradient of x (as x), and sums (groups, 2, channels): what each ghost batch adds to the gradients of weight and of
-bias. */
+/* Computes the gradient of x (like x), and sums (groups, 2, channels): each ghost batch's part of the gradients of
+weight and bias. */
 FOR_EACH_PROCESSOR void ghost_differentiate(const Part *part, const float *x, const float *dy, const float *weight,
                                             const float *bias, const float *statistics, const float *inverses,
                                             float *dx, float *sums)

@@ -1,4 +1,4 @@
-"""Ghost batch norm of float32 on a CPU by ghost_cpu.c, with or without a ReLU after it."""
+"""Ghost batch norm for float32 on a CPU by ghost_cpu.c, optionally followed by a ReLU."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from torch import Tensor
 from hvd_batchgrow.nn.ghost.ghost_function import GhostNormalise
 
 _SIDE_BY_SIDE = 16
-"""Channels that stay together: a line of the cache."""
+"""Channels in a block that is never split: one cache line."""
 _VALUES_A_THREAD = 2**18
-"""Fewer are not worth a thread of their own: to hand them to one takes longer."""
+"""Least values per thread: for fewer, starting the thread takes longer than the work."""
 
 
 class _Part(ctypes.Structure):
-    """`RankSubset` of ghost_cpu.c."""
+    """`Part` of ghost_cpu.c."""
 
     _fields_ = tuple(
         (name, ctypes.c_int64)
@@ -36,19 +36,19 @@ class _Part(ctypes.Structure):
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """What setup.py has made of ghost_cpu.c: None without a compiler and, with a warning, where it does not load."""
+    """Return the compiled ghost_cpu.c; None if it was not compiled or, with a warning, if it cannot be loaded."""
     found = find_spec("hvd_batchgrow.nn.ghost._ghost_cpu")
     if found is None or found.origin is None:
         return None
     try:
         return load(found.origin)
-    except OSError as error:  # of another machine
-        warnings.warn(f"ghost norms on a CPU use PyTorch's operations, which take longer: {error}", stacklevel=4)
+    except OSError as error:  # compiled for another machine
+        warnings.warn(f"ghost norms on a CPU use PyTorch's operations, which are slower: {error}", stacklevel=4)
         return None
 
 
 def load(path: str) -> ctypes.CDLL:
-    """The library of a file, whose calls let other threads of Python go on. Raises OSError if it is none."""
+    """Load a library, whose calls release the GIL. Raises OSError if the file cannot be loaded."""
     loaded = ctypes.CDLL(path)
     part, pointer = ctypes.POINTER(_Part), ctypes.c_void_p
     loaded.ghost_normalise.argtypes = [part, ctypes.c_double, *[pointer] * 6]
@@ -57,13 +57,13 @@ def load(path: str) -> ctypes.CDLL:
     return loaded
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]  # it has memory of tensors read, which a trace has none of
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # it passes addresses of tensors, which a trace does not have
 def normalise(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, num_groups: int, eps: float, *, relu: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """As `ghost_kernels.normalise`, in one call forward and one backward. To be used where there is a `library()`.
+    """Compute `ghost_reference.normalise` in one call forward and one backward. Requires a `library()`.
 
-    A ghost batch gives the same bits alone and among others, and on any number of threads.
+    The result of a ghost batch is bit-identical for any number of other ghost batches and of threads.
 
     Args:
         x: float32 (k·γ, C, …) on a CPU; a ghost batch has 2 values of a channel or more.
@@ -74,18 +74,18 @@ def normalise(
         relu: whether the output is max(0, ·).
 
     Returns:
-        the output, of the shape and layout of x; and float32 (k, 2, C), mean and unbiased variance of each
-        ghost batch, which have no gradient.
+        The output, with the shape and layout of x; and float32 (k, 2, C), mean and unbiased variance of each
+        ghost batch, without gradient.
     """
     return GhostNormalise.apply(_Calls, x, weight, bias, num_groups, eps, relu)  # type: ignore[no-untyped-call,no-any-return]
 
 
 class _Calls:
-    """Calls for inputs of one shape and layout, each for a part of the ghost batches and channels."""
+    """Kernel calls for inputs of one shape and layout. Each call processes some ghost batches and channels."""
 
     def __init__(self, x: Tensor, num_groups: int, *, relu: bool) -> None:
         loaded = library()
-        assert loaded, "choose() asks for it where it is"
+        assert loaded, "choose() returns this implementation only if the library is loaded"
         self.library = loaded
         num_pixels = x.numel() // (x.shape[0] * x.shape[1])
         shape = (x.shape[0] // num_groups, x.shape[1], num_pixels, not x.is_contiguous() or num_pixels == 1, relu)
@@ -96,26 +96,30 @@ class _Calls:
     def forward(
         self, x: Tensor, weight: Tensor | None, bias: Tensor | None, results: tuple[Tensor, ...], eps: float
     ) -> None:
-        """As `ghost_function.Kernels` has it."""
+        """See `ghost_function.Kernels`."""
         self._call(self.library.ghost_normalise, (x, _readable(weight), _readable(bias), *results), eps)
 
     def backward(self, saved: tuple[Tensor | None, ...], grad_x: Tensor, sums: Tensor) -> None:
-        """As `ghost_function.Kernels` has it."""
+        """See `ghost_function.Kernels`."""
         x, grad_y, weight, bias, *statistics = saved
         tensors = (x, grad_y, _readable(weight), _readable(bias), *statistics, grad_x, sums)
         self._call(self.library.ghost_differentiate, tensors)
 
     def _call(self, function: Callable[..., None], tensors: tuple[Tensor | None, ...], *numbers: float) -> None:
         pointers = [None if tensor is None else tensor.data_ptr() for tensor in tensors]
-        mine, *others = self.parts
-        going = [_pool(os.getpid()).submit(function, part, *numbers, *pointers) for part in others]
-        function(mine, *numbers, *pointers)
-        for one in going:
-            one.result()
+        first, *others = self.parts
+        futures = [_pool(os.getpid()).submit(function, part, *numbers, *pointers) for part in others]
+        function(first, *numbers, *pointers)
+        for future in futures:
+            future.result()
 
 
 def cut(num_groups: int, num_channels: int, num_threads: int) -> list[tuple[tuple[int, int], tuple[int, int]]]:
-    """Parts, about as many as threads: first and end of ghost batches, and of channels where those are too few."""
+    """Divide the work into about as many parts as threads: by ghost batches, and by channels if these are too few.
+
+    Returns:
+        For each part (first, end) of the ghost batches and (first, end) of the channels.
+    """
     by_group = min(num_groups, num_threads)
     blocks = -(-num_channels // _SIDE_BY_SIDE)
     by_channel = min(blocks, num_threads // by_group)
@@ -125,11 +129,11 @@ def cut(num_groups: int, num_channels: int, num_threads: int) -> list[tuple[tupl
 
 
 def _readable(parameter: Tensor | None) -> Tensor | None:
-    """Which may be a view, or of another type."""
+    """Return a contiguous float32 parameter: the kernel accepts no views and no other types."""
     return None if parameter is None else parameter.to(torch.float32).contiguous()
 
 
 @cache
 def _pool(_: int) -> ThreadPoolExecutor:
-    """Of a process: a fork inherits no threads."""
+    """Return the thread pool of a process id: a forked process does not inherit threads."""
     return ThreadPoolExecutor(os.cpu_count(), "ghost-norm")

@@ -1,4 +1,4 @@
-"""Ghost batch norm as a function of autograd, by kernels of ours: what those for GPUs and for CPUs have in common."""
+"""The autograd function of ghost batch norm that the GPU and the CPU kernels share."""
 
 from __future__ import annotations
 
@@ -10,32 +10,32 @@ from torch.autograd.function import once_differentiable
 
 
 class Kernels(Protocol):
-    """What works on inputs of one shape and layout."""
+    """Kernels for inputs of one shape and layout."""
 
     def forward(
         self, x: Tensor, weight: Tensor | None, bias: Tensor | None, results: tuple[Tensor, ...], eps: float
     ) -> None:
-        """Fill the results: y (like x), statistics (k, 2, C) and inverse deviations (k, C), both float32."""
+        """Fill the results: y (like x), statistics (k, 2, C) and inverse standard deviations (k, C), both float32."""
 
     def backward(self, saved: tuple[Tensor | None, ...], grad_x: Tensor, sums: Tensor) -> None:
-        """Fill the gradient of x, and the sums (k, 2, C) for those of weight and bias.
+        """Fill the gradient of x, and the sums (k, 2, C) that make up those of weight and bias.
 
         Args:
-            saved: x, gradient of y, weight, bias, statistics, inverse deviations.
+            saved: x, gradient of y, weight, bias, statistics, inverse standard deviations.
             grad_x: like x.
-            sums: of each ghost batch, float32.
+            sums: float32, one for each ghost batch.
         """
 
 
 class MakeKernels(Protocol):
-    """Chooses them."""
+    """Creates kernels."""
 
     def __call__(self, x: Tensor, num_groups: int, *, relu: bool) -> Kernels:
-        """For inputs like x, which has no gaps."""
+        """Return kernels for inputs like x, which is dense."""
 
 
 class GhostNormalise(torch.autograd.Function):
-    """`apply(make_kernels, x, weight, bias, num_groups, eps, relu)`: output and statistics, differentiable once."""
+    """`apply(make_kernels, x, weight, bias, num_groups, eps, relu)` returns output and statistics."""
 
     @staticmethod
     def forward(
@@ -48,7 +48,7 @@ class GhostNormalise(torch.autograd.Function):
         eps: float,
         relu: bool,
     ) -> tuple[Tensor, Tensor]:
-        """Normalise."""
+        """Normalise each ghost batch."""
         x = dense(x)
         ctx.kernels = make_kernels(x, num_groups, relu=relu)
         y = torch.empty_like(x)
@@ -63,7 +63,7 @@ class GhostNormalise(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_y: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
-        """Gradients of x, weight and bias."""
+        """Return the gradients of x, weight and bias."""
         if grad_y is None:  # nothing depends on the output
             return (None,) * 7
         x, weight, bias, statistics, inverses = ctx.saved_tensors
@@ -80,7 +80,7 @@ class GhostNormalise(torch.autograd.Function):
 
 
 def dense(x: Tensor) -> Tensor:
-    """An input without gaps, its channels before or after its pixels."""
+    """Return the input, or a dense copy of it, in contiguous or channels_last layout."""
     channels_last = x.movedim(1, -1)
     if x.is_contiguous() or channels_last.is_contiguous():
         return x
@@ -88,5 +88,5 @@ def dense(x: Tensor) -> Tensor:
 
 
 def _laid_as(x: Tensor, grad: Tensor) -> Tensor:
-    """A gradient in the layout of what it is of: an expanded one, or one of the other layout, is copied."""
+    """Return a gradient in the layout of x. An expanded one, or one of another layout, is copied."""
     return grad if grad.stride() == x.stride() else torch.empty_like(x, dtype=grad.dtype).copy_(grad)

@@ -1,6 +1,6 @@
-"""Ghost batch norm's arithmetic by PyTorch's own operations: of any type, on any device, one ghost batch by one.
+"""Ghost batch norm by PyTorch's operations, for any type and device, one ghost batch after the other.
 
-What is faster where it can be had is in ghost_cpu.py and ghost_triton.py; this is what they are compared with.
+ghost_cpu.py and ghost_triton.py are faster. Tests compare them with this implementation.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from hvd_batchgrow.nn.ghost.ghost_function import dense
 def normalise(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, num_groups: int, eps: float, *, relu: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Batch norm of each ghost batch, differentiable once (one ghost batch: any number of times).
+    """Normalise each ghost batch. Several are once differentiable, a single one any number of times.
 
     Args:
         x: (k·γ, C, …), of any floating type.
         weight: (C,), or None for 1.
         bias: (C,), or None for 0.
         num_groups: k.
-        eps: added to the variance, not below 0.
+        eps: added to the variance, >= 0.
         relu: whether the output is max(0, ·).
 
     Returns:
-        the output, of the shape, type and layout of x; and (k, 2, C), mean and unbiased variance of each
-        ghost batch, which have no gradient, in float32 where x has 16 bits.
+        The output, with the shape, type and layout of x; and (k, 2, C), mean and unbiased variance of each
+        ghost batch, without gradient, float32 if x has 16 bits.
     """
-    if num_groups == 1 and eps > 0:  # nn.BatchNorm refuses 0 in training
+    if num_groups == 1 and eps > 0:  # torch refuses eps = 0 in training
         y, statistics = _normalise_one(x, weight, bias, eps)
     else:
         y, statistics = _GhostNormalise.apply(x, weight, bias, num_groups, eps)  # type: ignore[no-untyped-call]
@@ -41,14 +41,14 @@ def normalise(
 
 
 def _normalise_one(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
-    # Not empty: the kernel adds 0 times what is there, and of a NaN that is NaN.
+    # Zeros, not empty: the kernel adds 0 times the old value, which must not be NaN.
     statistics = torch.zeros(1, 2, x.shape[1], dtype=_statistics_dtype(x), device=x.device)
     mean, variance = statistics[0]
-    # With a momentum of 1 the kernel's running statistics are this ghost batch's own.
+    # With momentum 1, the kernel's running statistics become those of this ghost batch.
     batch_norm = partial(nn.functional.batch_norm, training=True, momentum=1.0, eps=eps)
     if weight is None or weight.dtype == statistics.dtype or weight.dtype != x.dtype:
         return batch_norm(x, mean, variance, _wide(weight, x), _wide(bias, x)), statistics
-    # Parameters of 16 bits: nn.BatchNorm computes with them as they are, but then takes statistics of 16 bits only.
+    # 16-bit parameters: batch_norm uses them directly, but then requires 16-bit running statistics.
     with torch.no_grad():
         batch_norm(x, mean, variance)
     return batch_norm(x, None, None, weight, bias), statistics
@@ -61,7 +61,7 @@ class _GhostNormalise(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         x = dense(x)
         ctx.fold = _choose_fold(x, num_groups)
-        y = torch.empty_like(x)  # no view of something: the next layer may work in place
+        y = torch.empty_like(x)  # not a view: the next layer may change it in place
         wide = _wide(weight, x), _wide(bias, x)
         # Zeros and a momentum of 1, as in _normalise_one.
         moments = torch.zeros(4, num_groups, x.shape[1], dtype=_statistics_dtype(x), device=x.device)
@@ -92,7 +92,7 @@ class _GhostNormalise(torch.autograd.Function):
 
 
 def _choose_fold(x: Tensor, num_groups: int) -> Callable[[Tensor], Tensor]:
-    """How to see such tensors as k ghost batches: as (k, γ, C, pixels), or in channels_last as (k, γ · pixels, C)."""
+    """Return a function that reshapes such tensors to (k, γ, C, pixels), or in channels_last to (k, γ · pixels, C)."""
     num_samples, num_channels = x.shape[0] // num_groups, x.shape[1]
     if x.is_contiguous() and x.numel() > x.shape[0] * num_channels:
         return lambda tensor: tensor.reshape(num_groups, num_samples, num_channels, -1)

@@ -1,4 +1,4 @@
-"""How the GPU kernels of ghost batch norm cut their work; a matter of numbers, decided without a GPU."""
+"""Divide the work of the GPU kernels of ghost batch norm into tiles. This needs no GPU."""
 
 from __future__ import annotations
 
@@ -6,44 +6,44 @@ from math import isqrt
 from typing import NamedTuple
 
 _WHOLE = 2**14
-"""Values of some channels of a ghost batch that one program holds in registers, and so reads once."""
+"""Most values that one program keeps in registers, so that it reads them only once."""
 _TILE = 2**12
-"""Values that a program has in hand at a time where it cannot hold all."""
+"""Values of a tile, if a program cannot keep all its values."""
 _MAX_SPLITS = 64
-"""Programs that share a channel of a ghost batch."""
+"""Most programs that share a channel of a ghost batch."""
 _PARTS_SHARE = 0.25
-"""Each of them later reads what all have found, two numbers a channel: at most so much for each value of its own."""
+"""Each of these programs reads two numbers per channel of every other one: at most this fraction of its values."""
 _VECTOR_BYTES, _LINE_BYTES = 16, 128
-"""What a thread, and what a GPU, likes to read at one place."""
+"""Bytes that a thread, and that the GPU, reads efficiently from one place."""
 _VALUES_PER_WARP = 2**9
 _MAX_WARPS = 16
 _MAX_OFFSET = 2**30
 
 
 class Tiles(NamedTuple):
-    """A tile is what a program has in hand: some values of some channels of one ghost batch."""
+    """A tile is the part that a program processes at a time: some values of some channels of one ghost batch."""
 
     num_values: int
-    """Of each channel; a power of two, as the next."""
+    """Values of each channel in a tile, a power of two."""
     num_channels: int
+    """Channels of a tile, a power of two."""
     num_per_program: int
-    """Tiles, one after the other."""
+    """Tiles that a program processes one after the other."""
     num_splits: int
     """Programs that share a channel of a ghost batch."""
     num_warps: int
 
 
 def choose_tiles(num_values: int, num_channels: int, num_pixels: int, value_bytes: int) -> Tiles:
-    """Cut a ghost batch; all alike, however many there are, so that none feels the others to the bit.
+    """Choose the tiles of a ghost batch. They do not depend on the number of ghost batches, so results do not either.
 
-    The limits above are estimates for an H100 and its like, from its registers and bandwidth; they
-    have not been tuned on one.
+    The limits above are estimates from the registers and the bandwidth of an H100. They are not tuned.
 
     Args:
-        num_values: M, of each channel of a ghost batch: γ times pixels.
+        num_values: M, values of each channel of a ghost batch: γ times pixels.
         num_channels: C.
-        num_pixels: neighbours in memory that belong to one channel: H·W if contiguous, 1 if channels_last.
-        value_bytes: of one value.
+        num_pixels: adjacent values in memory of one channel: H·W if contiguous, 1 if channels_last.
+        value_bytes: bytes of one value.
     """
     run_bytes = num_pixels * value_bytes
     width = _width(_VECTOR_BYTES, run_bytes, num_channels)
@@ -62,12 +62,12 @@ def choose_tiles(num_values: int, num_channels: int, num_pixels: int, value_byte
 
 
 def fits(num_values: int) -> bool:
-    """Whether places in a ghost batch of M · C values are numbers of 32 bits, those of a tile beyond its end too."""
+    """Return whether 32 bits are enough for offsets in a ghost batch of M · C values, plus a tile beyond its end."""
     return num_values <= _MAX_OFFSET
 
 
 def power_of_two(number: int) -> int:
-    """The smallest power of two that is not smaller."""
+    """Return the smallest power of two >= number."""
     return 1 << (number - 1).bit_length()
 
 
@@ -80,5 +80,5 @@ def _num_warps(num_values: int) -> int:
 
 
 def _over(number: int, divisor: int) -> int:
-    """The quotient, rounded up."""
+    """Return the quotient, rounded up."""
     return -(-number // divisor)

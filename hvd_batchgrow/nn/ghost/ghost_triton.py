@@ -1,4 +1,4 @@
-"""Ghost batch norm on a GPU, with or without a ReLU after it. To be imported where Triton is only."""
+"""Ghost batch norm on a GPU, optionally followed by a ReLU. Importing this module requires Triton."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from hvd_batchgrow.nn.ghost.ghost_function import GhostNormalise
 from hvd_batchgrow.nn.ghost.ghost_tiles import choose_tiles, power_of_two
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]  # it is a graph of its own
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # not traced: it launches its own kernels
 def normalise(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, num_groups: int, eps: float, *, relu: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """As `ghost_kernels.normalise`, in one or two kernels forward and as many backward.
+    """Compute `ghost_reference.normalise` in one or two kernels forward and as many backward.
 
-    A ghost batch gives the same bits alone and among others, and in every run.
+    The result of a ghost batch is bit-identical in every run and for any number of other ghost batches.
 
     Args:
-        x: (k·γ, C, …) of float32, float16 or bfloat16, on a GPU (or, under Triton's interpreter, anywhere); a
-            ghost batch has 2 values of a channel or more, and is one that `ghost_tiles.fits`.
+        x: (k·γ, C, …) of float32, float16 or bfloat16, on a GPU (with Triton's interpreter, on any device); a
+            ghost batch has at least 2 values per channel, and `ghost_tiles.fits` its size.
         weight: (C,), or None for 1.
         bias: (C,), or None for 0.
         num_groups: k.
@@ -28,14 +28,14 @@ def normalise(
         relu: whether the output is max(0, ·).
 
     Returns:
-        the output, of the shape, type and layout of x; and float32 (k, 2, C), mean and unbiased variance of
-        each ghost batch, which have no gradient.
+        The output, with the shape, type and layout of x; and float32 (k, 2, C), mean and unbiased variance of
+        each ghost batch, without gradient.
     """
     return GhostNormalise.apply(_Launch, x, weight, bias, num_groups, eps, relu)  # type: ignore[no-untyped-call,no-any-return]
 
 
 class _Launch:
-    """The kernels for inputs of one shape and layout, and what all of them are given."""
+    """The kernels for inputs of one shape and layout, with their common arguments."""
 
     def __init__(self, x: Tensor, num_groups: int, *, relu: bool) -> None:
         num_pixels = x.numel() // (x.shape[0] * x.shape[1])
@@ -58,7 +58,7 @@ class _Launch:
     def forward(
         self, x: Tensor, weight: Tensor | None, bias: Tensor | None, results: tuple[Tensor, ...], eps: float
     ) -> None:
-        """As `ghost_function.Kernels` has it."""
+        """See `ghost_function.Kernels`."""
         sizes = (self.num_values, self.num_channels)
         with torch.cuda.device_of(x):
             if self.tiles.num_splits == 1:
@@ -71,7 +71,7 @@ class _Launch:
             kernel(x, weight, bias, *results, parts, *sizes, eps, **self.of_relu, **self.of_splits, **self.constants)
 
     def backward(self, saved: tuple[Tensor | None, ...], grad_x: Tensor, sums: Tensor) -> None:
-        """As `ghost_function.Kernels` has it."""
+        """See `ghost_function.Kernels`."""
         sizes = (self.num_values, self.num_channels)
         with torch.cuda.device_of(grad_x):
             if self.tiles.num_splits == 1:

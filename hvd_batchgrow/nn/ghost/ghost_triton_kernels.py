@@ -1,16 +1,17 @@
-"""Ghost batch norm's Triton kernels. To be imported where Triton is only.
+"""Ghost batch norm's Triton kernels. Importing this module requires Triton.
 
-All have inputs whose k ghost batches of M · C values lie one after the other in memory. The value m of channel c is
+The k ghost batches of an input, of M · C values each, are consecutive in memory. The value m of channel c has offset
 
-    at m // P · P · C + c · P + m % P
+    m // P · P · C + c · P + m % P
 
-in its ghost batch, with P = H·W for contiguous inputs and P = 1 for channels_last ones. A program works on tiles of
-some m and some c of one ghost batch. Where one tile is all of them (`_whole`), it is read once. Otherwise several
-programs, the splits, share the channels: a first kernel has each write what it has found in its part, and a second one
-has each read what all of them wrote, in one order, and finish its part. No sum is a race: runs repeat to the bit.
+in its ghost batch, with P = H·W for contiguous inputs and P = 1 for channels_last ones. A program processes tiles of
+some m and some c of one ghost batch. If one tile has all values (`_whole`), it is read once. Otherwise several
+programs, the splits, share the channels: in a first kernel each split writes the sums of its part; in a second one
+each split reads all these sums in the same order, and finishes its part. There are no atomic sums, so runs are
+bit-identical.
 
-Sums are of float32. Variances are of differences from the mean, of each tile; tiles and splits are joined by the
-formula of Chan, Golub & LeVeque 1979 ("Updating formulae and a pairwise algorithm for computing sample variances").
+Sums are float32. Variances are computed from differences from the mean of each tile. Tiles and splits are combined by
+the formula of Chan, Golub & LeVeque 1979 ("Updating formulae and a pairwise algorithm for computing sample variances").
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import triton.language as tl
 
 @triton.jit
 def _place(num_channels: tl.tensor, CHANNELS: tl.constexpr) -> tl.tensor:
-    """Which ghost batch this program works on, which channels, and which of these exist."""
+    """Return the ghost batch of this program, its channels, and a mask of the channels that exist."""
     num_parts = tl.cdiv(num_channels, CHANNELS)
     group = (tl.program_id(0) // num_parts).to(tl.int64)
     c = tl.program_id(0) % num_parts * CHANNELS + tl.arange(0, CHANNELS)
@@ -38,7 +39,7 @@ def _tile(
     VALUES: tl.constexpr,
     PIXELS: tl.constexpr,
 ) -> tl.tensor:
-    """Where a tile's values are in their ghost batch, and which of them exist."""
+    """Return the offsets of a tile's values in their ghost batch, and a mask of the values that exist."""
     m = first + tl.arange(0, VALUES)
     places = (m // PIXELS * (PIXELS * num_channels) + m % PIXELS)[:, None] + (c * PIXELS)[None, :]
     return places, (m < num_values)[:, None] & is_channel[None, :]
@@ -46,16 +47,16 @@ def _tile(
 
 @triton.jit
 def _optional(pointer: tl.tensor, c: tl.tensor, is_channel: tl.tensor, DEFAULT: tl.constexpr) -> tl.tensor:
-    """A weight or bias, or what stands for none."""
+    """Return a weight or bias, or the default for None."""
     if pointer is None:
         return tl.full(c.shape, DEFAULT, tl.float32)
-    else:  # of two returns, Triton compiles one by such a condition
+    else:  # Triton compiles only one branch of such a condition
         return tl.load(pointer + c, mask=is_channel, other=0.0).to(tl.float32)
 
 
 @triton.jit
 def _moments(x: tl.tensor, exists: tl.tensor, count: tl.tensor) -> tl.tensor:
-    """Mean of a tile, and sum of squares of differences from it, by channel."""
+    """Return the mean of a tile and the sum of squared differences from it, by channel."""
     mean = tl.sum(x, 0) / count
     centred = tl.where(exists, x - mean[None, :], 0.0)
     return mean, tl.sum(centred * centred, 0)
@@ -63,12 +64,12 @@ def _moments(x: tl.tensor, exists: tl.tensor, count: tl.tensor) -> tl.tensor:
 
 @triton.jit
 def _activate(y: tl.tensor) -> tl.tensor:
-    return tl.where(y <= 0, 0.0, y)  # a NaN stays one
+    return tl.where(y <= 0, 0.0, y)  # NaN stays NaN
 
 
 @triton.jit
 def _affine(centred: tl.tensor, slope: tl.tensor, bias: tl.tensor) -> tl.tensor:
-    # Rounded once, forward and backward, so that both agree on what is above 0.
+    # Rounded once, in forward and backward alike, so that both agree on which values are above 0.
     return tl.fma(
         centred, tl.broadcast_to(slope[None, :], centred.shape), tl.broadcast_to(bias[None, :], centred.shape)
     )
@@ -116,7 +117,7 @@ def normalise_whole(
     VALUES: tl.constexpr,
     CHANNELS: tl.constexpr,
 ) -> None:
-    """Output and statistics of a few channels of a ghost batch."""
+    """Compute output and statistics of some channels of a ghost batch."""
     group, c, is_channel = _place(num_channels, CHANNELS)
     places, exists = _tile(0, c, is_channel, num_values, num_channels, VALUES, PIXELS)
     begin = group * num_values * num_channels
@@ -140,7 +141,7 @@ def moments_of_splits(
     CHANNELS: tl.constexpr,
     TILES: tl.constexpr,
 ) -> None:
-    """`parts` (k, 2, splits, C): mean of each split, and sum of squares of differences from it."""
+    """Fill `parts` (k, 2, splits, C) with the mean of each split and the sum of squared differences from it."""
     group, c, is_channel = _place(num_channels, CHANNELS)
     begin = group * num_values * num_channels
     mean = tl.zeros((CHANNELS,), tl.float32)
@@ -153,7 +154,7 @@ def moments_of_splits(
         values = tl.load(x + begin + places, mask=exists, other=0.0).to(tl.float32)
         count = tl.maximum(tl.minimum(num_values - start, VALUES), 0).to(tl.float32)
         tile_mean, tile_squares = _moments(values, exists, tl.maximum(count, 1.0))
-        share = count / (before + count)  # a split's first tile has values, so that this is no 0 / 0
+        share = count / (before + count)  # never 0 / 0: a split's first tile has values
         difference = tile_mean - mean
         squares += tile_squares + difference * difference * before * share
         mean += difference * share
@@ -172,7 +173,7 @@ def _load_parts(
     num_channels: tl.tensor,
     SPLITS: tl.constexpr,
 ) -> tl.tensor:
-    """Both quantities of all splits, (SPLITS, channels), 0 for splits that are not there."""
+    """Return both quantities of all splits, (SPLITS, channels), with 0 for splits that do not exist."""
     split = tl.arange(0, SPLITS)
     exists = (split < tl.num_programs(1))[:, None] & is_channel[None, :]
     places = group * 2 * tl.num_programs(1) * num_channels + (split * num_channels)[:, None] + c[None, :]
@@ -200,7 +201,7 @@ def normalise_splits(
     TILES: tl.constexpr,
     SPLITS: tl.constexpr,
 ) -> None:
-    """Output of a split, and by the first of them the statistics; `parts` are of `moments_of_splits`."""
+    """Compute the output of a split; the first split also writes the statistics. `parts`: from `moments_of_splits`."""
     group, c, is_channel = _place(num_channels, CHANNELS)
     means, squares = _load_parts(parts, group, c, is_channel, num_channels, SPLITS)
     rest = num_values - tl.arange(0, SPLITS) * (VALUES * TILES)
@@ -247,11 +248,11 @@ def _load_both(
     bias: tl.tensor,
     RELU: tl.constexpr,
 ) -> tl.tensor:
-    """x - mean, and the gradient before the activation."""
+    """Return x - mean, and the gradient of the activation's input."""
     centred = tl.load(x + places, mask=exists, other=0.0).to(tl.float32) - mean[None, :]
     upstream = tl.load(dy + places, mask=exists, other=0.0).to(tl.float32)
     if RELU:
-        # What was above 0 as it was stored.
+        # Compare the stored, rounded output with 0.
         is_off = _affine(centred, slope, bias).to(x.dtype.element_ty).to(tl.float32) <= 0
         upstream = tl.where(is_off, 0.0, upstream)
     return centred, upstream
@@ -289,7 +290,7 @@ def differentiate_whole(
     VALUES: tl.constexpr,
     CHANNELS: tl.constexpr,
 ) -> None:
-    """Gradient of the input; `sums` (k, 2, C): what each ghost batch adds to those of weight and bias."""
+    """Compute the gradient of the input, and `sums` (k, 2, C), each ghost batch's part of those of weight and bias."""
     group, c, is_channel = _place(num_channels, CHANNELS)
     places, exists = _tile(0, c, is_channel, num_values, num_channels, VALUES, PIXELS)
     mean, inverse, slope = _kept(statistics, inverses, weight, group, c, is_channel, num_channels)
@@ -320,7 +321,7 @@ def sums_of_splits(
     CHANNELS: tl.constexpr,
     TILES: tl.constexpr,
 ) -> None:
-    """`parts` (k, 2, splits, C): what each split adds to Σ dy (x - mean) and to Σ dy."""
+    """Fill `parts` (k, 2, splits, C) with the part of each split of Σ dy (x - mean) and of Σ dy."""
     group, c, is_channel = _place(num_channels, CHANNELS)
     mean, _, slope = _kept(statistics, inverses, weight, group, c, is_channel, num_channels)
     offset = _optional(bias, c, is_channel, 0.0)
@@ -358,7 +359,7 @@ def differentiate_splits(
     TILES: tl.constexpr,
     SPLITS: tl.constexpr,
 ) -> None:
-    """As `differentiate_whole`, of a split; `parts` are of `sums_of_splits`."""
+    """Compute `differentiate_whole` for a split. `parts`: from `sums_of_splits`."""
     group, c, is_channel = _place(num_channels, CHANNELS)
     mean, inverse, slope = _kept(statistics, inverses, weight, group, c, is_channel, num_channels)
     offset = _optional(bias, c, is_channel, 0.0)

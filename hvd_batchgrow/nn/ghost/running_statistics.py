@@ -1,4 +1,4 @@
-"""Running statistics of ghost norms, brought to the present weights."""
+"""Re-estimate the running statistics of ghost norms for the current weights."""
 
 from __future__ import annotations
 
@@ -9,26 +9,27 @@ import torch
 from torch import Tensor, nn
 
 from hvd_batchgrow.nn.ghost.ghost_batch_norm import GhostBatchNorm, ghost_norms
+from hvd_batchgrow.nn.modes import kept_modes
 
 
 @torch.no_grad()
 def reestimate_running_statistics(model: nn.Module, batches: Iterable[Tensor]) -> None:
-    """Replace the running statistics of all ghost norms by plain averages under the present weights.
+    """Replace the running statistics of all ghost norms by averages under the current weights.
 
     The running mean becomes the mean of μᵢ over all ghost batches i of all batches, and the running
-    variance the mean of their unbiased variances: that within ghost batches, by which training
-    divides, without that between their means. Meanwhile the ghost norms work as in training, all
-    other modules as in evaluation. A norm that no batch reaches is left as it is.
+    variance the mean of their unbiased variances. This is the variance within ghost batches, by which
+    training normalises, without the variance between their means. Meanwhile the ghost norms are in training
+    mode, all other modules in evaluation mode. A norm that no batch reaches does not change.
 
     Args:
         model: is called with each batch.
         batches: inputs, each of a multiple of γ samples.
 
     Raises:
-        ValueError: no norm has seen a ghost batch, or an input has a broken one.
+        ValueError: no batch reached a norm, or a batch is not a multiple of γ.
 
-    Source: after PreciseBN, Wu & Johnson 2021 (arXiv 2105.07576), section 3, whose variance is that
-    of all samples, with the variance between the means.
+    Source: PreciseBN, Wu & Johnson 2021 (arXiv 2105.07576), section 3. Unlike here, its variance is that
+    of all samples, which includes the variance between the means.
     """
     sums, counts = sum_statistics(model, batches, lambda statistics: statistics.sum(0))
     set_running_statistics(model, sums, counts)
@@ -38,16 +39,15 @@ def reestimate_running_statistics(model: nn.Module, batches: Iterable[Tensor]) -
 def sum_statistics(
     model: nn.Module, batches: Iterable[Tensor], add: Callable[[Tensor], Tensor]
 ) -> tuple[list[Tensor], Tensor]:
-    """What the ghost batches of some inputs have for statistics, added up; the model stays as it is.
+    """Sum the statistics of the ghost batches of some inputs. The model is not changed.
 
     Args:
-        model: is called with each batch, its ghost norms as in training, all else as in evaluation.
-        batches: inputs, each of a multiple of γ samples; may be none.
-        add: of the statistics (k, 2, C) of k ghost batches, mean and unbiased variance; what it gives for
-            several inputs is added. k may be 0.
+        model: is called with each batch, with its ghost norms in training mode, all else in evaluation mode.
+        batches: inputs, each of a multiple of γ samples; may be empty.
+        add: maps the statistics (k, 2, C) of k >= 0 ghost batches, mean and unbiased variance, to a summand.
 
     Returns:
-        for each ghost norm its sum; and the ghost batches that each has seen, float64 (norms,).
+        The sum for each ghost norm; and the number of ghost batches that reached each, float64 (norms,).
     """
     norms = list(ghost_norms(model))
     sums = [add(norm.take_statistics()[:0]) for norm in norms]
@@ -64,7 +64,7 @@ def sum_statistics(
 
 @torch.no_grad()
 def set_running_statistics(model: nn.Module, sums: Sequence[Tensor], counts: Tensor) -> None:
-    """Make the running statistics of each ghost norm a sum (2, C) divided by its count; as they are where that is 0.
+    """Set the running statistics of each ghost norm to its sum (2, C) divided by its count, unless that is 0.
 
     Raises:
         ValueError: all counts are 0.
@@ -80,16 +80,14 @@ def set_running_statistics(model: nn.Module, sums: Sequence[Tensor], counts: Ten
 
 @contextmanager
 def _only_ghost_norms_training(model: nn.Module, norms: Sequence[GhostBatchNorm]) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
     deferred = [norm.deferred for norm in norms]
-    model.eval()
-    for norm in norms:
-        norm.training = norm.deferred = True
     try:
-        yield
+        with kept_modes(model):
+            model.eval()
+            for norm in norms:
+                norm.training = norm.deferred = True
+            yield
     finally:
-        for module, training in modes:
-            module.training = training
         for norm, was_deferred in zip(norms, deferred, strict=True):
             norm.deferred = was_deferred
-            norm.forget()  # of a batch that failed half-way
+            norm.forget()  # the statistics of a batch that failed

@@ -6,11 +6,11 @@ from torch import Tensor, nn
 
 
 class AlexNet(nn.Module):
-    """AlexNet's five convolutions with ReLU, fitted to 32×32, and one linear layer. No norm, no dropout.
+    """AlexNet's five convolutions with ReLU, adapted to 32×32 images, and one linear layer, without norm or dropout.
 
-    11×11 with stride 4 to 64 channels, 5×5 to 192, 3×3 to 384, 256 and 256; 2×2 max-pooling after the
-    first, the second and the last, which leaves one pixel of 32×32 (of more pixels, their mean).
-    2 472 266 parameters for 10 classes and colour images. First weights: torch's defaults.
+    The convolutions are 11×11 with stride 4 to 64 channels, 5×5 to 192, and 3×3 to 384, 256 and 256. 2×2
+    max-pooling follows the first, the second and the last. It leaves one pixel of 32×32; larger maps are averaged.
+    The network has 2 472 266 parameters for 10 classes and colour images. Initial weights: torch's defaults.
 
     Shapes: input (n, in_channels, H >= 29, W >= 29), output (n, num_classes) logits.
 
@@ -18,7 +18,7 @@ class AlexNet(nn.Module):
         in_channels: channels of the image.
         num_classes: number of classes.
 
-    Source: Krizhevsky et al. 2012, as github.com/bearpaw/pytorch-classification has it for CIFAR,
+    Source: Krizhevsky et al. 2012, in the CIFAR form of github.com/bearpaw/pytorch-classification,
     which AdaBatch (github.com/NVlabs/AdaBatch) uses.
     """
 
@@ -42,5 +42,5 @@ class AlexNet(nn.Module):
         self.classifier = nn.Linear(256, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits of a batch of images."""
+        """Return the logits (n, num_classes) of a batch of images."""
         return self.classifier(self.features(images).mean(dim=(2, 3)))  # type: ignore[no-any-return]

@@ -12,17 +12,17 @@ from hvd_batchgrow.nn.networks.wide_resnet import Norm
 
 
 class CifarResNet(nn.Module):
-    """ResNet-D for small images, its shortcuts free of parameters.
+    """ResNet-D for small images, with shortcuts that have no parameters.
 
     A 3×3 convolution to 16 channels, norm and ReLU; three stages of n = (D-2)/6 blocks of 16, 32 and
-    64 channels, the second and third at half the resolution of the one before; mean of the map and a
-    linear layer. A block is
+    64 channels, each stage at half the resolution of the previous one; mean of the map and a linear
+    layer. A block is
 
         y = relu(s + norm(conv(relu(norm(conv(x)))))),
 
-    s = x, or, where the width doubles, every other pixel of x, with zeros for the new channels
+    with s = x, or, if the width doubles, every other pixel of x with zeros for the new channels
     (option A). ResNet-20 has 269 722 parameters for 10 classes and colour images (the paper's 0.27 M).
-    First weights: `he_normal`, as the authors' code has them.
+    Initial weights: `he_normal`, as in the authors' code.
 
     Shapes: input (n, in_channels, H, W), output (n, num_classes) logits.
 
@@ -58,7 +58,7 @@ class CifarResNet(nn.Module):
         he_normal(self)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits of a batch of images."""
+        """Return the logits (n, num_classes) of a batch of images."""
         return self.classifier(self.features(images).mean(dim=(2, 3)))  # type: ignore[no-any-return]
 
 

@@ -1,4 +1,4 @@
-"""Dense networks for rows of a table."""
+"""Dense networks for tabular data."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from hvd_batchgrow.nn.ghost.ghost_batch_norm import GhostBatchNorm1d
 
 
 class DenseLayers(nn.Module):
-    """Linear layers with ghost norm and ReLU between them: seven, with the six hidden widths of the default.
+    """Linear layers with ghost norm and ReLU between them: seven layers by default.
 
-    The hidden layers have no biases: the norm's mean would cancel them. The demonstrations
-    of a growing batch on the cover-type table tell the number of layers, not the widths: six times
-    512 is ours, 1 348 103 parameters for its 54 features and 7 classes. First weights: torch's defaults;
-    the norm after each layer makes their scale of no account.
+    The hidden layers have no biases, because the norm's mean would cancel them. Published experiments with
+    growing batches on the cover-type table give the number of layers, but not the widths. We chose 512 for all
+    six hidden layers: 1 348 103 parameters for 54 features and 7 classes. Initial weights: torch's defaults;
+    their scale does not matter, because a norm follows each hidden layer.
 
     Shapes: input (n, features), output (n, num_classes) logits.
 
@@ -24,7 +24,7 @@ class DenseLayers(nn.Module):
         channels: width of each hidden layer.
         ghost_batch: γ of every ghost norm, in samples.
         bn_momentum: weight of one ghost batch in the running statistics.
-        dropout: share of the values that are dropped after each ReLU, by sample id.
+        dropout: fraction of the values that keyed dropout sets to 0 after each ReLU.
     """
 
     def __init__(
@@ -49,5 +49,5 @@ class DenseLayers(nn.Module):
         self.classifier = nn.Linear(width, num_classes)
 
     def forward(self, rows: Tensor) -> Tensor:
-        """Logits of a batch of rows."""
+        """Return the logits (n, num_classes) of a batch of rows."""
         return self.classifier(self.hidden(rows))  # type: ignore[no-any-return]

@@ -32,44 +32,44 @@ _NETWORKS: dict[str, Callable[..., nn.Module]] = {
 
 
 def check_model(job: Job) -> None:
-    """Raises JobError if a job names a network that is not here, or gives it keys that it would not use."""
+    """Raise JobError if a job names an unknown network, or sets keys that the network does not use."""
     if faults := check_network(job.model):
         raise JobError(faults, job.name)
 
 
 def build_model(job: Job, sample_shape: Sequence[int], num_classes: int) -> nn.Module:
-    """The network that a job names, its first weights drawn from torch's generator.
+    """Build the network that a job names, with initial weights from torch's generator.
 
     Args:
         job: checked by `check_model`.
-        sample_shape: of the source's samples: (H, W, C), (features,), or (0, 0, C) where they are yet to be cropped.
+        sample_shape: shape of the source's samples: (H, W, C), (features,), or (0, 0, C) before cropping.
         num_classes: number of classes.
 
     Raises:
-        JobError: the network does not take such samples; or one of the user's own is not what it must be.
+        JobError: the network does not accept such samples, or a custom network has a fault.
     """
     model, shape = job.model, _cropped(job, sample_shape)
     if faults := check_shape(model, shape):
         raise JobError(faults, job.name)
     named = read_name(model.name)
     if named.family == "own":
-        return load_own(job, (shape[-1], *shape[:-1]), num_classes)
+        return load_own(job, _input_shape(job, sample_shape), num_classes)
     family = FAMILIES[named.family]
     given = {key: value for key in family.keys if (value := getattr(model, key)) is not None}
     numbers = dict(zip(family.numbers, named.numbers, strict=True))
     try:
         return fuse_relu(_NETWORKS[named.family](shape[-1], num_classes, **numbers, **given))
-    except (RuntimeError, MemoryError) as error:  # larger than memory, or than torch can count
-        told = f"{model.name!r} for {num_classes} classes cannot be built: {str(error).partition(chr(10))[0]}"
-        raise JobError([Fault("model", told)], job.name) from None
+    except (RuntimeError, MemoryError) as error:  # larger than the memory, or than torch's sizes
+        fault = f"{model.name!r} for {num_classes} classes cannot be built: {str(error).partition(chr(10))[0]}"
+        raise JobError([Fault("model", fault)], job.name) from None
 
 
 def hazards(job: Job, model: nn.Module, sample_shape: Sequence[int]) -> list[str]:
-    """What in a job's network would let the layout decide its results; `layout_hazards`. Our own have none.
+    """Return what makes the results of a custom network depend on the layout, as `layout_hazards` finds it.
 
     Args:
-        job: names the network.
-        model: as `build_model` gave it.
+        job: names the network. A built-in one has no hazards.
+        model: from `build_model`.
         sample_shape: as `build_model` takes it.
 
     Raises:
@@ -77,32 +77,37 @@ def hazards(job: Job, model: nn.Module, sample_shape: Sequence[int]) -> list[str
     """
     if read_name(job.model.name).family != "own":
         return []
-    shape = _cropped(job, sample_shape)
     try:
-        return layout_hazards(model, (shape[-1], *shape[:-1]))
+        return layout_hazards(model, _input_shape(job, sample_shape))
     except Exception as error:  # the user's own code
         fault = f"{job.model.name} fails in a trial forward over {NUM_SAMPLES} samples: {describe_error(error)}"
         raise JobError([Fault("model.name", fault)], job.name) from error
 
 
 def forward_state(job: Job, model: nn.Module, sample_shape: Sequence[int]) -> ForwardState:
-    """Find what training passes change in a job's network, by trial passes; our own networks change nothing else.
+    """Find by trial passes which state of a custom network training changes, apart from ghost norms.
 
     Args:
-        job: names the network.
-        model: as `build_model` returned it; buffers that training changes become part of its `state_dict`.
+        job: names the network. A built-in one has no such state.
+        model: from `build_model`; buffers that training changes become part of its `state_dict`.
         sample_shape: as `build_model` takes it.
 
     Raises:
         JobError: the trial fails; or the job is exact, and the network keeps state outside its buffers.
     """
+    if read_name(job.model.name).family != "own":
+        return ForwardState()
+    return try_own(job, model, _input_shape(job, sample_shape))
+
+
+def _input_shape(job: Job, sample_shape: Sequence[int]) -> tuple[int, ...]:
+    """Return the shape of one input sample of a network, (C, H, W) or (features,)."""
     shape = _cropped(job, sample_shape)
-    own = read_name(job.model.name).family == "own"
-    return try_own(job, model, (shape[-1], *shape[:-1])) if own else ForwardState()
+    return (shape[-1], *shape[:-1])
 
 
 def _cropped(job: Job, sample_shape: Sequence[int]) -> tuple[int, ...]:
-    """(H, W, C) or (features,), with the sides that the job's crop gives."""
+    """Return (H, W, C) or (features,), with the job's image size if the samples are to be cropped."""
     shape = tuple(sample_shape)
     if len(shape) == 3 and shape[0] == 0 and job.data.image_size:
         return (job.data.image_size, job.data.image_size, shape[2])

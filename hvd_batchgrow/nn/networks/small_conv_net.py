@@ -8,9 +8,11 @@ from hvd_batchgrow.nn.ghost.ghost_batch_norm import GhostBatchNorm2d
 
 
 class SmallConvNet(nn.Module):
-    """3×3 convolutions with ghost norm and ReLU, the map halved where the width grows; then one linear layer.
+    """3×3 convolutions with ghost norm and ReLU, and one linear layer. The map is halved where the width grows.
 
-    Input (n, in_channels, H, W), output (n, num_classes) logits. First weights: torch's defaults.
+    Initial weights: torch's defaults.
+
+    Shapes: input (n, in_channels, H, W), output (n, num_classes) logits.
 
     Args:
         in_channels: channels of the image.
@@ -34,7 +36,7 @@ class SmallConvNet(nn.Module):
         for k, out in enumerate(channels):
             stride = 2 if k and out > width else 1
             layers += [
-                # The norm's bias follows: one here would be cancelled by its mean.
+                # No bias: the mean of the following norm would cancel it.
                 nn.Conv2d(width, out, 3, stride=stride, padding=1, bias=False),
                 GhostBatchNorm2d(out, ghost_batch, momentum=bn_momentum),
                 nn.ReLU(inplace=True),
@@ -44,5 +46,5 @@ class SmallConvNet(nn.Module):
         self.classifier = nn.Linear(width, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits of a batch of images."""
+        """Return the logits (n, num_classes) of a batch of images."""
         return self.classifier(self.features(images).mean(dim=(2, 3)))  # type: ignore[no-any-return]

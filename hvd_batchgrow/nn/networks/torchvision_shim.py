@@ -1,4 +1,4 @@
-"""torchvision beside a torch that was built for the CPU."""
+"""Import torchvision with a CPU build of torch."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ _declared: list[torch.library.Library] = []
 
 
 def import_torchvision() -> None:
-    """Import torchvision, also where its compiled operators do not load.
+    """Import torchvision, even if its compiled operators cannot be loaded.
 
-    The package that the index serves is built for a torch with CUDA. Beside one without, its
-    operators are missing, and its import ends at the first that it describes, `torchvision::nms`.
-    Networks use none of them: declared without a kernel, they let the import pass, and fail if called.
-    Nothing is declared where the import succeeds, where torch has CUDA, or where it fails otherwise.
+    The torchvision of PyPI is built for a torch with CUDA. With a CPU build of torch, its operators are
+    missing, and the import fails at the first one that it needs, `torchvision::nms`. Networks do not use
+    these operators. This function declares them without a kernel: the import then succeeds, and a call of
+    such an operator fails. It declares nothing if the import succeeds, or fails for another reason.
 
     Raises:
-        ImportError: it is not installed.
-        RuntimeError: it fails for another reason.
+        ImportError: torchvision is not installed.
+        RuntimeError: the import fails for another reason.
     """
     try:
         importlib.import_module("torchvision")
@@ -31,8 +31,8 @@ def import_torchvision() -> None:
         if torch.version.cuda is not None or _MISSING not in str(error):
             raise
     for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
-        del sys.modules[name]  # half imported
-    # Kept: the operators go when the library does.
+        del sys.modules[name]  # partly imported
+    # Kept, because deleting the library would delete the operators.
     _declared.append(library := torch.library.Library("torchvision", "FRAGMENT"))
     for name in ("nms", "qnms"):
         library.define(name + _SCHEMA)

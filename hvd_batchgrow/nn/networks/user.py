@@ -1,4 +1,4 @@
-"""Networks of the user's own, or of torchvision and timm: whatever a callable returns, its norms made ghost norms."""
+"""Custom networks, and those of torchvision and timm: call the user's callable, and convert its norms and dropout."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from hvd_batchgrow.nn.checks.module_kinds import kind_fault
 from hvd_batchgrow.nn.dropout import convert_dropout
 from hvd_batchgrow.nn.ghost.convert import convert_ghost_batch_norm
 from hvd_batchgrow.nn.ghost.ghost_batch_norm import GhostBatchNorm, ghost_norms
+from hvd_batchgrow.nn.modes import kept_modes
 from hvd_batchgrow.nn.networks.torchvision_shim import import_torchvision
 from hvd_batchgrow.nn.parameters import input_type, make_dense, parameter_faults
 from hvd_batchgrow.nn.state.extra_state import state_dict_fault
@@ -35,27 +36,27 @@ from hvd_batchgrow.nn.state.forward_state import (
     save_with_state_dict,
 )
 from hvd_batchgrow.nn.state.saved_state import SavedState
-from hvd_batchgrow.nn.state.side_effect_free import dry_run, kept_generators
+from hvd_batchgrow.nn.state.side_effect_free import dry_run, kept_generators, trial_samples
 
 _PACKAGES = {"torchvision": "torchvision", "timm": "timm torchvision"}
-"""What has to be installed for the networks of a package."""
+"""Packages to install for the networks of a package."""
 
 
 def load_own(job: Job, shape: Sequence[int], num_classes: int) -> nn.Module:
-    """Call `module:name` with `model.kwargs`, make its batch norms ghost norms and its dropout keyed.
+    """Call `module:name` with `model.kwargs`, and convert batch norms to ghost norms and dropout to keyed dropout.
 
-    The callable gets `num_classes` too, where its signature takes it and the arguments do not give
-    it. Modules are also looked for in the working directory. Before it is trusted, the network is
-    given two samples, in evaluation and in training, which leaves no trace in it. The generators of
-    NumPy and Python are at `job.seed` while it is made, torch's is where the caller has put it.
+    The callable also gets `num_classes`, if its signature accepts it and `model.kwargs` does not set it. Modules
+    in the working directory can be imported too. Two forward passes of two samples, one in evaluation and one in
+    training, check the network without changing it. During the call, the generators of NumPy and Python are
+    seeded by `job.seed`; the caller seeds torch's.
 
     Args:
-        job: gives name, arguments, γ and the momentum of the ghost norms, whatever that of its own was.
-        shape: of a sample as a network gets it, (C, H, W) or (features,).
-        num_classes: of the data.
+        job: gives name, arguments, γ, and the momentum of all ghost norms.
+        shape: shape of one input sample, (C, H, W) or (features,).
+        num_classes: number of classes of the data.
 
     Raises:
-        JobError: it cannot be imported or called, returns no network, or one whose output is not (n, num_classes).
+        JobError: the callable cannot be imported or called, does not return a network, or its network has a fault.
     """
     name = job.model.name
     factory = _import(job)
@@ -98,20 +99,20 @@ def _import(job: Job) -> Callable[..., Any]:
 def _to_install(package: str, error: BaseException | None) -> str:
     if not isinstance(error, ModuleNotFoundError) or package not in _PACKAGES:
         return ""
-    # Without the version of the torch that is there, pip would put its newest in its place.
+    # Without the installed version, pip would replace torch by the newest one.
     return f"; pip install {_PACKAGES[package]} torch=={torch.__version__.split('+')[0]}"
 
 
 def _arguments(factory: Callable[..., Any], job: Job, num_classes: int) -> dict[str, Any]:
-    """What the callable is given.
+    """Return the keyword arguments for the callable.
 
     Raises:
-        JobError: its signature does not take it.
+        JobError: its signature does not accept them.
     """
     given = copy.deepcopy(job.model.kwargs)
     try:
         signature = inspect.signature(factory)
-    except (TypeError, ValueError):  # of some compiled ones
+    except (TypeError, ValueError):  # some compiled callables have no signature
         return {"num_classes": num_classes, **given}
     parameters = signature.parameters.values()
     if any(p.name == "num_classes" or p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
@@ -119,31 +120,29 @@ def _arguments(factory: Callable[..., Any], job: Job, num_classes: int) -> dict[
     try:
         signature.bind(**given)
     except TypeError as error:
-        fault = f"{_call_text(job.model.name, given)} cannot be: {error}; it takes {signature}"
+        fault = f"cannot call {_call_text(job.model.name, given)}: {error}; it accepts {signature}"
         raise JobError([Fault("model.kwargs", fault)], job.name) from None
     return given
 
 
 def _initialise_lazy(job: Job, network: nn.Module, shape: Sequence[int]) -> None:
-    """Let lazy modules take their sizes from a forward of two samples; all other tensors stay as they are.
+    """Initialise lazy modules by a forward of two samples. No other tensor changes.
 
     Raises:
-        JobError: the forward fails, or does not reach all of them.
+        JobError: the forward fails, or does not reach all lazy modules.
     """
     for training in (False, True):
         if not _lazy_paths(network):
             return
-        before, modes = SavedState(network), [(module, module.training) for module in network.modules()]
+        before = SavedState(network)
         try:
-            with torch.no_grad():
+            with torch.no_grad(), kept_modes(network):
                 network.train(training)(torch.zeros(2, *shape))
         except Exception as error:  # the user's own code
-            fault = f"fails on two samples of shape {tuple(shape)}, from which its lazy modules would take their sizes"
+            fault = f"fails on two samples of shape {tuple(shape)}, from which its lazy modules infer their sizes"
             raise _refusal(job, f"{job.model.name} {fault}: {describe_error(error)}") from error
         finally:
             before.restore(attributes=False)
-            for module, mode in modes:
-                module.training = mode
     if paths := _lazy_paths(network):
         raise _refusal(job, f"{job.model.name}: no forward reaches the lazy {listed(paths)}; give them their sizes")
 
@@ -165,14 +164,14 @@ def _with_ghost_norms(job: Job, made: nn.Module) -> nn.Module:
         if norm.ghost_batch != group:
             raise _refusal(
                 job,
-                f"{job.model.name} has a ghost norm of {norm.ghost_batch} samples; all must have model.ghost_batch, "
-                f"{group}, the unit that the stream is cut into",
+                f"{job.model.name} has a ghost norm of {norm.ghost_batch} samples; all ghost norms must have "
+                f"model.ghost_batch = {group}",
             )
     return network
 
 
 def _faults(network: nn.Module, shape: Sequence[int], num_classes: int) -> Iterator[str]:
-    """What is wrong with the outputs for two samples."""
+    """Yield the faults that forward passes of two samples find."""
     samples = torch.zeros(2, *shape, dtype=input_type(network), device=next(network.parameters()).device)
     trained = _trained(network)
     for training, when in ((False, "in evaluation"), (True, "in training")):
@@ -183,16 +182,16 @@ def _faults(network: nn.Module, shape: Sequence[int], num_classes: int) -> Itera
             yield f"fails on two samples of shape {tuple(shape)}, {when}: {describe_error(error)}"
             return
         if given := _wrong_output(output, num_classes):
-            yield f"gives {given} for two samples of shape {tuple(shape)}, {when}; must be logits (2, {num_classes})"
+            yield f"returns {given} for two samples of shape {tuple(shape)}, {when}; must be logits (2, {num_classes})"
             return
         if names := sorted(trained ^ _trained(network)):
-            yield f"changes requires_grad of {listed(names)} in its forward pass, {when}; set it where it is built"
+            yield f"changes requires_grad of {listed(names)} in its forward, {when}; set it where the network is built"
             return
         yield from (_count_fault(path, count) for path, count in counts.items() if count != 1)
 
 
 def _wrong_output(output: Any, num_classes: int) -> str:
-    """What an output is in the place of logits; empty: it is logits."""
+    """Return what an output is instead of logits; empty if it is logits."""
     if not isinstance(output, Tensor):
         return type(output).__name__
     if output.shape != (2, num_classes):
@@ -207,19 +206,17 @@ def _trained(network: nn.Module) -> set[str]:
 
 
 def try_own(job: Job, network: nn.Module, shape: Sequence[int]) -> ForwardState:
-    """Run trial passes with gradients, as `find_forward_state` does; what training changes becomes persistent.
+    """Run the trial passes of `find_forward_state` and `gradient_fault`.
 
     Args:
         job: names the network.
-        network: of `load_own`; apart from that it stays as it is.
-        shape: of a sample as a network gets it.
+        network: from `load_own`. Buffers that training changes become persistent; nothing else changes.
+        shape: shape of one input sample.
 
     Raises:
-        JobError: the trial fails; or the job is exact, and the network keeps state outside its buffers.
+        JobError: a trial fails; or the job is exact, and the network keeps state outside its buffers.
     """
-    generator = torch.Generator().manual_seed(0)
-    samples = torch.randn(NUM_SAMPLES, *shape, generator=generator)
-    example = samples.to(next(network.parameters()).device, input_type(network))
+    example = trial_samples(network, NUM_SAMPLES, shape)
     try:
         state = find_forward_state(network, example)
         fault = gradient_fault(network, example)
@@ -239,7 +236,7 @@ def try_own(job: Job, network: nn.Module, shape: Sequence[int]) -> ForwardState:
 
 @contextmanager
 def _counted_norms(network: nn.Module) -> Iterator[dict[str, int]]:
-    """Ghost batches that each ghost norm in training is given, in a dry run of one."""
+    """Count the ghost batches that each ghost norm in training mode gets, in a dry run of one ghost batch."""
     counts: dict[str, int] = {}
     handles = []
     for path, norm in network.named_modules():
@@ -260,9 +257,9 @@ def _count(counts: dict[str, int], path: str, norm: nn.Module, inputs: tuple[Ten
 
 def _count_fault(path: str, count: int) -> str:
     if count:
-        fault = f"gives its norm {path or 'itself'} {count} ghost batches of each in training"
-        return f"{fault}; give each place a norm of its own, and a sample one row"
-    return f"does not come by its norm {path} in training; leave it out, or keep it in evaluation"
+        fault = f"passes {count} ghost batches to its norm {path or 'itself'} for each one in training"
+        return f"{fault}; use a separate norm in each place, and one row per sample"
+    return f"does not reach its norm {path} in training; remove it, or keep it in evaluation mode"
 
 
 def _call_text(name: str, arguments: dict[str, Any]) -> str:

@@ -8,19 +8,19 @@ from hvd_batchgrow.nn.ghost.ghost_batch_norm import GhostBatchNorm2d
 from hvd_batchgrow.nn.networks.init import he_normal
 
 _STAGES = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
-"""Convolutions of each stage; the paper counts three linear layers on top of them."""
+"""Convolutions of each stage, by depth. The depth also counts the three linear layers of the paper."""
 
 
 class Vgg(nn.Module):
-    """VGG-D with norm, and one linear layer where the paper's has three.
+    """VGG-D with norm, and with one linear layer instead of the paper's three.
 
-    Five stages of 3×3 convolutions with norm and ReLU, of 64, 128, 256, 512 and 512 channels, each
-    ending with 2×2 max-pooling, which leaves one pixel of 32×32 (of more pixels, their mean); then
-    one linear layer. The convolutions have no biases: the norm's mean would cancel them.
+    Five stages of 3×3 convolutions with norm and ReLU, of 64, 128, 256, 512 and 512 channels, each end
+    with 2×2 max-pooling. One pixel of 32×32 is left; larger maps are averaged. One linear layer follows.
+    The convolutions have no biases, because the norm's mean would cancel them.
 
-    Parameters for 10 classes and colour images, weights, norms and the linear layer together: VGG-19
-    20 035 018, or 5 504 more with the biases (the published 20.04 M is either). First weights as
-    in the code named below: `he_normal`, the linear layer's with deviation 0.01.
+    VGG-19 has 20 035 018 parameters for 10 classes and colour images, or 5 504 more with biases (both agree
+    with the published 20.04 M). Initial weights as in the code below: `he_normal`, and the linear layer's
+    with standard deviation 0.01.
 
     Shapes: input (n, in_channels, H >= 32, W >= 32), output (n, num_classes) logits.
 
@@ -31,8 +31,8 @@ class Vgg(nn.Module):
         ghost_batch: γ of every ghost norm, in samples.
         bn_momentum: weight of one ghost batch in the running statistics.
 
-    Source: Simonyan & Zisserman 2015 (arXiv 1409.1556), as github.com/bearpaw/pytorch-classification
-    has it for CIFAR, which AdaBatch (github.com/NVlabs/AdaBatch) uses.
+    Source: Simonyan & Zisserman 2015 (arXiv 1409.1556), in the CIFAR form of
+    github.com/bearpaw/pytorch-classification, which AdaBatch (github.com/NVlabs/AdaBatch) uses.
     """
 
     def __init__(
@@ -58,5 +58,5 @@ class Vgg(nn.Module):
         nn.init.normal_(self.classifier.weight, std=0.01)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits of a batch of images."""
+        """Return the logits (n, num_classes) of a batch of images."""
         return self.classifier(self.features(images).mean(dim=(2, 3)))  # type: ignore[no-any-return]

@@ -15,17 +15,17 @@ Norm = Callable[[int], nn.Module]
 
 
 class WideResNet(nn.Module):
-    """WRN-D-K: pre-activation residual blocks of two 3×3 convolutions, K times as wide as a ResNet's.
+    """WRN-D-K: pre-activation residual blocks of two 3×3 convolutions, K times as wide as in a ResNet.
 
     A 3×3 convolution to 16 channels; three stages of n = (D-4)/6 blocks of 16K, 32K and 64K channels,
-    the second and third at half the resolution of the one before; norm, ReLU, mean of the map and a
-    linear layer. With a = relu(norm(x)), a block is
+    each stage at half the resolution of the previous one; norm, ReLU, mean of the map and a linear
+    layer. With a = relu(norm(x)), a block is
 
-        y = s + conv(relu(norm(conv(a)))),   s = x, or a 1×1 convolution of a where the width changes.
+        y = s + conv(relu(norm(conv(a)))),   s = x, or a 1×1 convolution of a if the width changes.
 
-    Dropout, where there is any, comes before the second convolution of a block. Parameters for 10
+    If `dropout` is above 0, keyed dropout precedes the second convolution of each block. Parameters for 10
     classes and colour images: WRN-16-4 2 748 890, WRN-28-10 36 479 194.
-    First weights: `he_normal`, as the authors' code has them.
+    Initial weights: `he_normal`, as in the authors' code.
 
     Shapes: input (n, in_channels, H, W), output (n, num_classes) logits.
 
@@ -36,7 +36,7 @@ class WideResNet(nn.Module):
         widening: K.
         ghost_batch: γ of every ghost norm, in samples.
         bn_momentum: weight of one ghost batch in the running statistics.
-        dropout: share of the values that are dropped, by sample id.
+        dropout: fraction of the values that keyed dropout sets to 0 between the convolutions of a block.
 
     Source: Zagoruyko & Komodakis 2016 (arXiv 1605.07146).
     """
@@ -64,7 +64,7 @@ class WideResNet(nn.Module):
         he_normal(self)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits of a batch of images."""
+        """Return the logits (n, num_classes) of a batch of images."""
         return self.classifier(self.features(images).mean(dim=(2, 3)))  # type: ignore[no-any-return]
 
 

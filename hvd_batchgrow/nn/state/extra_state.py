@@ -1,4 +1,4 @@
-"""Extra state of modules (`get_extra_state`): which values a checkpoint can hold."""
+"""Extra state of modules (`get_extra_state`): check that a checkpoint can hold it."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ _SCALARS = (bool, int, float, str, bytes, type(None))
 
 
 def is_extra_state(name: str) -> bool:
-    """Whether a name in a `state_dict` is of a module's extra state."""
+    """Return whether a name in a `state_dict` belongs to a module's extra state."""
     return name.rpartition(".")[2] == _KEY
 
 
 def plain_fault(value: Any, path: str = "") -> str | None:
-    """What in a tree is neither a plain value nor a dense tensor; None: nothing.
+    """Return which part of a tree is neither a plain value nor a dense tensor; None if all parts are.
 
-    Plain values are None, bool, int, float, str, bytes, and lists, tuples and dicts of these with keys
-    of str or int: a checkpoint is read back without running any code.
+    Plain values are bool, int, float, str, bytes, None, and lists, tuples and dicts of these with keys
+    of str or int. Loading them runs no code.
     """
     if type(value) in _SCALARS:
         return None
@@ -39,10 +39,10 @@ def plain_fault(value: Any, path: str = "") -> str | None:
 
 
 def state_dict_fault(model: nn.Module) -> str | None:
-    """What keeps a network's `state_dict` from being saved and loaded; None: nothing.
+    """Return why a network's `state_dict` cannot be saved and loaded; None if it can.
 
     Args:
-        model: stays as it is.
+        model: is not changed.
     """
     try:
         with kept_state(model):
@@ -50,9 +50,7 @@ def state_dict_fault(model: nn.Module) -> str | None:
             for name, value in state.items():
                 if not isinstance(value, Tensor) and not is_extra_state(name):
                     kind = type(value).__name__
-                    return (
-                        f"{name} in its state_dict is a {kind}, not a tensor, as in quantised modules; train it before"
-                    )
+                    return f"{name} in its state_dict is a {kind}, not a tensor; quantise modules after training"
                 if fault := plain_fault(value, name):
                     return f"{fault}; a checkpoint holds tensors and plain values (numbers, texts, lists, dicts) only"
             model.load_state_dict(state)

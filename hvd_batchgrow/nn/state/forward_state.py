@@ -1,4 +1,4 @@
-"""State of a network that a pass changes, other than that of ghost norms: found by passes that leave no trace."""
+"""Find by trial passes which state of a network training changes, apart from that of ghost norms."""
 
 from __future__ import annotations
 
@@ -15,38 +15,38 @@ from hvd_batchgrow.nn.state.saved_state import Saved, SavedState, changed, same_
 from hvd_batchgrow.nn.state.side_effect_free import dry_run
 
 NUM_SAMPLES, _NUM_GROUPS = 4, 2
-"""Of each trial pass: two ghost batches of two samples."""
+"""Each trial pass has two ghost batches of two samples."""
 
 
-class StateFault(ValueError):  # noqa: N818  # what is wrong with a network
-    """A network keeps state in a way that cannot be supported."""
+class StateFault(ValueError):  # noqa: N818  # a fault of the network
+    """A network keeps state in an unsupported way."""
 
 
 @dataclass(frozen=True)
 class ForwardState:
-    """Names of what a pass changes; empty where it changes nothing but ghost norms."""
+    """Names of the state that passes change, apart from ghost norms."""
 
     in_forward: tuple[str, ...] = ()
-    """Buffers that a forward in training changes."""
+    """Buffers that a forward pass in training changes."""
     in_backward: tuple[str, ...] = ()
-    """Buffers that a backward changes: by hooks, or because it repeats a forward (activation checkpointing)."""
+    """Buffers that a backward pass changes, by hooks or by repeating a forward (activation checkpointing)."""
     in_evaluation: tuple[str, ...] = ()
-    """Buffers that a forward in evaluation changes."""
+    """Buffers that a forward pass in evaluation changes."""
     attributes: tuple[str, ...] = ()
-    """Plain attributes that carry something from one forward to the next; they are in no `state_dict`."""
+    """Plain attributes that keep state from one forward to the next; a `state_dict` does not contain them."""
     depends_on_samples: bool = False
-    """Whether the values depend on the samples: those of a codebook do, those of spectral norm do not."""
+    """Whether the new values depend on the samples, as in a codebook, unlike in spectral norm."""
 
     @property
     def buffers(self) -> tuple[str, ...]:
-        """All that a training pass changes."""
+        """All buffers that a training pass changes."""
         return tuple(dict.fromkeys(self.in_forward + self.in_backward))
 
     def notes(self, name: str, *, exact: bool) -> list[str]:
-        """Lines for the user.
+        """Return lines that explain the state to the user.
 
         Args:
-            name: of the network.
+            name: the network's name.
             exact: whether each micro-batch is one ghost batch.
         """
         lines = []
@@ -65,7 +65,7 @@ class ForwardState:
         return lines
 
     def attributes_fault(self) -> str:
-        """What is wrong with state outside the buffers."""
+        """Return why state outside the buffers is a fault."""
         return (
             f"a forward pass changes attributes that are not buffers ({listed(self.attributes)}): each rank has its "
             "own, they depend on the rank/accumulation layout, and no checkpoint saves them; use register_buffer"
@@ -73,22 +73,22 @@ class ForwardState:
 
 
 def listed(names: Sequence[str]) -> str:
-    """The first three names, and how many more there are."""
+    """Return the first three names, and the number of further ones."""
     shown = ", ".join(names[:3])
     return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
 
 
 def find_forward_state(model: nn.Module, example: Tensor) -> ForwardState:
-    """Run two training passes, each forward and backward over two ghost batches, and evaluate; compare all state.
+    """Run training and evaluation passes over two ghost batches, and compare all state before and after.
 
     Args:
-        model: maps samples to logits; stays as it is.
-        example: `NUM_SAMPLES` samples, not all alike.
+        model: maps samples to logits; is not changed.
+        example: `NUM_SAMPLES` samples, not all equal.
 
     Raises:
-        StateFault: the network changes its parameters, or the shape of a buffer; or a ghost norm does not get each
-            ghost batch once.
-        Exception: whatever the network raises.
+        StateFault: the network changes its parameters or the shape of a buffer, or a ghost norm does not process
+            each ghost batch once.
+        Exception: any exception of the network.
     """
     training = _train(model, example)
     in_evaluation, attributes = _evaluate(model, example)
@@ -101,26 +101,26 @@ def _train(model: nn.Module, example: Tensor) -> ForwardState:
         first = _states_of_a_pass(model, example, before)
         _check_parameters(model, before)
         _changed_buffers(model, first)
-        _move_weights(model)  # so that a buffer that follows them is seen to, unless it is a view of them
+        _move_weights(model)  # so that a buffer computed from them changes; a view of them does not count
         moved = SavedState(model)
         second = _states_of_a_pass(model, example, moved)
         _check_parameters(model, moved)
         in_forward = _changed_buffers(model, first[:2] + second[:2])
         in_backward = _changed_buffers(model, first[1:] + second[1:])
-        # From the same tensors again: attributes that are computed from them come out equal, and counters do not.
+        # Again from the same tensors: attributes computed from them are equal, counters are not.
         before.restore(attributes=False)
         trial_loss(model, example)
-        attributes = _carried(model, first[1], SavedState(model, parameters=False))
+        attributes = _changed_attributes(model, first[1], SavedState(model, parameters=False))
         before.restore(attributes=False)
         trial_loss(model, example.flip(0) * -0.5 + 0.25)
         buffers = {*in_forward, *in_backward}
-        is_shown = buffers == {*_changed_buffers(model, first[:2])}  # else this forward does not show all of them
+        is_shown = buffers == {*_changed_buffers(model, first[:2])}  # otherwise this forward does not show them all
         differing = changed(first[1].buffers, SavedState(model, parameters=False).buffers)
     return ForwardState(in_forward, in_backward, (), attributes, not is_shown or bool(buffers & {*differing}))
 
 
 def _states_of_a_pass(model: nn.Module, example: Tensor, before: SavedState) -> list[SavedState]:
-    """States before a forward, between forward and backward, and after the backward."""
+    """Return the states before the forward, between forward and backward, and after the backward."""
     loss = trial_loss(model, example)
     between = SavedState(model, parameters=False)
     _backward(model, loss)
@@ -128,22 +128,22 @@ def _states_of_a_pass(model: nn.Module, example: Tensor, before: SavedState) -> 
 
 
 def _evaluate(model: nn.Module, example: Tensor) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Buffers and attributes that change."""
+    """Return the buffers and the attributes that a forward in evaluation changes."""
     with dry_run(model, len(example), training=False) as before:
         model(example.clone())
         first = SavedState(model, parameters=False)
         _check_parameters(model, before)
         before.restore(attributes=False)
         model(example.clone())
-        attributes = _carried(model, first, SavedState(model, parameters=False))
+        attributes = _changed_attributes(model, first, SavedState(model, parameters=False))
         return _changed_buffers(model, [before, first]), attributes
 
 
 def trial_loss(model: nn.Module, example: Tensor) -> Tensor:
-    """Return the summed loss of a forward pass over samples that are all of class 0, its draws the same each time."""
-    torch.manual_seed(0)  # what is drawn is no state of the network
+    """Return the summed loss of a forward pass over samples of class 0, with the same random numbers in each call."""
+    torch.manual_seed(0)  # random numbers are not state of the network
     set_sample_keys(keyed_dropouts(model), torch.arange(len(example)))
-    logits = model(example.clone())  # which a network may change in place
+    logits = model(example.clone())  # a clone: a network may change its input in place
     labels = torch.zeros(len(example), dtype=torch.int64, device=example.device)
     return nn.functional.cross_entropy(logits.float(), labels, reduction="sum")
 
@@ -155,20 +155,20 @@ def _backward(model: nn.Module, loss: Tensor) -> None:
             count = len(norm.take_statistics())
             if count != _NUM_GROUPS:
                 raise StateFault(
-                    f"norm {path or 'itself'} gets {count} ghost batches instead of {_NUM_GROUPS} in a pass"
+                    f"norm {path or 'itself'} processes {count} ghost batches instead of {_NUM_GROUPS} in a pass"
                 )
 
 
 @torch.no_grad()
 def _move_weights(model: nn.Module) -> None:
-    """Change all weights by 1 % at most, as training does: a power iteration that has converged moves again."""
+    """Change all weights by up to 1 %, as training does, so that a converged power iteration changes again."""
     for parameter in model.parameters():
         if parameter.is_floating_point() and 0 not in parameter.stride():
             parameter.mul_(1 + 0.01 * torch.rand_like(parameter))
 
 
 def _check_parameters(model: nn.Module, before: SavedState) -> None:
-    # As SavedState does: a tied parameter under each name, a module that is used in two places once.
+    # As in SavedState: a tied parameter under each of its names, a shared module once.
     modules = list(model.named_modules())
     now = {
         f"{path}.{own}".lstrip("."): p
@@ -179,7 +179,7 @@ def _check_parameters(model: nn.Module, before: SavedState) -> None:
     saved = {name: value.content for name, value in before.parameters.items() if value.content is not None}
     if names := [name for name in {**saved, **now} if not _is_same(saved.get(name), now.get(name))]:
         raise StateFault(
-            f"a pass changes the parameters {listed(names)}, which only the optimizer may change; set first values "
+            f"a pass changes the parameters {listed(names)}, which only the optimizer may change; set initial values "
             "where the network is built (data-dependent initialisation), and keep averages of weights in buffers"
         )
 
@@ -189,10 +189,10 @@ def _is_same(before: Tensor | None, now: Tensor | None) -> bool:
 
 
 def _changed_buffers(model: nn.Module, states: Sequence[SavedState]) -> tuple[str, ...]:
-    """Those that change from an even state to the next, without those of ghost norms and caches.
+    """Return the buffers that change from states 0 to 1, 2 to 3 and so on, without those of ghost norms and caches.
 
     Raises:
-        StateFault: one changes its shape, and is part of the state that is saved.
+        StateFault: a persistent buffer changes its shape.
     """
     of_norms = {id(buffer) for norm in ghost_norms(model) for buffer in norm.buffers()}
     found: list[str] = []
@@ -210,7 +210,7 @@ def _shape(saved: Saved | None) -> tuple[int, ...] | None:
 
 
 def _is_cache(model: nn.Module, name: str, before: tuple[int, ...] | None, after: tuple[int, ...] | None) -> bool:
-    """Whether a buffer comes and goes, and no `state_dict` has it. Raises StateFault if one has it."""
+    """Return whether a buffer changes its shape and is not persistent. Raises StateFault if it is persistent."""
     if before == after:
         return False
     path, _, own = name.rpartition(".")
@@ -219,26 +219,26 @@ def _is_cache(model: nn.Module, name: str, before: tuple[int, ...] | None, after
     raise StateFault(f"a pass changes the shape of buffer {name} from {before} to {after}; give it its final shape")
 
 
-def _carried(model: nn.Module, before: SavedState, after: SavedState) -> tuple[str, ...]:
-    """Attributes that differ after two forwards that began with the same tensors."""
+def _changed_attributes(model: nn.Module, before: SavedState, after: SavedState) -> tuple[str, ...]:
+    """Return the attributes that differ after two forwards that began with the same tensors."""
     ours = [path for path, module in model.named_modules() if isinstance(module, GhostBatchNorm | KeyedDropout)]
     names = changed(before.attributes, after.attributes)
     return tuple(name for name in names if name.rpartition(".")[0] not in ours)
 
 
 Slot = tuple[dict[str, Tensor | None], str]
-"""The dict of a module's buffers, and a name in it. A module may replace the tensor there at any time."""
+"""The `_buffers` of a module, and a name in it. The module may replace the tensor at any time."""
 
 
 def slots(model: nn.Module, names: Sequence[str]) -> list[Slot]:
-    """Where the buffers of some names are."""
+    """Return the slots of the named buffers."""
     paths = [name.rpartition(".") for name in names]
     return [(model.get_submodule(path)._buffers, own) for path, _, own in paths]
 
 
 @contextmanager
 def restored_buffers(model: nn.Module, names: Sequence[str]) -> Iterator[None]:
-    """Put some buffers of a network back at the end, such as those that an evaluation changes."""
+    """Restore the named buffers at the end, such as those that an evaluation changes."""
     before = [(place, own, place[own].clone()) for place, own in slots(model, names)]  # type: ignore[union-attr]
     try:
         yield
@@ -248,7 +248,7 @@ def restored_buffers(model: nn.Module, names: Sequence[str]) -> Iterator[None]:
 
 
 def save_with_state_dict(model: nn.Module, names: Sequence[str]) -> None:
-    """Make buffers persistent: what training changes belongs into checkpoints."""
+    """Make buffers persistent: checkpoints must contain what training changes."""
     for name in names:
         path, _, own = name.rpartition(".")
         model.get_submodule(path).register_buffer(own, model.get_buffer(name), persistent=True)

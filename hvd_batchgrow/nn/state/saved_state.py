@@ -1,4 +1,4 @@
-"""Everything in a network that a forward or backward pass may change: saved, compared and put back."""
+"""Save, compare and restore everything in a network that a forward or backward pass may change."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _OF_TORCH = frozenset(vars(nn.Module()))
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.Size, torch.dtype, torch.device)
 _OPAQUE = (nn.Module, ModuleType, type)
 _OF_PYTHON = sys.stdlib_module_names - {"__main__"}
-"""Objects of these kinds, such as loggers, are not looked into."""
+"""Attributes of objects from these modules, such as loggers, are not saved."""
 
 
 @dataclass(frozen=True)
@@ -30,17 +30,17 @@ class Saved:
 
     value: Any
     content: Any = None
-    """A clone of a tensor or array, the parts of a container, the state of a generator; None: nothing to copy."""
+    """A clone of a tensor or array, the parts of a container, or the state of a generator; None: nothing is copied."""
 
 
 class SavedState:
-    """Parameters, buffers and plain attributes of all modules of a network, as they are now.
+    """A copy of the parameters, buffers and plain attributes of all modules of a network.
 
     Attributes are numbers, texts, tensors, arrays, generators, and containers and objects of these.
 
     Args:
-        model: tensors of lazy modules that have no values yet are passed over.
-        parameters: False leaves out the parameters, to save memory.
+        model: uninitialised tensors of lazy modules are skipped.
+        parameters: False skips the parameters, to save memory.
     """
 
     def __init__(self, model: nn.Module, *, parameters: bool = True) -> None:
@@ -63,10 +63,10 @@ class SavedState:
 
     @torch.no_grad()
     def restore(self, *, attributes: bool = True) -> None:
-        """Put everything back: values changed in place, replaced or added.
+        """Restore everything: values that were changed in place, replaced or added.
 
         Args:
-            attributes: False leaves the plain attributes as they are.
+            attributes: False does not restore the plain attributes.
         """
         for place, saved in self._tensors + (self._attributes if attributes else []):
             for name in [name for name in place if name not in saved and name not in _OF_TORCH]:
@@ -75,14 +75,14 @@ class SavedState:
 
 
 def changed(before: dict[str, Saved], after: dict[str, Saved]) -> list[str]:
-    """Names of the values that differ, in the order of `after`; those that only one side has are included."""
+    """Return the names of the values that differ, in the order of `after`, then those that only `before` has."""
     gone = [name for name in before if name not in after]
     return [name for name, value in after.items() if name not in before or not _same(before[name], value)] + gone
 
 
 @contextlib.contextmanager
 def kept_state(model: nn.Module) -> Iterator[SavedState]:
-    """Put parameters, buffers and attributes of a network back at the end."""
+    """Restore parameters, buffers and attributes of a network at the end."""
     saved = SavedState(model)
     try:
         yield saved
@@ -142,7 +142,7 @@ def _restore(saved: Any) -> Any:
 
 
 def _parts(value: Any) -> dict[Any, Any] | None:
-    """What a container or an object is made of; None: it is neither."""
+    """Return the parts of a container or the attributes of an object; None for other values."""
     if isinstance(value, dict):
         return dict(value)
     if isinstance(value, (list, tuple, deque)):
@@ -164,7 +164,7 @@ def _put_parts(value: Any, parts: dict[Any, Any]) -> None:
 
 
 def _generator(value: Any) -> tuple[Callable[[], Any], Callable[[Any], Any]] | None:
-    """How the state of a generator of random numbers is read and set; None: it is not a generator."""
+    """Return the functions that get and set the state of a random generator; None for other values."""
     if isinstance(value, torch.Generator):
         return value.get_state, value.set_state
     if isinstance(value, random.Random):
@@ -176,7 +176,7 @@ def _generator(value: Any) -> tuple[Callable[[], Any], Callable[[Any], Any]] | N
 
 
 def _same(before: Any, after: Any) -> bool:
-    """Objects of unknown kinds, which may be new at every forward, count as the same."""
+    """Return whether two values are equal. Objects of unknown kinds always are: each forward may create new ones."""
     before, after = (saved if isinstance(saved, Saved) else Saved(saved) for saved in (before, after))
     ours, theirs = before.content, after.content
     if type(before.value) is not type(after.value):
@@ -189,11 +189,11 @@ def _same(before: Any, after: Any) -> bool:
         return ours.dtype == object or np.array_equal(ours, theirs, equal_nan=ours.dtype.kind in "fc")
     if isinstance(ours, dict) and _parts(before.value) is not None:
         return ours.keys() == theirs.keys() and all(_same(ours[key], theirs[key]) for key in ours)
-    return not isinstance(ours, (tuple, set)) or bool(ours == theirs)  # a generator of Python's, or a set
+    return not isinstance(ours, (tuple, set)) or bool(ours == theirs)  # the state of a Python generator, or a set
 
 
 def same_tensor(ours: Tensor, theirs: Tensor) -> bool:
-    """Whether shape, type and all values are equal, NaN to NaN; on a GPU, whose sums vary, within rounding."""
+    """Return whether shape, type and values are equal, NaN to NaN; on a GPU within rounding, since its sums vary."""
     if ours.shape != theirs.shape or ours.dtype != theirs.dtype:
         return False
     if torch.equal(ours, theirs):

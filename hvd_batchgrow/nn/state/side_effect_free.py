@@ -1,23 +1,38 @@
-"""Passes that leave no trace: neither in the model nor in the generators of random numbers."""
+"""Run trial passes that change neither the model nor the random generators."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hvd_batchgrow.nn.dropout import keyed_dropouts, set_sample_keys
 from hvd_batchgrow.nn.ghost.ghost_batch_norm import ghost_norms
+from hvd_batchgrow.nn.modes import kept_modes
+from hvd_batchgrow.nn.parameters import input_type
 from hvd_batchgrow.nn.state.saved_state import SavedState, kept_state
+
+
+def trial_samples(model: nn.Module, num_samples: int, sample_shape: Sequence[int]) -> Tensor:
+    """Return random samples, the same in each call, of the model's input type and on its device.
+
+    Args:
+        model: has initialised parameters.
+        num_samples: number of samples.
+        sample_shape: shape of one input sample, (C, H, W) or (features,).
+    """
+    generator = torch.Generator().manual_seed(0)
+    samples = torch.randn(num_samples, *sample_shape, generator=generator)
+    return samples.to(next(model.parameters()).device, input_type(model))
 
 
 @contextmanager
 def kept_generators() -> Iterator[None]:
-    """Put the global generators of NumPy and Python back to where they were."""
+    """Restore the global generators of NumPy and Python at the end."""
     of_python, of_numpy = random.getstate(), np.random.get_state()
     try:
         yield
@@ -30,26 +45,25 @@ def kept_generators() -> Iterator[None]:
 def dry_run(
     model: nn.Module, num_samples: int, *, training: bool, gradients: bool = False, num_groups: int = 1
 ) -> Iterator[SavedState]:
-    """In here, passes of a few samples are without consequence.
+    """Restore modes, parameters, buffers, attributes, gradients, ghost batches and generators at the end.
 
-    Modes, parameters, buffers, attributes, gradients, ghost batches and generators are put back at
-    the end. In training the ghost norms divide the samples into a few ghost batches, so that they
-    need not be as many as γ. Keyed dropout has keys.
+    Meanwhile the ghost norms divide the samples into `num_groups` ghost batches, so that a few samples are
+    enough, and keyed dropout has keys.
 
     Args:
-        model: has values for all parameters and buffers.
-        num_samples: of each forward.
+        model: must have no uninitialised lazy modules.
+        num_samples: samples of each forward.
         training: mode of the model.
         gradients: whether autograd records the forwards.
-        num_groups: ghost batches of each forward. With more than one, their statistics wait for
+        num_groups: ghost batches of each forward. If more than one, the norms keep their statistics until
             `take_statistics`, as in an update.
     """
-    modes = [(module, module.training) for module in model.modules()]
     gradients_before = [(parameter, parameter.grad) for parameter in model.parameters()]
     device = next(model.parameters()).device
     devices = [device] if device.type == "cuda" else []
     try:
         with (
+            kept_modes(model),
             kept_state(model) as state,
             torch.set_grad_enabled(gradients),
             torch.random.fork_rng(devices),
@@ -62,7 +76,5 @@ def dry_run(
                 norm.forget()
             yield state
     finally:
-        for module, mode in modes:
-            module.training = mode
         for parameter, gradient in gradients_before:
             parameter.grad = gradient

@@ -1,4 +1,4 @@
-"""Networks of every kind that torch accepts, each with what a run of it must do."""
+"""Networks of every kind that torch accepts, each with the expected result of a run."""
 
 from __future__ import annotations
 

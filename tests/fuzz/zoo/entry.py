@@ -1,4 +1,4 @@
-"""One network of the zoo, and what a run of it must do."""
+"""A network of the zoo, and the expected result of a run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 FEATURES, NUM_CLASSES, SIDE = 108, 4, 6
-"""A sample is a row of 3 · 6 · 6 numbers; networks for images fold it themselves."""
+"""A sample is a row of 3 · 6 · 6 numbers; networks for images reshape it."""
 
 Make = Callable[..., nn.Module]
 Order = Literal["stream", "layout", "first"]
@@ -20,38 +20,38 @@ Optim = Literal["sgd", "adam", "adamw", "lars"]
 
 @dataclass(frozen=True)
 class Entry:
-    """A network and the outcome that is right for it; without `refused` and `stops`, it trains as in torch."""
+    """A network and its expected outcome: unless `refused` or `stops` is set, it trains as in torch."""
 
     name: str
-    """`module:function`, as a job file names it."""
+    """`module:function`, as in a job file."""
     make: Make
     refused: str = ""
-    """Pattern of the one line with which it is rejected before training."""
+    """Pattern of the one-line message with which it is rejected before training."""
     exact_refused: str = ""
-    """Likewise, for a job with layout.exact; then it must be named as a hazard in fast mode."""
+    """The same for a job with layout.exact. In fast mode the network must be reported as a hazard."""
     named: str = ""
-    """Pattern of what the run must say of it, in every layout that trains it."""
+    """Pattern of a message that the run must print, in every layout that trains the network."""
     stops: str = ""
     """Pattern of the message with which a run ends early with exit code 1."""
     raises: bool = False
-    """Whether that ends the process with an error: of the network itself, or of one rank alone."""
+    """Whether the process then ends with an error, of the network or of a single rank."""
     order: Order = "stream"
-    """What the reference gives the network at a time, see `reference.py`: a ghost batch in the order of the
-    stream; what the layout gives it; or a ghost batch, each from the update's first buffers."""
+    """What the reference passes to the network at a time, see `reference.py`: a ghost batch in the order of the
+    stream; a micro-batch of the layout; or a ghost batch, each with the buffers from before the update."""
     compared: bool = True
-    """False: torch's own random numbers decide the result, which then has no reference."""
+    """False if the result depends on torch's random numbers, and so has no reference."""
     optim: Optim = "sgd"
     inputs: torch.dtype = torch.float32
-    """Type of the inputs, that of all its parameters."""
+    """Type of the inputs, which is that of all parameters."""
     coarse: torch.dtype | None = None
-    """The type of least precision that it computes in; None: that of its tensors."""
+    """Least precise type of its computations; None: that of its tensors."""
     quick: bool = True
-    """Whether the unit tests train it too."""
+    """Whether the unit tests train it."""
     arguments: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     @property
     def title(self) -> str:
-        """Short name, for a table."""
+        """Return a short name."""
         return self.name.rpartition(":")[2] + "".join(f" {key}={value}" for key, value in self.arguments.items())
 
 
@@ -59,7 +59,7 @@ ENTRIES: list[Entry] = []
 
 
 def network(**expected: Any) -> Callable[[Make], Make]:
-    """Enter a function that builds a network; it draws its first weights from a seed of its own."""
+    """Register a function that builds a network. Its initial weights are drawn from a fixed seed."""
 
     def enter(make: Make) -> Make:
         @functools.wraps(make)
@@ -68,7 +68,7 @@ def network(**expected: Any) -> Callable[[Make], Make]:
                 torch.manual_seed(5)
                 return make(num_classes, **arguments)
 
-        # Layers that are trained without further ado are many and alike: `make fuzz` is enough for those.
+        # Plain layers are many and similar: `make fuzz` is enough for them.
         quick = expected.pop("quick", not make.__module__.endswith((".layers", ".norms", ".outputs")) or bool(expected))
         ENTRIES.append(Entry(f"{make.__module__}:{make.__name__}", seeded, quick=quick, **expected))
         return seeded
@@ -77,17 +77,17 @@ def network(**expected: Any) -> Callable[[Make], Make]:
 
 
 def images() -> nn.Module:
-    """A row as an image of 3 channels."""
+    """Return a layer that reshapes a row to an image of 3 channels."""
     return nn.Unflatten(1, (3, SIDE, SIDE))
 
 
 def steps() -> nn.Module:
-    """A row as a sequence of 9 steps of 12 numbers."""
+    """Return a layer that reshapes a row to a sequence of 9 steps of 12 numbers."""
     return nn.Unflatten(1, (9, 12))
 
 
 def dense_net(num_classes: int, width: int = 10) -> nn.Sequential:
-    """Two layers without any norm."""
+    """Return a network of two layers without norm."""
     return nn.Sequential(nn.Linear(FEATURES, width), nn.Tanh(), nn.Linear(width, num_classes))
 
 

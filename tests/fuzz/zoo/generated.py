@@ -1,4 +1,4 @@
-"""Networks put together from a seed: some blocks of one kind of data, each treated in some way."""
+"""Networks generated from a seed: some blocks for one kind of data, each with some treatment."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ WIDTHS = {"rows": FEATURES, "images": 3, "steps": 12}
 
 
 class Block(nn.Module):
-    """Layers that keep the shape of their input, applied some times, as a whole or repeated in the backward."""
+    """Layers that keep the shape of their input, applied several times, optionally as activation checkpoints."""
 
     def __init__(self, layers: nn.Module) -> None:
         super().__init__()
@@ -65,15 +65,15 @@ def _conv(draw: random.Random, width: int) -> nn.Module:
 
 
 def _sequence(draw: random.Random, width: int) -> nn.Module:
-    feed = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GLU())
-    return draw.choice([Attention(width), Recurrent(width), feed])
+    feed_forward = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GLU())
+    return draw.choice([Attention(width), Recurrent(width), feed_forward])
 
 
 BLOCKS: dict[str, Callable[[random.Random, int], nn.Module]] = {"rows": _dense, "images": _conv, "steps": _sequence}
 
 
 class Composite(nn.Module):
-    """Blocks after a first layer that sets the width, and before a head."""
+    """A first layer that sets the width, blocks, and a head."""
 
     def __init__(self, draw: random.Random, num_classes: int) -> None:
         super().__init__()
@@ -98,7 +98,7 @@ class Composite(nn.Module):
 
 
 def _weights(net: Composite) -> list[nn.Module]:
-    """Layers that hold a weight of their own."""
+    """Return the layers with a separate weight."""
     kinds = (nn.Linear, nn.Conv2d)
     return [layer for layer in net.modules() if isinstance(layer, kinds) and "weight" in layer._parameters]
 
@@ -131,7 +131,7 @@ def tie_weights(draw: random.Random, net: Composite) -> None:
 
 
 def share_a_block(draw: random.Random, net: Composite) -> None:
-    """One block in two places; a norm in it would be in two places too, which is rejected."""
+    """Use one block in two places. It must not have a norm, because a norm in two places is rejected."""
     plain = [
         block
         for block in net.blocks
@@ -190,11 +190,11 @@ TREATMENTS = (
     slice_weight, transpose_weight, freeze_some, normalise_weight, prune_weight, tie_weights, share_a_block,
     repeat_blocks, checkpoint_blocks, hook_gradients, odd_parameters, unreached_layer, channels_last, cast_a_block,
 )  # fmt: skip
-"""In the order in which they are applied."""
+"""Treatments in the order in which they are applied."""
 
 
 def composite(num_classes: int = NUM_CLASSES, seed: int = 0) -> nn.Module:
-    """The network of a seed."""
+    """Return the network of a seed."""
     draw = random.Random(seed)  # noqa: S311
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -205,7 +205,7 @@ def composite(num_classes: int = NUM_CLASSES, seed: int = 0) -> nn.Module:
 
 
 def variation(seed: int) -> Entry:
-    """The entry of a seed: all of them train as in torch."""
+    """Return the entry of a seed. All of them train as in torch."""
     optim: Any = random.Random(-1 - seed).choice(["sgd", "sgd", "adam", "adamw", "lars"])  # noqa: S311
     entry = Entry(f"{__name__}:composite", composite, optim=optim, arguments={"seed": seed})
     return dataclasses.replace(entry, quick=False)

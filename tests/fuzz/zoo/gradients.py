@@ -1,4 +1,4 @@
-"""Networks that take part in their own backward pass: hooks, functions, gradients that they write themselves."""
+"""Networks that change their backward pass: by hooks, autograd functions, or by writing gradients."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def hook_on_a_parameter(num_classes: int) -> nn.Module:
 
 @network(refused="not proportional to the loss")
 def hook_that_clips(num_classes: int) -> nn.Module:
-    """It sees the gradient of a sum over a pass here, and of a mean over the batch in a plain loop."""
+    """The hook gets the gradient of a sum over a micro-batch here, and of a mean over the batch in a plain loop."""
     net = dense_net(num_classes)
     net[2].bias.register_hook(lambda gradient: gradient.clamp(-0.5, 0.5))
     return net
@@ -46,7 +46,7 @@ def function_that_clips(num_classes: int) -> nn.Module:
 
 @network(refused="not proportional to the loss")
 def constant_gradient(num_classes: int) -> nn.Module:
-    """A regulariser that a hook adds to the gradient, once per pass."""
+    """A regulariser that a hook adds to the gradient, once per micro-batch."""
     net = dense_net(num_classes)
     net[0].weight.register_hook(lambda gradient: gradient + 0.01 * net[0].weight.detach().sign())
     return net
@@ -80,7 +80,7 @@ def forward_hooks(num_classes: int) -> nn.Module:
 
 @network(refused="add up")
 def hook_after_accumulation(num_classes: int) -> nn.Module:
-    """It changes the sum of the passes so far, which the order of passes and ranks decides."""
+    """The hook changes the sum of the earlier micro-batches, which depends on the layout."""
     net = dense_net(num_classes)
 
     def halve(weight: Tensor) -> None:
@@ -92,7 +92,7 @@ def hook_after_accumulation(num_classes: int) -> nn.Module:
 
 @network(refused="changes the parameters|add up")
 def hook_that_takes_the_gradient_away(num_classes: int) -> nn.Module:
-    """As of optimizers that step within the backward pass."""
+    """Like optimizers that step in the backward pass."""
     net = dense_net(num_classes)
 
     def step(weight: Tensor) -> None:
@@ -136,7 +136,7 @@ def detached_branch(num_classes: int) -> nn.Module:
 
 @network()
 def without_gradient_in_part(num_classes: int) -> nn.Module:
-    """The first layer runs in no_grad, though its parameters are to be trained: torch never reaches them."""
+    """The first layer runs in no_grad, although its parameters require gradients: torch never trains them."""
 
     def forward(net: Around, x: Tensor) -> Tensor:
         with torch.no_grad():
@@ -193,7 +193,7 @@ def in_place_activations(num_classes: int) -> nn.Module:
 
 @network()
 def in_place_on_its_input(num_classes: int) -> nn.Module:
-    """It overwrites the samples that it is given."""
+    """The network overwrites its input."""
     return Around(lambda net, x: net.net(x.mul_(0.5)), net=dense_net(num_classes))
 
 
@@ -209,7 +209,7 @@ def views_inside(num_classes: int) -> nn.Module:
 
 @network(refused="not proportional to the loss")
 def backward_in_the_forward(num_classes: int) -> nn.Module:
-    """An auxiliary loss that the forward differentiates itself, into the same gradients."""
+    """The forward pass calls backward of an auxiliary loss, which adds to the same gradients."""
 
     def forward(net: Around, x: Tensor) -> Tensor:
         if net.training and torch.is_grad_enabled():
@@ -221,7 +221,7 @@ def backward_in_the_forward(num_classes: int) -> nn.Module:
 
 @network(refused="add up")
 def clears_its_gradients(num_classes: int) -> nn.Module:
-    """Each forward throws away the gradients of the passes before."""
+    """Each forward discards the gradients of the earlier micro-batches."""
 
     def forward(net: Around, x: Tensor) -> Tensor:
         net.zero_grad()
@@ -232,7 +232,7 @@ def clears_its_gradients(num_classes: int) -> nn.Module:
 
 @network(refused="changes the parameters")
 def steps_in_the_forward(num_classes: int) -> nn.Module:
-    """A forward that changes a weight: the layout decides how often."""
+    """A forward that changes a weight: how often depends on the layout."""
 
     def forward(net: Around, x: Tensor) -> Tensor:
         if net.training:
@@ -259,7 +259,7 @@ def clamps_its_weights(num_classes: int) -> nn.Module:
 
 @network(refused="changes the parameters")
 def clamps_its_weights_later(num_classes: int) -> nn.Module:
-    """The first weights are within bounds, later ones are not: each forward in training brings them back."""
+    """Each forward in training clamps the weights, which changes them only after the first updates."""
     return _clamped(num_classes, 0.0963)
 
 
@@ -286,7 +286,7 @@ def unfrozen_by_the_forward(num_classes: int) -> nn.Module:
 
 @network(order="first", named="changes buffers in training")
 def freezes_a_layer_later(num_classes: int) -> nn.Module:
-    """After 3 updates a layer is no longer trained: torch leaves it alone from then on."""
+    """After 3 updates the network freezes a layer, which torch then no longer changes."""
 
     def forward(net: Around, x: Tensor) -> Tensor:
         if net.training:
@@ -299,7 +299,7 @@ def freezes_a_layer_later(num_classes: int) -> nn.Module:
 
 @network(stops="has set requires_grad", raises=True)
 def unfreezes_a_layer_later(num_classes: int) -> nn.Module:
-    """No optimizer has its parameters."""
+    """The network unfreezes parameters that no optimizer has."""
     net = dense_net(num_classes)
     net[0].requires_grad_(False)
 
@@ -313,12 +313,12 @@ def unfreezes_a_layer_later(num_classes: int) -> nn.Module:
 
 
 @network(stops="not finite")
-def no_number(num_classes: int) -> nn.Module:
+def logits_are_nan(num_classes: int) -> nn.Module:
     return Around(lambda net, x: net.net(x).log(), net=dense_net(num_classes))
 
 
 @network(stops="gradient is not finite")
-def gradient_is_no_number(num_classes: int) -> nn.Module:
+def gradient_is_nan(num_classes: int) -> nn.Module:
     """A finite loss whose gradient is 0/0, at the square root of 0."""
     return Around(
         lambda net, x: net.net(x) + (net.net(x) * 0).square().sum(1, keepdim=True).sqrt(), net=dense_net(num_classes)
@@ -327,7 +327,7 @@ def gradient_is_no_number(num_classes: int) -> nn.Module:
 
 @network(stops="a sample that it cannot take", raises=True)
 def raises_late(num_classes: int) -> nn.Module:
-    """Fails on a sample that only training meets."""
+    """Fails on a sample that only training reaches."""
 
     def forward(net: Around, x: Tensor) -> Tensor:
         if bool((x[:, 0] > 2.5).any()):

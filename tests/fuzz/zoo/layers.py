@@ -1,4 +1,4 @@
-"""Layers of many kinds, each trained as it is."""
+"""Layers of many kinds, each trained as in torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.fuzz.zoo.entry import FEATURES, Around, dense_net, images, network, s
 
 
 class Mean(nn.Module):
-    """Over all dimensions from one on."""
+    """Normalise over all dimensions from the second on."""
 
     def __init__(self, first: int = 2) -> None:
         super().__init__()
@@ -139,7 +139,7 @@ def _tokens(x: Tensor) -> Tensor:
 
 @network()
 def embedding(num_classes: int) -> nn.Module:
-    """Most of the 40 rows are never looked up."""
+    """Most of the 40 rows of the embedding are never used."""
     return Around(
         lambda net, x: net.head(net.table(_tokens(x)).mean(1)),
         table=nn.Embedding(40, 6, padding_idx=3),
@@ -227,7 +227,7 @@ def transformer(num_classes: int) -> nn.Module:
 
 @network()
 def packed_sequence(num_classes: int) -> nn.Module:
-    """Sequences of unequal length, by their first number."""
+    """Sequences whose lengths depend on their first number."""
 
     def forward(net: Around, x: Tensor) -> Tensor:
         lengths = (x[:, 0] > 0).long().cpu() * 4 + 5

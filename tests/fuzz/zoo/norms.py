@@ -86,7 +86,7 @@ def sync_batch_norm(num_classes: int) -> nn.Module:
     return nn.SyncBatchNorm.convert_sync_batchnorm(_conv(num_classes, nn.BatchNorm2d(8)))
 
 
-@network(refused="ghost batches of each|norm")
+@network(refused="passes 2 ghost batches to its norm")
 def batch_norm_twice(num_classes: int) -> nn.Module:
     norm = nn.BatchNorm2d(8)
     return _conv(num_classes, norm, nn.Tanh(), norm)
@@ -98,7 +98,7 @@ def batch_norm_unused(num_classes: int) -> nn.Module:
 
 
 class Still(nn.BatchNorm2d):
-    """Stays in evaluation."""
+    """A norm that stays in evaluation mode."""
 
     def train(self, mode: bool = True) -> Still:
         return super().train(False)
@@ -129,7 +129,7 @@ def batch_norm_pruned(num_classes: int) -> nn.Module:
 
 
 class StillInside(nn.Module):
-    """A network that keeps its norm in evaluation."""
+    """A network that keeps its norm in evaluation mode."""
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
@@ -158,7 +158,7 @@ def batch_norm_tied_weights(num_classes: int) -> nn.Module:
 
 @network(refused="running statistics of another norm")
 def batch_norm_shared_statistics(num_classes: int) -> nn.Module:
-    """Two norms that write into the same running statistics."""
+    """Two norms that share running statistics."""
     first, second = nn.BatchNorm2d(8), nn.BatchNorm2d(8)
     second.running_mean, second.running_var = first.running_mean, first.running_var
     return _conv(num_classes, first, nn.Tanh(), second)
@@ -207,9 +207,9 @@ def instance_norm_with_statistics(num_classes: int) -> nn.Module:
     return _conv(num_classes, nn.InstanceNorm2d(8, affine=True, track_running_stats=True))
 
 
-@network(exact_refused="samples of a batch meet", order="layout")
+@network(exact_refused="samples of a batch affect each other", order="layout")
 def normalised_over_the_batch(num_classes: int) -> nn.Module:
-    """What a batch norm does, by hand."""
+    """A batch norm written by hand."""
 
     def forward(net: Around, x: Tensor) -> Tensor:
         x = net.first(x)

@@ -1,4 +1,4 @@
-"""Outputs of every form, and modules that are more, or less, than a plain nn.Module."""
+"""Outputs of every form, and special kinds of modules."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def output_of_a_subclass(num_classes: int) -> nn.Module:
 
 
 class Steady(nn.LazyLinear):
-    """A lazy layer whose first weights are the same, whenever it is initialised."""
+    """A lazy layer whose initial weights do not depend on when it is initialised."""
 
     def reset_parameters(self) -> None:
         if not self.has_uninitialized_params() and self.in_features:
@@ -180,7 +180,7 @@ def data_parallel(num_classes: int) -> nn.Module:
 
 @network()
 def ends_in_evaluation(num_classes: int) -> nn.Module:
-    """The factory returns it in evaluation."""
+    """The function returns the network in evaluation mode."""
     net = nn.Sequential(nn.Linear(FEATURES, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, num_classes))
     return net.eval()
 
@@ -237,7 +237,7 @@ def holds_itself(num_classes: int) -> nn.Module:
 
 @network()
 def runs_in_threads(num_classes: int) -> nn.Module:
-    """Two branches, each computed by a thread."""
+    """Two branches, each computed by a separate thread."""
 
     def forward(net: Around, x: Tensor) -> Tensor:
         found: dict[int, Tensor] = {}

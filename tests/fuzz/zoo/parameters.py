@@ -1,4 +1,4 @@
-"""Parameters of every shape, layout in memory, and relation to each other."""
+"""Parameters of every shape and memory layout, and parameters that are related to each other."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.fuzz.zoo.layers import Mean
 
 
 def _with_weight(num_classes: int, weight: Tensor) -> nn.Module:
-    """A dense network whose second layer has a weight (num_classes, 10) that lies in memory in its way."""
+    """A dense network whose second layer has a given weight (num_classes, 10)."""
     net = dense_net(num_classes)
     net[2].weight = nn.Parameter(weight)
     return net
@@ -86,7 +86,7 @@ def _linear(weight: Tensor) -> nn.Linear:
 
 @network(refused="shares memory with")
 def two_parameters_in_one_place(num_classes: int) -> nn.Module:
-    """Torch steps both, one after the other, each by its own gradient and momentum."""
+    """torch updates both, one after the other, each with its own gradient and momentum."""
     weight = torch.randn(10, 10) / 4
     return nn.Sequential(
         nn.Linear(FEATURES, 10), _linear(weight), nn.Tanh(), _linear(weight.t()), nn.Linear(10, num_classes)
@@ -122,7 +122,7 @@ def scalars(num_classes: int) -> nn.Module:
 
 @network()
 def empty_parameters(num_classes: int) -> nn.Module:
-    """0 entries, in 1 and in 2 dimensions, first and last."""
+    """Parameters with 0 entries, of 1 and 2 dimensions, as the first and the last parameter."""
     return Around(
         lambda net, x: net.net(x) + net.first.sum() + net.last.sum(),
         first=nn.Parameter(torch.zeros(0)),
@@ -152,7 +152,7 @@ def single_entries(num_classes: int) -> nn.Module:
 
 @network(quick=False)
 def several_buckets(num_classes: int) -> nn.Module:
-    """Two weights of 20 MB, each more than a gradient bucket."""
+    """Two weights of 20 MB, each larger than a gradient bucket."""
     return nn.Sequential(nn.Linear(FEATURES, 48_000), nn.Tanh(), nn.Linear(48_000, num_classes), nn.Linear(4, 4))
 
 
@@ -193,7 +193,7 @@ def frozen_but_one_bias(num_classes: int) -> nn.Module:
 
 @network()
 def low_rank_adapter(num_classes: int) -> nn.Module:
-    """LoRA: a frozen layer, and a product of two thin matrices, one of them zeros."""
+    """LoRA: a frozen layer plus a product of two thin matrices, one of which is zero."""
 
     def forward(net: Around, x: Tensor) -> Tensor:
         return net.head((net.base(x) + x @ net.down @ net.up).tanh())
@@ -224,7 +224,7 @@ def unreached_by_lars(num_classes: int) -> nn.Module:
 
 @network()
 def reached_by_some_samples(num_classes: int) -> nn.Module:
-    """Two experts: each sample has one, and many a ghost batch reaches only one of them."""
+    """Two experts, one for each sample. Some ghost batches use only one of them."""
 
     def forward(net: Around, x: Tensor) -> Tensor:
         chosen = (x[:, 0] > 1.0).long()
@@ -240,7 +240,7 @@ def reached_by_some_samples(num_classes: int) -> nn.Module:
 
 @network()
 def reached_by_one_update(num_classes: int) -> nn.Module:
-    """An expert for samples so rare that most updates have no such sample: torch skips it in those."""
+    """An expert for rare samples. torch skips its weights in most updates, which have no such sample."""
 
     def forward(net: Around, x: Tensor) -> Tensor:
         out = net.net(x)
@@ -252,7 +252,7 @@ def reached_by_one_update(num_classes: int) -> nn.Module:
 
 @network()
 def gradient_of_zeros(num_classes: int) -> nn.Module:
-    """Reached, but multiplied by 0: torch decays it."""
+    """A layer whose output is multiplied by 0: torch still decays its weights."""
     return Around(
         lambda net, x: net.net(x) + 0 * net.spare(x), net=dense_net(num_classes), spare=nn.Linear(FEATURES, 4)
     )

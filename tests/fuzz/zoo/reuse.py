@@ -77,7 +77,7 @@ def checkpointed_segments(num_classes: int) -> nn.Module:
 
 @network()
 def checkpointed_on_rows(num_classes: int) -> nn.Module:
-    """Each sample in a reentrant checkpoint: its hook fires once a sample."""
+    """Each sample is in a separate reentrant checkpoint, whose hook fires once per sample."""
 
     def middle(layer: nn.Module, x: Tensor) -> Tensor:
         return torch.cat([checkpoint(lambda y: layer(y).tanh(), row, use_reentrant=True) for row in x.split(1)])
@@ -109,7 +109,7 @@ def batch_norm_checkpointed_reentrant(num_classes: int) -> nn.Module:
 
 @network()
 def dropout_checkpointed(num_classes: int) -> nn.Module:
-    """With p = 0 in the reference's reach: the recomputed masks must be the same ones."""
+    """Dropout in an activation checkpoint: the repeated masks must be equal. The reference supports only p = 0."""
     dropout = nn.Dropout(0.0)
     return _three(num_classes, lambda layer, x: checkpoint(lambda y: dropout(layer(y)), x, use_reentrant=False))
 
@@ -135,7 +135,7 @@ def one_layer_under_two_names(num_classes: int) -> nn.Module:
 
 @network()
 def as_often_as_the_data_say(num_classes: int) -> nn.Module:
-    """Each sample goes through the layer up to three times: some ghost batches never do."""
+    """Each sample passes the layer up to three times; some ghost batches never pass it."""
 
     def middle(layer: nn.Module, x: Tensor) -> Tensor:
         for times in range(3):
@@ -169,7 +169,7 @@ def ensemble_by_vmap(num_classes: int) -> nn.Module:
 
 @network()
 def gradient_in_the_forward(num_classes: int) -> nn.Module:
-    """The output depends on a gradient of an inner scalar: a second derivative in the backward pass."""
+    """The output depends on a gradient in the forward pass, so the backward pass has a second derivative."""
 
     def forward(net: Around, x: Tensor) -> Tensor:
         with torch.enable_grad():
@@ -182,7 +182,7 @@ def gradient_in_the_forward(num_classes: int) -> nn.Module:
 
 @network()
 def fixed_point(num_classes: int) -> nn.Module:
-    """A deep equilibrium layer: iterations without gradients, then one with."""
+    """A deep equilibrium layer: iterations without gradients, then one with gradients."""
 
     def middle(layer: nn.Module, x: Tensor) -> Tensor:
         state = torch.zeros_like(x)

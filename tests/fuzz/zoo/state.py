@@ -1,4 +1,4 @@
-"""Networks that a forward changes, that draw random numbers, or that keep more than tensors."""
+"""Networks that change in a forward, draw random numbers, or keep state other than tensors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.nn.utils import parametrizations
 from tests.fuzz.zoo.entry import FEATURES, Around, dense_net, network
 
 CHANGED = "changes buffers in training"
-MEET = "samples of a batch meet"
+MEET = "samples of a batch affect each other"
 
 
 @network(named=CHANGED, order="first")
@@ -23,7 +23,7 @@ def spectral_norm(num_classes: int) -> nn.Module:
 
 
 def _moving_average(net: Around, x: Tensor) -> Tensor:
-    """A network's output, and the mean that the next forward subtracts."""
+    """Subtract the moving mean of earlier inputs, and update it in training."""
     output = net.net(x - net.mean.clone())
     if net.training:
         net.mean.lerp_(x.detach().mean(0), 0.3)
@@ -44,7 +44,7 @@ def moving_average_that_is_not_saved(num_classes: int) -> nn.Module:
 
 @network(named=CHANGED, exact_refused=MEET, order="first")
 def largest_seen(num_classes: int) -> nn.Module:
-    """An observer, as of quantisation."""
+    """An observer, as in quantisation."""
 
     def forward(net: Around, x: Tensor) -> Tensor:
         if net.training:
@@ -56,7 +56,7 @@ def largest_seen(num_classes: int) -> nn.Module:
 
 @network(named=CHANGED, exact_refused=MEET, order="first")
 def codebook(num_classes: int) -> nn.Module:
-    """Vector quantisation: the codes are moving averages of what is assigned to them."""
+    """Vector quantisation: each code is a moving average of the vectors assigned to it."""
 
     def forward(net: Around, x: Tensor) -> Tensor:
         code = net.first(x)
@@ -73,7 +73,7 @@ def codebook(num_classes: int) -> nn.Module:
 
 @network(named=CHANGED, exact_refused=MEET, order="first")
 def initialised_by_the_data(num_classes: int) -> nn.Module:
-    """ActNorm: the first batch in training sets shift and scale."""
+    """ActNorm: the first batch in training sets shift and scale, which are buffers."""
 
     def forward(net: Around, x: Tensor) -> Tensor:
         code = net.first(x)
@@ -94,7 +94,7 @@ def initialised_by_the_data(num_classes: int) -> nn.Module:
 
 @network(refused="changes the parameters shift")
 def parameters_initialised_by_the_data(num_classes: int) -> nn.Module:
-    """Likewise, with a parameter for what is set."""
+    """ActNorm with parameters instead of buffers."""
 
     def forward(net: Around, x: Tensor) -> Tensor:
         code = net.first(x)
@@ -127,7 +127,7 @@ def counts_its_forwards(num_classes: int) -> nn.Module:
 
 @network(named=CHANGED, exact_refused=MEET, order="first")
 def replaces_its_buffer(num_classes: int) -> nn.Module:
-    """It assigns a new tensor to the buffer."""
+    """The forward assigns a new tensor to the buffer."""
 
     def forward(net: Around, x: Tensor) -> Tensor:
         if net.training:
@@ -139,7 +139,7 @@ def replaces_its_buffer(num_classes: int) -> nn.Module:
 
 @network(refused="changes the shape of buffer memory")
 def buffer_that_grows(num_classes: int) -> nn.Module:
-    """A memory to which each forward in training adds a row."""
+    """A buffer to which each forward in training adds a row."""
 
     def forward(net: Around, x: Tensor) -> Tensor:
         if net.training:
@@ -158,7 +158,7 @@ def buffer_that_is_not_saved(num_classes: int) -> nn.Module:
 
 @network(exact_refused="attributes that are not buffers", compared=False)
 def counts_in_an_attribute(num_classes: int) -> nn.Module:
-    """What no buffer holds: it can be neither saved nor seen, and the result must at least not be a traceback."""
+    """State outside the buffers, which checkpoints do not contain. Fast mode must at least not fail."""
 
     def forward(net: Around, x: Tensor) -> Tensor:
         net.calls += net.training
@@ -171,7 +171,7 @@ def counts_in_an_attribute(num_classes: int) -> nn.Module:
 
 
 class Extra(nn.Module):
-    """A network with extra state of any kind."""
+    """A network with any value as extra state."""
 
     def __init__(self, num_classes: int, state: Any) -> None:
         super().__init__()
@@ -209,7 +209,7 @@ def extra_state_none(num_classes: int) -> nn.Module:
 
 @network(refused="extra state|state_dict|saved|checkpoint")
 def extra_state_object(num_classes: int) -> nn.Module:
-    """An object that only pickle could save."""
+    """Extra state that only pickle could save."""
     return Extra(num_classes, Around(lambda net, x: x))
 
 
@@ -277,7 +277,7 @@ def noise_on_weights(num_classes: int) -> nn.Module:
 
 
 class Depth(nn.Module):
-    """Stochastic depth: a layer that whole forwards skip."""
+    """Stochastic depth: a layer that some forwards skip."""
 
     def __init__(self) -> None:
         super().__init__()

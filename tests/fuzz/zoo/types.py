@@ -9,7 +9,7 @@ from tests.fuzz.zoo.entry import FEATURES, Around, dense_net, network
 
 
 def _scaled(num_classes: int, dtype: torch.dtype) -> nn.Module:
-    """The first parameter is of another type than the rest."""
+    """The first parameter has another type than the others."""
     scale = nn.Parameter(torch.full((FEATURES,), 1.25, dtype=dtype))
     return Around(lambda net, x: net.net(x * net.scale.to(x.dtype)), scale=scale, net=dense_net(num_classes))
 
@@ -63,13 +63,13 @@ def bfloat16_in_the_middle(num_classes: int) -> nn.Module:
 
 @network()
 def float64_everywhere(num_classes: int) -> nn.Module:
-    """It casts its inputs itself."""
+    """A network that casts its inputs itself."""
     return Around(lambda net, x: net.net(x.double()), net=dense_net(num_classes).double())
 
 
 @network(inputs=torch.float64)
 def float64_without_a_cast(num_classes: int) -> nn.Module:
-    """Inputs come in the type of the parameters, if they share one."""
+    """Inputs have the type of the parameters, if all have the same type."""
     return dense_net(num_classes).double()
 
 
@@ -94,7 +94,7 @@ def autocast_inside(num_classes: int) -> nn.Module:
 
 @network()
 def fake_quantised(num_classes: int) -> nn.Module:
-    """Rounds its weights in the forward, and lets gradients pass (straight-through)."""
+    """Round the weights in the forward, and pass gradients through (straight-through estimator)."""
 
     def forward(net: Around, x: Tensor) -> Tensor:
         weight = net.first.weight
@@ -121,7 +121,7 @@ def complex_first(num_classes: int) -> nn.Module:
 
 @network()
 def complex_by_pairs(num_classes: int) -> nn.Module:
-    """A real parameter that the forward views as complex."""
+    """A real parameter that the forward uses as a complex one."""
 
     def forward(net: Around, x: Tensor) -> Tensor:
         return net.last((torch.fft.rfft(net.first(x)) * torch.view_as_complex(net.filter)).abs())
