@@ -81,7 +81,7 @@ def test_a_link_that_is_asked_to_stop_saves_and_is_queued_again(
     chain = stopped[template]
     assert cluster.wait_for(chain.job_id)["JobState"] == "COMPLETED", logs(chain.run)
     text = logs(chain.run)
-    assert "the same command with --resume auto goes on" in text
+    assert "the same command with --resume auto continues" in text
     assert "start 1: stopped, and is queued again to go on" in text
     assert text.count("resumed at ") == 1
     assert "start 2: ends with code 0" in text  # appended: one log has both
