@@ -124,8 +124,11 @@ def test_an_exact_sum_out_of_range_says_which_update_it_was(ranks: Ranks, tmp_pa
     with pytest.raises(CollectiveError) as failure:
         trainer.run(StopRequest())
     if ranks.rank == 0:
-        told = r"update 0, samples 0 … 15, learning rate 0.05: a sum of absolute values is .*e\+06; in exact mode it must be below 262144"
-        assert re.search(told, str(failure.value.error))
+        message = (
+            r"update 0, samples 0 … 15, learning rate 0.05: "
+            r"a sum of absolute values is .*e\+06; in exact mode it must be below 262144"
+        )
+        assert re.search(message, str(failure.value.error))
         assert "layout.exact = false" in str(failure.value.error)
 
 
