@@ -75,7 +75,8 @@ def _number(value: float | None) -> str:
 def _band(b_simple: float | None, low: float | None, high: float | None) -> str:
     if low is None and high is None:
         return "unresolved" if b_simple is None else _NO_BAND
-    return f"{_number(low)} … {'∞' if high is None else _number(high)}"
+    end = "∞" if high is None else _number(high)
+    return f"{_number(low)} … {end}"
 
 
 def advised_job_file(advice: Advice) -> str:
