@@ -159,14 +159,14 @@ def result_table(runs: Sequence[tuple[str, RunEnded]]) -> Table:
 
 
 def audit_table(result: Audit) -> Table:
-    """How often the samples of each epoch were used."""
+    """Return a table of how often the samples of each epoch were used."""
     from hvd_batchgrow.verification.audit import replaced_samples
 
     consumed = result.consumed
     state = "passed" if result.passed else "FAILED"
     table = number_table(
         f"{consumed.run}: N = {consumed.num_samples:,}, seed {consumed.seed}: {state}",
-        ("epoch", "samples", "used once", "left out", "used more\nthan once", "not on\nrecord"),
+        ("epoch", "samples", "used once", "not used", "used more\nthan once", "not on\nrecord"),
     )
     for epoch in result.epochs:
         cells = (epoch.epoch, epoch.entries, epoch.once, epoch.missing, epoch.repeated, epoch.unknown)
