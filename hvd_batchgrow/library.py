@@ -1,4 +1,4 @@
-"""The parts for a training loop of your own, under one name: docs/library.md."""
+"""The public API for a custom training loop, described in docs/library.md."""
 
 from __future__ import annotations
 
@@ -54,19 +54,19 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Pass:
-    """One forward and backward of this rank."""
+    """One micro-batch of this rank."""
 
     positions: tuple[int, ...]
-    """Place of each of its groups among the update's."""
+    """Position of each of its ghost batches in the update."""
     epochs: Ids
     """(k·γ,) epoch of each sample."""
     ids: Ids
     """(k·γ,) sample ids."""
     keys: Tensor
-    """(k·γ,) `sample_keys`, for keyed dropout."""
+    """(k·γ,) keys for keyed dropout, see `sample_keys`."""
 
     def micro_batch(self, inputs: Any, labels: Any) -> MicroBatch:
-        """Its samples, as `UpdateEngine.update` takes them: rows in the order of `ids`."""
+        """Return a micro-batch for `UpdateEngine.update`; the rows must be in the order of `ids`."""
         return MicroBatch(inputs, labels, self.positions, keys=self.keys)
 
 
@@ -75,11 +75,11 @@ class Update:
     """One update, and this rank's share of it."""
 
     samples: int
-    """Sample counter before it."""
+    """Sample counter before the update."""
     phase: Phase
     """Learning rate, momentum and batch."""
     num_groups: int
-    """Groups of the whole update, B/γ."""
+    """Number of ghost batches of the whole update, B/γ."""
     passes: tuple[Pass, ...]
 
 
@@ -95,26 +95,26 @@ def plan_updates(
     exact: bool = False,
     uneven_ranks: bool = False,
 ) -> Plan:
-    """Compile a schedule for a loop of your own.
+    """Compile a schedule for a custom training loop.
 
     Args:
-        schedule: keys of `[schedule]` of a job file; its policies are all there.
-        lr: ε to start from.
-        momentum: m to start from.
-        num_samples: N, size of the training set.
-        ghost_batch: γ, samples of a group.
+        schedule: keys of `[schedule]` in a job file; all its policies are available.
+        lr: initial learning rate ε.
+        momentum: initial momentum m.
+        num_samples: N, the size of the training set.
+        ghost_batch: γ, the number of samples of a ghost batch.
         ranks: R.
-        max_micro_batch: most samples of a pass; None: as in a job file.
-        exact: one group a pass, for an engine that is exact.
-        uneven_ranks: allow ranks to hold unequal numbers of groups.
+        max_micro_batch: largest number of samples of a micro-batch; None: the default of a job file.
+        exact: use one ghost batch per micro-batch, as an exact engine requires.
+        uneven_ranks: allow ranks to have different numbers of ghost batches.
 
     Raises:
-        JobError: it cannot be formed; with the arithmetic and the nearest that can.
+        JobError: the plan is impossible; the message has the arithmetic and the nearest valid value.
     """
     layout = {"max_micro_batch": max_micro_batch, "exact": exact, "uneven_ranks": uneven_ranks}
     tree = {
         "name": "plan_updates",
-        # Of no effect on a schedule, but for their lengths.
+        # Only the number of samples and the ghost batch affect the schedule.
         "data": {"source": "synthetic_rows", "shape": [1], "num_samples": num_samples},
         "model": {"name": "dense7", "ghost_batch": ghost_batch},
         "optim": {"name": "sgd", "lr": lr, "momentum": momentum},
@@ -125,20 +125,20 @@ def plan_updates(
 
 
 def updates(plan: Plan, seed: int, rank: int, ranks: int, start_samples: int = 0) -> Iterator[Update]:
-    """The updates of a plan, from a sample counter to the end.
+    """Yield the updates of a plan from a sample counter to the end.
 
     Args:
         plan: compiled for these ranks.
-        seed: of the order of the samples.
+        seed: determines the order of the samples.
         rank: this rank.
-        ranks: R, as the plan has it.
-        start_samples: where an earlier loop has stopped, between two updates.
+        ranks: R, as in the plan.
+        start_samples: sample counter, between two updates, at which an earlier loop stopped.
 
     Raises:
         ValueError: the plan is for another number of ranks.
     """
     if any(layout.ranks != ranks for layout in plan.layouts):
-        raise ValueError(f"the plan is for {plan.peak_ranks} ranks, these are {ranks}: plan_updates(…, ranks={ranks})")
+        raise ValueError(f"the plan is for {plan.peak_ranks} ranks, got {ranks}: use plan_updates(…, ranks={ranks})")
     stream, samples, group = Stream(plan.num_samples, seed), start_samples, plan.group
     while samples < plan.schedule.end_samples:
         phase, layout = plan.schedule.at(samples), plan.layouts[plan.schedule.index_at(samples)]

@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# Prints a line HOST:SLOTS for each host that a run may use now:
+# Prints a line HOST:SLOTS for each host that a run may currently use:
 #
 #   horovodrun --min-np 1 --host-discovery-script slurm/discover-hosts.sh ...
 #
-# The hosts are those of the Slurm allocation, or the lines (HOST or HOST:SLOTS) of a file; the plan of a run says how
-# many ranks its phase uses, and the hosts beyond them stay out until the batch has grown.
+# The hosts are those of the Slurm allocation, or the lines (HOST or HOST:SLOTS) of a file. The plan of the run gives the
+# number of ranks of the current phase; the other hosts are not printed until the batch has grown.
 #
 # HVD_BATCHGROW_RUN=runs/NAME       the run; without it, all hosts may be used
-# HVD_BATCHGROW_FIRST_RANKS=1       ranks to begin with, while the run has no plan: -np and --min-np must not be more
-# HVD_BATCHGROW_HOSTS_FILE=...      the hosts, where there is no allocation; it may change at any time, at once (mv)
-# HVD_BATCHGROW_SLOTS=4             ranks of a host that is named without slots (default: the allocation's, or 1)
+# HVD_BATCHGROW_FIRST_RANKS=1       ranks until the run has a plan; -np and --min-np must not exceed them
+# HVD_BATCHGROW_HOSTS_FILE=...      the hosts, outside an allocation; replace it atomically (mv), at any time
+# HVD_BATCHGROW_SLOTS=4             ranks of a host that is listed without slots (default: the allocation's, or 1)
 set -euo pipefail
 
 die() { printf 'discover-hosts.sh: %s\n' "$*" >&2; exit 1; }
@@ -20,11 +20,11 @@ list_hosts() {
     elif [ -n "${SLURM_JOB_NODELIST:-}" ]; then
         scontrol show hostnames "$SLURM_JOB_NODELIST"
     else
-        die "neither HVD_BATCHGROW_HOSTS_FILE nor a Slurm allocation says which hosts there are"
+        die "no hosts: set HVD_BATCHGROW_HOSTS_FILE, or run it in a Slurm allocation"
     fi
 }
 
-# Ranks of the phase that the newest checkpoint leads into. A run that has not begun is in its first phase.
+# Prints the ranks of the phase that follows the newest checkpoint; without checkpoints, those of the first phase.
 ranks_now() {
     python3 - "$1" <<'PYTHON'
 import json, pathlib, re, sys
@@ -40,7 +40,7 @@ PYTHON
 hosts=$(list_hosts) || exit 1
 left=''
 if [ -n "${HVD_BATCHGROW_RUN:-}" ]; then
-    # Without a plan not all of them: ranks that the first phase does not need would be dropped after a second.
+    # Without a plan, print only a few: ranks that the first phase does not need would be dropped after a second.
     left=${HVD_BATCHGROW_FIRST_RANKS:-1}
     [[ $left =~ ^[1-9][0-9]*$ ]] || die "HVD_BATCHGROW_FIRST_RANKS must be a number of ranks, 1 or more, got '$left'"
     if [ -e "$HVD_BATCHGROW_RUN/plan.json" ]; then left=$(ranks_now "$HVD_BATCHGROW_RUN"); fi

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Submits a chain without Python, for login nodes that have none; `hvd-batchgrow submit` works the links out itself,
+# Submits a chain from a login node without Python. `hvd-batchgrow submit` instead computes the chain jobs from the plan
 # and keeps a ledger.
 #
 #   slurm/grow-chain.sh [--dry-run] JOB NODES:PHASES ... [-- OPTIONS of hvd-batchgrow train]
 #   slurm/grow-chain.sh job.toml 1:1-1 2:2-2 4:3-4 -- --layout.grow_by ranks --layout.ranks_per_phase '[1,2,4,4]'
 #
 # TEMPLATE=...          the batch script (default: train.sbatch beside this file)
-# RANKS_PER_NODE=1      of every link
-# SBATCH_PARTITION=...  and the like are read by sbatch itself
+# RANKS_PER_NODE=1      ranks per node, for every chain job
+# SBATCH_PARTITION=...  and other SBATCH_ variables are read by sbatch
 set -euo pipefail
 
 die() { printf 'grow-chain.sh: %s\n' "$@" >&2; exit 2; }
@@ -18,13 +18,14 @@ if [ "${1:-}" = --dry-run ]; then dry=1; shift; fi
 [ $# -ge 2 ] || die "$usage"
 job=$1
 shift
-links=()
+chain_jobs=()
 while [ $# -gt 0 ] && [ "$1" != -- ]; do
-    [[ $1 =~ ^[1-9][0-9]*:[1-9][0-9]*-[1-9][0-9]*$ ]] || die "a link is NODES:FIRST-LAST such as 2:2-3, got '$1'" "$usage"
-    links+=("$1")
+    [[ $1 =~ ^[1-9][0-9]*:[1-9][0-9]*-[1-9][0-9]*$ ]] ||
+        die "a chain job must be NODES:FIRST-LAST such as 2:2-3, got '$1'" "$usage"
+    chain_jobs+=("$1")
     shift
 done
-[ ${#links[@]} -gt 0 ] || die "$usage"
+[ ${#chain_jobs[@]} -gt 0 ] || die "$usage"
 if [ $# -gt 0 ]; then shift; fi
 options=("$@")
 
@@ -35,40 +36,46 @@ template=${TEMPLATE:-$(dirname "${BASH_SOURCE[0]}")/train.sbatch}
 [ -r "$job" ] || die "$job cannot be read"
 [ -n "$dry" ] || command -v sbatch >/dev/null || die "sbatch is not on PATH: is this a login node of a Slurm cluster?"
 
-# Fills `command` with the words that submit a link:  of_link NODES:PHASES OPTIONS of sbatch
-of_link() {
-    local link=$1
+# Sets `command` to the command that submits a chain job:  make_command NODES:PHASES OPTIONS of sbatch
+make_command() {
+    local chain_job=$1
     shift
-    command=(sbatch "$@" "--nodes=${link%%:*}" "--ntasks-per-node=$ranks" "$template"
-        "$job" --resume auto --phases "${link#*:}" "${options[@]}")
+    command=(sbatch "$@" "--nodes=${chain_job%%:*}" "--ntasks-per-node=$ranks" "$template"
+        "$job" --resume auto --phases "${chain_job#*:}" "${options[@]}")
 }
 
-for link in "${links[@]}"; do
-    of_link "$link" --test-only
+for chain_job in "${chain_jobs[@]}"; do
+    make_command "$chain_job" --test-only
     if [ -n "$dry" ]; then printf '%q ' "${command[@]}"; echo; continue; fi
-    said=$("${command[@]}" 2>&1) || die "Slurm could never run link $link, and nothing is submitted: $said"
+    output=$("${command[@]}" 2>&1) ||
+        die "Slurm could never run chain job $chain_job, and nothing is submitted: $output"
 done
 
-# A chain that is not whole is taken back, whatever ends this script. A signal waits until sbatch has answered.
-submitted=() stopped='' whole=''
-take_back() { [ -n "$whole$dry" ] || [ ${#submitted[@]} -eq 0 ] || scancel "${submitted[@]}"; }
-trap take_back EXIT
+# If this script ends before the chain is complete, it cancels the submitted jobs. Signals take effect after sbatch.
+submitted=() stopped='' complete=''
+cancel_submitted() { [ -n "$complete$dry" ] || [ ${#submitted[@]} -eq 0 ] || scancel "${submitted[@]}"; }
+trap cancel_submitted EXIT
 trap stopped=1 INT TERM HUP PIPE
 
-for link in "${links[@]}"; do
+for chain_job in "${chain_jobs[@]}"; do
     wait_for=()
     if [ ${#submitted[@]} -gt 0 ]; then
         wait_for=("--dependency=afterok:${submitted[-1]}" --kill-on-invalid-dep=yes)
     fi
-    of_link "$link" --parsable "${wait_for[@]}"
-    if [ -n "$dry" ]; then printf '%q ' "${command[@]}"; echo; submitted+=("JOB_OF_LINK_$((${#submitted[@]} + 1))"); continue; fi
-    if ! said=$("${command[@]}"); then
-        why='is refused'
-        [ -z "$stopped" ] || why='was interrupted, and squeue --me tells whether Slurm has it'
-        die "link $link $why; those before it are taken back: ${submitted[*]:-none}"
+    make_command "$chain_job" --parsable "${wait_for[@]}"
+    if [ -n "$dry" ]; then
+        printf '%q ' "${command[@]}"
+        echo
+        submitted+=("JOB_ID_$((${#submitted[@]} + 1))")
+        continue
     fi
-    submitted+=("${said%%;*}")
-    [ -z "$stopped" ] || die "interrupted; what was submitted is taken back: ${submitted[*]}"
-    printf 'link %s: job %s\n' "$link" "${submitted[-1]}"
+    if ! output=$("${command[@]}"); then
+        reason='is refused'
+        [ -z "$stopped" ] || reason='was interrupted, and squeue --me shows whether Slurm has accepted it'
+        die "chain job $chain_job $reason; cancelled the submitted jobs: ${submitted[*]:-none}"
+    fi
+    submitted+=("${output%%;*}")
+    [ -z "$stopped" ] || die "interrupted; cancelled the submitted jobs: ${submitted[*]}"
+    printf 'chain job %s: job %s\n' "$chain_job" "${submitted[-1]}"
 done
-whole=1
+complete=1

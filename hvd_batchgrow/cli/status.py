@@ -46,4 +46,4 @@ class StatusCommand:
 
 def _print_chain(ledger: Ledger, done_samples: int) -> None:
     print("\n".join(table_lines(ledger)))
-    print(f"newest checkpoint: {done_samples:,} of {ledger.entries[-1].link.end_samples:,} samples")
+    print(f"newest checkpoint: {done_samples:,} of {ledger.entries[-1].chain_job.end_samples:,} samples")

@@ -25,7 +25,7 @@ from hvd_batchgrow.slurm.chain import (
     submit_chain,
     table_lines,
 )
-from hvd_batchgrow.slurm.chain_jobs import chain_job, make_links
+from hvd_batchgrow.slurm.chain_jobs import make_chain_jobs, with_ranks_per_phase
 from hvd_batchgrow.slurm.ledger import DONE_BEFORE, Ledger, submitting
 from hvd_batchgrow.slurm.render import dry_commands, extra_options
 from hvd_batchgrow.slurm.scheduler import NoSlurm, Slurm
@@ -65,14 +65,14 @@ class SubmitCommand(JobCommand):
     def run(self, overrides: dict[str, Any]) -> ExitCode:
         """Submit, and say what was."""
         plan = self.plan(overrides)
-        links = make_links(plan, self.nodes_max, self.ranks_per_node)
-        job, run = chain_job(plan), self.runs_dir.absolute() / plan.job.name
+        links = make_chain_jobs(plan, self.nodes_max, self.ranks_per_node)
+        job, run = with_ranks_per_phase(plan), self.runs_dir.absolute() / plan.job.name
         program = (sys.executable, "-m", "hvd_batchgrow.cli")
         site = Site(find_template(self.template), program, self.site_options())
         scripts = make_scripts(job, links, run, site)
         scheduler = Slurm()
         if plan.job.layout.grow_by == "accumulation" and len(plan.layouts) > 1:
-            ranks = f"all phases use all {plan.peak_ranks} ranks, as one link"
+            ranks = f"all phases use all {plan.peak_ranks} ranks, as one job"
             print(f"layout.grow_by = 'accumulation': {ranks}; 'ranks' gives each its own", file=sys.stderr)
         with nullcontext() if self.dry_run else submitting(run):
             ledger = open_chain(run, links, None if self.dry_run else scheduler, resume=self.resume == "auto")

@@ -86,14 +86,14 @@ class TrainCommand(RanksCommand):
         from hvd_batchgrow.data.sources.specs import known_num_samples
         from hvd_batchgrow.schedule.cost.cost import choose_ranks
         from hvd_batchgrow.schedule.cost.probe_file import load_probe
-        from hvd_batchgrow.slurm.chain_jobs import chain_job
+        from hvd_batchgrow.slurm.chain_jobs import with_ranks_per_phase
 
         job = self.load(overrides)
         if self.cost is None or job.layout.grow_by != "auto":
             return job
         num_samples = known_num_samples(job.data)
         choose = choose_ranks(job, num_samples, load_probe(self.cost), ranks.size)
-        return chain_job(compile_plan(job, ranks.size, num_samples, choose))
+        return with_ranks_per_phase(compile_plan(job, ranks.size, num_samples, choose))
 
     def train(self, ranks: Ranks, stop: StopRequest, load: Callable[[], Job]) -> RunEnded:
         """One run, watched on the terminal."""

@@ -1,4 +1,4 @@
-"""Advice as a table, as a job file that says where it comes from, and as plain values."""
+"""Advice as a table, as a commented job file, and as plain values."""
 
 from __future__ import annotations
 
@@ -15,32 +15,31 @@ from hvd_batchgrow.schedule.adaptive.noise_record import Observation, typical
 from hvd_batchgrow.schedule.advice import Advice, AdvisedPhase, RecordedRun
 
 _ROWS = 12
-"""Stretches of equal length that a run is shown in, more where its batch changes inside one."""
-
+"""Number of segments of equal length in the table of a run; a segment in which the batch changes is split."""
 
 _NO_BAND = "no band yet"
-"""Of a stretch with a B_simple: of too few updates to tell how good it is."""
+"""Shown for a segment whose B_simple comes from too few updates for a confidence interval."""
 
 
 def evidence_table(run: RecordedRun, advice: Advice | None = None) -> Table:
-    """B_simple with its band over the run, beside the run's batch and the advised one.
+    """Return a table of B_simple and its band over the run, next to the run's batch and the advised one.
 
     Args:
-        run: with its record.
-        advice: None: there is none.
+        run: the run with its record.
+        advice: the advice; None: show no advised batch.
     """
     table = number_table(
-        f"{run.folder}: N = {run.num_samples:,}; medians over stretches of the run",
+        f"{run.folder}: N = {run.num_samples:,}; medians over segments of the run",
         ("epochs", "updates", "batch", "lr", "B_simple", "band of 95 %", "resolved", "advised\nbatch"),
     )
-    for stretch in _stretches(run.seen):
-        first, last = stretch[0], stretch[-1]
-        b_simple = typical(stretch, lambda o: o.b_simple, 0.5)
-        band = _band(b_simple, typical(stretch, lambda o: o.low, 0.5), typical(stretch, lambda o: o.high, 0.5))
-        resolved = sum(o.length for o in stretch if o.is_resolved) / sum(o.length for o in stretch)
+    for segment in _segments(run.seen):
+        first, last = segment[0], segment[-1]
+        b_simple = typical(segment, lambda o: o.b_simple, 0.5)
+        band = _band(b_simple, typical(segment, lambda o: o.low, 0.5), typical(segment, lambda o: o.high, 0.5))
+        resolved = sum(o.length for o in segment if o.is_resolved) / sum(o.length for o in segment)
         table.add_row(
             f"{first.start_samples / run.num_samples:.2f} - {last.samples / run.num_samples:.2f}",
-            f"{sum(o.updates for o in stretch):,}",
+            f"{sum(o.updates for o in segment):,}",
             f"{first.global_batch:,}",
             f"{last.lr:.4g}",
             _number(b_simple),
@@ -51,8 +50,8 @@ def evidence_table(run: RecordedRun, advice: Advice | None = None) -> Table:
     return table
 
 
-def _stretches(seen: Sequence[Observation]) -> list[list[Observation]]:
-    """Records in groups of nearly equal length and one batch."""
+def _segments(seen: Sequence[Observation]) -> list[list[Observation]]:
+    """Split the records into segments of nearly equal length, each with a single batch."""
     end, groups, key = max((o.samples for o in seen), default=0), [], None
     for o in seen:
         here = (o.start_samples * _ROWS // end, o.global_batch)
@@ -76,11 +75,12 @@ def _number(value: float | None) -> str:
 def _band(b_simple: float | None, low: float | None, high: float | None) -> str:
     if low is None and high is None:
         return "unresolved" if b_simple is None else _NO_BAND
-    return f"{_number(low)} … {'∞' if high is None else _number(high)}"
+    end = "∞" if high is None else _number(high)
+    return f"{_number(low)} … {end}"
 
 
 def advised_job_file(advice: Advice) -> str:
-    """The advised job as TOML; its head says from what it was made, what it costs, and where that is weak."""
+    """Return the advised job as TOML. Its comments name the source, the cost, and where the evidence is weak."""
     folded = [part for line in _head(advice) for part in textwrap.wrap(line, 116, subsequent_indent="  ") or [""]]
     head = "".join(f"# {line}".rstrip() + "\n" for line in folded)
     return f"{head}\n{tomli_w.dumps(advice.job.model_dump(mode='json', exclude_none=True))}"
@@ -101,35 +101,35 @@ def _head(advice: Advice) -> list[str]:
         "",
     ]
     if advice.weak:
-        return [*lines, "Too weak to go by:", *(f"- {' '.join(text.split())}" for text in advice.weak)]
-    return [*lines, "No part of the run is too weak to go by."]
+        return [*lines, "Weak evidence:", *(f"- {' '.join(text.split())}" for text in advice.weak)]
+    return [*lines, "No part of the run has weak evidence."]
 
 
 def summary(advice: Advice) -> list[str]:
-    """What happens to updates, to the learning rate and to the noise scale."""
+    """Return sentences on the number of updates, the learning rate and the noise scale."""
     ours, runs = advice.plan.num_updates, advice.run.num_updates
     ratio = f"{runs / ours:.2f}× fewer" if ours <= runs else f"{ours / runs:.2f}× more"
     first, last = advice.plan.schedule.phases[0], advice.plan.schedule.phases[-1]
     fall = advice.plan.noise_scale(first) / advice.plan.noise_scale(last)
     if advice.replaces_decay:
         noise = (
-            "The noise scale is the run's at every epoch: the batch grows where it fell, up to what is supported, "
-            "and lr decays by the rest."
+            "The noise scale equals the run's at every epoch: where it fell, the batch grows as far as the evidence "
+            "supports, and lr decays by the rest."
         )
     elif fall > 1 + 1e-9:
         noise = (
-            f"The run held its noise scale. Here it falls by {fall:.3g} as the batch grows, as if lr were divided "
-            "by as much; to hold it: --lr-rule linear."
+            f"The run kept its noise scale constant. Here it falls by {fall:.3g} as the batch grows, as if lr were "
+            "divided by as much; to keep it constant: --lr-rule linear."
         )
     else:
         noise = (
-            "The run held its noise scale, and so does this: lr rises with the batch, to more than the run has tried."
+            "The run kept its noise scale constant, and so does this job: lr rises with the batch, above the run's lr."
         )
     return [f"{ours:,} updates against the run's {runs:,}: {ratio}.{_price(advice)}", noise]
 
 
 def _price(advice: Advice) -> str:
-    """Mean worth of a sample over the phases in which anything is known."""
+    """Return a sentence on the mean worth of a sample over the phases in which it is known."""
     known = [(p.phase.end_samples - p.phase.start_samples, p.efficiency) for p in advice.phases if p.efficiency]
     if not known:
         return ""
@@ -142,7 +142,7 @@ def _phase_line(advised: AdvisedPhase) -> str:
     seen = (
         f"{_number(advised.b_simple)} ({_band(advised.b_simple, advised.low, advised.high)})"
         if advised.b_simple
-        else "nothing seen"
+        else "no record"
     )
     worth = "unknown" if advised.efficiency is None else f"{advised.efficiency:.2f}"
     epoch, lr = f"{phase.start_epoch:.2f}", f"{phase.lr:.4g}"
@@ -150,7 +150,7 @@ def _phase_line(advised: AdvisedPhase) -> str:
 
 
 def advice_dict(advice: Advice) -> dict[str, Any]:
-    """Plain values, as `advise --json` prints them."""
+    """Return advice as plain values, as `advise --json` prints them."""
     phases = [
         {**asdict(p.phase), "b_simple": p.b_simple, "low": p.low, "high": p.high, "efficiency": p.efficiency}
         for p in advice.phases

@@ -1,9 +1,9 @@
-"""The consoles that everything is printed through: text is text, whatever characters it holds.
+"""Consoles that print text literally; all output of the program uses them.
 
-By default rich reads `[…]` as markup and `:…:` as emoji in every string that it prints, in table cells, titles and
-progress descriptions too. Paths, names of jobs, classes and tensors, and messages of exceptions hold such characters:
-`hvd_batchgrow[tables]` would lose its extra, and a folder named `x[/b]` raises MarkupError. So this is the only file
-that makes consoles and columns of text.
+By default rich interprets `[…]` as markup and `:…:` as emoji in every string that it prints, including table cells,
+titles and progress descriptions. Paths, names and error messages contain such characters: `hvd_batchgrow[tables]`
+would lose its extra, and a folder named `x[/b]` would raise MarkupError. Therefore only this file creates consoles and
+text columns.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from rich.progress import ProgressColumn, TextColumn
 
 
 class PlainConsole(Console):
-    """A console that never reads text as markup, emoji or something to highlight; rich's `style=` works as usual.
+    """A console that never interprets text as markup, emoji or something to highlight; rich's `style=` still works.
 
     Args:
         file: the stream.
-        width: columns; None: of the terminal.
-        is_terminal: whether to draw and colour; None: whether the stream is a terminal.
+        width: in columns; None: the width of the terminal.
+        is_terminal: whether to draw and colour; None: only if the stream is a terminal.
         quiet: print nothing.
     """
 

@@ -1,4 +1,4 @@
-"""Plans and results as tables, in which no value is ever cut."""
+"""Plans and results as tables that never truncate a value."""
 
 from __future__ import annotations
 
@@ -24,31 +24,31 @@ if TYPE_CHECKING:  # imports torch, which `plan` does without
 
 
 def number_table(title: str | None, headings: Sequence[str]) -> Table:
-    """An empty table with columns of numbers, close together and never folded."""
+    """Return an empty table with narrow columns of numbers that never wrap."""
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)
     return table
 
 
-def leave_out(table: Table, heading: str) -> None:
-    """Take a column out of a table."""
+def remove_column(table: Table, heading: str) -> None:
+    """Remove a column from a table."""
     table.columns = [column for column in table.columns if column.header != heading]
 
 
 def print_table(console: PlainConsole, table: Table, spare: Sequence[str] = ()) -> None:
-    """Print a table; where it is too wide, without the spare columns, and if need be over the edge.
+    """Print a table. If it is too wide, drop spare columns; if it is still too wide, print beyond the console's width.
 
     Args:
-        console: where to.
-        table: of `number_table`.
-        spare: headings of columns, that of least worth first.
+        console: the console.
+        table: from `number_table`.
+        spare: headings of the columns that may be dropped, the least important first.
     """
     unbounded = console.options.update(max_width=10_000)
     left = list(spare)
     while (width := Measurement.get(console, unbounded, table).maximum) > console.width and left:
-        leave_out(table, left.pop(0))
-    table.width = width  # else values would be cut to the console's
+        remove_column(table, left.pop(0))
+    table.width = width  # otherwise rich truncates values to the console's width
     console.print(table, crop=False)
 
 
@@ -59,7 +59,7 @@ def print_plan(console: PlainConsole, plan: Plan) -> None:
 
 
 def plan_table(plan: Plan) -> Table:
-    """Phases of a plan, one a row."""
+    """Return a table with one row per phase of a plan."""
     table = number_table(
         f"{plan.job.name}: N = {plan.num_samples:,}, ghost batch {plan.group}, ranks: {plan.peak_ranks}",
         (
@@ -83,14 +83,14 @@ def plan_table(plan: Plan) -> Table:
         )
         table.add_row(*cells)
     if not any(map(_wanted, plan.schedule.phases)):
-        leave_out(table, "wanted\nbatch")
+        remove_column(table, "wanted\nbatch")
     table.caption = f"{plan.num_updates:,} updates, {plan.schedule.end_samples:,} samples{_warmup_text(plan)}"
     table.caption_justify = "left"
     return table
 
 
 def _wanted(phase: Phase) -> str:
-    """The batch that was asked for, where another had to be formed."""
+    """Return the requested batch, if the plan rounds it to another; otherwise an empty cell."""
     return "" if abs(phase.wanted_batch - phase.global_batch) < 0.5 else f"{phase.wanted_batch:,.0f}"
 
 
@@ -102,14 +102,14 @@ def _warmup_text(plan: Plan) -> str:
 
 
 def plan_text(plan: Plan) -> str:
-    """The same as plain text."""
+    """Return the table of a plan as plain text."""
     console = PlainConsole(io.StringIO(), 120)
     print_plan(console, plan)
     return str(console.file.getvalue())  # type: ignore[attr-defined]
 
 
 def cost_table(name: str, cost: Cost) -> Table:
-    """What a plan costs, phase by phase, and the totals."""
+    """Return a table of the cost of a plan, by phase and in total."""
     table = number_table(
         f"{name}: predicted, training alone",
         (
@@ -140,7 +140,7 @@ def _time(seconds: float) -> str:
 
 
 def result_table(runs: Sequence[tuple[str, RunEnded]]) -> Table:
-    """Runs side by side, each under the name of its policy; the last is what the others are compared with."""
+    """Return a table of runs, each under the name of its policy; the last run is the reference for the others."""
     numbers = ("updates\n(planned = done)", "fewer\nupdates", "test\naccuracy", "wall time", "samples/s")
     table = number_table(None, ("schedule", *numbers))
     table.columns[0].justify = "left"
@@ -159,20 +159,20 @@ def result_table(runs: Sequence[tuple[str, RunEnded]]) -> Table:
 
 
 def audit_table(result: Audit) -> Table:
-    """How often the samples of each epoch were used."""
+    """Return a table of how often the samples of each epoch were used."""
     from hvd_batchgrow.verification.audit import replaced_samples
 
     consumed = result.consumed
     state = "passed" if result.passed else "FAILED"
     table = number_table(
         f"{consumed.run}: N = {consumed.num_samples:,}, seed {consumed.seed}: {state}",
-        ("epoch", "samples", "used once", "left out", "used more\nthan once", "not on\nrecord"),
+        ("epoch", "samples", "used once", "not used", "used more\nthan once", "not on\nrecord"),
     )
     for epoch in result.epochs:
         cells = (epoch.epoch, epoch.entries, epoch.once, epoch.missing, epoch.repeated, epoch.unknown)
         table.add_row(*(f"{cell:,}" for cell in cells))
     if not consumed.holes:
-        leave_out(table, "not on\nrecord")
+        remove_column(table, "not on\nrecord")
     num_updates = int(consumed.is_known.sum())
     lines = [f"{num_updates:,} updates, {len(result.wrong_updates):,} of which consumed other samples"]
     if result.wrong_updates:
@@ -180,9 +180,7 @@ def audit_table(result: Audit) -> Table:
         start, stop = consumed.bounds[first : first + 2]
         lines.append(f"the first of them: update {first:,}, samples {start:,} to {stop:,}")
     for start, end in consumed.holes:
-        lines.append(
-            f"samples {start:,} to {end:,} are not on record, as a resume has recorded: nothing is proved of them"
-        )
+        lines.append(f"samples {start:,} to {end:,} are not on record, as a resume noted: the audit cannot check them")
     if consumed.replaced:
         lines += [f"{len(consumed.replaced):,} bad samples were replaced", *replaced_samples(consumed, 5)]
     table.caption, table.caption_justify = "\n".join(lines), "left"
@@ -190,7 +188,7 @@ def audit_table(result: Audit) -> Table:
 
 
 def print_verify(console: PlainConsole, job: Job, results: Sequence[Compared], num_updates: int) -> None:
-    """Print how far the weights of each layout are from those of plain autograd, and what the columns mean."""
+    """Print how far the weights of each layout are from those of plain autograd, with a legend."""
     exact = job.layout.exact
     headings = ("ranks × passes\n× micro-batch", "weights", "difference", "limit", "tensor", "")
     title = f"{job.name}: {counted(num_updates, 'update')}, {'exact' if exact else 'fast'} mode"
@@ -209,7 +207,7 @@ def print_verify(console: PlainConsole, job: Job, results: Sequence[Compared], n
         agrees = "bit-identical" if exact and result.is_identical else "agrees"
         table.add_row(*cells, agrees if result.passed else "DIFFERS")
     if not exact:
-        leave_out(table, "weights")
+        remove_column(table, "weights")
     print_table(console, table, ["weights"])
     console.print(_VERIFY_LEGEND)
 
@@ -217,5 +215,5 @@ def print_verify(console: PlainConsole, job: Job, results: Sequence[Compared], n
 _VERIFY_LEGEND = """\
 difference: |a - b| / |a| of the tensor that is closest to its limit, after the
 first or the last update; a is the result of plain torch autograd.
-limit: what rounding does to that tensor, measured on this network by repeats of
+limit: the effect of rounding on that tensor, measured on this network by repeating
 plain autograd with slightly changed inputs, weights and gradients."""

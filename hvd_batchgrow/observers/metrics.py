@@ -13,7 +13,7 @@ class MetricsFile(Observer):
     """Appends to `metrics.jsonl`."""
 
     def on_start(self, event: RunStarted) -> None:
-        """Keep of an earlier life what will not be done again."""
+        """Keep the records of earlier attempts up to the checkpoint; the rest will be trained again."""
         start = event.samples
         self._file = JsonLines(event.folder / "metrics.jsonl", lambda line: start > 0 and line["samples"] <= start)
 
@@ -27,10 +27,10 @@ class MetricsFile(Observer):
 
 
 class ConsumedFile(Observer):
-    """Appends to `consumed.jsonl`, from which `audit` proves which samples a run has used."""
+    """Appends to `consumed.jsonl`, from which `audit` verifies which samples a run has used."""
 
     def on_start(self, event: RunStarted) -> None:
-        """Keep of an earlier life what will not be done again."""
+        """Keep the records of earlier attempts up to the checkpoint; the rest will be trained again."""
         start, path = event.samples, event.folder / "consumed.jsonl"
         self._file = JsonLines(path, lambda line: is_before(line, start))
         if gap := record_gap(path, start, event.last_update):

@@ -1,4 +1,4 @@
-"""Pictures: plans, and advice, against epochs."""
+"""Plots of plans and advice against epochs."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ _PANELS: list[tuple[str, Callable[[Plan, Phase], float]]] = [
 
 
 def plot_plans(plans: Sequence[Plan], path: Path, title: str | None = None) -> None:
-    """Draw plans over each other, as Smith et al. 2018 do in figure 1.
+    """Plot plans in the same axes, as in figure 1 of Smith et al. 2018.
 
     Args:
         plans: drawn in order, the last in front.
         path: .png, .svg or .pdf.
-        title: a sentence above the picture; None: no sentence.
+        title: a sentence above the plot; None: no title.
 
     Raises:
-        RunError: the file cannot be written, or its ending names no picture.
+        RunError: the file cannot be written, or its suffix is not an image format.
     """
     styles = ("-", "--", ":")
     with _picture(path, len(_PANELS), 7) as axes:
@@ -51,7 +51,7 @@ def plot_plans(plans: Sequence[Plan], path: Path, title: str | None = None) -> N
 
 @contextmanager
 def _picture(path: Path, num_panels: int, height: float) -> Iterator[Any]:
-    """Axes above each other, saved once they are drawn."""
+    """Yield axes stacked vertically, and save the figure after the `with` block."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -69,7 +69,7 @@ def _picture(path: Path, num_panels: int, height: float) -> Iterator[Any]:
 
 
 def _curve(plan: Plan, value: Callable[[Plan, Phase], float]) -> tuple[list[float], list[float]]:
-    """Corners of the staircase; the warm-up has its start and its end."""
+    """Return the corners of the step function, with the start and the end of the warm-up."""
     schedule = plan.schedule
     epochs: list[float] = []
     values: list[float] = []
@@ -84,22 +84,22 @@ def _curve(plan: Plan, value: Callable[[Plan, Phase], float]) -> tuple[list[floa
 
 
 def plot_evidence(run: RecordedRun, path: Path, advice: Advice | None = None) -> None:
-    """Draw B_simple with its band, the run's batch and the advised one, against epochs.
+    """Plot B_simple with its band, the run's batch and the advised one against epochs.
 
     Args:
-        run: with its record.
+        run: the run with its record.
         path: .png, .svg or .pdf.
-        advice: None: there is none.
+        advice: the advice; None: plot no advised batch.
 
     Raises:
         RunError: as `plot_plans`.
     """
     advised = [p.phase for p in advice.phases] if advice else []
-    nan = float("nan")  # leaves a gap where nothing is resolved
+    nan = float("nan")  # draws a gap where B_simple is unresolved
     epochs = [o.samples / run.num_samples for o in run.seen]
     resolved = [o.b_simple or nan for o in run.seen]
     lows = [o.low if o.low else nan for o in run.seen]
-    # A band without an upper end is drawn as far as the picture goes: ten times the largest number in it.
+    # A band without an upper end extends to the top of the plot: ten times its largest value.
     top = 10 * max([phase.global_batch for phase in advised] + [o.high or o.b_simple or 0 for o in run.seen])
     highs = [(o.high or top) if o.is_resolved else nan for o in run.seen]
     with _picture(path, 1, 4) as (axis,):
@@ -120,7 +120,7 @@ def plot_evidence(run: RecordedRun, path: Path, advice: Advice | None = None) ->
 
 
 def _staircase(steps: Sequence[tuple[int, int, int]], num_samples: int) -> tuple[list[float], list[int]]:
-    """Corners of (start, end, batch)."""
+    """Return the corners of a step function given as (start, end, batch)."""
     return (
         [samples / num_samples for start, end, _ in steps for samples in (start, end)],
         [batch for *_, batch in steps for _ in range(2)],

@@ -1,4 +1,4 @@
-"""Progress: a live bar on a terminal, plain lines elsewhere."""
+"""Progress of a run: a live bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hvd_batchgrow.train.events import Decided, Evaluation, Observer, RunEnded, 
 
 
 class ProgressDisplay(Observer):
-    """Says what will run, how far it is, and how it ended."""
+    """Prints what will run, its progress, and its result."""
 
     def __init__(self, console: PlainConsole) -> None:
         self.console = console
@@ -27,7 +27,7 @@ class ProgressDisplay(Observer):
         self._num_ranks = 1
 
     def on_start(self, event: RunStarted) -> None:
-        """The plan, the machine, and a bar if there is a terminal."""
+        """Print the plan and the machine, and start a bar on a terminal."""
         self._num_ranks = event.ranks
         print_plan(self.console, event.plan)
         each = " each" if event.ranks > 1 else ""
@@ -49,7 +49,7 @@ class ProgressDisplay(Observer):
             self._progress.start()
 
     def on_record(self, event: TrainRecord) -> None:
-        """Move the bar; without one, say when a phase begins."""
+        """Advance the bar; without a bar, print the start of each phase."""
         self._last = event
         if self._progress:
             self._progress.update(self._task, completed=event.samples, description=_line(event))
@@ -61,7 +61,7 @@ class ProgressDisplay(Observer):
         self._phase = event.phase
 
     def on_evaluation(self, event: Evaluation) -> None:
-        """One line per evaluation."""
+        """Print a line for the evaluation."""
         train = f"{_line(self._last)}, " if self._last else ""
         self.console.print(
             f"epoch {event.epoch:.2f}: {train}test loss {event.loss:.4f}, test accuracy {100 * event.top1:.2f} %"
@@ -70,23 +70,23 @@ class ProgressDisplay(Observer):
         )
 
     def on_decision(self, event: Decided) -> None:
-        """What has changed, and why."""
+        """Print what the decision changes, and why."""
         self.console.print(f"sample {event.decision.samples:,}: {event.decision.describe()}", highlight=False)
         if self._progress:
             self._progress.update(self._task, total=event.plan.schedule.end_samples)
 
     def on_end(self, event: RunEnded) -> None:
-        """How it ended, and what to do next."""
+        """Print the result and, after a stop, how to resume."""
         if self._progress:
             self._progress.stop()
         all_done = event.updates == event.num_updates
         updates = f"{event.updates:,} of {event.num_updates:,} updates, {event.samples:,} samples"
         how = f"{updates} in {event.elapsed_s:.0f} s"
         if event.done:
-            told = f"{'done' if all_done else 'these phases are done'}: {how}"
+            result = f"{'done' if all_done else 'these phases are done'}: {how}"
         else:
-            told = f"stopped after {how} (a checkpoint is saved): the same command with --resume auto goes on"
-        self.console.print(f"{event.job_name}: {told}", highlight=False, soft_wrap=True)
+            result = f"stopped after {how} (a checkpoint is saved): the same command with --resume auto continues"
+        self.console.print(f"{event.job_name}: {result}", highlight=False, soft_wrap=True)
 
 
 def _line(record: TrainRecord) -> str:
@@ -94,32 +94,32 @@ def _line(record: TrainRecord) -> str:
         f"B {record.global_batch}, lr {record.lr:.4g}, loss {record.loss:.4f}, "
         f"{record.samples_per_s:,.0f} samples/s, all-reduce {record.allreduce_pct:.1f} %"
         + (f", {record.progress_epochs:.2f} epochs of progress" if record.progress_epochs != record.epoch else "")
-        + (f", {record.skipped} updates left out" if record.skipped else "")
+        + (f", {record.skipped} updates skipped" if record.skipped else "")
     )
 
 
 @contextmanager
 def work_progress(console: PlainConsole) -> Iterator[ReportProgress]:
-    """Show long work, such as fetching and indexing: bars on a terminal, elsewhere a line each half minute."""
+    """Show the progress of downloads and indexing: bars on a terminal, elsewhere a line every 30 s."""
     columns = (description_column(), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     bars = Progress(*columns, console=console, disable=not console.is_terminal)
     tasks: dict[str, TaskID] = {}
-    over: set[str] = set()
-    told_at = 0.0
+    finished: set[str] = set()
+    printed_at = 0.0
 
     def report(what: str, done: int, total: int) -> None:
-        nonlocal told_at
+        nonlocal printed_at
         is_new, now = what not in tasks, time.monotonic()
         if is_new:
             tasks[what] = bars.add_task(what, total=total or None)
             bars.start()
         bars.update(tasks[what], completed=done)
         is_done = 0 < total <= done
-        if not console.is_terminal and what not in over and (is_new or is_done or now > told_at + 30):
-            told_at = now
+        if not console.is_terminal and what not in finished and (is_new or is_done or now > printed_at + 30):
+            printed_at = now
             console.print(f"{what}: {f'done, {total:,}' if is_done else f'{done:,} of {total:,}'}", highlight=False)
         if is_done:
-            over.add(what)
+            finished.add(what)
             bars.stop()
 
     try:

@@ -1,4 +1,4 @@
-"""TensorBoard, with samples seen on the x axis."""
+"""TensorBoard curves against the number of samples."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from hvd_batchgrow.train.update.gradient_norms import ALL
 
 
 class TensorBoard(Observer):
-    """Writes `tensorboard/`; a resumed run goes on in the same curves."""
+    """Writes `tensorboard/`; a resumed run continues the same curves."""
 
     def __init__(self) -> None:
         self._writer: SummaryWriter | None = None
         self._hyperparameters: dict[str, Any] = {}
 
     def on_start(self, event: RunStarted) -> None:
-        """Open the folder; points beyond the checkpoint are hidden."""
+        """Open the folder, and hide points after the checkpoint."""
         numbers = event.job.deciding(event.plan.num_samples)
         self._hyperparameters = {key: v for key, v in numbers.items() if isinstance(v, (int, float, str, bool))}
         purge = event.samples + 1 if event.samples else None
@@ -31,7 +31,7 @@ class TensorBoard(Observer):
         self._writer.add_text("plan", f"```\n{plan_text(event.plan)}\n```", event.samples)
 
     def on_record(self, event: TrainRecord) -> None:
-        """Training curves."""
+        """Add points to the training curves."""
         scalars = {
             "train/loss": event.loss,
             "train/top1": event.top1,
@@ -45,7 +45,7 @@ class TensorBoard(Observer):
             "perf/samples_per_s": event.samples_per_s,
             "perf/data_wait_pct": event.data_wait_pct,
             "perf/allreduce_pct": event.allreduce_pct,
-            "update/left_out": event.skipped,
+            "update/skipped": event.skipped,
         }
         if event.trust_ratio is not None:
             scalars["lars/trust_ratio_p50"] = event.trust_ratio
@@ -54,24 +54,24 @@ class TensorBoard(Observer):
         self._add(scalars, event.samples)
 
     def on_decision(self, event: Decided) -> None:
-        """Why the batch has changed."""
+        """Add the reason for a decision as text."""
         if self._writer:
             self._writer.add_text("batch/decision", event.decision.describe(), event.decision.samples)
 
     def on_evaluation(self, event: Evaluation) -> None:
-        """Test curves."""
+        """Add points to the test curves."""
         self._add({"val/loss": event.loss, "val/top1": event.top1}, event.samples)
         if event.average_loss is not None and event.average_top1 is not None:
             averages = {"val/average_loss": event.average_loss, "val/average_top1": event.average_top1}
             self._add(averages, event.samples)
 
     def on_end(self, event: RunEnded) -> None:
-        """One record of the job's numbers beside what came of them, and close the files."""
+        """Add the job's hyperparameters with its results, and close the files."""
         if not self._writer:
             return
         if event.done and event.evaluation:
             results = {"val/loss": event.evaluation.loss, "val/top1": event.evaluation.top1}
-            # Not add_hparams, which would open a run folder of its own.
+            # add_hparams would create a separate run folder.
             for summary in hparams(self._hyperparameters, results):
                 self._writer.file_writer.add_summary(summary)  # type: ignore[attr-defined]
         self._writer.close()
@@ -79,17 +79,17 @@ class TensorBoard(Observer):
     def _add(self, scalars: dict[str, float], samples: int) -> None:
         if self._writer:
             for tag, value in scalars.items():
-                if math.isfinite(value):  # TensorBoard logs a warning for each other, and draws nothing
+                if math.isfinite(value):  # for other values TensorBoard logs a warning and draws nothing
                     self._writer.add_scalar(tag, value, samples)
 
 
 _B_SIMPLE = "noise/gradient_b_simple"
 _BAND = {"gradient noise": {"B_simple, 95 %": ["Margin", [_B_SIMPLE, f"{_B_SIMPLE}_low", f"{_B_SIMPLE}_high"]]}}
-"""Layout of TensorBoard's tab of custom scalars."""
+"""Layout of TensorBoard's custom scalars tab."""
 
 
 def _noise_scalars(suffix: str, noise: GradientNoiseScale, batch: int) -> dict[str, float]:
-    """Of the whole gradient or a layer group; where it is unresolved there is no point, rather than a wrong one."""
+    """Return the scalars of the whole gradient or of a layer group, without those that are unresolved."""
     scalars = {_B_SIMPLE: noise.b_simple, f"{_B_SIMPLE}_low": noise.low, f"{_B_SIMPLE}_high": noise.high}
     if noise.b_simple is not None:
         scalars["batch/over_b_simple"] = batch / noise.b_simple

@@ -1,4 +1,4 @@
-"""Submitting a chain, and telling how it stands."""
+"""Submit a chain, and report its state."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import tomli_w
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.messages.errors import Fault, JobError, RunError, unwritable
 from hvd_batchgrow.messages.schema_messages import counted
-from hvd_batchgrow.slurm.chain_jobs import Link
+from hvd_batchgrow.slurm.chain_jobs import ChainJob
 from hvd_batchgrow.slurm.ledger import (
     BEING_SUBMITTED,
     DONE_BEFORE,
@@ -33,98 +33,98 @@ from hvd_batchgrow.storage.regular_files import read_regular
 
 @dataclass(frozen=True)
 class Site:
-    """What the scripts of a chain hold beside the chain itself."""
+    """The parts of the batch scripts that do not depend on the chain."""
 
     template: str
     program: Sequence[str]
     options: Mapping[str, str]
-    """Of sbatch, the same for all links."""
+    """Options of sbatch, the same for all chain jobs."""
 
 
 @dataclass(frozen=True)
 class Script:
-    """A link's batch script: where it goes, and its text."""
+    """The batch script of a chain job: its path and its text."""
 
     path: Path
     text: str
 
 
-def make_scripts(job: Job, links: Sequence[Link], run: Path, site: Site) -> list[Script]:
-    """The scripts of all links; nothing is written.
+def make_scripts(job: Job, chain_jobs: Sequence[ChainJob], run: Path, site: Site) -> list[Script]:
+    """Return the scripts of all chain jobs, without writing them.
 
     Args:
-        job: with the ranks of each phase written down.
-        links: of the chain.
+        job: the job, with explicit ranks for each phase.
+        chain_jobs: the jobs of the chain.
         run: the run folder, absolute.
-        site: the rest.
+        site: the other parts of the scripts.
 
     Raises:
-        JobError: something cannot be written into a script.
+        JobError: a value cannot be written into a script.
     """
     folder = run / FOLDER
     return [
         Script(
-            folder / f"link-{k + 1}.sbatch",
+            folder / f"chain-job-{k + 1}.sbatch",
             render(
                 site.template,
                 {
                     "job-name": job.name,
-                    "nodes": str(link.nodes),
-                    "ntasks-per-node": str(link.ranks_per_node),
+                    "nodes": str(chain_job.nodes),
+                    "ntasks-per-node": str(chain_job.ranks_per_node),
                     "output": log_pattern(folder),
                     **site.options,
                 },
                 site.program,
                 [
                     str(folder / "job.toml"), "--runs-dir", str(run.parent), "--resume", "auto",
-                    "--phases", link.phases,
+                    "--phases", chain_job.phases,
                 ],
             ),
         )
-        for k, link in enumerate(links)
+        for k, chain_job in enumerate(chain_jobs)
     ]  # fmt: skip
 
 
-def open_chain(run: Path, links: Sequence[Link], scheduler: Scheduler | None, *, resume: bool) -> Ledger:
-    """A new ledger, in which the links that the run has passed already are done.
+def open_chain(run: Path, chain_jobs: Sequence[ChainJob], scheduler: Scheduler | None, *, resume: bool) -> Ledger:
+    """Return a new ledger, which marks the chain jobs whose phases are trained as done.
 
     Args:
         run: the run folder.
-        links: of the whole run.
-        scheduler: asked about an older chain; None: it is not asked.
-        resume: go on where there is a run.
+        chain_jobs: the chain jobs of the whole run.
+        scheduler: queried for the jobs of an older chain; None: not queried.
+        resume: continue an existing run.
 
     Raises:
-        RunError: there is a run, and going on was not asked for; or jobs of an older chain are still about.
+        RunError: the run exists and `resume` is False, or jobs of an older chain still wait or run.
     """
     before = read_ledger(run)
     done = samples_done(run)
     is_chain = before and any(entry.state != NOT_SUBMITTED for entry in before.entries)
     if not resume and (is_chain or (run / "job.toml").exists()):
-        raise RunError(f"{run} holds a run already: add --resume auto to go on with it, or --name NAME for another")
+        raise RunError(f"{run} holds a run already: add --resume auto to continue it, or --name NAME for another")
     if before and scheduler:
-        # Of all: one that a node has failed, say, was over when it was last asked about, and is queued again.
+        # Query all jobs: one that had ended, for instance on a failed node, may have been queued again since.
         live = before.with_states(scheduler.states(before.job_ids())).live_ids()
         if live:
-            told = " ".join(map(str, live))
-            raise RunError(f"{run} has jobs that wait or run already, and two chains cannot write it: scancel {told}")
-    states = [DONE_BEFORE if link.end_samples <= done else NOT_SUBMITTED for link in links]
-    return Ledger(run.name, tuple(Entry(link, state=state) for link, state in zip(links, states, strict=True)))
+            ids = " ".join(map(str, live))
+            raise RunError(f"{run} has jobs that wait or run already, and two chains cannot write it: scancel {ids}")
+    entries = (Entry(job, state=DONE_BEFORE if job.end_samples <= done else NOT_SUBMITTED) for job in chain_jobs)
+    return Ledger(run.name, tuple(entries))
 
 
 def submit_chain(job: Job, ledger: Ledger, scripts: Sequence[Script], run: Path, scheduler: Scheduler) -> Ledger:
-    """Write the scripts, ask whether each could run, and submit them one after the other.
+    """Write the scripts, test whether Slurm could run each of them, and submit them in order.
 
     Args:
-        job: what they train; written beside them, so that edits of the job file do not reach a chain that waits.
-        ledger: says which links are done already; those have no job.
-        scripts: one for each link.
+        job: the job to train; written next to the scripts, so that a waiting chain ignores edits of the job file.
+        ledger: marks the chain jobs that are done; these are not submitted.
+        scripts: one for each chain job.
         run: the run folder.
-        scheduler: takes them.
+        scheduler: the scheduler.
 
     Raises:
-        RunError: a script could never run (told of all of them; nothing is submitted), or is refused when it is
-            submitted (those before it are taken back); or the ledger cannot be written (likewise).
+        RunError: Slurm could never run a script (the message lists all such scripts, and nothing is submitted); or a
+            script is refused, or the ledger cannot be written (the jobs submitted before are cancelled).
     """
     folder = run / FOLDER
     left = [(k, script) for k, script in enumerate(scripts) if ledger.entries[k].state != DONE_BEFORE]
@@ -136,57 +136,56 @@ def submit_chain(job: Job, ledger: Ledger, scripts: Sequence[Script], run: Path,
             script.path.write_text(script.text, "utf-8")
     except OSError as error:
         raise unwritable(error.filename or folder, error) from None
-    refusals = [(k, told) for k, script in left if (told := scheduler.refusal(script.path)) is not None]
+    refusals = [(k, reason) for k, script in left if (reason := scheduler.refusal(script.path)) is not None]
     if refusals:
         for path in made:
             path.unlink(missing_ok=True)
-        lines = [f"link {k + 1} ({_width(ledger.entries[k].link)}): {told}" for k, told in refusals]
+        lines = [f"chain job {k + 1} ({_width(ledger.entries[k].chain_job)}): {reason}" for k, reason in refusals]
         raise RunError("\n  ".join(["Slurm could never run this chain, and nothing is submitted:", *lines]))
     after: int | None = None
     for k, script in left:
         try:
-            # Before and at once after it: a job that nobody remembers would go on by itself.
+            # Write the ledger before and right after sbatch: a job that is not in the ledger would never be cancelled.
             write_ledger(run, ledger.being_submitted(k))
             after = scheduler.submit(script.path, after)
             ledger = ledger.with_job(k, after)
             write_ledger(run, ledger)
         except RunError as error:
-            raise _taken_back(error, k, ledger, run, scheduler) from None
+            raise _cancel_submitted(error, k, ledger, run, scheduler) from None
         except KeyboardInterrupt:
-            stopped = RunError(
-                "interrupted while sbatch was at it: squeue --me tells whether Slurm has it all the same"
-            )
+            stopped = RunError("interrupted during sbatch: squeue --me shows whether Slurm has accepted the job")
             unknown = ledger if ledger.entries[k].job_id else ledger.being_submitted(k)
-            raise _taken_back(stopped, k, unknown, run, scheduler) from None
+            raise _cancel_submitted(stopped, k, unknown, run, scheduler) from None
     return ledger
 
 
-def _taken_back(error: RunError, index: int, ledger: Ledger, run: Path, scheduler: Scheduler) -> RunError:
+def _cancel_submitted(error: RunError, index: int, ledger: Ledger, run: Path, scheduler: Scheduler) -> RunError:
+    """Cancel the submitted jobs after an error, and return the error with their ids."""
     submitted = ledger.live_ids()
-    told = " ".join(map(str, submitted))
+    ids = " ".join(map(str, submitted))
     with contextlib.suppress(RunError):
         write_ledger(run, ledger)
     if not submitted:
-        return RunError(f"link {index + 1}: {error}")
+        return RunError(f"chain job {index + 1}: {error}")
     try:
         scheduler.cancel(submitted)
     except RunError as second:
-        return RunError(f"link {index + 1}: {error}\n  and those before it are still there, jobs {told}: {second}")
+        return RunError(f"chain job {index + 1}: {error}\n  jobs {ids}, submitted before it, are still there: {second}")
     with contextlib.suppress(RunError):
         write_ledger(run, ledger.with_states(scheduler.states(submitted)))
-    return RunError(f"link {index + 1}: {error}\n  what was submitted is taken back: jobs {told}")
+    return RunError(f"chain job {index + 1}: {error}\n  cancelled the submitted jobs: {ids}")
 
 
-def _width(link: Link) -> str:
-    return f"phases {link.phases} on {counted(link.nodes, 'node')}, {counted(link.ranks, 'rank')}"
+def _width(chain_job: ChainJob) -> str:
+    return f"phases {chain_job.phases} on {counted(chain_job.nodes, 'node')}, {counted(chain_job.ranks, 'rank')}"
 
 
 def table_lines(ledger: Ledger) -> list[str]:
-    """One line for each link."""
+    """Return one line for each chain job."""
     return [
-        f"link {k + 1}: {_width(entry.link)}, samples {entry.link.start_samples:,} … {entry.link.end_samples:,}: "
+        f"chain job {k}: {_width(job := entry.chain_job)}, samples {job.start_samples:,} … {job.end_samples:,}: "
         + _state(entry)
-        for k, entry in enumerate(ledger.entries)
+        for k, entry in enumerate(ledger.entries, start=1)
     ]
 
 
@@ -194,72 +193,72 @@ def _state(entry: Entry) -> str:
     if entry.job_id is None:
         return entry.state.lower()
     code, _, number = entry.exit_code.partition(":")
-    told = [f"job {entry.job_id} {'is gone: Slurm knows no more of it' if entry.state == GONE else entry.state}"]
-    told += [f"exit code {code}"] if code not in {"", "0"} else []
-    told += [f"signal {number}"] if number not in {"", "0"} else []
-    told += [entry.reason] if entry.reason not in {"", "NonZeroExitCode"} else []
-    told += [f"queued again {entry.restarts} ×"] if entry.restarts else []
-    return ", ".join(told)
+    parts = [f"job {entry.job_id} {'is unknown to Slurm by now' if entry.state == GONE else entry.state}"]
+    parts += [f"exit code {code}"] if code not in {"", "0"} else []
+    parts += [f"signal {number}"] if number not in {"", "0"} else []
+    parts += [entry.reason] if entry.reason not in {"", "NonZeroExitCode"} else []
+    parts += [f"requeued {entry.restarts} ×"] if entry.restarts else []
+    return ", ".join(parts)
 
 
 def trouble_lines(ledger: Ledger, run: Path) -> Iterator[str]:
-    """Why a chain has broken: the first link that failed with the end of its log, and what to do."""
+    """Yield why a chain has broken: the first chain job that failed, the end of its log, and the remedy."""
     failed = next(((k, entry) for k, entry in enumerate(ledger.entries) if entry.has_failed), None)
     if failed is None:
         yield from _never_submitted(ledger)
         return
     k, entry = failed
     log = run / FOLDER / f"{ledger.name}-{entry.job_id}.out"
-    yield f"link {k + 1} is what broke: {_state(entry)}; the end of {log}:"
+    yield f"chain job {k + 1} broke the chain: {_state(entry)}; the end of {log}:"
     yield from (f"  | {line}" for line in _last_lines(log))
     later = [(str(j + 1), entry) for j, entry in enumerate(ledger.entries) if j > k and entry.has_failed]
     if waiting := [number for number, entry in later if entry.state != GONE]:
-        yield f"links waiting for it were cancelled: {', '.join(waiting)}"
+        yield f"chain jobs waiting for it were cancelled: {', '.join(waiting)}"
     if gone := [number for number, entry in later if entry.state == GONE]:
-        yield f"links that Slurm knows no more of: {', '.join(gone)}"
-    yield "once it is mended: the command that submitted it, with --resume auto"
+        yield f"chain jobs unknown to Slurm by now: {', '.join(gone)}"
+    yield "fix the cause, then repeat the command that submitted it, with --resume auto"
 
 
 def _never_submitted(ledger: Ledger) -> Iterator[str]:
-    """Of a chain whose `submit` was killed half-way: nobody will start what it lacks."""
+    """Yield the chain jobs that are missing because `submit` was killed; Slurm will never start them."""
     missing = [str(k + 1) for k, entry in enumerate(ledger.entries) if entry.state == NOT_SUBMITTED]
     unknown = [str(k + 1) for k, entry in enumerate(ledger.entries) if entry.state == BEING_SUBMITTED]
     if not missing and not unknown:
         return
     if missing:
-        yield f"links that were never submitted, since that was cut short: {', '.join(missing)}"
+        yield f"chain jobs never submitted because submit was interrupted: {', '.join(missing)}"
     if unknown:
-        look = f"squeue --me --name={ledger.name} tells whether Slurm has it: scancel that job"
-        yield f"link {unknown[0]} was being submitted when that was cut short; {look}"
+        look = f"if squeue --me --name={ledger.name} shows it, scancel that job"
+        yield f"submit was interrupted while it submitted chain job {unknown[0]}; {look}"
     live = " ".join(map(str, ledger.live_ids()))
     first = f"scancel {live}, then " if live else ""
-    yield f"{first}the command that submitted it, with --resume auto"
+    yield f"{first}repeat the command that submitted it, with --resume auto"
 
 
 def _last_lines(log: Path, count: int = 8) -> list[str]:
     try:
         return read_regular(log).decode(errors="replace").rstrip().splitlines()[-count:]
     except OSError as error:
-        return [f"there is none: {error.strerror or error}"]
+        return [f"cannot be read: {error.strerror or error}"]
 
 
 def find_template(given: Path | None) -> str:
     """Return the text of the template: the given one, else `slurm/train.sbatch` here, else the one in `TEMPLATES`.
 
     Raises:
-        JobError: there is none, or it is no text.
+        JobError: the template does not exist, or is not text.
     """
     places = [given] if given else [Path("slurm/train.sbatch"), TEMPLATES / "train.sbatch"]
     for place in places:
         if not place.exists():
             continue
         if not place.is_file():
-            raise JobError([Fault("--template", f"{place} is no file")], "command line")
+            raise JobError([Fault("--template", f"{place} is not a file")], "command line")
         try:
             return place.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            told = error.strerror if isinstance(error, OSError) else f"no UTF-8 at byte {error.start}"
-            raise JobError([Fault("--template", f"{place} cannot be read: {told}")], "command line") from None
+            reason = error.strerror if isinstance(error, OSError) else f"not UTF-8 at byte {error.start}"
+            raise JobError([Fault("--template", f"{place} cannot be read: {reason}")], "command line") from None
     shipped = " or ".join(shlex.quote(str(path)) for path in sorted(TEMPLATES.glob("train*.sbatch")))
-    fault = f"{places[0]} is not there; copy {shipped or 'slurm/train.sbatch of the sources'}, and edit it"
+    fault = f"{places[0]} does not exist; copy {shipped or 'slurm/train.sbatch of the sources'}, and edit it"
     raise JobError([Fault("--template", fault)], "command line")

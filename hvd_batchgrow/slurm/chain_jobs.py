@@ -1,4 +1,4 @@
-"""A chain: the phases of a plan as jobs of their own, each on just the nodes that it uses."""
+"""Split the phases of a plan into the Slurm jobs of a chain, each on exactly the nodes that it uses."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from hvd_batchgrow.slurm.render import TEMPLATES
 
 
 @dataclass(frozen=True)
-class Link:
-    """Phases that follow each other and use the same ranks: one job."""
+class ChainJob:
+    """One job of a chain: consecutive phases that use the same number of ranks."""
 
     first_phase: int
-    """From 1; likewise the last."""
+    """Counted from 1, as `last_phase`."""
     last_phase: int
     ranks: int
     nodes: int
@@ -28,31 +28,31 @@ class Link:
 
     @property
     def phases(self) -> str:
-        """As `train --phases` takes them."""
+        """The value of `train --phases`."""
         return f"{self.first_phase}-{self.last_phase}"
 
     @property
     def ranks_per_node(self) -> int:
-        """Ranks of each node: fewer than it has room for, where one node is enough."""
+        """Ranks on each node; below the capacity of a node if one node is enough."""
         return self.ranks // self.nodes
 
 
-def make_links(plan: Plan, nodes_max: int, ranks_per_node: int) -> tuple[Link, ...]:
-    """Group the phases of a plan into links.
+def make_chain_jobs(plan: Plan, nodes_max: int, ranks_per_node: int) -> tuple[ChainJob, ...]:
+    """Group the phases of a plan into chain jobs.
 
     Args:
         plan: of the whole run.
-        nodes_max: the most nodes that a link may ask for.
-        ranks_per_node: how many ranks a node has room for; one node may hold fewer.
+        nodes_max: the largest number of nodes that a chain job may request.
+        ranks_per_node: the capacity of a node; a single node may have fewer ranks.
 
     Raises:
-        JobError: a phase's ranks are no whole number of nodes, or too many; all such phases, with what would fit.
+        JobError: the ranks of a phase do not fill whole nodes, or exceed them; lists all such phases and what fits.
     """
     if plan.job.is_adaptive:
         template = shlex.quote(str(TEMPLATES / "train.sbatch"))
         remedy = f"as one job: sbatch --nodes=N {template} JOB"
         raise JobError(
-            [Fault("schedule.policy", f"'adaptive' has no phases before it trains; {remedy}")], plan.job.name
+            [Fault("schedule.policy", f"'adaptive' determines its phases during training; {remedy}")], plan.job.name
         )
     faults = [
         Fault(f"phase {k + 1} (from epoch {phase.start_epoch:g})", fault)
@@ -61,7 +61,7 @@ def make_links(plan: Plan, nodes_max: int, ranks_per_node: int) -> tuple[Link, .
     ]
     if faults:
         raise JobError(faults, plan.job.name)
-    return tuple(_link(plan, indices, ranks_per_node) for indices in _runs_of_phases(plan))
+    return tuple(_chain_job(plan, indices, ranks_per_node) for indices in _runs_of_phases(plan))
 
 
 def _node_fault(ranks: int, nodes_max: int, ranks_per_node: int) -> str | None:
@@ -82,7 +82,7 @@ def _node_fault(ranks: int, nodes_max: int, ranks_per_node: int) -> str | None:
 
 
 def _runs_of_phases(plan: Plan) -> Iterator[list[int]]:
-    """Indices of phases that use equal numbers of ranks; a phase without updates goes with those before it."""
+    """Yield lists of consecutive phases with equal ranks; a phase without updates joins the phases before it."""
     run: list[int] = []
     for k, phase in enumerate(plan.schedule.phases):
         used = {plan.layouts[i].ranks for i in run if plan.schedule.phases[i].num_updates}
@@ -93,10 +93,10 @@ def _runs_of_phases(plan: Plan) -> Iterator[list[int]]:
     yield run
 
 
-def _link(plan: Plan, indices: Sequence[int], ranks_per_node: int) -> Link:
+def _chain_job(plan: Plan, indices: Sequence[int], ranks_per_node: int) -> ChainJob:
     phases = [plan.schedule.phases[k] for k in indices]
     layouts: list[Layout] = [plan.layouts[k] for k, phase in zip(indices, phases, strict=True) if phase.num_updates]
-    return Link(
+    return ChainJob(
         first_phase=indices[0] + 1,
         last_phase=indices[-1] + 1,
         ranks=layouts[0].ranks,
@@ -107,7 +107,7 @@ def _link(plan: Plan, indices: Sequence[int], ranks_per_node: int) -> Link:
     )
 
 
-def chain_job(plan: Plan) -> Job:
-    """The job with the ranks of each phase written down, so that every link compiles the same plan."""
+def with_ranks_per_phase(plan: Plan) -> Job:
+    """Return the job with explicit ranks for each phase, so that every chain job compiles the same plan."""
     ranks = tuple(layout.ranks for layout in plan.layouts)
     return plan.job.model_copy(update={"layout": plan.job.layout.grown_by("ranks", ranks_per_phase=ranks)})

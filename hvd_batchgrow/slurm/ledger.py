@@ -1,4 +1,4 @@
-"""The ledger of a chain: which job trains which phases, and what became of it. It lies in the run folder."""
+"""The ledger of a chain, in the run folder: which job trains which phases, and the state of each job."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from typing import Annotated
 from pydantic import Field, TypeAdapter, ValidationError
 
 from hvd_batchgrow.messages.errors import RunError, first_fault, unwritable
-from hvd_batchgrow.slurm.chain_jobs import Link
+from hvd_batchgrow.slurm.chain_jobs import ChainJob
 from hvd_batchgrow.slurm.scheduler import JobState, is_live
 from hvd_batchgrow.storage.regular_files import read_regular
 from hvd_batchgrow.storage.strict_json import dump_json
 
 FOLDER = "slurm"
-"""Of a run folder: the ledger, the links' scripts, their job file and their logs."""
+"""Subfolder of a run folder with the ledger, the batch scripts, their job file and their logs."""
 _FORMAT = 1
 NOT_SUBMITTED, DONE_BEFORE = "NOT SUBMITTED", "DONE BEFORE"
 BEING_SUBMITTED = "BEING SUBMITTED"
-"""sbatch was asked; where it stays so, nobody has heard the answer."""
+"""sbatch was started; if the state stays so, `submit` ended before sbatch answered."""
 GONE = "GONE"
-"""Slurm knows nothing of a job any more, and its phases are not done."""
+"""Slurm no longer knows the job, and its phases are not done."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One link as it was submitted."""
+    """A chain job and its state in Slurm."""
 
-    link: Link
+    chain_job: ChainJob
     job_id: int | None = None
     state: str = NOT_SUBMITTED
     reason: str = ""
@@ -43,52 +43,52 @@ class Entry:
 
     @property
     def is_live(self) -> bool:
-        """Whether it waits or runs."""
+        """Whether the job waits or runs."""
         return self.job_id is not None and is_live(self.state)
 
     @property
     def has_failed(self) -> bool:
-        """Whether it is over, and its phases are not done."""
+        """Whether the job has ended without finishing its phases."""
         return self.job_id is not None and not self.is_live and self.state != "COMPLETED"
 
 
 @dataclass(frozen=True)
 class Ledger:
-    """All links of a chain, in order."""
+    """All jobs of a chain, in order."""
 
     name: str
-    """Of the run."""
+    """The name of the run."""
     entries: Annotated[tuple[Entry, ...], Field(min_length=1)]
 
     def with_states(self, states: Mapping[int, JobState], done_samples: int = 0) -> Ledger:
-        """What the scheduler says now.
+        """Return the ledger with the current states of the scheduler.
 
         Args:
-            states: of the jobs that it knows. One that it has forgotten is over: how, this ledger may know already;
-                else the run's checkpoints tell.
-            done_samples: sample counter of the newest of them.
+            states: states of the jobs that the scheduler knows. A forgotten job is over. If the ledger does not know
+                its result, the newest checkpoint decides whether its phases are done.
+            done_samples: sample counter of the newest checkpoint.
         """
         new = (_updated(entry, states.get(entry.job_id or 0), done_samples) for entry in self.entries)
         return replace(self, entries=tuple(new))
 
     def with_job(self, index: int, job_id: int) -> Ledger:
-        """A link is submitted."""
+        """Return the ledger after a chain job was submitted."""
         entries = list(self.entries)
         entries[index] = replace(entries[index], job_id=job_id, state="PENDING")
         return replace(self, entries=tuple(entries))
 
     def being_submitted(self, index: int) -> Ledger:
-        """sbatch is about to be asked for a link."""
+        """Return the ledger right before sbatch is started for a chain job."""
         entries = list(self.entries)
         entries[index] = replace(entries[index], state=BEING_SUBMITTED)
         return replace(self, entries=tuple(entries))
 
     def job_ids(self) -> list[int]:
-        """All jobs that were submitted."""
+        """Return the ids of all submitted jobs."""
         return [entry.job_id for entry in self.entries if entry.job_id is not None]
 
     def live_ids(self) -> list[int]:
-        """Jobs that wait or run, as far as is known."""
+        """Return the ids of the jobs that wait or run, according to the ledger."""
         return [entry.job_id for entry in self.entries if entry.is_live and entry.job_id is not None]
 
 
@@ -97,7 +97,7 @@ _LEDGERS = TypeAdapter(Ledger)
 
 def _updated(entry: Entry, now: JobState | None, done_samples: int) -> Entry:
     if now is None and entry.is_live:
-        is_done = entry.link.end_samples <= done_samples
+        is_done = entry.chain_job.end_samples <= done_samples
         return replace(entry, state="COMPLETED" if is_done else GONE, reason="")
     if now is None:
         return entry
@@ -107,10 +107,10 @@ def _updated(entry: Entry, now: JobState | None, done_samples: int) -> Entry:
 
 @contextmanager
 def submitting(run: Path) -> Iterator[None]:
-    """While entered, no other `submit` of this run: two at once would both find no chain.
+    """Lock out other `submit` commands for this run: two at once would both find no chain.
 
     Raises:
-        RunError: there is another, or the folder cannot be written.
+        RunError: another `submit` has the lock, or the folder cannot be written.
     """
     path = run / FOLDER / ".submit.lock"
     try:
@@ -122,21 +122,21 @@ def submitting(run: Path) -> Iterator[None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise RunError(f"{run} is being submitted by another process: wait for that one, and ask status") from None
+            raise RunError(f"{run} is being submitted by another process: wait for it, then run status") from None
         yield
     finally:
         os.close(descriptor)
 
 
 def write_ledger(run: Path, ledger: Ledger) -> None:
-    """Write it whole, or leave what was there.
+    """Write the ledger atomically.
 
     Raises:
-        RunError: it cannot be written.
+        RunError: the ledger cannot be written.
     """
     path = run / FOLDER / "ledger.json"
     temporary = path.with_name(f".ledger.{os.getpid()}")
-    tree = {"format": _FORMAT, "name": ledger.name, "links": [asdict(entry) for entry in ledger.entries]}
+    tree = {"format": _FORMAT, "name": ledger.name, "chain_jobs": [asdict(entry) for entry in ledger.entries]}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("w", encoding="utf-8") as file:
@@ -150,10 +150,10 @@ def write_ledger(run: Path, ledger: Ledger) -> None:
 
 
 def read_ledger(run: Path) -> Ledger | None:
-    """The ledger of a run; None: it was never submitted as a chain.
+    """Return the ledger of a run; None: the run was never submitted as a chain.
 
     Raises:
-        RunError: it cannot be read.
+        RunError: the ledger cannot be read.
     """
     path = run / FOLDER / "ledger.json"
     try:
@@ -166,14 +166,14 @@ def read_ledger(run: Path) -> Ledger | None:
     if isinstance(found, int) and found != _FORMAT:
         raise RunError(f"{path} is of format {found}, this version reads {_FORMAT}")
     try:
-        links = {"entries": tree.get("links"), "name": tree.get("name")} if isinstance(tree, dict) else tree
-        return _LEDGERS.validate_python(links)
+        chain_jobs = {"entries": tree.get("chain_jobs"), "name": tree.get("name")} if isinstance(tree, dict) else tree
+        return _LEDGERS.validate_python(chain_jobs)
     except ValidationError as error:
         raise RunError(f"{path} cannot be read: {first_fault(error)}") from None
 
 
 def samples_done(run: Path) -> int:
-    """Sample counter of a run's newest checkpoint, by its name; 0 without one."""
+    """Return the sample counter in the name of a run's newest checkpoint; 0 without checkpoints."""
     return max(_counters(run / "checkpoints"), default=0)
 
 

@@ -1,4 +1,4 @@
-"""The text of a link's batch script, from a template that users edit."""
+"""Render the batch script of a chain job from a template that users can edit."""
 
 from __future__ import annotations
 
@@ -11,48 +11,48 @@ from hvd_batchgrow.messages.errors import Fault, JobError
 
 _DECIDED = {
     "job-name": "--name",
-    "nodes": "--nodes-max, and the plan says how many of them a link takes",
+    "nodes": "--nodes-max, and the plan determines how many of them a chain job uses",
     "ntasks": "--nodes-max and --ranks-per-node",
     "ntasks-per-node": "--ranks-per-node",
-    "output": "--runs-dir, the logs lie in NAME/slurm there",
-    "error": "--runs-dir, the logs lie in NAME/slurm there with all that is said",
+    "output": "--runs-dir, the logs are in its NAME/slurm",
+    "error": "--runs-dir, the logs in its NAME/slurm contain stderr too",
     "signal": "--signal-delay-s",
-    "test-only": "--dry-run prints all, and what is submitted is tested first",
-    "no-requeue": "MAX_RESTARTS=0 before submit leaves a link that is stopped alone",
-    "chdir": "--runs-dir; a link starts where submit does",
-    "dependency": "each link waits for the one before it; nearest: --sbatch begin=TIME",
-    "kill-on-invalid-dep": "a link that can never start is cancelled",
-    "array": "each link is one job",
+    "test-only": "--dry-run prints all commands, and submit tests each script first",
+    "no-requeue": "MAX_RESTARTS=0 in the environment of submit disables requeueing",
+    "chdir": "--runs-dir; a chain job starts in the folder of submit",
+    "dependency": "each chain job waits for the one before it; nearest: --sbatch begin=TIME",
+    "kill-on-invalid-dep": "a chain job that can never start is cancelled",
+    "array": "each chain job is a single job",
     "wrap": "--template",
-    "parsable": "the ledger has the numbers of the jobs",
-    "wait": "hvd-batchgrow status tells whether it is over",
+    "parsable": "the ledger has the job ids",
+    "wait": "hvd-batchgrow status shows whether the chain has ended",
 }
-"""Options of sbatch that `submit` decides: and what decides them."""
+"""Options of sbatch that `submit` sets, and what determines their values."""
 
 _HERE = Path(__file__).resolve()
 _IN_WHEEL = _HERE.with_name("templates")
 TEMPLATES = _IN_WHEEL if _IN_WHEEL.is_dir() else _HERE.parents[2] / "slurm"
-"""Folder of the batch scripts that come with the package: `setup.py` copies `slurm/` of the sources into a wheel."""
+"""Folder of the batch scripts of the package: `setup.py` copies `slurm/` of the sources into a wheel."""
 
 ARGUMENTS = 'arguments=("$@")'
-"""The line of a template that a link's arguments take the place of."""
+"""The line of a template that is replaced by the arguments of a chain job."""
 PROGRAM = "program=(hvd-batchgrow)"
-"""Likewise of the program; a template in which it was edited keeps its own."""
+"""The line of a template that is replaced by the program; an edited line stays as it is."""
 
 
 def render(template: str, options: Mapping[str, str], program: Sequence[str], arguments: Sequence[str]) -> str:
-    """A batch script.
+    """Return a batch script.
 
-    Whatever options, program and arguments hold, it stays text: bash gets it in single quotes, sbatch in double ones.
+    Options, program and arguments are always literal text: quoted with single quotes for bash, double ones for sbatch.
 
     Args:
         template: a batch script with the line `arguments=("$@")`.
-        options: of sbatch, by their long names; "" for one without a value. They take the place of the template's.
-        program: what runs hvd-batchgrow.
+        options: options of sbatch by their long names; "" for one without a value. They replace the template's.
+        program: the command of hvd-batchgrow.
         arguments: of `hvd-batchgrow train`.
 
     Raises:
-        JobError: the template lacks that line, or a value cannot be written into one line.
+        JobError: the template lacks that line, or a value does not fit on one line.
     """
     lines = template.splitlines()
     if lines.count(ARGUMENTS) != 1 or not template.startswith("#!"):
@@ -73,10 +73,10 @@ def _key_of(line: str) -> str | None:
 
 
 def directive(key: str, value: str) -> str:
-    """One `#SBATCH` line; what sbatch's reader would take for more than text is quoted.
+    """Return an `#SBATCH` line; the value is quoted if sbatch would interpret its characters.
 
     Raises:
-        JobError: the value has characters that no line can hold.
+        JobError: the value contains characters that are not printable.
     """
     if not value.isprintable():
         raise JobError([Fault(f"--{key}", f"a line of a batch script cannot hold {value!r}")], "sbatch")
@@ -89,18 +89,18 @@ def directive(key: str, value: str) -> str:
 
 
 def extra_options(words: Sequence[str]) -> dict[str, str]:
-    """Options of sbatch given as KEY=VALUE, or KEY for one without a value.
+    """Return options of sbatch given as KEY=VALUE, or as KEY for one without a value.
 
     Raises:
-        JobError: one is no option, or is one that a chain decides itself.
+        JobError: a word is not an option, or is one that the chain sets.
     """
     options, faults = {}, []
     for word in words:
         key, _, value = word.removeprefix("--").partition("=")
         if not re.fullmatch(r"[a-z][a-z-]*", key):
-            faults.append(Fault("--sbatch", f"must be KEY=VALUE with a long name of sbatch's, got {word!r}"))
+            faults.append(Fault("--sbatch", f"must be KEY=VALUE with a long option name of sbatch, got {word!r}"))
         elif key in _DECIDED:
-            faults.append(Fault("--sbatch", f"{key} is decided by the chain: {_DECIDED[key]}"))
+            faults.append(Fault("--sbatch", f"{key} is set by the chain: {_DECIDED[key]}"))
         options[key] = value
     if faults:
         raise JobError(faults, "command line")
@@ -108,34 +108,34 @@ def extra_options(words: Sequence[str]) -> dict[str, str]:
 
 
 def log_pattern(folder: Path) -> str:
-    """Where Slurm writes what a link says, as sbatch's --output takes it: `%` stands for itself.
+    """Return the log file of a chain job for sbatch's --output, with each `%` of the path escaped.
 
     Raises:
-        JobError: Slurm cannot name a file there.
+        JobError: Slurm cannot write a file with this path.
     """
     if "\\" in str(folder) or not str(folder).isprintable():
-        fault = f"{str(folder)!r}: Slurm's names of logs know no backslash and no line break; choose another folder"
+        fault = f"{str(folder)!r}: Slurm's log names cannot contain a backslash or a line break; choose another folder"
         raise JobError([Fault("--runs-dir", fault)], "command line")
     return f"{str(folder).replace('%', '%%')}/%x-%j.out"
 
 
 def test_words(script: Path) -> list[str]:
-    """The command that asks whether a link could ever run."""
+    """Return the command that tests whether a chain job could run."""
     return ["sbatch", "--test-only", str(script)]
 
 
 def submit_words(script: Path, after: int | None) -> list[str]:
-    """The command that submits a link, after another where there is one."""
+    """Return the command that submits a chain job, to start after another job if `after` is given."""
     waits = [] if after is None else [f"--dependency=afterok:{after}", "--kill-on-invalid-dep=yes"]
     return ["sbatch", "--parsable", *waits, str(script)]
 
 
 def dry_commands(scripts: Sequence[Path]) -> list[str]:
-    """What `submit` would do, as lines for a shell."""
+    """Return the commands of `submit` as shell lines."""
     lines = [shlex.join(test_words(script)) for script in scripts]
     for k, script in enumerate(scripts):
-        # Digits that no job has yet are replaced by the shell's variable.
+        # 0 is a placeholder for the job id in the shell's variable.
         words = shlex.join(submit_words(script, 0 if k else None))
-        words = words.replace("--dependency=afterok:0", f'--dependency=afterok:"$link_{k}"', 1)
-        lines.append(f"link_{k + 1}=$({words})")
+        words = words.replace("--dependency=afterok:0", f'--dependency=afterok:"$job_{k}"', 1)
+        lines.append(f"job_{k + 1}=$({words})")
     return lines

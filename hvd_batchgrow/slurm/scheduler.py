@@ -1,4 +1,4 @@
-"""Slurm's commands, behind the few questions that a chain asks."""
+"""The interface of a chain to the scheduler, implemented with Slurm's commands."""
 
 from __future__ import annotations
 
@@ -17,36 +17,36 @@ _TIMEOUT_S = 120
 
 @dataclass(frozen=True)
 class JobState:
-    """What the scheduler knows of a job."""
+    """The state of a job in the scheduler."""
 
     state: str
-    """In its words: PENDING, RUNNING, COMPLETED, FAILED, …"""
+    """As Slurm names it: PENDING, RUNNING, COMPLETED, FAILED, …"""
     reason: str = ""
-    """Why it waits, or has failed."""
+    """Why the job waits or has failed."""
     restarts: int | None = None
-    """How often it was queued again; None: not known any more."""
+    """How often the job was requeued; None: unknown."""
     exit_code: str = ""
-    """CODE:SIGNAL, once it is over."""
+    """CODE:SIGNAL, after the job has ended."""
 
 
-class NoSlurm(RunError):  # noqa: N818  # what is the matter
+class NoSlurm(RunError):  # noqa: N818  # the name states the fault
     """This machine has no Slurm."""
 
 
 class Scheduler(Protocol):
-    """What a chain needs."""
+    """The operations that a chain needs."""
 
     def refusal(self, script: Path) -> str | None:
-        """Why a script could never run; None: it could."""
+        """Return why a script could never run; None: it could."""
 
     def submit(self, script: Path, after: int | None) -> int:
-        """Submit a script, to start when another job has ended well. Raises RunError."""
+        """Submit a script, to start after another job has succeeded; return its id. Raises RunError."""
 
     def cancel(self, job_ids: Sequence[int]) -> None:
-        """Take jobs back."""
+        """Cancel jobs."""
 
     def states(self, job_ids: Iterable[int]) -> dict[int, JobState]:
-        """What is known of jobs; those that are forgotten are left out."""
+        """Return the states of the jobs that the scheduler still knows."""
 
 
 Run = Callable[[Sequence[str]], "subprocess.CompletedProcess[str]"]
@@ -56,8 +56,8 @@ def run_command(words: Sequence[str]) -> subprocess.CompletedProcess[str]:
     """Run one of Slurm's commands.
 
     Raises:
-        NoSlurm: it is not there.
-        RunError: it does not answer.
+        NoSlurm: the command does not exist.
+        RunError: the command does not answer.
     """
     try:
         return subprocess.run(
@@ -70,40 +70,40 @@ def run_command(words: Sequence[str]) -> subprocess.CompletedProcess[str]:
 
 
 class Slurm:
-    """The real one.
+    """The scheduler Slurm.
 
     Args:
-        run: runs a command; another in tests.
+        run: runs a command; tests replace it.
     """
 
     def __init__(self, run: Run = run_command) -> None:
         self._run = run
 
     def refusal(self, script: Path) -> str | None:
-        """Why a script could never run; None: it could. Raises RunError without Slurm."""
+        """Return why a script could never run; None: it could. Raises RunError without Slurm."""
         done = self._run(test_words(script))
-        return _told(done) if done.returncode else None
+        return _message(done) if done.returncode else None
 
     def submit(self, script: Path, after: int | None) -> int:
-        """Submit a script, to start when another job has ended well.
+        """Submit a script, to start after another job has succeeded; return its id.
 
         Raises:
-            RunError: sbatch refuses it, in its words.
+            RunError: sbatch refuses it; the message is that of sbatch.
         """
         done = self._run(submit_words(script, after))
         found = re.search(r"^(\d+)(?:;|$)", done.stdout, flags=re.MULTILINE)
         if done.returncode or not found:
-            raise RunError(f"sbatch refuses {script}: {_told(done)}")
+            raise RunError(f"sbatch refuses {script}: {_message(done)}")
         return int(found[1])
 
     def cancel(self, job_ids: Sequence[int]) -> None:
-        """Take jobs back. Raises RunError."""
+        """Cancel jobs. Raises RunError."""
         done = self._run(["scancel", *map(str, job_ids)])
         if done.returncode:
-            raise RunError(f"scancel {' '.join(map(str, job_ids))}: {_told(done)}")
+            raise RunError(f"scancel {' '.join(map(str, job_ids))}: {_message(done)}")
 
     def states(self, job_ids: Iterable[int]) -> dict[int, JobState]:
-        """What squeue knows of jobs, with the exit codes that sacct knows, and what only sacct remembers.
+        """Return the states of jobs from squeue, with exit codes from sacct; ended jobs may be known only to sacct.
 
         Raises:
             RunError: squeue does not answer.
@@ -113,8 +113,8 @@ class Slurm:
             return {}
         chosen = [f"--jobs={','.join(map(str, wanted))}", "--states=all"]
         done = self._run(["squeue", "--noheader", *chosen, "--Format=JobID:24,State:24,RestartCnt:12,Reason:80"])
-        if done.returncode and "Invalid job id" not in done.stderr:  # forgotten: that of a single one is an error
-            raise RunError(f"squeue: {_told(done)}")
+        if done.returncode and "Invalid job id" not in done.stderr:  # squeue's error for a single forgotten job
+            raise RunError(f"squeue: {_message(done)}")
         known = {job: state for line in done.stdout.splitlines() for job, state in _queue_line(line)}
         over = [job for job in wanted if job not in known or not is_live(known[job].state)]
         for job, (state, exit_code) in self._accounts(over).items():
@@ -128,14 +128,14 @@ class Slurm:
         return known
 
     def _accounts(self, job_ids: Sequence[int]) -> dict[int, tuple[str, str]]:
-        """State and exit code of jobs that are over: from the completion log, or from the database, whichever is."""
+        """Return state and exit code of ended jobs, from the completion log or else from the accounting database."""
         for source in (["-c"], ["-X"]):
             if not job_ids:
                 break
             words = ["sacct", *source, "-n", "-P", f"--jobs={','.join(map(str, job_ids))}"]
             done = self._run([*words, "--format=JobID,State,ExitCode"])
             lines = [line.split("|") for line in done.stdout.splitlines()]
-            # Of a job that was queued again the last line counts. CANCELLED is followed by who did it.
+            # The last line of a requeued job is valid. CANCELLED is followed by the user who did it.
             found = {int(job): (state.split()[0], code) for job, state, code in lines if job.isdigit()}
             if done.returncode == 0 and found:
                 return found
@@ -143,7 +143,7 @@ class Slurm:
 
 
 def is_live(state: str) -> bool:
-    """Whether a job in this state may still run, or run again."""
+    """Return whether a job in this state may still run, or run again."""
     return state in {
         "PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED",
         "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING", "SPECIAL_EXIT", "RESV_DEL_HOLD",
@@ -157,7 +157,7 @@ def _queue_line(line: str) -> Iterable[tuple[int, JobState]]:
         yield int(words[0]), JobState(words[1], "" if reason == "None" else reason, int(words[2]))
 
 
-def _told(done: subprocess.CompletedProcess[str]) -> str:
-    """What a command has said, without the names that it gives itself."""
+def _message(done: subprocess.CompletedProcess[str]) -> str:
+    """Return the output of a command without the prefixes `NAME: error:`."""
     lines = [re.sub(r"^\w+: (error: )?", "", line).strip() for line in (done.stderr or done.stdout).splitlines()]
     return "; ".join(filter(None, lines)) or f"exit code {done.returncode}"

@@ -1,4 +1,4 @@
-"""What decides the last bits of a result beside the job: threads, kernels and the switches that choose them."""
+"""Settings outside the job that decide the last bits of a result: threads, kernels and the options of libraries."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ _VARIABLES = (
     "ONEDNN_MAX_CPU_ISA",
     "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE",
 )
-"""Of the environment. OMP_NUM_THREADS and MKL_NUM_THREADS show in torch's number of threads."""
+"""Environment variables to compare. OMP_NUM_THREADS and MKL_NUM_THREADS show in torch's number of threads."""
 
 
 def arithmetic() -> dict[str, Any]:
-    """What this process computes with: plain values by name."""
+    """Return the arithmetic settings of this process: plain values by name."""
     found: dict[str, Any] = {
         "torch": torch.__version__,
         "torch threads": torch.get_num_threads(),
@@ -50,23 +50,23 @@ def arithmetic() -> dict[str, Any]:
 
 
 def check_same_arithmetic(ranks: Ranks) -> None:
-    """Check that all ranks compute with the same, as exact mode needs. All ranks call it together.
+    """Check that all ranks have the same arithmetic settings, which exact mode requires. All ranks call it together.
 
     Raises:
-        CollectiveError: a rank computes with something else than rank 0; names it, and what differs.
+        CollectiveError: a rank's settings differ from those of rank 0; the message names the rank and the settings.
     """
     mine = arithmetic()
     theirs = json.loads(ranks.broadcast_from_rank0(lambda: dump_json(mine).encode(), "arithmetic") or b"{}")
 
     def check() -> None:
-        told = [
+        differences = [
             f"{name} is {mine.get(name)!r}, on rank 0 it is {theirs.get(name)!r}"
             for name in sorted({*mine, *theirs})
             if mine.get(name) != theirs.get(name)
         ]
-        if told:
+        if differences:
             place = f"rank {ranks.rank} on {socket.gethostname()}"
-            fault = f"needs the same arithmetic on all ranks, and on {place} {'; '.join(told)}"
+            fault = f"needs the same arithmetic on all ranks, but on {place} {'; '.join(differences)}"
             raise JobError([Fault("layout.exact", f"{fault}; make them equal, or use layout.exact = false")])
 
     ranks.run_on_all(check)

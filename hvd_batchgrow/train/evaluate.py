@@ -1,4 +1,4 @@
-"""The whole test set, once, over all ranks."""
+"""Evaluation of the whole test set, split over all ranks."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ def evaluate(
     precision: str,
     at: Callable[[str], None],
 ) -> tuple[float, float]:
-    """Mean loss, and share of right answers, over every test sample.
+    """Return the mean loss and the fraction of correct answers over all test samples.
 
     Args:
-        model: is left in evaluation.
-        reader: of the samples.
-        num_test: how many there are.
-        batch: samples of one forward.
+        model: the network; it stays in evaluation mode afterwards.
+        reader: reads the test samples.
+        num_test: number of test samples.
+        batch: samples per forward pass.
         ranks: all of them call this; each takes every R-th batch.
-        precision: of the forward, as in `[update]`.
-        at: told what this rank does, as it goes on.
+        precision: of the forward pass, as in `[update]`.
+        at: called with the name of each stage that this rank enters.
     """
     chunks = [range(start, min(start + batch, num_test)) for start in range(0, num_test, batch)]
     sums = torch.zeros(3, dtype=torch.float64, device=reader.device)

@@ -1,4 +1,4 @@
-"""What a run tells those who watch it."""
+"""The events of a run, and the observers that receive them."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from hvd_batchgrow.train.update.gradient_noise import GradientNoiseScale
 
 @dataclass(frozen=True)
 class RunStarted:
-    """Before the first update."""
+    """Sent before the first update."""
 
     job: Job
     plan: Plan
     folder: Path
     samples: int
-    """Sample counter to start from; above 0 on a resume."""
+    """Sample counter at the start; above 0 on a resume."""
     backend: str
     ranks: int
     threads_per_rank: int
@@ -30,20 +30,20 @@ class RunStarted:
     device: str
     num_parameters: int
     notes: tuple[str, ...]
-    """What the user should know, such as a damaged checkpoint that was skipped."""
+    """Notices for the user, such as a damaged checkpoint that was skipped."""
     last_update: UpdateDone | None = None
-    """The update that has led to `samples`, where the life that did it may not have recorded it."""
+    """The update that ended at `samples`, if the attempt that did it may have died before recording it."""
 
 
 @dataclass(frozen=True)
 class TrainRecord:
-    """Averages over the updates of a stretch, which lies inside one phase."""
+    """Averages over the updates of a window, all of one phase."""
 
     samples: int
-    """Sample counter at the stretch's end."""
+    """Sample counter at the end of the window."""
     epoch: float
     progress_epochs: float
-    """Of the schedule: `epoch`, but under AdaScale, which counts updates of the base batch."""
+    """Progress through the schedule: equals `epoch`, except under AdaScale, which counts updates of the base batch."""
     updates: int
     """Updates done since the start of the run."""
     phase: int
@@ -53,116 +53,119 @@ class TrainRecord:
     global_batch: int
     accumulation: int
     ranks: int
-    """Those that this phase uses."""
+    """Ranks that this phase uses."""
     noise_scale: float
     loss: float
-    """Mean over every sample of the stretch, on all ranks."""
+    """Mean over all samples of the window, on all ranks."""
     top1: float
-    """Share of samples answered right, in [0, 1]."""
+    """Fraction of samples classified correctly, in [0, 1]."""
     samples_per_s: float
     data_wait_pct: float
     allreduce_pct: float
     trust_ratio: float | None
-    """Median over the tensors of LARS's last update; None: another optimiser."""
+    """Median over the tensors of LARS's last update; None for other optimizers."""
     skipped: int
-    """Updates left out since the start of the run, because they were not finite."""
+    """Updates skipped since the start of the run because they were not finite."""
     gradient_noise: dict[str, GradientNoiseScale] = field(default_factory=dict)
-    """Of the whole gradient ("all"), and of each layer group where that is asked for; empty: not measured."""
+    """Noise scale of the whole gradient ("all") and, if requested, of each layer group; empty: not measured."""
 
 
 @dataclass(frozen=True)
 class UpdateDone:
-    """One update: what it consumed."""
+    """One update, and the samples that it consumed."""
 
     samples: int
-    """Sample counter before it."""
+    """Sample counter before the update."""
     global_batch: int
     digest: int
     """`consumed.digest` of its samples, over all ranks."""
     replaced: tuple[tuple[int, int], ...]
-    """(place in the stream, sample id) of each that stood in for a bad one."""
+    """(stream index, sample id) of each sample that replaced a bad one."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The whole test set under the weights of a moment."""
+    """Loss and accuracy over the whole test set, with the weights after `samples`."""
 
     samples: int
     epoch: float
     loss: float
     top1: float
     average_loss: float | None = None
-    """Of the averaged weights, where the job keeps an average; likewise below."""
+    """Loss of the averaged weights, if the job keeps an average; `average_top1` likewise."""
     average_top1: float | None = None
 
     @property
     def is_finite(self) -> bool:
-        """Whether each loss is a finite number; otherwise the accuracy means nothing either."""
+        """Whether each loss is a finite number; if not, the accuracy is meaningless too."""
         return all(math.isfinite(loss) for loss in (self.loss, self.average_loss) if loss is not None)
 
 
 @dataclass(frozen=True)
 class Decided:
-    """A trigger has changed batch or learning rate, now or in the record that is followed."""
+    """A trigger changed the batch or the learning rate, now or in the record that the run replays."""
 
     decision: Decision
     plan: Plan
-    """As it is from here on."""
+    """The plan that includes this decision."""
 
 
 @dataclass(frozen=True)
 class RunEnded:
-    """After the last update, or at a stop."""
+    """Sent after the last update, or after a stop."""
 
     job_name: str
     folder: Path
     done: bool
-    """It did all that it was started for, whether the run or some phases of it; False: stopped on request, with a
-    checkpoint to go on from."""
+    """True: all requested phases are trained. False: the run stopped on request, and its checkpoint can be resumed."""
     samples: int
     updates: int
     num_updates: int
-    """What the plan asked for."""
+    """Number of updates in the plan."""
     elapsed_s: float
-    """Over all lives of the run."""
+    """Sum over all attempts of the run."""
     evaluation: Evaluation | None
 
 
 class Observer:
-    """Does nothing on any event; watchers override what they care for."""
+    """Ignores every event; subclasses override the methods for the events they need."""
 
     def on_start(self, event: RunStarted) -> None:
-        """The run begins."""
+        """Handle the start of the run."""
 
     def on_update(self, event: UpdateDone) -> None:
-        """An update is done; called before a checkpoint of it can be written."""
+        """Handle an update; called before a checkpoint of it can be written."""
 
     def on_record(self, event: TrainRecord) -> None:
-        """A stretch of updates is done."""
+        """Handle the record of a window of updates."""
 
     def on_evaluation(self, event: Evaluation) -> None:
-        """The test set was evaluated."""
+        """Handle an evaluation of the test set."""
 
     def on_decision(self, event: Decided) -> None:
-        """Batch or learning rate change with the next update."""
+        """Handle a change of batch or learning rate that takes effect with the next update."""
 
     def on_end(self, event: RunEnded) -> None:
-        """The run is over, or stopped."""
+        """Handle the end of the run, or its stop."""
 
 
 class ObserverList:
     """The observers of a run.
 
     Args:
-        observers: told in this order; none but on rank 0.
-        folder: of the run, which they write into.
+        observers: notified in this order; empty on all ranks but rank 0.
+        folder: the run folder, into which they write.
     """
 
     def __init__(self, observers: Sequence[Observer], folder: Path) -> None:
         self._observers, self._folder = observers, folder
 
     def notify(self, method: str, event: object) -> None:
-        """Call a method of `Observer` on each. Raises RunError where one cannot write."""
+        """Call a method of `Observer` on each observer.
+
+        Raises:
+            RunError: an observer cannot write.
+        """
         for observer in self._observers:
             try:
                 getattr(observer, method)(event)

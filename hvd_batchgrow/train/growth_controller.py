@@ -1,4 +1,4 @@
-"""What a run measures, what its trigger makes of it, and what was decided: now, in a life before, or in another run."""
+"""Measurements of a run, and the decisions of its trigger: made now, in an earlier attempt, or in a replayed run."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ _FILE = "decisions.jsonl"
 
 
 class GrowthController:
-    """Averages of what updates measure, and the decisions of a trigger.
+    """Averages the measurements of updates, and makes or replays the decisions of a trigger.
 
-    All ranks keep the same state, so that any of them can go on from it. Only what rank 0 decides counts.
+    All ranks keep the same state, so any of them can resume from it. Only rank 0 decides.
 
     Args:
-        job: what to measure, and the trigger.
+        job: names the measurements and the trigger.
         num_samples: N.
-        model: whose best weights may be kept.
-        average: of the weights, which is kept and goes back with them; None: there is none.
+        model: the model whose best weights may be kept.
+        average: the average of its weights, which is kept and restored with them; None: the job keeps no average.
     """
 
     def __init__(self, job: Job, num_samples: int, model: nn.Module, average: WeightAverage | None = None) -> None:
@@ -56,88 +56,91 @@ class GrowthController:
         self._best: dict[str, Any] = {}
         self._best_average: dict[str, Tensor] = {}
         self.decisions: tuple[Decision, ...] = ()
-        """All that are known: those of a life before may lie ahead."""
+        """All known decisions; some, made by an earlier attempt, may be ahead of the sample counter."""
         self.replayed_from: str | None = None
-        """File whose decisions this run follows, and no others."""
+        """File of decisions that this run follows; it then makes no others."""
 
     @property
     def measures_noise(self) -> bool:
-        """Whether updates have to."""
+        """Whether updates must measure the gradient noise."""
         return self._job.gradient_noise.measure or (self.every_epochs is not None and self.replayed_from is None)
 
     @property
     def every_epochs(self) -> float | None:
-        """How often it looks, beside at evaluations."""
+        """Period at which the trigger looks, in addition to evaluations."""
         return getattr(self._job.trigger, "every_epochs", None)
 
     def window_ends(self, before: int, samples: int) -> bool:
-        """Whether a window ends between two sample counters: it looks there too."""
+        """Return whether a window ends between two sample counters: the trigger looks there too."""
         windows = getattr(self._job.trigger, "windows_epochs", None) or ()
         epoch_before, epoch = before / self._num_samples, samples / self._num_samples
         return any(epoch_before < latest <= epoch for _, latest in windows)
 
     @property
     def noise(self) -> dict[str, GradientNoiseScale]:
-        """Of the whole gradient and by layer group, as far as it is known."""
+        """Known noise scales of the whole gradient and of layer groups, by name."""
         return {name: value for name, average in self._noise.items() if (value := average.value)}
 
     def add(self, result: UpdateResult, samples: int) -> None:
-        """Take in what an update over so many samples has measured."""
+        """Add the measurements of an update of `samples` samples."""
         if result.skipped:
             return
         self._loss.add(result.loss_sum / samples, samples)
         for name, seen in result.noise.items():
-            memory = self._job.gradient_noise.ema_epochs * self._num_samples
-            self._noise.setdefault(name, NoiseAverage(memory)).add(seen, samples)
+            memory_samples = self._job.gradient_noise.ema_epochs * self._num_samples
+            self._noise.setdefault(name, NoiseAverage(memory_samples)).add(seen, samples)
 
     def look(
         self, ranks: Ranks, plan: Plan, samples: int, metrics: Mapping[str, float], folder: Path
     ) -> Decision | None:
-        """Between two updates: decide, or follow what was decided; what changes here. All ranks together.
+        """Between two updates, decide or follow the known decisions. All ranks call it together.
 
-        A new decision is on the disk before any rank acts on it.
+        A new decision is on disk before any rank acts on it.
 
         Args:
-            ranks: that train.
-            plan: as it was compiled from the decisions so far.
+            ranks: the ranks that train.
+            plan: compiled from the decisions so far.
             samples: sample counter.
-            metrics: of an evaluation that was just made; empty: there was none.
-            folder: of the run.
+            metrics: of an evaluation at this sample counter; empty: no evaluation.
+            folder: the run folder.
+
+        Returns:
+            The decision that takes effect here; None: nothing changes.
 
         Raises:
-            CollectiveError: the decision could not be written.
+            CollectiveError: the decision cannot be written.
         """
         if self._trigger is None:
             return self._follow(samples)
 
         def decide() -> bytes:
             now = self._now(plan, samples, metrics)
-            wish = self._see(now)
+            request = self._run_trigger(now)
             known = self.decisions and samples <= self.decisions[-1].samples
-            decision = None if known else self._decide(wish, now, folder)
+            decision = None if known else self._decide(request, now, folder)
             return dump_json({"now": asdict(now), "decision": decision}).encode()
 
-        told = json.loads(ranks.broadcast_from_rank0(decide, "decision") or b"{}")
+        message = json.loads(ranks.broadcast_from_rank0(decide, "decision") or b"{}")
         if ranks.rank != 0:
-            self._see(Measurement(**told["now"]))
-        if told["decision"] is not None:
-            self.decisions = (*self.decisions, Decision.from_dict(told["decision"]))
+            self._run_trigger(Measurement(**message["now"]))
+        if message["decision"] is not None:
+            self.decisions = (*self.decisions, Decision.from_dict(message["decision"]))
         return self._follow(samples)
 
-    def _see(self, now: Measurement) -> BatchRequest | None:
-        """Show the trigger what rank 0 has measured: so all ranks keep the same best weights."""
+    def _run_trigger(self, now: Measurement) -> BatchRequest | None:
+        """Give the trigger rank 0's measurements, so that all ranks keep the same best weights."""
         assert self._trigger is not None
-        wish = self._trigger.look(now)
+        request = self._trigger.look(now)
         if isinstance(self._job.trigger, PlateauTrigger) and self._job.trigger.restore_best:
             self._keep_best(now.samples, [self._trigger.best_samples])  # type: ignore[union-attr]
-        return wish
+        return request
 
-    def _decide(self, wish: BatchRequest | None, now: Measurement, folder: Path) -> dict[str, Any] | None:
-        """On rank 0: what is decided, once it is on the disk."""
+    def _decide(self, request: BatchRequest | None, now: Measurement, folder: Path) -> dict[str, Any] | None:
+        """On rank 0, form a decision, write it to disk and return it; None: nothing changes."""
         job, num_samples = self._job, self._num_samples
-        # A window that ends makes a decision also where the wish comes to no other batch.
-        for asked in (bounded(wish, job, num_samples, len(self.decisions), now), self._forced(now)):
-            decision = asked and form_decision(job, num_samples, self.decisions, now.samples, asked, now.numbers())
+        # At the end of a window the batch grows even if the request leads to no other batch.
+        for bound in (bounded(request, job, num_samples, len(self.decisions), now), self._forced(now)):
+            decision = bound and form_decision(job, num_samples, self.decisions, now.samples, bound, now.numbers())
             if decision:
                 line = decision.to_dict() | {"restore_samples": self._restore_samples()}
                 append_line(folder / _FILE, dump_json(line))
@@ -151,7 +154,7 @@ class GrowthController:
         phase = plan.schedule.at(samples)
         noise = self.noise.get(ALL)
         metric = metrics.get(self._job.trigger.metric) if isinstance(self._job.trigger, PlateauTrigger) else None
-        was_unusable = not math.isfinite(metrics.get("loss", 0.0))  # accuracy means nothing where the loss is NaN
+        was_unusable = not math.isfinite(metrics.get("loss", 0.0))  # if the loss is NaN, the accuracy is meaningless
         return Measurement(
             samples,
             phase.global_batch,
@@ -164,8 +167,8 @@ class GrowthController:
         )
 
     def _follow(self, samples: int) -> Decision | None:
-        """Act on the decision that was made here, if any was."""
-        if self._trigger is None:  # a replay knows beforehand which weights it will go back to
+        """Apply and return the decision at this sample counter, if there is one."""
+        if self._trigger is None:  # a replay knows in advance which weights it will restore
             self._keep_best(samples, [d.restore_samples for d in self.decisions if d.samples > samples])
         decision = next((decision for decision in self.decisions if decision.samples == samples), None)
         if decision is not None:
@@ -188,7 +191,7 @@ class GrowthController:
         return self._trigger.best_samples if restores and self._best else None  # type: ignore[union-attr]
 
     def state(self) -> dict[str, Any]:
-        """Plain values and tensors, for a checkpoint."""
+        """Return plain values and tensors for a checkpoint."""
         return {
             "decisions": [decision.to_dict() for decision in self.decisions],
             "replayed_from": self.replayed_from,
@@ -200,7 +203,7 @@ class GrowthController:
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """The inverse; of a run that measured nothing, nothing."""
+        """Restore the result of `state`; an empty one, from a run that measured nothing, changes nothing."""
         if not state:
             return
         if self._job.is_adaptive:
@@ -215,24 +218,24 @@ class GrowthController:
         self._best, self._best_average = dict(state["best"]), dict(state.get("best_average", {}))
 
     def open(self, folder: Path, ranks: Ranks, plan: Plan, samples: int, replay: Path | None) -> list[str]:
-        """Before the first update: know what is on record, of lives before or of the run to replay. All ranks together.
+        """Before the first update, read the recorded decisions of this run or of the run to replay.
 
-        Decisions ahead of the checkpoint were made by a life that was killed: they hold, so that its
-        record and this one are of the same run.
+        All ranks call it together. Decisions ahead of the checkpoint were made by an attempt that was killed. They
+        remain valid, so that the records of both attempts belong to the same run.
 
         Args:
-            folder: of the run.
+            folder: the run folder.
             ranks: of the run.
-            plan: of the run, whatever the decisions.
-            samples: sample counter to start from.
-            replay: a file of decisions to follow, and to decide nothing else; None: as the run was begun.
+            plan: of the run, with any decisions.
+            samples: sample counter at the start.
+            replay: a file of decisions to follow, without making others; None: as the run began.
 
         Returns:
-            notes for the user.
+            Notes for the user.
 
         Raises:
-            CollectiveError: the decisions to replay are none, do not fit the job, or are not those that the run
-                has followed so far.
+            CollectiveError: the decisions to replay cannot be read, do not fit the job, or differ from those that
+                the run has followed so far.
         """
         notes: list[str] = []
         if not self._job.is_adaptive:
@@ -244,7 +247,7 @@ class GrowthController:
                 source: str | None = str(replay)
                 decisions = read_decisions(replay)[1]
                 if decisions[: len(made)] != made:
-                    fault = f"{replay} begins otherwise than the {len(made)} decisions that led to the checkpoint"
+                    fault = f"{replay} does not begin with the {len(made)} decisions that led to the checkpoint"
                     raise JobError([Fault("--replay", f"{fault}; replay it as another run: --name NAME")])
             else:
                 source, decisions = self._on_record(folder / _FILE, made, notes)
@@ -265,20 +268,22 @@ class GrowthController:
     def _on_record(
         self, path: Path, made: tuple[Decision, ...], notes: list[str]
     ) -> tuple[str | None, tuple[Decision, ...]]:
-        """Of the run itself; where its record was lost, what its checkpoint knows of it."""
+        """Return the source and decisions on the run's record, or those of its checkpoint if the record is unusable."""
         known = self.replayed_from, self.decisions
         if not path.exists():
             if self.decisions:
-                notes.append(f"{path} is gone; the {len(self.decisions)} decisions of the checkpoint hold")
+                notes.append(f"{path} is missing; using the {len(self.decisions)} decisions of the checkpoint")
             return known
         try:
             source, decisions = read_decisions(path)
         except JobError as error:
-            notes.append(f"{error}; those of the checkpoint hold")
+            notes.append(f"{error}; using the decisions of the checkpoint")
             return known
         if decisions[: len(made)] == made:
             return source, decisions
-        notes.append(f"{path} is not what led to the checkpoint, whose {len(self.decisions)} decisions hold")
+        notes.append(
+            f"{path} does not match the checkpoint; using the {len(self.decisions)} decisions of the checkpoint"
+        )
         return known
 
     def _set_replay(self, source: str | None) -> None:
@@ -288,7 +293,7 @@ class GrowthController:
 
 
 class _Average:
-    """Moving average over a memory in samples, with what its weights lack to 1 made up for."""
+    """Moving average with a memory in samples, divided by the sum of its weights (bias correction)."""
 
     def __init__(self, memory_samples: float) -> None:
         self._memory_samples, self._sum, self._weight = memory_samples, 0.0, 0.0
@@ -309,16 +314,16 @@ class _Average:
 
 
 def _copy(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Tensors and, of modules with extra state, plain values."""
+    """Copy a state dict: its tensors and, for modules with extra state, plain values."""
     copied = {name: copy.deepcopy(value) for name, value in state.items() if not isinstance(value, Tensor)}
     return {name: copied[name] if name in copied else value.detach().clone() for name, value in state.items()}
 
 
 def append_line(path: Path, line: str) -> None:
-    """A line more, on the disk when this returns.
+    """Append a line to a file; it is on disk when this returns.
 
     Raises:
-        RunError: it cannot be written.
+        RunError: the line cannot be written.
     """
     try:
         with path.open("a", encoding="utf-8") as file:

@@ -1,4 +1,4 @@
-"""Memory that a process has used stays with it, to be used again."""
+"""Keep freed memory in the process, so that it can be reused without page faults."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ _INT_MAX = 2**31 - 1
 
 
 def keep_freed_memory(environment: Mapping[str, str] = os.environ) -> bool:
-    """Tell glibc to give no memory back to the system until the process ends.
+    """Configure glibc to return no memory to the system until the process ends.
 
-    By default it maps large blocks one by one and unmaps them when they are freed: each pass then
-    has its activations mapped and zeroed by the kernel again, page by page, which took half of the
-    time of a small network's pass (`python -m benchmarks.memory`).
+    By default glibc maps each large block separately and unmaps it when it is freed. The kernel then maps and
+    zeroes the activations again in each forward pass, page by page, which took half of the time of a small
+    network's pass (`python -m benchmarks.memory`).
 
     Args:
-        environment: where the user has set something of glibc's own, that stands.
+        environment: environment variables; malloc settings of the user take precedence.
 
     Returns:
-        Whether it was told so; False with another C library or a setting of the user's.
+        Whether glibc accepted the setting; False with another C library, or if the user has set malloc options.
     """
     if any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in environment):
         return False

@@ -24,8 +24,8 @@ class MetricWindow:
     reduce_wait_s: float = 0.0
 
     def add(self, result: UpdateResult, samples: int) -> None:
-        """One update of so many samples; of one that was left out, the time only."""
-        if not result.skipped:  # its loss may be no number
+        """Add an update of `samples` samples; if it was skipped, only its time counts."""
+        if not result.skipped:  # the loss of a skipped update may be NaN
             self.samples += samples
             self.loss += result.loss_sum
             self.correct += result.num_correct
@@ -44,16 +44,16 @@ class MetricWindow:
         skipped: int,
         gradient_noise: dict[str, GradientNoiseScale],
     ) -> TrainRecord:
-        """What is told of it; where all its updates were left out, loss and top1 are no numbers.
+        """Return the record of this window. If all its updates were skipped, loss and top1 are NaN.
 
         Args:
             plan: of the run.
             index: of the phase.
             phase: as of the last update.
-            samples: sample counter after it.
-            trust_ratio: median of LARS's.
-            skipped: updates left out since the start of the run.
-            gradient_noise: by name, as far as it is known.
+            samples: sample counter after the last update.
+            trust_ratio: median of LARS's trust ratios.
+            skipped: updates skipped since the start of the run.
+            gradient_noise: known noise scales by name.
         """
         layout = plan.layouts[index]
         return TrainRecord(

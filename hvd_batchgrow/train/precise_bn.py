@@ -1,4 +1,4 @@
-"""Running statistics re-estimated by all ranks together."""
+"""Re-estimation of the running statistics by all ranks together."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from hvd_batchgrow.train.update.exact import join, split
 
 
 def reestimate_together(model: nn.Module, batches: Iterable[Tensor], ranks: Ranks, *, exact: bool) -> None:
-    """`reestimate_running_statistics` over the batches of all ranks, which may hold unequal numbers of them.
+    """Apply `reestimate_running_statistics` to the batches of all ranks, which may hold different numbers of batches.
 
     Args:
         model: the same on all ranks.
-        batches: this rank's inputs, each of a multiple of γ samples; may be none.
+        batches: this rank's inputs, each of a multiple of γ samples; may be empty.
         ranks: all of them call this.
-        exact: sum without rounding, so that no layout changes a bit.
+        exact: sum without rounding, so that all layouts give bit-identical statistics.
 
     Raises:
-        ValueError: no rank has a batch, or the model no ghost norm.
+        ValueError: no rank has a batch, or the model has no ghost norm.
     """
     sums, counts = sum_statistics(model, batches, _parts if exact else _plain)
     flat = torch.cat([*(total.reshape(-1) for total in sums), counts.to(sums[0].device)])

@@ -1,4 +1,4 @@
-"""Measure what an update costs with the ranks that are there, with the engine, model and data of training."""
+"""Measure the time of an update on the present ranks, with the engine, model and data of training."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ from hvd_batchgrow.schedule.plan import Plan, compile_plan
 from hvd_batchgrow.train.run.setup import load_together, set_threads
 from hvd_batchgrow.train.trainer import Trainer
 
-Tell = Callable[[str], None]
-"""Told of progress, on every rank."""
+ReportLine = Callable[[str], None]
+"""Called with a line of progress, on every rank."""
 
 BUDGET_S = 25.0
 _ROUNDS = (3, 40)
@@ -43,20 +43,25 @@ _SUM_REPEATS = 30
 
 
 def probe_into(
-    path: Path, load: Callable[[], Job], ranks: Ranks, report: ReportProgress, tell: Tell, budget_s: float = BUDGET_S
+    path: Path,
+    load: Callable[[], Job],
+    ranks: Ranks,
+    report: ReportProgress,
+    report_line: ReportLine,
+    budget_s: float = BUDGET_S,
 ) -> Probe | None:
-    """Probe a job and add the figures to a file, beside those of other numbers of ranks.
+    """Probe a job and add the results to a file, which keeps those of other numbers of ranks.
 
     Args:
-        path: PROBE.json, which may be there already; only rank 0's is looked at.
+        path: PROBE.json, which may exist; only rank 0 reads it.
 
-    Others as `probe_job`.
+    The other arguments are those of `probe_job`.
 
     Returns:
-        what the file holds now, on rank 0; None on the others.
+        The new contents of the file on rank 0; None on the other ranks.
 
     Raises:
-        CollectiveError: as `probe_job`; or the file is damaged, of something else, or cannot be written.
+        CollectiveError: as `probe_job`; or the file is damaged, belongs to another job, or cannot be written.
     """
 
     def find() -> Probe | None:
@@ -67,47 +72,47 @@ def probe_into(
         return found
 
     old = ranks.run_on_all(find)
-    new = probe_job(load, ranks, report, tell, budget_s)
+    new = probe_job(load, ranks, report, report_line, budget_s)
 
-    def gather() -> Probe | None:
+    def save() -> Probe | None:
         if new is None:
             return None
         merged = merge_probes(old, new)
         save_probe(path, merged)
         return merged
 
-    return ranks.run_on_all(gather)
+    return ranks.run_on_all(save)
 
 
 def probe_job(
-    load: Callable[[], Job], ranks: Ranks, report: ReportProgress, tell: Tell, budget_s: float = BUDGET_S
+    load: Callable[[], Job], ranks: Ranks, report: ReportProgress, report_line: ReportLine, budget_s: float = BUDGET_S
 ) -> Probe | None:
-    """Measure sums over the ranks and whole updates of several shapes. Writes nothing, and trains nothing of use.
+    """Time all-reduces and whole updates of several shapes. Write nothing, and discard the trained weights.
 
     Args:
-        load: gives the job; every rank calls it for itself.
+        load: returns the job; every rank calls it.
         ranks: all of them call this.
-        report: told of downloads.
-        tell: told of progress.
-        budget_s: about how long to measure; no shape is measured fewer than three times.
+        report: called with the progress of downloads.
+        report_line: called with lines of progress.
+        budget_s: approximate duration of the measurement; each shape is measured at least three times.
 
     Returns:
-        the measurements, on rank 0; None on the others.
+        The measurements on rank 0; None on the other ranks.
 
     Raises:
-        CollectiveError: the job cannot be planned, or data or packages are not as they must be.
+        CollectiveError: the job cannot be planned, or its data or packages are unusable.
     """
     job, plan = ranks.run_on_all(lambda: _prepare(load()))
     source = load_together(job, ranks, report)
     set_threads(job, ranks)
     bench = _Bench(Trainer(job, plan, source, ranks, Path(), ()))
-    sums = _measure_sums(bench, tell) if ranks.size > 1 else ()
-    updates = _measure_updates(bench, tell, budget_s)
+    sums = _measure_sums(bench, report_line) if ranks.size > 1 else ()
+    updates = _measure_updates(bench, report_line, budget_s)
     return _probe(bench, sums, updates) if ranks.rank == 0 else None
 
 
 def _prepare(job: Job) -> tuple[Job, Plan]:
-    """The job planned for one rank, on which every batch can be formed: the shapes measured are not the plan's."""
+    """Plan the job for one rank, which can form every batch; the measured shapes do not come from this plan."""
     job = job.model_copy(update={"layout": job.layout.grown_by("accumulation")})
     plan = compile_plan(job, 1, known_num_samples(job.data))
     check_model(job)
@@ -141,47 +146,47 @@ def _probe(bench: _Bench, sums: Sequence[TimedSum], updates: Sequence[TimedUpdat
 
 
 class _Bench:
-    """A trainer whose updates take any shape; its data run on without an end."""
+    """A trainer that does updates of any shape; its stream of samples never ends."""
 
     def __init__(self, trainer: Trainer) -> None:
         self.trainer, self.job, self.ranks = trainer, trainer.job, trainer.ranks
-        # Exact sums have two parts, each of twice the bytes.
+        # Exact sums have two parts, each with twice the bytes.
         per_byte = 4 if self.job.layout.exact else 1
         parameters = [p for p in trainer.model.parameters() if p.requires_grad]
         self.gradient_bytes = per_byte * sum(p.numel() * p.element_size() for p in parameters)
         self._batches = trainer.open_batches()
 
     def update(self, micro_batch: int, accumulation: int) -> tuple[float, float]:
-        """Do one update; seconds, and those of waiting for data, on this rank."""
+        """Do one update; return its seconds, and how many of them this rank waited for data."""
         global_batch = self.ranks.size * accumulation * micro_batch
         phase = self.trainer.plan.schedule.phases[0]
-        # The weights hardly move: a batch that no schedule asked for must not make them diverge.
+        # Train with a tiny learning rate, so that the weights do not diverge with a batch that no schedule contains.
         phase = replace(phase, global_batch=global_batch, lr=1e-3 * phase.lr)
         layout = Layout(self.ranks.size, accumulation, micro_batch, uneven_ranks=False)
         result = self.trainer.update(self._batches, phase, layout, stop=False)
         return result.seconds, result.data_wait_s
 
     def mean(self, values: Sequence[float]) -> tuple[float, ...]:
-        """Over the ranks, on all of them."""
+        """Return the means over the ranks, on all ranks."""
         return tuple((self.ranks.sum(torch.tensor(values, dtype=torch.float64), "probe") / self.ranks.size).tolist())
 
 
-def _measure_updates(bench: _Bench, tell: Tell, budget_s: float) -> list[TimedUpdate]:
-    """Every shape in every round, so that what disturbs the machine for a while disturbs all alike; medians."""
+def _measure_updates(bench: _Bench, report_line: ReportLine, budget_s: float) -> list[TimedUpdate]:
+    """Return medians over rounds. Each round times every shape, so that a disturbance affects all shapes alike."""
     shapes = list(update_shapes(bench.job, on_cpu=bench.trainer.device.type == "cpu"))
-    tell(f"updates of {len(shapes)} shapes, once to warm up")
+    report_line(f"updates of {len(shapes)} shapes, once to warm up")
     round_s = _warm_up(bench, shapes)
     rounds = min(_ROUNDS[1], max(_ROUNDS[0], round(budget_s / round_s)))
     blocks: list[list[tuple[float, ...]]] = [[] for _ in shapes]
     for k in range(rounds):
-        tell(f"updates, round {k + 1} of {rounds}, {round_s:.1f} s each")
+        report_line(f"updates, round {k + 1} of {rounds}, {round_s:.1f} s each")
         for block, shape in zip(blocks, shapes, strict=True):
             block.append(_time_block(bench, *shape))
     return [_timed(shape, block) for shape, block in zip(shapes, blocks, strict=True)]
 
 
 def _warm_up(bench: _Bench, shapes: Sequence[tuple[int, int]]) -> float:
-    """Seconds of a round; the first makes libraries choose their kernels, the second is timed."""
+    """Return the seconds of a round. In the first round libraries choose their kernels; the second one is timed."""
     for shape in shapes:
         bench.update(*shape)
     begin = time.perf_counter()
@@ -191,7 +196,7 @@ def _warm_up(bench: _Bench, shapes: Sequence[tuple[int, int]]) -> float:
 
 
 def _time_block(bench: _Bench, micro_batch: int, accumulation: int) -> tuple[float, ...]:
-    """Seconds and data wait of an update, means over at least four passes and over the ranks."""
+    """Return the seconds and the data wait of an update: means over at least four micro-batches and over the ranks."""
     repeats = max(1, 4 // accumulation)
     results = [bench.update(micro_batch, accumulation) for _ in range(repeats)]
     return bench.mean([sum(column) / repeats for column in zip(*results, strict=True)])
@@ -204,11 +209,11 @@ def _timed(shape: tuple[int, int], block: Sequence[tuple[float, ...]]) -> TimedU
 
 
 def update_shapes(job: Job, *, on_cpu: bool) -> Iterator[tuple[int, int]]:
-    """Micro-batch and accumulation of the updates to measure.
+    """Yield the micro-batch and the accumulation of each update to measure.
 
-    The largest micro-batch that the job allows, half and a quarter of it, and one ghost batch; 1, 2,
-    4 and 8 passes. Where one ghost batch is all that is allowed, two and four are measured too,
-    to tell a pass from a sample, but not on a GPU, whose memory may be what the limit is for.
+    The micro-batches are the largest that the job allows, half and a quarter of it, and one ghost batch, each with
+    an accumulation of 1, 2, 4 and 8. If the job allows only one ghost batch, two and four are measured too, which
+    separates the cost per micro-batch from the cost per sample. A GPU skips these: they may exceed its memory.
     """
     group = job.model.ghost_batch
     most = job.micro_batch_limit // group
@@ -221,10 +226,10 @@ def update_shapes(job: Job, *, on_cpu: bool) -> Iterator[tuple[int, int]]:
 # --- sums ------------------------------------------------------------------------------------
 
 
-def _measure_sums(bench: _Bench, tell: Tell) -> list[TimedSum]:
-    """A quarter and a sixteenth of the gradient, the gradient, and four times it."""
+def _measure_sums(bench: _Bench, report_line: ReportLine) -> list[TimedSum]:
+    """Time all-reduces of 1/16, 1/4, 1 and 4 times the size of the gradient."""
     num_values = max(16, bench.gradient_bytes // 4)
-    tell(f"sums over {bench.ranks.size} ranks")
+    report_line(f"sums over {bench.ranks.size} ranks")
     return [_time_sum(bench, n) for n in (num_values // 16, num_values // 4, num_values, 4 * num_values)]
 
 
@@ -235,6 +240,6 @@ def _time_sum(bench: _Bench, num_values: int) -> TimedSum:
         begin = time.perf_counter()
         bench.ranks.sum(values, f"probe.{num_values}")
         seconds.append(time.perf_counter() - begin)
-    # The first ones agree on names and buffers.
+    # Skip the first ones, in which the ranks negotiate names and buffers.
     (median_s,) = bench.mean([statistics.median(seconds[_SUM_REPEATS // 5 :])])
     return TimedSum(num_bytes=4 * num_values, seconds=median_s)

@@ -1,4 +1,4 @@
-"""The loop: updates, evaluations and checkpoints, each due at a sample count."""
+"""The training loop: updates, records, evaluations, decisions and checkpoints, each due at a sample count."""
 
 from __future__ import annotations
 
@@ -51,15 +51,15 @@ from hvd_batchgrow.train.weights_agree import check_agreement
 
 
 class Trainer:
-    """One run, from its first update or from a checkpoint, to its end or to a stop.
+    """Trains a run from its first update or from a checkpoint until its end or a stop.
 
     Args:
-        job: what to train.
+        job: the job to train.
         plan: compiled from the job for these ranks.
         source: the data.
         ranks: the processes that train together.
-        folder: of the run; rank 0 writes into it.
-        observers: told of what happens; none but on rank 0.
+        folder: the run folder, into which rank 0 writes.
+        observers: receive the events of the run; empty on all ranks but rank 0.
     """
 
     def __init__(
@@ -110,20 +110,20 @@ class Trainer:
         last_update: UpdateDone | None = None,
         replay: Path | None = None,
     ) -> RunEnded:
-        """Train to the end, or until any rank is asked to stop.
+        """Train to the end, or until a stop is requested of any rank.
 
         Args:
-            stop: says whether this rank is.
-            checkpoint: to go on from; None: from the start.
-            notes: passed on to the observers.
-            end_samples: end of a phase, where this start is to end; None: where the run does.
-            last_update: the one before, if it may not be on record.
-            replay: decisions to follow, and to make no others; None: those of the run, and its trigger's.
+            stop: reports whether a stop is requested of this rank.
+            checkpoint: the checkpoint to resume; None: start from the first update.
+            notes: notices for the observers.
+            end_samples: end of a phase at which this attempt ends; None: the end of the run.
+            last_update: the update before this attempt, if it may not be on record.
+            replay: decisions to follow, without making others; None: follow those of the run and its trigger.
 
         Raises:
             CollectiveError: the decisions cannot be replayed.
-            RunError: a checkpoint could not be written.
-            RanksLost: of an elastic job; see `break_off`.
+            RunError: a checkpoint cannot be written.
+            RanksLost: in an elastic job, ranks were lost; see `break_off`.
         """
         self._last_update = last_update
         stopped = False
@@ -136,7 +136,7 @@ class Trainer:
                 self.engine.measure_noise(
                     preconditioned=section.preconditioned, per_layer_group=section.per_layer_group
                 )
-            self._tell_start(notes)
+            self._notify_start(notes)
             while self.samples < self._end(end_samples) and not stopped:
                 count = self.plan.ranks_at(self.samples)[0]
                 self.pulse.at(IDLE if self.ranks.rank >= count else "starting a phase")
@@ -146,51 +146,51 @@ class Trainer:
         return ended
 
     def use(self, team: Ranks) -> None:
-        """From now on updates and evaluations are the affair of these ranks, this one among them."""
+        """Share the following updates and evaluations among these ranks, which include this one."""
         self.team = team
         self.engine.use(team)
 
     def _end(self, end_samples: int | None) -> int:
-        """Where this start ends: a measured schedule ends elsewhere when its batch has changed, by part of a batch."""
+        """Return where this attempt ends; a new batch moves the end of an adaptive schedule by part of a batch."""
         return self.plan.schedule.end_samples if end_samples is None else end_samples
 
     def _until(self, end_samples: int | None) -> int:
-        """Up to where these ranks train, as far as is known."""
+        """Return the sample counter up to which the current ranks train, according to the plan so far."""
         count, until = self.plan.ranks_at(self.samples)
         return min(until, self._end(end_samples)) if count == self.team.size else self.samples
 
-    def _train(self, end_samples: int | None, asked: Callable[[], bool]) -> bool:
-        """Train as long as the ranks stay the same; whether it was stopped before, or there."""
-        stretch, stopped = MetricWindow(), False
+    def _train(self, end_samples: int | None, stop_requested: Callable[[], bool]) -> bool:
+        """Train until the number of ranks changes or the run ends; return whether a stop was requested."""
+        window, stopped = MetricWindow(), False
         batches, until = self.open_batches(), self._until(end_samples)
         while self.samples < until and not stopped:
             schedule = self.plan.schedule
             index = schedule.index_at(self.samples)
             before, phase = self.samples, schedule.at(self.samples)
-            result = self.update(batches, phase, self.plan.layouts[index], stop=asked())
-            stretch.add(result, phase.global_batch)
+            result = self.update(batches, phase, self.plan.layouts[index], stop=stop_requested())
+            window.add(result, phase.global_batch)
             self.growth.add(result, phase.global_batch)
             stopped = result.stop_requested
             at_boundary = self.samples == phase.end_samples
-            # A phase of a measured schedule ends after the evaluation that its trigger sees, also in a replay.
+            # A phase of an adaptive schedule ends after the evaluation that its trigger reads, also in a replay.
             may_grow = self.job.is_adaptive and self.samples < schedule.end_samples
             if at_boundary and not may_grow:
                 self._reestimate(index)
             if stopped or at_boundary or self._is_due(before, Fraction(1, self.job.logging.logs_per_epoch)):
-                self._record(stretch, index, phase)
-                stretch = MetricWindow()
+                self._record(window, index, phase)
+                window = MetricWindow()
             evaluation = self._evaluate_if_due(before)
             if may_grow:
                 if decision := self._grow(before, evaluation, at_boundary=at_boundary):
-                    self._record(stretch, index, phase)
-                    stretch, at_boundary, until = MetricWindow(), decision.is_boundary, self._until(end_samples)
+                    self._record(window, index, phase)
+                    window, at_boundary, until = MetricWindow(), decision.is_boundary, self._until(end_samples)
                 if at_boundary:
                     self._reestimate(index)
             self._save_if_due(before, must_save=stopped or at_boundary)
         return stopped
 
     def _grow(self, before: int, evaluation: Evaluation | None, *, at_boundary: bool) -> Decision | None:
-        """Let the trigger look, where that is due; what is decided here, or was."""
+        """Run the trigger if it is due; return the decision that takes effect here, new or on record."""
         every = self.growth.every_epochs
         is_due = every and self._is_due(before, every)
         if not (is_due or evaluation or at_boundary or self.growth.window_ends(before, self.samples)):
@@ -203,7 +203,7 @@ class Trainer:
         return decision
 
     def _replan(self) -> None:
-        """Follow all decisions that are known."""
+        """Compile the plan with all known decisions, if they have changed."""
         if self.growth.decisions == self.plan.decisions:
             return
         self.plan = compile_plan(self.plan.job, self.plan.num_ranks, self.plan.num_samples, None, self.growth.decisions)
@@ -214,19 +214,19 @@ class Trainer:
             write_plan(self.folder, self.plan)
 
     def open_batches(self) -> Iterator[GhostBatch]:
-        """This rank's training groups from the sample counter on."""
+        """Return this rank's ghost batches from the sample counter on."""
         group, ranks = self.plan.group, self.team
         first = groups_of_rank(self.samples // group, ranks.size, ranks.rank, ranks.size)[0]
         return self.reader.training(self.stream, group, first, ranks.size)
 
     def update(self, batches: Iterator[GhostBatch], phase: Phase, layout: Layout, *, stop: bool) -> UpdateResult:
-        """Do the next update, and move the sample counter.
+        """Do the next update, and advance the sample counter.
 
         Args:
-            batches: of `open_batches`.
+            batches: from `open_batches`.
             phase: gives batch, learning rate and momentum.
-            layout: how the batch is cut.
-            stop: whether this rank wants the job to stop.
+            layout: how the batch is split into ranks and micro-batches.
+            stop: whether this rank requests a stop.
         """
         group, batch, ranks = self.plan.group, phase.global_batch, self.team
         passes = passes_of_rank(self.samples, batch, group, layout.micro_batch, ranks.rank, ranks.size)
@@ -234,9 +234,9 @@ class Trainer:
         micro_batches = (self._take(batches, positions, taken) for positions in passes)
         try:
             result = self.engine.update(micro_batches, len(passes), phase, batch // group, stop=stop)
-        except (NonFinite, OverflowError) as fault:  # an exact sum has the same bits on all ranks
-            told = RunError(describe(fault, self.plan, self.stream, self.samples))
-            raise CollectiveError(told if self.ranks.rank == 0 else None, ExitCode.FAILURE) from None
+        except (NonFinite, OverflowError) as fault:  # sums are bit-identical on all ranks, so all of them raise
+            error = RunError(describe(fault, self.plan, self.stream, self.samples))
+            raise CollectiveError(error if self.ranks.rank == 0 else None, ExitCode.FAILURE) from None
         self._is_whole = False
         self.num_skipped += result.skipped
         if self.average and not result.skipped:
@@ -250,7 +250,7 @@ class Trainer:
         return result
 
     def _take(self, batches: Iterator[GhostBatch], positions: tuple[int, ...], taken: list[GhostBatch]) -> MicroBatch:
-        """The next groups as one micro-batch; those with replaced samples go to `taken` too."""
+        """Return the next ghost batches as one micro-batch; append those with replaced samples to `taken`."""
         self.pulse.at("reading samples")
         groups = [next(batches) for _ in positions]
         self.pulse.at("computing gradients")
@@ -259,12 +259,17 @@ class Trainer:
         return join_groups(groups, positions, keyed_by)
 
     def _reestimate(self, index: int) -> None:
-        """At the end of a phase, where the job asks for it."""
+        """At the end of a phase, re-estimate the running statistics if the job requests it."""
         if self.job.model.precise_bn_samples:
             self.reestimate(self.job.model.precise_bn_samples, self.plan.layouts[index])
 
     def reestimate(self, num_samples: int, layout: Layout) -> None:
-        """Running statistics under the present weights, over the samples seen last, rounded up to whole groups."""
+        """Re-estimate the running statistics with the current weights.
+
+        Args:
+            num_samples: number of most recent samples to use, rounded up to whole ghost batches.
+            layout: how the ghost batches are combined into micro-batches.
+        """
         group, ranks = self.plan.group, self.team
         last = self.samples // group
         num_groups = min(last, -(-num_samples // group))
@@ -304,7 +309,7 @@ class Trainer:
                 self.writer.save(self.capture())
 
     def evaluate(self) -> Evaluation:
-        """Loss and accuracy over the whole test set: every sample once, over all ranks."""
+        """Return loss and accuracy over the whole test set, which the training ranks share."""
         loss, top1 = self._loss_and_top1()
         if self.average is None:
             return Evaluation(self.samples, self._epoch(), loss, top1)
@@ -317,7 +322,7 @@ class Trainer:
             return evaluate(self.model, self.reader, num_test, batch, self.team, precision, self.pulse.at)
 
     def _is_due(self, before: int, every_epochs: float | Fraction) -> bool:
-        """Whether a multiple of a number of epochs lies between two sample counts."""
+        """Return whether a multiple of a number of epochs lies between a sample counter and the current one."""
         return period_ends(before, self.samples, every_epochs, self.plan.num_samples)
 
     def _epoch(self) -> float:
@@ -339,7 +344,7 @@ class Trainer:
         self._begin = time.perf_counter()
 
     def adopt(self, checkpoint: Checkpoint) -> None:
-        """Go on from there: weights, optimiser, sample counter and all that goes with them."""
+        """Load a checkpoint: weights, optimizer, sample counter and the rest of the state."""
         self.model.load_state_dict(checkpoint.model)
         self.optimizer.load_state_dict(checkpoint.optimizer)
         self.samples = checkpoint.samples
@@ -354,7 +359,7 @@ class Trainer:
         self._replan()
 
     def capture(self) -> Checkpoint:
-        """All of it as it stands."""
+        """Return the current state as a checkpoint."""
         last = self.evaluation
         return Checkpoint(
             samples=self.samples,
@@ -369,17 +374,17 @@ class Trainer:
             growth=self.growth.state(),
         )
 
-    def break_off(self, carry: ElasticState) -> None:
-        """After ranks were lost: put what this rank has of the last whole update where the next life finds it."""
-        self.engine.changing.restore()  # of an update that was broken off
+    def break_off(self, state: ElasticState) -> None:
+        """After ranks were lost, keep this rank's state after the last whole update for the next attempt."""
+        self.engine.changing.restore()  # undo the changes of an incomplete update
         self.observer_list.notify("on_end", self._ended(self.plan.schedule.end_samples))
-        carry.checkpoint = self.capture() if self._is_whole else None
-        carry.last_update = self._last_update
+        state.checkpoint = self.capture() if self._is_whole else None
+        state.last_update = self._last_update
 
-    def _record(self, stretch: MetricWindow, index: int, phase: Phase) -> None:
-        if stretch.seconds:  # else there was no update since the record before
+    def _record(self, window: MetricWindow, index: int, phase: Phase) -> None:
+        if window.seconds:  # otherwise no update was done since the last record
             ratio = median_trust_ratio(self.optimizer)
-            record = stretch.record(
+            record = window.record(
                 self.plan,
                 index,
                 phase,
@@ -390,7 +395,7 @@ class Trainer:
             )
             self.observer_list.notify("on_record", record)
 
-    def _tell_start(self, notes: Sequence[str]) -> None:
+    def _notify_start(self, notes: Sequence[str]) -> None:
         started = RunStarted(
             job=self.job,
             plan=self.plan,

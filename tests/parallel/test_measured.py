@@ -370,9 +370,9 @@ def test_a_record_that_is_lost_is_made_anew_from_the_checkpoint(
     resumed = train(job, ranks, tmp_path / "parts", recorder, checkpoint=checkpoint)
     assert_same(ranks, resumed, whole)
     told = {
-        "gone": f"is gone; the {len(made)} decisions of the checkpoint hold",
+        "gone": f"is missing; using the {len(made)} decisions of the checkpoint",
         "nonsense": "line 1: is no decision",
-        "another": "is not what led to the checkpoint",
+        "another": "does not match the checkpoint; using the",
     }
     if ranks.rank == 0:
         assert told.get(damage, "") in "\n".join(recorder.notes)
@@ -469,7 +469,7 @@ def test_a_run_cannot_go_on_by_other_decisions_than_those_it_has_followed(ranks:
         )
     if ranks.rank == 0:
         count = len(stopped.growth.decisions)
-        assert f"begins otherwise than the {count} decisions that led to the checkpoint" in str(failure.value.error)
+        assert f"does not begin with the {count} decisions that led to the checkpoint" in str(failure.value.error)
 
 
 @pytest.mark.parametrize("changes", [{}, {"ratio": 1e9}], ids=["the same job", "another trigger"])

@@ -168,7 +168,7 @@ def test_a_piece_of_a_gradient_that_comes_too_late_is_an_error(ranks: Ranks) -> 
     engine.buckets = GradientBuckets(model.parameters(), ranks, bucket_bytes=1)
     golden.serve(engine, ranks, 12, 0)
     model.is_nested = True
-    with pytest.raises(RunError, match=r"shape \(3,\) came in pieces, .*use_reentrant=False"):
+    with pytest.raises(RunError, match=r"shape \(3,\) was accumulated in parts, .*use_reentrant=False"):
         golden.serve(engine, ranks, 12, 1)
 
 

@@ -35,9 +35,9 @@ def test_a_chain_of_1_2_4_nodes_ends_with_the_bits_of_one_allocation(
     assert told.returncode == 0, told.stdout + logs(run)
     assert nodes == [1, 2, 4]
     assert told.stdout.splitlines() == [
-        f"link 1: phases 1-1 on 1 node, 1 rank, samples 0 … 160: job {first} COMPLETED",
-        f"link 2: phases 2-2 on 2 nodes, 2 ranks, samples 160 … 304: job {second} COMPLETED",
-        f"link 3: phases 3-4 on 4 nodes, 4 ranks, samples 304 … 688: job {third} COMPLETED",
+        f"chain job 1: phases 1-1 on 1 node, 1 rank, samples 0 … 160: job {first} COMPLETED",
+        f"chain job 2: phases 2-2 on 2 nodes, 2 ranks, samples 160 … 304: job {second} COMPLETED",
+        f"chain job 3: phases 3-4 on 4 nodes, 4 ranks, samples 304 … 688: job {third} COMPLETED",
         "newest checkpoint: 688 of 688 samples",
     ]
     lives = json.loads((run / "record.json").read_text())["lives"]
@@ -75,7 +75,7 @@ def test_a_link_that_fails_cancels_those_after_it_and_status_says_why(
     assert link_3.endswith(f"job {third} CANCELLED, DependencyNeverSatisfied")
     assert f"small-{second}.out:" in told.stdout
     assert "ends with code 1" in told.stdout
-    assert "links waiting for it were cancelled: 3" in told.stdout
+    assert "chain jobs waiting for it were cancelled: 3" in told.stdout
     # Mended, it goes on where it was.
     assert "holds a run already: add --resume auto" in submit(cluster, work, "small.toml", "--nodes-max", "4").stderr
     second, third = submitted(cluster, work, "small.toml", "--nodes-max", "4", "--resume", "auto")
@@ -94,7 +94,7 @@ def test_what_slurm_could_never_run_is_told_before_anything_is_submitted(
     before = cluster.run(*words).stdout
     done = submit(cluster, work, "small.toml", "--nodes-max", "8")
     assert done.returncode == 1
-    assert "nothing is submitted:\n  link 3 (phases 3-4 on 6 nodes, 6 ranks): " in done.stderr
+    assert "nothing is submitted:\n  chain job 3 (phases 3-4 on 6 nodes, 6 ranks): " in done.stderr
     assert "Node count specification invalid" in done.stderr
     assert cluster.run(*words).stdout == before
 

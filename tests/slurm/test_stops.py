@@ -81,13 +81,13 @@ def test_a_link_that_is_asked_to_stop_saves_and_is_queued_again(
     chain = stopped[template]
     assert cluster.wait_for(chain.job_id)["JobState"] == "COMPLETED", logs(chain.run)
     text = logs(chain.run)
-    assert "the same command with --resume auto goes on" in text
-    assert "start 1: stopped, and is queued again to go on" in text
+    assert "the same command with --resume auto continues" in text
+    assert "start 1: stopped, and is requeued to resume" in text
     assert text.count("resumed at ") == 1
     assert "start 2: ends with code 0" in text  # appended: one log has both
     assert chain.lives() == [2, 2]
     assert digest_of(chain.run) == one_allocation
-    assert "COMPLETED, queued again 1 ×" in cluster.run("hvd-batchgrow", "status", str(chain.run)).stdout
+    assert "COMPLETED, requeued 1 ×" in cluster.run("hvd-batchgrow", "status", str(chain.run)).stdout
 
 
 def test_a_link_that_is_stopped_too_often_is_left_alone(cluster: Cluster, stopped: dict[str, Stopped]) -> None:
@@ -96,7 +96,7 @@ def test_a_link_that_is_stopped_too_often_is_left_alone(cluster: Cluster, stoppe
     told = cluster.run("hvd-batchgrow", "status", str(chain.run))
     assert told.returncode == 1
     assert f"job {chain.job_id} FAILED, exit code 75" in told.stdout
-    assert "stopped, and not queued again: max_restarts=0 is reached" in told.stdout
+    assert "stopped, and not requeued: max_restarts=0 is reached" in told.stdout
     saved = re.search(r"newest checkpoint: (\d+) of 688 samples", told.stdout)
     assert saved, told.stdout
     assert int(saved[1]) <= 5 * 16  # in its first updates, of 16 samples and a second each
@@ -115,7 +115,7 @@ def test_a_link_that_reaches_its_time_limit_goes_on_to_the_end(
 ) -> None:
     chain = stopped["limit"]
     assert cluster.wait_for(chain.job_id)["JobState"] == "COMPLETED", logs(chain.run)
-    assert "start 1: stopped, and is queued again to go on" in logs(chain.run)
+    assert "start 1: stopped, and is requeued to resume" in logs(chain.run)
     assert len(chain.lives()) >= 2  # on a busy machine it may be told again
     assert digest_of(chain.run) == one_allocation
 

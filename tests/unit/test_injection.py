@@ -77,7 +77,7 @@ def test_a_chain_runs_no_text_of_its_job(
     words = ["--template", str(SLURM / template), "--runs-dir", str(runs), "--sbatch", f"comment={NASTY}"]
     assert main(["submit", str(nasty_job), "--nodes-max", "1", "--account", NASTY, *words]) == 0
     folder = runs / "small" / "slurm"
-    script = folder / "link-1.sbatch"
+    script = folder / "chain-job-1.sbatch"
     assert calls("sbatch") == [["--test-only", str(script)], ["--parsable", str(script)]]
     # As sbatch reads it: up to the first command, each line an option, in double quotes or none.
     head = script.read_text().partition("\nset -euo")[0].splitlines()

@@ -17,7 +17,7 @@ from hvd_batchgrow.job_file import load_job
 from hvd_batchgrow.messages.errors import RunError
 from hvd_batchgrow.schedule.plan import compile_plan
 from hvd_batchgrow.slurm.chain import Site, make_scripts, open_chain, submit_chain, table_lines, trouble_lines
-from hvd_batchgrow.slurm.chain_jobs import Link, make_links
+from hvd_batchgrow.slurm.chain_jobs import ChainJob, make_chain_jobs
 from hvd_batchgrow.slurm.ledger import Ledger, read_ledger, submitting, write_ledger
 from hvd_batchgrow.slurm.render import ARGUMENTS
 from hvd_batchgrow.slurm.scheduler import JobState, Scheduler, Slurm, run_command
@@ -53,9 +53,9 @@ class FakeScheduler(Scheduler):
         return {job: self.known[job] for job in job_ids if job in self.known}
 
 
-def links() -> tuple[Job, tuple[Link, ...]]:
+def links() -> tuple[Job, tuple[ChainJob, ...]]:
     job = small_job(layout={"grow_by": "ranks", "ranks_per_phase": [1, 2, 4, 4]})
-    return job, make_links(compile_plan(job, 4, NUM_TRAIN), 4, 1)
+    return job, make_chain_jobs(compile_plan(job, 4, NUM_TRAIN), 4, 1)
 
 
 def submit(run: Path, scheduler: FakeScheduler, *, resume: bool = False) -> Ledger:
@@ -68,23 +68,23 @@ def submit(run: Path, scheduler: FakeScheduler, *, resume: bool = False) -> Ledg
 def test_every_link_is_asked_about_before_the_first_is_submitted(tmp_path: Path) -> None:
     run, scheduler = tmp_path / "small", FakeScheduler()
     ledger = submit(run, scheduler)
-    names = [f"link-{k}.sbatch" for k in (1, 2, 3)]
+    names = [f"chain-job-{k}.sbatch" for k in (1, 2, 3)]
     submits = zip(names, [None, 11, 12], strict=True)
     assert scheduler.calls == [*(("test", name) for name in names), *(("submit", call) for call in submits)]
     assert [entry.job_id for entry in ledger.entries] == [11, 12, 13]
     assert read_ledger(run) == ledger
     assert load_job(run / "slurm" / "job.toml") == links()[0]
-    assert table_lines(ledger)[2] == "link 3: phases 3-4 on 4 nodes, 4 ranks, samples 304 … 688: job 13 PENDING"
+    assert table_lines(ledger)[2] == "chain job 3: phases 3-4 on 4 nodes, 4 ranks, samples 304 … 688: job 13 PENDING"
 
 
 def test_what_could_never_run_is_told_of_each_link_and_nothing_is_submitted(tmp_path: Path) -> None:
-    scheduler = FakeScheduler(never={"link-2.sbatch": "no such partition", "link-3.sbatch": "too many nodes"})
+    scheduler = FakeScheduler(never={"chain-job-2.sbatch": "no such partition", "chain-job-3.sbatch": "too many nodes"})
     with pytest.raises(RunError) as caught:
         submit(tmp_path / "small", scheduler)
     assert str(caught.value).splitlines() == [
         "Slurm could never run this chain, and nothing is submitted:",
-        "  link 2 (phases 2-2 on 2 nodes, 2 ranks): no such partition",
-        "  link 3 (phases 3-4 on 4 nodes, 4 ranks): too many nodes",
+        "  chain job 2 (phases 2-2 on 2 nodes, 2 ranks): no such partition",
+        "  chain job 3 (phases 3-4 on 4 nodes, 4 ranks): too many nodes",
     ]
     assert "submit" not in dict(scheduler.calls)
     assert read_ledger(tmp_path / "small") is None
@@ -92,8 +92,12 @@ def test_what_could_never_run_is_told_of_each_link_and_nothing_is_submitted(tmp_
 
 
 def test_a_link_that_is_refused_takes_those_before_it_back(tmp_path: Path) -> None:
-    scheduler = FakeScheduler(refused="link-3.sbatch", known={11: JobState("CANCELLED"), 12: JobState("CANCELLED")})
-    with pytest.raises(RunError, match=r"link 3: sbatch refuses: no more jobs\n.*taken back: jobs 11 12"):
+    scheduler = FakeScheduler(
+        refused="chain-job-3.sbatch", known={11: JobState("CANCELLED"), 12: JobState("CANCELLED")}
+    )
+    with pytest.raises(
+        RunError, match=r"chain job 3: sbatch refuses: no more jobs\n.*cancelled the submitted jobs: 11 12"
+    ):
         submit(tmp_path / "small", scheduler)
     assert scheduler.calls[-1] == ("cancel", [11, 12])
     left = read_ledger(tmp_path / "small")
@@ -116,8 +120,8 @@ def test_a_chain_goes_on_after_the_links_that_are_done(tmp_path: Path) -> None:
     again = submit(run, scheduler, resume=True)
     assert [entry.state for entry in again.entries] == ["DONE BEFORE", "PENDING", "PENDING"]
     assert [call for call in scheduler.calls if call[0] == "submit"] == [
-        ("submit", ("link-2.sbatch", None)),
-        ("submit", ("link-3.sbatch", 11)),
+        ("submit", ("chain-job-2.sbatch", None)),
+        ("submit", ("chain-job-3.sbatch", 11)),
     ]
 
 
@@ -139,7 +143,7 @@ def test_a_ledger_that_cannot_be_written_takes_the_chain_back(tmp_path: Path, mo
         write_ledger(run, ledger)
 
     monkeypatch.setattr("hvd_batchgrow.slurm.chain.write_ledger", write)
-    with pytest.raises(RunError, match=r"link 2: ledger.json cannot be .*\n  what was submitted .*: jobs 11 12$"):
+    with pytest.raises(RunError, match=r"chain job 2: ledger.json cannot be .*\n  cancelled .* jobs: 11 12$"):
         submit(run, scheduler)
     assert scheduler.calls[-1] == ("cancel", [11, 12])
 
@@ -162,16 +166,15 @@ def test_a_kill_while_sbatch_is_asked_leaves_a_trace(tmp_path: Path) -> None:
     assert left is not None
     assert [entry.state for entry in left.entries] == ["PENDING", "BEING SUBMITTED", "NOT SUBMITTED"]
     assert list(trouble_lines(left, run)) == [
-        "links that were never submitted, since that was cut short: 3",
-        "link 2 was being submitted when that was cut short; squeue --me --name=small tells whether Slurm has it: "
-        "scancel that job",
-        "scancel 11, then the command that submitted it, with --resume auto",
+        "chain jobs never submitted because submit was interrupted: 3",
+        "submit was interrupted while it submitted chain job 2; if squeue --me --name=small shows it, scancel that job",
+        "scancel 11, then repeat the command that submitted it, with --resume auto",
     ]
 
 
 def test_a_first_link_that_is_refused_leaves_nothing_to_go_on_with(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=r"link 1: sbatch refuses: no more jobs$"):
-        submit(tmp_path / "small", FakeScheduler(refused="link-1.sbatch"))
+    with pytest.raises(RunError, match=r"chain job 1: sbatch refuses: no more jobs$"):
+        submit(tmp_path / "small", FakeScheduler(refused="chain-job-1.sbatch"))
     assert submit(tmp_path / "small", FakeScheduler()).job_ids() == [11, 12, 13]
 
 
@@ -180,22 +183,24 @@ def test_one_submit_at_a_time(job: str, monkeypatch: pytest.MonkeyPatch, capsys:
     words = ["submit", job, "--nodes-max", "1"]
     with submitting(Path("runs/small").absolute()):
         assert main(words) == 1
-        assert "runs/small is being submitted by another process: wait for that one" in capsys.readouterr().err
+        assert (
+            "runs/small is being submitted by another process: wait for it, then run status" in capsys.readouterr().err
+        )
         assert main([*words, "--dry-run"]) == 0
     assert main(words) == 1
     assert "sbatch is not on PATH" in capsys.readouterr().err
 
 
-def test_status_tells_of_links_that_were_never_submitted(tmp_path: Path) -> None:
+def test_status_reports_chain_jobs_that_were_never_submitted(tmp_path: Path) -> None:
     run = tmp_path / "small"
     _, chain = links()
     ledger = open_chain(run, chain, None, resume=False).with_job(0, 11)
     assert list(trouble_lines(ledger, run)) == [
-        "links that were never submitted, since that was cut short: 2, 3",
-        "scancel 11, then the command that submitted it, with --resume auto",
+        "chain jobs never submitted because submit was interrupted: 2, 3",
+        "scancel 11, then repeat the command that submitted it, with --resume auto",
     ]
     done = ledger.with_states({11: JobState("COMPLETED")})
-    assert list(trouble_lines(done, run))[1] == "the command that submitted it, with --resume auto"
+    assert list(trouble_lines(done, run))[1] == "repeat the command that submitted it, with --resume auto"
 
 
 def test_status_tells_the_first_failure_and_what_to_do(tmp_path: Path) -> None:
@@ -209,15 +214,15 @@ def test_status_tells_the_first_failure_and_what_to_do(tmp_path: Path) -> None:
     log = tmp_path / "small" / "slurm" / "small-12.out"
     log.write_text("".join(f"line {k}\n" for k in range(20)))
     assert [line.partition(": job ")[2] for line in table_lines(ledger)] == [
-        "11 COMPLETED, queued again 2 ×",
+        "11 COMPLETED, requeued 2 ×",
         "12 FAILED, exit code 1",
         "13 CANCELLED, DependencyNeverSatisfied",
     ]
     assert list(trouble_lines(ledger, tmp_path / "small")) == [
-        f"link 2 is what broke: job 12 FAILED, exit code 1; the end of {log}:",
+        f"chain job 2 broke the chain: job 12 FAILED, exit code 1; the end of {log}:",
         *(f"  | line {k}" for k in range(12, 20)),
-        "links waiting for it were cancelled: 3",
-        "once it is mended: the command that submitted it, with --resume auto",
+        "chain jobs waiting for it were cancelled: 3",
+        "fix the cause, then repeat the command that submitted it, with --resume auto",
     ]
 
 
@@ -236,14 +241,14 @@ def test_what_slurm_has_forgotten_the_ledger_and_the_checkpoints_know(tmp_path: 
     assert gone.entries[0] == ledger.entries[0]
     log = tmp_path / "small" / "slurm" / "small-12.out"
     assert list(trouble_lines(gone, tmp_path / "small")) == [
-        f"link 2 is what broke: job 12 is gone: Slurm knows no more of it; the end of {log}:",
-        "  | there is none: No such file or directory",
-        "links that Slurm knows no more of: 3",
-        "once it is mended: the command that submitted it, with --resume auto",
+        f"chain job 2 broke the chain: job 12 is unknown to Slurm by now; the end of {log}:",
+        "  | cannot be read: No such file or directory",
+        "chain jobs unknown to Slurm by now: 3",
+        "fix the cause, then repeat the command that submitted it, with --resume auto",
     ]
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"format": 9}', '{"format": 1, "name": "x", "links": [{"job": 1}]}'])
+@pytest.mark.parametrize("text", ["{", "[]", '{"format": 9}', '{"format": 1, "name": "x", "chain_jobs": [{"job": 1}]}'])
 def test_a_damaged_ledger_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "slurm").mkdir()
     (tmp_path / "slurm" / "ledger.json").write_text(text)
@@ -334,7 +339,7 @@ def test_a_job_that_does_not_grow_by_ranks_is_one_link_and_hears_so(
 ) -> None:
     assert main(["submit", job, "--nodes-max", "2", "--dry-run"]) == 0
     told = capsys.readouterr()
-    assert "layout.grow_by = 'accumulation': all phases use all 2 ranks, as one link" in told.err
+    assert "layout.grow_by = 'accumulation': all phases use all 2 ranks, as one job" in told.err
     assert told.out.count("#!/usr/bin/env bash") == 1
     assert "--phases 1-4)" in told.out
 
@@ -347,7 +352,7 @@ def test_a_dry_run_prints_all_and_does_nothing(job: str, capsys: pytest.CaptureF
     assert text.count("#SBATCH --partition=gpu\n#SBATCH --time=1:00\n#SBATCH --signal=B:USR2@60\n") == 3
     assert text.count("#SBATCH --nodes=2\n#SBATCH --ntasks-per-node=2") == 1
     assert f"--runs-dir {Path.cwd()}/runs --resume auto --phases 3-4)" in text
-    assert '\nlink_3=$(sbatch --parsable --dependency=afterok:"$link_2" --kill-on-invalid-dep=yes ' in text
+    assert '\njob_3=$(sbatch --parsable --dependency=afterok:"$job_2" --kill-on-invalid-dep=yes ' in text
     assert not Path("runs").exists()
 
 
@@ -357,9 +362,9 @@ def test_a_dry_run_prints_all_and_does_nothing(job: str, capsys: pytest.CaptureF
         (["--nodes-max", "4"], 1, "is this a login node of a Slurm cluster? --dry-run prints what would be submitted"),
         (["--nodes-max", "0", "--signal-delay-s", "0"], 2, "--signal-delay-s: must be a whole number > 0"),
         (["--nodes-max", "2"], 2, "phase 3 (from epoch 1): 4 ranks = 4 nodes of 1, and --nodes-max is 2"),
-        (["--nodes-max", "4", "--template", "mine.sbatch"], 2, "--template: mine.sbatch is not there"),
-        (["--nodes-max", "4", "--sbatch", "nodes=9"], 2, "--sbatch: nodes is decided by the chain: --nodes-max, and"),
-        (["--nodes-max", "4", "--sbatch", "output=x"], 2, "output is decided by the chain: --runs-dir, the logs lie"),
+        (["--nodes-max", "4", "--template", "mine.sbatch"], 2, "--template: mine.sbatch does not exist"),
+        (["--nodes-max", "4", "--sbatch", "nodes=9"], 2, "--sbatch: nodes is set by the chain: --nodes-max, and"),
+        (["--nodes-max", "4", "--sbatch", "output=x"], 2, "output is set by the chain: --runs-dir, the logs are"),
         (["--nodes-max", "4", "--partition", "a\nb", "--dry-run"], 2, "--partition: a line of a batch script cannot"),
         (["--nodes-max", "4", "--name", "a b", "--dry-run"], 2, "name: must be a name of at most 200 letters"),
         (
@@ -384,7 +389,8 @@ def test_what_cannot_be_submitted_says_why(
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [(None, "template is no file"), (b"#!\xff", "template cannot be read: no UTF-8 at byte 2")]
+    ("content", "message"),
+    [(None, "template is not a file"), (b"#!\xff", "template cannot be read: not UTF-8 at byte 2")],
 )
 def test_a_template_that_is_no_text_is_told(
     job: str, tmp_path: Path, content: bytes | None, message: str, capsys: pytest.CaptureFixture[str]
@@ -422,8 +428,8 @@ def test_submit_and_status_with_commands_on_path(
     assert load_job(Path("runs/small/slurm/job.toml")).seed == 3
     assert main(["status", "runs/small"]) == 0
     link_2 = capsys.readouterr().out.splitlines()[1]
-    assert link_2.endswith("job 2 RUNNING, queued again 1 ×")
-    states = [link["state"] for link in json.loads(Path("runs/small/slurm/ledger.json").read_text())["links"]]
+    assert link_2.endswith("job 2 RUNNING, requeued 1 ×")
+    states = [link["state"] for link in json.loads(Path("runs/small/slurm/ledger.json").read_text())["chain_jobs"]]
     assert states == ["COMPLETED", "RUNNING", "PENDING"]
     assert main(["status", "."]) == 1
     assert "holds no chain" in capsys.readouterr().err
@@ -431,9 +437,9 @@ def test_submit_and_status_with_commands_on_path(
     assert main(["status", "runs/small"]) == 1
     told = capsys.readouterr()
     assert told.out.splitlines() == [
-        "link 1: phases 1-1 on 1 node, 1 rank, samples 0 … 160: job 1 COMPLETED",
-        "link 2: phases 2-2 on 2 nodes, 2 ranks, samples 160 … 304: job 2 RUNNING, queued again 1 ×",
-        "link 3: phases 3-4 on 4 nodes, 4 ranks, samples 304 … 688: job 3 PENDING, Dependency",
+        "chain job 1: phases 1-1 on 1 node, 1 rank, samples 0 … 160: job 1 COMPLETED",
+        "chain job 2: phases 2-2 on 2 nodes, 2 ranks, samples 160 … 304: job 2 RUNNING, requeued 1 ×",
+        "chain job 3: phases 3-4 on 4 nodes, 4 ranks, samples 304 … 688: job 3 PENDING, Dependency",
         "newest checkpoint: 0 of 688 samples",
     ]
     assert told.err == "squeue is not here: this is the ledger as submit or status last wrote it\n"
@@ -453,8 +459,8 @@ def test_a_submit_that_is_interrupted_takes_back_what_slurm_has(
     assert main(["submit", job, "--nodes-max", "4", *RANKS]) == 1
     signal.signal(signal.SIGINT, before)
     assert capsys.readouterr().err.splitlines() == [
-        "link 2: interrupted while sbatch was at it: squeue --me tells whether Slurm has it all the same",
-        "  what was submitted is taken back: jobs 1",
+        "chain job 2: interrupted during sbatch: squeue --me shows whether Slurm has accepted the job",
+        "  cancelled the submitted jobs: 1",
     ]
     assert (tmp_path / "bin" / "cancelled").read_text() == "1\n"
 

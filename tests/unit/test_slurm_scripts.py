@@ -54,7 +54,7 @@ def test_grow_chain_asks_about_all_links_and_submits_each_after_the_last(tmp_pat
     options = ["--", "--name", "a b", "--layout.ranks_per_phase", "[1,2]"]
     done = run("grow-chain.sh", NASTY, "1:1-1", "2:2-3", *options, cwd=tmp_path, PATH=path, RANKS_PER_NODE="4")
     assert done.returncode == 0, done.stderr
-    assert done.stdout == "link 1:1-1: job 1\nlink 2:2-3: job 2\n"
+    assert done.stdout == "chain job 1:1-1: job 1\nchain job 2:2-3: job 2\n"
 
     def expected(nodes: int, phases: str, *options: str) -> list[str]:
         mine = [f"--nodes={nodes}", "--ntasks-per-node=4", str(SLURM / "train.sbatch"), NASTY, "--resume", "auto"]
@@ -73,7 +73,7 @@ def test_grow_chain_submits_nothing_where_a_link_could_never_run(tmp_path: Path,
     (tmp_path / "job.toml").write_text("")
     done = run("grow-chain.sh", "job.toml", "1:1-1", "9:2-2", cwd=tmp_path, PATH=path)
     assert done.returncode == 2
-    assert "could never run link 9:2-2, and nothing is submitted: too many nodes" in done.stderr
+    assert "could never run chain job 9:2-2, and nothing is submitted: too many nodes" in done.stderr
     assert all(call[0] == "--test-only" for call in calls(tmp_path))
 
 
@@ -81,7 +81,7 @@ def test_grow_chain_takes_back_what_it_has_submitted(tmp_path: Path, path: str) 
     (tmp_path / "job.toml").write_text("")
     done = run("grow-chain.sh", "job.toml", "1:1-1", "2:2-2", "8:3-3", cwd=tmp_path, PATH=path)
     assert done.returncode == 2
-    assert "link 8:3-3 is refused; those before it are taken back: 1 2" in done.stderr
+    assert "chain job 8:3-3 is refused; cancelled the submitted jobs: 1 2" in done.stderr
     assert (tmp_path / "bin" / "cancelled").read_text() == "1 2\n"
 
 
@@ -99,7 +99,7 @@ def test_grow_chain_takes_back_what_it_has_submitted_when_it_is_stopped(tmp_path
         words, check=False, cwd=tmp_path, env={**os.environ, "PATH": path}, capture_output=True, text=True
     )
     assert done.returncode == 2
-    assert "interrupted; what was submitted is taken back: 1 2" in done.stderr
+    assert "interrupted; cancelled the submitted jobs: 1 2" in done.stderr
     assert (tmp_path / "bin" / "cancelled").read_text() == "1 2\n"
     assert "--nodes=4" not in calls(tmp_path)[-1]
 
@@ -131,7 +131,7 @@ def test_a_dry_run_of_grow_chain_prints_what_a_shell_reads_back(tmp_path: Path, 
     ("words", "message"),
     [
         (["job.toml"], "usage: slurm/grow-chain.sh"),
-        (["job.toml", "2:2"], "a link is NODES:FIRST-LAST such as 2:2-3, got '2:2'"),
+        (["job.toml", "2:2"], "a chain job must be NODES:FIRST-LAST such as 2:2-3, got '2:2'"),
         (["none.toml", "1:1-1"], "none.toml cannot be read"),
         (["job.toml", "--", "1:1-1"], "usage: slurm/grow-chain.sh"),
     ],
@@ -197,7 +197,7 @@ def test_the_hosts_of_an_allocation_have_its_ranks(tmp_path: Path) -> None:
 def test_hosts_that_nobody_names_are_an_error(tmp_path: Path) -> None:
     done = run("discover-hosts.sh", cwd=tmp_path)
     assert done.returncode == 1
-    assert "neither HVD_BATCHGROW_HOSTS_FILE nor a Slurm allocation" in done.stderr
+    assert "no hosts: set HVD_BATCHGROW_HOSTS_FILE" in done.stderr
     (tmp_path / "hosts").write_text("a:many\n")
     done = run("discover-hosts.sh", cwd=tmp_path, HVD_BATCHGROW_HOSTS_FILE="hosts")
     assert done.returncode == 1
@@ -214,9 +214,13 @@ def test_hosts_that_nobody_names_are_an_error(tmp_path: Path) -> None:
     [
         ("exit 0", 0, "ends with code 0"),
         ("exit 2", 2, "ends with code 2"),
-        ("exit 75", 75, "stopped, and is queued again to go on"),
-        ("exit 140", 75, "asked to stop before its ranks could hear it"),  # what srun makes of a rank that died of USR2
-        ("kill -s USR2 $$", 75, "asked to stop before its ranks could hear it"),
+        ("exit 75", 75, "stopped, and is requeued to resume"),
+        (
+            "exit 140",
+            75,
+            "stop requested before the ranks could handle it",
+        ),  # what srun makes of a rank that died of USR2
+        ("kill -s USR2 $$", 75, "stop requested before the ranks could handle it"),
     ],
 )
 def test_a_link_is_queued_again_when_it_was_stopped_and_only_then(
@@ -233,7 +237,7 @@ def test_a_link_is_queued_again_when_it_was_stopped_and_only_then(
     assert ("scontrol requeue 7" in done.stdout) == (code == 75)
     again = run(script, "small.toml", cwd=tmp_path, **variables, MAX_RESTARTS="1", SLURM_RESTART_COUNT="1")
     assert "scontrol" not in again.stdout
-    assert ("not queued again: max_restarts=1 is reached" in again.stdout) == (code == 75)
+    assert ("not requeued: max_restarts=1 is reached" in again.stdout) == (code == 75)
 
 
 @pytest.mark.parametrize(("script", "launcher"), [("train.sbatch", "srun"), ("train-mpirun.sbatch", "mpirun")])

@@ -59,40 +59,44 @@ def serve(engine: UpdateEngine, micro_batches: list[MicroBatch]) -> UpdateResult
     return engine.update(iter(micro_batches), len(micro_batches), PHASE, NUM_GROUPS)
 
 
-def test_a_pass_that_has_not_the_samples_of_its_groups_is_refused() -> None:
-    """Their sum would be divided by a batch that it is not of."""
+def test_a_micro_batch_must_have_the_samples_of_its_ghost_batches() -> None:
+    """Otherwise the sum of their losses would be divided by the wrong batch."""
     for micro_batches in (passes(lacking=2), passes(lacking=GROUP)):
         with pytest.raises(
-            ValueError, match=r"micro-batch of 2 groups of 4; it must give the loss of each sample, \(8,\)"
+            ValueError, match=r"micro-batch of 2 ghost batches of 4; it must return the loss of each sample, \(8,\)"
         ):
             serve(engine_of(nn.Linear(5, 3)), micro_batches)
     nowhere = [MicroBatch(part.inputs, part.labels, ()) for part in passes()]
-    with pytest.raises(ValueError, match="micro-batch of 0 groups"):
+    with pytest.raises(ValueError, match="micro-batch of 0 ghost batches"):
         serve(engine_of(nn.Linear(5, 3)), nowhere)
 
 
-def test_groups_that_came_twice_or_not_at_all_are_told_before_a_step() -> None:
+def test_ghost_batches_processed_twice_or_never_raise_before_the_step() -> None:
     one, two = passes()
-    for micro_batches, told in (
-        ([one], r"2 of the update's 4 groups were not in just one pass of one rank: group 2 in 0, 3 in 0$"),
-        ([one, one], r"4 of the update's 4 .*: group 0 in 2, 1 in 2, 2 in 0, 3 in 0"),
-        ([one, two, two], r"2 of .*: group 2 in 2, 3 in 2"),
+    for micro_batches, message in (
+        (
+            [one],
+            r"each of the update's 4 ghost batches must be processed exactly once, but 2 were not: "
+            r"ghost batch 2: 0 times, ghost batch 3: 0 times$",
+        ),
+        ([one, one], r"but 4 were not: ghost batch 0: 2 times, .* 1: 2 times, .* 2: 0 times, .* 3: 0 times$"),
+        ([one, two, two], r"but 2 were not: ghost batch 2: 2 times, ghost batch 3: 2 times$"),
     ):
         engine = engine_of(nn.Linear(5, 3))
         before = copy.deepcopy(engine.model.state_dict())
         engine.measure_noise()
-        with pytest.raises(ValueError, match=told):
+        with pytest.raises(ValueError, match=message):
             serve(engine, micro_batches)
         assert all(torch.equal(value, before[name]) for name, value in engine.model.state_dict().items())
         assert not serve(engine, [one, two]).skipped
     beyond = MicroBatch(two.inputs, two.labels, (3, 4))
-    with pytest.raises(ValueError, match=r"positions \[4\] are not of an update of 4 groups: 0 … 3"):
+    with pytest.raises(ValueError, match=r"positions \[4\] must be in 0 … 3: the update has 4 ghost batches"):
         serve(engine_of(nn.Linear(5, 3)), [one, beyond])
 
 
-def test_too_few_passes_are_told() -> None:
+def test_too_few_passes_raise() -> None:
     engine = engine_of(nn.Linear(5, 3))
-    with pytest.raises(ValueError, match="num_passes = 0: each rank must have one pass or more"):
+    with pytest.raises(ValueError, match="num_passes = 0: must be at least 1 on each rank"):
         serve(engine, [])
     with pytest.raises(ValueError, match="ended after 1 of the update's 2 passes"):
         engine.update(iter(passes()[:1]), 2, PHASE, NUM_GROUPS)
@@ -150,7 +154,7 @@ def test_parameter_groups_keep_the_ratio_of_their_learning_rates() -> None:
 
 
 def test_noise_as_adam_scales_it_is_refused_without_adam() -> None:
-    with pytest.raises(ValueError, match=r"for torch.optim.Adam or AdamW, not SGD: leave it out"):
+    with pytest.raises(ValueError, match=r"for torch.optim.Adam or AdamW, not SGD: omit it"):
         engine_of(nn.Linear(5, 3)).measure_noise(preconditioned=True)
 
 

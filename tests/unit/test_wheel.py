@@ -110,4 +110,4 @@ def test_a_missing_template_names_those_of_the_wheel(site: Path, tmp_path: Path)
     done = submit(site, tmp_path, "--template", "mine.sbatch")
     assert done.returncode == 2
     shipped = site / "hvd_batchgrow" / "slurm" / "templates"
-    assert f"mine.sbatch is not there; copy {shipped}/train-mpirun.sbatch or {shipped}/train.sbatch" in done.stderr
+    assert f"mine.sbatch does not exist; copy {shipped}/train-mpirun.sbatch or {shipped}/train.sbatch" in done.stderr

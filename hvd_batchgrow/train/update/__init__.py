@@ -1,1 +1,1 @@
-"""One update: the sums of all passes on all ranks, made into a step."""
+"""One update: sum the gradients of all micro-batches on all ranks, and do one optimizer step."""

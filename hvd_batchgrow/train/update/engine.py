@@ -1,4 +1,4 @@
-"""One update: the sum of per-sample losses over B samples, however they are cut, divided by B once."""
+"""One update: the sum of per-sample losses over B samples in any layout, divided by B once."""
 
 from __future__ import annotations
 
@@ -32,42 +32,42 @@ from hvd_batchgrow.train.update.loss_scale import LossScale
 from hvd_batchgrow.train.update.non_finite import NonFinite
 
 _NUM_TALLIES = 6
-"""Loss, correct answers, stop votes, replaced samples, and the digest of all samples in two halves."""
+"""Loss, correct answers, stop requests, replaced samples, and the digest of all samples in two halves."""
 
 
 @dataclass(frozen=True)
 class UpdateResult:
-    """What one update was like, over all its samples on all ranks."""
+    """Results of one update over all its samples on all ranks."""
 
     loss_sum: float
-    """Sum of the per-sample losses, under the weights before the update."""
+    """Sum of the per-sample losses, with the weights before the update."""
     num_correct: int
     stop_requested: bool
-    """Ranks that want to stop; the same number on every rank."""
+    """Whether any rank requests a stop; equal on all ranks."""
     seconds: float
     """Wall time of the whole update on this rank."""
     data_wait_s: float
-    """Of these, waiting for micro-batches."""
+    """The part of `seconds` spent waiting for micro-batches."""
     reduce_wait_s: float
-    """Of these, waiting for sums that the last backward did not hide."""
+    """The part of `seconds` spent waiting for all-reduces that did not overlap the last backward."""
     digest: int
     """`consumed.digest` of all its samples, on all ranks."""
     num_replaced: int
-    """Samples that stood in for bad ones, on all ranks."""
+    """Number of samples that replaced bad ones, on all ranks."""
     skipped: bool
-    """Not finite, and left out: weights, optimiser and running statistics are as they were."""
+    """Whether the update was skipped because it was not finite; weights, optimizer and statistics are unchanged."""
     noise: dict[str, NoiseEstimate]
-    """Of the gradient, where it is measured and there were two passes: of all of it, and by name."""
+    """Noise of the gradient by name; empty if it is not measured, or if the update had a single micro-batch."""
 
 
 @dataclass
 class _Share:
-    """What this rank's passes of an update add up to."""
+    """Sums over this rank's micro-batches of an update."""
 
     tally: Tensor
     positions: list[int] = field(default_factory=list)
     losses: list[tuple[tuple[int, ...], Tensor]] = field(default_factory=list)
-    """Places of the groups of each pass, and the sum of its losses."""
+    """For each micro-batch, the positions of its ghost batches and the sum of its losses."""
     digest: int = 0
     num_replaced: int = 0
     data_wait_s: float = 0.0
@@ -82,25 +82,24 @@ class _Share:
 
 
 class UpdateEngine:
-    """Computes updates of a model; the same ones under every layout, up to rounding.
+    """Computes updates of a model, which are equal in every layout up to rounding.
 
     Args:
         model: maps inputs to logits.
-        optimizer: holds the model's parameters; its `zero_grad` must not be used. Groups with learning rates
-            of their own keep their ratio to that of the first group, which has the phase's.
+        optimizer: optimizes the model's parameters; do not call its `zero_grad`. The first parameter group gets the
+            learning rate of the phase; the other groups keep the ratio of their learning rate to the first one's.
         ranks: the processes that share an update.
-        rule: how the gradient is computed, and what is done with it before it is used.
-        forward: from a micro-batch to the loss of each of its samples; None: `classify`. With one of
-            your own, precision and label smoothing of the rule are its affair, not the engine's,
-            save that float16 has a loss scale.
+        rule: how the gradient is computed, and how it is processed before the optimizer step.
+        forward: maps a micro-batch to the loss of each of its samples; None: `classify`. A custom forward must apply
+            precision and label smoothing itself; the engine still applies the loss scale for float16.
         rescale_momentum: see `set_hyperparameters`.
-        exact: sum gradients and ghost statistics so that no layout changes a bit of them; a
-            micro-batch must then be one group, and threads and kernels the same everywhere.
-        forward_state: the buffers that a pass changes, beside those of ghost norms; None: all may change.
+        exact: sum gradients and ghost statistics exactly, so that they are bit-identical in all layouts. A
+            micro-batch must then be one ghost batch, and all ranks must use the same threads and kernels.
+        forward_state: the buffers, other than those of ghost norms, that a pass changes; None: all may change.
 
     Raises:
-        ValueError: groups of the optimiser have other learning rates than the first, and that is 0; or a parameter
-            cannot be trained, see `parameter_faults`.
+        ValueError: the first parameter group has learning rate 0 and others do not, or a parameter cannot be trained
+            (see `parameter_faults`).
     """
 
     def __init__(
@@ -139,29 +138,29 @@ class UpdateEngine:
         )
         self.loss_scale = LossScale() if self.rule.precision == "float16" else None
         self.at: Callable[[str], None] = lambda stage: None
-        """Told what this rank goes on to, for those who watch over it."""
+        """Called with the name of each stage that this rank enters, for the watchdog."""
 
     def measure_noise(self, *, preconditioned: bool = False, per_layer_group: bool = False) -> None:
-        """From now on each update measures the noise in its gradient; the weights keep every bit they would have had.
+        """Measure the noise in the gradient of each following update; this does not change the weights.
 
-        Takes room for one more gradient where an update has several passes on this rank.
+        It needs memory for one more gradient if an update has several micro-batches on this rank.
 
         Args:
-            preconditioned: of the gradient as Adam scales it, by the moments before the update.
-            per_layer_group: of each child of the model too.
+            preconditioned: scale the gradient as Adam does, with the moments before the update.
+            per_layer_group: measure the noise of each child of the model too.
 
         Raises:
-            ValueError: preconditioned by an optimiser that is not Adam.
+            ValueError: `preconditioned` is set and the optimizer is not Adam.
         """
         if preconditioned and not isinstance(self.optimizer, torch.optim.Adam | torch.optim.AdamW):
             kind = type(self.optimizer).__name__
-            raise ValueError(f"preconditioned=True is for torch.optim.Adam or AdamW, not {kind}: leave it out")
+            raise ValueError(f"preconditioned=True is for torch.optim.Adam or AdamW, not {kind}: omit it")
         groups = {p: name.partition(".")[0] for name, p in self.model.named_parameters()} if per_layer_group else None
         adam = self.optimizer if preconditioned else None
         self.buckets.norms = GradientNorms(self.buckets.members, groups=groups, exact=self.exact, adam=adam)
 
     def use(self, ranks: Ranks) -> None:
-        """Between updates: from now on these ranks share them, this one among them."""
+        """Share the following updates among these ranks, which include this one. Call it between updates."""
         self.ranks = self.buckets.ranks = ranks
 
     def update(
@@ -176,21 +175,21 @@ class UpdateEngine:
         """Do one update.
 
         Args:
-            micro_batches: yields this rank's share; ranks may hold unequal shares.
-            num_passes: how many micro-batches to take, >= 1.
+            micro_batches: yields this rank's share; ranks may have unequal shares.
+            num_passes: number of micro-batches to take, >= 1.
             phase: gives B, the learning rate and the momentum.
-            num_groups: groups of the whole update, B/γ.
-            stop: whether this rank wants the job to stop; rides along with the sums.
+            num_groups: number of ghost batches of the whole update, B/γ.
+            stop: whether this rank requests a stop; it is all-reduced with the losses.
 
         Raises:
-            NonFinite: on all ranks, where the rule is to stop then.
+            NonFinite: loss or gradient is not finite, and `on_nonfinite` is "stop"; raised on all ranks.
             RunError: the network has set requires_grad of a parameter that was frozen when the engine was made.
-            ValueError: a pass has not just the samples of its groups, or a norm has seen them other than once;
-                there are fewer passes than they should be; or the passes of all ranks together have not
-                each group once.
+            ValueError: a micro-batch does not have exactly the samples of its ghost batches; a norm did not process
+                them exactly once; `micro_batches` ended early; or the ranks together did not process each ghost
+                batch exactly once.
         """
         if num_passes < 1:
-            raise ValueError(f"num_passes = {num_passes}: each rank must have one pass or more of an update")
+            raise ValueError(f"num_passes = {num_passes}: must be at least 1 on each rank")
         start = time.perf_counter()
         share = _Share(torch.zeros(_NUM_TALLIES, dtype=torch.float64, device=self.device))
         share.tally[2] = stop
@@ -228,7 +227,7 @@ class UpdateEngine:
     def _compute(
         self, micro_batches: Iterator[MicroBatch], num_passes: int, share: _Share, phase: Phase, num_groups: int
     ) -> tuple[Tensor, Any]:
-        """Do the forward and backward passes; return the totals, and the handle of their all-reduce."""
+        """Do the forward and backward passes; return the totals and the handle of their all-reduce."""
         self.model.train()
         self.buckets.zero()
         for norm in self.norms:
@@ -244,7 +243,7 @@ class UpdateEngine:
             loss, num_samples = self._forward(micro_batch, share, phase.global_batch // num_groups)
             self.changing.after_forward(micro_batch.positions)
             if index == num_passes - 1:
-                # All but the gradients is known now: its all-reduce overlaps the last backward too.
+                # Everything but the gradients is known now, so its all-reduce overlaps the last backward too.
                 totals = self._totals(share, num_groups)
                 handle = self.ranks.start_sum(totals, "totals")
                 self.buckets.start_when_ready(self._divisor(phase))
@@ -257,7 +256,7 @@ class UpdateEngine:
         return totals, handle
 
     def _forward(self, micro_batch: MicroBatch, share: _Share, group: int) -> tuple[Tensor, int]:
-        """Sum of the losses of a pass of groups of γ samples, and how many they are."""
+        """Return the sum of the losses of a micro-batch, and the number of its samples."""
         set_sample_keys(self.dropouts, micro_batch.keys)
         losses = self.forward(self.model, micro_batch)
         self._check(losses.each, micro_batch, group)
@@ -266,19 +265,20 @@ class UpdateEngine:
         return loss, len(losses.each)
 
     def _check(self, losses: Tensor, micro_batch: MicroBatch, group: int) -> None:
-        """A mean in the place of the samples' losses would weigh an update's passes alike, whatever they hold.
+        """Check that there is one loss per sample.
 
-        And the sum of other than B losses must not be divided by B.
+        A mean instead would give all micro-batches the same weight, whatever their size; and dividing by B is only
+        correct for a sum of B losses.
         """
         num_groups = len(micro_batch.positions)
         if losses.shape != (num_groups * group,) or not num_groups:
             raise ValueError(
-                f"a forward gave losses of shape {tuple(losses.shape)} for a micro-batch of {num_groups} groups of "
-                f"{group}; it must give the loss of each sample, ({num_groups * group},): reduction='none'"
+                f"forward returned losses of shape {tuple(losses.shape)} for a micro-batch of {num_groups} ghost "
+                f"batches of {group}; it must return the loss of each sample, ({num_groups * group},): reduction='none'"
             )
 
     def _check_frozen(self) -> None:
-        """No optimizer has a parameter that was frozen at the start: if it is to be trained now, it never would be."""
+        """Check that frozen parameters are still frozen: no optimizer has them, so they would never be trained."""
         if names := [name for name, parameter in self._frozen if parameter.requires_grad]:
             raise RunError(
                 f"the network has set requires_grad = True for {', '.join(names[:3])} during training, and it is in no "
@@ -286,7 +286,7 @@ class UpdateEngine:
             )
 
     def _is_usable(self, phase: Phase, loss_sum: float, share: _Share, num_groups: int) -> bool:
-        """Clip the averaged gradient, unless it is not finite: all ranks hold the same sums, and so agree."""
+        """Clip the averaged gradient, and return whether it is finite. All ranks have the same sums, so they agree."""
         norm = self.buckets.norm()
         if self.loss_scale and math.isfinite(loss_sum):
             is_the_scales = self.loss_scale.after(phase.global_batch, overflow=not math.isfinite(norm))
@@ -301,11 +301,11 @@ class UpdateEngine:
         return True
 
     def _divisor(self, phase: Phase) -> float:
-        """From the sum of the gradients to their mean."""
+        """Return the divisor that turns the sum of the gradients into their mean."""
         return phase.global_batch * (self.loss_scale.value if self.loss_scale else 1)
 
     def _bad_groups(self, share: _Share, num_groups: int) -> tuple[int, ...]:
-        """Places of the groups in whose pass the loss was not finite, on all ranks together."""
+        """Return the positions, over all ranks, of the ghost batches in micro-batches whose loss is not finite."""
         bad = torch.zeros(num_groups)
         for positions, loss in share.losses:
             if not torch.isfinite(loss):
@@ -313,15 +313,16 @@ class UpdateEngine:
         return tuple(self.ranks.sum(bad, "bad groups").nonzero().flatten().tolist())
 
     def _totals(self, share: _Share, num_groups: int) -> Tensor:
-        """float64 (6 + G + Σ 2C): the tallies, how often each group was served, and what each ghost norm has to add.
+        """Return the tallies, how often each ghost batch was processed, and the contribution of each ghost norm.
 
-        Exact sums have two parts and their largest values with them: 4 (C+1) numbers for a norm.
+        Returns:
+            float64 (6 + G + Σ 2C). Exact sums have two parts, each with a largest value: 4 (C+1) numbers per norm.
         """
         share.tally[3:] = torch.tensor([share.num_replaced, *to_halves(share.digest % 2**64)], dtype=torch.float64)
         outside = [place for place in share.positions if not 0 <= place < num_groups]
         if outside:
             raise ValueError(
-                f"positions {outside[:8]} are not of an update of {num_groups} groups: 0 … {num_groups - 1}"
+                f"positions {outside[:8]} must be in 0 … {num_groups - 1}: the update has {num_groups} ghost batches"
             )
         served = torch.bincount(torch.tensor(share.positions), minlength=num_groups).to(share.tally)
         contributions = [norm.take_contributions(share.positions, num_groups) for norm in self._training_norms()]
@@ -329,7 +330,7 @@ class UpdateEngine:
         return torch.cat([share.tally, served, *(part.reshape(-1) for part in sums)])
 
     def _training_norms(self) -> list[GhostBatchNorm]:
-        """Without those that the model keeps in evaluation, which have no say in their running statistics."""
+        """Return the ghost norms in training mode; those in evaluation mode do not update running statistics."""
         return [norm for norm in self.norms if norm.training]
 
     def _commit(self, statistics: Tensor, num_groups: int) -> None:
@@ -341,10 +342,11 @@ class UpdateEngine:
 
 
 def _check_served(counts: Tensor) -> None:
-    """A group that came twice, or in no pass, is a wrong gradient: all ranks see it, and so raise together."""
-    wrong = [place for place, count in enumerate(counts.tolist()) if count != 1]
+    """Check that each ghost batch was processed once. All ranks have the same counts, so they raise together."""
+    wrong = [position for position, count in enumerate(counts.tolist()) if count != 1]
     if wrong:
-        told = ", ".join(f"{place} in {counts[place]:.0f}" for place in wrong[:8]) + (", …" if wrong[8:] else "")
+        found = ", ".join(f"ghost batch {position}: {counts[position]:.0f} times" for position in wrong[:8])
         raise ValueError(
-            f"{len(wrong)} of the update's {len(counts)} groups were not in just one pass of one rank: group {told}"
+            f"each of the update's {len(counts)} ghost batches must be processed exactly once, but {len(wrong)} were "
+            f"not: {found}{', …' if wrong[8:] else ''}"
         )

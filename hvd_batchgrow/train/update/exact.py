@@ -1,4 +1,4 @@
-"""Sums that do not depend on their order, so that no layout can change a bit of them."""
+"""Sums that do not depend on their order, so that they are bit-identical in all layouts."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from torch import Tensor
 
 _COARSE, _FINE = 2.0**-33, 2.0**-70
 LIMIT = 2.0**18
-"""Absolute values must add up to less than this, on the way as in the end."""
+"""The sum of the absolute values must stay below this; then all partial sums are exact too."""
 
 
 def split(values: Tensor) -> Tensor:
     """Write each value as a multiple of 2⁻³³ plus a multiple of 2⁻⁷⁰.
 
     Multiples of 2⁻³³ below 2¹⁹ fit into the 53 bits of a float64, and so do multiples of 2⁻⁷⁰ below
-    2⁻¹⁷, which is 2¹⁷ fine parts. Adding such numbers rounds nothing: the sum of the parts is the
-    same in any order, over any passes and ranks. What lies below 2⁻⁷⁰ is rounded off before it is
-    added, value by value, and so in the same way everywhere.
+    2⁻¹⁷, which is 2¹⁷ fine parts. Adding such numbers rounds nothing, so the sum of the parts is the
+    same in any order, over any micro-batches and ranks. Digits below 2⁻⁷⁰ are rounded off before the
+    addition, separately for each value, and therefore identically everywhere.
 
-    The largest absolute value goes with them. These add up to no less than the absolute values in any
-    one place do, and so than any sum on the way to theirs.
+    The largest absolute value is appended to the values. The sum of the largest values bounds the sum
+    of absolute values at each index, and therefore every partial sum.
 
     Args:
         values: floating point (…, n), absolute values below 2¹⁸.
@@ -39,7 +39,9 @@ def split(values: Tensor) -> Tensor:
 
 
 def join(sums: Tensor) -> Tensor:
-    """The sums of the values, float64 (…, n), from sums (2, …, n+1) of their parts; no number where one is not finite.
+    """Return the sums of the values, float64 (…, n), from sums (2, …, n+1) of their parts.
+
+    A sum that includes a value that is not finite is not finite.
 
     Raises:
         OverflowError: a sum may have left the range in which adding is exact; whether it is raised does not
@@ -47,11 +49,11 @@ def join(sums: Tensor) -> Tensor:
     """
     largest = float(sums[0, ..., -1].max())
     if LIMIT <= largest < math.inf:
-        raise OverflowError(f"a sum of {largest:.3g} in absolute values is beyond {LIMIT:.0f}, where exact mode ends")
+        raise OverflowError(f"a sum of absolute values is {largest:.3g}; in exact mode it must be below {LIMIT:.0f}")
     return (sums[0] + sums[1])[..., :-1]
 
 
 def _round_to(values: Tensor, grid: float) -> Tensor:
-    # 1.5 · 2⁵² grid points away a float64 has no finer digits: adding and subtracting it rounds to the grid.
+    # At 1.5 · 2⁵² grid points a float64 has no finer digits, so adding and subtracting it rounds to the grid.
     far = 1.5 * 2.0**52 * grid
     return (values + far) - far

@@ -1,4 +1,4 @@
-"""One pass of a network over a micro-batch: from its samples to their losses."""
+"""The forward pass of a network over a micro-batch: from its samples to their losses."""
 
 from __future__ import annotations
 
@@ -16,37 +16,37 @@ from hvd_batchgrow.nn.parameters import input_type
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """The samples of one forward and backward on one rank."""
+    """The samples of one forward and backward pass on one rank."""
 
     inputs: Any
-    """Of k·γ samples: (k·γ, C, H, W) images, (k·γ, features), or what a forward of your own takes."""
+    """k·γ samples: (k·γ, C, H, W) images, (k·γ, features), or the inputs of a custom forward."""
     labels: Any
-    """(k·γ,), or what a forward of your own takes."""
+    """(k·γ,), or the labels of a custom forward."""
     positions: tuple[int, ...]
-    """Place of each of its k groups among the update's groups, 0 … B/γ - 1."""
+    """Position of each of its k ghost batches in the update, 0 … B/γ - 1."""
     digest: int = 0
     """`consumed.digest` of its samples."""
     num_replaced: int = 0
-    """How many of them stand in for bad ones."""
+    """Number of its samples that replaced bad ones."""
     keys: Tensor | None = None
-    """(k·γ,), `nn.dropout.sample_keys`; needed only where the network has keyed dropout."""
+    """(k·γ,), `nn.dropout.sample_keys`; needed only if the network has keyed dropout."""
 
 
 @dataclass(frozen=True)
 class Losses:
-    """What a forward makes of a micro-batch."""
+    """The result of a forward pass over a micro-batch."""
 
     each: Tensor
-    """(k·γ,): the loss of each sample, with its gradient; not averaged."""
+    """(k·γ,): the loss of each sample, attached to the autograd graph; not averaged."""
     num_correct: Tensor | int = 0
-    """How many samples were told right; for the record only."""
+    """Number of samples classified correctly; for the record only."""
 
 
 Forward = Callable[[nn.Module, MicroBatch], Losses]
 
 
 def classify(rule: UpdateSection) -> Forward:
-    """Cross-entropy of a network's logits against labels, in float32 or better.
+    """Return a forward that computes the cross-entropy of logits and labels in float32 or better.
 
     Args:
         rule: gives precision and label smoothing.
@@ -69,12 +69,12 @@ def classify(rule: UpdateSection) -> Forward:
 
 
 def as_parameters(inputs: Tensor, model: nn.Module) -> Tensor:
-    """Return inputs on the device of a model's parameters, and of the type of `input_type`."""
+    """Return inputs on the device of a model's parameters, with the type of `input_type`."""
     return inputs.to(next(model.parameters()).device, input_type(model), non_blocking=True)
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
-    """Torch's autocast to a type by name; nothing for float32."""
+    """Return torch's autocast to a type given by name; for float32, a context that does nothing."""
     if precision == "float32":
         return nullcontext()
     return torch.autocast(device.type, getattr(torch, precision))

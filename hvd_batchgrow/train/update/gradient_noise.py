@@ -1,4 +1,4 @@
-"""The gradient noise scale B_simple = tr(Σ)/|G|², from the gradients of the passes of updates."""
+"""The gradient noise scale B_simple = tr(Σ)/|G|², from the gradients of the micro-batches of updates."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class NoiseEstimate:
-    """What one update says of the noise in the gradient. Both numbers have large errors of their own."""
+    """Estimates of the noise in the gradient from one update. Each has a large error."""
 
     trace: float
     """Ŝ, unbiased for tr(Σ): the summed variance of a single sample's gradient."""
@@ -19,13 +19,14 @@ class NoiseEstimate:
 
 
 def estimate(weighted_squares: float, num_gradients: int, batch: int, squared_norm: float) -> NoiseEstimate | None:
-    """Split the gradient of an update into signal and noise.
+    """Estimate the signal and the noise in the gradient of an update.
 
         Ŝ = (Σ bᵢ |gᵢ|² - B |g|²) / (k - 1)        |G|²^ = |g|² - Ŝ/B
 
     Args:
-        weighted_squares: Σ bᵢ |gᵢ|² over all passes of all ranks, gᵢ the mean gradient of the bᵢ samples of one.
-        num_gradients: k, how many passes these were.
+        weighted_squares: Σ bᵢ |gᵢ|² over all micro-batches on all ranks; gᵢ is the mean gradient of the bᵢ samples of
+            one micro-batch.
+        num_gradients: k, the number of these micro-batches.
         batch: B = Σ bᵢ.
         squared_norm: |g|² of the mean gradient of all B samples, before it is clipped.
 
@@ -42,24 +43,24 @@ def estimate(weighted_squares: float, num_gradients: int, batch: int, squared_no
 
 @dataclass(frozen=True)
 class GradientNoiseScale:
-    """Smoothed tr(Σ) and |G|², and their ratio with an interval of confidence."""
+    """Smoothed tr(Σ) and |G|², and their ratio with a confidence interval."""
 
     trace: float
     squared_norm: float
     b_simple: float | None
     """tr(Σ)/|G|², samples; None: unresolved, |G|² is not above 0."""
     low: float | None
-    """Ends of the interval of 95 %; None: it has no such end, or there are too few updates to tell."""
+    """Ends of the 95 % confidence interval; None: unbounded, or too few updates."""
     high: float | None
 
 
 class NoiseAverage:
-    """Moving averages of tr(Σ) and |G|², each on its own, over a memory in samples.
+    """Separate moving averages of tr(Σ) and |G|² with a memory in samples.
 
-    They are of single samples, so that a batch that grows changes neither: nothing is reset.
+    Neither quantity depends on the batch, so growth does not require a reset.
 
     Args:
-        memory_samples: how many samples ago an estimate has lost 1 - 1/e of its weight.
+        memory_samples: number of samples after which the weight of an estimate has fallen to 1/e.
     """
 
     def __init__(self, memory_samples: float) -> None:
@@ -67,7 +68,7 @@ class NoiseAverage:
         self._sums = _Sums()
 
     def add(self, seen: NoiseEstimate, samples: int) -> None:
-        """Take in the estimate of an update over so many samples."""
+        """Add the estimate of an update of `samples` samples."""
         kept = math.exp(-samples / self._memory_samples)
         new, old = 1 - kept, self._sums
         self._sums = _Sums(
@@ -82,7 +83,7 @@ class NoiseAverage:
 
     @property
     def value(self) -> GradientNoiseScale | None:
-        """The averages, with what the weights lack to 1 made up for; None: nothing was taken in."""
+        """The averages, divided by the sum of their weights (bias correction); None: no estimate was added."""
         sums = self._sums
         if not sums.weight:
             return None
@@ -91,17 +92,17 @@ class NoiseAverage:
         return GradientNoiseScale(trace, norm, trace / norm if norm > 0 and trace > 0 else None, low, high)
 
     def state(self) -> dict[str, float]:
-        """Plain values, for a checkpoint."""
+        """Return plain values for a checkpoint."""
         return asdict(self._sums)
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """The inverse."""
+        """Restore the result of `state`."""
         self._sums = _Sums(**state)
 
 
 @dataclass(frozen=True)
 class _Sums:
-    """Weighted sums over updates: of weights and their squares, of both estimates, of their products."""
+    """Sums over updates: the weights, their squares, and the weighted estimates and products of estimates."""
 
     weight: float = 0.0
     squared_weights: float = 0.0
@@ -112,10 +113,10 @@ class _Sums:
     trace_norm: float = 0.0
 
     def interval(self) -> tuple[float | None, float | None]:
-        """Fieller's interval of 95 % for the ratio of the two means.
+        """Return Fieller's 95 % confidence interval for the ratio of the two means.
 
-        All ratios ρ with |S - ρ G| ≤ z σ(S - ρ G), the errors of both means and their covariance
-        from the spread of the estimates; updates count as independent. Source: Fieller 1954.
+        It contains all ratios ρ with |S - ρ G| ≤ z σ(S - ρ G). The errors of both means and their covariance come
+        from the spread of the estimates, and updates are assumed to be independent. Source: Fieller 1954.
         """
         num_updates = self.weight**2 / self.squared_weights
         if num_updates < _FEWEST:
@@ -129,7 +130,8 @@ class _Sums:
         root = math.sqrt(max(0.0, b * b - a * c))
         if a > 0 and g > 0:
             return max(0.0, (b - root) / a), max(0.0, (b + root) / a)
-        # |G|² may be 0: no largest ratio. The least is the smaller root in absolute value, above 0 if S surely is.
+        # |G|² may be 0, so the ratio has no upper bound. The lower bound is the root with the smaller absolute value,
+        # which is above 0 if S is significantly above 0.
         if c > 0 and s > 0:
             return c / (b + root) if b + root > 0 else None, None
         return None, None
@@ -137,4 +139,4 @@ class _Sums:
 
 _Z = 1.96
 _FEWEST = 8
-"""Updates, by weight, below which their spread says nothing of the error of their mean."""
+"""Effective number of updates below which their spread does not give the error of their mean."""

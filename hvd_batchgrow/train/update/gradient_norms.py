@@ -1,4 +1,4 @@
-"""Norms of the gradients of single passes, summed over passes and ranks, for the gradient noise scale."""
+"""Squared norms of the gradients of single micro-batches, summed over all of them for the gradient noise scale."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from hvd_batchgrow.train.update.gradient_noise import NoiseEstimate, estimate
 
 _ROW = 1024
 _EXACT_SCALE = 2.0**-20
-"""Exact sums end at 2¹⁸: so those of squares may reach 2³⁸."""
+"""Exact sums must stay below 2¹⁸, so scaled sums of squares may reach 2³⁸."""
 
 ALL = "all"
 
 
 class GradientNorms:
-    """Σ |sᵢ|²/bᵢ over the passes of an update, sᵢ the sum of the gradients of the bᵢ samples of one.
+    """Σ |sᵢ|²/bᵢ over the micro-batches of an update; sᵢ is the sum of the gradients of the bᵢ samples of one.
 
     Args:
-        members: parameters of each bucket, in the order in which they lie in it.
-        groups: for each parameter the name of what it counts to, beside `ALL`; None: to nothing.
-        exact: sum without rounding, so that no layout changes a bit.
-        adam: its second moments scale gradients element by element; None: they are taken as they are.
+        members: the parameters of each bucket, in the order of the bucket.
+        groups: for each parameter the name of its layer group; None: only `ALL` is summed.
+        exact: sum without rounding, so that all layouts give bit-identical sums.
+        adam: the optimizer whose second moments scale the gradients element by element; None: no scaling.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class GradientNorms:
         self._vector = torch.empty(0)
 
     def begin(self) -> None:
-        """Before the passes of an update."""
+        """Reset the sums before the first micro-batch of an update."""
         self._sums = self._zeros()
         self._num_gradients = 0
         self._scales = [self._scale_of(bucket) for bucket in self._members] if self._adam else []
@@ -59,25 +59,31 @@ class GradientNorms:
         return exact_sums.split(zeros) if self._exact else zeros
 
     def add(self, index: int, gradient: Tensor, num_samples: int) -> None:
-        """The gradient of a pass in one bucket, flat, summed over so many samples; each has to come once a pass."""
+        """Add one bucket of a micro-batch's gradient. Call it once per bucket and micro-batch.
+
+        Args:
+            index: of the bucket.
+            gradient: flat, summed over the samples of the micro-batch.
+            num_samples: number of these samples.
+        """
         squares = self._squares(index, gradient) / num_samples
         self._sums += exact_sums.split(squares * _EXACT_SCALE) if self._exact else squares
         self._num_gradients += index == 0
 
     def start(self, ranks: Ranks) -> None:
-        """After the last pass: sum over the ranks what they have added."""
+        """Start the all-reduce of the sums, after the last micro-batch."""
         count = torch.tensor([self._num_gradients], dtype=torch.float64, device=self._device)
         self._vector = torch.cat([self._sums.reshape(-1), count])
         self._handle = ranks.start_sum(self._vector, "gradient norms")
 
     def finish(self, ranks: Ranks, mean: Sequence[Tensor], batch: int, loss_scale: float) -> dict[str, NoiseEstimate]:
-        """What the update says of the noise, by name; empty, where it had one pass on one rank.
+        """Wait for the all-reduce, and return the noise estimates by name; empty for an update of one micro-batch.
 
         Args:
             ranks: those of `start`.
             mean: buckets of the gradient averaged over all samples, before it is clipped.
             batch: B.
-            loss_scale: by which the gradients of the passes were too large.
+            loss_scale: the factor by which the gradients of the micro-batches are scaled.
         """
         ranks.wait(self._handle)
         *sums, count = self._vector.tolist()
@@ -92,7 +98,7 @@ class GradientNorms:
         return {name: seen for name, seen in estimates.items() if seen is not None}
 
     def _squares(self, index: int, gradient: Tensor) -> Tensor:
-        """float64 (names): squared norms of a bucket, whole and by group."""
+        """Return float64 (names): the squared norms of a bucket, in total and by layer group."""
         if self._scales:
             gradient = gradient * self._scales[index]
         if not self._places:
@@ -105,7 +111,7 @@ class GradientNorms:
         return sums
 
     def _scale_of(self, members: Sequence[nn.Parameter]) -> Tensor:
-        """1/(√v̂ + eps) of each value of a bucket, as Adam scaled its last step; before its first 1."""
+        """Return 1/(√v̂ + eps) for each value of a bucket, as in Adam's last step; 1 before the first step."""
         assert self._adam is not None
         options = {p: group for group in self._adam.param_groups for p in group["params"]}
         scales = []
@@ -115,16 +121,16 @@ class GradientNorms:
                 scales.append(torch.ones(parameter.numel(), device=parameter.device))
                 continue
             corrected = state["exp_avg_sq"] / (1 - group["betas"][1] ** float(state["step"]))
-            # In the order in which the gradient lies in the bucket.
+            # In the memory order of the gradient in the bucket.
             like_gradient = corrected.new_empty_strided(parameter.shape, gradient_strides(parameter)).copy_(corrected)
             scales.append(1 / (like_gradient.as_strided((parameter.numel(),), (1,)).sqrt() + group["eps"]))
         return torch.cat(scales)
 
 
 def squared_norm(flat: Tensor) -> Tensor:
-    """Σ x² of a flat tensor, float64 (): in rows of 1024 values in their own precision, the rows in float64.
+    """Return Σ x² of a flat tensor, float64 (): rows of 1024 values in their own precision, their sum in float64.
 
-    A float32 sum over millions of values would be off by 1e-4, which the difference of two such sums cannot bear.
+    A float32 sum over millions of values has an error of 1e-4, too large for the difference of two such sums.
     """
     whole = flat.numel() // _ROW * _ROW
     rows = torch.linalg.vector_norm(flat[:whole].view(-1, _ROW), dim=1).double()

@@ -26,7 +26,7 @@ _HALF_TYPES = (torch.float16, torch.bfloat16)
 
 @dataclass(eq=False)
 class _Bucket:
-    """Gradients of some parameters, one after the other in one flat tensor."""
+    """Gradients of several parameters, concatenated in one flat tensor."""
 
     index: int
     members: Sequence[nn.Parameter]
@@ -35,7 +35,7 @@ class _Bucket:
     slices: list[Tensor]
     """The part of each member, in its shape."""
     wire: Tensor | None
-    """What is all-reduced in the place of `flat`, in another type: (n,)."""
+    """The tensor that is all-reduced instead of `flat`, in another type: (n,)."""
     parts: Tensor | None
     """In exact mode, the exact sum over the micro-batches: float64 (2, n+1)."""
     earlier: Tensor | None = None
@@ -43,14 +43,14 @@ class _Bucket:
     reached: list[bool] = field(default_factory=list)
     """Which members have a gradient in this update."""
     accumulated: set[int] = field(default_factory=set)
-    """Members whose gradient has come in this backward."""
+    """Members whose gradient autograd has accumulated in this backward."""
     starts_last: bool = False
-    """Whether a gradient has ever come in pieces, so that only the end of the backward shows that it is complete."""
+    """Whether autograd has ever accumulated a gradient in parts, which are complete only after the backward."""
     handle: Any = None
     is_started: bool = False
 
     def restore(self, place: int) -> None:
-        """Take in the gradient of a member that a hook of the network has put in the place of its slice."""
+        """Copy into its slice the gradient of a member that a hook of the network has replaced."""
         parameter, slice_ = self.members[place], self.slices[place]
         if parameter.grad is slice_:
             return
@@ -67,7 +67,7 @@ class _Bucket:
 
     @property
     def wire_scale(self) -> float:
-        """What a mean gradient is multiplied by on the network."""
+        """The factor by which a mean gradient is multiplied before the all-reduce."""
         return _WIRE_SCALE if self.wire is not None and self.wire.dtype in _HALF_TYPES else 1.0
 
 
@@ -85,11 +85,11 @@ class GradientBuckets:
     A parameter that no micro-batch on any rank has reached keeps `grad` = None, so that optimizers skip it.
 
     Args:
-        parameters: those that are trained, in the order of the forward pass; dense or not.
+        parameters: the trained parameters, in the order of the forward pass; dense or not.
         ranks: to all-reduce over.
         bucket_bytes: size at which a bucket is closed; large enough for bandwidth, small enough to overlap.
-        exact: sum over micro-batches and ranks without rounding, each micro-batch being one ghost batch; the
-            network is used after the last backward, not while it runs.
+        exact: sum over micro-batches and ranks without rounding; each micro-batch must be one ghost batch. The
+            all-reduces start after the last backward, not during it.
         wire_type: type of the gradients on the network, float16 or bfloat16; None: as the gradients are, or
             float32 for those of 16 bits, which are also summed over micro-batches in float32. A single rank sends
             nothing and ignores it.
@@ -111,18 +111,18 @@ class GradientBuckets:
         self.ranks = ranks
         self.exact = exact
         self.norms: GradientNorms | None = None
-        """Gets the gradient of each micro-batch before it is added to others."""
+        """Receives the gradient of each micro-batch before it is added to the sum."""
         self._is_backward = False
         self._armed = False
         self._num_backwards = 0
         self._num_earlier = 0
         self._outermost = -1
-        """Autograd's number for the backward of the loss, which tells it from one inside it."""
+        """Autograd's id of the backward of the loss, which differs from that of a nested backward."""
         self._num_samples = 0
         self._divisor = 1.0
         self._reached = torch.empty(0)
         self._reached_handle: Any = None
-        # Backward runs from the last parameter to the first: so do the buckets.
+        # Backward runs from the last parameter to the first, so the buckets have that order too.
         self._buckets = [
             _make_bucket(index, members, exact=exact, wire_type=wire_type if ranks.size > 1 else None)
             for index, members in enumerate(parts_of_size(list(parameters)[::-1], bucket_bytes))
@@ -144,7 +144,7 @@ class GradientBuckets:
         return [bucket.flat for bucket in self._buckets]
 
     def zero(self) -> None:
-        """Set all gradients to zero, and put the slices back where something else has taken their place."""
+        """Set all gradients to zero, and restore the slices that something else has replaced."""
         for bucket in self._buckets:
             for parameter, slice_ in zip(bucket.members, bucket.slices, strict=True):
                 if parameter.grad is not slice_:  # after `zero_grad`, or an update that did not reach it
@@ -161,8 +161,8 @@ class GradientBuckets:
         """Prepare for a backward.
 
         Args:
-            loss: whose backward it is, summed over the samples.
-            num_samples: how many samples those are.
+            loss: the loss to differentiate, summed over the samples.
+            num_samples: number of these samples.
         """
         self._is_backward, self._num_samples = True, num_samples
         for bucket in self._buckets:
@@ -170,7 +170,7 @@ class GradientBuckets:
         loss.register_hook(self._note_outermost)
 
     def end_backward(self) -> None:
-        """Take stock after a backward."""
+        """Add the gradients of a finished backward to the sums."""
         self._is_backward = False
         self._num_backwards += 1
         for bucket in self._buckets:
@@ -192,17 +192,17 @@ class GradientBuckets:
         self._num_earlier += 1
 
     def start_when_ready(self, divisor: float) -> None:
-        """From now on all-reduce each bucket as soon as it is complete: call before the last backward.
+        """All-reduce each bucket as soon as it is complete. Call it before the last backward.
 
         Args:
-            divisor: what the sums will be divided by. A sum over the samples of an update may be too large
-                for float16, and a mean too small: what crosses the network is the mean times 2¹⁰.
+            divisor: turns the sums into means. A sum over the samples of an update may be too large for float16,
+                and a mean too small, so the network transfers the mean times 2¹⁰.
         """
         self._divisor = divisor
         self._armed = not self.exact
 
     def start_rest(self) -> None:
-        """After the last backward: start the all-reduces that it has not started."""
+        """After the last backward, start the remaining all-reduces."""
         for bucket in self._buckets:
             if not bucket.is_started:
                 self._start(bucket)
@@ -216,7 +216,7 @@ class GradientBuckets:
         """Wait until each gradient is the sum over all ranks, divided by the divisor.
 
         Returns:
-            the seconds waited.
+            The seconds waited.
 
         Raises:
             OverflowError: in exact mode, see `exact.join`.
@@ -235,7 +235,7 @@ class GradientBuckets:
         return time.perf_counter() - begin
 
     def noise(self, batch: int, loss_scale: float) -> dict[str, NoiseEstimate]:
-        """Return what the averaged gradient says of its noise; see `GradientNorms.finish`. Empty without norms."""
+        """Return the noise estimates of the update; see `GradientNorms.finish`. Empty without norms."""
         return self.norms.finish(self.ranks, self._flats, batch, loss_scale) if self.norms else {}
 
     def divide(self, divisor: float) -> None:
@@ -256,8 +256,8 @@ class GradientBuckets:
             return
         if bucket.is_started:
             raise RunError(
-                f"the gradient of a parameter of shape {tuple(bucket.slices[place].shape)} came in pieces, the last of "
-                "them after its all-reduce had started; use non-reentrant checkpoints (use_reentrant=False)"
+                f"the gradient of a parameter of shape {tuple(bucket.slices[place].shape)} was accumulated in parts, "
+                "the last one after its all-reduce had started; use non-reentrant checkpoints (use_reentrant=False)"
             )
         bucket.reached[place] |= bucket.members[place].grad is not None
         bucket.restore(place)
@@ -285,11 +285,11 @@ class GradientBuckets:
         bucket.is_started = True
 
     def _wire_of(self, bucket: _Bucket) -> Tensor | None:
-        """Return what stands in for the gradients on the network: a rank that trains alone rounds nothing."""
+        """Return the tensor to all-reduce instead of the gradients, if any; a single rank rounds nothing."""
         return bucket.wire if self.ranks.size > 1 or bucket.is_half else None
 
     def _hide_unreached(self) -> None:
-        """Leave no gradient where no rank has one, as torch does."""
+        """Set the gradient to None where no rank has one, as torch does."""
         reached = iter(self._reached.tolist())
         for bucket in self._buckets:
             for parameter in bucket.members:
@@ -318,7 +318,7 @@ def _make_bucket(index: int, members: Sequence[nn.Parameter], *, exact: bool, wi
 
 
 def _note_unannounced(bucket: _Bucket) -> None:
-    """Count a gradient that a backward has written on its own, without autograd."""
+    """Mark as reached the gradients that a backward has written without autograd's hook."""
     for place, slice_ in enumerate(bucket.slices):
         if not bucket.reached[place]:
             bucket.restore(place)
@@ -326,22 +326,26 @@ def _note_unannounced(bucket: _Bucket) -> None:
 
 
 def _float32_or_better(flat: Tensor) -> Tensor:
-    """Return a copy whose type sums do not round to 16 bits."""
+    """Return a copy in float32 or wider, so that sums are not rounded to 16 bits."""
     return flat.to(torch.promote_types(flat.dtype, torch.float32), copy=True)
 
 
 def wire_type_of(rule: UpdateSection) -> torch.dtype | None:
-    """Of the gradients on their way between ranks; None: as they are."""
+    """Return the type of the gradients in the all-reduce; None: the type of the gradients."""
     return None if rule.allreduce_dtype == "none" else getattr(torch, rule.allreduce_dtype)
 
 
 def check_wire_type(wire_type: torch.dtype | None, ranks: Ranks, *, exact: bool) -> None:
-    """Raises ValueError as `GradientBuckets` does."""
+    """Check that the ranks can sum numbers of a wire type.
+
+    Raises:
+        ValueError: as for `GradientBuckets`.
+    """
     if wire_type is None or ranks.size == 1:
         return
     name = str(wire_type).removeprefix("torch.")
     if exact:
-        raise ValueError(f"exact sums cannot be rounded to {name} on their way")
+        raise ValueError(f"exact mode cannot all-reduce gradients rounded to {name}")
     if wire_type not in ranks.sum_types:
         allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in ranks.sum_types)
-        raise ValueError(f"{ranks.backend} cannot add {name}; it can: {allowed}")
+        raise ValueError(f"{ranks.backend} cannot sum {name}; allowed: {allowed}")

@@ -1,4 +1,4 @@
-"""A loss scale for float16, whose smallest numbers would swallow most gradients."""
+"""A loss scale for float16, in which most unscaled gradients would underflow."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ _LARGEST, _SMALLEST = 2.0**24, 1.0
 
 @dataclass
 class LossScale:
-    """What the loss is multiplied by before the backward pass, and the gradient divided by after it.
+    """The factor by which the loss is multiplied before the backward pass, and the gradient divided after it.
 
-    Halved when a gradient overflows, whose update is then left out; doubled after `growth_samples`
-    samples without an overflow: counted in samples, so that it does not depend on the batch. All
-    ranks see the same summed gradient, and so agree on it without a word.
+    When a gradient overflows, the scale is halved and the update is skipped. After `growth_samples`
+    samples without an overflow the scale is doubled; counting samples makes this independent of the
+    batch. All ranks have the same summed gradient, so they agree without communication.
 
     Args:
         value: a power of two, so that scaling rounds nothing.
-        good_samples: since the last overflow or doubling.
-        growth_samples: until the next doubling.
+        good_samples: samples since the last overflow or doubling.
+        growth_samples: samples without an overflow before a doubling.
 
     Source: Micikevicius et al. 2018, "Mixed precision training" (arXiv 1710.03740), §3.2.
     """
@@ -28,10 +28,10 @@ class LossScale:
     growth_samples: int = 1 << 17
 
     def after(self, samples: int, *, overflow: bool) -> bool:
-        """Take note of an update of so many samples.
+        """Adjust the scale after an update of `samples` samples.
 
         Returns:
-            whether it overflows and the scale may be to blame: not so where there is none left.
+            Whether the update overflows because of the scale; False if the scale cannot be halved further.
         """
         if overflow:
             is_to_blame = self.value > _SMALLEST

@@ -1,4 +1,4 @@
-"""From the groups that a reader yields to the micro-batches of an update."""
+"""Combine the ghost batches of a reader into the micro-batches of an update."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from hvd_batchgrow.train.update.forward import MicroBatch
 def join_groups(
     groups: Sequence[GhostBatch], positions: tuple[int, ...], keyed_by: tuple[int, int] | None = None
 ) -> MicroBatch:
-    """Groups as one micro-batch.
+    """Join ghost batches into one micro-batch.
 
     Args:
-        groups: of the reader, in the order of the stream.
-        positions: place of each among the update's groups.
-        keyed_by: seed and N, where samples need keys for dropout.
+        groups: ghost batches of the reader, in the order of the stream.
+        positions: position of each ghost batch in the update.
+        keyed_by: seed and N, if samples need keys for dropout.
     """
     entries, ids = (np.concatenate([getattr(group, part) for group in groups]) for part in ("entries", "ids"))
     return MicroBatch(
@@ -38,7 +38,7 @@ def join_groups(
 
 
 def inputs_of(batches: Iterable[GhostBatch], per_pass: int) -> Iterator[Tensor]:
-    """Inputs of several groups at a time."""
+    """Yield the inputs of `per_pass` ghost batches at a time."""
     groups = iter(batches)
     while taken := [batch.inputs for batch in islice(groups, per_pass)]:
         yield _joined(taken)
@@ -49,7 +49,7 @@ def _joined(parts: Sequence[Tensor]) -> Tensor:
 
 
 def gather_replaced(batches: Sequence[GhostBatch], ranks: Ranks) -> tuple[tuple[int, int], ...]:
-    """(place, sample id) of all samples of an update that stand in for bad ones; all ranks call it together."""
+    """Return (stream index, sample id) of all samples of an update that replaced bad ones; all ranks call it."""
     mine = [pair for b in batches for pair in zip(b.entries[b.replaced], b.ids[b.replaced], strict=True)]
     counts = torch.zeros(ranks.size, dtype=torch.int64)
     counts[ranks.rank] = len(mine)

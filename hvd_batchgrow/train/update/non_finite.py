@@ -1,4 +1,4 @@
-"""Losses and gradients that are infinite or no number."""
+"""Losses and gradients that are infinite or NaN."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from hvd_batchgrow.schedule.plan import Plan
 from hvd_batchgrow.train.events import Evaluation
 
 
-class NonFinite(RunError):  # noqa: N818  # what it is, not that it is one
-    """A loss or gradient that is infinite or no number; raised by all ranks together.
+class NonFinite(RunError):  # noqa: N818  # the name states the fault
+    """A loss or gradient is infinite or NaN; raised by all ranks together.
 
     Args:
-        positions: places, among the update's groups, of those whose own loss is not finite; none: only
-            the gradient is not.
+        positions: positions in the update of the ghost batches whose loss is not finite; empty: only the gradient
+            is not finite.
     """
 
     def __init__(self, positions: tuple[int, ...]) -> None:
@@ -24,25 +24,25 @@ class NonFinite(RunError):  # noqa: N818  # what it is, not that it is one
 
 
 def describe(fault: NonFinite | OverflowError, plan: Plan, stream: Stream, samples: int) -> str:
-    """Which update it was, the samples of its first bad groups, and what may help.
+    """Return the message for an update that is not finite: its samples, its first bad ghost batches, the remedy.
 
     Args:
-        fault: of an update; an OverflowError: an exact sum has left its range.
+        fault: the error of the update; OverflowError: an exact sum has left its range.
         plan: of the run.
         stream: of the run.
-        samples: sample counter before that update.
+        samples: sample counter before the update.
     """
     phase = plan.schedule.at(samples)
     update, end = plan.schedule.updates_at(samples), samples + phase.global_batch
     lines = [f"update {update}, samples {samples:,} … {end - 1:,}, learning rate {phase.lr:.4g}: {fault}"]
     if isinstance(fault, OverflowError):
-        lines.append("a lower learning rate or a warm-up may mend it; layout.exact = false has no such limit")
+        lines.append("a lower learning rate or a warm-up may prevent it; layout.exact = false has no such limit")
         return "\n  ".join(lines)
     for position in fault.positions[:3]:
         first = samples + position * plan.group
         ids = stream.ids(first, first + plan.group).tolist()
-        lines.append(f"in the pass with samples {first:,} … {first + len(ids) - 1:,}, ids {ids[:8]} …")
-    lines.append("update.on_nonfinite = 'skip' leaves such updates out; a lower learning rate or a warm-up may mend it")
+        lines.append(f"in the micro-batch with samples {first:,} … {first + len(ids) - 1:,}, ids {ids[:8]} …")
+    lines.append("update.on_nonfinite = 'skip' skips such updates; a lower learning rate or a warm-up may prevent them")
     return "\n  ".join(lines)
 
 
@@ -50,7 +50,7 @@ def describe_evaluation(evaluation: Evaluation, precision: str) -> str:
     """Return the message for a test loss that is infinite or NaN, with what may help.
 
     Args:
-        evaluation: whose `is_finite` is False.
+        evaluation: an evaluation whose `is_finite` is False.
         precision: `update.precision`, in which the test set was evaluated too.
     """
     is_average = math.isfinite(evaluation.loss)
@@ -60,5 +60,5 @@ def describe_evaluation(evaluation: Evaluation, precision: str) -> str:
     return (
         f"evaluation at sample {evaluation.samples:,} (epoch {evaluation.epoch:.2f}): the {which} is {loss}\n  "
         f"a lower learning rate or a warm-up may prevent it{lower}\n  "
-        "update.on_nonfinite = 'skip' continues, and disregards such an evaluation"
+        "update.on_nonfinite = 'skip' ignores such an evaluation and continues"
     )

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hvd_batchgrow.messages.errors import JobError
 from hvd_batchgrow.schedule.plan import Plan, compile_plan
 from hvd_batchgrow.slurm.chain import Site, make_scripts
-from hvd_batchgrow.slurm.chain_jobs import chain_job, make_links
+from hvd_batchgrow.slurm.chain_jobs import make_chain_jobs, with_ranks_per_phase
 from hvd_batchgrow.slurm.render import ARGUMENTS, directive, dry_commands, extra_options, log_pattern, render
 from hvd_batchgrow.train.run.phase_range import check_width
 from hvd_batchgrow.train.run.run import _notes_on_ranks
@@ -49,7 +49,7 @@ def test_phases_of_equal_width_are_one_link(
     ranks: list[int], ranks_per_node: int, expected: list[tuple[str, int, int]]
 ) -> None:
     plan = plan_of(ranks)
-    links = make_links(plan, 12, ranks_per_node)
+    links = make_chain_jobs(plan, 12, ranks_per_node)
     assert [(link.phases, link.nodes, link.ranks_per_node) for link in links] == expected
     assert links[0].start_samples == 0
     assert [link.end_samples for link in links[:-1]] == [link.start_samples for link in links[1:]]
@@ -59,8 +59,8 @@ def test_phases_of_equal_width_are_one_link(
 
 def test_phases_that_a_trigger_makes_as_it_goes_are_no_links() -> None:
     plan = compile_plan(measured_job({"name": "plateau", "patience_epochs": 1.0}), 1, NUM_TRAIN)
-    with pytest.raises(JobError, match="'adaptive' has no phases before it trains; as one job: sbatch"):
-        make_links(plan, 4, 1)
+    with pytest.raises(JobError, match="'adaptive' determines its phases during training; as one job: sbatch"):
+        make_chain_jobs(plan, 4, 1)
     with pytest.raises(JobError, match="--phases: a trigger makes the phases as it goes"):
         check_width(plan, (1, 1), 1)
 
@@ -70,7 +70,7 @@ def test_a_phase_without_updates_makes_no_link() -> None:
     schedule = {"boundaries_epochs": [0.5, 0.55, 0.6], "noise_factor": 3.0}
     plan = plan_of([1, 2, 4, 4], schedule=schedule)
     assert [phase.num_updates > 0 for phase in plan.schedule.phases] == [True, True, False, True]
-    assert [(link.phases, link.ranks) for link in make_links(plan, 4, 1)] == [("1-1", 1), ("2-3", 2), ("4-4", 4)]
+    assert [(link.phases, link.ranks) for link in make_chain_jobs(plan, 4, 1)] == [("1-1", 1), ("2-3", 2), ("4-4", 4)]
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_what_is_no_whole_number_of_nodes_is_refused_with_the_nearest(
     ranks: list[int], nodes_max: int, ranks_per_node: int, message: str
 ) -> None:
     with pytest.raises(JobError) as caught:
-        make_links(plan_of(ranks), nodes_max, ranks_per_node)
+        make_chain_jobs(plan_of(ranks), nodes_max, ranks_per_node)
     assert message in str(caught.value)
 
 
@@ -101,7 +101,7 @@ def test_what_is_no_whole_number_of_nodes_is_refused_with_the_nearest(
 def test_a_link_compiles_the_plan_of_the_whole_chain_whatever_its_own_ranks(growth: dict[str, Any]) -> None:
     plan = compile_plan(small_job(layout={**growth, "max_micro_batch": 8, "uneven_ranks": True}), 2, NUM_TRAIN)
     for ranks in (1, 2, 4, 7):
-        assert compile_plan(chain_job(plan), ranks, NUM_TRAIN).layouts == plan.layouts
+        assert compile_plan(with_ranks_per_phase(plan), ranks, NUM_TRAIN).layouts == plan.layouts
 
 
 NASTY = 'it\'s "my" run $(touch x) `y` 100% #1; rm *'
@@ -110,10 +110,14 @@ NASTY = 'it\'s "my" run $(touch x) `y` 100% #1; rm *'
 def test_the_scripts_of_a_chain_are_these_texts() -> None:
     job, run = small_job(), Path(f"/data/{NASTY}/small")
     site = Site(TEMPLATE, ("/opt/my python", "-m", "hvd_batchgrow.cli"), {"partition": "gpu", "gres": "gpu:4"})
-    scripts = make_scripts(job, make_links(plan_of([2, 4, 4, 12]), 3, 4), run, site)
-    assert [script.path.name for script in scripts] == ["link-1.sbatch", "link-2.sbatch", "link-3.sbatch"]
+    scripts = make_scripts(job, make_chain_jobs(plan_of([2, 4, 4, 12]), 3, 4), run, site)
+    assert [script.path.name for script in scripts] == [
+        "chain-job-1.sbatch",
+        "chain-job-2.sbatch",
+        "chain-job-3.sbatch",
+    ]
     for k, script in enumerate(scripts):
-        assert script.text == (GOLDEN / f"link-{k + 1}.txt").read_text()
+        assert script.text == (GOLDEN / f"chain-job-{k + 1}.txt").read_text()
 
 
 def test_the_two_templates_differ_in_how_they_launch_only() -> None:
@@ -129,7 +133,7 @@ def test_the_two_templates_differ_in_how_they_launch_only() -> None:
 @given(st.lists(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"])), min_size=1, max_size=4))
 def test_whatever_the_arguments_hold_bash_reads_them_back(arguments: list[str]) -> None:
     text = render(TEMPLATE, {}, ("p",), arguments)
-    line = text.partition("arguments=")[2].partition("\n\n# EDIT: a run that")[0]
+    line = text.partition("arguments=")[2].partition("\n\n# EDIT: how often")[0]
     script = f"arguments={line}\nprintf '%s\\0' \"${{arguments[@]}}\""
     said = subprocess.run(["bash", "-c", script], check=True, capture_output=True, env={}).stdout
     assert said.decode().split("\0")[:-1] == arguments
@@ -171,9 +175,9 @@ def test_sbatch_reads_a_value_as_it_was_given(value: str, line: str) -> None:
 def test_a_value_cannot_bring_lines_of_its_own() -> None:
     with pytest.raises(JobError, match=r"--partition: a line of a batch script cannot hold 'gpu\\ntouch x'"):
         directive("partition", "gpu\ntouch x")
-    with pytest.raises(JobError, match="know no backslash and no line break"):
+    with pytest.raises(JobError, match="cannot contain a backslash or a line break"):
         log_pattern(Path("/runs/a\nb"))
-    with pytest.raises(JobError, match="know no backslash"):
+    with pytest.raises(JobError, match="cannot contain a backslash"):
         log_pattern(Path("/runs/a\\b"))
 
 
@@ -189,13 +193,13 @@ def test_more_options_of_sbatch() -> None:
     }
     with pytest.raises(JobError, match="2 faults") as caught:
         extra_options(["nodes=4", "-N4"])
-    assert "--sbatch: nodes is decided by the chain" in str(caught.value)
-    assert "must be KEY=VALUE with a long name of sbatch's, got '-N4'" in str(caught.value)
+    assert "--sbatch: nodes is set by the chain" in str(caught.value)
+    assert "must be KEY=VALUE with a long option name of sbatch, got '-N4'" in str(caught.value)
 
 
 def test_the_commands_of_a_dry_run_are_lines_for_a_shell(tmp_path: Path) -> None:
     """A shell in which sbatch is a function that says what it got, and gives numbers from 1."""
-    scripts = [Path(f"/r/{NASTY}\n/link-{k}.sbatch") for k in (1, 2, 3)]
+    scripts = [Path(f"/r/{NASTY}\n/chain-job-{k}.sbatch") for k in (1, 2, 3)]
     count = tmp_path / "count"
     count.write_text("")
     number = f"echo >>{shlex.quote(str(count))}; wc -l <{shlex.quote(str(count))}"
