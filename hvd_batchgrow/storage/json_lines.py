@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hvd_batchgrow.messages.errors import RunError, unwritable
+from hvd_batchgrow.storage.atomic import write_atomically
 from hvd_batchgrow.storage.regular_files import read_regular
 from hvd_batchgrow.storage.strict_json import dump_json
 
@@ -25,12 +26,7 @@ class JsonLines:
 
     def __init__(self, path: Path, keep: Callable[[Line], bool]) -> None:
         kept = [line for line in read_json_lines(path, keep) if keep(line)]
-        temporary = path.with_suffix(".tmp")
-        with temporary.open("w", encoding="utf-8") as file:
-            file.writelines(dump_json(line) + "\n" for line in kept)
-            file.flush()
-            os.fsync(file.fileno())  # else a loss of power might leave the name without the lines
-        os.replace(temporary, path)
+        write_atomically(path, "".join(dump_json(line) + "\n" for line in kept).encode())
         self._path = path
 
     def append(self, line: Line) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -12,6 +11,7 @@ from pydantic import Field, ValidationError
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.config.types import PositiveFloat, Section
 from hvd_batchgrow.messages.errors import Fault, JobError, RunError, first_fault, unwritable
+from hvd_batchgrow.storage.atomic import write_atomically
 from hvd_batchgrow.storage.regular_files import read_regular
 
 Count = Annotated[int, Field(gt=0, lt=1 << 53)]
@@ -146,10 +146,8 @@ def save_probe(path: Path, probe: Probe) -> None:
     Raises:
         RunError: it cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.writing")
     try:
-        temporary.write_text(probe.model_dump_json(indent=1) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
+        write_atomically(path, f"{probe.model_dump_json(indent=1)}\n".encode())
     except OSError as error:
         raise unwritable(path, error) from None
 
