@@ -12,10 +12,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from hvd_batchgrow.config import DataSection, Job, LayoutSection, ModelSection
-from hvd_batchgrow.config.model_names import check_network
 from hvd_batchgrow.data.sources.specs import check_data, known_num_samples
 from hvd_batchgrow.messages.errors import MOST_TOLD, Fault, JobError
 from hvd_batchgrow.messages.schema_messages import Node, allowed, as_text, child, dotted, nearest, resolved, shown
+from hvd_batchgrow.nn.checks.model_keys import check_network
 from hvd_batchgrow.schedule.validation.key_checks import batch_faults, key_faults
 from hvd_batchgrow.storage.toml_file import read_toml, read_value, tamed, value_text
 

@@ -48,7 +48,7 @@ def _check_source(value: str) -> str:
     if not near and re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", value):
         near = [":".join(value.rsplit(".", 1))]
     hint = f"did you mean {near[0]!r}? " if near else ""
-    raise ValueError(f"{hint}one of {', '.join(SOURCES)}, or module:function of your own")
+    raise ValueError(f"{hint}one of {', '.join(SOURCES)}, or your own module:function")
 
 
 def _check_separator(value: str) -> str:

@@ -113,7 +113,7 @@ class ImportSchedule(ScheduleBase):
         str,
         Field(
             pattern=r"^(steps|polynomial|cosine|[A-Za-z_][\w.]*:[A-Za-z_]\w*)$",
-            description="one of steps, polynomial, cosine, or module:function of your own",
+            description="one of steps, polynomial, cosine, or your own module:function",
             examples=["steps", "polynomial", "cosine"],
         ),
     ]

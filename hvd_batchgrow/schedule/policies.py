@@ -62,7 +62,7 @@ class Start:
     momentum: float
     global_batch: int
     noise: NoiseScale
-    group: int
+    batch_unit: int
     """A batch is a whole number of so many samples: `batch_unit`."""
     max_batch: int | None
     wanted_batch: float | None = None
@@ -74,12 +74,12 @@ class Start:
             return self.global_batch
         if not math.isfinite(wanted):  # infinity over infinity: the plan tells of it as of any number out of range
             raise ArithmeticError(f"a batch of {wanted}")
-        batch = max(1, half_up(wanted / self.group)) * self.group
+        batch = max(1, half_up(wanted / self.batch_unit)) * self.batch_unit
         return batch if self.max_batch is None else min(batch, self.max_batch)
 
     def whole(self, most: float) -> int:
         """The largest batch that can be had and is not above `most`."""
-        return whole_multiples(most / self.group) * self.group
+        return whole_multiples(most / self.batch_unit) * self.batch_unit
 
     def stage(self, epoch: float, noise: float, momentum: float, wanted: float) -> Stage:
         """A stage of a given noise scale: the batch as near to `wanted` as can be, the learning rate to match."""

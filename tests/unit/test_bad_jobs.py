@@ -46,7 +46,7 @@ max_batch = 96
 """
 SOURCES = (
     "one of fashion_mnist, idx, cifar10, cifar100, imagenet, image_folder, webdataset, tfrecord, numpy, covtype, csv, "
-    "parquet, synthetic_images, synthetic_rows, or module:function of your own"
+    "parquet, synthetic_images, synthetic_rows, or your own module:function"
 )
 NAME = "a name of at most 200 letters, digits, dots, dashes and underscores"
 POLICIES = "decay, grow, hybrid, adabatch, steps, import, seesaw, adaptive"

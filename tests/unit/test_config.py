@@ -56,7 +56,7 @@ def test_every_shipped_job_is_valid_and_named_as_its_file(path: Path) -> None:
             "model",
             "name",
             "resnet21",
-            "model.name: there is resnetD of depth D = 6n+2, nearest: resnet20, resnet26, got",
+            "model.name: must be resnetD of depth D = 6n+2, nearest: resnet20, resnet26, got",
         ),
         ("model", "channels", [], "model.channels: must be a list of at least 1, each a whole number > 0, got []"),
         ("model", "kwargs", [1], "model.kwargs: must be a table of keys and values, got [1]"),

@@ -140,7 +140,7 @@ def _factor_faults(job: Job, num_samples: int) -> list[Fault]:
         start = make_start(job, num_samples)
     except (JobError, ArithmeticError):
         return []  # told of where the schedule is compiled
-    first, unit, factor = start.global_batch, start.group, job.trigger.max_batch_factor
+    first, unit, factor = start.global_batch, start.batch_unit, job.trigger.max_batch_factor
     if start.whole(factor * first) > first:
         return []
     fault = f"{factor:g} × {first} = {factor * first:g} is below {first + unit}, the next whole multiple of {unit}"

@@ -57,7 +57,7 @@ def _measured_notes(job: Job, start: Start) -> list[str]:
         every, patience = job.evaluation.every_epochs, trigger.patience_epochs
         why = f"evaluation.every_epochs = {every:g} and trigger.patience_epochs = {patience:g}"
         return [f"the batch never grows: the {job.schedule.epochs:g} epochs end before the first decision, by {why}"]
-    if start.max_batch is None or start.max_batch >= start.global_batch + start.group:
+    if start.max_batch is None or start.max_batch >= start.global_batch + start.batch_unit:
         return _cut_note(job, start, wanted, "decision") if is_plateau else []
     effect = (
         "every decision of the trigger becomes a cut of the learning rate"
@@ -88,7 +88,7 @@ def _comes_too_late(job: Job, trigger: PlateauTrigger) -> bool:
 def _cut_note(job: Job, start: Start, wanted: float, when: str) -> list[str]:
     """The limit leaves only a part of the first growth."""
     cap = start.max_batch
-    if cap is None or wanted <= cap + start.group / 2:
+    if cap is None or wanted <= cap + start.batch_unit / 2:
         return []
     rest = f"it grows to at most {cap}, and the learning rate decays by the rest"
     return [f"the first {when} asks for a batch of {wanted:.6g}: {rest}: {_limit(job, start)}{_remedy(start, wanted)}"]
@@ -102,7 +102,7 @@ def _no_boundary(job: Job) -> str:
 
 
 def _why(job: Job, start: Start, wanted: float) -> str:
-    section, first, unit = job.schedule, start.global_batch, start.group
+    section, first, unit = job.schedule, start.global_batch, start.batch_unit
     if isinstance(section, HybridSchedule) and not section.growing_boundaries:
         return "schedule.growing_boundaries is 0"
     if start.max_batch is not None and start.max_batch < first + unit:
@@ -123,8 +123,8 @@ def _remedy(start: Start, wanted: float) -> str:
     """A first batch, or a limit, by which the first growth is possible as it is wanted."""
     assert start.max_batch is not None
     factor = wanted / start.global_batch
-    lower = int(start.max_batch / factor / start.group) * start.group if factor > 1 else 0
-    least = int(-(-wanted // start.group)) * start.group
+    lower = int(start.max_batch / factor / start.batch_unit) * start.batch_unit if factor > 1 else 0
+    least = int(-(-wanted // start.batch_unit)) * start.batch_unit
     ways = [f"global_batch <= {lower}"] if lower else []
     ways += [f"max_batch >= {least}"] if factor > 1 and least < start.noise.num_samples else []
     return f"; for growth use {', or '.join(ways)}" if ways else "; the training set is too small for its growth"
