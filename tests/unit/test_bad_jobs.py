@@ -77,7 +77,7 @@ EDITS: dict[str, tuple[dict[str, str], list[str]]] = {
             "data.num_samples: must be a whole number > 0, got -300; nearest: 1",
             "optim.lr: must be a finite number > 0, got -0.05; such as: 0.05",
             "optim.momentum: must be a number >= 0 and < 1, got -0.9; nearest: 0",
-            'schedule.max_batch: must be a whole number > 0 or a share of the training set such as "N/10", got -96; '
+            'schedule.max_batch: must be a whole number > 0 or a fraction of the training set such as "N/10", got -96; '
             "nearest: 1",
         ],
     ),
@@ -168,7 +168,7 @@ EDITS: dict[str, tuple[dict[str, str], list[str]]] = {
         [
             "seed: must be a whole number >= 0 and < 9223372036854775808, got -7; nearest: 0",
             "schedule.warmup_epochs: must be a finite number >= 0, got '1'; nearest: 1",
-            'schedule.max_batch: must be a whole number > 0 or a share of the training set such as "N/10", '
+            'schedule.max_batch: must be a whole number > 0 or a fraction of the training set such as "N/10", '
             "got 'N/0'; nearest: 'N/10'",
             "schedule.boundaries_epochs: must rise and end before epochs = 2.2: 1 follows 1.5; nearest: [1.0, 1.5]",
             "layout.max_micro_batch: 12 = 1.50 ghost batches of 8, which are never cut; nearest: 8, 16",
