@@ -219,11 +219,11 @@ def test_all_faults_with_path_value_what_is_allowed_and_the_nearest(case: str, t
 FILES: dict[str, tuple[bytes, str]] = {
     "a key twice": (
         edited({"lr = 0.05": "lr = 0.05\nlr = 0.1"}).encode(),
-        "is not valid TOML: a key is there twice at line 16, column 9\n    lr = 0.1\n            ^",
+        "is not valid TOML: a key appears twice at line 16, column 9\n    lr = 0.1\n            ^",
     ),
     "a section twice": (
         (GOOD + "[data]\n").encode(),
-        "is not valid TOML: the section 'data' is there twice at line 25, column 6\n    [data]\n         ^",
+        "is not valid TOML: the section 'data' appears twice at line 25, column 6\n    [data]\n         ^",
     ),
     "no value": (
         edited({"lr = 0.05": "lr ="}).encode(),
@@ -253,7 +253,7 @@ FILES: dict[str, tuple[bytes, str]] = {
         edited({'"small"': '"sm\xe4ll"'}).encode("latin-1"),
         'is not UTF-8: byte 0xe4 at line 1, column 11\n    name = "sm\\xe4ll"\n              ^',
     ),
-    "UTF-16": (GOOD.encode("utf-16"), "is UTF-16, and a job file is UTF-8: save it as that"),
+    "UTF-16": (GOOD.encode("utf-16"), "is UTF-16, but a job file must be UTF-8: save it as UTF-8"),
     "lists in lists": ((GOOD + "x = " + "[" * 5000).encode(), "is nested too deeply; at most 32 levels"),
     "a number of 5000 digits": (
         edited({"= 7": "= " + "9" * 5000}).encode(),
@@ -262,7 +262,7 @@ FILES: dict[str, tuple[bytes, str]] = {
     ),
     "eleven megabytes": (
         b"#" * (11 << 20),
-        "has 11534336 bytes, and a job file has 1048576 at most: is it another file?",
+        "has 11534336 bytes, but a job file has at most 1048576: is it another file?",
     ),
 }
 
@@ -299,9 +299,9 @@ def test_hundreds_of_faults_are_counted_and_a_hundred_told(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("make", "fault"),
     [
-        (Path.mkdir, "is a folder, and a job file is needed"),
-        (os.mkfifo, "is a pipe or device, and a job file is needed"),
-        (lambda path: path.symlink_to("/dev/zero"), "is a pipe or device, and a job file is needed"),
+        (Path.mkdir, "is a folder, not a job file"),
+        (os.mkfifo, "is a pipe or device, not a job file"),
+        (lambda path: path.symlink_to("/dev/zero"), "is a pipe or device, not a job file"),
         (lambda path: path.symlink_to(path), "cannot be read: Too many levels of symbolic links"),
         (lambda path: None, "cannot be read: No such file or directory"),
     ],
@@ -403,7 +403,7 @@ def test_faults_of_overrides_are_told_together(tmp_path: Path, capsys: pytest.Ca
     (tmp_path / "job.toml").write_text(GOOD)
     words = ["plan", str(tmp_path / "job.toml"), "--optim..lr", "1", "--name.x", "2", "--.=3"]
     assert main(words) == 2
-    key = "is no key of a job file: write --SECTION.KEY VALUE, such as --optim.lr 0.2"
+    key = "is not a key of a job file: write --SECTION.KEY VALUE, such as --optim.lr 0.2"
     faults = [f"'optim..lr': {key}", "name.x: name is a value, not a section", f"'.': {key}"]
     assert capsys.readouterr().err == "\n  ".join([f"{tmp_path / 'job.toml'}: 3 faults", *faults]) + "\n"
 

@@ -42,8 +42,8 @@ def test_every_shipped_job_is_valid_and_named_as_its_file(path: Path) -> None:
             0.5,
             "schedule.noise_factor: must be a finite number >= 1 or a list, each a finite number >= 1, got 0.5",
         ),
-        ("schedule", "max_batch", "N/0", "schedule.max_batch: must be a whole number > 0 or a share of the"),
-        ("schedule", "max_batch", True, "schedule.max_batch: must be a whole number > 0 or a share of the"),
+        ("schedule", "max_batch", "N/0", "schedule.max_batch: must be a whole number > 0 or a fraction of the"),
+        ("schedule", "max_batch", True, "schedule.max_batch: must be a whole number > 0 or a fraction of the"),
         (
             "schedule",
             "boundaries_epochs",

@@ -20,7 +20,7 @@ def test_lines_behind_one_that_is_damaged_are_not_dropped_in_silence(tmp_path: P
     path = tmp_path / "metrics.jsonl"
     text = '{"samples": 10}\n\0\0ples": 20}\n{"samples": 30}\n'
     path.write_text(text)
-    with pytest.raises(RunError, match=r"jsonl is damaged: line 2 cannot be read, and line 3 behind it can"):
+    with pytest.raises(RunError, match=r"jsonl is damaged: line 2 cannot be read, but line 3 after it can"):
         read_json_lines(path)
     with pytest.raises(RunError, match=r"line 2 cannot be read"):
         JsonLines(path, lambda line: line["samples"] <= 30)

@@ -195,7 +195,7 @@ def test_an_imported_function_is_the_users_own(monkeypatch: pytest.MonkeyPatch) 
     assert batches(**made, lr_schedule="my_schedule:halves") == [128, 256, 512]
     with pytest.raises(JobError, match=r"schedule.lr_schedule: rises from 6 to 16 × lr at epoch 10"):
         phases(**made, lr_schedule="my_schedule:rises")
-    with pytest.raises(JobError, match=r"schedule.lr_schedule: my_schedule:nothing: my_schedule has no such name"):
+    with pytest.raises(JobError, match=r"schedule.lr_schedule: my_schedule:nothing: my_schedule does not define it"):
         phases(**made, lr_schedule="my_schedule:nothing")
 
 

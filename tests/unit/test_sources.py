@@ -156,7 +156,7 @@ def test_rows_of_ones_own_may_be_float64_and_are_standardised_so(own: None) -> N
     ("function", "error", "message"),
     [
         ("own_faulty:f", JobError, r"data.source: own_faulty:f cannot be imported: ModuleNotFoundError: .*line 1\)"),
-        ("own_source:f", JobError, r"data.source: own_source:f: own_source has no such name"),
+        ("own_source:f", JobError, r"data.source: own_source:f: own_source does not define it"),
         (
             "own_source:nothing",
             JobError,
