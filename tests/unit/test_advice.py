@@ -192,15 +192,15 @@ def test_what_is_weak_is_told_with_where_and_what_to_do() -> None:
     ]
     assert weaknesses(records, job, N) == [
         "epochs 0-0.5: B_simple was not measured",
-        "epochs 0.5-1.2: |G|² unresolved, so that B_simple may be anything",
+        "epochs 0.5-1.2: |G|² is not resolved, so B_simple is unknown",
         "epochs 2-2.5: too few updates for a band",
         "epochs 1.2-2: band wider than ×4",
-        "the run stands at epoch 3 of 8: beyond it nothing is known, and nothing grows",
+        "the run is at epoch 3 of 8: later epochs are unknown, and the batch does not grow there",
     ]
     two = [replace(o, gradients=2) for o in seen(8, lambda _: 100)]
     assert weaknesses(two, job, N) == [
-        "an update is two gradients, the fewest that show a spread; "
-        "measure with more passes: layout.max_micro_batch = 8"
+        "an update has two gradients, the fewest that show noise; "
+        "measure with more micro-batches: layout.max_micro_batch = 8"
     ]
     assert weaknesses(seen(8, lambda _: 100), job, N) == []
 
@@ -237,7 +237,7 @@ def test_growth_takes_the_place_of_decay_at_the_noise_scale_of_the_run() -> None
     assert [p.phase.lr for p in advice.phases] == pytest.approx([0.05, 0.05, 0.05 * 2 / 3, 0.05 * 2 / 9])
     ours = [advice.plan.noise_scale(p.phase) for p in advice.phases]
     assert ours == pytest.approx([phase["noise_scale"] for phase in run.phases])
-    with pytest.raises(JobError, match="'linear' would undo what the run did: its noise scale fell by 27"):
+    with pytest.raises(JobError, match="'linear' contradicts the run: its noise scale fell by 27"):
         advise(run, lr_rule="linear")
 
 
@@ -273,7 +273,7 @@ def test_what_was_seen_under_another_schedule_is_told() -> None:
     """A fork by another learning rate keeps the record of the run that it came from; a warm-up is no other schedule."""
     records = [replace(o, lr=0.2 if o.samples <= N else LR) for o in seen(4, lambda _: 600)]
     (weak,) = advise(recorded(records)).weak
-    assert weak.startswith("epochs 0-1: seen under another schedule")
+    assert weak.startswith("epochs 0-1: recorded with another schedule")
     assert advise(recorded(records, warmup_epochs=1.0)).weak == ()
 
 
@@ -295,11 +295,11 @@ def test_batches_can_be_formed_on_the_ranks_of_the_run() -> None:
         ),
         (
             [replace(o, is_measured=False, gradients=1) for o in seen(1, lambda _: None)],
-            "an update was one gradient, .*: measure with more ranks, or a ghost batch below 20",
+            "an update had one gradient, .*: measure with more ranks, or a ghost batch below 20",
         ),
         (
             seen(4, lambda epoch: None if epoch > 0.1 else 600),
-            "resolved for 0.1 epochs, 0.25 are the least\n  epochs 0.1-4: .*unresolved.*\n.*memory-epochs 1;",
+            "resolved for 0.1 epochs, at least 0.25 .*\n  epochs 0.1-4: .*not resolved.*\n.*noise.ema-epochs 1;",
         ),
         (seen(4, lambda _: 120), "no growth is supported: .* was 100 to 100.*100 → 140 in steps of 20"),
     ],

@@ -164,7 +164,7 @@ def broken(**values: Any) -> str:
     ("line", "message"),
     [
         ("nonsense", "Expecting value"),
-        ("[1, 2]", "no object"),
+        ("[1, 2]", "not an object"),
         ("{}", "missing .* required positional arguments: 'samples'"),
         (broken(colour="red"), "unknown: colour"),
         (broken(samples=-16), "whole numbers above 0"),
@@ -185,10 +185,10 @@ def broken(**values: Any) -> str:
 def test_nonsense_is_named_by_its_line(tmp_path: Path, line: str, message: str) -> None:
     path = tmp_path / "decisions.jsonl"
     path.write_text(f"{LINE}\n{line}\n{LINE}\n")
-    with pytest.raises(JobError, match=rf"(?s)decisions\.jsonl.*line 2: is no decision: .*{message}"):
+    with pytest.raises(JobError, match=rf"(?s)decisions\.jsonl.*line 2: is not a decision: .*{message}"):
         read_decisions(path)
     path.write_text(f"{LINE}\n{line}\n")  # the last line, but a whole one
-    with pytest.raises(JobError, match="line 2: is no decision"):
+    with pytest.raises(JobError, match="line 2: is not a decision"):
         read_decisions(path)
 
 
@@ -321,13 +321,13 @@ def _check_plan(plan: Plan) -> None:
 @pytest.mark.parametrize(
     ("ranks", "trigger", "sections", "message"),
     [
-        (1, {"name": "none"}, {}, "trigger.name: schedule.policy = 'adaptive' needs one"),
-        (1, TRIGGER, {"layout": {"grow_by": "auto"}}, "layout.grow_by: needs the phases beforehand"),
+        (1, {"name": "none"}, {}, "trigger.name: schedule.policy = 'adaptive' needs a trigger"),
+        (1, TRIGGER, {"layout": {"grow_by": "auto"}}, "layout.grow_by: needs to know the phases in advance"),
         (
             1,
             TRIGGER,
             {"layout": {"grow_by": "ranks", "ranks_per_phase": [1]}},
-            "layout.ranks_per_phase: needs the phases beforehand",
+            "layout.ranks_per_phase: needs to know the phases in advance",
         ),
         (
             1,
@@ -350,13 +350,13 @@ def _check_plan(plan: Plan) -> None:
                 "optim": {"name": "adam", "lr": 1e-3, "weight_decay": 0.0},
                 "schedule": {"lr_rule": "adam", "max_batch": 160},
             },
-            r"schedule.lr_rule: Adam's set needs .*160/16 · 0.1 = 1; grow to 152 at most",
+            r"schedule.lr_rule: lr_rule = 'adam' needs .*160/16 · 0.1 = 1; grow to at most 152",
         ),
         (
             1,
             {**TRIGGER, "max_batch_factor": 1.2},
             {},
-            "trigger.min_factor: 1.25 is above factor = 1.2: no change would be made",
+            "trigger.min_factor: 1.25 is above max_batch_factor = 1.2: the batch would never grow",
         ),
         (
             1,
@@ -381,7 +381,7 @@ def _check_plan(plan: Plan) -> None:
             1,
             TRIGGER,
             {"schedule": {"max_batch": 304, "exact_noise": True}},
-            r"max_batch: 304 is not below N = 300: no noise would be left to lower; nearest: 296",
+            r"max_batch: 304 must be below N = 300: the whole training set has no sampling noise; nearest: 296",
         ),
         (
             1,
@@ -401,25 +401,25 @@ def _check_plan(plan: Plan) -> None:
             1,
             TRIGGER,
             {"schedule": {"global_batch": 48, "batch_multiple": 32}},
-            r"schedule.global_batch: 48 = 1.50 × 32, of which every batch is a multiple; nearest: 32, 64",
+            r"schedule.global_batch: 48 = 1.50 × 32, but every batch must be a multiple of 32; nearest: 32, 64",
         ),
         (
             1,
             TRIGGER,
             {"schedule": {"global_batch": 8}, "layout": {"max_micro_batch": 8}},
-            "schedule.global_batch: 8 is one ghost batch, and so one gradient an update: tr.* needs two; use >= 16",
+            "schedule.global_batch: 8 is one ghost batch, so an update has one gradient: tr.* needs two; use >= 16",
         ),
         (
             1,
             TRIGGER,
             {"layout": {"max_micro_batch": 16}},
-            "layout.max_micro_batch: 16 makes one pass of a batch of 16: .* use 8, or 2 ranks",
+            "layout.max_micro_batch: 16 makes a batch of 16 one micro-batch: .* use 8, or 2 ranks",
         ),
         (
             2,
             TRIGGER,
             {"layout": {"max_micro_batch": 16, "grow_by": "ranks"}},
-            "layout.max_micro_batch: 16 makes one pass of a batch of 16",
+            "layout.max_micro_batch: 16 makes a batch of 16 one micro-batch",
         ),
     ],
 )
@@ -433,12 +433,16 @@ def test_what_cannot_be_measured_or_formed_is_refused_beforehand(
 @pytest.mark.parametrize(
     ("ranks", "sections", "told"),
     [
-        (1, {}, [r"layout.max_micro_batch: 16 makes one pass of a batch of 16: .* use 8, or 2 ranks"]),
+        (1, {}, [r"layout.max_micro_batch: 16 makes a batch of 16 one micro-batch: .* use 8, or 2 ranks"]),
         (1, {"model": {"ghost_batch": 16}}, [r"schedule.global_batch: 16 is one ghost batch.* use >= 32"]),
-        (1, {"layout": {"max_micro_batch": 48}}, ["48 makes one pass of a batch of 16", "a batch of 48: .* use 24,"]),
+        (
+            1,
+            {"layout": {"max_micro_batch": 48}},
+            ["48 makes a batch of 16 one micro-batch", "a batch of 48 one micro-batch: .* use 24,"],
+        ),
         (1, {"layout": {"max_micro_batch": 8}}, []),
         (2, {}, []),
-        (2, {"layout": {"grow_by": "ranks", "max_micro_batch": 16}}, ["16 makes one pass of a batch of 16"]),
+        (2, {"layout": {"grow_by": "ranks", "max_micro_batch": 16}}, ["16 makes a batch of 16 one micro-batch"]),
         (1, {"gradient_noise": {"measure": False}}, []),
     ],
 )
@@ -447,9 +451,7 @@ def test_a_fixed_schedule_that_measures_nothing_says_so(ranks: int, sections: di
     notes = compile_plan(small_job(**sections), ranks, N).notes
     assert len(notes) == len(told)
     for note, expected in zip(notes, told, strict=True):
-        assert re.search(
-            f"^gradient_noise.measure: nothing is measured where an update is one pass; .*{expected}", note
-        )
+        assert re.search(f"^gradient_noise.measure: an update of one micro-batch is not measured; .*{expected}", note)
 
 
 def test_layer_groups_of_nothing_that_is_measured_are_refused() -> None:
@@ -464,7 +466,7 @@ def test_layer_groups_of_nothing_that_is_measured_are_refused() -> None:
 
 
 def test_a_trigger_without_a_measured_schedule_is_refused() -> None:
-    with pytest.raises(JobError, match=r"trigger.name: 'plateau' decides nothing under schedule.policy = 'grow'"):
+    with pytest.raises(JobError, match=r"trigger.name: 'plateau' has no effect with policy = 'grow'"):
         compile_plan(small_job(trigger=PLATEAU), 1, N)
 
 
@@ -509,7 +511,7 @@ def test_the_twin_of_adascale_is_the_schedule_that_it_scales() -> None:
         ("plateau", {"batch_scale": 2.0}, "schedule.batch_scale: 2 is for trigger.name = 'adascale'"),
         ("adascale", {"lr_boundaries_epochs": [2.0, 1.0]}, "schedule.lr_boundaries_epochs: must rise"),
         ("adascale", {"lr_boundaries_epochs": [5.0]}, "schedule.lr_boundaries_epochs: must rise and end before 3"),
-        ("adascale", {}, "schedule.batch_scale: 1 × 16 is formed as 16: its gain is 1 throughout; nearest: 2"),
+        ("adascale", {}, "schedule.batch_scale: 1 × 16 is formed as 16: the gain would always be 1; nearest: 2"),
         ("adascale", {"batch_scale": 1.4}, "schedule.batch_scale: 1.4 × 16 is formed as 16"),
         (
             "adascale",
