@@ -54,7 +54,7 @@ class JobError(ValueError):
 
 @contextmanager
 def faults_of(source: str) -> Iterator[None]:
-    """Attach this source's name to errors that have none."""
+    """Attach this source's name to errors without a source."""
     try:
         yield
     except JobError as error:

@@ -47,7 +47,7 @@ def _open_existing(path: str, flags: int) -> int:
 
 
 def read_json_lines(path: Path, matters: Callable[[Line], bool] = lambda _: True) -> list[Line]:
-    """Return the lines of a file, without a last line that a kill cut short. Return nothing if there is no file.
+    """Return the lines of a file, without a last line that a kill cut short. A missing file has no lines.
 
     Args:
         path: the file.

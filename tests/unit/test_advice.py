@@ -169,7 +169,7 @@ def test_the_record_is_read_back_and_of_what_was_done_twice_the_later_holds() ->
     assert [o.start_samples for o in joined[1:]] == [o.samples for o in joined[:-1]]
 
 
-def test_a_record_without_measurement_is_told_from_one_that_is_unresolved() -> None:
+def test_a_record_without_measurement_differs_from_an_unresolved_one() -> None:
     (bare,) = read_observations(lines(seen(0.05, lambda _: 1), gradient_noise={}))
     assert (bare.is_measured, bare.is_resolved, bare.gradients) == (False, False, 4)
 
@@ -181,7 +181,7 @@ def test_typical_is_by_samples() -> None:
     assert typical([long, short], lambda o: o.low, 0.5) is None
 
 
-def test_what_is_weak_is_told_with_where_and_what_to_do() -> None:
+def test_weak_evidence_is_reported_with_its_epochs_and_a_remedy() -> None:
     job = parse_job(job_tree(schedule={"epochs": 8}))
     records = [
         *(replace(o, is_measured=False) for o in seen(0.5, lambda _: None)),
@@ -241,7 +241,7 @@ def test_growth_takes_the_place_of_decay_at_the_noise_scale_of_the_run() -> None
         advise(run, lr_rule="linear")
 
 
-def test_a_run_that_grew_beyond_its_noise_is_told_to_stop_earlier() -> None:
+def test_a_run_that_grew_beyond_its_noise_is_advised_to_stop_earlier() -> None:
     keys = {"policy": "grow", "boundaries_epochs": [1, 2], "noise_factor": 3.0, "max_batch": "N/10"}
     advice = advise(recorded(seen(4, lambda _: 480), **keys))
     assert [p.phase.global_batch for p in advice.phases] == [100, 300, 400]
@@ -269,7 +269,7 @@ def test_a_seesaw_stays_one_up_to_what_is_supported() -> None:
     assert ours == pytest.approx([phase["noise_scale"] for phase in run.phases])
 
 
-def test_what_was_seen_under_another_schedule_is_told() -> None:
+def test_records_of_another_schedule_are_reported() -> None:
     """A fork by another learning rate keeps the record of the run that it came from; a warm-up is no other schedule."""
     records = [replace(o, lr=0.2 if o.samples <= N else LR) for o in seen(4, lambda _: 600)]
     (weak,) = advise(recorded(records)).weak
@@ -304,7 +304,7 @@ def test_batches_can_be_formed_on_the_ranks_of_the_run() -> None:
         (seen(4, lambda _: 120), "no growth is supported: .* was 100 to 100.*100 → 140 in steps of 20"),
     ],
 )
-def test_where_there_is_no_evidence_nothing_is_made_up(records: list[Observation], message: str) -> None:
+def test_without_evidence_there_is_no_advice(records: list[Observation], message: str) -> None:
     with pytest.raises(RunError, match=message):
         advise(recorded(records))
 
@@ -372,7 +372,7 @@ def test_a_run_whose_noise_supports_nothing_prints_its_evidence_and_no_job(
     assert "no growth is supported" in printed.err
 
 
-def test_a_run_without_measurement_is_told_what_to_type(job: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_without_measurement_gets_the_command_to_type(job: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", job, "--schedule.epochs", "1.6"]) == 0
     capsys.readouterr()
     assert main(["advise", "runs/small"]) == 1
@@ -428,7 +428,7 @@ def test_a_run_that_is_measured_again_has_a_short_name() -> None:
     ]
 
 
-def test_the_evidence_tells_what_has_no_band_yet_from_what_is_unresolved() -> None:
+def test_a_missing_band_differs_from_an_unresolved_estimate() -> None:
     records = [
         *seen(1, lambda _: None),
         *(replace(o, low=None, high=None) for o in seen(2, lambda _: 100, start=1)),

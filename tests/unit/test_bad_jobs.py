@@ -268,7 +268,7 @@ FILES: dict[str, tuple[bytes, str]] = {
 
 
 @pytest.mark.parametrize("case", FILES)
-def test_a_file_that_is_no_toml_is_told_with_line_and_column(case: str, tmp_path: Path) -> None:
+def test_a_file_that_is_not_toml_is_reported_with_line_and_column(case: str, tmp_path: Path) -> None:
     data, fault = FILES[case]
     assert refusal(data, tmp_path) == f"job.toml: 1 fault\n  {fault}"
 
@@ -289,7 +289,7 @@ def test_sections_in_each_other_are_refused_however_they_are_written(tmp_path: P
     assert "model.kwargs.a…: is nested too deeply; at most 32 levels" in refusal(text.encode(), tmp_path)
 
 
-def test_hundreds_of_faults_are_counted_and_a_hundred_told(tmp_path: Path) -> None:
+def test_hundreds_of_faults_are_counted_and_a_hundred_listed(tmp_path: Path) -> None:
     lines = refusal((GOOD + "[update]\n" + "".join(f"a{k} = 1\n" for k in range(250))).encode(), tmp_path).splitlines()
     assert lines[0] == "job.toml: 250 faults"
     assert len(lines) == 102
@@ -324,7 +324,7 @@ def test_a_folder_leads_to_a_job_in_it_and_a_missing_file_to_one_beside_it(tmp_p
         load_job(tmp_path / "a\0b")
 
 
-def test_values_are_told_in_one_short_line(tmp_path: Path) -> None:
+def test_values_are_shown_in_one_short_line(tmp_path: Path) -> None:
     text = edited({'"idx"': '"' + "x" * 5000 + '"', "= 7": '= "a\\nb\\u001b[2J"'})
     lines = refusal(text.encode(), tmp_path).splitlines()
     assert len(lines) == 3
@@ -362,7 +362,7 @@ def faults_of(section: str, key: str, value: Any) -> list[str]:
 
 
 @given(st.sampled_from(KEYS), VALUES)
-def test_any_value_at_any_key_is_taken_or_told(place: tuple[str, str], value: Any) -> None:
+def test_any_value_at_any_key_is_accepted_or_reported(place: tuple[str, str], value: Any) -> None:
     for fault in faults_of(*place, value):
         assert "\n" not in fault
         assert fault.isprintable()
@@ -399,7 +399,7 @@ def test_any_bytes_are_refused(tmp_path_factory: pytest.TempPathFactory, data: b
         load_job(path)
 
 
-def test_faults_of_overrides_are_told_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_faults_of_overrides_are_reported_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "job.toml").write_text(GOOD)
     words = ["plan", str(tmp_path / "job.toml"), "--optim..lr", "1", "--name.x", "2", "--.=3"]
     assert main(words) == 2
@@ -409,7 +409,7 @@ def test_faults_of_overrides_are_told_together(tmp_path: Path, capsys: pytest.Ca
 
 
 @pytest.mark.parametrize(("lr", "scale"), [("1e308", "5.0"), ("5e-324", "0.1"), ("5e-324", "1.0")])
-def test_numbers_that_leave_the_range_are_told(
+def test_numbers_that_leave_the_range_are_reported(
     lr: str, scale: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "job.toml"

@@ -335,7 +335,7 @@ def test_a_limit_that_nothing_meets_is_refused_with_the_fastest_time(objective: 
     chosen_ranks(auto_job(objective=objective, time_limit_h=enough_h), *free)
 
 
-def test_faults_of_a_job_are_told_as_without_costs() -> None:
+def test_faults_of_a_job_are_reported_as_without_costs() -> None:
     job = auto_job()
     bad = job.model_copy(update={"schedule": job.schedule.model_copy(update={"global_batch": 20})})
     with pytest.raises(
@@ -406,7 +406,7 @@ def test_probes_of_different_things_are_kept_apart() -> None:
     old = make_probe(small_job(), measure(1))
     new = make_probe(small_job(model={"channels": [8, 8]}), measure(2).model_copy(update={"device": "H100"}))
     with pytest.raises(
-        RunError, match=r"'small' do not belong(.|\n)*model.channels: was \[4, 8\], is \[8, 8\]"
+        RunError, match=r"'small' cannot share(.|\n)*model.channels: was \[4, 8\], is \[8, 8\]"
     ) as caught:
         merge_probes(old, new)
     assert "device: was 'cpu', is 'H100'" in str(caught.value)

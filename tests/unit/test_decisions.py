@@ -132,7 +132,7 @@ def test_adams_set_comes_on_top_of_decisions_as_of_other_growth() -> None:
     assert (last.lr, last.momentum) == pytest.approx((2e-3, 0.6))
 
 
-def test_a_decision_tells_what_it_does() -> None:
+def test_a_decision_describes_what_it_does() -> None:
     decision = formed(measured_job(TRIGGER), BatchRequest("B_simple = 57", batch=57.0))
     assert decision.describe() == "batch 16 → 64 (57 wanted), lr 0.05 → 0.05614: B_simple = 57"
     told = decision_at(160, restore_samples=1000).describe()

@@ -29,7 +29,7 @@ def test_lines_behind_one_that_is_damaged_are_not_dropped_in_silence(tmp_path: P
     assert path.read_text() == '{"samples": 10}\n'
 
 
-def test_a_file_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_written_is_reported(tmp_path: Path) -> None:
     lines = JsonLines(tmp_path / "metrics.jsonl", lambda line: True)
     (tmp_path / "metrics.jsonl").unlink()
     (tmp_path / "metrics.jsonl").mkdir()

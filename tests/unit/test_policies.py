@@ -204,7 +204,7 @@ def test_an_imported_function_is_the_users_own(monkeypatch: pytest.MonkeyPatch) 
     [
         (lambda epoch: 1.0 if epoch < 15 else {}["x"], r"my:own\(15.005\) failed: KeyError: 'x'"),
         (lambda epoch: 1.0 if epoch < 15 else None, r"my:own\(15.005\) failed: TypeError: float\(\) argument must be"),
-        (lambda epoch: 1 - epoch / 10, r"my:own is -0.5 on average over epochs 10 to 20; must be above 0, or no batch"),
+        (lambda epoch: 1 - epoch / 10, r"my:own is -0.5 on average over epochs 10 to 20; must be above 0: no batch"),
         (lambda epoch: 1.0 if epoch < 20 else 0.0, r"my:own is 0 on average over epochs 20 to 30; must be above 0"),
         (lambda epoch: math.inf, r"my:own\(0.005\) is inf"),
         (lambda epoch: math.nan, r"my:own\(0.005\) is nan"),
@@ -254,10 +254,10 @@ def test_warm_up_goes_by_samples_alone() -> None:
         ({"policy": "steps", "epochs": 9.0, "batch_steps": "0:256 900:512", "lr_rule": "adam"}, r"lr_rule: 'adam' is for optim.name = 'adam' or 'adamw', not 'sgd'"),
         ({"optim": ADAM, "policy": "steps", "epochs": 9.0, "batch_steps": "0:256 900:2560", "lr_rule": "adam"}, r"needs κ \(1-β₁\) < 1, but 2560/256 · 0.1 = 1; grow to at most 2528"),
         ({"optim": {**ADAM, "betas": [0.9, 0.8]}, "policy": "steps", "epochs": 9.0, "batch_steps": "0:256 900:1280", "lr_rule": "adam"}, r"needs κ \(1-β₂\) < 1, but 1280/256 · 0.2 = 1; grow to at most 1248"),
-        ({"optim": ADAM, "policy": "grow", **BOUNDARIES, "momenta": [0.9, 0.9, 0.95, 0.95], "lr_rule": "adam"}, r"schedule.momenta: are β₁ of each phase, and so is"),
-        ({"policy": "seesaw", **BOUNDARIES, "max_batch": 5120}, r"schedule.policy: 'seesaw' is for optim.name = 'adam' or 'adamw', not 'sgd', .*; use 'grow'"),
+        ({"optim": ADAM, "policy": "grow", **BOUNDARIES, "momenta": [0.9, 0.9, 0.95, 0.95], "lr_rule": "adam"}, r"schedule.momenta: set β₁ of each phase, and so does"),
+        ({"policy": "seesaw", **BOUNDARIES, "max_batch": 5120}, r"schedule.policy: 'seesaw' is for optim.name = 'adam' or 'adamw', not 'sgd'; use 'grow'"),
         ({"optim": {**SGD, "name": "lars"}, "policy": "seesaw", **BOUNDARIES}, r"schedule.policy: 'seesaw' is for .*, not 'lars'"),
-        ({"optim": ADAM, "policy": "seesaw", **BOUNDARIES, "exact_noise": True}, r"schedule.exact_noise: is of the noise of plain gradients"),
+        ({"optim": ADAM, "policy": "seesaw", **BOUNDARIES, "exact_noise": True}, r"schedule.exact_noise: is for plain gradients, but 'seesaw' uses"),
         ({"policy": "steps", "epochs": 9.0, "batch_steps": "0:256 900:512", "lr_scale": 2.0}, r"schedule.lr_scale: starts with a larger batch, but batch_steps sets every batch; change optim.lr"),
         ({"policy": "steps", "epochs": 9.0, "batch_steps": "0:256 900:512", "raise_momentum_to": 0.95}, r"schedule.raise_momentum_to: .*; change optim.momentum"),
         ({"policy": "decay", **BOUNDARIES, "raise_momentum_to": 0.5}, r"schedule.raise_momentum_to: 0.5 is below optim.momentum = 0.9; remove it"),
@@ -277,9 +277,9 @@ def test_warm_up_goes_by_samples_alone() -> None:
         ({"policy": "import", "epochs": 9.0, "global_batch": 128, "lr_schedule": "cosine", "power": 2.0}, r"schedule.power: is for 'polynomial', not 'cosine'; remove it"),
         ({"policy": "import", "epochs": 9.0, "global_batch": 128, "lr_schedule": "steps", "lr_steps": [[1.0, 0.5]], "num_phases": 3, "end_lr_fraction": 0.1}, r"end_lr_fraction: is for 'polynomial' or 'cosine', not 'steps'; remove it\n  schedule.num_phases: is for 'polynomial' or 'cosine' or 'module:function', not"),
         ({"policy": "decay", **BOUNDARIES, "layout": {"max_ranks": 8}}, r"layout.max_ranks: is for grow_by = 'ranks' or 'auto', not 'accumulation'; remove it"),
-        ({"policy": "decay", **BOUNDARIES, "layout": {"ranks_per_phase": [1, 1, 1, 1]}}, r"layout.ranks_per_phase: is for grow_by = 'ranks', and growth is"),
+        ({"policy": "decay", **BOUNDARIES, "layout": {"ranks_per_phase": [1, 1, 1, 1]}}, r"layout.ranks_per_phase: is for grow_by = 'ranks', not"),
         ({"policy": "decay", **BOUNDARIES, "layout": {"grow_by": "ranks", "objective": "least_rank_hours", "time_limit_h": 1.0}}, r"layout.objective: is for grow_by = 'auto', not 'ranks'; remove it\n  layout.time_limit_h"),
-        ({"policy": "decay", **BOUNDARIES, "layout": {"grow_by": "ranks", "ranks_per_phase": [1, 1, 1, 1], "max_ranks": 2}}, r"layout.max_ranks: is for grow_by = 'ranks' or 'auto' without ranks_per_phase, and"),
+        ({"policy": "decay", **BOUNDARIES, "layout": {"grow_by": "ranks", "ranks_per_phase": [1, 1, 1, 1], "max_ranks": 2}}, r"layout.max_ranks: is for grow_by = 'ranks' or 'auto' without ranks_per_phase; remove it"),
         ({"policy": "decay", **BOUNDARIES, "layout": {"grow_by": "auto"}}, r"layout.grow_by: 'auto' needs measured costs"),
         ({"policy": "decay", **BOUNDARIES, "layout": {"grow_by": "ranks", "ranks_per_phase": [1]}}, r"ranks_per_phase: 1 numbers for 4 phases"),
         ({"policy": "decay", **BOUNDARIES, "layout": {"max_micro_batch": 100}}, r"layout.max_micro_batch: 100 = 3.12 ghost batches of 32, which are never cut; nearest: 96, 128"),
@@ -290,7 +290,7 @@ def test_what_cannot_be_planned_is_refused_with_the_arithmetic(job: dict[str, An
         make_plan(**job)
 
 
-def test_all_faults_of_a_plan_are_told_at_once() -> None:
+def test_all_faults_of_a_plan_are_reported_at_once() -> None:
     with pytest.raises(JobError) as caught:
         make_plan(ranks=3, policy="grow", warmup_epochs=300.0, **{**BOUNDARIES, "boundaries_epochs": [60.0, 50.0]})
     paths = {fault.path for fault in caught.value.faults}
@@ -299,13 +299,13 @@ def test_all_faults_of_a_plan_are_told_at_once() -> None:
 
 
 @pytest.mark.parametrize(("policy", "optim"), [("grow", SGD), ("seesaw", ADAM)])
-def test_lists_of_a_wrong_length_are_told_together(policy: str, optim: dict[str, Any]) -> None:
+def test_lists_of_a_wrong_length_are_reported_together(policy: str, optim: dict[str, Any]) -> None:
     with pytest.raises(JobError) as caught:
         make_plan(optim=optim, policy=policy, **{**BOUNDARIES, "noise_factor": [5.0, 3.0], "momenta": [0.9, 0.95]})
     assert [fault.path for fault in caught.value.faults] == ["schedule.noise_factor", "schedule.momenta"]
 
 
-def test_what_cuts_ghost_batches_is_told_of_its_key_and_hides_no_phase() -> None:
+def test_a_value_that_cuts_ghost_batches_is_reported_at_its_key_and_hides_no_phase() -> None:
     schedule = {**BOUNDARIES, "boundaries_epochs": [60.0, 120.0], "max_batch": 5000, "noise_factor": 50.0}
     with pytest.raises(JobError) as caught:
         make_plan(ranks=8, policy="grow", layout={"max_micro_batch": 12}, **schedule)

@@ -113,8 +113,9 @@ def _unused(job: Job) -> list[Fault]:
     section, layout, faults = job.schedule, job.layout, []
     for key in layout.unused():
         users = " or ".join(repr(growth) for growth, keys in KEYS_OF_GROW_BY.items() if key in keys)
-        beside = " without ranks_per_phase" if key == "max_ranks" and layout.grow_by == "ranks" else ""
-        fault = f"is for grow_by = {users}{beside}, not {layout.grow_by!r}; remove it"
+        is_of_phases = key == "max_ranks" and layout.grow_by == "ranks"
+        why = " without ranks_per_phase" if is_of_phases else f", not {layout.grow_by!r}"
+        fault = f"is for grow_by = {users}{why}; remove it"
         faults.append(Fault(f"layout.{key}", fault))
     if section.warmup_start_lr and not section.warmup_epochs:
         fault = f"{section.warmup_start_lr:g} has no effect: warmup_epochs is 0; set it, or remove this key"
