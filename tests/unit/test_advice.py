@@ -91,13 +91,13 @@ def test_a_wide_band_counts_by_its_lower_end() -> None:
     assert steps(open_above) == steps(seen(4, lambda _: 600))
 
 
-def test_noise_that_falls_again_is_not_outgrown_but_a_single_low_record_is_no_reason() -> None:
+def test_noise_that_falls_again_is_not_outgrown_but_a_single_low_record_is_ignored() -> None:
     assert max(b for _, b in steps(seen(4, lambda epoch: 600 if epoch <= 2 else 240))) == 200  # 240/1.2
     one_low = seen(4, lambda epoch: 120 if abs(epoch - 3) < 0.01 else 600)
     assert steps(one_low) == steps(seen(4, lambda _: 600))
 
 
-def test_a_step_that_would_hardly_serve_is_left_out() -> None:
+def test_a_step_near_the_end_of_the_run_is_skipped() -> None:
     records = seen(1, lambda _: 600)
     assert steps(records, end_samples=N) == [(0, 100), (2500, 200), (5100, 400)]  # 500 would begin at 8 300
 
@@ -270,7 +270,7 @@ def test_a_seesaw_stays_one_up_to_what_is_supported() -> None:
 
 
 def test_records_of_another_schedule_are_reported() -> None:
-    """A fork by another learning rate keeps the record of the run that it came from; a warm-up is no other schedule."""
+    """A fork with another learning rate keeps the record of its source run. A warm-up is not another schedule."""
     records = [replace(o, lr=0.2 if o.samples <= N else LR) for o in seen(4, lambda _: 600)]
     (weak,) = advise(recorded(records)).weak
     assert weak.startswith("epochs 0-1: recorded with another schedule")
@@ -304,7 +304,7 @@ def test_batches_can_be_formed_on_the_ranks_of_the_run() -> None:
         (seen(4, lambda _: 120), "no growth is supported: .* was 100 to 100.*100 → 140 in steps of 20"),
     ],
 )
-def test_without_evidence_there_is_no_advice(records: list[Observation], message: str) -> None:
+def test_without_evidence_no_growth_is_advised(records: list[Observation], message: str) -> None:
     with pytest.raises(RunError, match=message):
         advise(recorded(records))
 

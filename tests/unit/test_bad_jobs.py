@@ -183,7 +183,7 @@ EDITS: dict[str, tuple[dict[str, str], list[str]]] = {
             "schedule.noise_factor.1: must be a finite number >= 1, got 0.5; such as: 2.0",
         ],
     ),
-    "a section that is none": (
+    "a value for a section": (
         {'[optim]\nname = "sgd"\nlr = 0.05\nmomentum = 0.9\n': "", "seed = 7": 'seed = 7\noptim = "sgd"\nupdate = []'},
         [
             "optim: must be a section with name, one of sgd, adam, adamw, lars, got 'sgd'",
@@ -306,7 +306,7 @@ def test_hundreds_of_faults_are_counted_and_a_hundred_listed(tmp_path: Path) -> 
         (lambda path: None, "cannot be read: No such file or directory"),
     ],
 )
-def test_what_is_no_file_is_not_read(make: Callable[[Path], Any], fault: str, tmp_path: Path) -> None:
+def test_a_folder_pipe_or_device_is_not_read(make: Callable[[Path], Any], fault: str, tmp_path: Path) -> None:
     path = tmp_path / "job.toml"
     make(path)
     with pytest.raises(JobError) as caught:

@@ -76,7 +76,7 @@ def test_all_faults_are_reported_at_once() -> None:
     assert {fault.path for fault in caught.value.faults} == {"optim.lr", "optim.momentum", "schedule.factr", "model"}
 
 
-def test_lars_has_ranges_of_its_own_and_no_nesterov() -> None:
+def test_lars_has_its_own_ranges_and_no_nesterov() -> None:
     values = {"name": "lars", "trust_coefficient": 0.0, "eps": -1e-8, "nesterov": True}
     with pytest.raises(JobError) as caught:
         parse_job(job_tree(optim=values))

@@ -445,7 +445,7 @@ def test_damage_is_named_by_its_place(tmp_path: Path, path: str, value: Any, mes
         load_probe(file)
 
 
-def test_a_file_cut_short_missing_or_foreign_is_no_probe(tmp_path: Path) -> None:
+def test_a_file_cut_short_missing_or_foreign_is_not_a_probe(tmp_path: Path) -> None:
     file = tmp_path / "PROBE.json"
     with pytest.raises(RunError, match="cannot be read: No such file"):
         load_probe(file)

@@ -1,4 +1,4 @@
-"""Decisions: wishes rounded to what can be formed, written down, read again, and compiled to the same plan."""
+"""Decisions: requests are rounded to batches that can be formed, saved, read again, and compiled to the same plan."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ TRIGGER = {"name": "gradient_noise"}
 PLATEAU = {"name": "plateau", "patience_epochs": 1.0}
 
 
-def decide(job: Job, wish: BatchRequest, samples: int = 160, before: tuple[Decision, ...] = ()) -> Decision | None:
-    return form_decision(job, N, before, samples, wish, {})
+def decide(job: Job, request: BatchRequest, samples: int = 160, before: tuple[Decision, ...] = ()) -> Decision | None:
+    return form_decision(job, N, before, samples, request, {})
 
 
-def formed(job: Job, wish: BatchRequest, samples: int = 160, before: tuple[Decision, ...] = ()) -> Decision:
-    decision = decide(job, wish, samples, before)
+def formed(job: Job, request: BatchRequest, samples: int = 160, before: tuple[Decision, ...] = ()) -> Decision:
+    decision = decide(job, request, samples, before)
     assert decision is not None
     return decision
 
@@ -94,9 +94,9 @@ def test_rounding_takes_no_batch_beyond_the_factor_and_the_rate_makes_up_for_it(
         None, measured_job({**TRIGGER, "max_batch_factor": 1.5, "windows_epochs": [[0.1, 0.2]]}), N, 0, now
     )
     made = () if before == 16 else (decision_at(16, before),)
-    for wish in (make_trigger(job, N).look(now), forced):
-        assert wish is not None
-        decision = formed(job, wish, 160, made)
+    for request in (make_trigger(job, N).look(now), forced):
+        assert request is not None
+        decision = formed(job, request, 160, made)
         assert (decision.new_batch, decision.wanted_batch) == (after, 1.5 * before)
         assert decision.new_lr == pytest.approx(0.05 * after / min(96, 1.5 * before))
 
@@ -192,7 +192,7 @@ def test_nonsense_is_named_by_its_line(tmp_path: Path, line: str, message: str) 
         read_decisions(path)
 
 
-def test_a_last_line_cut_short_anywhere_is_left_out() -> None:
+def test_a_last_line_cut_short_anywhere_is_skipped() -> None:
     whole = f"{LINE}\n"
     for end in range(1, len(LINE)):
         assert parse_decisions(whole + LINE[:end], Path("x")) == (None, (decision_at(160),))
@@ -240,14 +240,14 @@ def test_the_twin_of_what_was_decided_decays_where_the_batch_grew() -> None:
         decay_twin(job, N)
 
 
-wishes = st.lists(
+requests = st.lists(
     st.tuples(st.integers(1, 8), st.one_of(st.floats(1.01, 50.0).map(lambda f: ("noise", f)), st.just(("batch", 0.0)))),
     max_size=12,
 )
 
 
 @given(
-    steps=wishes,
+    steps=requests,
     factors=st.lists(st.floats(1.0, 6.0), min_size=12, max_size=12),
     group=st.sampled_from([4, 8]),
     first=st.integers(1, 3),
@@ -290,10 +290,10 @@ def test_whatever_is_wished_for_gives_a_plan_that_can_be_formed_and_read_again(
         samples += updates * batch
         if samples >= 9 * N:
             break
-        wish = (
+        request = (
             BatchRequest("x", noise_factor=noise_factor) if kind == "noise" else BatchRequest("x", batch=factor * batch)
         )
-        decision = decide(job, wish, samples, made)
+        decision = decide(job, request, samples, made)
         if decision is None:
             continue
         assert decision.new_batch >= batch
@@ -431,7 +431,7 @@ def test_what_cannot_be_measured_or_formed_is_refused_beforehand(
 
 
 @pytest.mark.parametrize(
-    ("ranks", "sections", "told"),
+    ("ranks", "sections", "messages"),
     [
         (1, {}, [r"layout.max_micro_batch: 16 makes a batch of 16 one micro-batch: .* use 8, or 2 ranks"]),
         (1, {"model": {"ghost_batch": 16}}, [r"schedule.global_batch: 16 is one ghost batch.* use >= 32"]),
@@ -446,11 +446,13 @@ def test_what_cannot_be_measured_or_formed_is_refused_beforehand(
         (1, {"gradient_noise": {"measure": False}}, []),
     ],
 )
-def test_a_fixed_schedule_that_measures_nothing_says_so(ranks: int, sections: dict[str, Any], told: list[str]) -> None:
+def test_a_fixed_schedule_that_measures_nothing_says_so(
+    ranks: int, sections: dict[str, Any], messages: list[str]
+) -> None:
     sections = {"gradient_noise": {"measure": True}, "layout": {"max_micro_batch": 16}} | sections
     notes = compile_plan(small_job(**sections), ranks, N).notes
-    assert len(notes) == len(told)
-    for note, expected in zip(notes, told, strict=True):
+    assert len(notes) == len(messages)
+    for note, expected in zip(notes, messages, strict=True):
         assert re.search(f"^gradient_noise.measure: an update of one micro-batch is not measured; .*{expected}", note)
 
 
@@ -528,7 +530,7 @@ def test_faults_of_a_scaled_batch(trigger: str, schedule: dict[str, Any], fault:
         compile_plan(measured_job({"name": trigger}, schedule=schedule), 1, N)
 
 
-def test_warm_up_under_adascale_goes_by_progress() -> None:
+def test_warm_up_under_adascale_follows_progress() -> None:
     """κ = 4 at gain 1 until 640: an update of 64 counts as 16, and so it lasts four times the samples."""
     schedule = {"batch_scale": 4.0, "warmup_epochs": 1.0, "warmup_start_lr": 0.01}
     job = measured_job({"name": "adascale"}, schedule=schedule)

@@ -1,4 +1,4 @@
-"""A schedule that can never grow, and values that are rarely meant, are said before the run, in lines of their own."""
+"""Notes before the run: a schedule that can never grow, and values that are rarely intended."""
 
 from __future__ import annotations
 

@@ -166,8 +166,8 @@ def test_a_measured_job_begins_as_its_row_says_and_may_grow_to_a_tenth(name: str
     plan = plan_of(name, ranks_of_header(name))
     phase = plan.schedule.phases[0]
     assert (plan.num_samples, phase.global_batch) == (num_samples, batch)
-    wish = BatchRequest("all that can be had", batch=float(num_samples))
-    decision = form_decision(plan.job, num_samples, (), 100 * batch, wish, {})
+    request = BatchRequest("the largest batch", batch=float(num_samples))
+    decision = form_decision(plan.job, num_samples, (), 100 * batch, request, {})
     assert decision is not None
     assert decision.new_batch == largest
     assert compile_plan(plan.job, plan.num_ranks, num_samples, None, [decision]).layouts[-1].uneven_ranks is False

@@ -8,7 +8,7 @@ from hvd_batchgrow.messages.errors import RunError
 from hvd_batchgrow.storage.json_lines import JsonLines, read_json_lines
 
 
-def test_a_line_that_a_kill_cut_short_is_left_out_and_not_written_on(tmp_path: Path) -> None:
+def test_a_line_that_a_kill_cut_short_is_skipped_and_not_appended_to(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"samples": 10}\n{"samples": 20}\n{"sam')
     assert [line["samples"] for line in read_json_lines(path)] == [10, 20]

@@ -229,7 +229,7 @@ def test_a_momentum_for_each_phase_is_made_up_for_by_the_batch() -> None:
     assert plan.noise_scale(after) == pytest.approx(plan.noise_scale(before), rel=1e-12)
 
 
-def test_warm_up_goes_by_samples_alone() -> None:
+def test_warm_up_depends_on_samples_alone() -> None:
     schedule = make_plan(
         policy="grow", warmup_epochs=2.0, warmup_start_lr=0.02, max_batch="N/10", **BOUNDARIES
     ).schedule
@@ -348,7 +348,7 @@ def test_a_phase_that_loses_ranks_is_noted_with_the_batches_that_would_not() -> 
     assert ([made.ranks for made in falling.layouts], falling.notes) == ([8, 2], [])
 
 
-def test_no_more_ranks_are_planned_than_can_be_had() -> None:
+def test_no_more_ranks_are_planned_than_are_available() -> None:
     """The defect: max_ranks was taken for ranks that are there, and `train` refused what `plan` had shown."""
     layout = {"grow_by": "ranks", "max_micro_batch": 64, "max_ranks": 8}
     plan = make_plan(ranks=2, policy="grow", max_batch=640, layout=layout, **BOUNDARIES)

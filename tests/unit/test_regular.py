@@ -1,4 +1,4 @@
-"""A pipe in the place of any file that is read is told at once: whoever opens it would wait for a writer."""
+"""A pipe in the place of a file is reported immediately: opening it would wait for a writer."""
 
 from __future__ import annotations
 
