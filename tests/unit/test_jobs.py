@@ -220,7 +220,7 @@ def test_a_header_is_short_and_says_command_and_time(name: str) -> None:
     assert len(lines) <= 12
     assert sum(f"hvd-batchgrow train jobs/{name}.toml" in line for line in lines) == 1
     (time,) = [line for line in lines if line.startswith("# Time: ")]
-    assert re.search(r" \d+ (s|minutes) on |`hvd-batchgrow probe` and `plan --cost` tell it", time)
+    assert re.search(r" \d+ (s|minutes) on |with `hvd-batchgrow probe` and `plan --cost`", time)
     assert all(len(line) <= 140 for line in lines)
 
 
