@@ -1,4 +1,4 @@
-"""Code of the user's own, which a job file names as `module:name`."""
+"""Import the user's code, which a job file names as `module:name`."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from typing import Any
 _MOST_CHARACTERS = 300
 
 
-class NotFound(ValueError):  # noqa: N818  # what is the matter, not that something is
-    """There is no such callable; `str` says why, with the nearest."""
+class NotFound(ValueError):  # noqa: N818  # the name says what is wrong
+    """The callable does not exist; the message says why and suggests the nearest name."""
 
 
 def find_callable(name: str) -> Callable[..., Any]:
-    """What `module:name` stands for; modules are also looked for in the working directory.
+    """Return the callable `module:name`. Modules are also searched in the working directory.
 
     Raises:
-        NotFound: the module cannot be imported (then with its error as the cause), or has no such callable.
+        NotFound: the module cannot be imported (its error is the cause), or does not have the callable.
     """
     module_name, _, attribute = name.partition(":")
-    # Last, and for good: what the user's modules import later is found too, and none of ours is hidden.
+    # At the end of the path, so that it hides no module; and permanently, for what the user's code imports later.
     if str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))
     try:
@@ -39,12 +39,12 @@ def find_callable(name: str) -> Callable[..., Any]:
         return found  # type: ignore[no-any-return]
     near = get_close_matches(attribute, [key for key, value in vars(module).items() if callable(value)], n=1)
     hint = f"; did you mean {module_name}:{near[0]}?" if near else ""
-    what = "has no such name" if found is None else f"has a {type(found).__name__} there, which cannot be called"
-    raise NotFound(f"{name}: {module_name} {what}{hint}")
+    fault = "does not define it" if found is None else f"defines it as a {type(found).__name__}, which is not callable"
+    raise NotFound(f"{name}: {module_name} {fault}{hint}")
 
 
 def describe_error(error: Exception) -> str:
-    """An error and where it came from, as near to the user's own lines as can be told."""
+    """Return an error and where it was raised, preferably in the user's own code."""
     frames = traceback.extract_tb(error.__traceback__)
     torch = find_spec("torch")
     files = (importlib.__file__, __file__, *([torch.origin] if torch and torch.origin else []))
@@ -55,6 +55,6 @@ def describe_error(error: Exception) -> str:
 
 
 def _in_one_line(text: str) -> str:
-    """A message without line breaks, and without the end of one that lists all there is, as some of torch do."""
+    """Return a message without line breaks, shortened if it is long: some of torch's list every possible value."""
     joined = " ".join(text.split())
     return joined if len(joined) <= _MOST_CHARACTERS else f"{joined[:_MOST_CHARACTERS]} …"

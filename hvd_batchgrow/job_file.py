@@ -1,4 +1,4 @@
-"""Reading a job file: TOML, overrides from the command line, and every fault at once with its path."""
+"""Read a job file: TOML, overrides from the command line, and all faults at once, each with its key."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from hvd_batchgrow.config import DataSection, Job, LayoutSection, ModelSection
-from hvd_batchgrow.config.model_names import check_network
 from hvd_batchgrow.data.sources.specs import check_data, known_num_samples
-from hvd_batchgrow.messages.errors import MOST_TOLD, Fault, JobError
+from hvd_batchgrow.messages.errors import MOST_REPORTED, Fault, JobError
 from hvd_batchgrow.messages.schema_messages import Node, allowed, as_text, child, dotted, nearest, resolved, shown
+from hvd_batchgrow.nn.checks.model_keys import check_network
 from hvd_batchgrow.schedule.validation.key_checks import batch_faults, key_faults
 from hvd_batchgrow.storage.toml_file import read_toml, read_value, tamed, value_text
 
@@ -25,43 +25,43 @@ def load_job(path: Path, overrides: Mapping[str, Any] | None = None) -> Job:
 
     Args:
         path: a TOML file.
-        overrides: dotted key to value, put over what the file says. With `layout.grow_by`, keys that only another
-            growth uses are put aside.
+        overrides: dotted key to value; they replace the file's values. An override of `layout.grow_by` also drops
+            the file's keys that only another value of it uses.
 
     Raises:
-        JobError: the file is missing, is no TOML, or has faults; all of them are in the message.
+        JobError: the file is missing, is not TOML, or has faults; the message has all of them.
     """
     tree = read_toml(path)
     overrides = overrides or {}
     faults = [fault for key, value in overrides.items() for fault in _put(tree, key, value)]
     if faults:
         raise JobError(faults, str(path))
-    _put_aside(tree, overrides)
+    _drop_unused(tree, overrides)
     return parse_job(tree, str(path))
 
 
 def parse_job(tree: Mapping[str, Any], source: str = "job") -> Job:
-    """Check a tree of plain values and freeze it; raises JobError with all faults."""
+    """Return the job of a tree of plain values. Raises JobError with all faults."""
     tree, faults = tamed(tree)
     try:
         job = Job.model_validate(tree)
     except ValidationError as error:
         faults += [*_key_faults(error), *_faults_of_nearest_choices(tree, error), *_section_faults(tree)]
         faults += _faults_of_the_rest(tree, faults)
-        raise JobError(_told(faults), source) from None
+        raise JobError(_in_file_order(faults), source) from None
     if faults := [*faults, *check_data(job.data), *check_network(job.model)]:
-        raise JobError(_told(faults), source)
+        raise JobError(_in_file_order(faults), source)
     return job
 
 
 def split_overrides(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
-    """Take `--optim.lr 0.2` and `--optim.lr=0.2` out of a command line: options with a dot in their name.
+    """Split the overrides, `--optim.lr 0.2` or `--optim.lr=0.2`, from a command line: options with a dot in their name.
 
     Returns:
-        the other words; dotted key to value, read by `read_value`.
+        the other arguments; dotted key to value, read by `read_value`.
 
     Raises:
-        JobError: keys have no value.
+        JobError: some keys have no value.
     """
     others: list[str] = []
     overrides: dict[str, Any] = {}
@@ -83,15 +83,15 @@ def split_overrides(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]
 
 
 def override_words(overrides: Mapping[str, Any]) -> list[str]:
-    """Return the words of a command line from which `split_overrides` reads the same overrides."""
+    """Return the arguments from which `split_overrides` reads the same overrides."""
     return [f"--{key}={value_text(value)}" for key, value in overrides.items()]
 
 
 def _put(tree: dict[str, Any], key: str, value: Any) -> Iterator[Fault]:
-    """Put a value into a tree, at its dotted key; or tell why it cannot be."""
+    """Put a value into a tree at its dotted key, or yield why it does not fit there."""
     *sections, name = key.split(".")
     if not all([*sections, name]):
-        yield Fault(shown(key), "is no key of a job file: write --SECTION.KEY VALUE, such as --optim.lr 0.2")
+        yield Fault(shown(key), "is not a key of a job file: write --SECTION.KEY VALUE, such as --optim.lr 0.2")
         return
     for section in sections:
         tree = tree.setdefault(section, {})
@@ -101,17 +101,17 @@ def _put(tree: dict[str, Any], key: str, value: Any) -> Iterator[Fault]:
     tree[name] = value
 
 
-def _put_aside(tree: Mapping[str, Any], overrides: Mapping[str, Any]) -> None:
-    """Take out what a file says of another growth than the one put over it: a command line cannot leave out a key."""
+def _drop_unused(tree: Mapping[str, Any], overrides: Mapping[str, Any]) -> None:
+    """Drop the file's keys that an overriding `grow_by` does not use: a command line cannot remove a key."""
     if not {"layout.grow_by", "layout.ranks_per_phase"} & overrides.keys():
         return
-    with suppress(ValidationError):  # which is told of later
+    with suppress(ValidationError):  # reported later
         for key in LayoutSection.model_validate(tree["layout"]).unused():
             if f"layout.{key}" not in overrides:
                 del tree["layout"][key]
 
 
-# --- faults, from pydantic's account of them -----------------------------------------------------
+# --- faults, from pydantic's errors --------------------------------------------------------------
 
 
 @cache
@@ -121,18 +121,18 @@ def _schema() -> Node:
 
 @cache
 def job_keys() -> tuple[str, ...]:
-    """All keys of a job file that stand in a section, as `optim.lr`."""
+    """Return all keys of a job file's sections, such as `optim.lr`."""
     sections = ((name, part) for name, node in _schema()["properties"].items() for part in _variants(node))
     return tuple(dict.fromkeys(f"{name}.{key}" for name, part in sections for key in part.get("properties", ())))
 
 
 def _variants(node: Node) -> list[Node]:
-    """A section, and what it holds by each of its choices."""
+    """Return a section and the variants of it."""
     return [node, *node.get("choices", {}).values()]
 
 
-def _told(faults: Sequence[Fault]) -> list[Fault]:
-    """Each place once, in the order of the file's sections."""
+def _in_file_order(faults: Sequence[Fault]) -> list[Fault]:
+    """Return one fault for each key, in the order of the sections."""
     order = {name: index for index, name in enumerate(Job.model_fields)}
     first: dict[str, Fault] = {}
     for fault in faults:
@@ -143,18 +143,18 @@ def _told(faults: Sequence[Fault]) -> list[Fault]:
 def _key_faults(error: ValidationError) -> list[Fault]:
     details = error.errors(include_url=False)
     places = [_found(detail["loc"])[0] for detail in details]
-    # Of a value of several types pydantic tells once for each: it is told at the place that is farthest in.
+    # For a union of types pydantic reports each type: only the innermost places are kept.
     around = {place[:k] for place in places for k in range(len(place))}
-    telling = [d for d, place in zip(details, places, strict=True) if place not in around]
-    faults = [_fault(detail) for detail in telling[:MOST_TOLD]]
-    # Looking for what a key may mean takes its time, which is saved for those that nobody will be told of.
-    return [*faults, *(Fault(dotted(_found(detail["loc"])[0]), "") for detail in telling[MOST_TOLD:])]
+    innermost = [d for d, place in zip(details, places, strict=True) if place not in around]
+    faults = [_fault(detail) for detail in innermost[:MOST_REPORTED]]
+    # Suggestions take time, so faults that are only counted get none.
+    return [*faults, *(Fault(dotted(_found(detail["loc"])[0]), "") for detail in innermost[MOST_REPORTED:])]
 
 
 def _found(location: Sequence[Any]) -> tuple[tuple[Any, ...], Node]:
-    """The path of a key, as the file has it, and what the schema says of it, from pydantic's location.
+    """Return the path of a key in the file, and its node of the schema, from pydantic's location.
 
-    The location also holds the choices made on the way (schedule, grow, factor), and types: no keys of the file.
+    The location also holds the variants of sections (schedule, grow, noise_factor) and types, which are not keys.
     """
     place: list[Any] = []
     node = _schema()
@@ -166,7 +166,7 @@ def _found(location: Sequence[Any]) -> tuple[tuple[Any, ...], Node]:
         elif part in node.get("choices", ()):
             node = node["choices"][part]
         elif k == len(location) - 1 and "properties" in node:
-            return (*place, part), {}  # a key that is not known
+            return (*place, part), {}  # an unknown key
     return tuple(place), node
 
 
@@ -197,7 +197,7 @@ def _choice_fault(place: Sequence[Any], node: Node, detail: Mapping[str, Any]) -
 
 
 def _suggestion(place: Sequence[Any], location: Sequence[Any]) -> str:
-    """What the user may have meant by a key that its section does not know."""
+    """Suggest a key for one that its section does not have."""
     key, (_, section) = str(place[-1]), _found(location[:-1])
     known = list(section.get("properties", ()))
     choices = _schema()["properties"].get(str(place[0]), {}).get("choices", {})
@@ -214,7 +214,7 @@ def _suggestion(place: Sequence[Any], location: Sequence[Any]) -> str:
 
 
 def _faults_of_nearest_choices(tree: Mapping[str, Any], error: ValidationError) -> list[Fault]:
-    """The other faults of a section whose choice is no choice, as if it were the one that it is most like."""
+    """Return the other faults of a section with an invalid variant, checked as the most similar variant."""
     changed = dict(tree)
     for detail in error.errors(include_url=False):
         if detail["type"] == "union_tag_invalid":
@@ -235,7 +235,7 @@ def _faults_of_nearest_choices(tree: Mapping[str, Any], error: ValidationError) 
 
 
 def _section_faults(tree: Mapping[str, Any]) -> list[Fault]:
-    """What is wrong within the sections whose every key is right by itself."""
+    """Return the faults between the keys of sections whose keys are valid one by one."""
     faults = []
     with suppress(ValidationError):
         faults += check_data(DataSection.model_validate(tree.get("data")))
@@ -245,7 +245,7 @@ def _section_faults(tree: Mapping[str, Any]) -> list[Fault]:
 
 
 def _faults_of_the_rest(tree: Mapping[str, Any], faults: Sequence[Fault]) -> list[Fault]:
-    """What a plan would refuse too of the keys that are right by themselves, if nothing named in it is at fault."""
+    """Return what a plan would refuse in the valid keys, unless the message names a key that is at fault."""
     wrong = {tuple(fault.path.split(".")[:2]) for fault in faults}
     rest = {
         name: {key: value for key, value in part.items() if (name, key) not in wrong}
@@ -257,8 +257,8 @@ def _faults_of_the_rest(tree: Mapping[str, Any], faults: Sequence[Fault]) -> lis
     try:
         job = Job.model_validate(rest)
         num_samples = known_num_samples(job.data)
-    except (ValidationError, JobError):  # a key that must be there, or no N: nothing more can be said
+    except (ValidationError, JobError):  # a required key or N is missing: nothing more can be checked
         return []
     names = {place[-1] for place in wrong}
-    told = [*key_faults(job, 1, num_samples), *batch_faults(job, num_samples)]
-    return [fault for fault in told if not any(name in str(fault) for name in names)]
+    found = [*key_faults(job, 1, num_samples), *batch_faults(job, num_samples)]
+    return [fault for fault in found if not any(name in str(fault) for name in names)]

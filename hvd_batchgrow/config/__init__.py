@@ -1,4 +1,4 @@
-"""What a job file may say: one frozen model per section, and per policy and optimiser."""
+"""The sections and keys of a job file: one frozen model per section, policy, trigger and optimizer."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def _check_source(value: str) -> str:
     if not near and re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", value):
         near = [":".join(value.rsplit(".", 1))]
     hint = f"did you mean {near[0]!r}? " if near else ""
-    raise ValueError(f"{hint}one of {', '.join(SOURCES)}, or module:function of your own")
+    raise ValueError(f"{hint}one of {', '.join(SOURCES)}, or your own module:function")
 
 
 def _check_separator(value: str) -> str:
@@ -58,97 +58,101 @@ def _check_separator(value: str) -> str:
 
 
 class DataSection(Section):
-    """`[data]`: which samples, and how a training sample is drawn from its image."""
+    """`[data]`: the training and test samples, and the augmentation."""
 
     source: Annotated[str, AfterValidator(_check_source)]
-    """A kind of source, or `module:function` of your own that is given this section and returns a `DatasetPair`."""
+    """A kind of source, or your own `module:function`, which gets this section and returns a `DatasetPair`."""
     root: str | None = None
-    """Folder of the files; None: where the source is known to live, for those that can be found or fetched."""
+    """Folder of the files, relative to the working directory. None: the known folder of a source that can be found or
+    downloaded."""
     train: str | None = None
-    """Training files below root: a folder, a file or a pattern; None: by the habit of the source."""
+    """Training files below `root`: a folder, a file or a pattern. None: the usual names of the source."""
     test: str | None = None
-    """Test files below root, likewise; None: by the habit of the source, or `test_fraction`."""
+    """Test files below `root`, like `train`. None: the usual names of the source, or `test_fraction`."""
     test_fraction: Fraction = 0.0
-    """For rows of one file: share of them, drawn by the seed, that is kept for testing; of synthetic samples, how many
-    more there are to test on."""
+    """Rows of one file: fraction that is held out for testing, chosen by the seed. Synthetic samples: number of test
+    samples, as a fraction of the training set."""
     label: str | int | None = None
-    """What holds the label: column of csv and parquet (name or index; None: the last), feature of tfrecord, field of
-    a webdataset's .json."""
+    """Where the label is: a column of csv and parquet (name or index; None: the last one), a feature of tfrecord, or a
+    field of webdataset's .json."""
     text_labels: bool | None = None
-    """csv and parquet: true: each distinct text of the label column is a class, also numbers and texts such as NA;
-    false: labels are whole numbers; None: what the column holds, and an error if it holds both."""
+    """csv and parquet. true: every distinct text of the label column is a class, even numbers and texts such as NA.
+    false: labels are whole numbers. None: decided by the column; a column with both is an error."""
     ignore_columns: Annotated[tuple[str | int, ...], BeforeValidator(tuples)] = ()
-    """csv and parquet: columns that are not used, by name or index, such as a row index."""
+    """csv and parquet: columns to ignore, by name or index, such as a row index."""
     categorical: Annotated[tuple[str | int, ...], BeforeValidator(tuples)] = ()
-    """csv and parquet: columns that hold categories, by name or index; the training rows decide which there are."""
+    """csv and parquet: columns that hold categories, by name or index. Only the training rows define categories."""
     categorical_encoding: Literal["one_hot", "codes"] = "one_hot"
-    """A category as one feature of 0 or 1 for each, or as its number 0 … K - 1 in one feature; not standardised."""
+    """one_hot: one feature of 0 or 1 per category. codes: one feature with the category's number, 0 … K - 1. Neither is
+    standardized."""
     unknown_category: Literal["error", "ignore"] = "error"
-    """A category that no training row has, in a test row: an error, or encoded as a missing one: zeros, or -1."""
+    """If a test row has a category that no training row has: raise an error, or encode it like a missing category, as
+    zeros or -1."""
     missing: Literal["error", "mean", "zero", "drop_row"] = "error"
-    """csv and parquet: what a missing number becomes: the mean of the training rows, or 0; a missing category becomes
+    """csv and parquet: replacement of a missing number: the mean of the training rows, or 0. A missing category becomes
     zeros, or -1. drop_row skips rows in which a value or the label is missing."""
     missing_values: Annotated[tuple[str, ...], BeforeValidator(tuples)] | None = None
-    """csv: texts that mean a missing value, beside an empty cell; None: those of pandas, in columns of numbers only."""
+    """csv: texts that mean a missing value, besides an empty cell. None: pandas' list, in columns of numbers only."""
     header: bool | None = None
-    """csv: whether the first line holds the names of the columns; None: as it looks, and an error if unclear."""
+    """csv: whether the first line holds the column names. None: decided by the first lines; an error if unclear."""
     separator: Annotated[str, AfterValidator(_check_separator)] | None = None
-    """csv: the character between columns; None: comma, semicolon, tab, bar or space, as the first lines show."""
+    """csv: the character between columns. None: comma, semicolon, tab, bar or space, decided by the first lines."""
     decimal: Literal[".", ","] = "."
     """csv: the decimal mark."""
     num_samples: PositiveInt | None = None
-    """Training-set size, so that `plan` needs no data; None: known of the source."""
+    """Number of training samples N. `plan` uses it before the data exists. None: the known size of the source."""
     num_classes: PositiveInt | None = None
-    """None: as many as the training labels show; for synthetic sources 10."""
+    """Number of classes. None: the number of classes in the training labels; 10 for synthetic sources."""
     shape: Annotated[tuple[PositiveInt, ...], BeforeValidator(tuples)] | None = None
-    """Shape of a synthetic sample: [height, width, channels], or [features]. For numpy, idx and your own source: it
-    confirms images that look as if their axes were in another order."""
+    """Shape of a synthetic sample: [height, width, channels], or [features]. For numpy, idx and your own source:
+    confirms the order of the axes where it looks unusual."""
     mean: Annotated[tuple[float, ...], BeforeValidator(tuples)] | None = None
-    """Per channel of images scaled to [0, 1], or per feature; None: of the training set; encoded images: ImageNet's."""
+    """Mean per channel of images scaled to [0, 1], or per feature. None: of the training set; encoded images:
+    ImageNet's."""
     std: FloatList | None = None
-    """Likewise."""
+    """Standard deviation, per channel or feature like `mean`."""
     pipeline: Literal["auto", "dali", "torch"] = "auto"
-    """Who makes the pixels. All give the same ones; auto takes the faster one for the source."""
+    """Image pipeline. Both give the same pixels; auto chooses the faster one for the source."""
     on_bad_sample: Literal["error", "replace"] = "error"
-    """A sample that cannot be read or decoded: end the run, or take the next of the stream in its place, and say so."""
+    """If a sample cannot be read or decoded: end the run, or report it and use the next sample of the stream."""
     apply_orientation: bool = False
-    """Encoded images: turn each as its EXIF orientation says. False: use the pixels as they are stored."""
+    """Encoded images: rotate each image by its EXIF orientation. false: use the pixels as stored."""
     crop_padding: Annotated[int, Field(ge=0, le=64)] = 0
-    """Zeros put around an image before a crop of its own size is drawn; 0: no crop."""
+    """Images of one size: zero pixels added on each side before a random crop of the original size. 0: no crop."""
     hflip: bool = False
-    """Mirror left to right with probability 1/2."""
+    """Flip training images left to right with probability 1/2."""
     image_size: PositiveInt | None = None
-    """Encoded images: side of what the network sees, a window drawn at random and resized; when testing, the centre."""
+    """Encoded images: side of the network's input, in pixels. Training uses a random resized crop, tests the center."""
     crop_scale: Annotated[tuple[PositiveFloat, PositiveFloat], BeforeValidator(tuples)] = (0.08, 1.0)
-    """Least and largest share of the image's area that the window has."""
+    """[min, max] area of the random crop, as a fraction of the image."""
     crop_ratio: Annotated[tuple[PositiveFloat, PositiveFloat], BeforeValidator(tuples)] = (3 / 4, 4 / 3)
-    """Least and largest ratio of the window's width to its height."""
+    """[min, max] ratio of width to height of the random crop."""
     eval_resize: PositiveInt | None = None
-    """When testing, the shorter side of the image before its centre is cut out; None: image_size · 8/7."""
+    """Encoded images in tests: shorter side after resizing, before the center crop. None: image_size · 8/7."""
     channels_last: bool = False
-    """Lay images out as NHWC in memory."""
+    """Store images as NHWC in memory, and the network's weights in the same order."""
     dtype: Literal["float32", "float16"] = "float32"
-    """Of the normalised images as the network is given them."""
+    """Type of the normalized images that the network gets. float16 halves the copy to a GPU."""
 
 
 class ModelSection(Section):
     """`[model]`: the network and its ghost batch."""
 
     name: Annotated[str, AfterValidator(check_name)]
-    """One of this package's, or `module:name` of your own, torchvision or timm."""
+    """A network of this package, or `module:name` for your own, torchvision's or timm's."""
     kwargs: dict[str, JsonValue] = Field(default={})
-    """For `module:name`: keyword arguments that it is called with, beside `num_classes`."""
+    """For `module:name`: keyword arguments of the call, besides `num_classes`."""
     channels: Annotated[tuple[PositiveInt, ...], Field(min_length=1), BeforeValidator(tuples)] | None = None
-    """Widths of small_conv_net's convolutions, in order, or of dense7's hidden layers; None: the network's default."""
+    """Widths of small_conv_net's convolutions or dense7's six hidden layers, in order. None: the network's default."""
     ghost_batch: Annotated[int, Field(ge=2)]
-    """Samples over which batch statistics are taken (γ); also the unit that the stream is cut into."""
+    """γ: samples over which batch norm computes its statistics. The stream is cut into ghost batches of this size."""
     bn_momentum: Annotated[float, Field(gt=0, le=1)] = 0.1
-    """Weight of one ghost batch in the running statistics; of `module:name` too, whatever its norms had."""
+    """Weight of one ghost batch in the running statistics. For `module:name` it replaces the value of the norms."""
     precise_bn_samples: PositiveInt | None = None
-    """At each phase's end, make the running statistics plain averages under the weights of that moment, over so many
-    of the samples seen last; None: they stay moving averages."""
+    """At the end of each phase, recompute the running statistics with the current weights, as plain averages over this
+    many of the most recent samples. None: keep the moving averages."""
     dropout: Fraction = 0.0
-    """Share of the values that dense7 drops after each hidden layer, and a wrn between the convolutions of a block."""
+    """Dropout probability: in dense7 after each hidden layer, in a wrn between the convolutions of a block."""
 
 
 class OptimBase(Section):
@@ -158,10 +162,10 @@ class OptimBase(Section):
     lr: PositiveFloat
     """Learning rate ε at the start of the schedule, after warm-up."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    """Weight decay; see decay_norm_and_bias for what it applies to."""
+    """Weight decay; `decay_norm_and_bias` says which parameters it applies to."""
     decay_norm_and_bias: bool = False
-    """true: weight decay also applies to normalisation parameters and biases (parameters of one dimension or none), as
-    in torch's optimizers; false: only to weights of two or more dimensions."""
+    """true: weight decay also applies to normalization parameters and biases (fewer than two dimensions), as in torch's
+    optimizers. false: only to weights with two or more dimensions."""
 
     @property
     def momentum_key(self) -> str:
@@ -178,18 +182,21 @@ class SgdSection(OptimBase):
 
     name: Literal["sgd"]
     momentum: Fraction = 0.9
+    """m of u = m u + g, w −= ε u."""
     nesterov: bool = False
+    """Use Nesterov's momentum."""
     rescale_momentum: bool = False
-    """If the momentum changes from m to m', scale its buffer by (1-m)/(1-m'); otherwise let it refill."""
+    """If the momentum changes from m to m': scale its buffer by (1-m)/(1-m') (true), or let it refill (false)."""
 
 
 class AdamSection(OptimBase):
-    """`[optim]`, name = "adam" or "adamw" (whose weight decay is decoupled)."""
+    """`[optim]`, name = "adam", or "adamw" with decoupled weight decay."""
 
     name: Literal["adam", "adamw"]
     betas: Annotated[tuple[Fraction, Fraction], BeforeValidator(tuples)] = (0.9, 0.999)
     """[β₁, β₂]: decay rates, per update, of the moving averages of the gradient and of its square."""
     eps: PositiveFloat = 1e-8
+    """Added to the denominator of the step."""
 
     @property
     def momentum(self) -> float:
@@ -207,16 +214,17 @@ class AdamSection(OptimBase):
 
 
 class LarsSection(OptimBase):
-    """`[optim]`, name = "lars": SGD with momentum, the step of each tensor scaled by its trust ratio."""
+    """`[optim]`, name = "lars": SGD with momentum, where the step of each tensor is scaled by its trust ratio."""
 
     name: Literal["lars"]
     momentum: Fraction = 0.9
+    """m of v = m v + ε λ (g + β w), w −= v."""
     trust_coefficient: PositiveFloat = 0.001
     """η: the change of a weight at a learning rate of 1, as a fraction of the weight's norm."""
     eps: Annotated[float, Field(ge=0)] = 0.0
     """Added to the denominator of the trust ratio."""
     rescale_momentum: bool = False
-    """If the momentum changes from m to m', scale its buffer by (1-m)/(1-m'); otherwise let it refill."""
+    """If the momentum changes from m to m': scale its buffer by (1-m)/(1-m') (true), or let it refill (false)."""
 
 
 OptimSection = Annotated[SgdSection | AdamSection | LarsSection, Field(discriminator="name")]
@@ -227,36 +235,38 @@ KEYS_OF_GROW_BY: dict[str, tuple[str, ...]] = {
     "ranks": ("ranks_per_phase", "max_ranks"),
     "auto": ("max_ranks", "objective", "time_limit_h"),
 }
-"""Keys of `[layout]` that each growth uses, of those that not all do."""
+"""Keys of `[layout]` that only some values of `grow_by` use."""
 
 
 class LayoutSection(Section):
-    """`[layout]`: how a global batch is cut over ranks and passes. Decides the speed, never the result."""
+    """`[layout]`: how a global batch is split over ranks and micro-batches. It affects the speed, never the result."""
 
     max_micro_batch: PositiveInt | None = None
-    """Most samples of one forward and backward on one rank, a multiple of γ; None: the largest up to 128, or γ."""
+    """Largest micro-batch: samples of one forward and backward pass on one rank, a multiple of γ. None: the largest
+    multiple up to 128, but at least γ."""
     grow_by: Literal["accumulation", "ranks", "auto"] = "accumulation"
-    """How a larger batch is formed: by more passes on all ranks; by more ranks, each with a full micro-batch as long
-    as there are any; or, phase by phase, by what the objective wants (`plan --cost`)."""
+    """How a larger batch is formed. accumulation: more micro-batches on all ranks. ranks: more ranks, each with a full
+    micro-batch while ranks are available. auto: `objective` decides per phase, from measured costs (`plan --cost`)."""
     ranks_per_phase: Annotated[tuple[NumRanks, ...], BeforeValidator(tuples)] | None = None
-    """For grow_by = "ranks": ranks of each phase; None: from the batch."""
+    """For grow_by = "ranks": number of ranks of each phase. None: derived from the batch."""
     max_ranks: NumRanks | None = None
-    """For grow_by = "ranks" and "auto", of those that are launched; None: all of them."""
+    """For grow_by = "ranks" and "auto": largest number of ranks to use. None: all that are launched."""
     objective: Literal["least_time", "least_rank_hours"] = "least_time"
-    """For grow_by = "auto"."""
+    """For grow_by = "auto": minimize the time, or the rank-hours within `time_limit_h`."""
     time_limit_h: PositiveFloat | None = None
-    """For objective = "least_rank_hours": hours that the run may take."""
+    """For objective = "least_rank_hours": longest allowed run, in hours. None: no limit."""
     uneven_ranks: bool = False
-    """Allow ranks to hold unequal numbers of ghost batches."""
+    """Allow ranks to hold different numbers of ghost batches."""
     exact: bool = False
-    """Sum so that the weights are equal to the bit in every layout: one ghost batch a pass, summed without rounding."""
+    """Make the weights bit-identical in every layout: one ghost batch per micro-batch, gradients summed without
+    rounding. false: equal within float32 rounding, and faster."""
     compile: bool = False
-    """Compile the network with torch.compile; the first update of each kind of pass takes minutes more."""
+    """Compile the network with torch.compile. The first update with each shape of micro-batch takes minutes longer."""
     threads_per_rank: PositiveInt | None = None
-    """Torch threads of a rank; None: the cores of the host divided by its ranks, or 1 under `exact`."""
+    """Torch threads per rank. None: the host's cores divided by its ranks, or 1 with `exact`."""
 
     def unused(self) -> list[str]:
-        """Keys that say something which this growth has no use for."""
+        """Return the keys that are set and that this `grow_by` does not use."""
         others = dict.fromkeys(
             key for keys in KEYS_OF_GROW_BY.values() for key in keys if key not in KEYS_OF_GROW_BY[self.grow_by]
         )
@@ -266,67 +276,72 @@ class LayoutSection(Section):
         ]
 
     def grown_by(self, grow_by: str, **changes: Any) -> LayoutSection:
-        """The same by another growth, without what that has no use for; and with these changes."""
+        """Return a copy with another `grow_by` and these changes; keys that it does not use get their defaults."""
         grown = self.model_copy(update={"grow_by": grow_by, **changes})
         return grown.model_copy(update={key: type(self).model_fields[key].default for key in grown.unused()})
 
 
 class UpdateSection(Section):
-    """`[update]`: how the gradient of an update is computed, and what is done with it before it is used."""
+    """`[update]`: how the gradient of an update is computed and processed."""
 
     label_smoothing: Fraction = 0.0
-    """Share of each target that is spread evenly over all classes."""
+    """Fraction of each target that is spread evenly over all classes."""
     clip_norm: PositiveFloat | None = None
-    """Largest 2-norm of the averaged gradient of all parameters together; what is longer is scaled down."""
+    """Largest 2-norm of the averaged gradient of all parameters together; a longer gradient is scaled down. None: no
+    clipping."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Type of the forward pass where torch's autocast knows it to be safe; float16 with a dynamic loss scale."""
+    """Type of the forward pass, through torch's autocast. float16 uses a dynamic loss scale."""
     on_nonfinite: Literal["stop", "skip"] = "stop"
     """If the loss or the gradient of an update is infinite or NaN: end the run, or skip the update and count it. If the
-    test loss is: end the run, or disregard that evaluation, which is then neither an improvement nor part of a
-    trigger's patience."""
+    test loss is infinite or NaN: end the run, or ignore the evaluation, which then counts neither as an improvement
+    nor for a trigger's patience."""
     allreduce_dtype: Literal["none", "float16", "bfloat16"] = "none"
-    """Type of the gradients while they cross the network: half the bytes, and a rounding that one rank does not have;
-    bfloat16 not through Horovod."""
+    """Type of the gradients in the all-reduce. The 16-bit types halve the bytes and round, which a run on one rank does
+    not. Horovod does not support bfloat16."""
     ema_samples: PositiveFloat | None = None
-    """Memory of a moving average of the weights, in samples, which is evaluated too; None: none is kept."""
+    """Time constant, in samples, of a moving average of the weights, which is evaluated too. None: no average."""
 
 
 class GradientNoiseSection(Section):
-    """`[gradient_noise]`: B_simple = tr(Σ)/|G|², from the gradients of the passes of an update."""
+    """`[gradient_noise]`: measure B_simple = tr(Σ)/|G|² from the gradients of an update's micro-batches."""
 
     measure: bool = False
-    """Measure and record it; a trigger that needs it does so in any case."""
+    """Measure and record B_simple. A trigger that needs it measures it in any case."""
     ema_epochs: PositiveFloat = 0.5
-    """Over how many epochs tr(Σ) and |G|² are averaged, each on its own."""
+    """Time constant, in epochs, of the separate moving averages of tr(Σ) and |G|²."""
     preconditioned: bool = False
-    """For Adam: of the gradient as Adam scales it, element by element; else of the gradient itself."""
+    """For Adam. true: measure the gradient after Adam's scaling of each element. false: measure the gradient itself."""
     per_layer_group: bool = False
-    """Record it for each child of the network too."""
+    """Also record B_simple for each child module of the network."""
 
 
 class EvaluationSection(Section):
-    """`[evaluation]`: the whole test set, once, over all ranks."""
+    """`[evaluation]`: evaluation of the whole test set, distributed over the ranks."""
 
     every_epochs: PositiveFloat = 1.0
+    """Epochs between evaluations; one more follows at the end."""
     batch_size: PositiveInt = 500
-    """Samples of one forward pass."""
+    """Samples of one forward pass on a rank."""
 
 
 class CheckpointSection(Section):
-    """`[checkpoint]`: also written at every phase boundary, at a stop and at the end."""
+    """`[checkpoint]`: how often checkpoints are written and how many are kept."""
 
     every_epochs: PositiveFloat = 1.0
+    """Epochs between checkpoints. A checkpoint is also written at every phase boundary, at a stop and at the end."""
     keep: PositiveInt = 3
+    """Number of most recent checkpoints to keep. Those of phase boundaries are always kept."""
 
 
 class LoggingSection(Section):
-    """`[logging]`: what is recorded of a run."""
+    """`[logging]`: metrics, TensorBoard and the stall timeout."""
 
     logs_per_epoch: PositiveInt = 20
-    """Training metrics are averaged over stretches of N / logs_per_epoch samples."""
+    """Log records per epoch; each averages the training metrics over N / logs_per_epoch samples."""
     tensorboard: bool = True
+    """Write TensorBoard files to `runs/NAME/tensorboard`."""
     stall_timeout_s: PositiveFloat = 600.0
-    """Without any progress for a tenth of this, the rank that stalls is named; for all of it, the job ends."""
+    """Seconds without progress after which the job ends. After a tenth of it, the run reports which rank stalls."""
 
 
 class Job(Section):
@@ -336,7 +351,9 @@ class Job(Section):
         str,
         Field(pattern=NAME_PATTERN, description="a name of at most 200 letters, digits, dots, dashes and underscores"),
     ]
+    """Name of the run, whose folder is `runs/NAME`."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Seed of the sample order, the augmentation and the initial weights."""
     data: DataSection
     model: ModelSection
     optim: OptimSection
@@ -351,7 +368,7 @@ class Job(Section):
 
     @property
     def micro_batch_limit(self) -> int:
-        """Most samples of one forward and backward on one rank."""
+        """Largest micro-batch: samples of one forward and backward pass on one rank."""
         group = self.model.ghost_batch
         if self.layout.exact:
             return group
@@ -363,10 +380,10 @@ class Job(Section):
         return self.schedule.policy == "adaptive"
 
     def deciding(self, num_samples: int) -> dict[str, Any]:
-        """The keys that decide the weights a run ends with; all others may change at a resume.
+        """Return the keys that affect the final weights; all others may change when a run resumes.
 
         Args:
-            num_samples: N, whether the job says it or it is known of the source.
+            num_samples: N, from the job or known of the source.
 
         Returns:
             dotted key to plain value.
@@ -380,13 +397,13 @@ class Job(Section):
         }
         free = {"data.root", "data.num_samples", "data.pipeline", "data.channels_last"}
         free |= {"gradient_noise.measure", "gradient_noise.per_layer_group"}
-        free |= {"data.shape"} if self.data.source in {"idx", "numpy"} else set()  # there it only confirms
+        free |= {"data.shape"} if self.data.source in {"idx", "numpy"} else set()  # only confirms the axes
         return {"seed": self.seed, "data.num_samples": num_samples} | {
             key: value for key, value in flat.items() if key not in free
         }
 
     def completed(self, deciding: Mapping[str, Any]) -> dict[str, Any]:
-        """Add the defaults of those keys that did not exist when a run was recorded.
+        """Add the defaults of the keys that did not exist yet when a run was recorded.
 
         Args:
             deciding: `Job.deciding()` of the run.

@@ -8,37 +8,37 @@ from fractions import Fraction
 from hvd_batchgrow.messages.schema_messages import shown
 
 SUFFIXES = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9}
-"""What a suffix of a sample count multiplies it by."""
+"""Factor of each suffix of a sample count."""
 PATTERN = r"^\s*0[KMB]?:[0-9]{1,18}(\s+[0-9]{1,18}(\.[0-9]{1,9})?[KMB]?:[0-9]{1,18})*\s*$"
 EXAMPLE = "0:768 250K:1536"
 _MOST = 10**18
 _MEANT = {"G": "B", "T": "000B"}
-"""Suffixes that people write for those that there are."""
+"""Invalid suffixes, and the valid ones that they probably mean."""
 
 
 def parse_batch_steps(text: str) -> list[tuple[int, int]]:
-    """Turn "0:768 250K:1536" into [(0, 768), (250000, 1536)]: a sample count, and the batch from there on.
+    """Turn "0:768 250K:1536" into [(0, 768), (250000, 1536)]: each sample count with the batch from there on.
 
-    The suffixes K, M and B stand for 10³, 10⁶ and 10⁹ samples. Megatron-LM reads the counts as tokens where it knows
-    the length of a sequence; here they are always samples.
+    The suffixes K, M and B stand for 10³, 10⁶ and 10⁹ samples. They are always samples, while Megatron-LM reads
+    them as tokens if it knows the sequence length.
 
     Args:
-        text: one that `check_batch_steps` accepts.
+        text: a text that `check_batch_steps` accepts.
     """
     pairs = (pair.split(":") for pair in text.split())
     return [(_count(samples) or 0, int(batch)) for samples, batch in pairs]
 
 
 def check_batch_steps(text: str) -> str:
-    """Return the text. Raises ValueError: it has a part that is wrong, with the nearest text that is right."""
+    """Return the text. Raises ValueError if a part of it is wrong, with the nearest valid text."""
     if (fault := _fault(text)) is None:
         return text
     near = _nearest(text)
-    raise ValueError(f"{fault}; {'such as' if near is None else 'nearest'}: {shown(near or EXAMPLE)}")
+    raise ValueError(f"{fault}; {'nearest' if near else 'such as'}: {shown(near or EXAMPLE)}")
 
 
 def _count(text: str) -> int | None:
-    """A sample count; None: the text is not one, or not a whole number."""
+    """Return the sample count of a text, or None if the text is not a whole number of samples."""
     found = re.fullmatch(r"([0-9]{1,18}(?:\.[0-9]{1,9})?)([KMB]?)", text)
     value = Fraction(found[1]) * SUFFIXES[found[2]] if found else Fraction(-1)
     return int(value) if value.denominator == 1 and 0 <= value < _MOST else None
@@ -61,7 +61,7 @@ def _fault(text: str) -> str | None:
 
 
 def _nearest(text: str) -> str | None:
-    """A text that is right, with each part written as it was probably meant; None: that is not known."""
+    """Return a valid text with each part as the user probably meant it, or None if the guess is not valid."""
     pairs = [_meant(pair) for pair in text.split()]
     if pairs and _count(pairs[0].partition(":")[0]):
         pairs[0] = "0:" + pairs[0].partition(":")[2]
@@ -77,4 +77,6 @@ def _meant(pair: str) -> str:
     letter = _MEANT.get(samples[2].upper(), samples[2].upper())
     letter = letter if letter.lstrip("0") in SUFFIXES else ""
     whole = _count(batch[1] + _MEANT.get(batch[2].upper(), batch[2].upper()))
-    return f"{samples[1]}{letter}:{batch[1] if whole is None else whole}"
+    if whole is None:
+        return f"{samples[1]}{letter}:{batch[1]}"
+    return f"{samples[1]}{letter}:{whole}"

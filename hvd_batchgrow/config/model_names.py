@@ -1,17 +1,11 @@
-"""What is known of the networks without building one: their names, and the keys of `[model]` that each uses."""
+"""The networks' names, and the keys of `[model]` that each network uses: known without importing torch."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Literal
-
-from hvd_batchgrow.messages.errors import Fault
-
-if TYPE_CHECKING:  # config checks its names with this file
-    from hvd_batchgrow.config import ModelSection
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -19,28 +13,29 @@ class ModelFamily:
     """Networks of one design."""
 
     shown: str
-    """How lists name it."""
+    """Its name in lists."""
     pattern: str
-    """Of the names; its groups are whole numbers."""
+    """Regular expression of its names; the groups are whole numbers."""
     keys: frozenset[str]
-    """Keys of `[model]` that the network is built from, beside its name."""
-    takes: Literal["images", "rows", "both"]
+    """Keys of `[model]` that the network is built from, besides its name."""
+    accepts: Literal["images", "rows", "both"]
+    """Samples that the network accepts."""
     least_pixels: int = 1
-    """Shortest side of an image that leaves something of the last map."""
+    """Shortest side of an image that leaves at least one pixel in the last feature map."""
     numbers: tuple[str, ...] = ()
-    """What the groups of the pattern are."""
+    """Names of the pattern's groups."""
     depths: tuple[int, ...] = ()
-    """Depths that there are; empty: the design has one."""
+    """Valid depths; empty: the name has no depth."""
 
 
-_NORM = frozenset({"ghost_batch", "bn_momentum"})
+NORM_KEYS = frozenset({"ghost_batch", "bn_momentum"})
 
 FAMILIES: dict[str, ModelFamily] = {
-    "small_conv_net": ModelFamily("small_conv_net", "small_conv_net", _NORM | {"channels"}, "images"),
+    "small_conv_net": ModelFamily("small_conv_net", "small_conv_net", NORM_KEYS | {"channels"}, "images"),
     "wrn": ModelFamily(
         "wrn_D_K of depth D = 6n+4",
         r"wrn_([1-9]\d*)_([1-9]\d*)",
-        _NORM | {"dropout"},
+        NORM_KEYS | {"dropout"},
         "images",
         numbers=("depth", "widening"),
         depths=tuple(range(10, 1007, 6)),
@@ -48,28 +43,28 @@ FAMILIES: dict[str, ModelFamily] = {
     "resnet": ModelFamily(
         "resnetD of depth D = 6n+2",
         r"resnet([1-9]\d*)",
-        _NORM,
+        NORM_KEYS,
         "images",
         numbers=("depth",),
-        # 50 and 152 are of this form too, but known as other networks, ImageNet's.
+        # 50 and 152 have this form too, but they are the depths of ImageNet's networks.
         depths=tuple(depth for depth in range(8, 1203, 6) if depth not in {50, 152}),
     ),
     "vgg": ModelFamily(
         "vgg11_bn, vgg13_bn, vgg16_bn, vgg19_bn",
         r"vgg([1-9]\d*)_bn",
-        _NORM,
+        NORM_KEYS,
         "images",
-        least_pixels=32,  # five times halved
+        least_pixels=32,  # halved five times
         numbers=("depth",),
         depths=(11, 13, 16, 19),
     ),
-    # ⌊(29-1)/4⌋+1 = 8 after the first convolution, then three times halved
+    # ⌊(29-1)/4⌋+1 = 8 after the first convolution, then halved three times
     "alexnet": ModelFamily("alexnet", "alexnet", frozenset(), "images", least_pixels=29),
-    "dense7": ModelFamily("dense7", "dense7", _NORM | {"channels", "dropout"}, "rows"),
+    "dense7": ModelFamily("dense7", "dense7", NORM_KEYS | {"channels", "dropout"}, "rows"),
     "own": ModelFamily(
-        "module:name of your own, torchvision or timm",
+        "your own module:name, or one of torchvision or timm",
         r"[A-Za-z_][\w.]*:[A-Za-z_]\w*",
-        _NORM | {"kwargs"},
+        NORM_KEYS | {"kwargs"},
         "both",
     ),
 }
@@ -86,24 +81,24 @@ _EXAMPLES = (
 _ELSEWHERE = {f"resnet{depth}": f"torchvision.models:resnet{depth}" for depth in (18, 34, 50, 101, 152)} | {
     "inception_resnet_v2": "timm.models:inception_resnet_v2"
 }
-"""Names that people write for networks of other packages."""
+"""Short names of networks of other packages, and the full names to write instead."""
 
 
 @dataclass(frozen=True)
 class ParsedModelName:
-    """What a name says."""
+    """The parts of a network's name."""
 
     family: str
     """Key of FAMILIES."""
     numbers: tuple[int, ...]
-    """As the family's `numbers` call them; empty for a network of the user's own."""
+    """Values of the family's `numbers`; empty for a user's network."""
 
 
 def read_name(name: str) -> ParsedModelName:
-    """Take a name apart.
+    """Split a network's name into its family and its numbers.
 
     Raises:
-        ValueError: there is no such network; with the nearest that there are.
+        ValueError: no network has this name; the message suggests the nearest names.
     """
     for key, family in FAMILIES.items():
         if found := re.fullmatch(family.pattern, name):
@@ -117,7 +112,7 @@ def read_name(name: str) -> ParsedModelName:
 
 
 def check_name(name: str) -> str:
-    """The name, where there is such a network; raises ValueError as `read_name` does."""
+    """Return the name. Raises ValueError, as `read_name` does, if no network has it."""
     read_name(name)
     return name
 
@@ -125,48 +120,5 @@ def check_name(name: str) -> str:
 def _depth_fault(name: str, depth: int, family: ModelFamily) -> str:
     below, above = ([d for d in family.depths if d < depth][-1:], [d for d in family.depths if d > depth][:1])
     near = [name.replace(str(depth), str(d), 1) for d in (*below, *above)]
-    elsewhere = f"; ImageNet's is {_ELSEWHERE[name]!r}" if name in _ELSEWHERE else ""
-    return f"there is {family.shown}, nearest: {', '.join(near)}{elsewhere}"
-
-
-def check_network(model: ModelSection) -> list[Fault]:
-    """All that is wrong with `[model]` as far as it can be told without the network.
-
-    No key may be there that would be ignored. A key with its default value counts as not there, and
-    `ghost_batch` is used by all: it is the unit that the stream is cut into.
-    """
-    try:
-        family = FAMILIES[read_name(model.name).family]
-    except ValueError as error:
-        return [Fault("model.name", f"{error}, got {model.name!r}")]
-    given = {key for key, field in type(model).model_fields.items() if getattr(model, key) != field.default}
-    unused = sorted(given - _used(family))
-    faults = [Fault(f"model.{key}", f"is not used by {model.name!r}, but by {_users(key)}") for key in unused]
-    if model.name == "dense7" and model.channels and len(model.channels) != 6:
-        widths = f"{len(model.channels)}: {list(model.channels)}"
-        faults.append(Fault("model.channels", f"dense7 has six hidden layers, so six widths, not {widths}"))
-    return faults
-
-
-def _users(key: str) -> str:
-    return ", ".join(family.shown for family in FAMILIES.values() if key in _used(family))
-
-
-def _used(family: ModelFamily) -> set[str]:
-    """Keys that say something of a network: what it is built from, and what is done with its norms."""
-    return {"name", "ghost_batch", *family.keys, *({"precise_bn_samples"} if family.keys >= _NORM else ())}
-
-
-def check_shape(model: ModelSection, shape: Sequence[int]) -> list[Fault]:
-    """What keeps a network from taking samples of a shape, (H, W, C) or (features,)."""
-    family = FAMILIES[read_name(model.name).family]
-    kind = "images" if len(shape) == 3 else "rows"
-    if family.takes not in {kind, "both"}:
-        others = [other.shown for other in FAMILIES.values() if other.takes == kind]
-        texts = {"images": "images (H, W, C)", "rows": "rows (features,)"}
-        fault = f"{model.name!r} takes {texts[family.takes]}, the samples are {kind} {tuple(shape)}"
-        return [Fault("model.name", f"{fault}; {kind} are for {', '.join(others)}")]
-    if kind == "images" and min(shape[:2]) < family.least_pixels:
-        pixels = f"{family.least_pixels} × {family.least_pixels}"
-        return [Fault("model.name", f"{model.name!r} needs images of at least {pixels}, these are {tuple(shape)}")]
-    return []
+    elsewhere = f"; for ImageNet use {_ELSEWHERE[name]!r}" if name in _ELSEWHERE else ""
+    return f"must be {family.shown}, nearest: {', '.join(near)}{elsewhere}"

@@ -13,7 +13,11 @@ AtLeastOne = Annotated[float, Field(ge=1)]
 Factor = Annotated[AtLeastOne | tuple[AtLeastOne, ...], BeforeValidator(tuples)]
 ShareOfN = Annotated[
     str,
-    Field(pattern=r"^N/[1-9][0-9]{0,17}$", description='a share of the training set such as "N/10"', examples=["N/10"]),
+    Field(
+        pattern=r"^N/[1-9][0-9]{0,17}$",
+        description='a fraction of the training set such as "N/10"',
+        examples=["N/10"],
+    ),
 ]
 MaxBatch = PositiveInt | ShareOfN | None
 LrRule = Literal["none", "linear", "sqrt", "adam"]
@@ -21,47 +25,51 @@ LrStep = tuple[PositiveFloat, PositiveFloat]
 
 
 class ScheduleBase(Section):
-    """`[schedule]`: what all policies share."""
+    """`[schedule]`: the keys that all policies share."""
 
     epochs: PositiveFloat
+    """Length of the run, in epochs."""
     lr_scale: PositiveFloat = 1.0
-    """Start with the learning rate and the batch this much larger; the noise scale stays."""
+    """Multiply the learning rate and the batch at the start by this factor; the noise scale stays the same."""
     raise_momentum_to: Fraction | None = None
-    """Start with this momentum, and a batch larger by (1-m)/(1-m'); the noise scale stays."""
+    """Start with this momentum m' and multiply the batch by (1-m)/(1-m'); the noise scale stays the same."""
     warmup_epochs: Annotated[float, Field(ge=0)] = 0.0
-    """The learning rate rises in a line, update by update, to that of the schedule."""
+    """Length, in epochs, of a linear warm-up of the learning rate. 0: no warm-up."""
     warmup_start_lr: Annotated[float, Field(ge=0)] = 0.0
+    """Learning rate at the start of the warm-up."""
     exact_noise: bool = False
-    """Hold ε/(1-m) · (N/B - 1) to the schedule, exact for any B; else its leading order, ε N / (B (1-m))."""
+    """Noise scale that follows the schedule. true: ε/(1-m) · (N/B - 1), exact for any B. false: its leading order,
+    ε N / (B (1-m))."""
 
 
 class BoundaryBase(ScheduleBase):
-    """Policies that act at given epochs."""
+    """The keys of policies that act at given epochs."""
 
     global_batch: PositiveInt
-    """Samples per update at the start, over all ranks and passes."""
+    """B: samples per update at the start, over all ranks and micro-batches."""
     boundaries_epochs: FloatList = ()
     """Epochs at which the noise scale is divided by `noise_factor`."""
     noise_factor: Factor = 5.0
-    """One number, or one for each boundary."""
+    """Factor that divides the noise scale at a boundary: one number, or one for each boundary."""
     momenta: Annotated[tuple[Fraction, ...], BeforeValidator(tuples)] | None = None
-    """Momentum of each phase; None: the same in all. The batch makes up for it, or the learning rate under `decay`."""
+    """Momentum of each phase; the batch (with `decay`: the learning rate) compensates for it. None: constant."""
 
 
 class DecaySchedule(BoundaryBase):
-    """Divide the learning rate."""
+    """Divide the learning rate at every boundary."""
 
     policy: Literal["decay"]
 
 
 class GrowSchedule(BoundaryBase):
-    """Grow the batch."""
+    """Grow the batch at every boundary."""
 
     policy: Literal["grow"]
     max_batch: MaxBatch = None
-    """Where growth stops and the learning rate decays instead: samples, or "N/10"; None: no limit."""
+    """Largest batch: samples, or "N/10". The learning rate decays instead once it is reached. None: no limit."""
     lr_rule: LrRule = "none"
-    """What the learning rate does when the batch has grown by κ: nothing, × κ, × √κ, or Adam's set."""
+    """Factor of the learning rate when the batch has grown by κ: none: 1; linear: κ; sqrt: √κ; adam: √κ, with new β₁,
+    β₂ and eps."""
 
 
 class HybridSchedule(BoundaryBase):
@@ -69,8 +77,9 @@ class HybridSchedule(BoundaryBase):
 
     policy: Literal["hybrid"]
     max_batch: MaxBatch = None
+    """Largest batch: samples, or "N/10". None: no limit."""
     growing_boundaries: Annotated[int, Field(ge=0)] = 1
-    """How many boundaries grow the batch."""
+    """Number of boundaries that grow the batch; the later ones divide the learning rate."""
 
 
 class AdaBatchSchedule(ScheduleBase):
@@ -78,16 +87,19 @@ class AdaBatchSchedule(ScheduleBase):
 
     policy: Literal["adabatch"]
     global_batch: PositiveInt
+    """B: samples per update at the start, over all ranks and micro-batches."""
     max_batch: MaxBatch = None
+    """Largest batch: samples, or "N/10". None: no limit."""
     every_epochs: PositiveFloat
+    """Epochs between steps."""
     batch_factor: Annotated[float, Field(ge=1)] = 2.0
-    """β."""
+    """β: factor of the batch at each step."""
     lr_factor: Annotated[float, Field(gt=0, le=1)] = 0.75
-    """α: the noise scale falls by β/α each time."""
+    """α: factor of the learning rate at each step; the noise scale falls by β/α."""
 
 
 class StepsSchedule(ScheduleBase):
-    """Batch sizes at sample counts, the learning rate by rule."""
+    """Set the batch at given sample counts; `lr_rule` sets the learning rate."""
 
     policy: Literal["steps"]
     batch_steps: Annotated[
@@ -99,58 +111,67 @@ class StepsSchedule(ScheduleBase):
             examples=[batch_steps.EXAMPLE],
         ),
     ]
-    """ "0:768 250K:1536": from sample count, batch. K, M and B are 10³, 10⁶ and 10⁹ samples, never tokens."""
+    """Pairs SAMPLES:BATCH such as "0:768 250K:1536". K, M and B are 10³, 10⁶ and 10⁹ samples, never tokens."""
     lr_rule: LrRule = "none"
+    """Factor of the learning rate when the batch has grown by κ: none: 1; linear: κ; sqrt: √κ; adam: √κ, with new β₁,
+    β₂ and eps."""
 
 
 class ImportSchedule(ScheduleBase):
-    """Turn a learning-rate schedule into growth of the batch."""
+    """Replace the decay of a learning-rate schedule by growth of the batch."""
 
     policy: Literal["import"]
     global_batch: PositiveInt
+    """B: samples per update at the start, over all ranks and micro-batches."""
     max_batch: MaxBatch = None
+    """Largest batch: samples, or "N/10". The learning rate decays instead once it is reached. None: no limit."""
     lr_schedule: Annotated[
         str,
         Field(
             pattern=r"^(steps|polynomial|cosine|[A-Za-z_][\w.]*:[A-Za-z_]\w*)$",
-            description="one of steps, polynomial, cosine, or module:function of your own",
+            description="one of steps, polynomial, cosine, or your own module:function",
             examples=["steps", "polynomial", "cosine"],
         ),
     ]
-    """steps, polynomial, cosine, or `module:function` that maps an epoch to a multiple of `optim.lr`."""
+    """The schedule to import: steps, polynomial, cosine, or your own `module:function`, which returns the multiple of
+    `optim.lr` at an epoch."""
     num_phases: Annotated[int, Field(gt=0, le=1000)] = 8
-    """Phases of equal length that stand for a smooth schedule, each with its mean noise scale."""
+    """Number of phases of equal length that approximate a smooth schedule, each with its mean noise scale."""
     lr_steps: Annotated[tuple[LrStep, ...], BeforeValidator(tuples)] = ()
-    """For steps: [epoch, multiple of `optim.lr` from there on]."""
+    """For steps: pairs [epoch, multiple of `optim.lr` from that epoch on]."""
     power: PositiveFloat = 1.0
-    """For polynomial: ε₀ (1 - t)^power, t from 0 to 1 over the run."""
+    """For polynomial: the exponent of ε₀ (1 - t)^power, where t rises from 0 to 1 over the run."""
     end_lr_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """For polynomial and cosine: what is left of ε₀ at the end."""
+    """For polynomial and cosine: learning rate at the end, as a fraction of ε₀."""
 
 
 class SeesawSchedule(BoundaryBase):
-    """Where the learning rate would be divided by f, divide it by √f and multiply the batch by f: for Adam."""
+    """For Adam: where the learning rate would be divided by f, divide it by √f and multiply the batch by f."""
 
     policy: Literal["seesaw"]
     max_batch: MaxBatch = None
-    """The critical batch: beyond it the rule does not hold."""
+    """Largest batch: samples, or "N/10". The rule holds up to the critical batch. None: no limit."""
 
 
 class AdaptiveSchedule(ScheduleBase):
-    """Grow the batch when `[trigger]` says so."""
+    """Grow the batch when `[trigger]` decides to."""
 
     policy: Literal["adaptive"]
     global_batch: PositiveInt
+    """B: samples per update at the start, over all ranks and micro-batches."""
     max_batch: MaxBatch = "N/10"
+    """Largest batch: samples, or a fraction of N."""
     batch_scale: Annotated[float, Field(ge=1)] = 1.0
-    """For AdaScale: the batch, as a multiple of the one that learning rate and epochs are meant for, `global_batch`."""
+    """For AdaScale: the batch as a multiple of `global_batch`, for which learning rate and epochs are chosen."""
     lr_boundaries_epochs: FloatList = ()
-    """Epochs at which the learning rate is divided by `lr_factor`, whatever the batch does."""
+    """Epochs at which the learning rate is divided by `lr_factor`, in addition to what the trigger decides."""
     lr_factor: Annotated[float, Field(gt=1)] = 10.0
+    """Divisor of the learning rate at `lr_boundaries_epochs`."""
     batch_multiple: PositiveInt | None = None
-    """Batches are whole multiples of this, so that any of them can be formed; None: of `global_batch`."""
+    """Every batch is a whole multiple of this, so that the ranks can form it. None: of `global_batch`."""
     lr_rule: LrRule = "none"
-    """What the learning rate does when the batch has grown by κ: nothing, × κ, × √κ, or Adam's set."""
+    """Factor of the learning rate when the batch has grown by κ: none: 1; linear: κ; sqrt: √κ; adam: √κ, with new β₁,
+    β₂ and eps."""
 
 
 ScheduleSection = Annotated[

@@ -13,54 +13,55 @@ AboveOne = Annotated[float, Field(gt=1)]
 
 
 class NoTrigger(Section):
-    """The schedule is fixed."""
+    """No trigger: the schedule is fixed."""
 
     name: Literal["none"]
 
 
 class TriggerBase(Section):
-    """What all triggers share."""
+    """The keys that all triggers but adascale share."""
 
     windows_epochs: Annotated[tuple[Window, ...], Field(min_length=1), BeforeValidator(tuples)] | None = None
-    """[earliest, latest] epoch of the first, second, … decision: never before, never after, and no more of them; a
-    window that ends without a decision makes one, of `noise_factor` or `max_batch_factor`. None: no limit."""
+    """[earliest, latest] epoch of the first, second, … decision, and the largest number of decisions. If a window ends
+    without a decision, the trigger decides there, by `noise_factor` or `max_batch_factor`. None: no limits."""
 
 
 class PlateauTrigger(TriggerBase):
-    """Divide the noise scale when the test set's result has stopped improving, as torch's ReduceLROnPlateau."""
+    """Divide the noise scale when the test result has stopped improving, like torch's ReduceLROnPlateau."""
 
     name: Literal["plateau"]
     metric: Literal["loss", "top1"] = "loss"
-    """Of the test set: the loss is to fall, top1 to rise."""
+    """Result on the test set: loss improves when it falls, top1 (accuracy in [0, 1]) when it rises."""
     min_delta: Annotated[float, Field(ge=0)] = 0.0
-    """What is better by no more than this is no improvement."""
+    """Smallest change of the metric that counts as an improvement; the change must exceed it."""
     patience_epochs: Annotated[float, Field(ge=0)] = 3.0
-    """Decide when there was none for more than so long."""
+    """Epochs without improvement before the batch grows; growth needs more than this."""
     cooldown_epochs: Annotated[float, Field(ge=0)] = 0.0
-    """After a decision, so long counts as none of it."""
+    """Epochs after a decision that do not count towards `patience_epochs`."""
     noise_factor: AboveOne = 5.0
-    """By which the noise scale falls: the batch grows, and beyond `max_batch` the learning rate decays."""
+    """Divisor of the noise scale at a decision: the batch grows, and at `max_batch` the learning rate decays."""
     restore_best: bool = False
-    """Go on from the weights of the best evaluation, and from their moving average; the optimiser stays as it is."""
+    """At a decision, restore the weights of the best evaluation and their moving average; the optimizer keeps its
+    state."""
 
 
 class MeasuringTrigger(TriggerBase):
-    """Those that look at the gradient, now and then."""
+    """The keys of triggers that measure the gradient."""
 
     every_epochs: PositiveFloat = 0.05
-    """How often they look."""
+    """Epochs between two checks of the trigger."""
     max_batch_factor: AboveOne = 2.0
-    """One decision multiplies the batch by no more than this."""
+    """Largest factor by which one decision multiplies the batch."""
     min_factor: Annotated[float, Field(ge=1)] = 1.25
-    """A change by less is not made."""
+    """Smallest factor by which a decision multiplies the batch; smaller requests are ignored."""
 
 
 class NormTestTrigger(MeasuringTrigger):
-    """Keep the standard error of the gradient below a share of its norm."""
+    """Keep the standard error of the gradient below a fraction of its norm."""
 
     name: Literal["norm_test"]
     theta: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    """θ, that share."""
+    """θ in tr(Σ)/B ≤ θ² |g|²: the standard error as a fraction of the norm."""
 
 
 class CabsTrigger(MeasuringTrigger):
@@ -68,17 +69,17 @@ class CabsTrigger(MeasuringTrigger):
 
     name: Literal["cabs"]
     scale: PositiveFloat = 1.0
-    """c."""
+    """c in the formula."""
     loss_offset: float = 0.0
-    """δ: minus the least loss that could be."""
+    """δ in the formula: minus the smallest possible loss."""
 
 
 class SimilarityTrigger(MeasuringTrigger):
-    """Keep gradients of two updates alike: their expected cosine is 1/(1 + B_simple/B)."""
+    """Keep the gradients of two updates similar: their expected cosine is 1/(1 + B_simple/B)."""
 
     name: Literal["similarity"]
     similarity: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    """What it must not fall below."""
+    """Smallest expected cosine; the batch grows if it is lower."""
 
 
 class GradientNoiseTrigger(MeasuringTrigger):
@@ -86,19 +87,19 @@ class GradientNoiseTrigger(MeasuringTrigger):
 
     name: Literal["gradient_noise"]
     ratio: PositiveFloat = 1.0
-    """h: grow to B_simple/h when B_simple is above h B."""
+    """h: grow the batch to B_simple/h when B_simple exceeds h B."""
     hold_epochs: Annotated[float, Field(ge=0)] = 0.25
-    """It must have been so for this long."""
+    """Epochs for which B_simple must have exceeded h B."""
 
 
 class AdaScaleTrigger(Section):
-    """Scale the learning rate by the gain of a larger batch, and count progress by it; the batch stays."""
+    """Scale the learning rate and the progress of the schedule by the gain of a larger, constant batch."""
 
     name: Literal["adascale"]
     every_epochs: PositiveFloat = 0.05
-    """How often the gain is worked out anew."""
+    """Epochs between two calculations of the gain."""
     min_change: Annotated[float, Field(ge=0, lt=1)] = 0.05
-    """A gain that has changed by a smaller share of itself stays as it is."""
+    """Smallest relative change of the gain that is applied."""
 
 
 TriggerSection = Annotated[

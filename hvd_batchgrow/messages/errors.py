@@ -1,4 +1,4 @@
-"""What can go wrong on the user's side, and the exit code that says so."""
+"""Errors that a user can fix, and exit codes."""
 
 from __future__ import annotations
 
@@ -11,29 +11,28 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pydantic import ValidationError
 
-MOST_TOLD = 100
-"""Of a job's faults; a file with more is no job file."""
-
+MOST_REPORTED = 100
+"""Most faults that one message lists; a file with more is probably not a job file."""
 
 UNNAMED = "job"
-"""The source of faults where it is not known."""
+"""Source of faults whose job file is not known."""
 
 
 class ExitCode(IntEnum):
-    """How a command ends; batch systems act on it."""
+    """Exit code of a command."""
 
     DONE = 0
     FAILURE = 1
     BAD_JOB = 2
     STOPPED = 75
-    """Stopped with a good checkpoint: run the same command again (sysexits' EX_TEMPFAIL)."""
+    """Stopped with a good checkpoint: run the same command again (EX_TEMPFAIL of sysexits.h)."""
     INTERRUPTED = 130
-    """Ended at once by SIGINT, as a shell puts it: 128 and the signal's number."""
+    """Ended immediately by SIGINT: 128 plus the signal's number."""
 
 
 @dataclass(frozen=True)
 class Fault:
-    """One thing wrong with a job: where it is (`schedule.noise_factor`) and what would be right."""
+    """One thing wrong with a job: its key (`schedule.noise_factor`), and what would be right."""
 
     path: str
     message: str
@@ -43,19 +42,19 @@ class Fault:
 
 
 class JobError(ValueError):
-    """A job that cannot run as it is written: every fault found in it, in one exception; told are the first hundred."""
+    """A job that cannot run as written. Holds every fault; the message lists the first hundred."""
 
     def __init__(self, faults: Sequence[Fault], source: str = UNNAMED) -> None:
         self.faults = tuple(faults)
         self.source = source
         count = f"{len(self.faults)} fault{'s' if len(self.faults) > 1 else ''}"
-        more = [f"… and {len(self.faults) - MOST_TOLD} more"] if len(self.faults) > MOST_TOLD else []
-        super().__init__("\n  ".join([f"{source}: {count}", *map(str, self.faults[:MOST_TOLD]), *more]))
+        more = [f"… and {len(self.faults) - MOST_REPORTED} more"] if len(self.faults) > MOST_REPORTED else []
+        super().__init__("\n  ".join([f"{source}: {count}", *map(str, self.faults[:MOST_REPORTED]), *more]))
 
 
 @contextmanager
 def faults_of(source: str) -> Iterator[None]:
-    """Faults that are told without saying of what are those of this source."""
+    """Attach this source's name to errors without a source."""
     try:
         yield
     except JobError as error:
@@ -65,15 +64,15 @@ def faults_of(source: str) -> Iterator[None]:
 
 
 class RunError(RuntimeError):
-    """A run that cannot start or go on, for a reason that the user can mend."""
+    """A run cannot start or continue, for a reason that the user can fix."""
 
 
 def unwritable(place: object, error: OSError) -> RunError:
-    """A file or folder that cannot be written, and why, in the system's words."""
+    """Return the error for a file or folder that cannot be written, with the system's reason."""
     return RunError(f"{place} cannot be written: {error.strerror or error}")
 
 
 def first_fault(error: ValidationError, whole: str = "all of it") -> str:
-    """The first fault that pydantic has found, as `place: what is wrong`; one of everything is at `whole`."""
+    """Return pydantic's first fault as `key: message`; `whole` stands for the key of a fault of the whole value."""
     first = error.errors(include_url=False, include_input=False)[0]
     return f"{'.'.join(map(str, first['loc'])) or whole}: {first['msg']}"

@@ -1,6 +1,6 @@
-"""What a key may hold, in words, and the valid value nearest to one that it may not hold.
+"""Describe the values that a key allows, and find the valid value nearest to an invalid one.
 
-Both are read off the JSON schema of a pydantic model, so that a bound is written down once.
+Both come from the JSON schema of a pydantic model, so each bound is written only once.
 """
 
 from __future__ import annotations
@@ -12,33 +12,33 @@ from difflib import get_close_matches
 from typing import Any
 
 Node = Mapping[str, Any]
-"""Of a JSON schema, without references."""
+"""A node of a JSON schema without references."""
 
 _MOST_SHOWN = 80
 _NUDGE = 0.001
-"""How far from a bound that does not count itself the value lies that is suggested."""
+"""Distance between an exclusive bound and the suggested value."""
 
 
 def shown(value: Any) -> str:
-    """A value for one line of a message: never long, and no character unseen."""
+    """Return a value for one line of a message: shortened, with unprintable characters escaped."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, int) and abs(value) >= 10**_MOST_SHOWN:
         return f"a number of {math.floor(math.log10(abs(value))) + 1} digits"
     try:
         text = repr(list(value) if isinstance(value, tuple) else value)
-    except (ValueError, RecursionError):  # a number of too many digits in it, or nested too deeply
+    except (ValueError, RecursionError):  # it holds a number of too many digits, or is nested too deeply
         return f"a {type(value).__name__} that is too large to show"
     return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}… ({len(text)} characters)"
 
 
 def counted(number: int, noun: str) -> str:
-    """`1 rank`, `2 ranks`."""
+    """Return `1 rank`, `2 ranks`."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def as_text(value: Any) -> str:
-    """What a value would be if it had been written as text; empty where that is no sensible thing to have meant."""
+    """Return a value as a user would write it as text; empty for lists, tables and huge numbers."""
     if isinstance(value, bool):
         return str(value).lower()
     is_short = not isinstance(value, int) or abs(value) < 10**_MOST_SHOWN
@@ -46,12 +46,12 @@ def as_text(value: Any) -> str:
 
 
 def dotted(place: Sequence[Any]) -> str:
-    """The path of a key, quoted as TOML does where it must be."""
+    """Return the dotted path of a key, quoted as in TOML where necessary."""
     return ".".join(str(part) if re.fullmatch(r"[A-Za-z0-9_-]+", str(part)) else shown(str(part)) for part in place)
 
 
 def resolved(schema: Node) -> Node:
-    """A JSON schema with its references put in place; a choice of sections by one of their keys, as such."""
+    """Return a JSON schema with its references replaced; a discriminated union becomes `choices` by `key`."""
 
     def put(node: Any) -> Any:
         if isinstance(node, Mapping):
@@ -70,7 +70,7 @@ def resolved(schema: Node) -> Node:
 
 
 def child(node: Node, part: Any) -> Node | None:
-    """The node of a key or of an item; None: there is none."""
+    """Return the node of a key or of an item, or None if the schema does not have it."""
     if part in node.get("properties", ()):
         return node["properties"][part]  # type: ignore[no-any-return]
     if isinstance(part, int) and part < len(node.get("prefixItems", ())):
@@ -84,7 +84,7 @@ def child(node: Node, part: Any) -> Node | None:
 
 
 def allowed(node: Node) -> str:
-    """What a node allows: "a number >= 0 and < 1"."""
+    """Describe the values that a node allows, such as "a number >= 0 and < 1"."""
     if "choices" in node:
         return f"a section with {node['key']}, one of {', '.join(node['choices'])}"
     if branches := _branches(node):
@@ -104,7 +104,7 @@ def allowed(node: Node) -> str:
 
 
 def _branches(node: Node) -> list[Node]:
-    """Of a choice of types; that a key may be left out goes without saying."""
+    """Return the alternatives of a node without null: that a key is optional is not worth a word."""
     return [branch for branch in node.get("anyOf", ()) if branch.get("type") != "null"]
 
 
@@ -126,7 +126,7 @@ def _allowed_list(node: Node) -> str:
 
 
 def nearest(node: Node, value: Any) -> str:
-    """`; nearest: 8` or `; such as 0.1`, the latter where none is nearest; empty: nothing is like the value."""
+    """Return `; nearest: 8`, or `; such as 0.1` if no value is nearest, or nothing if no value is similar."""
     for branch in _branches(node) or [node]:
         found = _nearest({"default": node.get("default"), **branch}, value)
         if found is not None:
@@ -135,7 +135,7 @@ def nearest(node: Node, value: Any) -> str:
 
 
 def _nearest(node: Node, value: Any) -> tuple[Any, bool] | None:
-    """A valid value, and whether it is the nearest one."""
+    """Return a valid value, and whether it is the nearest one."""
     if "enum" in node:
         near = get_close_matches(as_text(value), node["enum"], n=1, cutoff=0.5)
         return (near[0], True) if near else None
@@ -168,7 +168,7 @@ def _nearest_number(node: Node, value: Any) -> tuple[float, bool] | None:
 
 
 def _as_number(value: Any) -> float | None:
-    """What a number may have been meant to be: text of one, or a list of one."""
+    """Return the number that a text, or a list of one item, probably means."""
     if isinstance(value, (list, tuple)) and len(value) == 1:
         value = value[0]
     if isinstance(value, str):
@@ -183,7 +183,7 @@ def _as_number(value: Any) -> float | None:
 
 
 def _is_bounded(node: Node, number: float) -> bool:
-    """Whether there is a finite number nearest to one, which may be infinite."""
+    """Return whether a possibly infinite number has a nearest finite one."""
     if isinstance(number, int) or math.isfinite(number):
         return True
     bounds = {"maximum", "exclusiveMaximum"} if number > 0 else {"minimum", "exclusiveMinimum"}
@@ -199,10 +199,10 @@ def _clamped_int(node: Node, number: float) -> int:
 
 
 def _clamped(node: Node, number: float) -> tuple[float, bool]:
-    """Into the bounds; one that does not count itself has no nearest value, so one that is likely is suggested."""
+    """Return the number within the bounds. An exclusive bound has no nearest number, so a likely one is suggested."""
     low, above = node.get("minimum", -math.inf), node.get("exclusiveMinimum", -math.inf)
     high, below = node.get("maximum", math.inf), node.get("exclusiveMaximum", math.inf)
-    if 1 in {low, above} and 1e-9 < number < 1:  # a factor to multiply by, where ours divide
+    if 1 in {low, above} and 1e-9 < number < 1:  # a factor to multiply by, but ours divide
         return float(f"{1 / number:.6g}"), False
     if number < low or number > high:
         return (low if number < low else high), True
@@ -211,7 +211,7 @@ def _clamped(node: Node, number: float) -> tuple[float, bool]:
         likely = (
             -number if math.isfinite(number) else above,
             default if isinstance(default, (int, float)) else above + _NUDGE,
-        )  # a slip of the sign first
+        )  # first the number with the other sign
         return next(n for n in (*likely, above + _NUDGE) if above < n <= high and low <= n < below), False
     if number >= below:
         return below - _NUDGE, False
@@ -219,7 +219,7 @@ def _clamped(node: Node, number: float) -> tuple[float, bool]:
 
 
 def _nearest_list(node: Node, value: Any) -> tuple[list[Any], bool] | None:
-    """Items as near as can be, where each has something near."""
+    """Return the nearest valid items, if every item has one."""
     values = list(value) if isinstance(value, (list, tuple)) else [value]
     kinds: Sequence[Node] = node.get("prefixItems") or [node.get("items", {})] * max(len(values), 1)
     if not values or len(values) < len(kinds):
@@ -233,10 +233,10 @@ def _nearest_list(node: Node, value: Any) -> tuple[list[Any], bool] | None:
 def _nearest_text(node: Node, value: Any) -> tuple[str, bool] | None:
     text = as_text(value)
     examples = node.get("examples", ())
-    # As it is, if only its type is wrong; with what may stand in a name in place of what may not; another.
+    # The text itself, if only its type is wrong; a similar example; the text without invalid characters.
     plain = re.sub(r"[^A-Za-z0-9._-]+", "-", text[:200]).strip("._-")
     for candidate in (text, *get_close_matches(text, examples, n=1, cutoff=0.5), plain):
-        # In a JSON schema $ is the very end; in Python it may stand before a line break.
+        # In JSON schema, $ matches only the end; in Python also before a final line break.
         if candidate and re.search(node.get("pattern", "").replace("$", r"\Z"), candidate):
             return candidate, True
     return (examples[0], False) if examples else None

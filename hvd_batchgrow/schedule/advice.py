@@ -1,12 +1,12 @@
-"""Advice: the fixed growth schedule that the gradient noise of a run would have supported.
+"""Advice: the fixed growth schedule that a run's measured gradient noise supports.
 
-One rule for the learning rate: it is never above the run's own, so that nothing is asked for that the
-run has not shown to train, unless `lr_rule` says otherwise. What follows for the noise scale g:
+The learning rate is never above the run's own, which the run has shown to train, unless `lr_rule` raises it. For the
+noise scale g this means:
 
-- Where g fell over the run, because it decayed ε or grew B, the advised run has the same g at the same
-  epochs: growth takes the place of decay as far as B_simple supports it, and ε decays by the rest.
-- Where g stayed, the batch follows B_simple. Under `lr_rule` none g then falls as B grows, as if ε
-  were divided by as much; under linear it stays.
+- If g fell over the run, because ε decayed or B grew, the advised run has the same g at the same epochs. Growth
+  replaces decay as far as B_simple supports it, and ε decays by the rest.
+- If g was constant, the batch follows B_simple. With `lr_rule` none, g then falls as B grows, as if ε were divided by
+  the same factor; with linear it stays constant.
 """
 
 from __future__ import annotations
@@ -37,28 +37,28 @@ from hvd_batchgrow.schedule.policies import batch_cap
 from hvd_batchgrow.schedule.rounding import samples_at
 
 MIN_FACTOR = 1.25
-"""Growth by less is not worth a phase; the triggers' own default."""
+"""Smallest growth that is worth a phase; the triggers' default."""
 HOLD_EPOCHS = 0.25
-"""For how long the evidence must stand before a step, and a step must serve after it; the trigger's default."""
+"""Epochs of evidence before a step, and of training after it; the trigger's default."""
 BELOW = 0.1
-"""Share of the samples after a step in which the evidence may lie below the batch: one low record is no reason."""
+"""Fraction of the samples after a step in which the evidence may be below the batch: one low record is ignored."""
 _STAYED = 1.05
-"""A noise scale that fell by less than this was rounded, not lowered."""
+"""Factor below which a fall of the noise scale is only rounding."""
 
 
 @dataclass(frozen=True)
 class RecordedRun:
-    """What a run folder tells of the schedule and of the noise."""
+    """Schedule and gradient noise that a run folder has recorded."""
 
     folder: str
-    """As messages call it."""
+    """Name of the folder in messages."""
     job: Job
     num_samples: int
     """N."""
     num_updates: int
-    """That its plan has, whether they were done or not."""
+    """Updates of its plan, done or not."""
     phases: tuple[Mapping[str, Any], ...]
-    """Of plan.json."""
+    """Phases of plan.json."""
     seen: tuple[Observation, ...]
 
     @property
@@ -68,52 +68,52 @@ class RecordedRun:
 
     @property
     def ranks(self) -> int:
-        """The most that a phase used."""
+        """The most ranks of any phase."""
         return max(int(phase["ranks"]) for phase in self.phases)
 
     @property
     def falls(self) -> list[float]:
-        """By how much the noise scale had fallen in each phase; where it rose, it counts as held."""
+        """Factor by which the noise scale has fallen in each phase; a rise counts as constant."""
         first = self.phases[0]["noise_scale"]
         return list(itertools.accumulate((first / phase["noise_scale"] for phase in self.phases), max))
 
     @property
     def unit(self) -> int:
-        """Samples of which a batch that the run's ranks can form is a whole number."""
+        """Samples of which every batch that the run's ranks can form is a multiple."""
         first, every = self.first_batch, self.job.model.ghost_batch * self.ranks
         return every if first % every == 0 else first
 
 
 @dataclass(frozen=True)
 class AdvisedPhase:
-    """A phase of the advised schedule, beside what was seen of the noise in its epochs."""
+    """A phase of the advised schedule, with the gradient noise recorded in its epochs."""
 
     phase: Phase
     b_simple: float | None
-    """Medians over the samples of the phase, of B_simple and of its band; None: nothing was seen."""
+    """Medians of B_simple and of its band over the samples of the phase; None: no record."""
     low: float | None
     high: float | None
     efficiency: float | None
-    """Worth of a sample for progress, against a sample of the run, each at the learning rate best for its batch:
+    """Progress per sample relative to the run, each at the best learning rate for its batch:
     E = (φ + B₀)/(φ + B), φ = B_simple, B₀ the run's batch there. Source: Pollux (OSDI 2021); AdaScale."""
 
 
 @dataclass(frozen=True)
 class Advice:
-    """A job that grows as the evidence supports, and how good that is."""
+    """A job that grows as far as the evidence supports, and the quality of the evidence."""
 
     run: RecordedRun
     job: Job
     plan: Plan
     phases: tuple[AdvisedPhase, ...]
     weak: tuple[str, ...]
-    """Where the evidence is too weak, in words."""
+    """Where the evidence is weak, in words."""
     headroom: float = 1.0
     """h."""
 
     @property
     def replaces_decay(self) -> bool:
-        """Whether the noise scale is the run's at every epoch; False: it stayed in the run, and the batch was free."""
+        """Whether the noise scale equals the run's at every epoch; False: it was constant in the run."""
         return self.job.schedule.policy != "steps"
 
 
@@ -128,25 +128,24 @@ def supported_steps(
     max_batch_factor: float = 2.0,
     headroom: float = 1.0,
 ) -> list[tuple[int, int]]:
-    """Batches that stay at or below B_simple/h, by its lower end, from sample counters on.
+    """Return the sample counters and batches of steps that stay at or below the lower end of B_simple/h.
 
-    The lower end of the band: a batch above B_simple wastes samples for good, one below it costs
-    updates, which a later look can win back. A step is made where the lower end has been above the
-    new batch, without a gap, for `HOLD_EPOCHS` since the step before, and is not below it in more
-    than `BELOW` of all samples to come; to no more than `max_batch_factor` times the batch.
+    The lower end of the band is used because a batch above B_simple wastes samples, while one below it only costs
+    updates. A step needs a lower end above the new batch, without a gap, for `HOLD_EPOCHS` since the previous step, and
+    in all but a fraction `BELOW` of the later samples. It multiplies the batch by at most `max_batch_factor`.
 
     Args:
-        seen: in the order of their samples.
+        seen: the observations, in the order of their samples.
         num_samples: N.
-        end_samples: where the advised run ends; a step that would serve less than `HOLD_EPOCHS` is left out.
+        end_samples: end of the advised run; a step within `HOLD_EPOCHS` of it is skipped.
         first_batch: B at sample 0.
-        unit: samples of which each batch is a whole number.
+        unit: samples of which each batch is a whole multiple.
         cap: the largest batch.
-        max_batch_factor: the most that a step multiplies the batch by.
+        max_batch_factor: the largest factor of a step.
         headroom: h.
 
     Returns:
-        (sample counter, batch), rising in both; each counter whole updates after the one before.
+        pairs (sample counter, batch), both rising; the counters are update boundaries.
     """
     steps, hold = [(0, first_batch)], HOLD_EPOCHS * num_samples
     held: list[Observation] = []
@@ -176,18 +175,18 @@ def supported_limit(
     cap: int,
     headroom: float = 1.0,
 ) -> int:
-    """The largest batch up to which growth in place of decay is supported, at every epoch of it.
+    """Return the largest batch up to which growth can replace decay at every epoch.
 
-    A phase supports what the lower end of B_simple/h reaches in all but `BELOW` of its samples; one
-    that is not resolved for `HOLD_EPOCHS`, or for half of it where it is shorter, no more than the
-    batch before it.
+    A phase supports the batch that the lower end of B_simple/h reaches in all but a fraction `BELOW` of its samples. A
+    phase that is not resolved for `HOLD_EPOCHS`, or for half of its length if it is shorter, supports only the batch
+    before it.
 
     Args:
-        seen: in the order of their samples.
+        seen: the observations, in the order of their samples.
         num_samples: N.
-        wanted: of each phase (sample counter of its start, batch that keeps the run's noise scale).
-        unit: samples of which the limit is a whole number, unless it is the first batch.
-        cap: the largest batch that is allowed.
+        wanted: for each phase the sample counter of its start, and the batch that keeps the run's noise scale.
+        unit: samples of which the limit is a whole multiple, unless it is the first batch.
+        cap: the largest allowed batch.
         headroom: h.
     """
     limit, first = cap, round(wanted[0][1])
@@ -208,32 +207,32 @@ def supported_limit(
 def advise(
     run: RecordedRun, *, max_batch_factor: float = 2.0, headroom: float = 1.0, lr_rule: LrRule | None = None
 ) -> Advice:
-    """What a run's record supports, as a job.
+    """Return the job that a run's record supports.
 
     Args:
-        run: of a folder.
-        max_batch_factor: the most that one step multiplies the batch by, where the run's noise scale stayed.
-        headroom: h: batches up to B_simple/h.
-        lr_rule: what ε does where the batch grows, likewise; None: the run's own rule, or none.
+        run: the recorded run.
+        max_batch_factor: the largest factor of one step, if the run's noise scale was constant.
+        headroom: h: batches are at most B_simple/h.
+        lr_rule: factor of ε where the batch grows, if the run's noise scale was constant; None: the run's own rule.
 
     Raises:
-        RunError: there is no evidence, or it supports no growth; with what to do.
-        JobError: the advised job cannot be planned, or lr_rule does not go with the run.
+        RunError: the evidence is missing or supports no growth; with a remedy.
+        JobError: the advised job cannot be planned, or lr_rule contradicts the run.
     """
     _refuse_without_evidence(run)
     falls = run.falls
     job, cap = _without_growth(run), _cap(run)
     if falls[-1] > _STAYED:
         if lr_rule not in {None, "none"}:
-            fault = f"{lr_rule!r} would undo what the run did: its noise scale fell by {falls[-1]:.3g}"
-            raise JobError([Fault("--lr-rule", f"{fault}, and the advised run's falls with it")], run.job.name)
+            fault = f"{lr_rule!r} contradicts the run: its noise scale fell by {falls[-1]:.3g}"
+            raise JobError([Fault("--lr-rule", f"{fault}, and so does the advised run's")], run.job.name)
         job = _in_place_of_decay(run, job, falls, cap, headroom)
     else:
         rule: LrRule = lr_rule or getattr(run.job.schedule, "lr_rule", None) or "none"
         job = _after_b_simple(run, job, cap, max_batch_factor, headroom, rule)
     weak = weaknesses(run.seen, run.job, run.num_samples)
     if place := where(run.seen, run.num_samples, lambda o: not _is_of_plan(o, run)):
-        weak.append(f"{place}: seen under another schedule than the run's plan, as of a run that it was forked from")
+        weak.append(f"{place}: recorded with another schedule than the run's plan, for instance before a fork")
     try:
         plan = compile_plan(job, run.ranks, run.num_samples)
     except JobError as error:
@@ -246,14 +245,14 @@ def advise(
 
 
 def _cap(run: RecordedRun) -> int:
-    """N/10, where the leading order of the noise scale ends, or the run's own limit where that is lower."""
+    """Return N/10, up to which the leading order of the noise scale holds, or the run's own limit if lower."""
     own = batch_cap(getattr(run.job.schedule, "max_batch", None), run.num_samples, run.unit)
     tenth = run.num_samples // 10
     return max(run.first_batch, min(tenth, own or tenth) // run.unit * run.unit)
 
 
 def _without_growth(run: RecordedRun) -> Job:
-    """The run's job as it starts; it measures again, so that its own growth can be looked at."""
+    """Return the run's job without growth. It measures the gradient noise again, so that its growth can be checked."""
     first, job = run.phases[0], run.job
     layout = job.layout.model_copy(update={"ranks_per_phase": None})
     changes = {
@@ -267,7 +266,7 @@ def _without_growth(run: RecordedRun) -> Job:
 
 
 def _shared(run: RecordedRun) -> dict[str, Any]:
-    """Keys of all policies that the advised schedule takes over."""
+    """Return the keys that the advised schedule copies from the run."""
     keys = ("epochs", "warmup_epochs", "warmup_start_lr", "exact_noise")
     return {key: getattr(run.job.schedule, key) for key in keys}
 
@@ -315,16 +314,16 @@ def _in_place_of_decay(run: RecordedRun, job: Job, falls: Sequence[float], cap: 
 
 
 def _is_of_plan(o: Observation, run: RecordedRun) -> bool:
-    """Whether the plan has the batch and, after the warm-up, the learning rate that a record tells of."""
+    """Return whether the plan has a record's batch and, after the warm-up, its learning rate."""
     phase = [p for p in run.phases if p["start_samples"] <= o.start_samples][-1]
-    longest = getattr(run.job.schedule, "batch_scale", 1.0)  # under AdaScale, by progress
+    longest = getattr(run.job.schedule, "batch_scale", 1.0)  # with AdaScale, the warm-up counts progress
     is_warm = o.samples > run.job.schedule.warmup_epochs * longest * run.num_samples
     same_lr = math.isclose(o.lr, phase["lr"], rel_tol=1e-6)
     return bool(o.global_batch == phase["global_batch"]) and (same_lr or not is_warm)
 
 
 def _beside(phase: Phase, seen: Sequence[Observation]) -> AdvisedPhase:
-    """What was seen in the epochs of a phase."""
+    """Return a phase with the gradient noise recorded in its epochs."""
     inside = [o for o in seen if phase.start_samples <= (o.start_samples + o.samples) / 2 < phase.end_samples]
     known = [(o, o.b_simple) for o in inside if o.b_simple is not None]
     worth = [o.length * (phi + o.global_batch) / (phi + phase.global_batch) for o, phi in known]
@@ -338,13 +337,13 @@ def _beside(phase: Phase, seen: Sequence[Observation]) -> AdvisedPhase:
 
 
 def _refuse_without_evidence(run: RecordedRun) -> None:
-    """Raises RunError where no schedule could be more than made up."""
+    """Raise RunError if the evidence is not enough for any schedule."""
     name, measured = run.folder, [o for o in run.seen if o.is_measured]
     if not run.seen:
-        raise RunError(f"{name}: nothing is recorded yet; ask again when it has trained for some of an epoch")
+        raise RunError(f"{name}: nothing is recorded yet; try again after part of an epoch")
     if not measured:
         one = min(o.gradients for o in run.seen) < 2
-        hint = "; an update was one gradient, whose noise cannot be seen" if one else ""
+        hint = "; an update had one gradient, whose noise cannot be measured" if one else ""
         smaller = smaller_pass(run.seen, run.job) if one else None
         if one and not smaller:
             hint += f": {more_gradients(run.seen, run.job)}"
@@ -357,16 +356,16 @@ def _refuse_without_evidence(run: RecordedRun) -> None:
     resolved = sum(o.length for o in measured if o.is_resolved) / run.num_samples
     if resolved < HOLD_EPOCHS:
         memory = 2 * run.job.gradient_noise.ema_epochs
-        told = "\n  ".join(weaknesses(run.seen, run.job, run.num_samples))
+        weak = "\n  ".join(weaknesses(run.seen, run.job, run.num_samples))
         raise RunError(
-            f"{name}: too weak to advise: B_simple is resolved for {resolved:.2g} epochs, {HOLD_EPOCHS:g} are the "
-            f"least\n  {told}\n  train it again with --gradient-noise.memory-epochs {memory:g}; "
+            f"{name}: too weak to advise: B_simple is resolved for {resolved:.2g} epochs, at least {HOLD_EPOCHS:g} are "
+            f"needed\n  {weak}\n  train it again with --gradient-noise.ema-epochs {memory:g}; "
             f"{more_gradients(measured, run.job)}; or train for longer"
         )
 
 
 def _measured_name(name: str) -> str:
-    """Of another run that measures: small, small-measured, small-measured2."""
+    """Return the name of another run that measures: small, small-measured, small-measured2."""
     before = re.fullmatch(r"(.*)-measured(\d*)", name)
     return f"{before[1]}-measured{int(before[2] or 1) + 1}" if before else f"{name}-measured"
 
@@ -376,10 +375,10 @@ def _nothing_supported(run: RecordedRun, headroom: float) -> RunError:
     low, middle, top = (f"{low or 0:,.0f}" for low in lows)
     first, unit = run.first_batch, run.unit
     least = math.ceil(MIN_FACTOR * first / unit) * unit
-    told = "".join(f"\n  {text}" for text in weaknesses(run.seen, run.job, run.num_samples))
+    weak = "".join(f"\n  {text}" for text in weaknesses(run.seen, run.job, run.num_samples))
     return RunError(
         f"{run.folder}: no growth is supported: the lower end of B_simple was {low} to {top}, {middle} in the middle; "
         f"for the least growth, {first} → {least} in steps of {unit}, it must hold {headroom * least:,.0f} for "
         f"{HOLD_EPOCHS:g} epochs, leave as much of the run to grow in, and N/10 = {run.num_samples // 10:,} "
-        f"must allow it{told}"
+        f"must allow it{weak}"
     )

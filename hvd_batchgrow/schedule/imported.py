@@ -1,4 +1,4 @@
-"""Learning-rate schedules to import: each as stages with the mean multiple of the learning rate over them."""
+"""Imported learning-rate schedules, as stages with the mean multiple of the learning rate over each."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _POINTS = 1000
 
 
 def imported_multiples(section: ImportSchedule) -> list[tuple[float, float]]:
-    """Start epoch of each stage and mean multiple of the learning rate over it. Raises JobError."""
+    """Return the start epoch of each stage and the mean multiple of the learning rate over it. Raises JobError."""
     _check_lr_steps(section)
     if section.lr_schedule == "steps":
         return [(0.0, 1.0), *section.lr_steps]
@@ -29,7 +29,7 @@ def imported_multiples(section: ImportSchedule) -> list[tuple[float, float]]:
         if mean <= 0:
             fault = f"{section.lr_schedule} is {mean:g} on average over epochs {start:g} to {end:g}"
             raise JobError(
-                [Fault("schedule.lr_schedule", f"{fault}; must be above 0, or no batch has its noise scale")]
+                [Fault("schedule.lr_schedule", f"{fault}; must be above 0: no batch has a noise scale of 0")]
             )
         multiples.append((start, mean))
     return multiples
@@ -47,7 +47,7 @@ def _check_lr_steps(section: ImportSchedule) -> None:
 
 
 def _mean_function(section: ImportSchedule) -> Callable[[int], float]:
-    """The mean multiple over stage k of `num_phases` of equal length: an integral for the curves known here."""
+    """Return a function of k: the mean multiple over stage k of `num_phases`, exact for the built-in curves."""
     end, count = section.end_lr_fraction, section.num_phases
     if section.lr_schedule == "polynomial":
         return lambda k: end + (1 - end) * polynomial_mean(k, count, section.power)
@@ -58,17 +58,19 @@ def _mean_function(section: ImportSchedule) -> Callable[[int], float]:
 
 
 def polynomial_mean(k: int, count: int, power: float) -> float:
-    """Mean of (1 - t)^p over t from k/n to (k+1)/n, p above 0: n/(p+1) · ((1 - k/n)^(p+1) - (1 - (k+1)/n)^(p+1))."""
+    """Return the mean of (1 - t)^p over t from k/n to (k+1)/n, p > 0:
+    n/(p+1) · ((1 - k/n)^(p+1) - (1 - (k+1)/n)^(p+1)).
+    """
     q = power + 1
     return float(count / q * (((count - k) / count) ** q - ((count - k - 1) / count) ** q))
 
 
 def cosine_mean(k: int, count: int) -> float:
-    """Mean of (1 + cos πt)/2 over t from k/n to (k+1)/n.
+    """Return the mean of (1 + cos πt)/2 over t from k/n to (k+1)/n.
 
-    With m and h the centre and half the length of the stage in x = π (1 - t), it is (1 - cos m · sin h / h)/2. Written
-    as sin²(m/2) + cos m · (1 - sin h / h)/2 it does not cancel where the curve ends. 1 - sin h / h is summed as its
-    series, whose terms vanish by the twelfth for h <= π/2.
+    Let m and h be the center and half the length of the stage in x = π (1 - t). The mean is (1 - cos m · sin h / h)/2,
+    calculated as sin²(m/2) + cos m · (1 - sin h / h)/2 to avoid cancellation at the end of the curve. 1 - sin h / h is
+    summed as a series, whose twelfth term is negligible for h <= π/2.
     """
     centre, half = math.pi * (2 * (count - k) - 1) / (2 * count), math.pi / (2 * count)
     series = math.fsum(-((-(half**2)) ** i) / math.factorial(2 * i + 1) for i in range(1, 13))
@@ -76,7 +78,7 @@ def cosine_mean(k: int, count: int) -> float:
 
 
 def _own_function(name: str) -> Callable[[float], float]:
-    """The user's own multiple of the learning rate at an epoch; raises JobError where it fails."""
+    """Return the user's function of the epoch, wrapped to raise JobError if it fails."""
     try:
         function = find_callable(name)
     except NotFound as error:

@@ -9,29 +9,29 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Layout:
-    """How one update is computed. Decides its speed, never its result."""
+    """How one update is computed. It affects the speed, never the result."""
 
     ranks: int
     accumulation: int
-    """Forward/backward passes of the rank that holds most groups."""
+    """Micro-batches of the rank with the most ghost batches."""
     micro_batch: int
-    """Samples of one pass; the last pass of a ragged layout may have fewer."""
+    """Samples of one forward and backward pass; with `uneven_ranks` the last one may have fewer."""
     uneven_ranks: bool
-    """True where some ranks hold one group more than others."""
+    """Whether some ranks hold one ghost batch more than others."""
 
 
 def form_layout(global_batch: int, ranks: int, group: int, max_micro_batch: int, *, uneven_ranks: bool) -> Layout:
-    """Cut a global batch over ranks and passes, the fewest passes of equal size that fit.
+    """Divide a global batch into ranks and micro-batches: as few equal micro-batches as possible.
 
     Args:
         global_batch: B, samples of one update.
         ranks: R.
-        group: γ, samples of a group: the unit that is dealt to ranks and never cut.
-        max_micro_batch: most samples of one forward and backward.
-        uneven_ranks: whether ranks may hold unequal numbers of groups.
+        group: γ, samples of a ghost batch, which is never cut.
+        max_micro_batch: most samples of one forward and backward pass.
+        uneven_ranks: whether ranks may hold different numbers of ghost batches.
 
     Raises:
-        ValueError: it cannot be formed; the message has the arithmetic and the nearest values that can.
+        ValueError: the layout cannot be formed; the message has the arithmetic and the nearest valid values.
     """
     groups, rest = divmod(global_batch, group)
     if rest:
@@ -52,7 +52,7 @@ def _equal_passes(groups: int, ranks: int, group: int, max_micro_batch: int) -> 
     most = -(-groups // ranks)
     limit = min(most, max_micro_batch // group)
     if groups % ranks:
-        # Ranks differ anyway, so the last pass may be short.
+        # Ranks differ anyway, so the last micro-batch may be short.
         return Layout(ranks, -(-most // limit), limit * group, uneven_ranks=True)
     per_pass = next(size for size in range(limit, 0, -1) if most % size == 0)
     return Layout(ranks, most // per_pass, per_pass * group, uneven_ranks=False)
@@ -70,7 +70,7 @@ def _indivisible(global_batch: int, ranks: int, group: int) -> str:
 
 
 def cut_groups(samples: int, group: int) -> str:
-    """What is wrong with a number of samples that is not whole groups, and the nearest that are."""
+    """Return the fault of a number of samples that is not whole ghost batches, with the nearest valid numbers."""
     lower, upper = _neighbours(samples, group)
     return f"{samples} = {samples / group:.2f} ghost batches of {group}, which are never cut; nearest: {lower}{upper}"
 
@@ -81,13 +81,13 @@ def _neighbours(value: int, unit: int) -> tuple[str, str]:
 
 
 def formable_ranks(num_groups: int, max_ranks: int, *, uneven_ranks: bool) -> Iterator[int]:
-    """Numbers of ranks that a batch of so many groups can be dealt to, the most first; the last is 1."""
+    """Return the numbers of ranks that can share a batch of `num_groups` ghost batches, the largest first."""
     most = max(1, min(num_groups, max_ranks))
     return iter(range(most, 0, -1)) if uneven_ranks else reversed(divisors(max(1, num_groups), most))
 
 
 def divisors(number: int, most: int) -> list[int]:
-    """Those of a number up to the most: of two whose product it is, one is not above its root."""
+    """Return the divisors of a number up to `most`. Of each pair of divisors, one is at most the square root."""
     small = [k for k in range(1, min(math.isqrt(number), most) + 1) if number % k == 0]
     return sorted({divisor for k in small for divisor in (k, number // k) if divisor <= most})
 
@@ -95,10 +95,9 @@ def divisors(number: int, most: int) -> list[int]:
 def ranks_for_full_passes(
     global_batch: int, max_ranks: int, group: int, max_micro_batch: int, *, uneven_ranks: bool
 ) -> int:
-    """The most ranks, of those that can be had, that each get at least one full micro-batch of a global batch.
+    """Return the most ranks that each get at least one full micro-batch of a global batch; at least 1.
 
-    Args as `form_layout`; always at least 1. A number of ranks that does not divide the groups is
-    passed over for a smaller one, unless ragged.
+    Args as `form_layout`. Without `uneven_ranks`, the ranks must divide the number of ghost batches.
     """
     return next(
         formable_ranks(

@@ -12,10 +12,10 @@ from hvd_batchgrow.schedule.rounding import samples_at
 
 @dataclass(frozen=True)
 class Phase:
-    """A run of updates that share learning rate, momentum and global batch."""
+    """Consecutive updates with the same learning rate, momentum and global batch."""
 
     start_epoch: float
-    """The boundary asked for; the phase begins at the first update that reaches it."""
+    """The requested boundary; the phase begins at the first update that reaches it."""
     start_samples: int
     num_updates: int
     lr: float
@@ -23,7 +23,7 @@ class Phase:
     """m of SGD, β₁ of Adam."""
     global_batch: int
     wanted_batch: float
-    """What the policy asked for, before rounding and limit."""
+    """The requested batch, before rounding and limit."""
     beta2: float | None = None
     eps: float | None = None
     progress_rate: float = 1.0
@@ -37,22 +37,22 @@ class Phase:
 
 @dataclass(frozen=True)
 class Warmup:
-    """The learning rate rises in a line from `start_lr` at the start to the schedule's at a progress of `end_samples`.
+    """Linear warm-up of the learning rate, from `start_lr` to the schedule's at a progress of `end_samples`.
 
-    In a later phase from as much more or less as its learning rate is than the first one's: a warm-up lowers the
-    noise scale by the same whether the phase has grown the batch or decayed the learning rate.
+    If it crosses a phase boundary, it continues at the same fraction of the new phase's learning rate. So the warm-up
+    lowers the noise scale by the same factor whether the phase grew the batch or decayed the learning rate.
 
-    Progress is that of the schedule: samples seen, but under AdaScale, where it is part of what is scaled
-    (Johnson et al. 2020, alg. 1: all of lr(t) is at the scale-invariant iteration).
+    Progress is the number of samples seen, except with AdaScale, which scales it (Johnson et al. 2020, alg. 1: lr(t)
+    is evaluated at the scale-invariant iteration).
     """
 
     end_samples: int = 0
     start_lr: float = 0.0
     first_lr: float = 1.0
-    """Of the first phase."""
+    """Learning rate of the first phase."""
 
     def lr_at(self, progress: float, lr: float) -> float:
-        """The learning rate of the update that starts at a progress in samples; neither batch nor passes enter."""
+        """Return the learning rate of the update that starts at a progress, in samples; the batch has no influence."""
         if progress >= self.end_samples:
             return lr
         start_lr = self.start_lr * (lr / self.first_lr)
@@ -61,7 +61,7 @@ class Warmup:
 
 @dataclass(frozen=True)
 class Schedule:
-    """Phases that follow each other without a gap, the first from sample 0."""
+    """Consecutive phases without gaps, the first from sample 0."""
 
     phases: tuple[Phase, ...]
     warmup: Warmup = Warmup()
@@ -73,23 +73,23 @@ class Schedule:
 
     @property
     def end_samples(self) -> int:
-        """Sample counter at which the run is done."""
+        """Sample counter at which the run ends."""
         return self.phases[-1].end_samples
 
     def index_at(self, samples: int) -> int:
-        """Index of the phase that the update starting at this sample counter belongs to.
+        """Return the index of the phase of the update that starts at this sample counter.
 
         Raises:
-            ValueError: the counter is negative, or the run is already done there.
+            ValueError: the counter is negative, or at or after the end of the run.
         """
         if not 0 <= samples < self.end_samples:
             raise ValueError(f"sample counter {samples} is outside the run: 0 … {self.end_samples - 1}")
-        # A phase that an update of the phase before has jumped over is empty and starts where the
-        # next one does: the last of equal starts is the one that holds the update.
+        # An update may jump over a whole phase, which is then empty and starts where the next phase does. The last of
+        # equal starts is the phase with the update.
         return bisect_right([phase.start_samples for phase in self.phases], samples) - 1
 
     def at(self, samples: int) -> Phase:
-        """What the update starting at this sample counter uses: its phase, with the warm-up's learning rate.
+        """Return the phase of the update that starts at this sample counter, with the warm-up's learning rate.
 
         Raises as `index_at`.
         """
@@ -97,13 +97,13 @@ class Schedule:
         return replace(phase, lr=self.warmup.lr_at(self.progress_at(samples), phase.lr))
 
     def progress_at(self, samples: int) -> float:
-        """Progress of the schedule, in samples, when the sample counter stands at `samples`."""
+        """Return the progress of the schedule, in samples, at a sample counter."""
         return sum(
             phase.progress_rate * max(0, min(samples, phase.end_samples) - phase.start_samples) for phase in self.phases
         )
 
     def updates_at(self, samples: int) -> int:
-        """Updates done when the sample counter stands at `samples`, an update boundary."""
+        """Return the number of updates done at a sample counter that is an update boundary."""
         done = 0
         for phase in self.phases:
             inside = min(samples, phase.end_samples) - phase.start_samples
@@ -116,15 +116,14 @@ def compile_schedule(
 ) -> Schedule:
     """Cut stages into whole updates.
 
-    Every update uses exactly B samples. A phase ends at the first update that reaches the next
-    boundary (epochs × N, to the nearest sample, a tie up), so a batch may straddle a boundary, and
-    the last update the end.
+    Every update uses exactly B samples. A phase ends at the first update that reaches the next boundary (epochs × N,
+    rounded to the nearest sample, ties up). A batch may therefore straddle a boundary, and the last one the end.
 
     Args:
         stages: in order of their epochs, the first at 0.
         epochs: length of the run.
         num_samples: N.
-        warmup: None: there is none.
+        warmup: None for no warm-up.
     """
     phases = []
     samples = 0

@@ -11,7 +11,7 @@ from typing import Any
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.config.schedules import AdaptiveSchedule
 from hvd_batchgrow.messages.errors import Fault, JobError
-from hvd_batchgrow.schedule.adaptive.batch_requests import measured_stages
+from hvd_batchgrow.schedule.adaptive.batch_requests import adaptive_stages
 from hvd_batchgrow.schedule.adaptive.decisions import Decision
 from hvd_batchgrow.schedule.adaptive.trigger_faults import one_gradient, trigger_faults
 from hvd_batchgrow.schedule.layout import Layout, form_layout, ranks_for_full_passes
@@ -31,12 +31,12 @@ from hvd_batchgrow.schedule.validation.key_checks import batch_faults, key_fault
 from hvd_batchgrow.schedule.validation.unlikely_values import unlikely_values
 
 ChooseRanks = Callable[[Stage], int]
-"""Ranks for a stage's batch."""
+"""Returns the number of ranks for a stage's batch."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run will do, decided before it starts."""
+    """What a run will do, known before it starts."""
 
     job: Job
     num_samples: int
@@ -45,13 +45,13 @@ class Plan:
     """One per phase."""
     noise: NoiseScale
     num_ranks: int
-    """Ranks that can be had."""
+    """Available ranks."""
     decisions: tuple[Decision, ...] = ()
-    """Of a trigger; the schedule is what it is after these, and may change."""
+    """Decisions of the trigger so far; the schedule includes them and later ones may change it."""
 
     @property
     def group(self) -> int:
-        """γ: samples of one group of the stream."""
+        """γ: samples of one ghost batch of the stream."""
         return self.job.model.ghost_batch
 
     @property
@@ -65,7 +65,7 @@ class Plan:
         return max(layout.ranks for layout in self.layouts)
 
     def ranks_at(self, samples: int) -> tuple[int, int]:
-        """Ranks of the update that starts at a sample counter, and the counter up to which they stay the same."""
+        """Return the ranks of the update that starts at a sample counter, and the counter up to which they stay."""
         first = self.schedule.index_at(samples)
         ranks = self.layouts[first].ranks
         until = self.schedule.end_samples
@@ -77,7 +77,7 @@ class Plan:
 
     @property
     def notes(self) -> list[str]:
-        """What the user should know of it before it runs: a line each."""
+        """Lines that the user should read before the run."""
         num_samples, phases = self.num_samples, self.schedule.phases
         return [
             *([] if self.decisions else growth_notes(self.job, num_samples, phases)),
@@ -87,11 +87,11 @@ class Plan:
         ]
 
     def noise_scale(self, phase: Phase) -> float:
-        """Noise scale g of a phase."""
+        """Return the noise scale g of a phase."""
         return self.noise.of(phase.lr, phase.momentum, phase.global_batch)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, as `plan --json` prints them."""
+        """Return plain values, as `plan --json` prints them."""
         return {
             "job": self.job.name,
             "num_samples": self.num_samples,
@@ -108,7 +108,7 @@ class Plan:
         }
 
     def _rank_notes(self) -> list[str]:
-        """Where ranks are left out, with what would use them."""
+        """Return the phases with idle ranks, and what would use the ranks."""
         layout = self.job.layout
         if layout.grow_by != "ranks" or layout.ranks_per_phase:
             return []
@@ -116,17 +116,17 @@ class Plan:
         steps = enumerate(itertools.pairwise(phases), start=2)
         found = [_ranks_lost(k, before.ranks, now.ranks, phase, self) for k, ((_, before), (phase, now)) in steps]
         if layout.max_ranks and layout.max_ranks > self.num_ranks:
-            found.append(f"layout.max_ranks = {layout.max_ranks}, and {self.num_ranks} can be had (--ranks)")
+            found.append(f"layout.max_ranks = {layout.max_ranks}, but {self.num_ranks} ranks are available (--ranks)")
         return [note for note in found if note]
 
     def _noise_notes(self) -> list[str]:
-        """Where nothing is measured, though it is asked for."""
+        """Return the batches at which the gradient noise cannot be measured."""
         if not self.job.gradient_noise.measure:
             return []
         phases = zip(self.schedule.phases, self.layouts, strict=True)
         batches = [p.global_batch for p, layout in phases if p.num_updates and layout.ranks * layout.accumulation == 1]
-        told = [str(one_gradient(self.job, batch)) for batch in sorted(set(batches))]
-        return [f"gradient_noise.measure: nothing is measured where an update is one pass; {why}" for why in told]
+        reasons = [str(one_gradient(self.job, batch)) for batch in sorted(set(batches))]
+        return [f"gradient_noise.measure: an update of one micro-batch is not measured; {why}" for why in reasons]
 
     def _phase_to_dict(self, phase: Phase, layout: Layout) -> dict[str, Any]:
         adam = {} if phase.beta2 is None else {"beta2": phase.beta2, "eps": phase.eps}
@@ -159,18 +159,17 @@ def compile_plan(
 
     Args:
         job: the job.
-        ranks: R >= 1, ranks that can be had.
+        ranks: R >= 1, available ranks.
         num_samples: N, size of the training set.
-        choose_ranks: decides the ranks of each phase under layout.grow_by = "auto"; made from measured costs.
-        decisions: of the trigger of a measured schedule, those that were made.
+        choose_ranks: returns the ranks of each phase for layout.grow_by = "auto", from measured costs.
+        decisions: decisions that the trigger of an adaptive schedule has made.
 
     Raises:
-        JobError: something cannot be formed; all such faults, with the arithmetic and the nearest valid values.
+        JobError: something cannot be formed; has all faults, with the arithmetic and the nearest valid values.
     """
     faults = key_faults(job, ranks, num_samples)
-    senseless = batch_faults(job, num_samples)
-    if senseless:  # no batch can be worked out from these
-        raise JobError(faults + senseless, job.name)
+    if impossible := batch_faults(job, num_samples):  # the stages cannot be computed from these
+        raise JobError(faults + impossible, job.name)
     layouts: list[Layout] = []
     try:
         faults += trigger_faults(job, ranks, num_samples)
@@ -191,14 +190,14 @@ def compile_plan(
 
 
 def compile_stages(job: Job, start: Start, decisions: Sequence[Decision] = ()) -> tuple[list[Stage], float]:
-    """What a job's policy and its trigger want, with its learning-rate rule; and at which epoch it ends.
+    """Return the stages of a job's policy, trigger and learning-rate rule, and the epoch at which it ends.
 
     Raises JobError.
     """
     try:
         stages, epochs = POLICIES[job.schedule.policy](job.schedule, start), job.schedule.epochs
         if isinstance(job.schedule, AdaptiveSchedule):
-            stages, epochs = measured_stages(job, start, decisions)
+            stages, epochs = adaptive_stages(job, start, decisions)
         if start.wanted_batch is not None and stages[0].global_batch == start.global_batch:
             stages = [replace(stages[0], wanted_batch=start.wanted_batch), *stages[1:]]
         return apply_lr_rule(stages, job), epochs
@@ -214,7 +213,7 @@ def _layouts(stages: Sequence[Stage], job: Job, ranks: int, choose_ranks: Choose
     layouts = []
     for k, (stage, phase_ranks) in enumerate(zip(stages, _phase_ranks(stages, job, ranks, choose_ranks), strict=True)):
         if stage.global_batch % job.model.ghost_batch and not job.is_adaptive:
-            continue  # a batch that a key says: it is told of that
+            continue  # the fault of the key is already reported
         try:
             layouts.append(layout_for(stage, phase_ranks, job))
         except ValueError as error:
@@ -225,9 +224,11 @@ def _layouts(stages: Sequence[Stage], job: Job, ranks: int, choose_ranks: Choose
 
 
 def layout_for(stage: Stage, ranks: int, job: Job) -> Layout:
-    """A stage's batch on a number of ranks; raises ValueError as `form_layout`."""
+    """Return the layout of a stage's batch. Raises ValueError as `form_layout` does."""
     group = job.model.ghost_batch
-    limit = max(1, job.micro_batch_limit // group) * group  # one that cuts groups is told of its key
+    limit = (
+        max(1, job.micro_batch_limit // group) * group
+    )  # `key_faults` reports a limit that is not whole ghost batches
     return form_layout(stage.global_batch, ranks, group, limit, uneven_ranks=job.layout.uneven_ranks)
 
 
@@ -237,12 +238,12 @@ def _phase_ranks(stages: Sequence[Stage], job: Job, ranks: int, choose_ranks: Ch
         return [ranks] * len(stages)
     if layout.grow_by == "auto":
         if choose_ranks is None:
-            fault = "'auto' decides by measured costs: --cost PROBE.json, which hvd-batchgrow probe writes"
+            fault = "'auto' needs measured costs: --cost PROBE.json, which hvd-batchgrow probe writes"
             raise JobError([Fault("layout.grow_by", fault)])
         return [choose_ranks(stage) for stage in stages]
     if layout.ranks_per_phase:
         if len(layout.ranks_per_phase) != len(stages):
-            fault = f"{len(layout.ranks_per_phase)} numbers for {len(stages)} phases; give one for each"
+            fault = f"{len(layout.ranks_per_phase)} numbers for {len(stages)} phases; give one for each phase"
             raise JobError([Fault("layout.ranks_per_phase", fault)])
         return list(layout.ranks_per_phase)
     most = min(layout.max_ranks or ranks, ranks)
@@ -253,42 +254,42 @@ def _phase_ranks(stages: Sequence[Stage], job: Job, ranks: int, choose_ranks: Ch
 
 
 def _ranks_lost(k: int, before: int, now: int, phase: Phase, plan: Plan) -> str | None:
-    """Where a batch is large enough for the ranks of the phase before, and cannot be dealt to them."""
+    """Return a note if a batch is large enough for the ranks of the phase before but not divisible by them."""
     group, batch = plan.group, phase.global_batch
     if now >= before or batch < before * plan.job.micro_batch_limit:
         return None
     lower = batch // (before * group) * before * group
     nearest = f"nearest for {before} ranks: {lower}, {lower + before * group}; or layout.uneven_ranks = true"
     arithmetic = f"batch {batch} = {batch // group} ghost batches of {group}"
-    return f"phase {k} has {now} rank{'s' * (now > 1)}, and the one before has {before}: {arithmetic}; {nearest}"
+    return f"phase {k} has {now} rank{'s' * (now > 1)}, the one before has {before}: {arithmetic}; {nearest}"
 
 
 # --- faults ----------------------------------------------------------------------------------
 
 
 def _unlimited_growth(stages: Sequence[Stage], job: Job, start: Start) -> list[Fault]:
-    """Batches beyond N/10 that nobody asked for: there the noise stops falling as the leading order says.
+    """Return faults for batches above N/10 without a stated limit: there the noise deviates from its leading order.
 
-    Those of a larger start too: that it is the first makes it no smaller.
+    This includes a first batch that `lr_scale` or `raise_momentum_to` has enlarged.
     """
     limit, first, policy = start.noise.num_samples / 10, first_batch(job), job.schedule.policy
     largest = max(stages, key=lambda stage: stage.global_batch)
     stated = getattr(job.schedule, "max_batch", None) is not None or policy == "steps"
     if stated or largest.global_batch <= max(limit, first):
         return []
-    if policy == "decay":  # only its start can be larger than what the job says
+    if policy == "decay":  # only its start can be larger than in the job file
         key = "lr_scale" if job.schedule.lr_scale > 1 else "raise_momentum_to"
-        fault = f"makes {largest.global_batch} of the batch of {first}, beyond N/10 = {limit:g}; start with less, or "
+        fault = f"enlarges the batch of {first} to {largest.global_batch}, above N/10 = {limit:g}; use less, or "
         return [Fault(f"schedule.{key}", f"{fault}write that as global_batch, with its optim.lr and momentum")]
     fault = (
         f"is not set, and from epoch {largest.start_epoch:g} the batch would be {largest.global_batch}, "
-        f'beyond N/10 = {limit:g}; set "N/10", or the number that you want'
+        f'above N/10 = {limit:g}; set "N/10", or the number that you want'
     )
     return [Fault("schedule.max_batch", fault)]
 
 
 def _without_repeats(faults: list[Fault]) -> list[Fault]:
-    """The same batch in two phases is one fault, told of the first."""
+    """Drop faults that repeat the message of an earlier phase."""
     seen: dict[str, Fault] = {}
     for fault in faults:
         seen.setdefault(fault.message if fault.path.startswith("phase ") else str(fault), fault)

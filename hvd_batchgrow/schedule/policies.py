@@ -1,11 +1,10 @@
-"""Policies: what a job wants at each boundary, before it is compiled to updates.
+"""Policies: the batch and learning rate that a job requests at each boundary, before the job is compiled to updates.
 
-A policy is a plain function of its section of the job and of the start. It returns stages in the
-order of their epochs, the first at 0. To add one, write the function, name it in POLICIES, and
-describe its keys in config/schedules.py.
+A policy is a plain function of its section of the job and of the start. It returns stages in the order of their epochs,
+the first at 0. To add a policy, write the function, add it to POLICIES, and describe its keys in config/schedules.py.
 
-All work alike: the policy says by how much the noise scale must have fallen, and what may change
-to make it fall; what a batch of whole groups below its limit cannot take, the learning rate does.
+Every policy says by how much the noise scale must have fallen, and whether the batch or the learning rate changes. The
+learning rate corrects for a batch that was rounded to whole ghost batches or cut at its limit.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ _MOST_STAGES = 1000
 
 @dataclass(frozen=True)
 class Stage:
-    """What holds from an epoch on."""
+    """Learning rate, momentum and batch from an epoch on."""
 
     start_epoch: float
     lr: float
@@ -47,7 +46,7 @@ class Stage:
     """m of SGD, β₁ of Adam."""
     global_batch: int
     wanted_batch: float
-    """What the policy asked for, before it was rounded to whole groups and cut at the limit."""
+    """The requested batch, before rounding to whole ghost batches and the limit."""
     beta2: float | None = None
     eps: float | None = None
     progress_rate: float = 1.0
@@ -56,33 +55,33 @@ class Stage:
 
 @dataclass(frozen=True)
 class Start:
-    """Where a schedule starts from."""
+    """The start of a schedule."""
 
     lr: float
     momentum: float
     global_batch: int
     noise: NoiseScale
-    group: int
-    """A batch is a whole number of so many samples: `batch_unit`."""
+    batch_unit: int
+    """Every batch is a whole multiple of this number of samples; see `batch_unit`."""
     max_batch: int | None
     wanted_batch: float | None = None
-    """What a larger start asked for, where that was rounded or cut."""
+    """The requested first batch, if `lr_scale` or `raise_momentum_to` enlarged it and it was rounded or cut."""
 
     def form(self, wanted: float) -> int:
-        """The batch nearest to the wanted one that can be had; the larger of two that are equally near."""
+        """Return the nearest batch that can be formed; the larger of two that are equally near."""
         if abs(wanted - self.global_batch) < 1e-6:
             return self.global_batch
-        if not math.isfinite(wanted):  # infinity over infinity: the plan tells of it as of any number out of range
+        if not math.isfinite(wanted):  # infinity over infinity; the plan reports it as out of range
             raise ArithmeticError(f"a batch of {wanted}")
-        batch = max(1, half_up(wanted / self.group)) * self.group
+        batch = max(1, half_up(wanted / self.batch_unit)) * self.batch_unit
         return batch if self.max_batch is None else min(batch, self.max_batch)
 
     def whole(self, most: float) -> int:
-        """The largest batch that can be had and is not above `most`."""
-        return whole_multiples(most / self.group) * self.group
+        """Return the largest batch that can be formed and is not above `most`."""
+        return whole_multiples(most / self.batch_unit) * self.batch_unit
 
     def stage(self, epoch: float, noise: float, momentum: float, wanted: float) -> Stage:
-        """A stage of a given noise scale: the batch as near to `wanted` as can be, the learning rate to match."""
+        """Return a stage of a noise scale: the nearest batch to `wanted`, and the learning rate that matches."""
         batch = self.form(wanted)
         exact = math.isclose(batch, wanted, rel_tol=1e-12)
         held = exact and math.isclose(self.noise.of(self.lr, momentum, batch), noise, rel_tol=1e-12)
@@ -99,10 +98,9 @@ def decay(section: DecaySchedule, start: Start) -> list[Stage]:
 
 
 def grow(section: GrowSchedule, start: Start) -> list[Stage]:
-    """Grow the batch so that the noise scale falls by f at every boundary, the learning rate held.
+    """Grow the batch so that the noise scale falls by f at every boundary, at a constant learning rate.
 
-    Under an `lr_rule` that rule alone sets the learning rate: its κ is that of the batch that was formed, so rounding
-    and limit need no correction.
+    An `lr_rule` alone sets the learning rate. Its κ follows the formed batch, so rounding and limit need no correction.
 
     Source: Smith et al. 2018 (arXiv 1711.00489), §2 and §5.
     """
@@ -114,7 +112,7 @@ def grow(section: GrowSchedule, start: Start) -> list[Stage]:
 
 
 def hybrid(section: HybridSchedule, start: Start) -> list[Stage]:
-    """Grow at the first `growing_boundaries` boundaries, divide the learning rate at the others.
+    """Grow the batch at the first `growing_boundaries` boundaries and divide the learning rate at the others.
 
     Source: Smith et al. 2018, figure 1.
     """
@@ -129,11 +127,11 @@ def hybrid(section: HybridSchedule, start: Start) -> list[Stage]:
 def seesaw(section: SeesawSchedule, start: Start) -> list[Stage]:
     """Divide the learning rate by √f and multiply the batch by f at every boundary, for Adam.
 
-    The noise scale is the normalised one, so that it falls by f: what dividing the learning rate
-    by f would do at a constant batch. At the limit of the batch the learning rate takes the rest.
-    The rule needs a learning-rate factor of at least the root of the batch's; it is just that here.
+    The normalized noise scale then falls by f, as if the learning rate were divided by f at a constant batch. At the
+    limit of the batch the learning rate decays by the rest. The rule requires a learning-rate factor of at least the
+    square root of the batch factor; here it equals the root.
 
-    Source: Seesaw (2025), as in the project's formulas §3.
+    Source: Seesaw (2025).
     """
     return [
         start.stage(epoch, noise, momentum, start.global_batch * fallen)
@@ -142,16 +140,16 @@ def seesaw(section: SeesawSchedule, start: Start) -> list[Stage]:
 
 
 def adabatch(section: AdaBatchSchedule, start: Start) -> list[Stage]:
-    """Every `every_epochs`, multiply the batch by β and the learning rate by α: the noise falls by β/α.
+    """Every `every_epochs`, multiply the batch by β and the learning rate by α: the noise scale falls by β/α.
 
-    Under `exact_noise` the batch grows by what lowers the exact noise scale by β, and so never reaches N.
+    With `exact_noise` the batch lowers the exact noise scale by β, and so never reaches N.
 
     Source: Devarakonda et al. 2017 (arXiv 1712.02029).
     """
     every = decimal(section.every_epochs)
     count = math.ceil(decimal(section.epochs) / every)
     if count > _MOST_STAGES:
-        fault = f"{section.epochs:g} epochs by {section.every_epochs:g} are {count} phases; {_MOST_STAGES} at most"
+        fault = f"{section.epochs:g} epochs by {section.every_epochs:g} are {count} phases, at most {_MOST_STAGES}"
         raise JobError([Fault("schedule.every_epochs", fault)])
     first = start.noise.of(start.lr, start.momentum, start.global_batch)
     stages = []
@@ -165,7 +163,7 @@ def adabatch(section: AdaBatchSchedule, start: Start) -> list[Stage]:
 
 
 def steps(section: StepsSchedule, start: Start) -> list[Stage]:
-    """The batches of "samples:batch samples:batch …"; the learning rate stays, or follows `lr_rule`."""
+    """Set the batches of "samples:batch samples:batch …"; the learning rate is constant or follows `lr_rule`."""
     pairs = parse_batch_steps(section.batch_steps)
     counts = [samples for samples, _ in pairs]
     if any(b <= a for a, b in itertools.pairwise(counts)):
@@ -179,15 +177,15 @@ def steps(section: StepsSchedule, start: Start) -> list[Stage]:
 
 
 def import_(section: ImportSchedule, start: Start) -> list[Stage]:
-    """Grow the batch where another schedule would decay the learning rate.
+    """Grow the batch where the imported schedule decays the learning rate.
 
-    A schedule of steps gives a stage a step. A smooth one is cut into `num_phases` stages of equal
-    length; each has the mean noise scale that the schedule would have had over it.
+    A schedule of steps gives one stage per step. A smooth schedule is cut into `num_phases` stages of equal length,
+    each with the schedule's mean noise scale over it.
     """
     multiples = imported_multiples(section)
     for (_, before), (epoch, multiple) in itertools.pairwise(multiples):
         if multiple > before:
-            fault = f"rises from {before:g} to {multiple:g} × lr at epoch {epoch:g}: only a falling one can be grown"
+            fault = f"rises from {before:g} to {multiple:g} × lr at epoch {epoch:g}: only a falling one can be imported"
             raise JobError([Fault("schedule.lr_schedule", fault)])
     first = start.noise.of(start.lr, start.momentum, start.global_batch)
     return [
@@ -197,7 +195,7 @@ def import_(section: ImportSchedule, start: Start) -> list[Stage]:
 
 
 def adaptive(section: AdaptiveSchedule, start: Start) -> list[Stage]:
-    """What there is before a trigger has decided anything: see `growth.measured_stages`."""
+    """Return the stage before the first decision of the trigger; see `batch_requests.adaptive_stages`."""
     return [Stage(0.0, start.lr, start.momentum, start.global_batch, float(start.global_batch))]
 
 
@@ -213,16 +211,16 @@ POLICIES: dict[str, Callable[[Any, Start], list[Stage]]] = {
 }
 
 
-# --- what policies are made of ---------------------------------------------------------------
+# --- helpers of the policies -----------------------------------------------------------------
 
 
 def _boundary_targets(section: BoundaryBase, start: Start) -> list[tuple[float, float, float]]:
-    """Epoch, noise scale and momentum of each stage."""
+    """Return epoch, noise scale and momentum of each stage."""
     epochs, fallen = (0.0, *section.boundaries_epochs), _fallen(section)
     momenta = section.momenta or (start.momentum,) * len(epochs)
     faults = []
     if len(fallen) != len(epochs):
-        fault = f"{len(fallen) - 1} factors for {len(epochs) - 1} boundaries; give one for each, or one number"
+        fault = f"{len(fallen) - 1} factors for {len(epochs) - 1} boundaries; give one number, or one for each boundary"
         faults.append(Fault("schedule.noise_factor", fault))
     if len(momenta) != len(epochs) or momenta[0] != start.momentum:
         fault = f"needs one for each of the {len(epochs)} phases, the first {start.momentum:g}, got {list(momenta)}"
@@ -234,22 +232,22 @@ def _boundary_targets(section: BoundaryBase, start: Start) -> list[tuple[float, 
 
 
 def _fallen(section: BoundaryBase) -> list[float]:
-    """By how much the noise scale must have fallen at each stage: 1, f₁, f₁ f₂, …"""
+    """Return the factor by which the noise scale must have fallen at each stage: 1, f₁, f₁ f₂, …"""
     given, count = section.noise_factor, len(section.boundaries_epochs)
     factors = given if isinstance(given, tuple) else (given,) * count
     return list(itertools.accumulate(factors, lambda a, b: a * b, initial=1.0))
 
 
 def make_start(job: Job, num_samples: int) -> Start:
-    """The start of a job's schedule: `lr_scale` and `raise_momentum_to` enlarge the batch at the same noise scale."""
-    section, optim, group = job.schedule, job.optim, batch_unit(job)
+    """Return the start of a schedule. `lr_scale` and `raise_momentum_to` enlarge the batch at the same noise scale."""
+    section, optim, unit = job.schedule, job.optim, batch_unit(job)
     base_batch = first_batch(job)
     normalised_from = base_batch if section.policy == "seesaw" else None
     noise = NoiseScale(num_samples, section.exact_noise, normalised_from)
     lr = optim.lr * section.lr_scale
     momentum = optim.momentum if section.raise_momentum_to is None else section.raise_momentum_to
-    max_batch = batch_cap(getattr(section, "max_batch", None), num_samples, group)
-    start = Start(lr, momentum, base_batch, noise, group, max_batch)
+    max_batch = batch_cap(getattr(section, "max_batch", None), num_samples, unit)
+    start = Start(lr, momentum, base_batch, noise, unit, max_batch)
     if isinstance(section, AdaptiveSchedule) and section.batch_scale != 1:
         start = replace(start, global_batch=start.form(section.batch_scale * base_batch))
     if (lr, momentum) == (optim.lr, optim.momentum):
@@ -261,40 +259,36 @@ def make_start(job: Job, num_samples: int) -> Start:
 
 
 def first_batch(job: Job) -> int:
-    """B₀ as the job file has it."""
+    """Return B₀ as written in the job file."""
     if isinstance(job.schedule, StepsSchedule):
         return parse_batch_steps(job.schedule.batch_steps)[0][1]
     return job.schedule.global_batch
 
 
 def batch_unit(job: Job) -> int:
-    """Samples that every batch is a whole number of: γ; of a measured schedule, what can be formed for sure."""
+    """Return the samples of which every batch is a whole multiple: γ, or for an adaptive schedule `batch_multiple`."""
     if isinstance(job.schedule, AdaptiveSchedule):
         return job.schedule.batch_multiple or job.schedule.global_batch
     return job.model.ghost_batch
 
 
-def batch_cap(max_batch: int | str | None, num_samples: int, group: int) -> int | None:
-    """The largest batch allowed, in samples.
-
-    "N/10" is rounded down to whole groups, a number is taken as it is; None: no limit was stated.
-    """
+def batch_cap(max_batch: int | str | None, num_samples: int, unit: int) -> int | None:
+    """Return the largest allowed batch in samples, or None for no limit. "N/10" is rounded down to whole units."""
     if isinstance(max_batch, str):
-        return num_samples // int(max_batch.removeprefix("N/")) // group * group
+        return num_samples // int(max_batch.removeprefix("N/")) // unit * unit
     return max_batch
 
 
 def apply_lr_rule(stages: Sequence[Stage], job: Job) -> list[Stage]:
-    """What the learning rate does where the batch has grown by κ since the start.
+    """Multiply the learning rate of each stage by a function of κ, by which the batch has grown since the start.
 
-    κ = B / B₀ of the batches that were formed. The stages have the learning rate that is to be multiplied: the policy
-    makes no correction for rounding or limit under a rule.
+    κ = B / B₀ of the formed batches. With a rule, the policy has not corrected the learning rate for rounding or limit.
 
-    none: nothing; linear: ε κ (Goyal et al. 2017, arXiv 1706.02677); sqrt: ε √κ; adam: ε √κ,
-    1-βᵢ → κ (1-βᵢ), eps/√κ (Malladi et al. 2022, arXiv 2205.10287), only while κ (1-βᵢ) < 1.
+    none: ε; linear: ε κ (Goyal et al. 2017, arXiv 1706.02677); sqrt: ε √κ; adam: ε √κ, 1-βᵢ → κ (1-βᵢ), eps/√κ
+    (Malladi et al. 2022, arXiv 2205.10287), only while κ (1-βᵢ) < 1.
 
     Raises:
-        JobError: Adam's set is asked for without Adam, or κ is too large for it.
+        JobError: the rule is adam and the optimizer is not, or κ is too large for it.
     """
     rule = getattr(job.schedule, "lr_rule", "none")
     if rule == "none":
@@ -316,8 +310,8 @@ def _adam_set(stage: Stage, first: int, job: Job) -> Stage:
             continue
         largest = math.floor(first / (1 - beta) * (1 - 1e-9) / job.model.ghost_batch) * job.model.ghost_batch
         fault = (
-            f"Adam's set needs κ (1-{name}) < 1, and {stage.global_batch}/{first} · {1 - beta:g} = "
-            f"{kappa * (1 - beta):g}; grow to {largest} at most"
+            f"lr_rule = 'adam' needs κ (1-{name}) < 1, but {stage.global_batch}/{first} · {1 - beta:g} = "
+            f"{kappa * (1 - beta):g}; grow to at most {largest}"
         )
         raise JobError([Fault("schedule.lr_rule", fault)])
     return replace(

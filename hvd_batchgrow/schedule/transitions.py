@@ -1,4 +1,4 @@
-"""What happens where one phase follows another, in words and numbers."""
+"""Describe what changes at each phase boundary."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hvd_batchgrow.schedule.plan import Plan
 
 
 def describe_transitions(plan: Plan) -> list[str]:
-    """One line for each phase after the first."""
+    """Return one line for each phase after the first."""
     phases = plan.schedule.phases
     return [
         f"{k}. " + "; ".join(_changes(plan, before, after))
@@ -38,7 +38,7 @@ def _batch(plan: Plan, before: Phase, after: Phase) -> str:
 
 
 def _momentum(plan: Plan, before: Phase, after: Phase) -> str:
-    """Formulas §5: under a mean gradient torch's SGD needs no correction when ε or B changes; that of Lars holds ε."""
+    """With a mean gradient, torch's SGD needs no correction when ε or B changes; the buffer of LARS contains ε."""
     optim, same = plan.job.optim, after.momentum == before.momentum
     if isinstance(optim, AdamSection):
         return "Adam's averages kept" if same else f"β₁ → {after.momentum:.4g}"
@@ -59,14 +59,14 @@ def _new_level(plan: Plan, before: Phase, after: Phase, *, at_once: bool) -> str
 
 
 def _norm_horizon(plan: Plan, before: Phase, after: Phase) -> str:
-    """The running statistics remember γ/e samples, whatever the batch."""
+    """The running statistics average over about γ / bn_momentum samples, for any batch."""
     samples = plan.group / plan.job.model.bn_momentum
     updates = [samples / phase.global_batch for phase in (before, after)]
     return f"BN memory {samples:,.0f} samples = {updates[0]:.3g} → {updates[1]:.3g} updates"
 
 
 def _weight_decay(plan: Plan, before: Phase, after: Phase) -> str:
-    """Shrinkage of a weight per epoch: λ ε/(1-m) · N/B for SGD, times the trust ratio for Lars; λ ε N/B decoupled."""
+    """Relative decay of a weight per epoch: λ ε/(1-m) · N/B for SGD, times the trust ratio for LARS; AdamW: λ ε N/B."""
     optim = plan.job.optim
     if optim.weight_decay == 0:
         return "no weight decay"

@@ -16,18 +16,17 @@ from hvd_batchgrow.schedule.policies import Stage, Start, first_batch, make_star
 
 
 def decay_twin(job: Job, num_samples: int, decisions: Sequence[Decision] = ()) -> Job:
-    """The same noise scale at the same epochs, by the learning rate alone.
+    """Return the job with the same noise scale at the same epochs, by decay of the learning rate alone.
 
-    It starts from the job's own learning rate, momentum and batch, before `lr_scale` and
-    `raise_momentum_to`; of an imported schedule, whose first phase need not have the noise of these,
-    from the learning rate that has. It warms up from the same share of its learning rate. Where the job's
-    noise does not fall by given factors at given boundaries, the twin's factors are those of the
-    job's phases. That of a measured schedule decays where the
-    batch has grown, by as much; that of AdaScale is the schedule which it scales.
+    The twin starts from the job's own learning rate, momentum and batch, before `lr_scale` and `raise_momentum_to`. For
+    an imported schedule it starts from the learning rate with the noise scale of the first phase. It warms up from the
+    same fraction of its learning rate. If the job does not state factors and boundaries, the twin's factors are
+    those of the job's phases. The twin of an adaptive schedule decays where the batch has grown, by the same factor.
+    The twin of AdaScale is the schedule that AdaScale scales.
 
     Raises:
-        JobError: the job cannot be planned, its noise scale rises somewhere, or it is measured and
-            nothing was decided yet.
+        JobError: the job cannot be planned, its noise scale rises somewhere, or it is adaptive and has no decisions
+            yet.
     """
     section, start = job.schedule, make_start(job, num_samples)
     boundaries, factor = _decays(job, num_samples, decisions)
@@ -52,7 +51,7 @@ def decay_twin(job: Job, num_samples: int, decisions: Sequence[Decision] = ()) -
 
 
 def _first_multiple(job: Job, start: Start, first: Stage) -> float:
-    """By what the noise of an imported schedule's first phase differs from that of the job's own start."""
+    """Return the ratio of the noise scale of an imported schedule's first phase to that of the job's start."""
     if not isinstance(job.schedule, ImportSchedule):
         return 1.0
     noise = start.noise.of(first.lr, first.momentum, first.global_batch)
@@ -62,7 +61,7 @@ def _first_multiple(job: Job, start: Start, first: Stage) -> float:
 def _decays(
     job: Job, num_samples: int, decisions: Sequence[Decision]
 ) -> tuple[tuple[float, ...], float | tuple[float, ...]]:
-    """Epochs at which the noise falls, and by what."""
+    """Return the epochs at which the noise scale falls, and the factors."""
     section = job.schedule
     if isinstance(section, BoundaryBase) and getattr(section, "lr_rule", "none") == "none":
         return section.boundaries_epochs, section.noise_factor
@@ -84,7 +83,7 @@ def _decays(
 
 
 def compile_twin(twin: Job, ranks: int, num_samples: int) -> Plan:
-    """A twin's plan on at most so many ranks: its batch never grows, and may be too small for all of them.
+    """Return a twin's plan on at most `ranks` ranks: its batch never grows and may be too small for all of them.
 
     Raises:
         JobError: it cannot be formed on any number of ranks.

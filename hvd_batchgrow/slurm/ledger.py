@@ -17,6 +17,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from hvd_batchgrow.messages.errors import RunError, first_fault, unwritable
 from hvd_batchgrow.slurm.chain_jobs import ChainJob
 from hvd_batchgrow.slurm.scheduler import JobState, is_live
+from hvd_batchgrow.storage.atomic import write_atomically
 from hvd_batchgrow.storage.regular_files import read_regular
 from hvd_batchgrow.storage.strict_json import dump_json
 
@@ -135,17 +136,11 @@ def write_ledger(run: Path, ledger: Ledger) -> None:
         RunError: the ledger cannot be written.
     """
     path = run / FOLDER / "ledger.json"
-    temporary = path.with_name(f".ledger.{os.getpid()}")
     tree = {"format": _FORMAT, "name": ledger.name, "chain_jobs": [asdict(entry) for entry in ledger.entries]}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(dump_json(tree, indent=2) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        write_atomically(path, f"{dump_json(tree, indent=2)}\n".encode())
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise unwritable(path, error) from None
 
 

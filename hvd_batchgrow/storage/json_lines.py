@@ -1,4 +1,4 @@
-"""Files of one JSON object per line, each with the sample counter it belongs to."""
+"""Files with one JSON object per line; each has a sample counter."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hvd_batchgrow.messages.errors import RunError, unwritable
+from hvd_batchgrow.storage.atomic import write_atomically
 from hvd_batchgrow.storage.regular_files import read_regular
 from hvd_batchgrow.storage.strict_json import dump_json
 
@@ -16,28 +17,23 @@ Line = dict[str, Any]
 
 
 class JsonLines:
-    """A file that a run appends to; a resumed run first takes out what it will do again.
+    """A file that a run appends to. A resumed run first removes the lines that it will write again.
 
     Args:
         path: the file.
-        keep: says of each line that is there whether it stays.
+        keep: returns whether an existing line stays.
     """
 
     def __init__(self, path: Path, keep: Callable[[Line], bool]) -> None:
         kept = [line for line in read_json_lines(path, keep) if keep(line)]
-        temporary = path.with_suffix(".tmp")
-        with temporary.open("w", encoding="utf-8") as file:
-            file.writelines(dump_json(line) + "\n" for line in kept)
-            file.flush()
-            os.fsync(file.fileno())  # else a loss of power might leave the name without the lines
-        os.replace(temporary, path)
+        write_atomically(path, "".join(dump_json(line) + "\n" for line in kept).encode())
         self._path = path
 
     def append(self, line: Line) -> None:
-        """Add a line. The file is not kept open: what was appended survives a kill of the process.
+        """Add a line. The file is not kept open, so the line survives a kill of the process.
 
         Raises:
-            RunError: it cannot be written, or somebody has removed it; it is not made anew without its first lines.
+            RunError: the file cannot be written, or was removed. It is not created again without its first lines.
         """
         try:
             with open(self._path, "a", encoding="utf-8", opener=_open_existing) as file:
@@ -51,15 +47,15 @@ def _open_existing(path: str, flags: int) -> int:
 
 
 def read_json_lines(path: Path, matters: Callable[[Line], bool] = lambda _: True) -> list[Line]:
-    """The lines of a file; a last line that a kill cut short is left out. No file: no lines.
+    """Return the lines of a file, without a last line that a kill cut short. A missing file has no lines.
 
     Args:
         path: the file.
-        matters: of a line behind one that cannot be read; where none does, they are left out too.
+        matters: returns whether a line after an unreadable one is needed; lines that are not needed are skipped.
 
     Raises:
-        RunError: it cannot be read, a line is no object with a sample counter, or one that matters lies behind one
-            that cannot be read.
+        RunError: the file cannot be read, a line is not an object with a sample counter, or a line that matters
+            follows an unreadable one.
     """
     lines: list[Line] = []
     unreadable = 0
@@ -74,9 +70,9 @@ def read_json_lines(path: Path, matters: Callable[[Line], bool] = lambda _: True
             unreadable = unreadable or number
             continue
         if not isinstance(line, dict) or type(line.get("samples")) is not int:
-            raise RunError(f"{path} is damaged: line {number} is no object with a whole number of samples")
+            raise RunError(f"{path} is damaged: line {number} is not an object with a whole number of samples")
         if unreadable and matters(line):
-            raise RunError(f"{path} is damaged: line {unreadable} cannot be read, and line {number} behind it can")
+            raise RunError(f"{path} is damaged: line {unreadable} cannot be read, but line {number} after it can")
         if not unreadable:
             lines.append(line)
     return lines

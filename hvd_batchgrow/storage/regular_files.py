@@ -1,4 +1,4 @@
-"""Files that somebody else may have put in their place."""
+"""Read files that another program may have replaced by a pipe or device."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from pathlib import Path
 
 
 def read_regular(path: Path) -> bytes:
-    """The bytes of a file; a pipe or device, which may have none for ever, is not read.
+    """Return the bytes of a file. A pipe or device is not read: it may never deliver any.
 
     Raises:
-        OSError: it cannot be read, or is no file.
+        OSError: it cannot be read, or is not a regular file.
     """
     mode = path.stat().st_mode
-    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # of a folder the system says so itself
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # for a folder the system reports a clear error
         raise OSError(errno.EINVAL, "a pipe or device, where a file is needed", str(path))
     return path.read_bytes()

@@ -10,8 +10,8 @@ from typing import Any
 def dump_json(value: Any, indent: int | None = None, *, sort_keys: bool = False) -> str:
     """Return a value as JSON; a number that is not finite becomes null.
 
-    Python's own `json.dumps` writes NaN and Infinity, which jq, JavaScript, Go and pandas' C reader reject. This is the
-    only place of the package that calls it.
+    Python's own `json.dumps` writes NaN and Infinity, which jq, JavaScript, Go and pandas' C reader reject. Only
+    this function calls it.
     """
     return json.dumps(_finite(value), indent=indent, sort_keys=sort_keys, allow_nan=False)
 

@@ -1,4 +1,4 @@
-"""A TOML file that somebody else has written: plain values of it, or what is wrong with it and where."""
+"""Read a user's TOML file: its plain values, or what is wrong with it and where."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ from hvd_batchgrow.storage.regular_files import read_regular
 from hvd_batchgrow.storage.strict_json import dump_json
 
 _MOST_BYTES = 1 << 20
-"""Far above any job file: what is larger was given by mistake, and would take minutes to read."""
+"""Far above the size of any job file; a larger file is a mistake and would take minutes to read."""
 _MOST_NESTED = 32
-"""Of sections and lists in each other."""
+"""Deepest nesting of sections and lists."""
 _INT64 = range(-(2**63), 2**63)
 _WORDS = {
-    r"Cannot declare \((.*?),?\) twice": r"the section \1 is there twice",
-    "Cannot overwrite a value": "a key is there twice",
-    "Cannot mutate immutable namespace": "a key is added to a table that is written already",
+    r"Cannot declare \((.*?),?\) twice": r"the section \1 appears twice",
+    "Cannot overwrite a value": "a key appears twice",
+    "Cannot mutate immutable namespace": "a key is added to a table that is already complete",
     "Found invalid character": "a character is not allowed here",
 }
-"""What tomllib says, where the project has plainer words."""
+"""Plainer words for tomllib's messages."""
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """The tree of a file.
+    """Return the values of a TOML file.
 
     Raises:
-        JobError: it cannot be read, or is no TOML; with line, column and the line itself.
+        JobError: it cannot be read, or is not TOML; with line, column and the line itself.
     """
     text = _decoded(path, _read(path))
     try:
@@ -53,7 +53,7 @@ def read_toml(path: Path) -> dict[str, Any]:
 def read_value(text: str) -> Any:
     """Return a value of the command line: TOML such as `{dense = true}`, JSON such as `{"dense": true}`, else text.
 
-    Of JSON, tables, lists and quoted text are recognised; its numbers, true and false are TOML too.
+    JSON is recognized for tables, lists and quoted text; its numbers, true and false are also TOML.
     """
     with suppress(ValueError, RecursionError):
         tree = tomllib.loads(f"value = {text}")
@@ -66,17 +66,17 @@ def read_value(text: str) -> Any:
 
 
 def value_text(value: Any) -> str:
-    """Return the text from which `read_value` reads a value again; text as it is where it reads as text."""
+    """Return the text from which `read_value` reads the same value."""
     if isinstance(value, str) and read_value(value) == value:
         return value
     return str(value) if isinstance(value, (float, date, time)) else dump_json(value)
 
 
 def tamed(tree: Mapping[str, Any]) -> tuple[dict[str, Any], list[Fault]]:
-    """What no key may hold, whatever it is for: each such value with its path, and the tree with a tame one instead.
+    """Replace the values that no key may hold, and return a fault for each.
 
-    With that the tree can be looked through for all its other faults; the values themselves are some
-    that even to compare or to print makes a library fail.
+    The replaced values are those that make libraries fail even when they compare or print them. Without them the tree
+    can be checked for all its other faults.
     """
     faults: list[Fault] = []
     return _tame((), dict(tree), faults), faults
@@ -99,12 +99,12 @@ def _tame(place: tuple[Any, ...], value: Any, faults: list[Fault]) -> Any:
 def _tame_scalar(place: tuple[Any, ...], value: Any, faults: list[Fault]) -> Any:
     if isinstance(value, str) and not _is_text(value):
         text = re.sub("[\0\ud800-\udfff]", "", value)
-        mend = f"; nearest: {shown(text)}" if text else ""
-        fault = f"must be text that UTF-8 can hold, without NUL, got {shown(value)}{mend}"
+        near = f"; nearest: {shown(text)}" if text else ""
+        fault = f"must be text that UTF-8 can hold, without NUL, got {shown(value)}{near}"
         faults.append(Fault(dotted(place), fault))
         return text
-    if value is None and len(place) > 2:  # in a table or list that a key holds; TOML has no such value
-        faults.append(Fault(dotted(place), "must have a value, got null, which no job file can hold; leave it out"))
+    if value is None and len(place) > 2:  # inside a table or list; TOML has no null
+        faults.append(Fault(dotted(place), "must have a value, got null, which no job file can hold; remove it"))
         return 0
     if isinstance(value, int) and value not in _INT64:
         nearest = _INT64[-1] if value > 0 else _INT64[0]
@@ -125,7 +125,7 @@ def _refused(path: Path, fault: str) -> JobError:
 def _read(path: Path) -> bytes:
     try:
         status = path.stat()
-        # What is larger would be read by every rank.
+        # Every rank reads the file, so a huge one is not read.
         data = read_regular(path) if stat.S_ISREG(status.st_mode) and status.st_size <= _MOST_BYTES else None
     except (OSError, ValueError) as error:  # ValueError: a name with NUL
         fault = f"cannot be read: {getattr(error, 'strerror', None) or error}{_near(path)}"
@@ -133,14 +133,14 @@ def _read(path: Path) -> bytes:
     if data is not None:
         return data
     if stat.S_ISREG(status.st_mode):
-        fault = f"has {status.st_size} bytes, and a job file has {_MOST_BYTES} at most: is it another file?"
+        fault = f"has {status.st_size} bytes, but a job file has at most {_MOST_BYTES}: is it another file?"
         raise _refused(path, fault)
     kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe or device"
-    raise _refused(path, f"is {kind}, and a job file is needed{_near(path)}")
+    raise _refused(path, f"is {kind}, not a job file{_near(path)}")
 
 
 def _near(path: Path) -> str:
-    """A job file of a like name, beside a missing one or in the folder that was given."""
+    """Suggest a job file with a similar name, or one in the given folder."""
     try:
         if path.is_dir():
             inside = sorted(path.glob("*.toml"))
@@ -152,9 +152,9 @@ def _near(path: Path) -> str:
 
 def _decoded(path: Path, data: bytes) -> str:
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        raise _refused(path, "is UTF-16, and a job file is UTF-8: save it as that")
+        raise _refused(path, "is UTF-16, but a job file must be UTF-8: save it as UTF-8")
     try:
-        # A byte order mark at the start says nothing and harms nothing.
+        # A byte order mark at the start is harmless.
         return data.decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
         before = error.object[: error.start].decode("utf-8")
@@ -165,23 +165,23 @@ def _decoded(path: Path, data: bytes) -> str:
 
 
 def _syntax_fault(message: str, text: str) -> str:
-    """tomllib's message, with the line that it is about and a mark under the column."""
+    """Return tomllib's message with the line that it concerns and a mark under the column."""
     found = re.search(r" \((?:at line (\d+), column (\d+)|at end of document)\)$", message)
-    told = message[: found.start()] if found else message
+    text_of_fault = message[: found.start()] if found else message
     for theirs, ours in _WORDS.items():
-        told = re.sub(theirs, ours, told)
-    told = f"{told[:1].lower()}{told[1:]}"
+        text_of_fault = re.sub(theirs, ours, text_of_fault)
+    fault = f"is not valid TOML: {text_of_fault[:1].lower()}{text_of_fault[1:]}"
     if not found:
-        return f"is not valid TOML: {told}"
+        return fault
     lines = text.split("\n")
     line, column = (int(found[1]), int(found[2])) if found[1] else (len(lines), len(lines[-1]) + 1)
-    return f"is not valid TOML: {told} at line {line}, column {column}{_quoted(text, line, column)}"
+    return f"{fault} at line {line}, column {column}{_quoted(text, line, column)}"
 
 
 def _quoted(text: str, line: int, column: int) -> str:
-    """A line of a file with a mark under a column, as lines of their own."""
+    """Return two more lines: a line of the file, and a mark under the column."""
     start = max(0, column - 60)
     cut = text.split("\n")[line - 1][start : start + 100]
-    # A character that moves the cursor, or turns the direction of writing, would move the mark from its place.
+    # A character that moves the cursor or reverses the writing direction would misplace the mark.
     plain = "".join(char if char.isprintable() else "�" for char in cut)
     return f"\n    {plain}\n    {' ' * (column - 1 - start)}^"

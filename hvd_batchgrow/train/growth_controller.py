@@ -26,8 +26,8 @@ from hvd_batchgrow.schedule.adaptive.decisions import (
 )
 from hvd_batchgrow.schedule.adaptive.triggers import Measurement, Trigger, bounded, make_trigger
 from hvd_batchgrow.schedule.plan import Plan, compile_plan
+from hvd_batchgrow.storage.atomic import sync, write_atomically
 from hvd_batchgrow.storage.strict_json import dump_json
-from hvd_batchgrow.train.checkpoints.checkpoint import sync, write_atomically
 from hvd_batchgrow.train.update.engine import UpdateResult
 from hvd_batchgrow.train.update.gradient_noise import GradientNoiseScale, NoiseAverage
 from hvd_batchgrow.train.update.gradient_norms import ALL

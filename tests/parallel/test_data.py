@@ -9,7 +9,8 @@ import pytest
 from hvd_batchgrow.comm.ranks import Ranks, SingleRank
 from hvd_batchgrow.data.datasets.dataset import BadSample, DatasetPair
 from hvd_batchgrow.observers.metrics import ConsumedFile
-from hvd_batchgrow.train.checkpoints.checkpoint import tree_digest, write_atomically
+from hvd_batchgrow.storage.atomic import write_atomically
+from hvd_batchgrow.train.checkpoints.checkpoint import tree_digest
 from hvd_batchgrow.train.liveness.stop import StopRequest
 from hvd_batchgrow.train.run.run_folder import plan_bytes
 from hvd_batchgrow.train.trainer import Trainer

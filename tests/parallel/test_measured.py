@@ -371,7 +371,7 @@ def test_a_record_that_is_lost_is_made_anew_from_the_checkpoint(
     assert_same(ranks, resumed, whole)
     told = {
         "gone": f"is missing; using the {len(made)} decisions of the checkpoint",
-        "nonsense": "line 1: is no decision",
+        "nonsense": "line 1: is not a decision",
         "another": "does not match the checkpoint; using the",
     }
     if ranks.rank == 0:

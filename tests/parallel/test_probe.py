@@ -92,7 +92,7 @@ def test_a_damaged_file_is_told_before_anything_is_measured(
     path = tmp_path / "PROBE.json"
     path.write_text("{")
     told: list[str] = []
-    with pytest.raises(CollectiveError, match="damaged, or no probe" if ranks.rank == 0 else "^$") as caught:
+    with pytest.raises(CollectiveError, match="damaged, or not a probe" if ranks.rank == 0 else "^$") as caught:
         probe_into(path, load, ranks, quiet, told.append)
     assert caught.value.code == ExitCode.FAILURE
     assert not told
@@ -106,7 +106,7 @@ def test_a_file_of_another_model_is_told_before_anything_is_measured(
     probe_into(path, load, ranks, quiet, quiet, budget_s=0.0)
     wide = load().model_copy(update={"model": load().model.model_copy(update={"channels": (8, 8)})})
     told: list[str] = []
-    match = "model.channels: is .* into a file of its own" if ranks.rank == 0 else "^$"
+    match = "model.channels: is .* into a separate file" if ranks.rank == 0 else "^$"
     with pytest.raises(CollectiveError, match=match) as caught:
         probe_into(path, lambda: wide, ranks, quiet, told.append)
     assert caught.value.code == ExitCode.BAD_JOB

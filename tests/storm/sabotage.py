@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from hvd_batchgrow.train.checkpoints import checkpoint
+from hvd_batchgrow.storage.atomic import UnbufferedFile
 
 VARIABLE = "HVD_BATCHGROW_TEST_SABOTAGE"
 RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "HOROVOD_RANK", "RANK")
@@ -38,7 +38,7 @@ class Sabotage:
     def plant(self) -> None:
         """From now on, until the call comes."""
         if self.place == "write":
-            checkpoint._Sink.write = _cut(checkpoint._Sink.write, self.call)  # type: ignore[method-assign]
+            UnbufferedFile.write = _cut(UnbufferedFile.write, self.call)  # type: ignore[method-assign]
         else:
             setattr(os, self.place, _deadly(getattr(os, self.place), self.call, after=self.after))
 

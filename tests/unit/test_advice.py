@@ -91,13 +91,13 @@ def test_a_wide_band_counts_by_its_lower_end() -> None:
     assert steps(open_above) == steps(seen(4, lambda _: 600))
 
 
-def test_noise_that_falls_again_is_not_outgrown_but_a_single_low_record_is_no_reason() -> None:
+def test_noise_that_falls_again_is_not_outgrown_but_a_single_low_record_is_ignored() -> None:
     assert max(b for _, b in steps(seen(4, lambda epoch: 600 if epoch <= 2 else 240))) == 200  # 240/1.2
     one_low = seen(4, lambda epoch: 120 if abs(epoch - 3) < 0.01 else 600)
     assert steps(one_low) == steps(seen(4, lambda _: 600))
 
 
-def test_a_step_that_would_hardly_serve_is_left_out() -> None:
+def test_a_step_near_the_end_of_the_run_is_skipped() -> None:
     records = seen(1, lambda _: 600)
     assert steps(records, end_samples=N) == [(0, 100), (2500, 200), (5100, 400)]  # 500 would begin at 8 300
 
@@ -169,7 +169,7 @@ def test_the_record_is_read_back_and_of_what_was_done_twice_the_later_holds() ->
     assert [o.start_samples for o in joined[1:]] == [o.samples for o in joined[:-1]]
 
 
-def test_a_record_without_measurement_is_told_from_one_that_is_unresolved() -> None:
+def test_a_record_without_measurement_differs_from_an_unresolved_one() -> None:
     (bare,) = read_observations(lines(seen(0.05, lambda _: 1), gradient_noise={}))
     assert (bare.is_measured, bare.is_resolved, bare.gradients) == (False, False, 4)
 
@@ -181,7 +181,7 @@ def test_typical_is_by_samples() -> None:
     assert typical([long, short], lambda o: o.low, 0.5) is None
 
 
-def test_what_is_weak_is_told_with_where_and_what_to_do() -> None:
+def test_weak_evidence_is_reported_with_its_epochs_and_a_remedy() -> None:
     job = parse_job(job_tree(schedule={"epochs": 8}))
     records = [
         *(replace(o, is_measured=False) for o in seen(0.5, lambda _: None)),
@@ -192,15 +192,15 @@ def test_what_is_weak_is_told_with_where_and_what_to_do() -> None:
     ]
     assert weaknesses(records, job, N) == [
         "epochs 0-0.5: B_simple was not measured",
-        "epochs 0.5-1.2: |G|² unresolved, so that B_simple may be anything",
+        "epochs 0.5-1.2: |G|² is not resolved, so B_simple is unknown",
         "epochs 2-2.5: too few updates for a band",
         "epochs 1.2-2: band wider than ×4",
-        "the run stands at epoch 3 of 8: beyond it nothing is known, and nothing grows",
+        "the run is at epoch 3 of 8: later epochs are unknown, and the batch does not grow there",
     ]
     two = [replace(o, gradients=2) for o in seen(8, lambda _: 100)]
     assert weaknesses(two, job, N) == [
-        "an update is two gradients, the fewest that show a spread; "
-        "measure with more passes: layout.max_micro_batch = 8"
+        "an update has two gradients, the fewest that show noise; "
+        "measure with more micro-batches: layout.max_micro_batch = 8"
     ]
     assert weaknesses(seen(8, lambda _: 100), job, N) == []
 
@@ -237,11 +237,11 @@ def test_growth_takes_the_place_of_decay_at_the_noise_scale_of_the_run() -> None
     assert [p.phase.lr for p in advice.phases] == pytest.approx([0.05, 0.05, 0.05 * 2 / 3, 0.05 * 2 / 9])
     ours = [advice.plan.noise_scale(p.phase) for p in advice.phases]
     assert ours == pytest.approx([phase["noise_scale"] for phase in run.phases])
-    with pytest.raises(JobError, match="'linear' would undo what the run did: its noise scale fell by 27"):
+    with pytest.raises(JobError, match="'linear' contradicts the run: its noise scale fell by 27"):
         advise(run, lr_rule="linear")
 
 
-def test_a_run_that_grew_beyond_its_noise_is_told_to_stop_earlier() -> None:
+def test_a_run_that_grew_beyond_its_noise_is_advised_to_stop_earlier() -> None:
     keys = {"policy": "grow", "boundaries_epochs": [1, 2], "noise_factor": 3.0, "max_batch": "N/10"}
     advice = advise(recorded(seen(4, lambda _: 480), **keys))
     assert [p.phase.global_batch for p in advice.phases] == [100, 300, 400]
@@ -269,11 +269,11 @@ def test_a_seesaw_stays_one_up_to_what_is_supported() -> None:
     assert ours == pytest.approx([phase["noise_scale"] for phase in run.phases])
 
 
-def test_what_was_seen_under_another_schedule_is_told() -> None:
-    """A fork by another learning rate keeps the record of the run that it came from; a warm-up is no other schedule."""
+def test_records_of_another_schedule_are_reported() -> None:
+    """A fork with another learning rate keeps the record of its source run. A warm-up is not another schedule."""
     records = [replace(o, lr=0.2 if o.samples <= N else LR) for o in seen(4, lambda _: 600)]
     (weak,) = advise(recorded(records)).weak
-    assert weak.startswith("epochs 0-1: seen under another schedule")
+    assert weak.startswith("epochs 0-1: recorded with another schedule")
     assert advise(recorded(records, warmup_epochs=1.0)).weak == ()
 
 
@@ -295,16 +295,16 @@ def test_batches_can_be_formed_on_the_ranks_of_the_run() -> None:
         ),
         (
             [replace(o, is_measured=False, gradients=1) for o in seen(1, lambda _: None)],
-            "an update was one gradient, .*: measure with more ranks, or a ghost batch below 20",
+            "an update had one gradient, .*: measure with more ranks, or a ghost batch below 20",
         ),
         (
             seen(4, lambda epoch: None if epoch > 0.1 else 600),
-            "resolved for 0.1 epochs, 0.25 are the least\n  epochs 0.1-4: .*unresolved.*\n.*memory-epochs 1;",
+            "resolved for 0.1 epochs, at least 0.25 .*\n  epochs 0.1-4: .*not resolved.*\n.*noise.ema-epochs 1;",
         ),
         (seen(4, lambda _: 120), "no growth is supported: .* was 100 to 100.*100 → 140 in steps of 20"),
     ],
 )
-def test_where_there_is_no_evidence_nothing_is_made_up(records: list[Observation], message: str) -> None:
+def test_without_evidence_no_growth_is_advised(records: list[Observation], message: str) -> None:
     with pytest.raises(RunError, match=message):
         advise(recorded(records))
 
@@ -372,7 +372,7 @@ def test_a_run_whose_noise_supports_nothing_prints_its_evidence_and_no_job(
     assert "no growth is supported" in printed.err
 
 
-def test_a_run_without_measurement_is_told_what_to_type(job: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_without_measurement_gets_the_command_to_type(job: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", job, "--schedule.epochs", "1.6"]) == 0
     capsys.readouterr()
     assert main(["advise", "runs/small"]) == 1
@@ -428,7 +428,7 @@ def test_a_run_that_is_measured_again_has_a_short_name() -> None:
     ]
 
 
-def test_the_evidence_tells_what_has_no_band_yet_from_what_is_unresolved() -> None:
+def test_a_missing_band_differs_from_an_unresolved_estimate() -> None:
     records = [
         *seen(1, lambda _: None),
         *(replace(o, low=None, high=None) for o in seen(2, lambda _: 100, start=1)),

@@ -1,4 +1,4 @@
-"""What must hold for any job, whatever its policy, layout and ranks; and of any nonsense, that it is told."""
+"""Properties of every job, for any policy, layout and ranks; and invalid jobs are always reported."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ def exact(job: str) -> str:
 def test_several_threads_are_refused_in_exact_mode(exact: str, capsys: pytest.CaptureFixture[str]) -> None:
     """The defect: `layout.threads_per_rank` overrode the single thread of exact mode without a word."""
     assert main(["train", exact, "--layout.threads-per-rank", "2"]) == 2
-    fault = "layout.threads_per_rank: 2 threads add up in another order than 1, which layout.exact needs; set 1"
+    fault = "layout.threads_per_rank: 2 threads sum in another order than 1, which layout.exact needs; set 1"
     assert fault in capsys.readouterr().err
     assert not Path("runs").exists()
     for layout in ({"exact": True, "threads_per_rank": 1}, {"exact": False, "threads_per_rank": 2}):

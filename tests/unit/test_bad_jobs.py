@@ -46,7 +46,7 @@ max_batch = 96
 """
 SOURCES = (
     "one of fashion_mnist, idx, cifar10, cifar100, imagenet, image_folder, webdataset, tfrecord, numpy, covtype, csv, "
-    "parquet, synthetic_images, synthetic_rows, or module:function of your own"
+    "parquet, synthetic_images, synthetic_rows, or your own module:function"
 )
 NAME = "a name of at most 200 letters, digits, dots, dashes and underscores"
 POLICIES = "decay, grow, hybrid, adabatch, steps, import, seesaw, adaptive"
@@ -77,7 +77,7 @@ EDITS: dict[str, tuple[dict[str, str], list[str]]] = {
             "data.num_samples: must be a whole number > 0, got -300; nearest: 1",
             "optim.lr: must be a finite number > 0, got -0.05; such as: 0.05",
             "optim.momentum: must be a number >= 0 and < 1, got -0.9; nearest: 0",
-            'schedule.max_batch: must be a whole number > 0 or a share of the training set such as "N/10", got -96; '
+            'schedule.max_batch: must be a whole number > 0 or a fraction of the training set such as "N/10", got -96; '
             "nearest: 1",
         ],
     ),
@@ -168,7 +168,7 @@ EDITS: dict[str, tuple[dict[str, str], list[str]]] = {
         [
             "seed: must be a whole number >= 0 and < 9223372036854775808, got -7; nearest: 0",
             "schedule.warmup_epochs: must be a finite number >= 0, got '1'; nearest: 1",
-            'schedule.max_batch: must be a whole number > 0 or a share of the training set such as "N/10", '
+            'schedule.max_batch: must be a whole number > 0 or a fraction of the training set such as "N/10", '
             "got 'N/0'; nearest: 'N/10'",
             "schedule.boundaries_epochs: must rise and end before epochs = 2.2: 1 follows 1.5; nearest: [1.0, 1.5]",
             "layout.max_micro_batch: 12 = 1.50 ghost batches of 8, which are never cut; nearest: 8, 16",
@@ -183,7 +183,7 @@ EDITS: dict[str, tuple[dict[str, str], list[str]]] = {
             "schedule.noise_factor.1: must be a finite number >= 1, got 0.5; such as: 2.0",
         ],
     ),
-    "a section that is none": (
+    "a value for a section": (
         {'[optim]\nname = "sgd"\nlr = 0.05\nmomentum = 0.9\n': "", "seed = 7": 'seed = 7\noptim = "sgd"\nupdate = []'},
         [
             "optim: must be a section with name, one of sgd, adam, adamw, lars, got 'sgd'",
@@ -219,11 +219,11 @@ def test_all_faults_with_path_value_what_is_allowed_and_the_nearest(case: str, t
 FILES: dict[str, tuple[bytes, str]] = {
     "a key twice": (
         edited({"lr = 0.05": "lr = 0.05\nlr = 0.1"}).encode(),
-        "is not valid TOML: a key is there twice at line 16, column 9\n    lr = 0.1\n            ^",
+        "is not valid TOML: a key appears twice at line 16, column 9\n    lr = 0.1\n            ^",
     ),
     "a section twice": (
         (GOOD + "[data]\n").encode(),
-        "is not valid TOML: the section 'data' is there twice at line 25, column 6\n    [data]\n         ^",
+        "is not valid TOML: the section 'data' appears twice at line 25, column 6\n    [data]\n         ^",
     ),
     "no value": (
         edited({"lr = 0.05": "lr ="}).encode(),
@@ -253,7 +253,7 @@ FILES: dict[str, tuple[bytes, str]] = {
         edited({'"small"': '"sm\xe4ll"'}).encode("latin-1"),
         'is not UTF-8: byte 0xe4 at line 1, column 11\n    name = "sm\\xe4ll"\n              ^',
     ),
-    "UTF-16": (GOOD.encode("utf-16"), "is UTF-16, and a job file is UTF-8: save it as that"),
+    "UTF-16": (GOOD.encode("utf-16"), "is UTF-16, but a job file must be UTF-8: save it as UTF-8"),
     "lists in lists": ((GOOD + "x = " + "[" * 5000).encode(), "is nested too deeply; at most 32 levels"),
     "a number of 5000 digits": (
         edited({"= 7": "= " + "9" * 5000}).encode(),
@@ -262,13 +262,13 @@ FILES: dict[str, tuple[bytes, str]] = {
     ),
     "eleven megabytes": (
         b"#" * (11 << 20),
-        "has 11534336 bytes, and a job file has 1048576 at most: is it another file?",
+        "has 11534336 bytes, but a job file has at most 1048576: is it another file?",
     ),
 }
 
 
 @pytest.mark.parametrize("case", FILES)
-def test_a_file_that_is_no_toml_is_told_with_line_and_column(case: str, tmp_path: Path) -> None:
+def test_a_file_that_is_not_toml_is_reported_with_line_and_column(case: str, tmp_path: Path) -> None:
     data, fault = FILES[case]
     assert refusal(data, tmp_path) == f"job.toml: 1 fault\n  {fault}"
 
@@ -289,7 +289,7 @@ def test_sections_in_each_other_are_refused_however_they_are_written(tmp_path: P
     assert "model.kwargs.a…: is nested too deeply; at most 32 levels" in refusal(text.encode(), tmp_path)
 
 
-def test_hundreds_of_faults_are_counted_and_a_hundred_told(tmp_path: Path) -> None:
+def test_hundreds_of_faults_are_counted_and_a_hundred_listed(tmp_path: Path) -> None:
     lines = refusal((GOOD + "[update]\n" + "".join(f"a{k} = 1\n" for k in range(250))).encode(), tmp_path).splitlines()
     assert lines[0] == "job.toml: 250 faults"
     assert len(lines) == 102
@@ -299,14 +299,14 @@ def test_hundreds_of_faults_are_counted_and_a_hundred_told(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("make", "fault"),
     [
-        (Path.mkdir, "is a folder, and a job file is needed"),
-        (os.mkfifo, "is a pipe or device, and a job file is needed"),
-        (lambda path: path.symlink_to("/dev/zero"), "is a pipe or device, and a job file is needed"),
+        (Path.mkdir, "is a folder, not a job file"),
+        (os.mkfifo, "is a pipe or device, not a job file"),
+        (lambda path: path.symlink_to("/dev/zero"), "is a pipe or device, not a job file"),
         (lambda path: path.symlink_to(path), "cannot be read: Too many levels of symbolic links"),
         (lambda path: None, "cannot be read: No such file or directory"),
     ],
 )
-def test_what_is_no_file_is_not_read(make: Callable[[Path], Any], fault: str, tmp_path: Path) -> None:
+def test_a_folder_pipe_or_device_is_not_read(make: Callable[[Path], Any], fault: str, tmp_path: Path) -> None:
     path = tmp_path / "job.toml"
     make(path)
     with pytest.raises(JobError) as caught:
@@ -324,7 +324,7 @@ def test_a_folder_leads_to_a_job_in_it_and_a_missing_file_to_one_beside_it(tmp_p
         load_job(tmp_path / "a\0b")
 
 
-def test_values_are_told_in_one_short_line(tmp_path: Path) -> None:
+def test_values_are_shown_in_one_short_line(tmp_path: Path) -> None:
     text = edited({'"idx"': '"' + "x" * 5000 + '"', "= 7": '= "a\\nb\\u001b[2J"'})
     lines = refusal(text.encode(), tmp_path).splitlines()
     assert len(lines) == 3
@@ -363,7 +363,7 @@ def faults_of(section: str, key: str, value: Any) -> list[str]:
 
 @pytest.mark.slow
 @given(st.sampled_from(KEYS), VALUES)
-def test_any_value_at_any_key_is_taken_or_told(place: tuple[str, str], value: Any) -> None:
+def test_any_value_at_any_key_is_accepted_or_reported(place: tuple[str, str], value: Any) -> None:
     for fault in faults_of(*place, value):
         assert "\n" not in fault
         assert fault.isprintable()
@@ -400,17 +400,17 @@ def test_any_bytes_are_refused(tmp_path_factory: pytest.TempPathFactory, data: b
         load_job(path)
 
 
-def test_faults_of_overrides_are_told_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_faults_of_overrides_are_reported_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "job.toml").write_text(GOOD)
     words = ["plan", str(tmp_path / "job.toml"), "--optim..lr", "1", "--name.x", "2", "--.=3"]
     assert main(words) == 2
-    key = "is no key of a job file: write --SECTION.KEY VALUE, such as --optim.lr 0.2"
+    key = "is not a key of a job file: write --SECTION.KEY VALUE, such as --optim.lr 0.2"
     faults = [f"'optim..lr': {key}", "name.x: name is a value, not a section", f"'.': {key}"]
     assert capsys.readouterr().err == "\n  ".join([f"{tmp_path / 'job.toml'}: 3 faults", *faults]) + "\n"
 
 
 @pytest.mark.parametrize(("lr", "scale"), [("1e308", "5.0"), ("5e-324", "0.1"), ("5e-324", "1.0")])
-def test_numbers_that_leave_the_range_are_told(
+def test_numbers_that_leave_the_range_are_reported(
     lr: str, scale: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "job.toml"

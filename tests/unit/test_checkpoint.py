@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from hvd_batchgrow.messages.errors import RunError
-from hvd_batchgrow.train.checkpoints import checkpoint as module
 from hvd_batchgrow.train.checkpoints.checkpoint import (
     FORMAT,
     Checkpoint,
@@ -206,7 +205,7 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: p
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(RunError, match=r"samples-000000000000020.pt could not be written: No space left on device"):
         write(tmp_path, 20)
     assert [path.name for path in tmp_path.iterdir()] == ["samples-000000000000010.pt"]

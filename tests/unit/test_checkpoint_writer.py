@@ -126,10 +126,12 @@ def test_memory_is_used_again_where_it_fits() -> None:
 
 def test_a_checkpoint_is_never_ahead_of_the_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synced: list[str] = []
+    from hvd_batchgrow.storage import atomic
     from hvd_batchgrow.train.checkpoints import checkpoint
 
-    sync = checkpoint.sync
-    monkeypatch.setattr(checkpoint, "sync", lambda path: (synced.append(path.name), sync(path)))
+    sync = atomic.sync
+    for place in (atomic, checkpoint):
+        monkeypatch.setattr(place, "sync", lambda path: (synced.append(path.name), sync(path)))
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "consumed.jsonl").touch()
     with CheckpointWriter(tmp_path / "checkpoints", 3, ()) as writer:

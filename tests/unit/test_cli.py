@@ -63,7 +63,7 @@ def test_plan_and_train_say_that_nothing_is_measured(
     options = [job, "--gradient-noise.measure", "true", "--layout.max-micro-batch", "16"]
     for command in (["plan", *options], ["train", *options, "--max-updates", "1", "--runs-dir", str(tmp_path)]):
         main(command)
-        assert "layout.max_micro_batch: 16 makes one pass of a batch of 16: tr(Σ)" in "".join(capsys.readouterr())
+        assert "layout.max_micro_batch: 16 makes a batch of 16 one micro-batch: tr(Σ)" in "".join(capsys.readouterr())
 
 
 def test_plan_needs_no_data_and_no_torch(job: str, tmp_path: Path) -> None:
@@ -153,7 +153,7 @@ def test_digest_of_what_is_no_run_is_refused(tmp_path: Path, capsys: pytest.Capt
             "--replay: schedule.policy = 'grow' is fixed: there is nothing",
         ),
         (["plan", "small.toml", "--data.hflip", "--json"], 2, "data.hflip: has no value"),
-        (["plan", "small.toml", "--schedule.epochs", "1e-9"], 2, "1e-09 of N = 300 samples are none"),
+        (["plan", "small.toml", "--schedule.epochs", "1e-9"], 2, "1e-09 of N = 300 samples is less than one sample"),
         (["train", "small.toml", "--data.source", "cifar1O"], 2, "data.source: did you mean 'cifar10'?"),
         (["train", "small.toml", "--model.name", "vgg"], 2, "model.name: did you mean 'vgg"),
         (
@@ -258,10 +258,10 @@ def test_a_probe_prices_a_plan_and_decides_auto(job: str, capsys: pytest.Capture
     assert [phase["ranks"] for phase in plan["phases"]] == [1] * 4
     assert plan["twin"]["cost"]["seconds"] > 0
     assert main(["plan", job, "--cost", "P.json", "--model.channels", "[4, 4]"]) == 2
-    assert "model.channels: is [4, 4], the probe was measured with [4, 8]" in capsys.readouterr().err
+    assert "model.channels: is [4, 4], but the probe was measured with [4, 8]" in capsys.readouterr().err
     Path("P.json").write_text("{")
     assert main(["plan", job, "--cost", "P.json"]) == 1
-    assert "P.json is damaged, or no probe" in capsys.readouterr().err
+    assert "P.json is damaged, or not a probe" in capsys.readouterr().err
 
 
 def test_a_network_that_cannot_be_built_does_not_cost_the_run_that_is_there(

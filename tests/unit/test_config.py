@@ -42,8 +42,8 @@ def test_every_shipped_job_is_valid_and_named_as_its_file(path: Path) -> None:
             0.5,
             "schedule.noise_factor: must be a finite number >= 1 or a list, each a finite number >= 1, got 0.5",
         ),
-        ("schedule", "max_batch", "N/0", "schedule.max_batch: must be a whole number > 0 or a share of the"),
-        ("schedule", "max_batch", True, "schedule.max_batch: must be a whole number > 0 or a share of the"),
+        ("schedule", "max_batch", "N/0", "schedule.max_batch: must be a whole number > 0 or a fraction of the"),
+        ("schedule", "max_batch", True, "schedule.max_batch: must be a whole number > 0 or a fraction of the"),
         (
             "schedule",
             "boundaries_epochs",
@@ -56,7 +56,7 @@ def test_every_shipped_job_is_valid_and_named_as_its_file(path: Path) -> None:
             "model",
             "name",
             "resnet21",
-            "model.name: there is resnetD of depth D = 6n+2, nearest: resnet20, resnet26, got",
+            "model.name: must be resnetD of depth D = 6n+2, nearest: resnet20, resnet26, got",
         ),
         ("model", "channels", [], "model.channels: must be a list of at least 1, each a whole number > 0, got []"),
         ("model", "kwargs", [1], "model.kwargs: must be a table of keys and values, got [1]"),
@@ -76,7 +76,7 @@ def test_all_faults_are_reported_at_once() -> None:
     assert {fault.path for fault in caught.value.faults} == {"optim.lr", "optim.momentum", "schedule.factr", "model"}
 
 
-def test_lars_has_ranges_of_its_own_and_no_nesterov() -> None:
+def test_lars_has_its_own_ranges_and_no_nesterov() -> None:
     values = {"name": "lars", "trust_coefficient": 0.0, "eps": -1e-8, "nesterov": True}
     with pytest.raises(JobError) as caught:
         parse_job(job_tree(optim=values))

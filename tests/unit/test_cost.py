@@ -203,12 +203,12 @@ def test_what_was_not_measured_is_said() -> None:
     _, cost = plan_and_cost(small_job(layout={"max_micro_batch": 96}), 1, measure(2))
     assert cost.phases[0].extrapolated_from == 2
     assert cost.notes == (
-        "1 ranks were not measured: passes as on 2",
-        "micro-batch 96 is outside those measured: 8 … 64 on 2 ranks",
+        "no measurement on 1 rank: micro-batches as on 2",
+        "micro-batch 96 is outside the measured range: 8 … 64 on 2 ranks",
     )
     job = small_job(schedule={"global_batch": 32})
     _, cost = plan_and_cost(job, 4, measure(1), measure(2))
-    assert cost.notes == ("4 ranks were not measured: passes as on 2, sums over ranks by log2(ranks) from 2",)
+    assert cost.notes == ("no measurement on 4 ranks: micro-batches as on 2, all-reduces by log2(ranks) from 2",)
 
 
 def test_a_model_that_misses_its_own_measurements_is_said() -> None:
@@ -233,12 +233,12 @@ def test_a_probe_of_another_model_is_refused_key_by_key() -> None:
     with pytest.raises(JobError) as caught:
         predict(compile_plan(job, 1, NUM_TRAIN), make_probe(other, measure(1)))
     assert [fault.path for fault in caught.value.faults] == ["model.channels", "model.ghost_batch"]
-    assert "is 8, the probe was measured with 4" in str(caught.value)
+    assert "is 8, but the probe was measured with 4" in str(caught.value)
     compiled = small_job(layout={"compile": True}, update={"allreduce_dtype": "float16"})
     with pytest.raises(JobError) as caught:
         predict(compile_plan(compiled, 1, NUM_TRAIN), make_probe(job, measure(1)))
     assert [fault.path for fault in caught.value.faults] == ["update.allreduce_dtype", "layout.compile"]
-    with pytest.raises(JobError, match=r"data.pipeline: is 'dali', the probe was measured with 'torch'"):
+    with pytest.raises(JobError, match=r"data.pipeline: is 'dali', but the probe was measured with 'torch'"):
         predict(compile_plan(other, 1, NUM_TRAIN), make_probe(other, measure(1)))
 
 
@@ -335,7 +335,7 @@ def test_a_limit_that_nothing_meets_is_refused_with_the_fastest_time(objective: 
     chosen_ranks(auto_job(objective=objective, time_limit_h=enough_h), *free)
 
 
-def test_faults_of_a_job_are_told_as_without_costs() -> None:
+def test_faults_of_a_job_are_reported_as_without_costs() -> None:
     job = auto_job()
     bad = job.model_copy(update={"schedule": job.schedule.model_copy(update={"global_batch": 20})})
     with pytest.raises(
@@ -364,7 +364,7 @@ def test_ranks_that_are_chosen_by_cost_are_trained_on(job: str, capsys: pytest.C
     save_probe(Path("P.json"), make_probe(load_job(Path(job)), measure(1)))
     words = ["train", job, "--layout.grow_by", "auto"]
     assert main(words) == 2
-    assert "layout.grow_by: 'auto' decides by measured costs: --cost PROBE.json" in capsys.readouterr().err
+    assert "layout.grow_by: 'auto' needs measured costs: --cost PROBE.json" in capsys.readouterr().err
     assert main([*words, "--cost", "P.json"]) == 0
     assert "small: done: 17 of 17 updates" in capsys.readouterr().err
     layout = load_job(Path("runs/small/job.toml")).layout
@@ -406,7 +406,7 @@ def test_probes_of_different_things_are_kept_apart() -> None:
     old = make_probe(small_job(), measure(1))
     new = make_probe(small_job(model={"channels": [8, 8]}), measure(2).model_copy(update={"device": "H100"}))
     with pytest.raises(
-        RunError, match=r"'small' do not belong(.|\n)*model.channels: was \[4, 8\], is \[8, 8\]"
+        RunError, match=r"'small' cannot share(.|\n)*model.channels: was \[4, 8\], is \[8, 8\]"
     ) as caught:
         merge_probes(old, new)
     assert "device: was 'cpu', is 'H100'" in str(caught.value)
@@ -425,10 +425,10 @@ def tree_of(probe: Probe) -> dict[str, Any]:
         ("measured.0.updates.3.seconds", None, "measured.0.updates.3.seconds: Input should be a valid number"),
         ("measured.0.updates.3.accumulation", 10**400, "accumulation: Input should be less than 9007199254740992"),
         ("measured.1.ranks", "two", "measured.1.ranks: Input should be a valid integer"),
-        ("measured.1.ranks", 1, r"damaged: measured: rank counts must be there once each and rise, got \[1, 1\]"),
+        ("measured.1.ranks", 1, r"damaged: measured: rank counts must rise without repeats, got \[1, 1\]"),
         ("measured.1.sums", [], "damaged: measured.1.sums: empty, for 2 ranks"),
         ("measured.0.updates", [], "damaged: measured.0.updates: empty"),
-        ("measured", [], r"damaged: measured: rank counts must be there once each and rise, got \[\]"),
+        ("measured", [], r"damaged: measured: rank counts must rise without repeats, got \[\]"),
         ("more", 1, "more: Extra inputs are not permitted"),
     ],
 )
@@ -445,15 +445,15 @@ def test_damage_is_named_by_its_place(tmp_path: Path, path: str, value: Any, mes
         load_probe(file)
 
 
-def test_a_file_cut_short_missing_or_foreign_is_no_probe(tmp_path: Path) -> None:
+def test_a_file_cut_short_missing_or_foreign_is_not_a_probe(tmp_path: Path) -> None:
     file = tmp_path / "PROBE.json"
     with pytest.raises(RunError, match="cannot be read: No such file"):
         load_probe(file)
     file.write_text(make_probe(small_job(), measure(1)).model_dump_json()[:-10])
-    with pytest.raises(RunError, match="damaged, or no probe: whole file: Invalid JSON"):
+    with pytest.raises(RunError, match="damaged, or not a probe: whole file: Invalid JSON"):
         load_probe(file)
     file.write_text("{}")
-    with pytest.raises(RunError, match="damaged, or no probe: job: Field required"):
+    with pytest.raises(RunError, match="damaged, or not a probe: job: Field required"):
         load_probe(file)
     with pytest.raises(RunError, match="cannot be written: No such file"):
         save_probe(tmp_path / "missing" / "PROBE.json", make_probe(small_job(), measure(1)))

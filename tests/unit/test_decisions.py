@@ -1,4 +1,4 @@
-"""Decisions: wishes rounded to what can be formed, written down, read again, and compiled to the same plan."""
+"""Decisions: requests are rounded to batches that can be formed, saved, read again, and compiled to the same plan."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ TRIGGER = {"name": "gradient_noise"}
 PLATEAU = {"name": "plateau", "patience_epochs": 1.0}
 
 
-def decide(job: Job, wish: BatchRequest, samples: int = 160, before: tuple[Decision, ...] = ()) -> Decision | None:
-    return form_decision(job, N, before, samples, wish, {})
+def decide(job: Job, request: BatchRequest, samples: int = 160, before: tuple[Decision, ...] = ()) -> Decision | None:
+    return form_decision(job, N, before, samples, request, {})
 
 
-def formed(job: Job, wish: BatchRequest, samples: int = 160, before: tuple[Decision, ...] = ()) -> Decision:
-    decision = decide(job, wish, samples, before)
+def formed(job: Job, request: BatchRequest, samples: int = 160, before: tuple[Decision, ...] = ()) -> Decision:
+    decision = decide(job, request, samples, before)
     assert decision is not None
     return decision
 
@@ -94,9 +94,9 @@ def test_rounding_takes_no_batch_beyond_the_factor_and_the_rate_makes_up_for_it(
         None, measured_job({**TRIGGER, "max_batch_factor": 1.5, "windows_epochs": [[0.1, 0.2]]}), N, 0, now
     )
     made = () if before == 16 else (decision_at(16, before),)
-    for wish in (make_trigger(job, N).look(now), forced):
-        assert wish is not None
-        decision = formed(job, wish, 160, made)
+    for request in (make_trigger(job, N).look(now), forced):
+        assert request is not None
+        decision = formed(job, request, 160, made)
         assert (decision.new_batch, decision.wanted_batch) == (after, 1.5 * before)
         assert decision.new_lr == pytest.approx(0.05 * after / min(96, 1.5 * before))
 
@@ -132,7 +132,7 @@ def test_adams_set_comes_on_top_of_decisions_as_of_other_growth() -> None:
     assert (last.lr, last.momentum) == pytest.approx((2e-3, 0.6))
 
 
-def test_a_decision_tells_what_it_does() -> None:
+def test_a_decision_describes_what_it_does() -> None:
     decision = formed(measured_job(TRIGGER), BatchRequest("B_simple = 57", batch=57.0))
     assert decision.describe() == "batch 16 → 64 (57 wanted), lr 0.05 → 0.05614: B_simple = 57"
     told = decision_at(160, restore_samples=1000).describe()
@@ -164,7 +164,7 @@ def broken(**values: Any) -> str:
     ("line", "message"),
     [
         ("nonsense", "Expecting value"),
-        ("[1, 2]", "no object"),
+        ("[1, 2]", "not an object"),
         ("{}", "missing .* required positional arguments: 'samples'"),
         (broken(colour="red"), "unknown: colour"),
         (broken(samples=-16), "whole numbers above 0"),
@@ -185,14 +185,14 @@ def broken(**values: Any) -> str:
 def test_nonsense_is_named_by_its_line(tmp_path: Path, line: str, message: str) -> None:
     path = tmp_path / "decisions.jsonl"
     path.write_text(f"{LINE}\n{line}\n{LINE}\n")
-    with pytest.raises(JobError, match=rf"(?s)decisions\.jsonl.*line 2: is no decision: .*{message}"):
+    with pytest.raises(JobError, match=rf"(?s)decisions\.jsonl.*line 2: is not a decision: .*{message}"):
         read_decisions(path)
     path.write_text(f"{LINE}\n{line}\n")  # the last line, but a whole one
-    with pytest.raises(JobError, match="line 2: is no decision"):
+    with pytest.raises(JobError, match="line 2: is not a decision"):
         read_decisions(path)
 
 
-def test_a_last_line_cut_short_anywhere_is_left_out() -> None:
+def test_a_last_line_cut_short_anywhere_is_skipped() -> None:
     whole = f"{LINE}\n"
     for end in range(1, len(LINE)):
         assert parse_decisions(whole + LINE[:end], Path("x")) == (None, (decision_at(160),))
@@ -240,14 +240,14 @@ def test_the_twin_of_what_was_decided_decays_where_the_batch_grew() -> None:
         decay_twin(job, N)
 
 
-wishes = st.lists(
+requests = st.lists(
     st.tuples(st.integers(1, 8), st.one_of(st.floats(1.01, 50.0).map(lambda f: ("noise", f)), st.just(("batch", 0.0)))),
     max_size=12,
 )
 
 
 @given(
-    steps=wishes,
+    steps=requests,
     factors=st.lists(st.floats(1.0, 6.0), min_size=12, max_size=12),
     group=st.sampled_from([4, 8]),
     first=st.integers(1, 3),
@@ -290,10 +290,10 @@ def test_whatever_is_wished_for_gives_a_plan_that_can_be_formed_and_read_again(
         samples += updates * batch
         if samples >= 9 * N:
             break
-        wish = (
+        request = (
             BatchRequest("x", noise_factor=noise_factor) if kind == "noise" else BatchRequest("x", batch=factor * batch)
         )
-        decision = decide(job, wish, samples, made)
+        decision = decide(job, request, samples, made)
         if decision is None:
             continue
         assert decision.new_batch >= batch
@@ -321,13 +321,13 @@ def _check_plan(plan: Plan) -> None:
 @pytest.mark.parametrize(
     ("ranks", "trigger", "sections", "message"),
     [
-        (1, {"name": "none"}, {}, "trigger.name: schedule.policy = 'adaptive' needs one"),
-        (1, TRIGGER, {"layout": {"grow_by": "auto"}}, "layout.grow_by: needs the phases beforehand"),
+        (1, {"name": "none"}, {}, "trigger.name: schedule.policy = 'adaptive' needs a trigger"),
+        (1, TRIGGER, {"layout": {"grow_by": "auto"}}, "layout.grow_by: needs to know the phases in advance"),
         (
             1,
             TRIGGER,
             {"layout": {"grow_by": "ranks", "ranks_per_phase": [1]}},
-            "layout.ranks_per_phase: needs the phases beforehand",
+            "layout.ranks_per_phase: needs to know the phases in advance",
         ),
         (
             1,
@@ -350,13 +350,13 @@ def _check_plan(plan: Plan) -> None:
                 "optim": {"name": "adam", "lr": 1e-3, "weight_decay": 0.0},
                 "schedule": {"lr_rule": "adam", "max_batch": 160},
             },
-            r"schedule.lr_rule: Adam's set needs .*160/16 · 0.1 = 1; grow to 152 at most",
+            r"schedule.lr_rule: lr_rule = 'adam' needs .*160/16 · 0.1 = 1; grow to at most 152",
         ),
         (
             1,
             {**TRIGGER, "max_batch_factor": 1.2},
             {},
-            "trigger.min_factor: 1.25 is above factor = 1.2: no change would be made",
+            "trigger.min_factor: 1.25 is above max_batch_factor = 1.2: the batch would never grow",
         ),
         (
             1,
@@ -381,7 +381,7 @@ def _check_plan(plan: Plan) -> None:
             1,
             TRIGGER,
             {"schedule": {"max_batch": 304, "exact_noise": True}},
-            r"max_batch: 304 is not below N = 300: no noise would be left to lower; nearest: 296",
+            r"max_batch: 304 must be below N = 300: the whole training set has no sampling noise; nearest: 296",
         ),
         (
             1,
@@ -401,25 +401,25 @@ def _check_plan(plan: Plan) -> None:
             1,
             TRIGGER,
             {"schedule": {"global_batch": 48, "batch_multiple": 32}},
-            r"schedule.global_batch: 48 = 1.50 × 32, of which every batch is a multiple; nearest: 32, 64",
+            r"schedule.global_batch: 48 = 1.50 × 32, but every batch must be a multiple of 32; nearest: 32, 64",
         ),
         (
             1,
             TRIGGER,
             {"schedule": {"global_batch": 8}, "layout": {"max_micro_batch": 8}},
-            "schedule.global_batch: 8 is one ghost batch, and so one gradient an update: tr.* needs two; use >= 16",
+            "schedule.global_batch: 8 is one ghost batch, so an update has one gradient: tr.* needs two; use >= 16",
         ),
         (
             1,
             TRIGGER,
             {"layout": {"max_micro_batch": 16}},
-            "layout.max_micro_batch: 16 makes one pass of a batch of 16: .* use 8, or 2 ranks",
+            "layout.max_micro_batch: 16 makes a batch of 16 one micro-batch: .* use 8, or 2 ranks",
         ),
         (
             2,
             TRIGGER,
             {"layout": {"max_micro_batch": 16, "grow_by": "ranks"}},
-            "layout.max_micro_batch: 16 makes one pass of a batch of 16",
+            "layout.max_micro_batch: 16 makes a batch of 16 one micro-batch",
         ),
     ],
 )
@@ -431,25 +431,29 @@ def test_what_cannot_be_measured_or_formed_is_refused_beforehand(
 
 
 @pytest.mark.parametrize(
-    ("ranks", "sections", "told"),
+    ("ranks", "sections", "messages"),
     [
-        (1, {}, [r"layout.max_micro_batch: 16 makes one pass of a batch of 16: .* use 8, or 2 ranks"]),
+        (1, {}, [r"layout.max_micro_batch: 16 makes a batch of 16 one micro-batch: .* use 8, or 2 ranks"]),
         (1, {"model": {"ghost_batch": 16}}, [r"schedule.global_batch: 16 is one ghost batch.* use >= 32"]),
-        (1, {"layout": {"max_micro_batch": 48}}, ["48 makes one pass of a batch of 16", "a batch of 48: .* use 24,"]),
+        (
+            1,
+            {"layout": {"max_micro_batch": 48}},
+            ["48 makes a batch of 16 one micro-batch", "a batch of 48 one micro-batch: .* use 24,"],
+        ),
         (1, {"layout": {"max_micro_batch": 8}}, []),
         (2, {}, []),
-        (2, {"layout": {"grow_by": "ranks", "max_micro_batch": 16}}, ["16 makes one pass of a batch of 16"]),
+        (2, {"layout": {"grow_by": "ranks", "max_micro_batch": 16}}, ["16 makes a batch of 16 one micro-batch"]),
         (1, {"gradient_noise": {"measure": False}}, []),
     ],
 )
-def test_a_fixed_schedule_that_measures_nothing_says_so(ranks: int, sections: dict[str, Any], told: list[str]) -> None:
+def test_a_fixed_schedule_that_measures_nothing_says_so(
+    ranks: int, sections: dict[str, Any], messages: list[str]
+) -> None:
     sections = {"gradient_noise": {"measure": True}, "layout": {"max_micro_batch": 16}} | sections
     notes = compile_plan(small_job(**sections), ranks, N).notes
-    assert len(notes) == len(told)
-    for note, expected in zip(notes, told, strict=True):
-        assert re.search(
-            f"^gradient_noise.measure: nothing is measured where an update is one pass; .*{expected}", note
-        )
+    assert len(notes) == len(messages)
+    for note, expected in zip(notes, messages, strict=True):
+        assert re.search(f"^gradient_noise.measure: an update of one micro-batch is not measured; .*{expected}", note)
 
 
 def test_layer_groups_of_nothing_that_is_measured_are_refused() -> None:
@@ -464,7 +468,7 @@ def test_layer_groups_of_nothing_that_is_measured_are_refused() -> None:
 
 
 def test_a_trigger_without_a_measured_schedule_is_refused() -> None:
-    with pytest.raises(JobError, match=r"trigger.name: 'plateau' decides nothing under schedule.policy = 'grow'"):
+    with pytest.raises(JobError, match=r"trigger.name: 'plateau' has no effect with policy = 'grow'"):
         compile_plan(small_job(trigger=PLATEAU), 1, N)
 
 
@@ -509,7 +513,7 @@ def test_the_twin_of_adascale_is_the_schedule_that_it_scales() -> None:
         ("plateau", {"batch_scale": 2.0}, "schedule.batch_scale: 2 is for trigger.name = 'adascale'"),
         ("adascale", {"lr_boundaries_epochs": [2.0, 1.0]}, "schedule.lr_boundaries_epochs: must rise"),
         ("adascale", {"lr_boundaries_epochs": [5.0]}, "schedule.lr_boundaries_epochs: must rise and end before 3"),
-        ("adascale", {}, "schedule.batch_scale: 1 × 16 is formed as 16: its gain is 1 throughout; nearest: 2"),
+        ("adascale", {}, "schedule.batch_scale: 1 × 16 is formed as 16: the gain would always be 1; nearest: 2"),
         ("adascale", {"batch_scale": 1.4}, "schedule.batch_scale: 1.4 × 16 is formed as 16"),
         (
             "adascale",
@@ -526,7 +530,7 @@ def test_faults_of_a_scaled_batch(trigger: str, schedule: dict[str, Any], fault:
         compile_plan(measured_job({"name": trigger}, schedule=schedule), 1, N)
 
 
-def test_warm_up_under_adascale_goes_by_progress() -> None:
+def test_warm_up_under_adascale_follows_progress() -> None:
     """κ = 4 at gain 1 until 640: an update of 64 counts as 16, and so it lasts four times the samples."""
     schedule = {"batch_scale": 4.0, "warmup_epochs": 1.0, "warmup_start_lr": 0.01}
     job = measured_job({"name": "adascale"}, schedule=schedule)

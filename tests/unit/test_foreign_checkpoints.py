@@ -121,7 +121,7 @@ def test_a_checkpoint_of_another_network_is_refused_before_anything_changes(
     capsys.readouterr()
     assert main(["train", job, *(["--fork", "other"] if fork else ["--resume", "auto"])]) == 1
     error = capsys.readouterr().err
-    assert misfit in error or (fork and "this job is never there" in error)
+    assert misfit in error or (fork and "not an update boundary of this job" in error)
     assert "Traceback" not in error
     assert {p: p.read_bytes() for p in Path("runs").rglob("*") if p.is_file() and p.suffix != ".lock"} == {
         p: data for p, data in before.items() if p.suffix != ".lock"

@@ -1,4 +1,4 @@
-"""A schedule that can never grow, and values that are rarely meant, are said before the run, in lines of their own."""
+"""Notes before the run: a schedule that can never grow, and values that are rarely intended."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_a_limit_below_two_batches_is_reported(policy: str, schedule: dict[str, 
         (
             "grow",
             BOUNDARY | {"noise_factor": 1.0},
-            "the batch never grows: schedule.noise_factor asks for no larger batch",
+            "the batch never grows: schedule.noise_factor does not enlarge the batch",
         ),
         (
             "hybrid",
@@ -75,13 +75,13 @@ def test_a_limit_below_two_batches_is_reported(policy: str, schedule: dict[str, 
         (
             "grow",
             {"boundaries_epochs": [1.0], "noise_factor": 1.2, "max_batch": 96},  # 19.2 is nearer to 16 than to 24
-            "the batch never grows, and the learning rate decays instead at every boundary: the wanted 19.2 is rounded "
-            "to 16, a whole multiple of 8; use a larger factor",
+            "the batch never grows, and the learning rate decays instead at every boundary: the requested 19.2 is "
+            "rounded to 16, a whole multiple of 8; use a larger factor",
         ),
         (
             "grow",
             BOUNDARY,  # to 24 of the 80 that are wanted
-            "the first boundary asks for a batch of 80: it grows to at most 24, and the learning rate decays by the "
+            "the first boundary requests a batch of 80: it grows to at most 24, and the learning rate decays by the "
             "rest: schedule.max_batch = 'N/10' = 24, with a first batch of 16; for growth use max_batch >= 80",
         ),
     ],
@@ -98,7 +98,7 @@ def test_other_reasons_are_named(policy: str, schedule: dict[str, Any], note: st
             {"name": "plateau", "noise_factor": 5.0},
             {"global_batch": 24, "max_batch": "N/10"},
             [
-                "the batch never grows, and every decision of the trigger becomes a cut of the learning rate: "
+                "the batch never grows, and every decision of the trigger lowers the learning rate instead: "
                 "schedule.max_batch = 'N/10' = 24, with a first batch of 24; for growth use max_batch >= 120"
             ],
         ),
@@ -106,7 +106,7 @@ def test_other_reasons_are_named(policy: str, schedule: dict[str, Any], note: st
             {"name": "plateau", "noise_factor": 5.0},
             {"global_batch": 16, "max_batch": 48},
             [
-                "the first decision asks for a batch of 80: it grows to at most 48, and the learning rate decays by "
+                "the first decision requests a batch of 80: it grows to at most 48, and the learning rate decays by "
                 "the rest: schedule.max_batch = 48, with a first batch of 16; for growth use max_batch >= 80"
             ],
         ),
@@ -115,7 +115,7 @@ def test_other_reasons_are_named(policy: str, schedule: dict[str, Any], note: st
             {"name": "norm_test"},
             {"global_batch": 24, "max_batch": 24},
             [
-                "the batch never grows, and the trigger 'norm_test' can decide nothing: "
+                "the batch never grows, and no decision of the trigger 'norm_test' is possible: "
                 "schedule.max_batch = 24, with a first batch of 24; for growth use max_batch >= 48"
             ],
         ),
@@ -236,11 +236,15 @@ def test_what_is_used_on_purpose_has_no_note(section: str, values: dict[str, Any
             "optim.weight_decay: 500 × .* = 5: .*; use < 100",
         ),
         # -16 / ln 0.999 = 15991.998…
-        ("update", {"ema_samples": 0.999}, "update.ema_samples: 0.999 is a memory in samples.* use 15992$"),
+        (
+            "update",
+            {"ema_samples": 0.999},
+            "update.ema_samples: 0.999 is below 1, and the time constant counts samples; .* use 15992$",
+        ),
         (
             "trigger",
             {"name": "plateau", "metric": "top1", "min_delta": 1.0, "patience_epochs": 1.0},
-            "trigger.min_delta: 1: accuracy is in .*; for 1 % use 0.01; if it is meant, 0.999",
+            "trigger.min_delta: 1: accuracy is in .*; for 1 % use 0.01; if intended, 0.999",
         ),
     ],
 )

@@ -166,8 +166,8 @@ def test_a_measured_job_begins_as_its_row_says_and_may_grow_to_a_tenth(name: str
     plan = plan_of(name, ranks_of_header(name))
     phase = plan.schedule.phases[0]
     assert (plan.num_samples, phase.global_batch) == (num_samples, batch)
-    wish = BatchRequest("all that can be had", batch=float(num_samples))
-    decision = form_decision(plan.job, num_samples, (), 100 * batch, wish, {})
+    request = BatchRequest("the largest batch", batch=float(num_samples))
+    decision = form_decision(plan.job, num_samples, (), 100 * batch, request, {})
     assert decision is not None
     assert decision.new_batch == largest
     assert compile_plan(plan.job, plan.num_ranks, num_samples, None, [decision]).layouts[-1].uneven_ranks is False
@@ -220,7 +220,7 @@ def test_a_header_is_short_and_says_command_and_time(name: str) -> None:
     assert len(lines) <= 12
     assert sum(f"hvd-batchgrow train jobs/{name}.toml" in line for line in lines) == 1
     (time,) = [line for line in lines if line.startswith("# Time: ")]
-    assert re.search(r" \d+ (s|minutes) on |`hvd-batchgrow probe` and `plan --cost` tell it", time)
+    assert re.search(r" \d+ (s|minutes) on |with `hvd-batchgrow probe` and `plan --cost`", time)
     assert all(len(line) <= 140 for line in lines)
 
 

@@ -8,7 +8,7 @@ from hvd_batchgrow.messages.errors import RunError
 from hvd_batchgrow.storage.json_lines import JsonLines, read_json_lines
 
 
-def test_a_line_that_a_kill_cut_short_is_left_out_and_not_written_on(tmp_path: Path) -> None:
+def test_a_line_that_a_kill_cut_short_is_skipped_and_not_appended_to(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"samples": 10}\n{"samples": 20}\n{"sam')
     assert [line["samples"] for line in read_json_lines(path)] == [10, 20]
@@ -20,7 +20,7 @@ def test_lines_behind_one_that_is_damaged_are_not_dropped_in_silence(tmp_path: P
     path = tmp_path / "metrics.jsonl"
     text = '{"samples": 10}\n\0\0ples": 20}\n{"samples": 30}\n'
     path.write_text(text)
-    with pytest.raises(RunError, match=r"jsonl is damaged: line 2 cannot be read, and line 3 behind it can"):
+    with pytest.raises(RunError, match=r"jsonl is damaged: line 2 cannot be read, but line 3 after it can"):
         read_json_lines(path)
     with pytest.raises(RunError, match=r"line 2 cannot be read"):
         JsonLines(path, lambda line: line["samples"] <= 30)
@@ -29,7 +29,7 @@ def test_lines_behind_one_that_is_damaged_are_not_dropped_in_silence(tmp_path: P
     assert path.read_text() == '{"samples": 10}\n'
 
 
-def test_a_file_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_written_is_reported(tmp_path: Path) -> None:
     lines = JsonLines(tmp_path / "metrics.jsonl", lambda line: True)
     (tmp_path / "metrics.jsonl").unlink()
     (tmp_path / "metrics.jsonl").mkdir()

@@ -42,7 +42,7 @@ def test_every_counter_finds_its_own_phase() -> None:
 
 @pytest.mark.parametrize("micro_batch", [8, 24, 48])
 def test_updates_over_the_end_of_an_epoch_and_of_the_run_are_plain_torchs(tmp_path: Path, micro_batch: int) -> None:
-    """(t): the last window divided by the configured passes; (u): passes carried into the next epoch's update.
+    """(t): the last window divided by the configured passes; (u): micro-batches left over for the next epoch's update.
 
     300 samples an epoch in batches of 48: the seventh update takes 12 of the first epoch and 36 of the second, and the
     run ends within its last batch. Plain torch takes the same samples, whole batch by whole batch, without passes.
@@ -76,7 +76,7 @@ def test_updates_over_the_end_of_an_epoch_and_of_the_run_are_plain_torchs(tmp_pa
 
 
 @pytest.mark.parametrize("epochs_before", [1, 2])
-def test_a_resume_at_the_end_of_an_epoch_goes_on_with_the_next(
+def test_a_resume_at_the_end_of_an_epoch_continues_with_the_next(
     job: str, epochs_before: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """(v): a resume exactly there that skips the next epoch; (w): one that takes the first epoch's order again.

@@ -217,17 +217,17 @@ def test_he_normal_by_fan_out(name: str) -> None:
     ("name", "message"),
     [
         ("smal_conv_net", "did you mean 'small_conv_net'? one of small_conv_net, wrn_D_K of depth D = 6n+4, "),
-        ("wrn_15_4", "there is wrn_D_K of depth D = 6n+4, nearest: wrn_10_4, wrn_16_4, got 'wrn_15_4'"),
-        ("wrn_4_2", "there is wrn_D_K of depth D = 6n+4, nearest: wrn_10_2, got"),
+        ("wrn_15_4", "must be wrn_D_K of depth D = 6n+4, nearest: wrn_10_4, wrn_16_4, got 'wrn_15_4'"),
+        ("wrn_4_2", "must be wrn_D_K of depth D = 6n+4, nearest: wrn_10_2, got"),
         ("wrn_16_0", "did you mean 'wrn_16_4'?"),
         ("wrn-16-4", "did you mean 'wrn_16_4'?"),
-        ("resnet21", "there is resnetD of depth D = 6n+2, nearest: resnet20, resnet26, got"),
-        ("resnet50", "nearest: resnet44, resnet56; ImageNet's is 'torchvision.models:resnet50', got"),
-        ("resnet18", "nearest: resnet14, resnet20; ImageNet's is 'torchvision.models:resnet18', got"),
+        ("resnet21", "must be resnetD of depth D = 6n+2, nearest: resnet20, resnet26, got"),
+        ("resnet50", "nearest: resnet44, resnet56; for ImageNet use 'torchvision.models:resnet50', got"),
+        ("resnet18", "nearest: resnet14, resnet20; for ImageNet use 'torchvision.models:resnet18', got"),
         ("vgg18_bn", "nearest: vgg16_bn, vgg19_bn, got"),
         ("vgg19", "did you mean 'vgg19_bn'?"),
         ("inception_resnet_v3", "did you mean 'timm.models:inception_resnet_v2'?"),
-        ("mynets:", "torchvision or timm, got 'mynets:'"),
+        ("mynets:", "your own module:name, or one of torchvision or timm, got 'mynets:'"),
     ],
 )
 def test_an_unknown_name_is_refused_with_the_nearest(name: str, message: str) -> None:
@@ -241,7 +241,7 @@ def test_an_unknown_name_is_refused_with_the_nearest(name: str, message: str) ->
     [
         ("wrn_16_4", {"channels": [8]}, ["model.channels: is not used by 'wrn_16_4', but by small_conv_net, dense7"]),
         ("alexnet", {"bn_momentum": 0.2}, ["model.bn_momentum: is not used by 'alexnet', but by small_conv_net"]),
-        ("vgg19_bn", {"kwargs": {"a": 1}}, ["model.kwargs: is not used by 'vgg19_bn', but by module:name of"]),
+        ("vgg19_bn", {"kwargs": {"a": 1}}, ["model.kwargs: is not used by 'vgg19_bn', but by your own module:name"]),
         (
             "mynets:build",
             {"channels": [8], "kwargs": {"a": 1}},

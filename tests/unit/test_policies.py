@@ -195,7 +195,7 @@ def test_an_imported_function_is_the_users_own(monkeypatch: pytest.MonkeyPatch) 
     assert batches(**made, lr_schedule="my_schedule:halves") == [128, 256, 512]
     with pytest.raises(JobError, match=r"schedule.lr_schedule: rises from 6 to 16 × lr at epoch 10"):
         phases(**made, lr_schedule="my_schedule:rises")
-    with pytest.raises(JobError, match=r"schedule.lr_schedule: my_schedule:nothing: my_schedule has no such name"):
+    with pytest.raises(JobError, match=r"schedule.lr_schedule: my_schedule:nothing: my_schedule does not define it"):
         phases(**made, lr_schedule="my_schedule:nothing")
 
 
@@ -204,7 +204,7 @@ def test_an_imported_function_is_the_users_own(monkeypatch: pytest.MonkeyPatch) 
     [
         (lambda epoch: 1.0 if epoch < 15 else {}["x"], r"my:own\(15.005\) failed: KeyError: 'x'"),
         (lambda epoch: 1.0 if epoch < 15 else None, r"my:own\(15.005\) failed: TypeError: float\(\) argument must be"),
-        (lambda epoch: 1 - epoch / 10, r"my:own is -0.5 on average over epochs 10 to 20; must be above 0, or no batch"),
+        (lambda epoch: 1 - epoch / 10, r"my:own is -0.5 on average over epochs 10 to 20; must be above 0: no batch"),
         (lambda epoch: 1.0 if epoch < 20 else 0.0, r"my:own is 0 on average over epochs 20 to 30; must be above 0"),
         (lambda epoch: math.inf, r"my:own\(0.005\) is inf"),
         (lambda epoch: math.nan, r"my:own\(0.005\) is nan"),
@@ -229,7 +229,7 @@ def test_a_momentum_for_each_phase_is_made_up_for_by_the_batch() -> None:
     assert plan.noise_scale(after) == pytest.approx(plan.noise_scale(before), rel=1e-12)
 
 
-def test_warm_up_goes_by_samples_alone() -> None:
+def test_warm_up_depends_on_samples_alone() -> None:
     schedule = make_plan(
         policy="grow", warmup_epochs=2.0, warmup_start_lr=0.02, max_batch="N/10", **BOUNDARIES
     ).schedule
@@ -242,45 +242,45 @@ def test_warm_up_goes_by_samples_alone() -> None:
 @pytest.mark.parametrize(
     ("job", "message"),
     [
-        ({"policy": "grow", **BOUNDARIES}, r'max_batch: is not set, and from epoch 160 the batch would be 16000, beyond N/10 = 5000; set "N/10"'),
-        ({"policy": "grow", "epochs": 9.0, "global_batch": 128, "lr_scale": 50.0}, r"max_batch: is not set, and from epoch 0 the batch would be 6400, beyond N/10 = 5000"),
-        ({"policy": "decay", **BOUNDARIES, "lr_scale": 1000.0}, r"schedule.lr_scale: makes 128000 of the batch of 128, beyond N/10 = 5000"),
-        ({"policy": "decay", **BOUNDARIES, "raise_momentum_to": 0.999}, r"schedule.raise_momentum_to: makes 12800 of the batch of 128"),
+        ({"policy": "grow", **BOUNDARIES}, r'max_batch: is not set, and from epoch 160 the batch would be 16000, above N/10 = 5000; set "N/10"'),
+        ({"policy": "grow", "epochs": 9.0, "global_batch": 128, "lr_scale": 50.0}, r"max_batch: is not set, and from epoch 0 the batch would be 6400, above N/10 = 5000"),
+        ({"policy": "decay", **BOUNDARIES, "lr_scale": 1000.0}, r"schedule.lr_scale: enlarges the batch of 128 to 128000, above N/10 = 5000"),
+        ({"policy": "decay", **BOUNDARIES, "raise_momentum_to": 0.999}, r"schedule.raise_momentum_to: enlarges the batch of 128 to 12800"),
         ({"policy": "grow", **BOUNDARIES, "noise_factor": [2.0, 3.0]}, r"schedule.noise_factor: 2 factors for 3 boundaries"),
         ({"policy": "grow", **BOUNDARIES, "momenta": [0.8, 0.9]}, r"schedule.momenta: needs one for each of the 4 phases, the first 0.9"),
-        ({"policy": "grow", **BOUNDARIES, "global_batch": 50_016}, r"global_batch: 50016 is not below N = 50000"),
+        ({"policy": "grow", **BOUNDARIES, "global_batch": 50_016}, r"global_batch: 50016 must be below N = 50000"),
         ({"policy": "steps", "epochs": 10.0, "batch_steps": "0:768 500:64 400:128"}, r"sample counts must rise"),
         ({"policy": "steps", "epochs": 1.0, "batch_steps": "0:768 50000:1536"}, r"the last step at 50000 samples is beyond the run's 50000"),
         ({"policy": "steps", "epochs": 9.0, "batch_steps": "0:256 900:512", "lr_rule": "adam"}, r"lr_rule: 'adam' is for optim.name = 'adam' or 'adamw', not 'sgd'"),
-        ({"optim": ADAM, "policy": "steps", "epochs": 9.0, "batch_steps": "0:256 900:2560", "lr_rule": "adam"}, r"needs κ \(1-β₁\) < 1, and 2560/256 · 0.1 = 1; grow to 2528 at most"),
-        ({"optim": {**ADAM, "betas": [0.9, 0.8]}, "policy": "steps", "epochs": 9.0, "batch_steps": "0:256 900:1280", "lr_rule": "adam"}, r"needs κ \(1-β₂\) < 1, and 1280/256 · 0.2 = 1; grow to 1248 at most"),
-        ({"optim": ADAM, "policy": "grow", **BOUNDARIES, "momenta": [0.9, 0.9, 0.95, 0.95], "lr_rule": "adam"}, r"schedule.momenta: are β₁ of each phase, and so is"),
-        ({"policy": "seesaw", **BOUNDARIES, "max_batch": 5120}, r"schedule.policy: 'seesaw' is for optim.name = 'adam' or 'adamw', not 'sgd', .*; use 'grow'"),
+        ({"optim": ADAM, "policy": "steps", "epochs": 9.0, "batch_steps": "0:256 900:2560", "lr_rule": "adam"}, r"needs κ \(1-β₁\) < 1, but 2560/256 · 0.1 = 1; grow to at most 2528"),
+        ({"optim": {**ADAM, "betas": [0.9, 0.8]}, "policy": "steps", "epochs": 9.0, "batch_steps": "0:256 900:1280", "lr_rule": "adam"}, r"needs κ \(1-β₂\) < 1, but 1280/256 · 0.2 = 1; grow to at most 1248"),
+        ({"optim": ADAM, "policy": "grow", **BOUNDARIES, "momenta": [0.9, 0.9, 0.95, 0.95], "lr_rule": "adam"}, r"schedule.momenta: set β₁ of each phase, and so does"),
+        ({"policy": "seesaw", **BOUNDARIES, "max_batch": 5120}, r"schedule.policy: 'seesaw' is for optim.name = 'adam' or 'adamw', not 'sgd'; use 'grow'"),
         ({"optim": {**SGD, "name": "lars"}, "policy": "seesaw", **BOUNDARIES}, r"schedule.policy: 'seesaw' is for .*, not 'lars'"),
-        ({"optim": ADAM, "policy": "seesaw", **BOUNDARIES, "exact_noise": True}, r"schedule.exact_noise: is of the noise of plain gradients"),
-        ({"policy": "steps", "epochs": 9.0, "batch_steps": "0:256 900:512", "lr_scale": 2.0}, r"schedule.lr_scale: starts with a larger batch, and batch_steps says every batch; change optim.lr"),
+        ({"optim": ADAM, "policy": "seesaw", **BOUNDARIES, "exact_noise": True}, r"schedule.exact_noise: is for plain gradients, but 'seesaw' uses"),
+        ({"policy": "steps", "epochs": 9.0, "batch_steps": "0:256 900:512", "lr_scale": 2.0}, r"schedule.lr_scale: starts with a larger batch, but batch_steps sets every batch; change optim.lr"),
         ({"policy": "steps", "epochs": 9.0, "batch_steps": "0:256 900:512", "raise_momentum_to": 0.95}, r"schedule.raise_momentum_to: .*; change optim.momentum"),
-        ({"policy": "decay", **BOUNDARIES, "raise_momentum_to": 0.5}, r"schedule.raise_momentum_to: 0.5 is below optim.momentum = 0.9; leave it out"),
-        ({"policy": "adabatch", "epochs": 90.0, "every_epochs": 1e-3, "global_batch": 128}, r"every_epochs: 90 epochs by 0.001 are 90000 phases; 1000 at most"),
-        ({"policy": "adabatch", "epochs": 900.0, "every_epochs": 1.0, "global_batch": 128, "batch_factor": 99.0}, r"leave the range of floating point|beyond N/10"),
+        ({"policy": "decay", **BOUNDARIES, "raise_momentum_to": 0.5}, r"schedule.raise_momentum_to: 0.5 is below optim.momentum = 0.9; remove it"),
+        ({"policy": "adabatch", "epochs": 90.0, "every_epochs": 1e-3, "global_batch": 128}, r"every_epochs: 90 epochs by 0.001 are 90000 phases, at most 1000"),
+        ({"policy": "adabatch", "epochs": 900.0, "every_epochs": 1.0, "global_batch": 128, "batch_factor": 99.0}, r"leave the range of floating point|above N/10"),
         ({"policy": "steps", "epochs": 9.0, "batch_steps": "0:0"}, r"schedule.batch_steps: a batch must be at least 1, got 0; nearest: 32"),
         ({"policy": "steps", "epochs": 9.0, "batch_steps": "0:128 5:0"}, r"schedule.batch_steps: a batch must be at least 1, got 0; nearest: 32"),
-        ({"policy": "steps", "epochs": 9.0, "batch_steps": "0:128 500:50016"}, r"schedule.batch_steps: 50016 is not below N = 50000: .*; nearest: 49984"),
-        ({"policy": "grow", **BOUNDARIES, "max_batch": 64_000}, r"schedule.max_batch: 64000 is not below N = 50000: .*; nearest: 49984"),
+        ({"policy": "steps", "epochs": 9.0, "batch_steps": "0:128 500:50016"}, r"schedule.batch_steps: 50016 must be below N = 50000: .*; nearest: 49984"),
+        ({"policy": "grow", **BOUNDARIES, "max_batch": 64_000}, r"schedule.max_batch: 64000 must be below N = 50000: .*; nearest: 49984"),
         ({"policy": "import", "epochs": 9.0, "global_batch": 128, "lr_schedule": "steps"}, r"lr_steps: belongs to lr_schedule = 'steps', which needs it"),
         ({"policy": "import", "epochs": 9.0, "global_batch": 128, "lr_schedule": "cosine", "lr_steps": [[1.0, 0.5]]}, r"lr_steps: belongs to lr_schedule = 'steps'"),
         ({"policy": "import", "epochs": 9.0, "global_batch": 128, "lr_schedule": "steps", "lr_steps": [[9.0, 0.5]]}, r"lr_steps: its epochs must rise from above 0 to below epochs = 9, got \[9.0\]"),
-        ({"policy": "decay", **BOUNDARIES, "warmup_epochs": 200.0}, r"schedule.warmup_epochs: 200 leave nothing of epochs = 200"),
+        ({"policy": "decay", **BOUNDARIES, "warmup_epochs": 200.0}, r"schedule.warmup_epochs: 200 must be below epochs = 200"),
         ({"policy": "decay", **BOUNDARIES, "warmup_epochs": 1.0, "warmup_start_lr": 0.2}, r"warmup_start_lr: 0.2 is above the learning rate 0.1"),
-        ({"policy": "decay", **BOUNDARIES, "warmup_start_lr": 0.02}, r"schedule.warmup_start_lr: 0.02 is where a warm-up starts, and warmup_epochs is 0; set that"),
+        ({"policy": "decay", **BOUNDARIES, "warmup_start_lr": 0.02}, r"schedule.warmup_start_lr: 0.02 has no effect: warmup_epochs is 0; set it"),
         ({"policy": "hybrid", **BOUNDARIES, "growing_boundaries": 9}, r"growing_boundaries: 9 of 3 boundaries; nearest: 3, which is policy = 'grow'"),
-        ({"policy": "import", "epochs": 9.0, "global_batch": 128, "lr_schedule": "cosine", "power": 2.0}, r"schedule.power: is for 'polynomial', not 'cosine'; leave it out"),
-        ({"policy": "import", "epochs": 9.0, "global_batch": 128, "lr_schedule": "steps", "lr_steps": [[1.0, 0.5]], "num_phases": 3, "end_lr_fraction": 0.1}, r"end_lr_fraction: is for 'polynomial' or 'cosine', not 'steps'; leave it out\n  schedule.num_phases: is for 'polynomial' or 'cosine' or 'module:function', not"),
-        ({"policy": "decay", **BOUNDARIES, "layout": {"max_ranks": 8}}, r"layout.max_ranks: is for growth = 'ranks' or 'auto', and growth is 'accumulation'; leave it out"),
-        ({"policy": "decay", **BOUNDARIES, "layout": {"ranks_per_phase": [1, 1, 1, 1]}}, r"layout.ranks_per_phase: is for growth = 'ranks', and growth is"),
-        ({"policy": "decay", **BOUNDARIES, "layout": {"grow_by": "ranks", "objective": "least_rank_hours", "time_limit_h": 1.0}}, r"layout.objective: is for growth = 'auto', and growth is 'ranks'; leave it out\n  layout.time_limit_h"),
-        ({"policy": "decay", **BOUNDARIES, "layout": {"grow_by": "ranks", "ranks_per_phase": [1, 1, 1, 1], "max_ranks": 2}}, r"layout.max_ranks: is for growth = 'ranks' or 'auto' without ranks_per_phase, and"),
-        ({"policy": "decay", **BOUNDARIES, "layout": {"grow_by": "auto"}}, r"layout.grow_by: 'auto' decides by measured costs"),
+        ({"policy": "import", "epochs": 9.0, "global_batch": 128, "lr_schedule": "cosine", "power": 2.0}, r"schedule.power: is for 'polynomial', not 'cosine'; remove it"),
+        ({"policy": "import", "epochs": 9.0, "global_batch": 128, "lr_schedule": "steps", "lr_steps": [[1.0, 0.5]], "num_phases": 3, "end_lr_fraction": 0.1}, r"end_lr_fraction: is for 'polynomial' or 'cosine', not 'steps'; remove it\n  schedule.num_phases: is for 'polynomial' or 'cosine' or 'module:function', not"),
+        ({"policy": "decay", **BOUNDARIES, "layout": {"max_ranks": 8}}, r"layout.max_ranks: is for grow_by = 'ranks' or 'auto', not 'accumulation'; remove it"),
+        ({"policy": "decay", **BOUNDARIES, "layout": {"ranks_per_phase": [1, 1, 1, 1]}}, r"layout.ranks_per_phase: is for grow_by = 'ranks', not"),
+        ({"policy": "decay", **BOUNDARIES, "layout": {"grow_by": "ranks", "objective": "least_rank_hours", "time_limit_h": 1.0}}, r"layout.objective: is for grow_by = 'auto', not 'ranks'; remove it\n  layout.time_limit_h"),
+        ({"policy": "decay", **BOUNDARIES, "layout": {"grow_by": "ranks", "ranks_per_phase": [1, 1, 1, 1], "max_ranks": 2}}, r"layout.max_ranks: is for grow_by = 'ranks' or 'auto' without ranks_per_phase; remove it"),
+        ({"policy": "decay", **BOUNDARIES, "layout": {"grow_by": "auto"}}, r"layout.grow_by: 'auto' needs measured costs"),
         ({"policy": "decay", **BOUNDARIES, "layout": {"grow_by": "ranks", "ranks_per_phase": [1]}}, r"ranks_per_phase: 1 numbers for 4 phases"),
         ({"policy": "decay", **BOUNDARIES, "layout": {"max_micro_batch": 100}}, r"layout.max_micro_batch: 100 = 3.12 ghost batches of 32, which are never cut; nearest: 96, 128"),
     ],
@@ -290,7 +290,7 @@ def test_what_cannot_be_planned_is_refused_with_the_arithmetic(job: dict[str, An
         make_plan(**job)
 
 
-def test_all_faults_of_a_plan_are_told_at_once() -> None:
+def test_all_faults_of_a_plan_are_reported_at_once() -> None:
     with pytest.raises(JobError) as caught:
         make_plan(ranks=3, policy="grow", warmup_epochs=300.0, **{**BOUNDARIES, "boundaries_epochs": [60.0, 50.0]})
     paths = {fault.path for fault in caught.value.faults}
@@ -299,13 +299,13 @@ def test_all_faults_of_a_plan_are_told_at_once() -> None:
 
 
 @pytest.mark.parametrize(("policy", "optim"), [("grow", SGD), ("seesaw", ADAM)])
-def test_lists_of_a_wrong_length_are_told_together(policy: str, optim: dict[str, Any]) -> None:
+def test_lists_of_a_wrong_length_are_reported_together(policy: str, optim: dict[str, Any]) -> None:
     with pytest.raises(JobError) as caught:
         make_plan(optim=optim, policy=policy, **{**BOUNDARIES, "noise_factor": [5.0, 3.0], "momenta": [0.9, 0.95]})
     assert [fault.path for fault in caught.value.faults] == ["schedule.noise_factor", "schedule.momenta"]
 
 
-def test_what_cuts_ghost_batches_is_told_of_its_key_and_hides_no_phase() -> None:
+def test_a_value_that_cuts_ghost_batches_is_reported_at_its_key_and_hides_no_phase() -> None:
     schedule = {**BOUNDARIES, "boundaries_epochs": [60.0, 120.0], "max_batch": 5000, "noise_factor": 50.0}
     with pytest.raises(JobError) as caught:
         make_plan(ranks=8, policy="grow", layout={"max_micro_batch": 12}, **schedule)
@@ -339,7 +339,7 @@ def test_a_phase_that_loses_ranks_is_noted_with_the_batches_that_would_not() -> 
     plan = make_plan(ranks=8, policy="grow", max_batch=79 * 32, layout=layout, **BOUNDARIES)
     # 4 · 32, 20 · 32 and 79 · 32, two ghost batches a pass
     assert [made.ranks for made in plan.layouts] == [2, 5, 1, 1]
-    note = "phase 3 has 1 rank, and the one before has 5: batch 2528 = 79 ghost batches of 32; nearest for 5 ranks: "
+    note = "phase 3 has 1 rank, the one before has 5: batch 2528 = 79 ghost batches of 32; nearest for 5 ranks: "
     assert plan.notes == [f"{note}2400, 2560; or layout.uneven_ranks = true"]
     assert plan.to_dict()["notes"] == plan.notes
     uneven = make_plan(ranks=8, policy="grow", max_batch=79 * 32, layout={**layout, "uneven_ranks": True}, **BOUNDARIES)
@@ -348,12 +348,12 @@ def test_a_phase_that_loses_ranks_is_noted_with_the_batches_that_would_not() -> 
     assert ([made.ranks for made in falling.layouts], falling.notes) == ([8, 2], [])
 
 
-def test_no_more_ranks_are_planned_than_can_be_had() -> None:
+def test_no_more_ranks_are_planned_than_are_available() -> None:
     """The defect: max_ranks was taken for ranks that are there, and `train` refused what `plan` had shown."""
     layout = {"grow_by": "ranks", "max_micro_batch": 64, "max_ranks": 8}
     plan = make_plan(ranks=2, policy="grow", max_batch=640, layout=layout, **BOUNDARIES)
     assert plan.peak_ranks == 2
-    assert plan.notes == ["layout.max_ranks = 8, and 2 can be had (--ranks)"]
+    assert plan.notes == ["layout.max_ranks = 8, but 2 ranks are available (--ranks)"]
 
 
 def test_stated_ranks_are_used() -> None:

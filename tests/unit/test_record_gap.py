@@ -128,7 +128,7 @@ def test_a_hole_changes_no_weight_and_orders_are_compared_around_it(
     assert "except for 176 samples that were not recorded" in text
 
 
-def test_an_update_that_the_next_attempt_records_itself_is_no_hole(tmp_path: Path) -> None:
+def test_an_update_that_the_next_attempt_records_itself_is_not_a_hole(tmp_path: Path) -> None:
     """An elastic job that lost its rank 0 hands the last update on."""
     path, last = tmp_path / "consumed.jsonl", UpdateDone(32, 16, 0, ())
     path.write_text("".join(json.dumps({"samples": k, "global_batch": 16, "digest": "0"}) + "\n" for k in (0, 16)))
@@ -139,7 +139,7 @@ def test_an_update_that_the_next_attempt_records_itself_is_no_hole(tmp_path: Pat
 
 
 @pytest.mark.parametrize("hole", [{"missing_to": 80}, {"missing_to": "x"}, {"missing_to": 96, "digest": "0"}])
-def test_a_line_that_is_no_hole_is_damaged(
+def test_a_line_that_is_not_a_hole_is_damaged(
     stopped: str, capsys: pytest.CaptureFixture[str], hole: dict[str, object]
 ) -> None:
     cut_record(5)

@@ -1,4 +1,4 @@
-"""A pipe in the place of any file that is read is told at once: whoever opens it would wait for a writer."""
+"""A pipe in the place of a file is reported immediately: opening it would wait for a writer."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path, name: str) -> None:
         READERS[name](path)
 
 
-def test_a_pipe_for_a_lock_is_told(tmp_path: Path) -> None:
+def test_a_pipe_for_a_lock_is_reported(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / ".run.lock")
     with pytest.raises(RunError, match=r"a pipe or device, where a file is needed"):
         RunLock(tmp_path / "run").take()

@@ -122,7 +122,7 @@ def test_what_cannot_be_rounded_is_refused(trigger: dict[str, Any], schedule: di
         (0.68, 300, 204),  # the product of floats is 204.00000000000003
         (1.005, 1000, 1005),
         (0.35, 10, 4),  # 3.5
-        (10 / 12, 15, 13),  # 12.5: 10/12 is no decimal number
+        (10 / 12, 15, 13),  # 12.5: 10/12 has no finite decimal form
         (0.144, 100, 14),
         (200.5, 10**9 + 1, 200_500_000_201),  # …200.5
     ],
@@ -175,7 +175,7 @@ def test_a_plateau_counts_from_the_epoch_at_which_its_evaluation_was_due() -> No
     rule = Plateau(section(name="plateau", patience_epochs=0.1), 100, 0.07)
     looks = [rule.look(Measurement(samples, 8, 0.1, metric=1.0)) for samples in (7, 14, 21)]
     # The first is the best; 0.07 epochs later is within the patience of 0.1, 0.14 is not.
-    assert [wish is not None for wish in looks] == [False, False, True]
+    assert [request is not None for request in looks] == [False, False, True]
 
 
 # --- imported curves ----------------------------------------------------------------------------------

@@ -14,10 +14,11 @@ import torch
 
 from hvd_batchgrow.config import SOURCES, DataSection
 from hvd_batchgrow.data.datasets.dataset import DatasetPair, raise_bad
+from hvd_batchgrow.data.datasets.section_values import num_held_out
 from hvd_batchgrow.data.pipeline.reader import Reader
 from hvd_batchgrow.data.sources import fashion_mnist
 from hvd_batchgrow.data.sources.registry import LOADERS, load_source
-from hvd_batchgrow.data.sources.specs import check_data, known_num_samples, num_held_out
+from hvd_batchgrow.data.sources.specs import check_data, known_num_samples
 from hvd_batchgrow.messages.errors import JobError, RunError
 from tests.helpers import NUM_TRAIN, small_job, small_source, write_idx_folder
 
@@ -155,7 +156,7 @@ def test_rows_of_ones_own_may_be_float64_and_are_standardised_so(own: None) -> N
     ("function", "error", "message"),
     [
         ("own_faulty:f", JobError, r"data.source: own_faulty:f cannot be imported: ModuleNotFoundError: .*line 1\)"),
-        ("own_source:f", JobError, r"data.source: own_source:f: own_source has no such name"),
+        ("own_source:f", JobError, r"data.source: own_source:f: own_source does not define it"),
         (
             "own_source:nothing",
             JobError,

@@ -71,10 +71,10 @@ def our_decisions(
             again.load(rule.state())
             rule = again
         samples = math.ceil((call + 1) * every * N - 1e-6) + late[call]
-        wish = rule.look(Measurement(samples, 16, 0.1, metric=metric))
+        request = rule.look(Measurement(samples, 16, 0.1, metric=metric))
         assert rule.look(Measurement(samples + 1, 16, 0.1)) is None  # no evaluation, no news
-        if wish:
-            assert wish.noise_factor == trigger.noise_factor
+        if request:
+            assert request.noise_factor == trigger.noise_factor
             rule.decided(decision_at(samples))
             found.append(call)
     return found, rule
@@ -149,8 +149,8 @@ def test_no_trigger_decides_by_a_measurement_that_is_not_finite(name: str, value
     schedule = {"batch_scale": 4.0, "batch_multiple": 8} if name == "adascale" else {}
     job = measured_job({"name": name}, schedule=schedule)
     for trace, norm in ((value, 0.5), (64.0, value), (value, value)):
-        wish = make_trigger(job, NUM_TRAIN).look(Measurement(0, 32, 0.1, trace, norm, 2.0))
-        assert wish is None or (name == "cabs" and math.isfinite(trace)), (trace, norm, wish)
+        request = make_trigger(job, NUM_TRAIN).look(Measurement(0, 32, 0.1, trace, norm, 2.0))
+        assert request is None or (name == "cabs" and math.isfinite(trace)), (trace, norm, request)
     if name == "cabs":
         assert make_trigger(job, NUM_TRAIN).look(Measurement(0, 32, 0.1, 64.0, 0.5, value)) is None
 
@@ -169,7 +169,7 @@ def seen(trace: float | None, norm: float | None, batch: int = 32, lr: float = 0
     return Measurement(0, batch, lr, trace, norm, loss)
 
 
-def wish_of(now: Measurement, **trigger: Any) -> BatchRequest | None:
+def request_of(now: Measurement, **trigger: Any) -> BatchRequest | None:
     """Without a limit on how far, nor on how little, and at once."""
     free = {"max_batch_factor": 1e9, "min_factor": 1.0}
     hold = {"hold_epochs": 0.0} if trigger["name"] == "gradient_noise" else {}
@@ -178,8 +178,8 @@ def wish_of(now: Measurement, **trigger: Any) -> BatchRequest | None:
 
 
 def batch_of(now: Measurement, **trigger: Any) -> float | None:
-    wish = wish_of(now, **trigger)
-    return wish.batch if wish else None
+    request = request_of(now, **trigger)
+    return request.batch if request else None
 
 
 def test_the_norm_test_gives_its_formula() -> None:
@@ -195,7 +195,7 @@ def test_cabs_gives_its_formula_with_the_rate_of_now() -> None:
     assert batch_of(seen(9600.0, 1.0, loss=2.0), name="cabs", loss_offset=-1.5) == pytest.approx(0.1 * 9600 / 0.5)
     assert batch_of(seen(9600.0, 1.0, loss=2.0), name="cabs", loss_offset=-2.0) is None
     assert batch_of(seen(9600.0, 1.0, lr=0.005), name="cabs") is None  # 24, below the batch
-    # A norm that is not resolved is no matter: the formula does not have it.
+    # The formula does not use the norm, so it need not be resolved.
     assert batch_of(seen(9600.0, -1.0), name="cabs") == pytest.approx(480.0)
 
 
@@ -219,9 +219,9 @@ GRADIENT_TRIGGERS = ("norm_test", "similarity", "gradient_noise")
 def test_what_is_not_resolved_never_grows_a_batch(name: str, trace: float | None, norm: float | None) -> None:
     if name == "cabs" and trace == 640.0:
         norm = None  # of which it takes no notice
-        assert wish_of(replace(seen(trace, norm), loss=None), name=name) is None
+        assert request_of(replace(seen(trace, norm), loss=None), name=name) is None
     else:
-        assert wish_of(seen(trace, norm), name=name) is None
+        assert request_of(seen(trace, norm), name=name) is None
 
 
 # --- a problem whose noise is known -----------------------------------------------------------------
@@ -277,8 +277,8 @@ def test_a_wish_lies_between_min_factor_and_factor_of_the_batch() -> None:
     trigger = section(name="gradient_noise", max_batch_factor=3.0, min_factor=1.5, hold_epochs=0.0)
     asked = [(33.0, None), (47.9, None), (48.1, 48.1), (95.0, 95.0), (500.0, 96.0)]
     for wanted, expected in asked:
-        wish = FormulaTrigger(trigger, lambda now, wanted=wanted: (wanted, "planted")).look(seen(None, None))
-        assert (wish.batch if wish else None) == expected
+        request = FormulaTrigger(trigger, lambda now, wanted=wanted: (wanted, "planted")).look(seen(None, None))
+        assert (request.batch if request else None) == expected
 
 
 def test_it_must_ask_all_the_time_for_as_long_as_the_hold() -> None:
@@ -289,7 +289,7 @@ def test_it_must_ask_all_the_time_for_as_long_as_the_hold() -> None:
         return rule.look(replace(seen(*trace_and_norm), samples=samples)) is not None
 
     assert [ask(s, high) for s in (100, 400, 599, 600, 601)] == [False, False, False, True, True]
-    assert not ask(650, low)  # from here on it counts anew
+    assert not ask(650, low)  # the holding time starts again here
     assert [ask(s, high) for s in (700, 1100, 1199, 1200)] == [False, False, False, True]
     assert not ask(1250, (640.0, -1.0))  # unresolved: it does not ask
     assert [ask(s, high) for s in (1300, 1799, 1800)] == [False, False, True]
@@ -309,28 +309,28 @@ def windows_job(name: str = "norm_test", **trigger: Any) -> Job:
 
 
 @pytest.mark.parametrize(
-    ("epoch", "num_decisions", "wishes", "expected"),
+    ("epoch", "num_decisions", "requests", "expected"),
     [
         (1.99, 0, True, "nothing"),
-        (2.0, 0, True, "wish"),
+        (2.0, 0, True, "request"),
         (2.0, 0, False, "nothing"),
         (3.99, 0, False, "nothing"),
         (4.0, 0, False, "forced"),
         (4.2, 0, False, "forced"),
-        (4.0, 0, True, "wish"),
+        (4.0, 0, True, "request"),
         (4.99, 1, True, "nothing"),
-        (5.0, 1, True, "wish"),
+        (5.0, 1, True, "request"),
         (6.0, 1, False, "forced"),
         (6.0, 2, True, "nothing"),
         (9.0, 2, False, "nothing"),
     ],
 )
-def test_windows_bound_decisions(epoch: float, num_decisions: int, wishes: bool, expected: str) -> None:
+def test_windows_bound_decisions(epoch: float, num_decisions: int, requests: bool, expected: str) -> None:
     now = Measurement(round(epoch * N), 32, 0.1)
-    wish = BatchRequest("planted", batch=40.0) if wishes else None
-    found = bounded(wish, windows_job(max_batch_factor=3.0), N, num_decisions, now)
-    if expected == "wish":
-        assert found == wish
+    request = BatchRequest("planted", batch=40.0) if requests else None
+    found = bounded(request, windows_job(max_batch_factor=3.0), N, num_decisions, now)
+    if expected == "request":
+        assert found == request
     elif expected == "nothing":
         assert found is None
     else:
@@ -347,8 +347,8 @@ def test_a_plateaus_window_ends_by_its_factor_of_the_noise() -> None:
 
 
 def test_without_windows_a_wish_is_a_wish_at_any_time() -> None:
-    wish = BatchRequest("planted", batch=40.0)
-    assert bounded(wish, measured_job({"name": "cabs"}), N, 50, Measurement(5, 32, 0.1)) == wish
+    request = BatchRequest("planted", batch=40.0)
+    assert bounded(request, measured_job({"name": "cabs"}), N, 50, Measurement(5, 32, 0.1)) == request
 
 
 def test_cabs_follows_the_rate_through_the_warm_up() -> None:
@@ -358,12 +358,12 @@ def test_cabs_follows_the_rate_through_the_warm_up() -> None:
     for samples in (0, 160, 320, 608):
         lr = plan.schedule.at(samples).lr
         assert lr == pytest.approx(0.01 + 0.04 * min(1.0, samples / 600))
-        wish = make_trigger(job, NUM_TRAIN).look(Measurement(samples, 16, lr, 4000.0, 1.0, 0.5))
-        assert wish is not None
-        assert wish.batch == pytest.approx(lr * 8000)
+        request = make_trigger(job, NUM_TRAIN).look(Measurement(samples, 16, lr, 4000.0, 1.0, 0.5))
+        assert request is not None
+        assert request.batch == pytest.approx(lr * 8000)
 
 
-def test_what_is_known_goes_on_record() -> None:
+def test_known_values_are_recorded() -> None:
     assert Measurement(5, 32, 0.1).numbers() == {"global_batch": 32, "lr": 0.1}
     numbers = Measurement(5, 32, 0.1, 640.0, 2.0, 0.5, 0.25).numbers()
     assert numbers["b_simple"] == 320.0

@@ -29,10 +29,10 @@ from hvd_batchgrow.data.datasets.dataset import (
     Ids,
     Kind,
 )
+from hvd_batchgrow.data.datasets.section_values import need_root
 from hvd_batchgrow.data.images.decode_rgb import UNDECODABLE, fault_text, open_image, oriented, stored_rgb
 from hvd_batchgrow.data.images.image_header import inspect_image
 from hvd_batchgrow.data.images.image_index import text_at
-from hvd_batchgrow.data.sources.specs import need_root
 from hvd_batchgrow.messages.errors import Fault, JobError, RunError
 
 Bytes = NDArray[np.uint8]

@@ -16,7 +16,7 @@ from hvd_batchgrow.data.datasets.array_dataset import array_source
 from hvd_batchgrow.data.datasets.cache import Arrays, cached_arrays, file_stamp
 from hvd_batchgrow.data.datasets.dataset import DatasetPair, ReportProgress
 from hvd_batchgrow.data.datasets.normalization import chunks_of, image_moments
-from hvd_batchgrow.data.sources.specs import need_root
+from hvd_batchgrow.data.datasets.section_values import need_root
 from hvd_batchgrow.messages.errors import RunError
 
 _PIXEL_BYTES = 3 * 32 * 32

@@ -19,7 +19,7 @@ from hvd_batchgrow.data.datasets.cache import Arrays, cached_arrays, file_stamp
 from hvd_batchgrow.data.datasets.dataset import DatasetPair, ReportProgress
 from hvd_batchgrow.data.datasets.normalization import chunks_of, image_moments
 from hvd_batchgrow.data.datasets.plausibility import check_layout, not_cut_to_bits
-from hvd_batchgrow.data.sources.specs import need_root
+from hvd_batchgrow.data.datasets.section_values import need_root
 from hvd_batchgrow.messages.errors import RunError
 
 NAMES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import math
-from fractions import Fraction
-from pathlib import Path
-
 from hvd_batchgrow.config import DataSection
 from hvd_batchgrow.data.datasets.dataset import Kind
 from hvd_batchgrow.data.datasets.plausibility import constant_faults
+from hvd_batchgrow.data.datasets.section_values import num_held_out
 from hvd_batchgrow.messages.errors import Fault, JobError
 
 _NUM_TRAIN = {
@@ -74,16 +71,6 @@ def known_num_samples(data: DataSection) -> int:
     return known
 
 
-def num_held_out(num_rows: int, share: float) -> int:
-    """How many rows a share is, rounded up: of 581 012 rows 0.2 are 116 203, which leaves 464 809 to train on.
-
-    Args:
-        num_rows: n.
-        share: taken as the decimal that it was written as: 0.07 of 100 is 7, not a little more.
-    """
-    return math.ceil(Fraction(repr(share)) * num_rows)
-
-
 def known_kind(source: str) -> Kind | None:
     """What the samples of a source are; None: its own code decides (`module:function`)."""
     if ":" in source:
@@ -91,13 +78,6 @@ def known_kind(source: str) -> Kind | None:
     if source in {"imagenet", "image_folder", "webdataset", "tfrecord"}:
         return "encoded"
     return "rows" if source in {"covtype", "csv", "parquet", "synthetic_rows"} else "images"
-
-
-def need_root(data: DataSection, what: str) -> Path:
-    """The path `data.root`. Raises JobError, saying what it should be, where the job has none."""
-    if data.root is None:
-        raise JobError([Fault("data.root", f"is needed for the source {data.source!r}: {what}")])
-    return Path(data.root)
 
 
 def check_data(data: DataSection, kind: Kind | None = None) -> list[Fault]:

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from hvd_batchgrow.config import DataSection
 from hvd_batchgrow.data.datasets.dataset import NO_SIZES, DatasetPair, Ids, Kind
 from hvd_batchgrow.data.datasets.normalization import image_moments, row_moments
+from hvd_batchgrow.data.datasets.section_values import num_held_out
 from hvd_batchgrow.data.order.philox import philox4x32
-from hvd_batchgrow.data.sources.specs import known_num_samples, num_held_out
+from hvd_batchgrow.data.sources.specs import known_num_samples
 
 _DOMAIN = np.uint64(0xFFFFFFFF)
 """Fourth word of the counter. The draws of `sample_draws`, under the same key, have small numbers there."""

@@ -13,8 +13,8 @@ from hvd_batchgrow.data.datasets.cache import Arrays, cached_arrays
 from hvd_batchgrow.data.datasets.class_labels import check_range, count_classes, notes_on_classes
 from hvd_batchgrow.data.datasets.dataset import DatasetPair, Ids, ReportProgress
 from hvd_batchgrow.data.datasets.normalization import present_means, row_moments
+from hvd_batchgrow.data.datasets.section_values import num_held_out
 from hvd_batchgrow.data.order.stream import Stream
-from hvd_batchgrow.data.sources.specs import num_held_out
 from hvd_batchgrow.data.tables.columns import NUM_SHOWN
 from hvd_batchgrow.data.tables.rows import Encoding, Rows, known
 from hvd_batchgrow.messages.errors import Fault, JobError, RunError

@@ -7,10 +7,11 @@ from collections.abc import Callable, Sequence
 from torch import nn
 
 from hvd_batchgrow.config import Job
-from hvd_batchgrow.config.model_names import FAMILIES, check_network, check_shape, read_name
+from hvd_batchgrow.config.model_names import FAMILIES, read_name
 from hvd_batchgrow.import_string import describe_error
 from hvd_batchgrow.messages.errors import Fault, JobError
 from hvd_batchgrow.nn.checks.layout_hazards import NUM_SAMPLES, layout_hazards
+from hvd_batchgrow.nn.checks.model_keys import check_network, check_shape
 from hvd_batchgrow.nn.ghost.convert import fuse_relu
 from hvd_batchgrow.nn.networks.alexnet import AlexNet
 from hvd_batchgrow.nn.networks.cifar_resnet import CifarResNet

@@ -1,4 +1,4 @@
-"""Decisions: when a trigger changed the batch or the learning rate, and to what; and the file that keeps them."""
+"""Decisions: when a trigger changed the batch or the learning rate, and to what; and the file that stores them."""
 
 from __future__ import annotations
 
@@ -14,40 +14,40 @@ from hvd_batchgrow.storage.regular_files import read_regular
 from hvd_batchgrow.storage.strict_json import dump_json
 
 _REPLAYED = "replayed_from"
-"""A first line with this key: nothing is decided any more after the decisions that follow."""
+"""Key of a first line that marks a replay: the run makes no decisions after those in the file."""
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What holds from a sample counter on, and why."""
+    """Batch and learning rate from a sample counter on, and the reason."""
 
     samples: int
-    """Sample counter, between two updates."""
+    """Sample counter of an update boundary."""
     trigger: str
     why: str
     old_batch: int
     new_batch: int
     wanted_batch: float
-    """What the trigger asked for, before rounding and limit."""
+    """The requested batch, before rounding and limit."""
     old_lr: float
-    """Before `lr_rule` and the boundaries of the learning rate; likewise the new one."""
+    """Learning rate before `lr_rule` and `lr_boundaries_epochs`; `new_lr` likewise."""
     new_lr: float
     measured: dict[str, float] = field(default_factory=dict)
-    """What it was decided by."""
+    """The measurements that led to the decision."""
     restore_samples: int | None = None
-    """Go on from the weights that the run had at this evaluation; None: from those it has."""
+    """Restore the weights of the evaluation at this sample counter; None: keep the current weights."""
 
     @property
     def is_boundary(self) -> bool:
-        """Whether a phase ends here; a gain of AdaScale that is worked out anew ends none."""
+        """Whether a phase ends here; a new gain of AdaScale does not end one."""
         return self.trigger != "adascale"
 
     def to_dict(self) -> dict[str, Any]:
-        """A line of `decisions.jsonl`."""
+        """Return the values of a line of `decisions.jsonl`."""
         return asdict(self)
 
     def describe(self) -> str:
-        """In words."""
+        """Return the decision in words."""
         rounded = f" ({self.wanted_batch:,.0f} wanted)" if abs(self.wanted_batch - self.new_batch) > 0.5 else ""
         lr = "" if self.new_lr == self.old_lr else f", lr {self.old_lr:.4g} → {self.new_lr:.4g}"
         back = "" if self.restore_samples is None else f", weights as at sample {self.restore_samples:,}"
@@ -57,7 +57,7 @@ class Decision:
 
     @classmethod
     def from_dict(cls, line: Mapping[str, Any]) -> Decision:
-        """The inverse. Raises ValueError, if it is none."""
+        """Return the decision of a line of `decisions.jsonl`. Raises ValueError if the line is not a decision."""
         names = {f.name for f in fields(cls)}
         if unknown := sorted(set(line) - names):
             raise ValueError(f"unknown: {', '.join(unknown)}")
@@ -87,12 +87,12 @@ def _is_above_0(number: Any) -> bool:
 
 
 def read_decisions(path: Path) -> tuple[str | None, tuple[Decision, ...]]:
-    """What `decisions.jsonl` holds: the file that the run replays, if it does, and the decisions.
+    """Return the content of `decisions.jsonl`: the replayed file, if the run replays one, and the decisions.
 
-    A last line that a kill cut short is left out: nobody has acted on it.
+    A last line that a kill cut short is skipped: the run had not acted on it yet.
 
     Raises:
-        JobError: it is missing, or holds something else.
+        JobError: the file is missing or invalid.
     """
     try:
         return parse_decisions(read_regular(path).decode(), path)
@@ -101,20 +101,20 @@ def read_decisions(path: Path) -> tuple[str | None, tuple[Decision, ...]]:
 
 
 def check_replay(policy: str, where: str) -> None:
-    """Raises JobError where a schedule is fixed: there is nothing to replay."""
+    """Raise JobError if a schedule is fixed and so has nothing to replay."""
     if policy != "adaptive":
         fault = f"schedule.policy = {policy!r} is fixed: there is nothing to replay"
         raise JobError([Fault("--replay", fault)], where)
 
 
 def decisions_text(source: str | None, decisions: Iterable[Decision]) -> bytes:
-    """The content of a `decisions.jsonl`; see `parse_decisions`."""
+    """Return the content of a `decisions.jsonl`; see `parse_decisions`."""
     lines = [*([{_REPLAYED: source}] if source else []), *(decision.to_dict() for decision in decisions)]
     return "".join(dump_json(line) + "\n" for line in lines).encode()
 
 
 def parse_decisions(text: str, path: Path) -> tuple[str | None, tuple[Decision, ...]]:
-    """As `read_decisions`, of the content of a file at `path`."""
+    """Like `read_decisions`, for the content of the file at `path`."""
     source: str | None = None
     decisions: list[Decision] = []
     lines = text.splitlines(keepends=True)
@@ -122,7 +122,7 @@ def parse_decisions(text: str, path: Path) -> tuple[str | None, tuple[Decision, 
         try:
             values = json.loads(line)
             if not isinstance(values, dict):
-                raise ValueError("no object")
+                raise ValueError("not an object")
             if number == 1 and _REPLAYED in values:
                 source = str(values[_REPLAYED])
             else:
@@ -130,5 +130,5 @@ def parse_decisions(text: str, path: Path) -> tuple[str | None, tuple[Decision, 
         except ValueError as error:
             if number == len(lines) and not line.endswith("\n"):
                 break
-            raise JobError([Fault(f"line {number}", f"is no decision: {error}")], str(path)) from None
+            raise JobError([Fault(f"line {number}", f"is not a decision: {error}")], str(path)) from None
     return source, tuple(decisions)

@@ -1,4 +1,4 @@
-"""What can be known to go wrong with a measured schedule before it has measured anything."""
+"""Faults of an adaptive schedule that can be found before the run measures anything."""
 
 from __future__ import annotations
 
@@ -14,30 +14,34 @@ from hvd_batchgrow.schedule.rounding import half_up
 
 
 def trigger_faults(job: Job, ranks: int, num_samples: int) -> list[Fault]:
-    """Of `[trigger]`, of the keys that go with it, and of the batches it may ask for; and of `[gradient_noise]`."""
+    """Return the faults of `[trigger]`, of its related keys, of the batches that it may request, and of
+    `[gradient_noise]`."""
     faults = []
     if job.gradient_noise.preconditioned and job.optim.name not in {"adam", "adamw"}:
         fault = f"is for optim.name = 'adam' or 'adamw', not {job.optim.name!r}"
         faults.append(Fault("gradient_noise.preconditioned", fault))
     measures = job.gradient_noise.measure or isinstance(job.trigger, MeasuringTrigger | AdaScaleTrigger)
     if job.gradient_noise.per_layer_group and not measures:
-        fault = "records nothing while nothing is measured: set gradient_noise.measure = true too"
+        fault = "has no effect if nothing is measured: set gradient_noise.measure = true too"
         faults.append(Fault("gradient_noise.per_layer_group", fault))
     section, trigger = job.schedule, job.trigger
     if not isinstance(section, AdaptiveSchedule):
         if isinstance(trigger, NoTrigger):
             return faults
-        fault = f"{trigger.name!r} decides nothing under schedule.policy = {section.policy!r}; 'adaptive' asks it"
+        fault = f"{trigger.name!r} has no effect with policy = {section.policy!r}; use 'adaptive'"
         return [*faults, Fault("trigger.name", fault)]
     if isinstance(trigger, NoTrigger):
-        return [*faults, Fault("trigger.name", "schedule.policy = 'adaptive' needs one: plateau, norm_test, cabs, …")]
+        fault = "schedule.policy = 'adaptive' needs a trigger: plateau, norm_test, cabs, …"
+        return [*faults, Fault("trigger.name", fault)]
     faults += _unit_faults(job, ranks, num_samples)
     if job.layout.grow_by == "auto" or job.layout.ranks_per_phase:
         key = "layout.grow_by" if job.layout.grow_by == "auto" else "layout.ranks_per_phase"
-        faults.append(Fault(key, "needs the phases beforehand; a trigger takes 'accumulation' or 'ranks'"))
+        faults.append(
+            Fault(key, "needs to know the phases in advance; with a trigger use grow_by = 'accumulation' or 'ranks'")
+        )
     faults += _rule_faults(job, num_samples)
     if section.batch_scale != 1 and not isinstance(trigger, AdaScaleTrigger):
-        fault = f"{section.batch_scale:g} is for trigger.name = 'adascale'; with others schedule.lr_scale starts larger"
+        fault = f"{section.batch_scale:g} is for trigger.name = 'adascale'; with other triggers use schedule.lr_scale"
         faults.append(Fault("schedule.batch_scale", fault))
     if isinstance(trigger, AdaScaleTrigger):
         faults += _adascale_faults(job, num_samples)
@@ -58,13 +62,14 @@ def trigger_faults(job: Job, ranks: int, num_samples: int) -> list[Fault]:
     if not isinstance(trigger, PlateauTrigger):
         faults += _gradient_faults(job, ranks)
     if isinstance(trigger, MeasuringTrigger) and trigger.min_factor > trigger.max_batch_factor:
-        fault = f"{trigger.min_factor:g} is above factor = {trigger.max_batch_factor:g}: no change would be made"
+        most = f"max_batch_factor = {trigger.max_batch_factor:g}"
+        fault = f"{trigger.min_factor:g} is above {most}: the batch would never grow"
         faults.append(Fault("trigger.min_factor", fault))
     return faults + _factor_faults(job, num_samples) + _span_faults(job)
 
 
 def _adascale_faults(job: Job, num_samples: int) -> list[Fault]:
-    """Its batch is `batch_scale` times the one that everything else is meant for, and its gain is the only rule."""
+    """Return the faults of AdaScale: the gain alone scales the learning rate, and the batch must be larger than B₀."""
     section = job.schedule
     assert isinstance(section, AdaptiveSchedule)
     others: dict[str, tuple[object, object]] = {
@@ -74,7 +79,7 @@ def _adascale_faults(job: Job, num_samples: int) -> list[Fault]:
     }
     faults = [
         Fault(
-            f"schedule.{key}", f"{value!r} is not for 'adascale', whose gain scales lr; leave it out, use batch_scale"
+            f"schedule.{key}", f"{value!r} is not for 'adascale', whose gain scales lr; remove it and use batch_scale"
         )
         for key, (value, default) in others.items()
         if value != default
@@ -82,7 +87,7 @@ def _adascale_faults(job: Job, num_samples: int) -> list[Fault]:
     base, unit = section.global_batch, batch_unit(job)
     formed, cap = half_up(section.batch_scale * base / unit) * unit, batch_cap(section.max_batch, num_samples, unit)
     if formed <= base:
-        fault = f"{section.batch_scale:g} × {base} is formed as {formed}: its gain is 1 throughout; nearest: "
+        fault = f"{section.batch_scale:g} × {base} is formed as {formed}: the gain would always be 1; nearest: "
         faults.append(Fault("schedule.batch_scale", f"{fault}{(base + unit) / base:g}"))
     elif cap is not None and base <= cap < formed:
         fault = f"{section.batch_scale:g} × {base} = {formed} is above schedule.max_batch = {section.max_batch}"
@@ -91,14 +96,14 @@ def _adascale_faults(job: Job, num_samples: int) -> list[Fault]:
 
 
 def _span_faults(job: Job) -> list[Fault]:
-    """No decision would ever come: what has to pass before it is as long as the run. A window's end needs none."""
+    """Return faults if the time before the first decision is as long as the run. The end of a window decides anyway."""
     section, trigger = job.schedule, job.trigger
     assert isinstance(section, AdaptiveSchedule)
     if getattr(trigger, "windows_epochs", None):
         return []
-    most = section.epochs * section.batch_scale  # at most: under AdaScale with a gain of 1
+    most = section.epochs * section.batch_scale  # the longest run: with AdaScale at a gain of 1
     spans = {key: getattr(trigger, key, 0.0) for key in ("patience_epochs", "hold_epochs")}
-    if min((job.evaluation.every_epochs, *section.lr_boundaries_epochs)) >= most:  # it looks there too
+    if min((job.evaluation.every_epochs, *section.lr_boundaries_epochs)) >= most:  # a trigger also measures there
         spans["every_epochs"] = getattr(trigger, "every_epochs", 0.0)
     return [
         Fault(f"trigger.{key}", f"{span:g} is not below the run's {most:g} epochs: it would never decide; use less")
@@ -108,7 +113,7 @@ def _span_faults(job: Job) -> list[Fault]:
 
 
 def _unit_faults(job: Job, ranks: int, num_samples: int) -> list[Fault]:
-    """Every multiple of the unit must be formed on these ranks, as no decision can be refused later."""
+    """Return faults unless these ranks can form every multiple of the unit: a decision cannot be refused later."""
     assert isinstance(job.schedule, AdaptiveSchedule)
     unit, group, faults = batch_unit(job), job.model.ghost_batch, []
     every = group if job.layout.uneven_ranks or job.layout.grow_by == "ranks" else group * max(1, ranks)
@@ -123,33 +128,34 @@ def _unit_faults(job: Job, ranks: int, num_samples: int) -> list[Fault]:
     first = job.schedule.global_batch
     if first % unit:
         below = f"{first // unit * unit}, " if first > unit else ""
-        fault = f"{first} = {first / unit:.2f} × {unit}, of which every batch is a multiple"
+        fault = f"{first} = {first / unit:.2f} × {unit}, but every batch must be a multiple of {unit}"
         faults.append(Fault("schedule.global_batch", f"{fault}; nearest: {below}{(first // unit + 1) * unit}"))
     cap = batch_cap(job.schedule.max_batch, num_samples, unit)
     if cap is not None and cap % unit:
-        fault = f"{cap} = {cap / unit:.2f} × {unit}, of which every batch is a multiple; nearest: {cap // unit * unit}"
-        faults.append(Fault("schedule.max_batch", f"{fault}, {(cap // unit + 1) * unit}; or set batch_multiple"))
+        fault = f"{cap} = {cap / unit:.2f} × {unit}, but every batch must be a multiple of {unit}"
+        nearest = f"nearest: {cap // unit * unit}, {(cap // unit + 1) * unit}; or set batch_multiple"
+        faults.append(Fault("schedule.max_batch", f"{fault}; {nearest}"))
     return faults
 
 
 def _factor_faults(job: Job, num_samples: int) -> list[Fault]:
-    """A factor that rounding takes back would never grow the batch, not at the end of a window either."""
+    """Return a fault if rounding cancels `max_batch_factor`: then not even the end of a window grows the batch."""
     if not isinstance(job.trigger, MeasuringTrigger):
         return []
     try:
         start = make_start(job, num_samples)
     except (JobError, ArithmeticError):
-        return []  # told of where the schedule is compiled
-    first, unit, factor = start.global_batch, start.group, job.trigger.max_batch_factor
+        return []  # reported where the schedule is compiled
+    first, unit, factor = start.global_batch, start.batch_unit, job.trigger.max_batch_factor
     if start.whole(factor * first) > first:
         return []
     fault = f"{factor:g} × {first} = {factor * first:g} is below {first + unit}, the next whole multiple of {unit}"
-    mend = f"nearest: {(first + unit) / first:g}; or a smaller schedule.batch_multiple"
-    return [Fault("trigger.max_batch_factor", f"{fault}: nothing would grow; {mend}")]
+    remedy = f"nearest: {(first + unit) / first:g}; or a smaller schedule.batch_multiple"
+    return [Fault("trigger.max_batch_factor", f"{fault}: the batch would never grow; {remedy}")]
 
 
 def _rule_faults(job: Job, num_samples: int) -> list[Fault]:
-    """What the learning-rate rule cannot do at the largest batch that may be asked for."""
+    """Return the faults of the learning-rate rule at the largest possible batch."""
     try:
         start = make_start(job, num_samples)
         first = Stage(0.0, start.lr, start.momentum, start.global_batch, float(start.global_batch))
@@ -157,12 +163,12 @@ def _rule_faults(job: Job, num_samples: int) -> list[Fault]:
     except JobError as error:
         return list(error.faults)
     except ArithmeticError:
-        return []  # told of where the schedule is compiled
+        return []  # reported where the schedule is compiled
     return []
 
 
 def _gradient_faults(job: Job, ranks: int) -> list[Fault]:
-    """tr(Σ) is seen in how the gradients of an update's passes differ: there must be two."""
+    """Return a fault if an update has only one gradient: tr(Σ) needs the difference between at least two."""
     assert isinstance(job.schedule, AdaptiveSchedule)
     batch = half_up(job.schedule.global_batch * job.schedule.batch_scale)
     if (ranks > 1 and job.layout.grow_by != "ranks") or batch > job.micro_batch_limit:
@@ -171,11 +177,11 @@ def _gradient_faults(job: Job, ranks: int) -> list[Fault]:
 
 
 def one_gradient(job: Job, batch: int) -> Fault:
-    """Of a batch that is one pass on one rank: why nothing is measured, and what would be."""
+    """Return the fault of a batch that is one micro-batch on one rank: the reason and a remedy."""
     group, limit = job.model.ghost_batch, job.micro_batch_limit
     half = max(group, batch // 2 // group * group)
     if half == batch:
-        fault = f"{batch} is one ghost batch, and so one gradient an update: tr(Σ) needs two; use >= {2 * group}"
+        fault = f"{batch} is one ghost batch, so an update has one gradient: tr(Σ) needs two; use >= {2 * group}"
         return Fault("schedule.global_batch", fault)
-    fault = f"{limit} makes one pass of a batch of {batch}: tr(Σ) needs the gradients of two; use {half}, or 2 ranks"
+    fault = f"{limit} makes a batch of {batch} one micro-batch: tr(Σ) needs two gradients; use {half}, or 2 ranks"
     return Fault("layout.max_micro_batch", fault)

@@ -1,7 +1,7 @@
-"""Triggers: what a run has measured, turned into a wish for another batch. Pure: no clock but the sample counter.
+"""Triggers turn a run's measurements into requests for another batch. The sample counter is their only clock.
 
-All are looked at by rank 0 alone, with numbers on which the ranks have agreed, and what it decides is
-told to the others and recorded: see `train.growth`.
+Only rank 0 evaluates them, with numbers that the ranks have all-reduced. It broadcasts and records its decisions: see
+`train.growth_controller`.
 """
 
 from __future__ import annotations
@@ -29,32 +29,32 @@ from hvd_batchgrow.schedule.adaptive.decisions import Decision
 from hvd_batchgrow.schedule.rounding import decimal, periods_done
 
 _ROUNDING = 1e-9
-"""Epochs, of sums of fractions of them."""
+"""Tolerance, in epochs, for rounding in sums of fractions of epochs."""
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """What is known at a sample counter, between two updates."""
+    """Measurements at an update boundary."""
 
     samples: int
     global_batch: int
     """B of the next update, if nothing changes."""
     lr: float
-    """ε of the next update, likewise, after warm-up and `lr_rule`."""
+    """ε of the next update, if nothing changes, after warm-up and `lr_rule`."""
     trace: float | None = None
-    """tr(Σ), smoothed; None: not measured yet."""
+    """tr(Σ), averaged; None: not measured yet."""
     squared_norm: float | None = None
-    """|G|², smoothed and without the part that noise adds; not above 0: unresolved."""
+    """|G|², averaged, without the noise's contribution; not resolved if it is not above 0."""
     loss: float | None = None
-    """Mean training loss, smoothed."""
+    """Mean training loss, averaged."""
     metric: float | None = None
-    """Of an evaluation that was just made; None: there was none, or its loss was not finite."""
+    """Metric of an evaluation at this counter; None: no evaluation, or its loss was not finite."""
     was_unusable: bool = False
-    """An evaluation was just made whose loss is infinite or NaN."""
+    """Whether an evaluation at this counter had an infinite or NaN loss."""
 
     @property
     def b_simple(self) -> float | None:
-        """B_simple = tr(Σ)/|G|², samples; None: unresolved, and no reason to grow."""
+        """B_simple = tr(Σ)/|G|² in samples; None: not resolved, so the batch does not grow."""
         if not (_is_positive(self.trace) and _is_positive(self.squared_norm)):
             return None
         return self.trace / self.squared_norm
@@ -67,21 +67,21 @@ class Measurement:
         return self.squared_norm + self.trace / self.global_batch
 
     def numbers(self) -> dict[str, float]:
-        """What of it is known, for the record."""
+        """Return the known values, for the record."""
         values = {name: value for name, value in asdict(self).items() if name not in {"samples", "was_unusable"}}
         known = {name: value for name, value in values.items() if value is not None}
         return known | ({} if self.b_simple is None else {"b_simple": self.b_simple})
 
 
 class Plateau:
-    """The rule of torch's ReduceLROnPlateau with an absolute threshold, on epochs in the place of calls.
+    """The rule of torch's ReduceLROnPlateau with an absolute threshold, in epochs instead of calls.
 
-    Evaluations count at the epoch at which they were due: that they happen at the first update
-    after it moves no patience. An evaluation whose loss is not finite counts as none: the epochs since the evaluation
-    before it are added neither to patience nor to cooldown, as if torch's rule had not been called.
+    An evaluation counts at the epoch at which it was due, although it happens at the first update after it. An
+    evaluation whose loss is not finite does not count: the epochs since the previous evaluation extend neither
+    patience nor cooldown, as if torch's rule had not been called.
 
     Args:
-        section: of the job.
+        section: the job's section.
         num_samples: N.
         every_epochs: how often the test set is evaluated.
     """
@@ -100,7 +100,7 @@ class Plateau:
         """Epoch of the last evaluation."""
 
     def look(self, now: Measurement) -> BatchRequest | None:
-        """Looks at evaluations only."""
+        """Return a request if an evaluation shows a plateau."""
         if now.metric is None and not now.was_unusable:
             return None
         epoch = self._due_epoch(now.samples)
@@ -123,16 +123,16 @@ class Plateau:
         return BatchRequest(why, noise_factor=self._section.noise_factor)
 
     def decided(self, decision: Decision) -> None:
-        """A decision was made, on this wish or at the end of a window, now or in a life before."""
+        """Reset patience and cooldown after a decision, made now or before the run resumed."""
         self._bad_since = self._due_epoch(decision.samples)
         self._cool_until = self._bad_since + self._section.cooldown_epochs
 
     def _due_epoch(self, samples: int) -> float:
-        """The epoch at which the last evaluation up to a sample counter was due."""
+        """Return the epoch at which the last evaluation up to a sample counter was due."""
         return float(periods_done(samples, self._every_epochs, self._num_samples) * decimal(self._every_epochs))
 
     def state(self) -> dict[str, Any]:
-        """Plain values, for a checkpoint."""
+        """Return plain values for a checkpoint."""
         return {
             "best": self.best,
             "best_samples": self.best_samples,
@@ -142,19 +142,19 @@ class Plateau:
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """The inverse."""
+        """Restore the values of `state`."""
         self.best, self.best_samples = state["best"], state["best_samples"]
         self._bad_since, self._cool_until = state["bad"], state["cool"]
         self._last = state.get("last", state["bad"])  # checkpoints of version 0.1.0 lack it
 
 
 class FormulaTrigger:
-    """A formula that says which batch the gradient asks for, now or after it has done so for a while.
+    """A formula that gives a batch from the gradient's statistics, optionally only after it has held for some time.
 
     Args:
-        section: of the job.
-        formula: the batch asked for, samples, and the sum in words; None: nothing can be said.
-        hold_samples: for how long it must ask for more than there is, before that is a wish.
+        section: the job's section.
+        formula: returns the batch in samples and the arithmetic in words; None if it cannot be calculated.
+        hold_samples: samples for which the formula must exceed the current batch before it is requested.
     """
 
     def __init__(
@@ -164,42 +164,42 @@ class FormulaTrigger:
         hold_samples: Fraction = Fraction(0),
     ) -> None:
         self._section, self._formula, self._hold_samples = section, formula, hold_samples
-        self._asks_since: int | None = None
+        self._above_since: int | None = None
 
     def look(self, now: Measurement) -> BatchRequest | None:
-        """A wish that lies within `max_batch_factor` and beyond `min_factor` of the batch there is."""
-        asked = self._formula(now)
-        if asked is None or not asked[0] > now.global_batch:  # also where it is NaN
-            self._asks_since = None
+        """Return a request between `min_factor` and `max_batch_factor` times the current batch."""
+        result = self._formula(now)
+        if result is None or not result[0] > now.global_batch:  # also where it is NaN
+            self._above_since = None
             return None
-        if self._asks_since is None:
-            self._asks_since = now.samples
-        if now.samples - self._asks_since < self._hold_samples:
+        if self._above_since is None:
+            self._above_since = now.samples
+        if now.samples - self._above_since < self._hold_samples:
             return None
         most = self._section.max_batch_factor * now.global_batch
-        batch, why = min(asked[0], most), asked[1]
+        batch, why = min(result[0], most), result[1]
         if batch < self._section.min_factor * now.global_batch:
             return None
         return BatchRequest(why, batch=batch, most=most)
 
     def decided(self, decision: Decision) -> None:
-        """What was held so far counts no more."""
-        self._asks_since = None
+        """Start the holding time again."""
+        self._above_since = None
 
     def state(self) -> dict[str, Any]:
-        """Plain values, for a checkpoint."""
-        return {"asks_since": self._asks_since}
+        """Return plain values for a checkpoint."""
+        return {"asks_since": self._above_since}
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """The inverse."""
-        self._asks_since = state["asks_since"]
+        """Restore the values of `state`."""
+        self._above_since = state["asks_since"]
 
 
 def norm_test(section: NormTestTrigger, now: Measurement) -> tuple[float, str] | None:
-    """B' = ⌈tr(Σ) / (θ² |g|²)⌉ where tr(Σ)/B > θ² |g|².
+    """Return B' = ⌈tr(Σ) / (θ² |g|²)⌉ if tr(Σ)/B > θ² |g|².
 
-    |g|² is the expectation at the present batch, from the smoothed |G|² and tr(Σ): that of one
-    update would be noise for the most part. Source: Byrd et al. 2012; De et al. 2017.
+    |g|² is its expectation at the current batch, from the averaged |G|² and tr(Σ): one update's value would be mostly
+    noise. Source: Byrd et al. 2012; De et al. 2017.
     """
     norm = now.batch_squared_norm
     if now.b_simple is None or now.trace is None or norm is None:
@@ -211,7 +211,7 @@ def norm_test(section: NormTestTrigger, now: Measurement) -> tuple[float, str] |
 
 
 def cabs(section: CabsTrigger, now: Measurement) -> tuple[float, str] | None:
-    """B' = c ε tr(Σ) / (loss + δ). Source: Balles et al. 2016 (arXiv 1612.05086)."""
+    """Return B' = c ε tr(Σ) / (loss + δ). Source: Balles et al. 2016 (arXiv 1612.05086)."""
     if now.loss is None or not (_is_positive(now.trace) and _is_positive(now.loss + section.loss_offset)):
         return None
     batch = section.scale * now.lr * now.trace / (now.loss + section.loss_offset)
@@ -219,9 +219,9 @@ def cabs(section: CabsTrigger, now: Measurement) -> tuple[float, str] | None:
 
 
 def similarity(section: SimilarityTrigger, now: Measurement) -> tuple[float, str] | None:
-    """B' = B_simple s/(1-s) where the expected cosine of two updates' gradients is below s.
+    """Return B' = B_simple s/(1-s) if the expected cosine of two updates' gradients is below s.
 
-    It is ⟨g, g'⟩/|g|² in expectation: |G|² / (|G|² + tr(Σ)/B) = 1/(1 + B_simple/B).
+    The expected cosine is ⟨g, g'⟩/|g|² in expectation: |G|² / (|G|² + tr(Σ)/B) = 1/(1 + B_simple/B).
     """
     if now.b_simple is None:
         return None
@@ -232,7 +232,7 @@ def similarity(section: SimilarityTrigger, now: Measurement) -> tuple[float, str
 
 
 def gradient_noise(section: GradientNoiseTrigger, now: Measurement) -> tuple[float, str] | None:
-    """B' = B_simple/h where B_simple > h B. Source: McCandlish et al. 2018 (arXiv 1812.06162)."""
+    """Return B' = B_simple/h. Source: McCandlish et al. 2018 (arXiv 1812.06162)."""
     if now.b_simple is None:
         return None
     wanted = now.b_simple / section.ratio
@@ -242,11 +242,12 @@ def gradient_noise(section: GradientNoiseTrigger, now: Measurement) -> tuple[flo
 class AdaScale:
     """The gain of a batch κ times the base batch: r = κ (φ + B₀)/(φ + κ B₀), φ = B_simple.
 
-    It is between 1, where the gradient has no noise, and κ, where it is nothing else. Until there is
-    an estimate it is 1. Source: Johnson et al. 2020 (arXiv 2007.05105), §3.
+    It lies between 1, for a gradient without noise, and κ, for pure noise. It is 1 until B_simple is resolved.
+
+    Source: Johnson et al. 2020 (arXiv 2007.05105), §3.
 
     Args:
-        section: of the job.
+        section: the job's section.
         base_batch: B₀, samples.
     """
 
@@ -254,7 +255,7 @@ class AdaScale:
         self._section, self._base_batch, self._gain = section, base_batch, 1.0
 
     def look(self, now: Measurement) -> BatchRequest | None:
-        """Another gain, where it has changed enough."""
+        """Return a request for a new gain if the gain has changed enough."""
         if now.b_simple is None:
             return None
         gain = adascale_gain(now.b_simple, self._base_batch, now.global_batch)
@@ -266,25 +267,25 @@ class AdaScale:
         )
 
     def decided(self, decision: Decision) -> None:
-        """The gain is the one that was decided."""
+        """Adopt the decided gain."""
         self._gain *= decision.new_lr / decision.old_lr
 
     def state(self) -> dict[str, Any]:
-        """Plain values, for a checkpoint."""
+        """Return plain values for a checkpoint."""
         return {"gain": self._gain}
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """The inverse."""
+        """Restore the values of `state`."""
         self._gain = state["gain"]
 
 
 def adascale_gain(b_simple: float, base_batch: int, global_batch: int) -> float:
-    """r; see `AdaScale`. All in samples."""
+    """Return r; see `AdaScale`. All arguments are in samples."""
     return global_batch / base_batch * (b_simple + base_batch) / (b_simple + global_batch)
 
 
 def _is_positive(value: float | None) -> TypeGuard[float]:
-    """Whether a number is known, above 0 and finite."""
+    """Return whether a number is known, above 0 and finite."""
     return value is not None and 0 < value < math.inf
 
 
@@ -292,7 +293,7 @@ Trigger = Plateau | FormulaTrigger | AdaScale
 
 
 def make_trigger(job: Job, num_samples: int) -> Trigger:
-    """The trigger of a job with a measured schedule."""
+    """Return the trigger of a job with an adaptive schedule."""
     section = job.trigger
     if isinstance(section, PlateauTrigger):
         return Plateau(section, num_samples, job.evaluation.every_epochs)
@@ -310,29 +311,29 @@ def make_trigger(job: Job, num_samples: int) -> Trigger:
 
 
 def bounded(
-    wish: BatchRequest | None, job: Job, num_samples: int, num_decisions: int, now: Measurement
+    request: BatchRequest | None, job: Job, num_samples: int, num_decisions: int, now: Measurement
 ) -> BatchRequest | None:
-    """A wish, within the windows of the job: none before its window, one at the end of it, none after the last.
+    """Apply `windows_epochs`: drop requests before a window or after the last one, and add one at the end of a window.
 
     Args:
-        wish: of the trigger.
-        job: has the windows.
+        request: the trigger's request.
+        job: the job with the windows.
         num_samples: N.
-        num_decisions: how many were made.
-        now: the batch, and the sample counter.
+        num_decisions: number of decisions so far.
+        now: the current batch and sample counter.
     """
     section = job.trigger
     if isinstance(section, (NoTrigger, AdaScaleTrigger)) or section.windows_epochs is None:
-        return wish
+        return request
     if num_decisions >= len(section.windows_epochs):
         return None
     (earliest, latest), epoch = section.windows_epochs[num_decisions], now.samples / num_samples
     if epoch < earliest:
         return None
-    if wish is None and epoch >= latest:
+    if request is None and epoch >= latest:
         why = f"the window of {earliest:g} … {latest:g} epochs ends"
         if isinstance(section, PlateauTrigger):
             return BatchRequest(why, noise_factor=section.noise_factor)
         most = section.max_batch_factor * now.global_batch
         return BatchRequest(why, batch=most, most=most)
-    return wish
+    return request

@@ -1,4 +1,4 @@
-"""What a plan costs, by what `probe` has measured, and ranks chosen by it."""
+"""Predict a plan's cost from the measurements of `probe`, and choose ranks by cost."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.messages.errors import Fault, JobError
+from hvd_batchgrow.messages.schema_messages import counted
 from hvd_batchgrow.schedule.cost.probe_file import Probe, check_probe
 from hvd_batchgrow.schedule.cost.step_time import StepTimes
 from hvd_batchgrow.schedule.layout import Layout, formable_ranks
@@ -23,70 +24,68 @@ _TOLERABLE_MISFIT = 0.1
 
 @dataclass(frozen=True)
 class PhaseCost:
-    """What a phase costs."""
+    """Cost of a phase."""
 
     ranks: int
     num_updates: int
     update_s: float
     """Seconds of one update."""
     data_wait_share: float
-    """Of that, waiting for samples: what data that come faster would save."""
+    """Fraction of it spent waiting for samples, which a faster data pipeline would save."""
     extrapolated_from: int | None
-    """The number of ranks that was measured instead; None: these were."""
+    """The measured number of ranks from which this is extrapolated; None: these ranks were measured."""
 
     @property
     def seconds(self) -> float:
-        """Of training: without evaluations, checkpoints and start."""
+        """Training time, without start-up, evaluations and checkpoints."""
         return self.num_updates * self.update_s
 
     @property
     def rank_hours(self) -> float:
-        """Of just the ranks that it uses."""
+        """Rank-hours of the ranks that the phase uses."""
         return self.seconds * self.ranks / HOUR_S
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a plan costs."""
+    """Cost of a plan."""
 
     phases: tuple[PhaseCost, ...]
     notes: tuple[str, ...]
-    """What to know before trusting it."""
+    """Limits of the prediction."""
 
     @property
     def seconds(self) -> float:
-        """Of the whole run."""
+        """Training time of the whole run."""
         return math.fsum(phase.seconds for phase in self.phases)
 
     @property
     def peak_ranks(self) -> int:
-        """The most ranks that a phase uses."""
+        """The most ranks of any phase."""
         return max(phase.ranks for phase in self.phases)
 
     @property
     def chain_rank_hours(self) -> float:
-        """If each phase holds just its ranks, as in a chain of batch jobs."""
+        """Rank-hours if each phase holds only its own ranks, as in a Slurm chain."""
         return math.fsum(phase.rank_hours for phase in self.phases)
 
     @property
     def held_rank_hours(self) -> float:
-        """If the peak ranks are held from start to end, as in one batch job."""
+        """Rank-hours if the peak ranks are held throughout, as in one Slurm job."""
         return self.seconds * self.peak_ranks / HOUR_S
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return plain values."""
         own = ("seconds", "peak_ranks", "chain_rank_hours", "held_rank_hours")
         phases = [asdict(p) | {"seconds": p.seconds, "rank_hours": p.rank_hours} for p in self.phases]
         return {"phases": phases, **{name: getattr(self, name) for name in own}, "notes": list(self.notes)}
 
 
 def predict(plan: Plan, probe: Probe) -> Cost:
-    """What a plan costs, be it a growth run's or its twin's.
-
-    Training only: evaluations, checkpoints and the start of each link of a chain come on top.
+    """Return the training cost of a plan, without evaluations, checkpoints and the start-up of each job of a chain.
 
     Raises:
-        JobError: the probe is of something else, or does not tell what a sum over so many ranks costs.
+        JobError: the probe does not match the job, or lacks the cost of an all-reduce over so many ranks.
     """
     check_probe(plan.job, probe)
     times = StepTimes(probe)
@@ -109,15 +108,15 @@ def _notes(layout: Layout, times: StepTimes) -> Iterable[str]:
     low, high = model.micro_batches
     if model.measured_ranks != layout.ranks:
         counts = [count for count in times.fitted if count > 1]
-        sums = f", sums over ranks by log2(ranks) from {', '.join(map(str, counts))}" if layout.ranks > 1 else ""
-        yield f"{layout.ranks} ranks were not measured: passes as on {model.measured_ranks}{sums}"
+        sums = f", all-reduces by log2(ranks) from {', '.join(map(str, counts))}" if layout.ranks > 1 else ""
+        yield f"no measurement on {counted(layout.ranks, 'rank')}: micro-batches as on {model.measured_ranks}{sums}"
     if not low <= layout.micro_batch <= high:
         measured = f"{low} … {high} on {model.measured_ranks} ranks"
-        yield f"micro-batch {layout.micro_batch} is outside those measured: {measured}"
+        yield f"micro-batch {layout.micro_batch} is outside the measured range: {measured}"
     if model.misfit > _TOLERABLE_MISFIT:
         yield (
             f"the model misses an update measured on {model.measured_ranks} ranks by {100 * model.misfit:.0f} %: "
-            "probe again when the machine is quiet"
+            "probe again on an idle machine"
         )
 
 
@@ -125,22 +124,22 @@ def _notes(layout: Layout, times: StepTimes) -> Iterable[str]:
 
 
 def choose_ranks(job: Job, num_samples: int, probe: Probe, ranks: int) -> ChooseRanks:
-    """Ranks of each phase for layout.grow_by = "auto", by layout.objective; for `compile_plan`.
+    """Return the `choose_ranks` argument of `compile_plan` for layout.grow_by = "auto", by layout.objective.
 
-    least_time: the fastest number that can be formed. least_rank_hours: the cheapest; while the
-    whole is over layout.time_limit_h, the phase and number that save the most time for a rank-hour
-    more are taken next. That follows the lower hull of each phase's (time, rank-hours): the least
-    rank-hours for the time it ends with, which may be below the limit by what the last step saved.
+    least_time chooses the fastest number of ranks that can be formed. least_rank_hours chooses the cheapest. While the
+    run exceeds layout.time_limit_h, it upgrades the phase and number of ranks that save the most time per extra
+    rank-hour. This follows the lower hull of each phase's (time, rank-hours), so the rank-hours are minimal for the
+    resulting time, which may be below the limit by what the last step saved.
 
     Args:
-        job: with layout.grow_by = "auto".
+        job: a job with layout.grow_by = "auto".
         num_samples: N.
         probe: the measurements.
-        ranks: that can be had; layout.max_ranks may be fewer.
+        ranks: available ranks; layout.max_ranks may be lower.
 
     Returns:
-        a function of a stage of this job. It raises JobError where the probe is of something else,
-        or the limit cannot be met, with the fastest time that can.
+        a function of a stage of this job. It raises JobError if the probe does not match the job, or if the time limit
+        cannot be met, with the shortest possible time.
     """
     most = min(job.layout.max_ranks or ranks, ranks)
 
@@ -158,13 +157,13 @@ def choose_ranks(job: Job, num_samples: int, probe: Probe, ranks: int) -> Choose
 
 
 def _options(stage: Stage, phase: Phase, job: Job, times: StepTimes, max_ranks: int) -> list[PhaseCost]:
-    """A phase on every number of ranks that can be formed, the fewest first."""
+    """Return the cost of a phase for every number of ranks that can be formed, the fewest first."""
     counts = formable_ranks(
         stage.global_batch // job.model.ghost_batch, max_ranks, uneven_ranks=job.layout.uneven_ranks
     )
     try:
         layouts = [layout_for(stage, ranks, job) for ranks in sorted(counts)]
-    except ValueError:  # a fault that no number of ranks can mend: `compile_plan` tells it, of one
+    except ValueError:  # a fault for any number of ranks, which `compile_plan` reports
         return [PhaseCost(1, phase.num_updates, 0.0, 0.0, None)]
     return [_phase_cost(phase, layout, job, times) for layout in layouts]
 
@@ -190,14 +189,14 @@ def _upgrades(chosen: Sequence[PhaseCost], options: Sequence[Sequence[PhaseCost]
 
 
 def _worth(now: PhaseCost, then: PhaseCost) -> tuple[float, float]:
-    """Seconds saved for a rank-hour more; of equals the smaller step."""
+    """Return the seconds saved per extra rank-hour; of equals, the smaller step."""
     saved_s = now.seconds - then.seconds
     more = then.rank_hours - now.rank_hours
     return (saved_s / more if more > 0 else math.inf, -saved_s)
 
 
 def _rounded(rank_hours: float) -> float:
-    """Perfect scaling costs the same on every number of ranks; rounding must not decide between them."""
+    """Round rank-hours: with perfect scaling they are equal, and floating-point error must not decide."""
     return float(f"{rank_hours:.9g}")
 
 

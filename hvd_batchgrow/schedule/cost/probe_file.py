@@ -1,8 +1,7 @@
-"""PROBE.json: what was measured of a model, its data and a kind of machine."""
+"""PROBE.json: measured times of a model, its data and a kind of machine."""
 
 from __future__ import annotations
 
-import os
 import shlex
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -12,10 +11,11 @@ from pydantic import Field, ValidationError
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.config.types import PositiveFloat, Section
 from hvd_batchgrow.messages.errors import Fault, JobError, RunError, first_fault, unwritable
+from hvd_batchgrow.storage.atomic import write_atomically
 from hvd_batchgrow.storage.regular_files import read_regular
 
 Count = Annotated[int, Field(gt=0, lt=1 << 53)]
-"""As far as floating point counts."""
+"""The limit is the largest range of exact integers in floating point."""
 _SUBJECT = (
     "data.source",
     "data.pipeline",
@@ -42,63 +42,63 @@ _SUBJECT = (
 
 
 class TimedSum(Section):
-    """A sum over all ranks, with nothing else to do."""
+    """An all-reduce on otherwise idle ranks."""
 
     num_bytes: Count
     seconds: PositiveFloat
 
 
 class TimedUpdate(Section):
-    """Whole updates of one shape, as in training."""
+    """Whole updates of one layout, as in training."""
 
     micro_batch: Count
-    """m, samples of a pass on each rank."""
+    """m: samples of a micro-batch on each rank."""
     accumulation: Count
-    """s, passes of an update."""
+    """s: micro-batches of an update on each rank."""
     seconds: PositiveFloat
-    """Of one update."""
+    """Time of one update."""
     data_wait_s: float
-    """Of these, waiting for samples."""
+    """Part of it spent waiting for samples."""
 
 
 class RankProbe(Section):
-    """What was measured with one number of ranks."""
+    """Measurements with one number of ranks."""
 
     ranks: Count
     ranks_per_host: Count
     threads_per_rank: Count
     host: str
-    """Rank 0's."""
+    """Host of rank 0."""
     device: str
     backend: str
     measured_at: str
     micro_batch_limit: Count
-    """Of the job that was probed; larger passes were measured to tell a pass from a sample, where that is all."""
+    """Limit of the probed job. If it allows only one size, larger micro-batches were measured to fit the model."""
     sums: tuple[TimedSum, ...]
     """Empty for one rank."""
     updates: tuple[TimedUpdate, ...]
 
 
 class Probe(Section):
-    """PROBE.json: what was measured of a model, its data and a kind of machine, by number of ranks."""
+    """The content of PROBE.json: measurements by number of ranks."""
 
     format: Literal[1] = 1
     job: str
-    """Name of the job that was probed; others may use the figures if `subject` is theirs too."""
+    """Name of the probed job; other jobs with the same `subject` may use the measurements."""
     subject: dict[str, Any]
     """`subject_of` the job, with the pipeline that `auto` had chosen."""
     image_shape: tuple[Count, ...]
     """(H, W, C)."""
     gradient_bytes: Count
-    """What an update sums over the ranks."""
+    """Bytes that an update all-reduces."""
     measured: tuple[RankProbe, ...]
-    """In order of their ranks."""
+    """In rising order of ranks."""
 
 
 def subject_of(job: Job) -> dict[str, Any]:
-    """The keys of a job that decide what an update costs; all others may change without a new probe.
+    """Return the keys of a job that affect the cost of an update; all others may change without a new probe.
 
-    Learning rate, schedule, batch, layout and seed do not enter: the model is made to tell what they cost.
+    Learning rate, schedule, batch, layout and seed are not among them: the model predicts their cost.
 
     Returns:
         dotted key to plain JSON value.
@@ -122,7 +122,7 @@ def load_probe(path: Path) -> Probe:
     except OSError as error:
         raise RunError(f"{path} cannot be read: {error.strerror or error}; {again}") from None
     except ValidationError as error:
-        raise RunError(f"{path} is damaged, or no probe: {first_fault(error, 'whole file')}; {again}") from None
+        raise RunError(f"{path} is damaged, or not a probe: {first_fault(error, 'whole file')}; {again}") from None
     if fault := _incomplete(probe):
         raise RunError(f"{path} is damaged: {fault}; {again}")
     return probe
@@ -131,7 +131,7 @@ def load_probe(path: Path) -> Probe:
 def _incomplete(probe: Probe) -> str | None:
     counts = [rank_probe.ranks for rank_probe in probe.measured]
     if not counts or counts != sorted(set(counts)):
-        return f"measured: rank counts must be there once each and rise, got {counts}"
+        return f"measured: rank counts must rise without repeats, got {counts}"
     for k, part in enumerate(probe.measured):
         if not part.updates:
             return f"measured.{k}.updates: empty"
@@ -141,24 +141,22 @@ def _incomplete(probe: Probe) -> str | None:
 
 
 def save_probe(path: Path, probe: Probe) -> None:
-    """Write a PROBE.json, whole or not at all.
+    """Write a PROBE.json atomically.
 
     Raises:
         RunError: it cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.writing")
     try:
-        temporary.write_text(probe.model_dump_json(indent=1) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
+        write_atomically(path, f"{probe.model_dump_json(indent=1)}\n".encode())
     except OSError as error:
         raise unwritable(path, error) from None
 
 
 def merge_probes(old: Probe | None, new: Probe) -> Probe:
-    """Both, by number of ranks; where a number was measured twice, the new figures.
+    """Return both probes by number of ranks; the new one wins if both have a number.
 
     Raises:
-        RunError: they are not of the same thing, or not on the same kind of device.
+        RunError: they differ in the subject or the kind of device.
     """
     if old is None:
         return new
@@ -171,20 +169,20 @@ def merge_probes(old: Probe | None, new: Probe) -> Probe:
     differing = [f"{key}: was {was!r}, is {now!r}" for key, (was, now) in pairs.items() if was != now]
     if differing:
         text = "\n  ".join(differing)
-        raise RunError(f"this probe and that of {old.job!r} do not belong in one file:\n  {text}\n  use another --out")
+        raise RunError(f"this probe and that of {old.job!r} cannot share one file:\n  {text}\n  use another --out")
     by_ranks = {part.ranks: part for part in (*old.measured, *new.measured)}
     return new.model_copy(update={"measured": tuple(by_ranks[ranks] for ranks in sorted(by_ranks))})
 
 
 def check_probe(job: Job, probe: Probe) -> None:
-    """Raises JobError if a probe was not measured on what a job trains: every key that differs."""
+    """Raise JobError if a probe does not match a job, with every key that differs."""
     own = subject_of(job)
     differing = [key for key, value in own.items() if value != probe.subject.get(key)]
     if own["data.pipeline"] == "auto":
         differing = [key for key in differing if key != "data.pipeline"]
-    mend = "probe this job, into a file of its own"
+    remedy = "probe this job into a separate file"
     faults = [
-        Fault(key, f"is {own[key]!r}, the probe was measured with {probe.subject.get(key)!r}; {mend}")
+        Fault(key, f"is {own[key]!r}, but the probe was measured with {probe.subject.get(key)!r}; {remedy}")
         for key in differing
     ]
     if faults:

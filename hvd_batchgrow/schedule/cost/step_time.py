@@ -1,4 +1,4 @@
-"""Seconds of an update: the step-time model, and its fit to what was measured."""
+"""The step-time model: seconds of an update, fitted to measurements."""
 
 from __future__ import annotations
 
@@ -23,42 +23,42 @@ class StepTime:
 
         T = f + (s-1) T_g + (T_g^c + T_sync^c)^(1/c),   T_g = a + b m,   T_sync = α + β n
 
-    m is the samples of a pass on a rank, s the passes of an update, n the bytes of the gradient. Only
-    the last pass meets the network: c = 1 adds the two, a large c hides the shorter behind the longer.
+    m is the samples of a micro-batch on a rank, s the micro-batches of an update, n the bytes of the gradient. Only the
+    last micro-batch communicates: c = 1 adds computation and communication, a large c overlaps them fully.
 
     Source: Pollux (Qiao et al., OSDI 2021, arXiv 2008.12260), eqs. 8-11, whose s does not count the
-    last pass; f is ours.
+    last micro-batch; f is our addition.
     """
 
     ranks: int
     fixed_s: float
-    """f: optimiser step, bookkeeping, and what the ranks wait for the slowest of them."""
+    """f: optimizer step, bookkeeping, and waiting for the slowest rank."""
     pass_s: float
-    """a, of a pass; waiting for its data is inside."""
+    """a: per micro-batch, including the wait for its data."""
     sample_s: float
-    """b, of a sample."""
+    """b: per sample."""
     sync_s: float
-    """α, of a sum over the ranks."""
+    """α: per all-reduce."""
     sync_s_per_byte: float
-    """β."""
+    """β: per byte of an all-reduce."""
     overlap: float
-    """c, from 1 to 10."""
+    """c: overlap, from 1 to 10."""
     misfit: float
-    """How far off the model is at worst from the updates that it was fitted to, relative."""
+    """Largest relative error of the model on the updates that it was fitted to."""
     micro_batches: tuple[int, int]
-    """Smallest and largest m that it was fitted to."""
+    """Smallest and largest m of the fit."""
     data_wait_share: float
-    """Of the measured updates' time, what was spent waiting for samples."""
+    """Fraction of the measured time spent waiting for samples."""
     measured_ranks: int
-    """R, or the nearest number of ranks that was measured, from which this is extrapolated."""
+    """R, or the nearest measured number of ranks, from which this is extrapolated."""
 
     def update_s(self, samples: int, layout: Layout, num_bytes: int) -> float:
-        """Seconds of an update.
+        """Return the seconds of an update.
 
         Args:
-            samples: of the fullest rank, all passes.
-            layout: gives passes and micro-batch; the last pass takes what is left.
-            num_bytes: of the gradient.
+            samples: samples of the fullest rank.
+            layout: accumulation and micro-batch; the last micro-batch gets the remaining samples.
+            num_bytes: bytes of the gradient.
         """
         last = samples - (layout.accumulation - 1) * layout.micro_batch
         before = (layout.accumulation - 1) * self.pass_s + (samples - last) * self.sample_s
@@ -68,17 +68,17 @@ class StepTime:
 
 
 def _overlap(pass_s: Seconds, sync_s: float, overlap: float) -> Seconds:
-    """(T_g^c + T_sync^c)^(1/c), without raising seconds to powers at which they would vanish."""
+    """Return (T_g^c + T_sync^c)^(1/c) without underflow of the powers."""
     longer, shorter = np.maximum(pass_s, sync_s), np.minimum(pass_s, sync_s)
     ratio = shorter / np.maximum(longer, 1e-30)
     return np.asarray(longer * (1 + ratio**overlap) ** (1 / overlap))
 
 
 class StepTimes:
-    """The model for every number of ranks: fitted where there are measurements, extrapolated elsewhere.
+    """The model for every number of ranks: fitted to measurements, extrapolated to other numbers.
 
-    a, b, c and f are then those of the nearest number measured, by log2; α and β lie on a line in
-    log2(ranks) through all that were measured, or, where that is one, through it and 0 at one rank.
+    Extrapolation takes a, b, c and f from the nearest measured number, by log2. α and β follow a line in log2(ranks)
+    through all measured numbers. If only one was measured, the line goes through it and through 0 at one rank.
     """
 
     def __init__(self, probe: Probe) -> None:
@@ -89,10 +89,10 @@ class StepTimes:
         self._per_byte = _Log2Line({model.ranks: model.sync_s_per_byte for model in summing}) if summing else None
 
     def at(self, ranks: int) -> StepTime:
-        """The model for a number of ranks.
+        """Return the model for a number of ranks.
 
         Raises:
-            JobError: nothing that was measured tells what summing over so many costs.
+            JobError: the probe has no measurement of an all-reduce.
         """
         if ranks in self.fitted:
             return self.fitted[ranks]
@@ -100,13 +100,13 @@ class StepTimes:
         if ranks == 1:
             return replace(near, ranks=1, sync_s=0.0, sync_s_per_byte=0.0)
         if self._latency is None or self._per_byte is None:
-            fault = f"{ranks} were not measured, and one alone does not tell what a sum over ranks costs; add them to "
+            fault = f"{ranks} were not measured, and the probe of one rank has no all-reduce; add them to "
             raise JobError([Fault("ranks", f"{fault}it: mpirun -np {ranks} hvd-batchgrow probe JOB --out PROBE.json")])
         return replace(near, ranks=ranks, sync_s=self._latency.at(ranks), sync_s_per_byte=self._per_byte.at(ranks))
 
 
 class _Log2Line:
-    """Least squares of a line in log2(ranks); through 0 at one rank where one count alone is known."""
+    """Least-squares line in log2(ranks); through 0 at one rank if only one count is known."""
 
     def __init__(self, known: dict[int, float]) -> None:
         points = known if len(known) > 1 else {1: 0.0, **known}
@@ -122,15 +122,15 @@ class _Log2Line:
 
 @lru_cache(maxsize=64)
 def fit_step_time(part: RankProbe, num_bytes: int) -> StepTime:
-    """The model of one number of ranks.
+    """Fit the model for one number of ranks.
 
-    α and β by least squares over the sums; then f, a, b and c over the updates, all ≥ 0, c in
-    [1, 10]; errors count relative to the time, so that short updates count as much as long ones.
-    Passes beyond the limit of the probed job, which it will not do, count a tenth.
+    Least squares over the all-reduces give α and β, then over the updates f, a, b and c, all ≥ 0 and c in [1, 10].
+    Errors are relative, so that short updates count as much as long ones. Micro-batches above the limit of the probed
+    job, which it will not use, get a tenth of the weight.
 
     Args:
-        part: what was measured.
-        num_bytes: of the gradient.
+        part: the measurements.
+        num_bytes: bytes of the gradient.
     """
     sizes = np.array([timed.num_bytes for timed in part.sums], dtype=float)
     seconds = np.array([timed.seconds for timed in part.sums])
@@ -164,28 +164,28 @@ class _Times:
         self.sync_s = sync_s
 
     def fit(self, overlap: float) -> Seconds:
-        """f, a and b by turns: what the sum sticks out is taken from the times, the rest is linear."""
+        """Fit f, a and b alternately with the all-reduce's visible time: without that time, the model is linear."""
         columns = np.stack([np.ones_like(self.micro), self.passes, self.passes * self.micro], 1)
-        sticks_out = np.full_like(self.seconds, self.sync_s)
+        visible_s = np.full_like(self.seconds, self.sync_s)
         for _ in range(100):
-            found = _nonnegative_fit(columns, self.seconds - sticks_out, self.scale)
-            before, sticks_out = sticks_out, self._sticks_out(found, overlap)
-            if np.abs(sticks_out - before).max() < 1e-9 * self.seconds.min():
+            found = _nonnegative_fit(columns, self.seconds - visible_s, self.scale)
+            before, visible_s = visible_s, self._visible_s(found, overlap)
+            if np.abs(visible_s - before).max() < 1e-9 * self.seconds.min():
                 break
         return found
 
-    def _sticks_out(self, found: Seconds, overlap: float) -> Seconds:
+    def _visible_s(self, found: Seconds, overlap: float) -> Seconds:
         pass_s = found[1] + found[2] * self.micro
         return np.asarray(_overlap(pass_s, self.sync_s, overlap) - pass_s)
 
     def errors(self, overlap: float) -> Seconds:
-        """Model less measurement, as a share of the measurement, each as it counts."""
+        """Return the weighted relative errors: (model - measurement) / measurement."""
         found = self.fit(overlap)
-        predicted = found[0] + self.passes * (found[1] + found[2] * self.micro) + self._sticks_out(found, overlap)
+        predicted = found[0] + self.passes * (found[1] + found[2] * self.micro) + self._visible_s(found, overlap)
         return np.asarray((predicted - self.seconds) / self.scale)
 
     def best_overlap(self) -> float:
-        """c in [1, 10] to 0.02 of least squares; the smallest of equals, so 1 where nothing is summed."""
+        """Return the least-squares c in [1, 10] to 0.02; the smallest of equals, so 1 without all-reduces."""
         best = 1.0
         for half_width, points in ((9.0, 37), (0.25, 26)):
             grid = np.linspace(max(1.0, best - half_width), min(10.0, best + half_width), points)
@@ -194,9 +194,9 @@ class _Times:
 
 
 def _nonnegative_fit(columns: Seconds, values: Seconds, scale: Seconds) -> Seconds:
-    """Coefficients >= 0 of least squares of (columns @ x - values) / scale.
+    """Return the coefficients >= 0 of least squares of (columns @ x - values) / scale.
 
-    There are three at most, so every subset of them that may be positive is tried.
+    With at most three coefficients, every subset of positive ones is tried.
     """
     weighted, target = columns / scale[:, None], values / scale
     best = np.zeros(columns.shape[1])

@@ -1,4 +1,4 @@
-"""A batch that is meant to grow and cannot: a line that says so before the run, and what would let it grow."""
+"""Warn before the run if a batch that should grow cannot, and suggest values that let it grow."""
 
 from __future__ import annotations
 
@@ -19,35 +19,35 @@ from hvd_batchgrow.schedule.phases import Phase
 from hvd_batchgrow.schedule.policies import Start, make_start
 
 _COUNTABLE = 1e6
-"""Evaluations: with more, the first and the last are at the ends of the run, which `trigger_faults` compares."""
+"""Most evaluations that are counted; with more, `trigger_faults` compares the patience with the whole run."""
 
 
 def growth_notes(job: Job, num_samples: int, phases: Sequence[Phase]) -> list[str]:
     """Return why the batch never grows, or not even once by the requested factor; empty if it does.
 
     Args:
-        job: whose schedule or trigger grows the batch.
+        job: the job.
         num_samples: N.
-        phases: that the job was compiled to, before any decision of a trigger.
+        phases: the job's compiled phases, before any decision of a trigger.
     """
     section = job.schedule
     if isinstance(section, (DecaySchedule, StepsSchedule)) or isinstance(job.trigger, AdaScaleTrigger):
-        return []  # their batch is as the job file states it
+        return []  # the job file states their batch
     start = make_start(job, num_samples)
     if isinstance(section, AdaptiveSchedule):
-        return _measured_notes(job, start)
+        return _adaptive_notes(job, start)
     batches = [phase.global_batch for phase in phases if phase.num_updates]
     if len(batches) < 2:
         return [f"the batch never grows: {_no_boundary(job)}"]
     wanted = next((phase.wanted_batch for phase in phases[1:] if phase.wanted_batch > batches[0]), float(batches[0]))
     if max(batches) > batches[0]:
-        # The plan shows what is cut; that the batch does not even double is likely a limit for another data set.
+        # The plan shows cut batches. A batch that does not even double probably has a limit for another data set.
         return _cut_note(job, start, wanted, "boundary") if max(batches) < 2 * batches[0] else []
     instead = ", and the learning rate decays instead at every boundary" if wanted > batches[0] else ""
     return [f"the batch never grows{instead}: {_why(job, start, wanted)}"]
 
 
-def _measured_notes(job: Job, start: Start) -> list[str]:
+def _adaptive_notes(job: Job, start: Start) -> list[str]:
     trigger = job.trigger
     assert not isinstance(trigger, (NoTrigger, AdaScaleTrigger))
     is_plateau = isinstance(trigger, PlateauTrigger)
@@ -57,18 +57,18 @@ def _measured_notes(job: Job, start: Start) -> list[str]:
         every, patience = job.evaluation.every_epochs, trigger.patience_epochs
         why = f"evaluation.every_epochs = {every:g} and trigger.patience_epochs = {patience:g}"
         return [f"the batch never grows: the {job.schedule.epochs:g} epochs end before the first decision, by {why}"]
-    if start.max_batch is None or start.max_batch >= start.global_batch + start.group:
+    if start.max_batch is None or start.max_batch >= start.global_batch + start.batch_unit:
         return _cut_note(job, start, wanted, "decision") if is_plateau else []
     effect = (
-        "every decision of the trigger becomes a cut of the learning rate"
+        "every decision of the trigger lowers the learning rate instead"
         if is_plateau
-        else f"the trigger {trigger.name!r} can decide nothing"
+        else f"no decision of the trigger {trigger.name!r} is possible"
     )
     return [f"the batch never grows, and {effect}: {_why(job, start, wanted)}"]
 
 
 def _wanted_first(start: Start, factor: float) -> float:
-    """The batch, samples, at which the noise scale is lower by a factor; N where floating point has none."""
+    """Return the batch, in samples, that divides the noise scale by a factor; N if it overflows."""
     noise, most = start.noise.of(start.lr, start.momentum, start.global_batch), float(start.noise.num_samples)
     try:
         return min(start.noise.batch_for(noise / factor, start.momentum, start.lr), most)
@@ -77,7 +77,7 @@ def _wanted_first(start: Start, factor: float) -> float:
 
 
 def _comes_too_late(job: Job, trigger: PlateauTrigger) -> bool:
-    """Whether the last evaluation before the end comes after the first one by the patience or less."""
+    """Return whether the time from the first to the last evaluation before the end is at most the patience."""
     every, epochs = job.evaluation.every_epochs, job.schedule.epochs
     if trigger.windows_epochs or epochs / every > _COUNTABLE:
         return False
@@ -86,12 +86,12 @@ def _comes_too_late(job: Job, trigger: PlateauTrigger) -> bool:
 
 
 def _cut_note(job: Job, start: Start, wanted: float, when: str) -> list[str]:
-    """The limit leaves only a part of the first growth."""
+    """Return a note if the limit cuts the first growth."""
     cap = start.max_batch
-    if cap is None or wanted <= cap + start.group / 2:
+    if cap is None or wanted <= cap + start.batch_unit / 2:
         return []
     rest = f"it grows to at most {cap}, and the learning rate decays by the rest"
-    return [f"the first {when} asks for a batch of {wanted:.6g}: {rest}: {_limit(job, start)}{_remedy(start, wanted)}"]
+    return [f"the first {when} requests a batch of {wanted:.6g}: {rest}: {_limit(job, start)}{_remedy(start, wanted)}"]
 
 
 def _no_boundary(job: Job) -> str:
@@ -102,15 +102,15 @@ def _no_boundary(job: Job) -> str:
 
 
 def _why(job: Job, start: Start, wanted: float) -> str:
-    section, first, unit = job.schedule, start.global_batch, start.group
+    section, first, unit = job.schedule, start.global_batch, start.batch_unit
     if isinstance(section, HybridSchedule) and not section.growing_boundaries:
         return "schedule.growing_boundaries is 0"
     if start.max_batch is not None and start.max_batch < first + unit:
         return f"{_limit(job, start)}{_remedy(start, wanted)}"
     if wanted <= first:
         key = "batch_factor" if isinstance(section, AdaBatchSchedule) else "noise_factor"
-        return f"schedule.{key} asks for no larger batch"
-    return f"the wanted {wanted:.6g} is rounded to {first}, a whole multiple of {unit}; use a larger factor"
+        return f"schedule.{key} does not enlarge the batch"
+    return f"the requested {wanted:.6g} is rounded to {first}, a whole multiple of {unit}; use a larger factor"
 
 
 def _limit(job: Job, start: Start) -> str:
@@ -120,11 +120,11 @@ def _limit(job: Job, start: Start) -> str:
 
 
 def _remedy(start: Start, wanted: float) -> str:
-    """A first batch, or a limit, by which the first growth is possible as it is wanted."""
+    """Suggest a first batch or a limit that allows the requested first growth."""
     assert start.max_batch is not None
     factor = wanted / start.global_batch
-    lower = int(start.max_batch / factor / start.group) * start.group if factor > 1 else 0
-    least = int(-(-wanted // start.group)) * start.group
+    lower = int(start.max_batch / factor / start.batch_unit) * start.batch_unit if factor > 1 else 0
+    least = int(-(-wanted // start.batch_unit)) * start.batch_unit
     ways = [f"global_batch <= {lower}"] if lower else []
     ways += [f"max_batch >= {least}"] if factor > 1 and least < start.noise.num_samples else []
     return f"; for growth use {', or '.join(ways)}" if ways else "; the training set is too small for its growth"

@@ -1,4 +1,4 @@
-"""Values that may be meant, but rarely are: a line for each, before the run. `key_faults` refuses the impossible."""
+"""Warn before the run about valid values that are rarely intended. `key_faults` refuses impossible values."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hvd_batchgrow.config.triggers import PlateauTrigger
 from hvd_batchgrow.schedule.phases import Phase
 
 _LARGE_LR = {"sgd": 10.0, "adam": 0.1, "adamw": 0.1, "lars": 100.0}
-"""Above what anyone has published, to our knowledge: LARS goes to 50 or so at a batch of 32k."""
+"""Above any published value that we know of: LARS reaches about 50 at a batch of 32k."""
 _MANY_EPOCHS = 10_000
 _FAST_DECAY = 100
 """Updates."""
@@ -18,12 +18,12 @@ _SHORT_TIMEOUT_S = 10.0
 
 
 def unlikely_values(job: Job, num_samples: int, phases: Sequence[Phase]) -> list[str]:
-    """Return what the user may want to look at again, with the key and what was likely meant.
+    """Return a line for each unlikely value, with its key and what was probably meant.
 
     Args:
         job: the job.
         num_samples: N.
-        phases: that the job was compiled to.
+        phases: the job's compiled phases.
     """
     num_updates = sum(phase.num_updates for phase in phases)
     return [

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 import re
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from hvd_batchgrow.messages.errors import RunError
+from hvd_batchgrow.storage.atomic import UnbufferedFile, sync, write_atomically
 from hvd_batchgrow.storage.regular_files import read_regular
 from hvd_batchgrow.train.checkpoints.schema import check_contents
 
@@ -26,7 +26,6 @@ _UNSEALED_FORMAT = 2
 _SEAL = re.compile(rb"\nsha256 ([0-9a-f]{64})\n")
 _SEAL_BYTES = 73
 _NAME = re.compile(r"samples-(\d{15})\.pt")
-_UNFINISHED = ".writing"
 
 
 @dataclass(frozen=True)
@@ -109,28 +108,21 @@ class Checkpoint:
         return cls(**values)
 
 
-class _Sink:
-    """A file that remembers what failed: torch's writer in C++ tells of a full disk as of an "unexpected pos"."""
+class _Sink(UnbufferedFile):
+    """A file with a SHA-256 of what was written. It keeps the system's error: torch's writer reports another one."""
 
     def __init__(self, file: BinaryIO) -> None:
-        self._file = file
+        super().__init__(file)
         self._digest = hashlib.sha256()
-        self.error: OSError | None = None
 
     def seal(self) -> bytes:
-        """What follows all that was written so far."""
+        """Return the line that follows the content written so far."""
         return f"\nsha256 {self._digest.hexdigest()}\n".encode()
 
-    def write(self, data: bytes) -> int:
-        left = memoryview(data)
-        self._digest.update(left)
-        try:
-            while left:  # of a file without a buffer, a write may take a part
-                left = left[self._file.write(left) :]
-        except OSError as error:
-            self.error = error
-            raise
-        return len(data)
+    def write(self, data: bytes | memoryview) -> int:
+        """Write all of the data, and add it to the SHA-256."""
+        self._digest.update(data)
+        return super().write(data)
 
     def flush(self) -> None:
         """Nothing is kept here."""
@@ -202,46 +194,6 @@ def _remove_old(folder: Path, samples: int, keep: int, kept: set[int]) -> None:
     for old in older[:-keep]:
         if _samples_of(old) not in kept:
             old.unlink()
-
-
-def write_atomically(path: Path, content: bytes | Callable[[BinaryIO], None]) -> None:
-    """The name appears only once the content is on the disk: a crash leaves the old state or the new one.
-
-    One process at a time writes into a run folder, so the temporary name is fixed, and what a kill
-    has left of it is written over.
-
-    Args:
-        path: of the file.
-        content: its bytes, or what writes them into a file without a buffer.
-    """
-    temporary = path.with_name(f".{path.name}{_UNFINISHED}")
-    try:
-        with temporary.open("wb", buffering=0) as file:
-            if isinstance(content, bytes):
-                _Sink(file).write(content)
-            else:
-                content(file)
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync(path.parent)
-
-
-def sync(path: Path) -> None:
-    """What is in a file, or a folder, is on the disk when this returns."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def remove_unfinished(folder: Path) -> None:
-    """Remove what a kill has left of files that were being written."""
-    for path in folder.glob(f".*{_UNFINISHED}"):
-        path.unlink()
 
 
 def checkpoint_paths(folder: Path) -> list[Path]:

@@ -12,8 +12,9 @@ from typing import Any
 from hvd_batchgrow.messages.errors import RunError
 from hvd_batchgrow.schedule.adaptive.decisions import Decision, decisions_text
 from hvd_batchgrow.schedule.plan import Plan, compile_plan
+from hvd_batchgrow.storage.atomic import sync, write_atomically
 from hvd_batchgrow.storage.strict_json import dump_json
-from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint, newest_good, sync, write_atomically, write_checkpoint
+from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint, newest_good, write_checkpoint
 
 _FIXED = frozenset(
     {

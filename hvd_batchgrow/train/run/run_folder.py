@@ -27,14 +27,13 @@ from hvd_batchgrow.messages.schema_messages import shown
 from hvd_batchgrow.messages.suggest import near_path
 from hvd_batchgrow.nn.ghost.ghost_choice import kernels_for_cpu
 from hvd_batchgrow.schedule.plan import Plan
+from hvd_batchgrow.storage.atomic import remove_unfinished, write_atomically
 from hvd_batchgrow.storage.regular_files import read_regular
 from hvd_batchgrow.train.arithmetic_settings import arithmetic
 from hvd_batchgrow.train.checkpoints.checkpoint import (
     Checkpoint,
     checkpoint_paths,
     newest_good,
-    remove_unfinished,
-    write_atomically,
 )
 from hvd_batchgrow.train.run.fork import changes, fork_run, json_bytes
 

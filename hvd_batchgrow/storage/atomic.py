@@ -1,0 +1,76 @@
+"""Write a file whole: after a crash, its name holds either the old content or the new content."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+_UNFINISHED = ".writing"
+
+
+class UnbufferedFile:
+    """A file opened without a buffer, written in full and with the first error remembered.
+
+    Args:
+        file: an unbuffered binary file; its `write` may write only a part of the data.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.error: OSError | None = None
+
+    def write(self, data: bytes | memoryview) -> int:
+        """Write all of the data."""
+        rest = memoryview(data)
+        try:
+            while rest:
+                rest = rest[self._file.write(rest) :]
+        except OSError as error:
+            self.error = error
+            raise
+        return len(data)
+
+
+def write_atomically(path: Path, content: bytes | Callable[[BinaryIO], None]) -> None:
+    """Write a file under a temporary name beside it, fsync it, rename it, and fsync its folder.
+
+    The temporary name is fixed: only one process at a time may write the file. The next write replaces a temporary
+    file that a killed process has left.
+
+    Args:
+        path: the file.
+        content: the bytes, or a function that writes them into an unbuffered file.
+
+    Raises:
+        OSError: the file cannot be written. Its previous content is untouched.
+    """
+    temporary = path.with_name(f".{path.name}{_UNFINISHED}")
+    try:
+        with temporary.open("wb", buffering=0) as file:
+            if isinstance(content, bytes):
+                UnbufferedFile(file).write(content)
+            else:
+                content(file)
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Wait until the content of a file or folder is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove the temporary files that a killed process has left in a folder."""
+    for path in folder.glob(f".*{_UNFINISHED}"):
+        path.unlink()
