@@ -83,10 +83,10 @@ def _pixel_faults(
     forms: Sequence[ImageForm], samples: EncodedDataset, ids: Sequence[int], size: tuple[int, int], *, apply: bool
 ) -> Iterator[str]:
     """Whole images of one size."""
-    feed = EvalSampler(samples, _Whole(size), [ids])  # type: ignore[list-item]
-    by_torch = next(torch_inputs(feed, _UNCHANGED, 0, 1))[1]
-    by_dali = next(dali_inputs(feed, _UNCHANGED, 0, 1, 1))[1]
-    if feed.not_for_dali:
+    sampler = EvalSampler(samples, _Whole(size), [ids])  # type: ignore[list-item]
+    by_torch = next(torch_inputs(sampler, _UNCHANGED, 0, 1))[1]
+    by_dali = next(dali_inputs(sampler, _UNCHANGED, 0, 1, 1))[1]
+    if sampler.not_for_dali:
         yield f"DALI cannot decode one of {', '.join(forms[k].name for k in ids if samples.is_for_dali(k))}"
     for k, ours, theirs in zip(ids, by_torch, by_dali, strict=True):
         where, expected = f"{forms[k].name}, apply_orientation = {apply}:", right_pixels(forms[k], apply=apply)
@@ -101,14 +101,14 @@ def _pixel_faults(
 def _crop_faults(samples: EncodedDataset) -> Iterator[str]:
     """Random windows, resized: DALI decodes no more of an image than its window."""
     rule = ResizedCrop((12, 12), (0.08, 1.0), (3 / 4, 4 / 3), hflip=True)
-    feeds = [TrainSampler(samples, Stream(len(samples), 3), rule, 16) for _ in range(2)]
-    pairs = zip(torch_inputs(feeds[0], _UNCHANGED, 0, 1), dali_inputs(feeds[1], _UNCHANGED, 0, 1, 1), strict=True)
+    samplers = [TrainSampler(samples, Stream(len(samples), 3), rule, 16) for _ in range(2)]
+    pairs = zip(torch_inputs(samplers[0], _UNCHANGED, 0, 1), dali_inputs(samplers[1], _UNCHANGED, 0, 1, 1), strict=True)
     for (raw, by_torch), (_, by_dali) in pairs:
         differing: NDArray[np.bool_] = (by_torch != by_dali).flatten(1).any(1).numpy()
         yield from (f"crops of {samples.locate(k)} differ" for k in raw.ids[differing].tolist())
         if raw.entries[-1] >= 2 * len(samples):
             break
-    if feeds[1].not_for_dali:
+    if samplers[1].not_for_dali:
         yield "DALI cannot decode the window of an image"
 
 

@@ -157,7 +157,7 @@ def test_a_missing_idx_file_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "array", "message"),
     [
-        ("train-labels-idx1-ubyte", np.zeros(7), r"images \(300, 8, 8\) and labels \(7,\) do not belong together"),
+        ("train-labels-idx1-ubyte", np.zeros(7), r"images \(300, 8, 8\) and labels \(7,\) do not match"),
         (
             "t10k-labels-idx1-ubyte",
             np.full(50, 3),
@@ -354,7 +354,7 @@ NAN_ROWS = np.where(np.arange(40).reshape(20, 2) == 17, np.nan, 1).astype(np.flo
     [
         ("train_images", np.zeros((20, 5, 4, 3)), r"train_images.npy: images are float64; they must be uint8"),
         ("train_images", np.zeros((20, 5), np.uint8), r"images are \(20, 5\); they must be"),
-        ("train_images", np.zeros((9, 5, 4, 3), np.uint8), r"\(9, 5, 4, 3\) and labels \(20,\) do not belong together"),
+        ("train_images", np.zeros((9, 5, 4, 3), np.uint8), r"\(9, 5, 4, 3\) and labels \(20,\) do not match"),
         ("train_images", np.asfortranarray(images(20, 5, 4, 3)), r"is in Fortran order.*ascontiguousarray"),
         ("test_images", np.zeros((0, 5, 4, 3), np.uint8), r"test_images.npy is empty: \(0, 5, 4, 3\) of uint8"),
         ("test_images", images(7, 5, 4, 1), r"a test sample is \(5, 4, 1\), one of .* \(5, 4, 3\)"),

@@ -78,7 +78,7 @@ def test_a_stray_label_does_not_make_a_larger_network(tmp_path: Path, kind: str)
     assert fault.message.startswith(
         "is needed: labels are 0 … 255, but 252 of 256 classes never occur in training: 3, 4"
     )
-    assert "the largest label, 255, is that of 1 of 6 samples" in fault.message
+    assert "the largest label, 255, occurs in 1 of 6 samples" in fault.message
     assert re.search(place(kind, "train", 3) + " 255", fault.message)
     source = load(tmp_path, kind, labels, num_classes=256)
     assert source.num_classes == 256

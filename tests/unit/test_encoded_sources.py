@@ -65,7 +65,7 @@ def test_the_job_may_give_classes_and_constants(tmp_path: Path, form: Form) -> N
     root = form.make(tmp_path / "data", pictures(NUM_TRAIN))
     source = form.read(root, num_classes=7, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
     assert (source.num_classes, source.mean, source.std) == (7, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
-    with pytest.raises(JobError, match=r"data.mean: has 1 values; encoded images are turned to RGB: 3"):
+    with pytest.raises(JobError, match=r"data.mean: has 1 values; encoded images are converted to RGB: 3"):
         form.read(root, mean=(0.5,))
     with pytest.raises(
         RunError, match=r"num_classes = 2, but .* has 3 classes|labels are not in 0 … 1: .*train.* has 2"
@@ -77,7 +77,7 @@ def test_the_job_may_give_classes_and_constants(tmp_path: Path, form: Form) -> N
 def test_a_root_is_needed(tmp_path: Path, form: Form) -> None:
     with pytest.raises(JobError, match=rf"data.root: is needed for the source '{form.source}'"):
         form.load(DataSection(source=form.source), lambda *_: None)
-    with pytest.raises(RunError, match=r"data.root = .*absent is no folder"):
+    with pytest.raises(RunError, match=r"data.root = .*absent is not a folder"):
         form.read(tmp_path / "absent")
 
 
@@ -133,7 +133,7 @@ def test_the_index_finds_bad_images_and_keeps_the_reason(tmp_path: Path, form: F
     train = form.expected(pictures(NUM_TRAIN))
     train[4] = replace(train[4], data=data)
     root = form.make(tmp_path / "data", train)
-    hint = r"cannot be read or decoded; data.on_bad_sample = 'replace' would go on .*:\n  sample 4: .*data/train.* "
+    hint = r"cannot be read or decoded; data.on_bad_sample = 'replace' would continue .*:\n  sample 4: .*data/train.* "
     with pytest.raises(RunError, match=rf"1 of {NUM_TRAIN} images under .*data {hint}({reason})"):
         form.read(root)
     samples = form.read(root, on_bad_sample="replace").train  # from the cached index
@@ -197,7 +197,7 @@ def test_what_is_cut_after_indexing_is_noticed(tmp_path: Path, form: Form) -> No
     samples, victim, sample_id = indexed(form, tmp_path)
     path = overwrite(tmp_path, victim.data, victim.data)
     os.truncate(path, path.read_bytes().index(victim.data) + 100)
-    fault = rf"is truncated: 100 of {len(victim.data)} bytes are left; data.on_bad_sample = 'replace' would go on"
+    fault = rf"is truncated: 100 of {len(victim.data)} bytes are left; data.on_bad_sample = 'replace' would continue"
     with pytest.raises(BadSample, match=rf"sample {sample_id} \({path}.*\): {fault}"):
         samples.fetch(np.array([sample_id]))
 

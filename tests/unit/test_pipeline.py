@@ -65,13 +65,13 @@ def feed_of(samples: Dataset, group: int, seed: int = 5) -> TrainSampler:
     return TrainSampler(samples, Stream(len(samples), seed), augment_of(samples), group)
 
 
-def read(name: str, feed: TrainSampler, first_group: int, stride: int, count: int) -> list[GhostBatch]:
+def read(name: str, sampler: TrainSampler, first_group: int, stride: int, count: int) -> list[GhostBatch]:
     def inputs(first: int) -> Iterator[tuple[object, Tensor]]:
         if name == "torch":
-            return torch_inputs(feed, FINISH, first, stride)
-        return dali_inputs(feed, FINISH, first, stride, 1)
+            return torch_inputs(sampler, FINISH, first, stride)
+        return dali_inputs(sampler, FINISH, first, stride, 1)
 
-    return list(islice(batches(feed, inputs, first_group, stride), count))  # type: ignore[arg-type]
+    return list(islice(batches(sampler, inputs, first_group, stride), count))  # type: ignore[arg-type]
 
 
 def combinations() -> list[tuple[str, str]]:
@@ -125,10 +125,10 @@ def test_the_definition_for_a_gpu_gives_the_same_pixels_on_a_cpu(
     """But for its own filter at a window's edges, and bytes that round the other way."""
     samples, finish = encoded_samples(tmp_path, 24), replace(FINISH, channels_last=channels_last)
     rule = CentreCrop((CROP, CROP), 14)
-    feed = feed_of(samples, 24) if kind == "training" else EvalSampler(samples, rule, [range(24)])
-    (output,) = make_pipeline(feed, finish, feed.raw_groups(0, 1), 1, in_dali=True).run()
+    sampler = feed_of(samples, 24) if kind == "training" else EvalSampler(samples, rule, [range(24)])
+    (output,) = make_pipeline(sampler, finish, sampler.raw_groups(0, 1), 1, in_dali=True).run()
     found = channels_first(from_dlpack(output.as_tensor()), finish)
-    _, expected = next(torch_inputs(feed, finish, 0, 1))
+    _, expected = next(torch_inputs(sampler, finish, 0, 1))
     inner = (..., slice(2, -2), slice(2, -2))
     assert (found - expected)[inner].abs().max() < 1.5 / (255 * min(FINISH.std))
     assert (found - expected).abs().mean() < 0.02
@@ -381,9 +381,9 @@ def test_a_bad_sample_is_replaced_by_the_next_of_the_stream(
     order = stream.ids(0, 61)
     told: list[int] = []
     for rank in range(ranks):
-        feed = TrainSampler(samples, stream, augment_of(samples), group, lambda bad: told.append(bad.sample_id))
+        sampler = TrainSampler(samples, stream, augment_of(samples), group, lambda bad: told.append(bad.sample_id))
         for k, batch in zip(
-            range(rank, 60 // group, ranks), read(name, feed, rank, ranks, 60 // group // ranks), strict=False
+            range(rank, 60 // group, ranks), read(name, sampler, rank, ranks, 60 // group // ranks), strict=False
         ):
             wanted = order[k * group : (k + 1) * group]
             after = order[k * group + 1 : (k + 1) * group + 1]

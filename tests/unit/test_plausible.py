@@ -71,7 +71,7 @@ def test_a_mean_outside_0_to_1_is_refused(mean: tuple[float, ...], nearest: str)
         ((255.0,), "nearest: [1], divided by 255"),
         ((1000.0,), "nearest: [1]"),
         ((0.229 / 255, 0.224 / 255), "nearest: [0.229, 0.224], × 255"),  # divided by 255 once too often
-        ((1e-9,), "would reach 1,000,000,000; nearest: [2.55e-07], × 255"),
+        ((1e-9,), "would become as large as 1,000,000,000; nearest: [2.55e-07], × 255"),
     ],
 )
 def test_a_deviation_that_no_image_has_is_refused(std: tuple[float, ...], nearest: str) -> None:
@@ -252,7 +252,7 @@ def test_pixels_of_another_type_are_refused_with_code_that_makes_bytes_of_them(
         load(tmp_path, 20)
     told = str(error.value)
     if expected is None:
-        assert "are no pixels: undo their normalisation" in told
+        assert "are not pixels: undo their normalization" in told
         return
     code = told.rpartition(": ")[2]
     made = eval(code, {"x": x})  # noqa: S307  # the code of our own message, as a user would run it
