@@ -1,4 +1,4 @@
-"""Each form of image file through both pipelines: the same pixels, and the right ones, or refused by name."""
+"""Check that both pipelines read each form of image file to the right pixels, or refuse it by name."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _UNCHANGED = Normalize((0.0,) * 3, (1.0,) * 3)
 
 @dataclass(frozen=True)
 class _Whole:
-    """All of an image, at its own size."""
+    """The whole image, at its own size."""
 
     out_size: tuple[int, int]
     num_draws = 0
@@ -39,7 +39,7 @@ class _Whole:
 
 
 def folder_of(forms: Sequence[ImageForm], root: Path) -> None:
-    """Write a class of forms, all named .jpg, and a class and a test set of one good image each."""
+    """Write a class with the forms, all named .jpg, and a class and a test set of one good image each."""
     whole = png(np.zeros((9, 9, 3), np.uint8))
     for name in ("train/good", "val/good", "train/forms"):
         (root / name).mkdir(parents=True)
@@ -49,7 +49,7 @@ def folder_of(forms: Sequence[ImageForm], root: Path) -> None:
 
 
 def check_forms(forms: Sequence[ImageForm], root: Path) -> list[str]:
-    """What is wrong with the way forms are read; the folder is empty before."""
+    """Return what is wrong with the way forms are read; the folder must be empty."""
     folder_of(forms, root)
     return [fault for apply in (False, True) for fault in _faults(forms, root, apply=apply)]
 
@@ -82,7 +82,7 @@ def _refusal_faults(form: ImageForm, samples: EncodedDataset, k: int) -> Iterato
 def _pixel_faults(
     forms: Sequence[ImageForm], samples: EncodedDataset, ids: Sequence[int], size: tuple[int, int], *, apply: bool
 ) -> Iterator[str]:
-    """Whole images of one size."""
+    """Yield the faults of whole images of one size."""
     sampler = EvalSampler(samples, _Whole(size), [ids])  # type: ignore[list-item]
     by_torch = next(torch_inputs(sampler, _UNCHANGED, 0, 1))[1]
     by_dali = next(dali_inputs(sampler, _UNCHANGED, 0, 1, 1))[1]
@@ -99,7 +99,7 @@ def _pixel_faults(
 
 
 def _crop_faults(samples: EncodedDataset) -> Iterator[str]:
-    """Random windows, resized: DALI decodes no more of an image than its window."""
+    """Yield the faults of random resized windows, of which DALI decodes only the window."""
     rule = ResizedCrop((12, 12), (0.08, 1.0), (3 / 4, 4 / 3), hflip=True)
     samplers = [TrainSampler(samples, Stream(len(samples), 3), rule, 16) for _ in range(2)]
     pairs = zip(torch_inputs(samplers[0], _UNCHANGED, 0, 1), dali_inputs(samplers[1], _UNCHANGED, 0, 1, 1), strict=True)

@@ -36,7 +36,7 @@ pytestmark = pytest.mark.usefixtures("cache")
 
 
 def _huge_png(side: int) -> bytes:
-    """A PNG that says how large it is, and holds no pixels."""
+    """Return a PNG with a header and no pixels."""
     chunks = [(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)), (b"IDAT", b""), (b"IEND", b"")]
     framed = [struct.pack(">I", len(d)) + name + d + struct.pack(">I", zlib.crc32(name + d)) for name, d in chunks]
     return b"\x89PNG\r\n\x1a\n" + b"".join(framed)
@@ -82,7 +82,7 @@ def test_a_root_is_needed(tmp_path: Path, form: Form) -> None:
 
 
 @each_form
-def test_an_index_is_made_once_and_tells_how_far_it_is(tmp_path: Path, form: Form) -> None:
+def test_an_index_is_built_once_and_reports_progress(tmp_path: Path, form: Form) -> None:
     root, told = form.make(tmp_path / "data", pictures(NUM_TRAIN)), list[tuple[str, int, int]]()
     first = form.read(root, lambda *progress: told.append(progress))
     assert len({what for what, _, _ in told}) == 2
@@ -105,7 +105,7 @@ def _touch(form: Form, root: Path) -> None:
 
 @each_form
 @pytest.mark.parametrize(("change", "first"), [(_rewrite, 48), (_touch, 0)], ids=["rewritten", "only the time"])
-def test_an_index_is_made_anew_when_a_file_changes(
+def test_an_index_is_rebuilt_when_a_file_changes(
     tmp_path: Path, form: Form, change: Callable[[Form, Path], None], first: int
 ) -> None:
     root, told = form.make(tmp_path / "data", pictures(NUM_TRAIN)), list[str]()

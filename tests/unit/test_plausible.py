@@ -112,8 +112,8 @@ def test_such_constants_end_train_before_there_is_a_run_folder(
 @pytest.mark.parametrize(
     ("keys", "fault"),
     [
-        ({"crop_scale": (8.0, 100.0)}, "data.crop_scale: 100 of the image's area is .*, or [0.08, 1] for percent"),
-        ({"crop_scale": (800.0, 1000.0)}, "data.crop_scale: 1000 of the image's area is more than all of it; use <= 1"),
+        ({"crop_scale": (8.0, 100.0)}, "data.crop_scale: 100 exceeds 1, the area .*, or [0.08, 1] for percent"),
+        ({"crop_scale": (800.0, 1000.0)}, "data.crop_scale: 1000 exceeds 1, the area of the whole image; use <= 1"),
         ({"crop_ratio": (75.0, 133.0)}, "for percent use [0.75, 1.33]"),
         ({"crop_ratio": (0.001, 0.01)}, "data.crop_ratio: [0.001, 0.01]: every window would have one side 10 times"),
     ],
@@ -255,7 +255,7 @@ def test_pixels_of_another_type_are_refused_with_code_that_makes_bytes_of_them(
         assert "are not pixels: undo their normalization" in told
         return
     code = told.rpartition(": ")[2]
-    made = eval(code, {"x": x})  # noqa: S307  # the code of our own message, as a user would run it
+    made = eval(code, {"x": x})  # noqa: S307  # the code in our message, as a user would run it
     assert made.dtype == np.uint8
     assert np.array_equal(made, expected)
 
@@ -298,7 +298,7 @@ def source(data):
         ({"dtype": "float32"}, "x.round().astype('uint8')"),
     ],
 )
-def test_a_source_of_ones_own_is_checked_alike(
+def test_a_user_source_is_checked_alike(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, values: dict[str, str], message: str
 ) -> None:
     right = {"shape": "(16, 16, 1)", "mean": "(0.5,)", "std": "(0.25,)", "dtype": "uint8"}
@@ -316,7 +316,7 @@ def test_a_source_of_ones_own_is_checked_alike(
 def test_padding_that_could_hide_all_of_an_image_is_refused(cache: Path, tmp_path: Path) -> None:
     write(tmp_path, pixels(20, 8, 6, 1))
     with pytest.raises(
-        JobError, match=r"data.crop_padding: 6: .* an image of 8 × 6 could show nothing but .*; use < 6"
+        JobError, match=r"data.crop_padding: 6: .* a 8 × 6 image could consist of padding only; use < 6"
     ):
         load(tmp_path, 20, crop_padding=6)
     load(tmp_path, 20, crop_padding=5)
@@ -324,6 +324,6 @@ def test_padding_that_could_hide_all_of_an_image_is_refused(cache: Path, tmp_pat
 
 def test_one_class_is_nothing_to_learn(cache: Path, tmp_path: Path) -> None:
     write(tmp_path, pixels(20, 8, 8, 1), np.zeros(20, int))
-    with pytest.raises(JobError, match=r"data.num_classes: 1: every label is 0, so that the loss is 0"):
+    with pytest.raises(JobError, match=r"data.num_classes: 1: every label is 0, so the loss is 0"):
         load(tmp_path, 20)
     assert load(tmp_path, 20, num_classes=2).num_classes == 2

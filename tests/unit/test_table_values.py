@@ -99,7 +99,7 @@ def test_rows_held_out_are_standardised_by_the_others(tmp_path: Path) -> None:
     assert inputs(data, source, "test")[:, 0] == pytest.approx(standardised(times[test], times[train]), rel=1e-6)
 
 
-def test_a_ghost_batch_holds_the_same_bits_on_any_number_of_ranks(tmp_path: Path) -> None:
+def test_a_ghost_batch_is_bit_identical_on_any_number_of_ranks(tmp_path: Path) -> None:
     times = START + np.arange(32) ** 2
     write_csv(tmp_path / "train.csv", "t,c,x,y", [(t, "ab"[k % 2], k * 0.1, k % 2) for k, t in enumerate(times)])
     data = section(tmp_path, num_samples=32, test="train.csv", categorical=("c",))
@@ -330,8 +330,8 @@ def test_a_text_such_as_na_is_a_category_and_said_to_be(tmp_path: Path) -> None:
         ({"categorical": ("x",), "ignore_columns": (1,)}, r"data.categorical: 'x' of .* is in data.ignore_columns too"),
         ({"ignore_columns": ("z",)}, r"data.ignore_columns: .*train.csv has no column 'z'"),
         ({"ignore_columns": ("y",), "label": "y"}, r"data.ignore_columns: 'y' of .*train.csv is data.label too"),
-        ({"unknown_category": "ignore"}, r"data.unknown_category: is used together with data.categorical only"),
-        ({"categorical_encoding": "codes"}, r"data.categorical_encoding: is used together with data.categorical only"),
+        ({"unknown_category": "ignore"}, r"data.unknown_category: requires data.categorical"),
+        ({"categorical_encoding": "codes"}, r"data.categorical_encoding: requires data.categorical"),
     ],
 )
 def test_columns_that_a_job_names_must_be_there_once(tmp_path: Path, keys: dict[str, Any], message: str) -> None:

@@ -49,7 +49,7 @@ def test_where_the_label_of_a_tar_sample_is(tmp_path: Path, members: dict[str, A
 @pytest.mark.parametrize(
     ("members", "fault"),
     [
-        ({"txt": "a cat"}, r"has no label: neither .cls nor .label, nor such a field of .json"),
+        ({"txt": "a cat"}, r"has no label: neither .cls nor .label, nor a field of .json with such a name"),
         ({"json": {"other": 1}}, r"has no label"),
         ({"cls": b"cat"}, r".cls is b'cat', must be an integer"),
         ({"json": {"label": 1.5}}, r"field label of .json is 1.5, must be an integer"),

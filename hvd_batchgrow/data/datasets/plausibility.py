@@ -97,7 +97,7 @@ def _order(shape: Sequence[int], stated: Sequence[int]) -> str:
 
 
 def axis_hint(values: NDArray[Any], labels: NDArray[Any]) -> str:
-    """Return a likely fix for values and labels whose shapes do not match; empty if there is no likely one."""
+    """Return a likely fix for values and labels whose shapes do not match; empty if no fix is likely."""
     if labels.ndim == 2 and len(labels) == len(values):
         one_hot = labels.shape[1] > 1
         return f"; numpy.save(…, labels.{'argmax(1)' if one_hot else 'ravel()'}) makes labels (N,)"
