@@ -1,4 +1,4 @@
-"""Sources that are arrays, from files written as their formats are described, whole and damaged."""
+"""Sources of arrays, from intact and damaged files written from the descriptions of their formats."""
 
 from __future__ import annotations
 
@@ -73,11 +73,11 @@ def test_moments_of_rows_are_those_of_all_rows_however_they_are_cut() -> None:
 
 def test_values_are_read_in_chunks_with_progress_reports(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hvd_batchgrow.data.datasets.normalization._CHUNK_BYTES", 100)
-    told: list[tuple[str, int, int]] = []
+    reports: list[tuple[str, int, int]] = []
     values = np.arange(100, dtype=np.float32).reshape(20, 5)  # 20 bytes each: five a chunk
-    chunks = list(chunks_of(values, "rows", lambda *report: told.append(report), np.array([3, 1, 4, 1, 5, 9])))
+    chunks = list(chunks_of(values, "rows", lambda *report: reports.append(report), np.array([3, 1, 4, 1, 5, 9])))
     assert [chunk[:, 0].tolist() for chunk in chunks] == [[15, 5, 20, 5, 25], [45]]
-    assert told == [("rows", 100, 120), ("rows", 120, 120)]
+    assert reports == [("rows", 100, 120), ("rows", 120, 120)]
 
 
 # --- idx -------------------------------------------------------------------------------------
@@ -179,13 +179,13 @@ def test_idx_files_must_belong_together(tmp_path: Path, name: str, array: NDArra
 
 
 def cifar_bytes(pixels: NDArray[np.uint8], *labels: NDArray[np.uint8]) -> bytes:
-    """Records as the page of CIFAR describes them: label bytes, then 1024 of red, of green and of blue."""
+    """Return records as CIFAR's page describes them: label bytes, then 1024 bytes each of red, green and blue."""
     records = zip(pixels, *labels, strict=True)
     return b"".join(bytes(label) + b"".join(p[..., c].tobytes() for c in range(3)) for p, *label in records)
 
 
 def write_cifar(folder: Path, source: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """The files of a set, four records each. Returns all training images and their labels."""
+    """Write the files of a set, four records each; return all training images and their labels."""
     version = VERSIONS[source]
     folder.mkdir(parents=True)
     kept: list[tuple[NDArray[np.uint8], NDArray[np.uint8]]] = []

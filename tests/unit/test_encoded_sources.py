@@ -83,13 +83,13 @@ def test_a_root_is_needed(tmp_path: Path, form: Form) -> None:
 
 @each_form
 def test_an_index_is_built_once_and_reports_progress(tmp_path: Path, form: Form) -> None:
-    root, told = form.make(tmp_path / "data", pictures(NUM_TRAIN)), list[tuple[str, int, int]]()
-    first = form.read(root, lambda *progress: told.append(progress))
-    assert len({what for what, _, _ in told}) == 2
-    assert told[-1][1] == told[-1][2] > 0
-    told.clear()
-    second = form.read(root, lambda *progress: told.append(progress))
-    assert told == []
+    root, reports = form.make(tmp_path / "data", pictures(NUM_TRAIN)), list[tuple[str, int, int]]()
+    first = form.read(root, lambda *progress: reports.append(progress))
+    assert len({what for what, _, _ in reports}) == 2
+    assert reports[-1][1] == reports[-1][2] > 0
+    reports.clear()
+    second = form.read(root, lambda *progress: reports.append(progress))
+    assert reports == []
     assert np.array_equal(first.train.sizes, second.train.sizes)
     assert_holds(second.train, form.expected(pictures(NUM_TRAIN)))
 
@@ -108,11 +108,11 @@ def _touch(form: Form, root: Path) -> None:
 def test_an_index_is_rebuilt_when_a_file_changes(
     tmp_path: Path, form: Form, change: Callable[[Form, Path], None], first: int
 ) -> None:
-    root, told = form.make(tmp_path / "data", pictures(NUM_TRAIN)), list[str]()
+    root, reports = form.make(tmp_path / "data", pictures(NUM_TRAIN)), list[str]()
     form.read(root)
     change(form, root)
-    source = form.read(root, lambda what, *_: told.append(what))
-    assert len(set(told)) == 1  # the test set's is still good
+    source = form.read(root, lambda what, *_: reports.append(what))
+    assert len(set(reports)) == 1  # the test set's is still good
     assert_holds(source.train, form.expected(pictures(NUM_TRAIN, first=first)))
 
 
@@ -152,7 +152,7 @@ def test_a_set_of_bad_images_only_is_refused_whatever_the_job_says(tmp_path: Pat
 
 
 def indexed(form: Form, root: Path) -> tuple[EncodedDataset, Picture, int]:
-    """Samples, and an image of them with its id."""
+    """Return samples, and one of their images with its id."""
     train = form.expected(pictures(NUM_TRAIN))
     samples = form.read(form.make(root / "data", train)).train
     assert isinstance(samples, EncodedDataset)
@@ -225,7 +225,7 @@ def test_samples_may_be_pickled_and_forked(tmp_path: Path, form: Form) -> None:
 @each_form
 @pytest.mark.parametrize("apply", [False, True])
 def test_orientation_is_applied_where_the_job_says_so(tmp_path: Path, form: Form, apply: bool) -> None:
-    """6: the camera was turned, and the picture is upright after a turn clockwise by 90°."""
+    """Orientation 6: the picture is upright after a clockwise rotation by 90°."""
     train = form.expected(pictures(NUM_TRAIN))
     jpegs = [k for k, image in enumerate(train) if image.extension == "jpg"]
     tagged = [replace(image, data=with_exif(image.data, 6)) if k in jpegs else image for k, image in enumerate(train)]

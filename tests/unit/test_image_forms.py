@@ -1,4 +1,4 @@
-"""Forms of image files: the short form of what `make fuzz` does with more of them."""
+"""Forms of image files: a short version of `make fuzz`."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def _gifs(root: Path, **keys: object) -> EncodedDataset:
 
 
 def test_what_dali_fails_on_is_decoded_by_pillow(tmp_path: Path) -> None:
-    """Files that look like those that DALI decodes, and are not: here the index says so of GIFs, which it is not."""
+    """The index wrongly marks GIFs as decodable by DALI."""
     samples = _gifs(tmp_path)
     samples._index["for_dali"] = np.ones(10, np.bool_)  # type: ignore[index]
     sampler = EvalSampler(samples, CentreCrop((20, 20), 20), [range(4), range(4, 8), range(8, 10)])
@@ -135,7 +135,7 @@ def test_orientation_is_among_what_decides_the_weights() -> None:
 
 @pytest.mark.parametrize("size", [(1, 60_000), (60_000, 1), (3, 20_000), (1, 1), (2, 1)])
 def test_an_image_of_a_line_needs_little_memory(size: tuple[int, int]) -> None:
-    """The defect: the 256 × 15,360,000 pixels that a line of 60,000 was resized to would have taken 11.8 GB."""
+    """The defect: a line of 60,000 pixels was resized to 256 × 15,360,000 pixels, or 11.8 GB."""
     sizes = np.array([size], np.int32)
     draws = np.random.default_rng(0).random((1, 23))
     wide = ResizedCrop((224, 224), (0.08, 1.0), (0.01, 100.0), hflip=True)
@@ -152,7 +152,7 @@ def test_an_image_of_a_line_needs_little_memory(size: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("shape", [(10, 400), (400, 10), (1, 333), (12, 251)])
 def test_the_centre_of_a_long_image_is_that_of_all_of_it(tmp_path: Path, shape: tuple[int, int]) -> None:
-    """By PIL, which resizes all of it."""
+    """Compare with PIL, which resizes the whole image."""
     coarse = np.random.default_rng(1).integers(0, 256, (-(-shape[0] // 4), -(-shape[1] // 4), 3), dtype=np.uint8)
     image = Image.fromarray(coarse).resize(shape[::-1], Image.Resampling.BICUBIC)
     file = BytesIO()
@@ -175,7 +175,7 @@ def test_the_centre_of_a_long_image_is_that_of_all_of_it(tmp_path: Path, shape: 
 
 
 def test_images_of_ordinary_aspect_are_placed_as_before() -> None:
-    """As torchvision's Resize and CenterCrop: all of the image is resized."""
+    """Resize the whole image, as torchvision's Resize and CenterCrop do."""
     sizes = np.array([[375, 500], [500, 375], [224, 224], [100, 800]], np.int32)
     place = CentreCrop((224, 224), 256).sample_crops(np.empty((4, 0)), sizes)
     assert place.windows.tolist() == [[0, 0, *size] for size in sizes.tolist()]
@@ -183,7 +183,7 @@ def test_images_of_ordinary_aspect_are_placed_as_before() -> None:
 
 
 def test_a_window_is_never_empty() -> None:
-    """The defect: of an image one pixel wide, aspects above 2 gave a window of no rows."""
+    """The defect: aspects above 2 yielded a window without rows for an image one pixel wide."""
     rule = ResizedCrop((8, 8), (0.5, 1.0), (4.0, 5.0), hflip=False)
     windows = rule.sample_crops(np.random.default_rng(0).random((1, 23)), np.array([[5, 1]], np.int32)).windows
     assert windows[0, 2:].tolist() == [1, 1]

@@ -379,9 +379,9 @@ def test_a_bad_sample_is_replaced_by_the_next_of_the_stream(
     samples = damaged(tmp_path, how)
     stream = Stream(25, 5)
     order = stream.ids(0, 61)
-    told: list[int] = []
+    reported: list[int] = []
     for rank in range(ranks):
-        sampler = TrainSampler(samples, stream, augment_of(samples), group, lambda bad: told.append(bad.sample_id))
+        sampler = TrainSampler(samples, stream, augment_of(samples), group, lambda bad: reported.append(bad.sample_id))
         for k, batch in zip(
             range(rank, 60 // group, ranks), read(name, sampler, rank, ranks, 60 // group // ranks), strict=False
         ):
@@ -390,8 +390,8 @@ def test_a_bad_sample_is_replaced_by_the_next_of_the_stream(
             assert (batch.ids == np.where(wanted == 6, after, wanted)).all()
             assert (batch.replaced == (wanted == 6)).all()
             assert batch.labels.tolist() == [id_ % 7 for id_ in batch.ids]
-    assert set(told) == (set() if how == "known" else {6})
-    assert len(told) <= ranks  # each rank finds out once
+    assert set(reported) == (set() if how == "known" else {6})
+    assert len(reported) <= ranks  # each rank finds out once
 
 
 @pytest.mark.usefixtures("short_head")
@@ -400,11 +400,11 @@ def test_bad_test_samples_are_skipped(tmp_path: Path, name: str) -> None:
     samples = damaged(tmp_path, "changed")
     source = DatasetPair(samples, samples, 7, FINISH.mean, FINISH.std)
     data = DataSection(source="idx", image_size=CROP, pipeline=name)  # type: ignore[arg-type]
-    told: list[BadSample] = []
-    reader = Reader(data, source, torch.device("cpu"), 1, told.append)
+    reported: list[BadSample] = []
+    reader = Reader(data, source, torch.device("cpu"), 1, reported.append)
     found = [k for batch in reader.testing([range(10), range(10, 25)]) for k in batch.ids.tolist()]
     assert found == [k for k in range(25) if k != 6]
-    assert [bad.sample_id for bad in told] == [6]
+    assert [bad.sample_id for bad in reported] == [6]
 
 
 @pytest.mark.usefixtures("short_head")

@@ -1,4 +1,4 @@
-"""Values and arrays that cannot be meant are refused before training, with what was likely meant."""
+"""Implausible values and arrays are refused before training, with a likely fix."""
 
 from __future__ import annotations
 
@@ -103,9 +103,9 @@ def test_such_constants_end_train_before_there_is_a_run_folder(
     job: str, command: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([*command, job, "--data.mean", "[127.5]", "--data.std", "[127.5]"]) == 2
-    told = capsys.readouterr().err
-    assert "data.mean: [127.5]" in told
-    assert "data.std: [127.5]" in told
+    message = capsys.readouterr().err
+    assert "data.mean: [127.5]" in message
+    assert "data.std: [127.5]" in message
     assert not Path("runs").exists()
 
 
@@ -169,10 +169,10 @@ def test_axes_in_another_order_are_refused_unless_the_job_says_so(
     read = [*shape[1:], 1][:3]
     with pytest.raises(RunError) as error:
         load(tmp_path, 20)
-    told = str(error.value)
-    assert f"these have {read[0]} × {read[1]} pixels of {read[2]} channel" in told
-    assert remedy in told
-    assert f"data.shape = {read}" in told
+    message = str(error.value)
+    assert f"these have {read[0]} × {read[1]} pixels of {read[2]} channel" in message
+    assert remedy in message
+    assert f"data.shape = {read}" in message
     # Both ways out work, and the second one too where the arrays are cached already.
     assert load(tmp_path, 20, shape=tuple(read)).train.shape == tuple(read)
 
@@ -250,11 +250,11 @@ def test_pixels_of_another_type_are_refused_with_code_that_makes_bytes_of_them(
     write(tmp_path, x)
     with pytest.raises(RunError, match="they must be uint8") as error:
         load(tmp_path, 20)
-    told = str(error.value)
+    message = str(error.value)
     if expected is None:
-        assert "are not pixels: undo their normalization" in told
+        assert "are not pixels: undo their normalization" in message
         return
-    code = told.rpartition(": ")[2]
+    code = message.rpartition(": ")[2]
     made = eval(code, {"x": x})  # noqa: S307  # the code in our message, as a user would run it
     assert made.dtype == np.uint8
     assert np.array_equal(made, expected)

@@ -1,4 +1,4 @@
-"""What a table says of itself: headers, separators, row indices; and all faulty cells at once."""
+"""Headers, separators and row indices of tables, and messages that list all faulty cells."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ROWS, LABELS = [[1.5, 2.0], [3.0, 4.25]], [0, 1]
 
 
 def load(root: Path, num_samples: int = 2, **keys: Any) -> DatasetPair:
-    """The rows of train.csv (or .parquet), which are tested on too."""
+    """Return the rows of train.csv (or .parquet), which is the test set too."""
     kind = "parquet" if (root / "train.parquet").exists() else "csv"
     keys = {"test": f"train.{kind}", **keys}
     data = DataSection(source=kind, root=str(root), num_samples=num_samples, **keys)
@@ -170,7 +170,7 @@ def test_a_table_of_many_faulty_columns_is_cut_short(tmp_path: Path) -> None:
 
 
 def write_pandas(path: Path, columns: dict[str, Any], index: list[Any]) -> None:
-    """A file as DataFrame.to_parquet writes it, by the description of its metadata."""
+    """Write a file as DataFrame.to_parquet does, from the description of its metadata."""
     meta = json.dumps({"index_columns": index, "columns": [], "pandas_version": "2.2.0"}).encode()
     pq.write_table(pa.table(columns).replace_schema_metadata({b"pandas": meta}), path)
 

@@ -1,4 +1,4 @@
-"""What a network is given of a table: expected values by hand, or by NumPy in float64, never by this package."""
+"""Inputs of a network from a table; expected values are computed by hand or by NumPy in float64."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from hvd_batchgrow.messages.errors import JobError, RunError
 
 pytestmark = pytest.mark.usefixtures("cache")
 START = 1_700_000_000
-"""A time stamp of 2023: float32 has a step of 128 s there."""
+"""A time stamp of 2023, where float32 has a resolution of 128 s."""
 
 
 def section(root: Path, source: str = "csv", **keys: Any) -> DataSection:
@@ -36,7 +36,7 @@ def load(data: DataSection, seed: int = 3) -> DatasetPair:
 
 
 def inputs(data: DataSection, source: DatasetPair, part: str = "train") -> NDArray[np.float32]:
-    """What the network is given of all samples, in order."""
+    """Return the network's inputs for all samples, in order."""
     swapped = DatasetPair(source.test, source.train if part == "train" else source.test, 9, source.mean, source.std)
     reader = Reader(data, swapped, torch.device("cpu"), 1, raise_bad)
     (batch,) = reader.testing([range(len(swapped.test))])
@@ -44,7 +44,7 @@ def inputs(data: DataSection, source: DatasetPair, part: str = "train") -> NDArr
 
 
 def standardised(values: Any, reference: Any = None) -> NDArray[np.float64]:
-    """(x - mean) / deviation in float64, by the definition."""
+    """Return (x - mean) / std in float64, from the definition."""
     reference = np.asarray(values if reference is None else reference, dtype=np.float64)
     mean = reference.mean(axis=0)
     return (np.asarray(values, dtype=np.float64) - mean) / np.sqrt(((reference - mean) ** 2).mean(axis=0))

@@ -1,4 +1,4 @@
-"""csv, parquet and covtype, from files that pyarrow writes, whole and damaged."""
+"""The sources csv, parquet and covtype, from intact and damaged files that pyarrow writes."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ def everything(samples: Dataset) -> tuple[NDArray[Any], NDArray[np.int64]]:
 
 
 def columns(count: int, **others: Any) -> dict[str, Any]:
-    """Two features of different types, and three classes."""
+    """Return two features of different types, and three classes."""
     made = {"x": GENERATOR.standard_normal(count), "n": np.arange(count), "y": np.arange(count) % 3}
     return {key: value for key, value in {**made, **others}.items() if value is not None}
 
 
 def write(folder: Path, kind: str, name: str, values: dict[str, Any]) -> NDArray[np.float64]:
-    """A file by the writer of its kind. Returns the features x and n."""
+    """Write a file of a kind; return the features x and n."""
     table = pa.table(values)
     if kind == "csv":
         pa_csv.write_csv(table, folder / f"{name}.csv")
@@ -151,7 +151,7 @@ def test_rows_are_held_out_by_the_order_of_a_stream() -> None:
 @KINDS
 def test_a_share_of_the_rows_is_tested_on(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = write(tmp_path, kind, "train", columns(50))
-    write(tmp_path, kind, "test", columns(2))  # the share goes before the habit
+    write(tmp_path, kind, "test", columns(2))  # the fraction takes precedence over test.csv
     source = load(kind, tmp_path, 40, test_fraction=0.2)
     train, test = held_out_rows(50, 0.2, 7)
     for part, members in ((source.train, train), (source.test, test)):
@@ -296,7 +296,7 @@ def test_a_missing_package_names_the_extra(tmp_path: Path, monkeypatch: pytest.M
 
 
 def covtype_text(count: int) -> tuple[str, NDArray[np.int64]]:
-    """Lines as the repository of UC Irvine has them: 54 whole numbers, and the type, 1 … 7. No header."""
+    """Return lines in the format of the UC Irvine repository: 54 whole numbers and the type, 1 … 7, no header."""
     table = np.concatenate([GENERATOR.integers(0, 4000, (count, 54)), 1 + np.arange(count)[:, None] % 7], axis=1)
     return "".join(",".join(map(str, row)) + "\n" for row in table), table
 

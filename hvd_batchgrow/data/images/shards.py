@@ -101,14 +101,14 @@ def load_sets(data: DataSection, form: ShardFormat, report: ReportProgress) -> t
     return indexed[0], indexed[1]
 
 
-def find_shards(root: Path, key: str, wanted: str | None, habits: Sequence[str]) -> list[str]:
-    """Names of shards, sorted.
+def find_shards(root: Path, key: str, wanted: str | None, conventional: Sequence[str]) -> list[str]:
+    """Return the names of shards, sorted.
 
     Args:
         root: folder that names are relative to.
         key: of the job, for messages.
         wanted: a name or a pattern, which may have ranges in braces, `train-{0000..0009}.tar`: each file of
-            a range must exist. None: the first of `habits` that matches a file.
+            a range must exist. None: the first of `conventional` that matches a file.
 
     Raises:
         RunError: no file matches, or a file of a range is missing.
@@ -119,8 +119,8 @@ def find_shards(root: Path, key: str, wanted: str | None, habits: Sequence[str])
         found = [name for names in parts.values() for name in names]
         tried = ", ".join(missing[:NUM_SHOWN]) + (", …" if len(missing) > NUM_SHOWN else "")
     else:
-        found = next((names for habit in habits if (names := _files(root, habit))), [])
-        missing, tried = [] if found else list(habits), " or ".join(habits)
+        found = next((names for pattern in conventional if (names := _files(root, pattern))), [])
+        missing, tried = [] if found else list(conventional), " or ".join(conventional)
     if missing:
         raise RunError(f"{root}: no file is named {tried} ({key}); {nearest(root, missing[0])}")
     return sorted(set(found))

@@ -89,8 +89,8 @@ def find_files(root: Path, given: str | None, kind: str, key: str) -> list[Path]
     Raises:
         RunError: no file matches, or two files have a conventional name.
     """
-    habits = [f"{key.removeprefix('data.')}{suffix}" for suffix in _SUFFIXES[kind]]
-    found = _matching(root, given, kind) if given else [root / habit for habit in habits if (root / habit).is_file()]
+    conventional = [f"{key.removeprefix('data.')}{suffix}" for suffix in _SUFFIXES[kind]]
+    found = _matching(root, given, kind) if given else [root / name for name in conventional if (root / name).is_file()]
     if not given and len(found) > 1:
         raise RunError(f"{root} contains {' and '.join(path.name for path in found)}: choose one with {key}")
     if found:
@@ -100,7 +100,7 @@ def find_files(root: Path, given: str | None, kind: str, key: str) -> list[Path]
     )
     near = [str(path.relative_to(root)) for path in _matching(root, ".", kind)][:5]
     there = f"there are {', '.join(near)}" if near else f"there are no {kind} files"
-    raise RunError(f"{root} does not contain {given or habits[0]} ({there}); set {key}{remedy}")
+    raise RunError(f"{root} does not contain {given or conventional[0]} ({there}); set {key}{remedy}")
 
 
 def _matching(root: Path, given: str, kind: str) -> list[Path]:
