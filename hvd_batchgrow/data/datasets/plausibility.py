@@ -32,7 +32,7 @@ def constant_faults(mean: Sequence[float] | None, std: Sequence[float] | None) -
     """
     if mean is not None and not all(0 <= m <= 1 for m in mean):
         by_255 = [m / 255 if 1 < m <= 255 else min(max(m, 0.0), 1.0) for m in mean]
-        fault = f"{_short(mean)}: images are scaled to [0, 1] first, so the mean must be in [0, 1]"
+        fault = f"{_short(mean)}: images are scaled to [0, 1] first, so their mean is in [0, 1] too"
         yield "mean", f"{fault}; nearest: {_short(by_255)}{_how(mean)}"
     if not std:
         return
