@@ -1,4 +1,4 @@
-"""Small encoded images, and the formats that hold them, each with a writer of its own."""
+"""Small encoded images, and the formats that hold them, each with its writer."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Picture:
 
 
 def picture(seed: int) -> Picture:
-    """One of every format and mode in turn; no two have one size."""
+    """Return an image; formats and modes alternate, and all sizes differ."""
     generator = np.random.default_rng(seed)
     form, mode = [("JPEG", "RGB"), ("PNG", "RGB"), ("JPEG", "L"), ("PNG", "L")][seed % 4]
     noise = generator.integers(0, 256, (20 + seed, 31 + 2 * seed, 3), dtype=np.uint8)
@@ -77,14 +77,14 @@ def write_records(root: Path, name: str, images: Sequence[Picture]) -> None:
 
 @dataclass(frozen=True)
 class Form:
-    """A format, and its own writer."""
+    """A format and its writer."""
 
     source: str
     load: Callable[[DataSection, ReportProgress], DatasetPair]
     write: Callable[[Path, str, Sequence[Picture]], None]
 
     def expected(self, images: Sequence[Picture]) -> list[Picture]:
-        """In the order of the ids."""
+        """Return the images in the order of the ids."""
         return sorted(images, key=lambda image: image.label) if self.source == "image_folder" else list(images)
 
     def make(self, root: Path, train: Sequence[Picture], val: Sequence[Picture] | None = None) -> Path:
@@ -112,7 +112,7 @@ def assert_holds(samples: Any, expected: Sequence[Picture]) -> None:
 
 
 def overwrite(root: Path, old: bytes, new: bytes) -> Path:
-    """Put other bytes where an image's are, in whichever file that is."""
+    """Replace the bytes of an image, in whichever file they are; return the file."""
     for path in (path for path in root.rglob("*") if path.is_file()):
         if old in (content := path.read_bytes()):
             path.write_bytes(content.replace(old, new))

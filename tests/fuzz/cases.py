@@ -1,4 +1,4 @@
-"""What can be wrong, by kind: each makes a case from a generator, in the working directory."""
+"""Kinds of fuzz cases: each function makes a case in the working directory from a random generator."""
 
 from __future__ import annotations
 
@@ -47,16 +47,16 @@ def _written(tree: dict[str, Any]) -> None:
 
 
 def job_values(draw: random.Random, world: World) -> Case:
-    """A job of the project with values that are something else."""
+    """A job of the project with damaged values."""
     path = draw.choice(JOBS)
     tree = tomllib.loads(path.read_text())
-    told = damage_tree(draw, tree)
+    damage = damage_tree(draw, tree)
     _written(tree)
-    return Case("job values", f"{path.stem}: {told}", _plan_words(draw, "job.toml"), _PLANNED)
+    return Case("job values", f"{path.stem}: {damage}", _plan_words(draw, "job.toml"), _PLANNED)
 
 
 def job_sure_faults(draw: random.Random, world: World) -> Case:
-    """Several faults that are beyond doubt: all of them must be told."""
+    """Several unambiguous faults, all of which must be reported."""
     path = draw.choice(JOBS)
     tree = tomllib.loads(path.read_text())
     section = draw.choice(["data", "model", "optim", "schedule"])
@@ -69,21 +69,21 @@ def job_sure_faults(draw: random.Random, world: World) -> Case:
     if missing != section:
         del tree[missing]
     _written(tree)
-    told = f"{path.stem}: {name}.{key} = {tree[name][key]}, {section}.{unknown}, no {missing}"
+    damage = f"{path.stem}: {name}.{key} = {tree[name][key]}, {section}.{unknown}, no {missing}"
     named = [f"{name}.{key}", f"{section}.", *([f"{missing}: is required"] if missing != section else [])]
-    return Case("job sure faults", told, _plan_words(draw, "job.toml"), _REFUSED, named=named)
+    return Case("job sure faults", damage, _plan_words(draw, "job.toml"), _REFUSED, named=named)
 
 
 def job_bytes(draw: random.Random, world: World) -> Case:
-    """A job of the project whose file is damaged, or is none."""
+    """A job of the project whose file is damaged, or is not a file."""
     path = draw.choice(JOBS)
     Path("job.toml").write_bytes(path.read_bytes())
-    told = damage_entry(draw, Path("job.toml")) if draw.random() < 0.1 else damage_bytes(draw, Path("job.toml"))
-    return Case("job bytes", f"{path.stem}: {told}", _plan_words(draw, "job.toml"), _PLANNED)
+    damage = damage_entry(draw, Path("job.toml")) if draw.random() < 0.1 else damage_bytes(draw, Path("job.toml"))
+    return Case("job bytes", f"{path.stem}: {damage}", _plan_words(draw, "job.toml"), _PLANNED)
 
 
 def job_lines(draw: random.Random, world: World) -> Case:
-    """Lines of a job file that are gone, twice, elsewhere, or of another job."""
+    """A job file with lines removed, repeated, moved, or taken from another job."""
     path = draw.choice(JOBS)
     lines = path.read_text().splitlines()
     for _ in range(draw.choice([1, 2, 4])):
@@ -105,21 +105,21 @@ def job_lines(draw: random.Random, world: World) -> Case:
 
 
 def job_trained(draw: random.Random, world: World) -> Case:
-    """A small job with other values, up to its first update."""
+    """A small job with damaged values, run up to its first update."""
     world.lay_out("idx", Path.cwd())
     Path("runs").rename("elsewhere")
     tree = tomllib.loads(Path("small.toml").read_text())
     section = draw.choice([name for name, value in tree.items() if isinstance(value, dict)])
-    told = damage_tree(draw, tree[section])
+    damage = damage_tree(draw, tree[section])
     Path("small.toml").write_bytes(tomli_w.dumps(tree).encode("utf-8", "surrogatepass"))
-    return Case("job trained", f"{section}: {told}", TRAIN, _MAY_TRAIN)
+    return Case("job trained", f"{section}: {damage}", TRAIN, _MAY_TRAIN)
 
 
 # --- the command line ----------------------------------------------------------------------------
 
 
 def overrides(draw: random.Random, world: World) -> Case:
-    """Keys put over a job, of which some are none."""
+    """Overrides of a job's keys, some of which do not exist."""
     path = draw.choice(JOBS)
     tree = tomllib.loads(path.read_text())
     keys = [f"{s}.{key}" for s, values in tree.items() if isinstance(values, dict) for key in values]
@@ -135,7 +135,7 @@ def overrides(draw: random.Random, world: World) -> Case:
 
 
 def command_words(draw: random.Random, world: World) -> Case:
-    """Any words for any command."""
+    """Random arguments of any command."""
     commands = commands_by_name()
     name = draw.choice([*commands, "trian", "", "--json"])
     options = options_of(commands[name]) if name in commands else []
@@ -145,7 +145,7 @@ def command_words(draw: random.Random, world: World) -> Case:
         option = draw.choice([*pool, "--nope", "-x", "--jobs-dir"])
         text = draw.choice([*TEXTS[:24], *map(str, NUMBERS[:14]), "\udcff", "auto"])
         words += draw.choice([[option], [option, text], [f"{option}={text}"]])
-    words = ["verify" if word == "probe" else word for word in words]  # a probe of a whole job takes its time
+    words = ["verify" if word == "probe" else word for word in words]  # probing a whole job is slow
     if words[0] in {"train", "twin", "verify", "probe"}:
         words = [*words, "--zzz"]
         return Case("words", "", words, frozenset({0, 2}), named=["--zzz"])
@@ -156,32 +156,32 @@ def command_words(draw: random.Random, world: World) -> Case:
 
 
 def data_files(draw: random.Random, world: World) -> Case:
-    """A file of a source that is damaged, foreign or not there."""
+    """A file of a source that is damaged, foreign or missing."""
     source = draw.choice(list(SOURCES))
     world.lay_out(source, Path.cwd())
     if source == "idx":
         Path("runs").rename("elsewhere")
     path = draw.choice(sorted(path for path in Path("data").rglob("*") if path.is_file()))
     if (way := draw.random()) < 0.15:
-        told = damage_entry(draw, path)
+        damage = damage_entry(draw, path)
     elif way < 0.25:
         other = draw.choice([p for name in SOURCES for p in (world.folder / name / "data").rglob("*") if p.is_file()])
         path.write_bytes(other.read_bytes())
-        told = f"{other.name} as {path}"
+        damage = f"{other.name} as {path}"
     else:
-        told = damage_bytes(draw, path)
+        damage = damage_bytes(draw, path)
     words = [
         *TRAIN,
         *(["--data.on_bad_sample", "replace"] if source in {"tfrecord", "image_folder"} and way > 0.6 else []),
     ]
-    return Case(f"data {source}", told, words, _MAY_TRAIN, any_named=["data"])
+    return Case(f"data {source}", damage, words, _MAY_TRAIN, any_named=["data"])
 
 
 # --- checkpoints and run folders -----------------------------------------------------------------
 
 
 def _after_run(draw: random.Random, world: World) -> list[str]:
-    """A command on the run that is there."""
+    """Return a command on the existing run."""
     return draw.choice(
         [
             [*TRAIN, "--resume", "auto"], [*TRAIN, "--resume", "auto"], [*TRAIN, "--fork", "other"],
@@ -196,17 +196,17 @@ def checkpoints(draw: random.Random, world: World) -> Case:
     world.lay_out("idx", Path.cwd())
     paths = checkpoint_paths(Path("runs/small/checkpoints"))
     chosen = paths[-1:] if draw.random() < 0.5 else paths
-    told = "; ".join(damage_bytes(draw, path) for path in chosen)
-    return Case("checkpoint bytes", told, _after_run(draw, world), _RESUMED)
+    damage = "; ".join(damage_bytes(draw, path) for path in chosen)
+    return Case("checkpoint bytes", damage, _after_run(draw, world), _RESUMED)
 
 
 def _resealed(values: dict[str, Any]) -> bytes:
-    """As the writer would have sealed it, whatever it holds."""
+    """Return the bytes of a checkpoint with valid checksums, whatever it holds."""
     values = {"format": 3} | {key: value for key, value in values.items() if key not in {"format", "sha256"}}
     buffer = io.BytesIO()
     try:
         digest = tree_digest(values)
-    except RuntimeError:  # of a sparse tensor
+    except RuntimeError:  # raised for a sparse tensor
         digest = "0" * 64
     torch.save({**values, "sha256": digest}, buffer)
     data = buffer.getvalue()
@@ -225,7 +225,7 @@ def _tensor_junk(draw: random.Random, value: Any) -> Any:
 
 
 def _confuse(draw: random.Random, values: dict[str, Any]) -> str:
-    """Other keys, types and shapes somewhere in a checkpoint."""
+    """Change a key, type or shape somewhere in a checkpoint; return where."""
     node: Any = values
     key = draw.choice(sorted(set(values) - {"format", "sha256"}))
     path = [key]
@@ -243,14 +243,14 @@ def _confuse(draw: random.Random, values: dict[str, Any]) -> str:
 
 
 def sealed_checkpoints(draw: random.Random, world: World) -> Case:
-    """Checkpoints that are whole by their seal, and hold something else than this program writes."""
+    """Checkpoints with valid checksums whose contents this program would not write."""
     world.lay_out("idx", Path.cwd())
     paths = checkpoint_paths(Path("runs/small/checkpoints"))
     for path in paths[-1:] if draw.random() < 0.3 else paths:
         values = torch.load(io.BytesIO(path.read_bytes()), weights_only=True)
-        told = _confuse(draw, values)
+        damage = _confuse(draw, values)
         path.write_bytes(_resealed(values))
-    return Case("checkpoint sealed", told, _after_run(draw, world), _RESUMED)
+    return Case("checkpoint sealed", damage, _after_run(draw, world), _RESUMED)
 
 
 _RUN_FILES = ("plan.json", "record.json", "metrics.jsonl", "consumed.jsonl", "slurm/ledger.json", "job.toml")
@@ -265,26 +265,26 @@ def run_files(draw: random.Random, world: World) -> Case:
         lines = path.read_text().splitlines() if path.suffix == ".jsonl" else [path.read_text()]
         k = draw.randrange(len(lines))
         tree = json.loads(lines[k])
-        told = f"{path}: {damage_tree(draw, tree)}"
+        damage = f"{path}: {damage_tree(draw, tree)}"
         lines[k] = json.dumps(tree, default=str) if draw.random() < 0.9 else json.dumps(junk(draw), default=str)
         path.write_text("\n".join(lines) + "\n")
     else:
-        told = damage_bytes(draw, path)
-    return Case("run files", told, _after_run(draw, world), _RESUMED)
+        damage = damage_bytes(draw, path)
+    return Case("run files", damage, _after_run(draw, world), _RESUMED)
 
 
 def probes(draw: random.Random, world: World) -> Case:
-    """What a probe has written."""
+    """A damaged probe file."""
     world.lay_out("idx", Path.cwd())
     path = Path("PROBE.json")
     if draw.random() < 0.7:
         tree = json.loads(path.read_text())
-        told = damage_tree(draw, tree)
+        damage = damage_tree(draw, tree)
         path.write_text(json.dumps(tree, default=str))
     else:
-        told = damage_bytes(draw, path)
+        damage = damage_bytes(draw, path)
     more = draw.choice([[], ["--layout.grow_by", "auto"], ["--json"]])
-    return Case("probe file", told, ["plan", "small.toml", "--cost", "PROBE.json", *more], frozenset({0, 1, 2}))
+    return Case("probe file", damage, ["plan", "small.toml", "--cost", "PROBE.json", *more], frozenset({0, 1, 2}))
 
 
 # --- the environment -----------------------------------------------------------------------------
@@ -305,7 +305,7 @@ _OTHERS = (
 
 
 def environment(draw: random.Random, world: World) -> Case:
-    """Variables that launchers, users or sites have set to rubbish."""
+    """Environment variables with invalid values."""
     world.lay_out("idx", Path.cwd())
     Path("runs").rename("elsewhere")
     words = draw.choice([list(TRAIN), ["plan", "small.toml"], ["digest", "elsewhere/small"]])
@@ -325,7 +325,7 @@ def environment(draw: random.Random, world: World) -> Case:
             values["HVD_BATCHGROW_CACHE"] = ""
         return Case("environment cache", str(values)[:200], words, frozenset({0, 1, 75}), environment=values)
     values = {name: draw.choice([*_NO_COUNTS, "0", "2"]) for name in draw.sample(_OTHERS, 3)}
-    if values.get("SLURM_PROCID") == "2":  # a task that is not the first leaves the telling to that
+    if values.get("SLURM_PROCID") == "2":  # only the first task prints messages
         values["SLURM_PROCID"] = "0"
     return Case("environment others", str(values)[:200], words, _MAY_TRAIN, environment=values)
 
@@ -345,11 +345,11 @@ KINDS: dict[Make, int] = {
     probes: 2,
     environment: 3,
 }
-"""How many of a hundred cases are of each."""
+"""Cases of each kind in a hundred."""
 
 
 def make_case(seed: int, index: int, world: World) -> Case:
-    """The case of a number: the same again for the same seed."""
+    """Return the case with an index; the same seed gives the same case."""
     draw = random.Random(f"{seed} {index}")  # noqa: S311
     make = draw.choices(list(KINDS), list(KINDS.values()))[0]
     return make(draw, world)

@@ -1,4 +1,4 @@
-"""Ways to damage bytes and trees, each drawn from a generator: the same again for the same seed."""
+"""Ways to damage bytes and trees, drawn from a random generator: the same seed gives the same damage."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NUMBERS = (
 
 
 def junk(draw: random.Random, depth: int = 0) -> Any:
-    """A value of any kind that TOML knows."""
+    """Return a value of any TOML type."""
     kind = draw.randrange(7 if depth < 2 else 5)
     if kind == 0:
         return draw.choice(TEXTS)
@@ -39,7 +39,7 @@ def junk(draw: random.Random, depth: int = 0) -> Any:
 
 
 def any_place(draw: random.Random, tree: Any) -> tuple[Any, Any]:
-    """A container within a tree of dicts and lists, and a key or an index of it."""
+    """Return a container within a tree of dicts and lists, and one of its keys or indices."""
     places: list[tuple[Any, Any]] = []
     open_ = [tree]
     while open_:
@@ -53,14 +53,14 @@ def any_place(draw: random.Random, tree: Any) -> tuple[Any, Any]:
 
 
 def damage_tree(draw: random.Random, tree: Any) -> str:
-    """Damage a tree where it stands, one to three times; returns what was done."""
-    told = []
+    """Damage a tree in place, one to three times; return a description."""
+    damage = []
     for _ in range(draw.choice([1, 1, 2, 3])):
         if not tree:
             break
         node, key = any_place(draw, tree)
         what = draw.choice(["drop", "junk", "junk", "text", "negate", "add", "nest"])
-        told.append(f"{what} {key!r}")
+        damage.append(f"{what} {key!r}")
         if what == "drop":
             del node[key]
         elif what == "junk":
@@ -73,7 +73,7 @@ def damage_tree(draw: random.Random, tree: Any) -> str:
             node[key] = [node[key]]
         elif isinstance(node, MutableMapping):
             node[draw.choice(["x", "lr", "é", "a b", "naem"])] = junk(draw)
-    return ", ".join(told)
+    return ", ".join(damage)
 
 
 # --- bytes ---------------------------------------------------------------------------------------
@@ -142,7 +142,7 @@ WAYS: tuple[Callable[[bytes, random.Random], bytes], ...] = (
 
 
 def damage_bytes(draw: random.Random, path: Path) -> str:
-    """Damage a file; returns how."""
+    """Damage a file; return a description."""
     way = draw.choice(WAYS)
     data = path.read_bytes()
     path.write_bytes(way(data, draw) if data else _foreign(data, draw))
@@ -150,7 +150,7 @@ def damage_bytes(draw: random.Random, path: Path) -> str:
 
 
 def damage_entry(draw: random.Random, path: Path) -> str:
-    """Put something else in a file's place; returns what."""
+    """Replace a file with something else; return a description."""
     what = draw.choice(["nothing", "a folder", "a pipe", "a link to itself", "a link to nowhere", "a device"])
     path.unlink()
     if what == "a folder":

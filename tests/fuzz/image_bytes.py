@@ -76,18 +76,18 @@ def _packed(samples: Array, bits: int, order: str = ">") -> bytes:
 
 
 def exif(orientation: int, order: str = ">") -> bytes:
-    """EXIF with nothing but an orientation."""
+    """Return EXIF with only an orientation."""
     mark = b"MM" if order == ">" else b"II"
     return mark + struct.pack(f"{order}HIHHHIHHI", 42, 8, 1, 274, 3, 1, orientation, 0, 0)
 
 
 def with_exif(jpeg: bytes, orientation: int, order: str = ">") -> bytes:
-    """A JPEG with EXIF."""
+    """Return a JPEG with EXIF."""
     return with_segment(jpeg, b"Exif\0\0" + exif(orientation, order))
 
 
 def with_segment(jpeg: bytes, segment: bytes) -> bytes:
-    """A JPEG with an APP1 segment put behind its first mark."""
+    """Return a JPEG with an APP1 segment after its first marker."""
     return jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(segment) + 2) + segment + jpeg[2:]
 
 
@@ -108,7 +108,7 @@ def tiff(
     """A TIFF of one page, in strips.
 
     Args:
-        values: (H, W) or (H, W, C); their type is that of the samples, unless `bits` says less.
+        values: (H, W) or (H, W, C); their dtype is that of the samples, unless `bits` is smaller.
         photometric: 0 white is zero, 1 black is zero, 2 RGB, 3 palette, 5 CMYK, 6 YCbCr.
         bits: of a sample; None: those of the type.
         order: of the bytes.

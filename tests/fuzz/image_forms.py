@@ -1,4 +1,4 @@
-"""Forms of image files, what their pixels are, and which are refused."""
+"""Forms of image files, with the right pixels or the reason to refuse them."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from tests.fuzz.image_bytes import (
 Values = NDArray[np.float64]
 _EXACT = 1e-6
 _ROUNDED = 0.5 / 255 + 1.1 / 65535
-"""Half a step of 8 bits; Pillow scales a PGM to 16 bits first, which may add half a step of those and a bit."""
+"""Half a step of 8 bits; Pillow scales a PGM to 16 bits first, which may add a little more than half a 16-bit step."""
 _ONE_STEP = 1 / 255 + _EXACT
 
 
 @dataclass(frozen=True)
 class ImageForm:
-    """A file, and what is right for it."""
+    """A file, and its expected pixels or refusal."""
 
     name: str
     data: bytes
@@ -43,12 +43,12 @@ class ImageForm:
     """(H, W, 3) in [0, 1], from the values that were written or from imagecodecs; None: it is refused."""
     tolerance: float = _EXACT
     refused: str = ""
-    """Part of the reason."""
+    """Part of the expected reason for the refusal."""
     orientation: int = 1
 
 
 def forms(seed: int) -> list[ImageForm]:
-    """All forms, with pixels and a size that depend on the seed; the size is the same for all."""
+    """Return all forms, with pixels and a common size that depend on the seed."""
     draw = np.random.default_rng(seed)
     height, width = (int(n) for n in draw.integers(16, 40, 2) * 2)
     coarse = draw.integers(0, 256, (5, 6, 3), dtype=np.uint8)
@@ -231,7 +231,7 @@ def _others(rgb: NDArray[np.uint8], draw: np.random.Generator) -> Iterator[Image
 
 
 def _turned(values: Values, orientation: int) -> Values:
-    """As EXIF 2.3 says where row 0 and column 0 are, written out pixel by pixel."""
+    """Apply the orientation pixel by pixel, from the definition of row 0 and column 0 in EXIF 2.3."""
     height, width = values.shape[:2]
     result = np.empty((width, height, 3) if orientation > 4 else values.shape)
     for y in range(height):
@@ -243,7 +243,7 @@ def _turned(values: Values, orientation: int) -> Values:
 
 
 def right_pixels(form: ImageForm, *, apply: bool) -> Values:
-    """(H, W, 3) in [0, 1] that a pipeline must give, where orientation is applied or not."""
+    """Return the pixels, (H, W, 3) in [0, 1], that a pipeline must return, with or without orientation."""
     assert form.expected is not None
     return _turned(form.expected, form.orientation) if apply else form.expected
 

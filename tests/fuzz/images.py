@@ -1,4 +1,4 @@
-"""Each form of image file through both pipelines: the same pixels, and the right ones, or refused by name."""
+"""Check that both pipelines read each form of image file to the right pixels, or refuse it by name."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _UNCHANGED = Normalize((0.0,) * 3, (1.0,) * 3)
 
 @dataclass(frozen=True)
 class _Whole:
-    """All of an image, at its own size."""
+    """The whole image, at its own size."""
 
     out_size: tuple[int, int]
     num_draws = 0
@@ -39,7 +39,7 @@ class _Whole:
 
 
 def folder_of(forms: Sequence[ImageForm], root: Path) -> None:
-    """Write a class of forms, all named .jpg, and a class and a test set of one good image each."""
+    """Write a class with the forms, all named .jpg, and a class and a test set of one good image each."""
     whole = png(np.zeros((9, 9, 3), np.uint8))
     for name in ("train/good", "val/good", "train/forms"):
         (root / name).mkdir(parents=True)
@@ -49,7 +49,7 @@ def folder_of(forms: Sequence[ImageForm], root: Path) -> None:
 
 
 def check_forms(forms: Sequence[ImageForm], root: Path) -> list[str]:
-    """What is wrong with the way forms are read; the folder is empty before."""
+    """Return what is wrong with the way forms are read; the folder must be empty."""
     folder_of(forms, root)
     return [fault for apply in (False, True) for fault in _faults(forms, root, apply=apply)]
 
@@ -82,11 +82,11 @@ def _refusal_faults(form: ImageForm, samples: EncodedDataset, k: int) -> Iterato
 def _pixel_faults(
     forms: Sequence[ImageForm], samples: EncodedDataset, ids: Sequence[int], size: tuple[int, int], *, apply: bool
 ) -> Iterator[str]:
-    """Whole images of one size."""
-    feed = EvalSampler(samples, _Whole(size), [ids])  # type: ignore[list-item]
-    by_torch = next(torch_inputs(feed, _UNCHANGED, 0, 1))[1]
-    by_dali = next(dali_inputs(feed, _UNCHANGED, 0, 1, 1))[1]
-    if feed.not_for_dali:
+    """Yield the faults of whole images of one size."""
+    sampler = EvalSampler(samples, _Whole(size), [ids])  # type: ignore[list-item]
+    by_torch = next(torch_inputs(sampler, _UNCHANGED, 0, 1))[1]
+    by_dali = next(dali_inputs(sampler, _UNCHANGED, 0, 1, 1))[1]
+    if sampler.not_for_dali:
         yield f"DALI cannot decode one of {', '.join(forms[k].name for k in ids if samples.is_for_dali(k))}"
     for k, ours, theirs in zip(ids, by_torch, by_dali, strict=True):
         where, expected = f"{forms[k].name}, apply_orientation = {apply}:", right_pixels(forms[k], apply=apply)
@@ -99,16 +99,16 @@ def _pixel_faults(
 
 
 def _crop_faults(samples: EncodedDataset) -> Iterator[str]:
-    """Random windows, resized: DALI decodes no more of an image than its window."""
+    """Yield the faults of random resized windows, of which DALI decodes only the window."""
     rule = ResizedCrop((12, 12), (0.08, 1.0), (3 / 4, 4 / 3), hflip=True)
-    feeds = [TrainSampler(samples, Stream(len(samples), 3), rule, 16) for _ in range(2)]
-    pairs = zip(torch_inputs(feeds[0], _UNCHANGED, 0, 1), dali_inputs(feeds[1], _UNCHANGED, 0, 1, 1), strict=True)
+    samplers = [TrainSampler(samples, Stream(len(samples), 3), rule, 16) for _ in range(2)]
+    pairs = zip(torch_inputs(samplers[0], _UNCHANGED, 0, 1), dali_inputs(samplers[1], _UNCHANGED, 0, 1, 1), strict=True)
     for (raw, by_torch), (_, by_dali) in pairs:
         differing: NDArray[np.bool_] = (by_torch != by_dali).flatten(1).any(1).numpy()
         yield from (f"crops of {samples.locate(k)} differ" for k in raw.ids[differing].tolist())
         if raw.entries[-1] >= 2 * len(samples):
             break
-    if feeds[1].not_for_dali:
+    if samplers[1].not_for_dali:
         yield "DALI cannot decode the window of an image"
 
 

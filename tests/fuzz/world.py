@@ -1,4 +1,4 @@
-"""What is damaged: jobs on small data of every source, a run, a chain and a probe."""
+"""The undamaged files of the fuzz cases: jobs on small data of every source, a run, a chain and a probe."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.helpers import NUM_TRAIN, job_tree, small_source, write_idx_folder
 JOBS = sorted((Path(__file__).parents[2] / "jobs").glob("*.toml"))
 _CLASSES = 3
 _FEW = 24
-"""Images of the sources that hold files of images."""
+"""Images in the sources of image files."""
 
 Write = Callable[[Path, np.random.Generator], None]
 
@@ -124,7 +124,7 @@ ENCODED = {"image_folder", "webdataset", "tfrecord"}
 
 
 def tree_for(source: str) -> dict[str, Any]:
-    """A job on a source's root `data`; its network is the smallest that takes its samples."""
+    """Return a job on a source's root `data`, with a minimal network."""
     tree = job_tree("data")
     tree["data"] = {"source": source, "root": "data", "num_samples": NUM_TRAIN}
     if source in ENCODED:
@@ -138,7 +138,7 @@ def tree_for(source: str) -> dict[str, Any]:
 
 
 class World:
-    """A folder with all of it, whole; cases copy what they damage.
+    """A folder with all files, undamaged; cases copy what they damage.
 
     Args:
         folder: empty.
@@ -153,7 +153,7 @@ class World:
             (root / "small.toml").write_text(tomli_w.dumps(tree_for(name)))
 
     def add_run(self, main: Callable[[list[str]], int]) -> None:
-        """A run that was stopped, with a probe of its job and a chain's ledger; made in the working directory."""
+        """Make, in the working directory, a stopped run, a probe of its job and a chain's ledger."""
         self.lay_out("idx", Path.cwd())
         assert main(["train", "small.toml", "--max-updates", "2"]) == 75
         assert main(["train", "small.toml", "--resume", "auto", "--max-updates", "2"]) == 75
@@ -167,10 +167,10 @@ class World:
             shutil.move(name, self.folder / "idx" / name)
 
     def lay_out(self, source: str, folder: Path) -> None:
-        """Job, data and whatever there is of runs, into a folder."""
+        """Copy job, data and runs, if any, into a folder."""
         shutil.copytree(self.folder / source, folder, dirs_exist_ok=True)
 
 
 def idx_header(*shape: int, code: int = 8) -> bytes:
-    """The head of an IDX file that says what it likes."""
+    """Return the header of an IDX file with any shape and type."""
     return struct.pack(f">HBB{len(shape)}i", 0, code, len(shape) & 0xFF, *shape)

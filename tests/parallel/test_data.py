@@ -1,4 +1,4 @@
-"""What ranks read together: the stream, whoever reads it, and the same stand-ins for bad samples."""
+"""All layouts read the same stream and the same replacements of bad samples."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ N = 90
 
 
 def train(source: DatasetPair, ranks: Ranks, folder: Path, on_bad_sample: str) -> Trainer:
-    """A run over encoded images that grows from 16 to 80, recorded by rank 0."""
+    """Train on encoded images with a batch that grows from 16 to 80; rank 0 writes the record."""
     job = small_job(
         data={
             "source": "image_folder",
@@ -45,7 +45,7 @@ def make_source(folder: Path) -> DatasetPair:
     return DatasetPair(samples, samples, 7, (0.5,) * 3, (0.25,) * 3)
 
 
-def test_stand_ins_are_the_same_on_any_ranks_and_on_record(
+def test_replacements_are_the_same_on_any_ranks_and_in_the_record(
     ranks: Ranks, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     source = make_source(tmp_path)
@@ -65,7 +65,7 @@ def test_stand_ins_are_the_same_on_any_ranks_and_on_record(
         assert "the same samples in the same order" in compare_orders(*runs)
 
 
-def test_without_leave_to_replace_a_bad_sample_ends_the_run(tmp_path: Path) -> None:
+def test_a_bad_sample_ends_the_run_unless_the_job_replaces_it(tmp_path: Path) -> None:
     source = make_source(tmp_path)
     (tmp_path / "6.jpg").unlink()
     with pytest.raises(BadSample, match=r"sample 6 \(.*6.jpg\): cannot be read: No such file"):

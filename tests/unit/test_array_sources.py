@@ -1,4 +1,4 @@
-"""Sources that are arrays, from files written as their formats are described, whole and damaged."""
+"""Sources of arrays, from intact and damaged files written from the descriptions of their formats."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.usefixtures("cache")
 
 
 def no_report(what: str, done: int, total: int) -> None:
-    """Nobody watches."""
+    """Ignore the progress."""
 
 
 def load(source: str, root: Path | None = None, **keys: Any) -> DatasetPair:
@@ -39,7 +39,7 @@ def load(source: str, root: Path | None = None, **keys: Any) -> DatasetPair:
 
 
 def everything(samples: Dataset) -> tuple[NDArray[Any], NDArray[np.int64]]:
-    """All values and labels, backwards, so that the order of the ids counts, and put right again."""
+    """Return all values and labels; fetch them in reverse, to test the order of ids, and restore the order."""
     ids = np.arange(len(samples))[::-1]
     return samples.fetch(ids)[::-1], samples.labels[ids][::-1]
 
@@ -71,13 +71,13 @@ def test_moments_of_rows_are_those_of_all_rows_however_they_are_cut() -> None:
         assert mean[2] == np.float32(0.1)
 
 
-def test_values_are_read_in_chunks_and_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_values_are_read_in_chunks_with_progress_reports(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hvd_batchgrow.data.datasets.normalization._CHUNK_BYTES", 100)
-    told: list[tuple[str, int, int]] = []
+    reports: list[tuple[str, int, int]] = []
     values = np.arange(100, dtype=np.float32).reshape(20, 5)  # 20 bytes each: five a chunk
-    chunks = list(chunks_of(values, "rows", lambda *report: told.append(report), np.array([3, 1, 4, 1, 5, 9])))
+    chunks = list(chunks_of(values, "rows", lambda *report: reports.append(report), np.array([3, 1, 4, 1, 5, 9])))
     assert [chunk[:, 0].tolist() for chunk in chunks] == [[15, 5, 20, 5, 25], [45]]
-    assert told == [("rows", 100, 120), ("rows", 120, 120)]
+    assert reports == [("rows", 100, 120), ("rows", 120, 120)]
 
 
 # --- idx -------------------------------------------------------------------------------------
@@ -89,7 +89,7 @@ def test_an_idx_file_is_read_back(tmp_path: Path, suffix: str) -> None:
     path.write_bytes(gzip.compress(idx_bytes(ARRAY)) if suffix else idx_bytes(ARRAY))
     digest = hashlib.sha256(idx_bytes(ARRAY)).hexdigest()
     assert (read_idx(path, digest) == ARRAY).all()
-    with pytest.raises(RunError, match=r"is not the file expected: SHA-256"):
+    with pytest.raises(RunError, match=r"is not the expected file: SHA-256"):
         read_idx(path, "0" * 64)
 
 
@@ -99,8 +99,8 @@ def test_an_idx_file_is_read_back(tmp_path: Path, suffix: str) -> None:
         ("a", idx_bytes(ARRAY)[:-1], r"is truncated or damaged: 23 bytes of values, 24 expected for \(2, 3, 4\)"),
         ("a", idx_bytes(ARRAY) + b"x", r"is truncated or damaged: 25 bytes"),
         ("a", b"\x00\x00\x08\x03\x00\x00", r"is truncated: its header alone would be 16 bytes, it has 6"),
-        ("a", b"PK\x03\x04", r"is no IDX file: it starts with 50 4b 03 04"),
-        ("a", b"", r"is no IDX file: it starts with nothing"),
+        ("a", b"PK\x03\x04", r"is not an IDX file: it starts with 50 4b 03 04"),
+        ("a", b"", r"is not an IDX file: it starts with nothing"),
         ("a.gz", gzip.compress(idx_bytes(ARRAY))[:-9], r"cannot be read: Compressed file ended"),
         ("a.gz", b"not gzip", r"cannot be read: Not a gzipped file"),
     ],
@@ -157,7 +157,7 @@ def test_a_missing_idx_file_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "array", "message"),
     [
-        ("train-labels-idx1-ubyte", np.zeros(7), r"images \(300, 8, 8\) and labels \(7,\) do not belong together"),
+        ("train-labels-idx1-ubyte", np.zeros(7), r"images \(300, 8, 8\) and labels \(7,\) do not match"),
         (
             "t10k-labels-idx1-ubyte",
             np.full(50, 3),
@@ -179,13 +179,13 @@ def test_idx_files_must_belong_together(tmp_path: Path, name: str, array: NDArra
 
 
 def cifar_bytes(pixels: NDArray[np.uint8], *labels: NDArray[np.uint8]) -> bytes:
-    """Records as the page of CIFAR describes them: label bytes, then 1024 of red, of green and of blue."""
+    """Return records as CIFAR's page describes them: label bytes, then 1024 bytes each of red, green and blue."""
     records = zip(pixels, *labels, strict=True)
     return b"".join(bytes(label) + b"".join(p[..., c].tobytes() for c in range(3)) for p, *label in records)
 
 
 def write_cifar(folder: Path, source: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """The files of a set, four records each. Returns all training images and their labels."""
+    """Write the files of a set, four records each; return all training images and their labels."""
     version = VERSIONS[source]
     folder.mkdir(parents=True)
     kept: list[tuple[NDArray[np.uint8], NDArray[np.uint8]]] = []
@@ -277,9 +277,11 @@ def test_pickles_are_never_opened(tmp_path: Path, name: str, inside: bool) -> No
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(b"cos\nsystem\n(S'touch opened'\ntR.")
     root = path.parent if inside and path.suffix == "" else path if inside else tmp_path
-    with pytest.raises(RunError, match=r"holds pickles, .* not read: fetch the binary version, https.*-binary.tar.gz"):
+    with pytest.raises(
+        RunError, match=r"contains pickles, .* not read: download the binary version, https.*-binary.tar.gz"
+    ):
         load("cifar10", root)
-    with pytest.raises(RunError, match=r"holds none of train.bin, cifar-100-binary or .*: fetch https://"):
+    with pytest.raises(RunError, match=r"does not contain train.bin, cifar-100-binary or .*: download https://"):
         load("cifar100", path.parent)
 
 
@@ -307,7 +309,7 @@ def test_npy_images_are_a_source(tmp_path: Path, shape: tuple[int, ...]) -> None
     assert source.mean == pytest.approx((expected / 255).mean(axis=(0, 1, 2)))
 
 
-def test_npy_rows_under_names_of_ones_own_are_a_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_npy_rows_under_custom_names_are_a_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_npy(tmp_path, "rows", (6,), prefix="my_")
     source = load("numpy", tmp_path, num_samples=20, train="my_train", test="my_test")
     expected = np.load(tmp_path / "my_train_rows.npy")
@@ -330,10 +332,10 @@ def header_of_objects() -> bytes:
     [
         ("train_images", lambda b: b[:-1], r"is truncated: 1327 bytes, 1328 expected for \(20, 5, 4, 3\) of uint8"),
         ("test_labels", lambda b: b + b"x", r"is damaged: 143 bytes, 142 expected for \(7,\) of uint16"),
-        ("train_labels", lambda b: b"", r"is no .npy file: it starts with nothing"),
-        ("train_labels", lambda b: b"\x80\x04K\x01.", r"is no .npy file: it starts with 80 04 4b 01 2e"),
+        ("train_labels", lambda b: b"", r"is not a .npy file: it starts with nothing"),
+        ("train_labels", lambda b: b"\x80\x04K\x01.", r"is not a .npy file: it starts with 80 04 4b 01 2e"),
         ("train_images", lambda b: b[:40], r"is damaged in its header"),
-        ("train_images", lambda b: header_of_objects(), r"holds Python objects, which are pickles and not read"),
+        ("train_images", lambda b: header_of_objects(), r"contains Python objects, which are pickles and not read"),
     ],
 )
 def test_a_damaged_npy_file_is_named(
@@ -354,7 +356,7 @@ NAN_ROWS = np.where(np.arange(40).reshape(20, 2) == 17, np.nan, 1).astype(np.flo
     [
         ("train_images", np.zeros((20, 5, 4, 3)), r"train_images.npy: images are float64; they must be uint8"),
         ("train_images", np.zeros((20, 5), np.uint8), r"images are \(20, 5\); they must be"),
-        ("train_images", np.zeros((9, 5, 4, 3), np.uint8), r"\(9, 5, 4, 3\) and labels \(20,\) do not belong together"),
+        ("train_images", np.zeros((9, 5, 4, 3), np.uint8), r"\(9, 5, 4, 3\) and labels \(20,\) do not match"),
         ("train_images", np.asfortranarray(images(20, 5, 4, 3)), r"is in Fortran order.*ascontiguousarray"),
         ("test_images", np.zeros((0, 5, 4, 3), np.uint8), r"test_images.npy is empty: \(0, 5, 4, 3\) of uint8"),
         ("test_images", images(7, 5, 4, 1), r"a test sample is \(5, 4, 1\), one of .* \(5, 4, 3\)"),
@@ -364,7 +366,7 @@ NAN_ROWS = np.where(np.arange(40).reshape(20, 2) == 17, np.nan, 1).astype(np.flo
             r"train_labels.npy: labels are float64; they must be integers: .*astype\('int64'\)",
         ),
         ("test_labels", np.full(7, -1), r"7 of 7 test labels are not in 0 … 3: .*test_labels.npy, entry 0 has -1"),
-        ("train_rows", np.zeros((20, 2), np.float32), r"holds train_images.npy and train_rows.npy: only one"),
+        ("train_rows", np.zeros((20, 2), np.float32), r"contains both train_images.npy and train_rows.npy: remove one"),
     ],
 )
 def test_npy_files_that_do_not_fit_are_refused(tmp_path: Path, file: str, array: NDArray[Any], message: str) -> None:
@@ -382,7 +384,7 @@ def test_npy_files_that_do_not_fit_are_refused(tmp_path: Path, file: str, array:
         (
             "train_rows",
             10**18 + np.arange(40).reshape(20, 2),
-            r"feature 0 has values of more digits than float64 keeps",
+            r"feature 0 has values that differ by less than float64 can represent",
         ),
         ("train_rows", NAN_ROWS, r"train_rows.npy: row 8, feature 1 is nan, not a finite number"),
         ("test_rows", NAN_ROWS[:9][-7:], r"test_rows.npy: row 6, feature 1 is nan"),

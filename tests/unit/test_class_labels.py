@@ -1,4 +1,4 @@
-"""Classes: what labels count from, which never occur, and which file is at fault; for every kind of source."""
+"""Classes of every kind of source: the first label, classes that never occur, and the file at fault."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ KINDS = ["csv", "parquet", "numpy rows", "numpy images", "idx", "webdataset"]
 
 
 def write(root: Path, kind: str, part: str, labels: Any) -> None:
-    """A training or test set of any samples with these labels."""
+    """Write a training or test set with these labels."""
     labels = np.asarray(labels)
     pixels = np.arange(len(labels) * 4, dtype=np.uint8).reshape(-1, 2, 2)
     if kind == "csv":
@@ -53,7 +53,7 @@ def load(root: Path, kind: str, train: Any, test: Any = (0, 1), **keys: Any) -> 
 
 
 def place(kind: str, part: str, sample: int) -> str:
-    """How a message names a label: by its file, and its place in there."""
+    """Return how a message locates a label: by file and position in the file."""
     return {
         "csv": rf"{part}.csv, line {sample + 2} has",
         "parquet": rf"{part}.parquet, row {sample + 1} has",
@@ -78,7 +78,7 @@ def test_a_stray_label_does_not_make_a_larger_network(tmp_path: Path, kind: str)
     assert fault.message.startswith(
         "is needed: labels are 0 … 255, but 252 of 256 classes never occur in training: 3, 4"
     )
-    assert "the largest label, 255, is that of 1 of 6 samples" in fault.message
+    assert "the largest label, 255, occurs in 1 of 6 samples" in fault.message
     assert re.search(place(kind, "train", 3) + " 255", fault.message)
     source = load(tmp_path, kind, labels, num_classes=256)
     assert source.num_classes == 256

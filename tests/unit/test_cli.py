@@ -193,7 +193,7 @@ def test_a_source_of_unknown_size_is_told_where_to_write_it(job: str, capsys: py
         assert main([command, job]) == 2
         error = capsys.readouterr().err
         assert error.startswith(f"{label}: 1 fault\n  data.num_samples: is needed")
-        assert "with any number, train tells the right one" in error
+        assert "if it is wrong, train reports the right number" in error
 
 
 def test_the_twin_as_a_job_file_is_no_picture_and_no_json(job: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -36,7 +36,7 @@ pytestmark = pytest.mark.usefixtures("cache")
 
 
 def _huge_png(side: int) -> bytes:
-    """A PNG that says how large it is, and holds no pixels."""
+    """Return a PNG with a header and no pixels."""
     chunks = [(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)), (b"IDAT", b""), (b"IEND", b"")]
     framed = [struct.pack(">I", len(d)) + name + d + struct.pack(">I", zlib.crc32(name + d)) for name, d in chunks]
     return b"\x89PNG\r\n\x1a\n" + b"".join(framed)
@@ -65,7 +65,7 @@ def test_the_job_may_give_classes_and_constants(tmp_path: Path, form: Form) -> N
     root = form.make(tmp_path / "data", pictures(NUM_TRAIN))
     source = form.read(root, num_classes=7, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
     assert (source.num_classes, source.mean, source.std) == (7, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
-    with pytest.raises(JobError, match=r"data.mean: has 1 values; encoded images are turned to RGB: 3"):
+    with pytest.raises(JobError, match=r"data.mean: has 1 values; encoded images are converted to RGB: 3"):
         form.read(root, mean=(0.5,))
     with pytest.raises(
         RunError, match=r"num_classes = 2, but .* has 3 classes|labels are not in 0 … 1: .*train.* has 2"
@@ -77,19 +77,19 @@ def test_the_job_may_give_classes_and_constants(tmp_path: Path, form: Form) -> N
 def test_a_root_is_needed(tmp_path: Path, form: Form) -> None:
     with pytest.raises(JobError, match=rf"data.root: is needed for the source '{form.source}'"):
         form.load(DataSection(source=form.source), lambda *_: None)
-    with pytest.raises(RunError, match=r"data.root = .*absent is no folder"):
+    with pytest.raises(RunError, match=r"data.root = .*absent is not a folder"):
         form.read(tmp_path / "absent")
 
 
 @each_form
-def test_an_index_is_made_once_and_tells_how_far_it_is(tmp_path: Path, form: Form) -> None:
-    root, told = form.make(tmp_path / "data", pictures(NUM_TRAIN)), list[tuple[str, int, int]]()
-    first = form.read(root, lambda *progress: told.append(progress))
-    assert len({what for what, _, _ in told}) == 2
-    assert told[-1][1] == told[-1][2] > 0
-    told.clear()
-    second = form.read(root, lambda *progress: told.append(progress))
-    assert told == []
+def test_an_index_is_built_once_and_reports_progress(tmp_path: Path, form: Form) -> None:
+    root, reports = form.make(tmp_path / "data", pictures(NUM_TRAIN)), list[tuple[str, int, int]]()
+    first = form.read(root, lambda *progress: reports.append(progress))
+    assert len({what for what, _, _ in reports}) == 2
+    assert reports[-1][1] == reports[-1][2] > 0
+    reports.clear()
+    second = form.read(root, lambda *progress: reports.append(progress))
+    assert reports == []
     assert np.array_equal(first.train.sizes, second.train.sizes)
     assert_holds(second.train, form.expected(pictures(NUM_TRAIN)))
 
@@ -105,14 +105,14 @@ def _touch(form: Form, root: Path) -> None:
 
 @each_form
 @pytest.mark.parametrize(("change", "first"), [(_rewrite, 48), (_touch, 0)], ids=["rewritten", "only the time"])
-def test_an_index_is_made_anew_when_a_file_changes(
+def test_an_index_is_rebuilt_when_a_file_changes(
     tmp_path: Path, form: Form, change: Callable[[Form, Path], None], first: int
 ) -> None:
-    root, told = form.make(tmp_path / "data", pictures(NUM_TRAIN)), list[str]()
+    root, reports = form.make(tmp_path / "data", pictures(NUM_TRAIN)), list[str]()
     form.read(root)
     change(form, root)
-    source = form.read(root, lambda what, *_: told.append(what))
-    assert len(set(told)) == 1  # the test set's is still good
+    source = form.read(root, lambda what, *_: reports.append(what))
+    assert len(set(reports)) == 1  # the test set's is still good
     assert_holds(source.train, form.expected(pictures(NUM_TRAIN, first=first)))
 
 
@@ -133,7 +133,7 @@ def test_the_index_finds_bad_images_and_keeps_the_reason(tmp_path: Path, form: F
     train = form.expected(pictures(NUM_TRAIN))
     train[4] = replace(train[4], data=data)
     root = form.make(tmp_path / "data", train)
-    hint = r"cannot be read or decoded; data.on_bad_sample = 'replace' would go on .*:\n  sample 4: .*data/train.* "
+    hint = r"cannot be read or decoded; data.on_bad_sample = 'replace' would continue .*:\n  sample 4: .*data/train.* "
     with pytest.raises(RunError, match=rf"1 of {NUM_TRAIN} images under .*data {hint}({reason})"):
         form.read(root)
     samples = form.read(root, on_bad_sample="replace").train  # from the cached index
@@ -152,7 +152,7 @@ def test_a_set_of_bad_images_only_is_refused_whatever_the_job_says(tmp_path: Pat
 
 
 def indexed(form: Form, root: Path) -> tuple[EncodedDataset, Picture, int]:
-    """Samples, and an image of them with its id."""
+    """Return samples, and one of their images with its id."""
     train = form.expected(pictures(NUM_TRAIN))
     samples = form.read(form.make(root / "data", train)).train
     assert isinstance(samples, EncodedDataset)
@@ -197,7 +197,7 @@ def test_what_is_cut_after_indexing_is_noticed(tmp_path: Path, form: Form) -> No
     samples, victim, sample_id = indexed(form, tmp_path)
     path = overwrite(tmp_path, victim.data, victim.data)
     os.truncate(path, path.read_bytes().index(victim.data) + 100)
-    fault = rf"is truncated: 100 of {len(victim.data)} bytes are left; data.on_bad_sample = 'replace' would go on"
+    fault = rf"is truncated: 100 of {len(victim.data)} bytes are left; data.on_bad_sample = 'replace' would continue"
     with pytest.raises(BadSample, match=rf"sample {sample_id} \({path}.*\): {fault}"):
         samples.fetch(np.array([sample_id]))
 
@@ -225,7 +225,7 @@ def test_samples_may_be_pickled_and_forked(tmp_path: Path, form: Form) -> None:
 @each_form
 @pytest.mark.parametrize("apply", [False, True])
 def test_orientation_is_applied_where_the_job_says_so(tmp_path: Path, form: Form, apply: bool) -> None:
-    """6: the camera was turned, and the picture is upright after a turn clockwise by 90°."""
+    """Orientation 6: the picture is upright after a clockwise rotation by 90°."""
     train = form.expected(pictures(NUM_TRAIN))
     jpegs = [k for k, image in enumerate(train) if image.extension == "jpg"]
     tagged = [replace(image, data=with_exif(image.data, 6)) if k in jpegs else image for k, image in enumerate(train)]

@@ -61,7 +61,7 @@ def _new_class(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [_add, _remove, _rename, _move, _new_class])
-def test_a_folder_is_indexed_anew_when_its_tree_changes(tmp_path: Path, change: Callable[[Path], None]) -> None:
+def test_a_folder_is_indexed_again_when_its_tree_changes(tmp_path: Path, change: Callable[[Path], None]) -> None:
     root = FOLDER.make(tmp_path / "data", pictures(NUM_TRAIN))
     FOLDER.read(root)
     change(root / "train")
@@ -93,16 +93,16 @@ def test_folders_that_make_no_source_are_named(tmp_path: Path) -> None:
         FOLDER.read(tmp_path, train="trian")
     (tmp_path / "val" / "dgo").mkdir()
     (tmp_path / "val" / "dgo" / "1.png").write_bytes(picture(1).data)
-    head = r"1 folders are none of the 3 classes of .*train:"
+    head = r"1 folders are not among the 3 classes of .*train:"
     with pytest.raises(RunError, match=rf"{head}\n  .*val/dgo, nearest: dog"):
         FOLDER.read(tmp_path)
     (tmp_path / "flat").mkdir()
     (tmp_path / "flat" / "1.png").write_bytes(picture(1).data)
-    with pytest.raises(RunError, match=r"flat has no class folders; the 1 images in it belong into .*flat/<class>"):
+    with pytest.raises(RunError, match=r"flat has no class folders; move the 1 images in it to .*flat/<class>"):
         FOLDER.read(tmp_path, test="flat")
 
 
-def test_a_link_that_leads_nowhere_is_a_bad_image(tmp_path: Path) -> None:
+def test_a_dangling_link_is_a_bad_image(tmp_path: Path) -> None:
     root = FOLDER.make(tmp_path, pictures(NUM_TRAIN))
     (root / "train" / "cat" / "0.png").symlink_to("gone.png")
     with pytest.raises(RunError, match=r"1 of 13 images .*\n  sample 0: .*cat/0.png"):
@@ -154,7 +154,7 @@ def test_a_folder_that_is_not_a_class_is_ignored_with_a_line(tmp_path: Path, whe
     assert source.num_classes == 3
     assert_holds(source.train, FOLDER.expected(train))
     assert len(source.test) == NUM_VAL
-    named = "empty (holds no images)" if name == "empty" else ", ".join(sorted([name, f"cat/{name}"]))
+    named = "empty (no images)" if name == "empty" else ", ".join(sorted([name, f"cat/{name}"]))
     count = "1 folder" if name == "empty" else "2 folders"
     (note,) = source.notes
     assert note == f"ignored {count} in {root / where} that are not classes: {named}"
@@ -176,5 +176,5 @@ def test_classes_without_test_images_are_named(tmp_path: Path) -> None:
 def test_a_folder_of_folders_without_images_is_refused(tmp_path: Path) -> None:
     root = FOLDER.make(tmp_path, pictures(NUM_TRAIN))
     (root / "other" / "cat").mkdir(parents=True)
-    with pytest.raises(RunError, match=r"other has no class folder that holds images \(.jpg, "):
+    with pytest.raises(RunError, match=r"other has no class folder that contains images \(.jpg, "):
         FOLDER.read(root, train="other")

@@ -1,4 +1,4 @@
-"""Forms of image files: the short form of what `make fuzz` does with more of them."""
+"""Forms of image files: a short version of `make fuzz`."""
 
 from __future__ import annotations
 
@@ -70,8 +70,8 @@ def test_16_bit_samples_are_scaled_to_the_unit_interval(tmp_path: Path, form: Fo
     values = np.linspace(0, 65535, 24 * 30).round().astype(np.int64).reshape(24, 30)
     images = [Picture(_grey_16(values)[kind], k % 3, kind) for k in range(6)]
     samples = form.read(form.make(tmp_path / "data", images)).train
-    feed = EvalSampler(samples, CentreCrop((24, 24), 24), [range(3)])
-    inputs = torch_inputs(feed, PLAIN, 0, 1) if name == "torch" else dali_inputs(feed, PLAIN, 0, 1, 1)
+    sampler = EvalSampler(samples, CentreCrop((24, 24), 24), [range(3)])
+    inputs = torch_inputs(sampler, PLAIN, 0, 1) if name == "torch" else dali_inputs(sampler, PLAIN, 0, 1, 1)
     found = next(inputs)[1]
     expected = torch.from_numpy(values[:, 3:27] / 65535).float()
     assert (found - expected).abs().max() <= 0.5 / 255 + 1e-4
@@ -101,11 +101,11 @@ def _gifs(root: Path, **keys: object) -> EncodedDataset:
 
 
 def test_what_dali_fails_on_is_decoded_by_pillow(tmp_path: Path) -> None:
-    """Files that look like those that DALI decodes, and are not: here the index says so of GIFs, which it is not."""
+    """The index wrongly marks GIFs as decodable by DALI."""
     samples = _gifs(tmp_path)
     samples._index["for_dali"] = np.ones(10, np.bool_)  # type: ignore[index]
-    feed = EvalSampler(samples, CentreCrop((20, 20), 20), [range(4), range(4, 8), range(8, 10)])
-    found = [(raw.ids.tolist(), values) for raw, values in dali_inputs(feed, PLAIN, 0, 1, 1)]
+    sampler = EvalSampler(samples, CentreCrop((20, 20), 20), [range(4), range(4, 8), range(8, 10)])
+    found = [(raw.ids.tolist(), values) for raw, values in dali_inputs(sampler, PLAIN, 0, 1, 1)]
     assert [ids for ids, _ in found] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
     shades = torch.cat([values for _, values in found])[:, 0, 10, 10] * 255
     assert shades.round().tolist() == [20 * k for k in range(10)]
@@ -119,9 +119,9 @@ def test_a_file_that_fails_in_mid_training_is_named_whatever_decodes_it(tmp_path
     samples._index["heads"] = np.zeros(10, np.int64)  # type: ignore[index]  # so that the decoder finds it
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("hvd_batchgrow.data.images.encoded_dataset.HEAD_BYTES", 0)
-        feed = EvalSampler(samples, CentreCrop((20, 20), 20), [range(10)])
+        sampler = EvalSampler(samples, CentreCrop((20, 20), 20), [range(10)])
         with pytest.raises(BadSample, match=rf"sample 6 \({path}\): cannot be decoded") as bad:
-            next(torch_inputs(feed, PLAIN, 0, 1) if name == "torch" else dali_inputs(feed, PLAIN, 0, 1, 1))
+            next(torch_inputs(sampler, PLAIN, 0, 1) if name == "torch" else dali_inputs(sampler, PLAIN, 0, 1, 1))
     assert bad.value.sample_id == 6
 
 
@@ -136,7 +136,7 @@ def test_orientation_is_among_what_decides_the_weights() -> None:
 
 @pytest.mark.parametrize("size", [(1, 60_000), (60_000, 1), (3, 20_000), (1, 1), (2, 1)])
 def test_an_image_of_a_line_needs_little_memory(size: tuple[int, int]) -> None:
-    """The defect: the 256 × 15,360,000 pixels that a line of 60,000 was resized to would have taken 11.8 GB."""
+    """The defect: a line of 60,000 pixels was resized to 256 × 15,360,000 pixels, or 11.8 GB."""
     sizes = np.array([size], np.int32)
     draws = np.random.default_rng(0).random((1, 23))
     wide = ResizedCrop((224, 224), (0.08, 1.0), (0.01, 100.0), hflip=True)
@@ -153,7 +153,7 @@ def test_an_image_of_a_line_needs_little_memory(size: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("shape", [(10, 400), (400, 10), (1, 333), (12, 251)])
 def test_the_centre_of_a_long_image_is_that_of_all_of_it(tmp_path: Path, shape: tuple[int, int]) -> None:
-    """By PIL, which resizes all of it."""
+    """Compare with PIL, which resizes the whole image."""
     coarse = np.random.default_rng(1).integers(0, 256, (-(-shape[0] // 4), -(-shape[1] // 4), 3), dtype=np.uint8)
     image = Image.fromarray(coarse).resize(shape[::-1], Image.Resampling.BICUBIC)
     file = BytesIO()
@@ -162,13 +162,13 @@ def test_the_centre_of_a_long_image_is_that_of_all_of_it(tmp_path: Path, shape: 
         (tmp_path / name / "cat").mkdir(parents=True)
         (tmp_path / name / "cat" / "long.png").write_bytes(file.getvalue())
     samples = image_folder.load(DataSection(source="image_folder", root=str(tmp_path)), lambda *_: None).test
-    feed = EvalSampler(samples, CentreCrop((16, 16), 20), [range(1)])
+    sampler = EvalSampler(samples, CentreCrop((16, 16), 20), [range(1)])
     short, long = sorted(shape)
     long = 20 * long // short
     size = (20, long) if image.width <= image.height else (long, 20)
     left, top = (round((side - 16) / 2) for side in size)
     right = image.resize(size, Image.Resampling.BILINEAR).crop((left, top, left + 16, top + 16))
-    found = next(torch_inputs(feed, PLAIN, 0, 1))[1][0].permute(1, 2, 0) * 255
+    found = next(torch_inputs(sampler, PLAIN, 0, 1))[1][0].permute(1, 2, 0) * 255
     # PIL rounds twice; where 20 · long / short is not whole, its scale along the image is a little smaller.
     assert (found - torch.from_numpy(np.array(right)).float()).abs().max() < (
         1.1 if 20 * max(shape) % short == 0 else 8
@@ -176,7 +176,7 @@ def test_the_centre_of_a_long_image_is_that_of_all_of_it(tmp_path: Path, shape: 
 
 
 def test_images_of_ordinary_aspect_are_placed_as_before() -> None:
-    """As torchvision's Resize and CenterCrop: all of the image is resized."""
+    """Resize the whole image, as torchvision's Resize and CenterCrop do."""
     sizes = np.array([[375, 500], [500, 375], [224, 224], [100, 800]], np.int32)
     place = CentreCrop((224, 224), 256).sample_crops(np.empty((4, 0)), sizes)
     assert place.windows.tolist() == [[0, 0, *size] for size in sizes.tolist()]
@@ -184,7 +184,7 @@ def test_images_of_ordinary_aspect_are_placed_as_before() -> None:
 
 
 def test_a_window_is_never_empty() -> None:
-    """The defect: of an image one pixel wide, aspects above 2 gave a window of no rows."""
+    """The defect: aspects above 2 yielded a window without rows for an image one pixel wide."""
     rule = ResizedCrop((8, 8), (0.5, 1.0), (4.0, 5.0), hflip=False)
     windows = rule.sample_crops(np.random.default_rng(0).random((1, 23)), np.array([[5, 1]], np.int32)).windows
     assert windows[0, 2:].tolist() == [1, 1]

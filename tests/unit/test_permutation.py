@@ -55,7 +55,7 @@ def numpys(num_entries: int, epoch: int) -> Order:
 
 
 def chi_square_z(counts: NDArray[np.int64]) -> float:
-    """How many standard deviations the chi-square statistic of equally likely cells lies from its mean."""
+    """Return the chi-square statistic of equally likely cells, in standard deviations from its mean."""
     expected, freedom = counts.sum() / counts.size, counts.size - 1
     statistic = float(((counts - expected) ** 2 / expected).sum())
     return (statistic - freedom) / (2 * freedom) ** 0.5
@@ -76,11 +76,11 @@ def test_all_orders_of_few_entries_are_equally_likely(orders: Orders) -> None:
 
 @both
 def test_a_place_holds_any_sample_and_a_sample_is_at_any_place(orders: Orders) -> None:
-    """Cells of (tenth of the places, tenth of the samples), over many epochs."""
+    """Count pairs (tenth of the positions, tenth of the samples) over many epochs."""
     num_entries, counts = 1000, np.zeros((10, 10), dtype=np.int64)
     for epoch in range(300):
         np.add.at(counts, (np.arange(num_entries) // 100, orders(num_entries, epoch) // 100), 1)
-    # Rows and columns add up to the same in each epoch: 81 of the 99 degrees of freedom are left.
+    # The sums of rows and columns are fixed in each epoch, which leaves 81 of the 99 degrees of freedom.
     expected = counts.sum() / 100
     statistic = float(((counts - expected) ** 2 / expected).sum()) * (num_entries - 1) / num_entries
     assert abs(statistic - 81) < 4 * (2 * 81) ** 0.5
@@ -98,7 +98,7 @@ def test_neighbours_do_not_correlate(orders: Orders, lag: int) -> None:
 
 @both
 def test_steps_between_neighbours_spread_as_they_should(orders: Orders) -> None:
-    """(next - this) mod N is uniform over 1 … N-1: what a lattice would miss."""
+    """(next - this) mod N is uniform over 1 … N-1, which is not so for a lattice."""
     num_entries = 60_000
     steps = np.diff(orders(num_entries, 3)) % num_entries
     assert abs(chi_square_z(np.bincount(steps * 200 // num_entries, minlength=200))) < 4

@@ -34,7 +34,7 @@ CROP = 12
 
 
 def array_samples(num_samples: int) -> ArrayDataset:
-    """Images in which every sample is another."""
+    """Return images that all differ."""
     values = np.random.default_rng(1).integers(0, 256, (num_samples, SIDE, SIDE + 1, 3), dtype=np.uint8)
     return ArrayDataset(values, np.arange(num_samples) % 7)
 
@@ -65,13 +65,13 @@ def feed_of(samples: Dataset, group: int, seed: int = 5) -> TrainSampler:
     return TrainSampler(samples, Stream(len(samples), seed), augment_of(samples), group)
 
 
-def read(name: str, feed: TrainSampler, first_group: int, stride: int, count: int) -> list[GhostBatch]:
+def read(name: str, sampler: TrainSampler, first_group: int, stride: int, count: int) -> list[GhostBatch]:
     def inputs(first: int) -> Iterator[tuple[object, Tensor]]:
         if name == "torch":
-            return torch_inputs(feed, FINISH, first, stride)
-        return dali_inputs(feed, FINISH, first, stride, 1)
+            return torch_inputs(sampler, FINISH, first, stride)
+        return dali_inputs(sampler, FINISH, first, stride, 1)
 
-    return list(islice(batches(feed, inputs, first_group, stride), count))  # type: ignore[arg-type]
+    return list(islice(batches(sampler, inputs, first_group, stride), count))  # type: ignore[arg-type]
 
 
 def combinations() -> list[tuple[str, str]]:
@@ -122,13 +122,13 @@ def test_both_pipelines_give_the_same_bytes_of_arrays() -> None:
 def test_the_definition_for_a_gpu_gives_the_same_pixels_on_a_cpu(
     tmp_path: Path, kind: str, channels_last: bool
 ) -> None:
-    """But for its own filter at a window's edges, and bytes that round the other way."""
+    """Except for DALI's filter at a window's edges, and values that round the other way."""
     samples, finish = encoded_samples(tmp_path, 24), replace(FINISH, channels_last=channels_last)
     rule = CentreCrop((CROP, CROP), 14)
-    feed = feed_of(samples, 24) if kind == "training" else EvalSampler(samples, rule, [range(24)])
-    (output,) = make_pipeline(feed, finish, feed.raw_groups(0, 1), 1, in_dali=True).run()
+    sampler = feed_of(samples, 24) if kind == "training" else EvalSampler(samples, rule, [range(24)])
+    (output,) = make_pipeline(sampler, finish, sampler.raw_groups(0, 1), 1, in_dali=True).run()
     found = channels_first(from_dlpack(output.as_tensor()), finish)
-    _, expected = next(torch_inputs(feed, finish, 0, 1))
+    _, expected = next(torch_inputs(sampler, finish, 0, 1))
     inner = (..., slice(2, -2), slice(2, -2))
     assert (found - expected)[inner].abs().max() < 1.5 / (255 * min(FINISH.std))
     assert (found - expected).abs().mean() < 0.02
@@ -144,7 +144,7 @@ def test_the_definition_for_a_gpu_gives_the_same_pixels_on_a_cpu(
 def test_a_sample_has_the_same_pixels_in_every_layout(
     make_samples: Callable[[str, int], Dataset], kind: str, name: str, ranks: int, batch: int, micro_batch: int
 ) -> None:
-    """The stream is cut into groups of the micro-batch; 131 samples are divisible by none of them."""
+    """The stream is cut into micro-batches; 131 samples are not divisible by any of them."""
     samples = make_samples(kind, 131)
     entries = 2 * batch
     expected = read("torch", feed_of(samples, entries), 0, 1, 1)[0]
@@ -160,10 +160,10 @@ def test_a_sample_has_the_same_pixels_in_every_layout(
 
 
 @pytest.mark.parametrize(("kind", "name"), combinations())
-def test_growth_in_mid_epoch_goes_on_where_the_stream_is(
+def test_growth_within_an_epoch_continues_the_stream(
     make_samples: Callable[[str, int], Dataset], kind: str, name: str
 ) -> None:
-    """Two ranks take 2 groups an update, then 6, then 10, from pipelines opened once."""
+    """Two ranks take 2, then 6, then 10 ghost batches per update, from the same pipelines."""
     samples = make_samples(kind, 50)
     group, expected = 4, read("torch", feed_of(samples, 4), 0, 1, 18)
     readers = [iter(read(name, feed_of(samples, group), rank, 2, 9)) for rank in range(2)]
@@ -240,7 +240,7 @@ def windows_of(sizes: NDArray[np.int32], rule: ResizedCrop) -> NDArray[np.int32]
     return rule.sample_crops(draws, sizes).windows
 
 
-def test_windows_have_the_area_and_aspect_asked_for() -> None:
+def test_windows_have_the_requested_area_and_aspect() -> None:
     sizes = np.broadcast_to(np.array([375, 500], np.int32), (20_000, 2))
     windows = windows_of(sizes, ResizedCrop((224, 224), (0.08, 1.0), (3 / 4, 4 / 3), hflip=False))
     top, left, height, width = windows.T
@@ -317,7 +317,7 @@ def test_every_test_sample_is_evaluated_once(
 
 
 def test_the_centre_is_cut_as_torchvision_does(tmp_path: Path) -> None:
-    """Resize the shorter side, cut out the centre: by PIL, whose filter is the same triangle, rounded to bytes."""
+    """Resize the shorter side and crop the centre with PIL, which uses the same triangle filter and rounds to bytes."""
     samples = encoded_samples(tmp_path, 12)
     source = DatasetPair(samples, samples, 7, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
     data = DataSection(source="idx", image_size=10, eval_resize=14)
@@ -342,12 +342,12 @@ DAMAGES = [(name, how) for name in PIPELINES for how in ("missing", "truncated",
 
 @pytest.fixture
 def short_head(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So little of each image is checked when it is read that damage beyond it is left to the decoder."""
+    """Check only the first bytes of each image on reading, so that damage after them reaches the decoder."""
     monkeypatch.setattr(encoded_dataset, "HEAD_BYTES", 64)
 
 
 def damaged(folder: Path, how: str) -> EncodedDataset:
-    """25 images, of which number 6 is damaged after they were indexed, or known to be bad."""
+    """Write 25 images; number 6 is damaged after indexing, or known to be bad."""
     samples = encoded_samples(folder, 25)
     path = folder / "6.jpg"
     if how == "known":
@@ -379,38 +379,38 @@ def test_a_bad_sample_is_replaced_by_the_next_of_the_stream(
     samples = damaged(tmp_path, how)
     stream = Stream(25, 5)
     order = stream.ids(0, 61)
-    told: list[int] = []
+    reported: list[int] = []
     for rank in range(ranks):
-        feed = TrainSampler(samples, stream, augment_of(samples), group, lambda bad: told.append(bad.sample_id))
+        sampler = TrainSampler(samples, stream, augment_of(samples), group, lambda bad: reported.append(bad.sample_id))
         for k, batch in zip(
-            range(rank, 60 // group, ranks), read(name, feed, rank, ranks, 60 // group // ranks), strict=False
+            range(rank, 60 // group, ranks), read(name, sampler, rank, ranks, 60 // group // ranks), strict=False
         ):
             wanted = order[k * group : (k + 1) * group]
             after = order[k * group + 1 : (k + 1) * group + 1]
             assert (batch.ids == np.where(wanted == 6, after, wanted)).all()
             assert (batch.replaced == (wanted == 6)).all()
             assert batch.labels.tolist() == [id_ % 7 for id_ in batch.ids]
-    assert set(told) == (set() if how == "known" else {6})
-    assert len(told) <= ranks  # each rank finds out once
+    assert set(reported) == (set() if how == "known" else {6})
+    assert len(reported) <= ranks  # each rank finds out once
 
 
 @pytest.mark.usefixtures("short_head")
 @pytest.mark.parametrize("name", PIPELINES)
-def test_bad_test_samples_are_left_out(tmp_path: Path, name: str) -> None:
+def test_bad_test_samples_are_skipped(tmp_path: Path, name: str) -> None:
     samples = damaged(tmp_path, "changed")
     source = DatasetPair(samples, samples, 7, FINISH.mean, FINISH.std)
     data = DataSection(source="idx", image_size=CROP, pipeline=name)  # type: ignore[arg-type]
-    told: list[BadSample] = []
-    reader = Reader(data, source, torch.device("cpu"), 1, told.append)
+    reported: list[BadSample] = []
+    reader = Reader(data, source, torch.device("cpu"), 1, reported.append)
     found = [k for batch in reader.testing([range(10), range(10, 25)]) for k in batch.ids.tolist()]
     assert found == [k for k in range(25) if k != 6]
-    assert [bad.sample_id for bad in told] == [6]
+    assert [bad.sample_id for bad in reported] == [6]
 
 
 @pytest.mark.usefixtures("short_head")
 @pytest.mark.parametrize("name", PIPELINES)
-def test_a_stretch_of_bad_test_samples_makes_no_other_count_twice(tmp_path: Path, name: str) -> None:
-    """The defect: a bad sample behind a stretch that holds no good one sent its evaluation one stretch too far back."""
+def test_a_range_of_bad_test_samples_makes_no_other_count_twice(tmp_path: Path, name: str) -> None:
+    """The defect: a bad sample after a range without good samples repeated an evaluated range."""
     samples = damaged(tmp_path, "changed")
     samples.sizes[:2] = 0
     source = DatasetPair(samples, samples, 7, FINISH.mean, FINISH.std)
@@ -444,7 +444,7 @@ def test_nothing_but_bad_samples_is_an_error(tmp_path: Path) -> None:
 # --- the choice ---------------------------------------------------------------------------------------
 
 
-def test_auto_takes_the_faster_one_and_dali_asked_for_says_what_to_install(
+def test_auto_takes_the_faster_one_and_missing_dali_says_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arrays, rows, encoded = small_source().train, row_samples(3), encoded_samples(tmp_path, 1)

@@ -1,4 +1,4 @@
-"""Values and arrays that cannot be meant are refused before training, with what was likely meant."""
+"""Implausible values and arrays are refused before training, with a likely fix."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_a_mean_outside_0_to_1_is_refused(mean: tuple[float, ...], nearest: str)
         ((255.0,), "nearest: [1], divided by 255"),
         ((1000.0,), "nearest: [1]"),
         ((0.229 / 255, 0.224 / 255), "nearest: [0.229, 0.224], × 255"),  # divided by 255 once too often
-        ((1e-9,), "would reach 1,000,000,000; nearest: [2.55e-07], × 255"),
+        ((1e-9,), "would become as large as 1,000,000,000; nearest: [2.55e-07], × 255"),
     ],
 )
 def test_a_deviation_that_no_image_has_is_refused(std: tuple[float, ...], nearest: str) -> None:
@@ -103,17 +103,17 @@ def test_such_constants_end_train_before_there_is_a_run_folder(
     job: str, command: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([*command, job, "--data.mean", "[127.5]", "--data.std", "[127.5]"]) == 2
-    told = capsys.readouterr().err
-    assert "data.mean: [127.5]" in told
-    assert "data.std: [127.5]" in told
+    message = capsys.readouterr().err
+    assert "data.mean: [127.5]" in message
+    assert "data.std: [127.5]" in message
     assert not Path("runs").exists()
 
 
 @pytest.mark.parametrize(
     ("keys", "fault"),
     [
-        ({"crop_scale": (8.0, 100.0)}, "data.crop_scale: 100 of the image's area is .*, or [0.08, 1] for percent"),
-        ({"crop_scale": (800.0, 1000.0)}, "data.crop_scale: 1000 of the image's area is more than all of it; use <= 1"),
+        ({"crop_scale": (8.0, 100.0)}, "data.crop_scale: 100 exceeds 1, the area .*, or [0.08, 1] for percent"),
+        ({"crop_scale": (800.0, 1000.0)}, "data.crop_scale: 1000 exceeds 1, the area of the whole image; use <= 1"),
         ({"crop_ratio": (75.0, 133.0)}, "for percent use [0.75, 1.33]"),
         ({"crop_ratio": (0.001, 0.01)}, "data.crop_ratio: [0.001, 0.01]: every window would have one side 10 times"),
     ],
@@ -169,10 +169,10 @@ def test_axes_in_another_order_are_refused_unless_the_job_says_so(
     read = [*shape[1:], 1][:3]
     with pytest.raises(RunError) as error:
         load(tmp_path, 20)
-    told = str(error.value)
-    assert f"these have {read[0]} × {read[1]} pixels of {read[2]} channel" in told
-    assert remedy in told
-    assert f"data.shape = {read}" in told
+    message = str(error.value)
+    assert f"these have {read[0]} × {read[1]} pixels of {read[2]} channel" in message
+    assert remedy in message
+    assert f"data.shape = {read}" in message
     # Both ways out work, and the second one too where the arrays are cached already.
     assert load(tmp_path, 20, shape=tuple(read)).train.shape == tuple(read)
 
@@ -250,12 +250,12 @@ def test_pixels_of_another_type_are_refused_with_code_that_makes_bytes_of_them(
     write(tmp_path, x)
     with pytest.raises(RunError, match="they must be uint8") as error:
         load(tmp_path, 20)
-    told = str(error.value)
+    message = str(error.value)
     if expected is None:
-        assert "are no pixels: undo their normalisation" in told
+        assert "are not pixels: undo their normalization" in message
         return
-    code = told.rpartition(": ")[2]
-    made = eval(code, {"x": x})  # noqa: S307  # the code of our own message, as a user would run it
+    code = message.rpartition(": ")[2]
+    made = eval(code, {"x": x})  # noqa: S307  # the code in our message, as a user would run it
     assert made.dtype == np.uint8
     assert np.array_equal(made, expected)
 
@@ -298,7 +298,7 @@ def source(data):
         ({"dtype": "float32"}, "x.round().astype('uint8')"),
     ],
 )
-def test_a_source_of_ones_own_is_checked_alike(
+def test_a_user_source_is_checked_alike(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, values: dict[str, str], message: str
 ) -> None:
     right = {"shape": "(16, 16, 1)", "mean": "(0.5,)", "std": "(0.25,)", "dtype": "uint8"}
@@ -316,7 +316,7 @@ def test_a_source_of_ones_own_is_checked_alike(
 def test_padding_that_could_hide_all_of_an_image_is_refused(cache: Path, tmp_path: Path) -> None:
     write(tmp_path, pixels(20, 8, 6, 1))
     with pytest.raises(
-        JobError, match=r"data.crop_padding: 6: .* an image of 8 × 6 could show nothing but .*; use < 6"
+        JobError, match=r"data.crop_padding: 6: .* a 8 × 6 image could consist of padding only; use < 6"
     ):
         load(tmp_path, 20, crop_padding=6)
     load(tmp_path, 20, crop_padding=5)
@@ -324,6 +324,6 @@ def test_padding_that_could_hide_all_of_an_image_is_refused(cache: Path, tmp_pat
 
 def test_one_class_is_nothing_to_learn(cache: Path, tmp_path: Path) -> None:
     write(tmp_path, pixels(20, 8, 8, 1), np.zeros(20, int))
-    with pytest.raises(JobError, match=r"data.num_classes: 1: every label is 0, so that the loss is 0"):
+    with pytest.raises(JobError, match=r"data.num_classes: 1: every label is 0, so the loss is 0"):
         load(tmp_path, 20)
     assert load(tmp_path, 20, num_classes=2).num_classes == 2

@@ -1,4 +1,4 @@
-"""What a run opens, and what it does not run."""
+"""A run loads no pickle and executes no code from files that it opens."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_no_pickle_is_loaded() -> None:
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of the one cache there is."""
+    """Return the folder of the only cache."""
     monkeypatch.setenv("HVD_BATCHGROW_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     assert cached().tolist() == [0, 1, 2]
@@ -82,7 +82,7 @@ def test_the_cache_is_the_users_alone(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 class _Planted:
-    """Opened by an unpickler, it makes a folder."""
+    """Makes a folder when it is unpickled."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return os.mkdir, ("planted",)
@@ -152,7 +152,7 @@ def _no_stamp(folder: Path) -> None:
         _no_stamp,
     ],
 )
-def test_a_cache_that_is_not_as_it_was_written_is_made_anew(cache: Path, plant: Callable[[Path], None]) -> None:
+def test_a_changed_cache_is_rebuilt(cache: Path, plant: Callable[[Path], None]) -> None:
     plant(cache)
     assert cached().tolist() == [0, 1, 2]
     assert not Path("planted").exists()

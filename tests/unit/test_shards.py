@@ -60,6 +60,6 @@ def test_sets_of_shards_must_be_disjoint_and_whole(tmp_path: Path, form: Form) -
     shard = sorted(root.glob("train*"))[1]
     os.truncate(shard, 0)
     with pytest.raises(
-        RunError, match=rf"{shard} (holds no samples: it was cut|is truncated or damaged at byte 0: empty)"
+        RunError, match=rf"{shard} (contains no samples: it is truncated|is truncated or damaged at byte 0: empty)"
     ):
         form.read(root)

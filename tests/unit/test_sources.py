@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("cache")
 
 
 def no_report(what: str, done: int, total: int) -> None:
-    """Nobody watches."""
+    """Ignore the progress."""
 
 
 def section(source: str, **keys: Any) -> DataSection:
@@ -44,7 +44,7 @@ def test_a_source_of_another_size_than_the_job_says_is_refused(tmp_path: Path) -
     write_idx_folder(tmp_path, small_source())
     with pytest.raises(
         RunError,
-        match=r"data.num_samples = 299, but 300 training samples were found; data.num_samples = 300 would be right",
+        match=r"data.num_samples = 299, but 300 training samples were found; set data.num_samples = 300",
     ):
         load_source(small_job(tmp_path, data={"num_samples": 299}).data, 0, no_report)
 
@@ -84,21 +84,21 @@ def test_encoded_sources_are_imported_when_used(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setitem(sys.modules, f"hvd_batchgrow.data.sources.{module}", types.SimpleNamespace(load=load))
     load_source(section(source, image_size=8, num_samples=NUM_TRAIN), 0, no_report)
     assert asked == [1000 if source == "imagenet" else None]
-    if source == "imagenet":  # its size is known, and is not this one
-        fault = r"'imagenet' has 1281167 training samples, but 300 .* found; data.num_samples = 300 would be right"
+    if source == "imagenet":  # its known size is another
+        fault = r"'imagenet' has 1281167 training samples, but 300 .* found; set data.num_samples = 300"
         with pytest.raises(RunError, match=fault):
             load_source(section(source, image_size=8), 0, no_report)
 
 
-# --- sources of one's own --------------------------------------------------------------------
+# --- user-defined sources --------------------------------------------------------------------
 
 OWN = """
 import numpy as np
 from hvd_batchgrow.data.datasets.dataset import ArrayDataset, DatasetPair
 from hvd_batchgrow.messages.errors import RunError
 
-def rows(n, labels=None):
-    return ArrayDataset(np.ones((n, 2), np.float32), np.zeros(n, np.int64) if labels is None else labels)
+def rows(n, labels=()):
+    return ArrayDataset(np.ones((n, 2), np.float32), labels if len(labels) else np.zeros(n, np.int64))
 
 def good(data):
     return DatasetPair(rows(data.num_samples), rows(4), 2, (0.0, 0.0), (1.0, 1.0))
@@ -145,7 +145,7 @@ def test_a_function_in_the_working_directory_is_a_source(own: None) -> None:
     assert source.notes == ("1 of 2 classes never occurs in training: 1",)
 
 
-def test_rows_of_ones_own_may_be_float64_and_are_standardised_so(own: None) -> None:
+def test_rows_of_a_user_source_may_be_float64_and_are_standardized_so(own: None) -> None:
     data = section("own_source:wide", num_samples=8)
     reader = Reader(data, load_source(data, 0, no_report), torch.device("cpu"), 1, raise_bad)
     (batch,) = reader.testing([range(8)])
@@ -168,21 +168,19 @@ def test_rows_of_ones_own_may_be_float64_and_are_standardised_so(own: None) -> N
         ("own_source:beyond", RunError, r"data.source, train: 6 of 8 labels are not in 0 … 1: sample 2 has 2"),
     ],
 )
-def test_what_is_wrong_with_a_source_of_ones_own_is_told(
-    own: None, function: str, error: type[Exception], message: str
-) -> None:
+def test_faults_of_a_user_source_are_reported(own: None, function: str, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         load_source(section(function, num_samples=8), 0, no_report)
 
 
-def test_all_faults_of_a_source_of_ones_own_are_told_at_once(own: None) -> None:
+def test_all_faults_of_a_user_source_are_reported_at_once(own: None) -> None:
     with pytest.raises(JobError) as caught:
         load_source(section("own_source:bad", num_samples=8), 0, no_report)
     assert [fault.message.removeprefix("own_source:bad: ") for fault in caught.value.faults] == [
         "test: labels must be int64 (n,), are int32 of 1 axes",
         "test: fetch of one sample must return uint8 (1, 2, 2, 1), returned float64 (1, 2, 2, 1); "
         "values of 1 … 1: (255 * x).round().astype('uint8')",
-        "train and test must be alike, and are rows (2,) and images (2, 2, 1)",
+        "train and test must have the same kind and shape, and are rows (2,) and images (2, 2, 1)",
         "num_classes must be a whole number >= 1, is 0",
         "mean must be 2 finite numbers, is (0.0,)",
         "std must be above 0, is (1.0, 0.0)",
@@ -194,7 +192,7 @@ def test_keys_of_another_kind_are_refused_once_the_kind_is_known(own: None) -> N
         load_source(section("own_source:good", num_samples=8, hflip=True), 0, no_report)
 
 
-# --- which keys go with which source ---------------------------------------------------------
+# --- which keys each source uses --------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -205,7 +203,7 @@ def test_keys_of_another_kind_are_refused_once_the_kind_is_known(own: None) -> N
         ({"source": "csv", "label": -1, "test_fraction": 0.1, "mean": (0.0,), "num_classes": 3}, []),
         ({"source": "synthetic_rows", "num_samples": 8, "shape": (3,)}, []),
         ({"source": "a:b", "shape": (3,), "label": "x", "image_size": 8, "crop_scale": (0.1, 1.0)}, []),
-        # A default that is spelt out asks for nothing.
+        # An explicit default has no effect.
         ({"source": "idx", "test_fraction": 0.0, "crop_scale": (0.08, 1.0), "dtype": "float32", "label": None}, []),
         ({"source": "csv", "shape": (3,)}, ["data.shape: is not used by the source 'csv', but by idx, numpy, "]),
         (
@@ -216,7 +214,7 @@ def test_keys_of_another_kind_are_refused_once_the_kind_is_known(own: None) -> N
         (
             {"source": "synthetic_images", "root": "x", "train": "y"},
             [
-                "data.num_samples: is needed: 'synthetic_images' has as many samples as are asked for",
+                "data.num_samples: is needed: 'synthetic_images' generates this number of samples",
                 "data.root: is not used by the source 'synthetic_images', but by fashion_mnist, idx",
                 "data.train: is not used by the source 'synthetic_images', but by imagenet",
             ],
@@ -246,7 +244,7 @@ def test_keys_of_another_kind_are_refused_once_the_kind_is_known(own: None) -> N
         ),
         (
             {"source": "a:b", "eval_resize": 8},
-            ["data.eval_resize: is used together with data.image_size only, which is missing"],
+            ["data.eval_resize: requires data.image_size, which is missing"],
         ),
         (
             {
@@ -257,19 +255,19 @@ def test_keys_of_another_kind_are_refused_once_the_kind_is_known(own: None) -> N
                 "crop_ratio": (1.5, 1.0),
             },
             [
-                "data.crop_ratio: must be [least, largest], got [1.5, 1]; try [1, 1.5]",
-                "data.crop_scale: must be [least, largest], got [2, 1]; try [1, 2]",
-                "data.crop_scale: 2 of the image's area is more than all of it; use <= 1",
-                "data.eval_resize: 8 is below data.image_size = 9: there is no such centre to cut out; use >= 9",
+                "data.crop_ratio: must be [min, max], got [1.5, 1]; try [1, 1.5]",
+                "data.crop_scale: must be [min, max], got [2, 1]; try [1, 2]",
+                "data.crop_scale: 2 exceeds 1, the area of the whole image; use <= 1",
+                "data.eval_resize: 8 is below data.image_size = 9: the centre crop would not fit; use >= 9",
             ],
         ),
         (
             {"source": "covtype"},
-            ["data.test_fraction: is needed: 'covtype' has no test set of its own; 0.2 keeps a fifth"],
+            ["data.test_fraction: is needed: 'covtype' has no separate test set; 0.2 keeps a fifth"],
         ),
         (
             {"source": "csv", "test_fraction": 0.1, "test": "x.csv"},
-            ["data.test_fraction: contradicts data.test = 'x.csv': both say what is tested on; leave one out"],
+            ["data.test_fraction: contradicts data.test = 'x.csv': both define the test set; remove one"],
         ),
         (
             {"source": "synthetic_images", "num_samples": 8, "shape": (3,)},
@@ -311,7 +309,7 @@ def test_the_training_rows_of_covtype_are_known_from_what_is_held_out() -> None:
 
 @pytest.fixture
 def small_fashion(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """Four small files stand for Fashion-MNIST; the places it is looked for are empty."""
+    """Four small files in place of Fashion-MNIST; the folders that are searched are empty."""
     folder = tmp_path / "published"
     folder.mkdir()
     digests = {}
@@ -338,13 +336,13 @@ def fake_tools(folder: Path, published: Path, *, apt_fails: bool = False, damage
 
 def test_root_comes_first_and_alone(small_fashion: Path, tmp_path: Path) -> None:
     assert fashion_mnist.find(str(small_fashion), no_report) == small_fashion
-    with pytest.raises(RunError, match=r"does not hold Fashion-MNIST: train-images-idx3-ubyte\[.gz\] is missing"):
+    with pytest.raises(RunError, match=r"does not contain Fashion-MNIST: train-images-idx3-ubyte\[.gz\] is missing"):
         fashion_mnist.find(str(tmp_path), no_report)
 
 
 def test_what_is_not_fashion_mnist_is_refused_when_it_is_unpacked(small_fashion: Path) -> None:
     write_idx_folder(small_fashion, small_source())
-    with pytest.raises(RunError, match=r"train-images-idx3-ubyte.gz is not the file expected: SHA-256"):
+    with pytest.raises(RunError, match=r"train-images-idx3-ubyte.gz is not the expected file: SHA-256"):
         load_source(section("fashion_mnist", root=str(small_fashion)), 0, no_report)
 
 
@@ -376,7 +374,7 @@ def test_without_apt_the_authors_address_is_used(
     assert fashion_mnist.find(None, no_report) == cache / "fashion-mnist"
 
 
-def test_nothing_partial_or_wrong_stays_and_every_way_tried_is_told(
+def test_nothing_partial_or_wrong_remains_and_every_attempt_is_named(
     small_fashion: Path, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake_tools(tmp_path / "bin", small_fashion, damage=True)

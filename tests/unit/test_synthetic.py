@@ -1,4 +1,4 @@
-"""Made-up samples: a function of seed and id, without memory, and worth learning."""
+"""Synthetic samples: a function of seed and id, without memory, which a network can learn."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hvd_batchgrow.messages.errors import JobError
 
 
 def no_report(what: str, done: int, total: int) -> None:
-    """Nobody watches."""
+    """Ignore the progress."""
 
 
 def load(source: str, seed: int = 7, **keys: Any) -> DatasetPair:

@@ -1,4 +1,4 @@
-"""What a table says of itself: headers, separators, row indices; and all faulty cells at once."""
+"""Headers, separators and row indices of tables, and messages that list all faulty cells."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ROWS, LABELS = [[1.5, 2.0], [3.0, 4.25]], [0, 1]
 
 
 def load(root: Path, num_samples: int = 2, **keys: Any) -> DatasetPair:
-    """The rows of train.csv (or .parquet), which are tested on too."""
+    """Return the rows of train.csv (or .parquet), which is the test set too."""
     kind = "parquet" if (root / "train.parquet").exists() else "csv"
     keys = {"test": f"train.{kind}", **keys}
     data = DataSection(source=kind, root=str(root), num_samples=num_samples, **keys)
@@ -96,7 +96,7 @@ SETTLES = r"may be a header or a row: {}; data.header = false if it is a row, tr
         ("2020-01-01,red,a\n2020-01-02,blue,b\n", SETTLES.format("1 of its 3 fields could be values")),
         ("NA,red,a\n3,blue,b\n", SETTLES.format("1 of its 3 fields could be values")),
         ("p,x,s\ne,x,y\np,b,s\n", SETTLES.format("'p' is a value below it too")),
-        (",x,y\n0,1,0\n1,3,1\n", r"a column without a name, .*: 0 is called ''; data.ignore_columns = \[0\] leaves"),
+        (",x,y\n0,1,0\n1,3,1\n", r"a column without a name, .*: 0 is called ''; data.ignore_columns = \[0\] skips"),
         ("Unnamed: 0,x,y\n0,1,0\n1,3,1\n", r"0 is called 'Unnamed: 0'; data.ignore_columns = \[0\]"),
         (" ,x,y\n0,1,0\n1,3,1\n", r"0 is called ''; data.ignore_columns = \[0\]"),
         ("x,y,\n1,0,\n2,1,\n", r"2 is called ''; data.ignore_columns = \[2\]"),
@@ -105,7 +105,7 @@ SETTLES = r"may be a header or a row: {}; data.header = false if it is a row, tr
         ("x  n  y\n1  2  0\n3  4  1\n", r"separated by several spaces, .*: sed -E"),
         ("x;n;y\n1,5;2;0\n3;4,25;1\n", r"column 'x': 1 of 2 cells .* line 2: '1,5'; data.decimal = \",\" if"),
         ("x,n,y\n1.500,2,0\n\"3,000\",4,1\n", r"column 'x': 1 of 2 cells .* line 3: '3,000'; data.decimal"),
-        ("x:n:y\n1:2:0\n3:4:1\n", r"holds 2 rows of 0 features: .*; data.separator names what separates"),
+        ("x:n:y\n1:2:0\n3:4:1\n", r"holds 2 rows of 0 features: .*; data.separator sets the separator"),
         ("x,n,y\n1,2,0\n3,4,1\n".encode("utf-16"), r"is UTF-16, not UTF-8: iconv -f UTF-16"),
         ("x,n,y\n1,2,a\n3,4,caffè\n".encode("latin1"), r"train.csv, line 3: not UTF-8; iconv -f LATIN1"),
         ('"x,n,y\n' + 40_000 * "1,2,0\n", r"its first line cannot be split \(.*\): is a quotation mark missing"),
@@ -135,7 +135,7 @@ def test_lines_are_counted_as_an_editor_counts(tmp_path: Path, packed: bool) -> 
         load(tmp_path, test=name, categorical=("c",))
     lines = str(caught.value).splitlines()[:3]
     assert lines[0] == f"{tmp_path / name}: 2 faults"
-    assert lines[1] == "  1 row of another length: line 5 has 2 fields, and the first line 3: 2,b"
+    assert lines[1] == "  1 row of another length: line 5 has 2 fields, the first line has 3: 2,b"
     assert lines[2].startswith("  column 'x': 1 of 3 cells is not a finite number: line 7: 'bad'; ")
 
 
@@ -170,7 +170,7 @@ def test_a_table_of_many_faulty_columns_is_cut_short(tmp_path: Path) -> None:
 
 
 def write_pandas(path: Path, columns: dict[str, Any], index: list[Any]) -> None:
-    """A file as DataFrame.to_parquet writes it, by the description of its metadata."""
+    """Write a file as DataFrame.to_parquet does, from the description of its metadata."""
     meta = json.dumps({"index_columns": index, "columns": [], "pandas_version": "2.2.0"}).encode()
     pq.write_table(pa.table(columns).replace_schema_metadata({b"pandas": meta}), path)
 
@@ -199,12 +199,14 @@ def test_the_row_index_of_pandas_is_neither_a_feature_nor_the_label(
     assert noted == used
     assert load(tmp_path, ignore_columns=tuple(used)).num_classes == 2  # naming them changes nothing
     for name in used:
-        with pytest.raises(JobError, match=rf"data.label: '{name}' is the row index .*df.reset_index\(\) makes a colu"):
+        with pytest.raises(
+            JobError, match=rf"data.label: '{name}' is the row index .*df.reset_index\(\) makes it a colu"
+        ):
             load(tmp_path, label=name)
 
 
 def test_an_index_column_without_metadata_is_asked_about(tmp_path: Path) -> None:
     pq.write_table(pa.table({"x": X, "y": Y, "__index_level_0__": [9, 4]}), tmp_path / "train.parquet")
-    with pytest.raises(RunError, match=r"2 is called '__index_level_0__'; data.ignore_columns = \[2\] leaves it out"):
+    with pytest.raises(RunError, match=r"2 is called '__index_level_0__'; data.ignore_columns = \[2\] skips it"):
         load(tmp_path)
     assert load(tmp_path, ignore_columns=("__index_level_0__",)).train.labels[np.arange(2)].tolist() == Y

@@ -1,4 +1,4 @@
-"""What a network is given of a table: expected values by hand, or by NumPy in float64, never by this package."""
+"""Inputs of a network from a table; expected values are computed by hand or by NumPy in float64."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from hvd_batchgrow.messages.errors import JobError, RunError
 
 pytestmark = pytest.mark.usefixtures("cache")
 START = 1_700_000_000
-"""A time stamp of 2023: float32 has a step of 128 s there."""
+"""A time stamp of 2023, where float32 has a resolution of 128 s."""
 
 
 def section(root: Path, source: str = "csv", **keys: Any) -> DataSection:
@@ -36,7 +36,7 @@ def load(data: DataSection, seed: int = 3) -> DatasetPair:
 
 
 def inputs(data: DataSection, source: DatasetPair, part: str = "train") -> NDArray[np.float32]:
-    """What the network is given of all samples, in order."""
+    """Return the network's inputs for all samples, in order."""
     swapped = DatasetPair(source.test, source.train if part == "train" else source.test, 9, source.mean, source.std)
     reader = Reader(data, swapped, torch.device("cpu"), 1, raise_bad)
     (batch,) = reader.testing([range(len(swapped.test))])
@@ -44,7 +44,7 @@ def inputs(data: DataSection, source: DatasetPair, part: str = "train") -> NDArr
 
 
 def standardised(values: Any, reference: Any = None) -> NDArray[np.float64]:
-    """(x - mean) / deviation in float64, by the definition."""
+    """Return (x - mean) / std in float64, from the definition."""
     reference = np.asarray(values if reference is None else reference, dtype=np.float64)
     mean = reference.mean(axis=0)
     return (np.asarray(values, dtype=np.float64) - mean) / np.sqrt(((reference - mean) ** 2).mean(axis=0))
@@ -99,7 +99,7 @@ def test_rows_held_out_are_standardised_by_the_others(tmp_path: Path) -> None:
     assert inputs(data, source, "test")[:, 0] == pytest.approx(standardised(times[test], times[train]), rel=1e-6)
 
 
-def test_a_ghost_batch_holds_the_same_bits_on_any_number_of_ranks(tmp_path: Path) -> None:
+def test_a_ghost_batch_is_bit_identical_on_any_number_of_ranks(tmp_path: Path) -> None:
     times = START + np.arange(32) ** 2
     write_csv(tmp_path / "train.csv", "t,c,x,y", [(t, "ab"[k % 2], k * 0.1, k % 2) for k, t in enumerate(times)])
     data = section(tmp_path, num_samples=32, test="train.csv", categorical=("c",))
@@ -330,8 +330,8 @@ def test_a_text_such_as_na_is_a_category_and_said_to_be(tmp_path: Path) -> None:
         ({"categorical": ("x",), "ignore_columns": (1,)}, r"data.categorical: 'x' of .* is in data.ignore_columns too"),
         ({"ignore_columns": ("z",)}, r"data.ignore_columns: .*train.csv has no column 'z'"),
         ({"ignore_columns": ("y",), "label": "y"}, r"data.ignore_columns: 'y' of .*train.csv is data.label too"),
-        ({"unknown_category": "ignore"}, r"data.unknown_category: is used together with data.categorical only"),
-        ({"categorical_encoding": "codes"}, r"data.categorical_encoding: is used together with data.categorical only"),
+        ({"unknown_category": "ignore"}, r"data.unknown_category: requires data.categorical"),
+        ({"categorical_encoding": "codes"}, r"data.categorical_encoding: requires data.categorical"),
     ],
 )
 def test_columns_that_a_job_names_must_be_there_once(tmp_path: Path, keys: dict[str, Any], message: str) -> None:

@@ -1,4 +1,4 @@
-"""csv, parquet and covtype, from files that pyarrow writes, whole and damaged."""
+"""The sources csv, parquet and covtype, from intact and damaged files that pyarrow writes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.usefixtures("cache")
 
 
 def no_report(what: str, done: int, total: int) -> None:
-    """Nobody watches."""
+    """Ignore the progress."""
 
 
 def load(kind: str, root: Path | None, num_samples: int, seed: int = 7, **keys: Any) -> DatasetPair:
@@ -46,13 +46,13 @@ def everything(samples: Dataset) -> tuple[NDArray[Any], NDArray[np.int64]]:
 
 
 def columns(count: int, **others: Any) -> dict[str, Any]:
-    """Two features of different types, and three classes."""
+    """Return two features of different types, and three classes."""
     made = {"x": GENERATOR.standard_normal(count), "n": np.arange(count), "y": np.arange(count) % 3}
     return {key: value for key, value in {**made, **others}.items() if value is not None}
 
 
 def write(folder: Path, kind: str, name: str, values: dict[str, Any]) -> NDArray[np.float64]:
-    """A file by the writer of its kind. Returns the features x and n."""
+    """Write a file of a kind; return the features x and n."""
     table = pa.table(values)
     if kind == "csv":
         pa_csv.write_csv(table, folder / f"{name}.csv")
@@ -128,7 +128,7 @@ def test_a_packed_csv_is_read(tmp_path: Path) -> None:
     expected = write(tmp_path, "csv", "train", columns(9))
     write(tmp_path, "csv", "test", columns(2))
     (tmp_path / "train.csv.gz").write_bytes(gzip.compress((tmp_path / "train.csv").read_bytes()))
-    with pytest.raises(RunError, match=r"holds train.csv and train.csv.gz: say which is meant with data.train"):
+    with pytest.raises(RunError, match=r"contains train.csv and train.csv.gz: choose one with data.train"):
         load("csv", tmp_path, 9)
     (tmp_path / "train.csv").unlink()
     assert (everything(load("csv", tmp_path, 9).train)[0] == expected).all()
@@ -151,7 +151,7 @@ def test_rows_are_held_out_by_the_order_of_a_stream() -> None:
 @KINDS
 def test_a_share_of_the_rows_is_tested_on(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = write(tmp_path, kind, "train", columns(50))
-    write(tmp_path, kind, "test", columns(2))  # the share goes before the habit
+    write(tmp_path, kind, "test", columns(2))  # the fraction takes precedence over test.csv
     source = load(kind, tmp_path, 40, test_fraction=0.2)
     train, test = held_out_rows(50, 0.2, 7)
     for part, members in ((source.train, train), (source.test, test)):
@@ -169,21 +169,21 @@ def test_a_share_of_the_rows_is_tested_on(tmp_path: Path, kind: str, monkeypatch
 def test_something_must_be_tested_on(tmp_path: Path, kind: str) -> None:
     write(tmp_path, kind, "train", columns(9))
     fault = (
-        rf"holds no test.{kind} \(there are train.{kind}\); data.test names another, or data.test_fraction = 0.2 keeps"
+        rf"does not contain test.{kind} \(there are train.{kind}\); set data.test, or data.test_fraction = 0.2 keeps"
     )
     with pytest.raises(RunError, match=fault):
         load(kind, tmp_path, 9)
-    with pytest.raises(RunError, match=rf"holds no tset.{kind} \(there are train.{kind}\)"):
+    with pytest.raises(RunError, match=rf"does not contain tset.{kind} \(there are train.{kind}\)"):
         load(kind, tmp_path, 9, test=f"tset.{kind}")
     (tmp_path / f"train.{kind}").unlink()
-    with pytest.raises(RunError, match=rf"holds no train.{kind} \(there is no {kind} file at all\)"):
+    with pytest.raises(RunError, match=rf"does not contain train.{kind} \(there are no {kind} files\)"):
         load(kind, tmp_path, 9)
 
 
 # --- damage ----------------------------------------------------------------------------------
 
 
-MISSING = r"is missing: line 3: {}; data.missing = 'mean' or 'drop_row'"
+MISSING = r"is missing: line 3: {}; set data.missing = 'mean' or 'drop_row'"
 NUMBER = r"is not a finite number: line 3: {}; "
 
 
@@ -195,16 +195,19 @@ NUMBER = r"is not a finite number: line 3: {}; "
         ("x,n,y\n1,2,0\n3,5,\n", r"column 'y': 1 of 2 cells is missing: line 3: ''; data.missing = 'drop_row'"),
         ("x,n,y\n1,2,a\n3,5,\n", r"column 'y': 1 of 2 cells is missing: line 3: ''; data.missing = 'drop_row'"),
         ("x,n,y\n1,2,0\nthree,5,1\n", r"column 'x': 1 of 2 cells " + NUMBER.format("'three'")),
-        ("x,n,y\n1,2,0\n2020-01-02,5,1\n", r"column 'x': 1 of 2 cells " + NUMBER.format("'2020-01-02'") + "a date in"),
+        (
+            "x,n,y\n1,2,0\n2020-01-02,5,1\n",
+            r"column 'x': 1 of 2 cells " + NUMBER.format("'2020-01-02'") + "write dates",
+        ),
         ("x,n,y\n1,2,0\n1e999,5,1\n", r"column 'x': 1 of 2 cells " + NUMBER.format("'1e999'")),
         ("x,n,y\n1,2,0\n1_000,5,1\n", r"column 'x': 1 of 2 cells " + NUMBER.format("'1_000'")),
         ("x,n,y\n1,2,0\n3,4,1.5\n", r"column 'y': 1 of 2 cells is not a whole number: line 3: '1.5'; data.label"),
         ("x,n,y\n1,2,0\n3,4,-1\n", r"column 'y': 1 of 2 cells is negative: line 3: '-1'; correct"),
-        ("x,n,y\n1,2,0\n3,4\n", r"1 row of another length: line 3 has 2 fields, and the first line 3: 3,4"),
-        ("x,n,y\n1,2,0\n1,2,0,9\n", r"1 row of another length: line 3 has 4 fields, and the first line 3: 1,2,0,9"),
+        ("x,n,y\n1,2,0\n3,4\n", r"1 row of another length: line 3 has 2 fields, the first line has 3: 3,4"),
+        ("x,n,y\n1,2,0\n1,2,0,9\n", r"1 row of another length: line 3 has 4 fields, the first line has 3: 1,2,0,9"),
         ("", r" is empty"),
-        ("x,n,y\n", r" holds 0 rows of 2 features: nothing to learn from"),
-        ("y\n1\n", r" holds 1 rows of 0 features: nothing to learn from; data.separator names what separates"),
+        ("x,n,y\n", r" holds 0 rows of 2 features: it cannot be trained on"),
+        ("y\n1\n", r" holds 1 rows of 0 features: it cannot be trained on; data.separator sets the separator"),
     ],
 )
 def test_what_is_wrong_with_a_csv_is_reported_with_its_line(tmp_path: Path, text: str, message: str) -> None:
@@ -262,8 +265,8 @@ def test_a_parquet_file_of_texts_that_are_not_utf_8_is_named(tmp_path: Path) -> 
     ("label", "message"),
     [
         ("klass", r"has no column 'klass'; did you mean 'class'\? there are x, n, class$"),
-        (3, r"has columns 0 … 2, there is no 3"),
-        (-4, r"has columns 0 … 2, there is no -4"),
+        (3, r"has columns 0 … 2, so 3 does not exist"),
+        (-4, r"has columns 0 … 2, so -4 does not exist"),
     ],
 )
 def test_an_unknown_column_of_labels_is_refused(tmp_path: Path, kind: str, label: str | int, message: str) -> None:
@@ -293,7 +296,7 @@ def test_a_missing_package_names_the_extra(tmp_path: Path, monkeypatch: pytest.M
 
 
 def covtype_text(count: int) -> tuple[str, NDArray[np.int64]]:
-    """Lines as the repository of UC Irvine has them: 54 whole numbers, and the type, 1 … 7. No header."""
+    """Return lines in the format of the UC Irvine repository: 54 whole numbers and the type, 1 … 7, no header."""
     table = np.concatenate([GENERATOR.integers(0, 4000, (count, 54)), 1 + np.arange(count)[:, None] % 7], axis=1)
     return "".join(",".join(map(str, row)) + "\n" for row in table), table
 
@@ -331,16 +334,18 @@ def test_covtype_of_scikit_learn_has_the_rows_of_the_file(tmp_path: Path, monkey
     assert (everything(fetched.test)[1] == everything(read.test)[1]).all()
 
 
-def test_covtype_that_cannot_be_had_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unavailable_covtype_names_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fetch_covtype(**keys: Any) -> None:
         raise OSError("no route to host")
 
     monkeypatch.setitem(sys.modules, "sklearn.datasets", types.SimpleNamespace(fetch_covtype=fetch_covtype))
-    with pytest.raises(RunError, match=r"could not fetch covtype: no route to host; data.root names a covtype.data.gz"):
+    with pytest.raises(
+        RunError, match=r"could not download covtype: no route to host; set data.root to an existing covtype.data.gz"
+    ):
         load("covtype", None, 28, test_fraction=0.2)
-    with pytest.raises(RunError, match=r"is no file, and holds neither covtype.data nor covtype.data.gz; leave"):
+    with pytest.raises(RunError, match=r"is not a file, and does not contain covtype.data or covtype.data.gz; without"):
         load("covtype", tmp_path, 28, test_fraction=0.2)
     text, _ = covtype_text(8)
     (tmp_path / "covtype.data").write_text(text.replace(",3\n", ",9\n"))
-    with pytest.raises(RunError, match=r"covtype.data, line 3, last column: 9 is not a cover type, which are 1 … 7"):
+    with pytest.raises(RunError, match=r"covtype.data, line 3, last column: 9 is not a cover type, 1 … 7"):
         load("covtype", tmp_path, 28, test_fraction=0.2)

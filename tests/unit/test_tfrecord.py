@@ -96,11 +96,11 @@ def test_records_that_cannot_be_used_are_named(tmp_path: Path, example: dict[str
         RECORDS.read(tmp_path, on_bad_sample="replace")
 
 
-def test_a_record_that_is_no_example_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_record_that_is_not_an_example_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_record(tmp_path / "val", _example())
     monkeypatch.setattr(TFRecordWriter, "serialize_tf_example", lambda _: b"\xff\xff no protocol buffer")
     write_record(tmp_path / "train", {})
-    with pytest.raises(RunError, match=r"train, record 0 at byte 0: is no tf.train.Example"):
+    with pytest.raises(RunError, match=r"train, record 0 at byte 0: is not a tf.train.Example"):
         RECORDS.read(tmp_path)
 
 
@@ -128,7 +128,7 @@ def test_a_shard_whose_framing_is_damaged_is_refused(tmp_path: Path) -> None:
     second = int.from_bytes(whole[:8], "little") + 16
     path.write_bytes(whole[:second] + b"\x01" + whole[second + 1 :])
     place = rf"{path}, record 1 at byte {second}"
-    with pytest.raises(RunError, match=rf"{place}: the checksum of its length is wrong: damaged, or no TFRecord"):
+    with pytest.raises(RunError, match=rf"{place}: the checksum of its length is wrong: damaged, or not a TFRecord"):
         RECORDS.read(root, on_bad_sample="replace")
     for length in (second + 1, second + 11, second + 12, second + 500, len(whole) - 1):
         path.write_bytes(whole[:length])

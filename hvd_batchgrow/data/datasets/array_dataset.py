@@ -1,4 +1,4 @@
-"""What the sources share that are arrays: checks, and a source of the arrays of a cache."""
+"""Checks and constructor shared by the sources whose samples are arrays."""
 
 from __future__ import annotations
 
@@ -16,11 +16,7 @@ from hvd_batchgrow.messages.errors import RunError
 
 
 def check_images(images: NDArray[Any], labels: NDArray[Any], place: str) -> None:
-    """Images must be bytes, (N, H, W) or (N, H, W, C), with N > 0 labels (N,).
-
-    Raises:
-        RunError: they are not.
-    """
+    """Raise RunError unless images are uint8, (N, H, W) or (N, H, W, C), with N > 0 labels of shape (N,)."""
     if images.dtype != np.uint8:
         raise RunError(f"{place}: images are {images.dtype}; they must be uint8{byte_hint(images)}")
     if images.ndim not in {3, 4}:
@@ -29,21 +25,21 @@ def check_images(images: NDArray[Any], labels: NDArray[Any], place: str) -> None
 
 
 def check_pair(values: NDArray[Any], labels: NDArray[Any], place: str, what: str) -> None:
-    """Values and labels must be as many, more than none, and nothing empty. Raises RunError if not."""
+    """Raise RunError unless there are as many values as labels, and no axis is empty."""
     if labels.ndim != 1 or len(values) != len(labels):
         hint = axis_hint(values, labels)
-        raise RunError(f"{place}: {what} {values.shape} and labels {labels.shape} do not belong together{hint}")
+        raise RunError(f"{place}: {what} {values.shape} and labels {labels.shape} do not match{hint}")
     if not values.size:
-        raise RunError(f"{place}: {what} {values.shape} hold nothing")
+        raise RunError(f"{place}: {what} {values.shape} are empty")
 
 
 def with_channels(values: NDArray[Any]) -> NDArray[Any]:
-    """Grey images (N, H, W) as (N, H, W, 1); other images and rows as they are."""
+    """Return grey images (N, H, W) as (N, H, W, 1), and other images and rows unchanged."""
     return values[..., None] if values.ndim == 3 else values
 
 
 def int64_labels(labels: NDArray[Any], place: str) -> NDArray[np.int64]:
-    """Return labels as int64. Raises RunError if they are not integers, or one does not fit."""
+    """Return labels as int64. Raise RunError if they are not integers, or if a label does not fit."""
     if not np.issubdtype(labels.dtype, np.integer):
         raise RunError(
             f"{place}: labels are {labels.dtype}; they must be integers: numpy.save(…, labels.astype('int64'))"
@@ -59,17 +55,17 @@ def array_source(
     num_classes: int | None,
     label_names: tuple[str, str] | None = None,
 ) -> DatasetPair:
-    """A source of arrays that lie in memory or are mapped.
+    """Return the source of arrays in memory or memory-mapped.
 
     Args:
-        arrays: train_values, train_labels, test_values, test_labels, mean and deviation.
+        arrays: train_values, train_labels, test_values, test_labels, mean and std.
         names: of the training and of the test set, for messages.
-        num_classes: None: as many as the training labels show.
-        label_names: files of the labels, for messages; None: those of the values.
+        num_classes: None: the number that the training labels show.
+        label_names: of the label files, for messages; None: the same as `names`.
 
     Raises:
         JobError: as `count_classes`.
-        RunError: the samples of the two sets differ in shape, or a label is not among the classes.
+        RunError: the two sets differ in sample shape, or a label is not among the classes.
     """
     labels = arrays["train_labels"], arrays["test_labels"]
     places = [partial("{}, entry {}".format, name) for name in label_names or names]

@@ -1,4 +1,4 @@
-"""Arrays that are costly to make, kept between runs and shared by the ranks of a host."""
+"""A cache of arrays that are costly to build, kept between runs and shared by the ranks of a host."""
 
 from __future__ import annotations
 
@@ -23,44 +23,44 @@ from hvd_batchgrow.storage.strict_json import dump_json
 _ANOTHER = "another: HVD_BATCHGROW_CACHE=…"
 Arrays = Mapping[str, NDArray[Any]]
 _FORMAT = 5
-"""Counted up when what a cache holds changes its meaning."""
+"""Incremented whenever the contents of a cache change their meaning."""
 
 
 def cache_folder() -> Path:
-    """The user's cache of this project."""
+    """Return this project's cache folder of the user."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(os.environ.get("HVD_BATCHGROW_CACHE") or Path(base) / "hvd-batchgrow")
 
 
 def file_stamp(*paths: Path) -> list[Any]:
-    """Name, size and time of files: what a cache made of them depends on.
+    """Return name, size and modification time of files, which decide whether a cache made of them is still valid.
 
     Raises:
-        RunError: one is missing, or is something else: reading a pipe or a device might never end.
+        RunError: a file is missing, or is not a regular file: reading a pipe or a device might never end.
     """
     try:
         states = [path.stat() for path in paths]
         names = [str(path.resolve()) for path in paths]
-    except (OSError, RuntimeError) as error:  # RuntimeError: links that go round in circles
-        place, told = getattr(error, "filename", paths[0]), getattr(error, "strerror", None) or error
-        raise RunError(f"{place} cannot be read: {told}") from None
+    except (OSError, RuntimeError) as error:  # RuntimeError: symbolic links in a circle
+        place, cause = getattr(error, "filename", paths[0]), getattr(error, "strerror", None) or error
+        raise RunError(f"{place} cannot be read: {cause}") from None
     for path, state in zip(paths, states, strict=True):
         if not stat.S_ISREG(state.st_mode):
-            raise RunError(f"{path} is no file: {'a folder' if stat.S_ISDIR(state.st_mode) else 'a pipe or device'}")
+            raise RunError(f"{path} is {'a folder' if stat.S_ISDIR(state.st_mode) else 'a pipe or device'}, not a file")
     return [[name, state.st_size, state.st_mtime_ns] for name, state in zip(names, states, strict=True)]
 
 
 def cached_arrays(kind: str, identity: str, stamp: Any, build: Callable[[], Arrays]) -> dict[str, NDArray[Any]]:
-    """Arrays of the cache, made first where they are missing or where what they were made of has changed.
+    """Return the arrays of a cache; build them first if they are missing or their inputs have changed.
 
-    Of several processes one builds and the others wait. Nobody sees half a cache: it is written in a
-    folder of its own and moved into place.
+    One process builds while the others wait. No process sees half a cache: it is written in a temporary folder,
+    which is then renamed.
 
     Args:
-        kind: what made them, part of the folder's name.
-        identity: what they belong to, such as the path of a tree; one cache is kept for each.
-        stamp: plain data that changes when what they were made of does.
-        build: makes them.
+        kind: name of the builder, part of the folder's name.
+        identity: what the arrays belong to, such as the path of a tree; each identity has one cache.
+        stamp: plain data that changes whenever the inputs do.
+        build: returns the arrays.
 
     Returns:
         memory-mapped read-only arrays: the ranks of a host share their pages.
@@ -84,7 +84,7 @@ def cached_arrays(kind: str, identity: str, stamp: Any, build: Callable[[], Arra
 
 
 def _own_folder() -> Path:
-    """Where caches lie: a folder that nobody but this user can write. Raises RunError if it is not that."""
+    """Return the folder of all caches. Raise RunError if another user can write to it."""
     folder = cache_folder() / "data"
     try:
         cache_folder().mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -104,23 +104,23 @@ def _own_folder() -> Path:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold the lock of a file: one process of a host at a time."""
+    """Hold the lock of a file, which one process of a host can hold at a time."""
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
 def _mapped(folder: Path, made_of: Any) -> dict[str, NDArray[Any]] | None:
-    """The arrays of a cache; None: there are none, or not those that were written, of what is there now."""
+    """Return the arrays of a cache; None if it is missing, damaged, or made of other inputs."""
     try:
         if folder.is_symlink() or any(path.is_symlink() for path in folder.iterdir()):
             return None
-        # As plain arrays over the mapping: what is taken out of a np.memmap would be one again.
+        # Plain arrays over the mapping: slices of a np.memmap would be np.memmap again.
         arrays = {
             path.stem: np.asarray(np.load(path, mmap_mode="r", allow_pickle=False)) for path in folder.glob("*.npy")
         }
         is_theirs = (folder / "stamp.json").read_text(encoding="utf-8") == _stamp(made_of, arrays)
-    except Exception:  # cut short, a pickle, a header that is none: it can be damaged in any way, and is made anew
+    except Exception:  # a truncated file, a pickle, a damaged header: whatever is wrong, the cache is rebuilt
         return None
     return arrays if is_theirs else None
 
@@ -133,19 +133,19 @@ def _stamp(made_of: Any, arrays: Arrays) -> str:
 def _built(build: Callable[[], Arrays]) -> Arrays:
     try:
         return build()
-    except OSError as error:  # of the files that are read: not the cache's fault
+    except OSError as error:  # from reading the inputs, not the cache
         raise RunError(f"{error.filename or 'data'} cannot be read: {error.strerror or error}") from None
 
 
 def _write(folder: Path, made_of: Any, arrays: Arrays) -> None:
-    for left in folder.parent.glob(f"build-{folder.name}-*"):  # by a process that was killed: the lock is ours
+    for left in folder.parent.glob(f"build-{folder.name}-*"):  # by a killed process: this one holds the lock
         shutil.rmtree(left, ignore_errors=True)
     work = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f"build-{folder.name}-"))
     try:
         for name, array in arrays.items():
             np.save(work / f"{name}.npy", array)
         (work / "stamp.json").write_text(_stamp(made_of, arrays), encoding="utf-8")
-        if folder.is_symlink():  # what it points at is not ours to remove
+        if folder.is_symlink():  # its target is not ours to remove
             folder.unlink()
         shutil.rmtree(folder, ignore_errors=True)
         work.rename(folder)

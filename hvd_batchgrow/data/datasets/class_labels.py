@@ -1,4 +1,4 @@
-"""Which classes there are: what labels count from, how many classes they show, and which of these never occur."""
+"""The classes of a source: whether labels count from 0 or 1, how many classes there are, and which never occur."""
 
 from __future__ import annotations
 
@@ -11,24 +11,23 @@ from hvd_batchgrow.messages.errors import Fault, JobError, RunError
 
 Labels = NDArray[np.int64]
 Where = Callable[[int], str]
-"""The place of a sample, for messages: `Dataset.locate`, or that of its label."""
+"""Returns the location of a sample or of its label, for messages; see `Dataset.locate`."""
 
 _NUM_SHOWN = 5
 
 
 def first_label(labels: Labels, num_classes: int | None, where: Where = str) -> int:
-    """What the labels count from, 0 or 1: ImageNet's own records say 1 … 1000, most others 0 … C - 1.
+    """Return 0 or 1, from which the labels count: ImageNet's own records hold 1 … 1000, most others 0 … C - 1.
 
-    1 if no label is 0 and the largest is C, the number of classes that the job says: counted from 0 that
-    one would be beyond the classes. Else 0.
+    If no label is 0 and the largest is C, the job's number of classes, labels count from 1. Otherwise from 0.
 
     Args:
         labels: of the training set.
         num_classes: C; None: not in the job.
-        where: the place of a label.
+        where: returns the location of a label.
 
     Raises:
-        JobError: C is not in the job, and no label is 0: the labels alone do not show which it is.
+        JobError: C is not in the job, and no label is 0: the labels alone do not decide between 0 and 1.
     """
     low, high = int(labels.min()), int(labels.max())
     if low > 0 and num_classes is None:
@@ -44,16 +43,16 @@ def _at(labels: Labels, label: int, where: Where) -> str:
 
 
 def count_classes(labels: Labels, num_classes: int | None, where: Where) -> tuple[int, int]:
-    """Return what the training labels count from, and the number of classes.
+    """Return the smallest possible label, 0 or 1, and the number of classes.
 
     Args:
         labels: of the training set, (N,).
-        num_classes: as the job says; None: as many as the labels show, if each of them occurs.
-        where: the place of a label.
+        num_classes: from the job; None: the largest label + 1, if every class up to it occurs.
+        where: returns the location of a label.
 
     Raises:
-        JobError: the job must say how many classes there are, since one of those below the largest label never
-            occurs: a label may be wrong.
+        JobError: the job must name the number of classes, since a class below the largest label never occurs:
+            a label may be wrong.
         RunError: a label is negative, or not among the classes.
     """
     if labels.min() < 0:
@@ -67,7 +66,7 @@ def count_classes(labels: Labels, num_classes: int | None, where: Where) -> tupl
 
 
 def check_range(labels: Labels, first: int, num_classes: int, where: Where, what: str) -> None:
-    """Raise RunError, with the places of the first five, if labels are not in first … first + C - 1."""
+    """Raise RunError, with the location of the first five, if labels are not in first … first + C - 1."""
     last = first + num_classes - 1
     wrong = (labels < first) | (labels > last)
     if wrong.any():
@@ -88,13 +87,13 @@ def _refuse_gaps(labels: Labels, num_classes: int, where: Where) -> None:
         return
     top, samples = int(present[-1]), int(counts[-1])
     fault = f"is needed: labels are 0 … {top}, but {_never(present, num_classes)}"
-    largest = f"the largest label, {top}, is that of {samples:,} of {len(labels):,} samples{_at(labels, top, where)}"
-    remedy = f"{num_classes} accepts classes without samples; if a label is wrong, correct it or leave its row out"
+    largest = f"the largest label, {top}, occurs in {samples:,} of {len(labels):,} samples{_at(labels, top, where)}"
+    remedy = f"{num_classes} accepts classes without samples; if a label is wrong, correct it or remove its row"
     raise JobError([Fault("data.num_classes", f"{fault}; {largest}. {remedy}")])
 
 
 def _never(present: Labels, num_classes: int, names: Sequence[str] = ()) -> str:
-    """`3 of 10 classes never occur in training: 2, 4, 5`."""
+    """Return, for instance, `3 of 10 classes never occur in training: 2, 4, 5`."""
     count = num_classes - len(present)
     absent: list[int] = []
     for low, high in zip([-1, *present.tolist()], [*present.tolist(), num_classes], strict=True):
@@ -108,13 +107,13 @@ def _named(classes: Sequence[int], names: Sequence[str]) -> str:
 
 
 def notes_on_classes(train: Labels, test: Labels, num_classes: int, names: Sequence[str] = ()) -> tuple[str, ...]:
-    """Name the classes, from 0, that no training sample has, and those among them that test samples have.
+    """Name the classes, from 0, that never occur in training, and which of them occur in the test set.
 
     Args:
         train: labels, (N,).
         test: labels.
         num_classes: C.
-        names: of the classes, where they have any.
+        names: of the classes; empty: they have no names.
     """
     present = np.unique(train)
     if len(present) == num_classes:

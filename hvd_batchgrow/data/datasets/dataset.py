@@ -1,4 +1,4 @@
-"""What a source is made of: two sets of samples, each read by sample id."""
+"""Interfaces of a source: a training and a test set, each read by sample id."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from hvd_batchgrow.messages.errors import RunError
 Ids = NDArray[np.int64]
 Kind = Literal["images", "rows", "encoded"]
 ReportProgress = Callable[[str, int, int], None]
-"""Told of what takes long: (what, done, total), both in bytes."""
+"""Called with the progress of long operations: (what, done, total), in bytes."""
 IMAGENET_MEAN, IMAGENET_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Of ImageNet's training set, as its published models are normalised."""
+"""Constants of ImageNet's training set, with which its published models normalize."""
 
 
 class BadSample(RunError):  # noqa: N818  # it names what is bad, not what went wrong
@@ -24,41 +24,41 @@ class BadSample(RunError):  # noqa: N818  # it names what is bad, not what went 
 
     Args:
         sample_id: its id in the set.
-        where: its file, and its place in there.
+        where: its file, and its location in the file.
         why: what is wrong with it.
     """
 
     def __init__(self, sample_id: int, where: str, why: str) -> None:
         self.sample_id, self.where, self.why = sample_id, where, why
-        super().__init__(f"{self.describe()}; data.on_bad_sample = 'replace' would go on without it")
+        super().__init__(f"{self.describe()}; data.on_bad_sample = 'replace' would continue without it")
 
     def describe(self) -> str:
-        """Which sample, and what is wrong with it."""
+        """Return which sample is bad, and why."""
         return f"sample {self.sample_id} ({self.where}): {self.why}"
 
 
 def raise_bad(bad: BadSample) -> None:
-    """What is done about bad samples where none is tolerated."""
+    """Raise the error of a bad sample: the policy of `data.on_bad_sample = 'error'`."""
     raise bad
 
 
 class Labels(Protocol):
-    """The classes of N samples: an array of int64, or whatever else gives the classes of some of them."""
+    """The classes of N samples: an array of int64, or an object that computes them."""
 
     def __getitem__(self, ids: Ids, /) -> NDArray[np.int64]:
-        """Class of each, (n,)."""
+        """Return the class of each sample, (n,)."""
 
 
 class Dataset(Protocol):
-    """A set of samples, numbered 0 … len - 1. All ranks of a host hold one, so large arrays are best memory-mapped."""
+    """A set of samples, numbered 0 … len - 1. Each rank holds one, so large arrays should be memory-mapped."""
 
     @property
     def kind(self) -> Kind:
-        """What `fetch` returns: images of one size, rows of a table, or files yet to be decoded."""
+        """What `fetch` returns: images of one size, rows of a table, or encoded image files."""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one sample: (H, W, C), (features,), or (0, 0, C) where each has its own size."""
+        """Shape of one sample: (H, W, C), (features,), or (0, 0, C) if each image has its own size."""
 
     @property
     def labels(self) -> Labels:
@@ -66,23 +66,23 @@ class Dataset(Protocol):
 
     @property
     def sizes(self) -> NDArray[np.int32]:
-        """(N, 2) height and width of each encoded image, 0 where it is known to be bad; else (0, 2)."""
+        """(N, 2) height and width of each encoded image, 0 if it is known to be bad; (0, 2) for other kinds."""
 
     def __len__(self) -> int:
-        """N."""
+        """Return N."""
 
     def fetch(self, ids: Ids) -> Any:
-        """Copies of some samples, in the order of the ids.
+        """Return copies of some samples, in the order of the ids.
 
         Returns:
             images: uint8 (n, H, W, C); rows: float32 or float64 (n, features); encoded: n arrays of uint8 (length,).
 
         Raises:
-            BadSample: one of them is missing, truncated or otherwise not what it was.
+            BadSample: a sample is missing, truncated or has changed.
         """
 
     def locate(self, sample_id: int) -> str:
-        """The place of a sample, for messages."""
+        """Return the location of a sample, for messages."""
 
 
 NO_SIZES = np.zeros((0, 2), dtype=np.int32)
@@ -100,19 +100,19 @@ class ArrayDataset:
 
     @property
     def kind(self) -> Kind:
-        """By the number of dimensions."""
+        """Images if the values have four dimensions, else rows."""
         return "images" if self.values.ndim == 4 else "rows"
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one sample."""
+        """Shape of one sample."""
         return self.values.shape[1:]
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def fetch(self, ids: Ids) -> NDArray[Any]:
-        """See `Dataset`. Rows of integers become float64, which is exact up to 2⁵³."""
+        """See `Dataset`. Integer rows become float64, which is exact up to 2⁵³."""
         values = self.values[ids]
         return values if self.kind == "images" or values.dtype == np.float32 else values.astype(np.float64)
 
@@ -123,7 +123,7 @@ class ArrayDataset:
 
 @dataclass(frozen=True)
 class DatasetPair:
-    """Training and test samples, and the constants that normalise both."""
+    """Training and test samples, and the constants that normalize both."""
 
     train: Dataset
     test: Dataset
@@ -132,17 +132,13 @@ class DatasetPair:
     """Per channel of images scaled to [0, 1]; per feature of rows."""
     std: tuple[float, ...]
     notes: tuple[str, ...] = ()
-    """What the user should know about the data; printed when a run starts."""
+    """Remarks on the data, printed when a run starts."""
     schema: Mapping[str, Any] = field(default_factory=dict)
-    """What a sample's features and classes mean, as JSON, for those who use the weights; kept in the run folder."""
+    """Meaning of features and classes, as JSON; stored in the run folder for users of the weights."""
 
 
 def check_labels(labels: NDArray[np.int64], num_classes: int, place: str) -> None:
-    """Every label must be 0 … num_classes - 1.
-
-    Raises:
-        RunError: naming the first samples that are not, and how many there are.
-    """
+    """Raise RunError, with the first samples at fault and their number, unless labels are 0 … num_classes - 1."""
     wrong = np.flatnonzero((labels < 0) | (labels >= num_classes))
     if len(wrong):
         shown = ", ".join(f"sample {k} has {labels[k]}" for k in wrong[:5])

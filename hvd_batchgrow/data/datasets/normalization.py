@@ -1,4 +1,4 @@
-"""Mean and deviation of a training set, chunk by chunk: no float copy of all of it is made."""
+"""Mean and standard deviation of a training set, chunk by chunk, without a float copy of the whole set."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ Moments = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 _CHUNK_BYTES = 1 << 23
 _NUM_SHOWN = 10
-"""Values that are not finite, in a message."""
+"""Most non-finite values that a message lists."""
 
 
 def chunks_of(
     values: NDArray[Any], what: str, report: ReportProgress, members: Ids | None = None
 ) -> Iterator[NDArray[Any]]:
-    """Values, or the members among them, in order and a few megabytes at a time.
+    """Yield values, or some of them, in order and a few megabytes at a time.
 
     Args:
         values: (N, …).
-        what: told with the progress.
-        report: told of every chunk.
-        members: (n,) entries to take; None: all.
+        what: name of the operation in progress reports.
+        report: called after every chunk.
+        members: (n,) indices of the values to yield; None: all.
     """
     num_entries = len(values) if members is None else len(members)
     entry_bytes = max(1, values.nbytes // len(values))
@@ -40,13 +40,13 @@ def chunks_of(
 
 
 def image_moments(chunks: Iterable[NDArray[np.uint8]]) -> Moments:
-    """Of images scaled to [0, 1], per channel, from histograms: exact.
+    """Return exact mean and std, per channel, of images scaled to [0, 1], from histograms.
 
     Args:
         chunks: of (n, H, W, C).
 
     Returns:
-        (C,) each; the deviation is at least one step of a byte, so that a blank channel can be divided by it.
+        (C,) each; the std is at least 1/255, so that dividing a constant channel by it is safe.
     """
     counts: NDArray[np.int64] | int = 0
     for chunk in chunks:
@@ -62,31 +62,31 @@ def image_moments(chunks: Iterable[NDArray[np.uint8]]) -> Moments:
 
 
 def row_moments(chunks: Iterable[NDArray[Any]], name: str, features: Sequence[str] = ()) -> Moments:
-    """Return mean and deviation of rows, per feature, summed in float64.
+    """Return mean and std of rows, per feature, summed in float64.
 
     Chunks of n₁ and n₂ rows with means m₁ and m₂ and sums of squared deviations s₁ and s₂ make, with d = m₂ - m₁,
 
         m = m₁ + d n₂ / (n₁ + n₂),   s = s₁ + s₂ + d² n₁ n₂ / (n₁ + n₂).
 
-    The first row is subtracted from all others first, so that a large value that all rows share adds no rounding.
+    The first row is subtracted from all rows first, so that a large common offset adds no rounding error.
 
     Args:
         chunks: of (n, features), any type of numbers.
         name: of the file, for messages.
-        features: names of the features, for messages; empty: they are numbered from 0.
+        features: names of the features, for messages; empty: messages number them from 0.
 
     Returns:
-        (features,) each; the deviation of a feature that never changes is 1, so that it becomes 0.
+        (features,) each; the std of a constant feature is 1, so that it is normalized to 0.
 
     Raises:
-        RunError: a value is not finite, or a deviation is too small or too large for float64.
+        RunError: a value is not finite, or a std is too small or too large for float64.
 
     Source: Chan, Golub & LeVeque 1983, "Algorithms for computing the sample variance", eq. 2.1.
     """
     count, mean, squares = 0, np.float64(0), np.float64(0)
     low, high = np.float64(np.inf), np.float64(-np.inf)
     origin = None
-    with np.errstate(over="ignore", invalid="ignore", under="ignore"):  # found by the deviation below
+    with np.errstate(over="ignore", invalid="ignore", under="ignore"):  # the check of std below finds it
         for chunk in finite_chunks(chunks, name):
             rows = chunk.astype(np.float64)
             origin = rows[0].copy() if origin is None else origin
@@ -96,7 +96,7 @@ def row_moments(chunks: Iterable[NDArray[Any]], name: str, features: Sequence[st
             mean = mean + (here - mean) * (len(rows) / total)
             low, high = np.minimum(low, rows.min(axis=0)), np.maximum(high, rows.max(axis=0))
             count = total
-        # By the range, not by the std: rounding leaves a constant 0.1 a tiny one, which would blow it up.
+        # Constant features are found by their range: rounding leaves a constant 0.1 a tiny std, and dividing explodes.
         std = np.where(low == high, 1.0, np.sqrt(squares / count))
     wrong = np.flatnonzero(~(np.isfinite(std) & (std > 0))).tolist()
     if wrong:
@@ -107,7 +107,7 @@ def row_moments(chunks: Iterable[NDArray[Any]], name: str, features: Sequence[st
 
 
 def present_means(chunks: Iterable[NDArray[Any]]) -> NDArray[np.float64]:
-    """Return the mean of the values of each column that are not NaN; NaN where a column has no other.
+    """Return the mean of each column without its NaN; NaN for a column of NaN alone.
 
     Args:
         chunks: of (n, columns).
@@ -121,10 +121,10 @@ def present_means(chunks: Iterable[NDArray[Any]]) -> NDArray[np.float64]:
 
 
 def finite_chunks(chunks: Iterable[NDArray[Any]], name: str) -> Iterator[NDArray[Any]]:
-    """Yield the chunks, and check each.
+    """Yield the chunks, and check that all values are finite.
 
     Raises:
-        RunError: once all chunks were looked at, with row and feature, from 0, of the first values that are not finite.
+        RunError: after the last chunk, with row and feature, from 0, of the first values that are not finite.
     """
     first, count = 0, 0
     shown: list[str] = []
@@ -141,10 +141,10 @@ def finite_chunks(chunks: Iterable[NDArray[Any]], name: str) -> Iterator[NDArray
 
 
 def loses_digits(exact: NDArray[np.longdouble]) -> bool:
-    """Return whether float64 rounds values so much that fewer than 14 bits of their differences are left.
+    """Return whether rounding to float64 leaves fewer than 14 bits of the differences between values.
 
     Args:
-        exact: (n,) at least one value; 64 bits of mantissa on x86 and more elsewhere hold any integer of 64 bits.
+        exact: (n,) at least one value; longdouble has 64 bits of mantissa or more, enough for any 64-bit integer.
     """
     error = np.abs(exact - exact.astype(np.float64)).max()
     return bool(error > (exact.max() - exact.min()) * 2.0**-14)

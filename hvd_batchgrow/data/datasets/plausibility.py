@@ -1,6 +1,6 @@
-"""Data that can be read but cannot be meant: constants of another scale, axes in another order, pixels of another type.
+"""Checks for readable but implausible data: constants of another scale, transposed axes, pixels of another type.
 
-Each would train without an error, on inputs that are wrong. What is found comes with what was likely meant.
+Each would train on wrong inputs without an error. Every message suggests what was probably intended.
 """
 
 from __future__ import annotations
@@ -14,35 +14,35 @@ from numpy.typing import NDArray
 from hvd_batchgrow.messages.errors import RunError
 
 _LEAST_DEVIATION = 0.002
-"""Values in [0, 1] deviate by 0.5 at most; 0.5/255 is below this. 1/255, which is above it, gives inputs of 0 … 255."""
+"""Values in [0, 1] have a std of at most 0.5. 0.5/255 is below this limit; 1/255, which yields 0 … 255, is above it."""
 _MOST_CHANNELS = 4
-"""Of common images: grey, with alpha, RGB, RGBA."""
+"""Common images are grey, grey with alpha, RGB or RGBA."""
 _NARROW = 8
-"""Grey images that are so many times as long as they are wide are rather a list of pixels."""
+"""Ratio of long to short side above which a narrow grey image is probably a list of pixels."""
 _LOOKED_AT = 1000
-"""Images, to see which values they have."""
+"""Images whose range of values is examined."""
 
 
 def constant_faults(mean: Sequence[float] | None, std: Sequence[float] | None) -> Iterator[tuple[str, str]]:
-    """Yield the keys `mean` and `std` with what is wrong with them for images, which are scaled to [0, 1].
+    """Yield the keys `mean` and `std` with their faults for images, which are scaled to [0, 1].
 
     Args:
-        mean: per channel; None: not stated. Likewise the std, whose values are above 0.
-        std: its values are above 0.
+        mean: per channel; None: not stated.
+        std: per channel, above 0; None: not stated.
     """
     if mean is not None and not all(0 <= m <= 1 for m in mean):
         by_255 = [m / 255 if 1 < m <= 255 else min(max(m, 0.0), 1.0) for m in mean]
-        fault = f"{_short(mean)}: images are scaled to [0, 1] first, where no other mean is possible"
+        fault = f"{_short(mean)}: images are scaled to [0, 1] first, so their mean is in [0, 1] too"
         yield "mean", f"{fault}; nearest: {_short(by_255)}{_how(mean)}"
     if not std:
         return
     if max(std) > 1:
         by_255 = [d / 255 if 1 < d <= 255 else min(d, 1.0) for d in std]
-        fault = f"{_short(std)}: images are scaled to [0, 1] first, so that no deviation is above 1"
+        fault = f"{_short(std)}: images are scaled to [0, 1] first, so std cannot exceed 1"
         yield "std", f"{fault}; nearest: {_short(by_255)}{_how(std)}"
     elif min(std) < _LEAST_DEVIATION:
         by_255 = [min(255 * d, 1.0) if d < _LEAST_DEVIATION else d for d in std]
-        fault = f"{_short(std)}: images are scaled to [0, 1] first, and would reach {1 / min(std):,.0f}"
+        fault = f"{_short(std)}: images are scaled to [0, 1] first, and would become as large as {1 / min(std):,.0f}"
         yield "std", f"{fault}; nearest: {_short(by_255)}, × 255"
 
 
@@ -55,15 +55,15 @@ def _short(values: Sequence[float]) -> str:
 
 
 def check_layout(shape: Sequence[int], stated: Sequence[int] | None, place: str) -> None:
-    """Check that images lie in memory as (N, H, W, C).
+    """Check that the axes of images are (N, H, W, C).
 
     Args:
-        shape: (H, W, C) of an image, as it is read; (features,) of a row.
+        shape: (H, W, C) of an image as read; (features,) of a row.
         stated: `data.shape`, which confirms an unusual shape; None: not stated.
         place: for the message.
 
     Raises:
-        RunError: the shape is not the stated one, or it is hardly one of images in that order.
+        RunError: the shape is not the stated one, or is implausible for this order of axes.
     """
     if stated is not None and tuple(stated) != tuple(shape):
         raise RunError(f"{place}: a sample is {tuple(shape)}, and data.shape is {list(stated)}{_order(shape, stated)}")
@@ -79,7 +79,7 @@ def check_layout(shape: Sequence[int], stated: Sequence[int] | None, place: str)
         fault = f"if they are flattened images: reshape them to {order}"
     if fault:
         read = f"{height} × {width} pixels of {channels} channel{'s' * (channels > 1)}"
-        meant = f"if {read} are meant: data.shape = {list(shape)}"
+        meant = f"if {read} are correct: data.shape = {list(shape)}"
         raise RunError(f"{place}: images are read as (N, H, W, C), so these have {read}; {fault}; {meant}")
 
 
@@ -88,7 +88,7 @@ def _transposed(axes: Sequence[int]) -> str:
 
 
 def _order(shape: Sequence[int], stated: Sequence[int]) -> str:
-    """The transposition that gives the stated shape, if there is one."""
+    """Return the transposition that yields the stated shape, or an empty text."""
     if sorted(shape) != sorted(stated):
         return ""
     left = list(enumerate(shape, start=1))
@@ -97,7 +97,7 @@ def _order(shape: Sequence[int], stated: Sequence[int]) -> str:
 
 
 def axis_hint(values: NDArray[Any], labels: NDArray[Any]) -> str:
-    """Return what may make values (N, …) and labels (N,) belong together; empty if nothing is likely."""
+    """Return a likely fix for values and labels whose shapes do not match; empty if no fix is likely."""
     if labels.ndim == 2 and len(labels) == len(values):
         one_hot = labels.shape[1] > 1
         return f"; numpy.save(…, labels.{'argmax(1)' if one_hot else 'ravel()'}) makes labels (N,)"
@@ -109,7 +109,7 @@ def axis_hint(values: NDArray[Any], labels: NDArray[Any]) -> str:
 
 
 def byte_hint(images: NDArray[Any]) -> str:
-    """Return how to turn images of another type into bytes, by the values of the first ones; empty if not known."""
+    """Return code that converts images of another type to uint8, judged by their range; empty if unknown."""
     first = np.asarray(images[:_LOOKED_AT])
     if not first.size or not (np.issubdtype(first.dtype, np.number) or first.dtype == bool):
         return ""
@@ -126,12 +126,13 @@ def byte_hint(images: NDArray[Any]) -> str:
     elif low >= -1 and high <= 1:
         code = "(127.5 * (x + 1)).round().astype('uint8')"
     else:
-        return f"; values of {low:.4g} … {high:.4g} are no pixels: undo their normalisation, data.mean does that"
+        remedy = "undo their normalization, which data.mean and data.std apply"
+        return f"; values of {low:.4g} … {high:.4g} are not pixels: {remedy}"
     return f"; values of {low:.4g} … {high:.4g}: {code}"
 
 
 def not_cut_to_bits(chunks: Iterable[NDArray[np.uint8]], place: str) -> Iterator[NDArray[np.uint8]]:
-    """Yield chunks of images, and raise RunError after the last one if no pixel of any was above 1."""
+    """Yield chunks of images, and raise RunError after the last chunk if no pixel exceeds 1."""
     highest = 0
     for chunk in chunks:
         highest = max(highest, int(chunk.max(initial=0)))

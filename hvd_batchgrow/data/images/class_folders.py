@@ -1,4 +1,4 @@
-"""Walks over folders of images: which files are images, which folders are classes, and what is passed over."""
+"""Walk folders of images: decide which files are images, which folders are classes, and what is skipped."""
 
 from __future__ import annotations
 
@@ -10,56 +10,56 @@ from pathlib import Path
 from typing import NamedTuple
 
 EXTENSIONS = (b".jpg", b".jpeg", b".png", b".ppm", b".bmp", b".pgm", b".tif", b".tiff", b".webp")
-"""As torchvision.datasets.ImageFolder has them, in small or capital letters."""
+"""The extensions of torchvision.datasets.ImageFolder, in lower or upper case."""
 _OTHER_IMAGES = {".gif", ".jfif", ".jpe", ".jp2", ".avif", ".heic", ".heif", ".jxl", ".tga", ".ico", ".pbm", ".pnm"}
-"""Extensions of images that are skipped all the same, as torchvision skips them."""
+"""Other image extensions, which are skipped here as in torchvision."""
 _NOT_CLASSES = {
     *("__macosx", "__pycache__", "lost+found", "$recycle.bin", "system volume information"),
     *("@eadir", "@tmp", "#recycle", "#snapshot", "@recycle", "@recently-snapshot", "@__thumb"),  # network storage
 }
-"""Folders that operating systems, editors and file servers make, in small letters."""
+"""Folders made by operating systems, editors and file servers, in lower case."""
 _NUM_SHOWN = 5
 
 
 class ImageFile(NamedTuple):
-    """An image, as a walk finds it."""
+    """An image found by a walk."""
 
     name: bytes
     """Path below the folder of its class."""
     length: int
-    """Bytes; 0: it is no regular file, or a link to nothing."""
+    """Bytes; 0: not a regular file, or a dangling link."""
     mtime_ns: int
 
 
 @dataclass
 class Skipped:
-    """Files and folders that a walk has passed over."""
+    """Files and folders that a walk skipped."""
 
     folders: list[str] = field(default_factory=list)
     """Paths of folders that cannot be classes."""
     by_extension: Counter[str] = field(default_factory=Counter)
-    """Number of files; under "hidden" those whose names begin with a dot."""
+    """Number of files; those whose names begin with a dot count as "hidden"."""
     example: str = ""
 
     def add(self, name: bytes, place: bytes) -> None:
-        """Count a file."""
+        """Count a skipped file."""
         text = os.fsdecode(name)
         extension = os.path.splitext(text)[1].lower() or "no extension"
         self.by_extension["hidden" if text.startswith(".") else extension] += 1
         self._show(os.fsdecode(place))
 
     def update(self, other: Skipped) -> None:
-        """Add all that another walk has passed over."""
+        """Add everything that another walk skipped."""
         self.folders += other.folders
         self.by_extension.update(other.by_extension)
         if other.example:
             self._show(other.example)
 
     def _show(self, example: str) -> None:
-        self.example = min(self.example or example, example)  # not the first: a file system gives them in any order
+        self.example = min(self.example or example, example)  # not the first: file systems list in any order
 
     def other_images(self) -> list[str]:
-        """The extensions among them that images have."""
+        """Return the image extensions among the skipped files."""
         return sorted(_OTHER_IMAGES & self.by_extension.keys())
 
     def __str__(self) -> str:
@@ -69,12 +69,12 @@ class Skipped:
 
 
 def is_class_name(name: str) -> bool:
-    """Whether a folder of this name can be a class: it is neither hidden nor one of those that systems make."""
+    """Return whether a folder can be a class: it is neither hidden nor made by an operating system."""
     return not name.startswith(".") and name.lower() not in _NOT_CLASSES
 
 
 def images_below(folder: Path) -> tuple[list[ImageFile], Skipped]:
-    """The images of a folder and of all folders in it, sorted by the bytes of their paths, and the other files.
+    """Return the images below a folder, sorted by the bytes of their paths, and everything that was skipped.
 
     Folders that cannot be classes are not entered at any depth: `.ipynb_checkpoints` and `@eaDir` hold copies.
     """
@@ -99,14 +99,14 @@ def _collect(folder: bytes, below: bytes, found: list[ImageFile], skipped: Skipp
 
 
 def is_image_name(name: bytes) -> bool:
-    """Whether a file is read as an image; hidden ones, such as macOS's `._photo.jpg`, are not."""
+    """Return whether a file is read as an image; hidden files, such as macOS's `._photo.jpg`, are not."""
     return not name.startswith(b".") and name.lower().endswith(EXTENSIONS)
 
 
 def _length_and_time(entry: os.DirEntry[bytes]) -> tuple[int, int]:
     try:
         status = entry.stat()
-    except FileNotFoundError:  # a link that leads nowhere: a bad image, as it will turn out
+    except FileNotFoundError:  # a dangling link: reported later as a bad image
         return 0, 0
     # A pipe or device has no length, and reading it might never end.
     return (status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else (0, 0)

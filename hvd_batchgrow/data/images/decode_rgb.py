@@ -1,4 +1,4 @@
-"""The pixels of an encoded image as 8-bit RGB, by Pillow: what every pipeline must show the network."""
+"""Decode images to 8-bit RGB with Pillow: the reference for every pipeline."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-Image.init()  # loads the plugins now: threads that decode must not load them at the same time
+Image.init()  # load the plugins now: decoding threads must not load them concurrently
 
 Pixels = NDArray[np.uint8]
 UNDECODABLE = (
@@ -28,27 +28,27 @@ UNDECODABLE = (
     Image.DecompressionBombError,
     Image.DecompressionBombWarning,
 )
-"""What Pillow raises for damaged images."""
+"""Exceptions that Pillow raises for damaged images."""
 FORMATS = (
     *("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "DIB", "PPM"),
     *("JPEG2000", "TGA", "ICO", "ICNS", "PCX", "QOI", "SGI", "DDS", "XBM"),
-    *({"AVIF"} & Image.OPEN.keys()),  # an old Pillow has none
+    *({"AVIF"} & Image.OPEN.keys()),  # missing in old versions of Pillow
 )
-"""Formats that are read, whatever a file is called. Pillow knows others: some start a program, such as Ghostscript."""
+"""Accepted formats, whatever the file name. Some other formats make Pillow start a program, such as Ghostscript."""
 _CONVERT = "convert it to 8 or 16 bits per sample, without sign"
 _OTHER_BYTE = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
-"""The byte order that reads the low byte of each 16-bit sample where Pillow keeps the high one."""
+"""The byte order with which Pillow keeps the low byte of each 16-bit sample instead of the high byte."""
 _SPLIT_COLOURS = {"RGB;16", "RGBA;16", "RGBX;16", "CMYK;16"}
-"""Raw modes that Pillow reads in either byte order."""
+"""Raw modes that Pillow can read in both byte orders."""
 _TIFF_BITS, _TIFF_PHOTOMETRIC, _TIFF_PLANES, _TIFF_SIGN = 258, 262, 284, 339
 
 
 class UnsupportedImageError(ValueError):
-    """Why a whole image is refused: its values have no single meaning in [0, 1], or Pillow reads them wrongly."""
+    """An undamaged image is refused: its values have no defined range, or Pillow misreads them."""
 
 
 def open_image(stream: BinaryIO) -> Image.Image:
-    """Open an image of one of `FORMATS`, recognised by its contents.
+    """Open an image of one of `FORMATS`, recognized by its contents.
 
     Raises:
         UnsupportedImageError: its samples cannot be scaled to [0, 1].
@@ -61,20 +61,20 @@ def open_image(stream: BinaryIO) -> Image.Image:
 
 
 def stored_rgb(image: Image.Image, stream: BinaryIO) -> Pixels:
-    """Decode an image to (H, W, 3) as it is stored, whatever its orientation.
+    """Decode an image to (H, W, 3) as stored, ignoring its orientation.
 
-    Samples of more than 8 bits are scaled: round(255 v / largest), where `largest` is what the type can hold.
+    Samples of more than 8 bits are scaled: round(255 v / largest), where `largest` is the type's maximum.
     Grey is repeated, palettes are looked up, alpha is dropped.
 
     Args:
-        image: of `open_image`, not loaded yet.
+        image: from `open_image`, not loaded yet.
         stream: its bytes.
 
     Raises:
         UNDECODABLE: the bytes are damaged.
     """
     if image.format == "TIFF":
-        take_orientation(image)  # or Pillow would apply it
+        take_orientation(image)  # otherwise Pillow would apply it
     raw_mode = _raw_mode(image)
     if image.mode.startswith("I"):
         return _rgb_of_grey(_grey_values(image), 4095 if raw_mode == "I;12" else 65535)
@@ -85,14 +85,14 @@ def stored_rgb(image: Image.Image, stream: BinaryIO) -> Pixels:
     if raw_mode[:-1] in _SPLIT_COLOURS:
         return _rgb_of_16_bits(image, stream, raw_mode)
     image.load()
-    image.info.pop("transparency", None)  # dropped like all alpha; Pillow warns of some
+    image.info.pop("transparency", None)  # dropped like all alpha; Pillow warns about some
     return np.asarray(image.convert("RGB"))
 
 
 def take_orientation(image: Image.Image) -> int:
-    """Return the orientation noted in EXIF or XMP, 1 … 8, and keep Pillow from applying it (as it does to TIFF)."""
+    """Return the orientation from EXIF or XMP, 1 … 8, and prevent Pillow from applying it, as it does for TIFF."""
     try:
-        exif = Image.Image.getexif(image)  # PNG's own method would decode the image first
+        exif = Image.Image.getexif(image)  # the method of PNG images would decode the image first
         value = exif.get(ExifTags.Base.Orientation, 1)
         exif[ExifTags.Base.Orientation] = 1
     except UNDECODABLE:  # damaged EXIF: the pixels may be good
@@ -101,11 +101,11 @@ def take_orientation(image: Image.Image) -> int:
 
 
 def oriented(pixels: Pixels, orientation: int) -> Pixels:
-    """Turn and mirror pixels (H, W, 3) so that they are upright.
+    """Rotate and mirror pixels (H, W, 3) so that they are upright.
 
     Args:
         pixels: as stored.
-        orientation: EXIF's tag 274: 1 is upright, 3 turned by 180°, 6 to be turned clockwise, 8 counter-clockwise;
+        orientation: EXIF's tag 274: 1 is upright, 3 needs 180°, 6 a quarter turn clockwise, 8 counter-clockwise;
             2, 4, 5 and 7 are mirrored too.
     """
     return np.ascontiguousarray(_ORIENTED[orientation](pixels))
@@ -124,7 +124,7 @@ _ORIENTED: dict[int, Callable[[Pixels], Pixels]] = {
 
 
 def fault_text(error: Exception, stream: BinaryIO) -> str:
-    """Say why an image cannot be used, given what reading it raised, and its bytes."""
+    """Return why an image cannot be used, given the exception and its bytes."""
     if isinstance(error, UnsupportedImageError):
         return str(error)
     if isinstance(error, UnidentifiedImageError):
@@ -151,21 +151,21 @@ _FOREIGN = (
     (0, b"%!PS", "PostScript"),
     (0, b"%PDF", "PDF"),
 )
-"""Offset and first bytes of files that Pillow does not read, and what they are."""
+"""Offset, first bytes and name of formats that Pillow does not read."""
 
 
 # --- samples of more than 8 bits -------------------------------------------------------------------
 
 
 def _sample_fault(image: Image.Image, stream: BinaryIO) -> str | None:
-    """What keeps an image's samples from being scaled to [0, 1]; None: nothing does."""
+    """Return why samples cannot be scaled to [0, 1]; None if they can."""
     if image.format == "TIFF":
         return _tiff_fault(image)
     if image.mode == "F" or (image.mode == "I" and image.format not in {"PNG", "PPM"}):
         return (
             f"holds {'floating-point' if image.mode == 'F' else '32-bit'} samples, whose range is unknown: {_CONVERT}"
         )
-    # Pillow drops the low bits of these and does not say so.
+    # Pillow silently drops the low bits of these.
     is_truncated = (
         (image.format == "SGI" and bytes_at(stream, 3, 1) == b"\2")
         or (image.format == "JPEG2000" and image.mode[0] != "I" and _jpeg_2000_bits(stream) > 8)
@@ -177,7 +177,7 @@ def _sample_fault(image: Image.Image, stream: BinaryIO) -> str | None:
 
 
 def _is_readable(image: Image.Image) -> bool:
-    """Whether `stored_rgb` has all bits of an image's samples, of which there are more than 8."""
+    """Return whether `stored_rgb` reads all bits of samples of more than 8 bits."""
     raw_mode = _raw_mode(image)
     return image.mode[0] == "I" or raw_mode == "LA;16B" or raw_mode[:-1] in _SPLIT_COLOURS
 
@@ -196,7 +196,7 @@ def _tiff_fault(image: Image.Image) -> str | None:
 
 
 def _jpeg_2000_bits(stream: BinaryIO) -> int:
-    """Bits of the first sample of a pixel, from the codestream's SIZ segment (ISO 15444-1, A.5.1)."""
+    """Return the bits of a pixel's first sample, from the codestream's SIZ segment (ISO 15444-1, A.5.1)."""
     stream.seek(0)
     data = stream.read()
     start = data.find(b"\xff\x4f\xff\x51")
@@ -204,7 +204,7 @@ def _jpeg_2000_bits(stream: BinaryIO) -> int:
 
 
 def bytes_at(stream: BinaryIO, start: int, count: int) -> bytes:
-    """Read some bytes of a file, and leave its position where it was."""
+    """Read bytes of a file and restore its position."""
     here = stream.tell()
     stream.seek(start)
     found = stream.read(count)
@@ -213,7 +213,7 @@ def bytes_at(stream: BinaryIO, start: int, count: int) -> bytes:
 
 
 def _grey_values(image: Image.Image) -> NDArray[np.integer]:
-    values = np.asarray(image.copy())  # loaded; the copy's size is that of the stored pixels
+    values = np.asarray(image.copy())  # loads; the copy has the size of the stored pixels
     tags = getattr(image, "tag_v2", {})
     return 65535 - values if tags.get(_TIFF_PHOTOMETRIC) == 0 else values  # WhiteIsZero, which Pillow ignores here
 
@@ -223,7 +223,7 @@ def _rgb_of_grey(values: NDArray[np.integer], largest: int) -> Pixels:
 
 
 def _rgb_of_16_bits(image: Image.Image, stream: BinaryIO, raw_mode: str) -> Pixels:
-    """Decode twice, for the high and for the low bytes, as Pillow's colour images have room for 8 bits only."""
+    """Decode twice, for the high and the low bytes: Pillow's colour images hold only 8 bits per sample."""
     high = image.copy()
     stream.seek(0)
     with Image.open(stream, formats=FORMATS) as again:
@@ -236,12 +236,12 @@ def _rgb_of_16_bits(image: Image.Image, stream: BinaryIO, raw_mode: str) -> Pixe
 
 
 def _scaled(values: NDArray[np.integer], largest: int) -> Pixels:
-    """round(255 v / largest), in whole numbers."""
+    """Return round(255 v / largest), in integer arithmetic."""
     return ((values.astype(np.uint32) * 510 + largest) // (2 * largest)).astype(np.uint8)
 
 
 def _raw_mode(image: Image.Image) -> str:
-    """How Pillow will unpack the first tile; "" where its decoder has no such argument."""
+    """Return the raw mode with which Pillow will unpack the first tile; "" if its decoder has no raw mode."""
     if not image.tile:  # type: ignore[attr-defined]
         return ""
     arguments = image.tile[0][3]  # type: ignore[attr-defined]

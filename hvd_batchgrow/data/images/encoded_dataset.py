@@ -1,4 +1,4 @@
-"""Encoded images: files, or stretches of a few large files, found through an index."""
+"""Datasets of encoded images: single files, or byte ranges of a few large files, found through an index."""
 
 from __future__ import annotations
 
@@ -37,22 +37,22 @@ from hvd_batchgrow.messages.errors import Fault, JobError, RunError
 
 Bytes = NDArray[np.uint8]
 HEAD_BYTES = 1 << 14
-"""Checked whenever an image is read, at a microsecond each: what was indexed is what is decoded. A decoder that meets a
-header it cannot read may do worse than fail: DALI 2.4 goes on with memory it has given up."""
+"""First bytes of an image, whose checksum is compared on every read, at a microsecond each. A decoder may do worse than
+fail on a header that has changed since the index was built: DALI 2.4 uses memory after freeing it."""
 NUM_SHOWN = 10
-"""Faults of a kind that a message names."""
+"""Most faults of a kind that a message lists."""
 
 
 class EncodedDataset:
-    """JPEG, PNG … images of any size, each a stretch of a file.
+    """JPEG, PNG … images of any size, each a byte range of a file.
 
-    Threads may fetch at the same time, and a forked process may go on with the copy it has: files are
-    read by position, and never closed while one of them is being read. A pickle holds no open files.
+    Threads may fetch concurrently, and a forked process may use its copy: files are read by position, and a file is
+    not closed during a read. A pickle holds no open files.
 
     Args:
-        root: folder that the index's paths are relative to.
+        root: folder to which the paths of the index are relative.
         index: arrays of `make_index`, possibly memory-mapped.
-        apply_orientation: turn images as their EXIF says; `sizes` are those of the turned images.
+        apply_orientation: rotate images by their EXIF orientation; `sizes` then describe the rotated images.
     """
 
     kind: Kind = "encoded"
@@ -67,7 +67,7 @@ class EncodedDataset:
             self.sizes = np.where(lies_on_side, self.sizes[:, ::-1], self.sizes)
         self._index = index
         num_files = len(index["file_ends"]) - 1
-        # A file for each image: it will not be wanted again before the next epoch.
+        # If each image has its own file, that file is not read again before the next epoch.
         self._open = lru_cache(0 if num_files >= len(self) else _num_kept_open())(_open_file)
 
     def __reduce__(self) -> tuple[Callable[..., EncodedDataset], tuple[Path, Arrays]]:
@@ -77,7 +77,7 @@ class EncodedDataset:
         return len(self.labels)
 
     def labelled(self, labels: NDArray[np.int64]) -> EncodedDataset:
-        """The same images with other labels."""
+        """Return the same images with other labels."""
         index = {**self._index, "labels": labels}
         return EncodedDataset(self.root, index, apply_orientation=self.apply_orientation)
 
@@ -86,15 +86,15 @@ class EncodedDataset:
         return [self._read(int(k)) for k in ids]
 
     def fault(self, sample_id: int) -> str:
-        """Why the index has an image as bad; empty: it has not."""
+        """Return why the index marks an image as bad; empty if it does not."""
         return text_at(self._index["faults"], self._index["fault_ends"], sample_id)
 
     def orientation(self, sample_id: int) -> int:
-        """How an image is turned after decoding, as EXIF numbers it; 1: not at all."""
+        """Return the EXIF orientation that is applied after decoding; 1: unchanged."""
         return int(self._index["orientations"][sample_id]) if self.apply_orientation else 1
 
     def is_for_dali(self, sample_id: int) -> bool:
-        """Whether DALI gives the same pixels as `decode`."""
+        """Return whether DALI decodes an image to the same pixels as `decode`."""
         return bool(self._index["for_dali"][sample_id]) and self.orientation(sample_id) == 1
 
     def locate(self, sample_id: int) -> str:
@@ -124,7 +124,7 @@ class EncodedDataset:
 
 @dataclass(frozen=True)
 class _OpenFile:
-    """Closes when the last thread lets go of it: what the cache drops may still be being read by another."""
+    """A file that closes with its last reference: another thread may still read a file that the cache drops."""
 
     descriptor: int
 
@@ -137,16 +137,16 @@ def _open_file(path: str) -> _OpenFile:
 
 
 def _num_kept_open() -> int:
-    """A quarter of what the process may open: training and test sets, and as much for everything else."""
+    """Return a quarter of the limit on open files: two sets use half of it, and half is left for everything else."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return 4096 if soft == resource.RLIM_INFINITY else min(4096, soft // 4)
 
 
 def decode(samples: Dataset, sample_id: int, data: Bytes) -> NDArray[np.uint8]:
-    """The pixels of an image, (H, W, 3), as 8-bit RGB, turned as `EncodedDataset.orientation` says.
+    """Return the pixels of an image, (H, W, 3), as 8-bit RGB, rotated by `EncodedDataset.orientation`.
 
     Raises:
-        BadSample: the bytes cannot be decoded, or the size is not the one that was indexed.
+        BadSample: the bytes cannot be decoded, or the size differs from the index.
     """
     orientation = samples.orientation(sample_id) if isinstance(samples, EncodedDataset) else 1
     stream = BytesIO(data.tobytes())
@@ -163,7 +163,7 @@ def decode(samples: Dataset, sample_id: int, data: Bytes) -> NDArray[np.uint8]:
 
 
 def read_header(data: bytes | BinaryIO) -> tuple[int, int, int, bool, str, int]:
-    """Fields of `Entry` from `height` to `head`: of `inspect_image`, and the CRC-32C of the first `HEAD_BYTES`.
+    """Return the fields of `Entry` from `height` to `head`: `inspect_image`, and the CRC-32C of the first `HEAD_BYTES`.
 
     Args:
         data: the bytes, or a file.
@@ -177,11 +177,11 @@ def read_header(data: bytes | BinaryIO) -> tuple[int, int, int, bool, str, int]:
 def encoded_source(
     data: DataSection, train: EncodedDataset, test: EncodedDataset, num_classes: int | None
 ) -> DatasetPair:
-    """A source of two sets, once its samples and labels have been looked at.
+    """Check samples and labels of two sets, and return their source.
 
     Raises:
-        RunError: bad images that the job does not tolerate, or labels beyond the classes.
-        JobError: constants of another number of channels.
+        RunError: bad images that the job does not replace, or labels beyond the classes.
+        JobError: mean or std does not have 3 values.
     """
     for samples in (train, test):
         report_bad(samples, data.on_bad_sample)
@@ -197,47 +197,47 @@ def encoded_source(
 
 def _channels(key: str, values: tuple[float, ...] | None, default: tuple[float, ...]) -> tuple[float, ...]:
     if values is not None and len(values) != len(default):
-        raise JobError([Fault(key, f"has {len(values)} values; encoded images are turned to RGB: 3")])
+        raise JobError([Fault(key, f"has {len(values)} values; encoded images are converted to RGB: 3")])
     return values or default
 
 
 def report_bad(samples: EncodedDataset, on_bad_sample: str) -> None:
-    """Raise RunError if samples are known to be bad and the job does not say to replace them, or if all are."""
+    """Raise RunError if samples are known to be bad and the job does not replace bad samples, or if all are bad."""
     bad = np.flatnonzero(samples.sizes.min(axis=1) == 0)
     if not len(bad) or (on_bad_sample == "replace" and len(bad) < len(samples)):
         return
     lines = [f"sample {k}: {samples.locate(int(k))} {samples.fault(int(k))}" for k in bad[:NUM_SHOWN]]
-    hint = "; data.on_bad_sample = 'replace' would go on without them" if len(bad) < len(samples) else ""
+    hint = "; data.on_bad_sample = 'replace' would continue without them" if len(bad) < len(samples) else ""
     head = f"{len(bad)} of {len(samples)} images under {samples.root} cannot be read or decoded{hint}"
     raise RunError(listing(head, lines, len(bad)))
 
 
 def listing(head: str, lines: Sequence[str], count: int) -> str:
-    """A message over lines, of which there may be more than are shown."""
+    """Join a heading and the shown lines of a message; `…` marks further ones."""
     return "\n  ".join([f"{head}:", *lines, *(["…"] if count > len(lines) else [])])
 
 
 def source_root(data: DataSection) -> Path:
-    """`data.root`. Raises JobError if the job has none, and RunError if there is no such folder."""
+    """Return `data.root`. Raise JobError if the job does not set it, and RunError if it is not a folder."""
     root = need_root(data, "the folder of its files")
     if not os.path.isdir(root):
-        raise RunError(f"data.root = {data.root} is no folder")
+        raise RunError(f"data.root = {data.root} is not a folder")
     return root
 
 
 def nearest(folder: Path, name: str) -> str:
-    """What a folder has instead of a name that it has not, for messages."""
+    """Return the names in a folder that are closest to a missing name, for messages."""
     entries = list(folder.iterdir()) if folder.is_dir() else []
     names = sorted(f"{entry.name}/" if entry.is_dir() else entry.name for entry in entries)
     if not names:
-        return f"{folder} is {'empty' if folder.is_dir() else 'no folder either'}"
+        return f"{folder} is {'empty' if folder.is_dir() else 'not a folder either'}"
     near = get_close_matches(name, names, n=3, cutoff=0.4) or names[:3]
     return "there is " + ", ".join(near) + (", …" if len(names) > len(near) else "")
 
 
 @contextmanager
 def reading(place: Path) -> Iterator[None]:
-    """Turns what goes wrong while a source is read into a RunError that names the file, or else the place."""
+    """Turn an OSError during reading into a RunError that names the file, or else the given place."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""What an index keeps of an encoded image: its size, its orientation, which decoder may have it, or what is wrong."""
+"""The header of an encoded image for the index: size, orientation, whether DALI can decode it, or its fault."""
 
 from __future__ import annotations
 
@@ -18,33 +18,33 @@ from hvd_batchgrow.data.images.decode_rgb import (
 )
 
 _END_MARKS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}
-"""In the last bytes of a whole file."""
+"""Found in the last bytes of a complete file."""
 
 
 class ImageHeader(NamedTuple):
-    """Of one image."""
+    """Header of one image."""
 
     height: int
-    """Pixels as stored, before any orientation is applied; 0: the image is bad."""
+    """Pixels as stored, before the orientation is applied; 0: the image is bad."""
     width: int
     orientation: int = 1
-    """1 … 8, as EXIF numbers them."""
+    """1 … 8, as in EXIF."""
     for_dali: bool = False
-    """DALI decodes it to the pixels of `stored_rgb`."""
+    """Whether DALI decodes it to the same pixels as `stored_rgb`."""
     fault: str = ""
     """Why the image is bad, as the end of a sentence that names it."""
 
 
 def bad_header(fault: str) -> ImageHeader:
-    """The header of an image that cannot be used."""
+    """Return the header of an image that cannot be used."""
     return ImageHeader(0, 0, fault=fault)
 
 
 def inspect_image(stream: BinaryIO) -> ImageHeader:
     """Inspect an encoded image.
 
-    JPEG, PNG and WebP are sets of millions of files: of these no more is read than the header and the end, unless the
-    end is missing. Images of other formats are decoded, so that damaged and unsupported ones are found before training.
+    Sets of JPEG, PNG and WebP have millions of files, so only header and end of these are read, unless the end is
+    missing. Other formats are decoded, so that damaged and unsupported images are found before training.
     """
     try:
         with open_image(stream) as image:
@@ -61,11 +61,11 @@ def inspect_image(stream: BinaryIO) -> ImageHeader:
 
 
 def _is_for_dali(image: Image.Image, stream: BinaryIO) -> bool:
-    """Whether DALI decodes such an image to the same pixels, on a CPU bit for bit (tests/fuzz/image_forms.py)."""
+    """Return whether DALI decodes to the same pixels, bit-identical on a CPU (tests/fuzz/image_forms.py)."""
     if image.format in {"JPEG", "MPO"}:
         return image.mode in {"L", "RGB"}
     if image.format == "WEBP":
-        return bytes_at(stream, 12, 4) != b"VP8X"  # DALI 2.4 fails on some of these, which have EXIF, alpha or frames
+        return bytes_at(stream, 12, 4) != b"VP8X"  # extended WebP, with EXIF, alpha or frames: DALI 2.4 fails on some
     return image.format == "PNG" and _is_8_bit(image)
 
 
@@ -75,7 +75,7 @@ def _is_8_bit(image: Image.Image) -> bool:
 
 
 def _is_whole(image: Image.Image, stream: BinaryIO) -> bool:
-    """Whether the end of a file is where its format says, as far as that can be seen without decoding."""
+    """Return whether the file is complete, as far as its end shows without decoding."""
     here, size = stream.tell(), stream.seek(0, os.SEEK_END)
     stream.seek(here)
     if image.format == "WEBP":
@@ -84,7 +84,7 @@ def _is_whole(image: Image.Image, stream: BinaryIO) -> bool:
 
 
 def _has_late_orientation(stream: BinaryIO) -> bool:
-    """Whether a PNG has EXIF or XMP after its pixels, where Pillow finds it only once the pixels are decoded."""
+    """Return whether a PNG has EXIF or XMP after its pixels, which Pillow finds only after decoding."""
     here, after_pixels, found = stream.tell(), False, False
     stream.seek(8)
     while not found and len(header := stream.read(8)) == 8:

@@ -1,4 +1,4 @@
-"""An index of encoded images as arrays, so that it can be cached and mapped by every rank."""
+"""The index of encoded images as arrays, which every rank maps from the cache."""
 
 from __future__ import annotations
 
@@ -15,33 +15,33 @@ from hvd_batchgrow.data.datasets.cache import Arrays
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One encoded image, as a reader of a format finds it."""
+    """One encoded image, as returned by the reader of a format."""
 
     file: str
     """Path of its file, relative to the source's root."""
     offset: int
-    """Where it starts in there, bytes."""
+    """Start in the file, bytes."""
     length: int
     """Bytes."""
     label: int
     height: int
-    """This and the next four: see `ImageHeader`."""
+    """For this and the next four fields, see `ImageHeader`."""
     width: int
     orientation: int
     for_dali: bool
     fault: str
     head: int
-    """CRC-32C of its first `encoded.HEAD_BYTES`."""
+    """CRC-32C of its first `encoded_dataset.HEAD_BYTES`."""
     member: str = ""
     """Its name inside a shard, for messages."""
 
 
 def make_index(entries: Iterable[Entry]) -> Arrays:
-    """The arrays of an index, however many images there are.
+    """Return the arrays of an index.
 
     Args:
-        entries: one for each sample, in the order of the ids; taken one by one, so that a generator of
-            a million needs no more memory than the arrays. Entries of one file follow each other.
+        entries: one for each sample, in the order of the ids; entries of one file are adjacent. They are consumed
+            one by one, so that a generator needs no memory beyond the arrays.
     """
     files, members, faults, last_file = _Texts(), _Texts(), _Texts(), None
     numeric = ("offset", "length", "label", "height", "width", "orientation", "for_dali", "head")
@@ -78,12 +78,12 @@ def make_index(entries: Iterable[Entry]) -> Arrays:
 
 
 def text_at(blob: NDArray[np.uint8], ends: NDArray[np.int64], k: int) -> str:
-    """The k-th of the texts that lie end to end in an index: `files` by `file_ends`, `members` by `member_ends`."""
+    """Return the k-th of the concatenated texts of an index: `files` by `file_ends`, `members` by `member_ends`."""
     return os.fsdecode(blob[ends[k] : ends[k + 1]].tobytes())
 
 
 class _Texts:
-    """Many short texts end to end: an object for each of a million would take ten times the memory."""
+    """Many short texts, concatenated: an object for each text would take ten times the memory."""
 
     def __init__(self) -> None:
         self._bytes, self._ends = bytearray(), array("q", [0])

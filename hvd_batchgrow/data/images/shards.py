@@ -1,4 +1,4 @@
-"""Shards: a few large files that hold many samples, read once from end to end to index them."""
+"""Shards: a few large files of many samples each, which are read once from start to end to index them."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from hvd_batchgrow.data.images.image_index import Entry, make_index
 from hvd_batchgrow.messages.errors import Fault, JobError, RunError
 
 _COMPRESSED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz", b"\x28\xb5\x2f\xfd": "unzstd"}
-"""How compressed files start, and what unpacks them."""
+"""First bytes of compressed files, and the command that unpacks them."""
 _REPORT_BYTES = 1 << 24
-"""Progress is told in steps of so many."""
+"""Bytes between progress reports."""
 
 
 class UnusableError(ValueError):
-    """Why a sample cannot be used, whatever the job says."""
+    """A sample cannot be used, regardless of `data.on_bad_sample`."""
 
 
 def checked_label(label: int) -> int:
-    """A label as it was read. Raises UnusableError if it cannot even be stored; whether it is a class is for later."""
+    """Return a label. Raise UnusableError if it is too large to be stored; its range is checked later."""
     if abs(label) >= 1 << 62:
         raise UnusableError(f"its label is {label}: no class has such a number")
     return label
@@ -35,47 +35,47 @@ def checked_label(label: int) -> int:
 
 @dataclass
 class Faults:
-    """Samples that cannot be used: all are counted, the first are kept."""
+    """Samples that cannot be used: their number, and messages for the first ones."""
 
     count: int = 0
     lines: list[str] = field(default_factory=list)
 
     def add(self, line: str) -> None:
-        """Note one."""
+        """Add a sample."""
         self.count += 1
         if len(self.lines) < NUM_SHOWN:
             self.lines.append(line)
 
     def check(self, root: Path) -> None:
-        """Raise RunError if there are any."""
+        """Raise RunError if a sample cannot be used."""
         if self.count:
             raise RunError(listing(f"{self.count} samples under {root} cannot be used", self.lines, self.count))
 
 
 ReadShard = Callable[[Path, str, Faults], Iterator[Entry]]
-"""The samples of root/name, in the order in which they lie there; those that cannot be used go to the faults."""
+"""Yields the samples of root/name in their order, and adds those that cannot be used to the faults."""
 
 
 @dataclass(frozen=True)
 class ShardFormat:
-    """What the formats differ in."""
+    """The differences between formats."""
 
     kind: str
     """Name of the source."""
     train: tuple[str, ...]
-    """Patterns of the names that training shards have by habit: the first that fits any file is taken."""
+    """Conventional name patterns of training shards: the first pattern that matches a file is used."""
     test: tuple[str, ...]
     labels: tuple[str, ...]
-    """Names that labels have by habit, in the order in which they are tried."""
+    """Conventional names of labels, in the order in which they are tried."""
     read: Callable[[Path, str, Faults, tuple[str, ...]], Iterator[Entry]]
-    """`ReadShard`, given the names of the label too."""
+    """As `ReadShard`, with the names of the label as a fourth argument."""
 
 
 def load_sets(data: DataSection, form: ShardFormat, report: ReportProgress) -> tuple[EncodedDataset, EncodedDataset]:
-    """Training and test samples, their index made or taken from the cache.
+    """Return training and test samples, whose index is built or taken from the cache.
 
     Raises:
-        JobError: no `data.root`, or a label that has no name.
+        JobError: no `data.root`, or `data.label` is a number.
         RunError: shards that are missing, damaged or in both sets, or samples that cannot be used.
     """
     if isinstance(data.label, int):
@@ -101,17 +101,17 @@ def load_sets(data: DataSection, form: ShardFormat, report: ReportProgress) -> t
     return indexed[0], indexed[1]
 
 
-def find_shards(root: Path, key: str, wanted: str | None, habits: Sequence[str]) -> list[str]:
-    """Names of shards, sorted.
+def find_shards(root: Path, key: str, wanted: str | None, conventional: Sequence[str]) -> list[str]:
+    """Return the names of shards, sorted.
 
     Args:
         root: folder that names are relative to.
         key: of the job, for messages.
-        wanted: a name or a pattern, which may have ranges in braces, `train-{0000..0009}.tar`: each of
-            the range must be there. None: the first of `habits` that fits any file.
+        wanted: a name or a pattern, which may have ranges in braces, `train-{0000..0009}.tar`: each file of
+            a range must exist. None: the first of `conventional` that matches a file.
 
     Raises:
-        RunError: there are none, or one of a range is missing.
+        RunError: no file matches, or a file of a range is missing.
     """
     if wanted is not None:
         parts = {part: _files(root, part) for part in _expanded(wanted)}
@@ -119,15 +119,15 @@ def find_shards(root: Path, key: str, wanted: str | None, habits: Sequence[str])
         found = [name for names in parts.values() for name in names]
         tried = ", ".join(missing[:NUM_SHOWN]) + (", …" if len(missing) > NUM_SHOWN else "")
     else:
-        found = next((names for habit in habits if (names := _files(root, habit))), [])
-        missing, tried = [] if found else list(habits), " or ".join(habits)
+        found = next((names for pattern in conventional if (names := _files(root, pattern))), [])
+        missing, tried = [] if found else list(conventional), " or ".join(conventional)
     if missing:
         raise RunError(f"{root}: no file is named {tried} ({key}); {nearest(root, missing[0])}")
     return sorted(set(found))
 
 
 def _expanded(pattern: str) -> Iterator[str]:
-    """Each name of a pattern with ranges; digits are padded as the range's start is, as a shell does."""
+    """Yield each name of a pattern with ranges; numbers are padded like the start of the range, as in a shell."""
     match = re.search(r"\{(\d+)\.\.(\d+)\}", pattern)
     if match is None:
         yield pattern
@@ -169,28 +169,30 @@ def _entries(
     root: Path, names: Sequence[str], sizes: Sequence[int], read: ReadShard, faults: Faults, report: ReportProgress
 ) -> Iterator[Entry]:
     what, total = f"index of {root / names[0]}" + (", …" if len(names) > 1 else ""), sum(sizes)
-    before = told = 0
+    before = reported = 0
     for name, size in zip(names, sizes, strict=True):
         num_read = 0
         for entry in read(root, name, faults):
             yield entry
             num_read += 1
-            if (done := before + entry.offset + entry.length) >= told + _REPORT_BYTES:
+            if (done := before + entry.offset + entry.length) >= reported + _REPORT_BYTES:
                 report(what, done, total)
-                told = done
+                reported = done
         if not num_read and not faults.count:
-            raise RunError(f"{root / name} holds no samples: it was cut, or is none of the shards")
+            raise RunError(f"{root / name} contains no samples: it is truncated, or not one of the shards")
         before += size
     report(what, total, total)
 
 
 def refuse_compressed(path: Path) -> None:
-    """Raise RunError for a compressed file: nothing in there can be read without all before it.
+    """Raise RunError for a compressed file, which allows no random access.
 
-    To be asked about files that are not what they should be: others may start with these bytes too.
+    Call it only for files that could not be read: a valid file may start with the same bytes.
     """
     with path.open("rb") as file:
         start = file.read(6)
     for magic, tool in _COMPRESSED.items():
         if start.startswith(magic):
-            raise RunError(f"{path} is compressed: its samples cannot be read in any order; unpack it: {tool} {path}")
+            raise RunError(
+                f"{path} is compressed: its samples cannot be read in random order; unpack it: {tool} {path}"
+            )

@@ -1,4 +1,4 @@
-"""Digests of what was consumed: which sample stood at which place of the stream."""
+"""Digests of the consumed samples and their positions in the stream."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from hvd_batchgrow.data.order.splitmix import mix
 
 
 def entry_digests(entries: Ids, ids: Ids) -> NDArray[np.uint64]:
-    """A 64-bit number for each (place in the stream, sample id).
+    """Return a 64-bit number for each (position in the stream, sample id).
 
-    Their sum modulo 2⁶⁴ is the digest of a set of them: ranks and passes add theirs in any order, and
-    the digests of runs whose batches differ can be compared wherever their sample counters meet.
+    The digest of a set is their sum modulo 2⁶⁴: ranks and micro-batches add to it in any order, and runs with different
+    batches can be compared wherever their sample counters are equal.
 
     Args:
-        entries: (n,) places in the stream.
-        ids: (n,) the samples that were taken there.
+        entries: (n,) positions in the stream.
+        ids: (n,) the samples consumed there.
     """
     return mix(mix(entries.astype(np.uint64)) + ids.astype(np.uint64))
 
 
 def digest(entries: Ids, ids: Ids) -> int:
-    """Sum of `entry_digests` modulo 2⁶⁴."""
+    """Return the sum of `entry_digests` modulo 2⁶⁴."""
     return int(entry_digests(entries, ids).sum(dtype=np.uint64))
 
 
 def to_halves(digest: int) -> tuple[float, float]:
-    """Lower and upper 32 bits: as float64 they can be added over two million ranks without rounding."""
+    """Return the lower and upper 32 bits: sums of these over two million ranks are exact in float64."""
     return float(digest & 0xFFFFFFFF), float(digest >> 32)
 
 
 def from_halves(low: float, high: float) -> int:
-    """The digest whose halves, added up, these are."""
+    """Return the digest from sums of halves."""
     return (int(low) + (int(high) << 32)) % 2**64

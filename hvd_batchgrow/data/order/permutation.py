@@ -1,4 +1,4 @@
-"""A permutation of 0 … N-1 that is computed entry by entry, so that no N needs an array."""
+"""A permutation of 0 … N-1, computed entry by entry without an array of N entries."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 ROUNDS = 16
-"""10 show in the frequencies of the 120 orders of five entries; 14 do not."""
-_BLOCK = 1 << 13  # five arrays of so many uint64 stay in a core's cache
+"""10 rounds leave a bias in the frequencies of the 120 orders of five entries; 14 do not."""
+_BLOCK = 1 << 13  # five arrays of this many uint64 fit into a core's cache
 _32 = np.uint64(32)
 
 
@@ -22,11 +22,11 @@ class Permutation:
 
         l ← (l + F₁(r)) mod a,   r ← (r + F₂(l)) mod b,   l ← (l + F₃(r)) mod a, …
 
-    Each is undone by subtracting, so all of them together permute the a·b indices. What leaves 0 … N-1
-    goes through again until it is back inside ("cycle walking"); of N large this meets one index in √N.
+    Subtraction inverts each round, so the rounds together permute the a·b indices. An index that leaves 0 … N-1
+    passes through the rounds again until it returns ("cycle walking"). For large N that is one index in √N.
 
-    Fᵢ is multiply, xor-shift, multiply modulo 2⁶⁴ under two random odd multipliers, its upper half
-    scaled to 0 … a-1 (or b-1).
+    Fᵢ multiplies, xor-shifts and multiplies modulo 2⁶⁴ with two random odd multipliers, and scales the upper half of
+    the result to 0 … a-1 (or b-1).
 
     Args:
         num_entries: N, 1 … 2⁶⁰.
@@ -38,14 +38,14 @@ class Permutation:
 
     def __init__(self, num_entries: int, keys: Sequence[int]) -> None:
         self.num_entries = num_entries
-        # An even side: were both odd, every round would be an even permutation, and so their product.
+        # One side must be even: if both were odd, each round, and so their product, would be an even permutation.
         left = math.isqrt(num_entries - 1) + 1
         left += left % 2
         self._left, self._right = np.uint64(left), np.uint64(-(-num_entries // left))
         self._keys = [np.uint64(key | 1) for key in keys]
 
     def __call__(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Where each index goes: int64 of the same shape (n,), for indices in 0 … N-1."""
+        """Return the image of each index in 0 … N-1: int64 of the same shape (n,)."""
         result = np.empty(len(indices), dtype=np.int64)
         for start in range(0, len(indices), _BLOCK):
             part = slice(start, start + _BLOCK)
@@ -65,7 +65,7 @@ class Permutation:
         for k in range(ROUNDS):
             target, other, side = halves[k % 2], halves[1 - k % 2], sides[k % 2]
             np.multiply(other, self._keys[2 * k], out=mixed)
-            mixed += self._keys[2 * k]  # or 0 would always go to 0
+            mixed += self._keys[2 * k]  # otherwise 0 would always map to 0
             np.right_shift(mixed, _32, out=shifted)
             mixed ^= shifted
             mixed *= self._keys[2 * k + 1]

@@ -1,7 +1,7 @@
 """Philox4x32-10: random numbers that are a pure function of a counter and a key.
 
-NumPy's own Philox hands out one sequence per object; here every sample of a batch has a key of its
-own, so the same function is computed for many counters at once.
+NumPy's Philox yields one sequence per object. Here every sample has its own counter, so the function is computed for
+many counters at once.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _32 = np.uint64(32)
 
 
 def philox4x32(counter: NDArray[np.uint64], key: tuple[int, int]) -> NDArray[np.uint64]:
-    """Four random 32-bit words for each counter.
+    """Return four random 32-bit words for each counter.
 
     Args:
         counter: (4, ...) of 32-bit words held in uint64.
@@ -26,7 +26,7 @@ def philox4x32(counter: NDArray[np.uint64], key: tuple[int, int]) -> NDArray[np.
     Returns:
         (4, ...) of 32-bit words held in uint64.
 
-    Source: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3", §3.3; checked against
+    Source: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3", §3.3; tested with
     the known answers published with it.
     """
     c0, c1, c2, c3 = counter

@@ -1,4 +1,4 @@
-"""SplitMix64's output function: from 64 bits to 64 others that look like no relation."""
+"""SplitMix64's output function, which hashes 64 bits to 64 bits."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 STEP = 0x9E3779B97F4A7C15
-"""From one state to the next."""
+"""Increment from one state to the next."""
 MULTIPLIERS, SHIFTS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB), (30, 27, 31)
 
 
 def mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """What SplitMix64 gives from each state.
+    """Return the output of SplitMix64 for each state.
 
     Args:
         x: uint64 of any shape.

@@ -1,4 +1,4 @@
-"""The global sample stream: which sample comes when, whatever machine reads it."""
+"""The global sample stream: the order of samples, independent of ranks and machines."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from hvd_batchgrow.data.order.permutation import ROUNDS, Permutation
 from hvd_batchgrow.data.order.philox import philox4x32
 
 _ORDER_KEY = 1 << 63
-"""Set in the key of the orders, never in that of the draws: seeds are below it."""
+"""Set in the keys of permutations and never in those of draws: seeds are below it."""
 
 
 class Stream:
     """An endless list of (epoch, sample id): one permutation of 0 … N-1 per epoch.
 
-    Entry k is a pure function of (seed, k), k counted in samples from the start of the run: reading
-    may begin anywhere at no cost, and nothing is kept but the keys of an epoch.
+    Entry k is a pure function of (seed, k), where k counts samples from the start of the run: reading
+    may begin anywhere at no cost, and only the keys of an epoch are kept.
 
     Args:
         num_samples: N, 1 … 2⁶⁰.
@@ -30,11 +30,11 @@ class Stream:
     def __init__(self, num_samples: int, seed: int) -> None:
         self.num_samples = num_samples
         self.seed = seed
-        # Groups of two epochs are in flight at most: one that ends and one that begins.
+        # At most two epochs are in use at once: the ending and the beginning one.
         self._permutation = lru_cache(maxsize=2)(self._make_permutation)
 
     def at(self, entries: Ids) -> tuple[Ids, Ids]:
-        """Epoch and sample id of each of some entries, in any order, int64 of their shape (n,)."""
+        """Return epoch and sample id of each entry, in any order, int64 of shape (n,)."""
         epochs, offsets = np.divmod(entries, self.num_samples)
         if not len(entries) or (epochs == epochs[0]).all():
             return epochs, self._permutation(int(epochs[0]))(offsets) if len(entries) else offsets
@@ -45,7 +45,7 @@ class Stream:
         return epochs, ids
 
     def ids(self, start: int, stop: int) -> Ids:
-        """Sample ids of entries start … stop-1, int64 of shape (stop - start,)."""
+        """Return the sample ids of entries start … stop-1, int64 of shape (stop - start,)."""
         return self.at(np.arange(start, stop, dtype=np.int64))[1]
 
     def _make_permutation(self, epoch: int) -> Permutation:
@@ -57,15 +57,15 @@ class Stream:
 
 
 def sample_draws(seed: int, epochs: Ids, ids: Ids, num_draws: int) -> NDArray[np.float64]:
-    """Uniform draws that belong to a sample in an epoch, and to nothing else.
+    """Return uniform draws that depend only on seed, epoch and sample.
 
-    Neither rank nor worker nor batch enters, so a sample is augmented alike in every layout.
+    They do not depend on rank, worker or batch, so a sample is augmented identically in every layout.
 
     Args:
         seed: of the run.
         epochs: (n,) epoch of each sample.
         ids: (n,) sample ids.
-        num_draws: how many each.
+        num_draws: per sample.
 
     Returns:
         float64 (n, num_draws) in [0, 1).
@@ -81,9 +81,9 @@ def sample_draws(seed: int, epochs: Ids, ids: Ids, num_draws: int) -> NDArray[np
 
 
 def groups_of_rank(first_group: int, num_groups: int, rank: int, ranks: int) -> range:
-    """Indices k of the groups first_group … first_group + num_groups - 1 that go to a rank: k mod R = rank.
+    """Return the ghost batches k of a rank among first_group … first_group + num_groups - 1: those with k mod R = rank.
 
-    The rule does not know the batch, so what a rank prefetches stays right when the batch grows.
+    The rule does not depend on the batch, so prefetched ghost batches remain valid when the batch grows.
     """
     first = first_group + (rank - first_group) % ranks
     return range(first, first_group + num_groups, ranks)
@@ -92,13 +92,13 @@ def groups_of_rank(first_group: int, num_groups: int, rank: int, ranks: int) -> 
 def passes_of_rank(
     samples: int, global_batch: int, group: int, micro_batch: int, rank: int, ranks: int
 ) -> list[tuple[int, ...]]:
-    """What a rank does of an update: the groups of each of its passes, by their places among those of the update.
+    """Return the micro-batches of a rank in an update: for each, the indices of its ghost batches within the update.
 
     Args:
         samples: sample counter before the update, a multiple of γ.
         global_batch: B, a multiple of γ.
         group: γ.
-        micro_batch: most samples of a pass, a multiple of γ; the last pass may have fewer.
+        micro_batch: its largest size, a multiple of γ; the last micro-batch may be smaller.
         rank: this rank.
         ranks: R.
     """

@@ -1,4 +1,4 @@
-"""Augmentation as numbers: where a sample is cut out of its image follows from its draws alone."""
+"""Augmentation as numbers: the crop of an image is a function of its draws."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from numpy.typing import NDArray
 Draws = NDArray[np.float64]
 Pixels = NDArray[np.int32]
 _MARGIN = 8
-"""Multiple of an image's shorter side that is resized beside the part that the crop shows."""
+"""Margin around the visible part that is resized too, as a multiple of the image's shorter side."""
 
 
 @dataclass(frozen=True)
 class CropParams:
-    """What becomes of n images: a window is cut out, resized, cut again, and mirrored."""
+    """Parameters for n images: a window is cut out, resized, cropped and mirrored."""
 
     windows: Pixels
-    """(n, 4) top, left, height, width in pixels of the image; beyond its edges are zeros."""
+    """(n, 4) top, left, height, width in pixels of the image; zeros beyond its edges."""
     resized: Pixels
-    """(n, 2) height and width that the window is brought to; its own: it stays as it is."""
+    """(n, 2) height and width to which the window is resized; equal to its own: not resized."""
     corners: Pixels
-    """(n, 2) row and column, in the resized window, of what is kept."""
+    """(n, 2) row and column of the crop in the resized window."""
     mirrors: Pixels
-    """(n,) 1: left and right change places."""
+    """(n,) 1: mirrored left to right."""
     out_size: tuple[int, int]
     """Height and width of the results."""
 
@@ -35,18 +35,18 @@ class CropParams:
 
 
 class Augment(Protocol):
-    """A rule that turns draws into placements."""
+    """A rule that turns draws into crops."""
 
     @property
     def num_draws(self) -> int:
-        """Uniforms needed for each sample."""
+        """Number of uniform draws per sample."""
 
     @property
     def out_size(self) -> tuple[int, int]:
         """Height and width of the result."""
 
     def sample_crops(self, draws: Draws, sizes: Pixels) -> CropParams:
-        """Place n images.
+        """Return the crops of n images.
 
         Args:
             draws: (n, num_draws) uniforms in [0, 1).
@@ -56,7 +56,7 @@ class Augment(Protocol):
 
 @dataclass(frozen=True)
 class CropFlip:
-    """For images of one size: zeros around, a crop of the image's own size, a mirror at random."""
+    """For images of one size: zero padding, a random crop of the original size, a random mirror."""
 
     out_size: tuple[int, int]
     crop_padding: int
@@ -64,7 +64,7 @@ class CropFlip:
     num_draws = 3
 
     def sample_crops(self, draws: Draws, sizes: Pixels) -> CropParams:
-        """See `Augment`: corners are uniform over the (2 · pad + 1)² positions."""
+        """See `Augment`. Corners are uniform over the (2 · padding + 1)² positions."""
         n, positions = len(draws), 2 * self.crop_padding + 1
         windows = np.empty((n, 4), dtype=np.int32)
         windows[:, :2] = np.floor(draws[:, :2] * positions) - self.crop_padding
@@ -75,11 +75,11 @@ class CropFlip:
 
 @dataclass(frozen=True)
 class ResizedCrop:
-    """For images of any size: a window of random area and aspect, resized to a square; a mirror at random.
+    """For images of any size: a window of random area and aspect, resized to a square; a random mirror.
 
-    The window's share of the image's area is uniform in `area`, the logarithm of width/height uniform
-    in that of `aspect`. Of ten such windows the first that fits is placed uniformly; if none fits, it is
-    the largest central one whose aspect is allowed.
+    The window's fraction of the image's area is uniform in `area`, and log(width/height) is uniform between the
+    logarithms of `aspect`. The first of ten such windows that fits is placed uniformly. If no window fits, the largest
+    central one of an allowed aspect is used.
 
     Source: torchvision's RandomResizedCrop, after Szegedy et al. 2014 (arXiv 1409.4842), §6.
     """
@@ -105,7 +105,7 @@ class ResizedCrop:
         return CropParams(windows, resized, np.zeros((n, 2), np.int32), mirrors, self.out_size)
 
     def _shapes(self, draws: Draws, sizes: Pixels) -> NDArray[np.float64]:
-        """(n, 10, 2) height and width of each attempt."""
+        """Return (n, 10, 2) height and width of each attempt."""
         low, high = self.area
         area = sizes.prod(axis=1, dtype=np.float64)[:, None] * (low + (high - low) * draws[..., 0])
         low, high = map(math.log, self.aspect)
@@ -117,12 +117,12 @@ class ResizedCrop:
         height, width = sizes.T
         aspect = np.clip(width / np.maximum(height, 1), *self.aspect)
         shape = np.minimum(height, np.rint(width / aspect)), np.minimum(width, np.rint(height * aspect))
-        return np.stack(shape, axis=1).clip(min=1)  # an image that is a pixel wide has no window of some aspects
+        return np.stack(shape, axis=1).clip(min=1)  # images one pixel wide have no window of some aspects
 
 
 @dataclass(frozen=True)
 class CentreCrop:
-    """For testing: the shorter side resized, the centre cut out. As torchvision's Resize and CenterCrop."""
+    """For testing: resize the shorter side and crop the centre, as torchvision's Resize and CenterCrop."""
 
     out_size: tuple[int, int]
     eval_resize: int
@@ -139,11 +139,11 @@ class CentreCrop:
         return CropParams(windows, resized, corners, np.zeros(len(sizes), np.int32), self.out_size)
 
     def _unseen(self, sizes: Pixels, short: Pixels) -> NDArray[np.int64]:
-        """(n, 2) rows and columns that are cut off either end before the resize; 0 for images of ordinary aspect.
+        """Return (n, 2) rows and columns cut off each end before the resize; 0 for images of ordinary aspect.
 
-        Of a 1 × 60,000 image resized to 256 × 15,360,000 pixels only the centre is used. What is cut off lies
-        further from the crop than the resizing filter reaches. It is a multiple of the shorter side, so that the crop
-        stays where it is.
+        A 1 × 60,000 image would become 256 × 15,360,000 pixels, of which only the centre is used. Pixels are cut off
+        only beyond the reach of the resizing filter, and in multiples of the shorter side, which keeps the crop in
+        place.
         """
         needed = np.array(self.out_size) * short.astype(np.int64) // self.eval_resize + _MARGIN * short
         spare = np.where(sizes == short, 0, np.maximum(sizes - needed, 0))

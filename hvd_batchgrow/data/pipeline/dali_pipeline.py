@@ -1,4 +1,4 @@
-"""DALI pipelines: one definition for the CPU and for a GPU, fed with our ids and draws."""
+"""DALI pipelines: one definition for CPU and GPU, whose inputs are our ids and draws."""
 
 from __future__ import annotations
 
@@ -20,31 +20,31 @@ from hvd_batchgrow.data.datasets.dataset import BadSample, Dataset
 from hvd_batchgrow.data.images.encoded_dataset import EncodedDataset, decode
 from hvd_batchgrow.data.images.image_header import inspect_image
 from hvd_batchgrow.data.pipeline.sampler import RawBatch, Sampler, TrainSampler
-from hvd_batchgrow.data.pipeline.torch_pipeline import Normalize, finish_windows
+from hvd_batchgrow.data.pipeline.torch_pipeline import Normalize, normalize_windows
 from hvd_batchgrow.messages.errors import RunError
 
 _PREFETCH = 2
-"""Groups that DALI works on ahead of the one that is asked for."""
+"""Ghost batches that DALI prefetches."""
 
 
 def dali_inputs(
-    feed: Sampler, finish: Normalize, first_group: int, stride: int, num_threads: int
+    sampler: Sampler, normalize: Normalize, first_group: int, stride: int, num_threads: int
 ) -> Iterator[tuple[RawBatch, Tensor]]:
-    """Groups of a feed, and what the network is given of each, worked on ahead by DALI's own threads.
+    """Yield ghost batches of a sampler and the network's inputs, prefetched by DALI's threads.
 
-    On the CPU DALI decodes windows, and the last steps are those of the reference, so that both give the
-    same bits; they are faster there than DALI's. On a GPU DALI does all of it. Images that DALI cannot decode, or
-    decodes to other pixels, are decoded by Pillow. Where DALI fails on images that were thought to be for it, Pillow
-    decodes those from then on, and the groups are made again.
+    On the CPU, DALI decodes windows and the reference pipeline does the rest, which is faster than DALI and makes both
+    pipelines bit-identical. On a GPU, DALI does everything. Pillow decodes images that DALI cannot decode or decodes to
+    other pixels. If DALI fails on images marked as decodable, Pillow decodes them from then on, and the ghost batches
+    in flight are repeated.
 
     Raises:
-        BadSample: a sample of a group that DALI has begun cannot be read or decoded.
+        BadSample: a sample of a prefetched ghost batch cannot be read or decoded.
     """
     group = first_group
     with ThreadPoolExecutor(num_threads, "decode") as pool:
         while True:
             try:
-                for raw, values in _inputs(feed, finish, group, stride, num_threads, pool):
+                for raw, values in _inputs(sampler, normalize, group, stride, num_threads, pool):
                     group = raw.group + stride
                     yield raw, values
                 return
@@ -53,21 +53,21 @@ def dali_inputs(
 
 
 class _AgainError(RuntimeError):
-    """DALI failed on samples that Pillow can decode, and will not be given them again."""
+    """DALI failed on samples that Pillow can decode; Pillow decodes them from now on."""
 
 
 def _inputs(
-    feed: Sampler, finish: Normalize, first_group: int, stride: int, num_threads: int, pool: ThreadPoolExecutor
+    sampler: Sampler, normalize: Normalize, first_group: int, stride: int, num_threads: int, pool: ThreadPoolExecutor
 ) -> Iterator[tuple[RawBatch, Tensor]]:
-    """See `dali_inputs`. Raises _AgainError too."""
+    """See `dali_inputs`. Also raises _AgainError."""
     in_flight: deque[RawBatch] = deque()
 
     def fed() -> Iterator[RawBatch]:
-        for raw in feed.raw_groups(first_group, stride):
+        for raw in sampler.raw_groups(first_group, stride):
             in_flight.append(raw)
-            yield for_dali(feed, raw, pool) if feed.samples.kind == "encoded" else raw
+            yield for_dali(sampler, raw, pool) if sampler.samples.kind == "encoded" else raw
 
-    pipeline = make_pipeline(feed, finish, fed(), num_threads, in_dali=finish.device.type == "cuda")
+    pipeline = make_pipeline(sampler, normalize, fed(), num_threads, in_dali=normalize.device.type == "cuda")
     while True:
         try:
             (output,) = pipeline.run()
@@ -76,45 +76,45 @@ def _inputs(
         except RuntimeError as error:
             if isinstance(error, RunError):
                 raise
-            cause, ids = cause_of(feed.samples, in_flight, error), _ids_of(in_flight)
-            if isinstance(cause, BadSample) or feed.samples.kind != "encoded" or ids <= feed.not_for_dali:
+            cause, ids = cause_of(sampler.samples, in_flight, error), _ids_of(in_flight)
+            if isinstance(cause, BadSample) or sampler.samples.kind != "encoded" or ids <= sampler.not_for_dali:
                 raise cause from None
-            feed.not_for_dali |= ids
+            sampler.not_for_dali |= ids
             raise _AgainError from None
         raw = in_flight.popleft()
         assert raw.placement is not None
-        # Outputs lie in DALI's own buffers, which later runs overwrite: what leaves here is no view of them.
-        if feed.samples.kind == "images":
-            yield raw, finish.images(from_dlpack(output.as_tensor()))
-        elif finish.device.type == "cuda":
-            yield raw, channels_first(from_dlpack(output.as_tensor()), finish)
+        # DALI overwrites its output buffers in later runs: yield copies, not views.
+        if sampler.samples.kind == "images":
+            yield raw, normalize.images(from_dlpack(output.as_tensor()))
+        elif normalize.device.type == "cuda":
+            yield raw, channels_first(from_dlpack(output.as_tensor()), normalize)
         else:
-            yield raw, finish_windows(map(from_dlpack, output), raw.placement, finish)
+            yield raw, normalize_windows(map(from_dlpack, output), raw.placement, normalize)
 
 
 def _ids_of(groups: Iterable[RawBatch]) -> set[int]:
     return {sample_id for raw in groups for sample_id in raw.ids.tolist()}
 
 
-def for_dali(feed: Sampler, raw: RawBatch, pool: ThreadPoolExecutor) -> RawBatch:
-    """A group that DALI can decode: images that are not for it are replaced by their window, as a PPM file.
+def for_dali(sampler: Sampler, raw: RawBatch, pool: ThreadPoolExecutor) -> RawBatch:
+    """Return a ghost batch that DALI can decode: windows of other images, decoded by Pillow, replace them as PPM files.
 
     Args:
-        feed: of the group.
-        raw: with images as they lie in their files.
-        pool: threads that decode.
+        sampler: of the ghost batch.
+        raw: with encoded images.
+        pool: decoding threads.
 
     Raises:
         BadSample: Pillow cannot decode an image.
     """
     ids, values, place = raw.ids.tolist(), list(raw.values), raw.placement
     assert place is not None
-    mine = [k for k, sample_id in enumerate(ids) if not _is_for(feed, sample_id, values[k])]
+    mine = [k for k, sample_id in enumerate(ids) if not _is_for(sampler, sample_id, values[k])]
     windows = place.windows.copy()
 
     def window(k: int) -> NDArray[np.uint8]:
         top, left, height, width = place.windows[k].tolist()
-        return decode(feed.samples, ids[k], values[k])[top : top + height, left : left + width]
+        return decode(sampler.samples, ids[k], values[k])[top : top + height, left : left + width]
 
     for k, pixels in zip(mine, pool.map(window, mine), strict=True):
         height, width, _ = pixels.shape
@@ -123,48 +123,48 @@ def for_dali(feed: Sampler, raw: RawBatch, pool: ThreadPoolExecutor) -> RawBatch
     return replace(raw, values=values, placement=replace(place, windows=windows))
 
 
-def _is_for(feed: Sampler, sample_id: int, data: NDArray[np.uint8]) -> bool:
-    if sample_id in feed.not_for_dali:
+def _is_for(sampler: Sampler, sample_id: int, data: NDArray[np.uint8]) -> bool:
+    if sample_id in sampler.not_for_dali:
         return False
-    if isinstance(feed.samples, EncodedDataset):
-        return feed.samples.is_for_dali(sample_id)
+    if isinstance(sampler.samples, EncodedDataset):
+        return sampler.samples.is_for_dali(sample_id)
     return inspect_image(BytesIO(data.tobytes())).for_dali
 
 
-def channels_first(values: Tensor, finish: Normalize) -> Tensor:
-    """A copy of shape (n, C, H, W), whatever lies next to what in memory."""
-    return (values.permute(0, 3, 1, 2) if finish.channels_last else values).clone()
+def channels_first(values: Tensor, normalize: Normalize) -> Tensor:
+    """Return a copy of shape (n, C, H, W), in either memory format."""
+    return (values.permute(0, 3, 1, 2) if normalize.channels_last else values).clone()
 
 
 def make_pipeline(
-    feed: Sampler, finish: Normalize, groups: Iterator[RawBatch], num_threads: int, *, in_dali: bool
+    sampler: Sampler, normalize: Normalize, groups: Iterator[RawBatch], num_threads: int, *, in_dali: bool
 ) -> Any:
-    """A built pipeline with one output.
+    """Return a built pipeline with one output.
 
     Args:
-        feed: of the groups.
-        finish: says on which device.
-        groups: what goes in.
+        sampler: of the ghost batches.
+        normalize: its device decides where DALI runs.
+        groups: the input.
         num_threads: of DALI.
-        in_dali: encoded images are resized and normalised by DALI too; else their windows come out.
+        in_dali: DALI also resizes and normalizes encoded images; else the output is their windows.
     """
     definition = (
-        _encoded(feed, finish, groups, in_dali=in_dali)
-        if feed.samples.kind == "encoded"
-        else _images(feed, finish, groups)
+        _encoded(sampler, normalize, groups, in_dali=in_dali)
+        if sampler.samples.kind == "encoded"
+        else _images(sampler, normalize, groups)
     )
     pipeline = definition(
-        batch_size=feed.group if isinstance(feed, TrainSampler) else max(map(len, feed.chunks), default=1),
+        batch_size=sampler.group if isinstance(sampler, TrainSampler) else max(map(len, sampler.chunks), default=1),
         num_threads=num_threads,
-        device_id=finish.device.index if finish.device.type == "cuda" else None,
+        device_id=normalize.device.index if normalize.device.type == "cuda" else None,
         prefetch_queue_depth=_PREFETCH,
     )
     pipeline.build()
     return pipeline
 
 
-def _images(feed: Sampler, finish: Normalize, groups: Iterator[RawBatch]) -> Any:
-    """Arrays of one size: cut with zeros beyond the edges, mirrored; bytes as they leave `cut_and_mirror`."""
+def _images(sampler: Sampler, normalize: Normalize, groups: Iterator[RawBatch]) -> Any:
+    """Define the pipeline of images of one size: the uint8 result is that of `cut_and_mirror`."""
 
     def next_group() -> tuple[Any, ...]:
         raw = next(groups)
@@ -174,17 +174,17 @@ def _images(feed: Sampler, finish: Normalize, groups: Iterator[RawBatch]) -> Any
     @pipeline_def  # type: ignore[untyped-decorator]
     def definition() -> Any:
         images, corners, mirrors = fn.external_source(next_group, num_outputs=3, batch=True, layout=["HWC", "", ""])
-        images = images.gpu() if finish.device.type == "cuda" else images
-        shape = list(feed.samples.shape[:2])
+        images = images.gpu() if normalize.device.type == "cuda" else images
+        shape = list(sampler.samples.shape[:2])
         cut = fn.slice(images, start=corners, shape=shape, axes=[0, 1], out_of_bounds_policy="pad", fill_values=0)
         return fn.flip(cut, horizontal=mirrors)
 
     return definition
 
 
-def _encoded(feed: Sampler, finish: Normalize, groups: Iterator[RawBatch], *, in_dali: bool) -> Any:
-    """Encoded images of any size: only the window is decoded; where DALI goes on, it is resized and normalised."""
-    device = "mixed" if finish.device.type == "cuda" else "cpu"
+def _encoded(sampler: Sampler, normalize: Normalize, groups: Iterator[RawBatch], *, in_dali: bool) -> Any:
+    """Define the pipeline of encoded images, which decodes only the window; `in_dali` resizes and normalizes it too."""
+    device = "mixed" if normalize.device.type == "cuda" else "cpu"
 
     def next_group() -> tuple[Any, ...]:
         raw = next(groups)
@@ -205,32 +205,32 @@ def _encoded(feed: Sampler, finish: Normalize, groups: Iterator[RawBatch], *, in
             output_type=types.RGB,
             adjust_orientation=False,
         )
-        return _finished(windows, rule, feed, finish) if in_dali else windows
+        return _finished(windows, rule, sampler, normalize) if in_dali else windows
 
     return definition
 
 
-def _finished(windows: Any, rule: Sequence[Any], feed: Sampler, finish: Normalize) -> Any:
-    """What `finish_windows` does, in DALI; at a window's edges its filter counts the pixel at the edge again."""
+def _finished(windows: Any, rule: Sequence[Any], sampler: Sampler, normalize: Normalize) -> Any:
+    """Do in DALI what `normalize_windows` does, except that DALI's filter repeats the edge pixels of a window."""
     resized, corners, mirrors = rule
-    mean, std = ([255 * x for x in values] for values in (finish.mean, finish.std))
-    assert feed.augment is not None
+    mean, std = ([255 * x for x in values] for values in (normalize.mean, normalize.std))
+    assert sampler.augment is not None
     images = fn.resize(
         windows, size=fn.cast(resized, dtype=types.FLOAT), interp_type=types.INTERP_LINEAR, antialias=True
     )
-    images = fn.slice(images, start=corners, shape=list(feed.augment.out_size), axes=[0, 1])
+    images = fn.slice(images, start=corners, shape=list(sampler.augment.out_size), axes=[0, 1])
     return fn.crop_mirror_normalize(
         images,
         mirror=mirrors,
         mean=mean,
         std=std,
-        dtype=types.FLOAT16 if finish.dtype == torch.float16 else types.FLOAT,
-        output_layout="HWC" if finish.channels_last else "CHW",
+        dtype=types.FLOAT16 if normalize.dtype == torch.float16 else types.FLOAT,
+        output_layout="HWC" if normalize.channels_last else "CHW",
     )
 
 
 def cause_of(samples: Dataset, in_flight: Iterable[RawBatch], error: RuntimeError) -> RunError:
-    """The bad sample behind an error of DALI's, which names none: each of those it was given is decoded by PIL."""
+    """Return the bad sample that made DALI fail, found by decoding its inputs with Pillow: DALI does not name it."""
     groups = list(in_flight)
     if samples.kind == "encoded":
         for raw in groups:
@@ -240,4 +240,4 @@ def cause_of(samples: Dataset, in_flight: Iterable[RawBatch], error: RuntimeErro
                 except BadSample as bad:
                     return bad
     ids = ", ".join(str(k) for raw in groups for k in raw.ids.tolist())
-    return RunError(f"DALI failed on the samples {ids}, all of which PIL can decode: {error}")
+    return RunError(f"DALI failed on the samples {ids}, all of which Pillow can decode: {error}")

@@ -1,4 +1,4 @@
-"""From a feed to batches: which pipeline makes them, and what happens when a sample is bad."""
+"""From a sampler to batches: choose the pipeline, and handle bad samples."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from hvd_batchgrow.messages.errors import Fault, JobError, RunError
 
 @dataclass(frozen=True)
 class GhostBatch:
-    """One group, as the network takes it, and what it is made of."""
+    """One ghost batch: the network's inputs and labels, and their samples."""
 
     inputs: Tensor
     """(γ, C, H, W) or (γ, features)."""
     labels: Tensor
     """int64 (γ,)."""
     entries: Ids
-    """(γ,) places in the stream."""
+    """(γ,) positions in the stream."""
     ids: Ids
-    """(γ,) the samples that were taken."""
+    """(γ,) sample ids."""
     replaced: NDArray[np.bool_]
-    """(γ,) where another sample stands than the stream has there."""
+    """(γ,) whether the sample replaces a bad one of the stream."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,9 @@ class Reader:
     Args:
         data: the job's section.
         source: the samples.
-        device: where batches are wanted.
-        num_threads: of this rank, the calling one among them.
-        on_bad_sample: asked before a bad sample is replaced (training) or left out (testing).
+        device: of the batches.
+        num_threads: of this rank, including the calling thread.
+        on_bad_sample: called before a bad sample is replaced (training) or skipped (testing).
     """
 
     data: DataSection
@@ -55,7 +55,7 @@ class Reader:
     on_bad_sample: OnBad
 
     def training(self, stream: Stream, group: int, first_group: int, stride: int) -> Iterator[GhostBatch]:
-        """Training groups first_group, first_group + stride, … without an end. Raises BadSample, RunError."""
+        """Yield ghost batches first_group, first_group + stride, … endlessly. Raises BadSample, RunError."""
         train = self.source.train
         return self._batches(
             TrainSampler(train, stream, training_augment(self.data, train), group, self.on_bad_sample),
@@ -64,57 +64,57 @@ class Reader:
         )
 
     def testing(self, chunks: Sequence[range]) -> Iterator[GhostBatch]:
-        """The given stretches of the test set, in order, without augmentation. Raises as `training`."""
+        """Yield the given ranges of the test set, in order, without augmentation. Raises as `training`."""
         test = self.source.test
         return self._batches(EvalSampler(test, testing_augment(self.data, test), chunks, self.on_bad_sample), 0, 1)
 
-    def _batches(self, feed: Sampler, first_group: int, stride: int) -> Iterator[GhostBatch]:
-        finish = Normalize(
+    def _batches(self, sampler: Sampler, first_group: int, stride: int) -> Iterator[GhostBatch]:
+        normalize = Normalize(
             self.source.mean,
             self.source.std,
             getattr(torch, self.data.dtype),
             self.data.channels_last,
             self.device,
         )
-        kind = choose_pipeline(self.data.pipeline, feed.samples)
+        kind = choose_pipeline(self.data.pipeline, sampler.samples)
 
         def inputs(first: int) -> Iterator[tuple[RawBatch, Tensor]]:
             if kind == "torch":
-                return torch_inputs(feed, finish, first, stride)
+                return torch_inputs(sampler, normalize, first, stride)
             from hvd_batchgrow.data.pipeline.dali_pipeline import dali_inputs
 
-            # On the CPU the calling thread is busy too: it resizes and normalises what DALI has decoded.
+            # On the CPU the calling thread is busy: it resizes and normalizes the images that DALI decoded.
             busy = 0 if self.device.type == "cuda" else 1
-            return dali_inputs(feed, finish, first, stride, max(1, self.num_threads - busy))
+            return dali_inputs(sampler, normalize, first, stride, max(1, self.num_threads - busy))
 
-        return batches(feed, inputs, first_group, stride)
+        return batches(sampler, inputs, first_group, stride)
 
 
 def batches(
-    feed: Sampler, inputs: Callable[[int], Iterator[tuple[RawBatch, Tensor]]], first_group: int, stride: int
+    sampler: Sampler, inputs: Callable[[int], Iterator[tuple[RawBatch, Tensor]]], first_group: int, stride: int
 ) -> Iterator[GhostBatch]:
-    """Batches of a feed; where a bad sample ends a pipeline, a new one goes on without it from the same group.
+    """Yield the batches of a sampler. If a bad sample ends a pipeline, a new one continues from the same ghost batch.
 
     Args:
-        feed: is asked to replace bad samples.
-        inputs: opens a pipeline at a group.
-        first_group: where to start.
-        stride: from one group to the next.
+        sampler: replaces bad samples.
+        inputs: opens a pipeline at a ghost batch.
+        first_group: the first ghost batch.
+        stride: from one ghost batch to the next.
     """
     group = first_group
     while True:
         try:
             for raw, values in inputs(group):
-                group = raw.group + stride  # a stretch without good samples is passed over
+                group = raw.group + stride  # ranges without good samples are skipped
                 labels = torch.from_numpy(raw.labels).to(values.device, non_blocking=True)
                 yield GhostBatch(values, labels, raw.entries, raw.ids, raw.replaced)
             return
         except BadSample as bad:
-            feed.replace(bad)
+            sampler.replace(bad)
 
 
 def training_augment(data: DataSection, samples: Dataset) -> Augment | None:
-    """How a job draws training samples from their images; None for rows."""
+    """Return the augmentation of training images; None for rows."""
     if samples.kind == "rows":
         return None
     if samples.kind == "images":
@@ -125,7 +125,7 @@ def training_augment(data: DataSection, samples: Dataset) -> Augment | None:
 
 
 def testing_augment(data: DataSection, samples: Dataset) -> Augment | None:
-    """What of a test image is looked at; None for rows."""
+    """Return the crop of test images; None for rows."""
     if samples.kind == "rows":
         return None
     if samples.kind == "images":
@@ -137,28 +137,28 @@ def testing_augment(data: DataSection, samples: Dataset) -> Augment | None:
 
 def _crop_pixels(data: DataSection) -> int:
     if data.image_size is None:
-        fault = "is needed: images of any size are cut and resized to a square of so many pixels; 224 is usual"
+        fault = "is needed: encoded images are cropped and resized to a square with this side, in pixels; 224 is usual"
         raise JobError([Fault("data.image_size", fault)])
     return data.image_size
 
 
-def choose_pipeline(asked: str, samples: Dataset) -> str:
-    """ "dali" or "torch": what a job asks for; auto is DALI for images that must be decoded, and torch for arrays.
+def choose_pipeline(requested: str, samples: Dataset) -> str:
+    """Return "dali" or "torch", as the job requests; "auto" is DALI for encoded images and torch for arrays.
 
-    Measured on arrays of 32 × 32 images, one thread: torch is faster (docs/data.md).
+    On arrays of 32 × 32 images with one thread, torch is faster (measured in docs/data.md).
 
     Raises:
-        JobError: DALI is asked for rows, which it has no use for.
-        RunError: DALI is asked for and missing.
+        JobError: DALI is requested for rows.
+        RunError: DALI is requested and not installed.
     """
     installed = importlib.util.find_spec("nvidia") and importlib.util.find_spec("nvidia.dali")
-    if asked == "dali" and samples.kind == "rows":
-        raise JobError([Fault("data.pipeline", "'dali' reads images, and these are rows; 'auto' or 'torch'")])
-    if asked == "dali" and not installed:
+    if requested == "dali" and samples.kind == "rows":
+        raise JobError([Fault("data.pipeline", "'dali' reads images, and these are rows; use 'auto' or 'torch'")])
+    if requested == "dali" and not installed:
         raise RunError(
             "data.pipeline = 'dali', but DALI is not installed: pip install 'hvd_batchgrow[dali-cuda130]', "
             "or --data.pipeline torch, which gives the same pixels"
         )
-    if asked != "auto":
-        return asked
+    if requested != "auto":
+        return requested
     return "dali" if installed and samples.kind == "encoded" else "torch"

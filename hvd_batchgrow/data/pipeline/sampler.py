@@ -1,4 +1,4 @@
-"""Feeds: what pipelines are fed, group by group: bytes or pixels, and where to cut them."""
+"""Samplers: the inputs of pipelines, one ghost batch at a time: encoded bytes or pixels, and their crops."""
 
 from __future__ import annotations
 
@@ -16,44 +16,43 @@ from hvd_batchgrow.data.pipeline.crops import Augment, CropParams
 from hvd_batchgrow.messages.errors import RunError
 
 OnBad = Callable[[BadSample], None]
-"""Told of a sample that is replaced from now on; raises it instead where the job wants that."""
+"""Called with a bad sample before it is replaced; raises it if the job does not replace bad samples."""
 
 _DRAWN_AT_ONCE = 2048
-"""Samples whose ids and draws are made by one call: what it costs beside its numbers is spread over them."""
+"""Samples whose ids and draws are computed in one call, to amortize the overhead of the call."""
 
 
 @dataclass(frozen=True)
 class RawBatch:
-    """Samples that go through a pipeline together."""
+    """One ghost batch as the input of a pipeline."""
 
     group: int
-    """Its number in the feed, by which a pipeline that is opened anew goes on behind it."""
+    """Its number, after which a reopened pipeline continues."""
     entries: Ids
-    """(γ,) their places in the stream."""
+    """(γ,) positions in the stream."""
     ids: Ids
-    """(γ,) the samples that stand there, after replacement of bad ones."""
+    """(γ,) sample ids, after replacement of bad samples."""
     labels: NDArray[np.int64]
     """(γ,)."""
     values: Any
-    """Of `Dataset.fetch`."""
+    """From `Dataset.fetch`."""
     placement: CropParams | None
     """None for rows."""
     replaced: NDArray[np.bool_]
-    """(γ,) where another sample stands than the stream has there."""
+    """(γ,) whether the sample replaces a bad one of the stream."""
 
 
 class TrainSampler:
-    """The groups of one rank, in stream order.
+    """The ghost batches of one rank, in stream order.
 
-    A bad sample's place is taken by the sample of the next place in the stream, and so on until one
-    is good: the same one in every layout.
+    The next good sample of the stream replaces a bad sample. It is the same in every layout.
 
     Args:
         samples: the training set.
         stream: over its ids.
-        augment: how images are placed; None for rows.
+        augment: the rule for crops; None for rows.
         group: γ.
-        on_bad_sample: asked before a bad sample is replaced.
+        on_bad_sample: called before a bad sample is replaced.
     """
 
     def __init__(
@@ -68,10 +67,10 @@ class TrainSampler:
         )
         self._bad = known_bad(samples)
         self.not_for_dali: set[int] = set()
-        """Samples that DALI failed on and Pillow decodes."""
+        """Samples on which DALI failed, which Pillow decodes."""
 
     def raw_groups(self, first_group: int, stride: int) -> Iterator[RawBatch]:
-        """Groups first_group, first_group + stride, … without an end. Raises BadSample as it meets one."""
+        """Yield ghost batches first_group, first_group + stride, … endlessly. Raises BadSample when one is read."""
         num_groups = max(1, _DRAWN_AT_ONCE // self.group)
         for start in count(first_group, num_groups * stride):
             groups = range(start, start + num_groups * stride, stride)
@@ -85,7 +84,7 @@ class TrainSampler:
                 )
 
     def replace(self, bad: BadSample) -> None:
-        """From now on take others in its place. Raises what `on_bad_sample` does."""
+        """Replace a bad sample from now on. Raises what `on_bad_sample` raises."""
         self.on_bad_sample(bad)
         self._bad.add(bad.sample_id)
 
@@ -96,7 +95,7 @@ class TrainSampler:
         return self.augment.sample_crops(draws, sizes_of(self.samples, ids))
 
     def _good(self, entries: Ids) -> tuple[Ids, Ids, NDArray[np.bool_]]:
-        """Epochs and ids of places in the stream, none of them bad, and which were replaced."""
+        """Return epochs and ids of good samples for positions in the stream, and which are replacements."""
         epochs, ids = self.stream.at(entries)
         replaced = np.zeros(len(entries), dtype=bool)
         if not self._bad:
@@ -113,13 +112,13 @@ class TrainSampler:
 
 
 class EvalSampler:
-    """Stretches of a set, in order and without augmentation; samples known to be bad are left out.
+    """Ranges of a set, in order and without augmentation; samples known to be bad are skipped.
 
     Args:
         samples: the test set.
         augment: a rule without draws; None for rows.
-        chunks: the stretches.
-        on_bad_sample: asked before a bad sample is left out.
+        chunks: the ranges.
+        on_bad_sample: called before a bad sample is skipped.
     """
 
     def __init__(
@@ -128,10 +127,10 @@ class EvalSampler:
         self.samples, self.augment, self.chunks, self.on_bad_sample = samples, augment, chunks, on_bad_sample
         self._bad = known_bad(samples)
         self.not_for_dali: set[int] = set()
-        """Samples that DALI failed on and Pillow decodes."""
+        """Samples on which DALI failed, which Pillow decodes."""
 
     def raw_groups(self, first_group: int, stride: int) -> Iterator[RawBatch]:
-        """The stretches from one on. Raises BadSample as it meets one."""
+        """Yield the ranges first_group, first_group + stride, … Raises BadSample when one is read."""
         for group in range(first_group, len(self.chunks), stride):
             chunk = self.chunks[group]
             ids = np.array([k for k in chunk if k not in self._bad], dtype=np.int64)
@@ -142,7 +141,7 @@ class EvalSampler:
                 yield _fill(self.samples, group, ids, ids, placement, np.zeros(len(ids), dtype=bool))
 
     def replace(self, bad: BadSample) -> None:
-        """From now on leave it out. Raises what `on_bad_sample` does."""
+        """Skip a bad sample from now on. Raises what `on_bad_sample` raises."""
         self.on_bad_sample(bad)
         self._bad.add(bad.sample_id)
 
@@ -162,12 +161,12 @@ def _fill(
 
 
 def sizes_of(samples: Dataset, ids: Ids) -> NDArray[np.int32]:
-    """(n, 2) height and width of images."""
+    """Return (n, 2) height and width of images."""
     if samples.kind == "encoded":
         return samples.sizes[ids]
     return np.broadcast_to(np.array(samples.shape[:2], dtype=np.int32), (len(ids), 2))
 
 
 def known_bad(samples: Dataset) -> set[int]:
-    """Ids of samples that were found to be bad when the source was indexed."""
+    """Return the ids of samples that the index marks as bad."""
     return set(np.flatnonzero(samples.sizes.min(axis=1) == 0).tolist()) if samples.kind == "encoded" else set()

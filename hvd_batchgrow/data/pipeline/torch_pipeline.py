@@ -1,4 +1,4 @@
-"""The reference pipeline: each group by vectorised NumPy and torch, in the training process."""
+"""The reference pipeline: vectorized NumPy and torch in the training process."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _CACHED_PIXELS = 1 << 18
 
 @dataclass(frozen=True)
 class Normalize:
-    """The last stage of every pipeline: (pixel/255 - mean) / deviation per channel, in the form the network takes.
+    """The last stage of every pipeline: (pixel/255 - mean) / std per channel, in the network's dtype and memory format.
 
-    For rows: (value - mean) / deviation per feature, in float64 up to the last step: a time stamp of 1.7e9 s has a
-    rounding of 128 s in float32, which subtracting the mean would leave as it is.
+    For rows: (value - mean) / std per feature, in float64 up to the final conversion. In float32, a time stamp of
+    1.7e9 s would be rounded to 128 s before the mean is subtracted.
     """
 
     mean: tuple[float, ...]
@@ -36,10 +36,10 @@ class Normalize:
     device: torch.device = _CPU
 
     def images(self, pixels: Tensor) -> Tensor:
-        """(n, H, W, C) bytes to (n, C, H, W), on the device."""
+        """Normalize uint8 (n, H, W, C) to (n, C, H, W), on the device."""
         pixels = pixels.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
         result = self.empty(pixels.shape, self.device)
-        # On the CPU in parts that stay in a core's cache from the first step to the last.
+        # On the CPU, in parts that fit into a core's cache.
         length = len(pixels) if self.device.type == "cuda" else max(1, _CACHED_PIXELS // pixels[:1].numel())
         for start in range(0, len(pixels), length):
             part = slice(start, start + length)
@@ -47,12 +47,12 @@ class Normalize:
         return result
 
     def empty(self, shape: torch.Size | tuple[int, ...], device: torch.device) -> Tensor:
-        """Room for images of a shape (n, C, H, W)."""
+        """Allocate images of a shape (n, C, H, W)."""
         form = torch.channels_last if self.channels_last else torch.contiguous_format
         return torch.empty(shape, dtype=self.dtype, device=device, memory_format=form)
 
     def normalize_into(self, result: Tensor, pixels: Tensor) -> None:
-        """Normalise bytes (n, C, H, W) into room of the same shape and device."""
+        """Normalize uint8 (n, C, H, W) into a tensor of the same shape and device."""
         scale, shift = (constants.to(pixels.device) for constants in self._constants)
         values = result if result.dtype == torch.float32 else torch.empty_like(result, dtype=torch.float32)
         values.copy_(pixels)
@@ -61,47 +61,49 @@ class Normalize:
             result.copy_(values)
 
     def rows(self, values: Tensor) -> Tensor:
-        """(n, features) float32 or float64 to the same in the network's type, standardised."""
+        """Standardize (n, features), float32 or float64, and convert to the network's dtype."""
         mean, std = (torch.tensor(c, dtype=torch.float64) for c in (self.mean, self.std))
         return values.double().sub(mean).div_(std).to(self.dtype).to(self.device, non_blocking=True)
 
     @cached_property
     def _constants(self) -> tuple[Tensor, Tensor]:
-        """1/(255 d) and -m/d, each (C, 1, 1)."""
+        """1/(255 std) and -mean/std, each (C, 1, 1)."""
         scale = [1 / (255 * d) for d in self.std]
         shift = [-m / d for m, d in zip(self.mean, self.std, strict=True)]
         return tuple(torch.tensor(c, dtype=torch.float32).view(-1, 1, 1) for c in (scale, shift))  # type: ignore[return-value]
 
 
-def torch_inputs(feed: Sampler, finish: Normalize, first_group: int, stride: int) -> Iterator[tuple[RawBatch, Tensor]]:
-    """Groups of a feed, and what the network is given of each. Raises BadSample as it meets one."""
-    for raw in feed.raw_groups(first_group, stride):
+def torch_inputs(
+    sampler: Sampler, normalize: Normalize, first_group: int, stride: int
+) -> Iterator[tuple[RawBatch, Tensor]]:
+    """Yield ghost batches of a sampler and the network's inputs. Raises BadSample when one is read."""
+    for raw in sampler.raw_groups(first_group, stride):
         if raw.placement is None:
-            yield raw, finish.rows(torch.from_numpy(raw.values))
-        elif feed.samples.kind == "encoded":
-            yield raw, finish_windows(decoded_windows(raw, feed.samples), raw.placement, finish)
+            yield raw, normalize.rows(torch.from_numpy(raw.values))
+        elif sampler.samples.kind == "encoded":
+            yield raw, normalize_windows(decoded_windows(raw, sampler.samples), raw.placement, normalize)
         else:
-            yield raw, finish.images(torch.from_numpy(cut_and_mirror(raw.values, raw.placement)))
+            yield raw, normalize.images(torch.from_numpy(cut_and_mirror(raw.values, raw.placement)))
 
 
 def cut_and_mirror(images: NDArray[np.uint8], placement: CropParams) -> NDArray[np.uint8]:
-    """Cut each image's window, zeros beyond its edges, and mirror it.
+    """Cut out each image's window, with zeros beyond the edges, and mirror it.
 
     Args:
         images: (n, H, W, C).
-        placement: windows of one size for all, which is not resized.
+        placement: windows of one size, not resized.
 
     Returns:
         (n, h, w, C).
     """
     n, height, width, channels = images.shape
     (out_height, out_width), corners = placement.out_size, placement.windows[:, :2]
-    # Room for the farthest window on every side.
+    # Pad for the farthest window on every side.
     low = np.minimum(corners.min(axis=0), 0)
     end = np.maximum(corners.max(axis=0) + placement.out_size, (height, width))
     padded = np.zeros((n, *(end - low), channels), dtype=np.uint8)
     padded[:, -low[0] : height - low[0], -low[1] : width - low[1]] = images
-    # All windows of an image as a view: taking one copies whole rows, not pixels.
+    # A view of all windows of an image: indexing it copies whole rows, not pixels.
     strides = padded.strides
     positions = (padded.shape[1] - out_height + 1, padded.shape[2] - out_width + 1)
     windows = as_strided(padded, (n, *positions, out_height, out_width, channels), strides[:3] + strides[1:])
@@ -112,33 +114,33 @@ def cut_and_mirror(images: NDArray[np.uint8], placement: CropParams) -> NDArray[
 
 
 def decoded_windows(raw: RawBatch, samples: Dataset) -> Iterator[Tensor]:
-    """Each image's window, (height, width, 3) bytes, decoded by PIL. Raises BadSample."""
+    """Yield each image's window, uint8 (height, width, 3), decoded by Pillow. Raises BadSample."""
     assert raw.placement is not None
     for sample_id, data, window in zip(raw.ids.tolist(), raw.values, raw.placement.windows.tolist(), strict=True):
         top, left, height, width = window
         yield torch.tensor(decode(samples, sample_id, data)[top : top + height, left : left + width])
 
 
-def finish_windows(windows: Iterable[Tensor], placement: CropParams, finish: Normalize) -> Tensor:
-    """Resize, cut, mirror and normalise decoded windows, one after the other, each while it is in the cache.
+def normalize_windows(windows: Iterable[Tensor], placement: CropParams, normalize: Normalize) -> Tensor:
+    """Resize, crop, mirror and normalize decoded windows, one by one, so that each stays in the cache.
 
-    Bytes are resized to bytes by torch's antialiased bilinear filter, as torchvision resizes tensors.
+    torch's antialiased bilinear filter resizes uint8 to uint8, as torchvision does for tensors.
 
     Args:
-        windows: n of them, (height, width, C) bytes each.
-        placement: of the same n images.
-        finish: the last stage.
+        windows: n windows, uint8 (height, width, C).
+        placement: of the same images.
+        normalize: the last stage.
 
     Returns:
         (n, C, h, w) on the device.
     """
     out_height, out_width = placement.out_size
-    result = finish.empty((len(placement.windows), len(finish.mean), out_height, out_width), _CPU)
+    result = normalize.empty((len(placement.windows), len(normalize.mean), out_height, out_width), _CPU)
     rules = zip(placement.resized.tolist(), placement.corners.tolist(), placement.mirrors.tolist(), strict=True)
     for k, (window, (size, (row, column), mirror)) in enumerate(zip(windows, rules, strict=True)):
         image = window.permute(2, 0, 1)[None]
         if list(image.shape[2:]) != size:
             image = torch.nn.functional.interpolate(image, size, mode="bilinear", antialias=True)
         image = image[..., row : row + out_height, column : column + out_width]
-        finish.normalize_into(result[k : k + 1], image.flip(3) if mirror else image)
-    return result.to(finish.device, non_blocking=True)
+        normalize.normalize_into(result[k : k + 1], image.flip(3) if mirror else image)
+    return result.to(normalize.device, non_blocking=True)

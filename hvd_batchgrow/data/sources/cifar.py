@@ -24,35 +24,35 @@ _PIXEL_BYTES = 3 * 32 * 32
 
 @dataclass(frozen=True)
 class Version:
-    """One of the two sets: where its files are, and what a record is.
+    """File names and record format of one of the two sets.
 
-    A record is one byte for each level of labels, the last of which is used, and then 1024 bytes each of
-    red, green and blue, row by row.
+    A record is one byte for each level of labels, the last of which is used, followed by 1024 bytes each of red, green
+    and blue, row by row.
     """
 
     folder: str
     train_files: tuple[str, ...]
     test_file: str
     num_classes: tuple[int, ...]
-    """Of each level of labels."""
+    """For each level of labels."""
     num_records: int
-    """Of each training file; the test file has 10 000."""
+    """Per training file; the test file has 10 000."""
     archive: str
     pickles: tuple[str, str]
-    """Folder and archive of the version that is not read."""
+    """Folder and archive of the pickled version, which is refused."""
 
     @property
     def files(self) -> tuple[str, ...]:
-        """All of them, the test file last."""
+        """All files, the test file last."""
         return (*self.train_files, self.test_file)
 
     @property
     def record_bytes(self) -> int:
-        """Labels and pixels."""
+        """Bytes of a record: labels and pixels."""
         return len(self.num_classes) + _PIXEL_BYTES
 
     def records_of(self, file: str) -> int:
-        """How many a published file has."""
+        """Return the number of records of a published file."""
         return 10_000 if file == self.test_file else self.num_records
 
 
@@ -80,17 +80,16 @@ VERSIONS = {
 
 
 def load(data: DataSection, report: ReportProgress) -> DatasetPair:
-    """CIFAR-10 or CIFAR-100, unpacked into the cache once and mapped from there.
+    """Return CIFAR-10 or CIFAR-100, unpacked into the cache once and mapped from there.
 
     Args:
-        data: its root is the folder of the binary files, or a folder that holds that folder or the published
-            archive, or the archive itself. Where it says how many samples there are, the files may have
-            any number of records, else as many as the published ones.
-        report: told of the unpacking.
+        data: `root` is the folder of the binary files, a folder that holds it or the published archive, or the archive.
+            If `num_samples` is set, files may have any number of records, otherwise that of the published files.
+        report: called with the progress of unpacking.
 
     Raises:
-        JobError: no root is given.
-        RunError: nothing that can be read is there, or a file is damaged.
+        JobError: the job has no root.
+        RunError: no readable files are found, or a file is damaged.
     """
     version = VERSIONS[data.source]
     root = need_root(data, f"the folder of {version.folder} or {version.archive}")
@@ -108,7 +107,7 @@ def load(data: DataSection, report: ReportProgress) -> DatasetPair:
 
 
 def _find(root: Path, version: Version) -> Path:
-    """The folder of the files, or their archive."""
+    """Return the folder of the files, or their archive."""
     if root.is_file() and root.name not in version.pickles:
         return root
     for folder in (root, root / version.folder):
@@ -121,10 +120,10 @@ def _find(root: Path, version: Version) -> Path:
     if root.name in version.pickles or (root / version.train_files[0].removesuffix(".bin")).exists():
         pickled = [root]
     if pickled:
-        fault = "holds pickles, which can run any code when opened and are not read"
-        raise RunError(f"{pickled[0]} {fault}: fetch the binary version, {url}, and name its folder as data.root")
+        fault = "contains pickles, which can run any code when opened and are not read"
+        raise RunError(f"{pickled[0]} {fault}: download the binary version, {url}, and set data.root to its folder")
     wanted = f"{version.train_files[0]}, {version.folder} or {version.archive}"
-    raise RunError(f"{root} holds none of {wanted}: fetch {url} and name its folder as data.root")
+    raise RunError(f"{root} does not contain {wanted}: download {url} and set data.root to its folder")
 
 
 def _unpack(place: Path, version: Version, *, published: bool, report: ReportProgress) -> Arrays:
@@ -150,7 +149,7 @@ def _unpack(place: Path, version: Version, *, published: bool, report: ReportPro
 
 
 def _contents(place: Path, version: Version, report: ReportProgress) -> Iterator[tuple[str, bytes]]:
-    """Name and bytes of each file, in the order in which they lie there. Raises RunError."""
+    """Yield name and bytes of each file, in the order of the archive. Raises RunError."""
     try:
         if place.is_dir():
             for k, file in enumerate(version.files):
@@ -163,7 +162,7 @@ def _contents(place: Path, version: Version, report: ReportProgress) -> Iterator
 
 
 def _members(archive: Path, version: Version, report: ReportProgress) -> Iterator[tuple[str, bytes]]:
-    """Read from the archive as it is: nothing is written anywhere, whatever its members are called."""
+    """Read members from the archive without writing files: the names of members may be malicious."""
     size = archive.stat().st_size
     with archive.open("rb") as packed, tarfile.open(fileobj=packed, mode="r|*") as members:
         for member in members:
@@ -176,7 +175,7 @@ def _members(archive: Path, version: Version, report: ReportProgress) -> Iterato
 def _records(
     content: bytes, where: str, version: Version, num_records: int | None
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Images (n, 32, 32, 3) and labels (n,) of one file."""
+    """Return images (n, 32, 32, 3) and labels (n,) of one file."""
     size, levels = version.record_bytes, len(version.num_classes)
     whole, rest = divmod(len(content), size)
     if rest or not whole or num_records not in (None, whole):

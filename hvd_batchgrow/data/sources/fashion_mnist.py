@@ -1,4 +1,4 @@
-"""Where Fashion-MNIST is found, or fetched to."""
+"""Find or download Fashion-MNIST."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SHA256 = {
     "t10k-images-idx3-ubyte": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
     "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
 }
-"""Of the unpacked files: the same whoever packed them."""
+"""Digests of the unpacked files, which do not depend on how they were packed."""
 
 _DEBIAN_PACKAGE = "dataset-fashion-mnist"
 _DEBIAN_BYTES = 30_900_652
@@ -33,25 +33,25 @@ _URL = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com"
 
 
 def load(data: DataSection, report: ReportProgress) -> DatasetPair:
-    """Fashion-MNIST, found or fetched, and checked. Raises RunError as `find` and `idx.load_folder`."""
+    """Find or download Fashion-MNIST, and check it. Raises RunError as `find` and `idx.load_folder`."""
     return idx.load_folder(find(data.root, report), SHA256, data, report)
 
 
 def find(root: str | None, report: ReportProgress) -> Path:
-    """The folder that holds the four files, fetching them if there is none.
+    """Return the folder of the four files; download them if they are not found.
 
-    Looked for in this order: `root` (alone, when given); Debian's folder; the user's cache; then the
-    cache is filled from Debian's package, else from the authors' own address. What is fetched is
-    checked in a temporary folder and moved into place whole.
+    If `root` is given, only `root` is searched. Otherwise Debian's folder and the user's cache are searched, and then
+    the cache is filled from Debian's package or, failing that, from the authors' server. Downloads are checked in a
+    temporary folder, which is then renamed.
 
     Raises:
-        RunError: not found in `root`, or no way to fetch it worked; every way tried is named.
+        RunError: not found in `root`, or every download failed; the message names each attempt.
     """
     if root is not None:
         if not _is_complete(Path(root)):
             raise RunError(
-                f"data.root = {root} does not hold Fashion-MNIST: {_missing(Path(root))}[.gz] is missing; "
-                "leave data.root out to have it found or fetched"
+                f"data.root = {root} does not contain Fashion-MNIST: {_missing(Path(root))}[.gz] is missing; "
+                "without data.root, it is searched for and downloaded"
             )
         return Path(root)
     cache = cache_folder() / "fashion-mnist"
@@ -60,7 +60,7 @@ def find(root: str | None, report: ReportProgress) -> Path:
             return folder
     try:
         cache.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with locked(cache.with_suffix(".lock")):  # ranks of one host: the first fetches, the others wait
+        with locked(cache.with_suffix(".lock")):  # the first rank of a host downloads, the others wait
             if not _is_complete(cache):
                 _fetch_into(cache, report)
     except OSError as error:
@@ -82,21 +82,21 @@ def _fetch_into(cache: Path, report: ReportProgress) -> None:
             folder.rename(cache)
             return
     raise RunError(
-        "Fashion-MNIST could not be fetched:\n  " + "\n  ".join(failures) + "\n  "
-        "put its four files into a folder and name it: --data.root FOLDER"
+        "Fashion-MNIST could not be downloaded:\n  " + "\n  ".join(failures) + "\n  "
+        "put its four files into a folder and pass --data.root FOLDER"
     )
 
 
 def _fetch_with_apt(work: Path, report: ReportProgress) -> Path:
-    """Needs no root: the package is downloaded and unpacked, not installed."""
+    """Download and unpack the package without installing it, which needs no root rights."""
     if not (shutil.which("apt-get") and shutil.which("dpkg")):
-        raise RunError("there is no apt-get here")
+        raise RunError("apt-get is not installed")
     command = ["apt-get", "-q", "-o", "APT::Sandbox::User=root", "download", _DEBIAN_PACKAGE]
     with subprocess.Popen(command, cwd=work, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as download:
         while download.poll() is None:
             done = sum(path.stat().st_size for path in work.glob("*.deb"))
             report(f"fetching {_DEBIAN_PACKAGE}", done, _DEBIAN_BYTES)
-            time.sleep(0.1)  # apt-get has no other way to tell how far it is
+            time.sleep(0.1)  # the size of the file is the only progress that apt-get shows
         _, message = download.communicate()
     packages = list(work.glob("*.deb"))
     if download.returncode or not packages:

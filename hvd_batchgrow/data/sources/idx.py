@@ -1,4 +1,4 @@
-"""IDX, the file format of the MNIST family, and sources of four such files."""
+"""IDX, the file format of the MNIST family, and the source of four IDX files."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ _DTYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E
 
 
 def load(data: DataSection, report: ReportProgress) -> DatasetPair:
-    """The source `idx`: a folder of the four files. Raises RunError as `load_folder`, JobError without a root."""
+    """Load the source `idx`: a folder of the four files. Raises RunError as `load_folder`, JobError without a root."""
     return load_folder(need_root(data, "the folder of its four files"), {}, data, report)
 
 
 def load_folder(folder: Path, sha256: Mapping[str, str], data: DataSection, report: ReportProgress) -> DatasetPair:
-    """The four files of a folder, unpacked into the cache once and mapped from there.
+    """Return the source of four files, unpacked into the cache once and mapped from there.
 
     Args:
-        folder: holds the files of `NAMES`.
+        folder: contains the files of `NAMES`.
         sha256: of the unpacked files, by name; checked when they are unpacked.
-        data: says how many classes.
-        report: told of the unpacking.
+        data: the section.
+        report: called with the progress of unpacking.
 
     Raises:
-        RunError: a file is missing or damaged, or the files do not belong together.
+        RunError: a file is missing or damaged, or the files do not match each other.
     """
     paths = [_present(folder, name) for name in NAMES]
     stamp = [file_stamp(*paths), sorted(sha256.values())]
@@ -89,17 +89,17 @@ def read_idx(path: Path, sha256: str | None = None) -> NDArray[Any]:
 
     Args:
         path: the file; a name ending in .gz is unpacked.
-        sha256: of the unpacked bytes; None: not checked.
+        sha256: of the unpacked bytes; None: unchecked.
 
     Raises:
-        RunError: missing, damaged, truncated, or not the file that the digest names.
+        RunError: missing, damaged, truncated, or of another digest.
     """
     raw = _read_bytes(path)
     if sha256 and (found := hashlib.sha256(raw).hexdigest()) != sha256:
-        mend = "remove its folder to have it fetched anew"
-        raise RunError(f"{path} is not the file expected: SHA-256 {found[:16]}…, should be {sha256[:16]}…; {mend}")
+        remedy = "remove its folder to download it again"
+        raise RunError(f"{path} is not the expected file: SHA-256 {found[:16]}…, should be {sha256[:16]}…; {remedy}")
     if len(raw) < 4 or raw[:2] != b"\0\0" or raw[2] not in _DTYPES:
-        raise RunError(f"{path} is no IDX file: it starts with {raw[:4].hex(' ') or 'nothing'}")
+        raise RunError(f"{path} is not an IDX file: it starts with {raw[:4].hex(' ') or 'nothing'}")
     dtype, body_start = np.dtype(_DTYPES[raw[2]]), 4 + 4 * raw[3]
     if len(raw) < body_start:
         raise RunError(f"{path} is truncated: its header alone would be {body_start} bytes, it has {len(raw)}")

@@ -1,4 +1,4 @@
-"""Folders of images, a sub-folder for each class: ImageNet's layout."""
+"""Folders of images with a sub-folder for each class, as in ImageNet."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ from hvd_batchgrow.messages.errors import RunError
 from hvd_batchgrow.messages.schema_messages import counted
 
 _NUM_THREADS = 16
-"""That read headers: more than cores, as they mostly wait for the disk."""
+"""Threads that read headers: more than cores, since they mostly wait for the disk."""
 _BLOCK = 64
-"""Files that a thread is given at a time."""
+"""Files per task of a thread."""
 _EXTENSIONS_TEXT = ", ".join(map(os.fsdecode, EXTENSIONS))
 
 
@@ -51,7 +51,7 @@ class Labelled(NamedTuple):
 
 @dataclass(frozen=True)
 class Tree:
-    """What a walk over the folder of a set has found."""
+    """The result of a walk over the folder of a set."""
 
     folder: Path
     """Relative to the source's root."""
@@ -60,22 +60,22 @@ class Tree:
     num_bytes: int
     """Of all images."""
     digest: str
-    """SHA-256 over name, length and time of every image: of ImageNet the list itself would be 100 MB."""
+    """SHA-256 over name, length and modification time of every image; the list itself would be 100 MB for ImageNet."""
     notes: tuple[str, ...]
-    """Lines that name the files and folders that were passed over."""
+    """Messages that name the skipped files and folders."""
 
 
 def load(data: DataSection, report: ReportProgress) -> DatasetPair:
     """Index root/train/<class>/… and root/val/<class>/…, and check them.
 
     Classes are the sub-folders of the training folder that hold images, numbered in the order of their names;
-    samples are ordered by class, and in there by path; both orders are those of the bytes. `data.train` and
-    `data.test` name other folders; by default test images are in `val`, or in `test` where there is no `val`.
-    What is passed over is listed in the source's notes.
+    samples are ordered by class and then by path, both compared as bytes. `data.train` and `data.test`
+    name other folders. By default test images are in `val`, or in `test` if `val` does not exist. The source's notes
+    list what was skipped.
 
     Raises:
         JobError: no `data.root`.
-        RunError: a folder that is missing or empty, a test folder that is not a class, or bad images.
+        RunError: a folder is missing or empty, a test folder is not a class, or images are bad.
     """
     root = source_root(data)
     train = _walk_set(root, Path(data.train or "train"))
@@ -108,7 +108,7 @@ def _check_classes(root: Path, train: Tree, test: Tree) -> None:
     if unknown:
         near = [get_close_matches(name, train.classes, n=1, cutoff=0)[0] for name in unknown[:NUM_SHOWN]]
         lines = [f"{root / test.folder / name}, nearest: {n}" for name, n in zip(unknown, near, strict=False)]
-        head = f"{len(unknown)} folders are none of the {len(known)} classes of {root / train.folder}"
+        head = f"{len(unknown)} folders are not among the {len(known)} classes of {root / train.folder}"
         raise RunError(listing(head, lines, len(unknown)))
 
 
@@ -133,7 +133,7 @@ def _walk_set(root: Path, folder: Path) -> Tree:
 
 
 def _sub_folders(path: Path) -> tuple[list[str], Skipped]:
-    """Names of the folders that may be classes, sorted by their bytes; other folders, and files that lie loose."""
+    """Return the names of possible class folders, sorted by their bytes, and everything else in the folder."""
     if not path.is_dir():
         raise RunError(f"{path} is not a folder; {nearest(path.parent, path.name)}")
     with os.scandir(os.fsencode(path)) as entries:
@@ -142,7 +142,7 @@ def _sub_folders(path: Path) -> tuple[list[str], Skipped]:
     folders = [os.fsdecode(name) for name, is_folder in found if is_folder]
     if not any(map(is_class_name, folders)):
         num_images = sum(map(is_image_name, loose))
-        raise RunError(f"{path} has no class folders; the {num_images} images in it belong into {path}/<class>")
+        raise RunError(f"{path} has no class folders; move the {num_images} images in it to {path}/<class>")
     skipped = Skipped([str(path / name) for name in folders if not is_class_name(name)])
     for name in loose:
         skipped.add(name, os.path.join(os.fsencode(path), name))
@@ -150,14 +150,14 @@ def _sub_folders(path: Path) -> tuple[list[str], Skipped]:
 
 
 def _check_empty(path: Path, classes: Sequence[str], empty: Mapping[str, Skipped]) -> None:
-    """Raise RunError where no folder is a class, or where one would be if its files had another extension."""
+    """Raise RunError if no folder is a class, or if a folder has only images with unsupported extensions."""
     lost = [f"{name}: {others}" for name, others in empty.items() if others.other_images()]
     if lost:
         folders = counted(len(lost), "folder")
         head = f"{path}: the images of {folders} are not named {_EXTENSIONS_TEXT}; rename or convert them"
         raise RunError(listing(head, lost[:NUM_SHOWN], len(lost)))
     if not classes:
-        raise RunError(f"{path} has no class folder that holds images ({_EXTENSIONS_TEXT})")
+        raise RunError(f"{path} has no class folder that contains images ({_EXTENSIONS_TEXT})")
 
 
 def _files_note(path: Path, skipped: Skipped) -> list[str]:
@@ -169,7 +169,7 @@ def _files_note(path: Path, skipped: Skipped) -> list[str]:
 
 
 def _folders_note(path: Path, ignored: Sequence[str], empty: Sequence[str]) -> list[str]:
-    names = [*(os.path.relpath(name, path) for name in sorted(ignored)), *(f"{n} (holds no images)" for n in empty)]
+    names = [*(os.path.relpath(name, path) for name in sorted(ignored)), *(f"{n} (no images)" for n in empty)]
     if not names:
         return []
     shown = ", ".join(names[:NUM_SHOWN]) + (", …" if len(names) > NUM_SHOWN else "")
@@ -201,7 +201,7 @@ def _entries(root: Path, tree: Tree, classes: Sequence[str], report: ReportProgr
 
 
 def _images(root: Path, tree: Tree, classes: Sequence[str]) -> Iterator[Labelled]:
-    """Walks again: what the first walk found would need hundreds of megabytes in every rank."""
+    """Walk again: keeping the result of the first walk would take hundreds of megabytes in every rank."""
     labels = {name: label for label, name in enumerate(classes)}
     for name in tree.classes:
         for image in images_below(root / tree.folder / name)[0]:
@@ -209,7 +209,7 @@ def _images(root: Path, tree: Tree, classes: Sequence[str]) -> Iterator[Labelled
 
 
 def _measured(pool: ThreadPoolExecutor, root: Path, images: Iterable[Labelled]) -> Iterator[list[Entry]]:
-    """Blocks of entries, in order; no more of them are under way than keep the threads busy."""
+    """Yield blocks of entries in order, with only as many tasks in flight as keep the threads busy."""
     images, waiting = iter(images), deque[Future[list[Entry]]]()
     while block := list(islice(images, _BLOCK)):
         waiting.append(pool.submit(_measure, root, block))
@@ -225,7 +225,7 @@ def _measure(root: Path, block: Sequence[Labelled]) -> list[Entry]:
 
 def _header_of(root: Path, image: Labelled) -> tuple[int, int, int, bool, str, int]:
     if not image.length:
-        return *bad_header("is empty, a link to nothing, or not a regular file"), 0
+        return *bad_header("is empty, a dangling link, or not a regular file"), 0
     try:
         with (root / image.path).open("rb") as file:
             return read_header(file)

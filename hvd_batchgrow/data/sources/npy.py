@@ -1,4 +1,4 @@
-"""Images or rows, and their labels, in .npy files that are mapped as they lie there."""
+"""Images or rows, and their labels, in memory-mapped .npy files."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ from hvd_batchgrow.messages.errors import RunError
 
 
 def load(data: DataSection, report: ReportProgress) -> DatasetPair:
-    """The source `numpy`: for training and for testing a file of images or of rows, and one of labels.
+    """Load the source `numpy`: a file of images or rows, and a file of labels, for training and for testing.
 
     PREFIX_images.npy is uint8 (N, H, W, C) or (N, H, W); PREFIX_rows.npy is (N, features) of numbers;
-    PREFIX_labels.npy is (N,) of any integer type. The prefixes are `data.train` and `data.test`, below
-    `data.root`; "train" and "test" where the job does not say. Values are not copied. Labels, mean and
-    deviation are taken out once for a state of the files, and cached.
+    PREFIX_labels.npy is (N,) of any integer type. The prefixes are `data.train` and `data.test`, relative to
+    `data.root`, by default "train" and "test". Values are not copied. Labels, mean and std are cached until a file
+    changes.
 
     Raises:
-        JobError: no root is given.
-        RunError: a file is missing, damaged, or not as it must be.
+        JobError: the job has no root.
+        RunError: a file is missing, damaged, or of a wrong type or shape.
     """
     root = need_root(data, "the folder of its .npy files")
     train, train_labels = _pair(root, data.train or "train")
@@ -53,11 +53,11 @@ def load(data: DataSection, report: ReportProgress) -> DatasetPair:
 
 
 def _pair(root: Path, prefix: str) -> tuple[Path, Path]:
-    """The files of values and of labels."""
+    """Return the files of values and of labels."""
     values = [path for what in ("images", "rows") if (path := root / f"{prefix}_{what}.npy").exists()]
     labels = root / f"{prefix}_labels.npy"
     if len(values) == 2:
-        raise RunError(f"{root} holds {values[0].name} and {values[1].name}: only one of them can be meant")
+        raise RunError(f"{root} contains both {values[0].name} and {values[1].name}: remove one of them")
     if values and labels.exists():
         return values[0], labels
     fault = f"lacks {labels.name}" if values else f"holds neither {prefix}_images.npy nor {prefix}_rows.npy"
@@ -70,26 +70,26 @@ def _how_to_unpack(root: Path) -> str:
         return ""
     code = f"z = numpy.load({str(packed[0])!r}); [numpy.save(f'{{k}}.npy', z[k]) for k in z]"
     command = shlex.join(["python", "-c", f"import numpy; {code}"])
-    return f"; {packed[0].name} is not read, as it cannot be mapped; to unpack it: {command}"
+    return f"; {packed[0].name} is not read, since it cannot be mapped; to unpack it: {command}"
 
 
 def open_npy(path: Path) -> NDArray[Any]:
-    """Map a .npy file, read-only, without ever loading a pickle.
+    """Map a .npy file, read-only; pickles are never loaded.
 
     Raises:
-        RunError: it is no such file, holds objects, is cut short or too long, or is not in C order.
+        RunError: it is not a .npy file, contains objects, has a wrong length, or is not in C order.
     """
     try:
         shape, fortran_order, dtype, body_start = _read_header(path)
         if dtype.hasobject:
-            raise RunError(f"{path} holds Python objects, which are pickles and not read: save plain numbers")
+            raise RunError(f"{path} contains Python objects, which are pickles and not read: save plain numbers")
         expected, found = body_start + math.prod(shape) * dtype.itemsize, path.stat().st_size
         if found != expected:
             state = "truncated" if found < expected else "damaged"
             raise RunError(f"{path} is {state}: {found} bytes, {expected} expected for {shape} of {dtype}")
         if fortran_order and len(shape) > 1:
-            mend = "numpy.save(…, numpy.ascontiguousarray(…))"
-            raise RunError(f"{path} is in Fortran order, so that a sample is all over the file: {mend} puts it right")
+            remedy = "save it with numpy.save(…, numpy.ascontiguousarray(…))"
+            raise RunError(f"{path} is in Fortran order, which scatters each sample over the file; {remedy}")
         if not expected - body_start:
             raise RunError(f"{path} is empty: {shape} of {dtype}")
         return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
@@ -101,19 +101,19 @@ def _read_header(path: Path) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]
     with path.open("rb") as file:
         start = file.read(6)
         if start != b"\x93NUMPY":
-            raise RunError(f"{path} is no .npy file: it starts with {start.hex(' ') or 'nothing'}")
+            raise RunError(f"{path} is not a .npy file: it starts with {start.hex(' ') or 'nothing'}")
         file.seek(0)
         try:
             version = npy.read_magic(file)
-            # Versions 2 and 3 differ in the encoding of names of fields only, which no file of numbers has.
+            # Versions 2 and 3 differ only in the encoding of field names, which files of numbers do not have.
             read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
             return *read(file), file.tell()
-        except Exception as error:  # the header is a piece of Python's syntax, which can be damaged in any way
+        except Exception as error:  # the header is Python syntax: damage may raise any exception
             raise RunError(f"{path} is damaged in its header: {error}") from None
 
 
 def _digest(pairs: list[tuple[Path, Path]], report: ReportProgress) -> Arrays:
-    """Labels as int64, and the moments of the training values, after all checks."""
+    """Check all files; return labels as int64, and mean and std of the training values."""
     arrays: dict[str, NDArray[Any]] = {}
     for part, (path, labels_path) in zip(("train", "test"), pairs, strict=True):
         values, labels = open_npy(path), open_npy(labels_path)
@@ -142,5 +142,5 @@ def _check(values: NDArray[Any], labels: NDArray[Any], path: Path) -> None:
     if values.dtype in (np.int64, np.uint64):  # smaller integers are exact in float64
         wrong = [k for k in range(values.shape[1]) if loses_digits(values[:, k].astype(np.longdouble))]
         if wrong:
-            fault = f"feature {wrong[0]} has values of more digits than float64 keeps, which differ too little"
+            fault = f"feature {wrong[0]} has values that differ by less than float64 can represent"
             raise RunError(f"{path}: {fault}; subtract a constant from it")

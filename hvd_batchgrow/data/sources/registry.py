@@ -1,4 +1,4 @@
-"""The registry of sources: from `[data]` of a job to samples."""
+"""The registry of sources, which loads the samples of a job's `[data]`."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from hvd_batchgrow.data.sources.user import load_own
 from hvd_batchgrow.messages.errors import Fault, JobError, RunError
 
 Loader = Callable[[DataSection, int, ReportProgress], DatasetPair]
-"""Given the section, the seed, and whom to tell what takes long."""
+"""Called with the section, the seed, and a function for progress reports."""
 
 
 _MOST_CLASSES = 1 << 20
-"""That labels may show without the job's saying so: a bit that has flipped would ask for a network of any size."""
+"""Most classes that labels may imply without `data.num_classes`: a flipped bit could imply a network of any size."""
 
 
 def _encoded(module: str) -> Loader:
-    """A loader that is imported when it is used: decoders take a while to import."""
+    """Return a loader that imports its module on first use: decoders are slow to import."""
 
     def load(data: DataSection, seed: int, report: ReportProgress) -> DatasetPair:
         return importlib.import_module(f"hvd_batchgrow.data.sources.{module}").load(data, report)  # type: ignore[no-any-return]
@@ -54,36 +54,36 @@ LOADERS: dict[str, Loader] = {
 
 
 def load_source(data: DataSection, seed: int, report: ReportProgress) -> DatasetPair:
-    """Open a source, fetching or indexing it first where that is needed.
+    """Open a source; download or index it first if necessary.
 
     Args:
         data: the section of the job.
-        seed: of the job; draws what is held out, and synthetic samples.
-        report: told of what takes long.
+        seed: of the job; draws held-out rows and synthetic samples.
+        report: called with the progress of long operations.
 
     Raises:
         JobError: the section does not fit the source.
-        RunError: the source is missing, damaged, or not as large as the job says.
+        RunError: the source is missing, damaged, or of another size than the job states.
     """
     _raise_faults(check_data(data))
     source = LOADERS[data.source](data, seed, report) if data.source in LOADERS else load_own(data)
     if ":" in data.source:
         _raise_faults(check_data(data, source.train.kind))
     if data.num_classes is None and source.num_classes > _MOST_CLASSES:
-        fault = f"its largest label is {source.num_classes - 1}, which is no class: is a file damaged?"
+        fault = f"its largest label is {source.num_classes - 1}, which is not plausible: is a file damaged?"
         raise RunError(f"{data.root or data.source}: {fault} If not, set data.num_classes = {source.num_classes}")
     planned, found = known_num_samples(data), len(source.train)
     if planned != found:
         said = (
             f"data.num_samples = {planned}" if data.num_samples else f"{data.source!r} has {planned} training samples"
         )
-        remedy = f"data.num_samples = {found} would be right"
+        remedy = f"set data.num_samples = {found}"
         raise RunError("\n  ".join([f"{said}, but {found} training samples were found; {remedy}", *source.notes]))
     return _with_overrides(source, data)
 
 
 def _with_overrides(source: DatasetPair, data: DataSection) -> DatasetPair:
-    """What the job says of classes and normalisation goes over what was found."""
+    """Check and apply the job's number of classes, mean and std, which take precedence over the source's."""
     channels = source.train.shape[-1]
     faults = [
         Fault(
@@ -97,12 +97,10 @@ def _with_overrides(source: DatasetPair, data: DataSection) -> DatasetPair:
         faults.append(Fault("data.num_classes", f"{data.num_classes} is below the {source.num_classes} of the source"))
     if source.train.kind == "images" and data.crop_padding >= min(source.train.shape[:2]):
         height, width, _ = source.train.shape
-        fault = (
-            f"{data.crop_padding}: a crop of an image of {height} × {width} could show nothing but the zeros around it"
-        )
+        fault = f"{data.crop_padding}: a crop of a {height} × {width} image could consist of padding only"
         faults.append(Fault("data.crop_padding", f"{fault}; use < {min(height, width)}"))
     if max(source.num_classes, data.num_classes or 0) == 1:
-        fault = "1: every label is 0, so that the loss is 0 and the accuracy 100 % before anything is learned"
+        fault = "1: every label is 0, so the loss is 0 and the accuracy 100 % before training"
         faults.append(Fault("data.num_classes", fault))
     _raise_faults(faults)
     return replace(

@@ -1,4 +1,4 @@
-"""What is known of a source without touching it: its size, its kind, and which keys of `[data]` it uses."""
+"""Facts about sources that need no data: size, kind, and the keys of `[data]` that each source uses."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _KEYS: dict[str, set[str]] = {
     "synthetic_images": {"shape", "test_fraction"},
     "synthetic_rows": {"shape", "test_fraction"},
 }
-"""The keys that each source uses to find its samples, beside those of all. A source of the user's own may use all."""
+"""Keys that each source uses to find its samples, besides the common ones. A user's source may use all keys."""
 
 _KEYS_OF_ALL = {"source", "num_samples", "num_classes", "mean", "std", "pipeline"}
 
@@ -45,34 +45,34 @@ _KEYS_OF_KIND: dict[Kind, set[str]] = {
     "rows": set(),
     "encoded": {"hflip", "channels_last", "dtype", "on_bad_sample", "apply_orientation"} | _CROP,
 }
-"""What is done to a sample: the keys that each kind uses."""
+"""Keys that each kind of samples uses for preprocessing."""
 
 _LONGEST = 10
-"""Times its height, the width of a window that somebody may want."""
+"""Largest plausible ratio of a window's sides."""
 _KIND_TEXT: dict[Kind, str] = {"images": "images of one size", "rows": "rows", "encoded": "encoded images"}
 _INSTEAD = {("image_size", "images"): "; use data.crop_padding", ("crop_padding", "encoded"): "; use data.image_size"}
 
 
 def known_num_samples(data: DataSection) -> int:
-    """N without touching the data: what the job says, or what is known of the source.
+    """Return N without reading the data: from the job, or the known size of the source.
 
     Raises:
-        JobError: neither is there.
+        JobError: the job does not state it, and the size of the source is unknown.
     """
     known = data.num_samples or _NUM_TRAIN.get(data.source)
     if data.source == "covtype" and known is None:
         known = _COVTYPE_ROWS - num_held_out(_COVTYPE_ROWS, data.test_fraction)
     if known is None:
         fault = (
-            f"is needed: the size of a source {data.source!r} is not known; write the number of training samples "
-            "under [data]: with any number, train tells the right one"
+            f"is needed: the size of a source {data.source!r} is not known; set the number of training samples "
+            "under [data]: if it is wrong, train reports the right number"
         )
         raise JobError([Fault("data.num_samples", fault)])
     return known
 
 
 def known_kind(source: str) -> Kind | None:
-    """What the samples of a source are; None: its own code decides (`module:function`)."""
+    """Return the kind of a source's samples; None if the user's code decides (`module:function`)."""
     if ":" in source:
         return None
     if source in {"imagenet", "image_folder", "webdataset", "tfrecord"}:
@@ -81,13 +81,13 @@ def known_kind(source: str) -> Kind | None:
 
 
 def check_data(data: DataSection, kind: Kind | None = None) -> list[Fault]:
-    """All that is wrong with `[data]` as far as it can be told without the data.
+    """Return all faults of `[data]` that can be found without the data.
 
-    No key may be there that would be ignored. A key with its default value counts as not there.
+    A key that would be ignored is a fault, unless it has its default value.
 
     Args:
         data: the section.
-        kind: of the samples, once loaded; None: as known by the source's name, or not known yet.
+        kind: of the loaded samples; None: follows from the source's name, or is not known yet.
     """
     given = {key for key, field in type(data).model_fields.items() if getattr(data, key) != field.default}
     kind = kind or known_kind(data.source)
@@ -135,19 +135,17 @@ def _crop_faults(data: DataSection, kind: Kind | None, given: set[str]) -> list[
         faults.append(Fault("data.image_size", f"is needed: {data.source!r} has images of any size; 224 is usual"))
     elif data.image_size is None and kind is None:
         lonely = given & _CROP
-        faults += [
-            Fault(f"data.{key}", "is used together with data.image_size only, which is missing") for key in lonely
-        ]
+        faults += [Fault(f"data.{key}", "requires data.image_size, which is missing") for key in lonely]
     if data.image_size and data.eval_resize and data.eval_resize < data.image_size:
-        fault = f"{data.eval_resize} is below data.image_size = {data.image_size}: there is no such centre to cut out"
+        fault = f"{data.eval_resize} is below data.image_size = {data.image_size}: the centre crop would not fit"
         faults.append(Fault("data.eval_resize", f"{fault}; use >= {data.image_size}"))
     faults += [
-        Fault(f"data.{key}", f"must be [least, largest], got [{low:g}, {high:g}]; try [{high:g}, {low:g}]")
+        Fault(f"data.{key}", f"must be [min, max], got [{low:g}, {high:g}]; try [{high:g}, {low:g}]")
         for key, (low, high) in (("crop_scale", data.crop_scale), ("crop_ratio", data.crop_ratio))
         if low > high
     ]
     if max(data.crop_scale) > 1:
-        fault = f"{max(data.crop_scale):g} of the image's area is more than all of it; use <= 1"
+        fault = f"{max(data.crop_scale):g} exceeds 1, the area of the whole image; use <= 1"
         percent = f", or [{', '.join(f'{share / 100:g}' for share in data.crop_scale)}] for percent"
         faults.append(Fault("data.crop_scale", fault + (percent if max(data.crop_scale) <= 100 else "")))
     low, high = data.crop_ratio
@@ -161,15 +159,13 @@ def _crop_faults(data: DataSection, kind: Kind | None, given: set[str]) -> list[
 def _held_out_faults(data: DataSection) -> list[Fault]:
     if data.source == "covtype" and not data.test_fraction:
         return [
-            Fault(
-                "data.test_fraction", "is needed: 'covtype' has no test set of its own; 0.2 keeps a fifth for testing"
-            )
+            Fault("data.test_fraction", "is needed: 'covtype' has no separate test set; 0.2 keeps a fifth for testing")
         ]
     if data.test_fraction and data.test is not None:
         return [
             Fault(
                 "data.test_fraction",
-                f"contradicts data.test = {data.test!r}: both say what is tested on; leave one out",
+                f"contradicts data.test = {data.test!r}: both define the test set; remove one",
             )
         ]
     return []
@@ -177,14 +173,14 @@ def _held_out_faults(data: DataSection) -> list[Fault]:
 
 def _category_faults(data: DataSection, given: set[str]) -> list[Fault]:
     lonely = sorted(given & _CATEGORIES - {"categorical"}) if not data.categorical else []
-    return [Fault(f"data.{key}", "is used together with data.categorical only, which is missing") for key in lonely]
+    return [Fault(f"data.{key}", "requires data.categorical, which is missing") for key in lonely]
 
 
 def _synthetic_faults(data: DataSection) -> list[Fault]:
     faults = []
     if data.source.startswith("synthetic_"):
         if data.num_samples is None:
-            fault = f"is needed: {data.source!r} has as many samples as are asked for"
+            fault = f"is needed: {data.source!r} generates this number of samples"
             faults.append(Fault("data.num_samples", fault))
         wanted = ("height", "width", "channels") if data.source == "synthetic_images" else ("features",)
         if data.shape is not None and len(data.shape) != len(wanted):

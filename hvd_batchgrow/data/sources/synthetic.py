@@ -1,4 +1,4 @@
-"""Made-up samples: any number of them, in no memory, faster than they are used."""
+"""Synthetic samples, computed on demand: any number, without memory, faster than training consumes them."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from hvd_batchgrow.data.order.philox import philox4x32
 from hvd_batchgrow.data.sources.specs import known_num_samples
 
 _DOMAIN = np.uint64(0xFFFFFFFF)
-"""Fourth word of the counter. The draws of `sample_draws`, under the same key, have small numbers there."""
+"""Fourth word of the counter. It is small in the draws of `sample_draws`, which use the same key."""
 _POSITIONS = {"images": 1 << 20, "rows": 1 << 18}
 """Windows of a bank, a power of two: a bank of a megabyte stays in a core's cache."""
 _BLOCK_BYTES = 1 << 16
-"""Made at once: so few that nothing leaves the cache between the steps."""
+"""Computed at once: few enough to stay in the cache between the steps."""
 
 
 class SyntheticLabels:
@@ -41,11 +41,11 @@ class SyntheticLabels:
         return len(self._ids)
 
     def __getitem__(self, ids: Ids, /) -> NDArray[np.int64]:
-        """Class of each, int64 (n,)."""
+        """Return the class of each sample, int64 (n,)."""
         return self.of_words(self.words(ids))
 
     def words(self, ids: Ids) -> NDArray[np.uint64]:
-        """Four random 32-bit words of each sample, (4, n). Raises IndexError for an id outside 0 … N - 1."""
+        """Return four random 32-bit words per sample, (4, n). Raise IndexError for an id outside 0 … N - 1."""
         ids = np.asarray(ids, dtype=np.int64)
         if len(ids) and (ids.min() < 0 or ids.max() >= len(self)):
             raise IndexError(f"ids {ids.min()} … {ids.max()} are not in 0 … {len(self) - 1}")
@@ -55,7 +55,7 @@ class SyntheticLabels:
         return philox4x32(counter, (self._seed & 0xFFFFFFFF, self._seed >> 32))
 
     def of_words(self, words: NDArray[np.uint64]) -> NDArray[np.int64]:
-        """⌊w C / 2³²⌋ of the first word."""
+        """Return ⌊w C / 2³²⌋ for the first word w."""
         scaled: NDArray[np.uint64] = words[0] * np.uint64(self._num_classes)
         return (scaled >> np.uint64(32)).astype(np.int64)
 
@@ -63,12 +63,12 @@ class SyntheticLabels:
 class SyntheticDataset:
     """Noise around a pattern for each class, a pure function of seed and id.
 
-    With two windows at random places of a bank of random numbers,
+    With windows at two random positions i and j of a bank of random numbers,
 
         sample = pattern[label] + bank[i : i + size] + bank[j : j + size].
 
-    Images: the pattern is 4 × 4 patches of one colour each, 0 … 63, and the numbers are 0 … 95. Rows: the
-    patterns are normal with deviation ½, the noise with deviation 1.
+    For images, the pattern is 4 × 4 patches of one colour each, 0 … 63, and the bank holds 0 … 95. For rows, patterns
+    are normal with std ½, and the noise is normal with std 1.
 
     Args:
         kind: images or rows.
@@ -111,18 +111,17 @@ class SyntheticDataset:
 
 
 def load(data: DataSection, seed: int) -> DatasetPair:
-    """The sources `synthetic_images` and `synthetic_rows`.
+    """Load the sources `synthetic_images` and `synthetic_rows`.
 
-    Training samples are 0 … N - 1 and test samples the T that follow, T being the share `data.test_fraction` of N,
-    rounded up, and at least ten for each class. Mean and deviation are those of the first few thousand
-    training samples.
+    Training samples are 0 … N - 1. They are followed by T test samples, where T is ⌈`data.test_fraction` · N⌉, and at
+    least ten per class. Mean and std are those of the first few thousand training samples.
 
     Args:
-        data: says how many samples, of what shape (32 × 32 × 3, or 54), and of how many classes (10).
+        data: sets the number of samples, their shape (default 32 × 32 × 3, or 54) and the classes (default 10).
         seed: of the job.
 
     Raises:
-        JobError: the job does not say how many samples.
+        JobError: the job does not set the number of samples.
     """
     kind: Kind = "images" if data.source == "synthetic_images" else "rows"
     shape = data.shape or ((32, 32, 3) if kind == "images" else (54,))
@@ -137,7 +136,7 @@ def load(data: DataSection, seed: int) -> DatasetPair:
 def _image_tables(
     generator: np.random.Generator, shape: tuple[int, ...], num_classes: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Patterns (C, H·W·channels) and bank; 63 + 95 + 95 stays a byte."""
+    """Return patterns (C, H·W·channels) and bank; 63 + 95 + 95 fits into a byte."""
     height, width, channels = shape
     patches = generator.integers(0, 64, (num_classes, 4, 4, channels), dtype=np.uint8)
     patterns = patches[:, np.arange(height) * 4 // height][:, :, np.arange(width) * 4 // width]
@@ -148,7 +147,7 @@ def _image_tables(
 def _row_tables(
     generator: np.random.Generator, shape: tuple[int, ...], num_classes: int
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Patterns (C, features) and bank; two numbers of variance ½ add up to variance 1."""
+    """Return patterns (C, features) and bank; the sum of two numbers of variance ½ has variance 1."""
     patterns = generator.standard_normal((num_classes, *shape), dtype=np.float32) * np.float32(0.5)
     bank = generator.standard_normal(_POSITIONS["rows"] + shape[0] - 1, dtype=np.float32) * np.float32(0.5**0.5)
     return patterns, bank

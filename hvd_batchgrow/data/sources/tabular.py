@@ -1,4 +1,4 @@
-"""Tables: csv and parquet files, and the forest cover type of scikit-learn."""
+"""Tables: csv and parquet files, and the forest cover types of scikit-learn."""
 
 from __future__ import annotations
 
@@ -27,24 +27,25 @@ _PARSING = (
     *("label", "text_labels", "header", "separator", "decimal", "ignore_columns"),
     *("missing", "missing_values", "categorical"),
 )
-"""Keys of `[data]` that decide what is kept of a file."""
+"""Keys of `[data]` that affect the parsed table."""
 
 
 def load(data: DataSection, seed: int, report: ReportProgress) -> DatasetPair:
-    """The sources `csv` and `parquet`: parsed once into the cache, and mapped from there.
+    """Load the sources `csv` and `parquet`: parsed once into the cache, and mapped from there.
 
-    The test samples are, in this order: the files of `data.test`; the share `data.test_fraction` of the training
-    rows; test.csv (test.parquet). Labels are whole numbers 0 … C - 1 (or 1 … C), or texts, which are numbered in the
-    order of their characters. Numbers are kept as float32 if this loses nothing, else as float64.
+    The test samples are the first of these that the job or the folder has: the files of `data.test`; the fraction
+    `data.test_fraction` of the training rows; test.csv (test.parquet). Labels are whole numbers 0 … C - 1 (or 1 … C),
+    or texts, which are numbered in the order of their characters. Numbers are stored as float32 if that is exact, else
+    as float64.
 
     Args:
         data: the section.
-        seed: draws the rows that are held out.
-        report: told of the parsing.
+        seed: draws the held-out rows.
+        report: called with the progress of parsing.
 
     Raises:
         JobError: no root, no such column, or the labels do not show which classes there are.
-        RunError: a file is missing or damaged, there is nothing to test on, or a cell is not what it must be.
+        RunError: a file is missing or damaged, the test set is missing, or a cell is invalid.
     """
     root = need_root(data, f"the folder of its {data.source} files")
     train = find_files(root, data.train, data.source, "data.train")
@@ -60,12 +61,12 @@ def load(data: DataSection, seed: int, report: ReportProgress) -> DatasetPair:
 
 
 def load_covtype(data: DataSection, seed: int, report: ReportProgress) -> DatasetPair:
-    """The source `covtype`: `data.root` is covtype.data[.gz] or its folder; without one, scikit-learn fetches it.
+    """Load the source `covtype`: `data.root` is covtype.data[.gz] or its folder; without it, scikit-learn downloads it.
 
-    Cover types 1 … 7 become 0 … 6. The share `data.test_fraction` of the rows is tested on.
+    Cover types 1 … 7 become 0 … 6. The fraction `data.test_fraction` of the rows is the test set.
 
     Raises:
-        RunError: missing or damaged, or scikit-learn is missing or cannot fetch it.
+        RunError: missing or damaged, or scikit-learn is missing or cannot download it.
     """
     path = None if data.root is None else _find_covtype(Path(data.root))
     name = str(path or "scikit-learn's covtype")
@@ -77,27 +78,29 @@ def load_covtype(data: DataSection, seed: int, report: ReportProgress) -> Datase
 
 
 def find_files(root: Path, given: str | None, kind: str, key: str) -> list[Path]:
-    """The files of a set: what a key of the job says, or the one that goes by habit.
+    """Return the files of a set: those that the job names, or the one with the conventional name.
 
     Args:
-        root: they are below it.
-        given: a file, a folder or a pattern; None: train.csv or test.csv, possibly packed, or .parquet.
+        root: the folder to which names are relative.
+        given: a file, a folder or a pattern; None: train.csv or test.csv, possibly compressed, or .parquet.
         kind: csv or parquet.
         key: data.train or data.test.
 
     Raises:
-        RunError: nothing is there, or two go by habit.
+        RunError: no file matches, or two files have a conventional name.
     """
-    habits = [f"{key.removeprefix('data.')}{suffix}" for suffix in _SUFFIXES[kind]]
-    found = _matching(root, given, kind) if given else [root / habit for habit in habits if (root / habit).is_file()]
+    conventional = [f"{key.removeprefix('data.')}{suffix}" for suffix in _SUFFIXES[kind]]
+    found = _matching(root, given, kind) if given else [root / name for name in conventional if (root / name).is_file()]
     if not given and len(found) > 1:
-        raise RunError(f"{root} holds {' and '.join(path.name for path in found)}: say which is meant with {key}")
+        raise RunError(f"{root} contains {' and '.join(path.name for path in found)}: choose one with {key}")
     if found:
         return found
-    mend = ", or data.test_fraction = 0.2 keeps a fifth of the training rows for it" if key == "data.test" else ""
+    remedy = (
+        ", or data.test_fraction = 0.2 keeps a fifth of the training rows for testing" if key == "data.test" else ""
+    )
     near = [str(path.relative_to(root)) for path in _matching(root, ".", kind)][:5]
-    there = f"there are {', '.join(near)}" if near else f"there is no {kind} file at all"
-    raise RunError(f"{root} holds no {given or habits[0]} ({there}); {key} names another{mend}")
+    there = f"there are {', '.join(near)}" if near else f"there are no {kind} files"
+    raise RunError(f"{root} does not contain {given or conventional[0]} ({there}); set {key}{remedy}")
 
 
 def _matching(root: Path, given: str, kind: str) -> list[Path]:
@@ -116,8 +119,8 @@ def _find_covtype(root: Path) -> Path:
     names = ("covtype.data", "covtype.data.gz")
     present = [path for path in (root, *(root / name for name in names)) if path.is_file()]
     if not present:
-        mend = "leave data.root out to have scikit-learn fetch it"
-        raise RunError(f"data.root = {root} is no file, and holds neither {' nor '.join(names)}; {mend}")
+        remedy = "without data.root, scikit-learn downloads it"
+        raise RunError(f"data.root = {root} is not a file, and does not contain {' or '.join(names)}; {remedy}")
     return present[0]
 
 
@@ -136,7 +139,7 @@ def _covtype(path: Path | None, report: ReportProgress) -> Arrays:
         report(f"reading {path.name}", path.stat().st_size, path.stat().st_size)
     wrong = np.flatnonzero((types < 1) | (types > _COVTYPE_CLASSES))
     if len(wrong):
-        fault = f"{types[wrong[0]]} is not a cover type, which are 1 … {_COVTYPE_CLASSES}"
+        fault = f"{types[wrong[0]]} is not a cover type, 1 … {_COVTYPE_CLASSES}"
         raise RunError(f"{name}, line {wrong[0] + 1}, last column: {fault}")
     names = np.array([str(k) for k in range(values.shape[1])])
     return {"names": names, "train_values": narrowed(values), "train_labels": types.astype(np.int64) - 1}
@@ -147,6 +150,6 @@ def _fetch_covtype() -> tuple[NDArray[Any], NDArray[Any]]:
     try:
         values, types = datasets.fetch_covtype(return_X_y=True)
     except OSError as error:
-        mend = "data.root names a covtype.data.gz that is there already"
-        raise RunError(f"scikit-learn could not fetch covtype: {error}; {mend}") from None
+        remedy = "set data.root to an existing covtype.data.gz"
+        raise RunError(f"scikit-learn could not download covtype: {error}; {remedy}") from None
     return np.asarray(values), np.asarray(types)

@@ -1,4 +1,4 @@
-"""TFRecord: records of tf.train.Example, read without TensorFlow."""
+"""TFRecord files of tf.train.Example, read without TensorFlow."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ from hvd_batchgrow.messages.errors import RunError
 
 _IMAGE_FEATURES = ("image/encoded", "image")
 _UNKNOWN_LABEL = np.iinfo(np.int64).min
-"""Of a record whose checksum is wrong."""
+"""Stands for the label of a record with a wrong checksum."""
 _HEADER, _CHECKSUM = struct.Struct("<QI"), struct.Struct("<I")
 
-# TensorFlow's example.proto, without its floats. TensorBoard does not bring it, and the modules that do
-# put it into the pool of all messages: where TensorFlow is installed too, that ends the process.
+# TensorFlow's example.proto, without floats. TensorBoard does not include it. Packages that do register it in the
+# global pool of messages, which aborts the process if TensorFlow is imported too.
 _SCHEMA = """
 name: "hvd_batchgrow/example.proto" package: "tensorflow" syntax: "proto3"
 message_type { name: "BytesList" field { name: "value" number: 1 type: TYPE_BYTES label: LABEL_REPEATED } }
@@ -66,26 +66,26 @@ message_type {
 
 
 class Record(NamedTuple):
-    """What a shard is made of."""
+    """A record of a shard."""
 
     number: int
-    """In its shard, from 0."""
+    """Index in the shard, from 0."""
     offset: int
-    """Where its bytes start, behind the header."""
+    """Start of its data, after the header."""
     data: bytes
     is_whole: bool
-    """The checksum of the bytes is right."""
+    """Whether the checksum of the data is right."""
 
 
 def load(data: DataSection, report: ReportProgress) -> DatasetPair:
-    """Index the shards of `data.root`, checking all their checksums.
+    """Index the shards of `data.root`, and check all checksums.
 
-    The image is feature `image/encoded` or `image`; the label feature `data.label`, by habit
+    The image is feature `image/encoded` or `image`; the label is feature `data.label`, by default
     `image/class/label` or `label`. See `first_label` for labels that count from 1.
 
     Raises:
-        JobError: no `data.root`, a label that has no name, or labels that may count from 0 or from 1.
-        RunError: shards or samples that are missing or damaged.
+        JobError: no `data.root`, `data.label` is a number, or labels may count from 0 or from 1.
+        RunError: shards or samples are missing or damaged.
     """
     train, test = load_sets(data, _FORMAT, report)
     report_bad(train, data.on_bad_sample)
@@ -98,7 +98,7 @@ def _counted_from(first: int, samples: EncodedDataset) -> EncodedDataset:
     unknown = samples.labels == _UNKNOWN_LABEL
     if not first and not unknown.any():
         return samples
-    # Bad samples are never used: any label will do.
+    # Bad samples are never used, so any label will do.
     return samples.labelled(np.where(unknown, 0, samples.labels - first))
 
 
@@ -113,7 +113,7 @@ def _read_shard(root: Path, name: str, faults: Faults, labels: tuple[str, ...]) 
 
 _FORMAT = ShardFormat(
     kind="tfrecord",
-    # As tensorflow/models names them, then tensorflow_datasets.
+    # The names used by tensorflow/models, then those of tensorflow_datasets.
     train=("train*", "*-train.tfrecord*"),
     test=("validation*", "val*", "test*", "*-validation.tfrecord*", "*-test.tfrecord*"),
     labels=("image/class/label", "label"),
@@ -122,10 +122,10 @@ _FORMAT = ShardFormat(
 
 
 def _records(path: Path, file: BinaryIO) -> Iterator[Record]:
-    """Records: uint64 length, its checksum, the bytes, theirs; all little-endian.
+    """Yield the records: uint64 length, its checksum, the data, its checksum; all little-endian.
 
     Raises:
-        RunError: the shard ends within a record, or a length is damaged: what follows cannot be found.
+        RunError: the shard ends within a record, or a length is damaged, so that later records cannot be found.
     """
     size, start = path.stat().st_size, 0
     for number in count():
@@ -138,7 +138,7 @@ def _records(path: Path, file: BinaryIO) -> Iterator[Record]:
         if masked_crc32c(header[:8]) != checksum:
             if number == 0:
                 refuse_compressed(path)
-            raise RunError(f"{place}: the checksum of its length is wrong: damaged, or no TFRecord")
+            raise RunError(f"{place}: the checksum of its length is wrong: damaged, or not a TFRecord")
         if (whole := _HEADER.size + length + _CHECKSUM.size) > left:
             raise RunError(f"{place} is truncated: {left} of {whole} bytes are left")
         data = file.read(length)
@@ -147,7 +147,7 @@ def _records(path: Path, file: BinaryIO) -> Iterator[Record]:
 
 
 def masked_crc32c(data: bytes) -> int:
-    """Checksum of TFRecord: the CRC turned right by 15 bits, plus a constant, so that CRCs of CRCs keep working."""
+    """Return TFRecord's checksum: the CRC rotated right by 15 bits, plus a constant, so that CRCs of CRCs work."""
     crc = crc32c(data)
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
@@ -165,7 +165,7 @@ def _entry(shard: str, record: Record, labels: tuple[str, ...]) -> Entry:
 
 
 def _position(record: bytes, image: bytes) -> int:
-    """Where an image lies in its record: its start is looked for first, as all of it would be slow to look for."""
+    """Return the position of an image in its record; searching for its first bytes is faster than for all."""
     start = record.index(image[:64])
     while not record.startswith(image, start):
         start = record.index(image[:64], start + 1)
@@ -186,7 +186,7 @@ def _features(data: bytes) -> Any:
     try:
         return _example_class().FromString(data).features.feature
     except DecodeError:
-        raise UnusableError("is no tf.train.Example") from None
+        raise UnusableError("is not a tf.train.Example") from None
 
 
 @cache

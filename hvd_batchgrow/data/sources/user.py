@@ -1,4 +1,4 @@
-"""Sources of the user's own: a function that is given `[data]` and returns a `DatasetPair`."""
+"""User-defined sources: a function that takes `[data]` and returns a `DatasetPair`."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from hvd_batchgrow.messages.errors import Fault, JobError, RunError
 
 
 def load_own(data: DataSection) -> DatasetPair:
-    """Call `module:function` with the section; the working directory is among the places modules come from.
+    """Call `module:function` with the section; modules are also searched in the working directory.
 
     Raises:
-        JobError: it cannot be imported, or what it returns is no `DatasetPair`.
-        RunError: it failed.
+        JobError: it cannot be imported, or does not return a valid `DatasetPair`.
+        RunError: it raised an exception.
     """
     try:
         function = find_callable(data.source)
@@ -36,21 +36,21 @@ def load_own(data: DataSection) -> DatasetPair:
     if faults:
         raise JobError([Fault("data.source", f"{data.source}: {fault}") for fault in faults])
     labels = source.train.labels, source.test.labels
-    if not all(isinstance(found, np.ndarray) for found in labels):  # computed ones may be any number
+    if not all(isinstance(found, np.ndarray) for found in labels):  # computed labels may be of any number
         return source  # type: ignore[no-any-return]
     notes = (*source.notes, *notes_on_classes(*labels, source.num_classes))
     return replace(source, notes=notes)  # type: ignore[no-any-return]
 
 
 def check_own(source: Any, shape: tuple[int, ...] | None = None) -> list[str]:
-    """What keeps an object from being a `DatasetPair`, member by member; of labels and samples the first are looked at.
+    """Return why an object is not a valid `DatasetPair`, member by member; only the first sample is fetched.
 
     Args:
-        source: what the user's function has returned.
+        source: returned by the user's function.
         shape: `data.shape`, which confirms an unusual shape of images.
 
     Raises:
-        RunError: a label is out of range, or the images are hardly (H, W, C).
+        RunError: a label is out of range, or the shape of images is implausible for (H, W, C).
     """
     if not isinstance(source, DatasetPair):
         return [f"must return a hvd_batchgrow.data.datasets.dataset.DatasetPair, returned {type(source).__name__}"]
@@ -62,10 +62,10 @@ def check_own(source: Any, shape: tuple[int, ...] | None = None) -> list[str]:
     faults = [f"{part}: {fault}" for part, samples in sets for fault in _sample_faults(samples)]
     if (source.train.kind, source.train.shape) != (source.test.kind, source.test.shape):
         kinds = f"{source.train.kind} {source.train.shape} and {source.test.kind} {source.test.shape}"
-        faults.append(f"train and test must be alike, and are {kinds}")
+        faults.append(f"train and test must have the same kind and shape, and are {kinds}")
     faults += _constant_faults(source)
     if not faults:
-        if source.train.kind == "images":  # whose code may use data.shape for anything else too
+        if source.train.kind == "images":  # the user's code may use data.shape for other purposes
             check_layout(source.train.shape, shape if shape == source.train.shape else None, "data.source, train")
         for part, samples in sets:
             check_labels(_first_labels(samples), source.num_classes, f"data.source, {part}")
@@ -79,7 +79,7 @@ def _sample_faults(samples: Dataset) -> list[str]:
     if len(samples.shape) != axes[samples.kind]:
         return [f"shape of {samples.kind} must have {axes[samples.kind]} numbers, is {samples.shape}"]
     if not len(samples):
-        return ["holds nothing"]
+        return ["is empty"]
     faults = []
     sizes = (len(samples) if samples.kind == "encoded" else 0, 2)
     if samples.sizes.shape != sizes:
@@ -95,7 +95,7 @@ def _sample_faults(samples: Dataset) -> list[str]:
 
 
 def _first_labels(samples: Dataset) -> Any:
-    """All of an array, and of labels that are computed the first million."""
+    """Return all labels of an array, or the first million of computed labels."""
     if isinstance(samples.labels, np.ndarray):
         return samples.labels
     return np.asarray(samples.labels[np.arange(min(len(samples), 10**6))])

@@ -1,4 +1,4 @@
-"""WebDataset: samples in uncompressed tar files, a few members each."""
+"""WebDataset: uncompressed tar files in which each sample is a few members."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ IMAGE_EXTENSIONS = frozenset(("jpg", "jpeg", "png", "ppm", "pgm", "pbm", "pnm", 
 _NAME = re.compile(r"((?:.*/)?[^./]+)\.([^/]*)$", re.DOTALL)
 _META = re.compile(r"__[^/]*__($|/)")
 _END_BYTES = 1 << 20
-"""What is looked at behind the last member; writers pad to 10 KiB."""
+"""Bytes checked after the last member; writers pad to 10 KiB."""
 
 
 class Member(NamedTuple):
@@ -36,24 +36,24 @@ class Member(NamedTuple):
 
     name: str
     key: str
-    """Of its sample: the path up to the first dot of its last part."""
+    """Key of its sample: the path up to the first dot of its last part."""
     extension: str
-    """What follows that dot, in small letters."""
+    """The text after that dot, in lower case."""
     offset: int
-    """Where its bytes start in the tar file."""
+    """Start of its data in the tar file."""
     length: int
 
 
 def load(data: DataSection, report: ReportProgress) -> DatasetPair:
     """Index the shards of `data.root` and check them.
 
-    Members that follow each other and share a key are a sample: one image, and a label. The label is a
-    number in a member of its own, `key.cls`, or a field of `key.json`; `data.label` names the extension
-    or the field; by habit cls, then label.
+    Adjacent members with the same key are a sample: one image and a label. The label is a number in a separate
+    member, `key.cls`, or a field of `key.json`. `data.label` names the extension or the field; by default cls, then
+    label.
 
     Raises:
-        JobError: no `data.root`, or a label that has no name.
-        RunError: shards or samples that are missing or damaged.
+        JobError: no `data.root`, or `data.label` is a number.
+        RunError: shards or samples are missing or damaged.
     """
     train, test = load_sets(data, _FORMAT, report)
     return encoded_source(data, train, test, data.num_classes)
@@ -70,7 +70,7 @@ def _read_shard(root: Path, name: str, faults: Faults, labels: tuple[str, ...]) 
 
 _FORMAT = ShardFormat(
     kind="webdataset",
-    # Compressed ones last: only to be told of them.
+    # Compressed shards come last, only to report them as an error.
     train=("*train*.tar", "*train*.tar.*", "*train*.tgz"),
     test=("*val*.tar", "*test*.tar", "*val*.tar.*", "*test*.tar.*", "*val*.tgz", "*test*.tgz"),
     labels=("cls", "label"),
@@ -79,14 +79,14 @@ _FORMAT = ShardFormat(
 
 
 def _members(path: Path, file: BinaryIO) -> Iterator[Member]:
-    """Files of a tar file that belong to samples. Raises RunError where it is damaged or cut."""
+    """Yield the members of a tar file that belong to samples. Raise RunError if it is damaged or truncated."""
     end = 0
     try:
         with tarfile.open(fileobj=file, mode="r:") as tar:
             while (info := tar.next()) is not None:
                 if (member := _member(info)) is not None:
                     yield member
-                tar.members.clear()  # type: ignore[attr-defined]  # they would pile up in there
+                tar.members.clear()  # type: ignore[attr-defined]  # otherwise the list grows with every member
                 end = tar.offset
     except (tarfile.TarError, ValueError) as error:
         refuse_compressed(path)
@@ -95,17 +95,17 @@ def _members(path: Path, file: BinaryIO) -> Iterator[Member]:
 
 
 def _check_end(path: Path, file: BinaryIO, end: int) -> None:
-    """The last member is followed by zeros; tarfile takes anything that is no member for the end."""
+    """Raise RunError unless zeros follow the last member: tarfile takes any invalid header for the end."""
     file.seek(end)
     tail = file.read(_END_BYTES)
     if len(tail) < tarfile.BLOCKSIZE:
         raise RunError(f"{path} is truncated at byte {end}: tar's end mark is missing, members may be too")
     if tail.count(0) < len(tail):
-        raise RunError(f"{path} is damaged at byte {end}: neither a member nor the end, which would be zeros only")
+        raise RunError(f"{path} is damaged at byte {end}: neither a member nor the end mark, which consists of zeros")
 
 
 def _member(info: tarfile.TarInfo) -> Member | None:
-    """None for what WebDataset passes over: no plain file, no extension, or a name such as `__meta__`."""
+    """Return a member; None if WebDataset skips it: not a regular file, no extension, or a name such as `__meta__`."""
     match = _NAME.match(info.name)
     if not info.isreg() or match is None or _META.match(info.name):
         return None
@@ -115,7 +115,7 @@ def _member(info: tarfile.TarInfo) -> Member | None:
 def _entry(shard: str, members: list[Member], labels: tuple[str, ...], file: BinaryIO) -> Entry:
     by_extension = {member.extension: member for member in members}
     if len(by_extension) < len(members):
-        raise UnusableError("two members have one extension: " + ", ".join(member.name for member in members))
+        raise UnusableError("two members have the same extension: " + ", ".join(member.name for member in members))
     images = [member for member in members if member.extension in IMAGE_EXTENSIONS]
     if len(images) != 1:
         names = ", ".join(member.extension for member in members)
@@ -133,7 +133,7 @@ def _bytes(file: BinaryIO, member: Member) -> bytes:
 
 
 def _label(contents: dict[str, bytes], names: tuple[str, ...]) -> int:
-    """The number in the first member that is named so, else in the first field of `.json`."""
+    """Return the number in the first member with one of these extensions, else in the first such field of `.json`."""
     for name in names:
         if name in contents:
             if not re.fullmatch(rb"\s*-?[0-9]{1,20}\s*", contents[name]):
@@ -145,9 +145,11 @@ def _label(contents: dict[str, bytes], names: tuple[str, ...]) -> int:
         raise UnusableError(f".json cannot be read: {error}") from None
     for name in names:
         if isinstance(fields, dict) and name in fields:
-            if type(fields[name]) is not int:  # True is an int, and no label
+            if type(fields[name]) is not int:  # True is an int, but not a label
                 raise UnusableError(f"field {name} of .json is {fields[name]!r}, must be an integer")
             return checked_label(fields[name])
     raise UnusableError(
-        "has no label: neither " + " nor ".join(f".{name}" for name in names) + ", nor such a field of .json"
+        "has no label: neither "
+        + " nor ".join(f".{name}" for name in names)
+        + ", nor a field of .json with such a name"
     )

@@ -1,4 +1,4 @@
-"""Cells of a column as float64 numbers or as texts, with all that are neither."""
+"""Convert the cells of a column to float64 numbers or texts, and collect the faults."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ Bits = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class CellFault:
-    """Cells of a column that cannot be used, for one reason."""
+    """Cells of a column that cannot be used for the same reason."""
 
     rows: Sequence[int]
-    """From 0, the first ten."""
+    """Rows of the first ten, from 0."""
     values: Sequence[str]
-    """What is there, of the first ten."""
+    """Contents of the first ten."""
     count: int
     what: tuple[str, str]
-    """`is missing`, `are missing`."""
+    """The fault in singular and plural: `is missing`, `are missing`."""
     remedy: str
 
 
@@ -42,7 +42,7 @@ class Numbers:
     """A column as numbers."""
 
     values: NDArray[np.float64]
-    """(n,) NaN where a cell is missing or cannot be used."""
+    """(n,) NaN if a cell is missing or invalid."""
     missing: Bits
     faults: tuple[CellFault, ...] = ()
 
@@ -53,22 +53,22 @@ class Texts:
 
     words: tuple[str, ...]
     codes: NDArray[np.int64]
-    """(n,) index into the words; -1 where a cell is missing."""
+    """(n,) index into the words; -1 if a cell is missing."""
 
 
 def cell_fault(cells: Any, wrong: Bits, what: tuple[str, str], remedy: str) -> CellFault:
-    """Describe the cells of a column that are marked."""
+    """Return the fault of the marked cells of a column."""
     rows = np.flatnonzero(wrong)
     first = rows[:NUM_SHOWN].tolist()
     return CellFault(first, [_shown(cells[row].as_py()) for row in first], len(rows), what, remedy)
 
 
 def type_fault(cells: Any, nouns: tuple[str, str], remedy: str) -> CellFault:
-    """Describe a column whose type is wrong.
+    """Return the fault of a column of a wrong type.
 
     Args:
-        cells: all of it.
-        nouns: what a cell, and several cells, must be.
+        cells: the column.
+        nouns: what one cell, and several cells, must be.
         remedy: what to do.
     """
     types, kind = need("pyarrow.types", "pyarrow"), cells.type
@@ -86,16 +86,16 @@ def _shown(value: Any) -> str:
 
 
 def as_numbers(cells: Any, name: str, data: DataSection) -> Numbers:
-    """Turn a column of features into float64.
+    """Convert a column of features to float64.
 
-    Texts of a csv file, integers, floating and decimal numbers keep their value; true and false are 1 and 0; dates
-    and time stamps are seconds since 1970-01-01 UTC (one without a zone is taken as UTC), times of day are seconds
-    since midnight, durations are seconds.
+    Numbers in csv texts, integers, floating-point and decimal numbers keep their value. True and false become 1 and 0.
+    Dates and time stamps become seconds since 1970-01-01 UTC; without a time zone, they are taken as UTC. Times of day
+    become seconds since midnight, and durations become seconds.
 
     Args:
         cells: a chunked array of pyarrow.
         name: of the column.
-        data: says what is missing, and what marks decimals.
+        data: defines missing values and the decimal mark.
     """
     types = need("pyarrow.types", "pyarrow")
     kind = cells.type
@@ -116,24 +116,24 @@ def as_numbers(cells: Any, name: str, data: DataSection) -> Numbers:
 
 
 def _refused(cells: Any, name: str) -> Numbers:
-    """A column of a type that is not numbers."""
+    """Return the fault of a column whose type is not numeric."""
     types, kind = need("pyarrow.types", "pyarrow"), cells.type
-    remedy = f"data.ignore_columns = [{name!r}] leaves it out"
+    remedy = f"data.ignore_columns = [{name!r}] skips it"
     if is_text(kind) or types.is_dictionary(kind):
-        remedy = f"data.categorical = [{name!r}] makes categories of it, {remedy}"
+        remedy = f"data.categorical = [{name!r}] treats it as categories, {remedy}"
     fault = type_fault(cells, ("a number", "numbers"), remedy)
     return Numbers(np.zeros(len(cells)), np.zeros(len(cells), dtype=np.bool_), (fault,))
 
 
 def is_text(kind: Any) -> bool:
-    """Whether a type of pyarrow is text, possibly as categories."""
+    """Return whether a type of pyarrow is text, or categories of text."""
     types = need("pyarrow.types", "pyarrow")
     kind = kind.value_type if types.is_dictionary(kind) else kind
     return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind))
 
 
 def _unit(types: Any, kind: Any) -> int | None:
-    """How many of a type's integers make a whole one, or a second; None: it does not hold integers."""
+    """Return how many units of an integer type are 1, or one second; None if the type is not based on integers."""
     if types.is_integer(kind) or types.is_date32(kind):
         return 1
     if types.is_date64(kind):
@@ -185,21 +185,21 @@ def _of_texts(cells: Any, name: str, data: DataSection) -> Numbers:
 
 
 def missing_texts(cells: Any, texts: Sequence[str] | None) -> Bits:
-    """Which cells of a column of texts are missing: empty, null, or one of these; None: one of `MISSING_TEXTS`."""
+    """Return which texts are missing: empty, null or one of the given texts; None: one of `MISSING_TEXTS`."""
     compute, arrow = need("pyarrow.compute", "pyarrow"), need("pyarrow", "pyarrow")
     listed = arrow.array(["", *(MISSING_TEXTS if texts is None else texts)])
     return compute.or_(compute.is_in(cells, value_set=listed), cells.is_null()).to_numpy()  # type: ignore[no-any-return]
 
 
 def _truth(present: Any) -> NDArray[np.float64] | None:
-    """1 for true and 0 for false, where a column holds nothing else."""
+    """Return 1 for true and 0 for false; None if the column has other texts."""
     if not {text for text in present.unique().to_pylist() if text is not None} <= set(_TRUTH):
         return None
     return np.array([_TRUTH.get(text, np.nan) for text in present.to_pylist()])
 
 
 def _checked(cells: Any, values: NDArray[np.float64], missing: Bits, remedy: str = "correct them") -> Numbers:
-    """Numbers whose cells are finite or missing; the others are faults."""
+    """Return the finite numbers, with all other cells that are not missing as faults."""
     wrong = ~np.isfinite(values) & ~missing
     if not wrong.any():
         return Numbers(values, missing)
@@ -208,21 +208,21 @@ def _checked(cells: Any, values: NDArray[np.float64], missing: Bits, remedy: str
 
 
 def _remedy(cells: Any, right: Bits, name: str, data: DataSection) -> str:
-    """What to do about texts among numbers, judged by the first of them."""
+    """Return the remedy for texts among numbers, judged by the first text."""
     if right.all():
         return ""
     first = cells[int(np.argmin(right))].as_py()
     if re.fullmatch(r"[+-]?\d*,\d+([eE][+-]?\d+)?", first) and data.decimal == ".":
         return 'data.decimal = "," if the comma marks decimals'
     if re.match(r"\d{4}-\d\d-\d\d", first):
-        return "a date in a csv file must be a number, such as seconds since 1970, or the file parquet"
+        return "write dates as numbers, such as seconds since 1970, or convert the file to parquet"
     if right.sum() > len(right) / 2:
         return 'write a number as 1000 or 1e3; data.missing_values = ["", …] lists texts that mean a missing value'
-    return f"data.categorical = [{name!r}] makes categories of it, data.ignore_columns = [{name!r}] leaves it out"
+    return f"data.categorical = [{name!r}] treats it as categories, data.ignore_columns = [{name!r}] skips it"
 
 
 def _is_suspicious(values: NDArray[np.float64]) -> bool:
-    """Whether values are so close to each other that their texts may differ by less than float64 can show."""
+    """Return whether values are so close that their texts may differ by less than the resolution of float64."""
     if not len(values):
         return False
     low, high = values.min(), values.max()
@@ -230,7 +230,7 @@ def _is_suspicious(values: NDArray[np.float64]) -> bool:
 
 
 def _texts_lose_digits(texts: Any) -> bool:
-    """`loses_digits` for texts of any number of digits."""
+    """Return `loses_digits` for texts with any number of digits."""
     distinct = texts.unique().to_pylist()
     if len(distinct) == 1:
         return False
@@ -243,11 +243,11 @@ def _texts_lose_digits(texts: Any) -> bool:
 
 
 def as_texts(cells: Any, missing: Bits) -> Texts:
-    """Turn a column of labels or categories into texts.
+    """Convert a column of labels or categories to texts.
 
     Args:
-        cells: texts, numbers or true and false; a whole number has no decimal point.
-        missing: (n,) which of them are.
+        cells: texts, numbers or booleans; whole numbers are written without a decimal point.
+        missing: (n,) which cells are missing.
     """
     compute, arrow = need("pyarrow.compute", "pyarrow"), need("pyarrow", "pyarrow")
     types = need("pyarrow.types", "pyarrow")
@@ -269,6 +269,6 @@ def sorted_words(words: set[str]) -> tuple[str, ...]:
 
 
 def recoded(texts: Texts, words: Sequence[str]) -> NDArray[np.int64]:
-    """Return each cell's index into other words, among which all its words are; -1 where it is missing."""
+    """Return each cell's index into other words, which contain all its words; -1 if the cell is missing."""
     index = {word: k for k, word in enumerate(words)}
     return np.array([*(index[word] for word in texts.words), -1], dtype=np.int64)[texts.codes]

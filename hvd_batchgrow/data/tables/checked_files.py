@@ -1,4 +1,4 @@
-"""One file of a table, every cell checked: numbers, categories and labels, or all that is wrong with it."""
+"""Check every cell of a table's file, and convert it to numbers, categories and labels."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ _LARGEST_LABEL = 2.0**53
 
 @dataclass(frozen=True)
 class TableFile:
-    """One file, checked."""
+    """One checked file."""
 
     table: RawTable
     names: tuple[str, ...]
-    """Of the features, in the order of the file."""
+    """Names of the features, in the order of the file."""
     values: NDArray[np.float64]
-    """(n, features) NaN where a number is missing; the column of a category is 0."""
+    """(n, features) NaN if a number is missing; columns of categories are 0."""
     categories: Mapping[int, Texts]
-    """By index among the features."""
+    """By index of the feature."""
     labels: NDArray[np.int64] | Texts
     missing: Bits
-    """(n,) rows without a label, or with a number or category missing."""
+    """(n,) whether a row lacks its label, a number or a category."""
     notes: tuple[str, ...]
 
 
@@ -54,11 +54,11 @@ def check_file(table: RawTable, data: DataSection, *, strict: bool) -> tuple[Tab
 
     Args:
         table: the file.
-        data: says which column is what, and what is done about missing cells.
+        data: defines the roles of columns and the treatment of missing cells.
         strict: as `find_roles`.
 
     Returns:
-        the file; and all that is wrong with it, one fault a line, empty if there is nothing.
+        the file, and its faults, one per line; empty if it has no faults.
 
     Raises:
         JobError, RunError: as `find_roles`.
@@ -91,20 +91,18 @@ def check_file(table: RawTable, data: DataSection, *, strict: bool) -> tuple[Tab
 
 
 def _missing_remedy(name: str) -> str:
-    return (
-        f"data.missing = 'mean' or 'drop_row' says what to do, data.ignore_columns = [{name!r}] leaves the column out"
-    )
+    return f"set data.missing = 'mean' or 'drop_row', or skip the column with data.ignore_columns = [{name!r}]"
 
 
 # --- categories ------------------------------------------------------------------------------
 
 
 def _category(cells: Any, name: str, data: DataSection) -> tuple[Texts, list[CellFault]]:
-    """A column of categories; in a csv file an empty cell is missing, and what `data.missing_values` lists."""
+    """Convert categories; in a csv file, empty cells and those in `data.missing_values` are missing."""
     if data.source == "parquet":
         missing = _null(cells)
         if not _has_words(cells.type):
-            fault = type_fault(cells, ("a category", "categories"), f"data.ignore_columns = [{name!r}] leaves it out")
+            fault = type_fault(cells, ("a category", "categories"), f"data.ignore_columns = [{name!r}] skips it")
             return Texts((), np.zeros(len(cells), dtype=np.int64)), [fault]
     else:
         missing = missing_texts(cells, data.missing_values or ())
@@ -112,7 +110,7 @@ def _category(cells: Any, name: str, data: DataSection) -> tuple[Texts, list[Cel
 
 
 def _plain(cells: Any) -> Any:
-    """The values of a column that is stored as categories; texts of any width as one type."""
+    """Return a column with categories replaced by their values, and all types of text as one type."""
     types = need("pyarrow.types", "pyarrow")
     cells = cells.cast(cells.type.value_type) if types.is_dictionary(cells.type) else cells
     return cells.cast("string") if is_text(cells.type) else cells
@@ -124,7 +122,7 @@ def _has_words(kind: Any) -> bool:
 
 
 def _null(cells: Any) -> Bits:
-    """Cells that are null or, of floating numbers, NaN."""
+    """Return which cells are null or NaN."""
     types = need("pyarrow.types", "pyarrow")
     nan_too = {"nan_is_null": True} if types.is_floating(cells.type) else {}
     return cells.is_null(**nan_too).to_numpy()  # type: ignore[no-any-return]
@@ -142,7 +140,7 @@ def _notes_on_words(table: RawTable, name: str, texts: Texts, data: DataSection)
 
 
 def _labels(cells: Any, name: str, data: DataSection) -> tuple[NDArray[np.int64] | Texts, Bits, list[CellFault]]:
-    """Labels as whole numbers, or as texts; which are missing; and what is wrong."""
+    """Return labels as whole numbers or texts, which of them are missing, and the faults."""
     if data.source == "csv":
         return _csv_labels(cells, name, data)
     types, missing = need("pyarrow.types", "pyarrow"), _null(cells)
@@ -155,7 +153,7 @@ def _labels(cells: Any, name: str, data: DataSection) -> tuple[NDArray[np.int64]
 
 
 def _csv_labels(cells: Any, name: str, data: DataSection) -> tuple[NDArray[np.int64] | Texts, Bits, list[CellFault]]:
-    """Numbers if all labels are, else texts. What could be either, or missing, is a fault that names the key."""
+    """Convert labels to numbers if all are numbers, else to texts. Ambiguous labels are faults that name the key."""
     compute = need("pyarrow.compute", "pyarrow")
     missing = missing_texts(cells, () if data.text_labels else data.missing_values or ())
     faults = _missing_labels(cells, missing, data)
@@ -180,13 +178,13 @@ def _csv_labels(cells: Any, name: str, data: DataSection) -> tuple[NDArray[np.in
 def _missing_labels(cells: Any, missing: Bits, data: DataSection) -> list[CellFault]:
     if not missing.any() or data.missing == "drop_row":
         return []
-    return [cell_fault(cells, missing, _MISSING, "data.missing = 'drop_row' leaves out rows without a label")]
+    return [cell_fault(cells, missing, _MISSING, "data.missing = 'drop_row' skips rows without a label")]
 
 
 def _whole(cells: Any, numbers: Numbers, data: DataSection) -> tuple[NDArray[np.int64], Bits, list[CellFault]]:
-    """Numbers as labels."""
+    """Convert numbers to labels."""
     values, missing = numbers.values, numbers.missing
-    known = np.where(np.isfinite(values), values, 0.5)  # half a class is wrong, as is what cannot be read
+    known = np.where(np.isfinite(values), values, 0.5)  # 0.5 marks unreadable labels as wrong: it is not a whole number
     wrong = ((known != np.floor(known)) | (np.abs(known) > _LARGEST_LABEL)) & ~missing
     faults = _missing_labels(cells, missing, data)
     if is_text(cells.type) and data.source == "parquet":
@@ -205,7 +203,7 @@ def _whole(cells: Any, numbers: Numbers, data: DataSection) -> tuple[NDArray[np.
 
 
 def _listed(table: RawTable, faults: Sequence[tuple[str, CellFault]]) -> str:
-    """All that is wrong with a file; empty if there is nothing."""
+    """Return the message with all faults of a file; empty if it has no faults."""
     lines = [*_ragged(table), *_columns(table, faults)]
     if len(lines) <= 1:
         return f"{table.path}: {lines[0]}" if lines else ""

@@ -1,4 +1,4 @@
-"""Files of columns: what pyarrow reads from csv and parquet, and which column is what."""
+"""Read csv and parquet files with pyarrow, and find the roles of their columns."""
 
 from __future__ import annotations
 
@@ -16,46 +16,46 @@ from hvd_batchgrow.data.tables.optional_packages import need
 from hvd_batchgrow.messages.errors import Fault, JobError, RunError
 
 NUM_SHOWN = 10
-"""Cells, rows or columns of a kind that a message names."""
+"""Most cells, rows or columns of a kind that a message lists."""
 _UNNAMED = re.compile(r"|Unnamed: \d+(\.\d+)*(_level_\d+)?|__index_level_\d+__")
-"""Names that pandas and R give to a column of row names, or that pandas gives to one when it reads it back."""
+"""Names that pandas and R give to a column of row names, on writing or on reading it back."""
 
 
 @dataclass(frozen=True)
 class RawTable:
-    """One file, read: nothing is converted yet."""
+    """One file as read, before any conversion."""
 
     path: Path
     names: tuple[str, ...]
     cells: tuple[Any, ...]
-    """Of each column, a chunked array of pyarrow: texts in a csv file, any type in a parquet file."""
+    """A chunked array of pyarrow for each column: texts from a csv file, any type from a parquet file."""
     form: CsvForm | None = None
-    """Of a csv file."""
+    """None for a parquet file."""
     ragged: tuple[tuple[int, str], ...] = ()
-    """Records of a csv file, from 0 and the header among them, with too many or too few fields, and what they are."""
+    """Numbers, from 0 and including the header, and descriptions of csv records with too many or too few fields."""
     index: tuple[str, ...] = ()
-    """Columns of a parquet file that pandas stored as the row index: they are not among the others."""
+    """Columns of a parquet file that pandas stored as the row index; `names` and `cells` do not include them."""
 
     @property
     def num_rows(self) -> int:
-        """Rows, without those that are ragged."""
+        """Number of rows, without ragged ones."""
         return len(self.cells[0]) if self.cells else 0
 
     def places(self, rows: Sequence[int]) -> list[str]:
-        """`line 3` of each of some rows, from 0, as an editor counts; of a parquet file `row 3`, from 1."""
+        """Return the location of rows, from 0: `line 3` of a csv file as editors count, `row 3` of a parquet file."""
         if self.form is None:
             return [f"row {row + 1}" for row in rows]
         records = [self._record(row) for row in rows]
         return [f"line {line}" for line in self._lines(records)]
 
     def ragged_places(self) -> list[str]:
-        """`line 3 has 2 fields`, of the first ragged rows."""
+        """Return `line 3 has 2 fields` for each of the first ragged rows."""
         shown = self.ragged[:NUM_SHOWN]
         lines = self._lines([record for record, _ in shown])
         return [f"line {line} {what}" for line, (_, what) in zip(lines, shown, strict=True)]
 
     def _record(self, row: int) -> int:
-        """The record of a row: the header and ragged records before it count."""
+        """Return the record number of a row, which counts the header and ragged records before it."""
         skipped = [number for number, _ in self.ragged]
         record = start = row + (self.form is not None and self.form.header)
         while (shifted := start + bisect_right(skipped, record)) != record:
@@ -69,14 +69,14 @@ class RawTable:
 
 
 def read_table(path: Path, data: DataSection) -> RawTable:
-    """Read a csv or parquet file. Raises RunError if it is missing, damaged, empty, or its form is not clear."""
+    """Read a csv or parquet file. Raise RunError if it is missing, damaged, empty or ambiguous."""
     if data.source == "parquet":
         return _read_parquet(path)
     return read_csv(path, csv_form(path, data.separator, data.header))
 
 
 def read_csv(path: Path, form: CsvForm) -> RawTable:
-    """Read all cells of a csv file, packed or not, as texts without spaces around.
+    """Read all cells of a csv file, compressed or not, as texts without surrounding spaces.
 
     Raises:
         RunError: missing, or not UTF-8.
@@ -89,7 +89,7 @@ def read_csv(path: Path, form: CsvForm) -> RawTable:
         except arrow.ArrowInvalid:
             ragged.clear()
             table = _csv_texts(path, form, ragged, threads=False)
-        if ragged:  # only one thread knows their numbers
+        if ragged:  # with several threads, their record numbers are unknown
             ragged.clear()
             table = _csv_texts(path, form, ragged, threads=False)
     except (OSError, arrow.ArrowException) as error:
@@ -107,7 +107,7 @@ def _csv_texts(path: Path, form: CsvForm, ragged: list[tuple[int, str]], *, thre
     def skip(row: Any) -> str:
         count = f"has {row.actual_columns} field{'' if row.actual_columns == 1 else 's'}"
         text = " ".join(row.text.split())[:60]
-        ragged.append(((row.number or 1) - 1, f"{count}, and the first line {row.expected_columns}: {text}"))
+        ragged.append(((row.number or 1) - 1, f"{count}, the first line has {row.expected_columns}: {text}"))
         return "skip"
 
     return csv.read_csv(
@@ -119,7 +119,7 @@ def _csv_texts(path: Path, form: CsvForm, ragged: list[tuple[int, str]], *, thre
             skip_rows_after_names=int(form.header),
         ),
         csv.ParseOptions(delimiter=form.separator, invalid_row_handler=skip, newlines_in_values=not threads),
-        # No cell is missing yet, and no column of digits is numbers: the job's keys decide.
+        # Keep all cells as texts: the job's keys decide which are missing and which are numbers.
         csv.ConvertOptions(column_types=dict.fromkeys(numbered, arrow.string()), strings_can_be_null=False),
     )
 
@@ -147,7 +147,7 @@ def _read_parquet(path: Path) -> RawTable:
     try:
         with parquet.ParquetFile(str(path)) as file:
             table = file.read()
-        table.validate(full=True)  # texts that are not UTF-8, categories beyond their list
+        table.validate(full=True)  # finds texts that are not UTF-8, and categories outside their list
     except (OSError, arrow.ArrowException) as error:
         raise RunError(f"{path} cannot be read: {error}") from None
     try:
@@ -156,16 +156,16 @@ def _read_parquet(path: Path) -> RawTable:
         raise RunError(f"{path} is damaged: the name of a column is not UTF-8 ({error.reason})") from None
     index = _pandas_index(table.schema)
     kept = [k for k, name in enumerate(table.column_names) if name not in index]
-    left_out = tuple(name for name in names if name in index)
-    return RawTable(path, tuple(names[k] for k in kept), tuple(table.column(k) for k in kept), index=left_out)
+    skipped = tuple(name for name in names if name in index)
+    return RawTable(path, tuple(names[k] for k in kept), tuple(table.column(k) for k in kept), index=skipped)
 
 
 def _pandas_index(schema: Any) -> set[str]:
-    """Columns that pandas' metadata calls the row index; a RangeIndex has none."""
+    """Return the columns that pandas' metadata names as the row index; a RangeIndex has no column."""
     try:
         columns = schema.pandas_metadata["index_columns"]
         return {name for name in columns if isinstance(name, str)}
-    except (TypeError, KeyError, ValueError):  # none, or damaged
+    except (TypeError, KeyError, ValueError):  # missing or damaged metadata
         return set()
 
 
@@ -174,12 +174,12 @@ def _pandas_index(schema: Any) -> set[str]:
 
 @dataclass(frozen=True)
 class Roles:
-    """Which column of a file is what, by index."""
+    """The roles of a file's columns, by index."""
 
     label: int
     features: tuple[int, ...]
     categorical: frozenset[int]
-    """Those among the features."""
+    """The categorical features."""
 
 
 def find_roles(table: RawTable, data: DataSection, *, strict: bool = True) -> Roles:
@@ -188,11 +188,11 @@ def find_roles(table: RawTable, data: DataSection, *, strict: bool = True) -> Ro
     Args:
         table: of one file.
         data: names the columns.
-        strict: a column to ignore must be there; else a file may lack it, as a test file the index of pandas.
+        strict: whether columns to ignore must exist; a test file, for instance, may lack pandas' index.
 
     Raises:
-        JobError: there is no such column, or it has two roles.
-        RunError: a column has no name and the job does not ignore it, or nothing is left to learn from.
+        JobError: a column does not exist, or has two roles.
+        RunError: a column has no name and the job does not ignore it, or no rows or features are left.
     """
     names = table.names
     _refuse_index(table, data)
@@ -206,7 +206,7 @@ def find_roles(table: RawTable, data: DataSection, *, strict: bool = True) -> Ro
     _refuse_unnamed(table, [k for k in rest if k != label or data.label is None])
     categorical = {column_index(table.path, names, column, "categorical") for column in data.categorical}
     faults = [
-        Fault(f"data.{key}", f"{names[k]!r} of {table.path} is {role} too: a column can only be one of them")
+        Fault(f"data.{key}", f"{names[k]!r} of {table.path} is {role} too: a column can have only one role")
         for key, columns, role in (
             ("ignore_columns", ignored & {label}, "data.label"),
             ("categorical", categorical & {label}, "data.label"),
@@ -218,12 +218,12 @@ def find_roles(table: RawTable, data: DataSection, *, strict: bool = True) -> Ro
         raise JobError(faults)
     features = tuple(k for k in rest if k != label)
     if not features or not table.num_rows:
-        # With faulty rows alone there is more to report.
+        # If there are only ragged rows, the caller reports them.
         if table.ragged:
             return Roles(label, features, frozenset(categorical))
-        hint = "" if features or data.source != "csv" else "; data.separator names what separates the columns"
+        hint = "" if features or data.source != "csv" else "; data.separator sets the separator"
         raise RunError(
-            f"{table.path} holds {table.num_rows} rows of {len(features)} features: nothing to learn from{hint}"
+            f"{table.path} holds {table.num_rows} rows of {len(features)} features: it cannot be trained on{hint}"
         )
     return Roles(label, features, frozenset(categorical))
 
@@ -233,7 +233,7 @@ def _or_last(data: DataSection) -> str | int:
 
 
 def _refuse_index(table: RawTable, data: DataSection) -> None:
-    fault = f"is the row index that pandas stored in {table.path}, not a column; df.reset_index() makes a column of it"
+    fault = f"is the row index that pandas stored in {table.path}, not a column; df.reset_index() makes it a column"
     named = [("label", data.label), *(("categorical", column) for column in data.categorical)]
     faults = [Fault(f"data.{key}", f"{column!r} {fault}") for key, column in named if column in table.index]
     if faults:
@@ -244,7 +244,7 @@ def _refuse_unnamed(table: RawTable, columns: Sequence[int]) -> None:
     unnamed = [k for k in columns if _UNNAMED.fullmatch(table.names[k])]
     if unnamed:
         what = ", ".join(f"{k} is called {table.names[k]!r}" for k in unnamed[:NUM_SHOWN])
-        remedy = f"data.ignore_columns = {unnamed[:NUM_SHOWN]} leaves it out, a name in the file makes it a feature"
+        remedy = f"data.ignore_columns = {unnamed[:NUM_SHOWN]} skips it, a name in the file makes it a feature"
         raise RunError(f"{table.path}: a column without a name, as pandas and R write row names: {what}; {remedy}")
 
 
@@ -254,16 +254,16 @@ def column_index(path: Path, names: Sequence[str], column: str | int, key: str) 
     Args:
         path: the file, for messages.
         names: of its columns.
-        column: name, or index from 0; negative: from the last.
+        column: name, or index from 0; negative indices count from the last column.
         key: of `[data]`, for messages.
 
     Raises:
-        JobError: there is no such column, or several have this name.
+        JobError: the column does not exist, or several columns have this name.
     """
     if isinstance(column, int):
         if -len(names) <= column < len(names):
             return column % len(names)
-        raise JobError([Fault(f"data.{key}", f"{path} has columns 0 … {len(names) - 1}, there is no {column}")])
+        raise JobError([Fault(f"data.{key}", f"{path} has columns 0 … {len(names) - 1}, so {column} does not exist")])
     if names.count(column) == 1:
         return names.index(column)
     near = get_close_matches(column, names, n=1)

@@ -1,4 +1,4 @@
-"""The form of a csv file: what separates its columns, and whether its first line holds their names."""
+"""Detect the form of a csv file: its separator, and whether its first line is a header."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from hvd_batchgrow.data.tables.optional_packages import need
 from hvd_batchgrow.messages.errors import RunError
 
 NUMBER = r"[+-]?(\d+([.,]\d*)?|[.,]\d+)([eE][+-]?\d+)?"
-"""A number as a file may have it, with either decimal mark."""
+"""A number with either decimal mark."""
 MISSING_TEXTS = (
     *("", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>", "N/A", "NA"),
     *("NULL", "NaN", "None", "n/a", "nan", "null"),
 )
-"""What pandas.read_csv takes for a missing value."""
+"""Texts that pandas.read_csv treats as missing values."""
 _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars", " ": "spaces"}
 _HEAD_BYTES = 1 << 18
 _HEAD_ROWS = 100
-"""Lines that are looked at to find the form."""
+"""Lines that are examined to detect the form."""
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
@@ -36,21 +36,21 @@ class CsvForm:
     separator: str
     header: bool
     names: tuple[str, ...]
-    """Of the columns, without spaces around; "0", "1", … where there is no header."""
+    """Names of the columns, without surrounding spaces; "0", "1", … if the file has no header."""
     skip_lines: int = 0
     """Lines before the first row: empty ones, and Excel's `sep=;`."""
 
 
 def csv_form(path: Path, separator: str | None = None, header: bool | None = None) -> CsvForm:
-    """Find the form of a csv file from its first lines.
+    """Detect the form of a csv file from its first lines.
 
     Args:
-        path: the file, packed or not.
-        separator: as the job says; None: whatever splits all lines into as many fields, two at least.
-        header: as the job says; None: the first line holds names unless one of its fields could be a value.
+        path: the file, compressed or not.
+        separator: from the job; None: the one that splits all lines into the same number of fields, at least two.
+        header: from the job; None: the first line is a header, unless one of its fields could be a value.
 
     Raises:
-        RunError: empty, not UTF-8, or more than one form would do, with the key that settles it.
+        RunError: the file is empty or not UTF-8, or its form is ambiguous; the message names the key that decides.
     """
     text = _head(path)
     declared = re.match(r'"?sep=([\t ,;:|])"?\r?\n', text)
@@ -69,13 +69,13 @@ def csv_form(path: Path, separator: str | None = None, header: bool | None = Non
         header = True
     if header and len(rows) > 1 and all(len(row) == len(rows[0]) + 1 for row in rows[1:]):
         fault = f"its rows have {len(rows[1])} fields and its header {len(rows[0])}"
-        raise RunError(f"{path}: {fault}: name the first column (row names, as R writes them), or leave it out")
+        raise RunError(f"{path}: {fault}: name the first column (row names, as R writes them), or remove that column")
     names = tuple(rows[0] if header else map(str, range(len(rows[0]))))
     return CsvForm(separator, header, names, bool(declared) + len(empty_lines))
 
 
 def _head(path: Path) -> str:
-    """The first whole lines, as text."""
+    """Return the first complete lines, as text."""
     arrow = need("pyarrow", "pyarrow")
     try:
         with arrow.input_stream(str(path), compression="detect") as file:
@@ -95,19 +95,19 @@ def _head(path: Path) -> str:
 
 
 def not_utf8(path: Path, line: int) -> RunError:
-    """The error for a line that is not UTF-8."""
-    return RunError(f"{path}, line {line}: not UTF-8; iconv -f LATIN1 -t UTF-8 turns a Latin-1 file into UTF-8")
+    """Return the error for a line that is not UTF-8."""
+    return RunError(f"{path}, line {line}: not UTF-8; iconv -f LATIN1 -t UTF-8 converts a Latin-1 file")
 
 
 def _rows(path: Path, text: str, separator: str) -> list[list[str]]:
-    """Fields of the first lines that are not empty, one at least, without spaces around."""
+    """Return the fields of the first non-empty lines, at least one, without surrounding spaces."""
     reader, rows = csv.reader(io.StringIO(text, newline=""), delimiter=separator), []
     try:
         for row in reader:
             rows += [[field.strip() for field in row]] if row else []
             if len(rows) == _HEAD_ROWS:
                 break
-    except csv.Error as error:  # if there are rows before it, the reader of the whole file has the last word
+    except csv.Error as error:  # after the first row, the reader of the whole file reports it
         if not rows:
             raise RunError(f"{path}: its first line cannot be split ({error}): is a quotation mark missing?") from None
     return rows
@@ -123,7 +123,7 @@ def _separator(path: Path, text: str) -> str:
         raise RunError(f"{path}: its columns could be separated by {marks}; {keys} settles it")
     if fitting:
         return fitting[0]
-    # Irregular rows are reported with their lines by the reader; what splits the header is what is meant.
+    # The reader reports irregular rows with their lines; assume the separator that splits the header.
     widths = {mark: len(rows[0]) for mark, rows in found.items() if mark != " "}
     return max(widths, key=lambda mark: widths[mark])
 
@@ -137,7 +137,7 @@ def _is_regular(rows: Sequence[Sequence[str]]) -> bool:
 
 
 def _refuse_unclear_header(path: Path, rows: Sequence[Sequence[str]]) -> None:
-    """Raise RunError if the first line could be a row: pandas and R write files with and without names."""
+    """Raise RunError if the first line could be a row: pandas and R write files with and without a header."""
     first = rows[0]
     shown = ",".join(first)[:60]
     values = [field for field in first if _is_value(field)]
@@ -156,18 +156,18 @@ def _refuse_unclear_header(path: Path, rows: Sequence[Sequence[str]]) -> None:
 
 
 def _is_value(field: str) -> bool:
-    """Whether the name of a column would more likely be a value: a number, a date, or what stands for a missing one."""
+    """Return whether a field is more likely a value than a column name: a number, a date, or a missing value."""
     is_date = any(mark.isdigit() for mark in field) and not any(mark.isalpha() for mark in field)
     return bool(re.fullmatch(NUMBER, field)) or is_date or field in {*MISSING_TEXTS, "?", "-"} - {""}
 
 
 def record_lines(path: Path, form: CsvForm, records: Sequence[int]) -> dict[int, int]:
-    """The line on which each of some records starts, as an editor counts, from 1.
+    """Return the line, from 1, on which each record starts.
 
     Args:
         path: the file.
         form: of the file.
-        records: numbers of records, from 0, the header among them; empty lines are not.
+        records: record numbers, from 0, including the header but not empty lines.
     """
     wanted = set(records)
     upto = islice(_starts(path, form), max(wanted, default=-1) + 1)
@@ -181,7 +181,7 @@ def _starts(path: Path, form: CsvForm) -> Iterator[int]:
             file.readline()
         reader = csv.reader(file, delimiter=form.separator)
         before = 0
-        with suppress(csv.Error):  # a field of more than 128 KiB: what follows is not found
+        with suppress(csv.Error):  # a field of more than 128 KiB: later records are not found
             for row in reader:
                 if row:
                     yield form.skip_lines + before + 1

@@ -1,4 +1,4 @@
-"""Packages of the extra `tables`, imported when they are used."""
+"""Packages of the extra `tables`, imported on first use."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hvd_batchgrow.messages.errors import RunError
 
 
 def need(module: str, package: str) -> Any:
-    """Import a module of the extra `tables`. Raises RunError naming the extra where it is missing."""
+    """Import a module of the extra `tables`. Raise RunError, naming the extra, if it is missing."""
     try:
         return importlib.import_module(module)
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""Files of a table, parsed and joined into arrays for the cache."""
+"""Parse the files of a table, and join them into arrays for the cache."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ def parse(paths: Mapping[str, Sequence[Path]], data: DataSection, report: Report
     """Read and check all files of a table.
 
     Args:
-        paths: of the parts `train` and, unless rows are held out, `test`.
+        paths: for `train` and, unless rows are held out, `test`.
         data: the section.
         report: called with the progress of each file.
 
     Returns:
-        names: of the columns that are features; categories_K: the categories of column K, of all files;
-        classes: where labels are texts; PART_values (n, columns), float32 or float64: numbers, NaN where one is
-        missing, and codes of categories, -1 where one is missing; PART_labels (n,); PART_ends: how many rows the
-        files up to each have; PART_kept: which rows are kept, where some are not; notes.
+        names: of the feature columns; categories_K: the categories of column K in all files;
+        classes: if labels are texts; PART_values (n, columns), float32 or float64: numbers, NaN if missing, and codes
+        of categories, -1 if missing; PART_labels (n,); PART_ends: the cumulative number of rows of the files;
+        PART_kept: the rows that are kept, if some are not; notes.
 
     Raises:
-        JobError: there is no such column.
-        RunError: all that is wrong with all files.
+        JobError: a column does not exist.
+        RunError: with all faults of all files.
     """
     parts: dict[str, list[TableFile]] = {}
     faults = []
@@ -70,7 +70,7 @@ def _check_alike(first: TableFile, other: TableFile) -> None:
     if kinds[0] != kinds[1]:
         found = f"are {kinds[0]} in {paths[0]} and {kinds[1]} in {paths[1]}"
         raise RunError(
-            f"labels {found}: they must be the same kind in all files; data.text_labels = true makes all text"
+            f"labels {found}: they must be the same kind in all files; data.text_labels = true reads all as text"
         )
 
 
@@ -104,9 +104,9 @@ def _joined(parts: Parts, data: DataSection) -> Arrays:
 
 
 def _kept(file: TableFile, data: DataSection) -> NDArray[np.int64]:
-    """The rows of a file that are kept."""
-    left_out = file.missing if data.missing == "drop_row" else np.zeros_like(file.missing)
-    return np.flatnonzero(~left_out)
+    """Return the rows of a file that are kept."""
+    skipped = file.missing if data.missing == "drop_row" else np.zeros_like(file.missing)
+    return np.flatnonzero(~skipped)
 
 
 def _notes_on_rows(files: Sequence[TableFile], kept: Sequence[NDArray[np.int64]]) -> Iterator[str]:
@@ -116,7 +116,7 @@ def _notes_on_rows(files: Sequence[TableFile], kept: Sequence[NDArray[np.int64]]
 
 
 def _words(parts: Parts, column: int) -> tuple[str, ...]:
-    """The categories of a column in all files."""
+    """Return the categories of a column in all files."""
     words = sorted_words({word for files in parts.values() for file in files for word in file.categories[column].words})
     if not words:
         first = parts["train"][0]
@@ -125,19 +125,19 @@ def _words(parts: Parts, column: int) -> tuple[str, ...]:
 
 
 def _fits(values: NDArray[np.float64]) -> bool:
-    """Whether float32 holds all numbers exactly."""
+    """Return whether float32 represents all numbers exactly."""
     with np.errstate(over="ignore", under="ignore"):
         narrow = values.astype(np.float32)
     return bool(((narrow == values) | np.isnan(values)).all())
 
 
 def narrowed(values: NDArray[np.float64]) -> NDArray[Any]:
-    """Numbers as float32, or as they are if float32 does not hold all of them exactly."""
+    """Return numbers as float32 if that is exact, else unchanged."""
     return values.astype(np.float32) if _fits(values) else values
 
 
 def _labels(parts: Parts, kept: Mapping[str, Sequence[NDArray[np.int64]]]) -> dict[str, NDArray[Any]]:
-    """Labels of each part; texts by their place among the sorted texts of the training files."""
+    """Return the labels of each part; texts become indices into the sorted texts of the training files."""
     found: dict[str, list[Any]] = {
         part: [_some(file.labels, rows) for file, rows in zip(files, kept[part], strict=True)]
         for part, files in parts.items()
@@ -154,7 +154,7 @@ def _labels(parts: Parts, kept: Mapping[str, Sequence[NDArray[np.int64]]]) -> di
 
 
 def _some(labels: NDArray[np.int64] | Texts, rows: NDArray[np.int64]) -> NDArray[np.int64] | Texts:
-    """The labels of some rows; of texts, those words that are left."""
+    """Return the labels of some rows; texts keep only the words that occur in them."""
     if not isinstance(labels, Texts):
         return labels[rows]
     used, codes = np.unique(labels.codes[rows], return_inverse=True)
@@ -175,13 +175,13 @@ def _check_known(file: TableFile, rows: NDArray[np.int64], texts: Texts, classes
 
 
 class Places:
-    """The places of a part's rows, for messages: `data/train.csv, line 3`.
+    """The locations of a part's rows, for messages: `data/train.csv, line 3`.
 
     Args:
         files: of the part, in order.
         arrays: of `parse`.
         part: `train` or `test`.
-        data: how the files are read: the place of a row is looked up in its file.
+        data: how to read the files, in which locations are looked up.
     """
 
     def __init__(self, files: Sequence[Path], arrays: Arrays, part: str, data: DataSection) -> None:
@@ -189,13 +189,13 @@ class Places:
         self._ends, self._kept = arrays[f"{part}_ends"], arrays.get(f"{part}_kept")
 
     def __call__(self, row: int) -> str:
-        """The place of a row."""
+        """Return the location of a row."""
         row = row if self._kept is None else int(self._kept[row])
         number = int(np.searchsorted(self._ends, row, side="right"))
         path, row = self._files[number], row - (int(self._ends[number - 1]) if number else 0)
         try:
             form = csv_form(path, self._data.separator, self._data.header) if self._data.source == "csv" else None
             (place,) = RawTable(path, (), (), form).places([row])
-        except RunError:  # it has changed since
+        except RunError:  # the file has changed since
             place = f"data row {row + 1}"
         return f"{path}, {place}"

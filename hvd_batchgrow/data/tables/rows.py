@@ -1,4 +1,4 @@
-"""Rows of a table as a network takes them: missing numbers filled in, categories encoded."""
+"""Rows of a table as inputs of a network, with missing numbers filled in and categories encoded."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from hvd_batchgrow.data.datasets.dataset import NO_SIZES, Ids, Kind, ReportProgr
 
 @dataclass(frozen=True)
 class Encoding:
-    """From the columns of a file to features; made from the training rows.
+    """Turns the columns of a file into features; determined by the training rows.
 
     Args:
-        fill: (columns,) what a missing number becomes; None: no number is missing.
-        lookups: of each column of categories, (K,): from a category of the file to one of the training rows, -1 if
-            no training row has it.
-        num_categories: of each column of categories, how many the training rows have.
-        one_hot: a category becomes a feature for each of them, 1 for its own and 0 for the others, which are all 0
-            for one that is missing or unknown; else its number, -1 for one that is missing or unknown.
+        fill: (columns,) replacements of missing numbers; None: no number is missing.
+        lookups: for each column of categories, (K,): maps categories of the file to those of the training rows, -1 if
+            no training row has the category.
+        num_categories: for each column of categories, their number in the training rows.
+        one_hot: each category becomes a feature of 0 and 1, all 0 for a missing or unknown category. Otherwise a column
+            becomes one feature, the number of the category, or -1 if it is missing or unknown.
     """
 
     fill: NDArray[np.float64] | None
@@ -32,11 +32,11 @@ class Encoding:
     one_hot: bool
 
     def widths(self, num_columns: int) -> list[int]:
-        """How many features each column becomes."""
+        """Return the number of features of each column."""
         return [self.num_categories.get(k, 1) if self.one_hot else 1 for k in range(num_columns)]
 
     def spread(self, values: NDArray[np.float64], other: float) -> NDArray[np.float64]:
-        """A constant of each column for each feature; `other` for those of categories.
+        """Return a constant for each feature from one for each column; `other` for categories.
 
         Args:
             values: (columns,).
@@ -49,7 +49,7 @@ class Encoding:
         return np.repeat(kept, self.widths(len(values)))
 
     def apply(self, values: NDArray[Any]) -> NDArray[Any]:
-        """Turn rows of the file (n, columns) into rows of features (n, features)."""
+        """Convert rows of the file (n, columns) to features (n, features)."""
         if self.fill is not None:
             values = np.where(np.isnan(values), self.fill, values)
         if not self.lookups:
@@ -70,7 +70,7 @@ class Encoding:
 
 
 def known(lookup: NDArray[np.int64], codes: NDArray[Any]) -> NDArray[np.int64]:
-    """Categories of the file (n,) as those of the training rows; -1 for those that are missing or unknown."""
+    """Map categories of the file (n,) to those of the training rows; -1 if missing or unknown."""
     return np.append(lookup, -1)[codes.astype(np.int64)]
 
 
@@ -79,20 +79,20 @@ class Rows:
     """Some rows of a table. See `Dataset`."""
 
     values: NDArray[Any]
-    """(n, columns) of the file: numbers, NaN where one is missing, and codes of categories."""
+    """(n, columns) of the file: numbers, NaN if missing, and codes of categories."""
     members: Ids | None
-    """(N,) which rows; None: all."""
+    """(N,) indices of the rows; None: all."""
     labels: NDArray[np.int64]
     """(N,)."""
     encoding: Encoding
     place: Callable[[int], str]
-    """The place of a row among the values."""
+    """Returns the location of a row, for messages."""
     kind: Kind = "rows"
     sizes: NDArray[np.int32] = field(default_factory=lambda: NO_SIZES)
 
     @cached_property
     def shape(self) -> tuple[int, ...]:
-        """Of one sample: (features,)."""
+        """Shape of one sample: (features,)."""
         return (sum(self.encoding.widths(self.values.shape[1])),)
 
     def __len__(self) -> int:
@@ -103,7 +103,7 @@ class Rows:
         return self.encoding.apply(self.stored(ids))
 
     def stored(self, ids: Ids) -> NDArray[Any]:
-        """Rows as they are in the file: numbers, and codes of categories."""
+        """Return rows as in the file: numbers, and codes of categories."""
         return self.values[ids if self.members is None else self.members[ids]]
 
     def locate(self, sample_id: int) -> str:
@@ -111,7 +111,7 @@ class Rows:
         return self.place(sample_id if self.members is None else int(self.members[sample_id]))
 
     def chunks(self, what: str, report: ReportProgress) -> Iterator[NDArray[Any]]:
-        """All rows as stored, in order and a few megabytes at a time, with the progress reported."""
+        """Yield all rows as stored, in order and a few megabytes at a time, and report the progress."""
         length = max(1, _CHUNK_CELLS // self.values.shape[1])
         cells = 8 * self.values.shape[1]
         for start in range(0, len(self), length):

@@ -1,4 +1,4 @@
-"""A source of a parsed table: its training and test rows, and what is measured on the training rows."""
+"""The source of a parsed table: training and test rows, and statistics of the training rows."""
 
 from __future__ import annotations
 
@@ -20,41 +20,41 @@ from hvd_batchgrow.data.tables.rows import Encoding, Rows, known
 from hvd_batchgrow.messages.errors import Fault, JobError, RunError
 
 _FEW_CLASSES = 32
-"""So many need no key, however few rows there are."""
+"""Up to this number, text classes need no key, even if there are few rows."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """A parsed table, and what its cache is known by."""
+    """A parsed table, and the identity of its cache."""
 
     kind: str
     identity: str
     stamp: list[Any]
     name: str
-    """For messages."""
+    """Used in messages."""
     arrays: Arrays
-    """Of `parse`."""
+    """From `parse`."""
     places: Mapping[str, Callable[[int], str]]
-    """Of the rows of each part."""
+    """For each part, returns the location of a row."""
 
     def categories(self) -> dict[int, tuple[str, ...]]:
-        """The categories of each column that has some, in all its files."""
+        """Return the categories of each categorical column, in all files."""
         keys = {k: f"categories_{k}" for k in range(len(self.arrays["names"]))}
         return {k: tuple(map(str, self.arrays[key])) for k, key in keys.items() if key in self.arrays}
 
 
 def table_source(table: Table, data: DataSection, seed: int, report: ReportProgress) -> DatasetPair:
-    """Return the source of a table; its rows stay where they are in the cache.
+    """Return the source of a table; its rows stay mapped from the cache.
 
     Args:
         table: parsed.
         data: the section.
-        seed: draws the rows that are held out.
+        seed: draws the held-out rows.
         report: called with the progress over the training rows.
 
     Raises:
-        JobError: the labels do not show which classes there are, or are more than the job says.
-        RunError: a label is not among the classes, a category is unknown, or a number cannot be standardised.
+        JobError: the labels do not determine the classes, or exceed the job's number of classes.
+        RunError: a label is not among the classes, a category is unknown, or a number cannot be standardized.
     """
     arrays = table.arrays
     classes = tuple(map(str, arrays.get("classes", ())))
@@ -72,7 +72,7 @@ def table_source(table: Table, data: DataSection, seed: int, report: ReportProgr
 
 
 def _check_texts(table: Table, classes: Sequence[str], num_classes: int | None) -> None:
-    """Raise JobError if labels that are texts are more than the classes of the job, or look like names of rows."""
+    """Raise JobError if there are more text labels than the job's classes, or if they look like row names."""
     distinct = f"{len(classes):,} distinct labels of {table.name}: {_few(classes)}"
     if num_classes is not None and num_classes < len(classes):
         raise JobError([Fault("data.num_classes", f"{num_classes} is below the {distinct}")])
@@ -87,12 +87,12 @@ def _few(words: Sequence[str]) -> str:
 
 
 def held_out_rows(num_rows: int, share: float, seed: int) -> tuple[Ids, Ids]:
-    """Rows to train on and rows to test on, each in ascending order.
+    """Return training rows and test rows, each in ascending order.
 
-    The rows are put into the order of a stream's first epoch; the first ⌈share · n⌉ of them are tested on.
+    The first ⌈share · n⌉ rows in the order of a stream's first epoch are the test rows.
 
     Raises:
-        JobError: nothing would be left to train on.
+        JobError: no training row would be left.
     """
     num_test = num_held_out(num_rows, share)
     if num_test >= num_rows:
@@ -103,7 +103,7 @@ def held_out_rows(num_rows: int, share: float, seed: int) -> tuple[Ids, Ids]:
 
 
 def _fit(table: Table, data: DataSection, seed: int, report: ReportProgress) -> Arrays:
-    """What the training rows decide, cached: who is held out, what fills, moments of columns, and known categories."""
+    """Return what the training rows determine, cached: their indices, fill values, moments and categories."""
 
     def build() -> Arrays:
         train, test = _members(table, data, seed)
@@ -132,7 +132,7 @@ _AS_STORED = Encoding(None, {}, {}, one_hot=False)
 
 
 def _members(table: Table, data: DataSection, seed: int) -> tuple[Ids | None, Ids | None]:
-    """Which of the stored rows are trained on and tested on; None: all of the part."""
+    """Return the stored rows for training and for testing; None: all rows of the part."""
     if not data.test_fraction:
         return None, None
     return held_out_rows(len(table.arrays["train_values"]), data.test_fraction, seed)
@@ -148,12 +148,12 @@ def _means(rows: Rows, table: Table, names: Sequence[str], report: ReportProgres
     empty = [names[k] for k in np.flatnonzero(np.isnan(means)).tolist()]
     if empty:
         fault = f"no training row has a value in column {', '.join(map(repr, empty[:NUM_SHOWN]))}"
-        raise RunError(f"{table.name}: {fault}, so that there is no mean; data.ignore_columns = {empty[:NUM_SHOWN]}")
+        raise RunError(f"{table.name}: {fault}, so it has no mean; data.ignore_columns = {empty[:NUM_SHOWN]}")
     return means
 
 
 def _lookup(table: Table, column: int, train: Ids | None) -> Any:
-    """From a category of the files to one of the training rows; -1: no training row has it."""
+    """Map categories of the files to those of the training rows; -1: no training row has it."""
     codes = table.arrays["train_values"][:, column].astype(np.int64)
     present = np.unique(codes if train is None else codes[train])
     present = present[present >= 0]
@@ -192,7 +192,7 @@ def _rows(table: Table, fit: Arrays, part: str, first: int, data: DataSection) -
 
 
 def _schema(table: Table, fit: Arrays, encoding: Encoding, classes: Sequence[str], first: int) -> dict[str, Any]:
-    """What the weights were trained to read, as JSON."""
+    """Return the meaning of features and classes, as JSON."""
     names = [str(name) for name in table.arrays["names"]]
     categories = {
         k: [word for word, code in zip(words, fit[f"lookup_{k}"].tolist(), strict=True) if code >= 0]
