@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
-from hvd_batchgrow.comm.launcher_env import speaks
+from hvd_batchgrow.comm.launcher_env import is_first_process
 from hvd_batchgrow.messages.errors import ExitCode
 
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -64,5 +64,5 @@ def end_now(why: str) -> NoReturn:
 
 def say(text: str) -> None:
     """One line from all ranks together; from any thread, and in the midst of whatever is being printed."""
-    if speaks(os.environ):
+    if is_first_process(os.environ):
         os.write(2, f"{_SHOW_CURSOR if os.isatty(2) else ''}hvd-batchgrow: {text}\n".encode())

@@ -21,7 +21,7 @@ from hvd_batchgrow.cli.status import StatusCommand
 from hvd_batchgrow.cli.submit import SubmitCommand
 from hvd_batchgrow.cli.train import TrainCommand, TwinCommand
 from hvd_batchgrow.cli.verify import VerifyCommand
-from hvd_batchgrow.comm.launcher_env import environment_faults, speaks
+from hvd_batchgrow.comm.launcher_env import environment_faults, is_first_process
 from hvd_batchgrow.job_file import split_overrides
 from hvd_batchgrow.messages.errors import UNNAMED, ExitCode, JobError, RunError, faults_of
 
@@ -84,10 +84,10 @@ def run(arguments: Sequence[str]) -> int:
             return int(command.run(overrides))
     except JobError as error:
         # All ranks are given the same words; a variable may be damaged for one of them alone.
-        if speaks(os.environ) or error.source == "environment":
+        if is_first_process(os.environ) or error.source == "environment":
             print(error, file=sys.stderr)
         return ExitCode.BAD_JOB
     except RunError as error:
-        if speaks(os.environ):  # ranks that could not even join each other fail alike
+        if is_first_process(os.environ):  # ranks that could not even join each other fail alike
             print(error, file=sys.stderr)
         return ExitCode.FAILURE

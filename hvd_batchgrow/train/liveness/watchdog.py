@@ -105,7 +105,7 @@ class Watchdog:
         if self._ranks.rank == 0:
             self._socket.bind(("127.0.0.1" if on_one_host else "", 0))
         own = self._socket.getsockname()[1]
-        host, port, self._token = self._ranks.tell_address(own, "watchdog", on_one_host=on_one_host)
+        host, port, self._token = self._ranks.broadcast_address(own, "watchdog", on_one_host=on_one_host)
         if self._ranks.rank:
             with contextlib.suppress(OSError):  # then it is not heard: see above
                 self._socket.connect((host, port))
