@@ -10,7 +10,7 @@ from hvd_batchgrow.messages.errors import Fault
 from hvd_batchgrow.messages.schema_messages import shown
 
 Backend = Literal["auto", "horovod", "torch"]
-"""Library for collectives; auto: torch.distributed under torchrun or if Horovod cannot be imported, else Horovod."""
+"""Library for collectives; auto: torch.distributed under torchrun or without Horovod, else Horovod."""
 
 TORCHRUN, GLOO, OPEN_MPI, OTHER_MPI = "torchrun", "horovodrun --gloo", "mpirun", "an MPI launcher"
 SRUN_PMIX, SRUN_PMI2 = "srun --mpi=pmix", "srun --mpi=pmi2"

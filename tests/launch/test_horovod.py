@@ -44,5 +44,5 @@ def test_without_horovod_ranks_of_mpirun_train_over_torch_distributed_and_say_so
     done = subprocess.run(words, check=False, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("Horovod cannot be imported (not built): using torch.distributed instead") == 1
-    attempt = json.loads((folder / "runs" / "without" / "record.json").read_text())["lives"][0]
+    attempt = json.loads((folder / "runs" / "without" / "record.json").read_text())["attempts"][0]
     assert (attempt["ranks"], attempt["backend"]) == (2, "torch-gloo")

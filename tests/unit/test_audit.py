@@ -177,5 +177,5 @@ def test_a_tampered_record_fails(job: str, capsys: pytest.CaptureFixture[str]) -
 @pytest.mark.parametrize("plan", [{"seed": "0"}, {"seed": -1}, {"seed": 1.5}, {}])
 def test_a_plan_whose_job_has_no_seed_is_damaged(tmp_path: Path, plan: dict[str, Any]) -> None:
     (tmp_path / "plan.json").write_text(json.dumps({"num_samples": 10, "end_samples": 20, "job_file": plan}))
-    with pytest.raises(RunError, match=r"plan.json is damaged, or no plan: job_file.seed: "):
+    with pytest.raises(RunError, match=r"plan.json is damaged, or not a plan: job_file.seed: "):
         read_consumed(tmp_path)

@@ -107,7 +107,7 @@ def _group_of_text(good: Checkpoint) -> Checkpoint:
         (_state_of_a_number, "optimizer.state.0.momentum_buffer: is int, must be (4, 1, 3, 3)"),
         (_group_without_a_key, "optimizer.param_groups.0.momentum: is nothing, must be float"),
         (_group_of_text, "optimizer.param_groups.0.lr: is str, must be float"),
-        (lambda good: replace(good, samples=17), "from sample 17, which is amid a ghost batch of 8"),
+        (lambda good: replace(good, samples=17), "from sample 17, which is in the middle of a ghost batch of 8"),
     ],
 )
 @pytest.mark.parametrize("fork", [False, True])
@@ -121,7 +121,7 @@ def test_a_checkpoint_of_another_network_is_refused_before_anything_changes(
     capsys.readouterr()
     assert main(["train", job, *(["--fork", "other"] if fork else ["--resume", "auto"])]) == 1
     error = capsys.readouterr().err
-    assert misfit in error or (fork and "this job is never there" in error)
+    assert misfit in error or (fork and "no update of this job starts there" in error)
     assert "Traceback" not in error
     assert {p: p.read_bytes() for p in Path("runs").rglob("*") if p.is_file() and p.suffix != ".lock"} == {
         p: data for p, data in before.items() if p.suffix != ".lock"
