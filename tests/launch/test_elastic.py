@@ -112,9 +112,7 @@ def test_a_rank_that_is_killed_takes_nothing_with_it(folder: Path, digest: str) 
 def test_a_rank_that_is_stopped_is_named_and_ended_and_the_others_go_on(folder: Path, digest: str) -> None:
     timeout = ["--logging.stall-timeout-s", "10"]
     out = train(folder, "stopped", BOTH, lambda: strike("stopped", 0, signal.SIGSTOP), *timeout)
-    named = (
-        r"rank 1: no progress for \d\.\d s \(the stalled rank ends at 10 s\): rank 0 of 2 on \S+ has been silent for "
-    )
+    named = r"rank 1: no progress for \d\.\d s \(the stalled rank ends at 10 s\): rank 0 of 2 on \S+ has been silent "
     assert re.search(named, out), out
     assert "some of 2 ranks are lost: continuing with 1" in out
     assert "ending:" not in out, "a rank that waits has ended itself"

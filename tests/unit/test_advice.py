@@ -409,7 +409,7 @@ def test_what_cannot_be_advised_is_refused(
 def test_a_folder_that_holds_something_else_is_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (run / "plan.json").write_text("{}")
     assert main(["advise", "runs/recorded"]) == 1
-    assert "plan.json is damaged, or no plan" in capsys.readouterr().err
+    assert "plan.json is damaged, or not a plan" in capsys.readouterr().err
 
 
 def test_a_smaller_pass_is_half_of_what_a_rank_had_in_whole_ghost_batches() -> None:

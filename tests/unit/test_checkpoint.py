@@ -134,7 +134,7 @@ def test_a_checkpoint_of_the_format_before_is_read(tmp_path: Path) -> None:
         (lambda data: b"", "not readable"),
         (lambda data: data[:-1], "damaged: its end is missing"),
         (lambda data: data[:300] + bytes([data[300] ^ 1]) + data[301:], "damaged: its bytes do not match its SHA-256"),
-        (lambda data: _sealed(_resaved(format=5)), "of format 5, this version reads 4"),
+        (lambda data: _sealed(_resaved(format=5)), "its format is 5, but this version reads format 4"),
         (lambda data: _sealed(_resaved(samples=641)), "damaged: its values do not match its SHA-256"),
         (lambda data: _saved({"state_dict": {}}), "not a checkpoint of this program"),
     ],

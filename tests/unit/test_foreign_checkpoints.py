@@ -74,7 +74,7 @@ def _other_name(good: Checkpoint) -> Checkpoint:
     return replace(good, model={f"module.{name}": tensor for name, tensor in good.model.items()})
 
 
-def _state_of_nobody(good: Checkpoint) -> Checkpoint:
+def _state_of_unknown_parameter(good: Checkpoint) -> Checkpoint:
     return replace(good, optimizer={**good.optimizer, "state": {99: {"momentum_buffer": torch.zeros(1)}}})
 
 
@@ -102,7 +102,7 @@ def _group_of_text(good: Checkpoint) -> Checkpoint:
         (_other_shape, "model.classifier.bias: is float32 (5,), must be float32 (3,)"),
         (_other_type, "model.classifier.bias: is float64 (3,), must be float32 (3,)"),
         (_other_name, "model.classifier.bias: is nothing, must be float32 (3,)"),
-        (_state_of_nobody, "optimizer.state.99: is of no parameter"),
+        (_state_of_unknown_parameter, "optimizer.state.99: does not belong to any parameter"),
         (_state_of_another, "optimizer.state.0.momentum_buffer: is (7,), must be (4, 1, 3, 3)"),
         (_state_of_a_number, "optimizer.state.0.momentum_buffer: is int, must be (4, 1, 3, 3)"),
         (_group_without_a_key, "optimizer.param_groups.0.momentum: is nothing, must be float"),
