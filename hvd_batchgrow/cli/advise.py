@@ -40,7 +40,7 @@ class AdviseCommand:
     """Plot B_simple, its confidence band and both batches to a .png, .svg or .pdf file."""
 
     def run(self, overrides: dict[str, Any]) -> ExitCode:
-        """Print the job file to stdout, and the evidence to stderr even if there is no advice."""
+        """Print the job file to stdout, and the evidence to stderr even without advice."""
         from hvd_batchgrow.observers.advice_tables import advice_dict, advised_job_file, evidence_table
         from hvd_batchgrow.observers.console_tables import print_table
 

@@ -390,7 +390,7 @@ def test_a_run_without_measurement_is_told_what_to_type(job: str, capsys: pytest
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
-        (["advise", "nowhere"], 1, "there is no run in nowhere"),
+        (["advise", "nowhere"], 1, "nowhere does not hold a run"),
         (["advise", "runs/recorded", "--max-batch-factor", "1"], 2, "--max-batch-factor: must be above 1, got 1"),
         (["advise", "runs/recorded", "--headroom", "0"], 2, "--headroom: must be above 0, got 0"),
         (["advise", "runs/recorded", "--lr-rule", "adam"], 2, "'adam' is for optim.name = 'adam'"),

@@ -106,7 +106,7 @@ def test_a_lost_or_doubled_update_is_refused(tmp_path: Path, lost: int) -> None:
 
 
 def test_a_folder_without_a_record_says_so(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=r"there is no run in "):
+    with pytest.raises(RunError, match=r" does not hold a run"):
         read_consumed(tmp_path)
     run = write_run(tmp_path / "run")
     (run / "consumed.jsonl").unlink()

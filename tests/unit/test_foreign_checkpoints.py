@@ -1,4 +1,4 @@
-"""Checkpoints that are whole by their seal, and are not this run's."""
+"""Checkpoints with a valid seal that do not belong to this run."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from tests.unit.test_checkpoint import make
 
 
 def sealed(**changes: Any) -> bytes:
-    """A checkpoint with other fields, sealed as the writer does; None: without the field."""
+    """Return a sealed checkpoint with changed fields; None removes a field."""
     values = torch.load(io.BytesIO(make().to_bytes()), weights_only=True) | changes
     values = {key: value for key, value in values.items() if value is not None and key != "sha256"}
     try:
         digest = tree_digest(values)
-    except RuntimeError:  # of a sparse tensor
+    except RuntimeError:  # a sparse tensor
         digest = ""
     buffer = io.BytesIO()
     torch.save({**values, "sha256": digest}, buffer)
@@ -53,12 +53,12 @@ def sealed(**changes: Any) -> bytes:
         ({"model": {"w": torch.zeros(2, 2).to_sparse()}}, ""),
     ],
 )
-def test_contents_of_another_kind_are_named(changes: dict[str, Any], where: str) -> None:
+def test_fields_of_a_wrong_type_are_named(changes: dict[str, Any], where: str) -> None:
     with pytest.raises(RunError, match=f"^not a checkpoint of this version: {where}"):
         Checkpoint.from_bytes(sealed(**changes))
 
 
-def test_contents_of_the_kind_are_taken() -> None:
+def test_empty_optional_fields_are_accepted() -> None:
     assert Checkpoint.from_bytes(sealed(evaluation={}, loss_scale={})).samples == 640
 
 
@@ -111,7 +111,7 @@ def _group_of_text(good: Checkpoint) -> Checkpoint:
     ],
 )
 @pytest.mark.parametrize("fork", [False, True])
-def test_a_checkpoint_of_another_network_is_refused_before_anything_changes(
+def test_a_checkpoint_that_does_not_fit_is_refused_and_no_file_changes(
     job: str, change: Callable[[Checkpoint], Checkpoint], misfit: str, fork: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["train", job, "--max-updates", "1"]) == 75
@@ -140,7 +140,7 @@ def test_a_checkpoint_of_another_network_is_refused_before_anything_changes(
     ],
     ids=lambda optim: "-".join(map(str, optim.values())),
 )
-def test_a_checkpoint_of_its_own_fits_any_optimiser(optim: dict[str, Any], num_steps: int, tmp_path: Path) -> None:
+def test_every_optimizer_accepts_its_own_checkpoint(optim: dict[str, Any], num_steps: int, tmp_path: Path) -> None:
     job = small_job(optim={"lr": 0.1, **optim})
     model = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.BatchNorm2d(2))
     optimizer = build_optimizer(model, job.optim)

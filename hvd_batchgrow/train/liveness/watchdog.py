@@ -62,7 +62,7 @@ class Watchdog:
     a whole (by Slurm, for instance) has not stalled.
 
     An elastic job continues without a stalled rank. At the timeout, only that rank ends, by itself or, if it does not
-    run, by the kernel. The other ranks end only if there is no progress for as long again.
+    run, by the kernel. The other ranks end only if the job makes no progress for as long again.
 
     Args:
         ranks: of the job.

@@ -299,7 +299,7 @@ def read_plan(run: Path) -> dict[str, Any]:
     except ValidationError as error:
         raise RunError(f"{path} is damaged, or not a plan: {first_fault(error)}") from None
     except (FileNotFoundError, NotADirectoryError):
-        raise RunError(f"there is no run in {run}{near_path(run)}") from None
+        raise RunError(f"{run} does not hold a run{near_path(run)}") from None
     except (OSError, ValueError, RecursionError) as error:
         raise RunError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
     return tree  # type: ignore[no-any-return]
