@@ -56,9 +56,7 @@ def test_a_checkpoint_holds_the_state_at_the_time_of_save(tmp_path: Path, monkey
     assert tree_digest([after.model, after.optimizer]) == tree_digest([kept.model, kept.optimizer])
 
 
-def test_one_write_runs_at_a_time_and_all_checkpoints_are_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_one_write_runs_at_a_time_and_all_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gate = Gate(monkeypatch)
     threading.Timer(0.2, gate.open.set).start()
     with CheckpointWriter(tmp_path, 9, ()) as writer:
