@@ -66,12 +66,12 @@ class Watchdog:
 
     Args:
         ranks: of the job.
-        pulse: the stage of this rank.
+        heartbeat: the stage of this rank.
         timeout_s: the job ends after this time without progress.
     """
 
-    def __init__(self, ranks: Ranks, pulse: Heartbeat, timeout_s: float) -> None:
-        self._ranks, self._pulse, self._timeout_s = ranks, pulse, timeout_s
+    def __init__(self, ranks: Ranks, heartbeat: Heartbeat, timeout_s: float) -> None:
+        self._ranks, self._heartbeat, self._timeout_s = ranks, heartbeat, timeout_s
         self._interval_s = min(1.0, timeout_s * REPORT_SHARE / 10)
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
@@ -79,9 +79,9 @@ class Watchdog:
         self._token = ""
         self._clock_s = 0.0
         others = range(1, ranks.size) if ranks.rank == 0 else range(min(1, ranks.size - 1))
-        self._heard = {rank: _PeerState(0.0) for rank in others}
+        self._peers = {rank: _PeerState(0.0) for rank in others}
         self._last: tuple[int, float] = (-1, 0.0)
-        self._reported = -1
+        self._reported_count = -1
         self._self_kill = SelfKillTimer() if ranks.elastic else None
 
     def __enter__(self) -> Watchdog:
@@ -120,7 +120,7 @@ class Watchdog:
             now_s = time.monotonic()
             self._clock_s += min(now_s - last_s, 2 * self._interval_s)
             last_s = now_s
-            self._judge()
+            self._check()
 
     def _exchange(self) -> None:
         """Send this rank's stage, and receive messages for an interval."""
@@ -141,7 +141,7 @@ class Watchdog:
             message = json.loads(data)
             if message["token"] != self._token:
                 return
-            self._heard[int(message["rank"])] = _PeerState(
+            self._peers[int(message["rank"])] = _PeerState(
                 self._clock_s, str(message["stage"]), str(message["host"]), ever=True
             )
         except (OSError, ValueError, KeyError, TypeError):
@@ -151,25 +151,25 @@ class Watchdog:
             self._send_stage(lambda data: line.sendto(data, address))
 
     def _send_stage(self, send: Callable[[bytes], Any]) -> None:
-        stage, host = self._pulse.state[1], socket.gethostname()
+        stage, host = self._heartbeat.state[1], socket.gethostname()
         message = {"token": self._token, "rank": self._ranks.rank, "stage": stage, "host": host}
         with contextlib.suppress(OSError):
             send(dump_json(message).encode())
 
-    def _judge(self) -> None:
-        count, stage = self._pulse.state
+    def _check(self) -> None:
+        count, stage = self._heartbeat.state
         if count != self._last[0]:
             self._last = count, self._clock_s
-        still_s = self._clock_s - self._last[1]
+        stalled_s = self._clock_s - self._last[1]
         if self._ranks.rank and not self._ranks.elastic:
-            still_s = self._unheard_s(still_s, stage)
+            stalled_s = self._stall_without_rank_0_s(stalled_s, stage)
         timeout_s = self._timeout_s
-        if still_s > timeout_s * REPORT_SHARE and self._reported != count:
-            self._reported = count
+        if stalled_s > timeout_s * REPORT_SHARE and self._reported_count != count:
+            self._reported_count = count
             what = "the stalled rank ends" if self._ranks.elastic else "the job ends"
-            self._say(f"no progress for {still_s:.1f} s ({what} at {timeout_s:g} s): {self._culprits(stage)}")
-        if still_s > self._limit_s(stage):
-            self._say(f"no progress for {timeout_s:g} s, logging.stall_timeout_s; ending: {self._culprits(stage)}")
+            self._report(f"no progress for {stalled_s:.1f} s ({what} at {timeout_s:g} s): {self._culprits(stage)}")
+        if stalled_s > self._limit_s(stage):
+            self._report(f"no progress for {timeout_s:g} s, logging.stall_timeout_s; ending: {self._culprits(stage)}")
             self._end()
 
     def _limit_s(self, stage: str) -> float:
@@ -177,25 +177,25 @@ class Watchdog:
         others_stall = stage == WAITING or any(self._silent())
         return self._timeout_s * (2 if self._ranks.elastic and others_stall else 1)
 
-    def _unheard_s(self, still_s: float, stage: str) -> float:
+    def _stall_without_rank_0_s(self, stalled_s: float, stage: str) -> float:
         """Return how long this rank has made no progress and not heard from rank 0; for ranks other than 0."""
-        silent_s = self._clock_s - self._heard[0].at_s
+        silent_s = self._clock_s - self._peers[0].at_s
         if stage == IDLE:
-            return silent_s if self._heard[0].ever else 0.0
+            return silent_s if self._peers[0].ever else 0.0
         # Rank 0 reports stalls and ends the job. If it still has not after twice the timeout, this rank does.
-        return still_s if still_s > 2 * self._timeout_s else min(silent_s, still_s)
+        return stalled_s if stalled_s > 2 * self._timeout_s else min(silent_s, stalled_s)
 
     def _culprits(self, stage: str) -> str:
         """Describe the silent ranks; else the ranks that do not wait for others; else all."""
         size = self._ranks.size
         silent = [
-            f"rank {rank} of {size} on {heard.host} has been silent for {self._clock_s - heard.at_s:.1f} s "
-            f"(stopped, or its host is down); its last stage: {heard.stage}"
-            for rank, heard in self._silent()
+            f"rank {rank} of {size} on {peer.host} has been silent for {self._clock_s - peer.at_s:.1f} s "
+            f"(stopped, or its host is down); its last stage: {peer.stage}"
+            for rank, peer in self._silent()
         ]
         if silent:
             return "; ".join(silent)
-        stages = {rank: (heard.stage, heard.host) for rank, heard in self._heard.items()}
+        stages = {rank: (peer.stage, peer.host) for rank, peer in self._peers.items()}
         stages[self._ranks.rank] = stage, socket.gethostname()
         busy = {rank: place for rank, place in stages.items() if place[0] not in {WAITING, IDLE}} or stages
         return "; ".join(f"rank {rank} of {size} on {host} is {what}" for rank, (what, host) in sorted(busy.items()))
@@ -203,9 +203,9 @@ class Watchdog:
     def _silent(self) -> list[tuple[int, _PeerState]]:
         """Return the ranks that have not sent a message for five intervals."""
         latest_s = self._clock_s - 5 * self._interval_s
-        return [(rank, heard) for rank, heard in sorted(self._heard.items()) if heard.at_s < latest_s]
+        return [(rank, peer) for rank, peer in sorted(self._peers.items()) if peer.at_s < latest_s]
 
-    def _say(self, text: str) -> None:
+    def _report(self, text: str) -> None:
         print(f"rank {self._ranks.rank}: {text}", file=sys.stderr, flush=True)
 
     def _end(self) -> None:
