@@ -10,10 +10,10 @@ from hvd_batchgrow.interrupt import end_on_interrupt
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
-    if arguments is None:  # else this process belongs to somebody else
+    """Run the command line, sys.argv by default; return the exit code."""
+    if arguments is None:  # otherwise the signal handlers belong to the caller
         end_on_interrupt()
-    # After that: it takes a second, in which ctrl-C may come.
+    # Imported afterwards: the import takes a second, and the user may press ctrl-C during it.
     from hvd_batchgrow.cli.commands import run
 
     if arguments is not None:
@@ -22,6 +22,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = run(sys.argv[1:])
         sys.stdout.flush()
         return code
-    except BrokenPipeError:  # who reads has seen enough: `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is written at exit
-        return 1  # as rich ends, where it is in a table
+    except BrokenPipeError:  # the reader has closed the pipe, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for output that is flushed at exit
+        return 1  # the code with which rich ends in this case

@@ -19,7 +19,7 @@ from hvd_batchgrow.storage.json_lines import read_json_lines
 from hvd_batchgrow.storage.strict_json import dump_json
 
 _SPARE = ("updates", "lr")
-"""Columns of the evidence that a narrow terminal does without."""
+"""Columns of the evidence that are dropped on a narrow terminal."""
 
 
 @dataclass(frozen=True)
@@ -27,20 +27,20 @@ class AdviseCommand:
     """Print, as a job file, the growth schedule that a run's gradient noise would have supported."""
 
     folder: Annotated[Path, tyro.conf.Positional]
-    """Folder of a run that has measured its gradient noise, done or not."""
+    """Folder of a finished or unfinished run that has measured its gradient noise."""
     max_batch_factor: float = 2.0
-    """The most that one step multiplies the batch by, where the noise scale of the run stayed."""
+    """Largest factor by which one step multiplies the batch, where the run did not change its noise scale."""
     headroom: float = 1.0
-    """h: batches up to B_simple/h."""
+    """h: the largest advised batch is B_simple/h."""
     lr_rule: LrRule | None = None
-    """What the learning rate does as the batch grows, likewise; otherwise the run's own rule, or none."""
+    """Learning-rate rule for those steps; by default the run's own rule, if it has one."""
     json: bool = False
-    """Print plain data, with what was seen, instead of the job file."""
+    """Print JSON, including the evidence, instead of the job file."""
     plot: Path | None = None
-    """Draw B_simple, its band and both batches into a .png, .svg or .pdf."""
+    """Plot B_simple, its confidence band and both batches to a .png, .svg or .pdf file."""
 
     def run(self, overrides: dict[str, Any]) -> ExitCode:
-        """The job file on stdout; the evidence on stderr, whether there is advice or not."""
+        """Print the job file to stdout, and the evidence to stderr even without advice."""
         from hvd_batchgrow.observers.advice_tables import advice_dict, advised_job_file, evidence_table
         from hvd_batchgrow.observers.console_tables import print_table
 
@@ -58,20 +58,20 @@ class AdviseCommand:
             raise
         print_table(console, evidence_table(recorded, advice), _SPARE)
         for text in advice.weak:
-            console.print(f"too weak to go by: {text}", style="yellow", highlight=False, soft_wrap=True)
+            console.print(f"too weak to rely on: {text}", style="yellow", highlight=False, soft_wrap=True)
         self._draw(recorded, advice)
         print(dump_json(advice_dict(advice), indent=2) if self.json else advised_job_file(advice), end="")
         return ExitCode.DONE
 
     def _draw(self, recorded: RecordedRun, advice: Advice | None = None) -> None:
-        """Where a picture is asked for."""
+        """Draw the plot if one is requested."""
         if self.plot:
             from hvd_batchgrow.observers.plot import plot_evidence
 
             plot_evidence(recorded, self.plot, advice)
 
     def _check(self) -> None:
-        """Raises JobError."""
+        """Raise JobError for options out of range."""
         faults = []
         if not 1 < self.max_batch_factor < float("inf"):
             faults.append(Fault("--max-batch-factor", f"must be above 1, got {self.max_batch_factor:g}"))
@@ -82,10 +82,10 @@ class AdviseCommand:
 
 
 def read_run(folder: Path) -> RecordedRun:
-    """What a run folder tells.
+    """Read the job and the noise record of a run folder.
 
     Raises:
-        RunError: it is none, or its record is damaged.
+        RunError: it is not a run folder, or its record is damaged.
     """
     from hvd_batchgrow.train.run.run_folder import read_plan
 
@@ -100,4 +100,4 @@ def read_run(folder: Path) -> RecordedRun:
             tuple(read_observations(read_json_lines(folder / "metrics.jsonl"))),
         )
     except (KeyError, TypeError, AttributeError) as error:
-        raise RunError(f"{folder} is no run that can be read: {type(error).__name__}: {error}") from None
+        raise RunError(f"{folder} is not a readable run folder: {type(error).__name__}: {error}") from None

@@ -1,6 +1,6 @@
-"""What is wrong with the words of a command line: all of it at once, in the words used for job files.
+"""Find all faults of a command line at once, and report them like faults of job files.
 
-The parser itself stops at the first fault, and tells of it in its own terms.
+The parser itself stops at the first fault, and describes it in its own terms.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from hvd_batchgrow.job_file import job_keys
 from hvd_batchgrow.messages.errors import Fault
 from hvd_batchgrow.messages.schema_messages import Node, allowed, nearest, shown
 
-_OFTEN_CALLED = {
+_OTHER_NAMES = {
     "batch": "schedule.global_batch",
     "batch_size": "schedule.global_batch",
     "learning_rate": "optim.lr",
@@ -26,18 +26,17 @@ _OFTEN_CALLED = {
     "model": "model.name",
     "optimizer": "optim.name",
 }
-"""Keys of a job file by what other trainers call them."""
-
+"""Keys of a job file by their names in other trainers."""
 
 _HELP = {"-h", "--help"}
 
 
 @dataclass(frozen=True)
 class Option:
-    """A field of a command: what it is called on the command line, and what it may hold."""
+    """A field of a command: its name on the command line, and its allowed values."""
 
     shown: str
-    """`--runs-dir`, or `JOB` for a word that is known by its place."""
+    """`--runs-dir`, or `JOB` for a positional argument."""
     adapter: TypeAdapter[Any]
     node: Node
     is_positional: bool
@@ -45,16 +44,16 @@ class Option:
 
     @property
     def is_flag(self) -> bool:
-        """Whether it stands alone."""
+        """Whether it has no value."""
         return self.node.get("type") == "boolean"
 
     @property
     def takes_many(self) -> bool:
-        """Whether all words up to the next option are its values."""
+        """Whether it accepts several values, up to the next option."""
         return self.node.get("type") == "array"
 
     def faults(self, words: Sequence[str]) -> Iterator[Fault]:
-        """Of its values."""
+        """Yield the faults of its values."""
         if not words and not self.takes_many:
             yield Fault(self.shown, f"has no value; it must be {allowed(self.node)}")
         for word in [] if self.takes_many else words:
@@ -67,11 +66,11 @@ class Option:
 
 
 def word_faults(commands: Mapping[str, type], words: Sequence[str]) -> list[Fault]:
-    """All faults of a command line, the command's name first.
+    """Return all faults of a command line.
 
     Args:
-        commands: by name.
-        words: without overrides of the job file.
+        commands: the classes of the commands by name.
+        words: the arguments without overrides of the job file; the first is the command's name.
     """
     names = {"enum": list(commands)}
     if not words:
@@ -84,7 +83,7 @@ def word_faults(commands: Mapping[str, type], words: Sequence[str]) -> list[Faul
 
 
 def options_of(command: type) -> list[Option]:
-    """The fields of a command's class."""
+    """Return the options of a command's class."""
     types = get_type_hints(command, include_extras=True)
     options = []
     for field in fields(command):
@@ -92,7 +91,7 @@ def options_of(command: type) -> list[Option]:
         is_positional = get_origin(kind) is Annotated and tyro.conf.Positional in get_args(kind)[1:]
         adapter: TypeAdapter[Any] = TypeAdapter(kind)
         name = field.name.upper() if is_positional else f"--{field.name.replace('_', '-')}"
-        # What tyro finds missing has a default all the same, since it follows fields that have one.
+        # A required field that follows fields with defaults has tyro.MISSING as its default.
         required = field.default is tyro.MISSING or (field.default is MISSING and field.default_factory is MISSING)
         options.append(Option(name, adapter, adapter.json_schema(), is_positional, required))
     return options
@@ -100,36 +99,35 @@ def options_of(command: type) -> list[Option]:
 
 def _faults(options: Sequence[Option], words: list[str]) -> Iterator[Fault]:
     by_name = {option.shown: option for option in options if not option.is_positional}
-    places = [option for option in options if option.is_positional]
-    takes_job = "JOB" in {option.shown for option in places}
+    positional = [option for option in options if option.is_positional]
+    takes_job = "JOB" in {option.shown for option in positional}
     given: set[str] = set()
     while words:
         word = words.pop(0)
         name, equals, text = word.partition("=")
         name = name.replace("_", "-")
         if not word.startswith("-"):
-            if places:
-                given.add(places[0].shown)
-                places = places if places[0].takes_many else places[1:]
+            if positional:
+                given.add(positional[0].shown)
+                positional = positional if positional[0].takes_many else positional[1:]
             else:
-                yield Fault(shown(word), "is a word too many")
+                yield Fault(shown(word), "unexpected argument")
             continue
         keys = _keys_called(name) if name not in by_name and takes_job else []
         near = keys or difflib.get_close_matches(name, by_name, n=1, cutoff=0.6)
         option = by_name.get(name) or by_name.get(near[0] if near else "")
         values = [text] if equals else _take_values(option, words)
-        if option is None and not equals and (keys or not places) and words and not words[0].startswith("--"):
+        if option is None and not equals and (keys or not positional) and words and not words[0].startswith("--"):
             words.pop(0)  # its value
         if name not in by_name:
-            known = f"known here: {', '.join(by_name) or 'none'}" + (
-                ", and keys such as --optim.lr" if takes_job else ""
-            )
+            keys_too = ", and job-file keys such as --optim.lr" if takes_job else ""
+            known = f"this command has {', '.join(by_name) or 'no options'}{keys_too}"
             hint = f"did you mean {' or '.join(near)}?" if near else known
             yield Fault(shown(name) if not name.isprintable() else name, f"unknown option; {hint}")
         elif option:
             given.add(name)
             if option.is_flag and equals:
-                yield Fault(name, f"takes no value, got {shown(text)}; leave it out for false")
+                yield Fault(name, f"takes no value, got {shown(text)}; omit the option for false")
             elif not option.is_flag:
                 yield from option.faults(values)
     for option in options:
@@ -138,14 +136,14 @@ def _faults(options: Sequence[Option], words: list[str]) -> Iterator[Fault]:
 
 
 def _keys_called(name: str) -> list[str]:
-    """The options for keys of the job file whose last part is the name of an option, or what others call so."""
+    """Return options for the job-file keys that end with an option's name, or that other trainers call so."""
     word = name.lstrip("-").replace("-", "_")
-    keys = [_OFTEN_CALLED[word]] if word in _OFTEN_CALLED else [k for k in job_keys() if k.endswith(f".{word}")]
+    keys = [_OTHER_NAMES[word]] if word in _OTHER_NAMES else [k for k in job_keys() if k.endswith(f".{word}")]
     return [f"--{key}" for key in keys]
 
 
 def _take_values(option: Option | None, words: list[str]) -> list[str]:
-    """The values that an option has behind it, taken off the words."""
+    """Remove the values of an option from the front of the words, and return them."""
     most = 0 if option is None or option.is_flag else len(words) if option.takes_many else 1
     values: list[str] = []
     while len(values) < most and words and not words[0].startswith("--"):
@@ -154,7 +152,7 @@ def _take_values(option: Option | None, words: list[str]) -> list[str]:
 
 
 def _value(node: Node, word: str) -> Any:
-    """A word as what it stands for, where that is a number."""
+    """Return a word as a number if the option accepts numbers and the word is one, else unchanged."""
     kinds = {node.get("type"), *(branch.get("type") for branch in node.get("anyOf", ()))}
     if "integer" in kinds and re.fullmatch(r"[+-]?[0-9]{1,400}", word):
         return int(word)

@@ -1,4 +1,4 @@
-"""All commands under one name."""
+"""The `hvd-batchgrow` command: parse the arguments, run the subcommand, report its errors."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from hvd_batchgrow.cli.status import StatusCommand
 from hvd_batchgrow.cli.submit import SubmitCommand
 from hvd_batchgrow.cli.train import TrainCommand, TwinCommand
 from hvd_batchgrow.cli.verify import VerifyCommand
-from hvd_batchgrow.comm.launcher_env import environment_faults, speaks
+from hvd_batchgrow.comm.launcher_env import environment_faults, is_first_process
 from hvd_batchgrow.job_file import split_overrides
 from hvd_batchgrow.messages.errors import UNNAMED, ExitCode, JobError, RunError, faults_of
 
@@ -40,29 +40,29 @@ Command = (
 
 
 def commands_by_name() -> dict[str, type]:
-    """The commands by name."""
+    """Return the classes of the commands by name."""
     parts = [get_args(part) for part in get_args(Command)]
     return {subcommand.name: command for command, subcommand in parts}
 
 
 def _write_any_text() -> None:
-    """Paths need not be UTF-8, nor does a terminal: what cannot be written as it is, is written as a number."""
+    """Make stdout and stderr escape characters that they cannot encode: paths and terminals need not be UTF-8."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 
-def _forget_senseless_sizes() -> None:
-    """What a shell has left of a terminal's size, which rich would stumble over where it is no number."""
+def _remove_invalid_terminal_size() -> None:
+    """Remove COLUMNS and LINES from the environment unless they are numbers: rich would fail."""
     for name in ("COLUMNS", "LINES"):
         if not re.fullmatch("[0-9]{1,5}", os.environ.get(name, "")):
             os.environ.pop(name, None)
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run what a command line asks for; returns the exit code."""
+    """Run a command line; return the exit code."""
     _write_any_text()
-    _forget_senseless_sizes()
+    _remove_invalid_terminal_size()
     if list(arguments) == ["--version"]:
         print(f"hvd-batchgrow {__version__}")
         return ExitCode.DONE
@@ -83,11 +83,11 @@ def run(arguments: Sequence[str]) -> int:
         with faults_of(str(getattr(command, "job", UNNAMED))):
             return int(command.run(overrides))
     except JobError as error:
-        # All ranks are given the same words; a variable may be damaged for one of them alone.
-        if speaks(os.environ) or error.source == "environment":
+        # All ranks have the same arguments, so rank 0 reports them; a variable may be damaged on one rank only.
+        if is_first_process(os.environ) or error.source == "environment":
             print(error, file=sys.stderr)
         return ExitCode.BAD_JOB
     except RunError as error:
-        if speaks(os.environ):  # ranks that could not even join each other fail alike
+        if is_first_process(os.environ):  # before the ranks are connected, all of them fail alike
             print(error, file=sys.stderr)
         return ExitCode.FAILURE

@@ -1,4 +1,4 @@
-"""What the commands share: the job with its overrides, the ranks, the terminal."""
+"""Shared by the commands: the job with its overrides, the ranks, the terminal."""
 
 from __future__ import annotations
 
@@ -26,36 +26,36 @@ if TYPE_CHECKING:  # torch takes seconds to import, and `plan` does without it
 
 @dataclass(frozen=True)
 class JobCommand:
-    """What all commands on a job take."""
+    """Options of all commands that read a job file."""
 
     job: Annotated[Path, tyro.conf.Positional]
-    """The job file; any key of it can be overridden, as by --optim.lr 0.2."""
+    """The job file; any of its keys can be overridden, for example by --optim.lr 0.2."""
     name: str | None = None
-    """Name of the run; otherwise the job's."""
+    """Name of the run; by default the job file's."""
     seed: int | None = None
-    """Seed of the run; otherwise the job's."""
+    """Seed of the run; by default the job file's."""
 
     def load(self, overrides: dict[str, Any]) -> Job:
-        """The job with what the command line puts over it."""
+        """Return the job with the overrides of the command line."""
         flags = {"name": self.name, "seed": self.seed}
         return load_job(self.job, overrides | {key: value for key, value in flags.items() if value is not None})
 
     def words(self, overrides: dict[str, Any]) -> list[str]:
-        """Return the words by which another command reads the same job."""
+        """Return the arguments with which another command reads the same job."""
         seed = [] if self.seed is None else [f"--seed={self.seed}"]
         return [str(self.job), *([f"--name={self.name}"] if self.name else []), *seed, *override_words(overrides)]
 
 
 @dataclass(frozen=True)
 class RanksCommand(JobCommand):
-    """What commands take that several ranks run together."""
+    """Options of commands that several ranks run together."""
 
     backend: Backend = "auto"
-    """What ranks talk through; auto: Horovod where it can be imported, else torch.distributed, as under torchrun."""
+    """Library for collectives; auto: torch.distributed under torchrun or without Horovod, else Horovod."""
 
 
 def with_ranks(work: Callable[[Ranks], ExitCode], backend: Backend) -> ExitCode:
-    """Join the other ranks, work, and leave; a rank that fails alone takes the others down with it."""
+    """Connect the ranks, call `work`, and shut down; if this rank alone fails, abort all ranks."""
     from hvd_batchgrow.comm.backend import connect
     from hvd_batchgrow.comm.ranks import CollectiveError
     from hvd_batchgrow.train.malloc_tuning import keep_freed_memory
@@ -72,9 +72,9 @@ def with_ranks(work: Callable[[Ranks], ExitCode], backend: Backend) -> ExitCode:
         ranks.close()
         return failure.code
     except BaseException as error:
-        place = f"rank {ranks.rank} of {ranks.size} on {socket.gethostname()}"
         text = str(error) if isinstance(error, RunError) else traceback.format_exc()
-        print(f"{place} failed:\n{text}", file=sys.stderr, flush=True)
+        who = f"rank {ranks.rank} of {ranks.size} on {socket.gethostname()}"
+        print(f"{who} failed:\n{text}", file=sys.stderr, flush=True)
         if ranks.size > 1:
             time.sleep(RELAY_S)
         ranks.abort(ExitCode.FAILURE)
@@ -82,13 +82,14 @@ def with_ranks(work: Callable[[Ranks], ExitCode], backend: Backend) -> ExitCode:
 
 
 def refuse_overrides(overrides: dict[str, Any]) -> None:
-    """Raises JobError if the command line has keys of a job file, on a command that takes none."""
+    """Raise JobError if a command that reads no job file is given keys of one."""
     if overrides:
-        raise JobError([Fault(key, "there is no job to put it over") for key in overrides], "command line")
+        fault = "this command reads no job file, so it has no keys to override"
+        raise JobError([Fault(key, fault) for key in overrides], "command line")
 
 
 def terminal(stream: Any, *, quiet: bool = False) -> PlainConsole:
-    """A console that draws on a terminal only, and elsewhere does not fold log lines at 80 columns."""
-    # Open MPI gives a rank a pseudo-terminal that nobody looks at: what it relays may be a file.
+    """Return a console that draws on terminals only, and does not fold log lines at 80 columns elsewhere."""
+    # Under Open MPI a rank has a pseudo-terminal, but mpirun may forward its output to a file.
     is_terminal = stream.isatty() and launched_by(os.environ) is None
     return PlainConsole(stream, None if is_terminal else 140, is_terminal=is_terminal, quiet=quiet)

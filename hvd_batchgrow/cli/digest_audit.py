@@ -1,4 +1,4 @@
-"""`hvd-batchgrow digest` and `audit`: what a run folder tells."""
+"""`hvd-batchgrow digest` and `audit`."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from hvd_batchgrow.messages.errors import ExitCode
 
 @dataclass(frozen=True)
 class DigestCommand:
-    """Print one SHA-256 over the weights and buffers of a run, and how runs differ."""
+    """Print a SHA-256 of the weights and buffers of a run, and how the weights of several runs differ."""
 
     first: Annotated[Path, tyro.conf.Positional]
     """A run folder."""
     others: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
-    """More of them, each compared with the first."""
+    """Further run folders, each compared with the first."""
 
     def run(self, overrides: dict[str, Any]) -> ExitCode:
-        """The digest alone for one run; for several a line each."""
+        """Print the digest alone for one run, or one line per run for several."""
         from hvd_batchgrow.verification.digest import compare_weights, final_weights
 
         refuse_overrides(overrides)
@@ -32,7 +32,7 @@ class DigestCommand:
             for reason in weights.skipped:
                 print(f"skipped a checkpoint: {reason}", file=sys.stderr)
             if not weights.is_final:
-                print(f"{weights.run} is not done: these are its weights at sample {weights.samples}", file=sys.stderr)
+                print(f"{weights.run} is not finished: using its weights at sample {weights.samples}", file=sys.stderr)
         if not others:
             print(first.digest)
             return ExitCode.DONE
@@ -44,15 +44,15 @@ class DigestCommand:
 
 @dataclass(frozen=True)
 class AuditCommand:
-    """Prove from a run's record that it used each sample once an epoch, and compare the orders of runs."""
+    """Check from a run's record that each sample was used once per epoch, and compare the sample orders of runs."""
 
     first: Annotated[Path, tyro.conf.Positional]
     """A run folder."""
     others: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
-    """More of them, each audited, and its order compared with the first's."""
+    """Further run folders, each audited, and its sample order compared with the first's."""
 
     def run(self, overrides: dict[str, Any]) -> ExitCode:
-        """A table for each run; ends with 1 if any sample was used twice, or left out, or out of order."""
+        """Print a table per run; return 1 if any sample was repeated, skipped or out of order."""
         from hvd_batchgrow.observers.console_tables import audit_table, print_table
         from hvd_batchgrow.observers.progress import work_progress
         from hvd_batchgrow.verification.audit import audit, compare_orders, read_consumed

@@ -26,29 +26,29 @@ if TYPE_CHECKING:  # torch takes seconds to import, and `plan` does without it
 
 @dataclass(frozen=True)
 class PlanCommand(JobCommand):
-    """Print what a job would do, phase by phase, without touching its data."""
+    """Print what a job would do, phase by phase, without reading its data."""
 
     ranks: NumRanks = 1
-    """How many ranks can be had."""
+    """Number of available ranks."""
     json: bool = False
-    """Print plain data instead of tables."""
+    """Print JSON instead of tables."""
     twin: bool = False
-    """Print the job file of the twin that decays the learning rate, and nothing else."""
+    """Print only the job file of the twin that decays the learning rate."""
     plot: Path | None = None
-    """Draw learning rate, batch and noise scale into a .png, .svg or .pdf."""
+    """Plot learning rate, batch and noise scale to a .png, .svg or .pdf file."""
     cost: Path | None = None
-    """A file that `probe` has written: predict seconds and rank-hours, and decide layout.grow_by = "auto"."""
+    """A file written by `probe`: predict seconds and rank-hours, and choose the ranks of layout.grow_by = "auto"."""
     replay: Path | None = None
-    """A decisions.jsonl of a run with a trigger: plan what it has decided, with its twin."""
+    """decisions.jsonl of a run with a trigger: plan the schedule that it decided, and its twin."""
 
     def run(self, overrides: dict[str, Any]) -> ExitCode:
-        """Plan, and the decay twin beside it."""
+        """Print the plan of the job and of its decay twin."""
         from hvd_batchgrow.data.sources.specs import known_num_samples
         from hvd_batchgrow.schedule.cost.cost import choose_ranks, predict
         from hvd_batchgrow.schedule.cost.probe_file import load_probe
 
         if ignored := [flag for flag, value in (("--json", self.json), ("--plot", self.plot)) if self.twin and value]:
-            fault = "contradicts --twin, which prints a job file and nothing else"
+            fault = "contradicts --twin, which only prints a job file"
             raise JobError([Fault(flag, fault) for flag in ignored], "command line")
         job = self.load(overrides)
         num_samples = known_num_samples(job.data)
@@ -70,7 +70,7 @@ class PlanCommand(JobCommand):
         return ExitCode.DONE
 
     def twin_plan(self, plan: Plan, probe: Probe | None) -> tuple[Plan | None, str | None]:
-        """The plan of the twin, or why there is none: a job that has no twin is planned all the same."""
+        """Return the plan of the twin, or the reason why the job has no twin: the job itself is planned anyway."""
         if plan.job.schedule.policy == "decay":
             return None, None
         try:
@@ -80,24 +80,24 @@ class PlanCommand(JobCommand):
             return None, "; ".join(fault.message for fault in error.faults)
 
     def plan_twin(self, twin: Job, num_samples: int, probe: Probe | None, job: Job) -> Plan:
-        """The twin wherever its batch can be formed, if not on as many ranks as the job; by the job's objective too."""
+        """Plan the twin, with the job's objective, and on fewer ranks than the job if its batch requires it."""
         from hvd_batchgrow.schedule.cost.cost import choose_ranks
 
         if probe is None or job.layout.grow_by != "auto":
             return compile_twin(twin, self.ranks, num_samples)
-        # Without the job's time limit, which the twin need not meet: it is what the job is compared with.
+        # Without the job's time limit: the twin is a reference for comparison and need not meet it.
         twin = twin.model_copy(update={"layout": job.layout.model_copy(update={"time_limit_h": None})})
         return compile_plan(twin, self.ranks, num_samples, choose_ranks(twin, num_samples, probe, self.ranks))
 
     def decisions(self, job: Job) -> tuple[Decision, ...]:
-        """Those to replay."""
+        """Return the decisions to replay."""
         if self.replay is None:
             return ()
         check_replay(job.schedule.policy, str(self.job))
         return read_decisions(self.replay)[1]
 
     def print_twin(self, twin: Job | None) -> None:
-        """The twin as a job file."""
+        """Print the twin as a job file."""
         if twin is None:
             raise JobError([Fault("schedule.policy", "'decay' is its own twin")], str(self.job))
         print(tomli_w.dumps(twin.model_dump(mode="json", exclude_none=True)))
@@ -114,7 +114,7 @@ class PlanCommand(JobCommand):
         print(dump_json(trees[0], indent=2))
 
     def print_tables(self, plans: Sequence[Plan], costs: Sequence[Cost], no_twin: str | None) -> None:
-        """Tables, what happens between phases, and the saving."""
+        """Print tables, the transitions between phases, and how many updates the job saves over its twin."""
         from hvd_batchgrow.observers.console_tables import cost_table, print_plan, print_table
         from hvd_batchgrow.schedule.transitions import describe_transitions
 

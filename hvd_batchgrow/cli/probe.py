@@ -19,19 +19,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ProbeCommand(RanksCommand):
-    """Measure what updates of a job cost on the ranks that are launched, for `plan --cost`."""
+    """Measure the time of a job's updates on the launched ranks, for `plan --cost`."""
 
     out: Path = Path("PROBE.json")
-    """The figures go in here, beside those of other numbers of ranks."""
+    """Output file; measurements for other numbers of ranks in it are kept."""
     budget_s: Annotated[float, Field(gt=0, le=86_400)] = 25.0
-    """About how long to measure; longer is steadier where the machine is shared."""
+    """Approximate seconds to measure; a longer time is more reliable on a shared machine."""
 
     def run(self, overrides: dict[str, Any]) -> ExitCode:
-        """Measure, and say what to do with it."""
+        """Measure on all ranks, and print the plan command that uses the result."""
         return with_ranks(lambda ranks: self.probe(ranks, overrides), self.backend)
 
     def probe(self, ranks: Ranks, overrides: dict[str, Any]) -> ExitCode:
-        """All ranks together."""
+        """Measure and write the file; all ranks call it together."""
         from hvd_batchgrow.observers.progress import work_progress
         from hvd_batchgrow.train.probe import probe_into
 

@@ -17,25 +17,25 @@ from hvd_batchgrow.slurm.scheduler import NoSlurm, Slurm
 
 @dataclass(frozen=True)
 class StatusCommand:
-    """Tell how a chain stands; ends with 1 if it has broken."""
+    """Print the state of a chain; the exit code is 1 if the chain is broken."""
 
     folder: Annotated[Path, tyro.conf.Positional]
     """A run folder."""
 
     def run(self, overrides: dict[str, Any]) -> ExitCode:
-        """Ask Slurm, write down what it says, and print it."""
+        """Query Slurm, update the ledger, and print it."""
         refuse_overrides(overrides)
         ledger = read_ledger(self.folder)
         if ledger is None:
-            raise RunError(f"{self.folder} holds no chain: hvd-batchgrow submit writes one into runs/NAME")
+            raise RunError(f"{self.folder} holds no chain: hvd-batchgrow submit creates one in runs/NAME")
         done_samples = samples_done(self.folder)
         try:
             known = Slurm().states(ledger.job_ids())
         except NoSlurm:
             _print_chain(ledger, done_samples)
-            raise RunError("squeue is not here: this is the ledger as submit or status last wrote it") from None
+            raise RunError("squeue is not available: this is the ledger as submit or status last wrote it") from None
         now = ledger.with_states(known, done_samples)
-        # Not over what a `submit` has written meanwhile.
+        # Do not overwrite a ledger that a `submit` has written meanwhile.
         if now != ledger == read_ledger(self.folder):
             write_ledger(self.folder, now)
         _print_chain(now, done_samples)

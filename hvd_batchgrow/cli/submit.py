@@ -33,37 +33,37 @@ from hvd_batchgrow.slurm.scheduler import NoSlurm, Slurm
 
 @dataclass(frozen=True)
 class SubmitCommand(JobCommand):
-    """Submit a job to Slurm as a chain: for phases of equal width a job each, on just the nodes that they use."""
+    """Submit a run to Slurm as a chain of jobs; consecutive phases with the same number of ranks share a job."""
 
     nodes_max: NumRanks = tyro.MISSING
-    """The most nodes that a phase may use."""
+    """Largest number of nodes for a phase."""
     ranks_per_node: NumRanks = 1
-    """Ranks that a node has room for: usually its GPUs."""
+    """Ranks per node: usually its number of GPUs."""
     dry_run: bool = False
-    """Print all scripts and commands, and do nothing."""
+    """Print all scripts and commands without submitting anything."""
     resume: Literal["never", "auto"] = "never"
-    """auto: go on with the run of this name from its newest checkpoint, leaving out the links that are done."""
+    """auto: resume the run of this name from its newest checkpoint, and skip jobs of the chain that are done."""
     runs_dir: Path = Path("runs")
-    """Where run folders are made."""
+    """Folder for run folders."""
     template: Path | None = None
-    """The batch script to fill in; otherwise slurm/train.sbatch, here or as it comes with the package."""
+    """Template of the batch script; by default slurm/train.sbatch in the working directory, else the package's."""
     partition: str | None = None
-    """Slurm's partition; it overrides the template's, as do those below."""
+    """Slurm partition; this option and the following ones override the template."""
     account: str | None = None
-    """Whom to charge."""
+    """Slurm account to charge."""
     gres: str | None = None
-    """What each node gives, such as gpu:4."""
+    """Resources per node, such as gpu:4."""
     time: str | None = None
-    """Time limit of each link; a link that reaches it is queued again and goes on."""
+    """Time limit of each job of the chain; a job that reaches it is requeued and resumes."""
     signal_delay_s: PositiveInt | None = None
-    """How long before the time limit a link is told to save."""
+    """Seconds before the time limit at which a job of the chain is signalled to save and stop."""
     sbatch: tuple[str, ...] = ()
-    """More options of sbatch, as KEY=VALUE."""
+    """Further options of sbatch, as KEY=VALUE."""
     cost: Path | None = None
-    """A file that `probe` has written, for layout.grow_by = "auto"."""
+    """A file written by `probe`, for layout.grow_by = "auto"."""
 
     def run(self, overrides: dict[str, Any]) -> ExitCode:
-        """Submit, and say what was."""
+        """Submit the chain, and print its jobs and the status command."""
         plan = self.plan(overrides)
         links = make_chain_jobs(plan, self.nodes_max, self.ranks_per_node)
         job, run = with_ranks_per_phase(plan), self.runs_dir.absolute() / plan.job.name
@@ -72,8 +72,8 @@ class SubmitCommand(JobCommand):
         scripts = make_scripts(job, links, run, site)
         scheduler = Slurm()
         if plan.job.layout.grow_by == "accumulation" and len(plan.layouts) > 1:
-            ranks = f"all phases use all {plan.peak_ranks} ranks, as one job"
-            print(f"layout.grow_by = 'accumulation': {ranks}; 'ranks' gives each its own", file=sys.stderr)
+            ranks = f"one job runs all phases on all {plan.peak_ranks} ranks"
+            print(f"layout.grow_by = 'accumulation': {ranks}; 'ranks' makes one per number of ranks", file=sys.stderr)
         with nullcontext() if self.dry_run else submitting(run):
             ledger = open_chain(run, links, None if self.dry_run else scheduler, resume=self.resume == "auto")
             if all(entry.state == DONE_BEFORE for entry in ledger.entries):
@@ -92,7 +92,7 @@ class SubmitCommand(JobCommand):
         return ExitCode.DONE
 
     def plan(self, overrides: dict[str, Any]) -> Plan:
-        """The whole run, for all ranks that the nodes have room for."""
+        """Plan the whole run for all ranks of the nodes."""
         from hvd_batchgrow.data.sources.specs import known_num_samples
         from hvd_batchgrow.schedule.cost.cost import choose_ranks
         from hvd_batchgrow.schedule.cost.probe_file import load_probe
@@ -104,7 +104,7 @@ class SubmitCommand(JobCommand):
         return compile_plan(job, ranks, num_samples, choose)
 
     def site_options(self) -> dict[str, str]:
-        """Options of sbatch that the command line gives."""
+        """Return the sbatch options of the command line."""
         given = {"partition": self.partition, "account": self.account, "gres": self.gres, "time": self.time}
         signal = {} if self.signal_delay_s is None else {"signal": f"B:USR2@{self.signal_delay_s}"}
         flags = {key: value for key, value in given.items() if value is not None}
@@ -119,6 +119,6 @@ def _print_dry(ledger: Ledger, scripts: list[Script]) -> None:
 
 
 def _shown(path: Path) -> str:
-    """A path for one line of a terminal or a comment."""
+    """Return a path as one printable line."""
     text = str(path)
     return text if text.isprintable() else repr(text)

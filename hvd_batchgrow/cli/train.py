@@ -30,27 +30,27 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TrainCommand(RanksCommand):
-    """Train a job; alone, or as one of the ranks that mpirun, horovodrun or torchrun starts."""
+    """Train a job, either alone or as one of the ranks that mpirun, horovodrun or torchrun starts."""
 
     resume: Literal["never", "auto"] = "never"
-    """auto: go on from the newest good checkpoint of the run, or start where there is none."""
+    """auto: resume from the run's newest good checkpoint, or start the run if it has no checkpoint."""
     overwrite: bool = False
     """Remove the run of this name first."""
     runs_dir: Path = Path("runs")
-    """Where run folders are made."""
+    """Folder for run folders."""
     max_updates: PositiveInt | None = None
-    """Stop after so many updates of this start, with a checkpoint to go on from."""
+    """Stop after this number of updates in this invocation, and write a checkpoint."""
     phases: str | None = None
-    """FIRST-LAST: train these phases only, counted from 1, on just the ranks that they use; a link of a chain."""
+    """FIRST-LAST: train only these phases, counted from 1, on exactly the ranks that they use (a job of a chain)."""
     fork: str | None = None
-    """Name of a new run, which goes on by the job as it is now from the newest good checkpoint of the job's run."""
+    """Name of a new run: continue with the job as it is now from the newest good checkpoint of the job's run."""
     replay: Path | None = None
-    """A decisions.jsonl: let the batch grow as it did there, without measuring. Later starts of the run do so too."""
+    """A decisions.jsonl: grow the batch as recorded there, without measuring; later invocations do so too."""
     cost: Path | None = None
-    """A file that `probe` has written, for layout.grow_by = "auto"."""
+    """A file written by `probe`, for layout.grow_by = "auto"."""
 
     def run(self, overrides: dict[str, Any]) -> ExitCode:
-        """Train, and end with 75 if stopped."""
+        """Train; return 75 if stopped before the end."""
         self.check_flags()
         with StopRequest() as stop:
             return with_ranks(
@@ -59,22 +59,22 @@ class TrainCommand(RanksCommand):
             )
 
     def check_flags(self) -> None:
-        """A script that goes on by itself must not throw away what it goes on from."""
+        """Raise JobError for options that contradict each other; --overwrite must not remove a run to resume."""
         if self.overwrite and self.resume == "auto":
             raise JobError([Fault("--overwrite", "contradicts --resume auto: choose one")], "command line")
         if self.fork is not None:
             if self.overwrite or self.resume == "auto":
-                fault = "makes a new run, which there is nothing of yet: without --resume auto and --overwrite"
+                fault = "starts a new run: remove --resume auto and --overwrite"
                 raise JobError([Fault("--fork", fault)], "command line")
             if is_elastic(os.environ):
-                fault = "starts a run once, but an elastic job restarts it: fork on fixed ranks first (--max-updates 1)"
+                fault = "an elastic job restarts its run and would fork again: fork on fixed ranks (--max-updates 1)"
                 raise JobError([Fault("--fork", fault)], "command line")
             if not re.fullmatch(NAME_PATTERN, self.fork):
                 raise JobError([Fault("--fork", f"must match {NAME_PATTERN}, got {self.fork!r}")], "command line")
         self.phase_range()
 
     def phase_range(self) -> tuple[int, int] | None:
-        """The first and the last phase to train, from 1; None: all. Raises JobError."""
+        """Return the first and the last phase to train, from 1; None: all. Raises JobError."""
         if self.phases is None:
             return None
         if not (found := re.fullmatch(r"(\d+)-(\d+)", self.phases)):
@@ -82,7 +82,7 @@ class TrainCommand(RanksCommand):
         return int(found[1]), int(found[2])
 
     def load_for(self, ranks: Ranks, overrides: dict[str, Any]) -> Job:
-        """The job; where its ranks are for measured costs to decide, with the ranks of each phase written down."""
+        """Return the job; if measured costs decide its ranks, with the number of ranks of each phase filled in."""
         from hvd_batchgrow.data.sources.specs import known_num_samples
         from hvd_batchgrow.schedule.cost.cost import choose_ranks
         from hvd_batchgrow.schedule.cost.probe_file import load_probe
@@ -96,7 +96,7 @@ class TrainCommand(RanksCommand):
         return with_ranks_per_phase(compile_plan(job, ranks.size, num_samples, choose))
 
     def train(self, ranks: Ranks, stop: StopRequest, load: Callable[[], Job]) -> RunEnded:
-        """One run, watched on the terminal."""
+        """Train one run, and show its progress on the terminal."""
         from hvd_batchgrow.observers.progress import work_progress
         from hvd_batchgrow.train.checkpoints.elastic_state import ElasticState
         from hvd_batchgrow.train.run.run import RunOptions, run_job
@@ -111,38 +111,41 @@ class TrainCommand(RanksCommand):
             replay=self.replay,
             max_updates=self.max_updates,
         )
-        carry = ElasticState()
+        state = ElasticState()
 
-        def life(options: RunOptions, stop: Stop) -> RunEnded:
+        def attempt(options: RunOptions, stop: Stop) -> RunEnded:
             with work_progress(console) as report:
-                return run_job(load, ranks, options, report, lambda job: _observers(job, console), stop, carry)
+                return run_job(load, ranks, options, report, lambda job: _observers(job, console), stop, state)
 
         def is_over() -> bool:
-            return stop.stop_requested or carry.num_updates == self.max_updates
+            return stop.stop_requested or state.num_updates == self.max_updates
 
-        return self.train_elastic(ranks, stop, life, options, is_over) if ranks.elastic else life(options, stop)
+        return self.train_elastic(ranks, stop, attempt, options, is_over) if ranks.elastic else attempt(options, stop)
 
     def train_elastic(
         self,
         ranks: Ranks,
         stop: Stop,
-        life: Callable[[RunOptions, Stop], RunEnded],
+        attempt: Callable[[RunOptions, Stop], RunEnded],
         options: RunOptions,
         is_over: Callable[[], bool],
     ) -> RunEnded:
-        """One run in as many lives as the hosts have changes."""
+        """Train one run, with a new attempt after each change of the hosts."""
         from hvd_batchgrow.comm.elastic import ElasticRanks
         from hvd_batchgrow.train.elastic import StopOrChange, run_elastic
 
         assert isinstance(ranks, ElasticRanks)
-        later = replace(options, resume=True, overwrite=False)
-        asked_or_changed = StopOrChange(stop, ranks)
+        resumed = replace(options, resume=True, overwrite=False)
+        stop_or_change = StopOrChange(stop, ranks)
 
-        def tell(line: str) -> None:
+        def notify(line: str) -> None:
             if ranks.rank == 0:
                 print(line, file=sys.stderr, flush=True)
 
-        return run_elastic(lambda again: life(later if again else options, asked_or_changed), ranks, is_over, tell)
+        def train(resume: bool) -> RunEnded:
+            return attempt(resumed if resume else options, stop_or_change)
+
+        return run_elastic(train, ranks, is_over, notify)
 
 
 @dataclass(frozen=True)
@@ -150,29 +153,29 @@ class TwinCommand(TrainCommand):
     """Train a growth job and then its twin that decays the learning rate, and compare them."""
 
     def run(self, overrides: dict[str, Any]) -> ExitCode:
-        """Both runs, then the table."""
+        """Train both runs, then print a table that compares them."""
         self.check_flags()
         if self.phases is not None:
             raise JobError([Fault("--phases", "a comparison needs all phases of both runs")], "command line")
         if self.fork is not None:
-            raise JobError([Fault("--fork", "a comparison is of two whole runs: train --fork")], "command line")
+            raise JobError([Fault("--fork", "a comparison needs two whole runs: use train --fork")], "command line")
         with StopRequest() as stop:
             return with_ranks(lambda ranks: self.compare(ranks, stop, overrides), self.backend)
 
     def load_growing(self, ranks: Ranks, overrides: dict[str, Any]) -> Job:
-        """The job, which must have a twin other than itself; that of a measured job is known after the run."""
+        """Return the job, which must differ from its twin; the twin of an adaptive job is known after its run."""
         from hvd_batchgrow.data.sources.specs import known_num_samples
 
         job = self.load_for(ranks, overrides)
         if job.schedule.policy == "decay":
-            fault = Fault("schedule.policy", "'decay' is what the twin does; twin compares it with 'grow'")
+            fault = Fault("schedule.policy", "'decay' is the policy of the twin, so there are no two runs to compare")
             raise JobError([fault], str(self.job))
         if not job.is_adaptive:
             decay_twin(job, known_num_samples(job.data))
         return job
 
     def load_twin(self, overrides: dict[str, Any]) -> Job:
-        """The twin of the job; of a measured one, of what it has decided."""
+        """Return the twin of the job; for an adaptive job, of the schedule that its run has decided."""
         from hvd_batchgrow.data.sources.specs import known_num_samples
         from hvd_batchgrow.schedule.adaptive.decisions import read_decisions
 
@@ -181,7 +184,7 @@ class TwinCommand(TrainCommand):
         return decay_twin(job, known_num_samples(job.data), decisions)
 
     def compare(self, ranks: Ranks, stop: StopRequest, overrides: dict[str, Any]) -> ExitCode:
-        """Train one after the other; a stop in the first ends both."""
+        """Train one run after the other; a stop in the first ends both."""
         from hvd_batchgrow.observers.console_tables import print_table, result_table
 
         grown = self.train(ranks, stop, lambda: self.load_growing(ranks, overrides))

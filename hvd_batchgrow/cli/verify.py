@@ -24,12 +24,12 @@ class VerifyCommand(RanksCommand):
     """Run a few updates under several layouts, as real processes, and compare the weights with plain autograd's."""
 
     layouts: str | None = None
-    """Comma-separated RANKSxPASSESxMICRO-BATCH of the first phase's batch; otherwise several on 1 to 4 ranks."""
+    """Comma-separated RANKSxPASSESxMICRO-BATCH of the first phase's batch; by default several with 1 to 4 ranks."""
     updates: PositiveInt = 2
     """Number of updates. Rounding grows from one update to the next, so a small number shows more than a large one."""
 
     def run(self, overrides: dict[str, Any]) -> ExitCode:
-        """Print a table, and end with 1 if a layout differs by more than rounding, or in exact mode by a bit."""
+        """Print a table; return 1 if a layout differs by more than rounding, or in exact mode by a single bit."""
         from hvd_batchgrow.data.sources.registry import load_source
         from hvd_batchgrow.data.sources.specs import known_num_samples
         from hvd_batchgrow.observers.console_tables import print_verify
@@ -39,7 +39,7 @@ class VerifyCommand(RanksCommand):
         if launched_ranks(os.environ)[0] > 0:
             return ExitCode.DONE  # under a launcher rank 0 does the work, and starts the ranks of each layout itself
         job = self.load(overrides)
-        job = job.model_copy(update={"layout": job.layout.grown_by("accumulation")})  # as each run is told to
+        job = job.model_copy(update={"layout": job.layout.grown_by("accumulation")})  # like the run of each layout
         overrides = {key: value for key, value in overrides.items() if key not in _OF_GROWTH}
         phase, group = compile_plan(job, 1, known_num_samples(job.data)).schedule.phases[0], job.model.ghost_batch
         exact = job.layout.exact

@@ -1,4 +1,4 @@
-"""Joining the ranks that a launcher has started, by the backend that was asked for."""
+"""Connect the ranks that a launcher has started, over the requested backend."""
 
 from __future__ import annotations
 
@@ -6,7 +6,14 @@ import os
 import shutil
 import sys
 
-from hvd_batchgrow.comm.launcher_env import TORCHRUN, Backend, is_elastic, launched_by, launched_ranks, lone_tasks
+from hvd_batchgrow.comm.launcher_env import (
+    TORCHRUN,
+    Backend,
+    is_elastic,
+    launched_by,
+    launched_ranks,
+    unconnected_tasks,
+)
 from hvd_batchgrow.comm.ranks import Ranks, SingleRank
 from hvd_batchgrow.messages.errors import RunError
 
@@ -15,16 +22,16 @@ def connect(backend: Backend = "auto") -> Ranks:
     """Join the ranks that a launcher started together with this one.
 
     Args:
-        backend: what they talk through.
+        backend: library for the collectives.
 
     Raises:
-        RunError: there are others, but nothing to talk to them, or they do not find each other.
+        RunError: no backend is available for several ranks, or the ranks do not find each other.
     """
     launcher = launched_by(os.environ)
-    if tasks := lone_tasks(os.environ):
+    if tasks := unconnected_tasks(os.environ):
         raise RunError(
             f"srun has started {tasks} tasks without an MPI plugin: each would train the whole job alone.\n"
-            "  Say srun --mpi=pmix (srun --mpi=list shows what there is), or use mpirun inside the allocation"
+            "  Use srun --mpi=pmix (srun --mpi=list shows the available plugins), or mpirun inside the allocation"
         )
     if launcher is None:
         return SingleRank()
@@ -33,15 +40,17 @@ def connect(backend: Backend = "auto") -> Ranks:
     if backend == "torch" or (backend == "auto" and launcher == TORCHRUN):
         ranks = _torch_ranks()
     elif launcher == TORCHRUN:
-        raise RunError("Horovod cannot join ranks that torchrun started: --backend torch, or start them by mpirun")
+        raise RunError(
+            "Horovod cannot join ranks that torchrun started: use --backend torch, or start the ranks with mpirun"
+        )
     else:
         ranks = _horovod_ranks(backend, launcher, rank, size)
     if ranks.size != size and not ranks.elastic:
         mpirun = shutil.which("mpirun") or "no mpirun on PATH"
         raise RunError(
-            f"{launcher} has started {size} ranks, and {ranks.backend} sees {ranks.size}: each would train alone.\n"
-            f"  Is the launcher ({mpirun}) of the MPI that Horovod was built with? "
-            "Under srun, is the plugin that MPI's: --mpi=pmix for Open MPI?"
+            f"{launcher} has started {size} ranks, but {ranks.backend} sees {ranks.size}: each would train alone.\n"
+            f"  Horovod must be built with the MPI of the launcher ({mpirun}). "
+            "Under srun, use the plugin of that MPI: --mpi=pmix for Open MPI"
         )
     return ranks
 
@@ -54,14 +63,14 @@ def _horovod_ranks(backend: Backend, launcher: str, rank: int, size: int) -> Ran
             return SingleRank()
         if backend == "auto":
             if rank == 0:
-                print(f"Horovod cannot be imported ({error}): ranks use torch.distributed", file=sys.stderr)
+                print(f"Horovod cannot be imported ({error}): using torch.distributed instead", file=sys.stderr)
             return _torch_ranks()
         raise RunError(
             f"started by {launcher} as one of {size} ranks, but Horovod cannot be imported ({error}).\n"
-            "  Build it from its sources: tools/setup.sh; or, where there is a wheel of it: "
+            "  Build it from source with tools/setup.sh; if a wheel of it is available: "
             "pip install 'hvd_batchgrow[horovod]'.\n"
-            "  Or --backend torch, which does without it; or train with one rank: hvd-batchgrow train JOB, without a "
-            "launcher"
+            "  Or use --backend torch, which does not need it; or train with one rank: hvd-batchgrow train JOB, "
+            "without a launcher"
         ) from None
     if is_elastic(os.environ):
         from hvd_batchgrow.comm.elastic import ElasticRanks
@@ -71,7 +80,7 @@ def _horovod_ranks(backend: Backend, launcher: str, rank: int, size: int) -> Ran
 
 
 def _torch_ranks() -> Ranks:
-    # torch.distributed takes a second to import, which a run over Horovod does without
+    # Imported only if used: importing torch.distributed takes a second.
     from hvd_batchgrow.comm.torch_distributed import join
 
     return join()

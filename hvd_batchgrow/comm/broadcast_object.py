@@ -1,4 +1,4 @@
-"""Rank 0's tensors and plain values, on every rank."""
+"""Broadcast a tree of tensors and plain values from rank 0."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from torch import Tensor
 from hvd_batchgrow.comm.ranks import Ranks
 
 _MARK = "__tensor__"
-"""First of the tuple that stands for a tensor: its place, type and shape follow."""
+"""First item of the tuple that stands for a tensor; its index, type and shape follow."""
 
 
 def broadcast_tree(ranks: Ranks, tree: Any, name: str) -> Any:
-    """What rank 0 has, on every rank; what others pass is not looked at.
+    """Return rank 0's tree on every rank. All ranks call it together.
 
-    The tensors travel as one flat tensor of each type, in host memory; the rest as a few bytes.
+    The tensors are broadcast as one flat CPU tensor per type, and the other values as bytes.
 
     Args:
-        ranks: all of them call this.
-        tree: dicts, lists and tuples of tensors and plain values.
-        name: of the operation.
+        ranks: of the job.
+        tree: dicts, lists and tuples of tensors and plain values; ignored on ranks other than 0.
+        name: of the collective.
 
     Returns:
-        on rank 0 the tree itself; elsewhere its like, the tensors on the CPU.
+        on rank 0 the tree itself; elsewhere an equal tree whose tensors are on the CPU.
     """
     tensors: list[Tensor] = []
     skeleton = _replace(tree, lambda value: isinstance(value, Tensor), lambda value: _mark(value, tensors))

@@ -1,4 +1,4 @@
-"""Ranks that come and go while a job runs, under `horovodrun --min-np … --host-discovery-script …`."""
+"""Ranks that join and leave while a job runs, under `horovodrun --min-np … --host-discovery-script …`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hvd_batchgrow.comm.ranks import RanksLost
 
 
 class ElasticRanks(HorovodRanks):
-    """The ranks of the moment. `changed` says that there could be others, `reform` joins those."""
+    """The current ranks. `changed` is set when hosts have joined or left, and `reform` joins the new set of ranks."""
 
     elastic = True
 
@@ -28,45 +28,46 @@ class ElasticRanks(HorovodRanks):
         notification_manager.register_listener(self)
 
     def on_hosts_updated(self, timestamp: int, result: Any) -> None:
-        """Called by Horovod in a thread of its own, on rank 0 alone: there are other hosts now."""
+        """Note that hosts have joined or left. Horovod calls it in its own thread, on rank 0 only."""
         self._changed = True
 
     @property
     def changed(self) -> bool:
-        """Whether hosts have come or gone since the ranks were formed, as far as this one knows."""
+        """Whether this rank knows that hosts have joined or left since the ranks were formed."""
         return self._changed
 
     def start_sum(self, tensor: Tensor, name: str) -> Any:
-        """Start summing in place. Raises RanksLost."""
-        with _losses():
+        """Start an all-reduce in place. Raises RanksLost."""
+        with _lost_ranks():
             return super().start_sum(tensor, name)
 
     def wait(self, handle: Any) -> None:
-        """Block until a sum is there. Raises RanksLost."""
-        with _losses():
+        """Block until an all-reduce has finished. Raises RanksLost."""
+        with _lost_ranks():
             super().wait(handle)
 
     def broadcast(self, tensor: Tensor, name: str) -> None:
-        """Overwrite by rank 0's. Raises RanksLost."""
-        with _losses():
+        """Overwrite a tensor with rank 0's. Raises RanksLost."""
+        with _lost_ranks():
             super().broadcast(tensor, name)
 
     def reform(self) -> None:
-        """Join those that are there now; a rank whose host is no longer among them ends here.
+        """Join the ranks that are available now; a rank whose host has been removed ends here.
 
-        Blocks until horovodrun has as many as it wants at least.
+        Blocks until horovodrun has at least `--min-np` ranks.
         """
         hvd.shutdown()
         self._changed = False
         HorovodRanks.__init__(self)
 
     def abort(self, code: int) -> None:
-        """End this rank; the others go on without it."""
+        """End this rank; the others continue without it."""
         os._exit(code)
 
 
 @contextmanager
-def _losses() -> Iterator[None]:
+def _lost_ranks() -> Iterator[None]:
+    """Raise RanksLost where Horovod reports an internal error."""
     try:
         yield
     except HorovodInternalError as error:

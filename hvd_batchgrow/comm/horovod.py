@@ -1,4 +1,4 @@
-"""Ranks through Horovod, under MPI or Gloo: with elastic.py, all that imports it."""
+"""Ranks over Horovod, with MPI or Gloo. Only this file and elastic.py import Horovod."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from hvd_batchgrow.comm.launcher_env import GLOO, launched_by
 from hvd_batchgrow.comm.ranks import HostTopology, Ranks
 from hvd_batchgrow.messages.errors import RunError
 
-# Gradients come as a few large buckets: merging them would cost a copy, and would let timing decide
-# the order of additions, and so the last bits of a sum over three or more ranks.
+# Gradients are all-reduced in a few large buckets. Fusing them would cost a copy. It would also make the order of
+# additions, and so the last bits of a sum over three or more ranks, depend on timing.
 os.environ.setdefault("HOROVOD_FUSION_THRESHOLD", "0")
-# Horovod's thread waits inside MPI beside a core's training thread: spinning there took a third of the
-# throughput of two ranks on two cores.
+# Horovod's thread waits inside MPI on the core of a training thread: spinning there reduced the throughput of
+# two ranks on two cores by a third.
 os.environ.setdefault("OMPI_MCA_mpi_yield_when_idle", "1")
 
 if launched_by(os.environ) != GLOO:
     with contextlib.suppress(ImportError):
-        # Before Horovod: then hvd.shutdown() leaves MPI for mpi4py to finalise.
+        # Imported before Horovod, so that mpi4py finalises MPI and hvd.shutdown() does not.
         from mpi4py import MPI
 
 import horovod.torch as hvd
@@ -31,11 +31,11 @@ from horovod.runner.http.http_server import OK, KVStoreHandler, RendezvousHTTPSe
 from torch import Tensor
 
 _SERVERS: list[RendezvousHTTPServer] = []
-"""Rank 0's, under Gloo: the newest, at which ranks meet, and the one before, from which the last may still leave."""
+"""Rank 0's rendezvous servers under Gloo: the current one, and the previous one, which a slow rank may still use."""
 
 
-class _Addresses(KVStoreHandler):  # type: ignore[misc]  # Horovod has no types
-    """Keeps what ranks tell of themselves: one that has met all deletes its own, though others may yet ask for it."""
+class _KeepAddresses(KVStoreHandler):  # type: ignore[misc]  # Horovod has no types
+    """Ignores deletions: a rank deletes its address once it is connected, but other ranks may still need it."""
 
     def do_DELETE(self) -> None:  # noqa: N802  # its name in http.server
         self.send_status_code(OK)
@@ -44,16 +44,15 @@ class _Addresses(KVStoreHandler):  # type: ignore[misc]  # Horovod has no types
 class HorovodRanks(Ranks):
     """All ranks that mpirun or horovodrun started, or the first of them.
 
-    Ranks that a phase does without are not left out by a process set: Horovod's threads of all ranks
-    go round together whatever the set, which costs those that wait 13 % of a core under MPI and
-    28 % under Gloo. Horovod is shut down, and started again among those that work, in 0.01 s under
-    MPI and 0.2 s under Gloo.
+    Horovod is shut down and restarted among the ranks that work in a phase, which takes 0.01 s under MPI and
+    0.2 s under Gloo. A process set would not do: Horovod's threads on all ranks synchronise whatever the set,
+    which costs idle ranks 13 % of a core under MPI and 28 % under Gloo.
 
     Args:
-        count: how many; None: all.
+        count: number of ranks; None: all.
     """
 
-    sum_types = (torch.float16,)  # Horovod 0.28.1 knows no bfloat16
+    sum_types = (torch.float16,)  # Horovod 0.28.1 does not support bfloat16
 
     def __init__(self, count: int | None = None) -> None:
         hvd.init(list(range(count or 0)))
@@ -64,56 +63,58 @@ class HorovodRanks(Ranks):
         self.sums_on_gpu = bool(hvd.nccl_built())
 
     def start_sum(self, tensor: Tensor, name: str) -> Any:
-        """Start summing in place. Raises as Horovod does when a peer is lost."""
+        """Start an all-reduce in place. Raises Horovod's error when a peer is lost."""
         return hvd.allreduce_async_(tensor, name=name, op=hvd.Sum)
 
     def wait(self, handle: Any) -> None:
-        """Block until a sum is there."""
+        """Block until an all-reduce has finished."""
         hvd.synchronize(handle)
 
     def broadcast(self, tensor: Tensor, name: str) -> None:
-        """Overwrite by rank 0's."""
+        """Overwrite a tensor with rank 0's."""
         with torch.no_grad():
             hvd.broadcast_(tensor, 0, name=name)
 
     def abort(self, code: int) -> None:
-        """End all ranks at once: MPI kills them; horovodrun does when one of its processes fails."""
+        """End all ranks: MPI kills them, or horovodrun does because this process fails."""
         if self.under_mpi and "MPI" in globals():
             MPI.COMM_WORLD.Abort(code)
         os._exit(code)
 
     def close(self) -> None:
-        """Shut Horovod down, once all ranks are there.
+        """Shut Horovod down once all ranks have finished.
 
-        horovodrun ends the others when one ends with another code than 0: rank 0 may still be writing.
+        horovodrun ends all ranks when one ends with an exit code other than 0, and rank 0 may still be writing.
         """
         self.sum(torch.zeros(1), "close")
         hvd.shutdown()
         _stop_servers(keep=0)
 
     def rendezvous_info(self) -> bytes:
-        """Under Gloo where to meet: not at horovodrun's own server, which still knows the ranks of before."""
+        """Start a rendezvous server under Gloo, and return its address; horovodrun's own knows the old ranks only."""
         if self.under_mpi:
             return b""
         _stop_servers(keep=1)
-        _SERVERS.append(RendezvousHTTPServer(("", 0), _Addresses, 0))
-        # Stopping one takes as long as it sleeps between looks.
+        _SERVERS.append(RendezvousHTTPServer(("", 0), _KeepAddresses, 0))
+        # Stopping the server takes up to one polling interval.
         threading.Thread(target=_SERVERS[-1].serve_forever, args=(0.05,), daemon=True).start()
         return f"{socket.gethostname()} {_SERVERS[-1].server_port}".encode()
 
-    def reinit(self, hosts: Sequence[int], prepared: bytes) -> HorovodRanks | None:
-        """Shut Horovod down, and start it among these ranks.
+    def reinit(self, hosts: Sequence[int], info: bytes) -> HorovodRanks | None:
+        """Shut Horovod down, and restart it among these ranks.
 
         Raises:
-            RunError: without mpi4py MPI ends with Horovod.
+            RunError: mpi4py is missing under MPI, so that MPI would end with Horovod.
         """
         if self.under_mpi and "MPI" not in globals():
-            raise RunError("phases on some of the ranks need mpi4py, under MPI: pip install 'hvd_batchgrow[mpi]'")
+            raise RunError(
+                "under MPI, phases that use only some of the ranks need mpi4py: pip install 'hvd_batchgrow[mpi]'"
+            )
         hvd.shutdown()
         if self.rank >= len(hosts):
             return None
-        if prepared:
-            os.environ.update(_gloo_environment(hosts, self.rank, *prepared.decode().split()))
+        if info:
+            os.environ.update(_gloo_environment(hosts, self.rank, *info.decode().split()))
         return HorovodRanks(len(hosts) if self.under_mpi else None)
 
 
@@ -125,7 +126,7 @@ def _stop_servers(keep: int) -> None:
 
 
 def _gloo_environment(hosts: Sequence[int], rank: int, address: str, port: str) -> dict[str, str]:
-    """What horovodrun tells a rank, for these ranks."""
+    """Return the variables that horovodrun would set for a rank of these."""
     place = HostTopology.among(hosts, rank)
     numbers = {
         "RANK": rank,
@@ -135,7 +136,7 @@ def _gloo_environment(hosts: Sequence[int], rank: int, address: str, port: str) 
         "CROSS_RANK": place.cross_rank,
         "CROSS_SIZE": place.cross_size,
     }
-    # Horovod's client wants an address: names it does not look up.
+    # Horovod's client needs an IP address: it does not resolve host names.
     address = socket.gethostbyname(address) if len(set(hosts)) > 1 else "127.0.0.1"
-    meeting = {"HOROVOD_GLOO_RENDEZVOUS_ADDR": address, "HOROVOD_GLOO_RENDEZVOUS_PORT": port}
-    return {f"HOROVOD_{name}": str(number) for name, number in numbers.items()} | meeting
+    rendezvous = {"HOROVOD_GLOO_RENDEZVOUS_ADDR": address, "HOROVOD_GLOO_RENDEZVOUS_PORT": port}
+    return {f"HOROVOD_{name}": str(number) for name, number in numbers.items()} | rendezvous

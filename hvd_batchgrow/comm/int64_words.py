@@ -1,4 +1,4 @@
-"""Tensors of any type as whole numbers of 64 bits, which every backend can broadcast and sum."""
+"""Tensors of any type as int64 words, which every backend can broadcast and sum."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from torch import Tensor
 
 
 def num_words(like: Tensor) -> int:
-    """Length of `to_words` of a tensor."""
+    """Return the length of `to_words` of a tensor."""
     return -(-like.nbytes // 8)
 
 
 def to_words(value: Tensor) -> Tensor:
-    """The bytes of a tensor in C order, int64 (num_words,) on the CPU; zeros fill the last."""
+    """Return the bytes of a tensor in C order as int64 (num_words,) on the CPU, padded with zeros."""
     found = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
     words = torch.zeros(num_words(value), dtype=torch.int64)
     words.view(torch.uint8)[: len(found)] = found
@@ -20,6 +20,6 @@ def to_words(value: Tensor) -> Tensor:
 
 
 def from_words(words: Tensor, like: Tensor) -> Tensor:
-    """The inverse of `to_words`: a tensor of the shape, type, device and memory format of another."""
+    """Invert `to_words`; the result has the shape, type, device and memory format of `like`."""
     found = words.clone().view(torch.uint8)[: like.nbytes].view(like.dtype).view(like.shape)
     return torch.empty_like(like).copy_(found)

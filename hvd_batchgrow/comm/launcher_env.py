@@ -1,4 +1,4 @@
-"""Which launcher has started this process."""
+"""The launcher that has started this process, as its environment variables show."""
 
 from __future__ import annotations
 
@@ -10,45 +10,46 @@ from hvd_batchgrow.messages.errors import Fault
 from hvd_batchgrow.messages.schema_messages import shown
 
 Backend = Literal["auto", "horovod", "torch"]
-"""What ranks talk through; auto: Horovod where it can be imported, else torch.distributed, as under torchrun."""
+"""Library for collectives; auto: torch.distributed under torchrun or without Horovod, else Horovod."""
 
 TORCHRUN, GLOO, OPEN_MPI, OTHER_MPI = "torchrun", "horovodrun --gloo", "mpirun", "an MPI launcher"
 SRUN_PMIX, SRUN_PMI2 = "srun --mpi=pmix", "srun --mpi=pmi2"
-OF_MPI = (OPEN_MPI, SRUN_PMIX, SRUN_PMI2, OTHER_MPI)
-"""Launchers whose ranks can talk through MPI."""
+MPI_LAUNCHERS = (OPEN_MPI, SRUN_PMIX, SRUN_PMI2, OTHER_MPI)
+"""Launchers whose ranks can use MPI."""
 
 _VARIABLES: dict[str, tuple[str, ...]] = {
-    # First: srun and mpirun start torchrun, never the other way round. RANK alone is set by many a batch script.
+    # First, because srun and mpirun start torchrun, never the reverse. RANK alone does not show it: many batch scripts
+    # set RANK.
     TORCHRUN: ("WORLD_SIZE", "RANK", "TORCHELASTIC_RESTART_COUNT"),
     OPEN_MPI: ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
     SRUN_PMIX: ("SLURM_STEP_NUM_TASKS", "PMIX_RANK"),
     SRUN_PMI2: ("SLURM_STEP_NUM_TASKS", "PMI_RANK"),
     OTHER_MPI: ("PMI_SIZE", "PMI_RANK"),
-    # Last: mpirun under horovodrun --mpi sets its own as well.
+    # Last, because mpirun under horovodrun --mpi sets its own variables too.
     GLOO: ("HOROVOD_SIZE", "HOROVOD_RANK"),
 }
-"""Where each launcher tells a process how many it has started, and which of them this one is."""
+"""The variables in which each launcher sets the number of ranks and the rank of the process."""
 
 OF_LAUNCHERS = (
     *("OMPI_COMM_WORLD_", "PMIX_", "PMI_", "HOROVOD_RANK", "HOROVOD_SIZE", "HOROVOD_LOCAL_", "HOROVOD_CROSS_"),
     *("TORCHELASTIC_", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
 )
-"""How the variables begin that would make a child take itself for one of its parent's ranks."""
+"""Prefixes of variables that a child must not inherit: they would make it one of its parent's ranks."""
 
 RELAY_S = 2.0
-"""A launcher that is told to end the job may drop what a rank has said less than so long before; half a second was too
-short on a machine with five processes a core."""
+"""Wait between a rank's last message and the end of the job, so that the launcher forwards the message. Half a second
+was too short on a machine with five processes per core."""
 
 _MOST_RANKS = 1 << 20
 
 
 def environment_faults(environment: Mapping[str, str]) -> list[Fault]:
-    """What is wrong with the variables of the launcher that started this process: all of it.
+    """Return all faults of the launcher's variables.
 
-    A rank that took a damaged variable for none would train the whole job alone, beside the others.
+    If a rank ignored a damaged variable, it would train the whole job alone, beside the others.
     """
     launcher = launched_by(environment)
-    # A launcher has set all of its variables, or it is not this one: RANK alone is set by many a batch script.
+    # A launcher sets all of its variables. RANK alone does not show a launcher: many batch scripts set it.
     complete = [names for names in _VARIABLES.values() if all(environment.get(name) for name in names)]
     faults = {
         name: f"must be a whole number >= 0 and < {_MOST_RANKS}, got {shown(environment[name])}"
@@ -68,7 +69,7 @@ def environment_faults(environment: Mapping[str, str]) -> list[Fault]:
 
 
 def is_port(text: str) -> bool:
-    """Whether a variable holds the number of a port."""
+    """Return whether a variable holds a port number."""
     return _is_count(text) and 0 < int(text) < 1 << 16
 
 
@@ -77,7 +78,7 @@ def _is_count(text: str) -> bool:
 
 
 def launched_by(environment: Mapping[str, str]) -> str | None:
-    """The launcher that started this process; None: it was started by hand, alone."""
+    """Return the launcher that started this process; None if it was started without one."""
     for launcher, variables in _VARIABLES.items():
         if all(_is_count(environment.get(variable, "")) for variable in variables):
             return launcher
@@ -85,7 +86,7 @@ def launched_by(environment: Mapping[str, str]) -> str | None:
 
 
 def launched_ranks(environment: Mapping[str, str]) -> tuple[int, int]:
-    """This process's rank, and how many ranks the launcher has started; (0, 1) without one."""
+    """Return this process's rank, and the number of ranks that the launcher has started; (0, 1) without one."""
     launcher = launched_by(environment)
     if launcher is None:
         return 0, 1
@@ -93,25 +94,25 @@ def launched_ranks(environment: Mapping[str, str]) -> tuple[int, int]:
     return int(environment[rank]), int(environment[size])
 
 
-def lone_tasks(environment: Mapping[str, str]) -> int:
-    """How many tasks srun has started beside each other without telling them how to meet; 0: it is not so.
+def unconnected_tasks(environment: Mapping[str, str]) -> int:
+    """Return the number of tasks if srun has started several without an MPI plugin, else 0.
 
-    Each would train the whole job alone. SLURM's variables say that there are others, never which rank this one is.
+    Each of them would train the whole job alone: they cannot reach each other.
     """
     tasks = environment.get("SLURM_STEP_NUM_TASKS", "")
-    alone = launched_by(environment) is None and _is_count(tasks) and int(tasks) > 1
-    return int(tasks) if alone else 0
+    unconnected = launched_by(environment) is None and _is_count(tasks) and int(tasks) > 1
+    return int(tasks) if unconnected else 0
 
 
-def speaks(environment: Mapping[str, str]) -> bool:
-    """Whether this process is the one of its job that tells of a fault which all of them meet before they have met."""
+def is_first_process(environment: Mapping[str, str]) -> bool:
+    """Return whether this process is the one that reports a fault which all processes of the job find alike."""
     rank, _ = launched_ranks(environment)
-    # A number that is damaged silences nobody: better twice than never.
+    # If SLURM_PROCID is damaged, every task reports the fault: better twice than never.
     task = environment.get("SLURM_PROCID", "")
-    first_task = not lone_tasks(environment) or not _is_count(task) or int(task) == 0
+    first_task = not unconnected_tasks(environment) or not _is_count(task) or int(task) == 0
     return rank == 0 and first_task
 
 
 def is_elastic(environment: Mapping[str, str]) -> bool:
-    """Whether horovodrun has started this process as one that others may join or leave."""
+    """Return whether horovodrun runs this process in an elastic job, which ranks may join and leave."""
     return environment.get("HOROVOD_ELASTIC") == "1"

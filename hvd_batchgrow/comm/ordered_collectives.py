@@ -1,4 +1,4 @@
-"""One order of operations on all ranks, for a backend that matches them by order and not by name."""
+"""A single order of collectives on all ranks, for backends that match collectives by order instead of by name."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _END = 0
 
 
 class Operation:
-    """One that this rank has started; it is issued when its turn comes.
+    """A collective that this rank has started, and that is issued when its turn comes.
 
     Args:
-        issue: hands it to the backend, and returns what has a `wait()`.
+        issue: passes it to the backend, and returns a handle with a `wait()` method.
     """
 
     def __init__(self, issue: Callable[[], Any]) -> None:
@@ -35,7 +35,7 @@ class Operation:
         self._issued.set()
 
     def fail(self, fault: Exception) -> None:
-        """Its turn will never come."""
+        """Make `wait` raise, because the operation cannot be issued any more."""
         self._fault = fault
         self._issued.set()
 
@@ -50,30 +50,30 @@ class Operation:
             raise lost(error) from None
 
 
-class IssueOrder:
-    """Issues operations in the order in which rank 0 starts them.
+class OrderedCollectives:
+    """Issues collectives in the order in which rank 0 starts them.
 
-    Hooks of a backward start the sums of gradients, and a rank may come to them in another order than
-    its peers: where it has no group in a pass, or its threads take another turn. So rank 0 tells which
-    operation is next, a number of 8 bytes made of its name, and every rank issues that one as soon as
-    it has started it. A thread of this rank does so, while the backward goes on.
+    Hooks start the all-reduces of gradients during the backward pass. The order can differ between ranks, for
+    instance because a rank has no ghost batch in a micro-batch, or because its threads are scheduled differently.
+    So rank 0 broadcasts which collective comes next, as an 8-byte hash of its name. Every rank issues that
+    collective as soon as it has started it. A background thread does this while the backward pass continues.
 
     Args:
         rank: of this process.
-        tell: gives rank 0's argument on all ranks; called by this thread alone.
+        broadcast_key: returns rank 0's argument on all ranks; only the background thread calls it.
     """
 
-    def __init__(self, rank: int, tell: Callable[[int], int]) -> None:
-        self._rank, self._tell = rank, tell
+    def __init__(self, rank: int, broadcast_key: Callable[[int], int]) -> None:
+        self._rank, self._broadcast_key = rank, broadcast_key
         self._next: SimpleQueue[int] = SimpleQueue()
         self._started: dict[int, Operation] = {}
         self._changed = threading.Condition()
         self._fault: Exception | None = None
-        self._thread = threading.Thread(target=self._run, name="issue order", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="ordered collectives", daemon=True)
         self._thread.start()
 
     def start(self, name: str, issue: Callable[[], Any]) -> Operation:
-        """Have an operation issued in its turn.
+        """Start a collective, to be issued in its turn.
 
         Args:
             name: the same on all ranks.
@@ -96,18 +96,18 @@ class IssueOrder:
         return operation
 
     def close(self) -> None:
-        """End the thread; all ranks do so, with no operation under way."""
+        """End the thread. All ranks call it together, with no collective in progress."""
         self._next.put(_END)
         self._thread.join()
 
     def _run(self) -> None:
         try:
-            while (key := self._tell(self._next.get() if self._rank == 0 else _END)) != _END:
-                self._take(key).run()
+            while (key := self._broadcast_key(self._next.get() if self._rank == 0 else _END)) != _END:
+                self._wait_until_started(key).run()
         except RuntimeError as error:
             self._fail_all(error)
 
-    def _take(self, key: int) -> Operation:
+    def _wait_until_started(self, key: int) -> Operation:
         with self._changed:
             self._changed.wait_for(lambda: key in self._started)
             return self._started.pop(key)
@@ -120,6 +120,6 @@ class IssueOrder:
 
 
 def lost(fault: Exception) -> RunError:
-    """What to tell the user when the backend has lost a peer."""
+    """Return the error to raise when the backend reports that a peer is lost."""
     first_line = str(fault).strip().splitlines()[0] if str(fault).strip() else type(fault).__name__
     return RunError(f"another rank has ended or cannot be reached any more ({first_line})")

@@ -1,4 +1,4 @@
-"""Where ranks meet that have neither MPI nor torchrun to tell them: from what their launcher has set."""
+"""Host and port at which ranks without MPI or torchrun meet, derived from the launcher's variables."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from hvd_batchgrow.comm.launcher_env import is_port
 from hvd_batchgrow.messages.errors import RunError
 
 _FIRST_PORT, _NUM_PORTS = 15_000, 15_000
-"""Below the ports that Linux gives away by itself, from 32768 on."""
+"""Below 32768, where Linux's ephemeral ports begin."""
 
 _LOCAL_SIZES = ("OMPI_COMM_WORLD_LOCAL_SIZE", "HOROVOD_LOCAL_SIZE", "MPI_LOCALNRANKS")
 _JOB_NAMES = ("PMIX_NAMESPACE", "HOROVOD_GLOO_RENDEZVOUS_PORT", "PMI_ID")
 
 
 def meeting_point(environment: Mapping[str, str], size: int) -> tuple[str, int]:
-    """Host and port at which rank 0 listens; the same on all ranks, without a word between them.
+    """Return the host and port at which rank 0 listens. All ranks compute the same, without communication.
 
-    In this order: MASTER_ADDR and MASTER_PORT; this host, if all ranks are on it; the first host of
-    SLURM's node list. A port that is not given is derived from the job's and step's names.
+    The host is MASTER_ADDR; else this host, if all ranks are on it; else the first host of SLURM's node list.
+    The port is MASTER_PORT; else it is derived from the ids of the job and its step.
 
     Args:
         environment: of this process.
         size: how many ranks there are.
 
     Raises:
-        RunError: none of these is known, or a variable is no port.
+        RunError: the variables give no host or no port, or MASTER_PORT is not a port number.
     """
     host = environment.get("MASTER_ADDR") or _host(environment, size)
     given = environment.get("MASTER_PORT", "")
@@ -36,26 +36,26 @@ def meeting_point(environment: Mapping[str, str], size: int) -> tuple[str, int]:
     name = _job_name(environment)
     if host is None or not (given or name):
         raise RunError(
-            f"the {size} ranks do not know where to meet: mpi4py cannot be used here, and neither a node list of SLURM "
-            "nor a launcher tells.\n"
+            f"the {size} ranks do not know where to meet: mpi4py cannot be used here, and neither SLURM nor the "
+            "launcher has set a host and a port.\n"
             "  Set MASTER_ADDR to the host of rank 0 and MASTER_PORT to a free port there, the same for all ranks"
         )
     return host, int(given) if given else derived_port(name)
 
 
 def derived_port(name: str) -> int:
-    """The same port for the same name; two jobs of one host seldom have the same."""
+    """Return a port that depends on the name only; two jobs of one host rarely get the same."""
     return _FIRST_PORT + zlib.crc32(name.encode()) % _NUM_PORTS
 
 
 def first_host(node_list: str) -> str:
-    """The first of SLURM's node list: `gpu[003-010,12]-ib,login` begins with gpu003-ib."""
+    """Return the first host of SLURM's node list: gpu003-ib for `gpu[003-010,12]-ib,login`."""
     match = re.match(r"([^,\[]*)(?:\[([^],-]+)[^]]*\])?([^,\[]*)", node_list.strip())
     return "".join(part or "" for part in match.groups()) if match else ""
 
 
 def _host(environment: Mapping[str, str], size: int) -> str | None:
-    # The step's list, not the job's: a step may start on another node than the job.
+    # The step's list has priority: a step may start on another node than the job.
     nodes = environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_JOB_NODELIST")
     if any(environment.get(variable) == str(size) for variable in _LOCAL_SIZES):
         return "127.0.0.1"
@@ -66,6 +66,6 @@ def _host(environment: Mapping[str, str], size: int) -> str | None:
 
 def _job_name(environment: Mapping[str, str]) -> str:
     if job := environment.get("SLURM_JOB_ID"):
-        # Under mpirun there may be several of them in one step.
+        # Under mpirun several jobs may run in one step.
         return ".".join([job, environment.get("SLURM_STEP_ID", ""), environment.get("PMIX_NAMESPACE", "")])
     return next((environment[name] for name in _JOB_NAMES if environment.get(name)), "")

@@ -1,4 +1,4 @@
-"""A run whose ranks come and go: each change begins another life of it, from where the last one stood."""
+"""A run whose ranks join and leave: each change begins a new attempt, which resumes where the last one ended."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:  # it imports Horovod
 
 
 class StopOrChange:
-    """Asks for an end at the next update boundary when the user does, or when other hosts are there.
+    """Requests a stop at the next update boundary when the user does, or when hosts have joined or left.
 
     Args:
-        stop: the user's.
-        ranks: those of the moment.
+        stop: the user's stop request.
+        ranks: the current ranks.
     """
 
     def __init__(self, stop: Stop, ranks: ElasticRanks) -> None:
@@ -26,34 +26,34 @@ class StopOrChange:
 
     @property
     def stop_requested(self) -> bool:
-        """Whether either does."""
+        """Whether the user has requested a stop or the hosts have changed."""
         return self._stop.stop_requested or self._ranks.changed
 
 
 def run_elastic(
-    life: Callable[[bool], RunEnded], ranks: ElasticRanks, is_over: Callable[[], bool], tell: Callable[[str], None]
+    attempt: Callable[[bool], RunEnded], ranks: ElasticRanks, is_over: Callable[[], bool], notify: Callable[[str], None]
 ) -> RunEnded:
-    """Train to the end, or to a stop by the user, on whatever ranks there are.
+    """Train to the end, or until the user stops the run, on whatever ranks are available.
 
-    Ranks that join begin at the first life, and find the run as any resume does. Where ranks were
-    lost in mid-update, each that is left has kept what the update before it led to, and what the new
-    rank 0 has counts: the first of those that are left.
+    Ranks that join begin with a first attempt, and resume the run like any resume does. If ranks are lost during an
+    update, each remaining rank keeps its state after the update before. The state of the new rank 0, which is the
+    first remaining rank, is the one that the next attempt resumes from.
 
     Args:
-        life: trains on the ranks of the moment; whether it has to go on from what is there is its argument.
-        ranks: those of the moment.
-        is_over: whether the user wants no more; what asks for the end of a life is up to `life`.
-        tell: told of changes.
+        attempt: trains on the current ranks; its argument says whether it must resume the run.
+        ranks: the current ranks.
+        is_over: whether the user wants to end the run; otherwise the end of an attempt begins the next one.
+        notify: receives a line about each change of the ranks.
     """
-    again = False
+    resume = False
     while True:
         try:
-            ended = life(again)
+            ended = attempt(resume)
             if ended.done or ranks.any(flag=is_over()):
                 return ended
-            why = f"hosts have come or gone, there were {ranks.size} ranks"
+            why = f"hosts have joined or left ({ranks.size} ranks until now)"
         except RanksLost:
             why = f"some of {ranks.size} ranks are lost"
         ranks.reform()
-        tell(f"{why}: {ranks.size} from here on")
-        again = True
+        notify(f"{why}: continuing with {ranks.size}")
+        resume = True

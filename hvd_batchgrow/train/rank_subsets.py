@@ -1,4 +1,4 @@
-"""Phases that need fewer ranks than there are: the first train, the others wait and take over what they came to."""
+"""Phases on some of the ranks: the first ranks train while the others wait, then all ranks get the new state."""
 
 from __future__ import annotations
 
@@ -14,74 +14,74 @@ from hvd_batchgrow.train.liveness.stop import Stop
 
 
 class Trains(Protocol):
-    """What trains, and can be taken up elsewhere."""
+    """A trainer whose state can be moved to another rank."""
 
     ranks: Ranks
 
     def use(self, team: Ranks) -> None:
-        """From now on these ranks train, this one among them."""
+        """Train on these ranks, which include this one, from now on."""
 
     def capture(self) -> Checkpoint:
-        """Its state."""
+        """Return its state."""
 
     def adopt(self, checkpoint: Checkpoint) -> None:
-        """Go on from a state."""
+        """Continue from a state."""
 
 
 def train_on_first(trainer: Trains, count: int, train: Callable[[Callable[[], bool]], bool], stop: Stop) -> bool:
-    """Train on the first ranks while the others wait; after that all ranks stand where these have come to.
+    """Train on the first ranks while the others wait; afterwards all ranks have the same state.
 
-    All ranks call it together. A failure that the training ranks agree on is raised on all.
+    All ranks call it together. A CollectiveError of the training ranks is raised on all ranks.
 
     Args:
         trainer: of this rank.
-        count: how many ranks train.
-        train: does so, asking what it is given whether this rank wants to stop; whether it was stopped.
-        stop: says whether this rank is asked to; that of a rank that waits is heard too.
+        count: number of ranks that train.
+        train: trains, and returns whether it was stopped; its argument returns whether a stop is requested.
+        stop: source of stop requests on this rank; those of idle ranks count too.
 
     Returns:
-        what `train` gave, on every rank.
+        the result of `train`, on every rank.
 
     Raises:
-        CollectiveError: of `train`.
-        RunError: rank 0 is gone.
+        CollectiveError: raised by `train`.
+        RunError: rank 0 has ended.
     """
     if count == trainer.ranks.size:
         return train(lambda: stop.stop_requested)
-    part = trainer.ranks.subset(count)
-    if part is None:
+    subset = trainer.ranks.subset(count)
+    if subset is None:
         trainer.ranks.wait_until_woken(lambda: stop.stop_requested)
-        return _take_over(trainer, {}, None)
-    outcome, error = _outcome(trainer, part, train, stop)
-    return _take_over(trainer, outcome, error)
+        return _synchronize(trainer, {}, None)
+    outcome, error = _train(trainer, subset, train, stop)
+    return _synchronize(trainer, outcome, error)
 
 
-def _outcome(
-    trainer: Trains, part: RankSubset, train: Callable[[Callable[[], bool]], bool], stop: Stop
+def _train(
+    trainer: Trains, subset: RankSubset, train: Callable[[Callable[[], bool]], bool], stop: Stop
 ) -> tuple[dict[str, Any], JobError | RunError | None]:
-    """How it ended here, and what this rank has to tell the user."""
-    trainer.use(part)
+    """Train on the subset; return the outcome, and the error that this rank reports, if any."""
+    trainer.use(subset)
     error = None
     try:
-        stopped = train(lambda: stop.stop_requested or part.stop_requested_elsewhere())
+        stopped = train(lambda: stop.stop_requested or subset.stop_requested_elsewhere())
         outcome: dict[str, Any] = {"stopped": stopped, "failed": 0}
     except CollectiveError as failure:
         outcome, error = {"stopped": True, "failed": int(failure.code)}, failure.error
-    part.close()
+    subset.close()
     trainer.use(trainer.ranks)
     return outcome, error
 
 
-def _take_over(trainer: Trains, outcome: dict[str, Any], error: JobError | RunError | None) -> bool:
-    """All ranks: hear how it ended, and be where rank 0 is. `outcome` is empty on ranks that waited."""
+def _synchronize(trainer: Trains, outcome: dict[str, Any], error: JobError | RunError | None) -> bool:
+    """Broadcast rank 0's outcome and state to all ranks. `outcome` is empty on ranks that waited."""
     waited = not outcome
     state = _plain(trainer.capture()) if trainer.ranks.rank == 0 else {}
-    told = broadcast_tree(trainer.ranks, {"outcome": outcome, "state": state}, "hand_over")
-    if told["outcome"]["failed"]:
-        raise CollectiveError(error, ExitCode(told["outcome"]["failed"]))
+    received = broadcast_tree(trainer.ranks, {"outcome": outcome, "state": state}, "synchronize")
+    if received["outcome"]["failed"]:
+        raise CollectiveError(error, ExitCode(received["outcome"]["failed"]))
     if waited:
-        trainer.adopt(Checkpoint(**told["state"]))
-    return bool(told["outcome"]["stopped"])
+        trainer.adopt(Checkpoint(**received["state"]))
+    return bool(received["outcome"]["stopped"])
 
 
 def _plain(checkpoint: Checkpoint) -> dict[str, Any]:

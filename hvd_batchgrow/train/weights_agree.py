@@ -1,4 +1,4 @@
-"""Whether all ranks hold the same weights: they must, after every update, whatever the cause of a difference."""
+"""Check that all ranks hold the same weights, as they must after every update."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def check_agreement(model: nn.Module, ranks: Ranks, samples: int) -> None:
 
     Args:
         model: of this rank.
-        ranks: that share its updates.
+        ranks: that train it together.
         samples: the sample counter, for the message.
 
     Raises:
-        CollectiveError: on all ranks, if they differ; it names the ranks and tensors.
+        CollectiveError: on all ranks, if the weights differ; the message names the ranks and tensors.
     """
     if ranks.size == 1:
         return
@@ -38,13 +38,13 @@ def check_agreement(model: nn.Module, ranks: Ranks, samples: int) -> None:
     table = _of_all_ranks(checksums, ranks, "weights by tensor")
     differing = [name for name, column in zip(tensors, table.T.tolist(), strict=True) if len(set(column)) > 1]
     rows = [tuple(row) for row in table.tolist()]
-    # Rank 0's weights are the ones in checkpoints; those of most ranks are more likely to be right.
+    # Checkpoints hold rank 0's weights, but the weights of most ranks are more likely to be right.
     usual = Counter(rows).most_common(1)[0][0]
     odd = [rank for rank, row in enumerate(rows) if row != usual]
     error = RunError(
         f"after {samples:,} samples the ranks hold different weights: rank {_listed(odd)} differs from rank "
         f"{rows.index(usual)} in {_listed(differing)}. This checkpoint was not written. The cause may be a network "
-        "that changes its weights or buffers in its forward; `hvd-batchgrow verify` compares layouts"
+        "that changes its weights or buffers in its forward pass; `hvd-batchgrow verify` compares layouts"
     )
     raise CollectiveError(error if ranks.rank == 0 else None, ExitCode.FAILURE)
 

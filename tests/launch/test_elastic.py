@@ -104,7 +104,7 @@ def assert_undisturbed(folder: Path, name: str, digest: str) -> None:
 
 def test_a_rank_that_is_killed_takes_nothing_with_it(folder: Path, digest: str) -> None:
     out = train(folder, "killed", BOTH, lambda: strike("killed", 1, signal.SIGKILL))
-    assert "some of 2 ranks are lost: 1 from here on" in out
+    assert "some of 2 ranks are lost: continuing with 1" in out
     assert out.count("resumed at") == 1
     assert_undisturbed(folder, "killed", digest)
 
@@ -112,29 +112,29 @@ def test_a_rank_that_is_killed_takes_nothing_with_it(folder: Path, digest: str) 
 def test_a_rank_that_is_stopped_is_named_and_ended_and_the_others_go_on(folder: Path, digest: str) -> None:
     timeout = ["--logging.stall-timeout-s", "10"]
     out = train(folder, "stopped", BOTH, lambda: strike("stopped", 0, signal.SIGSTOP), *timeout)
-    named = r"rank 1: no progress for \d\.\d s \(it is ended at 10 s\): rank 0 of 2 on \S+ has been silent for "
+    named = r"rank 1: no progress for \d\.\d s \(the stalled rank ends at 10 s\): rank 0 of 2 on \S+ has been silent "
     assert re.search(named, out), out
-    assert "some of 2 ranks are lost: 1 from here on" in out
+    assert "some of 2 ranks are lost: continuing with 1" in out
     assert "ending:" not in out, "a rank that waits has ended itself"
     assert_undisturbed(folder, "stopped", digest)
 
 
 def test_a_host_that_is_taken_away_leaves_between_updates(folder: Path, digest: str) -> None:
     out = train(folder, "fewer", BOTH, lambda: offer(folder, FIRST))
-    assert "hosts have come or gone, there were 2 ranks: 1 from here on" in out
+    assert "hosts have joined or left (2 ranks until now): continuing with 1" in out
     assert_undisturbed(folder, "fewer", digest)
 
 
 def test_a_run_that_has_not_begun_is_offered_the_rank_of_its_first_phase(folder: Path, digest: str) -> None:
     out = train(folder, "first", BOTH, lambda: None, follow_plan=True, np=1)
-    assert out.count("from here on") == 1, out  # none joins to leave again
-    assert "there were 1 ranks: 2 from here on" in out
+    assert out.count("continuing with") == 1, out  # a rank that has joined does not leave again
+    assert "(1 ranks until now): continuing with 2" in out
     assert_undisturbed(folder, "first", digest)
 
 
 def test_hosts_join_when_the_plan_wants_them(folder: Path, digest: str) -> None:
     out = train(folder, "grown", FIRST, lambda: offer(folder, BOTH), follow_plan=True)
-    assert "there were 1 ranks: 2 from here on" in out
+    assert "(1 ranks until now): continuing with 2" in out
     # Phase 2, where there are to be two ranks, begins after 10 epochs of 300 samples.
     resumed = int(out.split("resumed at ")[-1].split(" of")[0].replace(",", ""))
     assert resumed > 3000

@@ -84,7 +84,7 @@ def weights(folder: Path) -> dict[str, Weights]:
         done = run(folder, form, "train", "small.toml", "--name", form)
         assert done.returncode == 0, done.stderr
         ranks = 1 if form == "one" else 2
-        record = json.loads((folder / "runs" / form / "record.json").read_text())["lives"][0]
+        record = json.loads((folder / "runs" / form / "record.json").read_text())["attempts"][0]
         assert record["ranks"] == ranks
         assert record["backend"] == BACKENDS.get(form, "horovod-mpi")
     return {form: final_weights(folder / "runs" / form) for form in FORMS}

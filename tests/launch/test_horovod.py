@@ -43,6 +43,6 @@ def test_without_horovod_ranks_of_mpirun_train_over_torch_distributed_and_say_so
     words = [*FORMS["mpirun"], str(BIN / "hvd-batchgrow"), "train", "small.toml", "--name", "without"]
     done = subprocess.run(words, check=False, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("Horovod cannot be imported (not built): ranks use torch.distributed") == 1
-    attempt = json.loads((folder / "runs" / "without" / "record.json").read_text())["lives"][0]
+    assert done.stderr.count("Horovod cannot be imported (not built): using torch.distributed instead") == 1
+    attempt = json.loads((folder / "runs" / "without" / "record.json").read_text())["attempts"][0]
     assert (attempt["ranks"], attempt["backend"]) == (2, "torch-gloo")

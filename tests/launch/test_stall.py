@@ -81,7 +81,7 @@ def test_a_rank_that_is_stopped_is_named_and_the_job_ends(folder: Path, form: st
     silent = (
         rf"rank {1 - victim}: no progress for 6 s, logging.stall_timeout_s; ending: rank {victim} of 2 on \S+ has been "
     )
-    assert re.search(silent + r"silent for [\d.]+ s \(stopped, or its host is gone\); it was last \w+", told), told
+    assert re.search(silent + r"silent for [\d.]+ s \(stopped, or its host is down\); its last stage: \w+", told), told
     while any(map(runs, ranks.values())):
         assert time.monotonic() - begin < 60, "a rank is left behind"
         time.sleep(0.1)

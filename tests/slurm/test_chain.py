@@ -40,9 +40,9 @@ def test_a_chain_of_1_2_4_nodes_ends_with_the_bits_of_one_allocation(
         f"chain job 3: phases 3-4 on 4 nodes, 4 ranks, samples 304 … 688: job {third} COMPLETED",
         "newest checkpoint: 688 of 688 samples",
     ]
-    lives = json.loads((run / "record.json").read_text())["lives"]
-    assert [life["ranks"] for life in lives] == [1, 2, 4]
-    assert {life["backend"] for life in lives} == {"horovod-mpi"}
+    attempts = json.loads((run / "record.json").read_text())["attempts"]
+    assert [attempt["ranks"] for attempt in attempts] == [1, 2, 4]
+    assert {attempt["backend"] for attempt in attempts} == {"horovod-mpi"}
     assert cluster.run("hvd-batchgrow", "digest", str(run)).stdout.strip() == one_allocation
     assert not list(work.rglob("stolen"))
     assert comment.removeprefix("comment=") in cluster.run("scontrol", "show", "job", str(first)).stdout

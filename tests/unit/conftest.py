@@ -25,7 +25,7 @@ class NoSwitch:
 def _survive(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a fault in a command fail its test: a rank, or its timer, would end this process with all other tests."""
     monkeypatch.setattr(SingleRank, "abort", lambda self, code: None)
-    monkeypatch.setattr("hvd_batchgrow.train.liveness.watchdog.DeadManSwitch", NoSwitch)
+    monkeypatch.setattr("hvd_batchgrow.train.liveness.watchdog.SelfKillTimer", NoSwitch)
 
 
 @pytest.fixture

@@ -341,7 +341,7 @@ def test_the_advice_on_a_recorded_run_is_the_golden_one_and_plans(
     assert main(["advise", "runs/recorded"]) == 0
     printed = capsys.readouterr()
     assert printed.out == (GOLDEN / "advised.toml").read_text()
-    assert "too weak to go by" not in printed.err
+    assert "too weak to rely on" not in printed.err
     Path("grown.toml").write_text(printed.out)
     job = load_job(Path("grown.toml"))
     assert main(["plan", "grown.toml", "--ranks", "2", "--json"]) == 0
@@ -390,11 +390,11 @@ def test_a_run_without_measurement_gets_the_command_to_type(job: str, capsys: py
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
-        (["advise", "nowhere"], 1, "there is no run in nowhere"),
+        (["advise", "nowhere"], 1, "nowhere does not hold a run"),
         (["advise", "runs/recorded", "--max-batch-factor", "1"], 2, "--max-batch-factor: must be above 1, got 1"),
         (["advise", "runs/recorded", "--headroom", "0"], 2, "--headroom: must be above 0, got 0"),
         (["advise", "runs/recorded", "--lr-rule", "adam"], 2, "'adam' is for optim.name = 'adam'"),
-        (["advise", "runs/recorded", "--optim.lr", "1"], 2, "optim.lr: there is no job to put it over"),
+        (["advise", "runs/recorded", "--optim.lr", "1"], 2, "optim.lr: this command reads no job file"),
     ],
 )
 def test_what_cannot_be_advised_is_refused(
@@ -409,7 +409,7 @@ def test_what_cannot_be_advised_is_refused(
 def test_a_folder_that_holds_something_else_is_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (run / "plan.json").write_text("{}")
     assert main(["advise", "runs/recorded"]) == 1
-    assert "plan.json is damaged, or no plan" in capsys.readouterr().err
+    assert "plan.json is damaged, or not a plan" in capsys.readouterr().err
 
 
 def test_a_smaller_pass_is_half_of_what_a_rank_had_in_whole_ghost_batches() -> None:

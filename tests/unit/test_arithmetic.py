@@ -72,7 +72,7 @@ def test_a_resume_under_other_kernels_says_so(
     assert main(["train", exact, "--max-updates", "2"]) == 75
     monkeypatch.setenv("ONEDNN_DEFAULT_FPMATH_MODE", "BF16")
     error = resumed(exact, capsys)
-    assert "changed since the last start: ONEDNN_DEFAULT_FPMATH_MODE was None, is 'BF16'" in error
+    assert "changed since the last attempt: ONEDNN_DEFAULT_FPMATH_MODE was None, is 'BF16'" in error
     assert f"{WARNING} ONEDNN_DEFAULT_FPMATH_MODE" in error
 
 
@@ -100,7 +100,7 @@ def test_a_fast_run_says_what_has_changed_and_promises_no_bits(
     assert main(["train", job, "--max-updates", "2"]) == 75
     error = resumed(job, capsys, "--layout.threads-per-rank", "2")
     torch.set_num_threads(1)
-    assert "changed since the last start: torch threads was 1, is 2" in error
+    assert "changed since the last attempt: torch threads was 1, is 2" in error
     assert WARNING not in error
 
 

@@ -105,8 +105,8 @@ def test_a_lost_or_doubled_update_is_refused(tmp_path: Path, lost: int) -> None:
         read_consumed(run)
 
 
-def test_a_folder_without_a_record_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=r"no run in "):
+def test_a_folder_without_a_record_says_so(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r" does not hold a run"):
         read_consumed(tmp_path)
     run = write_run(tmp_path / "run")
     (run / "consumed.jsonl").unlink()
@@ -177,5 +177,5 @@ def test_a_tampered_record_fails(job: str, capsys: pytest.CaptureFixture[str]) -
 @pytest.mark.parametrize("plan", [{"seed": "0"}, {"seed": -1}, {"seed": 1.5}, {}])
 def test_a_plan_whose_job_has_no_seed_is_damaged(tmp_path: Path, plan: dict[str, Any]) -> None:
     (tmp_path / "plan.json").write_text(json.dumps({"num_samples": 10, "end_samples": 20, "job_file": plan}))
-    with pytest.raises(RunError, match=r"plan.json is damaged, or no plan: job_file.seed: "):
+    with pytest.raises(RunError, match=r"plan.json is damaged, or not a plan: job_file.seed: "):
         read_consumed(tmp_path)

@@ -38,7 +38,7 @@ def write(folder: Path, *counters: int, keep: int = 9, milestones: tuple[int, ..
         write_checkpoint(folder, make(samples), keep, milestones)
 
 
-def test_a_checkpoint_is_read_back_whole() -> None:
+def test_a_checkpoint_is_read_back_unchanged() -> None:
     before, after = make(), Checkpoint.from_bytes(make().to_bytes())
     assert (after.samples, after.deciding, after.elapsed_s, after.evaluation) == (
         before.samples,
@@ -50,7 +50,7 @@ def test_a_checkpoint_is_read_back_whole() -> None:
     assert tree_digest(after.optimizer) == tree_digest(before.optimizer)
 
 
-def test_the_newest_is_found_and_old_ones_go_but_milestones(tmp_path: Path) -> None:
+def test_old_checkpoints_are_removed_except_milestones(tmp_path: Path) -> None:
     write(tmp_path, 10, 20, 30, 40, 50, keep=2, milestones=(20,))
     assert [int(path.stem[8:]) for path in checkpoint_paths(tmp_path)] == [20, 40, 50]
     data, skipped = newest_good(tmp_path)
@@ -58,7 +58,7 @@ def test_the_newest_is_found_and_old_ones_go_but_milestones(tmp_path: Path) -> N
     assert (Checkpoint.from_bytes(data).samples, skipped) == (50, [])
 
 
-def test_damaged_ones_beyond_the_newest_do_not_push_it_out(tmp_path: Path) -> None:
+def test_damaged_newer_checkpoints_do_not_count_as_kept(tmp_path: Path) -> None:
     write(tmp_path, 300)
     checkpoint_paths(tmp_path)[0].write_bytes(b"damaged")
     write(tmp_path, 100, 150, 200, keep=1)
@@ -78,7 +78,7 @@ def _cut(data: bytes, draw: np.random.Generator) -> bytes:
 
 
 def _swapped(data: bytes, draw: np.random.Generator) -> bytes:
-    """Two blocks of the file in each other's place, as by a file system that has lost its way."""
+    """Swap two blocks of the file, as a faulty file system might."""
     size = 64
     while True:
         first, second = sorted(size * draw.integers(0, len(data) // size, 2))
@@ -88,7 +88,7 @@ def _swapped(data: bytes, draw: np.random.Generator) -> bytes:
 
 
 def _zeroed(data: bytes, draw: np.random.Generator) -> bytes:
-    """A page that never reached the disk."""
+    """Zero a page, as if it had not reached the disk."""
     while True:
         start = int(draw.integers(0, len(data) - 512))
         if data[start : start + 512].strip(b"\0"):
@@ -104,13 +104,13 @@ def _newer(data: bytes, draw: np.random.Generator) -> bytes:
 
 
 @pytest.mark.parametrize("damage", [_flipped, _cut, _swapped, _zeroed, _foreign, _newer])
-def test_every_damage_is_noticed_named_and_skipped(
+def test_every_damaged_checkpoint_is_detected_reported_and_skipped(
     tmp_path: Path, damage: Callable[[bytes, np.random.Generator], bytes]
 ) -> None:
     write(tmp_path, 10, 20)
     newest, draw = checkpoint_paths(tmp_path)[-1], np.random.default_rng(0)
     data = newest.read_bytes()
-    for _ in range(40):  # 240 with those of the other kinds
+    for _ in range(40):  # 240 over all kinds of damage
         newest.write_bytes(damage(data, draw))
         good, skipped = newest_good(tmp_path)
         assert good is not None
@@ -119,7 +119,7 @@ def test_every_damage_is_noticed_named_and_skipped(
         assert skipped[0].startswith(f"{newest}: ")
 
 
-def test_a_checkpoint_of_the_format_before_is_read(tmp_path: Path) -> None:
+def test_a_checkpoint_of_an_older_format_is_read(tmp_path: Path) -> None:
     values = torch.load(io.BytesIO(make().to_bytes()), weights_only=True) | {"format": 2}
     del values["sha256"]
     before = Checkpoint.from_bytes(_saved({**values, "sha256": tree_digest(values)}))
@@ -133,12 +133,12 @@ def test_a_checkpoint_of_the_format_before_is_read(tmp_path: Path) -> None:
         (lambda data: b"", "not readable"),
         (lambda data: data[:-1], "damaged: its end is missing"),
         (lambda data: data[:300] + bytes([data[300] ^ 1]) + data[301:], "damaged: its bytes do not match its SHA-256"),
-        (lambda data: _sealed(_resaved(format=5)), "of format 5, this version reads 4"),
+        (lambda data: _sealed(_resaved(format=5)), "its format is 5, but this version reads format 4"),
         (lambda data: _sealed(_resaved(samples=641)), "damaged: its values do not match its SHA-256"),
         (lambda data: _saved({"state_dict": {}}), "not a checkpoint of this program"),
     ],
 )
-def test_what_cannot_be_trusted_is_named_skipped_and_the_one_before_is_used(
+def test_a_bad_checkpoint_is_skipped_with_its_reason_and_the_one_before_is_used(
     tmp_path: Path, damage: Callable[[bytes], bytes], reason: str
 ) -> None:
     write(tmp_path, 10, 20)
@@ -151,7 +151,7 @@ def test_what_cannot_be_trusted_is_named_skipped_and_the_one_before_is_used(
     assert skipped[0].startswith(f"{newest}: {reason}")
 
 
-def test_what_is_no_file_is_skipped_and_not_waited_for(tmp_path: Path) -> None:
+def test_pipes_and_folders_are_skipped_without_blocking(tmp_path: Path) -> None:
     write(tmp_path, 10)
     os.mkfifo(tmp_path / f"samples-{20:015d}.pt")
     (tmp_path / f"samples-{30:015d}.pt").mkdir()
@@ -178,7 +178,7 @@ def _resaved(**changes: Any) -> bytes:
     return _saved({**torch.load(io.BytesIO(make().to_bytes()), weights_only=True), **changes})
 
 
-def test_none_good_is_an_error_and_none_at_all_is_not(tmp_path: Path) -> None:
+def test_only_damaged_checkpoints_are_an_error_but_an_empty_folder_is_not(tmp_path: Path) -> None:
     assert newest_good(tmp_path) == (None, [])
     write(tmp_path, 10)
     checkpoint_paths(tmp_path)[0].write_bytes(b"x")
@@ -188,18 +188,18 @@ def test_none_good_is_an_error_and_none_at_all_is_not(tmp_path: Path) -> None:
 
 class _Hostile:
     def __reduce__(self) -> tuple[Any, ...]:
-        return os.mkdir, ("/tmp/hvd_batchgrow_hostile",)  # noqa: S108  # must not come to be
+        return os.mkdir, ("/tmp/hvd_batchgrow_hostile",)  # noqa: S108  # must not be created
 
 
 @pytest.mark.parametrize("dump", [pickle.dumps, lambda value: _saved({"sha256": value})])
 def test_no_code_in_a_checkpoint_is_run(tmp_path: Path, dump: Callable[[Any], bytes]) -> None:
-    with pytest.raises(RunError, match="not readable") as told:
+    with pytest.raises(RunError, match="not readable") as caught:
         Checkpoint.from_bytes(dump(_Hostile()))
-    assert "weights_only" not in str(told.value), "advice to run it"
+    assert "weights_only" not in str(caught.value), "torch's advice to load it without protection"
     assert not Path("/tmp/hvd_batchgrow_hostile").exists()  # noqa: S108
 
 
-def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_keeps_the_earlier_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path, 10)
 
     def full(*_: Any) -> None:
@@ -211,7 +211,7 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: p
     assert [path.name for path in tmp_path.iterdir()] == ["samples-000000000000010.pt"]
 
 
-def test_a_digest_sees_values_names_types_and_shapes() -> None:
+def test_the_digest_depends_on_values_names_types_and_shapes() -> None:
     tree = {"a": torch.arange(6.0), "b": [1, None, "x"]}
     others = [
         {"a": torch.arange(6.0), "c": [1, None, "x"]},

@@ -1,4 +1,4 @@
-"""Checkpoints in the background: what is written, when training waits, and where a failure comes out."""
+"""Checkpoints in the background: their content, when training waits, and where failures are raised."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from tests.unit.test_checkpoint import make
 
 
 class Gate:
-    """Holds a write up until it is opened."""
+    """Blocks writes until it is opened."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.entered, self.open, self.running, self.most = threading.Event(), threading.Event(), 0, 0
         write = module.write_checkpoint
 
-        def held_up(*arguments: Any) -> Path:
+        def blocked(*arguments: Any) -> Path:
             self.running += 1
             self.most = max(self.most, self.running)
             self.entered.set()
@@ -32,7 +32,7 @@ class Gate:
             self.running -= 1
             return write(*arguments)
 
-        monkeypatch.setattr(module, "write_checkpoint", held_up)
+        monkeypatch.setattr(module, "write_checkpoint", blocked)
 
 
 def read(folder: Path) -> Checkpoint:
@@ -41,12 +41,12 @@ def read(folder: Path) -> Checkpoint:
     return Checkpoint.from_bytes(data)
 
 
-def test_what_is_written_is_the_moment_of_the_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkpoint_holds_the_state_at_the_time_of_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gate, live, kept = Gate(monkeypatch), make(10), make(10)
     with CheckpointWriter(tmp_path, 3, ()) as writer:
         writer.save(live)
         assert gate.entered.wait(30)
-        live.model["w"].zero_()  # training goes on while the write is held up
+        live.model["w"].zero_()  # training continues while the write is blocked
         live.optimizer["state"][0]["momentum_buffer"].zero_()
         live.optimizer["param_groups"][0]["lr"] = 9.0
         writer.check()
@@ -56,7 +56,7 @@ def test_what_is_written_is_the_moment_of_the_save(tmp_path: Path, monkeypatch: 
     assert tree_digest([after.model, after.optimizer]) == tree_digest([kept.model, kept.optimizer])
 
 
-def test_one_is_in_flight_and_all_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_write_runs_at_a_time_and_all_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gate = Gate(monkeypatch)
     threading.Timer(0.2, gate.open.set).start()
     with CheckpointWriter(tmp_path, 9, ()) as writer:
@@ -66,7 +66,7 @@ def test_one_is_in_flight_and_all_are_written(tmp_path: Path, monkeypatch: pytes
     assert [Checkpoint.from_bytes(path.read_bytes()).samples for path in checkpoint_paths(tmp_path)] == [10, 20, 30]
 
 
-def test_a_failure_comes_out_at_the_next_look_and_once(tmp_path: Path) -> None:
+def test_a_failure_is_raised_once_at_the_next_check(tmp_path: Path) -> None:
     folder = tmp_path / "checkpoints"
     folder.mkdir()
     writer = CheckpointWriter(folder, 3, ())
@@ -75,30 +75,30 @@ def test_a_failure_comes_out_at_the_next_look_and_once(tmp_path: Path) -> None:
     shutil.move(folder, tmp_path / "elsewhere")
     writer.save(make(20))
     writer._thread.join()  # type: ignore[union-attr]
-    told = r"checkpoints/samples-000000000000020.pt could not be written: No such file or directory"
-    with pytest.raises(RunError, match=told):
+    message = r"checkpoints/samples-000000000000020.pt could not be written: No such file or directory"
+    with pytest.raises(RunError, match=message):
         writer.check()
     writer.check()
     assert read(tmp_path / "elsewhere").samples == 10
 
 
-@pytest.mark.parametrize("look", ["save", "wait", "exit"])
-def test_no_failure_is_passed_over(tmp_path: Path, look: str) -> None:
+@pytest.mark.parametrize("method", ["save", "wait", "exit"])
+def test_every_failed_write_is_raised(tmp_path: Path, method: str) -> None:
     writer = CheckpointWriter(tmp_path / "gone", 3, ())
 
     def end() -> None:
         with writer:
             writer.save(make(10))
-            if look == "save":
+            if method == "save":
                 writer.save(make(20))
-            elif look == "wait":
+            elif method == "wait":
                 writer.wait()
 
     with pytest.raises(RunError, match=r"gone/samples-000000000000010.pt could not be written"):
         end()
 
 
-def test_a_run_that_fails_waits_for_its_checkpoint_and_tells_of_both(tmp_path: Path) -> None:
+def test_a_failing_run_waits_for_its_checkpoint_and_reports_both_failures(tmp_path: Path) -> None:
     def fail(folder: Path) -> None:
         with CheckpointWriter(folder, 3, ()) as writer:
             writer.save(make(10))
@@ -112,7 +112,7 @@ def test_a_run_that_fails_waits_for_its_checkpoint_and_tells_of_both(tmp_path: P
     assert "could not be written: No such file" in caught.value.__notes__[0]
 
 
-def test_memory_is_used_again_where_it_fits() -> None:
+def test_memory_is_reused_for_tensors_of_the_same_shape() -> None:
     copies = HostCopies()
     weights = {"w": torch.randn(3, 4).t(), "b": torch.arange(3)}
     first = copies.copy("", weights)

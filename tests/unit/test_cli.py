@@ -47,17 +47,17 @@ def test_plan_prints_the_twin_as_a_job_file(job: str, capsys: pytest.CaptureFixt
 
 
 @pytest.mark.parametrize(("name", "start"), [("plan.png", b"\x89PNG"), ("plan.svg", b"<?xml")])
-def test_plan_draws_a_picture(job: str, name: str, start: bytes) -> None:
+def test_plan_draws_a_plot(job: str, name: str, start: bytes) -> None:
     assert main(["plan", job, "--plot", name]) == 0
     assert Path(name).read_bytes().startswith(start)
 
 
-def test_plan_says_why_it_cannot_draw(job: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_plan_reports_why_it_cannot_draw(job: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", job, "--plot", "plan.xyz"]) == 1
     assert "plan.xyz cannot be drawn: Format 'xyz' is not supported" in capsys.readouterr().err
 
 
-def test_plan_and_train_say_that_nothing_is_measured(
+def test_plan_and_train_report_that_nothing_is_measured(
     job: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = [job, "--gradient-noise.measure", "true", "--layout.max-micro-batch", "16"]
@@ -74,7 +74,7 @@ def test_plan_needs_no_data_and_no_torch(job: str, tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, stdout=subprocess.DEVNULL)
 
 
-def test_train_trains_and_a_second_time_asks_what_to_do(job: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_train_refuses_a_finished_run_unless_it_resumes(job: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", job]) == 0
     assert "small: done: 17 of 17 updates" in capsys.readouterr().err
     assert main(["train", job]) == 1
@@ -96,11 +96,11 @@ def test_twin_compares_the_two_runs(job: str, capsys: pytest.CaptureFixture[str]
     assert "accuracy" in text
 
 
-def test_digest_is_of_the_weights_and_tells_how_runs_differ(job: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_digest_prints_a_hash_of_the_weights_and_how_runs_differ(job: str, capsys: pytest.CaptureFixture[str]) -> None:
     runs: list[tuple[str, list[str]]] = [
         ("a", []),
         ("b", []),
-        # The same groups summed two at a time: float32 rounds otherwise.
+        # The same ghost batches, two per micro-batch: float32 rounds differently.
         ("c", ["--layout.max-micro-batch", "8"]),
         ("d", ["--schedule.epochs", "3"]),
     ]
@@ -118,11 +118,11 @@ def test_digest_is_of_the_weights_and_tells_how_runs_differ(job: str, capsys: py
     assert d.endswith("at another sample: 976 instead of 688")
 
 
-def test_digest_of_what_is_no_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_digest_refuses_a_folder_that_is_not_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["digest", str(tmp_path)]) == 1
     assert "holds no checkpoint" in capsys.readouterr().err
     assert main(["digest", str(tmp_path), "--optim.lr", "1"]) == 2
-    assert "optim.lr: there is no job to put it over" in capsys.readouterr().err
+    assert "optim.lr: this command reads no job file, so it has no keys to override" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ def test_digest_of_what_is_no_run_is_refused(tmp_path: Path, capsys: pytest.Capt
             2,
             "planned for 2",
         ),
-        (["twin", "twin.toml"], 2, "schedule.policy: 'decay' is what the twin does"),
+        (["twin", "twin.toml"], 2, "schedule.policy: 'decay' is the policy of the twin"),
         (["train", "small.toml", "--data.root", "nowhere"], 1, "nowhere holds neither train-images-idx3-ubyte"),
     ],
 )
@@ -177,14 +177,14 @@ def test_faults_end_with_a_message_and_no_run_folder(
     assert not Path("runs").exists()
 
 
-def test_faults_of_the_data_are_told_of_the_job(job: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_faults_of_the_data_are_reported_with_the_name_of_the_job(job: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", job, "--data.source", "ownata:load", "--data.num-samples", "300"]) == 2
     error = capsys.readouterr().err
     assert error.startswith("small: 1 fault\n  data.source: ownata:load cannot be imported")
     assert f"looked for in the working directory {Path.cwd()} and on Python's path" in error
 
 
-def test_a_source_of_unknown_size_is_told_where_to_write_it(job: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_source_of_unknown_size_needs_data_num_samples(job: str, capsys: pytest.CaptureFixture[str]) -> None:
     tree = job_tree(data={"source": "image_folder", "root": ".", "image_size": 8})
     for key in ("num_samples", "crop_padding"):
         tree["data"].pop(key, None)
@@ -196,14 +196,14 @@ def test_a_source_of_unknown_size_is_told_where_to_write_it(job: str, capsys: py
         assert "if it is wrong, train reports the right number" in error
 
 
-def test_the_twin_as_a_job_file_is_no_picture_and_no_json(job: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_plan_twin_contradicts_json_and_plot(job: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", job, "--twin", "--json", "--plot", "plan.png"]) == 2
     error = capsys.readouterr().err
     assert "--json: contradicts --twin" in error
     assert "--plot: contradicts --twin" in error
 
 
-def test_a_source_with_a_dot_for_a_colon_is_known(job: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_source_with_a_dot_instead_of_a_colon_gets_a_suggestion(job: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", job, "--data.source", "mydata.photos"]) == 2
     assert "did you mean 'mydata:photos'?" in capsys.readouterr().err
 
@@ -232,7 +232,7 @@ def _fail(*_: Any, **__: Any) -> None:
     raise ZeroDivisionError("a bug")
 
 
-def test_a_bug_gives_a_traceback_with_its_rank(
+def test_an_unexpected_error_is_printed_with_its_rank_and_traceback(
     job: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("hvd_batchgrow.train.update.engine.UpdateEngine.update", _fail)
@@ -244,7 +244,7 @@ def test_a_bug_gives_a_traceback_with_its_rank(
     assert "ZeroDivisionError: a bug" in error
 
 
-def test_a_probe_prices_a_plan_and_decides_auto(job: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_probe_predicts_the_cost_of_a_plan_and_decides_auto(job: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["probe", job, "--out", "P.json", "--budget-s", "0.1"]) == 0
     assert "hvd-batchgrow plan small.toml --ranks 1 --cost P.json" in capsys.readouterr().err.replace("\n", " ")
     assert not Path("runs").exists()
@@ -264,7 +264,7 @@ def test_a_probe_prices_a_plan_and_decides_auto(job: str, capsys: pytest.Capture
     assert "P.json is damaged, or not a probe" in capsys.readouterr().err
 
 
-def test_a_network_that_cannot_be_built_does_not_cost_the_run_that_is_there(
+def test_overwrite_keeps_the_old_run_if_the_network_cannot_be_built(
     job: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["train", job, "--max-updates", "1"]) == 75
@@ -277,7 +277,7 @@ def test_a_network_that_cannot_be_built_does_not_cost_the_run_that_is_there(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("more", [[], ["--json"], ["--twin"]])
-def test_a_reader_that_has_seen_enough_is_no_fault(job: str, more: list[str]) -> None:
+def test_a_closed_pipe_is_not_an_error(job: str, more: list[str]) -> None:
     """The defect: `plan --json | head` ended in a traceback."""
     reader, writer = os.pipe()
     os.close(reader)

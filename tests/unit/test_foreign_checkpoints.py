@@ -1,4 +1,4 @@
-"""Checkpoints that are whole by their seal, and are not this run's."""
+"""Checkpoints with a valid seal that do not belong to this run."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from tests.unit.test_checkpoint import make
 
 
 def sealed(**changes: Any) -> bytes:
-    """A checkpoint with other fields, sealed as the writer does; None: without the field."""
+    """Return a sealed checkpoint with changed fields; None removes a field."""
     values = torch.load(io.BytesIO(make().to_bytes()), weights_only=True) | changes
     values = {key: value for key, value in values.items() if value is not None and key != "sha256"}
     try:
         digest = tree_digest(values)
-    except RuntimeError:  # of a sparse tensor
+    except RuntimeError:  # a sparse tensor
         digest = ""
     buffer = io.BytesIO()
     torch.save({**values, "sha256": digest}, buffer)
@@ -53,12 +53,12 @@ def sealed(**changes: Any) -> bytes:
         ({"model": {"w": torch.zeros(2, 2).to_sparse()}}, ""),
     ],
 )
-def test_contents_of_another_kind_are_named(changes: dict[str, Any], where: str) -> None:
+def test_fields_of_a_wrong_type_are_named(changes: dict[str, Any], where: str) -> None:
     with pytest.raises(RunError, match=f"^not a checkpoint of this version: {where}"):
         Checkpoint.from_bytes(sealed(**changes))
 
 
-def test_contents_of_the_kind_are_taken() -> None:
+def test_empty_optional_fields_are_accepted() -> None:
     assert Checkpoint.from_bytes(sealed(evaluation={}, loss_scale={})).samples == 640
 
 
@@ -74,7 +74,7 @@ def _other_name(good: Checkpoint) -> Checkpoint:
     return replace(good, model={f"module.{name}": tensor for name, tensor in good.model.items()})
 
 
-def _state_of_nobody(good: Checkpoint) -> Checkpoint:
+def _state_of_unknown_parameter(good: Checkpoint) -> Checkpoint:
     return replace(good, optimizer={**good.optimizer, "state": {99: {"momentum_buffer": torch.zeros(1)}}})
 
 
@@ -102,16 +102,16 @@ def _group_of_text(good: Checkpoint) -> Checkpoint:
         (_other_shape, "model.classifier.bias: is float32 (5,), must be float32 (3,)"),
         (_other_type, "model.classifier.bias: is float64 (3,), must be float32 (3,)"),
         (_other_name, "model.classifier.bias: is nothing, must be float32 (3,)"),
-        (_state_of_nobody, "optimizer.state.99: is of no parameter"),
+        (_state_of_unknown_parameter, "optimizer.state.99: does not belong to any parameter"),
         (_state_of_another, "optimizer.state.0.momentum_buffer: is (7,), must be (4, 1, 3, 3)"),
         (_state_of_a_number, "optimizer.state.0.momentum_buffer: is int, must be (4, 1, 3, 3)"),
         (_group_without_a_key, "optimizer.param_groups.0.momentum: is nothing, must be float"),
         (_group_of_text, "optimizer.param_groups.0.lr: is str, must be float"),
-        (lambda good: replace(good, samples=17), "from sample 17, which is amid a ghost batch of 8"),
+        (lambda good: replace(good, samples=17), "from sample 17, which is in the middle of a ghost batch of 8"),
     ],
 )
 @pytest.mark.parametrize("fork", [False, True])
-def test_a_checkpoint_of_another_network_is_refused_before_anything_changes(
+def test_a_checkpoint_that_does_not_fit_is_refused_and_no_file_changes(
     job: str, change: Callable[[Checkpoint], Checkpoint], misfit: str, fork: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["train", job, "--max-updates", "1"]) == 75
@@ -121,7 +121,7 @@ def test_a_checkpoint_of_another_network_is_refused_before_anything_changes(
     capsys.readouterr()
     assert main(["train", job, *(["--fork", "other"] if fork else ["--resume", "auto"])]) == 1
     error = capsys.readouterr().err
-    assert misfit in error or (fork and "not an update boundary of this job" in error)
+    assert misfit in error or (fork and "no update of this job starts there" in error)
     assert "Traceback" not in error
     assert {p: p.read_bytes() for p in Path("runs").rglob("*") if p.is_file() and p.suffix != ".lock"} == {
         p: data for p, data in before.items() if p.suffix != ".lock"
@@ -140,7 +140,7 @@ def test_a_checkpoint_of_another_network_is_refused_before_anything_changes(
     ],
     ids=lambda optim: "-".join(map(str, optim.values())),
 )
-def test_a_checkpoint_of_its_own_fits_any_optimiser(optim: dict[str, Any], num_steps: int, tmp_path: Path) -> None:
+def test_every_optimizer_accepts_its_own_checkpoint(optim: dict[str, Any], num_steps: int, tmp_path: Path) -> None:
     job = small_job(optim={"lr": 0.1, **optim})
     model = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.BatchNorm2d(2))
     optimizer = build_optimizer(model, job.optim)

@@ -32,7 +32,7 @@ def stopped(job: str) -> Path:
     return Path("runs/small")
 
 
-def test_a_fork_goes_on_by_the_changed_job_and_leaves_the_other_run_alone(stopped: Path) -> None:
+def test_a_fork_continues_with_the_changed_job_and_leaves_the_original_run_unchanged(stopped: Path) -> None:
     before = {path: path.read_bytes() for path in stopped.rglob("*") if path.is_file()}
     assert train("--fork", "gentler", "--optim.lr", "0.02") == 0
     assert {path: path.read_bytes() for path in stopped.rglob("*") if path.is_file()} == before
@@ -42,18 +42,18 @@ def test_a_fork_goes_on_by_the_changed_job_and_leaves_the_other_run_alone(stoppe
         "samples": 10 * 16 + 2 * 48,
         "changed": {"optim.lr": [0.05, 0.02]},
     }
-    assert len(record["lives"]) == 1
+    assert len(record["attempts"]) == 1
     weights = final_weights(Path("runs/gentler"))
     assert weights.is_final
     assert audit(read_consumed(weights.run), lambda *_: None).passed
     assert points("gentler") == sorted(set(points("gentler")))
     assert points("gentler")[0] == points("small")[0]
-    # What comes of the change is seen only from the fork on.
+    # The change has an effect only after the fork.
     assert train("--resume", "auto") == 0
     assert compare_weights(final_weights(stopped), weights).startswith("differs by")
 
 
-def test_a_fork_of_the_same_job_is_the_run_that_goes_on(stopped: Path) -> None:
+def test_a_fork_of_the_same_job_ends_with_the_weights_of_the_resumed_run(stopped: Path) -> None:
     assert train("--fork", "same") == 0
     assert train("--resume", "auto") == 0
     assert compare_weights(final_weights(stopped), final_weights(Path("runs/same"))) == "equal to the bit"
@@ -64,7 +64,7 @@ def test_a_fork_is_resumed_by_its_own_name(stopped: Path, capsys: pytest.Capture
     assert train("--fork", "gentler", *changed, "--max-updates", "1") == 75
     assert train("--fork", "gentler", *changed) == 1
     assert (
-        "gentler exists already: go on with it by --name gentler --resume auto, or fork by" in capsys.readouterr().err
+        "gentler exists already: resume it with --name gentler --resume auto, or fork under" in capsys.readouterr().err
     )
     assert train("--name", "gentler", "--resume", "auto", *changed) == 0
     assert train("--fork", "whole", *changed) == 0
@@ -75,27 +75,27 @@ def test_a_fork_is_resumed_by_its_own_name(stopped: Path, capsys: pytest.Capture
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
-        (["--seed", "8"], "cannot be forked with another\n  seed: was 7, is 8\n  start anew: --name NAME"),
-        (["--model.channels", "[4, 4]"], "cannot be forked with another\n  model.channels: was [4, 8], is [4, 4]"),
-        (["--optim.name", "lars"], "cannot be forked with another\n  optim.name: was 'sgd', is 'lars'"),
+        (["--seed", "8"], "cannot be forked with a change of\n  seed: was 7, is 8\n  start a new run instead: --name"),
+        (["--model.channels", "[4, 4]"], "cannot be forked with a change of\n  model.channels: was [4, 8], is [4, 4]"),
+        (["--optim.name", "lars"], "cannot be forked with a change of\n  optim.name: was 'sgd', is 'lars'"),
         (
             ["--schedule.epochs", "0.8", "--schedule.boundaries-epochs", "[0.5]"],
-            "stands at sample 256, and this job ends at 256: nothing is left to train",
+            "is at sample 256, and this job ends at 256: nothing is left to train",
         ),
         # phase 2 then begins at 160, and 96 samples are 1.2 updates of 80
         (
             ["--schedule.noise_factor", "5.0"],
-            "stands at sample 256, 1.20 updates of 80 into the phase that begins at 160",
+            "is at sample 256, 1.20 updates of 80 into the phase that begins at 160: no update of this job starts",
         ),
     ],
 )
-def test_what_cannot_go_on_from_there_is_refused(
-    stopped: Path, capsys: pytest.CaptureFixture[str], words: list[str], told: str
+def test_a_job_that_cannot_continue_from_the_checkpoint_is_refused(
+    stopped: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
 ) -> None:
     assert train("--fork", "other", *words) == 1
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert [path.name for path in Path("runs").iterdir() if path.is_dir()] == ["small"]
 
 
@@ -108,30 +108,33 @@ def test_flags_that_contradict_a_fork(job: str, capsys: pytest.CaptureFixture[st
     assert "runs/small holds no checkpoint to fork from" in capsys.readouterr().err
 
 
-def test_a_resume_tells_what_has_changed_and_what_may_not(stopped: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_resume_reports_changed_settings(stopped: Path, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     allowed = ("--layout.max-micro-batch", "8", "--logging.logs-per-epoch", "2")
     assert train("--resume", "auto", *allowed, "--max-updates", "1") == 75
-    told = capsys.readouterr().err
-    assert "changed since the last start: layout.max_micro_batch was 16, is 8" in told
-    assert "changed since the last start: logging.logs_per_epoch was 5, is 2" in told
+    message = capsys.readouterr().err
+    assert "changed since the last attempt: layout.max_micro_batch was 16, is 8" in message
+    assert "changed since the last attempt: logging.logs_per_epoch was 5, is 2" in message
     assert train("--resume", "auto", "--optim.lr", "0.02", "--schedule.epochs", "2.0") == 1
-    told = capsys.readouterr().err
-    assert "optim.lr: was 0.05, is 0.02\n  schedule.epochs: was 2.2, is 2.0" in told
-    assert "go on from here as another, --fork NAME" in told
+    message = capsys.readouterr().err
+    assert "optim.lr: was 0.05, is 0.02\n  schedule.epochs: was 2.2, is 2.0" in message
+    assert "or from this checkpoint (--fork NAME)" in message
 
 
-def test_no_fresh_start_in_silence(stopped: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_silent_restart(stopped: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for path in checkpoint_paths(stopped / "checkpoints"):
         path.write_bytes(path.read_bytes()[:-100])
     for words in (["--resume", "auto"], ["--fork", "other"]):
         assert train(*words) == 1
-        told = capsys.readouterr().err
-        assert "no good checkpoint is left:" in told
-        assert told.count("damaged") + told.count("not readable") == len(checkpoint_paths(stopped / "checkpoints"))
+        message = capsys.readouterr().err
+        assert "no good checkpoint is left:" in message
+        num_bad = message.count("damaged") + message.count("not readable")
+        assert num_bad == len(checkpoint_paths(stopped / "checkpoints"))
     shutil.rmtree(stopped / "checkpoints")
     assert train("--resume", "auto", "--max-updates", "1") == 75
-    assert "runs/small/checkpoints holds no checkpoint yet: the run begins anew" in capsys.readouterr().err
+    assert (
+        "runs/small/checkpoints holds no checkpoint yet: the run starts from the beginning" in capsys.readouterr().err
+    )
 
 
 def _only_a_folder(run: Path) -> None:
@@ -145,7 +148,7 @@ def _half_a_record(run: Path) -> None:
 
 @pytest.mark.parametrize("left", [_only_a_folder, _half_a_record])
 @pytest.mark.parametrize("words", [[], ["--resume", "auto"], ["--overwrite"]], ids=str)
-def test_a_start_that_was_killed_can_be_done_again(job: str, left: Callable[[Path], Any], words: list[str]) -> None:
+def test_an_attempt_that_was_killed_can_be_repeated(job: str, left: Callable[[Path], Any], words: list[str]) -> None:
     left(Path("runs/small"))
     assert train(*words, "--max-updates", "1") == 75
     (path,) = checkpoint_paths(Path("runs/small/checkpoints"))
@@ -153,7 +156,7 @@ def test_a_start_that_was_killed_can_be_done_again(job: str, left: Callable[[Pat
     assert not list(Path("runs").glob("*/.*"))
 
 
-def test_overwriting_and_what_a_kill_of_it_leaves(stopped: Path) -> None:
+def test_overwrite_removes_what_a_killed_overwrite_left(stopped: Path) -> None:
     aside = stopped.with_name(".small.removed")
     shutil.copytree(stopped, aside)
     assert train("--overwrite", "--max-updates", "1") == 75

@@ -13,11 +13,11 @@ import pytest
 from hvd_batchgrow.interrupt import uninterrupted
 
 LISTENS = "import os, signal, sys\nsignal.signal(signal.SIGINT, signal.default_int_handler)"
-"""First lines of a process, which may have been told to leave SIGINT alone: so are these tests by `nohup … &`."""
+"""First lines of a process that may ignore SIGINT, as these tests do under `nohup … &`."""
 
 
 def interrupted(words: list[str], stage: str, *, cwd: Path) -> tuple[int, str]:
-    """Run a command that gets SIGINT as soon as it imports a module; its exit code and what it said."""
+    """Run a command that receives SIGINT when it imports a module; return its exit code and stderr."""
     code = (
         f"{LISTENS}\n"
         "class Interrupt:\n"
@@ -46,13 +46,13 @@ def interrupted(words: list[str], stage: str, *, cwd: Path) -> tuple[int, str]:
     ],
     ids=lambda value: value if isinstance(value, str) else value[0],
 )
-def test_an_interrupt_is_one_line(job: str, tmp_path: Path, command: list[str], stage: str) -> None:
+def test_an_interrupt_prints_one_line(job: str, tmp_path: Path, command: list[str], stage: str) -> None:
     name, *options = command
     assert interrupted([name, job, *options], stage, cwd=tmp_path) == (130, "hvd-batchgrow: interrupted\n")
 
 
 @pytest.mark.slow
-def test_an_interrupt_of_verify_ends_what_it_has_started(job: str, tmp_path: Path) -> None:
+def test_an_interrupt_of_verify_ends_its_child_processes(job: str, tmp_path: Path) -> None:
     code = f"{LISTENS}\nfrom hvd_batchgrow.cli import main\nsys.exit(main())"
     words = [sys.executable, "-c", code, "verify", job, "--layouts", "1x1x16", "--updates", "10000"]
     with subprocess.Popen(words, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
@@ -64,13 +64,13 @@ def test_an_interrupt_of_verify_ends_what_it_has_started(job: str, tmp_path: Pat
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 130
         assert process.stderr
-        told = process.stderr.read()
-    assert told.endswith("hvd-batchgrow: interrupted\n")
-    assert "Traceback" not in told
+        message = process.stderr.read()
+    assert message.endswith("hvd-batchgrow: interrupted\n")
+    assert "Traceback" not in message
     assert not any(Path("/proc", child).exists() for child in started)
 
 
-def test_an_interrupt_waits_for_what_is_being_started() -> None:
+def test_uninterrupted_delays_an_interrupt() -> None:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     done = []
     try:

@@ -13,10 +13,10 @@ from hvd_batchgrow.comm.launcher_env import (
     SRUN_PMI2,
     SRUN_PMIX,
     TORCHRUN,
+    is_first_process,
     launched_by,
     launched_ranks,
-    lone_tasks,
-    speaks,
+    unconnected_tasks,
 )
 from hvd_batchgrow.comm.ranks import Ranks, SingleRank
 from hvd_batchgrow.comm.rendezvous import derived_port, first_host, meeting_point
@@ -33,7 +33,7 @@ from hvd_batchgrow.messages.errors import RunError
         ({"HOROVOD_SIZE": "", "OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "0"}, OPEN_MPI, (0, 2)),
         ({"SLURM_STEP_NUM_TASKS": "4", "PMIX_RANK": "2"}, SRUN_PMIX, (2, 4)),
         ({"WORLD_SIZE": "4", "RANK": "1", "TORCHELASTIC_RESTART_COUNT": "0"}, TORCHRUN, (1, 4)),
-        # torchrun started by srun, once on each host; and a script that sets RANK for itself
+        # torchrun started by srun, once per host; and a script that sets RANK itself
         (
             {"WORLD_SIZE": "4", "RANK": "3", "TORCHELASTIC_RESTART_COUNT": "0"}
             | {"SLURM_STEP_NUM_TASKS": "2", "PMIX_RANK": "1"},
@@ -42,7 +42,7 @@ from hvd_batchgrow.messages.errors import RunError
         ),
         ({"WORLD_SIZE": "4", "RANK": "3"}, None, (0, 1)),
         ({"SLURM_STEP_NUM_TASKS": "4", "PMI_RANK": "3", "PMI_FD": "9"}, SRUN_PMI2, (3, 4)),
-        # SLURM's variables are of the step, not of the ranks
+        # SLURM's variables describe the step, not the ranks
         ({"SLURM_NTASKS": "8", "SLURM_PROCID": "3"}, None, (0, 1)),
     ],
 )
@@ -60,7 +60,7 @@ def no_horovod(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("no_horovod")
-def test_without_horovod_one_rank_works_and_more_say_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_horovod_one_rank_works_and_two_fail_with_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(connect(), SingleRank)
     monkeypatch.setenv("OMPI_COMM_WORLD_RANK", "0")
     monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "1")
@@ -85,7 +85,7 @@ def two_torch_ranks(monkeypatch: pytest.MonkeyPatch) -> Ranks:
 
 
 @pytest.mark.usefixtures("no_horovod")
-def test_without_horovod_auto_is_torch_and_says_why(
+def test_without_horovod_auto_uses_torch_and_prints_why(
     two_torch_ranks: Ranks, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("OMPI_COMM_WORLD_RANK", "0")
@@ -96,7 +96,7 @@ def test_without_horovod_auto_is_torch_and_says_why(
     assert not capsys.readouterr().err
 
 
-def test_horovod_is_the_default_where_it_is(two_torch_ranks: Ranks, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_horovod_is_the_default_if_it_can_be_imported(two_torch_ranks: Ranks, monkeypatch: pytest.MonkeyPatch) -> None:
     horovod = TwoRanks()
     monkeypatch.setitem(sys.modules, "hvd_batchgrow.comm.horovod", types.SimpleNamespace(HorovodRanks=lambda: horovod))
     monkeypatch.setenv("OMPI_COMM_WORLD_RANK", "0")
@@ -105,21 +105,21 @@ def test_horovod_is_the_default_where_it_is(two_torch_ranks: Ranks, monkeypatch:
     assert connect("torch") is two_torch_ranks
 
 
-def test_torchruns_ranks_are_torchs(two_torch_ranks: Ranks, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranks_of_torchrun_use_torch_distributed(two_torch_ranks: Ranks, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("RANK", "1"), ("WORLD_SIZE", "2"), ("TORCHELASTIC_RESTART_COUNT", "0")):
         monkeypatch.setenv(name, value)
     assert connect() is two_torch_ranks
-    with pytest.raises(RunError, match="Horovod cannot join ranks that torchrun started: --backend torch"):
+    with pytest.raises(RunError, match="Horovod cannot join ranks that torchrun started: use --backend torch"):
         connect("horovod")
 
 
 def test_ranks_that_do_not_find_each_other_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """mpirun of one MPI, Horovod built with another: each process would think that it is alone."""
+    """If mpirun and Horovod use different MPIs, each process sees one rank only."""
     alone = SingleRank()
     monkeypatch.setitem(sys.modules, "hvd_batchgrow.comm.horovod", types.SimpleNamespace(HorovodRanks=lambda: alone))
     monkeypatch.setenv("OMPI_COMM_WORLD_RANK", "1")
     monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
-    with pytest.raises(RunError, match=r"mpirun has started 2 ranks, and single sees 1"):
+    with pytest.raises(RunError, match=r"mpirun has started 2 ranks, but single sees 1"):
         connect()
 
 
@@ -142,14 +142,14 @@ SLURM = {"SLURM_JOB_ID": "17", "SLURM_STEP_ID": "0", "SLURM_STEP_NODELIST": "gpu
         (SLURM | {"SLURM_STEP_NUM_NODES": "1"}, 8, "127.0.0.1", derived_port("17.0.")),
     ],
 )
-def test_ranks_meet_where_their_launcher_lets_them(
+def test_ranks_meet_where_their_launchers_variables_say(
     environment: dict[str, str], size: int, host: str, port: int
 ) -> None:
     assert meeting_point(environment, size) == (host, port)
 
 
 @pytest.mark.parametrize("environment", [{}, {"MASTER_ADDR": "a"}, MPIRUN])
-def test_where_nothing_tells_the_user_is_asked(environment: dict[str, str]) -> None:
+def test_without_a_host_or_a_port_the_message_says_what_to_set(environment: dict[str, str]) -> None:
     with pytest.raises(RunError, match=r"(?s)the 4 ranks do not know where to meet.*Set MASTER_ADDR to .*MASTER_PORT"):
         meeting_point(environment, 4)
     with pytest.raises(RunError, match="MASTER_PORT must be a port, 1 to 65535, got '70000'"):
@@ -170,7 +170,7 @@ def test_the_first_host_of_a_node_list(nodes: str, first: str) -> None:
     assert first_host(nodes) == first
 
 
-def test_ports_of_jobs_lie_below_those_that_linux_gives_away() -> None:
+def test_derived_ports_are_below_linuxs_ephemeral_ports() -> None:
     ports = {derived_port(f"{job}.0.") for job in range(1000)}
     assert min(ports) >= 15_000
     assert max(ports) < 30_000
@@ -179,15 +179,15 @@ def test_ports_of_jobs_lie_below_those_that_linux_gives_away() -> None:
 
 def test_tasks_without_an_mpi_plugin_are_refused_and_one_of_them_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     step = {"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "2"}
-    assert lone_tasks(step) == 4
-    assert not speaks(step)
-    assert speaks(step | {"SLURM_PROCID": "0"})
-    assert lone_tasks({"SLURM_STEP_NUM_TASKS": "1"}) == 0
-    # mpirun inside an allocation starts its daemons as a step, which ranks inherit the variables of.
+    assert unconnected_tasks(step) == 4
+    assert not is_first_process(step)
+    assert is_first_process(step | {"SLURM_PROCID": "0"})
+    assert unconnected_tasks({"SLURM_STEP_NUM_TASKS": "1"}) == 0
+    # mpirun inside an allocation starts its daemons as a step, and the ranks inherit its variables.
     under_mpirun = step | {"OMPI_COMM_WORLD_SIZE": "8", "OMPI_COMM_WORLD_RANK": "0"}
-    assert lone_tasks(under_mpirun) == 0
-    assert speaks(under_mpirun)
+    assert unconnected_tasks(under_mpirun) == 0
+    assert is_first_process(under_mpirun)
     for key, value in step.items():
         monkeypatch.setenv(key, value)
-    with pytest.raises(RunError, match=r"srun has started 4 tasks without an MPI plugin.*\n  Say srun --mpi=pmix"):
+    with pytest.raises(RunError, match=r"srun has started 4 tasks without an MPI plugin.*\n  Use srun --mpi=pmix"):
         connect()

@@ -46,18 +46,18 @@ def test_a_new_run_leaves_what_it_was_made_from(tmp_path: Path) -> None:
     assert parse_job(tomllib.loads((tmp_path / "run" / "job.toml").read_text())) == job
     plan = json.loads((tmp_path / "run" / "plan.json").read_text())
     assert plan == compile_plan(job, 1, NUM_TRAIN).to_dict()
-    (life,) = json.loads((tmp_path / "run" / "record.json").read_text())["lives"]
-    assert life["packages"]["torch"]
-    assert life["ranks"] == 1
-    assert life["ghost_norm_on_cpu"] == kernels_for_cpu()
+    (attempt,) = json.loads((tmp_path / "run" / "record.json").read_text())["attempts"]
+    assert attempt["packages"]["torch"]
+    assert attempt["ranks"] == 1
+    assert attempt["ghost_norm_on_cpu"] == kernels_for_cpu()
 
 
-def test_a_resume_with_other_ghost_norms_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for kernels, told in (("C", []), ("PyTorch", ["was 'C', is 'PyTorch'"]), ("PyTorch", [])):
+def test_a_resume_reports_other_ghost_norm_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for kernels, expected in (("C", []), ("PyTorch", ["was 'C', is 'PyTorch'"]), ("PyTorch", [])):
         monkeypatch.setattr("hvd_batchgrow.train.run.run_folder.kernels_for_cpu", lambda kernels=kernels: kernels)
         _, notes = open_(tmp_path / "run", small_job(), resume=True)
         save(tmp_path / "run", small_job())
-        assert notes == [f"changed since the last start: ghost norms on a CPU {each}" for each in told]
+        assert notes == [f"changed since the last attempt: ghost norms on a CPU {each}" for each in expected]
 
 
 def test_a_run_is_resumed_only_on_data_that_means_the_same(tmp_path: Path) -> None:
@@ -70,15 +70,13 @@ def test_a_run_is_resumed_only_on_data_that_means_the_same(tmp_path: Path) -> No
     open_with(schema)
     save(tmp_path / "run", job)
     assert json.loads((tmp_path / "run" / "record.json").read_text())["data"] == schema
-    open_with({**schema, "mean": [0.5, 0.0]})  # a number more or less
-    fault = (
-        r"trained on data that meant something else:\n  features: \['color=blue', 'color=red'\], now \['color=red'\]"
-    )
+    open_with({**schema, "mean": [0.5, 0.0]})  # a change of the statistics only
+    fault = r"trained on data with another meaning:\n  features: \['color=blue', 'color=red'\], now \['color=red'\]"
     with pytest.raises(CollectiveError, match=fault):
         open_with({**schema, "features": ["color=red"]})
 
 
-def test_a_run_of_a_version_without_some_keys_of_data_is_resumed_with_their_defaults(tmp_path: Path) -> None:
+def test_a_run_of_an_older_version_is_resumed_with_the_defaults_of_new_data_keys(tmp_path: Path) -> None:
     job = small_job()
     open_(tmp_path / "run", job)
     old = {
@@ -101,17 +99,17 @@ def test_a_run_is_never_written_over_by_accident(tmp_path: Path) -> None:
     assert not list((tmp_path / "run" / "checkpoints").iterdir())
 
 
-def test_overwrite_does_not_remove_a_folder_that_is_no_run(tmp_path: Path) -> None:
+def test_overwrite_does_not_remove_a_folder_that_is_not_a_run(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.tex").touch()
-    with pytest.raises(CollectiveError, match=r"is no run folder"):
+    with pytest.raises(CollectiveError, match=r"is not a run folder"):
         open_(tmp_path / "run", small_job(), overwrite=True)
     assert (tmp_path / "run" / "thesis.tex").exists()
 
 
-def test_resume_goes_on_from_the_newest_good_checkpoint_and_says_what_it_skipped(tmp_path: Path) -> None:
+def test_resume_uses_the_newest_good_checkpoint_and_reports_skipped_ones(tmp_path: Path) -> None:
     job = small_job()
-    assert open_(tmp_path / "run", job, resume=True) == (None, []), "nothing there: a fresh start"
+    assert open_(tmp_path / "run", job, resume=True) == (None, []), "no checkpoint: start from the beginning"
     save(tmp_path / "run", job, 160)
     save(tmp_path / "run", job, 320)
     (tmp_path / "run" / "checkpoints" / "samples-000000000000320.pt").write_bytes(b"damaged")
@@ -120,10 +118,10 @@ def test_resume_goes_on_from_the_newest_good_checkpoint_and_says_what_it_skipped
     assert checkpoint.samples == 160
     assert len(notes) == 1
     assert "samples-000000000000320.pt: not readable" in notes[0]
-    assert len(json.loads((tmp_path / "run" / "record.json").read_text())["lives"]) == 2
+    assert len(json.loads((tmp_path / "run" / "record.json").read_text())["attempts"]) == 2
 
 
-def test_a_folder_in_the_place_of_a_checkpoint_to_come_is_told_at_once(tmp_path: Path) -> None:
+def test_a_folder_where_a_checkpoint_will_be_written_is_reported_at_once(tmp_path: Path) -> None:
     job, run = small_job(), tmp_path / "run"
     open_(run, job)
     save(run, job)
@@ -139,7 +137,7 @@ def test_a_folder_in_the_place_of_a_checkpoint_to_come_is_told_at_once(tmp_path:
     assert checkpoint is not None
 
 
-def test_a_job_that_would_give_other_weights_cannot_resume(tmp_path: Path) -> None:
+def test_a_job_that_would_lead_to_other_weights_cannot_resume(tmp_path: Path) -> None:
     job = small_job()
     open_(tmp_path / "run", job)
     save(tmp_path / "run", job)
@@ -150,7 +148,7 @@ def test_a_job_that_would_give_other_weights_cannot_resume(tmp_path: Path) -> No
     assert tomllib.loads((tmp_path / "run" / "job.toml").read_text())["optim"]["lr"] == 0.05, "left as it was"
 
 
-def test_what_does_not_decide_the_weights_may_change_at_a_resume(tmp_path: Path) -> None:
+def test_settings_that_do_not_affect_the_weights_may_change_at_a_resume(tmp_path: Path) -> None:
     job = small_job()
     open_(tmp_path / "run", job)
     save(tmp_path / "run", job)
@@ -158,7 +156,7 @@ def test_what_does_not_decide_the_weights_may_change_at_a_resume(tmp_path: Path)
     assert checkpoint is not None
 
 
-def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_created_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(CollectiveError, match=r"file/run/checkpoints cannot be written: Not a directory"):
         open_(tmp_path / "file" / "run", small_job())
@@ -180,7 +178,7 @@ def _mark_of_another_machine(folder: Path, beat: int) -> None:
     path.write_text(f"process 12 on elsewhere\nmachine 0000 beat {beat}\n")
 
 
-def test_a_holder_on_another_machine_that_lives_is_found_where_its_lock_is_not_seen(
+def test_a_live_holder_on_another_machine_is_found_even_without_shared_locks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(run_lock, "BEAT_S", 0.05)
@@ -208,8 +206,8 @@ def test_the_lock_of_a_dead_holder_on_another_machine_is_taken_over(
         assert first.startswith(f"process {os.getpid()} on {socket.gethostname()}\n")
         deadline = time.monotonic() + 30
         while path.read_text() == first:
-            assert time.monotonic() < deadline, "its own mark stands still"
-    assert path.read_text() == "", "left in order"
+            assert time.monotonic() < deadline, "the new holder does not update its mark"
+    assert path.read_text() == "", "the holder released the lock"
 
 
 def test_the_lock_of_a_process_that_was_killed_is_free_at_once(tmp_path: Path) -> None:
@@ -234,14 +232,14 @@ def test_the_lock_of_a_process_that_was_killed_is_free_at_once(tmp_path: Path) -
     assert time.monotonic() - begin < run_lock.BEAT_S
 
 
-def test_a_lock_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+def test_a_lock_that_cannot_be_written_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with RunLock(tmp_path / "file" / "run") as lock, pytest.raises(RunError, match=r"file cannot be written: File exi"):
         lock.take()
 
 
-@pytest.mark.parametrize("text", ['{"lives": [', '{"lives": [[]]}', '{"lives": 3}'])
-def test_a_damaged_record_does_not_bar_a_resume(tmp_path: Path, text: str) -> None:
+@pytest.mark.parametrize("text", ['{"attempts": [', '{"attempts": [[]]}', '{"attempts": 3}'])
+def test_a_damaged_record_does_not_prevent_a_resume(tmp_path: Path, text: str) -> None:
     job = small_job()
     open_(tmp_path / "run", job)
     save(tmp_path / "run", job)

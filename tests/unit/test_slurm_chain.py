@@ -339,7 +339,7 @@ def test_a_job_that_does_not_grow_by_ranks_is_one_link_and_hears_so(
 ) -> None:
     assert main(["submit", job, "--nodes-max", "2", "--dry-run"]) == 0
     told = capsys.readouterr()
-    assert "layout.grow_by = 'accumulation': all phases use all 2 ranks, as one job" in told.err
+    assert "layout.grow_by = 'accumulation': one job runs all phases on all 2 ranks" in told.err
     assert told.out.count("#!/usr/bin/env bash") == 1
     assert "--phases 1-4)" in told.out
 
@@ -442,7 +442,7 @@ def test_submit_and_status_with_commands_on_path(
         "chain job 3: phases 3-4 on 4 nodes, 4 ranks, samples 304 … 688: job 3 PENDING, Dependency",
         "newest checkpoint: 0 of 688 samples",
     ]
-    assert told.err == "squeue is not here: this is the ledger as submit or status last wrote it\n"
+    assert told.err == "squeue is not available: this is the ledger as submit or status last wrote it\n"
 
 
 @pytest.mark.parametrize("number", ["INT", "TERM", "HUP"])
@@ -486,13 +486,13 @@ def test_a_link_trains_where_its_scripts_lie_already(job: str, capsys: pytest.Ca
         (
             ["--phases", "1-2", *RANKS],
             2,
-            "--phases: 1-2 are planned for 1, 2 ranks, and 1 are launched: start phases of",
+            "--phases: 1-2 are planned for 1, 2 ranks, but 1 are launched: train phases",
         ),
-        (["--phases", "2-2", *RANKS], 2, "--phases: 2-2 are planned for 2 ranks, and 1 are launched: launch 2"),
+        (["--phases", "2-2", *RANKS], 2, "--phases: 2-2 are planned for 2 ranks, but 1 are launched: launch 2"),
         (
             ["--phases", "2-2"],
             1,
-            "--phases 2-2 begin at sample 160, and runs/small stands at 0: train the phases before",
+            "--phases 2-2 begin at sample 160, but runs/small is at 0: train the phases before",
         ),
     ],
 )

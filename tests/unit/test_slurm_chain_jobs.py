@@ -61,7 +61,7 @@ def test_phases_that_a_trigger_makes_as_it_goes_are_no_links() -> None:
     plan = compile_plan(measured_job({"name": "plateau", "patience_epochs": 1.0}), 1, NUM_TRAIN)
     with pytest.raises(JobError, match="'adaptive' determines its phases during training; as one job: sbatch"):
         make_chain_jobs(plan, 4, 1)
-    with pytest.raises(JobError, match="--phases: a trigger makes the phases as it goes"):
+    with pytest.raises(JobError, match="--phases: a trigger decides the phases during the run"):
         check_width(plan, (1, 1), 1)
 
 

@@ -1,4 +1,4 @@
-"""The watchdog of one rank, in its own process; tests/launch/test_stall.py has those of several."""
+"""The watchdog of a single rank; tests/launch/test_stall.py tests several ranks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hvd_batchgrow.train.liveness.watchdog import WAITING, Heartbeat, Watchdog
 
 
 class Listening(SingleRank):
-    """Keeps what it is to end with, and goes on."""
+    """Records the exit code of `abort`, and continues."""
 
     def __init__(self) -> None:
         self.aborted = threading.Event()
@@ -49,21 +49,21 @@ def test_a_rank_that_stalls_is_reported_and_then_ended(capsys: pytest.CaptureFix
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["reading samples", WAITING])
-def test_of_an_elastic_job_a_rank_ends_itself_at_once_and_one_that_waits_gives_others_the_time(
+def test_an_elastic_rank_ends_at_the_timeout_and_at_twice_the_timeout_if_it_waits(
     stage: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    lives = []
+    timers = []
 
-    class Switch:
-        """Kills nobody, however busy the machine is."""
+    class FakeTimer:
+        """Records its settings, and never kills the process."""
 
         def set(self, after_s: float) -> None:
-            lives.append(after_s)
+            timers.append(after_s)
 
         def close(self) -> None:
-            lives.append(0)
+            timers.append(0)
 
-    monkeypatch.setattr("hvd_batchgrow.train.liveness.watchdog.DeadManSwitch", Switch)
+    monkeypatch.setattr("hvd_batchgrow.train.liveness.watchdog.SelfKillTimer", FakeTimer)
     ranks, pulse = Listening(), Heartbeat()
     ranks.elastic = True
     pulse.at(stage)
@@ -71,17 +71,17 @@ def test_of_an_elastic_job_a_rank_ends_itself_at_once_and_one_that_waits_gives_o
     with Watchdog(ranks, pulse, 1.0):
         assert ranks.aborted.wait(30)
     assert time.monotonic() - begin >= (2 if stage == WAITING else 1)
-    assert "(it is ended at 1 s): rank 0 of 1 on " in capsys.readouterr().err
-    assert set(lives[:-1]) == {1.0}, "the kernel's timer is set again and again"
-    assert lives[-1] == 0
+    assert "(the stalled rank ends at 1 s): rank 0 of 1 on " in capsys.readouterr().err
+    assert set(timers[:-1]) == {1.0}, "the kernel's timer is set repeatedly"
+    assert timers[-1] == 0
 
 
 @pytest.mark.parametrize("close", [False, True])
 def test_the_kernel_kills_a_process_that_is_stopped(close: bool) -> None:
     code = (
-        "import os, signal, time; from hvd_batchgrow.train.liveness.self_kill_timer import DeadManSwitch;"
-        "switch = DeadManSwitch();"
-        f"switch.set(600); switch.set(0.5); {'switch.close();' if close else ''} print(flush=True);"
+        "import os, signal, time; from hvd_batchgrow.train.liveness.self_kill_timer import SelfKillTimer;"
+        "timer = SelfKillTimer();"
+        f"timer.set(600); timer.set(0.5); {'timer.close();' if close else ''} print(flush=True);"
         "os.kill(os.getpid(), signal.SIGSTOP)"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as process:
@@ -94,11 +94,11 @@ def test_the_kernel_kills_a_process_that_is_stopped(close: bool) -> None:
 
 
 @pytest.mark.slow
-def test_progress_keeps_it_quiet_however_slow(capsys: pytest.CaptureFixture[str]) -> None:
+def test_slow_progress_is_not_reported(capsys: pytest.CaptureFixture[str]) -> None:
     ranks, pulse = Listening(), Heartbeat()
     with Watchdog(ranks, pulse, 20.0):
         for _ in range(30):
-            pulse.at("computing gradients")  # the same stage again is progress, too
+            pulse.at("computing gradients")  # entering the same stage again is progress too
             time.sleep(0.1)
     assert not ranks.aborted.is_set()
     assert capsys.readouterr().err == ""

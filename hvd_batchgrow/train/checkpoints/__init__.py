@@ -1,1 +1,1 @@
-"""What a run saves of itself, and how it is found again."""
+"""Checkpoints of a run: writing, finding, checking."""

@@ -1,4 +1,4 @@
-"""Checkpoints: plain tensors and plain types, whole or not there."""
+"""Checkpoints: files of tensors and plain values that appear complete or not at all."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from hvd_batchgrow.train.checkpoints.schema import check_contents
 
 FORMAT = 4
 _READ_TOO = {2, 3}
-"""Older ones: 3 knew nothing of measured growth, 2 had no seal either."""
+"""Older formats: 3 has no `growth`, and 2 has no seal either."""
 _UNSEALED_FORMAT = 2
 _SEAL = re.compile(rb"\nsha256 ([0-9a-f]{64})\n")
 _SEAL_BYTES = 73
@@ -30,41 +30,41 @@ _NAME = re.compile(r"samples-(\d{15})\.pt")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """All that a run needs to go on as if it had never stopped."""
+    """Everything that a run needs to continue as if it had not stopped."""
 
     samples: int
-    """The sample counter; everything the schedule and the stream say follows from it."""
+    """The sample counter, from which the state of the schedule and of the stream follows."""
     deciding: dict[str, Any]
     """`Job.deciding()` of the run."""
     model: dict[str, Any]
     """The network's `state_dict`: tensors, and plain values for extra state."""
     optimizer: dict[str, Any]
     elapsed_s: float
-    """Wall time of the run so far, over all its lives."""
+    """Wall time of the run so far, over every attempt."""
     evaluation: dict[str, float]
     """The last evaluation: `samples`, `loss`, `top1`; empty before the first."""
     average: dict[str, Tensor]
-    """Averaged weights; empty where none are kept."""
+    """Averaged weights; empty if the run does not average."""
     loss_scale: dict[str, Any]
-    """`value` and `good_samples`; empty where there is none."""
+    """`value` and `good_samples`; empty without loss scaling."""
     num_skipped: int
-    """Updates left out so far."""
+    """Number of updates skipped so far."""
     growth: dict[str, Any] = field(default_factory=dict)
-    """What was measured and decided: `GrowthController.state()`; empty in older files."""
+    """Measurements and decisions, `GrowthController.state()`; empty in older files."""
 
     def to_bytes(self) -> bytes:
-        """A file's content: see `write_to`."""
+        """Return the content of the file; see `write_to`."""
         buffer = io.BytesIO()
         self.write_to(buffer)
         return buffer.getvalue()
 
     def write_to(self, file: BinaryIO) -> None:
-        """Write torch's format: a SHA-256 over all values inside, and one over the file at its end.
+        """Write torch's format with a SHA-256 of all values inside, and a SHA-256 of the file at its end.
 
-        The one inside is of what the file means, whoever wrote it, and does not see a bit of padding change.
+        The SHA-256 inside depends on the values only, so it does not notice a change in the file's padding.
 
         Raises:
-            OSError: of the file.
+            OSError: the file cannot be written.
         """
         values = {"format": FORMAT} | {field.name: getattr(self, field.name) for field in fields(self)}
         sink = _Sink(file)
@@ -76,31 +76,31 @@ class Checkpoint:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Checkpoint:
-        """The inverse of `to_bytes`.
+        """Invert `to_bytes`.
 
         Raises:
-            RunError: damaged, of another program, or of a newer format.
+            RunError: the file is damaged, of another program, or of a newer format.
         """
         is_sealed = _check_seal(data)
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of a foreign file it is enough to hear that it cannot be read
+                warnings.simplefilter("ignore")  # for a foreign file, the error below is enough
                 values = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-        except Exception as error:  # damage can make the reader stumble anywhere
+        except Exception as error:  # a damaged file can raise any error
             reason = str(error).partition("\n")[0] or type(error).__name__
-            if "weights_only" in reason:  # torch advises to load it without
-                reason = "it is no file of tensors and plain values"
+            if "weights_only" in reason:  # torch's message advises loading the file without this protection
+                reason = "it does not contain only tensors and plain values"
             raise RunError(f"not readable ({reason})") from None
         if not isinstance(values, dict) or "sha256" not in values:
             raise RunError("not a checkpoint of this program")
         digest, file_format = values.pop("sha256"), values.pop("format", None)
         if file_format not in {FORMAT, *_READ_TOO}:
-            raise RunError(f"of format {file_format}, this version reads {FORMAT}")
+            raise RunError(f"its format is {file_format}, but this version reads format {FORMAT}")
         if file_format != _UNSEALED_FORMAT and not is_sealed:
             raise RunError("damaged: its end is missing")
         try:
             found = tree_digest({"format": file_format, **values})
-        except (RuntimeError, TypeError, RecursionError) as error:  # sparse tensors, say, which no run has
+        except (RuntimeError, TypeError, RecursionError) as error:  # for instance sparse tensors, which no run saves
             raise RunError(f"not a checkpoint of this version: {error}") from None
         if digest != found:
             raise RunError("damaged: its values do not match its SHA-256")
@@ -125,11 +125,11 @@ class _Sink(UnbufferedFile):
         return super().write(data)
 
     def flush(self) -> None:
-        """Nothing is kept here."""
+        """Do nothing: the file is unbuffered."""
 
 
 def _check_seal(data: bytes) -> bool:
-    """Whether there is a seal. Raises RunError if it is broken."""
+    """Return whether the file has a seal. Raises RunError if the seal does not match."""
     if not (found := _SEAL.fullmatch(data[-_SEAL_BYTES:])):
         return False
     if hashlib.sha256(memoryview(data)[:-_SEAL_BYTES]).hexdigest().encode() != found[1]:
@@ -138,9 +138,9 @@ def _check_seal(data: bytes) -> bool:
 
 
 def tree_digest(tree: Any) -> str:
-    """SHA-256 over a tree of dicts, lists, tensors and plain values, the same on every machine.
+    """Return a SHA-256 of a tree of dicts, lists, tensors and plain values, the same on every machine.
 
-    Dicts count in the order of their keys, tensors by name, dtype, shape and bytes in C order.
+    Dicts are hashed in the order of their keys, and tensors by path, dtype, shape and bytes in C order.
     """
     digest = hashlib.sha256()
     for piece in _pieces("", tree):
@@ -158,27 +158,27 @@ def _pieces(path: str, value: Any) -> Iterable[bytes | memoryview]:
             yield from _pieces(f"{path}/{index}", item)
     elif isinstance(value, Tensor):
         yield f"{path}:{value.dtype}{tuple(value.shape)}\0".encode()
-        # Its memory itself: a copy of each tensor would be made under Python's lock, while training waits.
+        # The tensor's memory without a copy: a copy would hold Python's lock, and training would wait.
         yield value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
     else:
         yield f"{path}={value!r}\0".encode()
 
 
 def write_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int, milestones: Iterable[int]) -> Path:
-    """Write a checkpoint whole, then remove old ones.
+    """Write a checkpoint atomically, then remove old ones.
 
     Args:
-        folder: of the run's checkpoints.
-        checkpoint: what to write.
-        keep: how many of the newest to keep.
-        milestones: sample counters whose checkpoints are kept for good.
+        folder: the run's checkpoint folder.
+        checkpoint: the state to write.
+        keep: number of newest checkpoints to keep.
+        milestones: sample counters whose checkpoints are never removed.
 
     Raises:
-        RunError: it could not be written; those written before are untouched.
+        RunError: it could not be written; earlier checkpoints are unchanged.
     """
     path = folder / f"samples-{checkpoint.samples:015d}.pt"
     try:
-        # What the run has recorded up to here goes to the disk first: no checkpoint is ahead of its record.
+        # The records go to the disk first, so that no checkpoint is ahead of its record.
         for record in folder.parent.glob("*.jsonl"):
             sync(record)
         write_atomically(path, checkpoint.write_to)
@@ -189,7 +189,7 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int, milestones
 
 
 def _remove_old(folder: Path, samples: int, keep: int, kept: set[int]) -> None:
-    # Those beyond this one were damaged, else the run would have gone on from them: they keep nobody's place.
+    # Newer ones are damaged, otherwise the run would have resumed from them: they do not count for `keep`.
     older = [old for old in checkpoint_paths(folder) if _samples_of(old) <= samples]
     for old in older[:-keep]:
         if _samples_of(old) not in kept:
@@ -197,15 +197,15 @@ def _remove_old(folder: Path, samples: int, keep: int, kept: set[int]) -> None:
 
 
 def checkpoint_paths(folder: Path) -> list[Path]:
-    """The checkpoints of a run, oldest first."""
+    """Return the checkpoints of a run, oldest first."""
     return sorted(path for path in folder.glob("samples-*.pt") if _NAME.fullmatch(path.name))
 
 
 def newest_good(folder: Path) -> tuple[bytes | None, list[str]]:
-    """Content of the newest checkpoint that can be trusted, and what was skipped on the way, and why.
+    """Return the content of the newest good checkpoint, and the paths of newer ones with the reasons to skip them.
 
     Raises:
-        RunError: there are checkpoints, but none is good.
+        RunError: there are checkpoints, but all of them are damaged.
     """
     skipped: list[str] = []
     for path in reversed(checkpoint_paths(folder)):

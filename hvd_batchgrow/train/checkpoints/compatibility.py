@@ -1,6 +1,6 @@
-"""Whether a checkpoint is of the network and the optimiser that would go on from it.
+"""Check that a checkpoint fits the network and the optimizer that would resume from it.
 
-Its seal says that it is whole, not that it is of this run: a file of another run can lie in the folder.
+Its seal proves that it is complete, but a file of another run may have been copied into the folder.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ _MOST_SHOWN = 10
 
 
 def check_fits(checkpoint: Checkpoint, model: nn.Module, optimizer: Optimizer, folder: Path) -> None:
-    """Compare names, shapes and types; nothing is loaded.
+    """Compare names, shapes and types without loading anything.
 
     Raises:
-        RunError: it is of something else; with what differs.
+        RunError: the checkpoint does not fit; the message lists the differences.
     """
     averages = averages_of(model)
     best, best_average = (checkpoint.growth.get(key) for key in ("best", "best_average"))
@@ -38,8 +38,9 @@ def check_fits(checkpoint: Checkpoint, model: nn.Module, optimizer: Optimizer, f
     ]
     if misfits:
         lines = [*islice(misfits, _MOST_SHOWN), *(["…"] if len(misfits) > _MOST_SHOWN else [])]
-        found = f"{folder}: the checkpoint of sample {checkpoint.samples:,} is not of this network and optimiser"
-        raise RunError("\n  ".join([f"{found}:", *lines, "take it out of the folder, to go on from the one before"]))
+        fault = f"{folder}: the checkpoint at sample {checkpoint.samples:,} does not fit this network and optimizer"
+        remedy = "remove it from the folder to resume from the checkpoint before it"
+        raise RunError("\n  ".join([f"{fault}:", *lines, remedy]))
 
 
 def _tensor_misfits(what: str, found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> Iterator[str]:
@@ -59,7 +60,7 @@ def _optimizer_misfits(found: Mapping[str, Any], optimizer: Optimizer) -> Iterat
     wanted = optimizer.state_dict()["param_groups"]
     groups = found["param_groups"]
     if [len(group.get("params", ())) for group in groups] != [len(group["params"]) for group in wanted]:
-        yield "optimizer.param_groups: are groups of other sizes"
+        yield "optimizer.param_groups: the sizes of the groups differ"
         return
     for k, (group, own) in enumerate(zip(groups, wanted, strict=True)):
         for key in sorted({*group, *own}, key=str):
@@ -81,13 +82,13 @@ def _like(found: Any, own: Any) -> bool:
 
 
 def _state_misfits(state: Mapping[Any, Any], shapes: Sequence[tuple[int, ...]]) -> Iterator[str]:
-    """Each parameter has the same kinds of values, of its own shape, and a count."""
+    """Yield the state values that do not fit the shape of their parameter."""
     kinds = {frozenset(values) for values in state.values() if isinstance(values, Mapping)}
     if len(kinds) > 1:
-        yield "optimizer.state: holds other values for some parameters than for others"
+        yield "optimizer.state: the keys differ between parameters"
     for index, values in state.items():
         if not isinstance(index, int) or not 0 <= index < len(shapes) or not isinstance(values, Mapping):
-            yield f"optimizer.state.{index}: is of no parameter"
+            yield f"optimizer.state.{index}: does not belong to any parameter"
             continue
         for key, value in values.items():
             if key == "buffer_lr":  # of Lars

@@ -1,4 +1,4 @@
-"""What a rank keeps of a life of its run that ended because others were lost."""
+"""The state that a rank keeps when an attempt of its elastic run ends because other ranks were lost."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from hvd_batchgrow.train.events import UpdateDone
 
 @dataclass
 class ElasticState:
-    """The state after the last whole update; empty, where the loss came while it was being recorded."""
+    """The state after the last complete update; empty if the ranks were lost while it was being captured."""
 
     checkpoint: Checkpoint | None = None
     last_update: UpdateDone | None = None
-    """The update before that state: rank 0 may have been lost before it was recorded."""
+    """The update that led to that state: rank 0 may have been lost before it recorded it."""
     num_updates: int = 0
-    """How many this rank has taken part in, in all lives."""
+    """Number of updates that this rank has taken part in, over all attempts."""
 
-    def leave(self, folder: Path, keep: int) -> None:
-        """Write the state as a checkpoint, unless the run has a newer one; rank 0 alone does so.
+    def write_if_newer(self, folder: Path, keep: int) -> None:
+        """Write the state as a checkpoint unless the run has one as new; only rank 0 calls it.
 
         Raises:
             RunError: it could not be written.

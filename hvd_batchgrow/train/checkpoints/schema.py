@@ -1,6 +1,6 @@
-"""What the fields of a checkpoint may hold.
+"""The types of a checkpoint's fields.
 
-A seal proves that a file is as it was written, not that this program wrote it, nor this version of it.
+The seal proves that a file has not changed since it was written, but not that this version of this program wrote it.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class _Contents(_Strict):
 
 
 def check_contents(values: Mapping[str, Any]) -> None:
-    """Look at all fields; nothing is converted. Raises RunError, naming the first that is not as it must be."""
+    """Check the types of all fields without converting them. Raises RunError that names the first wrong field."""
     try:
         _Contents.model_validate(values)
     except ValidationError as error:

@@ -1,4 +1,4 @@
-"""Checkpoints written in the background: training waits for a copy in memory, not for the disk."""
+"""Write checkpoints in the background: training waits for a copy in memory, but not for the disk."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint, write_checkpo
 
 
 class CheckpointWriter:
-    """Writes the checkpoints of a run, one at a time, in a thread.
+    """Writes the checkpoints of a run in a thread, one at a time.
 
-    As a context it waits at its end for the checkpoint that is being written, also when a failure
-    ends the run; not when the user wants to stop at once (KeyboardInterrupt).
+    As a context manager it waits at the end for the checkpoint that is being written, also if the run fails, but not
+    if the user ends it at once (KeyboardInterrupt).
 
     Args:
-        folder: of the run's checkpoints.
-        keep: how many of the newest to keep.
-        milestones: sample counters whose checkpoints are kept for good.
+        folder: the run's checkpoint folder.
+        keep: number of newest checkpoints to keep.
+        milestones: sample counters whose checkpoints are never removed.
     """
 
     def __init__(self, folder: Path, keep: int, milestones: Collection[int]) -> None:
@@ -35,29 +35,29 @@ class CheckpointWriter:
         self._error: Exception | None = None
 
     def keep_for_good(self, samples: int) -> None:
-        """The checkpoint of a sample counter is a milestone too."""
+        """Add the sample counter of a checkpoint to the milestones."""
         self._milestones = {*self._milestones, samples}
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Copy a checkpoint, and start writing it; waits for the one before.
+        """Wait for the previous write, then copy a checkpoint and start writing it.
 
         Args:
             checkpoint: its tensors may change as soon as this returns.
 
         Raises:
-            RunError: the one before could not be written.
+            RunError: the previous checkpoint could not be written.
         """
         self.wait()
         copied = Checkpoint(
             **{f.name: self._copies.copy(f.name, getattr(checkpoint, f.name)) for f in fields(Checkpoint)}
         )
         self._copies.finish()
-        # A daemon: who stops at once is not kept waiting by it.
+        # A daemon thread, so that an immediate exit does not wait for it.
         self._thread = threading.Thread(target=self._write, args=(copied,), name="checkpoint", daemon=True)
         self._thread.start()
 
     def check(self) -> None:
-        """Between updates; returns at once.
+        """Raise the error of a write that has failed; does not block. Called between updates.
 
         Raises:
             RunError: a checkpoint could not be written.
@@ -66,7 +66,7 @@ class CheckpointWriter:
             self.wait()
 
     def wait(self) -> None:
-        """Until the last one saved is on the disk.
+        """Block until the last saved checkpoint is on the disk.
 
         Raises:
             RunError: it could not be written.
@@ -81,7 +81,7 @@ class CheckpointWriter:
     def _write(self, checkpoint: Checkpoint) -> None:
         try:
             write_checkpoint(self._folder, checkpoint, self._keep, self._milestones)
-        except Exception as error:  # whatever it is, the thread that trains raises it
+        except Exception as error:  # the training thread raises it again
             self._error = error
 
     def __enter__(self) -> CheckpointWriter:
@@ -100,18 +100,18 @@ class CheckpointWriter:
 
 
 class HostCopies:
-    """Copies of the tensors of a tree in memory that is used again for the next tree."""
+    """Copies trees of tensors to host memory, and reuses that memory for the next tree."""
 
     def __init__(self) -> None:
         self._buffers: dict[str, Tensor] = {}
         self._from_gpu = False
 
     def copy(self, path: str, value: Any) -> Any:
-        """A tree of dicts, lists, tensors and plain values, its tensors on the host; whole once `finish` has returned.
+        """Return a copy of a tree with its tensors on the host; complete once `finish` has returned.
 
         Args:
-            path: where in a larger tree it stands.
-            value: the tree.
+            path: of the value in the whole tree.
+            value: dicts, lists, tuples, tensors and plain values.
         """
         if isinstance(value, Tensor):
             return self._copy_tensor(path, value.detach())
@@ -122,7 +122,7 @@ class HostCopies:
         return value
 
     def finish(self) -> None:
-        """Wait for what a GPU still sends."""
+        """Wait for copies from the GPU."""
         if self._from_gpu:
             torch.cuda.synchronize()
 
@@ -133,7 +133,7 @@ class HostCopies:
             tensor.dtype,
             tensor.stride(),
         ):
-            # A GPU sends to pinned memory many times as fast, and without a wait for each tensor.
+            # Copies from a GPU to pinned memory are much faster, and do not wait for each tensor.
             buffer = torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda)
             self._buffers[path] = buffer
         self._from_gpu |= tensor.is_cuda

@@ -1,4 +1,4 @@
-"""A process that does not say that it lives is killed by the kernel, even where it is stopped."""
+"""A kernel timer that kills this process if it hangs, even if the process is stopped."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ class _Time(ctypes.Structure):
 _CLOCK_MONOTONIC, _BY_SIGNAL = 1, 0
 
 
-class DeadManSwitch:
-    """A timer of the kernel's that sends this process SIGKILL, unless it is set again before.
+class SelfKillTimer:
+    """A kernel timer that sends SIGKILL to this process unless it is set again in time.
 
-    A process that is stopped (SIGSTOP), or whose threads all wait for Python's lock, cannot end itself,
-    and on a host of its own nobody else can. Without POSIX timers it does nothing.
+    A process that is stopped (SIGSTOP), or whose threads all wait for Python's lock, cannot end itself, and a rank
+    alone on its host cannot be ended by another. Without POSIX timers this class does nothing.
     """
 
     def __init__(self) -> None:
@@ -50,14 +50,14 @@ class DeadManSwitch:
         self._works = not failed
 
     def set(self, after_s: float) -> None:
-        """From now on, the process has so long to live; with 0, as long as it likes."""
+        """Kill the process in `after_s` seconds unless the timer is set again; 0 disarms it."""
         if self._works:
             rest, whole = math.modf(after_s)
             when = _Time(0, 0, int(whole), int(rest * 1e9))
             self._libc.timer_settime(self._timer, 0, ctypes.byref(when), None)
 
     def close(self) -> None:
-        """It is needed no more."""
+        """Delete the timer."""
         if self._works:
             self._works = False
             self._libc.timer_delete(self._timer)

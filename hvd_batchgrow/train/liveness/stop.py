@@ -1,4 +1,4 @@
-"""A request to stop, taken from signals and looked at between updates."""
+"""Stop requests: set by signals, checked between updates."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ _SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
 
 
 class Stop(Protocol):
-    """Says whether this rank is asked to stop."""
+    """Source of stop requests for this rank."""
 
     @property
     def stop_requested(self) -> bool:
-        """True from the request on."""
+        """Whether a stop has been requested."""
 
 
 class StopAfter:
-    """Asks to stop with the last of some updates, or when another stop does.
+    """Requests a stop after a number of updates, or when another source does.
 
     Args:
-        other: a stop that is looked at too.
-        done: how many updates have been done.
-        updates: of how many.
+        other: the other source.
+        done: returns the number of updates done.
+        updates: number of updates to do.
     """
 
     def __init__(self, other: Stop, done: Callable[[], int], updates: int) -> None:
@@ -36,15 +36,15 @@ class StopAfter:
 
     @property
     def stop_requested(self) -> bool:
-        """True once one is left to do: the vote of an update stops the run after it."""
+        """Whether at most one update is left: the ranks vote during an update, and the run stops after it."""
         return self._done() >= self._updates - 1 or self._other.stop_requested
 
 
 class StopRequest:
-    """While entered, SIGTERM, SIGUSR2 and a first SIGINT only ask; SIGINT after any of them ends this process at once.
+    """While entered, SIGTERM, SIGUSR2 and a first SIGINT request a stop; SIGINT after one of them ends the process.
 
-    At once is while it waits for other ranks, too, in a call that lets no handler run: a thread hears the
-    signals. USR1 is left alone: NCCL may use it.
+    That works even while the process waits for other ranks in a call that lets no signal handler run, because a
+    thread receives the signals. SIGUSR1 is not handled, because NCCL may use it.
     """
 
     def __init__(self) -> None:
@@ -52,12 +52,12 @@ class StopRequest:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
-        heard, self._told = os.pipe()
-        os.set_blocking(self._told, False)
-        self._thread = threading.Thread(target=_listen, args=(heard,), name="interrupts", daemon=True)
+        read_end, self._write_end = os.pipe()
+        os.set_blocking(self._write_end, False)
+        self._thread = threading.Thread(target=_listen, args=(read_end,), name="interrupts", daemon=True)
         self._thread.start()
-        self._told_before = signal.set_wakeup_fd(self._told, warn_on_full_buffer=False)
-        self._before = {number: signal.signal(number, self._ask) for number in _SIGNALS}
+        self._wakeup_before = signal.set_wakeup_fd(self._write_end, warn_on_full_buffer=False)
+        self._before = {number: signal.signal(number, self._request) for number in _SIGNALS}
         return self
 
     def __exit__(
@@ -65,21 +65,21 @@ class StopRequest:
     ) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
-        signal.set_wakeup_fd(self._told_before)
-        os.close(self._told)
+        signal.set_wakeup_fd(self._wakeup_before)
+        os.close(self._write_end)
         self._thread.join()
 
-    def _ask(self, number: int, frame: FrameType | None) -> None:
+    def _request(self, number: int, frame: FrameType | None) -> None:
         self.stop_requested = True
 
 
-def _listen(heard: int) -> None:
-    """Until nobody can write any more: each signal is a byte, its number."""
-    asked = False
-    while number := os.read(heard, 1):
-        if number[0] == signal.SIGINT and asked:
+def _listen(read_end: int) -> None:
+    """Read the number of each signal as a byte, until the write end is closed."""
+    requested = False
+    while number := os.read(read_end, 1):
+        if number[0] == signal.SIGINT and requested:
             end_now("interrupted again: ended at once, without another checkpoint")
         if number[0] == signal.SIGINT:
-            say("interrupted: stops at the next update, with a checkpoint; once more ends it at once")
-        asked = asked or number[0] in _SIGNALS
-    os.close(heard)
+            say("interrupted: stops at the next update, with a checkpoint; a second ctrl-C ends it at once")
+        requested = requested or number[0] in _SIGNALS
+    os.close(read_end)

@@ -1,4 +1,4 @@
-"""A rank that stalls is named, and ends the job instead of hanging it."""
+"""A watchdog that names a stalled rank and ends the job, so that the job does not hang."""
 
 from __future__ import annotations
 
@@ -19,58 +19,59 @@ from hvd_batchgrow.comm.launcher_env import RELAY_S
 from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.messages.errors import ExitCode
 from hvd_batchgrow.storage.strict_json import dump_json
-from hvd_batchgrow.train.liveness.self_kill_timer import DeadManSwitch
+from hvd_batchgrow.train.liveness.self_kill_timer import SelfKillTimer
 
 WAITING = "waiting for the other ranks"
 IDLE = "waiting for its phase"
 REPORT_SHARE = 0.1
-"""Of the timeout, until a stall is reported."""
+"""A stall is reported after this share of the timeout."""
 _ABORT_GRACE_S = 10.0
-_LOOK_S = 0.05
-"""How often it looks whether the run has ended: no run waits longer for its watchdog."""
+_POLL_S = 0.05
+"""How often the watchdog checks whether the run has ended; a run waits at most this long for its watchdog."""
 
 
 class Heartbeat:
-    """What this rank's training thread is doing; it says so whenever it goes on to something else."""
+    """The current stage of this rank's training thread, which the thread sets at each step."""
 
     def __init__(self) -> None:
         self.state = (0, "starting")
 
     def at(self, stage: str) -> None:
-        """From now on it does this; again, if it did so already."""
+        """Enter a stage; entering the same stage again counts as progress."""
         self.state = (self.state[0] + 1, stage)
 
 
 @dataclass
 class _PeerState:
-    """The last that was heard of a rank."""
+    """The last message received from a rank."""
 
     at_s: float
     stage: str = "starting"
-    host: str = "a host that was never heard of"
+    host: str = "an unknown host"
     ever: bool = False
+    """Whether any message was received."""
 
 
 class Watchdog:
-    """Watches over a job, in a thread of each rank, while entered; all ranks enter it together.
+    """Watches a job, in a thread of each rank, while entered; all ranks enter it together.
 
-    All ranks take part in every update: if this rank's training thread goes on, nobody stalls. If it
-    does not, the datagrams that every rank sends to rank 0, which answers, tell who is to blame: a
-    rank that is silent, else one that does not wait for others. Datagrams that are lost cost a name,
-    never a job. Time counts only as far as this process runs: a job that is suspended as a whole
-    (by Slurm, say) has not stalled.
+    All ranks take part in every update, so if this rank's training thread makes progress, no rank has stalled. If
+    it makes none, datagrams show the culprit: every rank sends its stage to rank 0, which answers with its own. The
+    culprit is a silent rank, or else a rank that does not wait for others. If datagrams are lost, a message may name
+    the wrong rank, but the job does not end. Time counts only while this process runs, so a job that is suspended as
+    a whole (by Slurm, for instance) has not stalled.
 
-    An elastic job goes on without a rank that stalls: that one alone is ended at the timeout, by itself
-    or, where it does not run, by the kernel; the others only follow if that has not helped as long again.
+    An elastic job continues without a stalled rank. At the timeout, only that rank ends, by itself or, if it does not
+    run, by the kernel. The other ranks end only if the job makes no progress for as long again.
 
     Args:
         ranks: of the job.
-        pulse: of this rank.
-        timeout_s: without any progress for so long, the job ends.
+        heartbeat: the stage of this rank.
+        timeout_s: the job ends after this time without progress.
     """
 
-    def __init__(self, ranks: Ranks, pulse: Heartbeat, timeout_s: float) -> None:
-        self._ranks, self._pulse, self._timeout_s = ranks, pulse, timeout_s
+    def __init__(self, ranks: Ranks, heartbeat: Heartbeat, timeout_s: float) -> None:
+        self._ranks, self._heartbeat, self._timeout_s = ranks, heartbeat, timeout_s
         self._interval_s = min(1.0, timeout_s * REPORT_SHARE / 10)
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
@@ -78,10 +79,10 @@ class Watchdog:
         self._token = ""
         self._clock_s = 0.0
         others = range(1, ranks.size) if ranks.rank == 0 else range(min(1, ranks.size - 1))
-        self._heard = {rank: _PeerState(0.0) for rank in others}
+        self._peers = {rank: _PeerState(0.0) for rank in others}
         self._last: tuple[int, float] = (-1, 0.0)
-        self._reported = -1
-        self._switch = DeadManSwitch() if ranks.elastic else None
+        self._reported_count = -1
+        self._self_kill = SelfKillTimer() if ranks.elastic else None
 
     def __enter__(self) -> Watchdog:
         if self._ranks.size > 1:
@@ -94,8 +95,8 @@ class Watchdog:
     ) -> None:
         self._ended.set()
         self._thread.join()
-        if self._switch:
-            self._switch.close()
+        if self._self_kill:
+            self._self_kill.close()
         if self._socket:
             self._socket.close()
 
@@ -105,110 +106,110 @@ class Watchdog:
         if self._ranks.rank == 0:
             self._socket.bind(("127.0.0.1" if on_one_host else "", 0))
         own = self._socket.getsockname()[1]
-        host, port, self._token = self._ranks.tell_address(own, "watchdog", on_one_host=on_one_host)
+        host, port, self._token = self._ranks.broadcast_address(own, "watchdog", on_one_host=on_one_host)
         if self._ranks.rank:
-            with contextlib.suppress(OSError):  # then it is not heard: see above
+            with contextlib.suppress(OSError):  # then rank 0 counts this rank as silent
                 self._socket.connect((host, port))
 
     def _run(self) -> None:
         last_s = time.monotonic()
         while not self._ended.wait(0 if self._socket else self._interval_s):
-            if self._switch:
-                self._switch.set(self._timeout_s)
-            self._talk()
+            if self._self_kill:
+                self._self_kill.set(self._timeout_s)
+            self._exchange()
             now_s = time.monotonic()
             self._clock_s += min(now_s - last_s, 2 * self._interval_s)
             last_s = now_s
-            self._judge()
+            self._check()
 
-    def _talk(self) -> None:
-        """For an interval: tell, and listen."""
+    def _exchange(self) -> None:
+        """Send this rank's stage, and receive messages for an interval."""
         if self._socket is None:
             return
         if self._ranks.rank:
-            self._tell(self._socket.send)
+            self._send_stage(self._socket.send)
         deadline = time.monotonic() + self._interval_s
         while (left_s := deadline - time.monotonic()) > 0 and not self._ended.is_set():
             poll = select.poll()
             poll.register(self._socket, select.POLLIN)
-            if poll.poll(1e3 * min(left_s, _LOOK_S)):
-                self._listen(self._socket)
+            if poll.poll(1e3 * min(left_s, _POLL_S)):
+                self._receive(self._socket)
 
-    def _listen(self, line: socket.socket) -> None:
+    def _receive(self, line: socket.socket) -> None:
         try:
             data, address = line.recvfrom(4096)
             message = json.loads(data)
             if message["token"] != self._token:
                 return
-            self._heard[int(message["rank"])] = _PeerState(
+            self._peers[int(message["rank"])] = _PeerState(
                 self._clock_s, str(message["stage"]), str(message["host"]), ever=True
             )
         except (OSError, ValueError, KeyError, TypeError):
-            self._ended.wait(0.01)  # of a rank that is gone the kernel tells at once, again and again
+            self._ended.wait(0.01)  # if the peer has ended, the kernel reports an error immediately each time
             return
         if self._ranks.rank == 0:
-            self._tell(lambda data: line.sendto(data, address))
+            self._send_stage(lambda data: line.sendto(data, address))
 
-    def _tell(self, send: Callable[[bytes], Any]) -> None:
-        stage, host = self._pulse.state[1], socket.gethostname()
+    def _send_stage(self, send: Callable[[bytes], Any]) -> None:
+        stage, host = self._heartbeat.state[1], socket.gethostname()
         message = {"token": self._token, "rank": self._ranks.rank, "stage": stage, "host": host}
         with contextlib.suppress(OSError):
             send(dump_json(message).encode())
 
-    def _judge(self) -> None:
-        count, stage = self._pulse.state
+    def _check(self) -> None:
+        count, stage = self._heartbeat.state
         if count != self._last[0]:
             self._last = count, self._clock_s
-        still_s = self._clock_s - self._last[1]
+        stalled_s = self._clock_s - self._last[1]
         if self._ranks.rank and not self._ranks.elastic:
-            still_s = self._unheard_s(still_s, stage)
+            stalled_s = self._stall_without_rank_0_s(stalled_s, stage)
         timeout_s = self._timeout_s
-        if still_s > timeout_s * REPORT_SHARE and self._reported != count:
-            self._reported = count
-            fate = "it is ended" if self._ranks.elastic else "the job ends"
-            self._say(f"no progress for {still_s:.1f} s ({fate} at {timeout_s:g} s): {self._culprits(stage)}")
-        if still_s > self._limit_s(stage):
-            self._say(f"no progress for {timeout_s:g} s, logging.stall_timeout_s; ending: {self._culprits(stage)}")
+        if stalled_s > timeout_s * REPORT_SHARE and self._reported_count != count:
+            self._reported_count = count
+            what = "the stalled rank ends" if self._ranks.elastic else "the job ends"
+            self._report(f"no progress for {stalled_s:.1f} s ({what} at {timeout_s:g} s): {self._culprits(stage)}")
+        if stalled_s > self._limit_s(stage):
+            self._report(f"no progress for {timeout_s:g} s, logging.stall_timeout_s; ending: {self._culprits(stage)}")
             self._end()
 
     def _limit_s(self, stage: str) -> float:
-        """For how long this rank puts up with it."""
-        is_of_others = stage == WAITING or any(self._silent())
-        return self._timeout_s * (2 if self._ranks.elastic and is_of_others else 1)
+        """Return how long this rank waits for progress before it ends."""
+        others_stall = stage == WAITING or any(self._silent())
+        return self._timeout_s * (2 if self._ranks.elastic and others_stall else 1)
 
-    def _unheard_s(self, still_s: float, stage: str) -> float:
-        """Of a rank but 0: how long nothing has gone on and rank 0, who knows more, has said nothing either."""
-        silent_s = self._clock_s - self._heard[0].at_s
+    def _stall_without_rank_0_s(self, stalled_s: float, stage: str) -> float:
+        """Return how long this rank has made no progress and not heard from rank 0; for ranks other than 0."""
+        silent_s = self._clock_s - self._peers[0].at_s
         if stage == IDLE:
-            return silent_s if self._heard[0].ever else 0.0
-        # It speaks and does nothing about it: something is wrong with it.
-        return still_s if still_s > 2 * self._timeout_s else min(silent_s, still_s)
+            return silent_s if self._peers[0].ever else 0.0
+        # Rank 0 reports stalls and ends the job. If it still has not after twice the timeout, this rank does.
+        return stalled_s if stalled_s > 2 * self._timeout_s else min(silent_s, stalled_s)
 
     def _culprits(self, stage: str) -> str:
-        """Who is silent; else who does not wait for others; else all."""
+        """Describe the silent ranks; else the ranks that do not wait for others; else all."""
         size = self._ranks.size
         silent = [
-            f"rank {rank} of {size} on {heard.host} has been silent for {self._clock_s - heard.at_s:.1f} s "
-            f"(stopped, or its host is gone); it was last {heard.stage}"
-            for rank, heard in self._silent()
+            f"rank {rank} of {size} on {peer.host} has been silent for {self._clock_s - peer.at_s:.1f} s "
+            f"(stopped, or its host is down); its last stage: {peer.stage}"
+            for rank, peer in self._silent()
         ]
         if silent:
             return "; ".join(silent)
-        stages = {rank: (heard.stage, heard.host) for rank, heard in self._heard.items()}
+        stages = {rank: (peer.stage, peer.host) for rank, peer in self._peers.items()}
         stages[self._ranks.rank] = stage, socket.gethostname()
         busy = {rank: place for rank, place in stages.items() if place[0] not in {WAITING, IDLE}} or stages
         return "; ".join(f"rank {rank} of {size} on {host} is {what}" for rank, (what, host) in sorted(busy.items()))
 
     def _silent(self) -> list[tuple[int, _PeerState]]:
-        """The ranks that were not heard for a while."""
+        """Return the ranks that have not sent a message for five intervals."""
         latest_s = self._clock_s - 5 * self._interval_s
-        return [(rank, heard) for rank, heard in sorted(self._heard.items()) if heard.at_s < latest_s]
+        return [(rank, peer) for rank, peer in sorted(self._peers.items()) if peer.at_s < latest_s]
 
-    def _say(self, text: str) -> None:
+    def _report(self, text: str) -> None:
         print(f"rank {self._ranks.rank}: {text}", file=sys.stderr, flush=True)
 
     def _end(self) -> None:
-        # MPI's abort may wait for a lock that a thread holds which hangs.
+        # MPI's abort may wait for a lock that a hanging thread holds.
         timer = threading.Timer(_ABORT_GRACE_S, os._exit, [int(ExitCode.FAILURE)])
         timer.daemon = True
         timer.start()

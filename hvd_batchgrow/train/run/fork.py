@@ -1,4 +1,4 @@
-"""A new run from a checkpoint of another, by a job that may lead to other weights."""
+"""Start a new run from another run's checkpoint, with a job that may lead to different weights."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint, newest_good, 
 
 _FIXED = frozenset(
     {
-        *("seed", "data.num_samples"),  # the order of samples, which the run is in the midst of
-        *("model.name", "model.kwargs", "model.channels", "optim.name", "update.ema_samples"),  # what is saved
+        *("seed", "data.num_samples"),  # they decide the order of samples, which the run continues
+        *("model.name", "model.kwargs", "model.channels", "optim.name", "update.ema_samples"),  # saved tensors
     }
 )
 _RECORDS = ("metrics.jsonl", "consumed.jsonl")
@@ -28,27 +28,26 @@ _RECORDS = ("metrics.jsonl", "consumed.jsonl")
 def fork_run(
     origin: Path, folder: Path, plan: Plan, records: Mapping[str, bytes], check: Callable[[Checkpoint], None]
 ) -> list[str]:
-    """Make a run folder that another run could have led to, from the newest good checkpoint of that.
+    """Make a run folder from the newest good checkpoint of another run.
 
-    The folder comes to be under its name at once, or not at all.
+    The folder appears under its name complete, or not at all.
 
     Args:
-        origin: folder of the other run, which stays as it is.
-        folder: the new one.
-        plan: of the new run.
-        records: further files that it starts with.
-        check: raises RunError where a checkpoint is of another network.
+        origin: folder of the other run, which is not changed.
+        folder: the new folder.
+        plan: plan of the new run.
+        records: contents of further files of the new run.
+        check: raises RunError if a checkpoint does not fit the network.
 
     Returns:
         notes for the user.
 
     Raises:
-        RunError: the folder is there already, the other run has no good checkpoint, or the job cannot go on
-            from it.
+        RunError: the folder exists, the other run has no good checkpoint, or the job cannot continue from it.
     """
     if folder.exists():
         raise RunError(
-            f"{folder} exists already: go on with it by --name {folder.name} --resume auto, or fork by another"
+            f"{folder} exists already: resume it with --name {folder.name} --resume auto, or fork under another name"
         )
     data, skipped = newest_good(origin / "checkpoints")
     if data is None:
@@ -56,35 +55,32 @@ def fork_run(
     checkpoint = Checkpoint.from_bytes(data)
     plan, decided = _decided(checkpoint, plan)
     deciding = plan.job.deciding(plan.num_samples)
-    told = changes(plan.job.completed(checkpoint.deciding), deciding)
-    _check(origin, checkpoint, plan, told)
+    changed = changes(plan.job.completed(checkpoint.deciding), deciding)
+    _check(origin, checkpoint, plan, changed)
     check(checkpoint)
-    came_from = {"run": str(origin.absolute()), "samples": checkpoint.samples, "changed": told}
+    forked_from = {"run": str(origin.absolute()), "samples": checkpoint.samples, "changed": changed}
     aside = folder.with_name(f".{folder.name}.forking")
     shutil.rmtree(aside, ignore_errors=True)
     (aside / "checkpoints").mkdir(parents=True)
     for name in _RECORDS:
         if (origin / name).exists():
             shutil.copyfile(origin / name, aside / name)
-    for name, content in {
-        **records,
-        **decided,
-        "record.json": json_bytes({"forked_from": came_from, "lives": []}),
-    }.items():
+    record = json_bytes({"forked_from": forked_from, "attempts": []})
+    for name, content in {**records, **decided, "record.json": record}.items():
         write_atomically(aside / name, content)
     write_checkpoint(aside / "checkpoints", replace(checkpoint, deciding=deciding), 1, ())
     os.rename(aside, folder)
     sync(folder.parent)
-    lines = [f"{key} was {was!r}, is {now!r}" for key, (was, now) in told.items()]
+    lines = [f"{key} was {was!r}, is {now!r}" for key, (was, now) in changed.items()]
     return [f"skipped a checkpoint of {origin}: {reason}" for reason in skipped] + [
         f"forked from {origin} at sample {checkpoint.samples:,}: {'; '.join(lines) or 'the same job'}"
     ]
 
 
 def _decided(checkpoint: Checkpoint, plan: Plan) -> tuple[Plan, dict[str, bytes]]:
-    """The plan after the decisions that led to a checkpoint, and the record of them, where a trigger made any.
+    """Return the plan after the decisions that led to a checkpoint, and the file that records them, if any.
 
-    Those ahead of it are left out, unless they are replayed: the new job may decide otherwise.
+    Decisions beyond the checkpoint are dropped, because the new job may decide differently; replayed ones are kept.
     """
     made = tuple(map(Decision.from_dict, checkpoint.growth.get("decisions", ())))
     if not plan.job.is_adaptive or not made:
@@ -95,34 +91,36 @@ def _decided(checkpoint: Checkpoint, plan: Plan) -> tuple[Plan, dict[str, bytes]
     return after, {"decisions.jsonl": decisions_text(source, kept)}
 
 
-def _check(origin: Path, checkpoint: Checkpoint, plan: Plan, told: Mapping[str, tuple[Any, Any]]) -> None:
-    """A run may change its ways in its midst, but not what it is."""
-    if fixed := sorted(_FIXED & set(told)):
-        lines = [f"{key}: was {told[key][0]!r}, is {told[key][1]!r}" for key in fixed]
+def _check(origin: Path, checkpoint: Checkpoint, plan: Plan, changed: Mapping[str, tuple[Any, Any]]) -> None:
+    """Raise RunError if a changed key is fixed, nothing is left to train, or no update of the job starts here."""
+    if fixed := sorted(_FIXED & set(changed)):
+        lines = [f"{key}: was {changed[key][0]!r}, is {changed[key][1]!r}" for key in fixed]
         raise RunError(
-            f"{origin} cannot be forked with another\n  " + "\n  ".join(lines) + "\n  start anew: --name NAME"
+            f"{origin} cannot be forked with a change of\n  "
+            + "\n  ".join(lines)
+            + "\n  start a new run instead: --name NAME"
         )
     samples, group = checkpoint.samples, plan.group
     if samples >= plan.schedule.end_samples:
         raise RunError(
-            f"{origin} stands at sample {samples:,}, and this job ends at {plan.schedule.end_samples:,}: "
+            f"{origin} is at sample {samples:,}, and this job ends at {plan.schedule.end_samples:,}: "
             "nothing is left to train"
         )
     phase = plan.schedule.at(samples)
     done = samples - phase.start_samples
     if samples % group or done % phase.global_batch:
         raise RunError(
-            f"{origin} stands at sample {samples:,}, {done / phase.global_batch:.2f} updates of {phase.global_batch} "
-            f"into the phase that begins at {phase.start_samples:,}: this job is never there. Fork with batches and "
-            "boundaries up to there as they were"
+            f"{origin} is at sample {samples:,}, {done / phase.global_batch:.2f} updates of {phase.global_batch} into "
+            f"the phase that begins at {phase.start_samples:,}: no update of this job starts there. Up to that sample, "
+            "keep the batches and boundaries of the original run"
         )
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """The keys that differ, with both values."""
+    """Return the keys whose values differ, with both values."""
     return {key: (before.get(key), now.get(key)) for key in sorted({*before, *now}) if before.get(key) != now.get(key)}
 
 
 def json_bytes(tree: Any) -> bytes:
-    """The content of a JSON file that people read."""
+    """Return the content of an indented JSON file."""
     return (dump_json(tree, indent=2) + "\n").encode()

@@ -1,4 +1,4 @@
-"""A link of a chain: some phases of a run, trained by just the ranks that they use."""
+"""A job of a chain: it trains some phases of a run on exactly the ranks that they use."""
 
 from __future__ import annotations
 
@@ -10,35 +10,35 @@ from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint
 
 
 def check_width(plan: Plan, phases: tuple[int, int], num_ranks: int) -> None:
-    """Check that phases are there, and use just the ranks that are launched.
+    """Check that phases exist, and that they use exactly the launched ranks.
 
     Args:
         plan: of the whole run.
-        phases: the first and the last of the link, from 1.
-        num_ranks: how many are launched.
+        phases: the first and the last phase to train, from 1.
+        num_ranks: number of launched ranks.
 
     Raises:
-        JobError: they are not, or do not; with what would be right.
+        JobError: a phase does not exist, or the number of ranks is wrong; the message names the right one.
     """
     first, last = phases
     if plan.job.is_adaptive:
-        fault = "a trigger makes the phases as it goes: train it as one job, without --phases"
+        fault = "a trigger decides the phases during the run: train it as one job, without --phases"
         raise JobError([Fault("--phases", fault)], plan.job.name)
     if not 1 <= first <= last <= len(plan.layouts):
         fault = f"{first}-{last} of the {len(plan.layouts)} phases 1-{len(plan.layouts)} of this job"
         raise JobError([Fault("--phases", f"there is no {fault}")], plan.job.name)
-    # A phase that the one before has jumped over has no updates: it needs no ranks.
-    shared = zip(plan.schedule.phases[first - 1 : last], plan.layouts[first - 1 : last], strict=True)
-    wanted = {layout.ranks for phase, layout in shared if phase.num_updates}
-    if wanted - {num_ranks}:
-        told = ", ".join(map(str, sorted(wanted)))
-        fault = f"{first}-{last} are planned for {told} ranks, and {num_ranks} are launched"
-        remedy = f"launch {told}" if len(wanted) == 1 else "start phases of different ranks apart"
+    # A phase has no updates, and needs no ranks, if the last update of the phase before covers it.
+    selected = zip(plan.schedule.phases[first - 1 : last], plan.layouts[first - 1 : last], strict=True)
+    planned = {layout.ranks for phase, layout in selected if phase.num_updates}
+    if planned - {num_ranks}:
+        counts = ", ".join(map(str, sorted(planned)))
+        fault = f"{first}-{last} are planned for {counts} ranks, but {num_ranks} are launched"
+        remedy = f"launch {counts}" if len(planned) == 1 else "train phases with different numbers of ranks separately"
         raise JobError([Fault("--phases", f"{fault}: {remedy}")], plan.job.name)
 
 
 def check_reached(plan: Plan, phases: tuple[int, int] | None, checkpoint: Checkpoint | None, folder: Path) -> None:
-    """Check that the run has come to the first phase of a link.
+    """Check that the run has reached the first of the phases to train.
 
     Raises:
         RunError: it has not.
@@ -49,11 +49,11 @@ def check_reached(plan: Plan, phases: tuple[int, int] | None, checkpoint: Checkp
     samples = checkpoint.samples if checkpoint else 0
     if samples < start:
         raise RunError(
-            f"--phases {phases[0]}-{phases[1]} begin at sample {start:,}, and {folder} stands at {samples:,}: "
+            f"--phases {phases[0]}-{phases[1]} begin at sample {start:,}, but {folder} is at {samples:,}: "
             f"train the phases before them first (--phases 1-{phases[0] - 1})"
         )
 
 
 def end_of(plan: Plan, phases: tuple[int, int] | None) -> int | None:
-    """Sample counter at which a link ends; None: where the run does."""
+    """Return the sample counter at the end of the phases to train; None: at the end of the run."""
     return None if phases is None else plan.schedule.phases[phases[1] - 1].end_samples

@@ -1,7 +1,8 @@
-"""Holes in `consumed.jsonl`: updates that led to a checkpoint and are not on record.
+"""Gaps in `consumed.jsonl`: updates before a checkpoint that are not recorded.
 
-A run never writes a checkpoint ahead of its record. A copy of its folder can have one that is, if it was taken file by
-file while the run wrote. A resume from such a copy adds a line that says so: {"samples": 80, "missing_to": 688}.
+A run never writes a checkpoint before its record. But if its folder is copied file by file while the run writes, the
+copied checkpoint can be newer than the copied record. A resume from such a copy adds a line for the gap:
+{"samples": 80, "missing_to": 688}.
 """
 
 from __future__ import annotations
@@ -13,22 +14,22 @@ from hvd_batchgrow.storage.json_lines import Line, read_json_lines
 from hvd_batchgrow.train.events import UpdateDone
 
 MISSING_TO = "missing_to"
-"""Key of a line that explains a hole: the sample counter at its end. `samples` is that at its start."""
+"""Key of a line for a gap: the sample counter at its end; `samples` is the one at its start."""
 
 
 def is_before(line: Line, samples: int) -> bool:
-    """Whether a line of `consumed.jsonl` lies before a sample counter: an update by its start, a hole by its end."""
+    """Return whether an update in `consumed.jsonl` starts, or a gap ends, before a sample counter."""
     end = line.get(MISSING_TO)
     return line["samples"] < samples and not (isinstance(end, int) and end > samples)
 
 
 def record_gap(path: Path, samples: int, last_update: UpdateDone | None = None) -> tuple[int, int] | None:
-    """The sample counters between which the record of a run has a hole, up to where it resumes; None: it has no hole.
+    """Return the sample counters between which the record of a run has a gap before its checkpoint; None: no gap.
 
     Args:
         path: of `consumed.jsonl`.
         samples: sample counter of the checkpoint.
-        last_update: the update that led to it, if the caller has it and will record it.
+        last_update: the update that led to the checkpoint, if the caller has it and will record it.
 
     Raises:
         RunError: the file cannot be read.
@@ -41,12 +42,12 @@ def record_gap(path: Path, samples: int, last_update: UpdateDone | None = None) 
 
 
 def gap_notes(folder: Path, samples: int, last_update: UpdateDone | None, interval: float) -> list[str]:
-    """What the user should know of holes up to where a run resumes: a line for each record that has one.
+    """Return a note for each record that has a gap before the checkpoint from which a run resumes.
 
     Args and Raises as `record_gap`; and
-        interval: the most samples that may lie between the last line of `metrics.jsonl` and a checkpoint.
+        interval: the largest usual number of samples between the last line of `metrics.jsonl` and a checkpoint.
     """
-    notes, why = [], "as in a copy that was taken while the run wrote"
+    notes, why = [], "as in a copy made while the run was writing"
     if gap := record_gap(folder / "consumed.jsonl", samples, last_update):
         found = f"consumed.jsonl ends at sample {gap[0]:,}, and the checkpoint is at sample {gap[1]:,}, {why}"
         notes.append(f"{found}: these samples are recorded as missing, and audit reports them")
@@ -60,7 +61,7 @@ def gap_notes(folder: Path, samples: int, last_update: UpdateDone | None, interv
 
 
 def _end(line: Line) -> int:
-    """The sample counter after an update, or after a hole."""
+    """Return the sample counter after an update or a gap."""
     end, batch = line.get(MISSING_TO), line.get("global_batch")
     if isinstance(end, int):
         return end

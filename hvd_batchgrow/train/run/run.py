@@ -1,4 +1,4 @@
-"""A whole run of a job: plan, data, folder, training."""
+"""Run a job: plan it, load its data, open its run folder, train."""
 
 from __future__ import annotations
 
@@ -35,19 +35,19 @@ from hvd_batchgrow.train.update.gradients import check_wire_type, wire_type_of
 
 @dataclass(frozen=True)
 class RunOptions:
-    """Where a run lives, and what to do with one that is there."""
+    """Folder of the runs, and what to do with a run that exists."""
 
     runs_dir: Path
     resume: bool = False
     overwrite: bool = False
     phases: tuple[int, int] | None = None
-    """The first and the last phase to train, from 1; None: all. The ranks launched must be those of these phases."""
+    """First and last phase to train, from 1; None: all. The launched ranks must be those that these phases use."""
     fork: str | None = None
-    """Name of a new run to make from the newest good checkpoint of the job's; None: it is the job's own run."""
+    """Name of a new run to make from the newest good checkpoint of the job's run; None: train the job's run."""
     max_updates: int | None = None
-    """Stop after so many updates, of all lives that share a `ElasticState`."""
+    """Stop after this number of updates, counted over all attempts that share an `ElasticState`."""
     replay: Path | None = None
-    """A file of decisions to follow, and to make no others; None: the job's trigger decides."""
+    """A file of decisions to follow instead of the trigger's; None: the job's trigger decides."""
 
 
 def run_job(
@@ -57,22 +57,22 @@ def run_job(
     report: ReportProgress,
     make_observers: Callable[[Job], Sequence[Observer]],
     stop: Stop,
-    carry: ElasticState | None = None,
+    state: ElasticState | None = None,
 ) -> RunEnded:
-    """Train a job to its end, or to a stop, on all ranks together.
+    """Train a job to its end, or until a stop is requested. All ranks call it together.
 
     Args:
-        load: gives the job; every rank calls it for itself.
-        ranks: all of them call this.
-        options: the run folder.
-        report: told of downloads.
-        make_observers: makes the watchers of the run; called on rank 0 only.
-        stop: says whether this rank is asked to stop.
-        carry: what an elastic job has of the life before; filled when this one ends by a loss.
+        load: returns the job; called on every rank.
+        ranks: of the job.
+        options: the run folder, and what to do with it.
+        report: receives the progress of downloads.
+        make_observers: makes the observers of the run; called on rank 0 only.
+        stop: whether a stop is requested on this rank.
+        state: of an elastic job: what the previous attempt has left; filled if this attempt loses ranks.
 
     Raises:
-        RanksLost: some of an elastic job.
-        CollectiveError: the job cannot be planned, or data, packages or run folder are not as they must be.
+        RanksLost: an elastic job has lost ranks.
+        CollectiveError: the job cannot be planned, or its data, packages or run folder cannot be used.
         RunError: a checkpoint could not be written.
     """
     loaded = ranks.run_on_all(load)
@@ -82,71 +82,100 @@ def run_job(
     set_threads(job, ranks)
     folder = options.runs_dir / job.name
     origin = options.runs_dir / loaded.name if options.fork else None
+    state = state or ElasticState()
     with RunLock(folder) as lock, ExitStack() as stack:
         ranks.run_on_all(lambda: lock.take(report) if ranks.rank == 0 else None)
         observers = make_observers(job) if ranks.rank == 0 else ()
-        # Before the folder is opened: a network that cannot be built must not cost the run that is there.
+        # Before the folder is opened: if the network cannot be built, --overwrite must not remove the old run.
         trainer = Trainer(job, plan, source, ranks, folder, observers)
-        carry = carry or ElasticState()
         if ranks.rank == 0:
             unused = removed_if_unused(folder, overwrite=options.overwrite, is_used=lambda: trainer.num_updates > 0)
             stack.enter_context(unused)
-        ranks.run_on_all(lambda: carry.leave(folder, job.checkpoint.keep) if ranks.rank == 0 else None)
-        checkpoint, notes = open_run(
-            folder,
-            job,
-            shown,
-            ranks,
-            resume=options.resume,
-            overwrite=options.overwrite,
-            origin=origin,
-            check=lambda checkpoint: check_fits(checkpoint, trainer.model, trainer.optimizer, folder),
-            schema=source.schema and {**source.schema, "mean": source.mean, "std": source.std},
-        )
-        notes += ranks.run_on_all(lambda: _notes_on_gaps(folder, plan, checkpoint, carry) if ranks.rank == 0 else [])
-        notes += [*plan.notes, *source.notes, *_notes_on_bad(source)]
-        notes += _notes_on_ranks(plan, ranks.size) if options.phases is None else []
-        notes += [f"results of {job.model.name} depend on the layout: {hazard}" for hazard in trainer.hazards]
-        notes += trainer.forward_state.notes(job.model.name, exact=job.layout.exact)
-        if source.train.kind == "encoded" and choose_pipeline(job.data.pipeline, source.train) == "torch":
-            notes.append(
-                "torch decodes in this thread; DALI, for the same pixels: pip install 'hvd_batchgrow[dali-cuda130]'"
-            )
+        ranks.run_on_all(lambda: state.write_if_newer(folder, job.checkpoint.keep) if ranks.rank == 0 else None)
+        checkpoint, notes = _open(trainer, source, shown, options, origin)
+        notes += _notes(trainer, source, options, checkpoint, state)
         ranks.run_on_all(lambda: check_reached(plan, options.phases, checkpoint, folder))
-        before = carry.num_updates
-        if options.max_updates is not None:
-            stop = StopAfter(stop, lambda: before + trainer.num_updates, options.max_updates)
-        try:
-            end_samples = end_of(plan, options.phases)
-            return trainer.run(stop, checkpoint, notes, end_samples, carry.last_update, options.replay)
-        except RanksLost:
-            trainer.break_off(carry)
-            raise
-        finally:
-            carry.num_updates = before + trainer.num_updates
+        return _train(trainer, options, stop, checkpoint, notes, state)
+
+
+def _open(
+    trainer: Trainer, source: DatasetPair, shown: Plan, options: RunOptions, origin: Path | None
+) -> tuple[Checkpoint | None, list[str]]:
+    """Open the run folder; return the checkpoint to resume from, and notes for the user."""
+    return open_run(
+        trainer.folder,
+        trainer.job,
+        shown,
+        trainer.ranks,
+        resume=options.resume,
+        overwrite=options.overwrite,
+        origin=origin,
+        check=lambda checkpoint: check_fits(checkpoint, trainer.model, trainer.optimizer, trainer.folder),
+        schema=source.schema and {**source.schema, "mean": source.mean, "std": source.std},
+    )
+
+
+def _train(
+    trainer: Trainer,
+    options: RunOptions,
+    stop: Stop,
+    checkpoint: Checkpoint | None,
+    notes: Sequence[str],
+    state: ElasticState,
+) -> RunEnded:
+    """Train, and keep in `state` what the next attempt of an elastic job needs."""
+    before = state.num_updates
+    if options.max_updates is not None:
+        stop = StopAfter(stop, lambda: before + trainer.num_updates, options.max_updates)
+    try:
+        end_samples = end_of(trainer.plan, options.phases)
+        return trainer.run(stop, checkpoint, notes, end_samples, state.last_update, options.replay)
+    except RanksLost:
+        trainer.break_off(state)
+        raise
+    finally:
+        state.num_updates = before + trainer.num_updates
+
+
+def _notes(
+    trainer: Trainer, source: DatasetPair, options: RunOptions, checkpoint: Checkpoint | None, state: ElasticState
+) -> list[str]:
+    """Return what the user should know before training starts. All ranks call it together."""
+    job, plan, ranks = trainer.job, trainer.plan, trainer.ranks
+    notes = ranks.run_on_all(lambda: _notes_on_gaps(trainer.folder, plan, checkpoint, state) if ranks.rank == 0 else [])
+    notes += [*plan.notes, *source.notes, *_notes_on_bad(source)]
+    notes += _notes_on_ranks(plan, ranks.size) if options.phases is None else []
+    notes += [f"results of {job.model.name} depend on the layout: {hazard}" for hazard in trainer.hazards]
+    notes += trainer.forward_state.notes(job.model.name, exact=job.layout.exact)
+    if source.train.kind == "encoded" and choose_pipeline(job.data.pipeline, source.train) == "torch":
+        notes.append(
+            "images are decoded in the training thread; DALI decodes to the same pixels faster: "
+            "pip install 'hvd_batchgrow[dali-cuda130]'"
+        )
+    return notes
 
 
 def _notes_on_ranks(plan: Plan, num_ranks: int) -> list[str]:
-    """What the user should know of ranks that wait from start to end."""
+    """Return a note if some ranks are idle in every phase."""
     never = num_ranks - plan.peak_ranks
     return [f"{never} of {counted(num_ranks, 'rank')} {'is' if never == 1 else 'are'} never used"] if never > 0 else []
 
 
-def _notes_on_gaps(folder: Path, plan: Plan, checkpoint: Checkpoint | None, carry: ElasticState) -> list[str]:
-    """What the user should know of a record that ends before the checkpoint."""
+def _notes_on_gaps(folder: Path, plan: Plan, checkpoint: Checkpoint | None, state: ElasticState) -> list[str]:
+    """Return notes on records that end before the checkpoint."""
     if checkpoint is None:
         return []
     decided = [decision["new_batch"] for decision in checkpoint.growth.get("decisions", ())]
     largest = max([*decided, *(phase.global_batch for phase in plan.schedule.phases)])
     interval = plan.num_samples / plan.job.logging.logs_per_epoch + largest
-    return gap_notes(folder, checkpoint.samples, carry.last_update, interval)
+    return gap_notes(folder, checkpoint.samples, state.last_update, interval)
 
 
 def _notes_on_bad(source: DatasetPair) -> list[str]:
-    """What the user should know of samples that were found to be bad when the source was opened."""
+    """Return notes on samples that were found to be bad when the source was opened."""
     return [
         f"{len(bad)} of {len(samples)} {name} samples are bad and will be {fate}: {_first_bad(samples, min(bad))}, …"
-        for name, samples, fate in (("training", source.train, "replaced"), ("test", source.test, "left out"))
+        for name, samples, fate in (("training", source.train, "replaced"), ("test", source.test, "skipped"))
         if (bad := known_bad(samples))
     ]
 
@@ -157,22 +186,22 @@ def _first_bad(samples: Dataset, sample_id: int) -> str:
 
 
 def _prepare(job: Job, ranks: Ranks, options: RunOptions) -> tuple[Plan, Plan]:
-    """The plan for these ranks, and the plan to show: of an elastic job, the ranks that it would like."""
+    """Return the plan for these ranks, and the plan to write; an elastic job's is for the most ranks it may use."""
     phases = options.phases
     if options.replay is not None:
         check_replay(job.schedule.policy, job.name)
     with faults_of(job.name):
         num_samples = known_num_samples(job.data)
-    # To an elastic job more hosts are offered, where the plan that is shown has use for them.
-    hoped = max(ranks.size, job.layout.max_ranks or 0) if ranks.elastic else ranks.size
-    shown = compile_plan(job, hoped, num_samples)
+    # From the written plan, a host discovery script reads how many ranks the elastic job can use.
+    most_ranks = max(ranks.size, job.layout.max_ranks or 0) if ranks.elastic else ranks.size
+    shown = compile_plan(job, most_ranks, num_samples)
     plan = compile_plan(for_any_ranks(job), ranks.size, num_samples) if ranks.elastic else shown
     if phases is not None:
         check_width(plan, phases, ranks.size)
         check_model(job)
         return plan, shown
     if plan.peak_ranks > ranks.size:
-        fault = f"a phase is planned for {plan.peak_ranks} ranks, and {ranks.size} are launched"
+        fault = f"a phase is planned for {plan.peak_ranks} ranks, but {ranks.size} are launched"
         raise JobError([Fault("layout.ranks_per_phase", f"{fault}; launch {plan.peak_ranks}")], job.name)
     check_model(job)
     try:
@@ -183,5 +212,5 @@ def _prepare(job: Job, ranks: Ranks, options: RunOptions) -> tuple[Plan, Plan]:
 
 
 def for_any_ranks(job: Job) -> Job:
-    """The job with a layout for however many ranks there are: all of them train, and may hold unequal shares."""
+    """Return the job with a layout for any number of ranks: all of them train, and their shares may be unequal."""
     return job.model_copy(update={"layout": job.layout.grown_by("accumulation", uneven_ranks=True)})

@@ -1,4 +1,4 @@
-"""The run folder: what is in it, and whether a run may start or go on there."""
+"""The run folder: its records, and whether a run may start or resume there."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from hvd_batchgrow.train.checkpoints.checkpoint import (
 from hvd_batchgrow.train.run.fork import changes, fork_run, json_bytes
 
 _MEANING = ("features", "categories", "classes", "first_label")
-"""What of the data's schema decides what inputs and outputs of the network mean."""
+"""Keys of the data's schema that define the meaning of the network's inputs and outputs."""
 _PACKAGES = (
     "hvd_batchgrow",
     "torch",
@@ -62,25 +62,25 @@ def open_run(
     check: Callable[[Checkpoint], None] = lambda _: None,
     schema: Mapping[str, Any] | None = None,
 ) -> tuple[Checkpoint | None, list[str]]:
-    """Prepare a run folder, on rank 0, and find what to go on from, for all ranks.
+    """Prepare a run folder on rank 0, and return the checkpoint to resume from on all ranks.
 
     Args:
         folder: runs/NAME.
         job: the job about to run.
         plan: its plan.
-        ranks: all of them call this together.
-        resume: go on from the newest good checkpoint, where there is one.
-        overwrite: remove what is there first.
-        origin: folder of another run, to make this one from its newest good checkpoint.
-        check: raises RunError where a checkpoint is of another network.
-        schema: `DatasetPair.schema`, which is kept in `record.json`; a checkpoint is not resumed with another.
+        ranks: all ranks call this together.
+        resume: resume from the newest good checkpoint, if there is one.
+        overwrite: first remove a run that exists in the folder.
+        origin: folder of another run, from whose newest good checkpoint this run is forked.
+        check: raises RunError if a checkpoint does not fit the network.
+        schema: `DatasetPair.schema`, saved in `record.json`; a checkpoint is not resumed with a different one.
 
     Returns:
-        the checkpoint, None to start afresh; and notes for the user.
+        the checkpoint, or None to start from the beginning; and notes for the user.
 
     Raises:
-        CollectiveError: the folder holds a run and neither was asked for; no checkpoint of it is good; its
-            job would lead to other weights; or it cannot be made from the other run.
+        CollectiveError: the folder holds a run, and neither `resume` nor `overwrite` is set; all its checkpoints are
+            damaged; settings that affect the weights have changed; or the run cannot be forked.
     """
     notes: list[str] = []
 
@@ -107,11 +107,11 @@ def open_run(
 
 @contextmanager
 def removed_if_unused(folder: Path, *, overwrite: bool, is_used: Callable[[], bool]) -> Iterator[None]:
-    """Remove what this start has made in a run folder, if it fails before its first update; rank 0 only.
+    """If this attempt fails before its first update, remove the files that it has made; rank 0 only.
 
     Args:
-        folder: runs/NAME; a run that was there before stays.
-        overwrite: such a run is replaced, so that nothing of it is left to keep.
+        folder: runs/NAME; an earlier run in it is kept.
+        overwrite: an earlier run is replaced, so its folder is removed too.
         is_used: whether an update is done.
     """
     is_run = (folder / "job.toml").exists()
@@ -128,46 +128,46 @@ def removed_if_unused(folder: Path, *, overwrite: bool, is_used: Callable[[], bo
 
 
 def _remove_others(folder: Path, kept: set[str]) -> None:
-    with suppress(OSError):  # what has failed before is what the user must see
+    with suppress(OSError):  # the user must see the original error
         for path in folder.iterdir():
             if path.name not in kept:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
-        folder.rmdir()  # unless something is kept
+        folder.rmdir()  # fails if some files are kept
 
 
 def _prepare_folder(folder: Path, notes: list[str], *, resume: bool, overwrite: bool) -> bytes | None:
     checkpoints = folder / "checkpoints"
     is_run = (folder / "job.toml").exists()
     if folder.exists() and not is_run and not _is_ours(folder):
-        raise RunError(f"{folder} is no run folder and not empty: choose another with --name or --runs-dir")
+        raise RunError(f"{folder} is not a run folder, and it is not empty: choose another by --name or --runs-dir")
     if overwrite and is_run:
         _remove(folder)
     elif is_run and not resume:
         raise RunError(
-            f"{folder} holds a run already: add --resume auto to go on with it, --overwrite to replace it, "
-            "or --name NAME for another"
+            f"{folder} holds a run already: add --resume auto to resume it, --overwrite to replace it, "
+            "or --name NAME for a new one"
         )
     if folders := [str(path) for path in checkpoint_paths(checkpoints) if path.is_dir()]:
-        # No file can take the place of a folder: the run would end at that sample, at each resume.
-        told = ", ".join(folders)
-        raise RunError(f"{told}: a folder where the run would write a checkpoint; move it away, and run this again")
+        # A checkpoint cannot replace a folder, so every attempt would fail at that sample.
+        names = ", ".join(folders)
+        raise RunError(f"{names}: a folder where the run would write a checkpoint; move it away, and run this again")
     data, skipped = newest_good(checkpoints)
     notes += [f"skipped a checkpoint: {reason}" for reason in skipped]
     if is_run and not overwrite and data is None:
-        notes.append(f"{checkpoints} holds no checkpoint yet: the run begins anew")
+        notes.append(f"{checkpoints} holds no checkpoint yet: the run starts from the beginning")
     checkpoints.mkdir(parents=True, exist_ok=True)
     remove_unfinished(checkpoints)
     return data
 
 
 def _is_ours(folder: Path) -> bool:
-    """Whether it holds nothing but what comes before job.toml: a chain's ledger, and what a start killed there left."""
+    """Return whether it holds only files written before job.toml: a chain's ledger, or those of a killed attempt."""
     names = {path.name for path in folder.iterdir()}
     return names <= {"slurm", "checkpoints", ".job.toml.writing"} and not checkpoint_paths(folder / "checkpoints")
 
 
 def _remove(folder: Path) -> None:
-    """A kill leaves the run, or nothing under its name."""
+    """Remove a folder. It is renamed first, so that a kill leaves either the whole run or nothing under its name."""
     aside = folder.with_name(f".{folder.name}.removed")
     shutil.rmtree(aside, ignore_errors=True)
     folder.rename(aside)
@@ -175,43 +175,44 @@ def _remove(folder: Path) -> None:
 
 
 def _refuse_other_job(folder: Path, checkpoint: Checkpoint, plan: Plan) -> None:
-    told = changes(plan.job.completed(checkpoint.deciding), plan.job.deciding(plan.num_samples))
-    if told:
+    changed = changes(plan.job.completed(checkpoint.deciding), plan.job.deciding(plan.num_samples))
+    if changed:
         raise RunError(
-            f"{folder} cannot be resumed by this job, whose weights would be others:\n  "
-            + "\n  ".join(f"{key}: was {was!r}, is {now!r}" for key, (was, now) in told.items())
-            + "\n  start it as another run, --name NAME, or go on from here as another, --fork NAME"
+            f"{folder} cannot be resumed: these settings affect the weights and have changed:\n  "
+            + "\n  ".join(f"{key}: was {was!r}, is {now!r}" for key, (was, now) in changed.items())
+            + "\n  train it as a new run from the beginning (--name NAME) or from this checkpoint (--fork NAME)"
         )
     if checkpoint.samples % plan.group:
-        fault = f"which is amid a ghost batch of {plan.group}: no update ends there"
+        fault = f"which is in the middle of a ghost batch of {plan.group}: no update ends there"
         raise RunError(f"{folder} cannot be resumed from sample {checkpoint.samples:,}, {fault}")
 
 
 def _allowed_changes(folder: Path, job: Job, ranks: Ranks) -> list[str]:
-    """What is different from the last start; it does not decide the weights."""
+    """Return notes on what has changed since the last attempt without affecting the weights beyond rounding."""
     try:
         before = tomllib.loads(read_regular(folder / "job.toml").decode())
-        last = _read_record(folder / "record.json")["lives"][-1]
+        last = _read_record(folder / "record.json")["attempts"][-1]
     except (OSError, ValueError, KeyError, TypeError, IndexError):
-        return []  # a record that is damaged is told of elsewhere; that of a fork has no start yet
-    told = changes(_flat(before), _flat(_tree(job)))
+        return []  # a damaged record is reported elsewhere; the record of a fork has no attempt yet
+    changed = changes(_flat(before), _flat(_tree(job)))
     if last.get("ranks") != ranks.size:
-        told["ranks"] = (last.get("ranks"), ranks.size)
+        changed["ranks"] = (last.get("ranks"), ranks.size)
     if last.get("ghost_norm_on_cpu", "PyTorch") != kernels_for_cpu():
-        told["ghost norms on a CPU"] = (last.get("ghost_norm_on_cpu", "PyTorch"), kernels_for_cpu())
+        changed["ghost norms on a CPU"] = (last.get("ghost_norm_on_cpu", "PyTorch"), kernels_for_cpu())
     recorded = last.get("arithmetic")
-    other = changes(recorded, arithmetic()) if isinstance(recorded, dict) else {}
-    told |= other
-    notes = [f"changed since the last start: {key} was {was!r}, is {now!r}" for key, (was, now) in told.items()]
+    changed_arithmetic = changes(recorded, arithmetic()) if isinstance(recorded, dict) else {}
+    changed |= changed_arithmetic
+    notes = [f"changed since the last attempt: {key} was {was!r}, is {now!r}" for key, (was, now) in changed.items()]
     was_exact = before.get("layout", {}).get("exact", False)
-    if (was_exact or job.layout.exact) and (other or _CHANGE_BITS & told.keys()):
-        changed = ", ".join(sorted({*other, *(_CHANGE_BITS & told.keys())}))
-        notes.append(f"layout.exact: the weights may differ in bits from a run without the change of {changed}")
+    changed_kernels = {*changed_arithmetic, *(_CHANGE_KERNELS & changed.keys())}
+    if (was_exact or job.layout.exact) and changed_kernels:
+        keys = ", ".join(sorted(changed_kernels))
+        notes.append(f"layout.exact: the weights may differ in bits from a run without the change of {keys}")
     return notes
 
 
-_CHANGE_BITS = {"data.channels_last", "layout.compile", "layout.exact"}
-"""Keys that a resume may change and that choose other kernels."""
+_CHANGE_KERNELS = {"data.channels_last", "layout.compile", "layout.exact"}
+"""Keys that a resume may change and that select different kernels."""
 
 
 def _flat(tree: dict[str, Any]) -> dict[str, Any]:
@@ -228,23 +229,25 @@ def _records(job: Job, plan: Plan) -> dict[str, bytes]:
 
 
 def _read_record(path: Path) -> dict[str, Any]:
-    """Raises OSError, ValueError, KeyError or TypeError where it is missing or damaged."""
+    """Read `record.json`. Raises OSError, ValueError, KeyError or TypeError if it is missing or damaged."""
     record: dict[str, Any] = json.loads(read_regular(path))
-    if not all(isinstance(life, dict) for life in record["lives"]):
-        raise ValueError("lives are not objects")
+    if not all(isinstance(attempt, dict) for attempt in record["attempts"]):
+        raise ValueError("attempts are not objects")
     return record
 
 
 def _refuse_other_schema(folder: Path, schema: Mapping[str, Any]) -> None:
-    """Raise RunError if features, categories or classes are others than the run in a folder was trained with."""
+    """Raise RunError if features, categories or classes differ from those that the run was trained with."""
     try:
         before = _read_record(folder / "record.json").get("data", {})
-        told = changes({key: before.get(key, schema[key]) for key in _MEANING if key in schema}, schema)
+        changed = changes({key: before.get(key, schema[key]) for key in _MEANING if key in schema}, schema)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return  # no run yet, or a record that is damaged, which is reported elsewhere
-    if lines := [f"{key}: {shown(told[key][0])}, now {shown(told[key][1])}" for key in _MEANING if key in told]:
-        fault = f"{folder} was trained on data that meant something else:\n  " + "\n  ".join(lines)
-        raise RunError(f"{fault}\n  restore the files, or start another run: --name NAME")
+        return  # no run yet, or a damaged record, which is reported elsewhere
+    if lines := [
+        f"{key}: {shown(changed[key][0])}, now {shown(changed[key][1])}" for key in _MEANING if key in changed
+    ]:
+        fault = f"{folder} was trained on data with another meaning:\n  " + "\n  ".join(lines)
+        raise RunError(f"{fault}\n  restore the files, or start a new run: --name NAME")
 
 
 def _write_records(
@@ -253,20 +256,20 @@ def _write_records(
     for name, content in _records(job, plan).items():
         write_atomically(folder / name, content)
     path = folder / "record.json"
-    record: dict[str, Any] = {"lives": []}
+    record: dict[str, Any] = {"attempts": []}
     try:
         if path.exists():
             record = _read_record(path)
-        lives = [*record["lives"], _record(ranks)]
+        attempts = [*record["attempts"], _record(ranks)]
     except (ValueError, KeyError, TypeError) as error:
-        notes.append(f"{path} was damaged ({error}) and begins anew")
-        record, lives = {}, [_record(ranks)]
+        notes.append(f"{path} was damaged ({error}); a new record replaces it")
+        record, attempts = {}, [_record(ranks)]
     data = {"data": dict(schema)} if schema else {}
-    write_atomically(path, json_bytes({**record, **data, "lives": lives}))
+    write_atomically(path, json_bytes({**record, **data, "attempts": attempts}))
 
 
 def write_plan(folder: Path, plan: Plan) -> None:
-    """Write `plan.json` anew, where a trigger has changed the plan.
+    """Replace `plan.json` after a trigger has changed the plan.
 
     Raises:
         RunError: it cannot be written.
@@ -278,24 +281,24 @@ def write_plan(folder: Path, plan: Plan) -> None:
 
 
 def plan_bytes(plan: Plan) -> bytes:
-    """The content of `plan.json`."""
+    """Return the content of `plan.json`."""
     return json_bytes(plan.to_dict())
 
 
 def read_plan(run: Path) -> dict[str, Any]:
-    """The plan that a run follows, as `plan --json` prints it.
+    """Return the plan of a run, as `plan --json` prints it.
 
     Raises:
-        RunError: it cannot be read, or lacks what is asked of it.
+        RunError: it cannot be read, or required keys are missing.
     """
     path = run / "plan.json"
     try:
         tree = json.loads(read_regular(path))
         _Planned.model_validate(tree)
     except ValidationError as error:
-        raise RunError(f"{path} is damaged, or no plan: {first_fault(error)}") from None
+        raise RunError(f"{path} is damaged, or not a plan: {first_fault(error)}") from None
     except (FileNotFoundError, NotADirectoryError):
-        raise RunError(f"there is no run in {run}{near_path(run)}") from None
+        raise RunError(f"{run} does not hold a run{near_path(run)}") from None
     except (OSError, ValueError, RecursionError) as error:
         raise RunError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
     return tree  # type: ignore[no-any-return]
@@ -307,7 +310,7 @@ class _PlannedJob(BaseModel):
 
 
 class _Planned(BaseModel):
-    """What is asked of a plan that was written."""
+    """The keys of a written plan that its readers need."""
 
     model_config = ConfigDict(strict=True)
     num_samples: Annotated[int, Field(gt=0, lt=2**62)]
@@ -316,7 +319,7 @@ class _Planned(BaseModel):
 
 
 def _record(ranks: Ranks) -> dict[str, Any]:
-    """What else might decide a run: one entry per start."""
+    """Return the record of this attempt: whatever else may influence the run."""
     return {
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "argv": sys.argv,
@@ -341,7 +344,7 @@ def _version(package: str) -> str | None:
 
 
 def _git(*arguments: str) -> str | None:
-    """What git says of the code that runs; None where it is no checkout."""
+    """Return git's output for the code of this program; None if it is not in a checkout."""
     command: Sequence[str] = ("git", "-C", str(Path(__file__).parent), *arguments)
     try:
         done = subprocess.run(command, capture_output=True, check=True, timeout=10)

@@ -1,4 +1,4 @@
-"""Two jobs must not write one run."""
+"""A lock that keeps two jobs from writing the same run."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from hvd_batchgrow.messages.errors import RunError, unwritable
 from hvd_batchgrow.storage.regular_files import read_regular
 
 BEAT_S = 5.0
-"""How often the holder changes its mark."""
+"""Interval at which the holder updates its mark."""
 NUM_BEATS = 4
-"""For how many a mark of another machine must stand still to be taken for a dead one's."""
+"""A holder on another machine counts as dead if its mark does not change for this number of intervals."""
 
 
 class RunLock:
     """A lock on a run folder, held from `take` to the end of the `with` block, or of the process.
 
-    It lies beside the folder, which may be removed and made anew. It is the kernel's (flock), which
-    gives it back when its holder dies, however that comes. NFS keeps such a lock for all hosts, but
-    not every file system does: so the holder also leaves a mark that changes as long as it lives.
-    Who gets the lock and finds the mark of a process on another machine watches it for a while.
-    No clocks are compared.
+    The lock file is next to the folder, because the folder may be removed and created again. The lock is the
+    kernel's (flock), which releases it when the holder dies, whatever the cause. NFS shares such locks between
+    hosts, but some file systems do not. So the holder also writes a mark into the lock file, and updates it
+    regularly. A process that gets the lock but finds the mark of a process on another machine first watches the mark
+    for changes. No clocks are compared.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -42,7 +42,7 @@ class RunLock:
         """Take the lock.
 
         Args:
-            report: told of the wait where the last holder, on another machine, did not leave in order.
+            report: receives the progress of the wait for a holder on another machine that may be dead.
 
         Raises:
             RunError: another job holds it (its host and process are named), or it cannot be written.
@@ -61,11 +61,11 @@ class RunLock:
         self._beats.start()
 
     def _taken(self, mark: str) -> RunError:
-        holder = mark.partition("\n")[0] or "its holder has not said which"
+        holder = mark.partition("\n")[0] or "it has not written its name yet"
         return RunError(f"{self.folder} is being written by another job: {holder}")
 
     def _watch(self, mark: str, report: ReportProgress) -> None:
-        """Of this machine the kernel knows who is dead; of others, their mark stands still."""
+        """Raise RunError if the mark of a holder on another machine changes; flock covers this machine."""
         if not mark or _boot_id() in mark:
             return
         for beat in range(NUM_BEATS):
@@ -77,7 +77,7 @@ class RunLock:
     def _mark(self, beat: int) -> None:
         assert self._descriptor is not None
         mark = f"process {os.getpid()} on {socket.gethostname()}\nmachine {_boot_id()} beat {beat}\n".encode()
-        # Over the old one, not after emptying the file: who reads it meanwhile finds a name.
+        # Overwrite before truncating, so that a concurrent reader always finds a name.
         os.pwrite(self._descriptor, mark, 0)
         os.ftruncate(self._descriptor, len(mark))
         os.fsync(self._descriptor)
@@ -86,7 +86,7 @@ class RunLock:
         beat = 0
         while not self._left.wait(BEAT_S):
             beat += 1
-            # A disk that is full, say, the run itself will meet and tell.
+            # The run itself reports errors such as a full disk.
             with contextlib.suppress(OSError):
                 self._mark(beat)
 
@@ -100,13 +100,13 @@ class RunLock:
             self._left.set()
             self._beats.join()
             with contextlib.suppress(OSError):
-                os.ftruncate(self._descriptor, 0)  # left in order: nobody need wait
+                os.ftruncate(self._descriptor, 0)  # released: the next process need not wait
         if self._descriptor is not None:
             os.close(self._descriptor)
 
 
 def _boot_id() -> str:
-    """Of the running kernel: hosts of one kernel share its locks, whatever they are called."""
+    """Return the id of the running kernel: containers on one kernel share its locks, whatever their host names."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:

@@ -1,4 +1,4 @@
-"""What a rank trains with: its share of the machine, and the data and network of the job."""
+"""Set up a rank: its threads and device, and the data and network of the job."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from hvd_batchgrow.train.arithmetic_settings import check_same_arithmetic
 
 
 def load_together(job: Job, ranks: Ranks, report: ReportProgress) -> DatasetPair:
-    """The source of a job, on all ranks; fetched and indexed by one rank of each host, which shows how far it is.
+    """Load the datasets of a job on all ranks; one rank of each host downloads and indexes, and reports its progress.
 
     Raises:
-        CollectiveError: it is missing or damaged, or there is no pipeline for it.
+        CollectiveError: the data is missing or damaged, or no pipeline can read it.
     """
 
     def load() -> DatasetPair:
@@ -39,31 +39,31 @@ def load_together(job: Job, ranks: Ranks, report: ReportProgress) -> DatasetPair
 
 
 def on_bad_sample(job: Job, ranks: Ranks) -> OnBad:
-    """What this rank does about a bad sample."""
+    """Return the function that this rank calls for a bad sample."""
     if job.data.on_bad_sample == "error":
         return raise_bad
     return lambda bad: print(
-        f"rank {ranks.rank}: {bad.describe()}; the next takes its place", file=sys.stderr, flush=True
+        f"rank {ranks.rank}: {bad.describe()}; the next sample replaces it", file=sys.stderr, flush=True
     )
 
 
 def build_network(job: Job, source: DatasetPair, device: torch.device) -> tuple[nn.Module, list[str], ForwardState]:
-    """The job's network as it is trained, its `hazards`, and what passes change in it.
+    """Return the job's network ready for training, its `hazards`, and the state that forward passes change.
 
     Args:
-        job: says how it lies in memory, and whether it is compiled.
-        source: gives the shape of a sample and the number of classes.
-        device: where it is wanted.
+        job: has the network's name, its memory format, and whether it is compiled.
+        source: has the shape of a sample and the number of classes.
+        device: of the network.
 
     Raises:
-        JobError: as `build_model` and `forward_state`; or it has hazards, and the job is exact.
+        JobError: as `build_model` and `forward_state`; or the job is exact and the network has hazards.
     """
     shape = source.train.shape
     model = build_model(job, shape, source.num_classes).to(device)
     state = forward_state(job, model, shape)
     found = hazards(job, model, shape)
     if found and job.layout.exact:
-        fault = f"cannot be had with {job.model.name}; at {'; '.join(found)}"
+        fault = f"is not possible with {job.model.name}; at {'; '.join(found)}"
         raise JobError([Fault("layout.exact", fault)], job.name)
     if job.data.channels_last:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -73,37 +73,37 @@ def build_network(job: Job, source: DatasetPair, device: torch.device) -> tuple[
 
 
 def choose_device(ranks: Ranks) -> torch.device:
-    """A GPU for each rank of the host, where there are as many and the ranks can add on them; else the CPU."""
+    """Return a GPU per rank if the host has enough and the backend can all-reduce on GPUs, else the CPU."""
     if torch.cuda.is_available() and ranks.sums_on_gpu and ranks.local_size <= torch.cuda.device_count():
         return torch.device("cuda", ranks.local_rank)
     return torch.device("cpu")
 
 
 def set_threads(job: Job, ranks: Ranks) -> None:
-    """Set torch's threads: what the job says, else one in exact mode, else OMP_NUM_THREADS, else this rank's cores.
+    """Set torch's threads: the job's number, else 1 in exact mode, else OMP_NUM_THREADS, else this rank's cores.
 
     Raises:
         CollectiveError: in exact mode, ranks compute with different kernels.
     """
-    cores = _cores_per_rank(ranks)  # asked on all ranks, whatever each of them then does with it
+    cores = _cores_per_rank(ranks)  # a collective, so every rank calls it even if it does not use the result
     if job.layout.threads_per_rank or job.layout.exact:
         torch.set_num_threads(job.layout.threads_per_rank or 1)
     elif "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(cores)
     if job.layout.exact:
-        # cuDNN may add up with atomics, and choose its kernels by their speed.
+        # Otherwise cuDNN may sum with atomics, and select kernels by measured speed.
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
         check_same_arithmetic(ranks)
 
 
 def _cores_per_rank(ranks: Ranks) -> int:
-    """This rank's share of the cores it may use, whether ranks are bound to the same ones or each to its own.
+    """Return this rank's share of its cores, whether ranks are bound to the same cores or to different ones.
 
     All ranks call it together.
     """
-    mine = list(os.sched_getaffinity(0))
+    cores = list(os.sched_getaffinity(0))
     users = torch.zeros(4096)
-    users[mine] = 1
+    users[cores] = 1
     ranks.sum(users, "cores")
     num_hosts = ranks.size / ranks.local_size
-    return max(1, int(len(mine) / float(users[mine].mean() / num_hosts)))
+    return max(1, int(len(cores) / float(users[cores].mean() / num_hosts)))

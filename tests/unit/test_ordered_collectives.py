@@ -1,4 +1,4 @@
-"""Operations of several ranks, here threads, that a backend would match by the order in which they are issued."""
+"""Collectives of several ranks (threads here), for a backend that matches them by the order of issue."""
 
 from __future__ import annotations
 
@@ -7,40 +7,40 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from hvd_batchgrow.comm.ordered_collectives import IssueOrder
+from hvd_batchgrow.comm.ordered_collectives import OrderedCollectives
 from hvd_batchgrow.messages.errors import RunError
 
 RANKS = 3
 
 
 class Broadcasts:
-    """What rank 0 tells, on all ranks; fails on all of them once it is cut."""
+    """Broadcasts of rank 0's keys to all ranks; they fail on the other ranks after `cut`."""
 
     def __init__(self) -> None:
-        self.told: list[int] = []
+        self.sent: list[int] = []
         self.changed = threading.Condition()
         self.is_cut = False
 
     def of(self, rank: int) -> Callable[[int], int]:
         keys = self._from(rank)
 
-        def tell(key: int) -> int:
+        def broadcast_key(key: int) -> int:
             if rank == 0:
                 with self.changed:
-                    self.told.append(key)
+                    self.sent.append(key)
                     self.changed.notify_all()
             return next(keys)
 
-        return tell
+        return broadcast_key
 
     def _from(self, rank: int) -> Iterator[int]:
         position = 0
         while True:
             with self.changed:
-                self.changed.wait_for(lambda position=position: self.is_cut or len(self.told) > position)
+                self.changed.wait_for(lambda position=position: self.is_cut or len(self.sent) > position)
                 if self.is_cut and rank:
                     raise RuntimeError("Connection closed by peer [127.0.0.1]\nmore of it")
-                key = self.told[position]
+                key = self.sent[position]
             yield key
             position += 1
 
@@ -62,9 +62,9 @@ def issuing(into: list[str], name: str) -> Callable[[], Work]:
     return issue
 
 
-def test_every_rank_issues_in_rank_0s_order_whatever_its_own() -> None:
+def test_every_rank_issues_in_rank_0s_order() -> None:
     broadcasts = Broadcasts()
-    orders = [IssueOrder(rank, broadcasts.of(rank)) for rank in range(RANKS)]
+    orders = [OrderedCollectives(rank, broadcasts.of(rank)) for rank in range(RANKS)]
     issued: list[list[str]] = [[] for _ in orders]
     names = [["c", "a", "b"], ["a", "b", "c"], ["b", "c", "a"]]
     for _ in range(20):
@@ -83,12 +83,12 @@ def test_every_rank_issues_in_rank_0s_order_whatever_its_own() -> None:
 def test_an_operation_is_not_issued_before_rank_0_has_started_it() -> None:
     broadcasts = Broadcasts()
     issued: list[str] = []
-    second = IssueOrder(1, broadcasts.of(1))
+    second = OrderedCollectives(1, broadcasts.of(1))
     operation = second.start("a", issuing(issued, "a"))
     with pytest.raises(ValueError, match="a was started before"):
         second.start("a", issuing(issued, "a"))
     assert issued == []
-    first = IssueOrder(0, broadcasts.of(0))
+    first = OrderedCollectives(0, broadcasts.of(0))
     first.start("a", issuing([], "a")).wait()
     operation.wait()
     assert issued == ["a"]
@@ -96,9 +96,9 @@ def test_an_operation_is_not_issued_before_rank_0_has_started_it() -> None:
         order.close()
 
 
-def test_a_lost_peer_is_told_in_a_line_by_what_is_under_way_and_by_what_comes_after() -> None:
+def test_a_lost_peer_fails_started_and_later_collectives_in_one_line() -> None:
     broadcasts = Broadcasts()
-    order = IssueOrder(1, broadcasts.of(1))
+    order = OrderedCollectives(1, broadcasts.of(1))
     operation = order.start("a", issuing([], "a"))
     broadcasts.cut()
     message = r"^another rank has ended or cannot be reached any more \(Connection closed by peer \[127.0.0.1\]\)$"
@@ -108,8 +108,8 @@ def test_a_lost_peer_is_told_in_a_line_by_what_is_under_way_and_by_what_comes_af
         order.start("b", issuing([], "b"))
 
 
-def test_a_backend_that_fails_is_told_where_it_is_waited_for() -> None:
-    order = IssueOrder(0, Broadcasts().of(0))
+def test_wait_raises_the_error_of_the_backend() -> None:
+    order = OrderedCollectives(0, Broadcasts().of(0))
 
     def refuse() -> Work:
         raise RuntimeError("no route to host")

@@ -1,4 +1,4 @@
-"""Bad command lines and environments, and all that is said of them."""
+"""The messages for bad command lines and environments."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ COMMANDS = "plan, probe, train, twin, submit, status, verify, digest, audit, adv
         (["trian", "a", "-h"], [f"command: must be one of {COMMANDS}, got 'trian'; nearest: 'train'"]),
         (["--nonsense", "--help"], [f"command: must be one of {COMMANDS}, got '--nonsense'"]),
         (["plan"], ["JOB: is required: a path"]),
-        (["plan", "a", "b"], ["'b': is a word too many"]),
+        (["plan", "a", "b"], ["'b': unexpected argument"]),
         (
             ["plan", "--rnks=3", "--seed", "x", "--ranks"],
             [
@@ -40,9 +40,9 @@ COMMANDS = "plan, probe, train, twin, submit, status, verify, digest, audit, adv
             ["plan", "a", "--ranks", "0", "--json=yes", "-x"],
             [
                 "--ranks: must be a whole number > 0 and <= 1048576, got '0'; nearest: 1",
-                "--json: takes no value, got 'yes'; leave it out for false",
-                "-x: unknown option; known here: --name, --seed, --ranks, --json, --twin, --plot, --cost, --replay, "
-                "and keys such as --optim.lr",
+                "--json: takes no value, got 'yes'; omit the option for false",
+                "-x: unknown option; this command has --name, --seed, --ranks, --json, --twin, --plot, --cost, "
+                "--replay, and job-file keys such as --optim.lr",
             ],
         ),
         (
@@ -52,11 +52,11 @@ COMMANDS = "plan, probe, train, twin, submit, status, verify, digest, audit, adv
                 "--epochs: unknown option; did you mean --schedule.epochs?",
                 "--batch: unknown option; did you mean --schedule.global_batch?",
                 "--global-batch: unknown option; did you mean --schedule.global_batch?",
-                "--wat: unknown option; known here: --name, --seed, --backend, --resume, --overwrite, --runs-dir, "
-                "--max-updates, --phases, --fork, --replay, --cost, and keys such as --optim.lr",
+                "--wat: unknown option; this command has --name, --seed, --backend, --resume, --overwrite, --runs-dir, "
+                "--max-updates, --phases, --fork, --replay, --cost, and job-file keys such as --optim.lr",
             ],
         ),
-        (["digest", "--json", "a"], ["--json: unknown option; known here: none"]),
+        (["digest", "--json", "a"], ["--json: unknown option; this command has no options"]),
         (
             ["train", "a", "--resume", "atuo", "--max-updates=1.5", "--backend", "mpi"],
             [
@@ -84,8 +84,8 @@ def test_all_faults_of_a_command_line(words: list[str], faults: list[str], capsy
     assert capsys.readouterr().err == "\n  ".join([f"command line: {count}", *faults]) + "\n"
 
 
-def test_every_option_of_every_command_is_known_to_the_check() -> None:
-    """What tyro would take must not be refused, nor the other way round: names, and which stand alone."""
+def test_the_check_knows_the_flags_of_every_command() -> None:
+    """The check must accept exactly what tyro accepts, so it must know which options have no value."""
     for name, command in commands_by_name().items():
         for option in options_of(command):
             assert not option.is_flag or not option.is_required, (name, option.shown)
@@ -93,12 +93,12 @@ def test_every_option_of_every_command_is_known_to_the_check() -> None:
     assert flags == {"--overwrite"}
 
 
-def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+def test_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"hvd-batchgrow {__version__}\n"
 
 
-def test_help_is_tyros(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_is_printed_by_tyro(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(["plan", "--help"])
     assert caught.value.code == 0
@@ -140,26 +140,24 @@ def test_a_bad_environment_ends_with_2(monkeypatch: pytest.MonkeyPatch, capsys: 
     assert capsys.readouterr().err.startswith("environment: 1 fault\n  OMPI_COMM_WORLD_RANK: must be a whole number")
 
 
-def test_words_are_refused_by_one_rank_for_all(
+def test_only_rank_0_reports_a_bad_command_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
-    for rank, told in (("0", "command line: 1 fault\n  --nam: unknown option; did you mean --name?\n"), ("1", "")):
+    for rank, message in (("0", "command line: 1 fault\n  --nam: unknown option; did you mean --name?\n"), ("1", "")):
         monkeypatch.setenv("OMPI_COMM_WORLD_RANK", rank)
         assert main(["train", "job.toml", "--nam", "x"]) == 2
-        assert capsys.readouterr().err == told
+        assert capsys.readouterr().err == message
 
 
-def test_a_run_that_changes_its_ranks_cannot_fork(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_elastic_run_cannot_fork(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("HOROVOD_ELASTIC", "1")
     assert main(["train", "job.toml", "--fork", "other"]) == 2
-    assert "--fork: starts a run once" in capsys.readouterr().err
+    assert "--fork: an elastic job restarts its run" in capsys.readouterr().err
 
 
-def test_what_a_terminal_cannot_write_is_written_as_a_number(monkeypatch: pytest.MonkeyPatch, job: str) -> None:
-    """Paths are bytes, and terminals need not know the signs of a table."""
+def test_characters_that_a_terminal_cannot_encode_are_escaped(monkeypatch: pytest.MonkeyPatch, job: str) -> None:
+    """Paths are bytes, and a terminal's encoding may lack the characters of a table."""
     monkeypatch.setenv("COLUMNS", "9" * 5000)
     for encoding, word in (("ascii", "\\xd7"), ("utf-8", "×")):
         out = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
@@ -172,7 +170,7 @@ def test_what_a_terminal_cannot_write_is_written_as_a_number(monkeypatch: pytest
 
 
 @pytest.mark.parametrize("words", [["--help"], ["-h"], ["plan", "--help"], ["train", "a.toml", "-h"]])
-def test_help_is_printed_for_what_there_is(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_is_printed_for_known_commands(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(words)
     assert ended.value.code == 0

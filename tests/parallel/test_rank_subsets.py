@@ -1,4 +1,4 @@
-"""The first ranks as ranks of their own, while the others wait: whatever carries their sums."""
+"""The first ranks as a separate subset while the others are idle, over every backend."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hvd_batchgrow.messages.errors import ExitCode, RunError
 
 
 def some(ranks: Ranks) -> int:
-    """All but one, where there are more."""
+    """Return all ranks but one, at least 1."""
     return max(1, ranks.size - 1)
 
 
@@ -25,7 +25,7 @@ def sum_of_ones(ranks: Ranks) -> float:
     return ranks.sum(torch.ones(3), "test.ones")[0].item()
 
 
-def test_all_operations_work_in_a_part_and_in_the_whole_after_it(ranks: Ranks) -> None:
+def test_collectives_work_in_a_subset_and_in_all_ranks_after_it(ranks: Ranks) -> None:
     for _ in range(2):  # a second time, too
         part = ranks.subset(some(ranks))
         if part is None:
@@ -48,7 +48,7 @@ def fail() -> None:
     raise RunError("planted")
 
 
-def test_a_part_of_all_ranks_is_the_whole(ranks: Ranks) -> None:
+def test_a_subset_of_all_ranks_works_like_all_ranks(ranks: Ranks) -> None:
     part = ranks.subset(ranks.size)
     assert part is not None
     assert (part.rank, part.size, part.local_size) == (ranks.rank, ranks.size, ranks.local_size)
@@ -58,21 +58,21 @@ def test_a_part_of_all_ranks_is_the_whole(ranks: Ranks) -> None:
     assert sum_of_ones(ranks) == ranks.size
 
 
-def test_ranks_that_wait_burn_no_core_and_join_at_once(ranks: Ranks) -> None:
+def test_idle_ranks_use_no_core_and_rejoin_at_once(ranks: Ranks) -> None:
     part = ranks.subset(some(ranks))
     begin = time.monotonic()
     if part is None:
-        looks: list[tuple[float, float]] = []
+        times: list[tuple[float, float]] = []
 
-        def look() -> bool:
+        def record_times() -> bool:
             used = resource.getrusage(resource.RUSAGE_SELF)
-            looks.append((time.monotonic(), used.ru_utime + used.ru_stime))
+            times.append((time.monotonic(), used.ru_utime + used.ru_stime))
             return False
 
-        ranks.wait_until_woken(look)
-        # Of the wait alone: on a busy machine those that join wait for each other, in MPI, whose wait is a busy one.
-        waited_s, used_s = (last - first for first, last in zip(looks[0], looks[-1], strict=True))
-        assert waited_s > 1  # 1.5 s, less what this rank was late to begin with
+        ranks.wait_until_woken(record_times)
+        # Only the wait is measured: while ranks rejoin on a busy machine, MPI spins until the last one arrives.
+        waited_s, used_s = (last - first for first, last in zip(times[0], times[-1], strict=True))
+        assert waited_s > 1  # 1.5 s, less the time by which this rank started late
         assert used_s < 0.02 * waited_s + 0.05
     else:
         while not part.any(flag=time.monotonic() - begin > 1.5):
@@ -80,26 +80,26 @@ def test_ranks_that_wait_burn_no_core_and_join_at_once(ranks: Ranks) -> None:
         part.close()
     begin = time.monotonic()
     sum_of_ones(ranks)
-    assert time.monotonic() - begin < 5  # under 1 s, but on a machine that may be busy
+    assert time.monotonic() - begin < 5  # under 1 s on an idle machine
 
 
-def test_a_request_on_a_rank_that_waits_reaches_rank_0(ranks: Ranks) -> None:
+def test_a_stop_request_on_an_idle_rank_reaches_rank_0(ranks: Ranks) -> None:
     part = ranks.subset(some(ranks))
     if part is None:
         ranks.wait_until_woken(lambda: ranks.rank == ranks.size - 1)
     else:
         deadline = time.monotonic() + (20 if ranks.size > 1 else 0)
-        # As an update's vote: rank 0's flag reaches all of the part.
-        asked = False
-        while not asked and not part.any(flag=time.monotonic() > deadline):
+        # Like the vote in an update: rank 0's flag reaches all ranks of the subset.
+        requested = False
+        while not requested and not part.any(flag=time.monotonic() > deadline):
             time.sleep(0.01)
-            asked = part.any(flag=part.stop_requested_elsewhere())
-        assert asked == (ranks.size > 1)
+            requested = part.any(flag=part.stop_requested_elsewhere())
+        assert requested == (ranks.size > 1)
         part.close()
     assert sum_of_ones(ranks) == ranks.size
 
 
-def test_what_cannot_be_a_part_is_refused(ranks: Ranks) -> None:
+def test_invalid_subset_sizes_and_waits_are_refused(ranks: Ranks) -> None:
     for count in (0, ranks.size + 1):
         with pytest.raises(ValueError, match=f"has 1 to {ranks.size}, got {count}"):
             ranks.subset(count)
@@ -107,7 +107,7 @@ def test_what_cannot_be_a_part_is_refused(ranks: Ranks) -> None:
         ranks.wait_until_woken(never)
 
 
-def test_a_place_is_counted_over_hosts_that_may_hold_unequal_numbers() -> None:
+def test_topology_of_hosts_with_different_numbers_of_ranks() -> None:
     hosts = [7, 7, 9, 7, 9]  # hosts 7 and 9 with three and two ranks
     expected = [(0, 3, 0, 2), (1, 3, 0, 2), (0, 2, 1, 2), (2, 3, 0, 1), (1, 2, 1, 2)]
     assert [HostTopology.among(hosts, rank) for rank in range(5)] == [HostTopology(*numbers) for numbers in expected]

@@ -1,4 +1,4 @@
-"""An elastic run in one process, whose hosts are said to change; tests/launch/test_elastic.py has real ones."""
+"""An elastic run in one process with simulated changes of hosts; tests/launch/test_elastic.py has real ones."""
 
 from __future__ import annotations
 
@@ -15,37 +15,35 @@ from hvd_batchgrow.verification.audit import read_consumed
 
 
 class Changing(SingleRank):
-    """Other hosts are there at the second look of a life; the third life loses a rank in its first update."""
+    """The hosts change at the second check of an attempt; the third attempt loses a rank in its first update."""
 
     elastic = True
 
     def __init__(self) -> None:
-        self.lives, self._looks = 1, 0
+        self.attempts, self._checks = 1, 0
 
     @property
     def changed(self) -> bool:
-        self._looks += 1
-        if self.lives == 3:
+        self._checks += 1
+        if self.attempts == 3:
             raise RanksLost
-        return self._looks == 2
+        return self._checks == 2
 
     def reform(self) -> None:
-        self.lives, self._looks = self.lives + 1, 0
+        self.attempts, self._checks = self.attempts + 1, 0
 
 
-def test_updates_are_counted_over_all_lives(job: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_updates_are_counted_over_every_attempt(job: str, monkeypatch: pytest.MonkeyPatch) -> None:
     ranks = Changing()
     monkeypatch.setitem(sys.modules, "hvd_batchgrow.comm.elastic", SimpleNamespace(ElasticRanks=Changing))
     monkeypatch.setattr("hvd_batchgrow.comm.backend.connect", lambda _: ranks)
     assert main(["train", job, "--max-updates", "7"]) == 75
-    assert ranks.lives == 5
-    # Two of each life that saw other hosts, none of the one that lost a rank.
+    assert ranks.attempts == 5
+    # Two updates in each attempt that ended by a change of hosts, and 0 in the one that lost a rank.
     assert read_consumed(Path("runs/small")).bounds.tolist() == list(range(0, 7 * 16 + 1, 16))
 
 
-def test_the_plan_shown_of_an_elastic_run_has_the_ranks_that_it_would_like(
-    job: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_plan_json_of_an_elastic_run_has_the_ranks_of_its_job_file(job: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "hvd_batchgrow.comm.elastic", SimpleNamespace(ElasticRanks=Changing))
     monkeypatch.setattr("hvd_batchgrow.comm.backend.connect", lambda _: Changing())
     main(["train", job, "--max-updates", "1", "--layout.grow_by", "ranks", "--layout.max-ranks", "3"])
