@@ -215,5 +215,5 @@ def print_verify(console: PlainConsole, job: Job, results: Sequence[Compared], n
 _VERIFY_LEGEND = """\
 difference: |a - b| / |a| of the tensor that is closest to its limit, after the
 first or the last update; a is the result of plain torch autograd.
-limit: the effect of rounding on that tensor, measured on this network by repeating
-plain autograd with slightly changed inputs, weights and gradients."""
+limit: the effect of rounding on that tensor, measured on this network: plain
+autograd repeated with slightly changed inputs, weights and gradients."""

@@ -106,8 +106,8 @@ def test_tasks_that_srun_does_not_join_are_refused_with_the_remedy(cluster: Clus
     assert done.returncode == 1
     assert done.stderr.count("srun has started 2 tasks without an MPI plugin: each would train the whole job") == 1
     assert "Say srun --mpi=pmix" in done.stderr
-    # Of PMI2 this Open MPI knows nothing: it says so itself.
+    # Open MPI does not support PMI2, and says so itself.
     done = cluster.run("srun", "-N2", "-n2", "--mpi=pmi2", *words, cwd=work)
     assert done.returncode != 0
-    assert "you can use SLURM's PMIx support" in done.stderr
+    assert re.search("SLURM's PMIx support|No PMIx server was reachable", done.stderr)  # Open MPI 4, 5
     assert not (work / "runs").exists()
