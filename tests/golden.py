@@ -92,7 +92,7 @@ def make_engine(ranks: Ranks, *, exact: bool = False, rule: UpdateSection | None
 def serve(
     engine: UpdateEngine, ranks: Ranks, per_pass: int, update: int, num_groups: int = NUM_GROUPS, order: int = 1
 ) -> UpdateResult:
-    """Do one update with the samples dealt to the ranks, `per_pass` groups a micro-batch; order -1: the last first."""
+    """Do one update with the samples of all ranks, `per_pass` groups per micro-batch; order -1 reverses them."""
     images, labels = samples(update)
     images = images.to(next(engine.model.parameters()).dtype)
     mine = groups_of_rank(0, num_groups, ranks.rank, ranks.size)[::order]

@@ -17,7 +17,7 @@ from tests.helpers import small_source
 
 
 class Recorder(Observer):
-    """Keeps what a run tells."""
+    """Keep all events of a run."""
 
     def __init__(self) -> None:
         self.notes: tuple[str, ...] = ()
@@ -69,7 +69,7 @@ def train(
     stop: Stop | None = None,
     replay: Path | None = None,
 ) -> tuple[Trainer, RunEnded]:
-    """To the end, or to a stop; observers are told on every rank that has some."""
+    """Train to the end or to a stop; every rank notifies its observers."""
     trainer = make_trainer(job, ranks, folder, *observers, source=source)
     return trainer, trainer.run(stop or StopRequest(), checkpoint, replay=replay)
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Checks format, lint, types and shell scripts; any failure ends it.
+# Checks format, lint, types, wording and shell scripts; any failure ends it.
 #
-#   tools/check.sh          these four
+#   tools/check.sh          these five
 #   tools/check.sh tests    and then the fast unit tests: tests/unit without those marked slow
 #
 # It leaves out the slow unit tests, and all of tests/parallel, tests/launch, tests/slurm, tests/gpu and tests/storm:
@@ -19,6 +19,7 @@ esac
 ruff format --check -q .
 ruff check -q .
 mypy
+python tools/plain_words.py
 git ls-files '*.sh' '*.sbatch' .ci/run | xargs shellcheck
 
 [ "${1:-}" = tests ] || exit 0

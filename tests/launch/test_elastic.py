@@ -109,7 +109,7 @@ def test_a_rank_that_is_killed_takes_nothing_with_it(folder: Path, digest: str) 
     assert_undisturbed(folder, "killed", digest)
 
 
-def test_a_rank_that_is_stopped_is_named_and_ended_and_the_others_go_on(folder: Path, digest: str) -> None:
+def test_a_rank_that_is_stopped_is_named_and_ended_and_the_others_continue(folder: Path, digest: str) -> None:
     timeout = ["--logging.stall-timeout-s", "10"]
     out = train(folder, "stopped", BOTH, lambda: strike("stopped", 0, signal.SIGSTOP), *timeout)
     named = r"rank 1: no progress for \d\.\d s \(the stalled rank ends at 10 s\): rank 0 of 2 on \S+ has been silent "

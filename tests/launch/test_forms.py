@@ -54,7 +54,7 @@ def command(form: str, *words: str) -> list[str]:
 
 @contextlib.contextmanager
 def launched(words: list[str], **options: Any) -> Iterator[subprocess.Popen[str]]:
-    """A process that does not outlive its test: one that fails in between would wait for its end before it is told."""
+    """Start a process that is killed at the end of its test, so that a failing test does not wait for it."""
     with subprocess.Popen(words, text=True, **options) as process:
         try:
             yield process
@@ -92,7 +92,7 @@ def weights(folder: Path) -> dict[str, Weights]:
 
 # Of two numbers the sum is the same in either order: the bits are equal without exact mode, too.
 @pytest.mark.parametrize("form", ["horovodrun-gloo", "horovodrun-mpi", "mpirun-torch", "torchrun"])
-def test_two_ranks_end_with_the_same_bits_however_they_were_launched(weights: dict[str, Weights], form: str) -> None:
+def test_two_ranks_end_bit_identical_however_they_were_launched(weights: dict[str, Weights], form: str) -> None:
     assert compare_weights(weights["mpirun"], weights[form]) == "equal to the bit"
 
 
@@ -158,7 +158,7 @@ def test_a_stop_by_signal_leaves_a_checkpoint_and_a_resume_the_same_weights(
             assert process.poll() is None
             assert time.monotonic() < deadline, "it does not begin"
             time.sleep(0.01)
-        # mpirun hands USR2 on, and torchrun TERM; under horovodrun it goes to one rank, which tells the other
+        # mpirun forwards USR2, torchrun TERM; under horovodrun one rank gets it, and the vote of the update spreads it
         receiver = max(ranks_of(process.pid)) if form == "horovodrun-gloo" else process.pid
         os.kill(receiver, signal.SIGTERM if form == "torchrun" else signal.SIGUSR2)
         assert process.wait(timeout=300) == code
@@ -229,7 +229,7 @@ def test_a_rank_that_raises_takes_the_job_down_and_is_named(folder: Path, form: 
 
 
 @pytest.mark.parametrize("form", ["mpirun", "horovodrun-gloo", "torchrun"])
-def test_a_fault_in_the_job_is_told_once(folder: Path, form: str) -> None:
+def test_a_fault_in_the_job_is_reported_once(folder: Path, form: str) -> None:
     done = run(folder, form, "train", "small.toml", "--optim.lr", "-1", "--name", "faulty")
     text = done.stdout + done.stderr
     assert text.count("optim.lr: must be a finite number > 0, got -1") == 1

@@ -64,7 +64,7 @@ def test_growing_ranks_end_with_the_bits_of_growing_accumulation(folder: Path, d
     assert "phase 2: global batch 48 on 2 of 4 ranks" in done.stdout + done.stderr
 
 
-def test_a_signal_to_a_rank_that_waits_stops_the_run_and_it_goes_on(folder: Path, digest: str) -> None:
+def test_a_signal_to_a_rank_that_waits_stops_the_run_and_it_resumes(folder: Path, digest: str) -> None:
     # A first phase of ten updates, a second each, so that there is time to find the process that waits.
     words = ("--name", "asked")
     slow = [sys.executable, str(write_slow(folder, 1.0))]

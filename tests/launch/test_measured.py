@@ -16,7 +16,7 @@ NUM_ROWS = 12_000
 
 
 def write_table(path: Path) -> None:
-    """54 whole numbers a row as the cover types have them, and a type, 1 … 7, that nothing tells: a plateau is near."""
+    """Rows of 54 integers like the forest cover data, with random types 1 … 7: the loss soon reaches a plateau."""
     generator = np.random.default_rng(0)
     table = np.concatenate([generator.integers(0, 4000, (NUM_ROWS, 10)), generator.integers(0, 2, (NUM_ROWS, 44))], 1)
     types = generator.integers(1, 8, NUM_ROWS)

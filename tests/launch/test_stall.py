@@ -119,7 +119,7 @@ def test_a_rank_that_hangs_is_named_with_what_it_does(folder: Path, form: str) -
     assert re.search(named, told), told
 
 
-def test_a_job_that_is_suspended_as_a_whole_goes_on(folder: Path) -> None:
+def test_a_job_that_is_suspended_as_a_whole_continues(folder: Path) -> None:
     log = folder / "suspended.log"
     words = [
         "train",
@@ -174,7 +174,7 @@ def test_one_interrupt_saves_and_a_second_ends_at_once(folder: Path, form: str, 
     told = log.read_text()
     assert told.count("hvd-batchgrow: interrupted: stops at the next update, with a checkpoint") == 1
     assert told.count("hvd-batchgrow: interrupted again: ended at once") == times - 1
-    # horovodrun has one of its own for every failure.
+    # horovodrun uses its own exit code for every failure.
     assert told.count("Traceback") == (1 if form == "horovodrun-gloo" else 0), told
     checkpoints = list((folder / "runs" / name / "checkpoints").glob("samples-*"))
     assert len(checkpoints) == (1 if times == 1 else 0)

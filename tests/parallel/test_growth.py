@@ -35,7 +35,7 @@ def test_the_ranks_of_a_phase_change_no_bit(ranks: Ranks, tmp_path: Path, per_ph
     assert grown.evaluation == plain.evaluation
 
 
-def test_all_that_belongs_to_a_run_is_handed_over(ranks: Ranks, tmp_path: Path) -> None:
+def test_the_whole_state_of_a_run_reaches_ranks_that_join(ranks: Ranks, tmp_path: Path) -> None:
     update = {"ema_samples": 150.0, "precision": "float16"}
     job = job_of(ranks, (1, 2, 1, 2), optim={"name": "adam", "lr": 1e-3, "weight_decay": 0.0}, update=update)
     trainer, _ = train(job, ranks, tmp_path)

@@ -274,7 +274,7 @@ def test_growth_by_ranks_decides_like_growth_by_passes(ranks: Ranks, tmp_path: P
     assert digest(by_ranks) == digest(by_passes)
 
 
-def test_a_trigger_that_measures_goes_on_where_ranks_join(ranks: Ranks, tmp_path: Path) -> None:
+def test_a_trigger_that_measures_continues_where_ranks_join(ranks: Ranks, tmp_path: Path) -> None:
     # 24 = 3 passes of 8 on one rank; 48 is a full pass for each of several
     schedule = {"global_batch": 24, "max_batch": 96}
     job = job_of(NOISE, schedule=schedule, layout={"grow_by": "ranks", "max_micro_batch": 16})
@@ -331,7 +331,7 @@ def test_a_kill_between_a_decision_and_its_effect_changes_nothing(
         train(job, ranks, tmp_path / "parts")
     monkeypatch.setattr(growth_controller, "append_line", append)
     path = tmp_path / "parts" / "decisions.jsonl"
-    # Before the first checkpoint of the first case, which begins anew.
+    # Before the first checkpoint of the first case, which starts from scratch.
     data = of_rank0(ranks, lambda: newest_good(tmp_path / "parts" / "checkpoints")[0])
     checkpoint = Checkpoint.from_bytes(data) if data else None
     made = [d for d in whole.growth.decisions if checkpoint and d.samples <= checkpoint.samples]
@@ -350,7 +350,7 @@ def test_a_kill_between_a_decision_and_its_effect_changes_nothing(
 
 
 @pytest.mark.parametrize("damage", ["gone", "nonsense", "torn", "another"])
-def test_a_record_that_is_lost_is_made_anew_from_the_checkpoint(
+def test_a_lost_record_is_rebuilt_from_the_checkpoint(
     ranks: Ranks, tmp_path: Path, undisturbed: Undisturbed, damage: str
 ) -> None:
     job = job_of(NOISE)
@@ -376,7 +376,7 @@ def test_a_record_that_is_lost_is_made_anew_from_the_checkpoint(
     }
     if ranks.rank == 0:
         assert told.get(damage, "") in "\n".join(recorder.notes)
-        assert bool(recorder.notes) == (damage != "torn")  # nobody has acted on what is torn
+        assert bool(recorder.notes) == (damage != "torn")  # no rank has used the torn line
 
 
 def test_checkpoints_of_all_decisions_are_kept_across_a_resume(ranks: Ranks, tmp_path: Path) -> None:
@@ -409,7 +409,7 @@ def test_a_replay_gives_the_same_weights_without_measuring(
 
 
 @pytest.mark.parametrize(("trigger", "updates"), [(NOISE, 14), (BEST, 7)], ids=name_of)
-def test_a_replay_is_one_in_its_later_lives_too(
+def test_a_resumed_replay_is_still_a_replay(
     ranks: Ranks, tmp_path: Path, undisturbed: Undisturbed, trigger: dict[str, Any], updates: int
 ) -> None:
     whole, _ = undisturbed(trigger)
@@ -455,7 +455,7 @@ def test_decisions_that_do_not_fit_are_refused_and_the_record_stays(
     assert on_record(ranks, whole.folder) == before
 
 
-def test_a_run_cannot_go_on_by_other_decisions_than_those_it_has_followed(ranks: Ranks, tmp_path: Path) -> None:
+def test_a_run_cannot_resume_with_other_decisions_than_its_own(ranks: Ranks, tmp_path: Path) -> None:
     job = job_of(NOISE)
     stopped = train(job, ranks, tmp_path / "parts", stop=StopAfter(18, here=True))
     (tmp_path / "none.jsonl").touch()
@@ -473,7 +473,7 @@ def test_a_run_cannot_go_on_by_other_decisions_than_those_it_has_followed(ranks:
 
 
 @pytest.mark.parametrize("changes", [{}, {"ratio": 1e9}], ids=["the same job", "another trigger"])
-def test_a_fork_goes_on_from_the_decisions_that_were_made(
+def test_a_fork_continues_from_the_decisions_that_were_made(
     ranks: Ranks, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
     # 24 and then 48, 88 samples an update: where it stands, no run of 24 alone ever is

@@ -163,7 +163,7 @@ def test_preconditioned_norms_are_of_the_gradient_as_adam_scales_it(ranks: Ranks
         assert_close(golden.serve(engine, ranks, 2, update).noise[ALL], wanted, rel=1e-6)
 
 
-def test_an_update_left_out_says_nothing(ranks: Ranks) -> None:
+def test_a_skipped_update_contributes_nothing(ranks: Ranks) -> None:
     engine = make_engine(ranks, on_nonfinite="skip")
     engine.measure_noise()
     poison(engine, 5)

@@ -86,7 +86,7 @@ def test_the_figures_join_those_of_other_ranks_in_the_file(
         assert sorted(p.name for p in tmp_path.iterdir()) == ["PROBE.json", "data"]
 
 
-def test_a_damaged_file_is_told_before_anything_is_measured(
+def test_a_damaged_file_is_reported_before_anything_is_measured(
     ranks: Ranks, load: Callable[[], Job], tmp_path: Path
 ) -> None:
     path = tmp_path / "PROBE.json"
@@ -99,7 +99,7 @@ def test_a_damaged_file_is_told_before_anything_is_measured(
     assert path.read_text() == "{"
 
 
-def test_a_file_of_another_model_is_told_before_anything_is_measured(
+def test_a_file_of_another_model_is_reported_before_anything_is_measured(
     ranks: Ranks, load: Callable[[], Job], tmp_path: Path
 ) -> None:
     path = tmp_path / "PROBE.json"

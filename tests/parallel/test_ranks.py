@@ -58,7 +58,9 @@ def test_bytes_of_rank_0_reach_every_rank(ranks: Ranks, data: bytes | None) -> N
     ("error", "code"),
     [(RunError("disk full"), ExitCode.FAILURE), (JobError([Fault("a.b", "wrong")]), ExitCode.BAD_JOB)],
 )
-def test_a_failure_of_one_rank_is_known_to_all_and_told_by_one(ranks: Ranks, error: Exception, code: ExitCode) -> None:
+def test_a_failure_of_one_rank_is_known_to_all_and_reported_by_one(
+    ranks: Ranks, error: Exception, code: ExitCode
+) -> None:
     culprit = ranks.size - 1
 
     def attempt() -> int:

@@ -52,7 +52,7 @@ def test_smoothed_targets_and_a_clipped_gradient_are_those_of_the_formulas(
 
 
 def poison(engine: UpdateEngine, at_group: int) -> None:
-    """From now on the loss of one group, the one whose first pixel is its first sample's, is no number."""
+    """From now on the loss of the group that contains this first sample is NaN."""
     images, _ = golden.samples(0)
     mark = images[at_group * golden.GROUP].flatten()[0]
 
@@ -72,7 +72,7 @@ def test_all_ranks_stop_together_and_name_the_group(ranks: Ranks, exact: bool) -
 
 
 @pytest.mark.parametrize("exact", [False, True])
-def test_an_update_left_out_leaves_all_as_it_was(ranks: Ranks, exact: bool) -> None:
+def test_a_skipped_update_changes_nothing(ranks: Ranks, exact: bool) -> None:
     engine, clean = (golden.make_engine(ranks, exact=exact, rule=rule(on_nonfinite="skip")) for _ in range(2))
     poison(engine, 5)
     assert golden.serve(engine, ranks, 2 - exact, 0).skipped
@@ -84,7 +84,7 @@ def test_an_update_left_out_leaves_all_as_it_was(ranks: Ranks, exact: bool) -> N
 
 
 @pytest.mark.parametrize("exact", [False, True])
-def test_a_gradient_that_overflows_is_no_fault_of_any_group(ranks: Ranks, exact: bool) -> None:
+def test_a_gradient_that_overflows_is_not_blamed_on_a_group(ranks: Ranks, exact: bool) -> None:
     engine = golden.make_engine(ranks, exact=exact)
     next(engine.model.parameters()).register_hook(lambda gradient: gradient + torch.inf)
     with pytest.raises(NonFinite, match="the gradient is not finite") as fault:
@@ -142,7 +142,7 @@ class Records(Observer):
         self.kept.append(event)
 
 
-def test_a_stretch_whose_updates_were_all_left_out_is_on_record(ranks: Ranks, tmp_path: Path) -> None:
+def test_a_record_without_any_update_that_was_not_skipped_is_written(ranks: Ranks, tmp_path: Path) -> None:
     records = Records()
     trainer = trainer_of(ranks, tmp_path, [records], update={"on_nonfinite": "skip"})
     trainer.model.register_forward_hook(
@@ -205,7 +205,7 @@ def test_the_scale_grows_by_samples_not_by_updates() -> None:
 
 
 @pytest.mark.parametrize("on_nonfinite", ["stop", "skip"])
-def test_a_gradient_that_overflows_without_a_scale_goes_by_the_rule(ranks: Ranks, on_nonfinite: str) -> None:
+def test_a_gradient_that_overflows_without_a_scale_follows_the_rule(ranks: Ranks, on_nonfinite: str) -> None:
     engine = golden.make_engine(ranks, rule=rule(on_nonfinite=on_nonfinite))
     engine.loss_scale = LossScale(value=2.0)
     next(engine.model.parameters()).register_hook(lambda gradient: gradient * torch.inf)

@@ -23,7 +23,7 @@ def test_each_sample_once_an_epoch_across_growth_in_mid_epoch(
     ranks: Ranks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pipeline: str
 ) -> None:
     source = small_source()
-    # Without augmentation an image tells its sample: make all images different in their first pixels.
+    # Without augmentation an image identifies its sample: make all images different in their first pixels.
     ids = np.arange(NUM_TRAIN)
     source.train.values[:, 0, 0, 0], source.train.values[:, 0, 1, 0] = ids % 256, ids // 256
     used: list[tuple[int, int, int]] = []  # (update's first entry, position of the group, sample)
@@ -137,7 +137,7 @@ def test_all_ranks_hold_the_same_weights(ranks: Ranks, tmp_path: Path) -> None:
 
 
 def test_warm_up_and_changes_of_momentum_reach_the_updates(ranks: Ranks, tmp_path: Path) -> None:
-    # (m): the warm-up goes by samples, whatever the passes
+    # (m): the warm-up counts samples, whatever the number of micro-batches
     schedule = {"warmup_epochs": 0.3, "warmup_start_lr": 0.01, "momenta": [0.9, 0.8, 0.8, 0.85]}
     for limit in (8, 16):
         job = small_job(
@@ -155,7 +155,7 @@ def test_warm_up_and_changes_of_momentum_reach_the_updates(ranks: Ranks, tmp_pat
         assert list(momenta.values()) == [0.9, 0.8, 0.8, 0.85]
 
 
-def test_adam_stops_and_goes_on_like_sgd(ranks: Ranks, tmp_path: Path) -> None:
+def test_adam_stops_and_resumes_like_sgd(ranks: Ranks, tmp_path: Path) -> None:
     optim = {"name": "adamw", "lr": 2e-3, "betas": [0.9, 0.999], "weight_decay": 0.01}
     job = small_job(optim=optim, schedule={"lr_rule": "sqrt"}, data={"pipeline": "torch"})
     whole, _ = train(job, ranks, tmp_path / "whole")

@@ -22,7 +22,7 @@ for shared in "${@:3}"; do
 done
 mkdir -p /run/munge /run/slurm /run/sshd
 mount --bind /mnt/cluster/hosts /etc/hosts
-mount -t sysfs none /sys # so that /sys/class/net tells of this host
+mount -t sysfs none /sys # so that /sys/class/net shows the interfaces of this host
 touch /run/booted
 
 # bash reaps whatever daemons leave to process 1

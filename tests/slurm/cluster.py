@@ -137,7 +137,7 @@ class Cluster:
         self.wait_until_idle()
 
     def job(self, job_id: int) -> dict[str, str]:
-        """What Slurm knows of a job, as scontrol tells it."""
+        """Return what scontrol shows of a job."""
         told = self.run("scontrol", "--oneliner", "show", "job", str(job_id)).stdout
         return dict(re.findall(r"(\w+)=(\S*)", told))
 

@@ -133,7 +133,7 @@ def submitted(cluster: Cluster, cwd: Path, *words: str, **variables: str) -> lis
 
 
 def logs(run: Path) -> str:
-    """What the links of a chain have said."""
+    """Return the output of all jobs of a chain."""
     return "".join(path.read_text() for path in sorted((run / "slurm").glob("*.out")))
 
 
@@ -145,6 +145,6 @@ def seconds_to_the_end(job: dict[str, str], run: Path, fate: str) -> float:
 
 
 def num_records(run: Path) -> int:
-    """How often a run has told of its training."""
+    """Return the number of training records of a run."""
     path = run / "metrics.jsonl"
     return len(path.read_text().splitlines()) if path.exists() else 0

@@ -122,7 +122,7 @@ class Hosts:
         )
 
     def power_off(self, name: str) -> None:
-        """All processes of a host end at once, and nobody is told."""
+        """Kill all processes of a host at once, without a message to any other host."""
         holder, first = self._holders.pop(name), self._firsts.pop(name, None)
         if first is None:  # it never came so far
             holder.kill()

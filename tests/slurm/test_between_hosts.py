@@ -28,7 +28,7 @@ FORMS = {
 
 
 @pytest.mark.parametrize("form", list(FORMS))
-def test_ranks_on_two_hosts_train_to_the_same_bits(
+def test_ranks_on_two_hosts_are_bit_identical_to_one_host(
     with_ssh: Cluster, work: Path, data: Path, one_allocation: str, form: str
 ) -> None:
     write_job(work, data, (2, 2, 2, 2))

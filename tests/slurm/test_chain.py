@@ -77,7 +77,7 @@ def test_a_link_that_fails_cancels_those_after_it_and_status_says_why(
     assert f"small-{second}.out:" in told.stdout
     assert "ends with code 1" in told.stdout
     assert "chain jobs waiting for it were cancelled: 3" in told.stdout
-    # Mended, it goes on where it was.
+    # After the fix, it resumes where it was.
     assert "holds a run already: add --resume auto" in submit(cluster, work, "small.toml", "--nodes-max", "4").stderr
     second, third = submitted(cluster, work, "small.toml", "--nodes-max", "4", "--resume", "auto")
     refused = submit(cluster, work, "small.toml", "--nodes-max", "4", "--resume", "auto")
@@ -87,7 +87,7 @@ def test_a_link_that_fails_cancels_those_after_it_and_status_says_why(
     assert digest_of(run) == one_allocation
 
 
-def test_what_slurm_could_never_run_is_told_before_anything_is_submitted(
+def test_what_slurm_could_never_run_is_reported_before_anything_is_submitted(
     cluster: Cluster, work: Path, data: Path
 ) -> None:
     write_job(work, data, (1, 2, 6, 6))

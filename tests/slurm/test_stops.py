@@ -1,4 +1,4 @@
-"""Links that are stopped, or lose a node, and go on by themselves to the same weights.
+"""Jobs of a chain that are stopped, or lose a node, resume by themselves and end with the same weights.
 
 All of them run side by side: most of their time is spent waiting.
 """
@@ -34,7 +34,7 @@ class Stopped:
 
 @pytest.fixture(scope="module")
 def stopped(cluster: Cluster, shared: Path, data: Path, one_allocation: str) -> dict[str, Stopped]:
-    """Runs that train slowly in their first life, each of which has met its fate."""
+    """Start runs that train slowly in their first attempt, and stop or damage each one."""
     del one_allocation  # first, while all nodes are there
 
     def start(name: str, num_nodes: int, *words: str, **variables: str) -> Stopped:
@@ -45,7 +45,7 @@ def stopped(cluster: Cluster, shared: Path, data: Path, one_allocation: str) -> 
         (job,) = submitted(cluster, folder, *chain, **{"SLOW_S": "1", **variables})
         return Stopped(job, folder / "runs" / "small")
 
-    # Slurm looks at time limits every half minute: it is told after 30 to 60 s, and has two minutes to save in.
+    # Slurm looks at time limits every half minute: the signal comes after 30 to 60 s, and leaves two minutes to save.
     runs = {"limit": start("limit", 1, "--time", "00:03:00", "--signal-delay-s", "150", SLOW_S="3")}
     # Rank 1 sleeps, and rank 0 waits for it in an all-reduce. Without n1, so that other tests need not its last node.
     runs["power"] = start("power", 2, "--sbatch", "exclude=n1", SLOW_RANK="1")
@@ -75,7 +75,7 @@ def stopped(cluster: Cluster, shared: Path, data: Path, one_allocation: str) -> 
 
 
 @pytest.mark.parametrize("template", list(TEMPLATES))
-def test_a_link_that_is_asked_to_stop_saves_and_is_queued_again(
+def test_a_job_with_a_stop_request_saves_and_is_requeued(
     cluster: Cluster, stopped: dict[str, Stopped], one_allocation: str, template: str
 ) -> None:
     chain = stopped[template]
@@ -110,7 +110,7 @@ def test_a_rank_that_is_killed_takes_its_link_down(cluster: Cluster, stopped: di
     print(f"a rank that was killed took its job down in {seconds:.1f} s")
 
 
-def test_a_link_that_reaches_its_time_limit_goes_on_to_the_end(
+def test_a_job_that_reaches_its_time_limit_resumes_to_the_end(
     cluster: Cluster, stopped: dict[str, Stopped], one_allocation: str
 ) -> None:
     chain = stopped["limit"]

@@ -19,7 +19,7 @@ class Kind(NamedTuple):
     """Of run."""
 
     forms: tuple[str, ...]
-    """Of several, each life draws one, in exact mode."""
+    """If there are several, each attempt draws one, in exact mode."""
     measured: bool = False
     """Its batch grows by what it measures."""
 
@@ -43,7 +43,7 @@ SHARES = {
 
 
 def main() -> None:
-    """Storm, all kinds of runs by turns, and print a line for each kind."""
+    """Storm all kinds of runs in turn, and print a line for each kind."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--minutes", type=float, default=math.inf, help="no kill after so many; all runs then end")

@@ -1,4 +1,4 @@
-"""One life of a run: some ranks, from their start to their end, however that comes."""
+"""One attempt of a run: its ranks, from their start to any kind of end."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.storm.nursery import Nursery
 from tests.storm.sabotage import RANK_VARIABLES, VARIABLE
 
 PATIENCE_S = 300.0
-"""A life that lasts longer hangs."""
+"""An attempt that lasts longer counts as a hang."""
 
 
 class Life(ABC):
@@ -43,7 +43,7 @@ class Forked(Life):
     def __init__(self, nursery: Nursery, num_ranks: int, words: list[str], sabotage: str, folder: Path) -> None:
         self._nursery = nursery
         self._codes: dict[int, int] = {}
-        # As torchrun serves it: on a port that nobody takes between its choice and its use.
+        # As torchrun does: the port stays bound between its choice and its use.
         self._store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False) if num_ranks > 1 else None
         port = self._store.port if self._store else 0
         self._ranks = [
@@ -70,7 +70,7 @@ class Forked(Life):
 
     def end(self) -> None:
         for rank in self.ranks():
-            code = self._nursery.wait(rank, 1.0)  # an orderly end of its own comes first
+            code = self._nursery.wait(rank, 1.0)  # an orderly exit of the rank comes first
             if code is None:
                 os.kill(rank, signal.SIGKILL)
                 code = self._nursery.wait(rank, PATIENCE_S)
@@ -78,7 +78,7 @@ class Forked(Life):
             self._codes[rank] = code
 
     def _code(self) -> int:
-        """What tells most: a failure of a rank's own, then a signal, then a stop."""
+        """Return the most informative exit code: a rank's own failure, then a signal, then a stop."""
         return max(self._codes.values(), key=lambda code: (code in {1, 2}, code < 0, code))
 
 
@@ -126,7 +126,7 @@ def numbered_ranks(launcher: int) -> dict[int, int]:
 
 
 def _environment(rank: int, size: int, port: int) -> dict[str, str]:
-    """What torchrun tells a rank; nothing to one alone."""
+    """Return the environment that torchrun gives a rank; empty for a single rank."""
     if size == 1:
         return {}
     place = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": size}

@@ -1,6 +1,6 @@
-"""Starts ranks by fork from a process that has imported all of it: a life costs tenths of a second, not seconds.
+"""Starts ranks by fork from a process that has imported everything: an attempt costs tenths of a second, not seconds.
 
-It is a process of its own, which has no threads and has joined nobody: what it forks is as good as
+It is a separate process without threads or connections to other ranks: what it forks is as good as
 new. One JSON object a line comes in, one goes out.
 """
 

@@ -1,4 +1,4 @@
-"""Kills this process in the middle of its own writing: patched into a rank from outside, the product knows nothing."""
+"""Kills this process in the middle of a write: patched into a rank from outside, without any hook in the package."""
 
 from __future__ import annotations
 

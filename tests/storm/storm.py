@@ -1,4 +1,4 @@
-"""A storm: a run is killed again and again, at random moments and in the middle of its own writing, and resumed."""
+"""A storm: a run is killed again and again, at random moments and in the middle of a write, and resumed."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class Tally:
 
     @property
     def inside(self) -> int:
-        """Of these, in the midst of its own writing."""
+        """How many of these kills came in the middle of a write."""
         return sum(count for blow, count in self.blows.items() if blow.startswith("in "))
 
     def describe(self) -> str:
@@ -95,8 +95,8 @@ class Storm:
         folder: of the job.
         nursery: forks the ranks.
         seed: of all that is random.
-        forms: of FORMS, one of which each life draws; of more than one, the job is in exact mode.
-        tally: of an earlier storm, which this one goes on with; counted on in place.
+        forms: some of FORMS; each attempt draws one. With more than one, the job is in exact mode.
+        tally: counts of an earlier storm, which this one continues in place.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class Storm:
     ) -> None:
         self.folder, self.nursery, self.forms = folder, nursery, forms
         self.tally = tally or Tally()
-        # Anew for what is left: a storm that goes on does not repeat what it has done.
+        # A new seed for the rest: a storm that continues does not repeat its kills.
         self.draw = random.Random(f"{seed} {forms} {self.tally.runs}")  # noqa: S311
         self.mode = ["--layout.exact", "true"] if len(forms) > 1 else []
         begin = time.monotonic()
@@ -114,7 +114,7 @@ class Storm:
         assert self.calm.is_final
 
     def until(self, kills: int, deadline: float) -> Tally:
-        """Go on until so many lives were ended by a blow, or no time is left; the last run is then left to end.
+        """Continue until this many attempts were killed or the time is over; then let the last run finish.
 
         Args:
             kills: how many.

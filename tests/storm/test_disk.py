@@ -23,7 +23,7 @@ from tests.storm.storm import write_job
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """A folder of its own 2 MB."""
+    """Return a folder on its own file system of 2 MB."""
     folder = tmp_path / "runs" / "small"
     folder.mkdir(parents=True)
     mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
@@ -112,7 +112,7 @@ def move_away(run: Path) -> None:
 
 
 def remove(run: Path) -> None:
-    """As `rm -r` does, file by file, while the run goes on."""
+    """Delete a folder as `rm -r` does, file by file, while the run continues."""
     for name in ("consumed.jsonl", "metrics.jsonl"):
         (run / name).unlink()
     while run.exists():
@@ -143,5 +143,5 @@ def test_a_run_folder_that_is_removed_in_mid_run(
     assert code == 1, told
     assert re.search(r"runs/small/\S+ (cannot|could not) be written: No such file", told), told
     assert "Traceback" not in told
-    assert not (run / "consumed.jsonl").exists(), "made anew without its first lines"
+    assert not (run / "consumed.jsonl").exists(), "rebuilt without its first lines"
     assert run.exists() == (trouble is remove_a_record)

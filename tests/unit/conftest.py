@@ -30,7 +30,7 @@ def _survive(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A job file whose data are there, in a folder of its own, with a cache of its own."""
+    """Return a job file with its data, in a separate folder with a separate cache."""
     root = write_idx_folder(tmp_path / "data", small_source())
     (tmp_path / "small.toml").write_text(tomli_w.dumps(job_tree(root)))
     monkeypatch.chdir(tmp_path)

@@ -24,7 +24,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 
 
 @pytest.mark.parametrize("make", KINDS, ids=lambda make: make.__name__)
-def test_bad_input_is_told_and_leaves_nothing(make: Make, world: World, tmp_path: Path) -> None:
+def test_bad_input_is_reported_and_leaves_nothing(make: Make, world: World, tmp_path: Path) -> None:
     codes = set()
     for number in range(max(15, KINDS[make])):
         with folder(tmp_path / "at"):

@@ -1,4 +1,4 @@
-"""tr(Σ) and |G|² from the gradients of passes: no bias, an interval, and no number where there is none."""
+"""tr(Σ) and |G|² from the gradients of passes: unbiased, with an interval, without a value if undefined."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_a_batch_that_grows_resets_nothing() -> None:
     assert value.low is not None  # the updates before still count
 
 
-def test_an_average_of_nothing_is_none() -> None:
+def test_an_average_of_no_values_is_undefined() -> None:
     assert NoiseAverage(10.0).value is None
 
 
@@ -150,7 +150,7 @@ def test_too_few_updates_have_no_interval() -> None:
 
 
 @pytest.mark.parametrize("norm", [0.0, -0.5])
-def test_there_is_no_ratio_to_a_norm_that_is_not_above_0(norm: float) -> None:
+def test_a_norm_of_0_or_less_has_no_ratio(norm: float) -> None:
     value = averaged([NoiseEstimate(5.0, norm + 0.01 * (k % 3 - 1)) for k in range(30)], [8] * 30)
     assert value.squared_norm == pytest.approx(norm, abs=1e-3)
     if value.squared_norm <= 0:
@@ -189,7 +189,7 @@ def test_rows_round_no_more_the_more_of_them_there_are() -> None:
 
 
 class Net(nn.Module):
-    """Two children, one of them of two layers, and a parameter of its own."""
+    """A network of two children, one of them with two layers, and a direct parameter."""
 
     def __init__(self) -> None:
         super().__init__()

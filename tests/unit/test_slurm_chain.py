@@ -28,7 +28,7 @@ TEMPLATE = f"#!/bin/bash\n{ARGUMENTS}\n"
 
 @dataclass
 class FakeScheduler(Scheduler):
-    """Gives numbers from 11; refuses what it is told to."""
+    """A scheduler that numbers jobs from 11, and refuses the given ones."""
 
     never: dict[str, str] = field(default_factory=dict)
     refused: str = ""
@@ -77,7 +77,7 @@ def test_every_link_is_asked_about_before_the_first_is_submitted(tmp_path: Path)
     assert table_lines(ledger)[2] == "chain job 3: phases 3-4 on 4 nodes, 4 ranks, samples 304 … 688: job 13 PENDING"
 
 
-def test_what_could_never_run_is_told_of_each_link_and_nothing_is_submitted(tmp_path: Path) -> None:
+def test_what_could_never_run_is_reported_for_each_job_and_nothing_is_submitted(tmp_path: Path) -> None:
     scheduler = FakeScheduler(never={"chain-job-2.sbatch": "no such partition", "chain-job-3.sbatch": "too many nodes"})
     with pytest.raises(RunError) as caught:
         submit(tmp_path / "small", scheduler)
@@ -105,7 +105,7 @@ def test_a_link_that_is_refused_takes_those_before_it_back(tmp_path: Path) -> No
     assert [entry.state for entry in left.entries] == ["CANCELLED", "CANCELLED", "NOT SUBMITTED"]
 
 
-def test_a_chain_goes_on_after_the_links_that_are_done(tmp_path: Path) -> None:
+def test_a_chain_resumes_after_the_jobs_that_are_done(tmp_path: Path) -> None:
     run, scheduler = tmp_path / "small", FakeScheduler()
     submit(run, scheduler)
     with pytest.raises(RunError, match="holds a run already: add --resume auto"):
@@ -172,7 +172,7 @@ def test_a_kill_while_sbatch_is_asked_leaves_a_trace(tmp_path: Path) -> None:
     ]
 
 
-def test_a_first_link_that_is_refused_leaves_nothing_to_go_on_with(tmp_path: Path) -> None:
+def test_a_first_job_that_is_refused_leaves_nothing_to_resume(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"chain job 1: sbatch refuses: no more jobs$"):
         submit(tmp_path / "small", FakeScheduler(refused="chain-job-1.sbatch"))
     assert submit(tmp_path / "small", FakeScheduler()).job_ids() == [11, 12, 13]
@@ -203,7 +203,7 @@ def test_status_reports_chain_jobs_that_were_never_submitted(tmp_path: Path) -> 
     assert list(trouble_lines(done, run))[1] == "repeat the command that submitted it, with --resume auto"
 
 
-def test_status_tells_the_first_failure_and_what_to_do(tmp_path: Path) -> None:
+def test_status_reports_the_first_failure_and_what_to_do(tmp_path: Path) -> None:
     ledger = submit(tmp_path / "small", FakeScheduler()).with_states(
         {
             11: JobState("COMPLETED", "", 2, "0:0"),
@@ -280,7 +280,7 @@ def test_the_number_of_a_job_is_read_beside_the_name_of_its_cluster() -> None:
         slurm.submit(Path("x"), None)
 
 
-def test_a_refusal_is_quoted_and_a_start_time_is_none() -> None:
+def test_a_refusal_is_quoted_and_the_start_time_is_unknown() -> None:
     slurm, asked = answering(sbatch=(0, "", "sbatch: Job 9 to start at 2030-01-01T00:00:00 using 2 processors\n"))
     assert slurm.refusal(Path("x")) is None
     assert asked == [["sbatch", "--test-only", "x"]]
@@ -293,7 +293,7 @@ QUEUE = """\
 13                      PENDING                 0           Dependency
 11                      FAILED                  2           NonZeroExitCode
 """
-# A job that was queued again has a line for each life; a cancelled one says by whom.
+# A job that was queued again has a line for each attempt; a cancelled one says by whom.
 ACCOUNTS = "11|PENDING|0:0\n11|FAILED|75:0\n10|CANCELLED by 1000|0:15\n"
 
 
@@ -392,7 +392,7 @@ def test_what_cannot_be_submitted_says_why(
     ("content", "message"),
     [(None, "template is not a file"), (b"#!\xff", "template cannot be read: not UTF-8 at byte 2")],
 )
-def test_a_template_that_is_no_text_is_told(
+def test_a_template_that_is_not_text_is_reported(
     job: str, tmp_path: Path, content: bytes | None, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     template = tmp_path / "template"

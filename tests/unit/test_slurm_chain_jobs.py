@@ -41,7 +41,7 @@ def plan_of(ranks: list[int], **sections: dict[str, Any]) -> Plan:
         ([2, 6, 6, 12], 2, [("1-1", 1, 2), ("2-3", 3, 2), ("4-4", 6, 2)]),
         # One node may be filled in part.
         ([1, 2, 4, 8], 4, [("1-1", 1, 1), ("2-2", 1, 2), ("3-3", 1, 4), ("4-4", 2, 4)]),
-        # What shrinks is a link of its own too.
+        # A phase with fewer ranks gets its own job too.
         ([2, 4, 2, 2], 1, [("1-1", 2, 1), ("2-2", 4, 1), ("3-4", 2, 1)]),
     ],
 )
@@ -89,7 +89,7 @@ def test_a_phase_without_updates_makes_no_link() -> None:
         ),
     ],
 )  # fmt: skip
-def test_what_is_no_whole_number_of_nodes_is_refused_with_the_nearest(
+def test_a_fraction_of_a_node_is_refused_with_the_nearest(
     ranks: list[int], nodes_max: int, ranks_per_node: int, message: str
 ) -> None:
     with pytest.raises(JobError) as caught:
@@ -172,7 +172,7 @@ def test_sbatch_reads_a_value_as_it_was_given(value: str, line: str) -> None:
     assert directive("x", value) == line
 
 
-def test_a_value_cannot_bring_lines_of_its_own() -> None:
+def test_a_value_cannot_add_lines() -> None:
     with pytest.raises(JobError, match=r"--partition: a line of a batch script cannot hold 'gpu\\ntouch x'"):
         directive("partition", "gpu\ntouch x")
     with pytest.raises(JobError, match="cannot contain a backslash or a line break"):
@@ -219,7 +219,7 @@ def test_the_commands_of_a_dry_run_are_lines_for_a_shell(tmp_path: Path) -> None
     assert [path.name for path in tmp_path.iterdir()] == ["count"]
 
 
-def test_ranks_that_no_phase_uses_are_told() -> None:
+def test_ranks_that_no_phase_uses_are_reported() -> None:
     plan = compile_plan(small_job(layout={"grow_by": "ranks", "ranks_per_phase": [1, 2, 2, 2]}), 3, NUM_TRAIN)
     notes = {ranks: _notes_on_ranks(plan, ranks) for ranks in (2, 3, 4)}
     assert notes == {2: [], 3: ["1 of 3 ranks is never used"], 4: ["2 of 4 ranks are never used"]}

@@ -104,7 +104,7 @@ def test_grow_chain_takes_back_what_it_has_submitted_when_it_is_stopped(tmp_path
     assert "--nodes=4" not in calls(tmp_path)[-1]
 
 
-def test_grow_chain_takes_back_what_nobody_reads_of(tmp_path: Path, path: str) -> None:
+def test_grow_chain_cancels_jobs_if_its_output_cannot_be_written(tmp_path: Path, path: str) -> None:
     (tmp_path / "job.toml").write_text("")
     words = ["bash", str(SLURM / "grow-chain.sh"), "job.toml", "1:1-1", "2:2-2"]
     reader, writer = os.pipe()
@@ -194,7 +194,7 @@ def test_the_hosts_of_an_allocation_have_its_ranks(tmp_path: Path) -> None:
     assert run("discover-hosts.sh", cwd=tmp_path, PATH=path, **allocation).stdout == "n1:4\nn2:4\n"
 
 
-def test_hosts_that_nobody_names_are_an_error(tmp_path: Path) -> None:
+def test_missing_host_names_are_an_error(tmp_path: Path) -> None:
     done = run("discover-hosts.sh", cwd=tmp_path)
     assert done.returncode == 1
     assert "no hosts: set HVD_BATCHGROW_HOSTS_FILE" in done.stderr
