@@ -65,17 +65,17 @@ class SubmitCommand(JobCommand):
     def run(self, overrides: dict[str, Any]) -> ExitCode:
         """Submit the chain, and print its jobs and the status command."""
         plan = self.plan(overrides)
-        links = make_chain_jobs(plan, self.nodes_max, self.ranks_per_node)
+        chain_jobs = make_chain_jobs(plan, self.nodes_max, self.ranks_per_node)
         job, run = with_ranks_per_phase(plan), self.runs_dir.absolute() / plan.job.name
         program = (sys.executable, "-m", "hvd_batchgrow.cli")
         site = Site(find_template(self.template), program, self.site_options())
-        scripts = make_scripts(job, links, run, site)
+        scripts = make_scripts(job, chain_jobs, run, site)
         scheduler = Slurm()
         if plan.job.layout.grow_by == "accumulation" and len(plan.layouts) > 1:
             ranks = f"one job runs all phases on all {plan.peak_ranks} ranks"
             print(f"layout.grow_by = 'accumulation': {ranks}; 'ranks' makes one per number of ranks", file=sys.stderr)
         with nullcontext() if self.dry_run else submitting(run):
-            ledger = open_chain(run, links, None if self.dry_run else scheduler, resume=self.resume == "auto")
+            ledger = open_chain(run, chain_jobs, None if self.dry_run else scheduler, resume=self.resume == "auto")
             if all(entry.state == DONE_BEFORE for entry in ledger.entries):
                 print(f"{run} is done: there is nothing to submit")
                 return ExitCode.DONE

@@ -17,7 +17,7 @@ import tomli_w
 
 from tests.helpers import job_tree, small_source, write_idx_folder
 from tests.launch.test_forms import ENVIRONMENT, FORMS, OPTIONS, command
-from tests.storm.lives import numbered_ranks
+from tests.storm.attempts import numbered_ranks
 
 TIMEOUT_S = 6.0
 RARELY = ["--checkpoint.every-epochs", "1e6"]

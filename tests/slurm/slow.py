@@ -14,7 +14,7 @@ from hvd_batchgrow.nn.networks.small_conv_net import SmallConvNet
 
 class Slow(nn.Module):
     """`small_conv_net` that raises on rank FAIL_RANK at its third pass, or is killed on KILL_RANK, and in the first
-    life of a job sleeps for SLOW_S seconds a pass, on rank SLOW_RANK or on all.
+    attempt of a job sleeps for SLOW_S seconds a pass, on rank SLOW_RANK or on all.
     """
 
     def __init__(self, num_classes: int) -> None:

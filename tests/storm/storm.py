@@ -21,7 +21,7 @@ from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint, newest_good
 from hvd_batchgrow.verification.audit import audit, read_consumed
 from hvd_batchgrow.verification.digest import Weights, compare_weights, final_weights
 from tests.helpers import job_tree, measured_tree, small_source, write_idx_folder
-from tests.storm.lives import PATIENCE_S, Forked, Launched, Life
+from tests.storm.attempts import PATIENCE_S, Attempt, Forked, Launched
 from tests.storm.nursery import Nursery
 from tests.storm.sabotage import PLACES, Sabotage
 
@@ -57,7 +57,7 @@ def write_job(folder: Path, *, measured: bool = False) -> None:
 class Tally:
     """What a storm has done so far."""
 
-    lives: int = 0
+    attempts: int = 0
     blows: Counter[str] = field(default_factory=Counter)
     """Lives that ended by each kind of blow."""
     runs: int = 0
@@ -83,7 +83,7 @@ class Tally:
         """On one line."""
         blows = ", ".join(f"{count} {blow}" for blow, count in sorted(self.blows.items()))
         return (
-            f"{self.lives} lives, of which {self.kills} were ended, {self.inside} inside its own writing ({blows}); "
+            f"{self.attempts} attempts, of which {self.kills} were ended, {self.inside} inside its own writing ({blows}); "
             f"all {self.runs} runs equal to the bit, each sample once an epoch; {self.seconds:.0f} s"
         )
 
@@ -134,14 +134,14 @@ class Storm:
             AssertionError: something was lost.
         """
         name, begin, code = f"run-{self.tally.runs}", time.monotonic(), None
-        lives, blows = 0, Counter[str]()
+        attempts, blows = 0, Counter[str]()
         while code != 0:
             form = self.draw.choice(self.forms)
             is_over = self.tally.kills + blows.total() >= kills or time.monotonic() > deadline
             sabotage, number = (None, None) if is_over else self._blow()
             blow = number.name if number else f"in {sabotage.place}" if sabotage else "none"
             code = self._live(name, form, sabotage, self.draw.uniform(0.1, 1.0) * self.calm_s, number)
-            lives += 1
+            attempts += 1
             if code not in {0, 75}:
                 assert blow != "none", f"ended by itself, with {code}:\n{self._log()}"
                 self._check_code(code, form, blow)
@@ -151,7 +151,7 @@ class Storm:
                 self._check_stop(self.folder / "runs" / name)
         self._check(name)
         self.tally.runs += 1
-        self.tally.lives += lives
+        self.tally.attempts += attempts
         self.tally.blows += blows
         self.tally.seconds += time.monotonic() - begin
 
@@ -181,25 +181,25 @@ class Storm:
         (self.folder / "log").write_bytes(b"")
         words = ["train", "small.toml", "--name", name, "--resume", "auto", *self.mode]
         planted = f"0:{sabotage}" if sabotage else ""
-        life: Life
+        attempt: Attempt
         if form in {"mpirun", "horovodrun-gloo"}:
-            life = Launched(form, words, planted, self.folder)
+            attempt = Launched(form, words, planted, self.folder)
         else:
-            life = Forked(self.nursery, FORMS[form], words, planted, self.folder)
+            attempt = Forked(self.nursery, FORMS[form], words, planted, self.folder)
         try:
-            if number and life.wait(delay_s) is None and (ranks := life.ranks()):
+            if number and attempt.wait(delay_s) is None and (ranks := attempt.ranks()):
                 self._strike(self.draw.choice(ranks), number)
-            code = self._patient(life)
+            code = self._patient(attempt)
         finally:
-            life.end()
+            attempt.end()
         assert code is not None, f"hangs: {name}, {form}, {sabotage}, {number}\n{self._log()}"
         return code
 
-    def _patient(self, life: Life) -> int | None:
+    def _patient(self, attempt: Attempt) -> int | None:
         deadline = time.monotonic() + PATIENCE_S
         code = None
         while code is None and time.monotonic() < deadline:
-            code = life.wait(0.2)
+            code = attempt.wait(0.2)
         return code
 
     def _strike(self, process: int, number: signal.Signals) -> None:

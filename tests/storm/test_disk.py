@@ -16,7 +16,7 @@ import torch
 from hvd_batchgrow.messages.errors import RunError
 from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint, checkpoint_paths, newest_good
 from hvd_batchgrow.train.checkpoints.writer import CheckpointWriter
-from tests.storm.lives import Forked
+from tests.storm.attempts import Forked
 from tests.storm.nursery import Nursery
 from tests.storm.storm import write_job
 
@@ -70,7 +70,7 @@ def test_trouble_with_the_disk_in_mid_run(
 ) -> None:
     write_job(tmp_path)
     words = ["train", "small.toml", "--resume", "auto", "--layout.exact", "true"]
-    life = Forked(nursery, num_ranks, [*words, "--schedule.epochs", "2000"], "", tmp_path)
+    attempt = Forked(nursery, num_ranks, [*words, "--schedule.epochs", "2000"], "", tmp_path)
     deadline = time.monotonic() + 300
     while not checkpoint_paths(disk / "checkpoints"):
         assert time.monotonic() < deadline
@@ -78,8 +78,8 @@ def test_trouble_with_the_disk_in_mid_run(
     trouble(disk)
     code = None
     while code is None and time.monotonic() < deadline:
-        code = life.wait(0.2)
-    life.end()
+        code = attempt.wait(0.2)
+    attempt.end()
     told = (tmp_path / "log").read_text()
     assert code == 1, told
     assert re.search(TROUBLES[trouble], told), told
@@ -129,7 +129,7 @@ def test_a_run_folder_that_is_removed_in_mid_run(
     tmp_path: Path, nursery: Nursery, trouble: Callable[[Path], None], num_ranks: int
 ) -> None:
     write_job(tmp_path)
-    life = Forked(nursery, num_ranks, ["train", "small.toml", "--schedule.epochs", "2000"], "", tmp_path)
+    attempt = Forked(nursery, num_ranks, ["train", "small.toml", "--schedule.epochs", "2000"], "", tmp_path)
     run, deadline = tmp_path / "runs" / "small", time.monotonic() + 300
     while not ((run / "metrics.jsonl").exists() and checkpoint_paths(run / "checkpoints")):
         assert time.monotonic() < deadline
@@ -137,8 +137,8 @@ def test_a_run_folder_that_is_removed_in_mid_run(
     trouble(run)
     code = None
     while code is None and time.monotonic() < deadline:
-        code = life.wait(0.2)
-    life.end()
+        code = attempt.wait(0.2)
+    attempt.end()
     told = (tmp_path / "log").read_text()
     assert code == 1, told
     assert re.search(r"runs/small/\S+ (cannot|could not) be written: No such file", told), told

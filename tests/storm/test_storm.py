@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.storm.lives import PATIENCE_S
+from tests.storm.attempts import PATIENCE_S
 from tests.storm.nursery import Nursery
 from tests.storm.storm import Storm, write_job
 

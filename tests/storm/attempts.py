@@ -21,7 +21,7 @@ PATIENCE_S = 300.0
 """An attempt that lasts longer counts as a hang."""
 
 
-class Life(ABC):
+class Attempt(ABC):
     """Ranks that run."""
 
     @abstractmethod
@@ -37,7 +37,7 @@ class Life(ABC):
         """Kill what is left."""
 
 
-class Forked(Life):
+class Forked(Attempt):
     """Ranks forked from the nursery: one alone, or several that talk through torch.distributed, as under torchrun."""
 
     def __init__(self, nursery: Nursery, num_ranks: int, words: list[str], sabotage: str, folder: Path) -> None:
@@ -82,7 +82,7 @@ class Forked(Life):
         return max(self._codes.values(), key=lambda code: (code in {1, 2}, code < 0, code))
 
 
-class Launched(Life):
+class Launched(Attempt):
     """Ranks under a real launcher."""
 
     def __init__(self, form: str, words: list[str], sabotage: str, folder: Path) -> None:
