@@ -83,8 +83,8 @@ class Tally:
         """On one line."""
         blows = ", ".join(f"{count} {blow}" for blow, count in sorted(self.blows.items()))
         return (
-            f"{self.attempts} attempts, of which {self.kills} were ended, {self.inside} inside its own writing ({blows}); "
-            f"all {self.runs} runs equal to the bit, each sample once an epoch; {self.seconds:.0f} s"
+            f"{self.attempts} attempts; {self.kills} were killed, {self.inside} of them during a write ({blows}); "
+            f"all {self.runs} runs bit-identical, each sample once per epoch; {self.seconds:.0f} s"
         )
 
 
