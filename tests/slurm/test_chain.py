@@ -106,7 +106,7 @@ def test_tasks_that_srun_does_not_join_are_refused_with_the_remedy(cluster: Clus
     done = cluster.run("srun", "-N2", "-n2", *words, cwd=work)
     assert done.returncode == 1
     assert done.stderr.count("srun has started 2 tasks without an MPI plugin: each would train the whole job") == 1
-    assert "Say srun --mpi=pmix" in done.stderr
+    assert "Use srun --mpi=pmix" in done.stderr
     # Open MPI does not support PMI2, and says so itself.
     done = cluster.run("srun", "-N2", "-n2", "--mpi=pmi2", *words, cwd=work)
     assert done.returncode != 0
