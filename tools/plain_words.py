@@ -47,7 +47,7 @@ ALLOWED = {
 
 
 def texts(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield line numbers and texts of a file: of Python, comments, strings and long names; of others, every line."""
+    """Yield line numbers and texts of a file: of Python, comments, strings and names; of others, every line."""
     source = path.read_text(encoding="utf-8")
     if path.suffix != ".py":
         yield from enumerate(source.splitlines(), start=1)
@@ -55,7 +55,7 @@ def texts(path: Path) -> Iterator[tuple[int, str]]:
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type in (tokenize.STRING, tokenize.COMMENT):
             yield from enumerate(token.string.splitlines(), start=token.start[0])
-        elif token.type == tokenize.NAME and "_" in token.string:
+        elif token.type == tokenize.NAME:
             yield token.start[0], token.string.replace("_", " ")
 
 

@@ -26,12 +26,14 @@ pip_variables() {
     env | grep -E '^(PIP_|SSL_CERT_|[A-Za-z]+_(proxy|PROXY|CA_BUNDLE)=)' | grep -vE '^PIP_(FIND_LINKS|CONSTRAINT|CONFIG_FILE)='
 }
 
+checkout=/srv/hvd_batchgrow  # in the fresh root
+
 make_root() {
     chmod 755 "$root"  # it becomes /, which apt's user must be able to read
     say "installing $suite in $root"
     debootstrap --variant=minbase --include=ca-certificates,git,make,python3 "$suite" "$root" >"$root.log" 2>&1 ||
         { tail -n 5 "$root.log" >&2; die "debootstrap failed: see $root.log"; }
-    git clone -q --no-hardlinks "$repository" "$root/root/hvd_batchgrow"
+    git clone -q --no-hardlinks "$repository" "$root$checkout"
     cp -L /etc/resolv.conf /etc/hosts "$root/etc/"
     cp -L /etc/ssl/certs/ca-certificates.crt "$root/etc/ssl/certs/"
 }
@@ -53,7 +55,7 @@ enter_root() {
     cd "$root"
     pivot_root . mnt/host
     umount --lazy /mnt/host
-    cd /root/hvd_batchgrow
+    cd "$checkout"
     for command in "${commands[@]}"; do
         SECONDS=0
         say "$suite: $command"
@@ -67,7 +69,7 @@ if [ "${1:-}" = --inside ]; then  # in the namespaces
     suite=$2 root=$3
     commands=("${@:4}")
     mount --make-rprivate /
-    [ -d "$root/root/hvd_batchgrow" ] || make_root
+    [ -d "$root$checkout" ] || make_root
     mount_root
     enter_root
     exit

@@ -34,7 +34,7 @@ class UnbufferedFile:
 
 
 def write_atomically(path: Path, content: bytes | Callable[[BinaryIO], None]) -> None:
-    """Write a file under a temporary name beside it, fsync it, rename it, and fsync its folder.
+    """Replace a file as a whole: write a temporary file beside it, fsync it, rename it, and fsync the folder.
 
     The temporary name is fixed: only one process at a time may write the file. The next write replaces a temporary
     file that a killed process has left.

@@ -75,13 +75,15 @@ def test_a_rank_that_is_stopped_is_named_and_the_job_ends(folder: Path, form: st
         os.kill(ranks[victim], signal.SIGSTOP)
         code = process.wait(60)
         took_s = time.monotonic() - begin
-    told = log.read_text()
+    report = log.read_text()
     assert code != 0
     assert took_s >= TIMEOUT_S
     silent = (
         rf"rank {1 - victim}: no progress for 6 s, logging.stall_timeout_s; ending: rank {victim} of 2 on \S+ has been "
     )
-    assert re.search(silent + r"silent for [\d.]+ s \(stopped, or its host is down\); its last stage: \w+", told), told
+    assert re.search(silent + r"silent for [\d.]+ s \(stopped, or its host is down\); its last stage: \w+", report), (
+        report
+    )
     while any(map(runs, ranks.values())):
         assert time.monotonic() - begin < 60, "a rank is left behind"
         time.sleep(0.1)
@@ -113,10 +115,10 @@ def test_a_rank_that_hangs_is_named_with_what_it_does(folder: Path, form: str) -
         text=True,
         timeout=300,
     )
-    told = done.stdout + done.stderr
+    report = done.stdout + done.stderr
     assert done.returncode != 0
     named = r"rank 0: no progress for 6 s, logging.stall_timeout_s; ending: rank 1 of 2 on \S+ is reading samples"
-    assert re.search(named, told), told
+    assert re.search(named, report), report
 
 
 def test_a_job_that_is_suspended_as_a_whole_continues(folder: Path) -> None:
@@ -171,10 +173,10 @@ def test_one_interrupt_saves_and_a_second_ends_at_once(folder: Path, form: str, 
             wait_until("interrupted: ", log, process)
             os.kill(rank, signal.SIGINT)
         assert process.wait(60) == code, log.read_text()
-    told = log.read_text()
-    assert told.count("hvd-batchgrow: interrupted: stops at the next update, with a checkpoint") == 1
-    assert told.count("hvd-batchgrow: interrupted again: ended at once") == times - 1
+    report = log.read_text()
+    assert report.count("hvd-batchgrow: interrupted: stops at the next update, with a checkpoint") == 1
+    assert report.count("hvd-batchgrow: interrupted again: ended at once") == times - 1
     # horovodrun uses its own exit code for every failure.
-    assert told.count("Traceback") == (1 if form == "horovodrun-gloo" else 0), told
+    assert report.count("Traceback") == (1 if form == "horovodrun-gloo" else 0), report
     checkpoints = list((folder / "runs" / name / "checkpoints").glob("samples-*"))
     assert len(checkpoints) == (1 if times == 1 else 0)

@@ -24,12 +24,12 @@ def meeting() -> TCPStore:
 
 def start_rank(folder: Path, rank: int, store: TCPStore, program: str) -> subprocess.Popen[str]:
     """Start one of two ranks with the environment of torchrun, but without a launcher that would end the other."""
-    told = {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "TORCHELASTIC_RESTART_COUNT": "0"}
+    report = {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "TORCHELASTIC_RESTART_COUNT": "0"}
     place = {"MASTER_ADDR": store.host, "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
     return subprocess.Popen(
         [sys.executable, "-c", program, "train", "small.toml", "--name", "lost"],
         cwd=folder,
-        env=ENVIRONMENT | told | place,
+        env=ENVIRONMENT | report | place,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

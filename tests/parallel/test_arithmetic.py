@@ -20,6 +20,6 @@ def test_a_rank_with_other_kernels_is_named(ranks: Ranks, monkeypatch: pytest.Mo
         check_same_arithmetic(ranks)
     assert failure.value.code == 2
     if ranks.rank == last:
-        told = f"layout.exact: needs the same arithmetic on all ranks, but on rank {last} on "
-        assert told in str(failure.value.error)
+        report = f"layout.exact: needs the same arithmetic on all ranks, but on rank {last} on "
+        assert report in str(failure.value.error)
         assert "ATEN_CPU_CAPABILITY is 'default', on rank 0 it is None" in str(failure.value.error)

@@ -369,13 +369,13 @@ def test_a_lost_record_is_rebuilt_from_the_checkpoint(
     recorder = Recorder()
     resumed = train(job, ranks, tmp_path / "parts", recorder, checkpoint=checkpoint)
     assert_same(ranks, resumed, whole)
-    told = {
+    report = {
         "gone": f"is missing; using the {len(made)} decisions of the checkpoint",
         "nonsense": "line 1: is not a decision",
         "another": "does not match the checkpoint; using the",
     }
     if ranks.rank == 0:
-        assert told.get(damage, "") in "\n".join(recorder.notes)
+        assert report.get(damage, "") in "\n".join(recorder.notes)
         assert bool(recorder.notes) == (damage != "torn")  # no rank has used the torn line
 
 

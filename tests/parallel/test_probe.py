@@ -28,9 +28,9 @@ def quiet(*_: object) -> None: ...
 
 
 def test_a_probe_is_on_rank_0_and_prices_the_job(ranks: Ranks, load: Callable[[], Job]) -> None:
-    told: list[str] = []
-    probe = probe_job(load, ranks, quiet, told.append, budget_s=0.0)
-    assert told
+    report: list[str] = []
+    probe = probe_job(load, ranks, quiet, report.append, budget_s=0.0)
+    assert report
     assert (probe is None) == (ranks.rank > 0)
     if probe is None:
         return
@@ -91,11 +91,11 @@ def test_a_damaged_file_is_reported_before_anything_is_measured(
 ) -> None:
     path = tmp_path / "PROBE.json"
     path.write_text("{")
-    told: list[str] = []
+    report: list[str] = []
     with pytest.raises(CollectiveError, match="damaged, or not a probe" if ranks.rank == 0 else "^$") as caught:
-        probe_into(path, load, ranks, quiet, told.append)
+        probe_into(path, load, ranks, quiet, report.append)
     assert caught.value.code == ExitCode.FAILURE
-    assert not told
+    assert not report
     assert path.read_text() == "{"
 
 
@@ -105,12 +105,12 @@ def test_a_file_of_another_model_is_reported_before_anything_is_measured(
     path = tmp_path / "PROBE.json"
     probe_into(path, load, ranks, quiet, quiet, budget_s=0.0)
     wide = load().model_copy(update={"model": load().model.model_copy(update={"channels": (8, 8)})})
-    told: list[str] = []
+    report: list[str] = []
     match = "model.channels: is .* into a separate file" if ranks.rank == 0 else "^$"
     with pytest.raises(CollectiveError, match=match) as caught:
-        probe_into(path, lambda: wide, ranks, quiet, told.append)
+        probe_into(path, lambda: wide, ranks, quiet, report.append)
     assert caught.value.code == ExitCode.BAD_JOB
-    assert not told
+    assert not report
 
 
 def test_a_job_that_cannot_be_planned_is_not_probed(ranks: Ranks, tmp_path: Path) -> None:

@@ -106,7 +106,7 @@ def test_by_default_a_test_loss_that_is_not_finite_ends_the_run_before_its_check
     if ranks.rank != 0:
         assert failure.value.error is None
         return
-    told = str(failure.value.error)
-    assert "evaluation at sample 304 (epoch 1.01): the test loss is " in told  # 19 updates of 16 are the first >= 300
-    assert "update.on_nonfinite = 'skip'" in told
+    report = str(failure.value.error)
+    assert "evaluation at sample 304 (epoch 1.01): the test loss is " in report  # 19 updates of 16 are the first >= 300
+    assert "update.on_nonfinite = 'skip'" in report
     assert all("00304" not in path.name for path in checkpoint_paths(tmp_path / "checkpoints"))

@@ -138,8 +138,8 @@ class Cluster:
 
     def job(self, job_id: int) -> dict[str, str]:
         """Return what scontrol shows of a job."""
-        told = self.run("scontrol", "--oneliner", "show", "job", str(job_id)).stdout
-        return dict(re.findall(r"(\w+)=(\S*)", told))
+        report = self.run("scontrol", "--oneliner", "show", "job", str(job_id)).stdout
+        return dict(re.findall(r"(\w+)=(\S*)", report))
 
     def wait_for(self, job_id: int, *states: str, timeout_s: float = 1200) -> dict[str, str]:
         """Wait until a job is in one of some states; without any, until it is over.

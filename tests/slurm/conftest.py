@@ -139,9 +139,9 @@ def logs(run: Path) -> str:
 
 def seconds_to_the_end(job: dict[str, str], run: Path, fate: str) -> float:
     """From when a rank was "killed" or "raised", by the log of its job, to the end of that job, by Slurm."""
-    told = re.search(rf"{fate} at (\d+\.\d)", logs(run))
-    assert told is not None, logs(run)
-    return datetime.fromisoformat(job["EndTime"]).timestamp() - float(told[1])
+    report = re.search(rf"{fate} at (\d+\.\d)", logs(run))
+    assert report is not None, logs(run)
+    return datetime.fromisoformat(job["EndTime"]).timestamp() - float(report[1])
 
 
 def num_records(run: Path) -> int:

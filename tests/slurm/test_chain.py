@@ -32,10 +32,10 @@ def test_a_chain_of_1_2_4_nodes_ends_with_the_bits_of_one_allocation(
     assert waiting["Dependency"] == f"afterok:{second}(unfulfilled)"
     nodes = [int(cluster.wait_for(link)["NumNodes"]) for link in (first, second, third)]
     run = runs / "small"
-    told = status(cluster, run)
-    assert told.returncode == 0, told.stdout + logs(run)
+    report = status(cluster, run)
+    assert report.returncode == 0, report.stdout + logs(run)
     assert nodes == [1, 2, 4]
-    assert told.stdout.splitlines() == [
+    assert report.stdout.splitlines() == [
         f"chain job 1: phases 1-1 on 1 node, 1 rank, samples 0 … 160: job {first} COMPLETED",
         f"chain job 2: phases 2-2 on 2 nodes, 2 ranks, samples 160 … 304: job {second} COMPLETED",
         f"chain job 3: phases 3-4 on 4 nodes, 4 ranks, samples 304 … 688: job {third} COMPLETED",
@@ -69,14 +69,14 @@ def test_a_link_that_fails_cancels_those_after_it_and_status_says_why(
     assert text.count("ZeroDivisionError: planted") == 1
     assert text.count("Traceback (most recent call last)") == 1
     assert "rank 1 of 2 on n2 failed:" in text
-    told = status(cluster, run)
-    assert told.returncode == 1
-    link_2, link_3 = told.stdout.splitlines()[1:3]
+    report = status(cluster, run)
+    assert report.returncode == 1
+    link_2, link_3 = report.stdout.splitlines()[1:3]
     assert link_2.endswith(f"job {second} FAILED, exit code 1")
     assert link_3.endswith(f"job {third} CANCELLED, DependencyNeverSatisfied")
-    assert f"small-{second}.out:" in told.stdout
-    assert "ends with code 1" in told.stdout
-    assert "chain jobs waiting for it were cancelled: 3" in told.stdout
+    assert f"small-{second}.out:" in report.stdout
+    assert "ends with code 1" in report.stdout
+    assert "chain jobs waiting for it were cancelled: 3" in report.stdout
     # After the fix, it resumes where it was.
     assert "holds a run already: add --resume auto" in submit(cluster, work, "small.toml", "--nodes-max", "4").stderr
     second, third = submitted(cluster, work, "small.toml", "--nodes-max", "4", "--resume", "auto")

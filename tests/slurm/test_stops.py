@@ -93,12 +93,12 @@ def test_a_job_with_a_stop_request_saves_and_is_requeued(
 def test_a_link_that_is_stopped_too_often_is_left_alone(cluster: Cluster, stopped: dict[str, Stopped]) -> None:
     chain = stopped["often"]
     assert cluster.wait_for(chain.job_id)["JobState"] == "FAILED"
-    told = cluster.run("hvd-batchgrow", "status", str(chain.run))
-    assert told.returncode == 1
-    assert f"job {chain.job_id} FAILED, exit code 75" in told.stdout
-    assert "stopped, and not requeued: max_restarts=0 is reached" in told.stdout
-    saved = re.search(r"newest checkpoint: (\d+) of 688 samples", told.stdout)
-    assert saved, told.stdout
+    report = cluster.run("hvd-batchgrow", "status", str(chain.run))
+    assert report.returncode == 1
+    assert f"job {chain.job_id} FAILED, exit code 75" in report.stdout
+    assert "stopped, and not requeued: max_restarts=0 is reached" in report.stdout
+    saved = re.search(r"newest checkpoint: (\d+) of 688 samples", report.stdout)
+    assert saved, report.stdout
     assert int(saved[1]) <= 5 * 16  # in its first updates, of 16 samples and a second each
 
 

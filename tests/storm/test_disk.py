@@ -80,10 +80,10 @@ def test_trouble_with_the_disk_in_mid_run(
     while code is None and time.monotonic() < deadline:
         code = attempt.wait(0.2)
     attempt.end()
-    told = (tmp_path / "log").read_text()
-    assert code == 1, told
-    assert re.search(TROUBLES[trouble], told), told
-    assert "Traceback" not in told
+    report = (tmp_path / "log").read_text()
+    assert code == 1, report
+    assert re.search(TROUBLES[trouble], report), report
+    assert "Traceback" not in report
     if trouble is not remove_checkpoints:
         data, skipped = newest_good(disk / "checkpoints")
         assert data is not None
@@ -139,9 +139,9 @@ def test_a_run_folder_that_is_removed_in_mid_run(
     while code is None and time.monotonic() < deadline:
         code = attempt.wait(0.2)
     attempt.end()
-    told = (tmp_path / "log").read_text()
-    assert code == 1, told
-    assert re.search(r"runs/small/\S+ (cannot|could not) be written: No such file", told), told
-    assert "Traceback" not in told
+    report = (tmp_path / "log").read_text()
+    assert code == 1, report
+    assert re.search(r"runs/small/\S+ (cannot|could not) be written: No such file", report), report
+    assert "Traceback" not in report
     assert not (run / "consumed.jsonl").exists(), "rebuilt without its first lines"
     assert run.exists() == (trouble is remove_a_record)

@@ -376,9 +376,9 @@ def test_a_run_without_measurement_gets_the_command_to_type(job: str, capsys: py
     assert main(["train", job, "--schedule.epochs", "1.6"]) == 0
     capsys.readouterr()
     assert main(["advise", "runs/small"]) == 1
-    told = capsys.readouterr()
-    words = shlex.split(told.err.split("hvd-batchgrow ")[1])
-    assert told.out == ""
+    report = capsys.readouterr()
+    words = shlex.split(report.err.split("hvd-batchgrow ")[1])
+    assert report.out == ""
     assert words[0] == "train"
     assert words[-2:] == ["--layout.max-micro-batch", "8"]  # half of the one pass of 16
     assert main(words) == 0
@@ -435,5 +435,5 @@ def test_a_missing_band_differs_from_an_unresolved_estimate() -> None:
         *seen(3, lambda _: 600, start=2),
     ]
     columns = {str(c.header): list(c.cells) for c in evidence_table(recorded(records)).columns}
-    told = set(zip(columns["B_simple"], columns["band of 95 %"], columns["resolved"], strict=True))
-    assert told == {("-", "unresolved", "0 %"), ("100", "no band yet", "-"), ("600", "500 … 720", "100 %")}
+    report = set(zip(columns["B_simple"], columns["band of 95 %"], columns["resolved"], strict=True))
+    assert report == {("-", "unresolved", "0 %"), ("100", "no band yet", "-"), ("600", "500 … 720", "100 %")}

@@ -388,8 +388,8 @@ def test_the_nearest_value_is_a_valid_one(place: tuple[str, str], value: Any) ->
 def test_any_tree_is_refused_with_its_faults(tree: dict[str, Any]) -> None:
     with pytest.raises(JobError) as caught:
         parse_job(tree)
-    told = {fault.path.partition(".")[0] for fault in caught.value.faults}
-    assert {"name", "data", "model", "optim", "schedule"} - set(tree) <= told
+    report = {fault.path.partition(".")[0] for fault in caught.value.faults}
+    assert {"name", "data", "model", "optim", "schedule"} - set(tree) <= report
 
 
 @given(st.binary(max_size=200))

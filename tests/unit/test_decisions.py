@@ -135,8 +135,8 @@ def test_adams_set_comes_on_top_of_decisions_as_of_other_growth() -> None:
 def test_a_decision_describes_what_it_does() -> None:
     decision = formed(measured_job(TRIGGER), BatchRequest("B_simple = 57", batch=57.0))
     assert decision.describe() == "batch 16 → 64 (57 wanted), lr 0.05 → 0.05614: B_simple = 57"
-    told = decision_at(160, restore_samples=1000).describe()
-    assert told == "batch 16 → 48, weights as at sample 1,000: planted"
+    report = decision_at(160, restore_samples=1000).describe()
+    assert report == "batch 16 → 48, weights as at sample 1,000: planted"
 
 
 # --- on record --------------------------------------------------------------------------------------

@@ -84,8 +84,8 @@ def test_what_a_run_says_is_printed_as_it_is(text: str, is_terminal: bool) -> No
     display.on_record(TrainRecord(32, 0.1, 0.1, 2, 0, 0.1, 0.9, 16, 1, 1, 9.0, 1.0, 0.5, 1.0, 0.0, 0.0, None, 0))
     display.on_evaluation(Evaluation(32, 0.1, 1.0, 0.5))
     display.on_end(RunEnded("small", folder, True, 32, 2, 2, 1.0, None))
-    for told in (f"run folder {folder}", f"note {text}", f"over {text}", f"on {text}"):
-        assert told in plain(out.getvalue())
+    for message in (f"run folder {folder}", f"note {text}", f"over {text}", f"on {text}"):
+        assert message in plain(out.getvalue())
 
 
 def test_folders_whose_names_are_markup_are_like_any_others(job: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -95,9 +95,9 @@ def test_folders_whose_names_are_markup_are_like_any_others(job: str, capsys: py
     assert main(["twin", job, "--runs-dir", runs, "--schedule.epochs", "1.6", "--evaluation.every-epochs", "9"]) == 0
     assert f"run folder: {runs}/small-twin" in capsys.readouterr().out
     assert main(["audit", f"{runs}/small", f"{runs}/small-twin"]) == 0
-    told = capsys.readouterr().out
-    assert f"{runs}/small: N = 300" in told
-    assert f"{runs}/small-twin: N = 300" in told
+    message = capsys.readouterr().out
+    assert f"{runs}/small: N = 300" in message
+    assert f"{runs}/small-twin: N = 300" in message
     Path("[b].toml").write_text(Path(job).read_text())
     assert main(["plan", "[b].toml"]) == 0
     assert main(["plan", "[b].toml", "--optim.lr", "[/b]"]) == 2

@@ -338,10 +338,10 @@ def test_a_job_that_does_not_grow_by_ranks_is_one_link_and_hears_so(
     job: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["submit", job, "--nodes-max", "2", "--dry-run"]) == 0
-    told = capsys.readouterr()
-    assert "layout.grow_by = 'accumulation': one job runs all phases on all 2 ranks" in told.err
-    assert told.out.count("#!/usr/bin/env bash") == 1
-    assert "--phases 1-4)" in told.out
+    report = capsys.readouterr()
+    assert "layout.grow_by = 'accumulation': one job runs all phases on all 2 ranks" in report.err
+    assert report.out.count("#!/usr/bin/env bash") == 1
+    assert "--phases 1-4)" in report.out
 
 
 def test_a_dry_run_prints_all_and_does_nothing(job: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -435,14 +435,14 @@ def test_submit_and_status_with_commands_on_path(
     assert "holds no chain" in capsys.readouterr().err
     monkeypatch.setenv("PATH", "/nonexistent")
     assert main(["status", "runs/small"]) == 1
-    told = capsys.readouterr()
-    assert told.out.splitlines() == [
+    report = capsys.readouterr()
+    assert report.out.splitlines() == [
         "chain job 1: phases 1-1 on 1 node, 1 rank, samples 0 … 160: job 1 COMPLETED",
         "chain job 2: phases 2-2 on 2 nodes, 2 ranks, samples 160 … 304: job 2 RUNNING, requeued 1 ×",
         "chain job 3: phases 3-4 on 4 nodes, 4 ranks, samples 304 … 688: job 3 PENDING, Dependency",
         "newest checkpoint: 0 of 688 samples",
     ]
-    assert told.err == "squeue is not available: this is the ledger as submit or status last wrote it\n"
+    assert report.err == "squeue is not available: this is the ledger as submit or status last wrote it\n"
 
 
 @pytest.mark.parametrize("number", ["INT", "TERM", "HUP"])
@@ -451,8 +451,8 @@ def test_a_submit_that_is_interrupted_takes_back_what_slurm_has(
 ) -> None:
     fake_slurm(tmp_path / "bin", monkeypatch)
     sbatch = tmp_path / "bin" / "sbatch"
-    told = f'[ "$(wc -l <count)" = 1 ] || {{ kill -{number} $PPID; exit 1; }}; wc -l <count'
-    sbatch.write_text(sbatch.read_text().replace("wc -l <count", told))
+    report = f'[ "$(wc -l <count)" = 1 ] || {{ kill -{number} $PPID; exit 1; }}; wc -l <count'
+    sbatch.write_text(sbatch.read_text().replace("wc -l <count", report))
     (tmp_path / "bin" / "scancel").write_text('#!/bin/bash\necho "$*" >"$(dirname "$0")/cancelled"\n')
     (tmp_path / "bin" / "scancel").chmod(0o755)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # which `nohup … &` takes away

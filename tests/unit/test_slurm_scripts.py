@@ -256,9 +256,9 @@ def test_a_link_that_is_cancelled_is_not_queued_again(tmp_path: Path, script: st
         while job.stdout.readline() != "listens\n":
             assert job.poll() is None
         os.killpg(job.pid, signal.SIGTERM)
-        told = job.stdout.read()
+        report = job.stdout.read()
     assert job.returncode == -signal.SIGTERM
-    assert "scontrol" not in told
+    assert "scontrol" not in report
 
 
 @pytest.mark.parametrize("name", ["train.sbatch", "train-mpirun.sbatch", "tensorboard.sbatch"])

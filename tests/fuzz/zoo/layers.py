@@ -196,10 +196,10 @@ def gru(num_classes: int) -> nn.Module:
 @network()
 def lstm_cell(num_classes: int) -> nn.Module:
     def forward(net: Around, x: Tensor) -> Tensor:
-        carried = None
+        state = None
         for step in x.view(-1, 9, 12).unbind(1):
-            carried = net.cell(step, carried)
-        return net.head(carried[0])
+            state = net.cell(step, state)
+        return net.head(state[0])
 
     return Around(forward, cell=nn.LSTMCell(12, 6), head=nn.Linear(6, num_classes))
 
