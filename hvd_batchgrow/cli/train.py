@@ -53,10 +53,18 @@ class TrainCommand(RanksCommand):
         """Train; return 75 if stopped before the end."""
         self.check_flags()
         with StopRequest() as stop:
-            return with_ranks(
-                lambda ranks: _exit_code([self.train(ranks, stop, lambda: self.load_for(ranks, overrides))]),
-                self.backend,
-            )
+            return with_ranks(lambda ranks: self.train_alone(ranks, stop, overrides), self.backend)
+
+    def train_alone(self, ranks: Ranks, stop: StopRequest, overrides: dict[str, Any]) -> ExitCode:
+        """Train this job only; HVD_BATCHGROW_UNFINISHED may name a file for a batch script, which exists until then."""
+        name = os.environ.get("HVD_BATCHGROW_UNFINISHED")
+        unfinished = Path(name) if name and ranks.rank == 0 else None
+        if unfinished:
+            unfinished.touch()
+        code = _exit_code([self.train(ranks, stop, lambda: self.load_for(ranks, overrides))])
+        if unfinished and code == ExitCode.DONE:
+            unfinished.unlink(missing_ok=True)
+        return code
 
     def check_flags(self) -> None:
         """Raise JobError for options that contradict each other; --overwrite must not remove a run to resume."""

@@ -85,6 +85,17 @@ def test_train_refuses_a_finished_run_unless_it_resumes(job: str, capsys: pytest
     assert Path("runs/second/plan.json").exists()
 
 
+def test_a_batch_script_sees_by_a_file_whether_the_training_is_done(
+    job: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unfinished = tmp_path / "unfinished"
+    monkeypatch.setenv("HVD_BATCHGROW_UNFINISHED", str(unfinished))
+    assert main(["train", job, "--max-updates", "1"]) == 75
+    assert unfinished.exists()
+    assert main(["train", job, "--resume", "auto"]) == 0
+    assert not unfinished.exists()
+
+
 def test_twin_compares_the_two_runs(job: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["twin", job, "--runs-dir", "$(out) 'put"]) == 0
     text = capsys.readouterr().out

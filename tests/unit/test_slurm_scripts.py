@@ -213,6 +213,7 @@ def test_missing_host_names_are_an_error(tmp_path: Path) -> None:
     ("end", "code", "said"),
     [
         ("exit 0", 0, "ends with code 0"),
+        ('touch "$HVD_BATCHGROW_UNFINISHED"', 1, "ended with code 0, but the training is not done: ranks were lost"),
         ("exit 2", 2, "ends with code 2"),
         ("exit 75", 75, "stopped, and is requeued to resume"),
         (
@@ -234,6 +235,7 @@ def test_a_link_is_queued_again_when_it_was_stopped_and_only_then(
     done = run(script, "small.toml", cwd=tmp_path, **variables)
     assert done.returncode == code
     assert said in done.stdout
+    assert not list(tmp_path.glob(".unfinished*"))
     assert ("scontrol requeue 7" in done.stdout) == (code == 75)
     again = run(script, "small.toml", cwd=tmp_path, **variables, MAX_RESTARTS="1", SLURM_RESTART_COUNT="1")
     assert "scontrol" not in again.stdout
