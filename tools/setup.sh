@@ -148,7 +148,7 @@ install_torch() {
     torch_fits && return
     if wants_cuda; then
         say "installing torch $TORCH (CUDA build)"
-        pip_install "torch==$TORCH"
+        pip_install "torch==$TORCH,!=$TORCH+cpu"  # pip prefers a CPU build if one of its indexes has it
         return
     fi
     # PyPI's torch installs gigabytes of CUDA libraries. Pip's configured indexes may have the CPU build, and PyTorch's
@@ -189,7 +189,7 @@ add_nccl_flags() {
         return 0
     fi
     nccl=$(.venv/bin/python -c 'import nvidia.nccl as n; print(list(n.__path__)[0])' 2>/dev/null) ||
-        die "torch is a CUDA build, but its NCCL is not a wheel: pip install nvidia-nccl-cu13"
+        die "torch's NCCL is not a wheel: pip install nvidia-nccl-cu13"
     mkdir -p .venv/nccl && ln -sfn "$nccl/lib/libnccl.so.2" .venv/nccl/libnccl.so
     # Horovod has two small kernels. Newer GPUs compile the last architecture's PTX when they load them.
     HOROVOD_FLAGS+=("HOROVOD_BUILD_CUDA_CC_LIST=$(cuda_architectures)" HOROVOD_GPU=CUDA HOROVOD_GPU_OPERATIONS=NCCL "HOROVOD_CUDA_HOME=$cuda" "CUDA_HOME=$cuda"

@@ -186,6 +186,16 @@ class Ranks(ABC):
         self.broadcast(words, name)
         return words.numpy().tobytes()[: int(length)]
 
+    def gather_bytes(self, data: bytes, name: str) -> list[bytes]:
+        """Return every rank's `data`, in the order of the ranks, on all ranks."""
+        lengths = torch.zeros(self.size, dtype=torch.int64)
+        lengths[self.rank] = len(data)
+        longest = int(self.sum(lengths, f"{name}.lengths").max())
+        rows = torch.zeros(self.size, -(-longest // 8), dtype=torch.int64)  # int64: some backends lack uint8
+        rows[self.rank].view(torch.uint8)[: len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        self.sum(rows, name)
+        return [row.numpy().tobytes()[:length] for row, length in zip(rows, lengths.tolist(), strict=True)]
+
     def broadcast_values(self, tensor: Tensor, name: str) -> None:
         """Overwrite a tensor of any type and memory layout with rank 0's."""
         values = tensor.detach()
