@@ -72,14 +72,13 @@ class KeyedDropout(nn.Module):
         bits = _mix(keys[:, None] + counters)
         return bits.bitwise_right_shift_(40).bitwise_and_(0xFFFFFF).float().mul_(2.0**-24).view(shape)
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]  # a trace cannot see whether a backward is running
     def _count_call(self) -> int:
         """Return the index of this call in the forward. A call that an activation checkpoint repeats keeps its index.
 
         Raises:
             ValueError: a checkpoint repeats one of several calls, and it is unknown which one.
         """
-        if not is_recomputing():
+        if torch.compiler.is_compiling() or not is_recomputing():  # a compiled backward repeats no Python
             self._num_calls += 1
             return self._num_calls - 1
         if self._num_calls != 1:

@@ -6,16 +6,25 @@ import copy
 import pickle
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from hvd_batchgrow.comm.ranks import SingleRank
 from hvd_batchgrow.nn.compiled import compile_network
-from hvd_batchgrow.nn.dropout import keyed_dropouts, sample_keys, set_sample_keys
+from hvd_batchgrow.nn.dropout import KeyedDropout, keyed_dropouts, sample_keys, set_sample_keys
+from hvd_batchgrow.nn.ghost.ghost_batch_norm import GhostBatchNorm1d
 from hvd_batchgrow.nn.networks.dense import DenseLayers
+from hvd_batchgrow.nn.networks.registry import build_model
+from hvd_batchgrow.schedule.phases import Phase
+from hvd_batchgrow.train.update.engine import UpdateEngine
+from hvd_batchgrow.train.update.forward import MicroBatch
+from tests.helpers import small_job
 
 needs_compiler = pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler: install g++")
 
@@ -38,6 +47,64 @@ def test_ghost_norms_and_dropout_work_as_before(tmp_path: Path, monkeypatch: pyt
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-5)
     for name, value in plain.state_dict().items():
         torch.testing.assert_close(compiled.state_dict()[name], value, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # warnings of the compiler
+@pytest.mark.parametrize(
+    ("name", "shape", "dropout"),
+    [("wrn_16_4", (32, 32, 3), 0.3), ("torchvision.models:resnet50", (64, 64, 3), 0.0)],
+)
+def test_a_network_becomes_one_graph(name: str, shape: tuple[int, int, int], dropout: float) -> None:
+    model = build_model(
+        small_job(model={"name": name, "channels": None, "ghost_batch": 4, "dropout": dropout}), shape, 10
+    )
+    found = torch._dynamo.explain(model.train())(torch.randn(8, 3, *shape[:2]))
+    assert (found.graph_count, found.graph_break_count) == (1, 0), found.break_reasons
+
+
+@pytest.mark.slow
+@needs_compiler
+@pytest.mark.filterwarnings("ignore")  # warnings of the compiler
+def test_growth_of_the_batch_compiles_nothing_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    model = DenseLayers(6, 3, (8,), ghost_batch=4, dropout=0.3)
+    compile_network(model)
+    engine = UpdateEngine(model, torch.optim.SGD(model.parameters(), lr=0.1), SingleRank())
+    for num_passes in (1, 1, 2, 8):
+        with torch.compiler.set_stance("fail_on_recompile") if num_passes > 1 else nullcontext():
+            keys = sample_keys(1, np.zeros(8), np.arange(8))
+            passes = [
+                MicroBatch(torch.randn(8, 6), torch.arange(8) % 3, (2 * k, 2 * k + 1), keys=keys)
+                for k in range(num_passes)
+            ]
+            phase = Phase(0.0, 0, 1, 0.1, 0.9, 8 * num_passes, 8 * num_passes)
+            engine.update(iter(passes), num_passes, phase, 2 * num_passes)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # warnings of the compiler
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_an_activation_checkpoint_counts_once(reentrant: bool) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Sequential(nn.Linear(6, 8), GhostBatchNorm1d(8, 16, relu=True), KeyedDropout(0.3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return checkpoint(self.inner, x, use_reentrant=reentrant)  # type: ignore[no-any-return]
+
+    plain, compiled = Net(), Net()
+    compiled.load_state_dict(plain.state_dict())
+    compiled.compile(backend="aot_eager")
+    rows = torch.randn(32, 6, requires_grad=True)
+    for model in (plain, compiled):
+        set_sample_keys(keyed_dropouts(model), sample_keys(1, np.zeros(32), np.arange(32)))
+        model(rows).square().sum().backward()
+    for ours, theirs in zip(compiled.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad)
+    for ours, theirs in zip(compiled.buffers(), plain.buffers(), strict=True):
+        torch.testing.assert_close(ours, theirs)
 
 
 @pytest.mark.filterwarnings("ignore")  # the compiler warns of itself

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from numbers import Integral
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
+from hvd_batchgrow.nn.ghost import ghost_operators
 from hvd_batchgrow.nn.ghost.ghost_choice import choose
 from hvd_batchgrow.nn.recompute import is_recomputing
 
@@ -89,6 +90,7 @@ class GhostBatchNorm(nn.Module):
         self.register_buffer("running_var", torch.ones(num_features))
         self.deferred = False
         self._pending: list[Tensor] = []
+        self._number = ghost_operators.number_of(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise, in training by the statistics of each ghost batch.
@@ -107,18 +109,31 @@ class GhostBatchNorm(nn.Module):
             )
             return y.relu_() if relu else y
         num_groups = self._count_ghost_batches(x)
-        normalise = choose(x, num_groups)
-        y, statistics = normalise(x, self.weight, self.bias, num_groups, self.eps, relu=relu)
-        self._count(statistics, num_groups)
+        arguments = (x, self.weight, self.bias, num_groups, self.eps)
+        if torch.compiler.is_compiling():
+            y, statistics, _ = ghost_operators.ghost_normalise(*arguments, relu)
+            ghost_operators.keep_statistics(statistics, ghost_operators.ORDER, self._number)
+            return cast("Tensor", y)
+        y, statistics = choose(x, num_groups)(*arguments, relu=relu)
+        self.keep(statistics)
         return y
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]  # a trace cannot see whether a backward is running
-    def _count(self, statistics: Tensor, num_groups: int) -> None:
-        if is_recomputing():  # an activation checkpoint repeats a counted forward
+    def keep(self, statistics: Tensor) -> None:
+        """Keep the statistics (k, 2, C) of a pass until the end of the update, or commit them.
+
+        A pass that an activation checkpoint repeats has been counted.
+        """
+        if is_recomputing():
             return
         self._pending.append(statistics)
         if not self.deferred:
+            num_groups = len(statistics)
             self.commit(self.take_contributions(range(num_groups), num_groups).sum(0), num_groups)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore a copy, which compiled networks must not take for the original."""
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._number = ghost_operators.number_of(self)
 
     def take_contributions(self, positions: Sequence[int], num_groups: int) -> Tensor:
         """Return what each ghost batch since the last call adds to the running statistics.

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from hvd_batchgrow.nn.ghost import ghost_cpu, ghost_reference
+from hvd_batchgrow.nn.ghost.ghost_function import Kernels
 from hvd_batchgrow.nn.ghost.ghost_tiles import fits
 
 
@@ -46,6 +47,18 @@ def choose(x: Tensor, num_groups: int) -> Normalise:
     if x.device not in _found:
         _found[x.device] = _find(x.device)
     return _found[x.device]
+
+
+def kernels_for(x: Tensor, num_groups: int, *, relu: bool) -> Kernels:
+    """Return the kernels of the implementation for x, which is dense."""
+    chosen = choose(x, num_groups)
+    if chosen is ghost_reference.normalise:
+        return ghost_reference.PytorchKernels(x, num_groups, relu=relu)
+    if chosen is ghost_cpu.normalise:
+        return ghost_cpu.CKernels(x, num_groups, relu=relu)
+    from hvd_batchgrow.nn.ghost.ghost_triton import TritonKernels
+
+    return TritonKernels(x, num_groups, relu=relu)
 
 
 def kernels_for_cpu() -> Literal["C", "PyTorch"]:

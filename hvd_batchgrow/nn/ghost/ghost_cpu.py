@@ -57,7 +57,6 @@ def load(path: str) -> ctypes.CDLL:
     return loaded
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]  # it passes addresses of tensors, which a trace does not have
 def normalise(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, num_groups: int, eps: float, *, relu: bool = False
 ) -> tuple[Tensor, Tensor]:
@@ -77,10 +76,10 @@ def normalise(
         The output, with the shape and layout of x; and float32 (k, 2, C), mean and unbiased variance of each
         ghost batch, without gradient.
     """
-    return GhostNormalise.apply(_Calls, x, weight, bias, num_groups, eps, relu)  # type: ignore[no-untyped-call,no-any-return]
+    return GhostNormalise.apply(CKernels, x, weight, bias, num_groups, eps, relu)  # type: ignore[no-untyped-call,no-any-return]
 
 
-class _Calls:
+class CKernels:
     """Kernel calls for inputs of one shape and layout. Each call processes some ghost batches and channels."""
 
     def __init__(self, x: Tensor, num_groups: int, *, relu: bool) -> None:

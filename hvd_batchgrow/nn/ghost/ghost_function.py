@@ -15,7 +15,10 @@ class Kernels(Protocol):
     def forward(
         self, x: Tensor, weight: Tensor | None, bias: Tensor | None, results: tuple[Tensor, ...], eps: float
     ) -> None:
-        """Fill the results: y (like x), statistics (k, 2, C) and inverse standard deviations (k, C), both float32."""
+        """Fill the results: y (like x), statistics (k, 2, C) and inverse standard deviations (k, C).
+
+        The last two have the `statistics_dtype` of x.
+        """
 
     def backward(self, saved: tuple[Tensor | None, ...], grad_x: Tensor, sums: Tensor) -> None:
         """Fill the gradient of x, and the sums (k, 2, C) that make up those of weight and bias.
@@ -23,7 +26,7 @@ class Kernels(Protocol):
         Args:
             saved: x, gradient of y, weight, bias, statistics, inverse standard deviations.
             grad_x: like x.
-            sums: float32, one for each ghost batch.
+            sums: of each ghost batch, in the type of the statistics.
         """
 
 
@@ -51,9 +54,7 @@ class GhostNormalise(torch.autograd.Function):
         """Normalise each ghost batch."""
         x = dense(x)
         ctx.kernels = make_kernels(x, num_groups, relu=relu)
-        y = torch.empty_like(x)
-        statistics = x.new_empty(num_groups, 2, x.shape[1], dtype=torch.float32)
-        inverses = x.new_empty(num_groups, x.shape[1], dtype=torch.float32)
+        y, statistics, inverses = empty_results(x, num_groups)
         ctx.kernels.forward(x, weight, bias, (y, statistics, inverses), float(eps))
         ctx.save_for_backward(x, weight, bias, statistics, inverses)
         ctx.mark_non_differentiable(statistics)
@@ -68,7 +69,7 @@ class GhostNormalise(torch.autograd.Function):
             return (None,) * 7
         x, weight, bias, statistics, inverses = ctx.saved_tensors
         grad_x, sums = torch.empty_like(x), torch.empty_like(statistics)
-        ctx.kernels.backward((x, _laid_as(x, grad_y), weight, bias, statistics, inverses), grad_x, sums)
+        ctx.kernels.backward((x, laid_as(x, grad_y), weight, bias, statistics, inverses), grad_x, sums)
         of_weight, of_bias = sums.sum(0)
         return (
             None,
@@ -87,6 +88,17 @@ def dense(x: Tensor) -> Tensor:
     return channels_last.contiguous().movedim(-1, 1) if x.stride(1) == 1 else x.contiguous()
 
 
-def _laid_as(x: Tensor, grad: Tensor) -> Tensor:
+def empty_results(x: Tensor, num_groups: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return tensors for the results of `Kernels.forward` of x, which is dense."""
+    statistics = x.new_empty(num_groups, 2, x.shape[1], dtype=statistics_dtype(x))
+    return torch.empty_like(x), statistics, torch.empty_like(statistics[:, 0])
+
+
+def statistics_dtype(x: Tensor) -> torch.dtype:
+    """Return the type of the statistics of x: a sum of squares in 16 bits would overflow."""
+    return torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
+
+
+def laid_as(x: Tensor, grad: Tensor) -> Tensor:
     """Return a gradient in the layout of x. An expanded one, or one of another layout, is copied."""
     return grad if grad.stride() == x.stride() else torch.empty_like(x, dtype=grad.dtype).copy_(grad)

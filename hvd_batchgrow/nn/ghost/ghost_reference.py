@@ -7,13 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
-from hvd_batchgrow.nn.ghost.ghost_function import dense
+from hvd_batchgrow.nn.ghost.ghost_function import GhostNormalise, statistics_dtype
 
 
 def normalise(
@@ -33,16 +32,15 @@ def normalise(
         The output, with the shape, type and layout of x; and (k, 2, C), mean and unbiased variance of each
         ghost batch, without gradient, float32 if x has 16 bits.
     """
-    if num_groups == 1 and eps > 0:  # torch refuses eps = 0 in training
-        y, statistics = _normalise_one(x, weight, bias, eps)
-    else:
-        y, statistics = _GhostNormalise.apply(x, weight, bias, num_groups, eps)  # type: ignore[no-untyped-call]
+    if num_groups > 1 or eps == 0:  # torch refuses eps = 0 in training
+        return GhostNormalise.apply(PytorchKernels, x, weight, bias, num_groups, eps, relu)  # type: ignore[no-untyped-call,no-any-return]
+    y, statistics = _normalise_one(x, weight, bias, eps)
     return y.relu_() if relu else y, statistics
 
 
 def _normalise_one(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
     # Zeros, not empty: the kernel adds 0 times the old value, which must not be NaN.
-    statistics = torch.zeros(1, 2, x.shape[1], dtype=_statistics_dtype(x), device=x.device)
+    statistics = torch.zeros(1, 2, x.shape[1], dtype=statistics_dtype(x), device=x.device)
     mean, variance = statistics[0]
     # With momentum 1, the kernel's running statistics become those of this ghost batch.
     batch_norm = partial(nn.functional.batch_norm, training=True, momentum=1.0, eps=eps)
@@ -54,41 +52,46 @@ def _normalise_one(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: f
     return batch_norm(x, None, None, weight, bias), statistics
 
 
-class _GhostNormalise(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, num_groups: int, eps: float
-    ) -> tuple[Tensor, Tensor]:
-        x = dense(x)
-        ctx.fold = _choose_fold(x, num_groups)
-        y = torch.empty_like(x)  # not a view: the next layer may change it in place
-        wide = _wide(weight, x), _wide(bias, x)
-        # Zeros and a momentum of 1, as in _normalise_one.
-        moments = torch.zeros(4, num_groups, x.shape[1], dtype=_statistics_dtype(x), device=x.device)
-        for group, out, mean, variance, *saved in zip(*map(ctx.fold, (x, y)), *moments, strict=True):
-            torch.native_batch_norm(group, *wide, mean, variance, True, 1.0, eps, out=(out, *saved))
-        ctx.save_for_backward(x, weight, *moments[2:])
-        ctx.dtype = None if weight is None else weight.dtype
-        statistics = moments[:2].transpose(0, 1)
-        ctx.mark_non_differentiable(statistics)
-        ctx.set_materialize_grads(False)
-        return y, statistics
+class PytorchKernels:
+    """PyTorch's batch norm on one ghost batch after the other."""
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_y: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
-        if grad_y is None:  # nothing depends on the output
-            return (None,) * 5
-        x, weight, means, inverses = ctx.saved_tensors
-        grad_x, weight, grads = torch.empty_like(x), _wide(weight, x), []
-        backward, mask = torch.ops.aten.native_batch_norm_backward, [True, True, True]
-        for dy, group, dx, *saved in zip(*map(ctx.fold, (grad_y, x, grad_x)), means, inverses, strict=True):
-            of_group, *of_parameters = backward(dy, group, weight, None, None, *saved, True, 0.0, mask)
-            dx.copy_(of_group)
-            grads.append(of_parameters)
-        sums = (torch.stack(part).sum(0) for part in zip(*grads, strict=True))
-        wanted = zip(ctx.needs_input_grad[1:3], sums, strict=True)
-        return grad_x, *(grad.to(ctx.dtype) if is_wanted else None for is_wanted, grad in wanted), None, None
+    def __init__(self, x: Tensor, num_groups: int, *, relu: bool) -> None:
+        self._fold, self._relu = _choose_fold(x, num_groups), relu
+
+    def forward(
+        self, x: Tensor, weight: Tensor | None, bias: Tensor | None, results: tuple[Tensor, ...], eps: float
+    ) -> None:
+        """See `ghost_function.Kernels`."""
+        y, statistics, inverses = results
+        wide = _wide(weight, x), _wide(bias, x)
+        statistics.zero_()  # a momentum of 1 adds 0 times the old value, which must not be NaN
+        mean = torch.empty_like(inverses[0])
+        for group, out, (running, variance), inverse in zip(
+            self._fold(x), self._fold(y), statistics, inverses, strict=True
+        ):
+            torch.native_batch_norm(group, *wide, running, variance, True, 1.0, eps, out=(out, mean, inverse))
+        if self._relu:
+            y.relu_()
+
+    def backward(self, saved: tuple[Tensor | None, ...], grad_x: Tensor, sums: Tensor) -> None:
+        """See `ghost_function.Kernels`."""
+        x, grad_y, weight, bias, statistics, inverses = cast("tuple[Tensor, ...]", saved)
+        wide_weight, wide_bias = _wide(weight, x), _wide(bias, x)
+        parts = zip(*map(self._fold, (grad_y, x, grad_x)), statistics[:, 0], inverses, sums, strict=True)
+        for dy, group, dx, mean, inverse, of_group in parts:
+            if self._relu:
+                dy = dy * (_affine(group, mean, inverse, wide_weight, wide_bias) > 0)  # noqa: PLW2901
+            grads = torch.ops.aten.native_batch_norm_backward(
+                dy, group, wide_weight, None, None, mean, inverse, True, 0.0, [True, True, True]
+            )
+            for target, grad in zip((dx, *of_group), grads, strict=True):
+                target.copy_(grad)
+
+
+def _affine(x: Tensor, mean: Tensor, inverse: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    channels = (-1, *[1] * (x.dim() - 2))
+    y = (x - mean.view(channels)) * (inverse if weight is None else inverse * weight).view(channels)
+    return y if bias is None else y + bias.view(channels)
 
 
 def _choose_fold(x: Tensor, num_groups: int) -> Callable[[Tensor], Tensor]:
@@ -99,10 +102,5 @@ def _choose_fold(x: Tensor, num_groups: int) -> Callable[[Tensor], Tensor]:
     return lambda tensor: tensor.movedim(1, -1).reshape(num_groups, -1, num_channels)
 
 
-def _statistics_dtype(x: Tensor) -> torch.dtype:
-    # A sum of squares in half precision would overflow.
-    return torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
-
-
 def _wide(parameter: Tensor | None, x: Tensor) -> Tensor | None:
-    return None if parameter is None else parameter.to(_statistics_dtype(x))
+    return None if parameter is None else parameter.to(statistics_dtype(x))

@@ -10,7 +10,6 @@ from hvd_batchgrow.nn.ghost.ghost_function import GhostNormalise
 from hvd_batchgrow.nn.ghost.ghost_tiles import choose_tiles, power_of_two
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]  # not traced: it launches its own kernels
 def normalise(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, num_groups: int, eps: float, *, relu: bool = False
 ) -> tuple[Tensor, Tensor]:
@@ -31,10 +30,10 @@ def normalise(
         The output, with the shape, type and layout of x; and float32 (k, 2, C), mean and unbiased variance of
         each ghost batch, without gradient.
     """
-    return GhostNormalise.apply(_Launch, x, weight, bias, num_groups, eps, relu)  # type: ignore[no-untyped-call,no-any-return]
+    return GhostNormalise.apply(TritonKernels, x, weight, bias, num_groups, eps, relu)  # type: ignore[no-untyped-call,no-any-return]
 
 
-class _Launch:
+class TritonKernels:
     """The kernels for inputs of one shape and layout, with their common arguments."""
 
     def __init__(self, x: Tensor, num_groups: int, *, relu: bool) -> None:

@@ -1,0 +1,137 @@
+"""Assign a device to each rank: a GPU if every rank sees one, otherwise the CPU. All ranks agree on the result."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from hvd_batchgrow.comm.ranks import Ranks
+from hvd_batchgrow.messages.errors import Fault, JobError
+from hvd_batchgrow.messages.schema_messages import counted
+
+DeviceKey = Literal["auto", "cuda", "cpu"]
+"""`layout.device`."""
+
+
+@dataclass(frozen=True)
+class VisibleGpus:
+    """The GPUs that one rank sees. Slurm or CUDA_VISIBLE_DEVICES may hide the others of its host."""
+
+    host: str
+    uuids: tuple[str, ...]
+    """In the order of their indices on this rank."""
+
+
+@dataclass(frozen=True)
+class DeviceAssignment:
+    """The device of each rank."""
+
+    indices: tuple[int | None, ...]
+    """For each rank, the index of its GPU among those that it sees; None: the CPU."""
+    ranks_per_gpu: int = 1
+    """Most ranks on one GPU. NCCL allows one."""
+    notes: tuple[str, ...] = ()
+    """Notices for the user, such as GPUs that are not used."""
+
+    @property
+    def is_cuda(self) -> bool:
+        """Whether the ranks use GPUs."""
+        return self.indices[0] is not None
+
+
+def assign_devices(seen: Sequence[VisibleGpus], device: DeviceKey, ranks_per_gpu: int | None) -> DeviceAssignment:
+    """Assign a device to each rank.
+
+    A rank takes number `local_rank % visible`. Ranks share a GPU if they take the same UUID: counts alone decide
+    nothing, because each rank may see one GPU of its own, or all ranks the same one.
+
+    Args:
+        seen: what each rank sees.
+        device: `layout.device`.
+        ranks_per_gpu: `layout.ranks_per_gpu`, the most ranks that may share a GPU; None: one.
+
+    Raises:
+        JobError: some ranks see GPUs and others do not; no rank sees one, and `device` requires them; or more ranks
+            than allowed would share one.
+    """
+    on_cpu = tuple(None for _ in seen)
+    if device == "cpu":
+        return DeviceAssignment(on_cpu, notes=_unused(seen, set(), 'layout.device = "cpu"'))
+    without = [view.host for view in seen if not view.uuids]
+    if len(without) == len(seen):
+        if device == "cuda":
+            raise JobError([Fault("layout.device", f'"cuda": no GPU is visible{_why()}; use "auto" or "cpu"')])
+        return DeviceAssignment(on_cpu)
+    if without:
+        views = dict.fromkeys((view.host, counted(len(view.uuids), "GPU")) for view in seen)
+        listed = "; ".join(f"a rank on {host} sees {gpus}" for host, gpus in views)
+        fault = f'all ranks must use the same kind of device, but {listed}. Use other hosts, or device = "cpu"'
+        raise JobError([Fault("layout.device", fault)])
+    indices = tuple(k % len(view.uuids) for k, view in zip(_local_ranks(seen), seen, strict=True))
+    used = Counter((view.host, view.uuids[index]) for view, index in zip(seen, indices, strict=True))
+    shared = max(used.values())
+    if shared > (ranks_per_gpu or 1):
+        _refuse_sharing(seen, used, ranks_per_gpu or 1)
+    return DeviceAssignment(indices, shared, _unused(seen, set(used), "one rank uses one GPU"))
+
+
+def _local_ranks(seen: Sequence[VisibleGpus]) -> list[int]:
+    hosts = [view.host for view in seen]
+    return [hosts[:rank].count(host) for rank, host in enumerate(hosts)]
+
+
+def _refuse_sharing(seen: Sequence[VisibleGpus], used: Counter[tuple[str, str]], limit: int) -> None:
+    host = max(used, key=lambda gpu: used[gpu])[0]
+    num_ranks = sum(view.host == host for view in seen)
+    num_gpus = len({uuid for view in seen if view.host == host for uuid in view.uuids})
+    most = max(used.values())
+    fault = (
+        f"{limit} allows {counted(limit * num_gpus, 'rank')} on {host}, where {counted(num_ranks, 'rank')} "
+        f"{'sees' if num_ranks == 1 else 'see'} {counted(num_gpus, 'GPU')}; launch {limit * num_gpus} there, "
+        f"or set layout.ranks_per_gpu = {most}, which sums gradients over Gloo instead of NCCL"
+    )
+    raise JobError([Fault("layout.ranks_per_gpu", fault)])
+
+
+def _unused(seen: Sequence[VisibleGpus], used: set[tuple[str, str]], why: str) -> tuple[str, ...]:
+    """Return a notice for each host with GPUs that are visible and not used."""
+    visible: dict[str, set[str]] = {}
+    for view in seen:
+        visible.setdefault(view.host, set()).update(view.uuids)
+    idle = {host: sum((host, uuid) not in used for uuid in uuids) for host, uuids in visible.items()}
+    return tuple(
+        f"{idle[host]} of {len(uuids)} visible GPUs on {host} {'is' if idle[host] == 1 else 'are'} not used: {why}"
+        for host, uuids in visible.items()
+        if idle[host]
+    )
+
+
+def _why() -> str:
+    if torch.version.cuda is None:
+        return f" to torch {torch.__version__}, which is a CPU build (HVD_BATCHGROW_CUDA=1 make setup)"
+    return " (nvidia-smi lists them; CUDA_VISIBLE_DEVICES may hide them)"
+
+
+def visible_gpus() -> VisibleGpus:
+    """Return what this rank sees."""
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    uuids = tuple(str(torch.cuda.get_device_properties(index).uuid) for index in range(count))
+    return VisibleGpus(socket.gethostname(), uuids)
+
+
+def agree_on_devices(ranks: Ranks, device: DeviceKey, ranks_per_gpu: int | None) -> DeviceAssignment:
+    """Assign a device to each rank, from what all ranks see; all ranks call it together.
+
+    Raises:
+        CollectiveError: as `assign_devices` raises JobError.
+    """
+    view = visible_gpus()
+    texts = ranks.gather_bytes(json.dumps([view.host, view.uuids]).encode(), "visible GPUs")
+    seen = [VisibleGpus(host, tuple(uuids)) for host, uuids in map(json.loads, texts)]
+    return ranks.run_on_all(lambda: assign_devices(seen, device, ranks_per_gpu))

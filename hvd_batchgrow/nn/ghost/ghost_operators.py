@@ -1,0 +1,125 @@
+"""Ghost batch norm as operators of PyTorch, which torch.compile keeps in one graph with the rest of a network.
+
+A ghost norm of a compiled network calls `ghost_normalise`, which computes what the norm computes uncompiled, and
+`keep_statistics`, which hands the statistics of a pass to the norm.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
+
+import torch
+from torch import Tensor
+
+from hvd_batchgrow.nn.ghost.ghost_choice import kernels_for
+from hvd_batchgrow.nn.ghost.ghost_function import dense, empty_results, laid_as
+
+if TYPE_CHECKING:
+    from hvd_batchgrow.nn.ghost.ghost_batch_norm import GhostBatchNorm
+
+_norms: WeakValueDictionary[int, GhostBatchNorm] = WeakValueDictionary()
+_numbers = itertools.count()
+ORDER = torch.zeros(1)
+"""The `order` of all calls of `keep_statistics`."""
+
+
+def number_of(norm: GhostBatchNorm) -> int:
+    """Return a number by which `keep_statistics` finds a norm of this process."""
+    number = next(_numbers)
+    _norms[number] = norm
+    return number
+
+
+@torch.library.custom_op("hvd_batchgrow::keep_statistics", mutates_args={"order"})
+def keep_statistics(statistics: Tensor, order: Tensor, norm: int) -> None:
+    """Hand the statistics of a pass to a norm.
+
+    Args:
+        statistics: (k, 2, C).
+        order: is not changed; that it could be keeps the call in a compiled graph, in its place.
+        norm: its `number_of`.
+    """
+    _norms[norm].keep(statistics)
+
+
+@keep_statistics.register_fake
+def _(statistics: Tensor, order: Tensor, norm: int) -> None:
+    pass
+
+
+@torch.library.custom_op("hvd_batchgrow::ghost_normalise", mutates_args=())
+def ghost_normalise(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, num_groups: int, eps: float, relu: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Normalise each ghost batch: see `ghost_reference.normalise`.
+
+    Returns:
+        Output, statistics (k, 2, C), and inverse standard deviations (k, C), which the gradient needs.
+    """
+    x = dense(x)
+    results = empty_results(x, num_groups)
+    kernels_for(x, num_groups, relu=relu).forward(x, weight, bias, results, eps)
+    return results
+
+
+@ghost_normalise.register_fake
+def _(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, num_groups: int, eps: float, relu: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    return empty_results(dense(x), num_groups)
+
+
+@torch.library.custom_op("hvd_batchgrow::ghost_differentiate", mutates_args=())
+def ghost_differentiate(
+    grad_y: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    statistics: Tensor,
+    inverses: Tensor,
+    num_groups: int,
+    relu: bool,
+) -> tuple[Tensor, Tensor]:
+    """Return the gradient of x, and the sums (k, 2, C) that make up those of weight and bias."""
+    x = dense(x)
+    grad_x, sums = torch.empty_like(x), torch.empty_like(statistics)
+    saved = (x, laid_as(x, grad_y), weight, bias, statistics, inverses)
+    kernels_for(x, num_groups, relu=relu).backward(saved, grad_x, sums)
+    return grad_x, sums
+
+
+@ghost_differentiate.register_fake
+def _(
+    grad_y: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    statistics: Tensor,
+    inverses: Tensor,
+    num_groups: int,
+    relu: bool,
+) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(dense(x)), torch.empty_like(statistics)
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x, weight, bias, ctx.num_groups, _, ctx.relu = inputs
+    ctx.save_for_backward(x, weight, bias, *output[1:])
+    ctx.mark_non_differentiable(*output[1:])
+
+
+def _backward(ctx: Any, grad_y: Tensor, *_: None) -> tuple[Tensor | None, ...]:
+    x, weight, bias, statistics, inverses = ctx.saved_tensors
+    grad_x, sums = ghost_differentiate(grad_y, x, weight, bias, statistics, inverses, ctx.num_groups, ctx.relu)
+    of_weight, of_bias = sums.sum(0)
+    return (
+        grad_x,
+        None if weight is None else of_weight.to(weight.dtype),
+        None if bias is None else of_bias.to(bias.dtype),
+        *(None,) * 3,
+    )
+
+
+ghost_normalise.register_autograd(_backward, setup_context=_setup)

@@ -1,0 +1,101 @@
+"""Which device each rank gets, from what the ranks see."""
+
+from __future__ import annotations
+
+import pytest
+
+from hvd_batchgrow.comm.devices import VisibleGpus, assign_devices
+from hvd_batchgrow.messages.errors import JobError
+
+
+def on(host: str, *uuids: str) -> VisibleGpus:
+    return VisibleGpus(host, uuids)
+
+
+def masked(ranks: int, host: str = "a") -> list[VisibleGpus]:
+    """Each rank sees one GPU of its own, as with Slurm's --gpus-per-task=1."""
+    return [on(host, f"GPU-{host}{rank}") for rank in range(ranks)]
+
+
+def whole(ranks: int, gpus: int, host: str = "a") -> list[VisibleGpus]:
+    """Every rank sees all GPUs of the host."""
+    return [on(host, *(f"GPU-{host}{gpu}" for gpu in range(gpus)))] * ranks
+
+
+@pytest.mark.parametrize(
+    ("seen", "indices"),
+    [
+        (masked(4), (0, 0, 0, 0)),
+        (whole(4, 4), (0, 1, 2, 3)),
+        (masked(2, "a") + masked(2, "b"), (0, 0, 0, 0)),
+        (whole(2, 2, "a") + whole(2, 2, "b"), (0, 1, 0, 1)),
+        # Ranks alternate between the hosts.
+        ([on("a", "0", "1"), on("b", "2", "3"), on("a", "0", "1"), on("b", "2", "3")], (0, 0, 1, 1)),
+        # Each socket's ranks see its two GPUs.
+        ([on("a", "0", "1"), on("a", "0", "1"), on("a", "2", "3"), on("a", "2", "3")], (0, 1, 0, 1)),
+        (whole(0, 0) + [on("a")] * 3, (None, None, None)),
+    ],
+)
+def test_each_rank_gets_a_gpu_of_its_own_or_the_cpu(seen: list[VisibleGpus], indices: tuple[int | None, ...]) -> None:
+    found = assign_devices(seen, "auto", None)
+    assert found.indices == indices
+    assert (found.ranks_per_gpu, found.notes) == (1, ())
+
+
+@pytest.mark.parametrize(
+    ("seen", "device", "note"),
+    [
+        (whole(1, 2), "auto", "1 of 2 visible GPUs on a is not used: one rank uses one GPU"),
+        (whole(1, 4), "cuda", "3 of 4 visible GPUs on a are not used: one rank uses one GPU"),
+        (masked(4), "cpu", '4 of 4 visible GPUs on a are not used: layout.device = "cpu"'),
+    ],
+)
+def test_a_gpu_that_is_not_used_is_never_silent(seen: list[VisibleGpus], device: str, note: str) -> None:
+    assert assign_devices(seen, device, None).notes == (note,)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("seen", "limit", "message"),
+    [
+        (
+            whole(4, 2),
+            None,
+            "layout.ranks_per_gpu: 1 allows 2 ranks on a, where 4 ranks see 2 GPUs; launch 2 there, "
+            "or set layout.ranks_per_gpu = 2, which sums gradients over Gloo instead of NCCL",
+        ),
+        # Every rank sees the same GPU: a count of one GPU per rank would not show it.
+        (whole(4, 1), None, "1 allows 1 rank on a, where 4 ranks see 1 GPU; launch 1 there, or set"),
+        (
+            whole(4, 1),
+            2,
+            "2 allows 2 ranks on a, where 4 ranks see 1 GPU; launch 2 there, or set layout.ranks_per",
+        ),
+        (whole(2, 2, "a") + whole(2, 1, "b"), None, "1 allows 1 rank on b, where 2 ranks see 1 GPU"),
+    ],
+)
+def test_more_ranks_than_gpus_are_refused_with_the_arithmetic(
+    seen: list[VisibleGpus], limit: int | None, message: str
+) -> None:
+    with pytest.raises(JobError) as caught:
+        assign_devices(seen, "auto", limit)
+    assert message in str(caught.value)
+
+
+def test_ranks_share_gpus_if_the_job_allows_it() -> None:
+    found = assign_devices(whole(4, 2), "auto", 2)
+    assert (found.indices, found.ranks_per_gpu) == ((0, 1, 0, 1), 2)
+    # Permission to share does not make ranks share.
+    assert assign_devices(whole(2, 2), "auto", 2).ranks_per_gpu == 1
+
+
+@pytest.mark.parametrize("device", ["auto", "cuda"])
+def test_a_mix_of_devices_is_refused_and_names_the_hosts(device: str) -> None:
+    with pytest.raises(JobError) as caught:
+        assign_devices([*whole(2, 4, "a"), on("b"), on("b")], device, None)  # type: ignore[arg-type]
+    assert "a rank on a sees 4 GPUs; a rank on b sees 0 GPUs. Use other hosts" in str(caught.value)
+    assert assign_devices([*whole(2, 4, "a"), on("b")], "cpu", None).indices == (None, None, None)
+
+
+def test_a_job_that_requires_gpus_does_not_train_on_the_cpu() -> None:
+    with pytest.raises(JobError, match=r'layout\.device: "cuda": no GPU is visible.*; use "auto" or "cpu"'):
+        assign_devices([on("a")], "cuda", None)
