@@ -12,13 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch import nn
 
 from hvd_batchgrow.comm.ranks import SingleRank
 from hvd_batchgrow.nn.compiled import compile_network
-from hvd_batchgrow.nn.dropout import KeyedDropout, keyed_dropouts, sample_keys, set_sample_keys
-from hvd_batchgrow.nn.ghost.ghost_batch_norm import GhostBatchNorm1d
+from hvd_batchgrow.nn.dropout import keyed_dropouts, sample_keys, set_sample_keys
 from hvd_batchgrow.nn.networks.dense import DenseLayers
 from hvd_batchgrow.nn.networks.registry import build_model
 from hvd_batchgrow.schedule.phases import Phase
@@ -80,31 +78,6 @@ def test_growth_of_the_batch_compiles_nothing_again(tmp_path: Path, monkeypatch:
             ]
             phase = Phase(0.0, 0, 1, 0.1, 0.9, 8 * num_passes, 8 * num_passes)
             engine.update(iter(passes), num_passes, phase, 2 * num_passes)
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # warnings of the compiler
-@pytest.mark.parametrize("reentrant", [False, True])
-def test_an_activation_checkpoint_counts_once(reentrant: bool) -> None:
-    class Net(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.inner = nn.Sequential(nn.Linear(6, 8), GhostBatchNorm1d(8, 16, relu=True), KeyedDropout(0.3))
-
-        def forward(self, x: Tensor) -> Tensor:
-            return checkpoint(self.inner, x, use_reentrant=reentrant)  # type: ignore[no-any-return]
-
-    plain, compiled = Net(), Net()
-    compiled.load_state_dict(plain.state_dict())
-    compiled.compile(backend="aot_eager")
-    rows = torch.randn(32, 6, requires_grad=True)
-    for model in (plain, compiled):
-        set_sample_keys(keyed_dropouts(model), sample_keys(1, np.zeros(32), np.arange(32)))
-        model(rows).square().sum().backward()
-    for ours, theirs in zip(compiled.parameters(), plain.parameters(), strict=True):
-        torch.testing.assert_close(ours.grad, theirs.grad)
-    for ours, theirs in zip(compiled.buffers(), plain.buffers(), strict=True):
-        torch.testing.assert_close(ours, theirs)
 
 
 @pytest.mark.filterwarnings("ignore")  # the compiler warns of itself
