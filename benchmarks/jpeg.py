@@ -157,8 +157,10 @@ def dali_own(folder: Path, num_threads: int = NUM_WORKERS) -> Batches:
 # ------------------------------------------------------------------------------------------------ ours
 
 
-def ours(folder: Path, num_images: int, num_threads: int, pipeline: str = "auto") -> Batches:
-    """Return the batches that the trainer uses."""
+def ours(
+    folder: Path, num_images: int, num_threads: int, pipeline: str = "auto", file_latency_s: float = 0.0
+) -> Batches:
+    """Return the batches that the trainer uses, where each file takes this much longer to read."""
     data = DataSection(
         source="image_folder",
         root=str(folder),
@@ -170,8 +172,21 @@ def ours(folder: Path, num_images: int, num_threads: int, pipeline: str = "auto"
         pipeline=pipeline,  # type: ignore[arg-type]
     )
     source = load_source(data, 0, lambda what, done, total: None)
+    if file_latency_s:
+        make_slow(source.train, file_latency_s)
     reader = Reader(data, source, torch.device("cpu"), num_threads, raise_bad)
     return (batch.inputs for batch in reader.training(Stream(num_images, 0), BATCH_SAMPLES, 0, 1))
+
+
+def make_slow(samples: Any, seconds: float) -> None:
+    """Make a set of encoded samples wait before it reads each file, as a network file system does."""
+    read = samples._read
+
+    def slow_read(sample_id: int) -> Any:
+        time.sleep(seconds)
+        return read(sample_id)
+
+    samples._read = slow_read
 
 
 # ------------------------------------------------------------------------------------------------ timing
@@ -241,6 +256,8 @@ def benchmark_jpeg(folder: Path, num_images: int, num_turns: int) -> str:
         Loader(f"torch DataLoader, PIL, {NUM_WORKERS} workers", torch_loader(paths)),
         Loader(f"DALI's reader, {NUM_WORKERS} threads", dali_own(tree)),
         Loader("hvd_batchgrow, 2 threads", ours(tree, num_images, NUM_WORKERS)),
+        Loader("… 1 ms more for each file", ours(tree, num_images, NUM_WORKERS, file_latency_s=0.001)),
+        Loader("… 10 ms more for each file", ours(tree, num_images, NUM_WORKERS, file_latency_s=0.01)),
         Loader("hvd_batchgrow, torch pipeline", ours(tree, num_images, 1, "torch")),
     ]
     num_batches = max(1, num_images // BATCH_SAMPLES)

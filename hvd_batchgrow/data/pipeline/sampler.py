@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import count
+from dataclasses import dataclass, replace
+from itertools import count, tee
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from hvd_batchgrow.data.datasets.dataset import BadSample, Dataset, Ids, raise_bad
 from hvd_batchgrow.data.order.stream import Stream, sample_draws
 from hvd_batchgrow.data.pipeline.crops import Augment, CropParams
+from hvd_batchgrow.data.pipeline.read_ahead import fetch_ahead
 from hvd_batchgrow.messages.errors import RunError
 
 OnBad = Callable[[BadSample], None]
@@ -35,7 +36,7 @@ class RawBatch:
     labels: NDArray[np.int64]
     """(γ,)."""
     values: Any
-    """From `Dataset.fetch`."""
+    """From `Dataset.fetch`; None before."""
     placement: CropParams | None
     """None for rows."""
     replaced: NDArray[np.bool_]
@@ -71,6 +72,9 @@ class TrainSampler:
 
     def raw_groups(self, first_group: int, stride: int) -> Iterator[RawBatch]:
         """Yield ghost batches first_group, first_group + stride, … endlessly. Raises BadSample when one is read."""
+        return _filled(self.samples, self._empty_groups(first_group, stride))
+
+    def _empty_groups(self, first_group: int, stride: int) -> Iterator[RawBatch]:
         num_groups = max(1, _DRAWN_AT_ONCE // self.group)
         for start in count(first_group, num_groups * stride):
             groups = range(start, start + num_groups * stride, stride)
@@ -79,9 +83,8 @@ class TrainSampler:
             placement = self._place(epochs, ids)
             for j, group in enumerate(groups):
                 part = slice(j * self.group, (j + 1) * self.group)
-                yield _fill(
-                    self.samples, group, entries[part], ids[part], placement and placement[part], replaced[part]
-                )
+                labels, place = self.samples.labels[ids[part]], placement and placement[part]
+                yield RawBatch(group, entries[part], ids[part], labels, None, place, replaced[part])
 
     def replace(self, bad: BadSample) -> None:
         """Replace a bad sample from now on. Raises what `on_bad_sample` raises."""
@@ -131,6 +134,9 @@ class EvalSampler:
 
     def raw_groups(self, first_group: int, stride: int) -> Iterator[RawBatch]:
         """Yield the ranges first_group, first_group + stride, … Raises BadSample when one is read."""
+        return _filled(self.samples, self._empty_groups(first_group, stride))
+
+    def _empty_groups(self, first_group: int, stride: int) -> Iterator[RawBatch]:
         for group in range(first_group, len(self.chunks), stride):
             chunk = self.chunks[group]
             ids = np.array([k for k in chunk if k not in self._bad], dtype=np.int64)
@@ -138,7 +144,8 @@ class EvalSampler:
             if self.augment is not None:
                 placement = self.augment.sample_crops(np.empty((len(ids), 0)), sizes_of(self.samples, ids))
             if len(ids):
-                yield _fill(self.samples, group, ids, ids, placement, np.zeros(len(ids), dtype=bool))
+                replaced = np.zeros(len(ids), dtype=bool)
+                yield RawBatch(group, ids, ids, self.samples.labels[ids], None, placement, replaced)
 
     def replace(self, bad: BadSample) -> None:
         """Skip a bad sample from now on. Raises what `on_bad_sample` raises."""
@@ -149,15 +156,14 @@ class EvalSampler:
 Sampler = TrainSampler | EvalSampler
 
 
-def _fill(
-    samples: Dataset,
-    group: int,
-    entries: Ids,
-    ids: Ids,
-    placement: CropParams | None,
-    replaced: NDArray[np.bool_],
-) -> RawBatch:
-    return RawBatch(group, entries, ids, samples.labels[ids], samples.fetch(ids), placement, replaced)
+def _filled(samples: Dataset, batches: Iterator[RawBatch]) -> Iterator[RawBatch]:
+    """Yield batches with the values of their samples. Files are read ahead; arrays need not be."""
+    if samples.kind != "encoded":
+        yield from (replace(raw, values=samples.fetch(raw.ids)) for raw in batches)
+        return
+    batches, to_fetch = tee(batches)
+    fetched = fetch_ahead(samples, (raw.ids for raw in to_fetch))
+    yield from (replace(raw, values=values) for raw, values in zip(batches, fetched, strict=True))
 
 
 def sizes_of(samples: Dataset, ids: Ids) -> NDArray[np.int32]:
