@@ -63,5 +63,5 @@ def test_what_is_read_ahead_is_bounded() -> None:
 def test_a_bad_sample_is_reported_when_its_batch_is_due() -> None:
     found = fetch_ahead(Samples(), batches(3))  # type: ignore[arg-type]
     assert next(found) == list(range(8))
-    with pytest.raises(BadSample, match="13.jpg is bad"):
+    with pytest.raises(BadSample, match=r"sample 13 \(13\.jpg\): is bad"):
         next(found)
