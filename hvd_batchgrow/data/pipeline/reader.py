@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hvd_batchgrow.comm.to_device import to_device
 from hvd_batchgrow.config import DataSection
 from hvd_batchgrow.data.datasets.dataset import BadSample, Dataset, DatasetPair, Ids
 from hvd_batchgrow.data.order.stream import Stream
@@ -106,7 +107,7 @@ def batches(
         try:
             for raw, values in inputs(group):
                 group = raw.group + stride  # ranges without good samples are skipped
-                labels = torch.from_numpy(raw.labels).to(values.device, non_blocking=True)
+                labels = to_device(torch.from_numpy(raw.labels), values.device)
                 yield GhostBatch(values, labels, raw.entries, raw.ids, raw.replaced)
             return
         except BadSample as bad:

@@ -12,6 +12,7 @@ from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hvd_batchgrow.comm.to_device import to_device
 from hvd_batchgrow.data.datasets.dataset import Dataset
 from hvd_batchgrow.data.images.encoded_dataset import decode
 from hvd_batchgrow.data.pipeline.crops import CropParams
@@ -37,7 +38,7 @@ class Normalize:
 
     def images(self, pixels: Tensor) -> Tensor:
         """Normalize uint8 (n, H, W, C) to (n, C, H, W), on the device."""
-        pixels = pixels.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
+        pixels = (pixels if pixels.is_cuda else to_device(pixels, self.device)).permute(0, 3, 1, 2)
         result = self.empty(pixels.shape, self.device)
         # On the CPU, in parts that fit into a core's cache.
         length = len(pixels) if self.device.type == "cuda" else max(1, _CACHED_PIXELS // pixels[:1].numel())
@@ -53,7 +54,7 @@ class Normalize:
 
     def normalize_into(self, result: Tensor, pixels: Tensor) -> None:
         """Normalize uint8 (n, C, H, W) into a tensor of the same shape and device."""
-        scale, shift = (constants.to(pixels.device) for constants in self._constants)
+        scale, shift = self._constants[pixels.device]
         values = result if result.dtype == torch.float32 else torch.empty_like(result, dtype=torch.float32)
         values.copy_(pixels)
         values.mul_(scale).add_(shift)
@@ -62,15 +63,21 @@ class Normalize:
 
     def rows(self, values: Tensor) -> Tensor:
         """Standardize (n, features), float32 or float64, and convert to the network's dtype."""
-        mean, std = (torch.tensor(c, dtype=torch.float64) for c in (self.mean, self.std))
-        return values.double().sub(mean).div_(std).to(self.dtype).to(self.device, non_blocking=True)
+        mean, std = self._moments
+        return to_device(values.double().sub(mean).div_(std).to(self.dtype), self.device)
 
     @cached_property
-    def _constants(self) -> tuple[Tensor, Tensor]:
-        """1/(255 std) and -mean/std, each (C, 1, 1)."""
+    def _moments(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation, float64."""
+        return torch.tensor(self.mean, dtype=torch.float64), torch.tensor(self.std, dtype=torch.float64)
+
+    @cached_property
+    def _constants(self) -> dict[torch.device, tuple[Tensor, Tensor]]:
+        """1/(255 std) and -mean/std, each (C, 1, 1), on each device."""
         scale = [1 / (255 * d) for d in self.std]
         shift = [-m / d for m, d in zip(self.mean, self.std, strict=True)]
-        return tuple(torch.tensor(c, dtype=torch.float32).view(-1, 1, 1) for c in (scale, shift))  # type: ignore[return-value]
+        on_host = [torch.tensor(c, dtype=torch.float32).view(-1, 1, 1) for c in (scale, shift)]
+        return {device: tuple(c.to(device) for c in on_host) for device in {_CPU, self.device}}  # type: ignore[misc]
 
 
 def torch_inputs(
@@ -143,4 +150,4 @@ def normalize_windows(windows: Iterable[Tensor], placement: CropParams, normaliz
             image = torch.nn.functional.interpolate(image, size, mode="bilinear", antialias=True)
         image = image[..., row : row + out_height, column : column + out_width]
         normalize.normalize_into(result[k : k + 1], image.flip(3) if mirror else image)
-    return result.to(normalize.device, non_blocking=True)
+    return to_device(result, normalize.device)
