@@ -45,7 +45,8 @@ class HostTopology:
 class Ranks(ABC):
     """The processes that train together.
 
-    Every collective has a name. Collectives match by name, so each rank may start them in a different order.
+    All ranks start the same collectives in the same order. Each has a name, by which Horovod matches them and reports
+    those that some ranks have not started.
     """
 
     backend: str
