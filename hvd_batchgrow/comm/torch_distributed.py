@@ -75,10 +75,6 @@ class TorchRanks(Ranks):
             ranks._group = None
         dist.destroy_process_group()
 
-    def rendezvous_info(self) -> bytes:
-        """Return nothing: the ranks stay connected."""
-        return b""
-
     def reinit(self, hosts: Sequence[int], info: bytes) -> TorchRanks | None:
         """Return a group of these ranks, made once per size. Idle ranks stay in the group of all at no cost."""
         count = len(hosts)
