@@ -30,7 +30,7 @@ _VARIABLES: dict[str, tuple[str, ...]] = {
 }
 """The variables in which each launcher sets the number of ranks and the rank of the process."""
 
-OF_LAUNCHERS = (
+LAUNCHER_PREFIXES = (
     *("OMPI_COMM_WORLD_", "PMIX_", "PMI_", "HOROVOD_RANK", "HOROVOD_SIZE", "HOROVOD_LOCAL_", "HOROVOD_CROSS_"),
     *("TORCHELASTIC_", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
 )
