@@ -17,9 +17,9 @@ from tfrecord.writer import TFRecordWriter
 
 from hvd_batchgrow.config import DataSection
 from hvd_batchgrow.data.datasets.dataset import DatasetPair, ReportProgress
+from hvd_batchgrow.data.images import image_folder, tfrecord
+from hvd_batchgrow.data.images import webdataset as wds
 from hvd_batchgrow.data.images.encoded_dataset import EncodedDataset, decode
-from hvd_batchgrow.data.sources import image_folder, tfrecord
-from hvd_batchgrow.data.sources import webdataset as wds
 
 CLASSES = ("cat", "dog", "eel")
 NUM_TRAIN, NUM_VAL, NUM_SHARDS = 12, 5, 3

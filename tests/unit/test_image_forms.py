@@ -13,12 +13,12 @@ from PIL import Image
 
 from hvd_batchgrow.config import DataSection
 from hvd_batchgrow.data.datasets.dataset import BadSample
+from hvd_batchgrow.data.images import image_folder
 from hvd_batchgrow.data.images.encoded_dataset import EncodedDataset
 from hvd_batchgrow.data.pipeline.crops import CentreCrop, ResizedCrop
 from hvd_batchgrow.data.pipeline.dali_pipeline import dali_inputs
 from hvd_batchgrow.data.pipeline.sampler import EvalSampler
 from hvd_batchgrow.data.pipeline.torch_pipeline import Normalize, torch_inputs
-from hvd_batchgrow.data.sources import image_folder
 from hvd_batchgrow.job_file import parse_job
 from hvd_batchgrow.train.run.fork import changes
 from tests.fuzz.image_bytes import netpbm, png, tiff

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from hvd_batchgrow.config import DataSection
 from hvd_batchgrow.data.datasets.dataset import Dataset, DatasetPair
+from hvd_batchgrow.data.load_source import load_source
 from hvd_batchgrow.data.order.stream import Stream
 from hvd_batchgrow.data.sources import tabular
-from hvd_batchgrow.data.sources.registry import load_source
 from hvd_batchgrow.data.tables.table_dataset import held_out_rows
 from hvd_batchgrow.messages.errors import JobError, RunError
 

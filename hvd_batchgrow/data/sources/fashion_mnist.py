@@ -8,11 +8,11 @@ import shutil
 import subprocess
 import tempfile
 import time
-import urllib.request
 import zlib
 from pathlib import Path
 
 from hvd_batchgrow.config import DataSection
+from hvd_batchgrow.config.source_specs import SOURCES, SourceSpec
 from hvd_batchgrow.data.datasets.cache import cache_folder, locked
 from hvd_batchgrow.data.datasets.dataset import DatasetPair, ReportProgress
 from hvd_batchgrow.data.sources import idx
@@ -32,7 +32,7 @@ _DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 _URL = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com"
 
 
-def load(data: DataSection, report: ReportProgress) -> DatasetPair:
+def load(data: DataSection, seed: int, report: ReportProgress) -> DatasetPair:
     """Find or download Fashion-MNIST, and check it. Raises RunError as `find` and `idx.load_folder`."""
     return idx.load_folder(find(data.root, report), SHA256, data, report)
 
@@ -109,6 +109,8 @@ def _fetch_with_apt(work: Path, report: ReportProgress) -> Path:
 
 
 def _fetch_from_authors(work: Path, report: ReportProgress) -> Path:
+    import urllib.request  # slow to import
+
     folder = work / "fashion-mnist"
     folder.mkdir()
     for name in SHA256:
@@ -138,3 +140,16 @@ def _missing(folder: Path) -> str | None:
         if not ((folder / name).exists() or (folder / f"{name}.gz").exists()):
             return name
     return None
+
+
+SOURCES.register(
+    SourceSpec(
+        name="fashion_mnist",
+        doc="an installed copy, otherwise downloaded from Debian's package or the authors' address; "
+        "verified by SHA-256",
+        kind="images",
+        keys=frozenset({"root"}),
+        load=load,
+        num_samples=lambda data: 60_000,
+    )
+)
