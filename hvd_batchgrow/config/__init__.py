@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, JsonValue
 
-from hvd_batchgrow.config.model_names import check_name
+from hvd_batchgrow.config.model_specs import check_name
 from hvd_batchgrow.config.schedules import ScheduleSection
 from hvd_batchgrow.config.source_specs import SOURCES, check_source
 from hvd_batchgrow.config.triggers import NoTrigger, TriggerSection

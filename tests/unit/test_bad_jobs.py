@@ -158,7 +158,7 @@ EDITS: dict[str, tuple[dict[str, str], list[str]]] = {
         [
             "data.image_size: is for encoded images, and 'idx' has images of one size; use data.crop_padding",
             "data.label: is not used by the source 'idx', but by csv, parquet, tfrecord, webdataset",
-            "model.dropout: is not used by 'small_conv_net', but by wrn_D_K of depth D = 6n+4, dense7",
+            "model.dropout: is not used by 'small_conv_net', but by dense7, wrn_D_K of depth D = 6n+4",
             "optim.lr: must be a finite number > 0, got 'x'",
         ],
     ),

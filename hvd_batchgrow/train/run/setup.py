@@ -15,8 +15,8 @@ from hvd_batchgrow.data.load_source import load_source
 from hvd_batchgrow.data.pipeline.reader import choose_pipeline
 from hvd_batchgrow.data.pipeline.sampler import OnBad
 from hvd_batchgrow.messages.errors import Fault, JobError, faults_of
+from hvd_batchgrow.nn.build import build_model, forward_state, hazards
 from hvd_batchgrow.nn.compiled import compile_network
-from hvd_batchgrow.nn.networks.registry import build_model, forward_state, hazards
 from hvd_batchgrow.nn.state.forward_state import ForwardState
 from hvd_batchgrow.train.arithmetic_settings import check_same_arithmetic
 
