@@ -80,7 +80,7 @@ class Form:
     """A format and its writer."""
 
     source: str
-    load: Callable[[DataSection, ReportProgress], DatasetPair]
+    load: Callable[[DataSection, int, ReportProgress], DatasetPair]
     write: Callable[[Path, str, Sequence[Picture]], None]
 
     def expected(self, images: Sequence[Picture]) -> list[Picture]:
@@ -93,7 +93,7 @@ class Form:
         return root
 
     def read(self, root: Path, report: ReportProgress | None = None, **job: Any) -> DatasetPair:
-        return self.load(DataSection(source=self.source, root=str(root), **job), report or (lambda *_: None))
+        return self.load(DataSection(source=self.source, root=str(root), **job), 0, report or (lambda *_: None))
 
 
 FOLDER = Form("image_folder", image_folder.load, write_folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ if TYPE_CHECKING:  # it imports this file
 
 Kind = Literal["images", "rows", "encoded"]
 """Samples: images of one size, rows of numbers, or encoded images of any size."""
+Loader = Callable[["DataSection", int, Callable[[str, int, int], None]], Any]
+"""Returns a `DatasetPair` for the section, the job's seed, and a function for progress reports."""
 FILE_KEYS = frozenset({"root", "train", "test"})
 
 
@@ -31,15 +34,18 @@ class SourceSpec:
     """Kind of its samples."""
     keys: frozenset[str]
     """Keys of `[data]` that it uses to find its samples, besides those that all sources use."""
-    load: Callable[[DataSection, int, Callable[[str, int, int], None]], Any]
-    """Returns a `DatasetPair` for the section, the job's seed, and a function for progress reports. It imports what is
-    slow to import, such as decoders."""
+    load: Loader
     num_samples: Callable[[DataSection], int | None] = lambda data: None
     """Returns N if it is known without reading the data; None: the job must state it."""
     faults: Callable[[DataSection], Iterable[Fault]] = lambda data: ()
     """Returns the faults of a section that only this source has."""
     confirming_keys: frozenset[str] = frozenset()
     """Keys that confirm what the files hold, and do not change the samples."""
+
+
+def load_of(module: str) -> Loader:
+    """Return the function `load` of a module that is slow to import, which is imported by the call."""
+    return lambda data, seed, report: importlib.import_module(module).load(data, seed, report)
 
 
 SOURCES = Registry[SourceSpec]("hvd_batchgrow.data.sources")

@@ -56,7 +56,7 @@ def check_forms(forms: Sequence[ImageForm], root: Path) -> list[str]:
 
 def _faults(forms: Sequence[ImageForm], root: Path, *, apply: bool) -> Iterator[str]:
     data = DataSection(source="image_folder", root=str(root), on_bad_sample="replace", apply_orientation=apply)
-    samples = image_folder.load(data, lambda *_: None).train
+    samples = image_folder.load(data, 0, lambda *_: None).train
     assert isinstance(samples, EncodedDataset)
     good = []
     for k, form in enumerate(forms):

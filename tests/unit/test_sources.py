@@ -71,7 +71,7 @@ def test_imagenet_is_an_image_folder_of_known_size(monkeypatch: pytest.MonkeyPat
     made = small_source()
     asked: list[int | None] = []
 
-    def load(data: DataSection, report: object) -> DatasetPair:
+    def load(data: DataSection, seed: int, report: object) -> DatasetPair:
         asked.append(data.num_classes)
         return made
 

@@ -65,7 +65,7 @@ class Tree:
     """Messages that name the skipped files and folders."""
 
 
-def load(data: DataSection, report: ReportProgress) -> DatasetPair:
+def load(data: DataSection, seed: int, report: ReportProgress) -> DatasetPair:
     """Index root/train/<class>/… and root/val/<class>/…, and check them.
 
     Classes are the sub-folders of the training folder that hold images, numbered in the order of their names;

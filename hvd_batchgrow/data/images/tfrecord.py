@@ -77,7 +77,7 @@ class Record(NamedTuple):
     """Whether the checksum of the data is right."""
 
 
-def load(data: DataSection, report: ReportProgress) -> DatasetPair:
+def load(data: DataSection, seed: int, report: ReportProgress) -> DatasetPair:
     """Index the shards of `data.root`, and check all checksums.
 
     The image is feature `image/encoded` or `image`; the label is feature `data.label`, by default

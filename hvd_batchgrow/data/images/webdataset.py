@@ -44,7 +44,7 @@ class Member(NamedTuple):
     length: int
 
 
-def load(data: DataSection, report: ReportProgress) -> DatasetPair:
+def load(data: DataSection, seed: int, report: ReportProgress) -> DatasetPair:
     """Index the shards of `data.root` and check them.
 
     Adjacent members with the same key are a sample: one image and a label. The label is a number in a separate

@@ -5,19 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from hvd_batchgrow.config import DataSection
-from hvd_batchgrow.config.source_specs import SOURCES, SourceSpec
-from hvd_batchgrow.data.datasets.dataset import DatasetPair, ReportProgress
+from hvd_batchgrow.config.source_specs import SOURCES, SourceSpec, load_of
 from hvd_batchgrow.data.datasets.section_values import num_held_out
 from hvd_batchgrow.messages.errors import Fault
 
 _NUM_ROWS = 581_012
-
-
-def load(data: DataSection, seed: int, report: ReportProgress) -> DatasetPair:
-    """Read or download the table. Raises as `data.tables.covtype.load`."""
-    from hvd_batchgrow.data.tables import covtype
-
-    return covtype.load(data, seed, report)
 
 
 def _faults(data: DataSection) -> Iterator[Fault]:
@@ -32,7 +24,7 @@ SOURCES.register(
         doc="forest cover type: your `covtype.data[.gz]`, otherwise downloaded by scikit-learn; needs `test_fraction`",
         kind="rows",
         keys=frozenset({"root", "test_fraction"}),
-        load=load,
+        load=load_of("hvd_batchgrow.data.tables.covtype"),
         num_samples=lambda data: _NUM_ROWS - num_held_out(_NUM_ROWS, data.test_fraction),
         faults=_faults,
     )

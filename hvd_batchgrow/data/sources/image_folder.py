@@ -1,17 +1,17 @@
-"""Folders of images with a sub-folder for each class."""
+"""Folders of images with a sub-folder for each class, and ImageNet of 2012 in such folders."""
 
 from __future__ import annotations
 
 from hvd_batchgrow.config import DataSection
-from hvd_batchgrow.config.source_specs import FILE_KEYS, SOURCES, SourceSpec
+from hvd_batchgrow.config.source_specs import FILE_KEYS, SOURCES, SourceSpec, load_of
 from hvd_batchgrow.data.datasets.dataset import DatasetPair, ReportProgress
 
+_load = load_of("hvd_batchgrow.data.images.image_folder")
 
-def load(data: DataSection, seed: int, report: ReportProgress) -> DatasetPair:
-    """Index the folders. Raises as `data.images.image_folder.load`."""
-    from hvd_batchgrow.data.images import image_folder
 
-    return image_folder.load(data, report)
+def _load_imagenet(data: DataSection, seed: int, report: ReportProgress) -> DatasetPair:
+    with_classes = data.model_copy(update={"num_classes": data.num_classes or 1000})
+    return _load(with_classes, seed, report)  # type: ignore[no-any-return]
 
 
 SOURCES.register(
@@ -21,6 +21,16 @@ SOURCES.register(
         "([which files](#images-files-and-folders))",
         kind="encoded",
         keys=FILE_KEYS,
-        load=load,
+        load=_load,
+    )
+)
+SOURCES.register(
+    SourceSpec(
+        name="imagenet",
+        doc="the folders of ImageNet, like `image_folder`; 1000 classes",
+        kind="encoded",
+        keys=FILE_KEYS,
+        load=_load_imagenet,
+        num_samples=lambda data: 1_281_167,
     )
 )

@@ -2,17 +2,7 @@
 
 from __future__ import annotations
 
-from hvd_batchgrow.config import DataSection
-from hvd_batchgrow.config.source_specs import FILE_KEYS, SOURCES, SourceSpec
-from hvd_batchgrow.data.datasets.dataset import DatasetPair, ReportProgress
-
-
-def load(data: DataSection, seed: int, report: ReportProgress) -> DatasetPair:
-    """Parse the files. Raises as `data.tables.table_files.load`."""
-    from hvd_batchgrow.data.tables import table_files
-
-    return table_files.load(data, seed, report)
-
+from hvd_batchgrow.config.source_specs import FILE_KEYS, SOURCES, SourceSpec, load_of
 
 _KEYS = FILE_KEYS | {
     *("test_fraction", "label", "text_labels", "ignore_columns", "missing"),
@@ -25,7 +15,7 @@ SOURCES.register(
         "and a label column (default: the last); see [tables](#tables)",
         kind="rows",
         keys=_KEYS | {"header", "separator", "decimal", "missing_values"},
-        load=load,
+        load=load_of("hvd_batchgrow.data.tables.table_files"),
     )
 )
 SOURCES.register(
@@ -34,6 +24,6 @@ SOURCES.register(
         doc="`train.parquet` and `test.parquet`, otherwise like `csv`",
         kind="rows",
         keys=_KEYS,
-        load=load,
+        load=load_of("hvd_batchgrow.data.tables.table_files"),
     )
 )

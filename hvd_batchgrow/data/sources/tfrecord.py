@@ -2,17 +2,7 @@
 
 from __future__ import annotations
 
-from hvd_batchgrow.config import DataSection
-from hvd_batchgrow.config.source_specs import FILE_KEYS, SOURCES, SourceSpec
-from hvd_batchgrow.data.datasets.dataset import DatasetPair, ReportProgress
-
-
-def load(data: DataSection, seed: int, report: ReportProgress) -> DatasetPair:
-    """Index the shards. Raises as `data.images.tfrecord.load`."""
-    from hvd_batchgrow.data.images import tfrecord
-
-    return tfrecord.load(data, report)
-
+from hvd_batchgrow.config.source_specs import FILE_KEYS, SOURCES, SourceSpec, load_of
 
 SOURCES.register(
     SourceSpec(
@@ -20,6 +10,6 @@ SOURCES.register(
         doc="shards `train*` and `validation*` of tf.train.Example with `image/encoded` and `image/class/label`",
         kind="encoded",
         keys=FILE_KEYS | {"label"},
-        load=load,
+        load=load_of("hvd_batchgrow.data.images.tfrecord"),
     )
 )

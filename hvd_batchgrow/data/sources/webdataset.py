@@ -2,17 +2,7 @@
 
 from __future__ import annotations
 
-from hvd_batchgrow.config import DataSection
-from hvd_batchgrow.config.source_specs import FILE_KEYS, SOURCES, SourceSpec
-from hvd_batchgrow.data.datasets.dataset import DatasetPair, ReportProgress
-
-
-def load(data: DataSection, seed: int, report: ReportProgress) -> DatasetPair:
-    """Index the shards. Raises as `data.images.webdataset.load`."""
-    from hvd_batchgrow.data.images import webdataset
-
-    return webdataset.load(data, report)
-
+from hvd_batchgrow.config.source_specs import FILE_KEYS, SOURCES, SourceSpec, load_of
 
 SOURCES.register(
     SourceSpec(
@@ -21,6 +11,6 @@ SOURCES.register(
         "as `.cls` or in a field of `.json`",
         kind="encoded",
         keys=FILE_KEYS | {"label"},
-        load=load,
+        load=load_of("hvd_batchgrow.data.images.webdataset"),
     )
 )
