@@ -16,7 +16,7 @@ import torch
 from benchmarks.turns import print_rates, take_turns
 from hvd_batchgrow.comm.backend import connect
 from hvd_batchgrow.comm.ranks import Ranks
-from hvd_batchgrow.nn.networks.small_conv_net import SmallConvNet
+from hvd_batchgrow.nn.networks import small_conv_net
 from hvd_batchgrow.schedule.phases import Phase
 from hvd_batchgrow.train.update.engine import UpdateEngine
 from hvd_batchgrow.train.update.forward import MicroBatch
@@ -51,7 +51,7 @@ def contestant(ranks: Ranks, num_passes: int, num_updates: int, *, exact: bool) 
     num_groups = num_passes * ranks.size
     batch = num_groups * GHOST_BATCH
     phase = Phase(0.0, 0, num_updates, 0.01, 0.9, batch, float(batch))
-    model = SmallConvNet(1, 10, (16, 32, 32, 64, 64), GHOST_BATCH, 0.1)
+    model = small_conv_net.build(1, 10, ghost_batch=GHOST_BATCH, bn_momentum=0.1)
     engine = UpdateEngine(model, torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9), ranks, exact=exact)
 
     def work() -> int:

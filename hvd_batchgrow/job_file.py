@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from hvd_batchgrow.config import DataSection, Job, LayoutSection, ModelSection
-from hvd_batchgrow.data.sources.specs import check_data, known_num_samples
+from hvd_batchgrow.data.source_checks import check_data, known_num_samples
 from hvd_batchgrow.messages.errors import MOST_REPORTED, Fault, JobError
 from hvd_batchgrow.messages.schema_messages import Node, allowed, as_text, child, dotted, nearest, resolved, shown
 from hvd_batchgrow.nn.checks.model_keys import check_network

@@ -91,7 +91,7 @@ class TrainCommand(RanksCommand):
 
     def load_for(self, ranks: Ranks, overrides: dict[str, Any]) -> Job:
         """Return the job; if measured costs decide its ranks, with the number of ranks of each phase filled in."""
-        from hvd_batchgrow.data.sources.specs import known_num_samples
+        from hvd_batchgrow.data.source_checks import known_num_samples
         from hvd_batchgrow.schedule.cost.cost import choose_ranks
         from hvd_batchgrow.schedule.cost.probe_file import load_probe
         from hvd_batchgrow.slurm.chain_jobs import with_ranks_per_phase
@@ -172,7 +172,7 @@ class TwinCommand(TrainCommand):
 
     def load_growing(self, ranks: Ranks, overrides: dict[str, Any]) -> Job:
         """Return the job, which must differ from its twin; the twin of an adaptive job is known after its run."""
-        from hvd_batchgrow.data.sources.specs import known_num_samples
+        from hvd_batchgrow.data.source_checks import known_num_samples
 
         job = self.load_for(ranks, overrides)
         if job.schedule.policy == "decay":
@@ -184,7 +184,7 @@ class TwinCommand(TrainCommand):
 
     def load_twin(self, overrides: dict[str, Any]) -> Job:
         """Return the twin of the job; for an adaptive job, of the schedule that its run has decided."""
-        from hvd_batchgrow.data.sources.specs import known_num_samples
+        from hvd_batchgrow.data.source_checks import known_num_samples
         from hvd_batchgrow.schedule.adaptive.decisions import read_decisions
 
         job = self.load(overrides)

@@ -30,8 +30,8 @@ class VerifyCommand(RanksCommand):
 
     def run(self, overrides: dict[str, Any]) -> ExitCode:
         """Print a table; return 1 if a layout differs by more than rounding, or in exact mode by a single bit."""
-        from hvd_batchgrow.data.sources.registry import load_source
-        from hvd_batchgrow.data.sources.specs import known_num_samples
+        from hvd_batchgrow.data.load_source import load_source
+        from hvd_batchgrow.data.source_checks import known_num_samples
         from hvd_batchgrow.observers.console_tables import print_verify
         from hvd_batchgrow.observers.progress import work_progress
         from hvd_batchgrow.verification.verify import default_shapes, find_hazards, parse_shapes, verify

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
-from difflib import get_close_matches
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, JsonValue
 
-from hvd_batchgrow.config.model_names import check_name
+from hvd_batchgrow.config.model_specs import check_name
 from hvd_batchgrow.config.schedules import ScheduleSection
+from hvd_batchgrow.config.source_specs import SOURCES, check_source
 from hvd_batchgrow.config.triggers import NoTrigger, TriggerSection
 from hvd_batchgrow.config.types import (
     NAME_PATTERN,
@@ -23,33 +22,6 @@ from hvd_batchgrow.config.types import (
     tuples,
 )
 
-SOURCES = (
-    "fashion_mnist",
-    "idx",
-    "cifar10",
-    "cifar100",
-    "imagenet",
-    "image_folder",
-    "webdataset",
-    "tfrecord",
-    "numpy",
-    "covtype",
-    "csv",
-    "parquet",
-    "synthetic_images",
-    "synthetic_rows",
-)
-
-
-def _check_source(value: str) -> str:
-    if value in SOURCES or re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", value):
-        return value
-    near = get_close_matches(value, SOURCES, n=1)
-    if not near and re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", value):
-        near = [":".join(value.rsplit(".", 1))]
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    raise ValueError(f"{hint}one of {', '.join(SOURCES)}, or your own module:function")
-
 
 def _check_separator(value: str) -> str:
     if value == "\t" or (len(value) == 1 and " " <= value <= "~" and not value.isalnum() and value not in "\"'.+-"):
@@ -60,7 +32,7 @@ def _check_separator(value: str) -> str:
 class DataSection(Section):
     """`[data]`: the training and test samples, and the augmentation."""
 
-    source: Annotated[str, AfterValidator(_check_source)]
+    source: Annotated[str, AfterValidator(check_source)]
     """A kind of source, or your own `module:function`, which gets this section and returns a `DatasetPair`."""
     root: str | None = None
     """Folder of the files, relative to the working directory. None: the known folder of a source that can be found or
@@ -397,7 +369,8 @@ class Job(Section):
         }
         free = {"data.root", "data.num_samples", "data.pipeline", "data.channels_last"}
         free |= {"gradient_noise.measure", "gradient_noise.per_layer_group"}
-        free |= {"data.shape"} if self.data.source in {"idx", "numpy"} else set()  # only confirms the axes
+        if spec := SOURCES.get(self.data.source):
+            free |= {f"data.{key}" for key in spec.confirming_keys}
         return {"seed": self.seed, "data.num_samples": num_samples} | {
             key: value for key, value in flat.items() if key not in free
         }

@@ -100,7 +100,7 @@ def _wrong(case: Case, code: int | None, out: str, err: str, left: set[str]) -> 
     litter = {name for name in left if not name.startswith("runs/.") or not name.endswith(".lock")} - {"runs"}
     if code == 2 and litter:
         yield f"leaves {sorted(litter)}"
-    if any(name.endswith((".writing", ".forking", ".removed", ".tmp")) for name in left):
+    if any(name.endswith((".writing", ".removed", ".tmp")) for name in left):
         yield f"leaves a temporary file: {sorted(left)}"
     # Training may meet a bad sample after it has begun: then the folder is whole, and can be gone on from.
     for run in {name for name in left if Path(name).parent == Path("runs")} & litter:

@@ -45,8 +45,8 @@ global_batch = 16
 max_batch = 96
 """
 SOURCES = (
-    "one of fashion_mnist, idx, cifar10, cifar100, imagenet, image_folder, webdataset, tfrecord, numpy, covtype, csv, "
-    "parquet, synthetic_images, synthetic_rows, or your own module:function"
+    "one of cifar10, cifar100, covtype, csv, fashion_mnist, idx, image_folder, imagenet, numpy, parquet, "
+    "synthetic_images, synthetic_rows, tfrecord, webdataset, or your own module:function"
 )
 NAME = "a name of at most 200 letters, digits, dots, dashes and underscores"
 POLICIES = "decay, grow, hybrid, adabatch, steps, import, seesaw, adaptive"
@@ -157,8 +157,8 @@ EDITS: dict[str, tuple[dict[str, str], list[str]]] = {
         {"= 0.05": '= "x"', '"data"': '"data"\nlabel = 3\nimage_size = 4', "= 8": "= 8\ndropout = 0.5"},
         [
             "data.image_size: is for encoded images, and 'idx' has images of one size; use data.crop_padding",
-            "data.label: is not used by the source 'idx', but by webdataset, tfrecord, csv, parquet",
-            "model.dropout: is not used by 'small_conv_net', but by wrn_D_K of depth D = 6n+4, dense7",
+            "data.label: is not used by the source 'idx', but by csv, parquet, tfrecord, webdataset",
+            "model.dropout: is not used by 'small_conv_net', but by dense7, wrn_D_K of depth D = 6n+4",
             "optim.lr: must be a finite number > 0, got 'x'",
         ],
     ),

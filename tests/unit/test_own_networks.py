@@ -21,10 +21,10 @@ from torch import nn
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.job_file import parse_job
 from hvd_batchgrow.messages.errors import JobError
+from hvd_batchgrow.nn import torchvision_shim
+from hvd_batchgrow.nn.build import build_model, check_model
 from hvd_batchgrow.nn.ghost.ghost_batch_norm import ghost_norms
-from hvd_batchgrow.nn.networks import torchvision_shim
-from hvd_batchgrow.nn.networks.registry import build_model, check_model
-from hvd_batchgrow.nn.networks.torchvision_shim import import_torchvision
+from hvd_batchgrow.nn.torchvision_shim import import_torchvision
 from tests.helpers import job_tree
 
 GROUP, NUM_CLASSES, SHAPE = 4, 5, (6, 7, 3)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from hvd_batchgrow.nn.checks.rng_use import WHOLE, own_randomness
 from hvd_batchgrow.nn.ghost.ghost_batch_norm import GhostBatchNorm2d
-from hvd_batchgrow.nn.networks.small_conv_net import SmallConvNet
+from hvd_batchgrow.nn.networks import small_conv_net
 
 EXAMPLE = torch.randn(3, 2, 4, 4, generator=torch.Generator().manual_seed(1))
 
@@ -50,7 +50,7 @@ def on_its_own(module: nn.Module, x: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("model", "expected"),
     [
-        (SmallConvNet(2, 3, (4, 8), 8), []),
+        (small_conv_net.build(2, 3, channels=(4, 8), ghost_batch=8, bn_momentum=0.1), []),
         (stack(nn.Dropout(0.0), nn.BatchNorm2d(2), nn.Identity()), []),
         (stack(nn.Dropout(0.5)), ["1"]),
         (stack(nn.Dropout2d(0.1), nn.Sequential(nn.ReLU(), nn.AlphaDropout(0.2))), ["1", "2.1"]),

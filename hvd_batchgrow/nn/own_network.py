@@ -24,7 +24,6 @@ from hvd_batchgrow.nn.dropout import convert_dropout
 from hvd_batchgrow.nn.ghost.convert import convert_ghost_batch_norm
 from hvd_batchgrow.nn.ghost.ghost_batch_norm import GhostBatchNorm, ghost_norms
 from hvd_batchgrow.nn.modes import kept_modes
-from hvd_batchgrow.nn.networks.torchvision_shim import import_torchvision
 from hvd_batchgrow.nn.parameters import input_type, make_dense, parameter_faults
 from hvd_batchgrow.nn.state.extra_state import state_dict_fault
 from hvd_batchgrow.nn.state.forward_state import (
@@ -37,6 +36,7 @@ from hvd_batchgrow.nn.state.forward_state import (
 )
 from hvd_batchgrow.nn.state.saved_state import SavedState
 from hvd_batchgrow.nn.state.side_effect_free import dry_run, kept_generators, trial_samples
+from hvd_batchgrow.nn.torchvision_shim import import_torchvision
 
 _PACKAGES = {"torchvision": "torchvision", "timm": "timm torchvision"}
 """Packages to install for the networks of a package."""
