@@ -13,12 +13,12 @@ from hvd_batchgrow.config.model_names import check_name
 from hvd_batchgrow.config.schedules import ScheduleSection
 from hvd_batchgrow.config.triggers import NoTrigger, TriggerSection
 from hvd_batchgrow.config.types import (
-    NAME_PATTERN,
     FloatList,
     Fraction,
     NumRanks,
     PositiveFloat,
     PositiveInt,
+    RunName,
     Section,
     tuples,
 )
@@ -347,10 +347,7 @@ class LoggingSection(Section):
 class Job(Section):
     """A whole job file."""
 
-    name: Annotated[
-        str,
-        Field(pattern=NAME_PATTERN, description="a name of at most 200 letters, digits, dots, dashes and underscores"),
-    ]
+    name: RunName
     """Name of the run, whose folder is `runs/NAME`."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of the sample order, the augmentation and the initial weights."""
