@@ -237,7 +237,7 @@ def dropout(num_classes: int) -> nn.Module:
     return _random(num_classes, nn.Dropout(0.3))
 
 
-@network(exact_refused="random numbers", compared=False)
+@network()
 def dropout_1(num_classes: int) -> nn.Module:
     return _random(num_classes, nn.Dropout(1.0))
 
