@@ -37,7 +37,7 @@ def value_fault(alternatives: Sequence[ErrorDetails]) -> str:
     Args:
         alternatives: why the value fits none of the types that its key accepts.
     """
-    # A value that has one of the types is not wrong because it has none of the others.
+    # If the value has one of the accepted types, that it lacks the others does not matter.
     alternatives = [detail for detail in alternatives if not detail["type"].endswith("_type")] or alternatives
     first, *others = dict.fromkeys(map(_text, alternatives))
     text = " or ".join([first, *(re.sub("^must (be )?", "", other) for other in others)])

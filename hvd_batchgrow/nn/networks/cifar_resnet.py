@@ -37,12 +37,7 @@ class CifarResNet(nn.Module):
     """
 
     def __init__(
-        self,
-        in_channels: int,
-        num_classes: int,
-        depth: int = 20,
-        ghost_batch: int = 64,
-        bn_momentum: float = 0.1,
+        self, in_channels: int, num_classes: int, depth: int = 20, ghost_batch: int = 64, bn_momentum: float = 0.1
     ) -> None:
         super().__init__()
         norm = partial(GhostBatchNorm2d, ghost_batch=ghost_batch, momentum=bn_momentum)

@@ -36,12 +36,7 @@ class Vgg(nn.Module):
     """
 
     def __init__(
-        self,
-        in_channels: int,
-        num_classes: int,
-        depth: int = 19,
-        ghost_batch: int = 64,
-        bn_momentum: float = 0.1,
+        self, in_channels: int, num_classes: int, depth: int = 19, ghost_batch: int = 64, bn_momentum: float = 0.1
     ) -> None:
         super().__init__()
         layers: list[nn.Module] = []
