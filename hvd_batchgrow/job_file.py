@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from pydantic import ValidationError
 
-from hvd_batchgrow.config import DataSection, Job, LayoutSection, ModelSection
+from hvd_batchgrow.config import DataSection, Job, ModelSection
+from hvd_batchgrow.config.layout import LayoutSection
 from hvd_batchgrow.config.types import Section
 from hvd_batchgrow.data.sources.specs import check_data, known_num_samples
 from hvd_batchgrow.messages.errors import MOST_REPORTED, Fault, JobError
