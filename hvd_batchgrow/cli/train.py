@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from hvd_batchgrow.cli.common import RanksCommand, terminal, with_ranks
 from hvd_batchgrow.comm.launcher_env import is_elastic
 from hvd_batchgrow.config import Job
-from hvd_batchgrow.config.types import NAME_PATTERN, PositiveInt
+from hvd_batchgrow.config.types import PositiveInt, RunName
 from hvd_batchgrow.messages.errors import ExitCode, Fault, JobError
 from hvd_batchgrow.schedule.plan import compile_plan
 from hvd_batchgrow.schedule.twin import decay_twin
@@ -42,7 +42,7 @@ class TrainCommand(RanksCommand):
     """Stop after this number of updates in this invocation, and write a checkpoint."""
     phases: str | None = None
     """FIRST-LAST: train only these phases, counted from 1, on exactly the ranks that they use (a job of a chain)."""
-    fork: str | None = None
+    fork: RunName | None = None
     """Name of a new run: continue with the job as it is now from the newest good checkpoint of the job's run."""
     replay: Path | None = None
     """A decisions.jsonl: grow the batch as recorded there, without measuring; later invocations do so too."""
@@ -77,8 +77,6 @@ class TrainCommand(RanksCommand):
             if is_elastic(os.environ):
                 fault = "an elastic job restarts its run and would fork again: fork on fixed ranks (--max-updates 1)"
                 raise JobError([Fault("--fork", fault)], "command line")
-            if not re.fullmatch(NAME_PATTERN, self.fork):
-                raise JobError([Fault("--fork", f"must match {NAME_PATTERN}, got {self.fork!r}")], "command line")
         self.phase_range()
 
     def phase_range(self) -> tuple[int, int] | None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from hvd_batchgrow.cli.common import RanksCommand, terminal
 from hvd_batchgrow.comm.launcher_env import launched_ranks
-from hvd_batchgrow.config import KEYS_OF_GROW_BY
+from hvd_batchgrow.config.layout import KEYS_OF_GROW_BY
 from hvd_batchgrow.config.types import PositiveInt
 from hvd_batchgrow.interrupt import tidied_up_on_interrupt
 from hvd_batchgrow.job_file import override_words

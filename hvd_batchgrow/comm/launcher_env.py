@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 from hvd_batchgrow.messages.errors import Fault
-from hvd_batchgrow.messages.schema_messages import shown
+from hvd_batchgrow.messages.wording import shown
 
 Backend = Literal["auto", "horovod", "torch"]
 """Library for collectives; auto: torch.distributed under torchrun or without Horovod, else Horovod."""

@@ -31,7 +31,7 @@ from hvd_batchgrow.data.images.encoded_dataset import (
 from hvd_batchgrow.data.images.image_header import bad_header
 from hvd_batchgrow.data.images.image_index import Entry, make_index
 from hvd_batchgrow.messages.errors import RunError
-from hvd_batchgrow.messages.schema_messages import counted
+from hvd_batchgrow.messages.wording import counted
 
 _NUM_THREADS = 16
 """Threads that read headers: more than cores, since they mostly wait for the disk."""
