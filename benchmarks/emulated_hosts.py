@@ -180,7 +180,7 @@ def work(model_name: str, micro_batch: int, turns: int) -> None:
 
     from hvd_batchgrow.comm.backend import connect
     from hvd_batchgrow.job_file import parse_job
-    from hvd_batchgrow.nn.networks.registry import build_model
+    from hvd_batchgrow.nn.build import build_model
     from hvd_batchgrow.schedule.phases import Phase
     from hvd_batchgrow.train.malloc_tuning import keep_freed_memory
     from hvd_batchgrow.train.update.engine import UpdateEngine

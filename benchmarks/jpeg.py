@@ -26,9 +26,9 @@ from PIL import Image, ImageDraw
 
 from hvd_batchgrow.config import DataSection
 from hvd_batchgrow.data.datasets.dataset import raise_bad
+from hvd_batchgrow.data.load_source import load_source
 from hvd_batchgrow.data.order.stream import Stream
 from hvd_batchgrow.data.pipeline.reader import Reader
-from hvd_batchgrow.data.sources.registry import load_source
 
 Batches = Iterator[torch.Tensor]
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -23,10 +23,10 @@ def time_passes() -> float:
     """Return the median seconds of a forward and backward pass over 256 Fashion-MNIST-sized samples on one thread."""
     import torch
 
-    from hvd_batchgrow.nn.networks.small_conv_net import SmallConvNet
+    from hvd_batchgrow.nn.networks import small_conv_net
 
     torch.set_num_threads(1)
-    model = SmallConvNet(1, 10, ghost_batch=64)
+    model = small_conv_net.build(1, 10, ghost_batch=64, bn_momentum=0.1)
     images, labels = torch.randn(SAMPLES, 1, 28, 28), torch.zeros(SAMPLES, dtype=torch.int64)
     times = []
     for _ in range(WARM_PASSES + PASSES):

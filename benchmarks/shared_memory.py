@@ -38,9 +38,9 @@ def read_share(folder: Path, rank: int, ranks: int) -> None:
 
     from hvd_batchgrow.config import DataSection
     from hvd_batchgrow.data.datasets.dataset import raise_bad
+    from hvd_batchgrow.data.load_source import load_source
     from hvd_batchgrow.data.order.stream import Stream
     from hvd_batchgrow.data.pipeline.reader import Reader
-    from hvd_batchgrow.data.sources.registry import load_source
 
     torch.set_num_threads(1)
     num_samples = len(np.load(folder / "train_labels.npy", mmap_mode="r"))

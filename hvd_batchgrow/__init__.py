@@ -8,32 +8,10 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "ArrayDataset",
-    "DatasetPair",
-    "GhostBatchNorm1d",
-    "GhostBatchNorm2d",
-    "KeyedDropout",
-    "Lars",
-    "Losses",
-    "MicroBatch",
-    "Pass",
-    "Phase",
-    "Plan",
-    "Ranks",
-    "Schedule",
-    "SingleRank",
-    "Stream",
-    "Update",
-    "UpdateEngine",
-    "UpdateResult",
-    "UpdateSection",
-    "connect",
-    "convert_dropout",
-    "convert_ghost_batch_norm",
-    "plan_updates",
-    "updates",
-]
+__all__ = ["ArrayDataset", "DatasetPair", "GhostBatchNorm1d", "GhostBatchNorm2d", "KeyedDropout", "Lars", "Losses",
+    "MicroBatch", "Pass", "Phase", "Plan", "Ranks", "Schedule", "SingleRank", "Stream", "Update", "UpdateEngine",
+    "UpdateResult", "UpdateSection", "connect", "convert_dropout", "convert_ghost_batch_norm", "plan_updates",
+    "updates"]  # fmt: skip
 """The public names. They need torch, which is imported when the first of them is used."""
 
 

@@ -7,17 +7,23 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from pydantic import ValidationError
 
-from hvd_batchgrow.config import DataSection, Job, LayoutSection, ModelSection
-from hvd_batchgrow.data.sources.specs import check_data, known_num_samples
+from hvd_batchgrow.config import DataSection, Job, ModelSection
+from hvd_batchgrow.config.layout import LayoutSection
+from hvd_batchgrow.config.types import Section
+from hvd_batchgrow.data.source_checks import check_data, known_num_samples
 from hvd_batchgrow.messages.errors import MOST_REPORTED, Fault, JobError
-from hvd_batchgrow.messages.schema_messages import Node, allowed, as_text, child, dotted, nearest, resolved, shown
+from hvd_batchgrow.messages.value_faults import choice_fault, value_fault
+from hvd_batchgrow.messages.wording import dotted, shown
 from hvd_batchgrow.nn.checks.model_keys import check_network
 from hvd_batchgrow.schedule.validation.key_checks import batch_faults, key_faults
 from hvd_batchgrow.storage.toml_file import read_toml, read_value, tamed, value_text
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
 
 
 def load_job(path: Path, overrides: Mapping[str, Any] | None = None) -> Job:
@@ -46,7 +52,7 @@ def parse_job(tree: Mapping[str, Any], source: str = "job") -> Job:
     try:
         job = Job.model_validate(tree)
     except ValidationError as error:
-        faults += [*_key_faults(error), *_faults_of_nearest_choices(tree, error), *_section_faults(tree)]
+        faults += [*_key_faults(error), *_section_faults(tree)]
         faults += _faults_of_the_rest(tree, faults)
         raise JobError(_in_file_order(faults), source) from None
     if faults := [*faults, *check_data(job.data), *check_network(job.model)]:
@@ -115,20 +121,20 @@ def _drop_unused(tree: Mapping[str, Any], overrides: Mapping[str, Any]) -> None:
 
 
 @cache
-def _schema() -> Node:
-    return resolved(Job.model_json_schema())
+def variants(section: str) -> dict[str, type[Section]]:
+    """Return the models of a section, such as those of the optimizers by name; a section with one model has no name."""
+    field = Job.model_fields[section]
+    if field.discriminator is None:
+        return {"": field.annotation} if hasattr(field.annotation, "model_fields") else {}  # type: ignore[dict-item]
+    models = get_args(field.annotation)
+    return {name: model for model in models for name in get_args(model.model_fields[field.discriminator].annotation)}
 
 
 @cache
 def job_keys() -> tuple[str, ...]:
     """Return all keys of a job file's sections, such as `optim.lr`."""
-    sections = ((name, part) for name, node in _schema()["properties"].items() for part in _variants(node))
-    return tuple(dict.fromkeys(f"{name}.{key}" for name, part in sections for key in part.get("properties", ())))
-
-
-def _variants(node: Node) -> list[Node]:
-    """Return a section and the variants of it."""
-    return [node, *node.get("choices", {}).values()]
+    models = ((section, model) for section in Job.model_fields for model in variants(section).values())
+    return tuple(dict.fromkeys(f"{section}.{key}" for section, model in models for key in model.model_fields))
 
 
 def _in_file_order(faults: Sequence[Fault]) -> list[Fault]:
@@ -141,97 +147,51 @@ def _in_file_order(faults: Sequence[Fault]) -> list[Fault]:
 
 
 def _key_faults(error: ValidationError) -> list[Fault]:
-    details = error.errors(include_url=False)
-    places = [_found(detail["loc"])[0] for detail in details]
+    at: dict[tuple[Any, ...], list[ErrorDetails]] = {}
+    for detail in error.errors(include_url=False):
+        at.setdefault(_place(detail["loc"]), []).append(detail)
     # For a union of types pydantic reports each type: only the innermost places are kept.
-    around = {place[:k] for place in places for k in range(len(place))}
-    innermost = [d for d, place in zip(details, places, strict=True) if place not in around]
-    faults = [_fault(detail) for detail in innermost[:MOST_REPORTED]]
+    around = {place[:k] for place in at for k in range(len(place))}
+    innermost = [(place, details) for place, details in at.items() if place not in around]
+    faults = [_fault(place, details) for place, details in innermost[:MOST_REPORTED]]
     # Suggestions take time, so faults that are only counted get none.
-    return [*faults, *(Fault(dotted(_found(detail["loc"])[0]), "") for detail in innermost[MOST_REPORTED:])]
+    return [*faults, *(Fault(dotted(place), "") for place, _ in innermost[MOST_REPORTED:])]
 
 
-def _found(location: Sequence[Any]) -> tuple[tuple[Any, ...], Node]:
-    """Return the path of a key in the file, and its node of the schema, from pydantic's location.
-
-    The location also holds the variants of sections (schedule, grow, noise_factor) and types, which are not keys.
-    """
-    place: list[Any] = []
-    node = _schema()
-    for k, part in enumerate(location):
-        inside = child(node, part)
-        if inside is not None:
-            place.append(part)
-            node = inside
-        elif part in node.get("choices", ()):
-            node = node["choices"][part]
-        elif k == len(location) - 1 and "properties" in node:
-            return (*place, part), {}  # an unknown key
-    return tuple(place), node
+def _place(location: Sequence[Any]) -> tuple[Any, ...]:
+    """Return the path of a key in the file; pydantic's location also holds the variants of sections and types."""
+    section, *keys = location
+    if len(variants(section) if section in Job.model_fields else ()) > 1:
+        keys = keys[1:]
+    return (section, *keys[:1], *(index for index in keys[1:] if isinstance(index, int)))
 
 
-def _fault(detail: Mapping[str, Any]) -> Fault:
-    location, kind, value = detail["loc"], detail["type"], detail["input"]
-    if kind == "missing" and isinstance(location[-1], int):  # an item: the list is too short
-        location, kind = location[:-1], "too_short"
-    place, node = _found(location)
-    path = dotted(place)
-    if kind == "extra_forbidden":
-        return Fault(path, f"unknown key{_suggestion(place, location)}")
-    if kind in {"union_tag_not_found", "union_tag_invalid"}:
-        return _choice_fault(place, node, detail)
-    if kind == "missing":
-        return Fault(path, f"is required: {allowed(node)}")
-    if kind == "value_error":
-        message = str(detail["msg"]).removeprefix("Value error, ")
-        return Fault(path, f"{message[:1].lower()}{message[1:]}, got {shown(value)}")
-    return Fault(path, f"must be {allowed(node)}, got {shown(value)}{nearest(node, value)}")
-
-
-def _choice_fault(place: Sequence[Any], node: Node, detail: Mapping[str, Any]) -> Fault:
-    key, choice = dotted([*place, node["key"]]), {"enum": list(node["choices"])}
+def _fault(place: Sequence[Any], alternatives: Sequence[ErrorDetails]) -> Fault:
+    detail = alternatives[0]
+    if detail["type"] == "extra_forbidden":
+        return Fault(dotted(place), f"unknown key{_suggestion(place, detail['loc'])}")
+    if detail["type"] not in {"union_tag_not_found", "union_tag_invalid"}:
+        return Fault(dotted(place), value_fault(alternatives))
+    names, key = list(variants(place[0])), detail["ctx"]["discriminator"].strip("'")
     if "tag" in detail["ctx"]:
-        tag = detail["input"].get(node["key"])
-        return Fault(key, f"must be {allowed(choice)}, got {shown(tag)}{nearest(choice, tag)}")
-    return Fault(key, f"is required: {allowed(choice)}")
+        return Fault(dotted([*place, key]), choice_fault(names, detail["input"].get(key)))
+    return Fault(dotted([*place, key]), f"is required: one of {', '.join(names)}")
 
 
 def _suggestion(place: Sequence[Any], location: Sequence[Any]) -> str:
     """Suggest a key for one that its section does not have."""
-    key, (_, section) = str(place[-1]), _found(location[:-1])
-    known = list(section.get("properties", ()))
-    choices = _schema()["properties"].get(str(place[0]), {}).get("choices", {})
-    if others := [choice for choice, node in choices.items() if key in node["properties"]]:
+    models = variants(place[0]) if len(place) > 1 else {"": Job}
+    others = [name for name, model in models.items() if place[-1] in model.model_fields]
+    if others:
         return f" of {location[1]!r}; it belongs to {', '.join(others)}"
-    if near := difflib.get_close_matches(key, known, n=1, cutoff=0.5):
-        return f"; did you mean {dotted([*place[:-1], near[0]])}?"
-    elsewhere = [other for other in job_keys() if other.endswith(f".{key}")]
-    there = f"; there is {', '.join(elsewhere)}" if elsewhere else ""
-    return f"{there}; known here: {', '.join(known)}"
+    known = list(models[location[1] if len(models) > 1 else ""].model_fields)
+    near = [dotted([*place[:-1], key]) for key in difflib.get_close_matches(place[-1], known, n=1, cutoff=0.5)]
+    if near := near or [key for key in job_keys() if key.endswith(f".{place[-1]}")]:
+        return f"; did you mean {' or '.join(near)}?"
+    return f"; known here: {', '.join(known)}"
 
 
 # --- faults that others would hide ---------------------------------------------------------------
-
-
-def _faults_of_nearest_choices(tree: Mapping[str, Any], error: ValidationError) -> list[Fault]:
-    """Return the other faults of a section with an invalid variant, checked as the most similar variant."""
-    changed = dict(tree)
-    for detail in error.errors(include_url=False):
-        if detail["type"] == "union_tag_invalid":
-            name = str(detail["loc"][0])
-            node = _schema()["properties"][name]
-            near = difflib.get_close_matches(
-                as_text(detail["input"].get(node["key"])), node["choices"], n=1, cutoff=0.5
-            )
-            changed[name] = {**changed[name], node["key"]: near[0]} if near else changed[name]
-    if changed == tree:
-        return []
-    try:
-        Job.model_validate(changed)
-    except ValidationError as second:
-        before = {detail["loc"] for detail in error.errors(include_url=False)}
-        return [_fault(d) for d in second.errors(include_url=False) if d["loc"] not in before and d["loc"]]
-    return []
 
 
 def _section_faults(tree: Mapping[str, Any]) -> list[Fault]:

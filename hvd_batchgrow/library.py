@@ -24,32 +24,10 @@ from hvd_batchgrow.schedule.plan import Plan, compile_plan
 from hvd_batchgrow.train.update.engine import UpdateEngine, UpdateResult
 from hvd_batchgrow.train.update.forward import Losses, MicroBatch
 
-__all__ = [
-    "ArrayDataset",
-    "DatasetPair",
-    "GhostBatchNorm1d",
-    "GhostBatchNorm2d",
-    "KeyedDropout",
-    "Lars",
-    "Losses",
-    "MicroBatch",
-    "Pass",
-    "Phase",
-    "Plan",
-    "Ranks",
-    "Schedule",
-    "SingleRank",
-    "Stream",
-    "Update",
-    "UpdateEngine",
-    "UpdateResult",
-    "UpdateSection",
-    "connect",
-    "convert_dropout",
-    "convert_ghost_batch_norm",
-    "plan_updates",
-    "updates",
-]
+__all__ = ["ArrayDataset", "DatasetPair", "GhostBatchNorm1d", "GhostBatchNorm2d", "KeyedDropout", "Lars", "Losses",
+    "MicroBatch", "Pass", "Phase", "Plan", "Ranks", "Schedule", "SingleRank", "Stream", "Update", "UpdateEngine",
+    "UpdateResult", "UpdateSection", "connect", "convert_dropout", "convert_ghost_batch_norm", "plan_updates",
+    "updates"]  # fmt: skip
 
 
 @dataclass(frozen=True)

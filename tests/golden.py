@@ -17,7 +17,7 @@ from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.config import UpdateSection
 from hvd_batchgrow.data.order.stream import groups_of_rank
 from hvd_batchgrow.nn.ghost.ghost_batch_norm import GhostBatchNorm
-from hvd_batchgrow.nn.networks.small_conv_net import SmallConvNet
+from hvd_batchgrow.nn.networks import small_conv_net
 from hvd_batchgrow.optim.build import build_optimizer
 from hvd_batchgrow.schedule.phases import Phase
 from hvd_batchgrow.train.update.engine import UpdateEngine, UpdateResult
@@ -28,9 +28,9 @@ GROUP, NUM_GROUPS, NUM_UPDATES = 8, 12, 3
 LR, MOMENTUM, WEIGHT_DECAY, GHOST_MOMENTUM = 0.05, 0.9, 1e-3, 0.1
 
 
-def make_model() -> SmallConvNet:
+def make_model() -> nn.Module:
     torch.manual_seed(3)
-    return SmallConvNet(1, 3, (4, 8), GROUP, GHOST_MOMENTUM).double()
+    return small_conv_net.build(1, 3, channels=(4, 8), ghost_batch=GROUP, bn_momentum=GHOST_MOMENTUM).double()
 
 
 def samples(update: int) -> tuple[Tensor, Tensor]:
@@ -75,7 +75,7 @@ def reference(
     return model, losses
 
 
-def _with_batch_norm(model: SmallConvNet) -> nn.Module:
+def _with_batch_norm(model: nn.Module) -> nn.Module:
     plain = copy.deepcopy(model)
     for index, module in enumerate(plain.features):
         if isinstance(module, GhostBatchNorm):

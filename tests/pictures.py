@@ -17,9 +17,9 @@ from tfrecord.writer import TFRecordWriter
 
 from hvd_batchgrow.config import DataSection
 from hvd_batchgrow.data.datasets.dataset import DatasetPair, ReportProgress
+from hvd_batchgrow.data.images import image_folder, tfrecord
+from hvd_batchgrow.data.images import webdataset as wds
 from hvd_batchgrow.data.images.encoded_dataset import EncodedDataset, decode
-from hvd_batchgrow.data.sources import image_folder, tfrecord
-from hvd_batchgrow.data.sources import webdataset as wds
 
 CLASSES = ("cat", "dog", "eel")
 NUM_TRAIN, NUM_VAL, NUM_SHARDS = 12, 5, 3
@@ -80,7 +80,7 @@ class Form:
     """A format and its writer."""
 
     source: str
-    load: Callable[[DataSection, ReportProgress], DatasetPair]
+    load: Callable[[DataSection, int, ReportProgress], DatasetPair]
     write: Callable[[Path, str, Sequence[Picture]], None]
 
     def expected(self, images: Sequence[Picture]) -> list[Picture]:
@@ -93,7 +93,7 @@ class Form:
         return root
 
     def read(self, root: Path, report: ReportProgress | None = None, **job: Any) -> DatasetPair:
-        return self.load(DataSection(source=self.source, root=str(root), **job), report or (lambda *_: None))
+        return self.load(DataSection(source=self.source, root=str(root), **job), 0, report or (lambda *_: None))
 
 
 FOLDER = Form("image_folder", image_folder.load, write_folder)

@@ -79,6 +79,7 @@ def run(arguments: Sequence[str]) -> int:
             "Any key of the job file can be overridden on the command line: --optim.lr 0.2",
             args=words,
             config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitSubcommandPrefixes),
+            console_outputs=is_first_process(os.environ),
         )
         with faults_of(str(getattr(command, "job", UNNAMED))):
             return int(command.run(overrides))

@@ -43,7 +43,7 @@ class PlanCommand(JobCommand):
 
     def run(self, overrides: dict[str, Any]) -> ExitCode:
         """Print the plan of the job and of its decay twin."""
-        from hvd_batchgrow.data.sources.specs import known_num_samples
+        from hvd_batchgrow.data.source_checks import known_num_samples
         from hvd_batchgrow.schedule.cost.cost import choose_ranks, predict
         from hvd_batchgrow.schedule.cost.probe_file import load_probe
 

@@ -93,7 +93,7 @@ class SubmitCommand(JobCommand):
 
     def plan(self, overrides: dict[str, Any]) -> Plan:
         """Plan the whole run for all ranks of the nodes."""
-        from hvd_batchgrow.data.sources.specs import known_num_samples
+        from hvd_batchgrow.data.source_checks import known_num_samples
         from hvd_batchgrow.schedule.cost.cost import choose_ranks
         from hvd_batchgrow.schedule.cost.probe_file import load_probe
 

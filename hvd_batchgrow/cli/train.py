@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from hvd_batchgrow.cli.common import RanksCommand, terminal, with_ranks
 from hvd_batchgrow.comm.launcher_env import is_elastic
 from hvd_batchgrow.config import Job
-from hvd_batchgrow.config.types import NAME_PATTERN, PositiveInt
+from hvd_batchgrow.config.types import PositiveInt, RunName
 from hvd_batchgrow.messages.errors import ExitCode, Fault, JobError
 from hvd_batchgrow.schedule.plan import compile_plan
 from hvd_batchgrow.schedule.twin import decay_twin
@@ -42,7 +42,7 @@ class TrainCommand(RanksCommand):
     """Stop after this number of updates in this invocation, and write a checkpoint."""
     phases: str | None = None
     """FIRST-LAST: train only these phases, counted from 1, on exactly the ranks that they use (a job of a chain)."""
-    fork: str | None = None
+    fork: RunName | None = None
     """Name of a new run: continue with the job as it is now from the newest good checkpoint of the job's run."""
     replay: Path | None = None
     """A decisions.jsonl: grow the batch as recorded there, without measuring; later invocations do so too."""
@@ -77,8 +77,6 @@ class TrainCommand(RanksCommand):
             if is_elastic(os.environ):
                 fault = "an elastic job restarts its run and would fork again: fork on fixed ranks (--max-updates 1)"
                 raise JobError([Fault("--fork", fault)], "command line")
-            if not re.fullmatch(NAME_PATTERN, self.fork):
-                raise JobError([Fault("--fork", f"must match {NAME_PATTERN}, got {self.fork!r}")], "command line")
         self.phase_range()
 
     def phase_range(self) -> tuple[int, int] | None:
@@ -91,7 +89,7 @@ class TrainCommand(RanksCommand):
 
     def load_for(self, ranks: Ranks, overrides: dict[str, Any]) -> Job:
         """Return the job; if measured costs decide its ranks, with the number of ranks of each phase filled in."""
-        from hvd_batchgrow.data.sources.specs import known_num_samples
+        from hvd_batchgrow.data.source_checks import known_num_samples
         from hvd_batchgrow.schedule.cost.cost import choose_ranks
         from hvd_batchgrow.schedule.cost.probe_file import load_probe
         from hvd_batchgrow.slurm.chain_jobs import with_ranks_per_phase
@@ -172,7 +170,7 @@ class TwinCommand(TrainCommand):
 
     def load_growing(self, ranks: Ranks, overrides: dict[str, Any]) -> Job:
         """Return the job, which must differ from its twin; the twin of an adaptive job is known after its run."""
-        from hvd_batchgrow.data.sources.specs import known_num_samples
+        from hvd_batchgrow.data.source_checks import known_num_samples
 
         job = self.load_for(ranks, overrides)
         if job.schedule.policy == "decay":
@@ -184,7 +182,7 @@ class TwinCommand(TrainCommand):
 
     def load_twin(self, overrides: dict[str, Any]) -> Job:
         """Return the twin of the job; for an adaptive job, of the schedule that its run has decided."""
-        from hvd_batchgrow.data.sources.specs import known_num_samples
+        from hvd_batchgrow.data.source_checks import known_num_samples
         from hvd_batchgrow.schedule.adaptive.decisions import read_decisions
 
         job = self.load(overrides)

@@ -9,7 +9,7 @@ from typing import Any
 
 from hvd_batchgrow.cli.common import RanksCommand, terminal
 from hvd_batchgrow.comm.launcher_env import launched_ranks
-from hvd_batchgrow.config import KEYS_OF_GROW_BY
+from hvd_batchgrow.config.layout import KEYS_OF_GROW_BY
 from hvd_batchgrow.config.types import PositiveInt
 from hvd_batchgrow.interrupt import tidied_up_on_interrupt
 from hvd_batchgrow.job_file import override_words
@@ -30,8 +30,8 @@ class VerifyCommand(RanksCommand):
 
     def run(self, overrides: dict[str, Any]) -> ExitCode:
         """Print a table; return 1 if a layout differs by more than rounding, or in exact mode by a single bit."""
-        from hvd_batchgrow.data.sources.registry import load_source
-        from hvd_batchgrow.data.sources.specs import known_num_samples
+        from hvd_batchgrow.data.load_source import load_source
+        from hvd_batchgrow.data.source_checks import known_num_samples
         from hvd_batchgrow.observers.console_tables import print_verify
         from hvd_batchgrow.observers.progress import work_progress
         from hvd_batchgrow.verification.verify import default_shapes, find_hazards, parse_shapes, verify

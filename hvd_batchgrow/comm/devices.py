@@ -13,7 +13,7 @@ import torch
 
 from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.messages.errors import Fault, JobError
-from hvd_batchgrow.messages.schema_messages import counted
+from hvd_batchgrow.messages.wording import counted
 
 DeviceKey = Literal["auto", "cuda", "cpu"]
 """`layout.device`."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 from hvd_batchgrow.messages.errors import Fault
-from hvd_batchgrow.messages.schema_messages import shown
+from hvd_batchgrow.messages.wording import shown
 
 Backend = Literal["auto", "horovod", "torch"]
 """Library for collectives; auto: torch.distributed under torchrun or without Horovod, else Horovod."""
@@ -30,7 +30,7 @@ _VARIABLES: dict[str, tuple[str, ...]] = {
 }
 """The variables in which each launcher sets the number of ranks and the rank of the process."""
 
-OF_LAUNCHERS = (
+LAUNCHER_PREFIXES = (
     *("OMPI_COMM_WORLD_", "PMIX_", "PMI_", "HOROVOD_RANK", "HOROVOD_SIZE", "HOROVOD_LOCAL_", "HOROVOD_CROSS_"),
     *("TORCHELASTIC_", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
 )

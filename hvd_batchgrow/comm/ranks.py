@@ -45,7 +45,8 @@ class HostTopology:
 class Ranks(ABC):
     """The processes that train together.
 
-    Every collective has a name. Collectives match by name, so each rank may start them in a different order.
+    All ranks start the same collectives in the same order. Each has a name, by which Horovod matches them and reports
+    those that some ranks have not started.
     """
 
     backend: str
@@ -83,9 +84,9 @@ class Ranks(ABC):
     def close(self) -> None:
         """Shut the backend down; all ranks call it together."""
 
-    @abstractmethod
     def rendezvous_info(self) -> bytes:
-        """Return what rank 0 broadcasts to all ranks before `reinit`."""
+        """Return what rank 0 broadcasts to all ranks before `reinit`: nothing if the ranks stay connected."""
+        return b""
 
     @abstractmethod
     def reinit(self, hosts: Sequence[int], info: bytes) -> Ranks | None:
@@ -332,10 +333,6 @@ class SingleRank(Ranks):
 
     def close(self) -> None:
         """Do nothing."""
-
-    def rendezvous_info(self) -> bytes:
-        """Return nothing: a single rank has no peers."""
-        return b""
 
     def reinit(self, hosts: Sequence[int], info: bytes) -> SingleRank:
         """Return this rank: its only subset is itself."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -15,7 +16,6 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]  # not in i
 from torch.distributed.rendezvous import rendezvous
 
 from hvd_batchgrow.comm.launcher_env import MPI_LAUNCHERS, TORCHRUN, launched_by, launched_ranks
-from hvd_batchgrow.comm.ordered_collectives import Operation, OrderedCollectives
 from hvd_batchgrow.comm.ranks import HostTopology, Ranks
 from hvd_batchgrow.comm.rendezvous import meeting_point
 from hvd_batchgrow.messages.errors import RunError
@@ -29,39 +29,36 @@ _JOIN_TIMEOUT = timedelta(minutes=5)
 class TorchRanks(Ranks):
     """Ranks in a process group of torch.distributed.
 
-    torch.distributed matches collectives by the order in which they are issued, and `Ranks` by name. So all ranks
-    issue them in rank 0's order, see `OrderedCollectives`.
-
     Args:
-        data: the group for the collectives.
-        control: a Gloo group of the same ranks, for their order.
+        group: the process group.
         hosts: a number for the host of each rank; None: find it out by a collective.
     """
 
     sum_types = (torch.float16, torch.bfloat16)
 
-    def __init__(self, data: Any, control: Any, hosts: Sequence[int] | None = None) -> None:
-        self._data, self._control = data, control
-        self.rank, self.size = dist.get_rank(data), dist.get_world_size(data)
-        self._order = OrderedCollectives(self.rank, self._broadcast_key)
+    def __init__(self, group: Any, hosts: Sequence[int] | None = None) -> None:
+        self._group = group
+        self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
         place = HostTopology.among(hosts or self.hosts(), self.rank)
         self.local_rank, self.local_size = place.local_rank, place.local_size
         self.sums_on_gpu = _has_nccl() and self.local_size <= torch.cuda.device_count()
         self.backend = "torch-nccl" if self.sums_on_gpu else "torch-gloo"
         self._parts: dict[int, TorchRanks | None] = {}
 
-    def start_sum(self, tensor: Tensor, name: str) -> Operation:
-        """Start an all-reduce in place; on a GPU it runs after the work already queued on the tensor's stream."""
-        return self._start(tensor, name, lambda: dist.all_reduce(tensor, group=self._data, async_op=True))
+    def start_sum(self, tensor: Tensor, name: str) -> Any:
+        """Start an all-reduce in place; on a GPU it runs after the work already queued on the current stream."""
+        with _lost_rank():
+            return dist.all_reduce(tensor, group=self._group, async_op=True)
 
-    def wait(self, handle: Operation) -> None:
+    def wait(self, handle: Any) -> None:
         """Block until an all-reduce has finished. Raises RunError when a peer is lost."""
-        handle.wait()
+        with _lost_rank():
+            handle.wait()
 
     def broadcast(self, tensor: Tensor, name: str) -> None:
-        """Overwrite a tensor with rank 0's."""
-        values = tensor.detach()
-        self._start(values, name, lambda: dist.broadcast(values, 0, group=self._data, async_op=True)).wait()
+        """Overwrite a tensor with rank 0's. Raises RunError when a peer is lost."""
+        with _lost_rank():
+            dist.broadcast(tensor.detach(), 0, group=self._group)
 
     def abort(self, code: int) -> None:
         """End all ranks: MPI kills them, or the launcher does because this process fails."""
@@ -73,15 +70,10 @@ class TorchRanks(Ranks):
         """Shut down once all ranks have finished: a launcher may end all ranks when one ends, while rank 0 writes."""
         self.sum(torch.zeros(1), "close")
         for ranks in (self, *filter(None, self._parts.values())):
-            ranks._order.close()
             # Drop the last references to the groups, which ends Gloo's threads. If one of them still frees a
             # tensor while Python exits, the process aborts.
-            ranks._data = ranks._control = None
+            ranks._group = None
         dist.destroy_process_group()
-
-    def rendezvous_info(self) -> bytes:
-        """Return nothing: the ranks stay connected."""
-        return b""
 
     def reinit(self, hosts: Sequence[int], info: bytes) -> TorchRanks | None:
         """Return a group of these ranks, made once per size. Idle ranks stay in the group of all at no cost."""
@@ -89,28 +81,25 @@ class TorchRanks(Ranks):
         if count == self.size:
             return self
         if count not in self._parts:
-            data, control = _new_group(count, _backend()), _new_group(count, "gloo")
-            self._parts[count] = TorchRanks(data, control, hosts) if self.rank < count else None
+            # All ranks of the job make the group together.
+            group = dist.new_group(list(range(count)), backend=_backend(), timeout=_COLLECTIVE_TIMEOUT)
+            self._parts[count] = TorchRanks(group, hosts) if self.rank < count else None
         return self._parts[count]
 
-    def _start(self, tensor: Tensor, name: str, operate: Callable[[], Any]) -> Operation:
-        if not tensor.is_cuda:
-            return self._order.start(name, operate)
-        ready = torch.cuda.current_stream(tensor.device).record_event()
 
-        def issue() -> Any:
-            # This runs on another thread, so its stream must wait for the work that computes the tensor.
-            with torch.cuda.stream(torch.cuda.Stream(tensor.device)):
-                torch.cuda.current_stream(tensor.device).wait_event(ready)
-                return operate()
+@contextmanager
+def _lost_rank() -> Iterator[None]:
+    """Raise RunError where the backend reports an error: another rank is lost."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise lost(error) from None
 
-        return self._order.start(name, issue)
 
-    def _broadcast_key(self, key: int) -> int:
-        """Return rank 0's key on all ranks."""
-        message = torch.tensor([key])
-        dist.broadcast(message, 0, group=self._control)
-        return int(message)
+def lost(fault: Exception) -> RunError:
+    """Return the error to raise when the backend reports that a peer is lost."""
+    first_line = str(fault).strip().splitlines()[0] if str(fault).strip() else type(fault).__name__
+    return RunError(f"another rank has ended or cannot be reached any more ({first_line})")
 
 
 def join() -> TorchRanks:
@@ -125,7 +114,7 @@ def join() -> TorchRanks:
     try:
         store = _store(rank, size)
         dist.init_process_group(_backend(), store=store, rank=rank, world_size=size, timeout=_COLLECTIVE_TIMEOUT)
-        return TorchRanks(dist.group.WORLD, _new_group(size, "gloo"))
+        return TorchRanks(dist.group.WORLD)
     except (dist.DistError, RuntimeError) as error:
         if isinstance(error, RunError):
             raise
@@ -160,11 +149,6 @@ def _mpi_world() -> Any:
     except (ImportError, RuntimeError):  # the latter: no MPI library
         return None
     return MPI.COMM_WORLD if launched_ranks(os.environ)[1] == MPI.COMM_WORLD.size else None
-
-
-def _new_group(count: int, backend: str) -> Any:
-    """Return a group of the first `count` ranks; all ranks of the job call it together."""
-    return dist.new_group(list(range(count)), backend=backend, timeout=_COLLECTIVE_TIMEOUT)
 
 
 def _has_nccl() -> bool:

@@ -2,53 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
-from difflib import get_close_matches
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, JsonValue
 
-from hvd_batchgrow.config.model_names import check_name
+from hvd_batchgrow.config.layout import LayoutSection
+from hvd_batchgrow.config.model_specs import check_name
+from hvd_batchgrow.config.optim import OptimSection
 from hvd_batchgrow.config.schedules import ScheduleSection
+from hvd_batchgrow.config.source_specs import SOURCES, check_source
 from hvd_batchgrow.config.triggers import NoTrigger, TriggerSection
-from hvd_batchgrow.config.types import (
-    NAME_PATTERN,
-    FloatList,
-    Fraction,
-    NumRanks,
-    PositiveFloat,
-    PositiveInt,
-    Section,
-    tuples,
-)
-
-SOURCES = (
-    "fashion_mnist",
-    "idx",
-    "cifar10",
-    "cifar100",
-    "imagenet",
-    "image_folder",
-    "webdataset",
-    "tfrecord",
-    "numpy",
-    "covtype",
-    "csv",
-    "parquet",
-    "synthetic_images",
-    "synthetic_rows",
-)
-
-
-def _check_source(value: str) -> str:
-    if value in SOURCES or re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", value):
-        return value
-    near = get_close_matches(value, SOURCES, n=1)
-    if not near and re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", value):
-        near = [":".join(value.rsplit(".", 1))]
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    raise ValueError(f"{hint}one of {', '.join(SOURCES)}, or your own module:function")
+from hvd_batchgrow.config.types import FloatList, Fraction, PositiveFloat, PositiveInt, RunName, Section, tuples
 
 
 def _check_separator(value: str) -> str:
@@ -60,7 +25,7 @@ def _check_separator(value: str) -> str:
 class DataSection(Section):
     """`[data]`: the training and test samples, and the augmentation."""
 
-    source: Annotated[str, AfterValidator(_check_source)]
+    source: Annotated[str, AfterValidator(check_source)]
     """A kind of source, or your own `module:function`, which gets this section and returns a `DatasetPair`."""
     root: str | None = None
     """Folder of the files, relative to the working directory. None: the known folder of a source that can be found or
@@ -155,132 +120,6 @@ class ModelSection(Section):
     """Dropout probability: in dense7 after each hidden layer, in a wrn between the convolutions of a block."""
 
 
-class OptimBase(Section):
-    """`[optim]`: the keys that all optimizers share."""
-
-    name: str
-    lr: PositiveFloat
-    """Learning rate ε at the start of the schedule, after warm-up."""
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    """Weight decay; `decay_norm_and_bias` says which parameters it applies to."""
-    decay_norm_and_bias: bool = False
-    """true: weight decay also applies to normalization parameters and biases (fewer than two dimensions), as in torch's
-    optimizers. false: only to weights with two or more dimensions."""
-
-    @property
-    def momentum_key(self) -> str:
-        """The key that holds the momentum."""
-        return "optim.momentum"
-
-    def starting_at(self, lr: float, momentum: float) -> Self:
-        """Return a copy whose schedule starts at this learning rate and momentum."""
-        return self.model_copy(update={"lr": lr, "momentum": momentum})
-
-
-class SgdSection(OptimBase):
-    """`[optim]`, name = "sgd": stochastic gradient descent with momentum, in torch's form."""
-
-    name: Literal["sgd"]
-    momentum: Fraction = 0.9
-    """m of u = m u + g, w −= ε u."""
-    nesterov: bool = False
-    """Use Nesterov's momentum."""
-    rescale_momentum: bool = False
-    """If the momentum changes from m to m': scale its buffer by (1-m)/(1-m') (true), or let it refill (false)."""
-
-
-class AdamSection(OptimBase):
-    """`[optim]`, name = "adam", or "adamw" with decoupled weight decay."""
-
-    name: Literal["adam", "adamw"]
-    betas: Annotated[tuple[Fraction, Fraction], BeforeValidator(tuples)] = (0.9, 0.999)
-    """[β₁, β₂]: decay rates, per update, of the moving averages of the gradient and of its square."""
-    eps: PositiveFloat = 1e-8
-    """Added to the denominator of the step."""
-
-    @property
-    def momentum(self) -> float:
-        """β₁, which schedules treat as the momentum."""
-        return self.betas[0]
-
-    @property
-    def momentum_key(self) -> str:
-        """The key that holds the momentum."""
-        return "optim.betas[0]"
-
-    def starting_at(self, lr: float, momentum: float) -> Self:
-        """Return a copy whose schedule starts at this learning rate and momentum."""
-        return self.model_copy(update={"lr": lr, "betas": (momentum, self.betas[1])})
-
-
-class LarsSection(OptimBase):
-    """`[optim]`, name = "lars": SGD with momentum, where the step of each tensor is scaled by its trust ratio."""
-
-    name: Literal["lars"]
-    momentum: Fraction = 0.9
-    """m of v = m v + ε λ (g + β w), w −= v."""
-    trust_coefficient: PositiveFloat = 0.001
-    """η: the change of a weight at a learning rate of 1, as a fraction of the weight's norm."""
-    eps: Annotated[float, Field(ge=0)] = 0.0
-    """Added to the denominator of the trust ratio."""
-    rescale_momentum: bool = False
-    """If the momentum changes from m to m': scale its buffer by (1-m)/(1-m') (true), or let it refill (false)."""
-
-
-OptimSection = Annotated[SgdSection | AdamSection | LarsSection, Field(discriminator="name")]
-
-
-KEYS_OF_GROW_BY: dict[str, tuple[str, ...]] = {
-    "accumulation": (),
-    "ranks": ("ranks_per_phase", "max_ranks"),
-    "auto": ("max_ranks", "objective", "time_limit_h"),
-}
-"""Keys of `[layout]` that only some values of `grow_by` use."""
-
-
-class LayoutSection(Section):
-    """`[layout]`: how a global batch is split over ranks and micro-batches. It affects the speed, never the result."""
-
-    max_micro_batch: PositiveInt | None = None
-    """Largest micro-batch: samples of one forward and backward pass on one rank, a multiple of γ. None: the largest
-    multiple up to 128, but at least γ."""
-    grow_by: Literal["accumulation", "ranks", "auto"] = "accumulation"
-    """How a larger batch is formed. accumulation: more micro-batches on all ranks. ranks: more ranks, each with a full
-    micro-batch while ranks are available. auto: `objective` decides per phase, from measured costs (`plan --cost`)."""
-    ranks_per_phase: Annotated[tuple[NumRanks, ...], BeforeValidator(tuples)] | None = None
-    """For grow_by = "ranks": number of ranks of each phase. None: derived from the batch."""
-    max_ranks: NumRanks | None = None
-    """For grow_by = "ranks" and "auto": largest number of ranks to use. None: all that are launched."""
-    objective: Literal["least_time", "least_rank_hours"] = "least_time"
-    """For grow_by = "auto": minimize the time, or the rank-hours within `time_limit_h`."""
-    time_limit_h: PositiveFloat | None = None
-    """For objective = "least_rank_hours": longest allowed run, in hours. None: no limit."""
-    uneven_ranks: bool = False
-    """Allow ranks to hold different numbers of ghost batches."""
-    exact: bool = False
-    """Make the weights bit-identical in every layout: one ghost batch per micro-batch, gradients summed without
-    rounding. false: equal within float32 rounding, and faster."""
-    compile: bool = False
-    """Compile the network with torch.compile. The first update with each shape of micro-batch takes minutes longer."""
-    threads_per_rank: PositiveInt | None = None
-    """Torch threads per rank. None: the host's cores divided by its ranks, or 1 with `exact`."""
-
-    def unused(self) -> list[str]:
-        """Return the keys that are set and that this `grow_by` does not use."""
-        others = dict.fromkeys(
-            key for keys in KEYS_OF_GROW_BY.values() for key in keys if key not in KEYS_OF_GROW_BY[self.grow_by]
-        )
-        beside = ["max_ranks"] if self.grow_by == "ranks" and self.ranks_per_phase else []
-        return [
-            key for key in [*others, *beside] if getattr(self, key) not in (type(self).model_fields[key].default, ())
-        ]
-
-    def grown_by(self, grow_by: str, **changes: Any) -> LayoutSection:
-        """Return a copy with another `grow_by` and these changes; keys that it does not use get their defaults."""
-        grown = self.model_copy(update={"grow_by": grow_by, **changes})
-        return grown.model_copy(update={key: type(self).model_fields[key].default for key in grown.unused()})
-
-
 class UpdateSection(Section):
     """`[update]`: how the gradient of an update is computed and processed."""
 
@@ -347,10 +186,7 @@ class LoggingSection(Section):
 class Job(Section):
     """A whole job file."""
 
-    name: Annotated[
-        str,
-        Field(pattern=NAME_PATTERN, description="a name of at most 200 letters, digits, dots, dashes and underscores"),
-    ]
+    name: RunName
     """Name of the run, whose folder is `runs/NAME`."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of the sample order, the augmentation and the initial weights."""
@@ -397,7 +233,8 @@ class Job(Section):
         }
         free = {"data.root", "data.num_samples", "data.pipeline", "data.channels_last"}
         free |= {"gradient_noise.measure", "gradient_noise.per_layer_group"}
-        free |= {"data.shape"} if self.data.source in {"idx", "numpy"} else set()  # only confirms the axes
+        if spec := SOURCES.get(self.data.source):
+            free |= {f"data.{key}" for key in spec.confirming_keys}
         return {"seed": self.seed, "data.num_samples": num_samples} | {
             key: value for key, value in flat.items() if key not in free
         }

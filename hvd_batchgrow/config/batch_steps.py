@@ -5,15 +5,12 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-from hvd_batchgrow.messages.schema_messages import shown
+from hvd_batchgrow.messages.wording import shown
 
 SUFFIXES = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9}
 """Factor of each suffix of a sample count."""
-PATTERN = r"^\s*0[KMB]?:[0-9]{1,18}(\s+[0-9]{1,18}(\.[0-9]{1,9})?[KMB]?:[0-9]{1,18})*\s*$"
-EXAMPLE = "0:768 250K:1536"
+_EXAMPLE = "0:768 250K:1536"
 _MOST = 10**18
-_MEANT = {"G": "B", "T": "000B"}
-"""Invalid suffixes, and the valid ones that they probably mean."""
 
 
 def parse_batch_steps(text: str) -> list[tuple[int, int]]:
@@ -30,11 +27,10 @@ def parse_batch_steps(text: str) -> list[tuple[int, int]]:
 
 
 def check_batch_steps(text: str) -> str:
-    """Return the text. Raises ValueError if a part of it is wrong, with the nearest valid text."""
+    """Return the text. Raises ValueError if a part of it is wrong."""
     if (fault := _fault(text)) is None:
         return text
-    near = _nearest(text)
-    raise ValueError(f"{fault}; {'nearest' if near else 'such as'}: {shown(near or EXAMPLE)}")
+    raise ValueError(f"{fault}; write pairs such as {_EXAMPLE!r}")
 
 
 def _count(text: str) -> int | None:
@@ -58,25 +54,3 @@ def _fault(text: str) -> str | None:
     if not pairs or _count(pairs[0].partition(":")[0]) != 0:
         return "must be pairs SAMPLES:BATCH, the first from sample 0"
     return None
-
-
-def _nearest(text: str) -> str | None:
-    """Return a valid text with each part as the user probably meant it, or None if the guess is not valid."""
-    pairs = [_meant(pair) for pair in text.split()]
-    if pairs and _count(pairs[0].partition(":")[0]):
-        pairs[0] = "0:" + pairs[0].partition(":")[2]
-    near = " ".join(pairs)
-    return near if _fault(near) is None else None
-
-
-def _meant(pair: str) -> str:
-    halves = pair.partition(":")[::2]
-    samples, batch = (re.fullmatch(r"([0-9]*\.?[0-9]*)([A-Za-z]?)[A-Za-z]*", half) for half in halves)
-    if not samples or not batch:
-        return pair
-    letter = _MEANT.get(samples[2].upper(), samples[2].upper())
-    letter = letter if letter.lstrip("0") in SUFFIXES else ""
-    whole = _count(batch[1] + _MEANT.get(batch[2].upper(), batch[2].upper()))
-    if whole is None:
-        return f"{samples[1]}{letter}:{batch[1]}"
-    return f"{samples[1]}{letter}:{whole}"

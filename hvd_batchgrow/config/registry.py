@@ -57,8 +57,8 @@ class Registry(Generic[Spec]):
 
     def _all(self) -> dict[str, Spec]:
         if not self._is_scanned:
-            self._is_scanned = True
             package = importlib.import_module(self._package)
             for module in pkgutil.iter_modules(package.__path__):
                 importlib.import_module(f"{self._package}.{module.name}")
+            self._is_scanned = True
         return self._specs

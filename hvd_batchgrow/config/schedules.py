@@ -7,18 +7,11 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from hvd_batchgrow.config import batch_steps
-from hvd_batchgrow.config.types import FloatList, Fraction, PositiveFloat, PositiveInt, Section, tuples
+from hvd_batchgrow.config.types import FloatList, Fraction, PositiveFloat, PositiveInt, Section, matching, tuples
 
 AtLeastOne = Annotated[float, Field(ge=1)]
 Factor = Annotated[AtLeastOne | tuple[AtLeastOne, ...], BeforeValidator(tuples)]
-ShareOfN = Annotated[
-    str,
-    Field(
-        pattern=r"^N/[1-9][0-9]{0,17}$",
-        description='a fraction of the training set such as "N/10"',
-        examples=["N/10"],
-    ),
-]
+ShareOfN = Annotated[str, matching("N/[1-9][0-9]{0,17}", 'a fraction of the training set such as "N/10"')]
 MaxBatch = PositiveInt | ShareOfN | None
 LrRule = Literal["none", "linear", "sqrt", "adam"]
 LrStep = tuple[PositiveFloat, PositiveFloat]
@@ -102,15 +95,7 @@ class StepsSchedule(ScheduleBase):
     """Set the batch at given sample counts; `lr_rule` sets the learning rate."""
 
     policy: Literal["steps"]
-    batch_steps: Annotated[
-        str,
-        AfterValidator(batch_steps.check_batch_steps),
-        Field(
-            json_schema_extra={"pattern": batch_steps.PATTERN},
-            description=f'pairs SAMPLES:BATCH, the first from sample 0, such as "{batch_steps.EXAMPLE}"',
-            examples=[batch_steps.EXAMPLE],
-        ),
-    ]
+    batch_steps: Annotated[str, AfterValidator(batch_steps.check_batch_steps)]
     """Pairs SAMPLES:BATCH such as "0:768 250K:1536". K, M and B are 10³, 10⁶ and 10⁹ samples, never tokens."""
     lr_rule: LrRule = "none"
     """Factor of the learning rate when the batch has grown by κ: none: 1; linear: κ; sqrt: √κ; adam: √κ, with new β₁,
@@ -127,10 +112,9 @@ class ImportSchedule(ScheduleBase):
     """Largest batch: samples, or "N/10". The learning rate decays instead once it is reached. None: no limit."""
     lr_schedule: Annotated[
         str,
-        Field(
-            pattern=r"^(steps|polynomial|cosine|[A-Za-z_][\w.]*:[A-Za-z_]\w*)$",
-            description="one of steps, polynomial, cosine, or your own module:function",
-            examples=["steps", "polynomial", "cosine"],
+        matching(
+            r"steps|polynomial|cosine|[A-Za-z_][\w.]*:[A-Za-z_]\w*",
+            "one of steps, polynomial, cosine, or your own module:function",
         ),
     ]
     """The schedule to import: steps, polynomial, cosine, or your own `module:function`, which returns the multiple of

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 
 def tuples(value: Any) -> Any:
@@ -12,7 +13,21 @@ def tuples(value: Any) -> Any:
     return tuple(map(tuples, value)) if isinstance(value, list) else value
 
 
-NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,199}$"
+def matching(pattern: str, meaning: str) -> AfterValidator:
+    """Return a validator that accepts the texts that match a pattern, and describes them in its error."""
+
+    def check(text: str) -> str:
+        if re.fullmatch(pattern, text):
+            return text
+        raise ValueError(f"must be {meaning}")
+
+    return AfterValidator(check)
+
+
+RunName = Annotated[
+    str,
+    matching("[A-Za-z0-9][A-Za-z0-9._-]{0,199}", "a name of at most 200 letters, digits, dots, dashes and underscores"),
+]
 """Name of a run and its folder. The length leaves room for suffixes within the limit of file systems."""
 PositiveInt = Annotated[int, Field(gt=0)]
 NumRanks = Annotated[int, Field(gt=0, le=1 << 20)]

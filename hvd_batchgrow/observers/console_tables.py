@@ -11,7 +11,7 @@ from rich.measure import Measurement
 from rich.table import Table
 
 from hvd_batchgrow.config import Job
-from hvd_batchgrow.messages.schema_messages import counted
+from hvd_batchgrow.messages.wording import counted
 from hvd_batchgrow.observers.console import PlainConsole
 from hvd_batchgrow.schedule.cost.cost import Cost
 from hvd_batchgrow.schedule.phases import Phase

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TimeRemainingColumn
 
 from hvd_batchgrow.data.datasets.dataset import ReportProgress
-from hvd_batchgrow.messages.schema_messages import counted
+from hvd_batchgrow.messages.wording import counted
 from hvd_batchgrow.observers.console import PlainConsole, description_column
 from hvd_batchgrow.observers.console_tables import print_plan
 from hvd_batchgrow.train.events import Decided, Evaluation, Observer, RunEnded, RunStarted, TrainRecord

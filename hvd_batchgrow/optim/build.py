@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hvd_batchgrow.config import AdamSection, LarsSection, SgdSection
+from hvd_batchgrow.config.optim import AdamSection, LarsSection, SgdSection
 from hvd_batchgrow.optim.lars import Lars
 from hvd_batchgrow.schedule.phases import Phase
 

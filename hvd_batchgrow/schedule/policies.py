@@ -15,8 +15,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from hvd_batchgrow.config import AdamSection, Job
+from hvd_batchgrow.config import Job
 from hvd_batchgrow.config.batch_steps import parse_batch_steps
+from hvd_batchgrow.config.optim import AdamSection
 from hvd_batchgrow.config.schedules import (
     AdaBatchSchedule,
     AdaptiveSchedule,

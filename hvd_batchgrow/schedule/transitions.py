@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 
-from hvd_batchgrow.config import AdamSection, LarsSection
+from hvd_batchgrow.config.optim import AdamSection, LarsSection
 from hvd_batchgrow.schedule.phases import Phase
 from hvd_batchgrow.schedule.plan import Plan
 

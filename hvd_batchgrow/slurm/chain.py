@@ -12,7 +12,7 @@ import tomli_w
 
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.messages.errors import Fault, JobError, RunError, unwritable
-from hvd_batchgrow.messages.schema_messages import counted
+from hvd_batchgrow.messages.wording import counted
 from hvd_batchgrow.slurm.chain_jobs import ChainJob
 from hvd_batchgrow.slurm.ledger import (
     BEING_SUBMITTED,

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated
@@ -18,6 +16,7 @@ from hvd_batchgrow.messages.errors import RunError, first_fault, unwritable
 from hvd_batchgrow.slurm.chain_jobs import ChainJob
 from hvd_batchgrow.slurm.scheduler import JobState, is_live
 from hvd_batchgrow.storage.atomic import write_atomically
+from hvd_batchgrow.storage.file_lock import locked
 from hvd_batchgrow.storage.regular_files import read_regular
 from hvd_batchgrow.storage.strict_json import dump_json
 
@@ -114,19 +113,15 @@ def submitting(run: Path) -> Iterator[None]:
         RunError: another `submit` has the lock, or the folder cannot be written.
     """
     path = run / FOLDER / ".submit.lock"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    except OSError as error:
-        raise unwritable(path, error) from None
-    try:
+    with ExitStack() as held:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            held.enter_context(locked(path, wait=False))
         except BlockingIOError:
             raise RunError(f"{run} is being submitted by another process: wait for it, then run status") from None
+        except OSError as error:
+            raise unwritable(path, error) from None
         yield
-    finally:
-        os.close(descriptor)
 
 
 def write_ledger(run: Path, ledger: Ledger) -> None:

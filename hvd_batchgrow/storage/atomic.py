@@ -1,9 +1,11 @@
-"""Write a file whole: after a crash, its name holds either the old content or the new content."""
+"""Write a file or folder whole: after a crash, its name holds either the old content or the new content."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -59,6 +61,32 @@ def write_atomically(path: Path, content: bytes | Callable[[BinaryIO], None]) ->
         temporary.unlink(missing_ok=True)
         raise
     sync(path.parent)
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """Yield a temporary folder to fill, fsync its contents, rename it, and fsync the folder that holds it.
+
+    The temporary name is fixed, as in `write_atomically`.
+
+    Args:
+        folder: must be absent or empty when the block ends.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    temporary = folder.with_name(f".{folder.name}{_UNFINISHED}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        yield temporary
+        for path in (*temporary.rglob("*"), temporary):
+            sync(path)
+        temporary.rename(folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    sync(folder.parent)
 
 
 def sync(path: Path) -> None:

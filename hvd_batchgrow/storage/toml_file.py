@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from hvd_batchgrow.messages.errors import Fault, JobError
-from hvd_batchgrow.messages.schema_messages import dotted, shown
 from hvd_batchgrow.messages.suggest import near_path
+from hvd_batchgrow.messages.wording import dotted, shown
 from hvd_batchgrow.storage.regular_files import read_regular
 from hvd_batchgrow.storage.strict_json import dump_json
 
@@ -99,9 +99,7 @@ def _tame(place: tuple[Any, ...], value: Any, faults: list[Fault]) -> Any:
 def _tame_scalar(place: tuple[Any, ...], value: Any, faults: list[Fault]) -> Any:
     if isinstance(value, str) and not _is_text(value):
         text = re.sub("[\0\ud800-\udfff]", "", value)
-        near = f"; nearest: {shown(text)}" if text else ""
-        fault = f"must be text that UTF-8 can hold, without NUL, got {shown(value)}{near}"
-        faults.append(Fault(dotted(place), fault))
+        faults.append(Fault(dotted(place), f"must be text that UTF-8 can hold, without NUL, got {shown(value)}"))
         return text
     if value is None and len(place) > 2:  # inside a table or list; TOML has no null
         faults.append(Fault(dotted(place), "must have a value, got null, which no job file can hold; remove it"))

@@ -16,8 +16,8 @@ from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.data.datasets.dataset import ReportProgress
 from hvd_batchgrow.data.pipeline.reader import choose_pipeline
-from hvd_batchgrow.data.sources.specs import known_num_samples
-from hvd_batchgrow.nn.networks.registry import check_model
+from hvd_batchgrow.data.source_checks import known_num_samples
+from hvd_batchgrow.nn.build import check_model
 from hvd_batchgrow.schedule.cost.probe_file import (
     Probe,
     RankProbe,

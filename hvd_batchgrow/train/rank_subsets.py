@@ -68,13 +68,13 @@ def _train(
     except CollectiveError as failure:
         outcome, error = {"stopped": True, "failed": int(failure.code)}, failure.error
     subset.close()
-    trainer.use(trainer.ranks)
     return outcome, error
 
 
 def _synchronize(trainer: Trains, outcome: dict[str, Any], error: JobError | RunError | None) -> bool:
     """Broadcast rank 0's outcome and state to all ranks. `outcome` is empty on ranks that waited."""
     waited = not outcome
+    trainer.use(trainer.ranks)
     state = _plain(trainer.capture()) if trainer.ranks.rank == 0 else {}
     received = broadcast_tree(trainer.ranks, {"outcome": outcome, "state": state}, "synchronize")
     if received["outcome"]["failed"]:

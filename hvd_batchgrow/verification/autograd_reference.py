@@ -17,10 +17,10 @@ from hvd_batchgrow.config import Job
 from hvd_batchgrow.data.datasets.dataset import DatasetPair
 from hvd_batchgrow.data.order.stream import Stream
 from hvd_batchgrow.data.pipeline.reader import Reader
+from hvd_batchgrow.nn.build import build_model, forward_state
 from hvd_batchgrow.nn.dropout import keyed_dropouts, set_sample_keys
 from hvd_batchgrow.nn.ghost.ghost_choice import by_pytorch_only
 from hvd_batchgrow.nn.ghost.running_statistics import reestimate_running_statistics
-from hvd_batchgrow.nn.networks.registry import build_model, forward_state
 from hvd_batchgrow.optim.build import build_optimizer, lr_ratios, set_hyperparameters
 from hvd_batchgrow.schedule.phases import Phase
 from hvd_batchgrow.schedule.plan import compile_plan

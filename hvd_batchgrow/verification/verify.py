@@ -15,14 +15,14 @@ from typing import Any
 
 import torch
 
-from hvd_batchgrow.comm.launcher_env import OF_LAUNCHERS, Backend
+from hvd_batchgrow.comm.launcher_env import LAUNCHER_PREFIXES, Backend
 from hvd_batchgrow.comm.ranks import SingleRank
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.data.datasets.dataset import DatasetPair
 from hvd_batchgrow.interrupt import uninterrupted
 from hvd_batchgrow.messages.errors import ExitCode, Fault, JobError, RunError
-from hvd_batchgrow.messages.schema_messages import counted
-from hvd_batchgrow.nn.networks.registry import build_model, forward_state, hazards
+from hvd_batchgrow.messages.wording import counted
+from hvd_batchgrow.nn.build import build_model, forward_state, hazards
 from hvd_batchgrow.schedule.layout import form_layout
 from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint, checkpoint_paths, tree_digest
 from hvd_batchgrow.train.run.setup import choose_device, set_threads
@@ -30,7 +30,7 @@ from hvd_batchgrow.verification.autograd_reference import PlainRun
 from hvd_batchgrow.verification.rounding_limits import NUM_REPEATS, Deviation, RoundingLimits, States, tensors_of
 
 _GRACE_S = 5.0
-_OF_MPIRUN = ("OMPI_UNIVERSE_SIZE", "OMPI_MCA_orte_", "OMPI_MCA_ess", "OMPI_MCA_pmix")
+_MPIRUN_PREFIXES = ("OMPI_UNIVERSE_SIZE", "OMPI_MCA_orte_", "OMPI_MCA_ess", "OMPI_MCA_pmix")
 """Prefixes of the variables by which Open MPI detects mpirun within mpirun, which it refuses."""
 
 
@@ -251,5 +251,5 @@ def _environment(environment: Mapping[str, str]) -> dict[str, str]:
     leave = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"} if os.geteuid() == 0 else {}
     # The launcher starts a separate job, even if this process was started by a launcher.
     return {
-        key: value for key, value in environment.items() if not key.startswith((*OF_LAUNCHERS, *_OF_MPIRUN))
+        key: value for key, value in environment.items() if not key.startswith((*LAUNCHER_PREFIXES, *_MPIRUN_PREFIXES))
     } | leave

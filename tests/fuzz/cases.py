@@ -138,8 +138,7 @@ def command_words(draw: random.Random, world: World) -> Case:
     """Random arguments of any command."""
     commands = commands_by_name()
     name = draw.choice([*commands, "trian", "", "--json"])
-    options = options_of(commands[name]) if name in commands else []
-    pool = [option.shown for option in options if not option.is_positional] or ["--x"]
+    pool = [*options_of(commands[name])] if name in commands else ["--x"]
     words = [name, *draw.choice([[], [str(JOBS[0])], ["missing.toml"], ["."]])]
     for _ in range(draw.randrange(4)):
         option = draw.choice([*pool, "--nope", "-x", "--jobs-dir"])

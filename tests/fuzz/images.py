@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hvd_batchgrow.config import DataSection
+from hvd_batchgrow.data.images import image_folder
 from hvd_batchgrow.data.images.encoded_dataset import EncodedDataset
 from hvd_batchgrow.data.order.stream import Stream
 from hvd_batchgrow.data.pipeline.crops import CropParams, Draws, Pixels, ResizedCrop
 from hvd_batchgrow.data.pipeline.dali_pipeline import dali_inputs
 from hvd_batchgrow.data.pipeline.sampler import EvalSampler, TrainSampler
 from hvd_batchgrow.data.pipeline.torch_pipeline import Normalize, torch_inputs
-from hvd_batchgrow.data.sources import image_folder
 from tests.fuzz.image_bytes import png
 from tests.fuzz.image_forms import ImageForm, right_pixels
 
@@ -56,7 +56,7 @@ def check_forms(forms: Sequence[ImageForm], root: Path) -> list[str]:
 
 def _faults(forms: Sequence[ImageForm], root: Path, *, apply: bool) -> Iterator[str]:
     data = DataSection(source="image_folder", root=str(root), on_bad_sample="replace", apply_orientation=apply)
-    samples = image_folder.load(data, lambda *_: None).train
+    samples = image_folder.load(data, 0, lambda *_: None).train
     assert isinstance(samples, EncodedDataset)
     good = []
     for k, form in enumerate(forms):

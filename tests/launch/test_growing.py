@@ -16,7 +16,7 @@ import tomli_w
 
 from hvd_batchgrow.verification.digest import final_weights
 from tests.helpers import job_tree, small_source, write_idx_folder
-from tests.launch.test_forms import BIN, ENVIRONMENT, TOOLS, launched, write_slow
+from tests.launch.test_forms import BIN, ENVIRONMENT, TOOLS, captured, launched, write_slow
 
 
 @pytest.fixture(scope="module")
@@ -34,15 +34,7 @@ def train(folder: Path, ranks: int, *words: str, program: Sequence[str] = (str(B
 
 
 def run(folder: Path, ranks: int, *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        train(folder, ranks, *words),
-        check=False,
-        cwd=folder,
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        timeout=400,
-    )
+    return captured(train(folder, ranks, *words), folder, 400)
 
 
 @pytest.fixture(scope="module")

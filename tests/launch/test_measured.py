@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.launch.test_forms import ENVIRONMENT, FORMS
+from tests.launch.test_forms import FORMS, captured
 
 JOB = Path(__file__).parents[2] / "jobs" / "covtype_dense7_plateau.toml"
 NUM_ROWS = 12_000
@@ -36,15 +35,7 @@ def test_the_batch_grows_on_plateaus_up_to_a_tenth_then_the_learning_rate_falls(
         "[32,32,32,32,32,32]",
     ]
     command = ["hvd-batchgrow", "train", str(JOB), "--data.root", str(tmp_path), *smaller]
-    done = subprocess.run(
-        [*FORMS["mpirun"], *command],
-        check=False,
-        cwd=tmp_path,
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+    done = captured([*FORMS["mpirun"], *command], tmp_path, 600)
     assert done.returncode == 0, done.stderr
     run = tmp_path / "runs" / "covtype_dense7_plateau"
     decisions = [json.loads(line) for line in (run / "decisions.jsonl").read_text().splitlines()]

@@ -16,7 +16,7 @@ import pytest
 import tomli_w
 
 from tests.helpers import job_tree, small_source, write_idx_folder
-from tests.launch.test_forms import ENVIRONMENT, FORMS, OPTIONS, command
+from tests.launch.test_forms import ENVIRONMENT, FORMS, OPTIONS, captured, command, write_program
 from tests.storm.attempts import numbered_ranks
 
 TIMEOUT_S = 6.0
@@ -91,30 +91,20 @@ def test_a_rank_that_is_stopped_is_named_and_the_job_ends(folder: Path, form: st
 
 @pytest.mark.parametrize("form", ["mpirun", "horovodrun-gloo"])
 def test_a_rank_that_hangs_is_named_with_what_it_does(folder: Path, form: str) -> None:
-    stuck = folder / "stuck.py"
-    stuck.write_text(
-        "import sys, time\n"
-        "from hvd_batchgrow.cli import main\n"
-        "from hvd_batchgrow.data.pipeline.reader import Reader\n"
-        "training = Reader.training\n"
-        "def hang(self, stream, group, first, every):\n"
-        "    for index, batch in enumerate(training(self, stream, group, first, every)):\n"
-        "        if first % every == 1 and index == 40:\n"
-        "            time.sleep(600)\n"
-        "        yield batch\n"
-        "Reader.training = hang\n"
-        "sys.exit(main())\n"
+    stuck = write_program(
+        folder,
+        "stuck",
+        "from hvd_batchgrow.data.pipeline.reader import Reader",
+        "training = Reader.training",
+        "def hang(self, stream, group, first, every):",
+        "    for index, batch in enumerate(training(self, stream, group, first, every)):",
+        "        if first % every == 1 and index == 40:",
+        "            time.sleep(600)",
+        "        yield batch",
+        "Reader.training = hang",
     )
     words = [*FORMS[form], sys.executable, str(stuck), "train", "small.toml", "--name", f"stuck-{form}", *ENDLESS]
-    done = subprocess.run(
-        [*words, *OPTIONS.get(form, [])],
-        check=False,
-        cwd=folder,
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    done = captured([*words, *OPTIONS.get(form, [])], folder)
     report = done.stdout + done.stderr
     assert done.returncode != 0
     named = r"rank 0: no progress for 6 s, logging.stall_timeout_s; ending: rank 1 of 2 on \S+ is reading samples"
@@ -147,19 +137,16 @@ def test_a_job_that_is_suspended_as_a_whole_continues(folder: Path) -> None:
 )
 def test_one_interrupt_saves_and_a_second_ends_at_once(folder: Path, form: str, times: int, code: int) -> None:
     # Rank 0 of two waits for the other inside Horovod, where no handler runs.
-    slow = folder / "slow.py"
-    slow.write_text(
-        "import sys, time\n"
-        "from hvd_batchgrow.cli import main\n"
-        "from hvd_batchgrow.train.update.engine import UpdateEngine\n"
-        "update = UpdateEngine.update\n"
-        "def slowly(self, *arguments, **options):\n"
-        "    if self.ranks.rank == 0:\n"
-        "        print('updating', flush=True, file=sys.stderr)\n"
-        f"    if self.ranks.rank == self.ranks.size - 1: time.sleep({2 if times == 1 else 300})\n"
-        "    return update(self, *arguments, **options)\n"
-        "UpdateEngine.update = slowly\n"
-        "sys.exit(main())\n"
+    slow = write_program(
+        folder,
+        "slow",
+        *("from hvd_batchgrow.train.update.engine import UpdateEngine", "update = UpdateEngine.update"),
+        "def slowly(self, *arguments, **options):",
+        "    if self.ranks.rank == 0:",
+        "        print('updating', flush=True, file=sys.stderr)",
+        f"    if self.ranks.rank == self.ranks.size - 1: time.sleep({2 if times == 1 else 300})",
+        "    return update(self, *arguments, **options)",
+        "UpdateEngine.update = slowly",
     )
     name = f"slow-{form}-{times}"
     log = folder / f"{name}.log"

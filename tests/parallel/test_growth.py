@@ -7,12 +7,15 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from hvd_batchgrow.comm.broadcast_object import broadcast_tree
 from hvd_batchgrow.comm.ranks import CollectiveError, Ranks
 from hvd_batchgrow.messages.errors import JobError
+from hvd_batchgrow.optim.tensor_groups import parts_of_size
 from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint, tree_digest
 from hvd_batchgrow.train.run.run import RunOptions, _prepare
+from hvd_batchgrow.train.update import gradients
 from tests.helpers import small_job
 from tests.training import StopAfter, digest, train
 
@@ -33,6 +36,20 @@ def test_the_ranks_of_a_phase_change_no_bit(ranks: Ranks, tmp_path: Path, per_ph
     assert ended.updates == plain.plan.num_updates
     assert digest(grown) == digest(plain)
     assert grown.evaluation == plain.evaluation
+
+
+def test_ranks_that_return_start_gradients_in_the_order_of_the_others(
+    ranks: Ranks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def first_to_last(tensors: list[Tensor], num_bytes: int) -> list[list[Tensor]]:
+        return parts_of_size(tensors[::-1], 512)
+
+    plain, _ = train(small_job(), ranks, tmp_path / "plain")
+    # The first update sends the buckets from the first to the last; the others send them in the order of the backward.
+    monkeypatch.setattr(gradients, "parts_of_size", first_to_last)
+    grown, _ = train(job_of(ranks, (2, 1, 1, 2)), ranks, tmp_path / "ranks")
+    for name, value in plain.model.state_dict().items():
+        torch.testing.assert_close(grown.model.state_dict()[name], value, rtol=1e-3, atol=1e-5, msg=name)
 
 
 def test_the_whole_state_of_a_run_reaches_ranks_that_join(ranks: Ranks, tmp_path: Path) -> None:

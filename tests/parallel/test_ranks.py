@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from torch import Tensor
 
 from hvd_batchgrow.comm.ranks import CollectiveError, Ranks
 from hvd_batchgrow.messages.errors import ExitCode, Fault, JobError, RunError
@@ -17,36 +20,59 @@ def test_a_sum_is_over_all_ranks_and_in_place(ranks: Ranks, dtype: torch.dtype) 
     assert summed.tolist() == [ranks.size * i + ranks.size * (ranks.size - 1) // 2 for i in range(5)]
 
 
-def test_sums_started_in_another_order_on_each_rank_meet_by_name(ranks: Ranks) -> None:
-    tensors = {name: torch.full((3,), float(value)) for name, value in (("a", 1), ("b", 10), ("c", 100))}
-    order = list(tensors) if ranks.rank % 2 else list(tensors)[::-1]
-    handles = [ranks.start_sum(tensors[name], f"order.{name}") for name in order]
-    for handle in handles:
-        ranks.wait(handle)
-    assert [tensors[name][0].item() for name in "abc"] == [ranks.size, 10 * ranks.size, 100 * ranks.size]
+class Terms:
+    """Three parameters in buckets of one each; the backward finishes them in the order `ready`."""
+
+    def __init__(self, ranks: Ranks, ready: list[int]) -> None:
+        self.parameters = [torch.nn.Parameter(torch.ones(4)) for _ in range(3)]
+        self.buckets = GradientBuckets(self.parameters, ranks, bucket_bytes=16)
+        self.ready = ready
+        self.finished: list[int] = []
+        for k, parameter in enumerate(self.parameters):
+            parameter.register_post_accumulate_grad_hook(lambda _, k=k: self.finished.append(k))
+
+    def update(self) -> list[float]:
+        """Sum the gradients, which are 1, 10 and 100 on each rank, and return them."""
+        self.finished.clear()
+        loss = torch.zeros(())
+        for k in self.ready[::-1]:  # what was computed last is differentiated first
+            loss = loss + (10.0**k * self.parameters[k]).sum()
+        self.buckets.zero()
+        self.buckets.start_when_ready(1.0)
+        self.buckets.begin_backward(loss, 1)
+        loss.backward()
+        self.buckets.end_backward()
+        self.buckets.start_rest()
+        self.buckets.wait()
+        assert self.finished == self.ready
+        return [p.grad[0].item() for p in self.parameters if p.grad is not None]
 
 
-def test_gradients_that_are_ready_in_another_order_on_each_rank_meet(ranks: Ranks) -> None:
-    parameters = [torch.nn.Parameter(torch.ones(4)) for _ in range(3)]
-    buckets = GradientBuckets(parameters, ranks, bucket_bytes=16)
-    ready: list[int] = []
-    for k, parameter in enumerate(parameters):
-        parameter.register_post_accumulate_grad_hook(lambda _, k=k: ready.append(k))
-    order = [0, 1, 2] if ranks.rank % 2 else [2, 1, 0]
-    loss = torch.zeros(())
-    for k in order:  # what was computed last is differentiated first
-        loss = loss + (10.0**k * parameters[k]).sum()
-    for _ in range(2):
-        ready.clear()
-        buckets.zero()
-        buckets.start_when_ready(1.0)
-        buckets.begin_backward(loss, 1)
-        loss.backward(retain_graph=True)
-        buckets.end_backward()
-        buckets.start_rest()
-        buckets.wait()
-    assert ready == order[::-1]
-    assert [p.grad[0].item() for p in parameters if p.grad is not None] == [ranks.size * 10.0**k for k in range(3)]
+def test_all_ranks_start_gradients_in_rank_0s_order_whichever_are_ready_first(
+    ranks: Ranks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[str] = []
+    start_sum = ranks.start_sum
+
+    def record(tensor: Tensor, name: str) -> Any:
+        started.append(name)
+        return start_sum(tensor, name)
+
+    monkeypatch.setattr(ranks, "start_sum", record)
+    terms = Terms(ranks, [2, 0, 1] if ranks.rank % 2 else [0, 1, 2])
+    assert [terms.update() for _ in range(3)] == [[ranks.size, 10 * ranks.size, 100 * ranks.size]] * 3
+    # The last parameter is in bucket 0.
+    orders = ["012", "210", "210"]
+    assert started == [name for order in orders for name in [*(f"gradients.{k}" for k in order), "reached"]]
+
+
+def test_gradients_of_ranks_that_have_just_joined_are_summed_with_those_of_the_others(ranks: Ranks) -> None:
+    terms = Terms(ranks, [0, 1, 2])
+    terms.update()
+    if ranks.rank:
+        terms = Terms(ranks, [0, 1, 2])
+    terms.buckets.use(ranks)
+    assert terms.update() == [ranks.size, 10 * ranks.size, 100 * ranks.size]
 
 
 @pytest.mark.parametrize("data", [None, b"", b"x", b"eight by", bytes(range(256)) * 5 + b"odd"])

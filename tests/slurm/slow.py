@@ -9,7 +9,7 @@ import time
 
 from torch import Tensor, nn
 
-from hvd_batchgrow.nn.networks.small_conv_net import SmallConvNet
+from hvd_batchgrow.nn.networks import small_conv_net
 
 
 class Slow(nn.Module):
@@ -19,7 +19,7 @@ class Slow(nn.Module):
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
-        self.net = SmallConvNet(1, num_classes, (4, 8), 8, 0.1)
+        self.net = small_conv_net.build(1, num_classes, channels=(4, 8), ghost_batch=8, bn_momentum=0.1)
         self.rank = next((os.environ[key] for key in _RANKS if key in os.environ), "0")
         is_slow = os.environ.get("SLOW_RANK", self.rank) == self.rank and "SLURM_RESTART_COUNT" not in os.environ
         self.seconds = float(os.environ.get("SLOW_S", "0")) * is_slow

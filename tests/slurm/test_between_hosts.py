@@ -41,7 +41,7 @@ def test_a_pulled_cable_ends_what_mpirun_runs_by_ssh_and_inside_slurm(
     with_ssh: Cluster, work: Path, data: Path
 ) -> None:
     cluster, by_ssh, inside = with_ssh, work / "ssh", work / "slurm"
-    version = cluster.hosts.run("n1", "mpirun", "--version", quiet=True).stdout
+    version = cluster.run("mpirun", "--version").stdout
     open_mpi = int(version.partition("(Open MPI) ")[2].partition(".")[0])
     for folder in (by_ssh, inside):
         folder.mkdir()

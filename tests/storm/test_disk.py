@@ -63,6 +63,23 @@ TROUBLES = {
 }
 
 
+def end_by(trouble: Callable[[Path], None], run: Path, attempt: Forked, log: Path, message: str) -> None:
+    """Make trouble after the first checkpoint, and check that the run ends with a message."""
+    deadline = time.monotonic() + 300
+    while not ((run / "metrics.jsonl").exists() and checkpoint_paths(run / "checkpoints")):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    trouble(run)
+    code = None
+    while code is None and time.monotonic() < deadline:
+        code = attempt.wait(0.2)
+    attempt.end()
+    report = log.read_text()
+    assert code == 1, report
+    assert re.search(message, report), report
+    assert "Traceback" not in report
+
+
 @pytest.mark.parametrize("trouble", list(TROUBLES))
 @pytest.mark.parametrize("num_ranks", [1, 2])
 def test_trouble_with_the_disk_in_mid_run(
@@ -71,19 +88,7 @@ def test_trouble_with_the_disk_in_mid_run(
     write_job(tmp_path)
     words = ["train", "small.toml", "--resume", "auto", "--layout.exact", "true"]
     attempt = Forked(nursery, num_ranks, [*words, "--schedule.epochs", "2000"], "", tmp_path)
-    deadline = time.monotonic() + 300
-    while not checkpoint_paths(disk / "checkpoints"):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    trouble(disk)
-    code = None
-    while code is None and time.monotonic() < deadline:
-        code = attempt.wait(0.2)
-    attempt.end()
-    report = (tmp_path / "log").read_text()
-    assert code == 1, report
-    assert re.search(TROUBLES[trouble], report), report
-    assert "Traceback" not in report
+    end_by(trouble, disk, attempt, tmp_path / "log", TROUBLES[trouble])
     if trouble is not remove_checkpoints:
         data, skipped = newest_good(disk / "checkpoints")
         assert data is not None
@@ -130,18 +135,7 @@ def test_a_run_folder_that_is_removed_in_mid_run(
 ) -> None:
     write_job(tmp_path)
     attempt = Forked(nursery, num_ranks, ["train", "small.toml", "--schedule.epochs", "2000"], "", tmp_path)
-    run, deadline = tmp_path / "runs" / "small", time.monotonic() + 300
-    while not ((run / "metrics.jsonl").exists() and checkpoint_paths(run / "checkpoints")):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    trouble(run)
-    code = None
-    while code is None and time.monotonic() < deadline:
-        code = attempt.wait(0.2)
-    attempt.end()
-    report = (tmp_path / "log").read_text()
-    assert code == 1, report
-    assert re.search(r"runs/small/\S+ (cannot|could not) be written: No such file", report), report
-    assert "Traceback" not in report
+    run = tmp_path / "runs" / "small"
+    end_by(trouble, run, attempt, tmp_path / "log", r"runs/small/\S+ (cannot|could not) be written: No such file")
     assert not (run / "consumed.jsonl").exists(), "rebuilt without its first lines"
     assert run.exists() == (trouble is remove_a_record)

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from hvd_batchgrow.config import DataSection
 from hvd_batchgrow.data.datasets.dataset import Dataset, DatasetPair
 from hvd_batchgrow.data.datasets.normalization import chunks_of, image_moments, row_moments
+from hvd_batchgrow.data.load_source import load_source
 from hvd_batchgrow.data.sources import idx
 from hvd_batchgrow.data.sources.cifar import VERSIONS
 from hvd_batchgrow.data.sources.idx import read_idx
-from hvd_batchgrow.data.sources.registry import load_source
 from hvd_batchgrow.messages.errors import RunError
 from tests.helpers import NUM_TEST, NUM_TRAIN, idx_bytes, small_source, write_idx_folder
 

@@ -10,7 +10,6 @@ import tomli_w
 from hvd_batchgrow.cli import main
 from hvd_batchgrow.config.batch_steps import check_batch_steps, parse_batch_steps
 from hvd_batchgrow.job_file import parse_job
-from hvd_batchgrow.messages.errors import JobError
 from hvd_batchgrow.schedule.plan import compile_plan
 from tests.helpers import job_tree
 
@@ -32,22 +31,19 @@ def test_suffixes_are_thousands_millions_and_billions_of_samples(text: str, pair
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("0:768 250k:1536", r"'250k' is not a number of samples .*K, M or B .*; nearest: '0:768 250K:1536'"),
-        ("0:768 250G:1536", r"'250G' is not .*; nearest: '0:768 250B:1536'"),
-        ("0:768 2T:1536", r"'2T' is not .*; nearest: '0:768 2000B:1536'"),
-        ("0:768 250KB:1536", r"'250KB' is not .*; nearest: '0:768 250K:1536'"),
-        ("0:768 250x:1536", r"'250x' is not .*; nearest: '0:768 250:1536'"),
-        ("0:768 1.2345K:1536", r"'1.2345K' is not .*a whole number.*; such as: '0:768 250K:1536'"),
-        ("0:768 2.5:1536", r"'2.5' is not .*; such as"),
-        ("0:768 -5:1536", r"'-5' is not .*; such as"),
+        ("0:768 250k:1536", r"'250k' is not a number of samples .*K, M or B .*; write pairs such as '0:768 250K:1536'"),
+        ("0:768 250KB:1536", r"'250KB' is not a number of samples"),
+        ("0:768 1.2345K:1536", r"'1.2345K' is not .*a whole number"),
+        ("0:768 2.5:1536", r"'2.5' is not a number of samples"),
+        ("0:768 -5:1536", r"'-5' is not a number of samples"),
         ("0:768 9000000000B:1536", r"'9000000000B' is not a number of samples below 10¹⁸"),
-        ("0:1K 250K:2K", r"'1K' is not a batch: write whole samples without a suffix; nearest: '0:1000 250K:2000'"),
-        ("0:768 250K", r"'250K' is not a pair SAMPLES:BATCH; such as"),
-        ("5K:768 250K:1536", r"the first from sample 0; nearest: '0:768 250K:1536'"),
-        ("", r"must be pairs SAMPLES:BATCH, the first from sample 0; such as"),
+        ("0:1K 250K:2K", r"'1K' is not a batch: write whole samples without a suffix"),
+        ("0:768 250K", r"'250K' is not a pair SAMPLES:BATCH"),
+        ("5K:768 250K:1536", r"the first from sample 0"),
+        ("", r"must be pairs SAMPLES:BATCH, the first from sample 0"),
     ],
 )
-def test_what_is_wrong_is_named_with_the_nearest_that_is_right(text: str, message: str) -> None:
+def test_what_is_wrong_is_named_with_an_example(text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         check_batch_steps(text)
 
@@ -65,10 +61,4 @@ def test_a_bad_suffix_is_a_fault_of_its_key(tmp_path: Path, capsys: pytest.Captu
     assert main(["plan", str(tmp_path / "job.toml")]) == 2
     error = capsys.readouterr().err
     assert "schedule.batch_steps: '0.2k' is not a number of samples" in error
-    assert "nearest: '0:16 0.2K:32', got '0:16 0.2k:32'" in error
-
-
-def test_another_type_is_refused_with_an_example() -> None:
-    tree = {**job_tree(), "schedule": {"policy": "steps", "epochs": 2.0, "batch_steps": 768}}
-    with pytest.raises(JobError, match=r"schedule.batch_steps: must be pairs SAMPLES:BATCH.*such as: .0:768 250K:1536"):
-        parse_job(tree)
+    assert "such as '0:768 250K:1536', got '0:16 0.2k:32'" in error

@@ -103,6 +103,15 @@ def _newer(data: bytes, draw: np.random.Generator) -> bytes:
     return _sealed(_resaved(format=FORMAT + int(draw.integers(1, 9))))
 
 
+def assert_skipped(folder: Path, reason: str) -> None:
+    """Check that the newest checkpoint is skipped with a reason, and the one at 10 samples used."""
+    good, skipped = newest_good(folder)
+    assert good is not None
+    assert Checkpoint.from_bytes(good).samples == 10
+    assert len(skipped) == 1
+    assert skipped[0].startswith(reason)
+
+
 @pytest.mark.parametrize("damage", [_flipped, _cut, _swapped, _zeroed, _foreign, _newer])
 def test_every_damaged_checkpoint_is_detected_reported_and_skipped(
     tmp_path: Path, damage: Callable[[bytes, np.random.Generator], bytes]
@@ -112,11 +121,7 @@ def test_every_damaged_checkpoint_is_detected_reported_and_skipped(
     data = newest.read_bytes()
     for _ in range(40):  # 240 over all kinds of damage
         newest.write_bytes(damage(data, draw))
-        good, skipped = newest_good(tmp_path)
-        assert good is not None
-        assert Checkpoint.from_bytes(good).samples == 10
-        assert len(skipped) == 1
-        assert skipped[0].startswith(f"{newest}: ")
+        assert_skipped(tmp_path, f"{newest}: ")
 
 
 def test_a_checkpoint_of_an_older_format_is_read(tmp_path: Path) -> None:
@@ -144,11 +149,7 @@ def test_a_bad_checkpoint_is_skipped_with_its_reason_and_the_one_before_is_used(
     write(tmp_path, 10, 20)
     newest = checkpoint_paths(tmp_path)[-1]
     newest.write_bytes(damage(newest.read_bytes()))
-    data, skipped = newest_good(tmp_path)
-    assert data is not None
-    assert Checkpoint.from_bytes(data).samples == 10
-    assert len(skipped) == 1
-    assert skipped[0].startswith(f"{newest}: {reason}")
+    assert_skipped(tmp_path, f"{newest}: {reason}")
 
 
 def test_pipes_and_folders_are_skipped_without_blocking(tmp_path: Path) -> None:

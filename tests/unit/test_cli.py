@@ -146,7 +146,7 @@ def test_digest_refuses_a_folder_that_is_not_a_run(tmp_path: Path, capsys: pytes
             "schedule.factr: unknown key; did you mean schedule.noise_factor?",
         ),
         (["plan", "small.toml", "--ranks", "5"], 2, "global batch 16 = 2 ghost batches of 8 for 5 ranks"),
-        (["train", "small.toml", "--optim.lr", "-1"], 2, "optim.lr: must be a finite number > 0, got -1; such as: 1"),
+        (["train", "small.toml", "--optim.lr", "-1"], 2, "optim.lr: must be greater than 0, got -1"),
         (
             ["plan", "small.toml", "--schedule.policy", "decay"],
             2,
@@ -220,8 +220,11 @@ def test_a_source_with_a_dot_instead_of_a_colon_gets_a_suggestion(job: str, caps
 
 
 def test_usage_errors_end_with_2(capsys: pytest.CaptureFixture[str]) -> None:
-    for words in ([], ["plan"], ["plan", "x.toml", "--rnks", "3"]):
-        assert main(words) == 2
+    assert main(["plan", "x.toml", "--rnks", "3"]) == 2
+    for words in ([], ["plan"], ["trian"], ["plan", "a", "b"], ["train", "a", "--seed"]):
+        with pytest.raises(SystemExit) as caught:
+            main(words)
+        assert caught.value.code == 2
 
 
 def test_a_damaged_checkpoint_is_skipped_at_a_resume(job: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,10 +15,10 @@ import torch
 from torch import nn
 
 from hvd_batchgrow.comm.ranks import SingleRank
+from hvd_batchgrow.nn.build import build_model
 from hvd_batchgrow.nn.compiled import compile_network
 from hvd_batchgrow.nn.dropout import keyed_dropouts, sample_keys, set_sample_keys
-from hvd_batchgrow.nn.networks.dense import DenseLayers
-from hvd_batchgrow.nn.networks.registry import build_model
+from hvd_batchgrow.nn.networks import dense7
 from hvd_batchgrow.schedule.phases import Phase
 from hvd_batchgrow.train.update.engine import UpdateEngine
 from hvd_batchgrow.train.update.forward import MicroBatch
@@ -27,13 +27,17 @@ from tests.helpers import small_job
 needs_compiler = pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler: install g++")
 
 
+def make(channels: tuple[int, ...]) -> nn.Module:
+    return dense7.build(6, 3, channels=channels, ghost_batch=16, bn_momentum=0.1, dropout=0.3)
+
+
 @pytest.mark.slow
 @needs_compiler
 @pytest.mark.filterwarnings("ignore")  # warnings of the compiler
 def test_ghost_norms_and_dropout_work_as_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     torch.manual_seed(0)
-    plain, compiled = (DenseLayers(6, 3, (8, 8), ghost_batch=16, dropout=0.3) for _ in range(2))
+    plain, compiled = (make(channels=(8, 8)) for _ in range(2))
     compiled.load_state_dict(plain.state_dict())
     compile_network(compiled)
     rows = torch.randn(32, 6)
@@ -66,7 +70,7 @@ def test_a_network_becomes_one_graph(name: str, shape: tuple[int, int, int], dro
 @pytest.mark.filterwarnings("ignore")  # warnings of the compiler
 def test_growth_of_the_batch_compiles_nothing_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    model = DenseLayers(6, 3, (8,), ghost_batch=4, dropout=0.3)
+    model = dense7.build(6, 3, channels=(8,), ghost_batch=4, bn_momentum=0.1, dropout=0.3)
     compile_network(model)
     engine = UpdateEngine(model, torch.optim.SGD(model.parameters(), lr=0.1), SingleRank())
     for num_passes in (1, 1, 2, 8):
@@ -82,8 +86,8 @@ def test_growth_of_the_batch_compiles_nothing_again(tmp_path: Path, monkeypatch:
 
 @pytest.mark.filterwarnings("ignore")  # the compiler warns of itself
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])  # noqa: S301  # just made
-def test_a_copy_is_a_separate_network(copied: Callable[[nn.Module], DenseLayers]) -> None:
-    model = DenseLayers(6, 3, (8,), ghost_batch=16, dropout=0.3)
+def test_a_copy_is_a_separate_network(copied: Callable[[nn.Module], nn.Module]) -> None:
+    model = make(channels=(8,))
     compile_network(model)
     before = copy.deepcopy(model.state_dict())
     other = copied(model)

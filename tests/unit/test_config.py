@@ -31,34 +31,24 @@ def test_every_shipped_job_is_valid_and_named_as_its_file(path: Path) -> None:
         ),
         ("optim", "name", "lasr", "optim.name: must be one of sgd, adam, adamw, lars, got 'lasr'"),
         ("optim", "trust_coefficient", 0.01, "optim.trust_coefficient: unknown key of 'sgd'; it belongs to lars"),
-        ("optim", "momentum", 1.0, "optim.momentum: must be a number >= 0 and < 1, got 1.0; such as: 0.999"),
+        ("optim", "momentum", 1.0, "optim.momentum: must be less than 1, got 1.0"),
         ("schedule", "policy", "grwo", "schedule.policy: must be one of decay, grow, hybrid, adabatch, steps, import"),
         ("schedule", "every_epochs", 1.0, "schedule.every_epochs: unknown key of 'grow'; it belongs to adabatch"),
-        ("optim", "lr", "0.1", "optim.lr: must be a finite number > 0, got '0.1'; nearest: 0.1"),
-        ("optim", "lr", float("nan"), "optim.lr: must be a finite number > 0, got nan"),
-        (
-            "schedule",
-            "noise_factor",
-            0.5,
-            "schedule.noise_factor: must be a finite number >= 1 or a list, each a finite number >= 1, got 0.5",
-        ),
-        ("schedule", "max_batch", "N/0", "schedule.max_batch: must be a whole number > 0 or a fraction of the"),
-        ("schedule", "max_batch", True, "schedule.max_batch: must be a whole number > 0 or a fraction of the"),
-        (
-            "schedule",
-            "boundaries_epochs",
-            [1.0, "2"],
-            "schedule.boundaries_epochs.1: must be a finite number > 0, got '2'; nearest: 2",
-        ),
-        ("model", "ghost_batch", 1, "model.ghost_batch: must be a whole number >= 2, got 1; nearest: 2"),
-        ("model", "ghost_batch", 8.0, "model.ghost_batch: must be a whole number >= 2, got 8.0; nearest: 8"),
+        ("optim", "lr", "0.1", "optim.lr: must be a number, got '0.1'"),
+        ("optim", "lr", float("nan"), "optim.lr: must be a finite number, got nan"),
+        ("schedule", "noise_factor", 0.5, "schedule.noise_factor: must be at least 1, got 0.5; nearest: 1"),
+        ("schedule", "max_batch", "N/0", "schedule.max_batch: must be a fraction of the"),
+        ("schedule", "max_batch", True, "schedule.max_batch: must be a whole number or text, got true"),
+        ("schedule", "boundaries_epochs", [1.0, "2"], "schedule.boundaries_epochs.1: must be a number, got '2'"),
+        ("model", "ghost_batch", 1, "model.ghost_batch: must be at least 2, got 1; nearest: 2"),
+        ("model", "ghost_batch", 8.0, "model.ghost_batch: must be a whole number, got 8.0"),
         (
             "model",
             "name",
             "resnet21",
             "model.name: must be resnetD of depth D = 6n+2, nearest: resnet20, resnet26, got",
         ),
-        ("model", "channels", [], "model.channels: must be a list of at least 1, each a whole number > 0, got []"),
+        ("model", "channels", [], "model.channels: must have at least 1 item, not 0, got []"),
         ("model", "kwargs", [1], "model.kwargs: must be a table of keys and values, got [1]"),
     ],
 )
@@ -81,8 +71,8 @@ def test_lars_has_its_own_ranges_and_no_nesterov() -> None:
     with pytest.raises(JobError) as caught:
         parse_job(job_tree(optim=values))
     assert [str(fault) for fault in caught.value.faults] == [
-        "optim.trust_coefficient: must be a finite number > 0, got 0.0; such as: 0.001",
-        "optim.eps: must be a finite number >= 0, got -1e-08; nearest: 0",
+        "optim.trust_coefficient: must be greater than 0, got 0.0",
+        "optim.eps: must be at least 0, got -1e-08; nearest: 0.0",
         "optim.nesterov: unknown key of 'lars'; it belongs to sgd",
     ]
 

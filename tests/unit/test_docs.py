@@ -15,7 +15,9 @@ import pytest
 from pydantic import BaseModel
 
 from hvd_batchgrow.config import Job
-from hvd_batchgrow.data.sources.specs import known_num_samples
+from hvd_batchgrow.config.model_specs import all_models
+from hvd_batchgrow.config.source_specs import SOURCES
+from hvd_batchgrow.data.source_checks import known_num_samples
 from hvd_batchgrow.job_file import load_job, parse_job
 from hvd_batchgrow.messages.errors import JobError
 from hvd_batchgrow.schedule.cost.probe_file import subject_of
@@ -88,6 +90,19 @@ def test_the_commands_of_the_readme_exist() -> None:
 def test_the_page_on_architecture_lists_the_rooms_in_their_order() -> None:
     table = (ROOT / "docs" / "architecture.md").read_text().split("| room |")[1].split("\n\n")[0]
     assert tuple(re.findall(r"^\| `(\w+)` \|", table, flags=re.MULTILINE)) == ORDER
+
+
+def test_the_page_on_data_lists_every_source() -> None:
+    rows = [f"| `{spec.name}` | {spec.doc} | {spec.kind} |" for spec in SOURCES.specs()]
+    table = (ROOT / "docs" / "data.md").read_text().split("| `data.source` |")[1].split("\n| `module:function`")[0]
+    assert table.splitlines()[2:] == rows
+
+
+def test_the_page_on_the_job_file_lists_every_network() -> None:
+    table = (ROOT / "docs" / "job-file.md").read_text().split("| `model.name` |")[1].split("\n\n")[0]
+    assert [" | ".join(row.split(" | ")[:2]) for row in table.splitlines()[2:]] == [
+        f"| `{spec.name}` | {spec.doc}" for spec in all_models()
+    ]
 
 
 @pytest.mark.parametrize("page", ["CONTRIBUTING.md", "docs/architecture.md"])

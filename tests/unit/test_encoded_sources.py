@@ -76,7 +76,7 @@ def test_the_job_may_give_classes_and_constants(tmp_path: Path, form: Form) -> N
 @each_form
 def test_a_root_is_needed(tmp_path: Path, form: Form) -> None:
     with pytest.raises(JobError, match=rf"data.root: is needed for the source '{form.source}'"):
-        form.load(DataSection(source=form.source), lambda *_: None)
+        form.load(DataSection(source=form.source), 0, lambda *_: None)
     with pytest.raises(RunError, match=r"data.root = .*absent is not a folder"):
         form.read(tmp_path / "absent")
 

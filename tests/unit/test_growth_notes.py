@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
-import tomli_w
 
 from hvd_batchgrow.cli import main
 from hvd_batchgrow.config import Job
@@ -252,14 +250,6 @@ def test_what_cannot_be_meant_is_refused(section: str, values: dict[str, Any], f
     job = parse_job(measured_tree("data", values)) if section == "trigger" else job_with(section, **values)
     with pytest.raises(JobError, match=rf"1 fault\n  {fault}"):
         compile_plan(job, 1, NUM_TRAIN)
-
-
-def test_a_factor_that_multiplies_the_learning_rate_is_answered_with_its_reciprocal(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "small.toml").write_text(tomli_w.dumps(job_tree(schedule={"noise_factor": 0.1})))
-    assert main(["plan", str(tmp_path / "small.toml")]) == 2
-    assert "got 0.1; such as: 10" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

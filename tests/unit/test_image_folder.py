@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from hvd_batchgrow.config import DataSection
-from hvd_batchgrow.data.sources import image_folder
-from hvd_batchgrow.data.sources.registry import load_source
+from hvd_batchgrow.data.images import image_folder
+from hvd_batchgrow.data.load_source import load_source
 from hvd_batchgrow.messages.errors import RunError
 from tests.pictures import FOLDER, NUM_TRAIN, NUM_VAL, Picture, assert_holds, picture, pictures, write_folder
 

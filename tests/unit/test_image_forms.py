@@ -13,12 +13,12 @@ from PIL import Image
 
 from hvd_batchgrow.config import DataSection
 from hvd_batchgrow.data.datasets.dataset import BadSample
+from hvd_batchgrow.data.images import image_folder
 from hvd_batchgrow.data.images.encoded_dataset import EncodedDataset
 from hvd_batchgrow.data.pipeline.crops import CentreCrop, ResizedCrop
 from hvd_batchgrow.data.pipeline.dali_pipeline import dali_inputs
 from hvd_batchgrow.data.pipeline.sampler import EvalSampler
 from hvd_batchgrow.data.pipeline.torch_pipeline import Normalize, torch_inputs
-from hvd_batchgrow.data.sources import image_folder
 from hvd_batchgrow.job_file import parse_job
 from hvd_batchgrow.train.run.fork import changes
 from tests.fuzz.image_bytes import netpbm, png, tiff
@@ -95,7 +95,7 @@ def _gifs(root: Path, **keys: object) -> EncodedDataset:
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.full((20, 30), 20 * k, np.uint8)).save(path, "GIF")
     data = DataSection(source="image_folder", root=str(root), **keys)  # type: ignore[arg-type]
-    samples = image_folder.load(data, lambda *_: None).train
+    samples = image_folder.load(data, 0, lambda *_: None).train
     assert isinstance(samples, EncodedDataset)
     return samples
 
@@ -161,7 +161,7 @@ def test_the_centre_of_a_long_image_is_that_of_all_of_it(tmp_path: Path, shape: 
     for name in ("train", "val"):
         (tmp_path / name / "cat").mkdir(parents=True)
         (tmp_path / name / "cat" / "long.png").write_bytes(file.getvalue())
-    samples = image_folder.load(DataSection(source="image_folder", root=str(tmp_path)), lambda *_: None).test
+    samples = image_folder.load(DataSection(source="image_folder", root=str(tmp_path)), 0, lambda *_: None).test
     sampler = EvalSampler(samples, CentreCrop((16, 16), 20), [range(1)])
     short, long = sorted(shape)
     long = 20 * long // short

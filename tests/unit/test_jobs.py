@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from hvd_batchgrow.data.sources.specs import check_data, known_num_samples
+from hvd_batchgrow.data.source_checks import check_data, known_num_samples
 from hvd_batchgrow.job_file import load_job
-from hvd_batchgrow.nn.networks.registry import check_model
+from hvd_batchgrow.nn.build import check_model
 from hvd_batchgrow.schedule.adaptive.batch_requests import BatchRequest, form_decision
 from hvd_batchgrow.schedule.plan import Plan, compile_plan
 

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from hvd_batchgrow.job_file import parse_job
+from hvd_batchgrow.nn.build import build_model
 from hvd_batchgrow.nn.checks.layout_hazards import layout_hazards
 from hvd_batchgrow.nn.dropout import KeyedDropout
 from hvd_batchgrow.nn.ghost.ghost_batch_norm import GhostBatchNorm1d
-from hvd_batchgrow.nn.networks.registry import build_model
 from tests.helpers import job_tree
 
 

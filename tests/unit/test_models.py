@@ -16,8 +16,8 @@ from hvd_batchgrow.comm.ranks import SingleRank
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.job_file import parse_job
 from hvd_batchgrow.messages.errors import JobError
+from hvd_batchgrow.nn.build import build_model, check_model
 from hvd_batchgrow.nn.ghost.ghost_batch_norm import ghost_norms
-from hvd_batchgrow.nn.networks.registry import build_model, check_model
 from hvd_batchgrow.optim.build import build_optimizer
 from hvd_batchgrow.schedule.phases import Phase
 from hvd_batchgrow.train.update.engine import UpdateEngine
@@ -216,7 +216,7 @@ def test_he_normal_by_fan_out(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("smal_conv_net", "did you mean 'small_conv_net'? one of small_conv_net, wrn_D_K of depth D = 6n+4, "),
+        ("smal_conv_net", "did you mean 'small_conv_net'? one of alexnet, dense7, resnetD of depth D = 6n+2, "),
         ("wrn_15_4", "must be wrn_D_K of depth D = 6n+4, nearest: wrn_10_4, wrn_16_4, got 'wrn_15_4'"),
         ("wrn_4_2", "must be wrn_D_K of depth D = 6n+4, nearest: wrn_10_2, got"),
         ("wrn_16_0", "did you mean 'wrn_16_4'?"),
@@ -239,13 +239,13 @@ def test_an_unknown_name_is_refused_with_the_nearest(name: str, message: str) ->
 @pytest.mark.parametrize(
     ("name", "model", "faults"),
     [
-        ("wrn_16_4", {"channels": [8]}, ["model.channels: is not used by 'wrn_16_4', but by small_conv_net, dense7"]),
-        ("alexnet", {"bn_momentum": 0.2}, ["model.bn_momentum: is not used by 'alexnet', but by small_conv_net"]),
+        ("wrn_16_4", {"channels": [8]}, ["model.channels: is not used by 'wrn_16_4', but by dense7, small_conv_net"]),
+        ("alexnet", {"bn_momentum": 0.2}, ["model.bn_momentum: is not used by 'alexnet', but by dense7, resnetD"]),
         ("vgg19_bn", {"kwargs": {"a": 1}}, ["model.kwargs: is not used by 'vgg19_bn', but by your own module:name"]),
         (
             "mynets:build",
             {"channels": [8], "kwargs": {"a": 1}},
-            ["model.channels: is not used by 'mynets:build', but by small_conv_net, dense7"],
+            ["model.channels: is not used by 'mynets:build', but by dense7, small_conv_net"],
         ),
         (
             "alexnet",
@@ -279,7 +279,7 @@ def test_valid_names_pass(name: str) -> None:
         (
             "dense7",
             (8, 8, 1),
-            "'dense7' takes rows (features,), the samples are images (8, 8, 1); images are for small",
+            "'dense7' takes rows (features,), the samples are images (8, 8, 1); images are for alexnet, ",
         ),
     ],
 )

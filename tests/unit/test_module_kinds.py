@@ -20,8 +20,8 @@ from hvd_batchgrow.comm.ranks import SingleRank
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.job_file import parse_job
 from hvd_batchgrow.messages.errors import JobError, RunError
+from hvd_batchgrow.nn.build import build_model, forward_state
 from hvd_batchgrow.nn.ghost.ghost_batch_norm import GhostBatchNorm1d
-from hvd_batchgrow.nn.networks.registry import build_model, forward_state
 from hvd_batchgrow.nn.state.extra_state import plain_fault
 from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint
 from hvd_batchgrow.train.events import Observer, RunStarted

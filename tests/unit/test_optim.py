@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from hvd_batchgrow.nn.networks.small_conv_net import SmallConvNet
+from hvd_batchgrow.nn.networks import small_conv_net
 from hvd_batchgrow.optim.build import build_optimizer, set_hyperparameters
 from hvd_batchgrow.schedule.phases import Phase
 from tests.helpers import small_job
@@ -15,8 +15,8 @@ from tests.helpers import small_job
 PHASE = Phase(0.0, 0, 10, 0.1, 0.9, 16, 16)
 
 
-def make(**optim: Any) -> tuple[SmallConvNet, torch.optim.Optimizer]:
-    model = SmallConvNet(1, 3, (4, 8), 8)
+def make(**optim: Any) -> tuple[nn.Module, torch.optim.Optimizer]:
+    model = small_conv_net.build(1, 3, channels=(4, 8), ghost_batch=8, bn_momentum=0.1)
     job = small_job(optim=optim)
     return model, build_optimizer(model, job.optim)
 

@@ -21,10 +21,10 @@ from torch import nn
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.job_file import parse_job
 from hvd_batchgrow.messages.errors import JobError
+from hvd_batchgrow.nn import torchvision_shim
+from hvd_batchgrow.nn.build import build_model, check_model, forward_state
 from hvd_batchgrow.nn.ghost.ghost_batch_norm import ghost_norms
-from hvd_batchgrow.nn.networks import torchvision_shim
-from hvd_batchgrow.nn.networks.registry import build_model, check_model
-from hvd_batchgrow.nn.networks.torchvision_shim import import_torchvision
+from hvd_batchgrow.nn.torchvision_shim import import_torchvision
 from tests.helpers import job_tree
 
 GROUP, NUM_CLASSES, SHAPE = 4, 5, (6, 7, 3)
@@ -169,9 +169,6 @@ def test_generators_of_python_and_numpy_are_seeded_by_the_job_and_restored(nets:
         ("none_at_all", {}, "MODULE:none_at_all has no parameters to train"),
         ("other_ghost", {}, "has a ghost norm of 2 samples; all ghost norms must have model.ghost_batch = 4"),
         ("of_thousand", {}, r"returns \(2, 1000\) for two samples of shape \(3, 6, 7\), in evaluation; must be logits"),
-        ("Twice", {}, r"passes 2 ghost batches to its norm norm for each one in training; use a separate norm in each"),
-        ("Frames", {}, r"passes 3 ghost batches to its norm norm for each one in training"),
-        ("Beside", {}, r"does not reach its norm norm in training; remove it, or keep it in evaluation mode"),
         ("Auxiliary", {}, r"returns tuple for two samples of shape \(3, 6, 7\), in training; must be logits \(2, 5\)"),
     ],
 )
@@ -182,6 +179,20 @@ def test_callables_that_do_not_return_a_usable_network_are_refused(
     with pytest.raises(JobError, match=message.replace("MODULE", module)) as caught:
         build(f"{module}:{name}", kwargs=arguments)
     assert [fault.path for fault in caught.value.faults] == ["model.name"]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("Twice", r"a pass gives 4 ghost batches instead of 2 to norm norm; use a separate norm in each place"),
+        ("Frames", r"a pass gives 6 ghost batches instead of 2 to norm norm; .* one row per sample"),
+        ("Beside", r"a pass does not reach norm norm in training; remove it, or keep it in evaluation mode"),
+    ],
+)
+def test_a_norm_must_process_each_ghost_batch_once(name: str, message: str, nets: Callable[..., str]) -> None:
+    job = job_of(f"{nets()}:{name}")
+    with pytest.raises(JobError, match=message):
+        forward_state(job, build_model(job, SHAPE, NUM_CLASSES), SHAPE)
 
 
 def test_a_norm_that_the_network_keeps_in_evaluation_may_be_anywhere(nets: Callable[..., str]) -> None:

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from hvd_batchgrow.cli import main
 from hvd_batchgrow.config import DataSection
 from hvd_batchgrow.data.datasets.dataset import DatasetPair
-from hvd_batchgrow.data.sources.registry import load_source
-from hvd_batchgrow.data.sources.specs import check_data
+from hvd_batchgrow.data.load_source import load_source
+from hvd_batchgrow.data.source_checks import check_data
 from hvd_batchgrow.messages.errors import JobError, RunError
 from tests.helpers import idx_bytes
 

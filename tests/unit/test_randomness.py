@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hvd_batchgrow.nn.checks.rng_use import WHOLE, own_randomness
+from hvd_batchgrow.nn.checks.layout_hazards import layout_hazards
 from hvd_batchgrow.nn.ghost.ghost_batch_norm import GhostBatchNorm2d
-from hvd_batchgrow.nn.networks.small_conv_net import SmallConvNet
+from hvd_batchgrow.nn.networks import small_conv_net
 
+SHAPE, WHOLE = (2, 4, 4), "the network's own forward"
 EXAMPLE = torch.randn(3, 2, 4, 4, generator=torch.Generator().manual_seed(1))
 
 
@@ -26,10 +27,8 @@ class Calls(nn.Module):
         return self.function(self, self.conv(x))  # type: ignore[no-any-return]
 
 
-class DropPath(nn.Module):
-    """A module with the name of timm's that the forward does not reach."""
-
-    drop_prob = 0.1
+def drawn(*paths: str) -> list[str]:
+    return [f"{', '.join(paths)}: random numbers that are not keyed by sample"] if paths else []
 
 
 def stack(*modules: nn.Module) -> nn.Sequential:
@@ -50,8 +49,8 @@ def on_its_own(module: nn.Module, x: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("model", "expected"),
     [
-        (SmallConvNet(2, 3, (4, 8), 8), []),
-        (stack(nn.Dropout(0.0), nn.BatchNorm2d(2), nn.Identity()), []),
+        (small_conv_net.build(2, 3, channels=(4, 8), ghost_batch=8, bn_momentum=0.1), []),
+        (stack(nn.Dropout(0.0), GhostBatchNorm2d(2, 8), nn.Identity()), []),
         (stack(nn.Dropout(0.5)), ["1"]),
         (stack(nn.Dropout2d(0.1), nn.Sequential(nn.ReLU(), nn.AlphaDropout(0.2))), ["1", "2.1"]),
         (stack(nn.RReLU()), ["1"]),
@@ -65,19 +64,13 @@ def on_its_own(module: nn.Module, x: Tensor) -> Tensor:
     ids=lambda value: str(value) if isinstance(value, list) else "",
 )
 def test_the_innermost_module_that_draws_is_named(model: nn.Module, expected: list[str]) -> None:
-    assert own_randomness(model, EXAMPLE) == expected
-
-
-def test_dropout_that_this_forward_does_not_reach_is_named_too() -> None:
-    model = Calls(lambda net, x: x)
-    model.path = DropPath()
-    assert own_randomness(model, EXAMPLE) == ["path"]
+    assert layout_hazards(model, SHAPE) == drawn(*expected)
 
 
 def test_a_module_that_draws_before_its_child_is_named_too() -> None:
     model = Calls(lambda net, x: net.drop(x + torch.rand(1)))
     model.drop = nn.Dropout(0.5)
-    assert own_randomness(model, EXAMPLE) == [WHOLE, "drop"]
+    assert layout_hazards(model, SHAPE) == drawn(WHOLE, "drop")
 
 
 def test_model_and_generators_are_not_changed() -> None:
@@ -92,7 +85,7 @@ def test_model_and_generators_are_not_changed() -> None:
     torch.manual_seed(4)
     random.seed(4)
     np.random.seed(4)
-    assert own_randomness(model, EXAMPLE) == ["3"]
+    assert layout_hazards(model, SHAPE) == drawn("3")
     assert (torch.rand(1), random.gauss(0, 1), np.random.random()) == expected
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert [module.training for module in model] == [False, False, True, False]
@@ -106,5 +99,5 @@ def test_model_and_generators_are_not_changed() -> None:
 def test_a_forward_that_fails_changes_nothing_either() -> None:
     model = stack(nn.Linear(9, 9), nn.Dropout(0.5)).eval()
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
-        own_randomness(model, EXAMPLE)
+        layout_hazards(model, SHAPE)
     assert not any(module.training or module._forward_hooks for module in model.modules())

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -70,3 +72,19 @@ def test_every_file_is_in_a_room() -> None:
 @pytest.mark.parametrize("room", ["config", "schedule", "slurm"])
 def test_the_rooms_that_plan_import_neither_torch_nor_horovod(room: str) -> None:
     assert not {"torch", "horovod"} & {parts[0] for parts in imported(ROOT / room)}
+
+
+@pytest.mark.parametrize(("folder", "registry"), [("data/sources", "SOURCES"), ("nn/networks", "MODELS")])
+def test_every_file_of_a_registry_registers_something(folder: str, registry: str) -> None:
+    files = [path for path in (ROOT / folder).iterdir() if path.suffix == ".py" and path.name != "__init__.py"]
+    assert [path.name for path in files if f"{registry}.register(" not in path.read_text()] == []
+
+
+def test_sources_and_networks_are_known_without_torch_and_decoders() -> None:
+    code = (
+        "import sys; import hvd_batchgrow.job_file; from hvd_batchgrow.config import model_specs, source_specs; "
+        "model_specs.MODELS.names(), source_specs.SOURCES.names(); print(*sys.modules)"
+    )
+    loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
+    assert {"hvd_batchgrow.data.sources.webdataset", "hvd_batchgrow.nn.networks.vgg"} <= {*loaded}
+    assert {"torch", "PIL", "google.protobuf", "pyarrow", "sklearn", "urllib.request"}.isdisjoint(loaded)

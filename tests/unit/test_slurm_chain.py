@@ -360,7 +360,7 @@ def test_a_dry_run_prints_all_and_does_nothing(job: str, capsys: pytest.CaptureF
     ("words", "code", "message"),
     [
         (["--nodes-max", "4"], 1, "is this a login node of a Slurm cluster? --dry-run prints what would be submitted"),
-        (["--nodes-max", "0", "--signal-delay-s", "0"], 2, "--signal-delay-s: must be a whole number > 0"),
+        (["--nodes-max", "0", "--signal-delay-s", "0"], 2, "--signal-delay-s: must be greater than 0"),
         (["--nodes-max", "2"], 2, "phase 3 (from epoch 1): 4 ranks = 4 nodes of 1, and --nodes-max is 2"),
         (["--nodes-max", "4", "--template", "mine.sbatch"], 2, "--template: mine.sbatch does not exist"),
         (["--nodes-max", "4", "--sbatch", "nodes=9"], 2, "--sbatch: nodes is set by the chain: --nodes-max, and"),

@@ -243,6 +243,32 @@ def test_a_link_is_queued_again_when_it_was_stopped_and_only_then(
 
 
 @pytest.mark.parametrize(("script", "launcher"), [("train.sbatch", "srun"), ("train-mpirun.sbatch", "mpirun")])
+@pytest.mark.parametrize(
+    ("states", "code", "lost"),
+    [
+        ("n1 allocated\\nn2 down*\\n", 14, "n2"),
+        ("n1 mixed*\\nn1 mixed*\\nn2 down\\n", 1, "n1 n2"),
+        ("n1 allocated\\nn2 mixed\\n", 14, None),
+        ("n1 allocated\\nn2 down*\\n", 2, None),
+        ("n1 allocated\\nn2 down*\\n", 0, None),
+    ],
+)
+def test_a_job_that_has_lost_a_node_is_requeued(
+    tmp_path: Path, script: str, launcher: str, states: str, code: int, lost: str | None
+) -> None:
+    (tmp_path / launcher).write_text(f"#!/bin/bash\nexit {code}\n")
+    (tmp_path / "sinfo").write_text(f"#!/bin/bash\nprintf '{states}'\n")
+    (tmp_path / "scontrol").write_text('#!/bin/bash\necho "scontrol $*"\n')
+    for command in (launcher, "sinfo", "scontrol"):
+        (tmp_path / command).chmod(0o755)
+    variables = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n[1-2]"}
+    done = run(script, "small.toml", cwd=tmp_path, **variables)
+    assert done.returncode == (75 if lost else code)
+    assert (f"lost {lost};" in done.stdout) == bool(lost)
+    assert ("scontrol requeue 7" in done.stdout) == bool(lost)
+
+
+@pytest.mark.parametrize(("script", "launcher"), [("train.sbatch", "srun"), ("train-mpirun.sbatch", "mpirun")])
 def test_a_link_that_is_cancelled_is_not_queued_again(tmp_path: Path, script: str, launcher: str) -> None:
     # scancel sends SIGTERM to all processes of the job: ranks that hear it may still end with 75.
     (tmp_path / launcher).write_text("#!/bin/bash\ntrap 'exit 75' TERM\necho listens\nsleep 60 & wait\n")

@@ -2,9 +2,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import subprocess
 import sys
-import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 
-from hvd_batchgrow.config import SOURCES, DataSection
+from hvd_batchgrow.config import DataSection
 from hvd_batchgrow.data.datasets.dataset import DatasetPair, raise_bad
 from hvd_batchgrow.data.datasets.section_values import num_held_out
+from hvd_batchgrow.data.load_source import load_source
 from hvd_batchgrow.data.pipeline.reader import Reader
+from hvd_batchgrow.data.source_checks import check_data, known_num_samples
 from hvd_batchgrow.data.sources import fashion_mnist
-from hvd_batchgrow.data.sources.registry import LOADERS, load_source
-from hvd_batchgrow.data.sources.specs import check_data, known_num_samples
 from hvd_batchgrow.messages.errors import JobError, RunError
 from tests.helpers import NUM_TRAIN, small_job, small_source, write_idx_folder
 
@@ -33,11 +31,7 @@ def section(source: str, **keys: Any) -> DataSection:
     return DataSection(source=source, **keys)
 
 
-# --- the registry ----------------------------------------------------------------------------
-
-
-def test_every_source_has_a_loader_and_nothing_else_has() -> None:
-    assert set(LOADERS) == set(SOURCES)
+# --- loading ---------------------------------------------------------------------------------
 
 
 def test_a_source_of_another_size_than_the_job_says_is_refused(tmp_path: Path) -> None:
@@ -72,16 +66,16 @@ def test_the_job_overrides_classes_and_normalisation(tmp_path: Path) -> None:
         load_source(section("idx", **keys, num_classes=2), 0, no_report)
 
 
-@pytest.mark.parametrize(("source", "module"), [("image_folder", "image_folder"), ("imagenet", "image_folder")])
-def test_encoded_sources_are_imported_when_used(monkeypatch: pytest.MonkeyPatch, source: str, module: str) -> None:
+@pytest.mark.parametrize("source", ["image_folder", "imagenet"])
+def test_imagenet_is_an_image_folder_of_known_size(monkeypatch: pytest.MonkeyPatch, source: str) -> None:
     made = small_source()
     asked: list[int | None] = []
 
-    def load(data: DataSection, report: object) -> DatasetPair:
+    def load(data: DataSection, seed: int, report: object) -> DatasetPair:
         asked.append(data.num_classes)
         return made
 
-    monkeypatch.setitem(sys.modules, f"hvd_batchgrow.data.sources.{module}", types.SimpleNamespace(load=load))
+    monkeypatch.setattr("hvd_batchgrow.data.images.image_folder.load", load)
     load_source(section(source, image_size=8, num_samples=NUM_TRAIN), 0, no_report)
     assert asked == [1000 if source == "imagenet" else None]
     if source == "imagenet":  # its known size is another
@@ -210,13 +204,13 @@ def test_keys_of_another_kind_are_refused_once_the_kind_is_known(own: None) -> N
             {"source": "cifar10", "test_fraction": 0.1},
             ["data.test_fraction: is not used by the source 'cifar10', but by covty"],
         ),
-        ({"source": "numpy", "label": "x"}, ["data.label: is not used by the source 'numpy', but by webdataset, tf"]),
+        ({"source": "numpy", "label": "x"}, ["data.label: is not used by the source 'numpy', but by csv, parquet, tf"]),
         (
             {"source": "synthetic_images", "root": "x", "train": "y"},
             [
                 "data.num_samples: is needed: 'synthetic_images' generates this number of samples",
-                "data.root: is not used by the source 'synthetic_images', but by fashion_mnist, idx",
-                "data.train: is not used by the source 'synthetic_images', but by imagenet",
+                "data.root: is not used by the source 'synthetic_images', but by cifar10, cifar100",
+                "data.train: is not used by the source 'synthetic_images', but by csv, image_folder",
             ],
         ),
         (
@@ -283,11 +277,6 @@ def test_no_key_is_ignored(keys: dict[str, Any], faults: list[str]) -> None:
 def test_a_section_that_does_not_fit_is_not_loaded() -> None:
     with pytest.raises(JobError, match=r"2 faults\n  data.label: .*\n  data.shape: "):
         load_source(section("cifar10", root="nowhere", label=0, shape=(2,)), 0, no_report)
-
-
-def test_a_section_is_checked_without_torch() -> None:
-    code = "import sys; import hvd_batchgrow.data.sources.specs; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 @pytest.mark.parametrize(

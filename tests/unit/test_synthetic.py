@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from hvd_batchgrow.config import DataSection
 from hvd_batchgrow.data.datasets.dataset import Dataset, DatasetPair
-from hvd_batchgrow.data.sources.registry import load_source
+from hvd_batchgrow.data.load_source import load_source
 from hvd_batchgrow.messages.errors import JobError
 
 

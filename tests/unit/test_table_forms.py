@@ -14,7 +14,7 @@ import pytest
 
 from hvd_batchgrow.config import DataSection
 from hvd_batchgrow.data.datasets.dataset import DatasetPair
-from hvd_batchgrow.data.sources.registry import load_source
+from hvd_batchgrow.data.load_source import load_source
 from hvd_batchgrow.messages.errors import JobError, RunError
 
 pytestmark = pytest.mark.usefixtures("cache")

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from hvd_batchgrow.config import DataSection
 from hvd_batchgrow.data.datasets.dataset import DatasetPair, raise_bad
+from hvd_batchgrow.data.load_source import load_source
 from hvd_batchgrow.data.order.stream import Stream
 from hvd_batchgrow.data.pipeline.reader import Reader
-from hvd_batchgrow.data.sources.registry import load_source
 from hvd_batchgrow.messages.errors import JobError, RunError
 
 pytestmark = pytest.mark.usefixtures("cache")

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from hvd_batchgrow.config import DataSection
 from hvd_batchgrow.data.datasets.dataset import Dataset, DatasetPair
+from hvd_batchgrow.data.load_source import load_source
 from hvd_batchgrow.data.order.stream import Stream
-from hvd_batchgrow.data.sources import tabular
-from hvd_batchgrow.data.sources.registry import load_source
+from hvd_batchgrow.data.tables import table_files
 from hvd_batchgrow.data.tables.table_dataset import held_out_rows
 from hvd_batchgrow.messages.errors import JobError, RunError
 
@@ -160,7 +160,7 @@ def test_a_share_of_the_rows_is_tested_on(tmp_path: Path, kind: str, monkeypatch
     assert source.mean == pytest.approx(rows[train].mean(axis=0, dtype=np.float64))
     place = {"csv": f"line {test[0] + 2}", "parquet": f"row {test[0] + 1}"}[kind]
     assert source.test.locate(0) == f"{tmp_path / f'train.{kind}'}, {place}"
-    monkeypatch.setattr(tabular, "parse", None)  # another seed needs no parsing
+    monkeypatch.setattr(table_files, "parse", None)  # another seed needs no parsing
     other = load(kind, tmp_path, 40, seed=8, test_fraction=0.2)
     assert (everything(other.test)[0] == rows[held_out_rows(50, 0.2, 8)[1]]).all()
 

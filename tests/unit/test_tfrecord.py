@@ -10,8 +10,8 @@ import pytest
 from tfrecord.writer import TFRecordWriter
 
 from hvd_batchgrow.data.datasets.dataset import BadSample
+from hvd_batchgrow.data.images import tfrecord
 from hvd_batchgrow.data.images.encoded_dataset import read_header
-from hvd_batchgrow.data.sources import tfrecord
 from hvd_batchgrow.messages.errors import JobError, RunError
 from tests.pictures import NUM_TRAIN, RECORDS, assert_holds, overwrite, picture, pictures
 

@@ -77,7 +77,7 @@ def test_train_stops_after_updates_and_resumes(job: str) -> None:
 
 def test_the_number_of_updates_must_be_positive(job: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", job, "--max-updates", "0"]) == 2
-    assert "--max-updates: must be a whole number > 0, got '0'; nearest: 1" in capsys.readouterr().err
+    assert "--max-updates: must be greater than 0, got '0'; nearest: 1" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -60,6 +60,6 @@ def test_the_comparison_sees_decay_of_weights_that_no_loss_reaches(
 def test_the_comparison_sees_a_network_that_must_be_rejected_and_is_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hvd_batchgrow.nn.networks.user.gradient_fault", lambda model, example: None)
+    monkeypatch.setattr("hvd_batchgrow.nn.own_network.gradient_fault", lambda model, example: None)
     verdict = check(entry_of("hook_that_clips"), ALONE[0], SingleRank(), tmp_path)
     assert "must be rejected" in verdict.faults[0]

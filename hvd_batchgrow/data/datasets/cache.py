@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import shlex
 import shutil
 import stat
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hvd_batchgrow.messages.errors import RunError
+from hvd_batchgrow.storage.atomic import new_folder
+from hvd_batchgrow.storage.file_lock import locked
 from hvd_batchgrow.storage.strict_json import dump_json
 
 _ANOTHER = "another: HVD_BATCHGROW_CACHE=…"
@@ -53,8 +52,7 @@ def file_stamp(*paths: Path) -> list[Any]:
 def cached_arrays(kind: str, identity: str, stamp: Any, build: Callable[[], Arrays]) -> dict[str, NDArray[Any]]:
     """Return the arrays of a cache; build them first if they are missing or their inputs have changed.
 
-    One process builds while the others wait. No process sees half a cache: it is written in a temporary folder,
-    which is then renamed.
+    One process builds while the others wait. No process sees half a cache.
 
     Args:
         kind: name of the builder, part of the folder's name.
@@ -102,14 +100,6 @@ def _own_folder() -> Path:
     return folder
 
 
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold the lock of a file, which one process of a host can hold at a time."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
 def _mapped(folder: Path, made_of: Any) -> dict[str, NDArray[Any]] | None:
     """Return the arrays of a cache; None if it is missing, damaged, or made of other inputs."""
     try:
@@ -138,16 +128,11 @@ def _built(build: Callable[[], Arrays]) -> Arrays:
 
 
 def _write(folder: Path, made_of: Any, arrays: Arrays) -> None:
-    for left in folder.parent.glob(f"build-{folder.name}-*"):  # by a killed process: this one holds the lock
-        shutil.rmtree(left, ignore_errors=True)
-    work = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f"build-{folder.name}-"))
-    try:
+    with new_folder(folder) as work:
+        work.chmod(0o700)
         for name, array in arrays.items():
             np.save(work / f"{name}.npy", array)
         (work / "stamp.json").write_text(_stamp(made_of, arrays), encoding="utf-8")
         if folder.is_symlink():  # its target is not ours to remove
             folder.unlink()
         shutil.rmtree(folder, ignore_errors=True)
-        work.rename(folder)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hvd_batchgrow.config.source_specs import Kind
 from hvd_batchgrow.messages.errors import RunError
 
 Ids = NDArray[np.int64]
-Kind = Literal["images", "rows", "encoded"]
 ReportProgress = Callable[[str, int, int], None]
 """Called with the progress of long operations: (what, done, total), in bytes."""
 IMAGENET_MEAN, IMAGENET_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -18,6 +18,7 @@ from crc32c import crc32c
 from numpy.typing import NDArray
 
 from hvd_batchgrow.config import DataSection
+from hvd_batchgrow.config.source_specs import Kind
 from hvd_batchgrow.data.datasets.cache import Arrays
 from hvd_batchgrow.data.datasets.class_labels import check_range, count_classes, notes_on_classes
 from hvd_batchgrow.data.datasets.dataset import (
@@ -27,7 +28,6 @@ from hvd_batchgrow.data.datasets.dataset import (
     Dataset,
     DatasetPair,
     Ids,
-    Kind,
 )
 from hvd_batchgrow.data.datasets.section_values import need_root
 from hvd_batchgrow.data.images.decode_rgb import UNDECODABLE, fault_text, open_image, oriented, stored_rgb

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hvd_batchgrow.config import DataSection
+from hvd_batchgrow.config.source_specs import SOURCES, SourceSpec
 from hvd_batchgrow.data.datasets.array_dataset import array_source
 from hvd_batchgrow.data.datasets.cache import Arrays, cached_arrays, file_stamp
 from hvd_batchgrow.data.datasets.dataset import DatasetPair, ReportProgress
@@ -79,12 +80,13 @@ VERSIONS = {
 }
 
 
-def load(data: DataSection, report: ReportProgress) -> DatasetPair:
+def load(data: DataSection, seed: int, report: ReportProgress) -> DatasetPair:
     """Return CIFAR-10 or CIFAR-100, unpacked into the cache once and mapped from there.
 
     Args:
         data: `root` is the folder of the binary files, a folder that holds it or the published archive, or the archive.
             If `num_samples` is set, files may have any number of records, otherwise that of the published files.
+        seed: unused.
         report: called with the progress of unpacking.
 
     Raises:
@@ -190,3 +192,17 @@ def _records(
             raise RunError(f"{where} is damaged: {at} is label {label}, not one of 0 … {num_classes - 1}")
     images = records[:, levels:].reshape(whole, 3, 32, 32).transpose(0, 2, 3, 1)
     return np.ascontiguousarray(images), records[:, levels - 1].astype(np.int64)
+
+
+_DOC = "the binary version, unpacked or as `.tar.gz`"
+for _name, _doc in (("cifar10", _DOC), ("cifar100", f"{_DOC}; the labels are the 100 fine ones")):
+    SOURCES.register(
+        SourceSpec(
+            name=_name,
+            doc=_doc,
+            kind="images",
+            keys=frozenset({"root"}),
+            load=load,
+            num_samples=lambda data: 50_000,
+        )
+    )

@@ -8,15 +8,17 @@ import shutil
 import subprocess
 import tempfile
 import time
-import urllib.request
 import zlib
 from pathlib import Path
 
 from hvd_batchgrow.config import DataSection
-from hvd_batchgrow.data.datasets.cache import cache_folder, locked
+from hvd_batchgrow.config.source_specs import SOURCES, SourceSpec
+from hvd_batchgrow.data.datasets.cache import cache_folder
 from hvd_batchgrow.data.datasets.dataset import DatasetPair, ReportProgress
 from hvd_batchgrow.data.sources import idx
 from hvd_batchgrow.messages.errors import RunError
+from hvd_batchgrow.storage.atomic import new_folder
+from hvd_batchgrow.storage.file_lock import locked
 
 SHA256 = {
     "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
@@ -32,7 +34,7 @@ _DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 _URL = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com"
 
 
-def load(data: DataSection, report: ReportProgress) -> DatasetPair:
+def load(data: DataSection, seed: int, report: ReportProgress) -> DatasetPair:
     """Find or download Fashion-MNIST, and check it. Raises RunError as `find` and `idx.load_folder`."""
     return idx.load_folder(find(data.root, report), SHA256, data, report)
 
@@ -41,8 +43,8 @@ def find(root: str | None, report: ReportProgress) -> Path:
     """Return the folder of the four files; download them if they are not found.
 
     If `root` is given, only `root` is searched. Otherwise Debian's folder and the user's cache are searched, and then
-    the cache is filled from Debian's package or, failing that, from the authors' server. Downloads are checked in a
-    temporary folder, which is then renamed.
+    the cache is filled from Debian's package or, failing that, from the authors' server. Downloads are checked before
+    they get their names.
 
     Raises:
         RunError: not found in `root`, or every download failed; the message names each attempt.
@@ -71,26 +73,33 @@ def find(root: str | None, report: ReportProgress) -> Path:
 def _fetch_into(cache: Path, report: ReportProgress) -> None:
     failures = []
     for fetch in (_fetch_with_apt, _fetch_from_authors):
-        with tempfile.TemporaryDirectory(dir=cache.parent, prefix="fetch-") as work:
-            try:
-                folder = fetch(Path(work), report)
+        try:
+            with new_folder(cache) as folder:
+                fetch(folder, report)
                 _check(folder)
-            except (OSError, EOFError, zlib.error, subprocess.SubprocessError, RunError) as error:
-                failures.append(f"{fetch.__name__.removeprefix('_fetch_').replace('_', ' ')}: {error}")
-                continue
-            shutil.rmtree(cache, ignore_errors=True)
-            folder.rename(cache)
+                shutil.rmtree(cache, ignore_errors=True)
             return
+        except (OSError, EOFError, zlib.error, subprocess.SubprocessError, RunError) as error:
+            failures.append(f"{fetch.__name__.removeprefix('_fetch_').replace('_', ' ')}: {error}")
     raise RunError(
         "Fashion-MNIST could not be downloaded:\n  " + "\n  ".join(failures) + "\n  "
         "put its four files into a folder and pass --data.root FOLDER"
     )
 
 
-def _fetch_with_apt(work: Path, report: ReportProgress) -> Path:
+def _fetch_with_apt(folder: Path, report: ReportProgress) -> None:
     """Download and unpack the package without installing it, which needs no root rights."""
     if not (shutil.which("apt-get") and shutil.which("dpkg")):
         raise RunError("apt-get is not installed")
+    with tempfile.TemporaryDirectory(dir=folder) as work:
+        package = _download(Path(work), report)
+        subprocess.run(["dpkg", "-x", package, work], check=True, capture_output=True)
+        for name in SHA256:
+            (Path(work) / _DEBIAN_FOLDER.relative_to("/") / f"{name}.gz").rename(folder / f"{name}.gz")
+
+
+def _download(work: Path, report: ReportProgress) -> Path:
+    """Return Debian's package, downloaded into a folder."""
     command = ["apt-get", "-q", "-o", "APT::Sandbox::User=root", "download", _DEBIAN_PACKAGE]
     with subprocess.Popen(command, cwd=work, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as download:
         while download.poll() is None:
@@ -104,13 +113,12 @@ def _fetch_with_apt(work: Path, report: ReportProgress) -> Path:
             message.strip().splitlines()[-1] if message.strip() else f"apt-get ended with {download.returncode}"
         )
     report(f"fetching {_DEBIAN_PACKAGE}", _DEBIAN_BYTES, _DEBIAN_BYTES)
-    subprocess.run(["dpkg", "-x", packages[0], work / "unpacked"], check=True, capture_output=True)
-    return work / "unpacked" / _DEBIAN_FOLDER.relative_to("/")
+    return packages[0]
 
 
-def _fetch_from_authors(work: Path, report: ReportProgress) -> Path:
-    folder = work / "fashion-mnist"
-    folder.mkdir()
+def _fetch_from_authors(folder: Path, report: ReportProgress) -> None:
+    import urllib.request  # slow to import
+
     for name in SHA256:
         with urllib.request.urlopen(f"{_URL}/{name}.gz", timeout=30) as answer:  # noqa: S310  # checked by SHA-256
             total = int(answer.headers.get("Content-Length", 0))
@@ -118,7 +126,6 @@ def _fetch_from_authors(work: Path, report: ReportProgress) -> Path:
                 while block := answer.read(1 << 16):
                     file.write(block)
                     report(f"fetching {name}.gz", file.tell(), total)
-    return folder
 
 
 def _check(folder: Path) -> None:
@@ -138,3 +145,16 @@ def _missing(folder: Path) -> str | None:
         if not ((folder / name).exists() or (folder / f"{name}.gz").exists()):
             return name
     return None
+
+
+SOURCES.register(
+    SourceSpec(
+        name="fashion_mnist",
+        doc="an installed copy, otherwise downloaded from Debian's package or the authors' address; "
+        "verified by SHA-256",
+        kind="images",
+        keys=frozenset({"root"}),
+        load=load,
+        num_samples=lambda data: 60_000,
+    )
+)

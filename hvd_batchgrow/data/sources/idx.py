@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hvd_batchgrow.config import DataSection
+from hvd_batchgrow.config.source_specs import SOURCES, SourceSpec
 from hvd_batchgrow.data.datasets.array_dataset import array_source, check_images, int64_labels, with_channels
 from hvd_batchgrow.data.datasets.cache import Arrays, cached_arrays, file_stamp
 from hvd_batchgrow.data.datasets.dataset import DatasetPair, ReportProgress
@@ -28,7 +29,7 @@ NAMES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3
 _DTYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 
 
-def load(data: DataSection, report: ReportProgress) -> DatasetPair:
+def load(data: DataSection, seed: int, report: ReportProgress) -> DatasetPair:
     """Load the source `idx`: a folder of the four files. Raises RunError as `load_folder`, JobError without a root."""
     return load_folder(need_root(data, "the folder of its four files"), {}, data, report)
 
@@ -116,3 +117,15 @@ def _read_bytes(path: Path) -> bytes:
         return gzip.decompress(data) if path.suffix == ".gz" else data
     except (OSError, EOFError, zlib.error) as error:
         raise RunError(f"{path} cannot be read: {error}") from None
+
+
+SOURCES.register(
+    SourceSpec(
+        name="idx",
+        doc="four files in MNIST's format with MNIST's names, gzipped or not",
+        kind="images",
+        keys=frozenset({"root", "shape"}),
+        load=load,
+        confirming_keys=frozenset({"shape"}),
+    )
+)

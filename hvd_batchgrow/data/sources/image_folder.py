@@ -1,233 +1,36 @@
-"""Folders of images with a sub-folder for each class, as in ImageNet."""
+"""Folders of images with a sub-folder for each class, and ImageNet of 2012 in such folders."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from difflib import get_close_matches
-from itertools import islice
-from pathlib import Path
-from typing import NamedTuple
-
 from hvd_batchgrow.config import DataSection
-from hvd_batchgrow.data.datasets.cache import Arrays, cached_arrays
+from hvd_batchgrow.config.source_specs import FILE_KEYS, SOURCES, SourceSpec, load_of
 from hvd_batchgrow.data.datasets.dataset import DatasetPair, ReportProgress
-from hvd_batchgrow.data.images.class_folders import EXTENSIONS, Skipped, images_below, is_class_name, is_image_name
-from hvd_batchgrow.data.images.encoded_dataset import (
-    NUM_SHOWN,
-    EncodedDataset,
-    encoded_source,
-    listing,
-    nearest,
-    read_header,
-    reading,
-    source_root,
+
+_load = load_of("hvd_batchgrow.data.images.image_folder")
+
+
+def _load_imagenet(data: DataSection, seed: int, report: ReportProgress) -> DatasetPair:
+    with_classes = data.model_copy(update={"num_classes": data.num_classes or 1000})
+    return _load(with_classes, seed, report)  # type: ignore[no-any-return]
+
+
+SOURCES.register(
+    SourceSpec(
+        name="image_folder",
+        doc="`train/CLASS/….jpg` and `val/CLASS/….jpg`; also png, ppm, pgm, bmp, tif, tiff, webp "
+        "([which files](#images-files-and-folders))",
+        kind="encoded",
+        keys=FILE_KEYS,
+        load=_load,
+    )
 )
-from hvd_batchgrow.data.images.image_header import bad_header
-from hvd_batchgrow.data.images.image_index import Entry, make_index
-from hvd_batchgrow.messages.errors import RunError
-from hvd_batchgrow.messages.schema_messages import counted
-
-_NUM_THREADS = 16
-"""Threads that read headers: more than cores, since they mostly wait for the disk."""
-_BLOCK = 64
-"""Files per task of a thread."""
-_EXTENSIONS_TEXT = ", ".join(map(os.fsdecode, EXTENSIONS))
-
-
-class Labelled(NamedTuple):
-    """An image of a set."""
-
-    path: str
-    """Relative to the source's root."""
-    length: int
-    label: int
-
-
-@dataclass(frozen=True)
-class Tree:
-    """The result of a walk over the folder of a set."""
-
-    folder: Path
-    """Relative to the source's root."""
-    classes: tuple[str, ...]
-    """Its sub-folders that hold images, sorted."""
-    num_bytes: int
-    """Of all images."""
-    digest: str
-    """SHA-256 over name, length and modification time of every image; the list itself would be 100 MB for ImageNet."""
-    notes: tuple[str, ...]
-    """Messages that name the skipped files and folders."""
-
-
-def load(data: DataSection, report: ReportProgress) -> DatasetPair:
-    """Index root/train/<class>/… and root/val/<class>/…, and check them.
-
-    Classes are the sub-folders of the training folder that hold images, numbered in the order of their names;
-    samples are ordered by class and then by path, both compared as bytes. `data.train` and `data.test`
-    name other folders. By default test images are in `val`, or in `test` if `val` does not exist. The source's notes
-    list what was skipped.
-
-    Raises:
-        JobError: no `data.root`.
-        RunError: a folder is missing or empty, a test folder is not a class, or images are bad.
-    """
-    root = source_root(data)
-    train = _walk_set(root, Path(data.train or "train"))
-    test = _walk_set(root, Path(data.test or ("test" if _has_only_test(root) else "val")))
-    _check_classes(root, train, test)
-    num_classes = data.num_classes or len(train.classes)
-    if num_classes < len(train.classes):
-        raise RunError(f"data.num_classes = {num_classes}, but {root / train.folder} has {len(train.classes)} classes")
-    samples = [
-        _indexed(root, tree, train.classes, report, apply_orientation=data.apply_orientation) for tree in (train, test)
-    ]
-    source = encoded_source(data, samples[0], samples[1], num_classes)
-    return replace(source, notes=(*train.notes, *test.notes, *_untested(root, train, test)))
-
-
-def _untested(root: Path, train: Tree, test: Tree) -> list[str]:
-    missing = sorted(set(train.classes) - set(test.classes))
-    names = ", ".join(missing[:NUM_SHOWN]) + (", …" if len(missing) > NUM_SHOWN else "")
-    head = f"{root / test.folder} has no images of {len(missing)} of the {len(train.classes)} classes"
-    return [f"{head}: {names}"] if missing else []
-
-
-def _has_only_test(root: Path) -> bool:
-    return (root / "test").is_dir() and not (root / "val").is_dir()
-
-
-def _check_classes(root: Path, train: Tree, test: Tree) -> None:
-    known = set(train.classes)
-    unknown = [name for name in test.classes if name not in known]
-    if unknown:
-        near = [get_close_matches(name, train.classes, n=1, cutoff=0)[0] for name in unknown[:NUM_SHOWN]]
-        lines = [f"{root / test.folder / name}, nearest: {n}" for name, n in zip(unknown, near, strict=False)]
-        head = f"{len(unknown)} folders are not among the {len(known)} classes of {root / train.folder}"
-        raise RunError(listing(head, lines, len(unknown)))
-
-
-def _walk_set(root: Path, folder: Path) -> Tree:
-    digest, num_bytes, path = hashlib.sha256(), 0, root / folder
-    classes, empty = list[str](), dict[str, Skipped]()
-    with reading(path):
-        names, skipped = _sub_folders(path)
-        for name in names:
-            images, others = images_below(path / name)
-            skipped.update(others)
-            if not images:
-                empty[name] = others
-                continue
-            classes.append(name)
-            digest.update(b"%b\0%d\0" % (os.fsencode(name), len(images)))
-            digest.update(b"".join([b"%b\0%d\0%d\0" % image for image in images]))
-            num_bytes += sum([image.length for image in images])
-    _check_empty(path, classes, empty)
-    notes = (*_files_note(path, skipped), *_folders_note(path, skipped.folders, list(empty)))
-    return Tree(folder, tuple(classes), num_bytes, digest.hexdigest(), notes)
-
-
-def _sub_folders(path: Path) -> tuple[list[str], Skipped]:
-    """Return the names of possible class folders, sorted by their bytes, and everything else in the folder."""
-    if not path.is_dir():
-        raise RunError(f"{path} is not a folder; {nearest(path.parent, path.name)}")
-    with os.scandir(os.fsencode(path)) as entries:
-        found = sorted((entry.name, entry.is_dir()) for entry in entries)
-    loose = [name for name, is_folder in found if not is_folder]
-    folders = [os.fsdecode(name) for name, is_folder in found if is_folder]
-    if not any(map(is_class_name, folders)):
-        num_images = sum(map(is_image_name, loose))
-        raise RunError(f"{path} has no class folders; move the {num_images} images in it to {path}/<class>")
-    skipped = Skipped([str(path / name) for name in folders if not is_class_name(name)])
-    for name in loose:
-        skipped.add(name, os.path.join(os.fsencode(path), name))
-    return list(filter(is_class_name, folders)), skipped
-
-
-def _check_empty(path: Path, classes: Sequence[str], empty: Mapping[str, Skipped]) -> None:
-    """Raise RunError if no folder is a class, or if a folder has only images with unsupported extensions."""
-    lost = [f"{name}: {others}" for name, others in empty.items() if others.other_images()]
-    if lost:
-        folders = counted(len(lost), "folder")
-        head = f"{path}: the images of {folders} are not named {_EXTENSIONS_TEXT}; rename or convert them"
-        raise RunError(listing(head, lost[:NUM_SHOWN], len(lost)))
-    if not classes:
-        raise RunError(f"{path} has no class folder that contains images ({_EXTENSIONS_TEXT})")
-
-
-def _files_note(path: Path, skipped: Skipped) -> list[str]:
-    if not (count := skipped.by_extension.total()):
-        return []
-    head = f"skipped {counted(count, 'file')} in {path} that are not images of a class"
-    hint = f"; of images, only {_EXTENSIONS_TEXT} are read" if skipped.other_images() else ""
-    return [f"{head}: {skipped} (such as {skipped.example}){hint}"]
-
-
-def _folders_note(path: Path, ignored: Sequence[str], empty: Sequence[str]) -> list[str]:
-    names = [*(os.path.relpath(name, path) for name in sorted(ignored)), *(f"{n} (no images)" for n in empty)]
-    if not names:
-        return []
-    shown = ", ".join(names[:NUM_SHOWN]) + (", …" if len(names) > NUM_SHOWN else "")
-    return [f"ignored {counted(len(names), 'folder')} in {path} that are not classes: {shown}"]
-
-
-def _indexed(
-    root: Path, tree: Tree, classes: Sequence[str], report: ReportProgress, *, apply_orientation: bool
-) -> EncodedDataset:
-    identity = json.dumps([str(root.resolve()), str(tree.folder)])
-    names = b"\0".join(map(os.fsencode, classes))
-
-    def build() -> Arrays:
-        with reading(root / tree.folder):
-            return make_index(_entries(root, tree, classes, report))
-
-    stamp = [tree.digest, hashlib.sha256(names).hexdigest()]
-    index = cached_arrays("image_folder", identity, stamp, build)
-    return EncodedDataset(root, index, apply_orientation=apply_orientation)
-
-
-def _entries(root: Path, tree: Tree, classes: Sequence[str], report: ReportProgress) -> Iterator[Entry]:
-    done = 0
-    with ThreadPoolExecutor(_NUM_THREADS) as pool:
-        for entries in _measured(pool, root, _images(root, tree, classes)):
-            yield from entries
-            done += sum(entry.length for entry in entries)
-            report(f"index of {root / tree.folder}", done, tree.num_bytes)
-
-
-def _images(root: Path, tree: Tree, classes: Sequence[str]) -> Iterator[Labelled]:
-    """Walk again: keeping the result of the first walk would take hundreds of megabytes in every rank."""
-    labels = {name: label for label, name in enumerate(classes)}
-    for name in tree.classes:
-        for image in images_below(root / tree.folder / name)[0]:
-            yield Labelled(str(tree.folder / name / os.fsdecode(image.name)), image.length, labels[name])
-
-
-def _measured(pool: ThreadPoolExecutor, root: Path, images: Iterable[Labelled]) -> Iterator[list[Entry]]:
-    """Yield blocks of entries in order, with only as many tasks in flight as keep the threads busy."""
-    images, waiting = iter(images), deque[Future[list[Entry]]]()
-    while block := list(islice(images, _BLOCK)):
-        waiting.append(pool.submit(_measure, root, block))
-        if len(waiting) >= 2 * _NUM_THREADS:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
-
-
-def _measure(root: Path, block: Sequence[Labelled]) -> list[Entry]:
-    return [Entry(image.path, 0, image.length, image.label, *_header_of(root, image)) for image in block]
-
-
-def _header_of(root: Path, image: Labelled) -> tuple[int, int, int, bool, str, int]:
-    if not image.length:
-        return *bad_header("is empty, a dangling link, or not a regular file"), 0
-    try:
-        with (root / image.path).open("rb") as file:
-            return read_header(file)
-    except OSError as error:
-        return *bad_header(f"cannot be read: {error.strerror or error}"), 0
+SOURCES.register(
+    SourceSpec(
+        name="imagenet",
+        doc="the folders of ImageNet, like `image_folder`; 1000 classes",
+        kind="encoded",
+        keys=FILE_KEYS,
+        load=_load_imagenet,
+        num_samples=lambda data: 1_281_167,
+    )
+)

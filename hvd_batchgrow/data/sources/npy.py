@@ -12,6 +12,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from hvd_batchgrow.config import DataSection
+from hvd_batchgrow.config.source_specs import FILE_KEYS, SOURCES, SourceSpec
 from hvd_batchgrow.data.datasets.array_dataset import (
     array_source,
     check_images,
@@ -27,7 +28,7 @@ from hvd_batchgrow.data.datasets.section_values import need_root
 from hvd_batchgrow.messages.errors import RunError
 
 
-def load(data: DataSection, report: ReportProgress) -> DatasetPair:
+def load(data: DataSection, seed: int, report: ReportProgress) -> DatasetPair:
     """Load the source `numpy`: a file of images or rows, and a file of labels, for training and for testing.
 
     PREFIX_images.npy is uint8 (N, H, W, C) or (N, H, W); PREFIX_rows.npy is (N, features) of numbers;
@@ -144,3 +145,16 @@ def _check(values: NDArray[Any], labels: NDArray[Any], path: Path) -> None:
         if wrong:
             fault = f"feature {wrong[0]} has values that differ by less than float64 can represent"
             raise RunError(f"{path}: {fault}; subtract a constant from it")
+
+
+SOURCES.register(
+    SourceSpec(
+        name="numpy",
+        doc="`train_images.npy` (N, H, W[, C]) of bytes, or `train_rows.npy` (N, F) of any real numbers; "
+        "`train_labels.npy`; `test_…` likewise. (N, C, H, W) is an error that shows the transposition",
+        kind="images",
+        keys=FILE_KEYS | {"shape"},
+        load=load,
+        confirming_keys=frozenset({"shape"}),
+    )
+)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -11,11 +11,12 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from hvd_batchgrow.config import DataSection
-from hvd_batchgrow.data.datasets.dataset import NO_SIZES, DatasetPair, Ids, Kind
+from hvd_batchgrow.config.source_specs import SOURCES, Kind, SourceSpec
+from hvd_batchgrow.data.datasets.dataset import NO_SIZES, DatasetPair, Ids, ReportProgress
 from hvd_batchgrow.data.datasets.normalization import image_moments, row_moments
 from hvd_batchgrow.data.datasets.section_values import num_held_out
 from hvd_batchgrow.data.order.philox import philox4x32
-from hvd_batchgrow.data.sources.specs import known_num_samples
+from hvd_batchgrow.messages.errors import Fault
 
 _DOMAIN = np.uint64(0xFFFFFFFF)
 """Fourth word of the counter. It is small in the draws of `sample_draws`, which use the same key."""
@@ -110,22 +111,22 @@ class SyntheticDataset:
         return f"synthetic {self.kind}, number {sample_id}"
 
 
-def load(data: DataSection, seed: int) -> DatasetPair:
+def load(data: DataSection, seed: int, report: ReportProgress) -> DatasetPair:
     """Load the sources `synthetic_images` and `synthetic_rows`.
 
     Training samples are 0 … N - 1. They are followed by T test samples, where T is ⌈`data.test_fraction` · N⌉, and at
     least ten per class. Mean and std are those of the first few thousand training samples.
 
     Args:
-        data: sets the number of samples, their shape (default 32 × 32 × 3, or 54) and the classes (default 10).
+        data: without `_faults`; sets the number of samples, their shape (default 32 × 32 × 3, or 54) and the classes
+            (default 10).
         seed: of the job.
-
-    Raises:
-        JobError: the job does not set the number of samples.
+        report: not called.
     """
+    assert data.num_samples is not None
     kind: Kind = "images" if data.source == "synthetic_images" else "rows"
     shape = data.shape or ((32, 32, 3) if kind == "images" else (54,))
-    num_samples, num_classes = known_num_samples(data), data.num_classes or 10
+    num_samples, num_classes = data.num_samples, data.num_classes or 10
     num_test = max(num_held_out(num_samples, data.test_fraction), 10 * num_classes)
     parts = range(num_samples), range(num_samples, num_samples + num_test)
     train, test = (SyntheticDataset(kind, shape, seed, ids, num_classes) for ids in parts)
@@ -157,3 +158,32 @@ def _moments(train: SyntheticDataset) -> Iterable[NDArray[np.float64]]:
     count = min(len(train), 4096, max(16, (1 << 24) // math.prod(train.shape)))
     samples = train.fetch(np.arange(count))
     return image_moments([samples]) if train.kind == "images" else row_moments([samples], "synthetic rows")
+
+
+_AXES = {"synthetic_images": ("height", "width", "channels"), "synthetic_rows": ("features",)}
+"""Meaning of `data.shape`, by source."""
+
+
+def _faults(data: DataSection) -> Iterator[Fault]:
+    axes = _AXES[data.source]
+    if data.num_samples is None:
+        yield Fault("data.num_samples", f"is needed: {data.source!r} generates this number of samples")
+    if data.shape is not None and len(data.shape) != len(axes):
+        yield Fault("data.shape", f"must be [{', '.join(axes)}] for {data.source!r}, got {list(data.shape)}")
+
+
+def _register(name: str, kind: Kind) -> None:
+    SOURCES.register(
+        SourceSpec(
+            name=name,
+            doc=f"generated {kind}: any `num_samples` of any `shape`, without memory",
+            kind=kind,
+            keys=frozenset({"shape", "test_fraction"}),
+            load=load,
+            faults=_faults,
+        )
+    )
+
+
+_register("synthetic_images", "images")
+_register("synthetic_rows", "rows")

@@ -25,7 +25,7 @@ from hvd_batchgrow.data.tables.cells import (
 from hvd_batchgrow.data.tables.columns import NUM_SHOWN, RawTable, find_roles
 from hvd_batchgrow.data.tables.csv_dialect import MISSING_TEXTS, NUMBER
 from hvd_batchgrow.data.tables.optional_packages import need
-from hvd_batchgrow.messages.schema_messages import counted
+from hvd_batchgrow.messages.wording import counted
 
 _MISSING = ("is missing", "are missing")
 _WHOLE = ("is not a whole number", "are not whole numbers")

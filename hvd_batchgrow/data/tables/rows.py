@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hvd_batchgrow.data.datasets.dataset import NO_SIZES, Ids, Kind, ReportProgress
+from hvd_batchgrow.config.source_specs import Kind
+from hvd_batchgrow.data.datasets.dataset import NO_SIZES, Ids, ReportProgress
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,10 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from hvd_batchgrow.nn.checks.forward_trace import alike
 from hvd_batchgrow.nn.ghost.ghost_batch_norm import ghost_norms
 from hvd_batchgrow.nn.state.forward_state import listed, trial_loss
 from hvd_batchgrow.nn.state.saved_state import SavedState
-from hvd_batchgrow.nn.state.side_effect_free import dry_run, kept_generators
+from hvd_batchgrow.nn.state.side_effect_free import alike, dry_run, kept_generators
 
 _FACTORS = (2.0**16, 2.0)
 """Factors on the loss: the large one reveals a hook that clips; 16-bit types may overflow and need the small one."""

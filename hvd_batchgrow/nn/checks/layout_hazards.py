@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import random
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hvd_batchgrow.nn.checks.forward_trace import Outputs, first_difference, numbered, trace_forward
-from hvd_batchgrow.nn.checks.rng_use import WHOLE, own_randomness
+from hvd_batchgrow.nn.dropout import keyed_dropouts, set_sample_keys
 from hvd_batchgrow.nn.ghost.ghost_batch_norm import ghost_norms
 from hvd_batchgrow.nn.state.forward_state import listed
-from hvd_batchgrow.nn.state.side_effect_free import dry_run, trial_samples
+from hvd_batchgrow.nn.state.side_effect_free import alike, dry_run, trial_samples
 
 NUM_SAMPLES = 7
 """Of each trial forward. Few tensors have 7 rows unless each row is a sample."""
 
+_WHOLE = "the network's own forward"
+"""Reported if no submodule is the cause."""
+
 
 def layout_hazards(model: nn.Module, sample_shape: Sequence[int]) -> list[str]:
-    """Return a line that names the modules that draw random numbers, or those that mix the samples of a batch.
+    """Return a line that names the modules that draw random numbers, or the one that mixes the samples of a batch.
+
+    Modules such as dropout draw from the generator of their rank, in the order of its micro-batches. What they draw
+    for a sample depends on how the batch was divided. Ghost norms are no hazard: their ghost batches are the same in
+    every layout.
 
     Args:
         model: is not changed.
@@ -28,50 +38,94 @@ def layout_hazards(model: nn.Module, sample_shape: Sequence[int]) -> list[str]:
         At most one line; empty if no hazard was found.
     """
     example = trial_samples(model, NUM_SAMPLES, sample_shape)
-    if drawing := own_randomness(model, example):
-        return [f"{listed(drawing)}: random numbers that are not keyed by sample"]
-    if coupling := coupled_samples(model, example):
-        return [f"{listed(coupling)}: samples of a batch affect each other outside of ghost norms"]
-    return []
-
-
-def coupled_samples(model: nn.Module, example: Tensor) -> list[str]:
-    """Return the path of the innermost module whose output for one sample depends on the other samples, in training.
-
-    Ghost norms are in evaluation mode meanwhile: their ghost batches are the same in every layout.
-
-    Args:
-        model: is not changed; must not draw random numbers.
-        example: two samples or more. The first one stays, the others change.
-    """
-    others = torch.cat([example[:1], example[1:].flip(0) * -0.5 + 0.25])
-    before, after = (_outputs(model, batch) for batch in (example, others))
-    return [path or WHOLE for path in first_difference(*_first_rows(before, after, len(example)))]
-
-
-def _outputs(model: nn.Module, batch: Tensor) -> Outputs:
-    with dry_run(model, len(batch), training=True):
+    with dry_run(model, NUM_SAMPLES, training=True) as before:
         for norm in ghost_norms(model):
             norm.training = False
-        return trace_forward(model, batch).outputs
+        first = _Trace(model, example)
+        before.restore(attributes=False)  # generators and counters among the attributes keep their new state
+        set_sample_keys(keyed_dropouts(model), torch.arange(NUM_SAMPLES))
+        drawing = first.drew or _first_difference(first, _Trace(model, example), NUM_SAMPLES)
+    if drawing:
+        paths = [path or _WHOLE for path, _ in model.named_modules() if path in drawing]
+        return [f"{listed(paths)}: random numbers that are not keyed by sample"]
+    others = torch.cat([example[:1], example[1:].flip(0) * -0.5 + 0.25])  # the first sample stays
+    with dry_run(model, NUM_SAMPLES, training=True):
+        for norm in ghost_norms(model):
+            norm.training = False
+        mixing = _first_difference(first, _Trace(model, others), 1)
+    return [f"{path or _WHOLE}: samples of a batch affect each other outside of ghost norms" for path in mixing]
 
 
-def _first_rows(before: Outputs, after: Outputs, num_samples: int) -> tuple[Outputs, Outputs]:
-    """Return the output of each module for the first sample, in both forwards.
+class _Trace:
+    """A forward pass: the outputs of the modules, and the modules that advance a global random generator.
+
+    Args:
+        model: its forward runs once.
+        batch: the input.
+    """
+
+    def __init__(self, model: nn.Module, batch: Tensor) -> None:
+        self.drew: set[str] = set()
+        self.outputs: dict[tuple[str, int], list[Tensor]] = {}
+        """By path and number of the call, in the order in which the calls return; threads may change that order."""
+        self._running: list[str] = []
+        self._counts: Counter[str] = Counter()
+        self._device, self._states = batch.device, _generator_states(batch.device)
+        handles = []
+        for path, module in model.named_modules():
+            handles.append(module.register_forward_pre_hook(lambda _module, _args, path=path: self._begin(path)))
+            handles.append(module.register_forward_hook(lambda _module, _args, out, path=path: self._end(path, out)))
+        try:
+            model(batch.clone())  # a clone: a network may change its input in place
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _begin(self, path: str) -> None:
+        self._observe()
+        self._running.append(path)
+
+    def _end(self, path: str, output: Any) -> None:
+        self._observe()
+        self._running.pop()
+        self.outputs[path, self._counts[path]] = [tensor.detach().clone() for tensor in _tensors(output)]
+        self._counts[path] += 1
+
+    def _observe(self) -> None:
+        states = _generator_states(self._device)
+        if states != self._states and self._running:
+            self.drew.add(self._running[-1])
+        self._states = states
+
+
+def _generator_states(device: torch.device) -> tuple[Any, ...]:
+    of_device = torch.cuda.get_rng_state(device).numpy().tobytes() if device.type == "cuda" else b""
+    legacy = np.random.get_state(legacy=True)
+    of_numpy = (legacy[1].tobytes(), *legacy[2:])  # type: ignore[index]
+    return torch.get_rng_state().numpy().tobytes(), of_device, of_numpy, random.getstate()
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (tuple, list, dict)):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _tensors(part)
+
+
+def _first_difference(before: _Trace, after: _Trace, num_rows: int) -> list[str]:
+    """Return the path of the first call to return whose output for the first samples differs, if there is one.
 
     Outputs that do not have a row for each sample in both forwards are skipped, such as those of an expert that gets
     some of the samples. A later module reveals their effect.
     """
-    rows: tuple[Outputs, Outputs] = [], []
-    others = numbered(after)
-    for (path, number), ours in numbered(before).items():
-        together = zip(ours, others.get((path, number), []), strict=False)
-        pairs = [pair for pair in together if all(_has_rows(tensor, num_samples) for tensor in pair)]
-        for side, index in ((rows[0], 0), (rows[1], 1)):
-            side.append((path, [pair[index][0] for pair in pairs]))
-    return rows
+    for call, ours in before.outputs.items():
+        for pair in zip(ours, after.outputs.get(call, []), strict=False):
+            if all(map(_has_rows, pair)) and not alike(pair[0][:num_rows], pair[1][:num_rows]):
+                return [call[0]]
+    return []
 
 
-def _has_rows(tensor: Tensor, num_samples: int) -> bool:
+def _has_rows(tensor: Tensor) -> bool:
     """Return whether a tensor may have a row for each sample. Integers are skipped: often they index a sorted batch."""
-    return tensor.shape[:1] == (num_samples,) and (tensor.is_floating_point() or tensor.is_complex())
+    return tensor.shape[:1] == (NUM_SAMPLES,) and (tensor.is_floating_point() or tensor.is_complex())

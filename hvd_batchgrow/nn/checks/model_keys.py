@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from hvd_batchgrow.config import ModelSection
-from hvd_batchgrow.config.model_names import FAMILIES, NORM_KEYS, ModelFamily, read_name
+from hvd_batchgrow.config.model_specs import NORM_KEYS, ModelSpec, all_models, read_name
 from hvd_batchgrow.messages.errors import Fault
 
 
@@ -16,37 +16,34 @@ def check_network(model: ModelSection) -> list[Fault]:
     because the stream is cut into ghost batches.
     """
     try:
-        family = FAMILIES[read_name(model.name).family]
+        spec, _ = read_name(model.name)
     except ValueError as error:
         return [Fault("model.name", f"{error}, got {model.name!r}")]
     given = {key for key, field in type(model).model_fields.items() if getattr(model, key) != field.default}
-    unused = sorted(given - _used(family))
+    unused = sorted(given - _used(spec))
     faults = [Fault(f"model.{key}", f"is not used by {model.name!r}, but by {_users(key)}") for key in unused]
-    if model.name == "dense7" and model.channels and len(model.channels) != 6:
-        widths = f"{len(model.channels)}: {list(model.channels)}"
-        faults.append(Fault("model.channels", f"dense7 has six hidden layers, so six widths, not {widths}"))
-    return faults
+    return [*faults, *spec.faults(model)]
 
 
 def _users(key: str) -> str:
-    return ", ".join(family.shown for family in FAMILIES.values() if key in _used(family))
+    return ", ".join(str(spec) for spec in all_models() if key in _used(spec))
 
 
-def _used(family: ModelFamily) -> set[str]:
+def _used(spec: ModelSpec) -> set[str]:
     """Return the keys that the network is built from or that configure its normalization layers."""
-    return {"name", "ghost_batch", *family.keys, *({"precise_bn_samples"} if family.keys >= NORM_KEYS else ())}
+    return {"name", "ghost_batch", *spec.keys, *({"precise_bn_samples"} if spec.keys >= NORM_KEYS else ())}
 
 
 def check_shape(model: ModelSection, shape: Sequence[int]) -> list[Fault]:
     """Return why a network cannot accept samples of a shape: (H, W, C) or (features,)."""
-    family = FAMILIES[read_name(model.name).family]
+    spec, _ = read_name(model.name)
     kind = "images" if len(shape) == 3 else "rows"
-    if family.accepts not in {kind, "both"}:
-        others = [other.shown for other in FAMILIES.values() if other.accepts == kind]
+    if spec.accepts not in {kind, "both"}:
+        others = [str(other) for other in all_models() if other.accepts == kind]
         texts = {"images": "images (H, W, C)", "rows": "rows (features,)"}
-        fault = f"{model.name!r} takes {texts[family.accepts]}, the samples are {kind} {tuple(shape)}"
+        fault = f"{model.name!r} takes {texts[spec.accepts]}, the samples are {kind} {tuple(shape)}"
         return [Fault("model.name", f"{fault}; {kind} are for {', '.join(others)}")]
-    if kind == "images" and min(shape[:2]) < family.least_pixels:
-        pixels = f"{family.least_pixels} × {family.least_pixels}"
+    if kind == "images" and min(shape[:2]) < spec.least_pixels:
+        pixels = f"{spec.least_pixels} × {spec.least_pixels}"
         return [Fault("model.name", f"{model.name!r} needs images of at least {pixels}, these are {tuple(shape)}")]
     return []

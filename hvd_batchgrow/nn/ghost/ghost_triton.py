@@ -17,18 +17,8 @@ def normalise(
 
     The result of a ghost batch is bit-identical in every run and for any number of other ghost batches.
 
-    Args:
-        x: (k·γ, C, …) of float32, float16 or bfloat16, on a GPU (with Triton's interpreter, on any device); a
-            ghost batch has at least 2 values per channel, and `ghost_tiles.fits` its size.
-        weight: (C,), or None for 1.
-        bias: (C,), or None for 0.
-        num_groups: k.
-        eps: added to the variance.
-        relu: whether the output is max(0, ·).
-
-    Returns:
-        The output, with the shape, type and layout of x; and float32 (k, 2, C), mean and unbiased variance of
-        each ghost batch, without gradient.
+    Arguments and result are those of `ghost_cpu.normalise`, but x is float32, float16 or bfloat16, on a GPU (with
+    Triton's interpreter, on any device), and `ghost_tiles.fits` its size.
     """
     return GhostNormalise.apply(TritonKernels, x, weight, bias, num_groups, eps, relu)  # type: ignore[no-untyped-call,no-any-return]
 

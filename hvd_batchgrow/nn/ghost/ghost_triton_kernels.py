@@ -31,14 +31,9 @@ def _place(num_channels: tl.tensor, CHANNELS: tl.constexpr) -> tl.tensor:
 
 @triton.jit
 def _tile(
-    first: tl.tensor,
-    c: tl.tensor,
-    is_channel: tl.tensor,
-    num_values: tl.tensor,
-    num_channels: tl.tensor,
-    VALUES: tl.constexpr,
-    PIXELS: tl.constexpr,
-) -> tl.tensor:
+    first: tl.tensor, c: tl.tensor, is_channel: tl.tensor, num_values: tl.tensor, num_channels: tl.tensor,
+    VALUES: tl.constexpr, PIXELS: tl.constexpr,
+) -> tl.tensor:  # fmt: skip
     """Return the offsets of a tile's values in their ghost batch, and a mask of the values that exist."""
     m = first + tl.arange(0, VALUES)
     places = (m // PIXELS * (PIXELS * num_channels) + m % PIXELS)[:, None] + (c * PIXELS)[None, :]
@@ -85,16 +80,9 @@ def _normalised(x: tl.tensor, mean: tl.tensor, slope: tl.tensor, bias: tl.tensor
 
 @triton.jit
 def _keep(
-    statistics: tl.tensor,
-    inverses: tl.tensor,
-    group: tl.tensor,
-    c: tl.tensor,
-    is_channel: tl.tensor,
-    num_channels: tl.tensor,
-    mean: tl.tensor,
-    variance: tl.tensor,
-    inverse: tl.tensor,
-) -> tl.tensor:
+    statistics: tl.tensor, inverses: tl.tensor, group: tl.tensor, c: tl.tensor, is_channel: tl.tensor,
+    num_channels: tl.tensor, mean: tl.tensor, variance: tl.tensor, inverse: tl.tensor,
+) -> tl.tensor:  # fmt: skip
     row = statistics + group * 2 * num_channels
     tl.store(row + c, mean, mask=is_channel)
     tl.store(row + num_channels + c, variance, mask=is_channel)
@@ -103,20 +91,10 @@ def _keep(
 
 @triton.jit
 def normalise_whole(
-    x: tl.tensor,
-    weight: tl.tensor,
-    bias: tl.tensor,
-    y: tl.tensor,
-    statistics: tl.tensor,
-    inverses: tl.tensor,
-    num_values: tl.tensor,
-    num_channels: tl.tensor,
-    eps: tl.tensor,
-    RELU: tl.constexpr,
-    PIXELS: tl.constexpr,
-    VALUES: tl.constexpr,
-    CHANNELS: tl.constexpr,
-) -> None:
+    x: tl.tensor, weight: tl.tensor, bias: tl.tensor, y: tl.tensor, statistics: tl.tensor, inverses: tl.tensor,
+    num_values: tl.tensor, num_channels: tl.tensor, eps: tl.tensor,
+    RELU: tl.constexpr, PIXELS: tl.constexpr, VALUES: tl.constexpr, CHANNELS: tl.constexpr,
+) -> None:  # fmt: skip
     """Compute output and statistics of some channels of a ghost batch."""
     group, c, is_channel = _place(num_channels, CHANNELS)
     places, exists = _tile(0, c, is_channel, num_values, num_channels, VALUES, PIXELS)
@@ -132,15 +110,9 @@ def normalise_whole(
 
 @triton.jit
 def moments_of_splits(
-    x: tl.tensor,
-    parts: tl.tensor,
-    num_values: tl.tensor,
-    num_channels: tl.tensor,
-    PIXELS: tl.constexpr,
-    VALUES: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    TILES: tl.constexpr,
-) -> None:
+    x: tl.tensor, parts: tl.tensor, num_values: tl.tensor, num_channels: tl.tensor,
+    PIXELS: tl.constexpr, VALUES: tl.constexpr, CHANNELS: tl.constexpr, TILES: tl.constexpr,
+) -> None:  # fmt: skip
     """Fill `parts` (k, 2, splits, C) with the mean of each split and the sum of squared differences from it."""
     group, c, is_channel = _place(num_channels, CHANNELS)
     begin = group * num_values * num_channels
@@ -166,13 +138,9 @@ def moments_of_splits(
 
 @triton.jit
 def _load_parts(
-    parts: tl.tensor,
-    group: tl.tensor,
-    c: tl.tensor,
-    is_channel: tl.tensor,
-    num_channels: tl.tensor,
+    parts: tl.tensor, group: tl.tensor, c: tl.tensor, is_channel: tl.tensor, num_channels: tl.tensor,
     SPLITS: tl.constexpr,
-) -> tl.tensor:
+) -> tl.tensor:  # fmt: skip
     """Return both quantities of all splits, (SPLITS, channels), with 0 for splits that do not exist."""
     split = tl.arange(0, SPLITS)
     exists = (split < tl.num_programs(1))[:, None] & is_channel[None, :]
@@ -184,23 +152,11 @@ def _load_parts(
 
 @triton.jit
 def normalise_splits(
-    x: tl.tensor,
-    weight: tl.tensor,
-    bias: tl.tensor,
-    y: tl.tensor,
-    statistics: tl.tensor,
-    inverses: tl.tensor,
-    parts: tl.tensor,
-    num_values: tl.tensor,
-    num_channels: tl.tensor,
-    eps: tl.tensor,
-    RELU: tl.constexpr,
-    PIXELS: tl.constexpr,
-    VALUES: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    TILES: tl.constexpr,
+    x: tl.tensor, weight: tl.tensor, bias: tl.tensor, y: tl.tensor, statistics: tl.tensor, inverses: tl.tensor,
+    parts: tl.tensor, num_values: tl.tensor, num_channels: tl.tensor, eps: tl.tensor,
+    RELU: tl.constexpr, PIXELS: tl.constexpr, VALUES: tl.constexpr, CHANNELS: tl.constexpr, TILES: tl.constexpr,
     SPLITS: tl.constexpr,
-) -> None:
+) -> None:  # fmt: skip
     """Compute the output of a split; the first split also writes the statistics. `parts`: from `moments_of_splits`."""
     group, c, is_channel = _place(num_channels, CHANNELS)
     means, squares = _load_parts(parts, group, c, is_channel, num_channels, SPLITS)
@@ -224,14 +180,9 @@ def normalise_splits(
 
 @triton.jit
 def _kept(
-    statistics: tl.tensor,
-    inverses: tl.tensor,
-    weight: tl.tensor,
-    group: tl.tensor,
-    c: tl.tensor,
-    is_channel: tl.tensor,
-    num_channels: tl.tensor,
-) -> tl.tensor:
+    statistics: tl.tensor, inverses: tl.tensor, weight: tl.tensor, group: tl.tensor, c: tl.tensor,
+    is_channel: tl.tensor, num_channels: tl.tensor,
+) -> tl.tensor:  # fmt: skip
     mean = tl.load(statistics + group * 2 * num_channels + c, mask=is_channel, other=0.0)
     inverse = tl.load(inverses + group * num_channels + c, mask=is_channel, other=0.0)
     return mean, inverse, inverse * _optional(weight, c, is_channel, 1.0)
@@ -239,15 +190,10 @@ def _kept(
 
 @triton.jit
 def _load_both(
-    x: tl.tensor,
-    dy: tl.tensor,
-    places: tl.tensor,
-    exists: tl.tensor,
-    mean: tl.tensor,
-    slope: tl.tensor,
+    x: tl.tensor, dy: tl.tensor, places: tl.tensor, exists: tl.tensor, mean: tl.tensor, slope: tl.tensor,
     bias: tl.tensor,
     RELU: tl.constexpr,
-) -> tl.tensor:
+) -> tl.tensor:  # fmt: skip
     """Return x - mean, and the gradient of the activation's input."""
     centred = tl.load(x + places, mask=exists, other=0.0).to(tl.float32) - mean[None, :]
     upstream = tl.load(dy + places, mask=exists, other=0.0).to(tl.float32)
@@ -260,14 +206,9 @@ def _load_both(
 
 @triton.jit
 def _keep_sums(
-    sums: tl.tensor,
-    group: tl.tensor,
-    c: tl.tensor,
-    is_channel: tl.tensor,
-    num_channels: tl.tensor,
-    dot: tl.tensor,
+    sums: tl.tensor, group: tl.tensor, c: tl.tensor, is_channel: tl.tensor, num_channels: tl.tensor, dot: tl.tensor,
     total: tl.tensor,
-) -> tl.tensor:
+) -> tl.tensor:  # fmt: skip
     row = sums + group * 2 * num_channels
     tl.store(row + c, dot, mask=is_channel)
     tl.store(row + num_channels + c, total, mask=is_channel)
@@ -275,21 +216,10 @@ def _keep_sums(
 
 @triton.jit
 def differentiate_whole(
-    x: tl.tensor,
-    dy: tl.tensor,
-    weight: tl.tensor,
-    bias: tl.tensor,
-    statistics: tl.tensor,
-    inverses: tl.tensor,
-    dx: tl.tensor,
-    sums: tl.tensor,
-    num_values: tl.tensor,
-    num_channels: tl.tensor,
-    RELU: tl.constexpr,
-    PIXELS: tl.constexpr,
-    VALUES: tl.constexpr,
-    CHANNELS: tl.constexpr,
-) -> None:
+    x: tl.tensor, dy: tl.tensor, weight: tl.tensor, bias: tl.tensor, statistics: tl.tensor, inverses: tl.tensor,
+    dx: tl.tensor, sums: tl.tensor, num_values: tl.tensor, num_channels: tl.tensor,
+    RELU: tl.constexpr, PIXELS: tl.constexpr, VALUES: tl.constexpr, CHANNELS: tl.constexpr,
+) -> None:  # fmt: skip
     """Compute the gradient of the input, and `sums` (k, 2, C), each ghost batch's part of those of weight and bias."""
     group, c, is_channel = _place(num_channels, CHANNELS)
     places, exists = _tile(0, c, is_channel, num_values, num_channels, VALUES, PIXELS)
@@ -306,21 +236,10 @@ def differentiate_whole(
 
 @triton.jit
 def sums_of_splits(
-    x: tl.tensor,
-    dy: tl.tensor,
-    weight: tl.tensor,
-    bias: tl.tensor,
-    statistics: tl.tensor,
-    inverses: tl.tensor,
-    parts: tl.tensor,
-    num_values: tl.tensor,
-    num_channels: tl.tensor,
-    RELU: tl.constexpr,
-    PIXELS: tl.constexpr,
-    VALUES: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    TILES: tl.constexpr,
-) -> None:
+    x: tl.tensor, dy: tl.tensor, weight: tl.tensor, bias: tl.tensor, statistics: tl.tensor, inverses: tl.tensor,
+    parts: tl.tensor, num_values: tl.tensor, num_channels: tl.tensor,
+    RELU: tl.constexpr, PIXELS: tl.constexpr, VALUES: tl.constexpr, CHANNELS: tl.constexpr, TILES: tl.constexpr,
+) -> None:  # fmt: skip
     """Fill `parts` (k, 2, splits, C) with the part of each split of Σ dy (x - mean) and of Σ dy."""
     group, c, is_channel = _place(num_channels, CHANNELS)
     mean, _, slope = _kept(statistics, inverses, weight, group, c, is_channel, num_channels)
@@ -341,24 +260,11 @@ def sums_of_splits(
 
 @triton.jit
 def differentiate_splits(
-    x: tl.tensor,
-    dy: tl.tensor,
-    weight: tl.tensor,
-    bias: tl.tensor,
-    statistics: tl.tensor,
-    inverses: tl.tensor,
-    dx: tl.tensor,
-    sums: tl.tensor,
-    parts: tl.tensor,
-    num_values: tl.tensor,
-    num_channels: tl.tensor,
-    RELU: tl.constexpr,
-    PIXELS: tl.constexpr,
-    VALUES: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    TILES: tl.constexpr,
+    x: tl.tensor, dy: tl.tensor, weight: tl.tensor, bias: tl.tensor, statistics: tl.tensor, inverses: tl.tensor,
+    dx: tl.tensor, sums: tl.tensor, parts: tl.tensor, num_values: tl.tensor, num_channels: tl.tensor,
+    RELU: tl.constexpr, PIXELS: tl.constexpr, VALUES: tl.constexpr, CHANNELS: tl.constexpr, TILES: tl.constexpr,
     SPLITS: tl.constexpr,
-) -> None:
+) -> None:  # fmt: skip
     """Compute `differentiate_whole` for a split. `parts`: from `sums_of_splits`."""
     group, c, is_channel = _place(num_channels, CHANNELS)
     mean, inverse, slope = _kept(statistics, inverses, weight, group, c, is_channel, num_channels)

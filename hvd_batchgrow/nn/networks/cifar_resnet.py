@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import TYPE_CHECKING
 
-from torch import Tensor, nn
+from hvd_batchgrow.config.model_specs import MODELS, NORM_KEYS, ModelSpec
 
-from hvd_batchgrow.nn.ghost.ghost_batch_norm import GhostBatchNorm2d
-from hvd_batchgrow.nn.networks.init import he_normal
-from hvd_batchgrow.nn.networks.wide_resnet import Norm
+if TYPE_CHECKING:
+    from torch import nn
 
 
-class CifarResNet(nn.Module):
-    """ResNet-D for small images, with shortcuts that have no parameters.
+def build(in_channels: int, num_classes: int, *, depth: int, ghost_batch: int, bn_momentum: float) -> nn.Module:
+    """Return ResNet-D for small images, with shortcuts that have no parameters.
 
     A 3×3 convolution to 16 channels, norm and ReLU; three stages of n = (D-2)/6 blocks of 16, 32 and
     64 channels, each stage at half the resolution of the previous one; mean of the map and a linear
@@ -35,49 +35,39 @@ class CifarResNet(nn.Module):
 
     Source: He et al. 2016 (arXiv 1512.03385), §4.2.
     """
+    from torch import nn
 
-    def __init__(
-        self,
-        in_channels: int,
-        num_classes: int,
-        depth: int = 20,
-        ghost_batch: int = 64,
-        bn_momentum: float = 0.1,
-    ) -> None:
-        super().__init__()
-        norm = partial(GhostBatchNorm2d, ghost_batch=ghost_batch, momentum=bn_momentum)
-        width = 16
-        first = (nn.Conv2d(in_channels, width, 3, padding=1, bias=False), norm(width), nn.ReLU(inplace=True))
-        blocks: list[nn.Module] = []
-        for out in (16, 32, 64):
-            for _ in range((depth - 2) // 6):
-                blocks.append(_Block(width, out, norm))
-                width = out
-        self.features = nn.Sequential(*first, *blocks)
-        self.classifier = nn.Linear(width, num_classes)
-        he_normal(self)
+    from hvd_batchgrow.nn.ghost.ghost_batch_norm import GhostBatchNorm2d
+    from hvd_batchgrow.nn.init import he_normal
+    from hvd_batchgrow.nn.layers import MeanClassifier, PaddedShortcutBlock
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Return the logits (n, num_classes) of a batch of images."""
-        return self.classifier(self.features(images).mean(dim=(2, 3)))  # type: ignore[no-any-return]
+    norm = partial(GhostBatchNorm2d, ghost_batch=ghost_batch, momentum=bn_momentum)
+    conv = partial(nn.Conv2d, kernel_size=3, padding=1, bias=False)
+    width = 16
+    layers: list[nn.Module] = [conv(in_channels, width), norm(width), nn.ReLU(inplace=True)]
+    for out in (16, 32, 64):
+        for _ in range((depth - 2) // 6):
+            first = conv(width, out, stride=1 if width == out else 2)
+            residual = nn.Sequential(first, norm(out), nn.ReLU(inplace=True), conv(out, out), norm(out))
+            layers.append(PaddedShortcutBlock(residual, out - width))
+            width = out
+    network = MeanClassifier(layers, width, num_classes)
+    he_normal(network)
+    return network
 
 
-class _Block(nn.Module):
-    def __init__(self, width: int, out: int, norm: Norm) -> None:
-        super().__init__()
-        self.new_channels = out - width
-        self.stride = 2 if self.new_channels else 1
-        self.residual = nn.Sequential(
-            nn.Conv2d(width, out, 3, stride=self.stride, padding=1, bias=False),
-            norm(out),
-            nn.ReLU(inplace=True),
-            nn.Conv2d(out, out, 3, padding=1, bias=False),
-            norm(out),
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        shortcut = x
-        if self.new_channels:
-            every_other = x[:, :, :: self.stride, :: self.stride]
-            shortcut = nn.functional.pad(every_other, (0, 0, 0, 0, 0, self.new_channels))
-        return nn.functional.relu(shortcut + self.residual(x))
+MODELS.register(
+    ModelSpec(
+        name="resnetD",
+        doc="CIFAR ResNet of depth D = 6n+2, shortcuts without parameters (He et al. 2016, §4.2, option A); "
+        "50 and 152 are torchvision's",
+        keys=NORM_KEYS,
+        accepts="images",
+        build=build,
+        pattern=r"resnet(?P<depth>[1-9]\d*)",
+        # 50 and 152 have this form too, but they are the depths of ImageNet's networks.
+        depths=tuple(depth for depth in range(8, 1203, 6) if depth not in {50, 152}),
+        listing="resnetD of depth D = 6n+2",
+        examples=tuple(f"resnet{depth}" for depth in (20, 32, 44, 56, 110)),
+    )
+)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from typing import TYPE_CHECKING
 
-from hvd_batchgrow.nn.ghost.ghost_batch_norm import GhostBatchNorm2d
-from hvd_batchgrow.nn.networks.init import he_normal
+from hvd_batchgrow.config.model_specs import MODELS, NORM_KEYS, ModelSpec
+
+if TYPE_CHECKING:
+    from torch import nn
 
 _STAGES = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
 """Convolutions of each stage, by depth. The depth also counts the three linear layers of the paper."""
+_NAMES = tuple(f"vgg{depth}_bn" for depth in _STAGES)
 
 
-class Vgg(nn.Module):
-    """VGG-D with norm, and with one linear layer instead of the paper's three.
+def build(in_channels: int, num_classes: int, *, depth: int, ghost_batch: int, bn_momentum: float) -> nn.Module:
+    """Return VGG-D with norm, and with one linear layer instead of the paper's three.
 
     Five stages of 3×3 convolutions with norm and ReLU, of 64, 128, 256, 512 and 512 channels, each end
     with 2×2 max-pooling. One pixel of 32×32 is left; larger maps are averaged. One linear layer follows.
@@ -34,29 +37,37 @@ class Vgg(nn.Module):
     Source: Simonyan & Zisserman 2015 (arXiv 1409.1556), in the CIFAR form of
     github.com/bearpaw/pytorch-classification, which AdaBatch (github.com/NVlabs/AdaBatch) uses.
     """
+    from torch import nn
 
-    def __init__(
-        self,
-        in_channels: int,
-        num_classes: int,
-        depth: int = 19,
-        ghost_batch: int = 64,
-        bn_momentum: float = 0.1,
-    ) -> None:
-        super().__init__()
-        layers: list[nn.Module] = []
-        width = in_channels
-        for out, num_convolutions in zip((64, 128, 256, 512, 512), _STAGES[depth], strict=True):
-            for _ in range(num_convolutions):
-                norm = GhostBatchNorm2d(out, ghost_batch, momentum=bn_momentum)
-                layers += [nn.Conv2d(width, out, 3, padding=1, bias=False), norm, nn.ReLU(inplace=True)]
-                width = out
-            layers.append(nn.MaxPool2d(2))
-        self.features = nn.Sequential(*layers)
-        self.classifier = nn.Linear(width, num_classes)
-        he_normal(self)
-        nn.init.normal_(self.classifier.weight, std=0.01)
+    from hvd_batchgrow.nn.ghost.ghost_batch_norm import GhostBatchNorm2d
+    from hvd_batchgrow.nn.init import he_normal
+    from hvd_batchgrow.nn.layers import MeanClassifier
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Return the logits (n, num_classes) of a batch of images."""
-        return self.classifier(self.features(images).mean(dim=(2, 3)))  # type: ignore[no-any-return]
+    layers: list[nn.Module] = []
+    width = in_channels
+    for out, num_convolutions in zip((64, 128, 256, 512, 512), _STAGES[depth], strict=True):
+        for _ in range(num_convolutions):
+            norm = GhostBatchNorm2d(out, ghost_batch, momentum=bn_momentum)
+            layers += [nn.Conv2d(width, out, 3, padding=1, bias=False), norm, nn.ReLU(inplace=True)]
+            width = out
+        layers.append(nn.MaxPool2d(2))
+    network = MeanClassifier(layers, width, num_classes)
+    he_normal(network)
+    nn.init.normal_(network.classifier.weight, std=0.01)
+    return network
+
+
+MODELS.register(
+    ModelSpec(
+        name="vggD_bn",
+        doc="VGG-11, 13, 16 or 19 with norm, convolutions without biases, one linear layer; sides from 32 pixels",
+        keys=NORM_KEYS,
+        accepts="images",
+        build=build,
+        pattern=r"vgg(?P<depth>[1-9]\d*)_bn",
+        depths=tuple(_STAGES),
+        listing=", ".join(_NAMES),
+        examples=_NAMES,
+        least_pixels=32,  # halved five times
+    )
+)

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
+from typing import TYPE_CHECKING
 
-from torch import Tensor, nn
+from hvd_batchgrow.config.model_specs import MODELS, NORM_KEYS, ModelSpec
 
-from hvd_batchgrow.nn.dropout import KeyedDropout
-from hvd_batchgrow.nn.ghost.ghost_batch_norm import GhostBatchNorm2d
-from hvd_batchgrow.nn.networks.init import he_normal
-
-Norm = Callable[[int], nn.Module]
+if TYPE_CHECKING:
+    from torch import nn
 
 
-class WideResNet(nn.Module):
-    """WRN-D-K: pre-activation residual blocks of two 3×3 convolutions, K times as wide as in a ResNet.
+def build(
+    in_channels: int,
+    num_classes: int,
+    *,
+    depth: int,
+    widening: int,
+    ghost_batch: int,
+    bn_momentum: float,
+    dropout: float,
+) -> nn.Module:
+    """Return WRN-D-K: pre-activation residual blocks of two 3×3 convolutions, K times as wide as in a ResNet.
 
     A 3×3 convolution to 16 channels; three stages of n = (D-4)/6 blocks of 16K, 32K and 64K channels,
     each stage at half the resolution of the previous one; norm, ReLU, mean of the map and a linear
@@ -40,48 +46,48 @@ class WideResNet(nn.Module):
 
     Source: Zagoruyko & Komodakis 2016 (arXiv 1605.07146).
     """
+    from torch import nn
 
-    def __init__(
-        self,
-        in_channels: int,
-        num_classes: int,
-        depth: int = 16,
-        widening: int = 4,
-        ghost_batch: int = 64,
-        bn_momentum: float = 0.1,
-        dropout: float = 0.0,
-    ) -> None:
-        super().__init__()
-        norm = partial(GhostBatchNorm2d, ghost_batch=ghost_batch, momentum=bn_momentum)
-        width = 16
-        layers: list[nn.Module] = [nn.Conv2d(in_channels, width, 3, padding=1, bias=False)]
-        for out, stride in ((16 * widening, 1), (32 * widening, 2), (64 * widening, 2)):
-            for k in range((depth - 4) // 6):
-                layers.append(_Block(width, out, stride if k == 0 else 1, norm, dropout))
-                width = out
-        self.features = nn.Sequential(*layers, norm(width), nn.ReLU(inplace=True))
-        self.classifier = nn.Linear(width, num_classes)
-        he_normal(self)
+    from hvd_batchgrow.nn.dropout import KeyedDropout
+    from hvd_batchgrow.nn.ghost.ghost_batch_norm import GhostBatchNorm2d
+    from hvd_batchgrow.nn.init import he_normal
+    from hvd_batchgrow.nn.layers import MeanClassifier, PreActivationBlock
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Return the logits (n, num_classes) of a batch of images."""
-        return self.classifier(self.features(images).mean(dim=(2, 3)))  # type: ignore[no-any-return]
+    norm = partial(GhostBatchNorm2d, ghost_batch=ghost_batch, momentum=bn_momentum)
+    conv = partial(nn.Conv2d, bias=False)
 
-
-class _Block(nn.Module):
-    def __init__(self, width: int, out: int, stride: int, norm: Norm, dropout: float) -> None:
-        super().__init__()
-        self.activate = nn.Sequential(norm(width), nn.ReLU(inplace=True))
-        self.residual = nn.Sequential(
-            nn.Conv2d(width, out, 3, stride=stride, padding=1, bias=False),
+    def block(width: int, out: int, stride: int) -> nn.Module:
+        residual = nn.Sequential(
+            conv(width, out, 3, stride=stride, padding=1),
             norm(out),
             nn.ReLU(inplace=True),
             *([KeyedDropout(dropout)] if dropout else []),
-            nn.Conv2d(out, out, 3, padding=1, bias=False),
+            conv(out, out, 3, padding=1),
         )
-        self.shortcut = None if width == out else nn.Conv2d(width, out, 1, stride=stride, bias=False)
+        shortcut = None if width == out else conv(width, out, 1, stride=stride)
+        return PreActivationBlock(nn.Sequential(norm(width), nn.ReLU(inplace=True)), residual, shortcut)
 
-    def forward(self, x: Tensor) -> Tensor:
-        active = self.activate(x)
-        shortcut: Tensor = x if self.shortcut is None else self.shortcut(active)
-        return shortcut + self.residual(active)  # type: ignore[no-any-return]
+    width = 16
+    layers: list[nn.Module] = [conv(in_channels, width, 3, padding=1)]
+    for out, stride in ((16 * widening, 1), (32 * widening, 2), (64 * widening, 2)):
+        for k in range((depth - 4) // 6):
+            layers.append(block(width, out, stride if k == 0 else 1))
+            width = out
+    network = MeanClassifier([*layers, norm(width), nn.ReLU(inplace=True)], width, num_classes)
+    he_normal(network)
+    return network
+
+
+MODELS.register(
+    ModelSpec(
+        name="wrn_D_K",
+        doc="wide ResNet of depth D = 6n+4 and widening factor K, with optional dropout (Zagoruyko & Komodakis 2016)",
+        keys=NORM_KEYS | {"dropout"},
+        accepts="images",
+        build=build,
+        pattern=r"wrn_(?P<depth>[1-9]\d*)_(?P<widening>[1-9]\d*)",
+        depths=tuple(range(10, 1007, 6)),
+        listing="wrn_D_K of depth D = 6n+4",
+        examples=("wrn_16_4", "wrn_28_10"),
+    )
+)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from hvd_batchgrow.nn.dropout import KeyedDropout, keyed_dropouts, set_sample_keys
 from hvd_batchgrow.nn.ghost.ghost_batch_norm import GhostBatchNorm, ghost_norms
-from hvd_batchgrow.nn.state.saved_state import Saved, SavedState, changed, same_tensor
+from hvd_batchgrow.nn.state.saved_state import Saved, SavedState, changed
 from hvd_batchgrow.nn.state.side_effect_free import dry_run
 
 NUM_SAMPLES, _NUM_GROUPS = 4, 2
@@ -151,12 +151,15 @@ def trial_loss(model: nn.Module, example: Tensor) -> Tensor:
 def _backward(model: nn.Module, loss: Tensor) -> None:
     loss.backward()
     for path, norm in model.named_modules():
-        if isinstance(norm, GhostBatchNorm) and norm.training:
-            count = len(norm.take_statistics())
-            if count != _NUM_GROUPS:
-                raise StateFault(
-                    f"norm {path or 'itself'} processes {count} ghost batches instead of {_NUM_GROUPS} in a pass"
-                )
+        if not isinstance(norm, GhostBatchNorm) or not norm.training:
+            continue
+        if not (count := len(norm.take_statistics())):
+            raise StateFault(f"a pass does not reach norm {path} in training; remove it, or keep it in evaluation mode")
+        if count != _NUM_GROUPS:
+            raise StateFault(
+                f"a pass gives {count} ghost batches instead of {_NUM_GROUPS} to norm {path or 'itself'}; "
+                "use a separate norm in each place, and one row per sample"
+            )
 
 
 @torch.no_grad()
@@ -168,24 +171,11 @@ def _move_weights(model: nn.Module) -> None:
 
 
 def _check_parameters(model: nn.Module, before: SavedState) -> None:
-    # As in SavedState: a tied parameter under each of its names, a shared module once.
-    modules = list(model.named_modules())
-    now = {
-        f"{path}.{own}".lstrip("."): p
-        for path, module in modules
-        for own, p in module._parameters.items()
-        if p is not None
-    }
-    saved = {name: value.content for name, value in before.parameters.items() if value.content is not None}
-    if names := [name for name in {**saved, **now} if not _is_same(saved.get(name), now.get(name))]:
+    if names := changed(before.parameters, SavedState(model).parameters):
         raise StateFault(
             f"a pass changes the parameters {listed(names)}, which only the optimizer may change; set initial values "
             "where the network is built (data-dependent initialisation), and keep averages of weights in buffers"
         )
-
-
-def _is_same(before: Tensor | None, now: Tensor | None) -> bool:
-    return before is not None and now is not None and same_tensor(before, now.detach())
 
 
 def _changed_buffers(model: nn.Module, states: Sequence[SavedState]) -> tuple[str, ...]:

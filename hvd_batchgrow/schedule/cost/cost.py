@@ -10,7 +10,7 @@ from typing import Any
 
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.messages.errors import Fault, JobError
-from hvd_batchgrow.messages.schema_messages import counted
+from hvd_batchgrow.messages.wording import counted
 from hvd_batchgrow.schedule.cost.probe_file import Probe, check_probe
 from hvd_batchgrow.schedule.cost.step_time import StepTimes
 from hvd_batchgrow.schedule.layout import Layout, formable_ranks

@@ -5,8 +5,10 @@ from __future__ import annotations
 import itertools
 import math
 
-from hvd_batchgrow.config import KEYS_OF_GROW_BY, AdamSection, Job
+from hvd_batchgrow.config import Job
 from hvd_batchgrow.config.batch_steps import parse_batch_steps
+from hvd_batchgrow.config.layout import KEYS_OF_GROW_BY
+from hvd_batchgrow.config.optim import AdamSection
 from hvd_batchgrow.config.schedules import (
     AdaptiveSchedule,
     BoundaryBase,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
-from hvd_batchgrow.config import AdamSection, Job, LarsSection
+from hvd_batchgrow.config import Job
+from hvd_batchgrow.config.optim import AdamSection, LarsSection
 from hvd_batchgrow.config.triggers import PlateauTrigger
 from hvd_batchgrow.schedule.phases import Phase
 

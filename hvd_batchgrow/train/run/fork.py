@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -12,7 +11,7 @@ from typing import Any
 from hvd_batchgrow.messages.errors import RunError
 from hvd_batchgrow.schedule.adaptive.decisions import Decision, decisions_text
 from hvd_batchgrow.schedule.plan import Plan, compile_plan
-from hvd_batchgrow.storage.atomic import sync, write_atomically
+from hvd_batchgrow.storage.atomic import new_folder
 from hvd_batchgrow.storage.strict_json import dump_json
 from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint, newest_good, write_checkpoint
 
@@ -59,18 +58,16 @@ def fork_run(
     _check(origin, checkpoint, plan, changed)
     check(checkpoint)
     forked_from = {"run": str(origin.absolute()), "samples": checkpoint.samples, "changed": changed}
-    aside = folder.with_name(f".{folder.name}.forking")
-    shutil.rmtree(aside, ignore_errors=True)
-    (aside / "checkpoints").mkdir(parents=True)
-    for name in _RECORDS:
-        if (origin / name).exists():
-            shutil.copyfile(origin / name, aside / name)
     record = json_bytes({"forked_from": forked_from, "attempts": []})
-    for name, content in {**records, **decided, "record.json": record}.items():
-        write_atomically(aside / name, content)
-    write_checkpoint(aside / "checkpoints", replace(checkpoint, deciding=deciding), 1, ())
-    os.rename(aside, folder)
-    sync(folder.parent)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with new_folder(folder) as aside:
+        (aside / "checkpoints").mkdir()
+        for name in _RECORDS:
+            if (origin / name).exists():
+                shutil.copyfile(origin / name, aside / name)
+        for name, content in {**records, **decided, "record.json": record}.items():
+            (aside / name).write_bytes(content)
+        write_checkpoint(aside / "checkpoints", replace(checkpoint, deciding=deciding), 1, ())
     lines = [f"{key} was {was!r}, is {now!r}" for key, (was, now) in changed.items()]
     return [f"skipped a checkpoint of {origin}: {reason}" for reason in skipped] + [
         f"forked from {origin} at sample {checkpoint.samples:,}: {'; '.join(lines) or 'the same job'}"

@@ -13,10 +13,10 @@ from hvd_batchgrow.data.datasets.dataset import Dataset, DatasetPair, ReportProg
 from hvd_batchgrow.data.images.encoded_dataset import EncodedDataset
 from hvd_batchgrow.data.pipeline.reader import choose_pipeline
 from hvd_batchgrow.data.pipeline.sampler import known_bad
-from hvd_batchgrow.data.sources.specs import known_num_samples
+from hvd_batchgrow.data.source_checks import known_num_samples
 from hvd_batchgrow.messages.errors import Fault, JobError, faults_of
-from hvd_batchgrow.messages.schema_messages import counted
-from hvd_batchgrow.nn.networks.registry import check_model
+from hvd_batchgrow.messages.wording import counted
+from hvd_batchgrow.nn.build import check_model
 from hvd_batchgrow.schedule.adaptive.decisions import check_replay
 from hvd_batchgrow.schedule.plan import Plan, compile_plan
 from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint

@@ -23,8 +23,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from hvd_batchgrow.comm.ranks import Ranks, RanksLost
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.messages.errors import RunError, first_fault, unwritable
-from hvd_batchgrow.messages.schema_messages import shown
 from hvd_batchgrow.messages.suggest import near_path
+from hvd_batchgrow.messages.wording import shown
 from hvd_batchgrow.nn.ghost.ghost_choice import kernels_for_cpu
 from hvd_batchgrow.schedule.plan import Plan
 from hvd_batchgrow.storage.atomic import remove_unfinished, write_atomically

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import socket
 import threading
@@ -13,6 +12,7 @@ from types import TracebackType
 
 from hvd_batchgrow.data.datasets.dataset import ReportProgress
 from hvd_batchgrow.messages.errors import RunError, unwritable
+from hvd_batchgrow.storage.file_lock import locked
 from hvd_batchgrow.storage.regular_files import read_regular
 
 BEAT_S = 5.0
@@ -24,16 +24,16 @@ NUM_BEATS = 4
 class RunLock:
     """A lock on a run folder, held from `take` to the end of the `with` block, or of the process.
 
-    The lock file is next to the folder, because the folder may be removed and created again. The lock is the
-    kernel's (flock), which releases it when the holder dies, whatever the cause. NFS shares such locks between
-    hosts, but some file systems do not. So the holder also writes a mark into the lock file, and updates it
-    regularly. A process that gets the lock but finds the mark of a process on another machine first watches the mark
+    The lock file is next to the folder, because the folder may be removed and created again. NFS shares the kernel's
+    locks between hosts, but some file systems do not. So the holder also writes a mark into the lock file, and updates
+    it regularly. A process that gets the lock but finds the mark of a process on another machine first watches the mark
     for changes. No clocks are compared.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._path = folder.parent / f".{folder.name}.lock"
+        self._held = contextlib.ExitStack()
         self._descriptor: int | None = None
         self._left = threading.Event()
         self._beats: threading.Thread | None = None
@@ -49,8 +49,7 @@ class RunLock:
         """
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._descriptor = self._held.enter_context(locked(self._path, wait=False))
             self._watch(read_regular(self._path).decode(errors="replace"), report)
             self._mark(0)
         except BlockingIOError:
@@ -101,8 +100,7 @@ class RunLock:
             self._beats.join()
             with contextlib.suppress(OSError):
                 os.ftruncate(self._descriptor, 0)  # released: the next process need not wait
-        if self._descriptor is not None:
-            os.close(self._descriptor)
+        self._held.close()
 
 
 def _boot_id() -> str:

@@ -11,12 +11,12 @@ from torch import nn
 from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.data.datasets.dataset import DatasetPair, ReportProgress, raise_bad
+from hvd_batchgrow.data.load_source import load_source
 from hvd_batchgrow.data.pipeline.reader import choose_pipeline
 from hvd_batchgrow.data.pipeline.sampler import OnBad
-from hvd_batchgrow.data.sources.registry import load_source
 from hvd_batchgrow.messages.errors import Fault, JobError, faults_of
+from hvd_batchgrow.nn.build import build_model, forward_state, hazards
 from hvd_batchgrow.nn.compiled import compile_network
-from hvd_batchgrow.nn.networks.registry import build_model, forward_state, hazards
 from hvd_batchgrow.nn.state.forward_state import ForwardState
 from hvd_batchgrow.train.arithmetic_settings import check_same_arithmetic
 

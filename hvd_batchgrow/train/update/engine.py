@@ -161,7 +161,8 @@ class UpdateEngine:
 
     def use(self, ranks: Ranks) -> None:
         """Share the following updates among these ranks, which include this one. Call it between updates."""
-        self.ranks = self.buckets.ranks = ranks
+        self.ranks = ranks
+        self.buckets.use(ranks)
 
     def update(
         self,

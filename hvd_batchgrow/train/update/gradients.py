@@ -47,7 +47,11 @@ class _Bucket:
     starts_last: bool = False
     """Whether autograd has ever accumulated a gradient in parts, which are complete only after the backward."""
     handle: Any = None
-    is_started: bool = False
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether this backward has finished with all members. If `starts_last`, only its end shows that."""
+        return len(self.accumulated) == len(self.members) and not self.starts_last
 
     def restore(self, place: int) -> None:
         """Copy into its slice the gradient of a member that a hook of the network has replaced."""
@@ -77,6 +81,9 @@ class GradientBuckets:
     Backward adds into the slices, micro-batch after micro-batch. Between `start_when_ready` and `wait` the
     all-reduce of a bucket starts as soon as the backward has finished with its last parameter, so
     that only the last micro-batch uses the network, and does so while it computes.
+
+    All ranks start the buckets in one order, because torch.distributed matches all-reduces by their order. A bucket
+    that is complete before its turn waits. The order is that in which rank 0's previous backward completed them.
 
     Autograd finishes a parameter once per backward, except where a backward runs inside another one, as
     reentrant checkpoints do. A bucket that has ever seen such a parameter starts after the backward. To see
@@ -108,7 +115,6 @@ class GradientBuckets:
         wire_type: torch.dtype | None = None,
     ) -> None:
         check_wire_type(wire_type, ranks, exact=exact)
-        self.ranks = ranks
         self.exact = exact
         self.norms: GradientNorms | None = None
         """Receives the gradient of each micro-batch before it is added to the sum."""
@@ -121,8 +127,9 @@ class GradientBuckets:
         self._num_samples = 0
         self._divisor = 1.0
         self._reached = torch.empty(0)
+        """How many ranks have reached each parameter; then the indices of the buckets in rank 0's order."""
         self._reached_handle: Any = None
-        # Backward runs from the last parameter to the first, so the buckets have that order too.
+        # Backward usually runs from the last parameter to the first, so the buckets have that order too.
         self._buckets = [
             _make_bucket(index, members, exact=exact, wire_type=wire_type if ranks.size > 1 else None)
             for index, members in enumerate(parts_of_size(list(parameters)[::-1], bucket_bytes))
@@ -133,6 +140,16 @@ class GradientBuckets:
                 parameter.register_post_accumulate_grad_hook(
                     lambda _, bucket=bucket, place=place: self._accumulated(bucket, place)
                 )
+        self._waiting: list[_Bucket] = []
+        """The buckets whose all-reduce has not started yet in this update, in the order of all ranks."""
+        self._completed: list[_Bucket] = []
+        """The buckets that this backward has completed, in this order."""
+        self.use(ranks)
+
+    def use(self, ranks: Ranks) -> None:
+        """All-reduce over these ranks from the next update on."""
+        self.ranks = ranks
+        self._order = self._buckets  # ranks that have just joined know no other order
 
     @property
     def members(self) -> list[Sequence[nn.Parameter]]:
@@ -150,7 +167,8 @@ class GradientBuckets:
                 if parameter.grad is not slice_:  # after `zero_grad`, or an update that did not reach it
                     parameter.grad = slice_
             bucket.reached = [False] * len(bucket.members)
-            bucket.handle, bucket.is_started = None, False
+            bucket.handle = None
+        self._waiting = list(self._order)
         sums = (part for bucket in self._buckets for part in (bucket.flat, bucket.parts, bucket.earlier))
         torch._foreach_zero_([part for part in sums if part is not None])
         self._num_earlier = 0
@@ -164,7 +182,7 @@ class GradientBuckets:
             loss: the loss to differentiate, summed over the samples.
             num_samples: number of these samples.
         """
-        self._is_backward, self._num_samples = True, num_samples
+        self._is_backward, self._num_samples, self._completed = True, num_samples, []
         for bucket in self._buckets:
             bucket.accumulated.clear()
         loss.register_hook(self._note_outermost)
@@ -203,11 +221,13 @@ class GradientBuckets:
 
     def start_rest(self) -> None:
         """After the last backward, start the remaining all-reduces."""
-        for bucket in self._buckets:
-            if not bucket.is_started:
-                self._start(bucket)
+        while self._waiting:
+            self._start(self._waiting.pop(0))
         self._armed = False
-        self._reached = torch.tensor([float(flag) for bucket in self._buckets for flag in bucket.reached])
+        completed = [bucket for bucket in self._completed if bucket.is_complete]
+        order = completed + [bucket for bucket in self._order if bucket not in completed]
+        indices = [bucket.index * (self.ranks.rank == 0) for bucket in order]
+        self._reached = torch.tensor([*(flag for bucket in self._buckets for flag in bucket.reached), *indices])
         self._reached_handle = self.ranks.start_sum(self._reached, "reached")
         if self.norms:
             self.norms.start(self.ranks)
@@ -232,6 +252,7 @@ class GradientBuckets:
             else:
                 bucket.flat.div_(self._divisor)
         self._hide_unreached()
+        self._order = [self._buckets[index] for index in self._reached[-len(self._buckets) :].tolist()]
         return time.perf_counter() - begin
 
     def noise(self, batch: int, loss_scale: float) -> dict[str, NoiseEstimate]:
@@ -254,7 +275,7 @@ class GradientBuckets:
         """Note that autograd has added to the gradient of a member."""
         if not self._is_backward:
             return
-        if bucket.is_started:
+        if bucket not in self._waiting:
             raise RunError(
                 f"the gradient of a parameter of shape {tuple(bucket.slices[place].shape)} was accumulated in parts, "
                 "the last one after its all-reduce had started; use non-reentrant checkpoints (use_reentrant=False)"
@@ -264,9 +285,10 @@ class GradientBuckets:
         if place in bucket.accumulated or torch._C._current_graph_task_id() != self._outermost:
             bucket.starts_last = True
         bucket.accumulated.add(place)
-        is_complete = len(bucket.accumulated) == len(bucket.members) and not bucket.starts_last
-        if self._armed and self._num_backwards and is_complete:
-            self._start(bucket)
+        if bucket.is_complete:
+            self._completed.append(bucket)
+        while self._armed and self._num_backwards and self._waiting and self._waiting[0].is_complete:
+            self._start(self._waiting.pop(0))
 
     def _start(self, bucket: _Bucket) -> None:
         total = bucket.flat
@@ -282,7 +304,6 @@ class GradientBuckets:
             total = torch.mul(total, bucket.wire_scale / self._divisor, out=wire)
         summed = total if bucket.parts is None else bucket.parts
         bucket.handle = self.ranks.start_sum(summed, f"gradients.{bucket.index}")
-        bucket.is_started = True
 
     def _wire_of(self, bucket: _Bucket) -> Tensor | None:
         """Return the tensor to all-reduce instead of the gradients, if any; a single rank rounds nothing."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -25,20 +26,23 @@ def hook_that_clips(num_classes: int) -> nn.Module:
     return net
 
 
-class Clipped(torch.autograd.Function):
+class Backward(torch.autograd.Function):
+    """The identity, with a function of the gradient as its backward pass."""
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+        ctx.function = function
         return x.clone()
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return gradient.clamp(-0.01, 0.01)
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return ctx.function(gradient), None
 
 
 @network(refused="not proportional to the loss")
 def function_that_clips(num_classes: int) -> nn.Module:
     return Around(
-        lambda net, x: net.last(Clipped.apply(net.first(x))),
+        lambda net, x: net.last(Backward.apply(net.first(x), lambda gradient: gradient.clamp(-0.01, 0.01))),
         first=nn.Linear(FEATURES, 8),
         last=nn.Linear(8, num_classes),
     )
@@ -103,21 +107,11 @@ def hook_that_takes_the_gradient_away(num_classes: int) -> nn.Module:
     return net
 
 
-class Reversed(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return -gradient
-
-
 @network()
 def gradient_reversal(num_classes: int) -> nn.Module:
     def forward(net: Around, x: Tensor) -> Tensor:
         x = net.first(x).tanh()
-        return net.last(x) + net.other(Reversed.apply(x))
+        return net.last(x) + net.other(Backward.apply(x, lambda gradient: -gradient))
 
     return Around(
         forward, first=nn.Linear(FEATURES, 8), last=nn.Linear(8, num_classes), other=nn.Linear(8, num_classes)
@@ -160,19 +154,13 @@ def in_inference_mode(num_classes: int) -> nn.Module:
     return Around(forward, net=dense_net(num_classes))
 
 
-class Raises(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        raise OSError("no gradient here")
+def _raise(gradient: Tensor) -> Tensor:
+    raise OSError("no gradient here")
 
 
 @network(refused="no gradient here")
 def raises_in_the_backward(num_classes: int) -> nn.Module:
-    return Around(lambda net, x: Raises.apply(net.net(x)), net=dense_net(num_classes))
+    return Around(lambda net, x: Backward.apply(net.net(x), _raise), net=dense_net(num_classes))
 
 
 @network(refused="modified by an inplace operation")

@@ -86,7 +86,7 @@ def sync_batch_norm(num_classes: int) -> nn.Module:
     return nn.SyncBatchNorm.convert_sync_batchnorm(_conv(num_classes, nn.BatchNorm2d(8)))
 
 
-@network(refused="passes 2 ghost batches to its norm")
+@network(refused="gives 4 ghost batches instead of 2 to norm")
 def batch_norm_twice(num_classes: int) -> nn.Module:
     norm = nn.BatchNorm2d(8)
     return _conv(num_classes, norm, nn.Tanh(), norm)

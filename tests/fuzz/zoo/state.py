@@ -71,9 +71,8 @@ def codebook(num_classes: int) -> nn.Module:
     return Around(forward, first=nn.Linear(FEATURES, 6), last=nn.Linear(6, num_classes), codes=torch.randn(5, 6))
 
 
-@network(named=CHANGED, exact_refused=MEET, order="first")
-def initialised_by_the_data(num_classes: int) -> nn.Module:
-    """ActNorm: the first batch in training sets shift and scale, which are buffers."""
+def _act_norm(num_classes: int, shift: Tensor) -> nn.Module:
+    """Return a network whose first batch in training sets a shift."""
 
     def forward(net: Around, x: Tensor) -> Tensor:
         code = net.first(x)
@@ -83,34 +82,18 @@ def initialised_by_the_data(num_classes: int) -> nn.Module:
                 net.done.fill_(True)
         return net.last((code - net.shift).tanh())
 
-    return Around(
-        forward,
-        first=nn.Linear(FEATURES, 6),
-        last=nn.Linear(6, num_classes),
-        shift=torch.zeros(6),
-        done=torch.tensor(False),
-    )
+    first, last = nn.Linear(FEATURES, 6), nn.Linear(6, num_classes)
+    return Around(forward, first=first, last=last, shift=shift, done=torch.tensor(False))
+
+
+@network(named=CHANGED, exact_refused=MEET, order="first")
+def initialised_by_the_data(num_classes: int) -> nn.Module:
+    return _act_norm(num_classes, torch.zeros(6))
 
 
 @network(refused="changes the parameters shift")
 def parameters_initialised_by_the_data(num_classes: int) -> nn.Module:
-    """ActNorm with parameters instead of buffers."""
-
-    def forward(net: Around, x: Tensor) -> Tensor:
-        code = net.first(x)
-        if net.training and not net.done:
-            with torch.no_grad():
-                net.shift.copy_(code.mean(0))
-                net.done.fill_(True)
-        return net.last((code - net.shift).tanh())
-
-    return Around(
-        forward,
-        first=nn.Linear(FEATURES, 6),
-        last=nn.Linear(6, num_classes),
-        shift=nn.Parameter(torch.zeros(6)),
-        done=torch.tensor(False),
-    )
+    return _act_norm(num_classes, nn.Parameter(torch.zeros(6)))
 
 
 @network(named=CHANGED, order="first")
@@ -237,7 +220,7 @@ def dropout(num_classes: int) -> nn.Module:
     return _random(num_classes, nn.Dropout(0.3))
 
 
-@network(exact_refused="random numbers", compared=False)
+@network()
 def dropout_1(num_classes: int) -> nn.Module:
     return _random(num_classes, nn.Dropout(1.0))
 

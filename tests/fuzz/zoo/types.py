@@ -41,24 +41,22 @@ def booleans_first(num_classes: int) -> nn.Module:
     return Around(lambda net, x: net.net(x * net.mask), mask=mask, net=dense_net(num_classes))
 
 
+def _in_the_middle(num_classes: int, dtype: torch.dtype) -> nn.Module:
+    def forward(net: Around, x: Tensor) -> Tensor:
+        return net.last(net.middle(net.first(x).to(dtype)).tanh().float())
+
+    middle = nn.Linear(8, 8).to(dtype)
+    return Around(forward, first=nn.Linear(FEATURES, 8), middle=middle, last=nn.Linear(8, num_classes))
+
+
 @network()
 def float64_in_the_middle(num_classes: int) -> nn.Module:
-    return Around(
-        lambda net, x: net.last(net.middle(net.first(x).double()).tanh().float()),
-        first=nn.Linear(FEATURES, 8),
-        middle=nn.Linear(8, 8).double(),
-        last=nn.Linear(8, num_classes),
-    )
+    return _in_the_middle(num_classes, torch.float64)
 
 
 @network()
 def bfloat16_in_the_middle(num_classes: int) -> nn.Module:
-    return Around(
-        lambda net, x: net.last(net.middle(net.first(x).bfloat16()).tanh().float()),
-        first=nn.Linear(FEATURES, 8),
-        middle=nn.Linear(8, 8).bfloat16(),
-        last=nn.Linear(8, num_classes),
-    )
+    return _in_the_middle(num_classes, torch.bfloat16)
 
 
 @network()

@@ -1,35 +1,20 @@
-"""The networks that a job can name."""
+"""Build the network that a job names."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from torch import nn
 
 from hvd_batchgrow.config import Job
-from hvd_batchgrow.config.model_names import FAMILIES, read_name
+from hvd_batchgrow.config.model_specs import OWN, read_name
 from hvd_batchgrow.import_string import describe_error
 from hvd_batchgrow.messages.errors import Fault, JobError
 from hvd_batchgrow.nn.checks.layout_hazards import NUM_SAMPLES, layout_hazards
 from hvd_batchgrow.nn.checks.model_keys import check_network, check_shape
 from hvd_batchgrow.nn.ghost.convert import fuse_relu
-from hvd_batchgrow.nn.networks.alexnet import AlexNet
-from hvd_batchgrow.nn.networks.cifar_resnet import CifarResNet
-from hvd_batchgrow.nn.networks.dense import DenseLayers
-from hvd_batchgrow.nn.networks.small_conv_net import SmallConvNet
-from hvd_batchgrow.nn.networks.user import load_own, try_own
-from hvd_batchgrow.nn.networks.vgg import Vgg
-from hvd_batchgrow.nn.networks.wide_resnet import WideResNet
+from hvd_batchgrow.nn.own_network import load_own, try_own
 from hvd_batchgrow.nn.state.forward_state import ForwardState
-
-_NETWORKS: dict[str, Callable[..., nn.Module]] = {
-    "small_conv_net": SmallConvNet,
-    "wrn": WideResNet,
-    "resnet": CifarResNet,
-    "vgg": Vgg,
-    "alexnet": AlexNet,
-    "dense7": DenseLayers,
-}
 
 
 def check_model(job: Job) -> None:
@@ -52,14 +37,12 @@ def build_model(job: Job, sample_shape: Sequence[int], num_classes: int) -> nn.M
     model, shape = job.model, _cropped(job, sample_shape)
     if faults := check_shape(model, shape):
         raise JobError(faults, job.name)
-    named = read_name(model.name)
-    if named.family == "own":
+    spec, numbers = read_name(model.name)
+    if spec.build is None:
         return load_own(job, _input_shape(job, sample_shape), num_classes)
-    family = FAMILIES[named.family]
-    given = {key: value for key in family.keys if (value := getattr(model, key)) is not None}
-    numbers = dict(zip(family.numbers, named.numbers, strict=True))
+    given = {key: value for key in spec.keys if (value := getattr(model, key)) is not None}
     try:
-        return fuse_relu(_NETWORKS[named.family](shape[-1], num_classes, **numbers, **given))
+        return fuse_relu(spec.build(shape[-1], num_classes, **numbers, **given))
     except (RuntimeError, MemoryError) as error:  # larger than the memory, or than torch's sizes
         fault = f"{model.name!r} for {num_classes} classes cannot be built: {str(error).partition(chr(10))[0]}"
         raise JobError([Fault("model", fault)], job.name) from None
@@ -76,7 +59,7 @@ def hazards(job: Job, model: nn.Module, sample_shape: Sequence[int]) -> list[str
     Raises:
         JobError: a forward of the network fails.
     """
-    if read_name(job.model.name).family != "own":
+    if read_name(job.model.name)[0] is not OWN:
         return []
     try:
         return layout_hazards(model, _input_shape(job, sample_shape))
@@ -96,7 +79,7 @@ def forward_state(job: Job, model: nn.Module, sample_shape: Sequence[int]) -> Fo
     Raises:
         JobError: the trial fails; or the job is exact, and the network keeps state outside its buffers.
     """
-    if read_name(job.model.name).family != "own":
+    if read_name(job.model.name)[0] is not OWN:
         return ForwardState()
     return try_own(job, model, _input_shape(job, sample_shape))
 

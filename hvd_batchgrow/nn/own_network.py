@@ -5,9 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import random
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,9 +20,8 @@ from hvd_batchgrow.nn.checks.gradient_trial import gradient_fault
 from hvd_batchgrow.nn.checks.module_kinds import kind_fault
 from hvd_batchgrow.nn.dropout import convert_dropout
 from hvd_batchgrow.nn.ghost.convert import convert_ghost_batch_norm
-from hvd_batchgrow.nn.ghost.ghost_batch_norm import GhostBatchNorm, ghost_norms
+from hvd_batchgrow.nn.ghost.ghost_batch_norm import ghost_norms
 from hvd_batchgrow.nn.modes import kept_modes
-from hvd_batchgrow.nn.networks.torchvision_shim import import_torchvision
 from hvd_batchgrow.nn.parameters import input_type, make_dense, parameter_faults
 from hvd_batchgrow.nn.state.extra_state import state_dict_fault
 from hvd_batchgrow.nn.state.forward_state import (
@@ -37,6 +34,7 @@ from hvd_batchgrow.nn.state.forward_state import (
 )
 from hvd_batchgrow.nn.state.saved_state import SavedState
 from hvd_batchgrow.nn.state.side_effect_free import dry_run, kept_generators, trial_samples
+from hvd_batchgrow.nn.torchvision_shim import import_torchvision
 
 _PACKAGES = {"torchvision": "torchvision", "timm": "timm torchvision"}
 """Packages to install for the networks of a package."""
@@ -79,7 +77,7 @@ def load_own(job: Job, shape: Sequence[int], num_classes: int) -> nn.Module:
     if faults := parameter_faults(network):
         raise JobError([Fault("model.name", f"{name}: {fault}") for fault in faults], job.name)
     make_dense(network)
-    for fault in _faults(network, shape, num_classes):
+    if fault := _fault(network, shape, num_classes):
         raise _refusal(job, f"{_call_text(name, arguments)} {fault}")
     return network
 
@@ -170,24 +168,21 @@ def _with_ghost_norms(job: Job, made: nn.Module) -> nn.Module:
     return network
 
 
-def _faults(network: nn.Module, shape: Sequence[int], num_classes: int) -> Iterator[str]:
-    """Yield the faults that forward passes of two samples find."""
+def _fault(network: nn.Module, shape: Sequence[int], num_classes: int) -> str | None:
+    """Return the fault that forward passes of two samples find; None without a fault."""
     samples = torch.zeros(2, *shape, dtype=input_type(network), device=next(network.parameters()).device)
     trained = _trained(network)
     for training, when in ((False, "in evaluation"), (True, "in training")):
         try:
-            with dry_run(network, len(samples), training=training), _counted_norms(network) as counts:
+            with dry_run(network, len(samples), training=training):
                 output = network(samples)
         except Exception as error:  # the user's own code
-            yield f"fails on two samples of shape {tuple(shape)}, {when}: {describe_error(error)}"
-            return
+            return f"fails on two samples of shape {tuple(shape)}, {when}: {describe_error(error)}"
         if given := _wrong_output(output, num_classes):
-            yield f"returns {given} for two samples of shape {tuple(shape)}, {when}; must be logits (2, {num_classes})"
-            return
+            return f"returns {given} for two samples of shape {tuple(shape)}, {when}; must be logits (2, {num_classes})"
         if names := sorted(trained ^ _trained(network)):
-            yield f"changes requires_grad of {listed(names)} in its forward, {when}; set it where the network is built"
-            return
-        yield from (_count_fault(path, count) for path, count in counts.items() if count != 1)
+            return f"changes requires_grad of {listed(names)} in its forward, {when}; set it where the network is built"
+    return None
 
 
 def _wrong_output(output: Any, num_classes: int) -> str:
@@ -232,34 +227,6 @@ def try_own(job: Job, network: nn.Module, shape: Sequence[int]) -> ForwardState:
         raise JobError([Fault("layout.exact", fault)], job.name)
     save_with_state_dict(network, state.buffers)
     return state
-
-
-@contextmanager
-def _counted_norms(network: nn.Module) -> Iterator[dict[str, int]]:
-    """Count the ghost batches that each ghost norm in training mode gets, in a dry run of one ghost batch."""
-    counts: dict[str, int] = {}
-    handles = []
-    for path, norm in network.named_modules():
-        if isinstance(norm, GhostBatchNorm) and norm.training:
-            counts[path] = 0
-            handles.append(norm.register_forward_pre_hook(partial(_count, counts, path)))
-    try:
-        yield counts
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _count(counts: dict[str, int], path: str, norm: nn.Module, inputs: tuple[Tensor]) -> None:
-    assert isinstance(norm, GhostBatchNorm)
-    counts[path] += len(inputs[0]) // norm.ghost_batch
-
-
-def _count_fault(path: str, count: int) -> str:
-    if count:
-        fault = f"passes {count} ghost batches to its norm {path or 'itself'} for each one in training"
-        return f"{fault}; use a separate norm in each place, and one row per sample"
-    return f"does not reach its norm {path} in training; remove it, or keep it in evaluation mode"
 
 
 def _call_text(name: str, arguments: dict[str, Any]) -> str:

@@ -8,8 +8,9 @@ from typing import Any, get_args
 import numpy as np
 
 from hvd_batchgrow.config import DataSection
+from hvd_batchgrow.config.source_specs import Kind
 from hvd_batchgrow.data.datasets.class_labels import notes_on_classes
-from hvd_batchgrow.data.datasets.dataset import Dataset, DatasetPair, Kind, check_labels
+from hvd_batchgrow.data.datasets.dataset import Dataset, DatasetPair, check_labels
 from hvd_batchgrow.data.datasets.plausibility import byte_hint, check_layout, constant_faults
 from hvd_batchgrow.import_string import NotFound, describe_error, find_callable
 from hvd_batchgrow.messages.errors import Fault, JobError, RunError

@@ -1,43 +1,15 @@
-"""Facts about sources that need no data: size, kind, and the keys of `[data]` that each source uses."""
+"""Check `[data]` without the data: size, kind, and keys that the source would not use."""
 
 from __future__ import annotations
 
 from hvd_batchgrow.config import DataSection
-from hvd_batchgrow.data.datasets.dataset import Kind
+from hvd_batchgrow.config.source_specs import SOURCES, Kind, SourceSpec
 from hvd_batchgrow.data.datasets.plausibility import constant_faults
-from hvd_batchgrow.data.datasets.section_values import num_held_out
 from hvd_batchgrow.messages.errors import Fault, JobError
 
-_NUM_TRAIN = {
-    "fashion_mnist": 60_000,
-    "cifar10": 50_000,
-    "cifar100": 50_000,
-    "imagenet": 1_281_167,
-}
-_COVTYPE_ROWS = 581_012
-
-_FILES = {"root", "train", "test"}
 _CATEGORIES = {"categorical", "categorical_encoding", "unknown_category"}
-_TABLE = _FILES | _CATEGORIES | {"test_fraction", "label", "text_labels", "ignore_columns", "missing"}
-_KEYS: dict[str, set[str]] = {
-    "fashion_mnist": {"root"},
-    "idx": {"root", "shape"},
-    "cifar10": {"root"},
-    "cifar100": {"root"},
-    "imagenet": _FILES,
-    "image_folder": _FILES,
-    "webdataset": _FILES | {"label"},
-    "tfrecord": _FILES | {"label"},
-    "numpy": _FILES | {"shape"},
-    "covtype": {"root", "test_fraction"},
-    "csv": _TABLE | {"header", "separator", "decimal", "missing_values"},
-    "parquet": _TABLE,
-    "synthetic_images": {"shape", "test_fraction"},
-    "synthetic_rows": {"shape", "test_fraction"},
-}
-"""Keys that each source uses to find its samples, besides the common ones. A user's source may use all keys."""
-
 _KEYS_OF_ALL = {"source", "num_samples", "num_classes", "mean", "std", "pipeline"}
+"""Keys that every source uses."""
 
 _CROP = {"image_size", "crop_scale", "crop_ratio", "eval_resize"}
 _KEYS_OF_KIND: dict[Kind, set[str]] = {
@@ -59,9 +31,8 @@ def known_num_samples(data: DataSection) -> int:
     Raises:
         JobError: the job does not state it, and the size of the source is unknown.
     """
-    known = data.num_samples or _NUM_TRAIN.get(data.source)
-    if data.source == "covtype" and known is None:
-        known = _COVTYPE_ROWS - num_held_out(_COVTYPE_ROWS, data.test_fraction)
+    spec = SOURCES.get(data.source)
+    known = data.num_samples or (spec.num_samples(data) if spec else None)
     if known is None:
         fault = (
             f"is needed: the size of a source {data.source!r} is not known; set the number of training samples "
@@ -69,15 +40,6 @@ def known_num_samples(data: DataSection) -> int:
         )
         raise JobError([Fault("data.num_samples", fault)])
     return known
-
-
-def known_kind(source: str) -> Kind | None:
-    """Return the kind of a source's samples; None if the user's code decides (`module:function`)."""
-    if ":" in source:
-        return None
-    if source in {"imagenet", "image_folder", "webdataset", "tfrecord"}:
-        return "encoded"
-    return "rows" if source in {"covtype", "csv", "parquet", "synthetic_rows"} else "images"
 
 
 def check_data(data: DataSection, kind: Kind | None = None) -> list[Fault]:
@@ -90,28 +52,29 @@ def check_data(data: DataSection, kind: Kind | None = None) -> list[Fault]:
         kind: of the loaded samples; None: follows from the source's name, or is not known yet.
     """
     given = {key for key, field in type(data).model_fields.items() if getattr(data, key) != field.default}
-    kind = kind or known_kind(data.source)
+    spec = SOURCES.get(data.source)
+    kind = kind or (spec.kind if spec else None)
     faults = [
-        *_unused_by_source(data.source, given),
+        *(_unused_by_source(spec, given) if spec else []),
         *(_unused_by_kind(kind, data.source, given) if kind else []),
         *_crop_faults(data, kind, given),
         *_held_out_faults(data),
         *_category_faults(data, given),
-        *_synthetic_faults(data),
+        *(spec.faults(data) if spec else []),
     ]
     if kind in {"images", "encoded"}:
         faults += [Fault(f"data.{key}", fault) for key, fault in constant_faults(data.mean, data.std)]
     return sorted(faults, key=lambda fault: fault.path)
 
 
-def _unused_by_source(source: str, given: set[str]) -> list[Fault]:
+def _unused_by_source(spec: SourceSpec, given: set[str]) -> list[Fault]:
     of_kinds: set[str] = set().union(*_KEYS_OF_KIND.values())
-    unused = given - _KEYS.get(source, given) - _KEYS_OF_ALL - of_kinds
-    return [Fault(f"data.{key}", f"is not used by the source {source!r}, but by {_users(key)}") for key in unused]
+    unused = given - spec.keys - _KEYS_OF_ALL - of_kinds
+    return [Fault(f"data.{key}", f"is not used by the source {spec.name!r}, but by {_users(key)}") for key in unused]
 
 
 def _users(key: str) -> str:
-    return ", ".join(source for source, keys in _KEYS.items() if key in keys)
+    return ", ".join(spec.name for spec in SOURCES.specs() if key in spec.keys)
 
 
 def _unused_by_kind(kind: Kind, source: str, given: set[str]) -> list[Fault]:
@@ -157,10 +120,6 @@ def _crop_faults(data: DataSection, kind: Kind | None, given: set[str]) -> list[
 
 
 def _held_out_faults(data: DataSection) -> list[Fault]:
-    if data.source == "covtype" and not data.test_fraction:
-        return [
-            Fault("data.test_fraction", "is needed: 'covtype' has no separate test set; 0.2 keeps a fifth for testing")
-        ]
     if data.test_fraction and data.test is not None:
         return [
             Fault(
@@ -174,16 +133,3 @@ def _held_out_faults(data: DataSection) -> list[Fault]:
 def _category_faults(data: DataSection, given: set[str]) -> list[Fault]:
     lonely = sorted(given & _CATEGORIES - {"categorical"}) if not data.categorical else []
     return [Fault(f"data.{key}", "requires data.categorical, which is missing") for key in lonely]
-
-
-def _synthetic_faults(data: DataSection) -> list[Fault]:
-    faults = []
-    if data.source.startswith("synthetic_"):
-        if data.num_samples is None:
-            fault = f"is needed: {data.source!r} generates this number of samples"
-            faults.append(Fault("data.num_samples", fault))
-        wanted = ("height", "width", "channels") if data.source == "synthetic_images" else ("features",)
-        if data.shape is not None and len(data.shape) != len(wanted):
-            fault = f"must be [{', '.join(wanted)}] for {data.source!r}, got {list(data.shape)}"
-            faults.append(Fault("data.shape", fault))
-    return faults

@@ -1,56 +1,19 @@
-"""The registry of sources, which loads the samples of a job's `[data]`."""
+"""Load the samples of a job's `[data]`."""
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from hvd_batchgrow.config import DataSection
+from hvd_batchgrow.config.source_specs import SOURCES
 from hvd_batchgrow.data.datasets.dataset import DatasetPair, ReportProgress
-from hvd_batchgrow.data.sources import cifar, fashion_mnist, idx, npy, synthetic, tabular
-from hvd_batchgrow.data.sources.specs import check_data, known_num_samples
-from hvd_batchgrow.data.sources.user import load_own
+from hvd_batchgrow.data.own_source import load_own
+from hvd_batchgrow.data.source_checks import check_data, known_num_samples
 from hvd_batchgrow.messages.errors import Fault, JobError, RunError
-
-Loader = Callable[[DataSection, int, ReportProgress], DatasetPair]
-"""Called with the section, the seed, and a function for progress reports."""
-
 
 _MOST_CLASSES = 1 << 20
 """Most classes that labels may imply without `data.num_classes`: a flipped bit could imply a network of any size."""
-
-
-def _encoded(module: str) -> Loader:
-    """Return a loader that imports its module on first use: decoders are slow to import."""
-
-    def load(data: DataSection, seed: int, report: ReportProgress) -> DatasetPair:
-        return importlib.import_module(f"hvd_batchgrow.data.sources.{module}").load(data, report)  # type: ignore[no-any-return]
-
-    return load
-
-
-def _imagenet(data: DataSection, seed: int, report: ReportProgress) -> DatasetPair:
-    named = data if data.num_classes else data.model_copy(update={"num_classes": 1000})
-    return _encoded("image_folder")(named, seed, report)
-
-
-LOADERS: dict[str, Loader] = {
-    "fashion_mnist": lambda data, seed, report: fashion_mnist.load(data, report),
-    "idx": lambda data, seed, report: idx.load(data, report),
-    "cifar10": lambda data, seed, report: cifar.load(data, report),
-    "cifar100": lambda data, seed, report: cifar.load(data, report),
-    "imagenet": _imagenet,
-    "image_folder": _encoded("image_folder"),
-    "webdataset": _encoded("webdataset"),
-    "tfrecord": _encoded("tfrecord"),
-    "numpy": lambda data, seed, report: npy.load(data, report),
-    "covtype": tabular.load_covtype,
-    "csv": tabular.load,
-    "parquet": tabular.load,
-    "synthetic_images": lambda data, seed, report: synthetic.load(data, seed),
-    "synthetic_rows": lambda data, seed, report: synthetic.load(data, seed),
-}
 
 
 def load_source(data: DataSection, seed: int, report: ReportProgress) -> DatasetPair:
@@ -66,8 +29,9 @@ def load_source(data: DataSection, seed: int, report: ReportProgress) -> Dataset
         RunError: the source is missing, damaged, or of another size than the job states.
     """
     _raise_faults(check_data(data))
-    source = LOADERS[data.source](data, seed, report) if data.source in LOADERS else load_own(data)
-    if ":" in data.source:
+    spec = SOURCES.get(data.source)
+    source: DatasetPair = spec.load(data, seed, report) if spec else load_own(data)
+    if not spec:
         _raise_faults(check_data(data, source.train.kind))
     if data.num_classes is None and source.num_classes > _MOST_CLASSES:
         fault = f"its largest label is {source.num_classes - 1}, which is not plausible: is a file damaged?"

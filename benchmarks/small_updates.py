@@ -1,0 +1,64 @@
+"""Updates of the quickstart's network, for benchmarks that compare two kinds of updates."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping
+
+import torch
+
+from benchmarks.turns import print_rates, take_turns
+from hvd_batchgrow.comm.backend import connect
+from hvd_batchgrow.comm.ranks import Ranks
+from hvd_batchgrow.nn.networks import small_conv_net
+from hvd_batchgrow.schedule.phases import Phase
+from hvd_batchgrow.train.update.engine import UpdateEngine
+from hvd_batchgrow.train.update.forward import MicroBatch
+
+GHOST_BATCH = 64
+
+Contestants = Mapping[str, Callable[[], int]]
+
+
+def compare(description: str | None, make: Callable[[Ranks, int, int], Contestants], reference: str) -> None:
+    """Print the rates of contestants on rank 0, for each number of micro-batches.
+
+    Args:
+        description: of the command.
+        make: from ranks, micro-batches of an update and updates of a turn to contestants.
+        reference: the contestant to which the others are compared.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--turns", type=int, default=41)
+    parser.add_argument("--updates", type=int, default=10, help="per turn")
+    parser.add_argument("--passes", type=int, nargs="+", default=[1, 5], help="micro-batches of an update on each rank")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    ranks = connect("auto")
+    for num_passes in options.passes:
+        rates = take_turns(make(ranks, num_passes, options.updates), options.turns)
+        if ranks.rank == 0:
+            print(f"ranks: {ranks.size}, micro-batches of {GHOST_BATCH} samples on each: {num_passes}")
+            print_rates(rates, "updates/s", reference)
+    ranks.close()
+
+
+def make_updates(
+    ranks: Ranks, num_passes: int, num_updates: int, *, exact: bool = False
+) -> tuple[UpdateEngine, Callable[[], int]]:
+    """Return an engine, and a function that does some updates with it and returns their number."""
+    torch.manual_seed(0)
+    images, labels = torch.randn(GHOST_BATCH, 1, 28, 28), torch.randint(10, (GHOST_BATCH,))
+    num_groups = num_passes * ranks.size
+    batch = num_groups * GHOST_BATCH
+    phase = Phase(0.0, 0, num_updates, 0.01, 0.9, batch, float(batch))
+    model = small_conv_net.build(1, 10, ghost_batch=GHOST_BATCH, bn_momentum=0.1)
+    engine = UpdateEngine(model, torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9), ranks, exact=exact)
+
+    def work() -> int:
+        for _ in range(num_updates):
+            passes = (MicroBatch(images, labels, (k * ranks.size + ranks.rank,)) for k in range(num_passes))
+            engine.update(passes, num_passes, phase, num_groups)
+        return num_updates
+
+    return engine, work

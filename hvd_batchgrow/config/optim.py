@@ -1,0 +1,84 @@
+"""`[optim]`: one model per optimizer."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BeforeValidator, Field
+
+from hvd_batchgrow.config.types import Fraction, PositiveFloat, Section, tuples
+
+
+class OptimBase(Section):
+    """`[optim]`: the keys that all optimizers share."""
+
+    name: str
+    lr: PositiveFloat
+    """Learning rate ε at the start of the schedule, after warm-up."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Weight decay; `decay_norm_and_bias` says which parameters it applies to."""
+    decay_norm_and_bias: bool = False
+    """true: weight decay also applies to normalization parameters and biases (fewer than two dimensions), as in torch's
+    optimizers. false: only to weights with two or more dimensions."""
+
+    @property
+    def momentum_key(self) -> str:
+        """The key that holds the momentum."""
+        return "optim.momentum"
+
+    def starting_at(self, lr: float, momentum: float) -> Self:
+        """Return a copy whose schedule starts at this learning rate and momentum."""
+        return self.model_copy(update={"lr": lr, "momentum": momentum})
+
+
+class SgdSection(OptimBase):
+    """`[optim]`, name = "sgd": stochastic gradient descent with momentum, in torch's form."""
+
+    name: Literal["sgd"]
+    momentum: Fraction = 0.9
+    """m of u = m u + g, w −= ε u."""
+    nesterov: bool = False
+    """Use Nesterov's momentum."""
+    rescale_momentum: bool = False
+    """If the momentum changes from m to m': scale its buffer by (1-m)/(1-m') (true), or let it refill (false)."""
+
+
+class AdamSection(OptimBase):
+    """`[optim]`, name = "adam", or "adamw" with decoupled weight decay."""
+
+    name: Literal["adam", "adamw"]
+    betas: Annotated[tuple[Fraction, Fraction], BeforeValidator(tuples)] = (0.9, 0.999)
+    """[β₁, β₂]: decay rates, per update, of the moving averages of the gradient and of its square."""
+    eps: PositiveFloat = 1e-8
+    """Added to the denominator of the step."""
+
+    @property
+    def momentum(self) -> float:
+        """β₁, which schedules treat as the momentum."""
+        return self.betas[0]
+
+    @property
+    def momentum_key(self) -> str:
+        """The key that holds the momentum."""
+        return "optim.betas[0]"
+
+    def starting_at(self, lr: float, momentum: float) -> Self:
+        """Return a copy whose schedule starts at this learning rate and momentum."""
+        return self.model_copy(update={"lr": lr, "betas": (momentum, self.betas[1])})
+
+
+class LarsSection(OptimBase):
+    """`[optim]`, name = "lars": SGD with momentum, where the step of each tensor is scaled by its trust ratio."""
+
+    name: Literal["lars"]
+    momentum: Fraction = 0.9
+    """m of v = m v + ε λ (g + β w), w −= v."""
+    trust_coefficient: PositiveFloat = 0.001
+    """η: the change of a weight at a learning rate of 1, as a fraction of the weight's norm."""
+    eps: Annotated[float, Field(ge=0)] = 0.0
+    """Added to the denominator of the trust ratio."""
+    rescale_momentum: bool = False
+    """If the momentum changes from m to m': scale its buffer by (1-m)/(1-m') (true), or let it refill (false)."""
+
+
+OptimSection = Annotated[SgdSection | AdamSection | LarsSection, Field(discriminator="name")]

@@ -1,0 +1,62 @@
+"""What the program knows of a source before it reads any data: one spec per source, from its file in `data/sources`."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any, Literal
+
+from hvd_batchgrow.config.registry import Registry
+from hvd_batchgrow.messages.errors import Fault
+
+if TYPE_CHECKING:  # it imports this file
+    from hvd_batchgrow.config import DataSection
+
+Kind = Literal["images", "rows", "encoded"]
+"""Samples: images of one size, rows of numbers, or encoded images of any size."""
+Loader = Callable[["DataSection", int, Callable[[str, int, int], None]], Any]
+"""Returns a `DatasetPair` for the section, the job's seed, and a function for progress reports."""
+FILE_KEYS = frozenset({"root", "train", "test"})
+
+
+@dataclass(frozen=True)
+class SourceSpec:
+    """A kind of source."""
+
+    name: str
+    """Value of `data.source`."""
+    doc: str
+    """Its line in the table of docs/data.md: what it reads below `data.root`."""
+    kind: Kind
+    """Kind of its samples."""
+    keys: frozenset[str]
+    """Keys of `[data]` that it uses to find its samples, besides those that all sources use."""
+    load: Loader
+    num_samples: Callable[[DataSection], int | None] = lambda data: None
+    """Returns N if it is known without reading the data; None: the job must state it."""
+    faults: Callable[[DataSection], Iterable[Fault]] = lambda data: ()
+    """Returns the faults of a section that only this source has."""
+    confirming_keys: frozenset[str] = frozenset()
+    """Keys that confirm what the files hold, and do not change the samples."""
+
+
+def load_of(module: str) -> Loader:
+    """Return the function `load` of a module that is slow to import, which is imported by the call."""
+    return lambda data, seed, report: importlib.import_module(module).load(data, seed, report)
+
+
+SOURCES = Registry[SourceSpec]("hvd_batchgrow.data.sources")
+
+
+def check_source(name: str) -> str:
+    """Return the name. Raises ValueError if it is neither a source nor `module:function`; the message suggests one."""
+    if SOURCES.get(name) or re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", name):
+        return name
+    near = get_close_matches(name, SOURCES.names(), n=1)
+    if not near and re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", name):
+        near = [":".join(name.rsplit(".", 1))]
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise ValueError(f"{hint}one of {', '.join(SOURCES.names())}, or your own module:function")

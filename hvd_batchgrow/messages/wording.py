@@ -1,0 +1,33 @@
+"""Values, counts and keys as messages show them."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+_MOST_SHOWN = 80
+
+
+def shown(value: Any) -> str:
+    """Return a value for one line of a message: shortened, with unprintable characters escaped."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int) and abs(value) >= 10**_MOST_SHOWN:
+        return f"a number of {math.floor(math.log10(abs(value))) + 1} digits"
+    try:
+        text = repr(list(value) if isinstance(value, tuple) else value)
+    except (ValueError, RecursionError):  # it holds a number of too many digits, or is nested too deeply
+        return f"a {type(value).__name__} that is too large to show"
+    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}… ({len(text)} characters)"
+
+
+def counted(number: int, noun: str) -> str:
+    """Return `1 rank`, `2 ranks`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def dotted(place: Sequence[Any]) -> str:
+    """Return the dotted path of a key, quoted as in TOML where necessary."""
+    return ".".join(str(part) if re.fullmatch(r"[A-Za-z0-9_-]+", str(part)) else shown(str(part)) for part in place)
