@@ -8,6 +8,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,6 +17,7 @@ import tyro
 
 from hvd_batchgrow.comm.launcher_env import RELAY_S, Backend, launched_by
 from hvd_batchgrow.config import Job
+from hvd_batchgrow.config.layout import LayoutSection
 from hvd_batchgrow.job_file import load_job, override_words
 from hvd_batchgrow.messages.errors import ExitCode, Fault, JobError, RunError
 from hvd_batchgrow.observers.console import PlainConsole
@@ -51,34 +53,37 @@ class RanksCommand(JobCommand):
     """Options of commands that several ranks run together."""
 
     backend: Backend = "auto"
-    """Library for collectives; auto: torch.distributed under torchrun or without Horovod, else Horovod."""
+    """Library for collectives. auto: Horovod; torch.distributed under torchrun, without Horovod, or if it cannot sum
+    on the GPUs."""
 
+    def with_ranks(self, work: Callable[[Ranks], ExitCode], overrides: dict[str, Any]) -> ExitCode:
+        """Connect the ranks, call `work`, and shut down; if this rank alone fails, abort all ranks."""
+        from hvd_batchgrow.comm.backend import connect
+        from hvd_batchgrow.comm.ranks import CollectiveError
+        from hvd_batchgrow.train.malloc_tuning import keep_freed_memory
 
-def with_ranks(work: Callable[[Ranks], ExitCode], backend: Backend) -> ExitCode:
-    """Connect the ranks, call `work`, and shut down; if this rank alone fails, abort all ranks."""
-    from hvd_batchgrow.comm.backend import connect
-    from hvd_batchgrow.comm.ranks import CollectiveError
-    from hvd_batchgrow.train.malloc_tuning import keep_freed_memory
-
-    keep_freed_memory()
-    ranks = connect(backend)
-    try:
-        code = work(ranks)
-        ranks.close()
-        return code
-    except CollectiveError as failure:
-        if failure.error:
-            print(failure.error, file=sys.stderr)
-        ranks.close()
-        return failure.code
-    except BaseException as error:
-        text = str(error) if isinstance(error, RunError) else traceback.format_exc()
-        who = f"rank {ranks.rank} of {ranks.size} on {socket.gethostname()}"
-        print(f"{who} failed:\n{text}", file=sys.stderr, flush=True)
-        if ranks.size > 1:
-            time.sleep(RELAY_S)
-        ranks.abort(ExitCode.FAILURE)
-        raise
+        keep_freed_memory()
+        layout = LayoutSection()
+        with suppress(JobError):  # `work` reports it
+            layout = self.load(overrides).layout
+        ranks = connect(self.backend, layout.device, layout.ranks_per_gpu)
+        try:
+            code = work(ranks)
+            ranks.close()
+            return code
+        except CollectiveError as failure:
+            if failure.error:
+                print(failure.error, file=sys.stderr)
+            ranks.close()
+            return failure.code
+        except BaseException as error:
+            text = str(error) if isinstance(error, RunError) else traceback.format_exc()
+            who = f"rank {ranks.rank} of {ranks.size} on {socket.gethostname()}"
+            print(f"{who} failed:\n{text}", file=sys.stderr, flush=True)
+            if ranks.size > 1:
+                time.sleep(RELAY_S)
+            ranks.abort(ExitCode.FAILURE)
+            raise
 
 
 def refuse_overrides(overrides: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from hvd_batchgrow.cli.common import RanksCommand, terminal, with_ranks
+from hvd_batchgrow.cli.common import RanksCommand, terminal
 from hvd_batchgrow.messages.errors import ExitCode
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ class ProbeCommand(RanksCommand):
 
     def run(self, overrides: dict[str, Any]) -> ExitCode:
         """Measure on all ranks, and print the plan command that uses the result."""
-        return with_ranks(lambda ranks: self.probe(ranks, overrides), self.backend)
+        return self.with_ranks(lambda ranks: self.probe(ranks, overrides), overrides)
 
     def probe(self, ranks: Ranks, overrides: dict[str, Any]) -> ExitCode:
         """Measure and write the file; all ranks call it together."""

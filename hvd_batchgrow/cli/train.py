@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from hvd_batchgrow.cli.common import RanksCommand, terminal, with_ranks
+from hvd_batchgrow.cli.common import RanksCommand, terminal
 from hvd_batchgrow.comm.launcher_env import is_elastic
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.config.types import PositiveInt, RunName
@@ -53,7 +53,7 @@ class TrainCommand(RanksCommand):
         """Train; return 75 if stopped before the end."""
         self.check_flags()
         with StopRequest() as stop:
-            return with_ranks(lambda ranks: self.train_alone(ranks, stop, overrides), self.backend)
+            return self.with_ranks(lambda ranks: self.train_alone(ranks, stop, overrides), overrides)
 
     def train_alone(self, ranks: Ranks, stop: StopRequest, overrides: dict[str, Any]) -> ExitCode:
         """Train this job only; HVD_BATCHGROW_UNFINISHED may name a file for a batch script, which exists until then."""
@@ -166,7 +166,7 @@ class TwinCommand(TrainCommand):
         if self.fork is not None:
             raise JobError([Fault("--fork", "a comparison needs two whole runs: use train --fork")], "command line")
         with StopRequest() as stop:
-            return with_ranks(lambda ranks: self.compare(ranks, stop, overrides), self.backend)
+            return self.with_ranks(lambda ranks: self.compare(ranks, stop, overrides), overrides)
 
     def load_growing(self, ranks: Ranks, overrides: dict[str, Any]) -> Job:
         """Return the job, which must differ from its twin; the twin of an adaptive job is known after its run."""

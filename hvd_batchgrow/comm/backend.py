@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from contextlib import suppress
 
+from hvd_batchgrow.comm.devices import DeviceKey, agree_on_devices, why_not_on_gpus
 from hvd_batchgrow.comm.launcher_env import (
     TORCHRUN,
     Backend,
@@ -14,15 +16,17 @@ from hvd_batchgrow.comm.launcher_env import (
     launched_ranks,
     unconnected_tasks,
 )
-from hvd_batchgrow.comm.ranks import Ranks, SingleRank
+from hvd_batchgrow.comm.ranks import CollectiveError, Ranks, SingleRank
 from hvd_batchgrow.messages.errors import RunError
 
 
-def connect(backend: Backend = "auto") -> Ranks:
+def connect(backend: Backend = "auto", device: DeviceKey = "auto", ranks_per_gpu: int | None = None) -> Ranks:
     """Join the ranks that a launcher started together with this one.
 
     Args:
-        backend: library for the collectives.
+        backend: library for the collectives; "auto" takes one that can sum on the device.
+        device: `layout.device` of the job to train.
+        ranks_per_gpu: `layout.ranks_per_gpu` of that job.
 
     Raises:
         RunError: no backend is available for several ranks, or the ranks do not find each other.
@@ -52,6 +56,17 @@ def connect(backend: Backend = "auto") -> Ranks:
             f"  Horovod must be built with the MPI of the launcher ({mpirun}). "
             "Under srun, use the plugin of that MPI: --mpi=pmix for Open MPI"
         )
+    return _for_devices(ranks, device, ranks_per_gpu) if backend == "auto" and not ranks.elastic else ranks
+
+
+def _for_devices(ranks: Ranks, device: DeviceKey, ranks_per_gpu: int | None) -> Ranks:
+    """Return the ranks, or the same ones over torch.distributed if these cannot sum on the GPUs that they will use."""
+    with suppress(CollectiveError):  # training reports it
+        if why := why_not_on_gpus(ranks, agree_on_devices(ranks, device, ranks_per_gpu)):
+            if ranks.rank == 0:
+                print(f"{why}: using torch.distributed instead", file=sys.stderr)
+            ranks.close()
+            return _torch_ranks()
     return ranks
 
 

@@ -1,4 +1,4 @@
-"""Assign a device to each rank: a GPU if every rank sees one, otherwise the CPU. All ranks agree on the result."""
+"""Assign a device to each rank: a GPU if all ranks see one, otherwise the CPU. All ranks agree on the result."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Literal
 
 import torch
 
-from hvd_batchgrow.comm.ranks import Ranks
-from hvd_batchgrow.messages.errors import Fault, JobError
+from hvd_batchgrow.comm.ranks import CollectiveError, Ranks
+from hvd_batchgrow.messages.errors import ExitCode, Fault, JobError
 from hvd_batchgrow.messages.wording import counted
 
 DeviceKey = Literal["auto", "cuda", "cpu"]
@@ -135,3 +135,36 @@ def agree_on_devices(ranks: Ranks, device: DeviceKey, ranks_per_gpu: int | None)
     texts = ranks.gather_bytes(json.dumps([view.host, view.uuids]).encode(), "visible GPUs")
     seen = [VisibleGpus(host, tuple(uuids)) for host, uuids in map(json.loads, texts)]
     return ranks.run_on_all(lambda: assign_devices(seen, device, ranks_per_gpu))
+
+
+def why_not_on_gpus(ranks: Ranks, assignment: DeviceAssignment) -> str:
+    """Return why these ranks cannot sum gradients on their GPUs; empty if they can, or if they use the CPU."""
+    if not assignment.is_cuda or ranks.size == 1:
+        return ""
+    if not ranks.sums_on_gpu:
+        return f"{ranks.backend} cannot sum on GPUs: Horovod is built without NCCL"
+    if assignment.ranks_per_gpu > 1 and not ranks.shares_gpus:
+        return f"{assignment.ranks_per_gpu} ranks share a GPU, and NCCL, which {ranks.backend} uses, allows one"
+    return ""
+
+
+def take_device(ranks: Ranks, device: DeviceKey, ranks_per_gpu: int | None) -> tuple[torch.device, list[str]]:
+    """Return this rank's device, made torch's current one, and notices for the user; all ranks call it together.
+
+    Raises:
+        CollectiveError: as `assign_devices` raises JobError; or the job requires GPUs, and the ranks cannot sum there.
+    """
+    assignment = agree_on_devices(ranks, device, ranks_per_gpu)
+    notes = list(assignment.notes)
+    if why := why_not_on_gpus(ranks, assignment):
+        remedy = "use --backend torch"
+        if device == "cuda":
+            fault = JobError([Fault("layout.device", f'"cuda": {why}; {remedy}')])
+            raise CollectiveError(fault if ranks.rank == 0 else None, ExitCode.BAD_JOB)
+        return torch.device("cpu"), [f"the visible GPUs are not used: {why}; {remedy}"]
+    index = assignment.indices[ranks.rank]
+    if index is None:
+        return torch.device("cpu"), notes
+    torch.cuda.set_device(index)
+    ranks.use_gpus(shared=assignment.ranks_per_gpu > 1)
+    return torch.device("cuda", index), notes

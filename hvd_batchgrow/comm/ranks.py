@@ -57,6 +57,8 @@ class Ranks(ABC):
     """Ranks on this host."""
     sums_on_gpu: bool
     """Whether `start_sum` accepts CUDA tensors."""
+    shares_gpus = False
+    """Whether several ranks may use one GPU."""
     sum_types: tuple[torch.dtype, ...]
     """16-bit types that `start_sum` accepts in addition to float32, float64 and int64."""
     elastic = False
@@ -142,6 +144,13 @@ class Ranks(ABC):
         (connection, hosts), self._idle = self._idle, None
         self.reinit(hosts, connection.wait(stop_requested))
 
+    def use_gpus(self, *, shared: bool) -> None:  # noqa: B027  # by default there is nothing to prepare
+        """Prepare to sum CUDA tensors; all ranks call it together, outside subsets.
+
+        Args:
+            shared: whether several ranks use one GPU; only if `shares_gpus`.
+        """
+
     def hosts(self) -> list[int]:
         """Return a number for the host of each rank, equal for ranks of one host. All ranks call it together."""
         numbers = torch.zeros(self.size, dtype=torch.int64)
@@ -191,9 +200,9 @@ class Ranks(ABC):
         """Return every rank's `data`, in the order of the ranks, on all ranks."""
         lengths = torch.zeros(self.size, dtype=torch.int64)
         lengths[self.rank] = len(data)
-        longest = int(self.sum(lengths, f"{name}.lengths").max())
-        rows = torch.zeros(self.size, -(-longest // 8), dtype=torch.int64)  # int64: some backends lack uint8
-        rows[self.rank].view(torch.uint8)[: len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        num_words = int(self.sum(lengths, f"{name}.lengths").max()) // 8 + 1
+        rows = torch.zeros(self.size, num_words, dtype=torch.int64)  # int64: some backends lack uint8
+        rows[self.rank] = torch.frombuffer(bytearray(data.ljust(8 * num_words, b"\0")), dtype=torch.int64)
         self.sum(rows, name)
         return [row.numpy().tobytes()[:length] for row, length in zip(rows, lengths.tolist(), strict=True)]
 

@@ -35,14 +35,15 @@ class TorchRanks(Ranks):
     """
 
     sum_types = (torch.float16, torch.bfloat16)
+    sums_on_gpu = shares_gpus = True  # Gloo sums CUDA tensors too
 
-    def __init__(self, group: Any, hosts: Sequence[int] | None = None) -> None:
+    def __init__(self, group: Any, hosts: Sequence[int] | None = None, backends: str = "gloo") -> None:
         self._group = group
+        self._backends = backends
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
         place = HostTopology.among(hosts or self.hosts(), self.rank)
         self.local_rank, self.local_size = place.local_rank, place.local_size
-        self.sums_on_gpu = _has_nccl() and self.local_size <= torch.cuda.device_count()
-        self.backend = "torch-nccl" if self.sums_on_gpu else "torch-gloo"
+        self.backend = "torch-gloo"
         self._parts: dict[int, TorchRanks | None] = {}
 
     def start_sum(self, tensor: Tensor, name: str) -> Any:
@@ -75,6 +76,13 @@ class TorchRanks(Ranks):
             ranks._group = None
         dist.destroy_process_group()
 
+    def use_gpus(self, *, shared: bool) -> None:
+        """Sum CUDA tensors over NCCL, or over Gloo if ranks share a GPU or this torch has no NCCL."""
+        if shared or not dist.is_nccl_available() or self.backend == "torch-nccl":
+            return
+        self._backends, self.backend = "cpu:gloo,cuda:nccl", "torch-nccl"
+        self._group = dist.new_group(list(range(self.size)), backend=self._backends, timeout=_COLLECTIVE_TIMEOUT)
+
     def reinit(self, hosts: Sequence[int], info: bytes) -> TorchRanks | None:
         """Return a group of these ranks, made once per size. Idle ranks stay in the group of all at no cost."""
         count = len(hosts)
@@ -82,8 +90,8 @@ class TorchRanks(Ranks):
             return self
         if count not in self._parts:
             # All ranks of the job make the group together.
-            group = dist.new_group(list(range(count)), backend=_backend(), timeout=_COLLECTIVE_TIMEOUT)
-            self._parts[count] = TorchRanks(group, hosts) if self.rank < count else None
+            group = dist.new_group(list(range(count)), backend=self._backends, timeout=_COLLECTIVE_TIMEOUT)
+            self._parts[count] = TorchRanks(group, hosts, self._backends) if self.rank < count else None
         return self._parts[count]
 
 
@@ -113,7 +121,7 @@ def join() -> TorchRanks:
     rank, size = launched_ranks(os.environ)
     try:
         store = _store(rank, size)
-        dist.init_process_group(_backend(), store=store, rank=rank, world_size=size, timeout=_COLLECTIVE_TIMEOUT)
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=_COLLECTIVE_TIMEOUT)
         return TorchRanks(dist.group.WORLD)
     except (dist.DistError, RuntimeError) as error:
         if isinstance(error, RunError):
@@ -149,12 +157,3 @@ def _mpi_world() -> Any:
     except (ImportError, RuntimeError):  # the latter: no MPI library
         return None
     return MPI.COMM_WORLD if launched_ranks(os.environ)[1] == MPI.COMM_WORLD.size else None
-
-
-def _has_nccl() -> bool:
-    return torch.cuda.is_available() and dist.is_nccl_available()
-
-
-def _backend() -> str:
-    """Return NCCL for CUDA tensors, if available, and Gloo for the rest."""
-    return "cpu:gloo,cuda:nccl" if _has_nccl() else "gloo"

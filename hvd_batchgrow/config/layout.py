@@ -40,6 +40,11 @@ class LayoutSection(Section):
     rounding. false: equal within float32 rounding, and faster."""
     compile: bool = False
     """Compile the network with torch.compile. The first update with each shape of micro-batch takes minutes longer."""
+    device: Literal["auto", "cuda", "cpu"] = "auto"
+    """Device of the ranks. auto: GPUs if every rank sees one, otherwise the CPU. cuda: an error if they cannot be used.
+    """
+    ranks_per_gpu: PositiveInt | None = None
+    """Most ranks that may share a GPU; with 2 or more, gradients are summed over Gloo. None: one rank per GPU."""
     threads_per_rank: PositiveInt | None = None
     """Torch threads per rank. None: the host's cores divided by its ranks, or 1 with `exact`."""
 

@@ -75,6 +75,11 @@ def test_gradients_of_ranks_that_have_just_joined_are_summed_with_those_of_the_o
     assert terms.update() == [ranks.size, 10 * ranks.size, 100 * ranks.size]
 
 
+def test_bytes_of_every_rank_reach_all(ranks: Ranks) -> None:
+    expected = [bytes(range(5 * rank)) for rank in range(ranks.size)]
+    assert ranks.gather_bytes(expected[ranks.rank], "gathered") == expected
+
+
 @pytest.mark.parametrize("data", [None, b"", b"x", b"eight by", bytes(range(256)) * 5 + b"odd"])
 def test_bytes_of_rank_0_reach_every_rank(ranks: Ranks, data: bytes | None) -> None:
     assert ranks.broadcast_bytes(data if ranks.rank == 0 else b"other", "test.bytes") == data

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
-from hvd_batchgrow.comm.devices import VisibleGpus, assign_devices
+from hvd_batchgrow.comm import devices
+from hvd_batchgrow.comm.devices import VisibleGpus, assign_devices, take_device
+from hvd_batchgrow.comm.ranks import CollectiveError, SingleRank
 from hvd_batchgrow.messages.errors import JobError
 
 
@@ -99,3 +102,38 @@ def test_a_mix_of_devices_is_refused_and_names_the_hosts(device: str) -> None:
 def test_a_job_that_requires_gpus_does_not_train_on_the_cpu() -> None:
     with pytest.raises(JobError, match=r'layout\.device: "cuda": no GPU is visible.*; use "auto" or "cpu"'):
         assign_devices([on("a")], "cuda", None)
+
+
+class Pair(SingleRank):
+    """Rank 1 of two on one host that sees what it sees."""
+
+    rank, size, local_rank, local_size, backend = 1, 2, 1, 2, "horovod-mpi"
+    sums_on_gpu = False
+
+    def gather_bytes(self, data: bytes, name: str) -> list[bytes]:
+        return [data, data]
+
+
+def test_gpus_on_which_the_ranks_cannot_sum_are_reported_or_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "visible_gpus", lambda: on("a", "0", "1"))
+    cpu, notes = take_device(Pair(), "auto", None)
+    assert cpu.type == "cpu"
+    why = "horovod-mpi cannot sum on GPUs: Horovod is built without NCCL; use --backend torch"
+    assert notes == [f"the visible GPUs are not used: {why}"]
+    assert take_device(Pair(), "cpu", None)[0].type == "cpu"
+    with pytest.raises(CollectiveError):
+        take_device(Pair(), "cuda", None)
+
+
+@pytest.mark.parametrize(("visible", "shared", "index"), [(("0", "1"), False, 1), (("0",), True, 0)])
+def test_the_device_is_current_before_anything_uses_it(
+    monkeypatch: pytest.MonkeyPatch, visible: tuple[str, ...], shared: bool, index: int
+) -> None:
+    done: list[object] = []
+    pair = Pair()
+    pair.sums_on_gpu = pair.shares_gpus = True
+    pair.use_gpus = lambda *, shared: done.append(("shared", shared))  # type: ignore[method-assign]
+    monkeypatch.setattr(devices, "visible_gpus", lambda: on("a", *visible))
+    monkeypatch.setattr(torch.cuda, "set_device", done.append)
+    assert take_device(pair, "auto", 2) == (torch.device("cuda", index), [])
+    assert done == [index, ("shared", shared)]

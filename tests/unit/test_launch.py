@@ -5,7 +5,9 @@ import types
 
 import pytest
 
+from hvd_batchgrow.comm import backend
 from hvd_batchgrow.comm.backend import connect
+from hvd_batchgrow.comm.devices import DeviceKey, VisibleGpus, assign_devices
 from hvd_batchgrow.comm.launcher_env import (
     GLOO,
     OPEN_MPI,
@@ -73,7 +75,12 @@ def test_without_horovod_one_rank_works_and_two_fail_with_a_remedy(monkeypatch: 
 
 
 class TwoRanks(SingleRank):
+    """Rank 0 of two that see the same."""
+
     size, backend = 2, "torch-gloo"
+
+    def gather_bytes(self, data: bytes, name: str) -> list[bytes]:
+        return [data, data]
 
 
 @pytest.fixture
@@ -103,6 +110,41 @@ def test_horovod_is_the_default_if_it_can_be_imported(two_torch_ranks: Ranks, mo
     monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
     assert connect() is horovod
     assert connect("torch") is two_torch_ranks
+
+
+@pytest.mark.parametrize(
+    ("visible", "has_nccl", "device", "ranks_per_gpu", "why"),
+    [
+        (2, True, "auto", None, ""),
+        (2, False, "auto", None, "horovod-mpi cannot sum on GPUs: Horovod is built without NCCL"),
+        (2, False, "cuda", None, "horovod-mpi cannot sum on GPUs: Horovod is built without NCCL"),
+        (2, False, "cpu", None, ""),
+        (0, False, "auto", None, ""),
+        (1, True, "auto", 2, "2 ranks share a GPU, and NCCL, which horovod-mpi uses, allows one"),
+        (1, True, "auto", None, ""),  # refused later, with the arithmetic
+    ],
+)
+def test_auto_takes_a_backend_that_can_sum_on_the_device(
+    two_torch_ranks: Ranks,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    visible: int,
+    has_nccl: bool,
+    device: DeviceKey,
+    ranks_per_gpu: int | None,
+    why: str,
+) -> None:
+    horovod = TwoRanks()
+    horovod.backend, horovod.sums_on_gpu = "horovod-mpi", has_nccl  # type: ignore[misc]
+    monkeypatch.setitem(sys.modules, "hvd_batchgrow.comm.horovod", types.SimpleNamespace(HorovodRanks=lambda: horovod))
+    seen = [VisibleGpus("n0", ("GPU-0", "GPU-1")[:visible])] * 2
+    assignment = lambda *_: assign_devices(seen, device, ranks_per_gpu)  # noqa: E731
+    monkeypatch.setattr(backend, "agree_on_devices", lambda ranks, *keys: ranks.run_on_all(assignment))
+    monkeypatch.setenv("OMPI_COMM_WORLD_RANK", "0")
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
+    assert connect("horovod", device, ranks_per_gpu) is horovod
+    assert connect("auto", device, ranks_per_gpu) is (two_torch_ranks if why else horovod)
+    assert capsys.readouterr().err == (f"{why}: using torch.distributed instead\n" if why else "")
 
 
 def test_ranks_of_torchrun_use_torch_distributed(two_torch_ranks: Ranks, monkeypatch: pytest.MonkeyPatch) -> None:
