@@ -199,6 +199,10 @@ class Ranks(ABC):
             self.broadcast(words, name)
             values.copy_(from_words(words, values))
 
+    def stop_requested_elsewhere(self) -> bool:
+        """Return whether a rank outside these ranks has requested a stop; False if these are all ranks."""
+        return False
+
     def run_on_all(self, action: Callable[[], T]) -> T:
         """Call a function on every rank, and fail on all ranks if it fails on any.
 
@@ -220,9 +224,13 @@ class Ranks(ABC):
             raise CollectiveError(error if first == self.rank else None, ExitCode(int(codes[first])))
         return result
 
+    def run_on_rank0(self, action: Callable[[], T]) -> T | None:
+        """Call a function on rank 0 only; return its result there, and None elsewhere. Raises as `run_on_all`."""
+        return self.run_on_all(lambda: action() if self.rank == 0 else None)
+
     def broadcast_from_rank0(self, produce: Callable[[], bytes | None], name: str) -> bytes | None:
         """Call `produce` on rank 0, and return its result on every rank. Raises as `run_on_all`."""
-        return self.broadcast_bytes(self.run_on_all(lambda: produce() if self.rank == 0 else None), name)
+        return self.broadcast_bytes(self.run_on_rank0(produce), name)
 
 
 class RanksLost(Exception):  # noqa: N818  # what happened

@@ -85,8 +85,8 @@ def test_trouble_with_the_disk_in_mid_run(
     assert re.search(TROUBLES[trouble], report), report
     assert "Traceback" not in report
     if trouble is not remove_checkpoints:
-        data, skipped = newest_good(disk / "checkpoints")
-        assert data is not None
+        checkpoint, skipped = newest_good(disk / "checkpoints")
+        assert checkpoint is not None
         assert skipped == []
         assert not list((disk / "checkpoints").glob(".*"))
 
