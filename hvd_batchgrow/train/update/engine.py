@@ -357,9 +357,7 @@ def _check_served(counts: Tensor) -> None:
 
 def _gather_replaced(mine: Sequence[tuple[int, int]], ranks: Ranks) -> tuple[tuple[int, int], ...]:
     """Return the pairs of all ranks in order; all ranks call it."""
-    counts = torch.zeros(ranks.size, dtype=torch.int64)
-    counts[ranks.rank] = len(mine)
-    ends = ranks.sum(counts, "replaced.counts").cumsum(0)
-    pairs = torch.zeros((int(ends[-1]), 2), dtype=torch.int64)
-    pairs[int(ends[ranks.rank]) - len(mine) : int(ends[ranks.rank])] = torch.tensor(mine).reshape(-1, 2)
-    return tuple(sorted((index, id_) for index, id_ in ranks.sum(pairs, "replaced").tolist()))
+    most = int(ranks.all_gather([len(mine)], "replaced.counts").max())
+    padded = [number for pair in mine for number in pair] + [-1, -1] * (most - len(mine))
+    pairs = ranks.all_gather(padded, "replaced").view(-1, 2).tolist()
+    return tuple(sorted((index, id_) for index, id_ in pairs if id_ >= 0))
