@@ -182,12 +182,19 @@ def _measure_updates(bench: _Bench, report_line: ReportLine, budget_s: float) ->
     report_line(f"updates of {len(shapes)} shapes, once to warm up")
     round_s = _warm_up(bench, shapes)
     rounds = min(_ROUNDS[1], max(_ROUNDS[0], round(budget_s / round_s)))
-    blocks: list[list[tuple[float, ...]]] = [[] for _ in shapes]
+    blocks = []
     for k in range(rounds):
         report_line(f"updates, round {k + 1} of {rounds}, {round_s:.1f} s each")
-        for block, shape in zip(blocks, shapes, strict=True):
-            block.append(_time_block(bench, *shape))
-    return [_timed(shape, block) for shape, block in zip(shapes, blocks, strict=True)]
+        blocks.append([_time_block(bench, *shape) for shape in shapes])
+    return [
+        TimedUpdate(
+            micro_batch=micro_batch,
+            accumulation=accumulation,
+            seconds=statistics.median(seconds for seconds, _ in found),
+            data_wait_s=statistics.median(data_wait_s for _, data_wait_s in found),
+        )
+        for (micro_batch, accumulation), found in zip(shapes, zip(*blocks, strict=True), strict=True)
+    ]
 
 
 def _warm_up(bench: _Bench, shapes: Sequence[tuple[int, int]]) -> float:
@@ -205,12 +212,6 @@ def _time_block(bench: _Bench, micro_batch: int, accumulation: int) -> tuple[flo
     repeats = max(1, 4 // accumulation)
     results = [bench.update(micro_batch, accumulation) for _ in range(repeats)]
     return bench.mean([sum(column) / repeats for column in zip(*results, strict=True)])
-
-
-def _timed(shape: tuple[int, int], block: Sequence[tuple[float, ...]]) -> TimedUpdate:
-    seconds, data_wait_s = (statistics.median(column) for column in zip(*block, strict=True))
-    micro_batch, accumulation = shape
-    return TimedUpdate(micro_batch=micro_batch, accumulation=accumulation, seconds=seconds, data_wait_s=data_wait_s)
 
 
 def update_shapes(job: Job, *, on_cpu: bool) -> Iterator[tuple[int, int]]:

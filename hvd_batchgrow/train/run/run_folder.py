@@ -193,11 +193,9 @@ def _allowed_changes(folder: Path, job: Job, ranks: Ranks) -> list[str]:
         last = _read_record(folder / "record.json")["attempts"][-1]
     except (OSError, ValueError, KeyError, TypeError, IndexError):
         return []  # a damaged record is reported elsewhere; the record of a fork has no attempt yet
-    changed = changes(_flat(before), _flat(_tree(job)))
-    if last.get("ranks") != ranks.size:
-        changed["ranks"] = (last.get("ranks"), ranks.size)
-    if last.get("ghost_norm_on_cpu", "PyTorch") != kernels_for_cpu():
-        changed["ghost norms on a CPU"] = (last.get("ghost_norm_on_cpu", "PyTorch"), kernels_for_cpu())
+    was = {"ranks": last.get("ranks"), "ghost norms on a CPU": last.get("ghost_norm_on_cpu", "PyTorch")}
+    now = {"ranks": ranks.size, "ghost norms on a CPU": kernels_for_cpu()}
+    changed = changes(_flat(before), _flat(_tree(job))) | changes(was, now)
     recorded = last.get("arithmetic")
     changed_arithmetic = changes(recorded, arithmetic()) if isinstance(recorded, dict) else {}
     changed |= changed_arithmetic
