@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from hvd_batchgrow.comm.broadcast_object import map_tensors
 from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.config import Job
-from hvd_batchgrow.config.triggers import PlateauTrigger
 from hvd_batchgrow.schedule.adaptive.batch_requests import BatchRequest, form_decision
 from hvd_batchgrow.schedule.adaptive.decisions import Decision
 from hvd_batchgrow.schedule.adaptive.triggers import Measurement, Trigger, bounded, make_trigger
@@ -43,6 +42,7 @@ class GrowthController:
     def __init__(self, job: Job, num_samples: int, model: nn.Module, average: WeightAverage | None = None) -> None:
         self._job, self._num_samples, self._model, self._average = job, num_samples, model, average
         self._trigger: Trigger | None = make_trigger(job, num_samples) if job.is_adaptive else None
+        self._restores_best = getattr(job.trigger, "restore_best", False)
         self._noise: dict[str, NoiseAverage] = {}
         self._loss = _Average(job.gradient_noise.ema_epochs * num_samples)
         self._best: dict[str, Any] = {}
@@ -122,7 +122,7 @@ class GrowthController:
         """Give the trigger rank 0's measurements, so that all ranks keep the same best weights."""
         assert self._trigger is not None
         request = self._trigger.look(now)
-        if isinstance(self._job.trigger, PlateauTrigger) and self._job.trigger.restore_best:
+        if self._restores_best:
             self._keep_best(now.samples, [self._trigger.best_samples])  # type: ignore[union-attr]
         return request
 
@@ -134,7 +134,8 @@ class GrowthController:
             bound = bounded(wanted, job, num_samples, num_decisions, now)
             decision = bound and form_decision(job, num_samples, self.decisions, now.samples, bound, now.numbers())
             if decision:
-                decision = replace(decision, restore_samples=self._restore_samples())
+                if self._restores_best and self._best:
+                    decision = replace(decision, restore_samples=self._trigger.best_samples)  # type: ignore[union-attr]
                 write_decisions(folder, None, (*self.decisions, decision))
                 return decision.to_dict()
         return None
@@ -142,7 +143,7 @@ class GrowthController:
     def _now(self, plan: Plan, samples: int, metrics: Mapping[str, float]) -> Measurement:
         phase = plan.schedule.at(samples)
         noise = self.noise.get(ALL)
-        metric = metrics.get(self._job.trigger.metric) if isinstance(self._job.trigger, PlateauTrigger) else None
+        metric = metrics.get(getattr(self._job.trigger, "metric", ""))
         was_unusable = not math.isfinite(metrics.get("loss", 0.0))  # if the loss is NaN, the accuracy is meaningless
         return Measurement(
             samples,
@@ -174,11 +175,6 @@ class GrowthController:
             average = self._average.state_dict() if self._average else {}
             copied = map_tensors((self._model.state_dict(), average), lambda tensor: tensor.detach().clone())
             self._best, self._best_average = copied
-
-    def _restore_samples(self) -> int | None:
-        section = self._job.trigger
-        restores = isinstance(section, PlateauTrigger) and section.restore_best
-        return self._trigger.best_samples if restores and self._best else None  # type: ignore[union-attr]
 
     def state(self) -> dict[str, Any]:
         """Return plain values and tensors for a checkpoint."""
