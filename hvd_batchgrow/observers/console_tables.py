@@ -171,7 +171,7 @@ def audit_table(result: Audit) -> Table:
     for epoch in result.epochs:
         cells = (epoch.epoch, epoch.entries, epoch.once, epoch.missing, epoch.repeated, epoch.unknown)
         table.add_row(*(f"{cell:,}" for cell in cells))
-    if not consumed.holes:
+    if not consumed.gaps:
         remove_column(table, "not on\nrecord")
     num_updates = int(consumed.is_known.sum())
     lines = [f"{num_updates:,} updates, {len(result.wrong_updates):,} of which consumed other samples"]
@@ -179,7 +179,7 @@ def audit_table(result: Audit) -> Table:
         first = result.wrong_updates[0]
         start, stop = consumed.bounds[first : first + 2]
         lines.append(f"the first of them: update {first:,}, samples {start:,} to {stop:,}")
-    for start, end in consumed.holes:
+    for start, end in consumed.gaps:
         lines.append(f"samples {start:,} to {end:,} are not on record, as a resume noted: the audit cannot check them")
     if consumed.replaced:
         lines += [f"{len(consumed.replaced):,} bad samples were replaced", *replaced_samples(consumed, 5)]

@@ -54,8 +54,7 @@ class _Plateau(_Strict):
     best_samples: NonNegativeInt
     bad: float
     cool: float
-    last: float = 0.0
-    """Checkpoints of version 0.1.0 lack it."""
+    last: float
 
 
 class _Measuring(_Strict):
@@ -73,7 +72,7 @@ class _Growth(_Strict):
     noise: dict[str, dict[str, float]]
     loss: Annotated[list[float], Field(min_length=2, max_length=2)]
     best: dict[str, Any]
-    best_average: dict[str, Tensor] = {}
+    best_average: dict[str, Tensor]
 
 
 class _Contents(_Strict):
@@ -86,7 +85,7 @@ class _Contents(_Strict):
     average: dict[str, Tensor]
     loss_scale: _LossScale | _Empty
     num_skipped: NonNegativeInt
-    growth: _Growth | _Empty = {}
+    growth: _Growth | _Empty
 
 
 def check_contents(values: Mapping[str, Any]) -> None:
@@ -95,7 +94,9 @@ def check_contents(values: Mapping[str, Any]) -> None:
         _Contents.model_validate(values)
     except ValidationError as error:
         raise RunError(f"not a checkpoint of this version: {first_fault(error)}") from None
-    for path, state in (("model", values["model"]), ("growth.best", values.get("growth", {}).get("best", {}))):
+    for path, state in (("model", values["model"]), ("growth.best", values["growth"].get("best", {}))):
         for name, value in state.items():
-            if not isinstance(value, Tensor) and (not is_extra_state(name) or plain_fault(value)):
+            if plain_fault(value) or not (isinstance(value, Tensor) or is_extra_state(name)):
                 raise RunError(f"not a checkpoint of this version: {path}.{name}: is of class {type(value).__name__}")
+    if fault := plain_fault(dict(values)):
+        raise RunError(f"not a checkpoint of this version: {fault}")
