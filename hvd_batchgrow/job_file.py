@@ -16,7 +16,8 @@ from hvd_batchgrow.data.sources.specs import check_data, known_num_samples
 from hvd_batchgrow.messages.errors import MOST_REPORTED, Fault, JobError
 from hvd_batchgrow.messages.schema_messages import Node, allowed, as_text, child, dotted, nearest, resolved, shown
 from hvd_batchgrow.nn.checks.model_keys import check_network
-from hvd_batchgrow.schedule.validation.key_checks import batch_faults, key_faults
+from hvd_batchgrow.schedule.job_model import job_model
+from hvd_batchgrow.schedule.validation.key_checks import impossible_faults, key_faults
 from hvd_batchgrow.storage.toml_file import read_toml, read_value, tamed, value_text
 
 
@@ -44,7 +45,7 @@ def parse_job(tree: Mapping[str, Any], source: str = "job") -> Job:
     """Return the job of a tree of plain values. Raises JobError with all faults."""
     tree, faults = tamed(tree)
     try:
-        job = Job.model_validate(tree)
+        job = job_model().model_validate(tree)
     except ValidationError as error:
         faults += [*_key_faults(error), *_faults_of_nearest_choices(tree, error), *_section_faults(tree)]
         faults += _faults_of_the_rest(tree, faults)
@@ -116,7 +117,7 @@ def _drop_unused(tree: Mapping[str, Any], overrides: Mapping[str, Any]) -> None:
 
 @cache
 def _schema() -> Node:
-    return resolved(Job.model_json_schema())
+    return resolved(job_model().model_json_schema())
 
 
 @cache
@@ -227,7 +228,7 @@ def _faults_of_nearest_choices(tree: Mapping[str, Any], error: ValidationError) 
     if changed == tree:
         return []
     try:
-        Job.model_validate(changed)
+        job_model().model_validate(changed)
     except ValidationError as second:
         before = {detail["loc"] for detail in error.errors(include_url=False)}
         return [_fault(d) for d in second.errors(include_url=False) if d["loc"] not in before and d["loc"]]
@@ -255,10 +256,10 @@ def _faults_of_the_rest(tree: Mapping[str, Any], faults: Sequence[Fault]) -> lis
         if (name,) not in wrong
     }
     try:
-        job = Job.model_validate(rest)
+        job = job_model().model_validate(rest)
         num_samples = known_num_samples(job.data)
     except (ValidationError, JobError):  # a required key or N is missing: nothing more can be checked
         return []
     names = {place[-1] for place in wrong}
-    found = [*key_faults(job, 1, num_samples), *batch_faults(job, num_samples)]
+    found = [*key_faults(job, num_samples), *impossible_faults(job, num_samples)]
     return [fault for fault in found if not any(name in str(fault) for name in names)]

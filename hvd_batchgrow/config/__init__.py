@@ -1,4 +1,4 @@
-"""The sections and keys of a job file: one frozen model per section, policy, trigger and optimizer."""
+"""The sections and keys of a job file: one frozen model per section and optimizer."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, JsonValue
 
 from hvd_batchgrow.config.model_names import check_name
-from hvd_batchgrow.config.schedules import ScheduleSection
-from hvd_batchgrow.config.triggers import NoTrigger, TriggerSection
+from hvd_batchgrow.config.schedules import ScheduleBase
+from hvd_batchgrow.config.triggers import TriggerBase
 from hvd_batchgrow.config.types import (
     NAME_PATTERN,
     FloatList,
@@ -345,7 +345,7 @@ class LoggingSection(Section):
 
 
 class Job(Section):
-    """A whole job file."""
+    """A whole job file. `job_model` returns the subclass with the sections of all policies and triggers."""
 
     name: Annotated[
         str,
@@ -357,8 +357,8 @@ class Job(Section):
     data: DataSection
     model: ModelSection
     optim: OptimSection
-    schedule: ScheduleSection
-    trigger: TriggerSection = NoTrigger(name="none")
+    schedule: ScheduleBase
+    trigger: TriggerBase
     gradient_noise: GradientNoiseSection = GradientNoiseSection()
     update: UpdateSection = UpdateSection()
     layout: LayoutSection = LayoutSection()
@@ -377,7 +377,7 @@ class Job(Section):
     @property
     def is_adaptive(self) -> bool:
         """Whether a trigger decides when the batch grows."""
-        return self.schedule.policy == "adaptive"
+        return self.schedule.is_adaptive
 
     def deciding(self, num_samples: int) -> dict[str, Any]:
         """Return the keys that affect the final weights; all others may change when a run resumes.

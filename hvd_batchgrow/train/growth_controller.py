@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.config import Job
-from hvd_batchgrow.config.triggers import PlateauTrigger
 from hvd_batchgrow.messages.errors import Fault, JobError, unwritable
 from hvd_batchgrow.schedule.adaptive.batch_requests import BatchRequest, form_decision
 from hvd_batchgrow.schedule.adaptive.decisions import (
@@ -24,8 +23,8 @@ from hvd_batchgrow.schedule.adaptive.decisions import (
     parse_decisions,
     read_decisions,
 )
-from hvd_batchgrow.schedule.adaptive.triggers import Measurement, Trigger, bounded, make_trigger
 from hvd_batchgrow.schedule.plan import Plan, compile_plan
+from hvd_batchgrow.schedule.trigger import Measurement, TriggerRule, bounded, make_trigger
 from hvd_batchgrow.storage.atomic import sync, write_atomically
 from hvd_batchgrow.storage.strict_json import dump_json
 from hvd_batchgrow.train.update.engine import UpdateResult
@@ -50,7 +49,7 @@ class GrowthController:
 
     def __init__(self, job: Job, num_samples: int, model: nn.Module, average: WeightAverage | None = None) -> None:
         self._job, self._num_samples, self._model, self._average = job, num_samples, model, average
-        self._trigger: Trigger | None = make_trigger(job, num_samples) if job.is_adaptive else None
+        self._trigger: TriggerRule | None = make_trigger(job, num_samples) if job.is_adaptive else None
         self._noise: dict[str, NoiseAverage] = {}
         self._loss = _Average(job.gradient_noise.ema_epochs * num_samples)
         self._best: dict[str, Any] = {}
@@ -131,8 +130,8 @@ class GrowthController:
         """Give the trigger rank 0's measurements, so that all ranks keep the same best weights."""
         assert self._trigger is not None
         request = self._trigger.look(now)
-        if isinstance(self._job.trigger, PlateauTrigger) and self._job.trigger.restore_best:
-            self._keep_best(now.samples, [self._trigger.best_samples])  # type: ignore[union-attr]
+        if self._job.trigger.restores_best:
+            self._keep_best(now.samples, [self._trigger.best_samples])
         return request
 
     def _decide(self, request: BatchRequest | None, now: Measurement, folder: Path) -> dict[str, Any] | None:
@@ -153,7 +152,7 @@ class GrowthController:
     def _now(self, plan: Plan, samples: int, metrics: Mapping[str, float]) -> Measurement:
         phase = plan.schedule.at(samples)
         noise = self.noise.get(ALL)
-        metric = metrics.get(self._job.trigger.metric) if isinstance(self._job.trigger, PlateauTrigger) else None
+        metric = metrics.get(self._job.trigger.test_metric or "")
         was_unusable = not math.isfinite(metrics.get("loss", 0.0))  # if the loss is NaN, the accuracy is meaningless
         return Measurement(
             samples,
@@ -186,16 +185,15 @@ class GrowthController:
             self._best_average = _copy(self._average.state_dict()) if self._average else {}
 
     def _restore_samples(self) -> int | None:
-        section = self._job.trigger
-        restores = isinstance(section, PlateauTrigger) and section.restore_best
-        return self._trigger.best_samples if restores and self._best else None  # type: ignore[union-attr]
+        restores = self._job.trigger.restores_best and self._best
+        return self._trigger.best_samples if self._trigger and restores else None
 
     def state(self) -> dict[str, Any]:
         """Return plain values and tensors for a checkpoint."""
         return {
             "decisions": [decision.to_dict() for decision in self.decisions],
             "replayed_from": self.replayed_from,
-            "trigger": self._trigger.state() if self._trigger else {},
+            "trigger": self._trigger.state.model_dump() if self._trigger else {},
             "noise": {name: average.state() for name, average in self._noise.items()},
             "loss": self._loss.state(),
             "best": self._best,

@@ -181,9 +181,10 @@ class Trainer:
                 window = MetricWindow()
             evaluation = self._evaluate_if_due(before)
             if may_grow:
-                if decision := self._grow(before, evaluation, at_boundary=at_boundary):
+                if self._grow(before, evaluation, at_boundary=at_boundary):
                     self._record(window, index, phase)
-                    window, at_boundary, until = MetricWindow(), decision.is_boundary, self._until(end_samples)
+                    at_boundary = not self.job.trigger.scales_progress
+                    window, until = MetricWindow(), self._until(end_samples)
                 if at_boundary:
                     self._reestimate(index)
             self._save_if_due(before, must_save=stopped or at_boundary)
@@ -207,15 +208,15 @@ class Trainer:
         if self.growth.decisions == self.plan.decisions:
             return
         self.plan = compile_plan(self.plan.job, self.plan.num_ranks, self.plan.num_samples, None, self.growth.decisions)
-        for decision in self.growth.decisions:
-            if decision.is_boundary:
+        if not self.job.trigger.scales_progress:
+            for decision in self.growth.decisions:
                 self.writer.keep_for_good(decision.samples)
         if self.ranks.rank == 0:
             write_plan(self.folder, self.plan)
 
     def open_batches(self) -> Iterator[GhostBatch]:
         """Return this rank's ghost batches from the sample counter on."""
-        group, ranks = self.plan.group, self.team
+        group, ranks = self.plan.ghost_batch, self.team
         first = groups_of_rank(self.samples // group, ranks.size, ranks.rank, ranks.size)[0]
         return self.reader.training(self.stream, group, first, ranks.size)
 
@@ -228,7 +229,7 @@ class Trainer:
             layout: how the batch is split into ranks and micro-batches.
             stop: whether this rank requests a stop.
         """
-        group, batch, ranks = self.plan.group, phase.global_batch, self.team
+        group, batch, ranks = self.plan.ghost_batch, phase.global_batch, self.team
         passes = passes_of_rank(self.samples, batch, group, layout.micro_batch, ranks.rank, ranks.size)
         taken: list[GhostBatch] = []
         micro_batches = (self._take(batches, positions, taken) for positions in passes)
@@ -270,7 +271,7 @@ class Trainer:
             num_samples: number of most recent samples to use, rounded up to whole ghost batches.
             layout: how the ghost batches are combined into micro-batches.
         """
-        group, ranks = self.plan.group, self.team
+        group, ranks = self.plan.ghost_batch, self.team
         last = self.samples // group
         num_groups = min(last, -(-num_samples // group))
         mine = groups_of_rank(last - num_groups, num_groups, ranks.rank, ranks.size)

@@ -189,7 +189,7 @@ def _prepare(job: Job, ranks: Ranks, options: RunOptions) -> tuple[Plan, Plan]:
     """Return the plan for these ranks, and the plan to write; an elastic job's is for the most ranks it may use."""
     phases = options.phases
     if options.replay is not None:
-        check_replay(job.schedule.policy, job.name)
+        check_replay(job, job.name)
     with faults_of(job.name):
         num_samples = known_num_samples(job.data)
     # From the written plan, a host discovery script reads how many ranks the elastic job can use.
