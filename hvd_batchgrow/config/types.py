@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated, Any, Generic, TypeVar, get_args
+from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -27,20 +26,3 @@ class Section(BaseModel):
     """Base class of all sections: frozen, no unknown keys, no implicit conversion, no NaN."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-
-S_co = TypeVar("S_co", bound=Section, covariant=True)
-
-
-@dataclass(frozen=True)
-class Variant(Generic[S_co]):
-    """A section that the value of one of its keys selects, such as `policy = "grow"`; for a `Registry`."""
-
-    section: type[S_co]
-    key: str
-
-    @property
-    def name(self) -> str:
-        """The only value of the key."""
-        (name,) = get_args(self.section.model_fields[self.key].annotation)
-        return str(name)

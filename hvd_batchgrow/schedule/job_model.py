@@ -17,8 +17,8 @@ from hvd_batchgrow.schedule.triggers.none import NoTrigger
 @cache
 def job_model() -> type[Job]:
     """Return `Job` with one variant of `[schedule]` for each policy, and of `[trigger]` for each trigger."""
-    policies: Any = reduce(or_, [spec.section for spec in POLICIES.specs()])
-    triggers: Any = reduce(or_, [spec.section for spec in TRIGGERS.specs()])
+    policies: Any = reduce(or_, POLICIES.sections())
+    triggers: Any = reduce(or_, TRIGGERS.sections())
     return create_model(
         "Job",
         __base__=Job,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from hvd_batchgrow.config import Job
@@ -14,9 +14,8 @@ from hvd_batchgrow.schedule.phases import Phase, Schedule, Warmup, compile_sched
 from hvd_batchgrow.schedule.rounding import samples_at
 from hvd_batchgrow.schedule.stage_layouts import ChooseRanks
 from hvd_batchgrow.schedule.stages import Start
-from hvd_batchgrow.schedule.validation.checked_stages import check_job
 from hvd_batchgrow.schedule.validation.growth_notes import growth_notes
-from hvd_batchgrow.schedule.validation.stage_checks import one_gradient
+from hvd_batchgrow.schedule.validation.job_check import check_job, one_gradient
 from hvd_batchgrow.schedule.validation.unlikely_values import unlikely_values
 
 
@@ -115,23 +114,9 @@ class Plan:
         return [f"gradient_noise.measure: an update of one micro-batch is not measured; {why}" for why in reasons]
 
     def _phase_to_dict(self, phase: Phase, layout: Layout) -> dict[str, Any]:
-        adam = {} if phase.beta2 is None else {"beta2": phase.beta2, "eps": phase.eps}
-        return {
-            "start_epoch": phase.start_epoch,
-            "start_samples": phase.start_samples,
-            "num_updates": phase.num_updates,
-            "lr": phase.lr,
-            "momentum": phase.momentum,
-            "global_batch": phase.global_batch,
-            "wanted_batch": phase.wanted_batch,
-            "ranks": layout.ranks,
-            "accumulation": layout.accumulation,
-            "micro_batch": layout.micro_batch,
-            "uneven_ranks": layout.uneven_ranks,
-            "noise_scale": self.noise_scale(phase),
-            **({} if phase.progress_rate == 1 else {"progress_rate": phase.progress_rate}),
-            **adam,
-        }
+        values = asdict(phase) | asdict(layout) | {"noise_scale": self.noise_scale(phase)}
+        unused = {"beta2": None, "eps": None, "progress_rate": 1.0}
+        return {key: value for key, value in values.items() if key not in unused or value != unused[key]}
 
 
 def compile_plan(
@@ -153,11 +138,11 @@ def compile_plan(
     Raises:
         JobError: something cannot be formed; has all faults, with the arithmetic and the nearest valid values.
     """
-    checked = check_job(job, ranks, num_samples, choose_ranks, decisions)
-    section, lr = job.schedule, checked.stages[0].lr
-    warmup = Warmup(samples_at(section.warmup_epochs, num_samples), section.warmup_start_lr, lr)
-    schedule = compile_schedule(checked.stages, checked.epochs, num_samples, warmup)
-    return Plan(job, num_samples, schedule, checked.layouts, checked.start, ranks, tuple(decisions))
+    start, stages, epochs, layouts = check_job(job, ranks, num_samples, choose_ranks, decisions)
+    section = job.schedule
+    warmup = Warmup(samples_at(section.warmup_epochs, num_samples), section.warmup_start_lr, stages[0].lr)
+    schedule = compile_schedule(stages, epochs, num_samples, warmup)
+    return Plan(job, num_samples, schedule, layouts, start, ranks, tuple(decisions))
 
 
 def _ranks_lost(k: int, before: int, now: int, phase: Phase, plan: Plan) -> str | None:

@@ -6,15 +6,14 @@ learning rate corrects for a batch that was rounded to whole ghost batches or cu
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import ClassVar
 
 from hvd_batchgrow.config import Job
-from hvd_batchgrow.config.registry import Registry
 from hvd_batchgrow.config.schedules import ScheduleBase
-from hvd_batchgrow.config.types import PositiveInt, Variant
+from hvd_batchgrow.config.types import PositiveInt
+from hvd_batchgrow.config.variants import Variants
 from hvd_batchgrow.messages.errors import Fault, JobError
 from hvd_batchgrow.schedule.adaptive.decisions import Decision
 from hvd_batchgrow.schedule.lr_rule import apply_lr_rule
@@ -29,9 +28,9 @@ class Policy(ScheduleBase):
     factor_key: ClassVar[str] = "noise_factor"
     """The key that says by how much the batch grows."""
 
-    @abstractmethod
     def stages(self, start: Start) -> list[Stage]:
         """Return the stages in the order of their epochs, the first at 0, before `lr_rule`. Raises JobError."""
+        return [start.first_stage]
 
     def course(self, job: Job, start: Start, decisions: Sequence[Decision]) -> tuple[list[Stage], float]:
         """Return the stages and the epoch at which the run ends.
@@ -77,7 +76,7 @@ class BatchPolicy(Policy):
         return self.global_batch
 
 
-POLICIES: Registry[Variant[Policy]] = Registry("hvd_batchgrow.schedule.policies")
+POLICIES = Variants("hvd_batchgrow.schedule.policies", "policy")
 
 
 def policy_of(job: Job) -> Policy:

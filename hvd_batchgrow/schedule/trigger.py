@@ -17,9 +17,9 @@ from typing import Annotated, Any, ClassVar, TypeGuard
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from hvd_batchgrow.config import Job
-from hvd_batchgrow.config.registry import Registry
 from hvd_batchgrow.config.triggers import TriggerBase
-from hvd_batchgrow.config.types import PositiveFloat, Variant, tuples
+from hvd_batchgrow.config.types import PositiveFloat, tuples
+from hvd_batchgrow.config.variants import Variants
 from hvd_batchgrow.messages.errors import Fault
 from hvd_batchgrow.schedule.adaptive.batch_requests import BatchRequest
 from hvd_batchgrow.schedule.adaptive.decisions import Decision
@@ -101,7 +101,7 @@ class TriggerRule(ABC):
 class Trigger(TriggerBase):
     """Base class of the `[trigger]` sections of all triggers."""
 
-    state_model: ClassVar[type[RuleState] | None] = None
+    state_model: ClassVar[type[RuleState]] = RuleState
     """The class of its rule's state."""
 
     @abstractmethod
@@ -162,7 +162,7 @@ class WindowTrigger(Trigger):
         return faults
 
 
-TRIGGERS: Registry[Variant[Trigger]] = Registry("hvd_batchgrow.schedule.triggers")
+TRIGGERS = Variants("hvd_batchgrow.schedule.triggers", "name")
 
 
 def trigger_of(job: Job) -> Trigger:
@@ -172,14 +172,11 @@ def trigger_of(job: Job) -> Trigger:
 
 
 def check_rule_state(state: dict[str, Any]) -> dict[str, Any]:
-    """Return the state of a trigger's rule, or {} without a trigger. Raises ValueError if no trigger has such a state."""
-    if not state:
-        return state
-    for spec in TRIGGERS.specs():
-        if spec.section.state_model is not None:
-            with suppress(ValidationError):
-                spec.section.state_model.model_validate(state)
-                return state
+    """Return the state of a trigger's rule; {} without a trigger. Raises ValueError if no trigger has such a state."""
+    for section in TRIGGERS.sections():
+        with suppress(ValidationError):
+            section.state_model.model_validate(state)
+            return state
     raise ValueError("is not the state of any trigger")
 
 

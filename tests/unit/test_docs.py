@@ -20,6 +20,8 @@ from hvd_batchgrow.messages.errors import JobError
 from hvd_batchgrow.schedule.cost.probe_file import subject_of
 from hvd_batchgrow.schedule.job_model import job_model
 from hvd_batchgrow.schedule.plan import compile_plan
+from hvd_batchgrow.schedule.policy import POLICIES
+from hvd_batchgrow.schedule.trigger import TRIGGERS
 from tests.helpers import job_tree, small_job
 from tests.unit.test_rooms import ORDER
 
@@ -149,6 +151,19 @@ def test_every_key_of_the_job_file_is_described() -> None:
         rows = re.findall(r"^\| ((?:`\w+`(?:, )?)+) \|", table, flags=re.MULTILINE)
         assert {key for row in rows for key in re.findall(r"\w+", row)} == keys, section
     assert keys_by_section().keys() | {"name", "seed"} == job_model().model_fields.keys()
+
+
+def test_every_policy_and_trigger_is_described() -> None:
+    job_file, triggers = ((ROOT / "docs" / page).read_text() for page in ("job-file.md", "triggers.md"))
+    for page, title, names in (
+        (job_file, "## Policies", POLICIES.names()),
+        (triggers, "## Triggers", [name for name in TRIGGERS.names() if name != "none"]),
+    ):
+        section = page.split(title)[1].split("\n#")[0]
+        assert sorted(re.findall(r"^\| `(\w+)` \|", section, flags=re.MULTILINE)) == names
+    for key, names in (("policy", POLICIES.names()), ("name", TRIGGERS.names())):
+        rows = [re.findall(r'`"(\w+)"`', row) for row in job_file.splitlines() if row.startswith(f"| `{key}` |")]
+        assert names in [sorted(set(row)) for row in rows]
 
 
 @cache

@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from hvd_batchgrow.config.schedules import MaxBatch
-from hvd_batchgrow.config.types import PositiveFloat, Variant
+from hvd_batchgrow.config.types import PositiveFloat
 from hvd_batchgrow.messages.errors import Fault, JobError
 from hvd_batchgrow.schedule.policy import POLICIES, BatchPolicy
 from hvd_batchgrow.schedule.rounding import decimal
@@ -17,6 +17,7 @@ from hvd_batchgrow.schedule.stages import Stage, Start
 _MOST_STAGES = 1000
 
 
+@POLICIES.add
 class AdaBatchSchedule(BatchPolicy):
     """Every `every_epochs`, multiply the batch by β and the learning rate by α: the noise scale falls by β/α.
 
@@ -51,6 +52,3 @@ class AdaBatchSchedule(BatchPolicy):
                 wanted = start.noise.batch_for(noise, start.momentum, lr)
             stages.append(start.stage(float(k * every), noise, start.momentum, wanted))
         return stages
-
-
-POLICIES.register(Variant(AdaBatchSchedule, "policy"))

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.config.schedules import LrRule, MaxBatch
-from hvd_batchgrow.config.types import FloatList, PositiveInt, Variant
+from hvd_batchgrow.config.types import FloatList, PositiveInt
 from hvd_batchgrow.messages.errors import Fault, JobError
 from hvd_batchgrow.schedule.adaptive.decisions import Decision
 from hvd_batchgrow.schedule.lr_rule import apply_lr_rule
@@ -23,6 +23,7 @@ from hvd_batchgrow.schedule.stages import Stage, Start
 from hvd_batchgrow.schedule.trigger import TRIGGERS, trigger_of
 
 
+@POLICIES.add
 class AdaptiveSchedule(BatchPolicy):
     """Grow the batch when `[trigger]` decides to.
 
@@ -55,10 +56,6 @@ class AdaptiveSchedule(BatchPolicy):
     def batch_unit(self, ghost_batch: int) -> int:
         return self.batch_multiple or self.global_batch
 
-    def stages(self, start: Start) -> list[Stage]:
-        """Return the stage before the first decision."""
-        return [start.first_stage]
-
     def course(self, job: Job, start: Start, decisions: Sequence[Decision]) -> tuple[list[Stage], float]:
         """Return the stages and the epoch at which the run ends.
 
@@ -90,7 +87,7 @@ class AdaptiveSchedule(BatchPolicy):
     def faults(self, job: Job, num_samples: int) -> list[Fault]:
         trigger, faults = trigger_of(job), []
         if not trigger.decides:
-            deciding = [name for name in TRIGGERS.names() if TRIGGERS[name].section.decides]
+            deciding = [variant.name for variant in TRIGGERS.specs() if variant.section.decides]
             fault = f"schedule.policy = 'adaptive' needs a trigger: {', '.join(deciding)}"
             return [Fault("trigger.name", fault)]
         if job.layout.grow_by == "auto" or job.layout.ranks_per_phase:
@@ -126,9 +123,6 @@ class AdaptiveSchedule(BatchPolicy):
             for key, span in waits.items()
             if span >= most
         ]
-
-
-POLICIES.register(Variant(AdaptiveSchedule, "policy"))
 
 
 def _unit_faults(job: Job, start: Start, ranks: int) -> Iterator[Fault]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from hvd_batchgrow.config.types import Variant
 from hvd_batchgrow.schedule.policies.boundaries import BoundaryPolicy
 from hvd_batchgrow.schedule.policy import POLICIES
 from hvd_batchgrow.schedule.stages import Stage, Start
 
 
+@POLICIES.add
 class DecaySchedule(BoundaryPolicy):
     """Divide the learning rate by f at every boundary; the batch stays."""
 
@@ -22,6 +22,3 @@ class DecaySchedule(BoundaryPolicy):
         return [
             start.stage(epoch, noise, momentum, start.global_batch) for epoch, noise, momentum in self.targets(start)
         ]
-
-
-POLICIES.register(Variant(DecaySchedule, "policy"))

@@ -6,12 +6,12 @@ from dataclasses import replace
 from typing import Literal
 
 from hvd_batchgrow.config.schedules import LrRule, MaxBatch
-from hvd_batchgrow.config.types import Variant
 from hvd_batchgrow.schedule.policies.boundaries import BoundaryPolicy
 from hvd_batchgrow.schedule.policy import POLICIES
 from hvd_batchgrow.schedule.stages import Stage, Start
 
 
+@POLICIES.add
 class GrowSchedule(BoundaryPolicy):
     """Grow the batch so that the noise scale falls by f at every boundary, at a constant learning rate.
 
@@ -33,6 +33,3 @@ class GrowSchedule(BoundaryPolicy):
             for epoch, noise, momentum in self.targets(start)
         ]
         return stages if self.lr_rule == "none" else [replace(stage, lr=start.lr) for stage in stages]
-
-
-POLICIES.register(Variant(GrowSchedule, "policy"))

@@ -8,13 +8,13 @@ from pydantic import Field
 
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.config.schedules import MaxBatch
-from hvd_batchgrow.config.types import Variant
 from hvd_batchgrow.messages.errors import Fault
 from hvd_batchgrow.schedule.policies.boundaries import BoundaryPolicy
 from hvd_batchgrow.schedule.policy import POLICIES
 from hvd_batchgrow.schedule.stages import Stage, Start
 
 
+@POLICIES.add
 class HybridSchedule(BoundaryPolicy):
     """Grow the batch at the first `growing_boundaries` boundaries and divide the learning rate at the others.
 
@@ -44,6 +44,3 @@ class HybridSchedule(BoundaryPolicy):
 
     def no_growth(self) -> str | None:
         return super().no_growth() or (None if self.growing_boundaries else "schedule.growing_boundaries is 0")
-
-
-POLICIES.register(Variant(HybridSchedule, "policy"))

@@ -12,7 +12,7 @@ from pydantic import BeforeValidator, Field
 
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.config.schedules import MaxBatch
-from hvd_batchgrow.config.types import PositiveFloat, Variant, tuples
+from hvd_batchgrow.config.types import PositiveFloat, tuples
 from hvd_batchgrow.import_string import NotFound, describe_error, find_callable
 from hvd_batchgrow.messages.errors import Fault, JobError
 from hvd_batchgrow.schedule.policy import POLICIES, BatchPolicy
@@ -23,6 +23,7 @@ _POINTS = 1000
 LrStep = tuple[PositiveFloat, PositiveFloat]
 
 
+@POLICIES.add
 class ImportSchedule(BatchPolicy):
     """Grow the batch where the imported schedule decays the learning rate.
 
@@ -74,9 +75,6 @@ class ImportSchedule(BatchPolicy):
             for key, of in users.items()
             if self.lr_schedule not in of and getattr(self, key) != type(self).model_fields[key].default
         ]
-
-
-POLICIES.register(Variant(ImportSchedule, "policy"))
 
 
 def imported_multiples(section: ImportSchedule) -> list[tuple[float, float]]:

@@ -6,13 +6,13 @@ from typing import ClassVar, Literal
 
 from hvd_batchgrow.config import AdamSection, Job
 from hvd_batchgrow.config.schedules import MaxBatch
-from hvd_batchgrow.config.types import Variant
 from hvd_batchgrow.messages.errors import Fault
 from hvd_batchgrow.schedule.policies.boundaries import BoundaryPolicy
 from hvd_batchgrow.schedule.policy import POLICIES
 from hvd_batchgrow.schedule.stages import Stage, Start
 
 
+@POLICIES.add
 class SeesawSchedule(BoundaryPolicy):
     """Divide the learning rate by √f and multiply the batch by f at every boundary, for Adam.
 
@@ -44,6 +44,3 @@ class SeesawSchedule(BoundaryPolicy):
             fault = "is for plain gradients, but 'seesaw' uses the noise of Adam, ε/√B; remove it"
             faults.append(Fault("schedule.exact_noise", fault))
         return faults
-
-
-POLICIES.register(Variant(SeesawSchedule, "policy"))

@@ -9,7 +9,6 @@ from pydantic import AfterValidator, Field
 
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.config.schedules import LrRule
-from hvd_batchgrow.config.types import Variant
 from hvd_batchgrow.messages.errors import Fault, JobError
 from hvd_batchgrow.schedule.batch_steps import EXAMPLE, PATTERN, check_batch_steps, parse_batch_steps
 from hvd_batchgrow.schedule.policy import POLICIES, Policy
@@ -17,6 +16,7 @@ from hvd_batchgrow.schedule.rounding import samples_at
 from hvd_batchgrow.schedule.stages import Stage, Start
 
 
+@POLICIES.add
 class StepsSchedule(Policy):
     """Set the batch at given sample counts; the learning rate is constant or follows `lr_rule`."""
 
@@ -61,6 +61,3 @@ class StepsSchedule(Policy):
 
     def stated_batches(self, cap: int | None) -> list[tuple[str, int]]:
         return [("schedule.batch_steps", batch) for _, batch in parse_batch_steps(self.batch_steps)]
-
-
-POLICIES.register(Variant(StepsSchedule, "policy"))

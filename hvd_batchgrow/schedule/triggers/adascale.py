@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from hvd_batchgrow.config import Job
-from hvd_batchgrow.config.types import PositiveFloat, Variant
+from hvd_batchgrow.config.types import PositiveFloat
 from hvd_batchgrow.messages.errors import Fault
 from hvd_batchgrow.schedule.adaptive.batch_requests import BatchRequest
 from hvd_batchgrow.schedule.adaptive.decisions import Decision
@@ -22,6 +22,7 @@ class AdaScaleState(RuleState):
     gain: Annotated[PositiveFloat, Field(allow_inf_nan=False)] = 1.0
 
 
+@TRIGGERS.add
 class AdaScaleTrigger(Trigger):
     """Scale the learning rate and the progress of the schedule by the gain of a larger, constant batch."""
 
@@ -65,9 +66,6 @@ class AdaScaleTrigger(Trigger):
 
     def waits(self) -> dict[str, float]:
         return {"every_epochs": self.every_epochs}
-
-
-TRIGGERS.register(Variant(AdaScaleTrigger, "name"))
 
 
 class AdaScale(TriggerRule):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Literal
 
-from hvd_batchgrow.config.types import PositiveFloat, Variant
+from hvd_batchgrow.config.types import PositiveFloat
 from hvd_batchgrow.schedule.trigger import TRIGGERS, Measurement, is_positive
 from hvd_batchgrow.schedule.triggers.formula import FormulaTrigger
 
 
+@TRIGGERS.add
 class CabsTrigger(FormulaTrigger):
     """Couple the batch to learning rate and loss: B' = c ε tr(Σ) / (loss + δ).
 
@@ -26,6 +27,3 @@ class CabsTrigger(FormulaTrigger):
             return None
         batch = self.scale * now.lr * now.trace / (now.loss + self.loss_offset)
         return batch, f"CABS: c ε tr(Σ)/loss = {self.scale:g} · {now.lr:.3g} · {now.trace:.3g}/{now.loss:.3g}"
-
-
-TRIGGERS.register(Variant(CabsTrigger, "name"))

@@ -6,11 +6,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from hvd_batchgrow.config.types import PositiveFloat, Variant
+from hvd_batchgrow.config.types import PositiveFloat
 from hvd_batchgrow.schedule.trigger import TRIGGERS, Measurement
 from hvd_batchgrow.schedule.triggers.formula import FormulaTrigger
 
 
+@TRIGGERS.add
 class GradientNoiseTrigger(FormulaTrigger):
     """Let the batch follow B_simple: B' = B_simple/h. Source: McCandlish et al. 2018 (arXiv 1812.06162)."""
 
@@ -30,6 +31,3 @@ class GradientNoiseTrigger(FormulaTrigger):
             return None
         wanted = now.b_simple / self.ratio
         return wanted, f"B_simple = {now.b_simple:.0f}, h B = {self.ratio:g} · {now.global_batch}"
-
-
-TRIGGERS.register(Variant(GradientNoiseTrigger, "name"))

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 from hvd_batchgrow.config import Job
-from hvd_batchgrow.config.types import Variant
 from hvd_batchgrow.schedule.trigger import TRIGGERS, Trigger, TriggerRule
 
 
+@TRIGGERS.add
 class NoTrigger(Trigger):
     """No trigger: the schedule is fixed."""
 
@@ -18,6 +18,3 @@ class NoTrigger(Trigger):
 
     def make(self, job: Job, num_samples: int) -> TriggerRule:
         raise NotImplementedError("a fixed schedule has no trigger")
-
-
-TRIGGERS.register(Variant(NoTrigger, "name"))

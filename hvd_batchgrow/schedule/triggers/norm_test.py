@@ -7,11 +7,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from hvd_batchgrow.config.types import Variant
 from hvd_batchgrow.schedule.trigger import TRIGGERS, Measurement
 from hvd_batchgrow.schedule.triggers.formula import FormulaTrigger
 
 
+@TRIGGERS.add
 class NormTestTrigger(FormulaTrigger):
     """Keep the standard error of the gradient below a fraction of its norm.
 
@@ -33,6 +33,3 @@ class NormTestTrigger(FormulaTrigger):
         if not 0 < allowed < error < math.inf:
             return None
         return math.ceil(now.trace / allowed), f"norm test: tr(Σ)/B = {error:.3g} > θ² |g|² = {allowed:.3g}"
-
-
-TRIGGERS.register(Variant(NormTestTrigger, "name"))

@@ -8,7 +8,6 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, NonNegativeInt
 
 from hvd_batchgrow.config import Job
-from hvd_batchgrow.config.types import Variant
 from hvd_batchgrow.messages.errors import Fault
 from hvd_batchgrow.schedule.adaptive.batch_requests import BatchRequest
 from hvd_batchgrow.schedule.adaptive.decisions import Decision
@@ -35,6 +34,7 @@ class PlateauState(RuleState):
     """Epoch of the last evaluation. Checkpoints of version 0.1.0 lack it."""
 
 
+@TRIGGERS.add
 class PlateauTrigger(WindowTrigger):
     """Divide the noise scale when the test result has stopped improving, like torch's ReduceLROnPlateau."""
 
@@ -101,9 +101,6 @@ class PlateauTrigger(WindowTrigger):
             return []
         share = f"trigger.min_delta = {self.min_delta:g} is {self.min_delta:.0%} of the test set"
         return [f"{share}: accuracy is in [0, 1]"]
-
-
-TRIGGERS.register(Variant(PlateauTrigger, "name"))
 
 
 class Plateau(TriggerRule):

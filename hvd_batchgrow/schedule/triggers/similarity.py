@@ -6,11 +6,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from hvd_batchgrow.config.types import Variant
 from hvd_batchgrow.schedule.trigger import TRIGGERS, Measurement
 from hvd_batchgrow.schedule.triggers.formula import FormulaTrigger
 
 
+@TRIGGERS.add
 class SimilarityTrigger(FormulaTrigger):
     """Keep the gradients of two updates similar: B' = B_simple s/(1-s) if their expected cosine is below s.
 
@@ -28,6 +28,3 @@ class SimilarityTrigger(FormulaTrigger):
         if cosine >= wanted:
             return None
         return now.b_simple * wanted / (1 - wanted), f"similarity 1/(1 + B_simple/B) = {cosine:.3g} < {wanted:g}"
-
-
-TRIGGERS.register(Variant(SimilarityTrigger, "name"))

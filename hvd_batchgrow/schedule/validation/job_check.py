@@ -1,18 +1,51 @@
-"""Faults of a job's compiled start and stages."""
+"""The one pass over a job that finds its faults: of its keys, then of its start, its stages and their layouts."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 from hvd_batchgrow.config import Job
-from hvd_batchgrow.messages.errors import Fault
-from hvd_batchgrow.schedule.policy import policy_of
+from hvd_batchgrow.messages.errors import Fault, JobError
+from hvd_batchgrow.schedule.adaptive.decisions import Decision
+from hvd_batchgrow.schedule.layout import Layout
+from hvd_batchgrow.schedule.policy import compile_stages, policy_of
 from hvd_batchgrow.schedule.rounding import half_up
-from hvd_batchgrow.schedule.stages import Stage, Start
+from hvd_batchgrow.schedule.stage_layouts import ChooseRanks, layouts_for
+from hvd_batchgrow.schedule.stages import Stage, Start, make_start
 from hvd_batchgrow.schedule.trigger import trigger_of
+from hvd_batchgrow.schedule.validation.key_checks import impossible_faults, key_faults
 
 
-def start_faults(job: Job, start: Start, ranks: int) -> Iterator[Fault]:
+def check_job(
+    job: Job, ranks: int, num_samples: int, choose_ranks: ChooseRanks | None, decisions: Sequence[Decision]
+) -> tuple[Start, list[Stage], float, tuple[Layout, ...]]:
+    """Compile a job and check it on the way: return its start, stages, last epoch, and the layout of each stage.
+
+    Args and errors as `compile_plan`.
+    """
+    faults = [] if ranks >= 1 else [Fault("ranks", f"must be at least 1, got {ranks}")]
+    faults += key_faults(job, num_samples)
+    if impossible := impossible_faults(job, num_samples):
+        raise JobError(faults + impossible, job.name)
+    try:
+        start = make_start(job, num_samples)
+        faults += _start_faults(job, start, ranks)
+        stages, epochs = compile_stages(job, start, decisions)
+        if not all(0 < stage.lr < math.inf for stage in stages):
+            raise ArithmeticError("a learning rate of 0 or infinity")
+        faults += _stage_faults(job, start, stages)
+        layouts = layouts_for(stages, job, max(1, ranks), choose_ranks)
+        if not faults:
+            return start, stages, epochs, layouts
+    except JobError as error:
+        faults += error.faults
+    except ArithmeticError as error:
+        faults.append(Fault("schedule", f"its numbers leave the range of floating point ({error})"))
+    raise JobError(_without_repeats(faults), job.name)
+
+
+def _start_faults(job: Job, start: Start, ranks: int) -> Iterator[Fault]:
     """Yield the faults of the batches that a trigger may request, so that no decision must be refused later."""
     trigger = trigger_of(job)
     if not (job.is_adaptive and trigger.decides):
@@ -36,7 +69,7 @@ def one_gradient(job: Job, batch: int) -> Fault:
     return Fault("layout.max_micro_batch", fault)
 
 
-def stage_faults(job: Job, start: Start, stages: Sequence[Stage]) -> Iterator[Fault]:
+def _stage_faults(job: Job, start: Start, stages: Sequence[Stage]) -> Iterator[Fault]:
     """Yield the faults of the limit of the batch, and of the warm-up."""
     yield from _unlimited_growth(job, start, stages)
     start_lr, lr = job.schedule.warmup_start_lr, stages[0].lr
@@ -64,3 +97,11 @@ def _unlimited_growth(job: Job, start: Start, stages: Sequence[Stage]) -> Iterat
         key = "lr_scale" if section.lr_scale > 1 else "raise_momentum_to"
         fault = f"enlarges the batch of {first} to {largest.global_batch}, above N/10 = {limit:g}; use less, or "
         yield Fault(f"schedule.{key}", f"{fault}write that as global_batch, with its optim.lr and momentum")
+
+
+def _without_repeats(faults: list[Fault]) -> list[Fault]:
+    """Drop faults that repeat the message of an earlier phase."""
+    seen: dict[str, Fault] = {}
+    for fault in faults:
+        seen.setdefault(fault.message if fault.path.startswith("phase ") else str(fault), fault)
+    return list(seen.values())
