@@ -170,7 +170,7 @@ class TwinCommand(TrainCommand):
         from hvd_batchgrow.data.source_checks import known_num_samples
 
         job = self.load_for(ranks, overrides)
-        if job.schedule.policy == "decay":
+        if job.schedule.is_own_twin:
             fault = Fault("schedule.policy", "'decay' is the policy of the twin, so there are no two runs to compare")
             raise JobError([fault], str(self.job))
         if not job.is_adaptive:

@@ -61,7 +61,7 @@ def print_plan(console: PlainConsole, plan: Plan) -> None:
 def plan_table(plan: Plan) -> Table:
     """Return a table with one row per phase of a plan."""
     table = number_table(
-        f"{plan.job.name}: N = {plan.num_samples:,}, ghost batch {plan.group}, ranks: {plan.peak_ranks}",
+        f"{plan.job.name}: N = {plan.num_samples:,}, ghost batch {plan.ghost_batch}, ranks: {plan.peak_ranks}",
         (
             *("phase", "from\nepoch", "samples", "updates", "lr", "momentum", "batch", "wanted\nbatch"),
             *("ranks × passes\n× micro-batch", "ghost\nbatches", "noise\nscale"),
@@ -78,7 +78,7 @@ def plan_table(plan: Plan) -> Table:
             f"{phase.global_batch:,}",
             _wanted(phase),
             f"{layout.ranks} × {layout.accumulation} × {layout.micro_batch}{' uneven' * layout.uneven_ranks}",
-            f"{phase.global_batch // plan.group}",
+            f"{phase.global_batch // plan.ghost_batch}",
             f"{plan.noise_scale(phase):.4g}",
         )
         table.add_row(*cells)

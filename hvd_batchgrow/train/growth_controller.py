@@ -16,9 +16,9 @@ from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.schedule.adaptive.batch_requests import BatchRequest, form_decision
 from hvd_batchgrow.schedule.adaptive.decisions import Decision
-from hvd_batchgrow.schedule.adaptive.triggers import Measurement, Trigger, bounded, make_trigger
 from hvd_batchgrow.schedule.plan import Plan
 from hvd_batchgrow.schedule.rounding import period_ends
+from hvd_batchgrow.schedule.trigger import Measurement, TriggerRule, bounded, make_trigger
 from hvd_batchgrow.storage.strict_json import dump_json
 from hvd_batchgrow.train.run.decision_record import open_decisions, write_decisions
 from hvd_batchgrow.train.update.engine import UpdateResult
@@ -41,8 +41,7 @@ class GrowthController:
 
     def __init__(self, job: Job, num_samples: int, model: nn.Module, average: WeightAverage | None = None) -> None:
         self._job, self._num_samples, self._model, self._average = job, num_samples, model, average
-        self._trigger: Trigger | None = make_trigger(job, num_samples) if job.is_adaptive else None
-        self._restores_best = getattr(job.trigger, "restore_best", False)
+        self._trigger: TriggerRule | None = make_trigger(job, num_samples) if job.is_adaptive else None
         self._noise: dict[str, NoiseAverage] = {}
         self._loss = _Average(job.gradient_noise.ema_epochs * num_samples)
         self._best: dict[str, Any] = {}
@@ -122,8 +121,8 @@ class GrowthController:
         """Give the trigger rank 0's measurements, so that all ranks keep the same best weights."""
         assert self._trigger is not None
         request = self._trigger.look(now)
-        if self._restores_best:
-            self._keep_best(now.samples, [self._trigger.best_samples])  # type: ignore[union-attr]
+        if self._job.trigger.restores_best:
+            self._keep_best(now.samples, [self._trigger.best_samples])
         return request
 
     def _decide(self, request: BatchRequest | None, now: Measurement, folder: Path) -> dict[str, Any] | None:
@@ -134,7 +133,7 @@ class GrowthController:
             bound = bounded(wanted, job, num_samples, num_decisions, now)
             decision = bound and form_decision(job, num_samples, self.decisions, now.samples, bound, now.numbers())
             if decision:
-                if self._restores_best and self._best:
+                if self._job.trigger.restores_best and self._best:
                     decision = replace(decision, restore_samples=self._trigger.best_samples)  # type: ignore[union-attr]
                 write_decisions(folder, None, (*self.decisions, decision))
                 return decision.to_dict()
@@ -143,7 +142,7 @@ class GrowthController:
     def _now(self, plan: Plan, samples: int, metrics: Mapping[str, float]) -> Measurement:
         phase = plan.schedule.at(samples)
         noise = self.noise.get(ALL)
-        metric = metrics.get(getattr(self._job.trigger, "metric", ""))
+        metric = metrics.get(self._job.trigger.test_metric or "")
         was_unusable = not math.isfinite(metrics.get("loss", 0.0))  # if the loss is NaN, the accuracy is meaningless
         return Measurement(
             samples,
@@ -181,7 +180,7 @@ class GrowthController:
         return {
             "decisions": [decision.to_dict() for decision in self.decisions],
             "replayed_from": self.replayed_from,
-            "trigger": self._trigger.state() if self._trigger else {},
+            "trigger": self._trigger.state.model_dump() if self._trigger else {},
             "noise": {name: average.state() for name, average in self._noise.items()},
             "loss": self._loss.state(),
             "best": self._best,

@@ -127,8 +127,8 @@ class Trainer:
             if stopped or at_boundary or self._is_due(before, Fraction(1, self.job.logging.logs_per_epoch)):
                 window = self._log(window, index, phase)
             evaluation = self._evaluate_if_due(before)
-            if may_grow and (decision := self._decide_if_due(before, evaluation, at_boundary=at_boundary)):
-                window, at_boundary = self._log(window, index, phase), decision.is_boundary
+            if may_grow and self._decide_if_due(before, evaluation, at_boundary=at_boundary):
+                window, at_boundary = self._log(window, index, phase), not self.job.trigger.scales_progress
             if may_grow and at_boundary:
                 reestimate(self.parts, state.samples, micro_batch, team)
             self._save_if_due(before, must_save=stopped or at_boundary)
@@ -145,7 +145,7 @@ class Trainer:
             micro_batch: its largest number of samples.
             stop: whether this rank requests a stop.
         """
-        state, parts, group, batch = self.state, self.parts, self.plan.group, phase.global_batch
+        state, parts, group, batch = self.state, self.parts, self.plan.ghost_batch, phase.global_batch
         passes = passes_of_rank(state.samples, batch, group, micro_batch, self.team.rank, self.team.size)
         micro_batches = read_micro_batches(ghost_batches, passes, parts.keyed_by, parts.heartbeat.at)
         try:
@@ -227,8 +227,8 @@ class Trainer:
         if decisions == self.plan.decisions:
             return
         self.plan = compile_plan(self.plan.job, self.plan.num_ranks, self.plan.num_samples, None, decisions)
-        for decision in decisions:
-            if decision.is_boundary:
+        if not self.job.trigger.scales_progress:
+            for decision in decisions:
                 self.writer.keep_for_good(decision.samples)
         if self.ranks.rank == 0:
             write_plan(self.folder, self.plan)

@@ -182,17 +182,17 @@ def test_a_window_is_kept_also_where_nothing_else_is_due(ranks: Ranks, tmp_path:
     assert [d.new_batch for d in trainer.state.growth.decisions] == [32, 64]
 
 
-def test_the_end_of_a_window_decides_where_the_wish_comes_to_nothing(tmp_path: Path) -> None:
+def test_the_end_of_a_window_decides_where_the_request_comes_to_nothing(tmp_path: Path) -> None:
     # 1.3 times the batch is rounded to the batch itself.
     trigger = {**NOISE, "ratio": 0.001, "max_batch_factor": 2.0, "windows_epochs": [[0.0, 0.5]]}
     job = job_of(trigger, schedule={"global_batch": 48, "max_batch": 96})
     growing = growth_controller.GrowthController(job, NUM_TRAIN, make_model())
     now = growth_controller.Measurement(144, 48, 0.05, 100.0, 1.0)
-    wish = growth_controller.BatchRequest("planted", batch=1.3 * 48)
-    assert growing._decide(wish, now, tmp_path) is None
+    request = growth_controller.BatchRequest("planted", batch=1.3 * 48)
+    assert growing._decide(request, now, tmp_path) is None
     late = replace(now, samples=192)
     (tmp_path / "decisions.jsonl").touch()
-    decided = growing._decide(wish, late, tmp_path)
+    decided = growing._decide(request, late, tmp_path)
     assert decided is not None
     assert decided["new_batch"] == 96
 

@@ -150,7 +150,7 @@ def test_digest_refuses_a_folder_that_is_not_a_run(tmp_path: Path, capsys: pytes
         (
             ["plan", "small.toml", "--schedule.policy", "decay"],
             2,
-            "max_batch: unknown key of 'decay'; it belongs to grow",
+            "max_batch: unknown key of 'decay'; it belongs to adabatch, adaptive, grow",
         ),
         (["train", "small.toml", "--overwrite", "--resume", "auto"], 2, "--overwrite: contradicts --resume auto"),
         (

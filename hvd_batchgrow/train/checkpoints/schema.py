@@ -23,6 +23,7 @@ from torch import Tensor
 from hvd_batchgrow.messages.errors import RunError, first_fault
 from hvd_batchgrow.nn.state.extra_state import is_extra_state, plain_fault
 from hvd_batchgrow.schedule.adaptive.decisions import Decision
+from hvd_batchgrow.schedule.trigger import check_rule_state
 
 
 class _Strict(BaseModel):
@@ -49,26 +50,10 @@ class _LossScale(_Strict):
 _Empty = Annotated[dict[str, Any], Field(max_length=0)]
 
 
-class _Plateau(_Strict):
-    best: float
-    best_samples: NonNegativeInt
-    bad: float
-    cool: float
-    last: float
-
-
-class _Measuring(_Strict):
-    asks_since: NonNegativeInt | None
-
-
-class _AdaScale(_Strict):
-    gain: Annotated[PositiveFloat, Field(allow_inf_nan=False)]
-
-
 class _Growth(_Strict):
     decisions: list[Annotated[dict[str, Any], AfterValidator(Decision.from_dict)]]
     replayed_from: str | None
-    trigger: _Plateau | _Measuring | _AdaScale | _Empty
+    trigger: Annotated[dict[str, Any], AfterValidator(check_rule_state)]
     noise: dict[str, dict[str, float]]
     loss: Annotated[list[float], Field(min_length=2, max_length=2)]
     best: dict[str, Any]

@@ -103,7 +103,7 @@ def _check(origin: Path, checkpoint: Checkpoint, plan: Plan, changed: Mapping[st
             + "\n  ".join(lines)
             + "\n  start a new run instead: --name NAME"
         )
-    samples, group = checkpoint.samples, plan.group
+    samples, group = checkpoint.samples, plan.ghost_batch
     if samples >= plan.schedule.end_samples:
         raise RunError(
             f"{origin} is at sample {samples:,}, and this job ends at {plan.schedule.end_samples:,}: "

@@ -30,7 +30,7 @@ def plan_for_ranks(
         JobError: the job cannot be planned, or not be trained on these ranks.
     """
     if replay is not None:
-        check_replay(job.schedule.policy, job.name)
+        check_replay(job, job.name)
     with faults_of(job.name):
         num_samples = known_num_samples(job.data)
     # From the written plan, a host discovery script reads how many ranks the elastic job can use.

@@ -181,8 +181,8 @@ def _refuse_other_job(folder: Path, checkpoint: Checkpoint, plan: Plan) -> None:
             + "\n  ".join(f"{key}: was {was!r}, is {now!r}" for key, (was, now) in changed.items())
             + "\n  train it as a new run from the beginning (--name NAME) or from this checkpoint (--fork NAME)"
         )
-    if checkpoint.samples % plan.group:
-        fault = f"which is in the middle of a ghost batch of {plan.group}: no update ends there"
+    if checkpoint.samples % plan.ghost_batch:
+        fault = f"which is in the middle of a ghost batch of {plan.ghost_batch}: no update ends there"
         raise RunError(f"{folder} cannot be resumed from sample {checkpoint.samples:,}, {fault}")
 
 
