@@ -208,7 +208,7 @@ def work(model_name: str, micro_batch: int, turns: int) -> None:
     )
     generator = torch.Generator().manual_seed(ranks.rank)
     images, labels = torch.randn(micro_batch, 3, 32, 32, generator=generator), torch.zeros(micro_batch).long()
-    phase = Phase(0.0, 0, 1, 1e-4, 0.9, micro_batch * ranks.size, micro_batch * ranks.size)
+    phase = Phase(0.0, 1e-4, 0.9, micro_batch * ranks.size, micro_batch * ranks.size, start_samples=0, num_updates=1)
     groups = micro_batch // 32
     positions = tuple(range(ranks.rank, groups * ranks.size, ranks.size))
     rates: list[list[float]] = []

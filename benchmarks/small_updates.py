@@ -51,7 +51,7 @@ def make_updates(
     images, labels = torch.randn(GHOST_BATCH, 1, 28, 28), torch.randint(10, (GHOST_BATCH,))
     num_groups = num_passes * ranks.size
     batch = num_groups * GHOST_BATCH
-    phase = Phase(0.0, 0, num_updates, 0.01, 0.9, batch, float(batch))
+    phase = Phase(0.0, 0.01, 0.9, batch, float(batch), start_samples=0, num_updates=num_updates)
     model = small_conv_net.build(1, 10, ghost_batch=GHOST_BATCH, bn_momentum=0.1)
     engine = UpdateEngine(model, torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9), ranks, exact=exact)
 

@@ -19,7 +19,8 @@ from hvd_batchgrow.messages.errors import MOST_REPORTED, Fault, JobError
 from hvd_batchgrow.messages.value_faults import choice_fault, value_fault
 from hvd_batchgrow.messages.wording import dotted, shown
 from hvd_batchgrow.nn.checks.model_keys import check_network
-from hvd_batchgrow.schedule.validation.key_checks import batch_faults, key_faults
+from hvd_batchgrow.schedule.job_model import job_model
+from hvd_batchgrow.schedule.validation.key_checks import impossible_faults, key_faults
 from hvd_batchgrow.storage.toml_file import read_toml, read_value, tamed, value_text
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def parse_job(tree: Mapping[str, Any], source: str = "job") -> Job:
     """Return the job of a tree of plain values. Raises JobError with all faults."""
     tree, faults = tamed(tree)
     try:
-        job = Job.model_validate(tree)
+        job = job_model().model_validate(tree)
     except ValidationError as error:
         faults += [*_key_faults(error), *_section_faults(tree)]
         faults += _faults_of_the_rest(tree, faults)
@@ -123,7 +124,7 @@ def _drop_unused(tree: Mapping[str, Any], overrides: Mapping[str, Any]) -> None:
 @cache
 def variants(section: str) -> dict[str, type[Section]]:
     """Return the models of a section, such as those of the optimizers by name; a section with one model has no name."""
-    field = Job.model_fields[section]
+    field = job_model().model_fields[section]
     if field.discriminator is None:
         return {"": field.annotation} if hasattr(field.annotation, "model_fields") else {}  # type: ignore[dict-item]
     models = get_args(field.annotation)
@@ -215,10 +216,10 @@ def _faults_of_the_rest(tree: Mapping[str, Any], faults: Sequence[Fault]) -> lis
         if (name,) not in wrong
     }
     try:
-        job = Job.model_validate(rest)
+        job = job_model().model_validate(rest)
         num_samples = known_num_samples(job.data)
     except (ValidationError, JobError):  # a required key or N is missing: nothing more can be checked
         return []
     names = {place[-1] for place in wrong}
-    found = [*key_faults(job, 1, num_samples), *batch_faults(job, num_samples)]
+    found = [*key_faults(job, num_samples), *impossible_faults(job, num_samples)]
     return [fault for fault in found if not any(name in str(fault) for name in names)]

@@ -117,7 +117,7 @@ def updates(plan: Plan, seed: int, rank: int, ranks: int, start_samples: int = 0
     """
     if any(layout.ranks != ranks for layout in plan.layouts):
         raise ValueError(f"the plan is for {plan.peak_ranks} ranks, got {ranks}: use plan_updates(…, ranks={ranks})")
-    stream, samples, group = Stream(plan.num_samples, seed), start_samples, plan.group
+    stream, samples, group = Stream(plan.num_samples, seed), start_samples, plan.ghost_batch
     while samples < plan.schedule.end_samples:
         phase, layout = plan.schedule.at(samples), plan.layouts[plan.schedule.index_at(samples)]
         passes = passes_of_rank(samples, phase.global_batch, group, layout.micro_batch, rank, ranks)

@@ -42,7 +42,7 @@ def samples(update: int) -> tuple[Tensor, Tensor]:
 
 
 def phase(num_groups: int = NUM_GROUPS) -> Phase:
-    return Phase(0.0, 0, NUM_UPDATES, LR, MOMENTUM, num_groups * GROUP, num_groups * GROUP)
+    return Phase(0.0, LR, MOMENTUM, num_groups * GROUP, num_groups * GROUP, start_samples=0, num_updates=NUM_UPDATES)
 
 
 def reference(

@@ -9,10 +9,12 @@ from hvd_batchgrow.config import Job
 from hvd_batchgrow.data.datasets.dataset import DatasetPair
 from hvd_batchgrow.schedule.adaptive.decisions import Decision
 from hvd_batchgrow.schedule.plan import compile_plan
-from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint, tree_digest
+from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint, broadcast_checkpoint, newest_good
 from hvd_batchgrow.train.events import Decided, Evaluation, Observer, RunEnded, RunStarted, TrainRecord
 from hvd_batchgrow.train.liveness.stop import Stop, StopRequest
+from hvd_batchgrow.train.parts import TrainingParts
 from hvd_batchgrow.train.trainer import Trainer
+from hvd_batchgrow.verification.tree_digest import tree_digest
 from tests.helpers import small_source
 
 
@@ -56,7 +58,8 @@ def make_trainer(
     """Of a job on `small_source`, or on another, in a folder that is there."""
     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     source = source or small_source()
-    return Trainer(job, compile_plan(job, ranks.size, len(source.train)), source, ranks, folder, observers)
+    plan = compile_plan(job, ranks.size, len(source.train))
+    return Trainer(TrainingParts(job, source, ranks), plan, ranks, folder, observers)
 
 
 def train(
@@ -74,6 +77,11 @@ def train(
     return trainer, trainer.run(stop or StopRequest(), checkpoint, replay=replay)
 
 
+def newest(ranks: Ranks, folder: Path) -> Checkpoint | None:
+    """On all ranks, the newest good checkpoint of rank 0's folder."""
+    return broadcast_checkpoint(ranks, ranks.run_on_rank0(lambda: newest_good(folder / "checkpoints")[0]))
+
+
 def digest(trainer: Trainer) -> str:
     """Of all that an update changes."""
-    return tree_digest({"model": trainer.model.state_dict(), "optimizer": trainer.optimizer.state_dict()})
+    return tree_digest({"model": trainer.parts.model.state_dict(), "optimizer": trainer.parts.optimizer.state_dict()})

@@ -57,7 +57,7 @@ class PlanCommand(JobCommand):
         decisions = self.decisions(job)
         plan = compile_plan(job, self.ranks, num_samples, choose, decisions)
         if self.twin:
-            self.print_twin(None if job.schedule.policy == "decay" else decay_twin(job, num_samples, decisions))
+            self.print_twin(None if job.schedule.is_own_twin else decay_twin(job, num_samples, decisions))
             return ExitCode.DONE
         twin, no_twin = self.twin_plan(plan, probe)
         plans = [plan, *([twin] if twin else [])]
@@ -71,7 +71,7 @@ class PlanCommand(JobCommand):
 
     def twin_plan(self, plan: Plan, probe: Probe | None) -> tuple[Plan | None, str | None]:
         """Return the plan of the twin, or the reason why the job has no twin: the job itself is planned anyway."""
-        if plan.job.schedule.policy == "decay":
+        if plan.job.schedule.is_own_twin:
             return None, None
         try:
             twin = decay_twin(plan.job, plan.num_samples, plan.decisions)
@@ -93,7 +93,7 @@ class PlanCommand(JobCommand):
         """Return the decisions to replay."""
         if self.replay is None:
             return ()
-        check_replay(job.schedule.policy, str(self.job))
+        check_replay(job, str(self.job))
         return read_decisions(self.replay)[1]
 
     def print_twin(self, twin: Job | None) -> None:

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from hvd_batchgrow.comm.ranks import Ranks
     from hvd_batchgrow.observers.console import PlainConsole
     from hvd_batchgrow.train.events import Observer, RunEnded
-    from hvd_batchgrow.train.liveness.stop import Stop
     from hvd_batchgrow.train.run.run import RunOptions
 
 
@@ -119,37 +118,35 @@ class TrainCommand(RanksCommand):
         )
         state = ElasticState()
 
-        def attempt(options: RunOptions, stop: Stop) -> RunEnded:
+        def attempt(options: RunOptions) -> RunEnded:
             with work_progress(console) as report:
                 return run_job(load, ranks, options, report, lambda job: _observers(job, console), stop, state)
 
         def is_over() -> bool:
             return stop.stop_requested or state.num_updates == self.max_updates
 
-        return self.train_elastic(ranks, stop, attempt, options, is_over) if ranks.elastic else attempt(options, stop)
+        return self.train_elastic(ranks, attempt, options, is_over) if ranks.elastic else attempt(options)
 
     def train_elastic(
         self,
         ranks: Ranks,
-        stop: Stop,
-        attempt: Callable[[RunOptions, Stop], RunEnded],
+        attempt: Callable[[RunOptions], RunEnded],
         options: RunOptions,
         is_over: Callable[[], bool],
     ) -> RunEnded:
         """Train one run, with a new attempt after each change of the hosts."""
         from hvd_batchgrow.comm.elastic import ElasticRanks
-        from hvd_batchgrow.train.elastic import StopOrChange, run_elastic
+        from hvd_batchgrow.train.elastic import run_elastic
 
         assert isinstance(ranks, ElasticRanks)
         resumed = replace(options, resume=True, overwrite=False)
-        stop_or_change = StopOrChange(stop, ranks)
 
         def notify(line: str) -> None:
             if ranks.rank == 0:
                 print(line, file=sys.stderr, flush=True)
 
         def train(resume: bool) -> RunEnded:
-            return attempt(resumed if resume else options, stop_or_change)
+            return attempt(resumed if resume else options)
 
         return run_elastic(train, ranks, is_over, notify)
 
@@ -173,7 +170,7 @@ class TwinCommand(TrainCommand):
         from hvd_batchgrow.data.source_checks import known_num_samples
 
         job = self.load_for(ranks, overrides)
-        if job.schedule.policy == "decay":
+        if job.schedule.is_own_twin:
             fault = Fault("schedule.policy", "'decay' is the policy of the twin, so there are no two runs to compare")
             raise JobError([fault], str(self.job))
         if not job.is_adaptive:

@@ -1,7 +1,8 @@
-"""Broadcast a tree of tensors and plain values from rank 0."""
+"""Broadcast an object made of tensors and plain values from rank 0."""
 
 from __future__ import annotations
 
+import copy
 import io
 from collections.abc import Callable
 from typing import Any
@@ -9,64 +10,51 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hvd_batchgrow.comm.int64_words import from_words, num_words, to_words
 from hvd_batchgrow.comm.ranks import Ranks
 
-_MARK = "__tensor__"
-"""First item of the tuple that stands for a tensor; its index, type and shape follow."""
 
+def broadcast_object(ranks: Ranks, value: Any, name: str) -> Any:
+    """Return rank 0's object on every rank. All ranks call it together.
 
-def broadcast_tree(ranks: Ranks, tree: Any, name: str) -> Any:
-    """Return rank 0's tree on every rank. All ranks call it together.
-
-    The tensors are broadcast as one flat CPU tensor per type, and the other values as bytes.
+    All tensors are broadcast together, after a skeleton of the other values.
 
     Args:
         ranks: of the job.
-        tree: dicts, lists and tuples of tensors and plain values; ignored on ranks other than 0.
-        name: of the collective.
+        value: dicts, lists and tuples of tensors and plain values; ignored on ranks other than 0.
+        name: of the collectives.
 
     Returns:
-        on rank 0 the tree itself; elsewhere an equal tree whose tensors are on the CPU.
+        on rank 0 the object itself; elsewhere an equal object whose tensors are on the CPU.
     """
+    if ranks.size == 1:
+        return value
     tensors: list[Tensor] = []
-    skeleton = _replace(tree, lambda value: isinstance(value, Tensor), lambda value: _mark(value, tensors))
-    data = ranks.broadcast_bytes(_to_bytes(skeleton) if ranks.rank == 0 else None, f"{name}.skeleton")
-    skeleton = torch.load(io.BytesIO(data or b""), weights_only=True)
-    marks: list[tuple[Any, ...]] = []
-    _replace(skeleton, _is_mark, marks.append)
-    values: dict[int, Tensor] = {}
-    for dtype in sorted({mark[2] for mark in marks}):
-        alike = [mark for mark in marks if mark[2] == dtype]
-        sizes = [torch.Size(mark[3]).numel() for mark in alike]
-        flat = torch.empty(sum(sizes), dtype=getattr(torch, dtype))
-        if ranks.rank == 0:
-            torch.cat([tensors[mark[1]].detach().reshape(-1).cpu() for mark in alike], out=flat)
-        ranks.broadcast_values(flat, f"{name}.{dtype}")
-        parts = flat.split(sizes)
-        values |= {mark[1]: part.view(mark[3]).clone() for mark, part in zip(alike, parts, strict=True)}
-    return tree if ranks.rank == 0 else _replace(skeleton, _is_mark, lambda mark: values[mark[1]])
+    file = io.BytesIO()
+    if ranks.rank == 0:
+        map_tensors(value, tensors.append)
+        torch.save(map_tensors(value, lambda tensor: tensor.detach().to("meta")), file)
+    data = ranks.broadcast_bytes(file.getvalue(), f"{name}.skeleton") or b""
+    skeleton = torch.load(io.BytesIO(data), weights_only=True)
+    sizes: list[int] = []
+    map_tensors(skeleton, lambda meta: sizes.append(num_words(meta)))
+    words = torch.empty(sum(sizes), dtype=torch.int64)
+    parts = iter(words.split(sizes))
+    for tensor in tensors:
+        next(parts).copy_(to_words(tensor))
+    if sizes:
+        ranks.broadcast(words, f"{name}.tensors")
+    if ranks.rank == 0:
+        return value
+    return map_tensors(skeleton, lambda meta: from_words(next(parts), torch.empty_like(meta, device="cpu")))
 
 
-def _mark(tensor: Tensor, tensors: list[Tensor]) -> tuple[Any, ...]:
-    tensors.append(tensor)
-    return _MARK, len(tensors) - 1, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape)
-
-
-def _is_mark(value: Any) -> bool:
-    return isinstance(value, tuple) and len(value) == 4 and value[0] == _MARK
-
-
-def _replace(tree: Any, is_leaf: Callable[[Any], bool], change: Callable[[Any], Any]) -> Any:
-    if is_leaf(tree):
-        return change(tree)
-    if isinstance(tree, dict):
-        return {key: _replace(value, is_leaf, change) for key, value in tree.items()}
-    if isinstance(tree, (list, tuple)):
-        return type(tree)(_replace(value, is_leaf, change) for value in tree)
-    return tree
-
-
-def _to_bytes(skeleton: Any) -> bytes:
-    buffer = io.BytesIO()
-    torch.save(skeleton, buffer)
-    return buffer.getvalue()
+def map_tensors(value: Any, change: Callable[[Tensor], Any]) -> Any:
+    """Return a copy of dicts, lists, tuples and plain values in which a function has replaced each tensor."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, dict):
+        changed = copy.copy(value)  # keeps the class of an OrderedDict, and the versions in a module's state dict
+        changed.update({key: map_tensors(item, change) for key, item in value.items()})
+        return changed
+    return type(value)(map_tensors(item, change) for item in value) if isinstance(value, (list, tuple)) else value

@@ -17,7 +17,7 @@ from hvd_batchgrow.comm.ranks import RanksLost
 
 
 class ElasticRanks(HorovodRanks):
-    """The current ranks. `changed` is set when hosts have joined or left, and `reform` joins the new set of ranks."""
+    """The current ranks. They stop when hosts have joined or left, and `reform` joins the new set of ranks."""
 
     elastic = True
 
@@ -31,9 +31,8 @@ class ElasticRanks(HorovodRanks):
         """Note that hosts have joined or left. Horovod calls it in its own thread, on rank 0 only."""
         self._changed = True
 
-    @property
-    def changed(self) -> bool:
-        """Whether this rank knows that hosts have joined or left since the ranks were formed."""
+    def stop_requested_elsewhere(self) -> bool:
+        """Return whether this rank knows that hosts have joined or left since the ranks were formed."""
         return self._changed
 
     def start_sum(self, tensor: Tensor, name: str) -> Any:

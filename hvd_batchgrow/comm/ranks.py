@@ -153,9 +153,7 @@ class Ranks(ABC):
 
     def hosts(self) -> list[int]:
         """Return a number for the host of each rank, equal for ranks of one host. All ranks call it together."""
-        numbers = torch.zeros(self.size, dtype=torch.int64)
-        numbers[self.rank] = zlib.crc32(socket.gethostname().encode())
-        return [int(number) for number in self.sum(numbers, "hosts")]
+        return self.all_gather([zlib.crc32(socket.gethostname().encode())], "hosts").flatten().tolist()
 
     def _connect(self, hosts: Sequence[int], count: int) -> WakeupServer | WakeupClient | None:
         """Connect rank 0 to each rank from `count` on; return this rank's side of it, None between them."""
@@ -177,6 +175,12 @@ class Ranks(ABC):
         """All-reduce (sum) a tensor in place, and return it."""
         self.wait(self.start_sum(tensor, name))
         return tensor
+
+    def all_gather(self, numbers: Sequence[int], name: str) -> Tensor:
+        """Return the numbers of each rank, int64 (R, n). All ranks call it together, with equally many numbers."""
+        table = torch.zeros(self.size, len(numbers), dtype=torch.int64)
+        table[self.rank] = torch.tensor(numbers, dtype=torch.int64)
+        return self.sum(table, name)
 
     def any(self, *, flag: bool) -> bool:
         """Return whether the flag is set on any rank; equal on all."""
@@ -219,6 +223,10 @@ class Ranks(ABC):
             self.broadcast(words, name)
             values.copy_(from_words(words, values))
 
+    def stop_requested_elsewhere(self) -> bool:
+        """Return whether an idle rank requests a stop, or the set of ranks is about to change; does not block."""
+        return False
+
     def run_on_all(self, action: Callable[[], T]) -> T:
         """Call a function on every rank, and fail on all ranks if it fails on any.
 
@@ -240,9 +248,13 @@ class Ranks(ABC):
             raise CollectiveError(error if first == self.rank else None, ExitCode(int(codes[first])))
         return result
 
+    def run_on_rank0(self, action: Callable[[], T]) -> T | None:
+        """Call a function on rank 0 only; return its result there, and None elsewhere. Raises as `run_on_all`."""
+        return self.run_on_all(lambda: action() if self.rank == 0 else None)
+
     def broadcast_from_rank0(self, produce: Callable[[], bytes | None], name: str) -> bytes | None:
         """Call `produce` on rank 0, and return its result on every rank. Raises as `run_on_all`."""
-        return self.broadcast_bytes(self.run_on_all(lambda: produce() if self.rank == 0 else None), name)
+        return self.broadcast_bytes(self.run_on_rank0(produce), name)
 
 
 class RanksLost(Exception):  # noqa: N818  # what happened

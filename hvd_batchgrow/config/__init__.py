@@ -1,4 +1,4 @@
-"""The sections and keys of a job file: one frozen model per section, policy, trigger and optimizer."""
+"""The sections and keys of a job file: one frozen model per section and optimizer."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pydantic import AfterValidator, BeforeValidator, Field, JsonValue
 from hvd_batchgrow.config.layout import LayoutSection
 from hvd_batchgrow.config.model_specs import check_name
 from hvd_batchgrow.config.optim import OptimSection
-from hvd_batchgrow.config.schedules import ScheduleSection
+from hvd_batchgrow.config.schedules import ScheduleBase
 from hvd_batchgrow.config.source_specs import SOURCES, check_source
-from hvd_batchgrow.config.triggers import NoTrigger, TriggerSection
+from hvd_batchgrow.config.triggers import TriggerBase
 from hvd_batchgrow.config.types import FloatList, Fraction, PositiveFloat, PositiveInt, RunName, Section, tuples
 
 
@@ -184,7 +184,7 @@ class LoggingSection(Section):
 
 
 class Job(Section):
-    """A whole job file."""
+    """A whole job file. `job_model` returns the subclass with the sections of all policies and triggers."""
 
     name: RunName
     """Name of the run, whose folder is `runs/NAME`."""
@@ -193,8 +193,8 @@ class Job(Section):
     data: DataSection
     model: ModelSection
     optim: OptimSection
-    schedule: ScheduleSection
-    trigger: TriggerSection = NoTrigger(name="none")
+    schedule: ScheduleBase
+    trigger: TriggerBase
     gradient_noise: GradientNoiseSection = GradientNoiseSection()
     update: UpdateSection = UpdateSection()
     layout: LayoutSection = LayoutSection()
@@ -213,7 +213,7 @@ class Job(Section):
     @property
     def is_adaptive(self) -> bool:
         """Whether a trigger decides when the batch grows."""
-        return self.schedule.policy == "adaptive"
+        return self.schedule.is_adaptive
 
     def deciding(self, num_samples: int) -> dict[str, Any]:
         """Return the keys that affect the final weights; all others may change when a run resumes.

@@ -61,7 +61,7 @@ def print_plan(console: PlainConsole, plan: Plan) -> None:
 def plan_table(plan: Plan) -> Table:
     """Return a table with one row per phase of a plan."""
     table = number_table(
-        f"{plan.job.name}: N = {plan.num_samples:,}, ghost batch {plan.group}, ranks: {plan.peak_ranks}",
+        f"{plan.job.name}: N = {plan.num_samples:,}, ghost batch {plan.ghost_batch}, ranks: {plan.peak_ranks}",
         (
             *("phase", "from\nepoch", "samples", "updates", "lr", "momentum", "batch", "wanted\nbatch"),
             *("ranks × passes\n× micro-batch", "ghost\nbatches", "noise\nscale"),
@@ -78,7 +78,7 @@ def plan_table(plan: Plan) -> Table:
             f"{phase.global_batch:,}",
             _wanted(phase),
             f"{layout.ranks} × {layout.accumulation} × {layout.micro_batch}{' uneven' * layout.uneven_ranks}",
-            f"{phase.global_batch // plan.group}",
+            f"{phase.global_batch // plan.ghost_batch}",
             f"{plan.noise_scale(phase):.4g}",
         )
         table.add_row(*cells)
@@ -171,7 +171,7 @@ def audit_table(result: Audit) -> Table:
     for epoch in result.epochs:
         cells = (epoch.epoch, epoch.entries, epoch.once, epoch.missing, epoch.repeated, epoch.unknown)
         table.add_row(*(f"{cell:,}" for cell in cells))
-    if not consumed.holes:
+    if not consumed.gaps:
         remove_column(table, "not on\nrecord")
     num_updates = int(consumed.is_known.sum())
     lines = [f"{num_updates:,} updates, {len(result.wrong_updates):,} of which consumed other samples"]
@@ -179,7 +179,7 @@ def audit_table(result: Audit) -> Table:
         first = result.wrong_updates[0]
         start, stop = consumed.bounds[first : first + 2]
         lines.append(f"the first of them: update {first:,}, samples {start:,} to {stop:,}")
-    for start, end in consumed.holes:
+    for start, end in consumed.gaps:
         lines.append(f"samples {start:,} to {end:,} are not on record, as a resume noted: the audit cannot check them")
     if consumed.replaced:
         lines += [f"{len(consumed.replaced):,} bad samples were replaced", *replaced_samples(consumed, 5)]

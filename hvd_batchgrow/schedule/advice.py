@@ -20,8 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hvd_batchgrow.config import Job
-from hvd_batchgrow.config.schedules import GrowSchedule, LrRule, SeesawSchedule, StepsSchedule
-from hvd_batchgrow.config.triggers import NoTrigger
+from hvd_batchgrow.config.schedules import LrRule
 from hvd_batchgrow.messages.errors import Fault, JobError, RunError
 from hvd_batchgrow.schedule.adaptive.noise_record import (
     Observation,
@@ -33,8 +32,11 @@ from hvd_batchgrow.schedule.adaptive.noise_record import (
 )
 from hvd_batchgrow.schedule.phases import Phase
 from hvd_batchgrow.schedule.plan import Plan, compile_plan
-from hvd_batchgrow.schedule.policies import batch_cap
+from hvd_batchgrow.schedule.policies.grow import GrowSchedule
+from hvd_batchgrow.schedule.policies.seesaw import SeesawSchedule
+from hvd_batchgrow.schedule.policies.steps import StepsSchedule
 from hvd_batchgrow.schedule.rounding import samples_at
+from hvd_batchgrow.schedule.triggers.none import NoTrigger
 
 MIN_FACTOR = 1.25
 """Smallest growth that is worth a phase; the triggers' default."""
@@ -228,7 +230,7 @@ def advise(
             raise JobError([Fault("--lr-rule", f"{fault}, and so does the advised run's")], run.job.name)
         job = _in_place_of_decay(run, job, falls, cap, headroom)
     else:
-        rule: LrRule = lr_rule or getattr(run.job.schedule, "lr_rule", None) or "none"
+        rule: LrRule = lr_rule or run.job.schedule.rule
         job = _after_b_simple(run, job, cap, max_batch_factor, headroom, rule)
     weak = weaknesses(run.seen, run.job, run.num_samples)
     if place := where(run.seen, run.num_samples, lambda o: not _is_of_plan(o, run)):
@@ -246,7 +248,7 @@ def advise(
 
 def _cap(run: RecordedRun) -> int:
     """Return N/10, up to which the leading order of the noise scale holds, or the run's own limit if lower."""
-    own = batch_cap(getattr(run.job.schedule, "max_batch", None), run.num_samples, run.unit)
+    own = run.job.schedule.limit(run.num_samples, run.unit)
     tenth = run.num_samples // 10
     return max(run.first_batch, min(tenth, own or tenth) // run.unit * run.unit)
 
@@ -302,7 +304,7 @@ def _in_place_of_decay(run: RecordedRun, job: Job, falls: Sequence[float], cap: 
     }
 
     def limited(max_batch: int) -> Job:
-        if run.job.schedule.policy == "seesaw":
+        if run.job.schedule.normalizes_gradients:
             schedule: Any = SeesawSchedule(policy="seesaw", max_batch=max_batch, **keys)
         else:
             schedule = GrowSchedule(policy="grow", max_batch=max_batch, **keys)
@@ -316,8 +318,9 @@ def _in_place_of_decay(run: RecordedRun, job: Job, falls: Sequence[float], cap: 
 def _is_of_plan(o: Observation, run: RecordedRun) -> bool:
     """Return whether the plan has a record's batch and, after the warm-up, its learning rate."""
     phase = [p for p in run.phases if p["start_samples"] <= o.start_samples][-1]
-    longest = getattr(run.job.schedule, "batch_scale", 1.0)  # with AdaScale, the warm-up counts progress
-    is_warm = o.samples > run.job.schedule.warmup_epochs * longest * run.num_samples
+    section = run.job.schedule
+    longest = section.enlarged_batch / section.first_batch  # with AdaScale, the warm-up counts progress
+    is_warm = o.samples > section.warmup_epochs * longest * run.num_samples
     same_lr = math.isclose(o.lr, phase["lr"], rel_tol=1e-6)
     return bool(o.global_batch == phase["global_batch"]) and (same_lr or not is_warm)
 

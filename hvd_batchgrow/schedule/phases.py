@@ -6,28 +6,16 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
-from hvd_batchgrow.schedule.policies import Stage
 from hvd_batchgrow.schedule.rounding import samples_at
+from hvd_batchgrow.schedule.stages import Stage
 
 
-@dataclass(frozen=True)
-class Phase:
-    """Consecutive updates with the same learning rate, momentum and global batch."""
+@dataclass(frozen=True, kw_only=True)
+class Phase(Stage):
+    """Consecutive updates of a stage. It begins at the first update that reaches the stage's epoch."""
 
-    start_epoch: float
-    """The requested boundary; the phase begins at the first update that reaches it."""
     start_samples: int
     num_updates: int
-    lr: float
-    momentum: float
-    """m of SGD, β₁ of Adam."""
-    global_batch: int
-    wanted_batch: float
-    """The requested batch, before rounding and limit."""
-    beta2: float | None = None
-    eps: float | None = None
-    progress_rate: float = 1.0
-    """Progress of the schedule per sample; under AdaScale gain · B₀/B."""
 
     @property
     def end_samples(self) -> int:
@@ -131,7 +119,7 @@ def compile_schedule(
     for stage, end_epoch in zip(stages, ends, strict=True):
         remaining = samples_at(end_epoch, num_samples) - samples
         num_updates = max(0, -(-remaining // stage.global_batch))
-        phase = Phase(start_samples=samples, num_updates=num_updates, **asdict(stage))
+        phase = Phase(**asdict(stage), start_samples=samples, num_updates=num_updates)
         phases.append(phase)
         samples = phase.end_samples
     return Schedule(tuple(phases), warmup or Warmup())

@@ -31,7 +31,7 @@ def _changes(plan: Plan, before: Phase, after: Phase) -> list[str]:
 def _batch(plan: Plan, before: Phase, after: Phase) -> str:
     text = f"batch {_ratio(after.global_batch / before.global_batch)}"
     if abs(after.wanted_batch - after.global_batch) > 0.5:
-        follows_rule = getattr(plan.job.schedule, "lr_rule", "none") != "none"
+        follows_rule = plan.job.schedule.rule != "none"
         lr = "lr follows lr_rule" if follows_rule else "lr makes up for it"
         text += f" (wanted {after.wanted_batch:,.6g}, formed {after.global_batch:,}: {lr})"
     return text
@@ -60,7 +60,7 @@ def _new_level(plan: Plan, before: Phase, after: Phase, *, at_once: bool) -> str
 
 def _norm_horizon(plan: Plan, before: Phase, after: Phase) -> str:
     """The running statistics average over about γ / bn_momentum samples, for any batch."""
-    samples = plan.group / plan.job.model.bn_momentum
+    samples = plan.ghost_batch / plan.job.model.bn_momentum
     updates = [samples / phase.global_batch for phase in (before, after)]
     return f"BN memory {samples:,.0f} samples = {updates[0]:.3g} → {updates[1]:.3g} updates"
 

@@ -6,13 +6,15 @@ import itertools
 from collections.abc import Sequence
 
 from hvd_batchgrow.config import Job
-from hvd_batchgrow.config.schedules import AdaptiveSchedule, BoundaryBase, DecaySchedule, ImportSchedule
-from hvd_batchgrow.config.triggers import AdaScaleTrigger, NoTrigger
 from hvd_batchgrow.messages.errors import Fault, JobError
 from hvd_batchgrow.schedule.adaptive.decisions import Decision
 from hvd_batchgrow.schedule.layout import formable_ranks
-from hvd_batchgrow.schedule.plan import Plan, compile_plan, compile_stages
-from hvd_batchgrow.schedule.policies import Stage, Start, first_batch, make_start
+from hvd_batchgrow.schedule.noise import NoiseScale
+from hvd_batchgrow.schedule.plan import Plan, compile_plan
+from hvd_batchgrow.schedule.policies.decay import DecaySchedule
+from hvd_batchgrow.schedule.policy import compile_stages, policy_of
+from hvd_batchgrow.schedule.stages import Stage, Start, make_start
+from hvd_batchgrow.schedule.triggers.none import NoTrigger
 
 
 def decay_twin(job: Job, num_samples: int, decisions: Sequence[Decision] = ()) -> Job:
@@ -29,13 +31,18 @@ def decay_twin(job: Job, num_samples: int, decisions: Sequence[Decision] = ()) -
             yet.
     """
     section, start = job.schedule, make_start(job, num_samples)
-    boundaries, factor = _decays(job, num_samples, decisions)
-    first = compile_stages(job, start, decisions)[0][0]
-    lr = job.optim.lr * _first_multiple(job, start, first)
+    stated = policy_of(job).stated_decay(job)
+    if job.is_adaptive and stated is None and not decisions:
+        fault = "'adaptive' has a twin once it has decided: plan JOB --replay RUN/decisions.jsonl --twin"
+        raise JobError([Fault("schedule.policy", fault)], job.name)
+    stages, _ = compile_stages(job, start, decisions)
+    boundaries, factor = stated or _decays(job, start.noise, stages)
+    first = stages[0]
+    lr = job.optim.lr * _first_multiple(start, first)
     twin = DecaySchedule(
         policy="decay",
         epochs=section.epochs,
-        global_batch=first_batch(job),
+        global_batch=section.first_batch,
         boundaries_epochs=boundaries,
         noise_factor=factor if boundaries else 1.0,
         warmup_epochs=section.warmup_epochs,
@@ -50,28 +57,17 @@ def decay_twin(job: Job, num_samples: int, decisions: Sequence[Decision] = ()) -
     return job.model_copy(update={**changes, "trigger": NoTrigger(name="none"), "gradient_noise": noise})
 
 
-def _first_multiple(job: Job, start: Start, first: Stage) -> float:
-    """Return the ratio of the noise scale of an imported schedule's first phase to that of the job's start."""
-    if not isinstance(job.schedule, ImportSchedule):
+def _first_multiple(start: Start, first: Stage) -> float:
+    """Return the ratio of the first phase's noise scale, which an imported schedule lowers, to that of the start."""
+    if (first.lr, first.global_batch) == (start.lr, start.global_batch):
         return 1.0
-    noise = start.noise.of(first.lr, first.momentum, first.global_batch)
-    return noise / start.noise.of(start.lr, start.momentum, start.global_batch)
+    return start.noise.of(first.lr, first.momentum, first.global_batch) / start.first_noise
 
 
 def _decays(
-    job: Job, num_samples: int, decisions: Sequence[Decision]
+    job: Job, noise: NoiseScale, stages: Sequence[Stage]
 ) -> tuple[tuple[float, ...], float | tuple[float, ...]]:
-    """Return the epochs at which the noise scale falls, and the factors."""
-    section = job.schedule
-    if isinstance(section, BoundaryBase) and getattr(section, "lr_rule", "none") == "none":
-        return section.boundaries_epochs, section.noise_factor
-    if isinstance(section, AdaptiveSchedule) and isinstance(job.trigger, AdaScaleTrigger):
-        return section.lr_boundaries_epochs, section.lr_factor
-    if isinstance(section, AdaptiveSchedule) and not decisions:
-        fault = "'adaptive' has a twin once it has decided: plan JOB --replay RUN/decisions.jsonl --twin"
-        raise JobError([Fault("schedule.policy", fault)], job.name)
-    start = make_start(job, num_samples)
-    stages, noise = compile_stages(job, start, decisions)[0], start.noise
+    """Return the epochs at which the noise scale falls, and the factors. Raises JobError if it rises."""
     scales = [noise.of(stage.lr, stage.momentum, stage.global_batch) for stage in stages]
     factors = [a / b for a, b in itertools.pairwise(scales)]
     if rises := [k for k, factor in enumerate(factors, start=1) if factor < 1 - 1e-9]:
@@ -88,5 +84,5 @@ def compile_twin(twin: Job, ranks: int, num_samples: int) -> Plan:
     Raises:
         JobError: it cannot be formed on any number of ranks.
     """
-    groups = first_batch(twin) // twin.model.ghost_batch
+    groups = twin.schedule.first_batch // twin.model.ghost_batch
     return compile_plan(twin, next(formable_ranks(groups, ranks, uneven_ranks=twin.layout.uneven_ranks)), num_samples)

@@ -7,27 +7,9 @@ from typing import TYPE_CHECKING
 
 from hvd_batchgrow.comm.ranks import RanksLost
 from hvd_batchgrow.train.events import RunEnded
-from hvd_batchgrow.train.liveness.stop import Stop
 
 if TYPE_CHECKING:  # it imports Horovod
     from hvd_batchgrow.comm.elastic import ElasticRanks
-
-
-class StopOrChange:
-    """Requests a stop at the next update boundary when the user does, or when hosts have joined or left.
-
-    Args:
-        stop: the user's stop request.
-        ranks: the current ranks.
-    """
-
-    def __init__(self, stop: Stop, ranks: ElasticRanks) -> None:
-        self._stop, self._ranks = stop, ranks
-
-    @property
-    def stop_requested(self) -> bool:
-        """Whether the user has requested a stop or the hosts have changed."""
-        return self._stop.stop_requested or self._ranks.changed
 
 
 def run_elastic(

@@ -2,48 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import nn
 
 from hvd_batchgrow.comm.ranks import Ranks
-from hvd_batchgrow.data.pipeline.reader import Reader
+from hvd_batchgrow.nn.state.forward_state import restored_buffers
+from hvd_batchgrow.train.events import Evaluation
 from hvd_batchgrow.train.liveness.watchdog import WAITING
+from hvd_batchgrow.train.parts import TrainingParts
+from hvd_batchgrow.train.train_state import TrainState
 from hvd_batchgrow.train.update.forward import as_parameters, autocast
 
 
-def evaluate(
-    model: nn.Module,
-    reader: Reader,
-    num_test: int,
-    batch: int,
-    ranks: Ranks,
-    precision: str,
-    at: Callable[[str], None],
-) -> tuple[float, float]:
-    """Return the mean loss and the fraction of correct answers over all test samples.
+def evaluate(parts: TrainingParts, state: TrainState, ranks: Ranks) -> Evaluation:
+    """Return loss and accuracy of the weights and, if the job keeps an average of them, of the average.
 
     Args:
-        model: the network; it stays in evaluation mode afterwards.
-        reader: reads the test samples.
-        num_test: number of test samples.
-        batch: samples per forward pass.
-        ranks: all of them call this; each takes every R-th batch.
-        precision: of the forward pass, as in `[update]`.
-        at: called with the name of each stage that this rank enters.
+        parts: of this rank; the network is in evaluation mode afterwards.
+        state: of the run.
+        ranks: all of them call this.
     """
+    loss, top1 = _loss_and_top1(parts, ranks)
+    if state.average is None:
+        return Evaluation(state.samples, state.epoch, loss, top1)
+    with state.average.in_place():
+        return Evaluation(state.samples, state.epoch, loss, top1, *_loss_and_top1(parts, ranks))
+
+
+def _loss_and_top1(parts: TrainingParts, ranks: Ranks) -> tuple[float, float]:
+    """Return the mean loss and the fraction of correct answers; each rank takes every R-th batch of the test set."""
+    num_test, batch = len(parts.source.test), parts.job.evaluation.batch_size
     chunks = [range(start, min(start + batch, num_test)) for start in range(0, num_test, batch)]
-    sums = torch.zeros(3, dtype=torch.float64, device=reader.device)
-    model.eval()
-    with torch.no_grad():
-        for part in reader.testing(chunks[ranks.rank :: ranks.size]):
-            at("evaluating")
-            with autocast(reader.device, precision):
-                logits = model(as_parameters(part.inputs, model)).float()
+    sums = torch.zeros(3, dtype=torch.float64, device=parts.device)
+    parts.model.eval()
+    with torch.no_grad(), restored_buffers(parts.model, parts.forward_state.in_evaluation):
+        for part in parts.reader.testing(chunks[ranks.rank :: ranks.size]):
+            parts.heartbeat.at("evaluating")
+            with autocast(parts.device, parts.job.update.precision):
+                logits = parts.model(as_parameters(part.inputs, parts.model)).float()
             sums[0] += nn.functional.cross_entropy(logits, part.labels, reduction="sum")
             sums[1] += (logits.argmax(1) == part.labels).sum()
             sums[2] += len(part.labels)
-    at(WAITING)
+    parts.heartbeat.at(WAITING)
     loss, correct, count = ranks.sum(sums, "evaluation").tolist()
     return loss / count, correct / count

@@ -2,38 +2,29 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
+from hvd_batchgrow.comm.broadcast_object import map_tensors
 from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.config import Job
-from hvd_batchgrow.config.triggers import PlateauTrigger
-from hvd_batchgrow.messages.errors import Fault, JobError, unwritable
 from hvd_batchgrow.schedule.adaptive.batch_requests import BatchRequest, form_decision
-from hvd_batchgrow.schedule.adaptive.decisions import (
-    Decision,
-    decisions_text,
-    parse_decisions,
-    read_decisions,
-)
-from hvd_batchgrow.schedule.adaptive.triggers import Measurement, Trigger, bounded, make_trigger
-from hvd_batchgrow.schedule.plan import Plan, compile_plan
-from hvd_batchgrow.storage.atomic import sync, write_atomically
+from hvd_batchgrow.schedule.adaptive.decisions import Decision
+from hvd_batchgrow.schedule.plan import Plan
+from hvd_batchgrow.schedule.rounding import period_ends
+from hvd_batchgrow.schedule.trigger import Measurement, TriggerRule, bounded, make_trigger
 from hvd_batchgrow.storage.strict_json import dump_json
+from hvd_batchgrow.train.run.decision_record import open_decisions, write_decisions
 from hvd_batchgrow.train.update.engine import UpdateResult
 from hvd_batchgrow.train.update.gradient_noise import GradientNoiseScale, NoiseAverage
 from hvd_batchgrow.train.update.gradient_norms import ALL
 from hvd_batchgrow.train.update.weight_average import WeightAverage
-
-_FILE = "decisions.jsonl"
 
 
 class GrowthController:
@@ -50,7 +41,7 @@ class GrowthController:
 
     def __init__(self, job: Job, num_samples: int, model: nn.Module, average: WeightAverage | None = None) -> None:
         self._job, self._num_samples, self._model, self._average = job, num_samples, model, average
-        self._trigger: Trigger | None = make_trigger(job, num_samples) if job.is_adaptive else None
+        self._trigger: TriggerRule | None = make_trigger(job, num_samples) if job.is_adaptive else None
         self._noise: dict[str, NoiseAverage] = {}
         self._loss = _Average(job.gradient_noise.ema_epochs * num_samples)
         self._best: dict[str, Any] = {}
@@ -63,18 +54,17 @@ class GrowthController:
     @property
     def measures_noise(self) -> bool:
         """Whether updates must measure the gradient noise."""
-        return self._job.gradient_noise.measure or (self.every_epochs is not None and self.replayed_from is None)
+        every_epochs = getattr(self._job.trigger, "every_epochs", None)
+        return self._job.gradient_noise.measure or (every_epochs is not None and self.replayed_from is None)
 
-    @property
-    def every_epochs(self) -> float | None:
-        """Period at which the trigger looks, in addition to evaluations."""
-        return getattr(self._job.trigger, "every_epochs", None)
-
-    def window_ends(self, before: int, samples: int) -> bool:
-        """Return whether a window ends between two sample counters: the trigger looks there too."""
+    def is_due(self, before: int, samples: int) -> bool:
+        """Return whether the trigger looks between two sample counters, in addition to evaluations and boundaries."""
+        every_epochs = getattr(self._job.trigger, "every_epochs", None)
         windows = getattr(self._job.trigger, "windows_epochs", None) or ()
         epoch_before, epoch = before / self._num_samples, samples / self._num_samples
-        return any(epoch_before < latest <= epoch for _, latest in windows)
+        return any(epoch_before < latest <= epoch for _, latest in windows) or (
+            every_epochs is not None and period_ends(before, samples, every_epochs, self._num_samples)
+        )
 
     @property
     def noise(self) -> dict[str, GradientNoiseScale]:
@@ -131,29 +121,28 @@ class GrowthController:
         """Give the trigger rank 0's measurements, so that all ranks keep the same best weights."""
         assert self._trigger is not None
         request = self._trigger.look(now)
-        if isinstance(self._job.trigger, PlateauTrigger) and self._job.trigger.restore_best:
-            self._keep_best(now.samples, [self._trigger.best_samples])  # type: ignore[union-attr]
+        if self._job.trigger.restores_best:
+            self._keep_best(now.samples, [self._trigger.best_samples])
         return request
 
     def _decide(self, request: BatchRequest | None, now: Measurement, folder: Path) -> dict[str, Any] | None:
         """On rank 0, form a decision, write it to disk and return it; None: nothing changes."""
-        job, num_samples = self._job, self._num_samples
+        job, num_samples, num_decisions = self._job, self._num_samples, len(self.decisions)
         # At the end of a window the batch grows even if the request leads to no other batch.
-        for bound in (bounded(request, job, num_samples, len(self.decisions), now), self._forced(now)):
+        for wanted in (request, None):
+            bound = bounded(wanted, job, num_samples, num_decisions, now)
             decision = bound and form_decision(job, num_samples, self.decisions, now.samples, bound, now.numbers())
             if decision:
-                line = decision.to_dict() | {"restore_samples": self._restore_samples()}
-                append_line(folder / _FILE, dump_json(line))
-                return line
+                if self._job.trigger.restores_best and self._best:
+                    decision = replace(decision, restore_samples=self._trigger.best_samples)  # type: ignore[union-attr]
+                write_decisions(folder, None, (*self.decisions, decision))
+                return decision.to_dict()
         return None
-
-    def _forced(self, now: Measurement) -> BatchRequest | None:
-        return bounded(None, self._job, self._num_samples, len(self.decisions), now)
 
     def _now(self, plan: Plan, samples: int, metrics: Mapping[str, float]) -> Measurement:
         phase = plan.schedule.at(samples)
         noise = self.noise.get(ALL)
-        metric = metrics.get(self._job.trigger.metric) if isinstance(self._job.trigger, PlateauTrigger) else None
+        metric = metrics.get(self._job.trigger.test_metric or "")
         was_unusable = not math.isfinite(metrics.get("loss", 0.0))  # if the loss is NaN, the accuracy is meaningless
         return Measurement(
             samples,
@@ -182,20 +171,16 @@ class GrowthController:
 
     def _keep_best(self, samples: int, wanted: Iterable[int | None]) -> None:
         if samples in wanted:
-            self._best = _copy(self._model.state_dict())
-            self._best_average = _copy(self._average.state_dict()) if self._average else {}
-
-    def _restore_samples(self) -> int | None:
-        section = self._job.trigger
-        restores = isinstance(section, PlateauTrigger) and section.restore_best
-        return self._trigger.best_samples if restores and self._best else None  # type: ignore[union-attr]
+            average = self._average.state_dict() if self._average else {}
+            copied = map_tensors((self._model.state_dict(), average), lambda tensor: tensor.detach().clone())
+            self._best, self._best_average = copied
 
     def state(self) -> dict[str, Any]:
         """Return plain values and tensors for a checkpoint."""
         return {
             "decisions": [decision.to_dict() for decision in self.decisions],
             "replayed_from": self.replayed_from,
-            "trigger": self._trigger.state() if self._trigger else {},
+            "trigger": self._trigger.state.model_dump() if self._trigger else {},
             "noise": {name: average.state() for name, average in self._noise.items()},
             "loss": self._loss.state(),
             "best": self._best,
@@ -215,76 +200,16 @@ class GrowthController:
             self._noise[name] = NoiseAverage(self._job.gradient_noise.ema_epochs * self._num_samples)
             self._noise[name].load(sums)
         self._loss.load(state["loss"])
-        self._best, self._best_average = dict(state["best"]), dict(state.get("best_average", {}))
+        self._best, self._best_average = dict(state["best"]), dict(state["best_average"])
 
     def open(self, folder: Path, ranks: Ranks, plan: Plan, samples: int, replay: Path | None) -> list[str]:
-        """Before the first update, read the recorded decisions of this run or of the run to replay.
-
-        All ranks call it together. Decisions ahead of the checkpoint were made by an attempt that was killed. They
-        remain valid, so that the records of both attempts belong to the same run.
-
-        Args:
-            folder: the run folder.
-            ranks: of the run.
-            plan: of the run, with any decisions.
-            samples: sample counter at the start.
-            replay: a file of decisions to follow, without making others; None: as the run began.
-
-        Returns:
-            Notes for the user.
-
-        Raises:
-            CollectiveError: the decisions to replay cannot be read, do not fit the job, or differ from those that
-                the run has followed so far.
-        """
-        notes: list[str] = []
+        """Before the first update, read the recorded decisions; see `open_decisions`. Return notes for the user."""
         if not self._job.is_adaptive:
-            return notes
-
-        def read() -> bytes:
-            made = tuple(decision for decision in self.decisions if decision.samples <= samples)
-            if replay is not None:
-                source: str | None = str(replay)
-                decisions = read_decisions(replay)[1]
-                if decisions[: len(made)] != made:
-                    fault = f"{replay} does not begin with the {len(made)} decisions that led to the checkpoint"
-                    raise JobError([Fault("--replay", f"{fault}; replay it as another run: --name NAME")])
-            else:
-                source, decisions = self._on_record(folder / _FILE, made, notes)
-            try:
-                compile_plan(plan.job, plan.num_ranks, plan.num_samples, None, decisions)
-            except JobError as error:
-                raise JobError(error.faults, str(replay or folder / _FILE)) from None
-            text = decisions_text(source, decisions)
-            if text or (folder / _FILE).exists():
-                write_atomically(folder / _FILE, text)
-            return text
-
-        text = ranks.broadcast_from_rank0(read, "decisions") or b""
-        source, self.decisions = parse_decisions(text.decode(), folder / _FILE)
+            return []
+        known = self.replayed_from, self.decisions
+        source, self.decisions, notes = open_decisions(folder, ranks, plan, samples, replay, known)
         self._set_replay(source)
         return notes
-
-    def _on_record(
-        self, path: Path, made: tuple[Decision, ...], notes: list[str]
-    ) -> tuple[str | None, tuple[Decision, ...]]:
-        """Return the source and decisions on the run's record, or those of its checkpoint if the record is unusable."""
-        known = self.replayed_from, self.decisions
-        if not path.exists():
-            if self.decisions:
-                notes.append(f"{path} is missing; using the {len(self.decisions)} decisions of the checkpoint")
-            return known
-        try:
-            source, decisions = read_decisions(path)
-        except JobError as error:
-            notes.append(f"{error}; using the decisions of the checkpoint")
-            return known
-        if decisions[: len(made)] == made:
-            return source, decisions
-        notes.append(
-            f"{path} does not match the checkpoint; using the {len(self.decisions)} decisions of the checkpoint"
-        )
-        return known
 
     def _set_replay(self, source: str | None) -> None:
         self.replayed_from = source
@@ -311,25 +236,3 @@ class _Average:
 
     def load(self, state: Sequence[float]) -> None:
         self._sum, self._weight = state
-
-
-def _copy(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Copy a state dict: its tensors and, for modules with extra state, plain values."""
-    copied = {name: copy.deepcopy(value) for name, value in state.items() if not isinstance(value, Tensor)}
-    return {name: copied[name] if name in copied else value.detach().clone() for name, value in state.items()}
-
-
-def append_line(path: Path, line: str) -> None:
-    """Append a line to a file; it is on disk when this returns.
-
-    Raises:
-        RunError: the line cannot be written.
-    """
-    try:
-        with path.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        sync(path.parent)
-    except OSError as error:
-        raise unwritable(path, error) from error

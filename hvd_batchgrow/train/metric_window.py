@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from hvd_batchgrow.schedule.phases import Phase
 from hvd_batchgrow.schedule.plan import Plan
 from hvd_batchgrow.train.events import TrainRecord
+from hvd_batchgrow.train.train_state import TrainState
 from hvd_batchgrow.train.update.engine import UpdateResult
-from hvd_batchgrow.train.update.gradient_noise import GradientNoiseScale
 
 
 @dataclass
@@ -33,28 +33,17 @@ class MetricWindow:
         self.data_wait_s += result.data_wait_s
         self.reduce_wait_s += result.reduce_wait_s
 
-    def record(
-        self,
-        plan: Plan,
-        index: int,
-        phase: Phase,
-        samples: int,
-        *,
-        trust_ratio: float | None,
-        skipped: int,
-        gradient_noise: dict[str, GradientNoiseScale],
-    ) -> TrainRecord:
+    def record(self, plan: Plan, index: int, phase: Phase, state: TrainState, trust_ratio: float | None) -> TrainRecord:
         """Return the record of this window. If all its updates were skipped, loss and top1 are NaN.
 
         Args:
             plan: of the run.
             index: of the phase.
             phase: as of the last update.
-            samples: sample counter after the last update.
+            state: after the last update.
             trust_ratio: median of LARS's trust ratios.
-            skipped: updates skipped since the start of the run.
-            gradient_noise: known noise scales by name.
         """
+        samples = state.samples
         layout = plan.layouts[index]
         return TrainRecord(
             samples=samples,
@@ -74,6 +63,6 @@ class MetricWindow:
             data_wait_pct=100 * self.data_wait_s / self.seconds,
             allreduce_pct=100 * self.reduce_wait_s / self.seconds,
             trust_ratio=trust_ratio,
-            skipped=skipped,
-            gradient_noise=gradient_noise,
+            skipped=state.num_skipped,
+            gradient_noise=state.growth.noise,
         )

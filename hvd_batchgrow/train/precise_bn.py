@@ -2,39 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hvd_batchgrow.comm.ranks import Ranks
+from hvd_batchgrow.data.order.stream import passes_of_rank
 from hvd_batchgrow.nn.ghost.running_statistics import set_running_statistics, sum_statistics
+from hvd_batchgrow.nn.state.forward_state import restored_buffers
+from hvd_batchgrow.train.parts import TrainingParts
 from hvd_batchgrow.train.update.exact import join, split
+from hvd_batchgrow.train.update.forward import as_parameters, autocast
+from hvd_batchgrow.train.update.micro_batches import read_micro_batches
 
 
-def reestimate_together(model: nn.Module, batches: Iterable[Tensor], ranks: Ranks, *, exact: bool) -> None:
-    """Apply `reestimate_running_statistics` to the batches of all ranks, which may hold different numbers of batches.
+def reestimate(parts: TrainingParts, samples: int, micro_batch: int, ranks: Ranks) -> None:
+    """If the job sets `precise_bn_samples`, re-estimate the running statistics from so many of the last samples.
+
+    In exact mode the statistics are summed without rounding, so that they are bit-identical in all layouts.
 
     Args:
-        model: the same on all ranks.
-        batches: this rank's inputs, each of a multiple of γ samples; may be empty.
+        parts: of this rank, with equal weights on all ranks.
+        samples: the sample counter.
+        micro_batch: number of samples per forward pass, a multiple of γ.
         ranks: all of them call this.
-        exact: sum without rounding, so that all layouts give bit-identical statistics.
 
     Raises:
-        ValueError: no rank has a batch, or the model has no ghost norm.
+        ValueError: no sample has been seen, or the model has no ghost norm.
     """
-    sums, counts = sum_statistics(model, batches, _parts if exact else _plain)
-    flat = torch.cat([*(total.reshape(-1) for total in sums), counts.to(sums[0].device)])
-    ranks.sum(flat, "running statistics")
-    *summed, all_counts = flat.split([*(total.numel() for total in sums), len(counts)])
-    shaped = [part.view_as(total) for part, total in zip(summed, sums, strict=True)]
-    set_running_statistics(model, [join(part) if exact else part for part in shaped], all_counts)
+    job, model, group = parts.job, parts.model, parts.job.model.ghost_batch
+    if job.model.precise_bn_samples is None:
+        return
+    recent = min(samples, -(-job.model.precise_bn_samples // group) * group)
+    passes = passes_of_rank(samples - recent, recent, group, micro_batch, ranks.rank, ranks.size)
+    micro_batches = read_micro_batches(
+        parts.ghost_batches(samples - recent, ranks), passes, None, lambda _: parts.heartbeat.at("re-estimating")
+    )
+    exact = job.layout.exact
+    with restored_buffers(model, parts.forward_state.in_evaluation), autocast(parts.device, job.update.precision):
+        inputs = (as_parameters(micro_batch.inputs, model) for micro_batch in micro_batches)
+        sums, counts = sum_statistics(model, inputs, _exact_parts if exact else _plain)
+        flat = torch.cat([*(total.reshape(-1) for total in sums), counts.to(sums[0].device)])
+        ranks.sum(flat, "running statistics")
+        *summed, all_counts = flat.split([*(total.numel() for total in sums), len(counts)])
+        shaped = [part.view_as(total) for part, total in zip(summed, sums, strict=True)]
+        set_running_statistics(model, [join(part) if exact else part for part in shaped], all_counts)
 
 
 def _plain(statistics: Tensor) -> Tensor:
     return statistics.sum(0)
 
 
-def _parts(statistics: Tensor) -> Tensor:
+def _exact_parts(statistics: Tensor) -> Tensor:
     return split(statistics).sum(1)

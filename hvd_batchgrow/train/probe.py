@@ -15,6 +15,7 @@ import torch
 from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.data.datasets.dataset import ReportProgress
+from hvd_batchgrow.data.order.stream import passes_of_rank
 from hvd_batchgrow.data.pipeline.reader import choose_pipeline
 from hvd_batchgrow.data.source_checks import known_num_samples
 from hvd_batchgrow.nn.build import check_model
@@ -29,10 +30,11 @@ from hvd_batchgrow.schedule.cost.probe_file import (
     save_probe,
     subject_of,
 )
-from hvd_batchgrow.schedule.layout import Layout
-from hvd_batchgrow.schedule.plan import Plan, compile_plan
+from hvd_batchgrow.schedule.phases import Phase
+from hvd_batchgrow.schedule.plan import compile_plan
+from hvd_batchgrow.train.parts import TrainingParts
 from hvd_batchgrow.train.run.setup import load_together, set_threads
-from hvd_batchgrow.train.trainer import Trainer
+from hvd_batchgrow.train.update.micro_batches import read_micro_batches
 
 ReportLine = Callable[[str], None]
 """Called with a line of progress, on every rank."""
@@ -102,25 +104,25 @@ def probe_job(
     Raises:
         CollectiveError: the job cannot be planned, or its data or packages are unusable.
     """
-    job, plan = ranks.run_on_all(lambda: _prepare(load()))
+    job, phase = ranks.run_on_all(lambda: _prepare(load()))
     source = load_together(job, ranks, report)
     set_threads(job, ranks)
-    bench = _Bench(Trainer(job, plan, source, ranks, Path(), ()))
+    bench = _Bench(TrainingParts(job, source, ranks), phase, ranks)
     sums = _measure_sums(bench, report_line) if ranks.size > 1 else ()
     updates = _measure_updates(bench, report_line, budget_s)
     return _probe(bench, sums, updates) if ranks.rank == 0 else None
 
 
-def _prepare(job: Job) -> tuple[Job, Plan]:
-    """Plan the job for one rank, which can form every batch; the measured shapes do not come from this plan."""
+def _prepare(job: Job) -> tuple[Job, Phase]:
+    """Plan the job for one rank, which can form every batch; return its first phase."""
     job = job.model_copy(update={"layout": job.layout.grown_by("accumulation")})
     plan = compile_plan(job, 1, known_num_samples(job.data))
     check_model(job)
-    return job, plan
+    return job, plan.schedule.phases[0]
 
 
 def _probe(bench: _Bench, sums: Sequence[TimedSum], updates: Sequence[TimedUpdate]) -> Probe:
-    job, ranks, device = bench.job, bench.ranks, bench.trainer.device
+    job, ranks, device, train = bench.job, bench.ranks, bench.device, bench.parts.source.train
     part = RankProbe(
         ranks=ranks.size,
         ranks_per_host=ranks.local_size,
@@ -135,8 +137,8 @@ def _probe(bench: _Bench, sums: Sequence[TimedSum], updates: Sequence[TimedUpdat
     )
     return Probe(
         job=job.name,
-        subject=subject_of(job) | {"data.pipeline": choose_pipeline(job.data.pipeline, bench.trainer.source.train)},
-        image_shape=bench.trainer.source.train.shape,
+        subject=subject_of(job) | {"data.pipeline": choose_pipeline(job.data.pipeline, train)},
+        image_shape=train.shape,
         gradient_bytes=bench.gradient_bytes,
         measured=(part,),
     )
@@ -146,24 +148,27 @@ def _probe(bench: _Bench, sums: Sequence[TimedSum], updates: Sequence[TimedUpdat
 
 
 class _Bench:
-    """A trainer that does updates of any shape; its stream of samples never ends."""
+    """Does updates of any shape; the stream of samples never ends."""
 
-    def __init__(self, trainer: Trainer) -> None:
-        self.trainer, self.job, self.ranks = trainer, trainer.job, trainer.ranks
+    def __init__(self, parts: TrainingParts, phase: Phase, ranks: Ranks) -> None:
+        self.parts, self.job, self.device, self.ranks = parts, parts.job, parts.device, ranks
+        # Train with a tiny learning rate, so that the weights do not diverge with a batch that no schedule contains.
+        self._phase = replace(phase, lr=1e-3 * phase.lr)
         # Exact sums have two parts, each with twice the bytes.
         per_byte = 4 if self.job.layout.exact else 1
-        parameters = [p for p in trainer.model.parameters() if p.requires_grad]
+        parameters = [p for p in parts.model.parameters() if p.requires_grad]
         self.gradient_bytes = per_byte * sum(p.numel() * p.element_size() for p in parameters)
-        self._batches = trainer.open_batches()
+        self._samples, self._ghost_batches = 0, parts.ghost_batches(0, ranks)
 
     def update(self, micro_batch: int, accumulation: int) -> tuple[float, float]:
         """Do one update; return its seconds, and how many of them this rank waited for data."""
-        global_batch = self.ranks.size * accumulation * micro_batch
-        phase = self.trainer.plan.schedule.phases[0]
-        # Train with a tiny learning rate, so that the weights do not diverge with a batch that no schedule contains.
-        phase = replace(phase, global_batch=global_batch, lr=1e-3 * phase.lr)
-        layout = Layout(self.ranks.size, accumulation, micro_batch, uneven_ranks=False)
-        result = self.trainer.update(self._batches, phase, layout, stop=False)
+        ranks, parts, group = self.ranks, self.parts, self.job.model.ghost_batch
+        batch = ranks.size * accumulation * micro_batch
+        passes = passes_of_rank(self._samples, batch, group, micro_batch, ranks.rank, ranks.size)
+        micro_batches = read_micro_batches(self._ghost_batches, passes, parts.keyed_by, parts.heartbeat.at)
+        phase = replace(self._phase, global_batch=batch)
+        result = parts.engine.update(micro_batches, len(passes), phase, batch // group)
+        self._samples += batch
         return result.seconds, result.data_wait_s
 
     def mean(self, values: Sequence[float]) -> tuple[float, ...]:
@@ -173,16 +178,23 @@ class _Bench:
 
 def _measure_updates(bench: _Bench, report_line: ReportLine, budget_s: float) -> list[TimedUpdate]:
     """Return medians over rounds. Each round times every shape, so that a disturbance affects all shapes alike."""
-    shapes = list(update_shapes(bench.job, on_cpu=bench.trainer.device.type == "cpu"))
+    shapes = list(update_shapes(bench.job, on_cpu=bench.device.type == "cpu"))
     report_line(f"updates of {len(shapes)} shapes, once to warm up")
     round_s = _warm_up(bench, shapes)
     rounds = min(_ROUNDS[1], max(_ROUNDS[0], round(budget_s / round_s)))
-    blocks: list[list[tuple[float, ...]]] = [[] for _ in shapes]
+    blocks = []
     for k in range(rounds):
         report_line(f"updates, round {k + 1} of {rounds}, {round_s:.1f} s each")
-        for block, shape in zip(blocks, shapes, strict=True):
-            block.append(_time_block(bench, *shape))
-    return [_timed(shape, block) for shape, block in zip(shapes, blocks, strict=True)]
+        blocks.append([_time_block(bench, *shape) for shape in shapes])
+    return [
+        TimedUpdate(
+            micro_batch=micro_batch,
+            accumulation=accumulation,
+            seconds=statistics.median(seconds for seconds, _ in found),
+            data_wait_s=statistics.median(data_wait_s for _, data_wait_s in found),
+        )
+        for (micro_batch, accumulation), found in zip(shapes, zip(*blocks, strict=True), strict=True)
+    ]
 
 
 def _warm_up(bench: _Bench, shapes: Sequence[tuple[int, int]]) -> float:
@@ -200,12 +212,6 @@ def _time_block(bench: _Bench, micro_batch: int, accumulation: int) -> tuple[flo
     repeats = max(1, 4 // accumulation)
     results = [bench.update(micro_batch, accumulation) for _ in range(repeats)]
     return bench.mean([sum(column) / repeats for column in zip(*results, strict=True)])
-
-
-def _timed(shape: tuple[int, int], block: Sequence[tuple[float, ...]]) -> TimedUpdate:
-    seconds, data_wait_s = (statistics.median(column) for column in zip(*block, strict=True))
-    micro_batch, accumulation = shape
-    return TimedUpdate(micro_batch=micro_batch, accumulation=accumulation, seconds=seconds, data_wait_s=data_wait_s)
 
 
 def update_shapes(job: Job, *, on_cpu: bool) -> Iterator[tuple[int, int]]:
@@ -234,7 +240,7 @@ def _measure_sums(bench: _Bench, report_line: ReportLine) -> list[TimedSum]:
 
 
 def _time_sum(bench: _Bench, num_values: int) -> TimedSum:
-    values = torch.zeros(num_values, device=bench.trainer.device)
+    values = torch.zeros(num_values, device=bench.device)
     seconds = []
     for _ in range(_SUM_REPEATS):
         begin = time.perf_counter()

@@ -33,9 +33,9 @@ def check_agreement(model: nn.Module, ranks: Ranks, samples: int) -> None:
     tensors = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
     checksums = [_checksum(value) for value in tensors.values()]
     whole = crc32c(repr(checksums).encode())
-    if len(set(_of_all_ranks([whole], ranks, "weights").flatten().tolist())) == 1:
+    if len(set(ranks.all_gather([whole], "weights").flatten().tolist())) == 1:
         return
-    table = _of_all_ranks(checksums, ranks, "weights by tensor")
+    table = ranks.all_gather(checksums, "weights by tensor")
     differing = [name for name, column in zip(tensors, table.T.tolist(), strict=True) if len(set(column)) > 1]
     rows = [tuple(row) for row in table.tolist()]
     # Checkpoints hold rank 0's weights, but the weights of most ranks are more likely to be right.
@@ -52,13 +52,6 @@ def check_agreement(model: nn.Module, ranks: Ranks, samples: int) -> None:
 def _checksum(tensor: Tensor) -> int:
     values = tensor.detach().cpu().contiguous().reshape(-1)
     return int(crc32c(values.view(torch.uint8).numpy().data))
-
-
-def _of_all_ranks(numbers: Sequence[int], ranks: Ranks, name: str) -> Tensor:
-    """Return int64 (R, n): the numbers of each rank."""
-    table = torch.zeros(ranks.size, len(numbers), dtype=torch.int64)
-    table[ranks.rank] = torch.tensor(numbers, dtype=torch.int64)
-    return ranks.sum(table, name)
 
 
 def _listed(things: Sequence[object]) -> str:

@@ -17,7 +17,7 @@ from hvd_batchgrow.data.order.order_digest import entry_digests
 from hvd_batchgrow.data.order.stream import Stream
 from hvd_batchgrow.messages.errors import RunError
 from hvd_batchgrow.storage.json_lines import read_json_lines
-from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint, newest_good
+from hvd_batchgrow.train.checkpoints.checkpoint import newest_good
 from hvd_batchgrow.train.run.record_gaps import MISSING_TO
 from hvd_batchgrow.train.run.run_folder import read_plan
 
@@ -42,7 +42,7 @@ class Consumed:
     """Maps the stream index of a bad sample to the sample that replaced it."""
 
     @property
-    def holes(self) -> list[tuple[int, int]]:
+    def gaps(self) -> list[tuple[int, int]]:
         """Return the first and end sample counter of each gap in the record."""
         starts, ends = self.bounds[:-1][~self.is_known], self.bounds[1:][~self.is_known]
         return list(zip(starts.tolist(), ends.tolist(), strict=True))
@@ -116,10 +116,10 @@ def read_consumed(run: Path) -> Consumed:
 def _saved_at(run: Path) -> int:
     """Return the sample counter of the newest good checkpoint, 0 without one."""
     try:
-        data, _ = newest_good(run / "checkpoints")
+        checkpoint, _ = newest_good(run / "checkpoints")
     except RunError:
         return 0
-    return Checkpoint.from_bytes(data).samples if data else 0
+    return checkpoint.samples if checkpoint else 0
 
 
 def _is_update(line: Mapping[str, Any]) -> bool:
@@ -179,8 +179,8 @@ def compare_orders(first: Consumed, second: Consumed) -> str:
     common, at_first, at_second = np.intersect1d(first.bounds, second.bounds, return_indices=True)
     parts = ((first, at_first), (second, at_second))
     sums = [np.diff(np.insert(np.cumsum(c.digests, dtype=np.uint64), 0, 0)[at]) for c, at in parts]
-    holes = [np.diff(np.insert(np.cumsum(~c.is_known), 0, 0)[at]) for c, at in parts]
-    is_known = (holes[0] == 0) & (holes[1] == 0)
+    num_gaps = [np.diff(np.insert(np.cumsum(~c.is_known), 0, 0)[at]) for c, at in parts]
+    is_known = (num_gaps[0] == 0) & (num_gaps[1] == 0)
     different = np.flatnonzero((sums[0] != sums[1]) & is_known)
     runs = f"{first.run} and {second.run}"
     if len(different):

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from hvd_batchgrow.messages.errors import RunError
 from hvd_batchgrow.nn.state.extra_state import is_extra_state
-from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint, newest_good, tree_digest
+from hvd_batchgrow.train.checkpoints.checkpoint import newest_good
 from hvd_batchgrow.train.run.run_folder import read_plan
+from hvd_batchgrow.verification.tree_digest import tree_digest
 
 
 @dataclass(frozen=True)
@@ -39,21 +40,20 @@ def final_weights(run: Path) -> Weights:
     Raises:
         RunError: the folder holds no good checkpoint.
     """
-    data, skipped = newest_good(run / "checkpoints")
-    if data is None:
+    checkpoint, skipped = newest_good(run / "checkpoints")
+    if checkpoint is None:
         raise RunError(f"{run} holds no checkpoint")
-    checkpoint = Checkpoint.from_bytes(data)
     is_final = checkpoint.samples >= read_plan(run)["end_samples"]
     tensors = {name: value for name, value in checkpoint.model.items() if not is_extra_state(name)}
     return Weights(run, checkpoint.samples, is_final, tensors, tree_digest(checkpoint.model), tuple(skipped))
 
 
 def compare_weights(first: Weights, second: Weights) -> str:
-    """Return one line: "equal to the bit", or the tensor with the largest |a - b| / |a| in the 2-norm."""
+    """Return one line: "bit-identical", or the tensor with the largest |a - b| / |a| in the 2-norm."""
     if first.samples != second.samples:
         return f"at another sample: {second.samples} instead of {first.samples}"
     if first.digest == second.digest:
-        return "equal to the bit"
+        return "bit-identical"
     shapes = [{name: tensor.shape for name, tensor in weights.tensors.items()} for weights in (first, second)]
     if shapes[0] != shapes[1]:
         return "has other tensors: another model"

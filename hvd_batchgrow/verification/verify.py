@@ -24,10 +24,11 @@ from hvd_batchgrow.messages.errors import ExitCode, Fault, JobError, RunError
 from hvd_batchgrow.messages.wording import counted
 from hvd_batchgrow.nn.build import build_model, forward_state, hazards
 from hvd_batchgrow.schedule.layout import form_layout
-from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint, checkpoint_paths, tree_digest
+from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint, checkpoint_paths
 from hvd_batchgrow.train.run.setup import choose_device, set_threads
 from hvd_batchgrow.verification.autograd_reference import PlainRun
 from hvd_batchgrow.verification.rounding_limits import NUM_REPEATS, Deviation, RoundingLimits, States, tensors_of
+from hvd_batchgrow.verification.tree_digest import tree_digest
 
 _GRACE_S = 5.0
 _MPIRUN_PREFIXES = ("OMPI_UNIVERSE_SIZE", "OMPI_MCA_orte_", "OMPI_MCA_ess", "OMPI_MCA_pmix")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from hvd_batchgrow.comm.ranks import SingleRank
 from hvd_batchgrow.optim.lars import Lars
-from hvd_batchgrow.train import trainer as trainer_module
+from hvd_batchgrow.train import parts
 from hvd_batchgrow.train.liveness.stop import StopRequest
 from hvd_batchgrow.train.trainer import Trainer
 from tests import training
@@ -29,15 +29,15 @@ def train(folder: Path, **sections: Any) -> tuple[Trainer, list[float]]:
 
 
 def state(trainer: Trainer) -> dict[str, Tensor]:
-    return {name: value.cpu() for name, value in trainer.model.state_dict().items()}
+    return {name: value.cpu() for name, value in trainer.parts.model.state_dict().items()}
 
 
 def test_a_run_is_the_cpus_up_to_rounding(gpu: torch.device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer, losses = train(tmp_path / "gpu")
-    assert trainer.device == gpu
-    monkeypatch.setattr(trainer_module, "choose_device", lambda _: torch.device("cpu"))
+    assert trainer.parts.device == gpu
+    monkeypatch.setattr(parts, "choose_device", lambda _: torch.device("cpu"))
     on_cpu, expected = train(tmp_path / "cpu")
-    assert on_cpu.device.type == "cpu"
+    assert on_cpu.parts.device.type == "cpu"
     assert losses[0] == pytest.approx(expected[0], rel=1e-4)
     assert losses == pytest.approx(expected, rel=1e-2)
     # 80 steps of 0.05 on gradients of order 1: rounding grows with each step.
@@ -47,7 +47,7 @@ def test_a_run_is_the_cpus_up_to_rounding(gpu: torch.device, tmp_path: Path, mon
 @pytest.mark.parametrize("micro_batch", [8, 16])
 def test_a_repeated_run_is_bit_identical(gpu: torch.device, tmp_path: Path, micro_batch: int) -> None:
     first, again = (train(tmp_path / name, layout={"max_micro_batch": micro_batch})[0] for name in ("first", "again"))
-    assert first.device == gpu
+    assert first.parts.device == gpu
     assert digest(first) == digest(again)
 
 
@@ -55,29 +55,29 @@ def test_a_repeated_run_is_bit_identical(gpu: torch.device, tmp_path: Path, micr
 def test_a_16_bit_run_learns_as_well(gpu: torch.device, tmp_path: Path, precision: str) -> None:
     trainer, losses = train(tmp_path / "16", update={"precision": precision})
     _, expected = train(tmp_path / "32")
-    assert trainer.device == gpu
+    assert trainer.parts.device == gpu
     assert losses[-1] == pytest.approx(expected[-1], abs=0.1 * expected[0])
-    assert {parameter.dtype for parameter in trainer.model.parameters()} == {torch.float32}
-    assert (trainer.engine.loss_scale is not None) == (precision == "float16")
-    assert trainer.num_skipped < 10
+    assert {parameter.dtype for parameter in trainer.parts.model.parameters()} == {torch.float32}
+    assert (trainer.parts.engine.loss_scale is not None) == (precision == "float16")
+    assert trainer.state.num_skipped < 10
 
 
 def test_an_overflow_halves_the_loss_scale_and_skips_the_update(gpu: torch.device, tmp_path: Path) -> None:
     def run(scale: float) -> Trainer:
         job = small_job(data={"pipeline": "torch"}, update={"precision": "float16"})
         trainer = training.make_trainer(job, SingleRank(), tmp_path / str(scale))
-        assert trainer.engine.loss_scale is not None
-        trainer.engine.loss_scale.value = scale
+        assert trainer.parts.engine.loss_scale is not None
+        trainer.parts.engine.loss_scale.value = scale
         assert trainer.run(StopRequest()).done
         return trainer
 
     trainer = run(2.0**24)
-    assert trainer.device == gpu
-    assert trainer.engine.loss_scale is not None
-    assert trainer.num_skipped > 0
-    assert trainer.engine.loss_scale.value == 2.0**24 / 2**trainer.num_skipped
+    assert trainer.parts.device == gpu
+    assert trainer.parts.engine.loss_scale is not None
+    assert trainer.state.num_skipped > 0
+    assert trainer.parts.engine.loss_scale.value == 2.0**24 / 2**trainer.state.num_skipped
     assert all(value.isfinite().all() for value in state(trainer).values())
-    assert run(2.0**10).num_skipped == 0
+    assert run(2.0**10).state.num_skipped == 0
 
 
 def test_lars_is_the_cpus_up_to_rounding(gpu: torch.device) -> None:

@@ -32,7 +32,7 @@ def whole(folder: Path) -> Weights:
 def test_two_ranks_change_no_bit(folder: Path, whole: Weights, form: str) -> None:
     done = run(folder, form, "train", "falling.toml", "--name", form)
     assert done.returncode == 0, done.stderr
-    assert compare_weights(whole, final_weights(folder / "runs" / form)) == "equal to the bit"
+    assert compare_weights(whole, final_weights(folder / "runs" / form)) == "bit-identical"
 
 
 @pytest.mark.parametrize("updates", [3, 7], ids=["in a phase", "where the batch falls"])
@@ -45,6 +45,6 @@ def test_a_resume_on_other_ranks_changes_no_bit(
     assert stopped.returncode == 75, stopped.stderr
     done = run(folder, forms[1], "train", "falling.toml", "--name", name, "--resume", "auto")
     assert done.returncode == 0, done.stderr
-    assert compare_weights(whole, final_weights(folder / "runs" / name)) == "equal to the bit"
+    assert compare_weights(whole, final_weights(folder / "runs" / name)) == "bit-identical"
     audited = run(folder, "one", "audit", f"runs/{name}")
     assert audited.returncode == 0, audited.stdout + audited.stderr

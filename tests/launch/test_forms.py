@@ -100,7 +100,7 @@ def weights(folder: Path) -> dict[str, Weights]:
 # Of two numbers the sum is the same in either order: the bits are equal without exact mode, too.
 @pytest.mark.parametrize("form", ["horovodrun-gloo", "horovodrun-mpi", "mpirun-torch", "torchrun"])
 def test_two_ranks_end_bit_identical_however_they_were_launched(weights: dict[str, Weights], form: str) -> None:
-    assert compare_weights(weights["mpirun"], weights[form]) == "equal to the bit"
+    assert compare_weights(weights["mpirun"], weights[form]) == "bit-identical"
 
 
 def test_one_rank_and_two_agree_to_rounding(weights: dict[str, Weights]) -> None:
@@ -169,7 +169,7 @@ def test_a_stop_by_signal_leaves_a_checkpoint_and_a_resume_the_same_weights(
     done = run(folder, form, "train", "small.toml", "--name", name, "--resume", "auto")
     assert done.returncode == 0, done.stderr
     resumed = final_weights(folder / "runs" / name)
-    assert compare_weights(weights["mpirun"], resumed) == "equal to the bit"
+    assert compare_weights(weights["mpirun"], resumed) == "bit-identical"
     steps = [line["samples"] for line in map(json.loads, metrics.read_text().splitlines()) if line["kind"] == "train"]
     assert steps == sorted(set(steps))
 
@@ -180,7 +180,7 @@ def test_exact_mode_is_equal_to_the_bit_on_any_ranks(folder: Path) -> None:
         done = run(folder, form, "train", "small.toml", "--layout.exact", "true", "--name", f"exact-{form}")
         assert done.returncode == 0, done.stderr
     one, *others = (final_weights(folder / "runs" / f"exact-{form}") for form in forms)
-    assert [compare_weights(one, other) for other in others] == ["equal to the bit"] * 4
+    assert [compare_weights(one, other) for other in others] == ["bit-identical"] * 4
 
 
 @pytest.mark.parametrize("comm", ["horovod", "torch"])

@@ -10,11 +10,11 @@ from hvd_batchgrow.comm.ranks import Ranks, SingleRank
 from hvd_batchgrow.data.datasets.dataset import BadSample, DatasetPair
 from hvd_batchgrow.observers.metrics import ConsumedFile
 from hvd_batchgrow.storage.atomic import write_atomically
-from hvd_batchgrow.train.checkpoints.checkpoint import tree_digest
 from hvd_batchgrow.train.liveness.stop import StopRequest
 from hvd_batchgrow.train.run.run_folder import plan_bytes
 from hvd_batchgrow.train.trainer import Trainer
 from hvd_batchgrow.verification.audit import audit, compare_orders, read_consumed
+from hvd_batchgrow.verification.tree_digest import tree_digest
 from tests.helpers import encoded_samples, small_job
 from tests.training import make_trainer
 
@@ -53,7 +53,7 @@ def test_replacements_are_the_same_on_any_ranks_and_in_the_record(
     (tmp_path / "40.jpg").write_bytes(bytes((tmp_path / "40.jpg").stat().st_size))
     together = train(source, ranks, tmp_path / "together", "replace")
     alone = train(source, SingleRank(), tmp_path / "alone", "replace")
-    assert tree_digest(together.model.state_dict()) == tree_digest(alone.model.state_dict())
+    assert tree_digest(together.parts.model.state_dict()) == tree_digest(alone.parts.model.state_dict())
     assert "sample 6 (" in capfd.readouterr().err
     if ranks.rank == 0:
         runs = [read_consumed(tmp_path / name) for name in ("together", "alone")]

@@ -9,13 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from hvd_batchgrow.comm.broadcast_object import broadcast_tree
+from hvd_batchgrow.comm.broadcast_object import broadcast_object
 from hvd_batchgrow.comm.ranks import CollectiveError, Ranks
 from hvd_batchgrow.messages.errors import JobError
 from hvd_batchgrow.optim.tensor_groups import parts_of_size
-from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint, tree_digest
-from hvd_batchgrow.train.run.run import RunOptions, _prepare
+from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint
+from hvd_batchgrow.train.run.plan_for_ranks import plan_for_ranks
 from hvd_batchgrow.train.update import gradients
+from hvd_batchgrow.verification.tree_digest import tree_digest
 from tests.helpers import small_job
 from tests.training import StopAfter, digest, train
 
@@ -35,7 +36,7 @@ def test_the_ranks_of_a_phase_change_no_bit(ranks: Ranks, tmp_path: Path, per_ph
     assert ended.done
     assert ended.updates == plain.plan.num_updates
     assert digest(grown) == digest(plain)
-    assert grown.evaluation == plain.evaluation
+    assert grown.state.evaluation == plain.state.evaluation
 
 
 def test_ranks_that_return_start_gradients_in_the_order_of_the_others(
@@ -48,17 +49,17 @@ def test_ranks_that_return_start_gradients_in_the_order_of_the_others(
     # The first update sends the buckets from the first to the last; the others send them in the order of the backward.
     monkeypatch.setattr(gradients, "parts_of_size", first_to_last)
     grown, _ = train(job_of(ranks, (2, 1, 1, 2)), ranks, tmp_path / "ranks")
-    for name, value in plain.model.state_dict().items():
-        torch.testing.assert_close(grown.model.state_dict()[name], value, rtol=1e-3, atol=1e-5, msg=name)
+    for name, value in plain.parts.model.state_dict().items():
+        torch.testing.assert_close(grown.parts.model.state_dict()[name], value, rtol=1e-3, atol=1e-5, msg=name)
 
 
 def test_the_whole_state_of_a_run_reaches_ranks_that_join(ranks: Ranks, tmp_path: Path) -> None:
     update = {"ema_samples": 150.0, "precision": "float16"}
     job = job_of(ranks, (1, 2, 1, 2), optim={"name": "adam", "lr": 1e-3, "weight_decay": 0.0}, update=update)
     trainer, _ = train(job, ranks, tmp_path)
-    assert trainer.average is not None
-    mine = (digest(trainer), tree_digest(trainer.average.state_dict()), str(trainer.engine.loss_scale))
-    theirs = broadcast_tree(ranks, mine, "test")
+    assert trainer.state.average is not None
+    mine = (digest(trainer), tree_digest(trainer.state.average.state_dict()), str(trainer.parts.engine.loss_scale))
+    theirs = broadcast_object(ranks, mine, "test")
     assert mine == tuple(theirs)
 
 
@@ -72,7 +73,7 @@ def test_a_stop_is_heard_also_from_a_rank_that_waits_and_a_resume_ends_alike(
     stop = StopAfter(updates, here=ranks.rank == asked % ranks.size)
     stopped, ended = train(job, ranks, tmp_path / "cut", stop=stop)
     assert not ended.done
-    assert stopped.samples < whole.samples
+    assert stopped.state.samples < whole.state.samples
     path = sorted((tmp_path / "cut" / "checkpoints").glob("*.pt"))[-1:] if ranks.rank == 0 else []
     data = ranks.broadcast_bytes(path[0].read_bytes() if path else None, "test")
     assert data is not None
@@ -89,18 +90,18 @@ def test_a_failure_of_those_that_train_ends_those_that_wait(ranks: Ranks, tmp_pa
     assert ranks.any(flag=True)  # all can talk again
 
 
-def test_more_ranks_than_launched_are_refused(ranks: Ranks, tmp_path: Path) -> None:
+def test_more_ranks_than_launched_are_refused(ranks: Ranks) -> None:
     layout = {"grow_by": "ranks", "ranks_per_phase": [1, 1, 1, 6], "max_micro_batch": 16}
     with pytest.raises(JobError, match=f"a phase is planned for 6 ranks, but {ranks.size} are launched; launch 6"):
-        _prepare(small_job(layout=layout), ranks, RunOptions(tmp_path))
+        plan_for_ranks(small_job(layout=layout), ranks)
 
 
-def test_a_tree_arrives_whole(ranks: Ranks) -> None:
+def test_an_object_of_tensors_and_values_arrives_whole(ranks: Ranks) -> None:
     tree = {
         "a": [torch.arange(6.0).view(2, 3), {3: torch.tensor([1, 2]), "none": None}],
         "b": (torch.tensor(2.5, dtype=torch.float64), "text", True, torch.tensor([True, False]), torch.empty(0)),
         "last": torch.arange(24.0).view(1, 2, 3, 4).to(memory_format=torch.channels_last),
     }
-    got = broadcast_tree(ranks, tree if ranks.rank == 0 else {"other": 1}, "tree")
+    got = broadcast_object(ranks, tree if ranks.rank == 0 else {"other": 1}, "tree")
     assert tree_digest(got) == tree_digest(tree)
     assert str(got["a"][1].keys()) == str(tree["a"][1].keys())  # type: ignore[index]

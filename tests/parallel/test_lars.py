@@ -9,9 +9,8 @@ import pytest
 
 from hvd_batchgrow.comm.ranks import Ranks, SingleRank
 from hvd_batchgrow.config import Job
-from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint, newest_good
 from tests.helpers import small_job
-from tests.training import Recorder, StopAfter, digest, train
+from tests.training import Recorder, StopAfter, digest, newest, train
 
 
 def lars_job(**sections: Any) -> Job:
@@ -26,7 +25,7 @@ def test_a_job_with_lars_learns(ranks: Ranks, tmp_path: Path) -> None:
     trainer, ended = train(lars_job(), ranks, tmp_path, recorder)
     assert ended.done
     assert recorder.evaluations[-1].top1 > 0.8  # three classes
-    ratios = trainer.optimizer.trust_ratios()  # type: ignore[attr-defined]
+    ratios = trainer.parts.optimizer.trust_ratios()  # type: ignore[attr-defined]
     assert ratios.shape == (3,)  # two convolutions and the linear layer
     assert ((ratios > 0) & (ratios != 1)).all()
 
@@ -42,8 +41,6 @@ def test_exact_weights_and_buffers_are_those_of_one_rank_to_the_bit(ranks: Ranks
 def test_a_stopped_and_resumed_run_is_bit_identical(ranks: Ranks, tmp_path: Path, updates: int) -> None:
     whole, _ = train(lars_job(), ranks, tmp_path / "whole")
     train(lars_job(), ranks, tmp_path / "parts", stop=StopAfter(updates, here=ranks.rank == 0))
-    data = ranks.broadcast_from_rank0(lambda: newest_good(tmp_path / "parts" / "checkpoints")[0], "test.checkpoint")
-    assert data is not None
-    resumed, ended = train(lars_job(), ranks, tmp_path / "parts", checkpoint=Checkpoint.from_bytes(data))
+    resumed, ended = train(lars_job(), ranks, tmp_path / "parts", checkpoint=newest(ranks, tmp_path / "parts"))
     assert ended.done
     assert digest(resumed) == digest(whole)

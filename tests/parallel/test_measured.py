@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,16 +14,20 @@ from hvd_batchgrow.comm.ranks import CollectiveError, Ranks, SingleRank
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.messages.errors import RunError
 from hvd_batchgrow.observers.metrics import ConsumedFile
-from hvd_batchgrow.schedule.adaptive.decisions import decisions_text, read_decisions
+from hvd_batchgrow.schedule.adaptive.decisions import Decision, decisions_text, read_decisions
 from hvd_batchgrow.schedule.plan import compile_plan
 from hvd_batchgrow.train import growth_controller
-from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint, newest_good, tree_digest
+from hvd_batchgrow.train import trainer as trainer_module
+from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint
 from hvd_batchgrow.train.events import Evaluation, Observer
+from hvd_batchgrow.train.parts import TrainingParts
 from hvd_batchgrow.train.run.run_folder import open_run, read_plan
+from hvd_batchgrow.train.train_state import TrainState
 from hvd_batchgrow.train.trainer import Trainer
 from hvd_batchgrow.train.update.engine import UpdateEngine, UpdateResult
 from hvd_batchgrow.train.update.gradient_noise import NoiseEstimate
 from hvd_batchgrow.verification.audit import audit, read_consumed
+from hvd_batchgrow.verification.tree_digest import tree_digest
 from tests import training
 from tests.golden import make_model
 from tests.helpers import NUM_TRAIN, measured_job
@@ -69,7 +73,9 @@ def of_rank0(ranks: Ranks, read: Callable[[], bytes | None]) -> bytes:
 
 
 def newest(ranks: Ranks, folder: Path) -> Checkpoint:
-    return Checkpoint.from_bytes(of_rank0(ranks, lambda: newest_good(folder / "checkpoints")[0]))
+    found = training.newest(ranks, folder)
+    assert found is not None
+    return found
 
 
 def on_record(ranks: Ranks, folder: Path) -> bytes:
@@ -78,9 +84,9 @@ def on_record(ranks: Ranks, folder: Path) -> bytes:
 
 def assert_same(ranks: Ranks, mine: Trainer, other: Trainer) -> None:
     """Weights, decisions and the record of them."""
-    assert mine.growth.decisions == other.growth.decisions
+    assert mine.state.growth.decisions == other.state.growth.decisions
     assert digest(mine) == digest(other)
-    assert mine.samples == other.samples == mine.plan.schedule.end_samples
+    assert mine.state.samples == other.state.samples == mine.plan.schedule.end_samples
     assert on_record(ranks, mine.folder) == on_record(ranks, other.folder)
 
 
@@ -111,7 +117,7 @@ def test_a_run_decides_records_it_and_its_plan_has_all_phases(
     ranks: Ranks, undisturbed: Undisturbed, trigger: dict[str, Any]
 ) -> None:
     trainer, recorder = undisturbed(trigger)
-    decisions = trainer.growth.decisions
+    decisions = trainer.state.growth.decisions
     assert [d.new_batch for d in decisions[:3]] == [32, 64, 96]
     assert [p.start_samples for p in trainer.plan.schedule.phases] == [0, *(d.samples for d in decisions)]
     if ranks.rank == 0:
@@ -142,28 +148,29 @@ def test_a_decision_goes_back_to_the_weights_of_the_best_evaluation_and_to_their
     save = Trainer._save_if_due
 
     def record(self: Trainer, before: int, *, must_save: bool) -> None:
-        assert self.average is not None
-        seen[self.samples] = tree_digest({"model": self.model.state_dict(), "average": self.average.state_dict()})
+        assert self.state.average is not None
+        states = {"model": self.parts.model.state_dict(), "average": self.state.average.state_dict()}
+        seen[self.state.samples] = tree_digest(states)
         save(self, before, must_save=must_save)
 
     monkeypatch.setattr(Trainer, "_save_if_due", record)
     job = job_of(BEST, update={"ema_samples": 300.0})
     trainer = train(job, ranks, tmp_path / "whole")
-    assert {seen[d.samples] for d in trainer.growth.decisions} == {seen[80]}
+    assert {seen[d.samples] for d in trainer.state.growth.decisions} == {seen[80]}
     # After the best evaluation and before the first decision: the checkpoint has both.
     whole, updates = dict(seen), 6
     train(job, ranks, tmp_path / "parts", stop=StopAfter(updates, here=True))
     train(job, ranks, tmp_path / "parts", checkpoint=newest(ranks, tmp_path / "parts"))
-    assert 80 < 16 * updates < trainer.growth.decisions[0].samples
+    assert 80 < 16 * updates < trainer.state.growth.decisions[0].samples
     assert seen == whole
 
 
 def test_each_sample_once_an_epoch_across_decisions(ranks: Ranks, undisturbed: Undisturbed) -> None:
     trainer, _ = undisturbed(NOISE)
-    assert len(trainer.growth.decisions) == 3
+    assert len(trainer.state.growth.decisions) == 3
     if ranks.rank == 0:
         consumed = read_consumed(trainer.folder)
-        assert consumed.bounds[-1] == trainer.samples
+        assert consumed.bounds[-1] == trainer.state.samples
         assert audit(consumed, lambda *_: None).passed
 
 
@@ -171,28 +178,28 @@ def test_a_window_is_kept_also_where_nothing_else_is_due(ranks: Ranks, tmp_path:
     trigger = {**PLATEAU, "windows_epochs": [[0.3, 0.45], [1.01, 1.1]]}
     trainer = train(job_of(trigger, evaluation={"every_epochs": 1.0}), ranks, tmp_path)
     # The first update that reaches 135 samples, and the first of 32 after that that reaches 330.
-    assert [d.samples for d in trainer.growth.decisions] == [144, 336]
-    assert [d.new_batch for d in trainer.growth.decisions] == [32, 64]
+    assert [d.samples for d in trainer.state.growth.decisions] == [144, 336]
+    assert [d.new_batch for d in trainer.state.growth.decisions] == [32, 64]
 
 
-def test_the_end_of_a_window_decides_where_the_wish_comes_to_nothing(tmp_path: Path) -> None:
+def test_the_end_of_a_window_decides_where_the_request_comes_to_nothing(tmp_path: Path) -> None:
     # 1.3 times the batch is rounded to the batch itself.
     trigger = {**NOISE, "ratio": 0.001, "max_batch_factor": 2.0, "windows_epochs": [[0.0, 0.5]]}
     job = job_of(trigger, schedule={"global_batch": 48, "max_batch": 96})
     growing = growth_controller.GrowthController(job, NUM_TRAIN, make_model())
     now = growth_controller.Measurement(144, 48, 0.05, 100.0, 1.0)
-    wish = growth_controller.BatchRequest("planted", batch=1.3 * 48)
-    assert growing._decide(wish, now, tmp_path) is None
+    request = growth_controller.BatchRequest("planted", batch=1.3 * 48)
+    assert growing._decide(request, now, tmp_path) is None
     late = replace(now, samples=192)
     (tmp_path / "decisions.jsonl").touch()
-    decided = growing._decide(wish, late, tmp_path)
+    decided = growing._decide(request, late, tmp_path)
     assert decided is not None
     assert decided["new_batch"] == 96
 
 
 def test_adascale_counts_progress_by_its_gain(ranks: Ranks, undisturbed: Undisturbed) -> None:
     trainer, recorder = undisturbed(ADASCALE)
-    start, decisions, schedule = 0.05, trainer.growth.decisions, trainer.plan.schedule
+    start, decisions, schedule = 0.05, trainer.state.growth.decisions, trainer.plan.schedule
     assert len(decisions) >= 2
     assert {decision.new_batch for decision in decisions} == {32}
     gains = [decision.new_lr / start for decision in decisions]
@@ -206,7 +213,7 @@ def test_adascale_counts_progress_by_its_gain(ranks: Ranks, undisturbed: Undistu
         assert schedule.at(at).lr == pytest.approx(start * gain / (10 if passed else 1))
         assert schedule.progress_at(at) == pytest.approx(progress)
         progress, at = progress + 16 * gain, at + 32
-    assert trainer.samples == at == schedule.end_samples
+    assert trainer.state.samples == at == schedule.end_samples
     if ranks.rank == 0:
         assert recorder.records[-1].progress_epochs == pytest.approx(progress / NUM_TRAIN)
         kept = {path.stem for path in (trainer.folder / "checkpoints").glob("*.pt")}
@@ -226,7 +233,7 @@ def test_what_rank_0_decides_holds_whatever_the_others_measure(
 ) -> None:
     # (k): losses, gradients and evaluations differ on every rank but the first
     whole, _ = undisturbed(trigger)
-    update, evaluate = UpdateEngine.update, Trainer.evaluate
+    update, evaluate = UpdateEngine.update, trainer_module.evaluate
 
     def update_otherwise(self: UpdateEngine, *args: Any, **kwargs: Any) -> UpdateResult:
         result = update(self, *args, **kwargs)
@@ -235,12 +242,12 @@ def test_what_rank_0_decides_holds_whatever_the_others_measure(
         noise = {name: NoiseEstimate(seen.trace, -1.0) for name, seen in result.noise.items()}
         return replace(result, noise=noise, loss_sum=7.0 * result.loss_sum)
 
-    def evaluate_otherwise(self: Trainer) -> Evaluation:
-        result = evaluate(self)
-        return result if ranks.rank == 0 else replace(result, loss=-10.0 * self.samples)  # ever better
+    def evaluate_otherwise(parts: TrainingParts, state: TrainState, team: Ranks) -> Evaluation:
+        result = evaluate(parts, state, team)
+        return result if ranks.rank == 0 else replace(result, loss=-10.0 * state.samples)  # ever better
 
     monkeypatch.setattr(UpdateEngine, "update", update_otherwise)
-    monkeypatch.setattr(Trainer, "evaluate", evaluate_otherwise)
+    monkeypatch.setattr(trainer_module, "evaluate", evaluate_otherwise)
     assert_same(ranks, train(job_of(trigger), ranks, tmp_path / "otherwise"), whole)
     mine = digest(whole).encode()
     assert ranks.broadcast_bytes(mine, "test.digest") == mine
@@ -253,9 +260,9 @@ def test_in_exact_mode_all_layouts_measure_and_decide_the_same_to_the_bit(
     job = job_of(trigger, layout={"exact": True, "uneven_ranks": True, "max_micro_batch": 8})
     together = train(job, ranks, tmp_path / "together")
     alone = train(job, SingleRank(), tmp_path / "alone")
-    assert together.growth.decisions == alone.growth.decisions
-    assert together.growth.noise == alone.growth.noise
-    assert together.growth.state()["loss"] == alone.growth.state()["loss"]
+    assert together.state.growth.decisions == alone.state.growth.decisions
+    assert together.state.growth.noise == alone.state.growth.noise
+    assert together.state.growth.state()["loss"] == alone.state.growth.state()["loss"]
     assert digest(together) == digest(alone)
 
 
@@ -270,7 +277,7 @@ def test_growth_by_ranks_decides_like_growth_by_passes(ranks: Ranks, tmp_path: P
     by_passes = train(job_of(trigger, schedule=schedule, layout=exact), SingleRank(), tmp_path / "passes")
     used = [layout.ranks for layout in by_ranks.plan.layouts]
     assert used[:2] == [1, ranks.size]
-    assert by_ranks.growth.decisions == by_passes.growth.decisions
+    assert by_ranks.state.growth.decisions == by_passes.state.growth.decisions
     assert digest(by_ranks) == digest(by_passes)
 
 
@@ -279,9 +286,9 @@ def test_a_trigger_that_measures_continues_where_ranks_join(ranks: Ranks, tmp_pa
     schedule = {"global_batch": 24, "max_batch": 96}
     job = job_of(NOISE, schedule=schedule, layout={"grow_by": "ranks", "max_micro_batch": 16})
     trainer = train(job, ranks, tmp_path)
-    assert [d.new_batch for d in trainer.growth.decisions] == [48, 96]
+    assert [d.new_batch for d in trainer.state.growth.decisions] == [48, 96]
     assert [layout.ranks for layout in trainer.plan.layouts] == [1, *[min(ranks.size, n) for n in (3, 6)]]
-    mine = json.dumps(trainer.growth.state(), default=str, sort_keys=True).encode()
+    mine = json.dumps(trainer.state.growth.state(), default=str, sort_keys=True).encode()
     assert ranks.broadcast_bytes(mine, "test.state") == mine
 
 
@@ -298,13 +305,13 @@ def test_a_measured_run_stopped_after_any_update_ends_as_if_it_had_not_been(
     whole, first = undisturbed(trigger)
     stop = StopAfter(updates, here=ranks.rank == ranks.size - 1)
     stopped = train(job, ranks, tmp_path / "parts", stop=stop)
-    assert stopped.samples < whole.samples
+    assert stopped.state.samples < whole.state.samples
     checkpoint = newest(ranks, tmp_path / "parts")
-    assert checkpoint.samples == stopped.samples
+    assert checkpoint.samples == stopped.state.samples
     resumed = train(job, ranks, tmp_path / "parts", second, checkpoint=checkpoint)
     assert_same(ranks, resumed, whole)
     assert in_numbers(second) == in_numbers(first)[updates:]
-    assert resumed.growth.noise == whole.growth.noise
+    assert resumed.state.growth.noise == whole.state.growth.noise
 
 
 @pytest.mark.parametrize(("trigger", "decision"), [(NOISE, 0), (NOISE, 2), (PLATEAU, 1), (BEST, 2)], ids=name_of)
@@ -318,35 +325,34 @@ def test_a_kill_between_a_decision_and_its_effect_changes_nothing(
 ) -> None:
     job = job_of(trigger)
     whole, _ = undisturbed(trigger)
-    append, lines = growth_controller.append_line, []
+    write = growth_controller.write_decisions
 
-    def append_and_die(path: Path, line: str) -> None:
-        append(path, line)
-        lines.append(line)
-        if len(lines) == decision + 1:
+    def write_and_die(folder: Path, source: str | None, decisions: Sequence[Decision]) -> None:
+        write(folder, source, decisions)
+        if len(decisions) == decision + 1:
             raise RunError("killed")
 
-    monkeypatch.setattr(growth_controller, "append_line", append_and_die)
+    monkeypatch.setattr(growth_controller, "write_decisions", write_and_die)
     with pytest.raises(CollectiveError):
         train(job, ranks, tmp_path / "parts")
-    monkeypatch.setattr(growth_controller, "append_line", append)
+    monkeypatch.setattr(growth_controller, "write_decisions", write)
     path = tmp_path / "parts" / "decisions.jsonl"
     # Before the first checkpoint of the first case, which starts from scratch.
-    data = of_rank0(ranks, lambda: newest_good(tmp_path / "parts" / "checkpoints")[0])
-    checkpoint = Checkpoint.from_bytes(data) if data else None
-    made = [d for d in whole.growth.decisions if checkpoint and d.samples <= checkpoint.samples]
+    checkpoint = training.newest(ranks, tmp_path / "parts")
+    made = [d for d in whole.state.growth.decisions if checkpoint and d.samples <= checkpoint.samples]
     assert len(made) == decision  # the last is on the record alone
     if ranks.rank == 0:
         # What the record says is followed, not decided once more.
-        head, last = lines[:-1], json.loads(lines[-1]) | {"why": "as recorded"}
+        *head, line = path.read_text().splitlines()
+        last = json.loads(line) | {"why": "as recorded"}
         path.write_text("".join(line + "\n" for line in [*head, json.dumps(last)]))
     resumed = train(job, ranks, tmp_path / "parts", checkpoint=checkpoint)
-    assert resumed.growth.decisions[decision].why == "as recorded"
-    assert [replace(d, why="") for d in resumed.growth.decisions] == [
-        replace(d, why="") for d in whole.growth.decisions
+    assert resumed.state.growth.decisions[decision].why == "as recorded"
+    assert [replace(d, why="") for d in resumed.state.growth.decisions] == [
+        replace(d, why="") for d in whole.state.growth.decisions
     ]
     assert digest(resumed) == digest(whole)
-    assert on_record(ranks, tmp_path / "parts").count(b"\n") == len(whole.growth.decisions)
+    assert on_record(ranks, tmp_path / "parts").count(b"\n") == len(whole.state.growth.decisions)
 
 
 @pytest.mark.parametrize("damage", ["gone", "nonsense", "torn", "another"])
@@ -357,8 +363,8 @@ def test_a_lost_record_is_rebuilt_from_the_checkpoint(
     whole, _ = undisturbed(NOISE)
     train(job, ranks, tmp_path / "parts", stop=StopAfter(12, here=True))
     checkpoint, path = newest(ranks, tmp_path / "parts"), tmp_path / "parts" / "decisions.jsonl"
-    made = [d for d in whole.growth.decisions if d.samples <= checkpoint.samples]
-    assert 0 < len(made) < len(whole.growth.decisions)
+    made = [d for d in whole.state.growth.decisions if d.samples <= checkpoint.samples]
+    assert 0 < len(made) < len(whole.state.growth.decisions)
     if ranks.rank == 0:
         text = path.read_text()
         if damage == "gone":
@@ -383,10 +389,10 @@ def test_checkpoints_of_all_decisions_are_kept_across_a_resume(ranks: Ranks, tmp
     job = job_of(NOISE, checkpoint={"every_epochs": 0.2, "keep": 1})
     train(job, ranks, tmp_path, stop=StopAfter(18, here=True))
     resumed = train(job, ranks, tmp_path, checkpoint=newest(ranks, tmp_path))
-    decisions = [d.samples for d in resumed.growth.decisions]
+    decisions = [d.samples for d in resumed.state.growth.decisions]
     if ranks.rank == 0:
         kept = [Checkpoint.from_bytes(path.read_bytes()) for path in (tmp_path / "checkpoints").glob("*.pt")]
-        assert {c.samples for c in kept} >= {*decisions, resumed.samples}
+        assert {c.samples for c in kept} >= {*decisions, resumed.state.samples}
         assert len(kept) <= len(decisions) + 2
 
 
@@ -401,11 +407,11 @@ def test_a_replay_gives_the_same_weights_without_measuring(
     path = whole.folder / "decisions.jsonl"
     replayed = train(job_of(trigger), ranks, tmp_path / "replayed", replay=path)
     assert digest(replayed) == digest(whole)
-    assert replayed.growth.decisions == whole.growth.decisions
-    assert replayed.engine.buckets.norms is None
-    assert replayed.growth.noise == {}
+    assert replayed.state.growth.decisions == whole.state.growth.decisions
+    assert replayed.parts.engine.buckets.norms is None
+    assert replayed.state.growth.noise == {}
     if ranks.rank == 0:
-        assert read_decisions(tmp_path / "replayed" / "decisions.jsonl") == (str(path), whole.growth.decisions)
+        assert read_decisions(tmp_path / "replayed" / "decisions.jsonl") == (str(path), whole.state.growth.decisions)
 
 
 @pytest.mark.parametrize(("trigger", "updates"), [(NOISE, 14), (BEST, 7)], ids=name_of)
@@ -417,17 +423,17 @@ def test_a_resumed_replay_is_still_a_replay(
     train(job_of(trigger), ranks, tmp_path / "again", stop=StopAfter(updates, here=True), replay=path)
     resumed = train(job_of(trigger), ranks, tmp_path / "again", checkpoint=newest(ranks, tmp_path / "again"))
     assert digest(resumed) == digest(whole)
-    assert resumed.growth.replayed_from == of_rank0(ranks, lambda: str(path).encode()).decode()
-    assert resumed.engine.buckets.norms is None
+    assert resumed.state.growth.replayed_from == of_rank0(ranks, lambda: str(path).encode()).decode()
+    assert resumed.parts.engine.buckets.norms is None
 
 
 def test_fewer_decisions_replayed_are_all_that_there_are(
     ranks: Ranks, tmp_path: Path, undisturbed: Undisturbed
 ) -> None:
     whole, _ = undisturbed(NOISE)
-    (tmp_path / "one.jsonl").write_bytes(decisions_text(None, whole.growth.decisions[:1]))
+    (tmp_path / "one.jsonl").write_bytes(decisions_text(None, whole.state.growth.decisions[:1]))
     replayed = train(job_of(NOISE), ranks, tmp_path / "one", replay=tmp_path / "one.jsonl")
-    assert replayed.growth.decisions == whole.growth.decisions[:1]
+    assert replayed.state.growth.decisions == whole.state.growth.decisions[:1]
 
 
 @pytest.mark.parametrize(
@@ -443,7 +449,7 @@ def test_decisions_that_do_not_fit_are_refused_and_the_record_stays(
     job = job_of(NOISE)
     whole, _ = undisturbed(NOISE)
     before = on_record(ranks, whole.folder)
-    (tmp_path / "one.jsonl").write_bytes(decisions_text(None, [replace(whole.growth.decisions[0], **changes)]))
+    (tmp_path / "one.jsonl").write_bytes(decisions_text(None, [replace(whole.state.growth.decisions[0], **changes)]))
     train(job, ranks, tmp_path / "parts", stop=StopAfter(3, here=True))
     for checkpoint, folder in ((None, tmp_path / "new"), (newest(ranks, tmp_path / "parts"), whole.folder)):
         with pytest.raises(CollectiveError) as failure:
@@ -468,7 +474,7 @@ def test_a_run_cannot_resume_with_other_decisions_than_its_own(ranks: Ranks, tmp
             replay=tmp_path / "none.jsonl",
         )
     if ranks.rank == 0:
-        count = len(stopped.growth.decisions)
+        count = len(stopped.state.growth.decisions)
         assert f"does not begin with the {count} decisions that led to the checkpoint" in str(failure.value.error)
 
 
@@ -481,10 +487,10 @@ def test_a_fork_continues_from_the_decisions_that_were_made(
     sections["layout"] = {"max_micro_batch": 8, "uneven_ranks": True}
     job = job_of(NOISE, **sections)
     whole = train(job, ranks, tmp_path / "whole")
-    assert [d.new_batch for d in whole.growth.decisions] == [48, 88]
-    updates = whole.plan.schedule.updates_at(whole.growth.decisions[-1].samples) + 2
+    assert [d.new_batch for d in whole.state.growth.decisions] == [48, 88]
+    updates = whole.plan.schedule.updates_at(whole.state.growth.decisions[-1].samples) + 2
     origin = train(job, ranks, tmp_path / "origin", stop=StopAfter(updates, here=True))
-    assert origin.samples % 24
+    assert origin.state.samples % 24
     forked = job_of({**NOISE, **changes}, **sections)
     plan = compile_plan(forked, ranks.size, NUM_TRAIN)
     checkpoint, notes = open_run(

@@ -11,8 +11,9 @@ import torch
 from hvd_batchgrow.comm.ranks import CollectiveError, Ranks, SingleRank
 from hvd_batchgrow.job_file import parse_job
 from hvd_batchgrow.nn.ghost.ghost_batch_norm import ghost_norms
-from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint, tree_digest
+from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint
 from hvd_batchgrow.train.trainer import Trainer
+from hvd_batchgrow.verification.tree_digest import tree_digest
 from tests.helpers import NUM_TRAIN, job_tree
 from tests.training import train
 
@@ -30,7 +31,7 @@ def trained(
 def together_and_alone(ranks: Ranks, folder: Path, **sections: Any) -> list[str]:
     """Return the digests of the weights after the same updates on all ranks, and on one."""
     runs = [(ranks, folder / "all"), (SingleRank(), folder / f"alone{ranks.rank}")]
-    return [tree_digest(trained(*run, **sections).model.state_dict()) for run in runs]
+    return [tree_digest(trained(*run, **sections).parts.model.state_dict()) for run in runs]
 
 
 def rounding_limit(num_updates: int) -> float:
@@ -48,21 +49,21 @@ def test_dropout_is_the_same_on_any_ranks(ranks: Ranks, tmp_path: Path) -> None:
     together, alone = together_and_alone(ranks, tmp_path, model=WRN, layout={"exact": True})
     assert together == alone
     without = trained(SingleRank(), tmp_path / f"{ranks.rank}", model=WRN | {"dropout": 0.0}, layout={"exact": True})
-    assert tree_digest(without.model.state_dict()) != alone
+    assert tree_digest(without.parts.model.state_dict()) != alone
 
 
 @pytest.mark.parametrize("exact", [False, True])
 def test_reestimated_statistics_are_means_over_the_samples_seen_last(ranks: Ranks, tmp_path: Path, exact: bool) -> None:
     model = {"name": "small_conv_net", "channels": [4, 8], "ghost_batch": 8, "precise_bn_samples": 60}
     trainer = trained(ranks, tmp_path, model=model, layout={"exact": exact})
-    batches = trainer.reader.training(trainer.stream, 8, (trainer.samples - 64) // 8, 1)  # 60 rounded up to 8 groups
-    first, *_ = ghost_norms(trainer.model)
+    batches = trainer.parts.ghost_batches(trainer.state.samples - 64, SingleRank())  # 60 rounded up to 8 groups
+    first, *_ = ghost_norms(trainer.parts.model)
     seen: list[torch.Tensor] = []
     first.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].detach()))
     with torch.no_grad():
-        trainer.model.eval()
+        trainer.parts.model.eval()
         for _ in range(8):
-            trainer.model(next(batches).inputs)
+            trainer.parts.model(next(batches).inputs)
     groups = torch.stack(seen).double().transpose(1, 2).flatten(2)  # (8, C, values)
     torch.testing.assert_close(first.running_mean.double(), groups.mean((0, 2)), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(first.running_var.double(), groups.var(2).mean(0), rtol=1e-5, atol=1e-6)
@@ -76,8 +77,8 @@ def test_reestimated_statistics_are_the_same_on_any_ranks(ranks: Ranks, tmp_path
 
 def test_channels_last_weights_are_those_of_the_other_form(ranks: Ranks, tmp_path: Path) -> None:
     runs = [trained(ranks, tmp_path / f"{last}", num_updates=2, data={"channels_last": last}) for last in (True, False)]
-    last, first = (torch.cat([p.detach().flatten() for p in run.model.parameters()]) for run in runs)
-    convolutions = [p for p in runs[0].model.parameters() if p.dim() == 4 and p.shape[1] > 1]
+    last, first = (torch.cat([p.detach().flatten() for p in run.parts.model.parameters()]) for run in runs)
+    convolutions = [p for p in runs[0].parts.model.parameters() if p.dim() == 4 and p.shape[1] > 1]
     assert all(p.is_contiguous(memory_format=torch.channels_last) for p in convolutions)
     assert convolutions
     assert float((last - first).norm() / first.norm()) < rounding_limit(2)
@@ -87,7 +88,7 @@ def test_the_fast_path_agrees_with_one_rank_within_the_stated_bound(ranks: Ranks
     for num_updates in (1, 3):
         runs = [(ranks, tmp_path / f"all{num_updates}"), (SingleRank(), tmp_path / f"{ranks.rank}of{num_updates}")]
         weights = [
-            torch.cat([p.detach().double().flatten() for p in trained(*run, num_updates).model.parameters()])
+            torch.cat([p.detach().double().flatten() for p in trained(*run, num_updates).parts.model.parameters()])
             for run in runs
         ]
         difference = float((weights[0] - weights[1]).norm() / weights[1].norm())
@@ -100,7 +101,7 @@ def test_exact_mode_refuses_a_network_that_draws_random_numbers(ranks: Ranks, tm
         trained(ranks, tmp_path, model=model, layout={"exact": True})
     if ranks.rank == 0:
         assert f"layout.exact: is not possible with {model['name']}; at 1: random" in str(failure.value.error)
-    assert trained(ranks, tmp_path, 1, model=model).hazards
+    assert trained(ranks, tmp_path, 1, model=model).parts.hazards
 
 
 def draws(num_classes: int) -> torch.nn.Module:
@@ -166,24 +167,24 @@ def test_values_that_depend_on_no_sample_are_the_same_in_every_micro_batch(ranks
         trained(SingleRank(), tmp_path / f"{size}.{ranks.rank}", 1, model=model, layout={"max_micro_batch": size})
         for size in (8, 16, 32)
     ]
-    states = [dict(run.model.named_buffers()) for run in (*runs, trained(ranks, tmp_path, 1, model=model))]
+    states = [dict(run.parts.model.named_buffers()) for run in (*runs, trained(ranks, tmp_path, 1, model=model))]
     for state in states[1:]:
         assert all(torch.equal(value, states[0][name]) for name, value in state.items())
 
 
 def test_all_ranks_have_the_same_buffers_which_count_updates(ranks: Ranks, tmp_path: Path) -> None:
     run = trained(ranks, tmp_path, model={"name": "tests.parallel.test_networks:Follows", "ghost_batch": 8})
-    assert run.forward_state.buffers == ("mean", "count", "signs", "sums")
-    assert int(run.model.count) == run.num_updates  # type: ignore[arg-type]
+    assert run.parts.forward_state.buffers == ("mean", "count", "signs", "sums")
+    assert int(run.parts.model.count) == run.elastic.num_updates  # type: ignore[arg-type]
     digests = torch.zeros(ranks.size, dtype=torch.int64)
-    digests[ranks.rank] = int(tree_digest(dict(run.model.named_buffers()))[:15], 16)
+    digests[ranks.rank] = int(tree_digest(dict(run.parts.model.named_buffers()))[:15], 16)
     assert len(set(ranks.sum(digests, "digests of buffers").tolist())) == 1
 
 
 def test_a_run_is_resumed_with_its_buffers_on_any_ranks(ranks: Ranks, tmp_path: Path) -> None:
     sections = {"model": {"name": "tests.parallel.test_networks:Follows", "ghost_batch": 8}, "layout": {"exact": True}}
     whole = trained(SingleRank(), tmp_path / f"whole{ranks.rank}", **sections)
-    half = trained(ranks, tmp_path / "half", 3, **sections).capture().to_bytes()
+    half = trained(ranks, tmp_path / "half", 3, **sections).state.capture().to_bytes()
     for name, on in (("all", ranks), (f"alone{ranks.rank}", SingleRank())):
         resumed = trained(on, tmp_path / name, checkpoint=Checkpoint.from_bytes(half), **sections)
-        assert tree_digest(resumed.model.state_dict()) == tree_digest(whole.model.state_dict())
+        assert tree_digest(resumed.parts.model.state_dict()) == tree_digest(whole.parts.model.state_dict())

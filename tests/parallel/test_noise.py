@@ -14,12 +14,12 @@ from hvd_batchgrow.comm.ranks import Ranks, SingleRank
 from hvd_batchgrow.config import UpdateSection
 from hvd_batchgrow.data.order.stream import groups_of_rank
 from hvd_batchgrow.optim.build import build_optimizer
-from hvd_batchgrow.train.checkpoints.checkpoint import tree_digest
 from hvd_batchgrow.train.update.engine import UpdateEngine
 from hvd_batchgrow.train.update.gradient_noise import NoiseEstimate
 from hvd_batchgrow.train.update.gradient_norms import ALL
 from hvd_batchgrow.train.update.gradients import GradientBuckets
 from hvd_batchgrow.train.update.loss_scale import LossScale
+from hvd_batchgrow.verification.tree_digest import tree_digest
 from tests import golden
 from tests.helpers import small_job
 from tests.parallel.test_rules import poison

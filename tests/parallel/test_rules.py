@@ -14,7 +14,7 @@ import torch
 from hvd_batchgrow.comm.ranks import CollectiveError, Ranks
 from hvd_batchgrow.config import UpdateSection
 from hvd_batchgrow.data.datasets.dataset import DatasetPair
-from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint, tree_digest
+from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint
 from hvd_batchgrow.train.events import Observer, TrainRecord
 from hvd_batchgrow.train.liveness.stop import StopRequest
 from hvd_batchgrow.train.trainer import Trainer
@@ -23,6 +23,7 @@ from hvd_batchgrow.train.update.gradients import GradientBuckets
 from hvd_batchgrow.train.update.loss_scale import LossScale
 from hvd_batchgrow.train.update.non_finite import NonFinite
 from hvd_batchgrow.train.update.weight_average import WeightAverage
+from hvd_batchgrow.verification.tree_digest import tree_digest
 from tests import golden
 from tests.helpers import small_job, small_source
 from tests.training import make_trainer
@@ -120,7 +121,7 @@ def test_a_run_that_stops_says_which_update_and_samples(ranks: Ranks, tmp_path: 
 
 def test_an_exact_sum_out_of_range_says_which_update_it_was(ranks: Ranks, tmp_path: Path) -> None:
     trainer = trainer_of(ranks, tmp_path, layout={"exact": True})
-    next(trainer.model.parameters()).register_hook(lambda gradient: gradient.sign() * 1e6)
+    next(trainer.parts.model.parameters()).register_hook(lambda gradient: gradient.sign() * 1e6)
     with pytest.raises(CollectiveError) as failure:
         trainer.run(StopRequest())
     if ranks.rank == 0:
@@ -145,13 +146,13 @@ class Records(Observer):
 def test_a_record_without_any_update_that_was_not_skipped_is_written(ranks: Ranks, tmp_path: Path) -> None:
     records = Records()
     trainer = trainer_of(ranks, tmp_path, [records], update={"on_nonfinite": "skip"})
-    trainer.model.register_forward_hook(
-        lambda module, _, logits: logits * (torch.nan if module.training and trainer.samples >= 96 else 1.0)
+    trainer.parts.model.register_forward_hook(
+        lambda module, _, logits: logits * (torch.nan if module.training and trainer.state.samples >= 96 else 1.0)
     )
     trainer.run(StopRequest())
-    assert trainer.num_skipped > 0
+    assert trainer.state.num_skipped > 0
     assert [math.isnan(record.loss) for record in records.kept] == [record.samples > 150 for record in records.kept]
-    assert (records.kept[-1].skipped, records.kept[-1].samples) == (trainer.num_skipped, trainer.samples)
+    assert (records.kept[-1].skipped, records.kept[-1].samples) == (trainer.state.num_skipped, trainer.state.samples)
     assert records.kept[-1].global_batch == 96
 
 
@@ -161,12 +162,12 @@ def test_a_record_without_any_update_that_was_not_skipped_is_written(ranks: Rank
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_low_precision_learns_and_keeps_float32_weights(ranks: Ranks, tmp_path: Path, precision: str) -> None:
     trainer = train(ranks, tmp_path / precision, precision=precision)
-    assert {parameter.dtype for parameter in trainer.model.parameters()} == {torch.float32}
+    assert {parameter.dtype for parameter in trainer.parts.model.parameters()} == {torch.float32}
     reference = train(ranks, tmp_path / "float32")
-    assert trainer.evaluation is not None
-    assert reference.evaluation is not None
-    assert trainer.evaluation.loss == pytest.approx(reference.evaluation.loss, abs=0.1)
-    assert trainer.evaluation.loss != reference.evaluation.loss
+    assert trainer.state.evaluation is not None
+    assert reference.state.evaluation is not None
+    assert trainer.state.evaluation.loss == pytest.approx(reference.state.evaluation.loss, abs=0.1)
+    assert trainer.state.evaluation.loss != reference.state.evaluation.loss
 
 
 def test_a_loss_scale_changes_no_bit_of_a_gradient_that_fits(ranks: Ranks) -> None:
@@ -287,10 +288,10 @@ def test_a_resumed_run_has_the_average_and_the_scale_of_an_undisturbed_one(ranks
     data = ranks.broadcast_bytes(checkpoints[1].read_bytes() if checkpoints else None, "test")
     assert data is not None
     resumed = train(ranks, tmp_path / "resumed", checkpoint=Checkpoint.from_bytes(data), **settings)
-    assert whole.average is not None
-    assert resumed.average is not None
-    assert tree_digest(resumed.average.state_dict()) == tree_digest(whole.average.state_dict())
-    assert resumed.engine.loss_scale == whole.engine.loss_scale
-    assert resumed.evaluation == whole.evaluation
-    assert whole.evaluation is not None
-    assert whole.evaluation.average_loss not in (None, whole.evaluation.loss)
+    assert whole.state.average is not None
+    assert resumed.state.average is not None
+    assert tree_digest(resumed.state.average.state_dict()) == tree_digest(whole.state.average.state_dict())
+    assert resumed.parts.engine.loss_scale == whole.parts.engine.loss_scale
+    assert resumed.state.evaluation == whole.state.evaluation
+    assert whole.state.evaluation is not None
+    assert whole.state.evaluation.average_loss not in (None, whole.state.evaluation.loss)

@@ -12,10 +12,9 @@ import torch
 
 from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.schedule.plan import Plan, compile_plan
-from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint, newest_good
 from hvd_batchgrow.train.update.engine import MicroBatch, UpdateEngine, UpdateResult
 from tests.helpers import NUM_TRAIN, small_job, small_source
-from tests.training import Recorder, StopAfter, digest, train
+from tests.training import Recorder, StopAfter, digest, newest, train
 
 
 @pytest.mark.parametrize("pipeline", ["dali", "torch"])
@@ -56,7 +55,7 @@ def test_each_sample_once_an_epoch_across_growth_in_mid_epoch(
     assert int(seen[-1].sum()) == end % NUM_TRAIN
     assert int(seen[-1].max()) == 1
     # Each rank saw its part of the one stream, at the places the stream gives them.
-    stream = trainer.stream.ids(0, end)
+    stream = trainer.parts.stream.ids(0, end)
     mine = order >= 0
     assert (order[mine] == torch.from_numpy(stream)[mine]).all()
 
@@ -88,9 +87,9 @@ def test_evaluation_is_over_every_test_sample(ranks: Ranks, tmp_path: Path) -> N
     assert [e.samples for e in recorder.evaluations] == due
     test = small_source().test
     images = (torch.from_numpy(test.values).permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.25
-    trainer.model.eval()
+    trainer.parts.model.eval()
     with torch.no_grad():
-        logits = trainer.model(images)
+        logits = trainer.parts.model(images)
     labels = torch.from_numpy(test.labels)
     assert recorder.evaluations[-1].top1 == pytest.approx((logits.argmax(1) == labels).double().mean().item())
     loss = torch.nn.functional.cross_entropy(logits.double(), labels).item()
@@ -121,10 +120,9 @@ def test_a_run_stopped_after_any_update_ends_with_the_same_weights(ranks: Ranks,
     stop = StopAfter(updates, here=ranks.rank == ranks.size - 1)
     stopped, ended = train(job, ranks, tmp_path / "parts", stop=stop)
     assert (ended.done, ended.updates) == (False, updates)
-    data = ranks.broadcast_from_rank0(lambda: newest_good(tmp_path / "parts" / "checkpoints")[0], "test.checkpoint")
-    assert data is not None
-    checkpoint = Checkpoint.from_bytes(data)
-    assert checkpoint.samples == stopped.samples
+    checkpoint = newest(ranks, tmp_path / "parts")
+    assert checkpoint is not None
+    assert checkpoint.samples == stopped.state.samples
     resumed, ended = train(job, ranks, tmp_path / "parts", checkpoint=checkpoint)
     assert (ended.done, ended.updates) == (True, ended.num_updates)
     assert digest(resumed) == digest(whole)
@@ -160,7 +158,5 @@ def test_adam_stops_and_resumes_like_sgd(ranks: Ranks, tmp_path: Path) -> None:
     job = small_job(optim=optim, schedule={"lr_rule": "sqrt"}, data={"pipeline": "torch"})
     whole, _ = train(job, ranks, tmp_path / "whole")
     train(job, ranks, tmp_path / "parts", stop=StopAfter(11, here=ranks.rank == 0))
-    data = ranks.broadcast_from_rank0(lambda: newest_good(tmp_path / "parts" / "checkpoints")[0], "test.checkpoint")
-    assert data is not None
-    resumed, _ = train(job, ranks, tmp_path / "parts", checkpoint=Checkpoint.from_bytes(data))
+    resumed, _ = train(job, ranks, tmp_path / "parts", checkpoint=newest(ranks, tmp_path / "parts"))
     assert digest(resumed) == digest(whole)

@@ -36,10 +36,10 @@ def trainer_of(
     trainer = make_trainer(job, ranks, folder, *observers)
 
     def spoil(module: torch.nn.Module, inputs: object, logits: torch.Tensor) -> torch.Tensor:
-        epoch = math.floor(2 * trainer.samples / NUM_TRAIN) / 2
+        epoch = math.floor(2 * trainer.state.samples / NUM_TRAIN) / 2
         return logits * (1.0 if module.training else bad.get(epoch, 1.0))
 
-    trainer.model.register_forward_hook(spoil)
+    trainer.parts.model.register_forward_hook(spoil)
     return trainer
 
 

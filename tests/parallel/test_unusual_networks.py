@@ -182,7 +182,7 @@ def test_gradients_of_16_bits_are_summed_in_float32(ranks: Ranks) -> None:
     micro_batches = [
         MicroBatch(torch.tensor([[256.0 if place == 0 else 1.0]]), torch.zeros(1), (place,)) for place in mine
     ]
-    phase = Phase(0.0, 0, 1, 1.0, 0.0, size, size)
+    phase = Phase(0.0, 1.0, 0.0, size, size, start_samples=0, num_updates=1)
     engine.update(iter(micro_batches), len(micro_batches), phase, size)
     expected = torch.tensor((256.0 + size - 1) / size).bfloat16()
     assert -model.weight.item() == expected.item()

@@ -9,8 +9,8 @@ import pytest
 from torch import Tensor
 
 from hvd_batchgrow.comm.ranks import Ranks, SingleRank
-from hvd_batchgrow.train.checkpoints.checkpoint import tree_digest
 from hvd_batchgrow.train.update.gradients import GradientBuckets
+from hvd_batchgrow.verification.tree_digest import tree_digest
 from tests import golden
 
 

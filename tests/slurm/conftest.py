@@ -93,7 +93,7 @@ def work(shared: Path, request: pytest.FixtureRequest) -> Path:
 
 
 def write_job(folder: Path, data: Path, ranks_per_phase: tuple[int, ...] = RANKS_PER_PHASE) -> Path:
-    """The small job, exact: of all its layouts the weights are equal to the bit."""
+    """The small job, exact: of all its layouts the weights are bit-identical."""
     layout: dict[str, Any] = {"grow_by": "ranks", "ranks_per_phase": list(ranks_per_phase), "exact": True}
     tree = job_tree(data, layout=layout, model={"name": "tests.slurm.slow:Slow"})
     del tree["model"]["channels"]

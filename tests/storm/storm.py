@@ -17,7 +17,7 @@ from typing import Any
 import tomli_w
 
 from hvd_batchgrow.messages.errors import ExitCode
-from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint, newest_good
+from hvd_batchgrow.train.checkpoints.checkpoint import newest_good
 from hvd_batchgrow.verification.audit import audit, read_consumed
 from hvd_batchgrow.verification.digest import Weights, compare_weights, final_weights
 from tests.helpers import job_tree, measured_tree, small_source, write_idx_folder
@@ -157,10 +157,10 @@ class Storm:
 
     def _check_stop(self, run: Path) -> None:
         """What it has done up to the stop is all there."""
-        data, skipped = newest_good(run / "checkpoints")
-        assert data, "stopped without a checkpoint"
+        checkpoint, skipped = newest_good(run / "checkpoints")
+        assert checkpoint, "stopped without a checkpoint"
         assert skipped == []
-        assert Checkpoint.from_bytes(data).samples == read_consumed(run).bounds[-1]
+        assert checkpoint.samples == read_consumed(run).bounds[-1]
 
     def _check_code(self, code: int, form: str, blow: str) -> None:
         """A rank that is killed may take others down with 1; nothing else may fail."""
@@ -212,7 +212,7 @@ class Storm:
     def _check(self, name: str) -> None:
         run = self.folder / "runs" / name
         weights: Weights = final_weights(run)
-        assert compare_weights(self.calm, weights) == "equal to the bit"
+        assert compare_weights(self.calm, weights) == "bit-identical"
         assert weights.is_final
         consumed = read_consumed(run)
         assert audit(consumed, lambda *_: None).passed

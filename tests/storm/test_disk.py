@@ -90,8 +90,8 @@ def test_trouble_with_the_disk_in_mid_run(
     attempt = Forked(nursery, num_ranks, [*words, "--schedule.epochs", "2000"], "", tmp_path)
     end_by(trouble, disk, attempt, tmp_path / "log", TROUBLES[trouble])
     if trouble is not remove_checkpoints:
-        data, skipped = newest_good(disk / "checkpoints")
-        assert data is not None
+        checkpoint, skipped = newest_good(disk / "checkpoints")
+        assert checkpoint is not None
         assert skipped == []
         assert not list((disk / "checkpoints").glob(".*"))
 

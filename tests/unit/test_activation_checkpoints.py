@@ -19,7 +19,7 @@ from hvd_batchgrow.train.update.engine import UpdateEngine
 from hvd_batchgrow.train.update.forward import MicroBatch
 
 GROUP, NUM_GROUPS = 4, 4
-PHASE = Phase(0.0, 0, 10, 0.1, 0.9, GROUP * NUM_GROUPS, GROUP * NUM_GROUPS)
+PHASE = Phase(0.0, 0.1, 0.9, GROUP * NUM_GROUPS, GROUP * NUM_GROUPS, start_samples=0, num_updates=10)
 
 
 class Blocks(nn.Module):

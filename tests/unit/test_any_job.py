@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
-from hvd_batchgrow.job_file import _schema, parse_job
+from hvd_batchgrow.config.layout import LayoutSection
+from hvd_batchgrow.job_file import parse_job, variants
 from hvd_batchgrow.messages.errors import Fault, JobError
 from hvd_batchgrow.schedule.layout import Layout
 from hvd_batchgrow.schedule.phases import Phase
@@ -19,8 +20,7 @@ from hvd_batchgrow.schedule.plan import Plan, compile_plan
 from hvd_batchgrow.schedule.twin import compile_twin, decay_twin
 
 N, GROUP = 50_000, 32
-SCHEDULES: dict[str, dict[str, Any]] = _schema()["properties"]["schedule"]["choices"]
-LAYOUT: dict[str, Any] = _schema()["properties"]["layout"]["properties"]
+SCHEDULES = variants("schedule")
 
 
 def job_tree(schedule: dict[str, Any], layout: dict[str, Any], optim: dict[str, Any]) -> dict[str, Any]:
@@ -98,7 +98,7 @@ def of_policy(policy: str) -> st.SearchStrategy[tuple[dict[str, Any], list[float
 @st.composite
 def jobs(draw: st.DrawFn) -> tuple[dict[str, Any], int, list[float]]:
     """A job's tree, ranks, and by what its noise is to fall from phase to phase."""
-    policy = draw(st.sampled_from(sorted(SCHEDULES.keys() - {"measured"})))
+    policy = draw(st.sampled_from(sorted(SCHEDULES.keys() - {"adaptive"})))
     schedule, falls = draw(of_policy(policy))
     lr, momentum = draw(st.floats(1e-4, 10)), draw(st.floats(0, 0.99))
     if policy not in {"decay", "steps"}:
@@ -163,7 +163,7 @@ def test_any_job_that_falls_has_a_twin_of_its_noise(made: tuple[dict[str, Any], 
     for ours, theirs in zip(plan.schedule.phases, twin.schedule.phases, strict=True):
         lrs = [p.schedule.warmup.lr_at(at, phase.lr) for p, phase in ((plan, ours), (twin, theirs))]
         noise = [
-            p.noise.of(lr, phase.momentum, phase.global_batch)
+            p.start.noise.of(lr, phase.momentum, phase.global_batch)
             for p, lr, phase in zip((plan, twin), lrs, (ours, theirs), strict=True)
         ]
         assert noise[1] == pytest.approx(noise[0], rel=1e-9)
@@ -197,10 +197,10 @@ SOUND: dict[str, Any] = {
 def nonsense(draw: st.DrawFn) -> dict[str, Any]:
     """A job of any policy, of which any keys of schedule and layout hold anything."""
     policy = draw(st.sampled_from(sorted(SCHEDULES)))
-    keys = SCHEDULES[policy]["properties"].keys() - {"policy"}
+    keys = SCHEDULES[policy].model_fields.keys() - {"policy"}
     schedule = {key: value for key, value in SOUND.items() if key in keys} | {"policy": policy}
     schedule |= draw(st.dictionaries(st.sampled_from(sorted(keys)), JUNK, max_size=3))
-    layout = draw(st.dictionaries(st.sampled_from(sorted(LAYOUT)), JUNK, max_size=2))
+    layout = draw(st.dictionaries(st.sampled_from(sorted(LayoutSection.model_fields)), JUNK, max_size=2))
     name = draw(st.sampled_from(["sgd", "lars", "adam"]))
     tree = job_tree(schedule, layout, {"name": name, "lr": draw(st.sampled_from([0.1, 1e-300, 1e300]))})
     return tree | ({"trigger": {"name": "cabs"}} if policy == "adaptive" else {})

@@ -49,7 +49,7 @@ SOURCES = (
     "synthetic_images, synthetic_rows, tfrecord, webdataset, or your own module:function"
 )
 NAME = "a name of at most 200 letters, digits, dots, dashes and underscores"
-POLICIES = "decay, grow, hybrid, adabatch, steps, import, seesaw, adaptive"
+POLICIES = "adabatch, adaptive, decay, grow, hybrid, import, seesaw, steps"
 OF_SGD = "name, lr, weight_decay, decay_norm_and_bias, momentum, nesterov, rescale_momentum"
 
 EDITS: dict[str, tuple[dict[str, str], list[str]]] = {

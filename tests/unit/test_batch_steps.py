@@ -8,8 +8,8 @@ import pytest
 import tomli_w
 
 from hvd_batchgrow.cli import main
-from hvd_batchgrow.config.batch_steps import check_batch_steps, parse_batch_steps
 from hvd_batchgrow.job_file import parse_job
+from hvd_batchgrow.schedule.batch_steps import check_batch_steps, parse_batch_steps
 from hvd_batchgrow.schedule.plan import compile_plan
 from tests.helpers import job_tree
 

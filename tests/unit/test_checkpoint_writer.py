@@ -12,8 +12,9 @@ import torch
 
 from hvd_batchgrow.messages.errors import RunError
 from hvd_batchgrow.train.checkpoints import writer as module
-from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint, checkpoint_paths, newest_good, tree_digest
+from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint, checkpoint_paths, newest_good
 from hvd_batchgrow.train.checkpoints.writer import CheckpointWriter, HostCopies
+from hvd_batchgrow.verification.tree_digest import tree_digest
 from tests.unit.test_checkpoint import make
 
 
@@ -36,9 +37,9 @@ class Gate:
 
 
 def read(folder: Path) -> Checkpoint:
-    data, _ = newest_good(folder)
-    assert data is not None
-    return Checkpoint.from_bytes(data)
+    checkpoint, _ = newest_good(folder)
+    assert checkpoint is not None
+    return checkpoint
 
 
 def test_a_checkpoint_holds_the_state_at_the_time_of_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,10 +116,10 @@ def test_a_failing_run_waits_for_its_checkpoint_and_reports_both_failures(tmp_pa
 def test_memory_is_reused_for_tensors_of_the_same_shape() -> None:
     copies = HostCopies()
     weights = {"w": torch.randn(3, 4).t(), "b": torch.arange(3)}
-    first = copies.copy("", weights)
+    first = copies.copy(weights)
     weights["w"].add_(1)
     weights["b"] = torch.arange(5)
-    second = copies.copy("", weights)
+    second = copies.copy(weights)
     assert second["w"].data_ptr() == first["w"].data_ptr()
     assert second["w"].stride() == weights["w"].stride()
     assert tree_digest(second) == tree_digest(weights)

@@ -124,7 +124,7 @@ def test_digest_prints_a_hash_of_the_weights_and_how_runs_differ(job: str, capsy
     a, b, c, d = capsys.readouterr().out.splitlines()
     assert alone.strip() == a.split()[0]
     assert len(alone.strip()) == 64
-    assert b == f"{a.split()[0]}  runs/b  equal to the bit"
+    assert b == f"{a.split()[0]}  runs/b  bit-identical"
     assert float(c.split("differs by ")[1].split()[0]) < 1e-4
     assert d.endswith("at another sample: 976 instead of 688")
 
@@ -150,7 +150,7 @@ def test_digest_refuses_a_folder_that_is_not_a_run(tmp_path: Path, capsys: pytes
         (
             ["plan", "small.toml", "--schedule.policy", "decay"],
             2,
-            "max_batch: unknown key of 'decay'; it belongs to grow",
+            "max_batch: unknown key of 'decay'; it belongs to adabatch, adaptive, grow",
         ),
         (["train", "small.toml", "--overwrite", "--resume", "auto"], 2, "--overwrite: contradicts --resume auto"),
         (
@@ -234,10 +234,10 @@ def test_a_damaged_checkpoint_is_skipped_at_a_resume(job: str, capsys: pytest.Ca
     newest.write_bytes(whole[:1000])
     capsys.readouterr()
     assert main(["digest", "runs/small"]) == 0
-    assert f"skipped a checkpoint: {newest}: not readable" in capsys.readouterr().err
+    assert f"skipped a checkpoint: {newest}: cut short" in capsys.readouterr().err
     assert main(["train", job, "--resume", "auto"]) == 0
     error = capsys.readouterr().err
-    assert f"skipped a checkpoint: {newest}: not readable" in error
+    assert f"skipped a checkpoint: {newest}: cut short" in error
     assert "small: done: 17 of 17 updates" in error
     assert newest.stat().st_size == len(whole)
 

@@ -32,7 +32,7 @@ def test_every_shipped_job_is_valid_and_named_as_its_file(path: Path) -> None:
         ("optim", "name", "lasr", "optim.name: must be one of sgd, adam, adamw, lars, got 'lasr'"),
         ("optim", "trust_coefficient", 0.01, "optim.trust_coefficient: unknown key of 'sgd'; it belongs to lars"),
         ("optim", "momentum", 1.0, "optim.momentum: must be less than 1, got 1.0"),
-        ("schedule", "policy", "grwo", "schedule.policy: must be one of decay, grow, hybrid, adabatch, steps, import"),
+        ("schedule", "policy", "grwo", "schedule.policy: must be one of adabatch, adaptive, decay, grow"),
         ("schedule", "every_epochs", 1.0, "schedule.every_epochs: unknown key of 'grow'; it belongs to adabatch"),
         ("optim", "lr", "0.1", "optim.lr: must be a number, got '0.1'"),
         ("optim", "lr", float("nan"), "optim.lr: must be a finite number, got nan"),

@@ -23,9 +23,9 @@ from hvd_batchgrow.schedule.adaptive.decisions import (
     parse_decisions,
     read_decisions,
 )
-from hvd_batchgrow.schedule.adaptive.triggers import Measurement, bounded, make_trigger
 from hvd_batchgrow.schedule.plan import Plan, compile_plan
-from hvd_batchgrow.schedule.policies import make_start
+from hvd_batchgrow.schedule.stages import make_start
+from hvd_batchgrow.schedule.trigger import Measurement, bounded, make_trigger
 from hvd_batchgrow.schedule.twin import decay_twin
 from tests.helpers import NUM_TRAIN, measured_job, small_job
 
@@ -78,7 +78,7 @@ def test_a_wanted_batch_is_rounded_and_the_rate_makes_up_for_it(
     assert noise_of(job, decision) == pytest.approx(asked, rel=1e-9)
 
 
-def test_a_wish_beyond_the_limit_is_cut_and_the_rate_stays() -> None:
+def test_a_request_beyond_the_limit_is_cut_and_the_rate_stays() -> None:
     job = measured_job(TRIGGER)
     decision = formed(job, BatchRequest("planted", batch=5000.0))
     assert (decision.new_batch, decision.new_lr, decision.wanted_batch) == (96, 0.05, 5000.0)
@@ -256,7 +256,7 @@ requests = st.lists(
     ranks=st.sampled_from([1, 2, 3]),
     uneven_ranks=st.booleans(),
 )
-def test_whatever_is_wished_for_gives_a_plan_that_can_be_formed_and_read_again(
+def test_any_request_gives_a_plan_that_can_be_formed_and_read_again(
     steps: list[tuple[int, tuple[str, float]]],
     factors: list[float],
     group: int,

@@ -14,14 +14,16 @@ from typing import Any, get_args
 import pytest
 from pydantic import BaseModel
 
-from hvd_batchgrow.config import Job
 from hvd_batchgrow.config.model_specs import all_models
 from hvd_batchgrow.config.source_specs import SOURCES
 from hvd_batchgrow.data.source_checks import known_num_samples
 from hvd_batchgrow.job_file import load_job, parse_job
 from hvd_batchgrow.messages.errors import JobError
 from hvd_batchgrow.schedule.cost.probe_file import subject_of
+from hvd_batchgrow.schedule.job_model import job_model
 from hvd_batchgrow.schedule.plan import compile_plan
+from hvd_batchgrow.schedule.policy import POLICIES
+from hvd_batchgrow.schedule.trigger import TRIGGERS
 from tests.helpers import job_tree, small_job
 from tests.unit.test_rooms import ORDER
 
@@ -126,7 +128,7 @@ def test_the_page_on_cost_names_the_keys_that_a_probe_is_bound_to() -> None:
 def keys_by_section() -> dict[str, set[str]]:
     """Keys of every model that a section may follow."""
     sections: dict[str, set[str]] = {}
-    for section, field in Job.model_fields.items():
+    for section, field in job_model().model_fields.items():
         models = get_args(field.annotation) or (field.annotation,)
         keys = {key for m in models if isinstance(m, type) and issubclass(m, BaseModel) for key in m.model_fields}
         if keys:
@@ -163,7 +165,20 @@ def test_every_key_of_the_job_file_is_described() -> None:
         table = text.split(f"**`[{section}]`**")[1].split("**`[")[0]
         rows = re.findall(r"^\| ((?:`\w+`(?:, )?)+) \|", table, flags=re.MULTILINE)
         assert {key for row in rows for key in re.findall(r"\w+", row)} == keys, section
-    assert keys_by_section().keys() | {"name", "seed"} == Job.model_fields.keys()
+    assert keys_by_section().keys() | {"name", "seed"} == job_model().model_fields.keys()
+
+
+def test_every_policy_and_trigger_is_described() -> None:
+    job_file, triggers = ((ROOT / "docs" / page).read_text() for page in ("job-file.md", "triggers.md"))
+    for page, title, names in (
+        (job_file, "## Policies", POLICIES.names()),
+        (triggers, "## Triggers", [name for name in TRIGGERS.names() if name != "none"]),
+    ):
+        section = page.split(title)[1].split("\n#")[0]
+        assert sorted(re.findall(r"^\| `(\w+)` \|", section, flags=re.MULTILINE)) == names
+    for key, names in (("policy", POLICIES.names()), ("name", TRIGGERS.names())):
+        rows = [re.findall(r'`"(\w+)"`', row) for row in job_file.splitlines() if row.startswith(f"| `{key}` |")]
+        assert names in [sorted(set(row)) for row in rows]
 
 
 @cache

@@ -22,8 +22,7 @@ class Changing(SingleRank):
     def __init__(self) -> None:
         self.attempts, self._checks = 1, 0
 
-    @property
-    def changed(self) -> bool:
+    def stop_requested_elsewhere(self) -> bool:
         self._checks += 1
         if self.attempts == 3:
             raise RanksLost

@@ -106,5 +106,5 @@ def test_a_resume_changes_no_bit(falling: str, updates: int) -> None:
     assert main(["train", falling, "--name", "cut", "--max-updates", str(updates)]) == 75
     assert main(["train", falling, "--name", "cut", "--resume", "auto"]) == 0
     whole, cut = (final_weights(Path("runs") / name) for name in ("whole", "cut"))
-    assert compare_weights(whole, cut) == "equal to the bit"
+    assert compare_weights(whole, cut) == "bit-identical"
     assert main(["audit", "runs/whole", "runs/cut"]) == 0

@@ -56,7 +56,7 @@ def test_updates_over_the_end_of_an_epoch_and_of_the_run_are_plain_torchs(tmp_pa
     )
     source = small_source()
     trainer = make_trainer(job, SingleRank(), tmp_path, source=source)
-    plain = copy.deepcopy(trainer.model)
+    plain = copy.deepcopy(trainer.parts.model)
     trainer.run(StopRequest())
     optimizer = torch.optim.SGD(plain.parameters(), lr=0.0, momentum=0.9)
     stream, schedule, samples = Stream(NUM_TRAIN, job.seed), trainer.plan.schedule, 0
@@ -69,8 +69,8 @@ def test_updates_over_the_end_of_an_epoch_and_of_the_run_are_plain_torchs(tmp_pa
         nn.functional.cross_entropy(logits, torch.from_numpy(source.train.labels[ids])).backward()
         optimizer.step()
         samples += 48
-    assert samples == trainer.samples == 672  # 14 updates: 2.2 epochs are 660 samples
-    tensors: list[tuple[Tensor, Tensor]] = list(zip(trainer.model.parameters(), plain.parameters(), strict=True))
+    assert samples == trainer.state.samples == 672  # 14 updates: 2.2 epochs are 660 samples
+    tensors: list[tuple[Tensor, Tensor]] = list(zip(trainer.parts.model.parameters(), plain.parameters(), strict=True))
     for ours, theirs in tensors:
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
 
@@ -100,5 +100,5 @@ def test_a_resume_at_the_end_of_an_epoch_continues_with_the_next(
     assert (orders[epochs_before] != orders[0]).any()
     taken = digest(np.arange(start, start + 20), orders[epochs_before][:20])
     assert lines[start // 20]["digest"] == f"{taken:016x}"
-    assert compare_weights(*(final_weights(Path("runs") / name) for name in ("whole", "cut"))) == "equal to the bit"
+    assert compare_weights(*(final_weights(Path("runs") / name) for name in ("whole", "cut"))) == "bit-identical"
     assert main(["audit", "runs/whole", "runs/cut"]) == 0

@@ -141,7 +141,7 @@ def test_a_network_without_norms_is_trained(exact: bool) -> None:
     engine = UpdateEngine(model, build_optimizer(model, job_of("alexnet").optim), SingleRank(), exact=exact)
     x, labels = samples("alexnet"), torch.arange(2 * GROUP) % NUM_CLASSES
     passes = (MicroBatch(x[k : k + GROUP], labels[k : k + GROUP], (k // GROUP,)) for k in (0, GROUP))
-    engine.update(passes, 2, Phase(0.0, 0, 1, 0.1, 0.0, 2 * GROUP, 2 * GROUP), 2)
+    engine.update(passes, 2, Phase(0.0, 0.1, 0.0, 2 * GROUP, 2 * GROUP, start_samples=0, num_updates=1), 2)
     nn.functional.cross_entropy(expected(x), labels).backward()
     with torch.no_grad():
         for weight, before in zip(model.parameters(), expected.parameters(), strict=True):

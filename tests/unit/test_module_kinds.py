@@ -271,18 +271,18 @@ def test_they_are_trained_and_resumed_to_the_bit(name: str, tmp_path: Path) -> N
     first, _ = train(job, SingleRank(), tmp_path / "parts", stop=StopAfter(3, here=True))
     (path,) = (tmp_path / "parts" / "checkpoints").glob("*.pt")
     again, _ = train(job, SingleRank(), tmp_path / "again", checkpoint=Checkpoint.from_bytes(path.read_bytes()))
-    assert first.samples < again.samples == whole.samples
+    assert first.state.samples < again.state.samples == whole.state.samples
     assert digest(again) == digest(whole)
 
 
 def test_extra_state_comes_back_as_it_was(tmp_path: Path) -> None:
     job = job_of("Noted")
     trainer = make_trainer(job, SingleRank(), tmp_path)
-    trainer.model.note = {"calls": 4, "more": OrderedDict(a=(1, b"x")), 7: torch.arange(4)}  # type: ignore[assignment]
-    checkpoint = Checkpoint.from_bytes(trainer.capture().to_bytes())
+    trainer.parts.model.note = {"calls": 4, "more": OrderedDict(a=(1, b"x")), 7: torch.arange(4)}  # type: ignore[assignment]
+    checkpoint = Checkpoint.from_bytes(trainer.state.capture().to_bytes())
     other = make_trainer(job, SingleRank(), tmp_path)
-    other.adopt(checkpoint)
-    note: Any = other.model.note
+    other.state.load(checkpoint)
+    note: Any = other.parts.model.note
     assert (note["calls"], note["more"], note[7].tolist()) == (4, {"a": (1, b"x")}, [0, 1, 2, 3])
 
 
@@ -302,7 +302,7 @@ def test_other_than_plain_values_are_named(value: Any, fault: str | None) -> Non
 def test_a_checkpoint_has_plain_values_under_the_names_of_extra_state_only(tmp_path: Path) -> None:
     trainer = make_trainer(small_job(), SingleRank(), tmp_path)
     for name, value in (("weight", 3), ("a._extra_state", {1, 2})):
-        checkpoint = trainer.capture()
+        checkpoint = trainer.state.capture()
         checkpoint.model[name] = value
         with pytest.raises(RunError, match=rf"not a checkpoint of this version: model\.{name}: is of class"):
             Checkpoint.from_bytes(checkpoint.to_bytes())

@@ -12,7 +12,7 @@ from hvd_batchgrow.optim.build import build_optimizer, set_hyperparameters
 from hvd_batchgrow.schedule.phases import Phase
 from tests.helpers import small_job
 
-PHASE = Phase(0.0, 0, 10, 0.1, 0.9, 16, 16)
+PHASE = Phase(0.0, 0.1, 0.9, 16, 16, start_samples=0, num_updates=10)
 
 
 def make(**optim: Any) -> tuple[nn.Module, torch.optim.Optimizer]:

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from hvd_batchgrow.comm.ranks import SingleRank
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.job_file import parse_job
+from hvd_batchgrow.train.precise_bn import reestimate
 from hvd_batchgrow.train.trainer import Trainer
 from hvd_batchgrow.verification.autograd_reference import PlainRun
 from hvd_batchgrow.verification.rounding_limits import NUM_REPEATS, Deviation, RoundingLimits, States
@@ -44,20 +45,23 @@ def trained(job: Job, folder: Path, num_updates: int = 2, fault: Callable[[Train
     trainer = make_trainer(job, SingleRank(), folder)
     if fault:
         fault(trainer)
-    batches, states = trainer.open_batches(), {}
+    batches, states = trainer.parts.ghost_batches(0, trainer.ranks), {}
     for index in range(num_updates):
         schedule = trainer.plan.schedule
-        phase, layout = schedule.at(trainer.samples), trainer.plan.layouts[schedule.index_at(trainer.samples)]
-        trainer.update(batches, phase, layout, stop=False)
-        if trainer.samples == phase.end_samples:
-            trainer._reestimate(schedule.index_at(trainer.samples - 1))
+        phase, layout = (
+            schedule.at(trainer.state.samples),
+            trainer.plan.layouts[schedule.index_at(trainer.state.samples)],
+        )
+        trainer.update(batches, phase, layout.micro_batch)
+        if trainer.state.samples == phase.end_samples:
+            reestimate(trainer.parts, trainer.state.samples, layout.micro_batch, trainer.ranks)
         if index in (0, num_updates - 1):
-            states[trainer.samples] = copied(trainer)
+            states[trainer.state.samples] = copied(trainer)
     return states
 
 
 def copied(trainer: Trainer) -> dict[str, Tensor]:
-    return {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    return {name: value.clone() for name, value in trainer.parts.model.state_dict().items()}
 
 
 HERE = "tests.unit.test_plain_autograd"
@@ -96,7 +100,7 @@ def before_each_step(change: Callable[[nn.Module], None]) -> Callable[[Trainer],
     """A fault that changes gradients after they are complete, and before the optimizer uses them."""
 
     def plant(trainer: Trainer) -> None:
-        trainer.optimizer.register_step_pre_hook(lambda *_: change(trainer.model))
+        trainer.parts.optimizer.register_step_pre_hook(lambda *_: change(trainer.parts.model))
 
     return plant
 
@@ -116,7 +120,7 @@ def lose_a_ghost_batch(trainer: Trainer) -> None:
         calls.append(1)
         return gradient * (len(calls) % 2)
 
-    trainer.model.get_parameter("classifier.bias").register_hook(hook)
+    trainer.parts.model.get_parameter("classifier.bias").register_hook(hook)
 
 
 @pytest.mark.parametrize(

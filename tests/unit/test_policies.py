@@ -418,7 +418,9 @@ def test_a_warm_up_beyond_a_boundary_lowers_the_noise_of_job_and_twin_alike(job:
         expected = plan.noise_scale(phase) * min(1.0, share + (1 - share) * at / (4 * N))
         assert plan.noise_scale(plan.schedule.at(at)) == pytest.approx(expected, rel=1e-9)
         decayed = next(p for p in twin.schedule.phases if p.start_epoch == phase.start_epoch)
-        assert twin.noise.of(twin.schedule.warmup.lr_at(at, decayed.lr), 0.9, 128) == pytest.approx(expected, rel=1e-9)
+        assert twin.start.noise.of(twin.schedule.warmup.lr_at(at, decayed.lr), 0.9, 128) == pytest.approx(
+            expected, rel=1e-9
+        )
 
 
 # --- transitions -----------------------------------------------------------------------------

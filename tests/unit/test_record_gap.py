@@ -56,7 +56,7 @@ def test_a_whole_record_has_no_hole_and_says_nothing(stopped: str, capsys: pytes
     error = capsys.readouterr().err
     assert "consumed.jsonl" not in error
     assert "metrics.jsonl" not in error
-    assert read_consumed(RUN).holes == []
+    assert read_consumed(RUN).gaps == []
 
 
 def test_a_hole_that_no_resume_recorded_fails(stopped: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -86,12 +86,12 @@ def test_a_later_resume_that_trains_part_of_the_hole_again_makes_it_smaller(
     assert main(["train", job, "--max-updates", "12"]) == 75
     cut_record(5)
     assert main(["train", job, "--resume", "auto", "--max-updates", "1"]) == 75
-    assert read_consumed(RUN).holes == [(80, 256)]
+    assert read_consumed(RUN).gaps == [(80, 256)]
     for path in (RUN / "checkpoints").iterdir():
         if path.stem > "samples-000000000000160":
             path.unlink()
     assert main(["train", job, "--resume", "auto"]) == 0
-    assert read_consumed(RUN).holes == [(80, 160)]
+    assert read_consumed(RUN).gaps == [(80, 160)]
     assert main(["audit", str(RUN)]) == 0
 
 
@@ -111,7 +111,7 @@ def test_curves_with_a_gap_are_reported_too(stopped: str, capsys: pytest.Capture
 def test_without_any_record_all_samples_up_to_the_checkpoint_are_missing(stopped: str) -> None:
     RECORD.unlink()
     assert main(["train", stopped, "--resume", "auto"]) == 0
-    assert read_consumed(RUN).holes == [(0, 256)]
+    assert read_consumed(RUN).gaps == [(0, 256)]
 
 
 def test_a_hole_changes_no_weight_and_orders_are_compared_around_it(
@@ -121,7 +121,7 @@ def test_a_hole_changes_no_weight_and_orders_are_compared_around_it(
     cut_record(5)
     for name in ("small", "copy"):
         assert main(["train", stopped, "--name", name, "--resume", "auto"]) == 0
-    assert compare_weights(*(final_weights(Path("runs") / name) for name in ("small", "copy"))) == "equal to the bit"
+    assert compare_weights(*(final_weights(Path("runs") / name) for name in ("small", "copy"))) == "bit-identical"
     capsys.readouterr()
     assert main(["audit", "runs/copy", "runs/small"]) == 0
     assert "the same samples in the same order up to 688" in (text := capsys.readouterr().out)

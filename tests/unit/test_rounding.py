@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 
 from hvd_batchgrow.job_file import parse_job
 from hvd_batchgrow.messages.errors import JobError
-from hvd_batchgrow.schedule.adaptive.triggers import Measurement, Plateau
-from hvd_batchgrow.schedule.imported import cosine_mean, polynomial_mean
 from hvd_batchgrow.schedule.plan import Plan, compile_plan
+from hvd_batchgrow.schedule.policies.imported import cosine_mean, polynomial_mean
 from hvd_batchgrow.schedule.rounding import half_up, period_ends, periods_done, samples_at, whole_multiples
+from hvd_batchgrow.schedule.trigger import Measurement
+from hvd_batchgrow.schedule.triggers.plateau import Plateau
 from tests.helpers import NUM_TRAIN, measured_job
 from tests.unit.test_triggers import section
 

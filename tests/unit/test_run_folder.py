@@ -117,7 +117,7 @@ def test_resume_uses_the_newest_good_checkpoint_and_reports_skipped_ones(tmp_pat
     assert checkpoint is not None
     assert checkpoint.samples == 160
     assert len(notes) == 1
-    assert "samples-000000000000320.pt: not readable" in notes[0]
+    assert "samples-000000000000320.pt: cut short" in notes[0]
     assert len(json.loads((tmp_path / "run" / "record.json").read_text())["attempts"]) == 2
 
 

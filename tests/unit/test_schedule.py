@@ -15,7 +15,7 @@ from hvd_batchgrow.messages.errors import JobError
 from hvd_batchgrow.schedule.noise import NoiseScale
 from hvd_batchgrow.schedule.phases import Schedule, compile_schedule
 from hvd_batchgrow.schedule.plan import compile_plan
-from hvd_batchgrow.schedule.policies import Stage
+from hvd_batchgrow.schedule.stages import Stage
 from hvd_batchgrow.schedule.twin import decay_twin
 from tests.helpers import small_job
 

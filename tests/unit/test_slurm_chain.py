@@ -474,7 +474,7 @@ def test_a_link_trains_where_its_scripts_lie_already(job: str, capsys: pytest.Ca
     assert main(["train", job, "--phases", "1-2", "--resume", "auto"]) == 0  # done long ago
     assert main(["train", job, "--name", "whole"]) == 0
     assert main(["digest", "runs/small", "runs/whole"]) == 0
-    assert capsys.readouterr().out.endswith("equal to the bit\n")
+    assert capsys.readouterr().out.endswith("bit-identical\n")
 
 
 @pytest.mark.parametrize(

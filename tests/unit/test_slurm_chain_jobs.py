@@ -17,8 +17,8 @@ from hvd_batchgrow.schedule.plan import Plan, compile_plan
 from hvd_batchgrow.slurm.chain import Site, make_scripts
 from hvd_batchgrow.slurm.chain_jobs import make_chain_jobs, with_ranks_per_phase
 from hvd_batchgrow.slurm.render import ARGUMENTS, directive, dry_commands, extra_options, log_pattern, render
+from hvd_batchgrow.train.run.notes import notes_on_ranks
 from hvd_batchgrow.train.run.phase_range import check_width
-from hvd_batchgrow.train.run.run import _notes_on_ranks
 from tests.helpers import NUM_TRAIN, measured_job, small_job
 
 ROOT = Path(__file__).parents[2]
@@ -221,5 +221,5 @@ def test_the_commands_of_a_dry_run_are_lines_for_a_shell(tmp_path: Path) -> None
 
 def test_ranks_that_no_phase_uses_are_reported() -> None:
     plan = compile_plan(small_job(layout={"grow_by": "ranks", "ranks_per_phase": [1, 2, 2, 2]}), 3, NUM_TRAIN)
-    notes = {ranks: _notes_on_ranks(plan, ranks) for ranks in (2, 3, 4)}
+    notes = {ranks: notes_on_ranks(plan, ranks) for ranks in (2, 3, 4)}
     assert notes == {2: [], 3: ["1 of 3 ranks is never used"], 4: ["2 of 4 ranks are never used"]}

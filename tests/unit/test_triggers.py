@@ -10,15 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from pydantic import TypeAdapter
 
 from hvd_batchgrow.config import Job
-from hvd_batchgrow.config.triggers import PlateauTrigger, TriggerSection
 from hvd_batchgrow.schedule.adaptive.batch_requests import BatchRequest
 from hvd_batchgrow.schedule.adaptive.decisions import Decision
-from hvd_batchgrow.schedule.adaptive.triggers import FormulaTrigger, Measurement, Plateau, bounded, make_trigger
 from hvd_batchgrow.schedule.plan import compile_plan
-from hvd_batchgrow.train.checkpoints.schema import _Plateau
+from hvd_batchgrow.schedule.trigger import TRIGGERS, Measurement, bounded, check_rule_state, make_trigger
+from hvd_batchgrow.schedule.triggers.formula import FormulaRule, FormulaTrigger
+from hvd_batchgrow.schedule.triggers.plateau import Plateau, PlateauTrigger
 from hvd_batchgrow.train.update.gradient_noise import GradientNoiseScale, NoiseAverage, estimate
 from tests.helpers import NUM_TRAIN, measured_job
 
@@ -26,7 +25,7 @@ N = 1000
 
 
 def section(**values: Any) -> Any:
-    return TypeAdapter(TriggerSection).validate_python(values)
+    return TRIGGERS[values["name"]].section.model_validate(values)
 
 
 def decision_at(samples: int) -> Decision:
@@ -68,7 +67,7 @@ def our_decisions(
     for call, metric in enumerate(metrics):
         if through_checkpoints:
             again = Plateau(trigger, N, every)
-            again.load(rule.state())
+            again.load(rule.state.model_dump())
             rule = again
         samples = math.ceil((call + 1) * every * N - 1e-6) + late[call]
         request = rule.look(Measurement(samples, 16, 0.1, metric=metric))
@@ -101,7 +100,7 @@ def test_plateau_is_torchs_rule(metric: str, every: float) -> None:
         theirs, best = torchs_decisions(metrics, {"loss": "min", "top1": "max"}[metric], threshold, patience, cooldown)
         ours, rule = our_decisions(metrics, trigger, every, late, through_checkpoints=case % 2 == 1)
         assert ours == theirs, (patience, cooldown, threshold, metrics)
-        assert rule.best == best
+        assert rule.state.best == best
         num_decisions += len(ours)
     assert num_decisions > 200
 
@@ -121,7 +120,7 @@ def test_an_unusable_evaluation_is_as_if_torchs_rule_had_not_been_called(every: 
         rule, ours = Plateau(trigger, N, every), []
         for call, metric in enumerate(metrics):
             again = Plateau(trigger, N, every)
-            again.load(rule.state())
+            again.load(rule.state.model_dump())
             rule, samples = again, round((call + 1) * every * N)
             if rule.look(Measurement(samples, 16, 0.1, metric=metric, was_unusable=metric is None)):
                 rule.decided(decision_at(samples))
@@ -136,8 +135,8 @@ def test_a_plateau_of_an_earlier_version_is_resumed() -> None:
     rule = Plateau(trigger, N, 1.0)
     for call in range(3):
         rule.look(Measurement(1000 * (call + 1), 16, 0.1, metric=1.0))
-    earlier = {key: value for key, value in rule.state().items() if key != "last"}
-    assert TypeAdapter(_Plateau).validate_python(earlier).bad == 1.0
+    earlier = {key: value for key, value in rule.state.model_dump().items() if key != "last"}
+    assert check_rule_state(earlier) == earlier
     resumed = Plateau(trigger, N, 1.0)
     resumed.load(earlier)
     assert resumed.look(Measurement(4000, 16, 0.1, metric=1.0)) is not None  # 3 epochs without improvement
@@ -273,11 +272,20 @@ def test_the_noise_of_a_quadratic_problem_is_found_within_its_band_and_triggers_
 # --- when -------------------------------------------------------------------------------------------
 
 
-def test_a_wish_lies_between_min_factor_and_factor_of_the_batch() -> None:
-    trigger = section(name="gradient_noise", max_batch_factor=3.0, min_factor=1.5, hold_epochs=0.0)
+class Planted(FormulaTrigger):
+    """Gives the batch that the test chooses."""
+
+    wanted: float
+
+    def formula(self, now: Measurement) -> tuple[float, str]:
+        return self.wanted, "planted"
+
+
+def test_a_request_lies_between_min_factor_and_factor_of_the_batch() -> None:
     asked = [(33.0, None), (47.9, None), (48.1, 48.1), (95.0, 95.0), (500.0, 96.0)]
     for wanted, expected in asked:
-        request = FormulaTrigger(trigger, lambda now, wanted=wanted: (wanted, "planted")).look(seen(None, None))
+        trigger = Planted(name="planted", max_batch_factor=3.0, min_factor=1.5, wanted=wanted)
+        request = FormulaRule(trigger).look(seen(None, None))
         assert (request.batch if request else None) == expected
 
 
@@ -298,7 +306,7 @@ def test_it_must_ask_all_the_time_for_as_long_as_the_hold() -> None:
     again = make_trigger(measured_job({"name": "gradient_noise", "hold_epochs": 0.5, "max_batch_factor": 2.0}), N)
     rule.decided(decision_at(2301))
     ask(2400, high)
-    again.load(rule.state())
+    again.load(rule.state.model_dump())
     for one in (rule, again):
         assert one.look(replace(seen(*high), samples=2899)) is None
         assert one.look(replace(seen(*high), samples=2900)) is not None
@@ -346,7 +354,7 @@ def test_a_plateaus_window_ends_by_its_factor_of_the_noise() -> None:
     assert (found.noise_factor, found.batch) == (4.0, None)
 
 
-def test_without_windows_a_wish_is_a_wish_at_any_time() -> None:
+def test_without_windows_a_request_is_one_at_any_time() -> None:
     request = BatchRequest("planted", batch=40.0)
     assert bounded(request, measured_job({"name": "cabs"}), N, 50, Measurement(5, 32, 0.1)) == request
 

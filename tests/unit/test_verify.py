@@ -11,7 +11,6 @@ import tomli_w
 
 from hvd_batchgrow.cli import main
 from hvd_batchgrow.messages.errors import JobError, RunError
-from hvd_batchgrow.train.liveness.stop import StopAfter, StopRequest
 from hvd_batchgrow.train.update.engine import UpdateEngine
 from hvd_batchgrow.verification import verify
 from hvd_batchgrow.verification.verify import Shape, default_shapes, parse_shapes
@@ -55,18 +54,6 @@ def test_default_layouts_have_the_largest_and_the_smallest_micro_batch() -> None
     assert [str(shape) for shape in default_shapes(16, 8, exact=True)] == ["1x2x8", "2x1x8"]
     for text in ("1x1x40", "2x1x24", "3x1x16", "4x2x8"):
         parse_shapes(text, 40, 8, exact=False)
-
-
-def test_a_stop_after_updates_is_requested_in_the_last_of_them() -> None:
-    done = 0
-    stop = StopAfter(StopRequest(), lambda: done, 3)
-    seen = []
-    for done in range(4):  # noqa: B007  # the stop reads it
-        seen += [stop.stop_requested, stop.stop_requested]  # a waiting rank reads it many times
-    assert seen == [False] * 4 + [True] * 4
-    request = StopRequest()
-    request.stop_requested = True
-    assert StopAfter(request, lambda: 0, 3).stop_requested
 
 
 def test_train_stops_after_updates_and_resumes(job: str) -> None:

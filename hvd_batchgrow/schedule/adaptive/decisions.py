@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from hvd_batchgrow.config import Job
 from hvd_batchgrow.messages.errors import Fault, JobError
 from hvd_batchgrow.storage.regular_files import read_regular
 from hvd_batchgrow.storage.strict_json import dump_json
@@ -36,11 +37,6 @@ class Decision:
     """The measurements that led to the decision."""
     restore_samples: int | None = None
     """Restore the weights of the evaluation at this sample counter; None: keep the current weights."""
-
-    @property
-    def is_boundary(self) -> bool:
-        """Whether a phase ends here; a new gain of AdaScale does not end one."""
-        return self.trigger != "adascale"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the values of a line of `decisions.jsonl`."""
@@ -100,10 +96,10 @@ def read_decisions(path: Path) -> tuple[str | None, tuple[Decision, ...]]:
         raise JobError([Fault("", f"cannot be read: {getattr(error, 'strerror', None) or error}")], str(path)) from None
 
 
-def check_replay(policy: str, where: str) -> None:
-    """Raise JobError if a schedule is fixed and so has nothing to replay."""
-    if policy != "adaptive":
-        fault = f"schedule.policy = {policy!r} is fixed: there is nothing to replay"
+def check_replay(job: Job, where: str) -> None:
+    """Raise JobError if a job's schedule is fixed and so has nothing to replay."""
+    if not job.is_adaptive:
+        fault = f"schedule.policy = {job.schedule.policy!r} is fixed: there is nothing to replay"
         raise JobError([Fault("--replay", fault)], where)
 
 

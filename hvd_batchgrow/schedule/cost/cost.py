@@ -15,8 +15,10 @@ from hvd_batchgrow.schedule.cost.probe_file import Probe, check_probe
 from hvd_batchgrow.schedule.cost.step_time import StepTimes
 from hvd_batchgrow.schedule.layout import Layout, formable_ranks
 from hvd_batchgrow.schedule.phases import Phase, compile_schedule
-from hvd_batchgrow.schedule.plan import ChooseRanks, Plan, compile_stages, layout_for
-from hvd_batchgrow.schedule.policies import Stage, make_start
+from hvd_batchgrow.schedule.plan import Plan
+from hvd_batchgrow.schedule.policy import compile_stages
+from hvd_batchgrow.schedule.stage_layouts import ChooseRanks, layout_for
+from hvd_batchgrow.schedule.stages import Stage, make_start
 
 HOUR_S = 3600.0
 _TOLERABLE_MISFIT = 0.1

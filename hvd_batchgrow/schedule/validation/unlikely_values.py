@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.config.optim import AdamSection, LarsSection
-from hvd_batchgrow.config.triggers import PlateauTrigger
 from hvd_batchgrow.schedule.phases import Phase
+from hvd_batchgrow.schedule.trigger import trigger_of
 
 _LARGE_LR = {"sgd": 10.0, "adam": 0.1, "adamw": 0.1, "lars": 100.0}
 """Above any published value that we know of: LARS reaches about 50 at a batch of 32k."""
@@ -31,6 +31,7 @@ def unlikely_values(job: Job, num_samples: int, phases: Sequence[Phase]) -> list
         *_of_optimizer(job, num_updates),
         *_of_network(job),
         *_of_lengths(job, num_samples, phases[0].global_batch),
+        *trigger_of(job).unlikely_values(),
     ]
 
 
@@ -88,6 +89,3 @@ def _of_lengths(job: Job, num_samples: int, batch: int) -> Iterator[str]:
     if job.update.ema_samples is not None and job.update.ema_samples < batch:
         memory = job.update.ema_samples
         yield f"update.ema_samples = {memory:g} is less than a batch: the average hardly differs from the weights"
-    if isinstance(job.trigger, PlateauTrigger) and job.trigger.metric == "top1" and job.trigger.min_delta >= 0.1:
-        delta = job.trigger.min_delta
-        yield f"trigger.min_delta = {delta:g} is {delta:.0%} of the test set: accuracy is in [0, 1]"

@@ -5,24 +5,22 @@ from __future__ import annotations
 import hashlib
 import io
 import re
-import warnings
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
 
+from hvd_batchgrow.comm.broadcast_object import broadcast_object
+from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.messages.errors import RunError
 from hvd_batchgrow.storage.atomic import UnbufferedFile, sync, write_atomically
 from hvd_batchgrow.storage.regular_files import read_regular
 from hvd_batchgrow.train.checkpoints.schema import check_contents
 
-FORMAT = 4
-_READ_TOO = {2, 3}
-"""Older formats: 3 has no `growth`, and 2 has no seal either."""
-_UNSEALED_FORMAT = 2
+FORMAT = 5
 _SEAL = re.compile(rb"\nsha256 ([0-9a-f]{64})\n")
 _SEAL_BYTES = 73
 _NAME = re.compile(r"samples-(\d{15})\.pt")
@@ -50,7 +48,7 @@ class Checkpoint:
     num_skipped: int
     """Number of updates skipped so far."""
     growth: dict[str, Any] = field(default_factory=dict)
-    """Measurements and decisions, `GrowthController.state()`; empty in older files."""
+    """Measurements and decisions, `GrowthController.state()`."""
 
     def to_bytes(self) -> bytes:
         """Return the content of the file; see `write_to`."""
@@ -59,17 +57,14 @@ class Checkpoint:
         return buffer.getvalue()
 
     def write_to(self, file: BinaryIO) -> None:
-        """Write torch's format with a SHA-256 of all values inside, and a SHA-256 of the file at its end.
-
-        The SHA-256 inside depends on the values only, so it does not notice a change in the file's padding.
+        """Write torch's format, followed by a seal: a line with a SHA-256 of all bytes before it.
 
         Raises:
             OSError: the file cannot be written.
         """
-        values = {"format": FORMAT} | {field.name: getattr(self, field.name) for field in fields(self)}
         sink = _Sink(file)
         try:
-            torch.save({**values, "sha256": tree_digest(values)}, sink)  # type: ignore[arg-type]
+            torch.save({"format": FORMAT, **vars(self)}, sink)  # type: ignore[arg-type]
         except RuntimeError as error:
             raise sink.error or error from None
         sink.write(sink.seal())
@@ -79,31 +74,20 @@ class Checkpoint:
         """Invert `to_bytes`.
 
         Raises:
-            RunError: the file is damaged, of another program, or of a newer format.
+            RunError: the file is damaged, of another program, or of another format.
         """
-        is_sealed = _check_seal(data)
+        _check_seal(data)
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # for a foreign file, the error below is enough
-                values = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-        except Exception as error:  # a damaged file can raise any error
+            values = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        except Exception as error:  # a foreign file can raise any error
             reason = str(error).partition("\n")[0] or type(error).__name__
             if "weights_only" in reason:  # torch's message advises loading the file without this protection
                 reason = "it does not contain only tensors and plain values"
             raise RunError(f"not readable ({reason})") from None
-        if not isinstance(values, dict) or "sha256" not in values:
+        if not isinstance(values, dict) or "format" not in values:
             raise RunError("not a checkpoint of this program")
-        digest, file_format = values.pop("sha256"), values.pop("format", None)
-        if file_format not in {FORMAT, *_READ_TOO}:
+        if (file_format := values.pop("format")) != FORMAT:
             raise RunError(f"its format is {file_format}, but this version reads format {FORMAT}")
-        if file_format != _UNSEALED_FORMAT and not is_sealed:
-            raise RunError("damaged: its end is missing")
-        try:
-            found = tree_digest({"format": file_format, **values})
-        except (RuntimeError, TypeError, RecursionError) as error:  # for instance sparse tensors, which no run saves
-            raise RunError(f"not a checkpoint of this version: {error}") from None
-        if digest != found:
-            raise RunError("damaged: its values do not match its SHA-256")
         check_contents(values)
         return cls(**values)
 
@@ -128,40 +112,12 @@ class _Sink(UnbufferedFile):
         """Do nothing: the file is unbuffered."""
 
 
-def _check_seal(data: bytes) -> bool:
-    """Return whether the file has a seal. Raises RunError if the seal does not match."""
+def _check_seal(data: bytes) -> None:
+    """Raise RunError if the seal is missing or does not match."""
     if not (found := _SEAL.fullmatch(data[-_SEAL_BYTES:])):
-        return False
+        raise RunError("cut short, or not a checkpoint of this program: it does not end with a SHA-256")
     if hashlib.sha256(memoryview(data)[:-_SEAL_BYTES]).hexdigest().encode() != found[1]:
         raise RunError("damaged: its bytes do not match its SHA-256")
-    return True
-
-
-def tree_digest(tree: Any) -> str:
-    """Return a SHA-256 of a tree of dicts, lists, tensors and plain values, the same on every machine.
-
-    Dicts are hashed in the order of their keys, and tensors by path, dtype, shape and bytes in C order.
-    """
-    digest = hashlib.sha256()
-    for piece in _pieces("", tree):
-        digest.update(piece)
-    return digest.hexdigest()
-
-
-def _pieces(path: str, value: Any) -> Iterable[bytes | memoryview]:
-    if isinstance(value, Mapping):
-        for key in sorted(value, key=str):
-            yield from _pieces(f"{path}/{key}", value[key])
-    elif isinstance(value, (list, tuple)):
-        yield f"{path}[{len(value)}]\0".encode()
-        for index, item in enumerate(value):
-            yield from _pieces(f"{path}/{index}", item)
-    elif isinstance(value, Tensor):
-        yield f"{path}:{value.dtype}{tuple(value.shape)}\0".encode()
-        # The tensor's memory without a copy: a copy would hold Python's lock, and training would wait.
-        yield value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
-    else:
-        yield f"{path}={value!r}\0".encode()
 
 
 def write_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int, milestones: Iterable[int]) -> Path:
@@ -201,8 +157,8 @@ def checkpoint_paths(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("samples-*.pt") if _NAME.fullmatch(path.name))
 
 
-def newest_good(folder: Path) -> tuple[bytes | None, list[str]]:
-    """Return the content of the newest good checkpoint, and the paths of newer ones with the reasons to skip them.
+def newest_good(folder: Path) -> tuple[Checkpoint | None, list[str]]:
+    """Return the newest good checkpoint, and the paths of newer ones with the reasons to skip them.
 
     Raises:
         RunError: there are checkpoints, but all of them are damaged.
@@ -210,15 +166,18 @@ def newest_good(folder: Path) -> tuple[bytes | None, list[str]]:
     skipped: list[str] = []
     for path in reversed(checkpoint_paths(folder)):
         try:
-            data = read_regular(path)
-            Checkpoint.from_bytes(data)
+            return Checkpoint.from_bytes(read_regular(path)), skipped
         except (OSError, RunError) as error:
             skipped.append(f"{path}: {getattr(error, 'strerror', None) or error}")
-        else:
-            return data, skipped
     if skipped:
         raise RunError("no good checkpoint is left:\n  " + "\n  ".join(skipped))
     return None, skipped
+
+
+def broadcast_checkpoint(ranks: Ranks, checkpoint: Checkpoint | None) -> Checkpoint | None:
+    """Return rank 0's checkpoint on every rank. All ranks call it together; `checkpoint` is ignored elsewhere."""
+    values = broadcast_object(ranks, checkpoint and vars(checkpoint), "checkpoint")
+    return values and Checkpoint(**values)
 
 
 def _samples_of(path: Path) -> int:

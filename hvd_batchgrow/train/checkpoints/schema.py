@@ -23,6 +23,7 @@ from torch import Tensor
 from hvd_batchgrow.messages.errors import RunError, first_fault
 from hvd_batchgrow.nn.state.extra_state import is_extra_state, plain_fault
 from hvd_batchgrow.schedule.adaptive.decisions import Decision
+from hvd_batchgrow.schedule.trigger import check_rule_state
 
 
 class _Strict(BaseModel):
@@ -49,31 +50,14 @@ class _LossScale(_Strict):
 _Empty = Annotated[dict[str, Any], Field(max_length=0)]
 
 
-class _Plateau(_Strict):
-    best: float
-    best_samples: NonNegativeInt
-    bad: float
-    cool: float
-    last: float = 0.0
-    """Checkpoints of version 0.1.0 lack it."""
-
-
-class _Measuring(_Strict):
-    asks_since: NonNegativeInt | None
-
-
-class _AdaScale(_Strict):
-    gain: Annotated[PositiveFloat, Field(allow_inf_nan=False)]
-
-
 class _Growth(_Strict):
     decisions: list[Annotated[dict[str, Any], AfterValidator(Decision.from_dict)]]
     replayed_from: str | None
-    trigger: _Plateau | _Measuring | _AdaScale | _Empty
+    trigger: Annotated[dict[str, Any], AfterValidator(check_rule_state)]
     noise: dict[str, dict[str, float]]
     loss: Annotated[list[float], Field(min_length=2, max_length=2)]
     best: dict[str, Any]
-    best_average: dict[str, Tensor] = {}
+    best_average: dict[str, Tensor]
 
 
 class _Contents(_Strict):
@@ -86,7 +70,7 @@ class _Contents(_Strict):
     average: dict[str, Tensor]
     loss_scale: _LossScale | _Empty
     num_skipped: NonNegativeInt
-    growth: _Growth | _Empty = {}
+    growth: _Growth | _Empty
 
 
 def check_contents(values: Mapping[str, Any]) -> None:
@@ -95,7 +79,9 @@ def check_contents(values: Mapping[str, Any]) -> None:
         _Contents.model_validate(values)
     except ValidationError as error:
         raise RunError(f"not a checkpoint of this version: {first_fault(error)}") from None
-    for path, state in (("model", values["model"]), ("growth.best", values.get("growth", {}).get("best", {}))):
+    for path, state in (("model", values["model"]), ("growth.best", values["growth"].get("best", {}))):
         for name, value in state.items():
-            if not isinstance(value, Tensor) and (not is_extra_state(name) or plain_fault(value)):
+            if plain_fault(value) or not (isinstance(value, Tensor) or is_extra_state(name)):
                 raise RunError(f"not a checkpoint of this version: {path}.{name}: is of class {type(value).__name__}")
+    if fault := plain_fault(dict(values)):
+        raise RunError(f"not a checkpoint of this version: {fault}")

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Mapping
-from dataclasses import fields
+from collections.abc import Collection
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hvd_batchgrow.comm.broadcast_object import map_tensors
 from hvd_batchgrow.messages.errors import RunError
 from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint, write_checkpoint
 
@@ -48,10 +48,7 @@ class CheckpointWriter:
             RunError: the previous checkpoint could not be written.
         """
         self.wait()
-        copied = Checkpoint(
-            **{f.name: self._copies.copy(f.name, getattr(checkpoint, f.name)) for f in fields(Checkpoint)}
-        )
-        self._copies.finish()
+        copied = Checkpoint(**self._copies.copy(vars(checkpoint)))
         # A daemon thread, so that an immediate exit does not wait for it.
         self._thread = threading.Thread(target=self._write, args=(copied,), name="checkpoint", daemon=True)
         self._thread.start()
@@ -100,41 +97,31 @@ class CheckpointWriter:
 
 
 class HostCopies:
-    """Copies trees of tensors to host memory, and reuses that memory for the next tree."""
+    """Copies checkpoints to host memory, and reuses that memory for the next one."""
 
     def __init__(self) -> None:
-        self._buffers: dict[str, Tensor] = {}
-        self._from_gpu = False
+        self._buffers: list[Tensor] = []
 
-    def copy(self, path: str, value: Any) -> Any:
-        """Return a copy of a tree with its tensors on the host; complete once `finish` has returned.
+    def copy(self, value: Any) -> Any:
+        """Return a copy of dicts, lists, tuples and plain values whose tensors are on the host."""
+        reusable, self._buffers = iter(self._buffers), []
+        from_gpu = False
 
-        Args:
-            path: of the value in the whole tree.
-            value: dicts, lists, tuples, tensors and plain values.
-        """
-        if isinstance(value, Tensor):
-            return self._copy_tensor(path, value.detach())
-        if isinstance(value, Mapping):
-            return {key: self.copy(f"{path}/{key}", item) for key, item in value.items()}
-        if isinstance(value, (list, tuple)):
-            return type(value)(self.copy(f"{path}/{index}", item) for index, item in enumerate(value))
-        return value
+        def copied(tensor: Tensor) -> Tensor:
+            nonlocal from_gpu
+            from_gpu |= tensor.is_cuda
+            buffer = next(reusable, None)
+            if buffer is None or _layout(buffer) != _layout(tensor):
+                # Copies from a GPU to pinned memory are much faster, and do not wait for each tensor.
+                buffer = torch.empty_like(tensor.detach(), device="cpu", pin_memory=tensor.is_cuda)
+            self._buffers.append(buffer)
+            return buffer.copy_(tensor.detach(), non_blocking=True)
 
-    def finish(self) -> None:
-        """Wait for copies from the GPU."""
-        if self._from_gpu:
+        copy = map_tensors(value, copied)
+        if from_gpu:
             torch.cuda.synchronize()
+        return copy
 
-    def _copy_tensor(self, path: str, tensor: Tensor) -> Tensor:
-        buffer = self._buffers.get(path)
-        if buffer is None or (buffer.shape, buffer.dtype, buffer.stride()) != (
-            tensor.shape,
-            tensor.dtype,
-            tensor.stride(),
-        ):
-            # Copies from a GPU to pinned memory are much faster, and do not wait for each tensor.
-            buffer = torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda)
-            self._buffers[path] = buffer
-        self._from_gpu |= tensor.is_cuda
-        return buffer.copy_(tensor, non_blocking=True)
+
+def _layout(tensor: Tensor) -> tuple[object, ...]:
+    return tensor.shape, tensor.dtype, tensor.stride()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any, Protocol
 
@@ -20,24 +19,6 @@ class Stop(Protocol):
     @property
     def stop_requested(self) -> bool:
         """Whether a stop has been requested."""
-
-
-class StopAfter:
-    """Requests a stop after a number of updates, or when another source does.
-
-    Args:
-        other: the other source.
-        done: returns the number of updates done.
-        updates: number of updates to do.
-    """
-
-    def __init__(self, other: Stop, done: Callable[[], int], updates: int) -> None:
-        self._other, self._done, self._updates = other, done, updates
-
-    @property
-    def stop_requested(self) -> bool:
-        """Whether at most one update is left: the ranks vote during an update, and the run stops after it."""
-        return self._done() >= self._updates - 1 or self._other.stop_requested
 
 
 class StopRequest:

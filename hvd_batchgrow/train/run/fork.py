@@ -25,8 +25,13 @@ _RECORDS = ("metrics.jsonl", "consumed.jsonl")
 
 
 def fork_run(
-    origin: Path, folder: Path, plan: Plan, records: Mapping[str, bytes], check: Callable[[Checkpoint], None]
-) -> list[str]:
+    origin: Path,
+    folder: Path,
+    plan: Plan,
+    records: Mapping[str, bytes],
+    check: Callable[[Checkpoint], None],
+    notes: list[str],
+) -> Checkpoint:
     """Make a run folder from the newest good checkpoint of another run.
 
     The folder appears under its name complete, or not at all.
@@ -37,9 +42,10 @@ def fork_run(
         plan: plan of the new run.
         records: contents of further files of the new run.
         check: raises RunError if a checkpoint does not fit the network.
+        notes: receives notes for the user.
 
     Returns:
-        notes for the user.
+        the checkpoint to continue from.
 
     Raises:
         RunError: the folder exists, the other run has no good checkpoint, or the job cannot continue from it.
@@ -48,10 +54,9 @@ def fork_run(
         raise RunError(
             f"{folder} exists already: resume it with --name {folder.name} --resume auto, or fork under another name"
         )
-    data, skipped = newest_good(origin / "checkpoints")
-    if data is None:
+    checkpoint, skipped = newest_good(origin / "checkpoints")
+    if checkpoint is None:
         raise RunError(f"{origin} holds no checkpoint to fork from")
-    checkpoint = Checkpoint.from_bytes(data)
     plan, decided = _decided(checkpoint, plan)
     deciding = plan.job.deciding(plan.num_samples)
     changed = changes(plan.job.completed(checkpoint.deciding), deciding)
@@ -67,11 +72,12 @@ def fork_run(
                 shutil.copyfile(origin / name, aside / name)
         for name, content in {**records, **decided, "record.json": record}.items():
             (aside / name).write_bytes(content)
-        write_checkpoint(aside / "checkpoints", replace(checkpoint, deciding=deciding), 1, ())
+        checkpoint = replace(checkpoint, deciding=deciding)
+        write_checkpoint(aside / "checkpoints", checkpoint, 1, ())
     lines = [f"{key} was {was!r}, is {now!r}" for key, (was, now) in changed.items()]
-    return [f"skipped a checkpoint of {origin}: {reason}" for reason in skipped] + [
-        f"forked from {origin} at sample {checkpoint.samples:,}: {'; '.join(lines) or 'the same job'}"
-    ]
+    notes += [f"skipped a checkpoint of {origin}: {reason}" for reason in skipped]
+    notes.append(f"forked from {origin} at sample {checkpoint.samples:,}: {'; '.join(lines) or 'the same job'}")
+    return checkpoint
 
 
 def _decided(checkpoint: Checkpoint, plan: Plan) -> tuple[Plan, dict[str, bytes]]:
@@ -97,7 +103,7 @@ def _check(origin: Path, checkpoint: Checkpoint, plan: Plan, changed: Mapping[st
             + "\n  ".join(lines)
             + "\n  start a new run instead: --name NAME"
         )
-    samples, group = checkpoint.samples, plan.group
+    samples, group = checkpoint.samples, plan.ghost_batch
     if samples >= plan.schedule.end_samples:
         raise RunError(
             f"{origin} is at sample {samples:,}, and this job ends at {plan.schedule.end_samples:,}: "

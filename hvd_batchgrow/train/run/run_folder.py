@@ -32,9 +32,11 @@ from hvd_batchgrow.storage.regular_files import read_regular
 from hvd_batchgrow.train.arithmetic_settings import arithmetic
 from hvd_batchgrow.train.checkpoints.checkpoint import (
     Checkpoint,
+    broadcast_checkpoint,
     checkpoint_paths,
     newest_good,
 )
+from hvd_batchgrow.train.checkpoints.elastic_state import ElasticState
 from hvd_batchgrow.train.run.fork import changes, fork_run, json_bytes
 
 _MEANING = ("features", "categories", "classes", "first_label")
@@ -84,14 +86,12 @@ def open_run(
     """
     notes: list[str] = []
 
-    def prepare() -> bytes | None:
+    def prepare() -> Checkpoint | None:
         try:
             if origin is not None:
                 _refuse_other_schema(origin, schema or {})
-                notes.extend(fork_run(origin, folder, plan, _records(job, plan), check))
-            data = _prepare_folder(folder, notes, resume=resume or origin is not None, overwrite=overwrite)
-            if data is not None:
-                checkpoint = Checkpoint.from_bytes(data)
+                checkpoint: Checkpoint | None = fork_run(origin, folder, plan, _records(job, plan), check, notes)
+            elif (checkpoint := _prepare_folder(folder, notes, resume=resume, overwrite=overwrite)) is not None:
                 _refuse_other_job(folder, checkpoint, plan)
                 _refuse_other_schema(folder, schema or {})
                 check(checkpoint)
@@ -99,20 +99,19 @@ def open_run(
             _write_records(folder, job, plan, ranks, notes, schema or {})
         except OSError as error:
             raise unwritable(error.filename or folder, error) from None
-        return data
+        return checkpoint
 
-    data = ranks.broadcast_from_rank0(prepare, "checkpoint")
-    return (None if data is None else Checkpoint.from_bytes(data)), notes
+    return broadcast_checkpoint(ranks, ranks.run_on_rank0(prepare)), notes
 
 
 @contextmanager
-def removed_if_unused(folder: Path, *, overwrite: bool, is_used: Callable[[], bool]) -> Iterator[None]:
-    """If this attempt fails before its first update, remove the files that it has made; rank 0 only.
+def removed_if_unused(folder: Path, elastic: ElasticState, *, overwrite: bool) -> Iterator[None]:
+    """If the run fails before its first update, remove the files that it has made; rank 0 only.
 
     Args:
         folder: runs/NAME; an earlier run in it is kept.
+        elastic: counts the updates.
         overwrite: an earlier run is replaced, so its folder is removed too.
-        is_used: whether an update is done.
     """
     is_run = (folder / "job.toml").exists()
     before = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
@@ -122,7 +121,7 @@ def removed_if_unused(folder: Path, *, overwrite: bool, is_used: Callable[[], bo
     except RanksLost:  # the next attempt of an elastic job continues here
         raise
     except BaseException:
-        if (overwrite or not is_run) and not is_used() and not checkpoint_paths(folder / "checkpoints"):
+        if (overwrite or not is_run) and not elastic.num_updates and not checkpoint_paths(folder / "checkpoints"):
             _remove_others(folder, kept)
         raise
 
@@ -135,7 +134,7 @@ def _remove_others(folder: Path, kept: set[str]) -> None:
         folder.rmdir()  # fails if some files are kept
 
 
-def _prepare_folder(folder: Path, notes: list[str], *, resume: bool, overwrite: bool) -> bytes | None:
+def _prepare_folder(folder: Path, notes: list[str], *, resume: bool, overwrite: bool) -> Checkpoint | None:
     checkpoints = folder / "checkpoints"
     is_run = (folder / "job.toml").exists()
     if folder.exists() and not is_run and not _is_ours(folder):
@@ -151,13 +150,13 @@ def _prepare_folder(folder: Path, notes: list[str], *, resume: bool, overwrite: 
         # A checkpoint cannot replace a folder, so every attempt would fail at that sample.
         names = ", ".join(folders)
         raise RunError(f"{names}: a folder where the run would write a checkpoint; move it away, and run this again")
-    data, skipped = newest_good(checkpoints)
+    checkpoint, skipped = newest_good(checkpoints)
     notes += [f"skipped a checkpoint: {reason}" for reason in skipped]
-    if is_run and not overwrite and data is None:
+    if is_run and not overwrite and checkpoint is None:
         notes.append(f"{checkpoints} holds no checkpoint yet: the run starts from the beginning")
     checkpoints.mkdir(parents=True, exist_ok=True)
     remove_unfinished(checkpoints)
-    return data
+    return checkpoint
 
 
 def _is_ours(folder: Path) -> bool:
@@ -182,8 +181,8 @@ def _refuse_other_job(folder: Path, checkpoint: Checkpoint, plan: Plan) -> None:
             + "\n  ".join(f"{key}: was {was!r}, is {now!r}" for key, (was, now) in changed.items())
             + "\n  train it as a new run from the beginning (--name NAME) or from this checkpoint (--fork NAME)"
         )
-    if checkpoint.samples % plan.group:
-        fault = f"which is in the middle of a ghost batch of {plan.group}: no update ends there"
+    if checkpoint.samples % plan.ghost_batch:
+        fault = f"which is in the middle of a ghost batch of {plan.ghost_batch}: no update ends there"
         raise RunError(f"{folder} cannot be resumed from sample {checkpoint.samples:,}, {fault}")
 
 
@@ -194,11 +193,9 @@ def _allowed_changes(folder: Path, job: Job, ranks: Ranks) -> list[str]:
         last = _read_record(folder / "record.json")["attempts"][-1]
     except (OSError, ValueError, KeyError, TypeError, IndexError):
         return []  # a damaged record is reported elsewhere; the record of a fork has no attempt yet
-    changed = changes(_flat(before), _flat(_tree(job)))
-    if last.get("ranks") != ranks.size:
-        changed["ranks"] = (last.get("ranks"), ranks.size)
-    if last.get("ghost_norm_on_cpu", "PyTorch") != kernels_for_cpu():
-        changed["ghost norms on a CPU"] = (last.get("ghost_norm_on_cpu", "PyTorch"), kernels_for_cpu())
+    was = {"ranks": last.get("ranks"), "ghost norms on a CPU": last.get("ghost_norm_on_cpu", "PyTorch")}
+    now = {"ranks": ranks.size, "ghost norms on a CPU": kernels_for_cpu()}
+    changed = changes(_flat(before), _flat(_tree(job))) | changes(was, now)
     recorded = last.get("arithmetic")
     changed_arithmetic = changes(recorded, arithmetic()) if isinstance(recorded, dict) else {}
     changed |= changed_arithmetic

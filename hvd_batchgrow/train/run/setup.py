@@ -1,23 +1,17 @@
-"""Set up a rank: its threads and device, and the data and network of the job."""
+"""Set up a rank: its data, device and threads."""
 
 from __future__ import annotations
 
 import os
-import sys
 
 import torch
-from torch import nn
 
 from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.config import Job
-from hvd_batchgrow.data.datasets.dataset import DatasetPair, ReportProgress, raise_bad
+from hvd_batchgrow.data.datasets.dataset import DatasetPair, ReportProgress
 from hvd_batchgrow.data.load_source import load_source
 from hvd_batchgrow.data.pipeline.reader import choose_pipeline
-from hvd_batchgrow.data.pipeline.sampler import OnBad
-from hvd_batchgrow.messages.errors import Fault, JobError, faults_of
-from hvd_batchgrow.nn.build import build_model, forward_state, hazards
-from hvd_batchgrow.nn.compiled import compile_network
-from hvd_batchgrow.nn.state.forward_state import ForwardState
+from hvd_batchgrow.messages.errors import faults_of
 from hvd_batchgrow.train.arithmetic_settings import check_same_arithmetic
 
 
@@ -36,40 +30,6 @@ def load_together(job: Job, ranks: Ranks, report: ReportProgress) -> DatasetPair
 
     first = ranks.run_on_all(lambda: load() if ranks.local_rank == 0 else None)
     return ranks.run_on_all(lambda: first or load())
-
-
-def on_bad_sample(job: Job, ranks: Ranks) -> OnBad:
-    """Return the function that this rank calls for a bad sample."""
-    if job.data.on_bad_sample == "error":
-        return raise_bad
-    return lambda bad: print(
-        f"rank {ranks.rank}: {bad.describe()}; the next sample replaces it", file=sys.stderr, flush=True
-    )
-
-
-def build_network(job: Job, source: DatasetPair, device: torch.device) -> tuple[nn.Module, list[str], ForwardState]:
-    """Return the job's network ready for training, its `hazards`, and the state that forward passes change.
-
-    Args:
-        job: has the network's name, its memory format, and whether it is compiled.
-        source: has the shape of a sample and the number of classes.
-        device: of the network.
-
-    Raises:
-        JobError: as `build_model` and `forward_state`; or the job is exact and the network has hazards.
-    """
-    shape = source.train.shape
-    model = build_model(job, shape, source.num_classes).to(device)
-    state = forward_state(job, model, shape)
-    found = hazards(job, model, shape)
-    if found and job.layout.exact:
-        fault = f"is not possible with {job.model.name}; at {'; '.join(found)}"
-        raise JobError([Fault("layout.exact", fault)], job.name)
-    if job.data.channels_last:
-        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if job.layout.compile:
-        compile_network(model)
-    return model, found, state
 
 
 def choose_device(ranks: Ranks) -> torch.device:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,8 +52,8 @@ class UpdateResult:
     """The part of `seconds` spent waiting for all-reduces that did not overlap the last backward."""
     digest: int
     """`consumed.digest` of all its samples, on all ranks."""
-    num_replaced: int
-    """Number of samples that replaced bad ones, on all ranks."""
+    replaced: tuple[tuple[int, int], ...]
+    """(stream index, sample id) of each sample that replaced a bad one, on all ranks."""
     skipped: bool
     """Whether the update was skipped because it was not finite; weights, optimizer and statistics are unchanged."""
     noise: dict[str, NoiseEstimate]
@@ -69,7 +69,7 @@ class _Share:
     losses: list[tuple[tuple[int, ...], Tensor]] = field(default_factory=list)
     """For each micro-batch, the positions of its ghost batches and the sum of its losses."""
     digest: int = 0
-    num_replaced: int = 0
+    replaced: list[tuple[int, int]] = field(default_factory=list)
     data_wait_s: float = 0.0
 
     def add(self, micro_batch: MicroBatch, loss: Tensor, num_correct: Tensor | int) -> None:
@@ -78,7 +78,7 @@ class _Share:
         self.positions += micro_batch.positions
         self.losses.append((micro_batch.positions, loss))
         self.digest += micro_batch.digest
-        self.num_replaced += micro_batch.num_replaced
+        self.replaced += micro_batch.replaced
 
 
 class UpdateEngine:
@@ -96,6 +96,7 @@ class UpdateEngine:
         exact: sum gradients and ghost statistics exactly, so that they are bit-identical in all layouts. A
             micro-batch must then be one ghost batch, and all ranks must use the same threads and kernels.
         forward_state: the buffers, other than those of ghost norms, that a pass changes; None: all may change.
+        at: called with the name of each stage that this rank enters, for the watchdog.
 
     Raises:
         ValueError: the first parameter group has learning rate 0 and others do not, or a parameter cannot be trained
@@ -113,6 +114,7 @@ class UpdateEngine:
         rescale_momentum: bool = False,
         exact: bool = False,
         forward_state: ForwardState | None = None,
+        at: Callable[[str], None] = lambda stage: None,
     ) -> None:
         self.model = model
         self.optimizer = optimizer
@@ -137,8 +139,7 @@ class UpdateEngine:
             [p for p in model.parameters() if p.requires_grad], ranks, exact=exact, wire_type=wire_type_of(self.rule)
         )
         self.loss_scale = LossScale() if self.rule.precision == "float16" else None
-        self.at: Callable[[str], None] = lambda stage: None
-        """Called with the name of each stage that this rank enters, for the watchdog."""
+        self.at = at
 
     def measure_noise(self, *, preconditioned: bool = False, per_layer_group: bool = False) -> None:
         """Measure the noise in the gradient of each following update; this does not change the weights.
@@ -200,13 +201,15 @@ class UpdateEngine:
         self.ranks.wait(handle)
         self.at("updating the weights")
         tally, served, statistics = totals.tensor_split([_NUM_TALLIES, _NUM_TALLIES + num_groups])
-        loss_sum, num_correct, num_requests, replaced, *halves = tally.tolist()
+        loss_sum, num_correct, num_requests, num_replaced, *halves = tally.tolist()
         loss_scale = self.loss_scale.value if self.loss_scale else 1.0
         noise = self.buckets.noise(phase.global_batch, loss_scale)
         _check_served(served)
         self._check_frozen()
         self.changing.share(self.ranks)
+        replaced = _gather_replaced(share.replaced, self.ranks) if num_replaced else ()
         skipped = not self._is_usable(phase, loss_sum, share, num_groups)
+        # Ranks are lost in collectives, all of which are above: the weights are then those before the update.
         if not skipped:
             set_hyperparameters(self.optimizer, phase, self.lr_ratios, rescale_momentum=self.rescale_momentum)
             self.optimizer.step()
@@ -220,7 +223,7 @@ class UpdateEngine:
             data_wait_s=share.data_wait_s,
             reduce_wait_s=reduce_wait_s,
             digest=from_halves(*halves),
-            num_replaced=int(replaced),
+            replaced=replaced,
             skipped=skipped,
             noise={} if skipped else noise,
         )
@@ -319,7 +322,7 @@ class UpdateEngine:
         Returns:
             float64 (6 + G + Σ 2C). Exact sums have two parts, each with a largest value: 4 (C+1) numbers per norm.
         """
-        share.tally[3:] = torch.tensor([share.num_replaced, *to_halves(share.digest % 2**64)], dtype=torch.float64)
+        share.tally[3:] = torch.tensor([len(share.replaced), *to_halves(share.digest % 2**64)], dtype=torch.float64)
         outside = [place for place in share.positions if not 0 <= place < num_groups]
         if outside:
             raise ValueError(
@@ -351,3 +354,11 @@ def _check_served(counts: Tensor) -> None:
             f"each of the update's {len(counts)} ghost batches must be processed exactly once, but {len(wrong)} were "
             f"not: {found}{', …' if wrong[8:] else ''}"
         )
+
+
+def _gather_replaced(mine: Sequence[tuple[int, int]], ranks: Ranks) -> tuple[tuple[int, int], ...]:
+    """Return the pairs of all ranks in order; all ranks call it."""
+    most = int(ranks.all_gather([len(mine)], "replaced.counts").max())
+    padded = [number for pair in mine for number in pair] + [-1, -1] * (most - len(mine))
+    pairs = ranks.all_gather(padded, "replaced").view(-1, 2).tolist()
+    return tuple(sorted((index, id_) for index, id_ in pairs if id_ >= 0))

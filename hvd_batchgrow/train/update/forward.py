@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -26,8 +26,8 @@ class MicroBatch:
     """Position of each of its k ghost batches in the update, 0 … B/γ - 1."""
     digest: int = 0
     """`consumed.digest` of its samples."""
-    num_replaced: int = 0
-    """Number of its samples that replaced bad ones."""
+    replaced: Sequence[tuple[int, int]] = ()
+    """(stream index, sample id) of each of its samples that replaced a bad one."""
     keys: Tensor | None = None
     """(k·γ,), `nn.dropout.sample_keys`; needed only if the network has keyed dropout."""
 

@@ -2,18 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.data.order.order_digest import digest
 from hvd_batchgrow.data.pipeline.reader import GhostBatch
 from hvd_batchgrow.nn.dropout import sample_keys
 from hvd_batchgrow.train.update.forward import MicroBatch
+
+
+def read_micro_batches(
+    ghost_batches: Iterator[GhostBatch],
+    passes: Iterable[tuple[int, ...]],
+    keyed_by: tuple[int, int] | None,
+    at: Callable[[str], None],
+) -> Iterator[MicroBatch]:
+    """Yield the micro-batches of an update.
+
+    Args:
+        ghost_batches: of this rank, from the first one of the update on.
+        passes: for each micro-batch, the positions of its ghost batches in the update; see `passes_of_rank`.
+        keyed_by: seed and N, if samples need keys for dropout.
+        at: called with the name of each stage that this rank enters.
+    """
+    for positions in passes:
+        at("reading samples")
+        groups = [next(ghost_batches) for _ in positions]
+        at("computing gradients")
+        yield join_groups(groups, positions, keyed_by)
 
 
 def join_groups(
@@ -32,28 +51,14 @@ def join_groups(
         _joined([group.labels for group in groups]),
         positions,
         digest(entries, ids),
-        sum(int(group.replaced.sum()) for group in groups),
+        [
+            pair
+            for g in groups
+            for pair in zip(*(part[g.replaced].tolist() for part in (g.entries, g.ids)), strict=True)
+        ],
         sample_keys(keyed_by[0], entries // keyed_by[1], ids) if keyed_by else None,
     )
 
 
-def inputs_of(batches: Iterable[GhostBatch], per_pass: int) -> Iterator[Tensor]:
-    """Yield the inputs of `per_pass` ghost batches at a time."""
-    groups = iter(batches)
-    while taken := [batch.inputs for batch in islice(groups, per_pass)]:
-        yield _joined(taken)
-
-
 def _joined(parts: Sequence[Tensor]) -> Tensor:
     return torch.cat(tuple(parts)) if len(parts) > 1 else parts[0]
-
-
-def gather_replaced(batches: Sequence[GhostBatch], ranks: Ranks) -> tuple[tuple[int, int], ...]:
-    """Return (stream index, sample id) of all samples of an update that replaced bad ones; all ranks call it."""
-    mine = [pair for b in batches for pair in zip(b.entries[b.replaced], b.ids[b.replaced], strict=True)]
-    counts = torch.zeros(ranks.size, dtype=torch.int64)
-    counts[ranks.rank] = len(mine)
-    ends = ranks.sum(counts, "replaced.counts").cumsum(0)
-    pairs = torch.zeros((int(ends[-1]), 2), dtype=torch.int64)
-    pairs[int(ends[ranks.rank]) - len(mine) : int(ends[ranks.rank])] = torch.tensor(mine).reshape(-1, 2)
-    return tuple(sorted((entry, id_) for entry, id_ in ranks.sum(pairs, "replaced").tolist()))

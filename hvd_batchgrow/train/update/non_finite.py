@@ -39,8 +39,8 @@ def describe(fault: NonFinite | OverflowError, plan: Plan, stream: Stream, sampl
         lines.append("a lower learning rate or a warm-up may prevent it; layout.exact = false has no such limit")
         return "\n  ".join(lines)
     for position in fault.positions[:3]:
-        first = samples + position * plan.group
-        ids = stream.ids(first, first + plan.group).tolist()
+        first = samples + position * plan.ghost_batch
+        ids = stream.ids(first, first + plan.ghost_batch).tolist()
         lines.append(f"in the micro-batch with samples {first:,} … {first + len(ids) - 1:,}, ids {ids[:8]} …")
     lines.append("update.on_nonfinite = 'skip' skips such updates; a lower learning rate or a warm-up may prevent them")
     return "\n  ".join(lines)

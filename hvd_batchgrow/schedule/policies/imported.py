@@ -1,4 +1,4 @@
-"""Imported learning-rate schedules, as stages with the mean multiple of the learning rate over each."""
+"""`policy = "import"`."""
 
 from __future__ import annotations
 
@@ -6,13 +6,74 @@ import itertools
 import math
 from collections.abc import Callable
 from fractions import Fraction
+from typing import Annotated, Literal
 
-from hvd_batchgrow.config.schedules import ImportSchedule
+from pydantic import BeforeValidator, Field
+
+from hvd_batchgrow.config import Job
+from hvd_batchgrow.config.schedules import MaxBatch
+from hvd_batchgrow.config.types import PositiveFloat, matching, tuples
 from hvd_batchgrow.import_string import NotFound, describe_error, find_callable
 from hvd_batchgrow.messages.errors import Fault, JobError
+from hvd_batchgrow.schedule.policy import POLICIES, BatchPolicy
 from hvd_batchgrow.schedule.rounding import decimal
+from hvd_batchgrow.schedule.stages import Stage, Start
 
 _POINTS = 1000
+LrStep = tuple[PositiveFloat, PositiveFloat]
+
+
+@POLICIES.add
+class ImportSchedule(BatchPolicy):
+    """Grow the batch where the imported schedule decays the learning rate.
+
+    A schedule of steps gives one stage per step. A smooth schedule is cut into `num_phases` stages of equal length,
+    each with the schedule's mean noise scale over it.
+    """
+
+    policy: Literal["import"]
+    max_batch: MaxBatch = None
+    """Largest batch: samples, or "N/10". The learning rate decays instead once it is reached. None: no limit."""
+    lr_schedule: Annotated[
+        str,
+        matching(
+            r"steps|polynomial|cosine|[A-Za-z_][\w.]*:[A-Za-z_]\w*",
+            "one of steps, polynomial, cosine, or your own module:function",
+        ),
+    ]
+    """The schedule to import: steps, polynomial, cosine, or your own `module:function`, which returns the multiple of
+    `optim.lr` at an epoch."""
+    num_phases: Annotated[int, Field(gt=0, le=1000)] = 8
+    """Number of phases of equal length that approximate a smooth schedule, each with its mean noise scale."""
+    lr_steps: Annotated[tuple[LrStep, ...], BeforeValidator(tuples)] = ()
+    """For steps: pairs [epoch, multiple of `optim.lr` from that epoch on]."""
+    power: PositiveFloat = 1.0
+    """For polynomial: the exponent of ε₀ (1 - t)^power, where t rises from 0 to 1 over the run."""
+    end_lr_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """For polynomial and cosine: learning rate at the end, as a fraction of ε₀."""
+
+    def stages(self, start: Start) -> list[Stage]:
+        multiples = imported_multiples(self)
+        for (_, before), (epoch, multiple) in itertools.pairwise(multiples):
+            if multiple > before:
+                rise = f"rises from {before:g} to {multiple:g} × lr at epoch {epoch:g}"
+                raise JobError([Fault("schedule.lr_schedule", f"{rise}: only a falling one can be imported")])
+        first = start.first_noise
+        return [
+            start.stage(epoch, first * m, start.momentum, start.noise.batch_for(first * m, start.momentum, start.lr))
+            for epoch, m in multiples
+        ]
+
+    def faults(self, job: Job, num_samples: int) -> list[Fault]:
+        kinds = ["polynomial", "cosine"]
+        users = {"power": kinds[:1], "end_lr_fraction": kinds}
+        if self.lr_schedule == "steps":
+            users["num_phases"] = [*kinds, "module:function"]
+        return [
+            Fault(f"schedule.{key}", f"is for {' or '.join(map(repr, of))}, not {self.lr_schedule!r}; remove it")
+            for key, of in users.items()
+            if self.lr_schedule not in of and getattr(self, key) != type(self).model_fields[key].default
+        ]
 
 
 def imported_multiples(section: ImportSchedule) -> list[tuple[float, float]]:

@@ -1,0 +1,56 @@
+"""`schedule.lr_rule`: what the learning rate does when the batch has grown."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+from hvd_batchgrow.config import Job
+from hvd_batchgrow.config.optim import AdamSection
+from hvd_batchgrow.messages.errors import Fault, JobError
+from hvd_batchgrow.schedule.stages import Stage
+
+
+def apply_lr_rule(stages: Sequence[Stage], job: Job) -> list[Stage]:
+    """Multiply the learning rate of each stage by a function of κ, by which the batch has grown since the start.
+
+    κ = B / B₀ of the formed batches. With a rule, the policy has not corrected the learning rate for rounding or limit.
+
+    none: ε; linear: ε κ (Goyal et al. 2017, arXiv 1706.02677); sqrt: ε √κ; adam: ε √κ, 1-βᵢ → κ (1-βᵢ), eps/√κ
+    (Malladi et al. 2022, arXiv 2205.10287), only while κ (1-βᵢ) < 1.
+
+    Raises:
+        JobError: the rule is adam and the optimizer is not, or κ is too large for it.
+    """
+    rule = job.schedule.rule
+    if rule == "none":
+        return list(stages)
+    if rule == "adam":
+        return [_adam_set(stage, stages[0].global_batch, job) for stage in stages]
+    power = {"linear": 1.0, "sqrt": 0.5}[rule]
+    return [replace(s, lr=s.lr * (s.global_batch / stages[0].global_batch) ** power) for s in stages]
+
+
+def _adam_set(stage: Stage, first: int, job: Job) -> Stage:
+    if not isinstance(job.optim, AdamSection):
+        raise JobError(
+            [Fault("schedule.lr_rule", f"'adam' is for optim.name = 'adam' or 'adamw', not {job.optim.name!r}")]
+        )
+    kappa, optim = stage.global_batch / first, job.optim
+    for name, beta in (("β₁", stage.momentum), ("β₂", optim.betas[1])):
+        if kappa * (1 - beta) < 1 - 1e-9:
+            continue
+        largest = math.floor(first / (1 - beta) * (1 - 1e-9) / job.model.ghost_batch) * job.model.ghost_batch
+        fault = (
+            f"lr_rule = 'adam' needs κ (1-{name}) < 1, but {stage.global_batch}/{first} · {1 - beta:g} = "
+            f"{kappa * (1 - beta):g}; grow to at most {largest}"
+        )
+        raise JobError([Fault("schedule.lr_rule", fault)])
+    return replace(
+        stage,
+        lr=stage.lr * kappa**0.5,
+        momentum=1 - kappa * (1 - stage.momentum),
+        beta2=1 - kappa * (1 - optim.betas[1]),
+        eps=optim.eps / kappa**0.5,
+    )

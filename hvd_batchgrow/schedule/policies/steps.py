@@ -1,0 +1,55 @@
+"""`policy = "steps"`."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import AfterValidator
+
+from hvd_batchgrow.config import Job
+from hvd_batchgrow.config.schedules import LrRule
+from hvd_batchgrow.messages.errors import Fault, JobError
+from hvd_batchgrow.schedule.batch_steps import check_batch_steps, parse_batch_steps
+from hvd_batchgrow.schedule.policy import POLICIES, Policy
+from hvd_batchgrow.schedule.rounding import samples_at
+from hvd_batchgrow.schedule.stages import Stage, Start
+
+
+@POLICIES.add
+class StepsSchedule(Policy):
+    """Set the batch at given sample counts; the learning rate is constant or follows `lr_rule`."""
+
+    policy: Literal["steps"]
+    batch_steps: Annotated[str, AfterValidator(check_batch_steps)]
+    """Pairs SAMPLES:BATCH such as "0:768 250K:1536". K, M and B are 10³, 10⁶ and 10⁹ samples, never tokens."""
+    lr_rule: LrRule = "none"
+    """Factor of the learning rate when the batch has grown by κ: none: 1; linear: κ; sqrt: √κ; adam: √κ, with new β₁,
+    β₂ and eps."""
+
+    states_batches: ClassVar[bool] = True
+
+    @property
+    def first_batch(self) -> int:
+        return parse_batch_steps(self.batch_steps)[0][1]
+
+    def stages(self, start: Start) -> list[Stage]:
+        pairs = parse_batch_steps(self.batch_steps)
+        counts = [samples for samples, _ in pairs]
+        if any(b <= a for a, b in itertools.pairwise(counts)):
+            raise JobError([Fault("schedule.batch_steps", f"sample counts must rise, got {counts}")])
+        num_samples = start.noise.num_samples
+        total = samples_at(self.epochs, num_samples)
+        if counts[-1] >= total:
+            fault = f"the last step at {counts[-1]} samples is beyond the run's {total}"
+            raise JobError([Fault("schedule.batch_steps", fault)])
+        return [Stage(at / num_samples, start.lr, start.momentum, batch, float(batch)) for at, batch in pairs]
+
+    def faults(self, job: Job, num_samples: int) -> list[Fault]:
+        given = {"lr_scale": self.lr_scale != 1, "raise_momentum_to": self.raise_momentum_to is not None}
+        own = {"lr_scale": "optim.lr", "raise_momentum_to": job.optim.momentum_key}
+        fault = "starts with a larger batch, but batch_steps sets every batch"
+        return [Fault(f"schedule.{key}", f"{fault}; change {own[key]}") for key in given if given[key]]
+
+    def stated_batches(self, cap: int | None) -> list[tuple[str, int]]:
+        return [("schedule.batch_steps", batch) for _, batch in parse_batch_steps(self.batch_steps)]

@@ -1,0 +1,57 @@
+"""The layout of each stage of a job."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from hvd_batchgrow.config import Job
+from hvd_batchgrow.messages.errors import Fault, JobError
+from hvd_batchgrow.schedule.layout import Layout, form_layout, ranks_for_full_passes
+from hvd_batchgrow.schedule.stages import Stage
+
+ChooseRanks = Callable[[Stage], int]
+"""Returns the number of ranks for a stage's batch."""
+
+
+def layouts_for(stages: Sequence[Stage], job: Job, ranks: int, choose_ranks: ChooseRanks | None) -> tuple[Layout, ...]:
+    """Return the layout of each stage. Raises JobError with the faults of all of them."""
+    faults: list[Fault] = []
+    layouts = []
+    for k, (stage, phase_ranks) in enumerate(zip(stages, _phase_ranks(stages, job, ranks, choose_ranks), strict=True)):
+        if stage.global_batch % job.model.ghost_batch and not job.is_adaptive:
+            continue  # the fault of the key is already reported
+        try:
+            layouts.append(layout_for(stage, phase_ranks, job))
+        except ValueError as error:
+            faults.append(Fault(f"phase {k + 1} (from epoch {stage.start_epoch:g})", str(error)))
+    if faults:
+        raise JobError(faults, job.name)
+    return tuple(layouts)
+
+
+def layout_for(stage: Stage, ranks: int, job: Job) -> Layout:
+    """Return the layout of a stage's batch. Raises ValueError as `form_layout` does."""
+    group = job.model.ghost_batch
+    limit = max(1, job.micro_batch_limit // group) * group  # `key_faults` reports one that is not whole ghost batches
+    return form_layout(stage.global_batch, ranks, group, limit, uneven_ranks=job.layout.uneven_ranks)
+
+
+def _phase_ranks(stages: Sequence[Stage], job: Job, ranks: int, choose_ranks: ChooseRanks | None) -> list[int]:
+    layout, group = job.layout, job.model.ghost_batch
+    if layout.grow_by == "accumulation":
+        return [ranks] * len(stages)
+    if layout.grow_by == "auto":
+        if choose_ranks is None:
+            fault = "'auto' needs measured costs: --cost PROBE.json, which hvd-batchgrow probe writes"
+            raise JobError([Fault("layout.grow_by", fault)])
+        return [choose_ranks(stage) for stage in stages]
+    if layout.ranks_per_phase:
+        if len(layout.ranks_per_phase) != len(stages):
+            fault = f"{len(layout.ranks_per_phase)} numbers for {len(stages)} phases; give one for each phase"
+            raise JobError([Fault("layout.ranks_per_phase", fault)])
+        return list(layout.ranks_per_phase)
+    most = min(layout.max_ranks or ranks, ranks)
+    return [
+        ranks_for_full_passes(stage.global_batch, most, group, job.micro_batch_limit, uneven_ranks=layout.uneven_ranks)
+        for stage in stages
+    ]

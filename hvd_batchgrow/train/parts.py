@@ -1,0 +1,95 @@
+"""The parts that a job trains with on one rank: reader, network, optimizer and update engine."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from hvd_batchgrow.comm.ranks import Ranks
+from hvd_batchgrow.config import Job
+from hvd_batchgrow.data.datasets.dataset import DatasetPair, raise_bad
+from hvd_batchgrow.data.order.stream import Stream, groups_of_rank
+from hvd_batchgrow.data.pipeline.reader import GhostBatch, Reader
+from hvd_batchgrow.data.pipeline.sampler import OnBad
+from hvd_batchgrow.messages.errors import Fault, JobError
+from hvd_batchgrow.nn.build import build_model, forward_state, hazards
+from hvd_batchgrow.nn.compiled import compile_network
+from hvd_batchgrow.nn.state.forward_state import ForwardState
+from hvd_batchgrow.optim.build import build_optimizer
+from hvd_batchgrow.train.liveness.watchdog import Heartbeat
+from hvd_batchgrow.train.run.setup import choose_device
+from hvd_batchgrow.train.update.engine import UpdateEngine
+
+
+class TrainingParts:
+    """Builds the parts; all ranks do so together.
+
+    Args:
+        job: the job to train.
+        source: its data.
+        ranks: the processes that train together.
+
+    Raises:
+        CollectiveError: the network cannot be built or trained.
+    """
+
+    def __init__(self, job: Job, source: DatasetPair, ranks: Ranks) -> None:
+        self.job, self.source = job, source
+        self.heartbeat = Heartbeat()
+        self.device = choose_device(ranks)
+        torch.manual_seed(job.seed)
+        self.stream = Stream(len(source.train), job.seed)
+        self.reader = Reader(job.data, source, self.device, torch.get_num_threads(), _on_bad_sample(job, ranks))
+        self.model, self.hazards, self.forward_state = ranks.run_on_all(
+            lambda: _build_network(job, source, self.device)
+        )
+        self.optimizer = build_optimizer(self.model, job.optim)
+        self.engine = UpdateEngine(
+            self.model,
+            self.optimizer,
+            ranks,
+            rule=job.update,
+            rescale_momentum=getattr(job.optim, "rescale_momentum", False),
+            exact=job.layout.exact,
+            forward_state=self.forward_state,
+            at=self.heartbeat.at,
+        )
+        self.keyed_by = (job.seed, len(source.train)) if self.engine.dropouts else None
+        """Seed and N, if the network draws dropout by sample."""
+
+    def ghost_batches(self, samples: int, ranks: Ranks) -> Iterator[GhostBatch]:
+        """Yield this rank's ghost batches of the stream from a sample counter on, endlessly."""
+        group = self.job.model.ghost_batch
+        first = groups_of_rank(samples // group, ranks.size, ranks.rank, ranks.size)[0]
+        return self.reader.training(self.stream, group, first, ranks.size)
+
+
+def _on_bad_sample(job: Job, ranks: Ranks) -> OnBad:
+    if job.data.on_bad_sample == "error":
+        return raise_bad
+    return lambda bad: print(
+        f"rank {ranks.rank}: {bad.describe()}; the next sample replaces it", file=sys.stderr, flush=True
+    )
+
+
+def _build_network(job: Job, source: DatasetPair, device: torch.device) -> tuple[nn.Module, list[str], ForwardState]:
+    """Return the job's network ready for training, its `hazards`, and the state that forward passes change.
+
+    Raises:
+        JobError: as `build_model` and `forward_state`; or the job is exact and the network has hazards.
+    """
+    shape = source.train.shape
+    model = build_model(job, shape, source.num_classes).to(device)
+    state = forward_state(job, model, shape)
+    found = hazards(job, model, shape)
+    if found and job.layout.exact:
+        fault = f"is not possible with {job.model.name}; at {'; '.join(found)}"
+        raise JobError([Fault("layout.exact", fault)], job.name)
+    if job.data.channels_last:
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if job.layout.compile:
+        compile_network(model)
+    return model, found, state

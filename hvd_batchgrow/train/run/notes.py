@@ -1,0 +1,64 @@
+"""What the user should know before training starts: about the records, the data, the network and the ranks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hvd_batchgrow.data.datasets.dataset import Dataset, DatasetPair
+from hvd_batchgrow.data.images.encoded_dataset import EncodedDataset
+from hvd_batchgrow.data.pipeline.reader import choose_pipeline
+from hvd_batchgrow.data.pipeline.sampler import known_bad
+from hvd_batchgrow.messages.wording import counted
+from hvd_batchgrow.schedule.plan import Plan
+from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint
+from hvd_batchgrow.train.checkpoints.elastic_state import ElasticState
+from hvd_batchgrow.train.parts import TrainingParts
+from hvd_batchgrow.train.run.record_gaps import gap_notes
+
+
+def notes_on_gaps(folder: Path, plan: Plan, checkpoint: Checkpoint | None, elastic: ElasticState) -> list[str]:
+    """Return notes on records that end before the checkpoint.
+
+    Raises:
+        RunError: a record cannot be read.
+    """
+    if checkpoint is None:
+        return []
+    decided = [decision["new_batch"] for decision in checkpoint.growth.get("decisions", ())]
+    largest = max([*decided, *(phase.global_batch for phase in plan.schedule.phases)])
+    interval = plan.num_samples / plan.job.logging.logs_per_epoch + largest
+    return gap_notes(folder, checkpoint.samples, elastic.last_update, interval)
+
+
+def notes_on_data(source: DatasetPair) -> list[str]:
+    """Return notes of the source, and notes on samples that were found to be bad when it was opened."""
+    notes = list(source.notes)
+    for name, samples, fate in (("training", source.train, "replaced"), ("test", source.test, "skipped")):
+        if bad := known_bad(samples):
+            first = _first_bad(samples, min(bad))
+            notes.append(f"{len(bad)} of {len(samples)} {name} samples are bad and will be {fate}: {first}, …")
+    return notes
+
+
+def _first_bad(samples: Dataset, sample_id: int) -> str:
+    fault = f" {samples.fault(sample_id)}" if isinstance(samples, EncodedDataset) else ""
+    return samples.locate(sample_id) + fault
+
+
+def notes_on_network(parts: TrainingParts) -> list[str]:
+    """Return notes on results that depend on the layout, and on slow decoding."""
+    job, train = parts.job, parts.source.train
+    notes = [f"results of {job.model.name} depend on the layout: {hazard}" for hazard in parts.hazards]
+    notes += parts.forward_state.notes(job.model.name, exact=job.layout.exact)
+    if train.kind == "encoded" and choose_pipeline(job.data.pipeline, train) == "torch":
+        notes.append(
+            "images are decoded in the training thread; DALI decodes to the same pixels faster: "
+            "pip install 'hvd_batchgrow[dali-cuda130]'"
+        )
+    return notes
+
+
+def notes_on_ranks(plan: Plan, num_ranks: int) -> list[str]:
+    """Return a note if some ranks are idle in every phase."""
+    never = num_ranks - plan.peak_ranks
+    return [f"{never} of {counted(num_ranks, 'rank')} {'is' if never == 1 else 'are'} never used"] if never > 0 else []

@@ -1,0 +1,57 @@
+"""Plan a job for the launched ranks, and refuse what they cannot train."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hvd_batchgrow.comm.ranks import Ranks
+from hvd_batchgrow.config import Job
+from hvd_batchgrow.data.source_checks import known_num_samples
+from hvd_batchgrow.messages.errors import Fault, JobError, faults_of
+from hvd_batchgrow.nn.build import check_model
+from hvd_batchgrow.schedule.adaptive.decisions import check_replay
+from hvd_batchgrow.schedule.plan import Plan, compile_plan
+from hvd_batchgrow.train.run.phase_range import check_width
+from hvd_batchgrow.train.update.gradients import check_wire_type, wire_type_of
+
+
+def plan_for_ranks(
+    job: Job, ranks: Ranks, phases: tuple[int, int] | None = None, replay: Path | None = None
+) -> tuple[Plan, Plan]:
+    """Return the plan for these ranks, and the plan to write; an elastic job's is for the most ranks it may use.
+
+    Args:
+        job: the job.
+        ranks: the launched ranks.
+        phases: first and last phase to train, from 1; None: all.
+        replay: decisions to follow, if any.
+
+    Raises:
+        JobError: the job cannot be planned, or not be trained on these ranks.
+    """
+    if replay is not None:
+        check_replay(job, job.name)
+    with faults_of(job.name):
+        num_samples = known_num_samples(job.data)
+    # From the written plan, a host discovery script reads how many ranks the elastic job can use.
+    most_ranks = max(ranks.size, job.layout.max_ranks or 0) if ranks.elastic else ranks.size
+    shown = compile_plan(job, most_ranks, num_samples)
+    plan = compile_plan(_for_any_ranks(job), ranks.size, num_samples) if ranks.elastic else shown
+    if phases is not None:
+        check_width(plan, phases, ranks.size)
+        check_model(job)
+        return plan, shown
+    if plan.peak_ranks > ranks.size:
+        fault = f"a phase is planned for {plan.peak_ranks} ranks, but {ranks.size} are launched"
+        raise JobError([Fault("layout.ranks_per_phase", f"{fault}; launch {plan.peak_ranks}")], job.name)
+    check_model(job)
+    try:
+        check_wire_type(wire_type_of(job.update), ranks, exact=False)
+    except ValueError as error:
+        raise JobError([Fault("update.allreduce_dtype", str(error))], job.name) from None
+    return plan, shown
+
+
+def _for_any_ranks(job: Job) -> Job:
+    """Return the job with a layout for any number of ranks: all of them train, and their shares may be unequal."""
+    return job.model_copy(update={"layout": job.layout.grown_by("accumulation", uneven_ranks=True)})

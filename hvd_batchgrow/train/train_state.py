@@ -1,0 +1,96 @@
+"""The state of a run, which updates change and checkpoints hold."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+
+from hvd_batchgrow.comm.broadcast_object import broadcast_object
+from hvd_batchgrow.comm.ranks import Ranks
+from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint
+from hvd_batchgrow.train.events import Evaluation
+from hvd_batchgrow.train.growth_controller import GrowthController
+from hvd_batchgrow.train.parts import TrainingParts
+from hvd_batchgrow.train.update.engine import UpdateResult
+from hvd_batchgrow.train.update.loss_scale import LossScale
+from hvd_batchgrow.train.update.weight_average import WeightAverage
+
+
+class TrainState:
+    """The sample counter and what follows it, in addition to the weights and the optimizer of the parts.
+
+    Args:
+        parts: its network, optimizer and loss scale belong to the state.
+    """
+
+    def __init__(self, parts: TrainingParts) -> None:
+        self._parts, job = parts, parts.job
+        self.samples = 0
+        """The sample counter."""
+        self.num_skipped = 0
+        """Number of updates skipped because they were not finite."""
+        self.evaluation: Evaluation | None = None
+        """The last one."""
+        self.average = WeightAverage(parts.model, job.update.ema_samples) if job.update.ema_samples else None
+        self.growth = GrowthController(job, len(parts.source.train), parts.model, self.average)
+        self._elapsed_before_s = 0.0
+        self._begin = time.perf_counter()
+
+    @property
+    def epoch(self) -> float:
+        """The sample counter in epochs."""
+        return self.samples / len(self._parts.source.train)
+
+    @property
+    def elapsed_s(self) -> float:
+        """Wall time of the run so far, over all attempts."""
+        return self._elapsed_before_s + time.perf_counter() - self._begin
+
+    def begin(self, checkpoint: Checkpoint | None, ranks: Ranks) -> None:
+        """Load a checkpoint, which all ranks have; without one, start from rank 0's weights. All ranks call it."""
+        if checkpoint is not None:
+            self.load(checkpoint)
+        elif ranks.size > 1:
+            self._parts.model.load_state_dict(
+                broadcast_object(ranks, self._parts.model.state_dict(), "initial weights")
+            )
+        self._begin = time.perf_counter()
+
+    def add(self, result: UpdateResult, global_batch: int) -> None:
+        """Count an update that has been done."""
+        if self.average and not result.skipped:
+            self.average.update(global_batch)
+        self.growth.add(result, global_batch)
+        self.num_skipped += result.skipped
+        self.samples += global_batch
+
+    def load(self, checkpoint: Checkpoint) -> None:
+        """Continue from a checkpoint."""
+        engine, last = self._parts.engine, checkpoint.evaluation
+        self._parts.model.load_state_dict(checkpoint.model)
+        self._parts.optimizer.load_state_dict(checkpoint.optimizer)
+        self.samples, self.num_skipped = checkpoint.samples, checkpoint.num_skipped
+        if self.average:
+            self.average.load_state_dict(checkpoint.average)
+        if engine.loss_scale:
+            engine.loss_scale = LossScale(**checkpoint.loss_scale)
+        if last and last["samples"] == self.samples:
+            self.evaluation = Evaluation(self.samples, self.epoch, last["loss"], last["top1"])
+        self.growth.load(checkpoint.growth)
+        self._elapsed_before_s, self._begin = checkpoint.elapsed_s, time.perf_counter()
+
+    def capture(self) -> Checkpoint:
+        """Return the state as a checkpoint, whose tensors change with the next update."""
+        last, loss_scale = self.evaluation, self._parts.engine.loss_scale
+        return Checkpoint(
+            samples=self.samples,
+            deciding=self._parts.job.deciding(len(self._parts.source.train)),
+            model=self._parts.model.state_dict(),
+            optimizer=self._parts.optimizer.state_dict(),
+            elapsed_s=self.elapsed_s,
+            evaluation={"samples": last.samples, "loss": last.loss, "top1": last.top1} if last else {},
+            average=self.average.state_dict() if self.average else {},
+            loss_scale=asdict(loss_scale) if loss_scale else {},
+            num_skipped=self.num_skipped,
+            growth=self.growth.state(),
+        )
