@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from hvd_batchgrow.comm.devices import take_device
 from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.data.datasets.dataset import DatasetPair
@@ -59,7 +60,8 @@ def make_trainer(
     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     source = source or small_source()
     plan = compile_plan(job, ranks.size, len(source.train))
-    return Trainer(TrainingParts(job, source, ranks), plan, ranks, folder, observers)
+    device, _ = take_device(ranks, job.layout.device, job.layout.ranks_per_gpu)
+    return Trainer(TrainingParts(job, source, ranks, device), plan, ranks, folder, observers)
 
 
 def train(

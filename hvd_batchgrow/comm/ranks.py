@@ -202,13 +202,10 @@ class Ranks(ABC):
 
     def gather_bytes(self, data: bytes, name: str) -> list[bytes]:
         """Return every rank's `data`, in the order of the ranks, on all ranks."""
-        lengths = torch.zeros(self.size, dtype=torch.int64)
-        lengths[self.rank] = len(data)
-        num_words = int(self.sum(lengths, f"{name}.lengths").max()) // 8 + 1
-        rows = torch.zeros(self.size, num_words, dtype=torch.int64)  # int64: some backends lack uint8
-        rows[self.rank] = torch.frombuffer(bytearray(data.ljust(8 * num_words, b"\0")), dtype=torch.int64)
-        self.sum(rows, name)
-        return [row.numpy().tobytes()[:length] for row, length in zip(rows, lengths.tolist(), strict=True)]
+        lengths = self.all_gather([len(data)], f"{name}.lengths").flatten().tolist()
+        padded = data.ljust(8 * (max(lengths) // 8 + 1), b"\0")
+        rows = self.all_gather(memoryview(padded).cast("q").tolist(), name)  # int64: some backends lack uint8
+        return [row.numpy().tobytes()[:length] for row, length in zip(rows, lengths, strict=True)]
 
     def broadcast_values(self, tensor: Tensor, name: str) -> None:
         """Overwrite a tensor of any type and memory layout with rank 0's."""

@@ -128,8 +128,10 @@ class UpdateSection(Section):
     clip_norm: PositiveFloat | None = None
     """Largest 2-norm of the averaged gradient of all parameters together; a longer gradient is scaled down. None: no
     clipping."""
-    precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Type of the forward pass, through torch's autocast. float16 uses a dynamic loss scale."""
+    precision: Literal["float32", "tf32", "bfloat16", "float16"] = "float32"
+    """Arithmetic of the forward and backward passes. float32: no product is rounded to fewer bits, on a GPU neither.
+    tf32: on a GPU, products of float32 numbers with 10-bit mantissas. bfloat16 and float16: torch's autocast; float16
+    uses a dynamic loss scale."""
     on_nonfinite: Literal["stop", "skip"] = "stop"
     """If the loss or the gradient of an update is infinite or NaN: end the run, or skip the update and count it. If the
     test loss is infinite or NaN: end the run, or ignore the evaluation, which then counts neither as an improvement

@@ -16,11 +16,9 @@ from hvd_batchgrow.data.pipeline.reader import GhostBatch, Reader
 from hvd_batchgrow.data.pipeline.sampler import OnBad
 from hvd_batchgrow.messages.errors import Fault, JobError
 from hvd_batchgrow.nn.build import build_model, forward_state, hazards
-from hvd_batchgrow.nn.compiled import compile_network
 from hvd_batchgrow.nn.state.forward_state import ForwardState
 from hvd_batchgrow.optim.build import build_optimizer
 from hvd_batchgrow.train.liveness.watchdog import Heartbeat
-from hvd_batchgrow.train.run.setup import choose_device
 from hvd_batchgrow.train.update.engine import UpdateEngine
 
 
@@ -31,15 +29,16 @@ class TrainingParts:
         job: the job to train.
         source: its data.
         ranks: the processes that train together.
+        device: of this rank, from `prepare_rank`.
 
     Raises:
         CollectiveError: the network cannot be built or trained.
     """
 
-    def __init__(self, job: Job, source: DatasetPair, ranks: Ranks) -> None:
+    def __init__(self, job: Job, source: DatasetPair, ranks: Ranks, device: torch.device) -> None:
         self.job, self.source = job, source
         self.heartbeat = Heartbeat()
-        self.device = choose_device(ranks)
+        self.device = device
         torch.manual_seed(job.seed)
         self.stream = Stream(len(source.train), job.seed)
         self.reader = Reader(job.data, source, self.device, torch.get_num_threads(), _on_bad_sample(job, ranks))
@@ -91,5 +90,5 @@ def _build_network(job: Job, source: DatasetPair, device: torch.device) -> tuple
     if job.data.channels_last:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if job.layout.compile:
-        compile_network(model)
+        model.compile()  # in place, so that parameters keep their names; a copy is not compiled
     return model, found, state

@@ -33,7 +33,7 @@ from hvd_batchgrow.schedule.cost.probe_file import (
 from hvd_batchgrow.schedule.phases import Phase
 from hvd_batchgrow.schedule.plan import compile_plan
 from hvd_batchgrow.train.parts import TrainingParts
-from hvd_batchgrow.train.run.setup import load_together, set_threads
+from hvd_batchgrow.train.run.setup import load_together, prepare_rank
 from hvd_batchgrow.train.update.micro_batches import read_micro_batches
 
 ReportLine = Callable[[str], None]
@@ -106,8 +106,10 @@ def probe_job(
     """
     job, phase = ranks.run_on_all(lambda: _prepare(load()))
     source = load_together(job, ranks, report)
-    set_threads(job, ranks)
-    bench = _Bench(TrainingParts(job, source, ranks), phase, ranks)
+    device, notes = prepare_rank(job, ranks)
+    for note in notes:
+        report_line(note)
+    bench = _Bench(TrainingParts(job, source, ranks, device), phase, ranks)
     sums = _measure_sums(bench, report_line) if ranks.size > 1 else ()
     updates = _measure_updates(bench, report_line, budget_s)
     return _probe(bench, sums, updates) if ranks.rank == 0 else None

@@ -44,7 +44,7 @@ def noise_size(update: UpdateSection, network: nn.Module, device: torch.device) 
         device: on a GPU, torch may multiply in TF32, which has a 10-bit mantissa.
     """
     types = {parameter.dtype for parameter in network.parameters()}
-    types |= {getattr(torch, name) for name in (update.precision, update.allreduce_dtype) if name != "none"}
+    types |= {getattr(torch, name) for name in (update.precision, update.allreduce_dtype) if "float" in name}
     narrow = [2 * torch.finfo(kind).eps for kind in types & {torch.float16, torch.bfloat16}]
     is_tf32 = torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32
     if device.type == "cuda" and is_tf32:

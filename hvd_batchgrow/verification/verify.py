@@ -25,7 +25,7 @@ from hvd_batchgrow.messages.wording import counted
 from hvd_batchgrow.nn.build import build_model, forward_state, hazards
 from hvd_batchgrow.schedule.layout import form_layout
 from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint, checkpoint_paths
-from hvd_batchgrow.train.run.setup import choose_device, set_threads
+from hvd_batchgrow.train.run.setup import prepare_rank
 from hvd_batchgrow.verification.autograd_reference import PlainRun
 from hvd_batchgrow.verification.rounding_limits import NUM_REPEATS, Deviation, RoundingLimits, States, tensors_of
 from hvd_batchgrow.verification.tree_digest import tree_digest
@@ -171,8 +171,7 @@ def verify(
 
 def _measure_limits(job: Job, source: DatasetPair, num_updates: int, report: Callable[[str], None]) -> RoundingLimits:
     """Run the same updates by plain autograd, without noise and with it."""
-    set_threads(job, SingleRank())
-    device = choose_device(SingleRank())
+    device, _ = prepare_rank(job, SingleRank())
     message = f"{counted(num_updates, 'update')} by plain autograd"
     report(message)
     reference = PlainRun(job, source, device).train(num_updates)

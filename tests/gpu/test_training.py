@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from hvd_batchgrow.comm.ranks import SingleRank
 from hvd_batchgrow.optim.lars import Lars
-from hvd_batchgrow.train import parts
 from hvd_batchgrow.train.liveness.stop import StopRequest
 from hvd_batchgrow.train.trainer import Trainer
 from tests import training
@@ -32,11 +31,10 @@ def state(trainer: Trainer) -> dict[str, Tensor]:
     return {name: value.cpu() for name, value in trainer.parts.model.state_dict().items()}
 
 
-def test_a_run_is_the_cpus_up_to_rounding(gpu: torch.device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_is_the_cpus_up_to_rounding(gpu: torch.device, tmp_path: Path) -> None:
     trainer, losses = train(tmp_path / "gpu")
     assert trainer.parts.device == gpu
-    monkeypatch.setattr(parts, "choose_device", lambda _: torch.device("cpu"))
-    on_cpu, expected = train(tmp_path / "cpu")
+    on_cpu, expected = train(tmp_path / "cpu", layout={"device": "cpu"})
     assert on_cpu.parts.device.type == "cpu"
     assert losses[0] == pytest.approx(expected[0], rel=1e-4)
     assert losses == pytest.approx(expected, rel=1e-2)

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from hvd_batchgrow.comm.ranks import SingleRank
-from hvd_batchgrow.nn.compiled import compile_network
 from hvd_batchgrow.nn.dropout import KeyedDropout
 from hvd_batchgrow.nn.ghost.ghost_batch_norm import GhostBatchNorm1d
 from hvd_batchgrow.nn.state.forward_state import ForwardState, StateFault, find_forward_state
@@ -89,7 +88,7 @@ def test_updates_are_those_of_the_network_without_checkpoints(
 def test_compiled_networks_too(use_reentrant: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nn.Module, "compile", compile_eagerly)
     model = Blocks(use_reentrant)
-    compile_network(model)
+    model.compile()
     assert_equal(updated(model, 2), updated(Blocks(None), 2))
 
 

@@ -16,7 +16,6 @@ from torch import nn
 
 from hvd_batchgrow.comm.ranks import SingleRank
 from hvd_batchgrow.nn.build import build_model
-from hvd_batchgrow.nn.compiled import compile_network
 from hvd_batchgrow.nn.dropout import keyed_dropouts, sample_keys, set_sample_keys
 from hvd_batchgrow.nn.networks import dense7
 from hvd_batchgrow.schedule.phases import Phase
@@ -39,7 +38,7 @@ def test_ghost_norms_and_dropout_work_as_before(tmp_path: Path, monkeypatch: pyt
     torch.manual_seed(0)
     plain, compiled = (make(channels=(8, 8)) for _ in range(2))
     compiled.load_state_dict(plain.state_dict())
-    compile_network(compiled)
+    compiled.compile()
     rows = torch.randn(32, 6)
     for model in (plain, compiled):
         set_sample_keys(keyed_dropouts(model), sample_keys(1, np.zeros(32), np.arange(32)))
@@ -71,7 +70,7 @@ def test_a_network_becomes_one_graph(name: str, shape: tuple[int, int, int], dro
 def test_growth_of_the_batch_compiles_nothing_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     model = dense7.build(6, 3, channels=(8,), ghost_batch=4, bn_momentum=0.1, dropout=0.3)
-    compile_network(model)
+    model.compile()
     engine = UpdateEngine(model, torch.optim.SGD(model.parameters(), lr=0.1), SingleRank())
     for num_passes in (1, 1, 2, 8):
         with torch.compiler.set_stance("fail_on_recompile") if num_passes > 1 else nullcontext():
@@ -88,7 +87,7 @@ def test_growth_of_the_batch_compiles_nothing_again(tmp_path: Path, monkeypatch:
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])  # noqa: S301  # just made
 def test_a_copy_is_a_separate_network(copied: Callable[[nn.Module], nn.Module]) -> None:
     model = make(channels=(8,))
-    compile_network(model)
+    model.compile()
     before = copy.deepcopy(model.state_dict())
     other = copied(model)
     set_sample_keys(keyed_dropouts(other), sample_keys(1, np.zeros(32), np.arange(32)))

@@ -75,6 +75,9 @@ def _of_exact_mode(job: Job) -> Iterator[Fault]:
     if job.update.precision == "float16":
         fault = "'float16' needs a loss scale, which layout.exact does not support; use 'bfloat16' or 'float32'"
         yield Fault("update.precision", fault)
+    if job.update.precision == "tf32":
+        fault = "'tf32' rounds products, which layout.exact does not allow; use 'float32' or 'bfloat16'"
+        yield Fault("update.precision", fault)
     if job.update.allreduce_dtype != "none":
         fault = f"{job.update.allreduce_dtype!r} rounds the sums that layout.exact keeps exact; choose one"
         yield Fault("update.allreduce_dtype", fault)

@@ -20,7 +20,7 @@ from hvd_batchgrow.train.run.phase_range import check_reached, end_of
 from hvd_batchgrow.train.run.plan_for_ranks import plan_for_ranks
 from hvd_batchgrow.train.run.run_folder import open_run, removed_if_unused
 from hvd_batchgrow.train.run.run_lock import RunLock
-from hvd_batchgrow.train.run.setup import load_together, set_threads
+from hvd_batchgrow.train.run.setup import load_together, prepare_rank
 from hvd_batchgrow.train.trainer import Trainer
 
 
@@ -70,14 +70,14 @@ def run_job(
     job = loaded.model_copy(update={"name": options.fork}) if options.fork else loaded
     plan, shown = ranks.run_on_all(lambda: plan_for_ranks(job, ranks, options.phases, options.replay))
     source = load_together(job, ranks, report)
-    set_threads(job, ranks)
+    device, device_notes = prepare_rank(job, ranks)
     folder = options.runs_dir / job.name
     elastic = elastic or ElasticState()
     with RunLock(folder) as lock, ExitStack() as stack:
         ranks.run_on_rank0(lambda: lock.take(report))
         observers = make_observers(job) if ranks.rank == 0 else ()
         # Before the folder is opened: if the network cannot be built, --overwrite must not remove the old run.
-        parts = TrainingParts(job, source, ranks)
+        parts = TrainingParts(job, source, ranks, device)
         if ranks.rank == 0:
             stack.enter_context(removed_if_unused(folder, elastic, overwrite=options.overwrite))
         ranks.run_on_rank0(lambda: elastic.write_if_newer(folder, job.checkpoint.keep))
@@ -94,7 +94,7 @@ def run_job(
         )
         ranks.run_on_all(lambda: check_reached(plan, options.phases, checkpoint, folder))
         notes += ranks.run_on_rank0(lambda: notes_on_gaps(folder, plan, checkpoint, elastic)) or []
-        notes += [*plan.notes, *notes_on_data(source), *notes_on_network(parts)]
+        notes += [*device_notes, *plan.notes, *notes_on_data(source), *notes_on_network(parts)]
         notes += notes_on_ranks(plan, ranks.size) if options.phases is None else []
         trainer = Trainer(
             parts,

@@ -6,12 +6,13 @@ import os
 
 import torch
 
+from hvd_batchgrow.comm.devices import take_device
 from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.data.datasets.dataset import DatasetPair, ReportProgress
 from hvd_batchgrow.data.load_source import load_source
 from hvd_batchgrow.data.pipeline.reader import choose_pipeline
-from hvd_batchgrow.messages.errors import faults_of
+from hvd_batchgrow.messages.errors import Fault, JobError, faults_of
 from hvd_batchgrow.train.arithmetic_settings import check_same_arithmetic
 
 
@@ -32,28 +33,44 @@ def load_together(job: Job, ranks: Ranks, report: ReportProgress) -> DatasetPair
     return ranks.run_on_all(lambda: first or load())
 
 
-def choose_device(ranks: Ranks) -> torch.device:
-    """Return a GPU per rank if the host has enough and the backend can all-reduce on GPUs, else the CPU."""
-    if torch.cuda.is_available() and ranks.sums_on_gpu and ranks.local_size <= torch.cuda.device_count():
-        return torch.device("cuda", ranks.local_rank)
-    return torch.device("cpu")
+def prepare_rank(job: Job, ranks: Ranks) -> tuple[torch.device, list[str]]:
+    """Choose this rank's device, and set torch's threads and arithmetic; return the device and notices for the user.
 
-
-def set_threads(job: Job, ranks: Ranks) -> None:
-    """Set torch's threads: the job's number, else 1 in exact mode, else OMP_NUM_THREADS, else this rank's cores.
+    All ranks call it together, before anything is on a device.
 
     Raises:
-        CollectiveError: in exact mode, ranks compute with different kernels.
+        CollectiveError: as `take_device`; in exact mode, ranks compute with different kernels; or the precision is for
+            GPUs, and the ranks use CPUs.
     """
+    device, notes = take_device(ranks, job.layout.device, job.layout.ranks_per_gpu)
+    _set_threads(job, ranks)
+    ranks.run_on_all(lambda: _set_arithmetic(job, device))
+    if job.layout.exact:
+        check_same_arithmetic(ranks)
+    return device, notes
+
+
+def _set_threads(job: Job, ranks: Ranks) -> None:
+    """Set torch's threads: the job's number, else 1 in exact mode, else OMP_NUM_THREADS, else this rank's cores."""
     cores = _cores_per_rank(ranks)  # a collective, so every rank calls it even if it does not use the result
     if job.layout.threads_per_rank or job.layout.exact:
         torch.set_num_threads(job.layout.threads_per_rank or 1)
     elif "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(cores)
-    if job.layout.exact:
-        # Otherwise cuDNN may sum with atomics, and select kernels by measured speed.
-        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
-        check_same_arithmetic(ranks)
+
+
+def _set_arithmetic(job: Job, device: torch.device) -> None:
+    """On a GPU, set how float32 is multiplied and how kernels are chosen. Raises JobError."""
+    precision, exact = job.update.precision, job.layout.exact
+    if device.type == "cpu":
+        if precision == "tf32":
+            raise JobError([Fault("update.precision", "'tf32' is for GPUs, and the ranks use CPUs; use 'float32'")])
+        return
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = not exact, exact
+    torch.use_deterministic_algorithms(exact)
+    if exact:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it at its first multiplication
 
 
 def _cores_per_rank(ranks: Ranks) -> int:

@@ -74,7 +74,7 @@ def as_parameters(inputs: Tensor, model: nn.Module) -> Tensor:
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
-    """Return torch's autocast to a type given by name; for float32, a context that does nothing."""
-    if precision == "float32":
+    """Return torch's autocast to a type given by name; for float32 and tf32, a context that does nothing."""
+    if precision in {"float32", "tf32"}:
         return nullcontext()
     return torch.autocast(device.type, getattr(torch, precision))

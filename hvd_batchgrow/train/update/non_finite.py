@@ -56,7 +56,8 @@ def describe_evaluation(evaluation: Evaluation, precision: str) -> str:
     is_average = math.isfinite(evaluation.loss)
     which = "test loss of the averaged weights" if is_average else "test loss"
     loss = evaluation.average_loss if is_average else evaluation.loss
-    lower = "" if precision == "float32" else f"; update.precision = 'float32' has a larger range than {precision!r}"
+    has_full_range = precision in {"float32", "tf32"}
+    lower = "" if has_full_range else f"; update.precision = 'float32' has a larger range than {precision!r}"
     return (
         f"evaluation at sample {evaluation.samples:,} (epoch {evaluation.epoch:.2f}): the {which} is {loss}\n  "
         f"a lower learning rate or a warm-up may prevent it{lower}\n  "
