@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hvd_batchgrow.data.order.splitmix import MULTIPLIERS, SHIFTS, STEP, mix
+from hvd_batchgrow.nn.eager import eager
 from hvd_batchgrow.nn.recompute import is_recomputing
 
 Unit = Literal["value", "channel", "sample"]
@@ -52,6 +53,7 @@ class KeyedDropout(nn.Module):
         self._keys: Tensor | None = None
         self._num_calls = 0
 
+    @eager
     def forward(self, x: Tensor) -> Tensor:
         """Drop parts of each sample. Raises ValueError if the number of keys is not the number of samples."""
         if not self.training or self.p == 0:
@@ -72,7 +74,6 @@ class KeyedDropout(nn.Module):
         bits = _mix(keys[:, None] + counters)
         return bits.bitwise_right_shift_(40).bitwise_and_(0xFFFFFF).float().mul_(2.0**-24).view(shape)
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]  # a trace cannot see whether a backward is running
     def _count_call(self) -> int:
         """Return the index of this call in the forward. A call that an activation checkpoint repeats keeps its index.
 

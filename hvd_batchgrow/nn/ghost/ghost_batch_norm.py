@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from hvd_batchgrow.nn.eager import eager
 from hvd_batchgrow.nn.ghost.ghost_choice import choose
 from hvd_batchgrow.nn.recompute import is_recomputing
 
@@ -99,6 +100,7 @@ class GhostBatchNorm(nn.Module):
         """
         return self._normalise(x, relu=self.relu)
 
+    @eager
     def _normalise(self, x: Tensor, *, relu: bool) -> Tensor:
         self._check_shape(x)
         if not self.training:
@@ -112,7 +114,6 @@ class GhostBatchNorm(nn.Module):
         self._count(statistics, num_groups)
         return y
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]  # a trace cannot see whether a backward is running
     def _count(self, statistics: Tensor, num_groups: int) -> None:
         if is_recomputing():  # an activation checkpoint repeats a counted forward
             return

@@ -57,7 +57,6 @@ def load(path: str) -> ctypes.CDLL:
     return loaded
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]  # it passes addresses of tensors, which a trace does not have
 def normalise(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, num_groups: int, eps: float, *, relu: bool = False
 ) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,6 @@ from hvd_batchgrow.nn.ghost.ghost_function import GhostNormalise
 from hvd_batchgrow.nn.ghost.ghost_tiles import choose_tiles, power_of_two
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]  # not traced: it launches its own kernels
 def normalise(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, num_groups: int, eps: float, *, relu: bool = False
 ) -> tuple[Tensor, Tensor]:
