@@ -11,6 +11,8 @@ import torch
 from hvd_batchgrow.comm.ranks import CollectiveError, HostTopology, Ranks
 from hvd_batchgrow.messages.errors import ExitCode, RunError
 
+pytestmark = [pytest.mark.comm, pytest.mark.launcher]
+
 
 def some(ranks: Ranks) -> int:
     """Return all ranks but one, at least 1."""
