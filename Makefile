@@ -12,7 +12,7 @@ check:  ## format, lint, types, shell and the fast unit tests: two minutes; with
 	@tools/setup.sh test
 	@tools/check.sh tests
 
-test:  ## install what the tests need and run all checks and tests (about 25 minutes)
+test:  ## install what the tests need and run all checks and tests
 	@tools/setup.sh test
 	@tools/test.sh
 

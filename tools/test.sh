@@ -11,13 +11,22 @@ trap 'rm -rf "$scratch"' EXIT
 # Every pytest below, including the ranks of tests/parallel, appends its skipped tests to one file.
 export PYTEST_PLUGINS=tests.skips HVD_BATCHGROW_TEST_OUTCOMES=$scratch/outcomes PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
 
+export COVERAGE_FILE=$scratch/coverage
+# One thread per process, and a rank that waits in MPI leaves its core to the tests that run beside it.
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} OMPI_MCA_mpi_yield_when_idle=1
+
 step() { printf '\n== %s (%d s)\n' "$1" "$SECONDS"; }
 
 step "format, lint, types, shell"
 tools/check.sh
 
-step "tests in one process"
-timeout 1800 pytest -q -n auto --maxprocesses 4 --dist loadfile --basetemp "$scratch/unit" tests/unit
+# Tests of each part of tests/launch, tests/slurm and tests/storm often wait, so all parts run side by side, with one
+# process more than there are cores. The longest parts come first.
+step "launch forms, a real Slurm of four virtual hosts, a storm of kills (make storm: the long form), tests in one process"
+timeout 3000 pytest -q -n "$(($(nproc) + 1))" --maxprocesses 4 --dist loadfile --no-loadscope-reorder \
+    --cov hvd_batchgrow --cov-report '' --basetemp "$scratch/all" \
+    tests/slurm tests/launch tests/storm tests/parallel tests/unit
+echo "coverage: $(coverage report --format total) % of the lines of hvd_batchgrow, measured in pytest's own processes only"
 
 step "tests/gpu, and the kernels in Triton's interpreter"
 if python -c 'import triton' 2>/dev/null; then
@@ -30,28 +39,20 @@ else
     printf '["tests/gpu (a folder)", "%s"]\n' "$reason" >>"$HVD_BATCHGROW_TEST_OUTCOMES"
 fi
 
-step "tests/parallel on one rank"
-pytest -q --basetemp "$scratch/one" tests/parallel
-
 # Run the same files again as ranks. The timeouts keep a rank that hangs from blocking the test run.
 # shellcheck disable=SC2016  # expanded by each rank
 as_rank='exec python -m pytest -q --color=no -p no:cacheprovider \
     --basetemp "$0.${RANK:-${OMPI_COMM_WORLD_RANK:-$HOROVOD_RANK}}" "$@"'
 step "tests/parallel under mpirun -np 2"
 HVD_BATCHGROW_TEST_RANKS=2 timeout 1200 tools/mpirun.sh 2 bash -c "$as_rank" "$scratch/mpirun" tests/parallel
-step "tests/parallel under horovodrun -np 2 --gloo"
-HVD_BATCHGROW_TEST_RANKS=2 timeout 1200 horovodrun -np 2 --gloo bash -c "$as_rank" "$scratch/gloo" tests/parallel
-step "tests/parallel under mpirun -np 2, over torch.distributed"
+# Other forms run what depends on the library that communicates, or on the launcher: the markers in pyproject.toml.
+step "tests/parallel under horovodrun -np 2 --gloo: what depends on the library"
+HVD_BATCHGROW_TEST_RANKS=2 timeout 1200 horovodrun -np 2 --gloo bash -c "$as_rank" "$scratch/gloo" -m comm tests/parallel
+step "tests/parallel under mpirun -np 2, over torch.distributed: what depends on the library"
 HVD_BATCHGROW_TEST_COMM=torch HVD_BATCHGROW_TEST_RANKS=2 \
-    timeout 1200 tools/mpirun.sh 2 bash -c "$as_rank" "$scratch/torch" tests/parallel
-step "tests/parallel under torchrun"
+    timeout 1200 tools/mpirun.sh 2 bash -c "$as_rank" "$scratch/torch" -m comm tests/parallel
+step "tests/parallel under torchrun: what depends on the launcher"
 HVD_BATCHGROW_TEST_RANKS=2 timeout 1200 torchrun --standalone --no-python --nproc-per-node 2 \
-    bash -c "$as_rank" "$scratch/torchrun" tests/parallel
+    bash -c "$as_rank" "$scratch/torchrun" -m launcher tests/parallel
 
-step "a storm of kills (make storm: the long form)"
-pytest -q --basetemp "$scratch/storm" tests/storm
-step "launch forms"
-pytest -q -n 2 --dist loadfile --basetemp "$scratch/launch" tests/launch
-step "a real Slurm of four virtual hosts"
-timeout 1500 pytest -q -rs tests/slurm
 step "all passed, $(python -m tests.skips "$HVD_BATCHGROW_TEST_OUTCOMES")"

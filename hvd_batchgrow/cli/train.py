@@ -207,14 +207,13 @@ class TwinCommand(TrainCommand):
 def _observers(job: Job, console: PlainConsole) -> list[Observer]:
     from hvd_batchgrow.observers.metrics import ConsumedFile, MetricsFile
     from hvd_batchgrow.observers.progress import ProgressDisplay
-    from hvd_batchgrow.observers.tensorboard import TensorBoard
 
-    return [
-        ProgressDisplay(console),
-        MetricsFile(),
-        ConsumedFile(),
-        *([TensorBoard()] if job.logging.tensorboard else []),
-    ]
+    observers = [ProgressDisplay(console), MetricsFile(), ConsumedFile()]
+    if job.logging.tensorboard:
+        from hvd_batchgrow.observers.tensorboard import TensorBoard
+
+        observers.append(TensorBoard())
+    return observers
 
 
 def _exit_code(runs: Sequence[RunEnded]) -> ExitCode:

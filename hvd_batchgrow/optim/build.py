@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from hvd_batchgrow.config.optim import AdamSection, LarsSection, SgdSection
+from hvd_batchgrow.optim.eager import SGD, Adam, AdamW
 from hvd_batchgrow.optim.lars import Lars
 from hvd_batchgrow.schedule.phases import Phase
 
@@ -34,8 +35,8 @@ def build_optimizer(model: nn.Module, optim: SgdSection | AdamSection | LarsSect
             groups, lr=optim.lr, momentum=optim.momentum, trust_coefficient=optim.trust_coefficient, eps=optim.eps
         )
     if isinstance(optim, SgdSection):
-        return torch.optim.SGD(groups, lr=optim.lr, momentum=optim.momentum, nesterov=optim.nesterov, foreach=True)
-    kind = torch.optim.Adam if optim.name == "adam" else torch.optim.AdamW
+        return SGD(groups, lr=optim.lr, momentum=optim.momentum, nesterov=optim.nesterov, foreach=True)
+    kind = Adam if optim.name == "adam" else AdamW
     return kind(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, foreach=True)
 
 

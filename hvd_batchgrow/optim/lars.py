@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+from hvd_batchgrow.optim.eager import EagerOptimizer
 from hvd_batchgrow.optim.tensor_groups import parts_of_size
 
 _ALLOWED: dict[str, tuple[Callable[[float], bool], str]] = {
@@ -24,7 +25,7 @@ _CACHE_BYTES = 1 << 20
 """Bytes of parameters that a CPU updates together, so that all calls after the first read them from the cache."""
 
 
-class Lars(torch.optim.Optimizer):
+class Lars(EagerOptimizer):
     """SGD with momentum whose learning rate is scaled tensor by tensor: layer-wise adaptive rate scaling.
 
     A weight w with gradient ∇ moves by about a fixed fraction of its norm, so that no layer's steps are

@@ -7,6 +7,8 @@ import pytest
 from hvd_batchgrow.comm.ranks import CollectiveError, Ranks
 from hvd_batchgrow.train.arithmetic_settings import check_same_arithmetic
 
+pytestmark = [pytest.mark.comm, pytest.mark.launcher]
+
 
 def test_a_rank_with_other_kernels_is_named(ranks: Ranks, monkeypatch: pytest.MonkeyPatch) -> None:
     check_same_arithmetic(ranks)

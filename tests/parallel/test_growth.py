@@ -20,6 +20,8 @@ from hvd_batchgrow.verification.tree_digest import tree_digest
 from tests.helpers import small_job
 from tests.training import StopAfter, digest, train
 
+pytestmark = pytest.mark.comm
+
 
 def job_of(ranks: Ranks, per_phase: tuple[int, ...], **sections: Any) -> Any:
     """Four phases of 16, 48, 96 and 96 samples; each on one rank or on all."""

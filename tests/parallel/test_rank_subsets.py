@@ -11,6 +11,8 @@ import torch
 from hvd_batchgrow.comm.ranks import CollectiveError, HostTopology, Ranks
 from hvd_batchgrow.messages.errors import ExitCode, RunError
 
+pytestmark = [pytest.mark.comm, pytest.mark.launcher]
+
 
 def some(ranks: Ranks) -> int:
     """Return all ranks but one, at least 1."""
@@ -58,29 +60,26 @@ def test_a_subset_of_all_ranks_works_like_all_ranks(ranks: Ranks) -> None:
     assert sum_of_ones(ranks) == ranks.size
 
 
-def test_idle_ranks_use_no_core_and_rejoin_at_once(ranks: Ranks) -> None:
+def test_idle_ranks_use_no_core_and_rejoin(ranks: Ranks) -> None:
     part = ranks.subset(some(ranks))
-    begin = time.monotonic()
     if part is None:
         times: list[tuple[float, float]] = []
 
         def record_times() -> bool:
             used = resource.getrusage(resource.RUSAGE_SELF)
             times.append((time.monotonic(), used.ru_utime + used.ru_stime))
-            return False
+            return times[-1][0] - times[0][0] > 1.5  # ends the test: the others train until then
 
         ranks.wait_until_woken(record_times)
         # Only the wait is measured: while ranks rejoin on a busy machine, MPI spins until the last one arrives.
         waited_s, used_s = (last - first for first, last in zip(times[0], times[-1], strict=True))
-        assert waited_s > 1  # 1.5 s, less the time by which this rank started late
+        assert waited_s > 1.5
         assert used_s < 0.02 * waited_s + 0.05
     else:
-        while not part.any(flag=time.monotonic() - begin > 1.5):
+        while part.size < ranks.size and not part.any(flag=part.stop_requested_elsewhere()):
             pass
         part.close()
-    begin = time.monotonic()
-    sum_of_ones(ranks)
-    assert time.monotonic() - begin < 5  # under 1 s on an idle machine
+    assert sum_of_ones(ranks) == ranks.size
 
 
 def test_a_stop_request_on_an_idle_rank_reaches_rank_0(ranks: Ranks) -> None:
@@ -88,7 +87,7 @@ def test_a_stop_request_on_an_idle_rank_reaches_rank_0(ranks: Ranks) -> None:
     if part is None:
         ranks.wait_until_woken(lambda: ranks.rank == ranks.size - 1)
     else:
-        deadline = time.monotonic() + (20 if ranks.size > 1 else 0)
+        deadline = time.monotonic() + (120 if ranks.size > 1 else 0)
         # Like the vote in an update: rank 0's flag reaches all ranks of the subset.
         requested = False
         while not requested and not part.any(flag=time.monotonic() > deadline):

@@ -10,6 +10,8 @@ from hvd_batchgrow.comm.ranks import CollectiveError, Ranks
 from hvd_batchgrow.messages.errors import ExitCode, Fault, JobError, RunError
 from hvd_batchgrow.train.update.gradients import GradientBuckets
 
+pytestmark = [pytest.mark.comm, pytest.mark.launcher]
+
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.int64])
 def test_a_sum_is_over_all_ranks_and_in_place(ranks: Ranks, dtype: torch.dtype) -> None:

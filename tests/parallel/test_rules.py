@@ -28,6 +28,8 @@ from tests import golden
 from tests.helpers import small_job, small_source
 from tests.training import make_trainer
 
+pytestmark = pytest.mark.comm
+
 
 def rule(**values: Any) -> UpdateSection:
     return UpdateSection(**values)

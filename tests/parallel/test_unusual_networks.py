@@ -24,6 +24,8 @@ from tests import golden
 from tests.helpers import small_job
 from tests.training import train
 
+pytestmark = pytest.mark.comm
+
 SGD: dict[str, Any] = {"lr": 0.05, "momentum": 0.9, "weight_decay": 0.1}
 
 

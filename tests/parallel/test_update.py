@@ -13,6 +13,8 @@ from hvd_batchgrow.train.update.gradients import GradientBuckets
 from hvd_batchgrow.verification.tree_digest import tree_digest
 from tests import golden
 
+pytestmark = pytest.mark.comm
+
 
 @pytest.mark.parametrize("exact", [False, True])
 @pytest.mark.parametrize("per_pass", [1, 2, 3, 6, 12])

@@ -1,16 +1,19 @@
-"""A compiled network computes the same as before."""
+"""A compiled network computes the same as before, and training without torch.compile does not import it."""
 
 from __future__ import annotations
 
 import copy
 import pickle
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tomli_w
 import torch
 from torch import nn
 
@@ -21,7 +24,7 @@ from hvd_batchgrow.nn.networks import dense7
 from hvd_batchgrow.schedule.phases import Phase
 from hvd_batchgrow.train.update.engine import UpdateEngine
 from hvd_batchgrow.train.update.forward import MicroBatch
-from tests.helpers import small_job
+from tests.helpers import job_tree, small_job
 
 needs_compiler = pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler: install g++")
 
@@ -95,3 +98,22 @@ def test_a_copy_is_a_separate_network(copied: Callable[[nn.Module], nn.Module]) 
     changed = {name for name, value in other.state_dict().items() if not torch.equal(value, before[name])}
     assert {name.rpartition(".")[2] for name in changed} == {"running_mean", "running_var"}
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+TRAIN = """
+import sys
+from hvd_batchgrow.cli.commands import run
+
+for name in ("sgd", "adam", "adamw", "lars"):
+    assert run(["train", f"{name}.toml", "--max-updates", "2"]) == 75
+assert run(["train", "sgd.toml", "--resume", "auto"]) == 0
+sys.exit("torch._dynamo" in sys.modules)
+"""
+
+
+@pytest.mark.usefixtures("job")
+def test_training_does_not_import_the_compiler(tmp_path: Path) -> None:
+    for name in ("sgd", "adam", "adamw", "lars"):
+        tree = job_tree(tmp_path / "data", name=name, optim={"name": name})
+        (tmp_path / f"{name}.toml").write_text(tomli_w.dumps(tree))
+    subprocess.run([sys.executable, "-c", TRAIN], check=True, timeout=300)

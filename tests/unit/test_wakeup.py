@@ -14,6 +14,8 @@ from hvd_batchgrow.comm.wakeup import WakeupClient, WakeupServer
 from hvd_batchgrow.messages.errors import RunError
 
 TOKEN = b"0123456789abcdef"
+PATIENCE_S = 60.0
+"""A wait that lasts longer counts as a hang."""
 
 
 @pytest.fixture
@@ -29,7 +31,8 @@ def connect(count: int) -> tuple[WakeupServer, list[WakeupClient]]:
     return server, clients
 
 
-def wait_for_stop_request(server: WakeupServer, deadline: float) -> None:
+def wait_for_stop_request(server: WakeupServer) -> None:
+    deadline = time.monotonic() + PATIENCE_S
     while not server.stop_requested() and time.monotonic() < deadline:
         time.sleep(0.01)
 
@@ -44,7 +47,7 @@ def test_wake_sends_the_message_to_every_client(threads: ThreadPoolExecutor) -> 
     assert not server.stop_requested()
     message = bytes(range(256)) * 100
     server.wake(message)
-    assert [future.result(timeout=10) for future in waiting] == [message] * 3
+    assert [future.result(PATIENCE_S) for future in waiting] == [message] * 3
 
 
 def test_a_stop_request_reaches_the_server_and_is_remembered(threads: ThreadPoolExecutor) -> None:
@@ -53,10 +56,10 @@ def test_a_stop_request_reaches_the_server_and_is_remembered(threads: ThreadPool
     waiting = [threads.submit(clients[0].wait, never), threads.submit(clients[1].wait, requested.is_set)]
     assert not server.stop_requested()
     requested.set()
-    wait_for_stop_request(server, time.monotonic() + 10)
+    wait_for_stop_request(server)
     assert server.stop_requested()
     server.wake(b"")
-    assert [future.result(timeout=10) for future in waiting] == [b""] * 2
+    assert [future.result(PATIENCE_S) for future in waiting] == [b""] * 2
 
 
 def test_an_unread_stop_request_does_not_lose_the_message(threads: ThreadPoolExecutor) -> None:
@@ -64,7 +67,7 @@ def test_an_unread_stop_request_does_not_lose_the_message(threads: ThreadPoolExe
     client._connection.sendall(b"!")  # unread when the server closes its socket
     waking = threads.submit(server.wake, b"message")
     assert client.wait(never) == b"message"
-    waking.result(timeout=10)
+    waking.result(PATIENCE_S)
 
 
 def test_an_idle_rank_ends_when_rank_0_ends(threads: ThreadPoolExecutor) -> None:
@@ -72,17 +75,15 @@ def test_an_idle_rank_ends_when_rank_0_ends(threads: ThreadPoolExecutor) -> None
     waiting = threads.submit(client.wait, lambda: True)  # sending the request may fail too
     for connection in server._connections:
         connection.close()
-    begin = time.monotonic()
     with pytest.raises(RunError, match="rank 0 has ended while this rank waited"):
-        waiting.result(timeout=10)
-    assert time.monotonic() - begin < 5
+        waiting.result(PATIENCE_S)
 
 
 def test_rank_0_fails_when_an_idle_rank_has_ended() -> None:
     server, (first, second) = connect(2)
     first._connection.close()
     with pytest.raises(RunError, match="an idle rank has ended while it waited for its phase"):
-        wait_for_stop_request(server, time.monotonic() + 10)
+        wait_for_stop_request(server)
     second._connection.close()
     for connection in server._connections:
         connection.close()
