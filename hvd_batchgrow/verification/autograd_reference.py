@@ -95,7 +95,7 @@ class PlainRun:
         norm = float(torch.stack([gradient.norm().abs() for gradient in gradients.values()]).norm())
         is_finite = norm < float("inf")
         if self._loss_scale:
-            self._loss_scale.after(phase.global_batch, overflow=not is_finite)
+            self._loss_scale.after(overflow=not is_finite)
         self._changing.end(skipped=not is_finite)
         if not is_finite:
             for name, buffer in self._network.named_buffers():
@@ -114,7 +114,7 @@ class PlainRun:
     def _mean_gradients(self, ghost_batches: Sequence[MicroBatch], batch: int) -> dict[nn.Parameter, Tensor]:
         """Return the float64 gradients of the mean loss, for the parameters that a loss reaches."""
         sums: dict[nn.Parameter, Tensor] = {}
-        scale = self._loss_scale.value if self._loss_scale else 1.0
+        scale = self._loss_scale.per_sample(self.job.model.ghost_batch) if self._loss_scale else 1.0
         self._network.train()
         self._changing.begin()
         with self._noise.on_weights(self._network):

@@ -194,17 +194,32 @@ def test_an_overflow_halves_the_scale_on_all_ranks_and_leaves_the_update_out(ran
     assert golden.serve(engine, ranks, 2, 0).skipped
     assert engine.loss_scale.value == 4.0
     assert not golden.serve(engine, ranks, 2, 1).skipped
-    assert (engine.loss_scale.value, engine.loss_scale.good_samples) == (4.0, 96)
+    assert (engine.loss_scale.value, engine.loss_scale.good_updates) == (4.0, 1)
 
 
-def test_the_scale_grows_by_samples_not_by_updates() -> None:
-    few, many = LossScale(growth_samples=96), LossScale(growth_samples=96)
-    few.after(96, overflow=False)
-    for _ in range(6):
-        many.after(16, overflow=False)
-    assert few == many == LossScale(value=2.0**16, growth_samples=96)
-    assert few.after(16, overflow=True)
-    assert (few.value, few.good_samples) == (2.0**15, 0)
+def test_growth_of_the_batch_loses_as_few_updates_as_torchs_scaler() -> None:
+    """10,000 updates of 65,536 samples, in which gradients overflow above a ceiling that falls once."""
+    ours, theirs = LossScale(), torch.amp.GradScaler("cpu")
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=0.0)
+    skipped, expected = 0, 0
+    for update in range(10_000):
+        ceiling = 2.0**18 if update < 5_000 else 2.0**14
+        before = theirs.get_scale() if update else 2.0**16
+        theirs.scale(torch.zeros(1))  # creates the scale
+        parameter.grad = torch.full((1,), torch.inf if before > ceiling else 0.0)
+        theirs.step(optimizer)
+        theirs.update()
+        expected += theirs.get_scale() < before
+        assert ours.value == before
+        skipped += ours.after(overflow=ours.value > ceiling)
+    assert skipped == expected
+    assert skipped == 6  # four halvings when the ceiling falls, then one doubling too many per 2,000 updates
+
+
+def test_the_factor_is_a_power_of_two_per_sample() -> None:
+    assert LossScale().per_sample(64) == 2.0**10
+    assert LossScale().per_sample(96) == 2.0**10
 
 
 @pytest.mark.parametrize("on_nonfinite", ["stop", "skip"])

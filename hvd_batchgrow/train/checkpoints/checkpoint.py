@@ -44,7 +44,7 @@ class Checkpoint:
     average: dict[str, Tensor]
     """Averaged weights; empty if the run does not average."""
     loss_scale: dict[str, Any]
-    """`value` and `good_samples`; empty without loss scaling."""
+    """`value` and `good_updates`; empty without loss scaling."""
     num_skipped: int
     """Number of updates skipped so far."""
     growth: dict[str, Any] = field(default_factory=dict)

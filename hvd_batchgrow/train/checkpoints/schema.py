@@ -43,8 +43,8 @@ class _Evaluation(_Strict):
 
 class _LossScale(_Strict):
     value: Annotated[PositiveFloat, Field(allow_inf_nan=False)]
-    good_samples: NonNegativeInt
-    growth_samples: PositiveInt
+    good_updates: NonNegativeInt
+    growth_updates: PositiveInt
 
 
 _Empty = Annotated[dict[str, Any], Field(max_length=0)]

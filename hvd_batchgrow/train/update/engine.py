@@ -202,8 +202,7 @@ class UpdateEngine:
         self.at("updating the weights")
         tally, served, statistics = totals.tensor_split([_NUM_TALLIES, _NUM_TALLIES + num_groups])
         loss_sum, num_correct, num_requests, num_replaced, *halves = tally.tolist()
-        loss_scale = self.loss_scale.value if self.loss_scale else 1.0
-        noise = self.buckets.noise(phase.global_batch, loss_scale)
+        noise = self.buckets.noise(phase.global_batch, self._factor(phase, num_groups))
         _check_served(served)
         self._check_frozen()
         self.changing.share(self.ranks)
@@ -237,6 +236,7 @@ class UpdateEngine:
         for norm in self.norms:
             norm.forget()
         self.changing.begin()
+        factor = self._factor(phase, num_groups)
         for index in range(num_passes):
             begin = time.perf_counter()
             micro_batch = next(micro_batches, None)
@@ -250,8 +250,8 @@ class UpdateEngine:
                 # Everything but the gradients is known now, so its all-reduce overlaps the last backward too.
                 totals = self._totals(share, num_groups)
                 handle = self.ranks.start_sum(totals, "totals")
-                self.buckets.start_when_ready(self._divisor(phase))
-            scaled = loss * self.loss_scale.value if self.loss_scale else loss
+                self.buckets.start_when_ready(phase.global_batch * factor)
+            scaled = loss * factor if self.loss_scale else loss
             self.buckets.begin_backward(scaled, num_samples)
             scaled.backward()
             self.buckets.end_backward()
@@ -293,7 +293,7 @@ class UpdateEngine:
         """Clip the averaged gradient, and return whether it is finite. All ranks have the same sums, so they agree."""
         norm = self.buckets.norm()
         if self.loss_scale and math.isfinite(loss_sum):
-            is_the_scales = self.loss_scale.after(phase.global_batch, overflow=not math.isfinite(norm))
+            is_the_scales = self.loss_scale.after(overflow=not math.isfinite(norm))
             if is_the_scales:
                 return False
         if not (math.isfinite(loss_sum) and math.isfinite(norm)):
@@ -304,9 +304,9 @@ class UpdateEngine:
             self.buckets.divide(norm / self.rule.clip_norm)
         return True
 
-    def _divisor(self, phase: Phase) -> float:
-        """Return the divisor that turns the sum of the gradients into their mean."""
-        return phase.global_batch * (self.loss_scale.value if self.loss_scale else 1)
+    def _factor(self, phase: Phase, num_groups: int) -> float:
+        """Return the factor on the loss of each sample."""
+        return self.loss_scale.per_sample(phase.global_batch // num_groups) if self.loss_scale else 1.0
 
     def _bad_groups(self, share: _Share, num_groups: int) -> tuple[int, ...]:
         """Return the positions, over all ranks, of the ghost batches in micro-batches whose loss is not finite."""
