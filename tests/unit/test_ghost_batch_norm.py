@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from hvd_batchgrow.nn.ghost.convert import convert_ghost_batch_norm
 from hvd_batchgrow.nn.ghost.ghost_batch_norm import GhostBatchNorm, GhostBatchNorm1d, GhostBatchNorm2d, ghost_norms
 from hvd_batchgrow.nn.ghost.ghost_choice import by_pytorch_only
+from hvd_batchgrow.nn.ghost.norm_group import NormGroup, group_norms
 
 GHOST = 4
 ROUNDING = {torch.float64: 1e-12, torch.float32: 1e-5}
@@ -307,9 +308,10 @@ def test_deferred_statistics_have_the_same_sum_in_any_division(shares: list[list
         passes = [positions] if together else [[position] for position in positions]
         for one in passes:
             parts(torch.cat([chunks[position] for position in one]))
-        total += parts.take_contributions(positions, 3).sum(0)
+        weights = torch.tensor(parts.weights(positions, 3), dtype=torch.float64)[:, None, None]
+        total += (weights * NormGroup([parts]).take_statistics(len(positions))).sum(0)
     assert parts.running_mean.tolist() == [0, 0, 0], "nothing is committed before the update ends"
-    parts.commit(total, 3)
+    NormGroup([parts]).commit(total, 3)
     torch.testing.assert_close(list(parts.buffers()), list(whole.buffers()))
 
 
@@ -319,8 +321,27 @@ def test_a_norm_that_ran_twice_for_one_ghost_batch_is_refused() -> None:
     norm(inputs())
     norm(inputs())
     with pytest.raises(ValueError, match="6 ghost batches seen, 3 expected"):
-        norm.take_contributions(range(3), 3)
-    assert norm.take_contributions([], 3).shape == (0, 2, 3)
+        NormGroup([norm]).take_statistics(3)
+    assert norm.take_statistics().shape == (0, 2, 3)
+
+
+def test_norms_are_advanced_together_as_they_are_one_by_one() -> None:
+    alone, together = [make(), make((12, 5, 5, 5))], [make(), make((12, 5, 5, 5))]
+    for norm in together:
+        norm.deferred = True
+    for ours, theirs, channels in zip(together, alone, (3, 5), strict=True):
+        x = inputs((12, channels, 5, 5))
+        theirs(x)
+        for chunk in x.split(GHOST) if channels == 3 else [x]:  # in other passes
+            ours(chunk)
+    (group,) = group_norms(together)
+    weights = torch.tensor(together[0].weights(range(3), 3), dtype=torch.float64)[:, None, None]
+    group.commit((weights * group.take_statistics(3)).sum(0), 3)
+    for ours, theirs in zip(together, alone, strict=True):
+        torch.testing.assert_close(list(ours.buffers()), list(theirs.buffers()))
+    together[1].momentum = 0.5
+    together[0].eval()
+    assert [group.norms for group in group_norms(together)] == [[together[1]]]
 
 
 @pytest.mark.parametrize("shape", [(5, 3, 5, 5), (5, 3), (5, 3, 7)])

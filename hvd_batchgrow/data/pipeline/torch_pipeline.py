@@ -38,10 +38,10 @@ class Normalize:
 
     def images(self, pixels: Tensor) -> Tensor:
         """Normalize uint8 (n, H, W, C) to (n, C, H, W), on the device."""
-        pixels = (pixels if pixels.is_cuda else to_device(pixels, self.device)).permute(0, 3, 1, 2)
+        pixels = (to_device(pixels, self.device)).permute(0, 3, 1, 2)
         result = self.empty(pixels.shape, self.device)
         # On the CPU, in parts that fit into a core's cache.
-        length = len(pixels) if self.device.type == "cuda" else max(1, _CACHED_PIXELS // pixels[:1].numel())
+        length = len(pixels) if self.device.type != "cpu" else max(1, _CACHED_PIXELS // pixels[:1].numel())
         for start in range(0, len(pixels), length):
             part = slice(start, start + length)
             self.normalize_into(result[part], pixels[part])

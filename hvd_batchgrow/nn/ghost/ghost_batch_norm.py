@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from numbers import Integral
 from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
+from hvd_batchgrow.comm.to_device import to_device
 from hvd_batchgrow.nn.ghost import ghost_operators
 from hvd_batchgrow.nn.ghost.ghost_choice import choose
 from hvd_batchgrow.nn.recompute import is_recomputing
@@ -128,42 +129,32 @@ class GhostBatchNorm(nn.Module):
         self._pending.append(statistics)
         if not self.deferred:
             num_groups = len(statistics)
-            self.commit(self.take_contributions(range(num_groups), num_groups).sum(0), num_groups)
+            weights = torch.tensor(self.weights(range(num_groups), num_groups), dtype=torch.float64)
+            weighted = to_device(weights, statistics.device)[:, None, None] * self.take_statistics()
+            self.commit(weighted.sum(0), num_groups)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore a copy, which compiled networks must not take for the original."""
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._number = ghost_operators.number_of(self)
 
-    def take_contributions(self, positions: Sequence[int], num_groups: int) -> Tensor:
-        """Return what each ghost batch since the last call adds to the running statistics.
+    def weights(self, positions: Iterable[int], num_groups: int) -> list[float]:
+        """Return e (1-e)ᴳ⁻¹⁻ⁱ for each position i: the weight of a ghost batch in the running statistics.
 
         Args:
-            positions: index of each of them among the update's ghost batches, 0 … num_groups-1.
+            positions: index of each ghost batch among those of the update, 0 … num_groups-1.
             num_groups: G, ghost batches of the whole update, over all ranks and micro-batches.
-
-        Returns:
-            float64 (len(positions), 2, C): e (1-e)ᴳ⁻¹⁻ⁱ (μᵢ, vᵢ) for each position i.
-
-        Raises:
-            ValueError: the norm has processed another number of ghost batches.
         """
-        statistics = self.take_statistics()
-        if len(statistics) != len(positions):
-            raise ValueError(
-                f"{len(statistics)} ghost batches seen, {len(positions)} expected: does the model use a norm "
-                "twice, or skip it?"
-            )
-        return self._weights(positions, num_groups, statistics)[:, None, None] * statistics
+        return [self.momentum * (1 - self.momentum) ** (num_groups - 1 - i) for i in positions]
 
-    def _weights(self, positions: Iterable[int], num_groups: int, like: Tensor) -> Tensor:
-        weights = [self.momentum * (1 - self.momentum) ** (num_groups - 1 - i) for i in positions]
-        # Non-blocking: the GPU may still be computing the last forward.
-        return torch.tensor(weights, dtype=like.dtype).to(like.device, non_blocking=True)
+    def take_pending(self) -> list[Tensor]:
+        """Return the statistics (k, 2, C) of each pass since the last call."""
+        pending, self._pending = self._pending, []
+        return pending
 
     def take_statistics(self) -> Tensor:
         """Return mean and unbiased variance of each ghost batch since the last call, float64 (k, 2, C)."""
-        pending, self._pending = self._pending, []
+        pending = self.take_pending()
         return (torch.cat(pending) if pending else self.running_mean.new_zeros(0, 2, self.num_features)).double()
 
     def forget(self) -> None:

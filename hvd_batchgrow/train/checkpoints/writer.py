@@ -105,21 +105,22 @@ class HostCopies:
     def copy(self, value: Any) -> Any:
         """Return a copy of dicts, lists, tuples and plain values whose tensors are on the host."""
         reusable, self._buffers = iter(self._buffers), []
-        from_gpu = False
+        on_device = False
 
         def copied(tensor: Tensor) -> Tensor:
-            nonlocal from_gpu
-            from_gpu |= tensor.is_cuda
+            nonlocal on_device
+            on_device |= tensor.device.type != "cpu"
             buffer = next(reusable, None)
             if buffer is None or _layout(buffer) != _layout(tensor):
                 # Copies from a GPU to pinned memory are much faster, and do not wait for each tensor.
-                buffer = torch.empty_like(tensor.detach(), device="cpu", pin_memory=tensor.is_cuda)
+                is_pinned = tensor.device.type != "cpu"
+                buffer = torch.empty_like(tensor.detach(), device="cpu", pin_memory=is_pinned)
             self._buffers.append(buffer)
             return buffer.copy_(tensor.detach(), non_blocking=True)
 
         copy = map_tensors(value, copied)
-        if from_gpu:
-            torch.cuda.synchronize()
+        if on_device:
+            torch.accelerator.synchronize()
         return copy
 
 

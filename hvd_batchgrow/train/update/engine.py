@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -12,18 +13,20 @@ import torch
 from torch import Tensor, nn
 
 from hvd_batchgrow.comm.ranks import Ranks
+from hvd_batchgrow.comm.to_device import to_device
 from hvd_batchgrow.config import UpdateSection
 from hvd_batchgrow.data.order.order_digest import from_halves, to_halves
 from hvd_batchgrow.messages.errors import RunError
 from hvd_batchgrow.nn.dropout import keyed_dropouts, set_sample_keys
-from hvd_batchgrow.nn.ghost.ghost_batch_norm import GhostBatchNorm, ghost_norms
+from hvd_batchgrow.nn.ghost.ghost_batch_norm import ghost_norms
+from hvd_batchgrow.nn.ghost.norm_group import NormGroup, group_norms
 from hvd_batchgrow.nn.parameters import parameter_faults
 from hvd_batchgrow.nn.state.forward_state import ForwardState
 from hvd_batchgrow.optim.build import lr_ratios, set_hyperparameters
 from hvd_batchgrow.schedule.phases import Phase
 from hvd_batchgrow.train.liveness.watchdog import WAITING
 from hvd_batchgrow.train.update.changing_buffers import ChangingBuffers
-from hvd_batchgrow.train.update.exact import join, split
+from hvd_batchgrow.train.update.exact import check_range, join_unchecked, largest, split
 from hvd_batchgrow.train.update.forward import Forward, MicroBatch, classify
 from hvd_batchgrow.train.update.gradient_noise import NoiseEstimate
 from hvd_batchgrow.train.update.gradient_norms import GradientNorms
@@ -65,6 +68,8 @@ class _Share:
     """Sums over this rank's micro-batches of an update."""
 
     tally: Tensor
+    """Loss and correct answers, on the device."""
+    stop: bool
     positions: list[int] = field(default_factory=list)
     losses: list[tuple[tuple[int, ...], Tensor]] = field(default_factory=list)
     """For each micro-batch, the positions of its ghost batches and the sum of its losses."""
@@ -193,21 +198,25 @@ class UpdateEngine:
         if num_passes < 1:
             raise ValueError(f"num_passes = {num_passes}: must be at least 1 on each rank")
         start = time.perf_counter()
-        share = _Share(torch.zeros(_NUM_TALLIES, dtype=torch.float64, device=self.device))
-        share.tally[2] = stop
+        share = _Share(torch.zeros(2, dtype=torch.float64, device=self.device), stop=stop)
         totals, handle = self._compute(micro_batches, num_passes, share, phase, num_groups)
         self.at(WAITING)
         reduce_wait_s = self.buckets.wait()
         self.ranks.wait(handle)
         self.at("updating the weights")
-        tally, served, statistics = totals.tensor_split([_NUM_TALLIES, _NUM_TALLIES + num_groups])
-        loss_sum, num_correct, num_requests, num_replaced, *halves = tally.tolist()
+        numbers, sums = totals.tensor_split([_NUM_TALLIES + num_groups])
+        statistics, bounds = self._joined(sums)
+        # The only wait for the device: everything that the host needs is read together.
+        read = torch.cat([numbers, torch.stack([self.buckets.norm(), *bounds])]).tolist()
+        tally, served, (norm, *read_bounds) = _split(read, _NUM_TALLIES, num_groups)
+        loss_sum, num_correct, num_requests, num_replaced, *halves = tally
+        check_range(read_bounds)
         noise = self.buckets.noise(phase.global_batch, self._factor(phase, num_groups))
         _check_served(served)
         self._check_frozen()
         self.changing.share(self.ranks)
         replaced = _gather_replaced(share.replaced, self.ranks) if num_replaced else ()
-        skipped = not self._is_usable(phase, loss_sum, share, num_groups)
+        skipped = not self._is_usable(norm, loss_sum, share, num_groups)
         # Ranks are lost in collectives, all of which are above: the weights are then those before the update.
         if not skipped:
             set_hyperparameters(self.optimizer, phase, self.lr_ratios, rescale_momentum=self.rescale_momentum)
@@ -261,7 +270,8 @@ class UpdateEngine:
 
     def _forward(self, micro_batch: MicroBatch, share: _Share, group: int) -> tuple[Tensor, int]:
         """Return the sum of the losses of a micro-batch, and the number of its samples."""
-        set_sample_keys(self.dropouts, micro_batch.keys)
+        keys = micro_batch.keys
+        set_sample_keys(self.dropouts, None if keys is None else to_device(keys, self.device))
         losses = self.forward(self.model, micro_batch)
         self._check(losses.each, micro_batch, group)
         loss = losses.each.sum()
@@ -289,9 +299,8 @@ class UpdateEngine:
                 "optimizer; set it where the network is built"
             )
 
-    def _is_usable(self, phase: Phase, loss_sum: float, share: _Share, num_groups: int) -> bool:
+    def _is_usable(self, norm: float, loss_sum: float, share: _Share, num_groups: int) -> bool:
         """Clip the averaged gradient, and return whether it is finite. All ranks have the same sums, so they agree."""
-        norm = self.buckets.norm()
         if self.loss_scale and math.isfinite(loss_sum):
             is_the_scales = self.loss_scale.after(overflow=not math.isfinite(norm))
             if is_the_scales:
@@ -322,32 +331,63 @@ class UpdateEngine:
         Returns:
             float64 (6 + G + Σ 2C). Exact sums have two parts, each with a largest value: 4 (C+1) numbers per norm.
         """
-        share.tally[3:] = torch.tensor([len(share.replaced), *to_halves(share.digest % 2**64)], dtype=torch.float64)
         outside = [place for place in share.positions if not 0 <= place < num_groups]
         if outside:
             raise ValueError(
                 f"positions {outside[:8]} must be in 0 … {num_groups - 1}: the update has {num_groups} ghost batches"
             )
-        served = torch.bincount(torch.tensor(share.positions), minlength=num_groups).to(share.tally)
-        contributions = [norm.take_contributions(share.positions, num_groups) for norm in self._training_norms()]
-        sums = [split(c).sum(1) if self.exact else c.sum(0, keepdim=True) for c in contributions]
-        return torch.cat([share.tally, served, *(part.reshape(-1) for part in sums)])
+        self._norm_groups = group_norms(self.norms)
+        served = [0.0] * num_groups
+        for position in share.positions:
+            served[position] += 1
+        known = [float(share.stop), float(len(share.replaced)), *to_halves(share.digest % 2**64), *served]
+        weights = [group.norms[0].weights(share.positions, num_groups) for group in self._norm_groups]
+        known += [weight for of_group in weights for weight in of_group]
+        # What the host knows crosses to the device in one copy.
+        numbers, rest = to_device(torch.tensor(known, dtype=torch.float64), self.device).tensor_split([4 + num_groups])
+        sums: list[Tensor] = []
+        num_positions = len(share.positions)
+        for index, group in enumerate(self._norm_groups):
+            of_group = rest[index * num_positions : (index + 1) * num_positions]
+            sums += self._summed(group, of_group[:, None, None] * group.take_statistics(num_positions))
+        return torch.cat([share.tally, numbers, *sums])
 
-    def _training_norms(self) -> list[GhostBatchNorm]:
-        """Return the ghost norms in training mode; those in evaluation mode do not update running statistics."""
-        return [norm for norm in self.norms if norm.training]
+    def _summed(self, group: NormGroup, contributions: Tensor) -> list[Tensor]:
+        """Sum the contributions (k, 2, ΣC) of this rank's ghost batches, flat; in exact mode as parts, norm by norm."""
+        if not self.exact:
+            return [contributions.sum(0).reshape(-1)]
+        return [split(part).sum(1).reshape(-1) for part in contributions.split(group.sizes, dim=2)]
 
-    def _commit(self, statistics: Tensor, num_groups: int) -> None:
-        norms = self._training_norms()
-        sizes = [4 * (norm.num_features + 1) if self.exact else 2 * norm.num_features for norm in norms]
-        for norm, part in zip(norms, statistics.split(sizes), strict=True):
-            sums = join(part.view(2, 2, -1)) if self.exact else part.view(2, -1)
-            norm.commit(sums, num_groups)
+    def _joined(self, sums: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Return the contributions (2, ΣC) of each group, and the largest values of all exact sums of the update."""
+        if not self.exact:
+            sizes = [2 * sum(group.sizes) for group in self._norm_groups]
+            return [part.view(2, -1) for part in sums.split(sizes)], []
+        joined, bounds, start = [], self.buckets.largest(), 0
+        for group in self._norm_groups:
+            parts = []
+            for size in group.sizes:
+                part = sums[start : start + 4 * (size + 1)].view(2, 2, -1)
+                parts.append(join_unchecked(part))
+                bounds.append(largest(part))
+                start += 4 * (size + 1)
+            joined.append(torch.cat(parts, dim=1))
+        return joined, bounds
+
+    def _commit(self, statistics: Sequence[Tensor], num_groups: int) -> None:
+        for group, contributions in zip(self._norm_groups, statistics, strict=True):
+            group.commit(contributions, num_groups)
 
 
-def _check_served(counts: Tensor) -> None:
+def _split(values: list[float], *sizes: int) -> list[list[float]]:
+    """Split a list into parts of these sizes and the rest."""
+    ends = list(itertools.accumulate(sizes))
+    return [values[start:end] for start, end in zip([0, *ends], [*ends, len(values)], strict=True)]
+
+
+def _check_served(counts: Sequence[float]) -> None:
     """Check that each ghost batch was processed once. All ranks have the same counts, so they raise together."""
-    wrong = [position for position, count in enumerate(counts.tolist()) if count != 1]
+    wrong = [position for position, count in enumerate(counts) if count != 1]
     if wrong:
         found = ", ".join(f"ghost batch {position}: {counts[position]:.0f} times" for position in wrong[:8])
         raise ValueError(

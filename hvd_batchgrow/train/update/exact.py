@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -44,13 +45,31 @@ def join(sums: Tensor) -> Tensor:
     A sum that includes a value that is not finite is not finite.
 
     Raises:
-        OverflowError: a sum may have left the range in which adding is exact; whether it is raised does not
-            depend on the order either.
+        OverflowError: see `check_range`.
     """
-    largest = float(sums[0, ..., -1].max())
-    if LIMIT <= largest < math.inf:
-        raise OverflowError(f"a sum of absolute values is {largest:.3g}; in exact mode it must be below {LIMIT:.0f}")
+    check_range([float(largest(sums))])
+    return join_unchecked(sums)
+
+
+def join_unchecked(sums: Tensor) -> Tensor:
+    """Return what `join` returns without reading a value; the caller passes `largest` of the sums to `check_range`."""
     return (sums[0] + sums[1])[..., :-1]
+
+
+def largest(sums: Tensor) -> Tensor:
+    """Return the largest sum of absolute values, float64 (), which bounds every partial sum."""
+    return sums[0, ..., -1].max()
+
+
+def check_range(values: Iterable[float]) -> None:
+    """Raise OverflowError if a sum may have left the range in which adding is exact, in whatever order.
+
+    Args:
+        values: `largest` of each of the sums.
+    """
+    for value in values:
+        if LIMIT <= value < math.inf:
+            raise OverflowError(f"a sum of absolute values is {value:.3g}; in exact mode it must be below {LIMIT:.0f}")
 
 
 def _round_to(values: Tensor, grid: float) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hvd_batchgrow.comm.ranks import Ranks
+from hvd_batchgrow.comm.to_device import to_device
 from hvd_batchgrow.nn.parameters import gradient_strides
 from hvd_batchgrow.train.update import exact as exact_sums
 from hvd_batchgrow.train.update.gradient_noise import NoiseEstimate, estimate
@@ -40,9 +41,9 @@ class GradientNorms:
     ) -> None:
         self._members, self._exact, self._adam = members, exact, adam
         self.names = list(dict.fromkeys([ALL, *(groups[p] for bucket in members for p in bucket)] if groups else [ALL]))
-        self._places = [[self.names.index(groups[p]) for p in bucket] for bucket in members] if groups else []
-        self._scales: list[Tensor] = []
         self._device = members[0][0].device
+        self._selections = [self._selection(bucket, groups) for bucket in members] if groups else []
+        self._scales: list[Tensor] = []
         self._sums = self._zeros()
         self._num_gradients = 0
         self._handle: Any = None
@@ -72,8 +73,8 @@ class GradientNorms:
 
     def start(self, ranks: Ranks) -> None:
         """Start the all-reduce of the sums, after the last micro-batch."""
-        count = torch.tensor([self._num_gradients], dtype=torch.float64, device=self._device)
-        self._vector = torch.cat([self._sums.reshape(-1), count])
+        count = torch.tensor([self._num_gradients], dtype=torch.float64)
+        self._vector = torch.cat([self._sums.reshape(-1), to_device(count, self._device)])
         self._handle = ranks.start_sum(self._vector, "gradient norms")
 
     def finish(self, ranks: Ranks, mean: Sequence[Tensor], batch: int, loss_scale: float) -> dict[str, NoiseEstimate]:
@@ -86,11 +87,12 @@ class GradientNorms:
             loss_scale: the factor by which the gradients of the micro-batches are scaled.
         """
         ranks.wait(self._handle)
-        *sums, count = self._vector.tolist()
-        summed = torch.tensor(sums, dtype=torch.float64).view_as(self._sums)
+        norms = torch.stack([self._squares(index, bucket) for index, bucket in enumerate(mean)]).sum(0)
+        sums, count, norms = (
+            torch.cat([self._vector, norms]).cpu().tensor_split([-len(self.names) - 1, -len(self.names)])
+        )
+        summed = sums.view(self._sums.shape)
         weighted = exact_sums.join(summed) / _EXACT_SCALE if self._exact else summed
-        norms = sum(self._squares(index, bucket).cpu() for index, bucket in enumerate(mean))
-        assert isinstance(norms, Tensor)
         estimates = {
             name: estimate(float(weighted[k]) / loss_scale**2, int(count), batch, float(norms[k]))
             for k, name in enumerate(self.names)
@@ -101,14 +103,19 @@ class GradientNorms:
         """Return float64 (names): the squared norms of a bucket, in total and by layer group."""
         if self._scales:
             gradient = gradient * self._scales[index]
-        if not self._places:
+        if not self._selections:
             return squared_norm(gradient).reshape(1)
         pieces = gradient.split([p.numel() for p in self._members[index]])
         each = torch.stack([squared_norm(piece) for piece in pieces])
-        places = torch.tensor(self._places[index], device=self._device)
-        sums = torch.zeros(len(self.names), dtype=torch.float64, device=self._device).index_add_(0, places, each)
-        sums[0] = each.sum()
-        return sums
+        return self._selections[index] @ each
+
+    def _selection(self, members: Sequence[nn.Parameter], groups: dict[nn.Parameter, str]) -> Tensor:
+        """Return a matrix (names, members) of 0 and 1 that adds the members of each name, and all of them for `ALL`.
+
+        A multiplication adds in a fixed order on every device; `index_add_` would not on a GPU.
+        """
+        rows = [[float(name in {ALL, groups[p]}) for p in members] for name in self.names]
+        return torch.tensor(rows, dtype=torch.float64).to(self._device)
 
     def _scale_of(self, members: Sequence[nn.Parameter]) -> Tensor:
         """Return 1/(√v̂ + eps) for each value of a bucket, as in Adam's last step; 1 before the first step."""

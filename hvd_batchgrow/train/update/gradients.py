@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -237,16 +237,13 @@ class GradientBuckets:
 
         Returns:
             The seconds waited.
-
-        Raises:
-            OverflowError: in exact mode, see `exact.join`.
         """
         begin = time.perf_counter()
         for handle in [bucket.handle for bucket in self._buckets] + [self._reached_handle]:
             self.ranks.wait(handle)
         for bucket in self._buckets:
             if bucket.parts is not None:
-                bucket.flat.copy_(exact_sums.join(bucket.parts).div_(self._divisor))
+                bucket.flat.copy_(exact_sums.join_unchecked(bucket.parts).div_(self._divisor))
             elif (wire := self._wire_of(bucket)) is not None:
                 bucket.flat.copy_(wire).div_(bucket.wire_scale)
             else:
@@ -263,10 +260,14 @@ class GradientBuckets:
         """Divide all gradients."""
         torch._foreach_div_(self._flats, divisor)
 
-    def norm(self) -> float:
-        """Return the 2-norm of all gradients together; infinite or NaN if any of them is."""
+    def largest(self) -> list[Tensor]:
+        """Return `exact.largest` of each bucket's sums; empty without `exact`."""
+        return [exact_sums.largest(bucket.parts) for bucket in self._buckets if bucket.parts is not None]
+
+    def norm(self) -> Tensor:
+        """Return the 2-norm of all gradients together, float64 (); infinite or NaN if any of them is."""
         norms = torch.stack([norm.double() for norm in torch._foreach_norm(self._flats)])
-        return float(torch.linalg.vector_norm(norms))
+        return cast("Tensor", torch.linalg.vector_norm(norms))
 
     def _note_outermost(self, _: Tensor) -> None:
         self._outermost = torch._C._current_graph_task_id()

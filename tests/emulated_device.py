@@ -1,0 +1,239 @@
+"""An accelerator whose tensors are in CPU memory, and which counts what a host would wait for.
+
+A tensor on the device `emulated:0` holds a CPU tensor, and every operation on it runs on the CPU's kernels. As on a
+GPU,
+
+- an operation on tensors of the device and of the CPU together is an error, except for numbers;
+- reading a value (`item`, `tolist`, `cpu`, a boolean index) makes the host wait, as does a copy unless it is
+  non-blocking and the host's memory is pinned. Each wait is counted.
+
+Streams, autocast, the rounding of a GPU's kernels and speed are not emulated.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import backend_registration
+from torch.utils._pytree import tree_flatten, tree_map
+
+import hvd_batchgrow
+
+NAME = "emulated"
+_PACKAGE = f"{Path(hvd_batchgrow.__file__).parent}/"
+_WAITING = {"nonzero", "masked_select", "equal", "_unique2", "unique_consecutive", "is_nonzero", "bincount"}
+"""Operations whose result the host needs, so that it waits."""
+_FACTORIES = (
+    *("empty.memory_format", "empty_strided", "arange", "arange.start", "arange.start_step", "zeros", "ones", "full"),
+    *("rand", "randn", "scalar_tensor", "eye", "linspace"),
+)
+"""Operations that make a tensor from numbers."""
+_FREE = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "detach", "alias", "lift_fresh"}
+"""Operations that launch nothing."""
+
+
+class MixedDevicesError(RuntimeError):
+    """An operation on tensors of the device and of the CPU."""
+
+
+waits: Counter[str] = Counter()
+"""How often the host has waited, by line of the package and operation."""
+launches: Counter[str] = Counter()
+"""Operations that a GPU would launch as kernels, likewise."""
+
+
+def _line() -> str:
+    """Return the innermost line of the package, and its function."""
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        path = frame.f_code.co_filename
+        if path.startswith(_PACKAGE):
+            return f"{path.removeprefix(_PACKAGE)}:{frame.f_lineno} {frame.f_code.co_name}"
+        frame = frame.f_back
+    return "elsewhere"
+
+
+def _wait(operation: str) -> None:
+    waits[f"{_line()}: {operation}"] += 1
+
+
+class EmulatedTensor(torch.Tensor):
+    """A tensor on the device."""
+
+    inner: Tensor
+
+    @staticmethod
+    def __new__(cls: type[EmulatedTensor], inner: Tensor) -> EmulatedTensor:
+        made: EmulatedTensor = torch.Tensor._make_wrapper_subclass(
+            cls,
+            inner.size(),
+            strides=inner.stride(),
+            storage_offset=inner.storage_offset(),
+            dtype=inner.dtype,
+            device=torch.device(NAME, 0),
+        )
+        made.inner = inner
+        return made
+
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return _execute(func, args, dict(kwargs or {}))
+
+    def tolist(self) -> Any:
+        """Wait, and return the values."""
+        _wait("tolist")
+        return self.inner.tolist()
+
+    def untyped_storage(self) -> Any:
+        """Return the memory that holds the values."""
+        return self.inner.untyped_storage()
+
+    def data_ptr(self) -> int:
+        """Return the address of the values."""
+        return self.inner.data_ptr()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> EmulatedTensor:
+        copied = self.detach().clone().requires_grad_(self.requires_grad)
+        memo[id(self)] = copied
+        return copied  # type: ignore[no-any-return]
+
+
+def _inner(value: Any) -> Any:
+    return tree_map(lambda leaf: leaf.inner if isinstance(leaf, EmulatedTensor) else leaf, value)
+
+
+def _execute(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    name = func._schema.name.partition("::")[2]
+    if name == "copy_":
+        return _copy(*args, **kwargs)
+    if name == "_to_copy":
+        return _to_copy(*args, **kwargs)
+    leaves = tree_flatten((args, kwargs))[0]
+    mine = [leaf for leaf in leaves if isinstance(leaf, EmulatedTensor)]
+    _check_mixing(name, func, args, mine, leaves)
+    if name in _WAITING or name == "_local_scalar_dense":
+        _wait(name)
+    elif not _is_view(func) and name not in _FREE:
+        launches[f"{_line()}: {name}"] += 1
+    is_pinned, wanted = kwargs.pop("pin_memory", False), kwargs.get("device")
+    if wanted is not None:
+        kwargs["device"] = torch.device("cpu")
+    result = func(*_inner(args), **_inner(kwargs))
+    if name == "_local_scalar_dense":
+        return result
+    if wanted is not None and torch.device(wanted).type == "cpu":
+        result.is_stand_in_for_pinned = is_pinned
+        return result
+    wrapped = {id(leaf.inner): leaf for leaf in mine}
+
+    def wrap(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        return wrapped[id(leaf)] if id(leaf) in wrapped else EmulatedTensor(leaf)
+
+    return tree_map(wrap, result)
+
+
+def _check_mixing(name: str, func: Any, args: Any, mine: list[EmulatedTensor], leaves: list[Any]) -> None:
+    others = [
+        leaf for leaf in leaves if isinstance(leaf, Tensor) and not isinstance(leaf, EmulatedTensor) and leaf.dim()
+    ]
+    if name.startswith(("index", "_index_put")):
+        for index in args[1] if isinstance(args[1], (list, tuple)) else ():
+            if index is not None and index.dtype in (torch.bool, torch.uint8):
+                _wait(f"{name} by a boolean")
+            if index is not None and not isinstance(index, EmulatedTensor):
+                _wait(f"{name} by an index on the CPU")
+                others = [other for other in others if other is not index]
+    if mine and others:
+        raise MixedDevicesError(f"{func} on {NAME}:0 and a CPU tensor of shape {tuple(others[0].shape)}, at {_line()}")
+
+
+def _is_view(func: Any) -> bool:
+    returns = func._schema.returns
+    return bool(returns) and all(r.alias_info is not None and not r.alias_info.is_write for r in returns)
+
+
+def _copy(target: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
+    to_device, from_device = isinstance(target, EmulatedTensor), isinstance(source, EmulatedTensor)
+    if to_device and from_device:
+        launches[f"{_line()}: copy_"] += 1
+    elif source.dim() or from_device:
+        host = source if to_device else target
+        if not (non_blocking and getattr(host, "is_stand_in_for_pinned", False)):
+            _wait("copy to the device" if to_device else "copy to the host")
+    _inner(target).copy_(_inner(source))
+    return target
+
+
+def _to_copy(source: Tensor, **options: Any) -> Tensor:
+    non_blocking = options.pop("non_blocking", False)
+    device = options.pop("device", None) or source.device
+    options = {key: value for key, value in options.items() if value is not None and key in {"dtype", "memory_format"}}
+    made = torch.empty_like(_inner(source), **options)
+    result = EmulatedTensor(made) if torch.device(device).type == NAME else made
+    return _copy(result, source, non_blocking)
+
+
+class _Module(backend_registration._DummyBackendModule):
+    """What torch asks of `torch.emulated`."""
+
+    def get_amp_supported_dtype(self) -> list[torch.dtype]:
+        return [torch.bfloat16, torch.float16]
+
+
+def _pinned(host: Tensor) -> Tensor:
+    pinned = host.clone()
+    pinned.is_stand_in_for_pinned = True  # type: ignore[attr-defined]
+    return pinned
+
+
+@cache
+def _register() -> torch.library.Library:
+    """Register the device, for the rest of the process."""
+    backend_registration._setup_privateuseone_for_python_backend(NAME, backend_module=_Module())
+    library = torch.library.Library("aten", "IMPL")
+    for full in _FACTORIES:
+        base, _, overload = full.partition(".")
+        library.impl(full, _factory(getattr(getattr(torch.ops.aten, base), overload or "default")), "PrivateUse1")
+    library.impl("_copy_from", lambda source, target, wait=False: _copy(target, source, wait), "PrivateUse1")
+    return library
+
+
+@contextmanager
+def emulated_device() -> Iterator[torch.device]:
+    """Return the device, which works within the block."""
+    _register()
+    before, pin = torch.__future__.get_overwrite_module_params_on_conversion(), Tensor.pin_memory
+    synchronize = torch.accelerator.synchronize
+    torch.__future__.set_overwrite_module_params_on_conversion(True)  # assigning `.data` would lose the subclass
+    Tensor.pin_memory = _pinned  # type: ignore[method-assign,assignment]
+    torch.accelerator.synchronize = lambda: _wait("synchronize")  # type: ignore[assignment]
+    try:
+        yield torch.device(NAME, 0)
+    finally:
+        torch.__future__.set_overwrite_module_params_on_conversion(before)
+        Tensor.pin_memory, torch.accelerator.synchronize = pin, synchronize  # type: ignore[method-assign]
+
+
+def _factory(operation: Any) -> Any:
+    def make(*args: Any, **kwargs: Any) -> Tensor:
+        name = operation._schema.name.partition("::")[2]
+        if name not in _FREE:
+            launches[f"{_line()}: {name}"] += 1
+        kwargs = {**kwargs, "device": torch.device("cpu")}
+        kwargs.pop("pin_memory", None)
+        return EmulatedTensor(operation(*args, **kwargs))
+
+    return make
