@@ -46,3 +46,27 @@ def test_without_horovod_ranks_of_mpirun_train_over_torch_distributed_and_say_so
     assert done.stderr.count("Horovod cannot be imported (not built): using torch.distributed instead") == 1
     attempt = json.loads((folder / "runs" / "without" / "record.json").read_text())["attempts"][0]
     assert (attempt["ranks"], attempt["backend"]) == (2, "torch-gloo")
+
+
+SWITCH = """
+import os
+import torch
+from hvd_batchgrow.comm import backend, devices
+
+gpu = f"GPU-{os.environ['OMPI_COMM_WORLD_RANK']}"
+devices.visible_gpus = lambda: devices.VisibleGpus("n1", (gpu,))
+ranks = backend.connect("auto")
+print(ranks.backend, ranks.sum(torch.ones(1), "ones").item(), flush=True)
+ranks.close()
+"""
+
+
+def test_ranks_with_gpus_leave_a_horovod_that_cannot_sum_there(tmp_path: Path) -> None:
+    words = [*FORMS["mpirun"], sys.executable, "-c", SWITCH]
+    done = subprocess.run(
+        words, check=False, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert sorted(done.stdout.splitlines()) == ["torch-gloo 2.0"] * 2
+    why = "horovod-mpi cannot sum on GPUs: Horovod is built without NCCL: using torch.distributed instead"
+    assert done.stderr.count(why) == 1
