@@ -49,7 +49,7 @@ def assign_devices(seen: Sequence[VisibleGpus], device: DeviceKey, ranks_per_gpu
     """Assign a device to each rank.
 
     A rank takes number `local_rank % visible`. Ranks share a GPU if they take the same UUID: counts alone decide
-    nothing, because each rank may see one GPU of its own, or all ranks the same one.
+    nothing, because each rank may see one separate GPU, or all ranks the same one.
 
     Args:
         seen: what each rank sees.

@@ -16,7 +16,7 @@ def on(host: str, *uuids: str) -> VisibleGpus:
 
 
 def masked(ranks: int, host: str = "a") -> list[VisibleGpus]:
-    """Each rank sees one GPU of its own, as with Slurm's --gpus-per-task=1."""
+    """Each rank sees one separate GPU, as with Slurm's --gpus-per-task=1."""
     return [on(host, f"GPU-{host}{rank}") for rank in range(ranks)]
 
 
@@ -39,7 +39,7 @@ def whole(ranks: int, gpus: int, host: str = "a") -> list[VisibleGpus]:
         (whole(0, 0) + [on("a")] * 3, (None, None, None)),
     ],
 )
-def test_each_rank_gets_a_gpu_of_its_own_or_the_cpu(seen: list[VisibleGpus], indices: tuple[int | None, ...]) -> None:
+def test_each_rank_gets_a_separate_gpu_or_the_cpu(seen: list[VisibleGpus], indices: tuple[int | None, ...]) -> None:
     found = assign_devices(seen, "auto", None)
     assert found.indices == indices
     assert (found.ranks_per_gpu, found.notes) == (1, ())
