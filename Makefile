@@ -26,9 +26,10 @@ fuzz:  ## test 10 000 bad job files, command lines, data files, checkpoints and 
 	PATH="$$PWD/.venv/bin:$$PATH" OMP_NUM_THREADS=1 python -m tests.fuzz.networks
 	OMP_NUM_THREADS=1 tools/mpirun.sh 2 python -m tests.fuzz.networks
 
-format:  ## fix lint errors and format the code
+format:  ## fix lint errors, format the code, and write the tables of sources and networks into the docs
 	.venv/bin/ruff check --fix -q .
 	.venv/bin/ruff format -q .
+	PYTHONPATH=. .venv/bin/python tools/reference_tables.py
 
 clean:  ## remove .venv; keep runs and caches
 	rm -rf .venv

@@ -176,8 +176,8 @@ HOROVOD_FLAGS=(HOROVOD_WITH_PYTORCH=1 HOROVOD_WITH_MPI=1 HOROVOD_WITH_GLOO=1
 
 # Compute capabilities such as 80,90: this machine's, or those of A100 and H100.
 cuda_architectures() {
-    local here
-    here=$(has_gpu && nvidia-smi --query-gpu=compute_cap --format=csv,noheader | tr -d . | sort -nu | paste -sd, || true)
+    local here=''
+    ! has_gpu || here=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | tr -d . | sort -nu | paste -sd,)
     echo "${HOROVOD_BUILD_CUDA_CC_LIST:-${here:-80,90}}"
 }
 
