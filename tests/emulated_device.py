@@ -221,7 +221,9 @@ def emulated_device() -> Iterator[torch.device]:
     Tensor.pin_memory = _pinned  # type: ignore[method-assign,assignment]
     torch.accelerator.synchronize = lambda: _wait("synchronize")  # type: ignore[assignment]
     try:
-        yield torch.device(NAME, 0)
+        # An autograd engine that is running already has no thread for the device.
+        with torch.autograd.set_multithreading_enabled(False):
+            yield torch.device(NAME, 0)
     finally:
         torch.__future__.set_overwrite_module_params_on_conversion(before)
         Tensor.pin_memory, torch.accelerator.synchronize = pin, synchronize  # type: ignore[method-assign]

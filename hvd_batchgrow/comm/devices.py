@@ -14,6 +14,7 @@ import torch
 from hvd_batchgrow.comm.ranks import CollectiveError, Ranks
 from hvd_batchgrow.messages.errors import ExitCode, Fault, JobError
 from hvd_batchgrow.messages.wording import counted
+from hvd_batchgrow.storage.strict_json import dump_json
 
 DeviceKey = Literal["auto", "cuda", "cpu"]
 """`layout.device`."""
@@ -132,7 +133,7 @@ def agree_on_devices(ranks: Ranks, device: DeviceKey, ranks_per_gpu: int | None)
         CollectiveError: as `assign_devices` raises JobError.
     """
     view = visible_gpus()
-    texts = ranks.gather_bytes(json.dumps([view.host, view.uuids]).encode(), "visible GPUs")
+    texts = ranks.gather_bytes(dump_json([view.host, view.uuids]).encode(), "visible GPUs")
     seen = [VisibleGpus(host, tuple(uuids)) for host, uuids in map(json.loads, texts)]
     return ranks.run_on_all(lambda: assign_devices(seen, device, ranks_per_gpu))
 

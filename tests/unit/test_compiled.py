@@ -82,7 +82,7 @@ def test_growth_of_the_batch_compiles_nothing_again(tmp_path: Path, monkeypatch:
                 MicroBatch(torch.randn(8, 6), torch.arange(8) % 3, (2 * k, 2 * k + 1), keys=keys)
                 for k in range(num_passes)
             ]
-            phase = Phase(0.0, 0, 1, 0.1, 0.9, 8 * num_passes, 8 * num_passes)
+            phase = Phase(0.0, 0.1, 0.9, 8 * num_passes, 8.0 * num_passes, start_samples=0, num_updates=1)
             engine.update(iter(passes), num_passes, phase, 2 * num_passes)
 
 

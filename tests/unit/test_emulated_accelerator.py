@@ -157,7 +157,7 @@ def test_the_host_waits_once_per_update_and_never_in_a_pass(device: torch.device
 def test_an_update_launches_little_beside_its_passes_and_its_optimizer_step(
     device: torch.device, tmp_path: Path
 ) -> None:
-    """Forward, backward and optimizer apart, the launches do not grow with the number of layers or passes."""
+    """Forward, backward (which `_compute` calls) and the optimizer's step are not counted."""
     trainer = trainer_of(dropout_job(), device, tmp_path / "device")
     groups, phase = trainer.parts.ghost_batches(0, SingleRank()), trainer.plan.schedule.phases[-1]
     trainer.update(groups, phase, 8)
@@ -167,7 +167,7 @@ def test_an_update_launches_little_beside_its_passes_and_its_optimizer_step(
         line: count
         for line, count in launches.items()
         if line.startswith(("train/update/", "nn/ghost/norm_group"))
-        and not line.split()[1].startswith(("forward", "update:"))
+        and not line.split()[1].startswith(("forward", "_compute", "update:"))
     }
     assert sum(beside.values()) <= 60, beside
 
