@@ -191,7 +191,7 @@ def _expected(entry: Entry, layout: Layout) -> tuple[dict[str, Tensor], dict[str
 def joined(ranks: Ranks) -> Iterator[None]:
     """Run commands on ranks that stay connected."""
     kept = backend.connect, ranks.close, ranks.abort
-    backend.connect = lambda *_: ranks  # type: ignore[assignment]
+    backend.connect = lambda *_: ranks
     ranks.close = lambda: None  # type: ignore[method-assign]
     ranks.abort = lambda code: None  # type: ignore[method-assign]
     try:

@@ -59,7 +59,7 @@ class _Hang(BaseException):
 def run(case: Case) -> Outcome:
     """Run a case in the working directory."""
     before = _entries()
-    out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8") for _ in range(2))
+    out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True) for _ in range(2))
     begin = time.perf_counter()
     wrong: list[str] = []
     code: int | None = None
@@ -75,12 +75,9 @@ def run(case: Case) -> Outcome:
         except BaseException:
             wrong.append(f"raises\n{traceback.format_exc()}")
     seconds = time.perf_counter() - begin
-    texts = []
-    for stream in (out, err):
-        stream.flush()
-        texts.append(stream.buffer.getvalue().decode("utf-8"))  # type: ignore[attr-defined]
-    wrong += _wrong(case, code, *texts, left=_entries() - before) if not wrong else []
-    return Outcome(code, texts[1], seconds, tuple(wrong))
+    said, errors = (stream.buffer.getvalue().decode("utf-8") for stream in (out, err))
+    wrong += _wrong(case, code, said, errors, left=_entries() - before) if not wrong else []
+    return Outcome(code, errors, seconds, tuple(wrong))
 
 
 def _wrong(case: Case, code: int | None, out: str, err: str, left: set[str]) -> Iterator[str]:
