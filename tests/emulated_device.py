@@ -20,6 +20,7 @@ from functools import cache
 from pathlib import Path
 from types import FrameType
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -215,16 +216,14 @@ def _register() -> torch.library.Library:
 def emulated_device() -> Iterator[torch.device]:
     """Return the device, which works within the block."""
     _register()
-    before, pin = torch.__future__.get_overwrite_module_params_on_conversion(), Tensor.pin_memory
-    synchronize = torch.accelerator.synchronize
+    before = torch.__future__.get_overwrite_module_params_on_conversion()
+    synchronize = patch.object(torch.accelerator, "synchronize", lambda: _wait("synchronize"))
     torch.__future__.set_overwrite_module_params_on_conversion(True)  # assigning `.data` would lose the subclass
-    Tensor.pin_memory = _pinned  # type: ignore[method-assign,assignment]
-    torch.accelerator.synchronize = lambda device=None, /: _wait("synchronize")
     try:
-        yield torch.device(NAME, 0)
+        with patch.object(Tensor, "pin_memory", _pinned), synchronize:
+            yield torch.device(NAME, 0)
     finally:
         torch.__future__.set_overwrite_module_params_on_conversion(before)
-        Tensor.pin_memory, torch.accelerator.synchronize = pin, synchronize  # type: ignore[method-assign]
 
 
 def _factory(operation: Any) -> Any:
