@@ -24,7 +24,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(MARKERS[folder])
 
 
-class ByFileAndCluster(LoadFileScheduling):
+class ByFileAndCluster(LoadFileScheduling):  # type: ignore[misc]  # xdist has no types
     """One process runs all tests of a file, and one runs all of tests/slurm, which share a cluster."""
 
     def _split_scope(self, nodeid: str) -> str:

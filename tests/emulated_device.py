@@ -20,6 +20,7 @@ from functools import cache
 from pathlib import Path
 from types import FrameType
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -69,48 +70,48 @@ def _wait(operation: str) -> None:
 class EmulatedTensor(torch.Tensor):
     """A tensor on the device."""
 
-    inner: Tensor
+    on_cpu: Tensor
 
     @staticmethod
-    def __new__(cls: type[EmulatedTensor], inner: Tensor) -> EmulatedTensor:
+    def __new__(cls: type[EmulatedTensor], on_cpu: Tensor) -> EmulatedTensor:
         made: EmulatedTensor = torch.Tensor._make_wrapper_subclass(
             cls,
-            inner.size(),
-            strides=inner.stride(),
-            storage_offset=inner.storage_offset(),
-            dtype=inner.dtype,
+            on_cpu.size(),
+            strides=on_cpu.stride(),
+            storage_offset=on_cpu.storage_offset(),
+            dtype=on_cpu.dtype,
             device=torch.device(NAME, 0),
         )
-        made.inner = inner
+        made.on_cpu = on_cpu
         return made
 
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         return _execute(func, args, dict(kwargs or {}))
 
     def tolist(self) -> Any:
         """Wait, and return the values."""
         _wait("tolist")
-        return self.inner.tolist()
+        return self.on_cpu.tolist()
 
     def untyped_storage(self) -> Any:
         """Return the memory that holds the values."""
-        return self.inner.untyped_storage()
+        return self.on_cpu.untyped_storage()
 
     def data_ptr(self) -> int:
         """Return the address of the values."""
-        return self.inner.data_ptr()
+        return self.on_cpu.data_ptr()
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> EmulatedTensor:
+    def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
         copied = self.detach().clone().requires_grad_(self.requires_grad)
         memo[id(self)] = copied
-        return copied  # type: ignore[no-any-return]
+        return copied
 
 
-def _inner(value: Any) -> Any:
-    return tree_map(lambda leaf: leaf.inner if isinstance(leaf, EmulatedTensor) else leaf, value)
+def _on_cpu(value: Any) -> Any:
+    return tree_map(lambda leaf: leaf.on_cpu if isinstance(leaf, EmulatedTensor) else leaf, value)
 
 
 def _execute(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -129,13 +130,13 @@ def _execute(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     is_pinned, wanted = kwargs.pop("pin_memory", False), kwargs.get("device")
     if wanted is not None:
         kwargs["device"] = torch.device("cpu")
-    result = func(*_inner(args), **_inner(kwargs))
+    result = func(*_on_cpu(args), **_on_cpu(kwargs))
     if name == "_local_scalar_dense":
         return result
     if wanted is not None and torch.device(wanted).type == "cpu":
         result.is_stand_in_for_pinned = is_pinned
         return result
-    wrapped = {id(leaf.inner): leaf for leaf in mine}
+    wrapped = {id(leaf.on_cpu): leaf for leaf in mine}
 
     def wrap(leaf: Any) -> Any:
         if not isinstance(leaf, Tensor):
@@ -173,7 +174,7 @@ def _copy(target: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
         host = source if to_device else target
         if not (non_blocking and getattr(host, "is_stand_in_for_pinned", False)):
             _wait("copy to the device" if to_device else "copy to the host")
-    _inner(target).copy_(_inner(source))
+    _on_cpu(target).copy_(_on_cpu(source))
     return target
 
 
@@ -181,7 +182,7 @@ def _to_copy(source: Tensor, **options: Any) -> Tensor:
     non_blocking = options.pop("non_blocking", False)
     device = options.pop("device", None) or source.device
     options = {key: value for key, value in options.items() if value is not None and key in {"dtype", "memory_format"}}
-    made = torch.empty_like(_inner(source), **options)
+    made = torch.empty_like(_on_cpu(source), **options)
     result = EmulatedTensor(made) if torch.device(device).type == NAME else made
     return _copy(result, source, non_blocking)
 
@@ -215,18 +216,16 @@ def _register() -> torch.library.Library:
 def emulated_device() -> Iterator[torch.device]:
     """Return the device, which works within the block."""
     _register()
-    before, pin = torch.__future__.get_overwrite_module_params_on_conversion(), Tensor.pin_memory
-    synchronize = torch.accelerator.synchronize
+    before = torch.__future__.get_overwrite_module_params_on_conversion()
+    synchronize = patch.object(torch.accelerator, "synchronize", lambda: _wait("synchronize"))
     torch.__future__.set_overwrite_module_params_on_conversion(True)  # assigning `.data` would lose the subclass
-    Tensor.pin_memory = _pinned  # type: ignore[method-assign,assignment]
-    torch.accelerator.synchronize = lambda: _wait("synchronize")  # type: ignore[assignment]
     try:
         # An autograd engine that is running already has no thread for the device.
-        with torch.autograd.set_multithreading_enabled(False):
+        in_this_thread = torch.autograd.set_multithreading_enabled(False)
+        with patch.object(Tensor, "pin_memory", _pinned), synchronize, in_this_thread:
             yield torch.device(NAME, 0)
     finally:
         torch.__future__.set_overwrite_module_params_on_conversion(before)
-        Tensor.pin_memory, torch.accelerator.synchronize = pin, synchronize  # type: ignore[method-assign]
 
 
 def _factory(operation: Any) -> Any:

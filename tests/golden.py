@@ -77,9 +77,11 @@ def reference(
 
 def _with_batch_norm(model: nn.Module) -> nn.Module:
     plain = copy.deepcopy(model)
-    for index, module in enumerate(plain.features):
+    features = plain.get_submodule("features")
+    assert isinstance(features, nn.Sequential)
+    for index, module in enumerate(features):
         if isinstance(module, GhostBatchNorm):
-            plain.features[index] = nn.BatchNorm2d(module.num_features, momentum=GHOST_MOMENTUM).double()
+            features[index] = nn.BatchNorm2d(module.num_features, momentum=GHOST_MOMENTUM).double()
     return plain
 
 

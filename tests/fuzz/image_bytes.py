@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -103,7 +103,7 @@ def tiff(
     deflate: bool = False,
     planar: bool = False,
     rows_per_strip: int = 7,
-    tags: dict[int, tuple[str, Sequence[int]]] | None = None,
+    tags: Mapping[int, tuple[str, Sequence[int]]] | None = None,
 ) -> bytes:
     """A TIFF of one page, in strips.
 
@@ -138,7 +138,7 @@ def tiff(
 def _row(samples: Array, bits: int | None, order: str) -> bytes:
     if bits == 12:
         return _packed_12(samples)
-    return _packed(samples, bits) if bits and bits < 8 else samples.astype(samples.dtype.newbyteorder(order)).tobytes()
+    return _packed(samples, bits) if bits and bits < 8 else samples.astype(f"{order}{samples.dtype.str[1:]}").tobytes()
 
 
 def _packed_12(samples: Array) -> bytes:

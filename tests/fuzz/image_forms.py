@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
 from typing import Any
 
@@ -38,7 +39,7 @@ class ImageForm:
     """A file, and its expected pixels or refusal."""
 
     name: str
-    data: bytes
+    data: bytes | bytearray
     expected: Values | None = None
     """(H, W, 3) in [0, 1], from the values that were written or from imagecodecs; None: it is refused."""
     tolerance: float = _EXACT
@@ -94,28 +95,14 @@ def _tiffs(rgb: NDArray[np.uint8], draw: np.random.Generator) -> Iterator[ImageF
     for order in "<>":
         for deflate in (False, True):
             words = f"{'little' if order == '<' else 'big'}-endian{' deflate' * deflate}"
-            form = {"order": order, "deflate": deflate}
+            form = partial(tiff, order=order, deflate=deflate)
             grey, colour = draw.integers(0, 65536, shape, np.uint16), draw.integers(0, 65536, (*shape, 4), np.uint16)
-            yield ImageForm(f"tiff rgb 8 {words}", tiff(rgb, 2, **form), rgb / 255)  # type: ignore[arg-type]
-            yield ImageForm(
-                f"tiff rgb 8 planar {words}",
-                tiff(rgb, 2, planar=True, **form),  # type: ignore[arg-type]
-                rgb / 255,
-            )
-            yield ImageForm(f"tiff grey 16 {words}", tiff(grey, 1, **form), _grey(grey, 65535), _ROUNDED)  # type: ignore[arg-type]
-            yield ImageForm(
-                f"tiff rgb 16 {words}",
-                tiff(colour[..., :3], 2, **form),  # type: ignore[arg-type]
-                colour[..., :3] / 65535,
-                _ROUNDED,
-            )
-            alpha = {338: ("H", [2])}
-            yield ImageForm(
-                f"tiff rgba 16 {words}",
-                tiff(colour, 2, tags=alpha, **form),  # type: ignore[arg-type]
-                colour[..., :3] / 65535,
-                _ROUNDED,
-            )
+            yield ImageForm(f"tiff rgb 8 {words}", form(rgb, 2), rgb / 255)
+            yield ImageForm(f"tiff rgb 8 planar {words}", form(rgb, 2, planar=True), rgb / 255)
+            yield ImageForm(f"tiff grey 16 {words}", form(grey, 1), _grey(grey, 65535), _ROUNDED)
+            opaque, alpha = colour[..., :3], {338: ("H", [2])}
+            yield ImageForm(f"tiff rgb 16 {words}", form(opaque, 2), opaque / 65535, _ROUNDED)
+            yield ImageForm(f"tiff rgba 16 {words}", form(colour, 2, tags=alpha), opaque / 65535, _ROUNDED)
     inks = draw.integers(0, 65536, (*shape, 4), np.uint16)
     light = 1 - inks / 65535
     yield ImageForm("tiff cmyk 16", tiff(inks, 5), light[..., :3] * light[..., 3:], 2 * _ONE_STEP)
@@ -221,7 +208,7 @@ def _others(rgb: NDArray[np.uint8], draw: np.random.Generator) -> Iterator[Image
     clear = np.concatenate((rgb, draw.integers(1, 256, (*rgb.shape[:2], 1), np.uint8)), axis=2)
     yield ImageForm("webp with alpha", imagecodecs.webp_encode(clear, lossless=True), exact)
     for bits in (8, 10, 12):
-        values = rgb.astype(np.uint16 if bits > 8 else np.uint8) << (bits - 8)
+        values = rgb.astype("u2" if bits > 8 else "u1") << (bits - 8)
         data = imagecodecs.avif_encode(values, bitspersample=bits, level=90)
         decoded = imagecodecs.avif_decode(data).astype(float)
         yield ImageForm(f"avif {bits}", data, decoded / (2**bits - 1), 3 * _ONE_STEP)
@@ -267,8 +254,8 @@ def _orientations(rgb: NDArray[np.uint8], draw: np.random.Generator) -> Iterator
     yield ImageForm("jpeg orientation in xmp", with_segment(jpeg, xmp), decoded, orientation=6)
     damaged = with_segment(jpeg, b"Exif\0\0" + exif(6)[:11])
     yield ImageForm("jpeg with damaged exif", damaged, decoded)
-    for place in ("before", "after"):
-        data = png(rgb, **{place: [raw_profile(8)]})
+    text = [raw_profile(8)]
+    for place, data in {"before": png(rgb, before=text), "after": png(rgb, after=text)}.items():
         yield ImageForm(f"png orientation in a text {place} the pixels", data, exact, orientation=8)
     late = png(rgb, after=[(b"eXIf", exif(6))])
     yield ImageForm("png orientation after the pixels", late, exact, orientation=6)

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -190,14 +191,12 @@ def _expected(entry: Entry, layout: Layout) -> tuple[dict[str, Tensor], dict[str
 @contextmanager
 def joined(ranks: Ranks) -> Iterator[None]:
     """Run commands on ranks that stay connected."""
-    kept = backend.connect, ranks.close, ranks.abort
-    backend.connect = lambda *_: ranks  # type: ignore[assignment]
-    ranks.close = lambda: None  # type: ignore[method-assign]
-    ranks.abort = lambda code: None  # type: ignore[method-assign]
-    try:
+    with (
+        patch.object(backend, "connect", lambda *_: ranks),
+        patch.object(ranks, "close", lambda: None),
+        patch.object(ranks, "abort", lambda code: None),
+    ):
         yield
-    finally:
-        backend.connect, ranks.close, ranks.abort = kept  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

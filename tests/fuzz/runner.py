@@ -7,14 +7,14 @@ import os
 import re
 import shutil
 import signal
-import sys
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
+from unittest.mock import patch
 
 from hvd_batchgrow.cli import main
 from hvd_batchgrow.comm.ranks import SingleRank
@@ -59,11 +59,14 @@ class _Hang(BaseException):
 def run(case: Case) -> Outcome:
     """Run a case in the working directory."""
     before = _entries()
-    out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8") for _ in range(2))
+    out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True) for _ in range(2))
     begin = time.perf_counter()
     wrong: list[str] = []
     code: int | None = None
-    with _streams(out, err), _environment(case.environment), _time_limit(), _no_abort():
+    # A rank that fails would end this process: here it is enough that it raises.
+    no_abort = patch.object(SingleRank, "abort", lambda self, code: None)
+    environment = patch.dict(os.environ, case.environment)
+    with redirect_stdout(out), redirect_stderr(err), environment, _time_limit(), no_abort:
         try:
             code = main(list(case.words))
         except SystemExit as ended:
@@ -75,12 +78,9 @@ def run(case: Case) -> Outcome:
         except BaseException:
             wrong.append(f"raises\n{traceback.format_exc()}")
     seconds = time.perf_counter() - begin
-    texts = []
-    for stream in (out, err):
-        stream.flush()
-        texts.append(stream.buffer.getvalue().decode("utf-8"))  # type: ignore[attr-defined]
-    wrong += _wrong(case, code, *texts, left=_entries() - before) if not wrong else []
-    return Outcome(code, texts[1], seconds, tuple(wrong))
+    said, errors = (stream.buffer.getvalue().decode("utf-8") for stream in (out, err))
+    wrong += _wrong(case, code, said, errors, left=_entries() - before) if not wrong else []
+    return Outcome(code, errors, seconds, tuple(wrong))
 
 
 def _wrong(case: Case, code: int | None, out: str, err: str, left: set[str]) -> Iterator[str]:
@@ -119,28 +119,6 @@ def _entries() -> set[str]:
 
 
 @contextmanager
-def _streams(out: io.TextIOWrapper, err: io.TextIOWrapper) -> Iterator[None]:
-    kept = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = out, err
-    try:
-        yield
-    finally:
-        sys.stdout, sys.stderr = kept
-
-
-@contextmanager
-def _environment(changes: dict[str, str]) -> Iterator[None]:
-    kept = dict(os.environ)
-    os.environ.update(changes)
-    try:
-        yield
-    finally:
-        for name in set(os.environ) - set(kept):
-            del os.environ[name]
-        os.environ.update(kept)
-
-
-@contextmanager
 def _time_limit() -> Iterator[None]:
     def ring(number: int, frame: FrameType | None) -> None:
         raise _Hang
@@ -158,17 +136,6 @@ def _time_limit() -> Iterator[None]:
         for number, (timer, _) in limits.items():
             signal.setitimer(timer, 0)
             signal.signal(number, before[number])
-
-
-@contextmanager
-def _no_abort() -> Iterator[None]:
-    """A rank that fails would end this process: here it is enough that it raises."""
-    kept = SingleRank.abort
-    SingleRank.abort = lambda self, code: None  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        SingleRank.abort = kept  # type: ignore[method-assign]
 
 
 @contextmanager

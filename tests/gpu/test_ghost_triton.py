@@ -75,10 +75,10 @@ def expected_results(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, upstream: Tensor, *, relu: bool
 ) -> list[Tensor]:
     """Return the same results by PyTorch's operations in float64."""
-    leaf, *affine = (None if t is None else t.detach().double().requires_grad_() for t in (x, weight, bias))
+    leaf, weight, bias = (None if t is None else t.detach().double().requires_grad_() for t in (x, weight, bias))
     assert leaf is not None
-    wanted = [tensor for tensor in (leaf, *affine) if tensor is not None]
-    y, statistics = ghost_reference.normalise(leaf, *affine, len(x) // GHOST, EPS, relu=relu)
+    wanted = [tensor for tensor in (leaf, weight, bias) if tensor is not None]
+    y, statistics = ghost_reference.normalise(leaf, weight, bias, len(x) // GHOST, EPS, relu=relu)
     return [y, statistics, *torch.autograd.grad(y, wanted, upstream.double())]
 
 
@@ -88,8 +88,9 @@ def test_output_statistics_and_gradients_are_those_of_pytorch(
     case: Case, device: torch.device, affine: bool, relu: bool
 ) -> None:
     x, upstream = drawn(case, device), drawn(case, device, seed=3)
-    of = (*parameters(case.shape[1], device),) if affine else (None, None)
-    got, right = results(x, *of, upstream, relu=relu), expected_results(x, *of, upstream, relu=relu)
+    weight, bias = parameters(case.shape[1], device) if affine else (None, None)
+    got = results(x, weight, bias, upstream, relu=relu)
+    right = expected_results(x, weight, bias, upstream, relu=relu)
     assert [tensor.dtype for tensor in got] == [torch.float32] * len(right)
     assert got[0].stride() == got[2].stride() == x.stride()
     for value, expected in zip(got, right, strict=True):
@@ -135,7 +136,8 @@ def test_a_nan_is_not_hidden_by_the_relu(case: Case, device: torch.device) -> No
     x, upstream = drawn(case, device), drawn(case, device, seed=3)
     x[0, 1] = float("nan")
     y, _, grad = results(x, None, None, upstream, relu=True)
-    assert (y[:GHOST, 1].isnan().all(), grad[:GHOST, 1].isnan().all()) == (True, True)
+    assert y[:GHOST, 1].isnan().all()
+    assert grad[:GHOST, 1].isnan().all()
     y[:GHOST, 1] = grad[:GHOST, 1] = 0
     assert y.isfinite().all()
     assert grad.isfinite().all()

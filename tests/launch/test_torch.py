@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from torch.distributed import TCPStore
+from torch.distributed import TCPStore  # type: ignore[attr-defined]  # not in its __all__
 
 from tests.launch.test_forms import BIN, ENVIRONMENT, FORMS, TOOLS, folder, run
 

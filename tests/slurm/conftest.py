@@ -87,7 +87,7 @@ def data(shared: Path) -> Path:
 def work(shared: Path, request: pytest.FixtureRequest) -> Path:
     """An empty folder for one test."""
     # horovodrun --gloo goes to its working directory without quoting it: no spaces.
-    folder = shared / request.node.name.replace("[", "-").replace("]", "")
+    folder: Path = shared / request.node.name.replace("[", "-").replace("]", "")
     folder.mkdir()
     return folder
 

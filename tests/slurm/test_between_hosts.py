@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -57,11 +59,11 @@ def test_a_pulled_cable_ends_what_mpirun_runs_by_ssh_and_inside_slurm(
     )
     try:
         for folder in (by_ssh, inside):
-            wait_until(lambda run=folder / "runs" / "small": num_records(run), "the run trains", timeout_s=300)  # type: ignore[misc]
+            wait_until(partial(num_records, folder / "runs" / "small"), "the run trains", timeout_s=300)
         assert cluster.job(job)["NodeList"] == "n[1-2]"
         cluster.hosts.cable("n2", plugged=False)
         pulled = time.monotonic()
-        ends = {
+        ends: dict[str, Callable[[], bool]] = {
             "by ssh": lambda: process.poll() is not None,
             "inside Slurm": lambda: "ends with code" in logs(inside / "runs" / "small"),
         }

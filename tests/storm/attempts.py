@@ -11,9 +11,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 
-from torch.distributed import TCPStore
-
 from tests.launch.test_forms import ENVIRONMENT, FORMS, ranks_of
+from tests.launch.test_torch import meeting
 from tests.storm.nursery import Nursery
 from tests.storm.sabotage import RANK_VARIABLES, VARIABLE
 
@@ -44,7 +43,7 @@ class Forked(Attempt):
         self._nursery = nursery
         self._codes: dict[int, int] = {}
         # As torchrun does: the port stays bound between its choice and its use.
-        self._store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False) if num_ranks > 1 else None
+        self._store = meeting() if num_ranks > 1 else None
         port = self._store.port if self._store else 0
         self._ranks = [
             nursery.start(words, _environment(rank, num_ranks, port) | {VARIABLE: sabotage}, folder, folder / "log")

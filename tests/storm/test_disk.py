@@ -56,7 +56,7 @@ def remove_checkpoints(folder: Path) -> None:
 
 
 CHECKPOINT = r"checkpoint runs/small/checkpoints/samples-\d+\.pt could not"
-TROUBLES = {
+TROUBLES: dict[Callable[[Path], None], str] = {
     fill: rf"({CHECKPOINT}|runs/small/\w+\.jsonl cannot) be written: No space left on device",
     make_read_only: r"be written: Read-only file system",
     remove_checkpoints: rf"{CHECKPOINT} be written: No such file or directory",

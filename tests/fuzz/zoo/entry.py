@@ -91,10 +91,22 @@ def dense_net(num_classes: int, width: int = 10) -> nn.Sequential:
     return nn.Sequential(nn.Linear(FEATURES, width), nn.Tanh(), nn.Linear(width, num_classes))
 
 
+def linear(net: nn.Sequential, place: int) -> nn.Linear:
+    """Return a linear layer of a network."""
+    layer = net[place]
+    assert isinstance(layer, nn.Linear)
+    return layer
+
+
+def in_format(net: nn.Module, memory_format: torch.memory_format) -> nn.Module:
+    """Return the network with its weights in a memory format."""
+    return net.to(memory_format=memory_format)  # type: ignore[call-overload, no-any-return]  # torch's types lack it
+
+
 class Around(nn.Module):
     """A network whose forward is a function of its modules and parameters."""
 
-    def __init__(self, forward: Callable[[Any, Tensor], Tensor], **parts: Any) -> None:
+    def __init__(self, forward: Callable[[Any, Tensor], Any], **parts: Any) -> None:
         super().__init__()
         for name, part in parts.items():
             if isinstance(part, Tensor) and not isinstance(part, nn.Parameter):
@@ -103,5 +115,5 @@ class Around(nn.Module):
                 setattr(self, name, part)
         self._function = forward
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         return self._function(self, x)

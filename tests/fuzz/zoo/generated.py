@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 from torch.utils.checkpoint import checkpoint
 
-from tests.fuzz.zoo.entry import FEATURES, NUM_CLASSES, Entry, images, steps
+from tests.fuzz.zoo.entry import FEATURES, NUM_CLASSES, Entry, images, in_format, steps
 from tests.fuzz.zoo.layers import Attention
 
 WIDTHS = {"rows": FEATURES, "images": 3, "steps": 12}
@@ -24,7 +24,8 @@ class Block(nn.Module):
 
     def __init__(self, layers: nn.Module) -> None:
         super().__init__()
-        self.layers, self.times, self.reentrant = layers, 1, None
+        self.layers, self.times = layers, 1
+        self.reentrant: bool | None = None
         self.cast: torch.dtype | None = None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -35,7 +36,7 @@ class Block(nn.Module):
                 x = x + checkpoint(self._once, x, use_reentrant=self.reentrant)
         return x
 
-    def _once(self, x: Tensor) -> Tensor:
+    def _once(self, x: Tensor) -> Any:
         return self.layers(x if self.cast is None else x.to(self.cast)).to(x.dtype)
 
 
@@ -44,7 +45,7 @@ class Recurrent(nn.Module):
         super().__init__()
         self.layer = nn.GRU(width, width, batch_first=True)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         return self.layer(x)[0]
 
 
@@ -86,7 +87,7 @@ class Composite(nn.Module):
         self.blocks, self.head = nn.ModuleList(blocks), nn.Linear(width, num_classes)
         self.spare = nn.ParameterList()
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         x = self.first(self.fold(x))
         for block in self.blocks:
             x = block(x)
@@ -97,10 +98,19 @@ class Composite(nn.Module):
 # --- treatments ------------------------------------------------------------------------------------
 
 
-def _weights(net: Composite) -> list[nn.Module]:
+def _weights(net: nn.Module) -> list[nn.Linear | nn.Conv2d]:
     """Return the layers with a separate weight."""
     kinds = (nn.Linear, nn.Conv2d)
     return [layer for layer in net.modules() if isinstance(layer, kinds) and "weight" in layer._parameters]
+
+
+def _blocks(net: Composite) -> list[Block]:
+    return [block for block in net.blocks if isinstance(block, Block)]
+
+
+def _without_norm(net: Composite) -> list[Block]:
+    norm = nn.modules.batchnorm._BatchNorm
+    return [block for block in _blocks(net) if not any(isinstance(m, norm) for m in block.modules())]
 
 
 def slice_weight(draw: random.Random, net: Composite) -> None:
@@ -124,7 +134,7 @@ def freeze_some(draw: random.Random, net: Composite) -> None:
 
 
 def tie_weights(draw: random.Random, net: Composite) -> None:
-    layers = [layer for block in net.blocks for layer in _weights(block)]  # type: ignore[arg-type]
+    layers = [layer for block in net.blocks for layer in _weights(block)]
     for one, other in itertools.pairwise(layers):
         if one.weight.shape == other.weight.shape:
             other.weight = one.weight
@@ -132,12 +142,7 @@ def tie_weights(draw: random.Random, net: Composite) -> None:
 
 def share_a_block(draw: random.Random, net: Composite) -> None:
     """Use one block in two places. It must not have a norm, because a norm in two places is rejected."""
-    plain = [
-        block
-        for block in net.blocks
-        if not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in block.modules())
-    ]
-    net.blocks.extend(plain[:1])
+    net.blocks.extend(_without_norm(net)[:1])
 
 
 def normalise_weight(draw: random.Random, net: Composite) -> None:
@@ -151,13 +156,12 @@ def prune_weight(draw: random.Random, net: Composite) -> None:
 
 
 def repeat_blocks(draw: random.Random, net: Composite) -> None:
-    for block in net.blocks:
-        if not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in block.modules()):
-            block.times = draw.randint(1, 3)
+    for block in _without_norm(net):
+        block.times = draw.randint(1, 3)
 
 
 def checkpoint_blocks(draw: random.Random, net: Composite) -> None:
-    for block in net.blocks:
+    for block in _blocks(net):
         block.reentrant = draw.choice([None, False, True])
 
 
@@ -177,11 +181,11 @@ def unreached_layer(draw: random.Random, net: Composite) -> None:
 
 
 def channels_last(draw: random.Random, net: Composite) -> None:
-    net.to(memory_format=torch.channels_last)
+    in_format(net, torch.channels_last)
 
 
 def cast_a_block(draw: random.Random, net: Composite) -> None:
-    block = net.blocks[-1]
+    block = _blocks(net)[-1]
     block.cast = torch.float64
     block.to(torch.float64)
 

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tests.fuzz.zoo.entry import FEATURES, Around, dense_net, network
+from tests.fuzz.zoo.entry import FEATURES, Around, dense_net, linear, network
 
 
 @network()
 def hook_on_a_parameter(num_classes: int) -> nn.Module:
     net = dense_net(num_classes)
-    net[0].weight.register_hook(lambda gradient: gradient * 0.5)
+    linear(net, 0).weight.register_hook(lambda gradient: gradient * 0.5)
     return net
 
 
@@ -22,7 +22,7 @@ def hook_on_a_parameter(num_classes: int) -> nn.Module:
 def hook_that_clips(num_classes: int) -> nn.Module:
     """The hook gets the gradient of a sum over a micro-batch here, and of a mean over the batch in a plain loop."""
     net = dense_net(num_classes)
-    net[2].bias.register_hook(lambda gradient: gradient.clamp(-0.5, 0.5))
+    linear(net, 2).bias.register_hook(lambda gradient: gradient.clamp(-0.5, 0.5))
     return net
 
 
@@ -39,10 +39,13 @@ class Backward(torch.autograd.Function):
         return ctx.function(gradient), None
 
 
+with_backward: Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor] = Backward.apply
+
+
 @network(refused="not proportional to the loss")
 def function_that_clips(num_classes: int) -> nn.Module:
     return Around(
-        lambda net, x: net.last(Backward.apply(net.first(x), lambda gradient: gradient.clamp(-0.01, 0.01))),
+        lambda net, x: net.last(with_backward(net.first(x), lambda gradient: gradient.clamp(-0.01, 0.01))),
         first=nn.Linear(FEATURES, 8),
         last=nn.Linear(8, num_classes),
     )
@@ -52,13 +55,13 @@ def function_that_clips(num_classes: int) -> nn.Module:
 def constant_gradient(num_classes: int) -> nn.Module:
     """A regulariser that a hook adds to the gradient, once per micro-batch."""
     net = dense_net(num_classes)
-    net[0].weight.register_hook(lambda gradient: gradient + 0.01 * net[0].weight.detach().sign())
+    linear(net, 0).weight.register_hook(lambda gradient: gradient + 0.01 * linear(net, 0).weight.detach().sign())
     return net
 
 
 @network()
 def hook_on_an_activation(num_classes: int) -> nn.Module:
-    def forward(net: Around, x: Tensor) -> Tensor:
+    def forward(net: Any, x: Tensor) -> Any:
         x = net.first(x)
         if x.requires_grad:
             x.register_hook(lambda gradient: gradient * 3)
@@ -70,7 +73,11 @@ def hook_on_an_activation(num_classes: int) -> nn.Module:
 @network()
 def full_backward_hook(num_classes: int) -> nn.Module:
     net = dense_net(num_classes)
-    net[1].register_full_backward_hook(lambda module, inputs, outputs: (inputs[0] * 2,))
+
+    def double(module: nn.Module, inputs: Any, outputs: Any) -> tuple[Tensor]:
+        return (inputs[0] * 2,)
+
+    net[1].register_full_backward_hook(double)
     return net
 
 
@@ -87,10 +94,10 @@ def hook_after_accumulation(num_classes: int) -> nn.Module:
     """The hook changes the sum of the earlier micro-batches, which depends on the layout."""
     net = dense_net(num_classes)
 
-    def halve(weight: Tensor) -> None:
+    def halve(weight: Any) -> None:
         weight.grad.mul_(0.5)
 
-    net[0].weight.register_post_accumulate_grad_hook(halve)
+    linear(net, 0).weight.register_post_accumulate_grad_hook(halve)
     return net
 
 
@@ -99,19 +106,19 @@ def hook_that_takes_the_gradient_away(num_classes: int) -> nn.Module:
     """Like optimizers that step in the backward pass."""
     net = dense_net(num_classes)
 
-    def step(weight: Tensor) -> None:
+    def step(weight: Any) -> None:
         weight.data.sub_(weight.grad, alpha=0.01)
         weight.grad = None
 
-    net[0].weight.register_post_accumulate_grad_hook(step)
+    linear(net, 0).weight.register_post_accumulate_grad_hook(step)
     return net
 
 
 @network()
 def gradient_reversal(num_classes: int) -> nn.Module:
-    def forward(net: Around, x: Tensor) -> Tensor:
+    def forward(net: Any, x: Tensor) -> Any:
         x = net.first(x).tanh()
-        return net.last(x) + net.other(Backward.apply(x, lambda gradient: -gradient))
+        return net.last(x) + net.other(with_backward(x, lambda gradient: -gradient))
 
     return Around(
         forward, first=nn.Linear(FEATURES, 8), last=nn.Linear(8, num_classes), other=nn.Linear(8, num_classes)
@@ -132,7 +139,7 @@ def detached_branch(num_classes: int) -> nn.Module:
 def without_gradient_in_part(num_classes: int) -> nn.Module:
     """The first layer runs in no_grad, although its parameters require gradients: torch never trains them."""
 
-    def forward(net: Around, x: Tensor) -> Tensor:
+    def forward(net: Any, x: Tensor) -> Any:
         with torch.no_grad():
             x = net.first(x)
         return net.last(x.tanh())
@@ -147,7 +154,7 @@ def without_gradient(num_classes: int) -> nn.Module:
 
 @network(refused="grad|inference")
 def in_inference_mode(num_classes: int) -> nn.Module:
-    def forward(net: Around, x: Tensor) -> Tensor:
+    def forward(net: Any, x: Tensor) -> Any:
         with torch.inference_mode():
             return net.net(x)
 
@@ -160,12 +167,12 @@ def _raise(gradient: Tensor) -> Tensor:
 
 @network(refused="no gradient here")
 def raises_in_the_backward(num_classes: int) -> nn.Module:
-    return Around(lambda net, x: Backward.apply(net.net(x), _raise), net=dense_net(num_classes))
+    return Around(lambda net, x: with_backward(net.net(x), _raise), net=dense_net(num_classes))
 
 
 @network(refused="modified by an inplace operation")
 def in_place_on_what_is_needed(num_classes: int) -> nn.Module:
-    def forward(net: Around, x: Tensor) -> Tensor:
+    def forward(net: Any, x: Tensor) -> Any:
         x = net.first(x).exp()
         x += 1
         return net.last(x)
@@ -187,7 +194,7 @@ def in_place_on_its_input(num_classes: int) -> nn.Module:
 
 @network()
 def views_inside(num_classes: int) -> nn.Module:
-    def forward(net: Around, x: Tensor) -> Tensor:
+    def forward(net: Any, x: Tensor) -> Any:
         x = net.first(x).view(-1, 2, 4).transpose(1, 2)
         x[:, 0] = x[:, 0] * 2
         return net.last(x.reshape(len(x), 8))
@@ -199,7 +206,7 @@ def views_inside(num_classes: int) -> nn.Module:
 def backward_in_the_forward(num_classes: int) -> nn.Module:
     """The forward pass calls backward of an auxiliary loss, which adds to the same gradients."""
 
-    def forward(net: Around, x: Tensor) -> Tensor:
+    def forward(net: Any, x: Tensor) -> Any:
         if net.training and torch.is_grad_enabled():
             net.net[0](x).square().sum().mul(1e-3).backward()
         return net.net(x)
@@ -211,7 +218,7 @@ def backward_in_the_forward(num_classes: int) -> nn.Module:
 def clears_its_gradients(num_classes: int) -> nn.Module:
     """Each forward discards the gradients of the earlier micro-batches."""
 
-    def forward(net: Around, x: Tensor) -> Tensor:
+    def forward(net: Any, x: Tensor) -> Any:
         net.zero_grad()
         return net.net(x)
 
@@ -222,7 +229,7 @@ def clears_its_gradients(num_classes: int) -> nn.Module:
 def steps_in_the_forward(num_classes: int) -> nn.Module:
     """A forward that changes a weight: how often depends on the layout."""
 
-    def forward(net: Around, x: Tensor) -> Tensor:
+    def forward(net: Any, x: Tensor) -> Any:
         if net.training:
             with torch.no_grad():
                 net.net[2].bias.mul_(0.9)
@@ -232,7 +239,7 @@ def steps_in_the_forward(num_classes: int) -> nn.Module:
 
 
 def _clamped(num_classes: int, bound: float) -> nn.Module:
-    def forward(net: Around, x: Tensor) -> Tensor:
+    def forward(net: Any, x: Tensor) -> Any:
         if net.training:
             net.net[0].weight.data.clamp_(-bound, bound)
         return net.net(x)
@@ -253,7 +260,7 @@ def clamps_its_weights_later(num_classes: int) -> nn.Module:
 
 @network(refused="requires_grad")
 def frozen_by_the_forward(num_classes: int) -> nn.Module:
-    def forward(net: Around, x: Tensor) -> Tensor:
+    def forward(net: Any, x: Tensor) -> Any:
         net.net[0].requires_grad_(False)
         return net.net(x)
 
@@ -265,7 +272,7 @@ def unfrozen_by_the_forward(num_classes: int) -> nn.Module:
     net = dense_net(num_classes)
     net[0].requires_grad_(False)
 
-    def forward(net: Around, x: Tensor) -> Tensor:
+    def forward(net: Any, x: Tensor) -> Any:
         net.net[0].requires_grad_(True)
         return net.net(x)
 
@@ -276,7 +283,7 @@ def unfrozen_by_the_forward(num_classes: int) -> nn.Module:
 def freezes_a_layer_later(num_classes: int) -> nn.Module:
     """After 3 updates the network freezes a layer, which torch then no longer changes."""
 
-    def forward(net: Around, x: Tensor) -> Tensor:
+    def forward(net: Any, x: Tensor) -> Any:
         if net.training:
             net.calls += 1
             net.net[0].requires_grad_(bool(net.calls < 4))
@@ -291,7 +298,7 @@ def unfreezes_a_layer_later(num_classes: int) -> nn.Module:
     net = dense_net(num_classes)
     net[0].requires_grad_(False)
 
-    def forward(net: Around, x: Tensor) -> Tensor:
+    def forward(net: Any, x: Tensor) -> Any:
         if net.training:
             net.calls += 1
             net.net[0].requires_grad_(bool(net.calls >= 4))
@@ -317,7 +324,7 @@ def gradient_is_nan(num_classes: int) -> nn.Module:
 def raises_late(num_classes: int) -> nn.Module:
     """Fails on a sample that only training reaches."""
 
-    def forward(net: Around, x: Tensor) -> Tensor:
+    def forward(net: Any, x: Tensor) -> Any:
         if bool((x[:, 0] > 2.5).any()):
             raise RuntimeError("a sample that it cannot take, in the second stage")
         return net.net(x)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tests.fuzz.zoo.entry import FEATURES, Around, dense_net, images, network, steps
+from tests.fuzz.zoo.entry import FEATURES, Around, dense_net, images, in_format, network, steps
 
 
 class Mean(nn.Module):
@@ -90,13 +92,13 @@ def transposed_conv(num_classes: int) -> nn.Module:
 @network()
 def channels_last(num_classes: int) -> nn.Module:
     net = nn.Sequential(images(), nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 6, 3), Mean(), nn.Linear(6, num_classes))
-    return net.to(memory_format=torch.channels_last)
+    return in_format(net, torch.channels_last)
 
 
 @network()
 def channels_last_3d(num_classes: int) -> nn.Module:
     net = nn.Sequential(nn.Unflatten(1, (4, 3, 3, 3)), nn.Conv3d(4, 5, 2), nn.ReLU(), Mean(), nn.Linear(5, num_classes))
-    return net.to(memory_format=torch.channels_last_3d)
+    return in_format(net, torch.channels_last_3d)
 
 
 @network()
@@ -172,7 +174,7 @@ class Last(nn.Module):
         super().__init__()
         self.layer = layer
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         return self.layer(x)[0][:, -1]
 
 
@@ -195,8 +197,8 @@ def gru(num_classes: int) -> nn.Module:
 
 @network()
 def lstm_cell(num_classes: int) -> nn.Module:
-    def forward(net: Around, x: Tensor) -> Tensor:
-        state = None
+    def forward(net: Any, x: Tensor) -> Any:
+        state: Any = None
         for step in x.view(-1, 9, 12).unbind(1):
             state = net.cell(step, state)
         return net.head(state[0])
@@ -209,7 +211,7 @@ class Attention(nn.Module):
         super().__init__()
         self.attention = nn.MultiheadAttention(width, 3, batch_first=True)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         return x + self.attention(x, x, x, need_weights=False)[0]
 
 
@@ -229,7 +231,7 @@ def transformer(num_classes: int) -> nn.Module:
 def packed_sequence(num_classes: int) -> nn.Module:
     """Sequences whose lengths depend on their first number."""
 
-    def forward(net: Around, x: Tensor) -> Tensor:
+    def forward(net: Any, x: Tensor) -> Any:
         lengths = (x[:, 0] > 0).long().cpu() * 4 + 5
         packed = nn.utils.rnn.pack_padded_sequence(x.view(-1, 9, 12), lengths, batch_first=True, enforce_sorted=False)
         return net.head(net.layer(packed)[1][-1])

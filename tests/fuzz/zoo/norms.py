@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize, prune
 
-from tests.fuzz.zoo.entry import FEATURES, Around, images, network
+from tests.fuzz.zoo.entry import FEATURES, Around, images, in_format, network
 from tests.fuzz.zoo.layers import Mean
 
 
@@ -13,7 +16,7 @@ def _dense(num_classes: int, *norms: nn.Module) -> nn.Module:
     return nn.Sequential(nn.Linear(FEATURES, 8), *norms, nn.Tanh(), nn.Linear(8, num_classes))
 
 
-def _conv(num_classes: int, *norms: nn.Module) -> nn.Module:
+def _conv(num_classes: int, *norms: nn.Module) -> nn.Sequential:
     return nn.Sequential(images(), nn.Conv2d(3, 8, 3), *norms, nn.Tanh(), Mean(), nn.Linear(8, num_classes))
 
 
@@ -35,7 +38,7 @@ def batch_norm_2d(num_classes: int) -> nn.Module:
 
 @network()
 def batch_norm_channels_last(num_classes: int) -> nn.Module:
-    return _conv(num_classes, nn.BatchNorm2d(8)).to(memory_format=torch.channels_last)
+    return in_format(_conv(num_classes, nn.BatchNorm2d(8)), torch.channels_last)
 
 
 @network(optim="adam")
@@ -83,7 +86,7 @@ def batch_norm_3d(num_classes: int) -> nn.Module:
 
 @network()
 def sync_batch_norm(num_classes: int) -> nn.Module:
-    return nn.SyncBatchNorm.convert_sync_batchnorm(_conv(num_classes, nn.BatchNorm2d(8)))
+    return cast(nn.Module, nn.SyncBatchNorm.convert_sync_batchnorm(_conv(num_classes, nn.BatchNorm2d(8))))
 
 
 @network(refused="gives 4 ghost batches instead of 2 to norm")
@@ -119,13 +122,13 @@ def batch_norm_with_a_train_that_does_nothing(num_classes: int) -> nn.Module:
 @network(refused="parametrized")
 def batch_norm_parametrized(num_classes: int) -> nn.Module:
     norm = nn.BatchNorm2d(8)
-    nn.utils.parametrize.register_parametrization(norm, "weight", nn.Softplus())
+    parametrize.register_parametrization(norm, "weight", nn.Softplus())
     return _conv(num_classes, norm)
 
 
 @network(refused="hooks")
 def batch_norm_pruned(num_classes: int) -> nn.Module:
-    return _conv(num_classes, nn.utils.prune.random_unstructured(nn.BatchNorm2d(8), "weight", 0.5))
+    return _conv(num_classes, prune.random_unstructured(nn.BatchNorm2d(8), "weight", 0.5))
 
 
 class StillInside(nn.Module):
@@ -140,7 +143,7 @@ class StillInside(nn.Module):
         self.net[2].train(False)
         return self
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         return self.net(x)
 
 
@@ -171,7 +174,7 @@ def batch_norm_in_float64(num_classes: int) -> nn.Module:
             super().__init__()
             self.norm = nn.BatchNorm2d(8).double()
 
-        def forward(self, x: Tensor) -> Tensor:
+        def forward(self, x: Tensor) -> Any:
             return self.norm(x.double()).float()
 
     return _conv(num_classes, Cast())
@@ -211,7 +214,7 @@ def instance_norm_with_statistics(num_classes: int) -> nn.Module:
 def normalised_over_the_batch(num_classes: int) -> nn.Module:
     """A batch norm written by hand."""
 
-    def forward(net: Around, x: Tensor) -> Tensor:
+    def forward(net: Any, x: Tensor) -> Any:
         x = net.first(x)
         return net.last(((x - x.mean(0)) / (x.std(0) + 0.1)).tanh())
 
@@ -221,7 +224,7 @@ def normalised_over_the_batch(num_classes: int) -> nn.Module:
 @network()
 def weight_standardised(num_classes: int) -> nn.Module:
     class Conv(nn.Conv2d):
-        def forward(self, x: Tensor) -> Tensor:
+        def forward(self, x: Tensor) -> Any:
             variance, mean = torch.var_mean(self.weight, (1, 2, 3), keepdim=True)
             return self._conv_forward(x, (self.weight - mean) * (variance + 1e-5).rsqrt(), self.bias)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -44,12 +44,12 @@ def output_is_its_input(num_classes: int) -> nn.Module:
 
 @network(refused="must be logits")
 def output_tuple(num_classes: int) -> nn.Module:
-    return Around(lambda net, x: (net.net(x), x), net=dense_net(num_classes))  # type: ignore[arg-type, return-value]
+    return Around(lambda net, x: (net.net(x), x), net=dense_net(num_classes))
 
 
 @network(refused="must be logits")
 def output_dict(num_classes: int) -> nn.Module:
-    return Around(lambda net, x: {"logits": net.net(x)}, net=dense_net(num_classes))  # type: ignore[arg-type, return-value]
+    return Around(lambda net, x: {"logits": net.net(x)}, net=dense_net(num_classes))
 
 
 @network(refused="must be logits")
@@ -126,7 +126,7 @@ class Scriptable(nn.Module):
         x = self.first(x)
         for _ in range(2):
             x = torch.tanh(x)
-        return self.last(x)
+        return self.last(x)  # type: ignore[no-any-return]  # TorchScript reads the annotation
 
 
 @network(refused="TorchScript")
@@ -141,7 +141,7 @@ def torchscript_inside(num_classes: int) -> nn.Module:
 
 @network(refused="TorchScript")
 def torchscript_traced(num_classes: int) -> nn.Module:
-    return torch.jit.trace(Scriptable(num_classes), torch.zeros(2, FEATURES))
+    return cast(nn.Module, torch.jit.trace(Scriptable(num_classes), torch.zeros(2, FEATURES)))
 
 
 @network(refused="TorchScript")
@@ -157,13 +157,13 @@ def torchscript_with_dropout(num_classes: int) -> nn.Module:
 
 @network(refused="compiled already")
 def compiled(num_classes: int) -> nn.Module:
-    return torch.compile(dense_net(num_classes), backend="aot_eager")
+    return cast(nn.Module, torch.compile(dense_net(num_classes), backend="aot_eager"))
 
 
 @network(refused="compiled already")
 def compiled_with_batch_norm(num_classes: int) -> nn.Module:
     net = nn.Sequential(nn.Linear(FEATURES, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, num_classes))
-    return torch.compile(net, backend="eager")
+    return cast(nn.Module, torch.compile(net, backend="eager"))
 
 
 @network()
@@ -209,7 +209,7 @@ def overrides_call(num_classes: int) -> nn.Module:
             super().__init__()
             self.net = dense_net(num_classes)
 
-        def __call__(self, x: Tensor) -> Tensor:
+        def __call__(self, x: Tensor) -> Any:
             return self.net(x)
 
     return Called()
@@ -229,7 +229,7 @@ def a_function(num_classes: int) -> Any:
 
 @network(refused="RecursionError|fails|recursion")
 def holds_itself(num_classes: int) -> nn.Module:
-    def forward(net: Around, x: Tensor) -> Tensor:
+    def forward(net: Any, x: Tensor) -> Any:
         return net(x)
 
     return Around(forward, net=dense_net(num_classes))
@@ -239,7 +239,7 @@ def holds_itself(num_classes: int) -> nn.Module:
 def runs_in_threads(num_classes: int) -> nn.Module:
     """Two branches, each computed by a separate thread."""
 
-    def forward(net: Around, x: Tensor) -> Tensor:
+    def forward(net: Any, x: Tensor) -> Any:
         found: dict[int, Tensor] = {}
         is_enabled = torch.is_grad_enabled()
 
@@ -261,7 +261,7 @@ def runs_in_threads(num_classes: int) -> nn.Module:
 def runs_on_a_list_of_modules(num_classes: int) -> nn.Module:
     layers = {"hidden": nn.Linear(FEATURES, 8), "act": nn.Tanh(), "out": nn.Linear(8, num_classes)}
 
-    def forward(net: Around, x: Tensor) -> Tensor:
+    def forward(net: Any, x: Tensor) -> Any:
         for name in ("hidden", "act", "out"):
             x = net.layers[name](x)
         return x

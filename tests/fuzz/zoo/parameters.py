@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import parametrizations, parametrize, prune
 
-from tests.fuzz.zoo.entry import FEATURES, Around, dense_net, images, network
+from tests.fuzz.zoo.entry import FEATURES, Around, dense_net, images, linear, network
 from tests.fuzz.zoo.layers import Mean
 
 
@@ -102,7 +104,7 @@ def tied(num_classes: int) -> nn.Module:
 
 @network()
 def tied_transposed_in_forward(num_classes: int) -> nn.Module:
-    def forward(net: Around, x: Tensor) -> Tensor:
+    def forward(net: Any, x: Tensor) -> Any:
         code = net.encoder(x).tanh()
         return net.head(functional.linear(code, net.encoder.weight.t()))
 
@@ -142,7 +144,7 @@ def empty_parameters_by_lars(num_classes: int) -> nn.Module:
 def single_entries(num_classes: int) -> nn.Module:
     weights = nn.ParameterList([torch.full((1,) * (1 + k % 5), 0.9) for k in range(20)])
 
-    def forward(net: Around, x: Tensor) -> Tensor:
+    def forward(net: Any, x: Tensor) -> Any:
         for weight in net.weights:
             x = x * weight.view(1)
         return net.net(x)
@@ -160,7 +162,7 @@ def several_buckets(num_classes: int) -> nn.Module:
 def many_parameters(num_classes: int) -> nn.Module:
     layers = [nn.Linear(6, 6) for _ in range(100)]
 
-    def forward(net: Around, x: Tensor) -> Tensor:
+    def forward(net: Any, x: Tensor) -> Any:
         x = net.first(x)
         for layer in net.layers:
             x = x + layer(x).tanh() / 10
@@ -187,7 +189,7 @@ def frozen_layer(num_classes: int) -> nn.Module:
 @network()
 def frozen_but_one_bias(num_classes: int) -> nn.Module:
     net = dense_net(num_classes).requires_grad_(False)
-    net[0].bias.requires_grad_(True)
+    linear(net, 0).bias.requires_grad_(True)
     return net
 
 
@@ -195,7 +197,7 @@ def frozen_but_one_bias(num_classes: int) -> nn.Module:
 def low_rank_adapter(num_classes: int) -> nn.Module:
     """LoRA: a frozen layer plus a product of two thin matrices, one of which is zero."""
 
-    def forward(net: Around, x: Tensor) -> Tensor:
+    def forward(net: Any, x: Tensor) -> Any:
         return net.head((net.base(x) + x @ net.down @ net.up).tanh())
 
     return Around(
@@ -226,7 +228,7 @@ def unreached_by_lars(num_classes: int) -> nn.Module:
 def reached_by_some_samples(num_classes: int) -> nn.Module:
     """Two experts, one for each sample. Some ghost batches use only one of them."""
 
-    def forward(net: Around, x: Tensor) -> Tensor:
+    def forward(net: Any, x: Tensor) -> Any:
         chosen = (x[:, 0] > 1.0).long()
         out = x.new_zeros(len(x), num_classes)
         for index, expert in enumerate(net.experts):
@@ -242,7 +244,7 @@ def reached_by_some_samples(num_classes: int) -> nn.Module:
 def reached_by_one_update(num_classes: int) -> nn.Module:
     """An expert for rare samples. torch skips its weights in most updates, which have no such sample."""
 
-    def forward(net: Around, x: Tensor) -> Tensor:
+    def forward(net: Any, x: Tensor) -> Any:
         out = net.net(x)
         rows = (x[:, 0] > 2.1).nonzero().flatten()
         return out.index_add(0, rows, net.rare(x[rows])) if len(rows) else out
@@ -261,7 +263,7 @@ def gradient_of_zeros(num_classes: int) -> nn.Module:
 @network()
 def buffer_that_is_a_view_of_a_weight(num_classes: int) -> nn.Module:
     net = dense_net(num_classes)
-    net.register_buffer("alias", net[0].weight.detach()[0])
+    net.register_buffer("alias", linear(net, 0).weight.detach()[0])
     return net
 
 
@@ -299,7 +301,7 @@ def parameters_outside_the_module(num_classes: int) -> nn.Module:
 
 @network(refused="parameters late")
 def parameter_made_in_forward(num_classes: int) -> nn.Module:
-    def forward(net: Around, x: Tensor) -> Tensor:
+    def forward(net: Any, x: Tensor) -> Any:
         if not hasattr(net, "late"):
             net.late = nn.Parameter(torch.ones(num_classes))
         return net.net(x) * net.late
@@ -319,7 +321,7 @@ def weight_norm(num_classes: int) -> nn.Module:
 @network()
 def old_weight_norm(num_classes: int) -> nn.Module:
     net = dense_net(num_classes)
-    layer = net[0]
+    layer = linear(net, 0)
     weight = layer.weight
     del layer._parameters["weight"]
     layer.register_parameter("weight_g", nn.Parameter(torch.norm_except_dim(weight, 2, 0).detach()))

@@ -16,7 +16,7 @@ from tests.fuzz.zoo.layers import Mean
 def _three(num_classes: int, middle: Any) -> nn.Module:
     """A layer before, a function of a layer in the middle, a layer after."""
 
-    def forward(net: Around, x: Tensor) -> Tensor:
+    def forward(net: Any, x: Tensor) -> Any:
         return net.last(middle(net.middle, net.first(x)))
 
     parts = nn.Linear(FEATURES, 8), nn.Linear(8, 8), nn.Linear(8, num_classes)
@@ -56,8 +56,8 @@ def thrice_checkpointed_reentrant(num_classes: int) -> nn.Module:
 
 @network()
 def nested_checkpoints(num_classes: int) -> nn.Module:
-    def middle(layer: nn.Module, x: Tensor) -> Tensor:
-        def inner(y: Tensor) -> Tensor:
+    def middle(layer: nn.Module, x: Tensor) -> Any:
+        def inner(y: Tensor) -> Any:
             return checkpoint(lambda z: layer(z).tanh(), y, use_reentrant=True) * 2
 
         return checkpoint(lambda y: layer(inner(y)), x, use_reentrant=True)
@@ -69,7 +69,7 @@ def nested_checkpoints(num_classes: int) -> nn.Module:
 def checkpointed_segments(num_classes: int) -> nn.Module:
     layers = nn.Sequential(*[nn.Sequential(nn.Linear(8, 8), nn.Tanh()) for _ in range(4)])
 
-    def forward(net: Around, x: Tensor) -> Tensor:
+    def forward(net: Any, x: Tensor) -> Any:
         return net.last(checkpoint_sequential(net.layers, 2, net.first(x), use_reentrant=True))
 
     return Around(forward, first=nn.Linear(FEATURES, 8), layers=layers, last=nn.Linear(8, num_classes))
@@ -79,7 +79,7 @@ def checkpointed_segments(num_classes: int) -> nn.Module:
 def checkpointed_on_rows(num_classes: int) -> nn.Module:
     """Each sample is in a separate reentrant checkpoint, whose hook fires once per sample."""
 
-    def middle(layer: nn.Module, x: Tensor) -> Tensor:
+    def middle(layer: nn.Module, x: Tensor) -> Any:
         return torch.cat([checkpoint(lambda y: layer(y).tanh(), row, use_reentrant=True) for row in x.split(1)])
 
     return _three(num_classes, middle)
@@ -91,7 +91,7 @@ def _block(norm: nn.Module) -> nn.Module:
 
 @network()
 def batch_norm_checkpointed(num_classes: int) -> nn.Module:
-    def forward(net: Around, x: Tensor) -> Tensor:
+    def forward(net: Any, x: Tensor) -> Any:
         return net.head(checkpoint(net.block, net.images(x), use_reentrant=False))
 
     head = nn.Sequential(Mean(), nn.Linear(8, num_classes))
@@ -100,7 +100,7 @@ def batch_norm_checkpointed(num_classes: int) -> nn.Module:
 
 @network()
 def batch_norm_checkpointed_reentrant(num_classes: int) -> nn.Module:
-    def forward(net: Around, x: Tensor) -> Tensor:
+    def forward(net: Any, x: Tensor) -> Any:
         return net.head(checkpoint(net.block, net.stem(net.images(x)), use_reentrant=True))
 
     head = nn.Sequential(Mean(), nn.Linear(8, num_classes))
@@ -137,7 +137,7 @@ def one_layer_under_two_names(num_classes: int) -> nn.Module:
 def as_often_as_the_data_say(num_classes: int) -> nn.Module:
     """Each sample passes the layer up to three times; some ghost batches never pass it."""
 
-    def middle(layer: nn.Module, x: Tensor) -> Tensor:
+    def middle(layer: nn.Module, x: Tensor) -> Any:
         for times in range(3):
             x = torch.where(x[:, :1] > times * 0.5, layer(x).tanh(), x)
         return x
@@ -147,7 +147,7 @@ def as_often_as_the_data_say(num_classes: int) -> nn.Module:
 
 @network()
 def functional_call(num_classes: int) -> nn.Module:
-    def forward(net: Around, x: Tensor) -> Tensor:
+    def forward(net: Any, x: Tensor) -> Any:
         halved = {name: weight / 2 for name, weight in net.net.named_parameters()}
         return torch.func.functional_call(net.net, halved, (x,))
 
@@ -159,10 +159,9 @@ def ensemble_by_vmap(num_classes: int) -> nn.Module:
     nets = [nn.Linear(FEATURES, num_classes) for _ in range(3)]
     stacked, _ = torch.func.stack_module_state(nets)
 
-    def forward(net: Around, x: Tensor) -> Tensor:
-        return torch.vmap(lambda w, b: nn.functional.linear(x, w, b))(net.weights["weight"], net.weights["bias"]).mean(
-            0
-        )
+    def forward(net: Any, x: Tensor) -> Any:
+        each = torch.vmap(lambda w, b: nn.functional.linear(x, w, b))(net.weights["weight"], net.weights["bias"])
+        return each.mean(0)
 
     return Around(forward, weights=nn.ParameterDict(stacked))
 
@@ -171,7 +170,7 @@ def ensemble_by_vmap(num_classes: int) -> nn.Module:
 def gradient_in_the_forward(num_classes: int) -> nn.Module:
     """The output depends on a gradient in the forward pass, so the backward pass has a second derivative."""
 
-    def forward(net: Around, x: Tensor) -> Tensor:
+    def forward(net: Any, x: Tensor) -> Any:
         with torch.enable_grad():
             code = net.first(x)
             (slope,) = torch.autograd.grad(net.energy(code).tanh().sum(), code, create_graph=True)
@@ -184,7 +183,7 @@ def gradient_in_the_forward(num_classes: int) -> nn.Module:
 def fixed_point(num_classes: int) -> nn.Module:
     """A deep equilibrium layer: iterations without gradients, then one with gradients."""
 
-    def middle(layer: nn.Module, x: Tensor) -> Tensor:
+    def middle(layer: nn.Module, x: Tensor) -> Any:
         state = torch.zeros_like(x)
         with torch.no_grad():
             for _ in range(5):

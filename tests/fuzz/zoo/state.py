@@ -22,7 +22,7 @@ def spectral_norm(num_classes: int) -> nn.Module:
     return nn.Sequential(norm(nn.Linear(FEATURES, 10)), nn.Tanh(), norm(nn.Linear(10, num_classes)))
 
 
-def _moving_average(net: Around, x: Tensor) -> Tensor:
+def _moving_average(net: Any, x: Tensor) -> Any:
     """Subtract the moving mean of earlier inputs, and update it in training."""
     output = net.net(x - net.mean.clone())
     if net.training:
@@ -46,7 +46,7 @@ def moving_average_that_is_not_saved(num_classes: int) -> nn.Module:
 def largest_seen(num_classes: int) -> nn.Module:
     """An observer, as in quantisation."""
 
-    def forward(net: Around, x: Tensor) -> Tensor:
+    def forward(net: Any, x: Tensor) -> Any:
         if net.training:
             net.largest.copy_(torch.maximum(net.largest, x.detach().abs().max()))
         return net.net(x / net.largest)
@@ -58,7 +58,7 @@ def largest_seen(num_classes: int) -> nn.Module:
 def codebook(num_classes: int) -> nn.Module:
     """Vector quantisation: each code is a moving average of the vectors assigned to it."""
 
-    def forward(net: Around, x: Tensor) -> Tensor:
+    def forward(net: Any, x: Tensor) -> Any:
         code = net.first(x)
         index = torch.cdist(code, net.codes).argmin(1)
         if net.training:
@@ -74,7 +74,7 @@ def codebook(num_classes: int) -> nn.Module:
 def _act_norm(num_classes: int, shift: Tensor) -> nn.Module:
     """Return a network whose first batch in training sets a shift."""
 
-    def forward(net: Around, x: Tensor) -> Tensor:
+    def forward(net: Any, x: Tensor) -> Any:
         code = net.first(x)
         if net.training and not net.done:
             with torch.no_grad():
@@ -100,7 +100,7 @@ def parameters_initialised_by_the_data(num_classes: int) -> nn.Module:
 def counts_its_forwards(num_classes: int) -> nn.Module:
     """An integer buffer that scales the output."""
 
-    def forward(net: Around, x: Tensor) -> Tensor:
+    def forward(net: Any, x: Tensor) -> Any:
         if net.training:
             net.calls += 1
         return net.net(x) / (1 + net.calls)
@@ -112,7 +112,7 @@ def counts_its_forwards(num_classes: int) -> nn.Module:
 def replaces_its_buffer(num_classes: int) -> nn.Module:
     """The forward assigns a new tensor to the buffer."""
 
-    def forward(net: Around, x: Tensor) -> Tensor:
+    def forward(net: Any, x: Tensor) -> Any:
         if net.training:
             net.mean = 0.7 * net.mean + 0.3 * x.detach().mean(0)
         return net.net(x - net.mean)
@@ -124,7 +124,7 @@ def replaces_its_buffer(num_classes: int) -> nn.Module:
 def buffer_that_grows(num_classes: int) -> nn.Module:
     """A buffer to which each forward in training adds a row."""
 
-    def forward(net: Around, x: Tensor) -> Tensor:
+    def forward(net: Any, x: Tensor) -> Any:
         if net.training:
             net.memory = torch.cat([net.memory, x.detach()[:1]])
         return net.net(x + net.memory.mean(0))
@@ -143,7 +143,7 @@ def buffer_that_is_not_saved(num_classes: int) -> nn.Module:
 def counts_in_an_attribute(num_classes: int) -> nn.Module:
     """State outside the buffers, which checkpoints do not contain. Fast mode must at least not fail."""
 
-    def forward(net: Around, x: Tensor) -> Tensor:
+    def forward(net: Any, x: Tensor) -> Any:
         net.calls += net.training
         return net.net(x) / (1 + 0.1 * net.calls)
 
@@ -160,7 +160,7 @@ class Extra(nn.Module):
         super().__init__()
         self.net, self.note = dense_net(num_classes), state
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         return self.net(x)
 
     def get_extra_state(self) -> Any:
@@ -198,9 +198,8 @@ def extra_state_object(num_classes: int) -> nn.Module:
 
 @network()
 def holds_what_cannot_be_copied(num_classes: int) -> nn.Module:
-    net = dense_net(num_classes)
-    net.lock, net.function = threading.Lock(), lambda x: x
-    return net
+    parts = {"net": dense_net(num_classes), "lock": threading.Lock(), "function": lambda x: x}
+    return Around(lambda net, x: net.net(x), **parts)
 
 
 # --- random numbers --------------------------------------------------------------------------------
@@ -251,7 +250,7 @@ def functional_dropout(num_classes: int) -> nn.Module:
 
 @network(exact_refused="random numbers", compared=False)
 def noise_on_weights(num_classes: int) -> nn.Module:
-    def forward(net: Around, x: Tensor) -> Tensor:
+    def forward(net: Any, x: Tensor) -> Any:
         weight = net.first.weight
         noise = 0.1 * torch.randn_like(weight) if net.training else 0
         return net.last(functional.linear(x, weight + noise).tanh())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -42,7 +44,7 @@ def booleans_first(num_classes: int) -> nn.Module:
 
 
 def _in_the_middle(num_classes: int, dtype: torch.dtype) -> nn.Module:
-    def forward(net: Around, x: Tensor) -> Tensor:
+    def forward(net: Any, x: Tensor) -> Any:
         return net.last(net.middle(net.first(x).to(dtype)).tanh().float())
 
     middle = nn.Linear(8, 8).to(dtype)
@@ -83,7 +85,7 @@ def bfloat16_without_a_cast(num_classes: int) -> nn.Module:
 
 @network(coarse=torch.bfloat16)
 def autocast_inside(num_classes: int) -> nn.Module:
-    def forward(net: Around, x: Tensor) -> Tensor:
+    def forward(net: Any, x: Tensor) -> Any:
         with torch.autocast("cpu", torch.bfloat16):
             return net.net(x).float()
 
@@ -94,7 +96,7 @@ def autocast_inside(num_classes: int) -> nn.Module:
 def fake_quantised(num_classes: int) -> nn.Module:
     """Round the weights in the forward, and pass gradients through (straight-through estimator)."""
 
-    def forward(net: Around, x: Tensor) -> Tensor:
+    def forward(net: Any, x: Tensor) -> Any:
         weight = net.first.weight
         rounded = weight + ((weight * 64).round() / 64 - weight).detach()
         return net.last(nn.functional.linear(x, rounded, net.first.bias).tanh())
@@ -104,7 +106,7 @@ def fake_quantised(num_classes: int) -> nn.Module:
 
 @network(refused="complex")
 def complex_filter(num_classes: int) -> nn.Module:
-    def forward(net: Around, x: Tensor) -> Tensor:
+    def forward(net: Any, x: Tensor) -> Any:
         return net.last(torch.fft.irfft(torch.fft.rfft(net.first(x)) * net.filter, n=8).tanh())
 
     weight = nn.Parameter(torch.randn(5, dtype=torch.cfloat))
@@ -121,7 +123,7 @@ def complex_first(num_classes: int) -> nn.Module:
 def complex_by_pairs(num_classes: int) -> nn.Module:
     """A real parameter that the forward uses as a complex one."""
 
-    def forward(net: Around, x: Tensor) -> Tensor:
+    def forward(net: Any, x: Tensor) -> Any:
         return net.last((torch.fft.rfft(net.first(x)) * torch.view_as_complex(net.filter)).abs())
 
     weight = nn.Parameter(torch.randn(5, 2))
@@ -130,7 +132,7 @@ def complex_by_pairs(num_classes: int) -> nn.Module:
 
 @network()
 def complex_buffer(num_classes: int) -> nn.Module:
-    def forward(net: Around, x: Tensor) -> Tensor:
+    def forward(net: Any, x: Tensor) -> Any:
         return net.last((torch.fft.rfft(net.first(x)) * net.filter).abs())
 
     weight = torch.randn(5, dtype=torch.cfloat)
