@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from hvd_batchgrow.config import Job
-from hvd_batchgrow.data.datasets.dataset import ArrayDataset, DatasetPair
+from hvd_batchgrow.data.datasets.dataset import ArrayDataset, Dataset, DatasetPair
 from hvd_batchgrow.data.images.encoded_dataset import EncodedDataset, read_header
 from hvd_batchgrow.data.images.image_index import Entry, make_index
 from hvd_batchgrow.job_file import parse_job
@@ -20,7 +20,7 @@ from hvd_batchgrow.job_file import parse_job
 NUM_TRAIN, NUM_TEST, NUM_CLASSES, SIDE = 300, 50, 3, 8
 
 
-def job_tree(root: Path | str = "data", **sections: dict[str, Any]) -> dict[str, Any]:
+def job_tree(root: Path | str = "data", /, **sections: Any) -> dict[str, Any]:
     """A valid job as plain values: 300 samples, ghost batch 8, a batch of 16 that grows by 3 to at most 96."""
     tree: dict[str, Any] = {
         "name": "small",
@@ -60,7 +60,7 @@ def measured_job(trigger: dict[str, Any], **sections: Any) -> Job:
     return parse_job(measured_tree("data", trigger, **sections))
 
 
-def small_job(root: Path | str = "data", **sections: Any) -> Job:
+def small_job(root: Path | str = "data", /, **sections: Any) -> Job:
     """`job_tree`, checked and frozen."""
     return parse_job(job_tree(root, **sections))
 
@@ -76,6 +76,12 @@ def small_source() -> DatasetPair:
         return ArrayDataset(np.clip(prototypes[labels] + noise, 0, 255).astype(np.uint8), labels.astype(np.int64))
 
     return DatasetPair(images(NUM_TRAIN), images(NUM_TEST), NUM_CLASSES, (0.5,), (0.25,))
+
+
+def labels_of(samples: Dataset) -> list[int]:
+    """The classes of all samples."""
+    labels: list[int] = samples.labels[np.arange(len(samples))].tolist()
+    return labels
 
 
 def idx_bytes(array: NDArray[np.uint8]) -> bytes:

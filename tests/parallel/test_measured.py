@@ -14,13 +14,17 @@ from hvd_batchgrow.comm.ranks import CollectiveError, Ranks, SingleRank
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.messages.errors import RunError
 from hvd_batchgrow.observers.metrics import ConsumedFile
+from hvd_batchgrow.schedule.adaptive.batch_requests import BatchRequest
 from hvd_batchgrow.schedule.adaptive.decisions import Decision, decisions_text, read_decisions
 from hvd_batchgrow.schedule.plan import compile_plan
+from hvd_batchgrow.schedule.trigger import Measurement
 from hvd_batchgrow.train import growth_controller
 from hvd_batchgrow.train import trainer as trainer_module
 from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint
+from hvd_batchgrow.train.evaluate import evaluate
 from hvd_batchgrow.train.events import Evaluation, Observer
 from hvd_batchgrow.train.parts import TrainingParts
+from hvd_batchgrow.train.run.decision_record import write_decisions
 from hvd_batchgrow.train.run.run_folder import open_run, read_plan
 from hvd_batchgrow.train.train_state import TrainState
 from hvd_batchgrow.train.trainer import Trainer
@@ -187,8 +191,8 @@ def test_the_end_of_a_window_decides_where_the_request_comes_to_nothing(tmp_path
     trigger = {**NOISE, "ratio": 0.001, "max_batch_factor": 2.0, "windows_epochs": [[0.0, 0.5]]}
     job = job_of(trigger, schedule={"global_batch": 48, "max_batch": 96})
     growing = growth_controller.GrowthController(job, NUM_TRAIN, make_model())
-    now = growth_controller.Measurement(144, 48, 0.05, 100.0, 1.0)
-    request = growth_controller.BatchRequest("planted", batch=1.3 * 48)
+    now = Measurement(144, 48, 0.05, 100.0, 1.0)
+    request = BatchRequest("planted", batch=1.3 * 48)
     assert growing._decide(request, now, tmp_path) is None
     late = replace(now, samples=192)
     (tmp_path / "decisions.jsonl").touch()
@@ -233,7 +237,7 @@ def test_what_rank_0_decides_holds_whatever_the_others_measure(
 ) -> None:
     # (k): losses, gradients and evaluations differ on every rank but the first
     whole, _ = undisturbed(trigger)
-    update, evaluate = UpdateEngine.update, trainer_module.evaluate
+    update = UpdateEngine.update
 
     def update_otherwise(self: UpdateEngine, *args: Any, **kwargs: Any) -> UpdateResult:
         result = update(self, *args, **kwargs)
@@ -325,17 +329,16 @@ def test_a_kill_between_a_decision_and_its_effect_changes_nothing(
 ) -> None:
     job = job_of(trigger)
     whole, _ = undisturbed(trigger)
-    write = growth_controller.write_decisions
 
     def write_and_die(folder: Path, source: str | None, decisions: Sequence[Decision]) -> None:
-        write(folder, source, decisions)
+        write_decisions(folder, source, decisions)
         if len(decisions) == decision + 1:
             raise RunError("killed")
 
     monkeypatch.setattr(growth_controller, "write_decisions", write_and_die)
     with pytest.raises(CollectiveError):
         train(job, ranks, tmp_path / "parts")
-    monkeypatch.setattr(growth_controller, "write_decisions", write)
+    monkeypatch.setattr(growth_controller, "write_decisions", write_decisions)
     path = tmp_path / "parts" / "decisions.jsonl"
     # Before the first checkpoint of the first case, which starts from scratch.
     checkpoint = training.newest(ranks, tmp_path / "parts")

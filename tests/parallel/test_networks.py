@@ -115,6 +115,10 @@ def draws(num_classes: int) -> torch.nn.Module:
 class Follows(torch.nn.Module):
     """Buffers of several types that each forward in training changes; one of them is not persistent."""
 
+    mean: torch.Tensor
+    count: torch.Tensor
+    sums: torch.Tensor
+
     def __init__(self, num_classes: int) -> None:
         super().__init__()
         self.first, self.norm, self.last = (
@@ -129,9 +133,9 @@ class Follows(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = x.flatten(1)
-        used = x + 0.01 * (self.mean.float().sum() + self.sums.real.float().sum())  # type: ignore[operator, union-attr]
+        used = x + 0.01 * (self.mean.float().sum() + self.sums.real.float().sum())
         if self.training:
-            self.mean.lerp_(x.detach()[:, :3].mean(0).bfloat16(), 0.1)  # type: ignore[operator, union-attr]
+            self.mean.lerp_(x.detach()[:, :3].mean(0).bfloat16(), 0.1)
             self.count += 1
             self.signs = x.detach()[:, :5].sum(0) > 0
             self.sums -= 0.1 * torch.complex(x[0, :2].double(), x[1, :2].double()).detach()
@@ -182,7 +186,8 @@ def test_all_ranks_have_the_same_buffers_which_count_updates(ranks: Ranks, tmp_p
 
 
 def test_a_run_is_resumed_with_its_buffers_on_any_ranks(ranks: Ranks, tmp_path: Path) -> None:
-    sections = {"model": {"name": "tests.parallel.test_networks:Follows", "ghost_batch": 8}, "layout": {"exact": True}}
+    model = {"name": "tests.parallel.test_networks:Follows", "ghost_batch": 8}
+    sections: dict[str, Any] = {"model": model, "layout": {"exact": True}}
     whole = trained(SingleRank(), tmp_path / f"whole{ranks.rank}", **sections)
     half = trained(ranks, tmp_path / "half", 3, **sections).state.capture().to_bytes()
     for name, on in (("all", ranks), (f"alone{ranks.rank}", SingleRank())):

@@ -11,8 +11,10 @@ import pytest
 import torch
 
 from hvd_batchgrow.comm.ranks import Ranks
+from hvd_batchgrow.data.datasets.dataset import ArrayDataset
 from hvd_batchgrow.schedule.plan import Plan, compile_plan
-from hvd_batchgrow.train.update.engine import MicroBatch, UpdateEngine, UpdateResult
+from hvd_batchgrow.train.update.engine import UpdateEngine, UpdateResult
+from hvd_batchgrow.train.update.forward import MicroBatch
 from tests.helpers import NUM_TRAIN, small_job, small_source
 from tests.training import Recorder, StopAfter, digest, newest, train
 
@@ -24,6 +26,7 @@ def test_each_sample_once_an_epoch_across_growth_in_mid_epoch(
     source = small_source()
     # Without augmentation an image identifies its sample: make all images different in their first pixels.
     ids = np.arange(NUM_TRAIN)
+    assert isinstance(source.train, ArrayDataset)
     source.train.values[:, 0, 0, 0], source.train.values[:, 0, 1, 0] = ids % 256, ids // 256
     used: list[tuple[int, int, int]] = []  # (update's first entry, position of the group, sample)
     update = UpdateEngine.update
@@ -86,6 +89,7 @@ def test_evaluation_is_over_every_test_sample(ranks: Ranks, tmp_path: Path) -> N
     due = [e for s, e in zip(starts, ends, strict=True) if e // 300 > s // 300 or e == schedule.end_samples]
     assert [e.samples for e in recorder.evaluations] == due
     test = small_source().test
+    assert isinstance(test, ArrayDataset)
     images = (torch.from_numpy(test.values).permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.25
     trainer.parts.model.eval()
     with torch.no_grad():

@@ -203,14 +203,16 @@ def test_ranks_whose_weights_differ_are_named_with_the_tensors(ranks: Ranks) -> 
     if ranks.size == 1:
         return
     if ranks.rank == culprit:
-        model[1].weight.data[1, 2] += 1e-6
-        model.count[0] = 1.0
+        model.get_parameter("1.weight").data[1, 2] += 1e-6
+        model.get_buffer("count")[0] = 1.0
     with pytest.raises(CollectiveError) as failure:
         check_agreement(model, ranks, 64)
+    error = failure.value.error
     if ranks.rank == 0:
+        assert error is not None
         message = rf"after 64 samples .* rank {culprit} differs from rank 0 in count, 1\.weight\."
-        with pytest.raises(type(failure.value.error), match=message):
-            raise failure.value.error
+        with pytest.raises(type(error), match=message):
+            raise error
     else:
         assert failure.value.error is None
 

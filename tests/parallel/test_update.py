@@ -9,6 +9,7 @@ import pytest
 from torch import Tensor
 
 from hvd_batchgrow.comm.ranks import Ranks, SingleRank
+from hvd_batchgrow.train.update.forward import MicroBatch
 from hvd_batchgrow.train.update.gradients import GradientBuckets
 from hvd_batchgrow.verification.tree_digest import tree_digest
 from tests import golden
@@ -49,7 +50,8 @@ def test_the_network_is_used_by_the_last_pass_alone(
     if measures_noise:
         engine.measure_noise()
     num_passes = math.ceil(golden.NUM_GROUPS / ranks.size / per_pass)
-    forwards, sums = [], []
+    forwards: list[int] = []
+    sums: list[tuple[str, int]] = []
     start_sum = ranks.start_sum
 
     def record(tensor: Tensor, name: str) -> Any:
@@ -90,7 +92,7 @@ def test_gradients_start_on_their_way_while_the_last_backward_runs(
 def test_a_vote_to_stop_reaches_every_rank(ranks: Ranks) -> None:
     engine = golden.make_engine(ranks)
     images, labels = golden.samples(0)
-    micro_batch = golden.MicroBatch(images[: golden.GROUP], labels[: golden.GROUP], (ranks.rank,))
+    micro_batch = MicroBatch(images[: golden.GROUP], labels[: golden.GROUP], (ranks.rank,))
     votes = [
         engine.update(iter([micro_batch]), 1, golden.phase(ranks.size), ranks.size, stop=wanted).stop_requested
         for wanted in (False, ranks.rank == ranks.size - 1, True)

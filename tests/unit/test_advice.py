@@ -242,7 +242,7 @@ def test_growth_takes_the_place_of_decay_at_the_noise_scale_of_the_run() -> None
 
 
 def test_a_run_that_grew_beyond_its_noise_is_advised_to_stop_earlier() -> None:
-    keys = {"policy": "grow", "boundaries_epochs": [1, 2], "noise_factor": 3.0, "max_batch": "N/10"}
+    keys: dict[str, Any] = {"policy": "grow", "boundaries_epochs": [1, 2], "noise_factor": 3.0, "max_batch": "N/10"}
     advice = advise(recorded(seen(4, lambda _: 480), **keys))
     assert [p.phase.global_batch for p in advice.phases] == [100, 300, 400]
     assert advice.plan.num_updates > advice.run.num_updates

@@ -35,7 +35,7 @@ def no_report(what: str, done: int, total: int) -> None:
 
 
 def load(source: str, root: Path | None = None, **keys: Any) -> DatasetPair:
-    return load_source(DataSection(source=source, root=root and str(root), **keys), 7, no_report)
+    return load_source(DataSection(source=source, root=str(root) if root else None, **keys), 7, no_report)
 
 
 def everything(samples: Dataset) -> tuple[NDArray[Any], NDArray[np.int64]]:

@@ -12,7 +12,7 @@ import torch
 
 from hvd_batchgrow.messages.errors import RunError
 from hvd_batchgrow.train.checkpoints import writer as module
-from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint, checkpoint_paths, newest_good
+from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint, checkpoint_paths, newest_good, write_checkpoint
 from hvd_batchgrow.train.checkpoints.writer import CheckpointWriter, HostCopies
 from hvd_batchgrow.verification.tree_digest import tree_digest
 from tests.unit.test_checkpoint import make
@@ -23,7 +23,6 @@ class Gate:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.entered, self.open, self.running, self.most = threading.Event(), threading.Event(), 0, 0
-        write = module.write_checkpoint
 
         def blocked(*arguments: Any) -> Path:
             self.running += 1
@@ -31,7 +30,7 @@ class Gate:
             self.entered.set()
             assert self.open.wait(30)
             self.running -= 1
-            return write(*arguments)
+            return write_checkpoint(*arguments)
 
         monkeypatch.setattr(module, "write_checkpoint", blocked)
 
@@ -131,8 +130,13 @@ def test_a_checkpoint_is_never_ahead_of_the_record(tmp_path: Path, monkeypatch: 
     from hvd_batchgrow.train.checkpoints import checkpoint
 
     sync = atomic.sync
+
+    def record(path: Path) -> None:
+        synced.append(path.name)
+        sync(path)
+
     for place in (atomic, checkpoint):
-        monkeypatch.setattr(place, "sync", lambda path: (synced.append(path.name), sync(path)))
+        monkeypatch.setattr(place, "sync", record)
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "consumed.jsonl").touch()
     with CheckpointWriter(tmp_path / "checkpoints", 3, ()) as writer:

@@ -15,8 +15,9 @@ from hvd_batchgrow.config import DataSection
 from hvd_batchgrow.data.datasets.dataset import DatasetPair
 from hvd_batchgrow.data.load_source import load_source
 from hvd_batchgrow.messages.errors import JobError, RunError
-from tests.helpers import idx_bytes
-from tests.unit.test_webdataset import picture, write_tar
+from tests.helpers import idx_bytes, labels_of
+from tests.pictures import picture
+from tests.unit.test_webdataset import write_tar
 
 pytestmark = pytest.mark.usefixtures("cache")
 KINDS = ["csv", "parquet", "numpy rows", "numpy images", "idx", "webdataset"]
@@ -142,8 +143,8 @@ def test_the_faulty_file_of_several_is_named(tmp_path: Path) -> None:
 
 
 def test_whole_numbers_written_as_floats_are_labels(tmp_path: Path) -> None:
-    assert load(tmp_path, "csv", ["1.0", "0.0", "1"]).train.labels.tolist() == [1, 0, 1]
-    assert load(tmp_path, "parquet", np.array([1.0, 0.0])).train.labels.tolist() == [1, 0]
+    assert labels_of(load(tmp_path, "csv", ["1.0", "0.0", "1"]).train) == [1, 0, 1]
+    assert labels_of(load(tmp_path, "parquet", np.array([1.0, 0.0])).train) == [1, 0]
 
 
 def test_a_text_among_numbers_is_not_a_class_unless_the_job_says_so(tmp_path: Path) -> None:
@@ -167,7 +168,7 @@ def test_a_label_such_as_na_is_a_class_or_missing_as_the_job_says(tmp_path: Path
     source = load(tmp_path, "csv", labels, test=[text], text_labels=True)
     classes = sorted(["cat", "dog", text])
     assert source.schema["classes"] == classes
-    assert source.train.labels.tolist() == [classes.index(label) for label in labels]
+    assert labels_of(source.train) == [classes.index(label) for label in labels]
     keys: dict[str, Any] = {"test": ["cat"], "missing_values": (text,)}
     with pytest.raises(RunError, match=rf"2 of 4 cells are missing: line 3: '{text}'; .*data.missing = 'drop_row'"):
         load(tmp_path, "csv", labels, **keys)
@@ -178,13 +179,13 @@ def test_a_label_such_as_na_is_a_class_or_missing_as_the_job_says(tmp_path: Path
 
 def test_texts_of_a_parquet_file_are_classes_whatever_they_are(tmp_path: Path) -> None:
     source = load(tmp_path, "parquet", ["NA", "b", "NA"], test=["b"])
-    assert (source.schema["classes"], source.train.labels.tolist()) == (["NA", "b"], [0, 1, 0])
+    assert (source.schema["classes"], labels_of(source.train)) == (["NA", "b"], [0, 1, 0])
 
 
 def test_texts_that_are_numbers_are_ordered_by_their_characters(tmp_path: Path) -> None:
     source = load(tmp_path, "parquet", ["10", "9", "10"], test=["9"])
     assert source.schema["classes"] == ["10", "9"]
-    assert source.train.labels.tolist() == [0, 1, 0]
+    assert labels_of(source.train) == [0, 1, 0]
 
 
 def test_minus_and_plus_one_become_classes_on_request(tmp_path: Path) -> None:
@@ -193,7 +194,7 @@ def test_minus_and_plus_one_become_classes_on_request(tmp_path: Path) -> None:
     ):
         load(tmp_path, "csv", [-1, 1], test=[1])
     source = load(tmp_path, "csv", [-1, 1], test=[1], text_labels=True)
-    assert (source.schema["classes"], source.test.labels.tolist()) == (["-1", "1"], [1])
+    assert (source.schema["classes"], labels_of(source.test)) == (["-1", "1"], [1])
 
 
 def test_fewer_classes_than_texts_are_refused(tmp_path: Path) -> None:

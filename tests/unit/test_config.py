@@ -79,7 +79,7 @@ def test_lars_has_its_own_ranges_and_no_nesterov() -> None:
 
 def test_a_job_cannot_be_changed() -> None:
     with pytest.raises(ValueError, match="frozen"):
-        parse_job(job_tree()).optim.lr = 1.0  # type: ignore[misc]
+        parse_job(job_tree()).optim.lr = 1.0
 
 
 def test_toml_faults_give_line_and_column(tmp_path: Path) -> None:

@@ -15,6 +15,9 @@ GHOST = 4
 class NormAndActivation(nn.BatchNorm2d):
     """Like timm's BatchNormAct2d."""
 
+    drop: nn.Module
+    act: nn.Module
+
     def __init__(self, num_features: int) -> None:
         super().__init__(num_features)
         self.drop, self.act = nn.Dropout(0.5), nn.PReLU()
@@ -62,7 +65,7 @@ def test_the_relu_of_a_norm_with_activation_may_be_its_own(training: bool, drop:
     torch.manual_seed(3)
     assert torch.equal(y, drop(bare(x)).relu())
     watched = []
-    ghost.act.register_forward_hook(lambda *_: watched.append(1))  # type: ignore[union-attr,operator]
+    ghost.get_submodule("act").register_forward_hook(lambda *_: watched.append(1))
     ghost(x)
     assert watched
 
@@ -97,7 +100,9 @@ def test_sequences_with_fused_relus_give_the_same_outputs() -> None:
 def test_in_training_each_ghost_batch_is_normalised_alone() -> None:
     network, plain = (make_network().requires_grad_(True) for _ in range(2))
     for each in (network, plain):
-        each[3][1].drop.p = 0.0
+        drop = each.get_submodule("3.1.drop")
+        assert isinstance(drop, nn.Dropout)
+        drop.p = 0.0
     convert_ghost_batch_norm(network, GHOST)
     images = torch.randn(8, 3, 8, 8)
     y, expected = network(images), torch.cat([plain(chunk) for chunk in images.split(GHOST)])
@@ -112,12 +117,14 @@ def test_in_training_each_ghost_batch_is_normalised_alone() -> None:
 def test_norms_keep_their_tensors_and_stay_shared() -> None:
     network = make_network()
     network[1].weight.requires_grad_(False)
-    network[3][1].eval()
+    network.get_submodule("3.1").eval()
     parameters = list(network.parameters())
     state = {name: value for name, value in network.state_dict().items() if "tracked" not in name}
     assert convert_ghost_batch_norm(network, GHOST) is network
-    assert network[1] is network[3][0] is network[3][3]
-    assert isinstance(network[3][2], Frozen)
+    block = network[3]
+    assert isinstance(block, nn.Sequential)
+    assert network[1] is block[0] is block[3]
+    assert isinstance(block[2], Frozen)
     norms = list(ghost_norms(network))
     assert [type(norm) for norm in norms] == [GhostBatchNorm2d, GhostBatchNormAct2d, GhostBatchNorm1d]
     settings = [(norm.ghost_batch, norm.eps, norm.momentum, norm.training, norm.affine) for norm in norms]
@@ -166,7 +173,7 @@ def test_all_norms_that_cannot_be_converted_are_named() -> None:
             return super().train(False)
 
     silenced, twins = nn.BatchNorm2d(2).eval(), [nn.BatchNorm2d(2), nn.BatchNorm2d(2)]
-    silenced.train = lambda mode=True: silenced  # type: ignore[method-assign, assignment]
+    silenced.train = lambda mode=True: silenced  # type: ignore[method-assign]
     twins[1].running_mean = twins[0].running_mean
     hooked = nn.BatchNorm1d(2)
     hooked.register_forward_hook(lambda *_: None)
@@ -224,7 +231,7 @@ def test_running_statistics_can_be_averages_under_the_current_weights() -> None:
     v = chunks.var(1, correction=0)
     torch.testing.assert_close(later.running_mean, torch.zeros(3, dtype=torch.float64))
     torch.testing.assert_close(later.running_var, (v / (v + 1e-5) * 4 / 3 / (1 + 1e-5)).mean(0))
-    assert (unused.running_mean.tolist(), other.running_mean.tolist()) == ([0] * 3, [0] * 3)
+    assert (unused.running_mean.tolist(), other.get_buffer("running_mean").tolist()) == ([0] * 3, [0] * 3)
     assert [module.training for module in model.modules()] == modes
     assert not any(n.deferred or n._pending for n in ghost_norms(model))
 
@@ -235,7 +242,7 @@ def test_no_batches_are_an_error_and_a_failed_batch_leaves_no_statistics() -> No
         reestimate_running_statistics(model, [])
     with pytest.raises(ValueError, match=r"4 samples are 1\.33 ghost batches of 3"):
         reestimate_running_statistics(model, [torch.randn(12, 3), torch.randn(4, 3)])
-    assert model[0].running_mean.tolist() == [0] * 3
+    assert model.get_buffer("0.running_mean").tolist() == [0] * 3
     assert not any(norm.deferred or norm._pending for norm in ghost_norms(model))
 
 
@@ -252,8 +259,8 @@ def test_converted_networks_of_timm_are_bit_identical_in_evaluation_and_train(na
     torch.manual_seed(0)
     network = timm.create_model(name, num_classes=3).eval()
     for norm in (module for module in network.modules() if isinstance(module, nn.BatchNorm2d)):
-        nn.init.normal_(norm.running_mean, std=0.1)
-        nn.init.uniform_(norm.running_var, 0.5, 2)
+        nn.init.normal_(norm.get_buffer("running_mean"), std=0.1)
+        nn.init.uniform_(norm.get_buffer("running_var"), 0.5, 2)
     images = torch.randn(4, 3, 96, 96)
     with torch.no_grad():
         expected = network(images)

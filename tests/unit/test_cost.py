@@ -41,7 +41,7 @@ ALPHA, BETA = 1e-2, 1e-8  # s, s per byte: 20 ms for a gradient
 def true_update_s(passes: int, micro: int, sync_s: float, c: float) -> float:
     """Formulas §8, written once more."""
     pass_s = A + B * micro
-    return F + (passes - 1) * pass_s + (pass_s**c + sync_s**c) ** (1 / c)
+    return float(F + (passes - 1) * pass_s + (pass_s**c + sync_s**c) ** (1 / c))
 
 
 def measure(ranks: int, c: float = 2.0, alpha: float = ALPHA, beta: float = BETA) -> RankProbe:

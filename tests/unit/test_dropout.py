@@ -19,7 +19,8 @@ def keys(n: int, seed: int = 3, epoch: int = 0) -> Tensor:
 def dropped(x: Tensor, of: Tensor, module: KeyedDropout | None = None) -> Tensor:
     module = module or KeyedDropout(0.4)
     set_sample_keys([module], of)
-    return module(x)
+    out: Tensor = module(x)
+    return out
 
 
 def test_the_generator_gives_the_published_numbers() -> None:
@@ -130,7 +131,7 @@ def test_known_dropouts_are_converted_and_others_are_not() -> None:
     known = [shared, nn.Dropout2d(0.2), DropPath(0.3, False), DropPath(0.35), StochasticDepth(0.4, "row"), shared]
     model = nn.Sequential(*known, *left).eval()
     assert convert_dropout(model) is model
-    made = [(m.p, m.unit, m.rescale) for m in model[:6] if isinstance(m, KeyedDropout) and not m.training]
+    made = [(m.p, m.unit, m.rescale) for m in list(model)[:6] if isinstance(m, KeyedDropout) and not m.training]
     assert made == [
         (0.1, "value", True),
         (0.2, "channel", True),
@@ -139,7 +140,7 @@ def test_known_dropouts_are_converted_and_others_are_not() -> None:
         (0.4, "sample", True),
         (0.1, "value", True),
     ]
-    assert list(model[6:]) == left
+    assert list(model)[6:] == left
     assert model[0] is model[5]
     assert len(keyed_dropouts(model)) == 5
     assert isinstance(convert_dropout(nn.Dropout(0.5)), KeyedDropout)

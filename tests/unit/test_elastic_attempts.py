@@ -35,7 +35,7 @@ class Changing(SingleRank):
 def test_updates_are_counted_over_every_attempt(job: str, monkeypatch: pytest.MonkeyPatch) -> None:
     ranks = Changing()
     monkeypatch.setitem(sys.modules, "hvd_batchgrow.comm.elastic", SimpleNamespace(ElasticRanks=Changing))
-    monkeypatch.setattr("hvd_batchgrow.comm.backend.connect", lambda _: ranks)
+    monkeypatch.setattr("hvd_batchgrow.comm.backend.connect", lambda *_: ranks)
     assert main(["train", job, "--max-updates", "7"]) == 75
     assert ranks.attempts == 5
     # Two updates in each attempt that ended by a change of hosts, and 0 in the one that lost a rank.
@@ -44,7 +44,7 @@ def test_updates_are_counted_over_every_attempt(job: str, monkeypatch: pytest.Mo
 
 def test_plan_json_of_an_elastic_run_has_the_ranks_of_its_job_file(job: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "hvd_batchgrow.comm.elastic", SimpleNamespace(ElasticRanks=Changing))
-    monkeypatch.setattr("hvd_batchgrow.comm.backend.connect", lambda _: Changing())
+    monkeypatch.setattr("hvd_batchgrow.comm.backend.connect", lambda *_: Changing())
     main(["train", job, "--max-updates", "1", "--layout.grow_by", "ranks", "--layout.max-ranks", "3"])
     shown = json.loads(Path("runs/small/plan.json").read_text())["phases"]
     assert [phase["ranks"] for phase in shown] == [1, 3, 3, 3]

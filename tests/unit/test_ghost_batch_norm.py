@@ -83,7 +83,7 @@ def test_it_is_batch_norm_on_each_ghost_batch(case: Case, dtype: torch.dtype, af
     plain = plain_like(norm, len(case.shape))
     x, same = (inputs(case.shape, case.channels_last).to(dtype).requires_grad_() for _ in range(2))
     y, expected = norm(x), torch.cat([plain(chunk) for chunk in same.split(GHOST)])
-    tolerance = {"rtol": ROUNDING[dtype], "atol": ROUNDING[dtype] * 10}
+    tolerance: dict[str, Any] = {"rtol": ROUNDING[dtype], "atol": ROUNDING[dtype] * 10}
     torch.testing.assert_close(y, expected, **tolerance)
     torch.testing.assert_close(grads(y, x, norm), grads(expected, same, plain), **tolerance)
     torch.testing.assert_close(list(norm.buffers()), list(plain.buffers())[:2], **tolerance)
@@ -203,7 +203,7 @@ def test_16_bit_inputs_have_float32_statistics(dtype: torch.dtype, channels_last
     assert (y.dtype, norm.running_var.dtype) == (dtype, torch.float32)
     wide = make()
     same = x.detach().double().requires_grad_()
-    tolerance = {
+    tolerance: dict[str, Any] = {
         "rtol": 0,
         "atol": 4 * torch.finfo(dtype).eps * 4,
     }  # values are below 4, and rounded once at the end
@@ -411,7 +411,7 @@ def test_state_dicts_can_be_exchanged_with_batch_norm() -> None:
     assert all(torch.equal(value, state[name]) for name, value in norm.state_dict().items())
     again = nn.Sequential(nn.BatchNorm2d(3))
     again.load_state_dict(norm.state_dict())
-    assert torch.equal(again[0].running_var, plain[0].running_var)
+    assert torch.equal(again.get_buffer("0.running_var"), plain.get_buffer("0.running_var"))
 
 
 @every_case

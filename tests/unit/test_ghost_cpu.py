@@ -286,5 +286,5 @@ def test_parts_have_the_same_members_in_c_and_in_python() -> None:
         if line.strip().startswith("int64_t")
         for name in line.strip().removeprefix("int64_t").partition(";")[0].split(",")
     ]
-    assert members == [name for name, _ in ghost_cpu._Part._fields_]
+    assert members == [field[0] for field in ghost_cpu._Part._fields_]
     assert ctypes.sizeof(ghost_cpu._Part) == 8 * len(members)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import hvd_batchgrow.nn.ghost
-from hvd_batchgrow.nn.ghost import ghost_choice, ghost_reference
+from hvd_batchgrow.nn.ghost import ghost_choice, ghost_cpu, ghost_reference
 from hvd_batchgrow.nn.ghost.ghost_batch_norm import GhostBatchNorm1d
 from hvd_batchgrow.nn.ghost.ghost_tiles import choose_tiles, fits, power_of_two
 
@@ -64,7 +64,7 @@ def test_unsupported_types_use_pytorch(dtype: torch.dtype, num_groups: int) -> N
 
 
 def test_by_pytorch_only_ends_with_its_block(monkeypatch: pytest.MonkeyPatch) -> None:
-    gpu, of_triton = torch.device("cuda", 0), ghost_reference._normalise_one
+    gpu, of_triton = torch.device("cuda", 0), ghost_cpu.normalise
     monkeypatch.setitem(ghost_choice._found, gpu, of_triton)
     x = SimpleNamespace(device=gpu, dtype=torch.float16, numel=lambda: 8)
     for error in (None, ValueError):

@@ -24,15 +24,16 @@ def example() -> Tensor:
 
 
 def scaled(net: nn.Sequential) -> None:
-    net[0].weight.register_hook(lambda gradient: gradient * 0.5)
+    net.get_parameter("0.weight").register_hook(lambda gradient: gradient * 0.5)
 
 
 def clipped(net: nn.Sequential) -> None:
-    net[0].weight.register_hook(lambda gradient: gradient.clamp(-10, 10))
+    net.get_parameter("0.weight").register_hook(lambda gradient: gradient.clamp(-10, 10))
 
 
 def regularised(net: nn.Sequential) -> None:
-    net[0].weight.register_hook(lambda gradient: gradient + 0.1 * net[0].weight.detach())
+    weight = net.get_parameter("0.weight")
+    weight.register_hook(lambda gradient: gradient + 0.1 * weight.detach())
 
 
 def halved_sum(net: nn.Sequential) -> None:
@@ -40,7 +41,7 @@ def halved_sum(net: nn.Sequential) -> None:
         assert weight.grad is not None
         weight.grad.mul_(0.5)
 
-    net[0].weight.register_post_accumulate_grad_hook(halve)
+    net.get_parameter("0.weight").register_post_accumulate_grad_hook(halve)
 
 
 def cleared(net: nn.Sequential) -> None:
@@ -114,4 +115,6 @@ def test_the_trial_changes_nothing() -> None:
     assert torch.equal(inputs, samples)
     assert torch.equal(net[0].weight.grad, torch.ones(8, 6))
     assert net[0].bias.grad is None
-    assert len(net[1].take_statistics()) == 0
+    norm = net[1]
+    assert isinstance(norm, GhostBatchNorm1d)
+    assert len(norm.take_statistics()) == 0

@@ -10,6 +10,7 @@ from hvd_batchgrow.config import DataSection
 from hvd_batchgrow.data.images import image_folder
 from hvd_batchgrow.data.load_source import load_source
 from hvd_batchgrow.messages.errors import RunError
+from tests.helpers import labels_of
 from tests.pictures import FOLDER, NUM_TRAIN, NUM_VAL, Picture, assert_holds, picture, pictures, write_folder
 
 pytestmark = pytest.mark.usefixtures("cache")
@@ -71,7 +72,7 @@ def test_a_folder_is_indexed_again_when_its_tree_changes(tmp_path: Path, change:
     source = FOLDER.read(root)
     assert_holds(source.train, expected)
     shift = change is _new_class  # of the classes, and so of the test labels too
-    assert source.test.labels.tolist() == sorted(image.label + shift for image in pictures(NUM_VAL, first=20))
+    assert labels_of(source.test) == sorted(image.label + shift for image in pictures(NUM_VAL, first=20))
 
 
 def test_the_test_folder_is_val_else_test_else_what_the_job_says(tmp_path: Path) -> None:

@@ -368,7 +368,7 @@ def test_transitions_mention_the_correction_and_the_ratio_in_the_decay() -> None
 def test_each_change_of_rate_is_corrected_once() -> None:
     weight = parameter(3, 2)
     optimizer = Lars([weight], 0.5, 0.9)
-    levels = []
+    levels: list[float] = []
     for lr in (0.5, 0.1, 0.1):
         weight.grad = torch.zeros(3, 2, dtype=torch.float64) if levels else drawn(3, 2, seed=1)
         optimizer.param_groups[0]["lr"] = lr

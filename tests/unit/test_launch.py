@@ -135,7 +135,7 @@ def test_auto_takes_a_backend_that_can_sum_on_the_device(
     why: str,
 ) -> None:
     horovod = TwoRanks()
-    horovod.backend, horovod.sums_on_gpu = "horovod-mpi", has_nccl  # type: ignore[misc]
+    horovod.backend, horovod.sums_on_gpu = "horovod-mpi", has_nccl
     monkeypatch.setitem(sys.modules, "hvd_batchgrow.comm.horovod", types.SimpleNamespace(HorovodRanks=lambda: horovod))
     seen = [VisibleGpus("n0", ("GPU-0", "GPU-1")[:visible])] * 2
     assignment = lambda *_: assign_devices(seen, device, ranks_per_gpu)  # noqa: E731

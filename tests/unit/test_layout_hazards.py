@@ -27,7 +27,8 @@ class PairsUp(nn.Module):
         self.linear = nn.Linear(6, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.linear(0.7 * x + 0.3 * x.roll(1, 0))
+        out: Tensor = self.linear(0.7 * x + 0.3 * x.roll(1, 0))
+        return out
 
 
 def network(*middle: nn.Module) -> nn.Module:

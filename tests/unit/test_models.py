@@ -131,7 +131,8 @@ def test_samples_are_independent_in_evaluation(name: str) -> None:
 
 @each_network
 def test_all_norms_have_the_jobs_ghost_batch_and_momentum(name: str) -> None:
-    norms = list(ghost_norms(build(name, **({} if name == "alexnet" else {"bn_momentum": 0.25}))))
+    model: dict[str, Any] = {} if name == "alexnet" else {"bn_momentum": 0.25}
+    norms = list(ghost_norms(build(name, **model)))
     assert {(norm.ghost_batch, norm.momentum) for norm in norms} == (set() if name == "alexnet" else {(GROUP, 0.25)})
 
 
@@ -152,26 +153,27 @@ def test_a_network_without_norms_is_trained(exact: bool) -> None:
 
 def test_a_resnet_whose_residuals_are_0_is_its_shortcuts() -> None:
     model, x = build("resnet20").eval(), samples("resnet20")
-    first, blocks = model.features[:3], model.features[3:]  # type: ignore[index]
+    features: Any = model.features
+    first, blocks = features[:3], features[3:]
     for block in blocks:
         nn.init.zeros_(block.residual[-1].weight)
     # option A: every other pixel twice, zeros in new channels; 16 of 64 channels are not zero
     expected = nn.functional.pad(first(x)[:, :, ::4, ::4], (0, 0, 0, 0, 0, 48))
-    torch.testing.assert_close(model.features(x), expected)  # type: ignore[operator]
+    torch.testing.assert_close(features(x), expected)
 
 
 def test_a_wide_resnet_whose_residuals_are_0_is_its_shortcuts() -> None:
     model, x = build("wrn_16_2"), samples("wrn_16_2")
     model.eval()
-    expected = model.features[0](x)  # type: ignore[index]
-    blocks = model.features[1:-2]  # type: ignore[index]
+    features: Any = model.features
+    expected, blocks = features[0](x), features[1:-2]
     assert len(blocks) == 6
     for k, block in enumerate(blocks):
         nn.init.zeros_(block.residual[-1].weight)
         if k % 2 == 0:  # the first block of a stage widens: a 1×1 convolution of the activation, not of x
             norm, relu = block.activate
             expected = block.shortcut(relu(norm(expected)))
-    torch.testing.assert_close(model.features[:-2](x), expected)  # type: ignore[index]
+    torch.testing.assert_close(features[:-2](x), expected)
 
 
 # --- first weights ------------------------------------------------------------------------------
@@ -198,16 +200,15 @@ def test_the_first_weights_of_small_conv_net_are_those_of_recorded_runs() -> Non
 @pytest.mark.parametrize("name", ["wrn_16_2", "resnet20", "vgg11_bn"])
 def test_he_normal_by_fan_out(name: str) -> None:
     model = build(name)
-    modules = dict(model.named_modules())
-    drawn = [module for module in modules.values() if isinstance(module, nn.Conv2d)]
+    drawn = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
     for conv in (conv for conv in drawn if conv.weight.numel() > 4000):
         std = math.sqrt(2 / (conv.kernel_size[0] ** 2 * conv.out_channels))
         assert conv.weight.std().item() == pytest.approx(std, rel=0.05)  # 4000 draws: 1.1 % is one σ
         assert conv.bias is None
-    assert not modules["classifier"].bias.any()  # type: ignore[operator, union-attr]
+    assert not model.get_parameter("classifier.bias").any()
     for norm in ghost_norms(model):
-        assert (norm.weight == 1).all()
-        assert (norm.bias == 0).all()
+        assert norm.get_parameter("weight").eq(1).all()
+        assert norm.get_parameter("bias").eq(0).all()
 
 
 # --- errors -------------------------------------------------------------------------------------

@@ -147,14 +147,14 @@ def test_generators_of_python_and_numpy_are_seeded_by_the_job_and_restored(nets:
     name = f"{nets()}:by_other_generators"
     random.seed(1)
     np.random.seed(1)
-    expected = random.getstate(), np.random.get_state()[2]
+    expected = random.getstate(), np.random.get_state(legacy=False)["state"]["pos"]
     random.seed(1)
     np.random.seed(1)
     first, again, other = (build(name, seed) for seed in (7, 7, 8))
     for layer in ("conv", "head"):  # one layer draws from Python's generator, the other from NumPy's
         drawn = [float(getattr(net, layer).weight.detach().flatten()[0]) for net in (first, again, other)]
         assert drawn[0] == drawn[1] != drawn[2]
-    assert (random.getstate(), np.random.get_state()[2]) == expected
+    assert (random.getstate(), np.random.get_state(legacy=False)["state"]["pos"]) == expected
 
 
 @pytest.mark.parametrize(

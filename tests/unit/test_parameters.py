@@ -94,7 +94,7 @@ def test_parameters_with_gaps_become_dense_and_keep_their_values() -> None:
     assert all(is_dense(parameter) for parameter in model.parameters())
     for name, value in (("a", BIG[:, :5]), ("b", BIG[:, 5:].t()), ("c", BIG.t())):
         assert torch.equal(getattr(model, name), value)
-    assert model.c.data_ptr() == BIG.data_ptr()  # was dense
+    assert model.get_parameter("c").data_ptr() == BIG.data_ptr()  # was dense
 
 
 @pytest.mark.parametrize(
@@ -112,8 +112,8 @@ def test_parameters_with_gaps_become_dense_and_keep_their_values() -> None:
 def test_inputs_have_the_type_that_all_parameters_share_or_else_float32(
     dtypes: list[torch.dtype], expected: torch.dtype
 ) -> None:
-    model = Holder(**{f"p{k}": torch.zeros(2, dtype=dtype) for k, dtype in enumerate(dtypes)})
-    assert input_type(model) == expected
+    parameters: dict[str, Any] = {f"p{k}": torch.zeros(2, dtype=dtype) for k, dtype in enumerate(dtypes)}
+    assert input_type(Holder(**parameters)) == expected
 
 
 @pytest.mark.parametrize("name", ["sgd", "adam", "adamw", "lars"])
@@ -122,7 +122,7 @@ def test_norms_and_biases_decay_if_the_job_says_so(name: str) -> None:
     optim = small_job(optim={"name": name, "weight_decay": 0.5, "decay_norm_and_bias": True}).optim
     optimizer = build_optimizer(model, optim)
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.5, 0.5]
-    bias = model[0].bias
+    bias = model.get_parameter("0.bias")
     bias.data.fill_(2.0)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import tracemalloc
 from collections.abc import Callable, Sequence
 from itertools import permutations
@@ -58,7 +59,7 @@ def chi_square_z(counts: NDArray[np.int64]) -> float:
     """Return the chi-square statistic of equally likely cells, in standard deviations from its mean."""
     expected, freedom = counts.sum() / counts.size, counts.size - 1
     statistic = float(((counts - expected) ** 2 / expected).sum())
-    return (statistic - freedom) / (2 * freedom) ** 0.5
+    return (statistic - freedom) / math.sqrt(2 * freedom)
 
 
 both = pytest.mark.parametrize("orders", [ours, numpys], ids=["ours", "numpy"])

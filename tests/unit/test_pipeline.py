@@ -46,11 +46,12 @@ def row_samples(num_samples: int) -> ArrayDataset:
 
 @pytest.fixture
 def make_samples(tmp_path: Path) -> Callable[[str, int], Dataset]:
-    return lambda kind, num_samples: {
+    makers: dict[str, Callable[[int], Dataset]] = {
         "images": array_samples,
         "rows": row_samples,
         "encoded": lambda n: encoded_samples(tmp_path, n),
-    }[kind](num_samples)
+    }
+    return lambda kind, num_samples: makers[kind](num_samples)
 
 
 def augment_of(samples: Dataset) -> Augment | None:

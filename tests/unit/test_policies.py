@@ -20,9 +20,14 @@ from hvd_batchgrow.schedule.transitions import describe_transitions
 from hvd_batchgrow.schedule.twin import compile_twin, decay_twin
 
 N = 50_000
-SGD = {"name": "sgd", "lr": 0.1, "momentum": 0.9}
-ADAM = {"name": "adam", "lr": 1e-3, "betas": [0.9, 0.999], "eps": 1e-8}
-BOUNDARIES = {"epochs": 200.0, "boundaries_epochs": [60.0, 120.0, 160.0], "noise_factor": 5.0, "global_batch": 128}
+SGD: dict[str, Any] = {"name": "sgd", "lr": 0.1, "momentum": 0.9}
+ADAM: dict[str, Any] = {"name": "adam", "lr": 1e-3, "betas": [0.9, 0.999], "eps": 1e-8}
+BOUNDARIES: dict[str, Any] = {
+    "epochs": 200.0,
+    "boundaries_epochs": [60.0, 120.0, 160.0],
+    "noise_factor": 5.0,
+    "global_batch": 128,
+}
 
 
 def make_job(optim: dict[str, Any] | None = None, layout: dict[str, Any] | None = None, **schedule: Any) -> Job:
@@ -71,10 +76,10 @@ def test_a_larger_start_that_is_rounded_or_cut_says_what_was_wanted() -> None:
     plan = make_plan(policy="grow", max_batch=5120, lr_scale=1.3, **BOUNDARIES)
     first = plan.schedule.phases[0]
     # 128 · 1.3 = 166.4 is 5.2 ghost batches of 32: 160, and ε = 0.1 · 160/128
-    assert (first.wanted_batch, first.global_batch) == (pytest.approx(166.4), 160)
+    assert (first.wanted_batch, first.global_batch) == pytest.approx((166.4, 160))
     assert first.lr == pytest.approx(0.125)
     first = phases(policy="hybrid", max_batch=5120, lr_scale=100.0, **BOUNDARIES)[0]
-    assert (first.wanted_batch, first.global_batch, first.lr) == (pytest.approx(12_800), 5120, pytest.approx(4.0))
+    assert (first.wanted_batch, first.global_batch, first.lr) == pytest.approx((12_800, 5120, 4.0))
 
 
 def test_exact_noise_uses_the_finite_training_set() -> None:
@@ -142,13 +147,13 @@ def test_adams_set() -> None:
 
 
 def test_adams_set_goes_from_the_raised_momentum() -> None:
-    schedule = {"policy": "grow", "epochs": 10.0, "boundaries_epochs": [5.0], "noise_factor": 4.0, "global_batch": 128}
-    plan = make_plan(optim=ADAM, lr_rule="adam", raise_momentum_to=0.95, max_batch=4096, **schedule)
+    schedule = BOUNDARIES | {"epochs": 10.0, "boundaries_epochs": [5.0], "noise_factor": 4.0}
+    plan = make_plan(policy="grow", optim=ADAM, lr_rule="adam", raise_momentum_to=0.95, max_batch=4096, **schedule)
     before, after = plan.schedule.phases
     # (1 - 0.9)/(1 - 0.95) = 2 times the batch at the same noise scale; then κ = 4
-    assert (before.momentum, before.global_batch) == (pytest.approx(0.95), 256)
+    assert (before.momentum, before.global_batch) == pytest.approx((0.95, 256))
     assert plan.noise_scale(before) == pytest.approx(1e-3 * N / (128 * 0.1))
-    assert (after.momentum, after.global_batch) == (pytest.approx(0.8), 1024)
+    assert (after.momentum, after.global_batch) == pytest.approx((0.8, 1024))
 
 
 def test_seesaw_shares_the_factor_between_rate_and_batch() -> None:
@@ -202,7 +207,7 @@ def test_an_imported_function_is_the_users_own(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize(
     ("function", "fault"),
     [
-        (lambda epoch: 1.0 if epoch < 15 else {}["x"], r"my:own\(15.005\) failed: KeyError: 'x'"),
+        (lambda epoch: 1.0 if epoch < 15 else dict[str, float]()["x"], r"my:own\(15.005\) failed: KeyError: 'x'"),
         (lambda epoch: 1.0 if epoch < 15 else None, r"my:own\(15.005\) failed: TypeError: float\(\) argument must be"),
         (lambda epoch: 1 - epoch / 10, r"my:own is -0.5 on average over epochs 10 to 20; must be above 0: no batch"),
         (lambda epoch: 1.0 if epoch < 20 else 0.0, r"my:own is 0 on average over epochs 20 to 30; must be above 0"),

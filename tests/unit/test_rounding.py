@@ -139,8 +139,8 @@ def test_decimal_epochs_round_as_fractions_do(thousandths: int, num_samples: int
 
 
 def test_a_phase_and_a_warm_up_end_where_the_decimal_number_does() -> None:
-    schedule = {"boundaries_epochs": [0.145], "noise_factor": 2.0, "warmup_epochs": 0.045, "max_batch": 14}
-    plan = plan_of(100, 7, policy="grow", epochs=0.5, global_batch=7, **schedule)
+    schedule: dict[str, Any] = {"boundaries_epochs": [0.145], "noise_factor": 2.0, "warmup_epochs": 0.045}
+    plan = plan_of(100, 7, policy="grow", epochs=0.5, global_batch=7, max_batch=14, **schedule)
     # The boundary is at 14.5 samples, so at 15, which the third update of 7 reaches; the warm-up at 4.5, so at 5.
     assert [phase.num_updates for phase in plan.schedule.phases] == [3, 3]
     assert plan.schedule.warmup.end_samples == 5

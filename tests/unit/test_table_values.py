@@ -21,6 +21,7 @@ from hvd_batchgrow.data.load_source import load_source
 from hvd_batchgrow.data.order.stream import Stream
 from hvd_batchgrow.data.pipeline.reader import Reader
 from hvd_batchgrow.messages.errors import JobError, RunError
+from tests.helpers import labels_of
 
 pytestmark = pytest.mark.usefixtures("cache")
 START = 1_700_000_000
@@ -47,7 +48,8 @@ def standardised(values: Any, reference: Any = None) -> NDArray[np.float64]:
     """Return (x - mean) / std in float64, from the definition."""
     reference = np.asarray(values if reference is None else reference, dtype=np.float64)
     mean = reference.mean(axis=0)
-    return (np.asarray(values, dtype=np.float64) - mean) / np.sqrt(((reference - mean) ** 2).mean(axis=0))
+    std = np.sqrt(((reference - mean) ** 2).mean(axis=0))
+    return np.asarray((np.asarray(values, dtype=np.float64) - mean) / std)
 
 
 def write_csv(path: Path, names: str, rows: Any) -> None:
@@ -210,7 +212,7 @@ def test_rows_with_missing_values_can_be_skipped_and_are_counted(tmp_path: Path)
     data = section(tmp_path, num_samples=2, missing="drop_row", categorical=("c",))
     source = load(data)
     assert source.train.fetch(np.arange(2)).tolist() == [[1, 1, 0], [8, 0, 1]]
-    assert source.train.labels.tolist() == [0, 1]
+    assert labels_of(source.train) == [0, 1]
     assert source.train.locate(1) == f"{tmp_path}/train.csv, line 6"
     assert source.test.fetch(np.arange(1)).tolist() == [[5, 1, 0]]
     assert source.notes == (

@@ -36,7 +36,7 @@ def no_report(what: str, done: int, total: int) -> None:
 
 
 def load(kind: str, root: Path | None, num_samples: int, seed: int = 7, **keys: Any) -> DatasetPair:
-    data = DataSection(source=kind, root=root and str(root), num_samples=num_samples, **keys)
+    data = DataSection(source=kind, root=str(root) if root else None, num_samples=num_samples, **keys)
     return load_source(data, seed, no_report)
 
 

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 from tfrecord.writer import TFRecordWriter
 
+from hvd_batchgrow.data.datasets.class_labels import first_label
 from hvd_batchgrow.data.datasets.dataset import BadSample
 from hvd_batchgrow.data.images import tfrecord
 from hvd_batchgrow.data.images.encoded_dataset import read_header
 from hvd_batchgrow.messages.errors import JobError, RunError
+from tests.helpers import labels_of
 from tests.pictures import NUM_TRAIN, RECORDS, assert_holds, overwrite, picture, pictures
 
 pytestmark = pytest.mark.usefixtures("cache")
@@ -47,7 +49,7 @@ def test_the_checksum_of_a_record() -> None:
     ],
 )
 def test_what_labels_count_from(labels: list[int], num_classes: int | None, expected: int) -> None:
-    assert tfrecord.first_label(np.array(labels), num_classes) == expected
+    assert first_label(np.array(labels), num_classes) == expected
 
 
 def test_labels_that_count_from_one(tmp_path: Path) -> None:
@@ -56,7 +58,7 @@ def test_labels_that_count_from_one(tmp_path: Path) -> None:
     source = RECORDS.read(root, num_classes=3)
     assert_holds(source.train, pictures(NUM_TRAIN))
     assert_holds(source.test, [replace(picture(3), label=2)] * 3)
-    assert RECORDS.read(root, num_classes=4).train.labels.tolist() == [image.label for image in train]
+    assert labels_of(RECORDS.read(root, num_classes=4).train) == [image.label for image in train]
     fault = r"data.num_classes: is needed: training labels are 1 … 3. 3 if they count from 1, 4 if from 0"
     with pytest.raises(JobError, match=fault):
         RECORDS.read(root)
@@ -69,7 +71,7 @@ def test_labels_that_count_from_one(tmp_path: Path) -> None:
         ({"image": (picture(1).data, "byte"), "fine": (0, "int"), "label": (5, "int")}, {"label": "fine"}),
         (_example(image=(picture(2).data, "byte"), label_=([1.0], "float"), note=(b"x", "byte")), {}),
         # The start of the image, before the image itself.
-        (_example(**{"image/a": (picture(1).data[:200], "byte")}), {}),
+        (_example() | {"image/a": (picture(1).data[:200], "byte")}, {}),
     ],
 )
 def test_which_features_are_read(tmp_path: Path, example: dict[str, Any], job: dict[str, Any]) -> None:
@@ -115,8 +117,9 @@ def test_a_record_with_a_wrong_checksum_is_a_bad_image(tmp_path: Path) -> None:
         RECORDS.read(root, num_classes=3)
     source = RECORDS.read(root, num_classes=3, on_bad_sample="replace")
     others = [k for k in range(NUM_TRAIN) if k != 6]
-    assert source.train.labels[others].tolist() == [train[k].label - 1 for k in others]
-    assert 0 <= source.train.labels[6] < 3
+    labels = labels_of(source.train)
+    assert [labels[k] for k in others] == [train[k].label - 1 for k in others]
+    assert 0 <= labels[6] < 3
     with pytest.raises(BadSample, match=r"sample 6 \(.*, record 2\): has a wrong checksum"):
         source.train.fetch(np.array([6]))
 

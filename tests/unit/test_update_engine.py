@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -142,7 +143,7 @@ def test_gradients_that_were_put_away_are_put_back() -> None:
 
 def test_parameter_groups_keep_the_ratio_of_their_learning_rates() -> None:
     model = nn.Linear(5, 3)
-    groups = [{"params": [model.weight]}, {"params": [model.bias], "lr": 0.02}]
+    groups: list[dict[str, Any]] = [{"params": [model.weight]}, {"params": [model.bias], "lr": 0.02}]
     engine = UpdateEngine(model, torch.optim.SGD(groups, lr=0.01), SingleRank())
     for lr in (0.0, 0.1, 0.3):  # as of a warm-up that starts at 0
         phase = replace(PHASE, lr=lr)
@@ -179,5 +180,5 @@ def test_a_parameter_that_is_frozen_during_training_is_left_alone() -> None:
     model[0].requires_grad_(False)
     before = copy.deepcopy(model.state_dict())
     serve(engine, passes())
-    assert torch.equal(model[0].weight, before["0.weight"])
-    assert not torch.equal(model[1].weight, before["1.weight"])
+    assert torch.equal(model.get_parameter("0.weight"), before["0.weight"])
+    assert not torch.equal(model.get_parameter("1.weight"), before["1.weight"])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import sys
 import tomllib
 from collections.abc import Sequence
@@ -170,7 +171,7 @@ def test_the_cause_is_named(job: str, monkeypatch: pytest.MonkeyPatch, capsys: p
 
 def test_ranks_are_launched_by_what_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     there = {"mpirun", "horovodrun"}
-    monkeypatch.setattr(verify.shutil, "which", lambda name: name if name in there else None)
+    monkeypatch.setattr(shutil, "which", lambda name: name if name in there else None)
     assert verify._launcher(1, "auto") == []
     assert verify._launcher(2, "torch")[:3] == ["mpirun", "-np", "2"]
     there.remove("mpirun")

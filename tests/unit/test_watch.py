@@ -5,10 +5,10 @@ import json
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from hvd_batchgrow.job_file import load_job
+from hvd_batchgrow.observers.console import PlainConsole
 from hvd_batchgrow.observers.console_tables import plan_text, print_plan, result_table
 from hvd_batchgrow.observers.metrics import MetricsFile
 from hvd_batchgrow.observers.progress import ProgressDisplay, work_progress
@@ -111,7 +111,7 @@ def test_tensorboard_has_samples_on_its_axis_and_no_double_points(tmp_path: Path
 
 def display(*, terminal: bool) -> tuple[ProgressDisplay, io.StringIO]:
     stream = io.StringIO()
-    return ProgressDisplay(Console(file=stream, force_terminal=terminal, width=140)), stream
+    return ProgressDisplay(PlainConsole(stream, 140, is_terminal=terminal)), stream
 
 
 def test_without_a_terminal_there_are_plain_lines(tmp_path: Path) -> None:
@@ -156,7 +156,7 @@ def test_the_plan_table_has_a_row_a_phase() -> None:
 )
 def test_a_narrow_plan_lacks_columns_and_no_digits(width: int, lacks: set[str] | None) -> None:
     plan, stream = compile_plan(load_job(Path("jobs/fashion_mnist_quickstart.toml")), 1, 60_000), io.StringIO()
-    print_plan(Console(file=stream, width=width), plan)
+    print_plan(PlainConsole(stream, width), plan)
     _, table = stream.getvalue().split("\n", 1)
     assert "…" not in table
     for phase in plan.schedule.phases:
@@ -170,7 +170,7 @@ def test_a_narrow_plan_lacks_columns_and_no_digits(width: int, lacks: set[str] |
 def test_results_stand_side_by_side(tmp_path: Path) -> None:
     stream = io.StringIO()
     twin = RunEnded("small-twin", tmp_path, True, 672, 42, 42, 20.0, None)
-    Console(file=stream, width=140).print(result_table([("grow", ended(tmp_path)), ("decay", twin)]))
+    PlainConsole(stream, 140).print(result_table([("grow", ended(tmp_path)), ("decay", twin)]))
     text = stream.getvalue()
     assert "19 = 19" in text
     assert "2.21×" in text  # 42 / 19
@@ -181,7 +181,7 @@ def test_results_stand_side_by_side(tmp_path: Path) -> None:
 @pytest.mark.parametrize("terminal", [True, False])
 def test_long_work_is_shown(terminal: bool) -> None:
     stream = io.StringIO()
-    with work_progress(Console(file=stream, force_terminal=terminal, width=140)) as report:
+    with work_progress(PlainConsole(stream, 140, is_terminal=terminal)) as report:
         for done in (0, 500_000, 1_000_000):
             report("fetching archive", done, 1_000_000)
     assert ("fetching archive: 0 of 1,000,000" in stream.getvalue()) is not terminal
