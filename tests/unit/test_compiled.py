@@ -44,7 +44,7 @@ def test_ghost_norms_and_dropout_work_as_before(tmp_path: Path, monkeypatch: pyt
     compiled.compile()
     rows = torch.randn(32, 6)
     for model in (plain, compiled):
-        set_sample_keys(keyed_dropouts(model), sample_keys(1, np.zeros(32), np.arange(32)))
+        set_sample_keys(keyed_dropouts(model), sample_keys(1, np.zeros(32, dtype=np.int64), np.arange(32)))
         model(rows).square().sum().backward()
     assert list(compiled.state_dict()) == list(plain.state_dict())
     for ours, theirs in zip(compiled.parameters(), plain.parameters(), strict=True):
@@ -77,7 +77,7 @@ def test_growth_of_the_batch_compiles_nothing_again(tmp_path: Path, monkeypatch:
     engine = UpdateEngine(model, torch.optim.SGD(model.parameters(), lr=0.1), SingleRank())
     for num_passes in (1, 1, 2, 8):
         with torch.compiler.set_stance("fail_on_recompile") if num_passes > 1 else nullcontext():
-            keys = sample_keys(1, np.zeros(8), np.arange(8))
+            keys = sample_keys(1, np.zeros(8, dtype=np.int64), np.arange(8))
             passes = [
                 MicroBatch(torch.randn(8, 6), torch.arange(8) % 3, (2 * k, 2 * k + 1), keys=keys)
                 for k in range(num_passes)
@@ -93,7 +93,7 @@ def test_a_copy_is_a_separate_network(copied: Callable[[nn.Module], nn.Module]) 
     model.compile()
     before = copy.deepcopy(model.state_dict())
     other = copied(model)
-    set_sample_keys(keyed_dropouts(other), sample_keys(1, np.zeros(32), np.arange(32)))
+    set_sample_keys(keyed_dropouts(other), sample_keys(1, np.zeros(32, dtype=np.int64), np.arange(32)))
     other(torch.randn(32, 6))
     changed = {name for name, value in other.state_dict().items() if not torch.equal(value, before[name])}
     assert {name.rpartition(".")[2] for name in changed} == {"running_mean", "running_var"}
