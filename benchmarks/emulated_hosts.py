@@ -210,7 +210,7 @@ def work(model_name: str, micro_batch: int, turns: int) -> None:
     images, labels = torch.randn(micro_batch, 3, 32, 32, generator=generator), torch.zeros(micro_batch).long()
     phase = Phase(0.0, 1e-4, 0.9, micro_batch * ranks.size, micro_batch * ranks.size, start_samples=0, num_updates=1)
     groups = micro_batch // 32
-    positions = tuple(range(ranks.rank, groups * ranks.size, ranks.size))
+    slots = tuple(range(ranks.rank, groups * ranks.size, ranks.size))
     rates: list[list[float]] = []
     engines = []
     for buckets in (GradientBuckets, AfterBackward):
@@ -224,7 +224,7 @@ def work(model_name: str, micro_batch: int, turns: int) -> None:
         for engine, found in zip(engines, rates, strict=True):
             begin = time.perf_counter()
             for _ in range(updates := 8 if model_name == "small_conv_net" else 3):
-                engine.update(iter([MicroBatch(images, labels, positions)]), 1, phase, groups * ranks.size)
+                engine.update(iter([MicroBatch(images, labels, slots)]), 1, phase, groups * ranks.size)
             if turn:
                 found.append(updates * phase.global_batch / (time.perf_counter() - begin))
     if ranks.rank == 0:

@@ -34,7 +34,7 @@ __all__ = ["ArrayDataset", "DatasetPair", "GhostBatchNorm1d", "GhostBatchNorm2d"
 class Pass:
     """One micro-batch of this rank."""
 
-    positions: tuple[int, ...]
+    slots: tuple[int, ...]
     """Position of each of its ghost batches in the update."""
     epochs: Ids
     """(k·γ,) epoch of each sample."""
@@ -45,7 +45,7 @@ class Pass:
 
     def micro_batch(self, inputs: Any, labels: Any) -> MicroBatch:
         """Return a micro-batch for `UpdateEngine.update`; the rows must be in the order of `ids`."""
-        return MicroBatch(inputs, labels, self.positions, keys=self.keys)
+        return MicroBatch(inputs, labels, self.slots, keys=self.keys)
 
 
 @dataclass(frozen=True)
@@ -121,12 +121,12 @@ def updates(plan: Plan, seed: int, rank: int, ranks: int, start_samples: int = 0
     while samples < plan.schedule.end_samples:
         phase, layout = plan.schedule.at(samples), plan.layouts[plan.schedule.index_at(samples)]
         passes = passes_of_rank(samples, phase.global_batch, group, layout.micro_batch, rank, ranks)
-        share = tuple(_pass(stream, seed, samples, positions, group) for positions in passes)
+        share = tuple(_pass(stream, seed, samples, slots, group) for slots in passes)
         yield Update(samples, phase, phase.global_batch // group, share)
         samples += phase.global_batch
 
 
-def _pass(stream: Stream, seed: int, samples: int, positions: tuple[int, ...], group: int) -> Pass:
-    starts = samples + group * np.array(positions)
+def _pass(stream: Stream, seed: int, samples: int, slots: tuple[int, ...], group: int) -> Pass:
+    starts = samples + group * np.array(slots)
     epochs, ids = stream.at((starts[:, None] + np.arange(group)).reshape(-1))
-    return Pass(positions, epochs, ids, sample_keys(seed, epochs, ids))
+    return Pass(slots, epochs, ids, sample_keys(seed, epochs, ids))

@@ -169,7 +169,7 @@ def audit_table(result: Audit) -> Table:
         ("epoch", "samples", "used once", "not used", "used more\nthan once", "not on\nrecord"),
     )
     for epoch in result.epochs:
-        cells = (epoch.epoch, epoch.entries, epoch.once, epoch.missing, epoch.repeated, epoch.unknown)
+        cells = (epoch.epoch, epoch.num_reached, epoch.once, epoch.missing, epoch.repeated, epoch.unknown)
         table.add_row(*(f"{cell:,}" for cell in cells))
     if not consumed.gaps:
         remove_column(table, "not on\nrecord")

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hvd_batchgrow.data.datasets.dataset import ReportProgress
-from hvd_batchgrow.data.order.order_digest import entry_digests
+from hvd_batchgrow.data.order.order_digest import index_digests
 from hvd_batchgrow.data.order.stream import Stream
 from hvd_batchgrow.messages.errors import RunError
 from hvd_batchgrow.storage.json_lines import read_json_lines
@@ -53,15 +53,15 @@ class EpochCount:
     """How often the samples of one epoch were used."""
 
     epoch: int
-    entries: int
-    """Entries of the epoch that the run has reached; N if it finished the epoch."""
+    num_reached: int
+    """Samples of the epoch that the run has reached; N if it finished the epoch."""
     once: int
     missing: int
     """Samples that were not used. In an unfinished epoch, the samples yet to come do not count."""
     repeated: int
     """Samples that were used more than once."""
     unknown: int = 0
-    """Entries in a gap that a resume has recorded: which samples were used there is unknown."""
+    """Samples in a gap that a resume has recorded: which samples were used there is unknown."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def read_consumed(run: Path) -> Consumed:
         )
     digests = np.array([int(line.get("digest", "0"), 16) for line in lines], dtype=np.uint64)
     is_known = np.array([MISSING_TO not in line for line in lines])
-    replaced = {entry: id_ for line in lines for entry, id_ in line.get("replaced", ())}
+    replaced = {index: id_ for line in lines for index, id_ in line.get("replaced", ())}
     return Consumed(run, plan["num_samples"], plan["job_file"]["seed"], bounds, digests, is_known, replaced)
 
 
@@ -154,11 +154,11 @@ def audit(consumed: Consumed, report: ReportProgress) -> Audit:
     counts: list[EpochCount] = []
     uses, unknown = np.zeros(consumed.num_samples, dtype=np.uint8), 0
     for start, stop in _segments(end, consumed.num_samples):
-        entries = np.arange(start, stop)
-        ids = _ids(stream, entries, consumed)
+        stream_index = np.arange(start, stop)
+        ids = _ids(stream, stream_index, consumed)
         first = int(np.searchsorted(consumed.bounds, start, side="right")) - 1
-        updates = np.searchsorted(consumed.bounds, entries, side="right") - 1 - first
-        np.add.at(expected[first:], updates, entry_digests(entries, ids))
+        updates = np.searchsorted(consumed.bounds, stream_index, side="right") - 1 - first
+        np.add.at(expected[first:], updates, index_digests(stream_index, ids))
         is_known = consumed.is_known[updates + first]
         np.add.at(uses, ids[is_known], 1)
         unknown += int((~is_known).sum())
@@ -193,7 +193,7 @@ def compare_orders(first: Consumed, second: Consumed) -> str:
 
 
 def _segments(end: int, num_samples: int) -> Iterator[tuple[int, int]]:
-    """Yield first and end entry of consecutive segments of at most `_AT_ONCE` entries, each within one epoch."""
+    """Yield first and end index of consecutive segments of at most `_AT_ONCE` samples, each within one epoch."""
     start = 0
     while start < end:
         stop = min(end, start + _AT_ONCE, (start // num_samples + 1) * num_samples)
@@ -201,26 +201,26 @@ def _segments(end: int, num_samples: int) -> Iterator[tuple[int, int]]:
         start = stop
 
 
-def _ids(stream: Stream, entries: NDArray[np.int64], consumed: Consumed) -> NDArray[np.int64]:
-    _, ids = stream.at(entries)
-    for entry in consumed.replaced.keys() & set(entries.tolist()) if consumed.replaced else ():
-        ids[entry - entries[0]] = consumed.replaced[entry]
+def _ids(stream: Stream, stream_index: NDArray[np.int64], consumed: Consumed) -> NDArray[np.int64]:
+    _, ids = stream.at(stream_index)
+    for index in consumed.replaced.keys() & set(stream_index.tolist()) if consumed.replaced else ():
+        ids[index - stream_index[0]] = consumed.replaced[index]
     return ids
 
 
 def _count(uses: NDArray[np.uint8], stop: int, num_samples: int, unknown: int) -> EpochCount:
-    entries = (stop - 1) % num_samples + 1
+    num_reached = (stop - 1) % num_samples + 1
     once, never = int((uses == 1).sum()), int((uses == 0).sum())
-    missing = never - unknown - (num_samples - entries)  # without those yet to come
-    return EpochCount((stop - 1) // num_samples, entries, once, missing, num_samples - once - never, unknown)
+    missing = never - unknown - (num_samples - num_reached)  # without those yet to come
+    return EpochCount((stop - 1) // num_samples, num_reached, once, missing, num_samples - once - never, unknown)
 
 
 def replaced_samples(consumed: Consumed, most: int) -> Sequence[str]:
     """Return a line for each of the first bad samples, with the sample that replaced it."""
     stream = Stream(consumed.num_samples, consumed.seed)
-    entries = np.array(sorted(islice(consumed.replaced, most)), dtype=np.int64)
-    epochs, ids = stream.at(entries)
+    stream_index = np.array(sorted(islice(consumed.replaced, most)), dtype=np.int64)
+    epochs, ids = stream.at(stream_index)
     return [
-        f"epoch {epoch}: sample {id_} was bad, sample {consumed.replaced[int(entry)]} was used in its place"
-        for entry, epoch, id_ in zip(entries, epochs, ids, strict=True)
+        f"epoch {epoch}: sample {id_} was bad, sample {consumed.replaced[int(index)]} was used in its place"
+        for index, epoch, id_ in zip(stream_index, epochs, ids, strict=True)
     ]

@@ -106,7 +106,7 @@ def _crop_faults(samples: EncodedDataset) -> Iterator[str]:
     for (raw, by_torch), (_, by_dali) in pairs:
         differing: NDArray[np.bool_] = (by_torch != by_dali).flatten(1).any(1).numpy()
         yield from (f"crops of {samples.locate(k)} differ" for k in raw.ids[differing].tolist())
-        if raw.entries[-1] >= 2 * len(samples):
+        if raw.stream_index[-1] >= 2 * len(samples):
             break
     if samplers[1].not_for_dali:
         yield "DALI cannot decode the window of an image"

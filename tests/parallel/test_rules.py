@@ -71,7 +71,7 @@ def test_all_ranks_stop_together_and_name_the_group(ranks: Ranks, exact: bool) -
     poison(engine, 5)
     with pytest.raises(NonFinite, match="the loss is not finite") as fault:
         golden.serve(engine, ranks, 1, 0)
-    assert fault.value.positions == (5,)
+    assert fault.value.slots == (5,)
 
 
 @pytest.mark.parametrize("exact", [False, True])
@@ -92,7 +92,7 @@ def test_a_gradient_that_overflows_is_not_blamed_on_a_group(ranks: Ranks, exact:
     next(engine.model.parameters()).register_hook(lambda gradient: gradient + torch.inf)
     with pytest.raises(NonFinite, match="the gradient is not finite") as fault:
         golden.serve(engine, ranks, 2 - exact, 0)
-    assert fault.value.positions == ()
+    assert fault.value.slots == ()
 
 
 def train(

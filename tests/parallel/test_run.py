@@ -36,7 +36,7 @@ def test_each_sample_once_an_epoch_across_growth_in_mid_epoch(
         taken = list(micro_batches)
         for micro_batch in taken:
             pixels = torch.round((micro_batch.inputs[:, 0, 0, :2] * 0.25 + 0.5) * 255).long()
-            for group, samples in zip(micro_batch.positions, pixels.split(8), strict=True):
+            for group, samples in zip(micro_batch.slots, pixels.split(8), strict=True):
                 used.extend((counter["samples"], group, int(low + 256 * high)) for low, high in samples)
         counter["samples"] += args[1].global_batch
         return update(self, iter(taken), *args, **kwargs)

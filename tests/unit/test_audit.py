@@ -62,17 +62,22 @@ def test_digests_of_parts_add_up_in_float64(parts: list[list[int]]) -> None:
 
 
 def test_a_digest_changes_with_a_sample_an_entry_and_a_swap() -> None:
-    entries, ids = np.arange(5), np.array([3, 1, 4, 0, 2])
+    stream_index, ids = np.arange(5), np.array([3, 1, 4, 0, 2])
     swapped = np.array([1, 3, 4, 0, 2])
-    found = {digest(entries, ids), digest(entries, swapped), digest(entries + 5, ids), digest(entries[1:], ids[1:])}
+    found = {
+        digest(stream_index, ids),
+        digest(stream_index, swapped),
+        digest(stream_index + 5, ids),
+        digest(stream_index[1:], ids[1:]),
+    }
     assert len(found) == 4
-    assert digest(entries[::-1], ids[::-1]) == digest(entries, ids)
+    assert digest(stream_index[::-1], ids[::-1]) == digest(stream_index, ids)
 
 
 def test_a_true_record_passes(tmp_path: Path) -> None:
     result = audited(write_run(tmp_path / "run"))
     assert result.passed
-    counts = [(e.epoch, e.entries, e.once, e.missing, e.repeated) for e in result.epochs]
+    counts = [(e.epoch, e.num_reached, e.once, e.missing, e.repeated) for e in result.epochs]
     assert counts == [(0, 10, 10, 0, 0), (1, 10, 10, 0, 0), (2, 3, 3, 0, 0)]
 
 

@@ -304,12 +304,12 @@ def test_deferred_statistics_have_the_same_sum_in_any_division(shares: list[list
     parts.deferred = True
     chunks = inputs().split(GHOST)
     total = torch.zeros(2, 3, dtype=torch.float64)
-    for positions in shares:
-        passes = [positions] if together else [[position] for position in positions]
+    for slots in shares:
+        passes = [slots] if together else [[slot] for slot in slots]
         for one in passes:
-            parts(torch.cat([chunks[position] for position in one]))
-        weights = torch.tensor(parts.weights(positions, 3), dtype=torch.float64)[:, None, None]
-        total += (weights * NormGroup([parts]).take_statistics(len(positions))).sum(0)
+            parts(torch.cat([chunks[slot] for slot in one]))
+        weights = torch.tensor(parts.weights(slots, 3), dtype=torch.float64)[:, None, None]
+        total += (weights * NormGroup([parts]).take_statistics(len(slots))).sum(0)
     assert parts.running_mean.tolist() == [0, 0, 0], "nothing is committed before the update ends"
     NormGroup([parts]).commit(total, 3)
     torch.testing.assert_close(list(parts.buffers()), list(whole.buffers()))

@@ -154,7 +154,7 @@ def test_a_sample_has_the_same_pixels_in_every_layout(
         mine = groups_of_rank(0, num_groups, rank, ranks)
         for k, found in zip(mine, read(name, feed_of(samples, micro_batch), rank, ranks, len(mine)), strict=True):
             part = slice(k * micro_batch, (k + 1) * micro_batch)
-            assert (found.entries == np.arange(part.start, part.stop)).all()
+            assert (found.stream_index == np.arange(part.start, part.stop)).all()
             assert (found.ids == expected.ids[part]).all()
             assert torch.equal(found.labels, expected.labels[part])
             assert torch.equal(found.inputs, expected.inputs[part])

@@ -50,8 +50,8 @@ def passes(sizes: tuple[int, ...] = (2, 2), lacking: int = 0) -> list[MicroBatch
     for size in sizes:
         count = size * GROUP - lacking
         labels = torch.randint(0, 3, (count,), generator=generator)
-        positions = tuple(range(first, first + size))
-        made.append(MicroBatch(torch.randn(count, 5, generator=generator), labels, positions))
+        slots = tuple(range(first, first + size))
+        made.append(MicroBatch(torch.randn(count, 5, generator=generator), labels, slots))
         first += size
     return made
 
@@ -91,7 +91,7 @@ def test_ghost_batches_processed_twice_or_never_raise_before_the_step() -> None:
         assert all(torch.equal(value, before[name]) for name, value in engine.model.state_dict().items())
         assert not serve(engine, [one, two]).skipped
     beyond = MicroBatch(two.inputs, two.labels, (3, 4))
-    with pytest.raises(ValueError, match=r"positions \[4\] must be in 0 … 3: the update has 4 ghost batches"):
+    with pytest.raises(ValueError, match=r"slots \[4\] must be in 0 … 3: the update has 4 ghost batches"):
         serve(engine_of(nn.Linear(5, 3)), [one, beyond])
 
 

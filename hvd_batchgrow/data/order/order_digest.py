@@ -1,4 +1,4 @@
-"""Digests of the consumed samples and their positions in the stream."""
+"""Digests of the consumed samples and their indices in the stream."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from hvd_batchgrow.data.datasets.dataset import Ids
 from hvd_batchgrow.data.order.splitmix import mix
 
 
-def entry_digests(entries: Ids, ids: Ids) -> NDArray[np.uint64]:
-    """Return a 64-bit number for each (position in the stream, sample id).
+def index_digests(stream_index: Ids, ids: Ids) -> NDArray[np.uint64]:
+    """Return a 64-bit number for each (index in the stream, sample id).
 
     The digest of a set is their sum modulo 2⁶⁴: ranks and micro-batches add to it in any order, and runs with different
     batches can be compared wherever their sample counters are equal.
 
     Args:
-        entries: (n,) positions in the stream.
+        stream_index: (n,) indices in the stream.
         ids: (n,) the samples consumed there.
     """
-    return mix(mix(entries.astype(np.uint64)) + ids.astype(np.uint64))
+    return mix(mix(stream_index.astype(np.uint64)) + ids.astype(np.uint64))
 
 
-def digest(entries: Ids, ids: Ids) -> int:
-    """Return the sum of `entry_digests` modulo 2⁶⁴."""
-    return int(entry_digests(entries, ids).sum(dtype=np.uint64))
+def digest(stream_index: Ids, ids: Ids) -> int:
+    """Return the sum of `index_digests` modulo 2⁶⁴."""
+    return int(index_digests(stream_index, ids).sum(dtype=np.uint64))
 
 
 def to_halves(digest: int) -> tuple[float, float]:

@@ -33,11 +33,11 @@ class Stream:
         # At most two epochs are in use at once: the ending and the beginning one.
         self._permutation = lru_cache(maxsize=2)(self._make_permutation)
 
-    def at(self, entries: Ids) -> tuple[Ids, Ids]:
+    def at(self, stream_index: Ids) -> tuple[Ids, Ids]:
         """Return epoch and sample id of each entry, in any order, int64 of shape (n,)."""
-        epochs, offsets = np.divmod(entries, self.num_samples)
-        if not len(entries) or (epochs == epochs[0]).all():
-            return epochs, self._permutation(int(epochs[0]))(offsets) if len(entries) else offsets
+        epochs, offsets = np.divmod(stream_index, self.num_samples)
+        if not len(stream_index) or (epochs == epochs[0]).all():
+            return epochs, self._permutation(int(epochs[0]))(offsets) if len(stream_index) else offsets
         ids = np.empty_like(offsets)
         for epoch in np.unique(epochs):
             here = epochs == epoch
@@ -45,7 +45,7 @@ class Stream:
         return epochs, ids
 
     def ids(self, start: int, stop: int) -> Ids:
-        """Return the sample ids of entries start … stop-1, int64 of shape (stop - start,)."""
+        """Return the sample ids of the stream indices start … stop-1, int64 of shape (stop - start,)."""
         return self.at(np.arange(start, stop, dtype=np.int64))[1]
 
     def _make_permutation(self, epoch: int) -> Permutation:

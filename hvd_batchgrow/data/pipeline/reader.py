@@ -29,8 +29,8 @@ class GhostBatch:
     """(γ, C, H, W) or (γ, features)."""
     labels: Tensor
     """int64 (γ,)."""
-    entries: Ids
-    """(γ,) positions in the stream."""
+    stream_index: Ids
+    """(γ,) indices in the stream."""
     ids: Ids
     """(γ,) sample ids."""
     replaced: NDArray[np.bool_]
@@ -108,7 +108,7 @@ def batches(
             for raw, values in inputs(group):
                 group = raw.group + stride  # ranges without good samples are skipped
                 labels = to_device(torch.from_numpy(raw.labels), values.device)
-                yield GhostBatch(values, labels, raw.entries, raw.ids, raw.replaced)
+                yield GhostBatch(values, labels, raw.stream_index, raw.ids, raw.replaced)
             return
         except BadSample as bad:
             sampler.replace(bad)

@@ -29,8 +29,8 @@ class RawBatch:
 
     group: int
     """Its number, after which a reopened pipeline continues."""
-    entries: Ids
-    """(γ,) positions in the stream."""
+    stream_index: Ids
+    """(γ,) indices in the stream."""
     ids: Ids
     """(γ,) sample ids, after replacement of bad samples."""
     labels: NDArray[np.int64]
@@ -78,13 +78,13 @@ class TrainSampler:
         num_groups = max(1, _DRAWN_AT_ONCE // self.group)
         for start in count(first_group, num_groups * stride):
             groups = range(start, start + num_groups * stride, stride)
-            entries = (np.array(groups)[:, None] * self.group + np.arange(self.group)).reshape(-1)
-            epochs, ids, replaced = self._good(entries)
+            stream_index = (np.array(groups)[:, None] * self.group + np.arange(self.group)).reshape(-1)
+            epochs, ids, replaced = self._good(stream_index)
             placement = self._place(epochs, ids)
             for j, group in enumerate(groups):
                 part = slice(j * self.group, (j + 1) * self.group)
                 labels, place = self.samples.labels[ids[part]], placement and placement[part]
-                yield RawBatch(group, entries[part], ids[part], labels, None, place, replaced[part])
+                yield RawBatch(group, stream_index[part], ids[part], labels, None, place, replaced[part])
 
     def replace(self, bad: BadSample) -> None:
         """Replace a bad sample from now on. Raises what `on_bad_sample` raises."""
@@ -97,10 +97,10 @@ class TrainSampler:
         draws = sample_draws(self.stream.seed, epochs, ids, self.augment.num_draws)
         return self.augment.sample_crops(draws, sizes_of(self.samples, ids))
 
-    def _good(self, entries: Ids) -> tuple[Ids, Ids, NDArray[np.bool_]]:
-        """Return epochs and ids of good samples for positions in the stream, and which are replacements."""
-        epochs, ids = self.stream.at(entries)
-        replaced = np.zeros(len(entries), dtype=bool)
+    def _good(self, stream_index: Ids) -> tuple[Ids, Ids, NDArray[np.bool_]]:
+        """Return epochs and ids of good samples for indices in the stream, and which are replacements."""
+        epochs, ids = self.stream.at(stream_index)
+        replaced = np.zeros(len(stream_index), dtype=bool)
         if not self._bad:
             return epochs, ids, replaced
         if len(self._bad) == len(self.samples):
@@ -108,7 +108,7 @@ class TrainSampler:
         bad = np.array(sorted(self._bad))
         ahead = 1
         while len(where := np.flatnonzero(np.isin(ids, bad))):
-            epochs[where], ids[where] = self.stream.at(entries[where] + ahead)
+            epochs[where], ids[where] = self.stream.at(stream_index[where] + ahead)
             replaced[where] = True
             ahead += 1
         return epochs, ids, replaced

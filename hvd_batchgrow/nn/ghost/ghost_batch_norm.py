@@ -138,14 +138,14 @@ class GhostBatchNorm(nn.Module):
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._number = ghost_operators.number_of(self)
 
-    def weights(self, positions: Iterable[int], num_groups: int) -> list[float]:
-        """Return e (1-e)ᴳ⁻¹⁻ⁱ for each position i: the weight of a ghost batch in the running statistics.
+    def weights(self, slots: Iterable[int], num_groups: int) -> list[float]:
+        """Return e (1-e)ᴳ⁻¹⁻ⁱ for each slot i: the weight of a ghost batch in the running statistics.
 
         Args:
-            positions: index of each ghost batch among those of the update, 0 … num_groups-1.
+            slots: index of each ghost batch among those of the update, 0 … num_groups-1.
             num_groups: G, ghost batches of the whole update, over all ranks and micro-batches.
         """
-        return [self.momentum * (1 - self.momentum) ** (num_groups - 1 - i) for i in positions]
+        return [self.momentum * (1 - self.momentum) ** (num_groups - 1 - i) for i in slots]
 
     def take_pending(self) -> list[Tensor]:
         """Return the statistics (k, 2, C) of each pass since the last call."""

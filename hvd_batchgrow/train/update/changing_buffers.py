@@ -49,18 +49,18 @@ class ChangingBuffers:
         if self._start:
             self._write(self._start)
 
-    def after_forward(self, positions: Sequence[int]) -> None:
+    def after_forward(self, slots: Sequence[int]) -> None:
         """Keep the values of ghost batch 0. A forward that the backward repeats starts from the same values again."""
-        if 0 in positions:
+        if 0 in slots:
             self._kept = self._read()
         for (place, own), value, is_repeated in zip(self._slots, self._start, self._is_repeated, strict=True):
             if is_repeated:
                 # A new tensor: autograd may have saved the present one for the backward.
                 place[own] = value.clone()
 
-    def after_backward(self, positions: Sequence[int]) -> None:
+    def after_backward(self, slots: Sequence[int]) -> None:
         """Keep the values of ghost batch 0 that only the backward pass changes."""
-        if 0 in positions and any(self._is_late):
+        if 0 in slots and any(self._is_late):
             pairs = zip(self._read(), self._kept, self._is_late, strict=True)
             self._kept = [now if is_late else kept for now, kept, is_late in pairs]
 

@@ -70,9 +70,9 @@ class _Share:
     tally: Tensor
     """Loss and correct answers, on the device."""
     stop: bool
-    positions: list[int] = field(default_factory=list)
+    slots: list[int] = field(default_factory=list)
     losses: list[tuple[tuple[int, ...], Tensor]] = field(default_factory=list)
-    """For each micro-batch, the positions of its ghost batches and the sum of its losses."""
+    """For each micro-batch, the slots of its ghost batches and the sum of its losses."""
     digest: int = 0
     replaced: list[tuple[int, int]] = field(default_factory=list)
     data_wait_s: float = 0.0
@@ -80,8 +80,8 @@ class _Share:
     def add(self, micro_batch: MicroBatch, loss: Tensor, num_correct: Tensor | int) -> None:
         self.tally[0] += loss
         self.tally[1] += num_correct
-        self.positions += micro_batch.positions
-        self.losses.append((micro_batch.positions, loss))
+        self.slots += micro_batch.slots
+        self.losses.append((micro_batch.slots, loss))
         self.digest += micro_batch.digest
         self.replaced += micro_batch.replaced
 
@@ -254,7 +254,7 @@ class UpdateEngine:
             share.data_wait_s += time.perf_counter() - begin
             self.changing.restore()
             loss, num_samples = self._forward(micro_batch, share, phase.global_batch // num_groups)
-            self.changing.after_forward(micro_batch.positions)
+            self.changing.after_forward(micro_batch.slots)
             if index == num_passes - 1:
                 # Everything but the gradients is known now, so its all-reduce overlaps the last backward too.
                 totals = self._totals(share, num_groups)
@@ -264,7 +264,7 @@ class UpdateEngine:
             self.buckets.begin_backward(scaled, num_samples)
             scaled.backward()
             self.buckets.end_backward()
-            self.changing.after_backward(micro_batch.positions)
+            self.changing.after_backward(micro_batch.slots)
         self.buckets.start_rest()
         return totals, handle
 
@@ -284,7 +284,7 @@ class UpdateEngine:
         A mean instead would give all micro-batches the same weight, whatever their size; and dividing by B is only
         correct for a sum of B losses.
         """
-        num_groups = len(micro_batch.positions)
+        num_groups = len(micro_batch.slots)
         if losses.shape != (num_groups * group,) or not num_groups:
             raise ValueError(
                 f"forward returned losses of shape {tuple(losses.shape)} for a micro-batch of {num_groups} ghost "
@@ -318,11 +318,11 @@ class UpdateEngine:
         return self.loss_scale.per_sample(phase.global_batch // num_groups) if self.loss_scale else 1.0
 
     def _bad_groups(self, share: _Share, num_groups: int) -> tuple[int, ...]:
-        """Return the positions, over all ranks, of the ghost batches in micro-batches whose loss is not finite."""
+        """Return the slots, over all ranks, of the ghost batches in micro-batches whose loss is not finite."""
         bad = torch.zeros(num_groups)
-        for positions, loss in share.losses:
+        for slots, loss in share.losses:
             if not torch.isfinite(loss):
-                bad[list(positions)] = 1
+                bad[list(slots)] = 1
         return tuple(self.ranks.sum(bad, "bad groups").nonzero().flatten().tolist())
 
     def _totals(self, share: _Share, num_groups: int) -> Tensor:
@@ -331,25 +331,25 @@ class UpdateEngine:
         Returns:
             float64 (6 + G + Σ 2C). Exact sums have two parts, each with a largest value: 4 (C+1) numbers per norm.
         """
-        outside = [place for place in share.positions if not 0 <= place < num_groups]
+        outside = [place for place in share.slots if not 0 <= place < num_groups]
         if outside:
             raise ValueError(
-                f"positions {outside[:8]} must be in 0 … {num_groups - 1}: the update has {num_groups} ghost batches"
+                f"slots {outside[:8]} must be in 0 … {num_groups - 1}: the update has {num_groups} ghost batches"
             )
         self._norm_groups = group_norms(self.norms)
         served = [0.0] * num_groups
-        for position in share.positions:
-            served[position] += 1
+        for slot in share.slots:
+            served[slot] += 1
         known = [float(share.stop), float(len(share.replaced)), *to_halves(share.digest % 2**64), *served]
-        weights = [group.norms[0].weights(share.positions, num_groups) for group in self._norm_groups]
+        weights = [group.norms[0].weights(share.slots, num_groups) for group in self._norm_groups]
         known += [weight for of_group in weights for weight in of_group]
         # What the host knows crosses to the device in one copy.
         numbers, rest = to_device(torch.tensor(known, dtype=torch.float64), self.device).tensor_split([4 + num_groups])
         sums: list[Tensor] = []
-        num_positions = len(share.positions)
+        num_slots = len(share.slots)
         for index, group in enumerate(self._norm_groups):
-            of_group = rest[index * num_positions : (index + 1) * num_positions]
-            sums += self._summed(group, of_group[:, None, None] * group.take_statistics(num_positions))
+            of_group = rest[index * num_slots : (index + 1) * num_slots]
+            sums += self._summed(group, of_group[:, None, None] * group.take_statistics(num_slots))
         return torch.cat([share.tally, numbers, *sums])
 
     def _summed(self, group: NormGroup, contributions: Tensor) -> list[Tensor]:
@@ -387,9 +387,9 @@ def _split(values: list[float], *sizes: int) -> list[list[float]]:
 
 def _check_served(counts: Sequence[float]) -> None:
     """Check that each ghost batch was processed once. All ranks have the same counts, so they raise together."""
-    wrong = [position for position, count in enumerate(counts) if count != 1]
+    wrong = [slot for slot, count in enumerate(counts) if count != 1]
     if wrong:
-        found = ", ".join(f"ghost batch {position}: {counts[position]:.0f} times" for position in wrong[:8])
+        found = ", ".join(f"ghost batch {slot}: {counts[slot]:.0f} times" for slot in wrong[:8])
         raise ValueError(
             f"each of the update's {len(counts)} ghost batches must be processed exactly once, but {len(wrong)} were "
             f"not: {found}{', …' if wrong[8:] else ''}"

@@ -22,7 +22,7 @@ class MicroBatch:
     """k·γ samples: (k·γ, C, H, W) images, (k·γ, features), or the inputs of a custom forward."""
     labels: Any
     """(k·γ,), or the labels of a custom forward."""
-    positions: tuple[int, ...]
+    slots: tuple[int, ...]
     """Position of each of its k ghost batches in the update, 0 … B/γ - 1."""
     digest: int = 0
     """`consumed.digest` of its samples."""

@@ -24,39 +24,39 @@ def read_micro_batches(
 
     Args:
         ghost_batches: of this rank, from the first one of the update on.
-        passes: for each micro-batch, the positions of its ghost batches in the update; see `passes_of_rank`.
+        passes: for each micro-batch, the slots of its ghost batches in the update; see `passes_of_rank`.
         keyed_by: seed and N, if samples need keys for dropout.
         at: called with the name of each stage that this rank enters.
     """
-    for positions in passes:
+    for slots in passes:
         at("reading samples")
-        groups = [next(ghost_batches) for _ in positions]
+        groups = [next(ghost_batches) for _ in slots]
         at("computing gradients")
-        yield join_groups(groups, positions, keyed_by)
+        yield join_groups(groups, slots, keyed_by)
 
 
 def join_groups(
-    groups: Sequence[GhostBatch], positions: tuple[int, ...], keyed_by: tuple[int, int] | None = None
+    groups: Sequence[GhostBatch], slots: tuple[int, ...], keyed_by: tuple[int, int] | None = None
 ) -> MicroBatch:
     """Join ghost batches into one micro-batch.
 
     Args:
         groups: ghost batches of the reader, in the order of the stream.
-        positions: position of each ghost batch in the update.
+        slots: index of each ghost batch in the update.
         keyed_by: seed and N, if samples need keys for dropout.
     """
-    entries, ids = (np.concatenate([getattr(group, part) for group in groups]) for part in ("entries", "ids"))
+    stream_index, ids = (np.concatenate([getattr(group, part) for group in groups]) for part in ("stream_index", "ids"))
     return MicroBatch(
         _joined([group.inputs for group in groups]),
         _joined([group.labels for group in groups]),
-        positions,
-        digest(entries, ids),
+        slots,
+        digest(stream_index, ids),
         [
             pair
             for g in groups
-            for pair in zip(*(part[g.replaced].tolist() for part in (g.entries, g.ids)), strict=True)
+            for pair in zip(*(part[g.replaced].tolist() for part in (g.stream_index, g.ids)), strict=True)
         ],
-        sample_keys(keyed_by[0], entries // keyed_by[1], ids) if keyed_by else None,
+        sample_keys(keyed_by[0], stream_index // keyed_by[1], ids) if keyed_by else None,
     )
 
 

@@ -14,13 +14,13 @@ class NonFinite(RunError):  # noqa: N818  # the name states the fault
     """A loss or gradient is infinite or NaN; raised by all ranks together.
 
     Args:
-        positions: positions in the update of the ghost batches whose loss is not finite; empty: only the gradient
+        slots: indices in the update of the ghost batches whose loss is not finite; empty: only the gradient
             is not finite.
     """
 
-    def __init__(self, positions: tuple[int, ...]) -> None:
-        self.positions = positions
-        super().__init__("the loss is not finite" if positions else "the gradient is not finite")
+    def __init__(self, slots: tuple[int, ...]) -> None:
+        self.slots = slots
+        super().__init__("the loss is not finite" if slots else "the gradient is not finite")
 
 
 def describe(fault: NonFinite | OverflowError, plan: Plan, stream: Stream, samples: int) -> str:
@@ -38,8 +38,8 @@ def describe(fault: NonFinite | OverflowError, plan: Plan, stream: Stream, sampl
     if isinstance(fault, OverflowError):
         lines.append("a lower learning rate or a warm-up may prevent it; layout.exact = false has no such limit")
         return "\n  ".join(lines)
-    for position in fault.positions[:3]:
-        first = samples + position * plan.ghost_batch
+    for slot in fault.slots[:3]:
+        first = samples + slot * plan.ghost_batch
         ids = stream.ids(first, first + plan.ghost_batch).tolist()
         lines.append(f"in the micro-batch with samples {first:,} … {first + len(ids) - 1:,}, ids {ids[:8]} …")
     lines.append("update.on_nonfinite = 'skip' skips such updates; a lower learning rate or a warm-up may prevent them")
