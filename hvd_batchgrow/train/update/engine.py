@@ -137,6 +137,8 @@ class UpdateEngine:
         self.norms = list(ghost_norms(model))
         for norm in self.norms:
             norm.deferred = True
+        self._norm_groups: list[NormGroup] = []
+        """Those in training mode in the last pass."""
         self.dropouts = keyed_dropouts(model)
         self.changing = ChangingBuffers(model, forward_state)
         self.exact = exact
@@ -331,7 +333,7 @@ class UpdateEngine:
         Returns:
             float64 (6 + G + Σ 2C). Exact sums have two parts, each with a largest value: 4 (C+1) numbers per norm.
         """
-        outside = [place for place in share.slots if not 0 <= place < num_groups]
+        outside = [slot for slot in share.slots if not 0 <= slot < num_groups]
         if outside:
             raise ValueError(
                 f"slots {outside[:8]} must be in 0 … {num_groups - 1}: the update has {num_groups} ghost batches"
