@@ -12,7 +12,7 @@ trap 'rm -rf "$scratch"' EXIT
 export PYTEST_PLUGINS=tests.skips HVD_BATCHGROW_TEST_OUTCOMES=$scratch/outcomes PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
 
 export COVERAGE_FILE=$scratch/coverage
-# One thread per process, and a rank that waits in MPI leaves its core to the tests that run beside it.
+# Each process uses one thread. A rank that waits in MPI gives its core to other tests.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} OMPI_MCA_mpi_yield_when_idle=1
 
 step() { printf '\n== %s (%d s)\n' "$1" "$SECONDS"; }

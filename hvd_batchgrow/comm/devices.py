@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 
 from hvd_batchgrow.comm.ranks import CollectiveError, Ranks
-from hvd_batchgrow.messages.errors import ExitCode, Fault, JobError
+from hvd_batchgrow.messages.errors import UNNAMED, ExitCode, Fault, JobError, faults_of
 from hvd_batchgrow.messages.wording import counted
 from hvd_batchgrow.storage.strict_json import dump_json
 
@@ -126,8 +126,10 @@ def visible_gpus() -> VisibleGpus:
     return VisibleGpus(socket.gethostname(), uuids)
 
 
-def agree_on_devices(ranks: Ranks, device: DeviceKey, ranks_per_gpu: int | None) -> DeviceAssignment:
-    """Assign a device to each rank, from what all ranks see; all ranks call it together.
+def agree_on_devices(
+    ranks: Ranks, device: DeviceKey, ranks_per_gpu: int | None, source: str = UNNAMED
+) -> DeviceAssignment:
+    """Assign a device to each rank, from what all ranks see; all ranks call it together. Errors name the source.
 
     Raises:
         CollectiveError: as `assign_devices` raises JobError.
@@ -135,7 +137,12 @@ def agree_on_devices(ranks: Ranks, device: DeviceKey, ranks_per_gpu: int | None)
     view = visible_gpus()
     texts = ranks.gather_bytes(dump_json([view.host, view.uuids]).encode(), "visible GPUs")
     seen = [VisibleGpus(host, tuple(uuids)) for host, uuids in map(json.loads, texts)]
-    return ranks.run_on_all(lambda: assign_devices(seen, device, ranks_per_gpu))
+
+    def assign() -> DeviceAssignment:
+        with faults_of(source):
+            return assign_devices(seen, device, ranks_per_gpu)
+
+    return ranks.run_on_all(assign)
 
 
 def why_not_on_gpus(ranks: Ranks, assignment: DeviceAssignment) -> str:
@@ -149,18 +156,20 @@ def why_not_on_gpus(ranks: Ranks, assignment: DeviceAssignment) -> str:
     return ""
 
 
-def take_device(ranks: Ranks, device: DeviceKey, ranks_per_gpu: int | None) -> tuple[torch.device, list[str]]:
+def take_device(
+    ranks: Ranks, device: DeviceKey, ranks_per_gpu: int | None, source: str = UNNAMED
+) -> tuple[torch.device, list[str]]:
     """Return this rank's device, made torch's current one, and notices for the user; all ranks call it together.
 
     Raises:
         CollectiveError: as `assign_devices` raises JobError; or the job requires GPUs, and the ranks cannot sum there.
     """
-    assignment = agree_on_devices(ranks, device, ranks_per_gpu)
+    assignment = agree_on_devices(ranks, device, ranks_per_gpu, source)
     notes = list(assignment.notes)
     if why := why_not_on_gpus(ranks, assignment):
         remedy = "use --backend torch"
         if device == "cuda":
-            fault = JobError([Fault("layout.device", f'"cuda": {why}; {remedy}')])
+            fault = JobError([Fault("layout.device", f'"cuda": {why}; {remedy}')], source)
             raise CollectiveError(fault if ranks.rank == 0 else None, ExitCode.BAD_JOB)
         return torch.device("cpu"), [f"the visible GPUs are not used: {why}; {remedy}"]
     index = assignment.indices[ranks.rank]

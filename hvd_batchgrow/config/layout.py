@@ -16,6 +16,12 @@ KEYS_OF_GROW_BY: dict[str, tuple[str, ...]] = {
 """Keys of `[layout]` that only some values of `grow_by` use."""
 
 
+def _check_device(value: object) -> object:
+    if value == "gpu":  # as text, its nearest value would be "cpu"
+        raise ValueError("a GPU is called 'cuda'")
+    return value
+
+
 class LayoutSection(Section):
     """`[layout]`: how a global batch is split over ranks and micro-batches. It affects the speed, never the result."""
 
@@ -40,7 +46,7 @@ class LayoutSection(Section):
     rounding. false: equal within float32 rounding, and faster."""
     compile: bool = False
     """Compile the network with torch.compile. The first update with each shape of micro-batch takes minutes longer."""
-    device: Literal["auto", "cuda", "cpu"] = "auto"
+    device: Annotated[Literal["auto", "cuda", "cpu"], BeforeValidator(_check_device)] = "auto"
     """Device of the ranks. auto: GPUs if every rank sees one, otherwise the CPU. cuda: an error if they cannot be used.
     """
     ranks_per_gpu: PositiveInt | None = None

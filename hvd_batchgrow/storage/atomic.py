@@ -36,7 +36,7 @@ class UnbufferedFile:
 
 
 def write_atomically(path: Path, content: bytes | Callable[[BinaryIO], None]) -> None:
-    """Replace a file as a whole: write a temporary file beside it, fsync it, rename it, and fsync the folder.
+    """Replace a whole file, so that readers see the old content or the new one, also after a crash.
 
     The temporary name is fixed: only one process at a time may write the file. The next write replaces a temporary
     file that a killed process has left.

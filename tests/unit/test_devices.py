@@ -9,6 +9,7 @@ from hvd_batchgrow.comm import devices
 from hvd_batchgrow.comm.devices import VisibleGpus, assign_devices, take_device
 from hvd_batchgrow.comm.ranks import CollectiveError, SingleRank
 from hvd_batchgrow.messages.errors import JobError
+from tests.helpers import small_job
 
 
 def on(host: str, *uuids: str) -> VisibleGpus:
@@ -97,6 +98,18 @@ def test_a_mix_of_devices_is_refused_and_names_the_hosts(device: str) -> None:
         assign_devices([*whole(2, 4, "a"), on("b"), on("b")], device, None)  # type: ignore[arg-type]
     assert "a rank on a sees 4 GPUs; a rank on b sees 0 GPUs. Use other hosts" in str(caught.value)
     assert assign_devices([*whole(2, 4, "a"), on("b")], "cpu", None).indices == (None, None, None)
+
+
+def test_a_gpu_is_not_mistaken_for_a_cpu() -> None:
+    with pytest.raises(JobError, match=r"layout\.device: a GPU is called 'cuda', got 'gpu'$"):
+        small_job(layout={"device": "gpu"})
+
+
+def test_an_error_names_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "visible_gpus", lambda: on("a"))
+    with pytest.raises(CollectiveError) as caught:
+        take_device(SingleRank(), "cuda", None, "my_run")
+    assert str(caught.value).startswith("my_run: 1 fault\n  layout.device: ")
 
 
 def test_a_job_that_requires_gpus_does_not_train_on_the_cpu() -> None:

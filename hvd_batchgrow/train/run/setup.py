@@ -42,7 +42,7 @@ def prepare_rank(job: Job, ranks: Ranks) -> tuple[torch.device, list[str]]:
         CollectiveError: as `take_device`; in exact mode, ranks compute with different kernels; or the precision is for
             GPUs, and the ranks use CPUs.
     """
-    device, notes = take_device(ranks, job.layout.device, job.layout.ranks_per_gpu)
+    device, notes = take_device(ranks, job.layout.device, job.layout.ranks_per_gpu, job.name)
     _set_threads(job, ranks)
     ranks.run_on_all(lambda: _set_arithmetic(job, device))
     if job.layout.exact:
@@ -64,7 +64,8 @@ def _set_arithmetic(job: Job, device: torch.device) -> None:
     precision, exact = job.update.precision, job.layout.exact
     if device.type == "cpu":
         if precision == "tf32":
-            raise JobError([Fault("update.precision", "'tf32' is for GPUs, and the ranks use CPUs; use 'float32'")])
+            fault = Fault("update.precision", "'tf32' is for GPUs, and the ranks use CPUs; use 'float32'")
+            raise JobError([fault], job.name)
         return
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
     torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = not exact, exact

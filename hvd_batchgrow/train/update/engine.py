@@ -32,6 +32,7 @@ from hvd_batchgrow.train.update.gradient_noise import NoiseEstimate
 from hvd_batchgrow.train.update.gradient_norms import GradientNorms
 from hvd_batchgrow.train.update.gradients import GradientBuckets, wire_type_of
 from hvd_batchgrow.train.update.loss_scale import LossScale
+from hvd_batchgrow.train.update.micro_batches import gather_replaced
 from hvd_batchgrow.train.update.non_finite import NonFinite
 
 _NUM_TALLIES = 6
@@ -217,7 +218,7 @@ class UpdateEngine:
         _check_served(served)
         self._check_frozen()
         self.changing.share(self.ranks)
-        replaced = _gather_replaced(share.replaced, self.ranks) if num_replaced else ()
+        replaced = gather_replaced(share.replaced, self.ranks) if num_replaced else ()
         skipped = not self._is_usable(norm, loss_sum, share, num_groups)
         # Ranks are lost in collectives, all of which are above: the weights are then those before the update.
         if not skipped:
@@ -396,11 +397,3 @@ def _check_served(counts: Sequence[float]) -> None:
             f"each of the update's {len(counts)} ghost batches must be processed exactly once, but {len(wrong)} were "
             f"not: {found}{', …' if wrong[8:] else ''}"
         )
-
-
-def _gather_replaced(mine: Sequence[tuple[int, int]], ranks: Ranks) -> tuple[tuple[int, int], ...]:
-    """Return the pairs of all ranks in order; all ranks call it."""
-    most = int(ranks.all_gather([len(mine)], "replaced.counts").max())
-    padded = [number for pair in mine for number in pair] + [-1, -1] * (most - len(mine))
-    pairs = ranks.all_gather(padded, "replaced").view(-1, 2).tolist()
-    return tuple(sorted((index, id_) for index, id_ in pairs if id_ >= 0))

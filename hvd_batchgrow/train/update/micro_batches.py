@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.data.order.order_digest import digest
 from hvd_batchgrow.data.pipeline.reader import GhostBatch
 from hvd_batchgrow.nn.dropout import sample_keys
@@ -62,3 +63,11 @@ def join_groups(
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:
     return torch.cat(tuple(parts)) if len(parts) > 1 else parts[0]
+
+
+def gather_replaced(mine: Sequence[tuple[int, int]], ranks: Ranks) -> tuple[tuple[int, int], ...]:
+    """Return the pairs of all ranks in order; all ranks call it."""
+    most = int(ranks.all_gather([len(mine)], "replaced.counts").max())
+    padded = [number for pair in mine for number in pair] + [-1, -1] * (most - len(mine))
+    pairs = ranks.all_gather(padded, "replaced").view(-1, 2).tolist()
+    return tuple(sorted((index, id_) for index, id_ in pairs if id_ >= 0))
