@@ -11,7 +11,7 @@ from xdist.scheduler import LoadFileScheduling
 settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("default")
 
-MARKERS = {"parallel": "mpi", "launch": "mpi", "slurm": "slurm", "gpu": "gpu", "storm": "slow"}
+MARKERS = {"parallel": "mpi", "launch": "mpi", "slurm": "slurm", "gpu": "gpu", "storm": "slow", "emulated": "slow"}
 """The marker of every test in a folder; pyproject.toml says what each marker means."""
 
 

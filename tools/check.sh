@@ -4,8 +4,8 @@
 #   tools/check.sh          these five
 #   tools/check.sh tests    and then the fast unit tests: tests/unit without those marked slow
 #
-# It leaves out the slow unit tests, and all of tests/parallel, tests/launch, tests/slurm, tests/gpu and tests/storm:
-# tools/test.sh runs everything.
+# It leaves out the slow unit tests, and all of tests/parallel, tests/launch, tests/slurm, tests/gpu, tests/emulated and
+# tests/storm: tools/test.sh runs everything.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export PATH="$PWD/.venv/bin:$PATH" PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}

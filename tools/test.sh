@@ -28,6 +28,10 @@ timeout 3000 pytest -q -n "$(($(nproc) + 1))" --maxprocesses 4 --dist loadfile -
     tests/slurm tests/launch tests/storm tests/parallel tests/unit
 echo "coverage: $(coverage report --format total) % of the lines of hvd_batchgrow, measured in pytest's own processes only"
 
+# Separate processes: a device that was registered stays, and torch then takes it for the machine's accelerator.
+step "whole runs on an emulated accelerator"
+pytest -q -n "$(nproc)" --maxprocesses 4 --dist load --basetemp "$scratch/emulated" tests/emulated
+
 step "tests/gpu, and the kernels in Triton's interpreter"
 if python -c 'import triton' 2>/dev/null; then
     TRITON_INTERPRET=1 pytest -q --basetemp "$scratch/interpreted" tests/gpu

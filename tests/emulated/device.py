@@ -190,6 +190,12 @@ def _to_copy(source: Tensor, **options: Any) -> Tensor:
 class _Module(backend_registration._DummyBackendModule):
     """What torch asks of `torch.emulated`."""
 
+    def get_rng_state(self, device: Any = None) -> Tensor:
+        return torch.get_rng_state()
+
+    def set_rng_state(self, state: Tensor, device: Any = None) -> None:
+        torch.set_rng_state(state)
+
     def get_amp_supported_dtype(self) -> list[torch.dtype]:
         return [torch.bfloat16, torch.float16]
 

@@ -19,8 +19,8 @@ from hvd_batchgrow.schedule.plan import compile_plan
 from hvd_batchgrow.train.checkpoints.checkpoint import newest_good
 from hvd_batchgrow.train.parts import TrainingParts
 from hvd_batchgrow.train.trainer import Trainer
-from tests import emulated_device
-from tests.emulated_device import MixedDevicesError, launches, waits
+from tests.emulated import device as emulated
+from tests.emulated.device import MixedDevicesError, launches, waits
 from tests.helpers import measured_job, small_job, small_source
 from tests.training import StopAfter, digest
 
@@ -34,7 +34,7 @@ EXACT = {"exact": True, "max_micro_batch": 8}
 
 @pytest.fixture
 def device() -> Iterator[torch.device]:
-    with emulated_device.emulated_device() as device:
+    with emulated.emulated_device() as device:
         yield device
 
 
