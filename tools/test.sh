@@ -34,7 +34,7 @@ pytest -q -n "$(nproc)" --maxprocesses 4 --dist load --basetemp "$scratch/emulat
 
 step "tests/gpu, and the kernels in Triton's interpreter"
 if python -c 'import triton' 2>/dev/null; then
-    TRITON_INTERPRET=1 pytest -q --basetemp "$scratch/interpreted" tests/gpu
+    TRITON_INTERPRET=1 pytest -q -n "$(nproc)" --maxprocesses 4 --basetemp "$scratch/interpreted" tests/gpu
     pytest -q --basetemp "$scratch/gpu" tests/gpu
 else
     # The tests do not require it, because it takes 640 MB on disk.
