@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from hvd_batchgrow.comm.hardware import Hardware
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.messages.errors import unwritable
 from hvd_batchgrow.schedule.adaptive.decisions import Decision
@@ -23,11 +24,11 @@ class RunStarted:
     folder: Path
     samples: int
     """Sample counter at the start; above 0 on a resume."""
+    hardware: Hardware
     backend: str
     ranks: int
     threads_per_rank: int
     pipeline: str
-    device: str
     num_parameters: int
     notes: tuple[str, ...]
     """Notices for the user, such as a damaged checkpoint that was skipped."""
