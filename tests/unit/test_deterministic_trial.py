@@ -89,7 +89,7 @@ class Repeated(nn.Module):
 
 
 class WithKeyword(nn.Module):
-    """Passes a tensor that an operation of its own made to a layer, by keyword and in a dict."""
+    """Passes a tensor that its own operation made to a layer, by keyword and in a dict."""
 
     def __init__(self) -> None:
         super().__init__()
