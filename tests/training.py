@@ -60,7 +60,7 @@ def make_trainer(
     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     source = source or small_source()
     plan = compile_plan(job, ranks.size, len(source.train))
-    device, _ = take_device(ranks, job.layout.device, job.layout.ranks_per_gpu)
+    device = take_device(ranks, job.layout.device, job.layout.ranks_per_gpu).device
     return Trainer(TrainingParts(job, source, ranks, device), plan, ranks, folder, observers)
 
 

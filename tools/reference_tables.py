@@ -38,7 +38,7 @@ def with_rows(page: str, heading: str, rows: Sequence[str]) -> str:
 
 def main() -> None:
     """Write both tables."""
-    sources = [f"| `{spec.name}` | {spec.doc} | {spec.kind}" for spec in SOURCES.specs()]
+    sources = [f"| `{spec.name}` | {spec.doc} | {' or '.join(spec.kinds)}" for spec in SOURCES.specs()]
     models = [f"| `{spec.name}` | {spec.doc}" for spec in all_models() if "module:" not in spec.name]
     for name, heading, rows in (("data.md", "| `data.source` |", sources), ("job-file.md", "| `model.name` |", models)):
         page = DOCS / name

@@ -30,10 +30,12 @@ class VerifyCommand(RanksCommand):
 
     def run(self, overrides: dict[str, Any]) -> ExitCode:
         """Print a table; return 1 if a layout differs by more than rounding, or in exact mode by a single bit."""
+        from hvd_batchgrow.comm.devices import visible_gpus
         from hvd_batchgrow.data.load_source import load_source
         from hvd_batchgrow.data.source_checks import known_num_samples
         from hvd_batchgrow.observers.console_tables import print_verify
         from hvd_batchgrow.observers.progress import work_progress
+        from hvd_batchgrow.verification.same_device import same_device
         from hvd_batchgrow.verification.verify import default_shapes, find_hazards, parse_shapes, verify
 
         if launched_ranks(os.environ)[0] > 0:
@@ -48,8 +50,13 @@ class VerifyCommand(RanksCommand):
             if self.layouts
             else default_shapes(phase.global_batch, group, exact=exact)
         )
-        options = override_words(overrides)
         console = terminal(sys.stderr)
+        most, num_gpus = max(shape.ranks for shape in shapes), len(visible_gpus().uuids)
+        keys, notice = same_device(job.layout, most, num_gpus, self.backend)
+        job = job.model_copy(update={"layout": job.layout.model_copy(update=keys)})
+        options = override_words({**overrides, **{f"layout.{key}": value for key, value in keys.items()}})
+        if notice:
+            console.print(notice, soft_wrap=True)
         if self.seed is not None:
             options += ["--seed", str(self.seed)]
         with work_progress(console) as progress:

@@ -35,6 +35,8 @@ class DeviceAssignment:
 
     indices: tuple[int | None, ...]
     """For each rank, the index of its GPU among those that it sees; None: the CPU."""
+    gpus_per_host: tuple[int, ...]
+    """Number of GPUs that the ranks of each host use."""
     ranks_per_gpu: int = 1
     """Most ranks on one GPU. NCCL allows one."""
     notes: tuple[str, ...] = ()
@@ -62,13 +64,14 @@ def assign_devices(seen: Sequence[VisibleGpus], device: DeviceKey, ranks_per_gpu
             than allowed would share one.
     """
     on_cpu = tuple(None for _ in seen)
+    no_gpus = (0,) * len({view.host for view in seen})
     if device == "cpu":
-        return DeviceAssignment(on_cpu, notes=_unused(seen, set(), 'layout.device = "cpu"'))
+        return DeviceAssignment(on_cpu, no_gpus, notes=_unused(seen, set(), 'layout.device = "cpu"'))
     without = [view.host for view in seen if not view.uuids]
     if len(without) == len(seen):
         if device == "cuda":
             raise JobError([Fault("layout.device", f'"cuda": no GPU is visible{_why()}; use "auto" or "cpu"')])
-        return DeviceAssignment(on_cpu)
+        return DeviceAssignment(on_cpu, no_gpus)
     if without:
         views = dict.fromkeys((view.host, counted(len(view.uuids), "GPU")) for view in seen)
         listed = "; ".join(f"a rank on {host} sees {gpus}" for host, gpus in views)
@@ -79,7 +82,8 @@ def assign_devices(seen: Sequence[VisibleGpus], device: DeviceKey, ranks_per_gpu
     shared = max(used.values())
     if shared > (ranks_per_gpu or 1):
         _refuse_sharing(seen, used, ranks_per_gpu or 1)
-    return DeviceAssignment(indices, shared, _unused(seen, set(used), "one rank uses one GPU"))
+    per_host = tuple(Counter(host for host, _ in used).values())
+    return DeviceAssignment(indices, per_host, shared, _unused(seen, set(used), "one rank uses one GPU"))
 
 
 def _local_ranks(seen: Sequence[VisibleGpus]) -> list[int]:
@@ -156,25 +160,34 @@ def why_not_on_gpus(ranks: Ranks, assignment: DeviceAssignment) -> str:
     return ""
 
 
-def take_device(
-    ranks: Ranks, device: DeviceKey, ranks_per_gpu: int | None, source: str = UNNAMED
-) -> tuple[torch.device, list[str]]:
-    """Return this rank's device, made torch's current one, and notices for the user; all ranks call it together.
+@dataclass(frozen=True)
+class Placement:
+    """The device of this rank, and what the user should know about the devices of all ranks."""
+
+    device: torch.device
+    gpus_per_host: tuple[int, ...]
+    """Number of GPUs that the ranks of each host use."""
+    notes: tuple[str, ...] = ()
+    """Notices for the user, such as GPUs that are not used."""
+
+
+def take_device(ranks: Ranks, device: DeviceKey, ranks_per_gpu: int | None, source: str = UNNAMED) -> Placement:
+    """Return this rank's device, made torch's current one; all ranks call it together.
 
     Raises:
         CollectiveError: as `assign_devices` raises JobError; or the job requires GPUs, and the ranks cannot sum there.
     """
     assignment = agree_on_devices(ranks, device, ranks_per_gpu, source)
-    notes = list(assignment.notes)
     if why := why_not_on_gpus(ranks, assignment):
         remedy = "use --backend torch"
         if device == "cuda":
             fault = JobError([Fault("layout.device", f'"cuda": {why}; {remedy}')], source)
             raise CollectiveError(fault if ranks.rank == 0 else None, ExitCode.BAD_JOB)
-        return torch.device("cpu"), [f"the visible GPUs are not used: {why}; {remedy}"]
+        unused = f"the visible GPUs are not used: {why}; {remedy}"
+        return Placement(torch.device("cpu"), (0,) * len(assignment.gpus_per_host), (unused,))
     index = assignment.indices[ranks.rank]
     if index is None:
-        return torch.device("cpu"), notes
+        return Placement(torch.device("cpu"), assignment.gpus_per_host, assignment.notes)
     torch.cuda.set_device(index)
     ranks.use_gpus(shared=assignment.ranks_per_gpu > 1)
-    return torch.device("cuda", index), notes
+    return Placement(torch.device("cuda", index), assignment.gpus_per_host, assignment.notes)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from hvd_batchgrow.comm.launcher_env import GLOO, launched_by
-from hvd_batchgrow.comm.ranks import HostTopology, Ranks
+from hvd_batchgrow.comm.ranks import HostTopology, Ranks, version_text
 from hvd_batchgrow.messages.errors import RunError
 
 # Gradients are all-reduced in a few large buckets. Fusing them would cost a copy. It would also make the order of
@@ -61,6 +61,15 @@ class HorovodRanks(Ranks):
         self.rank, self.size = hvd.rank(), hvd.size()
         self.local_rank, self.local_size = hvd.local_rank(), hvd.local_size()
         self.sums_on_gpu = bool(hvd.nccl_built())
+        self.collectives = "MPI" if self.under_mpi else "Gloo"
+
+    def use_gpus(self, *, shared: bool) -> None:
+        """Note that NCCL sums CUDA tensors, as this Horovod is built; `sums_on_gpu` must be set."""
+        self.collectives = "NCCL"
+
+    def nccl_version(self) -> str:
+        """Return the version of NCCL that Horovod is built with."""
+        return version_text(hvd.nccl_built())
 
     def start_sum(self, tensor: Tensor, name: str) -> Any:
         """Start an all-reduce in place. Raises Horovod's error when a peer is lost."""

@@ -61,6 +61,8 @@ class Ranks(ABC):
     """Whether several ranks may use one GPU."""
     sum_types: tuple[torch.dtype, ...]
     """16-bit types that `start_sum` accepts in addition to float32, float64 and int64."""
+    collectives = ""
+    """Library that sums gradients: "MPI", "Gloo" or "NCCL"; empty for a single process."""
     elastic = False
     """Whether ranks may join and leave while the job runs."""
     _idle: tuple[WakeupClient, list[int]] | None = None
@@ -150,6 +152,10 @@ class Ranks(ABC):
         Args:
             shared: whether several ranks use one GPU; only if `shares_gpus`.
         """
+
+    def nccl_version(self) -> str:
+        """Return the version of NCCL that sums CUDA tensors: by default the one that torch uses."""
+        return ".".join(map(str, torch.cuda.nccl.version()))
 
     def hosts(self) -> list[int]:
         """Return a number for the host of each rank, equal for ranks of one host. All ranks call it together."""
@@ -252,6 +258,11 @@ class Ranks(ABC):
     def broadcast_from_rank0(self, produce: Callable[[], bytes | None], name: str) -> bytes | None:
         """Call `produce` on rank 0, and return its result on every rank. Raises as `run_on_all`."""
         return self.broadcast_bytes(self.run_on_rank0(produce), name)
+
+
+def version_text(number: int) -> str:
+    """Return "2.27.7" for 22707, as NCCL counts from 2.9 and cuDNN from 9."""
+    return f"{number // 10000}.{number // 100 % 100}.{number % 100}"
 
 
 class RanksLost(Exception):  # noqa: N818  # what happened

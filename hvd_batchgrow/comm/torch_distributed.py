@@ -43,7 +43,7 @@ class TorchRanks(Ranks):
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
         place = HostTopology.among(hosts or self.hosts(), self.rank)
         self.local_rank, self.local_size = place.local_rank, place.local_size
-        self.backend = "torch-gloo"
+        self.backend, self.collectives = "torch-gloo", "Gloo"
         self._parts: dict[int, TorchRanks | None] = {}
 
     def start_sum(self, tensor: Tensor, name: str) -> Any:
@@ -81,6 +81,7 @@ class TorchRanks(Ranks):
         if shared or not dist.is_nccl_available() or self.backend == "torch-nccl":
             return
         self._backends, self.backend = "cpu:gloo,cuda:nccl", "torch-nccl"
+        self.collectives = "NCCL"
         self._group = dist.new_group(list(range(self.size)), backend=self._backends, timeout=_COLLECTIVE_TIMEOUT)
 
     def reinit(self, hosts: Sequence[int], info: bytes) -> TorchRanks | None:

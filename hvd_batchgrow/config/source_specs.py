@@ -30,8 +30,8 @@ class SourceSpec:
     """Value of `data.source`."""
     doc: str
     """Its line in the table of docs/data.md: what it reads below `data.root`."""
-    kind: Kind
-    """Kind of its samples."""
+    kinds: tuple[Kind, ...]
+    """Kinds that its samples may have. If there are several, the files decide."""
     keys: frozenset[str]
     """Keys of `[data]` that it uses to find its samples, besides those that all sources use."""
     load: Loader

@@ -31,7 +31,7 @@ def load_source(data: DataSection, seed: int, report: ReportProgress) -> Dataset
     _raise_faults(check_data(data))
     spec = SOURCES.get(data.source)
     source: DatasetPair = spec.load(data, seed, report) if spec else load_own(data)
-    if not spec:
+    if not spec or len(spec.kinds) > 1:
         _raise_faults(check_data(data, source.train.kind))
     if data.num_classes is None and source.num_classes > _MOST_CLASSES:
         fault = f"its largest label is {source.num_classes - 1}, which is not plausible: is a file damaged?"

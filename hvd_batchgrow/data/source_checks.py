@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import get_args
+
 from hvd_batchgrow.config import DataSection
 from hvd_batchgrow.config.source_specs import SOURCES, Kind, SourceSpec
 from hvd_batchgrow.data.datasets.plausibility import constant_faults
@@ -49,20 +52,20 @@ def check_data(data: DataSection, kind: Kind | None = None) -> list[Fault]:
 
     Args:
         data: the section.
-        kind: of the loaded samples; None: follows from the source's name, or is not known yet.
+        kind: of the loaded samples; None: any that the source may have, so that some faults are not found yet.
     """
     given = {key for key, field in type(data).model_fields.items() if getattr(data, key) != field.default}
     spec = SOURCES.get(data.source)
-    kind = kind or (spec.kind if spec else None)
+    kinds = (kind,) if kind else spec.kinds if spec else get_args(Kind)
     faults = [
         *(_unused_by_source(spec, given) if spec else []),
-        *(_unused_by_kind(kind, data.source, given) if kind else []),
-        *_crop_faults(data, kind, given),
+        *_unused_by_kinds(kinds, data.source, given),
+        *_crop_faults(data, kinds, given),
         *_held_out_faults(data),
         *_category_faults(data, given),
         *(spec.faults(data) if spec else []),
     ]
-    if kind in {"images", "encoded"}:
+    if "rows" not in kinds:
         faults += [Fault(f"data.{key}", fault) for key, fault in constant_faults(data.mean, data.std)]
     return sorted(faults, key=lambda fault: fault.path)
 
@@ -77,26 +80,29 @@ def _users(key: str) -> str:
     return ", ".join(spec.name for spec in SOURCES.specs() if key in spec.keys)
 
 
-def _unused_by_kind(kind: Kind, source: str, given: set[str]) -> list[Fault]:
+def _unused_by_kinds(kinds: Sequence[Kind], source: str, given: set[str]) -> list[Fault]:
+    """Return a fault for each key that samples of none of these kinds use."""
     unused = {
         key: [_KIND_TEXT[other] for other, keys in _KEYS_OF_KIND.items() if key in keys]
-        for key in given - _KEYS_OF_KIND[kind]
+        for key in given.difference(*(_KEYS_OF_KIND[kind] for kind in kinds))
     }
+    own = " or ".join(_KIND_TEXT[kind] for kind in kinds)
     return [
         Fault(
             f"data.{key}",
-            f"is for {' and '.join(users)}, and {source!r} has {_KIND_TEXT[kind]}{_INSTEAD.get((key, kind), '')}",
+            f"is for {' and '.join(users)}, and {source!r} has {own}"
+            + "".join(_INSTEAD.get((key, kind), "") for kind in kinds),
         )
         for key, users in unused.items()
         if users
     ]
 
 
-def _crop_faults(data: DataSection, kind: Kind | None, given: set[str]) -> list[Fault]:
+def _crop_faults(data: DataSection, kinds: Sequence[Kind], given: set[str]) -> list[Fault]:
     faults = []
-    if data.image_size is None and kind == "encoded":
+    if data.image_size is None and kinds == ("encoded",):
         faults.append(Fault("data.image_size", f"is needed: {data.source!r} has images of any size; 224 is usual"))
-    elif data.image_size is None and kind is None:
+    elif data.image_size is None and "encoded" in kinds:
         lonely = given & _CROP
         faults += [Fault(f"data.{key}", "requires data.image_size, which is missing") for key in lonely]
     if data.image_size and data.eval_resize and data.eval_resize < data.image_size:

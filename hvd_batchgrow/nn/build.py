@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import nn
 
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.config.model_specs import OWN, read_name
 from hvd_batchgrow.import_string import describe_error
 from hvd_batchgrow.messages.errors import Fault, JobError
+from hvd_batchgrow.nn.checks.deterministic_trial import any_kernels, nondeterministic_layer
 from hvd_batchgrow.nn.checks.layout_hazards import NUM_SAMPLES, layout_hazards
 from hvd_batchgrow.nn.checks.model_keys import check_network, check_shape
 from hvd_batchgrow.nn.ghost.convert import fuse_relu
 from hvd_batchgrow.nn.own_network import load_own, try_own
+from hvd_batchgrow.nn.state.forward_state import NUM_SAMPLES as NUM_TRIAL
 from hvd_batchgrow.nn.state.forward_state import ForwardState
+from hvd_batchgrow.nn.state.side_effect_free import trial_samples
 
 
 def check_model(job: Job) -> None:
@@ -39,13 +43,39 @@ def build_model(job: Job, sample_shape: Sequence[int], num_classes: int) -> nn.M
         raise JobError(faults, job.name)
     spec, numbers = read_name(model.name)
     if spec.build is None:
-        return load_own(job, _input_shape(job, sample_shape), num_classes)
+        with any_kernels():
+            return load_own(job, _input_shape(job, sample_shape), num_classes)
     given = {key: value for key in spec.keys if (value := getattr(model, key)) is not None}
     try:
         return fuse_relu(spec.build(shape[-1], num_classes, **numbers, **given))
     except (RuntimeError, MemoryError) as error:  # larger than the memory, or than torch's sizes
         fault = f"{model.name!r} for {num_classes} classes cannot be built: {str(error).partition(chr(10))[0]}"
         raise JobError([Fault("model", fault)], job.name) from None
+
+
+def check_deterministic(job: Job, model: nn.Module, sample_shape: Sequence[int]) -> None:
+    """Check that an exact job's network has deterministic kernels on its device, if torch is set to require them.
+
+    Args:
+        job: names the network.
+        model: from `build_model`, on the device.
+        sample_shape: as `build_model` takes it.
+
+    Raises:
+        JobError: a layer lacks one, or a trial pass fails.
+    """
+    if not (job.layout.exact and torch.are_deterministic_algorithms_enabled()):
+        return
+    device = next(model.parameters()).device.type
+    try:
+        layer = nondeterministic_layer(model, trial_samples(model, NUM_TRIAL, _input_shape(job, sample_shape)))
+    except Exception as error:  # the user's own code
+        fault = f"{job.model.name} fails in a trial pass over {NUM_TRIAL} samples: {describe_error(error)}"
+        raise JobError([Fault("model.name", fault)], job.name) from error
+    if layer:
+        remedy = 'use another layer, layout.exact = false, or layout.device = "cpu"'
+        fault = f"{job.model.name} has no deterministic kernel on {device} at {layer}; {remedy}"
+        raise JobError([Fault("layout.exact", fault)], job.name)
 
 
 def hazards(job: Job, model: nn.Module, sample_shape: Sequence[int]) -> list[str]:

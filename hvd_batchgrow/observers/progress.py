@@ -30,13 +30,8 @@ class ProgressDisplay(Observer):
         """Print the plan and the machine, and start a bar on a terminal."""
         self._num_ranks = event.ranks
         print_plan(self.console, event.plan)
-        each = " each" if event.ranks > 1 else ""
-        self.console.print(
-            f"{counted(event.num_parameters, 'parameter')} on {event.device}, {counted(event.ranks, 'rank')} by "
-            f"{event.backend}, {counted(event.threads_per_rank, 'thread')}{each}, "
-            f"pixels by {event.pipeline}, run folder {event.folder}",
-            highlight=False,
-        )
+        for line in _machine_lines(event):
+            self.console.print(line, soft_wrap=True)
         for note in event.notes:
             self.console.print(note, style="yellow", soft_wrap=True)
         total = event.plan.schedule.end_samples
@@ -87,6 +82,34 @@ class ProgressDisplay(Observer):
         else:
             result = f"stopped after {how} (a checkpoint is saved): the same command with --resume auto continues"
         self.console.print(f"{event.job_name}: {result}", highlight=False, soft_wrap=True)
+
+
+_BACKENDS = {
+    "single": "without a launcher",
+    "horovod-mpi": "by Horovod over MPI",
+    "horovod-gloo": "by Horovod over Gloo",
+    "torch-gloo": "by torch.distributed",
+    "torch-nccl": "by torch.distributed",
+}
+"""`Ranks.backend` in words."""
+
+
+def _machine_lines(event: RunStarted) -> list[str]:
+    """Return what the run trains on."""
+    hardware, hosts, each = event.hardware, event.hardware.gpus_per_host, " each" if event.ranks > 1 else ""
+    fewest = f"{min(hosts)} to " if min(hosts) < max(hosts) else ""
+    used = f", {fewest}{counted(max(hosts), 'GPU')} per host" if hardware.is_cuda else ""
+    driver = f" {hardware.driver}" if hardware.driver else ""
+    cudnn = f", cuDNN {hardware.cudnn}" if hardware.cudnn else ""
+    sums = f"; {hardware.collectives} sums gradients" if hardware.collectives else ""
+    return [
+        f"network: {counted(event.num_parameters, 'parameter')}",
+        f"device: {hardware.device}{used}",
+        *([f"CUDA {hardware.cuda}{cudnn}, driver{driver} (up to CUDA {hardware.driver_cuda})"] * hardware.is_cuda),
+        f"ranks: {event.ranks:,} on {counted(len(hosts), 'host')} {_BACKENDS.get(event.backend, event.backend)}{sums}",
+        f"{counted(event.threads_per_rank, 'thread')}{each}, pixels by {event.pipeline}",
+        f"run folder {event.folder}",
+    ]
 
 
 def _line(record: TrainRecord) -> str:

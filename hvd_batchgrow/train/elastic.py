@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from typing import TYPE_CHECKING
+
+import torch
 
 from hvd_batchgrow.comm.ranks import RanksLost
 from hvd_batchgrow.train.events import RunEnded
@@ -37,5 +40,15 @@ def run_elastic(
         except RanksLost:
             why = f"some of {ranks.size} ranks are lost"
         ranks.reform()
+        _free_device_memory()
         notify(f"{why}: continuing with {ranks.size}")
         resume = True
+
+
+def _free_device_memory() -> None:
+    """Free what the last attempt had on its device, which may be another rank's from now on.
+
+    A network that refers to itself, as a compiled one does, is freed only by a collection.
+    """
+    gc.collect()
+    torch.cuda.empty_cache()

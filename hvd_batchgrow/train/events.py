@@ -6,12 +6,16 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.messages.errors import unwritable
 from hvd_batchgrow.schedule.adaptive.decisions import Decision
 from hvd_batchgrow.schedule.plan import Plan
 from hvd_batchgrow.train.update.gradient_noise import GradientNoiseScale
+
+if TYPE_CHECKING:  # it imports torch, which `plan` does without
+    from hvd_batchgrow.comm.hardware import Hardware
 
 
 @dataclass(frozen=True)
@@ -23,11 +27,11 @@ class RunStarted:
     folder: Path
     samples: int
     """Sample counter at the start; above 0 on a resume."""
+    hardware: Hardware
     backend: str
     ranks: int
     threads_per_rank: int
     pipeline: str
-    device: str
     num_parameters: int
     notes: tuple[str, ...]
     """Notices for the user, such as a damaged checkpoint that was skipped."""

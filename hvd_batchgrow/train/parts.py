@@ -15,11 +15,12 @@ from hvd_batchgrow.data.order.stream import Stream, groups_of_rank
 from hvd_batchgrow.data.pipeline.reader import GhostBatch, Reader
 from hvd_batchgrow.data.pipeline.sampler import OnBad
 from hvd_batchgrow.messages.errors import Fault, JobError
-from hvd_batchgrow.nn.build import build_model, forward_state, hazards
+from hvd_batchgrow.nn.build import build_model, check_deterministic, forward_state, hazards
 from hvd_batchgrow.nn.state.forward_state import ForwardState
 from hvd_batchgrow.optim.build import build_optimizer
 from hvd_batchgrow.train.liveness.watchdog import Heartbeat
 from hvd_batchgrow.train.update.engine import UpdateEngine
+from hvd_batchgrow.train.update.forward import autocast
 
 
 class TrainingParts:
@@ -78,10 +79,13 @@ def _build_network(job: Job, source: DatasetPair, device: torch.device) -> tuple
     """Return the job's network ready for training, its `hazards`, and the state that forward passes change.
 
     Raises:
-        JobError: as `build_model` and `forward_state`; or the job is exact and the network has hazards.
+        JobError: as `build_model`, `check_deterministic` and `forward_state`; or the job is exact and the network has
+            hazards.
     """
     shape = source.train.shape
     model = build_model(job, shape, source.num_classes).to(device)
+    with autocast(device, job.update.precision):  # which may select other kernels
+        check_deterministic(job, model, shape)
     state = forward_state(job, model, shape)
     found = hazards(job, model, shape)
     if found and job.layout.exact:

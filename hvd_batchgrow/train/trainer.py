@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from hvd_batchgrow.comm.hardware import Hardware, hardware_of
 from hvd_batchgrow.comm.ranks import CollectiveError, Ranks, RanksLost
 from hvd_batchgrow.data.order.stream import passes_of_rank
 from hvd_batchgrow.data.pipeline.reader import GhostBatch, choose_pipeline
@@ -19,7 +20,7 @@ from hvd_batchgrow.schedule.plan import Plan, compile_plan
 from hvd_batchgrow.schedule.rounding import period_ends
 from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint
 from hvd_batchgrow.train.checkpoints.elastic_state import ElasticState
-from hvd_batchgrow.train.checkpoints.writer import CheckpointWriter
+from hvd_batchgrow.train.checkpoints.writer import CheckpointWriter, host_copy
 from hvd_batchgrow.train.evaluate import evaluate
 from hvd_batchgrow.train.events import Decided, Evaluation, Observer, ObserverList, RunEnded, RunStarted, UpdateDone
 from hvd_batchgrow.train.liveness.stop import Stop
@@ -45,6 +46,7 @@ class Trainer:
         ranks: the processes that train together.
         folder: the run folder, into which rank 0 writes.
         observers: receive the events of the run; empty on all ranks but rank 0.
+        hardware: devices of all ranks, for the observers; None: described as far as this rank knows.
         elastic: what the attempts of an elastic run share; receives the state of this rank if ranks are lost.
         max_updates: stop after this number of updates, counted over these attempts.
         end_samples: end of a phase at which this attempt ends; None: the end of the run.
@@ -58,12 +60,13 @@ class Trainer:
         folder: Path,
         observers: Sequence[Observer],
         *,
+        hardware: Hardware | None = None,
         elastic: ElasticState | None = None,
         max_updates: int | None = None,
         end_samples: int | None = None,
     ) -> None:
         self.parts, self.plan, self.ranks, self.folder = parts, plan, ranks, folder
-        self.job = parts.job
+        self.job, self.hardware = parts.job, hardware or hardware_of(ranks, parts.device)
         self.observers = ObserverList(observers, folder)
         self.elastic, self.max_updates, self.end_samples = elastic or ElasticState(), max_updates, end_samples
         self.state = TrainState(parts)
@@ -248,7 +251,7 @@ class Trainer:
         """After ranks were lost, keep this rank's state after the last complete update."""
         self.parts.engine.changing.restore()  # undo the changes of an incomplete update
         self.observers.notify("on_end", self._ended(self.plan.schedule.end_samples))
-        self.elastic.checkpoint = self.state.capture()
+        self.elastic.checkpoint = host_copy(self.state.capture())  # references would keep it on the device
 
     def _started(self, notes: Sequence[str]) -> RunStarted:
         return RunStarted(
@@ -256,11 +259,11 @@ class Trainer:
             plan=self.plan,
             folder=self.folder,
             samples=self.state.samples,
+            hardware=self.hardware,
             backend=self.ranks.backend,
             ranks=self.ranks.size,
             threads_per_rank=torch.get_num_threads(),
             pipeline=choose_pipeline(self.job.data.pipeline, self.parts.source.train),
-            device=str(self.parts.device),
             num_parameters=sum(p.numel() for p in self.parts.model.parameters()),
             notes=tuple(notes),
             last_update=self.elastic.last_update,

@@ -171,7 +171,7 @@ def verify(
 
 def _measure_limits(job: Job, source: DatasetPair, num_updates: int, report: Callable[[str], None]) -> RoundingLimits:
     """Run the same updates by plain autograd, without noise and with it."""
-    device, _ = prepare_rank(job, SingleRank())
+    device = prepare_rank(job, SingleRank()).device
     message = f"{counted(num_updates, 'update')} by plain autograd"
     report(message)
     reference = PlainRun(job, source, device).train(num_updates)

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from hvd_batchgrow.comm.hardware import hardware_of
 from hvd_batchgrow.comm.ranks import CollectiveError, Ranks, SingleRank
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.messages.errors import RunError
@@ -497,7 +499,14 @@ def test_a_fork_continues_from_the_decisions_that_were_made(
     forked = job_of({**NOISE, **changes}, **sections)
     plan = compile_plan(forked, ranks.size, NUM_TRAIN)
     checkpoint, notes = open_run(
-        tmp_path / "fork", forked, plan, ranks, resume=False, overwrite=False, origin=tmp_path / "origin"
+        tmp_path / "fork",
+        forked,
+        plan,
+        ranks,
+        hardware_of(ranks, torch.device("cpu")),
+        resume=False,
+        overwrite=False,
+        origin=tmp_path / "origin",
     )
     recorder = Recorder()
     trainer = train(forked, ranks, tmp_path / "fork", recorder, checkpoint=checkpoint)

@@ -22,6 +22,11 @@ def test_a_sum_is_over_all_ranks_and_in_place(ranks: Ranks, dtype: torch.dtype) 
     assert summed.tolist() == [ranks.size * i + ranks.size * (ranks.size - 1) // 2 for i in range(5)]
 
 
+def test_the_library_that_sums_on_the_cpu_is_named(ranks: Ranks) -> None:
+    libraries = {"horovod-mpi": "MPI", "horovod-gloo": "Gloo", "torch-gloo": "Gloo", "single": ""}
+    assert ranks.collectives == libraries[ranks.backend]
+
+
 class Terms:
     """Three parameters in buckets of one each; the backward finishes them in the order `ready`."""
 

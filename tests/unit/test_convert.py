@@ -12,6 +12,12 @@ from hvd_batchgrow.nn.ghost.running_statistics import reestimate_running_statist
 GHOST = 4
 
 
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """Draw the same numbers in each run, whatever other tests have drawn."""
+    torch.manual_seed(0)
+
+
 class NormAndActivation(nn.BatchNorm2d):
     """Like timm's BatchNormAct2d."""
 
@@ -157,10 +163,13 @@ def test_norms_without_a_bias_are_converted() -> None:
     nn.init.normal_(plain.weight)
     expected = torch.cat([plain(chunk) for chunk in x.split(GHOST)])
     (of_weight,) = torch.autograd.grad(expected.pow(3).sum(), plain.weight)
+    # Σ 3 w² x̂³ has 200 terms of both signs: its rounding is that of Σ |3 w² x̂³|, and may be larger than the sum.
+    size = (3 * expected.detach().abs().pow(3)).sum((0, 2, 3)) / plain.weight.detach().abs()
     converted = convert_ghost_batch_norm(plain, GHOST)
     y = converted(x)
     torch.testing.assert_close(y, expected)
-    torch.testing.assert_close(torch.autograd.grad(y.pow(3).sum(), [*converted.parameters()]), (of_weight,))
+    (found,) = torch.autograd.grad(y.pow(3).sum(), [*converted.parameters()])
+    assert ((found - of_weight).abs() <= 4 * torch.finfo(torch.float32).eps * size).all()
 
 
 def test_all_norms_that_cannot_be_converted_are_named() -> None:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
+
 import pytest
 import torch
 
 from hvd_batchgrow.comm import devices
-from hvd_batchgrow.comm.devices import VisibleGpus, assign_devices, take_device
+from hvd_batchgrow.comm.devices import DeviceKey, Placement, VisibleGpus, assign_devices, take_device
 from hvd_batchgrow.comm.ranks import CollectiveError, SingleRank
 from hvd_batchgrow.messages.errors import JobError
 from tests.helpers import small_job
+
+CPU = torch.device("cpu")
 
 
 def on(host: str, *uuids: str) -> VisibleGpus:
@@ -117,6 +122,88 @@ def test_a_job_that_requires_gpus_does_not_train_on_the_cpu() -> None:
         assign_devices([on("a")], "cuda", None)
 
 
+class Seeing(SingleRank):
+    """A rank of several on one host or more, each of which sees some GPUs."""
+
+    sums_on_gpu = True
+
+    def __init__(self, backend: str, rank: int, seen: Sequence[VisibleGpus]) -> None:
+        self.backend, self.shares_gpus = backend, backend.startswith("torch")
+        self.rank, self.size = rank, len(seen)
+        self._seen = [json.dumps([view.host, view.uuids]).encode() for view in seen]
+
+    def gather_bytes(self, data: bytes, name: str) -> list[bytes]:
+        assert data == self._seen[self.rank]
+        return self._seen
+
+
+REFUSED = "layout.ranks_per_gpu: 1 allows"
+MIXED = "all ranks must use the same kind of device"
+
+
+@pytest.mark.parametrize("backend", ["horovod-mpi", "torch-gloo"])
+@pytest.mark.parametrize(
+    ("seen", "device", "expected"),
+    [
+        pytest.param(masked(4), "auto", [0, 0, 0, 0], id="4 ranks see one GPU each, all different"),
+        pytest.param(whole(4, 1), "auto", f"{REFUSED} 1 rank on a, where 4 ranks see 1 GPU", id="4 ranks see the same"),
+        pytest.param(whole(4, 4), "auto", [0, 1, 2, 3], id="4 ranks see 4 GPUs"),
+        pytest.param(whole(4, 2), "auto", f"{REFUSED} 2 ranks on a, where 4 ranks see 2 GPUs", id="4 ranks see 2"),
+        pytest.param(whole(1, 2), "auto", [0], id="a workstation with 2 GPUs"),
+        pytest.param([on("a")] * 2, "auto", [None, None], id="no GPU"),
+        pytest.param([on("a")] * 2, "cuda", 'layout.device: "cuda": no GPU is visible', id="no GPU, but required"),
+        pytest.param(whole(2, 2, "a") + whole(2, 2, "b"), "auto", [0, 1, 0, 1], id="2 equal hosts"),
+        pytest.param(whole(3, 4, "a") + whole(1, 1, "b"), "auto", [0, 1, 2, 0], id="unequal hosts, a GPU for each"),
+        pytest.param(
+            whole(2, 2, "a") + whole(2, 1, "b"), "auto", f"{REFUSED} 1 rank on b, where 2", id="a host lacks GPUs"
+        ),
+        pytest.param([*whole(2, 2, "a"), on("b")], "auto", MIXED, id="a host without GPUs"),
+        pytest.param([*whole(2, 2, "a"), on("b")], "cpu", [None] * 3, id="a host without GPUs, on the CPU"),
+    ],
+)
+def test_every_rank_takes_its_device_or_all_refuse(
+    monkeypatch: pytest.MonkeyPatch,
+    backend: str,
+    seen: list[VisibleGpus],
+    device: DeviceKey,
+    expected: list[int | None] | str,
+) -> None:
+    """The cases of docs/launching.md, with both backends."""
+    current: list[int] = []
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    for rank, view in enumerate(seen):
+        monkeypatch.setattr(devices, "visible_gpus", lambda view=view: view)
+        ranks = Seeing(backend, rank, seen)
+        if isinstance(expected, str):
+            with pytest.raises(CollectiveError) as caught:
+                take_device(ranks, device, None, "my_run")
+            assert expected in str(caught.value)
+            continue
+        index = expected[rank]
+        assert take_device(ranks, device, None).device == (CPU if index is None else torch.device("cuda", index))
+    used = [] if isinstance(expected, str) else [index for index in expected if index is not None]
+    assert current == used
+
+
+@pytest.mark.parametrize(
+    ("backend", "device", "why"),
+    [
+        ("torch-gloo", "cuda:0", None),
+        ("horovod-mpi", "cpu", "2 ranks share a GPU, and NCCL, which horovod-mpi uses, allows one; use --backend to"),
+    ],
+)
+def test_ranks_share_a_gpu_over_torch_distributed_only(
+    monkeypatch: pytest.MonkeyPatch, backend: str, device: str, why: str | None
+) -> None:
+    seen = whole(4, 2)
+    monkeypatch.setattr(devices, "visible_gpus", lambda: seen[0])
+    monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
+    found = take_device(Seeing(backend, 2, seen), "auto", 2)
+    assert found.device == torch.device(device)
+    assert found.gpus_per_host == ((0,) if why else (2,))
+    assert [why in note for note in found.notes] == [True] if why else not found.notes
+
+
 class Pair(SingleRank):
     """Rank 1 of two on one host that sees what it sees."""
 
@@ -129,11 +216,10 @@ class Pair(SingleRank):
 
 def test_gpus_on_which_the_ranks_cannot_sum_are_reported_or_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(devices, "visible_gpus", lambda: on("a", "0", "1"))
-    cpu, notes = take_device(Pair(), "auto", None)
-    assert cpu.type == "cpu"
+    found = take_device(Pair(), "auto", None)
     why = "horovod-mpi cannot sum on GPUs: Horovod is built without NCCL; use --backend torch"
-    assert notes == [f"the visible GPUs are not used: {why}"]
-    assert take_device(Pair(), "cpu", None)[0].type == "cpu"
+    assert found == Placement(CPU, (0,), (f"the visible GPUs are not used: {why}",))
+    assert take_device(Pair(), "cpu", None).device == CPU
     with pytest.raises(CollectiveError):
         take_device(Pair(), "cuda", None)
 
@@ -148,5 +234,5 @@ def test_the_device_is_current_before_anything_uses_it(
     pair.use_gpus = lambda *, shared: done.append(("shared", shared))  # type: ignore[method-assign]
     monkeypatch.setattr(devices, "visible_gpus", lambda: on("a", *visible))
     monkeypatch.setattr(torch.cuda, "set_device", done.append)
-    assert take_device(pair, "auto", 2) == (torch.device("cuda", index), [])
+    assert take_device(pair, "auto", 2) == Placement(torch.device("cuda", index), (len(visible),))
     assert done == [index, ("shared", shared)]

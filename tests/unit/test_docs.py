@@ -95,7 +95,7 @@ def test_the_page_on_architecture_lists_the_rooms_in_their_order() -> None:
 
 
 def test_the_page_on_data_lists_every_source() -> None:
-    rows = [f"| `{spec.name}` | {spec.doc} | {spec.kind} |" for spec in SOURCES.specs()]
+    rows = [f"| `{spec.name}` | {spec.doc} | {' or '.join(spec.kinds)} |" for spec in SOURCES.specs()]
     table = (ROOT / "docs" / "data.md").read_text().split("| `data.source` |")[1].split("\n| `module:function`")[0]
     assert table.splitlines()[2:] == rows
 

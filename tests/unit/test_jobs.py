@@ -178,6 +178,18 @@ def test_every_key_of_data_is_used_by_its_source(name: str) -> None:
     assert check_data(load_job(JOBS / f"{name}.toml").data) == []
 
 
+@pytest.mark.parametrize("name", sorted(name for name in ROWS if name.startswith(("cifar", "imagenet"))))
+def test_a_job_for_gpus_uses_tensor_cores_or_says_why_not(name: str) -> None:
+    job = load_job(JOBS / f"{name}.toml")
+    (line,) = [line for line in (JOBS / f"{name}.toml").read_text().splitlines() if line.startswith("precision = ")]
+    if "resnet20" in name or "alexnet" in name:
+        assert (job.update.precision, job.data.channels_last) == ("float32", False)
+        assert "# as published; not tried in bfloat16" in line
+    else:
+        assert (job.update.precision, job.data.channels_last) == ("bfloat16", True)
+        assert "# ours, for GPUs, as is channels_last" in line
+
+
 @each_job
 def test_the_rows_are_whole_batches_up_to_each_boundary(name: str) -> None:
     row = ROWS[name]

@@ -13,6 +13,7 @@ import pytest
 import hvd_batchgrow
 from hvd_batchgrow.cli import main
 from hvd_batchgrow.cli.common import terminal
+from hvd_batchgrow.comm.hardware import Hardware
 from hvd_batchgrow.observers.console import PlainConsole
 from hvd_batchgrow.observers.console_tables import number_table, print_table
 from hvd_batchgrow.observers.progress import ProgressDisplay, work_progress
@@ -80,7 +81,8 @@ def test_what_a_run_says_is_printed_as_it_is(text: str, is_terminal: bool) -> No
     display = ProgressDisplay(PlainConsole(out, 200, is_terminal=is_terminal))
     job, plan = small_job(), compile_plan(small_job(), 1, NUM_TRAIN)
     folder, notes = Path("runs", text), (f"note {text}",)
-    display.on_start(RunStarted(job, plan, folder, 16, f"over {text}", 1, 1, "torch", f"on {text}", 9, notes))
+    hardware = Hardware(f"on {text}", (0,), "")
+    display.on_start(RunStarted(job, plan, folder, 16, hardware, f"over {text}", 1, 1, "torch", 9, notes))
     display.on_record(TrainRecord(32, 0.1, 0.1, 2, 0, 0.1, 0.9, 16, 1, 1, 9.0, 1.0, 0.5, 1.0, 0.0, 0.0, None, 0))
     display.on_evaluation(Evaluation(32, 0.1, 1.0, 0.5))
     display.on_end(RunEnded("small", folder, True, 32, 2, 2, 1.0, None))

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from hvd_batchgrow.comm.hardware import Hardware
 from hvd_batchgrow.comm.ranks import CollectiveError, SingleRank
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.job_file import parse_job
@@ -26,12 +27,15 @@ from tests.helpers import NUM_TRAIN, small_job
 
 EMPTY: dict[str, Any] = {"state": {}, "param_groups": []}
 """An optimiser before its first update."""
+HARDWARE = Hardware("CPU", (0,), "")
 
 
 def open_(
     folder: Path, job: Job, *, resume: bool = False, overwrite: bool = False
 ) -> tuple[Checkpoint | None, list[str]]:
-    return open_run(folder, job, compile_plan(job, 1, NUM_TRAIN), SingleRank(), resume=resume, overwrite=overwrite)
+    return open_run(
+        folder, job, compile_plan(job, 1, NUM_TRAIN), SingleRank(), HARDWARE, resume=resume, overwrite=overwrite
+    )
 
 
 def save(folder: Path, job: Job, samples: int = 160, deciding: dict[str, Any] | None = None) -> None:
@@ -48,6 +52,7 @@ def test_a_new_run_leaves_what_it_was_made_from(tmp_path: Path) -> None:
     (attempt,) = json.loads((tmp_path / "run" / "record.json").read_text())["attempts"]
     assert attempt["packages"]["torch"]
     assert attempt["ranks"] == 1
+    assert Hardware(**{**attempt["hardware"], "gpus_per_host": (0,)}) == HARDWARE
     assert attempt["ghost_norm_on_cpu"] == kernels_for_cpu()
 
 
@@ -63,7 +68,7 @@ def test_a_run_is_resumed_only_on_data_that_means_the_same(tmp_path: Path) -> No
     job, plan = small_job(), compile_plan(small_job(), 1, NUM_TRAIN)
 
     def open_with(schema: dict[str, Any]) -> None:
-        open_run(tmp_path / "run", job, plan, SingleRank(), resume=True, overwrite=False, schema=schema)
+        open_run(tmp_path / "run", job, plan, SingleRank(), HARDWARE, resume=True, overwrite=False, schema=schema)
 
     schema = {"features": ["color=blue", "color=red"], "categories": {"color": ["blue", "red"]}, "mean": [0.0, 0.0]}
     open_with(schema)

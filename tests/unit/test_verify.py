@@ -6,14 +6,20 @@ import sys
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tomli_w
 
 from hvd_batchgrow.cli import main
+from hvd_batchgrow.comm.devices import DeviceKey, VisibleGpus, assign_devices
+from hvd_batchgrow.comm.launcher_env import Backend
+from hvd_batchgrow.config import Job
+from hvd_batchgrow.config.layout import LayoutSection
 from hvd_batchgrow.messages.errors import JobError, RunError
 from hvd_batchgrow.train.update.engine import UpdateEngine
 from hvd_batchgrow.verification import verify
+from hvd_batchgrow.verification.same_device import same_device
 from hvd_batchgrow.verification.verify import Shape, default_shapes, parse_shapes
 from tests.helpers import measured_tree
 
@@ -55,6 +61,72 @@ def test_default_layouts_have_the_largest_and_the_smallest_micro_batch() -> None
     assert [str(shape) for shape in default_shapes(16, 8, exact=True)] == ["1x2x8", "2x1x8"]
     for text in ("1x1x40", "2x1x24", "3x1x16", "4x2x8"):
         parse_shapes(text, 40, 8, exact=False)
+
+
+@pytest.mark.parametrize(
+    ("device", "ranks_per_gpu", "num_gpus", "backend", "keys"),
+    [
+        ("auto", None, 0, "auto", {}),  # all on the CPU
+        ("cuda", None, 0, "auto", {}),  # the first run raises the error
+        ("cpu", None, 2, "auto", {}),
+        ("auto", None, 4, "auto", {"device": "cuda"}),
+        ("auto", None, 8, "horovod", {"device": "cuda"}),
+        ("auto", None, 3, "auto", {"device": "cuda", "ranks_per_gpu": 2}),
+        ("auto", None, 2, "torch", {"device": "cuda", "ranks_per_gpu": 2}),
+        ("auto", None, 1, "auto", {"device": "cuda", "ranks_per_gpu": 4}),
+        ("auto", 3, 2, "auto", {"device": "cuda", "ranks_per_gpu": 3}),
+        ("auto", 1, 2, "auto", {"device": "cuda", "ranks_per_gpu": 2}),
+        ("auto", None, 2, "horovod", {"device": "cpu"}),
+        ("cuda", None, 2, "horovod", {"device": "cuda", "ranks_per_gpu": 2}),  # raises the error: NCCL allows one
+    ],
+)
+def test_all_layouts_use_one_kind_of_device(
+    device: DeviceKey, ranks_per_gpu: int | None, num_gpus: int, backend: Backend, keys: dict[str, Any]
+) -> None:
+    layout = LayoutSection(device=device, ranks_per_gpu=ranks_per_gpu)
+    found, notice = same_device(layout, 4, num_gpus, backend)
+    assert found == keys
+    assert bool(notice) == (found.get("device") == "cpu" or "ranks_per_gpu" in found)
+    if found:  # every layout of 1 to 4 ranks gets that kind of device, and none is refused
+        seen = VisibleGpus("a", tuple(map(str, range(num_gpus))))
+        for ranks in (1, 2, 3, 4):
+            given = assign_devices([seen] * ranks, found["device"], found.get("ranks_per_gpu"))
+            assert given.is_cuda == (found["device"] == "cuda")
+
+
+@pytest.mark.parametrize(
+    ("backend", "shown", "words"),
+    [
+        ("auto", "2 ranks share 1 GPU: layout.ranks_per_gpu = 2, so", ["--layout.device=cuda", "--layout.ranks_per_g"]),
+        ("horovod", "all layouts use the CPU: 2 ranks share 1 GPU, for", ["--layout.device=cpu"]),
+    ],
+)
+def test_the_runs_and_plain_autograd_get_the_same_device(
+    job: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    backend: str,
+    shown: str,
+    words: list[str],
+) -> None:
+    """One GPU is visible, and the default layouts of this job have up to two ranks."""
+    received: list[tuple[Job, Sequence[str]]] = []
+
+    def verify_nothing(_: Path, job: Job, source: object, options: Sequence[str], *rest: object) -> list[object]:
+        received.append((job, options))
+        return []
+
+    monkeypatch.setattr("hvd_batchgrow.comm.devices.visible_gpus", lambda: VisibleGpus("a", ("0",)))
+    monkeypatch.setattr(verify, "verify", verify_nothing)
+    assert main(["verify", job, "--backend", backend, "--layout.device", "auto"]) == 0
+    assert shown in capsys.readouterr().err
+    ((found, options),) = received
+    assert f"--layout.device={found.layout.device}" in options
+    assert [word for word in options if "device" in word or "per_gpu" in word] == [
+        f"--layout.device={found.layout.device}",
+        *([f"--layout.ranks_per_gpu={found.layout.ranks_per_gpu}"] if found.layout.ranks_per_gpu else []),
+    ]
+    assert all(any(option.startswith(word) for option in options) for word in words)
 
 
 def test_train_stops_after_updates_and_resumes(job: str) -> None:

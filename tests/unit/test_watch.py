@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from hvd_batchgrow.comm.hardware import Hardware
 from hvd_batchgrow.job_file import load_job
 from hvd_batchgrow.observers.console import PlainConsole
 from hvd_batchgrow.observers.console_tables import plan_text, print_plan, result_table
@@ -22,8 +23,11 @@ from tests.helpers import NUM_TRAIN, small_job
 PLAN = compile_plan(small_job(), 2, NUM_TRAIN)
 
 
+HARDWARE = Hardware("NVIDIA H100 80GB HBM3", (1, 1), "NCCL 2.27.7", "13.0", "9.15.1", "580.65.06", "13.1")
+
+
 def started(folder: Path, samples: int = 0, notes: tuple[str, ...] = ()) -> RunStarted:
-    return RunStarted(small_job(), PLAN, folder, samples, "horovod-mpi", 2, 1, "dali", "cpu", 1234, notes)
+    return RunStarted(small_job(), PLAN, folder, samples, HARDWARE, "horovod-mpi", 2, 1, "dali", 1234, notes)
 
 
 def record(samples: int, phase: int = 0) -> TrainRecord:
@@ -124,7 +128,13 @@ def test_without_a_terminal_there_are_plain_lines(tmp_path: Path) -> None:
     shown.on_end(ended(tmp_path, done=False))
     text = stream.getvalue()
     assert "\x1b" not in text
-    assert "2 ranks by horovod-mpi, 1 thread each, pixels by dali" in text
+    assert (
+        "network: 1,234 parameters\n"
+        "device: NVIDIA H100 80GB HBM3, 1 GPU per host\n"
+        "CUDA 13.0, cuDNN 9.15.1, driver 580.65.06 (up to CUDA 13.1)\n"
+        "ranks: 2 on 2 hosts by Horovod over MPI; NCCL 2.27.7 sums gradients\n"
+        "1 thread each, pixels by dali\n"
+    ) in text
     assert "skipped a checkpoint: x.pt: damaged" in text
     assert "resumed at 160 of 688 samples" in text
     assert text.count("phase 1: global batch 16") == 1

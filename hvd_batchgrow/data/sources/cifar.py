@@ -200,7 +200,7 @@ for _name, _doc in (("cifar10", _DOC), ("cifar100", f"{_DOC}; the labels are the
         SourceSpec(
             name=_name,
             doc=_doc,
-            kind="images",
+            kinds=("images",),
             keys=frozenset({"root"}),
             load=load,
             num_samples=lambda data: 50_000,

@@ -22,7 +22,7 @@ SOURCES.register(
     SourceSpec(
         name="covtype",
         doc="forest cover type: your `covtype.data[.gz]`, otherwise downloaded by scikit-learn; needs `test_fraction`",
-        kind="rows",
+        kinds=("rows",),
         keys=frozenset({"root", "test_fraction"}),
         load=load_of("hvd_batchgrow.data.tables.covtype"),
         num_samples=lambda data: _NUM_ROWS - num_held_out(_NUM_ROWS, data.test_fraction),

@@ -152,7 +152,7 @@ SOURCES.register(
         name="fashion_mnist",
         doc="an installed copy, otherwise downloaded from Debian's package or the authors' address; "
         "verified by SHA-256",
-        kind="images",
+        kinds=("images",),
         keys=frozenset({"root"}),
         load=load,
         num_samples=lambda data: 60_000,

@@ -123,7 +123,7 @@ SOURCES.register(
     SourceSpec(
         name="idx",
         doc="four files in MNIST's format with MNIST's names, gzipped or not",
-        kind="images",
+        kinds=("images",),
         keys=frozenset({"root", "shape"}),
         load=load,
         confirming_keys=frozenset({"shape"}),

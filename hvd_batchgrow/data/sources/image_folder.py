@@ -19,7 +19,7 @@ SOURCES.register(
         name="image_folder",
         doc="`train/CLASS/….jpg` and `val/CLASS/….jpg`; also png, ppm, pgm, bmp, tif, tiff, webp "
         "([which files](#images-files-and-folders))",
-        kind="encoded",
+        kinds=("encoded",),
         keys=FILE_KEYS,
         load=_load,
     )
@@ -28,7 +28,7 @@ SOURCES.register(
     SourceSpec(
         name="imagenet",
         doc="the folders of ImageNet, like `image_folder`; 1000 classes",
-        kind="encoded",
+        kinds=("encoded",),
         keys=FILE_KEYS,
         load=_load_imagenet,
         num_samples=lambda data: 1_281_167,

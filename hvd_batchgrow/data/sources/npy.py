@@ -152,7 +152,7 @@ SOURCES.register(
         name="numpy",
         doc="`train_images.npy` (N, H, W[, C]) of bytes, or `train_rows.npy` (N, F) of any real numbers; "
         "`train_labels.npy`; `test_…` likewise. (N, C, H, W) is an error that shows the transposition",
-        kind="images",
+        kinds=("images", "rows"),
         keys=FILE_KEYS | {"shape"},
         load=load,
         confirming_keys=frozenset({"shape"}),

@@ -177,7 +177,7 @@ def _register(name: str, kind: Kind) -> None:
         SourceSpec(
             name=name,
             doc=f"generated {kind}: any `num_samples` of any `shape`, without memory",
-            kind=kind,
+            kinds=(kind,),
             keys=frozenset({"shape", "test_fraction"}),
             load=load,
             faults=_faults,

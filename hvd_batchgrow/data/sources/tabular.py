@@ -13,7 +13,7 @@ SOURCES.register(
         name="csv",
         doc="`train.csv` and `test.csv`, or a fraction `test_fraction` of the rows for testing; numbers, categories "
         "and a label column (default: the last); see [tables](#tables)",
-        kind="rows",
+        kinds=("rows",),
         keys=_KEYS | {"header", "separator", "decimal", "missing_values"},
         load=load_of("hvd_batchgrow.data.tables.table_files"),
     )
@@ -22,7 +22,7 @@ SOURCES.register(
     SourceSpec(
         name="parquet",
         doc="`train.parquet` and `test.parquet`, otherwise like `csv`",
-        kind="rows",
+        kinds=("rows",),
         keys=_KEYS,
         load=load_of("hvd_batchgrow.data.tables.table_files"),
     )

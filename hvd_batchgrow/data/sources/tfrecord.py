@@ -8,7 +8,7 @@ SOURCES.register(
     SourceSpec(
         name="tfrecord",
         doc="shards `train*` and `validation*` of tf.train.Example with `image/encoded` and `image/class/label`",
-        kind="encoded",
+        kinds=("encoded",),
         keys=FILE_KEYS | {"label"},
         load=load_of("hvd_batchgrow.data.images.tfrecord"),
     )

@@ -9,7 +9,7 @@ SOURCES.register(
         name="webdataset",
         doc="shards `*train*.tar` and `*val*.tar`; a pattern or `shard-{0000..0147}.tar`; the label in a member such "
         "as `.cls` or in a field of `.json`",
-        kind="encoded",
+        kinds=("encoded",),
         keys=FILE_KEYS | {"label"},
         load=load_of("hvd_batchgrow.data.images.webdataset"),
     )

@@ -19,7 +19,7 @@ from hvd_batchgrow.nn.state.side_effect_free import alike, dry_run, trial_sample
 NUM_SAMPLES = 7
 """Of each trial forward. Few tensors have 7 rows unless each row is a sample."""
 
-_WHOLE = "the network's own forward"
+WHOLE = "the network's own forward"
 """Reported if no submodule is the cause."""
 
 
@@ -46,14 +46,14 @@ def layout_hazards(model: nn.Module, sample_shape: Sequence[int]) -> list[str]:
         set_sample_keys(keyed_dropouts(model), torch.arange(NUM_SAMPLES))
         drawing = first.drew or _first_difference(first, _Trace(model, example), NUM_SAMPLES)
     if drawing:
-        paths = [path or _WHOLE for path, _ in model.named_modules() if path in drawing]
+        paths = [path or WHOLE for path, _ in model.named_modules() if path in drawing]
         return [f"{listed(paths)}: random numbers that are not keyed by sample"]
     others = torch.cat([example[:1], example[1:].flip(0) * -0.5 + 0.25])  # the first sample stays
     with dry_run(model, NUM_SAMPLES, training=True):
         for norm in ghost_norms(model):
             norm.training = False
         mixing = _first_difference(first, _Trace(model, others), 1)
-    return [f"{path or _WHOLE}: samples of a batch affect each other outside of ghost norms" for path in mixing]
+    return [f"{path or WHOLE}: samples of a batch affect each other outside of ghost norms" for path in mixing]
 
 
 class _Trace:
@@ -88,7 +88,7 @@ class _Trace:
     def _end(self, path: str, output: Any) -> None:
         self._observe()
         self._running.pop()
-        self.outputs[path, self._counts[path]] = [tensor.detach().clone() for tensor in _tensors(output)]
+        self.outputs[path, self._counts[path]] = [tensor.detach().clone() for tensor in tensors_of(output)]
         self._counts[path] += 1
 
     def _observe(self) -> None:
@@ -105,12 +105,13 @@ def _generator_states(device: torch.device) -> tuple[Any, ...]:
     return torch.get_rng_state().numpy().tobytes(), of_device, of_numpy, random.getstate()
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
+def tensors_of(value: Any) -> Iterator[Tensor]:
+    """Yield the tensors in an input or output of a module."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, (tuple, list, dict)):
         for part in value.values() if isinstance(value, dict) else value:
-            yield from _tensors(part)
+            yield from tensors_of(part)
 
 
 def _first_difference(before: _Trace, after: _Trace, num_rows: int) -> list[str]:

@@ -14,6 +14,7 @@ class ElasticState:
     """The state after the last complete update; empty if the ranks were lost while it was being captured."""
 
     checkpoint: Checkpoint | None = None
+    """In host memory: the next attempt must not share the device with the state of the last one."""
     last_update: UpdateDone | None = None
     """The update that led to that state: rank 0 may have been lost before it recorded it."""
     num_updates: int = 0

@@ -48,7 +48,7 @@ class CheckpointWriter:
             RunError: the previous checkpoint could not be written.
         """
         self.wait()
-        copied = Checkpoint(**self._copies.copy(vars(checkpoint)))
+        copied = host_copy(checkpoint, self._copies)
         # A daemon thread, so that an immediate exit does not wait for it.
         self._thread = threading.Thread(target=self._write, args=(copied,), name="checkpoint", daemon=True)
         self._thread.start()
@@ -119,9 +119,14 @@ class HostCopies:
             return buffer.copy_(tensor.detach(), non_blocking=True)
 
         copy = map_tensors(value, copied)
-        if on_device:
+        if on_device:  # the current device, which `take_device` has set to the one that holds all tensors
             torch.accelerator.synchronize()
         return copy
+
+
+def host_copy(checkpoint: Checkpoint, copies: HostCopies | None = None) -> Checkpoint:
+    """Return a copy of a checkpoint in host memory, that of `copies` if it fits."""
+    return Checkpoint(**(copies or HostCopies()).copy(vars(checkpoint)))
 
 
 def _layout(tensor: Tensor) -> tuple[object, ...]:

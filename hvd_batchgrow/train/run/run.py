@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from hvd_batchgrow.comm.hardware import hardware_of
 from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.data.datasets.dataset import ReportProgress
@@ -70,14 +71,15 @@ def run_job(
     job = loaded.model_copy(update={"name": options.fork}) if options.fork else loaded
     plan, shown = ranks.run_on_all(lambda: plan_for_ranks(job, ranks, options.phases, options.replay))
     source = load_together(job, ranks, report)
-    device, device_notes = prepare_rank(job, ranks)
+    placement = prepare_rank(job, ranks)
+    hardware = hardware_of(ranks, placement.device, placement.gpus_per_host)
     folder = options.runs_dir / job.name
     elastic = elastic or ElasticState()
     with RunLock(folder) as lock, ExitStack() as stack:
         ranks.run_on_rank0(lambda: lock.take(report))
         observers = make_observers(job) if ranks.rank == 0 else ()
         # Before the folder is opened: if the network cannot be built, --overwrite must not remove the old run.
-        parts = TrainingParts(job, source, ranks, device)
+        parts = TrainingParts(job, source, ranks, placement.device)
         if ranks.rank == 0:
             stack.enter_context(removed_if_unused(folder, elastic, overwrite=options.overwrite))
         ranks.run_on_rank0(lambda: elastic.write_if_newer(folder, job.checkpoint.keep))
@@ -86,6 +88,7 @@ def run_job(
             job,
             shown,
             ranks,
+            hardware,
             resume=options.resume,
             overwrite=options.overwrite,
             origin=options.runs_dir / loaded.name if options.fork else None,
@@ -94,7 +97,7 @@ def run_job(
         )
         ranks.run_on_all(lambda: check_reached(plan, options.phases, checkpoint, folder))
         notes += ranks.run_on_rank0(lambda: notes_on_gaps(folder, plan, checkpoint, elastic)) or []
-        notes += [*device_notes, *plan.notes, *notes_on_data(source), *notes_on_network(parts)]
+        notes += [*placement.notes, *plan.notes, *notes_on_data(source), *notes_on_network(parts)]
         notes += notes_on_ranks(plan, ranks.size) if options.phases is None else []
         trainer = Trainer(
             parts,
@@ -102,6 +105,7 @@ def run_job(
             ranks,
             folder,
             observers,
+            hardware=hardware,
             elastic=elastic,
             max_updates=options.max_updates,
             end_samples=end_of(plan, options.phases),

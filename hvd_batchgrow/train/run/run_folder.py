@@ -13,6 +13,7 @@ import time
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,6 +21,7 @@ from typing import Annotated, Any
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from hvd_batchgrow.comm.hardware import Hardware
 from hvd_batchgrow.comm.ranks import Ranks, RanksLost
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.messages.errors import RunError, first_fault, unwritable
@@ -57,6 +59,7 @@ def open_run(
     job: Job,
     plan: Plan,
     ranks: Ranks,
+    hardware: Hardware,
     *,
     resume: bool,
     overwrite: bool,
@@ -71,6 +74,7 @@ def open_run(
         job: the job about to run.
         plan: its plan.
         ranks: all ranks call this together.
+        hardware: what this rank trains on, for `record.json`.
         resume: resume from the newest good checkpoint, if there is one.
         overwrite: first remove a run that exists in the folder.
         origin: folder of another run, from whose newest good checkpoint this run is forked.
@@ -96,7 +100,7 @@ def open_run(
                 _refuse_other_schema(folder, schema or {})
                 check(checkpoint)
                 notes.extend(_allowed_changes(folder, job, ranks))
-            _write_records(folder, job, plan, ranks, notes, schema or {})
+            _write_records(folder, job, plan, _record(ranks, hardware), notes, schema or {})
         except OSError as error:
             raise unwritable(error.filename or folder, error) from None
         return checkpoint
@@ -248,7 +252,7 @@ def _refuse_other_schema(folder: Path, schema: Mapping[str, Any]) -> None:
 
 
 def _write_records(
-    folder: Path, job: Job, plan: Plan, ranks: Ranks, notes: list[str], schema: Mapping[str, Any]
+    folder: Path, job: Job, plan: Plan, attempt: dict[str, Any], notes: list[str], schema: Mapping[str, Any]
 ) -> None:
     for name, content in _records(job, plan).items():
         write_atomically(folder / name, content)
@@ -257,10 +261,10 @@ def _write_records(
     try:
         if path.exists():
             record = _read_record(path)
-        attempts = [*record["attempts"], _record(ranks)]
+        attempts = [*record["attempts"], attempt]
     except (ValueError, KeyError, TypeError) as error:
         notes.append(f"{path} was damaged ({error}); a new record replaces it")
-        record, attempts = {}, [_record(ranks)]
+        record, attempts = {}, [attempt]
     data = {"data": dict(schema)} if schema else {}
     write_atomically(path, json_bytes({**record, **data, "attempts": attempts}))
 
@@ -315,7 +319,7 @@ class _Planned(BaseModel):
     job_file: _PlannedJob
 
 
-def _record(ranks: Ranks) -> dict[str, Any]:
+def _record(ranks: Ranks, hardware: Hardware) -> dict[str, Any]:
     """Return the record of this attempt: whatever else may influence the run."""
     return {
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -325,6 +329,7 @@ def _record(ranks: Ranks) -> dict[str, Any]:
         "packages": {name: version for name in _PACKAGES if (version := _version(name))},
         "ghost_norm_on_cpu": kernels_for_cpu(),
         "arithmetic": arithmetic(),
+        "hardware": asdict(hardware),
         "backend": ranks.backend,
         "ranks": ranks.size,
         "git_commit": _git("rev-parse", "HEAD"),

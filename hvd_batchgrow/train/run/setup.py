@@ -6,7 +6,7 @@ import os
 
 import torch
 
-from hvd_batchgrow.comm.devices import take_device
+from hvd_batchgrow.comm.devices import Placement, take_device
 from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.data.datasets.dataset import DatasetPair, ReportProgress
@@ -33,8 +33,8 @@ def load_together(job: Job, ranks: Ranks, report: ReportProgress) -> DatasetPair
     return ranks.run_on_all(lambda: first or load())
 
 
-def prepare_rank(job: Job, ranks: Ranks) -> tuple[torch.device, list[str]]:
-    """Choose this rank's device, and set torch's threads and arithmetic; return the device and notices for the user.
+def prepare_rank(job: Job, ranks: Ranks) -> Placement:
+    """Choose this rank's device, and set torch's threads and arithmetic.
 
     All ranks call it together, before anything is on a device.
 
@@ -42,12 +42,12 @@ def prepare_rank(job: Job, ranks: Ranks) -> tuple[torch.device, list[str]]:
         CollectiveError: as `take_device`; in exact mode, ranks compute with different kernels; or the precision is for
             GPUs, and the ranks use CPUs.
     """
-    device, notes = take_device(ranks, job.layout.device, job.layout.ranks_per_gpu, job.name)
+    placement = take_device(ranks, job.layout.device, job.layout.ranks_per_gpu, job.name)
     _set_threads(job, ranks)
-    ranks.run_on_all(lambda: _set_arithmetic(job, device))
+    ranks.run_on_all(lambda: _set_arithmetic(job, placement.device))
     if job.layout.exact:
         check_same_arithmetic(ranks)
-    return device, notes
+    return placement
 
 
 def _set_threads(job: Job, ranks: Ranks) -> None:
