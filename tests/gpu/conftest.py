@@ -14,14 +14,21 @@ import warnings
 import pytest
 import torch
 
+from tests.devices import are_hidden
+
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def why_no_gpu() -> str:
+    """Return why the tests of GPUs are skipped."""
+    return "needs a GPU" + (", and pytest hides them unless it runs only tests/gpu" if are_hidden() else "")
 
 
 @pytest.fixture
 def gpu() -> torch.device:
     """Return the first GPU."""
     if INTERPRETED or not torch.cuda.is_available():
-        pytest.skip("needs a GPU")
+        pytest.skip(why_no_gpu())
     return torch.device("cuda", 0)
 
 
@@ -29,7 +36,7 @@ def gpu() -> torch.device:
 def device() -> torch.device:
     """Return the device of Triton's kernels: a GPU, or the CPU if they are interpreted."""
     if not INTERPRETED and not torch.cuda.is_available():
-        pytest.skip("needs a GPU, or TRITON_INTERPRET=1 in the environment")
+        pytest.skip(f"{why_no_gpu()}; or TRITON_INTERPRET=1 in the environment")
     return torch.device("cpu") if INTERPRETED else torch.device("cuda", 0)
 
 

@@ -1,0 +1,46 @@
+"""tests/gpu by pytest: on a CPU, those tests that need no GPU."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+from xml.etree import ElementTree  # pytest has just written the file
+
+from benchmarks.gpu.figures import Figure, Group, Outcome
+from benchmarks.gpu.rows import Settings
+
+ROOT = Path(__file__).parents[2]
+_COMPILED_ELSEWHERE = "tests/gpu/test_kernels_compile.py"
+"""It needs no GPU, and takes a minute."""
+
+
+def run(name: str, settings: Settings) -> Outcome:
+    """Run the tests, and count them."""
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.xml"
+        command = [sys.executable, "-m", "pytest", "-v", "--color=no", "-p", "no:cacheprovider", "-p", "no:logging"]
+        command += ["--tb=short", f"--junit-xml={report}", f"--basetemp={folder}/tests"]
+        code = subprocess.run(
+            [*command, f"--ignore={_COMPILED_ELSEWHERE}", "tests/gpu"], cwd=ROOT, check=False
+        ).returncode
+        if not report.exists():
+            return Outcome(failed=f"pytest has ended with code {code} and has written no report")
+        return outcome_of(report, code)
+
+
+def outcome_of(report: Path, code: int) -> Outcome:
+    """Return the counts in a report, and the names of the tests that failed."""
+    cases = list(ElementTree.parse(report).getroot().iter("testcase"))  # noqa: S314
+    skipped = [found for case in cases if (found := case.find("skipped")) is not None]
+    bad = [case for case in cases if case.find("failure") is not None or case.find("error") is not None]
+    counts = {"passed": len(cases) - len(skipped) - len(bad), "failed": len(bad), "skipped": len(skipped)}
+    group = Group("number of tests", "tests", [Figure(label, [float(count)]) for label, count in counts.items()])
+    reasons = Counter(found.get("message", "") for found in skipped)
+    notes = [f"{count} skipped: {reason}" for reason, count in reasons.most_common()]
+    names = [f"{case.get('classname', '')}::{case.get('name', '')}" for case in bad]
+    if code and not bad:
+        names = [f"pytest has ended with code {code}"]
+    return Outcome([group], notes, failed="; ".join(names))
