@@ -15,10 +15,6 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-LEAST_TURNS = 3
-"""Timed turns before a limit of time counts."""
-
-
 def take_turns(
     contestants: Mapping[str, Callable[[], int]], turns: int, is_over: Callable[[], bool] = lambda: False
 ) -> dict[str, list[float]]:
@@ -27,7 +23,7 @@ def take_turns(
     Args:
         contestants: each does some work and returns the number of processed items.
         turns: number of timed turns; an untimed one precedes them.
-        is_over: called after each timed turn but the first `LEAST_TURNS - 1`; True: take no further turns.
+        is_over: called after each timed turn but the first two; True: take no further turns.
 
     Returns:
         Items per second of each contestant, one for each turn.
@@ -41,7 +37,7 @@ def take_turns(
             items = contestants[name]()
             if turn:
                 rates[name].append(items / (time.perf_counter() - begin))
-        if turn >= LEAST_TURNS and is_over():
+        if turn > 2 and is_over():
             break
     return rates
 

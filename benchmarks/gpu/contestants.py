@@ -26,6 +26,7 @@ from hvd_batchgrow.train.update.micro_batches import read_micro_batches
 LR, MOMENTUM, WEIGHT_DECAY = 1e-3, 0.9, 1e-4
 """A small learning rate: the same random samples again and again must not make the loss infinite."""
 
+CPU = torch.device("cpu")
 Batch = tuple[Tensor, Tensor]
 
 
@@ -57,7 +58,8 @@ class Ours:
 
     def __init__(self, job: Job, ranks: Ranks, source: DatasetPair | None = None) -> None:
         self.source = source or load_source(job.data, job.seed, lambda what, done, total: None)
-        self.device, self.notes = prepare_rank(job, ranks)
+        prepare_rank(job, ranks)
+        self.device = torch.device("cuda", torch.cuda.current_device()) if job.layout.device == "cuda" else CPU
         self.job, self.ranks = job, ranks
         self.parts = TrainingParts(job, self.source, ranks, self.device)
         plan = compile_plan(job, ranks.size, len(self.source.train))

@@ -17,7 +17,6 @@ from hvd_batchgrow.nn.ghost.ghost_choice import choose
 COPY, TORCH, OURS = "copy", "nn.BatchNorm2d", "ghost norm"
 PASSES = 5
 """Tensors that a forward (reads x, writes y) and a backward (reads x and dy, writes dx) move at least."""
-MOST_TURNS = 41
 
 
 def run(name: str, settings: Settings) -> Outcome:
@@ -31,12 +30,12 @@ def run(name: str, settings: Settings) -> Outcome:
         title = f"{' × '.join(map(str, shape))}, {str(dtype).partition('.')[2]}, channels_last"
         say(title)
         x = torch.randn(shape, device=device).to(dtype, memory_format=torch.channels_last)
-        groups.append(measure(title, x, ghost_batch, settings.part(k, len(maps))))
+        groups.append(measure(title, x, ghost_batch, settings.turns, settings.part(k, len(maps))))
         used = choose(x, samples // ghost_batch).__module__.rpartition(".")[2]
     return Outcome(groups, [f"ghost batches of {ghost_batch}, computed by {used}"])
 
 
-def measure(title: str, x: Tensor, ghost_batch: int, is_over: Callable[[], bool]) -> Group:
+def measure(title: str, x: Tensor, ghost_batch: int, turns: int, is_over: Callable[[], bool]) -> Group:
     """Time the contestants on one input, in GB/s of the bytes that must be moved."""
     norms: dict[str, nn.Module] = {}
     for relu, suffix in ((False, ""), (True, " + ReLU")):
@@ -46,7 +45,7 @@ def measure(title: str, x: Tensor, ghost_batch: int, is_over: Callable[[], bool]
         ours.deferred = True
         norms[OURS + suffix] = ours
     contestants = {norm: contestant(module.to(x.device), x) for norm, module in norms.items()}
-    rates = take_turns({COPY: copies(x), **contestants}, MOST_TURNS, is_over)
+    rates = take_turns({COPY: copies(x), **contestants}, turns, is_over)
     bytes_per_sample = PASSES * x[0].numel() * x.element_size()
     group = compare(title, "GB/s", rates, COPY, bytes_per_sample / 1e9)
     speedups = [

@@ -13,7 +13,6 @@ from hvd_batchgrow.config.optim import LarsSection, SgdSection
 from hvd_batchgrow.optim.build import build_optimizer
 
 FUSED = "torch SGD, fused"
-MOST_TURNS = 41
 
 
 def run(name: str, settings: Settings) -> Outcome:
@@ -32,5 +31,5 @@ def run(name: str, settings: Settings) -> Outcome:
         "hvd_batchgrow LARS": ours(LarsSection.model_validate({"name": "lars", **common})),
     }
     contestants = {label: contestant(optimizer.step, device) for label, optimizer in optimizers.items()}
-    rates = take_turns(contestants, MOST_TURNS, settings.is_over())
+    rates = take_turns(contestants, settings.turns, settings.is_over())
     return Outcome([compare(f"{len(shapes)} tensors", "updates/s", rates, FUSED)])

@@ -15,10 +15,15 @@ _MODULES = {"nvidia-dali": "nvidia.dali", "pillow": "PIL", "protobuf": "google.p
 """The module of a distribution, where it has another name."""
 
 
+def module_of(name: str) -> str:
+    """Return the name of the module of a distribution."""
+    return _MODULES.get(name, name.replace("-", "_"))
+
+
 def is_installed(name: str) -> bool:
     """Return whether the module of a distribution is there; it is not imported."""
     try:
-        return find_spec(_MODULES.get(name, name.replace("-", "_"))) is not None
+        return find_spec(module_of(name)) is not None
     except (ImportError, ValueError):  # its package is missing, or is damaged
         return False
 

@@ -10,7 +10,7 @@ from typing import Any
 from benchmarks.gpu.figures import Group, Outcome
 
 WIDTH = 80
-NOT_A_MEASUREMENT = "On a CPU, with tiny sizes: these figures only show that the rows work."
+NOT_A_MEASUREMENT = "On a CPU, with tiny networks and sizes: these figures only show that the rows work."
 
 
 def heading(machine: Mapping[str, Any], device: str) -> str:

@@ -20,7 +20,6 @@ from hvd_batchgrow.nn.build import build_model
 from hvd_batchgrow.nn.torchvision_shim import import_torchvision
 
 BARE, OURS = "bare loop", "hvd_batchgrow"
-MOST_TURNS = 41
 NUM_CLASSES = 10
 
 
@@ -40,7 +39,7 @@ def resnet50(settings: Settings) -> Outcome:
     }
     ours = Ours(resnet50_job(settings, batch, data), SingleRank())
     inputs, labels = random_batch((batch, 3, side, side), NUM_CLASSES, ours.device, channels_last=True)
-    network = bare_resnet50(ours.device)
+    network = bare_resnet50(settings, ours.device)
     return in_turns(
         settings,
         f"B {batch}, {side} × {side}",
@@ -73,7 +72,7 @@ def resnet50_dali(settings: Settings) -> Outcome:
             settings,
             f"B {batch}, {side} × {side}",
             {
-                BARE: bare(bare_resnet50(ours.device), batches, "bfloat16", num_updates),
+                BARE: bare(bare_resnet50(settings, ours.device), batches, "bfloat16", num_updates),
                 OURS: ours.reading(num_updates),
             },
             [f"{num_images} JPEG files of about 500 × 375 pixels, {threads} threads that read and decode"],
@@ -92,7 +91,7 @@ def wrn(settings: Settings) -> Outcome:
             "source": "synthetic_images", "num_samples": 400 * batch, "shape": [side, side, 3], "crop_padding": 4,
             "hflip": True, "num_classes": NUM_CLASSES,
         },
-        model={"name": "wrn_16_4", "ghost_batch": ghost_batch},
+        model={"name": settings.wrn, "ghost_batch": ghost_batch},
         update={"precision": precision},
     )  # fmt: skip
     ours, reading = Ours(job, SingleRank()), Ours(job, SingleRank())
@@ -104,7 +103,7 @@ def wrn(settings: Settings) -> Outcome:
         {
             BARE: bare(network, itertools.repeat((inputs, labels)), precision, num_updates),
             OURS: ours.repeating(inputs, labels, num_updates),
-            "hvd_batchgrow, generated images": reading.reading(num_updates),
+            "… reading generated images": reading.reading(num_updates),
         },
         [],
     )
@@ -114,7 +113,7 @@ def in_turns(settings: Settings, title: str, contestants: Mapping[str, Callable[
     """Time the contestants until the budget is spent, and add the peak of the GPU's memory to the notes."""
     say("the first turn, which is not timed")
     rates = take_turns(
-        {name: announced(name, work) for name, work in contestants.items()}, MOST_TURNS, settings.is_over()
+        {name: announced(name, work) for name, work in contestants.items()}, settings.turns, settings.is_over()
     )
     if settings.device == "cuda":
         notes = [
@@ -137,7 +136,7 @@ def announced(name: str, work: Callable[[], int]) -> Callable[[], int]:
 def resnet50_sizes(settings: Settings) -> tuple[int, int, int]:
     """Return the batch, the side of the images, and the updates of a turn; less memory, smaller batch."""
     if settings.is_tiny:
-        return 8, 32, 1
+        return 4, 32, 1
     gib = torch.cuda.get_device_properties(0).total_memory / 2**30
     return (256 if gib > 60 else 128 if gib > 30 else 64), 224, 10
 
@@ -149,14 +148,19 @@ def resnet50_job(settings: Settings, batch: int, data: dict[str, object]) -> Job
         settings.device,
         batch,
         data={**data, "channels_last": True},
-        model={"name": "torchvision.models:resnet50", "ghost_batch": 4 if settings.is_tiny else 32},
+        model={"name": f"torchvision.models:{resnet_name(settings)}", "ghost_batch": 2 if settings.is_tiny else 32},
         update={"precision": "bfloat16"},
     )
 
 
-def bare_resnet50(device: torch.device) -> nn.Module:
+def resnet_name(settings: Settings) -> str:
+    """Return the name of the network in torchvision."""
+    return "resnet18" if settings.is_tiny else "resnet50"
+
+
+def bare_resnet50(settings: Settings, device: torch.device) -> nn.Module:
     """Return torchvision's network in channels_last."""
     import_torchvision()
-    from torchvision.models import resnet50  # type: ignore[import-untyped]
+    from torchvision import models  # type: ignore[import-untyped]
 
-    return resnet50(num_classes=NUM_CLASSES).to(device, memory_format=torch.channels_last)  # type: ignore[no-any-return]
+    return getattr(models, resnet_name(settings))(num_classes=NUM_CLASSES).to(device, memory_format=torch.channels_last)  # type: ignore[no-any-return]

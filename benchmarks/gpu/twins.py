@@ -18,20 +18,19 @@ from hvd_batchgrow.train.events import RunEnded
 from hvd_batchgrow.train.liveness.stop import StopRequest
 from hvd_batchgrow.train.run.run import RunOptions, run_job
 
-GROWING, DECAYING = "growing batch", "decaying learning rate"
-MOST_TURNS = 9
+GROWING, DECAYING = "growing run", "decay twin"
 
 
 def run(name: str, settings: Settings) -> Outcome:
     """Train both twins in turns until the budget is spent."""
-    num_samples = 64 if settings.is_tiny else 25_600
+    num_samples = 80 if settings.is_tiny else 25_600
     growing = growing_job(settings, num_samples)
     jobs = {GROWING: growing, DECAYING: decay_twin(growing, num_samples)}
     ended: dict[str, RunEnded] = {}
     with tempfile.TemporaryDirectory() as folder:
         contestants = {label: contestant(label, job, Path(folder), ended) for label, job in jobs.items()}
-        rates = take_turns(contestants, MOST_TURNS, settings.is_over())
-    group = compare("wall time of a run, evaluation and checkpoints included", "runs/min", rates, DECAYING, 60.0)
+        rates = take_turns(contestants, settings.turns, settings.is_over())
+    group = compare("whole runs, evaluation and checkpoints included", "runs/min", rates, DECAYING, 60.0)
     updates = ", ".join(f"{label} {end.num_updates:,} updates" for label, end in ended.items())
     unfinished = [label for label, end in ended.items() if not end.done]
     return Outcome([group], [updates], failed=f"these runs did not end: {', '.join(unfinished)}" if unfinished else "")
@@ -47,7 +46,7 @@ def growing_job(settings: Settings, num_samples: int) -> Job:
                 "source": "synthetic_images", "num_samples": num_samples, "shape": [side, side, 3],
                 "crop_padding": 4, "hflip": True,
             },
-            "model": {"name": "wrn_16_4", "ghost_batch": ghost_batch},
+            "model": {"name": settings.wrn, "ghost_batch": ghost_batch},
             "optim": {"name": "sgd", "lr": 0.05, "momentum": 0.9, "weight_decay": 5e-4},
             "schedule": {
                 "policy": "grow", "epochs": 3.0, "boundaries_epochs": [1.0, 2.0], "noise_factor": 4.0,

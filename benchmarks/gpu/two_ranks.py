@@ -21,7 +21,6 @@ from hvd_batchgrow.config import Job
 from hvd_batchgrow.train.weights_agree import check_agreement
 
 ALONE, BOTH = "one rank", "two ranks"
-MOST_TURNS = 41
 
 
 def run(name: str, settings: Settings) -> Outcome:
@@ -58,7 +57,7 @@ def train_as_rank(settings: Settings, ranks: Ranks, result: Path) -> None:
     is_over = settings.is_over()
     # Ranks must take the same number of turns.
     rates = take_turns(
-        {ALONE: together(of_one), BOTH: together(of_both)}, MOST_TURNS, lambda: ranks.any(flag=is_over())
+        {ALONE: together(of_one), BOTH: together(of_both)}, settings.turns, lambda: ranks.any(flag=is_over())
     )
     check_agreement(both.parts.model, ranks, num_updates)
     if ranks.rank == 0:
@@ -75,7 +74,7 @@ def job(settings: Settings, batch: int, micro_batch: int, side: int, ghost_batch
         settings.device,
         batch,
         data={"source": "synthetic_images", "num_samples": 40 * batch, "shape": [side, side, 3]},
-        model={"name": "wrn_16_4", "ghost_batch": ghost_batch},
+        model={"name": settings.wrn, "ghost_batch": ghost_batch},
         layout={"ranks_per_gpu": 2, "max_micro_batch": micro_batch},
         update={"precision": "float32" if settings.is_tiny else "tf32"},
     )
