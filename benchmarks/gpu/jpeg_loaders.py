@@ -18,12 +18,13 @@ from benchmarks.jpeg import AREA, ASPECT, DEVIATION, MEAN, image_paths, write_im
 
 
 def write_images(folder: Path, num_images: int) -> None:
-    """Write the images of `benchmarks.jpeg` with all cores."""
+    """Write the images of `benchmarks.jpeg`, on several cores."""
     paths = image_paths(folder, num_images)
     for path in paths:
         path.parent.mkdir(parents=True, exist_ok=True)
     # Not a fork: torch may have started a GPU or threads.
-    with ProcessPoolExecutor(len(os.sched_getaffinity(0)), get_context("spawn")) as pool:
+    num_processes = min(8, len(os.sched_getaffinity(0)))
+    with ProcessPoolExecutor(num_processes, get_context("spawn")) as pool:
         list(pool.map(write_image, range(num_images), paths, chunksize=16))
 
 

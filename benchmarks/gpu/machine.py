@@ -43,7 +43,7 @@ def facts() -> dict[str, Any]:
         "gpu": gpu.name,
         "gpu_memory_gib": round(gpu.total_memory / 2**30, 1),
         "cudnn": torch.backends.cudnn.version(),
-        "nccl": ".".join(map(str, torch.cuda.nccl.version())),
+        "nccl": ".".join(map(str, torch.cuda.nccl.version())) if torch.distributed.is_nccl_available() else None,
         "driver": busy.partition(",")[0] or None,
         "gpu_use": busy.splitlines()[0].partition(",")[2].strip() if busy else None,
     }

@@ -19,7 +19,7 @@ LEAST_TURNS, MOST_TURNS = 3, 41
 Device = Literal["cuda", "cpu"]
 
 _TRAINING = ("crc32c", "numpy", "pillow", "pydantic", "torch")
-_TESTS = ("hypothesis", "matplotlib", "protobuf", "pytest", "pytest-xdist", "rich", "tensorboard", "tomli-w", "tyro")
+_TESTS = ("hypothesis", "pytest", "pytest-xdist", "rich", "tomli-w", "tyro")
 
 
 class Skip(Exception):  # noqa: N818  # not an error

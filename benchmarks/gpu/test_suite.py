@@ -34,6 +34,12 @@ def run(name: str, settings: Settings) -> Outcome:
         return outcome_of(report, code)
 
 
+def reason_of(skipped: ElementTree.Element) -> str:
+    """Return why a test was skipped; of a whole file, the reason is the end of a tuple as text."""
+    message = skipped.get("message", "")
+    return (skipped.text or "").rpartition("Skipped: ")[2].rstrip("')") if message == "collection skipped" else message
+
+
 def outcome_of(report: Path, code: int) -> Outcome:
     """Return the counts in a report, and the names of the tests that failed."""
     cases = list(ElementTree.parse(report).getroot().iter("testcase"))  # noqa: S314
@@ -41,7 +47,7 @@ def outcome_of(report: Path, code: int) -> Outcome:
     bad = [case for case in cases if case.find("failure") is not None or case.find("error") is not None]
     counts = {"passed": len(cases) - len(skipped) - len(bad), "failed": len(bad), "skipped": len(skipped)}
     group = Group("number of tests", "tests", [Figure(label, [float(count)]) for label, count in counts.items()])
-    reasons = Counter(found.get("message", "") for found in skipped)
+    reasons = Counter(reason_of(found) for found in skipped)
     notes = [f"{count} skipped: {reason}" for reason, count in reasons.most_common()]
     names = [f"{case.get('classname', '')}::{case.get('name', '')}" for case in bad]
     if not counts["passed"] and not bad:

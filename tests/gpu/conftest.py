@@ -1,7 +1,7 @@
 """Tests that need a GPU or Triton.
 
     pytest tests/gpu                        all tests, on a machine with a GPU; elsewhere those that have a CPU form
-    TRITON_INTERPRET=1 pytest tests/gpu     the kernels' arithmetic in Triton's interpreter, on any machine
+    TRITON_INTERPRET=1 pytest tests/gpu/test_ghost_triton.py    the kernels' arithmetic in Triton's interpreter
 
 Triton reads the variable when it is imported, so a fixture cannot set it.
 """

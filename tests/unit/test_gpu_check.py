@@ -18,7 +18,7 @@ import pytest
 from benchmarks.gpu import packages
 from benchmarks.gpu.figures import Figure, Group, Outcome, compare
 from benchmarks.gpu.processes import run_limited
-from benchmarks.gpu.report import WIDTH, row_lines
+from benchmarks.gpu.report import NOT_A_MEASUREMENT, WIDTH, heading, row_lines
 from benchmarks.gpu.rows import ROWS, TOTAL_S
 from benchmarks.gpu.test_suite import outcome_of
 from benchmarks.turns import take_turns
@@ -172,6 +172,11 @@ def test_an_outcome_survives_the_file() -> None:
 
 SKIPPED = '<testcase name="b"><skipped message="no GPU"/></testcase>'
 
+WHOLE_FILE = (
+    '<testcase classname="" name="tests.gpu.test_a"><skipped type="pytest.skip" message="collection skipped">'
+    "('/a/test_a.py', 13, 'Skipped: no Triton')</skipped></testcase>"
+)
+
 
 @pytest.mark.parametrize(
     ("body", "code", "counts", "failed", "skipped"),
@@ -180,6 +185,7 @@ SKIPPED = '<testcase name="b"><skipped message="no GPU"/></testcase>'
         ('<testcase classname="t" name="a"><failure/></testcase><testcase name="b"/>', 1, [1, 1, 0], "t::a", ""),
         ('<testcase classname="t" name="a"><error/></testcase>', 1, [0, 1, 0], "t::a", ""),
         (SKIPPED, 0, [0, 0, 1], "", "no test ran: 1 skipped: no GPU"),
+        (WHOLE_FILE, 5, [0, 0, 1], "", "no test ran: 1 skipped: no Triton"),
         ('<testcase name="a"/>', 2, [1, 0, 0], "pytest has ended with code 2", ""),
     ],
 )  # fmt: skip
@@ -188,6 +194,19 @@ def test_tests_are_counted(body: str, code: int, counts: list[int], failed: str,
     outcome = outcome_of(tmp_path / "report.xml", code)
     assert [figure.values for figure in outcome.groups[0].figures] == [[float(count)] for count in counts]
     assert (outcome.failed, outcome.skipped) == (failed, skipped)
+
+
+def test_the_heading_describes_the_machine_in_80_columns() -> None:
+    machine = {
+        "gpu": "NVIDIA H100 80GB HBM3", "gpu_memory_gib": 79.6, "driver": "570.86.15", "cuda": "13.0", "cudnn": 91300,
+        "nccl": "2.29.7", "gpu_use": "0 %, 4 MiB", "torch": "2.14.1+cu130", "python": "3.12.3", "commit": "563d5fd",
+        "versions": {"torchvision": "0.29.1", "triton": "3.9.0"}, "cores": 26, "load": [0.4, 0.2, 0.1],
+    }  # fmt: skip
+    text = heading(machine, "cuda")
+    assert max(map(len, text.splitlines())) <= WIDTH
+    for part in ("H100 80GB HBM3, 79.6 GiB, driver 570.86.15, CUDA 13.0", "torch 2.14.1+cu130", "26 cores, load 0.4"):
+        assert part in text.replace("\n    ", " ")
+    assert NOT_A_MEASUREMENT not in text
 
 
 def test_lines_have_at_most_80_columns() -> None:
