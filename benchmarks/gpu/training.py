@@ -56,7 +56,7 @@ def resnet50_dali(settings: Settings) -> Outcome:
     from benchmarks.gpu.jpeg_loaders import dali_batches, write_images
 
     batch, side, num_updates = resnet50_sizes(settings)
-    num_images = 4 * batch if settings.is_tiny else 1024
+    num_images = 4 * batch if settings.is_tiny else 512
     with tempfile.TemporaryDirectory() as name:
         say(f"writing {num_images} JPEG images")
         write_images(Path(name), num_images)
