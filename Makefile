@@ -1,4 +1,4 @@
-.PHONY: quickstart setup check test storm fuzz format clean help
+.PHONY: quickstart setup check test storm fuzz gpu-check format clean help
 
 JOB := jobs/fashion_mnist_quickstart.toml
 
@@ -26,6 +26,9 @@ fuzz:  ## test 10 000 bad job files, command lines, data files, checkpoints and 
 	PATH="$$PWD/.venv/bin:$$PATH" OMP_NUM_THREADS=1 python -m tests.fuzz.networks
 	OMP_NUM_THREADS=1 tools/mpirun.sh 2 python -m tests.fuzz.networks
 
+gpu-check:  ## check and measure on a GPU, without a network: at most 8 minutes (docs/performance.md); ARGS="--rows wrn"
+	@PYTHON=.venv/bin/python; [ -x $$PYTHON ] || PYTHON=python3; $$PYTHON -m benchmarks.gpu $(ARGS)
+
 format:  ## fix lint errors, format the code, and write the tables of sources and networks into the docs
 	.venv/bin/ruff check --fix -q .
 	.venv/bin/ruff format -q .
@@ -35,4 +38,4 @@ clean:  ## remove .venv; keep runs and caches
 	rm -rf .venv
 
 help:  ## list these targets
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 12
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12

@@ -62,18 +62,27 @@ def make_image(rng: np.random.Generator, height: int, width: int) -> Image.Image
     return image
 
 
+def image_paths(folder: Path, num_images: int) -> list[Path]:
+    """Return the paths of JPEG files in ten folders."""
+    return [folder / f"class{k % 10}" / f"{k:05d}.jpg" for k in range(num_images)]
+
+
+def write_image(number: int, path: Path) -> None:
+    """Write an image: 3 in 4 are 500 × 375, the rest of many sizes; 1 in 5 is upright."""
+    rng = np.random.default_rng(number)
+    height, width = (375, 500) if number % 4 else (int(rng.integers(330, 420)), int(rng.integers(440, 560)))
+    partial = path.with_suffix(".part")
+    make_image(rng, *((width, height) if number % 5 == 0 else (height, width))).save(partial, "JPEG", quality=90)
+    partial.rename(path)
+
+
 def make_tree(folder: Path, num_images: int) -> list[Path]:
-    """Write the JPEG files unless they exist: ten folders, 3 in 4 images 500 × 375, the rest of many sizes."""
-    paths = [folder / f"class{k % 10}" / f"{k:05d}.jpg" for k in range(num_images)]
+    """Write the JPEG files that do not exist yet."""
+    paths = image_paths(folder, num_images)
     for k, path in enumerate(paths):
-        if path.exists():
-            continue
-        rng = np.random.default_rng(k)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        height, width = (375, 500) if k % 4 else (int(rng.integers(330, 420)), int(rng.integers(440, 560)))
-        partial = path.with_suffix(".part")
-        make_image(rng, *((width, height) if k % 5 == 0 else (height, width))).save(partial, "JPEG", quality=90)
-        partial.rename(path)
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_image(k, path)
     return paths
 
 

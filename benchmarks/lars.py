@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
@@ -43,12 +44,16 @@ def resnet50_shapes(num_classes: int = 1000) -> list[tuple[int, ...]]:
 
 def make_parameters(device: torch.device) -> list[nn.Parameter]:
     """Return random parameters of ResNet-50's shapes with random gradients."""
+    shapes = resnet50_shapes()
+    assert sum(math.prod(shape) for shape in shapes) == 25_557_032
+    assert len(shapes) == 161
+    return random_parameters(shapes, device)
+
+
+def random_parameters(shapes: Sequence[tuple[int, ...]], device: torch.device) -> list[nn.Parameter]:
+    """Return random parameters of some shapes with random gradients."""
     generator = torch.Generator().manual_seed(0)
-    parameters = [
-        nn.Parameter((0.05 * torch.randn(shape, generator=generator)).to(device)) for shape in resnet50_shapes()
-    ]
-    assert sum(parameter.numel() for parameter in parameters) == 25_557_032
-    assert len(parameters) == 161
+    parameters = [nn.Parameter((0.05 * torch.randn(shape, generator=generator)).to(device)) for shape in shapes]
     for parameter in parameters:
         parameter.grad = (1e-3 * torch.randn(parameter.shape, generator=generator)).to(device)
     return parameters

@@ -15,12 +15,15 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def take_turns(contestants: Mapping[str, Callable[[], int]], turns: int) -> dict[str, list[float]]:
+def take_turns(
+    contestants: Mapping[str, Callable[[], int]], turns: int, is_over: Callable[[], bool] = lambda: False
+) -> dict[str, list[float]]:
     """Run each contestant once per turn. Each turn begins with another contestant.
 
     Args:
         contestants: each does some work and returns the number of processed items.
         turns: number of timed turns; an untimed one precedes them.
+        is_over: called after each timed turn but the first two; True: take no further turns.
 
     Returns:
         Items per second of each contestant, one for each turn.
@@ -34,6 +37,8 @@ def take_turns(contestants: Mapping[str, Callable[[], int]], turns: int) -> dict
             items = contestants[name]()
             if turn:
                 rates[name].append(items / (time.perf_counter() - begin))
+        if turn > 2 and is_over():
+            break
     return rates
 
 

@@ -7,12 +7,20 @@ import pytest
 from hypothesis import HealthCheck, settings
 from xdist.scheduler import LoadFileScheduling
 
+from tests.devices import hide_gpus, only_gpu_tests
+
 # A slow example means a busy machine, not a fault.
 settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("default")
 
 MARKERS = {"parallel": "mpi", "launch": "mpi", "slurm": "slurm", "gpu": "gpu", "storm": "slow", "emulated": "slow"}
 """The marker of every test in a folder; pyproject.toml says what each marker means."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Hide the GPUs, unless all tests of this run need one."""
+    if not only_gpu_tests(config.args, config.invocation_params.dir):
+        hide_gpus()
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest reads -m

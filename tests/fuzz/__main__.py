@@ -15,6 +15,7 @@ from contextlib import redirect_stderr
 from pathlib import Path
 
 from hvd_batchgrow.cli import main as command
+from tests.devices import hide_gpus
 from tests.fuzz.cases import make_case
 from tests.fuzz.image_forms import forms
 from tests.fuzz.images import check_forms
@@ -28,6 +29,7 @@ _MOST_BYTES = 8 << 30
 
 def main() -> int:
     """Run the cases, print a line for each that fails and a table; 1 if any has failed."""
+    hide_gpus()
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cases", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)

@@ -29,6 +29,7 @@ from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.train.checkpoints.checkpoint import newest_good
 from hvd_batchgrow.verification.digest import final_weights
 from hvd_batchgrow.verification.tree_digest import tree_digest
+from tests.devices import hide_gpus
 from tests.fuzz.network_job import command_lines, write_case
 from tests.fuzz.reference import Layout, distance, extra_state, limits, reference, tensors, without_extra
 from tests.fuzz.runner import Case, Outcome, folder, run
@@ -55,6 +56,7 @@ class Verdict:
 
 def main() -> int:
     """Train all networks, and print the faults and a summary. Return 1 if any network failed."""
+    hide_gpus()
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default="", help="pattern of the names of the networks to train")
     parser.add_argument("--generated", type=int, default=60, help="number of networks generated from seeds")

@@ -17,6 +17,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 
 from hvd_batchgrow.nn.ghost import ghost_triton_kernels
+from hvd_batchgrow.nn.ghost.ghost_triton import COMPILER_OPTIONS
 
 KERNELS = {
     "whole": ("normalise_whole", "differentiate_whole"),
@@ -39,7 +40,8 @@ def compiled(name: str, constants: dict[str, Any], num_warps: int, dtype: str, c
         else:
             signature[argument] = sizes.get(argument, f"*{dtype if argument in _OF_X else 'fp32'}")
     source = triton.compiler.ASTSource(kernel, signature, values)
-    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": num_warps})
+    options = {"num_warps": num_warps, **COMPILER_OPTIONS}
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
 
 
 @pytest.mark.parametrize("capability", [80, 90])

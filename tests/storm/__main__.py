@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+from tests.devices import hide_gpus
 from tests.storm.nursery import Nursery
 from tests.storm.storm import Storm, Tally, write_job
 
@@ -44,6 +45,7 @@ SHARES = {
 
 def main() -> None:
     """Storm all kinds of runs in turn, and print a line for each kind."""
+    hide_gpus()
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--minutes", type=float, default=math.inf, help="no kill after so many; all runs then end")

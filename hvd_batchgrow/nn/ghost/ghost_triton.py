@@ -9,6 +9,9 @@ from hvd_batchgrow.nn.ghost import ghost_triton_kernels as kernels
 from hvd_batchgrow.nn.ghost.ghost_function import GhostNormalise
 from hvd_batchgrow.nn.ghost.ghost_tiles import choose_tiles, power_of_two
 
+COMPILER_OPTIONS = {"enable_fp_fusion": True}
+"""Multiplications and additions may be fused. Stated, because Triton's default may change, and the bits with it."""
+
 
 def normalise(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, num_groups: int, eps: float, *, relu: bool = False
@@ -39,6 +42,7 @@ class TritonKernels:
             "VALUES": self.tiles.num_values,
             "CHANNELS": self.tiles.num_channels,
             "num_warps": self.tiles.num_warps,
+            **COMPILER_OPTIONS,
         }
         self.of_relu = {"RELU": relu}
         self.of_tiles = {"TILES": self.tiles.num_per_program}

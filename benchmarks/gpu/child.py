@@ -1,0 +1,29 @@
+"""The process of one row: python -m benchmarks.gpu.child ROW DEVICE UNTIL RESULT."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from importlib import import_module
+from pathlib import Path
+
+from benchmarks.gpu.figures import Outcome
+from benchmarks.gpu.rows import ROWS, Settings, Skip
+
+
+def main() -> None:
+    """Run the row, and write its outcome to the file RESULT. An exception ends the process with its traceback."""
+    name, device, until, result = sys.argv[1:]
+    settings = Settings("cpu" if device == "cpu" else "cuda", float(until))
+    try:
+        outcome: Outcome = import_module(ROWS[name].module).run(name, settings)
+    except Skip as skip:
+        outcome = Outcome(skipped=str(skip))
+    partial = Path(f"{result}.part")
+    partial.write_text(json.dumps(outcome.to_json()), encoding="utf-8")
+    os.replace(partial, result)
+
+
+if __name__ == "__main__":
+    main()
