@@ -87,27 +87,24 @@ class TrainSampler:
         return _filled(self.samples, self._empty_batches(first_group, stride))
 
     def _empty_batches(self, first_group: int, stride: int) -> Iterator[RawBatch]:
-        while counts := self._next_counts(first_group, stride):
-            groups = first_group + stride * np.arange(sum(counts))
-            stream_index = (groups[:, None] * self.group + np.arange(self.group)).reshape(-1)
+        while num_drawn := self._num_drawn(first_group, stride):
+            groups = range(first_group, first_group + num_drawn * stride, stride)
+            stream_index = (np.array(groups)[:, None] * self.group + np.arange(self.group)).reshape(-1)
             epochs, ids, replaced = self._good(stream_index)
             placement = self._place(epochs, ids)
-            end = 0
-            for count in counts:
-                part = slice(end * self.group, (end + count) * self.group)
-                end += count
+            while first_group < groups.stop:
+                next_group = first_group + self.num_groups(first_group) * stride
+                part = slice(*(self.group * ((group - groups.start) // stride) for group in (first_group, next_group)))
+                first_group = min(next_group, groups.stop)
                 labels, place = self.samples.labels[ids[part]], placement and placement[part]
-                next_group = first_group + end * stride
-                yield RawBatch(next_group, stream_index[part], ids[part], labels, None, place, replaced[part])
-            first_group += end * stride
+                yield RawBatch(first_group, stream_index[part], ids[part], labels, None, place, replaced[part])
 
-    def _next_counts(self, group: int, stride: int) -> list[int]:
-        """Return the numbers of ghost batches of the next batches."""
-        counts: list[int] = []
-        while sum(counts) * self.group < _DRAWN_AT_ONCE and (count := self.num_groups(group)):
-            counts.append(count)
-            group += count * stride
-        return counts
+    def _num_drawn(self, group: int, stride: int) -> int:
+        """Return the number of ghost batches of the next batches, whose ids and draws are computed in one call."""
+        total = 0
+        while total * self.group < _DRAWN_AT_ONCE and (count := self.num_groups(group + total * stride)):
+            total += count
+        return total
 
     def replace(self, bad: BadSample) -> None:
         """Replace a bad sample from now on. Raises what `on_bad_sample` raises."""
