@@ -24,7 +24,8 @@ from hvd_batchgrow.data.datasets.dataset import ArrayDataset, BadSample, Dataset
 from hvd_batchgrow.data.order.stream import Stream, passes_of_rank
 from hvd_batchgrow.data.pipeline import dali_pipeline
 from hvd_batchgrow.data.pipeline.crops import Augment, CropFlip, ResizedCrop
-from hvd_batchgrow.data.pipeline.dali_pipeline import DaliPipeline, make_pipeline
+from hvd_batchgrow.data.pipeline.dali_definition import make_pipeline
+from hvd_batchgrow.data.pipeline.dali_pipeline import DaliPipeline
 from hvd_batchgrow.data.pipeline.reader import GhostBatches, GhostBatchStream
 from hvd_batchgrow.data.pipeline.sampler import NumGroups, RawBatch, TrainSampler, one_by_one
 from hvd_batchgrow.data.pipeline.torch_pipeline import Normalize, torch_inputs

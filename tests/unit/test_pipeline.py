@@ -20,7 +20,8 @@ from hvd_batchgrow.data.images import encoded_dataset
 from hvd_batchgrow.data.images.encoded_dataset import EncodedDataset
 from hvd_batchgrow.data.order.stream import Stream, groups_of_rank
 from hvd_batchgrow.data.pipeline.crops import Augment, CentreCrop, CropFlip, ResizedCrop
-from hvd_batchgrow.data.pipeline.dali_pipeline import DaliPipeline, arrays_of, cause_of, channels_first, make_pipeline
+from hvd_batchgrow.data.pipeline.dali_definition import arrays_of, make_pipeline
+from hvd_batchgrow.data.pipeline.dali_pipeline import DaliPipeline, cause_of, channels_first
 from hvd_batchgrow.data.pipeline.reader import GhostBatches, Reader, batches, choose_pipeline
 from hvd_batchgrow.data.pipeline.sampler import EvalSampler, TrainSampler
 from hvd_batchgrow.data.pipeline.torch_pipeline import Normalize, cut_and_mirror, torch_inputs

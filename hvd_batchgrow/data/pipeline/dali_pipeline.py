@@ -1,9 +1,9 @@
-"""DALI pipelines: one definition for CPU and GPU, whose inputs are our ids and draws."""
+"""DALI pipelines that last: they read one sampler after another, and hand their outputs to torch."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from io import BytesIO
@@ -12,19 +12,16 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from nvidia.dali import fn, pipeline_def, types
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
 from hvd_batchgrow.data.datasets.dataset import BadSample, Dataset
 from hvd_batchgrow.data.images.encoded_dataset import EncodedDataset, decode
 from hvd_batchgrow.data.images.image_header import inspect_image
+from hvd_batchgrow.data.pipeline.dali_definition import arrays_of, make_pipeline
 from hvd_batchgrow.data.pipeline.sampler import RawBatch, Sampler
 from hvd_batchgrow.data.pipeline.torch_pipeline import Normalize, normalize_windows
 from hvd_batchgrow.messages.errors import RunError
-
-_PREFETCH = 2
-"""Batches that DALI prefetches."""
 
 
 class _Feed:
@@ -95,7 +92,7 @@ class DaliPipeline:
     def _run(self, sampler: Sampler, first_group: int, stride: int) -> Iterator[tuple[RawBatch, Tensor]]:
         """See `inputs`. Also raises _AgainError."""
         self._drain()
-        feed, batches = self._feed, self._read(sampler, first_group, stride)
+        feed, batches = self._feed, _read(sampler, first_group, stride, self._pool, in_dali=self._on_gpu)
         feed.start(batches)
         if self._pipeline is None:
             self._pipeline = make_pipeline(
@@ -126,12 +123,6 @@ class DaliPipeline:
     def _on_gpu(self) -> bool:
         return self.normalize.device.type == "cuda"
 
-    def _read(self, sampler: Sampler, first_group: int, stride: int) -> Iterator[tuple[RawBatch, tuple[Any, ...]]]:
-        """Yield each batch, and what DALI reads of it."""
-        for raw in sampler.raw_batches(first_group, stride):
-            own = for_dali(sampler, raw, self._pool) if sampler.samples.kind == "encoded" else raw
-            yield raw, arrays_of(sampler, own, in_dali=self._on_gpu)
-
     def _drain(self) -> None:
         """Drop the batches in flight, so that the pipeline can read others."""
         self._feed.start(iter(()))
@@ -154,6 +145,15 @@ class DaliPipeline:
         if self._on_gpu:
             return channels_first(from_dlpack(output.as_tensor()), self.normalize)
         return normalize_windows(map(from_dlpack, output), raw.placement, self.normalize)
+
+
+def _read(
+    sampler: Sampler, first_group: int, stride: int, pool: ThreadPoolExecutor, *, in_dali: bool
+) -> Iterator[tuple[RawBatch, tuple[Any, ...]]]:
+    """Yield each batch, and what DALI reads of it."""
+    for raw in sampler.raw_batches(first_group, stride):
+        own = for_dali(sampler, raw, pool) if sampler.samples.kind == "encoded" else raw
+        yield raw, arrays_of(sampler, own, in_dali=in_dali)
 
 
 class _AgainError(RuntimeError):
@@ -208,105 +208,6 @@ def _is_for(sampler: Sampler, sample_id: int, data: NDArray[np.uint8]) -> bool:
 def channels_first(values: Tensor, normalize: Normalize) -> Tensor:
     """Return a copy of shape (n, C, H, W), in either memory format."""
     return (values.permute(0, 3, 1, 2) if normalize.channels_last else values).clone()
-
-
-def arrays_of(sampler: Sampler, raw: RawBatch, *, in_dali: bool) -> tuple[Any, ...]:
-    """Return the inputs of the pipeline that `make_pipeline` makes."""
-    place = raw.placement
-    assert place is not None
-    corners, shapes = (np.ascontiguousarray(part) for part in (place.windows[:, :2], place.windows[:, 2:]))
-    if sampler.samples.kind == "images":
-        return raw.values, corners, place.mirrors
-    return raw.values, corners, shapes, *((place.resized, place.corners, place.mirrors) if in_dali else ())
-
-
-def make_pipeline(
-    sampler: Sampler,
-    normalize: Normalize,
-    source: Callable[[], tuple[Any, ...]],
-    max_samples: int,
-    num_threads: int,
-    *,
-    in_dali: bool,
-) -> Any:
-    """Return a built pipeline with one output. It serves all samplers of the same kind of images and the same crop.
-
-    Args:
-        sampler: one of them.
-        normalize: its device decides where DALI runs.
-        source: returns `arrays_of` the next batch, or raises StopIteration.
-        max_samples: the most samples of a batch.
-        num_threads: of DALI.
-        in_dali: DALI also resizes and normalizes encoded images; else the output is their windows.
-    """
-    definition = (
-        _encoded(sampler, normalize, source, in_dali=in_dali)
-        if sampler.samples.kind == "encoded"
-        else _images(sampler, normalize, source)
-    )
-    pipeline = definition(
-        batch_size=max_samples,
-        num_threads=num_threads,
-        device_id=normalize.device.index if normalize.device.type == "cuda" else None,
-        prefetch_queue_depth=_PREFETCH,
-        exec_dynamic=True,  # the other executors order no output by a stream
-    )
-    pipeline.build()
-    return pipeline
-
-
-def _images(sampler: Sampler, normalize: Normalize, source: Callable[[], tuple[Any, ...]]) -> Any:
-    """Define the pipeline of images of one size: the uint8 result is that of `cut_and_mirror`."""
-
-    @pipeline_def  # type: ignore[untyped-decorator]
-    def definition() -> Any:
-        images, corners, mirrors = fn.external_source(source, num_outputs=3, batch=True, layout=["HWC", "", ""])
-        images = images.gpu() if normalize.device.type == "cuda" else images
-        shape = list(sampler.samples.shape[:2])
-        cut = fn.slice(images, start=corners, shape=shape, axes=[0, 1], out_of_bounds_policy="pad", fill_values=0)
-        return fn.flip(cut, horizontal=mirrors)
-
-    return definition
-
-
-def _encoded(sampler: Sampler, normalize: Normalize, source: Callable[[], tuple[Any, ...]], *, in_dali: bool) -> Any:
-    """Define the pipeline of encoded images, which decodes only the window; `in_dali` resizes and normalizes it too."""
-    device = "mixed" if normalize.device.type == "cuda" else "cpu"
-
-    @pipeline_def  # type: ignore[untyped-decorator]
-    def definition() -> Any:
-        encoded, start, shape, *rule = fn.external_source(source, num_outputs=6 if in_dali else 3, batch=True)
-        windows = fn.decoders.image_slice(
-            encoded,
-            start=start,
-            shape=shape,
-            axes=[0, 1],
-            device=device,
-            output_type=types.RGB,
-            adjust_orientation=False,
-        )
-        return _finished(windows, rule, sampler, normalize) if in_dali else windows
-
-    return definition
-
-
-def _finished(windows: Any, rule: Sequence[Any], sampler: Sampler, normalize: Normalize) -> Any:
-    """Do in DALI what `normalize_windows` does, except that DALI's filter repeats the edge pixels of a window."""
-    resized, corners, mirrors = rule
-    mean, std = ([255 * x for x in values] for values in (normalize.mean, normalize.std))
-    assert sampler.augment is not None
-    images = fn.resize(
-        windows, size=fn.cast(resized, dtype=types.FLOAT), interp_type=types.INTERP_LINEAR, antialias=True
-    )
-    images = fn.slice(images, start=corners, shape=list(sampler.augment.out_size), axes=[0, 1])
-    return fn.crop_mirror_normalize(
-        images,
-        mirror=mirrors,
-        mean=mean,
-        std=std,
-        dtype=types.FLOAT16 if normalize.dtype == torch.float16 else types.FLOAT,
-        output_layout="HWC" if normalize.channels_last else "CHW",
-    )
 
 
 def cause_of(samples: Dataset, in_flight: Iterable[RawBatch], error: RuntimeError) -> RunError:
