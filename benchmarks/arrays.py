@@ -64,7 +64,7 @@ def ours(samples: ArrayDataset, pipeline: str, channels: int) -> Iterator[Tensor
     """Return the batches that the trainer uses."""
     data = DataSection(source="numpy", crop_padding=PAD, hflip=True, pipeline=pipeline)  # type: ignore[arg-type]
     source = DatasetPair(samples, samples, 10, (MEAN,) * channels, (DEVIATION,) * channels)
-    reader = Reader(data, source, torch.device("cpu"), 1, raise_bad)
+    reader = Reader(data, source, torch.device("cpu"), 1, raise_bad, BATCH)
     return (batch.inputs for batch in reader.training(Stream(NUM_SAMPLES, 0), BATCH, 0, 1))
 
 

@@ -183,7 +183,7 @@ def ours(
     source = load_source(data, 0, lambda what, done, total: None)
     if file_latency_s:
         make_slow(source.train, file_latency_s)
-    reader = Reader(data, source, torch.device("cpu"), num_threads, raise_bad)
+    reader = Reader(data, source, torch.device("cpu"), num_threads, raise_bad, BATCH_SAMPLES)
     return (batch.inputs for batch in reader.training(Stream(num_images, 0), BATCH_SAMPLES, 0, 1))
 
 

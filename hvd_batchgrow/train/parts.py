@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 
 import torch
 from torch import nn
@@ -12,8 +11,8 @@ from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.data.datasets.dataset import DatasetPair, raise_bad
 from hvd_batchgrow.data.order.stream import Stream, groups_of_rank
-from hvd_batchgrow.data.pipeline.reader import GhostBatch, Reader
-from hvd_batchgrow.data.pipeline.sampler import OnBad
+from hvd_batchgrow.data.pipeline.reader import GhostBatchStream, Reader
+from hvd_batchgrow.data.pipeline.sampler import NumGroups, OnBad, one_by_one
 from hvd_batchgrow.messages.errors import Fault, JobError
 from hvd_batchgrow.nn.build import build_model, check_deterministic, forward_state, hazards
 from hvd_batchgrow.nn.state.forward_state import ForwardState
@@ -42,7 +41,9 @@ class TrainingParts:
         self.device = device
         torch.manual_seed(job.seed)
         self.stream = Stream(len(source.train), job.seed)
-        self.reader = Reader(job.data, source, self.device, torch.get_num_threads(), _on_bad_sample(job, ranks))
+        max_samples = max(job.micro_batch_limit, job.model.ghost_batch, job.evaluation.batch_size)
+        on_bad_sample = _on_bad_sample(job, ranks)
+        self.reader = Reader(job.data, source, self.device, torch.get_num_threads(), on_bad_sample, max_samples)
         self.model, self.hazards, self.forward_state = ranks.run_on_all(
             lambda: _build_network(job, source, self.device)
         )
@@ -60,11 +61,21 @@ class TrainingParts:
         self.keyed_by = (job.seed, len(source.train)) if self.engine.dropouts else None
         """Seed and N, if the network draws dropout by sample."""
 
-    def ghost_batches(self, samples: int, ranks: Ranks) -> Iterator[GhostBatch]:
-        """Yield this rank's ghost batches of the stream from a sample counter on, endlessly."""
+    def ghost_batches(
+        self, samples: int, ranks: Ranks, num_groups: NumGroups = one_by_one, *, beside: bool = False
+    ) -> GhostBatchStream:
+        """Return this rank's ghost batches of the stream from a sample counter on.
+
+        Args:
+            samples: the sample counter.
+            ranks: those that share the stream.
+            num_groups: how many ghost batches are read as one batch; those of a pass need no copy then.
+            beside: leave what is prefetched for training as it is.
+        """
         group = self.job.model.ghost_batch
         first = groups_of_rank(samples // group, ranks.size, ranks.rank, ranks.size)[0]
-        return self.reader.training(self.stream, group, first, ranks.size)
+        batches = self.reader.training(self.stream, group, first, ranks.size, num_groups, beside=beside)
+        return GhostBatchStream(batches, group)
 
 
 def _on_bad_sample(job: Job, ranks: Ranks) -> OnBad:

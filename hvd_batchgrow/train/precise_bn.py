@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from hvd_batchgrow.comm.ranks import Ranks
-from hvd_batchgrow.data.order.stream import passes_of_rank
+from hvd_batchgrow.data.order.stream import groups_left_in_pass, passes_of_rank
 from hvd_batchgrow.nn.ghost.running_statistics import set_running_statistics, sum_statistics
 from hvd_batchgrow.nn.state.forward_state import restored_buffers
 from hvd_batchgrow.train.parts import TrainingParts
@@ -34,9 +34,11 @@ def reestimate(parts: TrainingParts, samples: int, micro_batch: int, ranks: Rank
         return
     recent = min(samples, -(-job.model.precise_bn_samples // group) * group)
     passes = passes_of_rank(samples - recent, recent, group, micro_batch, ranks.rank, ranks.size)
-    micro_batches = read_micro_batches(
-        parts.ghost_batches(samples - recent, ranks), passes, None, lambda _: parts.heartbeat.at("re-estimating")
+    update = (samples - recent) // group, recent // group, micro_batch // group, ranks.size
+    ghost_batches = parts.ghost_batches(
+        samples - recent, ranks, lambda group: groups_left_in_pass(group, *update), beside=True
     )
+    micro_batches = read_micro_batches(ghost_batches, passes, None, lambda _: parts.heartbeat.at("re-estimating"))
     exact = job.layout.exact
     with restored_buffers(model, parts.forward_state.in_evaluation), autocast(parts.device, job.update.precision):
         inputs = (as_parameters(micro_batch.inputs, model) for micro_batch in micro_batches)

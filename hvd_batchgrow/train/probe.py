@@ -160,12 +160,14 @@ class _Bench:
         per_byte = 4 if self.job.layout.exact else 1
         parameters = [p for p in parts.model.parameters() if p.requires_grad]
         self.gradient_bytes = per_byte * sum(p.numel() * p.element_size() for p in parameters)
-        self._samples, self._ghost_batches = 0, parts.ghost_batches(0, ranks)
+        self._samples, self._groups_per_pass = 0, 1
+        most = max(1, self.job.micro_batch_limit // self.job.model.ghost_batch)
+        self._ghost_batches = parts.ghost_batches(0, ranks, lambda _: min(self._groups_per_pass, most))
 
     def update(self, micro_batch: int, accumulation: int) -> tuple[float, float]:
         """Do one update; return its seconds, and how many of them this rank waited for data."""
         ranks, parts, group = self.ranks, self.parts, self.job.model.ghost_batch
-        batch = ranks.size * accumulation * micro_batch
+        batch, self._groups_per_pass = ranks.size * accumulation * micro_batch, micro_batch // group
         passes = passes_of_rank(self._samples, batch, group, micro_batch, ranks.rank, ranks.size)
         micro_batches = read_micro_batches(self._ghost_batches, passes, parts.keyed_by, parts.heartbeat.at)
         phase = replace(self._phase, global_batch=batch)

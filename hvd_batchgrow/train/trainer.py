@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import torch
 from hvd_batchgrow.comm.hardware import Hardware, hardware_of
 from hvd_batchgrow.comm.ranks import CollectiveError, Ranks, RanksLost
 from hvd_batchgrow.data.order.stream import passes_of_rank
-from hvd_batchgrow.data.pipeline.reader import GhostBatch, choose_pipeline
+from hvd_batchgrow.data.pipeline.reader import GhostBatchStream, choose_pipeline
 from hvd_batchgrow.messages.errors import ExitCode, RunError
 from hvd_batchgrow.optim.lars import median_trust_ratio
 from hvd_batchgrow.schedule.adaptive.decisions import Decision
@@ -32,7 +32,7 @@ from hvd_batchgrow.train.rank_subsets import ranks_of_phase
 from hvd_batchgrow.train.run.run_folder import write_plan
 from hvd_batchgrow.train.train_state import TrainState
 from hvd_batchgrow.train.update.engine import UpdateResult
-from hvd_batchgrow.train.update.micro_batches import read_micro_batches
+from hvd_batchgrow.train.update.micro_batches import groups_of_pass, read_micro_batches
 from hvd_batchgrow.train.update.non_finite import NonFinite, describe, describe_evaluation
 from hvd_batchgrow.train.weights_agree import check_agreement
 
@@ -116,7 +116,9 @@ class Trainer:
         """Train until the number of ranks changes or the attempt ends; return whether a stop was requested."""
         self._use(team)
         state, stopped, window = self.state, False, MetricWindow()
-        ghost_batches = self.parts.ghost_batches(state.samples, team)
+        ghost_batches = self.parts.ghost_batches(
+            state.samples, team, lambda group: groups_of_pass(self.plan, group, team.size)
+        )
         while not stopped and state.samples < self._end and self.plan.ranks_at(state.samples)[0] == team.size:
             before, index = state.samples, self.plan.schedule.index_at(state.samples)
             phase, micro_batch = self.plan.schedule.at(before), self.plan.layouts[index].micro_batch
@@ -138,7 +140,7 @@ class Trainer:
         return stopped
 
     def update(
-        self, ghost_batches: Iterator[GhostBatch], phase: Phase, micro_batch: int, *, stop: bool = False
+        self, ghost_batches: GhostBatchStream, phase: Phase, micro_batch: int, *, stop: bool = False
     ) -> UpdateResult:
         """Do the next update, and advance the sample counter.
 

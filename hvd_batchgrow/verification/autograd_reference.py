@@ -84,9 +84,9 @@ class PlainRun:
 
     def _ghost_batches(self, first: int) -> Iterator[MicroBatch]:
         """Yield the ghost batches of the stream from index `first` on, each as a micro-batch."""
-        reader = Reader(self.job.data, self.source, self.device, torch.get_num_threads(), lambda bad: None)
-        stream, num_samples = Stream(len(self.source.train), self.job.seed), len(self.source.train)
-        for batch in reader.training(stream, self.job.model.ghost_batch, first, 1):
+        group, num_samples = self.job.model.ghost_batch, len(self.source.train)
+        reader = Reader(self.job.data, self.source, self.device, torch.get_num_threads(), lambda bad: None, group)
+        for batch in reader.training(Stream(num_samples, self.job.seed), group, first, 1):
             yield join_groups([batch], (0,), (self.job.seed, num_samples))
 
     def _update(self, ghost_batches: Sequence[MicroBatch], phase: Phase) -> None:

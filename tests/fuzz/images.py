@@ -16,7 +16,7 @@ from hvd_batchgrow.data.images import image_folder
 from hvd_batchgrow.data.images.encoded_dataset import EncodedDataset
 from hvd_batchgrow.data.order.stream import Stream
 from hvd_batchgrow.data.pipeline.crops import CropParams, Draws, Pixels, ResizedCrop
-from hvd_batchgrow.data.pipeline.dali_pipeline import dali_inputs
+from hvd_batchgrow.data.pipeline.dali_pipeline import DaliPipeline
 from hvd_batchgrow.data.pipeline.sampler import EvalSampler, TrainSampler
 from hvd_batchgrow.data.pipeline.torch_pipeline import Normalize, torch_inputs
 from tests.fuzz.image_bytes import png
@@ -85,7 +85,7 @@ def _pixel_faults(
     """Yield the faults of whole images of one size."""
     sampler = EvalSampler(samples, _Whole(size), [ids])  # type: ignore[list-item]
     by_torch = next(torch_inputs(sampler, _UNCHANGED, 0, 1))[1]
-    by_dali = next(dali_inputs(sampler, _UNCHANGED, 0, 1, 1))[1]
+    by_dali = next(DaliPipeline(_UNCHANGED, len(ids), 1).inputs(sampler, 0, 1))[1]
     if sampler.not_for_dali:
         yield f"DALI cannot decode one of {', '.join(forms[k].name for k in ids if samples.is_for_dali(k))}"
     for k, ours, theirs in zip(ids, by_torch, by_dali, strict=True):
@@ -102,7 +102,8 @@ def _crop_faults(samples: EncodedDataset) -> Iterator[str]:
     """Yield the faults of random resized windows, of which DALI decodes only the window."""
     rule = ResizedCrop((12, 12), (0.08, 1.0), (3 / 4, 4 / 3), hflip=True)
     samplers = [TrainSampler(samples, Stream(len(samples), 3), rule, 16) for _ in range(2)]
-    pairs = zip(torch_inputs(samplers[0], _UNCHANGED, 0, 1), dali_inputs(samplers[1], _UNCHANGED, 0, 1, 1), strict=True)
+    by_pipeline = torch_inputs(samplers[0], _UNCHANGED, 0, 1), DaliPipeline(_UNCHANGED, 16, 1).inputs(samplers[1], 0, 1)
+    pairs = zip(*by_pipeline, strict=True)
     for (raw, by_torch), (_, by_dali) in pairs:
         differing: NDArray[np.bool_] = (by_torch != by_dali).flatten(1).any(1).numpy()
         yield from (f"crops of {samples.locate(k)} differ" for k in raw.ids[differing].tolist())

@@ -16,7 +16,7 @@ from hvd_batchgrow.data.datasets.dataset import BadSample
 from hvd_batchgrow.data.images import image_folder
 from hvd_batchgrow.data.images.encoded_dataset import EncodedDataset
 from hvd_batchgrow.data.pipeline.crops import CentreCrop, ResizedCrop
-from hvd_batchgrow.data.pipeline.dali_pipeline import dali_inputs
+from hvd_batchgrow.data.pipeline.dali_pipeline import DaliPipeline
 from hvd_batchgrow.data.pipeline.sampler import EvalSampler
 from hvd_batchgrow.data.pipeline.torch_pipeline import Normalize, torch_inputs
 from hvd_batchgrow.job_file import parse_job
@@ -71,7 +71,7 @@ def test_16_bit_samples_are_scaled_to_the_unit_interval(tmp_path: Path, form: Fo
     images = [Picture(_grey_16(values)[kind], k % 3, kind) for k in range(6)]
     samples = form.read(form.make(tmp_path / "data", images)).train
     sampler = EvalSampler(samples, CentreCrop((24, 24), 24), [range(3)])
-    inputs = torch_inputs(sampler, PLAIN, 0, 1) if name == "torch" else dali_inputs(sampler, PLAIN, 0, 1, 1)
+    inputs = torch_inputs(sampler, PLAIN, 0, 1) if name == "torch" else DaliPipeline(PLAIN, 10, 1).inputs(sampler, 0, 1)
     found = next(inputs)[1]
     expected = torch.from_numpy(values[:, 3:27] / 65535).float()
     assert (found - expected).abs().max() <= 0.5 / 255 + 1e-4
@@ -105,7 +105,7 @@ def test_what_dali_fails_on_is_decoded_by_pillow(tmp_path: Path) -> None:
     samples = _gifs(tmp_path)
     samples._index["for_dali"] = np.ones(10, np.bool_)  # type: ignore[index]
     sampler = EvalSampler(samples, CentreCrop((20, 20), 20), [range(4), range(4, 8), range(8, 10)])
-    found = [(raw.ids.tolist(), values) for raw, values in dali_inputs(sampler, PLAIN, 0, 1, 1)]
+    found = [(raw.ids.tolist(), values) for raw, values in DaliPipeline(PLAIN, 10, 1).inputs(sampler, 0, 1)]
     assert [ids for ids, _ in found] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
     shades = torch.cat([values for _, values in found])[:, 0, 10, 10] * 255
     assert shades.round().tolist() == [20 * k for k in range(10)]
@@ -121,7 +121,11 @@ def test_a_file_that_fails_in_mid_training_is_named_whatever_decodes_it(tmp_path
         patch.setattr("hvd_batchgrow.data.images.encoded_dataset.HEAD_BYTES", 0)
         sampler = EvalSampler(samples, CentreCrop((20, 20), 20), [range(10)])
         with pytest.raises(BadSample, match=rf"sample 6 \({path}\): cannot be decoded") as bad:
-            next(torch_inputs(sampler, PLAIN, 0, 1) if name == "torch" else dali_inputs(sampler, PLAIN, 0, 1, 1))
+            next(
+                torch_inputs(sampler, PLAIN, 0, 1)
+                if name == "torch"
+                else DaliPipeline(PLAIN, 10, 1).inputs(sampler, 0, 1)
+            )
     assert bad.value.sample_id == 6
 
 

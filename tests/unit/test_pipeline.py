@@ -20,8 +20,9 @@ from hvd_batchgrow.data.images import encoded_dataset
 from hvd_batchgrow.data.images.encoded_dataset import EncodedDataset
 from hvd_batchgrow.data.order.stream import Stream, groups_of_rank
 from hvd_batchgrow.data.pipeline.crops import Augment, CentreCrop, CropFlip, ResizedCrop
-from hvd_batchgrow.data.pipeline.dali_pipeline import cause_of, channels_first, dali_inputs, make_pipeline
-from hvd_batchgrow.data.pipeline.reader import GhostBatch, Reader, batches, choose_pipeline
+from hvd_batchgrow.data.pipeline.dali_definition import arrays_of, make_pipeline
+from hvd_batchgrow.data.pipeline.dali_pipeline import DaliPipeline, cause_of, channels_first
+from hvd_batchgrow.data.pipeline.reader import GhostBatches, Reader, batches, choose_pipeline
 from hvd_batchgrow.data.pipeline.sampler import EvalSampler, TrainSampler
 from hvd_batchgrow.data.pipeline.torch_pipeline import Normalize, cut_and_mirror, torch_inputs
 from hvd_batchgrow.messages.errors import JobError, RunError
@@ -31,6 +32,7 @@ FINISH = Normalize((0.5, 0.4, 0.3), (0.25, 0.2, 0.3))
 PIPELINES = ["torch", "dali"]
 KINDS = ["images", "rows", "encoded"]
 CROP = 12
+MOST = 1024
 
 
 def array_samples(num_samples: int) -> ArrayDataset:
@@ -66,13 +68,14 @@ def feed_of(samples: Dataset, group: int, seed: int = 5) -> TrainSampler:
     return TrainSampler(samples, Stream(len(samples), seed), augment_of(samples), group)
 
 
-def read(name: str, sampler: TrainSampler, first_group: int, stride: int, count: int) -> list[GhostBatch]:
+def read(name: str, sampler: TrainSampler, first_group: int, stride: int, count: int) -> list[GhostBatches]:
     def inputs(first: int) -> Iterator[tuple[object, Tensor]]:
         if name == "torch":
             return torch_inputs(sampler, FINISH, first, stride)
-        return dali_inputs(sampler, FINISH, first, stride, 1)
+        return pipeline.inputs(sampler, first, stride)
 
-    return list(islice(batches(sampler, inputs, first_group, stride), count))  # type: ignore[arg-type]
+    pipeline = DaliPipeline(FINISH, MOST, 1)
+    return list(islice(batches(sampler, inputs, first_group), count))  # type: ignore[arg-type]
 
 
 def combinations() -> list[tuple[str, str]]:
@@ -84,7 +87,7 @@ def combinations() -> list[tuple[str, str]]:
 
 def test_a_corner_and_a_mirror_do_what_they_say() -> None:
     samples = array_samples(40)
-    raw = next(feed_of(samples, 40).raw_groups(0, 1))
+    raw = next(feed_of(samples, 40).raw_batches(0, 1))
     assert raw.placement is not None
     pixels = cut_and_mirror(raw.values, raw.placement)
     for image, window, mirror, result in zip(
@@ -127,7 +130,8 @@ def test_the_definition_for_a_gpu_gives_the_same_pixels_on_a_cpu(
     samples, finish = encoded_samples(tmp_path, 24), replace(FINISH, channels_last=channels_last)
     rule = CentreCrop((CROP, CROP), 14)
     sampler = feed_of(samples, 24) if kind == "training" else EvalSampler(samples, rule, [range(24)])
-    (output,) = make_pipeline(sampler, finish, sampler.raw_groups(0, 1), 1, in_dali=True).run()
+    read = (arrays_of(sampler, raw, in_dali=True) for raw in sampler.raw_batches(0, 1))
+    (output,) = make_pipeline(sampler, finish, lambda: next(read), 24, 1, in_dali=True).run()
     found = channels_first(from_dlpack(output.as_tensor()), finish)
     _, expected = next(torch_inputs(sampler, finish, 0, 1))
     inner = (..., slice(2, -2), slice(2, -2))
@@ -218,7 +222,7 @@ def test_ranks_never_share_augmentation_draws() -> None:
     samples = array_samples(4096)
     placements = []
     for rank in range(2):
-        raw = next(feed_of(samples, 1024).raw_groups(rank, 2))
+        raw = next(feed_of(samples, 1024).raw_batches(rank, 2))
         assert raw.placement is not None
         placements.append(np.column_stack((raw.placement.windows[:, :2], raw.placement.mirrors)))
     same = (placements[0] == placements[1]).all(axis=1).mean()
@@ -284,7 +288,7 @@ def test_memory_layout_and_type_change_no_pixel(
     data = {"source": "synthetic_images", "crop_padding": 2, "hflip": True, "pipeline": name, "image_size": CROP}
     plain, changed = (
         next(
-            Reader(DataSection(**data, **form), source, torch.device("cpu"), 1, raise_bad).training(  # type: ignore[arg-type]
+            Reader(DataSection(**data, **form), source, torch.device("cpu"), 1, raise_bad, MOST).training(  # type: ignore[arg-type]
                 Stream(20, 0), 20, 0, 1
             )
         ).inputs
@@ -306,7 +310,7 @@ def test_every_test_sample_is_evaluated_once(
     samples = make_samples(kind, 23)
     source = DatasetPair(samples, samples, 7, FINISH.mean, FINISH.std)
     data = DataSection(source="idx", pipeline="auto" if kind == "rows" else name, image_size=CROP)  # type: ignore[arg-type]
-    reader = Reader(data, source, torch.device("cpu"), 1, raise_bad)
+    reader = Reader(data, source, torch.device("cpu"), 1, raise_bad, MOST)
     chunks = [range(start, min(start + 5, 23)) for start in range(0, 23, 5)]
     found = [batch for rank in range(ranks) for batch in reader.testing(chunks[rank::ranks])]
     assert sorted(np.concatenate([batch.ids for batch in found]).tolist()) == list(range(23))
@@ -322,7 +326,7 @@ def test_the_centre_is_cut_as_torchvision_does(tmp_path: Path) -> None:
     samples = encoded_samples(tmp_path, 12)
     source = DatasetPair(samples, samples, 7, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
     data = DataSection(source="idx", image_size=10, eval_resize=14)
-    (batch,) = Reader(data, source, torch.device("cpu"), 1, raise_bad).testing([range(12)])
+    (batch,) = Reader(data, source, torch.device("cpu"), 1, raise_bad, MOST).testing([range(12)])
     for k, found in enumerate(batch.inputs):
         with Image.open(tmp_path / f"{k}.jpg") as opened:
             image = opened.convert("RGB")
@@ -402,7 +406,7 @@ def test_bad_test_samples_are_skipped(tmp_path: Path, name: str) -> None:
     source = DatasetPair(samples, samples, 7, FINISH.mean, FINISH.std)
     data = DataSection(source="idx", image_size=CROP, pipeline=name)  # type: ignore[arg-type]
     reported: list[BadSample] = []
-    reader = Reader(data, source, torch.device("cpu"), 1, reported.append)
+    reader = Reader(data, source, torch.device("cpu"), 1, reported.append, MOST)
     found = [k for batch in reader.testing([range(10), range(10, 25)]) for k in batch.ids.tolist()]
     assert found == [k for k in range(25) if k != 6]
     assert [bad.sample_id for bad in reported] == [6]
@@ -416,7 +420,7 @@ def test_a_range_of_bad_test_samples_makes_no_other_count_twice(tmp_path: Path, 
     samples.sizes[:2] = 0
     source = DatasetPair(samples, samples, 7, FINISH.mean, FINISH.std)
     data = DataSection(source="idx", image_size=CROP, pipeline=name)  # type: ignore[arg-type]
-    reader = Reader(data, source, torch.device("cpu"), 1, lambda bad: None)
+    reader = Reader(data, source, torch.device("cpu"), 1, lambda bad: None, MOST)
     chunks = [range(start, min(start + 2, 25)) for start in range(0, 25, 2)]
     found = [k for batch in reader.testing(chunks) for k in batch.ids.tolist()]
     assert found == [k for k in range(2, 25) if k != 6]
@@ -425,12 +429,12 @@ def test_a_range_of_bad_test_samples_makes_no_other_count_twice(tmp_path: Path, 
 @pytest.mark.usefixtures("short_head")
 def test_a_failure_of_dali_is_traced_to_the_sample(tmp_path: Path) -> None:
     samples = damaged(tmp_path, "undecodable")
-    raws = [next(feed_of(samples, 25).raw_groups(0, 1))]
+    raws = [next(feed_of(samples, 25).raw_batches(0, 1))]
     cause = cause_of(samples, raws, RuntimeError("Critical error in pipeline"))
     assert isinstance(cause, BadSample)
     assert cause.sample_id == 6
     whole = encoded_samples(tmp_path, 25)
-    raws = [next(feed_of(whole, 25).raw_groups(0, 1))]
+    raws = [next(feed_of(whole, 25).raw_batches(0, 1))]
     with pytest.raises(RunError, match=r"DALI failed on the samples \d+, .*: Critical error in pipeline"):
         raise cause_of(whole, raws, RuntimeError("Critical error in pipeline"))
 

@@ -141,7 +141,7 @@ def test_a_function_in_the_working_directory_is_a_source(own: None) -> None:
 
 def test_rows_of_a_user_source_may_be_float64_and_are_standardized_so(own: None) -> None:
     data = section("own_source:wide", num_samples=8)
-    reader = Reader(data, load_source(data, 0, no_report), torch.device("cpu"), 1, raise_bad)
+    reader = Reader(data, load_source(data, 0, no_report), torch.device("cpu"), 1, raise_bad, 8)
     (batch,) = reader.testing([range(8)])
     assert batch.inputs[:, 0].tolist() == [-1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0]
 

@@ -39,7 +39,7 @@ def load(data: DataSection, seed: int = 3) -> DatasetPair:
 def inputs(data: DataSection, source: DatasetPair, part: str = "train") -> NDArray[np.float32]:
     """Return the network's inputs for all samples, in order."""
     swapped = DatasetPair(source.test, source.train if part == "train" else source.test, 9, source.mean, source.std)
-    reader = Reader(data, swapped, torch.device("cpu"), 1, raise_bad)
+    reader = Reader(data, swapped, torch.device("cpu"), 1, raise_bad, 64)
     (batch,) = reader.testing([range(len(swapped.test))])
     return batch.inputs.numpy()
 
@@ -105,7 +105,7 @@ def test_a_ghost_batch_is_bit_identical_on_any_number_of_ranks(tmp_path: Path) -
     times = START + np.arange(32) ** 2
     write_csv(tmp_path / "train.csv", "t,c,x,y", [(t, "ab"[k % 2], k * 0.1, k % 2) for k, t in enumerate(times)])
     data = section(tmp_path, num_samples=32, test="train.csv", categorical=("c",))
-    reader = Reader(data, load(data), torch.device("cpu"), 1, raise_bad)
+    reader = Reader(data, load(data), torch.device("cpu"), 1, raise_bad, 64)
     alone = list(islice(reader.training(Stream(32, 3), 8, 0, 1), 8))
     for rank in range(2):
         for k, batch in enumerate(islice(reader.training(Stream(32, 3), 8, rank, 2), 4)):

@@ -106,3 +106,23 @@ def passes_of_rank(
     mine = [k - first for k in groups_of_rank(first, global_batch // group, rank, ranks)]
     per_pass = micro_batch // group
     return [tuple(mine[i : i + per_pass]) for i in range(0, len(mine), per_pass)]
+
+
+def groups_left_in_pass(group: int, first_group: int, num_groups: int, per_pass: int, ranks: int) -> int:
+    """Return how many of a rank's ghost batches, from one of them on, `passes_of_rank` puts into the same micro-batch.
+
+    Args:
+        group: the ghost batch; it decides the rank.
+        first_group: the first ghost batch of the update.
+        num_groups: B/γ.
+        per_pass: the most ghost batches of a micro-batch.
+        ranks: R.
+
+    Returns:
+        1 … per_pass; 0 after the end of the update.
+    """
+    if group >= first_group + num_groups:
+        return 0
+    mine = groups_of_rank(first_group, num_groups, group % ranks, ranks)
+    index = mine.index(group)
+    return min(per_pass - index % per_pass, len(mine) - index)

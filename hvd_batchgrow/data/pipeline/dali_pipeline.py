@@ -1,9 +1,9 @@
-"""DALI pipelines: one definition for CPU and GPU, whose inputs are our ids and draws."""
+"""DALI pipelines that last: they read one sampler after another, and hand their outputs to torch."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from io import BytesIO
@@ -12,95 +12,169 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from nvidia.dali import fn, pipeline_def, types
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
 from hvd_batchgrow.data.datasets.dataset import BadSample, Dataset
 from hvd_batchgrow.data.images.encoded_dataset import EncodedDataset, decode
 from hvd_batchgrow.data.images.image_header import inspect_image
-from hvd_batchgrow.data.pipeline.sampler import RawBatch, Sampler, TrainSampler
+from hvd_batchgrow.data.pipeline.dali_definition import arrays_of, make_pipeline
+from hvd_batchgrow.data.pipeline.sampler import RawBatch, Sampler
 from hvd_batchgrow.data.pipeline.torch_pipeline import Normalize, normalize_windows
 from hvd_batchgrow.messages.errors import RunError
 
-_PREFETCH = 2
-"""Ghost batches that DALI prefetches."""
+
+class _Feed:
+    """What DALI reads, from one sampler after another; it calls `next`."""
+
+    def __init__(self) -> None:
+        self.start(iter(()))
+
+    def start(self, batches: Iterator[tuple[RawBatch, tuple[Any, ...]]]) -> None:
+        """Read other batches from now on: each, and what DALI reads of it."""
+        self.batches = batches
+        self.in_flight: deque[RawBatch] = deque()
+        self.fault: RunError | None = None
+        """Why there are no more batches; None: the sampler has ended."""
+
+    def next(self) -> tuple[Any, ...]:
+        """Return DALI's next input. A fault ends it like StopIteration, so that the batches before it are delivered."""
+        try:
+            raw, arrays = next(self.batches)
+        except RunError as fault:
+            self.fault = fault
+            raise StopIteration from None
+        self.in_flight.append(raw)
+        return arrays
 
 
-def dali_inputs(
-    sampler: Sampler, normalize: Normalize, first_group: int, stride: int, num_threads: int
-) -> Iterator[tuple[RawBatch, Tensor]]:
-    """Yield ghost batches of a sampler and the network's inputs, prefetched by DALI's threads.
+class DaliPipeline:
+    """A DALI pipeline that serves one sampler after another. It is built when the first one is read.
 
     On the CPU, DALI decodes windows and the reference pipeline does the rest, which is faster than DALI and makes both
-    pipelines bit-identical. On a GPU, DALI does everything. Pillow decodes images that DALI cannot decode or decodes to
-    other pixels. If DALI fails on images marked as decodable, Pillow decodes them from then on, and the ghost batches
-    in flight are repeated.
+    pipelines bit-identical. On a GPU, DALI does everything, and its results are ordered by torch's current stream: the
+    host does not wait for them.
 
-    Raises:
-        BadSample: a sample of a prefetched ghost batch cannot be read or decoded.
+    Args:
+        normalize: the last stage; its device decides where DALI runs.
+        max_samples: the most samples of a batch.
+        num_threads: of DALI, and as many that decode with Pillow.
     """
-    group = first_group
-    with ThreadPoolExecutor(num_threads, "decode") as pool:
+
+    def __init__(self, normalize: Normalize, max_samples: int, num_threads: int) -> None:
+        self.normalize, self.max_samples, self.num_threads = normalize, max_samples, num_threads
+        self._pool = ThreadPoolExecutor(num_threads, "decode")
+        self._pipeline: Any = None
+        self._feed = _Feed()
+        self._in_copy: deque[tuple[torch.cuda.Event, Any]] = deque()
+        """DALI's outputs, and the event after which each has been copied."""
+
+    def inputs(self, sampler: Sampler, first_group: int, stride: int) -> Iterator[tuple[RawBatch, Tensor]]:
+        """Yield the batches of a sampler and the network's inputs, prefetched by DALI's threads.
+
+        Only the sampler that was opened last can be read. Pillow decodes images that DALI cannot decode or decodes to
+        other pixels. If DALI fails on images marked as decodable, Pillow decodes them from then on, and the batches in
+        flight are repeated.
+
+        Raises:
+            BadSample: a sample of the next batch cannot be read or decoded.
+        """
+        group = first_group
         while True:
             try:
-                for raw, values in _inputs(sampler, normalize, group, stride, num_threads, pool):
-                    group = raw.group + stride
+                for raw, values in self._run(sampler, group, stride):
+                    group = raw.next_group
                     yield raw, values
                 return
             except _AgainError:
                 continue
+
+    def _run(self, sampler: Sampler, first_group: int, stride: int) -> Iterator[tuple[RawBatch, Tensor]]:
+        """See `inputs`. Also raises _AgainError."""
+        self._drain()
+        feed, batches = self._feed, _read(sampler, first_group, stride, self._pool, in_dali=self._on_gpu)
+        feed.start(batches)
+        if self._pipeline is None:
+            self._pipeline = make_pipeline(
+                sampler, self.normalize, feed.next, self.max_samples, self.num_threads, in_dali=self._on_gpu
+            )
+        while True:
+            assert feed.batches is batches, "another sampler is being read"
+            # The output is ordered by torch's stream. Without a stream, the host would wait for it.
+            stream = torch.cuda.current_stream(self.normalize.device) if self._on_gpu else None
+            try:
+                (output,) = self._pipeline.run(stream)
+            except StopIteration:
+                if feed.fault:
+                    raise feed.fault from None
+                return
+            except RuntimeError as error:
+                self._pipeline = None
+                raise _meaning_of(error, sampler, feed.in_flight) from None
+            raw = feed.in_flight.popleft()
+            values = self._copied(sampler, raw, output)
+            if stream is not None:
+                self._in_copy.append((stream.record_event(), output))
+            while self._in_copy and self._in_copy[0][0].query():
+                self._in_copy.popleft()
+            yield raw, values
+
+    @property
+    def _on_gpu(self) -> bool:
+        return self.normalize.device.type == "cuda"
+
+    def _drain(self) -> None:
+        """Drop the batches in flight, so that the pipeline can read others."""
+        self._feed.start(iter(()))
+        try:
+            while self._pipeline is not None:
+                self._pipeline.run()
+        except StopIteration:
+            self._pipeline.reset()
+        except RuntimeError:  # a dropped batch cannot be decoded
+            self._pipeline = None
+
+    def _copied(self, sampler: Sampler, raw: RawBatch, output: Any) -> Tensor:
+        """Return the network's inputs in torch's memory: DALI reuses an output that is no longer referenced.
+
+        On a GPU the copy is only enqueued on the current stream.
+        """
+        assert raw.placement is not None
+        if sampler.samples.kind == "images":
+            return self.normalize.images(from_dlpack(output.as_tensor()))
+        if self._on_gpu:
+            return channels_first(from_dlpack(output.as_tensor()), self.normalize)
+        return normalize_windows(map(from_dlpack, output), raw.placement, self.normalize)
+
+
+def _read(
+    sampler: Sampler, first_group: int, stride: int, pool: ThreadPoolExecutor, *, in_dali: bool
+) -> Iterator[tuple[RawBatch, tuple[Any, ...]]]:
+    """Yield each batch, and what DALI reads of it."""
+    for raw in sampler.raw_batches(first_group, stride):
+        own = for_dali(sampler, raw, pool) if sampler.samples.kind == "encoded" else raw
+        yield raw, arrays_of(sampler, own, in_dali=in_dali)
 
 
 class _AgainError(RuntimeError):
     """DALI failed on samples that Pillow can decode; Pillow decodes them from now on."""
 
 
-def _inputs(
-    sampler: Sampler, normalize: Normalize, first_group: int, stride: int, num_threads: int, pool: ThreadPoolExecutor
-) -> Iterator[tuple[RawBatch, Tensor]]:
-    """See `dali_inputs`. Also raises _AgainError."""
-    in_flight: deque[RawBatch] = deque()
-
-    def fed() -> Iterator[RawBatch]:
-        for raw in sampler.raw_groups(first_group, stride):
-            in_flight.append(raw)
-            yield for_dali(sampler, raw, pool) if sampler.samples.kind == "encoded" else raw
-
-    pipeline = make_pipeline(sampler, normalize, fed(), num_threads, in_dali=normalize.device.type == "cuda")
-    while True:
-        try:
-            (output,) = pipeline.run()
-        except StopIteration:
-            return
-        except RuntimeError as error:
-            if isinstance(error, RunError):
-                raise
-            cause, ids = cause_of(sampler.samples, in_flight, error), _ids_of(in_flight)
-            if isinstance(cause, BadSample) or sampler.samples.kind != "encoded" or ids <= sampler.not_for_dali:
-                raise cause from None
-            sampler.not_for_dali |= ids
-            raise _AgainError from None
-        raw = in_flight.popleft()
-        assert raw.placement is not None
-        # DALI overwrites its output buffers in later runs: yield copies, not views.
-        if sampler.samples.kind == "images":
-            yield raw, normalize.images(from_dlpack(output.as_tensor()))
-        elif normalize.device.type == "cuda":
-            yield raw, channels_first(from_dlpack(output.as_tensor()), normalize)
-        else:
-            yield raw, normalize_windows(map(from_dlpack, output), raw.placement, normalize)
-
-
-def _ids_of(groups: Iterable[RawBatch]) -> set[int]:
-    return {sample_id for raw in groups for sample_id in raw.ids.tolist()}
+def _meaning_of(error: RuntimeError, sampler: Sampler, in_flight: Iterable[RawBatch]) -> RuntimeError:
+    """Return what DALI's error means: a bad sample, or samples that Pillow decodes from now on."""
+    cause = cause_of(sampler.samples, in_flight, error)
+    ids = {sample_id for raw in in_flight for sample_id in raw.ids.tolist()}
+    if isinstance(cause, BadSample) or sampler.samples.kind != "encoded" or ids <= sampler.not_for_dali:
+        return cause
+    sampler.not_for_dali |= ids
+    return _AgainError()
 
 
 def for_dali(sampler: Sampler, raw: RawBatch, pool: ThreadPoolExecutor) -> RawBatch:
-    """Return a ghost batch that DALI can decode: windows of other images, decoded by Pillow, replace them as PPM files.
+    """Return a batch that DALI can decode: windows of other images, decoded by Pillow, replace them as PPM files.
 
     Args:
-        sampler: of the ghost batch.
+        sampler: of the batch.
         raw: with encoded images.
         pool: decoding threads.
 
@@ -134,99 +208,6 @@ def _is_for(sampler: Sampler, sample_id: int, data: NDArray[np.uint8]) -> bool:
 def channels_first(values: Tensor, normalize: Normalize) -> Tensor:
     """Return a copy of shape (n, C, H, W), in either memory format."""
     return (values.permute(0, 3, 1, 2) if normalize.channels_last else values).clone()
-
-
-def make_pipeline(
-    sampler: Sampler, normalize: Normalize, groups: Iterator[RawBatch], num_threads: int, *, in_dali: bool
-) -> Any:
-    """Return a built pipeline with one output.
-
-    Args:
-        sampler: of the ghost batches.
-        normalize: its device decides where DALI runs.
-        groups: the input.
-        num_threads: of DALI.
-        in_dali: DALI also resizes and normalizes encoded images; else the output is their windows.
-    """
-    definition = (
-        _encoded(sampler, normalize, groups, in_dali=in_dali)
-        if sampler.samples.kind == "encoded"
-        else _images(sampler, normalize, groups)
-    )
-    pipeline = definition(
-        batch_size=sampler.group if isinstance(sampler, TrainSampler) else max(map(len, sampler.chunks), default=1),
-        num_threads=num_threads,
-        device_id=normalize.device.index if normalize.device.type == "cuda" else None,
-        prefetch_queue_depth=_PREFETCH,
-    )
-    pipeline.build()
-    return pipeline
-
-
-def _images(sampler: Sampler, normalize: Normalize, groups: Iterator[RawBatch]) -> Any:
-    """Define the pipeline of images of one size: the uint8 result is that of `cut_and_mirror`."""
-
-    def next_group() -> tuple[Any, ...]:
-        raw = next(groups)
-        assert raw.placement is not None
-        return raw.values, np.ascontiguousarray(raw.placement.windows[:, :2]), raw.placement.mirrors
-
-    @pipeline_def  # type: ignore[untyped-decorator]
-    def definition() -> Any:
-        images, corners, mirrors = fn.external_source(next_group, num_outputs=3, batch=True, layout=["HWC", "", ""])
-        images = images.gpu() if normalize.device.type == "cuda" else images
-        shape = list(sampler.samples.shape[:2])
-        cut = fn.slice(images, start=corners, shape=shape, axes=[0, 1], out_of_bounds_policy="pad", fill_values=0)
-        return fn.flip(cut, horizontal=mirrors)
-
-    return definition
-
-
-def _encoded(sampler: Sampler, normalize: Normalize, groups: Iterator[RawBatch], *, in_dali: bool) -> Any:
-    """Define the pipeline of encoded images, which decodes only the window; `in_dali` resizes and normalizes it too."""
-    device = "mixed" if normalize.device.type == "cuda" else "cpu"
-
-    def next_group() -> tuple[Any, ...]:
-        raw = next(groups)
-        place = raw.placement
-        assert place is not None
-        windows = np.ascontiguousarray(place.windows[:, :2]), np.ascontiguousarray(place.windows[:, 2:])
-        return raw.values, *windows, *((place.resized, place.corners, place.mirrors) if in_dali else ())
-
-    @pipeline_def  # type: ignore[untyped-decorator]
-    def definition() -> Any:
-        encoded, start, shape, *rule = fn.external_source(next_group, num_outputs=6 if in_dali else 3, batch=True)
-        windows = fn.decoders.image_slice(
-            encoded,
-            start=start,
-            shape=shape,
-            axes=[0, 1],
-            device=device,
-            output_type=types.RGB,
-            adjust_orientation=False,
-        )
-        return _finished(windows, rule, sampler, normalize) if in_dali else windows
-
-    return definition
-
-
-def _finished(windows: Any, rule: Sequence[Any], sampler: Sampler, normalize: Normalize) -> Any:
-    """Do in DALI what `normalize_windows` does, except that DALI's filter repeats the edge pixels of a window."""
-    resized, corners, mirrors = rule
-    mean, std = ([255 * x for x in values] for values in (normalize.mean, normalize.std))
-    assert sampler.augment is not None
-    images = fn.resize(
-        windows, size=fn.cast(resized, dtype=types.FLOAT), interp_type=types.INTERP_LINEAR, antialias=True
-    )
-    images = fn.slice(images, start=corners, shape=list(sampler.augment.out_size), axes=[0, 1])
-    return fn.crop_mirror_normalize(
-        images,
-        mirror=mirrors,
-        mean=mean,
-        std=std,
-        dtype=types.FLOAT16 if normalize.dtype == torch.float16 else types.FLOAT,
-        output_layout="HWC" if normalize.channels_last else "CHW",
-    )
 
 
 def cause_of(samples: Dataset, in_flight: Iterable[RawBatch], error: RuntimeError) -> RunError:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,25 +18,62 @@ from hvd_batchgrow.config import DataSection
 from hvd_batchgrow.data.datasets.dataset import BadSample, Dataset, DatasetPair, Ids
 from hvd_batchgrow.data.order.stream import Stream
 from hvd_batchgrow.data.pipeline.crops import Augment, CentreCrop, CropFlip, ResizedCrop
-from hvd_batchgrow.data.pipeline.sampler import EvalSampler, OnBad, RawBatch, Sampler, TrainSampler
+from hvd_batchgrow.data.pipeline.sampler import (
+    EvalSampler,
+    NumGroups,
+    OnBad,
+    RawBatch,
+    Sampler,
+    TrainSampler,
+    one_by_one,
+)
 from hvd_batchgrow.data.pipeline.torch_pipeline import Normalize, torch_inputs
 from hvd_batchgrow.messages.errors import Fault, JobError, RunError
 
 
 @dataclass(frozen=True)
-class GhostBatch:
-    """One ghost batch: the network's inputs and labels, and their samples."""
+class GhostBatches:
+    """Consecutive ghost batches of a rank, or a part of a test set: n samples, as the network's inputs and labels."""
 
     inputs: Tensor
-    """(γ, C, H, W) or (γ, features)."""
+    """(n, C, H, W) or (n, features)."""
     labels: Tensor
-    """int64 (γ,)."""
+    """int64 (n,)."""
     stream_index: Ids
-    """(γ,) indices in the stream."""
+    """(n,) indices in the stream."""
     ids: Ids
-    """(γ,) sample ids."""
+    """(n,) sample ids."""
     replaced: NDArray[np.bool_]
-    """(γ,) whether the sample replaces a bad one of the stream."""
+    """(n,) whether the sample replaces a bad one of the stream."""
+
+    def __getitem__(self, part: slice) -> GhostBatches:
+        return GhostBatches(
+            self.inputs[part], self.labels[part], self.stream_index[part], self.ids[part], self.replaced[part]
+        )
+
+
+class GhostBatchStream:
+    """The ghost batches of a rank, which are taken in any number.
+
+    Args:
+        batches: in the order of the stream, each with whole ghost batches.
+        group: γ.
+    """
+
+    def __init__(self, batches: Iterator[GhostBatches], group: int) -> None:
+        self._batches, self._group = batches, group
+        self._rest: GhostBatches | None = None
+
+    def take(self, count: int) -> list[GhostBatches]:
+        """Return the next `count` ghost batches. They are one batch as it was read, unless it has another number."""
+        parts, missing = [], count * self._group
+        while missing:
+            batch = self._rest or next(self._batches)
+            size = len(batch.ids)
+            parts.append(batch if size <= missing else batch[:missing])
+            self._rest = None if size <= missing else batch[missing:]
+            missing -= len(parts[-1].ids)
+        return parts
 
 
 @dataclass(frozen=True)
@@ -47,6 +86,7 @@ class Reader:
         device: of the batches.
         num_threads: of this rank, including the calling thread.
         on_bad_sample: called before a bad sample is replaced (training) or skipped (testing).
+        max_samples: the most samples of a batch.
     """
 
     data: DataSection
@@ -54,61 +94,82 @@ class Reader:
     device: torch.device
     num_threads: int
     on_bad_sample: OnBad
+    max_samples: int
 
-    def training(self, stream: Stream, group: int, first_group: int, stride: int) -> Iterator[GhostBatch]:
-        """Yield ghost batches first_group, first_group + stride, … endlessly. Raises BadSample, RunError."""
+    def training(
+        self,
+        stream: Stream,
+        group: int,
+        first_group: int,
+        stride: int,
+        num_groups: NumGroups = one_by_one,
+        *,
+        beside: bool = False,
+    ) -> Iterator[GhostBatches]:
+        """Yield batches of the ghost batches first_group, first_group + stride, …
+
+        Args:
+            stream: the order of the samples.
+            group: γ.
+            first_group: the first ghost batch.
+            stride: from one ghost batch to the next.
+            num_groups: of each batch.
+            beside: leave what is prefetched for training as it is, and use the pipeline for testing.
+
+        Raises:
+            BadSample, RunError: when the batch is the next to yield.
+        """
         train = self.source.train
-        return self._batches(
-            TrainSampler(train, stream, training_augment(self.data, train), group, self.on_bad_sample),
-            first_group,
-            stride,
-        )
+        augment = training_augment(self.data, train)
+        sampler = TrainSampler(train, stream, augment, group, self.on_bad_sample, num_groups)
+        return self._batches(sampler, first_group, stride, 1 if beside else 0)
 
-    def testing(self, chunks: Sequence[range]) -> Iterator[GhostBatch]:
+    def testing(self, chunks: Sequence[range]) -> Iterator[GhostBatches]:
         """Yield the given ranges of the test set, in order, without augmentation. Raises as `training`."""
         test = self.source.test
-        return self._batches(EvalSampler(test, testing_augment(self.data, test), chunks, self.on_bad_sample), 0, 1)
+        sampler = EvalSampler(test, testing_augment(self.data, test), chunks, self.on_bad_sample)
+        return self._batches(sampler, 0, 1, 1)
 
-    def _batches(self, sampler: Sampler, first_group: int, stride: int) -> Iterator[GhostBatch]:
-        normalize = Normalize(
-            self.source.mean,
-            self.source.std,
-            getattr(torch, self.data.dtype),
-            self.data.channels_last,
-            self.device,
+    def _batches(self, sampler: Sampler, first_group: int, stride: int, pipeline: int) -> Iterator[GhostBatches]:
+        if choose_pipeline(self.data.pipeline, sampler.samples) == "torch":
+            return batches(sampler, lambda first: torch_inputs(sampler, self._normalize, first, stride), first_group)
+        dali = self._dali[pipeline]
+        return batches(sampler, lambda first: dali.inputs(sampler, first, stride), first_group)
+
+    @cached_property
+    def _normalize(self) -> Normalize:
+        return Normalize(
+            self.source.mean, self.source.std, getattr(torch, self.data.dtype), self.data.channels_last, self.device
         )
-        kind = choose_pipeline(self.data.pipeline, sampler.samples)
 
-        def inputs(first: int) -> Iterator[tuple[RawBatch, Tensor]]:
-            if kind == "torch":
-                return torch_inputs(sampler, normalize, first, stride)
-            from hvd_batchgrow.data.pipeline.dali_pipeline import dali_inputs
+    @cached_property
+    def _dali(self) -> tuple[Any, Any]:
+        """A pipeline for training and one for testing, which last as long as the reader."""
+        from hvd_batchgrow.data.pipeline.dali_pipeline import DaliPipeline
 
-            # On the CPU the calling thread is busy: it resizes and normalizes the images that DALI decoded.
-            busy = 0 if self.device.type == "cuda" else 1
-            return dali_inputs(sampler, normalize, first, stride, max(1, self.num_threads - busy))
-
-        return batches(sampler, inputs, first_group, stride)
+        # On the CPU the calling thread is busy: it resizes and normalizes the images that DALI decoded.
+        num_threads = max(1, self.num_threads - (0 if self.device.type == "cuda" else 1))
+        training, testing = (DaliPipeline(self._normalize, self.max_samples, num_threads) for _ in range(2))
+        return training, testing
 
 
 def batches(
-    sampler: Sampler, inputs: Callable[[int], Iterator[tuple[RawBatch, Tensor]]], first_group: int, stride: int
-) -> Iterator[GhostBatch]:
+    sampler: Sampler, inputs: Callable[[int], Iterator[tuple[RawBatch, Tensor]]], first_group: int
+) -> Iterator[GhostBatches]:
     """Yield the batches of a sampler. If a bad sample ends a pipeline, a new one continues from the same ghost batch.
 
     Args:
         sampler: replaces bad samples.
         inputs: opens a pipeline at a ghost batch.
         first_group: the first ghost batch.
-        stride: from one ghost batch to the next.
     """
     group = first_group
     while True:
         try:
             for raw, values in inputs(group):
-                group = raw.group + stride  # ranges without good samples are skipped
+                group = raw.next_group  # ranges without good samples are skipped
                 labels = to_device(torch.from_numpy(raw.labels), values.device)
-                yield GhostBatch(values, labels, raw.stream_index, raw.ids, raw.replaced)
+                yield GhostBatches(values, labels, raw.stream_index, raw.ids, raw.replaced)
             return
         except BadSample as bad:
             sampler.replace(bad)

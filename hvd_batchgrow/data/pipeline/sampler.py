@@ -1,10 +1,10 @@
-"""Samplers: the inputs of pipelines, one ghost batch at a time: encoded bytes or pixels, and their crops."""
+"""Samplers: the inputs of pipelines, one micro-batch at a time: encoded bytes or pixels, and their crops."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import count, tee
+from itertools import tee
 from typing import Any
 
 import numpy as np
@@ -20,31 +20,41 @@ OnBad = Callable[[BadSample], None]
 """Called with a bad sample before it is replaced; raises it if the job does not replace bad samples."""
 
 _DRAWN_AT_ONCE = 2048
-"""Samples whose ids and draws are computed in one call, to amortize the overhead of the call."""
+"""At least so many samples' ids and draws are computed in one call, to amortize the overhead of the call."""
+
+NumGroups = Callable[[int], int]
+"""Called with a ghost batch: with how many of the rank's ghost batches the batch is formed that begins with it.
+
+0: the stream ends before it."""
+
+
+def one_by_one(group: int) -> int:
+    """Form each batch of one ghost batch; see `NumGroups`."""
+    return 1
 
 
 @dataclass(frozen=True)
 class RawBatch:
-    """One ghost batch as the input of a pipeline."""
+    """Consecutive ghost batches of a rank, or a range of a test set, as the input of a pipeline: n samples."""
 
-    group: int
-    """Its number, after which a reopened pipeline continues."""
+    next_group: int
+    """The ghost batch after them, from which a reopened pipeline continues."""
     stream_index: Ids
-    """(γ,) indices in the stream."""
+    """(n,) indices in the stream."""
     ids: Ids
-    """(γ,) sample ids, after replacement of bad samples."""
+    """(n,) sample ids, after replacement of bad samples."""
     labels: NDArray[np.int64]
-    """(γ,)."""
+    """(n,)."""
     values: Any
     """From `Dataset.fetch`; None before."""
     placement: CropParams | None
     """None for rows."""
     replaced: NDArray[np.bool_]
-    """(γ,) whether the sample replaces a bad one of the stream."""
+    """(n,) whether the sample replaces a bad one of the stream."""
 
 
 class TrainSampler:
-    """The ghost batches of one rank, in stream order.
+    """The ghost batches of one rank, in stream order, in batches of one or several.
 
     The next good sample of the stream replaces a bad sample. It is the same in every layout.
 
@@ -54,37 +64,47 @@ class TrainSampler:
         augment: the rule for crops; None for rows.
         group: γ.
         on_bad_sample: called before a bad sample is replaced.
+        num_groups: of each batch; called some batches ahead.
     """
 
     def __init__(
-        self, samples: Dataset, stream: Stream, augment: Augment | None, group: int, on_bad_sample: OnBad = raise_bad
+        self,
+        samples: Dataset,
+        stream: Stream,
+        augment: Augment | None,
+        group: int,
+        on_bad_sample: OnBad = raise_bad,
+        num_groups: NumGroups = one_by_one,
     ) -> None:
-        self.samples, self.stream, self.augment, self.group, self.on_bad_sample = (
-            samples,
-            stream,
-            augment,
-            group,
-            on_bad_sample,
-        )
+        self.samples, self.stream, self.augment, self.group = samples, stream, augment, group
+        self.on_bad_sample, self.num_groups = on_bad_sample, num_groups
         self._bad = known_bad(samples)
         self.not_for_dali: set[int] = set()
         """Samples on which DALI failed, which Pillow decodes."""
 
-    def raw_groups(self, first_group: int, stride: int) -> Iterator[RawBatch]:
-        """Yield ghost batches first_group, first_group + stride, … endlessly. Raises BadSample when one is read."""
-        return _filled(self.samples, self._empty_groups(first_group, stride))
+    def raw_batches(self, first_group: int, stride: int) -> Iterator[RawBatch]:
+        """Yield batches of the ghost batches first_group, first_group + stride, … Raises BadSample when one is read."""
+        return _filled(self.samples, self._empty_batches(first_group, stride))
 
-    def _empty_groups(self, first_group: int, stride: int) -> Iterator[RawBatch]:
-        num_groups = max(1, _DRAWN_AT_ONCE // self.group)
-        for start in count(first_group, num_groups * stride):
-            groups = range(start, start + num_groups * stride, stride)
+    def _empty_batches(self, first_group: int, stride: int) -> Iterator[RawBatch]:
+        while num_drawn := self._num_drawn(first_group, stride):
+            groups = range(first_group, first_group + num_drawn * stride, stride)
             stream_index = (np.array(groups)[:, None] * self.group + np.arange(self.group)).reshape(-1)
             epochs, ids, replaced = self._good(stream_index)
             placement = self._place(epochs, ids)
-            for j, group in enumerate(groups):
-                part = slice(j * self.group, (j + 1) * self.group)
+            while first_group < groups.stop:
+                next_group = first_group + self.num_groups(first_group) * stride
+                part = slice(*(self.group * ((group - groups.start) // stride) for group in (first_group, next_group)))
+                first_group = min(next_group, groups.stop)
                 labels, place = self.samples.labels[ids[part]], placement and placement[part]
-                yield RawBatch(group, stream_index[part], ids[part], labels, None, place, replaced[part])
+                yield RawBatch(first_group, stream_index[part], ids[part], labels, None, place, replaced[part])
+
+    def _num_drawn(self, group: int, stride: int) -> int:
+        """Return the number of ghost batches of the next batches, whose ids and draws are computed in one call."""
+        total = 0
+        while total * self.group < _DRAWN_AT_ONCE and (count := self.num_groups(group + total * stride)):
+            total += count
+        return total
 
     def replace(self, bad: BadSample) -> None:
         """Replace a bad sample from now on. Raises what `on_bad_sample` raises."""
@@ -132,11 +152,11 @@ class EvalSampler:
         self.not_for_dali: set[int] = set()
         """Samples on which DALI failed, which Pillow decodes."""
 
-    def raw_groups(self, first_group: int, stride: int) -> Iterator[RawBatch]:
+    def raw_batches(self, first_group: int, stride: int) -> Iterator[RawBatch]:
         """Yield the ranges first_group, first_group + stride, … Raises BadSample when one is read."""
-        return _filled(self.samples, self._empty_groups(first_group, stride))
+        return _filled(self.samples, self._empty_batches(first_group, stride))
 
-    def _empty_groups(self, first_group: int, stride: int) -> Iterator[RawBatch]:
+    def _empty_batches(self, first_group: int, stride: int) -> Iterator[RawBatch]:
         for group in range(first_group, len(self.chunks), stride):
             chunk = self.chunks[group]
             ids = np.array([k for k in chunk if k not in self._bad], dtype=np.int64)
@@ -145,7 +165,7 @@ class EvalSampler:
                 placement = self.augment.sample_crops(np.empty((len(ids), 0)), sizes_of(self.samples, ids))
             if len(ids):
                 replaced = np.zeros(len(ids), dtype=bool)
-                yield RawBatch(group, ids, ids, self.samples.labels[ids], None, placement, replaced)
+                yield RawBatch(group + stride, ids, ids, self.samples.labels[ids], None, placement, replaced)
 
     def replace(self, bad: BadSample) -> None:
         """Skip a bad sample from now on. Raises what `on_bad_sample` raises."""

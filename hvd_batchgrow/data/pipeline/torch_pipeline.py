@@ -83,8 +83,8 @@ class Normalize:
 def torch_inputs(
     sampler: Sampler, normalize: Normalize, first_group: int, stride: int
 ) -> Iterator[tuple[RawBatch, Tensor]]:
-    """Yield ghost batches of a sampler and the network's inputs. Raises BadSample when one is read."""
-    for raw in sampler.raw_groups(first_group, stride):
+    """Yield the batches of a sampler and the network's inputs. Raises BadSample when one is read."""
+    for raw in sampler.raw_batches(first_group, stride):
         if raw.placement is None:
             yield raw, normalize.rows(torch.from_numpy(raw.values))
         elif sampler.samples.kind == "encoded":

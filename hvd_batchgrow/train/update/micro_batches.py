@@ -10,13 +10,15 @@ from torch import Tensor
 
 from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.data.order.order_digest import digest
-from hvd_batchgrow.data.pipeline.reader import GhostBatch
+from hvd_batchgrow.data.order.stream import groups_left_in_pass
+from hvd_batchgrow.data.pipeline.reader import GhostBatches, GhostBatchStream
 from hvd_batchgrow.nn.dropout import sample_keys
+from hvd_batchgrow.schedule.plan import Plan
 from hvd_batchgrow.train.update.forward import MicroBatch
 
 
 def read_micro_batches(
-    ghost_batches: Iterator[GhostBatch],
+    ghost_batches: GhostBatchStream,
     passes: Iterable[tuple[int, ...]],
     keyed_by: tuple[int, int] | None,
     at: Callable[[str], None],
@@ -31,13 +33,31 @@ def read_micro_batches(
     """
     for slots in passes:
         at("reading samples")
-        groups = [next(ghost_batches) for _ in slots]
+        groups = ghost_batches.take(len(slots))
         at("computing gradients")
         yield join_groups(groups, slots, keyed_by)
 
 
+def groups_of_pass(plan: Plan, group: int, ranks: int) -> int:
+    """Return how many ghost batches a rank reads as one batch from a ghost batch on: those up to the end of a pass.
+
+    The reader calls it some batches before they are trained on. If the batch grows meanwhile, the batches in flight
+    are cut or joined, and those after them end where passes do again.
+
+    Args:
+        plan: as it is known now.
+        group: the ghost batch of the stream, with group mod R = rank.
+        ranks: R.
+    """
+    schedule, size = plan.schedule, plan.ghost_batch
+    index = schedule.index_at(min(group * size, schedule.end_samples - 1))
+    first, batch = schedule.phases[index].start_samples // size, schedule.phases[index].global_batch // size
+    first += (group - first) // batch * batch
+    return groups_left_in_pass(group, first, batch, plan.layouts[index].micro_batch // size, ranks)
+
+
 def join_groups(
-    groups: Sequence[GhostBatch], slots: tuple[int, ...], keyed_by: tuple[int, int] | None = None
+    groups: Sequence[GhostBatches], slots: tuple[int, ...], keyed_by: tuple[int, int] | None = None
 ) -> MicroBatch:
     """Join ghost batches into one micro-batch.
 
