@@ -65,7 +65,8 @@ class Ours:
         plan = compile_plan(job, ranks.size, len(self.source.train))
         self.phase, self.micro_batch = plan.schedule.phases[0], plan.layouts[0].micro_batch
         self.batch, self.group = self.phase.global_batch, job.model.ghost_batch
-        self._samples, self._ghost_batches = 0, self.parts.ghost_batches(0, ranks)
+        self._samples = 0
+        self._ghost_batches = self.parts.ghost_batches(0, ranks, lambda _: self.micro_batch // self.group)
 
     def next_passes(self) -> list[tuple[int, ...]]:
         """Return the slots of each micro-batch of this rank in the next update."""
