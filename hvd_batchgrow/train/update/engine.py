@@ -62,20 +62,19 @@ class UpdateResult:
 class _Share:
     """Sums over this rank's micro-batches of an update."""
 
-    tally: Tensor
-    """Loss and correct answers, on the device."""
     stop: bool
     slots: list[int] = field(default_factory=list)
     losses: list[tuple[tuple[int, ...], Tensor]] = field(default_factory=list)
-    """For each micro-batch, the slots of its ghost batches and the sum of its losses."""
+    """For each micro-batch, the slots of its ghost batches and the sum of its losses, on the device."""
+    num_correct: list[Tensor | int] = field(default_factory=list)
+    """For each micro-batch, the number of correct answers."""
     digest: int = 0
     replaced: list[tuple[int, int]] = field(default_factory=list)
 
     def add(self, micro_batch: MicroBatch, loss: Tensor, num_correct: Tensor | int) -> None:
-        self.tally[0].add_(loss)
-        self.tally[1].add_(num_correct)
         self.slots += micro_batch.slots
         self.losses.append((micro_batch.slots, loss))
+        self.num_correct.append(num_correct)
         self.digest += micro_batch.digest
         self.replaced += micro_batch.replaced
 
@@ -196,7 +195,7 @@ class UpdateEngine:
         if num_passes < 1:
             raise ValueError(f"num_passes = {num_passes}: must be at least 1 on each rank")
         self.stopwatch.begin("forward")
-        share = _Share(torch.zeros(2, dtype=torch.float64, device=self.device), stop=stop)
+        share = _Share(stop)
         totals, handle = self._compute(micro_batches, num_passes, share, phase, num_groups)
         self.at(WAITING)
         self.stopwatch.enter("all-reduce")
@@ -339,17 +338,21 @@ class UpdateEngine:
         served = [0.0] * num_groups
         for slot in share.slots:
             served[slot] += 1
-        known = [float(share.stop), float(len(share.replaced)), *to_halves(share.digest % 2**64), *served]
+        known = [0.0, 0.0, float(share.stop), float(len(share.replaced)), *to_halves(share.digest % 2**64), *served]
         weights = [group.norms[0].weights(share.slots, num_groups) for group in self._norm_groups]
         known += [weight for of_group in weights for weight in of_group]
         # What the host knows crosses to the device in one copy.
-        numbers, rest = to_device(torch.tensor(known, dtype=torch.float64), self.device).tensor_split([4 + num_groups])
+        host = torch.tensor(known, dtype=torch.float64)
+        numbers, rest = to_device(host, self.device).tensor_split([_NUM_TALLIES + num_groups])
+        for (_, loss), num_correct in zip(share.losses, share.num_correct, strict=True):
+            numbers[0].add_(loss)
+            numbers[1].add_(num_correct)
         sums: list[Tensor] = []
         num_slots = len(share.slots)
         for index, group in enumerate(self._norm_groups):
             of_group = rest[index * num_slots : (index + 1) * num_slots]
             sums += self._summed(group, of_group[:, None, None] * group.take_statistics(num_slots))
-        return torch.cat([share.tally, numbers, *sums])
+        return torch.cat([numbers, *sums])
 
     def _summed(self, group: NormGroup, contributions: Tensor) -> list[Tensor]:
         """Sum the contributions (k, 2, ΣC) of this rank's ghost batches, flat; in exact mode as parts, norm by norm."""
