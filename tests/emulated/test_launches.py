@@ -7,21 +7,24 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hvd_batchgrow.comm.ranks import SingleRank
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.job_file import parse_job
+from hvd_batchgrow.nn.build import build_model
+from hvd_batchgrow.nn.dropout import sample_keys
 from hvd_batchgrow.nn.ghost.ghost_batch_norm import GhostBatchNorm2d
 from hvd_batchgrow.optim.build import build_optimizer
-from hvd_batchgrow.train.trainer import Trainer
+from hvd_batchgrow.schedule.phases import Phase
+from hvd_batchgrow.train.update.engine import UpdateEngine
+from hvd_batchgrow.train.update.forward import MicroBatch
 from tests.emulated.device import launches
-from tests.emulated.test_whole_runs import trainer_of
 
 NETWORKS: dict[str, dict[str, Any]] = {
     "small_conv_net": {"channels": [4, 8]},
@@ -52,15 +55,25 @@ def job_of(network: str, optim: dict[str, Any], **keys: Any) -> Job:
     )
 
 
-def of_update(trainer: Trainer) -> tuple[Counter[str], Counter[str]]:
-    """Count the launches of an update: its passes, and all else but reading samples."""
-    groups, phase = trainer.parts.ghost_batches(0, SingleRank()), trainer.plan.schedule.phases[-1]
+def engine_of(job: Job, device: torch.device) -> UpdateEngine:
+    model = build_model(job, (32, 32, 3), 4).to(device)
+    return UpdateEngine(model, build_optimizer(model, job.optim), SingleRank())
+
+
+def samples(device: torch.device) -> tuple[Tensor, Tensor]:
+    return torch.rand(BATCH, 3, 32, 32).to(device), torch.zeros(BATCH, dtype=torch.int64).to(device)
+
+
+def of_update(engine: UpdateEngine) -> tuple[Counter[str], Counter[str]]:
+    """Count the launches of an update: its passes, and all else."""
+    keys = sample_keys(1, np.zeros(BATCH, dtype=np.int64), np.arange(BATCH))
+    micro_batch = MicroBatch(*samples(engine.device), tuple(range(BATCH // GROUP)), keys=keys)
+    phase = Phase(0.0, 0.1, 0.9, BATCH, BATCH, start_samples=0, num_updates=10)
     for _ in range(2):  # the first update makes the optimizer's state
         launches.clear()
-        trainer.update(groups, phase, BATCH)
-    mine = {line: count for line, count in launches.items() if not line.startswith(("data/", "train/update/micro"))}
-    passes = Counter({line: count for line, count in mine.items() if is_of_pass(line)})
-    return passes, Counter(mine) - passes
+        engine.update(iter([micro_batch]), 1, phase, BATCH // GROUP)
+    passes = Counter({line: count for line, count in launches.items() if is_of_pass(line)})
+    return passes, launches - passes
 
 
 def is_of_pass(line: str) -> bool:
@@ -75,7 +88,7 @@ def of_bare_loops(model: nn.Module, device: torch.device, jobs: list[Job]) -> It
         for name, child in module.named_children():
             if isinstance(child, GhostBatchNorm2d):
                 setattr(module, name, nn.BatchNorm2d(child.num_features).to(device))
-    inputs, labels = torch.rand(BATCH, 3, 32, 32).to(device), torch.zeros(BATCH, dtype=torch.int64).to(device)
+    inputs, labels = samples(device)
     total = torch.zeros((), device=device)
     for job in jobs:
         optimizer = build_optimizer(model, job.optim)
@@ -91,14 +104,13 @@ def of_bare_loops(model: nn.Module, device: torch.device, jobs: list[Job]) -> It
 
 
 @pytest.mark.parametrize("network", NETWORKS)
-def test_an_update_launches_hardly_more_than_a_bare_loop(device: torch.device, network: str, tmp_path: Path) -> None:
+def test_an_update_launches_hardly_more_than_a_bare_loop(device: torch.device, network: str) -> None:
     jobs = [job_of(network, optim) for optim in OPTIMIZERS]
-    trainer = trainer_of(jobs[0], device, tmp_path)
-    model, engine = trainer.parts.model, trainer.parts.engine
-    found = []
+    engine = engine_of(jobs[0], device)
+    model, found = engine.model, []
     for job in jobs:
         engine.optimizer = build_optimizer(model, job.optim)
-        found.append(of_update(trainer)[1])
+        found.append(of_update(engine)[1])
     for job, beside, (passes, bare) in zip(jobs, found, of_bare_loops(model, device, jobs), strict=True):
         of_step = sum(count for line, count in beside.items() if line.startswith("optim/") or " update: _f" in line)
         ratio = (passes + beside.total()) / (passes + bare)
@@ -109,11 +121,11 @@ def test_an_update_launches_hardly_more_than_a_bare_loop(device: torch.device, n
         assert ratio <= 1.2 or network == "small_conv_net", (report, beside)
 
 
-def test_keyed_dropout_launches_few_kernels_per_layer(device: torch.device, tmp_path: Path) -> None:
+def test_keyed_dropout_launches_few_kernels_per_layer(device: torch.device) -> None:
     """torch's own dropout launches one: its generator is a part of the kernel."""
-    trainer = trainer_of(job_of("wrn_16_4", OPTIMIZERS[0], dropout=0.3), device, tmp_path)
-    passes, _ = of_update(trainer)
-    num_layers = len(trainer.parts.engine.dropouts)
+    engine = engine_of(job_of("wrn_16_4", OPTIMIZERS[0], dropout=0.3), device)
+    passes, _ = of_update(engine)
+    num_layers = len(engine.dropouts)
     per_layer = sum(count for line, count in passes.items() if line.startswith("nn/dropout")) / num_layers
     assert num_layers == 6
     assert per_layer <= 16, passes
