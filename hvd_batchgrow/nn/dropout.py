@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from hvd_batchgrow.comm.to_device import to_device
 from hvd_batchgrow.data.order.splitmix import MULTIPLIERS, SHIFTS, STEP, mix
 from hvd_batchgrow.nn.recompute import is_recomputing
 
@@ -50,27 +52,30 @@ class KeyedDropout(nn.Module):
         self.rescale = rescale
         self._place = 0
         self._keys: Tensor | None = None
+        self._keys_of_place: Tensor | None = None
+        """Hashes of `_keys` and `_place`, for the first call in the forward."""
         self._num_calls = 0
 
     def forward(self, x: Tensor) -> Tensor:
         """Drop parts of each sample. Raises ValueError if the number of keys is not the number of samples."""
         if not self.training or self.p == 0:
             return x
-        keep = self._uniforms(x) >= self.p
-        return x * (keep.to(x.dtype) / (1 - self.p if self.rescale else 1))
+        return x * (self._keep(x).to(x.dtype) / (1 - self.p if self.rescale else 1))
 
-    def _uniforms(self, x: Tensor) -> Tensor:
-        """Return a float32 number in [0, 1) for each part of x, in a shape that broadcasts to x."""
+    def _keep(self, x: Tensor) -> Tensor:
+        """Return whether each part of x stays, in a shape that broadcasts to x."""
         kept = {"value": x.dim(), "channel": 2, "sample": 1}[self.unit]
         shape = (*x.shape[:kept], *[1] * (x.dim() - kept))
-        if self._keys is None:
-            return torch.rand(shape, device=x.device)
+        if self._keys is None or self._keys_of_place is None:
+            return torch.rand(shape, device=x.device) >= self.p
         if len(self._keys) != len(x):
             raise ValueError(f"dropout got {len(x)} samples, but keys for {len(self._keys)}")
-        keys = _mix(self._keys.to(x.device) + _signed(STEP * (self._place << 32 | self._count_call())))
-        counters = torch.arange(1, 1 + math.prod(shape[1:]), device=x.device) * _signed(STEP)
-        bits = _mix(keys[:, None] + counters)
-        return bits.bitwise_right_shift_(40).bitwise_and_(0xFFFFFF).float().mul_(2.0**-24).view(shape)
+        call = self._count_call()
+        keys = _mix(self._keys + _signed(STEP * (self._place << 32 | call))) if call else self._keys_of_place
+        counters = torch.arange(1, 1 + math.prod(shape[1:]), device=x.device)
+        states = torch.add(keys.to(x.device)[:, None], counters, alpha=_signed(STEP))
+        bits = _scramble(states).bitwise_right_shift_(40).bitwise_and_(0xFFFFFF)  # of the uniform number bits · 2⁻²⁴
+        return (bits >= _fewest_bits(self.p)).view(shape)
 
     def _count_call(self) -> int:
         """Return the index of this call in the forward. A call that an activation checkpoint repeats keeps its index.
@@ -107,15 +112,22 @@ def sample_keys(seed: int, epochs: NDArray[np.int64], ids: NDArray[np.int64]) ->
     return torch.from_numpy(keys.view(np.int64))
 
 
-def set_sample_keys(dropouts: list[KeyedDropout], keys: Tensor | None) -> None:
+def set_sample_keys(dropouts: list[KeyedDropout], keys: Tensor | None, device: torch.device | None = None) -> None:
     """Set the keys of the samples of the next forward.
 
     Args:
         dropouts: all keyed dropouts of the network, from `keyed_dropouts`.
         keys: (n,), from `sample_keys`; None: draw from torch's generator.
+        device: of the forward; None: where the keys are.
     """
+    rows: Sequence[Tensor | None] = [None] * (len(dropouts) + 1)
+    if keys is not None and dropouts:
+        # The host hashes the keys for all dropouts, and one copy brings them to the device.
+        steps = torch.tensor([_signed(STEP * (place << 32)) for place in range(len(dropouts))], device=keys.device)
+        rows = to_device(torch.cat([_mix(keys + steps[:, None]), keys[None]]), device or keys.device).unbind()
     for place, dropout in enumerate(dropouts):
-        dropout._place, dropout._keys, dropout._num_calls = place, keys, 0
+        dropout._place, dropout._num_calls = place, 0
+        dropout._keys_of_place, dropout._keys = rows[place], rows[-1]
 
 
 def keyed_dropouts(model: nn.Module) -> list[KeyedDropout]:
@@ -179,8 +191,22 @@ def _signed(value: int) -> int:
 
 def _mix(x: Tensor) -> Tensor:
     """Apply SplitMix64's output function in place, int64 to int64. Overflow is intended."""
-    for shift, multiplier in zip(SHIFTS, (*MULTIPLIERS, None), strict=True):
-        x ^= (x >> shift).bitwise_and_(2 ** (64 - shift) - 1)  # torch's >> copies the sign bit
-        if multiplier is not None:
-            x *= _signed(multiplier)
+    return _shift_into(_scramble(x), SHIFTS[-1])
+
+
+def _scramble(x: Tensor) -> Tensor:
+    """Apply the output function without its last shift, which changes only the lowest 33 bits."""
+    for shift, multiplier in zip(SHIFTS, MULTIPLIERS, strict=False):
+        x = _shift_into(x, shift).mul_(_signed(multiplier))
     return x
+
+
+def _shift_into(x: Tensor, shift: int) -> Tensor:
+    x ^= (x >> shift).bitwise_and_(2 ** (64 - shift) - 1)  # torch's >> copies the sign bit
+    return x
+
+
+def _fewest_bits(p: float) -> int:
+    """Return the least whole number k for which k · 2⁻²⁴ is at least p, rounded to float32."""
+    mantissa, exponent = math.frexp(p)
+    return math.ceil(math.ldexp(round(mantissa * 2**24), exponent))

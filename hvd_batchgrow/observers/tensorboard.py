@@ -44,7 +44,9 @@ class TensorBoard(Observer):
             "noise/scale": event.noise_scale,
             "perf/samples_per_s": event.samples_per_s,
             "perf/data_wait_pct": event.data_wait_pct,
+            "perf/backward_pct": event.backward_pct,
             "perf/allreduce_pct": event.allreduce_pct,
+            "perf/optimizer_pct": event.optimizer_pct,
             "update/skipped": event.skipped,
         }
         if event.trust_ratio is not None:

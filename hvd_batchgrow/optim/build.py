@@ -10,6 +10,7 @@ from torch import nn
 
 from hvd_batchgrow.config.optim import AdamSection, LarsSection, SgdSection
 from hvd_batchgrow.optim.eager import SGD, Adam, AdamW
+from hvd_batchgrow.optim.implementation import implementation
 from hvd_batchgrow.optim.lars import Lars
 from hvd_batchgrow.schedule.phases import Phase
 
@@ -34,10 +35,11 @@ def build_optimizer(model: nn.Module, optim: SgdSection | AdamSection | LarsSect
         return Lars(
             groups, lr=optim.lr, momentum=optim.momentum, trust_coefficient=optim.trust_coefficient, eps=optim.eps
         )
+    chosen = implementation(parameters)
     if isinstance(optim, SgdSection):
-        return SGD(groups, lr=optim.lr, momentum=optim.momentum, nesterov=optim.nesterov, foreach=True)
+        return SGD(groups, lr=optim.lr, momentum=optim.momentum, nesterov=optim.nesterov, **chosen)
     kind = Adam if optim.name == "adam" else AdamW
-    return kind(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, foreach=True)
+    return kind(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, **chosen)
 
 
 def lr_ratios(optimizer: torch.optim.Optimizer) -> list[float]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+from hvd_batchgrow.nn.parameters import gradient_strides
 from hvd_batchgrow.optim.eager import EagerOptimizer
 from hvd_batchgrow.optim.tensor_groups import parts_of_size
 
@@ -135,9 +136,9 @@ class Lars(EagerOptimizer):
         buffers = self._decayed_buffers(params, group["momentum"], rate)
         ratios = _trust_ratios(params, gradients, group) if adapt else None
         if ratios is not None:
-            torch._foreach_addcmul_(buffers, gradients, (ratios * rate).unbind())
+            torch._foreach_addcmul_(buffers, gradients, _factors(ratios * rate, params))
             if group["weight_decay"]:
-                torch._foreach_addcmul_(buffers, params, (ratios * (rate * group["weight_decay"])).unbind())
+                torch._foreach_addcmul_(buffers, params, _factors(ratios * (rate * group["weight_decay"]), params))
         else:
             torch._foreach_add_(buffers, gradients, alpha=rate)
             if group["weight_decay"] and group["adapt"] is False:
@@ -160,11 +161,28 @@ class Lars(EagerOptimizer):
         return buffers
 
 
+def _factors(values: Tensor, params: list[Tensor]) -> list[Tensor]:
+    """Return factors for foreach, one for each tensor: on a CPU as numbers, elsewhere spread over each tensor's shape.
+
+    With a list of numbers, foreach would launch one kernel per tensor instead of one for all. The factors need as much
+    memory as the tensors, until the next operation.
+    """
+    if values.device.type == "cpu":
+        return list(values.unbind())
+    sizes = [param.numel() for param in params]
+    numbers = values.to(params[0].dtype).unbind()
+    flat = torch.cat([number.expand(size) for number, size in zip(numbers, sizes, strict=True)])
+    return [
+        part.as_strided(param.shape, gradient_strides(param))
+        for part, param in zip(flat.split(sizes), params, strict=True)
+    ]
+
+
 def _trust_ratios(params: list[Tensor], gradients: list[Tensor], group: dict[str, Any]) -> Tensor:
-    weight, gradient = _norms(params), _norms(gradients)
+    weight, gradient = _norms(params + gradients).view(2, -1)
     denominator = gradient + group["weight_decay"] * weight + group["eps"]
     ratios = group["trust_coefficient"] * weight / denominator
-    return torch.where((weight > 0) & (gradient > 0), ratios, 1.0)
+    return torch.where(torch.minimum(weight, gradient) > 0, ratios, 1.0)
 
 
 def _norms(tensors: list[Tensor]) -> Tensor:

@@ -65,7 +65,13 @@ class TrainRecord:
     """Fraction of samples classified correctly, in [0, 1]."""
     samples_per_s: float
     data_wait_pct: float
+    """Percentage of the updates' time, on the device of rank 0; so are the next three. The forward passes are the rest.
+    While the host waits for samples, the device may still work: only the time in which it does not counts."""
+    backward_pct: float
     allreduce_pct: float
+    """From the end of the backward to the end of the all-reduces, which it did not hide."""
+    optimizer_pct: float
+    """From there to the end of the optimizer step."""
     trust_ratio: float | None
     """Median over the tensors of LARS's last update; None for other optimizers."""
     skipped: int

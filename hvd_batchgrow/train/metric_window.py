@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from hvd_batchgrow.schedule.phases import Phase
@@ -10,30 +11,35 @@ from hvd_batchgrow.schedule.plan import Plan
 from hvd_batchgrow.train.events import TrainRecord
 from hvd_batchgrow.train.train_state import TrainState
 from hvd_batchgrow.train.update.engine import UpdateResult
+from hvd_batchgrow.train.update.stopwatch import Stage
 
 
 @dataclass
 class MetricWindow:
     """Sums over the updates since the last record, all of one phase."""
 
+    updates: int = 0
     samples: int = 0
     loss: float = 0.0
     correct: int = 0
-    seconds: float = 0.0
-    data_wait_s: float = 0.0
-    reduce_wait_s: float = 0.0
 
     def add(self, result: UpdateResult, samples: int) -> None:
         """Add an update of `samples` samples; if it was skipped, only its time counts."""
+        self.updates += 1
         if not result.skipped:  # the loss of a skipped update may be NaN
             self.samples += samples
             self.loss += result.loss_sum
             self.correct += result.num_correct
-        self.seconds += result.seconds
-        self.data_wait_s += result.data_wait_s
-        self.reduce_wait_s += result.reduce_wait_s
 
-    def record(self, plan: Plan, index: int, phase: Phase, state: TrainState, trust_ratio: float | None) -> TrainRecord:
+    def record(
+        self,
+        plan: Plan,
+        index: int,
+        phase: Phase,
+        state: TrainState,
+        trust_ratio: float | None,
+        seconds: Mapping[Stage, float],
+    ) -> TrainRecord:
         """Return the record of this window. If all its updates were skipped, loss and top1 are NaN.
 
         Args:
@@ -42,7 +48,9 @@ class MetricWindow:
             phase: as of the last update.
             state: after the last update.
             trust_ratio: median of LARS's trust ratios.
+            seconds: time of each stage of the updates, from `Stopwatch.read`.
         """
+        total = math.fsum(seconds.values())
         samples = state.samples
         layout = plan.layouts[index]
         return TrainRecord(
@@ -59,9 +67,11 @@ class MetricWindow:
             noise_scale=plan.noise_scale(phase),
             loss=self.loss / self.samples if self.samples else math.nan,
             top1=self.correct / self.samples if self.samples else math.nan,
-            samples_per_s=self.samples / self.seconds,
-            data_wait_pct=100 * self.data_wait_s / self.seconds,
-            allreduce_pct=100 * self.reduce_wait_s / self.seconds,
+            samples_per_s=self.samples / total,
+            data_wait_pct=100 * seconds["data"] / total,
+            backward_pct=100 * seconds["backward"] / total,
+            allreduce_pct=100 * seconds["all-reduce"] / total,
+            optimizer_pct=100 * seconds["optimizer"] / total,
             trust_ratio=trust_ratio,
             skipped=state.num_skipped,
             gradient_noise=state.growth.noise,

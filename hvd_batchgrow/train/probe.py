@@ -35,6 +35,7 @@ from hvd_batchgrow.schedule.plan import compile_plan
 from hvd_batchgrow.train.parts import TrainingParts
 from hvd_batchgrow.train.run.setup import load_together, prepare_rank
 from hvd_batchgrow.train.update.micro_batches import read_micro_batches
+from hvd_batchgrow.train.update.stopwatch import stopwatch_of
 
 ReportLine = Callable[[str], None]
 """Called with a line of progress, on every rank."""
@@ -163,17 +164,17 @@ class _Bench:
         self._samples, self._groups_per_pass = 0, 1
         most = max(1, self.job.micro_batch_limit // self.job.model.ghost_batch)
         self._ghost_batches = parts.ghost_batches(0, ranks, lambda _: min(self._groups_per_pass, most))
+        self.stopwatch = parts.engine.stopwatch
 
-    def update(self, micro_batch: int, accumulation: int) -> tuple[float, float]:
-        """Do one update; return its seconds, and how many of them this rank waited for data."""
+    def update(self, micro_batch: int, accumulation: int) -> None:
+        """Do one update."""
         ranks, parts, group = self.ranks, self.parts, self.job.model.ghost_batch
         batch, self._groups_per_pass = ranks.size * accumulation * micro_batch, micro_batch // group
         passes = passes_of_rank(self._samples, batch, group, micro_batch, ranks.rank, ranks.size)
         micro_batches = read_micro_batches(self._ghost_batches, passes, parts.keyed_by, parts.heartbeat.at)
         phase = replace(self._phase, global_batch=batch)
-        result = parts.engine.update(micro_batches, len(passes), phase, batch // group)
+        parts.engine.update(micro_batches, len(passes), phase, batch // group)
         self._samples += batch
-        return result.seconds, result.data_wait_s
 
     def mean(self, values: Sequence[float]) -> tuple[float, ...]:
         """Return the means over the ranks, on all ranks."""
@@ -214,8 +215,11 @@ def _warm_up(bench: _Bench, shapes: Sequence[tuple[int, int]]) -> float:
 def _time_block(bench: _Bench, micro_batch: int, accumulation: int) -> tuple[float, ...]:
     """Return the seconds and the data wait of an update: means over at least four micro-batches and over the ranks."""
     repeats = max(1, 4 // accumulation)
-    results = [bench.update(micro_batch, accumulation) for _ in range(repeats)]
-    return bench.mean([sum(column) / repeats for column in zip(*results, strict=True)])
+    bench.stopwatch.read()  # the device is now idle
+    for _ in range(repeats):
+        bench.update(micro_batch, accumulation)
+    seconds = bench.stopwatch.read()
+    return bench.mean([sum(seconds.values()) / repeats, seconds["data"] / repeats])
 
 
 def update_shapes(job: Job, *, on_cpu: bool) -> Iterator[tuple[int, int]]:
@@ -244,12 +248,13 @@ def _measure_sums(bench: _Bench, report_line: ReportLine) -> list[TimedSum]:
 
 
 def _time_sum(bench: _Bench, num_values: int) -> TimedSum:
-    values = torch.zeros(num_values, device=bench.device)
+    values, stopwatch = torch.zeros(num_values, device=bench.device), stopwatch_of(bench.device)
     seconds = []
     for _ in range(_SUM_REPEATS):
-        begin = time.perf_counter()
+        stopwatch.begin("all-reduce")
         bench.ranks.sum(values, f"probe.{num_values}")
-        seconds.append(time.perf_counter() - begin)
+        stopwatch.enter(None)
+        seconds.append(stopwatch.read()["all-reduce"])  # waits for the device before the next sum
     # Skip the first ones, in which the ranks negotiate names and buffers.
     (median_s,) = bench.mean([statistics.median(seconds[_SUM_REPEATS // 5 :])])
     return TimedSum(num_bytes=4 * num_values, seconds=median_s)

@@ -199,9 +199,10 @@ class Trainer:
 
     def _log(self, window: MetricWindow, index: int, phase: Phase) -> MetricWindow:
         """Send the record of a window of updates to the observers; return the next window."""
-        if window.seconds:  # otherwise no update was done since the last record
-            trust_ratio = median_trust_ratio(self.parts.optimizer)
-            self.observers.notify("on_record", window.record(self.plan, index, phase, self.state, trust_ratio))
+        if window.updates:
+            trust_ratio, seconds = median_trust_ratio(self.parts.optimizer), self.parts.engine.stopwatch.read()
+            record = window.record(self.plan, index, phase, self.state, trust_ratio, seconds)
+            self.observers.notify("on_record", record)
         return MetricWindow()
 
     def _evaluate_if_due(self, before: int) -> Evaluation | None:

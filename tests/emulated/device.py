@@ -5,14 +5,20 @@ GPU,
 
 - an operation on tensors of the device and of the CPU together is an error, except for numbers;
 - reading a value (`item`, `tolist`, `cpu`, a boolean index) makes the host wait, as does a copy unless it is
-  non-blocking and the host's memory is pinned. Each wait is counted.
+  non-blocking and the host's memory is pinned. Each wait is counted;
+- an operation on lists of tensors (`_foreach_…`) is one launch if the tensors at each index are alike, else one per
+  tensor. A fused optimizer requires them to be alike;
+- autocast casts the inputs of convolutions and matrix products;
+- the time between two events can be read once the host has waited for the later one.
 
-Streams, autocast, the rounding of a GPU's kernels and speed are not emulated.
+Streams, the rounding of a GPU's kernels and speed are not emulated. Lists of so many or so large tensors that a GPU
+would need several launches count as one.
 """
 
 from __future__ import annotations
 
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +34,7 @@ from torch.utils import backend_registration
 from torch.utils._pytree import tree_flatten, tree_map
 
 import hvd_batchgrow
+from hvd_batchgrow.nn.parameters import is_dense
 
 NAME = "emulated"
 _PACKAGE = f"{Path(hvd_batchgrow.__file__).parent}/"
@@ -38,6 +45,11 @@ _FACTORIES = (
     *("rand", "randn", "scalar_tensor", "eye", "linspace"),
 )
 """Operations that make a tensor from numbers."""
+_CAST = (
+    *("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d.input", "conv_transpose3d.input", "linear"),
+    *("matmul", "mm", "bmm", "addmm", "baddbmm", "mv", "addmv"),
+)
+"""Operations of which autocast casts the inputs."""
 _FREE = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "detach", "alias", "lift_fresh"}
 """Operations that launch nothing."""
 
@@ -65,6 +77,33 @@ def _line() -> str:
 
 def _wait(operation: str) -> None:
     waits[f"{_line()}: {operation}"] += 1
+    Event.num_waits += 1
+
+
+def _num_launches(name: str, args: Any) -> int:
+    """Return 1, or the number of tensors if foreach cannot take its fast route (ATen/native/ForeachUtils.h).
+
+    Raises:
+        RuntimeError: a fused optimizer cannot.
+    """
+    if not name.startswith(("_foreach_", "_fused_")):
+        return 1
+    # The last list of a fused Adam counts its steps.
+    lists = [arg for arg in args[: 5 if name.startswith("_fused_adam") else None] if isinstance(arg, list) and arg]
+    lists = [tensors for tensors in lists if isinstance(tensors[0], Tensor)]
+    types = {tensor.dtype for tensors in lists for tensor in tensors}
+    has_one_type = len(types) == 1 or name == "_foreach_copy_"
+    if has_one_type and all(len({_memory(tensor) for tensor in alike}) == 1 for alike in zip(*lists, strict=True)):
+        return 1
+    if name.startswith("_fused_"):
+        raise RuntimeError(f"{name}: params, grads and states must have the same type, sizes and strides")
+    return len(lists[0])
+
+
+def _memory(tensor: Tensor) -> Any:
+    """Return sizes and strides; of an overlapping tensor or one with gaps, something that no other tensor has."""
+    strides = [stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if size != 1]
+    return (tuple(tensor.shape), tuple(strides)) if is_dense(tensor) else object()
 
 
 class EmulatedTensor(torch.Tensor):
@@ -126,7 +165,7 @@ def _execute(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if name in _WAITING or name == "_local_scalar_dense":
         _wait(name)
     elif not _is_view(func) and name not in _FREE:
-        launches[f"{_line()}: {name}"] += 1
+        launches[f"{_line()}: {name}"] += _num_launches(name, args)
     is_pinned, wanted = kwargs.pop("pin_memory", False), kwargs.get("device")
     if wanted is not None:
         kwargs["device"] = torch.device("cpu")
@@ -187,8 +226,34 @@ def _to_copy(source: Tensor, **options: Any) -> Tensor:
     return _copy(result, source, non_blocking)
 
 
+class Event:
+    """As `torch.cuda.Event`: the time to it is known once the host has waited for it, or for anything later."""
+
+    num_waits = 0
+    """Waits for anything, of the whole process."""
+
+    def __init__(self, *, enable_timing: bool) -> None:
+        self.seconds, self.num_waits_before = 0.0, 0
+
+    def record(self, stream: None) -> None:
+        self.seconds, self.num_waits_before = time.perf_counter(), Event.num_waits
+
+    def synchronize(self) -> None:
+        _wait("event")
+
+    def elapsed_time(self, end_event: Event, /) -> float:
+        if end_event.num_waits_before == Event.num_waits:
+            raise RuntimeError("device not ready")
+        return 1e3 * (end_event.seconds - self.seconds)
+
+
 class _Module(backend_registration._DummyBackendModule):
     """What torch asks of `torch.emulated`."""
+
+    Event = Event
+
+    def current_stream(self, device: Any = None) -> None:
+        return None
 
     def get_rng_state(self, device: Any = None) -> Tensor:
         return torch.get_rng_state()
@@ -206,6 +271,26 @@ def _pinned(host: Tensor) -> Tensor:
     return pinned
 
 
+_AUTOCAST = "AutocastPrivateUse1"
+_libraries: list[torch.library.Library] = []
+
+
+def _autocast(operation: Any) -> Any:
+    """Return an operation whose inputs are cast to the type of the autocast that is active."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        dtype = torch.get_autocast_dtype(NAME)
+
+        def cast(leaf: Any) -> Any:
+            is_cast = isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.dtype != torch.float64
+            return leaf.to(dtype) if is_cast else leaf
+
+        with torch.autocast(NAME, enabled=False):
+            return operation(*tree_map(cast, args), **tree_map(cast, kwargs))
+
+    return call
+
+
 @cache
 def _register() -> torch.library.Library:
     """Register the device, for the rest of the process."""
@@ -214,6 +299,11 @@ def _register() -> torch.library.Library:
     for full in _FACTORIES:
         base, _, overload = full.partition(".")
         library.impl(full, _factory(getattr(getattr(torch.ops.aten, base), overload or "default")), "PrivateUse1")
+    for full in _CAST:
+        base, _, overload = full.partition(".")
+        library.impl(full, _autocast(getattr(getattr(torch.ops.aten, base), overload or "default")), _AUTOCAST)
+    _libraries.append(torch.library.Library("_", "IMPL"))
+    _libraries[-1].fallback(torch.library.fallthrough_kernel, _AUTOCAST)
     library.impl("_copy_from", lambda source, target, wait=False: _copy(target, source, wait), "PrivateUse1")
     return library
 

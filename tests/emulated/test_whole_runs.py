@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hvd_batchgrow.comm.ranks import SingleRank
 from hvd_batchgrow.config import Job
@@ -16,26 +17,22 @@ from hvd_batchgrow.data.load_source import load_source
 from hvd_batchgrow.job_file import parse_job
 from hvd_batchgrow.nn.ghost.ghost_choice import by_pytorch_only
 from hvd_batchgrow.schedule.plan import compile_plan
-from hvd_batchgrow.train.checkpoints.checkpoint import newest_good
+from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint, checkpoint_paths
+from hvd_batchgrow.train.events import Observer
 from hvd_batchgrow.train.parts import TrainingParts
+from hvd_batchgrow.train.probe import _Bench, _time_block, _time_sum
 from hvd_batchgrow.train.trainer import Trainer
-from tests.emulated import device as emulated
-from tests.emulated.device import MixedDevicesError, launches, waits
+from tests.emulated.device import Event, waits
 from tests.helpers import measured_job, small_job, small_source
-from tests.training import StopAfter, digest
+from tests.training import Recorder, StopAfter, digest
 
 CPU = torch.device("cpu")
 NEVER = StopAfter(10**9, here=True)
 NOISE = {"measure": True, "per_layer_group": True}
 LARS = {"name": "lars", "lr": 1.0}
+SHORT = {"epochs": 1.1, "boundaries_epochs": [0.25, 0.5, 0.75]}
 GROWTH = {"policy": "grow", "epochs": 1, "boundaries_epochs": [0.5], "noise_factor": 2.0}
 EXACT = {"exact": True, "max_micro_batch": 8}
-
-
-@pytest.fixture
-def device() -> Iterator[torch.device]:
-    with emulated.emulated_device() as device:
-        yield device
 
 
 def dropout_job() -> Job:
@@ -44,7 +41,7 @@ def dropout_job() -> Job:
         {
             "name": "wrn",
             "data": {
-                **{"source": "synthetic_images", "num_samples": 48, "shape": [16, 16, 3], "num_classes": 4},
+                **{"source": "synthetic_images", "num_samples": 48, "shape": [8, 8, 3], "num_classes": 4},
                 **{"crop_padding": 2, "hflip": True, "channels_last": True, "pipeline": "torch"},
             },
             "model": {"name": "wrn_16_4", "ghost_batch": 8, "dropout": 0.3},
@@ -72,37 +69,59 @@ def rows_job() -> Job:
 def plateau_job() -> Job:
     """A trigger that restores the best weights, and averaged weights."""
     trigger = {"name": "plateau", "patience_epochs": 0.5, "restore_best": True, "noise_factor": 2.0}
-    return measured_job(trigger, evaluation={"every_epochs": 0.25}, update={"ema_samples": 100.0})
+    evaluation, schedule = {"every_epochs": 0.25}, {"epochs": 2.0}
+    return measured_job(trigger, evaluation=evaluation, update={"ema_samples": 100.0}, schedule=schedule)
+
+
+def short_job(**sections: Any) -> Job:
+    """A small job of four phases."""
+    return small_job(schedule=SHORT, **sections)
+
+
+def partly_used_job() -> Job:
+    """A network with parameters that no loss reaches."""
+    model = {"name": "tests.emulated.networks:partly_used", "channels": None}
+    return short_job(model=model)
 
 
 JOBS: dict[str, tuple[Callable[[], Job], int]] = {
-    "sgd": (small_job, 1),
-    "nesterov": (lambda: small_job(optim={"nesterov": True, "rescale_momentum": True}), 1),
-    "adamw": (lambda: small_job(optim={"name": "adamw", "lr": 1e-3, "momentum": None}), 1),
-    "lars": (lambda: small_job(optim=LARS), 1),
+    "sgd": (short_job, 1),
+    "nesterov": (lambda: short_job(optim={"nesterov": True, "rescale_momentum": True}), 1),
+    "adamw": (lambda: short_job(optim={"name": "adamw", "lr": 1e-3, "momentum": None}), 1),
+    "lars": (lambda: short_job(optim=LARS), 1),
     "clipping, averaged weights, smoothed labels": (
-        lambda: small_job(update={"clip_norm": 0.5, "ema_samples": 100.0, "label_smoothing": 0.1}),
+        lambda: short_job(update={"clip_norm": 0.5, "ema_samples": 100.0, "label_smoothing": 0.1}),
         1,
     ),
-    "exact": (lambda: small_job(layout=EXACT), 1),
-    "noise": (lambda: small_job(gradient_noise=NOISE), 2),
+    "exact": (lambda: short_job(layout=EXACT), 1),
+    "noise": (lambda: short_job(gradient_noise=NOISE), 2),
     "exact, noise, clipping, lars": (
-        lambda: small_job(optim=LARS, layout=EXACT, gradient_noise=NOISE, update={"clip_norm": 0.5}),
+        lambda: short_job(optim=LARS, layout=EXACT, gradient_noise=NOISE, update={"clip_norm": 0.5}),
         2,
     ),
-    "precise running statistics": (lambda: small_job(model={"precise_bn_samples": 64}), 1),
+    "precise running statistics": (lambda: short_job(model={"precise_bn_samples": 64}), 1),
     "dropout, channels_last": (dropout_job, 1),
     "rows": (rows_job, 1),
     "plateau": (plateau_job, 1),
+    "bfloat16": (lambda: short_job(update={"precision": "bfloat16"}), 1),
+    "float16": (lambda: short_job(update={"precision": "float16"}), 1),
+    "preconditioned noise": (
+        lambda: short_job(
+            optim={"name": "adam", "lr": 1e-3, "momentum": None},
+            gradient_noise={"measure": True, "preconditioned": True},
+        ),
+        2,
+    ),
+    "partly used": (partly_used_job, 2),
 }
 
 
-def trainer_of(job: Job, device: torch.device, folder: Path) -> Trainer:
+def trainer_of(job: Job, device: torch.device, folder: Path, *observers: Observer) -> Trainer:
     (folder / "checkpoints").mkdir(parents=True)
     is_synthetic = job.data.source.startswith("synthetic")
     source = load_source(job.data, job.seed, lambda *_: None) if is_synthetic else small_source()
     plan = compile_plan(job, 1, len(source.train))
-    return Trainer(TrainingParts(job, source, SingleRank(), device), plan, SingleRank(), folder, [])
+    return Trainer(TrainingParts(job, source, SingleRank(), device), plan, SingleRank(), folder, observers)
 
 
 def state(trainer: Trainer) -> dict[str, Tensor]:
@@ -120,8 +139,8 @@ def test_a_run_has_the_weights_of_the_cpu_and_resumes_bit_identically(
     assert on_device.run(NEVER).updates == ended.updates
     for key, value in state(on_cpu).items():
         torch.testing.assert_close(state(on_device)[key], value, rtol=1e-4, atol=1e-5, msg=key)
-    trainer_of(make(), device, tmp_path / "part").run(StopAfter(max(1, ended.updates // 2), here=True))
-    checkpoint, _ = newest_good(tmp_path / "part" / "checkpoints")
+    checkpoint = Checkpoint.from_bytes(checkpoint_paths(tmp_path / "device" / "checkpoints")[0].read_bytes())
+    assert 0 < checkpoint.samples < ended.samples
     resumed = trainer_of(make(), device, tmp_path / "resumed")
     resumed.run(NEVER, checkpoint)
     assert digest(resumed) == digest(on_device)
@@ -154,45 +173,38 @@ def test_the_host_waits_once_per_update_and_never_in_a_pass(device: torch.device
     assert seen == {expected}, waits
 
 
-def test_an_update_launches_little_beside_its_passes_and_its_optimizer_step(
-    device: torch.device, tmp_path: Path
+def test_the_times_of_updates_are_read_once_per_record(
+    device: torch.device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Forward, backward (which `_compute` calls) and the optimizer's step are not counted."""
-    trainer = trainer_of(dropout_job(), device, tmp_path / "device")
-    groups, phase = trainer.parts.ghost_batches(0, SingleRank()), trainer.plan.schedule.phases[-1]
-    trainer.update(groups, phase, 8)
-    launches.clear()
-    trainer.update(groups, phase, 8)
-    beside = {
-        line: count
-        for line, count in launches.items()
-        if line.startswith(("train/update/", "nn/ghost/norm_group"))
-        and not line.split()[1].startswith(("forward", "_compute", "update:"))
-    }
-    assert sum(beside.values()) <= 60, beside
+    reads = Counter[str]()
+    synchronize = Event.synchronize
+
+    def counted(event: Event) -> None:
+        reads["synchronize"] += 1
+        synchronize(event)
+
+    monkeypatch.setattr(Event, "synchronize", counted)
+    recorder = Recorder()
+    trainer = trainer_of(short_job(layout={"max_micro_batch": 8}), device, tmp_path / "device", recorder)
+    updates = trainer.run(NEVER).updates
+    assert 1 < len(recorder.records) < updates
+    assert reads["synchronize"] == len(recorder.records)
+    for record in recorder.records:
+        shares = (record.data_wait_pct, record.backward_pct, record.allreduce_pct, record.optimizer_pct)
+        assert all(0 < share < 100 for share in shares)
+        assert sum(shares) < 100
 
 
-def test_an_operation_on_both_devices_is_an_error(device: torch.device) -> None:
-    with pytest.raises(MixedDevicesError, match=r"emulated:0 and a CPU tensor of shape \(2, 3\)"):
-        torch.zeros(2, 3, device=device) + torch.zeros(2, 3)
-    assert (torch.ones(2, device=device) * torch.tensor(2.0)).tolist() == [2.0, 2.0]
-
-
-def test_what_makes_the_host_wait_is_counted(device: torch.device) -> None:
-    host = torch.arange(3.0)
+def test_a_probe_waits_for_the_device_before_and_after_what_it_times(device: torch.device, tmp_path: Path) -> None:
+    trainer = trainer_of(short_job(layout={"max_micro_batch": 8}), device, tmp_path)
+    bench = _Bench(trainer.parts, trainer.plan.schedule.phases[0], SingleRank())
+    bench.update(8, 2)
     waits.clear()
-    values = host.pin_memory().to(device, non_blocking=True)
-    nn.functional.relu(values).sum()
-    assert not waits
-    for reads in (
-        lambda: values.sum().item(),
-        values.tolist,
-        values.cpu,
-        lambda: bool(values.any()),
-        lambda: values[values > 0],
-        lambda: host.to(device),
-        lambda: host.to(device, non_blocking=True),
-    ):
-        waits.clear()
-        reads()
-        assert waits.total() == 1
+    seconds, data_wait_s = _time_block(bench, 8, 2)
+    assert 0 < data_wait_s < seconds
+    num_updates = 4 // 2
+    events = sum(count for line, count in waits.items() if line.endswith("event"))
+    assert (events, waits.total()) == (2, 2 + num_updates)
+    waits.clear()
+    assert _time_sum(bench, 1000).seconds > 0
+    assert {line.rpartition(" ")[2] for line in waits} == {"event"}

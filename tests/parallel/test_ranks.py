@@ -51,6 +51,7 @@ class Terms:
         self.buckets.end_backward()
         self.buckets.start_rest()
         self.buckets.wait()
+        self.buckets.average()
         assert self.finished == self.ready
         return [p.grad[0].item() for p in self.parameters if p.grad is not None]
 

@@ -36,6 +36,34 @@ def test_the_generator_is_the_one_of_the_order_digest() -> None:
     np.testing.assert_array_equal(dropout._mix(stepped).numpy().view(np.uint64), mix(states))
 
 
+@pytest.mark.parametrize("p", [1e-9, 2**-24, 0.1, 1 / 3, 0.5, 0.7, 1 - 1e-9])
+def test_what_stays_is_that_of_the_formula(p: float) -> None:
+    """Calls 0 and 1 of the second dropout: the top 24 bits of hashes of hashed keys, as float32 numbers in [0, 1)."""
+    of, modules = keys(50), [KeyedDropout(p) for _ in range(2)]
+    set_sample_keys(modules, of)
+    step = 0x9E3779B97F4A7C15
+    for call in range(2):
+        found = modules[1](torch.ones(50, 400)).numpy() > 0
+        # mix adds a step itself
+        hashed = mix(of.numpy().view(np.uint64) + np.uint64(step * ((1 << 32) + call - 1) % 2**64))
+        bits = mix(hashed[:, None] + np.uint64(step) * np.arange(400, dtype=np.uint64)) >> np.uint64(40)
+        np.testing.assert_array_equal(found, bits.astype(np.float32) / np.float32(2**24) >= np.float32(p))
+
+
+@pytest.mark.parametrize("p", [*np.random.default_rng(0).random(200).tolist(), 1e-7, 3e-8, 0.5, 0.25, 1 - 2**-24])
+def test_the_least_number_that_stays_is_the_first_that_is_not_below_p(
+    p: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fewest = dropout._fewest_bits(p)
+    around = np.array([fewest - 1, fewest])
+    stays = (np.float32(2**-24) * around.astype(np.float32) >= np.float32(p)).tolist()
+    hashes = torch.from_numpy(around.astype(np.uint64) << np.uint64(40)).view(torch.int64)
+    monkeypatch.setattr(dropout, "_scramble", lambda states: hashes.expand_as(states).clone())
+    module = KeyedDropout(p)
+    module._keys = module._keys_of_place = torch.zeros(1, dtype=torch.int64)
+    assert (module(torch.ones(1, 2))[0] > 0).tolist() == stays == [False, True]
+
+
 @pytest.mark.parametrize("unit", ["value", "channel", "sample"])
 def test_any_division_and_order_of_the_samples_drops_the_same(unit: dropout.Unit) -> None:
     x, of = torch.randn(12, 5, 4, 3), keys(12)

@@ -48,6 +48,8 @@ def record(samples: int, phase: int = 0) -> TrainRecord:
         1000.0,
         1.0,
         2.0,
+        0.0,
+        3.0,
         0.01,
         0,
     )

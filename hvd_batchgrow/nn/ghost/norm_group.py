@@ -23,7 +23,7 @@ class NormGroup:
         self.sizes = [norm.num_features for norm in norms]
 
     def take_statistics(self, num_groups: int) -> Tensor:
-        """Return mean and unbiased variance of each ghost batch since the last call, float64 (num_groups, 2, ΣC).
+        """Return mean and unbiased variance of each ghost batch since the last call, (num_groups, 2, ΣC).
 
         Raises:
             ValueError: a norm has processed another number of ghost batches.
@@ -36,8 +36,8 @@ class NormGroup:
                 )
         if len({tuple(map(len, passes)) for passes in pending}) > 1:
             pending = [[torch.cat(passes)] for passes in pending]
-        parts = [torch.cat(of_pass, dim=2) for of_pass in zip(*pending, strict=True)]
-        return torch.cat(parts).double()
+        parts = [_joined(of_pass, dim=2) for of_pass in zip(*pending, strict=True)]
+        return _joined(parts, dim=0)
 
     def commit(self, contributions: Tensor, num_groups: int) -> None:
         """Advance the running statistics by one update of G ghost batches; see `GhostBatchNorm`.
@@ -48,8 +48,13 @@ class NormGroup:
         """
         running = [norm.running_mean for norm in self.norms] + [norm.running_var for norm in self.norms]
         kept = (1 - self.momentum) ** num_groups
-        advanced = torch.add(contributions.reshape(-1), torch.cat(running), alpha=kept)  # in float64
-        torch._foreach_copy_(running, advanced.to(running[0].dtype).split(self.sizes * 2))
+        advanced = torch.cat(running)
+        torch.add(contributions.reshape(-1), advanced, alpha=kept, out=advanced)  # in float64, then rounded
+        torch._foreach_copy_(running, advanced.split(self.sizes * 2))
+
+
+def _joined(tensors: Sequence[Tensor], dim: int) -> Tensor:
+    return torch.cat(tuple(tensors), dim) if len(tensors) > 1 else tensors[0]
 
 
 def group_norms(norms: Iterable[GhostBatchNorm]) -> list[NormGroup]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -34,6 +33,7 @@ from hvd_batchgrow.train.update.gradients import GradientBuckets, wire_type_of
 from hvd_batchgrow.train.update.loss_scale import LossScale
 from hvd_batchgrow.train.update.micro_batches import gather_replaced
 from hvd_batchgrow.train.update.non_finite import NonFinite
+from hvd_batchgrow.train.update.stopwatch import stopwatch_of
 
 _NUM_TALLIES = 6
 """Loss, correct answers, stop requests, replaced samples, and the digest of all samples in two halves."""
@@ -48,12 +48,6 @@ class UpdateResult:
     num_correct: int
     stop_requested: bool
     """Whether any rank requests a stop; equal on all ranks."""
-    seconds: float
-    """Wall time of the whole update on this rank."""
-    data_wait_s: float
-    """The part of `seconds` spent waiting for micro-batches."""
-    reduce_wait_s: float
-    """The part of `seconds` spent waiting for all-reduces that did not overlap the last backward."""
     digest: int
     """`consumed.digest` of all its samples, on all ranks."""
     replaced: tuple[tuple[int, int], ...]
@@ -68,21 +62,19 @@ class UpdateResult:
 class _Share:
     """Sums over this rank's micro-batches of an update."""
 
-    tally: Tensor
-    """Loss and correct answers, on the device."""
     stop: bool
     slots: list[int] = field(default_factory=list)
     losses: list[tuple[tuple[int, ...], Tensor]] = field(default_factory=list)
-    """For each micro-batch, the slots of its ghost batches and the sum of its losses."""
+    """For each micro-batch, the slots of its ghost batches and the sum of its losses, on the device."""
+    num_correct: list[Tensor | int] = field(default_factory=list)
+    """For each micro-batch, the number of correct answers."""
     digest: int = 0
     replaced: list[tuple[int, int]] = field(default_factory=list)
-    data_wait_s: float = 0.0
 
     def add(self, micro_batch: MicroBatch, loss: Tensor, num_correct: Tensor | int) -> None:
-        self.tally[0] += loss
-        self.tally[1] += num_correct
         self.slots += micro_batch.slots
         self.losses.append((micro_batch.slots, loss))
+        self.num_correct.append(num_correct)
         self.digest += micro_batch.digest
         self.replaced += micro_batch.replaced
 
@@ -148,6 +140,8 @@ class UpdateEngine:
         )
         self.loss_scale = LossScale() if self.rule.precision == "float16" else None
         self.at = at
+        self.stopwatch = stopwatch_of(self.device)
+        """The time of updates on this rank's device, stage by stage, since the caller's last `read`."""
 
     def measure_noise(self, *, preconditioned: bool = False, per_layer_group: bool = False) -> None:
         """Measure the noise in the gradient of each following update; this does not change the weights.
@@ -200,17 +194,20 @@ class UpdateEngine:
         """
         if num_passes < 1:
             raise ValueError(f"num_passes = {num_passes}: must be at least 1 on each rank")
-        start = time.perf_counter()
-        share = _Share(torch.zeros(2, dtype=torch.float64, device=self.device), stop=stop)
+        self.stopwatch.begin("forward")
+        share = _Share(stop)
         totals, handle = self._compute(micro_batches, num_passes, share, phase, num_groups)
         self.at(WAITING)
-        reduce_wait_s = self.buckets.wait()
+        self.stopwatch.enter("all-reduce")
+        self.buckets.wait()
         self.ranks.wait(handle)
+        self.stopwatch.enter("optimizer")
+        self.buckets.average()
         self.at("updating the weights")
         numbers, sums = totals.tensor_split([_NUM_TALLIES + num_groups])
         statistics, bounds = self._joined(sums)
         # The only wait for the device: everything that the host needs is read together.
-        read = torch.cat([numbers, torch.stack([self.buckets.norm(), *bounds])]).tolist()
+        read = torch.cat([numbers, *(value.view(1) for value in (self.buckets.norm(), *bounds))]).tolist()
         tally, served, (norm, *read_bounds) = _split(read, _NUM_TALLIES, num_groups)
         loss_sum, num_correct, num_requests, num_replaced, *halves = tally
         check_range(read_bounds)
@@ -226,13 +223,11 @@ class UpdateEngine:
             self.optimizer.step()
             self._commit(statistics, num_groups)
         self.changing.end(skipped=skipped)
+        self.stopwatch.enter(None)
         return UpdateResult(
             loss_sum=loss_sum,
             num_correct=int(num_correct),
             stop_requested=num_requests > 0,
-            seconds=time.perf_counter() - start,
-            data_wait_s=share.data_wait_s,
-            reduce_wait_s=reduce_wait_s,
             digest=from_halves(*halves),
             replaced=replaced,
             skipped=skipped,
@@ -250,11 +245,11 @@ class UpdateEngine:
         self.changing.begin()
         factor = self._factor(phase, num_groups)
         for index in range(num_passes):
-            begin = time.perf_counter()
+            self.stopwatch.enter("data")
             micro_batch = next(micro_batches, None)
             if micro_batch is None:
                 raise ValueError(f"micro_batches ended after {index} of the update's {num_passes} passes")
-            share.data_wait_s += time.perf_counter() - begin
+            self.stopwatch.enter("forward")
             self.changing.restore()
             loss, num_samples = self._forward(micro_batch, share, phase.global_batch // num_groups)
             self.changing.after_forward(micro_batch.slots)
@@ -263,6 +258,7 @@ class UpdateEngine:
                 totals = self._totals(share, num_groups)
                 handle = self.ranks.start_sum(totals, "totals")
                 self.buckets.start_when_ready(phase.global_batch * factor)
+            self.stopwatch.enter("backward")
             scaled = loss * factor if self.loss_scale else loss
             self.buckets.begin_backward(scaled, num_samples)
             scaled.backward()
@@ -273,8 +269,7 @@ class UpdateEngine:
 
     def _forward(self, micro_batch: MicroBatch, share: _Share, group: int) -> tuple[Tensor, int]:
         """Return the sum of the losses of a micro-batch, and the number of its samples."""
-        keys = micro_batch.keys
-        set_sample_keys(self.dropouts, None if keys is None else to_device(keys, self.device))
+        set_sample_keys(self.dropouts, micro_batch.keys, self.device)
         losses = self.forward(self.model, micro_batch)
         self._check(losses.each, micro_batch, group)
         loss = losses.each.sum()
@@ -343,17 +338,21 @@ class UpdateEngine:
         served = [0.0] * num_groups
         for slot in share.slots:
             served[slot] += 1
-        known = [float(share.stop), float(len(share.replaced)), *to_halves(share.digest % 2**64), *served]
+        known = [0.0, 0.0, float(share.stop), float(len(share.replaced)), *to_halves(share.digest % 2**64), *served]
         weights = [group.norms[0].weights(share.slots, num_groups) for group in self._norm_groups]
         known += [weight for of_group in weights for weight in of_group]
         # What the host knows crosses to the device in one copy.
-        numbers, rest = to_device(torch.tensor(known, dtype=torch.float64), self.device).tensor_split([4 + num_groups])
+        host = torch.tensor(known, dtype=torch.float64)
+        numbers, rest = to_device(host, self.device).tensor_split([_NUM_TALLIES + num_groups])
+        for (_, loss), num_correct in zip(share.losses, share.num_correct, strict=True):
+            numbers[0].add_(loss)
+            numbers[1].add_(num_correct)
         sums: list[Tensor] = []
         num_slots = len(share.slots)
         for index, group in enumerate(self._norm_groups):
             of_group = rest[index * num_slots : (index + 1) * num_slots]
             sums += self._summed(group, of_group[:, None, None] * group.take_statistics(num_slots))
-        return torch.cat([share.tally, numbers, *sums])
+        return torch.cat([numbers, *sums])
 
     def _summed(self, group: NormGroup, contributions: Tensor) -> list[Tensor]:
         """Sum the contributions (k, 2, ΣC) of this rank's ghost batches, flat; in exact mode as parts, norm by norm."""

@@ -127,7 +127,10 @@ class GradientNorms:
             if "exp_avg_sq" not in state:
                 scales.append(torch.ones(parameter.numel(), device=parameter.device))
                 continue
-            corrected = state["exp_avg_sq"] / (1 - group["betas"][1] ** float(state["step"]))
+            step = state["step"]
+            # A fused Adam keeps its count on the device, and the host need not wait for it.
+            num_steps = float(step) if step.device.type == "cpu" else step.double()
+            corrected = state["exp_avg_sq"] / (1 - group["betas"][1] ** num_steps)
             # In the memory order of the gradient in the bucket.
             like_gradient = corrected.new_empty_strided(parameter.shape, gradient_strides(parameter)).copy_(corrected)
             scales.append(1 / (like_gradient.as_strided((parameter.numel(),), (1,)).sqrt() + group["eps"]))

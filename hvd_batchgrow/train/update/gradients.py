@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -129,6 +128,9 @@ class GradientBuckets:
         self._reached = torch.empty(0)
         """How many ranks have reached each parameter; then the indices of the buckets in rank 0's order."""
         self._reached_handle: Any = None
+        self._unannounced: list[tuple[list[tuple[_Bucket, int]], Tensor]] = []
+        """After each backward, the members that autograd's hook had not reached, and on the device whether each
+        has a gradient all the same."""
         # Backward usually runs from the last parameter to the first, so the buckets have that order too.
         self._buckets = [
             _make_bucket(index, members, exact=exact, wire_type=wire_type if ranks.size > 1 else None)
@@ -168,7 +170,7 @@ class GradientBuckets:
                     parameter.grad = slice_
             bucket.reached = [False] * len(bucket.members)
             bucket.handle = None
-        self._waiting = list(self._order)
+        self._waiting, self._unannounced = list(self._order), []
         sums = (part for bucket in self._buckets for part in (bucket.flat, bucket.parts, bucket.earlier))
         torch._foreach_zero_([part for part in sums if part is not None])
         self._num_earlier = 0
@@ -191,8 +193,7 @@ class GradientBuckets:
         """Add the gradients of a finished backward to the sums."""
         self._is_backward = False
         self._num_backwards += 1
-        for bucket in self._buckets:
-            _note_unannounced(bucket)
+        self._note_unannounced()
         if self._armed:
             return
         if self.norms:
@@ -224,6 +225,7 @@ class GradientBuckets:
         while self._waiting:
             self._start(self._waiting.pop(0))
         self._armed = False
+        self._read_unannounced()
         completed = [bucket for bucket in self._completed if bucket.is_complete]
         order = completed + [bucket for bucket in self._order if bucket not in completed]
         indices = [bucket.index * (self.ranks.rank == 0) for bucket in order]
@@ -232,25 +234,25 @@ class GradientBuckets:
         if self.norms:
             self.norms.start(self.ranks)
 
-    def wait(self) -> float:
-        """Wait until each gradient is the sum over all ranks, divided by the divisor.
-
-        Returns:
-            The seconds waited.
-        """
-        begin = time.perf_counter()
+    def wait(self) -> None:
+        """Wait for the all-reduces."""
         for handle in [bucket.handle for bucket in self._buckets] + [self._reached_handle]:
             self.ranks.wait(handle)
+
+    def average(self) -> None:
+        """After the all-reduces, turn each gradient from the sum over all ranks into the mean."""
+        undivided = []
         for bucket in self._buckets:
             if bucket.parts is not None:
                 bucket.flat.copy_(exact_sums.join_unchecked(bucket.parts).div_(self._divisor))
             elif (wire := self._wire_of(bucket)) is not None:
                 bucket.flat.copy_(wire).div_(bucket.wire_scale)
             else:
-                bucket.flat.div_(self._divisor)
+                undivided.append(bucket.flat)
+        if undivided:
+            torch._foreach_div_(undivided, self._divisor)
         self._hide_unreached()
         self._order = [self._buckets[index] for index in self._reached[-len(self._buckets) :].tolist()]
-        return time.perf_counter() - begin
 
     def noise(self, batch: int, loss_scale: float) -> dict[str, NoiseEstimate]:
         """Return the noise estimates of the update; see `GradientNorms.finish`. Empty without norms."""
@@ -266,8 +268,10 @@ class GradientBuckets:
 
     def norm(self) -> Tensor:
         """Return the 2-norm of all gradients together, float64 (); infinite or NaN if any of them is."""
-        norms = torch.stack([norm.double() for norm in torch._foreach_norm(self._flats)])
-        return cast("Tensor", torch.linalg.vector_norm(norms))
+        norms = torch._foreach_norm(self._flats)
+        if len(norms) == 1:
+            return norms[0].double()
+        return cast("Tensor", torch.linalg.vector_norm(torch.stack(norms), dtype=torch.float64))
 
     def _note_outermost(self, _: Tensor) -> None:
         self._outermost = torch._C._current_graph_task_id()
@@ -306,6 +310,26 @@ class GradientBuckets:
         summed = total if bucket.parts is None else bucket.parts
         bucket.handle = self.ranks.start_sum(summed, f"gradients.{bucket.index}")
 
+    def _note_unannounced(self) -> None:
+        """Note which gradients a backward has written without autograd's hook, without reading them."""
+        silent = [
+            (bucket, place) for bucket in self._buckets for place, reached in enumerate(bucket.reached) if not reached
+        ]
+        for bucket, place in silent:
+            bucket.restore(place)
+        if silent:
+            norms = torch._foreach_norm([bucket.slices[place] for bucket, place in silent], 1)
+            self._unannounced.append((silent, torch.stack(norms) != 0))
+
+    def _read_unannounced(self) -> None:
+        """Mark the gradients that `_note_unannounced` has found as reached; the host waits once for all of them."""
+        if not self._unannounced:
+            return
+        members = [member for silent, _ in self._unannounced for member in silent]
+        written = torch.cat([flags for _, flags in self._unannounced]).tolist()
+        for (bucket, place), is_written in zip(members, written, strict=True):
+            bucket.reached[place] |= is_written
+
     def _wire_of(self, bucket: _Bucket) -> Tensor | None:
         """Return the tensor to all-reduce instead of the gradients, if any; a single rank rounds nothing."""
         return bucket.wire if self.ranks.size > 1 or bucket.is_half else None
@@ -337,14 +361,6 @@ def _make_bucket(index: int, members: Sequence[nn.Parameter], *, exact: bool, wi
         parts=exact_sums.split(torch.zeros_like(flat)) if exact else None,
         reached=[False] * len(members),
     )
-
-
-def _note_unannounced(bucket: _Bucket) -> None:
-    """Mark as reached the gradients that a backward has written without autograd's hook."""
-    for place, slice_ in enumerate(bucket.slices):
-        if not bucket.reached[place]:
-            bucket.restore(place)
-            bucket.reached[place] = bool(slice_.any())
 
 
 def _float32_or_better(flat: Tensor) -> Tensor:
