@@ -79,4 +79,4 @@ def array_source(
         raise RunError(f"{names[1]}: a test sample is {test.shape}, one of {names[0]} {train.shape}")
     mean, std = (tuple(map(float, arrays[key])) for key in ("mean", "std"))
     notes = notes_on_classes(train.labels, test.labels, num_classes)
-    return DatasetPair(train, test, num_classes, mean, std, notes)
+    return DatasetPair(train, test, num_classes, mean, std, notes, {"first_label": first})

@@ -192,7 +192,7 @@ def encoded_source(
     notes = notes_on_classes(train.labels, test.labels, num_classes)
     mean = _channels("data.mean", data.mean, IMAGENET_MEAN)
     std = _channels("data.std", data.std, IMAGENET_DEVIATION)
-    return DatasetPair(train, test, num_classes, mean, std, notes)
+    return DatasetPair(train, test, num_classes, mean, std, notes, {"first_label": first})
 
 
 def _channels(key: str, values: tuple[float, ...] | None, default: tuple[float, ...]) -> tuple[float, ...]:

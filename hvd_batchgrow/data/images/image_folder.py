@@ -88,7 +88,8 @@ def load(data: DataSection, seed: int, report: ReportProgress) -> DatasetPair:
         _indexed(root, tree, train.classes, report, apply_orientation=data.apply_orientation) for tree in (train, test)
     ]
     source = encoded_source(data, samples[0], samples[1], num_classes)
-    return replace(source, notes=(*train.notes, *test.notes, *_untested(root, train, test)))
+    schema = {"classes": list(train.classes)}
+    return replace(source, schema=schema, notes=(*train.notes, *test.notes, *_untested(root, train, test)))
 
 
 def _untested(root: Path, train: Tree, test: Tree) -> list[str]:

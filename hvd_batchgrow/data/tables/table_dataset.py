@@ -208,7 +208,14 @@ def _schema(table: Table, fit: Arrays, encoding: Encoding, classes: Sequence[str
         for k, (name, x) in enumerate(zip(names, fit.get("fill", ()), strict=False))
         if k not in categories
     }
+    columns = [
+        {"name": name, "kind": "category", "categories": categories[k]}
+        if k in categories
+        else {"name": name, "kind": "number", "fill": float(fit["fill"][k]) if "fill" in fit else None}
+        for k, name in enumerate(names)
+    ]
     return {
+        "columns": columns,
         "features": features,
         "categories": {names[k]: words for k, words in categories.items()},
         "classes": list(classes) or None,

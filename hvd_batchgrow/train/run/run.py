@@ -16,6 +16,7 @@ from hvd_batchgrow.train.checkpoints.elastic_state import ElasticState
 from hvd_batchgrow.train.events import Observer, RunEnded
 from hvd_batchgrow.train.liveness.stop import Stop
 from hvd_batchgrow.train.parts import TrainingParts
+from hvd_batchgrow.train.run.model_description import describe_model
 from hvd_batchgrow.train.run.notes import notes_on_data, notes_on_gaps, notes_on_network, notes_on_ranks
 from hvd_batchgrow.train.run.phase_range import check_reached, end_of
 from hvd_batchgrow.train.run.plan_for_ranks import plan_for_ranks
@@ -94,6 +95,7 @@ def run_job(
             origin=options.runs_dir / loaded.name if options.fork else None,
             check=lambda checkpoint: check_fits(checkpoint, parts.model, parts.optimizer, folder),
             schema=source.schema and {**source.schema, "mean": source.mean, "std": source.std},
+            description=ranks.run_on_all(lambda: describe_model(job, source)),
         )
         ranks.run_on_all(lambda: check_reached(plan, options.phases, checkpoint, folder))
         notes += ranks.run_on_rank0(lambda: notes_on_gaps(folder, plan, checkpoint, elastic)) or []

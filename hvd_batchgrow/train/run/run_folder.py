@@ -40,6 +40,7 @@ from hvd_batchgrow.train.checkpoints.checkpoint import (
 )
 from hvd_batchgrow.train.checkpoints.elastic_state import ElasticState
 from hvd_batchgrow.train.run.fork import changes, fork_run, json_bytes
+from hvd_batchgrow.train.run.model_description import FILE, ModelDescription
 
 _MEANING = ("features", "categories", "classes", "first_label")
 """Keys of the data's schema that define the meaning of the network's inputs and outputs."""
@@ -66,6 +67,7 @@ def open_run(
     origin: Path | None = None,
     check: Callable[[Checkpoint], None] = lambda _: None,
     schema: Mapping[str, Any] | None = None,
+    description: ModelDescription | None = None,
 ) -> tuple[Checkpoint | None, list[str]]:
     """Prepare a run folder on rank 0, and return the checkpoint to resume from on all ranks.
 
@@ -80,6 +82,7 @@ def open_run(
         origin: folder of another run, from whose newest good checkpoint this run is forked.
         check: raises RunError if a checkpoint does not fit the network.
         schema: `DatasetPair.schema`, saved in `record.json`; a checkpoint is not resumed with a different one.
+        description: saved in `model.json`.
 
     Returns:
         the checkpoint, or None to start from the beginning; and notes for the user.
@@ -89,18 +92,19 @@ def open_run(
             damaged; settings that affect the weights have changed; or the run cannot be forked.
     """
     notes: list[str] = []
+    records = _records(job, plan, description)
 
     def prepare() -> Checkpoint | None:
         try:
             if origin is not None:
                 _refuse_other_schema(origin, schema or {})
-                checkpoint: Checkpoint | None = fork_run(origin, folder, plan, _records(job, plan), check, notes)
+                checkpoint: Checkpoint | None = fork_run(origin, folder, plan, records, check, notes)
             elif (checkpoint := _prepare_folder(folder, notes, resume=resume, overwrite=overwrite)) is not None:
                 _refuse_other_job(folder, checkpoint, plan)
                 _refuse_other_schema(folder, schema or {})
                 check(checkpoint)
                 notes.extend(_allowed_changes(folder, job, ranks))
-            _write_records(folder, job, plan, _record(ranks, hardware), notes, schema or {})
+            _write_records(folder, records, _record(ranks, hardware), notes, schema or {})
         except OSError as error:
             raise unwritable(error.filename or folder, error) from None
         return checkpoint
@@ -225,8 +229,9 @@ def _tree(job: Job) -> dict[str, Any]:
     return job.model_dump(mode="json", exclude_none=True)
 
 
-def _records(job: Job, plan: Plan) -> dict[str, bytes]:
-    return {"job.toml": tomli_w.dumps(_tree(job)).encode(), "plan.json": plan_bytes(plan)}
+def _records(job: Job, plan: Plan, description: ModelDescription | None) -> dict[str, bytes]:
+    described = {} if description is None else {FILE: json_bytes(description.model_dump(mode="json"))}
+    return {"job.toml": tomli_w.dumps(_tree(job)).encode(), "plan.json": plan_bytes(plan), **described}
 
 
 def _read_record(path: Path) -> dict[str, Any]:
@@ -252,9 +257,13 @@ def _refuse_other_schema(folder: Path, schema: Mapping[str, Any]) -> None:
 
 
 def _write_records(
-    folder: Path, job: Job, plan: Plan, attempt: dict[str, Any], notes: list[str], schema: Mapping[str, Any]
+    folder: Path,
+    records: Mapping[str, bytes],
+    attempt: dict[str, Any],
+    notes: list[str],
+    schema: Mapping[str, Any],
 ) -> None:
-    for name, content in _records(job, plan).items():
+    for name, content in records.items():
         write_atomically(folder / name, content)
     path = folder / "record.json"
     record: dict[str, Any] = {"attempts": []}

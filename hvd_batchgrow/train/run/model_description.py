@@ -1,0 +1,193 @@
+"""`model.json`: what users of a run's weights need besides them, such as class names and preprocessing."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
+
+from hvd_batchgrow.config import Job
+from hvd_batchgrow.config.source_specs import Kind
+from hvd_batchgrow.data.datasets.dataset import DatasetPair
+from hvd_batchgrow.data.pipeline.crops import CentreCrop
+from hvd_batchgrow.data.pipeline.reader import testing_augment
+from hvd_batchgrow.messages.errors import Fault, JobError, RunError, first_fault
+from hvd_batchgrow.messages.suggest import near_path
+from hvd_batchgrow.storage.regular_files import read_regular
+
+FILE = "model.json"
+_PACKAGES = ("hvd_batchgrow", "torch", "torchvision", "timm", "numpy", "pillow", "pyarrow")
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Inputs(_Part):
+    """The network's inputs."""
+
+    kind: Kind
+    """Samples before preprocessing: `images` of one size, `rows` of numbers, or `encoded` images of any size."""
+    shape: tuple[PositiveInt, ...]
+    """Of one sample as the network receives it: (channels, height, width) or (features,)."""
+    channels: str | None
+    """Order of the channels: "RGB" or "grey"; None for rows, and for other numbers of channels."""
+    dtype: Literal["float32", "float16"]
+    """Of the normalized values. The network receives them in the type of its weights."""
+
+
+class Normalization(_Part):
+    """(value / divisor - mean) / std, per channel or feature."""
+
+    divisor: float
+    """255 for images, whose pixels are 0 … 255; 1 for rows."""
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+class Preprocessing(_Part):
+    """How the testing pipeline makes an input of an encoded image, in this order."""
+
+    apply_orientation: bool
+    """Whether the image is rotated by its EXIF orientation; otherwise its pixels are used as stored."""
+    resize: PositiveInt
+    """Length of the shorter side after resizing. The longer one is ⌊resize · longer / shorter⌋ pixels."""
+    interpolation: Literal["bilinear"] = "bilinear"
+    antialias: Literal[True] = True
+    """The filter widens when an image shrinks, and its result is rounded to 8 bits, as torchvision does for tensors."""
+    center_crop: tuple[PositiveInt, PositiveInt]
+    """Height and width."""
+
+
+class Column(_Part):
+    """A column of a table from which features are made."""
+
+    name: str
+    kind: Literal["number", "category"]
+    categories: tuple[str, ...] = ()
+    """Those of the training rows, in the order of their numbers."""
+    fill: float | None = None
+    """Replaces a missing number; None: a missing number is an error."""
+
+
+class TableColumns(_Part):
+    """How the features of a row are made of the columns of a table, in this order."""
+
+    columns: tuple[Column, ...]
+    categorical_encoding: Literal["one_hot", "codes"]
+    missing: str
+    """`data.missing` of the job."""
+    unknown_category: Literal["error", "ignore"]
+    first_label: int
+    """Label of class 0 in a label column of numbers."""
+
+
+class ModelDescription(_Part):
+    """The content of `model.json`."""
+
+    format: Literal[1] = 1
+    classes: tuple[str, ...] = Field(min_length=1)
+    """Name of each class, in the order of the network's outputs."""
+    inputs: Inputs
+    normalization: Normalization
+    preprocessing: Preprocessing | None
+    """None for images of one size, which are only normalized, and for rows."""
+    table: TableColumns | None
+    """None unless the samples are rows of a table with columns."""
+    job: dict[str, Any]
+    """The job, as in `job.toml`."""
+    versions: dict[str, str]
+
+
+def describe_model(job: Job, source: DatasetPair) -> ModelDescription:
+    """Return the description of the network that a job trains.
+
+    Raises:
+        JobError: the schema of a custom source has invalid class names.
+    """
+    samples, data = source.test, job.data
+    augment = testing_augment(data, samples)
+    is_image = augment is not None
+    size = augment.out_size if augment is not None else ()
+    num_channels = samples.shape[-1]
+    cropped = None
+    if samples.kind == "encoded":
+        assert isinstance(augment, CentreCrop)
+        cropped = Preprocessing(
+            apply_orientation=data.apply_orientation, resize=augment.eval_resize, center_crop=augment.out_size
+        )
+    return ModelDescription(
+        classes=class_names(source),
+        inputs=Inputs(
+            kind=samples.kind,
+            shape=(num_channels, *size),
+            channels={1: "grey", 3: "RGB"}.get(num_channels) if is_image else None,
+            dtype=data.dtype,
+        ),
+        normalization=Normalization(divisor=255 if is_image else 1, mean=source.mean, std=source.std),
+        preprocessing=cropped,
+        table=_table(job, source),
+        job=job.model_dump(mode="json", exclude_none=True),
+        versions={"python": platform.python_version(), **_versions()},
+    )
+
+
+def class_names(source: DatasetPair) -> tuple[str, ...]:
+    """Return the names in the source's schema; classes without a name are named by their labels.
+
+    Raises:
+        JobError: the schema of a custom source has invalid class names.
+    """
+    names, first = source.schema.get("classes") or (), source.schema.get("first_label", 0)
+    is_list = isinstance(names, Sequence) and not isinstance(names, str)
+    if not is_list or len(names) > source.num_classes or not all(isinstance(name, str) for name in names):
+        fault = f'schema["classes"] must be a list of at most {source.num_classes} texts, the names of the classes'
+        raise JobError([Fault("data.source", fault)])
+    return (*names, *(str(k + first) for k in range(len(names), source.num_classes)))
+
+
+def _table(job: Job, source: DatasetPair) -> TableColumns | None:
+    if "columns" not in source.schema or source.test.kind != "rows":
+        return None
+    return TableColumns(
+        columns=tuple(Column(**column) for column in source.schema["columns"]),
+        categorical_encoding=job.data.categorical_encoding,
+        missing=job.data.missing,
+        unknown_category=job.data.unknown_category,
+        first_label=source.schema["first_label"],
+    )
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def read_description(run: Path) -> ModelDescription:
+    """Return the description in a run folder.
+
+    Raises:
+        RunError: it is missing, cannot be read, or is damaged.
+    """
+    path = run / FILE
+    try:
+        return ModelDescription.model_validate_json(read_regular(path))
+    except ValidationError as error:
+        raise RunError(f"{path} is damaged, or of another version: {first_fault(error)}") from None
+    except (FileNotFoundError, NotADirectoryError):
+        if not (run / "job.toml").exists():
+            raise RunError(f"{run} does not hold a run{near_path(run)}") from None
+        remedy = f"resume the run once, which writes it: hvd-batchgrow train {run / 'job.toml'} --resume auto"
+        where = f" --runs-dir {run.parent}"
+        raise RunError(f"{path} is missing, because an older version trained this run; {remedy}{where}") from None
+    except OSError as error:
+        raise RunError(f"{path} cannot be read: {error.strerror or error}") from None
