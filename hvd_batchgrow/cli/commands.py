@@ -16,6 +16,7 @@ from hvd_batchgrow.cli.advise import AdviseCommand
 from hvd_batchgrow.cli.argv_checks import word_faults
 from hvd_batchgrow.cli.digest_audit import AuditCommand, DigestCommand
 from hvd_batchgrow.cli.plan import PlanCommand
+from hvd_batchgrow.cli.predict import PredictCommand
 from hvd_batchgrow.cli.probe import ProbeCommand
 from hvd_batchgrow.cli.status import StatusCommand
 from hvd_batchgrow.cli.submit import SubmitCommand
@@ -36,6 +37,7 @@ Command = (
     | Annotated[DigestCommand, tyro.conf.subcommand("digest")]
     | Annotated[AuditCommand, tyro.conf.subcommand("audit")]
     | Annotated[AdviseCommand, tyro.conf.subcommand("advise")]
+    | Annotated[PredictCommand, tyro.conf.subcommand("predict")]
 )
 
 

@@ -28,7 +28,7 @@ ORDER = (
         "optim",
         "slurm",
     ),
-    *("job_file", "train", "verification", "observers", "library", "cli"),
+    *("job_file", "train", "verification", "deployment", "observers", "library", "cli"),
 )
 """Each room imports only rooms before it."""
 

@@ -72,7 +72,7 @@ def check_file(table: RawTable, data: DataSection, *, strict: bool) -> tuple[Tab
     for k, column in enumerate(roles.features):
         name, cells = table.names[column], table.cells[column]
         if column in roles.categorical:
-            categories[k], found = _category(_plain(cells), name, data)
+            categories[k], found = as_categories(plain_cells(cells), name, data)
             absent = categories[k].codes < 0
             notes += _notes_on_words(table, name, categories[k], data)
         else:
@@ -83,11 +83,11 @@ def check_file(table: RawTable, data: DataSection, *, strict: bool) -> tuple[Tab
         missing |= absent
         faults += [(name, fault) for fault in found]
     name = table.names[roles.label]
-    labels, absent, found = _labels(_plain(table.cells[roles.label]), name, data)
+    labels, absent, found = _labels(plain_cells(table.cells[roles.label]), name, data)
     missing |= absent
     faults += [(name, fault) for fault in found]
     names = tuple(table.names[k] for k in roles.features)
-    return TableFile(table, names, values, categories, labels, missing, tuple(notes)), _listed(table, faults)
+    return TableFile(table, names, values, categories, labels, missing, tuple(notes)), listed_faults(table, faults)
 
 
 def _missing_remedy(name: str) -> str:
@@ -97,10 +97,10 @@ def _missing_remedy(name: str) -> str:
 # --- categories ------------------------------------------------------------------------------
 
 
-def _category(cells: Any, name: str, data: DataSection) -> tuple[Texts, list[CellFault]]:
+def as_categories(cells: Any, name: str, data: DataSection) -> tuple[Texts, list[CellFault]]:
     """Convert categories; in a csv file, empty cells and those in `data.missing_values` are missing."""
     if data.source == "parquet":
-        missing = _null(cells)
+        missing = null_cells(cells)
         if not _has_words(cells.type):
             fault = type_fault(cells, ("a category", "categories"), f"data.ignore_columns = [{name!r}] skips it")
             return Texts((), np.zeros(len(cells), dtype=np.int64)), [fault]
@@ -109,7 +109,7 @@ def _category(cells: Any, name: str, data: DataSection) -> tuple[Texts, list[Cel
     return as_texts(cells, missing), []
 
 
-def _plain(cells: Any) -> Any:
+def plain_cells(cells: Any) -> Any:
     """Return a column with categories replaced by their values, and all types of text as one type."""
     types = need("pyarrow.types", "pyarrow")
     cells = cells.cast(cells.type.value_type) if types.is_dictionary(cells.type) else cells
@@ -121,7 +121,7 @@ def _has_words(kind: Any) -> bool:
     return is_text(kind) or types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind)
 
 
-def _null(cells: Any) -> Bits:
+def null_cells(cells: Any) -> Bits:
     """Return which cells are null or NaN."""
     types = need("pyarrow.types", "pyarrow")
     nan_too = {"nan_is_null": True} if types.is_floating(cells.type) else {}
@@ -143,7 +143,7 @@ def _labels(cells: Any, name: str, data: DataSection) -> tuple[NDArray[np.int64]
     """Return labels as whole numbers or texts, which of them are missing, and the faults."""
     if data.source == "csv":
         return _csv_labels(cells, name, data)
-    types, missing = need("pyarrow.types", "pyarrow"), _null(cells)
+    types, missing = need("pyarrow.types", "pyarrow"), null_cells(cells)
     if not (_has_words(cells.type) or types.is_decimal(cells.type)):
         fault = type_fault(cells, ("a label", "labels"), "data.label names another column")
         return np.zeros(len(cells), dtype=np.int64), missing, [fault]
@@ -202,7 +202,7 @@ def _whole(cells: Any, numbers: Numbers, data: DataSection) -> tuple[NDArray[np.
 # --- messages --------------------------------------------------------------------------------
 
 
-def _listed(table: RawTable, faults: Sequence[tuple[str, CellFault]]) -> str:
+def listed_faults(table: RawTable, faults: Sequence[tuple[str, CellFault]]) -> str:
     """Return the message with all faults of a file; empty if it has no faults."""
     lines = [*_ragged(table), *_columns(table, faults)]
     if len(lines) <= 1:

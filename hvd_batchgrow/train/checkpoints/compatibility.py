@@ -30,17 +30,36 @@ def check_fits(checkpoint: Checkpoint, model: nn.Module, optimizer: Optimizer, f
     averages = averages_of(model)
     best, best_average = (checkpoint.growth.get(key) for key in ("best", "best_average"))
     misfits = [
-        *_tensor_misfits("model", checkpoint.model, model.state_dict()),
-        *(_tensor_misfits("average", checkpoint.average, averages) if checkpoint.average else ()),
+        *_model_misfits(checkpoint, model),
         *(_tensor_misfits("growth.best", best, model.state_dict()) if best else ()),
         *(_tensor_misfits("growth.best_average", best_average, averages) if best_average else ()),
         *_optimizer_misfits(checkpoint.optimizer, optimizer),
     ]
     if misfits:
-        lines = [*islice(misfits, _MOST_SHOWN), *(["…"] if len(misfits) > _MOST_SHOWN else [])]
         fault = f"{folder}: the checkpoint at sample {checkpoint.samples:,} does not fit this network and optimizer"
         remedy = "remove it from the folder to resume from the checkpoint before it"
-        raise RunError("\n  ".join([f"{fault}:", *lines, remedy]))
+        raise RunError("\n  ".join([f"{fault}:", *_first(misfits), remedy]))
+
+
+def check_model_fits(checkpoint: Checkpoint, model: nn.Module, folder: Path) -> None:
+    """Compare names, shapes and types of weights and averages with those of a network.
+
+    Raises:
+        RunError: the checkpoint does not fit; the message lists the differences.
+    """
+    if misfits := list(_model_misfits(checkpoint, model)):
+        fault = f"{folder}: the checkpoint at sample {checkpoint.samples:,} does not fit the run's network"
+        raise RunError("\n  ".join([f"{fault}:", *_first(misfits), "has the code of the network changed?"]))
+
+
+def _model_misfits(checkpoint: Checkpoint, model: nn.Module) -> Iterator[str]:
+    yield from _tensor_misfits("model", checkpoint.model, model.state_dict())
+    if checkpoint.average:
+        yield from _tensor_misfits("average", checkpoint.average, averages_of(model))
+
+
+def _first(misfits: Sequence[str]) -> list[str]:
+    return [*islice(misfits, _MOST_SHOWN), *(["…"] if len(misfits) > _MOST_SHOWN else [])]
 
 
 def _tensor_misfits(what: str, found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> Iterator[str]:

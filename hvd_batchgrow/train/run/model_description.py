@@ -147,6 +147,8 @@ def class_names(source: DatasetPair) -> tuple[str, ...]:
     if not is_list or len(names) > source.num_classes or not all(isinstance(name, str) for name in names):
         fault = f'schema["classes"] must be a list of at most {source.num_classes} texts, the names of the classes'
         raise JobError([Fault("data.source", fault)])
+    # A folder's name need not be valid UTF-8.
+    names = [name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace") for name in names]
     return (*names, *(str(k + first) for k in range(len(names), source.num_classes)))
 
 

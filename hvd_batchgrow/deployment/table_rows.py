@@ -1,0 +1,155 @@
+"""Read rows of a table for a trained network: the columns, categories and fill values are those of its training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hvd_batchgrow.config import DataSection
+from hvd_batchgrow.data.tables.cells import Bits, CellFault, Texts, as_numbers, as_texts, cell_fault
+from hvd_batchgrow.data.tables.checked_files import as_categories, listed_faults, null_cells, plain_cells
+from hvd_batchgrow.data.tables.columns import RawTable, column_index, read_csv, read_table
+from hvd_batchgrow.data.tables.csv_dialect import csv_form
+from hvd_batchgrow.data.tables.rows import Encoding
+from hvd_batchgrow.messages.errors import RunError
+from hvd_batchgrow.train.run.model_description import Column, ModelDescription, TableColumns
+
+_MISSING = ("is missing", "are missing")
+_UNKNOWN = ("is not a category of the training rows", "are not categories of the training rows")
+_NO_CLASS = ("is not a class of the training rows", "are not classes of the training rows")
+
+
+@dataclass(frozen=True)
+class LabelledRows:
+    """Rows as features."""
+
+    values: NDArray[np.float64]
+    """(n, features), not normalized."""
+    labels: NDArray[np.int64]
+    """(n,) 0 if they were not read."""
+    places: Sequence[str]
+    """Location of each row in the file: `line 3`."""
+
+
+def read_rows(path: Path, description: ModelDescription, data: DataSection, *, with_labels: bool) -> LabelledRows:
+    """Read the rows of a csv or parquet file. Columns are found by name, or by position in a file without a header.
+
+    Args:
+        path: the file; its name tells csv from parquet.
+        description: of the network.
+        data: the section of its job: separator, decimal mark, missing values, label.
+        with_labels: read the label column, which otherwise may be absent.
+
+    Raises:
+        JobError: the label column does not exist.
+        RunError: the file cannot be read, a column is missing, or a cell is invalid; with all invalid cells.
+    """
+    is_table = description.table is not None
+    columns = description.table or _by_position(description)
+    data = data.model_copy(update={"source": "parquet" if path.name.endswith(".parquet") else "csv"})
+    table = _read(path, data, has_header=data.header if data.header is not None else is_table)
+    indices = _indices(table, columns)
+    values = np.zeros((table.num_rows, len(indices)))
+    faults: list[tuple[str, CellFault]] = []
+    for k, (column, index) in enumerate(zip(columns.columns, indices, strict=True)):
+        values[:, k], found = _converted(table.cells[index], column, columns, data)
+        faults += [(column.name, fault) for fault in found]
+    labels = np.zeros(table.num_rows, dtype=np.int64)
+    if with_labels:
+        index = column_index(path, table.names, -1 if data.label is None else data.label, "label")
+        labels, found = _classes(table.cells[index], description.classes)
+        faults += [(table.names[index], fault) for fault in found]
+    if text := listed_faults(table, faults):
+        raise RunError(text)
+    return LabelledRows(_encoding(columns).apply(values), labels, table.places(range(table.num_rows)))
+
+
+def _by_position(description: ModelDescription) -> TableColumns:
+    """Return the columns of rows that were no table with names: all are numbers."""
+    columns = tuple(Column(name=str(k), kind="number") for k in range(description.inputs.shape[0]))
+    return TableColumns(
+        columns=columns, categorical_encoding="one_hot", missing="error", unknown_category="error", first_label=0
+    )
+
+
+def _read(path: Path, data: DataSection, *, has_header: bool) -> RawTable:
+    if not path.is_file():
+        raise RunError(f"{path} {'is not a file' if path.exists() else 'does not exist'}")
+    if data.source == "parquet":
+        return read_table(path, data)
+    return read_csv(path, csv_form(path, data.separator, has_header))
+
+
+def _indices(table: RawTable, columns: TableColumns) -> list[int]:
+    """Return the index of each column in a file."""
+    names = [column.name for column in columns.columns]
+    if table.form is not None and not table.form.header:
+        if len(table.names) == len(names):  # features only
+            return list(range(len(names)))
+        if all(name in table.names for name in names):
+            return [int(name) for name in names]
+        raise RunError(f"{table.path} has {len(table.names)} columns; the network was trained on {len(names)}")
+    if missing := [name for name in names if table.names.count(name) != 1]:
+        is_twice = "appears twice" if missing[0] in table.names else "is missing"
+        more = f", and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise RunError(f"{table.path}: column {missing[0]!r} {is_twice}{more}; there are {', '.join(table.names[:20])}")
+    return [table.names.index(name) for name in names]
+
+
+def _converted(
+    cells: Any, column: Column, columns: TableColumns, data: DataSection
+) -> tuple[NDArray[np.float64], list[CellFault]]:
+    """Return a column as numbers, NaN if missing, or as numbers of categories, -1 if missing or unknown."""
+    if column.kind == "number":
+        numbers = as_numbers(cells, column.name, data)
+        missing, found, values = numbers.missing, [*numbers.faults], numbers.values
+        is_fault = column.fill is None
+    else:
+        texts, found = as_categories(plain_cells(cells), column.name, data)
+        codes = _codes(texts, column.categories)
+        missing, values, is_fault = texts.codes < 0, codes.astype(np.float64), columns.missing in {"error", "drop_row"}
+        unknown = (codes < 0) & ~missing
+        if unknown.any() and columns.unknown_category == "error":
+            known = ", ".join(column.categories[:10]) + (", …" if len(column.categories) > 10 else "")
+            found.append(cell_fault(cells, unknown, _UNKNOWN, f"they are {known}"))
+    if is_fault and missing.any():
+        found.append(cell_fault(cells, missing, _MISSING, "the training rows had no replacement for missing values"))
+    return values, found
+
+
+def _codes(texts: Texts, words: Sequence[str]) -> NDArray[np.int64]:
+    """Return each cell's index into words, -1 if it is missing or not among them."""
+    index = {word: k for k, word in enumerate(words)}
+    return np.array([*(index.get(word, -1) for word in texts.words), -1], dtype=np.int64)[texts.codes]
+
+
+def _classes(cells: Any, classes: Sequence[str]) -> tuple[NDArray[np.int64], list[CellFault]]:
+    """Return the class of each label. Labels that are whole numbers may be written as 3 or 3.0."""
+    cells = plain_cells(cells)
+    texts = as_texts(cells, null_cells(cells))
+    words = [word if word in classes else _whole(word) for word in texts.words]
+    labels = _codes(Texts(tuple(words), texts.codes), classes)
+    wrong: Bits = labels < 0
+    if not wrong.any():
+        return labels, []
+    known = ", ".join(classes[:10]) + (", …" if len(classes) > 10 else "")
+    return labels, [cell_fault(cells, wrong, _NO_CLASS, f"they are {known}")]
+
+
+def _whole(word: str) -> str:
+    try:
+        return str(int(float(word))) if float(word).is_integer() else word
+    except (ValueError, OverflowError):
+        return word
+
+
+def _encoding(columns: TableColumns) -> Encoding:
+    counts = {k: len(column.categories) for k, column in enumerate(columns.columns) if column.kind == "category"}
+    fill = np.array([column.fill or 0.0 for column in columns.columns])
+    lookups = {k: np.arange(count) for k, count in counts.items()}
+    return Encoding(fill, lookups, counts, one_hot=columns.categorical_encoding == "one_hot")

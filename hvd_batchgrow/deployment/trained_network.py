@@ -1,0 +1,135 @@
+"""Load the network of a run with its trained weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hvd_batchgrow.comm.devices import DeviceKey, visible_gpus
+from hvd_batchgrow.comm.ranks import CollectiveError, SingleRank
+from hvd_batchgrow.config import Job
+from hvd_batchgrow.job_file import parse_job
+from hvd_batchgrow.messages.errors import RunError
+from hvd_batchgrow.nn.build import build_model, forward_state
+from hvd_batchgrow.nn.state.forward_state import ForwardState, restored_buffers
+from hvd_batchgrow.storage.regular_files import read_regular
+from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint, newest_good
+from hvd_batchgrow.train.checkpoints.compatibility import check_model_fits
+from hvd_batchgrow.train.run.model_description import FILE, ModelDescription, read_description
+from hvd_batchgrow.train.run.setup import prepare_rank
+from hvd_batchgrow.train.update.forward import as_parameters, autocast
+from hvd_batchgrow.verification.tree_digest import tree_digest
+
+
+@dataclass(frozen=True)
+class TrainedNetwork:
+    """The network of a run in evaluation mode, with the weights of a checkpoint."""
+
+    run: Path
+    description: ModelDescription
+    job: Job
+    model: nn.Module
+    forward_state: ForwardState
+    device: torch.device
+    checkpoint: Checkpoint
+    is_average: bool
+    """Whether the parameters are the moving average of the weights."""
+    digest: str
+    """SHA-256 of parameters and buffers; without the average, as `hvd-batchgrow digest` prints it."""
+    notes: tuple[str, ...]
+    """A line for each newer checkpoint that is damaged, with the reason."""
+
+    def logits(self, inputs: Tensor) -> Tensor:
+        """Return the network's outputs, float32 (n, classes), in the job's precision.
+
+        Args:
+            inputs: preprocessed and normalized, (n, C, H, W) or (n, features).
+        """
+        changing = self.forward_state.in_evaluation
+        with torch.no_grad(), restored_buffers(self.model, changing), autocast(self.device, self.job.update.precision):
+            return self.model(as_parameters(inputs, self.model)).float()  # type: ignore[no-any-return]
+
+
+def load_network(
+    run: Path, checkpoint: Path | None = None, device: DeviceKey = "auto", *, average: bool = False
+) -> TrainedNetwork:
+    """Build the network of a run, and load its trained weights.
+
+    Args:
+        run: a run folder.
+        checkpoint: one of its checkpoints; None: its newest good one.
+        device: auto: a GPU if one is visible.
+        average: load the moving average of the weights.
+
+    Raises:
+        JobError: the network cannot be built.
+        RunError: the run has no description or no good checkpoint, the checkpoint does not fit the network, or the
+            average is requested and the run keeps none.
+    """
+    description = read_description(run)
+    found, notes = read_checkpoint(run, checkpoint)
+    job = job_for_inference(parse_job(description.job, str(run / FILE)), device)
+    place = inference_device(job)
+    channels, *size = description.inputs.shape
+    shape = (*size, channels)
+    torch.manual_seed(job.seed)
+    model = build_model(job, shape, len(description.classes)).to(place)
+    state = forward_state(job, model, shape)
+    check_model_fits(found, model, run)
+    weights = with_average(found, run) if average else found.model
+    model.load_state_dict(weights)
+    if job.data.channels_last:
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model.eval()
+    return TrainedNetwork(run, description, job, model, state, place, found, average, tree_digest(weights), notes)
+
+
+def read_checkpoint(run: Path, path: Path | None) -> tuple[Checkpoint, tuple[str, ...]]:
+    """Return a checkpoint of a run, by default its newest good one, and a line for each newer one that is damaged.
+
+    Raises:
+        RunError: it is missing or damaged.
+    """
+    if path is None:
+        found, skipped = newest_good(run / "checkpoints")
+        if found is None:
+            raise RunError(f"{run} holds no checkpoint")
+        return found, tuple(f"skipped a checkpoint: {reason}" for reason in skipped)
+    try:
+        return Checkpoint.from_bytes(read_regular(path)), ()
+    except (OSError, RunError) as error:
+        raise RunError(f"checkpoint {path}: {getattr(error, 'strerror', None) or error}") from None
+
+
+def job_for_inference(job: Job, device: DeviceKey) -> Job:
+    """Return a job for one process on any machine: without torch.compile, and with tf32 on GPUs only."""
+    layout = job.layout.model_copy(update={"device": device, "ranks_per_gpu": None, "compile": False})
+    update = job.update
+    if update.precision == "tf32" and (device == "cpu" or not visible_gpus().uuids):
+        update = update.model_copy(update={"precision": "float32"})
+    return job.model_copy(update={"layout": layout, "update": update})
+
+
+def inference_device(job: Job) -> torch.device:
+    """Return the device of this process, and set torch's threads and arithmetic as in training. Raises JobError."""
+    try:
+        return prepare_rank(job, SingleRank()).device
+    except CollectiveError as failure:
+        raise failure.error or failure from None
+
+
+def with_average(checkpoint: Checkpoint, run: Path) -> Mapping[str, Any]:
+    """Return the state of the network with averaged parameters, in the type of the parameters.
+
+    Raises:
+        RunError: the run keeps no average.
+    """
+    if not checkpoint.average:
+        raise RunError(f"{run} keeps no average of its weights: set update.ema_samples before training")
+    averaged = {name: value.to(checkpoint.model[name].dtype) for name, value in checkpoint.average.items()}
+    return {**checkpoint.model, **averaged}

@@ -1,0 +1,198 @@
+"""`hvd-batchgrow predict`: the same inputs as the run's evaluation, and one line for each photo or row."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tomli_w
+import torch
+from PIL import Image
+
+from hvd_batchgrow.cli import main
+from hvd_batchgrow.comm.ranks import SingleRank
+from hvd_batchgrow.data.load_source import load_source
+from hvd_batchgrow.deployment.predict import encoded_photos, evaluation_inputs
+from hvd_batchgrow.deployment.trained_network import load_network
+from hvd_batchgrow.job_file import load_job
+from hvd_batchgrow.train.parts import TrainingParts
+from tests.helpers import job_tree, small_source
+from tests.pictures import CLASSES, FOLDER, pictures
+
+RUN = Path("runs/small")
+
+
+def write_job(**sections: Any) -> str:
+    tree = job_tree(**sections)
+    for key in ("crop_padding", "hflip"):
+        tree["data"].pop(key)
+    Path("small.toml").write_text(tomli_w.dumps(tree))
+    return "small.toml"
+
+
+@pytest.fixture
+def photos(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """A run on photos, and its test photos in the order of their ids."""
+    monkeypatch.chdir(tmp_path)
+    FOLDER.make(Path("photos"), pictures(12))
+    data = {"source": "image_folder", "root": "photos", "num_samples": 12, "image_size": 16}
+    schedule = {"epochs": 8.0, "boundaries_epochs": [4.0], "global_batch": 8, "max_batch": 8, "noise_factor": 2.0}
+    job = write_job(data=data, schedule=schedule)
+    assert main(["train", job]) == 0
+    return sorted(Path("photos/val").rglob("*.*"))
+
+
+@pytest.fixture
+def rows(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A run on a table with categories and missing numbers."""
+    monkeypatch.chdir(tmp_path)
+    lines = [f"{k % 7},{('red', 'blue', '')[k % 3]},{'' if k % 5 == 0 else k * 0.1},{'ab'[k % 2]}" for k in range(40)]
+    for name in ("train", "test"):
+        Path(f"{name}.csv").write_text("\n".join(["x,color,y,kind", *lines, ""]))
+    data = {"source": "csv", "root": ".", "num_samples": 40, "categorical": ["color"], "missing": "mean"}
+    schedule = {"epochs": 2.0, "boundaries_epochs": [1.0], "max_batch": 32}
+    tree = write_job(data=data, schedule=schedule, model={"name": "tests.unit.test_predict:mlp"})
+    text = Path(tree).read_text().replace("channels = [\n    4,\n    8,\n]\n", "")
+    Path(tree).write_text(text)
+    assert main(["train", tree]) == 0
+    return tree
+
+
+def mlp(num_classes: int) -> torch.nn.Module:
+    return torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, num_classes))
+
+
+def evaluated(job: str) -> tuple[TrainingParts, torch.Tensor]:
+    """The parts of a run, and the inputs of its whole test set as its evaluation reads them."""
+    loaded = load_job(Path(job))
+    source = load_source(loaded.data, loaded.seed, lambda *_: None)
+    parts = TrainingParts(loaded, source, SingleRank(), torch.device("cpu"))
+    (batch,) = parts.reader.testing([range(len(source.test))])
+    return parts, batch.inputs
+
+
+def expected(parts: TrainingParts, inputs: torch.Tensor) -> torch.Tensor:
+    """Probabilities by the run's last checkpoint, read without the code under test."""
+    path = max(RUN.glob("checkpoints/*.pt"))
+    parts.model.load_state_dict(torch.load(path, weights_only=True)["model"])
+    with torch.no_grad():
+        return torch.softmax(parts.model.eval()(inputs), 1)
+
+
+def test_photos_have_the_pixels_and_probabilities_of_the_evaluation(
+    photos: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    parts, inputs = evaluated("small.toml")
+    network = load_network(RUN, device="cpu")
+    ((ids, found),) = evaluation_inputs(network, encoded_photos(photos, apply_orientation=False), lambda bad: None)
+    assert ids == [0, 1, 2, 3, 4]
+    assert torch.equal(found, inputs)
+    capsys.readouterr()
+    assert main(["predict", str(RUN), *map(str, photos), "--format", "json", "--top", "3"]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["file"] for line in lines] == [str(path) for path in photos]
+    for line, row in zip(lines, expected(parts, inputs), strict=True):
+        order = row.argsort(descending=True).tolist()
+        assert [entry["class"] for entry in line["predictions"]] == [CLASSES[k] for k in order]
+        probabilities = [entry["probability"] for entry in line["predictions"]]
+        assert probabilities == pytest.approx(row[order].tolist(), rel=1e-5)
+
+
+def test_bad_files_are_reported_and_the_others_predicted(
+    photos: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("text.jpg").write_text("no photo")
+    Path("empty.png").touch()
+    whole = next(path for path in photos if path.suffix == ".jpg").read_bytes()
+    Path("cut.jpg").write_bytes(whole[: len(whole) // 2])
+    png = next(path for path in photos if path.suffix == ".png").read_bytes()
+    Path("late.png").write_bytes(png[: len(png) // 2] + png[-12:])  # complete by its end, so only decoding shows it
+    names = ["text.jpg", str(photos[0]), "empty.png", "absent.jpg", "cut.jpg", "late.png", ".", str(photos[1])]
+    capsys.readouterr()
+    assert main(["predict", str(RUN), *names]) == 1
+    out, error = capsys.readouterr()
+    table = list(csv.DictReader(out.splitlines()))
+    assert [line["file"] for line in table] == [str(photos[0]), str(photos[1])]
+    assert [line["rank"] for line in table] == ["1", "1"]
+    assert {line["class"] for line in table} <= {*CLASSES}
+    for name in ("text.jpg: cannot be decoded", "empty.png: is empty", "cut.jpg: ", "late.png: ", ".: cannot be read"):
+        assert f"\n{name}" in f"\n{error}"
+    assert "absent.jpg: cannot be read: No such file or directory" in error
+
+
+def test_images_of_one_size_are_read_from_photos(job: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", job, "--max-updates", "3"]) == 75
+    images = small_source().test.fetch(np.arange(4))
+    for k, image in enumerate(images):
+        Image.fromarray(image[..., 0]).save(f"{k}.png")
+    Image.new("L", (9, 8)).save("wide.png")
+    parts, inputs = evaluated(job)
+    rows = expected(parts, inputs[:4])
+    capsys.readouterr()
+    names = ["0.png", "1.png", "wide.png", "2.png", "3.png"]
+    assert main(["predict", str(RUN), *names, "--format", "json"]) == 1
+    out, error = capsys.readouterr()
+    assert error == "wide.png: is 8 × 9 pixels; the network was trained on images of 8 × 8: resize it\n"
+    found = [json.loads(line)["predictions"][0] for line in out.splitlines()]
+    assert [entry["class"] for entry in found] == [str(k) for k in rows.argmax(1).tolist()]
+    assert [entry["probability"] for entry in found] == pytest.approx(rows.amax(1).tolist(), rel=1e-5)
+
+
+def test_rows_are_encoded_as_in_training(rows: str, capsys: pytest.CaptureFixture[str]) -> None:
+    parts, inputs = evaluated(rows)
+    probabilities = expected(parts, inputs)
+    # Other order of columns, one more column, and no label: the names decide.
+    with Path("test.csv").open(newline="") as file:
+        table = list(csv.DictReader(file))
+    with Path("new.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["y", "note", "x", "color"], extrasaction="ignore", restval="n")
+        writer.writeheader()
+        writer.writerows(table)
+    capsys.readouterr()
+    assert main(["predict", str(RUN), "new.csv", "test.csv", "--format", "json", "--top", "2"]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["row"] for line in lines] == 2 * [f"line {k}" for k in range(2, 42)]
+    for line, row in zip(lines, [*probabilities, *probabilities], strict=True):
+        by_class = {entry["class"]: entry["probability"] for entry in line["predictions"]}
+        assert [by_class["a"], by_class["b"]] == pytest.approx(row.tolist(), rel=1e-5)
+
+
+def test_invalid_cells_and_columns_are_reported(rows: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("green.csv").write_text("x,color,y\n1,green,2\n")
+    Path("word.csv").write_text("x,color,y\n1,red,2\none,red,2\n")
+    Path("lacks.csv").write_text("x,color\n1,red\n")
+    Path("good.csv").write_text("x,color,y\n1,red,2\n")
+    capsys.readouterr()
+    files = ["green.csv", "word.csv", "lacks.csv", "absent.csv", "good.csv"]
+    assert main(["predict", str(RUN), *files]) == 1
+    out, error = capsys.readouterr()
+    assert [line["file"] for line in csv.DictReader(out.splitlines())] == ["good.csv"]
+    green = "column 'color': 1 of 1 cell is not a category of the training rows: line 2: 'green'; they are blue, red"
+    assert f"green.csv: {green}" in error
+    assert "column 'x': 1 of 2 cells is not a finite number: line 3: 'one'" in error
+    assert "lacks.csv: column 'y' is missing; there are x, color" in error
+    assert "absent.csv: does not exist" in error
+
+
+def test_a_checkpoint_and_the_average_can_be_chosen(job: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", job, "--update.ema-samples", "100"]) == 0
+    Image.fromarray(small_source().test.fetch(np.arange(1))[0, ..., 0]).save("0.png")
+    older = min(RUN.glob("checkpoints/*.pt"))
+    capsys.readouterr()
+    results = []
+    for options in ([], ["--average"], ["--checkpoint", str(older)]):
+        assert main(["predict", str(RUN), "0.png", "--format", "json", *options]) == 0
+        results.append(json.loads(capsys.readouterr().out)["predictions"][0]["probability"])
+    assert len({*results}) == 3
+    assert main(["predict", str(RUN), "0.png", "--checkpoint", "absent.pt"]) == 1
+    assert "checkpoint absent.pt: No such file" in capsys.readouterr().err
+
+
+def test_a_run_without_an_average_is_reported(job: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", job, "--max-updates", "1"]) == 75
+    assert main(["predict", str(RUN), "0.png", "--average"]) == 1
+    assert "runs/small keeps no average of its weights: set update.ema_samples" in capsys.readouterr().err
