@@ -1,4 +1,4 @@
-"""The command line: `hvd-batchgrow plan|probe|train|twin|submit|status|verify|digest|audit|advise|predict`."""
+"""The command line: `hvd-batchgrow plan|probe|train|twin|submit|status|verify|digest|audit|advise|predict|evaluate`."""
 
 from __future__ import annotations
 

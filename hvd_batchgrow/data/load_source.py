@@ -16,13 +16,14 @@ _MOST_CLASSES = 1 << 20
 """Most classes that labels may imply without `data.num_classes`: a flipped bit could imply a network of any size."""
 
 
-def load_source(data: DataSection, seed: int, report: ReportProgress) -> DatasetPair:
+def load_source(data: DataSection, seed: int, report: ReportProgress, *, any_size: bool = False) -> DatasetPair:
     """Open a source; download or index it first if necessary.
 
     Args:
         data: the section of the job.
         seed: of the job; draws held-out rows and synthetic samples.
         report: called with the progress of long operations.
+        any_size: accept any number of training samples.
 
     Raises:
         JobError: the section does not fit the source.
@@ -36,7 +37,8 @@ def load_source(data: DataSection, seed: int, report: ReportProgress) -> Dataset
     if data.num_classes is None and source.num_classes > _MOST_CLASSES:
         fault = f"its largest label is {source.num_classes - 1}, which is not plausible: is a file damaged?"
         raise RunError(f"{data.root or data.source}: {fault} If not, set data.num_classes = {source.num_classes}")
-    planned, found = known_num_samples(data), len(source.train)
+    found = len(source.train)
+    planned = found if any_size else known_num_samples(data)
     if planned != found:
         said = (
             f"data.num_samples = {planned}" if data.num_samples else f"{data.source!r} has {planned} training samples"

@@ -9,6 +9,7 @@ import tomli_w
 
 from hvd_batchgrow.comm.ranks import SingleRank
 from tests.helpers import job_tree, small_source, write_idx_folder
+from tests.trained_runs import photos, rows  # noqa: F401  # fixtures
 
 
 class NoSwitch:

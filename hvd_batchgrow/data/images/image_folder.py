@@ -26,6 +26,7 @@ from hvd_batchgrow.data.images.encoded_dataset import (
     nearest,
     read_header,
     reading,
+    report_bad,
     source_root,
 )
 from hvd_batchgrow.data.images.image_header import bad_header
@@ -80,7 +81,7 @@ def load(data: DataSection, seed: int, report: ReportProgress) -> DatasetPair:
     root = source_root(data)
     train = _walk_set(root, Path(data.train or "train"))
     test = _walk_set(root, Path(data.test or ("test" if _has_only_test(root) else "val")))
-    _check_classes(root, train, test)
+    _check_classes(root, test, train.classes, str(root / train.folder))
     num_classes = data.num_classes or len(train.classes)
     if num_classes < len(train.classes):
         raise RunError(f"data.num_classes = {num_classes}, but {root / train.folder} has {len(train.classes)} classes")
@@ -90,6 +91,27 @@ def load(data: DataSection, seed: int, report: ReportProgress) -> DatasetPair:
     source = encoded_source(data, samples[0], samples[1], num_classes)
     schema = {"classes": list(train.classes)}
     return replace(source, schema=schema, notes=(*train.notes, *test.notes, *_untested(root, train, test)))
+
+
+def load_test(data: DataSection, classes: Sequence[str], report: ReportProgress) -> EncodedDataset:
+    """Index the test set alone, for classes that are known.
+
+    Args:
+        data: the section. Without `data.test`, the folder is `val`, `test`, or `data.root` itself, in this order.
+        classes: names of the class folders, in the order of their numbers; some may have no images.
+        report: called with the progress of indexing.
+
+    Raises:
+        JobError: no `data.root`.
+        RunError: the folder is missing or empty, a folder is not a class, or images are bad.
+    """
+    root = source_root(data)
+    usual = next((name for name in ("val", "test") if (root / name).is_dir()), ".")
+    tree = _walk_set(root, Path(data.test or usual))
+    _check_classes(root, tree, classes, "the run")
+    samples = _indexed(root, tree, classes, report, apply_orientation=data.apply_orientation)
+    report_bad(samples, data.on_bad_sample)
+    return samples
 
 
 def _untested(root: Path, train: Tree, test: Tree) -> list[str]:
@@ -103,13 +125,13 @@ def _has_only_test(root: Path) -> bool:
     return (root / "test").is_dir() and not (root / "val").is_dir()
 
 
-def _check_classes(root: Path, train: Tree, test: Tree) -> None:
-    known = set(train.classes)
+def _check_classes(root: Path, test: Tree, classes: Sequence[str], place: str) -> None:
+    known = set(classes)
     unknown = [name for name in test.classes if name not in known]
     if unknown:
-        near = [get_close_matches(name, train.classes, n=1, cutoff=0)[0] for name in unknown[:NUM_SHOWN]]
+        near = [get_close_matches(name, classes, n=1, cutoff=0)[0] for name in unknown[:NUM_SHOWN]]
         lines = [f"{root / test.folder / name}, nearest: {n}" for name, n in zip(unknown, near, strict=False)]
-        head = f"{len(unknown)} folders are not among the {len(known)} classes of {root / train.folder}"
+        head = f"{len(unknown)} folders are not among the {len(known)} classes of {place}"
         raise RunError(listing(head, lines, len(unknown)))
 
 

@@ -50,6 +50,12 @@ def load(data: DataSection, seed: int, report: ReportProgress) -> DatasetPair:
     return table_source(table, data, seed, report)
 
 
+def find_test_files(data: DataSection) -> list[Path]:
+    """Return the files of `data.test`, or the one with the conventional name. Raises as `find_files`."""
+    root = need_root(data, f"the folder of its {data.source} files")
+    return find_files(root, data.test, data.source, "data.test")
+
+
 def find_files(root: Path, given: str | None, kind: str, key: str) -> list[Path]:
     """Return the files of a set: those that the job names, or the one with the conventional name.
 

@@ -1,0 +1,39 @@
+"""`hvd-batchgrow evaluate`."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+from hvd_batchgrow.cli.common import terminal
+from hvd_batchgrow.cli.predict import WeightsCommand
+from hvd_batchgrow.messages.errors import ExitCode
+
+
+@dataclass(frozen=True)
+class EvaluateCommand(WeightsCommand):
+    """Print loss and accuracy of a run's weights on its test set, or on other data: --data.root, --data.test."""
+
+    json: bool = False
+    """Print one JSON object."""
+
+    def run(self, overrides: dict[str, Any]) -> ExitCode:
+        """Print to stdout."""
+        from hvd_batchgrow.deployment.evaluation import evaluate_run
+        from hvd_batchgrow.observers.progress import work_progress
+        from hvd_batchgrow.storage.strict_json import dump_json
+
+        with work_progress(terminal(sys.stderr)) as report:
+            result = evaluate_run(self.folder, self.checkpoint, self.device, overrides, report)
+        for note in result.notes:
+            print(note, file=sys.stderr)
+        if self.json:
+            print(dump_json(result.to_dict(), indent=2))
+            return ExitCode.DONE
+        found = result.found
+        print(f"{self.folder} at sample {found.samples:,}, {result.num_test:,} test samples")
+        print(f"test loss {found.loss:.4f}, test accuracy {found.top1:.2%}")
+        if found.average_loss is not None:
+            print(f"averaged weights: test loss {found.average_loss:.4f}, test accuracy {found.average_top1:.2%}")
+        return ExitCode.DONE

@@ -1,0 +1,152 @@
+"""Evaluate the weights of a run on its test set, or on other data of the same classes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hvd_batchgrow.comm.devices import DeviceKey
+from hvd_batchgrow.comm.ranks import SingleRank
+from hvd_batchgrow.config import Job
+from hvd_batchgrow.data.datasets.dataset import ArrayDataset, Dataset, DatasetPair, ReportProgress
+from hvd_batchgrow.data.images.image_folder import load_test
+from hvd_batchgrow.data.load_source import load_source
+from hvd_batchgrow.data.tables.table_files import find_test_files
+from hvd_batchgrow.deployment.table_rows import read_rows
+from hvd_batchgrow.deployment.trained_network import inference_device, job_for_inference, read_checkpoint
+from hvd_batchgrow.job_file import parse_job
+from hvd_batchgrow.messages.errors import Fault, JobError, RunError
+from hvd_batchgrow.messages.wording import shown
+from hvd_batchgrow.train.checkpoints.compatibility import check_model_fits
+from hvd_batchgrow.train.evaluate import evaluate
+from hvd_batchgrow.train.events import Evaluation
+from hvd_batchgrow.train.parts import TrainingParts
+from hvd_batchgrow.train.run.model_description import FILE, ModelDescription, describe_model, read_description
+from hvd_batchgrow.train.train_state import TrainState
+from hvd_batchgrow.verification.tree_digest import tree_digest
+
+_LOCATING = ("source", "root", "train", "test", "label", "header", "separator", "decimal", "on_bad_sample", "pipeline")
+"""Keys of `[data]` that other data may change. All others belong to the network."""
+_MEANING = ("classes", "inputs", "normalization", "preprocessing", "table")
+
+
+@dataclass(frozen=True)
+class RunEvaluation:
+    """Loss and accuracy of a run's weights."""
+
+    run: Path
+    found: Evaluation
+    """With the sample counter of the checkpoint."""
+    num_test: int
+    """Number of test samples."""
+    digest: str
+    """SHA-256 of parameters and buffers, as `hvd-batchgrow digest` prints it."""
+    notes: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values."""
+        found = self.found
+        return {
+            "run": str(self.run),
+            "samples": found.samples,
+            "weights_sha256": self.digest,
+            "num_test": self.num_test,
+            "loss": found.loss,
+            "top1": found.top1,
+            "average_loss": found.average_loss,
+            "average_top1": found.average_top1,
+        }
+
+
+def evaluate_run(
+    run: Path, checkpoint: Path | None, device: DeviceKey, overrides: Mapping[str, Any], report: ReportProgress
+) -> RunEvaluation:
+    """Evaluate the weights of a run by the function that evaluates during training.
+
+    Args:
+        run: a run folder.
+        checkpoint: one of its checkpoints; None: its newest good one.
+        device: auto: a GPU if one is visible.
+        overrides: dotted keys of `[data]` that lead to other data; without any, the run's test set is used.
+        report: called with the progress of indexing and parsing.
+
+    Raises:
+        JobError: an override belongs to the network, or is invalid.
+        RunError: the data is missing, damaged or has other classes, or the checkpoint cannot be used.
+    """
+    description = read_description(run)
+    state, notes = read_checkpoint(run, checkpoint)
+    job = job_for_inference(_with_data(description.job, overrides, run), device)
+    place = inference_device(job)
+    source = _other_data(job, description, report) if overrides else _own_data(job, description, run, report)
+    parts = TrainingParts(job, source, SingleRank(), place)
+    check_model_fits(state, parts.model, run)
+    trained = TrainState(parts)
+    parts.model.load_state_dict(state.model)
+    trained.samples = state.samples
+    if trained.average:
+        trained.average.load_state_dict(state.average)
+    found = evaluate(parts, trained, SingleRank())
+    return RunEvaluation(run, found, len(source.test), tree_digest(state.model), notes)
+
+
+def _with_data(tree: Mapping[str, Any], overrides: Mapping[str, Any], run: Path) -> Job:
+    allowed = {f"data.{key}" for key in _LOCATING}
+    if others := [key for key in overrides if key not in allowed]:
+        fault = f"belongs to the training of the network; evaluate changes only {', '.join(sorted(allowed))}"
+        raise JobError([Fault(key, fault) for key in others], "command line")
+    changed = {key.partition(".")[2]: value for key, value in overrides.items()}
+    data = {**tree["data"], **changed}
+    if overrides and data["source"] in {"csv", "parquet"}:
+        data["test_fraction"] = 0.0  # other files are not split
+    return parse_job({**tree, "data": data}, str(run / FILE))
+
+
+def _own_data(job: Job, description: ModelDescription, run: Path, report: ReportProgress) -> DatasetPair:
+    """Return the run's data. Raises RunError if its meaning is no longer that of the training."""
+    source = load_source(job.data, job.seed, report)
+    now = describe_model(job, source)
+    if changed := [part for part in _MEANING if getattr(now, part) != getattr(description, part)]:
+        fault = f"the data has changed since {run} was trained on it: {', '.join(changed)} of {run / FILE}"
+        raise RunError(f"{fault}; evaluate other data with --data.root or --data.test")
+    return source
+
+
+def _other_data(job: Job, description: ModelDescription, report: ReportProgress) -> DatasetPair:
+    """Return other data, preprocessed as the run's. Only its test set is needed, if its format allows that."""
+    data, num_classes = job.data, len(description.classes)
+    mean, std = description.normalization.mean, description.normalization.std
+    test: Dataset
+    if data.source == "image_folder":
+        test = load_test(data, description.classes, report)
+    elif data.source in {"csv", "parquet"}:
+        test = _table_rows(job, description)
+    else:
+        section = data.model_copy(update={"num_classes": num_classes, "mean": mean, "std": std})
+        return _same_meaning(job, load_source(section, job.seed, report, any_size=True), description)
+    return _same_meaning(job, DatasetPair(test, test, num_classes, mean, std), description)
+
+
+def _table_rows(job: Job, description: ModelDescription) -> ArrayDataset:
+    files = find_test_files(job.data)
+    rows = [read_rows(path, description, job.data, with_labels=True) for path in files]
+    values, labels = np.concatenate([part.values for part in rows]), np.concatenate([part.labels for part in rows])
+    return ArrayDataset(values, labels, ", ".join(map(str, files)))
+
+
+def _same_meaning(job: Job, source: DatasetPair, description: ModelDescription) -> DatasetPair:
+    """Raise RunError unless the network accepts the samples, and the names of their classes, if any, are the same."""
+    now = describe_model(job, source)
+    pairs = [("inputs", now.inputs, description.inputs)]
+    if "classes" in source.schema:
+        pairs.append(("classes", now.classes, description.classes))  # type: ignore[arg-type]
+    for name, found, wanted in pairs:
+        if found != wanted:
+            raise RunError(
+                f"{job.data.root or job.data.source}: {name} are {shown(found)}; the run has {shown(wanted)}"
+            )
+    return replace(source, num_classes=len(description.classes))

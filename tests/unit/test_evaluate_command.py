@@ -1,0 +1,122 @@
+"""`hvd-batchgrow evaluate`: the numbers of the run's last evaluation, and those of other data."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from hvd_batchgrow.cli import main
+from hvd_batchgrow.data.datasets.dataset import ArrayDataset, DatasetPair
+from hvd_batchgrow.deployment.trained_network import load_network
+from tests.helpers import labels_of, small_source, write_idx_folder
+from tests.pictures import CLASSES
+from tests.trained_runs import RUN
+
+
+def evaluated(capsys: pytest.CaptureFixture[str], *options: str) -> dict[str, Any]:
+    capsys.readouterr()
+    assert main(["evaluate", str(RUN), "--json", *options]) == 0
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
+
+
+def recorded() -> dict[str, Any]:
+    """The last evaluation in the run's metrics."""
+    lines = [json.loads(line) for line in (RUN / "metrics.jsonl").read_text().splitlines()]
+    line: dict[str, Any] = [line for line in lines if line["kind"] == "eval"][-1]
+    return line
+
+
+@pytest.mark.parametrize("run", ["photos", "rows"])
+def test_the_numbers_are_those_of_the_last_evaluation(
+    run: str, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
+) -> None:
+    request.getfixturevalue(run)
+    found, last = evaluated(capsys), recorded()
+    assert [found["samples"], found["loss"], found["top1"]] == [last["samples"], last["loss"], last["top1"]]
+    if run == "photos":
+        assert [found["average_loss"], found["average_top1"]] == [last["average_loss"], last["average_top1"]]
+        assert found["average_loss"] != found["loss"]
+    assert main(["digest", str(RUN)]) == 0
+    assert capsys.readouterr().out.strip() == found["weights_sha256"]
+    assert main(["evaluate", str(RUN)]) == 0
+    assert f"test loss {last['loss']:.4f}, test accuracy {last['top1']:.2%}" in capsys.readouterr().out
+
+
+def test_photos_of_another_folder_keep_the_classes_of_the_run(
+    photos: list[Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name in CLASSES[1:]:  # alone, these folders would be classes 0 and 1
+        shutil.copytree(f"photos/val/{name}", f"others/{name}")
+    lines = []
+    kept = [path for path in photos if path.parent.name in CLASSES[1:]]
+    capsys.readouterr()
+    assert main(["predict", str(RUN), *map(str, kept), "--top", "3", "--format", "json"]) == 0
+    for line in map(json.loads, capsys.readouterr().out.splitlines()):
+        name = Path(line["file"]).parent.name
+        lines += [np.log(entry["probability"]) for entry in line["predictions"] if entry["class"] == name]
+    shutil.rmtree("photos")
+    found = evaluated(capsys, "--data.root", "others")
+    assert found["num_test"] == len(kept) == len(lines)
+    assert found["loss"] == pytest.approx(-np.mean(lines), rel=1e-5)
+    shutil.move("others/dog", "others/dgo")
+    assert main(["evaluate", str(RUN), "--data.root", "others"]) == 1
+    assert "others/dgo, nearest: dog" in capsys.readouterr().err
+
+
+def test_rows_of_another_file_keep_the_encoding_of_the_run(
+    rows: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    whole = evaluated(capsys)
+    Path("train.csv").unlink()
+    Path("other").mkdir()
+    lines = Path("test.csv").read_text().splitlines()
+    moved = [",".join([*line.split(",")[2:], *line.split(",")[:2]]) for line in lines]  # y, kind, x, color
+    Path("other/test.csv").write_text("\n".join([*moved, ""]))
+    found = evaluated(capsys, "--data.root", "other", "--data.label", "kind")
+    assert found["loss"] == pytest.approx(whole["loss"], rel=1e-6)
+    assert [found["top1"], found["num_test"]] == [whole["top1"], 40]
+    Path("other/test.csv").write_text("x,color,y,kind\n1,red,2,c\n")
+    assert main(["evaluate", str(RUN), "--data.root", "other"]) == 1
+    assert "line 2: 'c'; they are a, b" in capsys.readouterr().err
+
+
+def test_arrays_of_another_folder_are_normalized_as_in_training(job: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", job]) == 0
+    source = small_source()
+    darker = [
+        ArrayDataset(part.fetch(np.arange(len(part))) // 2, np.array(labels_of(part)))
+        for part in (source.train, source.test)
+    ]
+    write_idx_folder(Path("darker"), DatasetPair(darker[1], darker[0], 3, (0.5,), (0.25,)))
+    found = evaluated(capsys, "--data.root", "darker")
+    assert found["num_test"] == 300
+    description = json.loads((RUN / "model.json").read_text())
+    mean, std = description["normalization"]["mean"][0], description["normalization"]["std"][0]
+    pixels = torch.from_numpy(darker[0].values).permute(0, 3, 1, 2).double() / 255
+    logits = load_network(RUN, device="cpu").logits(((pixels - mean) / std).float())
+    labels = torch.from_numpy(darker[0].labels)
+    assert found["loss"] == pytest.approx(nn.functional.cross_entropy(logits, labels).item(), rel=1e-5)
+
+
+def test_data_that_has_changed_and_keys_of_the_network_are_refused(
+    rows: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["evaluate", str(RUN), "--data.image-size", "8", "--optim.lr", "1"]) == 2
+    error = capsys.readouterr().err
+    assert "data.image_size: belongs to the training of the network; evaluate changes only data.decimal" in error
+    assert "optim.lr: belongs to the training" in error
+    text = Path("train.csv").read_text()
+    Path("train.csv").write_text(text.replace("6,red", "60,red"))
+    assert main(["evaluate", str(RUN)]) == 1
+    assert "the data has changed since runs/small was trained on it: normalization, table of" in capsys.readouterr().err
