@@ -1,4 +1,4 @@
-"""The command line: `hvd-batchgrow plan|probe|train|twin|submit|status|verify|digest|audit|advise|predict|evaluate`."""
+"""The command line `hvd-batchgrow`, with the commands of `commands.py`."""
 
 from __future__ import annotations
 

@@ -16,6 +16,7 @@ from hvd_batchgrow.cli.advise import AdviseCommand
 from hvd_batchgrow.cli.argv_checks import word_faults
 from hvd_batchgrow.cli.digest_audit import AuditCommand, DigestCommand
 from hvd_batchgrow.cli.evaluate import EvaluateCommand
+from hvd_batchgrow.cli.export import ExportCommand
 from hvd_batchgrow.cli.plan import PlanCommand
 from hvd_batchgrow.cli.predict import PredictCommand
 from hvd_batchgrow.cli.probe import ProbeCommand
@@ -40,6 +41,7 @@ Command = (
     | Annotated[AdviseCommand, tyro.conf.subcommand("advise")]
     | Annotated[PredictCommand, tyro.conf.subcommand("predict")]
     | Annotated[EvaluateCommand, tyro.conf.subcommand("evaluate")]
+    | Annotated[ExportCommand, tyro.conf.subcommand("export")]
 )
 
 

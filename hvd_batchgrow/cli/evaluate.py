@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from hvd_batchgrow.cli.common import terminal
-from hvd_batchgrow.cli.predict import WeightsCommand
+from hvd_batchgrow.cli.predict import InferenceCommand
 from hvd_batchgrow.messages.errors import ExitCode
 
 
 @dataclass(frozen=True)
-class EvaluateCommand(WeightsCommand):
+class EvaluateCommand(InferenceCommand):
     """Print loss and accuracy of a run's weights on its test set, or on other data: --data.root, --data.test."""
 
     json: bool = False

@@ -28,12 +28,18 @@ class WeightsCommand:
     """A run folder."""
     checkpoint: Path | None = None
     """A checkpoint of the run; by default its newest good one."""
+
+
+@dataclass(frozen=True)
+class InferenceCommand(WeightsCommand):
+    """Options of commands that compute with the weights of a run."""
+
     device: Literal["auto", "cuda", "cpu"] = "auto"
     """auto: a GPU if one is visible."""
 
 
 @dataclass(frozen=True)
-class PredictCommand(WeightsCommand):
+class PredictCommand(InferenceCommand):
     """Print the classes of photos, or of the rows of csv and parquet files, with their probabilities."""
 
     files: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()

@@ -40,7 +40,7 @@ def read_rows(path: Path, description: ModelDescription, data: DataSection, *, w
     """Read the rows of a csv or parquet file. Columns are found by name, or by position in a file without a header.
 
     Args:
-        path: the file; its name tells csv from parquet.
+        path: the file; parquet if its name ends with .parquet, else csv.
         description: of the network.
         data: the section of its job: separator, decimal mark, missing values, label.
         with_labels: read the label column, which otherwise may be absent.

@@ -1,0 +1,202 @@
+"""Export the network of a run for use without this package, with a card that describes it."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import io
+import logging
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from hvd_batchgrow.deployment.plain_network import to_plain
+from hvd_batchgrow.deployment.trained_network import TrainedNetwork
+from hvd_batchgrow.import_string import describe_error
+from hvd_batchgrow.messages.errors import RunError, unwritable
+from hvd_batchgrow.nn.parameters import input_type
+from hvd_batchgrow.storage.atomic import write_atomically
+from hvd_batchgrow.storage.json_lines import read_json_lines
+from hvd_batchgrow.storage.strict_json import dump_json
+
+Format = Literal["safetensors", "onnx", "torchscript", "exported_program", "state_dict"]
+_LARGEST_DIFFERENCE = 1e-4
+"""Between the logits of the network and of the exported program, relative to the largest of them."""
+
+
+def export(network: TrainedNetwork, to: Format, output: Path) -> tuple[Path, list[str]]:
+    """Write the network's weights, or its program with the weights, and a card beside them.
+
+    Args:
+        network: from `load_network` on the CPU; its modules are replaced by torch's.
+        to: the format.
+        output: the file.
+
+    Returns:
+        the path of the card, and notes for the user.
+
+    Raises:
+        RunError: a package is missing, the network cannot be exported, the exported program computes other logits, or
+            a file cannot be written.
+    """
+    example = torch.rand(2, *network.description.inputs.shape).to(input_type(network.model))
+    samples = torch.rand(3, *network.description.inputs.shape).to(example.dtype)
+    with torch.no_grad():
+        expected = network.model(samples)
+        model = to_plain(network.model).requires_grad_(requires_grad=False)
+        _check(expected, model(samples), "the network with torch's batch norms")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        content, program = _EXPORTERS[to](model, example, network)
+    notes = [f"{to}: {' '.join(str(w.message).split())}" for w in caught if w.category.__name__ == "TracerWarning"]
+    if program is not None:
+        with torch.no_grad():
+            _check(expected, program(samples), f"the exported program ({to})")
+    card = output.with_name(f"{output.name}.json")
+    text = dump_json(_card(network, to, output, content, example.dtype), indent=2) + "\n"
+    for path, data in ((output, content), (card, text.encode())):
+        try:
+            write_atomically(path, data)
+        except OSError as error:
+            raise unwritable(path, error) from None
+    return card, notes
+
+
+def _check(expected: Tensor, found: Tensor, what: str) -> None:
+    """Raise RunError if logits differ by more than rounding."""
+    difference = (found - expected).abs().max() / expected.abs().max().clamp_min(1e-30)
+    if not difference <= _LARGEST_DIFFERENCE and not torch.equal(found, expected):
+        fault = f"{what} computes logits that differ by {difference:.1e} from the network's"
+        raise RunError(f"{fault}: does its forward depend on the values or on the number of the samples?")
+
+
+# --- formats -----------------------------------------------------------------------------------
+
+_Exported = tuple[bytes, Callable[[Tensor], Tensor] | None]
+"""The content of the file, and the program as loaded from it; None for weights alone."""
+
+
+def _state_dict(model: nn.Module, example: Tensor, network: TrainedNetwork) -> _Exported:
+    buffer = io.BytesIO()
+    torch.save(model.state_dict(), buffer)
+    return buffer.getvalue(), None
+
+
+def _safetensors(model: nn.Module, example: Tensor, network: TrainedNetwork) -> _Exported:
+    save = _need("safetensors.torch", "safetensors").save
+    state = model.state_dict()
+    if others := [name for name, value in state.items() if not isinstance(value, Tensor)]:
+        raise RunError(f"safetensors holds tensors only, and {others[0]} is none: export to state_dict")
+    # Clones: safetensors refuses tensors that share memory.
+    tensors = {name: value.clone(memory_format=torch.contiguous_format) for name, value in state.items()}
+    return save(tensors, metadata={"format": "pt", "classes": dump_json(network.description.classes)}), None
+
+
+def _torchscript(model: nn.Module, example: Tensor, network: TrainedNetwork) -> _Exported:
+    """Trace the network: TorchScript's compiler accepts fewer networks."""
+    buffer = io.BytesIO()
+    with _exporting("torchscript"):
+        torch.jit.save(torch.jit.trace(model, example, check_trace=False), buffer)
+    buffer.seek(0)
+    return buffer.getvalue(), torch.jit.load(buffer)
+
+
+def _exported_program(model: nn.Module, example: Tensor, network: TrainedNetwork) -> _Exported:
+    buffer = io.BytesIO()
+    with _exporting("exported_program"):
+        torch.export.save(_program(model, example), buffer)
+    buffer.seek(0)
+    return buffer.getvalue(), torch.export.load(buffer).module()
+
+
+def _onnx(model: nn.Module, example: Tensor, network: TrainedNetwork) -> _Exported:
+    for package in ("onnx", "onnxscript"):
+        _need(package, "onnx onnxscript")
+    with _exporting("onnx"):
+        program = torch.onnx.export(
+            _program(model, example), input_names=["inputs"], output_names=["logits"], dynamo=True, verbose=False
+        )
+    assert program is not None
+    content = program.model_proto.SerializeToString()
+    return content, _onnx_reference(content)
+
+
+def _onnx_reference(content: bytes) -> Callable[[Tensor], Tensor]:
+    """Return the program as onnx's reference implementation runs it."""
+    onnx, reference = _need("onnx", "onnx"), _need("onnx.reference", "onnx")
+    evaluator = reference.ReferenceEvaluator(onnx.load_from_string(content))
+    return lambda inputs: torch.from_numpy(evaluator.run(None, {"inputs": inputs.numpy()})[0])
+
+
+def _program(model: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
+    return torch.export.export(model, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+
+
+_EXPORTERS: Mapping[Format, Callable[[nn.Module, Tensor, TrainedNetwork], _Exported]] = {
+    "safetensors": _safetensors,
+    "onnx": _onnx,
+    "torchscript": _torchscript,
+    "exported_program": _exported_program,
+    "state_dict": _state_dict,
+}
+
+
+class _exporting:  # noqa: N801  # used as a function
+    """Turn the errors of torch's exporters into a RunError: they may be of any kind."""
+
+    def __init__(self, to: str) -> None:
+        self._to = to
+
+    def __enter__(self) -> None:
+        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, Exception):
+            remedy = "try another format; state_dict and safetensors need no program"
+            raise RunError(
+                f"torch cannot export the network to {self._to}: {describe_error(error)}; {remedy}"
+            ) from error
+
+
+def _need(module: str, packages: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise RunError(
+            f"{module} is needed for this format and cannot be imported ({error}): pip install {packages}"
+        ) from None
+
+
+# --- the card ----------------------------------------------------------------------------------
+
+
+def _card(network: TrainedNetwork, to: Format, output: Path, content: bytes, dtype: torch.dtype) -> dict[str, Any]:
+    """Return what users of the file need, as plain values."""
+    description = network.description.model_dump(mode="json")
+    description.pop("format")
+    description["inputs"]["dtype"] = str(dtype).removeprefix("torch.")  # the program does not convert it
+    return {
+        "file": output.name,
+        "format": to,
+        "file_sha256": hashlib.sha256(content).hexdigest(),
+        "weights": "average" if network.is_average else "last",
+        "weights_sha256": network.digest,
+        "samples": network.checkpoint.samples,
+        "metrics": _metrics(network),
+        **description,
+    }
+
+
+def _metrics(network: TrainedNetwork) -> dict[str, Any]:
+    """Return the evaluation of these weights on the run's test set; empty if there was none at this sample."""
+    samples = network.checkpoint.samples
+    lines = read_json_lines(network.run / "metrics.jsonl")
+    found = [line for line in lines if line.get("kind") == "eval" and line["samples"] == samples]
+    if not found:
+        return {}
+    prefix = "average_" if network.is_average else ""
+    return {"test_loss": found[-1].get(f"{prefix}loss"), "test_top1": found[-1].get(f"{prefix}top1")}

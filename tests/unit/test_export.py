@@ -1,0 +1,172 @@
+"""`hvd-batchgrow export`: files that compute the run's logits where this package cannot be imported."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from hvd_batchgrow.cli import main
+from hvd_batchgrow.deployment.plain_network import to_plain
+from hvd_batchgrow.deployment.trained_network import load_network
+from hvd_batchgrow.nn.dropout import KeyedDropout
+from hvd_batchgrow.nn.ghost.convert import fuse_relu
+from hvd_batchgrow.nn.ghost.ghost_batch_norm import GhostBatchNorm, GhostBatchNorm1d, GhostBatchNorm2d
+from tests.trained_runs import RUN
+
+PROGRAMS = {
+    "torchscript": "torch.jit.load('net')",
+    "exported_program": "torch.export.load('net').module()",
+}
+NET = """
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.1))
+        self.head = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Linear(5, num_classes))
+
+    def forward(self, x):
+        return self.head(self.body(x).mean((2, 3)))
+"""
+SAMPLES = torch.rand(5, 3, 16, 16, generator=torch.Generator().manual_seed(3))
+
+
+def computed(expression: str) -> Tensor:
+    """The logits of a model in a process that cannot import this package."""
+    torch.save(SAMPLES, "samples.pt")
+    code = (
+        "import sys; sys.modules['hvd_batchgrow'] = None; import torch; "
+        f"model = {expression}; logits = model(torch.load('samples.pt')); torch.save(logits.detach(), 'logits.pt')"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    found: Tensor = torch.load("logits.pt")
+    return found
+
+
+@pytest.fixture
+def net(photos: list[Path], monkeypatch: pytest.MonkeyPatch) -> str:
+    """A run on photos with the user's own network, after `photos`, whose run has another name."""
+    Path("mynet.py").write_text(NET)
+    text = Path("small.toml").read_text().replace("small_conv_net", "mynet:Net")
+    Path("small.toml").write_text(text.replace("channels = [\n    4,\n    8,\n]\n", ""))
+    monkeypatch.delitem(sys.modules, "mynet", raising=False)
+    assert main(["train", "small.toml", "--overwrite", "--update.ema-samples", "40"]) == 0
+    return "mynet"
+
+
+@pytest.mark.parametrize("to", PROGRAMS)
+def test_a_program_computes_the_logits_of_the_run(to: str, photos: list[Path]) -> None:
+    expected = load_network(RUN, device="cpu").logits(SAMPLES)
+    assert main(["export", str(RUN), "--to", to, "--output", "net"]) == 0
+    torch.testing.assert_close(computed(PROGRAMS[to]), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("to", ["state_dict", "safetensors"])
+def test_the_weights_fit_the_network_of_the_user(to: str, net: str) -> None:
+    if to == "safetensors":
+        pytest.importorskip("safetensors")
+    expected = load_network(RUN, device="cpu").logits(SAMPLES)
+    assert main(["export", str(RUN), "--to", to, "--output", "net"]) == 0
+    load = {"state_dict": "torch.load('net')", "safetensors": "__import__('safetensors.torch').torch.load_file('net')"}
+    fill = f"(lambda net: (net.load_state_dict({load[to]}), net.eval())[1])(__import__('mynet').Net(3))"
+    torch.testing.assert_close(computed(fill), expected, rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(computed("__import__('mynet').Net(3).eval()"), expected, atol=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.load.*deprecated:DeprecationWarning")
+def test_the_average_is_exported_with_its_metrics(net: str) -> None:
+    last = load_network(RUN, device="cpu").logits(SAMPLES)
+    expected = load_network(RUN, device="cpu", average=True).logits(SAMPLES)
+    assert main(["export", str(RUN), "--to", "torchscript", "--output", "net", "--average"]) == 0
+    found = computed(PROGRAMS["torchscript"])
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(found, last, atol=1e-5)
+    card = json.loads(Path("net.json").read_text())
+    line = json.loads((RUN / "metrics.jsonl").read_text().splitlines()[-1])
+    assert card["weights"] == "average"
+    assert card["metrics"] == {"test_loss": line["average_loss"], "test_top1": line["average_top1"]}
+    state = torch.load(max(RUN.glob("checkpoints/*.pt")), weights_only=True)
+    assert torch.equal(state["average"]["head.2.bias"], dict(torch.jit.load("net").named_parameters())["head.2.bias"])
+
+
+def test_a_card_describes_the_file(photos: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    assert main(["export", str(RUN), "--to", "state_dict", "--output", "net"]) == 0
+    assert capsys.readouterr().out == "net\nnet.json\n"
+    card: dict[str, Any] = json.loads(Path("net.json").read_text())
+    description = json.loads((RUN / "model.json").read_text())
+    keys = ("classes", "inputs", "normalization", "preprocessing", "table", "job", "versions")
+    assert {key: card[key] for key in keys} == {key: description[key] for key in keys}
+    assert main(["digest", str(RUN)]) == 0
+    assert card["weights_sha256"] == capsys.readouterr().out.strip()
+    assert card["file_sha256"] == hashlib.sha256(Path("net").read_bytes()).hexdigest()
+    line = json.loads((RUN / "metrics.jsonl").read_text().splitlines()[-1])
+    assert [card["samples"], card["metrics"]] == [96, {"test_loss": line["loss"], "test_top1": line["top1"]}]
+    assert [card["format"], card["weights"]] == ["state_dict", "last"]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("onnx") is not None, reason="onnx is installed")
+def test_a_missing_package_is_named(photos: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", str(RUN), "--to", "onnx", "--output", "net"]) == 1
+    error = capsys.readouterr().err
+    assert "onnx is needed for this format and cannot be imported" in error
+    assert "pip install onnx onnxscript" in error
+    assert not Path("net").exists()
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("onnxscript"), reason="onnxscript is not installed")
+@pytest.mark.filterwarnings("ignore")
+def test_an_onnx_file_computes_the_logits_of_the_run(photos: list[Path]) -> None:
+    reference = pytest.importorskip("onnx.reference")
+    expected = load_network(RUN, device="cpu").logits(SAMPLES)
+    assert main(["export", str(RUN), "--to", "onnx", "--output", "net"]) == 0
+    (found,) = reference.ReferenceEvaluator("net").run(None, {"inputs": SAMPLES.numpy()})
+    torch.testing.assert_close(torch.from_numpy(found), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_network_whose_forward_depends_on_the_number_of_samples_is_refused(
+    net: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = NET.replace("return self.head", "return (2 if len(x) > 2 else 1) * self.head")
+    Path("mynet.py").write_text(text)
+    monkeypatch.delitem(sys.modules, "mynet")
+    assert main(["export", str(RUN), "--to", "torchscript", "--output", "net"]) == 1
+    assert "the exported program (torchscript) computes logits that differ by" in capsys.readouterr().err
+    assert not Path("net").exists()
+
+
+def test_norms_and_dropout_become_those_of_torch() -> None:
+    shared = GhostBatchNorm2d(4, 2)
+    model = nn.Sequential(
+        *(shared, GhostBatchNorm2d(4, 2, affine=False), nn.ReLU(), KeyedDropout(0.2, "channel"), shared),
+        *(GhostBatchNorm2d(4, 2, relu=True), nn.Flatten(), GhostBatchNorm1d(16, 2, eps=1e-3, momentum=0.0)),
+        *(nn.ReLU(), GhostBatchNorm(16, 2)),
+    )
+    fuse_relu(model)
+    samples = torch.randn(6, 4, 2, 2)
+    model(samples)
+    model.eval()
+    expected, names = model(samples), {*model.state_dict()}
+    pointers = {name: value.data_ptr() for name, value in model.state_dict().items()}
+    plain = to_plain(model)
+    assert isinstance(plain, nn.Sequential)
+    torch.testing.assert_close(plain(samples), expected, rtol=0, atol=0)
+    kinds = [type(module) for module in plain]
+    assert [kind.__name__ for kind in kinds[:5]] == ["BatchNorm2d", "BatchNorm2d", "ReLU", "Dropout2d", "BatchNorm2d"]
+    assert kinds[7:9] == [nn.BatchNorm1d, nn.ReLU]
+    assert plain[0] is plain[4]
+    assert isinstance(plain[9], nn.BatchNorm2d)
+    assert not any(isinstance(module, (GhostBatchNorm, KeyedDropout)) for module in plain.modules())
+    state = plain.state_dict()
+    assert {*state} - names == {f"{k}.num_batches_tracked" for k in (0, 1, 4, 5, 7, 9)}
+    assert {name: state[name].data_ptr() for name in names} == pointers
