@@ -90,7 +90,7 @@ def _safetensors(model: nn.Module, example: Tensor, network: TrainedNetwork) -> 
     save = _need("safetensors.torch", "safetensors").save
     state = model.state_dict()
     if others := [name for name, value in state.items() if not isinstance(value, Tensor)]:
-        raise RunError(f"safetensors holds tensors only, and {others[0]} is none: export to state_dict")
+        raise RunError(f"{others[0]} is not a tensor, which safetensors cannot hold: export to state_dict")
     # Clones: safetensors refuses tensors that share memory.
     tensors = {name: value.clone(memory_format=torch.contiguous_format) for name, value in state.items()}
     return save(tensors, metadata={"format": "pt", "classes": dump_json(network.description.classes)}), None

@@ -55,10 +55,11 @@ def computed(expression: str) -> Tensor:
 
 @pytest.fixture
 def net(photos: list[Path], monkeypatch: pytest.MonkeyPatch) -> str:
-    """A run on photos with the user's own network, after `photos`, whose run has another name."""
+    """A run on photos with the user's own network, which replaces that of `photos`."""
     Path("mynet.py").write_text(NET)
     text = Path("small.toml").read_text().replace("small_conv_net", "mynet:Net")
     Path("small.toml").write_text(text.replace("channels = [\n    4,\n    8,\n]\n", ""))
+    monkeypatch.syspath_prepend(Path.cwd())  # before the folders of other tests
     monkeypatch.delitem(sys.modules, "mynet", raising=False)
     assert main(["train", "small.toml", "--overwrite", "--update.ema-samples", "40"]) == 0
     return "mynet"

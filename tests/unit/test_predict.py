@@ -17,6 +17,7 @@ from hvd_batchgrow.data.load_source import load_source
 from hvd_batchgrow.deployment.predict import encoded_photos, evaluation_inputs
 from hvd_batchgrow.deployment.trained_network import load_network
 from hvd_batchgrow.job_file import load_job
+from hvd_batchgrow.nn.torchvision_shim import import_torchvision
 from hvd_batchgrow.train.parts import TrainingParts
 from tests.helpers import small_source
 from tests.pictures import CLASSES
@@ -57,6 +58,26 @@ def test_photos_have_the_pixels_and_probabilities_of_the_evaluation(
         assert [entry["class"] for entry in line["predictions"]] == [CLASSES[k] for k in order]
         probabilities = [entry["probability"] for entry in line["predictions"]]
         assert probabilities == pytest.approx(row[order].tolist(), rel=1e-5)
+
+
+def test_torchvision_computes_the_same_inputs_from_the_description(photos: list[Path]) -> None:
+    import_torchvision()
+    v2 = pytest.importorskip("torchvision.transforms.v2")
+    description = json.loads((RUN / "model.json").read_text())
+    p, n = description["preprocessing"], description["normalization"]
+    preprocess = v2.Compose(  # as in docs/checkpoints.md
+        [
+            v2.PILToTensor(),
+            v2.Resize(p["resize"], antialias=True),
+            v2.CenterCrop(p["center_crop"]),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize(n["mean"], n["std"]),
+        ]
+    )
+    network = load_network(RUN, device="cpu")
+    ((_, found),) = evaluation_inputs(network, encoded_photos(photos, apply_orientation=False), lambda bad: None)
+    expected = torch.stack([preprocess(Image.open(path).convert("RGB")) for path in photos])
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
 def test_bad_files_are_reported_and_the_others_predicted(
