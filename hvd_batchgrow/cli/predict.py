@@ -12,7 +12,7 @@ import tyro
 
 from hvd_batchgrow.cli.common import refuse_overrides
 from hvd_batchgrow.config.types import PositiveInt
-from hvd_batchgrow.messages.errors import ExitCode
+from hvd_batchgrow.messages.errors import ExitCode, Fault, JobError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -57,6 +57,8 @@ class PredictCommand(InferenceCommand):
         from hvd_batchgrow.deployment.trained_network import load_network
 
         refuse_overrides(overrides)
+        if not self.files:
+            raise JobError([Fault("files", "name at least one photo or table after the run folder")], "command line")
         network = load_network(self.folder, self.checkpoint, self.device, average=self.average)
         for note in network.notes:
             print(note, file=sys.stderr)

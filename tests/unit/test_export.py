@@ -20,6 +20,7 @@ from hvd_batchgrow.deployment.trained_network import load_network
 from hvd_batchgrow.nn.dropout import KeyedDropout
 from hvd_batchgrow.nn.ghost.convert import fuse_relu
 from hvd_batchgrow.nn.ghost.ghost_batch_norm import GhostBatchNorm, GhostBatchNorm1d, GhostBatchNorm2d
+from hvd_batchgrow.nn.torchvision_shim import import_torchvision
 from tests.trained_runs import RUN
 
 PROGRAMS = {
@@ -82,6 +83,21 @@ def test_the_weights_fit_the_network_of_the_user(to: str, net: str) -> None:
     fill = f"(lambda net: (net.load_state_dict({load[to]}), net.eval())[1])(__import__('mynet').Net(3))"
     torch.testing.assert_close(computed(fill), expected, rtol=1e-5, atol=1e-6)
     assert not torch.allclose(computed("__import__('mynet').Net(3).eval()"), expected, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_a_network_of_torchvision_loads_its_weights(photos: list[Path]) -> None:
+    import_torchvision()
+    models = pytest.importorskip("torchvision.models")
+    text = Path("small.toml").read_text().replace("small_conv_net", "torchvision.models:resnet18")
+    Path("small.toml").write_text(text.replace("channels = [\n    4,\n    8,\n]\n", ""))
+    assert main(["train", "small.toml", "--overwrite", "--max-updates", "2"]) == 75
+    assert main(["export", str(RUN), "--to", "state_dict", "--output", "net.pt"]) == 0
+    net = models.resnet18(num_classes=3)
+    net.load_state_dict(torch.load("net.pt"))
+    net.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(net(SAMPLES), load_network(RUN, device="cpu").logits(SAMPLES), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.load.*deprecated:DeprecationWarning")

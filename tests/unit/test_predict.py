@@ -172,5 +172,7 @@ def test_a_checkpoint_and_the_average_can_be_chosen(job: str, capsys: pytest.Cap
 
 def test_a_run_without_an_average_is_reported(job: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", job, "--max-updates", "1"]) == 75
+    assert main(["predict", str(RUN)]) == 2
+    assert "files: name at least one photo or table" in capsys.readouterr().err
     assert main(["predict", str(RUN), "0.png", "--average"]) == 1
     assert "runs/small keeps no average of its weights: set update.ema_samples" in capsys.readouterr().err
