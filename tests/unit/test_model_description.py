@@ -101,3 +101,21 @@ def test_a_run_without_a_description_is_refused_with_what_to_do(job: str) -> Non
         read_description(Path("nowhere"))
     assert main(["train", "runs/small/job.toml", "--resume", "auto", "--runs-dir", "runs"]) == 0
     assert read_description(Path("runs/small")).classes == ("0", "1", "2")
+
+
+def test_a_run_is_not_resumed_with_other_class_folders(photos: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "small.toml", "--resume", "auto", "--update.ema-samples", "40"]) == 0
+    for part in ("train", "val"):
+        Path(f"photos/{part}/cat").rename(f"photos/{part}/fox")  # becomes the last class, and the others move
+    capsys.readouterr()
+    assert main(["train", "small.toml", "--resume", "auto", "--update.ema-samples", "40"]) == 1
+    error = capsys.readouterr().err
+    assert (
+        "was trained on data with another meaning:\n  classes: ['cat', 'dog', 'eel'], now ['dog', 'eel', 'fox']"
+        in error
+    )
+
+
+def test_a_class_folder_whose_name_is_not_utf_8_has_a_printable_name() -> None:
+    source = replace(small_source(), schema={"classes": ["a", "caf\udce9", "b"]})
+    assert class_names(source) == ("a", "caf\\xe9", "b")
