@@ -50,6 +50,10 @@ class Start:
         batch = max(1, half_up(wanted / self.batch_unit)) * self.batch_unit
         return batch if self.max_batch is None else min(batch, self.max_batch)
 
+    def is_cut(self, wanted: float) -> bool:
+        """Return whether the nearest multiple of the unit to a requested batch is above the limit of the batch."""
+        return self.max_batch is not None and wanted > self.max_batch + self.batch_unit / 2
+
     def whole(self, most: float) -> int:
         """Return the largest batch that can be formed and is not above `most`."""
         return whole_multiples(most / self.batch_unit) * self.batch_unit

@@ -350,7 +350,7 @@ def _check_plan(plan: Plan) -> None:
                 "optim": {"name": "adam", "lr": 1e-3, "weight_decay": 0.0},
                 "schedule": {"lr_rule": "adam", "max_batch": 160},
             },
-            r"schedule.lr_rule: lr_rule = 'adam' needs .*160/16 · 0.1 = 1; grow to at most 152",
+            r"schedule.lr_rule: lr_rule = 'adam' needs .*160/16 · 0.1 = 1; grow to at most 144",
         ),
         (
             1,
