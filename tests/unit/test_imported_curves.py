@@ -103,7 +103,9 @@ def test_a_larger_start_is_a_multiple_too() -> None:
         ),
     ],
 )  # fmt: skip
-def test_what_is_no_multiple_is_refused_once_with_the_nearest(schedule: dict[str, Any], faults: list[str]) -> None:
+def test_another_batch_than_a_multiple_is_refused_once_with_the_nearest(
+    schedule: dict[str, Any], faults: list[str]
+) -> None:
     with pytest.raises(JobError) as caught:
         make_plan(**{**COSINE, **schedule})
     assert [str(f) for f in caught.value.faults if f.path.startswith("schedule")] == [
