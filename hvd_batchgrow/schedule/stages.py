@@ -39,7 +39,7 @@ class Start:
     """Every batch is a whole multiple of this number of samples; see `ScheduleBase.batch_unit`."""
     max_batch: int | None
     wanted_batch: float | None = None
-    """The requested first batch, if `lr_scale` or `raise_momentum_to` enlarged it and it was rounded or cut."""
+    """The requested first batch, if a key such as `lr_scale` enlarged it and it was rounded or cut."""
 
     def form(self, wanted: float) -> int:
         """Return the nearest batch that can be formed; the larger of two that are equally near."""
@@ -85,7 +85,10 @@ def make_start(job: Job, num_samples: int) -> Start:
     lr = optim.lr * section.lr_scale
     momentum = optim.momentum if section.raise_momentum_to is None else section.raise_momentum_to
     start = Start(lr, momentum, base_batch, noise, unit, section.limit(num_samples, unit))
-    start = replace(start, global_batch=start.form(section.enlarged_batch))
+    enlarged = section.enlarged_batch
+    start = replace(start, global_batch=start.form(enlarged))
+    if not math.isclose(enlarged, start.global_batch, rel_tol=1e-9):
+        start = replace(start, wanted_batch=enlarged)
     if (lr, momentum) == (optim.lr, optim.momentum):
         return start
     target = noise.of(optim.lr, optim.momentum, base_batch)
