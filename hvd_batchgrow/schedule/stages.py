@@ -25,6 +25,8 @@ class Stage:
     eps: float | None = None
     progress_rate: float = 1.0
     """Progress of the schedule per sample; under AdaScale gain · B₀/B."""
+    continues_phase: bool = False
+    """Whether a policy cut it from the stage before, so that the learning rate follows a curve more finely."""
 
 
 @dataclass(frozen=True)

@@ -143,6 +143,25 @@ def test_the_parts_at_the_limit_are_at_most_a_hundredth_of_the_run(num_phases: i
     assert tail[-1].lr == pytest.approx(0.1 * 0.5 / cut)  # the mean of 1 - t over the last of the equal parts
 
 
+def test_a_part_at_the_limit_has_at_least_one_update() -> None:
+    """A fifth of 25 000 samples is 5000, and 5000/512 = 9.8, so 9 parts and not 20.
+
+    The fifths request 132, 162, 256, 607 and 3968 samples, the last two more than 512 + 128/2.
+    """
+    plan = make_plan(**{**COSINE, "epochs": 0.5, "num_phases": 5, "max_batch": 512})
+    starts = [p.start_epoch for p in plan.schedule.phases]
+    assert starts == pytest.approx([0.0, 0.1, 0.2, *(0.3 + 0.1 * k / 9 for k in range(18))])
+
+
+def test_checkpoints_between_the_parts_of_a_phase_are_not_kept_for_ever() -> None:
+    plan = make_plan(4, **COSINE)
+    starts = [p.start_samples for p in plan.schedule.phases]
+    assert plan.schedule.milestones == {*starts[1:8], plan.schedule.end_samples}
+    assert len(starts) == 20
+    grown = make_plan(policy="grow", **BOUNDARIES, max_batch="N/10").schedule
+    assert grown.milestones == {phase.end_samples for phase in grown.phases}
+
+
 def test_a_users_own_curve_is_averaged_over_the_finer_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Halves at epoch 15, 20 and 25: 1 over the first 15 epochs; the means over each 0.3 epochs at the limit."""
     module = types.ModuleType("my_schedule")

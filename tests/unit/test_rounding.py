@@ -203,7 +203,7 @@ def test_an_imported_polynomial_has_its_mean_in_every_phase(count: int, power: f
     for k, mean in enumerate(means(0, count, count)):
         expected += [mean] if 2 / mean <= 30_000 + 1 else means(k * cuts, (k + 1) * cuts, count * cuts)
     plan = plan_of(
-        60_000, 2, policy="import", epochs=9.0, global_batch=2, max_batch="N/2",
+        60_000, 2, policy="import", epochs=900.0, global_batch=2, max_batch="N/2",
         lr_schedule="polynomial", power=power, num_phases=count,
     )  # fmt: skip
     first = 0.1 * 60_000 / (2 * 0.1)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import BeforeValidator, Field
 
@@ -31,7 +32,8 @@ class ImportSchedule(BatchPolicy):
 
     A schedule of steps gives one stage per step. A smooth schedule is cut into `num_phases` stages of equal length,
     each with the schedule's mean noise scale over it. A stage that requests more than `max_batch` is cut again, so that
-    the learning rate, which decays instead, follows the curve in steps of at most a hundredth of the run.
+    the learning rate, which decays instead, follows the curve in steps of at most a hundredth of the run. A step is at
+    least as long as an update of `max_batch`.
 
     Every batch is a multiple of `batch_multiple`. The learning rate makes up for the difference, so the noise scale of
     each stage is that of the imported schedule.
@@ -70,12 +72,24 @@ class ImportSchedule(BatchPolicy):
         def wanted(multiple: float) -> float:
             return start.noise.batch_for(first * multiple, start.momentum, start.lr)
 
-        multiples = imported_multiples(self, lambda multiple: start.is_cut(wanted(multiple)))
-        for (_, before), (epoch, multiple) in itertools.pairwise(multiples):
-            if multiple > before:
-                rise = f"rises from {before:g} to {multiple:g} × lr at epoch {epoch:g}"
+        def num_parts(multiple: float) -> int:
+            if start.max_batch is None or not start.is_cut(wanted(multiple)):
+                return 1
+            updates = self.epochs * start.noise.num_samples / self.num_phases / start.max_batch
+            return max(1, min(-(-_STEPS_AT_LIMIT // self.num_phases), int(updates)))
+
+        parts = imported_parts(self, num_parts)
+        for before, part in itertools.pairwise(parts):
+            if part.multiple > before.multiple:
+                rise = f"rises from {before.multiple:g} to {part.multiple:g} × lr at epoch {part.start_epoch:g}"
                 raise JobError([Fault("schedule.lr_schedule", f"{rise}: only a falling one can be imported")])
-        return [start.stage(epoch, first * m, start.momentum, wanted(m)) for epoch, m in multiples]
+        return [
+            replace(
+                start.stage(part.start_epoch, first * part.multiple, start.momentum, wanted(part.multiple)),
+                continues_phase=part.continues_phase,
+            )
+            for part in parts
+        ]
 
     def faults(self, job: Job, num_samples: int) -> list[Fault]:
         kinds = ["polynomial", "cosine"]
@@ -89,43 +103,49 @@ class ImportSchedule(BatchPolicy):
         ]
 
 
-def imported_multiples(
-    section: ImportSchedule, is_cut: Callable[[float], bool] = lambda _: False
-) -> list[tuple[float, float]]:
-    """Return the start epoch of each stage and the mean multiple of the learning rate over it.
+class Part(NamedTuple):
+    """A part of the run, of a constant learning rate."""
+
+    start_epoch: float
+    multiple: float
+    """Mean multiple of the learning rate over the part."""
+    continues_phase: bool = False
+    """Whether the part before belongs to the same one of `num_phases`."""
+
+
+def imported_parts(section: ImportSchedule, num_parts: Callable[[float], int]) -> list[Part]:
+    """Return the parts of the run.
 
     Args:
         section: the schedule.
-        is_cut: returns whether `max_batch` cuts the batch of a multiple; such a stage of a smooth schedule is divided.
+        num_parts: returns into how many parts a phase of a smooth schedule is cut, given its mean multiple.
 
     Raises:
         JobError: the schedule cannot be imported.
     """
     _check_lr_steps(section)
     if section.lr_schedule == "steps":
-        return [(0.0, 1.0), *section.lr_steps]
+        return [Part(epoch, multiple) for epoch, multiple in [(0.0, 1.0), *section.lr_steps]]
     mean_of, count = _mean_function(section), section.num_phases
-    pieces = -(-_STEPS_AT_LIMIT // count)
-    multiples: list[tuple[float, float]] = []
+    parts: list[Part] = []
     for k in range(count):
-        whole = _mean_over(section, mean_of, k, count)
-        if is_cut(whole[1]):
-            multiples += [_mean_over(section, mean_of, k * pieces + i, count * pieces) for i in range(pieces)]
-        else:
-            multiples.append(whole)
-    return multiples
+        phase = _part(section, mean_of, k, count)
+        if (cuts := num_parts(phase.multiple)) == 1:
+            parts.append(phase)
+            continue
+        cut = [_part(section, mean_of, k * cuts + i, count * cuts) for i in range(cuts)]
+        parts += [cut[0], *(part._replace(continues_phase=True) for part in cut[1:])]
+    return parts
 
 
-def _mean_over(
-    section: ImportSchedule, mean_of: Callable[[int, int], float], k: int, count: int
-) -> tuple[float, float]:
-    """Return the start epoch of part k of `count` equal parts of the run, and the mean multiple over it."""
+def _part(section: ImportSchedule, mean_of: Callable[[int, int], float], k: int, count: int) -> Part:
+    """Return part k of `count` equal parts of the run. Raises JobError if its mean is 0 or less."""
     start, end = (float(decimal(section.epochs) * Fraction(edge, count)) for edge in (k, k + 1))
     mean = mean_of(k, count)
     if mean <= 0:
         fault = f"{section.lr_schedule} is {mean:g} on average over epochs {start:g} to {end:g}"
         raise JobError([Fault("schedule.lr_schedule", f"{fault}; must be above 0: no batch has a noise scale of 0")])
-    return start, mean
+    return Part(start, mean)
 
 
 def _check_lr_steps(section: ImportSchedule) -> None:
