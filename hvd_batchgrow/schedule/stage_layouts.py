@@ -36,7 +36,8 @@ def _multiple_hint(job: Job, ranks: int) -> str:
     has_key = "batch_multiple" in type(section).model_fields and job.layout.grow_by == "accumulation"
     if not has_key or job.is_adaptive or section.first_batch % every or section.stated_unit == every:
         return ""
-    return f"; or schedule.batch_multiple = {every}, and the learning rate makes up for the difference"
+    effect = ", and the learning rate makes up for the difference" if section.rule == "none" else ""
+    return f"; or schedule.batch_multiple = {every}{effect}"
 
 
 def layout_for(stage: Stage, ranks: int, job: Job) -> Layout:

@@ -212,6 +212,8 @@ def test_a_growth_that_these_ranks_cannot_form_names_the_multiple_that_they_can(
     with pytest.raises(JobError) as caught:  # no multiple helps: the first batch cannot be formed either
         make_plan(3, policy="grow", **ODD)
     assert "batch_multiple" not in str(caught.value)
+    with pytest.raises(JobError, match=r"schedule.batch_multiple = 128\n"):  # the rule alone sets the learning rate
+        make_plan(4, policy="grow", **ODD, lr_rule="linear")
 
 
 @pytest.mark.parametrize("ranks", [1, 4])

@@ -22,7 +22,7 @@ from hvd_batchgrow.schedule.stages import Stage, Start
 
 _POINTS = 1000
 _STEPS_AT_LIMIT = 100
-"""Steps of the learning rate per run, at least, where the batch is at its limit."""
+"""Parts of the run, at least, if the batch is at its limit from the start."""
 LrStep = tuple[PositiveFloat, PositiveFloat]
 
 
