@@ -72,7 +72,7 @@ class Trainer:
         self.state = TrainState(parts)
         self.team = ranks
         """The ranks that train the current phase."""
-        boundaries = {phase.end_samples for phase in plan.schedule.phases}
+        boundaries = plan.schedule.milestones
         self.writer = CheckpointWriter(folder / "checkpoints", self.job.checkpoint.keep, boundaries)
 
     def run(
