@@ -104,6 +104,7 @@ def _machine_lines(event: RunStarted) -> list[str]:
     sums = f"; {hardware.collectives} sums gradients" if hardware.collectives else ""
     return [
         f"network: {counted(event.num_parameters, 'parameter')}",
+        *event.groups,
         f"device: {hardware.device}{used}",
         *([f"CUDA {hardware.cuda}{cudnn}, driver{driver} (up to CUDA {hardware.driver_cuda})"] * hardware.is_cuda),
         f"ranks: {event.ranks:,} on {counted(len(hosts), 'host')} {_BACKENDS.get(event.backend, event.backend)}{sums}",

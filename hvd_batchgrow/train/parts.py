@@ -14,10 +14,11 @@ from hvd_batchgrow.data.datasets.dataset import DatasetPair, raise_bad
 from hvd_batchgrow.data.order.stream import Stream, groups_of_rank
 from hvd_batchgrow.data.pipeline.reader import GhostBatch, Reader
 from hvd_batchgrow.data.pipeline.sampler import OnBad
-from hvd_batchgrow.messages.errors import Fault, JobError
+from hvd_batchgrow.messages.errors import Fault, JobError, faults_of
 from hvd_batchgrow.nn.build import build_model, check_deterministic, forward_state, hazards
 from hvd_batchgrow.nn.state.forward_state import ForwardState
 from hvd_batchgrow.optim.build import build_optimizer
+from hvd_batchgrow.optim.groups import ParameterGroup, parameter_groups
 from hvd_batchgrow.train.liveness.watchdog import Heartbeat
 from hvd_batchgrow.train.update.engine import UpdateEngine
 from hvd_batchgrow.train.update.forward import autocast
@@ -46,6 +47,7 @@ class TrainingParts:
         self.model, self.hazards, self.forward_state = ranks.run_on_all(
             lambda: _build_network(job, source, self.device)
         )
+        self.groups = ranks.run_on_all(lambda: _groups(job, self.model))
         self.optimizer = build_optimizer(self.model, job.optim)
         self.engine = UpdateEngine(
             self.model,
@@ -73,6 +75,11 @@ def _on_bad_sample(job: Job, ranks: Ranks) -> OnBad:
     return lambda bad: print(
         f"rank {ranks.rank}: {bad.describe()}; the next sample replaces it", file=sys.stderr, flush=True
     )
+
+
+def _groups(job: Job, model: nn.Module) -> list[ParameterGroup]:
+    with faults_of(job.name):
+        return parameter_groups(model, job.optim)
 
 
 def _build_network(job: Job, source: DatasetPair, device: torch.device) -> tuple[nn.Module, list[str], ForwardState]:
