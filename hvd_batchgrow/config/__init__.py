@@ -13,7 +13,16 @@ from hvd_batchgrow.config.optim import OptimSection
 from hvd_batchgrow.config.schedules import ScheduleBase
 from hvd_batchgrow.config.source_specs import SOURCES, check_source
 from hvd_batchgrow.config.triggers import TriggerBase
-from hvd_batchgrow.config.types import FloatList, Fraction, PositiveFloat, PositiveInt, RunName, Section, tuples
+from hvd_batchgrow.config.types import (
+    FloatList,
+    Fraction,
+    NamePattern,
+    PositiveFloat,
+    PositiveInt,
+    RunName,
+    Section,
+    tuples,
+)
 
 
 def _check_separator(value: str) -> str:
@@ -119,6 +128,9 @@ class ModelSection(Section):
     many of the most recent samples. None: keep the moving averages."""
     dropout: Fraction = 0.0
     """Dropout probability: in dense7 after each hidden layer, in a wrn between the convolutions of a block."""
+    freeze: Annotated[tuple[NamePattern, ...], BeforeValidator(tuples)] = ()
+    """Patterns of names of parameters that are not trained. Norms of which all parameters are frozen keep their running
+    statistics."""
 
 
 class UpdateSection(Section):

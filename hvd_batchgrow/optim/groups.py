@@ -108,7 +108,7 @@ def layer_indices(names: Sequence[str]) -> list[int]:
 
 
 def _block(name: str) -> str:
-    """Return the name of the outermost numbered module around a parameter; empty if there is none."""
+    """Return the name of the outermost numbered module around a parameter; empty outside of blocks."""
     modules = name.split(".")[:-1]
     place = next((place for place, module in enumerate(modules) if module.isdecimal()), -1)
     return ".".join(modules[: place + 1])

@@ -267,6 +267,7 @@ class Trainer:
             pipeline=choose_pipeline(self.job.data.pipeline, self.parts.source.train),
             num_parameters=sum(p.numel() for p in self.parts.model.parameters()),
             notes=tuple(notes),
+            num_frozen=sum(p.numel() for p in self.parts.model.parameters() if not p.requires_grad),
             groups=tuple(group.describe() for group in self.parts.groups) if is_divided(self.job.optim) else (),
             last_update=self.elastic.last_update,
         )

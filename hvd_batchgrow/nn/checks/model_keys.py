@@ -13,7 +13,7 @@ def check_network(model: ModelSection) -> list[Fault]:
     """Return the faults of `[model]` that can be found without building the network.
 
     A key that the network would ignore is a fault, unless it has its default value. Every network uses `ghost_batch`,
-    because the stream is cut into ghost batches.
+    because the stream is cut into ghost batches; any network's parameters can be frozen.
     """
     try:
         spec, _ = read_name(model.name)
@@ -31,7 +31,7 @@ def _users(key: str) -> str:
 
 def _used(spec: ModelSpec) -> set[str]:
     """Return the keys that the network is built from or that configure its normalization layers."""
-    return {"name", "ghost_batch", *spec.keys, *({"precise_bn_samples"} if spec.keys >= NORM_KEYS else ())}
+    return {"name", "ghost_batch", "freeze", *spec.keys, *({"precise_bn_samples"} if spec.keys >= NORM_KEYS else ())}
 
 
 def check_shape(model: ModelSection, shape: Sequence[int]) -> list[Fault]:

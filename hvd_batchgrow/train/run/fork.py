@@ -19,7 +19,7 @@ _FIXED = frozenset(
     {
         *("seed", "data.num_samples"),  # they decide the order of samples, which the run continues
         *("model.name", "model.kwargs", "model.channels", "optim.name", "update.ema_samples"),  # saved tensors
-        *("optim.groups", "optim.layer_decay"),  # saved in the optimizer's state
+        *("model.freeze", "optim.groups", "optim.layer_decay"),  # they order the optimizer's saved state
     }
 )
 _RECORDS = ("metrics.jsonl", "consumed.jsonl")
