@@ -128,6 +128,11 @@ class ModelSection(Section):
     many of the most recent samples. None: keep the moving averages."""
     dropout: Fraction = 0.0
     """Dropout probability: in dense7 after each hidden layer, in a wrn between the convolutions of a block."""
+    pretrained: Annotated[str, Field(min_length=1)] | None = None
+    """File of initial weights: a state_dict that torch saved, or .safetensors. None: random weights from the seed."""
+    allow_new_head: bool = False
+    """If the classifier in `pretrained` has another number of classes, or is missing: keep the network's initial
+    weights for it (true), or raise an error (false)."""
     freeze: Annotated[tuple[NamePattern, ...], BeforeValidator(tuples)] = ()
     """Patterns of names of parameters that are not trained. Norms of which all parameters are frozen keep their running
     statistics."""
