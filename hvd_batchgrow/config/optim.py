@@ -21,6 +21,11 @@ class GroupSection(Section):
     decay_norm_and_bias: bool | None = None
     """Whether it applies to normalization parameters and biases too. None: `optim.decay_norm_and_bias`."""
 
+    def describe(self) -> str:
+        """Return the pattern and what differs for its parameters."""
+        decay = "" if self.weight_decay is None else f", weight decay {self.weight_decay:g}"
+        return f"{self.match}: lr × {self.lr_scale:g}{decay}"
+
 
 class OptimBase(Section):
     """`[optim]`: the keys that all optimizers share."""
@@ -37,6 +42,13 @@ class OptimBase(Section):
     """Parameters with their own learning rate or weight decay; the first entry that matches a parameter applies."""
     layer_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
     """d: each layer's learning rate is d times that of the layer above it. None: all layers have the same."""
+
+    def describe_groups(self) -> list[str]:
+        """Return a line for each entry of `groups`, and one for `layer_decay`; the network is not known here."""
+        lines = [f"optim.groups: {group.describe()}" for group in self.groups]
+        if self.layer_decay:
+            lines.append(f"optim.layer_decay: lr × {self.layer_decay:g} from each layer to the one below it")
+        return lines
 
     @property
     def momentum_key(self) -> str:

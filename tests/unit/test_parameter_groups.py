@@ -260,6 +260,17 @@ def test_a_run_shows_its_groups_and_is_resumed_with_the_same_ones_only(
     assert main(["train", job, "--resume", "auto", "--optim.groups", GROUPS, "--max-updates", "1"]) == 75
 
 
+def test_a_plan_shows_the_rules(job: str, capsys: pytest.CaptureFixture[str]) -> None:
+    groups = '[{match = "features.*", lr_scale = 0.5}, {match = "*.bias", weight_decay = 0.25}]'
+    assert main(["plan", job, "--optim.groups", groups, "--optim.layer-decay", "0.75"]) == 0
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines() if "optim." in line]
+    assert lines == 2 * [  # of the job and of its twin
+        "optim.groups: features.*: lr × 0.5",
+        "optim.groups: *.bias: lr × 1, weight decay 0.25",
+        "optim.layer_decay: lr × 0.75 from each layer to the one below it",
+    ]
+
+
 def test_a_wrong_pattern_ends_the_run_before_it_has_a_folder(job: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", job, "--optim.groups", '[{match = "feature.*"}]']) == 2
     assert "small: 1 fault\n  optim.groups.0.match: 'feature.*' matches no parameter; nearest: features" in (
