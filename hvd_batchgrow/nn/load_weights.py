@@ -38,7 +38,7 @@ def load_weights(model: nn.Module, file: WeightsFile, num_classes: int, *, allow
     """
     own = model.state_dict()
     values, prefix = _renamed(file.values, own)
-    for name, module in model.named_modules():
+    for name, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, GhostBatchNorm):
             values.pop(f"{name}.num_batches_tracked".removeprefix("."), None)
     faults = _add_tied(model, values)
@@ -65,7 +65,7 @@ def load_weights(model: nn.Module, file: WeightsFile, num_classes: int, *, allow
 
 
 def _renamed(values: Mapping[str, Any], own: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
-    """Return the values without prefixes that all their names have and the network's do not, and these prefixes."""
+    """Return the values without the prefixes that wrappers have put before all their names, and these prefixes."""
     removed = ""
     while prefix := next((prefix for prefix in _PREFIXES if _is_additional(prefix, values, own)), ""):
         removed += prefix
@@ -78,10 +78,9 @@ def _renamed(values: Mapping[str, Any], own: Mapping[str, Any]) -> tuple[dict[st
 def _is_additional(prefix: str, values: Mapping[str, Any], own: Mapping[str, Any]) -> bool:
     if not all(name.startswith(prefix) for name in values):
         return False
-    is_of_network = all(name.startswith(prefix) for name in own)
-    return not is_of_network or (
-        {name.removeprefix(prefix) for name in values} & own.keys() > values.keys() & own.keys()
-    )
+    before = len(values.keys() & own.keys())
+    after = len({name.removeprefix(prefix) for name in values} & own.keys())
+    return after > before or not (before or any(name.startswith(prefix) for name in own))
 
 
 def _add_tied(model: nn.Module, values: dict[str, Any]) -> list[str]:

@@ -104,6 +104,34 @@ def test_a_network_whose_own_names_begin_with_a_prefix_keeps_them(tmp_path: Path
         assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
 
 
+class Wrapped(nn.Module):
+    """A network whose larger part is called model."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model, self.head = Net(4).stem, nn.Linear(4, 3)
+
+
+def test_a_part_called_model_keeps_its_name(tmp_path: Path) -> None:
+    state = {name: torch.randn_like(value.float()) for name, value in Wrapped().state_dict().items()}
+    part = {name: value for name, value in state.items() if name.startswith("model.")}
+    model = convert_ghost_batch_norm(Wrapped(), 4)
+    load(model, save(part, tmp_path / "part.pth"), allow=True)
+    loaded = {name for name, value in model.state_dict().items() if torch.equal(value, state[name])}
+    assert loaded == part.keys() - {"model.1.num_batches_tracked"}
+
+
+def test_a_norm_with_two_names_counts_no_batches_under_either(tmp_path: Path) -> None:
+    net = Wrapped()
+    net.norm = net.model[1]
+    path = save(net.state_dict(), tmp_path / "weights.pth")
+    assert {name for name in net.state_dict() if "num_batches" in name} == {
+        "model.1.num_batches_tracked",
+        "norm.num_batches_tracked",
+    }
+    load(convert_ghost_batch_norm(net, 4), path)
+
+
 def test_safetensors_are_read_and_the_package_is_named_if_it_is_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
