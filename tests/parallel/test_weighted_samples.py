@@ -20,7 +20,7 @@ GROUP, NUM_GROUPS, TOKENS, FEATURES, CLASSES = 2, 6, 7, 5, 4
 BATCH = GROUP * NUM_GROUPS
 LR = 0.5
 LENGTHS = torch.tensor([1, 7, 2, 2, 0, 0, 6, 3, 5, 1, 4, 7])
-"""Tokens of each sample; the third ghost batch has none."""
+"""Tokens of each sample, 0 in the third ghost batch."""
 
 
 def network() -> nn.Sequential:
@@ -93,7 +93,7 @@ def test_the_gradient_is_that_of_the_mean_over_all_tokens(
         torch.testing.assert_close(ours, expected, rtol=10 * tolerance, atol=10 * tolerance)
 
 
-def test_in_exact_mode_all_layouts_have_the_same_bits(ranks: Ranks) -> None:
+def test_in_exact_mode_all_layouts_are_bit_identical(ranks: Ranks) -> None:
     alone, shared = (
         make_engine(SingleRank(), per_token(0.1), exact=True),
         make_engine(ranks, per_token(0.1), exact=True),

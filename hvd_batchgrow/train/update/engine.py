@@ -61,8 +61,8 @@ class UpdateEngine:
 
     Args:
         model: maps inputs to logits.
-        optimizer: optimizes the model's parameters; do not call its `zero_grad`. The first parameter group gets the
-            learning rate of the phase; the other groups keep the ratio of their learning rate to the first one's.
+        optimizer: optimizes the model's parameters; do not call its `zero_grad`. The parameter groups
+            get the learning rate of the phase times their ratio, see `lr_ratios`.
         ranks: the processes that share an update.
         rule: how the gradient is computed, and how it is processed before the optimizer step.
         forward: maps a micro-batch to the loss of each of its samples; None: `classify`. A custom forward must apply
