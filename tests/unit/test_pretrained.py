@@ -249,7 +249,6 @@ class Code:
         ({"state_dict": {"a": 3}}, "entry state_dict, is not a state_dict: a is a int"),
         ({1: torch.zeros(1)}, "is not a state_dict: it has the key 1, which is not text"),
     ],
-    ids=str,
 )
 def test_a_file_that_does_not_hold_weights_is_refused_and_runs_no_code(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: Any, message: str
