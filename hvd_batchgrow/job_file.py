@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from hvd_batchgrow.config import DataSection, Job, ModelSection
 from hvd_batchgrow.config.layout import LayoutSection
+from hvd_batchgrow.config.optim import GroupSection
 from hvd_batchgrow.config.types import Section
 from hvd_batchgrow.data.source_checks import check_data, known_num_samples
 from hvd_batchgrow.messages.errors import MOST_REPORTED, Fault, JobError
@@ -164,7 +165,13 @@ def _place(location: Sequence[Any]) -> tuple[Any, ...]:
     section, *keys = location
     if len(variants(section) if section in Job.model_fields else ()) > 1:
         keys = keys[1:]
+    if (section, *keys[:1]) in _TABLES:
+        return (section, *keys)
     return (section, *keys[:1], *(index for index in keys[1:] if isinstance(index, int)))
+
+
+_TABLES = {("optim", "groups"): GroupSection}
+"""Keys whose value is a list of tables, and the model of a table."""
 
 
 def _fault(place: Sequence[Any], alternatives: Sequence[ErrorDetails]) -> Fault:
@@ -181,6 +188,9 @@ def _fault(place: Sequence[Any], alternatives: Sequence[ErrorDetails]) -> Fault:
 
 def _suggestion(place: Sequence[Any], location: Sequence[Any]) -> str:
     """Suggest a key for one that its section does not have."""
+    if table := _TABLES.get(tuple(place[:2])):
+        near = difflib.get_close_matches(place[-1], table.model_fields, n=1, cutoff=0.5)
+        return f"; did you mean {near[0]}?" if near else f"; known here: {', '.join(table.model_fields)}"
     models = variants(place[0]) if len(place) > 1 else {"": Job}
     others = [name for name, model in models.items() if place[-1] in model.model_fields]
     if others:

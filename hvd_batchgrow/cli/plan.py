@@ -122,7 +122,7 @@ class PlanCommand(JobCommand):
         printed: set[str] = set()
         for plan in plans:
             print_plan(console, plan)
-            for line in describe_transitions(plan):
+            for line in [*describe_transitions(plan), *plan.job.optim.describe_groups()]:
                 console.print(f"  {line}", highlight=False, soft_wrap=True)
             for note in [note for note in plan.notes if note not in printed]:
                 printed.add(note)

@@ -13,7 +13,16 @@ from hvd_batchgrow.config.optim import OptimSection
 from hvd_batchgrow.config.schedules import ScheduleBase
 from hvd_batchgrow.config.source_specs import SOURCES, check_source
 from hvd_batchgrow.config.triggers import TriggerBase
-from hvd_batchgrow.config.types import FloatList, Fraction, PositiveFloat, PositiveInt, RunName, Section, tuples
+from hvd_batchgrow.config.types import (
+    FloatList,
+    Fraction,
+    NamePattern,
+    PositiveFloat,
+    PositiveInt,
+    RunName,
+    Section,
+    tuples,
+)
 
 
 def _check_separator(value: str) -> str:
@@ -119,6 +128,14 @@ class ModelSection(Section):
     many of the most recent samples. None: keep the moving averages."""
     dropout: Fraction = 0.0
     """Dropout probability: in dense7 after each hidden layer, in a wrn between the convolutions of a block."""
+    pretrained: Annotated[str, Field(min_length=1)] | None = None
+    """File of initial weights: a state_dict that torch saved, or .safetensors. None: random weights from the seed."""
+    allow_new_head: bool = False
+    """If the classifier in `pretrained` has another number of classes, or is missing: keep the network's initial
+    weights for it (true), or raise an error (false)."""
+    freeze: Annotated[tuple[NamePattern, ...], BeforeValidator(tuples)] = ()
+    """Patterns of names of parameters that are not trained. Norms of which all parameters are frozen keep their running
+    statistics."""
 
 
 class UpdateSection(Section):

@@ -6,7 +6,25 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field
 
-from hvd_batchgrow.config.types import Fraction, PositiveFloat, Section, tuples
+from hvd_batchgrow.config.types import Fraction, NamePattern, PositiveFloat, Section, tuples
+
+
+class GroupSection(Section):
+    """An entry of `optim.groups`: some parameters, and how the optimizer treats them."""
+
+    match: NamePattern
+    """Pattern of parameter names, as `nn.name_patterns` matches it."""
+    lr_scale: PositiveFloat = 1.0
+    """Learning rate of these parameters, divided by the schedule's."""
+    weight_decay: Annotated[float, Field(ge=0)] | None = None
+    """Weight decay of these parameters. None: `optim.weight_decay`."""
+    decay_norm_and_bias: bool | None = None
+    """Whether it applies to normalization parameters and biases too. None: `optim.decay_norm_and_bias`."""
+
+    def describe(self) -> str:
+        """Return the pattern and what differs for its parameters."""
+        decay = "" if self.weight_decay is None else f", weight decay {self.weight_decay:g}"
+        return f"{self.match}: lr × {self.lr_scale:g}{decay}"
 
 
 class OptimBase(Section):
@@ -20,6 +38,17 @@ class OptimBase(Section):
     decay_norm_and_bias: bool = False
     """true: weight decay also applies to normalization parameters and biases (fewer than two dimensions), as in torch's
     optimizers. false: only to weights with two or more dimensions."""
+    groups: Annotated[tuple[GroupSection, ...], BeforeValidator(tuples)] = ()
+    """Parameters with their own learning rate or weight decay; the first entry that matches a parameter applies."""
+    layer_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """d: each layer's learning rate is d times that of the layer above it. None: all layers have the same."""
+
+    def describe_groups(self) -> list[str]:
+        """Return a line for each entry of `groups`, and one for `layer_decay`; the network is not known here."""
+        lines = [f"optim.groups: {group.describe()}" for group in self.groups]
+        if self.layer_decay:
+            lines.append(f"optim.layer_decay: lr × {self.layer_decay:g} from each layer to the one below it")
+        return lines
 
     @property
     def momentum_key(self) -> str:

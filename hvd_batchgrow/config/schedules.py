@@ -62,9 +62,15 @@ class ScheduleBase(Section):
         rule: LrRule = getattr(self, "lr_rule", "none")
         return rule
 
+    @property
+    def stated_unit(self) -> int | None:
+        """`batch_multiple` as written in the job file; None: its default, or the policy does not have this key."""
+        unit: int | None = getattr(self, "batch_multiple", None)
+        return unit
+
     def batch_unit(self, ghost_batch: int) -> int:
         """Return the samples of which every batch is a whole multiple."""
-        return ghost_batch
+        return self.stated_unit or ghost_batch
 
     def limit(self, num_samples: int, unit: int) -> int | None:
         """Return the largest allowed batch in samples, or None for no limit. "N/10" is rounded down to whole units."""

@@ -29,6 +29,8 @@ RunName = Annotated[
     matching("[A-Za-z0-9][A-Za-z0-9._-]{0,199}", "a name of at most 200 letters, digits, dots, dashes and underscores"),
 ]
 """Name of a run and its folder. The length leaves room for suffixes within the limit of file systems."""
+NamePattern = Annotated[str, Field(min_length=1, max_length=1000)]
+"""Pattern of parameter names, in the syntax of `fnmatch`."""
 PositiveInt = Annotated[int, Field(gt=0)]
 NumRanks = Annotated[int, Field(gt=0, le=1 << 20)]
 """The limit is above any cluster's size, and small enough to loop over."""

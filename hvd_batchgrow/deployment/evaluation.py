@@ -83,7 +83,7 @@ def evaluate_run(
     job = job_for_inference(_with_data(description.job, overrides, run), device)
     place = inference_device(job)
     source = _other_data(job, description, report) if overrides else _own_data(job, description, run, report)
-    parts = TrainingParts(job, source, SingleRank(), place)
+    parts = TrainingParts(job, source, SingleRank(), place, pretrained=False)
     check_model_fits(state, parts.model, run)
     trained = TrainState(parts)
     parts.model.load_state_dict(state.model)

@@ -10,15 +10,19 @@ from torch import nn
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.config.model_specs import OWN, read_name
 from hvd_batchgrow.import_string import describe_error
-from hvd_batchgrow.messages.errors import Fault, JobError
+from hvd_batchgrow.messages.errors import Fault, JobError, faults_of
 from hvd_batchgrow.nn.checks.deterministic_trial import any_kernels, nondeterministic_layer
 from hvd_batchgrow.nn.checks.layout_hazards import NUM_SAMPLES, layout_hazards
 from hvd_batchgrow.nn.checks.model_keys import check_network, check_shape
+from hvd_batchgrow.nn.freeze import freeze
 from hvd_batchgrow.nn.ghost.convert import fuse_relu
+from hvd_batchgrow.nn.ghost.ghost_batch_norm import ghost_norms
+from hvd_batchgrow.nn.load_weights import load_weights
 from hvd_batchgrow.nn.own_network import load_own, try_own
 from hvd_batchgrow.nn.state.forward_state import NUM_SAMPLES as NUM_TRIAL
 from hvd_batchgrow.nn.state.forward_state import ForwardState
 from hvd_batchgrow.nn.state.side_effect_free import trial_samples
+from hvd_batchgrow.nn.weights_file import WeightsFile
 
 
 def check_model(job: Job) -> None:
@@ -28,7 +32,7 @@ def check_model(job: Job) -> None:
 
 
 def build_model(job: Job, sample_shape: Sequence[int], num_classes: int) -> nn.Module:
-    """Build the network that a job names, with initial weights from torch's generator.
+    """Build the network that a job names, with initial weights from torch's generator, and freeze `model.freeze`.
 
     Args:
         job: checked by `check_model`.
@@ -36,8 +40,37 @@ def build_model(job: Job, sample_shape: Sequence[int], num_classes: int) -> nn.M
         num_classes: number of classes.
 
     Raises:
-        JobError: the network does not accept such samples, or a custom network has a fault.
+        JobError: the network does not accept such samples, a custom network has a fault, or a pattern of
+            `model.freeze` matches nothing.
     """
+    network = _build(job, sample_shape, num_classes)
+    if job.model.freeze:
+        faults = freeze(network, job.model.freeze)
+        norms = list(ghost_norms(network))
+        if job.model.precise_bn_samples and norms and all(norm.frozen for norm in norms):
+            faults.append(Fault("model.precise_bn_samples", "has no effect: model.freeze freezes all norms"))
+        if faults:
+            raise JobError(faults, job.name)
+    return network
+
+
+def load_pretrained(job: Job, model: nn.Module, file: WeightsFile, num_classes: int) -> list[str]:
+    """Load the pretrained weights of a job into its network; return notes for the user.
+
+    Args:
+        job: allows a new classifier, or does not.
+        model: from `build_model`.
+        file: from `read_weights`.
+        num_classes: number of classes.
+
+    Raises:
+        JobError: the weights do not fit.
+    """
+    with faults_of(job.name):
+        return load_weights(model, file, num_classes, allow_new_head=job.model.allow_new_head)
+
+
+def _build(job: Job, sample_shape: Sequence[int], num_classes: int) -> nn.Module:
     model, shape = job.model, _cropped(job, sample_shape)
     if faults := check_shape(model, shape):
         raise JobError(faults, job.name)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from hvd_batchgrow.messages.errors import RunError
 from hvd_batchgrow.schedule.advice import Advice, RecordedRun
-from hvd_batchgrow.schedule.phases import Phase
+from hvd_batchgrow.schedule.phases import Phase, Schedule
 from hvd_batchgrow.schedule.plan import Plan
 
+_WARMUP_POINTS = 200
+"""Points of a warm-up that are drawn, about."""
+_LEGEND_LETTERS = 60
+"""Letters of the names in one row of the legend."""
 _PANELS: list[tuple[str, Callable[[Plan, Phase], float]]] = [
     ("learning rate", lambda plan, phase: phase.lr),
     ("batch", lambda plan, phase: phase.global_batch),
@@ -40,10 +45,11 @@ def plot_plans(plans: Sequence[Plan], path: Path, title: str | None = None) -> N
             axis.set_ylabel(label)
             axis.grid(alpha=0.3)
             if label == "batch":
-                batches = sorted({phase.global_batch for plan in plans for phase in plan.schedule.phases})
+                batches = _batch_ticks({phase.global_batch for plan in plans for phase in plan.schedule.phases})
                 axis.set_yticks(batches, [f"{batch:,}" for batch in batches])
                 axis.minorticks_off()
-        axes[0].legend()
+        columns = len(plans) if sum(len(plan.job.name) for plan in plans) <= _LEGEND_LETTERS else 1
+        axes[0].figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=columns)
         if title:
             axes[0].set_title(title, fontsize="small", wrap=True, parse_math=False)
         axes[-1].set_xlabel("epochs")
@@ -68,19 +74,44 @@ def _picture(path: Path, num_panels: int, height: float) -> Iterator[Any]:
         plt.close(figure)
 
 
+def _batch_ticks(batches: Iterable[int]) -> list[int]:
+    """Return the batches to label on a log axis: the smallest, the largest, and those that leave room between labels.
+
+    A panel has room for about 10 labels.
+    """
+    ascending = sorted(set(batches))
+    smallest, largest = ascending[0], ascending[-1]
+    room = math.log(largest / smallest) / 9
+    ticks = [smallest]
+    for batch in ascending[1:-1]:
+        if min(math.log(batch / ticks[-1]), math.log(largest / batch)) >= room:
+            ticks.append(batch)
+    return ticks if smallest == largest else [*ticks, largest]
+
+
 def _curve(plan: Plan, value: Callable[[Plan, Phase], float]) -> tuple[list[float], list[float]]:
-    """Return the corners of the step function, with the start and the end of the warm-up."""
+    """Return the corners of the step function, and points of the warm-up, which is curved on a log axis.
+
+    A rate of 0 at the start of the warm-up is below any log axis: the line leaves the plot there.
+    """
     schedule = plan.schedule
     epochs: list[float] = []
     values: list[float] = []
-    for phase in schedule.phases:
-        warm_up = [schedule.warmup.end_samples] if phase.start_samples < schedule.warmup.end_samples else []
-        inside = [s for s in warm_up if s < phase.end_samples]
-        for samples in (phase.start_samples, *inside, phase.end_samples - 1):
-            if phase.num_updates:
-                epochs.append(samples / plan.num_samples)
-                values.append(value(plan, schedule.at(samples)))
+    for phase in filter(lambda phase: phase.num_updates, schedule.phases):
+        rising = _warmup_updates(schedule, phase)
+        count = math.ceil(_WARMUP_POINTS * rising * phase.global_batch / max(1, schedule.warmup.end_samples))
+        points = {0} | {rising * k // count for k in range(1, count + 1)}
+        starts = [phase.start_samples + k * phase.global_batch for k in sorted(points) if k < phase.num_updates]
+        for samples in (*starts, phase.end_samples - 1):
+            epochs.append(samples / plan.num_samples)
+            values.append(value(plan, schedule.at(samples)))
     return epochs, values
+
+
+def _warmup_updates(schedule: Schedule, phase: Phase) -> int:
+    """Return how many updates of a phase are in the warm-up."""
+    left = schedule.warmup.end_samples - schedule.progress_at(phase.start_samples)
+    return min(phase.num_updates, max(0, math.ceil(left / (phase.progress_rate * phase.global_batch))))
 
 
 def plot_evidence(run: RecordedRun, path: Path, advice: Advice | None = None) -> None:

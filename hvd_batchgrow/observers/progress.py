@@ -102,8 +102,10 @@ def _machine_lines(event: RunStarted) -> list[str]:
     driver = f" {hardware.driver}" if hardware.driver else ""
     cudnn = f", cuDNN {hardware.cudnn}" if hardware.cudnn else ""
     sums = f"; {hardware.collectives} sums gradients" if hardware.collectives else ""
+    frozen = f", {event.num_frozen:,} of them frozen" if event.num_frozen else ""
     return [
-        f"network: {counted(event.num_parameters, 'parameter')}",
+        f"network: {counted(event.num_parameters, 'parameter')}{frozen}",
+        *event.groups,
         f"device: {hardware.device}{used}",
         *([f"CUDA {hardware.cuda}{cudnn}, driver{driver} (up to CUDA {hardware.driver_cuda})"] * hardware.is_cuda),
         f"ranks: {event.ranks:,} on {counted(len(hosts), 'host')} {_BACKENDS.get(event.backend, event.backend)}{sums}",

@@ -10,6 +10,7 @@ from torch import nn
 
 from hvd_batchgrow.config.optim import AdamSection, LarsSection, SgdSection
 from hvd_batchgrow.optim.eager import SGD, Adam, AdamW
+from hvd_batchgrow.optim.groups import ParameterGroup, is_divided, parameter_groups
 from hvd_batchgrow.optim.implementation import implementation
 from hvd_batchgrow.optim.lars import Lars
 from hvd_batchgrow.schedule.phases import Phase
@@ -20,34 +21,50 @@ def build_optimizer(model: nn.Module, optim: SgdSection | AdamSection | LarsSect
 
     Weight decay applies to weights of two or more dimensions; with `decay_norm_and_bias` also to normalisation
     parameters and biases, which have at most one dimension. Lars never scales the latter. The dimensions decide,
-    never the name.
+    never the name. `optim.groups` and `optim.layer_decay` divide the parameters further, see `parameter_groups`.
+
+    Raises:
+        JobError: a pattern of `optim.groups` matches no parameter that is trained.
     """
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    decay_of_others = optim.weight_decay if optim.decay_norm_and_bias else 0.0
-    groups: list[dict[str, Any]] = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": optim.weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": decay_of_others},
-    ]
-    groups = [group for group in groups if group["params"]]
+    groups = [part for group in parameter_groups(model, optim) for part in _by_dimensions(group)]
+    if is_divided(optim):  # other optimizers' states do not contain lr_scale
+        groups = [{**group, "lr": optim.lr * group["lr_scale"]} for group in groups]
+    else:
+        groups = [{key: group[key] for key in ("params", "weight_decay")} for group in groups]
     if isinstance(optim, LarsSection):
         for group in groups:
             group["adapt"] = all(p.ndim > 1 for p in group["params"])
         return Lars(
             groups, lr=optim.lr, momentum=optim.momentum, trust_coefficient=optim.trust_coefficient, eps=optim.eps
         )
-    chosen = implementation(parameters)
+    chosen = implementation(model.parameters())
     if isinstance(optim, SgdSection):
         return SGD(groups, lr=optim.lr, momentum=optim.momentum, nesterov=optim.nesterov, **chosen)
     kind = Adam if optim.name == "adam" else AdamW
     return kind(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, **chosen)
 
 
+def _by_dimensions(group: ParameterGroup) -> list[dict[str, Any]]:
+    """Return torch's parameter groups for the parameters of two or more dimensions and for the others."""
+    decay_of_others = group.weight_decay if group.decay_norm_and_bias else 0.0
+    parts: list[dict[str, Any]] = [
+        {"params": [p for p in group.parameters if p.ndim > 1], "weight_decay": group.weight_decay},
+        {"params": [p for p in group.parameters if p.ndim <= 1], "weight_decay": decay_of_others},
+    ]
+    return [{**part, "lr_scale": group.lr_scale} for part in parts if part["params"]]
+
+
 def lr_ratios(optimizer: torch.optim.Optimizer) -> list[float]:
-    """Return the learning rate of each parameter group, divided by the first group's.
+    """Return the learning rate of each parameter group, divided by the schedule's.
+
+    The ratio is the group's `lr_scale`, as in timm, if any group has one. Otherwise the first group has the
+    schedule's learning rate, and the ratios are those to the first group's.
 
     Raises:
         ValueError: the first group's is 0, and another is not.
     """
+    if any("lr_scale" in group for group in optimizer.param_groups):
+        return [float(group.get("lr_scale", 1.0)) for group in optimizer.param_groups]
     first, *others = [float(group["lr"]) for group in optimizer.param_groups]
     if any(lr != first for lr in others) and not first:
         raise ValueError(f"the first parameter group has lr 0, others {others}: their ratio to it is undefined")

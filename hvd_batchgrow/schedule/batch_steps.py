@@ -1,4 +1,4 @@
-"""`schedule.batch_steps`: pairs SAMPLES:BATCH such as "0:768 250K:1536", in Megatron-LM's syntax."""
+"""`schedule.batch_steps`: pairs SAMPLES:BATCH such as "0:768 250K:1536", in Megatron-LM's syntax, with its unit."""
 
 from __future__ import annotations
 
@@ -7,23 +7,24 @@ from fractions import Fraction
 
 from hvd_batchgrow.messages.wording import shown
 
-SUFFIXES = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9}
-"""Factor of each suffix of a sample count."""
+SUFFIXES = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
+"""Factor of each suffix of a count."""
 _EXAMPLE = "0:768 250K:1536"
 _MOST = 10**18
 
 
-def parse_batch_steps(text: str) -> list[tuple[int, int]]:
+def parse_batch_steps(text: str, sequence_length: int = 1) -> list[tuple[int, int]]:
     """Turn "0:768 250K:1536" into [(0, 768), (250000, 1536)]: each sample count with the batch from there on.
 
-    The suffixes K, M and B stand for 10³, 10⁶ and 10⁹ samples. They are always samples, while Megatron-LM reads
-    them as tokens if it knows the sequence length.
+    The suffixes K, M, B and T stand for 10³, 10⁶, 10⁹ and 10¹².
 
     Args:
         text: a text that `check_batch_steps` accepts.
+        sequence_length: tokens of a sample, if the text counts tokens; a count is rounded down to whole samples, as in
+            Megatron-LM. 1 if it counts samples.
     """
     pairs = (pair.split(":") for pair in text.split())
-    return [(_count(samples) or 0, int(batch)) for samples, batch in pairs]
+    return [((_count(count) or 0) // sequence_length, int(batch)) for count, batch in pairs]
 
 
 def check_batch_steps(text: str) -> str:
@@ -34,8 +35,8 @@ def check_batch_steps(text: str) -> str:
 
 
 def _count(text: str) -> int | None:
-    """Return the sample count of a text, or None if the text is not a whole number of samples."""
-    found = re.fullmatch(r"([0-9]{1,18}(?:\.[0-9]{1,9})?)([KMB]?)", text)
+    """Return the count of a text, or None if the text is not a whole number."""
+    found = re.fullmatch(r"([0-9]{1,18}(?:\.[0-9]{1,12})?)([KMBT]?)", text)
     value = Fraction(found[1]) * SUFFIXES[found[2]] if found else Fraction(-1)
     return int(value) if value.denominator == 1 and 0 <= value < _MOST else None
 
@@ -47,8 +48,9 @@ def _fault(text: str) -> str | None:
         if not colon:
             return f"{shown(pair)} is not a pair SAMPLES:BATCH"
         if _count(samples) is None:
-            kinds = "K, M or B for 10³, 10⁶ or 10⁹ samples (never tokens)"
-            return f"{shown(samples)} is not a number of samples below 10¹⁸: write a whole number, or one with {kinds}"
+            kinds = "K, M, B or T for 10³, 10⁶, 10⁹ or 10¹²"
+            fault = f"{shown(samples)} is not a number of samples below 10¹⁸, or of tokens"
+            return f"{fault}: write a whole number, or one with {kinds}"
         if not re.fullmatch("[0-9]{1,18}", batch):
             return f"{shown(batch)} is not a batch: write whole samples without a suffix"
     if not pairs or _count(pairs[0].partition(":")[0]) != 0:

@@ -41,7 +41,8 @@ def _adam_set(stage: Stage, first: int, job: Job) -> Stage:
     for name, beta in (("β₁", stage.momentum), ("β₂", optim.betas[1])):
         if kappa * (1 - beta) < 1 - 1e-9:
             continue
-        largest = math.floor(first / (1 - beta) * (1 - 1e-9) / job.model.ghost_batch) * job.model.ghost_batch
+        unit = job.schedule.batch_unit(job.model.ghost_batch)
+        largest = math.floor(first / (1 - beta) * (1 - 1e-9) / unit) * unit
         fault = (
             f"lr_rule = 'adam' needs κ (1-{name}) < 1, but {stage.global_batch}/{first} · {1 - beta:g} = "
             f"{kappa * (1 - beta):g}; grow to at most {largest}"

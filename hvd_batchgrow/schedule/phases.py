@@ -64,6 +64,14 @@ class Schedule:
         """Sample counter at which the run ends."""
         return self.phases[-1].end_samples
 
+    @property
+    def milestones(self) -> set[int]:
+        """Sample counters of the phase boundaries whose checkpoints are kept, with the end of the run.
+
+        Where a phase only continues the one before with another learning rate, the checkpoint is one of many.
+        """
+        return {phase.start_samples for phase in self.phases[1:] if not phase.continues_phase} | {self.end_samples}
+
     def index_at(self, samples: int) -> int:
         """Return the index of the phase of the update that starts at this sample counter.
 

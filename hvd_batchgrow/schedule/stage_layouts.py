@@ -23,10 +23,21 @@ def layouts_for(stages: Sequence[Stage], job: Job, ranks: int, choose_ranks: Cho
         try:
             layouts.append(layout_for(stage, phase_ranks, job))
         except ValueError as error:
-            faults.append(Fault(f"phase {k + 1} (from epoch {stage.start_epoch:g})", str(error)))
+            hint = _multiple_hint(job, phase_ranks)
+            faults.append(Fault(f"phase {k + 1} (from epoch {stage.start_epoch:g})", f"{error}{hint}"))
     if faults:
         raise JobError(faults, job.name)
     return tuple(layouts)
+
+
+def _multiple_hint(job: Job, ranks: int) -> str:
+    """Return the `batch_multiple` of which these ranks can form every multiple, if the first batch is one of them."""
+    section, every = job.schedule, ranks * job.model.ghost_batch
+    has_key = "batch_multiple" in type(section).model_fields and job.layout.grow_by == "accumulation"
+    if not has_key or job.is_adaptive or section.first_batch % every or section.stated_unit == every:
+        return ""
+    effect = ", and the learning rate makes up for the difference" if section.rule == "none" else ""
+    return f"; or schedule.batch_multiple = {every}{effect}"
 
 
 def layout_for(stage: Stage, ranks: int, job: Job) -> Layout:

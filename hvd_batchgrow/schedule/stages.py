@@ -25,6 +25,8 @@ class Stage:
     eps: float | None = None
     progress_rate: float = 1.0
     """Progress of the schedule per sample; under AdaScale gain · B₀/B."""
+    continues_phase: bool = False
+    """Whether a policy cut it from the stage before, so that the learning rate follows a curve more finely."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Start:
     """Every batch is a whole multiple of this number of samples; see `ScheduleBase.batch_unit`."""
     max_batch: int | None
     wanted_batch: float | None = None
-    """The requested first batch, if `lr_scale` or `raise_momentum_to` enlarged it and it was rounded or cut."""
+    """The requested first batch, if a key such as `lr_scale` enlarged it and it was rounded or cut."""
 
     def form(self, wanted: float) -> int:
         """Return the nearest batch that can be formed; the larger of two that are equally near."""
@@ -49,6 +51,10 @@ class Start:
             raise ArithmeticError(f"a batch of {wanted}")
         batch = max(1, half_up(wanted / self.batch_unit)) * self.batch_unit
         return batch if self.max_batch is None else min(batch, self.max_batch)
+
+    def is_cut(self, wanted: float) -> bool:
+        """Return whether the nearest multiple of the unit to a requested batch is above the limit of the batch."""
+        return self.max_batch is not None and wanted > self.max_batch + self.batch_unit / 2
 
     def whole(self, most: float) -> int:
         """Return the largest batch that can be formed and is not above `most`."""
@@ -81,7 +87,10 @@ def make_start(job: Job, num_samples: int) -> Start:
     lr = optim.lr * section.lr_scale
     momentum = optim.momentum if section.raise_momentum_to is None else section.raise_momentum_to
     start = Start(lr, momentum, base_batch, noise, unit, section.limit(num_samples, unit))
-    start = replace(start, global_batch=start.form(section.enlarged_batch))
+    enlarged = section.enlarged_batch
+    start = replace(start, global_batch=start.form(enlarged))
+    if not math.isclose(enlarged, start.global_batch, rel_tol=1e-9):
+        start = replace(start, wanted_batch=enlarged)
     if (lr, momentum) == (optim.lr, optim.momentum):
         return start
     target = noise.of(optim.lr, optim.momentum, base_batch)

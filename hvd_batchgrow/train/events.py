@@ -35,6 +35,10 @@ class RunStarted:
     num_parameters: int
     notes: tuple[str, ...]
     """Notices for the user, such as a damaged checkpoint that was skipped."""
+    num_frozen: int = 0
+    """Number of parameters that are not trained, included in `num_parameters`."""
+    groups: tuple[str, ...] = ()
+    """Parameter groups of the optimizer, if the job divides the parameters."""
     last_update: UpdateDone | None = None
     """The update that ended at `samples`, if the attempt that did it may have died before recording it."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from hvd_batchgrow.schedule.phases import Phase
 from hvd_batchgrow.schedule.plan import Plan
@@ -20,16 +20,21 @@ class MetricWindow:
 
     updates: int = 0
     samples: int = 0
+    weight: float = 0.0
     loss: float = 0.0
-    correct: int = 0
+    metrics: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """Sum and count of each metric."""
 
     def add(self, result: UpdateResult, samples: int) -> None:
         """Add an update of `samples` samples; if it was skipped, only its time counts."""
         self.updates += 1
         if not result.skipped:  # the loss of a skipped update may be NaN
             self.samples += samples
+            self.weight += result.weight
             self.loss += result.loss_sum
-            self.correct += result.num_correct
+            for name, parts in result.metrics.items():
+                before = self.metrics.get(name, (0.0, 0.0))
+                self.metrics[name] = (before[0] + parts[0], before[1] + parts[1])
 
     def record(
         self,
@@ -65,8 +70,8 @@ class MetricWindow:
             accumulation=layout.accumulation,
             ranks=layout.ranks,
             noise_scale=plan.noise_scale(phase),
-            loss=self.loss / self.samples if self.samples else math.nan,
-            top1=self.correct / self.samples if self.samples else math.nan,
+            loss=_mean((self.loss, self.weight)),
+            top1=_mean(self.metrics.get("top1", (0.0, 0.0))),
             samples_per_s=self.samples / total,
             data_wait_pct=100 * seconds["data"] / total,
             backward_pct=100 * seconds["backward"] / total,
@@ -76,3 +81,8 @@ class MetricWindow:
             skipped=state.num_skipped,
             gradient_noise=state.growth.noise,
         )
+
+
+def _mean(parts: tuple[float, float]) -> float:
+    total, count = parts
+    return total / count if count else math.nan

@@ -7,16 +7,19 @@ import sys
 import torch
 from torch import nn
 
+from hvd_batchgrow.comm.broadcast_object import broadcast_object
 from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.data.datasets.dataset import DatasetPair, raise_bad
 from hvd_batchgrow.data.order.stream import Stream, groups_of_rank
 from hvd_batchgrow.data.pipeline.reader import GhostBatchStream, Reader
 from hvd_batchgrow.data.pipeline.sampler import NumGroups, OnBad, one_by_one
-from hvd_batchgrow.messages.errors import Fault, JobError
-from hvd_batchgrow.nn.build import build_model, check_deterministic, forward_state, hazards
+from hvd_batchgrow.messages.errors import Fault, JobError, faults_of
+from hvd_batchgrow.nn.build import build_model, check_deterministic, forward_state, hazards, load_pretrained
 from hvd_batchgrow.nn.state.forward_state import ForwardState
+from hvd_batchgrow.nn.weights_file import WeightsFile, read_weights
 from hvd_batchgrow.optim.build import build_optimizer
+from hvd_batchgrow.optim.groups import ParameterGroup, parameter_groups
 from hvd_batchgrow.train.liveness.watchdog import Heartbeat
 from hvd_batchgrow.train.update.engine import UpdateEngine
 from hvd_batchgrow.train.update.forward import autocast
@@ -30,12 +33,15 @@ class TrainingParts:
         source: its data.
         ranks: the processes that train together.
         device: of this rank, from `prepare_rank`.
+        pretrained: whether to load the job's pretrained weights; not if a checkpoint will replace them.
 
     Raises:
-        CollectiveError: the network cannot be built or trained.
+        CollectiveError: the network cannot be built or trained, or the pretrained weights cannot be loaded.
     """
 
-    def __init__(self, job: Job, source: DatasetPair, ranks: Ranks, device: torch.device) -> None:
+    def __init__(
+        self, job: Job, source: DatasetPair, ranks: Ranks, device: torch.device, *, pretrained: bool = True
+    ) -> None:
         self.job, self.source = job, source
         self.heartbeat = Heartbeat()
         self.device = device
@@ -44,9 +50,13 @@ class TrainingParts:
         max_samples = max(job.micro_batch_limit, job.model.ghost_batch, job.evaluation.batch_size)
         on_bad_sample = _on_bad_sample(job, ranks)
         self.reader = Reader(job.data, source, self.device, torch.get_num_threads(), on_bad_sample, max_samples)
-        self.model, self.hazards, self.forward_state = ranks.run_on_all(
-            lambda: _build_network(job, source, self.device)
+        file = _read_pretrained(job, ranks) if pretrained else None
+        self.pretrained = {"path": file.path, "sha256": file.sha256} if file else {}
+        """The file of the initial weights, if the job names one and it was read."""
+        self.model, self.weight_notes, self.hazards, self.forward_state = ranks.run_on_all(
+            lambda: _build_network(job, source, file, self.device)
         )
+        self.groups = ranks.run_on_all(lambda: _groups(job, self.model))
         self.optimizer = build_optimizer(self.model, job.optim)
         self.engine = UpdateEngine(
             self.model,
@@ -86,15 +96,38 @@ def _on_bad_sample(job: Job, ranks: Ranks) -> OnBad:
     )
 
 
-def _build_network(job: Job, source: DatasetPair, device: torch.device) -> tuple[nn.Module, list[str], ForwardState]:
-    """Return the job's network ready for training, its `hazards`, and the state that forward passes change.
+def _groups(job: Job, model: nn.Module) -> list[ParameterGroup]:
+    with faults_of(job.name):
+        return parameter_groups(model, job.optim)
+
+
+def _read_pretrained(job: Job, ranks: Ranks) -> WeightsFile | None:
+    """Read the job's pretrained weights on rank 0, which sends them to all ranks; None if it names none."""
+    path = job.model.pretrained
+    if path is None:
+        return None
+
+    def read() -> WeightsFile:
+        with faults_of(job.name):
+            return read_weights(path)
+
+    file = ranks.run_on_rank0(read)
+    return WeightsFile(**broadcast_object(ranks, vars(file) if file else None, "pretrained weights"))
+
+
+def _build_network(
+    job: Job, source: DatasetPair, file: WeightsFile | None, device: torch.device
+) -> tuple[nn.Module, list[str], list[str], ForwardState]:
+    """Return the job's network ready for training, notes on its weights, its `hazards`, and the state it changes.
 
     Raises:
-        JobError: as `build_model`, `check_deterministic` and `forward_state`; or the job is exact and the network has
-            hazards.
+        JobError: as `build_model`, `load_pretrained`, `check_deterministic` and `forward_state`; or the job is exact
+            and the network has hazards.
     """
     shape = source.train.shape
-    model = build_model(job, shape, source.num_classes).to(device)
+    model = build_model(job, shape, source.num_classes)
+    notes = load_pretrained(job, model, file, source.num_classes) if file else []
+    model = model.to(device)
     with autocast(device, job.update.precision):  # which may select other kernels
         check_deterministic(job, model, shape)
     state = forward_state(job, model, shape)
@@ -106,4 +139,4 @@ def _build_network(job: Job, source: DatasetPair, device: torch.device) -> tuple
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if job.layout.compile:
         model.compile()  # in place, so that parameters keep their names; a copy is not compiled
-    return model, found, state
+    return model, notes, found, state

@@ -110,7 +110,7 @@ def probe_job(
     placement = prepare_rank(job, ranks)
     for note in placement.notes:
         report_line(note)
-    bench = _Bench(TrainingParts(job, source, ranks, placement.device), phase, ranks)
+    bench = _Bench(TrainingParts(job, source, ranks, placement.device, pretrained=False), phase, ranks)
     sums = _measure_sums(bench, report_line) if ranks.size > 1 else ()
     updates = _measure_updates(bench, report_line, budget_s)
     return _probe(bench, sums, updates) if ranks.rank == 0 else None

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict
+from typing import Any
+
+import torch
 
 from hvd_batchgrow.comm.broadcast_object import broadcast_object
 from hvd_batchgrow.comm.ranks import Ranks
@@ -68,7 +71,7 @@ class TrainState:
         """Continue from a checkpoint."""
         engine, last = self._parts.engine, checkpoint.evaluation
         self._parts.model.load_state_dict(checkpoint.model)
-        self._parts.optimizer.load_state_dict(checkpoint.optimizer)
+        _load_optimizer(self._parts.optimizer, checkpoint.optimizer)
         self.samples, self.num_skipped = checkpoint.samples, checkpoint.num_skipped
         if self.average:
             self.average.load_state_dict(checkpoint.average)
@@ -94,3 +97,14 @@ class TrainState:
             num_skipped=self.num_skipped,
             growth=self.growth.state(),
         )
+
+
+def _load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Load an optimizer's state, but keep the job's settings, such as weight decay: a fork may change them.
+
+    The momentum is state: if it differs from the next phase's, the buffers may be rescaled.
+    """
+    settings = [{k: v for k, v in group.items() if k not in {"params", "momentum"}} for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, own in zip(optimizer.param_groups, settings, strict=True):
+        group.update(own)

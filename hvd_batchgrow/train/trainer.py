@@ -13,6 +13,7 @@ from hvd_batchgrow.comm.ranks import CollectiveError, Ranks, RanksLost
 from hvd_batchgrow.data.order.stream import passes_of_rank
 from hvd_batchgrow.data.pipeline.reader import GhostBatchStream, choose_pipeline
 from hvd_batchgrow.messages.errors import ExitCode, RunError
+from hvd_batchgrow.optim.groups import is_divided
 from hvd_batchgrow.optim.lars import median_trust_ratio
 from hvd_batchgrow.schedule.adaptive.decisions import Decision
 from hvd_batchgrow.schedule.phases import Phase
@@ -72,7 +73,7 @@ class Trainer:
         self.state = TrainState(parts)
         self.team = ranks
         """The ranks that train the current phase."""
-        boundaries = {phase.end_samples for phase in plan.schedule.phases}
+        boundaries = plan.schedule.milestones
         self.writer = CheckpointWriter(folder / "checkpoints", self.job.checkpoint.keep, boundaries)
 
     def run(
@@ -269,6 +270,8 @@ class Trainer:
             pipeline=choose_pipeline(self.job.data.pipeline, self.parts.source.train),
             num_parameters=sum(p.numel() for p in self.parts.model.parameters()),
             notes=tuple(notes),
+            num_frozen=sum(p.numel() for p in self.parts.model.parameters() if not p.requires_grad),
+            groups=tuple(group.describe() for group in self.parts.groups) if is_divided(self.job.optim) else (),
             last_update=self.elastic.last_update,
         )
 

@@ -17,10 +17,11 @@ from hvd_batchgrow.config import Job
 from hvd_batchgrow.data.datasets.dataset import DatasetPair
 from hvd_batchgrow.data.order.stream import Stream
 from hvd_batchgrow.data.pipeline.reader import Reader
-from hvd_batchgrow.nn.build import build_model, forward_state
+from hvd_batchgrow.nn.build import build_model, forward_state, load_pretrained
 from hvd_batchgrow.nn.dropout import keyed_dropouts, set_sample_keys
 from hvd_batchgrow.nn.ghost.ghost_choice import by_pytorch_only
 from hvd_batchgrow.nn.ghost.running_statistics import reestimate_running_statistics
+from hvd_batchgrow.nn.weights_file import read_weights
 from hvd_batchgrow.optim.build import build_optimizer, lr_ratios, set_hyperparameters
 from hvd_batchgrow.schedule.phases import Phase
 from hvd_batchgrow.schedule.plan import compile_plan
@@ -50,7 +51,10 @@ class PlainRun:
 
     def __post_init__(self) -> None:
         torch.manual_seed(self.job.seed)
-        self._network = build_model(self.job, self.source.train.shape, self.source.num_classes).to(self.device)
+        network = build_model(self.job, self.source.train.shape, self.source.num_classes)
+        if path := self.job.model.pretrained:
+            load_pretrained(self.job, network, read_weights(path), self.source.num_classes)
+        self._network = network.to(self.device)
         for parameter in self._network.parameters():
             # Ordinary memory, whatever view or stride the network gave its parameter.
             parameter.data = parameter.detach().clone(memory_format=torch.contiguous_format)

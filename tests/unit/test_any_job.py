@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -67,8 +69,29 @@ def adabatch_schedules(draw: st.DrawFn) -> tuple[dict[str, Any], list[float]]:
     return {**made, "global_batch": draw(batches)}, [beta / alpha] * (count - 1)
 
 
+@dataclass(frozen=True)
+class Line:
+    """A learning rate that falls in a line to a fraction of the first, imported; the plan chooses the phases."""
+
+    end: float
+
+    def falls(self, phases: Sequence[Phase], epochs: float) -> list[float]:
+        """Return by what the mean over each phase falls; the mean of a line is its value in the middle."""
+        edges = [*(phase.start_epoch for phase in phases), epochs]
+        means = [self.end + (1 - self.end) * (1 - (a + b) / 2 / epochs) for a, b in pairwise(edges)]
+        return [a / b for a, b in pairwise(means)]
+
+
+Falls = list[float] | Line
+"""By what the noise is to fall from phase to phase."""
+
+
+def falls_of(falls: Falls, plan: Plan) -> list[float]:
+    return falls.falls(plan.schedule.phases, plan.job.schedule.epochs) if isinstance(falls, Line) else falls
+
+
 @st.composite
-def imported_schedules(draw: st.DrawFn) -> tuple[dict[str, Any], list[float]]:
+def imported_schedules(draw: st.DrawFn) -> tuple[dict[str, Any], Falls]:
     epochs, multiples = draw(rising), draw(falling)
     count = min(len(epochs), len(multiples))
     if count and draw(st.booleans()):
@@ -77,8 +100,7 @@ def imported_schedules(draw: st.DrawFn) -> tuple[dict[str, Any], list[float]]:
         return {**made, "global_batch": draw(batches)}, [a / b for a, b in pairwise([1.0, *multiples[:count]])]
     count, end = draw(st.integers(1, 5)), draw(st.floats(0, 0.9))
     made = {"epochs": 9.0, "lr_schedule": "polynomial", "end_lr_fraction": end, "num_phases": count}
-    means = [end + (1 - end) * (1 - (k + 0.5) / count) for k in range(count)]  # of a line: its value in the middle
-    return {**made, "global_batch": draw(batches)}, [a / b for a, b in pairwise(means)]
+    return {**made, "global_batch": draw(batches)}, Line(end)
 
 
 @st.composite
@@ -90,19 +112,22 @@ def step_schedules(draw: st.DrawFn) -> tuple[dict[str, Any], list[float]]:
     return made, [(after / before) ** (1 - rule) for before, after in pairwise(sizes)]
 
 
-def of_policy(policy: str) -> st.SearchStrategy[tuple[dict[str, Any], list[float]]]:
+def of_policy(policy: str) -> st.SearchStrategy[tuple[dict[str, Any], Falls]]:
     own = {"adabatch": adabatch_schedules, "import": imported_schedules, "steps": step_schedules}
     return own[policy]() if policy in own else boundary_schedules(policy)
 
 
 @st.composite
-def jobs(draw: st.DrawFn) -> tuple[dict[str, Any], int, list[float]]:
+def jobs(draw: st.DrawFn) -> tuple[dict[str, Any], int, Falls]:
     """A job's tree, ranks, and by what its noise is to fall from phase to phase."""
     policy = draw(st.sampled_from(sorted(SCHEDULES.keys() - {"adaptive"})))
     schedule, falls = draw(of_policy(policy))
     lr, momentum = draw(st.floats(1e-4, 10)), draw(st.floats(0, 0.99))
     if policy not in {"decay", "steps"}:
-        schedule["max_batch"] = draw(st.sampled_from(["N/10", "N/7", 4992]))
+        whole = 13 * schedule["global_batch"] if policy == "import" else 4992
+        schedule["max_batch"] = draw(st.sampled_from(["N/10", "N/7", whole]))
+    if policy not in {"decay", "steps"} and draw(st.booleans()):
+        schedule["batch_multiple"] = GROUP
     if policy not in {"seesaw", "steps"}:
         schedule["exact_noise"] = draw(st.booleans())
     if policy != "steps":
@@ -132,14 +157,16 @@ def is_formed(layout: Layout, phase: Phase) -> bool:
 
 @settings(max_examples=200)
 @given(jobs())
-def test_any_job_has_its_noise_fall_and_its_phases_in_order(made: tuple[dict[str, Any], int, list[float]]) -> None:
+def test_any_job_has_its_noise_fall_and_its_phases_in_order(made: tuple[dict[str, Any], int, Falls]) -> None:
     tree, ranks, falls = made
     try:
         plan = compiled(tree, ranks)
     except JobError:
         reject()
     phases = plan.schedule.phases
-    assert [plan.noise_scale(a) / plan.noise_scale(b) for a, b in pairwise(phases)] == pytest.approx(falls, rel=1e-9)
+    assert [plan.noise_scale(a) / plan.noise_scale(b) for a, b in pairwise(phases)] == pytest.approx(
+        falls_of(falls, plan), rel=1e-9
+    )
     assert [after.start_samples for after in phases[1:]] == [before.end_samples for before in phases[:-1]]
     assert plan.schedule.end_samples == sum(p.num_updates * p.global_batch for p in phases)
     assert all(p.lr > 0 and p.global_batch % GROUP == 0 and p.global_batch < N for p in phases)
@@ -151,13 +178,13 @@ def test_any_job_has_its_noise_fall_and_its_phases_in_order(made: tuple[dict[str
 
 @settings(max_examples=100)
 @given(jobs(), st.integers(0, 10**6))
-def test_any_job_that_falls_has_a_twin_of_its_noise(made: tuple[dict[str, Any], int, list[float]], at: int) -> None:
+def test_any_job_that_falls_has_a_twin_of_its_noise(made: tuple[dict[str, Any], int, Falls], at: int) -> None:
     tree, ranks, falls = made
     try:
         plan = compiled(tree, ranks)
     except JobError:
         reject()
-    if min(falls, default=1) < 1 - 1e-12:
+    if min(falls_of(falls, plan), default=1) < 1 - 1e-12:
         reject()
     twin = compile_twin(decay_twin(plan.job, N), ranks, N)
     for ours, theirs in zip(plan.schedule.phases, twin.schedule.phases, strict=True):

@@ -50,7 +50,7 @@ SOURCES = (
 )
 NAME = "a name of at most 200 letters, digits, dots, dashes and underscores"
 POLICIES = "adabatch, adaptive, decay, grow, hybrid, import, seesaw, steps"
-OF_SGD = "name, lr, weight_decay, decay_norm_and_bias, momentum, nesterov, rescale_momentum"
+OF_SGD = "name, lr, weight_decay, decay_norm_and_bias, groups, layer_decay, momentum, nesterov, rescale_momentum"
 
 EDITS: dict[str, tuple[dict[str, str], list[str]]] = {
     "numbers as text": (

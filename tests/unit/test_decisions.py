@@ -350,7 +350,7 @@ def _check_plan(plan: Plan) -> None:
                 "optim": {"name": "adam", "lr": 1e-3, "weight_decay": 0.0},
                 "schedule": {"lr_rule": "adam", "max_batch": 160},
             },
-            r"schedule.lr_rule: lr_rule = 'adam' needs .*160/16 · 0.1 = 1; grow to at most 152",
+            r"schedule.lr_rule: lr_rule = 'adam' needs .*160/16 · 0.1 = 1; grow to at most 144",
         ),
         (
             1,
@@ -495,6 +495,15 @@ def test_what_can_is_not(ranks: int, trigger: dict[str, Any], sections: dict[str
 
 
 # --- AdaScale ---------------------------------------------------------------------------------
+
+
+def test_a_scaled_batch_that_is_rounded_says_what_was_wanted() -> None:
+    """1.7 · 16 = 27.2 samples are 1.7 units of 16, so 32 are formed. The defect: the plan did not show that."""
+    job = measured_job({"name": "adascale"}, schedule={"batch_scale": 1.7})
+    first = compile_plan(job, 1, N).schedule.phases[0]
+    assert (first.wanted_batch, first.global_batch) == pytest.approx((27.2, 32))
+    first = compile_plan(measured_job({"name": "adascale"}, schedule={"batch_scale": 2.0}), 1, N).schedule.phases[0]
+    assert (first.wanted_batch, first.global_batch) == (32, 32)
 
 
 def test_the_twin_of_adascale_is_the_schedule_that_it_scales() -> None:

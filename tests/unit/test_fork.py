@@ -59,6 +59,17 @@ def test_a_fork_of_the_same_job_ends_with_the_weights_of_the_resumed_run(stopped
     assert compare_weights(final_weights(stopped), final_weights(Path("runs/same"))) == "bit-identical"
 
 
+@pytest.mark.parametrize("key", ["weight_decay", "nesterov"])
+def test_a_fork_uses_the_changed_settings_of_the_optimizer(stopped: Path, key: str) -> None:
+    value = {"weight_decay": 0.25, "nesterov": True}[key]
+    assert train("--fork", "other", f"--optim.{key}", str(value).lower()) == 0
+    assert train("--resume", "auto") == 0
+    for run, expected in (("other", value), ("small", {"weight_decay": 1e-3, "nesterov": False}[key])):
+        newest = checkpoint_paths(Path("runs", run, "checkpoints"))[-1].read_bytes()
+        assert Checkpoint.from_bytes(newest).optimizer["param_groups"][0][key] == expected
+    assert compare_weights(final_weights(stopped), final_weights(Path("runs/other"))).startswith("differs by")
+
+
 def test_a_fork_is_resumed_by_its_own_name(stopped: Path, capsys: pytest.CaptureFixture[str]) -> None:
     changed = ("--optim.lr", "0.02")
     assert train("--fork", "gentler", *changed, "--max-updates", "1") == 75

@@ -221,7 +221,7 @@ def measured(
     norms.start(ranks)
     sizes, batch = SIZES[: len(passes)], sum(SIZES[: len(passes)])
     whole = {p: sum(b * g[p] for b, g in zip(sizes, passes, strict=True)) / batch for p in passes[0]}
-    return norms.finish(ranks, [flat(bucket, whole) for bucket in buckets], batch, 1.0)  # type: ignore[arg-type]
+    return norms.finish(ranks, [flat(bucket, whole) for bucket in buckets], batch, batch, 1.0)  # type: ignore[arg-type]
 
 
 def expected(values: Sequence[Sequence[Tensor]]) -> NoiseEstimate:

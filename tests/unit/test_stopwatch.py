@@ -164,7 +164,7 @@ def test_a_record_has_the_share_of_each_stage(tmp_path: Path) -> None:
     plan = compile_plan(small_job(), 1, NUM_TRAIN)
     trainer = make_trainer(small_job(), SingleRank(), tmp_path)
     trainer.state.samples = 32
-    window = MetricWindow(updates=2, samples=32, loss=48.0, correct=8)
+    window = MetricWindow(updates=2, samples=32, weight=32.0, loss=48.0, metrics={"top1": (8.0, 32.0)})
     seconds: dict[Stage, float] = {"data": 0.5, "forward": 2.0, "backward": 4.0, "all-reduce": 1.0, "optimizer": 0.5}
     record = window.record(plan, 0, plan.schedule.phases[0], trainer.state, None, seconds)
     shares = (record.data_wait_pct, record.backward_pct, record.allreduce_pct, record.optimizer_pct)

@@ -13,7 +13,7 @@ def check_network(model: ModelSection) -> list[Fault]:
     """Return the faults of `[model]` that can be found without building the network.
 
     A key that the network would ignore is a fault, unless it has its default value. Every network uses `ghost_batch`,
-    because the stream is cut into ghost batches.
+    because the stream is cut into ghost batches. Any network can be frozen or start from pretrained weights.
     """
     try:
         spec, _ = read_name(model.name)
@@ -22,6 +22,8 @@ def check_network(model: ModelSection) -> list[Fault]:
     given = {key for key, field in type(model).model_fields.items() if getattr(model, key) != field.default}
     unused = sorted(given - _used(spec))
     faults = [Fault(f"model.{key}", f"is not used by {model.name!r}, but by {_users(key)}") for key in unused]
+    if model.allow_new_head and model.pretrained is None:
+        faults.append(Fault("model.allow_new_head", "is not used without model.pretrained"))
     return [*faults, *spec.faults(model)]
 
 
@@ -31,7 +33,15 @@ def _users(key: str) -> str:
 
 def _used(spec: ModelSpec) -> set[str]:
     """Return the keys that the network is built from or that configure its normalization layers."""
-    return {"name", "ghost_batch", *spec.keys, *({"precise_bn_samples"} if spec.keys >= NORM_KEYS else ())}
+    return {
+        "name",
+        "ghost_batch",
+        "pretrained",
+        "allow_new_head",
+        "freeze",
+        *spec.keys,
+        *({"precise_bn_samples"} if spec.keys >= NORM_KEYS else ()),
+    }
 
 
 def check_shape(model: ModelSection, shape: Sequence[int]) -> list[Fault]:

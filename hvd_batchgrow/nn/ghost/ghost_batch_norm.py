@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from numbers import Integral
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,8 @@ class GhostBatchNorm(nn.Module):
     and likewise the variance, unbiased as in PyTorch. They average over a fixed number of samples (γ/e),
     which does not change when the batch grows. In evaluation, the module computes what `nn.BatchNorm1d` or
     `nn.BatchNorm2d` computes.
+
+    If `frozen` is True, the norm stays in evaluation mode: `train()` does not change it.
 
     If `deferred` is False, each forward in training commits its ghost batches. In an update of several
     micro-batches or ranks, `deferred` is True, and the norm keeps the statistics until the caller passes
@@ -90,8 +92,15 @@ class GhostBatchNorm(nn.Module):
         self.register_buffer("running_mean", torch.zeros(num_features))
         self.register_buffer("running_var", torch.ones(num_features))
         self.deferred = False
+        self.frozen = False
         self._pending: list[Tensor] = []
         self._number = ghost_operators.number_of(self)
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode; that of a frozen norm stays evaluation."""
+        super().train(mode)
+        self.training = self.training and not self.frozen
+        return self
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise, in training by the statistics of each ghost batch.

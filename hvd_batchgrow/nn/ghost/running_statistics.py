@@ -19,7 +19,7 @@ def reestimate_running_statistics(model: nn.Module, batches: Iterable[Tensor]) -
     The running mean becomes the mean of μᵢ over all ghost batches i of all batches, and the running
     variance the mean of their unbiased variances. This is the variance within ghost batches, by which
     training normalises, without the variance between their means. Meanwhile the ghost norms are in training
-    mode, all other modules in evaluation mode. A norm that no batch reaches does not change.
+    mode, all other modules in evaluation mode. A norm that is frozen, or that no batch reaches, does not change.
 
     Args:
         model: is called with each batch.
@@ -85,7 +85,7 @@ def _only_ghost_norms_training(model: nn.Module, norms: Sequence[GhostBatchNorm]
         with kept_modes(model):
             model.eval()
             for norm in norms:
-                norm.training = norm.deferred = True
+                norm.training, norm.deferred = not norm.frozen, True
             yield
     finally:
         for norm, was_deferred in zip(norms, deferred, strict=True):

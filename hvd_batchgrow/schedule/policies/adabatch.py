@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from hvd_batchgrow.config.schedules import MaxBatch
-from hvd_batchgrow.config.types import PositiveFloat
+from hvd_batchgrow.config.types import PositiveFloat, PositiveInt
 from hvd_batchgrow.messages.errors import Fault, JobError
 from hvd_batchgrow.schedule.policy import POLICIES, BatchPolicy
 from hvd_batchgrow.schedule.rounding import decimal
@@ -29,6 +29,8 @@ class AdaBatchSchedule(BatchPolicy):
     policy: Literal["adabatch"]
     max_batch: MaxBatch = None
     """Largest batch: samples, or "N/10". None: no limit."""
+    batch_multiple: PositiveInt | None = None
+    """Every batch is a whole multiple of this, so that the ranks can form it. None: of `model.ghost_batch`."""
     every_epochs: PositiveFloat
     """Epochs between steps."""
     batch_factor: Annotated[float, Field(ge=1)] = 2.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Annotated, ClassVar, Literal
@@ -16,6 +16,7 @@ from hvd_batchgrow.config.schedules import LrRule, MaxBatch
 from hvd_batchgrow.config.types import FloatList, PositiveInt
 from hvd_batchgrow.messages.errors import Fault, JobError
 from hvd_batchgrow.schedule.adaptive.decisions import Decision
+from hvd_batchgrow.schedule.batch_unit import unit_faults
 from hvd_batchgrow.schedule.lr_rule import apply_lr_rule
 from hvd_batchgrow.schedule.policy import POLICIES, BatchPolicy
 from hvd_batchgrow.schedule.rounding import decimal
@@ -54,7 +55,7 @@ class AdaptiveSchedule(BatchPolicy):
         return self.batch_scale * self.global_batch
 
     def batch_unit(self, ghost_batch: int) -> int:
-        return self.batch_multiple or self.global_batch
+        return self.stated_unit or self.global_batch
 
     def course(self, job: Job, start: Start, decisions: Sequence[Decision]) -> tuple[list[Stage], float]:
         """Return the stages and the epoch at which the run ends.
@@ -106,7 +107,7 @@ class AdaptiveSchedule(BatchPolicy):
         return faults + self._span_faults(job)
 
     def batch_faults(self, job: Job, start: Start, ranks: int) -> list[Fault]:
-        return [*_unit_faults(job, start, ranks), *_rule_faults(job, start)]
+        return [*unit_faults(job, start, ranks), *_rule_faults(job, start)]
 
     def stated_decay(self, job: Job) -> tuple[tuple[float, ...], float | tuple[float, ...]] | None:
         """Return the schedule that AdaScale scales."""
@@ -123,27 +124,6 @@ class AdaptiveSchedule(BatchPolicy):
             for key, span in waits.items()
             if span >= most
         ]
-
-
-def _unit_faults(job: Job, start: Start, ranks: int) -> Iterator[Fault]:
-    """Yield faults unless these ranks can form every multiple of the unit: a decision cannot be refused later."""
-    group, unit, first, cap = job.model.ghost_batch, start.batch_unit, job.schedule.first_batch, start.max_batch
-    every = group if job.layout.uneven_ranks or job.layout.grow_by == "ranks" else group * max(1, ranks)
-    if unit % every:
-        lower = unit // every * every
-        nearest = f"{lower} or {lower + every}" if lower else f"{every}"
-        why = f"ghost batches of {group}" + (f" on {ranks} ranks" if every != group else "")
-        fault = f"{unit} = {unit / every:.2f} × {every}, {why}; nearest: {nearest}"
-        uneven = "" if every == group else "; or layout.uneven_ranks = true"
-        yield Fault("schedule.batch_multiple", fault + uneven)
-    if first % unit:
-        below = f"{first // unit * unit}, " if first > unit else ""
-        fault = f"{first} = {first / unit:.2f} × {unit}, but every batch must be a multiple of {unit}"
-        yield Fault("schedule.global_batch", f"{fault}; nearest: {below}{(first // unit + 1) * unit}")
-    if cap is not None and cap % unit:
-        fault = f"{cap} = {cap / unit:.2f} × {unit}, but every batch must be a multiple of {unit}"
-        nearest = f"nearest: {cap // unit * unit}, {(cap // unit + 1) * unit}; or set batch_multiple"
-        yield Fault("schedule.max_batch", f"{fault}; {nearest}")
 
 
 def _rule_faults(job: Job, start: Start) -> list[Fault]:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Literal
 
 from hvd_batchgrow.config.schedules import LrRule, MaxBatch
+from hvd_batchgrow.config.types import PositiveInt
 from hvd_batchgrow.schedule.policies.boundaries import BoundaryPolicy
 from hvd_batchgrow.schedule.policy import POLICIES
 from hvd_batchgrow.schedule.stages import Stage, Start
@@ -23,6 +24,8 @@ class GrowSchedule(BoundaryPolicy):
     policy: Literal["grow"]
     max_batch: MaxBatch = None
     """Largest batch: samples, or "N/10". The learning rate decays instead once it is reached. None: no limit."""
+    batch_multiple: PositiveInt | None = None
+    """Every batch is a whole multiple of this, so that the ranks can form it. None: of `model.ghost_batch`."""
     lr_rule: LrRule = "none"
     """Factor of the learning rate when the batch has grown by κ: none: 1; linear: κ; sqrt: √κ; adam: √κ, with new β₁,
     β₂ and eps."""

@@ -5,14 +5,15 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import BeforeValidator, Field
 
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.config.schedules import MaxBatch
-from hvd_batchgrow.config.types import PositiveFloat, matching, tuples
+from hvd_batchgrow.config.types import PositiveFloat, PositiveInt, matching, tuples
 from hvd_batchgrow.import_string import NotFound, describe_error, find_callable
 from hvd_batchgrow.messages.errors import Fault, JobError
 from hvd_batchgrow.schedule.policy import POLICIES, BatchPolicy
@@ -20,6 +21,8 @@ from hvd_batchgrow.schedule.rounding import decimal
 from hvd_batchgrow.schedule.stages import Stage, Start
 
 _POINTS = 1000
+_STEPS_AT_LIMIT = 100
+"""Parts of the run, at least, if the batch is at its limit from the start."""
 LrStep = tuple[PositiveFloat, PositiveFloat]
 
 
@@ -28,12 +31,19 @@ class ImportSchedule(BatchPolicy):
     """Grow the batch where the imported schedule decays the learning rate.
 
     A schedule of steps gives one stage per step. A smooth schedule is cut into `num_phases` stages of equal length,
-    each with the schedule's mean noise scale over it.
+    each with the schedule's mean noise scale over it. A stage that requests more than `max_batch` is cut again, so that
+    the learning rate, which decays instead, follows the curve in steps of at most a hundredth of the run. A step is at
+    least as long as an update of `max_batch`.
+
+    Every batch is a multiple of `batch_multiple`. The learning rate makes up for the difference, so the noise scale of
+    each stage is that of the imported schedule.
     """
 
     policy: Literal["import"]
     max_batch: MaxBatch = None
     """Largest batch: samples, or "N/10". The learning rate decays instead once it is reached. None: no limit."""
+    batch_multiple: PositiveInt | None = None
+    """Every batch is a whole multiple of this. None: of `global_batch`, so that ranks that can form it can form all."""
     lr_schedule: Annotated[
         str,
         matching(
@@ -52,16 +62,33 @@ class ImportSchedule(BatchPolicy):
     end_lr_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """For polynomial and cosine: learning rate at the end, as a fraction of ε₀."""
 
+    def batch_unit(self, ghost_batch: int) -> int:
+        # A first batch that cuts ghost batches is a fault by itself, and no unit of others.
+        return self.stated_unit or (ghost_batch if self.global_batch % ghost_batch else self.global_batch)
+
     def stages(self, start: Start) -> list[Stage]:
-        multiples = imported_multiples(self)
-        for (_, before), (epoch, multiple) in itertools.pairwise(multiples):
-            if multiple > before:
-                rise = f"rises from {before:g} to {multiple:g} × lr at epoch {epoch:g}"
-                raise JobError([Fault("schedule.lr_schedule", f"{rise}: only a falling one can be imported")])
         first = start.first_noise
+
+        def wanted(multiple: float) -> float:
+            return start.noise.batch_for(first * multiple, start.momentum, start.lr)
+
+        def num_parts(multiple: float) -> int:
+            if start.max_batch is None or not start.is_cut(wanted(multiple)):
+                return 1
+            updates = self.epochs * start.noise.num_samples / self.num_phases / start.max_batch
+            return max(1, min(-(-_STEPS_AT_LIMIT // self.num_phases), int(updates)))
+
+        parts = imported_parts(self, num_parts)
+        for before, part in itertools.pairwise(parts):
+            if part.multiple > before.multiple:
+                rise = f"rises from {before.multiple:g} to {part.multiple:g} × lr at epoch {part.start_epoch:g}"
+                raise JobError([Fault("schedule.lr_schedule", f"{rise}: only a falling one can be imported")])
         return [
-            start.stage(epoch, first * m, start.momentum, start.noise.batch_for(first * m, start.momentum, start.lr))
-            for epoch, m in multiples
+            replace(
+                start.stage(part.start_epoch, first * part.multiple, start.momentum, wanted(part.multiple)),
+                continues_phase=part.continues_phase,
+            )
+            for part in parts
         ]
 
     def faults(self, job: Job, num_samples: int) -> list[Fault]:
@@ -76,24 +103,49 @@ class ImportSchedule(BatchPolicy):
         ]
 
 
-def imported_multiples(section: ImportSchedule) -> list[tuple[float, float]]:
-    """Return the start epoch of each stage and the mean multiple of the learning rate over it. Raises JobError."""
+class Part(NamedTuple):
+    """A part of the run, of a constant learning rate."""
+
+    start_epoch: float
+    multiple: float
+    """Mean multiple of the learning rate over the part."""
+    continues_phase: bool = False
+    """Whether the part before belongs to the same one of `num_phases`."""
+
+
+def imported_parts(section: ImportSchedule, num_parts: Callable[[float], int]) -> list[Part]:
+    """Return the parts of the run.
+
+    Args:
+        section: the schedule.
+        num_parts: returns into how many parts a phase of a smooth schedule is cut, given its mean multiple.
+
+    Raises:
+        JobError: the schedule cannot be imported.
+    """
     _check_lr_steps(section)
     if section.lr_schedule == "steps":
-        return [(0.0, 1.0), *section.lr_steps]
-    mean_of = _mean_function(section)
-    epochs, count = decimal(section.epochs), section.num_phases
-    edges = [float(epochs * Fraction(k, count)) for k in range(count + 1)]
-    multiples = []
-    for k, (start, end) in enumerate(itertools.pairwise(edges)):
-        mean = mean_of(k)
-        if mean <= 0:
-            fault = f"{section.lr_schedule} is {mean:g} on average over epochs {start:g} to {end:g}"
-            raise JobError(
-                [Fault("schedule.lr_schedule", f"{fault}; must be above 0: no batch has a noise scale of 0")]
-            )
-        multiples.append((start, mean))
-    return multiples
+        return [Part(epoch, multiple) for epoch, multiple in [(0.0, 1.0), *section.lr_steps]]
+    mean_of, count = _mean_function(section), section.num_phases
+    parts: list[Part] = []
+    for k in range(count):
+        phase = _part(section, mean_of, k, count)
+        if (cuts := num_parts(phase.multiple)) == 1:
+            parts.append(phase)
+            continue
+        cut = [_part(section, mean_of, k * cuts + i, count * cuts) for i in range(cuts)]
+        parts += [cut[0], *(part._replace(continues_phase=True) for part in cut[1:])]
+    return parts
+
+
+def _part(section: ImportSchedule, mean_of: Callable[[int, int], float], k: int, count: int) -> Part:
+    """Return part k of `count` equal parts of the run. Raises JobError if its mean is 0 or less."""
+    start, end = (float(decimal(section.epochs) * Fraction(edge, count)) for edge in (k, k + 1))
+    mean = mean_of(k, count)
+    if mean <= 0:
+        fault = f"{section.lr_schedule} is {mean:g} on average over epochs {start:g} to {end:g}"
+        raise JobError([Fault("schedule.lr_schedule", f"{fault}; must be above 0: no batch has a noise scale of 0")])
+    return Part(start, mean)
 
 
 def _check_lr_steps(section: ImportSchedule) -> None:
@@ -107,15 +159,19 @@ def _check_lr_steps(section: ImportSchedule) -> None:
     raise JobError([Fault("schedule.lr_steps", fault)])
 
 
-def _mean_function(section: ImportSchedule) -> Callable[[int], float]:
-    """Return a function of k: the mean multiple over stage k of `num_phases`, exact for the built-in curves."""
-    end, count = section.end_lr_fraction, section.num_phases
+def _mean_function(section: ImportSchedule) -> Callable[[int, int], float]:
+    """Return a function of k and n: the mean multiple over part k of n of the run, exact for the built-in curves."""
+    end = section.end_lr_fraction
     if section.lr_schedule == "polynomial":
-        return lambda k: end + (1 - end) * polynomial_mean(k, count, section.power)
+        return lambda k, count: end + (1 - end) * polynomial_mean(k, count, section.power)
     if section.lr_schedule == "cosine":
-        return lambda k: end + (1 - end) * cosine_mean(k, count)
-    multiple_at, length = _own_function(section.lr_schedule), section.epochs / count
-    return lambda k: math.fsum(multiple_at((k + (i + 0.5) / _POINTS) * length) for i in range(_POINTS)) / _POINTS
+        return lambda k, count: end + (1 - end) * cosine_mean(k, count)
+    multiple_at, epochs = _own_function(section.lr_schedule), section.epochs
+
+    def mean(k: int, count: int) -> float:
+        return math.fsum(multiple_at((k + (i + 0.5) / _POINTS) * (epochs / count)) for i in range(_POINTS)) / _POINTS
+
+    return mean
 
 
 def polynomial_mean(k: int, count: int, power: float) -> float:

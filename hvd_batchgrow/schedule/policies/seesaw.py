@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.config.optim import AdamSection
 from hvd_batchgrow.config.schedules import MaxBatch
+from hvd_batchgrow.config.types import PositiveInt
 from hvd_batchgrow.messages.errors import Fault
 from hvd_batchgrow.schedule.policies.boundaries import BoundaryPolicy
 from hvd_batchgrow.schedule.policy import POLICIES
@@ -27,6 +28,8 @@ class SeesawSchedule(BoundaryPolicy):
     policy: Literal["seesaw"]
     max_batch: MaxBatch = None
     """Largest batch: samples, or "N/10". The rule holds up to the critical batch. None: no limit."""
+    batch_multiple: PositiveInt | None = None
+    """Every batch is a whole multiple of this, so that the ranks can form it. None: of `model.ghost_batch`."""
 
     normalizes_gradients: ClassVar[bool] = True
 

@@ -9,6 +9,7 @@ from pydantic import AfterValidator
 
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.config.schedules import LrRule
+from hvd_batchgrow.config.types import PositiveInt
 from hvd_batchgrow.messages.errors import Fault, JobError
 from hvd_batchgrow.schedule.batch_steps import check_batch_steps, parse_batch_steps
 from hvd_batchgrow.schedule.policy import POLICIES, Policy
@@ -22,7 +23,11 @@ class StepsSchedule(Policy):
 
     policy: Literal["steps"]
     batch_steps: Annotated[str, AfterValidator(check_batch_steps)]
-    """Pairs SAMPLES:BATCH such as "0:768 250K:1536". K, M and B are 10³, 10⁶ and 10⁹ samples, never tokens."""
+    """Pairs SAMPLES:BATCH such as "0:768 250K:1536". K, M, B and T are 10³, 10⁶, 10⁹ and 10¹²."""
+    batch_steps_unit: Literal["samples", "tokens"] = "samples"
+    """What `batch_steps` counts. Megatron-LM counts tokens if it knows the sequence length."""
+    sequence_length: PositiveInt | None = None
+    """For tokens: tokens of one sample. Counts are divided by it and rounded down to whole samples."""
     lr_rule: LrRule = "none"
     """Factor of the learning rate when the batch has grown by κ: none: 1; linear: κ; sqrt: √κ; adam: √κ, with new β₁,
     β₂ and eps."""
@@ -31,10 +36,15 @@ class StepsSchedule(Policy):
 
     @property
     def first_batch(self) -> int:
-        return parse_batch_steps(self.batch_steps)[0][1]
+        return self.pairs[0][1]
+
+    @property
+    def pairs(self) -> list[tuple[int, int]]:
+        """The sample counts, each with the batch from there on."""
+        return parse_batch_steps(self.batch_steps, self.sequence_length or 1)
 
     def stages(self, start: Start) -> list[Stage]:
-        pairs = parse_batch_steps(self.batch_steps)
+        pairs = self.pairs
         counts = [samples for samples, _ in pairs]
         if any(b <= a for a, b in itertools.pairwise(counts)):
             raise JobError([Fault("schedule.batch_steps", f"sample counts must rise, got {counts}")])
@@ -49,7 +59,16 @@ class StepsSchedule(Policy):
         given = {"lr_scale": self.lr_scale != 1, "raise_momentum_to": self.raise_momentum_to is not None}
         own = {"lr_scale": "optim.lr", "raise_momentum_to": job.optim.momentum_key}
         fault = "starts with a larger batch, but batch_steps sets every batch"
-        return [Fault(f"schedule.{key}", f"{fault}; change {own[key]}") for key in given if given[key]]
+        faults = [Fault(f"schedule.{key}", f"{fault}; change {own[key]}") for key in given if given[key]]
+        counts_tokens = self.batch_steps_unit == "tokens"
+        if counts_tokens and self.sequence_length is None:
+            faults.append(
+                Fault("schedule.sequence_length", "batch_steps_unit = 'tokens' needs it: tokens of one sample")
+            )
+        if self.sequence_length is not None and not counts_tokens:
+            fault = "is for batch_steps_unit = 'tokens', not 'samples'; remove it, or change the unit"
+            faults.append(Fault("schedule.sequence_length", fault))
+        return faults
 
     def stated_batches(self, cap: int | None) -> list[tuple[str, int]]:
-        return [("schedule.batch_steps", batch) for _, batch in parse_batch_steps(self.batch_steps)]
+        return [("schedule.batch_steps", batch) for _, batch in self.pairs]

@@ -76,7 +76,8 @@ def _why(job: Job, start: Start, wanted: float) -> str:
         return f"{_limit(job, start)}{_remedy(start, wanted)}"
     if wanted <= first:
         return f"schedule.{policy.factor_key} does not enlarge the batch"
-    return f"the requested {wanted:.6g} is rounded to {first}, a whole multiple of {unit}; use a larger factor"
+    remedy = "use a larger factor" if unit == job.model.ghost_batch else "use a smaller schedule.batch_multiple"
+    return f"the requested {wanted:.6g} is rounded to {first}, a whole multiple of {unit}; {remedy}"
 
 
 def _limit(job: Job, start: Start) -> str:

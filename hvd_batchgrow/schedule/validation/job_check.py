@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.messages.errors import Fault, JobError
 from hvd_batchgrow.schedule.adaptive.decisions import Decision
+from hvd_batchgrow.schedule.batch_unit import unit_faults
 from hvd_batchgrow.schedule.layout import Layout
 from hvd_batchgrow.schedule.policy import compile_stages, policy_of
 from hvd_batchgrow.schedule.rounding import half_up
@@ -30,6 +31,7 @@ def check_job(
         raise JobError(faults + impossible, job.name)
     try:
         start = make_start(job, num_samples)
+        faults += _unit_faults(job, start)
         faults += _start_faults(job, start, ranks)
         stages, epochs = compile_stages(job, start, decisions)
         if not all(0 < stage.lr < math.inf for stage in stages):
@@ -43,6 +45,12 @@ def check_job(
     except ArithmeticError as error:
         faults.append(Fault("schedule", f"its numbers leave the range of floating point ({error})"))
     raise JobError(_without_repeats(faults), job.name)
+
+
+def _unit_faults(job: Job, start: Start) -> Iterator[Fault]:
+    """Yield the faults of `batch_multiple` of a fixed schedule, whose ranks are checked in each phase."""
+    if not job.is_adaptive and start.batch_unit != job.model.ghost_batch:
+        yield from unit_faults(job, start, 1)
 
 
 def _start_faults(job: Job, start: Start, ranks: int) -> Iterator[Fault]:

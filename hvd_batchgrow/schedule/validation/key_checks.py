@@ -129,7 +129,7 @@ def _of_trigger(job: Job, num_samples: int) -> list[Fault]:
 def _cut_groups(job: Job, num_samples: int) -> list[Fault]:
     """Return faults for batches and a micro-batch limit that would cut ghost batches."""
     group, stated = job.model.ghost_batch, [("layout.max_micro_batch", job.micro_batch_limit)]
-    if not job.is_adaptive:  # its batches are multiples of `batch_multiple`, which is checked instead
+    if not job.is_adaptive and job.schedule.batch_unit(group) == group:  # `unit_faults` checks multiples of others
         stated += _stated_batches(job, num_samples)
     return [Fault(key, cut_groups(samples, group)) for key, samples in stated if samples % group]
 

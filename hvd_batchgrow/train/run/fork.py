@@ -19,6 +19,8 @@ _FIXED = frozenset(
     {
         *("seed", "data.num_samples"),  # they decide the order of samples, which the run continues
         *("model.name", "model.kwargs", "model.channels", "optim.name", "update.ema_samples"),  # saved tensors
+        *("model.freeze", "optim.groups", "optim.layer_decay"),  # they order the optimizer's saved state
+        *("model.pretrained", "model.allow_new_head"),  # the checkpoint has the weights
     }
 )
 _RECORDS = ("metrics.jsonl", "consumed.jsonl")

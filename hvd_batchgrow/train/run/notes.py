@@ -9,6 +9,7 @@ from hvd_batchgrow.data.images.encoded_dataset import EncodedDataset
 from hvd_batchgrow.data.pipeline.reader import choose_pipeline
 from hvd_batchgrow.data.pipeline.sampler import known_bad
 from hvd_batchgrow.messages.wording import counted
+from hvd_batchgrow.optim.groups import overlaps
 from hvd_batchgrow.schedule.plan import Plan
 from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint
 from hvd_batchgrow.train.checkpoints.elastic_state import ElasticState
@@ -46,10 +47,13 @@ def _first_bad(samples: Dataset, sample_id: int) -> str:
 
 
 def notes_on_network(parts: TrainingParts) -> list[str]:
-    """Return notes on results that depend on the layout, and on slow decoding."""
+    """Return notes on initial weights, results that depend on the layout, overlapping patterns, and slow decoding."""
     job, train = parts.job, parts.source.train
-    notes = [f"results of {job.model.name} depend on the layout: {hazard}" for hazard in parts.hazards]
+    notes = parts.weight_notes + [
+        f"results of {job.model.name} depend on the layout: {hazard}" for hazard in parts.hazards
+    ]
     notes += parts.forward_state.notes(job.model.name, exact=job.layout.exact)
+    notes += overlaps(parts.model, job.optim)
     if train.kind == "encoded" and choose_pipeline(job.data.pipeline, train) == "torch":
         notes.append(
             "images are decoded in the training thread; DALI decodes to the same pixels faster: "

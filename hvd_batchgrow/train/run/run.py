@@ -11,6 +11,7 @@ from hvd_batchgrow.comm.hardware import hardware_of
 from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.data.datasets.dataset import ReportProgress
+from hvd_batchgrow.train.checkpoints.checkpoint import checkpoint_paths
 from hvd_batchgrow.train.checkpoints.compatibility import check_fits
 from hvd_batchgrow.train.checkpoints.elastic_state import ElasticState
 from hvd_batchgrow.train.events import Observer, RunEnded
@@ -80,7 +81,8 @@ def run_job(
         ranks.run_on_rank0(lambda: lock.take(report))
         observers = make_observers(job) if ranks.rank == 0 else ()
         # Before the folder is opened: if the network cannot be built, --overwrite must not remove the old run.
-        parts = TrainingParts(job, source, ranks, placement.device)
+        pretrained = job.model.pretrained is not None and not _has_checkpoint(folder, options, elastic, ranks)
+        parts = TrainingParts(job, source, ranks, placement.device, pretrained=pretrained)
         if ranks.rank == 0:
             stack.enter_context(removed_if_unused(folder, elastic, overwrite=options.overwrite))
         ranks.run_on_rank0(lambda: elastic.write_if_newer(folder, job.checkpoint.keep))
@@ -94,6 +96,7 @@ def run_job(
             overwrite=options.overwrite,
             origin=options.runs_dir / loaded.name if options.fork else None,
             check=lambda checkpoint: check_fits(checkpoint, parts.model, parts.optimizer, folder),
+            pretrained=parts.pretrained,
             schema=source.schema and {**source.schema, "mean": source.mean, "std": source.std},
             description=ranks.run_on_all(lambda: describe_model(job, source)),
         )
@@ -113,3 +116,9 @@ def run_job(
             end_samples=end_of(plan, options.phases),
         )
         return trainer.run(stop, checkpoint, notes, options.replay)
+
+
+def _has_checkpoint(folder: Path, options: RunOptions, elastic: ElasticState, ranks: Ranks) -> bool:
+    """Return whether the run continues from a checkpoint, or ends with an error because no checkpoint is good."""
+    found = bool(checkpoint_paths(folder / "checkpoints")) or elastic.checkpoint is not None
+    return options.fork is not None or (options.resume and ranks.any(flag=ranks.rank == 0 and found))

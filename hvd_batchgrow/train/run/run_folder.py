@@ -66,6 +66,7 @@ def open_run(
     overwrite: bool,
     origin: Path | None = None,
     check: Callable[[Checkpoint], None] = lambda _: None,
+    pretrained: Mapping[str, str] | None = None,
     schema: Mapping[str, Any] | None = None,
     description: ModelDescription | None = None,
 ) -> tuple[Checkpoint | None, list[str]]:
@@ -81,6 +82,7 @@ def open_run(
         overwrite: first remove a run that exists in the folder.
         origin: folder of another run, from whose newest good checkpoint this run is forked.
         check: raises RunError if a checkpoint does not fit the network.
+        pretrained: path and SHA-256 of the file of the initial weights, saved in `record.json`.
         schema: `DatasetPair.schema`, saved in `record.json`; a checkpoint is not resumed with a different one.
         description: saved in `model.json`.
 
@@ -104,7 +106,8 @@ def open_run(
                 _refuse_other_schema(folder, schema or {})
                 check(checkpoint)
                 notes.extend(_allowed_changes(folder, job, ranks))
-            _write_records(folder, records, _record(ranks, hardware), notes, schema or {})
+            kept = {"data": schema, "pretrained": pretrained}
+            _write_records(folder, records, _record(ranks, hardware), notes, kept)
         except OSError as error:
             raise unwritable(error.filename or folder, error) from None
         return checkpoint
@@ -257,11 +260,7 @@ def _refuse_other_schema(folder: Path, schema: Mapping[str, Any]) -> None:
 
 
 def _write_records(
-    folder: Path,
-    records: Mapping[str, bytes],
-    attempt: dict[str, Any],
-    notes: list[str],
-    schema: Mapping[str, Any],
+    folder: Path, records: Mapping[str, bytes], attempt: dict[str, Any], notes: list[str], kept: Mapping[str, Any]
 ) -> None:
     for name, content in records.items():
         write_atomically(folder / name, content)
@@ -274,8 +273,8 @@ def _write_records(
     except (ValueError, KeyError, TypeError) as error:
         notes.append(f"{path} was damaged ({error}); a new record replaces it")
         record, attempts = {}, [attempt]
-    data = {"data": dict(schema)} if schema else {}
-    write_atomically(path, json_bytes({**record, **data, "attempts": attempts}))
+    known = {key: dict(value) for key, value in kept.items() if value}
+    write_atomically(path, json_bytes({**record, **known, "attempts": attempts}))
 
 
 def write_plan(folder: Path, plan: Plan) -> None:

@@ -1,20 +1,17 @@
-"""One update: the sum of per-sample losses over B samples in any layout, divided by B once."""
+"""One update: the sum of per-sample losses over B samples in any layout, divided once by their total weight."""
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from hvd_batchgrow.comm.ranks import Ranks
-from hvd_batchgrow.comm.to_device import to_device
 from hvd_batchgrow.config import UpdateSection
-from hvd_batchgrow.data.order.order_digest import from_halves, to_halves
 from hvd_batchgrow.messages.errors import RunError
 from hvd_batchgrow.nn.dropout import keyed_dropouts, set_sample_keys
 from hvd_batchgrow.nn.ghost.ghost_batch_norm import ghost_norms
@@ -25,8 +22,8 @@ from hvd_batchgrow.optim.build import lr_ratios, set_hyperparameters
 from hvd_batchgrow.schedule.phases import Phase
 from hvd_batchgrow.train.liveness.watchdog import WAITING
 from hvd_batchgrow.train.update.changing_buffers import ChangingBuffers
-from hvd_batchgrow.train.update.exact import check_range, join_unchecked, largest, split
-from hvd_batchgrow.train.update.forward import Forward, MicroBatch, classify
+from hvd_batchgrow.train.update.exact import check_range
+from hvd_batchgrow.train.update.forward import Forward, Losses, MicroBatch, classify
 from hvd_batchgrow.train.update.gradient_noise import NoiseEstimate
 from hvd_batchgrow.train.update.gradient_norms import GradientNorms
 from hvd_batchgrow.train.update.gradients import GradientBuckets, wire_type_of
@@ -34,9 +31,7 @@ from hvd_batchgrow.train.update.loss_scale import LossScale
 from hvd_batchgrow.train.update.micro_batches import gather_replaced
 from hvd_batchgrow.train.update.non_finite import NonFinite
 from hvd_batchgrow.train.update.stopwatch import stopwatch_of
-
-_NUM_TALLIES = 6
-"""Loss, correct answers, stop requests, replaced samples, and the digest of all samples in two halves."""
+from hvd_batchgrow.train.update.totals import Share, SharedTotals
 
 
 @dataclass(frozen=True)
@@ -45,7 +40,10 @@ class UpdateResult:
 
     loss_sum: float
     """Sum of the per-sample losses, with the weights before the update."""
-    num_correct: int
+    weight: float
+    """Sum of the weights of its samples: B, unless `Losses.weights` says otherwise."""
+    metrics: dict[str, tuple[float, float]]
+    """Sum and count of each of `Losses.metrics`."""
     stop_requested: bool
     """Whether any rank requests a stop; equal on all ranks."""
     digest: int
@@ -58,34 +56,13 @@ class UpdateResult:
     """Noise of the gradient by name; empty if it is not measured, or if the update had a single micro-batch."""
 
 
-@dataclass
-class _Share:
-    """Sums over this rank's micro-batches of an update."""
-
-    stop: bool
-    slots: list[int] = field(default_factory=list)
-    losses: list[tuple[tuple[int, ...], Tensor]] = field(default_factory=list)
-    """For each micro-batch, the slots of its ghost batches and the sum of its losses, on the device."""
-    num_correct: list[Tensor | int] = field(default_factory=list)
-    """For each micro-batch, the number of correct answers."""
-    digest: int = 0
-    replaced: list[tuple[int, int]] = field(default_factory=list)
-
-    def add(self, micro_batch: MicroBatch, loss: Tensor, num_correct: Tensor | int) -> None:
-        self.slots += micro_batch.slots
-        self.losses.append((micro_batch.slots, loss))
-        self.num_correct.append(num_correct)
-        self.digest += micro_batch.digest
-        self.replaced += micro_batch.replaced
-
-
 class UpdateEngine:
     """Computes updates of a model, which are equal in every layout up to rounding.
 
     Args:
         model: maps inputs to logits.
-        optimizer: optimizes the model's parameters; do not call its `zero_grad`. The first parameter group gets the
-            learning rate of the phase; the other groups keep the ratio of their learning rate to the first one's.
+        optimizer: optimizes the model's parameters; do not call its `zero_grad`. The parameter groups
+            get the learning rate of the phase times their ratio, see `lr_ratios`.
         ranks: the processes that share an update.
         rule: how the gradient is computed, and how it is processed before the optimizer step.
         forward: maps a micro-batch to the loss of each of its samples; None: `classify`. A custom forward must apply
@@ -187,7 +164,8 @@ class UpdateEngine:
 
         Raises:
             NonFinite: loss or gradient is not finite, and `on_nonfinite` is "stop"; raised on all ranks.
-            RunError: the network has set requires_grad of a parameter that was frozen when the engine was made.
+            RunError: the network has set requires_grad of a parameter that was frozen when the engine was made; or
+                the weights of all samples are 0.
             ValueError: a micro-batch does not have exactly the samples of its ghost batches; a norm did not process
                 them exactly once; `micro_batches` ended early; or the ranks together did not process each ghost
                 batch exactly once.
@@ -195,8 +173,8 @@ class UpdateEngine:
         if num_passes < 1:
             raise ValueError(f"num_passes = {num_passes}: must be at least 1 on each rank")
         self.stopwatch.begin("forward")
-        share = _Share(stop)
-        totals, handle = self._compute(micro_batches, num_passes, share, phase, num_groups)
+        share = Share(stop, self.exact)
+        shared, handle = self._compute(micro_batches, num_passes, share, phase, num_groups)
         self.at(WAITING)
         self.stopwatch.enter("all-reduce")
         self.buckets.wait()
@@ -204,19 +182,16 @@ class UpdateEngine:
         self.stopwatch.enter("optimizer")
         self.buckets.average()
         self.at("updating the weights")
-        numbers, sums = totals.tensor_split([_NUM_TALLIES + num_groups])
-        statistics, bounds = self._joined(sums)
+        statistics, bounds = shared.statistics()
         # The only wait for the device: everything that the host needs is read together.
-        read = torch.cat([numbers, *(value.view(1) for value in (self.buckets.norm(), *bounds))]).tolist()
-        tally, served, (norm, *read_bounds) = _split(read, _NUM_TALLIES, num_groups)
-        loss_sum, num_correct, num_requests, num_replaced, *halves = tally
+        totals, (norm, *read_bounds) = shared.read([self.buckets.norm(), *self.buckets.largest(), *bounds])
         check_range(read_bounds)
-        noise = self.buckets.noise(phase.global_batch, self._factor(phase, num_groups))
-        _check_served(served)
+        norm /= self._weigh(totals.weight, phase.global_batch)
+        noise = self.buckets.noise(phase.global_batch, totals.weight, self._factor(phase, num_groups))
         self._check_frozen()
         self.changing.share(self.ranks)
-        replaced = gather_replaced(share.replaced, self.ranks) if num_replaced else ()
-        skipped = not self._is_usable(norm, loss_sum, share, num_groups)
+        replaced = gather_replaced(share.replaced, self.ranks) if totals.num_replaced else ()
+        skipped = not self._is_usable(norm, totals.loss_sum, share, num_groups)
         # Ranks are lost in collectives, all of which are above: the weights are then those before the update.
         if not skipped:
             set_hyperparameters(self.optimizer, phase, self.lr_ratios, rescale_momentum=self.rescale_momentum)
@@ -225,18 +200,19 @@ class UpdateEngine:
         self.changing.end(skipped=skipped)
         self.stopwatch.enter(None)
         return UpdateResult(
-            loss_sum=loss_sum,
-            num_correct=int(num_correct),
-            stop_requested=num_requests > 0,
-            digest=from_halves(*halves),
+            loss_sum=totals.loss_sum,
+            weight=totals.weight,
+            metrics=totals.metrics,
+            stop_requested=totals.num_stop_requests > 0,
+            digest=totals.digest,
             replaced=replaced,
             skipped=skipped,
             noise={} if skipped else noise,
         )
 
     def _compute(
-        self, micro_batches: Iterator[MicroBatch], num_passes: int, share: _Share, phase: Phase, num_groups: int
-    ) -> tuple[Tensor, Any]:
+        self, micro_batches: Iterator[MicroBatch], num_passes: int, share: Share, phase: Phase, num_groups: int
+    ) -> tuple[SharedTotals, Any]:
         """Do the forward and backward passes; return the totals and the handle of their all-reduce."""
         self.model.train()
         self.buckets.zero()
@@ -251,43 +227,60 @@ class UpdateEngine:
                 raise ValueError(f"micro_batches ended after {index} of the update's {num_passes} passes")
             self.stopwatch.enter("forward")
             self.changing.restore()
-            loss, num_samples = self._forward(micro_batch, share, phase.global_batch // num_groups)
+            loss, weight = self._forward(micro_batch, share, phase.global_batch // num_groups)
             self.changing.after_forward(micro_batch.slots)
             if index == num_passes - 1:
                 # Everything but the gradients is known now, so its all-reduce overlaps the last backward too.
-                totals = self._totals(share, num_groups)
-                handle = self.ranks.start_sum(totals, "totals")
+                self._norm_groups = group_norms(self.norms)
+                totals = SharedTotals(share, num_groups, self._norm_groups, self.device)
+                handle = self.ranks.start_sum(totals.vector, "totals")
                 self.buckets.start_when_ready(phase.global_batch * factor)
             self.stopwatch.enter("backward")
             scaled = loss * factor if self.loss_scale else loss
-            self.buckets.begin_backward(scaled, num_samples)
+            self.buckets.begin_backward(scaled, weight)
             scaled.backward()
             self.buckets.end_backward()
             self.changing.after_backward(micro_batch.slots)
         self.buckets.start_rest()
         return totals, handle
 
-    def _forward(self, micro_batch: MicroBatch, share: _Share, group: int) -> tuple[Tensor, int]:
-        """Return the sum of the losses of a micro-batch, and the number of its samples."""
+    def _forward(self, micro_batch: MicroBatch, share: Share, group: int) -> tuple[Tensor, Tensor | float]:
+        """Return the sum of the losses of a micro-batch, and of the weights of its samples."""
         set_sample_keys(self.dropouts, micro_batch.keys, self.device)
         losses = self.forward(self.model, micro_batch)
-        self._check(losses.each, micro_batch, group)
-        loss = losses.each.sum()
-        share.add(micro_batch, loss.detach(), losses.num_correct)
-        return loss, len(losses.each)
+        self._check(losses, micro_batch, group)
+        return share.add(micro_batch, losses)
 
-    def _check(self, losses: Tensor, micro_batch: MicroBatch, group: int) -> None:
-        """Check that there is one loss per sample.
+    def _check(self, losses: Losses, micro_batch: MicroBatch, group: int) -> None:
+        """Check that there is one loss per sample, and one weight if there are weights.
 
         A mean instead would give all micro-batches the same weight, whatever their size; and dividing by B is only
         correct for a sum of B losses.
         """
         num_groups = len(micro_batch.slots)
-        if losses.shape != (num_groups * group,) or not num_groups:
+        size, shape = num_groups * group, tuple(losses.each.shape)
+        if shape != (size,) or not num_groups:
             raise ValueError(
-                f"forward returned losses of shape {tuple(losses.shape)} for a micro-batch of {num_groups} ghost "
-                f"batches of {group}; it must return the loss of each sample, ({num_groups * group},): reduction='none'"
+                f"forward returned losses of shape {shape} for a micro-batch of {num_groups} ghost batches of {group}; "
+                f"it must return the loss of each sample, ({size},): reduction='none'"
             )
+        if losses.weights is not None and losses.weights.shape != (size,):
+            raise ValueError(
+                f"forward returned weights of shape {tuple(losses.weights.shape)} for a micro-batch of {size} samples; "
+                f"it must return the weight of each sample, ({size},)"
+            )
+
+    def _weigh(self, weight: float, batch: int) -> float:
+        """Turn the means over B samples into means over the total weight; return the mean weight of a sample.
+
+        All ranks have the same sums, so they agree.
+        """
+        if math.isfinite(weight) and weight <= 0:
+            raise RunError(f"the weights of the update's {batch} samples have the sum {weight:g}; it must be above 0")
+        mean = weight / batch
+        if mean != 1:
+            self.buckets.divide(mean)
+        return mean
 
     def _check_frozen(self) -> None:
         """Check that frozen parameters are still frozen: no optimizer has them, so they would never be trained."""
@@ -297,7 +290,7 @@ class UpdateEngine:
                 "optimizer; set it where the network is built"
             )
 
-    def _is_usable(self, norm: float, loss_sum: float, share: _Share, num_groups: int) -> bool:
+    def _is_usable(self, norm: float, loss_sum: float, share: Share, num_groups: int) -> bool:
         """Clip the averaged gradient, and return whether it is finite. All ranks have the same sums, so they agree."""
         if self.loss_scale and math.isfinite(loss_sum):
             is_the_scales = self.loss_scale.after(overflow=not math.isfinite(norm))
@@ -315,7 +308,7 @@ class UpdateEngine:
         """Return the factor on the loss of each sample."""
         return self.loss_scale.per_sample(phase.global_batch // num_groups) if self.loss_scale else 1.0
 
-    def _bad_groups(self, share: _Share, num_groups: int) -> tuple[int, ...]:
+    def _bad_groups(self, share: Share, num_groups: int) -> tuple[int, ...]:
         """Return the slots, over all ranks, of the ghost batches in micro-batches whose loss is not finite."""
         bad = torch.zeros(num_groups)
         for slots, loss in share.losses:
@@ -323,76 +316,6 @@ class UpdateEngine:
                 bad[list(slots)] = 1
         return tuple(self.ranks.sum(bad, "bad groups").nonzero().flatten().tolist())
 
-    def _totals(self, share: _Share, num_groups: int) -> Tensor:
-        """Return the tallies, how often each ghost batch was processed, and the contribution of each ghost norm.
-
-        Returns:
-            float64 (6 + G + Σ 2C). Exact sums have two parts, each with a largest value: 4 (C+1) numbers per norm.
-        """
-        outside = [slot for slot in share.slots if not 0 <= slot < num_groups]
-        if outside:
-            raise ValueError(
-                f"slots {outside[:8]} must be in 0 … {num_groups - 1}: the update has {num_groups} ghost batches"
-            )
-        self._norm_groups = group_norms(self.norms)
-        served = [0.0] * num_groups
-        for slot in share.slots:
-            served[slot] += 1
-        known = [0.0, 0.0, float(share.stop), float(len(share.replaced)), *to_halves(share.digest % 2**64), *served]
-        weights = [group.norms[0].weights(share.slots, num_groups) for group in self._norm_groups]
-        known += [weight for of_group in weights for weight in of_group]
-        # What the host knows crosses to the device in one copy.
-        host = torch.tensor(known, dtype=torch.float64)
-        numbers, rest = to_device(host, self.device).tensor_split([_NUM_TALLIES + num_groups])
-        for (_, loss), num_correct in zip(share.losses, share.num_correct, strict=True):
-            numbers[0].add_(loss)
-            numbers[1].add_(num_correct)
-        sums: list[Tensor] = []
-        num_slots = len(share.slots)
-        for index, group in enumerate(self._norm_groups):
-            of_group = rest[index * num_slots : (index + 1) * num_slots]
-            sums += self._summed(group, of_group[:, None, None] * group.take_statistics(num_slots))
-        return torch.cat([numbers, *sums])
-
-    def _summed(self, group: NormGroup, contributions: Tensor) -> list[Tensor]:
-        """Sum the contributions (k, 2, ΣC) of this rank's ghost batches, flat; in exact mode as parts, norm by norm."""
-        if not self.exact:
-            return [contributions.sum(0).reshape(-1)]
-        return [split(part).sum(1).reshape(-1) for part in contributions.split(group.sizes, dim=2)]
-
-    def _joined(self, sums: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """Return the contributions (2, ΣC) of each group, and the largest values of all exact sums of the update."""
-        if not self.exact:
-            sizes = [2 * sum(group.sizes) for group in self._norm_groups]
-            return [part.view(2, -1) for part in sums.split(sizes)], []
-        joined, bounds, start = [], self.buckets.largest(), 0
-        for group in self._norm_groups:
-            parts = []
-            for size in group.sizes:
-                part = sums[start : start + 4 * (size + 1)].view(2, 2, -1)
-                parts.append(join_unchecked(part))
-                bounds.append(largest(part))
-                start += 4 * (size + 1)
-            joined.append(torch.cat(parts, dim=1))
-        return joined, bounds
-
     def _commit(self, statistics: Sequence[Tensor], num_groups: int) -> None:
         for group, contributions in zip(self._norm_groups, statistics, strict=True):
             group.commit(contributions, num_groups)
-
-
-def _split(values: list[float], *sizes: int) -> list[list[float]]:
-    """Split a list into parts of these sizes and the rest."""
-    ends = list(itertools.accumulate(sizes))
-    return [values[start:end] for start, end in zip([0, *ends], [*ends, len(values)], strict=True)]
-
-
-def _check_served(counts: Sequence[float]) -> None:
-    """Check that each ghost batch was processed once. All ranks have the same counts, so they raise together."""
-    wrong = [slot for slot, count in enumerate(counts) if count != 1]
-    if wrong:
-        found = ", ".join(f"ghost batch {slot}: {counts[slot]:.0f} times" for slot in wrong[:8])
-        raise ValueError(
-            f"each of the update's {len(counts)} ghost batches must be processed exactly once, but {len(wrong)} were "
-            f"not: {found}{', …' if wrong[8:] else ''}"
-        )

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -37,9 +37,15 @@ class Losses:
     """The result of a forward pass over a micro-batch."""
 
     each: Tensor
-    """(k·γ,): the loss of each sample, attached to the autograd graph; not averaged."""
-    num_correct: Tensor | int = 0
-    """Number of samples classified correctly; for the record only."""
+    """(k·γ,): the loss of each sample, attached to the autograd graph; not averaged. With `weights`, it includes the
+    weight: for instance the sum of the losses of a sample's tokens."""
+    weights: Tensor | None = None
+    """(k·γ,): the weight of each sample, such as the number of its tokens; None: 1 each. The gradient of an update is
+    the gradient of the sum of all its losses, divided once by the sum of all its weights. Weights are at least 0.
+    Exact mode sums them in multiples of 2⁻²⁴."""
+    metrics: Mapping[str, tuple[Tensor | float, Tensor | float]] = field(default_factory=dict)
+    """For each metric a sum and a count, numbers or tensors (); the metric is the sum over the updates of a record,
+    divided by their count. For the record only. Every micro-batch has the same metrics."""
 
 
 Forward = Callable[[nn.Module, MicroBatch], Losses]
@@ -63,7 +69,7 @@ def classify(rule: UpdateSection) -> Forward:
             reduction="none",
             label_smoothing=rule.label_smoothing,
         )
-        return Losses(each, (logits.detach().argmax(1) == labels).sum())
+        return Losses(each, metrics={"top1": ((logits.detach().argmax(1) == labels).sum(), len(labels))})
 
     return forward
 

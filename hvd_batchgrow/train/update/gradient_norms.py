@@ -22,7 +22,7 @@ ALL = "all"
 
 
 class GradientNorms:
-    """Σ |sᵢ|²/bᵢ over the micro-batches of an update; sᵢ is the sum of the gradients of the bᵢ samples of one.
+    """Σ |sᵢ|²/wᵢ over the micro-batches of an update: the sum sᵢ of the gradients of one, the weight wᵢ of its samples.
 
     Args:
         members: the parameters of each bucket, in the order of the bucket.
@@ -45,7 +45,7 @@ class GradientNorms:
         self._selections = [self._selection(bucket, groups) for bucket in members] if groups else []
         self._scales: list[Tensor] = []
         self._sums = self._zeros()
-        self._num_gradients = 0
+        self._num_gradients: Tensor | int = 0
         self._handle: Any = None
         self._vector = torch.empty(0)
 
@@ -59,31 +59,36 @@ class GradientNorms:
         zeros = torch.zeros(len(self.names), dtype=torch.float64, device=self._device)
         return exact_sums.split(zeros) if self._exact else zeros
 
-    def add(self, index: int, gradient: Tensor, num_samples: int) -> None:
+    def add(self, index: int, gradient: Tensor, weight: Tensor | float) -> None:
         """Add one bucket of a micro-batch's gradient. Call it once per bucket and micro-batch.
 
         Args:
             index: of the bucket.
             gradient: flat, summed over the samples of the micro-batch.
-            num_samples: number of these samples.
+            weight: the sum of the weights of these samples. If it is 0, there is nothing to add.
         """
-        squares = self._squares(index, gradient) / num_samples
+        squares = self._squares(index, gradient) / (weight + (weight == 0))
         self._sums += exact_sums.split(squares * _EXACT_SCALE) if self._exact else squares
-        self._num_gradients += index == 0
+        if index == 0:
+            self._num_gradients = self._num_gradients + (weight > 0)
 
     def start(self, ranks: Ranks) -> None:
         """Start the all-reduce of the sums, after the last micro-batch."""
-        count = torch.tensor([self._num_gradients], dtype=torch.float64)
+        count = torch.as_tensor(self._num_gradients, dtype=torch.float64).reshape(1)
         self._vector = torch.cat([self._sums.reshape(-1), to_device(count, self._device)])
         self._handle = ranks.start_sum(self._vector, "gradient norms")
 
-    def finish(self, ranks: Ranks, mean: Sequence[Tensor], batch: int, loss_scale: float) -> dict[str, NoiseEstimate]:
+    def finish(
+        self, ranks: Ranks, mean: Sequence[Tensor], batch: int, weight: float, loss_scale: float
+    ) -> dict[str, NoiseEstimate]:
         """Wait for the all-reduce, and return the noise estimates by name; empty for an update of one micro-batch.
 
         Args:
             ranks: those of `start`.
             mean: buckets of the gradient averaged over all samples, before it is clipped.
             batch: B.
+            weight: W, the sum of the weights of all samples. With Σ wᵢ |sᵢ/wᵢ|² · B/W in the place of Σ bᵢ |gᵢ|², the
+                estimate of `estimate` is that of a sample of mean weight W/B.
             loss_scale: the factor by which the gradients of the micro-batches are scaled.
         """
         ranks.wait(self._handle)
@@ -94,7 +99,7 @@ class GradientNorms:
         summed = sums.view(self._sums.shape)
         weighted = exact_sums.join(summed) / _EXACT_SCALE if self._exact else summed
         estimates = {
-            name: estimate(float(weighted[k]) / loss_scale**2, int(count), batch, float(norms[k]))
+            name: estimate(float(weighted[k]) * (batch / weight) / loss_scale**2, int(count), batch, float(norms[k]))
             for k, name in enumerate(self.names)
         }
         return {name: seen for name, seen in estimates.items() if seen is not None}

@@ -123,7 +123,7 @@ class GradientBuckets:
         self._num_earlier = 0
         self._outermost = -1
         """Autograd's id of the backward of the loss, which differs from that of a nested backward."""
-        self._num_samples = 0
+        self._weight: Tensor | float = 0.0
         self._divisor = 1.0
         self._reached = torch.empty(0)
         """How many ranks have reached each parameter; then the indices of the buckets in rank 0's order."""
@@ -177,14 +177,14 @@ class GradientBuckets:
         if self.norms:
             self.norms.begin()
 
-    def begin_backward(self, loss: Tensor, num_samples: int) -> None:
+    def begin_backward(self, loss: Tensor, weight: Tensor | float) -> None:
         """Prepare for a backward.
 
         Args:
             loss: the loss to differentiate, summed over the samples.
-            num_samples: number of these samples.
+            weight: the sum of their weights.
         """
-        self._is_backward, self._num_samples, self._completed = True, num_samples, []
+        self._is_backward, self._weight, self._completed = True, weight, []
         for bucket in self._buckets:
             bucket.accumulated.clear()
         loss.register_hook(self._note_outermost)
@@ -198,7 +198,7 @@ class GradientBuckets:
             return
         if self.norms:
             for bucket in self._buckets:
-                self.norms.add(bucket.index, bucket.flat, self._num_samples)
+                self.norms.add(bucket.index, bucket.flat, self._weight)
         for bucket in self._buckets:
             if bucket.parts is not None:
                 bucket.parts.add_(exact_sums.split(bucket.flat))
@@ -254,9 +254,9 @@ class GradientBuckets:
         self._hide_unreached()
         self._order = [self._buckets[index] for index in self._reached[-len(self._buckets) :].tolist()]
 
-    def noise(self, batch: int, loss_scale: float) -> dict[str, NoiseEstimate]:
+    def noise(self, batch: int, weight: float, loss_scale: float) -> dict[str, NoiseEstimate]:
         """Return the noise estimates of the update; see `GradientNorms.finish`. Empty without norms."""
-        return self.norms.finish(self.ranks, self._flats, batch, loss_scale) if self.norms else {}
+        return self.norms.finish(self.ranks, self._flats, batch, weight, loss_scale) if self.norms else {}
 
     def divide(self, divisor: float) -> None:
         """Divide all gradients."""
@@ -299,7 +299,7 @@ class GradientBuckets:
         total = bucket.flat
         if self._armed:
             if self.norms:
-                self.norms.add(bucket.index, bucket.flat, self._num_samples)
+                self.norms.add(bucket.index, bucket.flat, self._weight)
             if bucket.is_half:
                 earlier = _float32_or_better(bucket.flat).zero_() if bucket.earlier is None else bucket.earlier
                 total = earlier.add_(bucket.flat)
