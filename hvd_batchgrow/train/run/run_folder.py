@@ -41,8 +41,9 @@ from hvd_batchgrow.train.checkpoints.checkpoint import (
 from hvd_batchgrow.train.checkpoints.elastic_state import ElasticState
 from hvd_batchgrow.train.run.fork import changes, fork_run, json_bytes
 
-_MEANING = ("features", "categories", "classes", "first_label")
-"""Keys of the data's schema that define the meaning of the network's inputs and outputs."""
+_MEANING = ("features", "categories", "classes", "first_label", "validation")
+"""Keys of the data's schema that define the meaning of the network's inputs and outputs, and which samples are held
+out."""
 _PACKAGES = (
     "hvd_batchgrow",
     "torch",
