@@ -8,9 +8,9 @@ from dataclasses import replace
 from hvd_batchgrow.config import DataSection
 from hvd_batchgrow.config.source_specs import SOURCES
 from hvd_batchgrow.data.datasets.dataset import DatasetPair, ReportProgress
-from hvd_batchgrow.data.datasets.validation_split import with_validation
 from hvd_batchgrow.data.own_source import load_own
 from hvd_batchgrow.data.source_checks import check_data, known_source_size
+from hvd_batchgrow.data.validation_split import with_validation
 from hvd_batchgrow.messages.errors import Fault, JobError, RunError
 
 _MOST_CLASSES = 1 << 20

@@ -30,7 +30,7 @@ from hvd_batchgrow.data.datasets.dataset import (
     Ids,
 )
 from hvd_batchgrow.data.datasets.section_values import need_root
-from hvd_batchgrow.data.datasets.validation_split import origin
+from hvd_batchgrow.data.datasets.subset import origin
 from hvd_batchgrow.data.images.decode_rgb import UNDECODABLE, fault_text, open_image, oriented, stored_rgb
 from hvd_batchgrow.data.images.image_header import inspect_image
 from hvd_batchgrow.data.images.image_index import text_at

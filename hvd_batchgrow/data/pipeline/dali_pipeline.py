@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
 from hvd_batchgrow.data.datasets.dataset import BadSample, Dataset
-from hvd_batchgrow.data.datasets.validation_split import origin
+from hvd_batchgrow.data.datasets.subset import origin
 from hvd_batchgrow.data.images.encoded_dataset import EncodedDataset, decode
 from hvd_batchgrow.data.images.image_header import inspect_image
 from hvd_batchgrow.data.pipeline.dali_definition import arrays_of, make_pipeline

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from hvd_batchgrow.data.datasets.dataset import Dataset, DatasetPair
-from hvd_batchgrow.data.datasets.validation_split import origin
+from hvd_batchgrow.data.datasets.subset import origin
 from hvd_batchgrow.data.images.encoded_dataset import EncodedDataset
 from hvd_batchgrow.data.pipeline.reader import choose_pipeline
 from hvd_batchgrow.data.pipeline.sampler import known_bad
