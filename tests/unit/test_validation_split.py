@@ -200,7 +200,7 @@ def test_the_split_decides_the_weights_and_a_job_without_one_is_recorded_as_befo
     recorded = {key: value for key, value in before.deciding(300).items() if key != "data.validation_fraction"}
     assert before.completed(recorded) == before.deciding(300)
     assert "data.num_validation" not in recorded
-    # 4 and 5 samples both leave 2; only the number of validation samples tells them apart.
+    # 4 and 5 samples both leave 2; only the number of validation samples differs.
     two = [parse_small(num_samples).deciding(2) for num_samples in (4, 5)]
     assert two[0] != two[1]
 

@@ -91,15 +91,18 @@ def open_run(
     """
     notes: list[str] = []
 
+    def check_on_data(checkpoint: Checkpoint) -> None:
+        _refuse_other_schema(origin or folder, schema or {})
+        check(checkpoint)
+
     def prepare() -> Checkpoint | None:
         try:
             if origin is not None:
-                _refuse_other_schema(origin, schema or {})
-                checkpoint: Checkpoint | None = fork_run(origin, folder, plan, _records(job, plan), check, notes)
+                records = _records(job, plan)
+                checkpoint: Checkpoint | None = fork_run(origin, folder, plan, records, check_on_data, notes)
             elif (checkpoint := _prepare_folder(folder, notes, resume=resume, overwrite=overwrite)) is not None:
                 _refuse_other_job(folder, checkpoint, plan)
-                _refuse_other_schema(folder, schema or {})
-                check(checkpoint)
+                check_on_data(checkpoint)
                 notes.extend(_allowed_changes(folder, job, ranks))
             _write_records(folder, job, plan, _record(ranks, hardware), notes, schema or {})
         except OSError as error:
