@@ -229,3 +229,14 @@ def test_a_run_with_a_split_that_stops_and_resumes_ends_with_the_same_weights(
     resumed, _ = train(job, ranks, tmp_path / "parts", source=split_source(), checkpoint=checkpoint)
     assert digest(resumed) == digest(whole)
     assert resumed.state.best == whole.state.best
+
+
+def test_ranks_that_wait_learn_which_evaluation_was_the_best(ranks: Ranks, tmp_path: Path) -> None:
+    # The first phase needs one rank; the following ones use all.
+    layout = {"grow_by": "ranks", "max_micro_batch": 16}
+    job = small_job(data=SPLIT, layout=layout, checkpoint={"keep_best": "val/loss"}, evaluation={"every_epochs": 0.25})
+    trainer, _ = train(job, ranks, tmp_path, source=split_source())
+    assert trainer.plan.layouts[0].ranks == 1
+    mine = repr(trainer.state.best).encode()
+    assert ranks.broadcast_bytes(mine, "test.best") == mine
+    assert trainer.state.best["samples"][0] < trainer.plan.schedule.phases[0].end_samples
