@@ -68,10 +68,14 @@ class TrainState:
         self.num_skipped += result.skipped
         self.samples += global_batch
 
-    def keep_best(self, evaluation: Evaluation) -> bool:
-        """Record an evaluation of the validation set if it is the best so far, and return whether it is."""
-        metric = self._parts.job.checkpoint.keep_best
-        best = improved(self.best, metric, evaluation) if metric else None
+    def keep_best(self, evaluation: Evaluation, ranks: Ranks) -> bool:
+        """Record an evaluation of the validation set if it is the best so far, and return whether it is.
+
+        All ranks call it together; rank 0's result counts.
+        """
+        if (metric := self._parts.job.checkpoint.keep_best) is None:
+            return False
+        best = broadcast_object(ranks, improved(self.best, metric, evaluation), "best evaluation")
         self.best = best or self.best
         return best is not None
 

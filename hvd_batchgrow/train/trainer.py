@@ -223,7 +223,7 @@ class Trainer:
         if self.parts.source.validation is None:
             return self._evaluate("test")
         evaluation = self._evaluate("validation")
-        if self.state.keep_best(evaluation):
+        if self.state.keep_best(evaluation, self.team):
             self._save(as_best=True)  # here, because a decision may change the weights before the next checkpoint
         if is_last:
             self._evaluate("test")

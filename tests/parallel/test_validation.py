@@ -90,6 +90,8 @@ def scripted(monkeypatch: pytest.MonkeyPatch, top1: list[float]) -> None:
 
     def fake(parts: Any, state: Any, ranks: Any, dataset: EvaluatedSet) -> Evaluation:
         evaluation = evaluate(parts, state, ranks, dataset)
+        if ranks.rank:
+            return replace(evaluation, top1=1 - state.epoch / 10)  # only the results of rank 0 count
         index = min(round(state.epoch * 4) - 1, len(top1) - 1)
         return replace(evaluation, top1=1.0 if dataset == "test" else top1[index])
 
