@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -38,14 +37,14 @@ def improved(best: Mapping[str, Any], metric: str, evaluation: Evaluation) -> di
     return {"metric": metric, "value": value, "samples": [*best.get("samples", ()), evaluation.samples]}
 
 
-def still_needed(samples: Sequence[int], oldest: int) -> set[int]:
-    """Return the bests whose files must be kept: a run may resume from any checkpoint from `oldest` on.
+def still_needed(samples: Sequence[int], checkpoints: Sequence[int]) -> set[int]:
+    """Return the bests whose files must be kept: for each checkpoint, the one that was the best there.
 
     Args:
         samples: sample counters of the evaluations that were the best when they were made, ascending.
-        oldest: sample counter of the oldest checkpoint that is kept as one of the newest.
+        checkpoints: sample counters of the newest checkpoints, from which the run may resume.
     """
-    return {now for now, following in pairwise([*samples, math.inf]) if following > oldest}  # type: ignore[misc]
+    return {max(best for best in samples if best <= counter) for counter in checkpoints if samples[0] <= counter}
 
 
 def best_name(samples: int) -> str:
@@ -63,22 +62,21 @@ def best_path(folder: Path, best: Mapping[str, Any]) -> Path | None:
     return folder / best_name(best["samples"][-1]) if best else None
 
 
-def remove_superseded(folder: Path, best: Mapping[str, Any], oldest: int, samples: int) -> None:
+def remove_superseded(folder: Path, best: Mapping[str, Any], checkpoints: Sequence[int]) -> None:
     """Remove the files of bests that no checkpoint can need again.
 
     Args:
         folder: the run's checkpoint folder.
         best: `Checkpoint.best` of the newest checkpoint; empty: nothing is removed.
-        oldest: as for `still_needed`.
-        samples: sample counter of the newest checkpoint; a later file, of an attempt that was killed, is kept until
-            the run is there again.
+        checkpoints: as for `still_needed`, ascending. A file after the last one, of an attempt that was killed, is kept
+            until the run is there again.
 
     Raises:
         OSError: a file cannot be removed.
     """
     if not best:
         return
-    needed = still_needed(best["samples"], oldest)
+    needed = still_needed(best["samples"], checkpoints)
     for path in folder.glob("best-*.pt"):
-        if (found := _NAME.fullmatch(path.name)) and int(found[1]) <= samples and int(found[1]) not in needed:
+        if (found := _NAME.fullmatch(path.name)) and int(found[1]) <= checkpoints[-1] and int(found[1]) not in needed:
             path.unlink()

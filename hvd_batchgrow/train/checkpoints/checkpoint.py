@@ -171,7 +171,7 @@ def _remove_old(folder: Path, newest: Checkpoint, keep: int, kept: set[int]) -> 
     for old in older[:-keep]:
         if _samples_of(old) not in kept:
             old.unlink()
-    remove_superseded(folder, newest.best, _samples_of(older[-keep:][0]), newest.samples)
+    remove_superseded(folder, newest.best, [_samples_of(path) for path in older[-keep:]])
 
 
 def checkpoint_paths(folder: Path) -> list[Path]:
