@@ -12,6 +12,7 @@ from hvd_batchgrow.config.model_specs import check_name
 from hvd_batchgrow.config.optim import OptimSection
 from hvd_batchgrow.config.schedules import ScheduleBase
 from hvd_batchgrow.config.source_specs import SOURCES, check_source
+from hvd_batchgrow.config.split import num_validation
 from hvd_batchgrow.config.triggers import TriggerBase
 from hvd_batchgrow.config.types import (
     FloatList,
@@ -46,6 +47,9 @@ class DataSection(Section):
     test_fraction: Fraction = 0.0
     """Rows of one file: fraction that is held out for testing, chosen by the seed. Synthetic samples: number of test
     samples, as a fraction of the training set."""
+    validation_fraction: Fraction = 0.0
+    """Fraction of the training samples, drawn by the seed, that is held out of training and evaluated during training
+    instead of the test set. The test set is then evaluated once, at the end. 0: the test set is evaluated."""
     label: str | int | None = None
     """Where the label is: a column of csv and parquet (name or index; None: the last one), a feature of tfrecord, or a
     field of webdataset's .json."""
@@ -74,7 +78,8 @@ class DataSection(Section):
     decimal: Literal[".", ","] = "."
     """csv: the decimal mark."""
     num_samples: PositiveInt | None = None
-    """Number of training samples N. `plan` uses it before the data exists. None: the known size of the source."""
+    """Number of training samples, with those of `validation_fraction`. `plan` uses it before the data exists. None: the
+    known size of the source."""
     num_classes: PositiveInt | None = None
     """Number of classes. None: the number of classes in the training labels; 10 for synthetic sources."""
     shape: Annotated[tuple[PositiveInt, ...], BeforeValidator(tuples)] | None = None
@@ -152,8 +157,8 @@ class UpdateSection(Section):
     uses a dynamic loss scale."""
     on_nonfinite: Literal["stop", "skip"] = "stop"
     """If the loss or the gradient of an update is infinite or NaN: end the run, or skip the update and count it. If the
-    test loss is infinite or NaN: end the run, or ignore the evaluation, which then counts neither as an improvement
-    nor for a trigger's patience."""
+    loss of an evaluation is infinite or NaN: end the run, or ignore the evaluation, which then counts neither as an
+    improvement nor for a trigger's patience."""
     allreduce_dtype: Literal["none", "float16", "bfloat16"] = "none"
     """Type of the gradients in the all-reduce. The 16-bit types halve the bytes and round, which a run on one rank does
     not. Horovod does not support bfloat16."""
@@ -175,7 +180,7 @@ class GradientNoiseSection(Section):
 
 
 class EvaluationSection(Section):
-    """`[evaluation]`: evaluation of the whole test set, distributed over the ranks."""
+    """`[evaluation]`: evaluation of the whole validation set or, without one, of the whole test set."""
 
     every_epochs: PositiveFloat = 1.0
     """Epochs between evaluations; one more follows at the end."""
@@ -190,6 +195,9 @@ class CheckpointSection(Section):
     """Epochs between checkpoints. A checkpoint is also written at every phase boundary, at a stop and at the end."""
     keep: PositiveInt = 3
     """Number of most recent checkpoints to keep. Those of phase boundaries are always kept."""
+    keep_best: Literal["val/top1", "val/loss"] | None = None
+    """Also keep the weights of the best evaluation so far: of the highest accuracy, or of the lowest loss, on the
+    validation set. None: keep none for its result."""
 
 
 class LoggingSection(Section):
@@ -239,7 +247,7 @@ class Job(Section):
         """Return the keys that affect the final weights; all others may change when a run resumes.
 
         Args:
-            num_samples: N, from the job or known of the source.
+            num_samples: N, of the samples to train on.
 
         Returns:
             dotted key to plain value.
@@ -255,9 +263,10 @@ class Job(Section):
         free |= {"gradient_noise.measure", "gradient_noise.per_layer_group"}
         if spec := SOURCES.get(self.data.source):
             free |= {f"data.{key}" for key in spec.confirming_keys}
-        return {"seed": self.seed, "data.num_samples": num_samples} | {
-            key: value for key, value in flat.items() if key not in free
-        }
+        counts = {"data.num_samples": num_samples}
+        if held_out := num_validation(self.data):
+            counts["data.num_validation"] = held_out  # two sizes of the source may leave the same N
+        return {"seed": self.seed} | counts | {key: value for key, value in flat.items() if key not in free}
 
     def completed(self, deciding: Mapping[str, Any]) -> dict[str, Any]:
         """Add the defaults of the keys that did not exist yet when a run was recorded.

@@ -21,7 +21,7 @@ class TriggerBase(Section):
 
     @property
     def test_metric(self) -> str | None:
-        """Name of the result on the test set that it needs."""
+        """Name of the result of an evaluation that it needs."""
         return None
 
     @property

@@ -9,7 +9,8 @@ from hvd_batchgrow.config import DataSection
 from hvd_batchgrow.config.source_specs import SOURCES
 from hvd_batchgrow.data.datasets.dataset import DatasetPair, ReportProgress
 from hvd_batchgrow.data.own_source import load_own
-from hvd_batchgrow.data.source_checks import check_data, known_num_samples
+from hvd_batchgrow.data.source_checks import check_data, known_source_size
+from hvd_batchgrow.data.validation_split import with_validation
 from hvd_batchgrow.messages.errors import Fault, JobError, RunError
 
 _MOST_CLASSES = 1 << 20
@@ -21,7 +22,7 @@ def load_source(data: DataSection, seed: int, report: ReportProgress, *, any_siz
 
     Args:
         data: the section of the job.
-        seed: of the job; draws held-out rows and synthetic samples.
+        seed: of the job; draws held-out rows, validation samples and synthetic samples.
         report: called with the progress of long operations.
         any_size: accept any number of training samples.
 
@@ -38,14 +39,15 @@ def load_source(data: DataSection, seed: int, report: ReportProgress, *, any_siz
         fault = f"its largest label is {source.num_classes - 1}, which is not plausible: is a file damaged?"
         raise RunError(f"{data.root or data.source}: {fault} If not, set data.num_classes = {source.num_classes}")
     found = len(source.train)
-    planned = found if any_size else known_num_samples(data)
+    planned = found if any_size else known_source_size(data)
     if planned != found:
         said = (
             f"data.num_samples = {planned}" if data.num_samples else f"{data.source!r} has {planned} training samples"
         )
         remedy = f"set data.num_samples = {found}"
         raise RunError("\n  ".join([f"{said}, but {found} training samples were found; {remedy}", *source.notes]))
-    return _with_overrides(source, data)
+    source = _with_overrides(source, data)
+    return with_validation(source, data.validation_fraction, seed) if data.validation_fraction else source
 
 
 def _with_overrides(source: DatasetPair, data: DataSection) -> DatasetPair:

@@ -55,6 +55,8 @@ def check_own(source: Any, shape: tuple[int, ...] | None = None) -> list[str]:
     """
     if not isinstance(source, DatasetPair):
         return [f"must return a hvd_batchgrow.data.datasets.dataset.DatasetPair, returned {type(source).__name__}"]
+    if source.validation is not None:
+        return ["validation must be None: data.validation_fraction draws the validation samples from train"]
     sets = (("train", source.train), ("test", source.test))
     members = ("kind", "shape", "labels", "sizes", "fetch", "locate", "__len__")
     lacking = [f"{part} lacks {member}" for part, samples in sets for member in members if not hasattr(samples, member)]

@@ -7,11 +7,12 @@ from typing import get_args
 
 from hvd_batchgrow.config import DataSection
 from hvd_batchgrow.config.source_specs import SOURCES, Kind, SourceSpec
+from hvd_batchgrow.config.split import num_validation, source_size
 from hvd_batchgrow.data.datasets.plausibility import constant_faults
 from hvd_batchgrow.messages.errors import Fault, JobError
 
 _CATEGORIES = {"categorical", "categorical_encoding", "unknown_category"}
-_KEYS_OF_ALL = {"source", "num_samples", "num_classes", "mean", "std", "pipeline"}
+_KEYS_OF_ALL = {"source", "num_samples", "validation_fraction", "num_classes", "mean", "std", "pipeline"}
 """Keys that every source uses."""
 
 _CROP = {"image_size", "crop_scale", "crop_ratio", "eval_resize"}
@@ -29,13 +30,26 @@ _INSTEAD = {("image_size", "images"): "; use data.crop_padding", ("crop_padding"
 
 
 def known_num_samples(data: DataSection) -> int:
-    """Return N without reading the data: from the job, or the known size of the source.
+    """Return N, the number of samples to train on, without reading the data.
+
+    Raises:
+        JobError: the size of the source is unknown, or all its samples would be held out for validation.
+    """
+    size = known_source_size(data)
+    if faults := _validation_faults(data):
+        raise JobError(faults)
+    return size - num_validation(data)
+
+
+def known_source_size(data: DataSection) -> int:
+    """Return the number of training samples of the source, with those held out for validation.
+
+    It is that of the job, or the known size of the source.
 
     Raises:
         JobError: the job does not state it, and the size of the source is unknown.
     """
-    spec = SOURCES.get(data.source)
-    known = data.num_samples or (spec.num_samples(data) if spec else None)
+    known = source_size(data)
     if known is None:
         fault = (
             f"is needed: the size of a source {data.source!r} is not known; set the number of training samples "
@@ -62,6 +76,7 @@ def check_data(data: DataSection, kind: Kind | None = None) -> list[Fault]:
         *_unused_by_kinds(kinds, data.source, given),
         *_crop_faults(data, kinds, given),
         *_held_out_faults(data),
+        *_validation_faults(data),
         *_category_faults(data, given),
         *(spec.faults(data) if spec else []),
     ]
@@ -134,6 +149,14 @@ def _held_out_faults(data: DataSection) -> list[Fault]:
             )
         ]
     return []
+
+
+def _validation_faults(data: DataSection) -> list[Fault]:
+    size, held_out = source_size(data), num_validation(data)
+    if size is None or held_out < size:
+        return []
+    arithmetic = f"{data.validation_fraction:g} of {size:,} samples, rounded up, are {held_out:,}"
+    return [Fault("data.validation_fraction", f"{arithmetic}: no sample would be left to train on")]
 
 
 def _category_faults(data: DataSection, given: set[str]) -> list[Fault]:

@@ -16,7 +16,7 @@ from hvd_batchgrow.observers.console import PlainConsole
 from hvd_batchgrow.schedule.cost.cost import Cost
 from hvd_batchgrow.schedule.phases import Phase
 from hvd_batchgrow.schedule.plan import Plan
-from hvd_batchgrow.train.events import RunEnded
+from hvd_batchgrow.train.events import Evaluation, RunEnded
 
 if TYPE_CHECKING:  # imports torch, which `plan` does without
     from hvd_batchgrow.verification.audit import Audit
@@ -60,8 +60,11 @@ def print_plan(console: PlainConsole, plan: Plan) -> None:
 
 def plan_table(plan: Plan) -> Table:
     """Return a table with one row per phase of a plan."""
+    samples = f"N = {plan.num_samples:,}"
+    if plan.num_validation:
+        samples += f", validation samples: {plan.num_validation:,}"
     table = number_table(
-        f"{plan.job.name}: N = {plan.num_samples:,}, ghost batch {plan.ghost_batch}, ranks: {plan.peak_ranks}",
+        f"{plan.job.name}: {samples}, ghost batch {plan.ghost_batch}, ranks: {plan.peak_ranks}",
         (
             *("phase", "from\nepoch", "samples", "updates", "lr", "momentum", "batch", "wanted\nbatch"),
             *("ranks × passes\n× micro-batch", "ghost\nbatches", "noise\nscale"),
@@ -151,11 +154,18 @@ def result_table(runs: Sequence[tuple[str, RunEnded]]) -> Table:
             policy,
             f"{run.num_updates:,} {same} {run.updates:,}",
             f"{reference.num_updates / run.num_updates:.2f}×",
-            f"{100 * run.evaluation.top1:.2f} %" if run.evaluation else "none",
+            _accuracy(run.evaluation),
             f"{run.elapsed_s:.0f} s",
             f"{run.samples / run.elapsed_s:,.0f}",
         )
     return table
+
+
+def _accuracy(evaluation: Evaluation | None) -> str:
+    """Return the test accuracy. A run that stopped before its test has that of the validation set, and says so."""
+    if evaluation is None:
+        return "none"
+    return f"{100 * evaluation.top1:.2f} %" + (" (validation)" if evaluation.dataset == "validation" else "")
 
 
 def audit_table(result: Audit) -> Table:

@@ -59,7 +59,8 @@ class ProgressDisplay(Observer):
         """Print a line for the evaluation."""
         train = f"{_line(self._last)}, " if self._last else ""
         self.console.print(
-            f"epoch {event.epoch:.2f}: {train}test loss {event.loss:.4f}, test accuracy {100 * event.top1:.2f} %"
+            f"epoch {event.epoch:.2f}: {train}{event.dataset} loss {event.loss:.4f}, "
+            f"{event.dataset} accuracy {100 * event.top1:.2f} %"
             + ("" if event.average_top1 is None else f", of averaged weights {100 * event.average_top1:.2f} %"),
             highlight=False,
         )
@@ -82,6 +83,8 @@ class ProgressDisplay(Observer):
         else:
             result = f"stopped after {how} (a checkpoint is saved): the same command with --resume auto continues"
         self.console.print(f"{event.job_name}: {result}", highlight=False, soft_wrap=True)
+        if event.best:
+            self.console.print(event.best, highlight=False, soft_wrap=True)
 
 
 _BACKENDS = {

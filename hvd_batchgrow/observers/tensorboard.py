@@ -9,7 +9,7 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from hvd_batchgrow.observers.console_tables import plan_text
-from hvd_batchgrow.train.events import Decided, Evaluation, Observer, RunEnded, RunStarted, TrainRecord
+from hvd_batchgrow.train.events import Decided, EvaluatedSet, Evaluation, Observer, RunEnded, RunStarted, TrainRecord
 from hvd_batchgrow.train.update.gradient_noise import GradientNoiseScale
 from hvd_batchgrow.train.update.gradient_norms import ALL
 
@@ -20,11 +20,14 @@ class TensorBoard(Observer):
     def __init__(self) -> None:
         self._writer: SummaryWriter | None = None
         self._hyperparameters: dict[str, Any] = {}
+        self._prefix: dict[EvaluatedSet, str] = {}
 
     def on_start(self, event: RunStarted) -> None:
         """Open the folder, and hide points after the checkpoint."""
         numbers = event.job.deciding(event.plan.num_samples)
         self._hyperparameters = {key: v for key, v in numbers.items() if isinstance(v, (int, float, str, bool))}
+        # Without a validation set the test set is evaluated during training, under "val" as in earlier versions.
+        self._prefix = {"validation": "val", "test": "test" if event.plan.num_validation else "val"}
         purge = event.samples + 1 if event.samples else None
         self._writer = SummaryWriter(str(event.folder / "tensorboard"), purge_step=purge)
         self._writer.add_custom_scalars(_BAND)
@@ -61,22 +64,26 @@ class TensorBoard(Observer):
             self._writer.add_text("batch/decision", event.decision.describe(), event.decision.samples)
 
     def on_evaluation(self, event: Evaluation) -> None:
-        """Add points to the test curves."""
-        self._add({"val/loss": event.loss, "val/top1": event.top1}, event.samples)
+        """Add points to the curves of the evaluated set."""
+        scalars = self._results(event)
         if event.average_loss is not None and event.average_top1 is not None:
-            averages = {"val/average_loss": event.average_loss, "val/average_top1": event.average_top1}
-            self._add(averages, event.samples)
+            prefix = self._prefix[event.dataset]
+            scalars |= {f"{prefix}/average_loss": event.average_loss, f"{prefix}/average_top1": event.average_top1}
+        self._add(scalars, event.samples)
 
     def on_end(self, event: RunEnded) -> None:
         """Add the job's hyperparameters with its results, and close the files."""
         if not self._writer:
             return
         if event.done and event.evaluation:
-            results = {"val/loss": event.evaluation.loss, "val/top1": event.evaluation.top1}
             # add_hparams would create a separate run folder.
-            for summary in hparams(self._hyperparameters, results):
+            for summary in hparams(self._hyperparameters, self._results(event.evaluation)):
                 self._writer.file_writer.add_summary(summary)  # type: ignore[attr-defined]
         self._writer.close()
+
+    def _results(self, evaluation: Evaluation) -> dict[str, float]:
+        prefix = self._prefix[evaluation.dataset]
+        return {f"{prefix}/loss": evaluation.loss, f"{prefix}/top1": evaluation.top1}
 
     def _add(self, scalars: dict[str, float], samples: int) -> None:
         if self._writer:

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from hvd_batchgrow.config import Job
+from hvd_batchgrow.config.split import num_validation
 from hvd_batchgrow.schedule.adaptive.decisions import Decision
 from hvd_batchgrow.schedule.layout import Layout
 from hvd_batchgrow.schedule.phases import Phase, Schedule, Warmup, compile_schedule
@@ -25,6 +26,7 @@ class Plan:
 
     job: Job
     num_samples: int
+    """N, of the samples to train on."""
     schedule: Schedule
     layouts: tuple[Layout, ...]
     """One per phase."""
@@ -38,6 +40,11 @@ class Plan:
     def ghost_batch(self) -> int:
         """γ: samples of one ghost batch of the stream."""
         return self.job.model.ghost_batch
+
+    @property
+    def num_validation(self) -> int:
+        """Samples that are held out of training for validation; N does not include them."""
+        return num_validation(self.job.data)
 
     @property
     def num_updates(self) -> int:
@@ -80,6 +87,7 @@ class Plan:
         return {
             "job": self.job.name,
             "num_samples": self.num_samples,
+            "num_validation": self.num_validation,
             "num_updates": self.num_updates,
             "end_samples": self.schedule.end_samples,
             "ghost_batch": self.ghost_batch,

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.messages.errors import unwritable
@@ -16,6 +16,8 @@ from hvd_batchgrow.train.update.gradient_noise import GradientNoiseScale
 
 if TYPE_CHECKING:  # it imports torch, which `plan` does without
     from hvd_batchgrow.comm.hardware import Hardware
+
+EvaluatedSet = Literal["validation", "test"]
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ class UpdateDone:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Loss and accuracy over the whole test set, with the weights after `samples`."""
+    """Loss and accuracy over the whole validation or test set, with the weights after `samples`."""
 
     samples: int
     epoch: float
@@ -108,6 +110,8 @@ class Evaluation:
     average_loss: float | None = None
     """Loss of the averaged weights, if the job keeps an average; `average_top1` likewise."""
     average_top1: float | None = None
+    dataset: EvaluatedSet = "test"
+    """Which set these are the results of. A run with a validation set evaluates the test set at its end only."""
 
     @property
     def is_finite(self) -> bool:
@@ -139,6 +143,9 @@ class RunEnded:
     elapsed_s: float
     """Sum over all attempts of the run."""
     evaluation: Evaluation | None
+    """The last one: of the test set if the run has reached the end of its plan."""
+    best: str | None = None
+    """Result and checkpoint of the best evaluation, if the job keeps one."""
 
 
 class Observer:
@@ -154,7 +161,7 @@ class Observer:
         """Handle the record of a window of updates."""
 
     def on_evaluation(self, event: Evaluation) -> None:
-        """Handle an evaluation of the test set."""
+        """Handle an evaluation of the validation or test set."""
 
     def on_decision(self, event: Decided) -> None:
         """Handle a change of batch or learning rate that takes effect with the next update."""

@@ -10,6 +10,7 @@ import torch
 
 from hvd_batchgrow.comm.broadcast_object import broadcast_object
 from hvd_batchgrow.comm.ranks import Ranks
+from hvd_batchgrow.train.checkpoints.best import improved
 from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint
 from hvd_batchgrow.train.events import Evaluation
 from hvd_batchgrow.train.growth_controller import GrowthController
@@ -34,6 +35,8 @@ class TrainState:
         """Number of updates skipped because they were not finite."""
         self.evaluation: Evaluation | None = None
         """The last one."""
+        self.best: dict[str, Any] = {}
+        """`Checkpoint.best`."""
         self.average = WeightAverage(parts.model, job.update.ema_samples) if job.update.ema_samples else None
         self.growth = GrowthController(job, len(parts.source.train), parts.model, self.average)
         self._elapsed_before_s = 0.0
@@ -67,6 +70,17 @@ class TrainState:
         self.num_skipped += result.skipped
         self.samples += global_batch
 
+    def keep_best(self, evaluation: Evaluation, ranks: Ranks) -> bool:
+        """Record an evaluation of the validation set if it is the best so far, and return whether it is.
+
+        All ranks call it together; rank 0's result counts.
+        """
+        if (metric := self._parts.job.checkpoint.keep_best) is None:
+            return False
+        best = broadcast_object(ranks, improved(self.best, metric, evaluation), "best evaluation")
+        self.best = best or self.best
+        return best is not None
+
     def load(self, checkpoint: Checkpoint) -> None:
         """Continue from a checkpoint."""
         engine, last = self._parts.engine, checkpoint.evaluation
@@ -78,7 +92,10 @@ class TrainState:
         if engine.loss_scale:
             engine.loss_scale = LossScale(**checkpoint.loss_scale)
         if last and last["samples"] == self.samples:
-            self.evaluation = Evaluation(self.samples, self.epoch, last["loss"], last["top1"])
+            dataset = last.get("dataset", "test")
+            self.evaluation = Evaluation(self.samples, self.epoch, last["loss"], last["top1"], dataset=dataset)
+        if checkpoint.best.get("metric") == self._parts.job.checkpoint.keep_best:
+            self.best = dict(checkpoint.best)
         self.growth.load(checkpoint.growth)
         self._elapsed_before_s, self._begin = checkpoint.elapsed_s, time.perf_counter()
 
@@ -91,11 +108,12 @@ class TrainState:
             model=self._parts.model.state_dict(),
             optimizer=self._parts.optimizer.state_dict(),
             elapsed_s=self.elapsed_s,
-            evaluation={"samples": last.samples, "loss": last.loss, "top1": last.top1} if last else {},
+            evaluation={key: getattr(last, key) for key in ("samples", "loss", "top1", "dataset")} if last else {},
             average=self.average.state_dict() if self.average else {},
             loss_scale=asdict(loss_scale) if loss_scale else {},
             num_skipped=self.num_skipped,
             growth=self.growth.state(),
+            best=self.best,
         )
 
 

@@ -19,11 +19,21 @@ from hvd_batchgrow.schedule.adaptive.decisions import Decision
 from hvd_batchgrow.schedule.phases import Phase
 from hvd_batchgrow.schedule.plan import Plan, compile_plan
 from hvd_batchgrow.schedule.rounding import period_ends
+from hvd_batchgrow.train.checkpoints.best import best_path
 from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint
 from hvd_batchgrow.train.checkpoints.elastic_state import ElasticState
 from hvd_batchgrow.train.checkpoints.writer import CheckpointWriter, host_copy
 from hvd_batchgrow.train.evaluate import evaluate
-from hvd_batchgrow.train.events import Decided, Evaluation, Observer, ObserverList, RunEnded, RunStarted, UpdateDone
+from hvd_batchgrow.train.events import (
+    Decided,
+    EvaluatedSet,
+    Evaluation,
+    Observer,
+    ObserverList,
+    RunEnded,
+    RunStarted,
+    UpdateDone,
+)
 from hvd_batchgrow.train.liveness.stop import Stop
 from hvd_batchgrow.train.liveness.watchdog import IDLE, Watchdog
 from hvd_batchgrow.train.metric_window import MetricWindow
@@ -207,10 +217,21 @@ class Trainer:
         return MetricWindow()
 
     def _evaluate_if_due(self, before: int) -> Evaluation | None:
+        """Evaluate the set that decisions may be based on; at the end of the run, with a validation set, both sets."""
         is_last = self.state.samples >= self.plan.schedule.end_samples
         if not is_last and not self._is_due(before, self.job.evaluation.every_epochs):
             return None
-        self.state.evaluation = evaluation = evaluate(self.parts, self.state, self.team)
+        if self.parts.source.validation is None:
+            return self._evaluate("test")
+        evaluation = self._evaluate("validation")
+        if self.state.keep_best(evaluation, self.team):
+            self._save(as_best=True)  # here, because a decision may change the weights before the next checkpoint
+        if is_last:
+            self._evaluate("test")
+        return evaluation
+
+    def _evaluate(self, dataset: EvaluatedSet) -> Evaluation:
+        self.state.evaluation = evaluation = evaluate(self.parts, self.state, self.team, dataset)
         self.observers.notify("on_evaluation", evaluation)
         if not evaluation.is_finite and self.job.update.on_nonfinite == "stop":
             raise self._failure(describe_evaluation(evaluation, self.job.update.precision))
@@ -241,15 +262,18 @@ class Trainer:
             write_plan(self.folder, self.plan)
 
     def _save_if_due(self, before: int, *, must_save: bool) -> None:
-        is_due = must_save or self._is_due(before, self.job.checkpoint.every_epochs)
-        if is_due:
-            self.parts.heartbeat.at("comparing the weights of all ranks")
-            check_agreement(self.parts.model, self.team, self.state.samples)
-        if self.ranks.rank == 0:
+        if must_save or self._is_due(before, self.job.checkpoint.every_epochs):
+            self._save()
+        elif self.ranks.rank == 0:
             self.writer.check()
-            if is_due:
-                self.parts.heartbeat.at("waiting for the checkpoint before")
-                self.writer.save(self.state.capture())
+
+    def _save(self, *, as_best: bool = False) -> None:
+        """Write a checkpoint on rank 0, after all ranks have compared their weights."""
+        self.parts.heartbeat.at("comparing the weights of all ranks")
+        check_agreement(self.parts.model, self.team, self.state.samples)
+        if self.ranks.rank == 0:
+            self.parts.heartbeat.at("waiting for the checkpoint before")
+            self.writer.save(self.state.capture(), as_best=as_best)
 
     def _keep_for_next_attempt(self) -> None:
         """After ranks were lost, keep this rank's state after the last complete update."""
@@ -286,4 +310,12 @@ class Trainer:
             num_updates=schedule.num_updates,
             elapsed_s=self.state.elapsed_s,
             evaluation=self.state.evaluation,
+            best=self._best(),
         )
+
+    def _best(self) -> str | None:
+        """Return the result and the checkpoint of the best evaluation."""
+        best, path = self.state.best, best_path(self.folder / "checkpoints", self.state.best)
+        if path is None:
+            return None
+        return f"best {best['metric']} {best['value']:.4f} at sample {best['samples'][-1]:,}: {path}"

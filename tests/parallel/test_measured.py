@@ -24,7 +24,7 @@ from hvd_batchgrow.train import growth_controller
 from hvd_batchgrow.train import trainer as trainer_module
 from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint
 from hvd_batchgrow.train.evaluate import evaluate
-from hvd_batchgrow.train.events import Evaluation, Observer
+from hvd_batchgrow.train.events import EvaluatedSet, Evaluation, Observer
 from hvd_batchgrow.train.parts import TrainingParts
 from hvd_batchgrow.train.run.decision_record import write_decisions
 from hvd_batchgrow.train.run.run_folder import open_run, read_plan
@@ -248,8 +248,8 @@ def test_what_rank_0_decides_holds_whatever_the_others_measure(
         noise = {name: NoiseEstimate(seen.trace, -1.0) for name, seen in result.noise.items()}
         return replace(result, noise=noise, loss_sum=7.0 * result.loss_sum)
 
-    def evaluate_otherwise(parts: TrainingParts, state: TrainState, team: Ranks) -> Evaluation:
-        result = evaluate(parts, state, team)
+    def evaluate_otherwise(parts: TrainingParts, state: TrainState, team: Ranks, dataset: EvaluatedSet) -> Evaluation:
+        result = evaluate(parts, state, team, dataset)
         return result if ranks.rank == 0 else replace(result, loss=-10.0 * state.samples)  # ever better
 
     monkeypatch.setattr(UpdateEngine, "update", update_otherwise)

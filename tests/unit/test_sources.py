@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from hvd_batchgrow.config import DataSection
+from hvd_batchgrow.config.split import num_held_out
 from hvd_batchgrow.data.datasets.dataset import DatasetPair, raise_bad
-from hvd_batchgrow.data.datasets.section_values import num_held_out
 from hvd_batchgrow.data.load_source import load_source
 from hvd_batchgrow.data.pipeline.reader import Reader
 from hvd_batchgrow.data.source_checks import check_data, known_num_samples

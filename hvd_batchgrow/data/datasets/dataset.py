@@ -1,4 +1,4 @@
-"""Interfaces of a source: a training and a test set, each read by sample id."""
+"""Interfaces of a source: a training and a test set, and perhaps a validation set, each read by sample id."""
 
 from __future__ import annotations
 
@@ -135,6 +135,8 @@ class DatasetPair:
     """Remarks on the data, printed when a run starts."""
     schema: Mapping[str, Any] = field(default_factory=dict)
     """Meaning of features and classes, as JSON; stored in the run folder for users of the weights."""
+    validation: Dataset | None = None
+    """Samples that `data.validation_fraction` holds out of the training set. None: the job holds out no samples."""
 
 
 def check_labels(labels: NDArray[np.int64], num_classes: int, place: str) -> None:

@@ -30,6 +30,7 @@ from hvd_batchgrow.data.datasets.dataset import (
     Ids,
 )
 from hvd_batchgrow.data.datasets.section_values import need_root
+from hvd_batchgrow.data.datasets.subset import origin
 from hvd_batchgrow.data.images.decode_rgb import UNDECODABLE, fault_text, open_image, oriented, stored_rgb
 from hvd_batchgrow.data.images.image_header import inspect_image
 from hvd_batchgrow.data.images.image_index import text_at
@@ -148,7 +149,8 @@ def decode(samples: Dataset, sample_id: int, data: Bytes) -> NDArray[np.uint8]:
     Raises:
         BadSample: the bytes cannot be decoded, or the size differs from the index.
     """
-    orientation = samples.orientation(sample_id) if isinstance(samples, EncodedDataset) else 1
+    whole, id_in_whole = origin(samples, sample_id)
+    orientation = whole.orientation(id_in_whole) if isinstance(whole, EncodedDataset) else 1
     stream = BytesIO(data.tobytes())
     try:
         with open_image(stream) as image:

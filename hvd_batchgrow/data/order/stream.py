@@ -49,11 +49,23 @@ class Stream:
         return self.at(np.arange(start, stop, dtype=np.int64))[1]
 
     def _make_permutation(self, epoch: int) -> Permutation:
-        counter = np.zeros((4, ROUNDS), dtype=np.uint64)
-        counter[0], counter[1], counter[2] = np.arange(ROUNDS), epoch & 0xFFFFFFFF, epoch >> 32
-        key = self.seed | _ORDER_KEY
-        words = philox4x32(counter, (key & 0xFFFFFFFF, key >> 32)).T.reshape(-1, 2)
-        return Permutation(self.num_samples, [int(low) | int(high) << 32 for low, high in words])
+        return keyed_permutation(self.num_samples, self.seed, epoch)
+
+
+def keyed_permutation(num_entries: int, seed: int, epoch: int, domain: int = 0) -> Permutation:
+    """Return the permutation of 0 … N-1 that belongs to a seed and an epoch.
+
+    Args:
+        num_entries: N, 1 … 2⁶⁰.
+        seed: 0 <= seed < 2⁶³.
+        epoch: 0 <= epoch < 2⁶⁴.
+        domain: 0 for the order of an epoch; each other use has its own number, below 2³².
+    """
+    counter = np.zeros((4, ROUNDS), dtype=np.uint64)
+    counter[0], counter[1], counter[2], counter[3] = np.arange(ROUNDS), epoch & 0xFFFFFFFF, epoch >> 32, domain
+    key = seed | _ORDER_KEY
+    words = philox4x32(counter, (key & 0xFFFFFFFF, key >> 32)).T.reshape(-1, 2)
+    return Permutation(num_entries, [int(low) | int(high) << 32 for low, high in words])
 
 
 def sample_draws(seed: int, epochs: Ids, ids: Ids, num_draws: int) -> NDArray[np.float64]:

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
 from hvd_batchgrow.data.datasets.dataset import BadSample, Dataset
+from hvd_batchgrow.data.datasets.subset import origin
 from hvd_batchgrow.data.images.encoded_dataset import EncodedDataset, decode
 from hvd_batchgrow.data.images.image_header import inspect_image
 from hvd_batchgrow.data.pipeline.dali_definition import arrays_of, make_pipeline
@@ -200,8 +201,9 @@ def for_dali(sampler: Sampler, raw: RawBatch, pool: ThreadPoolExecutor) -> RawBa
 def _is_for(sampler: Sampler, sample_id: int, data: NDArray[np.uint8]) -> bool:
     if sample_id in sampler.not_for_dali:
         return False
-    if isinstance(sampler.samples, EncodedDataset):
-        return sampler.samples.is_for_dali(sample_id)
+    whole, id_in_whole = origin(sampler.samples, sample_id)
+    if isinstance(whole, EncodedDataset):
+        return whole.is_for_dali(id_in_whole)
     return inspect_image(BytesIO(data.tobytes())).for_dali
 
 

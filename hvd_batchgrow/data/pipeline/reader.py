@@ -124,10 +124,15 @@ class Reader:
         sampler = TrainSampler(train, stream, augment, group, self.on_bad_sample, num_groups)
         return self._batches(sampler, first_group, stride, 1 if beside else 0)
 
-    def testing(self, chunks: Sequence[range]) -> Iterator[GhostBatches]:
-        """Yield the given ranges of the test set, in order, without augmentation. Raises as `training`."""
-        test = self.source.test
-        sampler = EvalSampler(test, testing_augment(self.data, test), chunks, self.on_bad_sample)
+    def testing(self, chunks: Sequence[range], samples: Dataset | None = None) -> Iterator[GhostBatches]:
+        """Yield the given ranges of a set, in order, without augmentation. Raises as `training`.
+
+        Args:
+            chunks: the ranges.
+            samples: the set; None: the test set.
+        """
+        samples = self.source.test if samples is None else samples
+        sampler = EvalSampler(samples, testing_augment(self.data, samples), chunks, self.on_bad_sample)
         return self._batches(sampler, 0, 1, 1)
 
     def _batches(self, sampler: Sampler, first_group: int, stride: int, pipeline: int) -> Iterator[GhostBatches]:

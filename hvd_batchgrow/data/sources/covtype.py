@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from hvd_batchgrow.config import DataSection
 from hvd_batchgrow.config.source_specs import SOURCES, SourceSpec, load_of
-from hvd_batchgrow.data.datasets.section_values import num_held_out
+from hvd_batchgrow.config.split import num_held_out
 from hvd_batchgrow.messages.errors import Fault
 
 _NUM_ROWS = 581_012

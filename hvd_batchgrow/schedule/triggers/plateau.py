@@ -21,7 +21,7 @@ _COUNTABLE = 1e6
 
 
 class PlateauState(RuleState):
-    """The best result of the test set, and epochs."""
+    """The best result of the evaluations, and epochs."""
 
     best: float
     best_samples: NonNegativeInt
@@ -40,7 +40,8 @@ class PlateauTrigger(WindowTrigger):
 
     name: Literal["plateau"]
     metric: Literal["loss", "top1"] = "loss"
-    """Result on the test set: loss improves when it falls, top1 (accuracy in [0, 1]) when it rises."""
+    """Result of the evaluations during training: loss improves when it falls, top1 (accuracy in [0, 1]) when it
+    rises."""
     min_delta: Annotated[float, Field(ge=0)] = 0.0
     """Smallest change of the metric that counts as an improvement; the change must exceed it."""
     patience_epochs: Annotated[float, Field(ge=0)] = 3.0
@@ -99,7 +100,7 @@ class PlateauTrigger(WindowTrigger):
     def unlikely_values(self) -> list[str]:
         if self.metric != "top1" or self.min_delta < 0.1:
             return []
-        share = f"trigger.min_delta = {self.min_delta:g} is {self.min_delta:.0%} of the test set"
+        share = f"trigger.min_delta = {self.min_delta:g} is {self.min_delta:.0%} of the evaluated set"
         return [f"{share}: accuracy is in [0, 1]"]
 
 
@@ -113,7 +114,7 @@ class Plateau(TriggerRule):
     Args:
         section: the job's section.
         num_samples: N.
-        every_epochs: how often the test set is evaluated.
+        every_epochs: how often a set is evaluated.
     """
 
     state: PlateauState

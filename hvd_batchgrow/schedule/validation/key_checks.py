@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.config.layout import KEYS_OF_GROW_BY
+from hvd_batchgrow.config.split import num_validation
 from hvd_batchgrow.messages.errors import Fault
 from hvd_batchgrow.schedule.layout import cut_groups
 from hvd_batchgrow.schedule.policy import policy_of
@@ -43,7 +44,8 @@ def impossible_faults(job: Job, num_samples: int) -> list[Fault]:
         if batch >= num_samples:
             below = (num_samples - 1) // unit * unit
             nearest = f"; nearest: {below}" if below else ""
-            fault = f"{batch} must be below N = {num_samples}: the whole training set has no sampling noise{nearest}"
+            why = "the whole training set has no sampling noise"
+            fault = f"{batch} must be below N = {_arithmetic(job, num_samples)}: {why}{nearest}"
             faults.append(Fault(key, fault))
     first, given, cap = section.first_batch, section.stated_limit, _limit(job, num_samples)
     if cap is not None and cap < first:
@@ -51,6 +53,12 @@ def impossible_faults(job: Job, num_samples: int) -> list[Fault]:
         fault = f"{shown} samples of N = {num_samples} is below the first batch {first}; use >= {first}"
         faults.append(Fault("schedule.max_batch", fault))
     return faults
+
+
+def _arithmetic(job: Job, num_samples: int) -> str:
+    """Return N, with the number of samples that are held out for validation."""
+    held_out = num_validation(job.data)
+    return f"{num_samples}" + (f" = {num_samples + held_out} - {held_out} for validation" if held_out else "")
 
 
 def _of_schedule(job: Job, num_samples: int) -> Iterator[Fault]:
@@ -103,7 +111,7 @@ def _useless_values(job: Job) -> Iterator[Fault]:
 
 
 def _unused(job: Job) -> Iterator[Fault]:
-    """Yield faults for keys of `[layout]` and `[gradient_noise]` that are set but not used."""
+    """Yield faults for keys that are set but not used, or lack what they use."""
     layout, noise = job.layout, job.gradient_noise
     for key in layout.unused():
         users = " or ".join(repr(growth) for growth, keys in KEYS_OF_GROW_BY.items() if key in keys)
@@ -116,6 +124,9 @@ def _unused(job: Job) -> Iterator[Fault]:
     if noise.per_layer_group and not (noise.measure or job.trigger.measures_gradients):
         fault = "has no effect if nothing is measured: set gradient_noise.measure = true too"
         yield Fault("gradient_noise.per_layer_group", fault)
+    if (metric := job.checkpoint.keep_best) and not job.data.validation_fraction:
+        fault = f"{metric!r} needs a validation set; on the test set, the best result would no longer be a test"
+        yield Fault("checkpoint.keep_best", f"{fault}: set data.validation_fraction, such as 0.1")
 
 
 def _of_trigger(job: Job, num_samples: int) -> list[Fault]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import io
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -18,6 +19,7 @@ from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.messages.errors import RunError
 from hvd_batchgrow.storage.atomic import UnbufferedFile, sync, write_atomically
 from hvd_batchgrow.storage.regular_files import read_regular
+from hvd_batchgrow.train.checkpoints.best import best_name, remove_superseded
 from hvd_batchgrow.train.checkpoints.schema import check_contents
 
 FORMAT = 5
@@ -39,8 +41,8 @@ class Checkpoint:
     optimizer: dict[str, Any]
     elapsed_s: float
     """Wall time of the run so far, over every attempt."""
-    evaluation: dict[str, float]
-    """The last evaluation: `samples`, `loss`, `top1`; empty before the first."""
+    evaluation: dict[str, Any]
+    """The last evaluation: `samples`, `loss`, `top1` and `dataset`; empty before the first."""
     average: dict[str, Tensor]
     """Averaged weights; empty if the run does not average."""
     loss_scale: dict[str, Any]
@@ -49,6 +51,8 @@ class Checkpoint:
     """Number of updates skipped so far."""
     growth: dict[str, Any] = field(default_factory=dict)
     """Measurements and decisions, `GrowthController.state()`."""
+    best: dict[str, Any] = field(default_factory=dict)
+    """The best evaluation so far, from `improved`; empty if the job keeps none."""
 
     def to_bytes(self) -> bytes:
         """Return the content of the file; see `write_to`."""
@@ -133,23 +137,41 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int, milestones
         RunError: it could not be written; earlier checkpoints are unchanged.
     """
     path = folder / f"samples-{checkpoint.samples:015d}.pt"
-    try:
+    with _reported(path):
         # The records go to the disk first, so that no checkpoint is ahead of its record.
         for record in folder.parent.glob("*.jsonl"):
             sync(record)
         write_atomically(path, checkpoint.write_to)
-        _remove_old(folder, checkpoint.samples, keep, set(milestones))
-    except OSError as error:
-        raise RunError(f"checkpoint {path} could not be written: {error.strerror or error}") from error
+        _remove_old(folder, checkpoint, keep, set(milestones))
     return path
 
 
-def _remove_old(folder: Path, samples: int, keep: int, kept: set[int]) -> None:
+def write_best(folder: Path, checkpoint: Checkpoint) -> None:
+    """Write the state at the best evaluation so far. Runs do not resume from it, and it replaces no other file.
+
+    Raises:
+        RunError: it could not be written.
+    """
+    path = folder / best_name(checkpoint.samples)
+    with _reported(path):
+        write_atomically(path, checkpoint.write_to)
+
+
+@contextmanager
+def _reported(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"checkpoint {path} could not be written: {error.strerror or error}") from error
+
+
+def _remove_old(folder: Path, newest: Checkpoint, keep: int, kept: set[int]) -> None:
     # Newer ones are damaged, otherwise the run would have resumed from them: they do not count for `keep`.
-    older = [old for old in checkpoint_paths(folder) if _samples_of(old) <= samples]
+    older = [old for old in checkpoint_paths(folder) if _samples_of(old) <= newest.samples]
     for old in older[:-keep]:
         if _samples_of(old) not in kept:
             old.unlink()
+    remove_superseded(folder, newest.best, [_samples_of(path) for path in older[-keep:]])
 
 
 def checkpoint_paths(folder: Path) -> list[Path]:

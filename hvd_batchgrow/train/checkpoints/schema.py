@@ -6,7 +6,7 @@ The seal proves that a file has not changed since it was written, but not that t
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -39,6 +39,14 @@ class _Evaluation(_Strict):
     samples: NonNegativeInt
     loss: float
     top1: float
+    dataset: Literal["validation", "test"] = "test"
+    """Checkpoints of version 0.1.0 lack it."""
+
+
+class _Best(_Strict):
+    metric: str
+    value: Annotated[float, Field(allow_inf_nan=False)]
+    samples: Annotated[list[NonNegativeInt], Field(min_length=1)]
 
 
 class _LossScale(_Strict):
@@ -71,6 +79,8 @@ class _Contents(_Strict):
     loss_scale: _LossScale | _Empty
     num_skipped: NonNegativeInt
     growth: _Growth | _Empty
+    best: _Best | _Empty = {}
+    """Checkpoints of version 0.1.0 lack it."""
 
 
 def check_contents(values: Mapping[str, Any]) -> None:

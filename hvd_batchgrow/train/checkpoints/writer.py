@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hvd_batchgrow.comm.broadcast_object import map_tensors
 from hvd_batchgrow.messages.errors import RunError
-from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint, write_checkpoint
+from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint, write_best, write_checkpoint
 
 
 class CheckpointWriter:
@@ -38,11 +38,12 @@ class CheckpointWriter:
         """Add the sample counter of a checkpoint to the milestones."""
         self._milestones = {*self._milestones, samples}
 
-    def save(self, checkpoint: Checkpoint) -> None:
+    def save(self, checkpoint: Checkpoint, *, as_best: bool = False) -> None:
         """Wait for the previous write, then copy a checkpoint and start writing it.
 
         Args:
             checkpoint: its tensors may change as soon as this returns.
+            as_best: write it as that of the best evaluation.
 
         Raises:
             RunError: the previous checkpoint could not be written.
@@ -50,7 +51,7 @@ class CheckpointWriter:
         self.wait()
         copied = host_copy(checkpoint, self._copies)
         # A daemon thread, so that an immediate exit does not wait for it.
-        self._thread = threading.Thread(target=self._write, args=(copied,), name="checkpoint", daemon=True)
+        self._thread = threading.Thread(target=self._write, args=(copied, as_best), name="checkpoint", daemon=True)
         self._thread.start()
 
     def check(self) -> None:
@@ -75,8 +76,11 @@ class CheckpointWriter:
             self._error = None
             raise error
 
-    def _write(self, checkpoint: Checkpoint) -> None:
+    def _write(self, checkpoint: Checkpoint, as_best: bool) -> None:
         try:
+            if as_best:
+                write_best(self._folder, checkpoint)
+                return
             write_checkpoint(self._folder, checkpoint, self._keep, self._milestones)
         except Exception as error:  # the training thread raises it again
             self._error = error

@@ -17,7 +17,8 @@ from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint, newest_good, 
 
 _FIXED = frozenset(
     {
-        *("seed", "data.num_samples"),  # they decide the order of samples, which the run continues
+        # they decide the order of samples, which the run continues, and which samples it must not have trained on
+        *("seed", "data.num_samples", "data.validation_fraction", "data.num_validation"),
         *("model.name", "model.kwargs", "model.channels", "optim.name", "update.ema_samples"),  # saved tensors
         *("model.freeze", "optim.groups", "optim.layer_decay"),  # they order the optimizer's saved state
         *("model.pretrained", "model.allow_new_head"),  # the checkpoint has the weights
@@ -74,7 +75,7 @@ def fork_run(
                 shutil.copyfile(origin / name, aside / name)
         for name, content in {**records, **decided, "record.json": record}.items():
             (aside / name).write_bytes(content)
-        checkpoint = replace(checkpoint, deciding=deciding)
+        checkpoint = replace(checkpoint, deciding=deciding, best={})  # the new run selects among its results only
         write_checkpoint(aside / "checkpoints", checkpoint, 1, ())
     lines = [f"{key} was {was!r}, is {now!r}" for key, (was, now) in changed.items()]
     notes += [f"skipped a checkpoint of {origin}: {reason}" for reason in skipped]

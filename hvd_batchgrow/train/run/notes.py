@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from hvd_batchgrow.data.datasets.dataset import Dataset, DatasetPair
+from hvd_batchgrow.data.datasets.subset import origin
 from hvd_batchgrow.data.images.encoded_dataset import EncodedDataset
 from hvd_batchgrow.data.pipeline.reader import choose_pipeline
 from hvd_batchgrow.data.pipeline.sampler import known_bad
@@ -34,15 +35,18 @@ def notes_on_gaps(folder: Path, plan: Plan, checkpoint: Checkpoint | None, elast
 def notes_on_data(source: DatasetPair) -> list[str]:
     """Return notes of the source, and notes on samples that were found to be bad when it was opened."""
     notes = list(source.notes)
-    for name, samples, fate in (("training", source.train, "replaced"), ("test", source.test, "skipped")):
-        if bad := known_bad(samples):
+    sets = ("training", source.train), ("validation", source.validation), ("test", source.test)
+    for name, samples in sets:
+        if samples is not None and (bad := known_bad(samples)):
+            fate = "replaced" if name == "training" else "skipped"
             first = _first_bad(samples, min(bad))
             notes.append(f"{len(bad)} of {len(samples)} {name} samples are bad and will be {fate}: {first}, …")
     return notes
 
 
 def _first_bad(samples: Dataset, sample_id: int) -> str:
-    fault = f" {samples.fault(sample_id)}" if isinstance(samples, EncodedDataset) else ""
+    whole, id_in_whole = origin(samples, sample_id)
+    fault = f" {whole.fault(id_in_whole)}" if isinstance(whole, EncodedDataset) else ""
     return samples.locate(sample_id) + fault
 
 

@@ -42,8 +42,9 @@ from hvd_batchgrow.train.checkpoints.elastic_state import ElasticState
 from hvd_batchgrow.train.run.fork import changes, fork_run, json_bytes
 from hvd_batchgrow.train.run.model_description import FILE, ModelDescription
 
-_MEANING = ("features", "categories", "classes", "first_label")
-"""Keys of the data's schema that define the meaning of the network's inputs and outputs."""
+_MEANING = ("features", "categories", "classes", "first_label", "validation")
+"""Keys of the data's schema that define the meaning of the network's inputs and outputs, and which samples are held
+out."""
 _PACKAGES = (
     "hvd_batchgrow",
     "torch",
@@ -96,15 +97,17 @@ def open_run(
     notes: list[str] = []
     records = _records(job, plan, description)
 
+    def check_on_data(checkpoint: Checkpoint) -> None:
+        _refuse_other_schema(origin or folder, schema or {})
+        check(checkpoint)
+
     def prepare() -> Checkpoint | None:
         try:
             if origin is not None:
-                _refuse_other_schema(origin, schema or {})
-                checkpoint: Checkpoint | None = fork_run(origin, folder, plan, records, check, notes)
+                checkpoint: Checkpoint | None = fork_run(origin, folder, plan, records, check_on_data, notes)
             elif (checkpoint := _prepare_folder(folder, notes, resume=resume, overwrite=overwrite)) is not None:
                 _refuse_other_job(folder, checkpoint, plan)
-                _refuse_other_schema(folder, schema or {})
-                check(checkpoint)
+                check_on_data(checkpoint)
                 notes.extend(_allowed_changes(folder, job, ranks))
             kept = {"data": schema, "pretrained": pretrained}
             _write_records(folder, records, _record(ranks, hardware), notes, kept)

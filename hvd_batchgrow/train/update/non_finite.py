@@ -47,14 +47,14 @@ def describe(fault: NonFinite | OverflowError, plan: Plan, stream: Stream, sampl
 
 
 def describe_evaluation(evaluation: Evaluation, precision: str) -> str:
-    """Return the message for a test loss that is infinite or NaN, with what may help.
+    """Return the message for an evaluation whose loss is infinite or NaN, with what may help.
 
     Args:
         evaluation: an evaluation whose `is_finite` is False.
-        precision: `update.precision`, in which the test set was evaluated too.
+        precision: `update.precision`, in which the set was evaluated too.
     """
     is_average = math.isfinite(evaluation.loss)
-    which = "test loss of the averaged weights" if is_average else "test loss"
+    which = f"{evaluation.dataset} loss{' of the averaged weights' * is_average}"
     loss = evaluation.average_loss if is_average else evaluation.loss
     has_full_range = precision in {"float32", "tf32"}
     lower = "" if has_full_range else f"; update.precision = 'float32' has a larger range than {precision!r}"
