@@ -33,7 +33,9 @@ class EvaluateCommand(InferenceCommand):
             return ExitCode.DONE
         found = result.found
         print(f"{self.folder} at sample {found.samples:,}, {result.num_test:,} test samples")
-        print(f"test loss {found.loss:.4f}, test accuracy {found.top1:.2%}")
-        if found.average_loss is not None:
-            print(f"averaged weights: test loss {found.average_loss:.4f}, test accuracy {found.average_top1:.2%}")
+        print(f"test loss {found.loss:.4f}, test accuracy {100 * found.top1:.2f} %")
+        if found.average_loss is not None and found.average_top1 is not None:
+            print(
+                f"averaged weights: test loss {found.average_loss:.4f}, test accuracy {100 * found.average_top1:.2f} %"
+            )
         return ExitCode.DONE

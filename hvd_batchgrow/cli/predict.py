@@ -42,7 +42,7 @@ class InferenceCommand(WeightsCommand):
 class PredictCommand(InferenceCommand):
     """Print the classes of photos, or of the rows of csv and parquet files, with their probabilities."""
 
-    files: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
+    files: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="FILE ...")] = ()
     """Photos, preprocessed as in the run's evaluation; or tables with the columns of the training rows."""
     format: Literal["csv", "json"] = "csv"
     """csv: one line per class. json: one object per photo or row, on one line."""

@@ -23,6 +23,7 @@ class ProgressDisplay(Observer):
         self._progress: Progress | None = None
         self._task = TaskID(0)
         self._last: TrainRecord | None = None
+        """The newest record, until an evaluation has printed it."""
         self._phase = -1
         self._num_ranks = 1
 
@@ -64,6 +65,7 @@ class ProgressDisplay(Observer):
             + ("" if event.average_top1 is None else f", of averaged weights {100 * event.average_top1:.2f} %"),
             highlight=False,
         )
+        self._last = None
 
     def on_decision(self, event: Decided) -> None:
         """Print what the decision changes, and why."""

@@ -47,7 +47,7 @@ def test_the_numbers_are_those_of_the_last_evaluation(
     assert main(["digest", str(RUN)]) == 0
     assert capsys.readouterr().out.strip() == found["weights_sha256"]
     assert main(["evaluate", str(RUN)]) == 0
-    assert f"test loss {last['loss']:.4f}, test accuracy {last['top1']:.2%}" in capsys.readouterr().out
+    assert f"test loss {last['loss']:.4f}, test accuracy {100 * last['top1']:.2f} %" in capsys.readouterr().out
 
 
 def test_photos_of_another_folder_keep_the_classes_of_the_run(
