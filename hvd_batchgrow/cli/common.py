@@ -18,6 +18,7 @@ import tyro
 from hvd_batchgrow.comm.launcher_env import RELAY_S, Backend, launched_by
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.config.layout import LayoutSection
+from hvd_batchgrow.config.split import source_size
 from hvd_batchgrow.job_file import load_job, override_words
 from hvd_batchgrow.messages.errors import ExitCode, Fault, JobError, RunError
 from hvd_batchgrow.observers.console import PlainConsole
@@ -38,7 +39,18 @@ class JobCommand:
     """Seed of the run; by default the job file's."""
 
     def load(self, overrides: dict[str, Any]) -> Job:
-        """Return the job with the overrides of the command line."""
+        """Return the job with the overrides of the command line; its samples are counted if their number is unknown."""
+        job = self.read(overrides)
+        if source_size(job.data) is not None:
+            return job
+        from hvd_batchgrow.data.count_samples import with_counted_samples
+        from hvd_batchgrow.observers.progress import work_progress
+
+        with work_progress(terminal(sys.stderr)) as report:
+            return with_counted_samples(job, report)
+
+    def read(self, overrides: dict[str, Any]) -> Job:
+        """Return the job as the file and the command line state it."""
         flags = {"name": self.name, "seed": self.seed}
         return load_job(self.job, overrides | {key: value for key, value in flags.items() if value is not None})
 
@@ -65,7 +77,7 @@ class RanksCommand(JobCommand):
         keep_freed_memory()
         layout = LayoutSection()
         with suppress(JobError):  # `work` reports it
-            layout = self.load(overrides).layout
+            layout = self.read(overrides).layout
         ranks = connect(self.backend, layout.device, layout.ranks_per_gpu)
         try:
             code = work(ranks)

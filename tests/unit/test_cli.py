@@ -7,6 +7,7 @@ import os
 import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -173,7 +174,7 @@ def test_digest_refuses_a_folder_that_is_not_a_run(tmp_path: Path, capsys: pytes
             "planned for 2",
         ),
         (["twin", "twin.toml"], 2, "schedule.policy: 'decay' is the policy of the twin"),
-        (["train", "small.toml", "--data.root", "nowhere"], 1, "nowhere holds neither train-images-idx3-ubyte"),
+        (["train", "small.toml", "--data.root", "nowhere"], 1, "data.root = nowhere is not a folder"),
     ],
 )
 def test_faults_end_with_a_message_and_no_run_folder(
@@ -195,16 +196,21 @@ def test_faults_of_the_data_are_reported_with_the_name_of_the_job(job: str, caps
     assert f"looked for in the working directory {Path.cwd()} and on Python's path" in error
 
 
-def test_a_source_of_unknown_size_needs_data_num_samples(job: str, capsys: pytest.CaptureFixture[str]) -> None:
-    tree = job_tree(data={"source": "image_folder", "root": ".", "image_size": 8})
-    for key in ("num_samples", "crop_padding"):
-        tree["data"].pop(key, None)
+def test_samples_are_counted_unless_their_number_is_known(job: str, capsys: pytest.CaptureFixture[str]) -> None:
+    tree = job_tree()
+    tree["data"] = {"source": "csv", "root": "table", "validation_fraction": 0.1}
+    tree["model"] = {"name": "dense7", "ghost_batch": tree["model"]["ghost_batch"]}
+    rows = [f"{k % 7},{k % 3}.5,{k % 2}" for k in range(300)]
+    Path("table").mkdir()
+    for name, part in (("train.csv", rows), ("test.csv", rows[:20])):
+        Path("table", name).write_text("\n".join(["a,b,label", *part]) + "\n")
     Path(job).write_text(tomli_w.dumps(tree))
-    for command, label in (("plan", job), ("train", "small")):
-        assert main([command, job]) == 2
-        error = capsys.readouterr().err
-        assert error.startswith(f"{label}: 1 fault\n  data.num_samples: is needed")
-        assert "if it is wrong, train reports the right number" in error
+    assert main(["plan", job]) == 0
+    assert "N = 270, validation samples: 30" in capsys.readouterr().out
+    assert main(["train", job, "--max-updates", "1"]) == 75
+    assert tomllib.loads(Path("runs/small/job.toml").read_text())["data"]["num_samples"] == 300
+    assert main(["plan", job, "--data.root", "tabel"]) == 1
+    assert "tabel is not a folder; did you mean table?" in capsys.readouterr().err
 
 
 def test_plan_twin_contradicts_json_and_plot(job: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -29,7 +29,6 @@ from hvd_batchgrow.data.datasets.dataset import (
     DatasetPair,
     Ids,
 )
-from hvd_batchgrow.data.datasets.section_values import need_root
 from hvd_batchgrow.data.datasets.subset import origin
 from hvd_batchgrow.data.images.decode_rgb import UNDECODABLE, fault_text, open_image, oriented, stored_rgb
 from hvd_batchgrow.data.images.image_header import inspect_image
@@ -217,14 +216,6 @@ def report_bad(samples: EncodedDataset, on_bad_sample: str) -> None:
 def listing(head: str, lines: Sequence[str], count: int) -> str:
     """Join a heading and the shown lines of a message; `…` marks further ones."""
     return "\n  ".join([f"{head}:", *lines, *(["…"] if count > len(lines) else [])])
-
-
-def source_root(data: DataSection) -> Path:
-    """Return `data.root`. Raise JobError if the job does not set it, and RunError if it is not a folder."""
-    root = need_root(data, "the folder of its files")
-    if not os.path.isdir(root):
-        raise RunError(f"data.root = {data.root} is not a folder")
-    return root
 
 
 def nearest(folder: Path, name: str) -> str:

@@ -17,6 +17,7 @@ from typing import NamedTuple
 from hvd_batchgrow.config import DataSection
 from hvd_batchgrow.data.datasets.cache import Arrays, cached_arrays
 from hvd_batchgrow.data.datasets.dataset import DatasetPair, ReportProgress
+from hvd_batchgrow.data.datasets.section_values import need_root
 from hvd_batchgrow.data.images.class_folders import EXTENSIONS, Skipped, images_below, is_class_name, is_image_name
 from hvd_batchgrow.data.images.encoded_dataset import (
     NUM_SHOWN,
@@ -27,7 +28,6 @@ from hvd_batchgrow.data.images.encoded_dataset import (
     read_header,
     reading,
     report_bad,
-    source_root,
 )
 from hvd_batchgrow.data.images.image_header import bad_header
 from hvd_batchgrow.data.images.image_index import Entry, make_index
@@ -78,7 +78,7 @@ def load(data: DataSection, seed: int, report: ReportProgress) -> DatasetPair:
         JobError: no `data.root`.
         RunError: a folder is missing or empty, a test folder is not a class, or images are bad.
     """
-    root = source_root(data)
+    root = need_root(data, "the folder of its files")
     train = _walk_set(root, Path(data.train or "train"))
     test = _walk_set(root, Path(data.test or ("test" if _has_only_test(root) else "val")))
     _check_classes(root, test, train.classes, str(root / train.folder))
@@ -105,7 +105,7 @@ def load_test(data: DataSection, classes: Sequence[str], report: ReportProgress)
         JobError: no `data.root`.
         RunError: the folder is missing or empty, a folder is not a class, or images are bad.
     """
-    root = source_root(data)
+    root = need_root(data, "the folder of its files")
     usual = next((name for name in ("val", "test") if (root / name).is_dir()), ".")
     tree = _walk_set(root, Path(data.test or usual))
     _check_classes(root, tree, classes, "the run")

@@ -12,7 +12,8 @@ from pathlib import Path
 from hvd_batchgrow.config import DataSection
 from hvd_batchgrow.data.datasets.cache import Arrays, cached_arrays, file_stamp
 from hvd_batchgrow.data.datasets.dataset import ReportProgress
-from hvd_batchgrow.data.images.encoded_dataset import NUM_SHOWN, EncodedDataset, listing, nearest, reading, source_root
+from hvd_batchgrow.data.datasets.section_values import need_root
+from hvd_batchgrow.data.images.encoded_dataset import NUM_SHOWN, EncodedDataset, listing, nearest, reading
 from hvd_batchgrow.data.images.image_index import Entry, make_index
 from hvd_batchgrow.messages.errors import Fault, JobError, RunError
 
@@ -80,7 +81,7 @@ def load_sets(data: DataSection, form: ShardFormat, report: ReportProgress) -> t
     """
     if isinstance(data.label, int):
         raise JobError([Fault("data.label", f"= {data.label}: a {form.kind} label has a name, such as 'label'")])
-    root, labels = source_root(data), form.labels if data.label is None else (data.label,)
+    root, labels = need_root(data, "the folder of its files"), form.labels if data.label is None else (data.label,)
     sets = {
         "data.train": find_shards(root, "data.train", data.train, form.train),
         "data.test": find_shards(root, "data.test", data.test, form.test),

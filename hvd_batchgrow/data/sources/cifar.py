@@ -94,7 +94,7 @@ def load(data: DataSection, seed: int, report: ReportProgress) -> DatasetPair:
         RunError: no readable files are found, or a file is damaged.
     """
     version = VERSIONS[data.source]
-    root = need_root(data, f"the folder of {version.folder} or {version.archive}")
+    root = need_root(data, f"the folder of {version.folder} or {version.archive}", or_file=True)
     place = _find(root, version)
     paths = [place] if place.is_file() else [place / file for file in version.files]
     published = data.num_samples is None
