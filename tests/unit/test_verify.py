@@ -224,7 +224,7 @@ def test_a_run_that_fails_says_why(job: str, capsys: pytest.CaptureFixture[str])
     assert "the run as 1x1x16 ended with 1:" in text
     assert "is not finite" in text
     assert main(["verify", job, "--layouts", "1x1x16", "--data.root", "nowhere"]) == 1
-    assert "nowhere holds neither" in capsys.readouterr().err
+    assert "data.root = nowhere is not a folder" in capsys.readouterr().err
 
 
 @pytest.mark.slow
