@@ -82,8 +82,8 @@ def test_each_attempt_agrees_on_devices_and_keeps_no_tensor_of_the_one_before(
 
     build = TrainingParts.__init__
 
-    def remember(parts: TrainingParts, *arguments: object) -> None:
-        build(parts, *arguments)  # type: ignore[arg-type]
+    def remember(parts: TrainingParts, *arguments: object, **options: object) -> None:
+        build(parts, *arguments, **options)  # type: ignore[arg-type]
         parts.model.__dict__["bound"] = parts.model.forward  # a cycle, as `torch.compile` and custom networks make
         networks.append(weakref.ref(parts.model))
 
