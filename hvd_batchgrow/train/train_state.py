@@ -120,9 +120,13 @@ class TrainState:
 def _load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     """Load an optimizer's state, but keep the job's settings, such as weight decay: a fork may change them.
 
-    The momentum is state: if it differs from the next phase's, the buffers may be rescaled.
+    What the schedule sets is state. It is set again before the next update, and if the momentum differs from the next
+    phase's, the buffers may be rescaled.
     """
-    settings = [{k: v for k, v in group.items() if k not in {"params", "momentum"}} for group in optimizer.param_groups]
+    scheduled = {"params", "lr", "momentum"}
+    settings = [{k: v for k, v in group.items() if k not in scheduled} for group in optimizer.param_groups]
     optimizer.load_state_dict(state)
     for group, own in zip(optimizer.param_groups, settings, strict=True):
+        if "betas" in own:
+            own["betas"] = (group["betas"][0], own["betas"][1])
         group.update(own)
