@@ -23,6 +23,8 @@ from hvd_batchgrow.nn.ghost.ghost_batch_norm import GhostBatchNorm, GhostBatchNo
 from hvd_batchgrow.nn.torchvision_shim import import_torchvision
 from tests.trained_runs import RUN
 
+pytestmark = pytest.mark.slow
+
 PROGRAMS = {
     "torchscript": "torch.jit.load('net')",
     "exported_program": "torch.export.load('net').module()",

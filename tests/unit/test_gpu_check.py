@@ -23,6 +23,8 @@ from benchmarks.gpu.rows import ROWS, TOTAL_S
 from benchmarks.gpu.test_suite import outcome_of
 from benchmarks.turns import take_turns
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 THIRD_PARTY = [name for name in packages.requirements() if not name.startswith("nvidia")]
 HIDING = """

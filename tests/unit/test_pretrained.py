@@ -344,6 +344,7 @@ def test_a_checkpoint_of_a_run_can_be_loaded(job: str, capsys: pytest.CaptureFix
     assert {name for name in final("small") if "running" not in name} == kept
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("exact", ["true", "false"])
 def test_verify_starts_every_layout_and_its_reference_from_the_file(
     job: str, capsys: pytest.CaptureFixture[str], exact: str

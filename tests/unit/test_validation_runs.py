@@ -90,6 +90,7 @@ def test_keep_best_may_change_at_a_resume(job: str) -> None:
     assert checkpoint.best["samples"][0] > 160  # the first evaluation after the resume
 
 
+@pytest.mark.slow
 def test_verify_uses_the_remaining_samples(job: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", "small.toml", *SPLIT, "--updates", "2"]) == 0
     assert "agrees" in capsys.readouterr().out
