@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 POLL_S, SHOW_S = 0.1, 1.0
@@ -40,7 +41,8 @@ def run_limited(
                 if time.monotonic() - begin > limit_s:
                     return None
                 progress.show(time.monotonic() - begin)
-                time.sleep(POLL_S)
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(POLL_S)
         return process.returncode
     finally:
         if process.poll() is None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,9 +17,9 @@ from hvd_batchgrow.data.pipeline.reader import testing_augment
 from hvd_batchgrow.messages.errors import Fault, JobError, RunError, first_fault
 from hvd_batchgrow.messages.suggest import near_path
 from hvd_batchgrow.storage.regular_files import read_regular
+from hvd_batchgrow.train.run.versions import installed_versions
 
 FILE = "model.json"
-_PACKAGES = ("hvd_batchgrow", "torch", "torchvision", "timm", "numpy", "pillow", "pyarrow")
 
 
 class _Part(BaseModel):
@@ -132,7 +131,7 @@ def describe_model(job: Job, source: DatasetPair) -> ModelDescription:
         preprocessing=cropped,
         table=_table(job, source),
         job=job.model_dump(mode="json", exclude_none=True),
-        versions={"python": platform.python_version(), **_versions()},
+        versions={"python": platform.python_version(), **installed_versions()},
     )
 
 
@@ -162,16 +161,6 @@ def _table(job: Job, source: DatasetPair) -> TableColumns | None:
         unknown_category=job.data.unknown_category,
         first_label=source.schema["first_label"],
     )
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in _PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def read_description(run: Path) -> ModelDescription:

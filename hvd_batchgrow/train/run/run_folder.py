@@ -14,7 +14,6 @@ import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
-from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -41,19 +40,11 @@ from hvd_batchgrow.train.checkpoints.checkpoint import (
 from hvd_batchgrow.train.checkpoints.elastic_state import ElasticState
 from hvd_batchgrow.train.run.fork import changes, fork_run, json_bytes
 from hvd_batchgrow.train.run.model_description import FILE, ModelDescription
+from hvd_batchgrow.train.run.versions import installed_versions
 
 _MEANING = ("features", "categories", "classes", "first_label", "validation")
 """Keys of the data's schema that define the meaning of the network's inputs and outputs, and which samples are held
 out."""
-_PACKAGES = (
-    "hvd_batchgrow",
-    "torch",
-    "horovod",
-    "mpi4py",
-    "nvidia-dali-cuda130",
-    "nvidia-dali-cuda120",
-    "numpy",
-)
 
 
 def open_run(
@@ -337,7 +328,7 @@ def _record(ranks: Ranks, hardware: Hardware) -> dict[str, Any]:
         "argv": sys.argv,
         "host": socket.gethostname(),
         "python": platform.python_version(),
-        "packages": {name: version for name in _PACKAGES if (version := _version(name))},
+        "packages": installed_versions(),
         "ghost_norm_on_cpu": kernels_for_cpu(),
         "arithmetic": arithmetic(),
         "hardware": asdict(hardware),
@@ -347,13 +338,6 @@ def _record(ranks: Ranks, hardware: Hardware) -> dict[str, Any]:
         "git_diff": _git("diff", "HEAD"),
         "slurm": {key: value for key, value in os.environ.items() if key.startswith("SLURM_JOB_")},
     }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _git(*arguments: str) -> str | None:
