@@ -43,9 +43,9 @@ class Pass:
     keys: Tensor
     """(k·γ,) keys for keyed dropout, see `sample_keys`."""
 
-    def micro_batch(self, inputs: Any, labels: Any) -> MicroBatch:
+    def micro_batch(self, inputs: Any, targets: Any) -> MicroBatch:
         """Return a micro-batch for `UpdateEngine.update`; the rows must be in the order of `ids`."""
-        return MicroBatch(inputs, labels, self.slots, keys=self.keys)
+        return MicroBatch(inputs, targets, self.slots, keys=self.keys)
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,7 @@ def small_source() -> DatasetPair:
 
 def labels_of(samples: Dataset) -> list[int]:
     """The classes of all samples."""
-    labels: list[int] = samples.labels[np.arange(len(samples))].tolist()
+    labels: list[int] = samples.targets[np.arange(len(samples))].tolist()
     return labels
 
 
@@ -97,7 +97,7 @@ def write_idx_folder(folder: Path, source: DatasetPair) -> Path:
             gzip.compress(idx_bytes(part.fetch(np.arange(len(part)))[..., 0]))
         )
         (folder / f"{prefix}-labels-idx1-ubyte").write_bytes(
-            idx_bytes(part.labels[np.arange(len(part))].astype(np.uint8))
+            idx_bytes(part.targets[np.arange(len(part))].astype(np.uint8))
         )
     return folder
 

@@ -104,7 +104,7 @@ each_form = pytest.mark.parametrize("form", [FOLDER, TARS, RECORDS], ids=lambda 
 
 def assert_holds(samples: Any, expected: Sequence[Picture]) -> None:
     assert isinstance(samples, EncodedDataset)
-    assert samples.labels.tolist() == [image.label for image in expected]
+    assert samples.targets.tolist() == [image.label for image in expected]
     assert samples.sizes.tolist() == [list(image.pixels.shape[:2]) for image in expected]
     for k, (data, image) in enumerate(zip(samples.fetch(np.arange(len(samples))), expected, strict=True)):
         assert data.tobytes() == image.data

@@ -36,7 +36,7 @@ def load_own(data: DataSection) -> DatasetPair:
         raise RunError(f"data.source = {data.source!r} failed: {describe_error(error)}") from error
     if faults:
         raise JobError([Fault("data.source", f"{data.source}: {fault}") for fault in faults])
-    labels = source.train.labels, source.test.labels
+    labels = source.train.targets, source.test.targets
     if not all(isinstance(found, np.ndarray) for found in labels):  # computed labels may be of any number
         return source  # type: ignore[no-any-return]
     notes = (*source.notes, *notes_on_classes(*labels, source.num_classes))
@@ -58,7 +58,7 @@ def check_own(source: Any, shape: tuple[int, ...] | None = None) -> list[str]:
     if source.validation is not None:
         return ["validation must be None: data.validation_fraction draws the validation samples from train"]
     sets = (("train", source.train), ("test", source.test))
-    members = ("kind", "shape", "labels", "sizes", "fetch", "locate", "__len__")
+    members = ("kind", "shape", "targets", "sizes", "fetch", "locate", "__len__")
     lacking = [f"{part} lacks {member}" for part, samples in sets for member in members if not hasattr(samples, member)]
     if lacking:
         return lacking
@@ -90,7 +90,7 @@ def _sample_faults(samples: Dataset) -> list[str]:
     labels = _first_labels(samples)
     if labels.dtype != np.int64 or labels.ndim != 1:
         faults.append(f"labels must be int64 (n,), are {labels.dtype} of {labels.ndim} axes")
-    labelled: Any = samples.labels
+    labelled: Any = samples.targets
     num_labels = len(labelled) if hasattr(labelled, "__len__") else len(samples)
     if num_labels != len(samples):
         faults.append(f"has {len(samples)} samples and {num_labels} labels")
@@ -99,9 +99,9 @@ def _sample_faults(samples: Dataset) -> list[str]:
 
 def _first_labels(samples: Dataset) -> Any:
     """Return all labels of an array, or the first million of computed labels."""
-    if isinstance(samples.labels, np.ndarray):
-        return samples.labels
-    return np.asarray(samples.labels[np.arange(min(len(samples), 10**6))])
+    if isinstance(samples.targets, np.ndarray):
+        return samples.targets
+    return np.asarray(samples.targets[np.arange(min(len(samples), 10**6))])
 
 
 def _fetch_faults(samples: Dataset) -> list[str]:

@@ -45,9 +45,9 @@ def _loss_and_top1(parts: TrainingParts, ranks: Ranks, samples: Dataset) -> tupl
             parts.heartbeat.at("evaluating")
             with autocast(parts.device, parts.job.update.precision):
                 logits = parts.model(as_parameters(part.inputs, parts.model)).float()
-            sums[0] += nn.functional.cross_entropy(logits, part.labels, reduction="sum")
-            sums[1] += (logits.argmax(1) == part.labels).sum()
-            sums[2] += len(part.labels)
+            sums[0] += nn.functional.cross_entropy(logits, part.targets, reduction="sum")
+            sums[1] += (logits.argmax(1) == part.targets).sum()
+            sums[2] += len(part.targets)
     parts.heartbeat.at(WAITING)
     loss, correct, count = ranks.sum(sums, "evaluation").tolist()
     return loss / count, correct / count

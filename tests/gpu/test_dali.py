@@ -74,7 +74,7 @@ def read(job: Job, device: torch.device, passes: Sequence[tuple[int, ...]]) -> l
                 busy = busy @ busy / 4096
         assert micro_batch.inputs.device == device
         # The copy is queued behind the work above: the batch's memory must not be used again before.
-        found.append(MicroBatch(micro_batch.inputs.clone(), micro_batch.labels.clone(), micro_batch.slots))
+        found.append(MicroBatch(micro_batch.inputs.clone(), micro_batch.targets.clone(), micro_batch.slots))
     return found
 
 
@@ -103,7 +103,7 @@ def test_images_are_those_of_the_torch_pipeline(each_device: torch.device, folde
     batches = read(job_of(folder, each_device, "dali", channels_last=channels_last), each_device, PASSES)
     expected = read(job_of(folder, cpu, "torch"), cpu, PASSES)
     for batch, right in zip(batches, expected, strict=True):
-        assert batch.labels.cpu().tolist() == right.labels.tolist()
+        assert batch.targets.cpu().tolist() == right.targets.tolist()
         assert batch.inputs.shape == right.inputs.shape
         layout = torch.channels_last if channels_last else torch.contiguous_format
         assert batch.inputs.is_contiguous(memory_format=layout)

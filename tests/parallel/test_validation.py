@@ -54,9 +54,9 @@ def test_the_validation_set_is_evaluated_during_training_and_the_test_set_once_a
     assert 540 <= samples[1] < 540 + 96
     assert samples[2:] == [end, end]
     ids = held_out_ids(NUM_TRAIN, 0.1, job.seed)
-    expected = results(trainer.parts.model, whole.train.values[ids], whole.train.labels[ids])
+    expected = results(trainer.parts.model, whole.train.values[ids], whole.train.targets[ids])
     assert (recorder.evaluations[2].loss, recorder.evaluations[2].top1) == pytest.approx(expected, rel=1e-5)
-    expected = results(trainer.parts.model, whole.test.values, whole.test.labels)
+    expected = results(trainer.parts.model, whole.test.values, whole.test.targets)
     assert (recorder.evaluations[3].loss, recorder.evaluations[3].top1) == pytest.approx(expected, rel=1e-5)
     assert ended.evaluation == recorder.evaluations[3]
     again = newest(ranks, tmp_path)
@@ -77,7 +77,7 @@ def test_a_run_on_the_split_trains_as_on_a_set_that_never_had_the_held_out_sampl
     whole = small_source()
     assert isinstance(whole.train, ArrayDataset)
     left = sorted(set(range(NUM_TRAIN)) - set(held_out_ids(NUM_TRAIN, 0.1, 7).tolist()))
-    smaller = replace(whole, train=ArrayDataset(whole.train.values[left], whole.train.labels[left]))
+    smaller = replace(whole, train=ArrayDataset(whole.train.values[left], whole.train.targets[left]))
     split, _ = train(small_job(data=SPLIT), ranks, tmp_path / "split", source=split_source())
     alone, _ = train(
         small_job(data={"pipeline": "torch", "num_samples": 270}), ranks, tmp_path / "alone", source=smaller

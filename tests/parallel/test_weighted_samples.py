@@ -44,8 +44,8 @@ def token_losses(model: nn.Module, inputs: Tensor, targets: Tensor, lengths: Ten
 
 def per_token(weight: float = 1.0) -> Forward:
     def forward(model: nn.Module, micro_batch: MicroBatch) -> Losses:
-        lengths = micro_batch.labels[1]
-        each, correct = token_losses(model, micro_batch.inputs, micro_batch.labels[0], lengths)
+        lengths = micro_batch.targets[1]
+        each, correct = token_losses(model, micro_batch.inputs, micro_batch.targets[0], lengths)
         metrics = {"token_accuracy": (correct.sum(), lengths.sum())}
         return Losses(weight * each.sum(1), weight * lengths.double(), metrics)
 

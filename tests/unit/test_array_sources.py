@@ -41,7 +41,7 @@ def load(source: str, root: Path | None = None, **keys: Any) -> DatasetPair:
 def everything(samples: Dataset) -> tuple[NDArray[Any], NDArray[np.int64]]:
     """Return all values and labels; fetch them in reverse, to test the order of ids, and restore the order."""
     ids = np.arange(len(samples))[::-1]
-    return samples.fetch(ids)[::-1], samples.labels[ids][::-1]
+    return samples.fetch(ids)[::-1], samples.targets[ids][::-1]
 
 
 def images(count: int, *shape: int) -> NDArray[np.uint8]:

@@ -104,10 +104,10 @@ def test_labels_may_count_from_1_if_the_job_says_how_many_there_are(tmp_path: Pa
     with pytest.raises(JobError, match=fault.format(place(kind, "train", 1) + " 1")):
         load(tmp_path, kind, [3, 1, 2], test=[1, 2])
     source = load(tmp_path, kind, [3, 1, 2], test=[1, 2], num_classes=3)
-    assert source.train.labels[np.arange(3)].tolist() == [2, 0, 1]
-    assert source.test.labels[np.arange(2)].tolist() == [0, 1]
+    assert source.train.targets[np.arange(3)].tolist() == [2, 0, 1]
+    assert source.test.targets[np.arange(2)].tolist() == [0, 1]
     from_0 = load(tmp_path, kind, [3, 1, 2], test=[1, 2], num_classes=4)
-    assert from_0.train.labels[np.arange(3)].tolist() == [3, 1, 2]
+    assert from_0.train.targets[np.arange(3)].tolist() == [3, 1, 2]
     assert from_0.notes == ("1 of 4 classes never occurs in training: 0",)
     with pytest.raises(RunError, match=r"1 of 2 test labels is not in 1 … 3: .*" + place(kind, "test", 1) + " 0"):
         load(tmp_path, kind, [3, 1, 2], test=[1, 0], num_classes=3)

@@ -66,7 +66,7 @@ def test_updates_over_the_end_of_an_epoch_and_of_the_run_are_plain_torchs(tmp_pa
         optimizer.param_groups[0]["lr"] = schedule.at(samples).lr
         optimizer.zero_grad()
         logits = plain((pixels / 255 - 0.5) / 0.25)
-        nn.functional.cross_entropy(logits, torch.from_numpy(source.train.labels[ids])).backward()
+        nn.functional.cross_entropy(logits, torch.from_numpy(source.train.targets[ids])).backward()
         optimizer.step()
         samples += 48
     assert samples == trainer.state.samples == 672  # 14 updates: 2.2 epochs are 660 samples

@@ -117,7 +117,7 @@ def test_both_pipelines_give_the_same_bytes_of_arrays() -> None:
         read("torch", feed_of(samples, 8), 3, 2, 40), read("dali", feed_of(samples, 8), 3, 2, 40), strict=True
     ):
         assert torch.equal(ours.inputs, theirs.inputs)
-        assert torch.equal(ours.labels, theirs.labels)
+        assert torch.equal(ours.targets, theirs.targets)
         assert (ours.ids == theirs.ids).all()
 
 
@@ -160,7 +160,7 @@ def test_a_sample_has_the_same_pixels_in_every_layout(
             part = slice(k * micro_batch, (k + 1) * micro_batch)
             assert (found.stream_index == np.arange(part.start, part.stop)).all()
             assert (found.ids == expected.ids[part]).all()
-            assert torch.equal(found.labels, expected.labels[part])
+            assert torch.equal(found.targets, expected.targets[part])
             assert torch.equal(found.inputs, expected.inputs[part])
 
 
@@ -394,7 +394,7 @@ def test_a_bad_sample_is_replaced_by_the_next_of_the_stream(
             after = order[k * group + 1 : (k + 1) * group + 1]
             assert (batch.ids == np.where(wanted == 6, after, wanted)).all()
             assert (batch.replaced == (wanted == 6)).all()
-            assert batch.labels.tolist() == [id_ % 7 for id_ in batch.ids]
+            assert batch.targets.tolist() == [id_ % 7 for id_ in batch.ids]
     assert set(reported) == (set() if how == "known" else {6})
     assert len(reported) <= ranks  # each rank finds out once
 

@@ -24,7 +24,7 @@ def load(source: str, seed: int = 7, **keys: Any) -> DatasetPair:
 
 def everything(samples: Dataset) -> tuple[NDArray[Any], NDArray[np.int64]]:
     ids = np.arange(len(samples))
-    return samples.fetch(ids), samples.labels[ids]
+    return samples.fetch(ids), samples.targets[ids]
 
 
 synthetic = pytest.mark.parametrize("source", ["synthetic_images", "synthetic_rows"])
@@ -37,9 +37,9 @@ def test_a_synthetic_sample_is_a_function_of_seed_and_id_alone(source: str) -> N
     ids = np.array([0, 5, 2**32 + 5, count - 1, 5])
     together = train.fetch(ids)
     again = load(source, num_samples=count).train
-    for k, value, label in zip(ids, together, train.labels[ids], strict=True):
+    for k, value, label in zip(ids, together, train.targets[ids], strict=True):
         assert (again.fetch(np.array([k]))[0] == value).all()
-        assert again.labels[np.array([k])] == label
+        assert again.targets[np.array([k])] == label
     assert len({value.tobytes() for value in together}) == 4
     other = load(source, seed=8, num_samples=count).train
     assert (other.fetch(ids) != together).any(axis=tuple(range(1, together.ndim))).all()

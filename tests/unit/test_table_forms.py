@@ -32,7 +32,7 @@ def load(root: Path, num_samples: int = 2, **keys: Any) -> DatasetPair:
 def read(root: Path, text: str | bytes, **keys: Any) -> tuple[list[list[float]], list[int]]:
     (root / "train.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
     source = load(root, **keys)
-    return source.train.fetch(np.arange(len(source.train))).tolist(), source.train.labels[np.arange(2)].tolist()
+    return source.train.fetch(np.arange(len(source.train))).tolist(), source.train.targets[np.arange(2)].tolist()
 
 
 # --- csv -------------------------------------------------------------------------------------
@@ -194,7 +194,7 @@ def test_the_row_index_of_pandas_is_neither_a_feature_nor_the_label(
     write_pandas(tmp_path / "train.parquet", columns, index)
     source = load(tmp_path)
     assert source.train.fetch(np.arange(2)).tolist() == [[1.5], [3.0]]
-    assert source.train.labels[np.arange(2)].tolist() == Y
+    assert source.train.targets[np.arange(2)].tolist() == Y
     noted = {note.partition("'")[2].partition("'")[0] for note in source.notes}
     assert noted == used
     assert load(tmp_path, ignore_columns=tuple(used)).num_classes == 2  # naming them changes nothing
@@ -209,4 +209,4 @@ def test_an_index_column_without_metadata_is_asked_about(tmp_path: Path) -> None
     pq.write_table(pa.table({"x": X, "y": Y, "__index_level_0__": [9, 4]}), tmp_path / "train.parquet")
     with pytest.raises(RunError, match=r"2 is called '__index_level_0__'; data.ignore_columns = \[2\] skips it"):
         load(tmp_path)
-    assert load(tmp_path, ignore_columns=("__index_level_0__",)).train.labels[np.arange(2)].tolist() == Y
+    assert load(tmp_path, ignore_columns=("__index_level_0__",)).train.targets[np.arange(2)].tolist() == Y

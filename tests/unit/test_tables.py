@@ -42,7 +42,7 @@ def load(kind: str, root: Path | None, num_samples: int, seed: int = 7, **keys: 
 
 def everything(samples: Dataset) -> tuple[NDArray[Any], NDArray[np.int64]]:
     ids = np.arange(len(samples))[::-1]
-    return samples.fetch(ids)[::-1], samples.labels[ids][::-1]
+    return samples.fetch(ids)[::-1], samples.targets[ids][::-1]
 
 
 def columns(count: int, **others: Any) -> dict[str, Any]:

@@ -67,7 +67,7 @@ def test_a_micro_batch_must_have_the_samples_of_its_ghost_batches() -> None:
             ValueError, match=r"micro-batch of 2 ghost batches of 4; it must return the loss of each sample, \(8,\)"
         ):
             serve(engine_of(nn.Linear(5, 3)), micro_batches)
-    nowhere = [MicroBatch(part.inputs, part.labels, ()) for part in passes()]
+    nowhere = [MicroBatch(part.inputs, part.targets, ()) for part in passes()]
     with pytest.raises(ValueError, match="micro-batch of 0 ghost batches"):
         serve(engine_of(nn.Linear(5, 3)), nowhere)
 
@@ -90,7 +90,7 @@ def test_ghost_batches_processed_twice_or_never_raise_before_the_step() -> None:
             serve(engine, micro_batches)
         assert all(torch.equal(value, before[name]) for name, value in engine.model.state_dict().items())
         assert not serve(engine, [one, two]).skipped
-    beyond = MicroBatch(two.inputs, two.labels, (3, 4))
+    beyond = MicroBatch(two.inputs, two.targets, (3, 4))
     with pytest.raises(ValueError, match=r"slots \[4\] must be in 0 … 3: the update has 4 ghost batches"):
         serve(engine_of(nn.Linear(5, 3)), [one, beyond])
 
@@ -105,7 +105,7 @@ def test_too_few_passes_raise() -> None:
 
 def test_a_mean_in_the_place_of_losses_is_refused() -> None:
     def forward(model: nn.Module, micro_batch: MicroBatch) -> Losses:
-        return Losses(nn.functional.cross_entropy(model(micro_batch.inputs), micro_batch.labels))
+        return Losses(nn.functional.cross_entropy(model(micro_batch.inputs), micro_batch.targets))
 
     with pytest.raises(ValueError, match=r"losses of shape \(\) for .*reduction='none'"):
         serve(engine_of(nn.Linear(5, 3), forward=forward), passes())

@@ -84,7 +84,7 @@ def test_validation_images_are_read_without_augmentation() -> None:
     ids = held_out_ids(NUM_TRAIN, 0.1, 7)
     pixels = (torch.from_numpy(whole.train.values[ids]).permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.25
     torch.testing.assert_close(batch.inputs, pixels, rtol=1e-6, atol=1e-6)
-    assert batch.labels.tolist() == whole.train.labels[ids].tolist()
+    assert batch.targets.tolist() == whole.train.targets[ids].tolist()
 
 
 @pytest.mark.parametrize("pipeline", ["torch", "dali"])
@@ -98,7 +98,7 @@ def test_a_subset_of_encoded_images_is_decoded_like_the_whole_set(tmp_path: Path
     reader = Reader(data, source, torch.device("cpu"), 1, raise_bad, 12)
     (everything,), (part,) = reader.testing([range(12)]), reader.testing([range(3)], source.validation)
     assert torch.equal(part.inputs, everything.inputs[torch.from_numpy(ids)])
-    assert part.labels.tolist() == [int(k) % 7 for k in ids]
+    assert part.targets.tolist() == [int(k) % 7 for k in ids]
 
 
 def test_a_bad_sample_of_a_subset_has_its_id_there_and_its_own_file(tmp_path: Path) -> None:

@@ -78,5 +78,5 @@ def array_source(
     if train.shape != test.shape:
         raise RunError(f"{names[1]}: a test sample is {test.shape}, one of {names[0]} {train.shape}")
     mean, std = (tuple(map(float, arrays[key])) for key in ("mean", "std"))
-    notes = notes_on_classes(train.labels, test.labels, num_classes)
+    notes = notes_on_classes(train.targets, test.targets, num_classes)
     return DatasetPair(train, test, num_classes, mean, std, notes, {"first_label": first})

@@ -42,11 +42,11 @@ def raise_bad(bad: BadSample) -> None:
     raise bad
 
 
-class Labels(Protocol):
-    """The classes of N samples: an array of int64, or an object that computes them."""
+class Targets(Protocol):
+    """The targets of N samples: an array (N, …), or an object that computes them."""
 
-    def __getitem__(self, ids: Ids, /) -> NDArray[np.int64]:
-        """Return the class of each sample, (n,)."""
+    def __getitem__(self, ids: Ids, /) -> NDArray[Any]:
+        """Return the target of each sample, (n, …)."""
 
 
 class Dataset(Protocol):
@@ -61,8 +61,8 @@ class Dataset(Protocol):
         """Shape of one sample: (H, W, C), (features,), or (0, 0, C) if each image has its own size."""
 
     @property
-    def labels(self) -> Labels:
-        """Class of each sample."""
+    def targets(self) -> Targets:
+        """What the network should answer for each sample: its class, int64 (n,), or what the task needs."""
 
     @property
     def sizes(self) -> NDArray[np.int32]:
@@ -93,7 +93,7 @@ class ArrayDataset:
     """Images of one size, uint8 (N, H, W, C), or rows of numbers (N, features): one array, in memory or mapped."""
 
     values: NDArray[Any]
-    labels: NDArray[np.int64]
+    targets: NDArray[Any]
     name: str = "array"
     """For messages: the file, or what else the array is."""
     sizes: NDArray[np.int32] = field(default_factory=lambda: NO_SIZES)
@@ -109,7 +109,7 @@ class ArrayDataset:
         return self.values.shape[1:]
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.targets)
 
     def fetch(self, ids: Ids) -> NDArray[Any]:
         """See `Dataset`. Integer rows become float64, which is exact up to 2⁵³."""

@@ -24,7 +24,7 @@ class Subset:
 
     def __init__(self, whole: Dataset, size: int, ids_in_whole: Callable[[Ids], Ids]) -> None:
         self.whole, self._size, self.ids_in_whole = whole, size, ids_in_whole
-        self.labels = _SubsetLabels(self)
+        self.targets = _SubsetTargets(self)
 
     def __len__(self) -> int:
         return self._size
@@ -58,14 +58,14 @@ class Subset:
         return self.whole.locate(int(self.ids_in_whole(np.array([sample_id]))[0]))
 
 
-class _SubsetLabels:
-    """The classes of a subset."""
+class _SubsetTargets:
+    """The targets of a subset."""
 
     def __init__(self, subset: Subset) -> None:
         self._subset = subset
 
     def __getitem__(self, ids: Ids, /) -> NDArray[np.int64]:
-        return self._subset.whole.labels[self._subset.ids_in_whole(ids)]
+        return self._subset.whole.targets[self._subset.ids_in_whole(ids)]
 
 
 def origin(samples: Dataset, sample_id: int) -> tuple[Dataset, int]:

@@ -60,7 +60,7 @@ class EncodedDataset:
 
     def __init__(self, root: Path, index: Arrays, *, apply_orientation: bool = False) -> None:
         self.root, self.apply_orientation = root, apply_orientation
-        self.labels: NDArray[np.int64] = index["labels"]
+        self.targets: NDArray[np.int64] = index["labels"]
         self.sizes: NDArray[np.int32] = index["sizes"]
         if apply_orientation:
             lies_on_side = index["orientations"][:, None] >= 5
@@ -74,7 +74,7 @@ class EncodedDataset:
         return partial(EncodedDataset, apply_orientation=self.apply_orientation), (self.root, self._index)
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.targets)
 
     def labelled(self, labels: NDArray[np.int64]) -> EncodedDataset:
         """Return the same images with other labels."""
@@ -186,11 +186,11 @@ def encoded_source(
     """
     for samples in (train, test):
         report_bad(samples, data.on_bad_sample)
-    first, num_classes = count_classes(train.labels, num_classes, train.locate)
-    check_range(test.labels, first, num_classes, test.locate, "test")
+    first, num_classes = count_classes(train.targets, num_classes, train.locate)
+    check_range(test.targets, first, num_classes, test.locate, "test")
     if first:
-        train, test = (samples.labelled(samples.labels - first) for samples in (train, test))
-    notes = notes_on_classes(train.labels, test.labels, num_classes)
+        train, test = (samples.labelled(samples.targets - first) for samples in (train, test))
+    notes = notes_on_classes(train.targets, test.targets, num_classes)
     mean = _channels("data.mean", data.mean, IMAGENET_MEAN)
     std = _channels("data.std", data.std, IMAGENET_DEVIATION)
     return DatasetPair(train, test, num_classes, mean, std, notes, {"first_label": first})

@@ -89,17 +89,17 @@ def load(data: DataSection, seed: int, report: ReportProgress) -> DatasetPair:
     """
     train, test = load_sets(data, _FORMAT, report)
     report_bad(train, data.on_bad_sample)
-    known = train.labels[train.labels != _UNKNOWN_LABEL]
+    known = train.targets[train.targets != _UNKNOWN_LABEL]
     first = first_label(known, data.num_classes)
     return encoded_source(data, _counted_from(first, train), _counted_from(first, test), data.num_classes)
 
 
 def _counted_from(first: int, samples: EncodedDataset) -> EncodedDataset:
-    unknown = samples.labels == _UNKNOWN_LABEL
+    unknown = samples.targets == _UNKNOWN_LABEL
     if not first and not unknown.any():
         return samples
     # Bad samples are never used, so any label will do.
-    return samples.labelled(np.where(unknown, 0, samples.labels - first))
+    return samples.labelled(np.where(unknown, 0, samples.targets - first))
 
 
 def _read_shard(root: Path, name: str, faults: Faults, labels: tuple[str, ...]) -> Iterator[Entry]:

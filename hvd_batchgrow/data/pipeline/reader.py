@@ -33,11 +33,11 @@ from hvd_batchgrow.messages.errors import Fault, JobError, RunError
 
 @dataclass(frozen=True)
 class GhostBatches:
-    """Consecutive ghost batches of a rank, or a part of a test set: n samples, as the network's inputs and labels."""
+    """Consecutive ghost batches of a rank, or a part of a test set: n samples, as the network's inputs and targets."""
 
     inputs: Tensor
     """(n, C, H, W) or (n, features)."""
-    labels: Tensor
+    targets: Tensor
     """int64 (n,)."""
     stream_index: Ids
     """(n,) indices in the stream."""
@@ -48,7 +48,7 @@ class GhostBatches:
 
     def __getitem__(self, part: slice) -> GhostBatches:
         return GhostBatches(
-            self.inputs[part], self.labels[part], self.stream_index[part], self.ids[part], self.replaced[part]
+            self.inputs[part], self.targets[part], self.stream_index[part], self.ids[part], self.replaced[part]
         )
 
 
@@ -173,8 +173,8 @@ def batches(
         try:
             for raw, values in inputs(group):
                 group = raw.next_group  # ranges without good samples are skipped
-                labels = to_device(torch.from_numpy(raw.labels), values.device)
-                yield GhostBatches(values, labels, raw.stream_index, raw.ids, raw.replaced)
+                targets = to_device(torch.from_numpy(raw.targets), values.device)
+                yield GhostBatches(values, targets, raw.stream_index, raw.ids, raw.replaced)
             return
         except BadSample as bad:
             sampler.replace(bad)

@@ -43,7 +43,7 @@ class RawBatch:
     """(n,) indices in the stream."""
     ids: Ids
     """(n,) sample ids, after replacement of bad samples."""
-    labels: NDArray[np.int64]
+    targets: NDArray[np.int64]
     """(n,)."""
     values: Any
     """From `Dataset.fetch`; None before."""
@@ -96,8 +96,8 @@ class TrainSampler:
                 next_group = first_group + self.num_groups(first_group) * stride
                 part = slice(*(self.group * ((group - groups.start) // stride) for group in (first_group, next_group)))
                 first_group = min(next_group, groups.stop)
-                labels, place = self.samples.labels[ids[part]], placement and placement[part]
-                yield RawBatch(first_group, stream_index[part], ids[part], labels, None, place, replaced[part])
+                targets, place = self.samples.targets[ids[part]], placement and placement[part]
+                yield RawBatch(first_group, stream_index[part], ids[part], targets, None, place, replaced[part])
 
     def _num_drawn(self, group: int, stride: int) -> int:
         """Return the number of ghost batches of the next batches, whose ids and draws are computed in one call."""
@@ -165,7 +165,7 @@ class EvalSampler:
                 placement = self.augment.sample_crops(np.empty((len(ids), 0)), sizes_of(self.samples, ids))
             if len(ids):
                 replaced = np.zeros(len(ids), dtype=bool)
-                yield RawBatch(group + stride, ids, ids, self.samples.labels[ids], None, placement, replaced)
+                yield RawBatch(group + stride, ids, ids, self.samples.targets[ids], None, placement, replaced)
 
     def replace(self, bad: BadSample) -> None:
         """Skip a bad sample from now on. Raises what `on_bad_sample` raises."""

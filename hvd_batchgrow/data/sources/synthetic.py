@@ -83,7 +83,7 @@ class SyntheticDataset:
 
     def __init__(self, kind: Kind, shape: tuple[int, ...], seed: int, ids: range, num_classes: int) -> None:
         self.kind, self.shape = kind, shape
-        self.labels = SyntheticLabels(seed, ids, num_classes)
+        self.targets = SyntheticLabels(seed, ids, num_classes)
         generator = np.random.Generator(np.random.Philox(key=seed))
         tables: tuple[NDArray[Any], NDArray[Any]]
         tables = (_image_tables if kind == "images" else _row_tables)(generator, shape, num_classes)
@@ -91,12 +91,12 @@ class SyntheticDataset:
         self._windows: NDArray[Any] = sliding_window_view(tables[1], math.prod(shape))
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.targets)
 
     def fetch(self, ids: Ids) -> NDArray[Any]:
         """See `Dataset`."""
-        words = self.labels.words(ids)
-        labels = self.labels.of_words(words)
+        words = self.targets.words(ids)
+        labels = self.targets.of_words(words)
         first, second = (words[1:3] & np.uint64(len(self._windows) - 1)).astype(np.int64)
         samples = np.empty((len(labels), self._windows.shape[1]), dtype=self._windows.dtype)
         length = max(1, _BLOCK_BYTES // samples[:1].nbytes) if len(labels) else 1

@@ -83,7 +83,7 @@ class Rows:
     """(n, columns) of the file: numbers, NaN if missing, and codes of categories."""
     members: Ids | None
     """(N,) indices of the rows; None: all."""
-    labels: NDArray[np.int64]
+    targets: NDArray[Any]
     """(N,)."""
     encoding: Encoding
     place: Callable[[int], str]
@@ -97,7 +97,7 @@ class Rows:
         return (sum(self.encoding.widths(self.values.shape[1])),)
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.targets)
 
     def fetch(self, ids: Ids) -> NDArray[Any]:
         """See `Dataset`."""

@@ -66,7 +66,7 @@ def table_source(table: Table, data: DataSection, seed: int, report: ReportProgr
     fit = _fit(table, data, seed, report)
     train, test = (_rows(table, fit, part, first, data) for part in ("train", "test"))
     mean, std = train.encoding.spread(fit["mean"], 0.0), train.encoding.spread(fit["std"], 1.0)
-    notes = *map(str, arrays.get("notes", ())), *notes_on_classes(train.labels, test.labels, num_classes, classes)
+    notes = *map(str, arrays.get("notes", ())), *notes_on_classes(train.targets, test.targets, num_classes, classes)
     schema = _schema(table, fit, train.encoding, classes, first)
     return DatasetPair(train, test, num_classes, tuple(mean.tolist()), tuple(std.tolist()), notes, schema)
 

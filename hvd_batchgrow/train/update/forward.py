@@ -20,8 +20,8 @@ class MicroBatch:
 
     inputs: Any
     """k·γ samples: (k·γ, C, H, W) images, (k·γ, features), or the inputs of a custom forward."""
-    labels: Any
-    """(k·γ,), or the labels of a custom forward."""
+    targets: Any
+    """(k·γ,) classes, or the targets of a custom forward."""
     slots: tuple[int, ...]
     """Position of each of its k ghost batches in the update, 0 … B/γ - 1."""
     digest: int = 0
@@ -60,7 +60,7 @@ def classify(rule: UpdateSection) -> Forward:
 
     def forward(model: nn.Module, micro_batch: MicroBatch) -> Losses:
         inputs = as_parameters(micro_batch.inputs, model)
-        labels = micro_batch.labels.to(inputs.device, non_blocking=True)
+        labels = micro_batch.targets.to(inputs.device, non_blocking=True)
         with autocast(inputs.device, rule.precision):
             logits = model(inputs)
         each = nn.functional.cross_entropy(

@@ -69,7 +69,7 @@ def join_groups(
     stream_index, ids = (np.concatenate([getattr(group, part) for group in groups]) for part in ("stream_index", "ids"))
     return MicroBatch(
         _joined([group.inputs for group in groups]),
-        _joined([group.labels for group in groups]),
+        _joined([group.targets for group in groups]),
         slots,
         digest(stream_index, ids),
         [
