@@ -14,8 +14,9 @@ from pydantic import ValidationError
 from hvd_batchgrow.config import DataSection, Job, ModelSection
 from hvd_batchgrow.config.layout import LayoutSection
 from hvd_batchgrow.config.optim import GroupSection
+from hvd_batchgrow.config.task import TaskSection
 from hvd_batchgrow.config.types import Section
-from hvd_batchgrow.data.source_checks import check_data, known_num_samples
+from hvd_batchgrow.data.source_checks import check_data, check_targets, known_num_samples
 from hvd_batchgrow.messages.errors import MOST_REPORTED, Fault, JobError
 from hvd_batchgrow.messages.value_faults import choice_fault, value_fault
 from hvd_batchgrow.messages.wording import dotted, shown
@@ -23,6 +24,7 @@ from hvd_batchgrow.nn.checks.model_keys import check_network
 from hvd_batchgrow.schedule.job_model import job_model
 from hvd_batchgrow.schedule.validation.key_checks import impossible_faults, key_faults
 from hvd_batchgrow.storage.toml_file import read_toml, read_value, tamed, value_text
+from hvd_batchgrow.tasks.task_keys import check_task_keys
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
@@ -57,7 +59,8 @@ def parse_job(tree: Mapping[str, Any], source: str = "job") -> Job:
         faults += [*_key_faults(error), *_section_faults(tree)]
         faults += _faults_of_the_rest(tree, faults)
         raise JobError(_in_file_order(faults), source) from None
-    if faults := [*faults, *check_data(job.data), *check_network(job.model)]:
+    faults += [*check_data(job.data), *check_targets(job.data, job.task.target)]
+    if faults := [*faults, *check_network(job.model), *check_task_keys(job.task)]:
         raise JobError(_in_file_order(faults), source)
     return job
 
@@ -210,6 +213,8 @@ def _section_faults(tree: Mapping[str, Any]) -> list[Fault]:
     faults = []
     with suppress(ValidationError):
         faults += check_data(DataSection.model_validate(tree.get("data")))
+    with suppress(ValidationError):
+        faults += check_task_keys(TaskSection.model_validate(tree.get("task", {})))
     with suppress(ValidationError):
         faults += check_network(ModelSection.model_validate(tree.get("model")))
     return faults

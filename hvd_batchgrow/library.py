@@ -21,8 +21,9 @@ from hvd_batchgrow.nn.ghost.ghost_batch_norm import GhostBatchNorm1d, GhostBatch
 from hvd_batchgrow.optim.lars import Lars
 from hvd_batchgrow.schedule.phases import Phase, Schedule
 from hvd_batchgrow.schedule.plan import Plan, compile_plan
+from hvd_batchgrow.tasks.task import Losses
 from hvd_batchgrow.train.update.engine import UpdateEngine, UpdateResult
-from hvd_batchgrow.train.update.forward import Losses, MicroBatch
+from hvd_batchgrow.train.update.forward import MicroBatch
 
 __all__ = ["ArrayDataset", "DatasetPair", "GhostBatchNorm1d", "GhostBatchNorm2d", "KeyedDropout", "Lars", "Losses",
     "MicroBatch", "Pass", "Phase", "Plan", "Ranks", "Schedule", "SingleRank", "Stream", "Update", "UpdateEngine",

@@ -20,8 +20,9 @@ from hvd_batchgrow.nn.ghost.ghost_batch_norm import GhostBatchNorm
 from hvd_batchgrow.nn.networks import small_conv_net
 from hvd_batchgrow.optim.build import build_optimizer
 from hvd_batchgrow.schedule.phases import Phase
+from hvd_batchgrow.tasks.classification import Classification
 from hvd_batchgrow.train.update.engine import UpdateEngine, UpdateResult
-from hvd_batchgrow.train.update.forward import MicroBatch
+from hvd_batchgrow.train.update.forward import MicroBatch, forward_of
 from tests.helpers import small_job
 
 GROUP, NUM_GROUPS, NUM_UPDATES = 8, 12, 3
@@ -85,10 +86,13 @@ def _with_batch_norm(model: nn.Module) -> nn.Module:
     return plain
 
 
-def make_engine(ranks: Ranks, *, exact: bool = False, rule: UpdateSection | None = None) -> UpdateEngine:
+def make_engine(
+    ranks: Ranks, *, exact: bool = False, rule: UpdateSection | None = None, smoothing: float = 0.0
+) -> UpdateEngine:
     model = make_model()
     optim = small_job(optim={"lr": LR, "momentum": MOMENTUM, "weight_decay": WEIGHT_DECAY}).optim
-    return UpdateEngine(model, build_optimizer(model, optim), ranks, exact=exact, rule=rule)
+    forward = forward_of(Classification(smoothing), (rule or UpdateSection()).precision)
+    return UpdateEngine(model, build_optimizer(model, optim), ranks, exact=exact, rule=rule, forward=forward)
 
 
 def serve(

@@ -1,4 +1,4 @@
-"""Write the tables of sources and networks into the reference pages, from what each file registers.
+"""Write the tables of sources, networks and tasks into the reference pages, from what each file registers.
 
 python tools/reference_tables.py        `make format` runs it; tests/unit/test_docs.py compares
 """
@@ -10,6 +10,7 @@ from pathlib import Path
 
 from hvd_batchgrow.config.model_specs import all_models
 from hvd_batchgrow.config.source_specs import SOURCES
+from hvd_batchgrow.config.task_specs import TASKS
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -37,10 +38,15 @@ def with_rows(page: str, heading: str, rows: Sequence[str]) -> str:
 
 
 def main() -> None:
-    """Write both tables."""
+    """Write the tables."""
     sources = [f"| `{spec.name}` | {spec.doc} | {' or '.join(spec.kinds)}" for spec in SOURCES.specs()]
     models = [f"| `{spec.name}` | {spec.doc}" for spec in all_models() if "module:" not in spec.name]
-    for name, heading, rows in (("data.md", "| `data.source` |", sources), ("job-file.md", "| `model.name` |", models)):
+    tasks = [f"| `{spec.name}` | {spec.doc}" for spec in TASKS.specs()]
+    for name, heading, rows in (
+        ("data.md", "| `data.source` |", sources),
+        ("job-file.md", "| `model.name` |", models),
+        ("job-file.md", "| `task.name` |", tasks),
+    ):
         page = DOCS / name
         page.write_text(with_rows(page.read_text(), heading, rows))
 

@@ -9,11 +9,12 @@ from typing import Any
 from hvd_batchgrow.cli.common import terminal
 from hvd_batchgrow.cli.predict import InferenceCommand
 from hvd_batchgrow.messages.errors import ExitCode
+from hvd_batchgrow.messages.wording import metric_texts
 
 
 @dataclass(frozen=True)
 class EvaluateCommand(InferenceCommand):
-    """Print loss and accuracy of a run's weights on its test set, or on other data: --data.root, --data.test."""
+    """Print loss and metrics of a run's weights on its test set, or on other data: --data.root, --data.test."""
 
     json: bool = False
     """Print one JSON object."""
@@ -33,9 +34,8 @@ class EvaluateCommand(InferenceCommand):
             return ExitCode.DONE
         found = result.found
         print(f"{self.folder} at sample {found.samples:,}, {result.num_test:,} test samples")
-        print(f"test loss {found.loss:.4f}, test accuracy {100 * found.top1:.2f} %")
-        if found.average_loss is not None and found.average_top1 is not None:
-            print(
-                f"averaged weights: test loss {found.average_loss:.4f}, test accuracy {100 * found.average_top1:.2f} %"
-            )
+        print(", ".join(f"test {text}" for text in [f"loss {found.loss:.4f}", *metric_texts(found.metrics)]))
+        if found.average_loss is not None:
+            texts = [f"loss {found.average_loss:.4f}", *metric_texts(found.average_metrics)]
+            print(f"averaged weights: {', '.join(f'test {text}' for text in texts)}")
         return ExitCode.DONE

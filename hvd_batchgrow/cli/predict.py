@@ -40,14 +40,14 @@ class InferenceCommand(WeightsCommand):
 
 @dataclass(frozen=True)
 class PredictCommand(InferenceCommand):
-    """Print the classes of photos, or of the rows of csv and parquet files, with their probabilities."""
+    """Print the classes, labels or numbers that a network predicts for photos or for rows of csv and parquet files."""
 
     files: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="FILE ...")] = ()
     """Photos, preprocessed as in the run's evaluation; or tables with the columns of the training rows."""
     format: Literal["csv", "json"] = "csv"
     """csv: one line per class. json: one object per photo or row, on one line."""
-    top: PositiveInt = 1
-    """Number of most probable classes to print."""
+    top: PositiveInt | None = None
+    """Number of most probable classes or labels to print. None: one class, all labels."""
     average: bool = False
     """Use the moving average of the weights (update.ema_samples)."""
 
@@ -69,24 +69,42 @@ class PredictCommand(InferenceCommand):
             print(f"{path}: {fault}", file=sys.stderr)
 
         found = predict(network, self.files, report)
+        task, names = network.description.task, network.description.classes
+        if task.answer == "values" and self.top is not None:
+            fault = "is for classes and labels; all numbers of a regression are printed"
+            raise JobError([Fault("--top", fault)], "command line")
+        count = self.top or (1 if task.answer == "class" else len(names))
         if self.format == "csv":
-            self._print_csv(found, network.description.classes)
+            self._print_csv(found, task.answer, names, count)
         else:
-            for line in self._json_lines(found, network.description.classes):
+            for line in self._json_lines(found, task.answer, names, count):
                 print(line)
         return ExitCode.FAILURE if bad else ExitCode.DONE
 
-    def _print_csv(self, predictions: Iterable[Prediction], classes: Sequence[str]) -> None:
+    def _print_csv(
+        self, predictions: Iterable[Prediction], answer: str | None, names: Sequence[str], count: int
+    ) -> None:
         writer = csv.writer(sys.stdout, lineterminator="\n")
-        writer.writerow(["file", "row", "rank", "class", "probability"])
+        if answer == "values":
+            writer.writerow(["file", "row", *names])
+            for found in predictions:
+                writer.writerow([found.file, found.place, *(f"{value:.6g}" for value in found.values)])
+            return
+        writer.writerow(["file", "row", "rank", "class" if answer == "class" else "label", "probability"])
         for found in predictions:
-            for rank, (k, probability) in enumerate(found.top(self.top), 1):
-                writer.writerow([found.file, found.place, rank, classes[k], f"{probability:.6g}"])
+            for rank, (k, probability) in enumerate(found.top(count), 1):
+                writer.writerow([found.file, found.place, rank, names[k], f"{probability:.6g}"])
 
-    def _json_lines(self, predictions: Iterable[Prediction], classes: Sequence[str]) -> Iterator[str]:
+    def _json_lines(
+        self, predictions: Iterable[Prediction], answer: str | None, names: Sequence[str], count: int
+    ) -> Iterator[str]:
         from hvd_batchgrow.storage.strict_json import dump_json
 
         for found in predictions:
-            top = [{"class": classes[k], "probability": probability} for k, probability in found.top(self.top)]
             place = {"row": found.place} if found.place else {}
-            yield dump_json({"file": str(found.file), **place, "predictions": top})
+            if answer == "values":
+                content: Any = dict(zip(names, map(float, found.values), strict=True))
+            else:
+                kind = "class" if answer == "class" else "label"
+                content = [{kind: names[k], "probability": probability} for k, probability in found.top(count)]
+            yield dump_json({"file": str(found.file), **place, "predictions": content})

@@ -35,6 +35,7 @@ class VerifyCommand(RanksCommand):
         from hvd_batchgrow.data.source_checks import known_num_samples
         from hvd_batchgrow.observers.console_tables import print_verify
         from hvd_batchgrow.observers.progress import work_progress
+        from hvd_batchgrow.tasks.load_task import target_of
         from hvd_batchgrow.verification.same_device import same_device
         from hvd_batchgrow.verification.verify import default_shapes, find_hazards, parse_shapes, verify
 
@@ -60,7 +61,7 @@ class VerifyCommand(RanksCommand):
         if self.seed is not None:
             options += ["--seed", str(self.seed)]
         with work_progress(console) as progress:
-            source = load_source(job.data, job.seed, progress)
+            source = load_source(job.data, job.seed, progress, target_of(job.task))
         causes, notes = find_hazards(job, source)
 
         def report(line: str) -> None:

@@ -13,6 +13,7 @@ from hvd_batchgrow.config.optim import OptimSection
 from hvd_batchgrow.config.schedules import ScheduleBase
 from hvd_batchgrow.config.source_specs import SOURCES, check_source
 from hvd_batchgrow.config.split import num_validation
+from hvd_batchgrow.config.task import TaskSection
 from hvd_batchgrow.config.triggers import TriggerBase
 from hvd_batchgrow.config.types import (
     FloatList,
@@ -22,6 +23,7 @@ from hvd_batchgrow.config.types import (
     PositiveInt,
     RunName,
     Section,
+    matching,
     tuples,
 )
 
@@ -50,9 +52,9 @@ class DataSection(Section):
     validation_fraction: Fraction = 0.0
     """Fraction of the training samples, drawn by the seed, that is held out of training and evaluated during training
     instead of the test set. The test set is then evaluated once, at the end. 0: the test set is evaluated."""
-    label: str | int | None = None
-    """Where the label is: a column of csv and parquet (name or index; None: the last one), a feature of tfrecord, or a
-    field of webdataset's .json."""
+    label: Annotated[str | int | tuple[str | int, ...], BeforeValidator(tuples)] | None = None
+    """Where the target is: a column of csv and parquet (name or index; None: the last one), a feature of tfrecord, or a
+    field of webdataset's .json. For multi_label and regression, csv and parquet: a list of columns."""
     text_labels: bool | None = None
     """csv and parquet. true: every distinct text of the label column is a class, even numbers and texts such as NA.
     false: labels are whole numbers. None: decided by the column; a column with both is an error."""
@@ -146,8 +148,6 @@ class ModelSection(Section):
 class UpdateSection(Section):
     """`[update]`: how the gradient of an update is computed and processed."""
 
-    label_smoothing: Fraction = 0.0
-    """Fraction of each target that is spread evenly over all classes."""
     clip_norm: PositiveFloat | None = None
     """Largest 2-norm of the averaged gradient of all parameters together; a longer gradient is scaled down. None: no
     clipping."""
@@ -195,9 +195,9 @@ class CheckpointSection(Section):
     """Epochs between checkpoints. A checkpoint is also written at every phase boundary, at a stop and at the end."""
     keep: PositiveInt = 3
     """Number of most recent checkpoints to keep. Those of phase boundaries are always kept."""
-    keep_best: Literal["val/top1", "val/loss"] | None = None
-    """Also keep the weights of the best evaluation so far: of the highest accuracy, or of the lowest loss, on the
-    validation set. None: keep none for its result."""
+    keep_best: Annotated[str, matching(r"val/[a-z]\w*", '"val/loss" or "val/METRIC", such as "val/top1"')] | None = None
+    """Also keep the weights of the best evaluation so far, by "val/loss" or a metric of the task on the validation set,
+    such as "val/top1". None: keep none for its result."""
 
 
 class LoggingSection(Section):
@@ -220,6 +220,7 @@ class Job(Section):
     """Seed of the sample order, the augmentation and the initial weights."""
     data: DataSection
     model: ModelSection
+    task: TaskSection = TaskSection()
     optim: OptimSection
     schedule: ScheduleBase
     trigger: TriggerBase
@@ -256,7 +257,7 @@ class Job(Section):
         measuring = ("trigger", "gradient_noise") if self.is_adaptive else ()
         flat = {
             f"{section}.{key}": value
-            for section in ("data", "model", "optim", "schedule", "update", *measuring)
+            for section in ("data", "model", "task", "optim", "schedule", "update", *measuring)
             for key, value in tree[section].items()
         }
         free = {"data.root", "data.num_samples", "data.pipeline", "data.channels_last"}

@@ -10,6 +10,7 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Literal
 
 from hvd_batchgrow.config.registry import Registry
+from hvd_batchgrow.config.task_specs import TargetKind
 from hvd_batchgrow.messages.errors import Fault
 
 if TYPE_CHECKING:  # it imports this file
@@ -37,15 +38,28 @@ class SourceSpec:
     load: Loader
     num_samples: Callable[[DataSection], int | None] = lambda data: None
     """Returns N if it is known without reading the data; None: the job must state it."""
+    load_values: Loader | None = None
+    """Like `load`, with K numbers per sample as targets instead of classes; None: it has classes only."""
+    target: TargetKind = "class"
+    """Targets of `load`."""
     faults: Callable[[DataSection], Iterable[Fault]] = lambda data: ()
     """Returns the faults of a section that only this source has."""
     confirming_keys: frozenset[str] = frozenset()
     """Keys that confirm what the files hold, and do not change the samples."""
 
+    @property
+    def targets(self) -> tuple[TargetKind, ...]:
+        """Targets that it can provide, the default first."""
+        return (self.target, "values") if self.load_values else (self.target,)
 
-def load_of(module: str) -> Loader:
-    """Return the function `load` of a module that is slow to import, which is imported by the call."""
-    return lambda data, seed, report: importlib.import_module(module).load(data, seed, report)
+
+def load_of(module: str, function: str = "load") -> Loader:
+    """Return a function of a module that is slow to import, which is imported by the call."""
+
+    def load(data: DataSection, seed: int, report: Callable[[str, int, int], None]) -> Any:
+        return getattr(importlib.import_module(module), function)(data, seed, report)
+
+    return load
 
 
 SOURCES = Registry[SourceSpec]("hvd_batchgrow.data.sources")

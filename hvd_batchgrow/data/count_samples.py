@@ -7,6 +7,7 @@ from hvd_batchgrow.config.split import source_size
 from hvd_batchgrow.data.datasets.dataset import ReportProgress
 from hvd_batchgrow.data.load_source import load_source
 from hvd_batchgrow.messages.errors import faults_of
+from hvd_batchgrow.tasks.load_task import target_of
 
 
 def with_counted_samples(job: Job, report: ReportProgress) -> Job:
@@ -23,5 +24,5 @@ def with_counted_samples(job: Job, report: ReportProgress) -> Job:
         return job
     with faults_of(job.name):
         whole = job.data.model_copy(update={"validation_fraction": 0.0})
-        count = len(load_source(whole, job.seed, report, any_size=True).train)
+        count = len(load_source(whole, job.seed, report, target_of(job.task), any_size=True).train)
     return job.model_copy(update={"data": job.data.model_copy(update={"num_samples": count})})

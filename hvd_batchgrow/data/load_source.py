@@ -7,9 +7,10 @@ from dataclasses import replace
 
 from hvd_batchgrow.config import DataSection
 from hvd_batchgrow.config.source_specs import SOURCES
+from hvd_batchgrow.config.task_specs import TargetKind
 from hvd_batchgrow.data.datasets.dataset import DatasetPair, ReportProgress
 from hvd_batchgrow.data.own_source import load_own
-from hvd_batchgrow.data.source_checks import check_data, known_source_size
+from hvd_batchgrow.data.source_checks import check_data, check_targets, known_source_size
 from hvd_batchgrow.data.validation_split import with_validation
 from hvd_batchgrow.messages.errors import Fault, JobError, RunError
 
@@ -17,13 +18,21 @@ _MOST_CLASSES = 1 << 20
 """Most classes that labels may imply without `data.num_classes`: a flipped bit could imply a network of any size."""
 
 
-def load_source(data: DataSection, seed: int, report: ReportProgress, *, any_size: bool = False) -> DatasetPair:
+def load_source(
+    data: DataSection,
+    seed: int,
+    report: ReportProgress,
+    target: TargetKind | None = "class",
+    *,
+    any_size: bool = False,
+) -> DatasetPair:
     """Open a source; download or index it first if necessary.
 
     Args:
         data: the section of the job.
         seed: of the job; draws held-out rows, validation samples and synthetic samples.
         report: called with the progress of long operations.
+        target: targets that the task needs; None: any.
         any_size: accept any number of training samples.
 
     Raises:
@@ -32,10 +41,12 @@ def load_source(data: DataSection, seed: int, report: ReportProgress, *, any_siz
     """
     _raise_faults(check_data(data))
     spec = SOURCES.get(data.source)
-    source: DatasetPair = spec.load(data, seed, report) if spec else load_own(data)
+    _raise_faults(check_targets(data, target))
+    load = spec.load_values if spec and target == "values" and spec.load_values else spec and spec.load
+    source: DatasetPair = load(data, seed, report) if load else load_own(data, target)
     if not spec or len(spec.kinds) > 1:
         _raise_faults(check_data(data, source.train.kind))
-    if data.num_classes is None and source.num_classes > _MOST_CLASSES:
+    if target == "class" and data.num_classes is None and source.num_classes > _MOST_CLASSES:
         fault = f"its largest label is {source.num_classes - 1}, which is not plausible: is a file damaged?"
         raise RunError(f"{data.root or data.source}: {fault} If not, set data.num_classes = {source.num_classes}")
     found = len(source.train)
@@ -46,11 +57,11 @@ def load_source(data: DataSection, seed: int, report: ReportProgress, *, any_siz
         )
         remedy = f"set data.num_samples = {found}"
         raise RunError("\n  ".join([f"{said}, but {found} training samples were found; {remedy}", *source.notes]))
-    source = _with_overrides(source, data)
+    source = _with_overrides(source, data, target)
     return with_validation(source, data.validation_fraction, seed) if data.validation_fraction else source
 
 
-def _with_overrides(source: DatasetPair, data: DataSection) -> DatasetPair:
+def _with_overrides(source: DatasetPair, data: DataSection, target: TargetKind | None) -> DatasetPair:
     """Check and apply the job's number of classes, mean and std, which take precedence over the source's."""
     channels = source.train.shape[-1]
     faults = [
@@ -67,7 +78,10 @@ def _with_overrides(source: DatasetPair, data: DataSection) -> DatasetPair:
         height, width, _ = source.train.shape
         fault = f"{data.crop_padding}: a crop of a {height} × {width} image could consist of padding only"
         faults.append(Fault("data.crop_padding", f"{fault}; use < {min(height, width)}"))
-    if max(source.num_classes, data.num_classes or 0) == 1:
+    if target == "values" and data.num_classes not in {None, source.num_classes}:
+        fault = f"{data.num_classes}, and a sample has {source.num_classes} targets; remove the key"
+        faults.append(Fault("data.num_classes", fault))
+    if target == "class" and max(source.num_classes, data.num_classes or 0) == 1:
         fault = "1: every label is 0, so the loss is 0 and the accuracy 100 % before training"
         faults.append(Fault("data.num_classes", fault))
     _raise_faults(faults)

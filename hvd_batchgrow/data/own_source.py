@@ -9,15 +9,21 @@ import numpy as np
 
 from hvd_batchgrow.config import DataSection
 from hvd_batchgrow.config.source_specs import Kind
+from hvd_batchgrow.config.task_specs import TargetKind
 from hvd_batchgrow.data.datasets.class_labels import notes_on_classes
-from hvd_batchgrow.data.datasets.dataset import Dataset, DatasetPair, check_labels
+from hvd_batchgrow.data.datasets.dataset import Dataset, DatasetPair
 from hvd_batchgrow.data.datasets.plausibility import byte_hint, check_layout, constant_faults
+from hvd_batchgrow.data.datasets.targets import check_target_values, target_faults
 from hvd_batchgrow.import_string import NotFound, describe_error, find_callable
 from hvd_batchgrow.messages.errors import Fault, JobError, RunError
 
 
-def load_own(data: DataSection) -> DatasetPair:
+def load_own(data: DataSection, target: TargetKind | None = "class") -> DatasetPair:
     """Call `module:function` with the section; modules are also searched in the working directory.
+
+    Args:
+        data: the section.
+        target: that the task needs; None: any.
 
     Raises:
         JobError: it cannot be imported, or does not return a valid `DatasetPair`.
@@ -29,7 +35,7 @@ def load_own(data: DataSection) -> DatasetPair:
         raise JobError([Fault("data.source", str(error))]) from error
     try:
         source = function(data)
-        faults = check_own(source, data.shape)
+        faults = check_own(source, data.shape, target)
     except (JobError, RunError):
         raise
     except Exception as error:
@@ -37,21 +43,22 @@ def load_own(data: DataSection) -> DatasetPair:
     if faults:
         raise JobError([Fault("data.source", f"{data.source}: {fault}") for fault in faults])
     labels = source.train.targets, source.test.targets
-    if not all(isinstance(found, np.ndarray) for found in labels):  # computed labels may be of any number
+    if target != "class" or not all(isinstance(found, np.ndarray) for found in labels):  # computed ones may be many
         return source  # type: ignore[no-any-return]
     notes = (*source.notes, *notes_on_classes(*labels, source.num_classes))
     return replace(source, notes=notes)  # type: ignore[no-any-return]
 
 
-def check_own(source: Any, shape: tuple[int, ...] | None = None) -> list[str]:
+def check_own(source: Any, shape: tuple[int, ...] | None = None, target: TargetKind | None = "class") -> list[str]:
     """Return why an object is not a valid `DatasetPair`, member by member; only the first sample is fetched.
 
     Args:
         source: returned by the user's function.
         shape: `data.shape`, which confirms an unusual shape of images.
+        target: that the task needs; None: any.
 
     Raises:
-        RunError: a label is out of range, or the shape of images is implausible for (H, W, C).
+        RunError: a target is out of range, or the shape of images is implausible for (H, W, C).
     """
     if not isinstance(source, DatasetPair):
         return [f"must return a hvd_batchgrow.data.datasets.dataset.DatasetPair, returned {type(source).__name__}"]
@@ -62,7 +69,7 @@ def check_own(source: Any, shape: tuple[int, ...] | None = None) -> list[str]:
     lacking = [f"{part} lacks {member}" for part, samples in sets for member in members if not hasattr(samples, member)]
     if lacking:
         return lacking
-    faults = [f"{part}: {fault}" for part, samples in sets for fault in _sample_faults(samples)]
+    faults = [f"{part}: {fault}" for part, samples in sets for fault in _sample_faults(samples, target)]
     if (source.train.kind, source.train.shape) != (source.test.kind, source.test.shape):
         kinds = f"{source.train.kind} {source.train.shape} and {source.test.kind} {source.test.shape}"
         faults.append(f"train and test must have the same kind and shape, and are {kinds}")
@@ -71,11 +78,11 @@ def check_own(source: Any, shape: tuple[int, ...] | None = None) -> list[str]:
         if source.train.kind == "images":  # the user's code may use data.shape for other purposes
             check_layout(source.train.shape, shape if shape == source.train.shape else None, "data.source, train")
         for part, samples in sets:
-            check_labels(_first_labels(samples), source.num_classes, f"data.source, {part}")
+            check_target_values(samples, source.num_classes, target, f"data.source, {part}")
     return faults
 
 
-def _sample_faults(samples: Dataset) -> list[str]:
+def _sample_faults(samples: Dataset, target: TargetKind | None) -> list[str]:
     axes = {"images": 3, "rows": 1, "encoded": 3}
     if samples.kind not in get_args(Kind):
         return [f"kind must be one of {', '.join(get_args(Kind))}, is {samples.kind!r}"]
@@ -87,21 +94,7 @@ def _sample_faults(samples: Dataset) -> list[str]:
     sizes = (len(samples) if samples.kind == "encoded" else 0, 2)
     if samples.sizes.shape != sizes:
         faults.append(f"sizes of {len(samples)} {samples.kind} must be {sizes}, are {samples.sizes.shape}")
-    labels = _first_labels(samples)
-    if labels.dtype != np.int64 or labels.ndim != 1:
-        faults.append(f"labels must be int64 (n,), are {labels.dtype} of {labels.ndim} axes")
-    labelled: Any = samples.targets
-    num_labels = len(labelled) if hasattr(labelled, "__len__") else len(samples)
-    if num_labels != len(samples):
-        faults.append(f"has {len(samples)} samples and {num_labels} labels")
-    return faults + _fetch_faults(samples)
-
-
-def _first_labels(samples: Dataset) -> Any:
-    """Return all labels of an array, or the first million of computed labels."""
-    if isinstance(samples.targets, np.ndarray):
-        return samples.targets
-    return np.asarray(samples.targets[np.arange(min(len(samples), 10**6))])
+    return [*faults, *target_faults(samples, target), *_fetch_faults(samples)]
 
 
 def _fetch_faults(samples: Dataset) -> list[str]:

@@ -8,6 +8,7 @@ from typing import get_args
 from hvd_batchgrow.config import DataSection
 from hvd_batchgrow.config.source_specs import SOURCES, Kind, SourceSpec
 from hvd_batchgrow.config.split import num_validation, source_size
+from hvd_batchgrow.config.task_specs import TargetKind
 from hvd_batchgrow.data.datasets.plausibility import constant_faults
 from hvd_batchgrow.messages.errors import Fault, JobError
 
@@ -83,6 +84,33 @@ def check_data(data: DataSection, kind: Kind | None = None) -> list[Fault]:
     if "rows" not in kinds:
         faults += [Fault(f"data.{key}", fault) for key, fault in constant_faults(data.mean, data.std)]
     return sorted(faults, key=lambda fault: fault.path)
+
+
+_TARGETS: dict[TargetKind, str] = {
+    "class": "a class per sample",
+    "values": "numbers per sample",
+    "tokens": "tokens",
+}
+
+
+def check_targets(data: DataSection, target: TargetKind | None) -> list[Fault]:
+    """Return a fault if a built-in source does not have the targets that the task needs.
+
+    Args:
+        data: the section.
+        target: that the task needs; None: a custom task accepts any.
+    """
+    spec = SOURCES.get(data.source)
+    if isinstance(data.label, tuple) and target != "values":
+        fault = f"{list(data.label)}: several columns are for the tasks multi_label and regression; name one"
+        return [Fault("data.label", fault)]
+    if isinstance(data.label, tuple) and not data.label:
+        return [Fault("data.label", "[] names no column; name at least one")]
+    if spec is None or target is None or target in spec.targets:
+        return []
+    users = ", ".join(other.name for other in SOURCES.specs() if target in other.targets)
+    fault = f"{data.source!r} has {_TARGETS[spec.target]}, and the task needs {_TARGETS[target]}"
+    return [Fault("data.source", f"{fault}: sources with them are {users} and your own module:function")]
 
 
 def _unused_by_source(spec: SourceSpec, given: set[str]) -> list[Fault]:

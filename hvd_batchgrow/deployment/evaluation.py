@@ -21,6 +21,7 @@ from hvd_batchgrow.deployment.trained_network import inference_device, job_for_i
 from hvd_batchgrow.job_file import parse_job
 from hvd_batchgrow.messages.errors import Fault, JobError, RunError
 from hvd_batchgrow.messages.wording import shown
+from hvd_batchgrow.tasks.load_task import target_of
 from hvd_batchgrow.train.checkpoints.compatibility import check_model_fits
 from hvd_batchgrow.train.evaluate import evaluate
 from hvd_batchgrow.train.events import Evaluation
@@ -31,12 +32,12 @@ from hvd_batchgrow.verification.tree_digest import tree_digest
 
 _LOCATING = ("source", "root", "train", "test", "label", "header", "separator", "decimal", "on_bad_sample", "pipeline")
 """Keys of `[data]` that other data may change. All others belong to the network."""
-_MEANING = ("classes", "inputs", "normalization", "preprocessing", "table")
+_MEANING = ("task", "classes", "inputs", "normalization", "preprocessing", "table")
 
 
 @dataclass(frozen=True)
 class RunEvaluation:
-    """Loss and accuracy of a run's weights."""
+    """Loss and metrics of a run's weights."""
 
     run: Path
     found: Evaluation
@@ -55,10 +56,7 @@ class RunEvaluation:
             "samples": found.samples,
             "weights_sha256": self.digest,
             "num_test": self.num_test,
-            "loss": found.loss,
-            "top1": found.top1,
-            "average_loss": found.average_loss,
-            "average_top1": found.average_top1,
+            **found.named(),
         }
 
 
@@ -108,7 +106,7 @@ def _with_data(tree: Mapping[str, Any], overrides: Mapping[str, Any], run: Path)
 
 def _own_data(job: Job, description: ModelDescription, run: Path, report: ReportProgress) -> DatasetPair:
     """Return the run's data. Raises RunError if its meaning is no longer that of the training."""
-    source = load_source(job.data, job.seed, report)
+    source = load_source(job.data, job.seed, report, target_of(job.task))
     now = describe_model(job, source)
     if changed := [part for part in _MEANING if getattr(now, part) != getattr(description, part)]:
         fault = f"the data has changed since {run} was trained on it: {', '.join(changed)} of {run / FILE}"
@@ -118,7 +116,7 @@ def _own_data(job: Job, description: ModelDescription, run: Path, report: Report
 
 def _other_data(job: Job, description: ModelDescription, report: ReportProgress) -> DatasetPair:
     """Return other data, preprocessed as the run's. Only its test set is needed, if its format allows that."""
-    data, num_classes = job.data, len(description.classes)
+    data, num_classes = job.data, description.num_outputs
     mean, std = description.normalization.mean, description.normalization.std
     test: Dataset
     if data.source == "image_folder":
@@ -127,15 +125,17 @@ def _other_data(job: Job, description: ModelDescription, report: ReportProgress)
         test = _table_rows(job, description)
     else:
         section = data.model_copy(update={"num_classes": num_classes, "mean": mean, "std": std})
-        return _same_meaning(job, load_source(section, job.seed, report, any_size=True), description)
+        return _same_meaning(
+            job, load_source(section, job.seed, report, target_of(job.task), any_size=True), description
+        )
     return _same_meaning(job, DatasetPair(test, test, num_classes, mean, std), description)
 
 
 def _table_rows(job: Job, description: ModelDescription) -> ArrayDataset:
     files = find_test_files(job.data)
-    rows = [read_rows(path, description, job.data, with_labels=True) for path in files]
-    values, labels = np.concatenate([part.values for part in rows]), np.concatenate([part.labels for part in rows])
-    return ArrayDataset(values, labels, ", ".join(map(str, files)))
+    rows = [read_rows(path, description, job.data, with_targets=True) for path in files]
+    values, targets = np.concatenate([part.values for part in rows]), np.concatenate([part.targets for part in rows])
+    return ArrayDataset(values, targets, ", ".join(map(str, files)))
 
 
 def _same_meaning(job: Job, source: DatasetPair, description: ModelDescription) -> DatasetPair:
@@ -149,4 +149,7 @@ def _same_meaning(job: Job, source: DatasetPair, description: ModelDescription) 
             raise RunError(
                 f"{job.data.root or job.data.source}: {name} are {shown(found)}; the run has {shown(wanted)}"
             )
-    return replace(source, num_classes=len(description.classes))
+    schema = dict(source.schema)
+    if description.task.mean is not None:
+        schema |= {"target_mean": description.task.mean, "target_std": description.task.std}
+    return replace(source, num_classes=description.num_outputs, schema=schema)

@@ -198,5 +198,12 @@ def _metrics(network: TrainedNetwork) -> dict[str, Any]:
     found = [line for line in lines if line.get("kind") == "eval" and line["samples"] == samples]
     if not found:
         return {}
-    prefix = "average_" if network.is_average else ""
-    return {"test_loss": found[-1].get(f"{prefix}loss"), "test_top1": found[-1].get(f"{prefix}top1")}
+    prefix, line = "average_" if network.is_average else "", found[-1]
+    names = [name for name in line if f"average_{name}" in line] if prefix else _result_names(line)
+    return {f"test_{name}": line[f"{prefix}{name}"] for name in names}
+
+
+def _result_names(line: dict[str, Any]) -> list[str]:
+    return [
+        name for name in line if name not in {"kind", "samples", "epoch", "dataset"} and not name.startswith("average_")
+    ]

@@ -1,4 +1,4 @@
-"""Predict the classes of photos and of rows of tables, through the pipeline of the run's evaluation."""
+"""Predict classes, labels or numbers of photos and of rows of tables, through the pipeline of the run's evaluation."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ OnBadFile = Callable[[Path, str], None]
 
 @dataclass(frozen=True)
 class Prediction:
-    """The classes of one photo or row."""
+    """The answer for one photo or row."""
 
     file: Path
     place: str
     """Location of a row in the file: `line 3`; empty for a photo."""
-    probabilities: NDArray[np.float32]
-    """(classes,) softmax of the network's outputs."""
+    values: NDArray[np.float32]
+    """(outputs,) the probability of each class or label, or the predicted numbers."""
 
     def top(self, count: int) -> list[tuple[int, float]]:
-        """Return the most probable classes, the first one first, with their probabilities."""
-        order = np.argsort(-self.probabilities, kind="stable")[:count]
-        return [(int(k), float(self.probabilities[k])) for k in order]
+        """Return the largest values, the first one first, each after its index."""
+        order = np.argsort(-self.values, kind="stable")[:count]
+        return [(int(k), float(self.values[k])) for k in order]
 
 
 def predict(network: TrainedNetwork, files: Sequence[Path], on_bad: OnBadFile) -> Iterator[Prediction]:
@@ -51,7 +51,14 @@ def predict(network: TrainedNetwork, files: Sequence[Path], on_bad: OnBadFile) -
         network: of the run.
         files: photos, or tables of rows in csv or parquet.
         on_bad: called with each file that cannot be used.
+
+    Raises:
+        RunError: the task has no answers that can be printed.
     """
+    if network.description.task.answer is None:
+        name = network.description.task.name
+        remedy = 'a custom task says what its outputs mean by an attribute answer = "class", "labels" or "values"'
+        raise RunError(f"predict does not know the meaning of the outputs of the task {name!r}; {remedy}")
     if network.description.inputs.kind == "rows":
         for path in files:
             yield from _of_table(network, path, on_bad)
@@ -63,13 +70,13 @@ def predict(network: TrainedNetwork, files: Sequence[Path], on_bad: OnBadFile) -
 
 def _of_table(network: TrainedNetwork, path: Path, on_bad: OnBadFile) -> Iterator[Prediction]:
     try:
-        rows = read_rows(path, network.description, network.job.data, with_labels=False)
+        rows = read_rows(path, network.description, network.job.data, with_targets=False)
     except RunError as error:
         on_bad(path, str(error).removeprefix(str(path)).lstrip(": "))
         return
-    samples = ArrayDataset(rows.values, rows.labels, str(path))
+    samples = ArrayDataset(rows.values, rows.targets, str(path))
     for ids, inputs in evaluation_inputs(network, samples):
-        for k, found in zip(ids, _probabilities(network, inputs), strict=True):
+        for k, found in zip(ids, _answers(network, inputs), strict=True):
             yield Prediction(path, rows.places[k], found)
 
 
@@ -84,7 +91,7 @@ def _of_photos(network: TrainedNetwork, files: Sequence[Path], on_bad: OnBadFile
         faults |= {k: samples.fault(k) for k in np.flatnonzero(samples.sizes.min(axis=1) == 0).tolist()}
     results = {}
     for ids, inputs in evaluation_inputs(network, samples, lambda bad: faults.update({bad.sample_id: bad.why})):
-        for k, found in zip(ids, _probabilities(network, inputs), strict=True):
+        for k, found in zip(ids, _answers(network, inputs), strict=True):
             results[numbers[k]] = Prediction(files[numbers[k]], "", found)
     for k, path in enumerate(files):
         if k in results:
@@ -101,7 +108,7 @@ def evaluation_inputs(
     The torch pipeline decodes photos to the same pixels as DALI, and needs no further package.
     """
     job, normalization = network.job, network.description.normalization
-    source = DatasetPair(samples, samples, len(network.description.classes), normalization.mean, normalization.std)
+    source = DatasetPair(samples, samples, network.description.num_outputs, normalization.mean, normalization.std)
     data = job.data.model_copy(update={"pipeline": "torch"})
     step = job.evaluation.batch_size
     reader = Reader(data, source, network.device, torch.get_num_threads(), on_bad_sample, step)
@@ -110,8 +117,16 @@ def evaluation_inputs(
         yield batch.ids.tolist(), batch.inputs
 
 
-def _probabilities(network: TrainedNetwork, inputs: Tensor) -> NDArray[np.float32]:
-    return network.logits(inputs).softmax(1).cpu().numpy()
+def _answers(network: TrainedNetwork, inputs: Tensor) -> NDArray[np.float32]:
+    """Return probabilities of classes or labels, or predicted numbers, (n, outputs)."""
+    outputs, task = network.outputs(inputs), network.description.task
+    if task.answer == "class":
+        outputs = outputs.softmax(1)
+    elif task.answer == "labels":
+        outputs = outputs.sigmoid()
+    elif task.mean is not None and task.std is not None:
+        outputs = outputs * outputs.new_tensor(task.std) + outputs.new_tensor(task.mean)
+    return outputs.cpu().numpy()
 
 
 def encoded_photos(files: Sequence[Path], *, apply_orientation: bool) -> EncodedDataset:

@@ -12,8 +12,14 @@ from numpy.typing import NDArray
 
 from hvd_batchgrow.config import DataSection
 from hvd_batchgrow.data.tables.cells import Bits, CellFault, Texts, as_numbers, as_texts, cell_fault
-from hvd_batchgrow.data.tables.checked_files import as_categories, listed_faults, null_cells, plain_cells
-from hvd_batchgrow.data.tables.columns import RawTable, column_index, read_csv, read_table
+from hvd_batchgrow.data.tables.checked_files import (
+    as_categories,
+    listed_faults,
+    null_cells,
+    plain_cells,
+    target_numbers,
+)
+from hvd_batchgrow.data.tables.columns import RawTable, column_index, label_columns, read_csv, read_table
 from hvd_batchgrow.data.tables.csv_dialect import csv_form
 from hvd_batchgrow.data.tables.rows import Encoding
 from hvd_batchgrow.messages.errors import RunError
@@ -30,20 +36,20 @@ class LabelledRows:
 
     values: NDArray[np.float64]
     """(n, features), not normalized."""
-    labels: NDArray[np.int64]
-    """(n,) 0 if they were not read."""
+    targets: NDArray[Any]
+    """Classes (n,), or numbers (n, K); 0 if they were not read."""
     places: Sequence[str]
     """Location of each row in the file: `line 3`."""
 
 
-def read_rows(path: Path, description: ModelDescription, data: DataSection, *, with_labels: bool) -> LabelledRows:
+def read_rows(path: Path, description: ModelDescription, data: DataSection, *, with_targets: bool) -> LabelledRows:
     """Read the rows of a csv or parquet file. Columns are found by name, or by position in a file without a header.
 
     Args:
         path: the file; parquet if its name ends with .parquet, else csv.
         description: of the network.
         data: the section of its job: separator, decimal mark, missing values, label.
-        with_labels: read the label column, which otherwise may be absent.
+        with_targets: read the label column, which otherwise may be absent.
 
     Raises:
         JobError: the label column does not exist.
@@ -59,14 +65,29 @@ def read_rows(path: Path, description: ModelDescription, data: DataSection, *, w
     for k, (column, index) in enumerate(zip(columns.columns, indices, strict=True)):
         values[:, k], found = _converted(table.cells[index], column, columns, data)
         faults += [(column.name, fault) for fault in found]
-    labels = np.zeros(table.num_rows, dtype=np.int64)
-    if with_labels:
-        index = column_index(path, table.names, -1 if data.label is None else data.label, "label")
-        labels, found = _classes(table.cells[index], description.classes)
-        faults += [(table.names[index], fault) for fault in found]
+    targets: NDArray[Any] = np.zeros(table.num_rows, dtype=np.int64)
+    if with_targets:
+        targets, target_faults = _targets(table, description, data)
+        faults += target_faults
     if text := listed_faults(table, faults):
         raise RunError(text)
-    return LabelledRows(_encoding(columns).apply(values), labels, table.places(range(table.num_rows)))
+    return LabelledRows(_encoding(columns).apply(values), targets, table.places(range(table.num_rows)))
+
+
+def _targets(
+    table: RawTable, description: ModelDescription, data: DataSection
+) -> tuple[NDArray[Any], list[tuple[str, CellFault]]]:
+    """Return classes (n,) or numbers (n, K), and the faults of their columns with the columns' names."""
+    as_values, columns, faults = description.task.target == "values", [], []
+    for label in label_columns(data):
+        index = column_index(table.path, table.names, label, "label")
+        if as_values:
+            targets, _, found = target_numbers(plain_cells(table.cells[index]), table.names[index], data)
+        else:
+            targets, found = _classes(table.cells[index], description.classes)
+        columns.append(targets)
+        faults += [(table.names[index], fault) for fault in found]
+    return np.stack(columns, axis=1).astype(np.float32) if as_values else columns[0], faults
 
 
 def _by_position(description: ModelDescription) -> TableColumns:

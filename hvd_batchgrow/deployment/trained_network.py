@@ -44,8 +44,8 @@ class TrainedNetwork:
     notes: tuple[str, ...]
     """A line for each newer checkpoint that is damaged, with the reason."""
 
-    def logits(self, inputs: Tensor) -> Tensor:
-        """Return the network's outputs, float32 (n, classes), in the job's precision.
+    def outputs(self, inputs: Tensor) -> Tensor:
+        """Return the network's outputs, float32 (n, outputs), in the job's precision.
 
         Args:
             inputs: preprocessed and normalized, (n, C, H, W) or (n, features).
@@ -78,7 +78,7 @@ def load_network(
     channels, *size = description.inputs.shape
     shape = (*size, channels)
     torch.manual_seed(job.seed)
-    model = build_model(job, shape, len(description.classes)).to(place)
+    model = build_model(job, shape, description.num_outputs).to(place)
     state = forward_state(job, model, shape)
     check_model_fits(found, model, run)
     weights = with_average(found, run) if average else found.model

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 _MOST_SHOWN = 80
@@ -31,3 +31,10 @@ def counted(number: int, noun: str) -> str:
 def dotted(place: Sequence[Any]) -> str:
     """Return the dotted path of a key, quoted as in TOML where necessary."""
     return ".".join(str(part) if re.fullmatch(r"[A-Za-z0-9_-]+", str(part)) else shown(str(part)) for part in place)
+
+
+def metric_texts(metrics: Mapping[str, float]) -> list[str]:
+    """Return each metric with its name: `accuracy 91.35 %`, which is `top1`, or `f1 0.8123`."""
+    return [
+        f"accuracy {100 * value:.2f} %" if name == "top1" else f"{name} {value:.4g}" for name, value in metrics.items()
+    ]

@@ -144,7 +144,10 @@ def _time(seconds: float) -> str:
 
 def result_table(runs: Sequence[tuple[str, RunEnded]]) -> Table:
     """Return a table of runs, each under the name of its policy; the last run is the reference for the others."""
-    numbers = ("updates\n(planned = done)", "fewer\nupdates", "test\naccuracy", "wall time", "samples/s")
+    evaluations = [run.evaluation for _, run in runs if run.evaluation]
+    metric = next(iter(evaluations[0].metrics), "loss") if evaluations else "loss"
+    heading = f"test\n{'accuracy' if metric == 'top1' else metric}"
+    numbers = ("updates\n(planned = done)", "fewer\nupdates", heading, "wall time", "samples/s")
     table = number_table(None, ("schedule", *numbers))
     table.columns[0].justify = "left"
     reference = runs[-1][1]
@@ -154,18 +157,20 @@ def result_table(runs: Sequence[tuple[str, RunEnded]]) -> Table:
             policy,
             f"{run.num_updates:,} {same} {run.updates:,}",
             f"{reference.num_updates / run.num_updates:.2f}×",
-            _accuracy(run.evaluation),
+            _result(run.evaluation, metric),
             f"{run.elapsed_s:.0f} s",
             f"{run.samples / run.elapsed_s:,.0f}",
         )
     return table
 
 
-def _accuracy(evaluation: Evaluation | None) -> str:
-    """Return the test accuracy. A run that stopped before its test has that of the validation set, and says so."""
+def _result(evaluation: Evaluation | None, metric: str) -> str:
+    """Return a result on the test set. A run that stopped before its test has that of the validation set."""
     if evaluation is None:
         return "none"
-    return f"{100 * evaluation.top1:.2f} %" + (" (validation)" if evaluation.dataset == "validation" else "")
+    value = evaluation.named()[metric]
+    text = f"{100 * value:.2f} %" if metric == "top1" else f"{value:.4g}"
+    return text + (" (validation)" if evaluation.dataset == "validation" else "")
 
 
 def audit_table(result: Audit) -> Table:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from typing import Any
 
 from hvd_batchgrow.storage.json_lines import JsonLines, read_json_lines
 from hvd_batchgrow.train.events import Evaluation, Observer, RunStarted, TrainRecord, UpdateDone
@@ -19,11 +20,17 @@ class MetricsFile(Observer):
 
     def on_record(self, event: TrainRecord) -> None:
         """Append a training record."""
-        self._file.append({"kind": "train", **asdict(event)})
+        self._file.append({"kind": "train", **_flat(asdict(event))})
 
     def on_evaluation(self, event: Evaluation) -> None:
         """Append an evaluation."""
-        self._file.append({"kind": "eval", **asdict(event)})
+        line = {"samples": event.samples, "epoch": event.epoch, **event.named(), "dataset": event.dataset}
+        self._file.append({"kind": "eval", **line})
+
+
+def _flat(line: dict[str, Any]) -> dict[str, Any]:
+    """Return a line with the metrics in place of `metrics`."""
+    return {k: v for key, value in line.items() for k, v in (value.items() if key == "metrics" else [(key, value)])}
 
 
 class ConsumedFile(Observer):

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TimeRemainingColumn
 
 from hvd_batchgrow.data.datasets.dataset import ReportProgress
-from hvd_batchgrow.messages.wording import counted
+from hvd_batchgrow.messages.wording import counted, metric_texts
 from hvd_batchgrow.observers.console import PlainConsole, description_column
 from hvd_batchgrow.observers.console_tables import print_plan
 from hvd_batchgrow.train.events import Decided, Evaluation, Observer, RunEnded, RunStarted, TrainRecord
@@ -60,9 +60,9 @@ class ProgressDisplay(Observer):
         """Print a line for the evaluation."""
         train = f"{_line(self._last)}, " if self._last else ""
         self.console.print(
-            f"epoch {event.epoch:.2f}: {train}{event.dataset} loss {event.loss:.4f}, "
-            f"{event.dataset} accuracy {100 * event.top1:.2f} %"
-            + ("" if event.average_top1 is None else f", of averaged weights {100 * event.average_top1:.2f} %"),
+            f"epoch {event.epoch:.2f}: {train}{event.dataset} loss {event.loss:.4f}"
+            + "".join(f", {event.dataset} {text}" for text in metric_texts(event.metrics))
+            + "".join(f", {text} of averaged weights" for text in metric_texts(event.average_metrics)),
             highlight=False,
         )
         self._last = None

@@ -37,7 +37,7 @@ class TensorBoard(Observer):
         """Add points to the training curves."""
         scalars = {
             "train/loss": event.loss,
-            "train/top1": event.top1,
+            **{f"train/{name}": value for name, value in event.metrics.items()},
             "optim/lr": event.lr,
             "optim/momentum": event.momentum,
             "batch/global": event.global_batch,
@@ -65,11 +65,7 @@ class TensorBoard(Observer):
 
     def on_evaluation(self, event: Evaluation) -> None:
         """Add points to the curves of the evaluated set."""
-        scalars = self._results(event)
-        if event.average_loss is not None and event.average_top1 is not None:
-            prefix = self._prefix[event.dataset]
-            scalars |= {f"{prefix}/average_loss": event.average_loss, f"{prefix}/average_top1": event.average_top1}
-        self._add(scalars, event.samples)
+        self._add(self._results(event), event.samples)
 
     def on_end(self, event: RunEnded) -> None:
         """Add the job's hyperparameters with its results, and close the files."""
@@ -83,7 +79,7 @@ class TensorBoard(Observer):
 
     def _results(self, evaluation: Evaluation) -> dict[str, float]:
         prefix = self._prefix[evaluation.dataset]
-        return {f"{prefix}/loss": evaluation.loss, f"{prefix}/top1": evaluation.top1}
+        return {f"{prefix}/{name}": value for name, value in evaluation.named().items()}
 
     def _add(self, scalars: dict[str, float], samples: int) -> None:
         if self._writer:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:  # it imports torch, which `plan` does without
     from hvd_batchgrow.comm.hardware import Hardware
 
 EvaluatedSet = Literal["validation", "test"]
+Results = tuple[float, dict[str, float]]
+"""The mean loss of a set, and its metrics."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +69,8 @@ class TrainRecord:
     noise_scale: float
     loss: float
     """Mean over all samples of the window, on all ranks."""
-    top1: float
-    """Fraction of samples classified correctly, in [0, 1]."""
+    metrics: dict[str, float]
+    """Those of the task, over all samples of the window, on all ranks."""
     samples_per_s: float
     data_wait_pct: float
     """Percentage of the updates' time, on the device of rank 0; so are the next three. The forward passes are the rest.
@@ -101,22 +103,32 @@ class UpdateDone:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Loss and accuracy over the whole validation or test set, with the weights after `samples`."""
+    """Loss and metrics over the whole validation or test set, with the weights after `samples`."""
 
     samples: int
     epoch: float
     loss: float
-    top1: float
+    metrics: dict[str, float]
+    """Those of the task; the first one is the main result."""
     average_loss: float | None = None
-    """Loss of the averaged weights, if the job keeps an average; `average_top1` likewise."""
-    average_top1: float | None = None
+    """Loss of the averaged weights, if the job keeps an average."""
+    average_metrics: dict[str, float] = field(default_factory=dict)
+    """Metrics of the averaged weights; empty without an average."""
     dataset: EvaluatedSet = "test"
     """Which set these are the results of. A run with a validation set evaluates the test set at its end only."""
 
     @property
     def is_finite(self) -> bool:
-        """Whether each loss is a finite number; if not, the accuracy is meaningless too."""
+        """Whether each loss is a finite number; if not, the metrics are meaningless too."""
         return all(math.isfinite(loss) for loss in (self.loss, self.average_loss) if loss is not None)
+
+    def named(self) -> dict[str, float]:
+        """Return the loss and the metrics by name, with those of the averaged weights as `average_NAME`."""
+        found = {"loss": self.loss, **self.metrics}
+        if self.average_loss is not None:
+            averages = {"loss": self.average_loss, **self.average_metrics}
+            found |= {f"average_{name}": value for name, value in averages.items()}
+        return found
 
 
 @dataclass(frozen=True)

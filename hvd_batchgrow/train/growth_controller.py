@@ -75,7 +75,7 @@ class GrowthController:
         """Add the measurements of an update of `samples` samples."""
         if result.skipped:
             return
-        self._loss.add(result.loss_sum / samples, samples)
+        self._loss.add(result.loss_sum / result.weight, samples)
         for name, seen in result.noise.items():
             memory_samples = self._job.gradient_noise.ema_epochs * self._num_samples
             self._noise.setdefault(name, NoiseAverage(memory_samples)).add(seen, samples)
@@ -143,7 +143,7 @@ class GrowthController:
         phase = plan.schedule.at(samples)
         noise = self.noise.get(ALL)
         metric = metrics.get(self._job.trigger.test_metric or "")
-        was_unusable = not math.isfinite(metrics.get("loss", 0.0))  # if the loss is NaN, the accuracy is meaningless
+        was_unusable = not math.isfinite(metrics.get("loss", 0.0))  # if the loss is NaN, the metrics are meaningless
         return Measurement(
             samples,
             phase.global_batch,

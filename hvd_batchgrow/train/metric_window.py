@@ -28,12 +28,13 @@ class MetricWindow:
     def add(self, result: UpdateResult, samples: int) -> None:
         """Add an update of `samples` samples; if it was skipped, only its time counts."""
         self.updates += 1
+        self.metrics = self.metrics or dict.fromkeys(result.metrics, (0.0, 0.0))
         if not result.skipped:  # the loss of a skipped update may be NaN
             self.samples += samples
             self.weight += result.weight
             self.loss += result.loss_sum
             for name, parts in result.metrics.items():
-                before = self.metrics.get(name, (0.0, 0.0))
+                before = self.metrics[name]
                 self.metrics[name] = (before[0] + parts[0], before[1] + parts[1])
 
     def record(
@@ -45,7 +46,7 @@ class MetricWindow:
         trust_ratio: float | None,
         seconds: Mapping[Stage, float],
     ) -> TrainRecord:
-        """Return the record of this window. If all its updates were skipped, loss and top1 are NaN.
+        """Return the record of this window. If all its updates were skipped, loss and metrics are NaN.
 
         Args:
             plan: of the run.
@@ -71,7 +72,7 @@ class MetricWindow:
             ranks=layout.ranks,
             noise_scale=plan.noise_scale(phase),
             loss=_mean((self.loss, self.weight)),
-            top1=_mean(self.metrics.get("top1", (0.0, 0.0))),
+            metrics={name: _mean(parts) for name, parts in self.metrics.items()},
             samples_per_s=self.samples / total,
             data_wait_pct=100 * seconds["data"] / total,
             backward_pct=100 * seconds["backward"] / total,

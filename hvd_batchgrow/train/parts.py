@@ -11,6 +11,7 @@ from hvd_batchgrow.comm.broadcast_object import broadcast_object
 from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.data.datasets.dataset import DatasetPair, raise_bad
+from hvd_batchgrow.data.datasets.targets import first_targets
 from hvd_batchgrow.data.order.stream import Stream, groups_of_rank
 from hvd_batchgrow.data.pipeline.reader import GhostBatchStream, Reader
 from hvd_batchgrow.data.pipeline.sampler import NumGroups, OnBad, one_by_one
@@ -20,9 +21,12 @@ from hvd_batchgrow.nn.state.forward_state import ForwardState
 from hvd_batchgrow.nn.weights_file import WeightsFile, read_weights
 from hvd_batchgrow.optim.build import build_optimizer
 from hvd_batchgrow.optim.groups import ParameterGroup, parameter_groups
+from hvd_batchgrow.schedule.validation.metric_checks import metric_faults
+from hvd_batchgrow.tasks.load_task import load_task
+from hvd_batchgrow.tasks.task import Task
 from hvd_batchgrow.train.liveness.watchdog import Heartbeat
 from hvd_batchgrow.train.update.engine import UpdateEngine
-from hvd_batchgrow.train.update.forward import autocast
+from hvd_batchgrow.train.update.forward import autocast, forward_of
 
 
 class TrainingParts:
@@ -56,6 +60,7 @@ class TrainingParts:
         self.model, self.weight_notes, self.hazards, self.forward_state = ranks.run_on_all(
             lambda: _build_network(job, source, file, self.device)
         )
+        self.task = ranks.run_on_all(lambda: _load_task(job, source))
         self.groups = ranks.run_on_all(lambda: _groups(job, self.model))
         self.optimizer = build_optimizer(self.model, job.optim)
         self.engine = UpdateEngine(
@@ -63,6 +68,7 @@ class TrainingParts:
             self.optimizer,
             ranks,
             rule=job.update,
+            forward=forward_of(self.task, job.update.precision),
             rescale_momentum=getattr(job.optim, "rescale_momentum", False),
             exact=job.layout.exact,
             forward_state=self.forward_state,
@@ -94,6 +100,18 @@ def _on_bad_sample(job: Job, ranks: Ranks) -> OnBad:
     return lambda bad: print(
         f"rank {ranks.rank}: {bad.describe()}; the next sample replaces it", file=sys.stderr, flush=True
     )
+
+
+def _load_task(job: Job, source: DatasetPair) -> Task:
+    """Return the job's task, which must have the metrics that the job selects by."""
+    with faults_of(job.name):
+        task = load_task(job.task, source.num_classes, source.schema)
+        if faults := list(metric_faults(job, {"loss": "down", **task.metrics})):
+            raise JobError(faults)
+        if check := getattr(task, "check_targets", None):
+            for samples in (source.train, source.test):
+                check(first_targets(samples))
+    return task
 
 
 def _groups(job: Job, model: nn.Module) -> list[ParameterGroup]:

@@ -77,7 +77,8 @@ class TrainState:
         """
         if (metric := self._parts.job.checkpoint.keep_best) is None:
             return False
-        best = broadcast_object(ranks, improved(self.best, metric, evaluation), "best evaluation")
+        direction = {"loss": "down", **self._parts.task.metrics}[metric.removeprefix("val/")]
+        best = broadcast_object(ranks, improved(self.best, metric, direction, evaluation), "best evaluation")
         self.best = best or self.best
         return best is not None
 
@@ -93,7 +94,7 @@ class TrainState:
             engine.loss_scale = LossScale(**checkpoint.loss_scale)
         if last and last["samples"] == self.samples:
             dataset = last.get("dataset", "test")
-            self.evaluation = Evaluation(self.samples, self.epoch, last["loss"], last["top1"], dataset=dataset)
+            self.evaluation = Evaluation(self.samples, self.epoch, last["loss"], last["metrics"], dataset=dataset)
         if checkpoint.best.get("metric") == self._parts.job.checkpoint.keep_best:
             self.best = dict(checkpoint.best)
         self.growth.load(checkpoint.growth)
@@ -108,7 +109,7 @@ class TrainState:
             model=self._parts.model.state_dict(),
             optimizer=self._parts.optimizer.state_dict(),
             elapsed_s=self.elapsed_s,
-            evaluation={key: getattr(last, key) for key in ("samples", "loss", "top1", "dataset")} if last else {},
+            evaluation={key: getattr(last, key) for key in ("samples", "loss", "metrics", "dataset")} if last else {},
             average=self.average.state_dict() if self.average else {},
             loss_scale=asdict(loss_scale) if loss_scale else {},
             num_skipped=self.num_skipped,

@@ -242,7 +242,7 @@ class Trainer:
         state = self.state
         if not (evaluation or at_boundary or state.growth.is_due(before, state.samples)):
             return None
-        metrics = {"loss": evaluation.loss, "top1": evaluation.top1} if evaluation else {}
+        metrics = evaluation.named() if evaluation else {}
         decision = state.growth.look(self.team, self.plan, state.samples, metrics, self.folder)
         if decision is not None:
             self._replan()

@@ -25,8 +25,9 @@ from hvd_batchgrow.nn.weights_file import read_weights
 from hvd_batchgrow.optim.build import build_optimizer, lr_ratios, set_hyperparameters
 from hvd_batchgrow.schedule.phases import Phase
 from hvd_batchgrow.schedule.plan import compile_plan
+from hvd_batchgrow.tasks.load_task import load_task
 from hvd_batchgrow.train.update.changing_buffers import ChangingBuffers
-from hvd_batchgrow.train.update.forward import MicroBatch, as_parameters, autocast, classify
+from hvd_batchgrow.train.update.forward import MicroBatch, as_parameters, autocast, forward_of
 from hvd_batchgrow.train.update.loss_scale import LossScale
 from hvd_batchgrow.train.update.micro_batches import join_groups
 from hvd_batchgrow.verification.rounding_limits import Noise, States, noise_size, tensors_of
@@ -63,7 +64,8 @@ class PlainRun:
         self._noise = Noise(0.0 if self.noise_seed is None else self.noise_size, self.noise_seed or 0)
         self._optimizer = build_optimizer(self._network, self.job.optim)
         self._lr_ratios = lr_ratios(self._optimizer)
-        self._forward = classify(self.job.update)
+        task = load_task(self.job.task, self.source.num_classes, self.source.schema)
+        self._forward = forward_of(task, self.job.update.precision)
         self._loss_scale = LossScale() if self.job.update.precision == "float16" else None
         self._schedule = compile_plan(self.job, 1, len(self.source.train)).schedule
 
@@ -95,7 +97,7 @@ class PlainRun:
 
     def _update(self, ghost_batches: Sequence[MicroBatch], phase: Phase) -> None:
         before = {name: buffer.clone() for name, buffer in self._network.named_buffers()}
-        gradients = self._mean_gradients(ghost_batches, phase.global_batch)
+        gradients = self._mean_gradients(ghost_batches)
         norm = float(torch.stack([gradient.norm().abs() for gradient in gradients.values()]).norm())
         is_finite = norm < float("inf")
         if self._loss_scale:
@@ -115,9 +117,10 @@ class PlainRun:
         set_hyperparameters(self._optimizer, phase, self._lr_ratios, rescale_momentum=rescale)
         self._optimizer.step()
 
-    def _mean_gradients(self, ghost_batches: Sequence[MicroBatch], batch: int) -> dict[nn.Parameter, Tensor]:
+    def _mean_gradients(self, ghost_batches: Sequence[MicroBatch]) -> dict[nn.Parameter, Tensor]:
         """Return the float64 gradients of the mean loss, for the parameters that a loss reaches."""
         sums: dict[nn.Parameter, Tensor] = {}
+        weight = 0.0
         scale = self._loss_scale.per_sample(self.job.model.ghost_batch) if self._loss_scale else 1.0
         self._network.train()
         self._changing.begin()
@@ -127,7 +130,9 @@ class PlainRun:
                 self._network.zero_grad(set_to_none=True)
                 set_sample_keys(keyed_dropouts(self._network), ghost_batch.keys)
                 noisy = replace(ghost_batch, inputs=self._noise(ghost_batch.inputs))
-                loss = self._forward(self._network, noisy).each.sum()
+                losses = self._forward(self._network, noisy)
+                loss = losses.each.sum()
+                weight += len(losses.each) if losses.weights is None else float(losses.weights.double().sum())
                 self._changing.after_forward((index,))
                 (loss * scale).backward()
                 self._changing.after_backward((index,))
@@ -135,7 +140,7 @@ class PlainRun:
                     if parameter.grad is not None:
                         gradient = self._noise(_wide(parameter.grad.to_dense()))
                         sums[parameter] = sums[parameter] + gradient if parameter in sums else gradient
-        return {parameter: total / (batch * scale) for parameter, total in sums.items()}
+        return {parameter: total / (weight * scale) for parameter, total in sums.items()}
 
     def _reestimate(self, samples: int, num_samples: int) -> None:
         """Re-estimate the running statistics at the end of a phase, over the most recent samples."""

@@ -90,7 +90,7 @@ JOBS: dict[str, tuple[Callable[[], Job], int]] = {
     "adamw": (lambda: short_job(optim={"name": "adamw", "lr": 1e-3, "momentum": None}), 1),
     "lars": (lambda: short_job(optim=LARS), 1),
     "clipping, averaged weights, smoothed labels": (
-        lambda: short_job(update={"clip_norm": 0.5, "ema_samples": 100.0, "label_smoothing": 0.1}),
+        lambda: short_job(update={"clip_norm": 0.5, "ema_samples": 100.0}, task={"label_smoothing": 0.1}),
         1,
     ),
     "exact": (lambda: short_job(layout=EXACT), 1),

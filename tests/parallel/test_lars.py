@@ -24,7 +24,7 @@ def test_a_job_with_lars_learns(ranks: Ranks, tmp_path: Path) -> None:
     recorder = Recorder()
     trainer, ended = train(lars_job(), ranks, tmp_path, recorder)
     assert ended.done
-    assert recorder.evaluations[-1].top1 > 0.8  # three classes
+    assert recorder.evaluations[-1].metrics["top1"] > 0.8  # three classes
     ratios = trainer.parts.optimizer.trust_ratios()  # type: ignore[attr-defined]
     assert ratios.shape == (3,)  # two convolutions and the linear layer
     assert ((ratios > 0) & (ratios != 1)).all()

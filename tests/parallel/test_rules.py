@@ -41,7 +41,7 @@ def test_smoothed_targets_and_a_clipped_gradient_are_those_of_the_formulas(
     ranks: Ranks, per_pass: int, exact: bool
 ) -> None:
     expected, losses = golden.reference(smoothing=0.1, clip_norm=0.3)
-    engine = golden.make_engine(ranks, exact=exact, rule=rule(label_smoothing=0.1, clip_norm=0.3))
+    engine = golden.make_engine(ranks, exact=exact, rule=rule(clip_norm=0.3), smoothing=0.1)
     for update in range(golden.NUM_UPDATES):
         result = golden.serve(engine, ranks, per_pass, update)
         assert result.loss_sum / golden.phase().global_batch == pytest.approx(losses[update], rel=1e-12)

@@ -95,7 +95,9 @@ def test_evaluation_is_over_every_test_sample(ranks: Ranks, tmp_path: Path) -> N
     with torch.no_grad():
         logits = trainer.parts.model(images)
     labels = torch.from_numpy(test.targets)
-    assert recorder.evaluations[-1].top1 == pytest.approx((logits.argmax(1) == labels).double().mean().item())
+    assert recorder.evaluations[-1].metrics["top1"] == pytest.approx(
+        (logits.argmax(1) == labels).double().mean().item()
+    )
     loss = torch.nn.functional.cross_entropy(logits.double(), labels).item()
     assert recorder.evaluations[-1].loss == pytest.approx(loss, rel=1e-5)
 

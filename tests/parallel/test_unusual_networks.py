@@ -16,8 +16,9 @@ from torch.utils.checkpoint import checkpoint
 from hvd_batchgrow.comm.ranks import CollectiveError, Ranks
 from hvd_batchgrow.messages.errors import ExitCode, RunError
 from hvd_batchgrow.schedule.phases import Phase
+from hvd_batchgrow.tasks.task import Losses
 from hvd_batchgrow.train.update.engine import UpdateEngine, UpdateResult
-from hvd_batchgrow.train.update.forward import Losses, MicroBatch
+from hvd_batchgrow.train.update.forward import MicroBatch
 from hvd_batchgrow.train.update.gradients import GradientBuckets
 from hvd_batchgrow.train.weights_agree import check_agreement
 from tests import golden

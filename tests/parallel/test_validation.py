@@ -55,14 +55,14 @@ def test_the_validation_set_is_evaluated_during_training_and_the_test_set_once_a
     assert samples[2:] == [end, end]
     ids = held_out_ids(NUM_TRAIN, 0.1, job.seed)
     expected = results(trainer.parts.model, whole.train.values[ids], whole.train.targets[ids])
-    assert (recorder.evaluations[2].loss, recorder.evaluations[2].top1) == pytest.approx(expected, rel=1e-5)
+    assert (recorder.evaluations[2].loss, recorder.evaluations[2].metrics["top1"]) == pytest.approx(expected, rel=1e-5)
     expected = results(trainer.parts.model, whole.test.values, whole.test.targets)
-    assert (recorder.evaluations[3].loss, recorder.evaluations[3].top1) == pytest.approx(expected, rel=1e-5)
+    assert (recorder.evaluations[3].loss, recorder.evaluations[3].metrics["top1"]) == pytest.approx(expected, rel=1e-5)
     assert ended.evaluation == recorder.evaluations[3]
     again = newest(ranks, tmp_path)
     assert again is not None
     _, ended = train(job, ranks, tmp_path, source=split_source(), checkpoint=again)
-    assert ended.evaluation == replace(recorder.evaluations[3], average_loss=None, average_top1=None)
+    assert ended.evaluation == replace(recorder.evaluations[3], average_loss=None, average_metrics={})
 
 
 def test_without_a_split_the_test_set_is_evaluated_during_training(ranks: Ranks, tmp_path: Path) -> None:
@@ -91,9 +91,9 @@ def scripted(monkeypatch: pytest.MonkeyPatch, top1: list[float]) -> None:
     def fake(parts: Any, state: Any, ranks: Any, dataset: EvaluatedSet) -> Evaluation:
         evaluation = evaluate(parts, state, ranks, dataset)
         if ranks.rank:
-            return replace(evaluation, top1=1 - state.epoch / 10)  # only the results of rank 0 count
+            return replace(evaluation, metrics={"top1": 1 - state.epoch / 10})  # only the results of rank 0 count
         index = min(round(state.epoch * 4) - 1, len(top1) - 1)
-        return replace(evaluation, top1=1.0 if dataset == "test" else top1[index])
+        return replace(evaluation, metrics={"top1": 1.0 if dataset == "test" else top1[index]})
 
     monkeypatch.setattr("hvd_batchgrow.train.trainer.evaluate", fake)
 
@@ -181,7 +181,9 @@ def test_the_best_is_kept_with_its_weights_where_a_decision_restores_others(
     def fake(parts: Any, state: Any, team: Any, dataset: EvaluatedSet) -> Evaluation:
         if dataset == "validation":
             seen[state.samples] = {name: value.clone() for name, value in parts.model.state_dict().items()}
-        return replace(evaluate(parts, state, team, dataset), loss=1.0 + state.epoch, top1=state.epoch / 10)
+        return replace(
+            evaluate(parts, state, team, dataset), loss=1.0 + state.epoch, metrics={"top1": state.epoch / 10}
+        )
 
     monkeypatch.setattr("hvd_batchgrow.train.trainer.evaluate", fake)
     job = measured_job(

@@ -12,8 +12,9 @@ from hvd_batchgrow.comm.ranks import Ranks, SingleRank
 from hvd_batchgrow.data.order.stream import groups_of_rank
 from hvd_batchgrow.messages.errors import RunError
 from hvd_batchgrow.schedule.phases import Phase
+from hvd_batchgrow.tasks.task import Losses
 from hvd_batchgrow.train.update.engine import UpdateEngine, UpdateResult
-from hvd_batchgrow.train.update.forward import Forward, Losses, MicroBatch
+from hvd_batchgrow.train.update.forward import Forward, MicroBatch
 from hvd_batchgrow.train.update.gradient_noise import NoiseEstimate
 
 GROUP, NUM_GROUPS, TOKENS, FEATURES, CLASSES = 2, 6, 7, 5, 4

@@ -44,7 +44,8 @@ def test_an_evaluation_is_the_best_if_it_is_better_than_all_before(
 ) -> None:
     best: dict[str, Any] = {}
     for samples, (loss, top1) in enumerate(results, start=1):
-        best = improved(best, metric, Evaluation(samples, 0.0, loss, top1, dataset="validation")) or best
+        evaluation = Evaluation(samples, 0.0, loss, {"top1": top1}, dataset="validation")
+        best = improved(best, metric, "down" if metric == "val/loss" else "up", evaluation) or best
     assert best["samples"] == bests
     assert best["value"] == results[bests[-1] - 1][metric == "val/top1"]
 

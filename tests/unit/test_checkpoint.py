@@ -29,7 +29,7 @@ def make(samples: int = 640) -> Checkpoint:
     optimizer = {"state": {0: {"momentum_buffer": torch.ones(4, 3)}}, "param_groups": [{"lr": 0.1, "params": [0]}]}
     deciding = {"seed": 0, "optim.lr": 0.1, "schedule.boundaries_epochs": [1.0], "schedule.max_batch": None}
     return Checkpoint(
-        samples, deciding, weights, optimizer, 12.5, {"samples": 640, "loss": 0.5, "top1": 0.9}, {}, {}, 0
+        samples, deciding, weights, optimizer, 12.5, {"samples": 640, "loss": 0.5, "metrics": {"top1": 0.9}}, {}, {}, 0
     )
 
 

@@ -109,7 +109,7 @@ def test_any_number_of_ghost_batches_is_taken_in_order(sizes: list[int], taken: 
     flat = [batch for batches in found for batch in batches]
     for name, expected in {
         "inputs": index,
-        "labels": -index,
+        "targets": -index,
         "stream_index": index,
         "ids": 3 * index,
         "replaced": index % 2 == 1,

@@ -16,6 +16,7 @@ from pydantic import BaseModel
 
 from hvd_batchgrow.config.model_specs import all_models
 from hvd_batchgrow.config.source_specs import SOURCES
+from hvd_batchgrow.config.task_specs import TASKS
 from hvd_batchgrow.data.source_checks import known_num_samples
 from hvd_batchgrow.job_file import load_job, parse_job
 from hvd_batchgrow.messages.errors import JobError
@@ -98,6 +99,13 @@ def test_the_page_on_data_lists_every_source() -> None:
     rows = [f"| `{spec.name}` | {spec.doc} | {' or '.join(spec.kinds)} |" for spec in SOURCES.specs()]
     table = (ROOT / "docs" / "data.md").read_text().split("| `data.source` |")[1].split("\n| `module:function`")[0]
     assert table.splitlines()[2:] == rows
+
+
+def test_the_page_on_the_job_file_lists_every_task() -> None:
+    table = (ROOT / "docs" / "job-file.md").read_text().split("| `task.name` |")[1].split("\n\n")[0]
+    assert [" | ".join(row.split(" | ")[:2]) for row in table.splitlines()[2:]] == [
+        f"| `{spec.name}` | {spec.doc}" for spec in TASKS.specs()
+    ]
 
 
 def test_the_page_on_the_job_file_lists_every_network() -> None:

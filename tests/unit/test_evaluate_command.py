@@ -103,7 +103,7 @@ def test_arrays_of_another_folder_are_normalized_as_in_training(job: str, capsys
     description = json.loads((RUN / "model.json").read_text())
     mean, std = description["normalization"]["mean"][0], description["normalization"]["std"][0]
     pixels = torch.from_numpy(darker[0].values).permute(0, 3, 1, 2).double() / 255
-    logits = load_network(RUN, device="cpu").logits(((pixels - mean) / std).float())
+    logits = load_network(RUN, device="cpu").outputs(((pixels - mean) / std).float())
     labels = torch.from_numpy(darker[0].targets)
     assert found["loss"] == pytest.approx(nn.functional.cross_entropy(logits, labels).item(), rel=1e-5)
 

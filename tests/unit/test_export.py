@@ -70,7 +70,7 @@ def net(photos: list[Path], monkeypatch: pytest.MonkeyPatch) -> str:
 
 @pytest.mark.parametrize("to", PROGRAMS)
 def test_a_program_computes_the_logits_of_the_run(to: str, photos: list[Path]) -> None:
-    expected = load_network(RUN, device="cpu").logits(SAMPLES)
+    expected = load_network(RUN, device="cpu").outputs(SAMPLES)
     assert main(["export", str(RUN), "--to", to, "--output", "net"]) == 0
     torch.testing.assert_close(computed(PROGRAMS[to]), expected, rtol=1e-5, atol=1e-6)
 
@@ -79,7 +79,7 @@ def test_a_program_computes_the_logits_of_the_run(to: str, photos: list[Path]) -
 def test_the_weights_fit_the_network_of_the_user(to: str, net: str) -> None:
     if to == "safetensors":
         pytest.importorskip("safetensors")
-    expected = load_network(RUN, device="cpu").logits(SAMPLES)
+    expected = load_network(RUN, device="cpu").outputs(SAMPLES)
     assert main(["export", str(RUN), "--to", to, "--output", "net"]) == 0
     load = {"state_dict": "torch.load('net')", "safetensors": "__import__('safetensors.torch').torch.load_file('net')"}
     fill = f"(lambda net: (net.load_state_dict({load[to]}), net.eval())[1])(__import__('mynet').Net(3))"
@@ -99,13 +99,13 @@ def test_a_network_of_torchvision_loads_its_weights(photos: list[Path]) -> None:
     net.load_state_dict(torch.load("net.pt"))
     net.eval()
     with torch.no_grad():
-        torch.testing.assert_close(net(SAMPLES), load_network(RUN, device="cpu").logits(SAMPLES), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(net(SAMPLES), load_network(RUN, device="cpu").outputs(SAMPLES), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.load.*deprecated:DeprecationWarning")
 def test_the_average_is_exported_with_its_metrics(net: str) -> None:
-    last = load_network(RUN, device="cpu").logits(SAMPLES)
-    expected = load_network(RUN, device="cpu", average=True).logits(SAMPLES)
+    last = load_network(RUN, device="cpu").outputs(SAMPLES)
+    expected = load_network(RUN, device="cpu", average=True).outputs(SAMPLES)
     assert main(["export", str(RUN), "--to", "torchscript", "--output", "net", "--average"]) == 0
     found = computed(PROGRAMS["torchscript"])
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
@@ -147,7 +147,7 @@ def test_a_missing_package_is_named(photos: list[Path], capsys: pytest.CaptureFi
 @pytest.mark.filterwarnings("ignore")
 def test_an_onnx_file_computes_the_logits_of_the_run(photos: list[Path]) -> None:
     reference = pytest.importorskip("onnx.reference")
-    expected = load_network(RUN, device="cpu").logits(SAMPLES)
+    expected = load_network(RUN, device="cpu").outputs(SAMPLES)
     assert main(["export", str(RUN), "--to", "onnx", "--output", "net"]) == 0
     (found,) = reference.ReferenceEvaluator("net").run(None, {"inputs": SAMPLES.numpy()})
     torch.testing.assert_close(torch.from_numpy(found), expected, rtol=1e-4, atol=1e-5)

@@ -189,7 +189,7 @@ def job_with(section: str, **values: Any) -> Job:
         ("optim", {"name": "adamw", "eps": 1e8}, "optim.eps = 1e+08 is far above a gradient's size"),
         # 0.05 · 2: 0.9⁷ = 0.478
         ("optim", {"weight_decay": 2.0}, "optim.weight_decay = 2 × lr = 0.05 alone halves the weights in 7 updates"),
-        ("update", {"label_smoothing": 0.9}, "update.label_smoothing = 0.9 spreads 90% of each target"),
+        ("task", {"label_smoothing": 0.9}, "task.label_smoothing = 0.9 spreads 90% of each target"),
         (
             "model",
             {"bn_momentum": 0.99},
@@ -214,7 +214,7 @@ def test_what_is_rarely_meant_is_a_note_and_no_more(section: str, values: dict[s
         ("optim", {"lr": 3.2}),
         ("optim", {"name": "lars", "lr": 29.0, "weight_decay": 1e-4}),
         ("optim", {"name": "adamw", "lr": 1e-3, "weight_decay": 1.0}),  # grokking
-        ("update", {"label_smoothing": 0.3}),
+        ("task", {"label_smoothing": 0.3}),
         ("model", {"bn_momentum": 0.5}),
         ("evaluation", {"every_epochs": 1e9}),
     ],
@@ -242,7 +242,7 @@ def test_what_is_used_on_purpose_has_no_note(section: str, values: dict[str, Any
         (
             "trigger",
             {"name": "plateau", "metric": "top1", "min_delta": 1.0, "patience_epochs": 1.0},
-            "trigger.min_delta: 1: accuracy is in .*; for 1 % use 0.01; if intended, 0.999",
+            "trigger.min_delta: 1: top1 is in .*; for 1 % use 0.01; if intended, 0.999",
         ),
     ],
 )

@@ -69,7 +69,8 @@ KINDS: dict[str, Mapping[str, Any]] = {
     "SGD": {},
     "Nesterov, clipped and smoothed": {
         "optim": {"nesterov": True},
-        "update": {"clip_norm": 0.3, "label_smoothing": 0.1},
+        "task": {"label_smoothing": 0.1},
+        "update": {"clip_norm": 0.3},
     },
     "AdamW": {"optim": {"name": "adamw", "lr": 1e-3}},
     "LARS": {"optim": {"name": "lars", "lr": 0.5}},

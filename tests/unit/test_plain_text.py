@@ -84,9 +84,9 @@ def test_what_a_run_says_is_printed_as_it_is(text: str, is_terminal: bool) -> No
     hardware = Hardware(f"on {text}", (0,), "")
     display.on_start(RunStarted(job, plan, folder, 16, hardware, f"over {text}", 1, 1, "torch", 9, notes))
     display.on_record(
-        TrainRecord(32, 0.1, 0.1, 2, 0, 0.1, 0.9, 16, 1, 1, 9.0, 1.0, 0.5, 1.0, 0.0, 0.0, 0.0, 0.0, None, 0)
+        TrainRecord(32, 0.1, 0.1, 2, 0, 0.1, 0.9, 16, 1, 1, 9.0, 1.0, {"top1": 0.5}, 1.0, 0.0, 0.0, 0.0, 0.0, None, 0)
     )
-    display.on_evaluation(Evaluation(32, 0.1, 1.0, 0.5))
+    display.on_evaluation(Evaluation(32, 0.1, 1.0, {"top1": 0.5}))
     display.on_end(RunEnded("small", folder, True, 32, 2, 2, 1.0, None))
     for message in (f"run folder {folder}", f"note {text}", f"over {text}", f"on {text}"):
         assert message in plain(out.getvalue())

@@ -21,7 +21,7 @@ from hvd_batchgrow.train.update.non_finite import describe_evaluation
 from tests.helpers import small_job
 from tests.unit.test_watch import ended, evaluation, started
 
-VALIDATION = replace(evaluation(720), loss=0.5, top1=0.8, dataset="validation")
+VALIDATION = replace(evaluation(720), loss=0.5, metrics={"top1": 0.8}, dataset="validation")
 TEST = evaluation(720)
 
 
@@ -49,7 +49,7 @@ def test_tensorboard_has_separate_curves(tmp_path: Path) -> None:
 
 
 def test_tensorboard_keeps_its_tags_without_a_validation_set(tmp_path: Path) -> None:
-    show(TensorBoard(), started(tmp_path, 0), replace(TEST, average_loss=0.25, average_top1=0.5))
+    show(TensorBoard(), started(tmp_path, 0), replace(TEST, average_loss=0.25, average_metrics={"top1": 0.5}))
     assert curves(tmp_path) == {
         "val/loss": [0.6],
         "val/top1": [0.75],

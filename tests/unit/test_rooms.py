@@ -22,6 +22,7 @@ ORDER = (
         "comm",
         "interrupt",
         "config",
+        "tasks",
         "schedule",
         "data",
         "nn",
@@ -74,7 +75,9 @@ def test_the_rooms_that_plan_import_neither_torch_nor_horovod(room: str) -> None
     assert not {"torch", "horovod"} & {parts[0] for parts in imported(ROOT / room)}
 
 
-@pytest.mark.parametrize(("folder", "registry"), [("data/sources", "SOURCES"), ("nn/networks", "MODELS")])
+@pytest.mark.parametrize(
+    ("folder", "registry"), [("data/sources", "SOURCES"), ("nn/networks", "MODELS"), ("tasks/kinds", "TASKS")]
+)
 def test_every_file_of_a_registry_registers_something(folder: str, registry: str) -> None:
     files = [path for path in (ROOT / folder).iterdir() if path.suffix == ".py" and path.name != "__init__.py"]
     assert [path.name for path in files if f"{registry}.register(" not in path.read_text()] == []
@@ -82,8 +85,9 @@ def test_every_file_of_a_registry_registers_something(folder: str, registry: str
 
 def test_sources_and_networks_are_known_without_torch_and_decoders() -> None:
     code = (
-        "import sys; import hvd_batchgrow.job_file; from hvd_batchgrow.config import model_specs, source_specs; "
-        "model_specs.MODELS.names(), source_specs.SOURCES.names(); print(*sys.modules)"
+        "import sys; import hvd_batchgrow.job_file; "
+        "from hvd_batchgrow.config import model_specs, source_specs, task_specs as t; "
+        "model_specs.MODELS.names(), source_specs.SOURCES.names(), t.TASKS.names(); print(*sys.modules)"
     )
     loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
     assert {"hvd_batchgrow.data.sources.webdataset", "hvd_batchgrow.nn.networks.vgg"} <= {*loaded}

@@ -173,7 +173,7 @@ def test_what_is_due_every_so_often_is_due_at_the_sample_itself(hundredths: int,
 
 
 def test_a_plateau_counts_from_the_epoch_at_which_its_evaluation_was_due() -> None:
-    rule = Plateau(section(name="plateau", patience_epochs=0.1), 100, 0.07)
+    rule = Plateau(section(name="plateau", patience_epochs=0.1), 100, 0.07, improves_up=False)
     looks = [rule.look(Measurement(samples, 8, 0.1, metric=1.0)) for samples in (7, 14, 21)]
     # The first is the best; 0.07 epochs later is within the patience of 0.1, 0.14 is not.
     assert [request is not None for request in looks] == [False, False, True]

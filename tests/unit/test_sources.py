@@ -171,7 +171,7 @@ def test_all_faults_of_a_user_source_are_reported_at_once(own: None) -> None:
     with pytest.raises(JobError) as caught:
         load_source(section("own_source:bad", num_samples=8), 0, no_report)
     assert [fault.message.removeprefix("own_source:bad: ") for fault in caught.value.faults] == [
-        "test: labels must be int64 (n,), are int32 of 1 axes",
+        "test: targets must be classes, int64 (n,), are int32 (3,)",
         "test: fetch of one sample must return uint8 (1, 2, 2, 1), returned float64 (1, 2, 2, 1); "
         "values of 1 … 1: (255 * x).round().astype('uint8')",
         "train and test must have the same kind and shape, and are rows (2,) and images (2, 2, 1)",

@@ -63,10 +63,10 @@ def our_decisions(
     metrics: list[float], trigger: PlateauTrigger, every: float, late: list[int], *, through_checkpoints: bool
 ) -> tuple[list[int], Plateau]:
     """The same, with evaluations some samples after they are due, as updates have it."""
-    rule, found = Plateau(trigger, N, every), []
+    rule, found = Plateau(trigger, N, every, improves_up=trigger.metric == "top1"), []
     for call, metric in enumerate(metrics):
         if through_checkpoints:
-            again = Plateau(trigger, N, every)
+            again = Plateau(trigger, N, every, improves_up=trigger.metric == "top1")
             again.load(rule.state.model_dump())
             rule = again
         samples = math.ceil((call + 1) * every * N - 1e-6) + late[call]
@@ -117,9 +117,9 @@ def test_an_unusable_evaluation_is_as_if_torchs_rule_had_not_been_called(every: 
         trigger = section(
             name="plateau", min_delta=0.05, patience_epochs=patience * every, cooldown_epochs=cooldown * every
         )
-        rule, ours = Plateau(trigger, N, every), []
+        rule, ours = Plateau(trigger, N, every, improves_up=trigger.metric == "top1"), []
         for call, metric in enumerate(metrics):
-            again = Plateau(trigger, N, every)
+            again = Plateau(trigger, N, every, improves_up=trigger.metric == "top1")
             again.load(rule.state.model_dump())
             rule, samples = again, round((call + 1) * every * N)
             if rule.look(Measurement(samples, 16, 0.1, metric=metric, was_unusable=metric is None)):
@@ -132,12 +132,12 @@ def test_an_unusable_evaluation_is_as_if_torchs_rule_had_not_been_called(every: 
 
 def test_a_plateau_of_an_earlier_version_is_resumed() -> None:
     trigger = section(name="plateau", patience_epochs=1.0)
-    rule = Plateau(trigger, N, 1.0)
+    rule = Plateau(trigger, N, 1.0, improves_up=trigger.metric == "top1")
     for call in range(3):
         rule.look(Measurement(1000 * (call + 1), 16, 0.1, metric=1.0))
     earlier = {key: value for key, value in rule.state.model_dump().items() if key != "last"}
     assert check_rule_state(earlier) == earlier
-    resumed = Plateau(trigger, N, 1.0)
+    resumed = Plateau(trigger, N, 1.0, improves_up=trigger.metric == "top1")
     resumed.load(earlier)
     assert resumed.look(Measurement(4000, 16, 0.1, metric=1.0)) is not None  # 3 epochs without improvement
 
@@ -155,7 +155,7 @@ def test_no_trigger_decides_by_a_measurement_that_is_not_finite(name: str, value
 
 
 def test_the_best_evaluation_is_known_by_its_sample_counter() -> None:
-    rule = Plateau(section(name="plateau", metric="top1"), N, 1.0)
+    rule = Plateau(section(name="plateau", metric="top1"), N, 1.0, improves_up=True)
     for samples, metric in ((1000, 0.5), (2016, 0.7), (3008, 0.7), (4000, 0.6)):
         rule.look(Measurement(samples, 16, 0.1, metric=metric))
     assert rule.best_samples == 2016

@@ -14,8 +14,9 @@ from hvd_batchgrow.comm.ranks import SingleRank
 from hvd_batchgrow.messages.errors import RunError
 from hvd_batchgrow.nn.ghost.ghost_batch_norm import GhostBatchNorm1d
 from hvd_batchgrow.schedule.phases import Phase
+from hvd_batchgrow.tasks.task import Losses
 from hvd_batchgrow.train.update.engine import UpdateEngine, UpdateResult
-from hvd_batchgrow.train.update.forward import Losses, MicroBatch
+from hvd_batchgrow.train.update.forward import MicroBatch
 from tests import golden
 
 GROUP, NUM_GROUPS = 4, 4

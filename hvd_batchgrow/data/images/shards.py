@@ -79,7 +79,7 @@ def load_sets(data: DataSection, form: ShardFormat, report: ReportProgress) -> t
         JobError: no `data.root`, or `data.label` is a number.
         RunError: shards that are missing, damaged or in both sets, or samples that cannot be used.
     """
-    if isinstance(data.label, int):
+    if isinstance(data.label, int | tuple):
         raise JobError([Fault("data.label", f"= {data.label}: a {form.kind} label has a name, such as 'label'")])
     root, labels = need_root(data, "the folder of its files"), form.labels if data.label is None else (data.label,)
     sets = {

@@ -21,10 +21,11 @@ from hvd_batchgrow.data.datasets.array_dataset import (
     with_channels,
 )
 from hvd_batchgrow.data.datasets.cache import Arrays, cached_arrays, file_stamp
-from hvd_batchgrow.data.datasets.dataset import DatasetPair, ReportProgress
+from hvd_batchgrow.data.datasets.dataset import ArrayDataset, DatasetPair, ReportProgress
 from hvd_batchgrow.data.datasets.normalization import chunks_of, finite_chunks, image_moments, loses_digits, row_moments
 from hvd_batchgrow.data.datasets.plausibility import check_layout, not_cut_to_bits
 from hvd_batchgrow.data.datasets.section_values import need_root
+from hvd_batchgrow.data.datasets.targets import check_numbers, value_schema
 from hvd_batchgrow.messages.errors import RunError
 
 
@@ -41,8 +42,8 @@ def load(data: DataSection, seed: int, report: ReportProgress) -> DatasetPair:
         RunError: a file is missing, damaged, or of a wrong type or shape.
     """
     root = need_root(data, "the folder of its .npy files")
-    train, train_labels = _pair(root, data.train or "train")
-    test, test_labels = _pair(root, data.test or "test")
+    train, train_labels = _pair(root, data.train or "train", "labels")
+    test, test_labels = _pair(root, data.test or "test", "labels")
     stamp = file_stamp(train, train_labels, test, test_labels)
     values = {"train_values": open_npy(train), "test_values": open_npy(test)}
     pairs = [(train, train_labels), (test, test_labels)]
@@ -53,10 +54,37 @@ def load(data: DataSection, seed: int, report: ReportProgress) -> DatasetPair:
     return array_source({**values, **arrays}, (str(train), str(test)), data.num_classes, label_names)
 
 
-def _pair(root: Path, prefix: str) -> tuple[Path, Path]:
-    """Return the files of values and of labels."""
+def load_values(data: DataSection, seed: int, report: ReportProgress) -> DatasetPair:
+    """Load the source `numpy` with numbers as targets: PREFIX_targets.npy, (N, K) or (N,), instead of labels.
+
+    Otherwise like `load`.
+    """
+    root = need_root(data, "the folder of its .npy files")
+    pairs = [_pair(root, getattr(data, part) or part, "targets") for part in ("train", "test")]
+    paths = [path for path, _ in pairs]
+    stamp = file_stamp(*(path for pair in pairs for path in pair))
+    identity = "\n".join(["targets", *(str(path.resolve()) for path in paths)])
+    arrays = cached_arrays("numpy", identity, stamp, lambda: _digest(pairs, report, as_values=True))
+    values = [with_channels(open_npy(path)) for path in paths]
+    check_layout(values[0].shape[1:], data.shape, str(paths[0]))
+    train, test = (
+        ArrayDataset(found, arrays[f"{part}_labels"], str(path))
+        for found, part, path in zip(values, ("train", "test"), paths, strict=True)
+    )
+    count = train.targets.shape[1]
+    if train.shape != test.shape:
+        raise RunError(f"{paths[1]}: a test sample is {test.shape}, one of {paths[0]} {train.shape}")
+    if test.targets.shape[1] != count:
+        raise RunError(f"{pairs[1][1]}: a sample has {test.targets.shape[1]} targets, one of {pairs[0][1]} {count}")
+    mean, std = (tuple(map(float, arrays[key])) for key in ("mean", "std"))
+    schema = value_schema(train.targets, [str(k) for k in range(count)])
+    return DatasetPair(train, test, count, mean, std, (), schema)
+
+
+def _pair(root: Path, prefix: str, what: str) -> tuple[Path, Path]:
+    """Return the files of values and of labels or targets."""
     values = [path for what in ("images", "rows") if (path := root / f"{prefix}_{what}.npy").exists()]
-    labels = root / f"{prefix}_labels.npy"
+    labels = root / f"{prefix}_{what}.npy"
     if len(values) == 2:
         raise RunError(f"{root} contains both {values[0].name} and {values[1].name}: remove one of them")
     if values and labels.exists():
@@ -113,13 +141,15 @@ def _read_header(path: Path) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]
             raise RunError(f"{path} is damaged in its header: {error}") from None
 
 
-def _digest(pairs: list[tuple[Path, Path]], report: ReportProgress) -> Arrays:
-    """Check all files; return labels as int64, and mean and std of the training values."""
+def _digest(pairs: list[tuple[Path, Path]], report: ReportProgress, *, as_values: bool = False) -> Arrays:
+    """Check all files; return labels, or targets (N, K) of float32, and mean and std of the training values."""
     arrays: dict[str, NDArray[Any]] = {}
     for part, (path, labels_path) in zip(("train", "test"), pairs, strict=True):
         values, labels = open_npy(path), open_npy(labels_path)
-        _check(values, labels, path)
-        arrays[f"{part}_labels"] = int64_labels(labels, str(labels_path))
+        if as_values:
+            labels = _targets(labels, labels_path)
+        _check(values, labels[:, 0] if as_values else labels, path)
+        arrays[f"{part}_labels"] = labels if as_values else int64_labels(labels, str(labels_path))
         chunks = chunks_of(with_channels(values), f"reading {path.name}", report)
         if part == "train":
             is_rows = values.ndim == 2
@@ -129,6 +159,15 @@ def _digest(pairs: list[tuple[Path, Path]], report: ReportProgress) -> Arrays:
             for _ in finite_chunks(chunks, str(path)):
                 pass
     return arrays
+
+
+def _targets(targets: NDArray[Any], path: Path) -> NDArray[np.float32]:
+    """Return targets as float32 (N, K). Raise RunError unless they are finite numbers, (N, K) or (N,)."""
+    if targets.dtype.kind not in "biuf" or targets.ndim not in {1, 2}:
+        raise RunError(f"{path} is {targets.dtype} {targets.shape}; targets must be numbers, (N, K) or (N,)")
+    found = targets.reshape(len(targets), -1).astype(np.float32)
+    check_numbers(found, str(path))
+    return found
 
 
 def _check(values: NDArray[Any], labels: NDArray[Any], path: Path) -> None:
@@ -151,10 +190,12 @@ SOURCES.register(
     SourceSpec(
         name="numpy",
         doc="`train_images.npy` (N, H, W[, C]) of bytes, or `train_rows.npy` (N, F) of any real numbers; "
-        "`train_labels.npy`; `test_…` likewise. (N, C, H, W) is an error that shows the transposition",
+        "`train_labels.npy`, or `train_targets.npy` (N, K) of numbers; `test_…` likewise. (N, C, H, W) is an error "
+        "that shows the transposition",
         kinds=("images", "rows"),
         keys=FILE_KEYS | {"shape"},
         load=load,
+        load_values=load_values,
         confirming_keys=frozenset({"shape"}),
     )
 )

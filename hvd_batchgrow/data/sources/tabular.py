@@ -16,6 +16,7 @@ SOURCES.register(
         kinds=("rows",),
         keys=_KEYS | {"header", "separator", "decimal", "missing_values"},
         load=load_of("hvd_batchgrow.data.tables.table_files"),
+        load_values=load_of("hvd_batchgrow.data.tables.table_files", "load_values"),
     )
 )
 SOURCES.register(
@@ -25,5 +26,6 @@ SOURCES.register(
         kinds=("rows",),
         keys=_KEYS,
         load=load_of("hvd_batchgrow.data.tables.table_files"),
+        load_values=load_of("hvd_batchgrow.data.tables.table_files", "load_values"),
     )
 )

@@ -43,19 +43,23 @@ class TableFile:
     """(n, features) NaN if a number is missing; columns of categories are 0."""
     categories: Mapping[int, Texts]
     """By index of the feature."""
-    labels: NDArray[np.int64] | Texts
+    labels: NDArray[Any] | Texts
+    """Classes (n,), or numbers (n, K)."""
+    target_names: tuple[str, ...]
+    """Names of the K columns of numbers; empty: the labels are classes."""
     missing: Bits
     """(n,) whether a row lacks its label, a number or a category."""
     notes: tuple[str, ...]
 
 
-def check_file(table: RawTable, data: DataSection, *, strict: bool) -> tuple[TableFile, str]:
+def check_file(table: RawTable, data: DataSection, *, strict: bool, as_values: bool = False) -> tuple[TableFile, str]:
     """Convert all columns of a file.
 
     Args:
         table: the file.
         data: defines the roles of columns and the treatment of missing cells.
         strict: as `find_roles`.
+        as_values: whether the labels are numbers, (n, K), instead of classes.
 
     Returns:
         the file, and its faults, one per line; empty if it has no faults.
@@ -82,12 +86,18 @@ def check_file(table: RawTable, data: DataSection, *, strict: bool) -> tuple[Tab
             found.append(cell_fault(cells, absent, _MISSING, _missing_remedy(name)))
         missing |= absent
         faults += [(name, fault) for fault in found]
-    name = table.names[roles.label]
-    labels, absent, found = _labels(plain_cells(table.cells[roles.label]), name, data)
-    missing |= absent
-    faults += [(name, fault) for fault in found]
+    columns: list[Any] = []
+    for name, cells in ((table.names[k], table.cells[k]) for k in roles.labels):
+        convert = target_numbers if as_values else _labels
+        labels, absent, found = convert(plain_cells(cells), name, data)
+        columns.append(labels)
+        missing |= absent
+        faults += [(name, fault) for fault in found]
     names = tuple(table.names[k] for k in roles.features)
-    return TableFile(table, names, values, categories, labels, missing, tuple(notes)), listed_faults(table, faults)
+    targets = np.stack(columns, axis=1).astype(np.float32) if as_values else columns[0]
+    target_names = tuple(table.names[k] for k in roles.labels) if as_values else ()
+    file = TableFile(table, names, values, categories, targets, target_names, missing, tuple(notes))
+    return file, listed_faults(table, faults)
 
 
 def _missing_remedy(name: str) -> str:
@@ -173,6 +183,12 @@ def _csv_labels(cells: Any, name: str, data: DataSection) -> tuple[NDArray[np.in
         remedy = 'data.text_labels = true makes classes of them, data.missing_values = ["NA", …] says they are missing'
         faults.append(cell_fault(cells, unclear, what, remedy))
     return as_texts(cells, missing), missing, faults
+
+
+def target_numbers(cells: Any, name: str, data: DataSection) -> tuple[NDArray[Any], Bits, list[CellFault]]:
+    """Return a column of targets as numbers, which of them are missing, and the faults."""
+    numbers = as_numbers(cells, name, data)
+    return numbers.values, numbers.missing, [*numbers.faults, *_missing_labels(cells, numbers.missing, data)]
 
 
 def _missing_labels(cells: Any, missing: Bits, data: DataSection) -> list[CellFault]:

@@ -176,7 +176,8 @@ def _pandas_index(schema: Any) -> set[str]:
 class Roles:
     """The roles of a file's columns, by index."""
 
-    label: int
+    labels: tuple[int, ...]
+    """The columns of targets; a single one for classes."""
     features: tuple[int, ...]
     categorical: frozenset[int]
     """The categorical features."""
@@ -202,39 +203,47 @@ def find_roles(table: RawTable, data: DataSection, *, strict: bool = True) -> Ro
         if column not in table.index and (strict or isinstance(column, int) or column in names)
     }
     rest = [k for k in range(len(names)) if k not in ignored]
-    label = rest[-1] if data.label is None and rest else column_index(table.path, names, _or_last(data), "label")
-    _refuse_unnamed(table, [k for k in rest if k != label or data.label is None])
+    labels = rest[-1:]
+    if data.label is not None or not rest:
+        labels = [column_index(table.path, names, column, "label") for column in label_columns(data)]
+    _refuse_unnamed(table, [k for k in rest if k not in labels or data.label is None])
     categorical = {column_index(table.path, names, column, "categorical") for column in data.categorical}
     faults = [
         Fault(f"data.{key}", f"{names[k]!r} of {table.path} is {role} too: a column can have only one role")
         for key, columns, role in (
-            ("ignore_columns", ignored & {label}, "data.label"),
-            ("categorical", categorical & {label}, "data.label"),
+            ("ignore_columns", ignored & {*labels}, "data.label"),
+            ("categorical", categorical & {*labels}, "data.label"),
             ("categorical", categorical & ignored, "in data.ignore_columns"),
         )
         for k in sorted(columns)
     ]
     if faults:
         raise JobError(faults)
-    features = tuple(k for k in rest if k != label)
+    features = tuple(k for k in rest if k not in labels)
     if not features or not table.num_rows:
         # If there are only ragged rows, the caller reports them.
         if table.ragged:
-            return Roles(label, features, frozenset(categorical))
+            return Roles(tuple(labels), features, frozenset(categorical))
         hint = "" if features or data.source != "csv" else "; data.separator sets the separator"
         raise RunError(
             f"{table.path} holds {table.num_rows} rows of {len(features)} features: it cannot be trained on{hint}"
         )
-    return Roles(label, features, frozenset(categorical))
+    return Roles(tuple(labels), features, frozenset(categorical))
 
 
-def _or_last(data: DataSection) -> str | int:
-    return -1 if data.label is None else data.label
+def label_columns(data: DataSection) -> tuple[str | int, ...]:
+    """Return the columns of `data.label`, by default the last one."""
+    if isinstance(data.label, tuple):
+        return data.label
+    return (-1 if data.label is None else data.label,)
 
 
 def _refuse_index(table: RawTable, data: DataSection) -> None:
     fault = f"is the row index that pandas stored in {table.path}, not a column; df.reset_index() makes it a column"
-    named = [("label", data.label), *(("categorical", column) for column in data.categorical)]
+    named = [
+        *(("label", column) for column in label_columns(data)),
+        *(("categorical", column) for column in data.categorical),
+    ]
     faults = [Fault(f"data.{key}", f"{column!r} {fault}") for key, column in named if column in table.index]
     if faults:
         raise JobError(faults)

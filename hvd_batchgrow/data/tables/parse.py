@@ -22,19 +22,22 @@ Parts = Mapping[str, Sequence[TableFile]]
 """The files of `train` and `test`."""
 
 
-def parse(paths: Mapping[str, Sequence[Path]], data: DataSection, report: ReportProgress) -> Arrays:
+def parse(
+    paths: Mapping[str, Sequence[Path]], data: DataSection, report: ReportProgress, *, as_values: bool = False
+) -> Arrays:
     """Read and check all files of a table.
 
     Args:
         paths: for `train` and, unless rows are held out, `test`.
         data: the section.
         report: called with the progress of each file.
+        as_values: whether the labels are numbers instead of classes.
 
     Returns:
         names: of the feature columns; categories_K: the categories of column K in all files;
         classes: if labels are texts; PART_values (n, columns), float32 or float64: numbers, NaN if missing, and codes
-        of categories, -1 if missing; PART_labels (n,); PART_ends: the cumulative number of rows of the files;
-        PART_kept: the rows that are kept, if some are not; notes.
+        of categories, -1 if missing; PART_labels (n,), or (n, K) of float32 with target_names (K,); PART_ends: the
+        cumulative number of rows of the files; PART_kept: the rows that are kept, if some are not; notes.
 
     Raises:
         JobError: a column does not exist.
@@ -47,7 +50,9 @@ def parse(paths: Mapping[str, Sequence[Path]], data: DataSection, report: Report
         for path in files:
             size = path.stat().st_size
             report(f"reading {path.name}", 0, size)
-            file, fault = check_file(read_table(path, data), data, strict=path == paths["train"][0])
+            file, fault = check_file(
+                read_table(path, data), data, strict=path == paths["train"][0], as_values=as_values
+            )
             report(f"reading {path.name}", size, size)
             parts[part].append(file)
             faults += [fault] if fault else []
@@ -66,6 +71,9 @@ def _check_alike(first: TableFile, other: TableFile) -> None:
         differing = [f"{a!r} and {b!r}" for a, b in pairs if a != b] or ["the number of them"]
         counts = f"{paths[0]} has {len(first.names)} features and {paths[1]} {len(other.names)}"
         raise RunError(f"{counts}, and they must be the same in the same order; the first that differs: {differing[0]}")
+    if first.target_names != other.target_names:
+        names = ", ".join(other.target_names)
+        raise RunError(f"the targets of {paths[0]} are {', '.join(first.target_names)}, those of {paths[1]} {names}")
     kinds = ["text" if isinstance(file.labels, Texts) else "numbers" for file in (first, other)]
     if kinds[0] != kinds[1]:
         found = f"are {kinds[0]} in {paths[0]} and {kinds[1]} in {paths[1]}"
@@ -100,6 +108,8 @@ def _joined(parts: Parts, data: DataSection) -> Arrays:
     narrow = all(_fits(part) for part in values.values())
     arrays |= {f"{part}_values": found.astype(np.float32) if narrow else found for part, found in values.items()}
     arrays |= _labels(parts, kept)
+    if target_names := parts["train"][0].target_names:
+        arrays["target_names"] = np.array(target_names)
     return arrays | ({"notes": np.array(list(dict.fromkeys(notes)))} if notes else {})
 
 
@@ -153,7 +163,7 @@ def _labels(parts: Parts, kept: Mapping[str, Sequence[NDArray[np.int64]]]) -> di
     }
 
 
-def _some(labels: NDArray[np.int64] | Texts, rows: NDArray[np.int64]) -> NDArray[np.int64] | Texts:
+def _some(labels: NDArray[Any] | Texts, rows: NDArray[np.int64]) -> NDArray[Any] | Texts:
     """Return the labels of some rows; texts keep only the words that occur in them."""
     if not isinstance(labels, Texts):
         return labels[rows]

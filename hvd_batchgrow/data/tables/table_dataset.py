@@ -14,6 +14,7 @@ from hvd_batchgrow.data.datasets.cache import Arrays, cached_arrays
 from hvd_batchgrow.data.datasets.class_labels import check_range, count_classes, notes_on_classes
 from hvd_batchgrow.data.datasets.dataset import DatasetPair, Ids, ReportProgress
 from hvd_batchgrow.data.datasets.normalization import present_means, row_moments
+from hvd_batchgrow.data.datasets.targets import check_numbers, value_schema
 from hvd_batchgrow.data.order.stream import Stream
 from hvd_batchgrow.data.tables.columns import NUM_SHOWN
 from hvd_batchgrow.data.tables.rows import Encoding, Rows, known
@@ -56,19 +57,30 @@ def table_source(table: Table, data: DataSection, seed: int, report: ReportProgr
         JobError: the labels do not determine the classes, or exceed the job's number of classes.
         RunError: a label is not among the classes, a category is unknown, or a number cannot be standardized.
     """
-    arrays = table.arrays
-    classes = tuple(map(str, arrays.get("classes", ())))
-    _check_texts(table, classes, data.num_classes)
-    given = data.num_classes or len(classes) or None
-    first, num_classes = count_classes(arrays["train_labels"], given, table.places["train"])
-    if "test" in table.places:
-        check_range(arrays["test_labels"], first, num_classes, table.places["test"], "test")
+    names = tuple(map(str, table.arrays.get("target_names", ())))
+    classes, first, num_classes = (names, 0, len(names)) if names else _classes(table, data)
     fit = _fit(table, data, seed, report)
     train, test = (_rows(table, fit, part, first, data) for part in ("train", "test"))
     mean, std = train.encoding.spread(fit["mean"], 0.0), train.encoding.spread(fit["std"], 1.0)
-    notes = *map(str, arrays.get("notes", ())), *notes_on_classes(train.targets, test.targets, num_classes, classes)
+    notes = [*map(str, table.arrays.get("notes", ()))]
     schema = _schema(table, fit, train.encoding, classes, first)
-    return DatasetPair(train, test, num_classes, tuple(mean.tolist()), tuple(std.tolist()), notes, schema)
+    if names:
+        check_numbers(train.targets, f"{table.name}, as float32")
+        schema |= value_schema(train.targets, names)
+    else:
+        notes += notes_on_classes(train.targets, test.targets, num_classes, classes)
+    return DatasetPair(train, test, num_classes, tuple(mean.tolist()), tuple(std.tolist()), tuple(notes), schema)
+
+
+def _classes(table: Table, data: DataSection) -> tuple[tuple[str, ...], int, int]:
+    """Return the names of the classes, if labels are texts; the smallest label; and the number of classes."""
+    classes = tuple(map(str, table.arrays.get("classes", ())))
+    _check_texts(table, classes, data.num_classes)
+    given = data.num_classes or len(classes) or None
+    first, num_classes = count_classes(table.arrays["train_labels"], given, table.places["train"])
+    if "test" in table.places:
+        check_range(table.arrays["test_labels"], first, num_classes, table.places["test"], "test")
+    return classes, first, num_classes
 
 
 def _check_texts(table: Table, classes: Sequence[str], num_classes: int | None) -> None:

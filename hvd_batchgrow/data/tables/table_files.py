@@ -20,7 +20,12 @@ _PARSING = (
 """Keys of `[data]` that affect the parsed table."""
 
 
-def load(data: DataSection, seed: int, report: ReportProgress) -> DatasetPair:
+def load_values(data: DataSection, seed: int, report: ReportProgress) -> DatasetPair:
+    """Load a table whose targets are numbers, in the columns of `data.label`; otherwise like `load`."""
+    return load(data, seed, report, as_values=True)
+
+
+def load(data: DataSection, seed: int, report: ReportProgress, *, as_values: bool = False) -> DatasetPair:
     """Load the sources `csv` and `parquet`: parsed once into the cache, and mapped from there.
 
     The test samples are the first of these that the job or the folder has: the files of `data.test`; the fraction
@@ -32,6 +37,7 @@ def load(data: DataSection, seed: int, report: ReportProgress) -> DatasetPair:
         data: the section.
         seed: draws the held-out rows.
         report: called with the progress of parsing.
+        as_values: whether the targets are numbers, in the columns of `data.label`, instead of classes.
 
     Raises:
         JobError: no root, no such column, or the labels do not show which classes there are.
@@ -43,8 +49,9 @@ def load(data: DataSection, seed: int, report: ReportProgress) -> DatasetPair:
     paths = {"train": train, "test": test} if test else {"train": train}
     identity = "\n".join([*(str(path.resolve()) for path in train), "", *(str(path.resolve()) for path in test)])
     identity += "".join(f"\n{key} = {getattr(data, key)!r}" for key in _PARSING)
+    identity += "\ntargets are numbers" * as_values
     stamp = file_stamp(*train, *test)
-    arrays = cached_arrays(data.source, identity, stamp, lambda: parse(paths, data, report))
+    arrays = cached_arrays(data.source, identity, stamp, lambda: parse(paths, data, report, as_values=as_values))
     places = {part: Places(files, arrays, part, data) for part, files in paths.items()}
     table = Table(data.source, identity, stamp, ", ".join(map(str, train)), arrays, places)
     return table_source(table, data, seed, report)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, NonNegativeInt
+from pydantic import BeforeValidator, Field, NonNegativeInt
 
 from hvd_batchgrow.config import Job
+from hvd_batchgrow.config.types import matching
 from hvd_batchgrow.messages.errors import Fault
 from hvd_batchgrow.schedule.adaptive.batch_requests import BatchRequest
 from hvd_batchgrow.schedule.adaptive.decisions import Decision
@@ -16,6 +17,8 @@ from hvd_batchgrow.schedule.trigger import TRIGGERS, Measurement, RuleState, Tri
 
 _ROUNDING = 1e-9
 """Tolerance, in epochs, for rounding in sums of fractions of epochs."""
+_FRACTIONS = {"top1", "f1", "label_accuracy"}
+"""Metrics in [0, 1]."""
 _COUNTABLE = 1e6
 """Most evaluations that are counted; with more, the patience is compared with the whole run."""
 
@@ -34,14 +37,21 @@ class PlateauState(RuleState):
     """Epoch of the last evaluation. Checkpoints of version 0.1.0 lack it."""
 
 
+def _without_prefix(metric: object) -> object:
+    return metric.removeprefix("val/") if isinstance(metric, str) else metric
+
+
 @TRIGGERS.add
 class PlateauTrigger(WindowTrigger):
     """Divide the noise scale when the test result has stopped improving, like torch's ReduceLROnPlateau."""
 
     name: Literal["plateau"]
-    metric: Literal["loss", "top1"] = "loss"
-    """Result of the evaluations during training: loss improves when it falls, top1 (accuracy in [0, 1]) when it
-    rises."""
+    metric: Annotated[str, BeforeValidator(_without_prefix), matching(r"[a-z]\w*", "loss or a metric")] = "loss"
+    """Result of the evaluations during training: "loss", or a metric of the task such as "top1"; "val/top1" is the
+    same."""
+    mode: Literal["min", "max"] | None = None
+    """Whether the metric improves when it falls (min) or rises (max). None: known from the task; a custom task's metric
+    needs it."""
     min_delta: Annotated[float, Field(ge=0)] = 0.0
     """Smallest change of the metric that counts as an improvement; the change must exceed it."""
     patience_epochs: Annotated[float, Field(ge=0)] = 3.0
@@ -74,12 +84,13 @@ class PlateauTrigger(WindowTrigger):
         return BatchRequest(why, noise_factor=self.noise_factor)
 
     def make(self, job: Job, num_samples: int) -> Plateau:
-        return Plateau(self, num_samples, job.evaluation.every_epochs)
+        improves_up = self.mode == "max" if self.mode else (job.task.directions() or {}).get(self.metric) == "up"
+        return Plateau(self, num_samples, job.evaluation.every_epochs, improves_up=improves_up)
 
     def faults(self, job: Job, num_samples: int) -> list[Fault]:
         faults = super().faults(job, num_samples)
-        if self.metric == "top1" and self.min_delta >= 1:
-            fault = f"{self.min_delta:g}: accuracy is in [0, 1], so no evaluation could be an improvement"
+        if self.metric in _FRACTIONS and self.min_delta >= 1:
+            fault = f"{self.min_delta:g}: {self.metric} is in [0, 1], so no evaluation could be an improvement"
             hint = f"for {self.min_delta:g} % use {self.min_delta / 100:g}; if intended, 0.999"
             faults.append(Fault("trigger.min_delta", f"{fault}; {hint}"))
         return faults
@@ -98,10 +109,10 @@ class PlateauTrigger(WindowTrigger):
         return f"evaluation.every_epochs = {every:g} and trigger.patience_epochs = {self.patience_epochs:g}"
 
     def unlikely_values(self) -> list[str]:
-        if self.metric != "top1" or self.min_delta < 0.1:
+        if self.metric not in _FRACTIONS or self.min_delta < 0.1:
             return []
         share = f"trigger.min_delta = {self.min_delta:g} is {self.min_delta:.0%} of the evaluated set"
-        return [f"{share}: accuracy is in [0, 1]"]
+        return [f"{share}: {self.metric} is in [0, 1]"]
 
 
 class Plateau(TriggerRule):
@@ -115,15 +126,16 @@ class Plateau(TriggerRule):
         section: the job's section.
         num_samples: N.
         every_epochs: how often a set is evaluated.
+        improves_up: whether the metric improves when it rises.
     """
 
     state: PlateauState
 
-    def __init__(self, section: PlateauTrigger, num_samples: int, every_epochs: float) -> None:
+    def __init__(self, section: PlateauTrigger, num_samples: int, every_epochs: float, *, improves_up: bool) -> None:
         self._section = section
         self._num_samples = num_samples
         self._every_epochs = every_epochs
-        self._sign = 1 if section.metric == "loss" else -1
+        self._sign = -1 if improves_up else 1
         self.state = PlateauState(best=self._sign * math.inf, best_samples=0, bad=0.0, cool=-math.inf, last=0.0)
 
     @property

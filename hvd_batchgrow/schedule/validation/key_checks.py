@@ -13,6 +13,7 @@ from hvd_batchgrow.schedule.layout import cut_groups
 from hvd_batchgrow.schedule.policy import policy_of
 from hvd_batchgrow.schedule.rounding import samples_at
 from hvd_batchgrow.schedule.trigger import trigger_of
+from hvd_batchgrow.schedule.validation.metric_checks import metric_faults
 
 _MOST_SAMPLES = 2**62
 """Longest run, in samples: sample counters are int64, and the last batch may pass the end."""
@@ -27,6 +28,7 @@ def key_faults(job: Job, num_samples: int) -> list[Fault]:
         *policy_of(job).faults(job, num_samples),
         *_unused(job),
         *_of_trigger(job, num_samples),
+        *_of_metrics(job),
         *_cut_groups(job, num_samples),
     ]
 
@@ -135,6 +137,15 @@ def _of_trigger(job: Job, num_samples: int) -> list[Fault]:
         return trigger.faults(job, num_samples)
     fault = f"{trigger.name!r} has no effect with policy = {policy!r}; use 'adaptive'"
     return [Fault("trigger.name", fault)] if trigger.decides else []
+
+
+def _of_metrics(job: Job) -> Iterator[Fault]:
+    """Yield the faults of metrics that can be found without loading a custom task."""
+    if directions := job.task.directions():
+        yield from metric_faults(job, directions)
+    elif job.is_adaptive and job.trigger.test_metric not in {None, "loss"} and not getattr(job.trigger, "mode", None):
+        fault = f"is needed for a metric of a custom task: does {job.trigger.test_metric} improve when it rises"
+        yield Fault("trigger.mode", f"{fault} ('max') or when it falls ('min')?")
 
 
 def _cut_groups(job: Job, num_samples: int) -> list[Fault]:

@@ -59,9 +59,9 @@ def _of_optimizer(job: Job, num_updates: int) -> Iterator[str]:
                 f"optim.weight_decay = {optim.weight_decay:g} × lr = {optim.lr:g} alone halves the weights "
                 f"in {max(1, round(halved))} updates"
             )
-    if job.update.label_smoothing > 0.5:
-        share = job.update.label_smoothing
-        yield f"update.label_smoothing = {share:g} spreads {share:.0%} of each target over all classes; 0.1 is usual"
+    if job.task.label_smoothing > 0.5:
+        share = job.task.label_smoothing
+        yield f"task.label_smoothing = {share:g} spreads {share:.0%} of each target over all classes; 0.1 is usual"
 
 
 def _of_network(job: Job) -> Iterator[str]:

@@ -16,7 +16,7 @@ from hvd_batchgrow.train.events import Evaluation
 _NAME = re.compile(r"best-(\d{15})\.pt")
 
 
-def improved(best: Mapping[str, Any], metric: str, evaluation: Evaluation) -> dict[str, Any] | None:
+def improved(best: Mapping[str, Any], metric: str, direction: str, evaluation: Evaluation) -> dict[str, Any] | None:
     """Return what a checkpoint records after an evaluation that is better than all before; None: it is not better.
 
     An evaluation with an infinite or NaN loss is never better, and of two equal ones the first is kept.
@@ -24,15 +24,16 @@ def improved(best: Mapping[str, Any], metric: str, evaluation: Evaluation) -> di
     Args:
         best: `Checkpoint.best`; empty before the first evaluation.
         metric: `checkpoint.keep_best`.
+        direction: "up" if it improves by rising, else "down".
         evaluation: of the validation set.
 
     Returns:
         the metric, its value, and the sample counter of each evaluation that was the best when it was made.
     """
-    value = evaluation.loss if metric == "val/loss" else evaluation.top1
-    if not math.isfinite(evaluation.loss):
+    value = evaluation.named()[metric.removeprefix("val/")]
+    if not (math.isfinite(evaluation.loss) and math.isfinite(value)):
         return None
-    if best and not (value < best["value"] if metric == "val/loss" else value > best["value"]):
+    if best and not (value < best["value"] if direction == "down" else value > best["value"]):
         return None
     return {"metric": metric, "value": value, "samples": [*best.get("samples", ()), evaluation.samples]}
 

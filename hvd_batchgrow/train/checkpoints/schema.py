@@ -38,7 +38,7 @@ class _Optimizer(_Strict):
 class _Evaluation(_Strict):
     samples: NonNegativeInt
     loss: float
-    top1: float
+    metrics: dict[str, float]
     dataset: Literal["validation", "test"] = "test"
     """Checkpoints of version 0.1.0 lack it."""
 

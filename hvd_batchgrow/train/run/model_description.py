@@ -5,18 +5,20 @@ from __future__ import annotations
 import platform
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
+from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
 
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.config.source_specs import Kind
+from hvd_batchgrow.config.task_specs import TASKS, Answer, TargetKind
 from hvd_batchgrow.data.datasets.dataset import DatasetPair
 from hvd_batchgrow.data.pipeline.crops import CentreCrop
 from hvd_batchgrow.data.pipeline.reader import testing_augment
 from hvd_batchgrow.messages.errors import Fault, JobError, RunError, first_fault
 from hvd_batchgrow.messages.suggest import near_path
 from hvd_batchgrow.storage.regular_files import read_regular
+from hvd_batchgrow.tasks.load_task import load_own_task, target_of
 from hvd_batchgrow.train.run.versions import installed_versions
 
 FILE = "model.json"
@@ -85,12 +87,30 @@ class TableColumns(_Part):
     """Label of class 0 in a label column of numbers."""
 
 
+class LearnedTask(_Part):
+    """What the network has learned."""
+
+    name: str
+    """`task.name` of the job."""
+    target: TargetKind | None
+    """Targets of a sample: `class`, `values` or `tokens`; None: those of a custom task."""
+    answer: Answer | None
+    """What the outputs mean: their softmax is the probability of each `class`, their sigmoid that of each label
+    (`labels`), or they are the predicted numbers (`values`). None: another meaning."""
+    mean: tuple[float, ...] | None = None
+    """The predicted numbers are output · std + mean; None: the outputs themselves."""
+    std: tuple[float, ...] | None = None
+
+
 class ModelDescription(_Part):
     """The content of `model.json`."""
 
     format: Literal[1] = 1
-    classes: tuple[str, ...] = Field(min_length=1)
-    """Name of each class, in the order of the network's outputs."""
+    task: LearnedTask
+    num_outputs: PositiveInt
+    """Number of classes, labels, numbers or tokens."""
+    classes: tuple[str, ...]
+    """Name of each class, label or number, in the order of the network's outputs; empty for tokens."""
     inputs: Inputs
     normalization: Normalization
     preprocessing: Preprocessing | None
@@ -106,7 +126,7 @@ def describe_model(job: Job, source: DatasetPair) -> ModelDescription:
     """Return the description of the network that a job trains.
 
     Raises:
-        JobError: the schema of a custom source has invalid class names.
+        JobError: the schema of a custom source has invalid class names, or a custom task has an invalid `answer`.
     """
     samples, data = source.test, job.data
     augment = testing_augment(data, samples)
@@ -119,8 +139,11 @@ def describe_model(job: Job, source: DatasetPair) -> ModelDescription:
         cropped = Preprocessing(
             apply_orientation=data.apply_orientation, resize=augment.eval_resize, center_crop=augment.out_size
         )
+    task = _learned_task(job, source)
     return ModelDescription(
-        classes=class_names(source),
+        task=task,
+        num_outputs=source.num_classes,
+        classes=() if task.target == "tokens" else class_names(source),
         inputs=Inputs(
             kind=samples.kind,
             shape=(num_channels, *size),
@@ -133,6 +156,18 @@ def describe_model(job: Job, source: DatasetPair) -> ModelDescription:
         job=job.model_dump(mode="json", exclude_none=True),
         versions={"python": platform.python_version(), **installed_versions()},
     )
+
+
+def _learned_task(job: Job, source: DatasetPair) -> LearnedTask:
+    spec = TASKS.get(job.task.name)
+    answer = spec.answer if spec else getattr(load_own_task(job.task), "answer", None)
+    if answer not in {None, *get_args(Answer)}:
+        fault = f"{job.task.name}: answer must be one of {', '.join(map(repr, get_args(Answer)))}, is {answer!r}"
+        raise JobError([Fault("task.name", fault)])
+    scale = {}
+    if job.task.standardize:
+        scale = {"mean": tuple(source.schema["target_mean"]), "std": tuple(source.schema["target_std"])}
+    return LearnedTask(name=job.task.name, target=target_of(job.task), answer=answer, **scale)
 
 
 def class_names(source: DatasetPair) -> tuple[str, ...]:

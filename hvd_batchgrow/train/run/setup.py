@@ -13,6 +13,7 @@ from hvd_batchgrow.data.datasets.dataset import DatasetPair, ReportProgress
 from hvd_batchgrow.data.load_source import load_source
 from hvd_batchgrow.data.pipeline.reader import choose_pipeline
 from hvd_batchgrow.messages.errors import Fault, JobError, faults_of
+from hvd_batchgrow.tasks.load_task import target_of
 from hvd_batchgrow.train.arithmetic_settings import check_same_arithmetic
 
 
@@ -25,7 +26,7 @@ def load_together(job: Job, ranks: Ranks, report: ReportProgress) -> DatasetPair
 
     def load() -> DatasetPair:
         with faults_of(job.name):
-            source = load_source(job.data, job.seed, report)
+            source = load_source(job.data, job.seed, report, target_of(job.task))
             choose_pipeline(job.data.pipeline, source.train)
         return source
 

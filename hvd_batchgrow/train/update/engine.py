@@ -20,10 +20,12 @@ from hvd_batchgrow.nn.parameters import parameter_faults
 from hvd_batchgrow.nn.state.forward_state import ForwardState
 from hvd_batchgrow.optim.build import lr_ratios, set_hyperparameters
 from hvd_batchgrow.schedule.phases import Phase
+from hvd_batchgrow.tasks.classification import Classification
+from hvd_batchgrow.tasks.task import Losses
 from hvd_batchgrow.train.liveness.watchdog import WAITING
 from hvd_batchgrow.train.update.changing_buffers import ChangingBuffers
 from hvd_batchgrow.train.update.exact import check_range
-from hvd_batchgrow.train.update.forward import Forward, Losses, MicroBatch, classify
+from hvd_batchgrow.train.update.forward import Forward, MicroBatch, forward_of
 from hvd_batchgrow.train.update.gradient_noise import NoiseEstimate
 from hvd_batchgrow.train.update.gradient_norms import GradientNorms
 from hvd_batchgrow.train.update.gradients import GradientBuckets, wire_type_of
@@ -65,8 +67,9 @@ class UpdateEngine:
             get the learning rate of the phase times their ratio, see `lr_ratios`.
         ranks: the processes that share an update.
         rule: how the gradient is computed, and how it is processed before the optimizer step.
-        forward: maps a micro-batch to the loss of each of its samples; None: `classify`. A custom forward must apply
-            precision and label smoothing itself; the engine still applies the loss scale for float16.
+        forward: maps a micro-batch to the loss of each of its samples, such as the result of `forward_of`; None:
+            cross-entropy of one class per sample. A custom forward must apply the precision itself; the engine still
+            applies the loss scale for float16.
         rescale_momentum: see `set_hyperparameters`.
         exact: sum gradients and ghost statistics exactly, so that they are bit-identical in all layouts. A
             micro-batch must then be one ghost batch, and all ranks must use the same threads and kernels.
@@ -95,7 +98,7 @@ class UpdateEngine:
         self.optimizer = optimizer
         self.ranks = ranks
         self.rule = rule or UpdateSection()
-        self.forward = forward or classify(self.rule)
+        self.forward = forward or forward_of(Classification(), self.rule.precision)
         self.rescale_momentum = rescale_momentum
         self.lr_ratios = lr_ratios(optimizer)
         if faults := parameter_faults(model):

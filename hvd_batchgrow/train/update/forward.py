@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from hvd_batchgrow.config import UpdateSection
 from hvd_batchgrow.nn.parameters import input_type
+from hvd_batchgrow.tasks.task import Losses, Task
 
 
 @dataclass(frozen=True)
@@ -32,46 +32,32 @@ class MicroBatch:
     """(k·γ,), `nn.dropout.sample_keys`; needed only if the network has keyed dropout."""
 
 
-@dataclass(frozen=True)
-class Losses:
-    """The result of a forward pass over a micro-batch."""
-
-    each: Tensor
-    """(k·γ,): the loss of each sample, attached to the autograd graph; not averaged. With `weights`, it includes the
-    weight: for instance the sum of the losses of a sample's tokens."""
-    weights: Tensor | None = None
-    """(k·γ,): the weight of each sample, such as the number of its tokens; None: 1 each. The gradient of an update is
-    the gradient of the sum of all its losses, divided once by the sum of all its weights. Weights are at least 0.
-    Exact mode sums them in multiples of 2⁻²⁴."""
-    metrics: Mapping[str, tuple[Tensor | float, Tensor | float]] = field(default_factory=dict)
-    """For each metric a sum and a count, numbers or tensors (); the metric is the sum over the updates of a record,
-    divided by their count. For the record only. Every micro-batch has the same metrics."""
-
-
 Forward = Callable[[nn.Module, MicroBatch], Losses]
 
 
-def classify(rule: UpdateSection) -> Forward:
-    """Return a forward that computes the cross-entropy of logits and labels in float32 or better.
+def forward_of(task: Task, precision: str) -> Forward:
+    """Return the forward pass of a task in training, whose losses are computed in float32 or better.
 
     Args:
-        rule: gives precision and label smoothing.
+        task: gives the losses.
+        precision: `update.precision`.
     """
 
     def forward(model: nn.Module, micro_batch: MicroBatch) -> Losses:
         inputs = as_parameters(micro_batch.inputs, model)
-        labels = micro_batch.targets.to(inputs.device, non_blocking=True)
-        with autocast(inputs.device, rule.precision):
-            logits = model(inputs)
-        each = nn.functional.cross_entropy(
-            logits.to(torch.promote_types(logits.dtype, torch.float32)),
-            labels,
-            reduction="none",
-            label_smoothing=rule.label_smoothing,
-        )
-        return Losses(each, metrics={"top1": ((logits.detach().argmax(1) == labels).sum(), len(labels))})
+        targets = micro_batch.targets.to(inputs.device, non_blocking=True)
+        with autocast(inputs.device, precision):
+            outputs = model(inputs)
+        return task(widened(outputs), targets, training=True)
 
     return forward
+
+
+def widened(outputs: Any) -> Any:
+    """Return a tensor as float32, or unchanged if it has a wider type; return anything else unchanged."""
+    if not isinstance(outputs, Tensor):
+        return outputs
+    return outputs.to(torch.promote_types(outputs.dtype, torch.float32))
 
 
 def as_parameters(inputs: Tensor, model: nn.Module) -> Tensor:

@@ -13,8 +13,9 @@ from torch import Tensor
 from hvd_batchgrow.comm.to_device import to_device
 from hvd_batchgrow.data.order.order_digest import from_halves, to_halves
 from hvd_batchgrow.nn.ghost.norm_group import NormGroup
+from hvd_batchgrow.tasks.task import Losses
 from hvd_batchgrow.train.update.exact import join_unchecked, largest, split
-from hvd_batchgrow.train.update.forward import Losses, MicroBatch
+from hvd_batchgrow.train.update.forward import MicroBatch
 
 _WEIGHT_UNIT = 2.0**-24
 """In exact mode weights are rounded to multiples of this. Their sum is then exact in any order, up to 2²⁹."""

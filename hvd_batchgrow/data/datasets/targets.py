@@ -1,0 +1,85 @@
+"""Check the targets of a custom source: their type, shape and number."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from hvd_batchgrow.config.task_specs import TargetKind
+from hvd_batchgrow.data.datasets.dataset import Dataset, check_labels
+from hvd_batchgrow.messages.errors import RunError
+
+_MOST_COMPUTED = 10**6
+
+
+def first_targets(samples: Dataset) -> Any:
+    """Return all targets of an array, or the first million of computed targets."""
+    if isinstance(samples.targets, np.ndarray):
+        return samples.targets
+    return np.asarray(samples.targets[np.arange(min(len(samples), _MOST_COMPUTED))])
+
+
+def target_faults(samples: Dataset, target: TargetKind | None) -> list[str]:
+    """Return why targets have the wrong type, shape or number.
+
+    Args:
+        samples: the set.
+        target: that the task needs; None: any.
+    """
+    targets = first_targets(samples)
+    shown = f"{targets.dtype} {targets.shape}"
+    faults = []
+    if target == "class" and (targets.dtype != np.int64 or targets.ndim != 1):
+        faults.append(f"targets must be classes, int64 (n,), are {shown}")
+    if target == "values" and (targets.dtype not in (np.float32, np.float64) or targets.ndim != 2):
+        faults.append(f"targets must be numbers, float32 (n, K), are {shown}: targets.astype('float32').reshape(n, -1)")
+    if target == "tokens" and (targets.dtype != np.int64 or targets.ndim != 2):
+        faults.append(f"targets must be tokens, int64 (n, L), are {shown}")
+    given: Any = samples.targets
+    num_targets = len(given) if hasattr(given, "__len__") else len(samples)
+    if num_targets != len(samples):
+        faults.append(f"has {len(samples)} samples and {num_targets} targets")
+    return faults
+
+
+def check_target_values(samples: Dataset, num_classes: int, target: TargetKind | None, place: str) -> None:
+    """Check that classes and tokens are in range, and that numbers are finite and K of them.
+
+    Args:
+        samples: the set, without `target_faults`.
+        num_classes: `DatasetPair.num_classes`.
+        target: that the task needs; None: any.
+        place: for the message.
+
+    Raises:
+        RunError: with the first targets at fault and their number.
+    """
+    targets = first_targets(samples)
+    if target == "class":
+        check_labels(targets, num_classes, place)
+    if target == "values":
+        check_numbers(targets, place)
+        if targets.shape[1] != num_classes:
+            raise RunError(f"{place}: a sample has {targets.shape[1]} targets, and num_classes is {num_classes}")
+
+
+def check_numbers(targets: Any, place: str) -> None:
+    """Raise RunError, with the first samples at fault and their number, unless all targets (n, K) are finite."""
+    wrong = np.flatnonzero(~np.isfinite(targets).all(1))
+    if len(wrong):
+        shown = "; ".join(f"sample {k} has {targets[k].tolist()}" for k in wrong[:5])
+        raise RunError(f"{place}: targets of {len(wrong)} of {len(targets)} samples are not finite: {shown}")
+
+
+def value_schema(targets: Any, names: Sequence[str]) -> dict[str, Any]:
+    """Return what a source's schema says of targets that are numbers: names, and mean and std of the training targets.
+
+    Args:
+        targets: of the training set, (N, K).
+        names: K names.
+    """
+    mean, std = targets.mean(0, dtype=np.float64), targets.std(0, dtype=np.float64)
+    std = np.where(targets.min(0) == targets.max(0), 1.0, std)
+    return {"classes": list(names), "target_mean": mean.tolist(), "target_std": std.tolist()}

@@ -1,0 +1,54 @@
+"""The task `classification`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from hvd_batchgrow.config.task import TaskSection
+from hvd_batchgrow.config.task_specs import TASKS, Direction
+from hvd_batchgrow.tasks.task import Losses
+from hvd_batchgrow.tasks.weights import weights_of
+
+
+class Classification:
+    """Cross-entropy of logits and one class per sample, and the fraction of samples classified correctly.
+
+    Outputs are logits (n, C). Targets are classes, int64 (n,), or probabilities of the classes, (n, C) of a floating
+    type, as Mixup makes them; the class of highest probability is then the right one.
+
+    With class weights the loss of a batch is Σ w l / Σ w, as that of torch's `cross_entropy` without smoothing. With
+    probabilities, the weight of a sample is the mean of the class weights under them.
+
+    Args:
+        label_smoothing: fraction of each target that is spread evenly over all classes, in training.
+        class_weights: (C,); None: 1 each.
+    """
+
+    metrics: Mapping[str, Direction] = TASKS["classification"].metrics
+
+    def __init__(self, label_smoothing: float = 0.0, class_weights: Tensor | None = None) -> None:
+        self.label_smoothing, self.class_weights = label_smoothing, class_weights
+
+    def __call__(self, outputs: Tensor, targets: Tensor, *, training: bool) -> Losses:
+        """See `Task`."""
+        smoothing = self.label_smoothing if training else 0.0
+        each = cross_entropy(outputs, targets, reduction="none", label_smoothing=smoothing)
+        classes = targets.argmax(1) if targets.is_floating_point() else targets
+        metrics = {"top1": ((outputs.detach().argmax(1) == classes).sum(), len(classes))}
+        if self.class_weights is None:
+            return Losses(each, metrics=metrics)
+        if self.class_weights.device != outputs.device:
+            self.class_weights = self.class_weights.to(outputs.device)
+        weights = targets @ self.class_weights if targets.is_floating_point() else self.class_weights[targets]
+        return Losses(each * weights, weights, metrics)
+
+
+def load(section: TaskSection, num_outputs: int, schema: Mapping[str, Any]) -> Classification:
+    """Return the task of a section. Raises JobError if there are more or fewer weights than classes."""
+    return Classification(
+        section.label_smoothing, weights_of(section.class_weights, num_outputs, "class_weights", "classes")
+    )

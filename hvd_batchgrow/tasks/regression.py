@@ -1,0 +1,65 @@
+"""The task `regression`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from hvd_batchgrow.config.task import TaskSection
+from hvd_batchgrow.config.task_specs import TASKS, Direction
+from hvd_batchgrow.messages.errors import Fault, JobError
+from hvd_batchgrow.tasks.task import Losses
+
+
+class Regression:
+    """K numbers per sample.
+
+    Outputs are (n, K); targets are (n, K) of a floating type. The loss of a sample is the mean over its targets of the
+    squared error, of the absolute error, or of Huber's loss (Huber 1964, as in torch's `huber_loss`), of the
+    standardized values. Metrics are the mean absolute error `mae` and the mean squared error `mse` in the units of the
+    targets.
+
+    Args:
+        loss: "mse", "l1" or "huber".
+        huber_delta: error from which Huber's loss is linear.
+        mean: (K,) the network learns (target - mean) / std.
+        std: (K,), above 0.
+    """
+
+    metrics: Mapping[str, Direction] = TASKS["regression"].metrics
+
+    def __init__(self, loss: str, huber_delta: float, mean: Tensor, std: Tensor) -> None:
+        self.loss, self.huber_delta, self.mean, self.std = loss, huber_delta, mean, std
+
+    def __call__(self, outputs: Tensor, targets: Tensor, *, training: bool) -> Losses:
+        """See `Task`."""
+        if self.mean.device != outputs.device:
+            self.mean, self.std = self.mean.to(outputs.device), self.std.to(outputs.device)
+        wanted = (targets.to(outputs.dtype) - self.mean) / self.std
+        if self.loss == "huber":
+            each = functional.huber_loss(outputs, wanted, reduction="none", delta=self.huber_delta)
+        else:
+            loss = functional.mse_loss if self.loss == "mse" else functional.l1_loss
+            each = loss(outputs, wanted, reduction="none")
+        errors = ((outputs.detach() - wanted) * self.std).double()
+        metrics = {"mae": (errors.abs().sum(), errors.numel()), "mse": (errors.square().sum(), errors.numel())}
+        return Losses(each.mean(1), metrics=metrics)
+
+
+def load(section: TaskSection, num_outputs: int, schema: Mapping[str, Any]) -> Regression:
+    """Return the task of a section, with the mean and std of the training targets if they are to be standardized.
+
+    Raises:
+        JobError: the targets are to be standardized, and the source does not state their mean and std.
+    """
+    mean, std = torch.zeros(num_outputs), torch.ones(num_outputs)
+    if section.standardize:
+        if not {"target_mean", "target_std"} <= schema.keys():
+            fault = 'needs the source\'s schema["target_mean"] and schema["target_std"], K numbers each'
+            raise JobError([Fault("task.standardize", fault)])
+        mean, std = (torch.tensor(schema[key], dtype=torch.float32) for key in ("target_mean", "target_std"))
+    return Regression(section.loss, section.huber_delta, mean, std)

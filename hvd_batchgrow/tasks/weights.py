@@ -1,0 +1,23 @@
+"""Weights of classes or labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from hvd_batchgrow.messages.errors import Fault, JobError
+
+
+def weights_of(weights: Sequence[float] | None, count: int, key: str, what: str) -> Tensor | None:
+    """Return the weights that a key of `[task]` states, (count,) of float32; None if it states none.
+
+    Raises:
+        JobError: it states more or fewer.
+    """
+    if weights is None:
+        return None
+    if len(weights) != count:
+        raise JobError([Fault(f"task.{key}", f"has {len(weights)} numbers, and the data has {count} {what}")])
+    return torch.tensor(weights)
