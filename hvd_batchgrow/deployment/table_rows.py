@@ -17,6 +17,7 @@ from hvd_batchgrow.data.tables.checked_files import (
     listed_faults,
     null_cells,
     plain_cells,
+    stacked,
     target_numbers,
 )
 from hvd_batchgrow.data.tables.columns import RawTable, column_index, label_columns, read_csv, read_table
@@ -87,7 +88,7 @@ def _targets(
             targets, found = _classes(table.cells[index], description.classes)
         columns.append(targets)
         faults += [(table.names[index], fault) for fault in found]
-    return np.stack(columns, axis=1).astype(np.float32) if as_values else columns[0], faults
+    return stacked(columns) if as_values else columns[0], faults
 
 
 def _by_position(description: ModelDescription) -> TableColumns:

@@ -94,7 +94,7 @@ def check_file(table: RawTable, data: DataSection, *, strict: bool, as_values: b
         missing |= absent
         faults += [(name, fault) for fault in found]
     names = tuple(table.names[k] for k in roles.features)
-    targets = np.stack(columns, axis=1).astype(np.float32) if as_values else columns[0]
+    targets = stacked(columns) if as_values else columns[0]
     target_names = tuple(table.names[k] for k in roles.labels) if as_values else ()
     file = TableFile(table, names, values, categories, targets, target_names, missing, tuple(notes))
     return file, listed_faults(table, faults)
@@ -189,6 +189,12 @@ def target_numbers(cells: Any, name: str, data: DataSection) -> tuple[NDArray[An
     """Return a column of targets as numbers, which of them are missing, and the faults."""
     numbers = as_numbers(cells, name, data)
     return numbers.values, numbers.missing, [*numbers.faults, *_missing_labels(cells, numbers.missing, data)]
+
+
+def stacked(columns: Sequence[NDArray[Any]]) -> NDArray[np.float32]:
+    """Return columns of targets (n,) as float32 (n, K); a number that is too large becomes infinite."""
+    with np.errstate(over="ignore"):
+        return np.stack(columns, axis=1).astype(np.float32)
 
 
 def _missing_labels(cells: Any, missing: Bits, data: DataSection) -> list[CellFault]:
