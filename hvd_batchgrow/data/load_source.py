@@ -32,7 +32,7 @@ def load_source(data: DataSection, seed: int, report: ReportProgress, *, any_siz
     """
     _raise_faults(check_data(data))
     spec = SOURCES.get(data.source)
-    source: DatasetPair = spec.load(data, seed, report) if spec else load_own(data)
+    source: DatasetPair = spec.load(data, seed, report) if spec else load_own(data, seed)
     if not spec or len(spec.kinds) > 1:
         _raise_faults(check_data(data, source.train.kind))
     if data.num_classes is None and source.num_classes > _MOST_CLASSES:
@@ -46,13 +46,16 @@ def load_source(data: DataSection, seed: int, report: ReportProgress, *, any_siz
         )
         remedy = f"set data.num_samples = {found}"
         raise RunError("\n  ".join([f"{said}, but {found} training samples were found; {remedy}", *source.notes]))
+    if data.validation_fraction and source.validation is not None:
+        fault = f"{data.source!r} has its own validation set of {len(source.validation):,} samples; use 0"
+        raise JobError([Fault("data.validation_fraction", fault)])
     source = _with_overrides(source, data)
     return with_validation(source, data.validation_fraction, seed) if data.validation_fraction else source
 
 
 def _with_overrides(source: DatasetPair, data: DataSection) -> DatasetPair:
     """Check and apply the job's number of classes, mean and std, which take precedence over the source's."""
-    channels = source.train.shape[-1]
+    channels = source.train.shape[-1] if source.train.shape else 0
     faults = [
         Fault(
             f"data.{key}",

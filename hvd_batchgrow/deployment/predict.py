@@ -51,7 +51,15 @@ def predict(network: TrainedNetwork, files: Sequence[Path], on_bad: OnBadFile) -
         network: of the run.
         files: photos, or tables of rows in csv or parquet.
         on_bad: called with each file that cannot be used.
+
+    Raises:
+        RunError: a torch Dataset of the job makes the network's inputs.
     """
+    if network.description.inputs.kind == "samples":
+        fault = (
+            f"the inputs of this network are made by data.source = {network.job.data.source!r}, which reads no files"
+        )
+        raise RunError(f"{fault}; evaluate the run's test set with hvd-batchgrow evaluate, or export the network")
     if network.description.inputs.kind == "rows":
         for path in files:
             yield from _of_table(network, path, on_bad)

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from hvd_batchgrow.config import UpdateSection
-from hvd_batchgrow.nn.parameters import input_type
+from hvd_batchgrow.data.tensor_tree import device_of
+from hvd_batchgrow.nn.parameters import network_inputs
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,9 @@ def classify(rule: UpdateSection) -> Forward:
 
     def forward(model: nn.Module, micro_batch: MicroBatch) -> Losses:
         inputs = as_parameters(micro_batch.inputs, model)
-        labels = micro_batch.targets.to(inputs.device, non_blocking=True)
-        with autocast(inputs.device, rule.precision):
+        device = device_of(inputs)
+        labels = micro_batch.targets.to(device, non_blocking=True)
+        with autocast(device, rule.precision):
             logits = model(inputs)
         each = nn.functional.cross_entropy(
             logits.to(torch.promote_types(logits.dtype, torch.float32)),
@@ -74,9 +76,12 @@ def classify(rule: UpdateSection) -> Forward:
     return forward
 
 
-def as_parameters(inputs: Tensor, model: nn.Module) -> Tensor:
-    """Return inputs on the device of a model's parameters, with the type of `input_type`."""
-    return inputs.to(next(model.parameters()).device, input_type(model), non_blocking=True)
+def as_parameters(inputs: Any, model: nn.Module) -> Any:
+    """Return inputs, a tensor or a tree of tensors, on the device of a model's parameters.
+
+    Floating-point tensors get the type of `input_type`; others keep their own.
+    """
+    return network_inputs(inputs, model)
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
