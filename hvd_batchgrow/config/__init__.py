@@ -38,7 +38,8 @@ class DataSection(Section):
     """`[data]`: the training and test samples, and the augmentation."""
 
     source: Annotated[str, AfterValidator(check_source)]
-    """A kind of source, or your own `module:function`, which gets this section and returns a `DatasetPair`."""
+    """A kind of source, or your own `module:function`, which gets this section and returns a `DatasetPair` or torch
+    Datasets."""
     root: str | None = None
     """Folder of the files, relative to the working directory. None: the known folder of a source that can be found or
     downloaded."""
@@ -94,6 +95,9 @@ class DataSection(Section):
     """Standard deviation, per channel or feature like `mean`."""
     pipeline: Literal["auto", "dali", "torch"] = "auto"
     """Image pipeline. Both give the same pixels; auto chooses the faster one for the source."""
+    workers: Annotated[int, Field(ge=0, le=256)] = 0
+    """Torch Datasets: processes per rank that read samples ahead of training. 0: the rank's process reads them itself.
+    The number does not change the samples."""
     on_bad_sample: Literal["error", "replace"] = "error"
     """If a sample cannot be read or decoded: end the run, or report it and use the next sample of the stream."""
     apply_orientation: bool = False
@@ -260,7 +264,7 @@ class Job(Section):
             for section in ("data", "model", "task", "optim", "schedule", "update", *measuring)
             for key, value in tree[section].items()
         }
-        free = {"data.root", "data.num_samples", "data.pipeline", "data.channels_last"}
+        free = {"data.root", "data.num_samples", "data.pipeline", "data.workers", "data.channels_last"}
         free |= {"gradient_noise.measure", "gradient_noise.per_layer_group"}
         if spec := SOURCES.get(self.data.source):
             free |= {f"data.{key}" for key in spec.confirming_keys}

@@ -28,6 +28,11 @@ def source_size(data: DataSection) -> int | None:
     return data.num_samples or (spec.num_samples(data) if spec else None)
 
 
+def may_have_validation(data: DataSection) -> bool:
+    """Return whether a job may have a validation set: one that it holds out, or one that its own source returns."""
+    return data.validation_fraction > 0 or SOURCES.get(data.source) is None
+
+
 def num_validation(data: DataSection) -> int:
     """Return the number of samples that are held out for validation; 0 if the size of the source is unknown."""
     return num_held_out(source_size(data) or 0, data.validation_fraction)

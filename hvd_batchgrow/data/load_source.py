@@ -43,7 +43,7 @@ def load_source(
     spec = SOURCES.get(data.source)
     _raise_faults(check_targets(data, target))
     load = spec.load_values if spec and target == "values" and spec.load_values else spec and spec.load
-    source: DatasetPair = load(data, seed, report) if load else load_own(data, target)
+    source: DatasetPair = load(data, seed, report) if load else load_own(data, seed, target)
     if not spec or len(spec.kinds) > 1:
         _raise_faults(check_data(data, source.train.kind))
     if target == "class" and data.num_classes is None and source.num_classes > _MOST_CLASSES:
@@ -57,13 +57,16 @@ def load_source(
         )
         remedy = f"set data.num_samples = {found}"
         raise RunError("\n  ".join([f"{said}, but {found} training samples were found; {remedy}", *source.notes]))
+    if data.validation_fraction and source.validation is not None:
+        fault = f"{data.source!r} has its own validation set of {len(source.validation):,} samples; use 0"
+        raise JobError([Fault("data.validation_fraction", fault)])
     source = _with_overrides(source, data, target)
     return with_validation(source, data.validation_fraction, seed) if data.validation_fraction else source
 
 
 def _with_overrides(source: DatasetPair, data: DataSection, target: TargetKind | None) -> DatasetPair:
     """Check and apply the job's number of classes, mean and std, which take precedence over the source's."""
-    channels = source.train.shape[-1]
+    channels = source.train.shape[-1] if source.train.shape else 0
     faults = [
         Fault(
             f"data.{key}",

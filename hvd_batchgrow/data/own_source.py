@@ -1,33 +1,36 @@
-"""User-defined sources: a function that takes `[data]` and returns a `DatasetPair`."""
+"""User-defined sources: a function that takes `[data]` and returns a `DatasetPair` or torch Datasets."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
+from torch.utils.data import Dataset as TorchDataset
 
 from hvd_batchgrow.config import DataSection
-from hvd_batchgrow.config.source_specs import Kind
 from hvd_batchgrow.config.task_specs import TargetKind
 from hvd_batchgrow.data.datasets.class_labels import notes_on_classes
 from hvd_batchgrow.data.datasets.dataset import Dataset, DatasetPair
 from hvd_batchgrow.data.datasets.plausibility import byte_hint, check_layout, constant_faults
 from hvd_batchgrow.data.datasets.targets import check_target_values, target_faults
+from hvd_batchgrow.data.samples.keyed_fetch import check_same_again, with_keyed_fetch
+from hvd_batchgrow.data.samples.load_samples import ACCEPTED, load_samples
 from hvd_batchgrow.import_string import NotFound, describe_error, find_callable
 from hvd_batchgrow.messages.errors import Fault, JobError, RunError
 
 
-def load_own(data: DataSection, target: TargetKind | None = "class") -> DatasetPair:
+def load_own(data: DataSection, seed: int = 0, target: TargetKind | None = "class") -> DatasetPair:
     """Call `module:function` with the section; modules are also searched in the working directory.
 
     Args:
         data: the section.
+        seed: of the job, which keys the random numbers of torch Datasets and of `fetch`.
         target: that the task needs; None: any.
 
     Raises:
-        JobError: it cannot be imported, or does not return a valid `DatasetPair`.
-        RunError: it raised an exception.
+        JobError: it cannot be imported, or returns neither a valid `DatasetPair` nor map-style torch Datasets.
+        RunError: it raised an exception, or its samples are not reproducible.
     """
     try:
         function = find_callable(data.source)
@@ -35,6 +38,9 @@ def load_own(data: DataSection, target: TargetKind | None = "class") -> DatasetP
         raise JobError([Fault("data.source", str(error))]) from error
     try:
         source = function(data)
+        if _has_datasets(source):
+            return load_samples(source, data, seed, target)
+        source = _with_keyed_fetch(source, seed)
         faults = check_own(source, data.shape, target)
     except (JobError, RunError):
         raise
@@ -42,11 +48,35 @@ def load_own(data: DataSection, target: TargetKind | None = "class") -> DatasetP
         raise RunError(f"data.source = {data.source!r} failed: {describe_error(error)}") from error
     if faults:
         raise JobError([Fault("data.source", f"{data.source}: {fault}") for fault in faults])
-    labels = source.train.targets, source.test.targets
-    if target != "class" or not all(isinstance(found, np.ndarray) for found in labels):  # computed ones may be many
-        return source  # type: ignore[no-any-return]
-    notes = (*source.notes, *notes_on_classes(*labels, source.num_classes))
-    return replace(source, notes=notes)  # type: ignore[no-any-return]
+    for part, samples in _sets(source):
+        check_same_again(samples, f"data.source = {data.source!r}, {part}")
+    return _with_notes(source) if target == "class" else source
+
+
+def _has_datasets(returned: Any) -> bool:
+    """Return whether an object looks like torch Datasets, or like something meant as one."""
+    of_torch = isinstance(returned, (TorchDataset, tuple, list)) or hasattr(returned, "__getitem__")
+    return of_torch and not isinstance(returned, DatasetPair)
+
+
+def _with_keyed_fetch(source: Any, seed: int) -> Any:
+    """Return a source whose `fetch` gets epochs and generators where it accepts them; another object as it is."""
+    if not isinstance(source, DatasetPair):
+        return source
+    keyed: dict[str, Any] = {part: with_keyed_fetch(samples, seed) for part, samples in _sets(source)}
+    return replace(source, **keyed)
+
+
+def _with_notes(source: DatasetPair) -> DatasetPair:
+    train, test = source.train.targets, source.test.targets
+    if not isinstance(train, np.ndarray) or not isinstance(test, np.ndarray):  # computed labels may be of any number
+        return source
+    return replace(source, notes=(*source.notes, *notes_on_classes(train, test, source.num_classes)))
+
+
+def _sets(source: DatasetPair) -> list[tuple[str, Dataset]]:
+    sets = ("train", source.train), ("validation", source.validation), ("test", source.test)
+    return [(part, samples) for part, samples in sets if samples is not None]
 
 
 def check_own(source: Any, shape: tuple[int, ...] | None = None, target: TargetKind | None = "class") -> list[str]:
@@ -61,18 +91,18 @@ def check_own(source: Any, shape: tuple[int, ...] | None = None, target: TargetK
         RunError: a target is out of range, or the shape of images is implausible for (H, W, C).
     """
     if not isinstance(source, DatasetPair):
-        return [f"must return a hvd_batchgrow.data.datasets.dataset.DatasetPair, returned {type(source).__name__}"]
-    if source.validation is not None:
-        return ["validation must be None: data.validation_fraction draws the validation samples from train"]
-    sets = (("train", source.train), ("test", source.test))
+        accepted = f"must return a {DatasetPair.__module__}.DatasetPair"
+        return [f"{accepted}, returned {type(source).__name__}; {ACCEPTED}"]
+    sets = _sets(source)
     members = ("kind", "shape", "targets", "sizes", "fetch", "locate", "__len__")
     lacking = [f"{part} lacks {member}" for part, samples in sets for member in members if not hasattr(samples, member)]
     if lacking:
         return lacking
     faults = [f"{part}: {fault}" for part, samples in sets for fault in _sample_faults(samples, target)]
-    if (source.train.kind, source.train.shape) != (source.test.kind, source.test.shape):
-        kinds = f"{source.train.kind} {source.train.shape} and {source.test.kind} {source.test.shape}"
-        faults.append(f"train and test must have the same kind and shape, and are {kinds}")
+    for part, samples in sets[1:]:
+        if (source.train.kind, source.train.shape) != (samples.kind, samples.shape):
+            kinds = f"{source.train.kind} {source.train.shape} and {samples.kind} {samples.shape}"
+            faults.append(f"train and {part} must have the same kind and shape, and are {kinds}")
     faults += _constant_faults(source)
     if not faults:
         if source.train.kind == "images":  # the user's code may use data.shape for other purposes
@@ -84,8 +114,8 @@ def check_own(source: Any, shape: tuple[int, ...] | None = None, target: TargetK
 
 def _sample_faults(samples: Dataset, target: TargetKind | None) -> list[str]:
     axes = {"images": 3, "rows": 1, "encoded": 3}
-    if samples.kind not in get_args(Kind):
-        return [f"kind must be one of {', '.join(get_args(Kind))}, is {samples.kind!r}"]
+    if samples.kind not in axes:
+        return [f"kind must be one of {', '.join(axes)}, is {samples.kind!r}"]
     if len(samples.shape) != axes[samples.kind]:
         return [f"shape of {samples.kind} must have {axes[samples.kind]} numbers, is {samples.shape}"]
     if not len(samples):

@@ -13,20 +13,26 @@ from hvd_batchgrow.data.datasets.plausibility import constant_faults
 from hvd_batchgrow.messages.errors import Fault, JobError
 
 _CATEGORIES = {"categorical", "categorical_encoding", "unknown_category"}
-_KEYS_OF_ALL = {"source", "num_samples", "validation_fraction", "num_classes", "mean", "std", "pipeline"}
+_KEYS_OF_ALL = {"source", "num_samples", "validation_fraction", "num_classes", "pipeline"}
 """Keys that every source uses."""
 
 _CROP = {"image_size", "crop_scale", "crop_ratio", "eval_resize"}
 _KEYS_OF_KIND: dict[Kind, set[str]] = {
-    "images": {"crop_padding", "hflip", "channels_last", "dtype"},
-    "rows": set(),
-    "encoded": {"hflip", "channels_last", "dtype", "on_bad_sample", "apply_orientation"} | _CROP,
+    "images": {"mean", "std", "crop_padding", "hflip", "channels_last", "dtype"},
+    "rows": {"mean", "std"},
+    "encoded": {"mean", "std", "hflip", "channels_last", "dtype", "on_bad_sample", "apply_orientation"} | _CROP,
+    "samples": {"workers"},
 }
 """Keys that each kind of samples uses for preprocessing."""
 
 _LONGEST = 10
 """Largest plausible ratio of a window's sides."""
-_KIND_TEXT: dict[Kind, str] = {"images": "images of one size", "rows": "rows", "encoded": "encoded images"}
+_KIND_TEXT: dict[Kind, str] = {
+    "images": "images of one size",
+    "rows": "rows",
+    "encoded": "encoded images",
+    "samples": "samples of a torch Dataset",
+}
 _INSTEAD = {("image_size", "images"): "; use data.crop_padding", ("crop_padding", "encoded"): "; use data.image_size"}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,8 @@ def evaluate_run(
     trained.samples = state.samples
     if trained.average:
         trained.average.load_state_dict(state.average)
-    found = evaluate(parts, trained, SingleRank())
+    with closing(source):
+        found = evaluate(parts, trained, SingleRank())
     return RunEvaluation(run, found, len(source.test), tree_digest(state.model), notes)
 
 
@@ -124,10 +126,9 @@ def _other_data(job: Job, description: ModelDescription, report: ReportProgress)
     elif data.source in {"csv", "parquet"}:
         test = _table_rows(job, description)
     else:
-        section = data.model_copy(update={"num_classes": num_classes, "mean": mean, "std": std})
-        return _same_meaning(
-            job, load_source(section, job.seed, report, target_of(job.task), any_size=True), description
-        )
+        section = data.model_copy(update={"num_classes": num_classes, "mean": mean or None, "std": std or None})
+        source = load_source(section, job.seed, report, target_of(job.task), any_size=True)
+        return _same_meaning(job, source, description)
     return _same_meaning(job, DatasetPair(test, test, num_classes, mean, std), description)
 
 

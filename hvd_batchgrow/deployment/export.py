@@ -14,16 +14,19 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from hvd_batchgrow.data.datasets.example import Example
+from hvd_batchgrow.data.tensor_tree import Tree, form_of, map_tensors
 from hvd_batchgrow.deployment.plain_network import to_plain
 from hvd_batchgrow.deployment.trained_network import TrainedNetwork
 from hvd_batchgrow.import_string import describe_error
 from hvd_batchgrow.messages.errors import RunError, unwritable
-from hvd_batchgrow.nn.parameters import input_type
+from hvd_batchgrow.nn.parameters import input_type, network_inputs
 from hvd_batchgrow.storage.atomic import write_atomically
 from hvd_batchgrow.storage.json_lines import read_json_lines
 from hvd_batchgrow.storage.strict_json import dump_json
 
 Format = Literal["safetensors", "onnx", "torchscript", "exported_program", "state_dict"]
+_SINGLE_TENSOR = frozenset({"onnx", "torchscript"})
 _LARGEST_DIFFERENCE = 1e-4
 """Between the logits of the network and of the exported program, relative to the largest of them."""
 
@@ -43,8 +46,10 @@ def export(network: TrainedNetwork, to: Format, output: Path) -> tuple[Path, lis
         RunError: a package is missing, the network cannot be exported, the exported program computes other logits, or
             a file cannot be written.
     """
-    example = torch.rand(2, *network.description.inputs.shape).to(input_type(network.model))
-    samples = torch.rand(3, *network.description.inputs.shape).to(example.dtype)
+    example, samples = (_samples(network, count) for count in (2, 3))
+    if to in _SINGLE_TENSOR and not isinstance(example, Tensor):
+        fault = f"{to} is for networks with one input tensor; the inputs of this one are {form_of(example)}"
+        raise RunError(f"{fault}; export to exported_program, state_dict or safetensors")
     with torch.no_grad():
         expected = network.model(samples)
         model = to_plain(network.model).requires_grad_(requires_grad=False)
@@ -57,13 +62,20 @@ def export(network: TrainedNetwork, to: Format, output: Path) -> tuple[Path, lis
         with torch.no_grad():
             _check(expected, program(samples), f"the exported program ({to})")
     card = output.with_name(f"{output.name}.json")
-    text = dump_json(_card(network, to, output, content, example.dtype), indent=2) + "\n"
+    text = dump_json(_card(network, to, output, content, input_type(network.model)), indent=2) + "\n"
     for path, data in ((output, content), (card, text.encode())):
         try:
             write_atomically(path, data)
         except OSError as error:
             raise unwritable(path, error) from None
     return card, notes
+
+
+def _samples(network: TrainedNetwork, count: int) -> Tree:
+    """Return inputs of the network: real samples, if it has them, otherwise random numbers."""
+    if isinstance(network.form, Example):
+        return network_inputs(network.form.take(count).inputs, network.model)
+    return torch.rand(count, *network.form).to(input_type(network.model))
 
 
 def _check(expected: Tensor, found: Tensor, what: str) -> None:
@@ -76,17 +88,17 @@ def _check(expected: Tensor, found: Tensor, what: str) -> None:
 
 # --- formats -----------------------------------------------------------------------------------
 
-_Exported = tuple[bytes, Callable[[Tensor], Tensor] | None]
+_Exported = tuple[bytes, Callable[[Tree], Tensor] | None]
 """The content of the file, and the program as loaded from it; None for weights alone."""
 
 
-def _state_dict(model: nn.Module, example: Tensor, network: TrainedNetwork) -> _Exported:
+def _state_dict(model: nn.Module, example: Tree, network: TrainedNetwork) -> _Exported:
     buffer = io.BytesIO()
     torch.save(model.state_dict(), buffer)
     return buffer.getvalue(), None
 
 
-def _safetensors(model: nn.Module, example: Tensor, network: TrainedNetwork) -> _Exported:
+def _safetensors(model: nn.Module, example: Tree, network: TrainedNetwork) -> _Exported:
     save = _need("safetensors.torch", "safetensors").save
     state = model.state_dict()
     if others := [name for name, value in state.items() if not isinstance(value, Tensor)]:
@@ -96,7 +108,7 @@ def _safetensors(model: nn.Module, example: Tensor, network: TrainedNetwork) -> 
     return save(tensors, metadata={"format": "pt", "classes": dump_json(network.description.classes)}), None
 
 
-def _torchscript(model: nn.Module, example: Tensor, network: TrainedNetwork) -> _Exported:
+def _torchscript(model: nn.Module, example: Tree, network: TrainedNetwork) -> _Exported:
     """Trace the network: TorchScript's compiler accepts fewer networks."""
     buffer = io.BytesIO()
     with _exporting("torchscript"):
@@ -105,7 +117,7 @@ def _torchscript(model: nn.Module, example: Tensor, network: TrainedNetwork) -> 
     return buffer.getvalue(), torch.jit.load(buffer)
 
 
-def _exported_program(model: nn.Module, example: Tensor, network: TrainedNetwork) -> _Exported:
+def _exported_program(model: nn.Module, example: Tree, network: TrainedNetwork) -> _Exported:
     buffer = io.BytesIO()
     with _exporting("exported_program"):
         torch.export.save(_program(model, example), buffer)
@@ -113,7 +125,7 @@ def _exported_program(model: nn.Module, example: Tensor, network: TrainedNetwork
     return buffer.getvalue(), torch.export.load(buffer).module()
 
 
-def _onnx(model: nn.Module, example: Tensor, network: TrainedNetwork) -> _Exported:
+def _onnx(model: nn.Module, example: Tree, network: TrainedNetwork) -> _Exported:
     for package in ("onnx", "onnxscript"):
         _need(package, "onnx onnxscript")
     with _exporting("onnx"):
@@ -132,11 +144,13 @@ def _onnx_reference(content: bytes) -> Callable[[Tensor], Tensor]:
     return lambda inputs: torch.from_numpy(evaluator.run(None, {"inputs": inputs.numpy()})[0])
 
 
-def _program(model: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
-    return torch.export.export(model, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+def _program(model: nn.Module, example: Tree) -> torch.export.ExportedProgram:
+    batch = torch.export.Dim("batch")
+    shapes: Any = map_tensors(lambda tensor: {0: batch}, example)  # type: ignore[arg-type,return-value]
+    return torch.export.export(model, (example,), dynamic_shapes=(shapes,))
 
 
-_EXPORTERS: Mapping[Format, Callable[[nn.Module, Tensor, TrainedNetwork], _Exported]] = {
+_EXPORTERS: Mapping[Format, Callable[[nn.Module, Tree, TrainedNetwork], _Exported]] = {
     "safetensors": _safetensors,
     "onnx": _onnx,
     "torchscript": _torchscript,

@@ -53,12 +53,17 @@ def predict(network: TrainedNetwork, files: Sequence[Path], on_bad: OnBadFile) -
         on_bad: called with each file that cannot be used.
 
     Raises:
-        RunError: the task has no answers that can be printed.
+        RunError: the task has no answers that can be printed, or a torch Dataset of the job makes the network's inputs.
     """
     if network.description.task.answer is None:
         name = network.description.task.name
         remedy = 'a custom task says what its outputs mean by an attribute answer = "class", "labels" or "values"'
         raise RunError(f"predict does not know the meaning of the outputs of the task {name!r}; {remedy}")
+    if network.description.inputs.kind == "samples":
+        fault = (
+            f"the inputs of this network are made by data.source = {network.job.data.source!r}, which reads no files"
+        )
+        raise RunError(f"{fault}; evaluate the run's test set with hvd-batchgrow evaluate, or export the network")
     if network.description.inputs.kind == "rows":
         for path in files:
             yield from _of_table(network, path, on_bad)

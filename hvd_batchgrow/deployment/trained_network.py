@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from hvd_batchgrow.comm.devices import DeviceKey, visible_gpus
 from hvd_batchgrow.comm.ranks import CollectiveError, SingleRank
 from hvd_batchgrow.config import Job
+from hvd_batchgrow.data.datasets.example import Example, InputForm, input_form
+from hvd_batchgrow.data.load_source import load_source
+from hvd_batchgrow.data.tensor_tree import Tree
 from hvd_batchgrow.job_file import parse_job
 from hvd_batchgrow.messages.errors import RunError
 from hvd_batchgrow.nn.build import build_model, forward_state
@@ -39,16 +42,19 @@ class TrainedNetwork:
     checkpoint: Checkpoint
     is_average: bool
     """Whether the parameters are the moving average of the weights."""
+    form: InputForm
+    """Shape of one input sample, (C, H, W) or (features,); real samples of the run's training set, if the job's torch
+    Dataset decides what the inputs are."""
     digest: str
     """SHA-256 of parameters and buffers; without the average, as `hvd-batchgrow digest` prints it."""
     notes: tuple[str, ...]
     """A line for each newer checkpoint that is damaged, with the reason."""
 
-    def outputs(self, inputs: Tensor) -> Tensor:
+    def outputs(self, inputs: Tree) -> Tensor:
         """Return the network's outputs, float32 (n, outputs), in the job's precision.
 
         Args:
-            inputs: preprocessed and normalized, (n, C, H, W) or (n, features).
+            inputs: preprocessed and normalized, (n, C, H, W) or (n, features); or a tree of tensors (n, …).
         """
         changing = self.forward_state.in_evaluation
         with torch.no_grad(), restored_buffers(self.model, changing), autocast(self.device, self.job.update.precision):
@@ -67,7 +73,7 @@ def load_network(
         average: load the moving average of the weights.
 
     Raises:
-        JobError: the network cannot be built.
+        JobError: the network cannot be built, or the run's torch Dataset cannot be loaded.
         RunError: the run has no description or no good checkpoint, the checkpoint does not fit the network, or the
             average is requested and the run keeps none.
     """
@@ -75,18 +81,27 @@ def load_network(
     found, notes = read_checkpoint(run, checkpoint)
     job = job_for_inference(parse_job(description.job, str(run / FILE)), device)
     place = inference_device(job)
-    channels, *size = description.inputs.shape
-    shape = (*size, channels)
+    form = _input_form(job, description)
+    # Networks are built for (H, W, C), as the samples of a source are.
+    of_samples = form if isinstance(form, Example) else (*form[1:], form[0])
     torch.manual_seed(job.seed)
-    model = build_model(job, shape, description.num_outputs).to(place)
-    state = forward_state(job, model, shape)
+    model = build_model(job, of_samples, description.num_outputs).to(place)
+    state = forward_state(job, model, of_samples)
     check_model_fits(found, model, run)
     weights = with_average(found, run) if average else found.model
     model.load_state_dict(weights)
     if job.data.channels_last:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     model.eval()
-    return TrainedNetwork(run, description, job, model, state, place, found, average, tree_digest(weights), notes)
+    return TrainedNetwork(run, description, job, model, state, place, found, average, form, tree_digest(weights), notes)
+
+
+def _input_form(job: Job, description: ModelDescription) -> InputForm:
+    """Return what the network's inputs are; a torch Dataset of the run must still exist to show it."""
+    if description.inputs.kind != "samples":
+        return description.inputs.shape
+    source = load_source(job.data.model_copy(update={"workers": 0}), job.seed, lambda what, done, total: None)
+    return input_form(source.train)
 
 
 def read_checkpoint(run: Path, path: Path | None) -> tuple[Checkpoint, tuple[str, ...]]:

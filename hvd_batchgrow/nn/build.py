@@ -9,6 +9,7 @@ from torch import nn
 
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.config.model_specs import OWN, read_name
+from hvd_batchgrow.data.datasets.example import Example, InputForm
 from hvd_batchgrow.import_string import describe_error
 from hvd_batchgrow.messages.errors import Fault, JobError, faults_of
 from hvd_batchgrow.nn.checks.deterministic_trial import any_kernels, nondeterministic_layer
@@ -31,19 +32,19 @@ def check_model(job: Job) -> None:
         raise JobError(faults, job.name)
 
 
-def build_model(job: Job, sample_shape: Sequence[int], num_classes: int) -> nn.Module:
+def build_model(job: Job, form: InputForm, num_classes: int) -> nn.Module:
     """Build the network that a job names, with initial weights from torch's generator, and freeze `model.freeze`.
 
     Args:
         job: checked by `check_model`.
-        sample_shape: shape of the source's samples: (H, W, C), (features,), or (0, 0, C) before cropping.
+        form: shape of the source's samples: (H, W, C), (features,), or (0, 0, C) before cropping; or real samples.
         num_classes: number of classes.
 
     Raises:
         JobError: the network does not accept such samples, a custom network has a fault, or a pattern of
             `model.freeze` matches nothing.
     """
-    network = _build(job, sample_shape, num_classes)
+    network = _build(job, form, num_classes)
     if job.model.freeze:
         faults = freeze(network, job.model.freeze)
         norms = list(ghost_norms(network))
@@ -70,14 +71,14 @@ def load_pretrained(job: Job, model: nn.Module, file: WeightsFile, num_classes: 
         return load_weights(model, file, num_classes, allow_new_head=job.model.allow_new_head)
 
 
-def _build(job: Job, sample_shape: Sequence[int], num_classes: int) -> nn.Module:
-    model, shape = job.model, _cropped(job, sample_shape)
-    if faults := check_shape(model, shape):
+def _build(job: Job, form: InputForm, num_classes: int) -> nn.Module:
+    model, shape = job.model, _shape_of_images_or_rows(job, form)
+    if shape and (faults := check_shape(model, shape)):
         raise JobError(faults, job.name)
     spec, numbers = read_name(model.name)
     if spec.build is None:
         with any_kernels():
-            return load_own(job, _input_shape(job, sample_shape), num_classes)
+            return load_own(job, _input_form(job, form), num_classes)
     given = {key: value for key in spec.keys if (value := getattr(model, key)) is not None}
     try:
         return fuse_relu(spec.build(shape[-1], num_classes, **numbers, **given))
@@ -86,13 +87,13 @@ def _build(job: Job, sample_shape: Sequence[int], num_classes: int) -> nn.Module
         raise JobError([Fault("model", fault)], job.name) from None
 
 
-def check_deterministic(job: Job, model: nn.Module, sample_shape: Sequence[int]) -> None:
+def check_deterministic(job: Job, model: nn.Module, form: InputForm) -> None:
     """Check that an exact job's network has deterministic kernels on its device, if torch is set to require them.
 
     Args:
         job: names the network.
         model: from `build_model`, on the device.
-        sample_shape: as `build_model` takes it.
+        form: as `build_model` takes it.
 
     Raises:
         JobError: a layer lacks one, or a trial pass fails.
@@ -101,7 +102,7 @@ def check_deterministic(job: Job, model: nn.Module, sample_shape: Sequence[int])
         return
     device = next(model.parameters()).device.type
     try:
-        layer = nondeterministic_layer(model, trial_samples(model, NUM_TRIAL, _input_shape(job, sample_shape)))
+        layer = nondeterministic_layer(model, trial_samples(model, NUM_TRIAL, _input_form(job, form)))
     except Exception as error:  # the user's own code
         fault = f"{job.model.name} fails in a trial pass over {NUM_TRIAL} samples: {describe_error(error)}"
         raise JobError([Fault("model.name", fault)], job.name) from error
@@ -111,13 +112,13 @@ def check_deterministic(job: Job, model: nn.Module, sample_shape: Sequence[int])
         raise JobError([Fault("layout.exact", fault)], job.name)
 
 
-def hazards(job: Job, model: nn.Module, sample_shape: Sequence[int]) -> list[str]:
+def hazards(job: Job, model: nn.Module, form: InputForm) -> list[str]:
     """Return what makes the results of a custom network depend on the layout, as `layout_hazards` finds it.
 
     Args:
         job: names the network. A built-in one has no hazards.
         model: from `build_model`.
-        sample_shape: as `build_model` takes it.
+        form: as `build_model` takes it.
 
     Raises:
         JobError: a forward of the network fails.
@@ -125,31 +126,51 @@ def hazards(job: Job, model: nn.Module, sample_shape: Sequence[int]) -> list[str
     if read_name(job.model.name)[0] is not OWN:
         return []
     try:
-        return layout_hazards(model, _input_shape(job, sample_shape))
+        return layout_hazards(model, _input_form(job, form))
     except Exception as error:  # the user's own code
         fault = f"{job.model.name} fails in a trial forward over {NUM_SAMPLES} samples: {describe_error(error)}"
         raise JobError([Fault("model.name", fault)], job.name) from error
 
 
-def forward_state(job: Job, model: nn.Module, sample_shape: Sequence[int]) -> ForwardState:
+def forward_state(job: Job, model: nn.Module, form: InputForm) -> ForwardState:
     """Find by trial passes which state of a custom network training changes, apart from ghost norms.
 
     Args:
         job: names the network. A built-in one has no such state.
         model: from `build_model`; buffers that training changes become part of its `state_dict`.
-        sample_shape: as `build_model` takes it.
+        form: as `build_model` takes it.
 
     Raises:
         JobError: the trial fails; or the job is exact, and the network keeps state outside its buffers.
     """
     if read_name(job.model.name)[0] is not OWN:
         return ForwardState()
-    return try_own(job, model, _input_shape(job, sample_shape))
+    return try_own(job, model, _input_form(job, form))
 
 
-def _input_shape(job: Job, sample_shape: Sequence[int]) -> tuple[int, ...]:
-    """Return the shape of one input sample of a network, (C, H, W) or (features,)."""
-    shape = _cropped(job, sample_shape)
+def _shape_of_images_or_rows(job: Job, form: InputForm) -> tuple[int, ...]:
+    """Return (H, W, C) or (features,); for real samples of another form, () if the network is `module:name`.
+
+    Raises:
+        JobError: a network of this package does not accept real samples of this form.
+    """
+    if not isinstance(form, Example):
+        return _cropped(job, form)
+    if form.shape is not None:
+        return (*form.shape[1:], form.shape[0])
+    if read_name(job.model.name)[0] is OWN:
+        return ()
+    fault = f"{job.model.name!r} takes floating-point images (C, H, W) or rows (features,), and the samples are {form}"
+    raise JobError(
+        [Fault("model.name", f"{fault}; use a network 'module:name', which gets them as they are")], job.name
+    )
+
+
+def _input_form(job: Job, form: InputForm) -> InputForm:
+    """Return the shape of one input sample of a network, (C, H, W) or (features,), or the real samples."""
+    if isinstance(form, Example):
+        return form
+    shape = _cropped(job, form)
     return (shape[-1], *shape[:-1])
 
 

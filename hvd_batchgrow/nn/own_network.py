@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,9 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from hvd_batchgrow.config import Job
+from hvd_batchgrow.config.task_specs import TASKS
+from hvd_batchgrow.data.datasets.example import InputForm
+from hvd_batchgrow.data.tensor_tree import tensors_in
 from hvd_batchgrow.import_string import NotFound, describe_error, find_callable
 from hvd_batchgrow.messages.errors import Fault, JobError
 from hvd_batchgrow.nn.checks.gradient_trial import gradient_fault
@@ -22,7 +25,7 @@ from hvd_batchgrow.nn.dropout import convert_dropout
 from hvd_batchgrow.nn.ghost.convert import convert_ghost_batch_norm
 from hvd_batchgrow.nn.ghost.ghost_batch_norm import ghost_norms
 from hvd_batchgrow.nn.modes import kept_modes
-from hvd_batchgrow.nn.parameters import input_type, make_dense, parameter_faults
+from hvd_batchgrow.nn.parameters import make_dense, network_inputs, parameter_faults
 from hvd_batchgrow.nn.state.extra_state import state_dict_fault
 from hvd_batchgrow.nn.state.forward_state import (
     NUM_SAMPLES,
@@ -33,14 +36,21 @@ from hvd_batchgrow.nn.state.forward_state import (
     save_with_state_dict,
 )
 from hvd_batchgrow.nn.state.saved_state import SavedState
-from hvd_batchgrow.nn.state.side_effect_free import dry_run, kept_generators, trial_samples
+from hvd_batchgrow.nn.state.side_effect_free import (
+    blank_samples,
+    cloned,
+    dry_run,
+    kept_generators,
+    shape_text,
+    trial_samples,
+)
 from hvd_batchgrow.nn.torchvision_shim import import_torchvision
 
 _PACKAGES = {"torchvision": "torchvision", "timm": "timm torchvision"}
 """Packages to install for the networks of a package."""
 
 
-def load_own(job: Job, shape: Sequence[int], num_classes: int) -> nn.Module:
+def load_own(job: Job, form: InputForm, num_classes: int) -> nn.Module:
     """Call `module:name` with `model.kwargs`, and convert batch norms to ghost norms and dropout to keyed dropout.
 
     The callable also gets `num_classes`, if its signature accepts it and `model.kwargs` does not set it. Modules
@@ -50,7 +60,7 @@ def load_own(job: Job, shape: Sequence[int], num_classes: int) -> nn.Module:
 
     Args:
         job: gives name, arguments, γ, and the momentum of all ghost norms.
-        shape: shape of one input sample, (C, H, W) or (features,).
+        form: shape of one input sample, (C, H, W) or (features,), or real samples.
         num_classes: number of classes of the data.
 
     Raises:
@@ -70,14 +80,14 @@ def load_own(job: Job, shape: Sequence[int], num_classes: int) -> nn.Module:
         raise _refusal(job, f"{name} must return a torch.nn.Module, returned {type(made).__name__}")
     if fault := kind_fault(made):
         raise _refusal(job, f"{name}: {fault}")
-    _initialise_lazy(job, made, shape)
+    _initialise_lazy(job, made, form)
     network = convert_dropout(_with_ghost_norms(job, made))
     if fault := state_dict_fault(network):
         raise _refusal(job, f"{name}: {fault}")
     if faults := parameter_faults(network):
         raise JobError([Fault("model.name", f"{name}: {fault}") for fault in faults], job.name)
     make_dense(network)
-    if fault := _fault(network, shape, num_classes):
+    if fault := _fault(job, network, form, num_classes):
         raise _refusal(job, f"{_call_text(name, arguments)} {fault}")
     return network
 
@@ -123,7 +133,7 @@ def _arguments(factory: Callable[..., Any], job: Job, num_classes: int) -> dict[
     return given
 
 
-def _initialise_lazy(job: Job, network: nn.Module, shape: Sequence[int]) -> None:
+def _initialise_lazy(job: Job, network: nn.Module, form: InputForm) -> None:
     """Initialise lazy modules by a forward of two samples. No other tensor changes.
 
     Raises:
@@ -135,9 +145,9 @@ def _initialise_lazy(job: Job, network: nn.Module, shape: Sequence[int]) -> None
         before = SavedState(network)
         try:
             with torch.no_grad(), kept_modes(network):
-                network.train(training)(torch.zeros(2, *shape))
+                network.train(training)(blank_samples(2, form))
         except Exception as error:  # the user's own code
-            fault = f"fails on two samples of shape {tuple(shape)}, from which its lazy modules infer their sizes"
+            fault = f"fails on two samples {shape_text(form)}, from which its lazy modules infer their sizes"
             raise _refusal(job, f"{job.model.name} {fault}: {describe_error(error)}") from error
         finally:
             before.restore(attributes=False)
@@ -168,28 +178,32 @@ def _with_ghost_norms(job: Job, made: nn.Module) -> nn.Module:
     return network
 
 
-def _fault(network: nn.Module, shape: Sequence[int], num_classes: int) -> str | None:
+def _fault(job: Job, network: nn.Module, form: InputForm, num_outputs: int) -> str | None:
     """Return the fault that forward passes of two samples find; None without a fault."""
-    samples = torch.zeros(2, *shape, dtype=input_type(network), device=next(network.parameters()).device)
+    samples = network_inputs(blank_samples(2, form), network)
+    spec = TASKS.get(job.task.name)
+    shape = next(tensors_in(samples)).shape[1:]
+    expected = (2, *spec.output_shape(shape, num_outputs)) if spec else None
     trained = _trained(network)
     for training, when in ((False, "in evaluation"), (True, "in training")):
         try:
-            with dry_run(network, len(samples), training=training):
-                output = network(samples)
+            with dry_run(network, 2, training=training):
+                output = network(cloned(samples))
         except Exception as error:  # the user's own code
-            return f"fails on two samples of shape {tuple(shape)}, {when}: {describe_error(error)}"
-        if given := _wrong_output(output, num_classes):
-            return f"returns {given} for two samples of shape {tuple(shape)}, {when}; must be logits (2, {num_classes})"
+            return f"fails on two samples {shape_text(form)}, {when}: {describe_error(error)}"
+        if expected and (given := _wrong_output(output, expected)):
+            what = "numbers" if job.task.target == "values" else "logits"
+            return f"returns {given} for two samples {shape_text(form)}, {when}; must be {what} {expected}"
         if names := sorted(trained ^ _trained(network)):
             return f"changes requires_grad of {listed(names)} in its forward, {when}; set it where the network is built"
     return None
 
 
-def _wrong_output(output: Any, num_classes: int) -> str:
-    """Return what an output is instead of logits; empty if it is logits."""
+def _wrong_output(output: Any, expected: tuple[int, ...]) -> str:
+    """Return what an output is instead of floating-point numbers of a shape; empty if it is right."""
     if not isinstance(output, Tensor):
         return type(output).__name__
-    if output.shape != (2, num_classes):
+    if output.shape != expected:
         return str(tuple(output.shape))
     if not output.is_floating_point() or output.layout != torch.strided:
         return f"a tensor of {str(output.dtype).removeprefix('torch.')}, {str(output.layout).removeprefix('torch.')},"
@@ -200,25 +214,25 @@ def _trained(network: nn.Module) -> set[str]:
     return {name for name, parameter in network.named_parameters() if parameter.requires_grad}
 
 
-def try_own(job: Job, network: nn.Module, shape: Sequence[int]) -> ForwardState:
+def try_own(job: Job, network: nn.Module, form: InputForm) -> ForwardState:
     """Run the trial passes of `find_forward_state` and `gradient_fault`.
 
     Args:
         job: names the network.
         network: from `load_own`. Buffers that training changes become persistent; nothing else changes.
-        shape: shape of one input sample.
+        form: shape of one input sample, or real samples.
 
     Raises:
         JobError: a trial fails; or the job is exact, and the network keeps state outside its buffers.
     """
-    example = trial_samples(network, NUM_SAMPLES, shape)
+    example = trial_samples(network, NUM_SAMPLES, form)
     try:
         state = find_forward_state(network, example)
         fault = gradient_fault(network, example)
     except StateFault as error:
         raise _refusal(job, f"{job.model.name}: {error}") from None
     except Exception as error:  # the user's own code
-        trial = f"two trial passes, forward and backward, over {NUM_SAMPLES} samples of shape {tuple(shape)}"
+        trial = f"two trial passes, forward and backward, over {NUM_SAMPLES} samples {shape_text(form)}"
         raise _refusal(job, f"{job.model.name} fails in {trial}: {describe_error(error)}") from error
     if fault:
         raise _refusal(job, f"{job.model.name}: {fault}")

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from hvd_batchgrow.data.tensor_tree import Tree, map_tensors
+
 _INPUT_TYPES: WeakKeyDictionary[nn.Module, torch.dtype] = WeakKeyDictionary()
 
 
@@ -61,6 +63,15 @@ def input_type(model: nn.Module) -> torch.dtype:
         types = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
         _INPUT_TYPES[model] = types.pop() if len(types) == 1 else torch.float32
     return _INPUT_TYPES[model]
+
+
+def network_inputs(inputs: Tree, model: nn.Module) -> Tree:
+    """Return inputs on the device of a model's parameters; floating-point tensors get the type of `input_type`."""
+    device, dtype = next(model.parameters()).device, input_type(model)
+    return map_tensors(
+        lambda tensor: tensor.to(device, dtype if tensor.is_floating_point() else tensor.dtype, non_blocking=True),
+        inputs,
+    )
 
 
 def _shared_memory(parameters: Mapping[str, Tensor], buffers: Mapping[str, Tensor]) -> Iterator[str]:

@@ -13,6 +13,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from hvd_batchgrow.config.task import TaskSection
 from hvd_batchgrow.config.task_specs import TASKS, Direction
 from hvd_batchgrow.messages.errors import RunError
+from hvd_batchgrow.tasks.alignment import aligned
 from hvd_batchgrow.tasks.task import Losses
 from hvd_batchgrow.tasks.weights import weights_of
 
@@ -45,7 +46,7 @@ class MultiLabel:
 
     def __call__(self, outputs: Tensor, targets: Tensor, *, training: bool) -> Losses:
         """See `Task`."""
-        targets = targets.to(outputs.dtype)
+        targets = aligned(targets, outputs)
         if self.pos_weights is not None and self.pos_weights.device != outputs.device:
             self.pos_weights = self.pos_weights.to(outputs.device)
         each = binary_cross_entropy_with_logits(outputs, targets, reduction="none", pos_weight=self.pos_weights).mean(1)

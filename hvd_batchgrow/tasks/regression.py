@@ -12,6 +12,7 @@ from torch.nn import functional
 from hvd_batchgrow.config.task import TaskSection
 from hvd_batchgrow.config.task_specs import TASKS, Direction
 from hvd_batchgrow.messages.errors import Fault, JobError
+from hvd_batchgrow.tasks.alignment import aligned
 from hvd_batchgrow.tasks.task import Losses
 
 
@@ -39,7 +40,7 @@ class Regression:
         """See `Task`."""
         if self.mean.device != outputs.device:
             self.mean, self.std = self.mean.to(outputs.device), self.std.to(outputs.device)
-        wanted = (targets.to(outputs.dtype) - self.mean) / self.std
+        wanted = (aligned(targets, outputs) - self.mean) / self.std
         if self.loss == "huber":
             each = functional.huber_loss(outputs, wanted, reduction="none", delta=self.huber_delta)
         else:

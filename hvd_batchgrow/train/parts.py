@@ -11,6 +11,7 @@ from hvd_batchgrow.comm.broadcast_object import broadcast_object
 from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.data.datasets.dataset import DatasetPair, raise_bad
+from hvd_batchgrow.data.datasets.example import input_form
 from hvd_batchgrow.data.datasets.targets import first_targets
 from hvd_batchgrow.data.order.stream import Stream, groups_of_rank
 from hvd_batchgrow.data.pipeline.reader import GhostBatchStream, Reader
@@ -142,14 +143,14 @@ def _build_network(
         JobError: as `build_model`, `load_pretrained`, `check_deterministic` and `forward_state`; or the job is exact
             and the network has hazards.
     """
-    shape = source.train.shape
-    model = build_model(job, shape, source.num_classes)
+    form = input_form(source.train)
+    model = build_model(job, form, source.num_classes)
     notes = load_pretrained(job, model, file, source.num_classes) if file else []
     model = model.to(device)
     with autocast(device, job.update.precision):  # which may select other kernels
-        check_deterministic(job, model, shape)
-    state = forward_state(job, model, shape)
-    found = hazards(job, model, shape)
+        check_deterministic(job, model, form)
+    state = forward_state(job, model, form)
+    found = hazards(job, model, form)
     if found and job.layout.exact:
         fault = f"is not possible with {job.model.name}; at {'; '.join(found)}"
         raise JobError([Fault("layout.exact", fault)], job.name)

@@ -7,6 +7,7 @@ import socket
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -110,9 +111,10 @@ def probe_job(
     placement = prepare_rank(job, ranks)
     for note in placement.notes:
         report_line(note)
-    bench = _Bench(TrainingParts(job, source, ranks, placement.device, pretrained=False), phase, ranks)
-    sums = _measure_sums(bench, report_line) if ranks.size > 1 else ()
-    updates = _measure_updates(bench, report_line, budget_s)
+    with closing(source):
+        bench = _Bench(TrainingParts(job, source, ranks, placement.device, pretrained=False), phase, ranks)
+        sums = _measure_sums(bench, report_line) if ranks.size > 1 else ()
+        updates = _measure_updates(bench, report_line, budget_s)
     return _probe(bench, sums, updates) if ranks.rank == 0 else None
 
 

@@ -15,8 +15,10 @@ from torch import Tensor, nn
 
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.data.datasets.dataset import DatasetPair
+from hvd_batchgrow.data.datasets.example import input_form
 from hvd_batchgrow.data.order.stream import Stream
 from hvd_batchgrow.data.pipeline.reader import Reader
+from hvd_batchgrow.data.tensor_tree import map_tensors
 from hvd_batchgrow.nn.build import build_model, forward_state, load_pretrained
 from hvd_batchgrow.nn.dropout import keyed_dropouts, set_sample_keys
 from hvd_batchgrow.nn.ghost.ghost_choice import by_pytorch_only
@@ -51,15 +53,16 @@ class PlainRun:
     noise_seed: int | None = None
 
     def __post_init__(self) -> None:
+        form = input_form(self.source.train)
         torch.manual_seed(self.job.seed)
-        network = build_model(self.job, self.source.train.shape, self.source.num_classes)
+        network = build_model(self.job, form, self.source.num_classes)
         if path := self.job.model.pretrained:
             load_pretrained(self.job, network, read_weights(path), self.source.num_classes)
         self._network = network.to(self.device)
         for parameter in self._network.parameters():
             # Ordinary memory, whatever view or stride the network gave its parameter.
             parameter.data = parameter.detach().clone(memory_format=torch.contiguous_format)
-        self._changing = ChangingBuffers(self._network, forward_state(self.job, self._network, self.source.train.shape))
+        self._changing = ChangingBuffers(self._network, forward_state(self.job, self._network, form))
         self.noise_size = noise_size(self.job.update, self._network, self.device)
         self._noise = Noise(0.0 if self.noise_seed is None else self.noise_size, self.noise_seed or 0)
         self._optimizer = build_optimizer(self._network, self.job.optim)
@@ -129,7 +132,7 @@ class PlainRun:
                 self._changing.restore()
                 self._network.zero_grad(set_to_none=True)
                 set_sample_keys(keyed_dropouts(self._network), ghost_batch.keys)
-                noisy = replace(ghost_batch, inputs=self._noise(ghost_batch.inputs))
+                noisy = replace(ghost_batch, inputs=map_tensors(self._noise, ghost_batch.inputs))
                 losses = self._forward(self._network, noisy)
                 loss = losses.each.sum()
                 weight += len(losses.each) if losses.weights is None else float(losses.weights.double().sum())
@@ -148,7 +151,9 @@ class PlainRun:
         count = min(samples // group, -(-num_samples // group))
         last = islice(self._ghost_batches(samples // group - count), count)
         with autocast(self.device, self.job.update.precision):
-            inputs = (as_parameters(self._noise(ghost_batch.inputs), self._network) for ghost_batch in last)
+            inputs = (
+                as_parameters(map_tensors(self._noise, ghost_batch.inputs), self._network) for ghost_batch in last
+            )
             reestimate_running_statistics(self._network, inputs)
 
 

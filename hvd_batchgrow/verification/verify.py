@@ -19,6 +19,7 @@ from hvd_batchgrow.comm.launcher_env import LAUNCHER_PREFIXES, Backend
 from hvd_batchgrow.comm.ranks import SingleRank
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.data.datasets.dataset import DatasetPair
+from hvd_batchgrow.data.datasets.example import input_form
 from hvd_batchgrow.interrupt import uninterrupted
 from hvd_batchgrow.messages.errors import ExitCode, Fault, JobError, RunError
 from hvd_batchgrow.messages.wording import counted
@@ -118,9 +119,10 @@ def find_hazards(job: Job, source: DatasetPair) -> tuple[list[str], list[str]]:
         JobError: the network cannot be built.
     """
     torch.manual_seed(job.seed)
-    model = build_model(job, source.train.shape, source.num_classes)
-    notes = forward_state(job, model, source.train.shape).notes(job.model.name, exact=job.layout.exact)
-    return hazards(job, model, source.train.shape), notes
+    form = input_form(source.train)
+    model = build_model(job, form, source.num_classes)
+    notes = forward_state(job, model, form).notes(job.model.name, exact=job.layout.exact)
+    return hazards(job, model, form), notes
 
 
 def verify(

@@ -41,7 +41,7 @@ def inputs(data: DataSection, source: DatasetPair, part: str = "train") -> NDArr
     swapped = DatasetPair(source.test, source.train if part == "train" else source.test, 9, source.mean, source.std)
     reader = Reader(data, swapped, torch.device("cpu"), 1, raise_bad, 64)
     (batch,) = reader.testing([range(len(swapped.test))])
-    return batch.inputs.numpy()
+    return np.asarray(batch.inputs)
 
 
 def standardised(values: Any, reference: Any = None) -> NDArray[np.float64]:

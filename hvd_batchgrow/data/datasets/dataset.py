@@ -54,11 +54,14 @@ class Dataset(Protocol):
 
     @property
     def kind(self) -> Kind:
-        """What `fetch` returns: images of one size, rows of a table, or encoded image files."""
+        """What `fetch` returns: images of one size, rows of a table, encoded image files, or samples of any form."""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of one sample: (H, W, C), (features,), or (0, 0, C) if each image has its own size."""
+        """Shape of one sample: (H, W, C), (features,), or (0, 0, C) if each image has its own size.
+
+        Samples of any form: shape of the tensor, as the network receives it; () if there are several tensors.
+        """
 
     @property
     def targets(self) -> Targets:
@@ -75,7 +78,8 @@ class Dataset(Protocol):
         """Return copies of some samples, in the order of the ids.
 
         Returns:
-            images: uint8 (n, H, W, C); rows: float32 or float64 (n, features); encoded: n arrays of uint8 (length,).
+            images: uint8 (n, H, W, C); rows: float32 or float64 (n, features); encoded: n arrays of uint8 (length,);
+            samples: a tree of tensors (n, …).
 
         Raises:
             BadSample: a sample is missing, truncated or has changed.
@@ -121,6 +125,10 @@ class ArrayDataset:
         return f"{self.name}, entry {sample_id}"
 
 
+def _do_nothing() -> None:
+    pass
+
+
 @dataclass(frozen=True)
 class DatasetPair:
     """Training and test samples, and the constants that normalize both."""
@@ -136,7 +144,10 @@ class DatasetPair:
     schema: Mapping[str, Any] = field(default_factory=dict)
     """Meaning of features and classes, as JSON; stored in the run folder for users of the weights."""
     validation: Dataset | None = None
-    """Samples that `data.validation_fraction` holds out of the training set. None: the job holds out no samples."""
+    """Samples that `data.validation_fraction` holds out of the training set, or the source's own validation set. None:
+    the job has no validation set."""
+    close: Callable[[], None] = _do_nothing
+    """Ends the processes that read ahead. Reading again is then an error."""
 
 
 def check_labels(labels: NDArray[np.int64], num_classes: int, place: str) -> None:

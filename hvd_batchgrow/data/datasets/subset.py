@@ -70,6 +70,17 @@ class _SubsetTargets:
 
 def origin(samples: Dataset, sample_id: int) -> tuple[Dataset, int]:
     """Return the dataset that holds a sample, and its id there: of a subset, those of the whole set."""
-    if isinstance(samples, Subset):
-        return samples.whole, int(samples.ids_in_whole(np.array([sample_id]))[0])
-    return samples, sample_id
+    whole, ids = resolve(samples, np.array([sample_id]))
+    return whole, int(ids[0])
+
+
+def resolve(samples: Dataset, ids: Ids) -> tuple[Dataset, Ids]:
+    """Return the dataset that holds some samples, and their ids there. A subset may be one of a subset."""
+    if not isinstance(samples, Subset):
+        return samples, ids
+    return resolve(samples.whole, samples.ids_in_whole(ids))
+
+
+def whole_of(samples: Dataset) -> Dataset:
+    """Return the dataset that holds the samples of a subset; another dataset itself."""
+    return resolve(samples, np.zeros(0, dtype=np.int64))[0]

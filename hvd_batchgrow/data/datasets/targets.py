@@ -9,13 +9,16 @@ import numpy as np
 
 from hvd_batchgrow.config.task_specs import TargetKind
 from hvd_batchgrow.data.datasets.dataset import Dataset, check_labels
+from hvd_batchgrow.data.datasets.subset import whole_of
 from hvd_batchgrow.messages.errors import RunError
 
 _MOST_COMPUTED = 10**6
 
 
 def first_targets(samples: Dataset) -> Any:
-    """Return all targets of an array, or the first million of computed targets."""
+    """Return all targets of an array, the first million of computed targets, or a few of a torch Dataset."""
+    if example := getattr(whole_of(samples), "example", None):
+        return example.targets.numpy()
     if isinstance(samples.targets, np.ndarray):
         return samples.targets
     return np.asarray(samples.targets[np.arange(min(len(samples), _MOST_COMPUTED))])

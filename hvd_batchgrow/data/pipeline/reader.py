@@ -11,9 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from hvd_batchgrow.comm.to_device import to_device
 from hvd_batchgrow.config import DataSection
 from hvd_batchgrow.data.datasets.dataset import BadSample, Dataset, DatasetPair, Ids
 from hvd_batchgrow.data.order.stream import Stream
@@ -28,6 +26,7 @@ from hvd_batchgrow.data.pipeline.sampler import (
     one_by_one,
 )
 from hvd_batchgrow.data.pipeline.torch_pipeline import Normalize, torch_inputs
+from hvd_batchgrow.data.tensor_tree import Tree, device_of, moved, take_rows
 from hvd_batchgrow.messages.errors import Fault, JobError, RunError
 
 
@@ -35,10 +34,10 @@ from hvd_batchgrow.messages.errors import Fault, JobError, RunError
 class GhostBatches:
     """Consecutive ghost batches of a rank, or a part of a test set: n samples, as the network's inputs and targets."""
 
-    inputs: Tensor
-    """(n, C, H, W) or (n, features)."""
-    targets: Tensor
-    """int64 (n,)."""
+    inputs: Tree
+    """(n, C, H, W) or (n, features); of samples of a torch Dataset, a tree of tensors (n, …)."""
+    targets: Tree
+    """(n,) classes, or other targets (n, …)."""
     stream_index: Ids
     """(n,) indices in the stream."""
     ids: Ids
@@ -47,9 +46,8 @@ class GhostBatches:
     """(n,) whether the sample replaces a bad one of the stream."""
 
     def __getitem__(self, part: slice) -> GhostBatches:
-        return GhostBatches(
-            self.inputs[part], self.targets[part], self.stream_index[part], self.ids[part], self.replaced[part]
-        )
+        inputs, targets = take_rows(self.inputs, part), take_rows(self.targets, part)
+        return GhostBatches(inputs, targets, self.stream_index[part], self.ids[part], self.replaced[part])
 
 
 class GhostBatchStream:
@@ -121,6 +119,8 @@ class Reader:
         """
         train = self.source.train
         augment = training_augment(self.data, train)
+        if train.kind == "samples":  # the workers share the ghost batches among themselves
+            num_groups = _at_most_one(num_groups)
         sampler = TrainSampler(train, stream, augment, group, self.on_bad_sample, num_groups)
         return self._batches(sampler, first_group, stride, 1 if beside else 0)
 
@@ -158,8 +158,12 @@ class Reader:
         return training, testing
 
 
+def _at_most_one(num_groups: NumGroups) -> NumGroups:
+    return lambda group: min(1, num_groups(group))
+
+
 def batches(
-    sampler: Sampler, inputs: Callable[[int], Iterator[tuple[RawBatch, Tensor]]], first_group: int
+    sampler: Sampler, inputs: Callable[[int], Iterator[tuple[RawBatch, Tree]]], first_group: int
 ) -> Iterator[GhostBatches]:
     """Yield the batches of a sampler. If a bad sample ends a pipeline, a new one continues from the same ghost batch.
 
@@ -173,7 +177,8 @@ def batches(
         try:
             for raw, values in inputs(group):
                 group = raw.next_group  # ranges without good samples are skipped
-                targets = to_device(torch.from_numpy(raw.targets), values.device)
+                on_host = torch.from_numpy(raw.targets) if isinstance(raw.targets, np.ndarray) else raw.targets
+                targets = moved(on_host, device_of(values))
                 yield GhostBatches(values, targets, raw.stream_index, raw.ids, raw.replaced)
             return
         except BadSample as bad:
@@ -181,8 +186,8 @@ def batches(
 
 
 def training_augment(data: DataSection, samples: Dataset) -> Augment | None:
-    """Return the augmentation of training images; None for rows."""
-    if samples.kind == "rows":
+    """Return the augmentation of training images; None for rows and for samples of a torch Dataset."""
+    if samples.kind in {"rows", "samples"}:
         return None
     if samples.kind == "images":
         height, width, _ = samples.shape
@@ -192,8 +197,8 @@ def training_augment(data: DataSection, samples: Dataset) -> Augment | None:
 
 
 def testing_augment(data: DataSection, samples: Dataset) -> Augment | None:
-    """Return the crop of test images; None for rows."""
-    if samples.kind == "rows":
+    """Return the crop of test images; None for rows and for samples of a torch Dataset."""
+    if samples.kind in {"rows", "samples"}:
         return None
     if samples.kind == "images":
         height, width, _ = samples.shape
@@ -215,12 +220,13 @@ def choose_pipeline(requested: str, samples: Dataset) -> str:
     On arrays of 32 × 32 images with one thread, torch is faster (measured in docs/data.md).
 
     Raises:
-        JobError: DALI is requested for rows.
+        JobError: DALI is requested for rows, or for samples of a torch Dataset.
         RunError: DALI is requested and not installed.
     """
     installed = importlib.util.find_spec("nvidia") and importlib.util.find_spec("nvidia.dali")
-    if requested == "dali" and samples.kind == "rows":
-        raise JobError([Fault("data.pipeline", "'dali' reads images, and these are rows; use 'auto' or 'torch'")])
+    if requested == "dali" and samples.kind in {"rows", "samples"}:
+        these = "rows" if samples.kind == "rows" else "samples of a torch Dataset"
+        raise JobError([Fault("data.pipeline", f"'dali' reads images, and these are {these}; use 'auto' or 'torch'")])
     if requested == "dali" and not installed:
         raise RunError(
             "data.pipeline = 'dali', but DALI is not installed: pip install 'hvd_batchgrow[dali-cuda130]', "

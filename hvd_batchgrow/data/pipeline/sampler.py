@@ -11,9 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hvd_batchgrow.data.datasets.dataset import BadSample, Dataset, Ids, raise_bad
+from hvd_batchgrow.data.datasets.subset import resolve, whole_of
 from hvd_batchgrow.data.order.stream import Stream, sample_draws
 from hvd_batchgrow.data.pipeline.crops import Augment, CropParams
 from hvd_batchgrow.data.pipeline.read_ahead import fetch_ahead
+from hvd_batchgrow.data.samples.keyed_fetch import fetch_of_epochs
+from hvd_batchgrow.data.samples.sample_dataset import SampleDataset
 from hvd_batchgrow.messages.errors import RunError
 
 OnBad = Callable[[BadSample], None]
@@ -43,8 +46,10 @@ class RawBatch:
     """(n,) indices in the stream."""
     ids: Ids
     """(n,) sample ids, after replacement of bad samples."""
-    targets: NDArray[np.int64]
-    """(n,)."""
+    epochs: Ids
+    """(n,) the epoch of each sample; 0 of a set that is tested."""
+    targets: Any
+    """(n, …); of samples of a torch Dataset, a tree of tensors, and None before they are drawn."""
     values: Any
     """From `Dataset.fetch`; None before."""
     placement: CropParams | None
@@ -96,8 +101,9 @@ class TrainSampler:
                 next_group = first_group + self.num_groups(first_group) * stride
                 part = slice(*(self.group * ((group - groups.start) // stride) for group in (first_group, next_group)))
                 first_group = min(next_group, groups.stop)
-                targets, place = self.samples.targets[ids[part]], placement and placement[part]
-                yield RawBatch(first_group, stream_index[part], ids[part], targets, None, place, replaced[part])
+                targets, place = targets_of(self.samples, ids[part]), placement and placement[part]
+                own = stream_index[part], ids[part], epochs[part], targets, None, place, replaced[part]
+                yield RawBatch(first_group, *own)
 
     def _num_drawn(self, group: int, stride: int) -> int:
         """Return the number of ghost batches of the next batches, whose ids and draws are computed in one call."""
@@ -164,8 +170,9 @@ class EvalSampler:
             if self.augment is not None:
                 placement = self.augment.sample_crops(np.empty((len(ids), 0)), sizes_of(self.samples, ids))
             if len(ids):
-                replaced = np.zeros(len(ids), dtype=bool)
-                yield RawBatch(group + stride, ids, ids, self.samples.targets[ids], None, placement, replaced)
+                epochs, replaced = np.zeros_like(ids), np.zeros(len(ids), dtype=bool)
+                targets = targets_of(self.samples, ids)
+                yield RawBatch(group + stride, ids, ids, epochs, targets, None, placement, replaced)
 
     def replace(self, bad: BadSample) -> None:
         """Skip a bad sample from now on. Raises what `on_bad_sample` raises."""
@@ -177,13 +184,25 @@ Sampler = TrainSampler | EvalSampler
 
 
 def _filled(samples: Dataset, batches: Iterator[RawBatch]) -> Iterator[RawBatch]:
-    """Yield batches with the values of their samples. Files are read ahead; arrays need not be."""
+    """Yield batches with the values of their samples. Files and torch Datasets are read ahead; arrays need not be."""
+    whole = whole_of(samples)
+    if isinstance(whole, SampleDataset):
+        batches, to_draw = tee(batches)
+        drawn = whole.read((raw.epochs, resolve(samples, raw.ids)[1]) for raw in to_draw)
+        for raw, (inputs, targets) in zip(batches, drawn, strict=False):
+            yield replace(raw, values=inputs, targets=targets)
+        return
     if samples.kind != "encoded":
-        yield from (replace(raw, values=samples.fetch(raw.ids)) for raw in batches)
+        yield from (replace(raw, values=fetch_of_epochs(samples, raw.ids, raw.epochs)) for raw in batches)
         return
     batches, to_fetch = tee(batches)
     fetched = fetch_ahead(samples, (raw.ids for raw in to_fetch))
     yield from (replace(raw, values=values) for raw, values in zip(batches, fetched, strict=True))
+
+
+def targets_of(samples: Dataset, ids: Ids) -> NDArray[Any] | None:
+    """Return the targets of some samples; None if they are known only when the samples are drawn."""
+    return None if samples.kind == "samples" else samples.targets[ids]
 
 
 def sizes_of(samples: Dataset, ids: Ids) -> NDArray[np.int32]:

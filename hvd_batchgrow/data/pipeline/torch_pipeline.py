@@ -17,6 +17,7 @@ from hvd_batchgrow.data.datasets.dataset import Dataset
 from hvd_batchgrow.data.images.encoded_dataset import decode
 from hvd_batchgrow.data.pipeline.crops import CropParams
 from hvd_batchgrow.data.pipeline.sampler import RawBatch, Sampler
+from hvd_batchgrow.data.tensor_tree import Tree, moved
 
 _CPU = torch.device("cpu")
 _CACHED_PIXELS = 1 << 18
@@ -82,10 +83,12 @@ class Normalize:
 
 def torch_inputs(
     sampler: Sampler, normalize: Normalize, first_group: int, stride: int
-) -> Iterator[tuple[RawBatch, Tensor]]:
+) -> Iterator[tuple[RawBatch, Tree]]:
     """Yield the batches of a sampler and the network's inputs. Raises BadSample when one is read."""
     for raw in sampler.raw_batches(first_group, stride):
-        if raw.placement is None:
+        if sampler.samples.kind == "samples":
+            yield raw, moved(raw.values, normalize.device)
+        elif raw.placement is None:
             yield raw, normalize.rows(torch.from_numpy(raw.values))
         elif sampler.samples.kind == "encoded":
             yield raw, normalize_windows(decoded_windows(raw, sampler.samples), raw.placement, normalize)

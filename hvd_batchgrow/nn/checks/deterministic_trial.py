@@ -9,17 +9,18 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.autograd.graph import Node
 from torch.utils.hooks import RemovableHandle
 
+from hvd_batchgrow.data.tensor_tree import Tree, num_rows
 from hvd_batchgrow.nn.checks.layout_hazards import WHOLE, tensors_of
 from hvd_batchgrow.nn.ghost.ghost_batch_norm import ghost_norms
 from hvd_batchgrow.nn.state.forward_state import trial_loss
-from hvd_batchgrow.nn.state.side_effect_free import dry_run
+from hvd_batchgrow.nn.state.side_effect_free import cloned, dry_run
 
 
-def nondeterministic_layer(model: nn.Module, example: Tensor) -> str | None:
+def nondeterministic_layer(model: nn.Module, example: Tree) -> str | None:
     """Check that a network runs under `torch.use_deterministic_algorithms(True)`, which must be set.
 
     A forward and backward pass in training, and a forward pass in evaluation.
@@ -36,16 +37,16 @@ def nondeterministic_layer(model: nn.Module, example: Tensor) -> str | None:
     """
     running = _Running(model)
     try:
-        with dry_run(model, len(example), training=True, gradients=True, num_groups=2):
+        with dry_run(model, num_rows(example), training=True, gradients=True, num_groups=2):
             running.when = "in the forward pass"
             loss = trial_loss(model, example)
             running.when = "in the backward pass"
             loss.backward()
             for norm in ghost_norms(model):
                 norm.forget()
-        with dry_run(model, len(example), training=False):
+        with dry_run(model, num_rows(example), training=False):
             running.when = "in evaluation"
-            model(example.clone())
+            model(cloned(example))
     except RuntimeError as error:
         if not (found := re.match(r"(.+?) does not have a deterministic implementation", str(error))):
             raise

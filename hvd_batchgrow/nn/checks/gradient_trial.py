@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from hvd_batchgrow.data.tensor_tree import Tree, num_rows
 from hvd_batchgrow.nn.ghost.ghost_batch_norm import ghost_norms
 from hvd_batchgrow.nn.state.forward_state import listed, trial_loss
 from hvd_batchgrow.nn.state.saved_state import SavedState
@@ -18,7 +19,7 @@ _FACTORS = (2.0**16, 2.0)
 Gradients = dict[str, Tensor | None]
 
 
-def gradient_fault(model: nn.Module, example: Tensor) -> str | None:
+def gradient_fault(model: nn.Module, example: Tree) -> str | None:
     """Check that gradients are dense, add up over two backward passes, and are proportional to the loss.
 
     An update sums losses over micro-batches and ranks, and divides once by the batch size after the last backward.
@@ -31,7 +32,7 @@ def gradient_fault(model: nn.Module, example: Tensor) -> str | None:
     Returns:
         The fault and its remedy; None without a fault, or if random numbers make the passes differ.
     """
-    with dry_run(model, len(example), training=True, gradients=True, num_groups=2) as before:
+    with dry_run(model, num_rows(example), training=True, gradients=True, num_groups=2) as before:
         once = _gradients(model, example, before)
         if sparse := [name for name, gradient in once.items() if gradient is not None and _is_sparse(gradient)]:
             return f"the gradient of {listed(sparse)} is sparse; build its layer with sparse=False"
@@ -56,7 +57,7 @@ def gradient_fault(model: nn.Module, example: Tensor) -> str | None:
 
 
 def _gradients(
-    model: nn.Module, example: Tensor, before: SavedState, factor: float = 1.0, num_passes: int = 1
+    model: nn.Module, example: Tree, before: SavedState, factor: float = 1.0, num_passes: int = 1
 ) -> Gradients:
     """Return the gradients of the loss times a factor, summed over equal passes with equal random numbers."""
     for parameter in model.parameters():

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from hvd_batchgrow.data.datasets.example import InputForm
+from hvd_batchgrow.data.tensor_tree import Tree, device_of
 from hvd_batchgrow.nn.dropout import keyed_dropouts, set_sample_keys
 from hvd_batchgrow.nn.ghost.ghost_batch_norm import ghost_norms
 from hvd_batchgrow.nn.state.forward_state import listed
-from hvd_batchgrow.nn.state.side_effect_free import alike, dry_run, trial_samples
+from hvd_batchgrow.nn.state.side_effect_free import alike, cloned, dry_run, other_samples, trial_samples
 
 NUM_SAMPLES = 7
 """Of each trial forward. Few tensors have 7 rows unless each row is a sample."""
@@ -23,7 +25,7 @@ WHOLE = "the network's own forward"
 """Reported if no submodule is the cause."""
 
 
-def layout_hazards(model: nn.Module, sample_shape: Sequence[int]) -> list[str]:
+def layout_hazards(model: nn.Module, form: InputForm) -> list[str]:
     """Return a line that names the modules that draw random numbers, or the one that mixes the samples of a batch.
 
     Modules such as dropout draw from the generator of their rank, in the order of its micro-batches. What they draw
@@ -32,12 +34,12 @@ def layout_hazards(model: nn.Module, sample_shape: Sequence[int]) -> list[str]:
 
     Args:
         model: is not changed.
-        sample_shape: shape of one input sample, (C, H, W) or (features,).
+        form: shape of one input sample, (C, H, W) or (features,), or real samples.
 
     Returns:
         At most one line; empty if no hazard was found.
     """
-    example = trial_samples(model, NUM_SAMPLES, sample_shape)
+    example = trial_samples(model, NUM_SAMPLES, form)
     with dry_run(model, NUM_SAMPLES, training=True) as before:
         for norm in ghost_norms(model):
             norm.training = False
@@ -48,7 +50,7 @@ def layout_hazards(model: nn.Module, sample_shape: Sequence[int]) -> list[str]:
     if drawing:
         paths = [path or WHOLE for path, _ in model.named_modules() if path in drawing]
         return [f"{listed(paths)}: random numbers that are not keyed by sample"]
-    others = torch.cat([example[:1], example[1:].flip(0) * -0.5 + 0.25])  # the first sample stays
+    others = other_samples(example, keep=1)
     with dry_run(model, NUM_SAMPLES, training=True):
         for norm in ghost_norms(model):
             norm.training = False
@@ -64,19 +66,20 @@ class _Trace:
         batch: the input.
     """
 
-    def __init__(self, model: nn.Module, batch: Tensor) -> None:
+    def __init__(self, model: nn.Module, batch: Tree) -> None:
         self.drew: set[str] = set()
         self.outputs: dict[tuple[str, int], list[Tensor]] = {}
         """By path and number of the call, in the order in which the calls return; threads may change that order."""
         self._running: list[str] = []
         self._counts: Counter[str] = Counter()
-        self._device, self._states = batch.device, _generator_states(batch.device)
+        self._device = device_of(batch)
+        self._states = _generator_states(self._device)
         handles = []
         for path, module in model.named_modules():
             handles.append(module.register_forward_pre_hook(lambda _module, _args, path=path: self._begin(path)))
             handles.append(module.register_forward_hook(lambda _module, _args, out, path=path: self._end(path, out)))
         try:
-            model(batch.clone())  # a clone: a network may change its input in place
+            model(cloned(batch))
         finally:
             for handle in handles:
                 handle.remove()

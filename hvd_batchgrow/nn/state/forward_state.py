@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from hvd_batchgrow.data.tensor_tree import Tree, num_rows, tensors_in
 from hvd_batchgrow.nn.dropout import KeyedDropout, keyed_dropouts, set_sample_keys
 from hvd_batchgrow.nn.ghost.ghost_batch_norm import GhostBatchNorm, ghost_norms
 from hvd_batchgrow.nn.state.saved_state import Saved, SavedState, changed
-from hvd_batchgrow.nn.state.side_effect_free import dry_run
+from hvd_batchgrow.nn.state.side_effect_free import cloned, dry_run, other_samples
 
 NUM_SAMPLES, _NUM_GROUPS = 4, 2
 """Each trial pass has two ghost batches of two samples."""
@@ -78,7 +79,7 @@ def listed(names: Sequence[str]) -> str:
     return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
 
 
-def find_forward_state(model: nn.Module, example: Tensor) -> ForwardState:
+def find_forward_state(model: nn.Module, example: Tree) -> ForwardState:
     """Run training and evaluation passes over two ghost batches, and compare all state before and after.
 
     Args:
@@ -96,8 +97,8 @@ def find_forward_state(model: nn.Module, example: Tensor) -> ForwardState:
     return replace(training, in_evaluation=in_evaluation, attributes=attributes)
 
 
-def _train(model: nn.Module, example: Tensor) -> ForwardState:
-    with dry_run(model, len(example), training=True, gradients=True, num_groups=_NUM_GROUPS) as before:
+def _train(model: nn.Module, example: Tree) -> ForwardState:
+    with dry_run(model, num_rows(example), training=True, gradients=True, num_groups=_NUM_GROUPS) as before:
         first = _states_of_a_pass(model, example, before)
         _check_parameters(model, before)
         _changed_buffers(model, first)
@@ -112,14 +113,14 @@ def _train(model: nn.Module, example: Tensor) -> ForwardState:
         trial_loss(model, example)
         attributes = _changed_attributes(model, first[1], SavedState(model, parameters=False))
         before.restore(attributes=False)
-        trial_loss(model, example.flip(0) * -0.5 + 0.25)
+        trial_loss(model, other_samples(example))
         buffers = {*in_forward, *in_backward}
         is_shown = buffers == {*_changed_buffers(model, first[:2])}  # otherwise this forward does not show them all
         differing = changed(first[1].buffers, SavedState(model, parameters=False).buffers)
     return ForwardState(in_forward, in_backward, (), attributes, not is_shown or bool(buffers & {*differing}))
 
 
-def _states_of_a_pass(model: nn.Module, example: Tensor, before: SavedState) -> list[SavedState]:
+def _states_of_a_pass(model: nn.Module, example: Tree, before: SavedState) -> list[SavedState]:
     """Return the states before the forward, between forward and backward, and after the backward."""
     loss = trial_loss(model, example)
     between = SavedState(model, parameters=False)
@@ -127,25 +128,32 @@ def _states_of_a_pass(model: nn.Module, example: Tensor, before: SavedState) -> 
     return [before, between, SavedState(model, parameters=False)]
 
 
-def _evaluate(model: nn.Module, example: Tensor) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _evaluate(model: nn.Module, example: Tree) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return the buffers and the attributes that a forward in evaluation changes."""
-    with dry_run(model, len(example), training=False) as before:
-        model(example.clone())
+    with dry_run(model, num_rows(example), training=False) as before:
+        model(cloned(example))
         first = SavedState(model, parameters=False)
         _check_parameters(model, before)
         before.restore(attributes=False)
-        model(example.clone())
+        model(cloned(example))
         attributes = _changed_attributes(model, first, SavedState(model, parameters=False))
         return _changed_buffers(model, [before, first]), attributes
 
 
-def trial_loss(model: nn.Module, example: Tensor) -> Tensor:
-    """Return the summed loss of a forward pass over samples of class 0, with the same random numbers in each call."""
+def trial_loss(model: nn.Module, example: Tree) -> Tensor:
+    """Return a loss of a forward pass over samples, summed, with the same random numbers in each call.
+
+    Its value does not matter, but its gradient must reach all that the outputs depend on. Logits (n, C) are samples of
+    class 0; of other outputs, softplus is summed.
+    """
     torch.manual_seed(0)  # random numbers are not state of the network
-    set_sample_keys(keyed_dropouts(model), torch.arange(len(example)))
-    logits = model(example.clone())  # a clone: a network may change its input in place
-    labels = torch.zeros(len(example), dtype=torch.int64, device=example.device)
-    return nn.functional.cross_entropy(logits.float(), labels, reduction="sum")
+    set_sample_keys(keyed_dropouts(model), torch.arange(num_rows(example)))
+    outputs = model(cloned(example))
+    if isinstance(outputs, Tensor) and outputs.dim() == 2 and outputs.shape[1] > 1:
+        labels = torch.zeros(len(outputs), dtype=torch.int64, device=outputs.device)
+        return nn.functional.cross_entropy(outputs.float(), labels, reduction="sum")
+    parts = [part for part in tensors_in(outputs) if part.is_floating_point()]
+    return torch.stack([nn.functional.softplus(part.float()).sum() for part in parts]).sum()
 
 
 def _backward(model: nn.Module, loss: Tensor) -> None:

@@ -3,31 +3,63 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from hvd_batchgrow.data.datasets.example import Example, InputForm
+from hvd_batchgrow.data.tensor_tree import Tree, map_tensors, num_rows, take_rows
 from hvd_batchgrow.nn.dropout import keyed_dropouts, set_sample_keys
 from hvd_batchgrow.nn.ghost.ghost_batch_norm import ghost_norms
 from hvd_batchgrow.nn.modes import kept_modes
-from hvd_batchgrow.nn.parameters import input_type
+from hvd_batchgrow.nn.parameters import network_inputs
 from hvd_batchgrow.nn.state.saved_state import SavedState, kept_state
 
 
-def trial_samples(model: nn.Module, num_samples: int, sample_shape: Sequence[int]) -> Tensor:
-    """Return random samples, the same in each call, of the model's input type and on its device.
+def trial_samples(model: nn.Module, num_samples: int, form: InputForm) -> Tree:
+    """Return samples of the model's input type and on its device, the same in each call.
 
     Args:
         model: has initialised parameters.
         num_samples: number of samples.
-        sample_shape: shape of one input sample, (C, H, W) or (features,).
+        form: shape of one input sample, (C, H, W) or (features,), of which there are random numbers; or real samples.
     """
+    if isinstance(form, Example):
+        return network_inputs(form.take(num_samples).inputs, model)
     generator = torch.Generator().manual_seed(0)
-    samples = torch.randn(num_samples, *sample_shape, generator=generator)
-    return samples.to(next(model.parameters()).device, input_type(model))
+    return network_inputs(torch.randn(num_samples, *form, generator=generator), model)
+
+
+def blank_samples(num_samples: int, form: InputForm) -> Tree:
+    """Return samples on the CPU whose values do not matter: zeros of a shape, or real samples."""
+    if isinstance(form, Example):
+        return map_tensors(lambda t: t.float() if t.is_floating_point() else t, form.take(num_samples).inputs)
+    return torch.zeros(num_samples, *form)
+
+
+def other_samples(inputs: Tree, keep: int = 0) -> Tree:
+    """Return samples of the same form that differ from these, of which the first `keep` stay.
+
+    A tensor of floating-point numbers is reversed, halved, negated and shifted. Other inputs, such as token ids, have
+    no other valid values: samples take each other's places, and some are left out, so that sums over them differ.
+    """
+    if isinstance(inputs, Tensor) and inputs.is_floating_point():
+        return torch.cat([inputs[:keep], inputs[keep:].flip(0) * -0.5 + 0.25])
+    count = num_rows(inputs)
+    return take_rows(inputs, [*range(keep), *(min(count - 1, keep + 1 + k // 2) for k in range(count - keep))])
+
+
+def shape_text(form: InputForm) -> str:
+    """Return what one sample is, for messages."""
+    return f"of the data, {form}," if isinstance(form, Example) else f"of shape {tuple(form)}"
+
+
+def cloned(inputs: Tree) -> Tree:
+    """Return a copy of inputs for one forward: a network may change them in place."""
+    return map_tensors(Tensor.clone, inputs)
 
 
 def alike(ours: Tensor, theirs: Tensor) -> bool:

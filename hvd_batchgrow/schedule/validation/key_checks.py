@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.config.layout import KEYS_OF_GROW_BY
-from hvd_batchgrow.config.split import num_validation
+from hvd_batchgrow.config.split import may_have_validation, num_validation
 from hvd_batchgrow.messages.errors import Fault
 from hvd_batchgrow.schedule.layout import cut_groups
 from hvd_batchgrow.schedule.policy import policy_of
@@ -126,7 +126,7 @@ def _unused(job: Job) -> Iterator[Fault]:
     if noise.per_layer_group and not (noise.measure or job.trigger.measures_gradients):
         fault = "has no effect if nothing is measured: set gradient_noise.measure = true too"
         yield Fault("gradient_noise.per_layer_group", fault)
-    if (metric := job.checkpoint.keep_best) and not job.data.validation_fraction:
+    if (metric := job.checkpoint.keep_best) and not may_have_validation(job.data):
         fault = f"{metric!r} needs a validation set; on the test set, the best result would no longer be a test"
         yield Fault("checkpoint.keep_best", f"{fault}: set data.validation_fraction, such as 0.1")
 

@@ -32,13 +32,15 @@ class Inputs(_Part):
     """The network's inputs."""
 
     kind: Kind
-    """Samples before preprocessing: `images` of one size, `rows` of numbers, or `encoded` images of any size."""
+    """Samples before preprocessing: `images` of one size, `rows` of numbers, `encoded` images of any size, or `samples`
+    that a torch Dataset of the job preprocesses itself."""
     shape: tuple[PositiveInt, ...]
-    """Of one sample as the network receives it: (channels, height, width) or (features,)."""
+    """Of one sample as the network receives it: (channels, height, width) or (features,). `samples`: of the tensor; ()
+    if the network receives several tensors."""
     channels: str | None
     """Order of the channels: "RGB" or "grey"; None for rows, and for other numbers of channels."""
-    dtype: Literal["float32", "float16"]
-    """Of the normalized values. The network receives them in the type of its weights."""
+    dtype: Literal["float32", "float16"] | None
+    """Of the normalized values, which the network receives in the type of its weights. None: `samples` have any."""
 
 
 class Normalization(_Part):
@@ -132,7 +134,7 @@ def describe_model(job: Job, source: DatasetPair) -> ModelDescription:
     augment = testing_augment(data, samples)
     is_image = augment is not None
     size = augment.out_size if augment is not None else ()
-    num_channels = samples.shape[-1]
+    num_channels = samples.shape[-1] if samples.shape else 0
     cropped = None
     if samples.kind == "encoded":
         assert isinstance(augment, CentreCrop)
@@ -146,9 +148,9 @@ def describe_model(job: Job, source: DatasetPair) -> ModelDescription:
         classes=() if task.target == "tokens" else class_names(source),
         inputs=Inputs(
             kind=samples.kind,
-            shape=(num_channels, *size),
+            shape=samples.shape if samples.kind == "samples" else (num_channels, *size),
             channels={1: "grey", 3: "RGB"}.get(num_channels) if is_image else None,
-            dtype=data.dtype,
+            dtype=None if samples.kind == "samples" else data.dtype,
         ),
         normalization=Normalization(divisor=255 if is_image else 1, mean=source.mean, std=source.std),
         preprocessing=cropped,

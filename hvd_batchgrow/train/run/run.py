@@ -78,6 +78,7 @@ def run_job(
     folder = options.runs_dir / job.name
     elastic = elastic or ElasticState()
     with RunLock(folder) as lock, ExitStack() as stack:
+        stack.callback(source.close)
         ranks.run_on_rank0(lambda: lock.take(report))
         observers = make_observers(job) if ranks.rank == 0 else ()
         # Before the folder is opened: if the network cannot be built, --overwrite must not remove the old run.

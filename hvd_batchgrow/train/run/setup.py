@@ -27,6 +27,9 @@ def load_together(job: Job, ranks: Ranks, report: ReportProgress) -> DatasetPair
     def load() -> DatasetPair:
         with faults_of(job.name):
             source = load_source(job.data, job.seed, report, target_of(job.task))
+            if job.checkpoint.keep_best and source.validation is None:
+                fault = f"needs a validation set, and {job.data.source!r} returned none"
+                raise JobError([Fault("checkpoint.keep_best", f"{fault}: set data.validation_fraction, such as 0.1")])
             choose_pipeline(job.data.pipeline, source.train)
         return source
 

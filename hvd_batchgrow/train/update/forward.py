@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hvd_batchgrow.nn.parameters import input_type
+from hvd_batchgrow.data.tensor_tree import device_of, moved
+from hvd_batchgrow.nn.parameters import network_inputs
 from hvd_batchgrow.tasks.task import Losses, Task
 
 
@@ -45,8 +46,9 @@ def forward_of(task: Task, precision: str) -> Forward:
 
     def forward(model: nn.Module, micro_batch: MicroBatch) -> Losses:
         inputs = as_parameters(micro_batch.inputs, model)
-        targets = micro_batch.targets.to(inputs.device, non_blocking=True)
-        with autocast(inputs.device, precision):
+        device = device_of(inputs)
+        targets = moved(micro_batch.targets, device)
+        with autocast(device, precision):
             outputs = model(inputs)
         return task(widened(outputs), targets, training=True)
 
@@ -60,9 +62,12 @@ def widened(outputs: Any) -> Any:
     return outputs.to(torch.promote_types(outputs.dtype, torch.float32))
 
 
-def as_parameters(inputs: Tensor, model: nn.Module) -> Tensor:
-    """Return inputs on the device of a model's parameters, with the type of `input_type`."""
-    return inputs.to(next(model.parameters()).device, input_type(model), non_blocking=True)
+def as_parameters(inputs: Any, model: nn.Module) -> Any:
+    """Return inputs, a tensor or a tree of tensors, on the device of a model's parameters.
+
+    Floating-point tensors get the type of `input_type`; others keep their own.
+    """
+    return network_inputs(inputs, model)
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:

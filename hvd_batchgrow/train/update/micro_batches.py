@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.data.order.order_digest import digest
 from hvd_batchgrow.data.order.stream import groups_left_in_pass
 from hvd_batchgrow.data.pipeline.reader import GhostBatches, GhostBatchStream
+from hvd_batchgrow.data.tensor_tree import join_rows
 from hvd_batchgrow.nn.dropout import sample_keys
 from hvd_batchgrow.schedule.plan import Plan
 from hvd_batchgrow.train.update.forward import MicroBatch
@@ -68,8 +67,8 @@ def join_groups(
     """
     stream_index, ids = (np.concatenate([getattr(group, part) for group in groups]) for part in ("stream_index", "ids"))
     return MicroBatch(
-        _joined([group.inputs for group in groups]),
-        _joined([group.targets for group in groups]),
+        join_rows([group.inputs for group in groups]),
+        join_rows([group.targets for group in groups]),
         slots,
         digest(stream_index, ids),
         [
@@ -79,10 +78,6 @@ def join_groups(
         ],
         sample_keys(keyed_by[0], stream_index // keyed_by[1], ids) if keyed_by else None,
     )
-
-
-def _joined(parts: Sequence[Tensor]) -> Tensor:
-    return torch.cat(tuple(parts)) if len(parts) > 1 else parts[0]
 
 
 def gather_replaced(mine: Sequence[tuple[int, int]], ranks: Ranks) -> tuple[tuple[int, int], ...]:

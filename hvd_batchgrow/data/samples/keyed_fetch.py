@@ -1,0 +1,109 @@
+"""Arrays of a user whose `fetch` augments: it gets the epochs of the samples and generators keyed by them."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hvd_batchgrow.config.source_specs import Kind
+from hvd_batchgrow.data.datasets.dataset import Dataset, Ids, Targets
+from hvd_batchgrow.data.datasets.subset import resolve
+from hvd_batchgrow.data.order.keyed_generators import numpy_generators
+from hvd_batchgrow.data.samples.reproducible import check_reproducible, ids_to_compare
+from hvd_batchgrow.messages.errors import RunError
+
+_KEYS = ("epochs", "generators")
+
+
+class KeyedFetch:
+    """A dataset whose `fetch` accepts `epochs`, `generators`, or both. `Dataset` describes the members.
+
+    Args:
+        samples: images of one size, or rows.
+        keys: those that its `fetch` accepts.
+        seed: of the job.
+    """
+
+    def __init__(self, samples: Dataset, keys: tuple[str, ...], seed: int) -> None:
+        self._samples, self._keys, self._seed = samples, keys, seed
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    @property
+    def kind(self) -> Kind:
+        """See `Dataset`."""
+        return self._samples.kind
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """See `Dataset`."""
+        return self._samples.shape
+
+    @property
+    def targets(self) -> Targets:
+        """See `Dataset`."""
+        return self._samples.targets
+
+    @property
+    def sizes(self) -> NDArray[np.int32]:
+        """See `Dataset`."""
+        return self._samples.sizes
+
+    def fetch(self, ids: Ids) -> Any:
+        """Return some samples as epoch 0 has them."""
+        return self.fetch_of_epochs(ids, np.zeros(len(ids), dtype=np.int64))
+
+    def fetch_of_epochs(self, ids: Ids, epochs: Ids) -> Any:
+        """Return some samples as the given epochs, (n,), have them."""
+        given: dict[str, Any] = {}
+        if "epochs" in self._keys:
+            given["epochs"] = epochs
+        if "generators" in self._keys:
+            given["generators"] = numpy_generators(self._seed, epochs, ids)
+        return self._samples.fetch(ids, **given)
+
+    def locate(self, sample_id: int) -> str:
+        """See `Dataset`."""
+        return self._samples.locate(sample_id)
+
+
+def with_keyed_fetch(samples: Dataset, seed: int) -> Dataset:
+    """Return a dataset whose `fetch` gets what it accepts; the dataset itself if it accepts only ids.
+
+    Raises:
+        RunError: it has encoded images, which the pipeline augments.
+    """
+    try:
+        accepted = inspect.signature(samples.fetch).parameters
+    except (AttributeError, TypeError, ValueError):  # no fetch; some compiled callables have no signature
+        return samples
+    keys = tuple(key for key in _KEYS if key in accepted)
+    if keys and samples.kind == "encoded":
+        fault = f"fetch of encoded images gets no {' and '.join(keys)}: it must return the bytes of each image"
+        raise RunError(f"{samples.locate(0)}: {fault}; return images of one size to augment them")
+    return KeyedFetch(samples, keys, seed) if keys else samples
+
+
+def fetch_of_epochs(samples: Dataset, ids: Ids, epochs: Ids) -> Any:
+    """Return some samples as the given epochs have them. Raises BadSample."""
+    whole, whole_ids = resolve(samples, ids)
+    return whole.fetch_of_epochs(whole_ids, epochs) if isinstance(whole, KeyedFetch) else samples.fetch(ids)
+
+
+def check_same_again(samples: Dataset, place: str) -> None:
+    """Fetch a few samples twice, and compare them. Raises RunError if they differ."""
+    epochs = np.ones(1, dtype=np.int64)
+    check_reproducible(
+        lambda sample_id: fetch_of_epochs(samples, np.array([sample_id]), epochs),
+        ids_to_compare(len(samples)).tolist(),
+        lambda ours, theirs: _bytes(ours) == _bytes(theirs),
+        lambda sample_id: f"{place}, {samples.locate(sample_id)}",
+    )
+
+
+def _bytes(fetched: Any) -> list[bytes]:
+    return [np.asarray(sample).tobytes() for sample in fetched]

@@ -1,0 +1,156 @@
+"""Make a source of torch Datasets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import IterableDataset
+
+from hvd_batchgrow.config import DataSection
+from hvd_batchgrow.config.task_specs import TargetKind
+from hvd_batchgrow.data.datasets.dataset import DatasetPair
+from hvd_batchgrow.data.samples.keyed_samples import Drawn, KeyedSamples, Request, drawn_or_raise
+from hvd_batchgrow.data.samples.reproducible import check_reproducible, ids_to_compare
+from hvd_batchgrow.data.samples.sample_dataset import SampleDataset
+from hvd_batchgrow.data.samples.worker_pool import WorkerPool
+from hvd_batchgrow.data.tensor_tree import form_of, same_bits
+from hvd_batchgrow.data.validation_split import with_test
+from hvd_batchgrow.messages.errors import Fault, JobError
+
+_NAMES = {1: ("train",), 2: ("train", "test"), 3: ("train", "validation", "test")}
+ACCEPTED = "or map-style torch Datasets: one, (train, test) or (train, validation, test)"
+
+
+def load_samples(returned: Any, data: DataSection, seed: int, target: TargetKind | None = "class") -> DatasetPair:
+    """Make a source of the map-style Datasets that the user's function returned.
+
+    A few samples of each set are drawn twice, to check that they are reproducible. A single Dataset is divided by
+    `data.test_fraction`.
+
+    Args:
+        returned: an object with `__getitem__` and `__len__`, or a tuple or list of two or three.
+        data: the job's section.
+        seed: of the job.
+        target: that the task needs; None: any.
+
+    Raises:
+        JobError: it is none of these, its targets are not those of the task, the number of classes is unknown, or there
+            is no test set.
+        RunError: a sample cannot be drawn, or is not reproducible.
+    """
+    sets = _sets_of(returned, data)
+    samples = KeyedSamples(data.source, sets, seed)
+    first = _draw_one(samples, "train", 0)
+    samples = replace(samples, form=form_of(first))
+    num_classes, classes = _classes(sets["train"], data, first.targets, target)
+    for part, dataset in sets.items():
+        draw, ids = partial(_draw_one, samples, part), ids_to_compare(len(dataset)).tolist()
+        check_reproducible(draw, ids, same_bits, partial(samples.locate, part))
+    pool = WorkerPool(samples, data.workers) if data.workers else None
+    made = {part: SampleDataset(samples, part, pool, num_classes) for part in sets}
+    source = DatasetPair(
+        made["train"],
+        made.get("test", made["train"]),
+        num_classes,
+        (),
+        (),
+        schema={"classes": classes} if classes else {},
+        validation=made.get("validation"),
+        close=pool.close if pool else lambda: None,
+    )
+    return source if "test" in sets else with_test(source, data.test_fraction, seed)
+
+
+def _draw_one(samples: KeyedSamples, part: str, sample_id: int) -> Drawn:
+    return drawn_or_raise(samples.draw(Request(part, np.array([0]), np.array([sample_id]))))
+
+
+def _sets_of(returned: Any, data: DataSection) -> dict[str, Any]:
+    """Return the sets by name. Raises JobError."""
+    several = isinstance(returned, (tuple, list)) and 2 <= len(returned) <= 3 and all(map(_may_be_dataset, returned))
+    found = tuple(returned) if several else (returned,)
+    faults = []
+    for name, dataset in zip(_NAMES[len(found)], found, strict=True):
+        if fault := _fault(dataset):
+            faults.append(Fault("data.source", f"{data.source}: {name if several else 'the returned object'} {fault}"))
+    if not faults and len(found) == 1 and not data.test_fraction:
+        fault = f"{data.source} returned one Dataset, and no test set; return (train, test), or set data.test_fraction"
+        faults.append(Fault("data.source", f"{fault}, such as 0.1, which holds out a part of it"))
+    if faults:
+        raise JobError(faults)
+    return dict(zip(_NAMES[len(found)], found, strict=True))
+
+
+def _may_be_dataset(value: Any) -> bool:
+    return not isinstance(value, (tuple, list, Tensor, np.ndarray, Mapping, int, float, str, type(None)))
+
+
+def _fault(dataset: Any) -> str | None:
+    """Return why an object is not a map-style Dataset; None if it is."""
+    if isinstance(dataset, IterableDataset) or (hasattr(dataset, "__iter__") and not hasattr(dataset, "__getitem__")):
+        return (
+            f"is a {type(dataset).__name__}, which can only be read in its own order. The order of the samples, "
+            "resuming and the division among ranks need each sample by its number: use a Dataset with __getitem__ and "
+            "__len__, or write the samples to shards for data.source = 'webdataset' or 'tfrecord'"
+        )
+    lacking = [name for name in ("__getitem__", "__len__") if not hasattr(dataset, name)]
+    if lacking or isinstance(dataset, (Mapping, str)):
+        return f"is a {type(dataset).__name__}, which is not a map-style Dataset with __getitem__ and __len__"
+    return None if len(dataset) else "is empty"
+
+
+def _classes(dataset: Any, data: DataSection, targets: Any, target: TargetKind | None) -> tuple[int, tuple[str, ...]]:
+    """Return the number of classes or of numbers, and their names if the Dataset has them. Raises JobError.
+
+    Args:
+        dataset: the training set.
+        data: the job's section.
+        targets: of one sample, (1, …).
+        target: that the task needs; None: any.
+    """
+    if fault := _target_fault(targets, target):
+        raise JobError([Fault("data.source", f"{data.source}: {fault}")])
+    names, count = _attribute(dataset, "classes"), _attribute(dataset, "num_classes")
+    classes = tuple(map(str, names)) if isinstance(names, Sequence) and not isinstance(names, str) else ()
+    known = count if isinstance(count, int) and count > 0 else len(classes)
+    if target == "values":
+        known = targets.shape[1] if targets.dim() > 1 else 1
+        return known, classes if len(classes) == known else ()
+    if data.num_classes is None and not known:
+        fault = "is needed: the Dataset has neither num_classes nor classes, and its targets are not all read"
+        raise JobError([Fault("data.num_classes", fault)])
+    return max(known, data.num_classes or 0), classes  # a smaller number is an error of the job
+
+
+def _target_fault(targets: Any, target: TargetKind | None) -> str | None:
+    """Return why targets (1, …) are not those that the task needs; None if they are."""
+    if target is None:
+        return None
+    if not isinstance(targets, Tensor):
+        return f"a sample's target must be a number or a tensor, is {form_of(targets)}; use a custom task for others"
+    is_right = {
+        "class": targets.dim() == 1 or (targets.dim() == 2 and targets.is_floating_point()),
+        "values": targets.is_floating_point() and targets.dim() in {1, 2},
+        "tokens": targets.dtype == torch.int64 and targets.dim() == 2,
+    }
+    wanted = {
+        "class": "its class, an integer",
+        "values": "a float or a tensor of floats (K,)",
+        "tokens": "a tensor of tokens, int64 (L,)",
+    }
+    return None if is_right[target] else f"a sample's target must be {wanted[target]}; it is {form_of(targets)}"
+
+
+def _attribute(dataset: Any, name: str) -> Any:
+    """Return an attribute of a Dataset, or of the one that it wraps, as torch's Subset does; None if it is missing."""
+    while dataset is not None:
+        if (found := getattr(dataset, name, None)) is not None:
+            return found
+        dataset = getattr(dataset, "dataset", None)
+    return None
