@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from hvd_batchgrow.nn.torchvision_shim import import_torchvision
+from hvd_batchgrow.torchvision_shim import import_torchvision
 from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint, write_checkpoint
 from hvd_batchgrow.train.checkpoints.writer import CheckpointWriter
 

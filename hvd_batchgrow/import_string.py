@@ -11,6 +11,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from hvd_batchgrow.torchvision_shim import repair_torchvision
+
 _MOST_CHARACTERS = 300
 
 
@@ -21,10 +23,13 @@ class NotFound(ValueError):  # noqa: N818  # the name says what is wrong
 def find_callable(name: str) -> Callable[..., Any]:
     """Return the callable `module:name`. Modules are also searched in the working directory.
 
+    What they import may include torchvision, at any time, also beside a CPU build of torch.
+
     Raises:
         NotFound: the module cannot be imported (its error is the cause), or does not have the callable.
     """
     module_name, _, attribute = name.partition(":")
+    repair_torchvision()
     # At the end of the path, so that it hides no module; and permanently, for what the user's code imports later.
     if str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))

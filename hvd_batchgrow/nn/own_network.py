@@ -44,7 +44,7 @@ from hvd_batchgrow.nn.state.side_effect_free import (
     shape_text,
     trial_samples,
 )
-from hvd_batchgrow.nn.torchvision_shim import import_torchvision
+from hvd_batchgrow.torchvision_shim import import_torchvision
 
 _PACKAGES = {"torchvision": "torchvision", "timm": "timm torchvision"}
 """Packages to install for the networks of a package."""
@@ -105,7 +105,11 @@ def _import(job: Job) -> Callable[..., Any]:
 
 
 def _to_install(package: str, error: BaseException | None) -> str:
-    if not isinstance(error, ModuleNotFoundError) or package not in _PACKAGES:
+    if not isinstance(error, ModuleNotFoundError):
+        return ""
+    if package not in _PACKAGES:
+        package = str(error.name).partition(".")[0]  # what the user's module imports
+    if package not in _PACKAGES:
         return ""
     # Without the installed version, pip would replace torch by the newest one.
     return f"; pip install {_PACKAGES[package]} torch=={torch.__version__.split('+')[0]}"

@@ -362,6 +362,7 @@ def test_any_value_at_any_key_is_accepted_or_reported(place: tuple[str, str], va
         assert "input should" not in fault.lower()
 
 
+@pytest.mark.slow
 @given(st.sampled_from(KEYS), SCALARS)
 def test_the_nearest_value_is_a_valid_one(place: tuple[str, str], value: Any) -> None:
     for fault in faults_of(*place, value):

@@ -111,6 +111,7 @@ sys.exit("torch._dynamo" in sys.modules)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("job")
 def test_training_does_not_import_the_compiler(tmp_path: Path) -> None:
     for name in ("sgd", "adam", "adamw", "lars"):

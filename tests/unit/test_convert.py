@@ -259,7 +259,7 @@ def test_no_batches_are_an_error_and_a_failed_batch_leaves_no_statistics() -> No
 @pytest.mark.parametrize("name", ["resnet50", "inception_resnet_v2"])
 def test_converted_networks_of_timm_are_bit_identical_in_evaluation_and_train(name: str) -> None:
     try:
-        from hvd_batchgrow.nn.torchvision_shim import import_torchvision
+        from hvd_batchgrow.torchvision_shim import import_torchvision
 
         import_torchvision()
     except ImportError:

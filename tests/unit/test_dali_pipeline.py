@@ -23,6 +23,7 @@ from hvd_batchgrow.comm.ranks import SingleRank
 from hvd_batchgrow.data.datasets.dataset import ArrayDataset, BadSample, Dataset, DatasetPair
 from hvd_batchgrow.data.order.stream import Stream, passes_of_rank
 from hvd_batchgrow.data.pipeline import dali_pipeline
+from hvd_batchgrow.data.pipeline import sampler as samplers
 from hvd_batchgrow.data.pipeline.crops import Augment, CropFlip, ResizedCrop
 from hvd_batchgrow.data.pipeline.dali_definition import make_pipeline
 from hvd_batchgrow.data.pipeline.dali_pipeline import DaliPipeline
@@ -37,6 +38,12 @@ from tests.training import train
 CROP, GROUP, SEED = 12, 4, 5
 NORMALIZE = Normalize((0.5, 0.4, 0.3), (0.25, 0.2, 0.3))
 JPEG = {"source": "image_folder", "image_size": CROP, "crop_padding": 0, "num_samples": 300}
+
+
+@pytest.fixture(autouse=True)
+def few_drawn_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compute few ids and draws in one call: many epochs of small sets cost time, and more calls follow each other."""
+    monkeypatch.setattr(samplers, "_DRAWN_AT_ONCE", 64)
 
 
 def samples_of(kind: str, folder: Path, count: int = 60) -> Dataset:

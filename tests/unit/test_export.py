@@ -20,7 +20,7 @@ from hvd_batchgrow.deployment.trained_network import load_network
 from hvd_batchgrow.nn.dropout import KeyedDropout
 from hvd_batchgrow.nn.ghost.convert import fuse_relu
 from hvd_batchgrow.nn.ghost.ghost_batch_norm import GhostBatchNorm, GhostBatchNorm1d, GhostBatchNorm2d
-from hvd_batchgrow.nn.torchvision_shim import import_torchvision
+from hvd_batchgrow.torchvision_shim import import_torchvision
 from tests.trained_runs import RUN
 
 pytestmark = pytest.mark.slow

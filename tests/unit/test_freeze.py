@@ -193,6 +193,7 @@ def test_a_run_counts_frozen_parameters_and_never_changes_them(job: str, capsys:
 _OF_NORM = ("1.weight", "1.bias", "1.running_mean", "1.running_var")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("exact", ["false", "true"])
 def test_verify_passes_with_frozen_parameters(job: str, capsys: pytest.CaptureFixture[str], exact: str) -> None:
     layouts = "1x2x8" if exact == "true" else "1x2x8,1x1x16"

@@ -18,13 +18,13 @@ import pytest
 import torch
 from torch import nn
 
+from hvd_batchgrow import torchvision_shim
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.job_file import parse_job
 from hvd_batchgrow.messages.errors import JobError
-from hvd_batchgrow.nn import torchvision_shim
 from hvd_batchgrow.nn.build import build_model, check_model, forward_state
 from hvd_batchgrow.nn.ghost.ghost_batch_norm import ghost_norms
-from hvd_batchgrow.nn.torchvision_shim import import_torchvision
+from hvd_batchgrow.torchvision_shim import import_torchvision
 from tests.helpers import job_tree
 
 GROUP, NUM_CLASSES, SHAPE = 4, 5, (6, 7, 3)
@@ -245,6 +245,17 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(name: str,
     command = re.escape(f"; pip install {packages} torch=={torch.__version__.split('+')[0]}")
     with pytest.raises(JobError, match=f"No module named 'torchvision'.*{command}$"):
         build(name)
+
+
+def test_a_package_that_the_users_module_lacks_is_named_with_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "lacking.py").write_text("import torchvision\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    command = re.escape(f"; pip install torchvision torch=={torch.__version__.split('+')[0]}")
+    with pytest.raises(JobError, match=rf"lacking:Net cannot be imported: .*torchvision.*{command}$"):
+        build("lacking:Net")
 
 
 def write_torchvision(folder: Path, text: str) -> None:

@@ -14,10 +14,10 @@ from hvd_batchgrow.cli import main
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.job_file import parse_job
 from hvd_batchgrow.messages.errors import JobError
-from hvd_batchgrow.nn.torchvision_shim import import_torchvision
 from hvd_batchgrow.optim.build import build_optimizer, lr_ratios, set_hyperparameters
 from hvd_batchgrow.optim.groups import layer_indices, overlaps, parameter_groups
 from hvd_batchgrow.schedule.phases import Phase
+from hvd_batchgrow.torchvision_shim import import_torchvision
 from tests.helpers import job_tree, small_job
 
 PHASE = Phase(0.0, 0.1, 0.9, 16, 16, start_samples=0, num_updates=10)
@@ -279,6 +279,7 @@ def test_a_wrong_pattern_ends_the_run_before_it_has_a_folder(job: str, capsys: p
     assert not Path("runs/small").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sgd", "lars"])
 def test_verify_compares_with_the_same_groups(
     job: str, capsys: pytest.CaptureFixture[str], name: str, monkeypatch: pytest.MonkeyPatch

@@ -19,6 +19,7 @@ from hvd_batchgrow.data.datasets.dataset import ArrayDataset, BadSample, Dataset
 from hvd_batchgrow.data.images import encoded_dataset
 from hvd_batchgrow.data.images.encoded_dataset import EncodedDataset
 from hvd_batchgrow.data.order.stream import Stream, groups_of_rank
+from hvd_batchgrow.data.pipeline import sampler as samplers
 from hvd_batchgrow.data.pipeline.crops import Augment, CentreCrop, CropFlip, ResizedCrop
 from hvd_batchgrow.data.pipeline.dali_definition import arrays_of, make_pipeline
 from hvd_batchgrow.data.pipeline.dali_pipeline import DaliPipeline, cause_of, channels_first
@@ -33,6 +34,12 @@ PIPELINES = ["torch", "dali"]
 KINDS = ["images", "rows", "encoded"]
 CROP = 12
 MOST = 1024
+
+
+@pytest.fixture(autouse=True)
+def few_drawn_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compute few ids and draws in one call: many epochs of small sets cost time, and more calls follow each other."""
+    monkeypatch.setattr(samplers, "_DRAWN_AT_ONCE", 64)
 
 
 def array_samples(num_samples: int) -> ArrayDataset:

@@ -50,7 +50,7 @@ def texts_that_overlap(figure: Figure) -> list[tuple[str, str]]:
     [
         COSINE,  # 128 to 4992, with the cut phases at the limit
         {**COSINE, "num_phases": 60},
-        {**COSINE, "num_phases": 1000, "lr_schedule": "polynomial"},
+        pytest.param({**COSINE, "num_phases": 1000, "lr_schedule": "polynomial"}, marks=pytest.mark.slow),
         {**COSINE, "num_phases": 1},
         {"policy": "decay", "epochs": 9.0, "global_batch": 128},
         {"policy": "grow", **BOUNDARIES, "max_batch": 12_800},  # two decades

@@ -17,7 +17,7 @@ from hvd_batchgrow.data.load_source import load_source
 from hvd_batchgrow.deployment.predict import encoded_photos, evaluation_inputs
 from hvd_batchgrow.deployment.trained_network import load_network
 from hvd_batchgrow.job_file import load_job
-from hvd_batchgrow.nn.torchvision_shim import import_torchvision
+from hvd_batchgrow.torchvision_shim import import_torchvision
 from hvd_batchgrow.train.parts import TrainingParts
 from tests.helpers import small_source
 from tests.pictures import CLASSES

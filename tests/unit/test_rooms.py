@@ -17,6 +17,7 @@ ROOT = Path(hvd_batchgrow.__file__).parent
 ORDER = (
     *(
         "messages",
+        "torchvision_shim",
         "import_string",
         "storage",
         "comm",

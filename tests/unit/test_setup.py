@@ -18,6 +18,8 @@ here=$(dirname "$0")
 case "$*" in
     *horovod.torch*) exit 1 ;;
     *torch.__version__*) cat "$here/torch" ;;
+    *pip*torchvision==*) echo "$*" >>"$here/torchvision-calls"; [ ! -e "$here/torchvision-missing" ] ;;
+    *metadata*torchvision*) cat "$here/torchvision-version" 2>/dev/null ;;
     *pip*torch==*+cpu*) echo "$*" >>"$here/calls"; exit 1 ;;
     *pip*torch==*) echo "$*" >>"$here/calls"; echo 2.13.0+cu130 >"$here/torch" ;;
 esac
@@ -150,6 +152,36 @@ def test_the_cuda_build_of_torch_serves_where_no_index_has_the_cpu_build(checkou
     assert cuda.endswith(" torch==2.13.0")
     assert "installing the CUDA build of torch 2.13.0 instead: it also trains on the CPU" in done.stdout
     assert "ready: torch 2.13.0+cu130" in done.stdout
+
+
+@needs_compiler
+@pytest.mark.skipif(not shutil.which("mpicc"), reason="needs Open MPI")
+@pytest.mark.parametrize(
+    ("torch", "torchvision"), [("2.13.0", "0.28.0"), ("2.6.0", "0.21.0"), ("2.14.1", "0.29.1")]
+)  # the pairs that PyTorch has released
+def test_the_torchvision_of_torchs_cpu_build_is_looked_for_where_torch_is(
+    checkout: Path, torch: str, torchvision: str
+) -> None:
+    (checkout / ".venv" / "bin" / "torch").write_text(f"{torch}+cpu\n")
+    (checkout / ".venv" / "bin" / "torchvision-missing").touch()
+    done = set_up(checkout, "train", HVD_BATCHGROW_TORCH=torch, HVD_BATCHGROW_CUDA="0")
+    assert done.returncode == 0, done.stdout + done.stderr
+    configured, own = (checkout / ".venv" / "bin" / "torchvision-calls").read_text().splitlines()
+    assert configured.endswith(f"--no-deps torchvision=={torchvision}+cpu")
+    assert "--timeout 10" in own
+    assert "whl/cpu" in own
+    assert f"provide torchvision {torchvision}+cpu: it is needed only if your own modules import it" in done.stdout
+
+
+@needs_compiler
+@pytest.mark.skipif(not shutil.which("mpicc"), reason="needs Open MPI")
+@pytest.mark.parametrize(("torch", "torchvision"), [("2.13.0+cpu", "0.28.0+cpu"), ("2.13.0+cu130", "0.28.0")])
+def test_a_torchvision_that_fits_stays(checkout: Path, torch: str, torchvision: str) -> None:
+    for name, text in (("torch", torch), ("torchvision-version", torchvision)):
+        (checkout / ".venv" / "bin" / name).write_text(f"{text}\n")
+    done = set_up(checkout, "train", HVD_BATCHGROW_CUDA="0" if torch.endswith("+cpu") else "1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert not (checkout / ".venv" / "bin" / "torchvision-calls").exists()
 
 
 def test_a_python_that_is_too_old_is_refused_with_the_remedy(checkout: Path) -> None:

@@ -22,16 +22,29 @@ BATCH_SCRIPTS = sorted(path.name for path in (SOURCES / "slurm").iterdir())
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder like the one that pip installs the wheel into; the wheel is built offline from a copy."""
-    tree, out = tmp_path_factory.mktemp("sources"), tmp_path_factory.mktemp("wheel")
+    """Return a folder like the one that pip installs the wheel into, as on a machine without a C compiler."""
+    build = "from setuptools import build_meta; build_meta.build_wheel('../wheel')"
+    return unpacked(tmp_path_factory.mktemp("plain"), [sys.executable, "-c", build], CC="false")
+
+
+@pytest.fixture(scope="module")
+def compiled_site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder like the one that pip installs the wheel into; pip builds the wheel, and compiles."""
+    options = ["--no-build-isolation", "--no-deps", "--no-index", "--disable-pip-version-check", "-q"]
+    words = [sys.executable, "-m", "pip", "wheel", *options, "-w", "../wheel", "."]
+    return unpacked(tmp_path_factory.mktemp("compiled"), words)
+
+
+def unpacked(folder: Path, build: list[str], **variables: str) -> Path:
+    """Build the wheel offline from a copy of the sources, and return the folder with its files."""
+    tree, out = folder / "sources", folder / "wheel"
+    tree.mkdir()
+    out.mkdir()
     for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE"):
         shutil.copy(SOURCES / name, tree)
     for name in ("hvd_batchgrow", "slurm"):
         shutil.copytree(SOURCES / name, tree / name, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
-    options = ["--no-build-isolation", "--no-deps", "--no-index", "--disable-pip-version-check", "-q"]
-    subprocess.run(
-        [sys.executable, "-m", "pip", "wheel", *options, "-w", str(out), str(tree)], check=True, capture_output=True
-    )
+    subprocess.run(build, check=True, cwd=tree, env={**os.environ, **variables}, capture_output=True)
     (wheel,) = out.glob("*.whl")
     zipfile.ZipFile(wheel).extractall(out / "site")
     return out / "site"
@@ -69,18 +82,20 @@ def submit(site: Path, folder: Path, *words: str) -> subprocess.CompletedProcess
     return run(site, folder, "submit", "--nodes-max", "1", "--dry-run", *words)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
-def test_the_wheel_holds_the_compiled_ghost_norm(site: Path) -> None:
-    assert list((site / "hvd_batchgrow" / "nn" / "ghost").glob("_ghost_cpu*.so"))
+def test_the_wheel_holds_the_compiled_ghost_norm(compiled_site: Path) -> None:
+    assert list((compiled_site / "hvd_batchgrow" / "nn" / "ghost").glob("_ghost_cpu*.so"))
 
 
-def test_plan_and_train_work_from_an_empty_folder(site: Path, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_plan_and_train_work_from_an_empty_folder(compiled_site: Path, tmp_path: Path) -> None:
     data = {"source": "synthetic_images", "num_samples": 300, "shape": [8, 8, 1], "num_classes": 3}
     sections = {"data": data, "schedule": {"epochs": 0.2, "boundaries_epochs": [0.1]}}
-    planned = run(site, tmp_path, "plan", **sections)
+    planned = run(compiled_site, tmp_path, "plan", **sections)
     assert planned.returncode == 0, planned.stderr
     assert "updates" in planned.stdout
-    trained = run(site, tmp_path, "train", **sections)
+    trained = run(compiled_site, tmp_path, "train", **sections)
     assert trained.returncode == 0, trained.stderr
     assert (tmp_path / "runs" / "small" / "record.json").exists()
 
