@@ -85,6 +85,8 @@ class DataSection(Section):
     known size of the source."""
     num_classes: PositiveInt | None = None
     """Number of classes. None: the number of classes in the training labels; 10 for synthetic sources."""
+    class_names: Annotated[tuple[str, ...], BeforeValidator(tuples)] | None = None
+    """Names of the classes, labels or numbers, in order, where the source has none; `predict` prints them."""
     shape: Annotated[tuple[PositiveInt, ...], BeforeValidator(tuples)] | None = None
     """Shape of a synthetic sample: [height, width, channels], or [features]. For numpy, idx and your own source:
     confirms the order of the axes where it looks unusual."""
@@ -264,7 +266,14 @@ class Job(Section):
             for section in ("data", "model", "task", "optim", "schedule", "update", *measuring)
             for key, value in tree[section].items()
         }
-        free = {"data.root", "data.num_samples", "data.pipeline", "data.workers", "data.channels_last"}
+        free = {
+            "data.root",
+            "data.class_names",
+            "data.num_samples",
+            "data.pipeline",
+            "data.workers",
+            "data.channels_last",
+        }
         free |= {"gradient_noise.measure", "gradient_noise.per_layer_group"}
         if spec := SOURCES.get(self.data.source):
             free |= {f"data.{key}" for key in spec.confirming_keys}

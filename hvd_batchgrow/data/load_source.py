@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from hvd_batchgrow.config import DataSection
@@ -87,13 +87,27 @@ def _with_overrides(source: DatasetPair, data: DataSection, target: TargetKind |
     if target == "class" and max(source.num_classes, data.num_classes or 0) == 1:
         fault = "1: every label is 0, so the loss is 0 and the accuracy 100 % before training"
         faults.append(Fault("data.num_classes", fault))
+    num_classes = data.num_classes or source.num_classes
+    if data.class_names is not None:
+        faults += _name_faults(data.class_names, num_classes, source)
     _raise_faults(faults)
     return replace(
         source,
-        num_classes=data.num_classes or source.num_classes,
+        num_classes=num_classes,
+        schema={**source.schema, "classes": list(data.class_names)} if data.class_names else source.schema,
         mean=data.mean or source.mean,
         std=data.std or source.std,
     )
+
+
+def _name_faults(names: Sequence[str], num_classes: int, source: DatasetPair) -> Iterator[Fault]:
+    """Yield the faults of `data.class_names`."""
+    known = source.schema.get("classes")
+    if known:
+        yield Fault("data.class_names", f"the source has names already: {', '.join(map(str, known[:5]))}; remove it")
+    elif len(names) != num_classes or len({*names}) != len(names):
+        fault = f"has {len({*names})} different names, and the data has {num_classes} classes, labels or numbers"
+        yield Fault("data.class_names", fault)
 
 
 def _last_axis(source: DatasetPair) -> str:

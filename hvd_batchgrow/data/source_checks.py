@@ -13,7 +13,7 @@ from hvd_batchgrow.data.datasets.plausibility import constant_faults
 from hvd_batchgrow.messages.errors import Fault, JobError
 
 _CATEGORIES = {"categorical", "categorical_encoding", "unknown_category"}
-_KEYS_OF_ALL = {"source", "num_samples", "validation_fraction", "num_classes", "pipeline"}
+_KEYS_OF_ALL = {"source", "num_samples", "validation_fraction", "num_classes", "class_names", "pipeline"}
 """Keys that every source uses."""
 
 _CROP = {"image_size", "crop_scale", "crop_ratio", "eval_resize"}

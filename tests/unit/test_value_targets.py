@@ -33,6 +33,18 @@ def write_npy(root: Path, targets: Any, test: Any = ((1.0, 2.0),)) -> None:
         np.save(root / f"{part}_targets.npy", found)
 
 
+def test_names_of_targets_that_have_none(tmp_path: Path) -> None:
+    write_npy(tmp_path, [[1.5, 10], [2.5, 30]])
+    assert load(tmp_path, "numpy", class_names=("x", "y")).schema["classes"] == ["x", "y"]
+    with pytest.raises(
+        JobError, match=r"data.class_names: has 1 different names, and the data has 2 classes, labels or"
+    ):
+        load(tmp_path, "numpy", class_names=("x",))
+    write_csv(tmp_path)
+    with pytest.raises(JobError, match=r"data.class_names: the source has names already: price; remove it"):
+        load(tmp_path, "csv", label="price", categorical=("kind",), class_names=("x",))
+
+
 def test_targets_of_npy_files(tmp_path: Path) -> None:
     write_npy(tmp_path / "two", [[1.5, 10], [2.5, 30], [3.5, 20]])
     source = load(tmp_path / "two", "numpy")

@@ -76,12 +76,12 @@ def check_numbers(targets: Any, place: str) -> None:
         raise RunError(f"{place}: targets of {len(wrong)} of {len(targets)} samples are not finite: {shown}")
 
 
-def value_schema(targets: Any, names: Sequence[str]) -> dict[str, Any]:
+def value_schema(targets: Any, names: Sequence[str] = ()) -> dict[str, Any]:
     """Return what a source's schema says of targets that are numbers: names, and mean and std of the training targets.
 
     Args:
         targets: of the training set, (N, K).
-        names: K names.
+        names: K names; empty: they have none.
     """
     mean, std = targets.mean(0, dtype=np.float64), targets.std(0, dtype=np.float64)
     std = np.where(targets.min(0) == targets.max(0), 1.0, std)

@@ -77,7 +77,7 @@ def load_values(data: DataSection, seed: int, report: ReportProgress) -> Dataset
     if test.targets.shape[1] != count:
         raise RunError(f"{pairs[1][1]}: a sample has {test.targets.shape[1]} targets, one of {pairs[0][1]} {count}")
     mean, std = (tuple(map(float, arrays[key])) for key in ("mean", "std"))
-    schema = value_schema(train.targets, [str(k) for k in range(count)])
+    schema = value_schema(train.targets)
     return DatasetPair(train, test, count, mean, std, (), schema)
 
 
