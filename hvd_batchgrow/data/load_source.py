@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from hvd_batchgrow.config import DataSection
 from hvd_batchgrow.config.source_specs import SOURCES
+from hvd_batchgrow.data.augment_checks import channel_faults
 from hvd_batchgrow.data.datasets.dataset import DatasetPair, ReportProgress
 from hvd_batchgrow.data.own_source import load_own
 from hvd_batchgrow.data.source_checks import check_data, known_source_size
@@ -67,6 +68,8 @@ def _with_overrides(source: DatasetPair, data: DataSection) -> DatasetPair:
         height, width, _ = source.train.shape
         fault = f"{data.crop_padding}: a crop of a {height} × {width} image could consist of padding only"
         faults.append(Fault("data.crop_padding", f"{fault}; use < {min(height, width)}"))
+    if source.train.kind != "rows":
+        faults += channel_faults(data, channels)
     if max(source.num_classes, data.num_classes or 0) == 1:
         fault = "1: every label is 0, so the loss is 0 and the accuracy 100 % before training"
         faults.append(Fault("data.num_classes", fault))

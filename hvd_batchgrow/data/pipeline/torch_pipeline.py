@@ -16,6 +16,7 @@ from hvd_batchgrow.comm.to_device import to_device
 from hvd_batchgrow.data.datasets.dataset import Dataset
 from hvd_batchgrow.data.images.encoded_dataset import decode
 from hvd_batchgrow.data.pipeline.crops import CropParams
+from hvd_batchgrow.data.pipeline.pixel_augment import PixelParams
 from hvd_batchgrow.data.pipeline.sampler import RawBatch, Sampler
 
 _CPU = torch.device("cpu")
@@ -88,9 +89,14 @@ def torch_inputs(
         if raw.placement is None:
             yield raw, normalize.rows(torch.from_numpy(raw.values))
         elif sampler.samples.kind == "encoded":
-            yield raw, normalize_windows(decoded_windows(raw, sampler.samples), raw.placement, normalize)
+            windows = decoded_windows(raw, sampler.samples)
+            yield raw, normalize_windows(windows, raw.placement, normalize, raw.pixel_params)
         else:
-            yield raw, normalize.images(torch.from_numpy(cut_and_mirror(raw.values, raw.placement)))
+            images = cut_and_mirror(raw.values, raw.placement)
+            if raw.pixel_params:
+                for k, image in enumerate(images):
+                    image[...] = raw.pixel_params.alter(image, k)
+            yield raw, normalize.images(torch.from_numpy(images))
 
 
 def cut_and_mirror(images: NDArray[np.uint8], placement: CropParams) -> NDArray[np.uint8]:
@@ -128,8 +134,10 @@ def decoded_windows(raw: RawBatch, samples: Dataset) -> Iterator[Tensor]:
         yield torch.tensor(decode(samples, sample_id, data)[top : top + height, left : left + width])
 
 
-def normalize_windows(windows: Iterable[Tensor], placement: CropParams, normalize: Normalize) -> Tensor:
-    """Resize, crop, mirror and normalize decoded windows, one by one, so that each stays in the cache.
+def normalize_windows(
+    windows: Iterable[Tensor], placement: CropParams, normalize: Normalize, pixels: PixelParams | None = None
+) -> Tensor:
+    """Resize, crop, mirror, alter and normalize decoded windows, one by one, so that each stays in the cache.
 
     torch's antialiased bilinear filter resizes uint8 to uint8, as torchvision does for tensors.
 
@@ -137,6 +145,7 @@ def normalize_windows(windows: Iterable[Tensor], placement: CropParams, normaliz
         windows: n windows, uint8 (height, width, C).
         placement: of the same images.
         normalize: the last stage.
+        pixels: how the images are altered; None: not at all.
 
     Returns:
         (n, C, h, w) on the device.
@@ -149,5 +158,9 @@ def normalize_windows(windows: Iterable[Tensor], placement: CropParams, normaliz
         if list(image.shape[2:]) != size:
             image = torch.nn.functional.interpolate(image, size, mode="bilinear", antialias=True)
         image = image[..., row : row + out_height, column : column + out_width]
-        normalize.normalize_into(result[k : k + 1], image.flip(3) if mirror else image)
+        image = image.flip(3) if mirror else image
+        if pixels:
+            altered = pixels.alter(image[0].permute(1, 2, 0).numpy(), k)
+            image = torch.from_numpy(altered.copy()).permute(2, 0, 1)[None]
+        normalize.normalize_into(result[k : k + 1], image)
     return to_device(result, normalize.device)

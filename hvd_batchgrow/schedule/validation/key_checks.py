@@ -27,6 +27,7 @@ def key_faults(job: Job, num_samples: int) -> list[Fault]:
         *policy_of(job).faults(job, num_samples),
         *_unused(job),
         *_of_trigger(job, num_samples),
+        *_of_mixing(job),
         *_cut_groups(job, num_samples),
     ]
 
@@ -135,6 +136,15 @@ def _of_trigger(job: Job, num_samples: int) -> list[Fault]:
         return trigger.faults(job, num_samples)
     fault = f"{trigger.name!r} has no effect with policy = {policy!r}; use 'adaptive'"
     return [Fault("trigger.name", fault)] if trigger.decides else []
+
+
+def _of_mixing(job: Job) -> Iterator[Fault]:
+    """Yield the faults of Mixup and CutMix, which mix the samples of a ghost batch."""
+    group = job.model.ghost_batch
+    for key in ("mixup_alpha", "cutmix_alpha"):
+        if getattr(job.data, key) and group < 2:
+            fault = f"mixes the samples of a ghost batch, and model.ghost_batch = {group}; use >= 2, or set it to 0"
+            yield Fault(f"data.{key}", fault)
 
 
 def _cut_groups(job: Job, num_samples: int) -> list[Fault]:

@@ -26,7 +26,7 @@ def load_together(job: Job, ranks: Ranks, report: ReportProgress) -> DatasetPair
     def load() -> DatasetPair:
         with faults_of(job.name):
             source = load_source(job.data, job.seed, report)
-            choose_pipeline(job.data.pipeline, source.train)
+            choose_pipeline(job.data, source.train)
         return source
 
     first = ranks.run_on_all(lambda: load() if ranks.local_rank == 0 else None)

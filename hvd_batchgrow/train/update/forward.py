@@ -21,7 +21,8 @@ class MicroBatch:
     inputs: Any
     """k·γ samples: (k·γ, C, H, W) images, (k·γ, features), or the inputs of a custom forward."""
     targets: Any
-    """(k·γ,) classes, or the targets of a custom forward."""
+    """(k·γ,) classes, int64; (k·γ, C) probabilities of the classes, with Mixup or CutMix; or the targets of a custom
+    forward."""
     slots: tuple[int, ...]
     """Position of each of its k ghost batches in the update, 0 … B/γ - 1."""
     digest: int = 0
@@ -52,7 +53,9 @@ Forward = Callable[[nn.Module, MicroBatch], Losses]
 
 
 def classify(rule: UpdateSection) -> Forward:
-    """Return a forward that computes the cross-entropy of logits and labels in float32 or better.
+    """Return a forward that computes the cross-entropy of logits and targets in float32 or better.
+
+    The targets are classes or probabilities of the classes; the accuracy is that of the most probable class.
 
     Args:
         rule: gives precision and label smoothing.
@@ -60,16 +63,19 @@ def classify(rule: UpdateSection) -> Forward:
 
     def forward(model: nn.Module, micro_batch: MicroBatch) -> Losses:
         inputs = as_parameters(micro_batch.inputs, model)
-        labels = micro_batch.targets.to(inputs.device, non_blocking=True)
+        targets = micro_batch.targets.to(inputs.device, non_blocking=True)
         with autocast(inputs.device, rule.precision):
             logits = model(inputs)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        is_soft = targets.is_floating_point()
         each = nn.functional.cross_entropy(
-            logits.to(torch.promote_types(logits.dtype, torch.float32)),
-            labels,
+            logits,
+            targets.to(logits.dtype) if is_soft else targets,
             reduction="none",
             label_smoothing=rule.label_smoothing,
         )
-        return Losses(each, metrics={"top1": ((logits.detach().argmax(1) == labels).sum(), len(labels))})
+        classes = targets.argmax(1) if is_soft else targets
+        return Losses(each, metrics={"top1": ((logits.detach().argmax(1) == classes).sum(), len(classes))})
 
     return forward
 

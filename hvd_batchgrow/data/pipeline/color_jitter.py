@@ -1,0 +1,70 @@
+"""Colour jitter: random brightness, contrast, saturation and hue of 8-bit images, by Pillow."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageEnhance
+
+from hvd_batchgrow.data.pipeline.crops import Draws
+
+_ENHANCERS = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
+_HUE = len(_ENHANCERS)
+
+
+@dataclass(frozen=True)
+class DrawnColors:
+    """The changes of n images: of brightness, contrast, saturation and hue."""
+
+    values: NDArray[np.float64]
+    """(n, 4) factors of brightness, contrast and saturation; the change of hue, in turns of the colour circle."""
+    order: NDArray[np.int64]
+    """(n, 4) the four, in the order in which they are applied."""
+
+    def __getitem__(self, part: slice) -> DrawnColors:
+        return DrawnColors(self.values[part], self.order[part])
+
+
+@dataclass(frozen=True)
+class ColorJitter:
+    """A rule that draws colour changes, and their order, and applies them.
+
+    Factors are uniform in [max(0, 1 - x), 1 + x], and the change of hue is uniform in [-x, x].
+
+    Source: torchvision's ColorJitter.
+    """
+
+    strengths: tuple[float, float, float, float]
+    """x of brightness, contrast, saturation and hue; 0: not changed."""
+    num_draws = 8
+
+    def sample(self, draws: Draws) -> DrawnColors:
+        """Return the changes of n images.
+
+        Args:
+            draws: (n, num_draws) uniforms in [0, 1).
+        """
+        *factors, hue = self.strengths
+        low = np.array([*(max(0, 1 - x) for x in factors), -hue])
+        high = np.array([*(1 + x for x in factors), hue])
+        return DrawnColors(low + (high - low) * draws[:, :4], np.argsort(draws[:, 4:], axis=1, kind="stable"))
+
+    def apply(self, image: Image.Image, drawn: DrawnColors, k: int) -> Image.Image:
+        """Return image k of those for which changes were drawn, changed. Its mode is L or RGB."""
+        for which in drawn.order[k].tolist():
+            if not self.strengths[which]:
+                continue
+            value = float(drawn.values[k, which])
+            image = _turn_hue(image, value) if which == _HUE else _ENHANCERS[which](image).enhance(value)
+        return image
+
+
+def _turn_hue(image: Image.Image, turns: float) -> Image.Image:
+    """Return the image with its hue changed by whole steps of Pillow's 256, as torchvision; grey images have no hue."""
+    if image.mode == "L":
+        return image
+    hue, saturation, value = image.convert("HSV").split()
+    turned = np.asarray(hue) + np.int64(turns * 255).astype(np.uint8)  # modulo 256
+    return Image.merge("HSV", (Image.fromarray(turned), saturation, value)).convert(image.mode)
