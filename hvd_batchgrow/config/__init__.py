@@ -102,6 +102,14 @@ class DataSection(Section):
     """Images of one size: zero pixels added on each side before a random crop of the original size. 0: no crop."""
     hflip: bool = False
     """Flip training images left to right with probability 1/2."""
+    image_size: PositiveInt | None = None
+    """Encoded images: side of the network's input, in pixels. Training uses a random resized crop, tests the center."""
+    crop_scale: Annotated[tuple[PositiveFloat, PositiveFloat], BeforeValidator(tuples)] = (0.08, 1.0)
+    """[min, max] area of the random crop, as a fraction of the image."""
+    crop_ratio: Annotated[tuple[PositiveFloat, PositiveFloat], BeforeValidator(tuples)] = (3 / 4, 4 / 3)
+    """[min, max] ratio of width to height of the random crop."""
+    eval_resize: PositiveInt | None = None
+    """Encoded images in tests: shorter side after resizing, before the center crop. None: image_size · 8/7."""
     auto_augment: Literal["randaugment", "trivialaugment_wide"] | None = None
     """Training images: random operations such as shear, rotate or posterize, as torchvision's RandAugment or
     TrivialAugmentWide. None: none."""
@@ -130,14 +138,6 @@ class DataSection(Section):
     """Probability that a ghost batch is mixed, by Mixup or CutMix."""
     mixup_switch_prob: Annotated[float, Field(gt=0, lt=1)] = 0.5
     """Mixup and CutMix both on: probability that a ghost batch that is mixed is mixed by CutMix."""
-    image_size: PositiveInt | None = None
-    """Encoded images: side of the network's input, in pixels. Training uses a random resized crop, tests the center."""
-    crop_scale: Annotated[tuple[PositiveFloat, PositiveFloat], BeforeValidator(tuples)] = (0.08, 1.0)
-    """[min, max] area of the random crop, as a fraction of the image."""
-    crop_ratio: Annotated[tuple[PositiveFloat, PositiveFloat], BeforeValidator(tuples)] = (3 / 4, 4 / 3)
-    """[min, max] ratio of width to height of the random crop."""
-    eval_resize: PositiveInt | None = None
-    """Encoded images in tests: shorter side after resizing, before the center crop. None: image_size · 8/7."""
     channels_last: bool = False
     """Store images as NHWC in memory, and the network's weights in the same order."""
     dtype: Literal["float32", "float16"] = "float32"

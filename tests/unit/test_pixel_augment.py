@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageEnhance, ImageOps
 
+from hvd_batchgrow.data.pipeline import image_operations as on
 from hvd_batchgrow.data.pipeline.auto_augment import NUM_BINS, AutoAugment, DrawnOperations, auto_augment
 from hvd_batchgrow.data.pipeline.color_jitter import ColorJitter, DrawnColors
 from hvd_batchgrow.data.pipeline.erasing import RandomErasing, erase
@@ -46,7 +47,8 @@ def image_of(mode: str) -> Image.Image:
 
 
 def pixels_of(image: Image.Image) -> NDArray[np.uint8]:
-    return np.asarray(image)
+    """Return (H, W, C)."""
+    return np.asarray(image).reshape(image.height, image.width, -1)
 
 
 # --- operations ---------------------------------------------------------------------------------------
@@ -85,9 +87,8 @@ def test_each_operation_gives_the_pixels_of_torchvision(
             if magnitude < 0 and not operation.is_signed:
                 continue
             expected = module._apply_op(image, operation.name, magnitude, module.InterpolationMode.NEAREST, None)
-            found = operation.apply(image, magnitude)
-            assert (found.mode, found.size) == (image.mode, image.size)
-            assert (pixels_of(found) == pixels_of(expected)).all(), (operation.name, magnitude)
+            found = operation.apply(pixels_of(image), magnitude)
+            assert (found == pixels_of(expected)).all(), (operation.name, magnitude)
             results.add(found.tobytes())
         is_constant = operation.name in {"Identity", "AutoContrast", "Equalize"} or (operation.name, mode) == (
             "Color",
@@ -96,41 +97,73 @@ def test_each_operation_gives_the_pixels_of_torchvision(
         assert (len(results) == 1) == is_constant, operation.name
 
 
+@pytest.mark.parametrize("kind", ["noise", "flat", "two values", "few values", "one pixel", "full range"])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_each_operation_gives_the_pixels_of_pillow_on_unusual_images(mode: str, kind: str) -> None:
+    """Histograms with one value, or with so few pixels that the steps of an equalized one are 0 or 1."""
+    generator, (height, width) = np.random.default_rng(5), (40, 17)
+    makers: dict[str, Callable[[], Any]] = {
+        "noise": lambda: generator.integers(0, 256, (height, width, 3)),
+        "flat": lambda: np.full((height, width, 3), 77),
+        "two values": lambda: np.where(generator.random((height, width, 3)) < 0.1, 250, 249),
+        "few values": lambda: generator.choice([0, 3, 90, 255], (height, width, 3), p=[0.7, 0.1, 0.1, 0.1]),
+        "one pixel": lambda: generator.integers(0, 256, (1, 1, 3)),
+        "full range": lambda: np.arange(256 * 3).reshape(16, 16, 3) % 256,
+    }
+    pixels = makers[kind]().astype(np.uint8)
+    pixels = pixels if mode == "RGB" else pixels[..., :1]
+    image = Image.fromarray(pixels if mode == "RGB" else pixels[..., 0])
+    for found, expected in (
+        (on.autocontrast(pixels), ImageOps.autocontrast(image)),
+        (on.equalize(pixels), ImageOps.equalize(image)),
+        (on.posterize(pixels, 3), ImageOps.posterize(image, 3)),
+        (on.solarize(pixels, 101), ImageOps.solarize(image, 101)),
+        *((on.brightness(pixels, f), ImageEnhance.Brightness(image).enhance(f)) for f in (0.0, 0.37, 1.0, 1.9, 4.0)),
+        *((on.contrast(pixels, f), ImageEnhance.Contrast(image).enhance(f)) for f in (0.0, 0.37, 1.0, 1.9, 4.0)),
+        *((on.saturation(pixels, f), ImageEnhance.Color(image).enhance(f)) for f in (0.0, 0.37, 1.0, 1.9, 4.0)),
+        *((on.sharpness(pixels, f), ImageEnhance.Sharpness(image).enhance(f)) for f in (0.0, 0.37, 1.0, 1.9)),
+        (on.rotate(pixels, 33.0), image.rotate(33.0)),
+    ):
+        assert (found == pixels_of(expected)).all()
+    view = np.asfortranarray(pixels)  # as images whose memory is channels first
+    assert (on.equalize(view) == on.equalize(pixels)).all()
+    assert (on.brightness(view, 1.3) == on.brightness(pixels, 1.3)).all()
+
+
 def test_operations_by_their_definition() -> None:
-    image = image_of("RGB")
-    before = pixels_of(image).astype(int)
+    image = pixels_of(image_of("RGB"))
+    before = image.astype(int)
     apply = {operation.name: operation.apply for operation in rule_of("randaugment").operations}
-    moved = pixels_of(apply["TranslateX"](image, 3.9))
+    moved = apply["TranslateX"](image, 3.9)
     assert (moved[:, 3:] == before[:, :-3]).all()
     assert not moved[:, :3].any()
-    moved = pixels_of(apply["TranslateY"](image, -5.0))
+    moved = apply["TranslateY"](image, -5.0)
     assert (moved[:-5] == before[5:]).all()
     assert not moved[-5:].any()
-    assert (pixels_of(apply["Posterize"](image, 5)) == before // 8 * 8).all()
-    assert (pixels_of(apply["Solarize"](image, 128.5)) == np.where(before < 128.5, before, 255 - before)).all()
-    assert np.abs(pixels_of(apply["Brightness"](image, -0.5)) - before * 0.5).max() <= 1
-    stretched = pixels_of(apply["AutoContrast"](image, 0))
+    assert (apply["Posterize"](image, 5) == before // 8 * 8).all()
+    assert (apply["Solarize"](image, 128.5) == np.where(before < 128.5, before, 255 - before)).all()
+    assert np.abs(apply["Brightness"](image, -0.5) - before * 0.5).max() <= 1
+    stretched = apply["AutoContrast"](image, 0)
     assert stretched.min(axis=(0, 1)).tolist() == [0, 0, 0]
     assert stretched.max(axis=(0, 1)).tolist() == [255, 255, 255]
     for row in range(SIZE[0]):  # (x, y) comes from (x + y / 2, y), at the centres of pixels
         columns = np.floor(np.arange(SIZE[1]) + 0.5 + (row + 0.5) / 2).astype(int)
         inside = columns < SIZE[1]
-        sheared = pixels_of(apply["ShearX"](image, 0.5))[row]
+        sheared = apply["ShearX"](image, 0.5)[row]
         assert (sheared[inside] == before[row, columns[inside]]).all()
         assert not sheared[~inside].any()
 
 
 def test_operations_are_applied_in_the_order_in_which_they_are_drawn() -> None:
-    rule, image = rule_of("randaugment"), image_of("RGB")
+    rule, image = rule_of("randaugment"), pixels_of(image_of("RGB"))
     index = {operation.name: k for k, operation in enumerate(rule.operations)}
     drawn = DrawnOperations(
         np.array([[index["TranslateX"], index["Brightness"]], [index["Brightness"], index["Rotate"]]]),
         np.array([[3.0, -0.5], [0.5, 20.0]]),
     )
-    brighter, moved = (rule.operations[index[name]].apply for name in ("Brightness", "TranslateX"))
-    assert rule.apply(image, drawn, 0) == brighter(moved(image, 3.0), -0.5)
-    assert rule.apply(image, drawn, 1) == rule.operations[index["Rotate"]].apply(brighter(image, 0.5), 20.0)
-    assert rule.apply(image, drawn[1:], 0) == rule.apply(image, drawn, 1)
+    assert (rule.apply(image, drawn, 0) == on.brightness(on.translate_x(image, 3.0), 0.5)).all()
+    assert (rule.apply(image, drawn, 1) == on.rotate(on.brightness(image, 1.5), 20.0)).all()
+    assert (rule.apply(image, drawn[1:], 0) == rule.apply(image, drawn, 1)).all()
 
 
 def chi_squared(counts: NDArray[np.int64]) -> float:
@@ -176,18 +209,19 @@ def test_colour_changes_give_the_pixels_of_torchvision(torchvision: Callable[[st
         expected = image
         for which in drawn.order[k].tolist():
             expected = changes[which](expected, float(drawn.values[k, which]))
-        assert rule.apply(image, drawn, k) == expected
+        assert (rule.apply(pixels_of(image), drawn, k) == pixels_of(expected)).all()
 
 
 def test_only_the_named_colour_changes_are_made() -> None:
-    image = image_of("RGB")
+    picture = image_of("RGB")
+    image = pixels_of(picture)
     drawn = DrawnColors(np.array([[0.5, 1.4, 0.2, 0.3]]), np.array([[3, 1, 0, 2]]))
     only_brightness = ColorJitter((0.5, 0.0, 0.0, 0.0)).apply(image, drawn, 0)
-    assert np.abs(pixels_of(only_brightness) - 0.5 * pixels_of(image)).max() <= 1
+    assert np.abs(only_brightness - 0.5 * image).max() <= 1
     grey = ColorJitter((0.0, 0.0, 1.0, 0.0)).apply(image, DrawnColors(np.zeros((1, 4)), drawn.order), 0)
-    assert (pixels_of(grey) == pixels_of(image.convert("L"))[..., None]).all()
-    only_hue = ColorJitter((0.0, 0.0, 0.0, 0.5)).apply(image, drawn, 0).convert("HSV")
-    turned = (pixels_of(only_hue)[..., 0].astype(int) - pixels_of(image.convert("HSV"))[..., 0]) % 256
+    assert (grey == pixels_of(picture.convert("L"))).all()
+    only_hue = Image.fromarray(ColorJitter((0.0, 0.0, 0.0, 0.5)).apply(image, drawn, 0)).convert("HSV")
+    turned = (pixels_of(only_hue)[..., 0].astype(int) - pixels_of(picture.convert("HSV"))[..., 0]) % 256
     assert np.median(turned) == pytest.approx(0.3 * 256, abs=2)
 
 

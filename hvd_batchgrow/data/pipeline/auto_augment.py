@@ -1,22 +1,20 @@
-"""RandAugment and TrivialAugment: random operations on 8-bit images, by Pillow, as torchvision's on PIL images."""
+"""RandAugment and TrivialAugment: random operations on 8-bit images, with torchvision's names and magnitudes."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageEnhance, ImageOps
 
+from hvd_batchgrow.data.pipeline import image_operations as on
 from hvd_batchgrow.data.pipeline.crops import Draws
+from hvd_batchgrow.data.pipeline.image_operations import Image8
 
 NUM_BINS = 31
 """Magnitudes of each operation, from the weakest, 0, to the strongest, 30."""
-_FILL = 0
-"""Value of pixels that a geometric operation brings in from beyond the image."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +27,8 @@ class Operation:
     """(NUM_BINS,)."""
     is_signed: bool
     """Whether the magnitude is negated with probability 1/2."""
-    apply: Callable[[Image.Image, float], Image.Image]
-    """Returns the changed image; the magnitude is the second argument."""
+    apply: Callable[[Image8, float], Image8]
+    """Returns the changed image (H, W, C); the magnitude is the second argument."""
 
 
 @dataclass(frozen=True)
@@ -78,11 +76,11 @@ class AutoAugment:
         is_signed = np.array([operation.is_signed for operation in self.operations])[indices]
         return DrawnOperations(indices, np.where(is_signed & (sign < 0.5), -magnitudes, magnitudes))
 
-    def apply(self, image: Image.Image, drawn: DrawnOperations, k: int) -> Image.Image:
-        """Return image k of those for which operations were drawn, changed. Its mode is L or RGB."""
+    def apply(self, pixels: Image8, drawn: DrawnOperations, k: int) -> Image8:
+        """Return image k, (H, W, C), of those for which operations were drawn, changed."""
         for index, magnitude in zip(drawn.indices[k].tolist(), drawn.magnitudes[k].tolist(), strict=True):
-            image = self.operations[index].apply(image, magnitude)
-        return image
+            pixels = self.operations[index].apply(pixels, magnitude)
+        return pixels
 
 
 def auto_augment(
@@ -120,52 +118,23 @@ def _operations(
         return largest * np.arange(NUM_BINS) / (NUM_BINS - 1)
 
     return (
-        Operation("Identity", nothing, is_signed=False, apply=lambda image, _: image),
-        Operation("ShearX", up_to(shear), is_signed=True, apply=lambda image, m: _affine(image, (1, m, 0, 0, 1, 0))),
-        Operation("ShearY", up_to(shear), is_signed=True, apply=lambda image, m: _affine(image, (1, 0, 0, m, 1, 0))),
-        Operation(
-            "TranslateX",
-            up_to(shifts[1]),
-            is_signed=True,
-            apply=lambda image, m: _affine(image, (1, 0, -int(m), 0, 1, 0)),
-        ),
-        Operation(
-            "TranslateY",
-            up_to(shifts[0]),
-            is_signed=True,
-            apply=lambda image, m: _affine(image, (1, 0, 0, 0, 1, -int(m))),
-        ),
-        Operation("Rotate", up_to(degrees), is_signed=True, apply=_rotate),
-        Operation("Brightness", up_to(factor), is_signed=True, apply=_enhance(ImageEnhance.Brightness)),
-        Operation("Color", up_to(factor), is_signed=True, apply=_enhance(ImageEnhance.Color)),
-        Operation("Contrast", up_to(factor), is_signed=True, apply=_enhance(ImageEnhance.Contrast)),
-        Operation("Sharpness", up_to(factor), is_signed=True, apply=_enhance(ImageEnhance.Sharpness)),
-        Operation(
-            "Posterize",
-            8 - np.rint(up_to(bits)),
-            is_signed=False,
-            apply=lambda image, m: ImageOps.posterize(image, int(m)),
-        ),
-        Operation("Solarize", up_to(255)[::-1], is_signed=False, apply=_solarize),
-        Operation("AutoContrast", nothing, is_signed=False, apply=lambda image, _: ImageOps.autocontrast(image)),
-        Operation("Equalize", nothing, is_signed=False, apply=lambda image, _: ImageOps.equalize(image)),
+        Operation("Identity", nothing, is_signed=False, apply=lambda pixels, _: pixels),
+        Operation("ShearX", up_to(shear), is_signed=True, apply=on.shear_x),
+        Operation("ShearY", up_to(shear), is_signed=True, apply=on.shear_y),
+        Operation("TranslateX", up_to(shifts[1]), is_signed=True, apply=on.translate_x),
+        Operation("TranslateY", up_to(shifts[0]), is_signed=True, apply=on.translate_y),
+        Operation("Rotate", up_to(degrees), is_signed=True, apply=on.rotate),
+        Operation("Brightness", up_to(factor), is_signed=True, apply=_from_1(on.brightness)),
+        Operation("Color", up_to(factor), is_signed=True, apply=_from_1(on.saturation)),
+        Operation("Contrast", up_to(factor), is_signed=True, apply=_from_1(on.contrast)),
+        Operation("Sharpness", up_to(factor), is_signed=True, apply=_from_1(on.sharpness)),
+        Operation("Posterize", 8 - np.rint(up_to(bits)), is_signed=False, apply=on.posterize),
+        Operation("Solarize", up_to(255)[::-1], is_signed=False, apply=on.solarize),
+        Operation("AutoContrast", nothing, is_signed=False, apply=lambda pixels, _: on.autocontrast(pixels)),
+        Operation("Equalize", nothing, is_signed=False, apply=lambda pixels, _: on.equalize(pixels)),
     )
 
 
-def _affine(image: Image.Image, matrix: tuple[float, ...]) -> Image.Image:
-    """Return the image whose pixel (x, y) is the nearest to (a x + b y + c, d x + e y + f) in the given one."""
-    return image.transform(
-        image.size, Image.Transform.AFFINE, matrix, resample=Image.Resampling.NEAREST, fillcolor=_FILL
-    )
-
-
-def _rotate(image: Image.Image, degrees: float) -> Image.Image:
-    return image.rotate(degrees, resample=Image.Resampling.NEAREST, fillcolor=_FILL)
-
-
-def _solarize(image: Image.Image, threshold: float) -> Image.Image:
-    return ImageOps.solarize(image, math.ceil(threshold))  # whole values below it are below the next integer too
-
-
-def _enhance(enhancer: Callable[[Image.Image], ImageEnhance._Enhance]) -> Callable[[Image.Image, float], Image.Image]:
-    return lambda image, change: enhancer(image).enhance(1 + change)
+def _from_1(change: Callable[[Image8, float], Image8]) -> Callable[[Image8, float], Image8]:
+    """Return the operation whose magnitude is added to the factor 1, which changes nothing."""
+    return lambda pixels, magnitude: change(pixels, 1 + magnitude)

@@ -1,4 +1,4 @@
-"""Colour jitter: random brightness, contrast, saturation and hue of 8-bit images, by Pillow."""
+"""Colour jitter: random brightness, contrast, saturation and hue of 8-bit images."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageEnhance
 
+from hvd_batchgrow.data.pipeline import image_operations as on
 from hvd_batchgrow.data.pipeline.crops import Draws
+from hvd_batchgrow.data.pipeline.image_operations import Image8
 
-_ENHANCERS = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
-_HUE = len(_ENHANCERS)
+_CHANGES = (on.brightness, on.contrast, on.saturation, on.hue)
 
 
 @dataclass(frozen=True)
@@ -51,20 +51,9 @@ class ColorJitter:
         high = np.array([*(1 + x for x in factors), hue])
         return DrawnColors(low + (high - low) * draws[:, :4], np.argsort(draws[:, 4:], axis=1, kind="stable"))
 
-    def apply(self, image: Image.Image, drawn: DrawnColors, k: int) -> Image.Image:
-        """Return image k of those for which changes were drawn, changed. Its mode is L or RGB."""
+    def apply(self, pixels: Image8, drawn: DrawnColors, k: int) -> Image8:
+        """Return image k, (H, W, C), of those for which changes were drawn, changed."""
         for which in drawn.order[k].tolist():
-            if not self.strengths[which]:
-                continue
-            value = float(drawn.values[k, which])
-            image = _turn_hue(image, value) if which == _HUE else _ENHANCERS[which](image).enhance(value)
-        return image
-
-
-def _turn_hue(image: Image.Image, turns: float) -> Image.Image:
-    """Return the image with its hue changed by whole steps of Pillow's 256, as torchvision; grey images have no hue."""
-    if image.mode == "L":
-        return image
-    hue, saturation, value = image.convert("HSV").split()
-    turned = np.asarray(hue) + np.int64(turns * 255).astype(np.uint8)  # modulo 256
-    return Image.merge("HSV", (Image.fromarray(turned), saturation, value)).convert(image.mode)
+            if self.strengths[which]:
+                pixels = _CHANGES[which](pixels, float(drawn.values[k, which]))
+        return pixels

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
-
 from hvd_batchgrow.config import DataSection
 from hvd_batchgrow.data.datasets.dataset import Ids
 from hvd_batchgrow.data.order.stream import sample_draws
@@ -15,6 +11,7 @@ from hvd_batchgrow.data.pipeline.auto_augment import AutoAugment, DrawnOperation
 from hvd_batchgrow.data.pipeline.color_jitter import ColorJitter, DrawnColors
 from hvd_batchgrow.data.pipeline.crops import Pixels
 from hvd_batchgrow.data.pipeline.erasing import RandomErasing
+from hvd_batchgrow.data.pipeline.image_operations import Image8
 
 _AUTO_AUGMENT, _COLOR_JITTER, _ERASING = 1, 2, 3
 """Numbers of their draws for `sample_draws`."""
@@ -64,25 +61,22 @@ class PixelParams:
         )
         return PixelParams(self.rule, operations, colors, rectangles)  # type: ignore[arg-type]
 
-    def alter(self, pixels: NDArray[np.uint8], k: int) -> NDArray[np.uint8]:
+    def alter(self, pixels: Image8, k: int) -> Image8:
         """Return image k with its operations and colour changes applied.
 
         Args:
             pixels: (H, W, 1) or (H, W, 3), in any memory layout.
             k: index of the image among the n.
         """
-        if self.operations is None and self.colors is None:
-            return pixels
-        image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else np.ascontiguousarray(pixels))
         if self.operations is not None and self.rule.auto_augment:
-            image = self.rule.auto_augment.apply(image, self.operations, k)
+            pixels = self.rule.auto_augment.apply(pixels, self.operations, k)
         if self.colors is not None and self.rule.color_jitter:
-            image = self.rule.color_jitter.apply(image, self.colors, k)
-        return np.asarray(image).reshape(pixels.shape)
+            pixels = self.rule.color_jitter.apply(pixels, self.colors, k)
+        return pixels
 
 
 def pixel_augment(data: DataSection, size: tuple[int, int]) -> PixelAugment | None:
-    """Return the rules that a job has for pixels; None: it has none.
+    """Return the rules that a job has for pixels; None: it has no rule.
 
     Args:
         data: the job's section.
