@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import islice
@@ -13,7 +14,7 @@ import pytest
 import torch
 
 from hvd_batchgrow.config import DataSection
-from hvd_batchgrow.data.datasets.dataset import ArrayDataset, DatasetPair, raise_bad
+from hvd_batchgrow.data.datasets.dataset import ArrayDataset, BadSample, DatasetPair, raise_bad
 from hvd_batchgrow.data.load_source import load_source
 from hvd_batchgrow.data.order.stream import Stream, groups_of_rank, sample_draws
 from hvd_batchgrow.data.pipeline.pixel_augment import pixel_augment
@@ -104,6 +105,60 @@ def test_a_sample_has_the_same_pixels_whatever_the_ghost_batch_is(
         expected.inputs[k * N : (k + 1) * N][np.argsort(expected.ids[k * N : (k + 1) * N])] for k in (0, 1)
     )
     assert (first != second).flatten(1).any(1).float().mean() > 0.9  # each epoch has its own draws
+
+
+@pytest.mark.parametrize("form", [{}, {"channels_last": True, "dtype": "float16"}])
+def test_any_number_of_decoding_threads_gives_the_same_pixels(
+    make_source: Callable[[str], DatasetPair], form: dict[str, Any]
+) -> None:
+    source, keys = make_source("encoded"), {"pipeline": "torch", **OF_SAMPLES, **MIXING, **form}
+    one, three = (replace(reader_of(source, **keys), num_threads=threads) for threads in (1, 3))
+    for found, expected in zip(read(three, 15, at_once=2), read(one, 15), strict=True):
+        assert_same(found, expected)
+        assert found.inputs.is_contiguous(memory_format=torch.channels_last) == bool(form)
+    chunks = [range(start, min(start + 8, N)) for start in range(0, N, 8)]
+    for found, expected in zip(three.testing(chunks), one.testing(chunks), strict=True):
+        assert_same(found, expected)
+
+
+@pytest.mark.parametrize("on_bad_sample", ["error", "replace"])
+def test_a_bad_sample_is_found_by_a_decoding_thread_when_its_batch_is_next(tmp_path: Path, on_bad_sample: str) -> None:
+    samples, stream = encoded_samples(tmp_path, N), Stream(N, 5)
+    bad = int(stream.ids(9, 10)[0])
+    (tmp_path / f"{bad}.jpg").unlink()
+    source = DatasetPair(samples, samples, CLASSES, (0.5, 0.4, 0.3), (0.25, 0.2, 0.3))
+    reported: list[int] = []
+
+    def note(fault: BadSample) -> None:
+        reported.append(fault.sample_id)
+        if on_bad_sample == "error":
+            raise fault
+
+    reader = Reader(section(pipeline="torch", **OF_SAMPLES), source, torch.device("cpu"), 2, note, 64)
+    batches = reader.training(stream, GAMMA, 0, 1)
+    found = [next(batches) for _ in range(2)]
+    assert not reported
+    if on_bad_sample == "error":
+        with pytest.raises(BadSample, match=f"sample {bad} "):
+            next(batches)
+    else:
+        found.append(next(batches))
+        assert found[2].replaced.tolist() == [False, True, False, False]
+    assert [batch.ids.tolist() for batch in found[:2]] == stream.ids(0, 8).reshape(2, 4).tolist()
+    assert reported == [bad]
+
+
+def test_decoding_threads_end_with_the_reader(make_source: Callable[[str], DatasetPair]) -> None:
+    reader = replace(reader_of(make_source("encoded"), pipeline="torch"), num_threads=4)
+    before = set(threading.enumerate())
+    batches = reader.training(Stream(N, 5), GAMMA, 0, 1)
+    next(batches)
+    started = set(threading.enumerate()) - before
+    assert len([thread for thread in started if thread.name.startswith("decode")]) == 4
+    del batches
+    for thread in started:
+        thread.join(10.0)
+        assert not thread.is_alive()
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -144,7 +144,10 @@ class Reader:
 
     def _batches(self, sampler: Sampler, first_group: int, stride: int, pipeline: int) -> Iterator[GhostBatches]:
         if choose_pipeline(self.data, sampler.samples) == "torch":
-            return batches(sampler, lambda first: torch_inputs(sampler, self._normalize, first, stride), first_group)
+            normalize, num_threads = self._normalize, self.num_threads
+            return batches(
+                sampler, lambda first: torch_inputs(sampler, normalize, first, stride, num_threads), first_group
+            )
         dali = self._dali[pipeline]
         return batches(sampler, lambda first: dali.inputs(sampler, first, stride), first_group)
 
