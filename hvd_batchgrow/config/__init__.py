@@ -141,8 +141,7 @@ class DataSection(Section):
     channels_last: bool = False
     """Store images as NHWC in memory, and the network's weights in the same order."""
     dtype: Literal["float32", "float16"] = "float32"
-    """Type of the normalized images; the network gets them in the type of its weights. float16 halves the copy of
-    encoded images to a GPU."""
+    """Type of the normalized images; the network gets them in the type of its weights. float16 halves their memory."""
 
 
 class ModelSection(Section):
