@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from hvd_batchgrow.comm.ranks import SingleRank
 from hvd_batchgrow.config import DataSection
 from hvd_batchgrow.data.datasets.dataset import ArrayDataset, BadSample, DatasetPair, raise_bad
 from hvd_batchgrow.data.load_source import load_source
@@ -22,6 +23,8 @@ from hvd_batchgrow.data.pipeline.reader import GhostBatches, Reader, choose_pipe
 from hvd_batchgrow.data.pipeline.sampler import TrainSampler
 from hvd_batchgrow.data.source_checks import check_data
 from hvd_batchgrow.messages.errors import JobError
+from hvd_batchgrow.train.parts import TrainingParts
+from hvd_batchgrow.train.run.notes import notes_on_network
 from tests.helpers import encoded_samples, small_job
 
 CROP, N, GAMMA, CLASSES = 12, 50, 4, 7
@@ -255,6 +258,17 @@ def test_operations_that_dali_does_not_have_select_torch(make_source: Callable[[
         assert f"data.pipeline: 'dali' does not have data.{key}; use 'auto' or 'torch'" in [
             str(fault) for fault in check_data(DataSection(source="idx", pipeline="dali", **keys))
         ]
+
+
+def test_a_run_reports_why_pillow_decodes(make_source: Callable[[str], DatasetPair]) -> None:
+    data = {"source": "image_folder", "image_size": CROP, "num_samples": N, "crop_padding": 0}
+    notes = []
+    for keys in ({}, AFTER_PIPELINE, {"auto_augment": "randaugment"}):
+        job = small_job(data={**data, **keys}, schedule={"max_batch": 48})
+        parts = TrainingParts(job, make_source("encoded"), SingleRank(), torch.device("cpu"))
+        notes.append([note for note in notes_on_network(parts) if "decoded" in note])
+    expected = "images are decoded by Pillow, because DALI does not have data.auto_augment"
+    assert notes == [[], [], [expected]]
 
 
 @pytest.mark.parametrize(
