@@ -167,9 +167,9 @@ def dali_own(folder: Path, num_threads: int = NUM_WORKERS) -> Batches:
 
 
 def ours(
-    folder: Path, num_images: int, num_threads: int, pipeline: str = "auto", file_latency_s: float = 0.0
+    folder: Path, num_images: int, num_threads: int, pipeline: str = "auto", file_latency_s: float = 0.0, **keys: Any
 ) -> Batches:
-    """Return the batches that the trainer uses, where each file takes this much longer to read."""
+    """Return the batches that the trainer uses with these keys, where each file takes this much longer to read."""
     data = DataSection(
         source="image_folder",
         root=str(folder),
@@ -179,6 +179,7 @@ def ours(
         image_size=CROP_PIXELS,
         hflip=True,
         pipeline=pipeline,  # type: ignore[arg-type]
+        **keys,
     )
     source = load_source(data, 0, lambda what, done, total: None)
     if file_latency_s:
@@ -268,6 +269,9 @@ def benchmark_jpeg(folder: Path, num_images: int, num_turns: int) -> str:
         Loader("… 1 ms more for each file", ours(tree, num_images, NUM_WORKERS, file_latency_s=0.001)),
         Loader("… 10 ms more for each file", ours(tree, num_images, NUM_WORKERS, file_latency_s=0.01)),
         Loader("hvd_batchgrow, torch pipeline", ours(tree, num_images, 1, "torch")),
+        Loader("… RandAugment", ours(tree, num_images, 1, "torch", auto_augment="randaugment")),
+        Loader("… 2 threads", ours(tree, num_images, NUM_WORKERS, "torch")),
+        Loader("… RandAugment, 2 threads", ours(tree, num_images, NUM_WORKERS, "torch", auto_augment="randaugment")),
     ]
     num_batches = max(1, num_images // BATCH_SAMPLES)
     order = np.random.default_rng(0)

@@ -19,8 +19,10 @@ from hvd_batchgrow.config.types import (
     FloatList,
     Fraction,
     NamePattern,
+    NonNegative,
     PositiveFloat,
     PositiveInt,
+    Probability,
     RunName,
     Section,
     matching,
@@ -86,7 +88,7 @@ class DataSection(Section):
     num_classes: PositiveInt | None = None
     """Number of classes. None: the number of classes in the training labels; 10 for synthetic sources."""
     class_names: Annotated[tuple[str, ...], BeforeValidator(tuples)] | None = None
-    """Names of the classes, labels or numbers, in order, where the source has none; `predict` prints them."""
+    """Names of the classes, labels or numbers, in order, where the source does not name them; `predict` prints them."""
     shape: Annotated[tuple[PositiveInt, ...], BeforeValidator(tuples)] | None = None
     """Shape of a synthetic sample: [height, width, channels], or [features]. For numpy, idx and your own source:
     confirms the order of the axes where it looks unusual."""
@@ -116,11 +118,38 @@ class DataSection(Section):
     """[min, max] ratio of width to height of the random crop."""
     eval_resize: PositiveInt | None = None
     """Encoded images in tests: shorter side after resizing, before the center crop. None: image_size · 8/7."""
+    auto_augment: Literal["randaugment", "trivialaugment_wide"] | None = None
+    """Training images: random operations such as shear, rotate or posterize, as torchvision's RandAugment or
+    TrivialAugmentWide. None: none."""
+    randaugment_num_ops: Annotated[int, Field(ge=1, le=14)] = 2
+    """randaugment: number of operations per image."""
+    randaugment_magnitude: Annotated[int, Field(ge=0, le=30)] = 9
+    """randaugment: strength of each operation, on a scale of 0 to 30."""
+    color_jitter: (
+        Annotated[tuple[NonNegative, NonNegative, NonNegative, NonNegative], BeforeValidator(tuples)] | None
+    ) = None
+    """Training images: [brightness, contrast, saturation, hue], the largest random change of each, as torchvision's
+    ColorJitter. None: no change."""
+    random_erasing: Probability = 0.0
+    """Probability that a random rectangle of a training image is set to 0 after normalization. 0: none is."""
+    random_erasing_scale: Annotated[tuple[PositiveFloat, PositiveFloat], BeforeValidator(tuples)] = (0.02, 0.33)
+    """[min, max] area of the erased rectangle, as a fraction of the image."""
+    random_erasing_ratio: Annotated[tuple[PositiveFloat, PositiveFloat], BeforeValidator(tuples)] = (0.3, 3.3)
+    """[min, max] ratio of height to width of the erased rectangle."""
+    mixup_alpha: NonNegative = 0.0
+    """Mixup: blend each training image, and its target, with another one of its ghost batch. Share drawn from
+    Beta(mixup_alpha, mixup_alpha). 0: no Mixup."""
+    cutmix_alpha: NonNegative = 0.0
+    """CutMix: replace a box of each training image by that of another one of its ghost batch, and mix the targets by
+    area. The box's area is drawn from Beta(cutmix_alpha, cutmix_alpha). 0: no CutMix."""
+    mixup_prob: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Probability that a ghost batch is mixed, by Mixup or CutMix."""
+    mixup_switch_prob: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """Mixup and CutMix both on: probability that a ghost batch that is mixed is mixed by CutMix."""
     channels_last: bool = False
     """Store images as NHWC in memory, and the network's weights in the same order."""
     dtype: Literal["float32", "float16"] = "float32"
-    """Type of the normalized images; the network gets them in the type of its weights. float16 halves the copy of
-    encoded images to a GPU."""
+    """Type of the normalized images; the network gets them in the type of its weights. float16 halves their memory."""
 
 
 class ModelSection(Section):

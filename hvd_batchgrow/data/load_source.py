@@ -8,6 +8,7 @@ from dataclasses import replace
 from hvd_batchgrow.config import DataSection
 from hvd_batchgrow.config.source_specs import SOURCES
 from hvd_batchgrow.config.task_specs import TargetKind
+from hvd_batchgrow.data.augment_checks import channel_faults
 from hvd_batchgrow.data.datasets.dataset import DatasetPair, ReportProgress
 from hvd_batchgrow.data.own_source import load_own
 from hvd_batchgrow.data.source_checks import check_data, check_targets, known_source_size
@@ -81,6 +82,8 @@ def _with_overrides(source: DatasetPair, data: DataSection, target: TargetKind |
         height, width, _ = source.train.shape
         fault = f"{data.crop_padding}: a crop of a {height} × {width} image could consist of padding only"
         faults.append(Fault("data.crop_padding", f"{fault}; use < {min(height, width)}"))
+    if source.train.kind not in {"rows", "samples"}:
+        faults += channel_faults(data, channels)
     if target == "values" and data.num_classes not in {None, source.num_classes}:
         fault = f"{data.num_classes}, and a sample has {source.num_classes} targets; remove the key"
         faults.append(Fault("data.num_classes", fault))

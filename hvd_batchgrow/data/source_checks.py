@@ -9,6 +9,7 @@ from hvd_batchgrow.config import DataSection
 from hvd_batchgrow.config.source_specs import SOURCES, Kind, SourceSpec
 from hvd_batchgrow.config.split import num_validation, source_size
 from hvd_batchgrow.config.task_specs import TargetKind
+from hvd_batchgrow.data.augment_checks import IMAGE_KEYS, augment_faults
 from hvd_batchgrow.data.datasets.plausibility import constant_faults
 from hvd_batchgrow.messages.errors import Fault, JobError
 
@@ -18,9 +19,11 @@ _KEYS_OF_ALL = {"source", "num_samples", "validation_fraction", "num_classes", "
 
 _CROP = {"image_size", "crop_scale", "crop_ratio", "eval_resize"}
 _KEYS_OF_KIND: dict[Kind, set[str]] = {
-    "images": {"mean", "std", "crop_padding", "hflip", "channels_last", "dtype"},
+    "images": {"mean", "std", "crop_padding", "hflip", "channels_last", "dtype", *IMAGE_KEYS},
     "rows": {"mean", "std"},
-    "encoded": {"mean", "std", "hflip", "channels_last", "dtype", "on_bad_sample", "apply_orientation"} | _CROP,
+    "encoded": {"mean", "std", "hflip", "channels_last", "dtype", "on_bad_sample", "apply_orientation"}
+    | _CROP
+    | IMAGE_KEYS,
     "samples": {"workers"},
 }
 """Keys that each kind of samples uses for preprocessing."""
@@ -82,6 +85,7 @@ def check_data(data: DataSection, kind: Kind | None = None) -> list[Fault]:
         *(_unused_by_source(spec, given) if spec else []),
         *_unused_by_kinds(kinds, data.source, given),
         *_crop_faults(data, kinds, given),
+        *augment_faults(data, given),
         *_held_out_faults(data),
         *_validation_faults(data),
         *_category_faults(data, given),

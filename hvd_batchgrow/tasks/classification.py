@@ -35,15 +35,16 @@ class Classification:
 
     def __call__(self, outputs: Tensor, targets: Tensor, *, training: bool) -> Losses:
         """See `Task`."""
-        smoothing = self.label_smoothing if training else 0.0
+        smoothing, is_soft = self.label_smoothing if training else 0.0, targets.is_floating_point()
+        targets = targets.to(outputs.dtype) if is_soft else targets
         each = cross_entropy(outputs, targets, reduction="none", label_smoothing=smoothing)
-        classes = targets.argmax(1) if targets.is_floating_point() else targets
+        classes = targets.argmax(1) if is_soft else targets
         metrics = {"top1": ((outputs.detach().argmax(1) == classes).sum(), len(classes))}
         if self.class_weights is None:
             return Losses(each, metrics=metrics)
-        if self.class_weights.device != outputs.device:
-            self.class_weights = self.class_weights.to(outputs.device)
-        weights = targets @ self.class_weights if targets.is_floating_point() else self.class_weights[targets]
+        if (self.class_weights.device, self.class_weights.dtype) != (outputs.device, outputs.dtype):
+            self.class_weights = self.class_weights.to(outputs)
+        weights = targets @ self.class_weights if is_soft else self.class_weights[targets]
         return Losses(each * weights, weights, metrics)
 
 

@@ -142,7 +142,7 @@ def _probe(bench: _Bench, sums: Sequence[TimedSum], updates: Sequence[TimedUpdat
     )
     return Probe(
         job=job.name,
-        subject=subject_of(job) | {"data.pipeline": choose_pipeline(job.data.pipeline, train)},
+        subject=subject_of(job) | {"data.pipeline": choose_pipeline(job.data, train)},
         image_shape=train.shape,
         gradient_bytes=bench.gradient_bytes,
         measured=(part,),

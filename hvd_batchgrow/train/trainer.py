@@ -291,7 +291,7 @@ class Trainer:
             backend=self.ranks.backend,
             ranks=self.ranks.size,
             threads_per_rank=torch.get_num_threads(),
-            pipeline=choose_pipeline(self.job.data.pipeline, self.parts.source.train),
+            pipeline=choose_pipeline(self.job.data, self.parts.source.train),
             num_parameters=sum(p.numel() for p in self.parts.model.parameters()),
             notes=tuple(notes),
             num_frozen=sum(p.numel() for p in self.parts.model.parameters() if not p.requires_grad),

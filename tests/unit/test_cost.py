@@ -242,6 +242,28 @@ def test_a_probe_of_another_model_is_refused_key_by_key() -> None:
         predict(compile_plan(other, 1, NUM_TRAIN), make_probe(other, measure(1)))
 
 
+def test_a_probe_from_before_augmentation_fits_jobs_without_it() -> None:
+    plain, augmented = small_job(), small_job(data={"auto_augment": "randaugment", "mixup_alpha": 0.2})
+    new_keys = {f"data.{key}" for key in ("auto_augment", "randaugment_num_ops", "color_jitter", "random_erasing")}
+    probe = make_probe(plain, measure(1))
+    old = probe.model_copy(
+        update={
+            "subject": {
+                key: value
+                for key, value in probe.subject.items()
+                if key not in new_keys | {"data.mixup_alpha", "data.cutmix_alpha"}
+            }
+        }
+    )
+    predict(compile_plan(plain, 1, NUM_TRAIN), old)
+    assert merge_probes(old, make_probe(plain, measure(2))).subject == probe.subject
+    with pytest.raises(JobError) as caught:
+        predict(compile_plan(augmented, 1, NUM_TRAIN), old)
+    assert [fault.path for fault in caught.value.faults] == ["data.auto_augment", "data.mixup_alpha"]
+    with pytest.raises(RunError, match=r"data.mixup_alpha: was 0.0, is 0.2"):
+        merge_probes(old, make_probe(augmented, measure(2)))
+
+
 def test_what_costs_nothing_may_differ_from_the_probe() -> None:
     job = small_job()
     other = small_job(name="other", seed=8, optim={"lr": 0.1}, schedule={"epochs": 3.0}, layout={"uneven_ranks": True})

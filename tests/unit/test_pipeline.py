@@ -460,11 +460,12 @@ def test_auto_takes_the_faster_one_and_missing_dali_says_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arrays, rows, encoded = small_source().train, row_samples(3), encoded_samples(tmp_path, 1)
-    assert [choose_pipeline("auto", samples) for samples in (arrays, rows, encoded)] == ["torch", "torch", "dali"]
+    auto, dali = (DataSection(source="idx", pipeline=name) for name in ("auto", "dali"))
+    assert [choose_pipeline(auto, samples) for samples in (arrays, rows, encoded)] == ["torch", "torch", "dali"]
     with pytest.raises(JobError, match="'dali' reads images, and these are rows"):
-        choose_pipeline("dali", rows)
+        choose_pipeline(dali, rows)
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if "nvidia" in name else find_spec(name))
-    assert choose_pipeline("auto", encoded) == "torch"
+    assert choose_pipeline(auto, encoded) == "torch"
     with pytest.raises(RunError, match=r"pip install 'hvd_batchgrow\[dali-cuda130\]', or --data.pipeline torch"):
-        choose_pipeline("dali", encoded)
+        choose_pipeline(dali, encoded)

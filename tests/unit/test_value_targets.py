@@ -33,7 +33,7 @@ def write_npy(root: Path, targets: Any, test: Any = ((1.0, 2.0),)) -> None:
         np.save(root / f"{part}_targets.npy", found)
 
 
-def test_names_of_targets_that_have_none(tmp_path: Path) -> None:
+def test_names_of_targets_that_the_source_does_not_name(tmp_path: Path) -> None:
     write_npy(tmp_path, [[1.5, 10], [2.5, 30]])
     assert load(tmp_path, "numpy", class_names=("x", "y")).schema["classes"] == ["x", "y"]
     with pytest.raises(

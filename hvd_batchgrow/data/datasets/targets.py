@@ -81,7 +81,7 @@ def value_schema(targets: Any, names: Sequence[str] = ()) -> dict[str, Any]:
 
     Args:
         targets: of the training set, (N, K).
-        names: K names; empty: they have none.
+        names: K names; empty: they are not named.
     """
     mean, std = targets.mean(0, dtype=np.float64), targets.std(0, dtype=np.float64)
     std = np.where(targets.min(0) == targets.max(0), 1.0, std)

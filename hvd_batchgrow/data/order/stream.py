@@ -14,6 +14,8 @@ from hvd_batchgrow.data.order.philox import philox4x32
 
 _ORDER_KEY = 1 << 63
 """Set in the keys of permutations and never in those of draws: seeds are below it."""
+_USE_BITS = 16
+"""Bits of a counter's last word that number the blocks of one use."""
 
 
 class Stream:
@@ -68,16 +70,18 @@ def keyed_permutation(num_entries: int, seed: int, epoch: int, domain: int = 0) 
     return Permutation(num_entries, [int(low) | int(high) << 32 for low, high in words])
 
 
-def sample_draws(seed: int, epochs: Ids, ids: Ids, num_draws: int) -> NDArray[np.float64]:
-    """Return uniform draws that depend only on seed, epoch and sample.
+def sample_draws(seed: int, epochs: Ids, ids: Ids, num_draws: int, use: int = 0) -> NDArray[np.float64]:
+    """Return uniform draws that depend only on seed, epoch, sample and use.
 
-    They do not depend on rank, worker or batch, so a sample is augmented identically in every layout.
+    They do not depend on rank, worker or batch, so a sample is augmented identically in every layout. Draws for
+    different uses are independent, so that one augmentation does not change the draws of another.
 
     Args:
         seed: of the run.
         epochs: (n,) epoch of each sample.
         ids: (n,) sample ids.
-        num_draws: per sample.
+        num_draws: per sample; below 2¹⁸.
+        use: 0 for crops and mirrors; each other use has its own number, below 2¹⁵.
 
     Returns:
         float64 (n, num_draws) in [0, 1).
@@ -87,7 +91,7 @@ def sample_draws(seed: int, epochs: Ids, ids: Ids, num_draws: int) -> NDArray[np
     low, high = ids.astype(np.uint64) & np.uint64(0xFFFFFFFF), ids.astype(np.uint64) >> np.uint64(32)
     counter = np.empty((4, blocks, n), dtype=np.uint64)
     counter[0], counter[1], counter[2] = low, high, epochs.astype(np.uint64)
-    counter[3] = np.arange(blocks, dtype=np.uint64)[:, None]
+    counter[3] = (np.arange(blocks, dtype=np.uint64) + np.uint64(use << _USE_BITS))[:, None]
     words = philox4x32(counter, (seed & 0xFFFFFFFF, seed >> 32))
     return words.transpose(2, 1, 0).reshape(n, 4 * blocks)[:, :num_draws] / 2.0**32
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -13,9 +13,13 @@ import torch
 from numpy.typing import NDArray
 
 from hvd_batchgrow.config import DataSection
+from hvd_batchgrow.data.augment_checks import dali_fault, torch_only_keys
 from hvd_batchgrow.data.datasets.dataset import BadSample, Dataset, DatasetPair, Ids
 from hvd_batchgrow.data.order.stream import Stream
 from hvd_batchgrow.data.pipeline.crops import Augment, CentreCrop, CropFlip, ResizedCrop
+from hvd_batchgrow.data.pipeline.erasing import erase
+from hvd_batchgrow.data.pipeline.mixing import Mixing
+from hvd_batchgrow.data.pipeline.pixel_augment import pixel_augment
 from hvd_batchgrow.data.pipeline.sampler import (
     EvalSampler,
     NumGroups,
@@ -37,7 +41,7 @@ class GhostBatches:
     inputs: Tree
     """(n, C, H, W) or (n, features); of samples of a torch Dataset, a tree of tensors (n, …)."""
     targets: Tree
-    """(n,) classes, or other targets (n, …)."""
+    """(n,) classes; with Mixup or CutMix float32 (n, C), probabilities of the classes; or other targets (n, …)."""
     stream_index: Ids
     """(n,) indices in the stream."""
     ids: Ids
@@ -121,8 +125,11 @@ class Reader:
         augment = training_augment(self.data, train)
         if train.kind == "samples":  # the workers share the ghost batches among themselves
             num_groups = _at_most_one(num_groups)
-        sampler = TrainSampler(train, stream, augment, group, self.on_bad_sample, num_groups)
-        return self._batches(sampler, first_group, stride, 1 if beside else 0)
+        pixels = pixel_augment(self.data, augment.out_size) if augment else None
+        sampler = TrainSampler(train, stream, augment, group, self.on_bad_sample, num_groups, pixels)
+        batches = self._batches(sampler, first_group, stride, 1 if beside else 0)
+        mixing = mixing_of(self.data, stream.seed, group, self.source.num_classes)
+        return _mixed(batches, mixing) if mixing else batches
 
     def testing(self, chunks: Sequence[range], samples: Dataset | None = None) -> Iterator[GhostBatches]:
         """Yield the given ranges of a set, in order, without augmentation. Raises as `training`.
@@ -136,8 +143,11 @@ class Reader:
         return self._batches(sampler, 0, 1, 1)
 
     def _batches(self, sampler: Sampler, first_group: int, stride: int, pipeline: int) -> Iterator[GhostBatches]:
-        if choose_pipeline(self.data.pipeline, sampler.samples) == "torch":
-            return batches(sampler, lambda first: torch_inputs(sampler, self._normalize, first, stride), first_group)
+        if choose_pipeline(self.data, sampler.samples) == "torch":
+            normalize, num_threads = self._normalize, self.num_threads
+            return batches(
+                sampler, lambda first: torch_inputs(sampler, normalize, first, stride, num_threads), first_group
+            )
         dali = self._dali[pipeline]
         return batches(sampler, lambda first: dali.inputs(sampler, first, stride), first_group)
 
@@ -177,12 +187,34 @@ def batches(
         try:
             for raw, values in inputs(group):
                 group = raw.next_group  # ranges without good samples are skipped
+                if raw.pixel_params and raw.pixel_params.rectangles is not None:
+                    erase(values, raw.pixel_params.rectangles)
                 on_host = torch.from_numpy(raw.targets) if isinstance(raw.targets, np.ndarray) else raw.targets
                 targets = moved(on_host, device_of(values))
                 yield GhostBatches(values, targets, raw.stream_index, raw.ids, raw.replaced)
             return
         except BadSample as bad:
             sampler.replace(bad)
+
+
+def mixing_of(data: DataSection, seed: int, ghost_batch: int, num_classes: int) -> Mixing | None:
+    """Return the job's rule for Mixup and CutMix; None: samples are not mixed."""
+    if not (data.mixup_alpha or data.cutmix_alpha):
+        return None
+    alphas = data.mixup_alpha, data.cutmix_alpha
+    return Mixing(*alphas, data.mixup_prob, data.mixup_switch_prob, seed, ghost_batch, num_classes)
+
+
+def _mixed(batches: Iterator[GhostBatches], mixing: Mixing) -> Iterator[GhostBatches]:
+    """Yield the batches with their ghost batches mixed. Raises JobError if their targets are not classes."""
+    for batch in batches:
+        if batch.targets.ndim != 1 or batch.targets.dtype != torch.int64:
+            key = "data.mixup_alpha" if mixing.mixup_alpha else "data.cutmix_alpha"
+            found = f"{batch.targets.dtype} {tuple(batch.targets.shape)}"
+            fault = f"mixes classes, int64 (n,), and the targets of this source are {found}; set it to 0"
+            raise JobError([Fault(key, fault)])
+        groups = (batch.stream_index[:: mixing.ghost_batch] // mixing.ghost_batch).tolist()
+        yield replace(batch, targets=mixing.mix(batch.inputs, batch.targets, groups))
 
 
 def training_augment(data: DataSection, samples: Dataset) -> Augment | None:
@@ -214,19 +246,24 @@ def _crop_pixels(data: DataSection) -> int:
     return data.image_size
 
 
-def choose_pipeline(requested: str, samples: Dataset) -> str:
+def choose_pipeline(data: DataSection, samples: Dataset) -> str:
     """Return "dali" or "torch", as the job requests; "auto" is DALI for encoded images and torch for arrays.
 
-    On arrays of 32 × 32 images with one thread, torch is faster (measured in docs/data.md).
+    On arrays of 32 × 32 images with one thread, torch is faster (measured in docs/data.md). With an augmentation that
+    only torch's pipeline has, "auto" is torch.
 
     Raises:
-        JobError: DALI is requested for rows, or for samples of a torch Dataset.
+        JobError: DALI is requested for rows, for samples of a torch Dataset, or for an augmentation that it does not
+            have.
         RunError: DALI is requested and not installed.
     """
+    requested, torch_only = data.pipeline, torch_only_keys(data)
     installed = importlib.util.find_spec("nvidia") and importlib.util.find_spec("nvidia.dali")
     if requested == "dali" and samples.kind in {"rows", "samples"}:
         these = "rows" if samples.kind == "rows" else "samples of a torch Dataset"
         raise JobError([Fault("data.pipeline", f"'dali' reads images, and these are {these}; use 'auto' or 'torch'")])
+    if requested == "dali" and torch_only:
+        raise JobError([dali_fault(torch_only)])
     if requested == "dali" and not installed:
         raise RunError(
             "data.pipeline = 'dali', but DALI is not installed: pip install 'hvd_batchgrow[dali-cuda130]', "
@@ -234,4 +271,4 @@ def choose_pipeline(requested: str, samples: Dataset) -> str:
         )
     if requested != "auto":
         return requested
-    return "dali" if installed and samples.kind == "encoded" else "torch"
+    return "dali" if installed and samples.kind == "encoded" and not torch_only else "torch"

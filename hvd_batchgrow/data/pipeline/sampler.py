@@ -14,6 +14,7 @@ from hvd_batchgrow.data.datasets.dataset import BadSample, Dataset, Ids, raise_b
 from hvd_batchgrow.data.datasets.subset import resolve, whole_of
 from hvd_batchgrow.data.order.stream import Stream, sample_draws
 from hvd_batchgrow.data.pipeline.crops import Augment, CropParams
+from hvd_batchgrow.data.pipeline.pixel_augment import PixelAugment, PixelParams
 from hvd_batchgrow.data.pipeline.read_ahead import fetch_ahead
 from hvd_batchgrow.data.samples.keyed_fetch import fetch_of_epochs
 from hvd_batchgrow.data.samples.sample_dataset import SampleDataset
@@ -56,6 +57,8 @@ class RawBatch:
     """None for rows."""
     replaced: NDArray[np.bool_]
     """(n,) whether the sample replaces a bad one of the stream."""
+    pixel_params: PixelParams | None = None
+    """How the images are changed after the crop; None: not at all."""
 
 
 class TrainSampler:
@@ -70,6 +73,7 @@ class TrainSampler:
         group: γ.
         on_bad_sample: called before a bad sample is replaced.
         num_groups: of each batch; called some batches ahead.
+        pixel_augment: the rules for pixels after the crop.
     """
 
     def __init__(
@@ -80,8 +84,10 @@ class TrainSampler:
         group: int,
         on_bad_sample: OnBad = raise_bad,
         num_groups: NumGroups = one_by_one,
+        pixel_augment: PixelAugment | None = None,
     ) -> None:
         self.samples, self.stream, self.augment, self.group = samples, stream, augment, group
+        self.pixel_augment = pixel_augment
         self.on_bad_sample, self.num_groups = on_bad_sample, num_groups
         self._bad = known_bad(samples)
         self.not_for_dali: set[int] = set()
@@ -97,13 +103,15 @@ class TrainSampler:
             stream_index = (np.array(groups)[:, None] * self.group + np.arange(self.group)).reshape(-1)
             epochs, ids, replaced = self._good(stream_index)
             placement = self._place(epochs, ids)
+            augment = self.pixel_augment
+            pixels = augment.sample(self.stream.seed, epochs, ids) if augment else None
             while first_group < groups.stop:
                 next_group = first_group + self.num_groups(first_group) * stride
                 part = slice(*(self.group * ((group - groups.start) // stride) for group in (first_group, next_group)))
                 first_group = min(next_group, groups.stop)
                 targets, place = targets_of(self.samples, ids[part]), placement and placement[part]
                 own = stream_index[part], ids[part], epochs[part], targets, None, place, replaced[part]
-                yield RawBatch(first_group, *own)
+                yield RawBatch(first_group, *own, pixels and pixels[part])
 
     def _num_drawn(self, group: int, stride: int) -> int:
         """Return the number of ghost batches of the next batches, whose ids and draws are computed in one call."""

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hvd_batchgrow.comm.to_device import to_device
-from hvd_batchgrow.data.datasets.dataset import Dataset
-from hvd_batchgrow.data.images.encoded_dataset import decode
 from hvd_batchgrow.data.pipeline.crops import CropParams
+from hvd_batchgrow.data.pipeline.pixel_augment import PixelParams
 from hvd_batchgrow.data.pipeline.sampler import RawBatch, Sampler
+from hvd_batchgrow.data.pipeline.windows import decoded_window, finished_ahead, finished_window
 from hvd_batchgrow.data.tensor_tree import Tree, moved
 
 _CPU = torch.device("cpu")
@@ -82,18 +82,37 @@ class Normalize:
 
 
 def torch_inputs(
-    sampler: Sampler, normalize: Normalize, first_group: int, stride: int
+    sampler: Sampler, normalize: Normalize, first_group: int, stride: int, num_threads: int = 1
 ) -> Iterator[tuple[RawBatch, Tree]]:
-    """Yield the batches of a sampler and the network's inputs. Raises BadSample when one is read."""
-    for raw in sampler.raw_batches(first_group, stride):
-        if sampler.samples.kind == "samples":
+    """Yield the batches of a sampler and the network's inputs. Raises BadSample when one is read.
+
+    Args:
+        sampler: gives the batches.
+        normalize: the last stage; its device is that of the inputs.
+        first_group: the first ghost batch.
+        stride: from one ghost batch to the next.
+        num_threads: that decode images. With 1 thread on a CPU, the calling one decodes; otherwise threads decode the
+            next batches while one is trained on.
+    """
+    raws, samples = sampler.raw_batches(first_group, stride), sampler.samples
+    if samples.kind == "encoded" and (num_threads > 1 or normalize.device.type != "cpu"):
+        for raw, images in finished_ahead(samples, raws, num_threads):
+            yield raw, normalize.images(torch.from_numpy(images))
+        return
+    for raw in raws:
+        if samples.kind == "samples":
             yield raw, moved(raw.values, normalize.device)
         elif raw.placement is None:
             yield raw, normalize.rows(torch.from_numpy(raw.values))
-        elif sampler.samples.kind == "encoded":
-            yield raw, normalize_windows(decoded_windows(raw, sampler.samples), raw.placement, normalize)
+        elif samples.kind == "encoded":
+            windows = (decoded_window(raw, samples, k) for k in range(len(raw.ids)))
+            yield raw, normalize_windows(windows, raw.placement, normalize, raw.pixel_params)
         else:
-            yield raw, normalize.images(torch.from_numpy(cut_and_mirror(raw.values, raw.placement)))
+            images = cut_and_mirror(raw.values, raw.placement)
+            if raw.pixel_params:
+                for k, image in enumerate(images):
+                    image[...] = raw.pixel_params.alter(image, k)
+            yield raw, normalize.images(torch.from_numpy(images))
 
 
 def cut_and_mirror(images: NDArray[np.uint8], placement: CropParams) -> NDArray[np.uint8]:
@@ -123,34 +142,23 @@ def cut_and_mirror(images: NDArray[np.uint8], placement: CropParams) -> NDArray[
     return result  # type: ignore[no-any-return]
 
 
-def decoded_windows(raw: RawBatch, samples: Dataset) -> Iterator[Tensor]:
-    """Yield each image's window, uint8 (height, width, 3), decoded by Pillow. Raises BadSample."""
-    assert raw.placement is not None
-    for sample_id, data, window in zip(raw.ids.tolist(), raw.values, raw.placement.windows.tolist(), strict=True):
-        top, left, height, width = window
-        yield torch.tensor(decode(samples, sample_id, data)[top : top + height, left : left + width])
-
-
-def normalize_windows(windows: Iterable[Tensor], placement: CropParams, normalize: Normalize) -> Tensor:
-    """Resize, crop, mirror and normalize decoded windows, one by one, so that each stays in the cache.
-
-    torch's antialiased bilinear filter resizes uint8 to uint8, as torchvision does for tensors.
+def normalize_windows(
+    windows: Iterable[Tensor], placement: CropParams, normalize: Normalize, pixels: PixelParams | None = None
+) -> Tensor:
+    """Finish decoded windows and normalize them, one by one, so that each stays in the cache.
 
     Args:
         windows: n windows, uint8 (height, width, C).
         placement: of the same images.
         normalize: the last stage.
+        pixels: how the images are altered; None: not at all.
 
     Returns:
         (n, C, h, w) on the device.
     """
-    out_height, out_width = placement.out_size
-    result = normalize.empty((len(placement.windows), len(normalize.mean), out_height, out_width), _CPU)
-    rules = zip(placement.resized.tolist(), placement.corners.tolist(), placement.mirrors.tolist(), strict=True)
-    for k, (window, (size, (row, column), mirror)) in enumerate(zip(windows, rules, strict=True)):
-        image = window.permute(2, 0, 1)[None]
-        if list(image.shape[2:]) != size:
-            image = torch.nn.functional.interpolate(image, size, mode="bilinear", antialias=True)
-        image = image[..., row : row + out_height, column : column + out_width]
-        normalize.normalize_into(result[k : k + 1], image.flip(3) if mirror else image)
+    shape = len(placement.windows), len(normalize.mean), *placement.out_size
+    result = normalize.empty(shape, _CPU)
+    for k, window in enumerate(windows):
+        image = torch.from_numpy(np.array(finished_window(window, placement, k, pixels)))
+        normalize.normalize_into(result[k : k + 1], image.permute(2, 0, 1)[None])
     return to_device(result, normalize.device)

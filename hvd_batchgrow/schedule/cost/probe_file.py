@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
-from hvd_batchgrow.config import Job
+from hvd_batchgrow.config import DataSection, Job
 from hvd_batchgrow.config.types import PositiveFloat, Section
 from hvd_batchgrow.messages.errors import Fault, JobError, RunError, first_fault, unwritable
 from hvd_batchgrow.storage.atomic import write_atomically
@@ -25,6 +25,12 @@ _SUBJECT = (
     "data.image_size",
     "data.crop_scale",
     "data.crop_ratio",
+    "data.auto_augment",
+    "data.randaugment_num_ops",
+    "data.color_jitter",
+    "data.random_erasing",
+    "data.mixup_alpha",
+    "data.cutmix_alpha",
     "data.channels_last",
     "data.dtype",
     "model.name",
@@ -160,8 +166,9 @@ def merge_probes(old: Probe | None, new: Probe) -> Probe:
     """
     if old is None:
         return new
+    was_subject, now_subject = _completed(old.subject), _completed(new.subject)
     pairs = {
-        **{key: (old.subject.get(key), new.subject.get(key)) for key in sorted(old.subject | new.subject)},
+        **{key: (was_subject.get(key), now_subject.get(key)) for key in sorted(was_subject | now_subject)},
         "image shape": (old.image_shape, new.image_shape),
         "gradient bytes": (old.gradient_bytes, new.gradient_bytes),
         "device": (old.measured[0].device, new.measured[0].device),
@@ -174,15 +181,22 @@ def merge_probes(old: Probe | None, new: Probe) -> Probe:
     return new.model_copy(update={"measured": tuple(by_ranks[ranks] for ranks in sorted(by_ranks))})
 
 
+def _completed(subject: dict[str, Any]) -> dict[str, Any]:
+    """Add the defaults of the keys of `[data]` that did not exist yet when a probe was measured."""
+    defaults = {f"data.{key}": field.default for key, field in DataSection.model_fields.items()}
+    return {key: defaults[key] for key in _SUBJECT if key in defaults} | subject
+
+
 def check_probe(job: Job, probe: Probe) -> None:
     """Raise JobError if a probe does not match a job, with every key that differs."""
     own = subject_of(job)
-    differing = [key for key, value in own.items() if value != probe.subject.get(key)]
+    measured = _completed(probe.subject)
+    differing = [key for key, value in own.items() if value != measured.get(key)]
     if own["data.pipeline"] == "auto":
         differing = [key for key in differing if key != "data.pipeline"]
     remedy = "probe this job into a separate file"
     faults = [
-        Fault(key, f"is {own[key]!r}, but the probe was measured with {probe.subject.get(key)!r}; {remedy}")
+        Fault(key, f"is {own[key]!r}, but the probe was measured with {measured.get(key)!r}; {remedy}")
         for key in differing
     ]
     if faults:

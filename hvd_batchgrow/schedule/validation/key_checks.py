@@ -29,6 +29,7 @@ def key_faults(job: Job, num_samples: int) -> list[Fault]:
         *_unused(job),
         *_of_trigger(job, num_samples),
         *_of_metrics(job),
+        *_of_mixing(job),
         *_cut_groups(job, num_samples),
     ]
 
@@ -146,6 +147,17 @@ def _of_metrics(job: Job) -> Iterator[Fault]:
     elif job.is_adaptive and job.trigger.test_metric not in {None, "loss"} and not getattr(job.trigger, "mode", None):
         fault = f"is needed for a metric of a custom task: does {job.trigger.test_metric} improve when it rises"
         yield Fault("trigger.mode", f"{fault} ('max') or when it falls ('min')?")
+
+
+def _of_mixing(job: Job) -> Iterator[Fault]:
+    """Yield the faults of Mixup and CutMix, which mix the samples of a ghost batch and their classes."""
+    group, target = job.model.ghost_batch, job.task.target
+    for key in ("mixup_alpha", "cutmix_alpha"):
+        if getattr(job.data, key) and group < 2:
+            fault = f"mixes the samples of a ghost batch, and model.ghost_batch = {group}; use >= 2, or set it to 0"
+            yield Fault(f"data.{key}", fault)
+        elif getattr(job.data, key) and target not in {"class", None}:
+            yield Fault(f"data.{key}", f"mixes classes; set it to 0 with task.name = {job.task.name!r}")
 
 
 def _cut_groups(job: Job, num_samples: int) -> list[Fault]:

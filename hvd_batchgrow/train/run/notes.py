@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from hvd_batchgrow.data.augment_checks import torch_only_keys
 from hvd_batchgrow.data.datasets.dataset import Dataset, DatasetPair
 from hvd_batchgrow.data.datasets.subset import origin
 from hvd_batchgrow.data.images.encoded_dataset import EncodedDataset
@@ -58,9 +59,11 @@ def notes_on_network(parts: TrainingParts) -> list[str]:
     ]
     notes += parts.forward_state.notes(job.model.name, exact=job.layout.exact)
     notes += overlaps(parts.model, job.optim)
-    if train.kind == "encoded" and choose_pipeline(job.data.pipeline, train) == "torch":
+    if train.kind == "encoded" and (keys := torch_only_keys(job.data)):
+        notes.append(f"images are decoded by Pillow, because DALI does not have {' and '.join(keys)}")
+    elif train.kind == "encoded" and choose_pipeline(job.data, train) == "torch":
         notes.append(
-            "images are decoded in the training thread; DALI decodes to the same pixels faster: "
+            "images are decoded by Pillow; DALI decodes to the same pixels faster: "
             "pip install 'hvd_batchgrow[dali-cuda130]'"
         )
     return notes

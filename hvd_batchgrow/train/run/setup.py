@@ -30,7 +30,7 @@ def load_together(job: Job, ranks: Ranks, report: ReportProgress) -> DatasetPair
             if job.checkpoint.keep_best and source.validation is None:
                 fault = f"needs a validation set, and {job.data.source!r} returned none"
                 raise JobError([Fault("checkpoint.keep_best", f"{fault}: set data.validation_fraction, such as 0.1")])
-            choose_pipeline(job.data.pipeline, source.train)
+            choose_pipeline(job.data, source.train)
         return source
 
     first = ranks.run_on_all(lambda: load() if ranks.local_rank == 0 else None)

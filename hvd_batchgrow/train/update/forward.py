@@ -22,7 +22,8 @@ class MicroBatch:
     inputs: Any
     """k·γ samples: (k·γ, C, H, W) images, (k·γ, features), or the inputs of a custom forward."""
     targets: Any
-    """(k·γ,) classes, or the targets of a custom forward."""
+    """(k·γ,) classes, int64; (k·γ, C) probabilities of the classes, with Mixup or CutMix; or the targets of a custom
+    forward."""
     slots: tuple[int, ...]
     """Position of each of its k ghost batches in the update, 0 … B/γ - 1."""
     digest: int = 0
