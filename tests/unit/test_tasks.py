@@ -13,6 +13,7 @@ from torch.nn import functional
 from hvd_batchgrow.config.task import TaskSection
 from hvd_batchgrow.job_file import parse_job
 from hvd_batchgrow.messages.errors import JobError, RunError
+from hvd_batchgrow.schedule.plan import compile_plan
 from hvd_batchgrow.tasks.load_task import load_task, target_of
 from hvd_batchgrow.tasks.task import Losses
 from tests.helpers import job_tree, measured_tree, small_job
@@ -188,6 +189,12 @@ def test_labels_of_a_multi_label_task_are_0_or_1() -> None:
         check(torch.tensor([[0.0, 0.5], [2.0, 1.0]]).numpy())
 
 
+def test_only_classes_are_mixed() -> None:
+    job = small_job(data={"source": "numpy", "mixup_alpha": 0.2}, task={"name": "multi_label"})
+    with pytest.raises(JobError, match=r"data.mixup_alpha: mixes classes; set it to 0 with task.name = 'multi_label'"):
+        compile_plan(job, 1, 240)
+
+
 def test_the_task_affects_the_weights_and_may_not_change_at_a_resume() -> None:
     deciding = small_job(task={"label_smoothing": 0.1}).deciding(100)
     assert (deciding["task.name"], deciding["task.label_smoothing"]) == ("classification", 0.1)
@@ -235,8 +242,6 @@ def test_the_best_checkpoint_is_chosen_by_a_metric_of_the_task() -> None:
 
 
 def parse_and_plan(tree: dict[str, Any]) -> None:
-    from hvd_batchgrow.schedule.plan import compile_plan
-
     compile_plan(parse_job(tree), 1, 240)
 
 
