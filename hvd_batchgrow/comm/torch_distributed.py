@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 from collections.abc import Iterator, Sequence
@@ -79,6 +80,7 @@ class TorchRanks(Ranks):
             # Drop the last references to the groups, which ends Gloo's threads. If one of them still frees a
             # tensor while Python exits, the process aborts.
             ranks._group = None
+        gc.collect()  # a DistributedDataParallel that is no longer used has a reference, in a cycle
         if not self._is_guest:
             dist.destroy_process_group()
 
