@@ -5,12 +5,13 @@ Run it again to resume.
 """
 
 import argparse
+import gc
 import os
 from pathlib import Path
 
 import lightning.pytorch as pl
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -105,3 +106,6 @@ if __name__ == "__main__":
     parser.add_argument("--max-updates", type=int, help="save and stop at this many updates")
     arguments = parser.parse_args()
     train(arguments.growth, arguments.max_updates)
+    gc.collect()  # ends the threads of DistributedDataParallel before the process does
+    if distributed.is_initialized():
+        distributed.destroy_process_group()

@@ -4,11 +4,13 @@ torchrun --standalone --nproc-per-node 2 train.py [--max-updates N], or python t
 """
 
 import argparse
+import gc
 import os
+from contextlib import nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -68,11 +70,13 @@ class GrowingTrainer(Trainer):
         """Accumulate the gradient of an update, with one all-reduce; return its loss."""
         parts = zip(*(value.split(MICRO_BATCH) for value in inputs.values()), strict=True)
         micro_batches = [dict(zip(inputs, part, strict=True)) for part in parts]
-        self.current_gradient_accumulation_steps = len(micro_batches)  # Trainer divides each loss by it
         losses = []
-        with self.accelerator.no_sync(model):
-            losses += [super(GrowingTrainer, self).training_step(model, part) for part in micro_batches[:-1]]
-        losses.append(super().training_step(model, micro_batches[-1]))
+        for number, micro_batch in enumerate(micro_batches, start=1):
+            # Trainer divides the mean loss of a micro-batch by this number. The last one may be smaller.
+            self.current_gradient_accumulation_steps = len(inputs["labels"]) / len(micro_batch["labels"])
+            is_last = number == len(micro_batches)
+            with nullcontext() if is_last else self.accelerator.no_sync(model):
+                losses.append(super().training_step(model, micro_batch))
         return torch.stack(losses).sum()
 
 
@@ -132,3 +136,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--max-updates", type=int, help="save and stop after this many updates")
     train(parser.parse_args().max_updates)
+    gc.collect()  # ends the threads of DistributedDataParallel before the process does
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
