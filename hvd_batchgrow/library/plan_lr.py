@@ -38,16 +38,16 @@ class PlanLR(LRScheduler):
 
     def __init__(self, optimizer: torch.optim.Optimizer, plan: Plan, sampler: PlanBatchSampler | None = None) -> None:
         self._schedule = plan.schedule
-        self._sampler = sampler
+        self._sampler: PlanBatchSampler | None = None
         self._ratios = lr_ratios(optimizer)
         self._has_momentum = _has_momentum(optimizer, plan)
         self._samples = 0
         self.phase = self._schedule.at(0)
         super().__init__(optimizer)  # which calls step() once
         if sampler:
-            start = sampler.samples
+            self._sampler = sampler
             sampler.moved_by_scheduler = True
-            self.set_samples(start)
+            self.set_samples(sampler.samples)
 
     @property
     def samples(self) -> int:

@@ -87,8 +87,8 @@ class Recipe:
 
 
 # One epoch of 1000 is 63 updates of 16, up to sample 1008. The batch of 48 begins there, and that of 144, cut to 96, at
-# the first update that reaches sample 1500: 1008 + 11 · 48 = 1536. A batch of 96 instead of 144 needs 2/3 of the learning
-# rate. At 1536 + 16 · 96 = 3072 the batch cannot grow again, so the learning rate becomes a third.
+# the first update that reaches sample 1500: 1008 + 11 · 48 = 1536. A batch of 96 instead of 144 needs 2/3 of the
+# learning rate. At 1536 + 16 · 96 = 3072 the batch cannot grow again, so the learning rate becomes a third.
 # The warm-up reaches the full learning rate after half an epoch.
 DDP = Recipe(
     "ddp/train.py",
