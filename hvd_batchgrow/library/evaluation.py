@@ -20,7 +20,7 @@ def split_batches(num_samples: int, batch_size: int, rank: int = 0, ranks: int =
     """Return the sample ids of this rank's batches of an evaluation, for `DataLoader(dataset, batch_sampler=…)`.
 
     All ranks together have each sample exactly once: batch k belongs to rank k mod R, none is padded, and the last one
-    may be smaller. If there are fewer batches than ranks, some ranks have none.
+    may be smaller. If there are fewer batches than ranks, the list of some ranks is empty.
 
     Args:
         num_samples: of the dataset.

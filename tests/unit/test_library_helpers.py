@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from hvd_batchgrow.library import (
     split_batches,
 )
 
+ROOT = Path(__file__).parents[2]
 NUM_SAMPLES, SEED = 100, 3
 RANKS = SingleRank()
 
@@ -313,3 +315,12 @@ def test_the_device_is_the_cpu_where_no_gpu_is_visible() -> None:
     assert choose_device(RANKS) == torch.device("cpu")
     with pytest.raises(CollectiveError, match="no GPU is visible"):
         choose_device(RANKS, "cuda")
+
+
+def test_the_code_on_the_page_is_that_of_the_recipes() -> None:
+    page = (ROOT / "docs" / "library.md").read_text()
+    own_loop = page[page.index("## Keeping your own loop") : page.index("## Speed of LARS")]
+    programs = re.findall(r"^```python\n(.*?)^```", own_loop, flags=re.DOTALL | re.MULTILINE)
+    recipes = {line.strip() for path in ROOT.glob("examples/*/*.py") for line in path.read_text().splitlines()}
+    assert len(programs) >= 5
+    assert [line for text in programs for line in text.splitlines() if line.strip() not in recipes] == []
