@@ -99,7 +99,7 @@ def test_horovod_accumulates_the_micro_batches_of_a_growing_update(ranks: Ranks)
 
     reference, stream, samples = torch.optim.SGD(alone.parameters(), lr=0.1, momentum=0.9), Stream(96, 1), 0
     for batch in [16] * 6 + [32] * 3 + [64] * 2:
-        ids = stream.ids(samples, samples + batch)
+        ids = stream.ids(samples, samples + batch).tolist()
         reference.zero_grad()
         nn.functional.mse_loss(alone(inputs[ids]), targets[ids]).backward()
         reference.step()
