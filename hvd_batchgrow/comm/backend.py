@@ -34,8 +34,10 @@ def connect(backend: Backend = "auto", device: DeviceKey = "auto", ranks_per_gpu
     Raises:
         RunError: no backend is available for several ranks, or the ranks do not find each other.
     """
-    if backend != "horovod" and (initialised := _initialised_ranks()):
-        return initialised
+    if backend != "horovod" and _torch_is_initialised():
+        from hvd_batchgrow.comm.torch_distributed import join_initialised
+
+        return join_initialised()
     launcher = launched_by(os.environ)
     if tasks := unconnected_tasks(os.environ):
         raise RunError(
@@ -64,13 +66,10 @@ def connect(backend: Backend = "auto", device: DeviceKey = "auto", ranks_per_gpu
     return _for_devices(ranks, device, ranks_per_gpu) if backend == "auto" and not ranks.elastic else ranks
 
 
-def _initialised_ranks() -> Ranks | None:
-    """Return the ranks of a process group of torch.distributed that the script has initialised; None without one."""
-    if "torch.distributed.distributed_c10d" not in sys.modules:  # importing it takes a second
-        return None
-    from hvd_batchgrow.comm.torch_distributed import join_initialised
-
-    return join_initialised()
+def _torch_is_initialised() -> bool:
+    """Return whether the script has initialised torch.distributed, without the second that importing it takes."""
+    c10d = sys.modules.get("torch.distributed.distributed_c10d")
+    return c10d is not None and c10d.is_initialized()
 
 
 def _for_devices(ranks: Ranks, device: DeviceKey, ranks_per_gpu: int | None) -> Ranks:

@@ -119,13 +119,8 @@ def lost(fault: Exception) -> RunError:
     return RunError(f"another rank has ended or cannot be reached any more ({first_line})")
 
 
-def join_initialised() -> TorchRanks | None:
-    """Return the ranks of the script's own `init_process_group`, in a separate group; None if there was no such call.
-
-    All ranks call it together.
-    """
-    if not (dist.is_available() and dist.is_initialized()):
-        return None
+def join_initialised() -> TorchRanks:
+    """Return the ranks of the script's own `init_process_group`, in a separate group. All ranks call it together."""
     return TorchRanks(dist.new_group(backend="gloo", timeout=_COLLECTIVE_TIMEOUT), is_guest=True)
 
 
