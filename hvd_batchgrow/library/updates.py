@@ -64,7 +64,7 @@ def plan_updates(
     """Compile a schedule for a custom training loop.
 
     Args:
-        schedule: keys of `[schedule]` in a job file; all its policies are available.
+        schedule: keys of `[schedule]` in a job file, with any policy but adaptive, which needs a trigger.
         lr: initial learning rate ε.
         momentum: initial momentum m.
         num_samples: N, the size of the training set.
