@@ -23,6 +23,9 @@ from hvd_batchgrow.messages.errors import RunError
 def connect(backend: Backend = "auto", device: DeviceKey = "auto", ranks_per_gpu: int | None = None) -> Ranks:
     """Join the ranks that a launcher started together with this one.
 
+    If the script has already called `torch.distributed.init_process_group`, or a framework has, these are its ranks,
+    unless `backend` is "horovod".
+
     Args:
         backend: library for the collectives; "auto" takes one that can sum on the device.
         device: `layout.device` of the job to train.
@@ -31,6 +34,10 @@ def connect(backend: Backend = "auto", device: DeviceKey = "auto", ranks_per_gpu
     Raises:
         RunError: no backend is available for several ranks, or the ranks do not find each other.
     """
+    if backend != "horovod" and _torch_is_initialised():
+        from hvd_batchgrow.comm.torch_distributed import join_initialised
+
+        return join_initialised()
     launcher = launched_by(os.environ)
     if tasks := unconnected_tasks(os.environ):
         raise RunError(
@@ -57,6 +64,12 @@ def connect(backend: Backend = "auto", device: DeviceKey = "auto", ranks_per_gpu
             "Under srun, use the plugin of that MPI: --mpi=pmix for Open MPI"
         )
     return _for_devices(ranks, device, ranks_per_gpu) if backend == "auto" and not ranks.elastic else ranks
+
+
+def _torch_is_initialised() -> bool:
+    """Return whether the script has initialised torch.distributed, without the second that importing it takes."""
+    c10d = sys.modules.get("torch.distributed.distributed_c10d")
+    return c10d is not None and c10d.is_initialized()
 
 
 def _for_devices(ranks: Ranks, device: DeviceKey, ranks_per_gpu: int | None) -> Ranks:

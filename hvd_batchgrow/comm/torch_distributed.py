@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 from collections.abc import Iterator, Sequence
@@ -32,14 +33,19 @@ class TorchRanks(Ranks):
     Args:
         group: the process group.
         hosts: a number for the host of each rank; None: find it out by a collective.
+        backends: of the group.
+        is_guest: whether the script has initialised torch.distributed, and will shut it down.
     """
 
     sum_types = (torch.float16, torch.bfloat16)
     sums_on_gpu = shares_gpus = True  # Gloo sums CUDA tensors too
 
-    def __init__(self, group: Any, hosts: Sequence[int] | None = None, backends: str = "gloo") -> None:
+    def __init__(
+        self, group: Any, hosts: Sequence[int] | None = None, backends: str = "gloo", *, is_guest: bool = False
+    ) -> None:
         self._group = group
         self._backends = backends
+        self._is_guest = is_guest
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
         place = HostTopology.among(hosts or self.hosts(), self.rank)
         self.local_rank, self.local_size = place.local_rank, place.local_size
@@ -74,7 +80,9 @@ class TorchRanks(Ranks):
             # Drop the last references to the groups, which ends Gloo's threads. If one of them still frees a
             # tensor while Python exits, the process aborts.
             ranks._group = None
-        dist.destroy_process_group()
+        gc.collect()  # a DistributedDataParallel that is no longer used has a reference, in a cycle
+        if not self._is_guest:
+            dist.destroy_process_group()
 
     def use_gpus(self, *, shared: bool) -> None:
         """Sum CUDA tensors over NCCL, or over Gloo if ranks share a GPU or this torch has no NCCL."""
@@ -109,6 +117,11 @@ def lost(fault: Exception) -> RunError:
     """Return the error to raise when the backend reports that a peer is lost."""
     first_line = str(fault).strip().splitlines()[0] if str(fault).strip() else type(fault).__name__
     return RunError(f"another rank has ended or cannot be reached any more ({first_line})")
+
+
+def join_initialised() -> TorchRanks:
+    """Return the ranks of the script's own `init_process_group`, in a separate group. All ranks call it together."""
+    return TorchRanks(dist.new_group(backend="gloo", timeout=_COLLECTIVE_TIMEOUT), is_guest=True)
 
 
 def join() -> TorchRanks:

@@ -94,11 +94,23 @@ def set_hyperparameters(
     groups = optimizer.param_groups
     for group, ratio in zip(groups, ratios or [1.0] * len(groups), strict=True):
         group["lr"] = phase.lr * ratio
+    set_momentum(optimizer, phase, rescale=rescale_momentum)
+
+
+def set_momentum(optimizer: torch.optim.Optimizer, phase: Phase, *, rescale: bool = False) -> None:
+    """Set the momentum of the next update: m, or β₁ of Adam, and β₂ and eps if the phase has them.
+
+    Args:
+        optimizer: all its groups have "momentum" or "betas".
+        phase: gives the values.
+        rescale: `rescale_momentum` of `set_hyperparameters`.
+    """
+    for group in optimizer.param_groups:
         if "betas" in group:
             group["betas"] = (phase.momentum, group["betas"][1] if phase.beta2 is None else phase.beta2)
             group["eps"] = group["eps"] if phase.eps is None else phase.eps
             continue
-        if rescale_momentum and group["momentum"] != phase.momentum:
+        if rescale and group["momentum"] != phase.momentum:
             _scale_buffers(optimizer, group["params"], (1 - group["momentum"]) / (1 - phase.momentum))
         group["momentum"] = phase.momentum
 

@@ -16,7 +16,8 @@ PAGE = Path(__file__).parents[2] / "docs" / "library.md"
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    (text,) = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), flags=re.DOTALL | re.MULTILINE)
+    programs = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), flags=re.DOTALL | re.MULTILINE)
+    (text,) = [text for text in programs if text.startswith('"""train_mine.py')]
     path = tmp_path_factory.mktemp("library") / "train_mine.py"
     path.write_text(text)
     return path

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import re
 from collections.abc import Iterable, Iterator
@@ -11,20 +10,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import torch
 from torch import Tensor
 
 from hvd_batchgrow.comm.broadcast_object import broadcast_object
 from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.messages.errors import RunError
-from hvd_batchgrow.storage.atomic import UnbufferedFile, sync, write_atomically
+from hvd_batchgrow.storage.atomic import sync, write_atomically
 from hvd_batchgrow.storage.regular_files import read_regular
 from hvd_batchgrow.train.checkpoints.best import best_name, remove_superseded
 from hvd_batchgrow.train.checkpoints.schema import check_contents
+from hvd_batchgrow.train.checkpoints.sealed_file import read_sealed, write_sealed
 
 FORMAT = 5
-_SEAL = re.compile(rb"\nsha256 ([0-9a-f]{64})\n")
-_SEAL_BYTES = 73
 _NAME = re.compile(r"samples-(\d{15})\.pt")
 
 
@@ -61,17 +58,8 @@ class Checkpoint:
         return buffer.getvalue()
 
     def write_to(self, file: BinaryIO) -> None:
-        """Write torch's format, followed by a seal: a line with a SHA-256 of all bytes before it.
-
-        Raises:
-            OSError: the file cannot be written.
-        """
-        sink = _Sink(file)
-        try:
-            torch.save({"format": FORMAT, **vars(self)}, sink)  # type: ignore[arg-type]
-        except RuntimeError as error:
-            raise sink.error or error from None
-        sink.write(sink.seal())
+        """Write a file of `write_sealed`. Raises OSError if it cannot be written."""
+        write_sealed(file, {"format": FORMAT, **vars(self)})
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Checkpoint:
@@ -80,48 +68,13 @@ class Checkpoint:
         Raises:
             RunError: the file is damaged, of another program, or of another format.
         """
-        _check_seal(data)
-        try:
-            values = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-        except Exception as error:  # a foreign file can raise any error
-            reason = str(error).partition("\n")[0] or type(error).__name__
-            if "weights_only" in reason:  # torch's message advises loading the file without this protection
-                reason = "it does not contain only tensors and plain values"
-            raise RunError(f"not readable ({reason})") from None
+        values = read_sealed(data)
         if not isinstance(values, dict) or "format" not in values:
             raise RunError("not a checkpoint of this program")
         if (file_format := values.pop("format")) != FORMAT:
             raise RunError(f"its format is {file_format}, but this version reads format {FORMAT}")
         check_contents(values)
         return cls(**values)
-
-
-class _Sink(UnbufferedFile):
-    """A file with a SHA-256 of what was written. It keeps the system's error: torch's writer reports another one."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        super().__init__(file)
-        self._digest = hashlib.sha256()
-
-    def seal(self) -> bytes:
-        """Return the line that follows the content written so far."""
-        return f"\nsha256 {self._digest.hexdigest()}\n".encode()
-
-    def write(self, data: bytes | memoryview) -> int:
-        """Write all of the data, and add it to the SHA-256."""
-        self._digest.update(data)
-        return super().write(data)
-
-    def flush(self) -> None:
-        """Do nothing: the file is unbuffered."""
-
-
-def _check_seal(data: bytes) -> None:
-    """Raise RunError if the seal is missing or does not match."""
-    if not (found := _SEAL.fullmatch(data[-_SEAL_BYTES:])):
-        raise RunError("cut short, or not a checkpoint of this program: it does not end with a SHA-256")
-    if hashlib.sha256(memoryview(data)[:-_SEAL_BYTES]).hexdigest().encode() != found[1]:
-        raise RunError("damaged: its bytes do not match its SHA-256")
 
 
 def write_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int, milestones: Iterable[int]) -> Path:

@@ -1,4 +1,4 @@
-"""The public API for a custom training loop, described in docs/library.md."""
+"""The updates of a plan, and each rank's share of them."""
 
 from __future__ import annotations
 
@@ -9,26 +9,13 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from hvd_batchgrow.comm.backend import connect
-from hvd_batchgrow.comm.ranks import Ranks, SingleRank
-from hvd_batchgrow.config import UpdateSection
-from hvd_batchgrow.data.datasets.dataset import ArrayDataset, DatasetPair, Ids
+from hvd_batchgrow.data.datasets.dataset import Ids
 from hvd_batchgrow.data.order.stream import Stream, passes_of_rank
 from hvd_batchgrow.job_file import parse_job
-from hvd_batchgrow.nn.dropout import KeyedDropout, convert_dropout, sample_keys
-from hvd_batchgrow.nn.ghost.convert import convert_ghost_batch_norm
-from hvd_batchgrow.nn.ghost.ghost_batch_norm import GhostBatchNorm1d, GhostBatchNorm2d
-from hvd_batchgrow.optim.lars import Lars
+from hvd_batchgrow.nn.dropout import sample_keys
 from hvd_batchgrow.schedule.phases import Phase, Schedule
 from hvd_batchgrow.schedule.plan import Plan, compile_plan
-from hvd_batchgrow.tasks.task import Losses
-from hvd_batchgrow.train.update.engine import UpdateEngine, UpdateResult
 from hvd_batchgrow.train.update.forward import MicroBatch
-
-__all__ = ["ArrayDataset", "DatasetPair", "GhostBatchNorm1d", "GhostBatchNorm2d", "KeyedDropout", "Lars", "Losses",
-    "MicroBatch", "Pass", "Phase", "Plan", "Ranks", "Schedule", "SingleRank", "Stream", "Update", "UpdateEngine",
-    "UpdateResult", "UpdateSection", "connect", "convert_dropout", "convert_ghost_batch_norm", "plan_updates",
-    "updates"]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -77,7 +64,7 @@ def plan_updates(
     """Compile a schedule for a custom training loop.
 
     Args:
-        schedule: keys of `[schedule]` in a job file; all its policies are available.
+        schedule: keys of `[schedule]` in a job file, with any policy but adaptive, which needs a trigger.
         lr: initial learning rate ε.
         momentum: initial momentum m.
         num_samples: N, the size of the training set.
@@ -114,10 +101,10 @@ def updates(plan: Plan, seed: int, rank: int, ranks: int, start_samples: int = 0
         start_samples: sample counter, between two updates, at which an earlier loop stopped.
 
     Raises:
-        ValueError: the plan is for another number of ranks.
+        ValueError: the plan is for another number of ranks, or `start_samples` is not an update boundary.
     """
-    if any(layout.ranks != ranks for layout in plan.layouts):
-        raise ValueError(f"the plan is for {plan.peak_ranks} ranks, got {ranks}: use plan_updates(…, ranks={ranks})")
+    check_ranks(plan, ranks)
+    check_boundary(plan.schedule, start_samples)
     stream, samples, group = Stream(plan.num_samples, seed), start_samples, plan.ghost_batch
     while samples < plan.schedule.end_samples:
         phase, layout = plan.schedule.at(samples), plan.layouts[plan.schedule.index_at(samples)]
@@ -125,6 +112,25 @@ def updates(plan: Plan, seed: int, rank: int, ranks: int, start_samples: int = 0
         share = tuple(_pass(stream, seed, samples, slots, group) for slots in passes)
         yield Update(samples, phase, phase.global_batch // group, share)
         samples += phase.global_batch
+
+
+def check_ranks(plan: Plan, ranks: int) -> None:
+    """Raise ValueError if a plan is for another number of ranks."""
+    if any(layout.ranks != ranks for layout in plan.layouts):
+        raise ValueError(f"the plan is for {plan.peak_ranks} ranks, got {ranks}: use plan_updates(…, ranks={ranks})")
+
+
+def check_boundary(schedule: Schedule, samples: int) -> None:
+    """Raise ValueError if a sample counter is outside the run or within an update; the end of the run is allowed."""
+    if samples == schedule.end_samples:
+        return
+    phase = schedule.phases[schedule.index_at(samples)]
+    if inside := (samples - phase.start_samples) % phase.global_batch:
+        before = samples - inside
+        raise ValueError(
+            f"sample counter {samples} is within an update of this plan, whose batch is {phase.global_batch}; "
+            f"nearest update boundaries: {before}, {before + phase.global_batch}"
+        )
 
 
 def _pass(stream: Stream, seed: int, samples: int, slots: tuple[int, ...], group: int) -> Pass:

@@ -1,0 +1,115 @@
+"""A torch learning-rate scheduler that follows a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch.optim.lr_scheduler import LRScheduler
+
+from hvd_batchgrow.library.plan_batch_sampler import PlanBatchSampler
+from hvd_batchgrow.library.updates import check_boundary
+from hvd_batchgrow.optim.build import lr_ratios, set_momentum
+from hvd_batchgrow.schedule.phases import Phase
+from hvd_batchgrow.schedule.plan import Plan
+
+
+class PlanLR(LRScheduler):
+    """Sets the learning rate and momentum of a plan. Call `step()` after each `optimizer.step()`.
+
+    `step()` moves the sample counter by the batch of the update; the learning rate, with the warm-up, and the momentum
+    (β₁ of Adam) are those of the update that begins there. The first parameter group has the plan's learning rate, and
+    the other groups keep their ratio to it (or have `lr_scale`, as in timm). All else in the groups, such as weight
+    decay, stays as it is.
+
+    Args:
+        optimizer: the optimizer to set.
+        plan: of `plan_updates`.
+        sampler: begins its next iteration at this scheduler's sample counter, and this scheduler at the sampler's.
+
+    Raises:
+        ValueError: the first parameter group has learning rate 0 and others do not; or the plan has momentum, and the
+            optimizer has not.
+    """
+
+    phase: Phase
+    """Learning rate, momentum and batch of the next update; after the end, those of the last one."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, plan: Plan, sampler: PlanBatchSampler | None = None) -> None:
+        self._schedule = plan.schedule
+        self._sampler: PlanBatchSampler | None = None
+        self._ratios = lr_ratios(optimizer)
+        self._has_momentum = _has_momentum(optimizer, plan)
+        self._samples = 0
+        self.phase = self._schedule.at(0)
+        super().__init__(optimizer)  # which calls step() once
+        if sampler:
+            self._sampler = sampler
+            sampler.moved_by_scheduler = True
+            self.set_samples(sampler.samples)
+
+    @property
+    def samples(self) -> int:
+        """Sample counter of the next update: samples of all updates so far, on all ranks."""
+        return self._samples
+
+    def get_lr(self) -> list[Any]:
+        """Return the learning rate of each parameter group for the next update."""
+        return [self.phase.lr * ratio for ratio in self._ratios]
+
+    def step(self, epoch: int | None = None) -> None:
+        """Count one update, and set the values of the next one.
+
+        Args:
+            epoch: must be None: a plan counts samples.
+
+        Raises:
+            ValueError: the plan has ended, or an epoch is given.
+        """
+        if epoch is not None:
+            raise ValueError(f"PlanLR.step() counts one update and takes no epoch, got {epoch}; see set_samples")
+        if self.last_epoch >= self._schedule.num_updates:
+            raise ValueError(
+                f"the plan ends after {self._schedule.num_updates} updates ({self._schedule.end_samples} samples), and "
+                "step() was called once more: call it once per optimizer step"
+            )
+        # last_epoch counts updates; it is -1 when the constructor calls this.
+        self._move(self._samples + (self.phase.global_batch if self.last_epoch >= 0 else 0))
+
+    def set_samples(self, samples: int) -> None:
+        """Continue at another sample counter. Raises ValueError if it is not an update boundary of the plan."""
+        check_boundary(self._schedule, samples)
+        done = self._schedule.updates_at(samples)
+        self.last_epoch = done - 1
+        self._step_count = 0  # as in the constructor: without torch's warning about the order of the calls
+        self._move(samples)
+        self._step_count = done + 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the sample counter, under "samples"; all else follows from the plan."""
+        return {"samples": self._samples}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Continue at a saved sample counter. Raises ValueError if it is not an update boundary of the plan."""
+        self.set_samples(state_dict["samples"])
+
+    def _move(self, samples: int) -> None:
+        self._samples = samples
+        if samples < self._schedule.end_samples:
+            self.phase = self._schedule.at(samples)
+        super().step()
+        if self._has_momentum:
+            set_momentum(self.optimizer, self.phase)
+        if self._sampler:
+            self._sampler.set_samples(samples)
+
+
+def _has_momentum(optimizer: torch.optim.Optimizer, plan: Plan) -> bool:
+    """Return whether the optimizer has momentum. Raises ValueError if only the plan has."""
+    if all("momentum" in group or "betas" in group for group in optimizer.param_groups):
+        return True
+    if momentum := max(phase.momentum for phase in plan.schedule.phases):
+        kind = type(optimizer).__name__
+        raise ValueError(f"{kind} has no momentum, and the plan sets {momentum:g}; use plan_updates(…, momentum=0)")
+    return False
