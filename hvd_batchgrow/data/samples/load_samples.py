@@ -22,7 +22,7 @@ from hvd_batchgrow.data.validation_split import with_test
 from hvd_batchgrow.messages.errors import Fault, JobError
 
 _NAMES = {1: ("train",), 2: ("train", "test"), 3: ("train", "validation", "test")}
-ACCEPTED = "or map-style torch Datasets: one, (train, test) or (train, validation, test)"
+ACCEPTED = "map-style torch Datasets: one, (train, test) or (train, validation, test)"
 
 
 def load_samples(returned: Any, data: DataSection, seed: int) -> DatasetPair:
@@ -68,8 +68,12 @@ def _draw_one(samples: KeyedSamples, part: str, sample_id: int) -> Drawn:
 
 def _sets_of(returned: Any, data: DataSection) -> dict[str, Any]:
     """Return the sets by name. Raises JobError."""
-    several = isinstance(returned, (tuple, list)) and 2 <= len(returned) <= 3 and all(map(_may_be_dataset, returned))
+    is_list = isinstance(returned, list) and 2 <= len(returned) <= 3 and all(map(_may_be_dataset, returned))
+    several = is_list or isinstance(returned, tuple)
     found = tuple(returned) if several else (returned,)
+    if len(found) not in _NAMES:
+        fault = f"{data.source} returned a tuple of {len(found)}; return {ACCEPTED}"
+        raise JobError([Fault("data.source", fault)])
     faults = []
     for name, dataset in zip(_NAMES[len(found)], found, strict=True):
         if fault := _fault(dataset):

@@ -54,7 +54,7 @@ def other_samples(inputs: Tree, keep: int = 0) -> Tree:
 
 def shape_text(form: InputForm) -> str:
     """Return what one sample is, for messages."""
-    return f"of the data, {form}," if isinstance(form, Example) else f"of shape {tuple(form)}"
+    return f"of the data ({form})" if isinstance(form, Example) else f"of shape {tuple(form)}"
 
 
 def cloned(inputs: Tree) -> Tree:

@@ -38,7 +38,7 @@ class Inputs(_Part):
     channels: str | None
     """Order of the channels: "RGB" or "grey"; None for rows, and for other numbers of channels."""
     dtype: Literal["float32", "float16"] | None
-    """Of the normalized values. The network receives them in the type of its weights. None: `samples` have any types."""
+    """Of the normalized values. The network receives them in the type of its weights. None for `samples`."""
 
 
 class Normalization(_Part):
