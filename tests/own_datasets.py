@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import random
 import threading
@@ -15,10 +16,15 @@ from torch.utils.data import Dataset, IterableDataset
 
 from hvd_batchgrow.config import DataSection
 from hvd_batchgrow.data.datasets.dataset import ArrayDataset, DatasetPair
-from hvd_batchgrow.nn.torchvision_shim import import_torchvision
 
-import_torchvision()
-from torchvision.transforms import v2  # noqa: E402  # after the line before, on a CPU build of torch
+
+def _has(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
+
+
+_SHIMS = ("hvd_batchgrow.torchvision_shim", "hvd_batchgrow.nn.torchvision_shim")
+importlib.import_module(next(filter(_has, _SHIMS))).import_torchvision()
+v2 = importlib.import_module("torchvision.transforms.v2")
 
 NUM_TRAIN, NUM_VALIDATION, NUM_TEST, SIDE, LENGTH = 120, 30, 40, 12, 6
 
@@ -118,7 +124,8 @@ class TreeNet(nn.Module):
         assert inputs["mask"].dtype == torch.bool
         assert first.dtype == second.dtype == torch.float32
         words = (self.embed(inputs["ids"]) * inputs["mask"][:, :, None]).mean(1)
-        return self.head(self.norm(torch.cat([words, first, second[:, None] / NUM_TRAIN], 1)))
+        logits: Tensor = self.head(self.norm(torch.cat([words, first, second[:, None] / NUM_TRAIN], 1)))
+        return logits
 
 
 class TokenNet(nn.Module):
@@ -128,7 +135,11 @@ class TokenNet(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         words = self.embed(ids).mean(1)
-        return self.head(words - words.mean(0) if self.mixing else words)
+        logits: Tensor = self.head(words - words.mean(0) if self.mixing else words)
+        return logits
+
+
+_NOTHING: dict[str, Any] = {}
 
 
 class Broken(Trees):
@@ -148,7 +159,7 @@ class Broken(Trees):
             "own generator": lambda: (x + self.own.random(), 0),
             "counter": lambda: (x + self.count, 0),
             "rare": lambda: (x + (self.own.random() if index == self.size - 1 else 0), 0),
-            "raises": lambda: (x, 0) if index != 17 else {}["key"],
+            "raises": lambda: (x, 0) if index != 17 else _NOTHING["key"],
             "shape": lambda: (torch.zeros(3 + index % 3), 0),
             "other form": lambda: (torch.zeros(4 if index == 17 else 3), 0),
             "class": lambda: (x, 4 if index == 17 else 0),

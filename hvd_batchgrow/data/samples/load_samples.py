@@ -76,8 +76,8 @@ def _sets_of(returned: Any, data: DataSection) -> dict[str, Any]:
         raise JobError([Fault("data.source", fault)])
     faults = []
     for name, dataset in zip(_NAMES[len(found)], found, strict=True):
-        if fault := _fault(dataset):
-            faults.append(Fault("data.source", f"{data.source}: {name if several else 'the returned object'} {fault}"))
+        if (wrong := _fault(dataset)) is not None:
+            faults.append(Fault("data.source", f"{data.source}: {name if several else 'the returned object'} {wrong}"))
     if not faults and len(found) == 1 and not data.test_fraction:
         fault = f"{data.source} returned one Dataset, and no test set; return (train, test), or set data.test_fraction"
         faults.append(Fault("data.source", f"{fault}, such as 0.1, which holds out a part of it"))
