@@ -7,6 +7,7 @@ import importlib
 import multiprocessing
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -28,7 +29,7 @@ from hvd_batchgrow.data.order.stream import Stream
 from hvd_batchgrow.data.pipeline.reader import GhostBatches, Reader
 from hvd_batchgrow.data.samples.collate import SampleFault, collate, split_sample
 from hvd_batchgrow.data.source_checks import check_data
-from hvd_batchgrow.data.tensor_tree import map_tensors, same_bits, take_rows
+from hvd_batchgrow.data.tensor_tree import bit_identical, map_tensors, take_rows
 from hvd_batchgrow.job_file import parse_job
 from hvd_batchgrow.messages.errors import JobError, RunError
 from hvd_batchgrow.nn.build import build_model, hazards
@@ -71,7 +72,7 @@ def test_a_sample_depends_on_seed_epoch_and_id_alone() -> None:
     random.seed(5), np.random.seed(5), torch.manual_seed(5)
     again = read(source, 2, first=per_epoch + 3)  # from the middle of the second epoch
     for ours, theirs in zip(whole[per_epoch + 3 :], again, strict=False):
-        assert same_bits(values(ours), values(theirs))
+        assert bit_identical(values(ours), values(theirs))
     first = {int(k): image for batch in whole[:per_epoch] for k, image in zip(batch.ids, batch.inputs, strict=True)}
     second = {int(k): image for batch in whole[per_epoch:] for k, image in zip(batch.ids, batch.inputs, strict=True)}
     assert sorted(first) == sorted(second) == list(range(NUM_TRAIN))
@@ -145,7 +146,7 @@ def test_sums_of_torch_in_a_sample_do_not_depend_on_the_number_of_threads() -> N
             batches.append(read(pair, 1)[0].inputs)
     finally:
         torch.set_num_threads(threads)
-    assert same_bits(*batches)
+    assert bit_identical(*batches)
 
 
 @pytest.mark.parametrize(
@@ -269,7 +270,7 @@ def test_what_a_source_may_not_return(label: str, message: str) -> None:
     assert message in str(caught.value)
 
 
-def test_a_list_of_two_datasets_and_a_list_of_samples_are_told_apart() -> None:
+def test_a_list_of_two_datasets_and_a_list_of_samples_are_distinguished() -> None:
     assert len(loaded("returned", label="list").test) == 8
     source = loaded("returned", label="pairs", num_classes=4, test_fraction=0.25)
     assert (len(source.train), len(source.test)) == (30, 10)
@@ -427,7 +428,7 @@ def test_workers_change_no_sample_and_end_when_they_are_closed() -> None:
     children = {*multiprocessing.active_children()}
     try:
         for ours, theirs in zip(read(here, 5), read(there, 5), strict=True):
-            assert same_bits(values(ours), values(theirs))
+            assert bit_identical(values(ours), values(theirs))
         workers = {*multiprocessing.active_children()} - children
         assert len(workers) == 2
         reader = Reader(section("x"), there, CPU, 1, raise_bad, GROUP)
@@ -435,6 +436,9 @@ def test_workers_change_no_sample_and_end_when_they_are_closed() -> None:
         assert torch.equal(batch.inputs[0], Pictures(NUM_TEST, 6, PLAIN)[0][0])
     finally:
         there.close()
+    deadline = time.monotonic() + 10
+    while any(worker.is_alive() for worker in workers) and time.monotonic() < deadline:
+        time.sleep(0.01)  # a thread of the pool may be reading its exit code
     assert not any(worker.is_alive() for worker in workers)
 
 
@@ -529,8 +533,38 @@ def test_trees_are_mapped_and_cut_with_their_forms() -> None:
     cut = take_rows(tree, slice(1, 3))
     assert cut["b"][0].tolist() == [1, 2]
     assert type(cut["b"]) is tuple
-    assert same_bits(map_tensors(torch.clone, tree), tree)
+    assert bit_identical(map_tensors(torch.clone, tree), tree)
     nan = {"a": torch.tensor([float("nan"), 0.0])}
-    assert same_bits(nan, map_tensors(torch.clone, nan))
-    assert not same_bits(nan, {"a": torch.tensor([0.0, float("nan")])})
-    assert not same_bits({"a": torch.zeros(2)}, {"a": torch.zeros(2, dtype=torch.float64)})
+    assert bit_identical(nan, map_tensors(torch.clone, nan))
+    assert not bit_identical(nan, {"a": torch.tensor([0.0, float("nan")])})
+    assert not bit_identical({"a": torch.zeros(2)}, {"a": torch.zeros(2, dtype=torch.float64)})
+
+
+# --- docs/data.md ------------------------------------------------------------------------------
+
+
+def examples_of_the_page() -> list[str]:
+    text = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
+    return re.findall(r"^```python\n(.*?)^```", text.split("## Your own data")[1], flags=re.DOTALL | re.MULTILINE)
+
+
+def test_the_examples_of_the_page_are_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets, arrays, noisy = examples_of_the_page()
+    for name, size in (("train", 20), ("test", 8)):
+        torch.save((torch.zeros(size, 3, 32, 32, dtype=torch.uint8), torch.arange(size) % 2), tmp_path / f"{name}.pt")
+    np.save(tmp_path / "photos.npy", np.random.default_rng(0).integers(0, 256, (1100, 4, 4, 3), dtype=np.uint8))
+    np.save(tmp_path / "labels.npy", np.arange(1100) % 10)
+    rows = "def rows(data):\n    train = Noisy(np.ones((20, 3)), np.arange(20) % 2)\n"
+    rows += "    return DatasetPair(train, train, 2, (0.0,) * 3, (1.0,) * 3)\n"
+    (tmp_path / "page_datasets.py").write_text(datasets)
+    (tmp_path / "page_arrays.py").write_text(f"{arrays}\n\n{noisy}\n\n{rows}")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    found = load_source(DataSection(source="page_datasets:photos"), 3, no_report, any_size=True)
+    assert read(found, 1)[0].inputs.shape == (GROUP, 3, 32, 32)
+    assert (len(found.train), len(found.test), found.num_classes) == (20, 8, 2)
+    assert len(load_source(DataSection(source="page_arrays:photos"), 3, no_report, any_size=True).train) == 100
+    source = load_source(DataSection(source="page_arrays:rows"), 3, no_report, any_size=True)
+    first, *_, last = read(source, 4)
+    assert (first.inputs == 1).all()  # epoch 0
+    assert 0.02 < (last.inputs - 1).std() < 0.3  # 0.1 of a normal distribution

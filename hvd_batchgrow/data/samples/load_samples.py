@@ -17,7 +17,7 @@ from hvd_batchgrow.data.samples.keyed_samples import Drawn, KeyedSamples, Reques
 from hvd_batchgrow.data.samples.reproducible import check_reproducible, ids_to_compare
 from hvd_batchgrow.data.samples.sample_dataset import SampleDataset
 from hvd_batchgrow.data.samples.worker_pool import WorkerPool
-from hvd_batchgrow.data.tensor_tree import form_of, same_bits
+from hvd_batchgrow.data.tensor_tree import bit_identical, form_of
 from hvd_batchgrow.data.validation_split import with_test
 from hvd_batchgrow.messages.errors import Fault, JobError
 
@@ -37,7 +37,7 @@ def load_samples(returned: Any, data: DataSection, seed: int) -> DatasetPair:
         seed: of the job.
 
     Raises:
-        JobError: it is none of these, the number of classes is unknown, or there is no test set.
+        JobError: the object is something else, the number of classes is unknown, or there is no test set.
         RunError: a sample cannot be drawn, or is not reproducible.
     """
     sets = _sets_of(returned, data)
@@ -46,7 +46,7 @@ def load_samples(returned: Any, data: DataSection, seed: int) -> DatasetPair:
     samples = replace(samples, form=form_of(_draw_one(samples, "train", 0)))
     for part, dataset in sets.items():
         draw, ids = partial(_draw_one, samples, part), ids_to_compare(len(dataset)).tolist()
-        check_reproducible(draw, ids, same_bits, partial(samples.locate, part))
+        check_reproducible(draw, ids, bit_identical, partial(samples.locate, part))
     pool = WorkerPool(samples, data.workers) if data.workers else None
     made = {part: SampleDataset(samples, part, pool, num_classes) for part in sets}
     source = DatasetPair(
