@@ -278,7 +278,7 @@ def test_a_list_of_two_datasets_and_a_list_of_samples_are_distinguished() -> Non
 
 def test_the_number_of_classes_is_the_jobs_or_the_datasets() -> None:
     assert loaded("pictures").num_classes == 3
-    assert loaded("pictures").schema["classes"] == ("cat", "dog", "owl")
+    assert loaded("pictures").schema["classes"] == ["cat", "dog", "owl"]
     assert loaded("trees").num_classes == 4
     assert loaded("tokens", num_classes=5).num_classes == 5
     with pytest.raises(JobError, match=r"data.num_classes: 2 is below the 3 of the source"):
@@ -367,7 +367,7 @@ def test_networks_are_tried_with_real_samples() -> None:
 
 
 @pytest.mark.parametrize("network", ["trees", "tokens"])
-def test_jobs_with_inputs_of_any_form_are_trained_and_verified(
+def test_jobs_with_inputs_of_any_form_are_trained_evaluated_and_exported(
     network: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_job(tmp_path, network)
@@ -383,6 +383,8 @@ def test_jobs_with_inputs_of_any_form_are_trained_and_verified(
         inputs = read(loaded("trees"), 1)[0].inputs
         assert program(inputs).shape == (GROUP, 4)
     assert main(["evaluate", "runs/own"]) == 0
+    if network == "tokens":  # without another process
+        assert main(["verify", "job.toml", "--updates", "1", "--layouts", "1x2x8"]) == 0
     assert main(["predict", "runs/own", "job.toml"]) == 1
     assert "the inputs of this network are made by data.source" in capsys.readouterr().err
 

@@ -55,7 +55,7 @@ def load_samples(returned: Any, data: DataSection, seed: int) -> DatasetPair:
         num_classes,
         (),
         (),
-        schema={"classes": classes} if classes else {},
+        schema={"classes": list(classes)} if classes else {},
         validation=made.get("validation"),
         close=pool.close if pool else lambda: None,
     )
