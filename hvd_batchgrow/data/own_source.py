@@ -92,7 +92,7 @@ def check_own(source: Any, shape: tuple[int, ...] | None = None, target: TargetK
     """
     if not isinstance(source, DatasetPair):
         accepted = f"must return a {DatasetPair.__module__}.DatasetPair"
-        return [f"{accepted}, returned {type(source).__name__}; {ACCEPTED}"]
+        return [f"{accepted}, returned {type(source).__name__}; or {ACCEPTED}"]
     sets = _sets(source)
     members = ("kind", "shape", "targets", "sizes", "fetch", "locate", "__len__")
     lacking = [f"{part} lacks {member}" for part, samples in sets for member in members if not hasattr(samples, member)]

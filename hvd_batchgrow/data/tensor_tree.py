@@ -76,7 +76,7 @@ def form_of(tree: Tree) -> str:
     return "[" + ", ".join(map(form_of, tree)) + "]"
 
 
-def same_bits(ours: Tree, theirs: Tree) -> bool:
+def bit_identical(ours: Tree, theirs: Tree) -> bool:
     """Return whether two trees are bit-identical: forms, types and values, where NaN equals NaN."""
     if form_of(ours) != form_of(theirs):
         return False

@@ -18,7 +18,7 @@ _DOMAIN = 1 << 31
 
 
 def sample_words(seed: int, epochs: Ids, ids: Ids) -> NDArray[np.uint64]:
-    """Return 256 random bits for each sample, a pure function of seed, epoch and sample id.
+    """Return 128 random bits for each sample, a pure function of seed, epoch and sample id.
 
     Args:
         seed: of the run, below 2⁶³.
@@ -26,14 +26,12 @@ def sample_words(seed: int, epochs: Ids, ids: Ids) -> NDArray[np.uint64]:
         ids: (n,) sample ids.
 
     Returns:
-        (n, 8) words of 32 bits held in uint64.
+        (n, 4) words of 32 bits held in uint64.
     """
-    counter = np.empty((4, 2, len(ids)), dtype=np.uint64)
+    counter = np.empty((4, len(ids)), dtype=np.uint64)
     counter[0], counter[1] = ids.astype(np.uint64) & np.uint64(0xFFFFFFFF), ids.astype(np.uint64) >> np.uint64(32)
-    counter[2] = epochs.astype(np.uint64)
-    counter[3] = np.array([[_DOMAIN], [_DOMAIN + 1]], dtype=np.uint64)
-    words = philox4x32(counter, (seed & 0xFFFFFFFF, seed >> 32))
-    return words.transpose(2, 1, 0).reshape(len(ids), 8)
+    counter[2], counter[3] = epochs.astype(np.uint64), _DOMAIN
+    return philox4x32(counter, (seed & 0xFFFFFFFF, seed >> 32)).T
 
 
 def numpy_generators(seed: int, epochs: Ids, ids: Ids) -> list[np.random.Generator]:
@@ -44,21 +42,21 @@ def numpy_generators(seed: int, epochs: Ids, ids: Ids) -> list[np.random.Generat
         epochs: (n,) epoch of each sample.
         ids: (n,) sample ids.
     """
-    keys = [[_joined(words[:2]), _joined(words[2:4])] for words in sample_words(seed, epochs, ids).tolist()]
+    keys = [[_joined(words[:2]), _joined(words[2:])] for words in sample_words(seed, epochs, ids).tolist()]
     return [np.random.Generator(np.random.Philox(key=np.array(key, dtype=np.uint64))) for key in keys]
 
 
 def seed_global_generators(words: Sequence[int]) -> None:
     """Seed the global generators of `random`, of NumPy and of torch on the CPU.
 
-    It takes about 15 µs. torch uses the lower 32 bits of its seed, the others use all bits.
+    It takes about 10 µs. NumPy and torch use 32 bits as their seeds.
 
     Args:
-        words: 8 words of 32 bits, see `sample_words`.
+        words: 4 words of 32 bits, see `sample_words`.
     """
     random.seed(_joined(words[:2]))
-    np.random.seed(words[2:6])
-    torch.default_generator.manual_seed(_joined(words[6:]))
+    np.random.seed(words[2])
+    torch.default_generator.manual_seed(words[3])
 
 
 @contextmanager

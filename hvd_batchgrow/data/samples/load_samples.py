@@ -19,12 +19,12 @@ from hvd_batchgrow.data.samples.keyed_samples import Drawn, KeyedSamples, Reques
 from hvd_batchgrow.data.samples.reproducible import check_reproducible, ids_to_compare
 from hvd_batchgrow.data.samples.sample_dataset import SampleDataset
 from hvd_batchgrow.data.samples.worker_pool import WorkerPool
-from hvd_batchgrow.data.tensor_tree import form_of, same_bits
+from hvd_batchgrow.data.tensor_tree import bit_identical, form_of
 from hvd_batchgrow.data.validation_split import with_test
 from hvd_batchgrow.messages.errors import Fault, JobError
 
 _NAMES = {1: ("train",), 2: ("train", "test"), 3: ("train", "validation", "test")}
-ACCEPTED = "or map-style torch Datasets: one, (train, test) or (train, validation, test)"
+ACCEPTED = "map-style torch Datasets: one, (train, test) or (train, validation, test)"
 
 
 def load_samples(returned: Any, data: DataSection, seed: int, target: TargetKind | None = "class") -> DatasetPair:
@@ -40,8 +40,8 @@ def load_samples(returned: Any, data: DataSection, seed: int, target: TargetKind
         target: that the task needs; None: any.
 
     Raises:
-        JobError: it is none of these, its targets are not those of the task, the number of classes is unknown, or there
-            is no test set.
+        JobError: the object is something else, its targets are not those of the task, the number of classes is unknown,
+            or a test set is missing.
         RunError: a sample cannot be drawn, or is not reproducible.
     """
     sets = _sets_of(returned, data)
@@ -51,7 +51,7 @@ def load_samples(returned: Any, data: DataSection, seed: int, target: TargetKind
     num_classes, classes = _classes(sets["train"], data, first.targets, target)
     for part, dataset in sets.items():
         draw, ids = partial(_draw_one, samples, part), ids_to_compare(len(dataset)).tolist()
-        check_reproducible(draw, ids, same_bits, partial(samples.locate, part))
+        check_reproducible(draw, ids, bit_identical, partial(samples.locate, part))
     pool = WorkerPool(samples, data.workers) if data.workers else None
     made = {part: SampleDataset(samples, part, pool, num_classes) for part in sets}
     source = DatasetPair(
@@ -60,7 +60,7 @@ def load_samples(returned: Any, data: DataSection, seed: int, target: TargetKind
         num_classes,
         (),
         (),
-        schema={"classes": classes} if classes else {},
+        schema={"classes": list(classes)} if classes else {},
         validation=made.get("validation"),
         close=pool.close if pool else lambda: None,
     )
@@ -73,12 +73,16 @@ def _draw_one(samples: KeyedSamples, part: str, sample_id: int) -> Drawn:
 
 def _sets_of(returned: Any, data: DataSection) -> dict[str, Any]:
     """Return the sets by name. Raises JobError."""
-    several = isinstance(returned, (tuple, list)) and 2 <= len(returned) <= 3 and all(map(_may_be_dataset, returned))
+    is_list = isinstance(returned, list) and 2 <= len(returned) <= 3 and all(map(_may_be_dataset, returned))
+    several = is_list or isinstance(returned, tuple)
     found = tuple(returned) if several else (returned,)
+    if len(found) not in _NAMES:
+        fault = f"{data.source} returned a tuple of {len(found)}; return {ACCEPTED}"
+        raise JobError([Fault("data.source", fault)])
     faults = []
     for name, dataset in zip(_NAMES[len(found)], found, strict=True):
-        if fault := _fault(dataset):
-            faults.append(Fault("data.source", f"{data.source}: {name if several else 'the returned object'} {fault}"))
+        if (wrong := _fault(dataset)) is not None:
+            faults.append(Fault("data.source", f"{data.source}: {name if several else 'the returned object'} {wrong}"))
     if not faults and len(found) == 1 and not data.test_fraction:
         fault = f"{data.source} returned one Dataset, and no test set; return (train, test), or set data.test_fraction"
         faults.append(Fault("data.source", f"{fault}, such as 0.1, which holds out a part of it"))

@@ -44,7 +44,7 @@ def other_samples(inputs: Tree, keep: int = 0) -> Tree:
     """Return samples of the same form that differ from these, of which the first `keep` stay.
 
     A tensor of floating-point numbers is reversed, halved, negated and shifted. Other inputs, such as token ids, have
-    no other valid values: samples take each other's places, and some are left out, so that sums over them differ.
+    no other valid values: samples take each other's places, and some are skipped, so that sums over them differ.
     """
     if isinstance(inputs, Tensor) and inputs.is_floating_point():
         return torch.cat([inputs[:keep], inputs[keep:].flip(0) * -0.5 + 0.25])
@@ -54,7 +54,7 @@ def other_samples(inputs: Tree, keep: int = 0) -> Tree:
 
 def shape_text(form: InputForm) -> str:
     """Return what one sample is, for messages."""
-    return f"of the data, {form}," if isinstance(form, Example) else f"of shape {tuple(form)}"
+    return f"of the data ({form})" if isinstance(form, Example) else f"of shape {tuple(form)}"
 
 
 def cloned(inputs: Tree) -> Tree:

@@ -19,6 +19,7 @@ Count = Annotated[int, Field(gt=0, lt=1 << 53)]
 _SUBJECT = (
     "data.source",
     "data.pipeline",
+    "data.workers",
     "data.shape",
     "data.crop_padding",
     "data.hflip",
