@@ -87,7 +87,8 @@ def torch_inputs(
     """Yield the batches of a sampler and the network's inputs. Raises BadSample when one is read."""
     for raw in sampler.raw_batches(first_group, stride):
         if sampler.samples.kind == "samples":
-            yield raw, moved(raw.values, normalize.device)
+            values = torch.from_numpy(raw.values) if isinstance(raw.values, np.ndarray) else raw.values
+            yield raw, moved(values, normalize.device)
         elif raw.placement is None:
             yield raw, normalize.rows(torch.from_numpy(raw.values))
         elif sampler.samples.kind == "encoded":
