@@ -50,8 +50,8 @@ class DataSection(Section):
     test: str | None = None
     """Test files below `root`, like `train`. None: the usual names of the source, or `test_fraction`."""
     test_fraction: Fraction = 0.0
-    """Rows of one file: fraction that is held out for testing, chosen by the seed. Synthetic samples: number of test
-    samples, as a fraction of the training set."""
+    """Rows of one file, or one torch Dataset: fraction that is held out for testing, chosen by the seed. Synthetic
+    samples: number of test samples, as a fraction of the training set."""
     validation_fraction: Fraction = 0.0
     """Fraction of the training samples, drawn by the seed, that is held out of training and evaluated during training
     instead of the test set. The test set is then evaluated once, at the end. 0: the test set is evaluated."""
@@ -86,7 +86,8 @@ class DataSection(Section):
     """Number of training samples, with those of `validation_fraction`. `plan` uses it before the data exists. None: the
     known size of the source."""
     num_classes: PositiveInt | None = None
-    """Number of classes. None: the number of classes in the training labels; 10 for synthetic sources."""
+    """Number of classes. None: the number of classes in the training labels, or that a torch Dataset states; 10 for
+    synthetic sources."""
     class_names: Annotated[tuple[str, ...], BeforeValidator(tuples)] | None = None
     """Names of the classes, labels or numbers, in order, where the source does not name them; `predict` prints them."""
     shape: Annotated[tuple[PositiveInt, ...], BeforeValidator(tuples)] | None = None

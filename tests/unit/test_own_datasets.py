@@ -22,7 +22,7 @@ from torch.utils.data import default_collate
 
 from hvd_batchgrow.cli import main
 from hvd_batchgrow.config import DataSection
-from hvd_batchgrow.data.datasets.dataset import DatasetPair, raise_bad
+from hvd_batchgrow.data.datasets.dataset import ArrayDataset, DatasetPair, raise_bad
 from hvd_batchgrow.data.datasets.subset import resolve
 from hvd_batchgrow.data.load_source import load_source
 from hvd_batchgrow.data.order.stream import Stream
@@ -120,6 +120,23 @@ def test_inputs_keep_their_form_and_are_what_torch_collates() -> None:
     part = batch[2:5]
     assert torch.equal(part.inputs["mask"], batch.inputs["mask"][2:5])
     assert part.targets.tolist() == batch.targets[2:5].tolist()
+
+
+class Windows(ArrayDataset):
+    """Integers as they are, without a torch Dataset."""
+
+    kind: Any = "samples"
+
+    def fetch(self, ids: Any) -> Any:
+        return self.values[ids]
+
+
+def test_another_dataset_may_give_the_network_integers_too() -> None:
+    windows = Windows(np.arange(80).reshape(16, 5), np.arange(16))
+    reader = Reader(section("x"), DatasetPair(windows, windows, 4, (), ()), CPU, 1, raise_bad, GROUP)
+    batch = next(reader.training(Stream(16, 3), GROUP, 0, 1))
+    assert batch.inputs.tolist() == windows.values[batch.ids].tolist()
+    assert (batch.inputs.dtype, batch.targets.tolist()) == (torch.int64, batch.ids.tolist())
 
 
 def test_a_test_set_is_read_in_order_and_also_keyed() -> None:
@@ -366,7 +383,7 @@ def test_networks_are_tried_with_real_samples() -> None:
         build_model(job, input_form(loaded("pictures").train), 3)
 
 
-@pytest.mark.parametrize("network", ["trees", "tokens"])
+@pytest.mark.parametrize("network", ["trees", pytest.param("tokens", marks=pytest.mark.slow)])
 def test_jobs_with_inputs_of_any_form_are_trained_evaluated_and_exported(
     network: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -79,7 +79,7 @@ class Dataset(Protocol):
 
         Returns:
             images: uint8 (n, H, W, C); rows: float32 or float64 (n, features); encoded: n arrays of uint8 (length,);
-            samples: a tree of tensors (n, …).
+            samples: an array or a tree of tensors (n, …), as the network gets them.
 
         Raises:
             BadSample: a sample is missing, truncated or has changed.

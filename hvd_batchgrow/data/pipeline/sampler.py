@@ -210,7 +210,7 @@ def _filled(samples: Dataset, batches: Iterator[RawBatch]) -> Iterator[RawBatch]
 
 def targets_of(samples: Dataset, ids: Ids) -> NDArray[Any] | None:
     """Return the targets of some samples; None if they are known only when the samples are drawn."""
-    return None if samples.kind == "samples" else samples.targets[ids]
+    return None if isinstance(whole_of(samples), SampleDataset) else samples.targets[ids]
 
 
 def sizes_of(samples: Dataset, ids: Ids) -> NDArray[np.int32]:

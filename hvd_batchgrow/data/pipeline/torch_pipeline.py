@@ -101,7 +101,8 @@ def torch_inputs(
         return
     for raw in raws:
         if samples.kind == "samples":
-            yield raw, moved(raw.values, normalize.device)
+            values = torch.from_numpy(raw.values) if isinstance(raw.values, np.ndarray) else raw.values
+            yield raw, moved(values, normalize.device)
         elif raw.placement is None:
             yield raw, normalize.rows(torch.from_numpy(raw.values))
         elif samples.kind == "encoded":
