@@ -32,11 +32,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(MARKERS[folder])
 
 
+BY_PARAMETER = ("tests/launch/test_examples.py", "tests/launch/test_recipes.py")
+"""Files whose tests share what is made for each parameter, such as an example, and nothing else."""
+
+
 class ByFileAndCluster(LoadFileScheduling):  # type: ignore[misc]  # xdist has no types
-    """One process runs all tests of a file, and one runs all of tests/slurm, which share a cluster."""
+    """One process runs all tests of a file, of a parameter in `BY_PARAMETER`, or of tests/slurm with its cluster."""
 
     def _split_scope(self, nodeid: str) -> str:
-        return "tests/slurm" if nodeid.startswith("tests/slurm/") else super()._split_scope(nodeid)
+        if nodeid.startswith("tests/slurm/"):
+            return "tests/slurm"
+        file: str = super()._split_scope(nodeid)
+        return file + nodeid.partition("[")[2] if nodeid.startswith(BY_PARAMETER) else file
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileScheduling | None:

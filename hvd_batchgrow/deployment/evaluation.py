@@ -141,6 +141,9 @@ def _table_rows(job: Job, description: ModelDescription) -> ArrayDataset:
 
 def _same_meaning(job: Job, source: DatasetPair, description: ModelDescription) -> DatasetPair:
     """Raise RunError unless the network accepts the samples, and the names of their classes, if any, are the same."""
+    if description.task.mean is not None:  # the scale of the training's targets, not of these
+        scale = {"target_mean": description.task.mean, "target_std": description.task.std}
+        source = replace(source, schema={**source.schema, **scale})
     now = describe_model(job, source)
     pairs = [("inputs", now.inputs, description.inputs)]
     if "classes" in source.schema:
@@ -150,7 +153,4 @@ def _same_meaning(job: Job, source: DatasetPair, description: ModelDescription) 
             raise RunError(
                 f"{job.data.root or job.data.source}: {name} are {shown(found)}; the run has {shown(wanted)}"
             )
-    schema = dict(source.schema)
-    if description.task.mean is not None:
-        schema |= {"target_mean": description.task.mean, "target_std": description.task.std}
-    return replace(source, num_classes=description.num_outputs, schema=schema)
+    return replace(source, num_classes=description.num_outputs)

@@ -45,7 +45,7 @@ class Prediction:
 
 
 def predict(network: TrainedNetwork, files: Sequence[Path], on_bad: OnBadFile) -> Iterator[Prediction]:
-    """Yield the predictions of files in their order. A file that cannot be used is reported, and the others follow.
+    """Return the predictions of files in their order. A file that cannot be used is reported, and the others follow.
 
     Args:
         network: of the run.
@@ -64,6 +64,10 @@ def predict(network: TrainedNetwork, files: Sequence[Path], on_bad: OnBadFile) -
             f"the inputs of this network are made by data.source = {network.job.data.source!r}, which reads no files"
         )
         raise RunError(f"{fault}; evaluate the run's test set with hvd-batchgrow evaluate, or export the network")
+    return _predictions(network, files, on_bad)
+
+
+def _predictions(network: TrainedNetwork, files: Sequence[Path], on_bad: OnBadFile) -> Iterator[Prediction]:
     if network.description.inputs.kind == "rows":
         for path in files:
             yield from _of_table(network, path, on_bad)

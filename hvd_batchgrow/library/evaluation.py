@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.nn.modes import kept_modes
+from hvd_batchgrow.storage.strict_json import dump_json
 
 T = TypeVar("T")
 N = TypeVar("N", bound=nn.Module)
@@ -80,7 +81,7 @@ def evaluate(
 
 def _agreed_names(names: list[str], ranks: Ranks) -> list[str]:
     """Return the quantities of all ranks that have batches."""
-    found = [json.loads(text) for text in ranks.gather_bytes(json.dumps(names).encode(), "evaluate.names")]
+    found = [json.loads(text) for text in ranks.gather_bytes(dump_json(names).encode(), "evaluate.names")]
     different = {tuple(names) for names in found if names}
     if not different:
         raise ValueError("nothing to evaluate: no rank has a batch")

@@ -45,13 +45,13 @@ def build_model(job: Job, form: InputForm, num_classes: int) -> nn.Module:
             `model.freeze` matches nothing.
     """
     network = _build(job, form, num_classes)
-    if job.model.freeze:
-        faults = freeze(network, job.model.freeze)
-        norms = list(ghost_norms(network))
-        if job.model.precise_bn_samples and norms and all(norm.frozen for norm in norms):
-            faults.append(Fault("model.precise_bn_samples", "has no effect: model.freeze freezes all norms"))
-        if faults:
-            raise JobError(faults, job.name)
+    faults = freeze(network, job.model.freeze) if job.model.freeze else []
+    norms = list(ghost_norms(network))
+    if job.model.precise_bn_samples and all(norm.frozen for norm in norms):
+        why = "model.freeze freezes all norms" if norms else f"{job.model.name} has no batch norm"
+        faults.append(Fault("model.precise_bn_samples", f"has no effect: {why}"))
+    if faults:
+        raise JobError(faults, job.name)
     return network
 
 

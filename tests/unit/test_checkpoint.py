@@ -20,6 +20,7 @@ from hvd_batchgrow.train.checkpoints.checkpoint import (
     newest_good,
     write_checkpoint,
 )
+from hvd_batchgrow.train.checkpoints.elastic_state import ElasticState
 from hvd_batchgrow.verification.tree_digest import tree_digest
 
 
@@ -220,3 +221,13 @@ def test_the_digest_depends_on_values_names_types_and_shapes() -> None:
     assert tree_digest({"b": [1, None, "x"], "a": torch.arange(6.0)}) == tree_digest(tree)
     transposed = torch.arange(6.0).reshape(3, 2).t().contiguous().t()
     assert tree_digest({"a": transposed}) == tree_digest({"a": torch.arange(6.0).reshape(3, 2)})
+
+
+def test_an_elastic_restart_removes_no_checkpoint_of_a_phase_boundary(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    write(folder, 10, 20, 30, 40, keep=2, milestones=(10,))
+    ElasticState(make(45)).write_if_newer(tmp_path)
+    assert [int(path.stem[8:]) for path in checkpoint_paths(folder)] == [10, 30, 40, 45]
+    ElasticState(make(43)).write_if_newer(tmp_path)
+    assert len(checkpoint_paths(folder)) == 4

@@ -216,3 +216,17 @@ def test_a_frozen_input_layer_gets_no_gradient() -> None:
     batch = MicroBatch(torch.randn(GROUP, 1, 9, 9), torch.zeros(GROUP, dtype=torch.int64), (0,))
     model.train()(batch.inputs).sum().backward()
     assert all((p.grad is None) == name.startswith("stem") for name, p in model.named_parameters())
+
+
+def unnormalized(num_classes: int) -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes))
+
+
+def test_precise_statistics_need_a_batch_norm(job: str, capsys: pytest.CaptureFixture[str]) -> None:
+    network = {"name": f"{__name__}:unnormalized", "channels": None, "precise_bn_samples": 32}
+    tree = job_tree("data", model=network)
+    del tree["model"]["channels"]
+    Path(job).write_text(tomli_w.dumps(tree))
+    assert main(["train", job]) == 2
+    fault = f"model.precise_bn_samples: has no effect: {__name__}:unnormalized has no batch norm"
+    assert fault in capsys.readouterr().err

@@ -160,7 +160,7 @@ class Plateau(TriggerRule):
         if bad_epochs <= self._section.patience_epochs + _ROUNDING:
             return None
         why = (
-            f"test {self._section.metric} no better than {self.state.best:.4g} for {bad_epochs:.3g} epochs, "
+            f"{self._section.metric} no better than {self.state.best:.4g} for {bad_epochs:.3g} epochs, "
             f"more than patience {self._section.patience_epochs:g}"
         )
         return BatchRequest(why, noise_factor=self._section.noise_factor)

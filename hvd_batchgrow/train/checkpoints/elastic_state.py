@@ -20,8 +20,10 @@ class ElasticState:
     num_updates: int = 0
     """Number of updates that this rank has taken part in, over all attempts."""
 
-    def write_if_newer(self, folder: Path, keep: int) -> None:
+    def write_if_newer(self, folder: Path) -> None:
         """Write the state as a checkpoint unless the run has one as new; only rank 0 calls it.
+
+        No other checkpoint is removed: the run does so at its next one, when it knows its phase boundaries.
 
         Raises:
             RunError: it could not be written.
@@ -29,5 +31,6 @@ class ElasticState:
         checkpoints = folder / "checkpoints"
         if self.checkpoint is None or not checkpoints.is_dir():
             return
-        if not any(path.stem >= f"samples-{self.checkpoint.samples:015d}" for path in checkpoint_paths(checkpoints)):
-            write_checkpoint(checkpoints, self.checkpoint, keep, ())
+        existing = list(checkpoint_paths(checkpoints))
+        if not any(path.stem >= f"samples-{self.checkpoint.samples:015d}" for path in existing):
+            write_checkpoint(checkpoints, self.checkpoint, len(existing) + 1, ())

@@ -86,7 +86,7 @@ def run_job(
         parts = TrainingParts(job, source, ranks, placement.device, pretrained=pretrained)
         if ranks.rank == 0:
             stack.enter_context(removed_if_unused(folder, elastic, overwrite=options.overwrite))
-        ranks.run_on_rank0(lambda: elastic.write_if_newer(folder, job.checkpoint.keep))
+        ranks.run_on_rank0(lambda: elastic.write_if_newer(folder))
         checkpoint, notes = open_run(
             folder,
             job,
