@@ -143,7 +143,7 @@ def _build_network(
         JobError: as `build_model`, `load_pretrained`, `check_deterministic` and `forward_state`; or the job is exact
             and the network has hazards.
     """
-    form = input_form(source.train)
+    form = input_form(source, job.task.target)
     model = build_model(job, form, source.num_classes)
     notes = load_pretrained(job, model, file, source.num_classes) if file else []
     model = model.to(device)

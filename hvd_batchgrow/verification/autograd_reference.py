@@ -53,7 +53,7 @@ class PlainRun:
     noise_seed: int | None = None
 
     def __post_init__(self) -> None:
-        form = input_form(self.source.train)
+        form = input_form(self.source, self.job.task.target)
         torch.manual_seed(self.job.seed)
         network = build_model(self.job, form, self.source.num_classes)
         if path := self.job.model.pretrained:

@@ -119,7 +119,7 @@ def find_hazards(job: Job, source: DatasetPair) -> tuple[list[str], list[str]]:
         JobError: the network cannot be built.
     """
     torch.manual_seed(job.seed)
-    form = input_form(source.train)
+    form = input_form(source, job.task.target)
     model = build_model(job, form, source.num_classes)
     notes = forward_state(job, model, form).notes(job.model.name, exact=job.layout.exact)
     return hazards(job, model, form), notes

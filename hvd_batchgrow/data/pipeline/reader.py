@@ -26,6 +26,7 @@ from hvd_batchgrow.data.pipeline.sampler import (
     one_by_one,
 )
 from hvd_batchgrow.data.pipeline.torch_pipeline import Normalize, torch_inputs
+from hvd_batchgrow.data.source_checks import KIND_TEXT
 from hvd_batchgrow.data.tensor_tree import Tree, device_of, moved, take_rows
 from hvd_batchgrow.messages.errors import Fault, JobError, RunError
 
@@ -35,7 +36,7 @@ class GhostBatches:
     """Consecutive ghost batches of a rank, or a part of a test set: n samples, as the network's inputs and targets."""
 
     inputs: Tree
-    """(n, C, H, W) or (n, features); of samples of a torch Dataset, a tree of tensors (n, …)."""
+    """(n, C, H, W), (n, features) or tokens (n, L); of samples of a torch Dataset, a tree of tensors (n, …)."""
     targets: Tree
     """(n,) classes, or other targets (n, …)."""
     stream_index: Ids
@@ -186,8 +187,8 @@ def batches(
 
 
 def training_augment(data: DataSection, samples: Dataset) -> Augment | None:
-    """Return the augmentation of training images; None for rows and for samples of a torch Dataset."""
-    if samples.kind in {"rows", "samples"}:
+    """Return the augmentation of training images; None for samples that are not images."""
+    if samples.kind not in {"images", "encoded"}:
         return None
     if samples.kind == "images":
         height, width, _ = samples.shape
@@ -197,8 +198,8 @@ def training_augment(data: DataSection, samples: Dataset) -> Augment | None:
 
 
 def testing_augment(data: DataSection, samples: Dataset) -> Augment | None:
-    """Return the crop of test images; None for rows and for samples of a torch Dataset."""
-    if samples.kind in {"rows", "samples"}:
+    """Return the crop of test images; None for samples that are not images."""
+    if samples.kind not in {"images", "encoded"}:
         return None
     if samples.kind == "images":
         height, width, _ = samples.shape
@@ -220,12 +221,12 @@ def choose_pipeline(requested: str, samples: Dataset) -> str:
     On arrays of 32 × 32 images with one thread, torch is faster (measured in docs/data.md).
 
     Raises:
-        JobError: DALI is requested for rows, or for samples of a torch Dataset.
+        JobError: DALI is requested for samples that are not images.
         RunError: DALI is requested and not installed.
     """
     installed = importlib.util.find_spec("nvidia") and importlib.util.find_spec("nvidia.dali")
-    if requested == "dali" and samples.kind in {"rows", "samples"}:
-        these = "rows" if samples.kind == "rows" else "samples of a torch Dataset"
+    if requested == "dali" and samples.kind not in {"images", "encoded"}:
+        these = KIND_TEXT[samples.kind]
         raise JobError([Fault("data.pipeline", f"'dali' reads images, and these are {these}; use 'auto' or 'torch'")])
     if requested == "dali" and not installed:
         raise RunError(

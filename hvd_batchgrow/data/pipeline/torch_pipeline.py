@@ -88,6 +88,8 @@ def torch_inputs(
     for raw in sampler.raw_batches(first_group, stride):
         if sampler.samples.kind == "samples":
             yield raw, moved(raw.values, normalize.device)
+        elif sampler.samples.kind == "tokens":
+            yield raw, to_device(torch.from_numpy(raw.values), normalize.device)
         elif raw.placement is None:
             yield raw, normalize.rows(torch.from_numpy(raw.values))
         elif sampler.samples.kind == "encoded":

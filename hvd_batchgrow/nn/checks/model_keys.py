@@ -24,7 +24,14 @@ def check_network(model: ModelSection) -> list[Fault]:
     faults = [Fault(f"model.{key}", f"is not used by {model.name!r}, but by {_users(key)}") for key in unused]
     if model.allow_new_head and model.pretrained is None:
         faults.append(Fault("model.allow_new_head", "is not used without model.pretrained"))
+    if model.ghost_batch == 1 and spec.build is not None and spec.keys >= NORM_KEYS:
+        faults.append(Fault("model.ghost_batch", single_sample_fault(model.name)))
     return [*faults, *spec.faults(model)]
+
+
+def single_sample_fault(network: str) -> str:
+    """Return why a network with batch norm cannot have ghost batches of one sample."""
+    return f"1: {network} has batch norm, and one sample has no batch statistics; use >= 2, 32 is usual"
 
 
 def _users(key: str) -> str:
