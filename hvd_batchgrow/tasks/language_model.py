@@ -41,7 +41,9 @@ class LanguageModel:
         each = plain
         if training and self.label_smoothing:
             smoothing = self.label_smoothing
-            smoothed = cross_entropy(logits, flat, reduction="none", ignore_index=IGNORED_TOKEN, label_smoothing=smoothing)
+            smoothed = cross_entropy(
+                logits, flat, reduction="none", ignore_index=IGNORED_TOKEN, label_smoothing=smoothing
+            )
             each = smoothed.view_as(targets)
         total = counts.sum()
         right = ((outputs.detach().argmax(2) == targets) & counts).sum()

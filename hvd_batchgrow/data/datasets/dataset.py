@@ -54,7 +54,7 @@ class Dataset(Protocol):
 
     @property
     def kind(self) -> Kind:
-        """What `fetch` returns: images of one size, rows of a table, encoded image files, samples of any form, or tokens."""
+        """What `fetch` returns: images of one size, rows, encoded image files, samples of any form, or tokens."""
 
     @property
     def shape(self) -> tuple[int, ...]:

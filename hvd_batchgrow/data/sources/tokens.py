@@ -33,7 +33,7 @@ def _faults(data: DataSection) -> Iterator[Fault]:
 SOURCES.register(
     SourceSpec(
         name="tokens",
-        doc="`train.bin` and `test.bin`: flat files of `data.token_dtype`, or `.npy` (N,) of integers; see [text](#text)",
+        doc="`train.bin` and `test.bin`, flat files of integers, or `.npy` (T,); cut into windows ([text](#text))",
         kinds=("tokens",),
         keys=FILE_KEYS | {"context", "token_dtype"},
         load=load_of("hvd_batchgrow.data.tokens.load_tokens"),

@@ -28,7 +28,8 @@ def load(data: DataSection, seed: int, report: ReportProgress) -> DatasetPair:
         JobError: the job has no root, or the type of the tokens is missing or wrong.
         RunError: a file is missing, damaged, shorter than a window, or has a token outside the vocabulary.
     """
-    assert data.context is not None and data.num_classes is not None  # `SourceSpec.faults`  # noqa: PT018
+    assert data.context  # as `SourceSpec.faults` requires
+    assert data.num_classes
     train = _windows(data, "train", data.context, data.num_classes, report)
     test = _windows(data, "test", data.context, data.num_classes, report)
     notes = tuple(note for windows in (train, test) if (note := _note(windows)))
@@ -69,14 +70,15 @@ def _summary(tokens: NDArray[Any], path: Path, report: ReportProgress) -> Arrays
 
 def _range_fault(tokens: NDArray[Any], path: Path, vocabulary: int, high: int, token_dtype: str | None) -> str:
     """Return the first tokens at fault and their number."""
-    shown, count, start = [], 0, 0
+    shown: list[str] = []
+    count = start = 0
     for chunk in chunks_of(tokens, "", lambda what, done, total: None):
         wrong = np.flatnonzero((chunk < 0) | (chunk >= vocabulary))
         count += len(wrong)
         shown += [f"token {start + k} is {chunk[k]}" for k in wrong[: 5 - len(shown)].tolist()]
         start += len(chunk)
     fault = f"{path}: {count} of {len(tokens)} tokens are not in 0 … {vocabulary - 1}: {', '.join(shown)}"
-    if high >= 1 << 16 and token_dtype == "uint32":
+    if high >= 1 << 16 and token_dtype == _WIDER["uint16"]:
         return f"{fault}; if the file holds uint16, set data.token_dtype = 'uint16'"
     return f"{fault}; set data.num_classes to the size of the vocabulary, at least {high + 1}"
 

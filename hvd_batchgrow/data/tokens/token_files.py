@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from hvd_batchgrow.config import DataSection
 from hvd_batchgrow.data.datasets.cache import file_stamp
+from hvd_batchgrow.data.datasets.npy_file import open_npy
 from hvd_batchgrow.data.datasets.section_values import need_root
-from hvd_batchgrow.data.sources.npy import open_npy
 from hvd_batchgrow.messages.errors import Fault, JobError, RunError
 from hvd_batchgrow.messages.suggest import near_path
 
@@ -75,7 +75,7 @@ def open_tokens(path: Path, token_dtype: str | None) -> NDArray[Any]:
     if not size:
         raise RunError(f"{path} is empty")
     if size % dtype.itemsize:
-        fault = f"{path} has {size} bytes, which is no whole number of {token_dtype} of {dtype.itemsize} bytes"
+        fault = f"{path} has {size} bytes, which is not a multiple of the {dtype.itemsize} bytes of {token_dtype}"
         raise RunError(f"{fault}: it is truncated, or data.token_dtype is another")
     try:
         return np.asarray(np.memmap(path, dtype, mode="r"))

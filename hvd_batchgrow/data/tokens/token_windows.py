@@ -59,7 +59,7 @@ class TokenWindows:
         """Return the windows of some ids, shifted by so many tokens, and filled up after the last token."""
         positions = np.asarray(ids, dtype=np.int64)[:, None] * self.context + np.arange(shift, self.context + shift)
         last = len(self.tokens) - 1
-        windows = self.tokens[np.minimum(positions, last)].astype(np.int64)
+        windows: NDArray[np.int64] = self.tokens[np.minimum(positions, last)].astype(np.int64)
         windows[positions > last] = filling
         return windows
 

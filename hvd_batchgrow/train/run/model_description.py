@@ -40,8 +40,8 @@ class Inputs(_Part):
     channels: str | None
     """Order of the channels: "RGB" or "grey"; None without images, and for other numbers of channels."""
     dtype: Literal["float32", "float16"] | None
-    """Of the normalized values, which the network receives in the type of its weights. None: `samples` have any, `tokens` are
-    int64."""
+    """Of the normalized values, which the network receives in the type of its weights. None: `samples` have any,
+    `tokens` are int64."""
 
 
 class Normalization(_Part):
