@@ -48,7 +48,7 @@ def write(root: Path, train: NDArray[Any], dtype: str = "uint16", test: NDArray[
 
 
 def section(root: Path, **keys: Any) -> DataSection:
-    given = {"context": CONTEXT, "num_classes": VOCABULARY, "token_dtype": "uint16"} | keys
+    given: dict[str, Any] = {"context": CONTEXT, "num_classes": VOCABULARY, "token_dtype": "uint16"} | keys
     return DataSection(source="tokens", root=str(root), **given)
 
 
