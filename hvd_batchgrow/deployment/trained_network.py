@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from hvd_batchgrow.comm.devices import DeviceKey, visible_gpus
 from hvd_batchgrow.comm.ranks import CollectiveError, SingleRank
 from hvd_batchgrow.config import Job
-from hvd_batchgrow.data.datasets.example import Example, InputForm, input_form, random_tokens
+from hvd_batchgrow.data.datasets.example import Example, InputForm, random_tokens, source_form
 from hvd_batchgrow.data.load_source import load_source
 from hvd_batchgrow.data.tensor_tree import Tree
 from hvd_batchgrow.job_file import parse_job
@@ -104,7 +104,7 @@ def _input_form(job: Job, description: ModelDescription) -> InputForm:
     if kind not in {"samples", "tokens"}:
         return description.inputs.shape
     data = job.data.model_copy(update={"workers": 0})
-    return input_form(load_source(data, job.seed, lambda what, done, total: None, target), target)
+    return source_form(load_source(data, job.seed, lambda what, done, total: None, target), target)
 
 
 def read_checkpoint(run: Path, path: Path | None) -> tuple[Checkpoint, tuple[str, ...]]:

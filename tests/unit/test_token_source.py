@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from hvd_batchgrow.config import DataSection, Job
 from hvd_batchgrow.data.count_samples import with_counted_samples
 from hvd_batchgrow.data.datasets.dataset import ArrayDataset, DatasetPair
-from hvd_batchgrow.data.datasets.example import Example, input_form
+from hvd_batchgrow.data.datasets.example import Example, source_form
 from hvd_batchgrow.data.load_source import load_source
 from hvd_batchgrow.data.order.stream import Stream
 from hvd_batchgrow.data.own_source import check_own
@@ -298,11 +298,11 @@ def test_a_custom_source_may_return_windows() -> None:
 
 def test_trial_samples_are_random_tokens_of_the_whole_vocabulary_or_those_of_the_set() -> None:
     source = own(text(1000))
-    form = input_form(source, "tokens")
+    form = source_form(source, "tokens")
     assert isinstance(form, Example)
     assert form.inputs.shape == (8, CONTEXT)
     assert int(form.inputs.max()) == VOCABULARY - 1
-    assert torch.equal(form.inputs, input_form(source, "tokens").inputs)  # type: ignore[union-attr]
-    real = input_form(source, None)
+    assert torch.equal(form.inputs, source_form(source, "tokens").inputs)  # type: ignore[union-attr]
+    real = source_form(source, None)
     assert isinstance(real, Example)
     assert real.inputs.reshape(-1).tolist() == source.train.fetch(np.arange(8)).reshape(-1).tolist()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hvd_batchgrow.config.task_specs import TargetKind
-from hvd_batchgrow.data.datasets.dataset import DatasetPair
+from hvd_batchgrow.data.datasets.dataset import Dataset, DatasetPair
 from hvd_batchgrow.data.datasets.subset import whole_of
 from hvd_batchgrow.data.tensor_tree import Tree, form_of, num_rows, take_rows
 
@@ -20,7 +20,7 @@ from hvd_batchgrow.data.tensor_tree import Tree, form_of, num_rows, take_rows
 class Example:
     """A few samples of a dataset whose inputs are not just numbers of one shape, such as token ids or several tensors.
 
-    A dataset whose `kind` is "samples" has one as its attribute `example`. For tokens, `input_form` makes one.
+    A dataset whose `kind` is "samples" has one as its attribute `example`. For tokens, `source_form` makes one.
     """
 
     inputs: Tree
@@ -51,16 +51,20 @@ InputForm = Sequence[int] | Example
 """What the inputs of a network are: the shape of one sample of random numbers, or real samples."""
 
 
-def input_form(source: DatasetPair, target: TargetKind | None) -> InputForm:
-    """Return the shape of a source's samples; an example of samples that are not just numbers of one shape.
+def source_form(source: DatasetPair, target: TargetKind | None) -> InputForm:
+    """Return what the inputs of a network for a source are: its `input_form`, or random tokens of its vocabulary.
 
     Args:
         source: the samples.
         target: that the task needs; None: any. If it is tokens, `num_classes` is the size of the vocabulary.
     """
-    samples = source.train
-    if samples.kind == "tokens" and target == "tokens":
-        return random_tokens(samples.shape[0], source.num_classes)
+    if source.train.kind == "tokens" and target == "tokens":
+        return random_tokens(source.train.shape[0], source.num_classes)
+    return input_form(source.train)
+
+
+def input_form(samples: Dataset) -> InputForm:
+    """Return the shape of a dataset's samples; the example of a dataset that has one; the first windows of tokens."""
     if samples.kind == "tokens":
         ids = np.arange(min(_NUM_SAMPLES, len(samples)))
         return Example(torch.from_numpy(samples.fetch(ids)), torch.from_numpy(samples.targets[ids]))
