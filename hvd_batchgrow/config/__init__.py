@@ -87,9 +87,13 @@ class DataSection(Section):
     known size of the source."""
     num_classes: PositiveInt | None = None
     """Number of classes. None: the number of classes in the training labels, or that a torch Dataset states; 10 for
-    synthetic sources."""
+    synthetic sources. tokens: size of the vocabulary; required."""
     class_names: Annotated[tuple[str, ...], BeforeValidator(tuples)] | None = None
     """Names of the classes, labels or numbers, in order, where the source does not name them; `predict` prints them."""
+    context: PositiveInt | None = None
+    """tokens: tokens of one sample. Required."""
+    token_dtype: Literal["uint8", "uint16", "uint32"] | None = None
+    """tokens: type of the tokens in files other than .npy, little-endian. Required for them."""
     shape: Annotated[tuple[PositiveInt, ...], BeforeValidator(tuples)] | None = None
     """Shape of a synthetic sample: [height, width, channels], or [features]. For numpy, idx and your own source:
     confirms the order of the axes where it looks unusual."""
@@ -162,8 +166,9 @@ class ModelSection(Section):
     """For `module:name`: keyword arguments of the call, besides `num_classes`."""
     channels: Annotated[tuple[PositiveInt, ...], Field(min_length=1), BeforeValidator(tuples)] | None = None
     """Widths of small_conv_net's convolutions or dense7's six hidden layers, in order. None: the network's default."""
-    ghost_batch: Annotated[int, Field(ge=2)]
-    """γ: samples over which batch norm computes its statistics. The stream is cut into ghost batches of this size."""
+    ghost_batch: PositiveInt
+    """γ: samples over which batch norm computes its statistics. The stream is cut into ghost batches of this size. 1
+    requires a network without batch norm."""
     bn_momentum: Annotated[float, Field(gt=0, le=1)] = 0.1
     """Weight of one ghost batch in the running statistics. For `module:name` it replaces the value of the norms."""
     precise_bn_samples: PositiveInt | None = None

@@ -16,8 +16,9 @@ from hvd_batchgrow.messages.errors import Fault
 if TYPE_CHECKING:  # it imports this file
     from hvd_batchgrow.config import DataSection
 
-Kind = Literal["images", "rows", "encoded", "samples"]
-"""Samples: images of one size, rows of numbers, encoded images of any size, or samples of a torch Dataset."""
+Kind = Literal["images", "rows", "encoded", "samples", "tokens"]
+"""Samples: images of one size, rows of numbers, encoded images of any size, samples of a torch Dataset, or windows of
+tokens."""
 Loader = Callable[["DataSection", int, Callable[[str, int, int], None]], Any]
 """Returns a `DatasetPair` for the section, the job's seed, and a function for progress reports."""
 FILE_KEYS = frozenset({"root", "train", "test"})

@@ -14,6 +14,8 @@ Direction = Literal["up", "down"]
 """Whether a metric improves when it rises or when it falls."""
 TargetKind = Literal["class", "values", "tokens"]
 """Targets of a sample: its class, int64 (); K numbers, float32 (K,); or the next token of each token, int64 (L,)."""
+IGNORED_TOKEN = -100
+"""Target of a token that counts neither in the loss nor in the metrics, as in torch's `cross_entropy`."""
 Answer = Literal["class", "labels", "values"]
 """What `predict` prints: the probability of each class, of each label, or the predicted numbers."""
 

@@ -113,7 +113,7 @@ def check_own(source: Any, shape: tuple[int, ...] | None = None, target: TargetK
 
 
 def _sample_faults(samples: Dataset, target: TargetKind | None) -> list[str]:
-    axes = {"images": 3, "rows": 1, "encoded": 3}
+    axes = {"images": 3, "rows": 1, "encoded": 3, "tokens": 1}
     if samples.kind not in axes:
         return [f"kind must be one of {', '.join(axes)}, is {samples.kind!r}"]
     if len(samples.shape) != axes[samples.kind]:
@@ -132,7 +132,7 @@ def _fetch_faults(samples: Dataset) -> list[str]:
     if samples.kind == "encoded":
         right = len(found) == 1 and getattr(found[0], "dtype", None) == np.uint8 and found[0].ndim == 1
         return [] if right else ["fetch must return an array of bytes (uint8) for each encoded image"]
-    wanted = ("uint8",) if samples.kind == "images" else ("float32", "float64")
+    wanted = {"images": ("uint8",), "tokens": ("int64",)}.get(samples.kind, ("float32", "float64"))
     if str(getattr(found, "dtype", None)) not in wanted or found.shape != (1, *samples.shape):
         state = f"{getattr(found, 'dtype', type(found).__name__)} {getattr(found, 'shape', '')}"
         is_bytes = str(getattr(found, "dtype", "uint8")) == "uint8"
@@ -141,12 +141,17 @@ def _fetch_faults(samples: Dataset) -> list[str]:
     return []
 
 
+def _num_constants(samples: Dataset) -> int:
+    """Return the number of channels or features; tokens are not normalized."""
+    return samples.shape[-1] if samples.shape and samples.kind != "tokens" else 0
+
+
 def _constant_faults(source: DatasetPair) -> list[str]:
     faults = []
     if not isinstance(source.num_classes, int) or source.num_classes < 1:
         faults.append(f"num_classes must be a whole number >= 1, is {source.num_classes!r}")
     for key in ("mean", "std"):
-        values, length = getattr(source, key), source.train.shape[-1] if source.train.shape else 0
+        values, length = getattr(source, key), _num_constants(source.train)
         if len(values) != length or not np.isfinite(values).all():
             faults.append(f"{key} must be {length} finite numbers, is {values}")
     if min(source.std, default=1) <= 0:

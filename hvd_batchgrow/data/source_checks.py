@@ -25,16 +25,18 @@ _KEYS_OF_KIND: dict[Kind, set[str]] = {
     | _CROP
     | IMAGE_KEYS,
     "samples": {"workers"},
+    "tokens": set(),
 }
 """Keys that each kind of samples uses for preprocessing."""
 
 _LONGEST = 10
 """Largest plausible ratio of a window's sides."""
-_KIND_TEXT: dict[Kind, str] = {
+KIND_TEXT: dict[Kind, str] = {
     "images": "images of one size",
     "rows": "rows",
     "encoded": "encoded images",
     "samples": "samples of a torch Dataset",
+    "tokens": "windows of tokens",
 }
 _INSTEAD = {("image_size", "images"): "; use data.crop_padding", ("crop_padding", "encoded"): "; use data.image_size"}
 
@@ -136,10 +138,10 @@ def _users(key: str) -> str:
 def _unused_by_kinds(kinds: Sequence[Kind], source: str, given: set[str]) -> list[Fault]:
     """Return a fault for each key that samples of none of these kinds use."""
     unused = {
-        key: [_KIND_TEXT[other] for other, keys in _KEYS_OF_KIND.items() if key in keys]
+        key: [KIND_TEXT[other] for other, keys in _KEYS_OF_KIND.items() if key in keys]
         for key in given.difference(*(_KEYS_OF_KIND[kind] for kind in kinds))
     }
-    own = " or ".join(_KIND_TEXT[kind] for kind in kinds)
+    own = " or ".join(KIND_TEXT[kind] for kind in kinds)
     return [
         Fault(
             f"data.{key}",

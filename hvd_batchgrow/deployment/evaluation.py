@@ -31,7 +31,10 @@ from hvd_batchgrow.train.run.model_description import FILE, ModelDescription, de
 from hvd_batchgrow.train.train_state import TrainState
 from hvd_batchgrow.verification.tree_digest import tree_digest
 
-_LOCATING = ("source", "root", "train", "test", "label", "header", "separator", "decimal", "on_bad_sample", "pipeline")
+_LOCATING = (
+    *("source", "root", "train", "test", "token_dtype"),
+    *("label", "header", "separator", "decimal", "on_bad_sample", "pipeline"),
+)
 """Keys of `[data]` that other data may change. All others belong to the network."""
 _MEANING = ("task", "classes", "inputs", "normalization", "preprocessing", "table")
 

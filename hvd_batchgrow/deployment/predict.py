@@ -53,8 +53,12 @@ def predict(network: TrainedNetwork, files: Sequence[Path], on_bad: OnBadFile) -
         on_bad: called with each file that cannot be used.
 
     Raises:
-        RunError: the task has no answers that can be printed, or a torch Dataset of the job makes the network's inputs.
+        RunError: the task has no answers that can be printed, or the inputs of the network are tokens or samples of a
+            torch Dataset.
     """
+    if "tokens" in {network.description.inputs.kind, network.description.task.target}:
+        remedy = "evaluate it with hvd-batchgrow evaluate, or export it and generate text with your own code"
+        raise RunError(f"predict reads photos and tables, and this network reads tokens; {remedy}")
     if network.description.task.answer is None:
         name = network.description.task.name
         remedy = 'a custom task says what its outputs mean by an attribute answer = "class", "labels" or "values"'

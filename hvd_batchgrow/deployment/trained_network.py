@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from hvd_batchgrow.comm.devices import DeviceKey, visible_gpus
 from hvd_batchgrow.comm.ranks import CollectiveError, SingleRank
 from hvd_batchgrow.config import Job
-from hvd_batchgrow.data.datasets.example import Example, InputForm, input_form
+from hvd_batchgrow.data.datasets.example import Example, InputForm, random_tokens, source_form
 from hvd_batchgrow.data.load_source import load_source
 from hvd_batchgrow.data.tensor_tree import Tree
 from hvd_batchgrow.job_file import parse_job
@@ -98,10 +98,13 @@ def load_network(
 
 def _input_form(job: Job, description: ModelDescription) -> InputForm:
     """Return what the network's inputs are; a torch Dataset of the run must still exist to show it."""
-    if description.inputs.kind != "samples":
+    kind, target = description.inputs.kind, description.task.target
+    if kind == "tokens" and target == "tokens":
+        return random_tokens(description.inputs.shape[0], description.num_outputs)
+    if kind not in {"samples", "tokens"}:
         return description.inputs.shape
-    source = load_source(job.data.model_copy(update={"workers": 0}), job.seed, lambda what, done, total: None)
-    return input_form(source.train)
+    data = job.data.model_copy(update={"workers": 0})
+    return source_form(load_source(data, job.seed, lambda what, done, total: None, target), target)
 
 
 def read_checkpoint(run: Path, path: Path | None) -> tuple[Checkpoint, tuple[str, ...]]:

@@ -82,7 +82,7 @@ def plan_updates(
         "name": "plan_updates",
         # Only the number of samples and the ghost batch affect the schedule.
         "data": {"source": "synthetic_rows", "shape": [1], "num_samples": num_samples},
-        "model": {"name": "dense7", "ghost_batch": ghost_batch},
+        "model": {"name": "unused:network", "ghost_batch": ghost_batch},
         "optim": {"name": "sgd", "lr": lr, "momentum": momentum},
         "schedule": dict(schedule),
         "layout": {key: value for key, value in layout.items() if value is not None},

@@ -20,6 +20,7 @@ from hvd_batchgrow.data.tensor_tree import tensors_in
 from hvd_batchgrow.import_string import NotFound, describe_error, find_callable
 from hvd_batchgrow.messages.errors import Fault, JobError
 from hvd_batchgrow.nn.checks.gradient_trial import gradient_fault
+from hvd_batchgrow.nn.checks.model_keys import single_sample_fault
 from hvd_batchgrow.nn.checks.module_kinds import kind_fault
 from hvd_batchgrow.nn.dropout import convert_dropout
 from hvd_batchgrow.nn.ghost.convert import convert_ghost_batch_norm
@@ -173,6 +174,8 @@ def _with_ghost_norms(job: Job, made: nn.Module) -> nn.Module:
     except ValueError as error:
         raise _refusal(job, f"{job.model.name}: {_in_one_line(error)}") from error
     for norm in ghost_norms(network):
+        if group == 1:
+            raise JobError([Fault("model.ghost_batch", single_sample_fault(job.model.name))], job.name)
         if norm.ghost_batch != group:
             raise _refusal(
                 job,

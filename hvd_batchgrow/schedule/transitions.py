@@ -23,7 +23,7 @@ def _changes(plan: Plan, before: Phase, after: Phase) -> list[str]:
         _batch(plan, before, after),
         f"lr {_ratio(after.lr / before.lr)}",
         _momentum(plan, before, after),
-        _norm_horizon(plan, before, after),
+        *([_norm_horizon(plan, before, after)] if plan.ghost_batch > 1 else []),  # one sample allows no batch norm
         _weight_decay(plan, before, after),
     ]
 

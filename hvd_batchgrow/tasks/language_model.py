@@ -10,11 +10,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from hvd_batchgrow.config.task import TaskSection
-from hvd_batchgrow.config.task_specs import TASKS, Direction
+from hvd_batchgrow.config.task_specs import IGNORED_TOKEN, TASKS, Direction
 from hvd_batchgrow.tasks.task import Losses
-
-IGNORED = -100
-"""Target of a token that counts neither in the loss nor in the metrics, as torch's `cross_entropy` has it."""
 
 
 class LanguageModel:
@@ -38,13 +35,15 @@ class LanguageModel:
 
     def __call__(self, outputs: Tensor, targets: Tensor, *, training: bool) -> Losses:
         """See `Task`."""
-        logits, counts = outputs.flatten(0, 1), targets != IGNORED
+        logits, counts = outputs.flatten(0, 1), targets != IGNORED_TOKEN
         flat = targets.flatten()
-        plain = cross_entropy(logits, flat, reduction="none", ignore_index=IGNORED).view_as(targets)
+        plain = cross_entropy(logits, flat, reduction="none", ignore_index=IGNORED_TOKEN).view_as(targets)
         each = plain
         if training and self.label_smoothing:
             smoothing = self.label_smoothing
-            smoothed = cross_entropy(logits, flat, reduction="none", ignore_index=IGNORED, label_smoothing=smoothing)
+            smoothed = cross_entropy(
+                logits, flat, reduction="none", ignore_index=IGNORED_TOKEN, label_smoothing=smoothing
+            )
             each = smoothed.view_as(targets)
         total = counts.sum()
         right = ((outputs.detach().argmax(2) == targets) & counts).sum()

@@ -11,7 +11,7 @@ from hvd_batchgrow.comm.broadcast_object import broadcast_object
 from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.data.datasets.dataset import DatasetPair, raise_bad
-from hvd_batchgrow.data.datasets.example import input_form
+from hvd_batchgrow.data.datasets.example import source_form
 from hvd_batchgrow.data.datasets.targets import first_targets
 from hvd_batchgrow.data.order.stream import Stream, groups_of_rank
 from hvd_batchgrow.data.pipeline.reader import GhostBatchStream, Reader
@@ -143,7 +143,7 @@ def _build_network(
         JobError: as `build_model`, `load_pretrained`, `check_deterministic` and `forward_state`; or the job is exact
             and the network has hazards.
     """
-    form = input_form(source.train)
+    form = source_form(source, job.task.target)
     model = build_model(job, form, source.num_classes)
     notes = load_pretrained(job, model, file, source.num_classes) if file else []
     model = model.to(device)

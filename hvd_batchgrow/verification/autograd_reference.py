@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.data.datasets.dataset import DatasetPair
-from hvd_batchgrow.data.datasets.example import input_form
+from hvd_batchgrow.data.datasets.example import source_form
 from hvd_batchgrow.data.order.stream import Stream
 from hvd_batchgrow.data.pipeline.reader import Reader
 from hvd_batchgrow.data.tensor_tree import map_tensors
@@ -53,7 +53,7 @@ class PlainRun:
     noise_seed: int | None = None
 
     def __post_init__(self) -> None:
-        form = input_form(self.source.train)
+        form = source_form(self.source, self.job.task.target)
         torch.manual_seed(self.job.seed)
         network = build_model(self.job, form, self.source.num_classes)
         if path := self.job.model.pretrained:

@@ -19,7 +19,7 @@ from hvd_batchgrow.comm.launcher_env import LAUNCHER_PREFIXES, Backend
 from hvd_batchgrow.comm.ranks import SingleRank
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.data.datasets.dataset import DatasetPair
-from hvd_batchgrow.data.datasets.example import input_form
+from hvd_batchgrow.data.datasets.example import source_form
 from hvd_batchgrow.interrupt import uninterrupted
 from hvd_batchgrow.messages.errors import ExitCode, Fault, JobError, RunError
 from hvd_batchgrow.messages.wording import counted
@@ -119,7 +119,7 @@ def find_hazards(job: Job, source: DatasetPair) -> tuple[list[str], list[str]]:
         JobError: the network cannot be built.
     """
     torch.manual_seed(job.seed)
-    form = input_form(source.train)
+    form = source_form(source, job.task.target)
     model = build_model(job, form, source.num_classes)
     notes = forward_state(job, model, form).notes(job.model.name, exact=job.layout.exact)
     return hazards(job, model, form), notes

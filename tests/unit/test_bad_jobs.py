@@ -46,7 +46,7 @@ max_batch = 96
 """
 SOURCES = (
     "one of cifar10, cifar100, covtype, csv, fashion_mnist, idx, image_folder, imagenet, numpy, parquet, "
-    "synthetic_images, synthetic_rows, tfrecord, webdataset, or your own module:function"
+    "synthetic_images, synthetic_rows, tfrecord, tokens, webdataset, or your own module:function"
 )
 NAME = "a name of at most 200 letters, digits, dots, dashes and underscores"
 POLICIES = "adabatch, adaptive, decay, grow, hybrid, import, seesaw, steps"

@@ -40,7 +40,8 @@ def test_every_shipped_job_is_valid_and_named_as_its_file(path: Path) -> None:
         ("schedule", "max_batch", "N/0", "schedule.max_batch: must be a fraction of the"),
         ("schedule", "max_batch", True, "schedule.max_batch: must be a whole number or text, got true"),
         ("schedule", "boundaries_epochs", [1.0, "2"], "schedule.boundaries_epochs.1: must be a number, got '2'"),
-        ("model", "ghost_batch", 1, "model.ghost_batch: must be at least 2, got 1; nearest: 2"),
+        ("model", "ghost_batch", 0, "model.ghost_batch: must be greater than 0, got 0; nearest: 1"),
+        ("model", "ghost_batch", 1, "model.ghost_batch: 1: small_conv_net has batch norm, and one sample has no batch"),
         ("model", "ghost_batch", 8.0, "model.ghost_batch: must be a whole number, got 8.0"),
         (
             "model",

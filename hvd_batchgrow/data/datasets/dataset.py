@@ -54,11 +54,11 @@ class Dataset(Protocol):
 
     @property
     def kind(self) -> Kind:
-        """What `fetch` returns: images of one size, rows of a table, encoded image files, or samples of any form."""
+        """What `fetch` returns: images of one size, rows, encoded image files, samples of any form, or tokens."""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of one sample: (H, W, C), (features,), or (0, 0, C) if each image has its own size.
+        """Shape of one sample: (H, W, C), (features,), (tokens,), or (0, 0, C) if each image has its own size.
 
         Samples of any form: shape of the tensor, as the network receives it; () if there are several tensors.
         """
@@ -79,7 +79,7 @@ class Dataset(Protocol):
 
         Returns:
             images: uint8 (n, H, W, C); rows: float32 or float64 (n, features); encoded: n arrays of uint8 (length,);
-            samples: an array or a tree of tensors (n, …), as the network gets them.
+            samples: an array or a tree of tensors (n, …), as the network gets them; tokens: int64 (n, L).
 
         Raises:
             BadSample: a sample is missing, truncated or has changed.

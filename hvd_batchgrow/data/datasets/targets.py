@@ -7,21 +7,23 @@ from typing import Any
 
 import numpy as np
 
-from hvd_batchgrow.config.task_specs import TargetKind
+from hvd_batchgrow.config.task_specs import IGNORED_TOKEN, TargetKind
 from hvd_batchgrow.data.datasets.dataset import Dataset, check_labels
 from hvd_batchgrow.data.datasets.subset import whole_of
 from hvd_batchgrow.messages.errors import RunError
 
 _MOST_COMPUTED = 10**6
+"""Numbers in the targets that are computed for a check."""
 
 
 def first_targets(samples: Dataset) -> Any:
-    """Return all targets of an array, the first million of computed targets, or a few of a torch Dataset."""
+    """Return all targets of an array, the first samples' computed targets, or a few of a torch Dataset."""
     if example := getattr(whole_of(samples), "example", None):
         return example.targets.numpy()
     if isinstance(samples.targets, np.ndarray):
         return samples.targets
-    return np.asarray(samples.targets[np.arange(min(len(samples), _MOST_COMPUTED))])
+    width = np.asarray(samples.targets[np.arange(min(len(samples), 1))]).size
+    return np.asarray(samples.targets[np.arange(min(len(samples), max(1, _MOST_COMPUTED // max(1, width))))])
 
 
 def target_faults(samples: Dataset, target: TargetKind | None) -> list[str]:
@@ -62,10 +64,20 @@ def check_target_values(samples: Dataset, num_classes: int, target: TargetKind |
     targets = first_targets(samples)
     if target == "class":
         check_labels(targets, num_classes, place)
+    if target == "tokens":
+        _check_tokens(targets, num_classes, place)
     if target == "values":
         check_numbers(targets, place)
         if targets.shape[1] != num_classes:
             raise RunError(f"{place}: a sample has {targets.shape[1]} targets, and num_classes is {num_classes}")
+
+
+def _check_tokens(targets: Any, num_classes: int, place: str) -> None:
+    wrong = np.argwhere(((targets < 0) & (targets != IGNORED_TOKEN)) | (targets >= num_classes))
+    if len(wrong):
+        shown = "; ".join(f"sample {k}, token {j} is {targets[k, j]}" for k, j in wrong[:5])
+        rule = f"0 … {num_classes - 1}, or {IGNORED_TOKEN} where a token does not count"
+        raise RunError(f"{place}: {len(wrong)} targets are not in {rule}: {shown}")
 
 
 def check_numbers(targets: Any, place: str) -> None:

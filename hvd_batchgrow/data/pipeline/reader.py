@@ -30,6 +30,7 @@ from hvd_batchgrow.data.pipeline.sampler import (
     one_by_one,
 )
 from hvd_batchgrow.data.pipeline.torch_pipeline import Normalize, torch_inputs
+from hvd_batchgrow.data.source_checks import KIND_TEXT
 from hvd_batchgrow.data.tensor_tree import Tree, device_of, moved, take_rows
 from hvd_batchgrow.messages.errors import Fault, JobError, RunError
 
@@ -39,7 +40,7 @@ class GhostBatches:
     """Consecutive ghost batches of a rank, or a part of a test set: n samples, as the network's inputs and targets."""
 
     inputs: Tree
-    """(n, C, H, W) or (n, features); of samples of a torch Dataset, a tree of tensors (n, …)."""
+    """(n, C, H, W), (n, features) or tokens (n, L); of samples of a torch Dataset, a tree of tensors (n, …)."""
     targets: Tree
     """(n,) classes; with Mixup or CutMix float32 (n, C), probabilities of the classes; or other targets (n, …)."""
     stream_index: Ids
@@ -218,8 +219,8 @@ def _mixed(batches: Iterator[GhostBatches], mixing: Mixing) -> Iterator[GhostBat
 
 
 def training_augment(data: DataSection, samples: Dataset) -> Augment | None:
-    """Return the augmentation of training images; None for rows and for samples of a torch Dataset."""
-    if samples.kind in {"rows", "samples"}:
+    """Return the augmentation of training images; None for samples that are not images."""
+    if samples.kind not in {"images", "encoded"}:
         return None
     if samples.kind == "images":
         height, width, _ = samples.shape
@@ -229,8 +230,8 @@ def training_augment(data: DataSection, samples: Dataset) -> Augment | None:
 
 
 def testing_augment(data: DataSection, samples: Dataset) -> Augment | None:
-    """Return the crop of test images; None for rows and for samples of a torch Dataset."""
-    if samples.kind in {"rows", "samples"}:
+    """Return the crop of test images; None for samples that are not images."""
+    if samples.kind not in {"images", "encoded"}:
         return None
     if samples.kind == "images":
         height, width, _ = samples.shape
@@ -253,14 +254,13 @@ def choose_pipeline(data: DataSection, samples: Dataset) -> str:
     only torch's pipeline has, "auto" is torch.
 
     Raises:
-        JobError: DALI is requested for rows, for samples of a torch Dataset, or for an augmentation that it does not
-            have.
+        JobError: DALI is requested for samples that are not images, or for an augmentation that it does not have.
         RunError: DALI is requested and not installed.
     """
     requested, torch_only = data.pipeline, torch_only_keys(data)
     installed = importlib.util.find_spec("nvidia") and importlib.util.find_spec("nvidia.dali")
-    if requested == "dali" and samples.kind in {"rows", "samples"}:
-        these = "rows" if samples.kind == "rows" else "samples of a torch Dataset"
+    if requested == "dali" and samples.kind not in {"images", "encoded"}:
+        these = KIND_TEXT[samples.kind]
         raise JobError([Fault("data.pipeline", f"'dali' reads images, and these are {these}; use 'auto' or 'torch'")])
     if requested == "dali" and torch_only:
         raise JobError([dali_fault(torch_only)])

@@ -100,7 +100,7 @@ def torch_inputs(
             yield raw, normalize.images(torch.from_numpy(images))
         return
     for raw in raws:
-        if samples.kind == "samples":
+        if samples.kind in {"samples", "tokens"}:
             values = torch.from_numpy(raw.values) if isinstance(raw.values, np.ndarray) else raw.values
             yield raw, moved(values, normalize.device)
         elif raw.placement is None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hvd_batchgrow.config import ModelSection
+from hvd_batchgrow.config import Job, ModelSection
 from hvd_batchgrow.config.model_specs import NORM_KEYS, ModelSpec, all_models, read_name
+from hvd_batchgrow.config.source_specs import SOURCES
 from hvd_batchgrow.messages.errors import Fault
 
 
@@ -24,7 +25,17 @@ def check_network(model: ModelSection) -> list[Fault]:
     faults = [Fault(f"model.{key}", f"is not used by {model.name!r}, but by {_users(key)}") for key in unused]
     if model.allow_new_head and model.pretrained is None:
         faults.append(Fault("model.allow_new_head", "is not used without model.pretrained"))
+    if model.ghost_batch == 1:
+        if spec.build is not None and spec.keys >= NORM_KEYS:
+            faults.append(Fault("model.ghost_batch", single_sample_fault(model.name)))
+        why = "has no effect with model.ghost_batch = 1, which allows no batch norm; remove it"
+        faults += [Fault(f"model.{key}", why) for key in ("bn_momentum", "precise_bn_samples") if key in given]
     return [*faults, *spec.faults(model)]
+
+
+def single_sample_fault(network: str) -> str:
+    """Return why a network with batch norm cannot have ghost batches of one sample."""
+    return f"1: {network} has batch norm, and one sample has no batch statistics; use >= 2, 32 is usual"
 
 
 def _users(key: str) -> str:
@@ -42,6 +53,15 @@ def _used(spec: ModelSpec) -> set[str]:
         *spec.keys,
         *({"precise_bn_samples"} if spec.keys >= NORM_KEYS else ()),
     }
+
+
+def check_reads(job: Job) -> list[Fault]:
+    """Return a fault if the samples of a source are always tokens, and a network of this package cannot read them."""
+    source = SOURCES.get(job.data.source)
+    if source is None or source.kinds != ("tokens",) or read_name(job.model.name)[0].build is None:
+        return []
+    fault = f"{job.model.name!r} takes images or rows, and {job.data.source!r} has windows of tokens"
+    return [Fault("model.name", f"{fault}; use your own network, module:name")]
 
 
 def check_shape(model: ModelSection, shape: Sequence[int]) -> list[Fault]:

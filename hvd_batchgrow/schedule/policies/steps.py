@@ -68,6 +68,10 @@ class StepsSchedule(Policy):
         if self.sequence_length is not None and not counts_tokens:
             fault = "is for batch_steps_unit = 'tokens', not 'samples'; remove it, or change the unit"
             faults.append(Fault("schedule.sequence_length", fault))
+        context = job.data.context
+        if counts_tokens and context is not None and self.sequence_length not in {None, context}:
+            fault = f"{self.sequence_length}, but a sample has data.context = {context} tokens; use {context}"
+            faults.append(Fault("schedule.sequence_length", fault))
         return faults
 
     def stated_batches(self, cap: int | None) -> list[tuple[str, int]]:

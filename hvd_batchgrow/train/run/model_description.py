@@ -32,22 +32,23 @@ class Inputs(_Part):
     """The network's inputs."""
 
     kind: Kind
-    """Samples before preprocessing: `images` of one size, `rows` of numbers, `encoded` images of any size, or `samples`
-    that a torch Dataset of the job preprocesses itself."""
+    """Samples before preprocessing: `images` of one size, `rows` of numbers, `encoded` images of any size, `samples`
+    that a torch Dataset of the job preprocesses itself, or `tokens`."""
     shape: tuple[PositiveInt, ...]
-    """Of one sample as the network receives it: (channels, height, width) or (features,). `samples`: of the tensor; ()
-    if the network receives several tensors."""
+    """Of one sample as the network receives it: (channels, height, width), (features,) or (tokens,). `samples`: of the
+    tensor; () if the network receives several tensors."""
     channels: str | None
-    """Order of the channels: "RGB" or "grey"; None for rows, and for other numbers of channels."""
+    """Order of the channels: "RGB" or "grey"; None without images, and for other numbers of channels."""
     dtype: Literal["float32", "float16"] | None
-    """Of the normalized values, which the network receives in the type of its weights. None: `samples` have any."""
+    """Of the normalized values, which the network receives in the type of its weights. None: `samples` have any,
+    `tokens` are int64."""
 
 
 class Normalization(_Part):
     """(value / divisor - mean) / std, per channel or feature."""
 
     divisor: float
-    """255 for images, whose pixels are 0 … 255; 1 for rows."""
+    """255 for images, whose pixels are 0 … 255; otherwise 1."""
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
@@ -141,16 +142,16 @@ def describe_model(job: Job, source: DatasetPair) -> ModelDescription:
         cropped = Preprocessing(
             apply_orientation=data.apply_orientation, resize=augment.eval_resize, center_crop=augment.out_size
         )
-    task = _learned_task(job, source)
+    task, keeps_inputs = _learned_task(job, source), samples.kind in {"samples", "tokens"}
     return ModelDescription(
         task=task,
         num_outputs=source.num_classes,
         classes=() if task.target == "tokens" else class_names(source),
         inputs=Inputs(
             kind=samples.kind,
-            shape=samples.shape if samples.kind == "samples" else (num_channels, *size),
+            shape=samples.shape if keeps_inputs else (num_channels, *size),
             channels={1: "grey", 3: "RGB"}.get(num_channels) if is_image else None,
-            dtype=None if samples.kind == "samples" else data.dtype,
+            dtype=None if keeps_inputs else data.dtype,
         ),
         normalization=Normalization(divisor=255 if is_image else 1, mean=source.mean, std=source.std),
         preprocessing=cropped,

@@ -1,0 +1,93 @@
+"""Load files of tokens, and check that all tokens are in the vocabulary."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hvd_batchgrow.config import DataSection
+from hvd_batchgrow.data.datasets.cache import Arrays, cached_arrays, file_stamp
+from hvd_batchgrow.data.datasets.dataset import DatasetPair, ReportProgress
+from hvd_batchgrow.data.datasets.normalization import chunks_of
+from hvd_batchgrow.data.tokens.token_files import find_file, open_tokens
+from hvd_batchgrow.data.tokens.token_windows import TokenWindows
+from hvd_batchgrow.messages.errors import RunError
+
+_WIDER = {"uint8": "uint16", "uint16": "uint32"}
+
+
+def load(data: DataSection, seed: int, report: ReportProgress) -> DatasetPair:
+    """Load the source `tokens`: a file of tokens for training and one for testing, as windows of `data.context`.
+
+    The files are mapped. Their least and largest token are computed once and cached until a file changes.
+
+    Raises:
+        JobError: the job has no root, or the type of the tokens is missing or wrong.
+        RunError: a file is missing, damaged, shorter than a window, or has a token outside the vocabulary.
+    """
+    assert data.context  # as `SourceSpec.faults` requires
+    assert data.num_classes
+    train = _windows(data, "train", data.context, data.num_classes, report)
+    test = _windows(data, "test", data.context, data.num_classes, report)
+    notes = tuple(note for windows in (train, test) if (note := _note(windows)))
+    return DatasetPair(train, test, data.num_classes, (), (), notes)
+
+
+def _windows(
+    data: DataSection, part: Literal["train", "test"], context: int, vocabulary: int, report: ReportProgress
+) -> TokenWindows:
+    path = find_file(data, part)
+    tokens = open_tokens(path, data.token_dtype)
+    if len(tokens) <= context:
+        fault = f"{path} has {len(tokens)} tokens; a sample of data.context = {context} and the token after it need"
+        raise RunError(f"{fault} {context + 1}: use a longer text or a shorter context")
+    stamp = [file_stamp(path), str(tokens.dtype)]
+    summary = cached_arrays("tokens", str(path.resolve()), stamp, lambda: _summary(tokens, path, report))["summary"]
+    low, high, even, odd = summary.tolist()
+    wider = _WIDER.get(data.token_dtype or "")
+    if wider and even and not odd:
+        fault = f"{path}: every second {data.token_dtype} is 0, as in a file of {wider}"
+        raise RunError(f"{fault}; set data.token_dtype = {wider!r}")
+    if low < 0 or high >= vocabulary:
+        raise RunError(_range_fault(tokens, path, vocabulary, high, data.token_dtype))
+    return TokenWindows(tokens, context, str(path))
+
+
+def _summary(tokens: NDArray[Any], path: Path, report: ReportProgress) -> Arrays:
+    """Return the least and the largest token, and whether one at an even, and at an odd, position is not 0."""
+    low, high, start = int(tokens[0]), int(tokens[0]), 0
+    nonzero = [False, False]
+    for chunk in chunks_of(tokens, f"reading {path.name}", report):
+        low, high = min(low, int(chunk.min())), max(high, int(chunk.max()))
+        for first in (0, 1):
+            nonzero[(start + first) % 2] |= bool(chunk[first::2].any())
+        start += len(chunk)
+    return {"summary": np.array([low, high, *nonzero], dtype=np.int64)}
+
+
+def _range_fault(tokens: NDArray[Any], path: Path, vocabulary: int, high: int, token_dtype: str | None) -> str:
+    """Return the first tokens at fault and their number."""
+    shown: list[str] = []
+    count = start = 0
+    for chunk in chunks_of(tokens, "", lambda what, done, total: None):
+        wrong = np.flatnonzero((chunk < 0) | (chunk >= vocabulary))
+        count += len(wrong)
+        shown += [f"token {start + k} is {chunk[k]}" for k in wrong[: 5 - len(shown)].tolist()]
+        start += len(chunk)
+    fault = f"{path}: {count} of {len(tokens)} tokens are not in 0 … {vocabulary - 1}: {', '.join(shown)}"
+    if high >= 1 << 16 and token_dtype == _WIDER["uint16"]:
+        return f"{fault}; if the file holds uint16, set data.token_dtype = 'uint16'"
+    return f"{fault}; set data.num_classes to the size of the vocabulary, at least {high + 1}"
+
+
+def _note(windows: TokenWindows) -> str | None:
+    """Return a note on a last window that is not full."""
+    num_tokens, context = len(windows.tokens), windows.context
+    rest = (num_tokens - 1) % context
+    if not rest:
+        return None
+    shape = f"{num_tokens:,} tokens in {len(windows):,} windows of {context}"
+    return f"{windows.name}: {shape}; the last one has {rest} targets, and the rest of it does not count"
