@@ -208,7 +208,7 @@ def _observers(job: Job, console: PlainConsole) -> list[Observer]:
     from hvd_batchgrow.observers.metrics import ConsumedFile, MetricsFile
     from hvd_batchgrow.observers.progress import ProgressDisplay
 
-    observers = [ProgressDisplay(console), MetricsFile(), ConsumedFile()]
+    observers = [ProgressDisplay(console, job.logging.line_every_s), MetricsFile(), ConsumedFile()]
     if job.logging.tensorboard:
         from hvd_batchgrow.observers.tensorboard import TensorBoard
 

@@ -246,6 +246,8 @@ class LoggingSection(Section):
 
     logs_per_epoch: PositiveInt = 20
     """Log records per epoch; each averages the training metrics over N / logs_per_epoch samples."""
+    line_every_s: PositiveFloat = 60.0
+    """Without a terminal: seconds between two lines of progress, which follow a log record."""
     tensorboard: bool = True
     """Write TensorBoard files to `runs/NAME/tensorboard`."""
     stall_timeout_s: PositiveFloat = 600.0

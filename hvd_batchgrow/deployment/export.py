@@ -219,5 +219,7 @@ def _metrics(network: TrainedNetwork) -> dict[str, Any]:
 
 def _result_names(line: dict[str, Any]) -> list[str]:
     return [
-        name for name in line if name not in {"kind", "samples", "epoch", "dataset"} and not name.startswith("average_")
+        name
+        for name in line
+        if name not in {"kind", "samples", "epoch", "updates", "dataset"} and not name.startswith("average_")
     ]

@@ -32,6 +32,11 @@ class PlainConsole(Console):
         )
 
 
+def field_column(name: str) -> ProgressColumn:
+    """Return the column of a progress display that shows a field of a task."""
+    return TextColumn(f"{{task.fields[{name}]}}", markup=False)
+
+
 def description_column() -> ProgressColumn:
     """Return the column of a progress display that shows a task's description."""
     return TextColumn("{task.description}", markup=False)

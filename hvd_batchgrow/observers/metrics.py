@@ -24,7 +24,8 @@ class MetricsFile(Observer):
 
     def on_evaluation(self, event: Evaluation) -> None:
         """Append an evaluation."""
-        line = {"samples": event.samples, "epoch": event.epoch, **event.named(), "dataset": event.dataset}
+        where = {"samples": event.samples, "epoch": event.epoch, "updates": event.updates}
+        line = {**where, **event.named(), "dataset": event.dataset}
         self._file.append({"kind": "eval", **line})
 
 

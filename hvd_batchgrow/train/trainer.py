@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -231,7 +232,9 @@ class Trainer:
         return evaluation
 
     def _evaluate(self, dataset: EvaluatedSet) -> Evaluation:
-        self.state.evaluation = evaluation = evaluate(self.parts, self.state, self.team, dataset)
+        updates = self.plan.schedule.updates_at(self.state.samples)
+        evaluation = replace(evaluate(self.parts, self.state, self.team, dataset), updates=updates)
+        self.state.evaluation = evaluation
         self.observers.notify("on_evaluation", evaluation)
         if not evaluation.is_finite and self.job.update.on_nonfinite == "stop":
             raise self._failure(describe_evaluation(evaluation, self.job.update.precision))

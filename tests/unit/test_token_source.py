@@ -205,6 +205,7 @@ def test_a_file_that_cannot_be_used_is_an_error(
     ("keys", "message"),
     [
         ({"context": None}, "data.context: is needed: tokens of one sample"),
+        ({"class_names": ["a"]}, "data.class_names: names classes, and tokens are numbers; remove the key"),
         ({"num_classes": None}, "data.num_classes: is needed: the size of the vocabulary, such as 256 for bytes"),
         ({"token_dtype": None}, "data.token_dtype: is needed: train.bin does not say its type"),
         (

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from hvd_batchgrow.job_file import load_job
 from hvd_batchgrow.observers.console import PlainConsole
 from hvd_batchgrow.observers.console_tables import plan_text, print_plan, result_table
 from hvd_batchgrow.observers.metrics import MetricsFile
-from hvd_batchgrow.observers.progress import ProgressDisplay, work_progress
+from hvd_batchgrow.observers.progress import ProgressDisplay, short_time, work_progress
 from hvd_batchgrow.observers.tensorboard import TensorBoard
 from hvd_batchgrow.schedule.plan import compile_plan
 from hvd_batchgrow.schedule.twin import decay_twin
@@ -148,6 +149,30 @@ def test_without_a_terminal_there_are_plain_lines(tmp_path: Path) -> None:
     assert (
         "small: stopped after 19 of 19 updates, 720 samples in 10 s (a checkpoint is saved): the same command" in text
     )
+
+
+def test_without_a_terminal_a_line_comes_at_an_interval_with_the_time_left(tmp_path: Path) -> None:
+    stream, now = io.StringIO(), [0.0]
+    shown = ProgressDisplay(PlainConsole(stream, 200, is_terminal=False), 25.0, lambda: now[0])
+    shown.on_start(started(tmp_path))
+    for samples in range(16, 113, 16):  # each update takes 10 s: 0.8 s of work at 20 samples/s, and evaluations
+        now[0] += 10.0
+        shown.on_record(replace(record(samples), samples_per_s=20.0, loss=samples / 16))
+    lines = [line for line in stream.getvalue().splitlines() if " %: epoch " in line]
+    assert [line.split(":")[0] for line in lines] == ["7.0 %", "14.0 %"]  # at 30 s and 60 s
+    # Phase 1 of 688 samples has 20 updates of 16, of which 17 are left after 3: 10 s each.
+    end = PLAN.schedule.phases[0].end_samples
+    assert f"; {short_time(10 * (end - 48) / 16)} in this phase, " in lines[0]
+    assert lines[0].endswith(" left")
+    shown.on_evaluation(evaluation(112))
+    assert f"loss {sum(range(1, 8)) / 7:.4f}, 20 samples/s" in stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.4, "0 s"), (59.4, "59 s"), (125, "2:05 min"), (3599, "59:59 min"), (11220, "3:07 h")]
+)
+def test_times_are_short(seconds: float, text: str) -> None:
+    assert short_time(seconds) == text
 
 
 def test_on_a_terminal_there_is_a_bar(tmp_path: Path) -> None:

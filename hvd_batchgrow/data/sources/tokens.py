@@ -28,6 +28,8 @@ def _faults(data: DataSection) -> Iterator[Fault]:
     if data.num_classes is None:
         fault = "is needed: the size of the vocabulary, such as 256 for bytes or 50257 for the tokens of GPT-2"
         yield Fault("data.num_classes", fault)
+    if data.class_names is not None:
+        yield Fault("data.class_names", "names classes, and tokens are numbers; remove the key")
 
 
 SOURCES.register(

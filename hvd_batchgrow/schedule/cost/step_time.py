@@ -134,7 +134,7 @@ def fit_step_time(part: RankProbe, num_bytes: int) -> StepTime:
     """
     sizes = np.array([timed.num_bytes for timed in part.sums], dtype=float)
     seconds = np.array([timed.seconds for timed in part.sums])
-    latency, per_byte = _nonnegative_fit(np.stack([np.ones_like(sizes), sizes], 1), seconds, seconds)
+    latency, per_byte = nonnegative_fit(np.stack([np.ones_like(sizes), sizes], 1), seconds, seconds)
     times = _Times(part, float(latency + per_byte * num_bytes))
     overlap = times.best_overlap()
     fixed_s, pass_s, sample_s = times.fit(overlap)
@@ -168,7 +168,7 @@ class _Times:
         columns = np.stack([np.ones_like(self.micro), self.passes, self.passes * self.micro], 1)
         visible_s = np.full_like(self.seconds, self.sync_s)
         for _ in range(100):
-            found = _nonnegative_fit(columns, self.seconds - visible_s, self.scale)
+            found = nonnegative_fit(columns, self.seconds - visible_s, self.scale)
             before, visible_s = visible_s, self._visible_s(found, overlap)
             if np.abs(visible_s - before).max() < 1e-9 * self.seconds.min():
                 break
@@ -193,7 +193,7 @@ class _Times:
         return best
 
 
-def _nonnegative_fit(columns: Seconds, values: Seconds, scale: Seconds) -> Seconds:
+def nonnegative_fit(columns: Seconds, values: Seconds, scale: Seconds) -> Seconds:
     """Return the coefficients >= 0 of least squares of (columns @ x - values) / scale.
 
     With at most three coefficients, every subset of positive ones is tried.

@@ -1,0 +1,50 @@
+"""Estimate the time that a run still needs, from the updates that it has done."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from hvd_batchgrow.schedule.cost.step_time import nonnegative_fit
+from hvd_batchgrow.schedule.plan import Plan
+
+
+@dataclass
+class TimeLeft:
+    """Fits T = f + b n to the updates of a run; n is the samples of an update per rank, f and b are at least 0.
+
+    Until updates of two sizes are known, T is proportional to n, which is too long for a batch that grows later.
+    """
+
+    _seen: dict[float, tuple[float, float]] = field(default_factory=dict)
+    """For each n, the number of updates and their seconds."""
+
+    def add(self, samples_per_rank: float, num_updates: int, seconds: float) -> None:
+        """Add updates of one size. Updates of the same size that were added before count half."""
+        updates, total = self._seen.get(samples_per_rank, (0.0, 0.0))
+        self._seen[samples_per_rank] = updates / 2 + num_updates, total / 2 + seconds
+
+    def seconds(self, plan: Plan, samples: int) -> tuple[float, float] | None:
+        """Return the seconds that are left in the phase and in the run; None before the first update.
+
+        Args:
+            plan: as it is known now.
+            samples: the sample counter.
+        """
+        if not self._seen or samples >= plan.schedule.end_samples:
+            return None if not self._seen else (0.0, 0.0)
+        sizes = np.array(list(self._seen))
+        each = np.array([total / updates for updates, total in self._seen.values()])
+        first = plan.schedule.index_at(samples)
+        if len(sizes) == 1:
+            fixed_s, sample_s = 0.0, float(each[0] / sizes[0])
+        else:
+            fixed_s, sample_s = map(float, nonnegative_fit(np.stack([np.ones_like(sizes), sizes], 1), each, each))
+        left = [
+            (phase.end_samples - max(samples, phase.start_samples))
+            / phase.global_batch
+            * (fixed_s + sample_s * phase.global_batch / layout.ranks)
+            for phase, layout in zip(plan.schedule.phases[first:], plan.layouts[first:], strict=True)
+        ]
+        return left[0], sum(left)
