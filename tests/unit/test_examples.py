@@ -40,7 +40,7 @@ def test_its_batch_grows_and_one_rank_and_two_can_form_it(folder: Path) -> None:
 @each_folder
 def test_it_says_what_is_expected_of_it(folder: Path) -> None:
     expected = tomllib.loads((folder / "expected.toml").read_text())
-    assert set(expected) <= {"stop_after_updates", "at_least", "at_most", "predicts"}
+    assert set(expected) <= {"stop_after_updates", "exact_words", "at_least", "at_most", "predicts"}
     assert expected["stop_after_updates"] > 0
     assert expected.get("at_least") or expected.get("at_most")
 
