@@ -93,7 +93,7 @@ def test_each_token_but_the_first_is_a_target_once_after_the_token_before_it(
     assert len(train) * CONTEXT - counts.sum() < CONTEXT
 
 
-def test_a_rest_that_fills_no_window_is_noted(tmp_path: Path) -> None:
+def test_a_last_window_that_is_not_full_is_noted(tmp_path: Path) -> None:
     write(tmp_path, text(1 + 3 * CONTEXT), test=text(1 + 2 * CONTEXT + 3))
     (note,) = load(tmp_path).notes
     assert note.endswith(

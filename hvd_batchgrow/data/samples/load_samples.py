@@ -40,8 +40,8 @@ def load_samples(returned: Any, data: DataSection, seed: int, target: TargetKind
         target: that the task needs; None: any.
 
     Raises:
-        JobError: the object is something else, its targets are not those of the task, the number of classes is unknown,
-            or a test set is missing.
+        JobError: the object is something else, the task needs other targets, the number of classes is unknown, or a
+            test set is missing.
         RunError: a sample cannot be drawn, or is not reproducible.
     """
     sets = _sets_of(returned, data)
