@@ -51,7 +51,9 @@ def load_own_task(section: TaskSection) -> Task:
         given = ", ".join(f"{key}={value!r}" for key, value in section.kwargs.items())
         raise _refusal(f"{name}({given}) failed: {describe_error(error)}") from error
     if not callable(made):
-        raise _refusal(f"{name} must return a task, that is a callable with `metrics`, returned {type(made).__name__}")
+        raise _refusal(
+            f"{name} must return a task, a callable with the attribute `metrics`; it returned {type(made).__name__}"
+        )
     metrics = getattr(made, "metrics", None)
     if not isinstance(metrics, Mapping) or not {*metrics.values()} <= {"up", "down"}:
         raise _refusal(f'{name}: metrics must be a dict such as {{"top1": "up", "mae": "down"}}, is {metrics!r}')

@@ -98,7 +98,7 @@ def _not_a_tensor(tree: Any, name: str) -> str | None:
         parts = {f"{name}[{index}]": part for index, part in enumerate(tree)}
     else:
         kind = "text" if isinstance(tree, (tuple, list)) else type(tree).__name__
-        return f"{name} is {kind}, which cannot become a tensor; leave it out, or encode it as numbers"
+        return f"{name} is {kind}, which cannot become a tensor; remove it, or encode it as numbers"
     if not parts:
         return f"{name} is empty"
     return next((fault for key, part in parts.items() if (fault := _not_a_tensor(part, key))), None)

@@ -87,7 +87,7 @@ def _open_npy(path: Path, token_dtype: str | None) -> NDArray[Any]:
     file_stamp(path)
     tokens = open_npy(path)
     if tokens.ndim != 1 or tokens.dtype.newbyteorder("=") not in map(np.dtype, _TYPES):
-        fault = f"{path} is {tokens.dtype} {tokens.shape}; tokens must be (N,) of {', '.join(_TYPES)}"
+        fault = f"{path} is {tokens.dtype} {tokens.shape}; tokens must be (T,) of {', '.join(_TYPES)}"
         raise RunError(f"{fault}: numpy.save(…, numpy.asarray(tokens, numpy.uint16).reshape(-1))")
     if token_dtype not in {None, tokens.dtype.name}:
         fault = f"{token_dtype!r}, and {path.name} says {tokens.dtype.name}; remove the key, which is for other files"
