@@ -23,7 +23,7 @@ class NotFound(ValueError):  # noqa: N818  # the name says what is wrong
 def find_callable(name: str) -> Callable[..., Any]:
     """Return the callable `module:name`. Modules are also searched in the working directory.
 
-    What they import may include torchvision, at any time, also beside a CPU build of torch.
+    The user's module may import torchvision, at any time, also with a CPU build of torch.
 
     Raises:
         NotFound: the module cannot be imported (its error is the cause), or does not have the callable.

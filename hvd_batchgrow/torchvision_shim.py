@@ -1,8 +1,8 @@
-"""Make `import torchvision` work beside a CPU build of torch, wherever it is written.
+"""Make every `import torchvision` work with a CPU build of torch.
 
-The torchvision of PyPI is built for a torch with CUDA. With a CPU build of torch, its compiled operators cannot be
+The torchvision of PyPI is built for torch with CUDA. With a CPU build of torch, its compiled operators cannot be
 loaded, and the import fails at the first one that it describes, `torchvision::nms`. Networks, transforms and data sets
-do not use these operators. Declared without a kernel, they let the import succeed, and a call of one fails.
+do not use these operators. If they are declared without a kernel, the import succeeds, and only calls of them fail.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _declared: list[Any] = []
 
 
 def repair_torchvision() -> None:
-    """Let later imports of torchvision succeed, in this process and whoever makes them.
+    """Let all later imports of torchvision in this process succeed.
 
     This imports neither torch nor torchvision. When torchvision is first imported and its operators are missing
     beside a CPU build of torch, they are declared and it is imported again. An import that succeeds, or fails for

@@ -1,4 +1,4 @@
-"""Train with Hugging Face Accelerate; the micro-batch grows to 16 samples per process, then their number.
+"""Train with Hugging Face Accelerate; the micro-batch grows to 16 samples per process, then accumulation grows.
 
 accelerate launch (or torchrun) train.py [--max-updates N], or python train.py. Run it again to resume.
 """
@@ -29,7 +29,7 @@ GROWTH = {"policy": "grow", "epochs": 3, "global_batch": 16, "boundaries_epochs"
 
 
 def measure(network: nn.Module, batch: list[Tensor]) -> dict[str, tuple[Tensor, int]]:
-    """Return loss and correct answers of a batch as sums, and the number of its samples."""
+    """Return the summed loss and the number of correct predictions of a batch, each with its number of samples."""
     rows, classes = (part.to(next(network.parameters()).device) for part in batch)
     logits = network(rows)
     loss, correct = cross_entropy(logits, classes, reduction="sum"), (logits.argmax(1) == classes).sum()

@@ -38,7 +38,7 @@ GROWTH = {
 
 
 def measure(network: nn.Module, batch: list[Tensor]) -> dict[str, tuple[Tensor, int]]:
-    """Return loss and correct answers of a batch as sums, and the number of its samples."""
+    """Return the summed loss and the number of correct predictions of a batch, each with its number of samples."""
     rows, classes = (part.to(next(network.parameters()).device) for part in batch)
     logits = network(rows)
     loss, correct = cross_entropy(logits, classes, reduction="sum"), (logits.argmax(1) == classes).sum()
@@ -56,7 +56,7 @@ def train(ranks: Ranks, max_updates: int | None) -> None:
     targets = (inputs @ torch.randn(20, 4) + torch.randn(1500, 4)).argmax(1)
     train_set, test_set = TensorDataset(inputs[:1000], targets[:1000]), TensorDataset(inputs[1000:], targets[1000:])
 
-    # The weight decay of each group stays as it is here: none on norms and biases.
+    # PlanLR does not change the weight decay of the groups: here norms and biases are not decayed.
     network = nn.Sequential(nn.Linear(20, 32), nn.LayerNorm(32), nn.ReLU(), nn.Linear(32, 4)).to(device)
     groups = [
         {"params": [p for p in network.parameters() if p.ndim > 1], "weight_decay": 1e-3},

@@ -1,7 +1,7 @@
-"""Write text that a Debian package ships as bytes: data/train.bin and data/test.bin, uint16.
+"""Write the bytes of a Debian package's documentation as tokens: data/train.bin and data/test.bin, uint16.
 
-The text is Perl's documentation in pod format, of the package perl-modules-5.*, which git and many others need. Three
-whole files are the test text; no part of them is in the training text.
+The text is Perl's documentation in pod format, from the package perl-modules-5.*, which git and many others depend on.
+Three whole files are the test text; the training text contains no part of them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Train with Lightning; the batch grows by larger micro-batches or by accumulation of more of them.
+"""Train with Lightning; the batch grows by larger micro-batches or by accumulating more of them.
 
 torchrun --standalone --nproc-per-node 2 train.py batch|accumulation [--max-updates N], or python train.py ….
 Run it again to resume.

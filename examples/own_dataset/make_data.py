@@ -1,4 +1,4 @@
-"""Draw light discs, squares and crosses on dark ground: data/train.npz, data/val.npz and data/test.npz."""
+"""Draw light discs, squares and crosses on a dark background: data/train.npz, data/val.npz and data/test.npz."""
 
 from __future__ import annotations
 

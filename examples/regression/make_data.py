@@ -1,4 +1,4 @@
-"""Write records of houses: data/train.csv, data/test.csv, and new_rows.csv, whose targets are to be predicted.
+"""Write records of houses: data/train.csv, data/test.csv, and new_rows.csv, which has no targets.
 
 Price and heating cost follow from area, age, distance and insulation, with noise.
 """
@@ -12,7 +12,7 @@ import numpy as np
 
 COLUMNS = ("area_m2", "age_years", "distance_km", "insulation", "price_eur", "heating_eur")
 INSULATION = {"none": 1.0, "roof": 0.75, "full": 0.45}
-"""The heating cost of each kind, as a fraction of that without insulation."""
+"""Heating cost with each kind of insulation, relative to a house without insulation."""
 NUM_ROWS = {"train": 4000, "test": 1000}
 
 

@@ -1,4 +1,4 @@
-"""Write records of pumps: data/train.csv, data/test.csv, and new_rows.csv, whose state is to be predicted.
+"""Write records of pumps: data/train.csv, data/test.csv, and new_rows.csv, which has no states.
 
 A pump's temperature and vibration depend on its maker, its age and its state. Some values were not measured, and some
 pumps have no known maker.

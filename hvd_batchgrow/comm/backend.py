@@ -23,8 +23,8 @@ from hvd_batchgrow.messages.errors import RunError
 def connect(backend: Backend = "auto", device: DeviceKey = "auto", ranks_per_gpu: int | None = None) -> Ranks:
     """Join the ranks that a launcher started together with this one.
 
-    If the script has already called `torch.distributed.init_process_group`, or a framework has, these are its ranks,
-    unless `backend` is "horovod".
+    If the script or a framework has already called `torch.distributed.init_process_group`, the ranks are those of that
+    call, unless `backend` is "horovod".
 
     Args:
         backend: library for the collectives; "auto" takes one that can sum on the device.

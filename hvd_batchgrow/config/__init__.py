@@ -50,8 +50,8 @@ class DataSection(Section):
     test: str | None = None
     """Test files below `root`, like `train`. None: the usual names of the source, or `test_fraction`."""
     test_fraction: Fraction = 0.0
-    """Rows of one file, or one torch Dataset: fraction that is held out for testing, chosen by the seed. Synthetic
-    samples: number of test samples, as a fraction of the training set."""
+    """A table in one file, or a single torch Dataset: fraction held out for testing, drawn by the seed. Synthetic
+    sources: number of test samples, as a fraction of the training set."""
     validation_fraction: Fraction = 0.0
     """Fraction of the training samples, drawn by the seed, that is held out of training and evaluated during training
     instead of the test set. The test set is then evaluated once, at the end. 0: the test set is evaluated."""
@@ -84,12 +84,12 @@ class DataSection(Section):
     """csv: the decimal mark."""
     num_samples: PositiveInt | None = None
     """Number of training samples, with those of `validation_fraction`. `plan` uses it before the data exists. None: the
-    known size of the source."""
+    known size of the source; if it is unknown, the samples are counted."""
     num_classes: PositiveInt | None = None
-    """Number of classes. None: the number of classes in the training labels, or that a torch Dataset states; 10 for
-    synthetic sources. tokens: size of the vocabulary; required."""
+    """Number of classes. None: the number of classes in the training labels, or the number that a torch Dataset
+    states; 10 for synthetic sources. tokens: size of the vocabulary; required."""
     class_names: Annotated[tuple[str, ...], BeforeValidator(tuples)] | None = None
-    """Names of the classes, labels or numbers, in order, where the source does not name them; `predict` prints them."""
+    """Names of the classes, labels or numbers, in order, if the source does not name them; `predict` prints them."""
     context: PositiveInt | None = None
     """tokens: tokens of one sample. Required."""
     token_dtype: Literal["uint8", "uint16", "uint32"] | None = None
@@ -124,8 +124,8 @@ class DataSection(Section):
     eval_resize: PositiveInt | None = None
     """Encoded images in tests: shorter side after resizing, before the center crop. None: image_size · 8/7."""
     auto_augment: Literal["randaugment", "trivialaugment_wide"] | None = None
-    """Training images: random operations such as shear, rotate or posterize, as torchvision's RandAugment or
-    TrivialAugmentWide. None: none."""
+    """Training images: random operations such as shear, rotate or posterize, as in torchvision's RandAugment or
+    TrivialAugmentWide. None: no such operations."""
     randaugment_num_ops: Annotated[int, Field(ge=1, le=14)] = 2
     """randaugment: number of operations per image."""
     randaugment_magnitude: Annotated[int, Field(ge=0, le=30)] = 9
@@ -133,24 +133,24 @@ class DataSection(Section):
     color_jitter: (
         Annotated[tuple[NonNegative, NonNegative, NonNegative, NonNegative], BeforeValidator(tuples)] | None
     ) = None
-    """Training images: [brightness, contrast, saturation, hue], the largest random change of each, as torchvision's
+    """Training images: [brightness, contrast, saturation, hue], the largest random change of each, as in torchvision's
     ColorJitter. None: no change."""
     random_erasing: Probability = 0.0
-    """Probability that a random rectangle of a training image is set to 0 after normalization. 0: none is."""
+    """Probability that a random rectangle of a training image is set to 0 after normalization. 0: no erasing."""
     random_erasing_scale: Annotated[tuple[PositiveFloat, PositiveFloat], BeforeValidator(tuples)] = (0.02, 0.33)
     """[min, max] area of the erased rectangle, as a fraction of the image."""
     random_erasing_ratio: Annotated[tuple[PositiveFloat, PositiveFloat], BeforeValidator(tuples)] = (0.3, 3.3)
     """[min, max] ratio of height to width of the erased rectangle."""
     mixup_alpha: NonNegative = 0.0
-    """Mixup: blend each training image, and its target, with another one of its ghost batch. Share drawn from
-    Beta(mixup_alpha, mixup_alpha). 0: no Mixup."""
+    """Mixup: blend each training image, and its target, with another one of its ghost batch. The share of the
+    image is drawn from Beta(mixup_alpha, mixup_alpha). 0: no Mixup."""
     cutmix_alpha: NonNegative = 0.0
     """CutMix: replace a box of each training image by that of another one of its ghost batch, and mix the targets by
     area. The box's area is drawn from Beta(cutmix_alpha, cutmix_alpha). 0: no CutMix."""
     mixup_prob: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Probability that a ghost batch is mixed, by Mixup or CutMix."""
     mixup_switch_prob: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    """Mixup and CutMix both on: probability that a ghost batch that is mixed is mixed by CutMix."""
+    """If both Mixup and CutMix are on: probability that a mixed ghost batch is mixed by CutMix."""
     channels_last: bool = False
     """Store images as NHWC in memory, and the network's weights in the same order."""
     dtype: Literal["float32", "float16"] = "float32"
@@ -238,7 +238,7 @@ class CheckpointSection(Section):
     """Number of most recent checkpoints to keep. Those of phase boundaries are always kept."""
     keep_best: Annotated[str, matching(r"val/[a-z]\w*", '"val/loss" or "val/METRIC", such as "val/top1"')] | None = None
     """Also keep the weights of the best evaluation so far, by "val/loss" or a metric of the task on the validation set,
-    such as "val/top1". None: keep none for its result."""
+    such as "val/top1". None: do not keep them."""
 
 
 class LoggingSection(Section):

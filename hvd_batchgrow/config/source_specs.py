@@ -40,7 +40,7 @@ class SourceSpec:
     num_samples: Callable[[DataSection], int | None] = lambda data: None
     """Returns N if it is known without reading the data; None: the job must state it."""
     load_values: Loader | None = None
-    """Like `load`, with K numbers per sample as targets instead of classes; None: it has classes only."""
+    """Like `load`, with K numbers per sample as targets instead of classes; None: the source has only `target`."""
     target: TargetKind = "class"
     """Targets of `load`."""
     faults: Callable[[DataSection], Iterable[Fault]] = lambda data: ()
@@ -55,7 +55,7 @@ class SourceSpec:
 
 
 def load_of(module: str, function: str = "load") -> Loader:
-    """Return a function of a module that is slow to import, which is imported by the call."""
+    """Return a function that imports a slow module when it is called, and calls a function of it."""
 
     def load(data: DataSection, seed: int, report: Callable[[str, int, int], None]) -> Any:
         return getattr(importlib.import_module(module), function)(data, seed, report)

@@ -34,11 +34,11 @@ class TaskSection(Section):
 
     @property
     def target(self) -> TargetKind | None:
-        """Targets that the task needs; None: the user's own task states it."""
+        """Targets that the task needs; None: the user's own task names them."""
         spec = TASKS.get(self.name)
         return spec.target if spec else None
 
     def directions(self) -> dict[str, Direction] | None:
-        """Return whether the loss and each metric improve by rising; None: the user's own task states it."""
+        """Return the direction in which the loss and each metric improve; None: the user's own task states it."""
         spec = TASKS.get(self.name)
         return {"loss": "down", **spec.metrics} if spec else None

@@ -1,4 +1,4 @@
-"""What the program knows of a task before it imports torch: one spec per task, from its file in `tasks/kinds`."""
+"""What is known about a task without importing torch: one spec per task, in its file in `tasks/kinds`."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class TaskSpec:
     """The module whose `load` returns the task for its section, the number of the network's outputs, and the schema of
     the source. It imports torch, which takes seconds."""
     output_shape: Callable[[Sequence[int], int], tuple[int, ...]]
-    """Returns the shape of the network's output for one sample, from that of an input and the number of outputs."""
+    """Returns the shape of the network's output for one sample, given an input's shape and the number of outputs."""
     answer: Answer | None = None
     """None: `predict` does not support the task."""
 

@@ -54,13 +54,13 @@ def load_own(data: DataSection, seed: int = 0, target: TargetKind | None = "clas
 
 
 def _has_datasets(returned: Any) -> bool:
-    """Return whether an object looks like torch Datasets, or like something meant as one."""
+    """Return whether an object is, or was probably meant to be, one or several torch Datasets."""
     of_torch = isinstance(returned, (TorchDataset, tuple, list)) or hasattr(returned, "__getitem__")
     return of_torch and not isinstance(returned, DatasetPair)
 
 
 def _with_keyed_fetch(source: Any, seed: int) -> Any:
-    """Return a source whose `fetch` gets epochs and generators where it accepts them; another object as it is."""
+    """Return a source whose `fetch` receives epochs and generators if it accepts them; any other object unchanged."""
     if not isinstance(source, DatasetPair):
         return source
     keyed: dict[str, Any] = {part: with_keyed_fetch(samples, seed) for part, samples in _sets(source)}
@@ -69,7 +69,7 @@ def _with_keyed_fetch(source: Any, seed: int) -> Any:
 
 def _with_notes(source: DatasetPair) -> DatasetPair:
     train, test = source.train.targets, source.test.targets
-    if not isinstance(train, np.ndarray) or not isinstance(test, np.ndarray):  # computed labels may be of any number
+    if not isinstance(train, np.ndarray) or not isinstance(test, np.ndarray):  # computed labels may be too many
         return source
     return replace(source, notes=(*source.notes, *notes_on_classes(train, test, source.num_classes)))
 

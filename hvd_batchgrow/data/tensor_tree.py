@@ -18,10 +18,10 @@ Tree = Any
 
 
 def map_tensors(function: Callable[..., Tensor], tree: Tree, *others: Tree) -> Tree:
-    """Return a tree of the same form with the results of a function of each tensor.
+    """Apply a function to each tensor of a tree, and return the results as a tree of the same form.
 
     Args:
-        function: called with the tensors at the same place of all trees.
+        function: called with the tensors at the same place in all trees.
         tree: gives the form.
         others: trees of the same form.
     """

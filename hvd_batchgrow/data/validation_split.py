@@ -15,7 +15,7 @@ from hvd_batchgrow.data.datasets.subset import Subset
 from hvd_batchgrow.data.order.stream import keyed_permutation
 
 _VALIDATION, _TEST = 1, 2
-"""Domains, which separate the draws from each other and from those of the epochs, which have domain 0."""
+"""Domains that separate the two draws from each other and from the order of the epochs, which has domain 0."""
 
 
 def held_out_ids(num_samples: int, fraction: float, seed: int, domain: int = _VALIDATION) -> Ids:
@@ -68,7 +68,7 @@ def with_test(source: DatasetPair, fraction: float, seed: int) -> DatasetPair:
 
 
 def _divide(whole: Dataset, fraction: float, seed: int, domain: int) -> tuple[Subset, Subset, dict[str, Any]]:
-    """Return the remaining samples, those that are held out, and what identifies these."""
+    """Return the remaining samples, the held-out samples, and the fingerprint of the held-out samples."""
     held_out = held_out_ids(len(whole), fraction, seed, domain)
     # Before the remaining sample k there are as many held-out samples as have at most k remaining ones before them.
     before = held_out - np.arange(len(held_out))

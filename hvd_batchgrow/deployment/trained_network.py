@@ -97,7 +97,7 @@ def load_network(
 
 
 def _input_form(job: Job, description: ModelDescription) -> InputForm:
-    """Return what the network's inputs are; a torch Dataset of the run must still exist to show it."""
+    """Return the form of the network's inputs. A run on a torch Dataset must still be able to load it."""
     kind, target = description.inputs.kind, description.task.target
     if kind == "tokens" and target == "tokens":
         return random_tokens(description.inputs.shape[0], description.num_outputs)

@@ -17,7 +17,7 @@ from hvd_batchgrow.train.checkpoints.sealed_file import read_sealed, write_seale
 
 
 def save_checkpoint(path: str | PathLike[str], state: Mapping[str, Any], ranks: Ranks) -> None:
-    """Write a dict to a file that appears whole or not at all. Rank 0 writes; all ranks call it together.
+    """Write a dict to a file atomically. Rank 0 writes the file; all ranks call the function together.
 
     The file has torch's format, followed by a line with a SHA-256; `torch.load` reads it too.
 
@@ -59,7 +59,7 @@ def load_checkpoint(path: str | PathLike[str], ranks: Ranks) -> dict[str, Any] |
 
     Args:
         path: the file.
-        ranks: of `connect`; their number may differ from that at the save.
+        ranks: of `connect`; their number may differ from the number at the save.
 
     Returns:
         the dict, with its tensors on the CPU.

@@ -48,7 +48,7 @@ def evaluate(
 ) -> dict[str, float]:
     """Return means over the batches of all ranks, equal on all ranks. All ranks call it together.
 
-    The sums are in float64. The network is in evaluation mode meanwhile, without gradients.
+    Sums are computed in float64. Meanwhile the network is in evaluation mode and computes no gradients.
 
     Args:
         network: passed to `measure`; afterwards its modules have their previous modes.

@@ -18,19 +18,19 @@ from hvd_batchgrow.schedule.plan import Plan
 class PlanLR(LRScheduler):
     """Sets the learning rate and momentum of a plan. Call `step()` after each `optimizer.step()`.
 
-    `step()` moves the sample counter by the batch of the update; the learning rate, with the warm-up, and the momentum
-    (β₁ of Adam) are those of the update that begins there. The first parameter group has the plan's learning rate, and
+    `step()` advances the sample counter by the batch of the update, and sets the learning rate, with warm-up, and the
+    momentum (β₁ of Adam) of the next update. The first parameter group has the plan's learning rate, and
     the other groups keep their ratio to it (or have `lr_scale`, as in timm). All else in the groups, such as weight
     decay, stays as it is.
 
     Args:
         optimizer: the optimizer to set.
         plan: of `plan_updates`.
-        sampler: begins its next iteration at this scheduler's sample counter, and this scheduler at the sampler's.
+        sampler: gives the first sample counter; afterwards each step of the scheduler sets the sampler's counter.
 
     Raises:
-        ValueError: the first parameter group has learning rate 0 and others do not; or the plan has momentum, and the
-            optimizer has not.
+        ValueError: the first parameter group has learning rate 0 and others do not; or the plan has momentum, which
+            the optimizer does not support.
     """
 
     phase: Phase

@@ -160,9 +160,11 @@ def _shape_of_images_or_rows(job: Job, form: InputForm) -> tuple[int, ...]:
         return (*form.shape[1:], form.shape[0])
     if read_name(job.model.name)[0] is OWN:
         return ()
-    fault = f"{job.model.name!r} takes floating-point images (C, H, W) or rows (features,), and the samples are {form}"
+    fault = (
+        f"{job.model.name!r} accepts floating-point images (C, H, W) or rows (features,), but the samples are {form}"
+    )
     raise JobError(
-        [Fault("model.name", f"{fault}; use a network 'module:name', which gets them as they are")], job.name
+        [Fault("model.name", f"{fault}; use a network 'module:name', which receives them unchanged")], job.name
     )
 
 

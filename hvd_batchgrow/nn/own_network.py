@@ -207,7 +207,7 @@ def _fault(job: Job, network: nn.Module, form: InputForm, num_outputs: int) -> s
 
 
 def _wrong_output(output: Any, expected: tuple[int, ...]) -> str:
-    """Return what an output is instead of floating-point numbers of a shape; empty if it is right."""
+    """Describe an output that is not floating-point numbers of the expected shape; empty if it is."""
     if not isinstance(output, Tensor):
         return type(output).__name__
     if output.shape != expected:

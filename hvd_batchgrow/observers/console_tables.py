@@ -165,7 +165,7 @@ def result_table(runs: Sequence[tuple[str, RunEnded]]) -> Table:
 
 
 def _result(evaluation: Evaluation | None, metric: str) -> str:
-    """Return a result on the test set. A run that stopped before its test has that of the validation set."""
+    """Return the result on the test set, or on the validation set if the run stopped before its test."""
     if evaluation is None:
         return "none"
     value = evaluation.named()[metric]

@@ -20,7 +20,7 @@ class Classification:
     Outputs are logits (n, C). Targets are classes, int64 (n,), or probabilities of the classes, (n, C) of a floating
     type, as Mixup makes them; the class of highest probability is then the right one.
 
-    With class weights the loss of a batch is Σ w l / Σ w, as that of torch's `cross_entropy` without smoothing. With
+    With class weights the loss of a batch is Σ w l / Σ w, as in torch's `cross_entropy` without smoothing. With
     probabilities, the weight of a sample is the mean of the class weights under them.
 
     Args:

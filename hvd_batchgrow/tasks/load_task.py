@@ -20,7 +20,7 @@ RESERVED = frozenset(
         *("backward_pct", "allreduce_pct", "optimizer_pct", "trust_ratio", "skipped", "gradient_noise"),
     }
 )
-"""Names in the lines of metrics.jsonl, which no metric may have."""
+"""Names of other values in the lines of metrics.jsonl; a metric must have another name."""
 
 
 def load_task(section: TaskSection, num_outputs: int, schema: Mapping[str, Any]) -> Task:
@@ -51,7 +51,9 @@ def load_own_task(section: TaskSection) -> Task:
         given = ", ".join(f"{key}={value!r}" for key, value in section.kwargs.items())
         raise _refusal(f"{name}({given}) failed: {describe_error(error)}") from error
     if not callable(made):
-        raise _refusal(f"{name} must return a task, that is a callable with `metrics`, returned {type(made).__name__}")
+        raise _refusal(
+            f"{name} must return a task, a callable with the attribute `metrics`; it returned {type(made).__name__}"
+        )
     metrics = getattr(made, "metrics", None)
     if not isinstance(metrics, Mapping) or not {*metrics.values()} <= {"up", "down"}:
         raise _refusal(f'{name}: metrics must be a dict such as {{"top1": "up", "mae": "down"}}, is {metrics!r}')
@@ -67,8 +69,8 @@ def load_own_task(section: TaskSection) -> Task:
 def target_of(section: TaskSection) -> TargetKind | None:
     """Return the targets that a built-in source must provide.
 
-    A custom task has an attribute `target`, "class", "values" or "tokens"; without it, it accepts the targets that the
-    source has by default, which is None here.
+    A custom task has an attribute `target`, "class", "values" or "tokens"; without the attribute, the task
+    accepts the source's default targets, and the result is None.
 
     Raises:
         JobError: as `load_own_task`; or a custom task has another `target`.

@@ -52,15 +52,18 @@ class Regression:
 
 
 def load(section: TaskSection, num_outputs: int, schema: Mapping[str, Any]) -> Regression:
-    """Return the task of a section, with the mean and std of the training targets if they are to be standardized.
+    """Return the task of a section, with the mean and std of the training targets if `standardize` is true.
 
     Raises:
-        JobError: the targets are to be standardized, and the source does not state their mean and std.
+        JobError: `standardize` is true, and the source does not state the mean and std of its targets.
     """
     mean, std = torch.zeros(num_outputs), torch.ones(num_outputs)
     if section.standardize:
         if not {"target_mean", "target_std"} <= schema.keys():
-            fault = 'needs the source\'s schema["target_mean"] and schema["target_std"], K numbers each'
+            fault = (
+                'needs the source\'s schema["target_mean"] and schema["target_std"], K numbers each; a torch Dataset '
+                "standardizes its targets itself"
+            )
             raise JobError([Fault("task.standardize", fault)])
         mean, std = (torch.tensor(schema[key], dtype=torch.float32) for key in ("target_mean", "target_std"))
     return Regression(section.loss, section.huber_delta, mean, std)

@@ -41,10 +41,10 @@ class Task(Protocol):
         """
 
     def __call__(self, outputs: Any, targets: Any, *, training: bool) -> Losses:
-        """Return the losses and metrics of n samples. They must not depend on which samples are together.
+        """Return the losses and metrics of n samples. The result for a sample must not depend on the others.
 
         Args:
             outputs: what the network returns for n samples; a tensor has float32 or a wider type.
-            targets: theirs, (n, …), on the same device.
-            training: whether the samples train the network; in an evaluation, nothing is smoothed.
+            targets: of the same samples, (n, …), on the same device.
+            training: whether the samples train the network; false in evaluations, where labels are not smoothed.
         """

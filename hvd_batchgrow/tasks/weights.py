@@ -11,10 +11,10 @@ from hvd_batchgrow.messages.errors import Fault, JobError
 
 
 def weights_of(weights: Sequence[float] | None, count: int, key: str, what: str) -> Tensor | None:
-    """Return the weights that a key of `[task]` states, (count,) of float32; None if it states none.
+    """Return the weights that a key of `[task]` states, float32 (count,); None if the key is missing.
 
     Raises:
-        JobError: it states more or fewer.
+        JobError: the key has more or fewer numbers than `count`.
     """
     if weights is None:
         return None

@@ -104,7 +104,7 @@ def _on_bad_sample(job: Job, ranks: Ranks) -> OnBad:
 
 
 def _load_task(job: Job, source: DatasetPair) -> Task:
-    """Return the job's task, which must have the metrics that the job selects by."""
+    """Return the job's task. It must have the metrics that the trigger and `checkpoint.keep_best` name."""
     with faults_of(job.name):
         task = load_task(job.task, source.num_classes, source.schema)
         if faults := list(metric_faults(job, {"loss": "down", **task.metrics})):

@@ -172,7 +172,7 @@ def test_networks_of_this_package_with_batch_norm_are_refused_by_plan(name: str)
         parse_job(job_tree(model={"name": name, "ghost_batch": 1, "channels": None}))
 
 
-def test_a_network_of_this_package_without_batch_norm_is_not() -> None:
+def test_plan_accepts_a_network_of_this_package_without_batch_norm() -> None:
     assert parse_job(job_tree(model={"name": "alexnet", "ghost_batch": 1, "channels": None})).model.ghost_batch == 1
 
 

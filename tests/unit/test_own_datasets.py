@@ -225,7 +225,7 @@ _START = r"data.source = 'tests.own_datasets:broken', training set \(Broken\), "
         ("no pair", _START + r"sample 0, epoch 0, is a Tensor; return \(inputs, target\)"),
         ("single", _START + r"sample 0, epoch 0, is a tuple of 1 part; return"),
         ("two labels", _START + r"sample 0, epoch 0, is a dict that has 2 keys for its target"),
-        ("text", _START + r"sample 0: inputs\['name'\] is text, which cannot become a tensor; leave it out"),
+        ("text", _START + r"sample 0: inputs\['name'\] is text, which cannot become a tensor; remove it"),
         ("object", _START + r"sample 0: cannot become tensors: .*found <class 'object'>"),
         (
             "shape",
@@ -376,7 +376,7 @@ def test_networks_are_tried_with_real_samples() -> None:
         found = hazards(job, build_model(job, form, 4), form)
         assert (found == []) is not mixing
     with pytest.raises(
-        JobError, match=r"'small_conv_net' takes .* rows \(features,\), and the samples are int64 \(6,\)"
+        JobError, match=r"'small_conv_net' accepts .* rows \(features,\), but the samples are int64 \(6,\)"
     ):
         build_model(job_of("tokens", "small_conv_net", data={"num_classes": 4}), form, 4)
     with pytest.raises(JobError, match=r"fails on two samples of the data \(float32 \(3, 12, 12\)\), in evaluation"):

@@ -93,7 +93,7 @@ def test_each_token_but_the_first_is_a_target_once_after_the_token_before_it(
     assert len(train) * CONTEXT - counts.sum() < CONTEXT
 
 
-def test_a_rest_that_fills_no_window_is_noted(tmp_path: Path) -> None:
+def test_a_last_window_that_is_not_full_is_noted(tmp_path: Path) -> None:
     write(tmp_path, text(1 + 3 * CONTEXT), test=text(1 + 2 * CONTEXT + 3))
     (note,) = load(tmp_path).notes
     assert note.endswith(
@@ -176,7 +176,7 @@ def spoilt(root: Path, name: str, content: bytes) -> None:
          "token after it need 9"),
         (lambda root: np.save(root / "train.npy", text(9)), {}, "contains both train.bin and train.npy: remove one"),
         (lambda root: np.save(root / "a.npy", text(9).reshape(3, 3)), {"train": "a.npy", "token_dtype": None},
-         "a.npy is int64 (3, 3); tokens must be (N,) of uint8, uint16"),
+         "a.npy is int64 (3, 3); tokens must be (T,) of uint8, uint16"),
         (lambda root: np.save(root / "a.npy", text(9) / 2), {"train": "a.npy", "token_dtype": None},
          "a.npy is float64 (9,); tokens must be"),
         (lambda root: write(root, np.array([5] * 20 + [300, 7, 301, 299])), {},
@@ -261,7 +261,7 @@ def test_a_plan_needs_the_size_of_the_file_only(tmp_path: Path) -> None:
 
 def test_networks_of_this_package_do_not_read_tokens() -> None:
     with pytest.raises(
-        JobError, match=r"model.name: 'dense7' takes images or rows, and 'tokens' has windows of tokens"
+        JobError, match=r"model.name: 'dense7' accepts images or rows, but 'tokens' has windows of tokens"
     ):
         token_job(model={"name": "dense7", "ghost_batch": 8})
 

@@ -65,7 +65,7 @@ class Dataset(Protocol):
 
     @property
     def targets(self) -> Targets:
-        """What the network should answer for each sample: its class, int64 (n,), or what the task needs."""
+        """What the network should predict for each sample: its class, int64 (n,), or what the task needs."""
 
     @property
     def sizes(self) -> NDArray[np.int32]:
@@ -147,7 +147,7 @@ class DatasetPair:
     """Samples that `data.validation_fraction` holds out of the training set, or the source's own validation set. None:
     the job has no validation set."""
     close: Callable[[], None] = _do_nothing
-    """Ends the processes that read ahead. Reading again is then an error."""
+    """Ends the processes that read ahead. Reading afterwards is an error."""
 
 
 def check_labels(labels: NDArray[np.int64], num_classes: int, place: str) -> None:

@@ -29,7 +29,7 @@ class Example:
     """Their targets."""
 
     def take(self, count: int) -> Example:
-        """Return so many samples; if there are too few, from the first one again."""
+        """Return `count` samples; if there are too few, the samples are repeated from the first one."""
         rows = [index % num_rows(self.inputs) for index in range(count)]
         return Example(take_rows(self.inputs, rows), take_rows(self.targets, rows))
 
@@ -48,11 +48,11 @@ class Example:
 _NUM_SAMPLES = 8
 
 InputForm = Sequence[int] | Example
-"""What the inputs of a network are: the shape of one sample of random numbers, or real samples."""
+"""Form of a network's inputs: the shape of one sample, for which random numbers are drawn, or real samples."""
 
 
 def source_form(source: DatasetPair, target: TargetKind | None) -> InputForm:
-    """Return what the inputs of a network for a source are: its `input_form`, or random tokens of its vocabulary.
+    """Return the form of the inputs of a network for a source: its `input_form`, or random tokens of its vocabulary.
 
     Args:
         source: the samples.

@@ -50,7 +50,7 @@ def target_faults(samples: Dataset, target: TargetKind | None) -> list[str]:
 
 
 def check_target_values(samples: Dataset, num_classes: int, target: TargetKind | None, place: str) -> None:
-    """Check that classes and tokens are in range, and that numbers are finite and K of them.
+    """Check that classes and tokens are in range, and that each sample has K finite numbers.
 
     Args:
         samples: the set, without `target_faults`.
@@ -89,7 +89,7 @@ def check_numbers(targets: Any, place: str) -> None:
 
 
 def value_schema(targets: Any, names: Sequence[str] = ()) -> dict[str, Any]:
-    """Return what a source's schema says of targets that are numbers: names, and mean and std of the training targets.
+    """Return the schema of targets that are numbers: their names, and mean and std of the training targets.
 
     Args:
         targets: of the training set, (N, K).

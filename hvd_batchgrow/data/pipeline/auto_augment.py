@@ -36,7 +36,7 @@ class DrawnOperations:
     """The operations of n images."""
 
     indices: NDArray[np.int64]
-    """(n, num_ops) index of each operation in the rule's list, in the order in which they are applied."""
+    """(n, num_ops) index of each operation in `AutoAugment.operations`, in the order of application."""
     magnitudes: NDArray[np.float64]
     """(n, num_ops), with the sign."""
 
@@ -77,7 +77,7 @@ class AutoAugment:
         return DrawnOperations(indices, np.where(is_signed & (sign < 0.5), -magnitudes, magnitudes))
 
     def apply(self, pixels: Image8, drawn: DrawnOperations, k: int) -> Image8:
-        """Return image k, (H, W, C), of those for which operations were drawn, changed."""
+        """Return image k, (H, W, C), with its drawn operations applied."""
         for index, magnitude in zip(drawn.indices[k].tolist(), drawn.magnitudes[k].tolist(), strict=True):
             pixels = self.operations[index].apply(pixels, magnitude)
         return pixels

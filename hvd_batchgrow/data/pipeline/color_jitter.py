@@ -52,7 +52,7 @@ class ColorJitter:
         return DrawnColors(low + (high - low) * draws[:, :4], np.argsort(draws[:, 4:], axis=1, kind="stable"))
 
     def apply(self, pixels: Image8, drawn: DrawnColors, k: int) -> Image8:
-        """Return image k, (H, W, C), of those for which changes were drawn, changed."""
+        """Return image k, (H, W, C), with its drawn changes applied."""
         for which in drawn.order[k].tolist():
             if self.strengths[which]:
                 pixels = _CHANGES[which](pixels, float(drawn.values[k, which]))

@@ -1,4 +1,4 @@
-"""Random erasing: set a random rectangle of a normalized image to 0, the mean of the training set."""
+"""Random erasing: set a random rectangle of a normalized image to 0."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class RandomErasing:
     size: tuple[int, int]
     """Height and width of the images."""
     probability: float
-    """That an image has a rectangle."""
+    """Probability that a rectangle of an image is erased."""
     scale: tuple[float, float]
     ratio: tuple[float, float]
     num_draws = 1 + 2 * _ATTEMPTS + 2

@@ -1,9 +1,10 @@
-"""Operations on 8-bit images, with the pixels of Pillow's, and so of torchvision's on PIL images.
+"""Operations on 8-bit images, bit-identical to Pillow's, which torchvision uses for PIL images.
 
-Operations that map each value by itself are a table of 256 bytes, for which Pillow computes a ramp of all values, or
-which follows from the image's histogram: on images of 32 × 32, most of the time of Pillow's is spent on the table.
+An operation that maps each value independently is a lookup table of 256 bytes. The table is computed by Pillow from a
+ramp of all values and cached, or from the image's histogram. On images of 32 × 32, Pillow's own operations spend most
+of their time on this table.
 
-All take and return uint8 arrays (H, W, C) of 1 or 3 channels, grey or RGB. A result may be read-only.
+All operations accept and return uint8 arrays (H, W, C) of 1 or 3 channels, grey or RGB. A result may be read-only.
 """
 
 from __future__ import annotations
@@ -31,12 +32,12 @@ def shear_y(pixels: Image8, slope: float) -> Image8:
 
 
 def translate_x(pixels: Image8, distance: float) -> Image8:
-    """Shift the image by whole pixels to the right: those of `distance` without its fraction."""
+    """Shift the image to the right by `distance` pixels, truncated to a whole number."""
     return _affine(pixels, (1, 0, -int(distance), 0, 1, 0))
 
 
 def translate_y(pixels: Image8, distance: float) -> Image8:
-    """Shift the image by whole pixels downwards: those of `distance` without its fraction."""
+    """Shift the image downwards by `distance` pixels, truncated to a whole number."""
     return _affine(pixels, (1, 0, 0, 0, 1, -int(distance)))
 
 
@@ -51,7 +52,7 @@ def brightness(pixels: Image8, factor: float) -> Image8:
 
 
 def contrast(pixels: Image8, factor: float) -> Image8:
-    """Multiply each value's distance from the mean grey of the image by a factor; 0: all of that grey."""
+    """Multiply each value's distance from the mean grey of the image by a factor; 0: a uniform image of that grey."""
     counts = _image(pixels).convert("L").histogram()
     mean = int(float(np.dot(counts, _VALUES)) / (pixels.shape[0] * pixels.shape[1]) + 0.5)
     return _looked_up(pixels, _blend_table(mean, factor))
@@ -89,7 +90,7 @@ def posterize(pixels: Image8, bits: float) -> Image8:
 
 def solarize(pixels: Image8, threshold: float) -> Image8:
     """Invert all values of at least a threshold."""
-    return _looked_up(pixels, _solarize_table(math.ceil(threshold)))  # a whole value below one is below the other
+    return _looked_up(pixels, _solarize_table(math.ceil(threshold)))  # the same for whole values
 
 
 def autocontrast(pixels: Image8) -> Image8:
@@ -135,7 +136,7 @@ def _looked_up(pixels: Image8, table: bytes) -> Image8:
 
 
 def _bytes(table: NDArray[np.number]) -> bytes:
-    """Return a table of 256 numbers without their fractions, within 0 … 255."""
+    """Return a table of 256 numbers, truncated to whole numbers and clipped to 0 … 255."""
     return bytes(np.clip(np.trunc(table), 0, 255).astype(np.uint8))
 
 

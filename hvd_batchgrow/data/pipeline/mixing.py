@@ -24,7 +24,7 @@ class Mix:
     lam: float
     """λ: weight of each sample's own target; 1 - λ is the weight of its partner's."""
     partners: NDArray[np.int64]
-    """(γ,) index of each sample's partner, which is another one, in the ghost batch."""
+    """(γ,) index of each sample's partner in the ghost batch, which is never the sample itself."""
     box: tuple[int, int, int, int] | None
     """CutMix: top, left, bottom and right of the part that is the partner's. None: Mixup."""
 
@@ -42,11 +42,11 @@ class Mixing:
     mixup_alpha: float
     """Both parameters of λ's Beta distribution for Mixup; 0: no Mixup."""
     cutmix_alpha: float
-    """Likewise for CutMix; 0: no CutMix. One of both is above 0."""
+    """Likewise for CutMix; 0: no CutMix. At least one of the two is above 0."""
     prob: float
     """Probability that a ghost batch is mixed."""
     switch_prob: float
-    """If both are possible: probability that it is CutMix."""
+    """If both alphas are above 0: probability that a mixed ghost batch is mixed by CutMix."""
     seed: int
     ghost_batch: int
     """γ."""
@@ -75,7 +75,7 @@ class Mixing:
         return Mix(1 - (bottom - top) * (right - left) / math.prod(size), partners, box)
 
     def mix(self, images: Tensor, classes: Tensor, groups: Sequence[int]) -> Tensor:
-        """Mix whole ghost batches, each by itself: the images in place. Return the targets.
+        """Mix the images of whole ghost batches in place, each ghost batch separately, and return the mixed targets.
 
         Args:
             images: (m γ, C, H, W) of m ghost batches, on any device; the host does not wait for it.
@@ -114,7 +114,7 @@ def _box(lam: float, size: tuple[int, int], centre: Sequence[float]) -> tuple[in
 def _blend(values: Tensor, partners: Tensor, lam: float) -> None:
     """Set each value to λ times itself plus 1 - λ times its partner, in place.
 
-    Products and sums are rounded one by one, to the same result on any device and in any layout.
+    Each product and sum is rounded separately, so the result is bit-identical on any device and in any layout.
     """
     others = values[partners].mul_(1 - lam)
     values.mul_(lam).add_(others)

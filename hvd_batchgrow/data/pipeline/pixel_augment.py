@@ -14,12 +14,12 @@ from hvd_batchgrow.data.pipeline.erasing import RandomErasing
 from hvd_batchgrow.data.pipeline.image_operations import Image8
 
 _AUTO_AUGMENT, _COLOR_JITTER, _ERASING = 1, 2, 3
-"""Numbers of their draws for `sample_draws`."""
+"""`use` of `sample_draws` for each rule."""
 
 
 @dataclass(frozen=True)
 class PixelAugment:
-    """The rules of a job for pixels; None: no such rule. They are applied in this order, erasing after normalization.
+    """The pixel rules of a job, in the order of application; None: no such rule. Erasing follows normalization.
 
     Every parameter is a pure function of seed, epoch and sample id.
     """
@@ -76,7 +76,7 @@ class PixelParams:
 
 
 def pixel_augment(data: DataSection, size: tuple[int, int]) -> PixelAugment | None:
-    """Return the rules that a job has for pixels; None: it has no rule.
+    """Return the pixel rules of a job; None: it has no rule.
 
     Args:
         data: the job's section.

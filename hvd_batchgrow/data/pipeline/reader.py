@@ -40,7 +40,7 @@ class GhostBatches:
     """Consecutive ghost batches of a rank, or a part of a test set: n samples, as the network's inputs and targets."""
 
     inputs: Tree
-    """(n, C, H, W), (n, features) or tokens (n, L); of samples of a torch Dataset, a tree of tensors (n, …)."""
+    """(n, C, H, W), (n, features) or tokens (n, L); for a torch Dataset, a tree of tensors (n, …)."""
     targets: Tree
     """(n,) classes; with Mixup or CutMix float32 (n, C), probabilities of the classes; or other targets (n, …)."""
     stream_index: Ids
@@ -251,7 +251,7 @@ def choose_pipeline(data: DataSection, samples: Dataset) -> str:
     """Return "dali" or "torch", as the job requests; "auto" is DALI for encoded images and torch for arrays.
 
     On arrays of 32 × 32 images with one thread, torch is faster (measured in docs/data.md). With an augmentation that
-    only torch's pipeline has, "auto" is torch.
+    only the pipeline `torch` has, "auto" is torch.
 
     Raises:
         JobError: DALI is requested for samples that are not images, or for an augmentation that it does not have.

@@ -48,9 +48,9 @@ class RawBatch:
     ids: Ids
     """(n,) sample ids, after replacement of bad samples."""
     epochs: Ids
-    """(n,) the epoch of each sample; 0 of a set that is tested."""
+    """(n,) the epoch of each sample; 0 in a validation or test set."""
     targets: Any
-    """(n, …); of samples of a torch Dataset, a tree of tensors, and None before they are drawn."""
+    """(n, …). For a torch Dataset a tree of tensors, and None before the samples are drawn."""
     values: Any
     """From `Dataset.fetch`; None before."""
     placement: CropParams | None

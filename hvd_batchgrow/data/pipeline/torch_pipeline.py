@@ -146,7 +146,7 @@ def cut_and_mirror(images: NDArray[np.uint8], placement: CropParams) -> NDArray[
 def normalize_windows(
     windows: Iterable[Tensor], placement: CropParams, normalize: Normalize, pixels: PixelParams | None = None
 ) -> Tensor:
-    """Finish decoded windows and normalize them, one by one, so that each stays in the cache.
+    """Finish and normalize decoded windows one by one, so that each stays in the CPU's cache.
 
     Args:
         windows: n windows, uint8 (height, width, C).

@@ -20,7 +20,7 @@ from hvd_batchgrow.data.pipeline.sampler import RawBatch
 from hvd_batchgrow.messages.errors import RunError
 
 _AHEAD = 2
-"""Batches in work besides the one that is trained on, as many as DALI prefetches."""
+"""Batches that are decoded ahead of the current one; DALI prefetches as many."""
 
 
 def decoded_window(raw: RawBatch, samples: Dataset, k: int) -> Tensor:
@@ -58,7 +58,7 @@ def finished_window(window: Tensor, placement: CropParams, k: int, pixels: Pixel
 def finished_ahead(
     samples: Dataset, batches: Iterator[RawBatch], num_threads: int
 ) -> Iterator[tuple[RawBatch, NDArray[np.uint8]]]:
-    """Yield batches and their images, uint8 (n, h, w, 3); threads decode and alter the next ones meanwhile.
+    """Yield batches and their images, uint8 (n, h, w, 3), while threads decode and alter the next batches.
 
     Args:
         samples: encoded samples.
@@ -76,7 +76,7 @@ def finished_ahead(
         images[k] = finished_window(decoded_window(raw, samples, k), raw.placement, k, raw.pixel_params)
 
     def start() -> bool:
-        """Start the work on one more batch; return False if there is not one."""
+        """Start to decode the next batch; return False if there is no other one."""
         raw = next(batches, None)
         if raw is None:
             return False

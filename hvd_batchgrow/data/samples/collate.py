@@ -22,11 +22,11 @@ class SampleFault(ValueError):  # noqa: N818  # it names what is wrong with a sa
 def split_sample(sample: Any) -> tuple[Any, Any]:
     """Return the inputs and the target of a sample of a torch Dataset.
 
-    The last part of a tuple or list is the target. A single part before it is the inputs; several are a tuple of
-    inputs. In a dict, the target is under one of `TARGET_KEYS`, and the dict without it is the inputs.
+    The last part of a tuple or list is the target. If one part precedes it, that part is the inputs; if several do, the
+    inputs are a tuple of them. In a dict, the target has one of `TARGET_KEYS`, and the inputs are the dict without it.
 
     Raises:
-        SampleFault: it is neither; the message says what is right.
+        SampleFault: the sample is neither; the message names the accepted forms.
     """
     if isinstance(sample, Mapping):
         found = [key for key in TARGET_KEYS if key in sample]
@@ -70,7 +70,7 @@ def collate(samples: Sequence[tuple[Any, Any]]) -> tuple[Tree, Tree]:
 
 
 def _plain(value: Any) -> Any:
-    """Return tensors of subclasses as plain ones, and other mappings as dicts: their classes have no say here."""
+    """Return a value with tensors of subclasses as plain tensors, and with other mappings as dicts."""
     if isinstance(value, Tensor):
         return value.as_subclass(Tensor) if type(value) is not Tensor else value
     if isinstance(value, Mapping):
@@ -82,7 +82,7 @@ def _plain(value: Any) -> Any:
 
 
 def _form_alone(sample: tuple[Any, Any]) -> str:
-    """Return the form of one sample; its types if it cannot be collated even alone."""
+    """Return the form of one sample; its types if it cannot be collated."""
     try:
         return form_of(tuple(default_collate([_plain(part)]) for part in sample))
     except (TypeError, RuntimeError, AttributeError):
@@ -98,7 +98,7 @@ def _not_a_tensor(tree: Any, name: str) -> str | None:
         parts = {f"{name}[{index}]": part for index, part in enumerate(tree)}
     else:
         kind = "text" if isinstance(tree, (tuple, list)) else type(tree).__name__
-        return f"{name} is {kind}, which cannot become a tensor; leave it out, or encode it as numbers"
+        return f"{name} is {kind}, which cannot become a tensor; remove it, or encode it as numbers"
     if not parts:
         return f"{name} is empty"
     return next((fault for key, part in parts.items() if (fault := _not_a_tensor(part, key))), None)

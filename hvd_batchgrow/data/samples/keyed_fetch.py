@@ -1,4 +1,4 @@
-"""Arrays of a user whose `fetch` augments: it gets the epochs of the samples and generators keyed by them."""
+"""A user's arrays whose `fetch` augments: it receives the epochs of the samples and keyed generators."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class KeyedFetch:
 
     Args:
         samples: images of one size, or rows.
-        keys: those that its `fetch` accepts.
+        keys: those of "epochs" and "generators" that its `fetch` accepts.
         seed: of the job.
     """
 
@@ -54,11 +54,11 @@ class KeyedFetch:
         return self._samples.sizes
 
     def fetch(self, ids: Ids) -> Any:
-        """Return some samples as epoch 0 has them."""
+        """Return some samples, drawn with epoch 0."""
         return self.fetch_of_epochs(ids, np.zeros(len(ids), dtype=np.int64))
 
     def fetch_of_epochs(self, ids: Ids, epochs: Ids) -> Any:
-        """Return some samples as the given epochs, (n,), have them."""
+        """Return some samples, drawn with the given epochs, (n,)."""
         given: dict[str, Any] = {}
         if "epochs" in self._keys:
             given["epochs"] = epochs
@@ -72,7 +72,7 @@ class KeyedFetch:
 
 
 def with_keyed_fetch(samples: Dataset, seed: int) -> Dataset:
-    """Return a dataset whose `fetch` gets what it accepts; the dataset itself if it accepts only ids.
+    """Return a dataset whose `fetch` receives epochs and generators; the dataset itself if it accepts only ids.
 
     Raises:
         RunError: it has encoded images, which the pipeline augments.
@@ -89,7 +89,7 @@ def with_keyed_fetch(samples: Dataset, seed: int) -> Dataset:
 
 
 def fetch_of_epochs(samples: Dataset, ids: Ids, epochs: Ids) -> Any:
-    """Return some samples as the given epochs have them. Raises BadSample."""
+    """Return some samples, drawn with the given epochs. Raises BadSample."""
     whole, whole_ids = resolve(samples, ids)
     return whole.fetch_of_epochs(whole_ids, epochs) if isinstance(whole, KeyedFetch) else samples.fetch(ids)
 

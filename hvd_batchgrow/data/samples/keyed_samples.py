@@ -33,7 +33,7 @@ class Drawn(NamedTuple):
 
 
 class Failed(NamedTuple):
-    """Why samples could not be drawn. It is returned, since an exception may not survive the way between processes."""
+    """Why samples could not be drawn. It is returned because some exceptions cannot be pickled."""
 
     message: str
 
@@ -43,7 +43,7 @@ class KeyedSamples:
     """The sets of a source, each an object with `__getitem__` and `__len__`.
 
     Before each `__getitem__`, the global generators of `random`, NumPy and torch are seeded from (seed, epoch, sample
-    id). A sample is then the same in every process, whatever was drawn before it.
+    id). A sample is then the same in every process, and does not depend on the samples drawn before.
     """
 
     source: str

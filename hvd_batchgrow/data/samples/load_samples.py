@@ -40,8 +40,8 @@ def load_samples(returned: Any, data: DataSection, seed: int, target: TargetKind
         target: that the task needs; None: any.
 
     Raises:
-        JobError: the object is something else, its targets are not those of the task, the number of classes is unknown,
-            or a test set is missing.
+        JobError: the object is something else, the task needs other targets, the number of classes is unknown, or a
+            test set is missing.
         RunError: a sample cannot be drawn, or is not reproducible.
     """
     sets = _sets_of(returned, data)
@@ -127,7 +127,7 @@ def _classes(dataset: Any, data: DataSection, targets: Any, target: TargetKind |
         known = targets.shape[1] if targets.dim() > 1 else 1
         return known, classes if len(classes) == known else ()
     if data.num_classes is None and not known:
-        fault = "is needed: the Dataset has neither num_classes nor classes, and its targets are not all read"
+        fault = "is needed: the Dataset has neither num_classes nor classes, and its targets are not read in advance"
         raise JobError([Fault("data.num_classes", fault)])
     return max(known, data.num_classes or 0), classes  # a smaller number is an error of the job
 

@@ -48,17 +48,17 @@ class SampleDataset:
         return tuple(inputs.shape[1:]) if hasattr(inputs, "shape") else ()
 
     def fetch(self, ids: Ids) -> Tree:
-        """Return the inputs of some samples, as epoch 0 has them."""
+        """Return the inputs of some samples, drawn with epoch 0."""
         return self._draw(ids).inputs
 
     def read(self, requests: Iterator[tuple[Ids, Ids]]) -> Iterator[Drawn]:
-        """Yield the samples of each request, in order; workers draw the next ones meanwhile.
+        """Yield the samples of each request, in order, while workers draw those of the next requests.
 
         Args:
             requests: epochs and ids of the samples of a batch.
 
         Raises:
-            RunError: when its batch is the next to yield: `__getitem__` failed, or a target is not a class.
+            RunError: `__getitem__` failed, or a target is not a class. It is raised when the batch is next.
         """
         to_draw, to_check = tee(Request(self._part, epochs, ids) for epochs, ids in requests)
         results = self._pool.draw(to_draw) if self._pool else map(self._samples.draw, to_draw)
@@ -73,7 +73,7 @@ class SampleDataset:
 
     @cached_property
     def example(self) -> Example:
-        """The first samples, as epoch 0 has them."""
+        """The first samples, drawn with epoch 0."""
         drawn = self._draw(np.arange(min(_NUM_EXAMPLES, len(self))))
         return Example(drawn.inputs, drawn.targets)
 

@@ -24,7 +24,7 @@ from hvd_batchgrow.import_string import describe_error, find_callable
 from hvd_batchgrow.messages.errors import RunError
 
 _GRACE_S = 5.0
-"""Time that a worker has to end by itself."""
+"""Time within which a worker must end before it is killed."""
 _STOPPING = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP}
 """Signals that a launcher or a terminal sends to all processes. Workers ignore them: the rank finishes its update."""
 
@@ -33,7 +33,7 @@ class WorkerPool:
     """Processes that draw samples, each with a copy of the datasets. They start with the first request.
 
     They are spawned: a process forked after MPI, CUDA or threads have started may hang. They end when the pool is
-    closed or deleted, and when this process ends, however it ends.
+    closed or deleted, and when this process ends or is killed.
 
     Args:
         samples: must be picklable.
@@ -122,7 +122,7 @@ _of_this_worker: list[KeyedSamples] = []
 
 
 class _Setting:
-    """The setting of a worker. It is unpickled before the datasets, whose modules may need it."""
+    """Prepares a worker when it is unpickled, which is before the datasets: their modules may need the preparation."""
 
     def __init__(self, source: str) -> None:
         self._source = source

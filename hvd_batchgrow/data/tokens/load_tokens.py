@@ -57,7 +57,7 @@ def _windows(
 
 
 def _summary(tokens: NDArray[Any], path: Path, report: ReportProgress) -> Arrays:
-    """Return the least and the largest token, and whether one at an even, and at an odd, position is not 0."""
+    """Return the least and the largest token, and whether any token at an even and at an odd position is not 0."""
     low, high, start = int(tokens[0]), int(tokens[0]), 0
     nonzero = [False, False]
     for chunk in chunks_of(tokens, f"reading {path.name}", report):

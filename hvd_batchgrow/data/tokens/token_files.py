@@ -21,7 +21,7 @@ _HOW = "numpy.array(ids, numpy.uint16).tofile({!r}) writes one"
 
 
 def num_windows(num_tokens: int, context: int) -> int:
-    """Return the number of windows of which every token but the first is a target: ⌈(T - 1) / L⌉.
+    """Return the number of windows in which every token but the first is a target: ⌈(T - 1) / L⌉.
 
     Args:
         num_tokens: T, at least 2.
@@ -62,7 +62,7 @@ def open_tokens(path: Path, token_dtype: str | None) -> NDArray[Any]:
         token_dtype: `data.token_dtype`: the type of a flat file; None for .npy.
 
     Raises:
-        JobError: a flat file has no type, or a .npy file another one than the job says.
+        JobError: `token_dtype` is missing for a flat file, or contradicts a .npy file.
         RunError: the file is empty, is truncated, or has a wrong type or shape.
     """
     if path.suffix == ".npy":
@@ -87,7 +87,7 @@ def _open_npy(path: Path, token_dtype: str | None) -> NDArray[Any]:
     file_stamp(path)
     tokens = open_npy(path)
     if tokens.ndim != 1 or tokens.dtype.newbyteorder("=") not in map(np.dtype, _TYPES):
-        fault = f"{path} is {tokens.dtype} {tokens.shape}; tokens must be (N,) of {', '.join(_TYPES)}"
+        fault = f"{path} is {tokens.dtype} {tokens.shape}; tokens must be (T,) of {', '.join(_TYPES)}"
         raise RunError(f"{fault}: numpy.save(…, numpy.asarray(tokens, numpy.uint16).reshape(-1))")
     if token_dtype not in {None, tokens.dtype.name}:
         fault = f"{token_dtype!r}, and {path.name} says {tokens.dtype.name}; remove the key, which is for other files"

@@ -19,9 +19,9 @@ from hvd_batchgrow.data.tokens.token_files import num_windows
 class TokenWindows:
     """Consecutive windows of L of T tokens. `Dataset` describes the members.
 
-    The inputs of sample k are the tokens kL … kL + L - 1, and its targets the tokens kL + 1 … kL + L. So every token
-    but the first is a target once. If T - 1 is not a multiple of L, the last window is filled up: with targets of -100,
-    which do not count, and with inputs of 0 after the last token.
+    The inputs of sample k are the tokens kL … kL + L - 1, and its targets the tokens kL + 1 … kL + L. Every token but
+    the first is therefore a target once. If T - 1 is not a multiple of L, the last window is padded: its targets are
+    -100, which do not count, and its inputs are 0 after the last token.
     """
 
     tokens: NDArray[Any]
@@ -29,7 +29,7 @@ class TokenWindows:
     context: int
     """L."""
     name: str = "tokens"
-    """For messages: the file, or what else the array is."""
+    """Name of the file or array, for messages."""
     sizes: NDArray[np.int32] = field(default_factory=lambda: NO_SIZES)
     kind: Kind = "tokens"
 
@@ -56,7 +56,7 @@ class TokenWindows:
         return f"{self.name}, tokens {start} … {min(start + self.context, len(self.tokens)) - 1}"
 
     def _shifted(self, ids: Ids, shift: int, filling: int) -> NDArray[np.int64]:
-        """Return the windows of some ids, shifted by so many tokens, and filled up after the last token."""
+        """Return the windows of some ids, shifted by `shift` tokens, with `filling` after the last token."""
         positions = np.asarray(ids, dtype=np.int64)[:, None] * self.context + np.arange(shift, self.context + shift)
         last = len(self.tokens) - 1
         windows: NDArray[np.int64] = self.tokens[np.minimum(positions, last)].astype(np.int64)

@@ -60,7 +60,7 @@ def check_reads(job: Job) -> list[Fault]:
     source = SOURCES.get(job.data.source)
     if source is None or source.kinds != ("tokens",) or read_name(job.model.name)[0].build is None:
         return []
-    fault = f"{job.model.name!r} takes images or rows, and {job.data.source!r} has windows of tokens"
+    fault = f"{job.model.name!r} accepts images or rows, but {job.data.source!r} has windows of tokens"
     return [Fault("model.name", f"{fault}; use your own network, module:name")]
 
 

@@ -141,10 +141,10 @@ def _evaluate(model: nn.Module, example: Tree) -> tuple[tuple[str, ...], tuple[s
 
 
 def trial_loss(model: nn.Module, example: Tree) -> Tensor:
-    """Return a loss of a forward pass over samples, summed, with the same random numbers in each call.
+    """Return the summed loss of a forward pass over samples, with the same random numbers in each call.
 
-    Its value does not matter, but its gradient must reach all that the outputs depend on. Logits (n, C) are samples of
-    class 0; of other outputs, softplus is summed.
+    Its value does not matter, but its gradient must reach all that the outputs depend on. For logits (n, C), it is
+    the cross-entropy with class 0; for other outputs, the sum of their softplus.
     """
     torch.manual_seed(0)  # random numbers are not state of the network
     set_sample_keys(keyed_dropouts(model), torch.arange(num_rows(example)))

@@ -25,7 +25,7 @@ def trial_samples(model: nn.Module, num_samples: int, form: InputForm) -> Tree:
     Args:
         model: has initialised parameters.
         num_samples: number of samples.
-        form: shape of one input sample, (C, H, W) or (features,), of which there are random numbers; or real samples.
+        form: shape of one input sample, (C, H, W) or (features,), for random numbers; or real samples.
     """
     if isinstance(form, Example):
         return network_inputs(form.take(num_samples).inputs, model)
@@ -41,7 +41,7 @@ def blank_samples(num_samples: int, form: InputForm) -> Tree:
 
 
 def other_samples(inputs: Tree, keep: int = 0) -> Tree:
-    """Return samples of the same form that differ from these, of which the first `keep` stay.
+    """Return samples of the same form whose values differ, except those of the first `keep` samples.
 
     A tensor of floating-point numbers is reversed, halved, negated and shifted. Other inputs, such as token ids, have
     no other valid values: samples take each other's places, and some are skipped, so that sums over them differ.
@@ -53,12 +53,12 @@ def other_samples(inputs: Tree, keep: int = 0) -> Tree:
 
 
 def shape_text(form: InputForm) -> str:
-    """Return what one sample is, for messages."""
+    """Describe one sample, for messages."""
     return f"of the data ({form})" if isinstance(form, Example) else f"of shape {tuple(form)}"
 
 
 def cloned(inputs: Tree) -> Tree:
-    """Return a copy of inputs for one forward: a network may change them in place."""
+    """Return a copy of inputs for one forward pass: a network may change them in place."""
     return map_tensors(Tensor.clone, inputs)
 
 

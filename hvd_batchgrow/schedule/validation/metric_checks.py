@@ -1,4 +1,4 @@
-"""Check the metrics by which a job selects: those of its trigger and of `checkpoint.keep_best`."""
+"""Check the metrics that a job's trigger and `checkpoint.keep_best` name."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ def read_sealed(data: bytes) -> Any:
     """Return the values of a file of `write_sealed`, with their tensors on the CPU.
 
     Raises:
-        RunError: the file is damaged, or of another program.
+        RunError: the file is damaged, or another program wrote it.
     """
     _check_seal(data)
     try:

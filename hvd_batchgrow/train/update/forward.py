@@ -38,7 +38,7 @@ Forward = Callable[[nn.Module, MicroBatch], Losses]
 
 
 def forward_of(task: Task, precision: str) -> Forward:
-    """Return the forward pass of a task in training, whose losses are computed in float32 or better.
+    """Return a task's forward pass for training, which computes losses in float32 or a wider type.
 
     Args:
         task: gives the losses.
