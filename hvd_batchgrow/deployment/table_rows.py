@@ -68,7 +68,7 @@ def read_rows(path: Path, description: ModelDescription, data: DataSection, *, w
         faults += [(column.name, fault) for fault in found]
     targets: NDArray[Any] = np.zeros(table.num_rows, dtype=np.int64)
     if with_targets:
-        targets, target_faults = _targets(table, description, data)
+        targets, target_faults = _targets(table, description, columns.first_label, data)
         faults += target_faults
     if text := listed_faults(table, faults):
         raise RunError(text)
@@ -76,16 +76,19 @@ def read_rows(path: Path, description: ModelDescription, data: DataSection, *, w
 
 
 def _targets(
-    table: RawTable, description: ModelDescription, data: DataSection
+    table: RawTable, description: ModelDescription, first_label: int, data: DataSection
 ) -> tuple[NDArray[Any], list[tuple[str, CellFault]]]:
     """Return classes (n,) or numbers (n, K), and the faults of their columns with the columns' names."""
     as_values, columns, faults = description.task.target == "values", [], []
+    classes: Sequence[str] = description.classes
+    if data.class_names:  # names of labels that are whole numbers in the files
+        classes = [str(first_label + k) for k in range(len(classes))]
     for label in label_columns(data):
         index = column_index(table.path, table.names, label, "label")
         if as_values:
             targets, _, found = target_numbers(plain_cells(table.cells[index]), table.names[index], data)
         else:
-            targets, found = _classes(table.cells[index], description.classes)
+            targets, found = _classes(table.cells[index], classes)
         columns.append(targets)
         faults += [(table.names[index], fault) for fault in found]
     return stacked(columns) if as_values else columns[0], faults

@@ -17,7 +17,7 @@ from hvd_batchgrow.tasks.weights import weights_of
 class Classification:
     """Cross-entropy of logits and one class per sample, and the fraction of samples classified correctly.
 
-    Outputs are logits (n, C). Targets are classes, int64 (n,), or probabilities of the classes, (n, C) of a floating
+    Outputs are logits (n, C). Targets are classes, integers (n,), or probabilities of the classes, (n, C) of a floating
     type, as Mixup makes them; the class of highest probability is then the right one.
 
     With class weights the loss of a batch is Σ w l / Σ w, as in torch's `cross_entropy` without smoothing. With
@@ -36,7 +36,7 @@ class Classification:
     def __call__(self, outputs: Tensor, targets: Tensor, *, training: bool) -> Losses:
         """See `Task`."""
         smoothing, is_soft = self.label_smoothing if training else 0.0, targets.is_floating_point()
-        targets = targets.to(outputs.dtype) if is_soft else targets
+        targets = targets.to(outputs.dtype) if is_soft else targets.long()
         each = cross_entropy(outputs, targets, reduction="none", label_smoothing=smoothing)
         classes = targets.argmax(1) if is_soft else targets
         metrics = {"top1": ((outputs.detach().argmax(1) == classes).sum(), len(classes))}

@@ -7,7 +7,9 @@ from torch import Tensor
 
 from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.data.datasets.dataset import Dataset
+from hvd_batchgrow.data.tensor_tree import num_rows
 from hvd_batchgrow.nn.state.forward_state import restored_buffers
+from hvd_batchgrow.tasks.checked_losses import losses_of
 from hvd_batchgrow.tasks.task import Losses
 from hvd_batchgrow.train.events import EvaluatedSet, Evaluation, Results
 from hvd_batchgrow.train.liveness.watchdog import WAITING
@@ -47,7 +49,8 @@ def _results(parts: TrainingParts, ranks: Ranks, samples: Dataset) -> Results:
             parts.heartbeat.at("evaluating")
             with autocast(parts.device, parts.job.update.precision):
                 outputs = parts.model(as_parameters(part.inputs, parts.model))
-            _add(sums, parts.task(widened(outputs), part.targets, training=False), names)
+            losses = losses_of(parts.task, widened(outputs), part.targets, num_rows(part.inputs), training=False)
+            _add(sums, losses, names)
     parts.heartbeat.at(WAITING)
     loss, weight, *totals = ranks.sum(sums, "evaluation").tolist()
     metrics = {name: _ratio(*totals[2 * k : 2 * k + 2]) for k, name in enumerate(names)}

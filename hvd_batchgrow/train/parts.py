@@ -110,7 +110,7 @@ def _load_task(job: Job, source: DatasetPair) -> Task:
         if faults := list(metric_faults(job, {"loss": "down", **task.metrics})):
             raise JobError(faults)
         if check := getattr(task, "check_targets", None):
-            for samples in (source.train, source.test):
+            for samples in filter(None, (source.train, source.validation, source.test)):
                 check(first_targets(samples))
     return task
 

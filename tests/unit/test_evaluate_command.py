@@ -17,7 +17,7 @@ from hvd_batchgrow.data.datasets.dataset import ArrayDataset, DatasetPair
 from hvd_batchgrow.deployment.trained_network import load_network
 from tests.helpers import labels_of, small_source, write_idx_folder
 from tests.pictures import CLASSES
-from tests.trained_runs import RUN
+from tests.trained_runs import RUN, write_job
 
 
 def evaluated(capsys: pytest.CaptureFixture[str], *options: str) -> dict[str, Any]:
@@ -120,3 +120,18 @@ def test_data_that_has_changed_and_keys_of_the_network_are_refused(
     Path("train.csv").write_text(text.replace("6,red", "60,red"))
     assert main(["evaluate", str(RUN)]) == 1
     assert "the data has changed since runs/small was trained on it: normalization, table of" in capsys.readouterr().err
+
+
+def test_names_of_classes_do_not_change_what_labels_of_another_file_mean(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    lines = [f"{k % 7},{k % 5},{k % 3},{k % 4},{int(k % 7 > 3) + 1}" for k in range(40)]
+    for name in ("train", "test"):
+        Path(f"{name}.csv").write_text("\n".join(["a,b,c,d,label", *lines, ""]))
+    data = {"source": "csv", "root": ".", "num_samples": 40, "num_classes": 2, "class_names": ["2", "1"]}
+    schedule = {"epochs": 2.0, "boundaries_epochs": [1.0], "max_batch": 32}
+    job = write_job(data=data, schedule=schedule, model={"name": "tests.trained_runs:mlp"})
+    Path(job).write_text(Path(job).read_text().replace("channels = [\n    4,\n    8,\n]\n", ""))
+    assert main(["train", job]) == 0
+    assert evaluated(capsys, "--data.test", "test.csv") == evaluated(capsys)

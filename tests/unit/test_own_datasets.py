@@ -28,11 +28,13 @@ from hvd_batchgrow.data.load_source import load_source
 from hvd_batchgrow.data.order.stream import Stream
 from hvd_batchgrow.data.pipeline.reader import GhostBatches, Reader
 from hvd_batchgrow.data.samples.collate import SampleFault, collate, split_sample
+from hvd_batchgrow.data.samples.load_samples import load_samples
 from hvd_batchgrow.data.source_checks import check_data
 from hvd_batchgrow.data.tensor_tree import bit_identical, map_tensors, take_rows
 from hvd_batchgrow.job_file import parse_job
 from hvd_batchgrow.messages.errors import JobError, RunError
 from hvd_batchgrow.nn.build import build_model, hazards
+from hvd_batchgrow.tasks.classification import Classification
 from tests.helpers import job_tree
 from tests.own_datasets import NUM_TEST, NUM_TRAIN, PLAIN, RANDOM, Pictures, Trees
 
@@ -587,3 +589,53 @@ def test_the_examples_of_the_page_are_sources(tmp_path: Path, monkeypatch: pytes
     first, *_, last = read(source, 4)
     assert (first.inputs == 1).all()  # epoch 0
     assert 0.02 < (last.inputs - 1).std() < 0.3  # 0.1 of a normal distribution
+
+
+class Lines:
+    """A Dataset with a target that is given, the same for all samples but the last."""
+
+    def __init__(self, target: Any, last: Any) -> None:
+        self.target, self.last = target, last
+
+    def __len__(self) -> int:
+        return 20
+
+    def __getitem__(self, index: int) -> Any:
+        return torch.ones(2), self.last if index == len(self) - 1 else self.target
+
+
+def load_lines(target: Any, last: Any, task: Any) -> DatasetPair:
+    lines = Lines(target, last)
+    return load_samples((lines, lines), section("unused", num_classes=2), 0, task)
+
+
+@pytest.mark.parametrize(
+    ("target", "fault"),
+    [(1.0, "must be its class, an integer"), (torch.full((3,), 1 / 3), "has 3 probabilities, of 2 classes")],
+)
+def test_targets_that_are_no_classes_are_refused(target: Any, fault: str) -> None:
+    with pytest.raises(JobError, match=fault):
+        load_lines(target, target, "class")
+
+
+@pytest.mark.parametrize("target", [np.int32(1), torch.tensor(1, dtype=torch.uint8), np.bool_(True), torch.ones(2) / 2])
+def test_classes_of_any_type_and_probabilities_have_a_loss(target: Any) -> None:
+    (found,) = Reader(PLAIN_DATA, load_lines(target, target, "class"), CPU, 1, raise_bad, 8).testing([range(3)])
+    logits = torch.tensor([[0.0, 1.0]] * 3)
+    losses = Classification(class_weights=torch.tensor([1.0, 3.0]))(logits, found.targets, training=True)
+    loss, weight = losses.each.sum() / 3, losses.weights.sum() / 3  # type: ignore[union-attr]
+    wanted = torch.tensor([0.5, 0.5] if np.ndim(target) else [0.0, 1.0])
+    assert weight == (wanted * torch.tensor([1.0, 3.0])).sum()
+    torch.testing.assert_close(loss, -weight * (wanted * logits[0].log_softmax(0)).sum())
+
+
+def test_a_token_outside_of_the_vocabulary_is_named() -> None:
+    good, bad = torch.tensor([0, 1, -100]), torch.tensor([0, 2, -100])
+    source = load_lines(good, bad, "tokens")
+    reader = Reader(PLAIN_DATA, source, CPU, 1, raise_bad, 8)
+    assert len(list(reader.testing([range(19)]))) == 1
+    with pytest.raises(RunError, match=r"sample 19 has the target 2; targets must be in 0 … 1 .*, or -100"):
+        list(reader.testing([range(12, 20)]))
+
+
+PLAIN_DATA = section("unused")

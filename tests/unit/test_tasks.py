@@ -5,17 +5,21 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from hvd_batchgrow.config.task import TaskSection
+from hvd_batchgrow.data.datasets.dataset import ArrayDataset, DatasetPair
 from hvd_batchgrow.job_file import parse_job
 from hvd_batchgrow.messages.errors import JobError, RunError
 from hvd_batchgrow.schedule.plan import compile_plan
+from hvd_batchgrow.tasks.checked_losses import losses_of
 from hvd_batchgrow.tasks.load_task import load_task, target_of
 from hvd_batchgrow.tasks.task import Losses
+from hvd_batchgrow.train.parts import _load_task
 from tests.helpers import job_tree, measured_tree, small_job
 
 HERE = "tests.unit.test_tasks"
@@ -304,3 +308,50 @@ def test_a_custom_task_is_called_with_its_arguments() -> None:
 def test_a_custom_task_with_a_fault_is_refused(name: str, kwargs: dict[str, Any], fault: str) -> None:
     with pytest.raises(JobError, match=f"task.name: .*{fault}"):
         target_of(TaskSection(name=name, kwargs=kwargs))
+
+
+class Faulty:
+    """A custom task whose result is changed before it is returned."""
+
+    def __init__(self, change: Any) -> None:
+        self.change, self.metrics = change, {"mae": "down", "worst": "down"}
+
+    def __call__(self, outputs: Tensor, targets: Tensor, *, training: bool) -> Any:
+        errors = (outputs - targets).abs()
+        losses = Losses(errors.mean(1), metrics={"worst": (0.0, 1), "mae": (errors.sum(), errors.numel())})
+        return self.change(losses)
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        (lambda found: found.each, r"returned Tensor"),
+        (lambda found: Losses(found.each.mean(), metrics=found.metrics), r"each of shape \(\) for 6 samples"),
+        (lambda found: Losses(found.each[:, None], metrics=found.metrics), r"each of shape \(6, 1\) for 6 samples"),
+        (lambda found: Losses(found.each, torch.ones(1), found.metrics), r"weights of shape \(1,\) for 6 samples"),
+        (lambda found: Losses(found.each), r"the metrics \[\].* has \['mae', 'worst'\]"),
+        (lambda found: Losses(found.each, metrics={**found.metrics, "loss": (1, 1)}), r"\['loss', 'mae', 'worst'\]"),
+        (lambda found: Losses(found.each, metrics={**found.metrics, "mae": found.each.mean()}), r"Tensor for .*'mae'"),
+        (lambda found: Losses(found.each, metrics={**found.metrics, "mae": (found.each, 6)}), r"\(6,\) and int"),
+    ],
+)
+def test_what_a_custom_task_returns_is_checked(change: Any, fault: str, training: bool) -> None:
+    with pytest.raises(RunError, match=fault):
+        losses_of(Faulty(change), drawn(6, 2), drawn(6, 2, seed=1), 6, training=training)
+
+
+def test_metrics_have_the_same_order_on_all_ranks_and_no_gradient() -> None:
+    outputs = drawn(6, 2).requires_grad_()
+    found = losses_of(Faulty(lambda found: found), outputs, drawn(6, 2, seed=1), 6, training=True)
+    assert list(found.metrics) == ["mae", "worst"]
+    assert not found.metrics["mae"][0].requires_grad  # type: ignore[union-attr]
+    assert found.each.requires_grad
+
+
+def test_the_targets_of_the_validation_set_are_checked_too() -> None:
+    rows, right, wrong = np.zeros((4, 2), np.float32), np.ones((4, 1), np.float32), np.full((4, 1), 0.5, np.float32)
+    train, validation = ArrayDataset(rows, right), ArrayDataset(rows, wrong)
+    job = small_job(task={"name": "multi_label"}, data={"source": "numpy"})
+    with pytest.raises(RunError, match=r"4 are not: sample 0, label 0 is 0\.5"):
+        _load_task(job, DatasetPair(train, train, 1, (0.0, 0.0), (1.0, 1.0), validation=validation))

@@ -157,3 +157,9 @@ def test_targets_of_a_custom_source(tmp_path: Path) -> None:
         load(tmp_path, f"{HERE}:flat")
     with pytest.raises(RunError, match="a sample has 3 targets, and num_classes is 2"):
         load(tmp_path, f"{HERE}:three")
+
+
+def test_a_column_of_targets_is_named_once(tmp_path: Path) -> None:
+    write_csv(tmp_path)
+    with pytest.raises(JobError, match=r"names the column 'price' of .* twice"):
+        load(tmp_path, "csv", label=("price", "weight", "price"), ignore_columns=("kind",))

@@ -53,7 +53,7 @@ def load_samples(returned: Any, data: DataSection, seed: int, target: TargetKind
         draw, ids = partial(_draw_one, samples, part), ids_to_compare(len(dataset)).tolist()
         check_reproducible(draw, ids, bit_identical, partial(samples.locate, part))
     pool = WorkerPool(samples, data.workers) if data.workers else None
-    made = {part: SampleDataset(samples, part, pool, num_classes) for part in sets}
+    made = {part: SampleDataset(samples, part, pool, num_classes, has_tokens=target == "tokens") for part in sets}
     source = DatasetPair(
         made["train"],
         made.get("test", made["train"]),
@@ -129,7 +129,11 @@ def _classes(dataset: Any, data: DataSection, targets: Any, target: TargetKind |
     if data.num_classes is None and not known:
         fault = "is needed: the Dataset has neither num_classes nor classes, and its targets are not read in advance"
         raise JobError([Fault("data.num_classes", fault)])
-    return max(known, data.num_classes or 0), classes  # a smaller number is an error of the job
+    num_classes = max(known, data.num_classes or 0)  # a smaller number is an error of the job
+    if target == "class" and targets.dim() == 2 and targets.shape[1] != num_classes:
+        fault = f"{data.source}: a sample's target has {targets.shape[1]} probabilities, of {num_classes} classes"
+        raise JobError([Fault("data.source", fault)])
+    return num_classes, classes
 
 
 def _target_fault(targets: Any, target: TargetKind | None) -> str | None:
@@ -139,12 +143,12 @@ def _target_fault(targets: Any, target: TargetKind | None) -> str | None:
     if not isinstance(targets, Tensor):
         return f"a sample's target must be a number or a tensor, is {form_of(targets)}; use a custom task for others"
     is_right = {
-        "class": targets.dim() == 1 or (targets.dim() == 2 and targets.is_floating_point()),
+        "class": targets.dim() == (2 if targets.is_floating_point() else 1),
         "values": targets.is_floating_point() and targets.dim() in {1, 2},
         "tokens": targets.dtype == torch.int64 and targets.dim() == 2,
     }
     wanted = {
-        "class": "its class, an integer",
+        "class": "its class, an integer, or probabilities of the classes, floats (C,)",
         "values": "a float or a tensor of floats (K,)",
         "tokens": "a tensor of tokens, int64 (L,)",
     }

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hvd_batchgrow.config.source_specs import Kind
+from hvd_batchgrow.config.task_specs import IGNORED_TOKEN
 from hvd_batchgrow.data.datasets.dataset import NO_SIZES, Ids
 from hvd_batchgrow.data.datasets.example import Example
 from hvd_batchgrow.data.samples.keyed_samples import Drawn, KeyedSamples, Request, drawn_or_raise
@@ -28,14 +29,19 @@ class SampleDataset:
         samples: all sets of the source.
         part: "train", "validation" or "test".
         pool: draws the samples of `read`; None: this process draws them.
-        num_classes: the classes, if targets are class numbers; they are checked as they are read.
+        num_classes: the classes, if targets are class numbers, or the size of the vocabulary, if they are tokens; they
+            are checked as they are read.
+        has_tokens: whether targets are tokens, int64 (n, L).
     """
 
     kind: Kind = "samples"
     sizes: NDArray[np.int32] = NO_SIZES
 
-    def __init__(self, samples: KeyedSamples, part: str, pool: WorkerPool | None, num_classes: int) -> None:
+    def __init__(
+        self, samples: KeyedSamples, part: str, pool: WorkerPool | None, num_classes: int, *, has_tokens: bool = False
+    ) -> None:
         self._samples, self._part, self._pool, self._num_classes = samples, part, pool, num_classes
+        self._has_tokens = has_tokens
         self.targets = _DrawnTargets(self)
 
     def __len__(self) -> int:
@@ -81,13 +87,20 @@ class SampleDataset:
         return drawn_or_raise(self._samples.draw(Request(self._part, np.zeros(len(ids), dtype=np.int64), ids)))
 
     def _check_classes(self, targets: Any, ids: Ids) -> None:
-        """Check targets that look like class numbers: one integer per sample."""
-        if not hasattr(targets, "dtype") or targets.dim() != 1 or targets.is_floating_point():
+        """Check targets that look like class numbers, one integer per sample, and tokens."""
+        if not hasattr(targets, "dtype") or targets.is_floating_point():
             return
-        wrong = ((targets < 0) | (targets >= self._num_classes)).nonzero().flatten().tolist()
+        if targets.dim() != 1 and not self._has_tokens:
+            return
+        is_wrong = (targets < 0) | (targets >= self._num_classes)
+        if self._has_tokens:
+            is_wrong &= targets != IGNORED_TOKEN
+        wrong = is_wrong.nonzero().tolist()
         if wrong:
-            shown = f"{self.locate(int(ids[wrong[0]]))} has the target {int(targets[wrong[0]])}"
-            raise RunError(f"{shown}; targets must be in 0 … {self._num_classes - 1} (data.num_classes)")
+            place = tuple(wrong[0])
+            shown = f"{self.locate(int(ids[place[0]]))} has the target {int(targets[place])}"
+            rest = f", or {IGNORED_TOKEN} where a token does not count" if self._has_tokens else ""
+            raise RunError(f"{shown}; targets must be in 0 … {self._num_classes - 1} (data.num_classes){rest}")
 
 
 class _DrawnTargets:

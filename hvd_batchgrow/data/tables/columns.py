@@ -217,6 +217,9 @@ def find_roles(table: RawTable, data: DataSection, *, strict: bool = True) -> Ro
         )
         for k in sorted(columns)
     ]
+    if len({*labels}) < len(labels):
+        twice = next(table.names[k] for k in labels if labels.count(k) > 1)
+        faults.append(Fault("data.label", f"names the column {twice!r} of {table.path} twice"))
     if faults:
         raise JobError(faults)
     features = tuple(k for k in rest if k not in labels)

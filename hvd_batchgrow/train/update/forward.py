@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hvd_batchgrow.data.tensor_tree import device_of, moved
+from hvd_batchgrow.data.tensor_tree import device_of, moved, num_rows
 from hvd_batchgrow.nn.parameters import network_inputs
+from hvd_batchgrow.tasks.checked_losses import losses_of
 from hvd_batchgrow.tasks.task import Losses, Task
 
 
@@ -51,7 +52,7 @@ def forward_of(task: Task, precision: str) -> Forward:
         targets = moved(micro_batch.targets, device)
         with autocast(device, precision):
             outputs = model(inputs)
-        return task(widened(outputs), targets, training=True)
+        return losses_of(task, widened(outputs), targets, num_rows(inputs), training=True)
 
     return forward
 

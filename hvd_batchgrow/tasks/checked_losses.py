@@ -1,0 +1,53 @@
+"""Call a task, and check what it returns: a custom task may return anything."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from hvd_batchgrow.messages.errors import RunError
+from hvd_batchgrow.tasks.task import Losses, Task
+
+
+def losses_of(task: Task, outputs: Any, targets: Any, num_samples: int, *, training: bool) -> Losses:
+    """Return what a task returns for some samples, with its metrics detached and in the order of `task.metrics`.
+
+    Args:
+        task: is called.
+        outputs: see `Task`.
+        targets: see `Task`.
+        num_samples: n.
+        training: see `Task`.
+
+    Raises:
+        RunError: it is not `Losses` with a loss of each sample, a weight of each sample if there are weights, and a sum
+            and a count of each of `task.metrics`.
+    """
+    found = task(outputs, targets, training=training)
+    name, when = f"the task {type(task).__name__}", "in training" if training else "in an evaluation"
+    if not isinstance(found, Losses):
+        raise RunError(f"{name} returned {type(found).__name__} {when}; it must return Losses(each, weights, metrics)")
+    for what, values in (("each", found.each), ("weights", found.weights)):
+        shape = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+        if shape != (num_samples,) and (what == "each" or values is not None):
+            fault = f"{name} returned {what} of shape {shape} for {num_samples} samples {when}"
+            raise RunError(f"{fault}; it must have a number for each sample, ({num_samples},), without a mean or sum")
+    if {*found.metrics} != {*task.metrics}:
+        given = f"the metrics {sorted(found.metrics)} {when}"
+        raise RunError(f"{name} returned {given}, and its attribute metrics has {sorted(task.metrics)}")
+    metrics = {metric: _pair(name, metric, found.metrics[metric]) for metric in task.metrics}
+    return Losses(found.each, found.weights, metrics)
+
+
+def _pair(name: str, metric: str, value: Any) -> tuple[Tensor | float, Tensor | float]:
+    """Return sum and count of a metric, detached. Raises RunError unless both are numbers or tensors ()."""
+    parts = tuple(value) if isinstance(value, (tuple, list)) else ()
+    is_number = [not part.dim() if isinstance(part, Tensor) else isinstance(part, (int, float)) for part in parts]
+    if is_number != [True, True]:
+        shown = [tuple(part.shape) if isinstance(part, Tensor) else type(part).__name__ for part in parts]
+        found = f"two values of the forms {shown[0]} and {shown[1]}" if len(shown) == 2 else type(value).__name__
+        fault = f"{name} returned {found} for the metric {metric!r}"
+        raise RunError(f"{fault}; it must be a pair of a sum and a count, each a number or a tensor of shape ()")
+    total, count = (part.detach() if isinstance(part, Tensor) else part for part in parts)
+    return total, count
