@@ -62,7 +62,7 @@ def export(network: TrainedNetwork, to: Format, output: Path) -> tuple[Path, lis
         with torch.no_grad():
             _check(expected, program(samples), f"the exported program ({to})")
     card = output.with_name(f"{output.name}.json")
-    text = dump_json(_card(network, to, output, content, input_type(network.model)), indent=2) + "\n"
+    text = dump_json(_card(network, to, output, content, example), indent=2) + "\n"
     for path, data in ((output, content), (card, text.encode())):
         try:
             write_atomically(path, data)
@@ -188,11 +188,12 @@ def _need(module: str, packages: str) -> Any:
 # --- the card ----------------------------------------------------------------------------------
 
 
-def _card(network: TrainedNetwork, to: Format, output: Path, content: bytes, dtype: torch.dtype) -> dict[str, Any]:
-    """Return what users of the file need, as plain values."""
+def _card(network: TrainedNetwork, to: Format, output: Path, content: bytes, example: Tree) -> dict[str, Any]:
+    """Return what users of the file need, as plain values. The type of several input tensors is None."""
     description = network.description.model_dump(mode="json")
     description.pop("format")
-    description["inputs"]["dtype"] = str(dtype).removeprefix("torch.")  # the program does not convert it
+    dtype = str(example.dtype).removeprefix("torch.") if isinstance(example, Tensor) else None
+    description["inputs"]["dtype"] = dtype  # the program does not convert it
     return {
         "file": output.name,
         "format": to,

@@ -479,3 +479,9 @@ def test_a_file_cut_short_missing_or_foreign_is_not_a_probe(tmp_path: Path) -> N
         load_probe(file)
     with pytest.raises(RunError, match="cannot be written: No such file"):
         save_probe(tmp_path / "missing" / "PROBE.json", make_probe(small_job(), measure(1)))
+
+
+def test_a_probe_of_another_length_of_text_is_refused() -> None:
+    # The length is part of the plan only through the data, and attention costs its square.
+    subjects = [subject_of(small_job(data={"source": "tests.own:make", "context": length})) for length in (128, 512)]
+    assert [subject["data.context"] for subject in subjects] == [128, 512]

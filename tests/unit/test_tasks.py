@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from hvd_batchgrow.config.task import TaskSection
+from hvd_batchgrow.config.task_specs import Direction
 from hvd_batchgrow.data.datasets.dataset import ArrayDataset, DatasetPair
 from hvd_batchgrow.job_file import parse_job
 from hvd_batchgrow.messages.errors import JobError, RunError
@@ -314,7 +315,8 @@ class Faulty:
     """A custom task whose result is changed before it is returned."""
 
     def __init__(self, change: Any) -> None:
-        self.change, self.metrics = change, {"mae": "down", "worst": "down"}
+        self.change = change
+        self.metrics: dict[str, Direction] = {"mae": "down", "worst": "down"}
 
     def __call__(self, outputs: Tensor, targets: Tensor, *, training: bool) -> Any:
         errors = (outputs - targets).abs()

@@ -21,6 +21,7 @@ _SUBJECT = (
     "data.pipeline",
     "data.workers",
     "data.shape",
+    "data.context",
     "data.crop_padding",
     "data.hflip",
     "data.image_size",
