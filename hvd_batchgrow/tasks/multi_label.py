@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,7 +24,7 @@ class MultiLabel:
 
     Outputs are logits (n, K); a label is predicted if its logit is above 0, a probability of 1/2. Targets are 0 or 1,
     (n, K) of a floating type. The loss of a sample is the mean over its labels, as in torch's
-    `binary_cross_entropy_with_logits`.
+    `binary_cross_entropy_with_logits`; it is NaN if a target is neither 0 nor 1.
 
     Metrics: `f1`, of all labels together (micro-averaged): 2 TP / (2 TP + FP + FN); and `label_accuracy`, the fraction
     of labels that are predicted correctly.
@@ -49,7 +50,8 @@ class MultiLabel:
         targets = aligned(targets, outputs)
         if self.pos_weights is not None and self.pos_weights.device != outputs.device:
             self.pos_weights = self.pos_weights.to(outputs.device)
-        each = binary_cross_entropy_with_logits(outputs, targets, reduction="none", pos_weight=self.pos_weights).mean(1)
+        each = binary_cross_entropy_with_logits(outputs, targets, reduction="none", pos_weight=self.pos_weights)
+        each = each.where((targets == 0) | (targets == 1), math.nan).mean(1)  # the run then ends and names the samples
         predicted, present = outputs.detach() > 0, targets > 0.5
         both = (predicted & present).sum()
         metrics: dict[str, tuple[Tensor | float, Tensor | float]] = {

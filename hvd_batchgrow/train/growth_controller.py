@@ -143,7 +143,8 @@ class GrowthController:
         phase = plan.schedule.at(samples)
         noise = self.noise.get(ALL)
         metric = metrics.get(self._job.trigger.test_metric or "")
-        was_unusable = not math.isfinite(metrics.get("loss", 0.0))  # if the loss is NaN, the metrics are meaningless
+        # If the loss is NaN, the metrics are meaningless too. A metric alone is NaN if its count is 0.
+        was_unusable = not all(map(math.isfinite, (metrics.get("loss", 0.0), metric or 0.0)))
         return Measurement(
             samples,
             phase.global_batch,

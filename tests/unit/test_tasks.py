@@ -86,6 +86,12 @@ def test_f1_is_that_of_all_labels_together() -> None:
     torch.testing.assert_close(mean(found), functional.binary_cross_entropy_with_logits(logits, present))
 
 
+def test_the_loss_of_a_target_that_is_neither_0_nor_1_is_nan() -> None:
+    # The first samples of a torch Dataset are checked before training, the others only here.
+    found = task("multi_label", 2)(drawn(3, 2), torch.tensor([[0.0, 1.0], [0.3, 1.0], [1.0, 1.0]]), training=True)
+    assert found.each.isnan().tolist() == [False, True, False]
+
+
 def test_pos_weights_are_torchs() -> None:
     logits, factors = drawn(5, 2), torch.tensor([3.0, 0.5], dtype=torch.float64)
     present = (drawn(5, 2, seed=2) > 0).double()
