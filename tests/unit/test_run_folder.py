@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from hvd_batchgrow.comm.hardware import Hardware
+from hvd_batchgrow.comm.hardware import Hardware, hardware_of
 from hvd_batchgrow.comm.ranks import CollectiveError, SingleRank
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.job_file import parse_job
@@ -20,7 +21,7 @@ from hvd_batchgrow.messages.errors import RunError
 from hvd_batchgrow.nn.ghost.ghost_choice import kernels_for_cpu
 from hvd_batchgrow.schedule.plan import compile_plan
 from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint, write_checkpoint
-from hvd_batchgrow.train.run import run_lock
+from hvd_batchgrow.train.run import run_folder, run_lock
 from hvd_batchgrow.train.run.run_folder import open_run
 from hvd_batchgrow.train.run.run_lock import RunLock
 from tests.helpers import NUM_TRAIN, small_job
@@ -256,3 +257,23 @@ def test_a_damaged_record_does_not_prevent_a_resume(tmp_path: Path, text: str) -
     checkpoint, notes = open_(tmp_path / "run", job, resume=True)
     assert checkpoint is not None
     assert "record.json was damaged" in notes[0]
+
+
+def test_the_record_has_the_commit_of_the_users_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def git(*words: str) -> str:
+        identity = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]
+        done = subprocess.run(["git", *identity, *words], check=True, cwd=tmp_path, capture_output=True, text=True)
+        return done.stdout.strip()
+
+    monkeypatch.chdir(tmp_path)
+    hardware = hardware_of(SingleRank(), torch.device("cpu"))
+    record = run_folder._record(SingleRank(), hardware)
+    assert (record["working_directory"], record["user_git_commit"]) == (str(tmp_path), None)
+    git("init", "-q")
+    (tmp_path / "mine.py").write_text("x = 1\n")
+    git("add", "mine.py")
+    git("commit", "-qm", "mine")
+    (tmp_path / "mine.py").write_text("x = 2\n")
+    record = run_folder._record(SingleRank(), hardware)
+    assert record["user_git_commit"] == git("rev-parse", "HEAD") != record["git_commit"]
+    assert "+x = 2" in record["user_git_diff"]

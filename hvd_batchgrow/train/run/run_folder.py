@@ -323,6 +323,7 @@ class _Planned(BaseModel):
 
 def _record(ranks: Ranks, hardware: Hardware) -> dict[str, Any]:
     """Return the record of this attempt: whatever else may influence the run."""
+    program, here = Path(__file__).parent, Path.cwd()
     return {
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "argv": sys.argv,
@@ -334,15 +335,18 @@ def _record(ranks: Ranks, hardware: Hardware) -> dict[str, Any]:
         "hardware": asdict(hardware),
         "backend": ranks.backend,
         "ranks": ranks.size,
-        "git_commit": _git("rev-parse", "HEAD"),
-        "git_diff": _git("diff", "HEAD"),
+        "git_commit": _git(program, "rev-parse", "HEAD"),
+        "git_diff": _git(program, "diff", "HEAD"),
+        "working_directory": str(here),
+        "user_git_commit": _git(here, "rev-parse", "HEAD"),
+        "user_git_diff": _git(here, "diff", "HEAD", "--", "*.py", "*.toml"),
         "slurm": {key: value for key, value in os.environ.items() if key.startswith("SLURM_JOB_")},
     }
 
 
-def _git(*arguments: str) -> str | None:
-    """Return git's output for the code of this program; None if it is not in a checkout."""
-    command: Sequence[str] = ("git", "-C", str(Path(__file__).parent), *arguments)
+def _git(folder: Path, *arguments: str) -> str | None:
+    """Return git's output for a folder; None if it is not in a checkout."""
+    command: Sequence[str] = ("git", "-C", str(folder), *arguments)
     try:
         done = subprocess.run(command, capture_output=True, check=True, timeout=10)
         return done.stdout.decode(errors="replace").strip()
