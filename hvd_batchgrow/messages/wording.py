@@ -38,3 +38,14 @@ def metric_texts(metrics: Mapping[str, float]) -> list[str]:
     return [
         f"accuracy {100 * value:.2f} %" if name == "top1" else f"{name} {value:.4g}" for name, value in metrics.items()
     ]
+
+
+def short_time(seconds: float) -> str:
+    """Return `48 s`, `2:05 min` or `3:07 h`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60}:{whole % 60:02d} min"
+    minutes = round(seconds / 60)
+    return f"{minutes // 60}:{minutes % 60:02d} h"

@@ -11,7 +11,7 @@ from rich.measure import Measurement
 from rich.table import Table
 
 from hvd_batchgrow.config import Job
-from hvd_batchgrow.messages.wording import counted
+from hvd_batchgrow.messages.wording import counted, metric_texts, short_time
 from hvd_batchgrow.observers.console import PlainConsole
 from hvd_batchgrow.schedule.cost.cost import Cost
 from hvd_batchgrow.schedule.phases import Phase
@@ -19,6 +19,7 @@ from hvd_batchgrow.schedule.plan import Plan
 from hvd_batchgrow.train.events import Evaluation, RunEnded
 
 if TYPE_CHECKING:  # imports torch, which `plan` does without
+    from hvd_batchgrow.train.run.run_summary import RunSummary
     from hvd_batchgrow.verification.audit import Audit
     from hvd_batchgrow.verification.verify import Compared
 
@@ -162,6 +163,27 @@ def result_table(runs: Sequence[tuple[str, RunEnded]]) -> Table:
             f"{run.samples / run.elapsed_s:,.0f}",
         )
     return table
+
+
+def runs_table(runs: Sequence[RunSummary]) -> Table:
+    """Return a table with one row per run."""
+    headings = ("run", "state", "schedule", "epoch", "updates", "batch", "result", "best", "time", "twin")
+    table = number_table(None, headings)
+    for column in (*table.columns[:3], table.columns[-1]):
+        column.justify = "left"
+    for run in runs:
+        values = ({run.metric: value} if value is not None else {} for value in (run.last, run.best))
+        result, best = ("".join(metric_texts(value)) for value in values)
+        table.add_row(
+            *(run.folder.name, run.state, run.policy, f"{run.epoch:.1f} / {run.epochs:.1f}"),
+            *(f"{run.updates:,} / {run.num_updates:,}", " → ".join(f"{end:,}" for end in _ends(run.batches))),
+            *(result, best, short_time(run.training_s), run.twin or ""),
+        )
+    return table
+
+
+def _ends(batches: Sequence[int]) -> list[int]:
+    return list(dict.fromkeys([*batches[:1], *batches[-1:]]))
 
 
 def _result(evaluation: Evaluation | None, metric: str) -> str:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TimeRemainingColumn
 
 from hvd_batchgrow.data.datasets.dataset import ReportProgress
-from hvd_batchgrow.messages.wording import counted, metric_texts
+from hvd_batchgrow.messages.wording import counted, metric_texts, short_time
 from hvd_batchgrow.observers.console import PlainConsole, description_column, field_column
 from hvd_batchgrow.observers.console_tables import print_plan
 from hvd_batchgrow.schedule.cost.time_left import TimeLeft
@@ -189,17 +189,6 @@ class _Recent:
             return self._last
         loss, speed = self._loss / self._samples, self._samples / self._seconds
         return replace(self._last, loss=loss, samples_per_s=speed)
-
-
-def short_time(seconds: float) -> str:
-    """Return `48 s`, `2:05 min` or `3:07 h`."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60}:{whole % 60:02d} min"
-    minutes = round(seconds / 60)
-    return f"{minutes // 60}:{minutes % 60:02d} h"
 
 
 def _line(record: TrainRecord) -> str:

@@ -10,10 +10,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from hvd_batchgrow.comm.hardware import Hardware
 from hvd_batchgrow.job_file import load_job
+from hvd_batchgrow.messages.wording import short_time
 from hvd_batchgrow.observers.console import PlainConsole
 from hvd_batchgrow.observers.console_tables import plan_text, print_plan, result_table
 from hvd_batchgrow.observers.metrics import MetricsFile
-from hvd_batchgrow.observers.progress import ProgressDisplay, short_time, work_progress
+from hvd_batchgrow.observers.progress import ProgressDisplay, work_progress
 from hvd_batchgrow.observers.tensorboard import TensorBoard
 from hvd_batchgrow.schedule.plan import compile_plan
 from hvd_batchgrow.schedule.twin import decay_twin

@@ -1,0 +1,178 @@
+"""Read what a run has done from its folder, without torch."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from hvd_batchgrow.config.task import TaskSection
+from hvd_batchgrow.messages.errors import RunError
+from hvd_batchgrow.messages.suggest import near_path
+from hvd_batchgrow.storage.json_lines import read_json_lines
+from hvd_batchgrow.storage.regular_files import read_regular
+
+State = Literal["running", "finished", "stopped"]
+_FRESH_S = 30.0
+"""The holder of a run's lock renews its mark every 5 s; an older mark is that of a process that was killed."""
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """A run, as far as its files tell."""
+
+    folder: Path
+    name: str
+    policy: str
+    state: State
+    """running: a process holds the run's lock. finished: the plan has been trained to its end. stopped: neither."""
+    host: str | None
+    """Process and host that train a running run."""
+    samples: int
+    """Sample counter of the last record."""
+    end_samples: int
+    epoch: float
+    epochs: float
+    updates: int
+    num_updates: int
+    """Of the whole plan."""
+    training_s: float
+    """Time of the updates on record, without evaluations, checkpoints and start-up."""
+    metric: str
+    """Name of the main result: the first metric of the task, or "loss"."""
+    last: float | None
+    """Its last value; of the test set, unless only the validation set has been evaluated."""
+    last_dataset: str | None
+    best: float | None
+    """Its best value on the set that is evaluated during training; None if it is unknown how the metric improves."""
+    attempts: int
+    """Number of invocations."""
+    twin: str | None
+    """Name of the other run of a pair, if it is in the same folder of runs."""
+    batches: tuple[int, ...]
+    """Global batch of each phase."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values."""
+        return {**asdict(self), "folder": str(self.folder), "batches": list(self.batches)}
+
+
+def find_runs(folder: Path) -> list[Path]:
+    """Return the run folders in a folder, sorted by name; the folder itself if it is a run.
+
+    Raises:
+        RunError: it does not exist, or contains no run.
+    """
+    if not folder.is_dir():
+        raise RunError(f"{folder} is not a folder{near_path(folder)}")
+    if (folder / "plan.json").exists():
+        return [folder]
+    found = sorted(path.parent for path in folder.glob("*/plan.json"))
+    if not found:
+        raise RunError(f"{folder} contains no run: a run folder has a plan.json, and train writes it to runs/NAME")
+    return found
+
+
+def read_summary(folder: Path) -> RunSummary:
+    """Return the summary of a run.
+
+    Raises:
+        RunError: it is not a run folder, or a file is damaged.
+    """
+    plan = _read_plan(folder)
+    lines = read_json_lines(folder / "metrics.jsonl")
+    trained = [line for line in lines if line.get("kind") == "train"]
+    evaluated = [line for line in lines if line.get("kind") == "eval"]
+    job, samples = plan["job_file"], lines[-1]["samples"] if lines else 0
+    metric, direction = _main_metric(job.get("task", {}), evaluated)
+    values = [line[metric] for line in evaluated if line.get(metric) is not None]
+    during = [line[metric] for line in _during_training(evaluated) if line.get(metric) is not None]
+    holder = _holder(folder)
+    state: State = "running" if holder else "finished" if samples >= plan["end_samples"] else "stopped"
+    return RunSummary(
+        folder=folder,
+        name=plan["job"],
+        policy=job["schedule"]["policy"],
+        state=state,
+        host=holder,
+        samples=samples,
+        end_samples=plan["end_samples"],
+        epoch=samples / plan["num_samples"],
+        epochs=plan["end_samples"] / plan["num_samples"],
+        updates=trained[-1]["updates"] if trained else 0,
+        num_updates=plan["num_updates"],
+        training_s=_seconds(trained),
+        metric=metric,
+        last=values[-1] if values else None,
+        last_dataset=evaluated[-1]["dataset"] if evaluated else None,
+        best=None if direction is None or not during else (max if direction == "up" else min)(during),
+        attempts=_num_attempts(folder),
+        twin=_twin(folder),
+        batches=tuple(phase["global_batch"] for phase in plan["phases"] if phase["num_updates"]),
+    )
+
+
+def _read_plan(folder: Path) -> dict[str, Any]:
+    try:
+        plan: dict[str, Any] = json.loads(read_regular(folder / "plan.json"))
+        for key in ("job", "job_file", "num_samples", "end_samples", "num_updates", "phases"):
+            plan[key]
+    except FileNotFoundError:
+        raise RunError(f"{folder} does not hold a run{near_path(folder)}") from None
+    except OSError as error:
+        raise RunError(f"{folder / 'plan.json'} cannot be read: {error.strerror or error}") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{folder / 'plan.json'} is damaged: {error}") from None
+    return plan
+
+
+def _main_metric(task: Mapping[str, Any], evaluated: list[dict[str, Any]]) -> tuple[str, str | None]:
+    """Return the first metric of a task, and whether it improves "up" or "down"; None: it is unknown."""
+    directions = TaskSection.model_construct(**task).directions()
+    if directions:
+        name = [*directions, "loss"][1]
+        return name, directions[name]
+    known = {"kind", "samples", "epoch", "updates", "loss", "dataset"}
+    names = [name for line in evaluated[:1] for name in line if name not in known and not name.startswith("average_")]
+    return (names[0], None) if names else ("loss", "down")
+
+
+def _during_training(evaluated: list[dict[str, Any]]) -> Iterable[dict[str, Any]]:
+    """Return the evaluations of the validation set or, without one, of the test set."""
+    of_validation = [line for line in evaluated if line["dataset"] == "validation"]
+    return of_validation or evaluated
+
+
+def _seconds(trained: list[dict[str, Any]]) -> float:
+    """Return the time of the records, each of which has the samples since the one before it and their speed."""
+    total, before = 0.0, 0
+    for line in trained:
+        if line.get("samples_per_s"):
+            total += (line["samples"] - before) / line["samples_per_s"]
+        before = line["samples"]
+    return total
+
+
+def _holder(folder: Path) -> str | None:
+    """Return the process and host that hold the lock of a run; None: no process does, or it was killed."""
+    path = folder.parent / f".{folder.name}.lock"
+    try:
+        mark = read_regular(path).decode(errors="replace")
+        return mark.partition("\n")[0] if mark and time.time() - path.stat().st_mtime < _FRESH_S else None
+    except OSError:
+        return None
+
+
+def _num_attempts(folder: Path) -> int:
+    try:
+        return len(json.loads(read_regular(folder / "record.json"))["attempts"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
+
+
+def _twin(folder: Path) -> str | None:
+    name = folder.name.removesuffix("-twin") if folder.name.endswith("-twin") else f"{folder.name}-twin"
+    return name if (folder.parent / name / "plan.json").exists() else None
