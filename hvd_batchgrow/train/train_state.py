@@ -94,7 +94,8 @@ class TrainState:
             engine.loss_scale = LossScale(**checkpoint.loss_scale)
         if last and last["samples"] == self.samples:
             dataset = last.get("dataset", "test")
-            self.evaluation = Evaluation(self.samples, self.epoch, last["loss"], last["metrics"], dataset=dataset)
+            results, updates = (last["loss"], last["metrics"]), last.get("updates")
+            self.evaluation = Evaluation(self.samples, self.epoch, *results, updates=updates, dataset=dataset)
         if checkpoint.best.get("metric") == self._parts.job.checkpoint.keep_best:
             self.best = dict(checkpoint.best)
         self.growth.load(checkpoint.growth)
@@ -109,7 +110,9 @@ class TrainState:
             model=self._parts.model.state_dict(),
             optimizer=self._parts.optimizer.state_dict(),
             elapsed_s=self.elapsed_s,
-            evaluation={key: getattr(last, key) for key in ("samples", "loss", "metrics", "dataset")} if last else {},
+            evaluation={key: getattr(last, key) for key in ("samples", "loss", "metrics", "updates", "dataset")}
+            if last
+            else {},
             average=self.average.state_dict() if self.average else {},
             loss_scale=asdict(loss_scale) if loss_scale else {},
             num_skipped=self.num_skipped,

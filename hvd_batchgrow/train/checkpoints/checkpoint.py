@@ -39,7 +39,7 @@ class Checkpoint:
     elapsed_s: float
     """Wall time of the run so far, over every attempt."""
     evaluation: dict[str, Any]
-    """The last evaluation: `samples`, `loss`, `metrics` and `dataset`; empty before the first."""
+    """The last evaluation: `samples`, `loss`, `metrics`, `updates` and `dataset`; empty before the first."""
     average: dict[str, Tensor]
     """Averaged weights; empty if the run does not average."""
     loss_scale: dict[str, Any]

@@ -39,6 +39,7 @@ class _Evaluation(_Strict):
     samples: NonNegativeInt
     loss: float
     metrics: dict[str, float]
+    updates: NonNegativeInt | None = None
     dataset: Literal["validation", "test"] = "test"
     """Checkpoints of version 0.1.0 lack it."""
 
