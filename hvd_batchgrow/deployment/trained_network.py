@@ -19,13 +19,14 @@ from hvd_batchgrow.data.tensor_tree import Tree
 from hvd_batchgrow.job_file import parse_job
 from hvd_batchgrow.messages.errors import RunError
 from hvd_batchgrow.nn.build import build_model, forward_state
+from hvd_batchgrow.nn.parameters import network_inputs
 from hvd_batchgrow.nn.state.forward_state import ForwardState, restored_buffers
 from hvd_batchgrow.storage.regular_files import read_regular
 from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint, newest_good
 from hvd_batchgrow.train.checkpoints.compatibility import check_model_fits
 from hvd_batchgrow.train.run.model_description import FILE, ModelDescription, read_description
 from hvd_batchgrow.train.run.setup import prepare_rank
-from hvd_batchgrow.train.update.forward import as_parameters, autocast
+from hvd_batchgrow.train.update.forward import autocast
 from hvd_batchgrow.verification.tree_digest import tree_digest
 
 
@@ -58,7 +59,7 @@ class TrainedNetwork:
         """
         changing = self.forward_state.in_evaluation
         with torch.no_grad(), restored_buffers(self.model, changing), autocast(self.device, self.job.update.precision):
-            return self.model(as_parameters(inputs, self.model)).float()  # type: ignore[no-any-return]
+            return self.model(network_inputs(inputs, self.model)).float()  # type: ignore[no-any-return]
 
 
 def load_network(

@@ -8,6 +8,7 @@ from torch import Tensor
 from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.data.datasets.dataset import Dataset
 from hvd_batchgrow.data.tensor_tree import num_rows
+from hvd_batchgrow.nn.parameters import network_inputs
 from hvd_batchgrow.nn.state.forward_state import restored_buffers
 from hvd_batchgrow.tasks.checked_losses import losses_of
 from hvd_batchgrow.tasks.task import Losses
@@ -15,7 +16,7 @@ from hvd_batchgrow.train.events import EvaluatedSet, Evaluation, Results
 from hvd_batchgrow.train.liveness.watchdog import WAITING
 from hvd_batchgrow.train.parts import TrainingParts
 from hvd_batchgrow.train.train_state import TrainState
-from hvd_batchgrow.train.update.forward import as_parameters, autocast, widened
+from hvd_batchgrow.train.update.forward import autocast, widened
 
 
 def evaluate(parts: TrainingParts, state: TrainState, ranks: Ranks, dataset: EvaluatedSet = "test") -> Evaluation:
@@ -48,7 +49,7 @@ def _results(parts: TrainingParts, ranks: Ranks, samples: Dataset) -> Results:
         for part in parts.reader.testing(chunks[ranks.rank :: ranks.size], samples):
             parts.heartbeat.at("evaluating")
             with autocast(parts.device, parts.job.update.precision):
-                outputs = parts.model(as_parameters(part.inputs, parts.model))
+                outputs = parts.model(network_inputs(part.inputs, parts.model))
             losses = losses_of(parts.task, widened(outputs), part.targets, num_rows(part.inputs), training=False)
             _add(sums, losses, names)
     parts.heartbeat.at(WAITING)

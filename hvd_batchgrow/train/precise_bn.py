@@ -8,10 +8,11 @@ from torch import Tensor
 from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.data.order.stream import groups_left_in_pass, passes_of_rank
 from hvd_batchgrow.nn.ghost.running_statistics import set_running_statistics, sum_statistics
+from hvd_batchgrow.nn.parameters import network_inputs
 from hvd_batchgrow.nn.state.forward_state import restored_buffers
 from hvd_batchgrow.train.parts import TrainingParts
 from hvd_batchgrow.train.update.exact import join, split
-from hvd_batchgrow.train.update.forward import as_parameters, autocast
+from hvd_batchgrow.train.update.forward import autocast
 from hvd_batchgrow.train.update.micro_batches import read_micro_batches
 
 
@@ -41,7 +42,7 @@ def reestimate(parts: TrainingParts, samples: int, micro_batch: int, ranks: Rank
     micro_batches = read_micro_batches(ghost_batches, passes, None, lambda _: parts.heartbeat.at("re-estimating"))
     exact = job.layout.exact
     with restored_buffers(model, parts.forward_state.in_evaluation), autocast(parts.device, job.update.precision):
-        inputs = (as_parameters(micro_batch.inputs, model) for micro_batch in micro_batches)
+        inputs = (network_inputs(micro_batch.inputs, model) for micro_batch in micro_batches)
         sums, counts = sum_statistics(model, inputs, _exact_parts if exact else _plain)
         flat = torch.cat([*(total.reshape(-1) for total in sums), counts.to(sums[0].device)])
         ranks.sum(flat, "running statistics")

@@ -23,13 +23,14 @@ from hvd_batchgrow.nn.build import build_model, forward_state, load_pretrained
 from hvd_batchgrow.nn.dropout import keyed_dropouts, set_sample_keys
 from hvd_batchgrow.nn.ghost.ghost_choice import by_pytorch_only
 from hvd_batchgrow.nn.ghost.running_statistics import reestimate_running_statistics
+from hvd_batchgrow.nn.parameters import network_inputs
 from hvd_batchgrow.nn.weights_file import read_weights
 from hvd_batchgrow.optim.build import build_optimizer, lr_ratios, set_hyperparameters
 from hvd_batchgrow.schedule.phases import Phase
 from hvd_batchgrow.schedule.plan import compile_plan
 from hvd_batchgrow.tasks.load_task import load_task
 from hvd_batchgrow.train.update.changing_buffers import ChangingBuffers
-from hvd_batchgrow.train.update.forward import MicroBatch, as_parameters, autocast, forward_of
+from hvd_batchgrow.train.update.forward import MicroBatch, autocast, forward_of
 from hvd_batchgrow.train.update.loss_scale import LossScale
 from hvd_batchgrow.train.update.micro_batches import join_groups
 from hvd_batchgrow.verification.rounding_limits import Noise, States, noise_size, tensors_of
@@ -152,7 +153,7 @@ class PlainRun:
         last = islice(self._ghost_batches(samples // group - count), count)
         with autocast(self.device, self.job.update.precision):
             inputs = (
-                as_parameters(map_tensors(self._noise, ghost_batch.inputs), self._network) for ghost_batch in last
+                network_inputs(map_tensors(self._noise, ghost_batch.inputs), self._network) for ghost_batch in last
             )
             reestimate_running_statistics(self._network, inputs)
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from hvd_batchgrow.data.pipeline import torch_pipeline
 from hvd_batchgrow.data.pipeline.crops import CropParams
 from hvd_batchgrow.data.pipeline.torch_pipeline import Normalize, normalize_windows
-from hvd_batchgrow.train.update.forward import as_parameters
+from hvd_batchgrow.nn.parameters import network_inputs
 
 PIXELS = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), dtype=np.uint8))
 WHOLE = CropParams(
@@ -43,7 +43,7 @@ def test_encoded_images_are_copied_in_the_type_of_the_job(copied: list[torch.dty
     expected = normalize_windows(PIXELS, WHOLE, Normalize(*CONSTANTS)).to(dtype)  # rounded once
     assert torch.equal(found, expected)
     # The weights have 32 bits, so the network's input has too: the conversion is exact, and done on the device.
-    received = as_parameters(found, nn.Conv2d(3, 1, 1))
+    received = network_inputs(found, nn.Conv2d(3, 1, 1))
     assert received.dtype == torch.float32
     assert torch.equal(received, expected.float())
 

@@ -47,7 +47,7 @@ def forward_of(task: Task, precision: str) -> Forward:
     """
 
     def forward(model: nn.Module, micro_batch: MicroBatch) -> Losses:
-        inputs = as_parameters(micro_batch.inputs, model)
+        inputs = network_inputs(micro_batch.inputs, model)
         device = device_of(inputs)
         targets = moved(micro_batch.targets, device)
         with autocast(device, precision):
@@ -62,14 +62,6 @@ def widened(outputs: Any) -> Any:
     if not isinstance(outputs, Tensor):
         return outputs
     return outputs.to(torch.promote_types(outputs.dtype, torch.float32))
-
-
-def as_parameters(inputs: Any, model: nn.Module) -> Any:
-    """Return inputs, a tensor or a tree of tensors, on the device of a model's parameters.
-
-    Floating-point tensors get the type of `input_type`; others keep their own.
-    """
-    return network_inputs(inputs, model)
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
