@@ -65,6 +65,13 @@ def small_job(root: Path | str = "data", /, **sections: Any) -> Job:
     return parse_job(job_tree(root, **sections))
 
 
+def plan_tree(num_samples: int, end_samples: int, **job: Any) -> dict[str, Any]:
+    """Return what readers need of a plan.json: one phase of one update."""
+    phase = {"start_samples": 0, "lr": 0.1, "global_batch": end_samples, "num_updates": 1}
+    sizes = {"num_samples": num_samples, "end_samples": end_samples, "num_updates": 1}
+    return {"job": "small", **sizes, "job_file": {"schedule": {"policy": "grow"}} | job, "phases": [phase]}
+
+
 def small_source() -> DatasetPair:
     """Three classes of noisy 8×8 images."""
     generator = np.random.default_rng(0)

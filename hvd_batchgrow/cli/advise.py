@@ -87,7 +87,7 @@ def read_run(folder: Path) -> RecordedRun:
     Raises:
         RunError: it is not a run folder, or its record is damaged.
     """
-    from hvd_batchgrow.train.run.run_folder import read_plan
+    from hvd_batchgrow.results.plan_file import read_plan
 
     plan = read_plan(folder)
     try:

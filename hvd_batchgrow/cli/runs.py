@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,8 +14,8 @@ import tyro
 from hvd_batchgrow.cli.common import refuse_overrides, terminal
 from hvd_batchgrow.messages.errors import ExitCode, RunError
 from hvd_batchgrow.messages.wording import counted, metric_texts, short_time
+from hvd_batchgrow.results.run_summary import RunSummary, find_runs, read_summary
 from hvd_batchgrow.storage.strict_json import dump_json
-from hvd_batchgrow.train.run.run_summary import RunSummary, find_runs, read_summary
 
 
 @dataclass(frozen=True)
@@ -35,9 +36,12 @@ class ListCommand:
         for path in find_runs(self.folder):
             try:
                 summaries.append(read_summary(path))
+                faults: Sequence[str] = summaries[-1].faults
             except RunError as error:
+                faults = [str(error)]
+            for fault in faults:
                 is_damaged = True
-                print(error, file=sys.stderr)
+                print(fault, file=sys.stderr)
         if self.json:
             for summary in summaries:
                 print(dump_json(summary.to_dict()))
@@ -76,6 +80,7 @@ def _lines(run: RunSummary) -> list[str]:
         *([", ".join(results)] if results else []),
         *([f"twin: {run.folder.parent / run.twin}"] if run.twin else []),
     ]
+    lines += run.faults
     if run.state == "stopped":
         words = ["train", str(run.folder / "job.toml"), "--runs-dir", str(run.folder.parent), "--resume", "auto"]
         lines.append(f"to resume: {shlex.join(['hvd-batchgrow', *words])}")

@@ -19,7 +19,7 @@ from hvd_batchgrow.schedule.plan import Plan
 from hvd_batchgrow.train.events import Evaluation, RunEnded
 
 if TYPE_CHECKING:  # imports torch, which `plan` does without
-    from hvd_batchgrow.train.run.run_summary import RunSummary
+    from hvd_batchgrow.results.run_summary import RunSummary
     from hvd_batchgrow.verification.audit import Audit
     from hvd_batchgrow.verification.verify import Compared
 

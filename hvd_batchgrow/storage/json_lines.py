@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,23 @@ def read_json_lines(path: Path, matters: Callable[[Line], bool] = lambda _: True
     """
     lines: list[Line] = []
     unreadable = 0
+    for number, line in scan_json_lines(path):
+        if line is None:
+            unreadable = unreadable or number
+            continue
+        if unreadable and matters(line):
+            raise RunError(f"{path} is damaged: line {unreadable} cannot be read, but line {number} after it can")
+        if not unreadable:
+            lines.append(line)
+    return lines
+
+
+def scan_json_lines(path: Path) -> Iterator[tuple[int, Line | None]]:
+    """Yield the number and the content of each line of a file; None: the line is not JSON. A missing file has no lines.
+
+    Raises:
+        RunError: the file cannot be read, or a line is not an object with a sample counter.
+    """
     try:
         texts = read_regular(path).split(b"\n") if path.exists() else []
     except OSError as error:
@@ -67,12 +84,8 @@ def read_json_lines(path: Path, matters: Callable[[Line], bool] = lambda _: True
         try:
             line = json.loads(text)
         except (ValueError, RecursionError):
-            unreadable = unreadable or number
+            yield number, None
             continue
         if not isinstance(line, dict) or type(line.get("samples")) is not int:
             raise RunError(f"{path} is damaged: line {number} is not an object with a whole number of samples")
-        if unreadable and matters(line):
-            raise RunError(f"{path} is damaged: line {unreadable} cannot be read, but line {number} after it can")
-        if not unreadable:
-            lines.append(line)
-    return lines
+        yield number, line

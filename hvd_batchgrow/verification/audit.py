@@ -16,10 +16,10 @@ from hvd_batchgrow.data.datasets.dataset import ReportProgress
 from hvd_batchgrow.data.order.order_digest import index_digests
 from hvd_batchgrow.data.order.stream import Stream
 from hvd_batchgrow.messages.errors import RunError
+from hvd_batchgrow.results.plan_file import read_plan
 from hvd_batchgrow.storage.json_lines import read_json_lines
 from hvd_batchgrow.train.checkpoints.checkpoint import newest_good
 from hvd_batchgrow.train.run.record_gaps import MISSING_TO
-from hvd_batchgrow.train.run.run_folder import read_plan
 
 _AT_ONCE = 1 << 20
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from hvd_batchgrow.messages.errors import RunError
 from hvd_batchgrow.nn.state.extra_state import is_extra_state
+from hvd_batchgrow.results.plan_file import read_plan
 from hvd_batchgrow.train.checkpoints.checkpoint import newest_good
-from hvd_batchgrow.train.run.run_folder import read_plan
 from hvd_batchgrow.verification.tree_digest import tree_digest
 
 

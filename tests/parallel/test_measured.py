@@ -16,6 +16,7 @@ from hvd_batchgrow.comm.ranks import CollectiveError, Ranks, SingleRank
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.messages.errors import RunError
 from hvd_batchgrow.observers.metrics import ConsumedFile
+from hvd_batchgrow.results.plan_file import read_plan
 from hvd_batchgrow.schedule.adaptive.batch_requests import BatchRequest
 from hvd_batchgrow.schedule.adaptive.decisions import Decision, decisions_text, read_decisions
 from hvd_batchgrow.schedule.plan import compile_plan
@@ -27,7 +28,7 @@ from hvd_batchgrow.train.evaluate import evaluate
 from hvd_batchgrow.train.events import EvaluatedSet, Evaluation, Observer
 from hvd_batchgrow.train.parts import TrainingParts
 from hvd_batchgrow.train.run.decision_record import write_decisions
-from hvd_batchgrow.train.run.run_folder import open_run, read_plan
+from hvd_batchgrow.train.run.run_folder import open_run
 from hvd_batchgrow.train.train_state import TrainState
 from hvd_batchgrow.train.trainer import Trainer
 from hvd_batchgrow.train.update.engine import UpdateEngine, UpdateResult

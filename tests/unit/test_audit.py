@@ -16,6 +16,7 @@ from hvd_batchgrow.data.order.stream import Stream
 from hvd_batchgrow.messages.errors import RunError
 from hvd_batchgrow.storage.json_lines import read_json_lines
 from hvd_batchgrow.verification.audit import Audit, audit, compare_orders, read_consumed
+from tests.helpers import plan_tree
 
 N, SEED = 10, 3
 BATCHES = (4, 4, 7, 8)  # an epoch ends inside the third
@@ -33,8 +34,7 @@ def write_run(
     ids = Stream(N, SEED).ids(0, int(bounds[-1]))
     ids[list(swap)] = ids[list(swap[::-1])]
     folder.mkdir()
-    plan = {"num_samples": N, "end_samples": int(bounds[-1]), "job_file": {"seed": seed}}
-    (folder / "plan.json").write_text(json.dumps(plan))
+    (folder / "plan.json").write_text(json.dumps(plan_tree(N, int(bounds[-1]), seed=seed)))
     lines = [
         {"samples": int(a), "global_batch": int(b - a), "digest": f"{digest(np.arange(a, b), ids[a:b]):016x}"}
         for a, b in pairwise(bounds)
@@ -181,6 +181,6 @@ def test_a_tampered_record_fails(job: str, capsys: pytest.CaptureFixture[str]) -
 
 @pytest.mark.parametrize("plan", [{"seed": "0"}, {"seed": -1}, {"seed": 1.5}, {}])
 def test_a_plan_whose_job_has_no_seed_is_damaged(tmp_path: Path, plan: dict[str, Any]) -> None:
-    (tmp_path / "plan.json").write_text(json.dumps({"num_samples": 10, "end_samples": 20, "job_file": plan}))
+    (tmp_path / "plan.json").write_text(json.dumps(plan_tree(10, 20, **plan)))
     with pytest.raises(RunError, match=r"plan.json is damaged, or not a plan: job_file.seed: "):
         read_consumed(tmp_path)

@@ -13,13 +13,14 @@ import pytest
 
 from hvd_batchgrow.cli import main
 from hvd_batchgrow.messages.errors import JobError, RunError
+from hvd_batchgrow.results.plan_file import read_plan
 from hvd_batchgrow.schedule.adaptive.decisions import read_decisions
 from hvd_batchgrow.schedule.cost.probe_file import load_probe
 from hvd_batchgrow.slurm.ledger import read_ledger
 from hvd_batchgrow.storage.json_lines import JsonLines
-from hvd_batchgrow.train.run.run_folder import read_plan
 from hvd_batchgrow.train.run.run_lock import RunLock
 from hvd_batchgrow.verification.audit import read_consumed
+from tests.helpers import plan_tree
 
 
 @pytest.fixture(autouse=True)
@@ -35,8 +36,7 @@ def alarm() -> Iterator[None]:
 
 
 def read_consumed_of(path: Path) -> None:
-    plan = {"num_samples": 3, "end_samples": 9, "job_file": {"seed": 1}}
-    (path.parent / "plan.json").write_text(json.dumps(plan))
+    (path.parent / "plan.json").write_text(json.dumps(plan_tree(3, 9, seed=1)))
     read_consumed(path.parent)
 
 

@@ -12,7 +12,7 @@ import pytest
 import tomli_w
 
 from hvd_batchgrow.cli import main
-from hvd_batchgrow.train.run.run_summary import read_summary
+from hvd_batchgrow.results.run_summary import read_summary
 from tests.helpers import NUM_TRAIN, job_tree, small_source, write_idx_folder
 
 RUN = Path("runs/small")
@@ -90,7 +90,7 @@ def test_a_folder_of_runs(stopped: Path, capsys: pytest.CaptureFixture[str]) -> 
     capsys.readouterr()
     assert main(["list"]) == 1
     captured = capsys.readouterr()
-    assert "runs/small-twin/plan.json is damaged: 'job_file'" in captured.err
+    assert "runs/small-twin/plan.json is damaged, or not a plan: num_samples: Field required" in captured.err
     assert " small " in captured.out
 
 
@@ -99,7 +99,10 @@ def test_a_run_without_records_is_shown(stopped: Path, capsys: pytest.CaptureFix
     (stopped / "record.json").write_text("damaged")
     found = read_summary(stopped)
     assert (found.samples, found.updates, found.last, found.best, found.attempts) == (0, 0, None, None, 0)
-    assert "epoch 0.00 of" in printed(capsys, "show", str(stopped))
+    text = printed(capsys, "show", str(stopped))
+    assert "epoch 0.00 of" in text
+    assert "runs/small/record.json is damaged: " in text
+    assert main(["list"]) == 1
 
 
 @pytest.mark.parametrize(

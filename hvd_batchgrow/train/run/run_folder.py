@@ -15,16 +15,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from hvd_batchgrow.comm.hardware import Hardware
 from hvd_batchgrow.comm.ranks import Ranks, RanksLost
 from hvd_batchgrow.config import Job
-from hvd_batchgrow.messages.errors import RunError, first_fault, unwritable
-from hvd_batchgrow.messages.suggest import near_path
+from hvd_batchgrow.messages.errors import RunError, unwritable
 from hvd_batchgrow.messages.wording import shown
 from hvd_batchgrow.nn.ghost.ghost_choice import kernels_for_cpu
 from hvd_batchgrow.schedule.plan import Plan
@@ -286,39 +284,6 @@ def write_plan(folder: Path, plan: Plan) -> None:
 def plan_bytes(plan: Plan) -> bytes:
     """Return the content of `plan.json`."""
     return json_bytes(plan.to_dict())
-
-
-def read_plan(run: Path) -> dict[str, Any]:
-    """Return the plan of a run, as `plan --json` prints it.
-
-    Raises:
-        RunError: it cannot be read, or required keys are missing.
-    """
-    path = run / "plan.json"
-    try:
-        tree = json.loads(read_regular(path))
-        _Planned.model_validate(tree)
-    except ValidationError as error:
-        raise RunError(f"{path} is damaged, or not a plan: {first_fault(error)}") from None
-    except (FileNotFoundError, NotADirectoryError):
-        raise RunError(f"{run} does not hold a run{near_path(run)}") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise RunError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    return tree  # type: ignore[no-any-return]
-
-
-class _PlannedJob(BaseModel):
-    model_config = ConfigDict(strict=True)
-    seed: Annotated[int, Field(ge=0, lt=2**63)]
-
-
-class _Planned(BaseModel):
-    """The keys of a written plan that its readers need."""
-
-    model_config = ConfigDict(strict=True)
-    num_samples: Annotated[int, Field(gt=0, lt=2**62)]
-    end_samples: Annotated[int, Field(gt=0, lt=2**62)]
-    job_file: _PlannedJob
 
 
 def _record(ranks: Ranks, hardware: Hardware) -> dict[str, Any]:

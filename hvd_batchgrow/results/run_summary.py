@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from hvd_batchgrow.config.task import TaskSection
+from hvd_batchgrow.config.task_specs import Direction
 from hvd_batchgrow.messages.errors import RunError
 from hvd_batchgrow.messages.suggest import near_path
-from hvd_batchgrow.storage.json_lines import read_json_lines
+from hvd_batchgrow.results.run_files import RunFiles
+from hvd_batchgrow.storage.json_lines import Line
 from hvd_batchgrow.storage.regular_files import read_regular
 
 State = Literal["running", "finished", "stopped"]
@@ -54,6 +55,8 @@ class RunSummary:
     """Name of the other run of a pair, if it is in the same folder of runs."""
     batches: tuple[int, ...]
     """Global batch of each phase."""
+    faults: tuple[str, ...] = ()
+    """What could not be read."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values."""
@@ -80,80 +83,55 @@ def read_summary(folder: Path) -> RunSummary:
     """Return the summary of a run.
 
     Raises:
-        RunError: it is not a run folder, or a file is damaged.
+        RunError: it is not a run folder, or its plan.json is damaged.
     """
-    plan = _read_plan(folder)
-    lines = read_json_lines(folder / "metrics.jsonl")
-    trained = [line for line in lines if line.get("kind") == "train"]
-    evaluated = [line for line in lines if line.get("kind") == "eval"]
-    job, samples = plan["job_file"], lines[-1]["samples"] if lines else 0
-    metric, direction = _main_metric(job.get("task", {}), evaluated)
+    run = RunFiles.read(folder)
+    plan, evaluated = run.plan, run.evaluations
+    metric, direction = main_metric(run)
     values = [line[metric] for line in evaluated if line.get(metric) is not None]
     during = [line[metric] for line in _during_training(evaluated) if line.get(metric) is not None]
     holder = _holder(folder)
-    state: State = "running" if holder else "finished" if samples >= plan["end_samples"] else "stopped"
+    state: State = "running" if holder else "finished" if run.is_finished else "stopped"
     return RunSummary(
         folder=folder,
-        name=plan["job"],
-        policy=job["schedule"]["policy"],
+        name=run.name,
+        policy=run.job["schedule"]["policy"],
         state=state,
         host=holder,
-        samples=samples,
+        samples=run.samples,
         end_samples=plan["end_samples"],
-        epoch=samples / plan["num_samples"],
+        epoch=run.samples / plan["num_samples"],
         epochs=plan["end_samples"] / plan["num_samples"],
-        updates=trained[-1]["updates"] if trained else 0,
+        updates=int(run.column("updates")[-1]) if run.train else 0,
         num_updates=plan["num_updates"],
-        training_s=_seconds(trained),
+        training_s=float(run.seconds[-1]) if run.train else 0.0,
         metric=metric,
         last=values[-1] if values else None,
         last_dataset=evaluated[-1]["dataset"] if evaluated else None,
         best=None if direction is None or not during else (max if direction == "up" else min)(during),
-        attempts=_num_attempts(folder),
+        attempts=len(run.attempts),
         twin=_twin(folder),
         batches=tuple(phase["global_batch"] for phase in plan["phases"] if phase["num_updates"]),
+        faults=run.faults,
     )
 
 
-def _read_plan(folder: Path) -> dict[str, Any]:
-    try:
-        plan: dict[str, Any] = json.loads(read_regular(folder / "plan.json"))
-        for key in ("job", "job_file", "num_samples", "end_samples", "num_updates", "phases"):
-            plan[key]
-    except FileNotFoundError:
-        raise RunError(f"{folder} does not hold a run{near_path(folder)}") from None
-    except OSError as error:
-        raise RunError(f"{folder / 'plan.json'} cannot be read: {error.strerror or error}") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{folder / 'plan.json'} is damaged: {error}") from None
-    return plan
-
-
-def _main_metric(task: Mapping[str, Any], evaluated: list[dict[str, Any]]) -> tuple[str, str | None]:
-    """Return the first metric of a task, and whether it improves "up" or "down"; None: it is unknown."""
-    directions = TaskSection.model_construct(**task).directions()
+def main_metric(run: RunFiles) -> tuple[str, Direction | None]:
+    """Return the first metric of a run's task or, without one, "loss"; and how it improves, None if that is unknown."""
+    directions = TaskSection.model_construct(**run.job.get("task", {})).directions()
     if directions:
         name = [*directions, "loss"][1]
         return name, directions[name]
     known = {"kind", "samples", "epoch", "updates", "loss", "dataset"}
-    names = [name for line in evaluated[:1] for name in line if name not in known and not name.startswith("average_")]
+    first = run.evaluations[:1]
+    names = [name for line in first for name in line if name not in known and not name.startswith("average_")]
     return (names[0], None) if names else ("loss", "down")
 
 
-def _during_training(evaluated: list[dict[str, Any]]) -> Iterable[dict[str, Any]]:
+def _during_training(evaluated: Sequence[Line]) -> Sequence[Line]:
     """Return the evaluations of the validation set or, without one, of the test set."""
-    of_validation = [line for line in evaluated if line["dataset"] == "validation"]
+    of_validation = [line for line in evaluated if line.get("dataset") == "validation"]
     return of_validation or evaluated
-
-
-def _seconds(trained: list[dict[str, Any]]) -> float:
-    """Return the time of the records, each of which has the samples since the one before it and their speed."""
-    total, before = 0.0, 0
-    for line in trained:
-        if line.get("samples_per_s"):
-            total += (line["samples"] - before) / line["samples_per_s"]
-        before = line["samples"]
-    return total
 
 
 def _holder(folder: Path) -> str | None:
@@ -164,13 +142,6 @@ def _holder(folder: Path) -> str | None:
         return mark.partition("\n")[0] if mark and time.time() - path.stat().st_mtime < _FRESH_S else None
     except OSError:
         return None
-
-
-def _num_attempts(folder: Path) -> int:
-    try:
-        return len(json.loads(read_regular(folder / "record.json"))["attempts"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return 0
 
 
 def _twin(folder: Path) -> str | None:

@@ -1,0 +1,160 @@
+"""Read all records of a run: what can be read, and what cannot."""
+
+from __future__ import annotations
+
+import json
+from array import array
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hvd_batchgrow.messages.errors import RunError
+from hvd_batchgrow.results.plan_file import read_plan
+from hvd_batchgrow.storage.json_lines import Line, scan_json_lines
+from hvd_batchgrow.storage.regular_files import read_regular
+
+Columns = Mapping[str, NDArray[np.float64]]
+"""Columns by name, all of the same length; NaN where a row has no value."""
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """The records of a run, finished or not, damaged or not."""
+
+    folder: Path
+    plan: Mapping[str, Any]
+    """plan.json; with the job as `job_file`."""
+    train: Columns
+    """The training records of metrics.jsonl, one row each. The keys of an object in a record are joined by dots:
+    `gradient_noise.all.b_simple`."""
+    evaluations: tuple[Line, ...]
+    """The evaluations of metrics.jsonl."""
+    decisions: tuple[Mapping[str, Any], ...]
+    """The lines of decisions.jsonl."""
+    attempts: tuple[Mapping[str, Any], ...]
+    """What record.json says of each invocation."""
+    faults: tuple[str, ...] = ()
+    """What could not be read, one sentence each."""
+
+    @property
+    def name(self) -> str:
+        """Name of the run."""
+        return str(self.plan["job"])
+
+    @property
+    def job(self) -> Mapping[str, Any]:
+        """The job file, as a tree of plain values."""
+        tree: Mapping[str, Any] = self.plan["job_file"]
+        return tree
+
+    @property
+    def seed(self) -> int:
+        """Seed of the run."""
+        return int(self.job["seed"])
+
+    @property
+    def samples(self) -> int:
+        """Sample counter of the last record."""
+        trained = int(self.column("samples")[-1]) if self.train else 0
+        evaluated = int(self.evaluations[-1]["samples"]) if self.evaluations else 0
+        return max(trained, evaluated)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the plan has been trained to its end."""
+        return self.samples >= int(self.plan["end_samples"])
+
+    @cached_property
+    def seconds(self) -> NDArray[np.float64]:
+        """Seconds of training up to each training record, without evaluations, checkpoints and start-up."""
+        samples = np.diff(self.column("samples"), prepend=0.0)
+        speed = self.column("samples_per_s")
+        return np.cumsum(np.divide(samples, speed, out=np.zeros_like(samples), where=speed > 0))
+
+    def column(self, name: str) -> NDArray[np.float64]:
+        """Return a column of the training records; NaN in every row if none has a value."""
+        rows = len(self.train.get("samples", ()))
+        return self.train[name] if name in self.train else np.full(rows, np.nan)
+
+    @classmethod
+    def read(cls, folder: Path) -> RunFiles:
+        """Read a run folder.
+
+        Raises:
+            RunError: it is not a run folder, or its plan.json is damaged. Faults of other files are in `faults`.
+        """
+        plan, faults = read_plan(folder), list[str]()
+        train, evaluations = _read_metrics(folder / "metrics.jsonl", faults)
+        decisions = [line for line in _lines(folder / "decisions.jsonl", faults) if "old_batch" in line]
+        attempts = _read_attempts(folder / "record.json", faults)
+        return cls(folder, plan, train, tuple(evaluations), tuple(decisions), attempts, tuple(faults))
+
+
+def _lines(path: Path, faults: list[str]) -> Iterable[Line]:
+    """Yield the readable lines of a file; add a sentence for those that are not, except for an unfinished last one."""
+    unreadable: list[int] = []
+    last = 0
+    try:
+        for last, line in scan_json_lines(path):
+            if line is None:
+                unreadable.append(last)
+            else:
+                yield line
+    except RunError as error:
+        faults.append(str(error))
+    if unreadable and unreadable[-1] == last:  # cut short by a kill, and no fault
+        unreadable.pop()
+    if unreadable:
+        which = ", ".join(map(str, unreadable[:5])) + (", …" if len(unreadable) > 5 else "")
+        faults.append(f"{path} is damaged: {len(unreadable)} of {last} lines cannot be read: {which}")
+
+
+def _read_metrics(path: Path, faults: list[str]) -> tuple[Columns, list[Line]]:
+    """Return the training records as columns, and the evaluations. A line whose counter goes back is a fault."""
+    columns: dict[str, array[float]] = {}
+    evaluations: list[Line] = []
+    samples = num_rows = num_back = 0
+    for line in _lines(path, faults):
+        if line["samples"] < samples:
+            num_back += 1
+            continue
+        samples = line["samples"]
+        if line.get("kind") == "eval":
+            evaluations.append(line)
+            continue
+        for name, value in _numbers(line):
+            column = columns.setdefault(name, array("d"))
+            column.extend([float("nan")] * (num_rows - len(column)))
+            column.append(value)
+        num_rows += 1
+    for column in columns.values():
+        column.extend([float("nan")] * (num_rows - len(column)))
+    if num_back:
+        faults.append(f"{path} is damaged: the sample counter goes back in {num_back} lines, which were skipped")
+    return {name: np.frombuffer(column, dtype=np.float64) for name, column in columns.items()}, evaluations
+
+
+def _numbers(tree: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, float]]:
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _numbers(value, f"{prefix}{key}.")
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            yield f"{prefix}{key}", float(value)
+
+
+def _read_attempts(path: Path, faults: list[str]) -> tuple[Mapping[str, Any], ...]:
+    try:
+        attempts = json.loads(read_regular(path))["attempts"]
+        if not isinstance(attempts, list) or not all(isinstance(attempt, dict) for attempt in attempts):
+            raise TypeError("attempts is not a list of objects")
+        return tuple(attempts)
+    except OSError as error:
+        faults.append(f"{path} cannot be read: {error.strerror or error}")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        faults.append(f"{path} is damaged: {error}")
+    return ()
