@@ -40,6 +40,7 @@ class _Job(BaseModel):
     model_config = ConfigDict(strict=True)
     seed: Annotated[int, Field(ge=0, lt=2**63)]
     schedule: _Schedule
+    task: dict[str, Any] = {}
 
 
 class _Phase(BaseModel):

@@ -33,7 +33,7 @@ class RunFiles:
     """The training records of metrics.jsonl, one row each. The keys of an object in a record are joined by dots:
     `gradient_noise.all.b_simple`."""
     evaluations: tuple[Line, ...]
-    """The evaluations of metrics.jsonl."""
+    """The evaluations of metrics.jsonl: numbers by name, and the text `dataset`."""
     decisions: tuple[Mapping[str, Any], ...]
     """The lines of decisions.jsonl."""
     attempts: tuple[Mapping[str, Any], ...]
@@ -61,8 +61,13 @@ class RunFiles:
     def samples(self) -> int:
         """Sample counter of the last record."""
         trained = int(self.column("samples")[-1]) if self.train else 0
-        evaluated = int(self.evaluations[-1]["samples"]) if self.evaluations else 0
-        return max(trained, evaluated)
+        return max(trained, *(int(line["samples"]) for line in self.evaluations[-1:]), 0)
+
+    @property
+    def updates(self) -> int:
+        """Updates up to the last training record."""
+        updates = self.column("updates")
+        return int(updates[-1]) if len(updates) and np.isfinite(updates[-1]) else 0
 
     @property
     def is_finished(self) -> bool:
@@ -125,7 +130,7 @@ def _read_metrics(path: Path, faults: list[str]) -> tuple[Columns, list[Line]]:
             continue
         samples = line["samples"]
         if line.get("kind") == "eval":
-            evaluations.append(line)
+            evaluations.append({"dataset": str(line.get("dataset", "test")), **dict(_numbers(line))})
             continue
         for name, value in _numbers(line):
             column = columns.setdefault(name, array("d"))

@@ -88,8 +88,8 @@ def read_summary(folder: Path) -> RunSummary:
     run = RunFiles.read(folder)
     plan, evaluated = run.plan, run.evaluations
     metric, direction = main_metric(run)
-    values = [line[metric] for line in evaluated if line.get(metric) is not None]
-    during = [line[metric] for line in _during_training(evaluated) if line.get(metric) is not None]
+    values = [line[metric] for line in evaluated if metric in line]
+    during = [line[metric] for line in _during_training(evaluated) if metric in line]
     holder = _holder(folder)
     state: State = "running" if holder else "finished" if run.is_finished else "stopped"
     return RunSummary(
@@ -102,7 +102,7 @@ def read_summary(folder: Path) -> RunSummary:
         end_samples=plan["end_samples"],
         epoch=run.samples / plan["num_samples"],
         epochs=plan["end_samples"] / plan["num_samples"],
-        updates=int(run.column("updates")[-1]) if run.train else 0,
+        updates=run.updates,
         num_updates=plan["num_updates"],
         training_s=float(run.seconds[-1]) if run.train else 0.0,
         metric=metric,
@@ -122,7 +122,7 @@ def main_metric(run: RunFiles) -> tuple[str, Direction | None]:
     if directions:
         name = [*directions, "loss"][1]
         return name, directions[name]
-    known = {"kind", "samples", "epoch", "updates", "loss", "dataset"}
+    known = {"samples", "epoch", "updates", "loss", "dataset"}
     first = run.evaluations[:1]
     names = [name for line in first for name in line if name not in known and not name.startswith("average_")]
     return (names[0], None) if names else ("loss", "down")
@@ -130,7 +130,7 @@ def main_metric(run: RunFiles) -> tuple[str, Direction | None]:
 
 def _during_training(evaluated: Sequence[Line]) -> Sequence[Line]:
     """Return the evaluations of the validation set or, without one, of the test set."""
-    of_validation = [line for line in evaluated if line.get("dataset") == "validation"]
+    of_validation = [line for line in evaluated if line["dataset"] == "validation"]
     return of_validation or evaluated
 
 

@@ -77,7 +77,7 @@ def scan_json_lines(path: Path) -> Iterator[tuple[int, Line | None]]:
         RunError: the file cannot be read, or a line is not an object with a sample counter.
     """
     try:
-        texts = read_regular(path).split(b"\n") if path.exists() else []
+        texts = read_regular(path).removesuffix(b"\n").split(b"\n") if path.exists() else []
     except OSError as error:
         raise RunError(f"{path} cannot be read: {error.strerror or error}") from None
     for number, text in enumerate(texts, 1):

@@ -1,0 +1,102 @@
+"""What is read of a run's records, whatever is in its files."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hvd_batchgrow.messages.errors import RunError
+from hvd_batchgrow.results.run_files import RunFiles
+from hvd_batchgrow.results.run_summary import read_summary
+from tests.helpers import plan_tree
+
+RECORDS: list[dict[str, Any]] = [
+    {"kind": "train", "samples": 20, "updates": 2, "loss": 1.5, "samples_per_s": 10.0},
+    {"kind": "eval", "samples": 20, "loss": 1.25, "top1": 0.5, "dataset": "validation"},
+    {"kind": "train", "samples": 50, "updates": 3, "loss": None, "samples_per_s": 15.0},
+    {"kind": "train", "samples": 60, "updates": 4, "loss": 1.0, "gradient_noise": {"all": {"b_simple": 7.5}}},
+]
+
+
+def write_run(folder: Path, lines: list[str], **job: Any) -> Path:
+    (folder / "plan.json").write_text(json.dumps(plan_tree(30, 60, seed=3, **job)))
+    (folder / "metrics.jsonl").write_text("".join(line + "\n" for line in lines))
+    (folder / "record.json").write_text(json.dumps({"attempts": [{"host": "a"}, {"host": "b"}]}))
+    return folder
+
+
+def test_records_become_columns(tmp_path: Path) -> None:
+    run = RunFiles.read(write_run(tmp_path, [json.dumps(line) for line in RECORDS]))
+    assert run.faults == ()
+    assert (run.name, run.seed, run.samples, run.updates, run.is_finished) == ("small", 3, 60, 4, True)
+    np.testing.assert_array_equal(run.column("loss"), [1.5, np.nan, 1.0])
+    np.testing.assert_array_equal(run.column("gradient_noise.all.b_simple"), [np.nan, np.nan, 7.5])
+    np.testing.assert_array_equal(run.column("no such column"), [np.nan] * 3)
+    # 20 samples at 10 a second, 30 at 15; the last record has no speed.
+    np.testing.assert_array_equal(run.seconds, [2.0, 4.0, 4.0])
+    assert run.evaluations == ({"dataset": "validation", "samples": 20, "loss": 1.25, "top1": 0.5},)
+    assert [attempt["host"] for attempt in run.attempts] == ["a", "b"]
+
+
+def test_a_line_cut_short_by_a_kill_is_no_fault(tmp_path: Path) -> None:
+    run = RunFiles.read(write_run(tmp_path, [json.dumps(RECORDS[0]), '{"kind": "tra']))
+    assert (run.faults, run.samples, run.is_finished) == ((), 20, False)
+
+
+def test_unreadable_lines_are_counted_and_the_others_read(tmp_path: Path) -> None:
+    lines = [json.dumps(RECORDS[0]), "{", json.dumps(RECORDS[2]), "\x00", json.dumps(RECORDS[3])]
+    run = RunFiles.read(write_run(tmp_path, lines))
+    path = tmp_path / "metrics.jsonl"
+    assert run.faults == (f"{path} is damaged: 2 of 5 lines cannot be read: 2, 4",)
+    assert run.column("samples").tolist() == [20, 50, 60]
+
+
+def test_a_counter_that_goes_back_is_reported(tmp_path: Path) -> None:
+    run = RunFiles.read(write_run(tmp_path, [json.dumps(RECORDS[k]) for k in (0, 2, 0, 3)]))
+    assert "the sample counter goes back in 1 lines" in run.faults[0]
+    assert run.column("samples").tolist() == [20, 50, 60]
+
+
+def test_a_run_without_records_is_empty(tmp_path: Path) -> None:
+    write_run(tmp_path, [])
+    (tmp_path / "metrics.jsonl").unlink()
+    (tmp_path / "record.json").write_text("[]")
+    run = RunFiles.read(tmp_path)
+    assert (run.samples, run.updates, run.evaluations, run.attempts) == (0, 0, (), ())
+    assert len(run.seconds) == 0
+    assert run.faults == (f"{tmp_path / 'record.json'} is damaged: list indices must be integers or slices, not str",)
+
+
+@pytest.mark.parametrize("value", ["text", [1], {"a": "b"}, True, None])
+@pytest.mark.parametrize("key", ["loss", "updates", "samples_per_s", "top1", "dataset", "epoch"])
+def test_values_of_another_type_count_as_missing(tmp_path: Path, key: str, value: Any) -> None:
+    write_run(tmp_path, [json.dumps(line | {key: value}) for line in RECORDS], task={"name": "classification"})
+    run, summary = RunFiles.read(tmp_path), read_summary(tmp_path)
+    assert run.faults == ()
+    assert summary.samples == 60
+    assert summary.last == (None if key == "top1" else 0.5)
+    if key == "loss":
+        assert np.isnan(run.column("loss")).all()
+
+
+@pytest.mark.parametrize("task", [{"name": "<script>"}, {"name": 3}, {"loss": []}, {"name": "module:name"}])
+def test_an_unknown_task_has_the_first_metric_on_record(tmp_path: Path, task: dict[str, Any]) -> None:
+    write_run(tmp_path, [json.dumps(line) for line in RECORDS], task=task)
+    assert read_summary(tmp_path).metric == "top1"
+
+
+@pytest.mark.parametrize("name", ["plan.json", "metrics.jsonl", "decisions.jsonl", "record.json"])
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"[" * 100_000, b"null", b"[]", b"3", b'"x"', b'{"samples": "3"}'])
+def test_any_bytes_are_read_or_reported(tmp_path: Path, name: str, content: bytes) -> None:
+    write_run(tmp_path, [json.dumps(line) for line in RECORDS])
+    (tmp_path / name).write_bytes(content + b"\n{}")
+    if name == "plan.json":
+        with pytest.raises(RunError, match=re.escape(str(tmp_path / name))):
+            RunFiles.read(tmp_path)
+    else:
+        assert str(tmp_path / name) in RunFiles.read(tmp_path).faults[0]
