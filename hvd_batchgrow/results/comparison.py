@@ -8,13 +8,15 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 from hvd_batchgrow.messages.errors import RunError
 from hvd_batchgrow.messages.wording import counted, difference_scale
 from hvd_batchgrow.results.confounds import find_confounds, find_notes
+from hvd_batchgrow.results.curves import CurveDistance, curve_distance
+from hvd_batchgrow.results.records import number
 from hvd_batchgrow.results.run_files import RunFiles
 from hvd_batchgrow.results.run_summary import main_metric
+from hvd_batchgrow.results.sample_test import SampleTest, sample_test
 from hvd_batchgrow.results.statistics import Equivalence, PairedDifference, equivalence, paired_difference
 
 _NO_RESULT = frozenset({"name", "seed", "logging", "checkpoint"})
@@ -49,6 +51,8 @@ class Pair:
     first: float
     """Result of the first run, in the unit of the comparison."""
     second: float
+    samples: SampleTest | None
+    """McNemar's test on the samples of the test set; None: not available, and the notes say why."""
 
     @property
     def difference(self) -> float:
@@ -79,6 +83,8 @@ class Comparison:
     """Of first minus second, with its 95 % interval; None without a pair."""
     equivalence: Equivalence | None
     """None without a pair or a margin."""
+    curves: CurveDistance | None
+    """Between the arms during training; None: they have fewer than two evaluations in common."""
     confounds: tuple[str, ...]
     """What differs between the arms besides what is compared, and can explain a difference; one sentence each."""
     notes: tuple[str, ...]
@@ -99,6 +105,10 @@ class Comparison:
     def amount(self, value: float) -> str:
         """Return a difference or a margin with its unit."""
         return f"{value:.{self._digits}f}{f' {self.unit}' if self.unit else ''}"
+
+    def result(self, value: float) -> str:
+        """Return the result of a run, as in other output: `91.35 %` for accuracy."""
+        return f"{value:.2f} %" if self.unit else f"{value:.4g}"
 
     def interval(self, low: float | None, high: float | None) -> str:
         """Return an interval with its unit."""
@@ -193,13 +203,15 @@ def _compare(first: Arm, second: Arm, margin: float | None, metric: str | None, 
     metric = metric or main_metric(first.runs[0])[0]
     _check_metric((first, second), metric, dataset)
     factor, unit = difference_scale(metric)
-    pairs = []
-    for seed in first.by_seed.keys() & second.by_seed.keys():
+    pairs, missing = [], []
+    for seed in sorted(first.by_seed.keys() & second.by_seed.keys()):
         runs = first.by_seed[seed], second.by_seed[seed]
         results = [final_result(run, metric, dataset) for run in runs]
         if results[0] is not None and results[1] is not None:
-            pairs.append(Pair(seed, *runs, factor * results[0], factor * results[1]))
-    pairs.sort(key=lambda pair: pair.seed)
+            test = sample_test(*runs)
+            missing += [f"seed {seed}: McNemar's test is not available: {test}"] if isinstance(test, str) else []
+            found = None if isinstance(test, str) else test
+            pairs.append(Pair(seed, *runs, factor * results[0], factor * results[1], found))
     differences = [pair.difference for pair in pairs]
     counted_runs = [(pair.first_run, pair.second_run) for pair in pairs]
     return Comparison(
@@ -212,8 +224,9 @@ def _compare(first: Arm, second: Arm, margin: float | None, metric: str | None, 
         tuple(pairs),
         paired_difference(differences) if pairs else None,
         equivalence(differences, margin) if pairs and margin is not None else None,
+        curve_distance(counted_runs, metric, factor) if pairs else None,
         find_confounds(counted_runs),
-        find_notes(first.runs, second.runs, counted_runs),
+        (*find_notes(first.runs, second.runs, counted_runs), *missing),
     )
 
 
@@ -228,12 +241,6 @@ def final_result(run: RunFiles, metric: str, dataset: str) -> float | None:
     if not run.is_finished or not lines or lines[-1]["samples"] < int(run.plan["end_samples"]):
         return None
     return number(lines[-1].get(metric))
-
-
-def number(value: Any) -> float | None:
-    """Return a finite number of a record; None for anything else."""
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return float(value) if is_number and abs(value) < 1e300 else None
 
 
 def _check_metric(arms: Sequence[Arm], metric: str, dataset: str) -> None:
