@@ -141,7 +141,7 @@ def compare_runs(
     """Compare the jobs of runs, each with the first one.
 
     Runs of one job, apart from its seed and name, are an arm. The twins of an adaptive job are an arm too, although
-    each follows the decisions of its own run.
+    each follows the decisions of another run.
 
     Args:
         runs: in any order; the first one's job comes first.
