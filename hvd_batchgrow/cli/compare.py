@@ -56,7 +56,7 @@ class CompareCommand:
             if index:
                 console.print()
             print_comparison(console, found)
-        return ExitCode.FAILURE if faults else ExitCode.DONE
+        return ExitCode.FAILURE if faults or any(run.faults for run in runs) else ExitCode.DONE
 
 
 def read_runs(folders: Sequence[Path]) -> tuple[list[RunFiles], list[str]]:

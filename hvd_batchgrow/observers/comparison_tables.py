@@ -77,7 +77,7 @@ def _statistics(found: Comparison) -> Iterator[str]:
         yield f"difference, first minus second: {found.signed(difference.mean)}, 95 % interval {wide}"
     if equal is not None and equal.p is not None:
         narrow = found.interval(equal.low, equal.high)
-        yield f"two one-sided tests at ±{found.amount(equal.margin)}: p = {equal.p:.2g}, 90 % interval {narrow}"
+        yield f"two one-sided tests at ±{found.limit}: p = {equal.p:.2g}, 90 % interval {narrow}"
     if any(pair.samples for pair in found.pairs):
         yield (
             "McNemar's p compares the two networks of a pair. Networks of one job differ too, by their seeds, so a "
@@ -96,7 +96,7 @@ def _curves(found: Comparison) -> Iterator[str]:
     if found.margin is None:
         return
     stretches = [f"{a:.1f}" if a == b else f"{a:.1f} to {b:.1f}" for a, b in curves.apart(found.margin)]
-    far = f"more than {found.amount(found.margin)} apart"
+    far = f"more than {found.limit} apart"
     yield f"{far} at epoch {', '.join(stretches)}" if stretches else f"never {far}"
 
 

@@ -15,7 +15,7 @@ from hvd_batchgrow.results.confounds import find_confounds, find_notes
 from hvd_batchgrow.results.curves import CurveDistance, curve_distance
 from hvd_batchgrow.results.records import number
 from hvd_batchgrow.results.run_files import RunFiles
-from hvd_batchgrow.results.run_summary import main_metric
+from hvd_batchgrow.results.run_summary import main_metric, task_name
 from hvd_batchgrow.results.sample_test import SampleTest, sample_test
 from hvd_batchgrow.results.statistics import Equivalence, PairedDifference, equivalence, paired_difference
 
@@ -121,18 +121,17 @@ class Comparison:
         return f"{value:+.{self._digits}f}{f' {self.unit}' if self.unit else ''}"
 
     @property
+    def limit(self) -> str:
+        """The margin with its unit, as the user has stated it."""
+        return f"{self.margin:g}{f' {self.unit}' if self.unit else ''}"
+
+    @property
     def _digits(self) -> int:
-        """Decimals: two for points; otherwise three significant digits of the largest number that is shown."""
-        numbers = [abs(value) for value in _shown_numbers(self) if value]
+        """Decimals of differences: two for points, otherwise three digits of the largest one."""
+        numbers = [abs(pair.difference) for pair in self.pairs if pair.difference]
         if self.unit or not numbers:
             return 2
         return max(0, 2 - math.floor(math.log10(max(numbers))))
-
-
-def _shown_numbers(found: Comparison) -> list[float]:
-    difference = found.difference
-    ends = [difference.mean, difference.low, difference.high] if difference else []
-    return [value for value in [*ends, found.margin] if value is not None]
 
 
 def compare_runs(
@@ -153,9 +152,15 @@ def compare_runs(
     Raises:
         RunError: there are fewer than two jobs, their tasks differ, or the metric is not on record in both.
     """
-    arms = group_runs(runs)
+    try:
+        return _compare_all(group_runs(runs), margin, metric, dataset)
+    except RecursionError:
+        raise RunError("the job in a plan.json is nested too deeply to be compared") from None
+
+
+def _compare_all(arms: Sequence[Arm], margin: float | None, metric: str | None, dataset: str) -> list[Comparison]:
     if len(arms) < 2:
-        found = f"{counted(len(runs), 'run')} of {counted(len(arms), 'job')}"
+        found = f"{counted(sum(len(arm.runs) for arm in arms), 'run')} of {counted(len(arms), 'job')}"
         raise RunError(f"a comparison needs runs of two jobs that differ in more than the seed; got {found}")
     first, *others = arms
     return [_compare(first, other, margin, metric, dataset) for other in others]
@@ -197,7 +202,7 @@ def _job_key(run: RunFiles) -> str:
 
 
 def _compare(first: Arm, second: Arm, margin: float | None, metric: str | None, dataset: str) -> Comparison:
-    names = [_task(arm.runs[0]) for arm in (first, second)]
+    names = [task_name(arm.runs[0]) for arm in (first, second)]
     if names[0] != names[1]:
         raise RunError(f"{first.name} has the task {names[0]!r} and {second.name} {names[1]!r}: no common result")
     metric = metric or main_metric(first.runs[0])[0]
@@ -230,11 +235,6 @@ def _compare(first: Arm, second: Arm, margin: float | None, metric: str | None, 
     )
 
 
-def _task(run: RunFiles) -> str:
-    section = run.job.get("task")
-    return str(section.get("name", "classification")) if isinstance(section, dict) else "classification"
-
-
 def final_result(run: RunFiles, metric: str, dataset: str) -> float | None:
     """Return a metric of the evaluation at the end of a finished run; None: it is not on record, or not finite."""
     lines = [line for line in run.evaluations if line.get("dataset") == dataset]
@@ -244,9 +244,12 @@ def final_result(run: RunFiles, metric: str, dataset: str) -> float | None:
 
 
 def _check_metric(arms: Sequence[Arm], metric: str, dataset: str) -> None:
-    """Raise RunError if runs of an arm were evaluated, but none of them has the metric on record."""
+    """Raise RunError if runs of an arm were evaluated, but none of them has the metric of the set on record."""
     for arm in arms:
-        lines = [line for run in arm.runs for line in run.evaluations if line.get("dataset") == dataset]
+        evaluated = [line for run in arm.runs for line in run.evaluations]
+        lines = [line for line in evaluated if line.get("dataset") == dataset]
+        if evaluated and not lines:
+            raise RunError(f"{arm.name} has no evaluation of the {dataset} set on record")
         names = sorted({name for line in lines for name in line if number(line[name]) is not None} - _NO_METRIC)
         if lines and metric not in names:
             known = f"it has {', '.join(names)}" if names else "it has no metric"
@@ -259,13 +262,13 @@ def _verdict(found: Comparison) -> str:
         return "not shown: no seed has a finished run of both jobs"
     if difference.low is None:
         which = f"n = 1 (seed {found.pairs[0].seed})"
-        return f"not shown: {which}: one pair does not tell the effect of the job from that of chance; train more seeds"
+        return f"not shown: {which}: one pair does not tell the job from chance; train more seeds (twin --seeds 3)"
     metric = "accuracy" if found.metric == "top1" else found.metric
     pairs, wide = f"n = {difference.n} pairs", found.interval(difference.low, difference.high)
     what = f"{found.dataset} {metric} of {found.first.name} minus {found.second.name}"
     if equal is not None and equal.is_equivalent:
         narrow = found.interval(equal.low, equal.high)
-        return f"equivalent within {found.amount(equal.margin)}: {what} is {narrow} (90 % interval, {pairs})"
+        return f"equivalent within {found.limit}: {what} is {narrow} (90 % interval, {pairs})"
     if difference.excludes_zero:
         return f"differs: {what} is {found.signed(difference.mean)} (95 % interval {wide}, {pairs})"
     if equal is None:
@@ -275,5 +278,7 @@ def _verdict(found: Comparison) -> str:
         be = "is" if found.more_pairs == 1 else "are"
         more = f"about {counted(found.more_pairs, 'more pair')} {be} needed"
     narrow = found.interval(equal.low, equal.high)
-    text = f"not shown: {what} is {narrow} (90 % interval, {pairs}), which is not within {found.amount(equal.margin)}"
-    return f"{text} of 0; {more}"
+    is_wide = equal.low is not None and equal.high is not None and equal.high - equal.low > 2 * equal.margin
+    beyond = "is wider than" if is_wide else "reaches beyond"
+    text = f"not shown: {what} is {narrow}; this 90 % interval ({pairs}) {beyond} the margin of ±{found.limit}"
+    return f"{text}, and {more}"

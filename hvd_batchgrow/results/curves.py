@@ -82,8 +82,7 @@ def curve_distance(
 
 
 def _during_training(run: RunFiles) -> str:
-    names = {line.get("dataset") for line in run.evaluations}
-    return "validation" if "validation" in names else "test"
+    return "validation" if any(line.get("dataset") == "validation" for line in run.evaluations) else "test"
 
 
 def _curve(run: RunFiles, metric: str, dataset: str) -> Curve:

@@ -25,10 +25,9 @@ class RunCost:
         """Return what a run has cost."""
         if not run.train:
             return cls(0, run.samples, 0, 0)
-        each = np.diff(run.seconds, prepend=0.0)
-        rank_seconds = np.nansum(each * run.column("ranks"))
-        updates = run.column("updates")[-1]
-        return cls(float(np.nan_to_num(updates)), run.samples, float(run.seconds[-1]), float(rank_seconds / 3600))
+        each = np.nan_to_num(np.diff(run.seconds, prepend=0.0), posinf=0.0)
+        updates, rank_seconds = np.nan_to_num(run.column("updates")[-1]), np.nansum(each * run.column("ranks"))
+        return cls(float(updates), run.samples, float(each.sum()), float(rank_seconds / 3600))
 
     @classmethod
     def mean(cls, runs: list[RunFiles]) -> RunCost:
