@@ -273,12 +273,11 @@ def _verdict(found: Comparison) -> str:
         return f"differs: {what} is {found.signed(difference.mean)} (95 % interval {wide}, {pairs})"
     if equal is None:
         return f"not shown: {what} is {wide} (95 % interval, {pairs}), and no margin of equivalence was stated"
-    more = "more than a million pairs are needed"
+    more = "more than a million pairs"
     if found.more_pairs is not None:
-        be = "is" if found.more_pairs == 1 else "are"
-        more = f"about {counted(found.more_pairs, 'more pair')} {be} needed"
+        more = f"about {counted(found.more_pairs, 'more pair')}"
     narrow = found.interval(equal.low, equal.high)
     is_wide = equal.low is not None and equal.high is not None and equal.high - equal.low > 2 * equal.margin
     beyond = "is wider than" if is_wide else "reaches beyond"
     text = f"not shown: {what} is {narrow}; this 90 % interval ({pairs}) {beyond} the margin of ±{found.limit}"
-    return f"{text}, and {more}"
+    return f"{text}; to show equivalence takes {more} if the true difference is 0"

@@ -82,8 +82,18 @@ def test_pairs_of_a_seed_are_compared_in_percentage_points(tmp_path: Path) -> No
         ([0.1, -0.1, 0.05, 0.0], 0.3, "equivalent within 0.3 points: test accuracy of job minus job-twin is ", "n = 4"),
         ([0.9, 1.1, 1.0], 0.3, "differs: test accuracy of job minus job-twin is +1.00 points (95 % interval", "n = 3"),
         ([0.9, 1.1, 1.0], None, "differs: ", "+0.75 to +1.25 points, n = 3 pairs"),
-        ([0.9, -1.1, 0.2], 0.3, "not shown: ", "is wider than the margin of ±0.3 points, and about "),
-        ([0.25, 0.5, -0.05, 0.2, 0.26], 0.3, "not shown: ", "reaches beyond the margin of ±0.3 points, and about "),
+        (
+            [0.9, -1.1, 0.2],
+            0.3,
+            "not shown: ",
+            "is wider than the margin of ±0.3 points; to show equivalence takes about ",
+        ),
+        (
+            [0.25, 0.5, -0.05, 0.2, 0.26],
+            0.3,
+            "not shown: ",
+            "reaches beyond the margin of ±0.3 points; to show equivalence takes about ",
+        ),
         ([0.9, -1.1, 0.2], None, "not shown: ", "no margin of equivalence was stated"),
         ([0.9], 0.3, "not shown: n = 1 (seed 5)", "train more seeds"),
         ([0.0, 0.0], 0.1, "equivalent within 0.1 points: ", "+0.00 to +0.00 points"),
@@ -107,7 +117,7 @@ def test_the_verdict_says_how_many_more_pairs_are_needed(tmp_path: Path) -> None
     assert abs(found.equivalence.pairs_needed - n) <= 2
     more = found.equivalence.pairs_needed - 3
     assert found.more_pairs == more
-    assert f"about {more} more pairs are needed" in found.verdict()
+    assert f"takes about {more} more pairs if the true difference is 0" in found.verdict()
 
 
 def test_a_metric_in_its_own_unit(tmp_path: Path) -> None:
