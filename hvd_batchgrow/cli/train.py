@@ -235,7 +235,7 @@ class TwinCommand(TrainCommand):
             console.print(f"run folder: {folder}", soft_wrap=True)
         curves = shlex.join(["tensorboard", "--host", "localhost", "--logdir", str(self.runs_dir)])
         console.print(f"curves: {curves}", highlight=False, soft_wrap=True)
-        print_pairs(console, folders, self.margin, with_tables=self.seeds > 1)
+        print_pairs(console, folders, self.margin, with_costs=self.seeds > 1)
 
 
 def _refuse_existing(folders: Sequence[Path]) -> None:

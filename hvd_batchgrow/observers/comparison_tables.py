@@ -15,18 +15,19 @@ from hvd_batchgrow.results.comparison import Comparison, Pair
 from hvd_batchgrow.results.run_cost import RunCost
 
 
-def print_comparison(console: PlainConsole, found: Comparison, *, with_tables: bool = True) -> None:
+def print_comparison(console: PlainConsole, found: Comparison, *, with_costs: bool = True) -> None:
     """Print what two arms have cost and achieved; the verdict comes last.
 
     Args:
         console: the console.
         found: the comparison.
-        with_tables: whether to print the results of each seed and the costs too.
+        with_costs: whether to print the costs of both arms too.
     """
     console.print(f"first: {found.first.name}", soft_wrap=True)
     console.print(f"second: {found.second.name}", soft_wrap=True)
-    if found.pairs and with_tables:
+    if found.pairs:
         print_table(console, pair_table(found), ["only\nsecond right", "only\nfirst right"])
+    if found.pairs and with_costs:
         print_table(console, arm_cost_table(found))
     for line in [*_statistics(found), *_curves(found), *_cautions(found)]:
         console.print(line, soft_wrap=True)

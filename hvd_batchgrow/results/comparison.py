@@ -92,10 +92,13 @@ class Comparison:
 
     @property
     def more_pairs(self) -> int | None:
-        """About how many more pairs show equivalence with probability 0.8 if the arms are equal; None: unknown."""
+        """About how many more pairs show equivalence with probability 0.8 if the true difference is 0; None: unknown.
+
+        0: the pairs suffice for that, so their mean difference is too far from 0.
+        """
         if self.equivalence is None or self.equivalence.pairs_needed is None:
             return None
-        return max(1, self.equivalence.pairs_needed - len(self.pairs))
+        return max(0, self.equivalence.pairs_needed - len(self.pairs))
 
     def verdict(self) -> str:
         """Return what the pairs show, in one sentence."""
@@ -273,11 +276,16 @@ def _verdict(found: Comparison) -> str:
         return f"differs: {what} is {found.signed(difference.mean)} (95 % interval {wide}, {pairs})"
     if equal is None:
         return f"not shown: {what} is {wide} (95 % interval, {pairs}), and no margin of equivalence was stated"
-    more = "more than a million pairs"
-    if found.more_pairs is not None:
-        more = f"about {counted(found.more_pairs, 'more pair')}"
     narrow = found.interval(equal.low, equal.high)
     is_wide = equal.low is not None and equal.high is not None and equal.high - equal.low > 2 * equal.margin
     beyond = "is wider than" if is_wide else "reaches beyond"
     text = f"not shown: {what} is {narrow}; this 90 % interval ({pairs}) {beyond} the margin of ±{found.limit}"
-    return f"{text}; to show equivalence takes {more} if the true difference is 0"
+    return f"{text}; {_pairs_text(found)} if the true difference is 0"
+
+
+def _pairs_text(found: Comparison) -> str:
+    if found.more_pairs is None:
+        return "to show equivalence takes more than a million pairs"
+    if not found.more_pairs:
+        return "as many pairs usually show equivalence"
+    return f"to show equivalence takes about {counted(found.more_pairs, 'more pair')}"
