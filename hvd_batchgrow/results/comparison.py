@@ -13,7 +13,7 @@ from hvd_batchgrow.messages.errors import RunError
 from hvd_batchgrow.messages.wording import counted, difference_scale
 from hvd_batchgrow.results.confounds import find_confounds, find_notes
 from hvd_batchgrow.results.curves import CurveDistance, curve_distance
-from hvd_batchgrow.results.records import number
+from hvd_batchgrow.results.records import number, printable
 from hvd_batchgrow.results.run_files import RunFiles
 from hvd_batchgrow.results.run_summary import main_metric, task_name
 from hvd_batchgrow.results.sample_test import SampleTest, sample_test
@@ -179,9 +179,13 @@ def group_runs(runs: Sequence[RunFiles]) -> list[Arm]:
         groups.setdefault(key, []).append(run)
     arms: list[Arm] = []
     for group in groups.values():
-        name = base_name(group[0].name)
+        name = printable(base_name(group[0].name))
         taken = {arm.name for arm in arms}
-        candidates = [name, f"{name} ({_policy(group[0])})", *(f"{name} ({k})" for k in range(2, len(arms) + 3))]
+        candidates = [
+            name,
+            f"{name} ({printable(_policy(group[0]))})",
+            *(f"{name} ({k})" for k in range(2, len(arms) + 3)),
+        ]
         arms.append(Arm(next(text for text in candidates if text not in taken), tuple(group)))
     return arms
 
@@ -216,7 +220,10 @@ def _compare(first: Arm, second: Arm, margin: float | None, metric: str | None, 
         runs = first.by_seed[seed], second.by_seed[seed]
         results = [final_result(run, metric, dataset) for run in runs]
         if results[0] is not None and results[1] is not None:
-            test = sample_test(*runs)
+            has_samples = dataset == "test" and not metric.startswith("average_")
+            test = (
+                sample_test(*runs) if has_samples else "outcomes are kept for the test set and the weights themselves"
+            )
             missing += [f"seed {seed}: McNemar's test is not available: {test}"] if isinstance(test, str) else []
             found = None if isinstance(test, str) else test
             pairs.append(Pair(seed, *runs, factor * results[0], factor * results[1], found))
@@ -255,8 +262,8 @@ def _check_metric(arms: Sequence[Arm], metric: str, dataset: str) -> None:
             raise RunError(f"{arm.name} has no evaluation of the {dataset} set on record")
         names = sorted({name for line in lines for name in line if number(line[name]) is not None} - _NO_METRIC)
         if lines and metric not in names:
-            known = f"it has {', '.join(names)}" if names else "it has no metric"
-            raise RunError(f"{arm.name} has no {metric} of the {dataset} set on record: {known}")
+            known = f"it has {', '.join(map(printable, names))}" if names else "it has no metric"
+            raise RunError(f"{arm.name} has no {printable(metric)} of the {dataset} set on record: {known}")
 
 
 def _verdict(found: Comparison) -> str:
