@@ -442,7 +442,7 @@ def test_pairs_that_suffice_but_are_not_centered(tmp_path: Path) -> None:
 def test_control_characters_of_a_record_do_not_reach_the_terminal(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    first, second = pairs(tmp_path, [0.1])
+    _, second = pairs(tmp_path, [0.1])
     text = (second.folder / "plan.json").read_text()
     escape = "\\u001b[31m"
     text = text.replace('"job": "job', f'"job": "{escape}').replace('"seed": 5', f'"seed": 5, "{escape}": 1')
