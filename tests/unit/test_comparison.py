@@ -364,6 +364,14 @@ def test_the_command_ends_with_the_verdict(tmp_path: Path, capsys: pytest.Captur
     assert tree["pairs"][2]["mcnemar"] == {"num_samples": 10, "only_first": 1, "only_second": 2, "p": 1.0}
 
 
+def test_without_outcomes_the_table_has_no_columns_for_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pairs(tmp_path, [0.1, 0.2])
+    out, _ = printed(capsys, tmp_path)
+    assert ("McNemar's p" in out, "only" in out) == (False, False)
+    (row,) = [line.split() for line in out.splitlines() if line.strip().startswith("6 ")]
+    assert row == ["6", "80.20", "%", "80.00", "%", "+0.20"]
+
+
 def test_errors_of_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs = pairs(tmp_path / "runs", [0.1])
     other = write_run(tmp_path / "other", 5, 0.5, task={"name": "regression"})
