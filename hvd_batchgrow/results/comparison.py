@@ -13,9 +13,9 @@ from hvd_batchgrow.messages.errors import RunError
 from hvd_batchgrow.messages.wording import counted, difference_scale
 from hvd_batchgrow.results.confounds import find_confounds, find_notes
 from hvd_batchgrow.results.curves import CurveDistance, curve_distance
-from hvd_batchgrow.results.records import number, printable
+from hvd_batchgrow.results.records import number, printable, task_name
 from hvd_batchgrow.results.run_files import RunFiles
-from hvd_batchgrow.results.run_summary import main_metric, task_name
+from hvd_batchgrow.results.run_summary import main_metric
 from hvd_batchgrow.results.sample_test import SampleTest, sample_test
 from hvd_batchgrow.results.statistics import Equivalence, PairedDifference, equivalence, paired_difference
 
@@ -205,7 +205,7 @@ def _job_key(run: RunFiles) -> str:
 
 
 def _compare(first: Arm, second: Arm, margin: float | None, metric: str | None, dataset: str) -> Comparison:
-    names = [task_name(arm.runs[0]) for arm in (first, second)]
+    names = [task_name(arm.runs[0].job) for arm in (first, second)]
     if names[0] != names[1]:
         raise RunError(f"{first.name} has the task {names[0]!r} and {second.name} {names[1]!r}: no common result")
     metric = metric or main_metric(first.runs[0])[0]

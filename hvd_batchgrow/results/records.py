@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from hvd_batchgrow.messages.wording import shown
@@ -16,3 +17,10 @@ def number(value: Any) -> float | None:
 def printable(text: str) -> str:
     """Return a text of a record for a terminal: quoted and escaped if it contains control characters."""
     return text if text.isprintable() else shown(text)
+
+
+def task_name(job: Mapping[str, Any]) -> str:
+    """Return `task.name` of a job as plain values."""
+    section = job.get("task")
+    name = section.get("name") if isinstance(section, dict) else None
+    return name if isinstance(name, str) else "classification"
