@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.messages.errors import unwritable
+from hvd_batchgrow.results.outcomes import Outcomes
 from hvd_batchgrow.schedule.adaptive.decisions import Decision
 from hvd_batchgrow.schedule.plan import Plan
 from hvd_batchgrow.train.update.gradient_noise import GradientNoiseScale
@@ -114,6 +115,8 @@ class Evaluation:
     """Loss of the averaged weights, if the job keeps an average."""
     average_metrics: dict[str, float] = field(default_factory=dict)
     """Metrics of the averaged weights; empty without an average."""
+    outcomes: Outcomes | None = field(default=None, repr=False, compare=False)
+    """The outcome of each sample; only of the test at the end of a run, and not with averaged weights."""
     updates: int | None = None
     """Updates done since the start of the run; None outside of a run."""
     dataset: EvaluatedSet = "test"
