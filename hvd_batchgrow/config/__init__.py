@@ -249,7 +249,7 @@ class LoggingSection(Section):
     line_every_s: PositiveFloat = 60.0
     """Without a terminal: seconds between two lines of progress, which follow a log record."""
     tensorboard: bool = True
-    """Write TensorBoard files to `runs/NAME/tensorboard`."""
+    """Write TensorBoard's event file into `runs/NAME`."""
     stall_timeout_s: PositiveFloat = 600.0
     """Seconds without progress after which the job ends. After a tenth of it, the run reports which rank stalls."""
 
