@@ -17,7 +17,7 @@ UPDATES, HOURS = "progress/updates", "progress/hours"
 
 
 def record_scalars(record: TrainRecord) -> dict[str, float]:
-    """Return the finite numbers of a training record; NaN, as of a window of skipped updates, is left out."""
+    """Return the numbers of a training record, without NaN, which a window of skipped updates has."""
     scalars = {
         "train/loss": record.loss,
         **{f"train/{name}": value for name, value in record.metrics.items()},
