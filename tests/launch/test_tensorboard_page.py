@@ -17,7 +17,7 @@ from urllib.request import urlopen
 import pytest
 import tomli_w
 
-from tests.browser import Browser, browser, is_drawn  # noqa: F401  # a fixture
+from tests.browser import Browser, browser, has_colour  # noqa: F401  # a fixture
 from tests.helpers import job_tree, small_source, write_idx_folder
 
 ROOT = Path(__file__).parents[2]
@@ -94,7 +94,7 @@ def test_every_curve_is_drawn(browser: Browser, server: str) -> None:  # noqa: F
             group.click()
     charts = browser.wait_for_charts("scalar-card line-chart", at_least=len(tags))
     shown = {title.get_attribute("title") for title in browser.find("scalar-card .tag")}
-    browser.wait(lambda: all(map(is_drawn, charts)), "curve in every chart")
+    browser.wait(lambda: all(map(has_colour, charts)), "curve in every chart")
     browser.screenshot("tensorboard-time-series")
     assert shown == tags
     assert {"small", "small-twin"} <= set(browser.find("runs-data-table")[0].text.splitlines())
@@ -104,7 +104,9 @@ def test_every_curve_is_drawn(browser: Browser, server: str) -> None:  # noqa: F
 def test_the_layout_has_a_curve_in_every_chart(browser: Browser, server: str) -> None:  # noqa: F811
     browser.driver.set_window_size(1280, 2800)
     browser.open(f"{server}#custom_scalars")
-    charts = browser.wait_for_charts("vz-line-chart2 svg", at_least=10)
+    charts = browser.wait_for_charts("vz-line-chart2", at_least=10)
+    curves = "return arguments[0].map(chart => chart.shadowRoot.querySelectorAll('path').length)"
+    browser.wait(lambda: all(browser.driver.execute_script(curves, charts)), "curve in every chart")
     browser.screenshot("tensorboard-custom-scalars")
     assert len(charts) == 10
     assert browser.errors() == []
