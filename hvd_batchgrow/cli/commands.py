@@ -15,6 +15,7 @@ from hvd_batchgrow import __version__
 from hvd_batchgrow.cli.advise import AdviseCommand
 from hvd_batchgrow.cli.argv_checks import word_faults
 from hvd_batchgrow.cli.digest_audit import AuditCommand, DigestCommand
+from hvd_batchgrow.cli.doctor import DoctorCommand
 from hvd_batchgrow.cli.evaluate import EvaluateCommand
 from hvd_batchgrow.cli.export import ExportCommand
 from hvd_batchgrow.cli.plan import PlanCommand
@@ -45,6 +46,7 @@ Command = (
     | Annotated[PredictCommand, tyro.conf.subcommand("predict")]
     | Annotated[EvaluateCommand, tyro.conf.subcommand("evaluate")]
     | Annotated[ExportCommand, tyro.conf.subcommand("export")]
+    | Annotated[DoctorCommand, tyro.conf.subcommand("doctor")]
 )
 
 
