@@ -21,7 +21,7 @@ from hvd_batchgrow.messages.errors import ExitCode
 from hvd_batchgrow.messages.wording import counted
 from hvd_batchgrow.storage.strict_json import dump_json
 
-CONNECT_TIMEOUT_S = 120.0
+CONNECT_TIMEOUT_S = 180.0
 """Time in which the ranks must connect and finish their checks."""
 _NAME_WIDTH = 15
 
