@@ -1,4 +1,4 @@
-.PHONY: quickstart setup check test storm fuzz gpu-check format clean help
+.PHONY: quickstart setup check test test-long coverage storm fuzz gpu-check format clean help
 
 JOB := jobs/fashion_mnist_quickstart.toml
 
@@ -15,6 +15,15 @@ check:  ## format, lint, types, shell and the fast unit tests: two minutes; with
 test:  ## install what the tests need and run all checks and tests
 	@tools/setup.sh test
 	@tools/test.sh
+
+test-long:  ## run the long forms of tests that CI does not repeat: exact runs of the other examples (about 5 minutes)
+	@tools/setup.sh test
+	PATH="$$PWD/.venv/bin:$$PATH" OMP_NUM_THREADS=1 OMPI_MCA_mpi_yield_when_idle=1 \
+	    python -m pytest -q -m long -n auto --maxprocesses 4 --dist loadfile tests/launch
+
+coverage:  ## as test, and print the percentage of lines that the tests run: a quarter to a half slower
+	@tools/setup.sh test
+	@HVD_BATCHGROW_COVERAGE=1 tools/test.sh
 
 storm:  ## kill a small run 200 times and check that nothing is lost (20 to 30 minutes)
 	@tools/setup.sh test

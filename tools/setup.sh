@@ -318,4 +318,4 @@ pip_install -e ".[mpi,dali-cuda130$([ "$PURPOSE" = test ] && echo ,dev)]" pyarro
 install_horovod || go_without_horovod
 stamp >"$STAMP"
 say "ready: torch $(torch_version), $([ -e "$NO_HOROVOD" ] && echo "no ")Horovod $HOROVOD, $(mpirun --version | head -n 1)"
-say "now: . .venv/bin/activate"
+say "now: . .venv/bin/activate   (if something does not work: hvd-batchgrow doctor)"

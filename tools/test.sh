@@ -11,7 +11,13 @@ trap 'rm -rf "$scratch"' EXIT
 # Every pytest below, including the ranks of tests/parallel, appends its skipped tests to one file.
 export PYTEST_PLUGINS=tests.skips HVD_BATCHGROW_TEST_OUTCOMES=$scratch/outcomes PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
 
+# Measuring coverage takes a quarter to a half more time, so only `make coverage` does it.
 export COVERAGE_FILE=$scratch/coverage
+coverage=()
+[ -z "${HVD_BATCHGROW_COVERAGE:-}" ] || coverage=(--cov hvd_batchgrow --cov-report '')
+# Keep compiled files, also where the environment says otherwise: pytest takes 8 s per process to compile the tests, and
+# each of some hundred other processes would compile the package.
+export PYTHONDONTWRITEBYTECODE=
 # Each process uses one thread. A rank that waits in MPI gives its core to other tests.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} OMPI_MCA_mpi_yield_when_idle=1
 
@@ -23,10 +29,12 @@ tools/check.sh
 # Tests of each part of tests/launch, tests/slurm and tests/storm often wait, so all parts run side by side, with one
 # process more than there are cores. The longest parts come first.
 step "launch forms, a real Slurm of four virtual hosts, a storm of kills (make storm: the long form), tests in one process"
-timeout 3000 pytest -q -n "$(($(nproc) + 1))" --maxprocesses 4 --dist loadfile --no-loadscope-reorder \
-    --cov hvd_batchgrow --cov-report '' --basetemp "$scratch/all" \
+timeout 3000 pytest -q -m "not long" -n "$(($(nproc) + 1))" --maxprocesses 4 --dist loadfile --no-loadscope-reorder \
+    "${coverage[@]}" --basetemp "$scratch/all" \
     tests/slurm tests/launch tests/storm tests/parallel tests/unit
-echo "coverage: $(coverage report --format total) % of the lines of hvd_batchgrow, measured in pytest's own processes only"
+if [ -n "${HVD_BATCHGROW_COVERAGE:-}" ]; then
+    echo "coverage: $(coverage report --format total) % of the lines of hvd_batchgrow, measured in pytest's own processes only"
+fi
 
 # Separate processes: a device that was registered stays, and torch then takes it for the machine's accelerator.
 step "whole runs on an emulated accelerator"

@@ -15,7 +15,9 @@ from hvd_batchgrow import __version__
 from hvd_batchgrow.cli.advise import AdviseCommand
 from hvd_batchgrow.cli.argv_checks import word_faults
 from hvd_batchgrow.cli.compare import CompareCommand
+from hvd_batchgrow.cli.completion import CompletionCommand
 from hvd_batchgrow.cli.digest_audit import AuditCommand, DigestCommand
+from hvd_batchgrow.cli.doctor import DoctorCommand
 from hvd_batchgrow.cli.evaluate import EvaluateCommand
 from hvd_batchgrow.cli.export import ExportCommand
 from hvd_batchgrow.cli.plan import PlanCommand
@@ -47,7 +49,17 @@ Command = (
     | Annotated[PredictCommand, tyro.conf.subcommand("predict")]
     | Annotated[EvaluateCommand, tyro.conf.subcommand("evaluate")]
     | Annotated[ExportCommand, tyro.conf.subcommand("export")]
+    | Annotated[DoctorCommand, tyro.conf.subcommand("doctor")]
+    | Annotated[CompletionCommand, tyro.conf.subcommand("completion")]
 )
+
+PARSER: dict[str, Any] = {
+    "prog": "hvd-batchgrow",
+    "description": "Grow the batch where others decay the learning rate. "
+    "Any key of the job file can be overridden on the command line: --optim.lr 0.2",
+    "config": (tyro.conf.FlagCreatePairsOff, tyro.conf.OmitSubcommandPrefixes),
+}
+"""Arguments of `tyro.cli` for every command line."""
 
 
 def commands_by_name() -> dict[str, type]:
@@ -85,12 +97,9 @@ def run(arguments: Sequence[str]) -> int:
             raise JobError(faults, "command line")
         command: Any = tyro.cli(
             Command,
-            prog="hvd-batchgrow",
-            description="Grow the batch where others decay the learning rate. "
-            "Any key of the job file can be overridden on the command line: --optim.lr 0.2",
             args=words,
-            config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitSubcommandPrefixes),
             console_outputs=is_first_process(os.environ),
+            **PARSER,
         )
         with faults_of(str(getattr(command, "job", UNNAMED))):
             return int(command.run(overrides))

@@ -58,8 +58,8 @@ def hardware_of(ranks: Ranks, device: torch.device, gpus_per_host: Sequence[int]
         library,
         torch.version.cuda,
         version_text(cudnn) if cudnn else None,
-        _driver(),
-        _driver_cuda(),
+        driver_version(),
+        newest_cuda_of_driver(),
     )
 
 
@@ -71,7 +71,8 @@ def _cpu() -> str:
     return kernels if torch.cuda.is_available() else f"{kernels}; torch {torch.__version__} sees no GPU"
 
 
-def _driver() -> str | None:
+def driver_version() -> str | None:
+    """Return the version of NVIDIA's kernel module; None if it is not loaded, or does not publish its version."""
     try:
         found = re.search(r"NVRM version:.*?\s(\d+\.\d[\d.]*)\s", _DRIVER_FILE.read_text())
     except OSError:
@@ -79,6 +80,7 @@ def _driver() -> str | None:
     return found[1] if found else None
 
 
-def _driver_cuda() -> str:
+def newest_cuda_of_driver() -> str:
+    """Return the newest version of CUDA that the driver supports; needs a CUDA build of torch."""
     number: int = torch._C._cuda_getDriverVersion()  # type: ignore[attr-defined]  # 13000 for 13.0
     return f"{number // 1000}.{number % 1000 // 10}"

@@ -37,6 +37,9 @@ LAUNCHER_PREFIXES = (
 )
 """Prefixes of variables that a child must not inherit: they would make it one of its parent's ranks."""
 
+_MPIRUN_PREFIXES = ("OMPI_UNIVERSE_SIZE", "OMPI_MCA_orte_", "OMPI_MCA_ess", "OMPI_MCA_pmix")
+"""Prefixes of the variables by which Open MPI detects mpirun within mpirun, which it refuses."""
+
 RELAY_S = 2.0
 """Wait between a rank's last message and the end of the job, so that the launcher forwards the message. Half a second
 was too short on a machine with five processes per core."""
@@ -93,6 +96,12 @@ def launched_ranks(environment: Mapping[str, str]) -> tuple[int, int]:
         return 0, 1
     size, rank, *_ = _VARIABLES[launcher]
     return int(environment[rank]), int(environment[size])
+
+
+def without_launcher(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment of a process that is not a rank, or that starts ranks of a separate job."""
+    prefixes = (*LAUNCHER_PREFIXES, *_MPIRUN_PREFIXES)
+    return {key: value for key, value in environment.items() if not key.startswith(prefixes)}
 
 
 def unconnected_tasks(environment: Mapping[str, str]) -> int:

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from hvd_batchgrow.comm.launcher_env import LAUNCHER_PREFIXES, Backend
+from hvd_batchgrow.comm.launcher_env import Backend, without_launcher
 from hvd_batchgrow.comm.ranks import SingleRank
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.data.datasets.dataset import DatasetPair
@@ -32,8 +32,6 @@ from hvd_batchgrow.verification.rounding_limits import NUM_REPEATS, Deviation, R
 from hvd_batchgrow.verification.tree_digest import tree_digest
 
 _GRACE_S = 5.0
-_MPIRUN_PREFIXES = ("OMPI_UNIVERSE_SIZE", "OMPI_MCA_orte_", "OMPI_MCA_ess", "OMPI_MCA_pmix")
-"""Prefixes of the variables by which Open MPI detects mpirun within mpirun, which it refuses."""
 
 
 @dataclass(frozen=True, order=True)
@@ -253,7 +251,4 @@ def _launcher(ranks: int, backend: Backend) -> list[str]:
 def _environment(environment: Mapping[str, str]) -> dict[str, str]:
     """Return the environment of a launcher: without the variables of another launcher, and with root allowed."""
     leave = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"} if os.geteuid() == 0 else {}
-    # The launcher starts a separate job, even if this process was started by a launcher.
-    return {
-        key: value for key, value in environment.items() if not key.startswith((*LAUNCHER_PREFIXES, *_MPIRUN_PREFIXES))
-    } | leave
+    return without_launcher(environment) | leave

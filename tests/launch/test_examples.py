@@ -25,6 +25,11 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 NAMES = sorted(path.parent.name for path in EXAMPLES.glob("*/job.toml"))
 
 
+EXACT_IN_CI = ("fine_tuning", "language_model", "table")
+"""Examples whose exact runs CI repeats: pictures with a frozen, pretrained network; text with the user's own network; a
+table whose trigger decides when the batch grows. `make test-long` repeats those of the others."""
+
+
 @dataclass(frozen=True)
 class Example:
     """A copy of an example, whose README's commands have been run: the data and the run `runs/NAME` are there."""
@@ -70,6 +75,12 @@ def test_it_learns(example: Example) -> None:
         assert sign * last[name] >= sign * limit, f"{name} is {last[name]}"
 
 
+@pytest.mark.parametrize(
+    "example",
+    [name if name in EXACT_IN_CI else pytest.param(name, marks=pytest.mark.long) for name in NAMES],
+    indirect=True,
+    scope="module",
+)
 def test_ranks_and_a_stop_change_no_bit_in_exact_mode(example: Example) -> None:
     def train(form: str, name: str, *words: str, code: int = 0) -> Weights:
         shorter = example.expected.get("exact_words", [])

@@ -155,6 +155,7 @@ def is_formed(layout: Layout, phase: Phase) -> bool:
     return whole and groups >= layout.ranks and math.ceil(most / layout.micro_batch) == layout.accumulation
 
 
+@pytest.mark.slow
 @settings(max_examples=200)
 @given(jobs())
 def test_any_job_has_its_noise_fall_and_its_phases_in_order(made: tuple[dict[str, Any], int, Falls]) -> None:

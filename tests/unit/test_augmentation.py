@@ -78,6 +78,7 @@ def assert_same(found: GhostBatches, expected: GhostBatches) -> None:
 # --- one result ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("form", [{}, {"channels_last": True}, {"auto_augment": "trivialaugment_wide"}])
 def test_ghost_batches_are_the_same_in_every_layout_and_after_a_resume(

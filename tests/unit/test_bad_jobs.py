@@ -371,6 +371,7 @@ def test_the_nearest_value_is_a_valid_one(place: tuple[str, str], value: Any) ->
             assert not [other for other in faults_of(*place, ast.literal_eval(near[1])) if " must be " in other], fault
 
 
+@pytest.mark.slow
 @given(st.dictionaries(st.text(max_size=6), VALUES, max_size=4))
 def test_any_tree_is_refused_with_its_faults(tree: dict[str, Any]) -> None:
     with pytest.raises(JobError) as caught:

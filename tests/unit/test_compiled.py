@@ -86,6 +86,7 @@ def test_growth_of_the_batch_compiles_nothing_again(tmp_path: Path, monkeypatch:
             engine.update(iter(passes), num_passes, phase, 2 * num_passes)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # the compiler warns of itself
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])  # noqa: S301  # just made
 def test_a_copy_is_a_separate_network(copied: Callable[[nn.Module], nn.Module]) -> None:

@@ -362,6 +362,7 @@ def test_batches_before_a_bad_sample_are_delivered_and_the_pipeline_serves_on(
     assert len(made) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pipeline", ["dali", "torch"])
 def test_a_run_has_one_pipeline_for_training_and_one_beside_it_and_joins_no_batches(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made: list[object], pipeline: str
@@ -392,6 +393,7 @@ def test_a_run_has_one_pipeline_for_training_and_one_beside_it_and_joins_no_batc
     assert len(made) == (2 if pipeline == "dali" else 0)
 
 
+@pytest.mark.slow
 def test_batches_in_flight_are_cut_where_a_trigger_grows_the_batch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -39,6 +39,7 @@ class Changing(SingleRank):
         self.attempts, self._checks = self.attempts + 1, 0
 
 
+@pytest.mark.slow
 def test_updates_are_counted_over_every_attempt(job: str, monkeypatch: pytest.MonkeyPatch) -> None:
     ranks = Changing()
     monkeypatch.setitem(sys.modules, "hvd_batchgrow.comm.elastic", SimpleNamespace(ElasticRanks=Changing))
@@ -57,6 +58,7 @@ def test_plan_json_of_an_elastic_run_has_the_ranks_of_its_job_file(job: str, mon
     assert [phase["ranks"] for phase in shown] == [1, 3, 3, 3]
 
 
+@pytest.mark.slow
 def test_each_attempt_agrees_on_devices_and_keeps_no_tensor_of_the_one_before(
     job: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

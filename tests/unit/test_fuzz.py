@@ -23,6 +23,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         yield make_world(tmp_path_factory.mktemp("world"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", KINDS, ids=lambda make: make.__name__)
 def test_bad_input_is_reported_and_leaves_nothing(make: Make, world: World, tmp_path: Path) -> None:
     codes = set()

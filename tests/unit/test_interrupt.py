@@ -34,6 +34,7 @@ def interrupted(words: list[str], stage: str, *, cwd: Path) -> tuple[int, str]:
     return done.returncode, done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "stage"),
     [

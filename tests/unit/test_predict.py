@@ -41,6 +41,7 @@ def expected(parts: TrainingParts, inputs: torch.Tensor) -> torch.Tensor:
         return torch.softmax(parts.model.eval()(inputs), 1)
 
 
+@pytest.mark.slow
 def test_photos_have_the_pixels_and_probabilities_of_the_evaluation(
     photos: list[Path], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -30,7 +30,7 @@ ORDER = (
         "optim",
         "slurm",
     ),
-    *("job_file", "results", "train", "verification", "deployment", "observers", "library", "cli"),
+    *("job_file", "results", "train", "verification", "deployment", "observers", "library", "doctor", "cli"),
 )
 """Each room imports only rooms before it."""
 

@@ -210,6 +210,7 @@ def test_an_imported_polynomial_has_its_mean_in_every_phase(count: int, power: f
     assert [plan.noise_scale(phase) / first for phase in plan.schedule.phases] == pytest.approx(expected, rel=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("power", [0.5, 2.0])
 def test_an_imported_polynomial_is_torchs(power: float) -> None:
     """PolynomialLR, step by step, averaged over each phase: by the trapezoidal rule, so to the square of a step."""

@@ -33,6 +33,7 @@ def _calls(tree: ast.AST) -> list[tuple[str, dict[str, str]]]:
     ]
 
 
+@pytest.mark.slow
 def test_no_pickle_is_loaded() -> None:
     loads = 0
     for path in SOURCES:

@@ -38,6 +38,7 @@ def test_every_sample_comes_once_an_epoch(num_samples: int, seed: int, epoch: in
     assert set(epochs) == {epoch}
 
 
+@pytest.mark.slow
 @given(cuts=st.lists(st.integers(0, 500), min_size=2, max_size=8), seed=st.integers(0, 100))
 def test_an_entry_does_not_depend_on_how_the_stream_is_read(cuts: list[int], seed: int) -> None:
     cuts = sorted(cuts)

@@ -100,6 +100,7 @@ def test_plan_and_train_work_from_an_empty_folder(compiled_site: Path, tmp_path:
     assert (tmp_path / "runs" / "small" / "record.json").exists()
 
 
+@pytest.mark.slow
 def test_the_public_names_come_without_torch_until_one_is_used(site: Path) -> None:
     code = (
         "import sys, hvd_batchgrow as h; assert h.__version__; assert 'torch' not in sys.modules;"
