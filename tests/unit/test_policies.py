@@ -136,24 +136,25 @@ def test_learning_rate_rules(rule: str, ratios: list[float]) -> None:
     assert [p.lr / 0.1 for p in made] == pytest.approx(ratios, rel=1e-12)
 
 
-def test_adams_set() -> None:
-    made = phases(optim=ADAM, policy="steps", epochs=10.0, batch_steps="0:256 250000:1024", lr_rule="adam")
+@pytest.mark.parametrize(("rule", "betas"), [("adam", (0.6561, 0.996006)), ("adam_linear", (0.6, 0.996))])
+def test_adams_set(rule: str, betas: tuple[float, float]) -> None:
+    made = phases(optim=ADAM, policy="steps", epochs=10.0, batch_steps="0:256 250000:1024", lr_rule=rule)
     after = made[1]
-    # κ = 4: ε √κ, 1-βᵢ → κ (1-βᵢ), eps/√κ
+    # κ = 4: ε √κ and eps/√κ; 0.9⁴ = 0.6561 and 0.999⁴ = 0.996006 (by half-life), or 1-βᵢ → κ (1-βᵢ) (linear)
     assert after.lr == pytest.approx(2e-3)
-    assert after.momentum == pytest.approx(0.6)
-    assert after.beta2 == pytest.approx(0.996)
+    assert (after.momentum, after.beta2) == pytest.approx(betas, rel=1e-7)
     assert after.eps == pytest.approx(0.5e-8)
 
 
-def test_adams_set_goes_from_the_raised_momentum() -> None:
+@pytest.mark.parametrize(("rule", "beta1"), [("adam", 0.95**4), ("adam_linear", 0.8)])
+def test_adams_set_goes_from_the_raised_momentum(rule: str, beta1: float) -> None:
     schedule = BOUNDARIES | {"epochs": 10.0, "boundaries_epochs": [5.0], "noise_factor": 4.0}
-    plan = make_plan(policy="grow", optim=ADAM, lr_rule="adam", raise_momentum_to=0.95, max_batch=4096, **schedule)
+    plan = make_plan(policy="grow", optim=ADAM, lr_rule=rule, raise_momentum_to=0.95, max_batch=4096, **schedule)
     before, after = plan.schedule.phases
     # (1 - 0.9)/(1 - 0.95) = 2 times the batch at the same noise scale; then κ = 4
     assert (before.momentum, before.global_batch) == pytest.approx((0.95, 256))
     assert plan.noise_scale(before) == pytest.approx(1e-3 * N / (128 * 0.1))
-    assert (after.momentum, after.global_batch) == pytest.approx((0.8, 1024))
+    assert (after.momentum, after.global_batch) == pytest.approx((beta1, 1024))
 
 
 def test_seesaw_shares_the_factor_between_rate_and_batch() -> None:
@@ -257,8 +258,8 @@ def test_warm_up_depends_on_samples_alone() -> None:
         ({"policy": "steps", "epochs": 10.0, "batch_steps": "0:768 500:64 400:128"}, r"sample counts must rise"),
         ({"policy": "steps", "epochs": 1.0, "batch_steps": "0:768 50000:1536"}, r"the last step at 50000 samples is beyond the run's 50000"),
         ({"policy": "steps", "epochs": 9.0, "batch_steps": "0:256 900:512", "lr_rule": "adam"}, r"lr_rule: 'adam' is for optim.name = 'adam' or 'adamw', not 'sgd'"),
-        ({"optim": ADAM, "policy": "steps", "epochs": 9.0, "batch_steps": "0:256 900:2560", "lr_rule": "adam"}, r"needs κ \(1-β₁\) < 1, but 2560/256 · 0.1 = 1; grow to at most 2528"),
-        ({"optim": {**ADAM, "betas": [0.9, 0.8]}, "policy": "steps", "epochs": 9.0, "batch_steps": "0:256 900:1280", "lr_rule": "adam"}, r"needs κ \(1-β₂\) < 1, but 1280/256 · 0.2 = 1; grow to at most 1248"),
+        ({"optim": ADAM, "policy": "steps", "epochs": 9.0, "batch_steps": "0:256 900:2560", "lr_rule": "adam_linear"}, r"needs κ \(1-β₁\) < 1, but 2560/256 · 0.1 = 1; use 'adam', or grow to at most 2528"),
+        ({"optim": {**ADAM, "betas": [0.9, 0.8]}, "policy": "steps", "epochs": 9.0, "batch_steps": "0:256 900:1280", "lr_rule": "adam_linear"}, r"needs κ \(1-β₂\) < 1, but 1280/256 · 0.2 = 1; use 'adam', or grow to at most 1248"),
         ({"optim": ADAM, "policy": "grow", **BOUNDARIES, "momenta": [0.9, 0.9, 0.95, 0.95], "lr_rule": "adam"}, r"schedule.momenta: set β₁ of each phase, and so does"),
         ({"policy": "seesaw", **BOUNDARIES, "max_batch": 5120}, r"schedule.policy: 'seesaw' is for optim.name = 'adam' or 'adamw', not 'sgd'; use 'grow'"),
         ({"optim": {**SGD, "name": "lars"}, "policy": "seesaw", **BOUNDARIES}, r"schedule.policy: 'seesaw' is for .*, not 'lars'"),
