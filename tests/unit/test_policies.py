@@ -55,6 +55,36 @@ def batches(**job: Any) -> list[int]:
     return [phase.global_batch for phase in phases(**job)]
 
 
+def test_late_holds_the_first_batch_and_then_grows_to_the_limit() -> None:
+    """0.7 of 200 epochs are 140. 128 → 5120 is × 40; in two steps each × √40: 128 · 6.325 = 809.5, formed 800."""
+    late: dict[str, Any] = {
+        "policy": "late",
+        "epochs": 200.0,
+        "global_batch": 128,
+        "max_batch": 5120,
+        "hold_fraction": 0.7,
+    }
+    once = phases(**late)
+    assert [(p.start_epoch, p.global_batch, p.lr) for p in once] == [(0, 128, 0.1), (pytest.approx(140), 5120, 0.1)]
+    twice = make_plan(**late, growth_steps=2)
+    assert [p.start_epoch for p in twice.schedule.phases] == pytest.approx([0, 140, 170])
+    assert [p.global_batch for p in twice.schedule.phases] == [128, 800, 5120]
+    # the learning rate makes up for the rounding to whole ghost batches: 800/809.54
+    assert [p.lr for p in twice.schedule.phases] == pytest.approx([0.1, 0.1 * 800 / (128 * 40**0.5), 0.1], rel=1e-12)
+    # ε N / (B (1-m)) falls by √40 at each step, and so does that of the twin, whose batch stays
+    noise = [0.1 * N / (128 * 0.1 * 40 ** (k / 2)) for k in range(3)]
+    twin = compile_plan(decay_twin(twice.job, N), 1, N)
+    for plan in (twice, twin):
+        assert [plan.noise_scale(p) for p in plan.schedule.phases] == pytest.approx(noise, rel=1e-9)
+    assert {p.global_batch for p in twin.schedule.phases} == {128}
+    assert [p.start_epoch for p in twin.schedule.phases] == pytest.approx([0, 140, 170])
+
+
+def test_late_growth_follows_a_learning_rate_rule() -> None:
+    late = {"policy": "late", "epochs": 10.0, "global_batch": 128, "max_batch": 512, "hold_fraction": 0.5}
+    assert [p.lr for p in phases(**late, lr_rule="sqrt")] == pytest.approx([0.1, 0.2], rel=1e-12)
+
+
 def test_hybrid_grows_first_and_decays_then() -> None:
     made = phases(policy="hybrid", growing_boundaries=1, **BOUNDARIES)
     assert [p.global_batch for p in made] == [128, 640, 640, 640]
@@ -261,6 +291,9 @@ def test_warm_up_depends_on_samples_alone() -> None:
         ({"optim": ADAM, "policy": "steps", "epochs": 9.0, "batch_steps": "0:256 900:2560", "lr_rule": "adam_linear"}, r"needs κ \(1-β₁\) < 1, but 2560/256 · 0.1 = 1; use 'adam', or grow to at most 2528"),
         ({"optim": {**ADAM, "betas": [0.9, 0.8]}, "policy": "steps", "epochs": 9.0, "batch_steps": "0:256 900:1280", "lr_rule": "adam_linear"}, r"needs κ \(1-β₂\) < 1, but 1280/256 · 0.2 = 1; use 'adam', or grow to at most 1248"),
         ({"optim": ADAM, "policy": "grow", **BOUNDARIES, "momenta": [0.9, 0.9, 0.95, 0.95], "lr_rule": "adam"}, r"schedule.momenta: set β₁ of each phase, and so does"),
+        ({"policy": "late", "epochs": 9.0, "global_batch": 128, "max_batch": 128, "hold_fraction": 0.5}, r"max_batch: 128 is 128 samples, not above the first batch of 128: the batch would never grow; use more"),
+        ({"policy": "late", "epochs": 9.0, "global_batch": 128, "max_batch": 512}, r"schedule.hold_fraction: is required"),
+        ({"policy": "late", "epochs": 9.0, "global_batch": 128, "max_batch": 512, "hold_fraction": 1.0}, r"schedule.hold_fraction: must be less than 1, got 1.0"),
         ({"policy": "seesaw", **BOUNDARIES, "max_batch": 5120}, r"schedule.policy: 'seesaw' is for optim.name = 'adam' or 'adamw', not 'sgd'; use 'grow'"),
         ({"optim": {**SGD, "name": "lars"}, "policy": "seesaw", **BOUNDARIES}, r"schedule.policy: 'seesaw' is for .*, not 'lars'"),
         ({"optim": ADAM, "policy": "seesaw", **BOUNDARIES, "exact_noise": True}, r"schedule.exact_noise: is for plain gradients, but 'seesaw' uses"),
