@@ -49,7 +49,12 @@ def job_tree(root: Path | str = "data", /, **sections: Any) -> dict[str, Any]:
 
 
 def measured_tree(root: Path | str, trigger: dict[str, Any], **sections: Any) -> dict[str, Any]:
-    """A `job_tree` whose batch of 16 grows to at most 96 when a trigger says so, in passes of at most 8 samples."""
+    """A `job_tree` whose batch of 16 grows to at most 96 when a trigger says so, in passes of at most 8 samples.
+
+    The trigger may decide from the start.
+    """
+    if "windows_epochs" not in trigger and trigger.get("name") in {"norm_test", "cabs", "similarity", "gradient_noise"}:
+        trigger = {"first_decision_epoch": 0.0, **trigger}
     schedule = {"policy": "adaptive", "epochs": 3.0, "global_batch": 16, "max_batch": 96} | sections.pop("schedule", {})
     layout = {"max_micro_batch": 8} | sections.pop("layout", {})
     return {**job_tree(root, trigger=trigger, layout=layout, **sections), "schedule": schedule}

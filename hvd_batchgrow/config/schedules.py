@@ -11,7 +11,7 @@ from hvd_batchgrow.config.types import Fraction, PositiveFloat, PositiveInt, Sec
 
 ShareOfN = Annotated[str, matching("N/[1-9][0-9]{0,17}", 'a fraction of the training set such as "N/10"')]
 MaxBatch = PositiveInt | ShareOfN | None
-LrRule = Literal["none", "linear", "sqrt", "adam"]
+LrRule = Literal["none", "linear", "sqrt", "adam", "adam_linear"]
 
 
 class ScheduleBase(Section):

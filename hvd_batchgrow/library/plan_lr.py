@@ -10,18 +10,18 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from hvd_batchgrow.library.plan_batch_sampler import PlanBatchSampler
 from hvd_batchgrow.library.updates import check_boundary
-from hvd_batchgrow.optim.build import lr_ratios, set_momentum
+from hvd_batchgrow.optim.build import lr_ratios, set_momentum, set_weight_decay, weight_decays
 from hvd_batchgrow.schedule.phases import Phase
 from hvd_batchgrow.schedule.plan import Plan
 
 
 class PlanLR(LRScheduler):
-    """Sets the learning rate and momentum of a plan. Call `step()` after each `optimizer.step()`.
+    """Sets the learning rate, momentum and weight decay of a plan. Call `step()` after each `optimizer.step()`.
 
     `step()` advances the sample counter by the batch of the update, and sets the learning rate, with warm-up, and the
     momentum (β₁ of Adam) of the next update. The first parameter group has the plan's learning rate, and
-    the other groups keep their ratio to it (or have `lr_scale`, as in timm). All else in the groups, such as weight
-    decay, stays as it is.
+    the other groups keep their ratio to it (or have `lr_scale`, as in timm). The weight decay of
+    each group changes only with `optim.weight_decay_rule = "per_epoch"`.
 
     Args:
         optimizer: the optimizer to set.
@@ -39,7 +39,7 @@ class PlanLR(LRScheduler):
     def __init__(self, optimizer: torch.optim.Optimizer, plan: Plan, sampler: PlanBatchSampler | None = None) -> None:
         self._schedule = plan.schedule
         self._sampler: PlanBatchSampler | None = None
-        self._ratios = lr_ratios(optimizer)
+        self._ratios, self._weight_decays = lr_ratios(optimizer), weight_decays(optimizer)
         self._has_momentum = _has_momentum(optimizer, plan)
         self._samples = 0
         self.phase = self._schedule.at(0)
@@ -101,6 +101,7 @@ class PlanLR(LRScheduler):
         super().step()
         if self._has_momentum:
             set_momentum(self.optimizer, self.phase)
+        set_weight_decay(self.optimizer, self.phase, self._weight_decays)
         if self._sampler:
             self._sampler.set_samples(samples)
 

@@ -115,6 +115,24 @@ def set_momentum(optimizer: torch.optim.Optimizer, phase: Phase, *, rescale: boo
         group["momentum"] = phase.momentum
 
 
+def weight_decays(optimizer: torch.optim.Optimizer) -> list[float]:
+    """Return the weight decay of each parameter group: of a new optimizer, before it gets a state."""
+    return [float(group.get("weight_decay", 0.0)) for group in optimizer.param_groups]
+
+
+def set_weight_decay(optimizer: torch.optim.Optimizer, phase: Phase, first: Sequence[float]) -> None:
+    """Set the weight decay of the next update, if the phase has a factor.
+
+    Args:
+        optimizer: its groups have "weight_decay".
+        phase: gives the factor.
+        first: of `weight_decays`.
+    """
+    if phase.weight_decay_factor is not None:
+        for group, weight_decay in zip(optimizer.param_groups, first, strict=True):
+            group["weight_decay"] = weight_decay * phase.weight_decay_factor
+
+
 def _scale_buffers(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], factor: float) -> None:
     for parameter in parameters:
         buffer = optimizer.state.get(parameter, {}).get("momentum_buffer")

@@ -123,7 +123,8 @@ class Plan:
 
     def _phase_to_dict(self, phase: Phase, layout: Layout) -> dict[str, Any]:
         values = asdict(phase) | asdict(layout) | {"noise_scale": self.noise_scale(phase)}
-        unused = {"beta2": None, "eps": None, "progress_rate": 1.0, "continues_phase": False}
+        unused: dict[str, Any] = {"beta2": None, "eps": None, "weight_decay_factor": None}
+        unused |= {"progress_rate": 1.0, "continues_phase": False}
         return {key: value for key, value in values.items() if key not in unused or value != unused[key]}
 
 

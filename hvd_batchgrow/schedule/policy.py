@@ -18,6 +18,7 @@ from hvd_batchgrow.messages.errors import Fault, JobError
 from hvd_batchgrow.schedule.adaptive.decisions import Decision
 from hvd_batchgrow.schedule.lr_rule import apply_lr_rule
 from hvd_batchgrow.schedule.stages import Stage, Start
+from hvd_batchgrow.schedule.weight_decay import apply_weight_decay_rule
 
 
 class Policy(ScheduleBase):
@@ -94,6 +95,6 @@ def compile_stages(job: Job, start: Start, decisions: Sequence[Decision] = ()) -
         stages, epochs = policy_of(job).course(job, start, decisions)
         if start.wanted_batch is not None and stages[0].global_batch == start.global_batch:
             stages = [replace(stages[0], wanted_batch=start.wanted_batch), *stages[1:]]
-        return apply_lr_rule(stages, job), epochs
+        return apply_weight_decay_rule(apply_lr_rule(stages, job), job), epochs
     except JobError as error:
         raise JobError(error.faults, job.name) from None

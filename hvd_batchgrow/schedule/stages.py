@@ -23,6 +23,8 @@ class Stage:
     """The requested batch, before rounding to whole ghost batches and the limit."""
     beta2: float | None = None
     eps: float | None = None
+    weight_decay_factor: float | None = None
+    """Weight decay of every parameter, divided by the optimizer's; None: `weight_decay_rule` leaves it alone."""
     progress_rate: float = 1.0
     """Progress of the schedule per sample; under AdaScale gain · B₀/B."""
     continues_phase: bool = False

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 from hvd_batchgrow.config.optim import AdamSection, LarsSection
 from hvd_batchgrow.schedule.phases import Phase
 from hvd_batchgrow.schedule.plan import Plan
+from hvd_batchgrow.schedule.weight_decay import decay_per_sample, is_inside_adams_ratio
 
 
 def describe_transitions(plan: Plan) -> list[str]:
@@ -66,20 +68,16 @@ def _norm_horizon(plan: Plan, before: Phase, after: Phase) -> str:
 
 
 def _weight_decay(plan: Plan, before: Phase, after: Phase) -> str:
-    """Relative decay of a weight per epoch: λ ε/(1-m) · N/B for SGD, times the trust ratio for LARS; AdamW: λ ε N/B."""
     optim = plan.job.optim
     if optim.weight_decay == 0:
         return "no weight decay"
-    if isinstance(optim, AdamSection) and optim.name == "adam":
+    if is_inside_adams_ratio(optim):
         return "weight decay inside Adam's ratio"
-    rates = [
-        optim.weight_decay
-        * phase.lr
-        * plan.num_samples
-        / (phase.global_batch * (1 if isinstance(optim, AdamSection) else 1 - phase.momentum))
-        for phase in (before, after)
-    ]
+    rates = [plan.num_samples * decay_per_sample(optim, phase) for phase in (before, after)]
     times = " times the trust ratio" if isinstance(optim, LarsSection) else ""
+    if math.isclose(*rates, rel_tol=1e-9):
+        ratio = _ratio((after.weight_decay_factor or 1.0) / (before.weight_decay_factor or 1.0))
+        return f"weight decay {ratio}, per epoch held at {rates[0]:.3g}{times}"
     return f"weight decay per epoch {rates[0]:.3g} → {rates[1]:.3g}{times}"
 
 

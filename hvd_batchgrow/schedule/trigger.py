@@ -131,6 +131,9 @@ class WindowTrigger(Trigger):
     windows_epochs: Annotated[tuple[Window, ...], Field(min_length=1), BeforeValidator(tuples)] | None = None
     """[earliest, latest] epoch of the first, second, … decision, and the largest number of decisions. If a window ends
     without a decision, the trigger decides there, by `noise_factor` or `max_batch_factor`. None: no limits."""
+    first_decision_epoch: Annotated[float, Field(ge=0)] | None = None
+    """Earliest epoch of a decision. None: half of the run for a trigger that follows the gradient's noise, otherwise 0.
+    Not with `windows_epochs`."""
 
     lowers_noise: ClassVar[bool] = False
     """Whether a decision lowers the noise scale: the learning rate decays when the batch cannot grow."""
@@ -143,6 +146,11 @@ class WindowTrigger(Trigger):
     @abstractmethod
     def forced(self, batch: int, why: str) -> BatchRequest:
         """Return the request at the end of a window, at a batch of so many samples."""
+
+    def earliest_epoch(self, epochs: float) -> float:
+        """Return the earliest epoch of a decision in a run of so many epochs, without windows."""
+        default = epochs / 2 if self.measures_gradients else 0.0
+        return default if self.first_decision_epoch is None else self.first_decision_epoch
 
     def no_growth(self, job: Job) -> str | None:
         """Return which keys keep the trigger from deciding before the run ends, if they do."""
@@ -159,6 +167,13 @@ class WindowTrigger(Trigger):
         if edges and edges[-1] >= job.schedule.epochs:
             fault = f"{edges[-1]:g} is not before epochs = {job.schedule.epochs:g}"
             faults.append(Fault("trigger.windows_epochs", fault))
+        first, epochs = self.first_decision_epoch, job.schedule.epochs
+        if first is not None and self.windows_epochs:
+            fault = f"{first:g}, but windows_epochs has the earliest epoch of each decision; choose one"
+            faults.append(Fault("trigger.first_decision_epoch", fault))
+        elif first is not None and first >= epochs:
+            fault = f"{first:g} is not before epochs = {epochs:g}: it would never decide"
+            faults.append(Fault("trigger.first_decision_epoch", fault))
         return faults
 
 
@@ -188,7 +203,7 @@ def make_trigger(job: Job, num_samples: int) -> TriggerRule:
 def bounded(
     request: BatchRequest | None, job: Job, num_samples: int, num_decisions: int, now: Measurement
 ) -> BatchRequest | None:
-    """Apply `windows_epochs`: drop requests before a window or after the last one, and add one at the end of a window.
+    """Drop requests before `first_decision_epoch`, or outside of `windows_epochs`, and add one at a window's end.
 
     Args:
         request: the trigger's request.
@@ -198,11 +213,14 @@ def bounded(
         now: the current batch and sample counter.
     """
     section = job.trigger
-    if not isinstance(section, WindowTrigger) or section.windows_epochs is None:
+    if not isinstance(section, WindowTrigger):
         return request
+    epoch = now.samples / num_samples
+    if section.windows_epochs is None:
+        return request if epoch >= section.earliest_epoch(job.schedule.epochs) else None
     if num_decisions >= len(section.windows_epochs):
         return None
-    (earliest, latest), epoch = section.windows_epochs[num_decisions], now.samples / num_samples
+    earliest, latest = section.windows_epochs[num_decisions]
     if epoch < earliest:
         return None
     if request is None and epoch >= latest:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 
 from hvd_batchgrow.config import Job
@@ -15,6 +16,7 @@ from hvd_batchgrow.schedule.policies.decay import DecaySchedule
 from hvd_batchgrow.schedule.policy import compile_stages, policy_of
 from hvd_batchgrow.schedule.stages import Stage, Start, make_start
 from hvd_batchgrow.schedule.triggers.none import NoTrigger
+from hvd_batchgrow.schedule.weight_decay import decay_per_sample, is_inside_adams_ratio
 
 
 def decay_twin(job: Job, num_samples: int, decisions: Sequence[Decision] = ()) -> Job:
@@ -86,3 +88,26 @@ def compile_twin(twin: Job, ranks: int, num_samples: int) -> Plan:
     """
     groups = twin.schedule.first_batch // twin.model.ghost_batch
     return compile_plan(twin, next(formable_ranks(groups, ranks, uneven_ranks=twin.layout.uneven_ranks)), num_samples)
+
+
+def weight_decay_note(plan: Plan, twin: Plan) -> str | None:
+    """Return where weight decay per epoch differs between a run and its twin, which then differ in two things."""
+    optim = plan.job.optim
+    if not optim.weight_decay or is_inside_adams_ratio(optim):
+        return None
+    for phase in plan.schedule.phases:
+        middle = (phase.start_samples + phase.end_samples) // 2  # both have passed the boundary by then
+        if not phase.num_updates or middle >= twin.schedule.end_samples:
+            continue
+        of_twin = twin.schedule.phases[twin.schedule.index_at(middle)]
+        ours, its = (plan.num_samples * decay_per_sample(optim, each) for each in (phase, of_twin))
+        if not math.isclose(ours, its, rel_tol=_SAME_DECAY):
+            epoch = phase.start_samples / plan.num_samples
+            found = f"{ours:.3g} and {its:.3g} per epoch from epoch {epoch:.4g} on"
+            remedy = '; optim.weight_decay_rule = "per_epoch" makes them equal' if phase.start_samples else ""
+            return f"run and twin also differ in weight decay: {found}{remedy}"
+    return None
+
+
+_SAME_DECAY = 0.15
+"""Largest relative difference that counts as equal: at B = N/10 the exact noise scale is 10 % below εN/(B(1-m))."""

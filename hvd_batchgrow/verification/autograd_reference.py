@@ -25,7 +25,7 @@ from hvd_batchgrow.nn.ghost.ghost_choice import by_pytorch_only
 from hvd_batchgrow.nn.ghost.running_statistics import reestimate_running_statistics
 from hvd_batchgrow.nn.parameters import network_inputs
 from hvd_batchgrow.nn.weights_file import read_weights
-from hvd_batchgrow.optim.build import build_optimizer, lr_ratios, set_hyperparameters
+from hvd_batchgrow.optim.build import build_optimizer, lr_ratios, set_hyperparameters, set_weight_decay, weight_decays
 from hvd_batchgrow.schedule.phases import Phase
 from hvd_batchgrow.schedule.plan import compile_plan
 from hvd_batchgrow.tasks.load_task import load_task
@@ -67,7 +67,7 @@ class PlainRun:
         self.noise_size = noise_size(self.job.update, self._network, self.device)
         self._noise = Noise(0.0 if self.noise_seed is None else self.noise_size, self.noise_seed or 0)
         self._optimizer = build_optimizer(self._network, self.job.optim)
-        self._lr_ratios = lr_ratios(self._optimizer)
+        self._lr_ratios, self._weight_decays = lr_ratios(self._optimizer), weight_decays(self._optimizer)
         task = load_task(self.job.task, self.source.num_classes, self.source.schema)
         self._forward = forward_of(task, self.job.update.precision)
         self._loss_scale = LossScale() if self.job.update.precision == "float16" else None
@@ -119,6 +119,7 @@ class PlainRun:
             parameter.grad = None if gradient is None else (gradient * shrink).to(parameter.dtype)
         rescale = getattr(self.job.optim, "rescale_momentum", False)
         set_hyperparameters(self._optimizer, phase, self._lr_ratios, rescale_momentum=rescale)
+        set_weight_decay(self._optimizer, phase, self._weight_decays)
         self._optimizer.step()
 
     def _mean_gradients(self, ghost_batches: Sequence[MicroBatch]) -> dict[nn.Parameter, Tensor]:

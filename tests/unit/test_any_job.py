@@ -82,11 +82,30 @@ class Line:
         return [a / b for a, b in pairwise(means)]
 
 
-Falls = list[float] | Line
+@dataclass(frozen=True)
+class Steps:
+    """Growth to the limit in equal factors."""
+
+    count: int
+
+    def falls(self, plan: Plan) -> list[float]:
+        """Return by what N/B falls, or N/B - 1 with the exact noise scale."""
+        first, schedule = plan.schedule.phases[0].global_batch, plan.job.schedule
+        limit = schedule.stated_limit
+        assert limit is not None
+        last = limit if isinstance(limit, int) else N // int(limit[2:]) // GROUP * GROUP
+        wanted = [first * (last / first) ** (k / self.count) for k in range(self.count + 1)]
+        noise = [N / batch - (1 if schedule.exact_noise else 0) for batch in wanted]
+        return [a / b for a, b in pairwise(noise)]
+
+
+Falls = list[float] | Line | Steps
 """By what the noise is to fall from phase to phase."""
 
 
 def falls_of(falls: Falls, plan: Plan) -> list[float]:
+    if isinstance(falls, Steps):
+        return falls.falls(plan)
     return falls.falls(plan.schedule.phases, plan.job.schedule.epochs) if isinstance(falls, Line) else falls
 
 
@@ -104,6 +123,13 @@ def imported_schedules(draw: st.DrawFn) -> tuple[dict[str, Any], Falls]:
 
 
 @st.composite
+def late_schedules(draw: st.DrawFn) -> tuple[dict[str, Any], Falls]:
+    count = draw(st.integers(1, 4))
+    made = {"epochs": 9.0, "hold_fraction": draw(st.floats(0.05, 0.95)), "growth_steps": count}
+    return {**made, "global_batch": draw(batches)}, Steps(count)
+
+
+@st.composite
 def step_schedules(draw: st.DrawFn) -> tuple[dict[str, Any], list[float]]:
     sizes = draw(st.lists(batches, min_size=1, max_size=4))
     steps = " ".join(f"{k * 60_000}:{batch}" for k, batch in enumerate(sizes))
@@ -113,7 +139,8 @@ def step_schedules(draw: st.DrawFn) -> tuple[dict[str, Any], list[float]]:
 
 
 def of_policy(policy: str) -> st.SearchStrategy[tuple[dict[str, Any], Falls]]:
-    own = {"adabatch": adabatch_schedules, "import": imported_schedules, "steps": step_schedules}
+    own = {"adabatch": adabatch_schedules, "import": imported_schedules}
+    own |= {"late": late_schedules, "steps": step_schedules}
     return own[policy]() if policy in own else boundary_schedules(policy)
 
 

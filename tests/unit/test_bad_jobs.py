@@ -49,8 +49,11 @@ SOURCES = (
     "synthetic_images, synthetic_rows, tfrecord, tokens, webdataset, or your own module:function"
 )
 NAME = "a name of at most 200 letters, digits, dots, dashes and underscores"
-POLICIES = "adabatch, adaptive, decay, grow, hybrid, import, seesaw, steps"
-OF_SGD = "name, lr, weight_decay, decay_norm_and_bias, groups, layer_decay, momentum, nesterov, rescale_momentum"
+POLICIES = "adabatch, adaptive, decay, grow, hybrid, import, late, seesaw, steps"
+OF_SGD = (
+    "name, lr, weight_decay, weight_decay_rule, decay_norm_and_bias, groups, layer_decay, momentum, nesterov, "
+    "rescale_momentum"
+)
 
 EDITS: dict[str, tuple[dict[str, str], list[str]]] = {
     "numbers as text": (

@@ -26,8 +26,8 @@ def test_every_shipped_job_is_valid_and_named_as_its_file(path: Path) -> None:
             "optim",
             "zzz",
             1,
-            "optim.zzz: unknown key; known here: name, lr, weight_decay, decay_norm_and_bias, groups, layer_decay, "
-            "momentum, nesterov, rescale_momentum",
+            "optim.zzz: unknown key; known here: name, lr, weight_decay, weight_decay_rule, "
+            "decay_norm_and_bias, groups, layer_decay, momentum, nesterov, rescale_momentum",
         ),
         ("optim", "name", "lasr", "optim.name: must be one of sgd, adam, adamw, lars, got 'lasr'"),
         ("optim", "trust_coefficient", 0.01, "optim.trust_coefficient: unknown key of 'sgd'; it belongs to lars"),

@@ -129,7 +129,7 @@ def test_adams_set_comes_on_top_of_decisions_as_of_other_growth() -> None:
     assert [d.new_batch for d in made] == [32, 64]
     assert [d.new_lr for d in made] == pytest.approx([1e-3, 1e-3])
     last = compile_plan(job, 1, N, None, made).schedule.phases[-1]
-    assert (last.lr, last.momentum) == pytest.approx((2e-3, 0.6))
+    assert (last.lr, last.momentum) == pytest.approx((2e-3, 0.9**4))
 
 
 def test_a_decision_describes_what_it_does() -> None:
@@ -348,9 +348,9 @@ def _check_plan(plan: Plan) -> None:
             PLATEAU,
             {
                 "optim": {"name": "adam", "lr": 1e-3, "weight_decay": 0.0},
-                "schedule": {"lr_rule": "adam", "max_batch": 160},
+                "schedule": {"lr_rule": "adam_linear", "max_batch": 160},
             },
-            r"schedule.lr_rule: lr_rule = 'adam' needs .*160/16 · 0.1 = 1; grow to at most 144",
+            r"schedule.lr_rule: lr_rule = 'adam_linear' needs .*160/16 · 0.1 = 1; use 'adam', or grow to at most 144",
         ),
         (
             1,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from hvd_batchgrow.job_file import parse_job
+from hvd_batchgrow.messages.errors import JobError
 from hvd_batchgrow.schedule.adaptive.batch_requests import BatchRequest, form_decision
 from hvd_batchgrow.schedule.plan import Plan, compile_plan
 from hvd_batchgrow.schedule.transitions import describe_transitions
@@ -52,12 +54,27 @@ def test_a_batch_at_its_limit_scales_the_rate_by_what_was_formed() -> None:
     assert "(wanted 640, formed 512: lr follows lr_rule)" in describe_transitions(plan)[0]
 
 
-def test_adams_set_uses_the_batch_that_was_formed() -> None:
+@pytest.mark.parametrize(("rule", "beta1"), [("adam", 0.9 ** (5 / 3)), ("adam_linear", 1 - 0.1 * 5 / 3)])
+def test_adams_set_uses_the_batch_that_was_formed(rule: str, beta1: float) -> None:
     """96 · 1.7 = 163.2 = 5.1 ghost batches: 160 is formed, κ = 5/3."""
-    after = plan_of(ADAM, global_batch=96, noise_factor=1.7, lr_rule="adam").schedule.phases[1]
+    after = plan_of(ADAM, global_batch=96, noise_factor=1.7, lr_rule=rule).schedule.phases[1]
     assert after.global_batch == 160
     assert after.lr == pytest.approx(1e-3 * (5 / 3) ** 0.5, rel=1e-12)
-    assert (1 - after.momentum, after.eps) == pytest.approx((0.1 * 5 / 3, 1e-8 / (5 / 3) ** 0.5), rel=1e-9)
+    assert (after.momentum, after.eps) == pytest.approx((beta1, 1e-8 / (5 / 3) ** 0.5), rel=1e-9)
+
+
+def test_half_lives_in_samples_hold_for_any_growth() -> None:
+    """β₁ = 0.9 and κ = 46.875: the linear form would need β₁ = 1 - 4.7, and is refused."""
+    schedule: dict[str, Any] = {"global_batch": 128, "noise_factor": 46.875, "max_batch": "N/10"}
+    before, after = plan_of(ADAM, lr_rule="adam", **schedule).schedule.phases
+    assert (before.global_batch, after.global_batch) == (128, 5984)  # 6000 is not a multiple of 32
+    betas = zip((before.momentum, 0.999), (after.momentum, after.beta2), strict=True)
+    for first, later in betas:
+        assert later is not None
+        samples = [math.log(0.5) / math.log(b) * batch for b, batch in ((first, 128), (later, 5984))]
+        assert samples[1] == pytest.approx(samples[0], rel=1e-9)
+    with pytest.raises(JobError, match=r"needs κ \(1-β₁\) < 1, but 5984/128 · 0.1 = 4.675; use 'adam', or grow to"):
+        plan_of(ADAM, lr_rule="adam_linear", **schedule)
 
 
 def test_a_larger_start_is_where_kappa_begins() -> None:

@@ -55,6 +55,36 @@ def batches(**job: Any) -> list[int]:
     return [phase.global_batch for phase in phases(**job)]
 
 
+def test_late_holds_the_first_batch_and_then_grows_to_the_limit() -> None:
+    """0.7 of 200 epochs are 140. 128 → 5120 is × 40; in two steps each × √40: 128 · 6.325 = 809.5, formed 800."""
+    late: dict[str, Any] = {
+        "policy": "late",
+        "epochs": 200.0,
+        "global_batch": 128,
+        "max_batch": 5120,
+        "hold_fraction": 0.7,
+    }
+    once = phases(**late)
+    assert [(p.start_epoch, p.global_batch, p.lr) for p in once] == [(0, 128, 0.1), (pytest.approx(140), 5120, 0.1)]
+    twice = make_plan(**late, growth_steps=2)
+    assert [p.start_epoch for p in twice.schedule.phases] == pytest.approx([0, 140, 170])
+    assert [p.global_batch for p in twice.schedule.phases] == [128, 800, 5120]
+    # the learning rate makes up for the rounding to whole ghost batches: 800/809.54
+    assert [p.lr for p in twice.schedule.phases] == pytest.approx([0.1, 0.1 * 800 / (128 * 40**0.5), 0.1], rel=1e-12)
+    # ε N / (B (1-m)) falls by √40 at each step, and so does that of the twin, whose batch stays
+    noise = [0.1 * N / (128 * 0.1 * 40 ** (k / 2)) for k in range(3)]
+    twin = compile_plan(decay_twin(twice.job, N), 1, N)
+    for plan in (twice, twin):
+        assert [plan.noise_scale(p) for p in plan.schedule.phases] == pytest.approx(noise, rel=1e-9)
+    assert {p.global_batch for p in twin.schedule.phases} == {128}
+    assert [p.start_epoch for p in twin.schedule.phases] == pytest.approx([0, 140, 170])
+
+
+def test_late_growth_follows_a_learning_rate_rule() -> None:
+    late = {"policy": "late", "epochs": 10.0, "global_batch": 128, "max_batch": 512, "hold_fraction": 0.5}
+    assert [p.lr for p in phases(**late, lr_rule="sqrt")] == pytest.approx([0.1, 0.2], rel=1e-12)
+
+
 def test_hybrid_grows_first_and_decays_then() -> None:
     made = phases(policy="hybrid", growing_boundaries=1, **BOUNDARIES)
     assert [p.global_batch for p in made] == [128, 640, 640, 640]
@@ -136,24 +166,25 @@ def test_learning_rate_rules(rule: str, ratios: list[float]) -> None:
     assert [p.lr / 0.1 for p in made] == pytest.approx(ratios, rel=1e-12)
 
 
-def test_adams_set() -> None:
-    made = phases(optim=ADAM, policy="steps", epochs=10.0, batch_steps="0:256 250000:1024", lr_rule="adam")
+@pytest.mark.parametrize(("rule", "betas"), [("adam", (0.6561, 0.996006)), ("adam_linear", (0.6, 0.996))])
+def test_adams_set(rule: str, betas: tuple[float, float]) -> None:
+    made = phases(optim=ADAM, policy="steps", epochs=10.0, batch_steps="0:256 250000:1024", lr_rule=rule)
     after = made[1]
-    # κ = 4: ε √κ, 1-βᵢ → κ (1-βᵢ), eps/√κ
+    # κ = 4: ε √κ and eps/√κ; 0.9⁴ = 0.6561 and 0.999⁴ = 0.996006 (by half-life), or 1-βᵢ → κ (1-βᵢ) (linear)
     assert after.lr == pytest.approx(2e-3)
-    assert after.momentum == pytest.approx(0.6)
-    assert after.beta2 == pytest.approx(0.996)
+    assert (after.momentum, after.beta2) == pytest.approx(betas, rel=1e-7)
     assert after.eps == pytest.approx(0.5e-8)
 
 
-def test_adams_set_goes_from_the_raised_momentum() -> None:
+@pytest.mark.parametrize(("rule", "beta1"), [("adam", 0.95**4), ("adam_linear", 0.8)])
+def test_adams_set_goes_from_the_raised_momentum(rule: str, beta1: float) -> None:
     schedule = BOUNDARIES | {"epochs": 10.0, "boundaries_epochs": [5.0], "noise_factor": 4.0}
-    plan = make_plan(policy="grow", optim=ADAM, lr_rule="adam", raise_momentum_to=0.95, max_batch=4096, **schedule)
+    plan = make_plan(policy="grow", optim=ADAM, lr_rule=rule, raise_momentum_to=0.95, max_batch=4096, **schedule)
     before, after = plan.schedule.phases
     # (1 - 0.9)/(1 - 0.95) = 2 times the batch at the same noise scale; then κ = 4
     assert (before.momentum, before.global_batch) == pytest.approx((0.95, 256))
     assert plan.noise_scale(before) == pytest.approx(1e-3 * N / (128 * 0.1))
-    assert (after.momentum, after.global_batch) == pytest.approx((0.8, 1024))
+    assert (after.momentum, after.global_batch) == pytest.approx((beta1, 1024))
 
 
 def test_seesaw_shares_the_factor_between_rate_and_batch() -> None:
@@ -257,9 +288,12 @@ def test_warm_up_depends_on_samples_alone() -> None:
         ({"policy": "steps", "epochs": 10.0, "batch_steps": "0:768 500:64 400:128"}, r"sample counts must rise"),
         ({"policy": "steps", "epochs": 1.0, "batch_steps": "0:768 50000:1536"}, r"the last step at 50000 samples is beyond the run's 50000"),
         ({"policy": "steps", "epochs": 9.0, "batch_steps": "0:256 900:512", "lr_rule": "adam"}, r"lr_rule: 'adam' is for optim.name = 'adam' or 'adamw', not 'sgd'"),
-        ({"optim": ADAM, "policy": "steps", "epochs": 9.0, "batch_steps": "0:256 900:2560", "lr_rule": "adam"}, r"needs κ \(1-β₁\) < 1, but 2560/256 · 0.1 = 1; grow to at most 2528"),
-        ({"optim": {**ADAM, "betas": [0.9, 0.8]}, "policy": "steps", "epochs": 9.0, "batch_steps": "0:256 900:1280", "lr_rule": "adam"}, r"needs κ \(1-β₂\) < 1, but 1280/256 · 0.2 = 1; grow to at most 1248"),
+        ({"optim": ADAM, "policy": "steps", "epochs": 9.0, "batch_steps": "0:256 900:2560", "lr_rule": "adam_linear"}, r"needs κ \(1-β₁\) < 1, but 2560/256 · 0.1 = 1; use 'adam', or grow to at most 2528"),
+        ({"optim": {**ADAM, "betas": [0.9, 0.8]}, "policy": "steps", "epochs": 9.0, "batch_steps": "0:256 900:1280", "lr_rule": "adam_linear"}, r"needs κ \(1-β₂\) < 1, but 1280/256 · 0.2 = 1; use 'adam', or grow to at most 1248"),
         ({"optim": ADAM, "policy": "grow", **BOUNDARIES, "momenta": [0.9, 0.9, 0.95, 0.95], "lr_rule": "adam"}, r"schedule.momenta: set β₁ of each phase, and so does"),
+        ({"policy": "late", "epochs": 9.0, "global_batch": 128, "max_batch": 128, "hold_fraction": 0.5}, r"max_batch: 128 is 128 samples, not above the first batch of 128: the batch would never grow; use more"),
+        ({"policy": "late", "epochs": 9.0, "global_batch": 128, "max_batch": 512}, r"schedule.hold_fraction: is required"),
+        ({"policy": "late", "epochs": 9.0, "global_batch": 128, "max_batch": 512, "hold_fraction": 1.0}, r"schedule.hold_fraction: must be less than 1, got 1.0"),
         ({"policy": "seesaw", **BOUNDARIES, "max_batch": 5120}, r"schedule.policy: 'seesaw' is for optim.name = 'adam' or 'adamw', not 'sgd'; use 'grow'"),
         ({"optim": {**SGD, "name": "lars"}, "policy": "seesaw", **BOUNDARIES}, r"schedule.policy: 'seesaw' is for .*, not 'lars'"),
         ({"optim": ADAM, "policy": "seesaw", **BOUNDARIES, "exact_noise": True}, r"schedule.exact_noise: is for plain gradients, but 'seesaw' uses"),

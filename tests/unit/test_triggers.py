@@ -12,6 +12,8 @@ import pytest
 import torch
 
 from hvd_batchgrow.config import Job
+from hvd_batchgrow.job_file import parse_job
+from hvd_batchgrow.messages.errors import JobError
 from hvd_batchgrow.schedule.adaptive.batch_requests import BatchRequest
 from hvd_batchgrow.schedule.adaptive.decisions import Decision
 from hvd_batchgrow.schedule.plan import compile_plan
@@ -19,7 +21,7 @@ from hvd_batchgrow.schedule.trigger import TRIGGERS, Measurement, bounded, check
 from hvd_batchgrow.schedule.triggers.formula import FormulaRule, FormulaTrigger
 from hvd_batchgrow.schedule.triggers.plateau import Plateau, PlateauTrigger
 from hvd_batchgrow.train.update.gradient_noise import GradientNoiseScale, NoiseAverage, estimate
-from tests.helpers import NUM_TRAIN, measured_job
+from tests.helpers import NUM_TRAIN, measured_job, measured_tree
 
 N = 1000
 
@@ -354,9 +356,41 @@ def test_a_plateaus_window_ends_by_its_factor_of_the_noise() -> None:
     assert (found.noise_factor, found.batch) == (4.0, None)
 
 
-def test_without_windows_a_request_is_one_at_any_time() -> None:
+@pytest.mark.parametrize(
+    ("trigger", "first"),
+    [
+        ({"name": "cabs", "first_decision_epoch": 0.0}, 0.0),
+        ({"name": "cabs", "first_decision_epoch": None}, 1.5),  # half of three epochs
+        ({"name": "gradient_noise", "first_decision_epoch": 2.25}, 2.25),
+        ({"name": "plateau"}, 0.0),
+        ({"name": "plateau", "first_decision_epoch": 0.5}, 0.5),
+    ],
+)
+def test_no_decision_comes_before_the_first_epoch_that_allows_one(trigger: dict[str, Any], first: float) -> None:
+    trigger = {key: value for key, value in trigger.items() if value is not None}
+    job = parse_job({**measured_tree("data", trigger), "trigger": trigger})
     request = BatchRequest("planted", batch=40.0)
-    assert bounded(request, measured_job({"name": "cabs"}), N, 50, Measurement(5, 32, 0.1)) == request
+
+    def found(samples: int) -> bool:
+        return bounded(request, job, N, 50, Measurement(samples, 32, 0.1)) == request
+
+    edge = round(first * N)
+    assert found(edge)
+    assert found(edge + 5)
+    assert not (edge and found(edge - 1))
+
+
+@pytest.mark.parametrize(
+    ("trigger", "message"),
+    [
+        ({"first_decision_epoch": 3.0}, "3 is not before epochs = 3: it would never decide"),
+        ({"first_decision_epoch": 1.0, "windows_epochs": [[1.0, 2.0]]}, "1, but windows_epochs has the earliest epoch"),
+    ],
+)
+def test_a_first_epoch_that_has_no_effect_is_refused(trigger: dict[str, Any], message: str) -> None:
+    job = measured_job({"name": "norm_test", **trigger})
+    with pytest.raises(JobError, match=f"trigger.first_decision_epoch: {message}"):
+        compile_plan(job, 1, N)
 
 
 def test_cabs_follows_the_rate_through_the_warm_up() -> None:

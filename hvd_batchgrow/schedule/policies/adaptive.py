@@ -22,6 +22,7 @@ from hvd_batchgrow.schedule.policy import POLICIES, BatchPolicy
 from hvd_batchgrow.schedule.rounding import decimal
 from hvd_batchgrow.schedule.stages import Stage, Start
 from hvd_batchgrow.schedule.trigger import TRIGGERS, trigger_of
+from hvd_batchgrow.schedule.weight_decay import apply_weight_decay_rule
 
 
 @POLICIES.add
@@ -127,10 +128,11 @@ class AdaptiveSchedule(BatchPolicy):
 
 
 def _rule_faults(job: Job, start: Start) -> list[Fault]:
-    """Return the faults of the learning-rate rule at the largest possible batch."""
+    """Return the faults of the rules of learning rate and weight decay at the largest possible batch."""
     first = start.first_stage
+    largest = replace(first, global_batch=start.max_batch or start.noise.num_samples)
     try:
-        apply_lr_rule([first, replace(first, global_batch=start.max_batch or start.noise.num_samples)], job)
+        apply_weight_decay_rule(apply_lr_rule([first, largest], job), job)
     except JobError as error:
         return list(error.faults)
     return []

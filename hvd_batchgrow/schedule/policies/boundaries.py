@@ -59,8 +59,8 @@ class BoundaryPolicy(BatchPolicy):
             for a, b in itertools.pairwise(epochs)
             if b <= a
         ]
-        if self.rule == "adam" and self.momenta is not None:
-            fault = "set β₁ of each phase, and so does 1 - κ (1-β₁) of lr_rule = 'adam'; choose one"
+        if self.rule in {"adam", "adam_linear"} and self.momenta is not None:
+            fault = f"set β₁ of each phase, and so does lr_rule = {self.rule!r}; choose one"
             faults.append(Fault("schedule.momenta", fault))
         return faults
 

@@ -27,8 +27,8 @@ class GrowSchedule(BoundaryPolicy):
     batch_multiple: PositiveInt | None = None
     """Every batch is a whole multiple of this, so that the ranks can form it. None: of `model.ghost_batch`."""
     lr_rule: LrRule = "none"
-    """Factor of the learning rate when the batch has grown by κ: none: 1; linear: κ; sqrt: √κ; adam: √κ, with new β₁,
-    β₂ and eps."""
+    """Factor of the learning rate when the batch has grown by κ: none: 1; linear: κ; sqrt: √κ; adam and adam_linear:
+    √κ, with new β₁, β₂ and eps."""
 
     def stages(self, start: Start) -> list[Stage]:
         stages = [

@@ -18,7 +18,7 @@ from hvd_batchgrow.nn.ghost.ghost_batch_norm import ghost_norms
 from hvd_batchgrow.nn.ghost.norm_group import NormGroup, group_norms
 from hvd_batchgrow.nn.parameters import parameter_faults
 from hvd_batchgrow.nn.state.forward_state import ForwardState
-from hvd_batchgrow.optim.build import lr_ratios, set_hyperparameters
+from hvd_batchgrow.optim.build import lr_ratios, set_hyperparameters, set_weight_decay, weight_decays
 from hvd_batchgrow.schedule.phases import Phase
 from hvd_batchgrow.tasks.classification import Classification
 from hvd_batchgrow.tasks.task import Losses
@@ -101,6 +101,7 @@ class UpdateEngine:
         self.forward = forward or forward_of(Classification(), self.rule.precision)
         self.rescale_momentum = rescale_momentum
         self.lr_ratios = lr_ratios(optimizer)
+        self._weight_decays = weight_decays(optimizer)
         if faults := parameter_faults(model):
             raise ValueError("\n".join(faults))
         self._frozen = [
@@ -198,6 +199,7 @@ class UpdateEngine:
         # Ranks are lost in collectives, all of which are above: the weights are then those before the update.
         if not skipped:
             set_hyperparameters(self.optimizer, phase, self.lr_ratios, rescale_momentum=self.rescale_momentum)
+            set_weight_decay(self.optimizer, phase, self._weight_decays)
             self.optimizer.step()
             self._commit(statistics, num_groups)
         self.changing.end(skipped=skipped)

@@ -1,0 +1,77 @@
+"""Weight decay per epoch, and `optim.weight_decay_rule`, which holds it when the phase changes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from hvd_batchgrow.config import Job
+from hvd_batchgrow.config.optim import AdamSection, OptimBase
+from hvd_batchgrow.messages.errors import Fault, JobError
+from hvd_batchgrow.schedule.stages import Stage
+
+
+def is_inside_adams_ratio(optim: OptimBase) -> bool:
+    """Return whether the optimizer divides weight decay by the gradient's size, so that it has no time scale."""
+    return isinstance(optim, AdamSection) and optim.name == "adam"
+
+
+def decay_per_sample(optim: OptimBase, stage: Stage) -> float:
+    """Return the fraction of a weight that decay removes per sample; not for Adam's, see `is_inside_adams_ratio`.
+
+    λ ε / B for AdamW (Wang & Aitchison 2024, arXiv 2405.13698: the time scale in epochs is B / (N ε λ)), and
+    λ ε / ((1-m) B) for SGD and LARS, whose momentum repeats each step 1/(1-m) times; for LARS times the trust ratio.
+    """
+    memory = 1.0 if isinstance(optim, AdamSection) else 1 - stage.momentum
+    return _weight_decay(optim, stage) * stage.lr / (memory * stage.global_batch)
+
+
+def _weight_decay(optim: OptimBase, stage: Stage) -> float:
+    return optim.weight_decay * (1.0 if stage.weight_decay_factor is None else stage.weight_decay_factor)
+
+
+def apply_weight_decay_rule(stages: Sequence[Stage], job: Job) -> list[Stage]:
+    """Set the weight decay of each stage so that its decay per epoch is that of the first stage, if the rule says so.
+
+    A stage that only continues the phase before it with another learning rate keeps that phase's weight decay, as
+    warm-up does.
+
+    Raises:
+        JobError: the rule is per_epoch, and the optimizer's weight decay has no time scale or is 0; or a factor is so
+            large that one update would remove a whole weight.
+    """
+    optim = job.optim
+    if optim.weight_decay_rule == "per_update":
+        return list(stages)
+    if is_inside_adams_ratio(optim):
+        raise JobError([Fault(_KEY, "'per_epoch' is for weight decay that adam does not rescale: use 'adamw'")])
+    if not any((optim.weight_decay, *(group.weight_decay for group in optim.groups))):
+        raise JobError([Fault(_KEY, "'per_epoch' has no effect without optim.weight_decay above 0")])
+    shares = [_share(optim, stage) for stage in stages]
+    factors: list[float] = []
+    for stage, share in zip(stages, shares, strict=True):
+        factors.append(factors[-1] if stage.continues_phase else shares[0] / share)
+    found = [replace(stage, weight_decay_factor=factor) for stage, factor in zip(stages, factors, strict=True)]
+    for stage in found:
+        _refuse_whole_weights(optim, stage)
+    return found
+
+
+_KEY = "optim.weight_decay_rule"
+
+
+def _share(optim: OptimBase, stage: Stage) -> float:
+    """Return the decay per sample at λ = 1."""
+    return decay_per_sample(optim.model_copy(update={"weight_decay": 1.0}), stage)
+
+
+def _refuse_whole_weights(optim: OptimBase, stage: Stage) -> None:
+    decay = _weight_decay(optim, stage)
+    removed = decay * stage.lr
+    if removed >= 1:
+        fault = (
+            f"'per_epoch' needs weight decay {decay:.4g} at the batch of {stage.global_batch}: × the learning rate "
+            f"{stage.lr:.4g} = {removed:.4g}, so each update would remove this fraction of every weight; use "
+            f"optim.weight_decay < {optim.weight_decay / removed:.3g}"
+        )
+        raise JobError([Fault(_KEY, fault)])

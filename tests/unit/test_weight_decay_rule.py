@@ -1,0 +1,143 @@
+"""`optim.weight_decay_rule`: expected values follow from λ ε N/B (AdamW) and λ ε N/((1-m) B) (SGD), by hand."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomli_w
+import torch
+
+from hvd_batchgrow.cli import main
+from hvd_batchgrow.job_file import parse_job
+from hvd_batchgrow.messages.errors import JobError
+from hvd_batchgrow.optim.build import build_optimizer, set_weight_decay, weight_decays
+from hvd_batchgrow.schedule.plan import Plan, compile_plan
+from hvd_batchgrow.schedule.transitions import describe_transitions
+from hvd_batchgrow.schedule.twin import decay_twin, weight_decay_note
+from tests.helpers import job_tree, small_source, write_idx_folder
+
+N = 64_000
+ADAMW = {"name": "adamw", "lr": 1e-3, "weight_decay": 0.01}
+SGD = {"name": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4}
+PER_EPOCH = {"weight_decay_rule": "per_epoch"}
+
+
+def plan_of(optim: dict[str, Any], **schedule: Any) -> Plan:
+    tree = {
+        "name": "decayed",
+        "data": {"source": "synthetic_images", "num_samples": N},
+        "model": {"name": "small_conv_net", "ghost_batch": 32},
+        "optim": optim,
+        "schedule": {
+            **{"epochs": 3.0, "boundaries_epochs": [1.0, 2.0], "global_batch": 128, "noise_factor": 4.0},
+            **{"max_batch": 2048, "policy": "grow", **schedule},
+        },
+    }
+    return compile_plan(parse_job(tree), 1, N)
+
+
+def factors(plan: Plan) -> list[float]:
+    found = [phase.weight_decay_factor for phase in plan.schedule.phases]
+    return [1.0 if factor is None else factor for factor in found]
+
+
+def test_seesaw_and_its_twin_decay_weights_alike_per_epoch() -> None:
+    """At f = 4, Seesaw halves ε and quadruples B, so λ × 8; its twin divides ε by 4, so λ × 4."""
+    plan = plan_of(ADAMW | PER_EPOCH, policy="seesaw")
+    twin = compile_plan(decay_twin(plan.job, N), 1, N)
+    assert factors(plan) == pytest.approx([1, 8, 64], rel=1e-9)
+    assert factors(twin) == pytest.approx([1, 4, 16], rel=1e-9)
+    # λ ε N / B = 0.01 · 0.001 · 64000 / 128 in every phase of both
+    for each in (plan, twin):
+        pairs = zip(factors(each), each.schedule.phases, strict=True)
+        decays = [0.01 * factor * phase.lr * N / phase.global_batch for factor, phase in pairs]
+        assert decays == pytest.approx([0.005] * 3, rel=1e-9)
+    assert weight_decay_note(plan, twin) is None
+    assert "weight decay × 8, per epoch held at 0.005" in describe_transitions(plan)[0]
+
+
+def test_without_the_rule_the_twin_of_seesaw_is_reported_as_confounded() -> None:
+    plan = plan_of(ADAMW, policy="seesaw")
+    twin = compile_plan(decay_twin(plan.job, N), 1, N)
+    assert factors(plan) == factors(twin) == [1, 1, 1]
+    note = weight_decay_note(plan, twin)
+    # After one boundary λ ε N / B has fallen by 8 in the run, and by 4 in the twin.
+    assert note == (
+        "run and twin also differ in weight decay: 0.000625 and 0.00125 per epoch from epoch 1 on; "
+        'optim.weight_decay_rule = "per_epoch" makes them equal'
+    )
+    assert "weight decay per epoch 0.005 → 0.000625" in describe_transitions(plan)[0]
+
+
+@pytest.mark.parametrize(("rule", "expected"), [({}, [1, 1, 1]), (PER_EPOCH, [1, 4, 16])])
+def test_growth_with_sgd_has_the_decay_of_its_twin_under_both_rules(rule: dict[str, str], expected: list[int]) -> None:
+    plan = plan_of(SGD | rule)
+    twin = compile_plan(decay_twin(plan.job, N), 1, N)
+    assert factors(plan) == pytest.approx(expected, rel=1e-9)
+    assert factors(twin) == pytest.approx(expected, rel=1e-9)
+    assert weight_decay_note(plan, twin) is None
+
+
+def test_momentum_counts_for_sgd_and_not_for_adamw() -> None:
+    """B × 4 and then m from 0.9 to 0.95 doubles 1/(1-m): the noise scale falls by 4, so B × 8 and λ × 4."""
+    schedule = {"momenta": [0.9, 0.95], "boundaries_epochs": [1.0]}
+    assert factors(plan_of(SGD | PER_EPOCH, **schedule)) == pytest.approx([1, 4], rel=1e-9)
+    assert factors(plan_of(ADAMW | PER_EPOCH, **schedule)) == pytest.approx([1, 8], rel=1e-9)
+
+
+def test_warm_up_leaves_weight_decay_alone() -> None:
+    plan = plan_of(ADAMW | PER_EPOCH, warmup_epochs=0.5)
+    assert [plan.schedule.at(k * 128).weight_decay_factor for k in (0, 100, 300)] == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("optim", "message"),
+    [
+        ({"name": "adam", "lr": 1e-3, "weight_decay": 0.1}, "'per_epoch' is for weight decay that adam does not"),
+        ({"name": "sgd", "lr": 0.1}, "'per_epoch' has no effect without optim.weight_decay above 0"),
+        # λ × 16 in the last phase: 80 · 16 · 0.001 = 1.28 of every weight in each update
+        (ADAMW | {"weight_decay": 80.0}, r"'per_epoch' needs weight decay 1280 at the batch of 2048: .* 0.001 = 1.28"),
+    ],
+)
+def test_what_cannot_hold_is_refused(optim: dict[str, Any], message: str) -> None:
+    with pytest.raises(JobError, match=rf"optim.weight_decay_rule: {message}"):
+        plan_of(optim | PER_EPOCH)
+
+
+def test_the_optimizer_gets_the_weight_decay_of_the_phase() -> None:
+    plan = plan_of(ADAMW | PER_EPOCH)
+    network = torch.nn.Linear(2, 2)
+    optimizer = build_optimizer(network, plan.job.optim)
+    first = weight_decays(optimizer)
+    for phase, expected in zip(plan.schedule.phases, (0.01, 0.04, 0.16), strict=True):
+        set_weight_decay(optimizer, phase, first)
+        assert [group["weight_decay"] for group in optimizer.param_groups] == pytest.approx([expected, 0.0])
+
+
+def test_a_run_that_is_resumed_in_a_later_phase_ends_with_the_same_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HVD_BATCHGROW_CACHE", str(tmp_path / "cache"))
+    write_idx_folder(Path("data"), small_source())
+    optim = {"name": "adamw", "lr": 0.01, "weight_decay": 1.0, **PER_EPOCH}
+    tree = job_tree("data")
+    tree["optim"] = optim
+    Path("job.toml").write_text(tomli_w.dumps(tree))
+    assert main(["train", "job.toml"]) == 0
+    assert main(["train", "job.toml", "--name", "stopped", "--max-updates", "16"]) == 75
+    assert main(["train", "job.toml", "--name", "stopped", "--resume", "auto"]) == 0
+    assert main(["train", "job.toml", "--name", "other", "--optim.weight-decay-rule", "per_update"]) == 0
+
+    def weights(name: str) -> torch.Tensor:
+        path = max(Path(f"runs/{name}/checkpoints").iterdir())
+        state = torch.load(path, weights_only=False)
+        model = state["model"]
+        return torch.cat([value.flatten().float() for value in model.values()])
+
+    assert torch.equal(weights("small"), weights("stopped"))
+    assert not torch.equal(weights("small"), weights("other"))
+    assert math.isfinite(float(weights("small").sum()))
