@@ -124,8 +124,7 @@ class ProgressDisplay(Observer):
 
     def on_end(self, event: RunEnded) -> None:
         """Print the result and, after a stop, how to resume."""
-        if self._progress:
-            self._progress.stop()
+        self.close()
         all_done = event.updates == event.num_updates
         updates = f"{event.updates:,} of {event.num_updates:,} updates, {event.samples:,} samples"
         how = f"{updates} in {event.elapsed_s:.0f} s"
@@ -136,6 +135,11 @@ class ProgressDisplay(Observer):
         self.console.print(f"{event.job_name}: {result}", highlight=False, soft_wrap=True)
         if event.best:
             self.console.print(event.best, highlight=False, soft_wrap=True)
+
+    def close(self) -> None:
+        """Remove the bar, if there is one."""
+        if self._progress:
+            self._progress.stop()
 
 
 _BACKENDS = {

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +13,7 @@ from hvd_batchgrow.config.task import TaskSection
 from hvd_batchgrow.config.task_specs import Direction
 from hvd_batchgrow.messages.errors import RunError
 from hvd_batchgrow.messages.suggest import near_path
+from hvd_batchgrow.messages.wording import metric_texts
 from hvd_batchgrow.results.run_files import RunFiles
 from hvd_batchgrow.storage.json_lines import Line
 from hvd_batchgrow.storage.regular_files import read_regular
@@ -85,11 +87,17 @@ def read_summary(folder: Path) -> RunSummary:
     Raises:
         RunError: it is not a run folder, or its plan.json is damaged.
     """
-    run = RunFiles.read(folder)
-    plan, evaluated = run.plan, run.evaluations
+    return summary_of(RunFiles.read(folder))
+
+
+def summary_of(run: RunFiles) -> RunSummary:
+    """Return the summary of a run whose files have been read."""
+    plan, evaluated, folder = run.plan, run.evaluations, run.folder
     metric, direction = main_metric(run)
-    values = [line[metric] for line in evaluated if line.get(metric) is not None]
-    during = [line[metric] for line in _during_training(evaluated) if line.get(metric) is not None]
+    values, during = (
+        [value for line in lines if (value := number(line.get(metric))) is not None]
+        for lines in (evaluated, _during_training(evaluated))
+    )
     holder = _holder(folder)
     state: State = "running" if holder else "finished" if run.is_finished else "stopped"
     return RunSummary(
@@ -107,7 +115,7 @@ def read_summary(folder: Path) -> RunSummary:
         training_s=float(run.seconds[-1]) if run.train else 0.0,
         metric=metric,
         last=values[-1] if values else None,
-        last_dataset=evaluated[-1]["dataset"] if evaluated else None,
+        last_dataset=str(evaluated[-1].get("dataset", "test")) if evaluated else None,
         best=None if direction is None or not during else (max if direction == "up" else min)(during),
         attempts=len(run.attempts),
         twin=_twin(folder),
@@ -118,14 +126,39 @@ def read_summary(folder: Path) -> RunSummary:
 
 def main_metric(run: RunFiles) -> tuple[str, Direction | None]:
     """Return the first metric of a run's task or, without one, "loss"; and how it improves, None if that is unknown."""
-    directions = TaskSection.model_construct(**run.job.get("task", {})).directions()
+    return metric_of_job(run.job, run.evaluations)
+
+
+def metric_of_job(job: Mapping[str, Any], evaluations: Sequence[Line]) -> tuple[str, Direction | None]:
+    """Like `main_metric`, from a job as plain values and the evaluations so far."""
+    directions = TaskSection.model_construct(**job.get("task", {})).directions()
     if directions:
         name = [*directions, "loss"][1]
         return name, directions[name]
     known = {"kind", "samples", "epoch", "updates", "loss", "dataset"}
-    first = run.evaluations[:1]
+    first = evaluations[:1]
     names = [name for line in first for name in line if name not in known and not name.startswith("average_")]
     return (names[0], None) if names else ("loss", "down")
+
+
+def number(value: Any) -> float | None:
+    """Return a value of a record if it is a finite number; otherwise None."""
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300
+    return float(value) if is_number else None
+
+
+def result_line(run: RunSummary) -> str | None:
+    """Return the last and the best result of a run in words; None: it has not been evaluated."""
+    results = [] if run.last is None else [f"{run.last_dataset} {metric_texts({run.metric: run.last})[0]}"]
+    if run.best is not None:
+        results.append(f"best during training: {metric_texts({run.metric: run.best})[0]}")
+    return ", ".join(results) or None
+
+
+def resume_command(folder: Path) -> str:
+    """Return the command that resumes a run."""
+    words = ["train", str(folder / "job.toml"), "--runs-dir", str(folder.parent), "--resume", "auto"]
+    return shlex.join(["hvd-batchgrow", *words])
 
 
 def _during_training(evaluated: Sequence[Line]) -> Sequence[Line]:

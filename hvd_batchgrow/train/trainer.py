@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
@@ -233,7 +234,9 @@ class Trainer:
 
     def _evaluate(self, dataset: EvaluatedSet) -> Evaluation:
         updates = self.plan.schedule.updates_at(self.state.samples)
-        evaluation = replace(evaluate(self.parts, self.state, self.team, dataset), updates=updates)
+        begin = time.perf_counter()
+        evaluation = evaluate(self.parts, self.state, self.team, dataset)
+        evaluation = replace(evaluation, updates=updates, seconds=time.perf_counter() - begin)
         self.state.evaluation = evaluation
         self.observers.notify("on_evaluation", evaluation)
         if not evaluation.is_finite and self.job.update.on_nonfinite == "stop":
