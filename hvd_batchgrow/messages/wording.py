@@ -49,3 +49,8 @@ def short_time(seconds: float) -> str:
         return f"{whole // 60}:{whole % 60:02d} min"
     minutes = round(seconds / 60)
     return f"{minutes // 60}:{minutes % 60:02d} h"
+
+
+def time_text(seconds: float) -> str:
+    """Like `short_time`, for an estimate that may be of any size."""
+    return short_time(max(0.0, seconds)) if seconds < 1e9 else "unknown time"

@@ -8,10 +8,18 @@ text columns.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import IO
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.progress import ProgressColumn, TextColumn
+from rich.text import Text
+
+Span = tuple[str, str]
+"""Text and its style; an empty style is that of the terminal."""
+
+NOTE = "magenta"
+"""Style of notes. Yellow is hard to read on a light background, and blue on a dark one."""
 
 
 class PlainConsole(Console):
@@ -32,11 +40,22 @@ class PlainConsole(Console):
         )
 
 
-def field_column(name: str) -> ProgressColumn:
-    """Return the column of a progress display that shows a field of a task."""
-    return TextColumn(f"{{task.fields[{name}]}}", markup=False)
-
-
 def description_column() -> ProgressColumn:
     """Return the column of a progress display that shows a task's description."""
     return TextColumn("{task.description}", markup=False)
+
+
+class SpanLines:
+    """Lines of styled text, made for the console that prints them.
+
+    Args:
+        make: returns the lines for a width in columns and for a console that may be limited to ASCII.
+    """
+
+    def __init__(self, make: Callable[[int, bool], Sequence[Sequence[Span]]]) -> None:
+        self._make = make
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Yield the lines."""
+        for spans in self._make(options.max_width, options.ascii_only):
+            yield Text.assemble(*spans, no_wrap=True, overflow="crop")
