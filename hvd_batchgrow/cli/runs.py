@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from hvd_batchgrow.config.types import Price
 from hvd_batchgrow.messages.errors import ExitCode, RunError
 from hvd_batchgrow.results.account import account_of
 from hvd_batchgrow.results.run_files import RunFiles
-from hvd_batchgrow.results.run_summary import RunSummary, find_runs, read_summary, resume_command, summary_of
+from hvd_batchgrow.results.run_summary import RunSummary, command, find_runs, read_summary, resume_command, summary_of
 from hvd_batchgrow.storage.strict_json import dump_json
 
 
@@ -94,5 +93,5 @@ def _next_commands(run: RunSummary) -> list[str]:
     if run.state == "stopped":
         return [f"to resume: {resume_command(run.folder)}"]
     if run.state == "finished":
-        return [f"to evaluate: {shlex.join(['hvd-batchgrow', 'evaluate', str(run.folder)])}"]
+        return [f"to evaluate: {command('evaluate', run.folder)}"]
     return []

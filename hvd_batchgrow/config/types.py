@@ -38,6 +38,7 @@ PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Price = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 """Cost of a rank for one hour, in any currency."""
+FiniteSeconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 FloatList = Annotated[tuple[PositiveFloat, ...], BeforeValidator(tuples)]

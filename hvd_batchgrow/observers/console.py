@@ -9,6 +9,7 @@ text columns.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from textwrap import TextWrapper
 from typing import IO
 
 from rich.console import Console, ConsoleOptions, RenderResult
@@ -38,6 +39,23 @@ class PlainConsole(Console):
         super().__init__(
             file=file, width=width, force_terminal=is_terminal, quiet=quiet, markup=False, emoji=False, highlight=False
         )
+
+    def paragraph(self, text: str, style: str = "", indent: int = 0) -> None:
+        """Print a text: on a terminal wrapped between words, elsewhere as it is, for grep.
+
+        Args:
+            text: the text; its own line breaks stay.
+            style: of rich.
+            indent: spaces before the first line; the following ones have two more.
+        """
+        lines = text.split("\n")
+        if self.is_terminal:
+            # A word that is too long stays whole: a path or a command can then be copied.
+            fill = TextWrapper(
+                max(1, self.width - indent), subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+            )
+            lines = [part for line in lines for part in fill.wrap(line) or [""]]
+        self.print("\n".join(" " * indent + line for line in lines), style=style or None, soft_wrap=True)
 
 
 def description_column() -> ProgressColumn:

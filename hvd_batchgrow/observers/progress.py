@@ -47,12 +47,12 @@ class ProgressDisplay(Observer):
         self._num_ranks, plan = event.ranks, event.plan
         print_plan(self.console, plan)
         for line in _machine_lines(event):
-            self.console.print(line, soft_wrap=True)
+            self.console.paragraph(line)
         for note in event.notes:
-            self.console.print(note, style=NOTE, soft_wrap=True)
+            self.console.paragraph(note, NOTE)
         if event.samples:
             total = plan.schedule.end_samples
-            self.console.print(f"resumed at {event.samples:,} of {total:,} samples", highlight=False)
+            self.console.paragraph(f"resumed at {event.samples:,} of {total:,} samples")
         self._state = LiveState(LivePlan.of(plan.to_dict()), event.samples)
         for earlier in _earlier_lines(event):
             self._state.add(earlier, measures_time=False)
@@ -68,18 +68,18 @@ class ProgressDisplay(Observer):
         self._recent.add(record, event.samples - before)
         self._state.add(line, now)
         if event.phase != self._phase:
-            self.console.print(phase_line(record, self._num_ranks), highlight=False)
+            self.console.paragraph(phase_line(record, self._num_ranks))
         self._phase = event.phase
         if self._live:
             self._live.show(self._state.view())
         elif now - self._printed_at >= self._line_every_s:
             self._printed_at = now
-            self.console.print(progress_line(self._state.view()))
+            self.console.paragraph(progress_line(self._state.view()))
 
     def on_evaluation(self, event: Evaluation) -> None:
         """Print a line for the evaluation."""
         line = evaluation_record(event)
-        self.console.print(evaluation_line(EvaluationLine.of(line), self._recent), highlight=False)
+        self.console.paragraph(evaluation_line(EvaluationLine.of(line), self._recent))
         self._state.add(line)
         self._recent = RecentRecords()
         self._printed_at = self._clock()
@@ -88,8 +88,8 @@ class ProgressDisplay(Observer):
 
     def on_decision(self, event: Decided) -> None:
         """Print what the decision changes, and why."""
-        self._state.plan = LivePlan.of(event.plan.to_dict())
-        self.console.print(f"sample {event.decision.samples:,}: {event.decision.describe()}", highlight=False)
+        self._state.replan(LivePlan.of(event.plan.to_dict()))
+        self.console.paragraph(f"sample {event.decision.samples:,}: {event.decision.describe()}")
 
     def on_end(self, event: RunEnded) -> None:
         """Print the result and, after a stop, how to resume."""
@@ -101,9 +101,9 @@ class ProgressDisplay(Observer):
             result = f"{'done' if all_done else 'these phases are done'}: {how}"
         else:
             result = f"stopped after {how} (a checkpoint is saved): the same command with --resume auto continues"
-        self.console.print(f"{event.job_name}: {result}", highlight=False, soft_wrap=True)
+        self.console.paragraph(f"{event.job_name}: {result}")
         if event.best:
-            self.console.print(event.best, highlight=False, soft_wrap=True)
+            self.console.paragraph(event.best)
 
     def close(self) -> None:
         """Remove the live view, if there is one."""

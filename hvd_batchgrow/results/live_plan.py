@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from hvd_batchgrow.config.task_specs import Direction
 from hvd_batchgrow.results.record_lines import printable, whole
-from hvd_batchgrow.results.run_summary import metric_of_job
+from hvd_batchgrow.results.run_summary import declared_directions, metric_of_job
 from hvd_batchgrow.schedule.cost.time_left import PhaseSize
 
 
@@ -30,16 +30,13 @@ class LivePlan:
     """Name of the main result."""
     direction: Direction | None
     """How it improves; None: unknown."""
+    declares_metric: bool
+    """Whether the job names its metrics; those of a user's own task are known after the first evaluation."""
 
     @classmethod
-    def of(cls, tree: Mapping[str, Any], evaluations: Sequence[dict[str, Any]] = ()) -> LivePlan:
-        """Return the plan of plan.json, or of `Plan.to_dict`.
-
-        Args:
-            tree: from `read_plan`, which has checked the keys that it needs.
-            evaluations: show the metrics of a task that does not declare them.
-        """
-        metric, direction = metric_of_job(tree["job_file"], evaluations)
+    def of(cls, tree: Mapping[str, Any]) -> LivePlan:
+        """Return the plan of plan.json, from `read_plan`, or of `Plan.to_dict`."""
+        metric, direction = metric_of_job(tree["job_file"], [])
         phases = tree["phases"]
         return cls(
             name=printable(tree["job"]),
@@ -59,6 +56,7 @@ class LivePlan:
             may_grow=tree["job_file"]["schedule"]["policy"] == "adaptive",
             metric=printable(metric),
             direction=direction,
+            declares_metric=declared_directions(tree["job_file"]) is not None,
         )
 
     def phase_at(self, samples: int) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from hvd_batchgrow.results.live_plan import LivePlan
@@ -90,6 +90,12 @@ class LiveState:
         """Seconds that updates have taken since `_begin_s`."""
         self._slowdown = 1.0
 
+    def replan(self, plan: LivePlan) -> None:
+        """Show another plan, as a resume or a trigger has made it."""
+        if not plan.declares_metric:
+            plan = replace(plan, metric=self.plan.metric, direction=self.plan.direction)
+        self.plan = plan
+
     def begin(self, now_s: float, updates: int | None = None) -> None:
         """Count the time of the following records: the records so far were there before the display.
 
@@ -129,12 +135,14 @@ class LiveState:
 
     def _add_evaluation(self, evaluation: EvaluationLine) -> None:
         self.samples, self._last = max(self.samples, evaluation.samples), evaluation
+        if not self.plan.declares_metric and evaluation.metrics and self.plan.metric == "loss":
+            self.plan = replace(self.plan, metric=next(iter(evaluation.metrics)), direction=None)
         metric, direction = self.plan.metric, self.plan.direction
         is_validation = evaluation.dataset == "validation"
         if is_validation and not self._has_validation:
             self._best, self._has_validation = None, True
         value = evaluation.value(metric)
-        # A run with a validation set evaluates the test set at its end only: that is no best result of training.
+        # A run with a validation set evaluates the test set at its end only: it is not a result of training.
         if direction is None or value is None or is_validation != self._has_validation:
             return
         best = None if self._best is None else self._best.value(metric)

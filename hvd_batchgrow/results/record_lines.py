@@ -109,8 +109,8 @@ class EvaluationLine:
 
 
 def printable(text: str) -> str:
-    """Return a text without control characters, which could change a terminal; at most 200 characters."""
-    return "".join(char if char.isprintable() else "?" for char in text[:200])
+    """Return a text without control characters, which could change a terminal; at most 500 characters."""
+    return "".join(char if char.isprintable() else "?" for char in text[:500])
 
 
 def whole(value: Any, least: int, default: int) -> int:

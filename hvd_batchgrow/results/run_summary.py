@@ -19,7 +19,7 @@ from hvd_batchgrow.storage.json_lines import Line
 from hvd_batchgrow.storage.regular_files import read_regular
 
 State = Literal["running", "finished", "stopped"]
-_FRESH_S = 30.0
+FRESH_S = 30.0
 """The holder of a run's lock renews its mark every 5 s; an older mark is that of a process that was killed."""
 
 
@@ -131,14 +131,20 @@ def main_metric(run: RunFiles) -> tuple[str, Direction | None]:
 
 def metric_of_job(job: Mapping[str, Any], evaluations: Sequence[Line]) -> tuple[str, Direction | None]:
     """Like `main_metric`, from a job as plain values and the evaluations so far."""
-    directions = TaskSection.model_construct(**job.get("task", {})).directions()
-    if directions:
+    if directions := declared_directions(job):
         name = [*directions, "loss"][1]
         return name, directions[name]
     known = {"kind", "samples", "epoch", "updates", "loss", "dataset"}
     first = evaluations[:1]
     names = [name for line in first for name in line if name not in known and not name.startswith("average_")]
     return (names[0], None) if names else ("loss", "down")
+
+
+def declared_directions(job: Mapping[str, Any]) -> dict[str, Direction] | None:
+    """Return how the loss and each metric of a job's task improve; None: the user's own task states it."""
+    section = job.get("task", {})
+    is_section = isinstance(section, dict) and isinstance(section.get("name", ""), str)
+    return TaskSection.model_construct(**section).directions() if is_section else None
 
 
 def number(value: Any) -> float | None:
@@ -157,8 +163,12 @@ def result_line(run: RunSummary) -> str | None:
 
 def resume_command(folder: Path) -> str:
     """Return the command that resumes a run."""
-    words = ["train", str(folder / "job.toml"), "--runs-dir", str(folder.parent), "--resume", "auto"]
-    return shlex.join(["hvd-batchgrow", *words])
+    return command("train", folder / "job.toml", "--runs-dir", folder.parent, "--resume", "auto")
+
+
+def command(*words: object) -> str:
+    """Return a command line of this program, quoted for a shell."""
+    return shlex.join(["hvd-batchgrow", *map(str, words)])
 
 
 def _during_training(evaluated: Sequence[Line]) -> Sequence[Line]:
@@ -167,12 +177,17 @@ def _during_training(evaluated: Sequence[Line]) -> Sequence[Line]:
     return of_validation or evaluated
 
 
+def lock_path(folder: Path) -> Path:
+    """Return the path of a run's lock file."""
+    return folder.parent / f".{folder.name}.lock"
+
+
 def _holder(folder: Path) -> str | None:
     """Return the process and host that hold the lock of a run; None: no process does, or it was killed."""
-    path = folder.parent / f".{folder.name}.lock"
+    path = lock_path(folder)
     try:
         mark = read_regular(path).decode(errors="replace")
-        return mark.partition("\n")[0] if mark and time.time() - path.stat().st_mtime < _FRESH_S else None
+        return mark.partition("\n")[0] if mark and time.time() - path.stat().st_mtime < FRESH_S else None
     except OSError:
         return None
 

@@ -194,16 +194,19 @@ def test_the_plan_table_has_a_row_a_phase() -> None:
 @pytest.mark.parametrize(
     ("width", "lacks"), [(100, set()), (90, {"momentum"}), (80, {"momentum", "ghost"}), (20, None)]
 )
-def test_a_narrow_plan_lacks_columns_and_no_digits(width: int, lacks: set[str] | None) -> None:
+def test_a_narrow_plan_lacks_columns_and_says_so(width: int, lacks: set[str] | None) -> None:
     plan, stream = compile_plan(load_job(Path("jobs/fashion_mnist_quickstart.toml")), 1, 60_000), io.StringIO()
     print_plan(PlainConsole(stream, width), plan)
-    _, table = stream.getvalue().split("\n", 1)
-    assert "…" not in table
+    _, text = stream.getvalue().split("\n", 1)
+    table, _, dropped = text.partition("not shown at ")
+    assert "…" not in text
     for phase in plan.schedule.phases:
         assert f" {phase.num_updates:,} " in table
         assert f" {phase.global_batch:,} " in table
     if lacks is not None:
         assert {word for word in ("momentum", "ghost") if word not in table} == lacks
+        assert {word for word in ("momentum", "ghost") if word in dropped} == lacks
+        assert dropped.startswith(f"{width} columns: ") == bool(lacks)
         assert max(map(len, table.splitlines())) <= width
 
 
