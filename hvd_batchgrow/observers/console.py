@@ -13,14 +13,18 @@ from textwrap import TextWrapper
 from typing import IO
 
 from rich.console import Console, ConsoleOptions, RenderResult
-from rich.progress import ProgressColumn, TextColumn
+from rich.progress import ProgressColumn, Task, TextColumn
 from rich.text import Text
+
+from hvd_batchgrow.messages.wording import amount, time_text
 
 Span = tuple[str, str]
 """Text and its style; an empty style is that of the terminal."""
 
 NOTE = "magenta"
 """Style of notes. Yellow is hard to read on a light background, and blue on a dark one."""
+BAR = "bold magenta"
+"""Style of the part of a bar that is done."""
 
 
 class PlainConsole(Console):
@@ -56,6 +60,15 @@ class PlainConsole(Console):
             )
             lines = [part for line in lines for part in fill.wrap(line) or [""]]
         self.print("\n".join(" " * indent + line for line in lines), style=style or None, soft_wrap=True)
+
+
+class AmountColumn(ProgressColumn):
+    """What is done of what, with its unit, and the time left."""
+
+    def render(self, task: Task) -> Text:
+        """Return the text of a task, whose field `unit` is what it counts."""
+        left = "" if task.time_remaining is None else f", {time_text(task.time_remaining)} left"
+        return Text(amount(int(task.completed), int(task.total or 0), task.fields["unit"]) + left)
 
 
 def description_column() -> ProgressColumn:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from rich.cells import cell_len, set_cell_size
 
 from hvd_batchgrow.messages.wording import metric_texts, time_text
-from hvd_batchgrow.observers.console import Span
+from hvd_batchgrow.observers.console import BAR, Span
 from hvd_batchgrow.results.live_state import LiveView
 from hvd_batchgrow.results.record_lines import EvaluationLine, NoiseBand, TrainLine
 
@@ -212,7 +212,7 @@ def _bars(view: LiveView, width: int, now_s: float, *, ascii_only: bool) -> list
     return [
         [
             _label(label),
-            (full * int(share * free), "bold magenta"),
+            (full * int(share * free), BAR),
             (rest * (free - int(share * free)), ""),
             (text, "bold"),
         ]

@@ -6,12 +6,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID
 
-from hvd_batchgrow.data.datasets.dataset import ReportProgress
+from hvd_batchgrow.config.source_specs import ReportProgress
 from hvd_batchgrow.messages.errors import RunError
-from hvd_batchgrow.messages.wording import counted
-from hvd_batchgrow.observers.console import NOTE, PlainConsole, description_column
+from hvd_batchgrow.messages.wording import amount, counted
+from hvd_batchgrow.observers.console import BAR, NOTE, AmountColumn, PlainConsole, description_column
 from hvd_batchgrow.observers.console_tables import print_plan
 from hvd_batchgrow.observers.live_display import LiveDisplay, can_draw
 from hvd_batchgrow.observers.metrics import evaluation_record, record_line
@@ -156,23 +156,23 @@ def _machine_lines(event: RunStarted) -> list[str]:
 @contextmanager
 def work_progress(console: PlainConsole) -> Iterator[ReportProgress]:
     """Show the progress of downloads and indexing: bars on a terminal, elsewhere a line every 30 s."""
-    columns = (description_column(), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    bars = Progress(*columns, console=console, disable=not console.is_terminal)
+    columns = (description_column(), BarColumn(complete_style=BAR, finished_style=BAR), AmountColumn())
+    bars = Progress(*columns, console=console, disable=not can_draw(console))
     tasks: dict[str, TaskID] = {}
     finished: set[str] = set()
     printed_at = 0.0
 
-    def report(what: str, done: int, total: int) -> None:
+    def report(what: str, done: int, total: int, unit: str = "bytes", /) -> None:
         nonlocal printed_at
         is_new, now = what not in tasks, time.monotonic()
         if is_new:
-            tasks[what] = bars.add_task(what, total=total or None)
+            tasks[what] = bars.add_task(what, total=total or None, unit=unit)
             bars.start()
         bars.update(tasks[what], completed=done)
         is_done = 0 < total <= done
-        if not console.is_terminal and what not in finished and (is_new or is_done or now > printed_at + 30):
+        if bars.disable and what not in finished and (is_new or is_done or now > printed_at + 30):
             printed_at = now
-            console.print(f"{what}: {f'done, {total:,}' if is_done else f'{done:,} of {total:,}'}", highlight=False)
+            console.paragraph(f"{what}: {'done, ' * is_done}{amount(done, 0 if is_done else total, unit)}")
         if is_done:
             finished.add(what)
             bars.stop()
