@@ -26,10 +26,10 @@ def print_end_block(console: PlainConsole, run: RunFiles, price: float | None = 
     if any(phase.updates for phase in account.phases):
         print_table(console, phases_table(account.phases), ["rank-\nhours"])
     if results:
-        console.print(results)
-    console.print(_time_line(account))
+        console.paragraph(results)
+    console.paragraph(_time_line(account))
     if price is not None:
-        console.print(_cost_line(account, price))
+        console.paragraph(_cost_line(account, price))
 
 
 def phases_table(phases: Sequence[PhaseDone]) -> Table:
