@@ -35,7 +35,7 @@ class WatchCommand:
         follower, lock = RunFollower(self.folder), LockWatch(self.folder)
         if not self._may_be_run(lock):
             raise RunError(f"{self.folder} does not hold a run{near_path(self.folder)}")
-        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        before = signal.signal(signal.SIGINT, _interrupt_once)
         try:
             return Watcher(terminal(sys.stdout), follower, lock, self.line_every_s).run()
         except KeyboardInterrupt:
@@ -47,3 +47,9 @@ class WatchCommand:
     def _may_be_run(self, lock: LockWatch) -> bool:
         """Return whether the folder holds a run, one that is about to start, or a chain whose jobs still wait."""
         return any((self.folder / name).exists() for name in ("plan.json", "slurm")) or lock.look().state != "free"
+
+
+def _interrupt_once(number: int, frame: object) -> None:
+    """Raise KeyboardInterrupt; ctrl-C that comes again must not keep the cursor from being shown."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    raise KeyboardInterrupt

@@ -32,6 +32,9 @@ class LiveDisplay:
             transient=True,
             vertical_overflow="crop",
         )
+
+    def start(self) -> None:
+        """Draw the view. It is a method, so that an interrupt during it finds something to close."""
         self._live.start(refresh=True)
 
     def _screen(self) -> SpanLines:

@@ -19,6 +19,7 @@ from hvd_batchgrow.observers.progress_lines import RecentRecords, evaluation_lin
 from hvd_batchgrow.results.live_plan import LivePlan
 from hvd_batchgrow.results.live_state import LiveState
 from hvd_batchgrow.results.record_lines import EvaluationLine, TrainLine
+from hvd_batchgrow.results.run_summary import command
 from hvd_batchgrow.storage.json_lines import Line, read_json_lines
 from hvd_batchgrow.train.events import Decided, Evaluation, Observer, RunEnded, RunStarted, TrainRecord
 
@@ -60,6 +61,7 @@ class ProgressDisplay(Observer):
         self._printed_at = self._clock()
         if can_draw(self.console):
             self._live = LiveDisplay(self.console, self._state.view(), self._clock)
+            self._live.start()
 
     def on_record(self, event: TrainRecord) -> None:
         """Print the start of each phase; show the record or, without a live view, print a line if one is due."""
@@ -150,6 +152,7 @@ def _machine_lines(event: RunStarted) -> list[str]:
         f"ranks: {event.ranks:,} on {counted(len(hosts), 'host')} {_BACKENDS.get(event.backend, event.backend)}{sums}",
         f"{counted(event.threads_per_rank, 'thread')}{each}, pixels by {event.pipeline}",
         f"run folder {event.folder}",
+        f"to follow it from another terminal: {command('watch', event.folder)}",
     ]
 
 

@@ -170,6 +170,7 @@ class Watcher:
         view = self.follower.state.view(_state_text(holder))
         if self._live is None:
             self._live = LiveDisplay(self.console, view, self._clock)
+            self._live.start()
         self._live.show(view)
 
     def _close(self) -> None:
