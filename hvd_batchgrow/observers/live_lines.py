@@ -221,9 +221,9 @@ def _bars(view: LiveView, width: int, now_s: float, *, ascii_only: bool) -> list
 
 
 def _footer(view: LiveView, now_s: float) -> list[list[Span]]:
-    """Return what else is known: the state of the run, the age of the last record, skipped updates."""
+    """Return what else is known: the state of the run, and what may need attention first."""
     ago = [] if view.record_at_s is None else [f"last record {time_text(now_s - view.record_at_s)} ago"]
-    parts: list[Span] = [(text, "") for text in ago + ([view.state] if view.state else [])]
-    if view.record is not None and view.record.skipped:
-        parts.append((f"{view.record.skipped:,} updates skipped", "bold red"))
+    skipped = 0 if view.record is None else view.record.skipped
+    parts: list[Span] = [(f"{skipped:,} updates skipped", "bold red")] if skipped else []
+    parts += [(text, "") for text in ago + ([view.state] if view.state else [])]
     return [[span for part in parts for span in ((", ", ""), part)][1:]] if parts else []
