@@ -181,7 +181,7 @@ def ours(
         pipeline=pipeline,  # type: ignore[arg-type]
         **keys,
     )
-    source = load_source(data, 0, lambda what, done, total: None)
+    source = load_source(data, 0, lambda *_: None)
     if file_latency_s:
         make_slow(source.train, file_latency_s)
     reader = Reader(data, source, torch.device("cpu"), num_threads, raise_bad, BATCH_SAMPLES)

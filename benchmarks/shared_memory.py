@@ -45,7 +45,7 @@ def read_share(folder: Path, rank: int, ranks: int) -> None:
     torch.set_num_threads(1)
     num_samples = len(np.load(folder / "train_labels.npy", mmap_mode="r"))
     data = DataSection(source="numpy", root=str(folder), num_samples=num_samples, mean=(0.5,) * 3, std=(0.25,) * 3)
-    source = load_source(data, 0, lambda what, done, total: None)
+    source = load_source(data, 0, lambda *_: None)
     reader = Reader(data, source, torch.device("cpu"), 1, raise_bad, _GROUP)
     for _ in islice(reader.training(Stream(num_samples, 0), _GROUP, rank, ranks), num_samples // _GROUP // ranks):
         pass

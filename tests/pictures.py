@@ -16,7 +16,8 @@ from PIL import Image
 from tfrecord.writer import TFRecordWriter
 
 from hvd_batchgrow.config import DataSection
-from hvd_batchgrow.data.datasets.dataset import DatasetPair, ReportProgress
+from hvd_batchgrow.config.source_specs import ReportProgress
+from hvd_batchgrow.data.datasets.dataset import DatasetPair
 from hvd_batchgrow.data.images import image_folder, tfrecord
 from hvd_batchgrow.data.images import webdataset as wds
 from hvd_batchgrow.data.images.encoded_dataset import EncodedDataset, decode

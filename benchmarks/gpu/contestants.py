@@ -57,7 +57,7 @@ class Ours:
     """A job's parts on this rank, without its run folder."""
 
     def __init__(self, job: Job, ranks: Ranks, source: DatasetPair | None = None) -> None:
-        self.source = source or load_source(job.data, job.seed, lambda what, done, total: None)
+        self.source = source or load_source(job.data, job.seed, lambda *_: None)
         prepare_rank(job, ranks)
         self.device = torch.device("cuda", torch.cuda.current_device()) if job.layout.device == "cuda" else CPU
         self.job, self.ranks = job, ranks

@@ -68,9 +68,7 @@ def contestant(label: str, job: Job, folder: Path, ended: dict[str, RunEnded]) -
     def work() -> int:
         say(f"run: {label}")
         options = RunOptions(folder / f"{next(numbers)}-{job.name}")
-        ended[label] = run_job(
-            lambda: job, SingleRank(), options, lambda what, done, total: None, lambda job: (), StopRequest()
-        )
+        ended[label] = run_job(lambda: job, SingleRank(), options, lambda *_: None, lambda job: (), StopRequest())
         return 1
 
     return work

@@ -42,6 +42,7 @@ class AdviseCommand:
     def run(self, overrides: dict[str, Any]) -> ExitCode:
         """Print the job file to stdout, and the evidence to stderr even without advice."""
         from hvd_batchgrow.observers.advice_tables import advice_dict, advised_job_file, evidence_table
+        from hvd_batchgrow.observers.console import NOTE
         from hvd_batchgrow.observers.console_tables import print_table
 
         refuse_overrides(overrides)
@@ -58,7 +59,7 @@ class AdviseCommand:
             raise
         print_table(console, evidence_table(recorded, advice), _SPARE)
         for text in advice.weak:
-            console.print(f"too weak to rely on: {text}", style="yellow", highlight=False, soft_wrap=True)
+            console.paragraph(f"too weak to rely on: {text}", NOTE)
         self._draw(recorded, advice)
         print(dump_json(advice_dict(advice), indent=2) if self.json else advised_job_file(advice), end="")
         return ExitCode.DONE

@@ -28,6 +28,7 @@ from hvd_batchgrow.cli.status import StatusCommand
 from hvd_batchgrow.cli.submit import SubmitCommand
 from hvd_batchgrow.cli.train import TrainCommand, TwinCommand
 from hvd_batchgrow.cli.verify import VerifyCommand
+from hvd_batchgrow.cli.watch import WatchCommand
 from hvd_batchgrow.comm.launcher_env import environment_faults, is_first_process
 from hvd_batchgrow.job_file import split_overrides
 from hvd_batchgrow.messages.errors import UNNAMED, ExitCode, JobError, RunError, faults_of
@@ -43,6 +44,7 @@ Command = (
     | Annotated[ListCommand, tyro.conf.subcommand("list")]
     | Annotated[ShowCommand, tyro.conf.subcommand("show")]
     | Annotated[CompareCommand, tyro.conf.subcommand("compare")]
+    | Annotated[WatchCommand, tyro.conf.subcommand("watch")]
     | Annotated[DigestCommand, tyro.conf.subcommand("digest")]
     | Annotated[AuditCommand, tyro.conf.subcommand("audit")]
     | Annotated[AdviseCommand, tyro.conf.subcommand("advise")]

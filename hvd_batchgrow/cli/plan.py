@@ -119,6 +119,7 @@ class PlanCommand(JobCommand):
 
     def print_tables(self, plans: Sequence[Plan], costs: Sequence[Cost], no_twin: str | None) -> None:
         """Print tables, the transitions between phases, and how many updates the job saves over its twin."""
+        from hvd_batchgrow.observers.console import NOTE
         from hvd_batchgrow.observers.console_tables import cost_table, print_plan, print_table
         from hvd_batchgrow.schedule.transitions import describe_transitions
 
@@ -127,17 +128,17 @@ class PlanCommand(JobCommand):
         for plan in plans:
             print_plan(console, plan)
             for line in [*describe_transitions(plan), *plan.job.optim.describe_groups()]:
-                console.print(f"  {line}", highlight=False, soft_wrap=True)
+                console.paragraph(line, indent=2)
             for note in [note for note in plan.notes if note not in printed]:
                 printed.add(note)
-                console.print(f"  {note}", style="yellow", highlight=False, soft_wrap=True)
+                console.paragraph(note, NOTE, indent=2)
             console.print()
         if len(plans) > 1:
             ratio = plans[1].num_updates / plans[0].num_updates
             console.print(f"{ratio:.2f}× fewer updates than the twin", highlight=False)
         if no_twin:
-            console.print(no_twin, soft_wrap=True)
+            console.paragraph(no_twin)
         for plan, cost in zip(plans, costs, strict=False):
             print_table(console, cost_table(plan.job.name, cost))
         for note in dict.fromkeys(note for cost in costs for note in cost.notes):
-            console.print(note, style="yellow", highlight=False, soft_wrap=True)
+            console.paragraph(note, NOTE)

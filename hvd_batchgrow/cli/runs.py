@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,9 +11,11 @@ from typing import Annotated, Any
 import tyro
 
 from hvd_batchgrow.cli.common import refuse_overrides, terminal
+from hvd_batchgrow.config.types import Price
 from hvd_batchgrow.messages.errors import ExitCode, RunError
-from hvd_batchgrow.messages.wording import counted, metric_texts, short_time
-from hvd_batchgrow.results.run_summary import RunSummary, find_runs, read_summary
+from hvd_batchgrow.results.account import account_of
+from hvd_batchgrow.results.run_files import RunFiles
+from hvd_batchgrow.results.run_summary import RunSummary, command, find_runs, read_summary, resume_command, summary_of
 from hvd_batchgrow.storage.strict_json import dump_json
 
 
@@ -58,32 +59,39 @@ class ShowCommand:
     """A run folder."""
     json: bool = False
     """Print one JSON object."""
+    price: Price | None = None
+    """Cost of a rank for one hour, a plain number: print what the run has cost. By default, no cost."""
 
     def run(self, overrides: dict[str, Any]) -> ExitCode:
         """Print to stdout."""
+        from hvd_batchgrow.observers.end_block import print_end_block
+
         refuse_overrides(overrides)
-        summary = read_summary(self.folder)
-        print(dump_json(summary.to_dict(), indent=2) if self.json else "\n".join(_lines(summary)))
+        run = RunFiles.read(self.folder)
+        summary = summary_of(run)
+        if self.json:
+            account = account_of(run).to_dict(self.price)
+            print(dump_json({**summary.to_dict(), "account": account}, indent=2))
+            return ExitCode.DONE
+        print("\n".join(_heading(summary)))
+        print_end_block(terminal(sys.stdout), run, self.price)
+        print("\n".join([*summary.faults, *_next_commands(summary)]))
         return ExitCode.DONE
 
 
-def _lines(run: RunSummary) -> list[str]:
+def _heading(run: RunSummary) -> list[str]:
     percent = 100 * run.samples / run.end_samples
-    results = [] if run.last is None else [f"{run.last_dataset} {metric_texts({run.metric: run.last})[0]}"]
-    if run.best is not None:
-        results.append(f"best during training: {metric_texts({run.metric: run.best})[0]}")
-    lines = [
+    return [
         f"{run.name}: {run.state}" + (f" by {run.host}" if run.host else ""),
         f"epoch {run.epoch:.2f} of {run.epochs:.2f} ({percent:.1f} %), {run.updates:,} of {run.num_updates:,} updates",
         f"policy {run.policy}, batches {' → '.join(f'{batch:,}' for batch in run.batches)}",
-        f"{short_time(run.training_s)} of training in {counted(run.attempts, 'invocation')}",
-        *([", ".join(results)] if results else []),
         *([f"twin: {run.folder.parent / run.twin}"] if run.twin else []),
     ]
-    lines += run.faults
+
+
+def _next_commands(run: RunSummary) -> list[str]:
     if run.state == "stopped":
-        words = ["train", str(run.folder / "job.toml"), "--runs-dir", str(run.folder.parent), "--resume", "auto"]
-        lines.append(f"to resume: {shlex.join(['hvd-batchgrow', *words])}")
+        return [f"to resume: {resume_command(run.folder)}"]
     if run.state == "finished":
-        lines.append(f"to evaluate: {shlex.join(['hvd-batchgrow', 'evaluate', str(run.folder)])}")
-    return lines
+        return [f"to evaluate: {command('evaluate', run.folder)}"]
+    return []

@@ -7,6 +7,7 @@ import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,7 @@ from hvd_batchgrow.cli.common import RanksCommand, terminal
 from hvd_batchgrow.cli.compare import Margin
 from hvd_batchgrow.comm.launcher_env import is_elastic
 from hvd_batchgrow.config import Job
-from hvd_batchgrow.config.types import PositiveInt, RunName
+from hvd_batchgrow.config.types import PositiveInt, Price, RunName
 from hvd_batchgrow.messages.errors import ExitCode, Fault, JobError, RunError
 from hvd_batchgrow.schedule.plan import compile_plan
 from hvd_batchgrow.schedule.twin import decay_twin
@@ -49,6 +50,8 @@ class TrainCommand(RanksCommand):
     """A decisions.jsonl: grow the batch as recorded there, without measuring; later invocations do so too."""
     cost: Path | None = None
     """A file written by `probe`, for layout.grow_by = "auto"."""
+    price: Price | None = None
+    """Cost of a rank for one hour, a plain number: print at the end what the run has cost. By default, no cost."""
 
     def run(self, overrides: dict[str, Any]) -> ExitCode:
         """Train; return 75 if stopped before the end."""
@@ -128,13 +131,27 @@ class TrainCommand(RanksCommand):
             return job
 
         def attempt(options: RunOptions) -> RunEnded:
-            with work_progress(console) as report:
-                return run_job(load_checked, ranks, options, report, lambda job: _observers(job, console), stop, state)
+            with work_progress(console) as report, ExitStack() as stack:
+                start = partial(_observers, console=console, stack=stack)
+                return run_job(load_checked, ranks, options, report, start, stop, state)
 
         def is_over() -> bool:
             return stop.stop_requested or state.num_updates == self.max_updates
 
-        return self.train_elastic(ranks, attempt, options, is_over) if ranks.elastic else attempt(options)
+        ended = self.train_elastic(ranks, attempt, options, is_over) if ranks.elastic else attempt(options)
+        if ranks.rank == 0:
+            self.print_end_block(console, ended)
+        return ended
+
+    def print_end_block(self, console: PlainConsole, ended: RunEnded) -> None:
+        """Print what the run has done against its plan. Its files are read again, so they may be unreadable."""
+        from hvd_batchgrow.observers.end_block import print_end_block
+        from hvd_batchgrow.results.run_files import RunFiles
+
+        try:
+            print_end_block(console, RunFiles.read(ended.folder), self.price)
+        except RunError as error:
+            console.print(str(error), soft_wrap=True)
 
     def train_elastic(
         self,
@@ -277,12 +294,15 @@ def _is_finished(folder: Path, ranks: Ranks, load: Callable[[], Job]) -> bool:
     return ranks.any(flag=bool(found))
 
 
-def _observers(job: Job, console: PlainConsole) -> list[Observer]:
+def _observers(job: Job, console: PlainConsole, stack: ExitStack) -> list[Observer]:
+    from hvd_batchgrow.observers.attempt_times import AttemptTimes
     from hvd_batchgrow.observers.metrics import ConsumedFile, MetricsFile
     from hvd_batchgrow.observers.outcomes import OutcomesFile
     from hvd_batchgrow.observers.progress import ProgressDisplay
 
-    observers = [ProgressDisplay(console, job.logging.line_every_s), MetricsFile(), ConsumedFile(), OutcomesFile()]
+    display = ProgressDisplay(console, job.logging.line_every_s)
+    stack.callback(display.close)  # also after an error: a live view hides the cursor
+    observers: list[Observer] = [MetricsFile(), ConsumedFile(), OutcomesFile(), AttemptTimes(), display]
     if job.logging.tensorboard:
         from hvd_batchgrow.observers.tensorboard import TensorBoard
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from hvd_batchgrow.config.registry import Registry
 from hvd_batchgrow.config.task_specs import TargetKind
@@ -19,7 +19,16 @@ if TYPE_CHECKING:  # it imports this file
 Kind = Literal["images", "rows", "encoded", "samples", "tokens"]
 """Samples: images of one size, rows of numbers, encoded images of any size, samples of a torch Dataset, or windows of
 tokens."""
-Loader = Callable[["DataSection", int, Callable[[str, int, int], None]], Any]
+
+
+class ReportProgress(Protocol):
+    """Called with the progress of long operations."""
+
+    def __call__(self, what: str, done: int, total: int, unit: str = "bytes", /) -> None:
+        """Report that `done` of `total` are done; `unit` is what is counted, in the plural."""
+
+
+Loader = Callable[["DataSection", int, ReportProgress], Any]
 """Returns a `DatasetPair` for the section, the job's seed, and a function for progress reports."""
 FILE_KEYS = frozenset({"root", "train", "test"})
 
@@ -57,7 +66,7 @@ class SourceSpec:
 def load_of(module: str, function: str = "load") -> Loader:
     """Return a function that imports a slow module when it is called, and calls a function of it."""
 
-    def load(data: DataSection, seed: int, report: Callable[[str, int, int], None]) -> Any:
+    def load(data: DataSection, seed: int, report: ReportProgress) -> Any:
         return getattr(importlib.import_module(module), function)(data, seed, report)
 
     return load

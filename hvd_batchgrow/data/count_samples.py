@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from hvd_batchgrow.config import Job
+from hvd_batchgrow.config.source_specs import ReportProgress
 from hvd_batchgrow.config.split import source_size
-from hvd_batchgrow.data.datasets.dataset import ReportProgress
 from hvd_batchgrow.data.load_source import load_source
 from hvd_batchgrow.messages.errors import faults_of
 from hvd_batchgrow.tasks.load_task import target_of

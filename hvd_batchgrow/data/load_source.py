@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from hvd_batchgrow.config import DataSection
-from hvd_batchgrow.config.source_specs import SOURCES
+from hvd_batchgrow.config.source_specs import SOURCES, ReportProgress
 from hvd_batchgrow.config.task_specs import TargetKind
 from hvd_batchgrow.data.augment_checks import channel_faults
-from hvd_batchgrow.data.datasets.dataset import DatasetPair, ReportProgress
+from hvd_batchgrow.data.datasets.dataset import DatasetPair
 from hvd_batchgrow.data.own_source import load_own
 from hvd_batchgrow.data.source_checks import check_data, check_targets, known_source_size
 from hvd_batchgrow.data.validation_split import with_validation

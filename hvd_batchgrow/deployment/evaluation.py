@@ -13,7 +13,8 @@ import numpy as np
 from hvd_batchgrow.comm.devices import DeviceKey
 from hvd_batchgrow.comm.ranks import SingleRank
 from hvd_batchgrow.config import Job
-from hvd_batchgrow.data.datasets.dataset import ArrayDataset, Dataset, DatasetPair, ReportProgress
+from hvd_batchgrow.config.source_specs import ReportProgress
+from hvd_batchgrow.data.datasets.dataset import ArrayDataset, Dataset, DatasetPair
 from hvd_batchgrow.data.images.image_folder import load_test
 from hvd_batchgrow.data.load_source import load_source
 from hvd_batchgrow.data.tables.table_files import find_test_files

@@ -105,7 +105,7 @@ def _input_form(job: Job, description: ModelDescription) -> InputForm:
     if kind not in {"samples", "tokens"}:
         return description.inputs.shape
     data = job.data.model_copy(update={"workers": 0})
-    return source_form(load_source(data, job.seed, lambda what, done, total: None, target), target)
+    return source_form(load_source(data, job.seed, lambda *_: None, target), target)
 
 
 def read_checkpoint(run: Path, path: Path | None) -> tuple[Checkpoint, tuple[str, ...]]:

@@ -54,3 +54,17 @@ def short_time(seconds: float) -> str:
         return f"{whole // 60}:{whole % 60:02d} min"
     minutes = round(seconds / 60)
     return f"{minutes // 60}:{minutes % 60:02d} h"
+
+
+def amount(done: int, total: int, unit: str) -> str:
+    """Return `3 of 6 files`, or `12.3 of 170.5 MB` for 10 MB and more; `total` is 0 if it is unknown."""
+    if unit == "bytes" and max(done, total) >= 10**7:
+        done_text, total_text, unit = f"{done / 1e6:,.1f}", f"{total / 1e6:,.1f}", "MB"
+    else:
+        done_text, total_text = f"{done:,}", f"{total:,}"
+    return f"{done_text} of {total_text} {unit}" if total else f"{done_text} {unit}"
+
+
+def time_text(seconds: float) -> str:
+    """Like `short_time`, for an estimate that may be of any size."""
+    return short_time(max(0.0, seconds)) if seconds < 1e9 else "unknown time"

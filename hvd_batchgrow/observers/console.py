@@ -8,10 +8,23 @@ text columns.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from textwrap import TextWrapper
 from typing import IO
 
-from rich.console import Console
-from rich.progress import ProgressColumn, TextColumn
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.progress import ProgressColumn, Task, TextColumn
+from rich.text import Text
+
+from hvd_batchgrow.messages.wording import amount, time_text
+
+Span = tuple[str, str]
+"""Text and its style; an empty style is that of the terminal."""
+
+NOTE = "magenta"
+"""Style of notes. Yellow is hard to read on a light background, and blue on a dark one."""
+BAR = "bold magenta"
+"""Style of the part of a bar that is done."""
 
 
 class PlainConsole(Console):
@@ -31,12 +44,49 @@ class PlainConsole(Console):
             file=file, width=width, force_terminal=is_terminal, quiet=quiet, markup=False, emoji=False, highlight=False
         )
 
+    def paragraph(self, text: str, style: str = "", indent: int = 0) -> None:
+        """Print a text: on a terminal wrapped between words, elsewhere as it is, for grep.
 
-def field_column(name: str) -> ProgressColumn:
-    """Return the column of a progress display that shows a field of a task."""
-    return TextColumn(f"{{task.fields[{name}]}}", markup=False)
+        Args:
+            text: the text; its own line breaks stay.
+            style: of rich.
+            indent: spaces before the first line; the following ones have two more.
+        """
+        lines = text.split("\n")
+        if self.is_terminal:
+            # A word that is too long stays whole: a path or a command can then be copied.
+            fill = TextWrapper(
+                max(1, self.width - indent), subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+            )
+            lines = [part for line in lines for part in fill.wrap(line) or [""]]
+        self.print("\n".join(" " * indent + line for line in lines), style=style or None, soft_wrap=True)
+
+
+class AmountColumn(ProgressColumn):
+    """What is done of what, with its unit, and the time left."""
+
+    def render(self, task: Task) -> Text:
+        """Return the text of a task, whose field `unit` is what it counts."""
+        left = "" if task.time_remaining is None else f", {time_text(task.time_remaining)} left"
+        return Text(amount(int(task.completed), int(task.total or 0), task.fields["unit"]) + left)
 
 
 def description_column() -> ProgressColumn:
     """Return the column of a progress display that shows a task's description."""
     return TextColumn("{task.description}", markup=False)
+
+
+class SpanLines:
+    """Lines of styled text, made for the console that prints them.
+
+    Args:
+        make: returns the lines for a width in columns and for a console that may be limited to ASCII.
+    """
+
+    def __init__(self, make: Callable[[int, bool], Sequence[Sequence[Span]]]) -> None:
+        self._make = make
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Yield the lines."""
+        for spans in self._make(options.max_width, options.ascii_only):
+            yield Text.assemble(*spans, no_wrap=True, overflow="crop")

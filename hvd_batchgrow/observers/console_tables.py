@@ -38,7 +38,7 @@ def remove_column(table: Table, heading: str) -> None:
 
 
 def print_table(console: PlainConsole, table: Table, spare: Sequence[str] = ()) -> None:
-    """Print a table. If it is too wide, drop spare columns; if it is still too wide, print beyond the console's width.
+    """Print a table. If it is too wide, drop spare columns, and say which; if it is still too wide, print all of it.
 
     Args:
         console: the console.
@@ -46,11 +46,14 @@ def print_table(console: PlainConsole, table: Table, spare: Sequence[str] = ()) 
         spare: headings of the columns that may be dropped, the least important first.
     """
     unbounded = console.options.update(max_width=10_000)
-    left = list(spare)
+    left, headings = list(spare), [column.header for column in table.columns]
     while (width := Measurement.get(console, unbounded, table).maximum) > console.width and left:
         remove_column(table, left.pop(0))
     table.width = width  # otherwise rich truncates values to the console's width
     console.print(table, crop=False)
+    kept = [column.header for column in table.columns]
+    if dropped := [" ".join(str(heading).split()) for heading in headings if heading not in kept]:
+        console.paragraph(f"not shown at {console.width} columns: {', '.join(dropped)}")
 
 
 def print_plan(console: PlainConsole, plan: Plan) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from hvd_batchgrow.storage.json_lines import JsonLines, read_json_lines
+from hvd_batchgrow.storage.json_lines import JsonLines, Line, read_json_lines
 from hvd_batchgrow.train.events import Evaluation, Observer, RunStarted, TrainRecord, UpdateDone
 from hvd_batchgrow.train.run.record_gaps import MISSING_TO, is_before, record_gap
 
@@ -20,13 +20,22 @@ class MetricsFile(Observer):
 
     def on_record(self, event: TrainRecord) -> None:
         """Append a training record."""
-        self._file.append({"kind": "train", **_flat(asdict(event))})
+        self._file.append(record_line(event))
 
     def on_evaluation(self, event: Evaluation) -> None:
         """Append an evaluation."""
-        where = {"samples": event.samples, "epoch": event.epoch, "updates": event.updates}
-        line = {**where, **event.named(), "dataset": event.dataset}
-        self._file.append({"kind": "eval", **line})
+        self._file.append(evaluation_record(event))
+
+
+def record_line(event: TrainRecord) -> Line:
+    """Return the line of a training record."""
+    return {"kind": "train", **_flat(asdict(event))}
+
+
+def evaluation_record(event: Evaluation) -> Line:
+    """Return the line of an evaluation."""
+    where = {"samples": event.samples, "epoch": event.epoch, "updates": event.updates}
+    return {"kind": "eval", **where, **event.named(), "dataset": event.dataset}
 
 
 def _flat(line: dict[str, Any]) -> dict[str, Any]:

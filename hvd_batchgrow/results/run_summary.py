@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,13 +13,14 @@ from hvd_batchgrow.config.task import TaskSection
 from hvd_batchgrow.config.task_specs import Direction
 from hvd_batchgrow.messages.errors import RunError
 from hvd_batchgrow.messages.suggest import near_path
-from hvd_batchgrow.results.records import task_name
+from hvd_batchgrow.messages.wording import metric_texts
+from hvd_batchgrow.results.records import number, task_name
 from hvd_batchgrow.results.run_files import RunFiles
 from hvd_batchgrow.storage.json_lines import Line
 from hvd_batchgrow.storage.regular_files import read_regular
 
 State = Literal["running", "finished", "stopped"]
-_FRESH_S = 30.0
+FRESH_S = 30.0
 """The holder of a run's lock renews its mark every 5 s; an older mark is that of a process that was killed."""
 
 
@@ -86,11 +88,17 @@ def read_summary(folder: Path) -> RunSummary:
     Raises:
         RunError: it is not a run folder, or its plan.json is damaged.
     """
-    run = RunFiles.read(folder)
-    plan, evaluated = run.plan, run.evaluations
+    return summary_of(RunFiles.read(folder))
+
+
+def summary_of(run: RunFiles) -> RunSummary:
+    """Return the summary of a run whose files have been read."""
+    plan, evaluated, folder = run.plan, run.evaluations, run.folder
     metric, direction = main_metric(run)
-    values = [line[metric] for line in evaluated if metric in line]
-    during = [line[metric] for line in _during_training(evaluated) if metric in line]
+    values, during = (
+        [value for line in lines if (value := number(line.get(metric))) is not None]
+        for lines in (evaluated, _during_training(evaluated))
+    )
     holder = _holder(folder)
     state: State = "running" if holder else "finished" if run.is_finished else "stopped"
     return RunSummary(
@@ -108,7 +116,7 @@ def read_summary(folder: Path) -> RunSummary:
         training_s=float(run.seconds[-1]) if run.train else 0.0,
         metric=metric,
         last=values[-1] if values else None,
-        last_dataset=evaluated[-1]["dataset"] if evaluated else None,
+        last_dataset=str(evaluated[-1].get("dataset", "test")) if evaluated else None,
         best=None if direction is None or not during else (max if direction == "up" else min)(during),
         attempts=len(run.attempts),
         twin=_twin(folder),
@@ -119,14 +127,41 @@ def read_summary(folder: Path) -> RunSummary:
 
 def main_metric(run: RunFiles) -> tuple[str, Direction | None]:
     """Return the first metric of a run's task or, without one, "loss"; and how it improves, None if that is unknown."""
-    directions = TaskSection.model_construct(name=task_name(run.job)).directions()
-    if directions:
+    return metric_of_job(run.job, run.evaluations)
+
+
+def metric_of_job(job: Mapping[str, Any], evaluations: Sequence[Line]) -> tuple[str, Direction | None]:
+    """Like `main_metric`, from a job as plain values and the evaluations so far."""
+    if directions := declared_directions(job):
         name = [*directions, "loss"][1]
         return name, directions[name]
-    known = {"samples", "epoch", "updates", "loss", "dataset"}
-    first = run.evaluations[:1]
+    known = {"kind", "samples", "epoch", "updates", "loss", "dataset"}
+    first = evaluations[:1]
     names = [name for line in first for name in line if name not in known and not name.startswith("average_")]
     return (names[0], None) if names else ("loss", "down")
+
+
+def declared_directions(job: Mapping[str, Any]) -> dict[str, Direction] | None:
+    """Return how the loss and each metric of a job's task improve; None: the user's own task states it."""
+    return TaskSection.model_construct(name=task_name(job)).directions()
+
+
+def result_line(run: RunSummary) -> str | None:
+    """Return the last and the best result of a run in words; None: it has not been evaluated."""
+    results = [] if run.last is None else [f"{run.last_dataset} {metric_texts({run.metric: run.last})[0]}"]
+    if run.best is not None:
+        results.append(f"best during training: {metric_texts({run.metric: run.best})[0]}")
+    return ", ".join(results) or None
+
+
+def resume_command(folder: Path) -> str:
+    """Return the command that resumes a run."""
+    return command("train", folder / "job.toml", "--runs-dir", folder.parent, "--resume", "auto")
+
+
+def command(*words: object) -> str:
+    """Return a command line of this program, quoted for a shell."""
+    return shlex.join(["hvd-batchgrow", *map(str, words)])
 
 
 def _during_training(evaluated: Sequence[Line]) -> Sequence[Line]:
@@ -135,12 +170,17 @@ def _during_training(evaluated: Sequence[Line]) -> Sequence[Line]:
     return of_validation or evaluated
 
 
+def lock_path(folder: Path) -> Path:
+    """Return the path of a run's lock file."""
+    return folder.parent / f".{folder.name}.lock"
+
+
 def _holder(folder: Path) -> str | None:
     """Return the process and host that hold the lock of a run; None: no process does, or it was killed."""
-    path = folder.parent / f".{folder.name}.lock"
+    path = lock_path(folder)
     try:
         mark = read_regular(path).decode(errors="replace")
-        return mark.partition("\n")[0] if mark and time.time() - path.stat().st_mtime < _FRESH_S else None
+        return mark.partition("\n")[0] if mark and time.time() - path.stat().st_mtime < FRESH_S else None
     except OSError:
         return None
 

@@ -15,7 +15,7 @@ import torch
 
 from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.config import Job
-from hvd_batchgrow.data.datasets.dataset import ReportProgress
+from hvd_batchgrow.config.source_specs import ReportProgress
 from hvd_batchgrow.data.order.stream import passes_of_rank
 from hvd_batchgrow.data.pipeline.reader import choose_pipeline
 from hvd_batchgrow.data.source_checks import known_num_samples

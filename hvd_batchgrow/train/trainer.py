@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
@@ -233,8 +234,9 @@ class Trainer:
 
     def _evaluate(self, dataset: EvaluatedSet, *, is_last: bool = False) -> Evaluation:
         updates = self.plan.schedule.updates_at(self.state.samples)
+        begin = time.perf_counter()
         found = evaluate(self.parts, self.state, self.team, dataset, with_outcomes=is_last)
-        evaluation = replace(found, updates=updates)
+        evaluation = replace(found, updates=updates, seconds=time.perf_counter() - begin)
         self.state.evaluation = evaluation
         self.observers.notify("on_evaluation", evaluation)
         if not evaluation.is_finite and self.job.update.on_nonfinite == "stop":

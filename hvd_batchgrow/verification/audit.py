@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hvd_batchgrow.data.datasets.dataset import ReportProgress
+from hvd_batchgrow.config.source_specs import ReportProgress
 from hvd_batchgrow.data.order.order_digest import index_digests
 from hvd_batchgrow.data.order.stream import Stream
 from hvd_batchgrow.messages.errors import RunError
@@ -165,7 +165,7 @@ def audit(consumed: Consumed, report: ReportProgress) -> Audit:
         if stop % consumed.num_samples == 0 or stop == end:
             counts.append(_count(uses, stop, consumed.num_samples, unknown))
             uses[:], unknown = 0, 0
-        report("checking samples", stop, end)
+        report("checking the order", stop, end, "samples")
     wrong = tuple(np.flatnonzero((expected != consumed.digests) & consumed.is_known).tolist())
     return Audit(consumed, wrong, tuple(counts))
 

@@ -63,7 +63,7 @@ def job_of(folder: Path, device: torch.device, pipeline: str, **data: object) ->
 
 def read(job: Job, device: torch.device, passes: Sequence[tuple[int, ...]]) -> list[MicroBatch]:
     """Read the micro-batches, which stay on the device; a GPU is kept busy, so that it lags behind the host."""
-    source = load_source(job.data, job.seed, lambda what, done, total: None)
+    source = load_source(job.data, job.seed, lambda *_: None)
     parts = TrainingParts(job, source, SingleRank(), device)
     ghost_batches = parts.ghost_batches(0, SingleRank())
     busy = torch.ones(4096, 4096, device=device) if device.type == "cuda" else None

@@ -58,7 +58,7 @@ def test_replacements_are_the_same_on_any_ranks_and_in_the_record(
     if ranks.rank == 0:
         runs = [read_consumed(tmp_path / name) for name in ("together", "alone")]
         for run in runs:
-            result = audit(run, lambda what, done, total: None)
+            result = audit(run, lambda *_: None)
             assert result.passed
             assert [(e.missing, e.repeated) for e in result.epochs[:2]] == [(2, 2), (2, 2)]
         assert runs[0].replaced == runs[1].replaced

@@ -27,7 +27,7 @@ def job_of(function: str, **sections: Any) -> Job:
 
 
 def source_of(job: Job) -> DatasetPair:
-    return load_source(job.data, job.seed, lambda what, done, total: None)
+    return load_source(job.data, job.seed, lambda *_: None)
 
 
 def trained(job: Job, ranks: Ranks, folder: Path, *observers: Any, **options: Any) -> Any:

@@ -30,7 +30,7 @@ GENERATOR = np.random.default_rng(3)
 pytestmark = pytest.mark.usefixtures("cache")
 
 
-def no_report(what: str, done: int, total: int) -> None:
+def no_report(what: str, done: int, total: int, unit: str = "bytes") -> None:
     """Ignore the progress."""
 
 

@@ -22,7 +22,7 @@ N, SEED = 10, 3
 BATCHES = (4, 4, 7, 8)  # an epoch ends inside the third
 
 
-def no_report(what: str, done: int, total: int) -> None:
+def no_report(what: str, done: int, total: int, unit: str = "bytes") -> None:
     """Ignore progress."""
 
 

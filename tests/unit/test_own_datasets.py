@@ -41,7 +41,7 @@ from tests.own_datasets import NUM_TEST, NUM_TRAIN, PLAIN, RANDOM, Pictures, Tre
 GROUP, CPU = 8, torch.device("cpu")
 
 
-def no_report(what: str, done: int, total: int) -> None:
+def no_report(what: str, done: int, total: int, unit: str = "bytes") -> None:
     pass
 
 

@@ -112,6 +112,9 @@ def test_folders_whose_names_are_markup_are_like_any_others(job: str, capsys: py
 
 HARMLESS = {
     "rich.box",
+    "rich.cells.cell_len",
+    "rich.cells.set_cell_size",
+    "rich.live.Live",  # draws on the console that it is given
     "rich.measure.Measurement",
     "rich.table.Table",  # renders its strings through the console that prints it
     *(f"rich.progress.{name}" for name in ("BarColumn", "Progress", "TaskID", "TimeRemainingColumn")),
@@ -129,8 +132,8 @@ def doubtful(tree: ast.AST) -> Iterator[str]:
         elif isinstance(node, ast.Call):
             yield from (w.arg for w in node.keywords if w.arg in {"markup", "emoji"})
             name = ast.unparse(node.func).rpartition(".")[2]
-            if name == "Progress" and "console" not in {w.arg for w in node.keywords}:
-                yield "Progress without console="
+            if name in {"Progress", "Live"} and "console" not in {w.arg for w in node.keywords}:
+                yield f"{name} without console="
 
 
 def test_only_one_file_could_parse_markup() -> None:

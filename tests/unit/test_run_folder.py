@@ -191,7 +191,7 @@ def test_a_live_holder_on_another_machine_is_found_even_without_shared_locks(
     _mark_of_another_machine(folder, 7)
     waits: list[str] = []
 
-    def report(text: str, beat: int, _: int) -> None:
+    def report(text: str, beat: int, *_: object) -> None:
         waits.append(text)
         if beat == 2:
             _mark_of_another_machine(folder, 8)

@@ -23,7 +23,7 @@ from tests.helpers import NUM_TRAIN, small_job, small_source, write_idx_folder
 pytestmark = pytest.mark.usefixtures("cache")
 
 
-def no_report(what: str, done: int, total: int) -> None:
+def no_report(what: str, done: int, total: int, unit: str = "bytes") -> None:
     """Ignore the progress."""
 
 

@@ -14,7 +14,7 @@ from hvd_batchgrow.data.load_source import load_source
 from hvd_batchgrow.messages.errors import JobError
 
 
-def no_report(what: str, done: int, total: int) -> None:
+def no_report(what: str, done: int, total: int, unit: str = "bytes") -> None:
     """Ignore the progress."""
 
 

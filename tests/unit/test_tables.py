@@ -31,7 +31,7 @@ KINDS = pytest.mark.parametrize("kind", ["csv", "parquet"])
 pytestmark = pytest.mark.usefixtures("cache")
 
 
-def no_report(what: str, done: int, total: int) -> None:
+def no_report(what: str, done: int, total: int, unit: str = "bytes") -> None:
     """Ignore the progress."""
 
 

@@ -34,7 +34,7 @@ HERE = "tests.unit.test_token_source"
 pytestmark = pytest.mark.usefixtures("cache")
 
 
-def no_report(what: str, done: int, total: int) -> None:
+def no_report(what: str, done: int, total: int, unit: str = "bytes") -> None:
     """Ignore the progress."""
 
 

@@ -140,7 +140,7 @@ def test_a_subset_can_be_pickled() -> None:
 
 def test_a_loaded_source_has_the_planned_sizes_and_a_fingerprint(tmp_path: Path) -> None:
     job = small_job(write_idx_folder(tmp_path, small_source()), data={"validation_fraction": 0.1})
-    source = load_source(job.data, job.seed, lambda what, done, total: None)
+    source = load_source(job.data, job.seed, lambda *_: None)
     assert source.validation is not None
     assert (len(source.train), len(source.validation)) == (270, 30)
     assert known_num_samples(job.data) == 270

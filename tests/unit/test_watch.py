@@ -194,16 +194,19 @@ def test_the_plan_table_has_a_row_a_phase() -> None:
 @pytest.mark.parametrize(
     ("width", "lacks"), [(100, set()), (90, {"momentum"}), (80, {"momentum", "ghost"}), (20, None)]
 )
-def test_a_narrow_plan_lacks_columns_and_no_digits(width: int, lacks: set[str] | None) -> None:
+def test_a_narrow_plan_lacks_columns_and_says_so(width: int, lacks: set[str] | None) -> None:
     plan, stream = compile_plan(load_job(Path("jobs/fashion_mnist_quickstart.toml")), 1, 60_000), io.StringIO()
     print_plan(PlainConsole(stream, width), plan)
-    _, table = stream.getvalue().split("\n", 1)
-    assert "…" not in table
+    _, text = stream.getvalue().split("\n", 1)
+    table, _, dropped = text.partition("not shown at ")
+    assert "…" not in text
     for phase in plan.schedule.phases:
         assert f" {phase.num_updates:,} " in table
         assert f" {phase.global_batch:,} " in table
     if lacks is not None:
         assert {word for word in ("momentum", "ghost") if word not in table} == lacks
+        assert {word for word in ("momentum", "ghost") if word in dropped} == lacks
+        assert dropped.startswith(f"{width} columns: ") == bool(lacks)
         assert max(map(len, table.splitlines())) <= width
 
 
@@ -224,9 +227,9 @@ def test_long_work_is_shown(terminal: bool) -> None:
     with work_progress(PlainConsole(stream, 140, is_terminal=terminal)) as report:
         for done in (0, 500_000, 1_000_000):
             report("fetching archive", done, 1_000_000)
-    assert ("fetching archive: 0 of 1,000,000" in stream.getvalue()) is not terminal
-    assert ("fetching archive: done, 1,000,000\n" in stream.getvalue()) is not terminal
-    assert ("100%" in stream.getvalue()) is terminal
+    assert ("fetching archive: 0 of 1,000,000 bytes" in stream.getvalue()) is not terminal
+    assert ("fetching archive: done, 1,000,000 bytes\n" in stream.getvalue()) is not terminal
+    assert ("1,000,000 of 1,000,000 bytes" in stream.getvalue()) is terminal
 
 
 def test_the_twin_is_named_after_its_job() -> None:

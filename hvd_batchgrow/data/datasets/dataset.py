@@ -13,8 +13,6 @@ from hvd_batchgrow.config.source_specs import Kind
 from hvd_batchgrow.messages.errors import RunError
 
 Ids = NDArray[np.int64]
-ReportProgress = Callable[[str, int, int], None]
-"""Called with the progress of long operations: (what, done, total), in bytes."""
 IMAGENET_MEAN, IMAGENET_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Constants of ImageNet's training set, with which its published models normalize."""
 

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hvd_batchgrow.data.datasets.dataset import Ids, ReportProgress
+from hvd_batchgrow.config.source_specs import ReportProgress
+from hvd_batchgrow.data.datasets.dataset import Ids
 from hvd_batchgrow.messages.errors import RunError
 
 Moments = tuple[NDArray[np.float64], NDArray[np.float64]]

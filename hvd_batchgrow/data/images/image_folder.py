@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from hvd_batchgrow.config import DataSection
+from hvd_batchgrow.config.source_specs import ReportProgress
 from hvd_batchgrow.data.datasets.cache import Arrays, cached_arrays
-from hvd_batchgrow.data.datasets.dataset import DatasetPair, ReportProgress
+from hvd_batchgrow.data.datasets.dataset import DatasetPair
 from hvd_batchgrow.data.datasets.section_values import need_root
 from hvd_batchgrow.data.images.class_folders import EXTENSIONS, Skipped, images_below, is_class_name, is_image_name
 from hvd_batchgrow.data.images.encoded_dataset import (

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hvd_batchgrow.config import DataSection
+from hvd_batchgrow.config.source_specs import ReportProgress
 from hvd_batchgrow.data.datasets.cache import Arrays, cached_arrays, file_stamp
-from hvd_batchgrow.data.datasets.dataset import ReportProgress
 from hvd_batchgrow.data.datasets.section_values import need_root
 from hvd_batchgrow.data.images.encoded_dataset import NUM_SHOWN, EncodedDataset, listing, nearest, reading
 from hvd_batchgrow.data.images.image_index import Entry, make_index

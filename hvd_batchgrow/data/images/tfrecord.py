@@ -15,8 +15,9 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, te
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from hvd_batchgrow.config import DataSection
+from hvd_batchgrow.config.source_specs import ReportProgress
 from hvd_batchgrow.data.datasets.class_labels import first_label
-from hvd_batchgrow.data.datasets.dataset import DatasetPair, ReportProgress
+from hvd_batchgrow.data.datasets.dataset import DatasetPair
 from hvd_batchgrow.data.images.encoded_dataset import EncodedDataset, encoded_source, read_header, report_bad
 from hvd_batchgrow.data.images.image_header import bad_header
 from hvd_batchgrow.data.images.image_index import Entry

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from hvd_batchgrow.config import DataSection
-from hvd_batchgrow.data.datasets.dataset import DatasetPair, ReportProgress
+from hvd_batchgrow.config.source_specs import ReportProgress
+from hvd_batchgrow.data.datasets.dataset import DatasetPair
 from hvd_batchgrow.data.images.encoded_dataset import encoded_source, read_header
 from hvd_batchgrow.data.images.image_index import Entry
 from hvd_batchgrow.data.images.shards import (

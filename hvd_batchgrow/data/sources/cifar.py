@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hvd_batchgrow.config import DataSection
-from hvd_batchgrow.config.source_specs import SOURCES, SourceSpec
+from hvd_batchgrow.config.source_specs import SOURCES, ReportProgress, SourceSpec
 from hvd_batchgrow.data.datasets.array_dataset import array_source
 from hvd_batchgrow.data.datasets.cache import Arrays, cached_arrays, file_stamp
-from hvd_batchgrow.data.datasets.dataset import DatasetPair, ReportProgress
+from hvd_batchgrow.data.datasets.dataset import DatasetPair
 from hvd_batchgrow.data.datasets.normalization import chunks_of, image_moments
 from hvd_batchgrow.data.datasets.section_values import need_root
 from hvd_batchgrow.messages.errors import RunError
@@ -156,7 +156,7 @@ def _contents(place: Path, version: Version, report: ReportProgress) -> Iterator
         if place.is_dir():
             for k, file in enumerate(version.files):
                 yield file, (place / file).read_bytes()
-                report(f"reading {place.name}", k + 1, len(version.files))
+                report(f"reading {place.name}", k + 1, len(version.files), "files")
         else:
             yield from _members(place, version, report)
     except (OSError, EOFError, zlib.error, tarfile.TarError) as error:

@@ -12,9 +12,9 @@ import zlib
 from pathlib import Path
 
 from hvd_batchgrow.config import DataSection
-from hvd_batchgrow.config.source_specs import SOURCES, SourceSpec
+from hvd_batchgrow.config.source_specs import SOURCES, ReportProgress, SourceSpec
 from hvd_batchgrow.data.datasets.cache import cache_folder
-from hvd_batchgrow.data.datasets.dataset import DatasetPair, ReportProgress
+from hvd_batchgrow.data.datasets.dataset import DatasetPair
 from hvd_batchgrow.data.sources import idx
 from hvd_batchgrow.messages.errors import RunError
 from hvd_batchgrow.storage.atomic import new_folder

@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hvd_batchgrow.config import DataSection
-from hvd_batchgrow.config.source_specs import SOURCES, SourceSpec
+from hvd_batchgrow.config.source_specs import SOURCES, ReportProgress, SourceSpec
 from hvd_batchgrow.data.datasets.array_dataset import array_source, check_images, int64_labels, with_channels
 from hvd_batchgrow.data.datasets.cache import Arrays, cached_arrays, file_stamp
-from hvd_batchgrow.data.datasets.dataset import DatasetPair, ReportProgress
+from hvd_batchgrow.data.datasets.dataset import DatasetPair
 from hvd_batchgrow.data.datasets.normalization import chunks_of, image_moments
 from hvd_batchgrow.data.datasets.plausibility import check_layout, not_cut_to_bits
 from hvd_batchgrow.data.datasets.section_values import need_root

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from hvd_batchgrow.config import DataSection
-from hvd_batchgrow.config.source_specs import FILE_KEYS, SOURCES, SourceSpec, load_of
-from hvd_batchgrow.data.datasets.dataset import DatasetPair, ReportProgress
+from hvd_batchgrow.config.source_specs import FILE_KEYS, SOURCES, ReportProgress, SourceSpec, load_of
+from hvd_batchgrow.data.datasets.dataset import DatasetPair
 
 _load = load_of("hvd_batchgrow.data.images.image_folder")
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hvd_batchgrow.config import DataSection
-from hvd_batchgrow.config.source_specs import FILE_KEYS, SOURCES, SourceSpec
+from hvd_batchgrow.config.source_specs import FILE_KEYS, SOURCES, ReportProgress, SourceSpec
 from hvd_batchgrow.data.datasets.array_dataset import (
     array_source,
     check_images,
@@ -19,7 +19,7 @@ from hvd_batchgrow.data.datasets.array_dataset import (
     with_channels,
 )
 from hvd_batchgrow.data.datasets.cache import Arrays, cached_arrays, file_stamp
-from hvd_batchgrow.data.datasets.dataset import ArrayDataset, DatasetPair, ReportProgress
+from hvd_batchgrow.data.datasets.dataset import ArrayDataset, DatasetPair
 from hvd_batchgrow.data.datasets.normalization import chunks_of, finite_chunks, image_moments, loses_digits, row_moments
 from hvd_batchgrow.data.datasets.npy_file import open_npy
 from hvd_batchgrow.data.datasets.plausibility import check_layout, not_cut_to_bits

@@ -11,9 +11,9 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from hvd_batchgrow.config import DataSection
-from hvd_batchgrow.config.source_specs import SOURCES, Kind, SourceSpec
+from hvd_batchgrow.config.source_specs import SOURCES, Kind, ReportProgress, SourceSpec
 from hvd_batchgrow.config.split import num_held_out
-from hvd_batchgrow.data.datasets.dataset import NO_SIZES, DatasetPair, Ids, ReportProgress
+from hvd_batchgrow.data.datasets.dataset import NO_SIZES, DatasetPair, Ids
 from hvd_batchgrow.data.datasets.normalization import image_moments, row_moments
 from hvd_batchgrow.data.order.philox import philox4x32
 from hvd_batchgrow.messages.errors import Fault

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hvd_batchgrow.config import DataSection
+from hvd_batchgrow.config.source_specs import ReportProgress
 from hvd_batchgrow.data.datasets.cache import Arrays
-from hvd_batchgrow.data.datasets.dataset import ReportProgress
 from hvd_batchgrow.data.tables.cells import Texts, recoded, sorted_words
 from hvd_batchgrow.data.tables.checked_files import TableFile, check_file
 from hvd_batchgrow.data.tables.columns import NUM_SHOWN, RawTable, read_table

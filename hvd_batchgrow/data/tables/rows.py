@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hvd_batchgrow.config.source_specs import Kind
-from hvd_batchgrow.data.datasets.dataset import NO_SIZES, Ids, ReportProgress
+from hvd_batchgrow.config.source_specs import Kind, ReportProgress
+from hvd_batchgrow.data.datasets.dataset import NO_SIZES, Ids
 
 
 @dataclass(frozen=True)

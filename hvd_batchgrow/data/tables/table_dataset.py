@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from hvd_batchgrow.config import DataSection
+from hvd_batchgrow.config.source_specs import ReportProgress
 from hvd_batchgrow.config.split import num_held_out
 from hvd_batchgrow.data.datasets.cache import Arrays, cached_arrays
 from hvd_batchgrow.data.datasets.class_labels import check_range, count_classes, notes_on_classes
-from hvd_batchgrow.data.datasets.dataset import DatasetPair, Ids, ReportProgress
+from hvd_batchgrow.data.datasets.dataset import DatasetPair, Ids
 from hvd_batchgrow.data.datasets.normalization import present_means, row_moments
 from hvd_batchgrow.data.datasets.targets import check_numbers, value_schema
 from hvd_batchgrow.data.order.stream import Stream

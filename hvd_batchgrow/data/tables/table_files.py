@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from hvd_batchgrow.config import DataSection
+from hvd_batchgrow.config.source_specs import ReportProgress
 from hvd_batchgrow.data.datasets.cache import cached_arrays, file_stamp
-from hvd_batchgrow.data.datasets.dataset import DatasetPair, ReportProgress
+from hvd_batchgrow.data.datasets.dataset import DatasetPair
 from hvd_batchgrow.data.datasets.section_values import need_root
 from hvd_batchgrow.data.tables.parse import Places, parse
 from hvd_batchgrow.data.tables.table_dataset import Table, table_source

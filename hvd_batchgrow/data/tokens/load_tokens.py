@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hvd_batchgrow.config import DataSection
+from hvd_batchgrow.config.source_specs import ReportProgress
 from hvd_batchgrow.data.datasets.cache import Arrays, cached_arrays, file_stamp
-from hvd_batchgrow.data.datasets.dataset import DatasetPair, ReportProgress
+from hvd_batchgrow.data.datasets.dataset import DatasetPair
 from hvd_batchgrow.data.datasets.normalization import chunks_of
 from hvd_batchgrow.data.tokens.token_files import find_file, open_tokens
 from hvd_batchgrow.data.tokens.token_windows import TokenWindows
@@ -72,7 +73,7 @@ def _range_fault(tokens: NDArray[Any], path: Path, vocabulary: int, high: int, t
     """Return the first tokens at fault and their number."""
     shown: list[str] = []
     count = start = 0
-    for chunk in chunks_of(tokens, "", lambda what, done, total: None):
+    for chunk in chunks_of(tokens, "", lambda *_: None):
         wrong = np.flatnonzero((chunk < 0) | (chunk >= vocabulary))
         count += len(wrong)
         shown += [f"token {start + k} is {chunk[k]}" for k in wrong[: 5 - len(shown)].tolist()]

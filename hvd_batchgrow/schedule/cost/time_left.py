@@ -2,12 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from hvd_batchgrow.schedule.cost.step_time import nonnegative_fit
 from hvd_batchgrow.schedule.plan import Plan
+
+
+@dataclass(frozen=True)
+class PhaseSize:
+    """Where a phase begins and ends, its batch, and the ranks that share it."""
+
+    start_samples: int
+    end_samples: int
+    global_batch: int
+    ranks: int
+
+
+def phase_sizes(plan: Plan) -> tuple[PhaseSize, ...]:
+    """Return the sizes of the phases of a plan."""
+    return tuple(
+        PhaseSize(phase.start_samples, phase.end_samples, phase.global_batch, layout.ranks)
+        for phase, layout in zip(plan.schedule.phases, plan.layouts, strict=True)
+    )
 
 
 @dataclass
@@ -25,18 +44,17 @@ class TimeLeft:
         updates, total = self._seen.get(samples_per_rank, (0.0, 0.0))
         self._seen[samples_per_rank] = updates / 2 + num_updates, total / 2 + seconds
 
-    def seconds(self, plan: Plan, samples: int) -> tuple[float, float] | None:
+    def seconds(self, phases: Sequence[PhaseSize], samples: int) -> tuple[float, float] | None:
         """Return the seconds that are left in the phase and in the run; None before the first update.
 
         Args:
-            plan: as it is known now.
+            phases: of the plan, as it is known now.
             samples: the sample counter.
         """
-        if not self._seen or samples >= plan.schedule.end_samples:
-            return None if not self._seen else (0.0, 0.0)
+        if not self._seen:
+            return None
         sizes = np.array(list(self._seen))
         each = np.array([total / updates for updates, total in self._seen.values()])
-        first = plan.schedule.index_at(samples)
         if len(sizes) == 1:
             fixed_s, sample_s = 0.0, float(each[0] / sizes[0])
         else:
@@ -44,7 +62,8 @@ class TimeLeft:
         left = [
             (phase.end_samples - max(samples, phase.start_samples))
             / phase.global_batch
-            * (fixed_s + sample_s * phase.global_batch / layout.ranks)
-            for phase, layout in zip(plan.schedule.phases[first:], plan.layouts[first:], strict=True)
+            * (fixed_s + sample_s * phase.global_batch / phase.ranks)
+            for phase in phases
+            if samples < phase.end_samples
         ]
-        return left[0], sum(left)
+        return (left[0], sum(left)) if left else (0.0, 0.0)

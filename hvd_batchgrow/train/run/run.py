@@ -10,7 +10,7 @@ from pathlib import Path
 from hvd_batchgrow.comm.hardware import hardware_of
 from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.config import Job
-from hvd_batchgrow.data.datasets.dataset import ReportProgress
+from hvd_batchgrow.config.source_specs import ReportProgress
 from hvd_batchgrow.train.checkpoints.checkpoint import checkpoint_paths
 from hvd_batchgrow.train.checkpoints.compatibility import check_fits
 from hvd_batchgrow.train.checkpoints.elastic_state import ElasticState

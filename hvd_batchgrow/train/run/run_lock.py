@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from types import TracebackType
 
-from hvd_batchgrow.data.datasets.dataset import ReportProgress
+from hvd_batchgrow.config.source_specs import ReportProgress
 from hvd_batchgrow.messages.errors import RunError, unwritable
 from hvd_batchgrow.storage.file_lock import locked
 from hvd_batchgrow.storage.regular_files import read_regular
@@ -67,11 +67,13 @@ class RunLock:
         """Raise RunError if the mark of a holder on another machine changes; flock covers this machine."""
         if not mark or _boot_id() in mark:
             return
+        what = f"waiting to see whether {mark.partition(chr(10))[0]} still runs"
         for beat in range(NUM_BEATS):
-            report(f"waiting to see whether {mark.partition(chr(10))[0]} still runs", beat, NUM_BEATS)
+            report(what, beat, NUM_BEATS, "checks")
             time.sleep(BEAT_S)
             if (now := self._path.read_text()) != mark:
                 raise self._taken(now or mark)
+        report(what, NUM_BEATS, NUM_BEATS, "checks")
 
     def _mark(self, beat: int) -> None:
         assert self._descriptor is not None

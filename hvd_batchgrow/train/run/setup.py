@@ -9,7 +9,8 @@ import torch
 from hvd_batchgrow.comm.devices import Placement, take_device
 from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.config import Job
-from hvd_batchgrow.data.datasets.dataset import DatasetPair, ReportProgress
+from hvd_batchgrow.config.source_specs import ReportProgress
+from hvd_batchgrow.data.datasets.dataset import DatasetPair
 from hvd_batchgrow.data.load_source import load_source
 from hvd_batchgrow.data.pipeline.reader import choose_pipeline
 from hvd_batchgrow.messages.errors import Fault, JobError, faults_of

@@ -1,0 +1,128 @@
+"""What a run has done against its plan: updates, samples, time and rank-hours, by phase and in total."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from hvd_batchgrow.results.records import number
+from hvd_batchgrow.results.run_files import RunFiles
+
+
+@dataclass(frozen=True)
+class PhaseDone:
+    """A phase as planned and as trained so far."""
+
+    global_batch: int
+    planned_updates: int
+    updates: int
+    samples: int
+    seconds: float
+    """Of its updates, without evaluations, checkpoints and start-up."""
+    ranks: int | None
+    """Ranks that the plan gives the phase; None: not on record."""
+
+    @property
+    def planned_samples(self) -> int:
+        """Samples that the plan gives the phase."""
+        return self.planned_updates * self.global_batch
+
+    @property
+    def samples_per_s(self) -> float | None:
+        """Samples per second of the updates; None: no update on record."""
+        return self.samples / self.seconds if self.seconds > 0 else None
+
+    @property
+    def rank_hours(self) -> float | None:
+        """Hours of the updates times the ranks that trained; None: the ranks are not on record."""
+        return None if self.ranks is None else self.ranks * self.seconds / 3600
+
+
+@dataclass(frozen=True)
+class Account:
+    """What a run has done."""
+
+    phases: tuple[PhaseDone, ...]
+    invocations: int
+    untimed: int
+    """Invocations whose duration is not on record: killed before their first evaluation, or of an older version."""
+    training_s: float
+    """Of the updates on record. Updates that a resumed run had to repeat count once."""
+    evaluation_s: float
+    total_s: float | None
+    """Sum over the timed invocations, from the start of training to the end, or to the last evaluation if it was
+    killed; None: no invocation is timed."""
+    rank_hours: float | None
+    """Hours of the timed invocations times their ranks, idle ones included; None: no invocation is timed."""
+
+    @property
+    def other_s(self) -> float | None:
+        """Checkpoints, start of the pipeline, repeated updates; None: the total is not on record."""
+        return None if self.total_s is None else max(0.0, self.total_s - self.training_s - self.evaluation_s)
+
+    def cost(self, price: float) -> float | None:
+        """Return the cost at a price per rank-hour; None: no invocation is timed."""
+        return None if self.rank_hours is None else self.rank_hours * price
+
+    def to_dict(self, price: float | None = None) -> dict[str, Any]:
+        """Return plain values, with the cost if a price is given."""
+        return {
+            **asdict(self),
+            "phases": [
+                asdict(phase) | {"samples_per_s": phase.samples_per_s, "rank_hours": phase.rank_hours}
+                for phase in self.phases
+            ],
+            "other_s": self.other_s,
+            **({} if price is None else {"price": price, "cost": self.cost(price)}),
+        }
+
+
+def account_of(run: RunFiles) -> Account:
+    """Return what a run has done, from its metrics.jsonl, plan.json and record.json."""
+    timed = [attempt for attempt in run.attempts if _seconds(attempt, "elapsed_s") is not None]
+    hours = [(_seconds(attempt, "elapsed_s") or 0.0) * (_whole(attempt.get("ranks")) or 1) / 3600 for attempt in timed]
+    return Account(
+        phases=_phases(run),
+        invocations=len(run.attempts),
+        untimed=len(run.attempts) - len(timed),
+        training_s=float(run.seconds[-1]) if run.train else 0.0,
+        evaluation_s=sum(_seconds(attempt, "evaluation_s") or 0.0 for attempt in timed),
+        total_s=sum(_seconds(attempt, "elapsed_s") or 0.0 for attempt in timed) if timed else None,
+        rank_hours=sum(hours) if timed else None,
+    )
+
+
+def _phases(run: RunFiles) -> tuple[PhaseDone, ...]:
+    """Return the phases; each training record counts from the one before it."""
+    samples, updates, seconds = (
+        np.diff(np.nan_to_num(column), prepend=0.0)
+        for column in (run.column("samples"), run.column("updates"), run.seconds)
+    )
+    of_phase, found = run.column("phase"), []
+    for index, phase in enumerate(run.plan["phases"]):
+        rows = of_phase == index
+        if not phase["num_updates"] and not rows.any():
+            continue
+        found.append(
+            PhaseDone(
+                global_batch=phase["global_batch"],
+                planned_updates=phase["num_updates"],
+                updates=round(float(updates[rows].sum())),
+                samples=round(float(samples[rows].sum())),
+                seconds=float(seconds[rows].sum()),
+                ranks=_whole(phase.get("ranks")),
+            )
+        )
+    return tuple(found)
+
+
+def _seconds(attempt: Mapping[str, Any], key: str) -> float | None:
+    value = number(attempt.get(key))
+    return value if value is not None and value >= 0 else None
+
+
+def _whole(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**31 else None

@@ -1,0 +1,63 @@
+"""Whether a process trains a run, from the mark that it renews in the run's lock file."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from hvd_batchgrow.results.record_lines import printable
+from hvd_batchgrow.results.run_summary import FRESH_S, lock_path
+from hvd_batchgrow.storage.regular_files import read_regular
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who holds the lock of a run."""
+
+    state: Literal["held", "unsure", "silent", "free"]
+    """held: a process renews its mark. unsure: the mark is old, and has not been watched for long enough. silent: the
+    mark is not renewed, so its process was killed. free: no process has the lock."""
+    name: str = ""
+    """Process and host."""
+
+
+class LockWatch:
+    """Watches the mark. Apart from the first look, no clocks of two machines are compared.
+
+    Args:
+        folder: the run folder.
+        clock: returns seconds; for tests.
+    """
+
+    def __init__(self, folder: Path, clock: Callable[[], float] = time.monotonic) -> None:
+        self._path, self._clock = lock_path(folder), clock
+        self._mark: str | None = None
+        self._changed_s = 0.0
+        self._renewed = False
+        """Whether the mark has changed since the first look, or was fresh then."""
+
+    def look(self) -> Holder:
+        """Return who holds the lock now."""
+        mark, is_fresh = self._read()
+        if not mark:
+            self._mark = None
+            return Holder("free")
+        now = self._clock()
+        if mark != self._mark:
+            self._renewed = is_fresh if self._mark is None else True
+            self._mark, self._changed_s = mark, now
+        name = printable(mark.partition("\n")[0])
+        if now - self._changed_s > FRESH_S:
+            return Holder("silent", name)
+        return Holder("held" if self._renewed else "unsure", name)
+
+    def _read(self) -> tuple[str, bool]:
+        """Return the mark, and whether it was written within half a minute by the clock of this machine."""
+        try:
+            mark = read_regular(self._path).decode(errors="replace")
+            return mark, abs(time.time() - self._path.stat().st_mtime) < FRESH_S
+        except OSError:
+            return "", False

@@ -1,0 +1,135 @@
+"""The lines of metrics.jsonl as typed records. Their values may be missing, damaged or hostile: no type is trusted."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from hvd_batchgrow.results.records import number
+
+_NOT_METRICS = {"kind", "samples", "epoch", "updates", "loss", "dataset"}
+_AVERAGE = "average_"
+
+
+@dataclass(frozen=True)
+class NoiseBand:
+    """A measured gradient noise scale."""
+
+    b_simple: float | None
+    """Samples; None: unresolved."""
+    low: float | None
+    """Ends of the 95 % confidence interval; None: unbounded or not known yet."""
+    high: float | None
+
+
+@dataclass(frozen=True)
+class TrainLine:
+    """A training record; numbers that are missing are NaN or 0."""
+
+    samples: int
+    epoch: float
+    progress_epochs: float
+    updates: int
+    phase: int
+    lr: float
+    global_batch: int
+    accumulation: int
+    ranks: int
+    loss: float
+    metric: float | None
+    """The main metric over the samples of the record."""
+    samples_per_s: float
+    data_wait_pct: float
+    allreduce_pct: float
+    skipped: int
+    noise: NoiseBand | None
+    """None: not measured."""
+
+    @classmethod
+    def of(cls, line: Mapping[str, Any], metric: str) -> TrainLine:
+        """Return the record of a line."""
+        epoch = _real(line.get("epoch"))
+        progress = number(line.get("progress_epochs"))
+        return cls(
+            samples=_count(line.get("samples")),
+            epoch=epoch,
+            progress_epochs=epoch if progress is None else progress,
+            updates=_count(line.get("updates")),
+            phase=_count(line.get("phase")),
+            lr=_real(line.get("lr")),
+            global_batch=_count(line.get("global_batch")),
+            accumulation=_count(line.get("accumulation")),
+            ranks=_count(line.get("ranks")),
+            loss=_real(line.get("loss")),
+            metric=number(line.get(metric)),
+            samples_per_s=_real(line.get("samples_per_s")),
+            data_wait_pct=_real(line.get("data_wait_pct")),
+            allreduce_pct=_real(line.get("allreduce_pct")),
+            skipped=_count(line.get("skipped")),
+            noise=_noise(line.get("gradient_noise")),
+        )
+
+
+@dataclass(frozen=True)
+class EvaluationLine:
+    """An evaluation."""
+
+    samples: int
+    epoch: float
+    loss: float
+    metrics: Mapping[str, float]
+    average_metrics: Mapping[str, float]
+    """Of the averaged weights."""
+    dataset: str
+
+    @classmethod
+    def of(cls, line: Mapping[str, Any]) -> EvaluationLine:
+        """Return the evaluation of a line."""
+        found = {
+            printable(name): value
+            for name in line
+            if name not in _NOT_METRICS and (value := number(line[name])) is not None
+        }
+        averages = {name.removeprefix(_AVERAGE): value for name, value in found.items() if name.startswith(_AVERAGE)}
+        averages.pop("loss", None)
+        return cls(
+            samples=_count(line.get("samples")),
+            epoch=_real(line.get("epoch")),
+            loss=_real(line.get("loss")),
+            metrics={name: value for name, value in found.items() if not name.startswith(_AVERAGE)},
+            average_metrics=averages,
+            dataset=printable(str(line.get("dataset", "test"))),
+        )
+
+    def value(self, metric: str) -> float | None:
+        """Return a metric or the loss; None: it is not a number."""
+        return self.metrics.get(metric) if metric != "loss" else number(self.loss)
+
+
+def printable(text: str) -> str:
+    """Return a text without control characters, which could change a terminal; at most 500 characters."""
+    return "".join(char if char.isprintable() else "?" for char in text[:500])
+
+
+def whole(value: Any, least: int, default: int) -> int:
+    """Return a value of a file if it is a whole number of at least `least`, and otherwise a default."""
+    is_whole = isinstance(value, int) and not isinstance(value, bool)
+    return value if is_whole and least <= value < 2**62 else default
+
+
+def _count(value: Any) -> int:
+    return whole(value, 0, 0)
+
+
+def _real(value: Any) -> float:
+    found = number(value)
+    return math.nan if found is None else found
+
+
+def _noise(tree: Any) -> NoiseBand | None:
+    scale = tree.get("all") if isinstance(tree, dict) else None
+    if not isinstance(scale, dict):
+        return None
+    return NoiseBand(*(number(scale.get(key)) for key in ("b_simple", "low", "high")))

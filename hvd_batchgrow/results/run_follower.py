@@ -1,0 +1,125 @@
+"""Follow a run by its files, while another process trains it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hvd_batchgrow.messages.errors import JobError, RunError
+from hvd_batchgrow.results.live_plan import LivePlan
+from hvd_batchgrow.results.live_state import LiveState
+from hvd_batchgrow.results.plan_file import read_plan
+from hvd_batchgrow.results.record_lines import EvaluationLine, TrainLine, printable
+from hvd_batchgrow.schedule.adaptive.decisions import read_decisions
+from hvd_batchgrow.storage.follow_json_lines import JsonLinesFollower
+
+
+@dataclass(frozen=True)
+class CaughtUp:
+    """All records that were there have been read."""
+
+    resumed: bool
+    """Whether the file was replaced, as a resume does."""
+
+
+@dataclass(frozen=True)
+class NewRecord:
+    """A training record, and the samples since the one before."""
+
+    record: TrainLine
+    num_samples: int
+
+
+Event = CaughtUp | NewRecord | EvaluationLine | str
+"""What happened; a text is a decision or a note."""
+
+
+class RunFollower:
+    """Reads what is new in a run's files.
+
+    Args:
+        folder: the run folder; its files may be missing, damaged, or replaced at any time.
+        clock: returns seconds; for tests.
+    """
+
+    def __init__(self, folder: Path, clock: Callable[[], float] = time.monotonic) -> None:
+        self.folder, self._clock = folder, clock
+        self.state: LiveState | None = None
+        """None until there is a plan."""
+        self.job: dict[str, Any] = {}
+        """The job file, as a tree of plain values."""
+        self.metrics = JsonLinesFollower(folder / "metrics.jsonl")
+        self._versions: dict[str, object] = {}
+        self._is_caught_up = False
+        self._num_decisions = 0
+
+    def poll(self) -> Iterator[Event]:
+        """Yield what has happened since the last call; after each event, `state` includes it."""
+        self._read_plan()
+        if self.state is None:
+            return
+        yield from self._read_decisions()
+        resumed = self.metrics.reopened()
+        if resumed:
+            self.state = LiveState(self.state.plan)
+        if resumed or not self._is_caught_up:
+            for line in self.metrics.lines():
+                self.state.add(line)
+            self.state.begin(self._clock())
+            self._is_caught_up = True
+            yield CaughtUp(resumed)
+        for line in self.metrics.lines():
+            before = self.state.samples
+            self.state.add(line, self._clock())
+            if line.get("kind") == "eval":
+                yield EvaluationLine.of(line)
+            else:
+                record = TrainLine.of(line, self.state.plan.metric)
+                yield NewRecord(record, record.samples - before)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the records reach the end of the plan."""
+        return self.state is not None and self.state.samples >= self.state.plan.end_samples
+
+    def _has_changed(self, name: str) -> bool:
+        """Return whether a file is another than at the last call."""
+        try:
+            now = (self.folder / name).stat()
+        except OSError:
+            return False
+        version = (now.st_ino, now.st_size, now.st_mtime_ns)
+        changed = self._versions.get(name) != version
+        self._versions[name] = version
+        return changed
+
+    def _read_plan(self) -> None:
+        """Read plan.json if it is new; a damaged one leaves the plan as it is."""
+        if not self._has_changed("plan.json"):
+            return
+        try:
+            tree = read_plan(self.folder)
+        except RunError:
+            return
+        self.job = tree["job_file"]
+        if self.state is None:
+            self.state = LiveState(LivePlan.of(tree))
+        else:
+            self.state.replan(LivePlan.of(tree))
+
+    def _read_decisions(self) -> Iterator[str]:
+        """Yield the decisions that are new; those that were there at the beginning are not."""
+        if not self._has_changed("decisions.jsonl"):
+            return
+        try:
+            decisions = read_decisions(self.folder / "decisions.jsonl")[1]
+        except JobError as error:
+            yield printable(str(error))
+            return
+        if self._is_caught_up:
+            for decision in decisions[self._num_decisions :]:
+                yield printable(f"sample {decision.samples:,}: {decision.describe()}")
+        self._num_decisions = len(decisions)

@@ -1,0 +1,95 @@
+"""Follow a file of JSON lines that another process appends to or replaces."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from hvd_batchgrow.storage.json_lines import Line
+
+_CHUNK_BYTES = 1 << 20
+_LONGEST_LINE_BYTES = 1 << 26
+"""A line that is longer is skipped, so that a damaged file does not fill the memory."""
+
+
+class JsonLinesFollower:
+    """Reads the new lines of a file, each byte once, also over NFS. The file may not exist yet.
+
+    A line counts when its newline is there. Lines that are not objects with a sample counter are skipped, as are lines
+    whose counter goes back.
+
+    Args:
+        path: the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: BinaryIO | None = None
+        self._rest = b""
+        """Begin of a line whose end is not written yet."""
+        self._samples = 0
+        self.bytes_read = 0
+
+    def reopened(self) -> bool:
+        """Open the file, and again if it was replaced or cut; return whether lines that were read are void."""
+        try:
+            now = self._path.stat()
+            is_same = self._file is not None and self._is_same(self._file, now)
+        except OSError:  # removed, or not there yet
+            had_lines, self._samples = self._samples > 0, 0
+            self.close()
+            return had_lines
+        if is_same or not stat.S_ISREG(now.st_mode):
+            return False
+        was_open = self._file is not None
+        self.close()
+        try:
+            # Open, so that its number on the disk cannot become that of another file.
+            self._file = self._path.open("rb", buffering=0)
+        except OSError:
+            return False
+        self._samples = 0
+        return was_open
+
+    @staticmethod
+    def _is_same(file: BinaryIO, now: os.stat_result) -> bool:
+        return os.path.samestat(os.fstat(file.fileno()), now) and now.st_size >= file.tell()
+
+    def lines(self) -> Iterator[Line]:
+        """Yield the lines that have been completed since the last call."""
+        while self._file is not None and (chunk := self._read(self._file)):
+            *complete, self._rest = (self._rest + chunk).split(b"\n")
+            if len(self._rest) > _LONGEST_LINE_BYTES:
+                self._rest = b""
+            for text in complete:
+                if (line := _parsed(text)) is not None and line["samples"] >= self._samples:
+                    self._samples = line["samples"]
+                    yield line
+
+    def _read(self, file: BinaryIO) -> bytes:
+        try:
+            chunk = file.read(_CHUNK_BYTES)
+        except OSError:  # a stale handle of NFS: the file was replaced
+            self.close()
+            return b""
+        self.bytes_read += len(chunk)
+        return chunk
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()
+        self._file, self._rest = None, b""
+
+
+def _parsed(text: bytes) -> Line | None:
+    try:
+        line = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    is_line = isinstance(line, dict) and type(line.get("samples")) is int and 0 <= line["samples"] < 2**62
+    return line if is_line else None

@@ -1,0 +1,286 @@
+"""`watch`: follows a run by its files, whatever happens to them, and ends when the run does."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hvd_batchgrow.cli import main
+from hvd_batchgrow.observers.console import PlainConsole
+from hvd_batchgrow.observers.watcher import GRACE_S, Watcher
+from hvd_batchgrow.results.lock_watch import LockWatch
+from hvd_batchgrow.results.run_follower import RunFollower
+from hvd_batchgrow.results.run_summary import FRESH_S
+from hvd_batchgrow.schedule.adaptive.decisions import Decision, decisions_text
+from hvd_batchgrow.schedule.plan import compile_plan
+from hvd_batchgrow.storage.follow_json_lines import JsonLinesFollower
+from tests.helpers import NUM_TRAIN, small_job
+from tests.unit.test_live_view import evaluation, line
+
+PLAN = compile_plan(small_job(), 2, NUM_TRAIN)
+END = PLAN.schedule.end_samples
+
+
+def text_of(*lines: dict[str, Any]) -> str:
+    return "".join(json.dumps(each) + "\n" for each in lines)
+
+
+def replace(path: Path, text: str) -> None:
+    """Replace a file as the program does: by renaming another one."""
+    other = path.with_name("other")
+    other.write_text(text)
+    other.rename(path)
+
+
+# --- the file
+
+
+@pytest.fixture
+def follower(tmp_path: Path) -> Iterator[JsonLinesFollower]:
+    with closing(JsonLinesFollower(tmp_path / "metrics.jsonl")) as found:
+        yield found
+
+
+def samples(follower: JsonLinesFollower) -> list[int]:
+    return [each["samples"] for each in follower.lines()]
+
+
+def test_only_new_bytes_are_read_and_only_whole_lines_count(tmp_path: Path, follower: JsonLinesFollower) -> None:
+    assert (follower.reopened(), samples(follower)) == (False, [])  # not there yet
+    text, found = text_of(line(16, 1), line(32, 2), line(48, 3)), []
+    for end in range(7, len(text) + 7, 7):
+        with (tmp_path / "metrics.jsonl").open("a") as file:
+            file.write(text[end - 7 : end])
+        assert not follower.reopened()
+        found += samples(follower)
+        assert found == [16 * (k + 1) for k in range(text[:end].count("\n"))]
+    assert found == [16, 32, 48]
+    assert follower.bytes_read == len(text.encode())
+
+
+@pytest.mark.parametrize("how", ["renamed", "truncated", "removed"])
+def test_a_replaced_file_is_read_again(tmp_path: Path, follower: JsonLinesFollower, how: str) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(text_of(line(16, 1), line(32, 2), line(48, 3)) + '{"kind": "tr')
+    assert (follower.reopened(), samples(follower)) == (False, [16, 32, 48])
+    if how == "removed":
+        path.unlink()
+        assert (follower.reopened(), samples(follower)) == (True, [])
+    if how == "truncated":
+        os.truncate(path, len(text_of(line(16, 1))))
+    else:
+        replace(path, text_of(line(16, 1)))
+    assert (follower.reopened(), samples(follower)) == (how != "removed", [16])
+    with path.open("a") as file:
+        file.write(text_of(line(32, 2)))
+    assert (follower.reopened(), samples(follower)) == (False, [32])
+
+
+@pytest.mark.parametrize(
+    "bad", ["x", "[1]", '{"samples": "16"}', '{"samples": -1}', "[" * 99_999, '{"samples": 8}', "\0"]
+)
+def test_damaged_lines_are_skipped(tmp_path: Path, follower: JsonLinesFollower, bad: str) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(text_of(line(16, 1)) + bad + "\n" + text_of(line(32, 2)))
+    follower.reopened()
+    assert samples(follower) == [16, 32]
+
+
+def test_a_pipe_is_not_opened(tmp_path: Path, follower: JsonLinesFollower) -> None:
+    os.mkfifo(tmp_path / "metrics.jsonl")
+    assert (follower.reopened(), samples(follower)) == (False, [])
+
+
+# --- the run
+
+
+class Run:
+    """A run whose files the test writes in steps, each before a look of the watcher; a look takes a second."""
+
+    def __init__(self, root: Path, steps: list[Callable[[], object]], *, terminal: bool = False) -> None:
+        self.folder, self.now_s = root / "runs" / "small", 0.0
+        self.folder.mkdir(parents=True)
+        self.metrics = self.folder / "metrics.jsonl"
+        self.lock = root / "runs" / ".small.lock"
+        self.steps, self.out = steps, io.StringIO()
+        self.beat = 0
+        self.terminal = terminal
+
+    def plan(self, **changes: Any) -> None:
+        replace(self.folder / "plan.json", json.dumps(PLAN.to_dict() | changes))
+
+    def append(self, *lines: dict[str, Any]) -> None:
+        with self.metrics.open("a") as file:
+            file.write(text_of(*lines))
+
+    def hold(self) -> None:
+        self.beat += 1
+        self.lock.write_text(f"process 7 on node3\nmachine x beat {self.beat}\n")
+
+    def release(self) -> None:
+        self.lock.write_text("")
+
+    def sleep(self, seconds: float) -> None:
+        self.now_s += seconds
+        assert self.now_s < 200, "the watcher does not end"
+        if self.steps:
+            self.steps.pop(0)()
+
+    def watch(self, line_every_s: float | None = None) -> tuple[int, list[str]]:
+        console = PlainConsole(self.out, 140, is_terminal=self.terminal)
+        lock = LockWatch(self.folder, lambda: self.now_s)
+        follower = RunFollower(self.folder, lambda: self.now_s)
+        code = Watcher(console, follower, lock, line_every_s, lambda: self.now_s, self.sleep).run()
+        follower.metrics.close()
+        return code, self.out.getvalue().splitlines()
+
+
+def wait() -> None:
+    """Do nothing for a second."""
+
+
+@pytest.fixture
+def steps() -> list[Callable[[], object]]:
+    return []
+
+
+def test_a_run_is_followed_from_before_its_start_to_its_end(tmp_path: Path, steps: list[Callable[[], object]]) -> None:
+    run = Run(tmp_path, steps)
+    steps += [run.hold, run.plan, lambda: run.append(line(16, 1)), wait]
+    steps += [lambda: run.append(line(32, 2), evaluation(32, 0.75)), lambda: run.append(line(END, 19, phase=3))]
+    steps += [lambda: run.append(evaluation(END, 0.5)), run.release]
+    code, lines = run.watch(line_every_s=2.0)
+    assert code == 0
+    assert lines[0].endswith("runs/small: waiting for the run to start: it has no plan.json yet")
+    assert lines[1].endswith("runs/small: trained by process 7 on node3")
+    assert lines[2:4] == [
+        "phase 1: global batch 16, lr 0.05",
+        f"{1600 / END:.1f} %: epoch 0.05, B 16, lr 0.05, loss 1.9840, 16 samples/s, all-reduce 12.2 %; "
+        + lines[3].partition("; ")[2],
+    ]
+    assert lines[4].startswith(f"{3200 / END:.1f} %: epoch 0.11, ")
+    assert lines[5].startswith("epoch 0.11: B 16, lr 0.05, loss 1.9760, 16 samples/s, all-reduce 12.2 %, ")
+    assert lines[5].endswith(", test loss 0.5000, test accuracy 75.00 %")
+    assert lines[6] == "phase 4: global batch 16, lr 0.05"
+    assert "runs/small: finished" in "\n".join(lines)
+    assert "best during training: accuracy 75.00 %" in lines[-2]
+
+
+def test_a_resume_with_fewer_lines_is_noticed(tmp_path: Path, steps: list[Callable[[], object]]) -> None:
+    run = Run(tmp_path, steps)
+    run.plan()
+    run.hold()
+    run.append(line(16, 1), line(32, 2), line(48, 3), evaluation(48, 0.5))
+    steps += [run.hold, lambda: replace(run.metrics, text_of(line(16, 1))), run.hold]
+    steps += [lambda: run.append(line(END, 19, phase=3)), run.release]
+    code, lines = run.watch()
+    assert code == 0
+    assert lines[0].startswith(f"{4800 / END:.1f} %: epoch 0.16, ")
+    assert lines[1] == "last evaluation: epoch 0.16: test loss 0.5000, test accuracy 50.00 %"
+    assert "small: another invocation continues at sample 16" in lines
+    assert "phase 4: global batch 16, lr 0.05" in lines
+
+
+def test_a_decision_and_the_plan_that_it_makes_are_shown(tmp_path: Path, steps: list[Callable[[], object]]) -> None:
+    run = Run(tmp_path, steps, terminal=True)
+    run.plan()
+    run.hold()
+    decision = Decision(32, "plateau", "the loss has not fallen", 16, 48, 48.0, 0.05, 0.05)
+    phases = [*PLAN.to_dict()["phases"], PLAN.to_dict()["phases"][-1]]
+
+    def decide() -> None:
+        replace(run.folder / "decisions.jsonl", decisions_text(None, [decision]).decode())
+        run.plan(phases=phases)
+
+    steps += [lambda: run.append(line(32, 2)), decide, wait, lambda: run.append(line(END, 19)), run.release]
+    code, lines = run.watch()
+    assert code == 0
+    text = "\n".join(lines)
+    assert f"sample 32: {decision.describe()}" in text
+    assert f"1 of {len(PLAN.schedule.phases)}" in text
+    assert f"1 of {len(phases)}" in text
+    assert "trained by process 7 on node3" in text
+
+
+def test_a_stopped_run_is_reported_with_the_command_that_resumes_it(
+    tmp_path: Path, steps: list[Callable[[], object]]
+) -> None:
+    run = Run(tmp_path, steps)
+    run.plan()
+    run.hold()
+    run.append(line(16, 1))
+    steps += [run.release]
+    code, lines = run.watch()
+    assert code == 75
+    assert run.now_s >= GRACE_S  # another invocation of an elastic job could have followed
+    assert lines[-2].endswith(
+        f"stopped at epoch 0.05 of {END / NUM_TRAIN:.2f} ({1600 / END:.1f} %): no process holds its lock"
+    )
+    assert lines[-1] == (
+        f"to resume: hvd-batchgrow train {run.folder}/job.toml --runs-dir {run.folder.parent} --resume auto"
+    )
+
+
+def test_a_killed_run_is_noticed_by_the_mark_that_is_no_longer_renewed(
+    tmp_path: Path, steps: list[Callable[[], object]]
+) -> None:
+    run = Run(tmp_path, steps)
+    run.plan()
+    run.hold()
+    run.append(line(16, 1))
+    steps += [run.hold, run.hold]
+    code, lines = run.watch()
+    assert code == 75
+    assert FRESH_S < run.now_s < FRESH_S + 5
+    assert "process 7 on node3 has not renewed its lock for 30 s, so it was probably killed" in lines[-2]
+
+
+def test_a_mark_that_looks_old_may_be_that_of_another_clock(tmp_path: Path, steps: list[Callable[[], object]]) -> None:
+    run = Run(tmp_path, steps)
+    run.plan()
+    run.hold()
+    os.utime(run.lock, (1e9, 1e9))
+    steps += [wait, run.hold, lambda: run.append(line(END, 19)), run.release]
+    code, lines = run.watch()
+    assert code == 0
+    assert "waiting up to 30 s to see whether process 7 on node3 still trains it" in lines[0]
+
+
+def test_damaged_files_do_not_end_it(tmp_path: Path, steps: list[Callable[[], object]]) -> None:
+    run = Run(tmp_path, steps)
+    run.plan()
+    run.hold()
+    steps += [lambda: (run.folder / "plan.json").write_text("{"), lambda: run.append(line(16, 1))]
+    steps += [lambda: (run.folder / "decisions.jsonl").write_text("x\n{}\n"), run.plan]
+    steps += [lambda: run.append(line(END, 19)), run.release]
+    code, lines = run.watch()
+    assert code == 0
+    assert any("decisions.jsonl: 1 fault" in each for each in lines)
+
+
+def test_the_command_in_a_process(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = Run(tmp_path, [])
+    run.plan()
+    run.append(line(16, 1))
+    assert main(["watch", str(run.folder)]) == 75
+    assert "to resume: hvd-batchgrow train " in capsys.readouterr().out
+    run.append(line(END, 19, phase=3))
+    assert main(["watch", str(run.folder)]) == 0
+    assert "finished" in capsys.readouterr().out
+    assert main(["watch", str(tmp_path / "runs" / "smal")]) == 1
+    assert "smal does not hold a run; did you mean" in capsys.readouterr().err
+    assert main(["watch", str(run.folder), "--line-every-s", "-1"]) == 2
+
+
+def test_it_does_not_import_torch() -> None:
+    code = "import sys, hvd_batchgrow.cli.watch, hvd_batchgrow.observers.watcher; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "False\n"
