@@ -16,7 +16,7 @@ from hvd_batchgrow.config.types import NumRanks
 from hvd_batchgrow.messages.errors import ExitCode, Fault, JobError
 from hvd_batchgrow.schedule.adaptive.decisions import Decision, check_replay, read_decisions
 from hvd_batchgrow.schedule.plan import Plan, compile_plan
-from hvd_batchgrow.schedule.twin import compile_twin, decay_twin
+from hvd_batchgrow.schedule.twin import compile_twin, decay_twin, weight_decay_note
 from hvd_batchgrow.storage.strict_json import dump_json
 
 if TYPE_CHECKING:  # torch takes seconds to import, and `plan` does without it
@@ -113,6 +113,8 @@ class PlanCommand(JobCommand):
             tree["cost"] = cost.to_dict()
         if len(plans) > 1:
             trees[0] |= {"twin": trees[1], "updates_ratio": plans[1].num_updates / plans[0].num_updates}
+            if note := weight_decay_note(*plans):
+                trees[0]["notes"] = [*trees[0]["notes"], note]
         if no_twin:
             trees[0] |= {"twin": None, "no_twin": no_twin}
         print(dump_json(trees[0], indent=2))
@@ -136,6 +138,8 @@ class PlanCommand(JobCommand):
         if len(plans) > 1:
             ratio = plans[1].num_updates / plans[0].num_updates
             console.print(f"{ratio:.2f}× fewer updates than the twin", highlight=False)
+            if note := weight_decay_note(*plans):
+                console.paragraph(note, NOTE)
         if no_twin:
             console.paragraph(no_twin)
         for plan, cost in zip(plans, costs, strict=False):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -59,17 +60,25 @@ def test_seesaw_and_its_twin_decay_weights_alike_per_epoch() -> None:
     assert "weight decay × 8, per epoch held at 0.005" in describe_transitions(plan)[0]
 
 
-def test_without_the_rule_the_twin_of_seesaw_is_reported_as_confounded() -> None:
+def test_without_the_rule_the_twin_of_seesaw_is_reported_as_confounded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
     plan = plan_of(ADAMW, policy="seesaw")
     twin = compile_plan(decay_twin(plan.job, N), 1, N)
     assert factors(plan) == factors(twin) == [1, 1, 1]
-    note = weight_decay_note(plan, twin)
+    note = weight_decay_note(plan, twin) or ""
     # After one boundary λ ε N / B has fallen by 8 in the run, and by 4 in the twin.
     assert note == (
         "run and twin also differ in weight decay: 0.000625 and 0.00125 per epoch from epoch 1 on; "
         'optim.weight_decay_rule = "per_epoch" makes them equal'
     )
     assert "weight decay per epoch 0.005 → 0.000625" in describe_transitions(plan)[0]
+    Path("job.toml").write_text(tomli_w.dumps(plan.job.model_dump(mode="json", exclude_none=True)))
+    assert main(["plan", "job.toml", "--ranks", "1"]) == 0
+    assert " ".join(note.split()) in " ".join(capsys.readouterr().out.split())
+    assert main(["plan", "job.toml", "--ranks", "1", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["notes"][-1] == note
 
 
 @pytest.mark.parametrize(("rule", "expected"), [({}, [1, 1, 1]), (PER_EPOCH, [1, 4, 16])])
