@@ -138,8 +138,8 @@ class PlanCommand(JobCommand):
         if len(plans) > 1:
             ratio = plans[1].num_updates / plans[0].num_updates
             console.print(f"{ratio:.2f}× fewer updates than the twin", highlight=False)
-            if note := weight_decay_note(*plans):
-                console.paragraph(note, NOTE)
+            if confounded := weight_decay_note(*plans):
+                console.paragraph(confounded, NOTE)
         if no_twin:
             console.paragraph(no_twin)
         for plan, cost in zip(plans, costs, strict=False):
