@@ -54,7 +54,7 @@ stamp() {
     { sha256sum tools/{setup,build-horovod}.sh tools/constraints.txt "$PATCH" pyproject.toml setup.py \
           hvd_batchgrow/nn/ghost/ghost_cpu.c
       echo "$PURPOSE $PWD $MPI $TORCH $(wants_cuda && echo cuda) $(c++ -dumpfullversion 2>/dev/null)"
-      PATH="$PWD/.venv/bin:$PATH" type -P mpirun shellcheck slurmctld munged ip sshd || true
+      PATH="$PWD/.venv/bin:$PATH" type -P mpirun shellcheck slurmctld munged ip sshd chromedriver || true
       readlink -f .venv/bin/python; } | digest
 }
 
@@ -114,6 +114,20 @@ install_slurm() {
     if [ ! -e "$policy" ]; then printf '#!/bin/sh\nexit 101\n' >"$policy" && chmod +x "$policy" && made=1; fi
     apt_install "${missing[@]}" || say "tests/slurm will be skipped: $(tail -n 1 "$LOG")"
     [ -z "$made" ] || rm -f "$policy"
+}
+
+# The browser of the tests that look at pages (tests/browser.py). Without it they are skipped.
+install_chromium() {
+    local missing=()
+    has chromium || has chromium-browser || has google-chrome || missing+=(chromium)
+    has chromedriver || missing+=(chromium-driver)
+    [ ${#missing[@]} -eq 0 ] && return
+    if ! can_apt; then
+        say "the tests in a browser will be skipped; to run them: sudo apt-get install ${missing[*]}"
+        return
+    fi
+    say "installing ${missing[*]} for the tests in a browser"
+    apt_install "${missing[@]}" || say "the tests in a browser will be skipped: $(tail -n 1 "$LOG")"
 }
 
 # --- Python packages ------------------------------------------------------------------------
@@ -294,6 +308,7 @@ export PATH="$PWD/.venv/bin:$PATH"
 
 install_system_packages
 [ "$PURPOSE" = test ] && install_slurm
+[ "$PURPOSE" = test ] && install_chromium
 make_venv
 install_torch
 install_torchvision
