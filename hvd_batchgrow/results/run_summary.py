@@ -85,8 +85,12 @@ def read_summary(folder: Path) -> RunSummary:
     Raises:
         RunError: it is not a run folder, or its plan.json is damaged.
     """
-    run = RunFiles.read(folder)
-    plan, evaluated = run.plan, run.evaluations
+    return summarize(RunFiles.read(folder))
+
+
+def summarize(run: RunFiles) -> RunSummary:
+    """Return the summary of a run whose files have been read."""
+    folder, plan, evaluated = run.folder, run.plan, run.evaluations
     metric, direction = main_metric(run)
     values = [line[metric] for line in evaluated if metric in line]
     during = [line[metric] for line in _during_training(evaluated) if metric in line]
