@@ -9,7 +9,7 @@ import numpy as np
 
 from hvd_batchgrow.messages.wording import counted
 from hvd_batchgrow.reports import figures, text
-from hvd_batchgrow.reports.document import Block, Column, Document, Paragraph, Section, Table
+from hvd_batchgrow.reports.document import Block, Column, Document, Paragraph, Section, Style, Table
 from hvd_batchgrow.reports.order_record import read_order
 from hvd_batchgrow.reports.overview import (
     compared,
@@ -20,7 +20,7 @@ from hvd_batchgrow.reports.overview import (
 )
 from hvd_batchgrow.reports.phases import phase_table
 from hvd_batchgrow.reports.provenance import commands_section, environment_section, files_section, order_section
-from hvd_batchgrow.reports.runs import Clock, ReportedRun, read_runs
+from hvd_batchgrow.reports.runs import NUM_COLOURS, NUM_DASHES, Clock, ReportedRun, read_runs
 from hvd_batchgrow.reports.timeline import event_table
 from hvd_batchgrow.results.comparison import Comparison
 
@@ -54,7 +54,9 @@ def build_document(
         runs_section(runs, price),
         *difference_section(runs),
         *_figure_sections(runs, comparisons),
-        Section("Plan against actual", (phase_table(runs), *figures.speed_figures(runs, Clock(runs)))),
+        Section(
+            "Plan against actual", (phase_table(runs), Paragraph(_PHASES), *figures.speed_figures(runs, Clock(runs)))
+        ),
         Section("Time line", (event_table(runs, orders),)),
         order_section(runs, orders),
         environment_section(runs),
@@ -93,17 +95,26 @@ _RAISED = (
     "Figures 5 to 7 of Smith et al. 2018: runs that start at a higher learning rate or momentum, with a larger batch, "
     "beside those that do not."
 )
+_PHASES = (
+    "Layout: ranks × passes × micro-batch. Time is that of the updates. A phase that is not done has the time that it "
+    "needs at its own speed so far."
+)
 _NOISE = "The noise scale g ≈ ε N / (B (1 − m)) of the schedule. Growing B and decaying ε lower it alike."
 
 
-def _pairs(runs: Sequence[ReportedRun], comparisons: Sequence[Comparison]) -> list[tuple[ReportedRun, ReportedRun]]:
+def _pairs(
+    runs: Sequence[ReportedRun], comparisons: Sequence[Comparison]
+) -> list[tuple[ReportedRun, ReportedRun, Style]]:
+    """Return the runs of each pair; those of a comparison share a colour and differ in their dashes."""
     by_folder = {run.folder: run for run in runs}
-    return [
-        (by_folder[first.folder], by_folder[found.second.by_seed[seed].folder])
-        for found in comparisons
-        for seed, first in found.first.by_seed.items()
-        if seed in found.second.by_seed
-    ]
+    pairs = []
+    for index, found in enumerate(comparisons):
+        both = [seed for seed in found.first.by_seed if seed in found.second.by_seed]
+        for k, seed in enumerate(both):
+            folders = (arm.by_seed[seed].folder for arm in (found.first, found.second))
+            first, second = (by_folder[folder] for folder in folders)
+            pairs.append((first, second, Style(index % NUM_COLOURS, k % NUM_DASHES)))
+    return pairs
 
 
 def _raised_blocks(runs: Sequence[ReportedRun], clock: Clock) -> list[Block]:

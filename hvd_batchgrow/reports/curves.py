@@ -91,20 +91,16 @@ def steps(starts: Floats, ends: Floats, values: Floats, most: int = MOST_POINTS)
 
 
 def difference(first: Points, second: Points) -> Points:
-    """Return first - second where both are known, at the x of either; each is interpolated linearly between its points.
+    """Return first - second at the points of the curve that ends first; the other one is interpolated linearly there.
 
-    Both curves need x that does not decrease. Points without y are skipped. If the curves have no common range, the
-    result is empty.
+    Both need x that does not decrease. Points without y are skipped, and so are those before the other curve starts.
     """
-    curves = [_only_known(first), _only_known(second)]
-    if not all(len(curve.x) for curve in curves):
+    first, second = _only_known(first), _only_known(second)
+    if not len(first.x) or not len(second.x):
         return Points(np.empty(0), np.empty(0))
-    low = max(curve.x[0] for curve in curves)
-    high = min(curve.x[-1] for curve in curves)
-    x = np.unique(np.concatenate([curve.x for curve in curves]))
-    x = x[(x >= low) & (x <= high)]
-    values = [np.interp(x, curve.x, curve.y) for curve in curves]
-    return Points(x, values[0] - values[1])
+    x = first.x if first.x[-1] <= second.x[-1] else second.x
+    x = x[x >= max(first.x[0], second.x[0])]
+    return Points(x, np.interp(x, first.x, first.y) - np.interp(x, second.x, second.y))
 
 
 def _only_known(points: Points) -> Points:

@@ -66,9 +66,12 @@ def _step_curve(run: ReportedRun, column: str, clock: Clock, label: str = "", da
 
 def _noise_curve(run: ReportedRun, clock: Clock) -> Curve:
     b_simple, low, high = (run.files.column(f"gradient_noise.all.{end}") for end in ("b_simple", "low", "high"))
-    known = np.isfinite(b_simple) & (b_simple > 0) & np.isfinite(low)
-    top = 10 * max(np.nanmax(np.where(known, b_simple, np.nan), initial=0.0), np.nanmax(high, initial=0.0))
-    ends = [np.where(known, end, np.nan) for end in (b_simple, low, np.where(np.isfinite(high), high, top))]
+    known = np.isfinite(b_simple) & (b_simple > 0)
+    has_band = known & np.isfinite(low) & (low > 0)
+    # A band without an upper end extends to the top of the plot: ten times the largest value.
+    top = 10 * max(values[np.isfinite(values)].max(initial=0.0) for values in (b_simple, high))
+    high = np.where(np.isfinite(high), high, top)
+    ends = (np.where(known, b_simple, np.nan), np.where(has_band, low, np.nan), np.where(has_band, high, np.nan))
     return Curve(run.label, thin_band(Points(clock.at(run.files.column("samples")), *ends)), run.style)
 
 
@@ -122,7 +125,7 @@ def _by_both(what: str, name: str, curves: Sequence[RunCurve], clock: Clock) -> 
     return figures
 
 
-def pair_figures(pairs: Sequence[tuple[ReportedRun, ReportedRun]], clock: Clock) -> list[FigureRow]:
+def pair_figures(pairs: Sequence[tuple[ReportedRun, ReportedRun, Style]], clock: Clock) -> list[FigureRow]:
     """Return the difference of the results of each pair, at equal numbers of samples."""
     figures = []
     if not pairs:
@@ -131,11 +134,11 @@ def pair_figures(pairs: Sequence[tuple[ReportedRun, ReportedRun]], clock: Clock)
     for name in dict.fromkeys([metric, "loss"]):
         label, factor = metric_label(name)
         curves = []
-        for first, second in pairs:
+        for first, second, style in pairs:
             results = [run.evaluated(name, _dataset(first)) for run in (first, second)]
             parts = [Points(clock.at(samples), values) for samples, _, values in results]
             points = difference(*parts).scaled(factor)
-            curves.append(Curve(f"{first.label} − {second.label}", points, first.style))
+            curves.append(Curve(f"{first.label} − {second.label}", points, style))
         unit = label.replace("(%)", "(percentage points)")
         title = f"Difference of the {_dataset(pairs[0][0])} {label.removesuffix(' (%)')}"
         figures.append(figure(f"difference-{name}", title, (clock.label, unit), curves))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ def html_text(document: Document) -> str:
         drawing=_drawing,
         kind=lambda block: type(block).__name__,
         anchor=lambda title: title.lower().replace(" ", "-"),
+        parts=lambda text: re.split(r"(?<=[_/-])", text),  # where a long name may be broken
         most_rows=_MOST_ROWS,
     )
 

@@ -71,6 +71,10 @@ def _figures(block: FigureRow) -> Iterator[str]:
 def _code(block: Code) -> Iterator[str]:
     longest = max(map(len, re.findall(r"`+", block.text)), default=0)
     fence = "`" * max(3, longest + 1)
+    code = (f"{fence}{block.language}", block.text.rstrip("\n"), fence)
+    if not block.is_open:
+        yield from (f"<details><summary>{escape(block.title)}</summary>", "", *code, "", "</details>")
+        return
     if block.title:
         yield from (f"### {escape(block.title)}", "")
-    yield from (f"{fence}{block.language}", block.text.rstrip("\n"), fence)
+    yield from code

@@ -22,7 +22,7 @@ def phase_table(runs: Sequence[ReportedRun]) -> Table:
         Column("lr", "ε", text.number, is_number=True),
         Column("momentum", "m", text.number, is_number=True),
         Column("global_batch", "B", text.integer, is_number=True),
-        Column("layout", "ranks × passes × micro-batch"),
+        Column("layout", "layout"),
         Column("planned_updates", "updates planned", text.integer, is_number=True),
         Column("updates", "done", text.integer, is_number=True),
         Column("planned_samples", "samples planned", text.integer, is_number=True),

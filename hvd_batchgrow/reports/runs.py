@@ -64,7 +64,8 @@ class ReportedRun:
         known = np.isfinite(updates)
         if not known.any():
             return np.full(len(samples), np.nan)
-        return np.interp(samples, np.append(0.0, at[known]), np.append(0.0, updates[known]))
+        found = np.interp(samples, np.append(0.0, at[known]), np.append(0.0, updates[known]))
+        return np.asarray(found)
 
     def evaluated(self, name: str, dataset: str) -> tuple[Floats, Floats, Floats]:
         """Return samples, updates and values of the evaluations of a set that have a value of this name."""

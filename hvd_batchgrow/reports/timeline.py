@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -70,7 +71,12 @@ def _invocations(run: ReportedRun) -> Iterator[_Event]:
         parts = [ranks, attempt.get("backend"), attempt.get("host"), device]
         detail = ", ".join(text.clean(part, 120) for part in parts if part)
         kind = f"resumed, invocation {k + 1}" if k and samples != 0 else "started" if not k else "started again"
-        yield _Event(samples, kind, detail, text.clean(attempt.get("started", ""), 40))
+        yield _Event(samples, kind, detail, _time(attempt.get("started")))
+
+
+def _time(started: Any) -> str:
+    """Return `2026-11-29 04:36:38 +0000`, without its letter T."""
+    return re.sub(r"^(\d{4}-\d\d-\d\d)T([\d:]{8})", r"\1 \2 ", text.clean(started or "", 40))
 
 
 def _transitions(run: ReportedRun) -> Iterator[_Event]:
