@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +41,7 @@ class ReportCommand:
             self.runs,
             margin=self.margin,
             price=self.price,
-            command=["hvd-batchgrow", *sys.argv[1:]],
+            command=self._words(),
             made=f"Made by hvd-batchgrow {__version__} on {time.strftime('%Y-%m-%d at %H:%M %z')}",
         )
         out = self.out or (None if self.dir else Path("report.html"))
@@ -51,6 +50,11 @@ class ReportCommand:
         if self.dir:
             print(f"{self.dir}: {counted(write_folder(document, self.dir), 'file')}")
         return ExitCode.DONE
+
+    def _words(self) -> list[str]:
+        options = {"--out": self.out, "--dir": self.dir, "--margin": self.margin, "--price": self.price}
+        given = [f"{flag}={value}" for flag, value in options.items() if value is not None]
+        return ["hvd-batchgrow", "report", *map(str, self.runs), *given]
 
     def _check(self) -> None:
         faults = []

@@ -64,7 +64,7 @@ def build_document(
         commands_section(runs, command),
     ]
     more = f" and {counted(len(runs) - 1, 'more run')}" if len(runs) > 1 else ""
-    return Document(f"{runs[0].label}{more}", made, tuple(sections))
+    return Document(f"{runs[0].label}{more}", text.clean(made), tuple(sections))
 
 
 def _figure_sections(runs: Sequence[ReportedRun], comparisons: Sequence[Comparison]) -> list[Section]:

@@ -29,7 +29,7 @@ def escape(text: str) -> str:
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     text = re.sub(r"([\\`*\[\]|~$#!@])", r"\\\1", text)
     text = re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\_", text)  # within a word it is only a letter
-    text = re.sub(r"^(\s*)([-+=]|\d+[.)])", r"\1\\\2", text)  # lists and underlines of headings
+    text = re.sub(r"^(\s*|\s*\d+)([-+=.)])(?=[\s=-]|$)", r"\1\\\2", text)  # lists and underlines of headings
     return text.replace("://", ":\\//").replace("www.", "www\\.")  # GitHub makes links of bare addresses
 
 

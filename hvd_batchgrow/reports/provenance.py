@@ -48,7 +48,10 @@ def order_section(runs: Sequence[ReportedRun], orders: Sequence[OrderRecord]) ->
         "the seed, and print the digests of the final weights:"
     )
     commands = [shlex.join(["hvd-batchgrow", name, *folders]) for name in ("audit", "digest")]
-    return Section("Audit and digest", (Table("orders", columns, rows), said, Code("", "\n".join(commands), "sh")))
+    return Section(
+        "Audit and digest",
+        (Table("orders", columns, rows), said, Code("", text.clean_block("\n".join(commands)), "sh")),
+    )
 
 
 def _state(order: OrderRecord) -> str:

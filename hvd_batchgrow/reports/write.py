@@ -33,12 +33,12 @@ def write_folder(document: Document, folder: Path) -> int:
     Raises:
         RunError: a file cannot be written.
     """
+    _require_folder(folder.parent, folder)
     files = {"report.md": markdown_text(document).encode()}
     files |= {name: text.encode() for name, text in csv_files(document).items()}
     for row in document.blocks(FigureRow):
         for figure in row.figures:
             files |= {f"figures/{name}": content for name, content in pictures(figure).items()}
-    _require_folder(folder.parent, folder)
     try:
         (folder / "figures").mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -50,6 +50,8 @@ def write_folder(document: Document, folder: Path) -> int:
 
 def _write(path: Path, content: bytes) -> None:
     _require_folder(path.parent, path)
+    if path.is_dir():
+        raise RunError(f"{path} is a folder; name a file in it: {path / 'report.html'}")
     try:
         write_atomically(path, content)
     except OSError as error:
