@@ -72,7 +72,8 @@ def test_hover_shows_the_values_and_a_drag_zooms(browser: Browser, tmp_path: Pat
 
 
 TICKS = """
-const texts = () => [...document.querySelectorAll('.ticks')].map(one => [...one.children].map(tick => tick.textContent));
+const texts = () =>
+  [...document.querySelectorAll('.ticks')].map(one => [...one.children].map(tick => tick.textContent));
 const before = texts();
 window.dispatchEvent(new Event('beforeprint'));  // redraws every chart
 return [before, texts()];
