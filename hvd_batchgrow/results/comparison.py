@@ -8,13 +8,15 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 from hvd_batchgrow.messages.errors import RunError
 from hvd_batchgrow.messages.wording import counted, difference_scale
 from hvd_batchgrow.results.confounds import find_confounds, find_notes
+from hvd_batchgrow.results.curves import CurveDistance, curve_distance
+from hvd_batchgrow.results.records import number
 from hvd_batchgrow.results.run_files import RunFiles
-from hvd_batchgrow.results.run_summary import main_metric
+from hvd_batchgrow.results.run_summary import main_metric, task_name
+from hvd_batchgrow.results.sample_test import SampleTest, sample_test
 from hvd_batchgrow.results.statistics import Equivalence, PairedDifference, equivalence, paired_difference
 
 _NO_RESULT = frozenset({"name", "seed", "logging", "checkpoint"})
@@ -49,6 +51,8 @@ class Pair:
     first: float
     """Result of the first run, in the unit of the comparison."""
     second: float
+    samples: SampleTest | None
+    """McNemar's test on the samples of the test set; None: not available, and the notes say why."""
 
     @property
     def difference(self) -> float:
@@ -79,6 +83,8 @@ class Comparison:
     """Of first minus second, with its 95 % interval; None without a pair."""
     equivalence: Equivalence | None
     """None without a pair or a margin."""
+    curves: CurveDistance | None
+    """Between the arms during training; None: they have fewer than two evaluations in common."""
     confounds: tuple[str, ...]
     """What differs between the arms besides what is compared, and can explain a difference; one sentence each."""
     notes: tuple[str, ...]
@@ -86,10 +92,13 @@ class Comparison:
 
     @property
     def more_pairs(self) -> int | None:
-        """About how many more pairs show equivalence with probability 0.8 if the arms are equal; None: unknown."""
+        """About how many more pairs show equivalence with probability 0.8 if the true difference is 0; None: unknown.
+
+        0: the pairs suffice for that, so their mean difference is too far from 0.
+        """
         if self.equivalence is None or self.equivalence.pairs_needed is None:
             return None
-        return max(1, self.equivalence.pairs_needed - len(self.pairs))
+        return max(0, self.equivalence.pairs_needed - len(self.pairs))
 
     def verdict(self) -> str:
         """Return what the pairs show, in one sentence."""
@@ -99,6 +108,10 @@ class Comparison:
     def amount(self, value: float) -> str:
         """Return a difference or a margin with its unit."""
         return f"{value:.{self._digits}f}{f' {self.unit}' if self.unit else ''}"
+
+    def result(self, value: float) -> str:
+        """Return the result of a run, as in other output: `91.35 %` for accuracy."""
+        return f"{value:.2f} %" if self.unit else f"{value:.4g}"
 
     def interval(self, low: float | None, high: float | None) -> str:
         """Return an interval with its unit."""
@@ -111,18 +124,17 @@ class Comparison:
         return f"{value:+.{self._digits}f}{f' {self.unit}' if self.unit else ''}"
 
     @property
+    def limit(self) -> str:
+        """The margin with its unit, as the user has stated it."""
+        return f"{self.margin:g}{f' {self.unit}' if self.unit else ''}"
+
+    @property
     def _digits(self) -> int:
-        """Decimals: two for points; otherwise three significant digits of the largest number that is shown."""
-        numbers = [abs(value) for value in _shown_numbers(self) if value]
+        """Decimals of differences: two for points, otherwise three digits of the largest one."""
+        numbers = [abs(pair.difference) for pair in self.pairs if pair.difference]
         if self.unit or not numbers:
             return 2
         return max(0, 2 - math.floor(math.log10(max(numbers))))
-
-
-def _shown_numbers(found: Comparison) -> list[float]:
-    difference = found.difference
-    ends = [difference.mean, difference.low, difference.high] if difference else []
-    return [value for value in [*ends, found.margin] if value is not None]
 
 
 def compare_runs(
@@ -131,7 +143,7 @@ def compare_runs(
     """Compare the jobs of runs, each with the first one.
 
     Runs of one job, apart from its seed and name, are an arm. The twins of an adaptive job are an arm too, although
-    each follows the decisions of its own run.
+    each follows the decisions of another run.
 
     Args:
         runs: in any order; the first one's job comes first.
@@ -143,9 +155,15 @@ def compare_runs(
     Raises:
         RunError: there are fewer than two jobs, their tasks differ, or the metric is not on record in both.
     """
-    arms = group_runs(runs)
+    try:
+        return _compare_all(group_runs(runs), margin, metric, dataset)
+    except RecursionError:
+        raise RunError("the job in a plan.json is nested too deeply to be compared") from None
+
+
+def _compare_all(arms: Sequence[Arm], margin: float | None, metric: str | None, dataset: str) -> list[Comparison]:
     if len(arms) < 2:
-        found = f"{counted(len(runs), 'run')} of {counted(len(arms), 'job')}"
+        found = f"{counted(sum(len(arm.runs) for arm in arms), 'run')} of {counted(len(arms), 'job')}"
         raise RunError(f"a comparison needs runs of two jobs that differ in more than the seed; got {found}")
     first, *others = arms
     return [_compare(first, other, margin, metric, dataset) for other in others]
@@ -187,19 +205,21 @@ def _job_key(run: RunFiles) -> str:
 
 
 def _compare(first: Arm, second: Arm, margin: float | None, metric: str | None, dataset: str) -> Comparison:
-    names = [_task(arm.runs[0]) for arm in (first, second)]
+    names = [task_name(arm.runs[0]) for arm in (first, second)]
     if names[0] != names[1]:
         raise RunError(f"{first.name} has the task {names[0]!r} and {second.name} {names[1]!r}: no common result")
     metric = metric or main_metric(first.runs[0])[0]
     _check_metric((first, second), metric, dataset)
     factor, unit = difference_scale(metric)
-    pairs = []
-    for seed in first.by_seed.keys() & second.by_seed.keys():
+    pairs, missing = [], []
+    for seed in sorted(first.by_seed.keys() & second.by_seed.keys()):
         runs = first.by_seed[seed], second.by_seed[seed]
         results = [final_result(run, metric, dataset) for run in runs]
         if results[0] is not None and results[1] is not None:
-            pairs.append(Pair(seed, *runs, factor * results[0], factor * results[1]))
-    pairs.sort(key=lambda pair: pair.seed)
+            test = sample_test(*runs)
+            missing += [f"seed {seed}: McNemar's test is not available: {test}"] if isinstance(test, str) else []
+            found = None if isinstance(test, str) else test
+            pairs.append(Pair(seed, *runs, factor * results[0], factor * results[1], found))
     differences = [pair.difference for pair in pairs]
     counted_runs = [(pair.first_run, pair.second_run) for pair in pairs]
     return Comparison(
@@ -212,14 +232,10 @@ def _compare(first: Arm, second: Arm, margin: float | None, metric: str | None, 
         tuple(pairs),
         paired_difference(differences) if pairs else None,
         equivalence(differences, margin) if pairs and margin is not None else None,
+        curve_distance(counted_runs, metric, factor) if pairs else None,
         find_confounds(counted_runs),
-        find_notes(first.runs, second.runs, counted_runs),
+        (*find_notes(first.runs, second.runs, counted_runs), *missing),
     )
-
-
-def _task(run: RunFiles) -> str:
-    section = run.job.get("task")
-    return str(section.get("name", "classification")) if isinstance(section, dict) else "classification"
 
 
 def final_result(run: RunFiles, metric: str, dataset: str) -> float | None:
@@ -230,16 +246,13 @@ def final_result(run: RunFiles, metric: str, dataset: str) -> float | None:
     return number(lines[-1].get(metric))
 
 
-def number(value: Any) -> float | None:
-    """Return a finite number of a record; None for anything else."""
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return float(value) if is_number and abs(value) < 1e300 else None
-
-
 def _check_metric(arms: Sequence[Arm], metric: str, dataset: str) -> None:
-    """Raise RunError if runs of an arm were evaluated, but none of them has the metric on record."""
+    """Raise RunError if runs of an arm were evaluated, but none of them has the metric of the set on record."""
     for arm in arms:
-        lines = [line for run in arm.runs for line in run.evaluations if line.get("dataset") == dataset]
+        evaluated = [line for run in arm.runs for line in run.evaluations]
+        lines = [line for line in evaluated if line.get("dataset") == dataset]
+        if evaluated and not lines:
+            raise RunError(f"{arm.name} has no evaluation of the {dataset} set on record")
         names = sorted({name for line in lines for name in line if number(line[name]) is not None} - _NO_METRIC)
         if lines and metric not in names:
             known = f"it has {', '.join(names)}" if names else "it has no metric"
@@ -252,21 +265,27 @@ def _verdict(found: Comparison) -> str:
         return "not shown: no seed has a finished run of both jobs"
     if difference.low is None:
         which = f"n = 1 (seed {found.pairs[0].seed})"
-        return f"not shown: {which}: one pair does not tell the effect of the job from that of chance; train more seeds"
+        return f"not shown: {which}: one pair does not tell the job from chance; train more seeds (twin --seeds 3)"
     metric = "accuracy" if found.metric == "top1" else found.metric
     pairs, wide = f"n = {difference.n} pairs", found.interval(difference.low, difference.high)
     what = f"{found.dataset} {metric} of {found.first.name} minus {found.second.name}"
     if equal is not None and equal.is_equivalent:
         narrow = found.interval(equal.low, equal.high)
-        return f"equivalent within {found.amount(equal.margin)}: {what} is {narrow} (90 % interval, {pairs})"
+        return f"equivalent within {found.limit}: {what} is {narrow} (90 % interval, {pairs})"
     if difference.excludes_zero:
         return f"differs: {what} is {found.signed(difference.mean)} (95 % interval {wide}, {pairs})"
     if equal is None:
         return f"not shown: {what} is {wide} (95 % interval, {pairs}), and no margin of equivalence was stated"
-    more = "more than a million pairs are needed"
-    if found.more_pairs is not None:
-        be = "is" if found.more_pairs == 1 else "are"
-        more = f"about {counted(found.more_pairs, 'more pair')} {be} needed"
     narrow = found.interval(equal.low, equal.high)
-    text = f"not shown: {what} is {narrow} (90 % interval, {pairs}), which is not within {found.amount(equal.margin)}"
-    return f"{text} of 0; {more}"
+    is_wide = equal.low is not None and equal.high is not None and equal.high - equal.low > 2 * equal.margin
+    beyond = "is wider than" if is_wide else "reaches beyond"
+    text = f"not shown: {what} is {narrow}; this 90 % interval ({pairs}) {beyond} the margin of ±{found.limit}"
+    return f"{text}; {_pairs_text(found)} if the true difference is 0"
+
+
+def _pairs_text(found: Comparison) -> str:
+    if found.more_pairs is None:
+        return "to show equivalence takes more than a million pairs"
+    if not found.more_pairs:
+        return "as many pairs usually show equivalence"
+    return f"to show equivalence takes about {counted(found.more_pairs, 'more pair')}"

@@ -28,7 +28,7 @@ def _confounds(first: RunFiles, second: RunFiles) -> Iterator[str]:
     if validation[0] != validation[1]:
         yield f"the validation sets differ: {shown(validation[0])} and {shown(validation[1])} samples"
     trained = [run.samples for run in (first, second)]
-    largest = max(phase["global_batch"] for run in (first, second) for phase in run.plan["phases"])
+    largest = max([1, *(phase["global_batch"] for run in (first, second) for phase in run.plan["phases"])])
     if abs(trained[0] - trained[1]) > largest:
         yield f"the runs trained on {trained[0]:,} and {trained[1]:,} samples, which differ by more than a batch"
     changed = changed_keys(first.job, second.job)
@@ -54,9 +54,19 @@ def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 def find_notes(first: Sequence[RunFiles], second: Sequence[RunFiles], pairs: Sequence[Runs]) -> tuple[str, ...]:
-    """Return what a reader should know of the runs: those that were not counted, and where and how they trained."""
-    counted = {id(run) for pair in pairs for run in pair}
-    notes = [_why_not_counted(run) for run in (*first, *second) if id(run) not in counted]
+    """Return what a reader should know of the runs: those that were not counted, and where and how they trained.
+
+    Args:
+        first: all runs of the first arm.
+        second: all runs of the second arm.
+        pairs: the runs that are counted.
+    """
+    notes = [
+        f"{run.folder} is not counted: {_why_not_counted(run, others, pairs)}"
+        for runs, others in ((first, second), (second, first))
+        for run in runs
+        if not any(run is member for pair in pairs for member in pair)
+    ]
     for what, value_of in _CIRCUMSTANCES.items():
         found = {(shown(value_of(a)), shown(value_of(b))) for a, b in pairs if value_of(a) != value_of(b)}
         notes += [f"{what}: {one} and {two}" for one, two in sorted(found)]
@@ -65,11 +75,15 @@ def find_notes(first: Sequence[RunFiles], second: Sequence[RunFiles], pairs: Seq
     return tuple(dict.fromkeys([*notes, *(fault for run in (*first, *second) for fault in run.faults)]))
 
 
-def _why_not_counted(run: RunFiles) -> str:
+def _why_not_counted(run: RunFiles, others: Sequence[RunFiles], pairs: Sequence[Runs]) -> str:
     if not run.is_finished:
         epochs = [count / int(run.plan["num_samples"]) for count in (run.samples, int(run.plan["end_samples"]))]
-        return f"{run.name} is not counted: it has done {epochs[0]:.2f} of {epochs[1]:.2f} epochs"
-    return f"{run.name} is not counted: no run of seed {run.seed} in the other arm, or no finite result at its end"
+        return f"it has done {epochs[0]:.2f} of {epochs[1]:.2f} epochs"
+    if any(first.seed == run.seed for first, _ in pairs):
+        return f"another run of seed {run.seed} is"
+    if not any(other.seed == run.seed for other in others):
+        return f"the other job has no run of seed {run.seed}"
+    return f"no finite result is on record at the end of both runs of seed {run.seed}"
 
 
 def _last(run: RunFiles, *keys: str) -> Any:

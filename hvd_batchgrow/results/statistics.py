@@ -9,8 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import special
 
 _MOST_PAIRS = 10**6
@@ -64,8 +66,8 @@ def paired_difference(differences: Sequence[float], confidence: float = 0.95) ->
     n, mean, std = _moments(differences)
     if std is None:
         return PairedDifference(n, mean, None, None, None, confidence)
-    half = float(special.stdtrit(n - 1, (1 + confidence) / 2)) * std / math.sqrt(n)
-    return PairedDifference(n, mean, std, mean - half, mean + half, confidence)
+    low, high = mean_interval(n, mean, std, confidence)
+    return PairedDifference(n, mean, std, float(low), float(high), confidence)
 
 
 def equivalence(differences: Sequence[float], margin: float, alpha: float = 0.05) -> Equivalence:
@@ -82,11 +84,26 @@ def equivalence(differences: Sequence[float], margin: float, alpha: float = 0.05
     n, mean, std = _moments(differences)
     if std is None:
         return Equivalence(margin, alpha, None, False, None, None, None)
-    error = std / math.sqrt(n)
-    half = float(special.stdtrit(n - 1, 1 - alpha)) * error
-    distance = margin - abs(mean)
-    p = float(special.stdtr(n - 1, -distance / error)) if error else float(distance <= 0)
-    return Equivalence(margin, alpha, p, p < alpha, mean - half, mean + half, pairs_for_power(margin, std, alpha))
+    low, high = mean_interval(n, mean, std, 1 - 2 * alpha)
+    p = float(equivalence_p(n, mean, std, margin))
+    needed = pairs_for_power(margin, std, alpha)
+    return Equivalence(margin, alpha, p, p < alpha, float(low), float(high), needed)
+
+
+def mean_interval(n: int, mean: ArrayLike, std: ArrayLike, confidence: float) -> tuple[Any, Any]:
+    """Return the ends of the t interval of the mean of n numbers; means and standard deviations may be arrays."""
+    half = special.stdtrit(n - 1, (1 + confidence) / 2) * np.asarray(std) / math.sqrt(n)
+    return mean - half, mean + half
+
+
+def equivalence_p(n: int, mean: ArrayLike, std: ArrayLike, margin: float) -> Any:
+    """Return the larger p-value of the two one-sided t tests; means and standard deviations may be arrays.
+
+    Without spread (std = 0), it is 0 within the margin and 1 elsewhere.
+    """
+    distance, error = margin - np.abs(mean), np.asarray(std) / math.sqrt(n)
+    certain = np.where(distance > 0, np.inf, -np.inf)
+    return special.stdtr(n - 1, -np.divide(distance, error, out=certain, where=error > 0))
 
 
 def pairs_for_power(margin: float, std: float, alpha: float = 0.05, power: float = 0.8) -> int | None:
