@@ -23,6 +23,7 @@ from hvd_batchgrow.reports.provenance import commands_section, environment_secti
 from hvd_batchgrow.reports.runs import NUM_COLOURS, NUM_DASHES, Clock, ReportedRun, read_runs
 from hvd_batchgrow.reports.timeline import event_table
 from hvd_batchgrow.results.comparison import Comparison
+from hvd_batchgrow.results.records import number as finite
 
 
 def build_document(
@@ -147,7 +148,7 @@ def _raised(run: ReportedRun, group: Sequence[ReportedRun]) -> str:
 
 
 def _first(run: ReportedRun, key: str) -> float | None:
-    return text.finite(run.phases[0].get(key)) if run.phases else None
+    return finite(run.phases[0].get(key)) if run.phases else None
 
 
 def _raised_table(group: Sequence[ReportedRun], raised: Sequence[str]) -> Table:

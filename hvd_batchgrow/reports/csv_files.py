@@ -10,7 +10,7 @@ from typing import Any
 
 from hvd_batchgrow.reports.document import Document, Figure, FigureRow, Table
 
-_TABLES = ("pairs", "runs", "phases", "events", "orders")
+_TABLES = ("pairs", "arms", "runs", "phases", "events", "orders")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 """First characters with which spreadsheets start a formula."""
 

@@ -48,6 +48,11 @@ def _shown(column: Column, value: Any) -> str:
     return "" if value is None else column.show(value)
 
 
+def with_values(columns: Sequence[Column], rows: Sequence[Mapping[str, Any]]) -> tuple[Column, ...]:
+    """Return the columns that have a value in some row."""
+    return tuple(column for column in columns if any(row.get(column.key) is not None for row in rows))
+
+
 @dataclass(frozen=True)
 class Style:
     """How a curve is drawn: indices of a colour and of a dash pattern."""

@@ -35,7 +35,7 @@ class OrderRecord:
 
 
 def read_order(path: Path) -> OrderRecord:
-    """Read consumed.jsonl up to its first fault. A last line that a kill cut short is none."""
+    """Read consumed.jsonl up to its first fault; a last line that a kill cut short is skipped."""
     bounds, digests = array("q", [0]), array("Q", [0])
     gaps: list[tuple[int, int]] = []
     num_replaced, unreadable, fault = 0, 0, ""

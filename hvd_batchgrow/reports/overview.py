@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from hvd_batchgrow.messages.errors import RunError
 from hvd_batchgrow.messages.wording import counted
 from hvd_batchgrow.reports import text
-from hvd_batchgrow.reports.document import Column, Paragraph, Section, Table
+from hvd_batchgrow.reports.document import Column, Paragraph, Section, Table, with_values
 from hvd_batchgrow.reports.runs import ReportedRun
 from hvd_batchgrow.results.comparison import Comparison, compare_runs
+from hvd_batchgrow.results.run_cost import RunCost
 
 _MOST_KEYS = 60
 
 
 def compared(runs: Sequence[ReportedRun], margin: float | None) -> tuple[list[Comparison], str]:
-    """Return the comparisons of the runs, or the reason why there are none."""
+    """Return the comparisons of the runs, or the reason why there is no comparison."""
     try:
         return compare_runs([run.files for run in runs], margin), ""
     except RunError as error:
@@ -29,13 +30,34 @@ def verdict_section(comparisons: Sequence[Comparison], reason: str) -> Section:
     for found in comparisons:
         names = f"{text.clean(found.first.name, 80)} and {text.clean(found.second.name, 80)}"
         blocks.append(Paragraph(text.clean(f"{names}: {found.verdict()}.", 1000), "verdict"))
+        blocks += [Paragraph(text.clean(line, 1000)) for line in _statistics(found)]
         blocks += [Paragraph(text.clean(f"Confounded: {line}.", 1000), "warning") for line in found.confounds]
         blocks += [Paragraph(text.clean(f"Note: {line}.", 1000)) for line in found.notes]
     if rows := [row for found in comparisons for row in _pair_rows(found)]:
-        blocks.append(_pair_table(rows))
+        blocks += [_pair_table(rows), _arm_table([row for found in comparisons for row in _arm_rows(found)])]
     if not comparisons:
         blocks.append(Paragraph(text.clean(f"No comparison: {reason}.", 1000), "verdict"))
     return Section("Verdict", tuple(blocks))
+
+
+def _statistics(found: Comparison) -> Iterator[str]:
+    """Yield the numbers behind a verdict, and how far the curves lie apart during training."""
+    difference, equal, curves = found.difference, found.equivalence, found.curves
+    if difference is not None and difference.std is not None:
+        interval = found.interval(difference.low, difference.high)
+        yield f"Difference, first minus second: {found.signed(difference.mean)}, 95 % interval {interval}."
+    if equal is not None and equal.p is not None:
+        interval = found.interval(equal.low, equal.high)
+        yield f"Two one-sided tests at ±{found.limit}: p = {equal.p:.2g}, 90 % interval {interval}."
+    if curves is not None:
+        epoch, largest = curves.largest
+        apart = f"{found.amount(curves.mean)} apart on average, at most {found.signed(largest)} at epoch {epoch:.1f}"
+        yield f"The curves of the {curves.dataset} set are {apart}."
+    if any(pair.samples for pair in found.pairs):
+        yield (
+            "McNemar's p compares the two networks of a pair on each test sample. Networks of one job differ too, by "
+            "their seeds, so a small p does not show that the jobs differ."
+        )
 
 
 def _pair_rows(found: Comparison) -> Iterator[Mapping[str, Any]]:
@@ -49,9 +71,9 @@ def _pair_rows(found: Comparison) -> Iterator[Mapping[str, Any]]:
             "first_result": pair.first,
             "second_result": pair.second,
             "difference": pair.difference,
-            "first_updates": pair.first_run.updates,
-            "second_updates": pair.second_run.updates,
-            "update_ratio": pair.second_run.updates / max(1, pair.first_run.updates),
+            "only_first_right": pair.samples and pair.samples.only_first,
+            "only_second_right": pair.samples and pair.samples.only_second,
+            "mcnemar_p": pair.samples and pair.samples.p,
         }
 
 
@@ -64,11 +86,42 @@ def _pair_table(rows: Sequence[Mapping[str, Any]]) -> Table:
         Column("first_result", "first", text.number, is_number=True),
         Column("second_result", "second", text.number, is_number=True),
         Column("difference", "first − second", lambda value: f"{value:+.4g}" if value else "0", is_number=True),
-        Column("first_updates", "updates of first", text.integer, is_number=True),
-        Column("second_updates", "of second", text.integer, is_number=True),
-        Column("update_ratio", "second / first", lambda value: f"{value:.2f}×", is_number=True),
+        Column("only_first_right", "only first right", text.integer, is_number=True),
+        Column("only_second_right", "only second right", text.integer, is_number=True),
+        Column("mcnemar_p", "McNemar's p", lambda value: f"{value:.2g}", is_number=True),
     )
-    return Table("pairs", columns, rows)
+    return Table("pairs", with_values(columns, rows), rows)
+
+
+def _arm_rows(found: Comparison) -> Iterator[Mapping[str, Any]]:
+    """Yield what a run of each arm has cost, as the mean over the pairs, and the ratios."""
+    if not found.pairs:
+        return
+    names = ("updates", "samples", "seconds", "rank_hours")
+    sides = [RunCost.mean(list(runs)) for runs in zip(*((p.first_run, p.second_run) for p in found.pairs), strict=True)]
+    first, second = ({name: getattr(side, name) for name in names} for side in sides)
+    for arm, cost in ((found.first, first), (found.second, second)):
+        yield {"arm": text.clean(arm.name, 80), "runs": len(found.pairs), **cost}
+    yield {"arm": "second / first", **{key: _Ratio(second[key] / first[key]) for key in names if first[key]}}
+
+
+class _Ratio(float):
+    """A quotient of two costs."""
+
+
+def _arm_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    def show(usual: Callable[[Any], str]) -> Callable[[Any], str]:
+        return lambda value: f"{value:.2f}×" if isinstance(value, _Ratio) else usual(value)
+
+    columns = (
+        Column("arm", "mean of a job's runs"),
+        Column("runs", "runs", str, is_number=True),
+        Column("updates", "updates", show(text.integer), is_number=True),
+        Column("samples", "samples", show(text.integer), is_number=True),
+        Column("seconds", "time", show(text.seconds), is_number=True),
+        Column("rank_hours", "rank-hours", show(text.number), is_number=True),
+    )
+    return Table("arms", columns, rows)
 
 
 def fault_section(faults: Sequence[str]) -> list[Section]:
@@ -95,18 +148,16 @@ def runs_section(runs: Sequence[ReportedRun], price: float | None) -> Section:
         Column("last", "last", _result, is_number=True),
         Column("best", "best", _result, is_number=True),
     ]
-    if price is None:
-        columns = [column for column in columns if column.key != "cost"]
     notes = ["Time is that of the updates, without evaluations, checkpoints and start-up; rank-hours are that time in "
              "hours, times the ranks that each phase uses."]  # fmt: skip
     if price is not None:
         notes.append(f"Cost is rank-hours times the price of {price:g} per rank-hour.")
     rows = [_run_row(run, price) for run in runs]
-    return Section("Runs", (Table("runs", tuple(columns), rows), Paragraph(" ".join(notes))))
+    return Section("Runs", (Table("runs", with_values(columns, rows), rows), Paragraph(" ".join(notes))))
 
 
 def _run_row(run: ReportedRun, price: float | None) -> Mapping[str, Any]:
-    summary, rank_hours = run.summary, float(run.window_rank_hours.sum())
+    summary, rank_hours = run.summary, RunCost.of(run.files).rank_hours
     what = "accuracy" if summary.metric == "top1" else text.clean(summary.metric, 40)
     return {
         "run": run.label,

@@ -9,8 +9,9 @@ import numpy as np
 
 from hvd_batchgrow.reports import text
 from hvd_batchgrow.reports.curves import Floats
-from hvd_batchgrow.reports.document import Column, Table
+from hvd_batchgrow.reports.document import Column, Table, with_values
 from hvd_batchgrow.reports.runs import ReportedRun
+from hvd_batchgrow.results.records import number as finite
 
 
 def phase_table(runs: Sequence[ReportedRun]) -> Table:
@@ -33,8 +34,7 @@ def phase_table(runs: Sequence[ReportedRun]) -> Table:
         Column("seconds_left", "time left", text.seconds, is_number=True),
     )
     rows = [row for run in runs for row in _rows(run)]
-    is_done = not any(row["seconds_left"] for row in rows)
-    return Table("phases", columns[:-1] if is_done else columns, rows)
+    return Table("phases", with_values(columns, rows), rows)
 
 
 def _rows(run: ReportedRun) -> Iterator[Mapping[str, Any]]:
@@ -55,7 +55,7 @@ def _rows(run: ReportedRun) -> Iterator[Mapping[str, Any]]:
             "phase": k + 1,
             "start_epoch": phase["start_samples"] / run.files.plan["num_samples"],
             "lr": phase["lr"],
-            "momentum": text.finite(phase.get("momentum")),
+            "momentum": finite(phase.get("momentum")),
             "global_batch": phase["global_batch"],
             "layout": " × ".join(text.clean(phase.get(key), 20) for key in ("ranks", "accumulation", "micro_batch")),
             "planned_updates": phase["num_updates"],

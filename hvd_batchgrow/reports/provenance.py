@@ -11,6 +11,7 @@ from hvd_batchgrow.reports import text
 from hvd_batchgrow.reports.document import Block, Code, Column, Paragraph, Section, Table
 from hvd_batchgrow.reports.order_record import OrderRecord, common_order
 from hvd_batchgrow.reports.runs import ReportedRun
+from hvd_batchgrow.results.records import number as finite
 from hvd_batchgrow.storage.regular_files import read_regular
 
 _LAUNCHERS = {
@@ -162,7 +163,7 @@ def commands_section(runs: Sequence[ReportedRun], report_command: Sequence[str])
 
 
 def _launcher(run: ReportedRun) -> str:
-    backend, ranks = str(_last(run).get("backend")), text.finite(_last(run).get("ranks"))
+    backend, ranks = str(_last(run).get("backend")), finite(_last(run).get("ranks"))
     if ranks is None or ranks <= 1:
         return ""
     prefixes = (prefix for name, prefix in _LAUNCHERS.items() if backend.startswith(name))

@@ -13,8 +13,9 @@ import numpy as np
 from hvd_batchgrow.messages.errors import RunError
 from hvd_batchgrow.reports.curves import Floats
 from hvd_batchgrow.reports.document import Style
-from hvd_batchgrow.reports.text import clean, finite
+from hvd_batchgrow.reports.text import clean
 from hvd_batchgrow.results.comparison import group_runs
+from hvd_batchgrow.results.records import number as finite
 from hvd_batchgrow.results.run_files import RunFiles
 from hvd_batchgrow.results.run_summary import RunSummary, find_runs, summarize
 
@@ -50,7 +51,7 @@ class ReportedRun:
     def window_rank_hours(self) -> Floats:
         """Rank-hours of each training record: its seconds, times the ranks that it used."""
         ranks = self.files.column("ranks")
-        return np.asarray(self.window_s * np.where(np.isfinite(ranks), ranks, 1.0) / 3600)
+        return np.nan_to_num(self.window_s * ranks / 3600)
 
     @property
     def phases(self) -> Sequence[Mapping[str, Any]]:

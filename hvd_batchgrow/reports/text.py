@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from hvd_batchgrow.messages.wording import short_time
+from hvd_batchgrow.results.records import number as finite
 
 _MOST_LETTERS = 300
 _MOST_BLOCK_LETTERS = 40_000
@@ -29,16 +29,6 @@ def clean_block(text: str, most: int = _MOST_BLOCK_LETTERS) -> str:
 
 def _escaped(letter: str) -> str:
     return letter.encode("ascii", "backslashreplace").decode() if ord(letter) > 0x7F else f"\\x{ord(letter):02x}"
-
-
-def finite(value: Any) -> float | None:
-    """Return a number from a file; None for anything that is not a finite number."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return None
-    try:
-        return float(value) if math.isfinite(value) else None
-    except OverflowError:
-        return None
 
 
 def integer(value: Any) -> str:

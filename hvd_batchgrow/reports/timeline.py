@@ -14,6 +14,7 @@ from hvd_batchgrow.reports import text
 from hvd_batchgrow.reports.document import Column, Table
 from hvd_batchgrow.reports.order_record import OrderRecord
 from hvd_batchgrow.reports.runs import ReportedRun
+from hvd_batchgrow.results.records import number as finite
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def _events(run: ReportedRun, order: OrderRecord) -> list[_Event]:
 
 def _invocations(run: ReportedRun) -> Iterator[_Event]:
     for k, attempt in enumerate(run.files.attempts):
-        samples = text.finite(attempt.get("start_samples", None if k else 0))
+        samples = finite(attempt.get("start_samples", None if k else 0))
         hardware = attempt.get("hardware")
         device = hardware.get("device") if isinstance(hardware, dict) else None
         ranks = f"{attempt.get('ranks')} ranks" if attempt.get("ranks") != 1 else "1 rank"
@@ -104,7 +105,7 @@ def _decisions(run: ReportedRun) -> Iterator[_Event]:
         measured = line.get("measured")
         if isinstance(measured, dict):
             changes += [f"{text.clean(name, 40)} = {text.number(value)}" for name, value in measured.items()]
-        restored = text.finite(line.get("restore_samples"))
+        restored = finite(line.get("restore_samples"))
         changes += [] if restored is None else [f"weights as at sample {restored:,.0f}"]
         why = text.clean(line.get("why", ""), 300)
         kind = f"decision of {text.clean(line.get('trigger', 'the trigger'), 40)}"

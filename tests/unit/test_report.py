@@ -71,7 +71,7 @@ def test_every_pair_of_runs_is_in_the_report_with_its_difference() -> None:
     verdict = document.sections[0].blocks[0]
     assert isinstance(verdict, Paragraph)
     assert "(95 % interval" in verdict.text or "(90 % interval" in verdict.text
-    assert [(row["first_updates"], row["second_updates"]) for row in rows(document, "pairs")] == [(17, 42)] * 2
+    assert [row["updates"] for row in rows(document, "arms")] == [17, 42, pytest.approx(42 / 17)]
 
 
 def test_phases_have_what_the_plan_wants_and_what_was_done() -> None:
@@ -272,7 +272,7 @@ def test_a_run_whose_plan_is_damaged_is_named_and_the_others_are_reported(tmp_pa
         build_document([damaged])
 
 
-def test_runs_of_one_name_are_told_apart_and_a_run_is_reported_once(tmp_path: Path) -> None:
+def test_runs_of_one_name_have_different_labels_and_a_run_is_reported_once(tmp_path: Path) -> None:
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
         copied(tmp_path / folder, "small-seed7")
@@ -311,7 +311,7 @@ def test_the_command_writes_markdown_csv_and_pictures(tmp_path: Path, capsys: py
             assert path.read_bytes().startswith(b"\x89PNG")
             assert path.with_suffix(".svg").exists()
     tables = {path.stem: list(csv.DictReader(path.open())) for path in files if path.suffix == ".csv"}
-    assert tables.keys() == {"runs", "pairs", "phases", "events", "orders", "curves"}
+    assert tables.keys() == {"runs", "pairs", "arms", "phases", "events", "orders", "curves"}
     assert [row["run"] for row in tables["runs"]] == sorted(path.name for path in STORED.iterdir())
     drawn = {(row["figure"], row["curve"]) for row in tables["curves"]}
     assert {("learning-rate", name) for name in (*PAIRS, "measured")} <= drawn
