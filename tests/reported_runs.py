@@ -42,6 +42,7 @@ def long_run(folder: Path, num_records: int) -> Path:
     sizes = {"end_samples": batch * num_records, "num_updates": num_records, "phases": [phase]}
     (folder / "plan.json").write_text(json.dumps({**plan, **sizes}))
     record = json.loads((source / "metrics.jsonl").read_text().splitlines()[0])
+    record = {key: record[key] for key in ("kind", "lr", "global_batch", "ranks", "top1", "samples_per_s")}
     with (folder / "metrics.jsonl").open("w") as metrics, (folder / "consumed.jsonl").open("w") as consumed:
         for k in range(1, num_records + 1):
             loss = 9.0 if k == num_records // 3 else 1 + 1 / k

@@ -51,6 +51,10 @@ class PlanCommand(JobCommand):
             fault = "contradicts --twin, which only prints a job file"
             raise JobError([Fault(flag, fault) for flag in ignored], "command line")
         job = self.load(overrides)
+        if job.logging.observers:
+            from hvd_batchgrow.observers.load_observers import check_observers
+
+            check_observers(job.logging.observers)
         num_samples = known_num_samples(job.data)
         probe = load_probe(self.cost) if self.cost else None
         choose = choose_ranks(job, num_samples, probe, self.ranks) if probe else None

@@ -104,6 +104,7 @@ class TrainCommand(RanksCommand):
 
     def train(self, ranks: Ranks, stop: StopRequest, load: Callable[[], Job]) -> RunEnded:
         """Train one run, and show its progress on the terminal."""
+        from hvd_batchgrow.observers.load_observers import check_observers
         from hvd_batchgrow.observers.progress import work_progress
         from hvd_batchgrow.train.checkpoints.elastic_state import ElasticState
         from hvd_batchgrow.train.run.run import RunOptions, run_job
@@ -120,9 +121,15 @@ class TrainCommand(RanksCommand):
         )
         state = ElasticState()
 
+        def load_checked() -> Job:
+            job = load()
+            if ranks.rank == 0:
+                check_observers(job.logging.observers)  # before the data is loaded
+            return job
+
         def attempt(options: RunOptions) -> RunEnded:
             with work_progress(console) as report:
-                return run_job(load, ranks, options, report, lambda job: _observers(job, console), stop, state)
+                return run_job(load_checked, ranks, options, report, lambda job: _observers(job, console), stop, state)
 
         def is_over() -> bool:
             return stop.stop_requested or state.num_updates == self.max_updates
@@ -278,6 +285,10 @@ def _observers(job: Job, console: PlainConsole) -> list[Observer]:
         from hvd_batchgrow.observers.tensorboard import TensorBoard
 
         observers.append(TensorBoard())
+    if job.logging.observers:
+        from hvd_batchgrow.observers.load_observers import load_observers
+
+        observers += load_observers(job.logging.observers, lambda line: console.print(line, soft_wrap=True))
     return observers
 
 

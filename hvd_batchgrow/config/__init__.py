@@ -9,6 +9,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, JsonValue
 
 from hvd_batchgrow.config.layout import LayoutSection
 from hvd_batchgrow.config.model_specs import check_name
+from hvd_batchgrow.config.observer_names import check_observer
 from hvd_batchgrow.config.optim import OptimSection
 from hvd_batchgrow.config.schedules import ScheduleBase
 from hvd_batchgrow.config.source_specs import SOURCES, check_source
@@ -249,7 +250,9 @@ class LoggingSection(Section):
     line_every_s: PositiveFloat = 60.0
     """Without a terminal: seconds between two lines of progress, which follow a log record."""
     tensorboard: bool = True
-    """Write TensorBoard files to `runs/NAME/tensorboard`."""
+    """Write TensorBoard's event file into `runs/NAME`."""
+    observers: Annotated[tuple[Annotated[str, AfterValidator(check_observer)], ...], BeforeValidator(tuples)] = ()
+    """Further observers: mlflow, wandb, or your `module:name`."""
     stall_timeout_s: PositiveFloat = 600.0
     """Seconds without progress after which the job ends. After a tenth of it, the run reports which rank stalls."""
 

@@ -2,100 +2,139 @@
 
 from __future__ import annotations
 
-import math
+import textwrap
 from typing import Any
 
+import tomli_w
 from torch.utils.tensorboard import SummaryWriter
-from torch.utils.tensorboard.summary import hparams
 
-from hvd_batchgrow.observers.console_tables import plan_text
+from hvd_batchgrow.config import Job
+from hvd_batchgrow.observers.console_tables import plan_table
+from hvd_batchgrow.observers.event_files import event_files, points_up_to
+from hvd_batchgrow.observers.markdown import markdown_table
+from hvd_batchgrow.observers.scalars import (
+    BAND,
+    HOURS,
+    UPDATES,
+    evaluation_scalars,
+    hyperparameters,
+    measures_noise,
+    prefixes_of,
+    record_scalars,
+)
+from hvd_batchgrow.observers.tensorboard_hparams import HPARAMS_TAGS, hparams_summaries
+from hvd_batchgrow.schedule.plan import Plan
 from hvd_batchgrow.train.events import Decided, EvaluatedSet, Evaluation, Observer, RunEnded, RunStarted, TrainRecord
-from hvd_batchgrow.train.update.gradient_noise import GradientNoiseScale
-from hvd_batchgrow.train.update.gradient_norms import ALL
+
+_REPLACED = frozenset({"plan/text_summary", "job/text_summary", "custom_scalars__config__", *HPARAMS_TAGS})
+"""Tags that each attempt writes again."""
 
 
 class TensorBoard(Observer):
-    """Writes `tensorboard/`; a resumed run continues the same curves."""
+    """Writes one event file into the run folder, so that `tensorboard --logdir runs` shows the run under its name.
+
+    A resumed run continues the same curves: the points up to the checkpoint are copied into a new event file, which
+    replaces the old one, also in a TensorBoard that is open. (`SummaryWriter`'s `purge_step` only marks the points that
+    follow the checkpoint, and TensorBoard 2.21 draws some or all of them with the points that are trained again.)
+    """
 
     def __init__(self) -> None:
         self._writer: SummaryWriter | None = None
         self._hyperparameters: dict[str, Any] = {}
-        self._prefix: dict[EvaluatedSet, str] = {}
+        self._prefixes: dict[EvaluatedSet, str] = {}
 
     def on_start(self, event: RunStarted) -> None:
-        """Open the folder, and hide points after the checkpoint."""
-        numbers = event.job.deciding(event.plan.num_samples)
-        self._hyperparameters = {key: v for key, v in numbers.items() if isinstance(v, (int, float, str, bool))}
-        # Without a validation set the test set is evaluated during training, under "val" as in earlier versions.
-        self._prefix = {"validation": "val", "test": "test" if event.plan.num_validation else "val"}
-        purge = event.samples + 1 if event.samples else None
-        self._writer = SummaryWriter(str(event.folder / "tensorboard"), purge_step=purge)
-        self._writer.add_custom_scalars(_BAND)
-        self._writer.add_text("plan", f"```\n{plan_text(event.plan)}\n```", event.samples)
+        """Open a new event file: the points up to the checkpoint, the plan, the job, the layout of the charts."""
+        self._hyperparameters = dict(hyperparameters(event.job, event.plan.num_samples))
+        self._prefixes = prefixes_of(event)
+        old = event_files(event.folder)
+        kept = points_up_to(old, event.samples, _REPLACED)
+        self._writer = SummaryWriter(str(event.folder))
+        self._writer.add_custom_scalars(chart_layout(event.job))
+        for point in kept:
+            self._writer.file_writer.add_event(point, point.step, point.wall_time)  # type: ignore[attr-defined]
+        self._writer.add_text("plan", plan_markdown(event.plan), event.samples)
+        self._writer.add_text("job", job_markdown(event.job), event.samples)
+        self._writer.flush()
+        for path in old:
+            path.unlink()
 
     def on_record(self, event: TrainRecord) -> None:
         """Add points to the training curves."""
-        scalars = {
-            "train/loss": event.loss,
-            **{f"train/{name}": value for name, value in event.metrics.items()},
-            "optim/lr": event.lr,
-            "optim/momentum": event.momentum,
-            "batch/global": event.global_batch,
-            "batch/accumulation": event.accumulation,
-            "batch/ranks": event.ranks,
-            "batch/progress_epochs": event.progress_epochs,
-            "noise/scale": event.noise_scale,
-            "perf/samples_per_s": event.samples_per_s,
-            "perf/data_wait_pct": event.data_wait_pct,
-            "perf/backward_pct": event.backward_pct,
-            "perf/allreduce_pct": event.allreduce_pct,
-            "perf/optimizer_pct": event.optimizer_pct,
-            "update/skipped": event.skipped,
-        }
-        if event.trust_ratio is not None:
-            scalars["lars/trust_ratio_p50"] = event.trust_ratio
-        for name, noise in event.gradient_noise.items():
-            scalars |= _noise_scalars("" if name == ALL else f"/{name}", noise, event.global_batch)
-        self._add(scalars, event.samples)
+        self._add(record_scalars(event), event.samples)
 
     def on_decision(self, event: Decided) -> None:
-        """Add the reason for a decision as text."""
+        """Add the reason for a decision, and the plan after it, as text."""
         if self._writer:
             self._writer.add_text("batch/decision", event.decision.describe(), event.decision.samples)
+            self._writer.add_text("plan", plan_markdown(event.plan), event.decision.samples)
 
     def on_evaluation(self, event: Evaluation) -> None:
         """Add points to the curves of the evaluated set."""
-        self._add(self._results(event), event.samples)
+        self._add(evaluation_scalars(event, self._prefixes), event.samples)
 
     def on_end(self, event: RunEnded) -> None:
-        """Add the job's hyperparameters with its results, and close the files."""
+        """At the end of the plan, add the job's hyperparameters with its results; close the file."""
         if not self._writer:
             return
-        if event.done and event.evaluation:
-            # add_hparams would create a separate run folder.
-            for summary in hparams(self._hyperparameters, self._results(event.evaluation)):
+        if event.evaluation and event.updates >= event.num_updates:
+            for summary in hparams_summaries(event.job_name, self._hyperparameters, self._results(event.evaluation)):
                 self._writer.file_writer.add_summary(summary)  # type: ignore[attr-defined]
         self._writer.close()
 
-    def _results(self, evaluation: Evaluation) -> dict[str, float]:
-        prefix = self._prefix[evaluation.dataset]
-        return {f"{prefix}/{name}": value for name, value in evaluation.named().items()}
+    def _results(self, evaluation: Evaluation) -> list[str]:
+        """Return the names of the curves that end with the results of the run, the main result first."""
+        names = list(evaluation_scalars(evaluation, self._prefixes))
+        return [*names[1:], *names[:1], UPDATES, HOURS]  # the loss comes first
 
     def _add(self, scalars: dict[str, float], samples: int) -> None:
         if self._writer:
             for tag, value in scalars.items():
-                if math.isfinite(value):  # for other values TensorBoard logs a warning and draws nothing
-                    self._writer.add_scalar(tag, value, samples)
+                self._writer.add_scalar(tag, value, samples)
+            self._writer.flush()  # a kill loses no point that precedes a checkpoint
 
 
-_B_SIMPLE = "noise/gradient_b_simple"
-_BAND = {"gradient noise": {"B_simple, 95 %": ["Margin", [_B_SIMPLE, f"{_B_SIMPLE}_low", f"{_B_SIMPLE}_high"]]}}
-"""Layout of TensorBoard's custom scalars tab."""
+def chart_layout(job: Job) -> dict[str, dict[str, list[Any]]]:
+    """Return the layout of the custom scalars tab. TensorBoard merges the charts of several runs if they are equal.
+
+    Args:
+        job: shows whether the gradient noise is measured.
+    """
+
+    def curves(*patterns: str) -> list[Any]:
+        return ["Multiline", [f"^{pattern}$" for pattern in patterns]]
+
+    noise = {"B_simple with its 95 % band": ["Margin", [*BAND]]}
+    shares = ("data_wait", "backward", "allreduce", "optimizer")
+    return {
+        "loss and results": {
+            "loss": curves("(train|val|test)/(average_)?loss"),
+            "accuracy and other results": curves("(train|val|test)/(?!loss$|average_loss$).*"),
+        },
+        "batch and learning rate": {
+            "global batch": curves("batch/global"),
+            "learning rate": curves("optim/lr"),
+            "updates": curves(UPDATES),
+        },
+        "noise": {
+            "noise scale of the schedule": curves("noise/scale"),
+            **(noise if measures_noise(job) else {}),
+        },
+        "performance": {
+            "samples per second": curves("perf/samples_per_s"),
+            "share of an update's time, %": curves(*(f"perf/{share}_pct" for share in shares)),
+            "ranks and accumulation": curves("batch/ranks", "batch/accumulation"),
+        },
+    }
 
 
-def _noise_scalars(suffix: str, noise: GradientNoiseScale, batch: int) -> dict[str, float]:
-    """Return the scalars of the whole gradient or of a layer group, without those that are unresolved."""
-    scalars = {_B_SIMPLE: noise.b_simple, f"{_B_SIMPLE}_low": noise.low, f"{_B_SIMPLE}_high": noise.high}
-    if noise.b_simple is not None:
-        scalars["batch/over_b_simple"] = batch / noise.b_simple
-    return {tag + suffix: value for tag, value in scalars.items() if value is not None}
+def plan_markdown(plan: Plan) -> str:
+    """Return a plan as a table in Markdown."""
+    return markdown_table(plan_table(plan))
+
+
+def job_markdown(job: Job) -> str:
+    """Return the keys of a job that differ from their defaults; nothing in an indented block can end it."""
+    tree = job.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
+    text = tomli_w.dumps({key: value for key, value in tree.items() if value != {}})
+    return textwrap.indent(text, "    ", lambda _: True)

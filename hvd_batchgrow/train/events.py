@@ -87,6 +87,8 @@ class TrainRecord:
     """Updates skipped since the start of the run because they were not finite."""
     gradient_noise: dict[str, GradientNoiseScale] = field(default_factory=dict)
     """Noise scale of the whole gradient ("all") and, if requested, of each layer group; empty: not measured."""
+    elapsed_s: float | None = None
+    """Wall time of the run up to here, over all attempts, with evaluations and checkpoints; None outside of a run."""
 
 
 @dataclass(frozen=True)

@@ -205,6 +205,8 @@ def _train(
         "1e9",
         "--logging.tensorboard",
         "false",
+        "--logging.observers",
+        "[]",
     ]
     # A checkpoint after every update; all are kept.
     command += ["--checkpoint.every-epochs", "1e-9", "--checkpoint.keep", str(num_updates)]

@@ -70,7 +70,8 @@ def test_every_pair_of_runs_is_in_the_report_with_its_difference() -> None:
     assert found == [(7, "small-seed7", "small-seed7-twin"), (8, "small-seed8", "small-seed8-twin")]
     verdict = document.sections[0].blocks[0]
     assert isinstance(verdict, Paragraph)
-    assert "(95 % interval" in verdict.text or "(90 % interval" in verdict.text
+    # The differences 12 and -2 have the mean 5 and the standard error 7; Student's t(0.95, 1) is 6.3138.
+    assert f"{5 - 7 * 6.3138:+.2f} to {5 + 7 * 6.3138:+.2f} points" in verdict.text
     assert [row["updates"] for row in rows(document, "arms")] == [17, 42, pytest.approx(42 / 17)]
 
 

@@ -38,7 +38,7 @@ def show(observer: Observer, start: RunStarted, *evaluations: Evaluation) -> Non
 
 
 def curves(folder: Path) -> dict[str, list[float]]:
-    found = EventAccumulator(str(folder / "tensorboard"))
+    found = EventAccumulator(str(folder))
     found.Reload()
     return {tag: [round(e.value, 6) for e in found.Scalars(tag)] for tag in found.Tags()["scalars"]}
 

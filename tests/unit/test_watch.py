@@ -100,7 +100,7 @@ def test_a_fresh_start_begins_the_file_again(tmp_path: Path) -> None:
 def test_tensorboard_has_samples_on_its_axis_and_no_double_points(tmp_path: Path) -> None:
     run(TensorBoard(), tmp_path, [160, 320, 480])
     run(TensorBoard(), tmp_path, [336, 480], samples=320)
-    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events = EventAccumulator(str(tmp_path))
     events.Reload()
     assert [point.step for point in events.Scalars("train/loss")] == [160, 320, 336, 480]
     assert [point.step for point in events.Scalars("val/top1")] == [480]

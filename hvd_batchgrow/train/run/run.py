@@ -80,7 +80,7 @@ def run_job(
     with RunLock(folder) as lock, ExitStack() as stack:
         stack.callback(source.close)
         ranks.run_on_rank0(lambda: lock.take(report))
-        observers = make_observers(job) if ranks.rank == 0 else ()
+        observers = ranks.run_on_rank0(lambda: make_observers(job)) or ()
         # Before the folder is opened: if the network cannot be built, --overwrite must not remove the old run.
         pretrained = job.model.pretrained is not None and not _has_checkpoint(folder, options, elastic, ranks)
         parts = TrainingParts(job, source, ranks, placement.device, pretrained=pretrained)

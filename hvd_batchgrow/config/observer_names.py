@@ -1,0 +1,24 @@
+"""`logging.observers`: the names of further observers."""
+
+from __future__ import annotations
+
+import re
+from difflib import get_close_matches
+
+SERVICES = {"mlflow": "MLflow", "wandb": "WeightsAndBiases"}
+"""Names of this package's observers for services, and their classes in `observers/NAME.py`. Each has an extra of its
+name with the packages that it needs."""
+
+
+def check_observer(name: str) -> str:
+    """Return the name. Raises ValueError if it is neither a service nor `module:name`; the message suggests one."""
+    if name in SERVICES or re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", name):
+        return name
+    if name.lower() == "tensorboard":
+        raise ValueError(f"TensorBoard has its own key, logging.tensorboard; here: {_CHOICES}")
+    near = get_close_matches(name.lower(), SERVICES, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise ValueError(f"{hint}one of {_CHOICES}")
+
+
+_CHOICES = f"{', '.join(SERVICES)}, or your own module:name"

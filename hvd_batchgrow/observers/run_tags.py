@@ -1,0 +1,30 @@
+"""What a service can filter runs by."""
+
+from __future__ import annotations
+
+import json
+
+from hvd_batchgrow.storage.regular_files import read_regular
+from hvd_batchgrow.train.events import RunStarted
+
+_TWIN = "-twin"
+
+
+def run_tags(start: RunStarted) -> dict[str, str]:
+    """Return the policy, the pair of a run and its twin, and the commits of this package and of the user's code.
+
+    A commit is missing if the code is not in a git checkout, or if record.json cannot be read.
+    """
+    name = start.job.name
+    is_twin = name.endswith(_TWIN) and start.job.schedule.is_own_twin
+    tags = {
+        "policy": start.job.schedule.policy,
+        "pair": name.removesuffix(_TWIN) if is_twin else name,
+        "twin": "yes" if is_twin else "no",
+    }
+    try:
+        attempt = json.loads(read_regular(start.folder / "record.json"))["attempts"][-1]
+        commits = {"commit": attempt["git_commit"], "user_commit": attempt["user_git_commit"]}
+    except (OSError, ValueError, KeyError, TypeError, IndexError):
+        return tags
+    return tags | {key: commit for key, commit in commits.items() if isinstance(commit, str)}

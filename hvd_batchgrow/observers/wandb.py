@@ -1,0 +1,87 @@
+"""Curves, configuration and tags of a run in Weights & Biases."""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from pathlib import Path
+from typing import Any
+
+import wandb
+
+from hvd_batchgrow.observers.run_tags import run_tags
+from hvd_batchgrow.observers.scalars import evaluation_scalars, hyperparameters, prefixes_of, record_scalars
+from hvd_batchgrow.storage.atomic import write_atomically
+from hvd_batchgrow.storage.regular_files import read_regular
+from hvd_batchgrow.train.events import EvaluatedSet, Evaluation, Observer, RunEnded, RunStarted, TrainRecord
+
+_SAMPLES = "progress/samples"
+
+
+class WeightsAndBiases(Observer):
+    """Logs to `runs/NAME/wandb`, for `wandb sync`; with WANDB_MODE=online, to the service too.
+
+    The run's id is kept in `runs/NAME/wandb.json`, so a resumed run continues the same W&B run. W&B cannot delete a
+    point. Therefore the file also has the samples of the last points, and points that are trained again are not logged
+    again. A run that is killed between a point and that file logs one point twice.
+    """
+
+    def __init__(self) -> None:
+        self._run: Any = None
+        self._path = Path()
+        self._prefixes: dict[EvaluatedSet, str] = {}
+        self._known: dict[str, Any] = {}
+        """The content of wandb.json: `id`, and in `last` the samples at the last point of the training records and of
+        each set."""
+
+    def on_start(self, event: RunStarted) -> None:
+        """Continue the W&B run of this folder, or create one."""
+        self._prefixes, self._path = prefixes_of(event), event.folder / "wandb.json"
+        self._known = _read(self._path) or {"id": uuid.uuid4().hex[:12], "last": {}}
+        self._write()
+        tags = run_tags(event)
+        self._run = wandb.init(
+            project=os.environ.get("WANDB_PROJECT", "hvd_batchgrow"),
+            id=self._known["id"],
+            resume="allow",
+            name=event.job.name,
+            group=tags["pair"],
+            tags=[tags["policy"], *(["twin"] if tags["twin"] == "yes" else [])],
+            config={**hyperparameters(event.job, event.plan.num_samples), "tags": tags},
+            dir=str(event.folder),
+            mode=os.environ.get("WANDB_MODE", "offline"),
+            settings=wandb.Settings(silent=True, console="off"),
+        )
+        self._run.define_metric("*", step_metric=_SAMPLES)
+
+    def on_record(self, event: TrainRecord) -> None:
+        """Log the numbers of a training record; charts have the sample counter as their axis."""
+        self._log("train", record_scalars(event), event.samples)
+
+    def on_evaluation(self, event: Evaluation) -> None:
+        """Log the results of an evaluation."""
+        self._log(self._prefixes[event.dataset], evaluation_scalars(event, self._prefixes), event.samples)
+
+    def on_end(self, event: RunEnded) -> None:
+        """Close the W&B run; the next attempt continues it."""
+        self._run.finish()
+
+    def _log(self, kind: str, scalars: dict[str, float], samples: int) -> None:
+        if samples > self._known["last"].get(kind, 0):
+            self._run.log({**scalars, _SAMPLES: samples})
+            self._known["last"][kind] = samples
+            self._write()
+
+    def _write(self) -> None:
+        write_atomically(self._path, json.dumps(self._known).encode())
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """Return the content of wandb.json; None if there is no such file, or it is damaged."""
+    try:
+        known = json.loads(read_regular(path))
+        last = {str(kind): int(samples) for kind, samples in known["last"].items()}
+        return {"id": str(known["id"]), "last": last}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
