@@ -139,7 +139,8 @@
         stroke.setAttribute("d", "M0 3H18");
         element(row, "span", "", curve.label);
         const band = curve.low && curve.low[index] !== null ? ` (${valueText(curve.low[index])} to ${valueText(curve.high[index])})` : "";
-        element(row, "b", "", valueText(curve.y[index]) + band);
+        const isAway = !curve.steps && Math.abs(curve.x[index] - x) > 0.01 * (shown.x[1] - shown.x[0]);
+        element(row, "b", "", valueText(curve.y[index]) + band + (isAway ? ` at ${valueText(curve.x[index])}` : ""));
       });
       cursor.style.left = `${100 * share}%`;
       hover.style.left = share < 0.5 ? `calc(${100 * share}% + 10px)` : "";
