@@ -10,9 +10,11 @@ from rich.table import Table
 
 from hvd_batchgrow.messages.wording import short_time
 from hvd_batchgrow.observers.console import PlainConsole
-from hvd_batchgrow.observers.console_tables import number_table, print_table
+from hvd_batchgrow.observers.console_tables import number_table, print_table, remove_column
 from hvd_batchgrow.results.comparison import Comparison, Pair
 from hvd_batchgrow.results.run_cost import RunCost
+
+_SAMPLE_COLUMNS = ("only\nfirst right", "only\nsecond right", "McNemar's\np")
 
 
 def print_comparison(console: PlainConsole, found: Comparison, *, with_costs: bool = True) -> None:
@@ -26,7 +28,7 @@ def print_comparison(console: PlainConsole, found: Comparison, *, with_costs: bo
     console.print(f"first: {found.first.name}", soft_wrap=True)
     console.print(f"second: {found.second.name}", soft_wrap=True)
     if found.pairs:
-        print_table(console, pair_table(found), ["only\nsecond right", "only\nfirst right"])
+        print_table(console, pair_table(found), _SAMPLE_COLUMNS[:2])
     if found.pairs and with_costs:
         print_table(console, arm_cost_table(found))
     for line in [*_statistics(found), *_curves(found), *_cautions(found)]:
@@ -39,13 +41,16 @@ def pair_table(found: Comparison) -> Table:
     unit = f"\n({found.unit})" if found.unit else ""
     table = number_table(
         f"{found.dataset} {'accuracy' if found.metric == 'top1' else found.metric}",
-        ("seed", "first", "second", f"difference{unit}", "only\nfirst right", "only\nsecond right", "McNemar's\np"),
+        ("seed", "first", "second", f"difference{unit}", *_SAMPLE_COLUMNS),
     )
     for pair in found.pairs:
         results = (found.result(pair.first), found.result(pair.second))
         test = pair.samples
         counts = ("", "", "") if test is None else (f"{test.only_first:,}", f"{test.only_second:,}", f"{test.p:.2g}")
         table.add_row(f"{pair.seed}", *results, found.signed(pair.difference).removesuffix(" points"), *counts)
+    if not any(pair.samples for pair in found.pairs):
+        for heading in _SAMPLE_COLUMNS:
+            remove_column(table, heading)
     return table
 
 

@@ -364,6 +364,14 @@ def test_the_command_ends_with_the_verdict(tmp_path: Path, capsys: pytest.Captur
     assert tree["pairs"][2]["mcnemar"] == {"num_samples": 10, "only_first": 1, "only_second": 2, "p": 1.0}
 
 
+def test_without_outcomes_the_table_has_no_columns_for_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pairs(tmp_path, [0.1, 0.2])
+    out, _ = printed(capsys, tmp_path)
+    assert ("McNemar's p" in out, "only" in out) == (False, False)
+    (row,) = [line.split() for line in out.splitlines() if line.strip().startswith("6 ")]
+    assert row == ["6", "80.20", "%", "80.00", "%", "+0.20"]
+
+
 def test_errors_of_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs = pairs(tmp_path / "runs", [0.1])
     other = write_run(tmp_path / "other", 5, 0.5, task={"name": "regression"})
@@ -437,3 +445,26 @@ def test_pairs_that_suffice_but_are_not_centered(tmp_path: Path) -> None:
     assert found.equivalence is not None
     assert (found.equivalence.pairs_needed, found.more_pairs) == (8, 0)
     assert "reaches beyond the margin of ±0.5 points; as many pairs usually show equivalence" in found.verdict()
+
+
+def test_control_characters_of_a_record_do_not_reach_the_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, second = pairs(tmp_path, [0.1])
+    text = (second.folder / "plan.json").read_text()
+    escape = "\\u001b[31m"
+    text = text.replace('"job": "job', f'"job": "{escape}').replace('"seed": 5', f'"seed": 5, "{escape}": 1')
+    (second.folder / "plan.json").write_text(text)
+    for words in ((), ("--metric", "loss"), ("--json",)):
+        assert "\x1b" not in "".join(printed(capsys, tmp_path, *words))
+    assert "\\x1b[31m" in printed(capsys, tmp_path)[0]
+
+
+def test_outcomes_are_those_of_the_test_set_and_of_the_weights_themselves(tmp_path: Path) -> None:
+    runs = pairs(tmp_path, [0.1])
+    for run in runs:
+        write_outcomes(run.folder, outcomes(0, 1))
+        text = (run.folder / "metrics.jsonl").read_text()
+        (run.folder / "metrics.jsonl").write_text(text.replace('"top1"', '"average_top1"'))
+    found = compared([RunFiles.read(run.folder) for run in runs], metric="average_top1")
+    assert (found.unit, found.pairs[0].samples) == ("points", None)
