@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium: pip install selenium")
@@ -130,8 +131,18 @@ class Browser:
 
 def is_drawn(element: WebElement) -> bool:
     """Return whether an element has more than one colour on the screen; it is scrolled into view."""
-    pixels = np.asarray(Image.open(io.BytesIO(element.screenshot_as_png)).convert("RGB"))
+    pixels = _pixels(element)
     return bool((pixels != pixels[0, 0]).any())
+
+
+def has_colour(element: WebElement) -> bool:
+    """Return whether an element has a pixel that is not grey: a curve, where axes and labels are grey."""
+    pixels = _pixels(element).astype(int)
+    return bool((pixels.max(axis=-1) - pixels.min(axis=-1) > 30).any())
+
+
+def _pixels(element: WebElement) -> NDArray[np.uint8]:
+    return np.asarray(Image.open(io.BytesIO(element.screenshot_as_png)).convert("RGB"))
 
 
 _FLAGS = (

@@ -125,7 +125,7 @@ def _factory(index: int, name: str) -> Callable[[], Any]:
         except NotFound as error:
             raise _refusal(index, str(error)) from error
     spec = find_spec(name)
-    if spec is None or spec.origin is None:  # a folder of this name, as W&B makes one, is no package
+    if spec is None or spec.origin is None:  # a folder of this name, such as W&B makes, counts too
         raise _refusal(index, f"{name} is not installed: pip install 'hvd_batchgrow[{name}]'")
 
     def make() -> Observer:

@@ -75,7 +75,7 @@ class MLflow(Observer):
         self._client.set_terminated(self._run_id, "FINISHED" if is_finished else "KILLED")
 
     def _known_run(self, path: Path) -> str | None:
-        """Return the id of this folder's MLflow run; None if it has none in this server or database."""
+        """Return the id of this folder's MLflow run; None if this server or database does not have one."""
         try:
             known = json.loads(read_regular(path))
             if known["tracking_uri"] != self._client.tracking_uri:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.browser import Browser, browser, is_drawn  # noqa: F401  # a fixture
+from tests.browser import Browser, browser, has_colour, is_drawn  # noqa: F401  # a fixture
 
 pytestmark = pytest.mark.slow
 
@@ -32,6 +32,12 @@ def test_only_drawn_charts_count_also_those_that_come_later(browser: Browser, tm
     assert browser.errors() == []
     with pytest.raises(AssertionError, match=r"no 4 × svg in 0\.5 s"):
         browser.wait_for_charts("svg", at_least=4, deadline_s=0.5)
+
+
+def test_a_grey_chart_has_no_curve(browser: Browser, tmp_path: Path) -> None:  # noqa: F811
+    grey = LINE.replace("red", "#777")
+    browser.open(page(tmp_path, f"<svg>{grey}</svg> <svg>{grey}{LINE}</svg>"))
+    assert [has_colour(chart) for chart in browser.find("svg")] == [False, True]
 
 
 def test_a_shape_without_colour_is_not_drawn(browser: Browser, tmp_path: Path) -> None:  # noqa: F811
