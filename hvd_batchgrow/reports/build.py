@@ -18,7 +18,7 @@ from hvd_batchgrow.reports.overview import (
     runs_section,
     verdict_section,
 )
-from hvd_batchgrow.reports.phases import phase_table
+from hvd_batchgrow.reports.phases import phase_table, plan_notes
 from hvd_batchgrow.reports.provenance import commands_section, environment_section, files_section, order_section
 from hvd_batchgrow.reports.runs import NUM_COLOURS, NUM_DASHES, Clock, ReportedRun, read_runs
 from hvd_batchgrow.reports.timeline import event_table
@@ -50,13 +50,14 @@ def build_document(
     orders = [read_order(run.folder / "consumed.jsonl") for run in runs]
     comparisons, reason = compared(runs, margin)
     sections = [
-        verdict_section(comparisons, reason),
+        verdict_section(comparisons, reason, faults),
         *fault_section(faults),
         runs_section(runs, price),
         *difference_section(runs),
         *_figure_sections(runs, comparisons),
         Section(
-            "Plan against actual", (phase_table(runs), Paragraph(_PHASES), *figures.speed_figures(runs, Clock(runs)))
+            "Plan against actual",
+            (phase_table(runs), Paragraph(_PHASES), *plan_notes(runs), *figures.speed_figures(runs, Clock(runs))),
         ),
         Section("Time line", (event_table(runs, orders),)),
         order_section(runs, orders),

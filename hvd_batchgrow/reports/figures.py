@@ -92,7 +92,10 @@ def evaluation_figures(
     found = [(run, *run.evaluated(name, dataset)) for run in runs]
     if max(len(samples) for _, samples, *_ in found) < 2 and len(runs) > 1 and dataset == "test":
         found = [entry for entry in found if len(entry[1]) > 1]
-    curves = [(run, Points(samples, values), updates) for run, samples, updates, values in found]
+    curves = []
+    for run, samples, updates, values in found:
+        points = thin(Points(samples, values), np.ones(len(samples)))
+        curves.append((run, points, np.interp(points.x, samples, updates) if len(samples) else updates))
     return _by_both(f"{prefix}{dataset}", name, curves, clock)
 
 

@@ -24,15 +24,15 @@ def compared(runs: Sequence[ReportedRun], margin: float | None) -> tuple[list[Co
         return [], str(error)
 
 
-def verdict_section(comparisons: Sequence[Comparison], reason: str) -> Section:
-    """Return the verdict of each comparison, and what qualifies it."""
+def verdict_section(comparisons: Sequence[Comparison], reason: str, faults: Sequence[str]) -> Section:
+    """Return the verdict of each comparison, and what qualifies it; faults have their own section."""
     blocks: list[Paragraph | Table] = []
     for found in comparisons:
         names = f"{text.clean(found.first.name, 80)} and {text.clean(found.second.name, 80)}"
         blocks.append(Paragraph(text.clean(f"{names}: {found.verdict()}.", 1000), "verdict"))
         blocks += [Paragraph(text.clean(line, 1000)) for line in _statistics(found)]
         blocks += [Paragraph(text.clean(f"Confounded: {line}.", 1000), "warning") for line in found.confounds]
-        blocks += [Paragraph(text.clean(f"Note: {line}.", 1000)) for line in found.notes]
+        blocks += [Paragraph(text.clean(f"Note: {line}.", 1000)) for line in found.notes if line not in faults]
     if rows := [row for found in comparisons for row in _pair_rows(found)]:
         blocks += [_pair_table(rows), _arm_table([row for found in comparisons for row in _arm_rows(found)])]
     if not comparisons:

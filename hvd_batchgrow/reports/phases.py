@@ -9,7 +9,7 @@ import numpy as np
 
 from hvd_batchgrow.reports import text
 from hvd_batchgrow.reports.curves import Floats
-from hvd_batchgrow.reports.document import Column, Table, with_values
+from hvd_batchgrow.reports.document import Column, Paragraph, Table, with_values
 from hvd_batchgrow.reports.runs import ReportedRun
 from hvd_batchgrow.results.records import number as finite
 
@@ -74,3 +74,13 @@ def _phase_of_windows(run: ReportedRun) -> np.ndarray[Any, np.dtype[np.int64]]:
     starts = np.array([phase["start_samples"] for phase in run.phases], dtype=np.float64)
     first: Floats = run.files.column("samples") - run.window_samples
     return np.maximum(np.searchsorted(starts, first, side="right") - 1, 0)
+
+
+def plan_notes(runs: Sequence[ReportedRun]) -> list[Paragraph]:
+    """Return the notes of the plans; equal ones once, with the names of their runs."""
+    found: dict[str, list[str]] = {}
+    for run in runs:
+        notes = run.files.plan.get("notes")
+        for note in notes if isinstance(notes, list) else ():
+            found.setdefault(text.clean(note, 600), []).append(run.label)
+    return [Paragraph(f"Note of the plan of {', '.join(labels)}: {note}.") for note, labels in found.items()]

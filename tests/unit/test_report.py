@@ -100,6 +100,14 @@ def test_the_time_line_has_decisions_with_their_measurements_and_the_resume() ->
     assert events[3]["samples"] == 480
 
 
+def test_the_notes_of_a_plan_are_in_the_report(tmp_path: Path) -> None:
+    runs = copied(tmp_path, "small-seed7", "small-seed8")
+    for run in runs:
+        change_json(run / "plan.json", lambda plan: plan.update(notes=["phase 2 has 1 rank", 5]))
+    texts = [block.text for block in build_document(runs).blocks(Paragraph)]
+    assert "Note of the plan of small-seed7, small-seed8: phase 2 has 1 rank." in texts
+
+
 def test_transitions_are_in_the_time_line_at_their_updates() -> None:
     events = rows(build_document([STORED / "small-seed7"]), "events")
     plan = json.loads((STORED / "small-seed7" / "plan.json").read_text())["phases"]
@@ -368,6 +376,7 @@ def check_long_run(folder: Path, num_records: int) -> None:
     assert len(html_text(document).encode()) < 300_000
 
 
+@pytest.mark.slow
 def test_six_runs_with_many_records_make_less_than_2_mb(tmp_path: Path) -> None:
     runs = []
     for k in range(6):
@@ -375,7 +384,10 @@ def test_six_runs_with_many_records_make_less_than_2_mb(tmp_path: Path) -> None:
         change_json(run / "plan.json", lambda plan: plan["job_file"].update(seed=9))
         change_lines(run / "metrics.jsonl", lambda lines: [x for line in lines for x in (line, _evaluation(line))])
         runs.append(run)
-    assert len(html_text(build_document(runs)).encode()) < 2_000_000
+    document = build_document(runs)
+    assert len(html_text(document).encode()) < 2_000_000
+    counts = {len(curve.points.x) for row in document.blocks(FigureRow) for f in row.figures for curve in f.curves}
+    assert max(counts) == 500
 
 
 def _evaluation(line: dict[str, Any]) -> dict[str, Any]:
