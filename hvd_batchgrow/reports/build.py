@@ -123,8 +123,7 @@ def _raised_blocks(runs: Sequence[ReportedRun], clock: Clock) -> list[Block]:
     """Return a table and figures of the runs with the optimizer and data of runs that start at a raised value."""
     groups: dict[tuple[str, str], list[ReportedRun]] = {}
     for run in runs:
-        key = (str(run.files.job.get("optim", {}).get("name")), str(run.files.job.get("data", {}).get("source")))
-        groups.setdefault(key, []).append(run)
+        groups.setdefault((_name(run, "optim", "name"), _name(run, "data", "source")), []).append(run)
     blocks: list[Block] = []
     for group in groups.values():
         raised = [_raised(run, group) for run in group]
@@ -135,6 +134,11 @@ def _raised_blocks(runs: Sequence[ReportedRun], clock: Clock) -> list[Block]:
                 shown = figures.evaluation_figures(group, metric, dataset, clock, prefix=f"raised-{len(blocks)}-")
                 blocks += figures.row(shown)
     return blocks
+
+
+def _name(run: ReportedRun, section: str, key: str) -> str:
+    values = run.files.job.get(section)
+    return str(values.get(key)) if isinstance(values, dict) else ""
 
 
 def _raised(run: ReportedRun, group: Sequence[ReportedRun]) -> str:

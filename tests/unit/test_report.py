@@ -239,6 +239,14 @@ def with_phases_of_other_types(run: Path) -> None:
     change_json(run / "plan.json", change)
 
 
+def with_a_job_of_other_types(run: Path) -> None:
+    def change(plan: dict[str, Any]) -> None:
+        plan["job_file"].update(optim=[1], data="x", model=None, layout=[])
+        plan.update(notes="x", num_validation="many", warmup_samples=None, ghost_batch=[])
+
+    change_json(run / "plan.json", change)
+
+
 def with_noise_in_files(run: Path) -> None:
     for name in ("consumed.jsonl", "record.json", "job.toml", "metrics.jsonl"):
         (run / name).write_bytes(bytes(range(256)) * 3)
@@ -256,6 +264,7 @@ CHANGES = [
     with_a_record_of_other_types,
     with_decisions_of_other_types,
     with_phases_of_other_types,
+    with_a_job_of_other_types,
     with_noise_in_files,
 ]
 
@@ -271,9 +280,12 @@ def test_a_damaged_or_unfinished_run_is_reported(name: str, change: Any, tmp_pat
         assert ("What could not be read" in titles(document)) == (change in (without_records, with_noise_in_files))
 
 
-def test_a_run_whose_plan_is_damaged_is_named_and_the_others_are_reported(tmp_path: Path) -> None:
+@pytest.mark.parametrize("change", [{"phases": []}, {"num_samples": 0}, {"job": 5}, {"end_samples": 10**400}])
+def test_a_run_whose_plan_is_damaged_is_named_and_the_others_are_reported(
+    change: dict[str, Any], tmp_path: Path
+) -> None:
     damaged, good = copied(tmp_path, "small-seed7", "small-seed8")
-    (damaged / "plan.json").write_text("{")
+    change_json(damaged / "plan.json", lambda plan: plan.update(change))
     document = build_document([tmp_path])
     assert [row["run"] for row in rows(document, "runs")] == [good.name]
     assert str(damaged / "plan.json") in renderable(document)
