@@ -43,7 +43,7 @@ def test_records_become_columns(tmp_path: Path) -> None:
     assert [attempt["host"] for attempt in run.attempts] == ["a", "b"]
 
 
-def test_a_line_cut_short_by_a_kill_is_no_fault(tmp_path: Path) -> None:
+def test_a_line_cut_short_by_a_kill_is_not_a_fault(tmp_path: Path) -> None:
     run = RunFiles.read(write_run(tmp_path, [json.dumps(RECORDS[0]), '{"kind": "tra']))
     assert (run.faults, run.samples, run.is_finished) == ((), 20, False)
 
