@@ -23,6 +23,7 @@ from hvd_batchgrow.cli.export import ExportCommand
 from hvd_batchgrow.cli.plan import PlanCommand
 from hvd_batchgrow.cli.predict import PredictCommand
 from hvd_batchgrow.cli.probe import ProbeCommand
+from hvd_batchgrow.cli.report import ReportCommand
 from hvd_batchgrow.cli.runs import ListCommand, ShowCommand
 from hvd_batchgrow.cli.status import StatusCommand
 from hvd_batchgrow.cli.submit import SubmitCommand
@@ -43,6 +44,7 @@ Command = (
     | Annotated[VerifyCommand, tyro.conf.subcommand("verify")]
     | Annotated[ListCommand, tyro.conf.subcommand("list")]
     | Annotated[ShowCommand, tyro.conf.subcommand("show")]
+    | Annotated[ReportCommand, tyro.conf.subcommand("report")]
     | Annotated[CompareCommand, tyro.conf.subcommand("compare")]
     | Annotated[WatchCommand, tyro.conf.subcommand("watch")]
     | Annotated[DigestCommand, tyro.conf.subcommand("digest")]

@@ -15,7 +15,7 @@ from hvd_batchgrow.config.types import Price
 from hvd_batchgrow.messages.errors import ExitCode, RunError
 from hvd_batchgrow.results.account import account_of
 from hvd_batchgrow.results.run_files import RunFiles
-from hvd_batchgrow.results.run_summary import RunSummary, command, find_runs, read_summary, resume_command, summary_of
+from hvd_batchgrow.results.run_summary import RunSummary, command, find_runs, read_summary, resume_command, summarize
 from hvd_batchgrow.storage.strict_json import dump_json
 
 
@@ -68,7 +68,7 @@ class ShowCommand:
 
         refuse_overrides(overrides)
         run = RunFiles.read(self.folder)
-        summary = summary_of(run)
+        summary = summarize(run)
         if self.json:
             account = account_of(run).to_dict(self.price)
             print(dump_json({**summary.to_dict(), "account": account}, indent=2))

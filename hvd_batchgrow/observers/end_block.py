@@ -11,7 +11,7 @@ from hvd_batchgrow.observers.console import PlainConsole
 from hvd_batchgrow.observers.console_tables import number_table, print_table
 from hvd_batchgrow.results.account import Account, PhaseDone, account_of
 from hvd_batchgrow.results.run_files import RunFiles
-from hvd_batchgrow.results.run_summary import result_line, summary_of
+from hvd_batchgrow.results.run_summary import result_line, summarize
 
 
 def print_end_block(console: PlainConsole, run: RunFiles, price: float | None = None) -> None:
@@ -22,7 +22,7 @@ def print_end_block(console: PlainConsole, run: RunFiles, price: float | None = 
         run: the files of the run.
         price: cost of a rank for one hour; None: do not print the cost.
     """
-    account, results = account_of(run), result_line(summary_of(run))
+    account, results = account_of(run), result_line(summarize(run))
     if any(phase.updates for phase in account.phases):
         print_table(console, phases_table(account.phases), ["rank-\nhours"])
     if results:

@@ -133,8 +133,10 @@ def _read_metrics(path: Path, faults: list[str]) -> tuple[Columns, list[Line]]:
             evaluations.append({"dataset": str(line.get("dataset", "test")), **dict(_numbers(line))})
             continue
         for name, value in _numbers(line):
-            column = columns.setdefault(name, array("d"))
-            column.extend([float("nan")] * (num_rows - len(column)))
+            if (column := columns.get(name)) is None:
+                column = columns[name] = array("d")
+            if len(column) < num_rows:
+                column.extend([float("nan")] * (num_rows - len(column)))
             column.append(value)
         num_rows += 1
     for column in columns.values():

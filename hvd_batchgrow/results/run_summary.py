@@ -88,12 +88,12 @@ def read_summary(folder: Path) -> RunSummary:
     Raises:
         RunError: it is not a run folder, or its plan.json is damaged.
     """
-    return summary_of(RunFiles.read(folder))
+    return summarize(RunFiles.read(folder))
 
 
-def summary_of(run: RunFiles) -> RunSummary:
+def summarize(run: RunFiles) -> RunSummary:
     """Return the summary of a run whose files have been read."""
-    plan, evaluated, folder = run.plan, run.evaluations, run.folder
+    folder, plan, evaluated = run.folder, run.plan, run.evaluations
     metric, direction = main_metric(run)
     values, during = (
         [value for line in lines if (value := number(line.get(metric))) is not None]

@@ -10,7 +10,7 @@ from typing import Any
 
 from hvd_batchgrow.messages.errors import RunError, unwritable
 from hvd_batchgrow.storage.atomic import write_atomically
-from hvd_batchgrow.storage.regular_files import read_regular
+from hvd_batchgrow.storage.regular_files import open_regular
 from hvd_batchgrow.storage.strict_json import dump_json
 
 Line = dict[str, Any]
@@ -77,11 +77,7 @@ def scan_json_lines(path: Path) -> Iterator[tuple[int, Line | None]]:
     Raises:
         RunError: the file cannot be read, or a line is not an object with a sample counter.
     """
-    try:
-        texts = read_regular(path).removesuffix(b"\n").split(b"\n") if path.exists() else []
-    except OSError as error:
-        raise RunError(f"{path} cannot be read: {error.strerror or error}") from None
-    for number, text in enumerate(texts, 1):
+    for number, text in enumerate(_texts(path), 1):
         try:
             line = json.loads(text)
         except (ValueError, RecursionError):
@@ -90,3 +86,13 @@ def scan_json_lines(path: Path) -> Iterator[tuple[int, Line | None]]:
         if not isinstance(line, dict) or type(line.get("samples")) is not int or line["samples"] not in _INT64:
             raise RunError(f"{path} is damaged: line {number} is not an object with a whole number of samples")
         yield number, line
+
+
+def _texts(path: Path) -> Iterator[bytes]:
+    """Yield the lines of a file without holding all of it in memory: a long run has a gigabyte of them."""
+    try:
+        if path.exists():
+            with open_regular(path) as file:
+                yield from file
+    except OSError as error:
+        raise RunError(f"{path} cannot be read: {error.strerror or error}") from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import stat
 from pathlib import Path
+from typing import BinaryIO
 
 
 def read_regular(path: Path) -> bytes:
@@ -13,7 +14,13 @@ def read_regular(path: Path) -> bytes:
     Raises:
         OSError: it cannot be read, or is not a regular file.
     """
+    with open_regular(path) as file:
+        return file.read()
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a file to read its bytes; like `read_regular`, which reads all of them."""
     mode = path.stat().st_mode
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # for a folder the system reports a clear error
         raise OSError(errno.EINVAL, "a pipe or device, where a file is needed", str(path))
-    return path.read_bytes()
+    return path.open("rb")

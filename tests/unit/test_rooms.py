@@ -30,7 +30,7 @@ ORDER = (
         "optim",
         "slurm",
     ),
-    *("job_file", "results", "train", "verification", "deployment", "observers", "library", "doctor", "cli"),
+    *("job_file", "results", "train", "verification", "deployment", "observers", "reports", "library", "doctor", "cli"),
 )
 """Each room imports only rooms before it."""
 
@@ -71,7 +71,7 @@ def test_every_file_is_in_a_room() -> None:
     assert found == {"__init__", *ORDER}
 
 
-@pytest.mark.parametrize("room", ["config", "schedule", "slurm", "results"])
+@pytest.mark.parametrize("room", ["config", "schedule", "slurm", "results", "reports"])
 def test_the_rooms_that_plan_import_neither_torch_nor_horovod(room: str) -> None:
     assert not {"torch", "horovod"} & {parts[0] for parts in imported(ROOT / room)}
 

@@ -57,6 +57,14 @@ def test_the_wheel_holds_the_batch_scripts(site: Path) -> None:
         assert (folder / name).read_bytes() == (SOURCES / "slurm" / name).read_bytes()
 
 
+def test_the_wheel_holds_the_page_of_reports(site: Path) -> None:
+    sources = SOURCES / "hvd_batchgrow" / "reports" / "assets"
+    names = sorted(path.name for path in sources.iterdir())
+    assert names == ["page.html.j2", "report.css", "report.js"]
+    for name in names:
+        assert (site / "hvd_batchgrow" / "reports" / "assets" / name).read_bytes() == (sources / name).read_bytes()
+
+
 def test_the_wheel_holds_the_licence_and_says_that_it_is_typed(site: Path) -> None:
     assert (site / "hvd_batchgrow" / "py.typed").exists()
     (metadata,) = site.glob("*.dist-info/METADATA")

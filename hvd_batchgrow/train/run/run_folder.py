@@ -99,7 +99,8 @@ def open_run(
                 check_on_data(checkpoint)
                 notes.extend(_allowed_changes(folder, job, ranks))
             kept = {"data": schema, "pretrained": pretrained}
-            _write_records(folder, records, _record(ranks, hardware), notes, kept)
+            start = {"start_samples": checkpoint.samples if checkpoint else 0}
+            _write_records(folder, records, _record(ranks, hardware) | start, notes, kept)
         except OSError as error:
             raise unwritable(error.filename or folder, error) from None
         return checkpoint

@@ -1,0 +1,63 @@
+"""Draw the figures of a report as PNG and SVG."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from typing import Any
+
+import numpy as np
+
+from hvd_batchgrow.reports.document import Curve, Figure
+
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#a6508c", "#8a6d00", "#3f9bd6", "#6b7280", "#000000")
+"""The colours of reports/assets/report.css on a light page: those of Okabe and Ito, darker where they were pale."""
+_DASHES: tuple[Any, ...] = ("-", (0, (5, 3)), (0, (1.5, 2)), (0, (6, 2, 1.5, 2)))
+_FORMATS = ("png", "svg")
+
+
+def pictures(figure: Figure) -> dict[str, bytes]:
+    """Return the files of a figure by name: NAME.png and NAME.svg."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    settings: Any = {"svg.hashsalt": figure.name, "text.parse_math": False, "axes.unicode_minus": True}
+    with mpl.rc_context(settings), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")  # a name in a script that the font does not have
+        canvas, axis = plt.subplots(figsize=(7, 4), layout="constrained")
+        try:
+            _draw(figure, axis)
+            return {f"{figure.name}.{suffix}": _saved(canvas, suffix) for suffix in _FORMATS}
+        finally:
+            plt.close(canvas)
+
+
+def _draw(figure: Figure, axis: Any) -> None:
+    for curve in figure.curves:
+        _draw_curve(curve, axis)
+    if figure.is_log:
+        axis.set_yscale("log")
+    axis.set_title(figure.title)
+    axis.set_xlabel(figure.x_label)
+    axis.set_ylabel(figure.y_label)
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize="small")
+
+
+def _draw_curve(curve: Curve, axis: Any) -> None:
+    points, colour = curve.points, COLOURS[curve.style.colour]
+    if points.low is not None and points.high is not None:
+        axis.fill_between(points.x, points.low, points.high, color=colour, alpha=0.22, linewidth=0)
+    marker = "o" if np.isfinite(points.y).sum() == 1 else None
+    label = curve.label if not curve.label.startswith("_") else f" {curve.label}"  # a leading _ hides a label
+    axis.plot(
+        points.x, points.y, color=colour, linestyle=_DASHES[curve.style.dash], linewidth=1.5, label=label, marker=marker
+    )
+
+
+def _saved(canvas: Any, suffix: str) -> bytes:
+    out = io.BytesIO()
+    canvas.savefig(out, format=suffix, dpi=150, metadata={"Date": None} if suffix == "svg" else {"Software": None})
+    return out.getvalue()
