@@ -132,8 +132,11 @@ class TrainCommand(RanksCommand):
 
         def attempt(options: RunOptions) -> RunEnded:
             with work_progress(console) as report, ExitStack() as stack:
-                start = partial(_observers, console=console, stack=stack)
-                return run_job(load_checked, ranks, options, report, start, stop, state)
+
+                def observers(job: Job) -> list[Observer]:
+                    return _observers(job, console, stack)
+
+                return run_job(load_checked, ranks, options, report, observers, stop, state)
 
         def is_over() -> bool:
             return stop.stop_requested or state.num_updates == self.max_updates

@@ -23,6 +23,7 @@ from hvd_batchgrow.observers.scalars import (
 )
 from hvd_batchgrow.storage.atomic import write_atomically
 from hvd_batchgrow.storage.regular_files import read_regular
+from hvd_batchgrow.storage.strict_json import dump_json
 from hvd_batchgrow.train.events import EvaluatedSet, Evaluation, Observer, RunEnded, RunStarted, TrainRecord
 
 _EXPERIMENT = "hvd_batchgrow"
@@ -95,7 +96,7 @@ class MLflow(Observer):
         experiment_id = experiment.experiment_id if experiment else self._client.create_experiment(name)
         self._run_id = self._client.create_run(experiment_id, run_name=event.job.name).info.run_id
         where = {"tracking_uri": self._client.tracking_uri, "run_id": self._run_id}
-        write_atomically(event.folder / "mlflow.json", json.dumps(where).encode())
+        write_atomically(event.folder / "mlflow.json", dump_json(where).encode())
         numbers = hyperparameters(event.job, event.plan.num_samples)
         params = [Param(key, str(value)[:_MOST_CHARACTERS]) for key, value in numbers.items()]
         tags = run_tags(event) | {"mlflow.note.content": markdown_table(plan_table(event.plan))}

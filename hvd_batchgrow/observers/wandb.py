@@ -14,6 +14,7 @@ from hvd_batchgrow.observers.run_tags import run_tags
 from hvd_batchgrow.observers.scalars import evaluation_scalars, hyperparameters, prefixes_of, record_scalars
 from hvd_batchgrow.storage.atomic import write_atomically
 from hvd_batchgrow.storage.regular_files import read_regular
+from hvd_batchgrow.storage.strict_json import dump_json
 from hvd_batchgrow.train.events import EvaluatedSet, Evaluation, Observer, RunEnded, RunStarted, TrainRecord
 
 _SAMPLES = "progress/samples"
@@ -74,7 +75,7 @@ class WeightsAndBiases(Observer):
             self._write()
 
     def _write(self) -> None:
-        write_atomically(self._path, json.dumps(self._known).encode())
+        write_atomically(self._path, dump_json(self._known).encode())
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -18,6 +17,7 @@ from hvd_batchgrow.results.run_files import RunFiles
 from hvd_batchgrow.results.run_summary import main_metric
 from hvd_batchgrow.results.sample_test import SampleTest, sample_test
 from hvd_batchgrow.results.statistics import Equivalence, PairedDifference, equivalence, paired_difference
+from hvd_batchgrow.storage.strict_json import dump_json
 
 _NO_RESULT = frozenset({"name", "seed", "logging", "checkpoint"})
 """Keys of a job that two runs of one arm may differ in."""
@@ -201,7 +201,7 @@ def _policy(run: RunFiles) -> str:
 
 
 def _job_key(run: RunFiles) -> str:
-    return json.dumps({key: value for key, value in run.job.items() if key not in _NO_RESULT}, sort_keys=True)
+    return dump_json({key: value for key, value in run.job.items() if key not in _NO_RESULT}, sort_keys=True)
 
 
 def _compare(first: Arm, second: Arm, margin: float | None, metric: str | None, dataset: str) -> Comparison:
