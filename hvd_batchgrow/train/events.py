@@ -123,7 +123,7 @@ class Evaluation:
     """Updates done since the start of the run; None outside of a run."""
     dataset: EvaluatedSet = "test"
     """Which set these are the results of. A run with a validation set evaluates the test set at its end only."""
-    seconds: float = 0.0
+    seconds: float = field(default=0.0, compare=False)
     """Duration of the evaluation on rank 0."""
 
     @property
