@@ -18,7 +18,7 @@ _SAMPLE_COLUMNS = ("only\nfirst right", "only\nsecond right", "McNemar's\np")
 
 
 def print_comparison(console: PlainConsole, found: Comparison, *, with_costs: bool = True) -> None:
-    """Print what two arms have cost and achieved; the verdict comes last.
+    """Print the results and costs of two arms, and the verdict at the end.
 
     Args:
         console: the console.

@@ -19,8 +19,8 @@ _LONGEST_LINE_BYTES = 1 << 26
 class JsonLinesFollower:
     """Reads the new lines of a file, each byte once, also over NFS. The file may not exist yet.
 
-    A line counts when its newline has been written. Lines that are not objects with a sample counter are skipped, as are
-    lines whose counter is lower than that of the line before.
+    A line counts when its newline has been written. Lines that are not objects with a sample counter, or whose
+    counter is lower than that of the line before, are skipped.
 
     Args:
         path: the file.

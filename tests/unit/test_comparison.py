@@ -117,7 +117,7 @@ def test_the_verdict_says_how_many_more_pairs_are_needed(tmp_path: Path) -> None
     assert abs(found.equivalence.pairs_needed - n) <= 2
     more = found.equivalence.pairs_needed - 3
     assert found.more_pairs == more
-    assert f"takes about {more} more pairs if the true difference is 0" in found.verdict()
+    assert f"needs about {more} more pairs if the true difference is 0" in found.verdict()
 
 
 def test_a_metric_in_its_own_unit(tmp_path: Path) -> None:
