@@ -23,7 +23,7 @@ class Check:
     found: str
     """Versions, numbers and paths."""
     remedy: str = ""
-    """A command or setting that fixes or improves it; empty if there is none."""
+    """A command or setting that fixes or improves it; empty: nothing to do."""
 
     def to_dict(self) -> dict[str, str]:
         """Return the check as plain values."""

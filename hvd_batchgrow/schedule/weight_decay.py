@@ -44,14 +44,8 @@ def apply_weight_decay_rule(stages: Sequence[Stage], job: Job) -> list[Stage]:
     if optim.weight_decay_rule == "per_update":
         return list(stages)
     if is_inside_adams_ratio(optim):
-        raise JobError(
-            [
-                Fault(
-                    _KEY,
-                    "'per_epoch' is not defined for adam, which divides weight decay by the gradient's size; use 'adamw'",
-                )
-            ]
-        )
+        fault = "'per_epoch' is not defined for adam, which divides weight decay by the gradient's size; use 'adamw'"
+        raise JobError([Fault(_KEY, fault)])
     if not any((optim.weight_decay, *(group.weight_decay for group in optim.groups))):
         raise JobError([Fault(_KEY, "'per_epoch' has no effect without optim.weight_decay above 0")])
     shares = [_share(optim, stage) for stage in stages]

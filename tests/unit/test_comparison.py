@@ -126,7 +126,7 @@ def test_a_metric_in_its_own_unit(tmp_path: Path) -> None:
     assert found.verdict().startswith("equivalent within 0.01: test loss of job minus job-twin is ")
 
 
-def test_what_is_not_paired_is_not_counted_and_named(tmp_path: Path) -> None:
+def test_unpaired_runs_are_not_counted_and_a_note_names_them(tmp_path: Path) -> None:
     runs = pairs(tmp_path / "a", [0.1, 0.2])
     runs.append(write_run(tmp_path / "job-seed1", 1, 0.9))  # no partner
     runs.append(write_run(tmp_path / "job-seed9", 9, 0.9))

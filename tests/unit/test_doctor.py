@@ -251,7 +251,7 @@ def test_an_error_in_any_part_crashes_no_check(part: str) -> None:
         ((7, 5), ["sm_100"], False),
     ],
 )
-def test_a_build_of_torch_runs_on_the_gpus_that_cuda_says(
+def test_compute_capabilities_that_a_build_of_torch_supports(
     capability: tuple[int, int], architectures: list[str], expected: bool
 ) -> None:
     assert has_code_for(capability, architectures) == expected

@@ -97,7 +97,7 @@ def test_momentum_counts_for_sgd_and_not_for_adamw() -> None:
     assert factors(plan_of(ADAMW | PER_EPOCH, **schedule)) == pytest.approx([1, 8], rel=1e-9)
 
 
-def test_warm_up_leaves_weight_decay_alone() -> None:
+def test_warm_up_does_not_change_weight_decay() -> None:
     plan = plan_of(ADAMW | PER_EPOCH, warmup_epochs=0.5)
     assert [plan.schedule.at(k * 128).weight_decay_factor for k in (0, 100, 300)] == [1, 1, 1]
 
@@ -114,7 +114,7 @@ def test_warm_up_leaves_weight_decay_alone() -> None:
         ),
     ],
 )
-def test_what_cannot_hold_is_refused(optim: dict[str, Any], message: str) -> None:
+def test_an_impossible_per_epoch_rule_is_refused(optim: dict[str, Any], message: str) -> None:
     with pytest.raises(JobError, match=rf"optim.weight_decay_rule: {message}"):
         plan_of(optim | PER_EPOCH)
 
