@@ -73,7 +73,7 @@ def completion_script(shell: str, commands: dict[str, type], parser: dict[str, A
     script = text.getvalue()
     for old, new in _CHANGES[shell].items():
         script = script.replace(old, new)
-    # A line break within a description would be read as another word to complete.
+    # A shell would read a line break within a description as another completion.
     return re.sub("^COMPLETION_SPEC = .*", lambda spec: spec[0].replace("\\n", " "), script, flags=re.MULTILINE)
 
 

@@ -280,7 +280,7 @@ def _is_finished(folder: Path, ranks: Ranks, load: Callable[[], Job]) -> bool:
         try:
             run = RunFiles.read(folder)
         except RunError:
-            return False  # not trained yet, or damaged, which training reports
+            return False  # not trained yet, or damaged; training reports damage
         # The record may be ahead of the last checkpoint, if the process was killed between them.
         if not run.is_finished or checkpoint_samples(folder / "checkpoints") != run.samples:
             return False

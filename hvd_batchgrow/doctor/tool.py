@@ -29,7 +29,7 @@ def tool_facts(words: Sequence[str], timeout_s: float = TOOL_TIMEOUT_S) -> Facts
     if path is None:
         return {"path": None}
     try:
-        # Its own process group, because its children could keep the pipe open.
+        # A separate process group, because its children could keep the pipe open.
         process = subprocess.Popen(
             [path, *words[1:]],
             stdin=subprocess.DEVNULL,

@@ -34,7 +34,7 @@ def _confounds(first: RunFiles, second: RunFiles) -> Iterator[str]:
         yield f"the runs trained on {trained[0]:,} and {trained[1]:,} samples, which differ by more than a batch"
     changed = changed_keys(first.job, second.job)
     others = [key for key in changed if not key.startswith(_SCHEDULE)]
-    if len(others) > (len(others) == len(changed)):  # a single key is what is compared
+    if len(others) > (len(others) == len(changed)):  # a single key is the subject of the comparison
         more = f" and {len(others) - _MOST_KEYS} more" if len(others) > _MOST_KEYS else ""
         yield f"the jobs also differ in {', '.join(map(printable, others[:_MOST_KEYS]))}{more}"
 

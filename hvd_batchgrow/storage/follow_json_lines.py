@@ -48,7 +48,7 @@ class JsonLinesFollower:
         was_open = self._file is not None
         self.close()
         try:
-            # Open, so that its number on the disk cannot become that of another file.
+            # The file stays open, so that its inode number is not reused.
             self._file = self._path.open("rb", buffering=0)
         except OSError:
             return False
