@@ -34,7 +34,7 @@ except BlockingIOError:
 
 
 def folder_facts(folder: Path) -> Facts:
-    """Return what a run can do in a folder; or, if it does not exist yet, in the folder in which it will be created.
+    """Return space, write time and locks of a folder, or of its first existing parent if it does not exist yet.
 
     Files are written to a temporary folder there, which is removed.
     """

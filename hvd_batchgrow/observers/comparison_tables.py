@@ -86,8 +86,8 @@ def _statistics(found: Comparison) -> Iterator[str]:
         yield f"two one-sided tests at ±{found.limit}: p = {equal.p:.2g}, 90 % interval {narrow}"
     if any(pair.samples for pair in found.pairs):
         yield (
-            "McNemar's p compares the two networks of a pair. Networks of one job differ too, by their seeds, so a "
-            "small p does not show that the jobs differ."
+            "McNemar's p compares the two networks of a pair. Two networks of one job with different seeds differ too, "
+            "so a small p does not show that the jobs differ."
         )
 
 

@@ -152,7 +152,7 @@ def _machine_lines(event: RunStarted) -> list[str]:
         f"ranks: {event.ranks:,} on {counted(len(hosts), 'host')} {_BACKENDS.get(event.backend, event.backend)}{sums}",
         f"{counted(event.threads_per_rank, 'thread')}{each}, pixels by {event.pipeline}",
         f"run folder {event.folder}",
-        f"to follow it from another terminal: {command('watch', event.folder)}",
+        f"to follow the run from another terminal: {command('watch', event.folder)}",
     ]
 
 

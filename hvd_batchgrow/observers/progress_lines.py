@@ -16,7 +16,7 @@ class RecentRecords:
         self._loss = self._seconds = 0.0
 
     def add(self, record: TrainLine, num_samples: int) -> None:
-        """Add a record of so many samples."""
+        """Add a record of `num_samples` samples."""
         self._last = record
         self._samples += num_samples
         self._loss += record.loss * num_samples

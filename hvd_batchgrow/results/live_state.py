@@ -12,7 +12,7 @@ from hvd_batchgrow.results.record_lines import EvaluationLine, TrainLine
 from hvd_batchgrow.schedule.cost.time_left import TimeLeft
 
 _TREND = 120
-"""Records whose values a trend shows at most."""
+"""Most records in a trend."""
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ class LiveState:
             self._best = evaluation
 
     def view(self, state: str = "") -> LiveView:
-        """Return what is known now."""
+        """Return an immutable snapshot."""
         return LiveView(
             plan=self.plan,
             samples=self.samples,

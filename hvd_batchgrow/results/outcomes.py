@@ -75,7 +75,7 @@ def read_outcomes(folder: Path) -> Outcomes | None:
 
 
 _DAMAGE = (ValueError, KeyError, TypeError, EOFError, RuntimeError, SyntaxError, zipfile.BadZipFile, zlib.error)
-"""What zipfile and NumPy raise for damaged files."""
+"""Exceptions of zipfile and NumPy for damaged files."""
 
 
 def _checked(arrays: dict[str, NDArray[Any]]) -> Outcomes:

@@ -34,11 +34,11 @@ class NewRecord:
 
 
 Event = CaughtUp | NewRecord | EvaluationLine | str
-"""What happened; a text is a decision or a note."""
+"""An event of a run; a text is a decision or a note."""
 
 
 class RunFollower:
-    """Reads what is new in a run's files.
+    """Reads new lines of a run's files.
 
     Args:
         folder: the run folder; its files may be missing, damaged, or replaced at any time.
@@ -57,7 +57,7 @@ class RunFollower:
         self._num_decisions = 0
 
     def poll(self) -> Iterator[Event]:
-        """Yield what has happened since the last call; after each event, `state` includes it."""
+        """Yield the events since the last call; after each event, `state` includes it."""
         self._read_plan()
         if self.state is None:
             return

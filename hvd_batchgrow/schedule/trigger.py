@@ -148,7 +148,7 @@ class WindowTrigger(Trigger):
         """Return the request at the end of a window, at a batch of so many samples."""
 
     def earliest_epoch(self, epochs: float) -> float:
-        """Return the earliest epoch of a decision in a run of so many epochs, without windows."""
+        """Return the earliest epoch of a decision in a run of `epochs` epochs, without windows."""
         default = epochs / 2 if self.measures_gradients else 0.0
         return default if self.first_decision_epoch is None else self.first_decision_epoch
 
