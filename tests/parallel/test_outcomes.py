@@ -37,7 +37,7 @@ class Half:
 
 
 def without_outcomes(*args: Any, with_outcomes: bool) -> Evaluation:
-    """Evaluate as before outcomes were kept."""
+    """Evaluate without collecting outcomes."""
     return evaluate(*args)
 
 
