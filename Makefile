@@ -16,12 +16,12 @@ test:  ## install what the tests need and run all checks and tests
 	@tools/setup.sh test
 	@tools/test.sh
 
-test-long:  ## run the long forms of tests that CI does not repeat: exact runs of the other examples (about 5 minutes)
+test-long:  ## run the long tests that CI does not run: exact runs of the other examples (about 5 minutes)
 	@tools/setup.sh test
 	PATH="$$PWD/.venv/bin:$$PATH" OMP_NUM_THREADS=1 OMPI_MCA_mpi_yield_when_idle=1 \
 	    python -m pytest -q -m long -n auto --maxprocesses 4 --dist loadfile tests/launch
 
-coverage:  ## as test, and print the percentage of lines that the tests run: a quarter to a half slower
+coverage:  ## make test with line coverage: a quarter to a half slower
 	@tools/setup.sh test
 	@HVD_BATCHGROW_COVERAGE=1 tools/test.sh
 

@@ -1,4 +1,4 @@
-"""Pages in headless Chromium: whether their charts are drawn, the errors of their scripts, and pictures to look at.
+"""Open pages in headless Chromium, check that charts are drawn, collect script errors, and take screenshots.
 
     from tests.browser import browser  # noqa: F401  # a fixture
 
@@ -79,7 +79,7 @@ class Browser:
         self.driver.get(target.resolve().as_uri() if isinstance(target, Path) else target)
 
     def emulate(self, *, dark: bool = False, paper: bool = False) -> None:
-        """Show this and later pages as in a dark or a light desktop, on the screen or in print."""
+        """Emulate a dark or a light colour scheme, on the screen or in print, for this and later pages."""
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         media = {"media": "print" if paper else "screen", "features": [scheme]}
         self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
@@ -112,7 +112,7 @@ class Browser:
         return enough
 
     def errors(self) -> list[str]:
-        """Return the errors since `open`: of scripts, of promises, and of what could not be loaded."""
+        """Return the errors since `open`: script errors, rejected promises, and failed loads."""
         new = self.driver.get_log("browser")  # since the last call
         self._logged += [entry["message"] for entry in new if entry["level"] == "SEVERE"]
         caught: list[str] = self.driver.execute_script("return window.caughtErrors || []")

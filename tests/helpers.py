@@ -49,7 +49,7 @@ def job_tree(root: Path | str = "data", /, **sections: Any) -> dict[str, Any]:
 
 
 def measured_tree(root: Path | str, trigger: dict[str, Any], **sections: Any) -> dict[str, Any]:
-    """A `job_tree` whose batch of 16 grows to at most 96 when a trigger says so, in passes of at most 8 samples.
+    """A `job_tree` whose batch of 16 grows to at most 96 when a trigger says so, in micro-batches of at most 8 samples.
 
     The trigger may decide from the start.
     """

@@ -38,7 +38,7 @@ class Unreachable(Lines):
 
 
 class NeedsFile(Observer):
-    """Cannot be made."""
+    """Raises an exception in its constructor."""
 
     def __init__(self) -> None:
         raise FileNotFoundError("token.txt")

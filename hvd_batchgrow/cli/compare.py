@@ -23,20 +23,20 @@ Margin = Annotated[float, Field(gt=0, lt=1e9)]
 
 @dataclass(frozen=True)
 class CompareCommand:
-    """State whether jobs reach the same results, from runs of the same seeds."""
+    """Compare the results of jobs in pairs of runs with the same seed, and state whether they are equivalent."""
 
     folders: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Run folders, or folders of runs. Runs of one job apart from the seed belong together, and each job is compared
-    with that of the first run."""
+    """Run folders, or folders of runs. Runs that differ only in the seed form an arm. Each arm is compared with the arm
+    of the first run."""
     margin: Margin | None = None
-    """Largest difference of the results that does not matter: in percentage points for accuracy, otherwise in the unit
-    of the metric. None: no statement on equivalence."""
+    """Largest difference of the results that does not matter: percentage points for accuracy, otherwise the unit of the
+    metric. None: do not test equivalence."""
     metric: str | None = None
-    """The result to compare. None: the first metric of the task, or the loss without one."""
+    """Metric to compare. None: the first metric of the task; the loss if the task has no metric."""
     dataset: Literal["test", "validation"] = "test"
-    """The set on which the runs were evaluated at their end."""
+    """Set of the final evaluation whose results are compared."""
     json: bool = False
-    """Print one JSON object per comparison, on one line."""
+    """Print one JSON object per comparison, one per line."""
 
     def run(self, overrides: dict[str, Any]) -> ExitCode:
         """Print to stdout; report damaged runs on stderr, and then return 1."""
@@ -60,7 +60,7 @@ class CompareCommand:
 
 
 def read_runs(folders: Sequence[Path]) -> tuple[list[RunFiles], list[str]]:
-    """Return the runs in some folders, each once, and a sentence for each run that cannot be read.
+    """Return the runs in the folders, each once, and an error message for each run that cannot be read.
 
     Raises:
         RunError: a folder does not exist, or contains no run.
@@ -83,7 +83,7 @@ def print_pairs(console: PlainConsole, folders: Sequence[Path], margin: float | 
 
     Args:
         console: the console.
-        folders: of the job's runs and their twins, alternately.
+        folders: the job's runs and their twins, alternately.
         margin: see `CompareCommand`.
         with_costs: whether to print the costs of both arms too.
 

@@ -1,4 +1,4 @@
-"""`hvd-batchgrow completion`: the script by which a shell completes commands, options and keys of a job file."""
+"""`hvd-batchgrow completion`: a shell script that completes commands, options and keys of a job file."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class CompletionCommand:
     """Print the completion script of a shell: eval "$(hvd-batchgrow completion bash)"."""
 
     shell: Annotated[Literal["bash", "zsh"], tyro.conf.Positional]
-    """Shell that reads the script."""
+    """Shell for which to print the script."""
 
     def run(self, overrides: dict[str, Any]) -> ExitCode:
         """Print to stdout."""
@@ -58,7 +58,7 @@ class CompletionCommand:
 
 
 def completion_script(shell: str, commands: dict[str, type], parser: dict[str, Any]) -> str:
-    """Return the script that tyro generates. It holds the names, so that pressing TAB does not import the package.
+    """Return the script that tyro generates. It contains all names, so that pressing TAB does not import the package.
 
     Args:
         shell: bash or zsh.
@@ -73,7 +73,7 @@ def completion_script(shell: str, commands: dict[str, type], parser: dict[str, A
     script = text.getvalue()
     for old, new in _CHANGES[shell].items():
         script = script.replace(old, new)
-    # A line break within a description would be read as another word to complete.
+    # A shell would read a line break within a description as another completion.
     return re.sub("^COMPLETION_SPEC = .*", lambda spec: spec[0].replace("\\n", " "), script, flags=re.MULTILINE)
 
 
@@ -91,7 +91,7 @@ def with_job_keys(command: type) -> type:
 
 
 def values_of(key: str) -> Any:
-    """Return the type of an option for a key: the values that its models name, otherwise any text."""
+    """Return the type of the option for a key: a Literal of its allowed words, or else any text."""
     section, _, name = key.partition(".")
     models = variants(section).values() if section in Job.model_fields else ()
     fields = [model.model_fields[name] for model in models if name in model.model_fields]
@@ -100,7 +100,7 @@ def values_of(key: str) -> Any:
 
 
 def _names(annotation: Any) -> Iterator[str]:
-    """Yield the words that a value of this type may be."""
+    """Yield the words that this type allows as values."""
     if annotation is bool:
         yield from ("true", "false")
     elif get_origin(annotation) is Literal:

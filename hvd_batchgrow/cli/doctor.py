@@ -31,12 +31,12 @@ class DoctorCommand:
     """Check Python, torch, MPI, Horovod, DALI, GPUs, NCCL, Slurm, disks, file locks and, under mpirun, the ranks."""
 
     runs_dir: Path = Path("runs")
-    """Folder for run folders, whose space, writes and locks are checked."""
+    """Folder that holds the run folders: check its free space, writes and locks."""
     json: bool = False
     """Print one JSON object."""
 
     def run(self, overrides: dict[str, Any]) -> ExitCode:
-        """Print to stdout. Return 1 if a check failed; a missing optional part is not a failure."""
+        """Print to stdout. Return 1 if a check failed; missing optional parts do not count."""
         refuse_overrides(overrides)
         report = _Report(self.json and is_first_process(os.environ), is_first_process(os.environ))
         report.add(machine_checks(self.runs_dir))
@@ -46,7 +46,7 @@ class DoctorCommand:
 
 
 class _Report:
-    """The checks so far, printed as they come, or at the end as JSON.
+    """The checks so far, printed immediately, or at the end as JSON.
 
     Args:
         as_json: print JSON.
@@ -70,15 +70,15 @@ class _Report:
 
 
 def _checks_of_ranks(report: _Report) -> list[Check]:
-    """Connect the ranks and check them; if one does not connect in time, end this process with what is known."""
+    """Connect the ranks and check them; if one does not connect in time, print the report and end this process."""
     rank, size = launched_ranks(os.environ)
     broken = next((check for check in report.checks if check.name == "torch" and check.status == "fail"), None)
-    if broken:  # an import here might end this process
-        return [fail("ranks", f"not checked, because torch on rank {rank} is broken")]
+    if broken:  # importing torch might end this process
+        return [fail("ranks", f"not checked, because rank {rank} cannot use torch")]
 
     def give_up() -> None:
         why = f"{launched_by(os.environ)} has started {size} ranks, but they have not all connected"
-        remedy = "check the network and firewall between the hosts, and that each host has this environment"
+        remedy = "check the network and firewall between the hosts, and that each host has this Python environment"
         report.add([fail("ranks", f"{why} within {CONNECT_TIMEOUT_S:g} s", remedy)])
         report.end()
         os._exit(ExitCode.FAILURE)
@@ -88,7 +88,7 @@ def _checks_of_ranks(report: _Report) -> list[Check]:
     timer.start()
     try:
         return _connected_checks(report.checks)
-    except Exception as error:  # any failure of a backend is a finding
+    except Exception as error:  # report any failure of a backend
         return [fail("ranks", str(error).strip() or error_text(error), "docs/launching.md")]
     finally:
         timer.cancel()

@@ -60,7 +60,7 @@ class ShowCommand:
     json: bool = False
     """Print one JSON object."""
     price: Price | None = None
-    """Cost of a rank for one hour, a plain number: print what the run has cost. By default, no cost."""
+    """Price of one rank-hour, in any currency: print the cost of the run. None: print no cost."""
 
     def run(self, overrides: dict[str, Any]) -> ExitCode:
         """Print to stdout."""

@@ -51,7 +51,7 @@ class TrainCommand(RanksCommand):
     cost: Path | None = None
     """A file written by `probe`, for layout.grow_by = "auto"."""
     price: Price | None = None
-    """Cost of a rank for one hour, a plain number: print at the end what the run has cost. By default, no cost."""
+    """Price of one rank-hour, in any currency: print the cost of the run at its end. None: print no cost."""
 
     def run(self, overrides: dict[str, Any]) -> ExitCode:
         """Train; return 75 if stopped before the end."""
@@ -147,7 +147,7 @@ class TrainCommand(RanksCommand):
         return ended
 
     def print_end_block(self, console: PlainConsole, ended: RunEnded) -> None:
-        """Print what the run has done against its plan. Its files are read again, so they may be unreadable."""
+        """Print updates, samples and time against the plan. The files are read again, so they may be unreadable."""
         from hvd_batchgrow.observers.end_block import print_end_block
         from hvd_batchgrow.results.run_files import RunFiles
 
@@ -185,10 +185,10 @@ class TwinCommand(TrainCommand):
     """Train a growth job and then its twin that decays the learning rate, and compare them."""
 
     seeds: PositiveInt = 1
-    """Number of pairs. Above 1: the seeds SEED, SEED + 1, …, as runs NAME-seedSEED and NAME-seedSEED-twin."""
+    """Number of pairs. Above 1: pairs with the seeds SEED, SEED + 1, …, named NAME-seedSEED and NAME-seedSEED-twin."""
     margin: Margin | None = None
-    """Largest difference of the results that does not matter: in percentage points for accuracy, otherwise in the unit
-    of the metric. None: no statement on equivalence."""
+    """Largest difference of the results that does not matter: percentage points for accuracy, otherwise the unit of the
+    metric. None: do not test equivalence."""
 
     def run(self, overrides: dict[str, Any]) -> ExitCode:
         """Train both runs, then print a table that compares them."""
@@ -242,7 +242,7 @@ class TwinCommand(TrainCommand):
         return ExitCode.DONE
 
     def of_each_seed(self, overrides: dict[str, Any]) -> dict[str, TwinCommand]:
-        """Return the name of each pair's growing run, and its command; a single pair keeps the job's name."""
+        """Return a command for each pair by the name of its growing run; a single pair has the name of the job."""
         job = self.read(overrides)
         if self.seeds == 1:
             return {job.name: self}
@@ -250,7 +250,7 @@ class TwinCommand(TrainCommand):
         return {name: replace(self, seed=seed, name=name) for name, seed in names.items()}
 
     def print_results(self, folders: Sequence[Path], ended: Sequence[RunEnded]) -> None:
-        """Print what the pairs show."""
+        """Print the run folders and the comparison of the pairs."""
         from hvd_batchgrow.cli.compare import print_pairs
         from hvd_batchgrow.observers.console_tables import print_table, result_table
 
@@ -283,7 +283,7 @@ def _is_finished(folder: Path, ranks: Ranks, load: Callable[[], Job]) -> bool:
         try:
             run = RunFiles.read(folder)
         except RunError:
-            return False  # not trained yet, or damaged, which training reports
+            return False  # not trained yet, or damaged; training reports damage
         # The record may be ahead of the last checkpoint, if the process was killed between them.
         if not run.is_finished or checkpoint_samples(folder / "checkpoints") != run.samples:
             return False

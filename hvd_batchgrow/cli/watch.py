@@ -20,12 +20,12 @@ from hvd_batchgrow.results.run_follower import RunFollower
 
 @dataclass(frozen=True)
 class WatchCommand:
-    """Show a run as it goes, from its files, also from another machine: a live view, or plain lines in a pipe."""
+    """Follow a run that another process or machine trains: a live view on a terminal, plain lines in a pipe."""
 
     folder: Annotated[Path, tyro.conf.Positional]
-    """A run folder."""
+    """Run folder."""
     line_every_s: FiniteSeconds | None = None
-    """Seconds between two progress lines in a pipe. By default, the job's logging.line_every_s."""
+    """Seconds between two progress lines in a pipe. None: the job's logging.line_every_s."""
 
     def run(self, overrides: dict[str, Any]) -> ExitCode:
         """Watch until the run has finished; return 75 if it stopped before, and 130 after ctrl-C."""
@@ -45,11 +45,11 @@ class WatchCommand:
             signal.signal(signal.SIGINT, before)
 
     def _may_be_run(self, lock: LockWatch) -> bool:
-        """Return whether the folder holds a run, one that is about to start, or a chain whose jobs still wait."""
+        """Return whether the folder has a run, a run that is about to start, or a chain of waiting jobs."""
         return any((self.folder / name).exists() for name in ("plan.json", "slurm")) or lock.look().state != "free"
 
 
 def _interrupt_once(number: int, frame: object) -> None:
-    """Raise KeyboardInterrupt; ctrl-C that comes again must not keep the cursor from being shown."""
+    """Raise KeyboardInterrupt, and ignore further ctrl-C, so that the cursor is shown again."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     raise KeyboardInterrupt

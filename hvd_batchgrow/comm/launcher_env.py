@@ -99,7 +99,7 @@ def launched_ranks(environment: Mapping[str, str]) -> tuple[int, int]:
 
 
 def without_launcher(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment of a process that is not a rank, or that starts ranks of a separate job."""
+    """Return the environment without launcher variables, for a child that is not a rank or starts a separate job."""
     prefixes = (*LAUNCHER_PREFIXES, *_MPIRUN_PREFIXES)
     return {key: value for key, value in environment.items() if not key.startswith(prefixes)}
 

@@ -6,8 +6,7 @@ import re
 from difflib import get_close_matches
 
 SERVICES = {"mlflow": "MLflow", "wandb": "WeightsAndBiases"}
-"""Names of this package's observers for services, and their classes in `observers/NAME.py`. Each has an extra of its
-name with the packages that it needs."""
+"""Names of the services, and their observer classes in `observers/NAME.py`. The extra NAME installs the packages."""
 
 
 def check_observer(name: str) -> str:
@@ -15,7 +14,7 @@ def check_observer(name: str) -> str:
     if name in SERVICES or re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", name):
         return name
     if name.lower() == "tensorboard":
-        raise ValueError(f"TensorBoard has its own key, logging.tensorboard; here: {_CHOICES}")
+        raise ValueError(f"use logging.tensorboard for TensorBoard; observers are {_CHOICES}")
     near = get_close_matches(name.lower(), SERVICES, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     raise ValueError(f"{hint}one of {_CHOICES}")

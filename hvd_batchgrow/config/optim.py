@@ -36,8 +36,8 @@ class OptimBase(Section):
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """Weight decay; `decay_norm_and_bias` says which parameters it applies to."""
     weight_decay_rule: Literal["per_update", "per_epoch"] = "per_update"
-    """What a phase change holds: per_update: λ. per_epoch: the fraction of a weight that decay removes per epoch, by
-    another λ."""
+    """Constant when the phase changes: per_update: λ; per_epoch: the fraction of a weight that decay removes per epoch
+    (λ changes; an error with adam)."""
     decay_norm_and_bias: bool = False
     """true: weight decay also applies to normalization parameters and biases (fewer than two dimensions), as in torch's
     optimizers. false: only to weights with two or more dimensions."""

@@ -25,7 +25,7 @@ class ReportProgress(Protocol):
     """Called with the progress of long operations."""
 
     def __call__(self, what: str, done: int, total: int, unit: str = "bytes", /) -> None:
-        """Report that `done` of `total` are done; `unit` is what is counted, in the plural."""
+        """Report that `done` of `total` units are done; `unit` is a plural noun."""
 
 
 Loader = Callable[["DataSection", int, ReportProgress], Any]

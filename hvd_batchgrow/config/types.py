@@ -37,7 +37,7 @@ NumRanks = Annotated[int, Field(gt=0, le=1 << 20)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Price = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-"""Cost of a rank for one hour, in any currency."""
+"""Price of one rank-hour, in any currency."""
 FiniteSeconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]

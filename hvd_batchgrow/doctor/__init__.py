@@ -1,2 +1,2 @@
-"""Checks of an installation and its machine, for `hvd-batchgrow doctor`. Nothing here imports torch or Horovod itself:
-a separate process does, because the import may crash or hang."""
+"""Checks of an installation and its machine, for `hvd-batchgrow doctor`. A separate process imports
+torch and Horovod, because the import may crash or hang."""

@@ -7,12 +7,11 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 Status = Literal["ok", "note", "fail"]
-"""fail: training does not work, or does not use the hardware or the packages that are installed for it. note: an
-optional part is missing or limited, and training works without it."""
+"""fail: training does not work, or does not use the installed hardware or packages. note: an optional part is missing
+or limited, and training works without it."""
 
 Facts = Mapping[str, Any]
-"""What was found out about one part, as plain values. With the key `error`, nothing else is known, and the value says
-why."""
+"""Facts about one part, as plain values. With the key `error`, no other fact is known, and the value is the reason."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +23,7 @@ class Check:
     found: str
     """Versions, numbers and paths."""
     remedy: str = ""
-    """A command or setting that fixes or improves it; empty if nothing is to be done."""
+    """A command or setting that fixes or improves it; empty: nothing to do."""
 
     def to_dict(self) -> dict[str, str]:
         """Return the check as plain values."""

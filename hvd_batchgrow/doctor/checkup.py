@@ -58,12 +58,12 @@ CHECKS: dict[str, CheckFunction] = {
 
 
 def machine_checks(runs_dir: Path) -> list[Check]:
-    """Look at this machine, and return all checks.
+    """Check this machine.
 
     Args:
         runs_dir: the folder of run folders.
     """
-    # Two processes, because Horovod and mpi4py are to load their own MPI libraries.
+    # Two processes, so that Horovod and mpi4py each load their own MPI library.
     batches = {"imports": ("torch", "ghost_norms", "horovod"), "more imports": ("mpi4py", "dali")}
     parts: dict[str, Callable[[], Facts]] = {
         **{name: partial(imported_facts, batch, IMPORT_TIMEOUT_S) for name, batch in batches.items()},
@@ -90,14 +90,14 @@ def judge(facts: Mapping[str, Facts], checks: Mapping[str, CheckFunction] = CHEC
     for name, check in checks.items():
         try:
             verdict = check(facts)
-        except Exception as error:  # such as facts that have another form than expected
-            verdict = fail(name, f"this check does not work here: {_reason(facts, error)}")
+        except Exception as error:  # for example, facts in an unexpected form
+            verdict = fail(name, f"this check could not run: {_reason(facts, error)}")
         verdicts += [verdict] if isinstance(verdict, Check) else verdict
     return verdicts
 
 
 def _reason(facts: Mapping[str, Facts], error: Exception) -> str:
-    """Return the errors of the facts, of which the exception of a check is probably a consequence."""
+    """Return the exception of a check, and the errors among the facts, which probably caused it."""
     errors = [f"{part}: {found['error']}" for part, found in facts.items() if "error" in found]
     return "; ".join([error_text(error), *errors])
 

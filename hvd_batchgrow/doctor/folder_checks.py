@@ -34,7 +34,7 @@ except BlockingIOError:
 
 
 def folder_facts(folder: Path) -> Facts:
-    """Return what a run can do in a folder; or, if it does not exist yet, in the folder in which it will be created.
+    """Return space, write time and locks of a folder, or of its first existing parent if it does not exist yet.
 
     Files are written to a temporary folder there, which is removed.
     """
@@ -59,12 +59,12 @@ def _seconds_to_replace(scratch: Path) -> float:
     write_atomically(path, new := os.urandom(2**16))
     duration = time.monotonic() - start
     if path.read_bytes() != new or [*scratch.iterdir()] != [path]:
-        raise OSError(0, "a file that was replaced does not hold what was written")
+        raise OSError(0, "a replaced file does not have the content that was written")
     return duration
 
 
 def _lock(scratch: Path) -> str:
-    """Return "works" if another process cannot take a lock that this one holds; otherwise what is wrong."""
+    """Return "works" if another process cannot take a lock that this one holds; otherwise the fault."""
     path = scratch / "lock"
     words = [sys.executable, "-c", _TRY_LOCK, str(path)]
     try:
@@ -76,7 +76,7 @@ def _lock(scratch: Path) -> str:
     if outcome == "refused":
         return "works"
     last = (tried.stderr.strip().splitlines() or ["no message"])[-1]
-    return "another process takes it too" if outcome == "taken" else f"cannot be tried: {last}"
+    return "two processes hold one lock" if outcome == "taken" else f"the test failed: {last}"
 
 
 def _file_system(folder: Path) -> str:
@@ -99,12 +99,12 @@ def check_folder(facts: Mapping[str, Facts], part: str, name: str, option: str) 
         facts: of all parts.
         part: `folder_facts` of the folder.
         name: of the check.
-        option: by which the user chooses another folder.
+        option: the option or variable that sets another folder.
     """
     folder = facts_of(facts, part)
-    other = f"another folder: {option}"
+    other = f"choose another folder: {option}"
     if "folder" not in folder:
-        return fail(name, f"it does not answer ({folder['error']})", other)
+        return fail(name, f"the file system does not answer: {folder['error']}", other)
     where = (
         folder["folder"] if folder["folder"] == folder["existing"] else f"{folder['folder']}, in {folder['existing']}"
     )
@@ -113,11 +113,10 @@ def check_folder(facts: Mapping[str, Facts], part: str, name: str, option: str) 
         return fail(name, f"{where} cannot be written: {folder['error']}", other)
     found = f"{where}: {folder['free'] / GIB:.1f} of {folder['total'] / GIB:.1f} GiB free"
     if folder["free"] < LEAST_FREE_GIB * GIB or not folder["has_inodes"]:
-        return fail(name, found + ("" if folder["has_inodes"] else ", and no file can be created"), other)
+        inodes = "" if folder["has_inodes"] else ", but 0 free inodes, so no file can be created"
+        return fail(name, found + inodes, other)
     if folder["lock"] != "works":
         why = f"locks do not work: {folder['lock']}. Two jobs could write to one run"
-        return fail(
-            name, f"{found}; {why}", f"{other}; or ask for a mount with locks (NFS without nolock, Lustre: flock)"
-        )
+        return fail(name, f"{found}; {why}", f"{other}; or mount it with locks (NFS: without nolock; Lustre: flock)")
     found += f", replaces a file in {1000 * folder['write_s']:.3g} ms, locks work"
     return note(name, found, "remove old runs") if folder["free"] < SPARE_GIB * GIB else ok(name, found)

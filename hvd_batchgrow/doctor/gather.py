@@ -1,4 +1,4 @@
-"""Call functions side by side, so that one that fails or hangs affects no other."""
+"""Call functions in parallel, so that one that fails or hangs does not affect the others."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hvd_batchgrow.doctor.check import Facts
 
 
 def gather(parts: Mapping[str, Callable[[], Facts]], deadline_s: float) -> dict[str, Facts]:
-    """Return what each function returns, by its name.
+    """Return the results of functions by name.
 
     Args:
         parts: functions by name. Each runs in a daemon thread: one that hangs, for example on a file system that does
@@ -26,7 +26,7 @@ def gather(parts: Mapping[str, Callable[[], Facts]], deadline_s: float) -> dict[
     def call(name: str, function: Callable[[], Facts]) -> None:
         try:
             found[name] = function()
-        except Exception as error:  # whatever it is: the report shows it
+        except Exception as error:  # the report shows it
             found[name] = {"error": error_text(error)}
 
     threads = [threading.Thread(target=call, args=part, name=part[0], daemon=True) for part in parts.items()]
@@ -46,5 +46,5 @@ def error_text(error: BaseException) -> str:
 
 
 def facts_of(found: Mapping[str, Facts], name: str) -> dict[str, Any]:
-    """Return the facts of a part; an error if it was not looked at."""
-    return dict(found.get(name, {"error": "not looked at"}))
+    """Return the facts of a part; an error if it was not checked."""
+    return dict(found.get(name, {"error": "not checked"}))

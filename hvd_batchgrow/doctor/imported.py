@@ -33,13 +33,13 @@ def imported_facts(parts: Sequence[str], timeout_s: float) -> dict[str, Facts]:
         if how and begun not in found:
             found[begun] = {"error": how}
         elif begun not in found:
-            found[begun] = {"error": "the process that imports it has ended without a report"}
+            found[begun] = {"error": "its import ended the process without a report"}
     return found
 
 
 def _run(parts: Sequence[str], timeout_s: float) -> tuple[list[tuple[str, Facts | None]], str]:
-    """Return what the process reported, and how it ended if that was not by itself."""
-    # The rank's own variables would make this process a rank, too.
+    """Return what the process reported, and how it ended; empty if it succeeded."""
+    # The variables of the launcher would make this process a rank.
     environment = without_launcher(os.environ)
     process = subprocess.Popen(
         [sys.executable, "-m", "hvd_batchgrow.doctor.imports", *parts],
@@ -55,10 +55,10 @@ def _run(parts: Sequence[str], timeout_s: float) -> tuple[list[tuple[str, Facts 
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         output, errors = process.communicate()
-        how = f"its import has not ended within {timeout_s:g} s"
+        how = f"its import did not finish within {timeout_s:g} s"
     if not how and process.returncode:
         lines = errors.decode(errors="replace").strip().splitlines()
-        how = "; ".join([f"its import ends the process ({_ending(process.returncode)})", *lines[-1:]])
+        how = "; ".join([f"its import ended the process ({_ending(process.returncode)})", *lines[-1:]])
     reported = [json.loads(line) for line in output.decode().splitlines() if line.endswith("]")]
     return [(part, facts) for part, facts in reported], how
 

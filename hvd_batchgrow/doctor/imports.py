@@ -1,9 +1,9 @@
-"""What the packages that training imports say about themselves: a process that imports them and reports it.
+"""A process that imports the packages that training needs, and reports their versions and builds.
 
 python -m hvd_batchgrow.doctor.imports PART ...
 
-Each part is one line of JSON, [PART, facts], after a line [PART, null] when its import begins. The parent process
-(`imported.py`) thus knows which import has crashed or hangs.
+Each part is one line of JSON, [PART, facts], after a line [PART, null] when its import begins. So the parent
+process (`imported.py`) knows which import has crashed or hangs.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ def main(parts: list[str]) -> None:
         print(dump_json([part, None]), file=report, flush=True)
         print(dump_json([part, facts_of_part(part)]), file=report, flush=True)
     report.flush()
-    os._exit(0)  # a package that crashes or hangs while Python exits is not of interest
+    os._exit(0)  # some packages crash or hang while Python exits
 
 
 if __name__ == "__main__":

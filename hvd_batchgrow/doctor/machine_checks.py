@@ -13,7 +13,7 @@ from hvd_batchgrow.doctor.check import Check, Facts, note, ok
 from hvd_batchgrow.doctor.gather import facts_of
 from hvd_batchgrow.messages.wording import counted
 
-SHARED_MEMORY = "/dev/shm"  # noqa: S108  # where Linux has it
+SHARED_MEMORY = "/dev/shm"  # noqa: S108
 LEAST_MEMORY_GIB = 2.0
 LEAST_SHARED_GIB = 0.5
 GIB = 2**30
@@ -23,7 +23,7 @@ def machine_facts(root: Path = Path("/")) -> Facts:
     """Return the cores and the memory that this process may use.
 
     Args:
-        root: of the file systems proc and cgroup; tests have their own.
+        root: folder that contains proc and sys; another one in tests.
     """
     return {
         "cores": os.cpu_count() or 1,
@@ -58,15 +58,15 @@ def core_limit(root: Path) -> float | None:
 def memory_limit(root: Path) -> int | None:
     """Return the bytes that the control groups of this process allow; None without a limit."""
     texts = [*_group_files(root, "", "memory.max"), *_group_files(root, "memory", "memory.limit_in_bytes")]
-    # Version 1 has a huge number in place of no limit.
+    # In version 1, a huge number means no limit.
     return min((int(text) for text in texts if text.strip().isdigit() and int(text) < 2**60), default=None)
 
 
 def _group_files(root: Path, controller: str, name: str) -> list[str]:
-    """Return the contents of a file of this process's control group and of the groups around it.
+    """Return the contents of a file of this process's control group and of its parent groups.
 
     Args:
-        root: of the file systems.
+        root: folder that contains proc and sys.
         controller: of version 1, such as "cpu"; empty for version 2.
         name: of the file.
     """

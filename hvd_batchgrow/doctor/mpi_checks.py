@@ -11,7 +11,7 @@ from hvd_batchgrow.doctor.check import Check, Facts, fail, note, ok
 from hvd_batchgrow.doctor.gather import facts_of
 from hvd_batchgrow.doctor.tool import first_line, tool_facts
 
-REBUILD = "make clean setup, with the mpirun and mpicc of the MPI that you use first on PATH"
+REBUILD = "put the mpirun and mpicc of your MPI first on PATH, then: make clean setup"
 _ROOT_VARIABLES = ("OMPI_ALLOW_RUN_AS_ROOT", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM")
 _NAMES = {"open mpi": "Open MPI", "openrte": "Open MPI", "mpich": "MPICH", "hydra": "MPICH", "intel": "Intel MPI"}
 
@@ -38,7 +38,7 @@ def mpi_of(text: str) -> tuple[str, str]:
 
 
 def check_mpi(facts: Mapping[str, Facts]) -> Check:
-    """Check that mpi4py and mpirun are of one MPI, and that this user may start ranks."""
+    """Check that mpi4py and mpirun use the same MPI, and that this user may start ranks."""
     launcher = facts_of(facts, "launcher")
     mpirun = launcher.get("mpirun", launcher)
     if "error" not in mpirun and mpirun["path"] is None:
@@ -63,10 +63,10 @@ def _check_mpi4py(mpi4py: Facts, started: tuple[str, str], mpirun: str) -> Check
     Args:
         mpi4py: its facts.
         started: name and version of mpirun's MPI.
-        mpirun: the same in words, with its path.
+        mpirun: text with name, version and path of mpirun's MPI.
     """
     if mpi4py.get("is_missing"):
-        limit = "mpi4py is not installed, so phases cannot use only some of the ranks under Horovod"
+        limit = "mpi4py is not installed, so under Horovod each phase must use all ranks"
         return note("MPI", f"{mpirun}; {limit}", "pip install 'hvd_batchgrow[mpi]'")
     if "error" in mpi4py:
         return fail("MPI", f"{mpirun}; mpi4py cannot be imported: {mpi4py['error']}", REBUILD)
@@ -91,11 +91,11 @@ def check_horovod(facts: Mapping[str, Facts]) -> Check:
     found = f"{horovod['version']}, with {', '.join(name for name in parts if name not in missing) or 'no library'}"
     found += f", without {', '.join(missing)}" if missing else ""
     if not horovod["has_mpi"] and not horovod["has_gloo"]:
-        return fail("Horovod", f"{found}: it can connect no ranks", REBUILD)
+        return fail("Horovod", f"{found}: it cannot connect ranks", REBUILD)
     theirs, ours = ({Path(path).resolve() for path in part.get("files", [])} for part in (horovod, mpi4py))
     if theirs and ours and theirs != ours:
         other = f"it is linked to {_paths(theirs)}, and mpi4py to {_paths(ours)}"
-        return fail("Horovod", f"{found}; {other}: a process can use only one MPI", REBUILD)
+        return fail("Horovod", f"{found}; {other}, but a process can use only one MPI library", REBUILD)
     if not horovod["has_mpi"]:
         return note("Horovod", f"{found}: under mpirun, ranks need --backend torch", REBUILD)
     return ok("Horovod", found)

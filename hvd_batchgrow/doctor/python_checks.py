@@ -15,7 +15,7 @@ from hvd_batchgrow.doctor.gather import facts_of
 
 OLDEST_PYTHON = (3, 11)
 _OTHER_EXTRAS = ("mpi", "horovod", "dali-cuda120", "dali-cuda130", "dev")
-"""Extras that other checks look at, or that only developers need."""
+"""Extras that other checks cover, or that only developers need."""
 
 
 def python_facts() -> Facts:
@@ -68,7 +68,7 @@ def check_package(facts: Mapping[str, Facts]) -> Check:
     package = facts_of(facts, "package")
     found = f"{package['version']}, {package['folder']}"
     if package["extras"] is None:
-        return note("hvd_batchgrow", f"{found}, which is not installed", "pip install -e .")
+        return note("hvd_batchgrow", f"{found}; this folder is not installed as a package", "pip install -e .")
     return ok("hvd_batchgrow", found)
 
 
@@ -85,7 +85,7 @@ def check_ghost_norms(facts: Mapping[str, Facts]) -> Check:
         return fail(name, f"the C library does not work: {library['error']}", remedy)
     if not library["largest_difference"] < 1e-4:
         difference = f"the C library differs from PyTorch's operations by {library['largest_difference']:.3g}"
-        return fail(name, f"{difference}, more than rounding explains", remedy)
+        return fail(name, f"{difference}, which is more than rounding", remedy)
     return ok(name, f"the C library works (it differs from PyTorch by {library['largest_difference']:.1g})")
 
 

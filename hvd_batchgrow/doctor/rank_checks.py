@@ -1,4 +1,4 @@
-"""Checks of the ranks that a launcher has started: they agree on versions, and their all-reduces give the right sum."""
+"""Checks of the ranks that a launcher has started: equal versions, and correct all-reduces."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def own_report(checks: Sequence[Check]) -> dict[str, Any]:
 
 
 def check_ranks(ranks: Ranks, checks: Sequence[Check]) -> list[Check]:
-    """Return the checks of all ranks together, and the failed checks of ranks other than 0. All ranks call it together.
+    """Check versions and all-reduces, and return failed checks of ranks other than 0 too. All ranks call it together.
 
     Args:
         ranks: that the launcher started.
@@ -40,7 +40,7 @@ def check_ranks(ranks: Ranks, checks: Sequence[Check]) -> list[Check]:
 
 
 def other_failures(reports: Sequence[Mapping[str, Any]]) -> list[Check]:
-    """Return the failed checks of other ranks that rank 0 does not have, one for each host."""
+    """Return failed checks of other ranks that did not fail on rank 0, once per message."""
     seen = {(check["name"], check["found"]) for check in reports[0]["checks"] if check["status"] == "fail"}
     found = []
     for report in reports[1:]:
@@ -78,7 +78,7 @@ def _first(places: Mapping[str, None]) -> str:
 
 
 def check_sums(ranks: Ranks) -> Check:
-    """Check the sum of all ranks, on the devices that training would use, and measure its time.
+    """Check an all-reduce over all ranks on the devices that training would use, and measure its time.
 
     Raises:
         CollectiveError: the ranks cannot agree on devices.
@@ -98,14 +98,14 @@ def check_sums(ranks: Ranks) -> Check:
     sums, duration = _timed(total)
     how = f"{ranks.collectives or 'one rank'} ({ranks.backend}) on the {placement.device.type.upper()}"
     if {*sums} != {expected}:
-        wrong = f"all-reduces of the numbers 1 to {ranks.size} give {sorted({*sums})} instead of {expected:g}"
+        wrong = f"all-reduces of the numbers 1 to {ranks.size} return {sorted({*sums})} instead of {expected:g}"
         return fail("all-reduce", f"{wrong}, over {how}", "--backend torch, or make clean setup")
-    found = f"{ranks.size} ranks over {how} sum a number in {1000 * duration:.2g} ms"
+    found = f"{ranks.size} ranks over {how}: {1000 * duration:.2g} ms for one number"
     return ok("all-reduce", "; ".join([found, *placement.notes]))
 
 
 def _timed(total: Callable[[], float]) -> tuple[list[float], float]:
-    """Call a function some times; return its results, and the median time in seconds."""
+    """Call a function `_NUM_SUMS` times; return its results, and the median time in seconds."""
     results, durations = [], []
     for _ in range(_NUM_SUMS):
         start = time.monotonic()

@@ -10,7 +10,7 @@ from hvd_batchgrow.doctor.tool import first_line, tool_facts
 
 
 def slurm_facts() -> Facts:
-    """Return the version of sbatch, and what scontrol says of the controller."""
+    """Return the version of sbatch, and the answer of `scontrol ping`."""
     version = tool_facts(["sbatch", "--version"])
     return {"sbatch": dict(version), "ping": dict(tool_facts(["scontrol", "ping"])) if version["path"] else {}}
 

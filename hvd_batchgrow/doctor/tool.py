@@ -15,21 +15,21 @@ TOOL_TIMEOUT_S = 10.0
 
 
 def tool_facts(words: Sequence[str], timeout_s: float = TOOL_TIMEOUT_S) -> Facts:
-    """Run a tool, and kill it with its children if it does not end in time.
+    """Run a tool; if it does not finish in time, kill it and its children.
 
     Args:
         words: the command and its arguments.
         timeout_s: time for it, in seconds.
 
     Returns:
-        `path`, None if it is not on PATH; `code`, its exit code; `output`, what it printed, on stderr too; or
-        `path` and `error`.
+        `path` (None if it is not on PATH), `code` (its exit code) and `output` (stdout and stderr); or `path` and
+        `error`.
     """
     path = shutil.which(words[0])
     if path is None:
         return {"path": None}
     try:
-        # Its own process group, because its children could keep the pipe open.
+        # A separate process group, because its children could keep the pipe open.
         process = subprocess.Popen(
             [path, *words[1:]],
             stdin=subprocess.DEVNULL,
@@ -45,7 +45,7 @@ def tool_facts(words: Sequence[str], timeout_s: float = TOOL_TIMEOUT_S) -> Facts
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
-        return {"path": path, "error": f"{path} has not ended within {timeout_s:g} s"}
+        return {"path": path, "error": f"{path} did not finish within {timeout_s:g} s"}
     return {"path": path, "code": process.returncode, "output": output.decode(errors="replace").strip()}
 
 

@@ -18,7 +18,7 @@ _COLUMNS = ("name", "compute_cap", "compute_mode", "mig.mode.current", "driver_v
 
 
 def driver_facts() -> Facts:
-    """Return the GPUs that NVIDIA's driver lists, and what hides them from a process."""
+    """Return the GPUs that NVIDIA's driver lists, and the settings that can hide them from a process."""
     tool = tool_facts(["nvidia-smi", f"--query-gpu={','.join(_COLUMNS)}", "--format=csv,noheader"])
     lines = tool.get("output", "").splitlines() if tool.get("code") == 0 else []
     rows = [[cell.strip() for cell in line.split(",")] for line in lines]
@@ -49,7 +49,7 @@ def check_torch(facts: Mapping[str, Facts]) -> Check:
 
 
 def check_gpus(facts: Mapping[str, Facts]) -> Check:
-    """Check that torch can use the GPUs that are here, or find out why not."""
+    """Check that torch can use the GPUs of this machine, or find out why not."""
     torch, driver = facts_of(facts, "torch"), facts_of(facts, "driver")
     here = driver.get("gpus", [])
     if seen := torch.get("gpus"):
@@ -85,7 +85,7 @@ def _check_no_gpu(driver: Mapping[str, Any]) -> Check:
         found = "NVIDIA's driver is loaded, but /dev has no nvidia0: this container or job was started without a GPU"
         return note("GPUs", found, "docker run --gpus all, apptainer exec --nv, or sbatch --gpus-per-task=1")
     if "error" in tool:
-        return note("GPUs", tool["error"], "ask the administrator: the driver does not answer")
+        return note("GPUs", tool["error"], "ask the administrator to check the driver")
     if tool.get("code"):
         return note("GPUs", f"nvidia-smi fails: {first_line(tool['output']) or 'no message'}", "nvidia-smi")
     return ok("GPUs", "this machine has no NVIDIA GPU: training uses the CPU")
@@ -109,7 +109,7 @@ def _check_visible(torch: Mapping[str, Any], seen: Sequence[Any], here: Sequence
     if "Exclusive_Process" in modes:
         limits.append("compute mode Exclusive_Process: one rank per GPU, and no other process on it")
     if any(gpu["mig.mode.current"] == "Enabled" for gpu in here):
-        limits.append("MIG is on: a process can use one instance, and NCCL cannot sum between instances of one GPU")
+        limits.append("MIG is on: a process can use one instance, and NCCL cannot connect instances of one GPU")
     return note("GPUs", "; ".join([found, *limits])) if limits else ok("GPUs", found)
 
 
@@ -133,7 +133,7 @@ def has_code_for(capability: Sequence[int], architectures: Sequence[str]) -> boo
 
 
 def check_nccl(facts: Mapping[str, Facts]) -> Check:
-    """Check that gradients can be summed on several GPUs."""
+    """Check that gradients can be all-reduced on several GPUs."""
     torch, horovod = facts_of(facts, "torch"), facts_of(facts, "horovod")
     versions = [
         f"{part['nccl']} in {name}" for name, part in (("torch", torch), ("Horovod", horovod)) if part.get("nccl")
@@ -142,7 +142,7 @@ def check_nccl(facts: Mapping[str, Facts]) -> Check:
     if not torch.get("gpus"):
         return ok("NCCL", found or "not needed: torch uses no GPU")
     if not found:
-        slow = "neither torch nor Horovod has NCCL: gradients of several GPUs are summed over Gloo, which is slow"
+        slow = "neither torch nor Horovod has NCCL: gradients of several GPUs are all-reduced over Gloo, which is slow"
         return note("NCCL", slow, CUDA_BUILD)
     if "version" in horovod and not horovod["nccl"]:
         found += "; Horovod is built without NCCL, so ranks with GPUs use torch.distributed"
@@ -151,11 +151,11 @@ def check_nccl(facts: Mapping[str, Facts]) -> Check:
 
 
 def check_dali(facts: Mapping[str, Facts]) -> Check:
-    """Check that DALI can be imported and fits the driver."""
+    """Check that DALI can be imported and that the driver supports it."""
     dali, torch = facts_of(facts, "dali"), facts_of(facts, "torch")
     if dali.get("is_missing"):
         return note(
-            "DALI", "not installed: the pipeline torch decodes images", "pip install 'hvd_batchgrow[dali-cuda130]'"
+            "DALI", 'not installed: data.pipeline = "torch" decodes images', "pip install 'hvd_batchgrow[dali-cuda130]'"
         )
     if "error" in dali:
         return fail("DALI", f"cannot be imported: {dali['error']}", 'make clean setup; or data.pipeline = "torch"')

@@ -41,7 +41,7 @@ def metric_texts(metrics: Mapping[str, float]) -> list[str]:
 
 
 def difference_scale(metric: str) -> tuple[float, str]:
-    """Return the factor and the unit with which differences of a metric are shown: 100 and `points` for accuracy."""
+    """Return the factor and unit for differences of a metric: 100 and `points` for accuracy."""
     return (100.0, "points") if metric.removeprefix("average_") == "top1" else (1.0, "")
 
 
@@ -66,5 +66,5 @@ def amount(done: int, total: int, unit: str) -> str:
 
 
 def time_text(seconds: float) -> str:
-    """Like `short_time`, for an estimate that may be of any size."""
+    """Like `short_time`, for an estimate, which may be negative or very large."""
     return short_time(max(0.0, seconds)) if seconds < 1e9 else "unknown time"

@@ -16,8 +16,8 @@ from hvd_batchgrow.train.events import Evaluation, Observer, RunEnded, RunStarte
 class AttemptTimes(Observer):
     """Adds `elapsed_s` and `evaluation_s` to this invocation's entry in `record.json`.
 
-    They are written after each evaluation and at the end, so that an invocation that is killed leaves the time up to
-    its last evaluation.
+    It writes them after each evaluation and at the end. The record of a killed invocation thus has the time up to its
+    last evaluation.
 
     Args:
         clock: returns seconds; for tests.
@@ -28,7 +28,7 @@ class AttemptTimes(Observer):
         self._evaluation_s = 0.0
 
     def on_start(self, event: RunStarted) -> None:
-        """Start to count."""
+        """Start the clock."""
         self._path, self._begin = event.folder / "record.json", self._clock()
 
     def on_evaluation(self, event: Evaluation) -> None:

@@ -18,7 +18,7 @@ _SAMPLE_COLUMNS = ("only\nfirst right", "only\nsecond right", "McNemar's\np")
 
 
 def print_comparison(console: PlainConsole, found: Comparison, *, with_costs: bool = True) -> None:
-    """Print what two arms have cost and achieved; the verdict comes last.
+    """Print the results and costs of two arms, and the verdict at the end.
 
     Args:
         console: the console.
@@ -86,8 +86,8 @@ def _statistics(found: Comparison) -> Iterator[str]:
         yield f"two one-sided tests at ±{found.limit}: p = {equal.p:.2g}, 90 % interval {narrow}"
     if any(pair.samples for pair in found.pairs):
         yield (
-            "McNemar's p compares the two networks of a pair. Networks of one job differ too, by their seeds, so a "
-            "small p does not show that the jobs differ."
+            "McNemar's p compares the two networks of a pair. Two networks of one job with different seeds differ too, "
+            "so a small p does not show that the jobs differ."
         )
 
 

@@ -19,7 +19,7 @@ from rich.text import Text
 from hvd_batchgrow.messages.wording import amount, time_text
 
 Span = tuple[str, str]
-"""Text and its style; an empty style is that of the terminal."""
+"""Text and its style; an empty style is the terminal's default."""
 
 NOTE = "magenta"
 """Style of notes. Yellow is hard to read on a light background, and blue on a dark one."""
@@ -45,16 +45,16 @@ class PlainConsole(Console):
         )
 
     def paragraph(self, text: str, style: str = "", indent: int = 0) -> None:
-        """Print a text: on a terminal wrapped between words, elsewhere as it is, for grep.
+        """Print a text: wrapped between words on a terminal, otherwise unchanged, for grep.
 
         Args:
-            text: the text; its own line breaks stay.
+            text: the text; its line breaks are kept.
             style: of rich.
-            indent: spaces before the first line; the following ones have two more.
+            indent: spaces before the first line; further lines have two more.
         """
         lines = text.split("\n")
         if self.is_terminal:
-            # A word that is too long stays whole: a path or a command can then be copied.
+            # Long words are not broken, so that paths and commands can be copied.
             fill = TextWrapper(
                 max(1, self.width - indent), subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
             )
@@ -63,10 +63,10 @@ class PlainConsole(Console):
 
 
 class AmountColumn(ProgressColumn):
-    """What is done of what, with its unit, and the time left."""
+    """Progress as `3 of 6 files`, and the time left."""
 
     def render(self, task: Task) -> Text:
-        """Return the text of a task, whose field `unit` is what it counts."""
+        """Return the text of a task; its field `unit` is the unit."""
         left = "" if task.time_remaining is None else f", {time_text(task.time_remaining)} left"
         return Text(amount(int(task.completed), int(task.total or 0), task.fields["unit"]) + left)
 

@@ -38,7 +38,7 @@ def remove_column(table: Table, heading: str) -> None:
 
 
 def print_table(console: PlainConsole, table: Table, spare: Sequence[str] = ()) -> None:
-    """Print a table. If it is too wide, drop spare columns, and say which; if it is still too wide, print all of it.
+    """Print a table. If it is too wide, drop spare columns and name them; if it is still too wide, print it in full.
 
     Args:
         console: the console.

@@ -1,4 +1,4 @@
-"""The end block: what a run has done against its plan, and what it has cost."""
+"""The end block: updates, samples and time of a run against its plan, and its cost."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from hvd_batchgrow.results.run_summary import result_line, summarize
 
 
 def print_end_block(console: PlainConsole, run: RunFiles, price: float | None = None) -> None:
-    """Print a table of the phases, the results, how the time was spent and, with a price, what the run has cost.
+    """Print a table of the phases, the results, the time by use and, with a price, the cost.
 
     Args:
         console: the console.
         run: the files of the run.
-        price: cost of a rank for one hour; None: do not print the cost.
+        price: price of one rank-hour; None: do not print the cost.
     """
     account, results = account_of(run), result_line(summarize(run))
     if any(phase.updates for phase in account.phases):
@@ -33,7 +33,7 @@ def print_end_block(console: PlainConsole, run: RunFiles, price: float | None = 
 
 
 def phases_table(phases: Sequence[PhaseDone]) -> Table:
-    """Return a table with one row per phase: what was done and, where it differs, what was planned."""
+    """Return a table with one row per phase: done, and planned where it differs."""
     headings = ("phase", "batch", "updates", "samples", "time", "samples\nper s", "rank-\nhours")
     table = number_table(None, headings)
     for index, phase in enumerate(phases, start=1):
@@ -64,7 +64,7 @@ def _of(done: int, planned: int) -> str:
 
 
 def _time_line(account: Account) -> str:
-    """Return the total time, split; an invocation that was killed may have left no time."""
+    """Return the total time and its parts; a killed invocation may have no time on record."""
     where = counted(account.invocations, "invocation")
     if account.total_s is None or account.other_s is None:
         return f"time: {short_time(account.training_s)} of updates in {where}; the total is not on record"

@@ -1,4 +1,4 @@
-"""TensorBoard's event files in a run folder: what to keep of them when a run resumes."""
+"""TensorBoard's event files in a run folder, and the points to keep when a run resumes."""
 
 from __future__ import annotations
 
@@ -19,12 +19,11 @@ def event_files(folder: Path) -> list[Path]:
 def points_up_to(files: list[Path], samples: int, dropped: frozenset[str]) -> list[Event]:
     """Return the points of a run up to its checkpoint, one per tag and step, in the order of the steps.
 
-    Later ones will be trained again. An event file whose writer was killed may end within an event: the reader stops
-    there.
+    Later points will be trained again. If a writer was killed, its file may end within an event; reading stops there.
 
     Args:
-        files: from `event_files`. Two of them have the same points if an earlier call's caller was killed.
-        samples: sample counter of the checkpoint; 0: the run starts from the beginning, and keeps nothing.
+        files: from `event_files`. Two files have the same points if an earlier resume was killed.
+        samples: sample counter of the checkpoint; 0: keep no points.
         dropped: tags that the resumed run writes again.
     """
     kept = {}

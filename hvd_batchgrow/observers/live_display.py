@@ -13,9 +13,9 @@ from hvd_batchgrow.results.live_state import LiveView
 
 
 class LiveDisplay:
-    """Shows the last view until it is closed; what the console prints meanwhile scrolls above it.
+    """Shows the last view until it is closed; other output of the console scrolls above it.
 
-    A thread draws it. Views do not change, so the thread that trains never waits for the drawing.
+    A separate thread draws it. Views are immutable, so training never waits for the drawing.
 
     Args:
         console: of a terminal.
@@ -34,7 +34,7 @@ class LiveDisplay:
         )
 
     def start(self) -> None:
-        """Draw the view. It is a method, so that an interrupt during it finds something to close."""
+        """Draw the view. Separate from `__init__`, so that `close` can be called after an interrupt."""
         self._live.start(refresh=True)
 
     def _screen(self) -> SpanLines:

@@ -1,7 +1,7 @@
-"""The live view as lines of text: a pure function of what is known, the width and the time.
+"""The live view as lines of text: a pure function of the view, the width and the time.
 
-Colours come from the terminal: text has its default colour, and the only other ones, magenta and red, are readable on
-dark and on light backgrounds. Nothing is said by colour alone.
+Text has the terminal's default colour. The other two, magenta and red, are readable on dark and on light backgrounds.
+No information is in the colour alone.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _LABEL = 11
 _GAP = 2
 """Columns between two fields."""
 _COLUMNS = {120: 3, 64: 2, 0: 1}
-"""Fields in a line, by the least width."""
+"""Number of fields in a line, by the smallest width."""
 _LEVELS, _ASCII_LEVELS = "▁▂▃▄▅▆▇█", "_.-=+*#"
 _MOST_TREND = 60
 _ORDER = {
@@ -38,10 +38,10 @@ def live_lines(view: LiveView, width: int, now_s: float, *, ascii_only: bool = F
     """Return the lines of the live view, none of them wider than `width`.
 
     Args:
-        view: what is known.
+        view: the state of the run.
         width: columns of the terminal, at least 1.
         now_s: seconds on the clock of `LiveView.record_at_s`.
-        ascii_only: use no other characters than ASCII for trends and bars.
+        ascii_only: use only ASCII characters for trends and bars.
     """
     num = next(columns for least, columns in _COLUMNS.items() if width >= least)
     fields = _fields(view)
@@ -56,7 +56,7 @@ def live_lines(view: LiveView, width: int, now_s: float, *, ascii_only: bool = F
 
 
 def _fit(spans: Sequence[Span], width: int) -> list[Span]:
-    """Cut a line at a width; an ellipsis shows that something is missing."""
+    """Cut a line at a width, and mark the cut with an ellipsis."""
     if sum(cell_len(text) for text, _ in spans) <= width:
         return [*spans]
     fitted, free = [], width - 1
@@ -118,7 +118,7 @@ def _fields(view: LiveView) -> dict[str, Field]:
 
 
 def _batch(view: LiveView) -> str:
-    """Return B as a product; of unequal parts, the numbers without a product."""
+    """Return B as a product; if the parts are unequal, the numbers without a product."""
     record = view.record
     phase = view.plan.phases[view.phase] if view.plan.phases else None
     if record is None or phase is None:
@@ -139,7 +139,7 @@ def _result(evaluation: EvaluationLine | None, metric: str, *, with_set: bool = 
     if evaluation is None:
         return "not yet" if with_set else "none yet"
     value = evaluation.value(metric)
-    text = "no number" if value is None else _value(metric, value)
+    text = "no finite value" if value is None else _value(metric, value)
     return f"{text} ({f'{evaluation.dataset}, ' * with_set}epoch {evaluation.epoch:.2f})"
 
 
@@ -163,7 +163,7 @@ def _interval(band: NoiseBand) -> str:
 
 
 def _rows(fields: Sequence[Field], num: int, width: int, *, ascii_only: bool) -> list[list[Span]]:
-    """Arrange fields line by line, so many in a line."""
+    """Arrange fields in lines of `num`."""
     cell = (width - _GAP * (num - 1)) // num
     rows = []
     for start in range(0, len(fields), num):
@@ -185,7 +185,7 @@ def _cell(label: str, value: str, trend: Sequence[float], width: int, *, ascii_o
 
 
 def sparkline(values: Sequence[float], levels: str = _LEVELS) -> str:
-    """Return one character per value, from the lowest level for the least to the highest for the greatest."""
+    """Return one character per value, scaled from the smallest value to the largest."""
     finite = [value for value in values if math.isfinite(value)]
     if not finite:
         return ""
@@ -198,7 +198,7 @@ def sparkline(values: Sequence[float], levels: str = _LEVELS) -> str:
 
 
 def _bars(view: LiveView, width: int, now_s: float, *, ascii_only: bool) -> list[list[Span]]:
-    """Return the bars of the phase and of the run, with the time that each still needs."""
+    """Return the progress bars of the phase and of the run, with the time left."""
     passed_s = 0.0 if view.record_at_s is None else now_s - view.record_at_s
     seconds = (math.nan, math.nan) if view.to_go is None else (view.to_go.phase_s, view.to_go.run_s)
     shares = {"phase": view.phase_share, "run": view.run_share}
@@ -221,7 +221,7 @@ def _bars(view: LiveView, width: int, now_s: float, *, ascii_only: bool) -> list
 
 
 def _footer(view: LiveView, now_s: float) -> list[list[Span]]:
-    """Return what else is known: the state of the run, and what may need attention first."""
+    """Return the last line: skipped updates first, then the age of the last record and the state of the run."""
     ago = [] if view.record_at_s is None else [f"last record {time_text(now_s - view.record_at_s)} ago"]
     skipped = 0 if view.record is None else view.record.skipped
     parts: list[Span] = [(f"{skipped:,} updates skipped", "bold red")] if skipped else []

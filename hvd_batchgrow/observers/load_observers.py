@@ -23,13 +23,13 @@ from hvd_batchgrow.train.events import (
 
 
 def check_observers(names: Sequence[str]) -> None:
-    """Check that the observers can be imported, without making one.
+    """Check that the observers can be imported, without creating one.
 
     Args:
         names: `logging.observers`.
 
     Raises:
-        JobError: a package is not installed, or a `module:name` cannot be imported; all of them are named.
+        JobError: a package is not installed, or a `module:name` cannot be imported. The error lists all of them.
     """
     faults: list[Fault] = []
     for index, name in enumerate(names):
@@ -42,23 +42,23 @@ def check_observers(names: Sequence[str]) -> None:
 
 
 def load_observers(names: Sequence[str], report: Callable[[str], None]) -> list[Observer]:
-    """Make the observers.
+    """Create the observers.
 
     Args:
         names: `logging.observers`.
         report: receives a message if an observer fails later.
 
     Raises:
-        JobError: an observer cannot be imported or made, or is not an `Observer`.
+        JobError: an observer cannot be imported or created, or is not an `Observer`.
     """
     return [GuardedObserver(name, _made(index, name), report) for index, name in enumerate(names)]
 
 
 class GuardedObserver(Observer):
-    """Passes the events of a run on to an observer that must not affect the run.
+    """Forwards the events of a run to an observer that must not affect the run.
 
-    Each event is a copy, so nothing that the observer does to it reaches the run. If the observer raises an exception,
-    this is reported once; it then receives no more events, and training continues.
+    Each event is a copy, so the observer cannot change the run. If the observer raises an exception, it is reported
+    once, the observer receives no more events, and training continues.
 
     Args:
         name: as in the job file.
@@ -125,7 +125,7 @@ def _factory(index: int, name: str) -> Callable[[], Any]:
         except NotFound as error:
             raise _refusal(index, str(error)) from error
     spec = find_spec(name)
-    if spec is None or spec.origin is None:  # a folder of this name, such as W&B makes, counts too
+    if spec is None or spec.origin is None:  # W&B creates a folder of this name, which find_spec finds too
         raise _refusal(index, f"{name} is not installed: pip install 'hvd_batchgrow[{name}]'")
 
     def make() -> Observer:

@@ -28,20 +28,20 @@ from hvd_batchgrow.train.events import EvaluatedSet, Evaluation, Observer, RunEn
 
 _EXPERIMENT = "hvd_batchgrow"
 _MOST_CHARACTERS = 500
-"""Of a parameter; older servers accept no more."""
+"""Longest value of a parameter; the limit of older servers."""
 _AT_ONCE = 100
-"""Most parameters of one request."""
+"""Most parameters in one request; MLflow's limit."""
 
 
 class MLflow(Observer):
     """Logs to the server or database of MLFLOW_TRACKING_URI, or to MLflow's default in the working directory.
 
-    The run's id is kept in `runs/NAME/mlflow.json`, so a resumed run continues the same MLflow run. MLflow cannot
-    delete a point. Therefore the points that it has already are not logged again when they are trained again.
+    The run's id is in `runs/NAME/mlflow.json`, so a resumed run continues the same MLflow run. MLflow cannot delete
+    points, so a resumed run does not log the points that MLflow already has.
     """
 
     def __init__(self) -> None:
-        # MLflow's own defaults, 7 retries of 120 s each, would hold up training for minutes.
+        # MLflow's defaults, 7 retries of 120 s each, would stop training for minutes.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
         self._client = MlflowClient()

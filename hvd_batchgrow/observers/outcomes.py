@@ -1,4 +1,4 @@
-"""outcomes.npz: what each test sample came to at the end of a run."""
+"""outcomes.npz: the outcome of each test sample at the end of a run."""
 
 from __future__ import annotations
 

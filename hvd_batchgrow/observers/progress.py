@@ -28,7 +28,7 @@ class ProgressDisplay(Observer):
     """Prints what will run, its progress, and its result.
 
     Args:
-        console: a terminal gets a live view; another stream gets a line every so often.
+        console: a terminal gets a live view; another stream gets progress lines.
         line_every_s: seconds between two lines.
         clock: returns seconds; for tests.
     """
@@ -64,7 +64,7 @@ class ProgressDisplay(Observer):
             self._live.start()
 
     def on_record(self, event: TrainRecord) -> None:
-        """Print the start of each phase; show the record or, without a live view, print a line if one is due."""
+        """Print a line at the start of each phase. Update the live view, or print a progress line if one is due."""
         line, before, now = record_line(event), self._state.samples, self._clock()
         record = TrainLine.of(line, self._state.plan.metric)
         self._recent.add(record, event.samples - before)
@@ -115,7 +115,7 @@ class ProgressDisplay(Observer):
 
 
 def _earlier_lines(event: RunStarted) -> list[Line]:
-    """Return the records of the invocations that led to the start; none if they cannot be read."""
+    """Return the records of earlier invocations; an empty list if they cannot be read."""
     if not event.samples:
         return []
     try:
@@ -152,7 +152,7 @@ def _machine_lines(event: RunStarted) -> list[str]:
         f"ranks: {event.ranks:,} on {counted(len(hosts), 'host')} {_BACKENDS.get(event.backend, event.backend)}{sums}",
         f"{counted(event.threads_per_rank, 'thread')}{each}, pixels by {event.pipeline}",
         f"run folder {event.folder}",
-        f"to follow it from another terminal: {command('watch', event.folder)}",
+        f"to follow the run from another terminal: {command('watch', event.folder)}",
     ]
 
 

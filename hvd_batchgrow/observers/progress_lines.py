@@ -16,14 +16,14 @@ class RecentRecords:
         self._loss = self._seconds = 0.0
 
     def add(self, record: TrainLine, num_samples: int) -> None:
-        """Add a record of so many samples."""
+        """Add a record of `num_samples` samples."""
         self._last = record
         self._samples += num_samples
         self._loss += record.loss * num_samples
         self._seconds += num_samples / record.samples_per_s if record.samples_per_s > 0 else 0.0
 
     def text(self) -> str:
-        """Return the last record in words, with the mean loss and the speed of all; empty without records."""
+        """Return the last record as text, with the mean loss and speed of all records; empty without records."""
         if self._last is None:
             return ""
         if not self._samples or not self._seconds:
@@ -32,7 +32,7 @@ class RecentRecords:
 
 
 def phase_line(record: TrainLine, most_ranks: int) -> str:
-    """Return the line for the start of a phase, with its ranks if they are fewer than the run has."""
+    """Return the line for the start of a phase, with its ranks if it uses only some of them."""
     some = f" on {record.ranks} of {most_ranks} ranks" if record.ranks < most_ranks else ""
     return f"phase {record.phase + 1}: global batch {record.global_batch}{some}, lr {record.lr:.5g}"
 
@@ -73,5 +73,5 @@ def _record_text(record: TrainLine, loss: float, samples_per_s: float) -> str:
 
 
 def _has_progress(record: TrainLine) -> bool:
-    """Return whether the schedule advances at another rate than the epochs (AdaScale)."""
+    """Return whether the schedule advances faster or slower than the epochs (AdaScale)."""
     return record.progress_epochs == record.progress_epochs and record.progress_epochs != record.epoch

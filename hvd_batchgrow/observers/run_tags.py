@@ -1,4 +1,4 @@
-"""What a service can filter runs by."""
+"""Tags by which a service can filter runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The numbers of a run under the names that TensorBoard, MLflow and Weights & Biases show."""
+"""The scalars of a run, by the names used in TensorBoard, MLflow and Weights & Biases."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ UPDATES, HOURS = "progress/updates", "progress/hours"
 
 
 def record_scalars(record: TrainRecord) -> dict[str, float]:
-    """Return the numbers of a training record, without NaN, which a window of skipped updates has."""
+    """Return the finite scalars of a training record; a record with only skipped updates has NaN."""
     scalars = {
         "train/loss": record.loss,
         **{f"train/{name}": value for name, value in record.metrics.items()},

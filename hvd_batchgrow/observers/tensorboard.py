@@ -34,8 +34,8 @@ class TensorBoard(Observer):
     """Writes one event file into the run folder, so that `tensorboard --logdir runs` shows the run under its name.
 
     A resumed run continues the same curves: the points up to the checkpoint are copied into a new event file, which
-    replaces the old one, also in a TensorBoard that is open. (`SummaryWriter`'s `purge_step` only marks the points that
-    follow the checkpoint, and TensorBoard 2.21 draws some or all of them with the points that are trained again.)
+    replaces the old one, also in an open TensorBoard. (`SummaryWriter`'s `purge_step` only marks the points after the
+    checkpoint, and TensorBoard 2.21 still draws some or all of them.)
     """
 
     def __init__(self) -> None:
@@ -83,7 +83,7 @@ class TensorBoard(Observer):
         self._writer.close()
 
     def _results(self, evaluation: Evaluation) -> list[str]:
-        """Return the names of the curves that end with the results of the run, the main result first."""
+        """Return the names of the curves whose last points are the results, the main result first."""
         names = list(evaluation_scalars(evaluation, self._prefixes))
         return [*names[1:], *names[:1], UPDATES, HOURS]  # the loss comes first
 
@@ -91,7 +91,7 @@ class TensorBoard(Observer):
         if self._writer:
             for tag, value in scalars.items():
                 self._writer.add_scalar(tag, value, samples)
-            self._writer.flush()  # a kill loses no point that precedes a checkpoint
+            self._writer.flush()  # so that a kill loses no point before a checkpoint
 
 
 def chart_layout(job: Job) -> dict[str, dict[str, list[Any]]]:
@@ -134,7 +134,7 @@ def plan_markdown(plan: Plan) -> str:
 
 
 def job_markdown(job: Job) -> str:
-    """Return the keys of a job that differ from their defaults; nothing in an indented block can end it."""
+    """Return the keys of a job that differ from their defaults, as an indented block, which no value can end."""
     tree = job.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
     text = tomli_w.dumps({key: value for key, value in tree.items() if value != {}})
     return textwrap.indent(text, "    ", lambda _: True)

@@ -1,4 +1,4 @@
-"""What TensorBoard's hparams tab reads: the hyperparameters of a run, and which of its curves are results."""
+"""Data for TensorBoard's hparams tab: the hyperparameters of a run, and the names of its result curves."""
 
 from __future__ import annotations
 

@@ -23,9 +23,9 @@ _SAMPLES = "progress/samples"
 class WeightsAndBiases(Observer):
     """Logs to `runs/NAME/wandb`, for `wandb sync`; with WANDB_MODE=online, to the service too.
 
-    The run's id is kept in `runs/NAME/wandb.json`, so a resumed run continues the same W&B run. W&B cannot delete a
-    point. Therefore the file also has the samples of the last points, and points that are trained again are not logged
-    again. A run that is killed between a point and that file logs one point twice.
+    The run's id is in `runs/NAME/wandb.json`, so a resumed run continues the same W&B run. W&B cannot delete points, so
+    the file also has the sample counters of the last points, and a resumed run does not log them again. A run that is
+    killed between logging a point and writing the file logs this point twice.
     """
 
     def __init__(self) -> None:

@@ -19,7 +19,7 @@ from hvd_batchgrow.results.run_follower import CaughtUp, Event, NewRecord, RunFo
 from hvd_batchgrow.results.run_summary import FRESH_S, command, resume_command
 
 POLL_S = 1.0
-"""Seconds between two looks at the files."""
+"""Seconds between two reads of the files."""
 GRACE_S = 10.0
 """Seconds without a holder of the lock after which a run counts as stopped: an elastic job, or a loop in a shell,
 starts the next invocation by then."""
@@ -29,12 +29,12 @@ class Watcher:
     """Follows a run until it has finished or stopped.
 
     Args:
-        console: a terminal gets a live view; another stream gets a line every so often.
+        console: a terminal gets a live view; another stream gets progress lines.
         follower: of the run.
         lock: of the run.
-        line_every_s: seconds between two progress lines; None: as the job says.
+        line_every_s: seconds between two progress lines; None: `logging.line_every_s` of the job.
         clock: returns seconds; for tests.
-        sleep: waits for so many seconds; for tests.
+        sleep: waits for a number of seconds; for tests.
     """
 
     def __init__(
@@ -55,13 +55,13 @@ class Watcher:
         """The last line about the state of the run."""
         self._printed_at_s = clock()
         self._held_at_s: float | None = None
-        """When the lock was last held; None: it has been free since the begin."""
+        """When the lock was last held; None: not held since the start of `watch`."""
 
     def run(self) -> ExitCode:
-        """Follow the run; return DONE after its end, and STOPPED if no process trains it before."""
+        """Follow the run; return DONE if it finishes, and STOPPED if no process trains it any more."""
         try:
             while True:
-                holder = self.lock.look()  # before the files: what the holder writes before it leaves must count
+                holder = self.lock.look()  # before the files, so that the last lines of the holder count
                 for event in self.follower.poll():
                     self._handle(event)
                 if (code := self._end(holder)) is not None:
@@ -94,7 +94,7 @@ class Watcher:
             self._print_progress()
 
     def _catch_up(self, *, resumed: bool) -> None:
-        """Print where the run is; the lines that were there already are not repeated."""
+        """Print the current state of the run, without repeating earlier lines."""
         state = self.follower.state
         assert state is not None
         view, self._recent = state.view(), RecentRecords()

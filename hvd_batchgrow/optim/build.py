@@ -116,7 +116,7 @@ def set_momentum(optimizer: torch.optim.Optimizer, phase: Phase, *, rescale: boo
 
 
 def weight_decays(optimizer: torch.optim.Optimizer) -> list[float]:
-    """Return the weight decay of each parameter group: of a new optimizer, before it gets a state."""
+    """Return the weight decay of each parameter group of a new optimizer."""
     return [float(group.get("weight_decay", 0.0)) for group in optimizer.param_groups]
 
 

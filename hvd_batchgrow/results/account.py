@@ -1,4 +1,4 @@
-"""What a run has done against its plan: updates, samples, time and rank-hours, by phase and in total."""
+"""Updates, samples, time and rank-hours of a run against its plan, by phase and in total."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class PhaseDone:
 
 @dataclass(frozen=True)
 class Account:
-    """What a run has done."""
+    """Updates, time and rank-hours of a run so far."""
 
     phases: tuple[PhaseDone, ...]
     invocations: int
@@ -56,7 +56,7 @@ class Account:
     """Sum over the timed invocations, from the start of training to the end, or to the last evaluation if it was
     killed; None: no invocation is timed."""
     rank_hours: float | None
-    """Hours of the timed invocations times their ranks, idle ones included; None: no invocation is timed."""
+    """Hours of the timed invocations times their ranks, including idle ranks; None: no invocation is timed."""
 
     @property
     def other_s(self) -> float | None:

@@ -1,4 +1,4 @@
-"""Compare runs in pairs of one seed, and state in a sentence what that shows."""
+"""Compare runs in pairs with the same seed, and state the result in one sentence."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _NO_METRIC = frozenset({"kind", "samples", "epoch", "updates", "dataset"})
 
 @dataclass(frozen=True)
 class Arm:
-    """Runs of one job that differ in their seeds only."""
+    """Runs of one job that differ only in their seeds."""
 
     name: str
     """Name of the job without the seed; unique among the arms of a comparison."""
@@ -34,7 +34,7 @@ class Arm:
 
     @cached_property
     def by_seed(self) -> Mapping[int, RunFiles]:
-        """The run of each seed: of several with one seed the first finished one, otherwise the first."""
+        """The run of each seed. If several runs have the same seed: the first finished one, or else the first."""
         found: dict[int, RunFiles] = {}
         for run in sorted(self.runs, key=lambda run: not run.is_finished):
             found.setdefault(run.seed, run)
@@ -43,7 +43,7 @@ class Arm:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two finished runs of one seed, one of each arm."""
+    """Two finished runs with the same seed, one from each arm."""
 
     seed: int
     first_run: RunFiles
@@ -86,15 +86,15 @@ class Comparison:
     curves: CurveDistance | None
     """Between the arms during training; None: they have fewer than two evaluations in common."""
     confounds: tuple[str, ...]
-    """What differs between the arms besides what is compared, and can explain a difference; one sentence each."""
+    """Other differences between the arms that can explain a difference of the results; one sentence each."""
     notes: tuple[str, ...]
-    """What else a reader should know, such as runs that were not counted; one sentence each."""
+    """Notes for the reader, such as runs that were not counted; one sentence each."""
 
     @property
     def more_pairs(self) -> int | None:
-        """About how many more pairs show equivalence with probability 0.8 if the true difference is 0; None: unknown.
+        """Number of additional pairs needed to show equivalence with probability 0.8 if the true difference is 0.
 
-        0: the pairs suffice for that, so their mean difference is too far from 0.
+        None: unknown. 0: there are enough pairs, but their mean difference is too far from 0.
         """
         if self.equivalence is None or self.equivalence.pairs_needed is None:
             return None
@@ -103,7 +103,7 @@ class Comparison:
     def verdict(self) -> str:
         """Return what the pairs show, in one sentence."""
         text = _verdict(self)
-        return f"{text} (confounded: the arms differ in more than what is compared)" if self.confounds else text
+        return f"{text} (confounded: the arms also differ in other respects)" if self.confounds else text
 
     def amount(self, value: float) -> str:
         """Return a difference or a margin with its unit."""
@@ -125,7 +125,7 @@ class Comparison:
 
     @property
     def limit(self) -> str:
-        """The margin with its unit, as the user has stated it."""
+        """The margin with its unit, as the user wrote it."""
         return f"{self.margin:g}{f' {self.unit}' if self.unit else ''}"
 
     @property
@@ -192,7 +192,7 @@ def base_name(name: str) -> str:
 
 
 def is_adaptive(run: RunFiles) -> bool:
-    """Whether the schedule of a run was decided in the run."""
+    """Return whether a run has an adaptive schedule."""
     return _policy(run) == "adaptive"
 
 
@@ -276,8 +276,8 @@ def _verdict(found: Comparison) -> str:
     if difference is None:
         return "not shown: no seed has a finished run of both jobs"
     if difference.low is None:
-        which = f"n = 1 (seed {found.pairs[0].seed})"
-        return f"not shown: {which}: one pair does not tell the job from chance; train more seeds (twin --seeds 3)"
+        why = f"n = 1 (seed {found.pairs[0].seed}): one pair cannot separate the effect of the job from chance"
+        return f"not shown: {why}; train more seeds (twin --seeds 3)"
     metric = "accuracy" if found.metric == "top1" else found.metric
     pairs, wide = f"n = {difference.n} pairs", found.interval(difference.low, difference.high)
     what = f"{found.dataset} {metric} of {found.first.name} minus {found.second.name}"
@@ -297,7 +297,7 @@ def _verdict(found: Comparison) -> str:
 
 def _pairs_text(found: Comparison) -> str:
     if found.more_pairs is None:
-        return "to show equivalence takes more than a million pairs"
+        return "showing equivalence needs more than a million pairs"
     if not found.more_pairs:
-        return "as many pairs usually show equivalence"
-    return f"to show equivalence takes about {counted(found.more_pairs, 'more pair')}"
+        return "this many pairs usually show equivalence"
+    return f"showing equivalence needs about {counted(found.more_pairs, 'more pair')}"

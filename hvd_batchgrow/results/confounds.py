@@ -1,4 +1,4 @@
-"""What else differs between two arms, and could explain a difference of their results."""
+"""Other differences between two arms that could explain a difference of their results."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from hvd_batchgrow.results.run_files import RunFiles
 Runs = tuple[RunFiles, RunFiles]
 _MOST_KEYS = 8
 _SCHEDULE = ("schedule", "trigger", "gradient_noise", "optim.lr", "optim.momentum", "layout")
-"""What a job and its twin differ in."""
+"""Keys in which a job and its twin differ."""
 _NO_EFFECT = ("name", "seed", "logging", "checkpoint", "layout.ranks", "layout.max_micro_batch", "evaluation")
 
 
 def find_confounds(pairs: Sequence[Runs]) -> tuple[str, ...]:
-    """Return what differs within pairs besides the treatment: keys of the job, the data, the number of samples."""
+    """Return differences within pairs besides the schedule: keys of the job, the data, the number of samples."""
     return tuple(dict.fromkeys(text for pair in pairs for text in _confounds(*pair)))
 
 
@@ -34,7 +34,7 @@ def _confounds(first: RunFiles, second: RunFiles) -> Iterator[str]:
         yield f"the runs trained on {trained[0]:,} and {trained[1]:,} samples, which differ by more than a batch"
     changed = changed_keys(first.job, second.job)
     others = [key for key in changed if not key.startswith(_SCHEDULE)]
-    if len(others) > (len(others) == len(changed)):  # a single key is what is compared
+    if len(others) > (len(others) == len(changed)):  # a single key is the subject of the comparison
         more = f" and {len(others) - _MOST_KEYS} more" if len(others) > _MOST_KEYS else ""
         yield f"the jobs also differ in {', '.join(map(printable, others[:_MOST_KEYS]))}{more}"
 
@@ -55,7 +55,7 @@ def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 def find_notes(first: Sequence[RunFiles], second: Sequence[RunFiles], pairs: Sequence[Runs]) -> tuple[str, ...]:
-    """Return what a reader should know of the runs: those that were not counted, and where and how they trained.
+    """Return notes on the runs: those that were not counted, and differences of ranks, devices and versions.
 
     Args:
         first: all runs of the first arm.
@@ -81,10 +81,10 @@ def _why_not_counted(run: RunFiles, others: Sequence[RunFiles], pairs: Sequence[
         epochs = [count / int(run.plan["num_samples"]) for count in (run.samples, int(run.plan["end_samples"]))]
         return f"it has done {epochs[0]:.2f} of {epochs[1]:.2f} epochs"
     if any(first.seed == run.seed for first, _ in pairs):
-        return f"another run of seed {run.seed} is"
+        return f"another run of seed {run.seed} is counted"
     if not any(other.seed == run.seed for other in others):
         return f"the other job has no run of seed {run.seed}"
-    return f"no finite result is on record at the end of both runs of seed {run.seed}"
+    return f"the runs of seed {run.seed} do not both have a finite result at their end"
 
 
 def _last(run: RunFiles, *keys: str) -> Any:

@@ -1,4 +1,4 @@
-"""How far the curves of two arms lie apart, at equal samples."""
+"""Distance between the curves of two arms, at equal numbers of samples."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class CurveDistance:
     dataset: str
     """The set that was evaluated during training."""
     epochs: tuple[float, ...]
-    """Those of the arm that was evaluated less often. The curve of the other arm is interpolated between its
-    evaluations on samples, never on updates."""
+    """Epochs of the curve with the fewest evaluations. The other curves are interpolated between evaluations over
+    samples, never over updates."""
     differences: tuple[float, ...]
     """First minus second at each epoch, in the unit of the comparison."""
 
@@ -40,7 +40,7 @@ class CurveDistance:
         return self.epochs[k], self.differences[k]
 
     def apart(self, margin: float) -> tuple[tuple[float, float], ...]:
-        """Return the first and the last epoch of each stretch of evaluations that lie more than a margin apart."""
+        """Return the first and last epoch of each series of evaluations with the arms more than a margin apart."""
         stretches: list[tuple[float, float]] = []
         was_far = False
         for epoch, difference in zip(self.epochs, self.differences, strict=True):
@@ -56,7 +56,7 @@ class CurveDistance:
 def curve_distance(
     pairs: Sequence[tuple[RunFiles, RunFiles]], metric: str, factor: float = 1.0
 ) -> CurveDistance | None:
-    """Return how far the curves of pairs of runs lie apart; None: they have fewer than two evaluations in common.
+    """Return the distance between the curves of pairs of runs; None: they have fewer than two evaluations in common.
 
     Args:
         pairs: runs of one seed each.

@@ -1,4 +1,4 @@
-"""What a display of a running run needs of its plan."""
+"""The part of a plan that the live view shows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a display shows of a running run: its plan and the lines of metrics.jsonl so far, folded into one view."""
+"""The state of a running run for the live view, from its plan and the lines of metrics.jsonl so far."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from hvd_batchgrow.results.record_lines import EvaluationLine, TrainLine
 from hvd_batchgrow.schedule.cost.time_left import TimeLeft
 
 _TREND = 120
-"""Records whose values a trend shows at most."""
+"""Most records in a trend."""
 
 
 @dataclass(frozen=True)
 class TimeToGo:
-    """The seconds that a run still needs, as known at a time."""
+    """Estimated seconds until the end of the phase and of the run."""
 
     phase_s: float
     run_s: float
@@ -25,7 +25,7 @@ class TimeToGo:
 
 @dataclass(frozen=True)
 class LiveView:
-    """What is shown at one moment; nothing in it changes."""
+    """An immutable snapshot of a run for display."""
 
     plan: LivePlan
     samples: int
@@ -42,7 +42,7 @@ class LiveView:
     to_go: TimeToGo | None
     """None: unknown before the first update."""
     record_at_s: float | None
-    """Time of the last record, on the clock of the display; None: it was there before the display."""
+    """Time of the last record, on the clock of the display; None: the record is older than the display."""
     state: str = ""
     """State of the run in words, such as the process that trains it; empty: the display is part of the run."""
 
@@ -91,13 +91,13 @@ class LiveState:
         self._slowdown = 1.0
 
     def replan(self, plan: LivePlan) -> None:
-        """Show another plan, as a resume or a trigger has made it."""
+        """Use another plan, made by a resume or a trigger."""
         if not plan.declares_metric:
             plan = replace(plan, metric=self.plan.metric, direction=self.plan.direction)
         self.plan = plan
 
     def begin(self, now_s: float, updates: int | None = None) -> None:
-        """Count the time of the following records: the records so far were there before the display.
+        """Measure time from now on: the records so far are older than the display.
 
         Args:
             now_s: seconds on the clock of the display.
@@ -150,7 +150,7 @@ class LiveState:
             self._best = evaluation
 
     def view(self, state: str = "") -> LiveView:
-        """Return what is known now."""
+        """Return an immutable snapshot."""
         return LiveView(
             plan=self.plan,
             samples=self.samples,

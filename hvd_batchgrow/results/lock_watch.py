@@ -25,7 +25,7 @@ class Holder:
 
 
 class LockWatch:
-    """Watches the mark. Apart from the first look, no clocks of two machines are compared.
+    """Watches the mark in the lock file. Only the first look compares the clocks of two machines.
 
     Args:
         folder: the run folder.

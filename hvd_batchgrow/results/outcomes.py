@@ -1,4 +1,4 @@
-"""outcomes.npz of a run: what each test sample came to at the end of the run."""
+"""outcomes.npz of a run: the loss of each test sample at the end, and whether its prediction was right."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Outcomes:
     losses: NDArray[np.float32]
     """(n,): loss of each sample; with `weights` it includes the weight."""
     correct: NDArray[np.bool_] | None = None
-    """(n,): whether the network is right about each sample; None: the task has no right and wrong."""
+    """(n,): whether the prediction for each sample is right; None: the task does not return it."""
     weights: NDArray[np.float32] | None = None
     """(n,): weight of each sample; None: 1 each."""
 
@@ -52,7 +52,7 @@ def write_outcomes(folder: Path, outcomes: Outcomes) -> None:
 
 
 def read_outcomes(folder: Path) -> Outcomes | None:
-    """Return the outcomes in a run folder; None: the run has no such file, as one that has not reached its end.
+    """Return the outcomes in a run folder; None: the run has no such file, for example because it is unfinished.
 
     Raises:
         RunError: the file cannot be read, or is damaged.
@@ -75,11 +75,11 @@ def read_outcomes(folder: Path) -> Outcomes | None:
 
 
 _DAMAGE = (ValueError, KeyError, TypeError, EOFError, RuntimeError, SyntaxError, zipfile.BadZipFile, zlib.error)
-"""What zipfile and NumPy raise for damaged files."""
+"""Exceptions of zipfile and NumPy for damaged files."""
 
 
 def _checked(arrays: dict[str, NDArray[Any]]) -> Outcomes:
-    """Return the outcomes in some arrays. Raises ValueError or KeyError if they are not those of `write_outcomes`."""
+    """Return arrays of `write_outcomes` as outcomes. Raises ValueError or KeyError if a name, type or shape differs."""
     samples, losses = arrays["samples"], arrays["losses"]
     kinds = {"samples": np.int64, "losses": np.float32, "correct": np.bool_, "weights": np.float32}
     for name, kind in kinds.items():

@@ -1,4 +1,4 @@
-"""Values of records, which may hold anything."""
+"""Values of records, which may have any type."""
 
 from __future__ import annotations
 

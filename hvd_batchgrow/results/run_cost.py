@@ -1,4 +1,4 @@
-"""What a run has cost so far: updates, samples, time, rank-hours."""
+"""Cost of a run so far: updates, samples, time, rank-hours."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hvd_batchgrow.results.run_files import RunFiles
 
 @dataclass(frozen=True)
 class RunCost:
-    """What a run, or the mean of several runs, has cost."""
+    """Cost of a run, or mean cost of several runs."""
 
     updates: float
     samples: float
@@ -22,7 +22,7 @@ class RunCost:
 
     @classmethod
     def of(cls, run: RunFiles) -> RunCost:
-        """Return what a run has cost."""
+        """Return the cost of a run."""
         if not run.train:
             return cls(0, run.samples, 0, 0)
         each = np.nan_to_num(np.diff(run.seconds, prepend=0.0), posinf=0.0)

@@ -112,7 +112,7 @@ def _lines(path: Path, faults: list[str]) -> Iterable[Line]:
                 yield line
     except RunError as error:
         faults.append(str(error))
-    if unreadable and unreadable[-1] == last:  # cut short by a kill, which is not a fault
+    if unreadable and unreadable[-1] == last:  # cut short by a kill; not a fault
         unreadable.pop()
     if unreadable:
         which = ", ".join(map(str, unreadable[:5])) + (", …" if len(unreadable) > 5 else "")

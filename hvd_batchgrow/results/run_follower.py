@@ -1,4 +1,4 @@
-"""Follow a run by its files, while another process trains it."""
+"""Follow a run through its files while another process trains it."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ from hvd_batchgrow.storage.follow_json_lines import JsonLinesFollower
 
 @dataclass(frozen=True)
 class CaughtUp:
-    """All records that were there have been read."""
+    """All existing records have been read."""
 
     resumed: bool
-    """Whether the file was replaced, as a resume does."""
+    """Whether a resume has replaced the file."""
 
 
 @dataclass(frozen=True)
 class NewRecord:
-    """A training record, and the samples since the one before."""
+    """A training record, and the number of samples since the record before it."""
 
     record: TrainLine
     num_samples: int
 
 
 Event = CaughtUp | NewRecord | EvaluationLine | str
-"""What happened; a text is a decision or a note."""
+"""An event of a run; a text is a decision or a note."""
 
 
 class RunFollower:
-    """Reads what is new in a run's files.
+    """Reads new lines of a run's files.
 
     Args:
         folder: the run folder; its files may be missing, damaged, or replaced at any time.
@@ -57,7 +57,7 @@ class RunFollower:
         self._num_decisions = 0
 
     def poll(self) -> Iterator[Event]:
-        """Yield what has happened since the last call; after each event, `state` includes it."""
+        """Yield the events since the last call; after each event, `state` includes it."""
         self._read_plan()
         if self.state is None:
             return
@@ -86,7 +86,7 @@ class RunFollower:
         return self.state is not None and self.state.samples >= self.state.plan.end_samples
 
     def _has_changed(self, name: str) -> bool:
-        """Return whether a file is another than at the last call."""
+        """Return whether a file has changed since the last call."""
         try:
             now = (self.folder / name).stat()
         except OSError:
@@ -111,7 +111,7 @@ class RunFollower:
             self.state.replan(LivePlan.of(tree))
 
     def _read_decisions(self) -> Iterator[str]:
-        """Yield the decisions that are new; those that were there at the beginning are not."""
+        """Yield new decisions, without those that existed before the first poll."""
         if not self._has_changed("decisions.jsonl"):
             return
         try:

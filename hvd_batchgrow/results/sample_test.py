@@ -37,7 +37,7 @@ def sample_test(first: RunFiles, second: RunFiles) -> SampleTest | str:
         if found.samples != run.samples:
             return f"{run.folder / FILE} is from sample {found.samples:,}, and the run ends at {run.samples:,}"
         if found.correct is None:
-            return "the task has no right and wrong"
+            return f"{run.name} has no array 'correct' in {FILE}: its task does not return Losses.correct"
         correct.append(found.correct)
     if len(correct[0]) != len(correct[1]):
         return f"the test sets differ: {len(correct[0]):,} and {len(correct[1]):,} samples"

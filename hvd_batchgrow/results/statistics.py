@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 from scipy import special
 
 _MOST_PAIRS = 10**6
-"""Numbers of pairs above this are not searched for."""
+"""Upper limit of the search for a number of pairs."""
 
 
 @dataclass(frozen=True)
@@ -150,8 +150,8 @@ def equivalence_power(pairs: int, margin: float, std: float, alpha: float = 0.05
 def mcnemar(only_first: int, only_second: int) -> float:
     """Return the two-sided p-value of McNemar's exact test (McNemar 1947, doi:10.1007/BF02295996).
 
-    It says whether two networks are right on equally many samples. Each sample on which only one of them is right is
-    a fair coin if they are.
+    It tests whether two networks are right on equally many samples. If they are, either network is equally likely to be
+    the right one on a sample on which only one is right.
 
     Args:
         only_first: number of samples on which only the first network is right.

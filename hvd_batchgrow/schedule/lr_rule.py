@@ -18,8 +18,8 @@ def apply_lr_rule(stages: Sequence[Stage], job: Job) -> list[Stage]:
     κ = B / B₀ of the formed batches. With a rule, the policy has not corrected the learning rate for rounding or limit.
 
     none: ε; linear: ε κ (Goyal et al. 2017, arXiv 1706.02677); sqrt: ε √κ. adam and adam_linear: ε √κ and eps/√κ
-    (Malladi et al. 2022, arXiv 2205.10287), and the averages remember as many samples as before. adam: βᵢ → βᵢ^κ, which
-    holds their half-life in samples for any κ (Marek et al. 2025, arXiv 2507.07101). adam_linear: 1-βᵢ → κ (1-βᵢ), as
+    (Malladi et al. 2022, arXiv 2205.10287), and new βᵢ. adam: βᵢ → βᵢ^κ, which keeps the half-life of the averages
+    constant in samples for any κ (Marek et al. 2025, arXiv 2507.07101). adam_linear: 1-βᵢ → κ (1-βᵢ), as
     in Malladi et al., which agrees to first order and needs κ (1-βᵢ) < 1.
 
     Raises:

@@ -24,7 +24,7 @@ class Stage:
     beta2: float | None = None
     eps: float | None = None
     weight_decay_factor: float | None = None
-    """Weight decay of every parameter, divided by the optimizer's; None: `weight_decay_rule` leaves it alone."""
+    """Factor of the weight decay of every parameter; None: `weight_decay_rule` does not change it."""
     progress_rate: float = 1.0
     """Progress of the schedule per sample; under AdaScale gain · B₀/B."""
     continues_phase: bool = False

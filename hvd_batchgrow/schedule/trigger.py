@@ -148,7 +148,7 @@ class WindowTrigger(Trigger):
         """Return the request at the end of a window, at a batch of so many samples."""
 
     def earliest_epoch(self, epochs: float) -> float:
-        """Return the earliest epoch of a decision in a run of so many epochs, without windows."""
+        """Return the earliest epoch of a decision in a run of `epochs` epochs, without windows."""
         default = epochs / 2 if self.measures_gradients else 0.0
         return default if self.first_decision_epoch is None else self.first_decision_epoch
 
@@ -169,10 +169,10 @@ class WindowTrigger(Trigger):
             faults.append(Fault("trigger.windows_epochs", fault))
         first, epochs = self.first_decision_epoch, job.schedule.epochs
         if first is not None and self.windows_epochs:
-            fault = f"{first:g}, but windows_epochs has the earliest epoch of each decision; choose one"
+            fault = f"{first:g} conflicts with windows_epochs, which sets the earliest epochs of decisions: remove one"
             faults.append(Fault("trigger.first_decision_epoch", fault))
         elif first is not None and first >= epochs:
-            fault = f"{first:g} is not before epochs = {epochs:g}: it would never decide"
+            fault = f"{first:g} is not before schedule.epochs = {epochs:g}, so the trigger would never decide; use less"
             faults.append(Fault("trigger.first_decision_epoch", fault))
         return faults
 
@@ -203,7 +203,7 @@ def make_trigger(job: Job, num_samples: int) -> TriggerRule:
 def bounded(
     request: BatchRequest | None, job: Job, num_samples: int, num_decisions: int, now: Measurement
 ) -> BatchRequest | None:
-    """Drop requests before `first_decision_epoch`, or outside of `windows_epochs`, and add one at a window's end.
+    """Drop requests before `first_decision_epoch` or outside `windows_epochs`; add one at the end of an unused window.
 
     Args:
         request: the trigger's request.

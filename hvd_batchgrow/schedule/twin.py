@@ -91,7 +91,7 @@ def compile_twin(twin: Job, ranks: int, num_samples: int) -> Plan:
 
 
 def weight_decay_note(plan: Plan, twin: Plan) -> str | None:
-    """Return where weight decay per epoch differs between a run and its twin, which then differ in two things."""
+    """Return a note if weight decay per epoch differs between a run and its twin, which confounds them."""
     optim = plan.job.optim
     if not optim.weight_decay or is_inside_adams_ratio(optim):
         return None

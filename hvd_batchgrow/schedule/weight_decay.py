@@ -1,4 +1,4 @@
-"""Weight decay per epoch, and `optim.weight_decay_rule`, which holds it when the phase changes."""
+"""Weight decay per epoch, and `optim.weight_decay_rule`, which keeps it constant when the phase changes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hvd_batchgrow.schedule.stages import Stage
 
 
 def is_inside_adams_ratio(optim: OptimBase) -> bool:
-    """Return whether the optimizer divides weight decay by the gradient's size, so that it has no time scale."""
+    """Return whether the optimizer divides weight decay by the gradient's size, so that it has no rate per epoch."""
     return isinstance(optim, AdamSection) and optim.name == "adam"
 
 
@@ -37,14 +37,15 @@ def apply_weight_decay_rule(stages: Sequence[Stage], job: Job) -> list[Stage]:
     warm-up does.
 
     Raises:
-        JobError: the rule is per_epoch, and the optimizer's weight decay has no time scale or is 0; or a factor is so
-            large that one update would remove a whole weight.
+        JobError: the rule is per_epoch, and the optimizer is adam or has weight decay 0; or one update would remove a
+            whole weight.
     """
     optim = job.optim
     if optim.weight_decay_rule == "per_update":
         return list(stages)
     if is_inside_adams_ratio(optim):
-        raise JobError([Fault(_KEY, "'per_epoch' is for weight decay that adam does not rescale: use 'adamw'")])
+        fault = "'per_epoch' is not defined for adam, which divides weight decay by the gradient's size; use 'adamw'"
+        raise JobError([Fault(_KEY, fault)])
     if not any((optim.weight_decay, *(group.weight_decay for group in optim.groups))):
         raise JobError([Fault(_KEY, "'per_epoch' has no effect without optim.weight_decay above 0")])
     shares = [_share(optim, stage) for stage in stages]
@@ -70,8 +71,8 @@ def _refuse_whole_weights(optim: OptimBase, stage: Stage) -> None:
     removed = decay * stage.lr
     if removed >= 1:
         fault = (
-            f"'per_epoch' needs weight decay {decay:.4g} at the batch of {stage.global_batch}: × the learning rate "
-            f"{stage.lr:.4g} = {removed:.4g}, so each update would remove this fraction of every weight; use "
+            f"'per_epoch' needs weight decay {decay:.4g} at the batch of {stage.global_batch}; times the learning rate "
+            f"{stage.lr:.4g}, each update would remove {removed:.4g} of every weight, which must be below 1; use "
             f"optim.weight_decay < {optim.weight_decay / removed:.3g}"
         )
         raise JobError([Fault(_KEY, fault)])

@@ -13,14 +13,14 @@ from hvd_batchgrow.storage.json_lines import Line
 
 _CHUNK_BYTES = 1 << 20
 _LONGEST_LINE_BYTES = 1 << 26
-"""A line that is longer is skipped, so that a damaged file does not fill the memory."""
+"""Longer lines are skipped, so that a damaged file does not fill the memory."""
 
 
 class JsonLinesFollower:
     """Reads the new lines of a file, each byte once, also over NFS. The file may not exist yet.
 
-    A line counts when its newline is there. Lines that are not objects with a sample counter are skipped, as are lines
-    whose counter goes back.
+    A line counts when its newline has been written. Lines that are not objects with a sample counter, or whose
+    counter is lower than that of the line before, are skipped.
 
     Args:
         path: the file.
@@ -30,12 +30,12 @@ class JsonLinesFollower:
         self._path = path
         self._file: BinaryIO | None = None
         self._rest = b""
-        """Begin of a line whose end is not written yet."""
+        """Start of a line whose end is not written yet."""
         self._samples = 0
         self.bytes_read = 0
 
     def reopened(self) -> bool:
-        """Open the file, and again if it was replaced or cut; return whether lines that were read are void."""
+        """Open the file, also again if it was replaced or cut; return whether the lines read so far are invalid."""
         try:
             now = self._path.stat()
             is_same = self._file is not None and self._is_same(self._file, now)
@@ -48,7 +48,7 @@ class JsonLinesFollower:
         was_open = self._file is not None
         self.close()
         try:
-            # Open, so that its number on the disk cannot become that of another file.
+            # The file stays open, so that its inode number is not reused.
             self._file = self._path.open("rb", buffering=0)
         except OSError:
             return False

@@ -26,8 +26,8 @@ class Losses:
     """For each metric a sum and a count, numbers or tensors (). The metric of many samples is the total of their sums,
     divided by the total of their counts. Every micro-batch has the same metrics."""
     correct: Tensor | None = None
-    """(n,), of type bool: whether the network is right about each sample; None: the task has no right and wrong. It is
-    read only in the test at the end of a run, and kept in `outcomes.npz` to compare networks sample by sample."""
+    """(n,), of type bool: whether the prediction for each sample is right; None: the task does not return it. It is
+    read only in the test at the end of a run, and written to `outcomes.npz` to compare networks sample by sample."""
 
 
 class Task(Protocol):

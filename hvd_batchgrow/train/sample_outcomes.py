@@ -19,7 +19,7 @@ class OutcomeCollector:
         self._batches: list[Losses] = []
 
     def add(self, losses: Losses) -> None:
-        """Add a batch; nothing waits for the device."""
+        """Add a batch, without waiting for the device."""
         correct = None if losses.correct is None else losses.correct.float()
         weights = None if losses.weights is None else losses.weights.float()
         self._batches.append(Losses(losses.each.float(), weights, correct=correct))
@@ -27,7 +27,7 @@ class OutcomeCollector:
     def collect(self, chunks: Sequence[range], num_samples: int, samples: int, ranks: Ranks) -> Outcomes:
         """Return the outcomes of all samples on every rank. All ranks call it together.
 
-        Each sample is evaluated by one rank, and the others add 0 to it, so the sums are exact.
+        One rank evaluates each sample, and the others contribute 0 to the all-reduce, so it is exact.
 
         Args:
             chunks: the samples that this rank has added, in the same order.

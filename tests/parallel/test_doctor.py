@@ -1,4 +1,4 @@
-"""`doctor` under a launcher: the ranks compare their versions and sum a number."""
+"""`doctor` under a launcher: the ranks compare their versions and all-reduce a number."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ LABELS = torch.tensor(labels_of(small_source().test))
 
 
 class Half:
-    """Cross-entropy with a weight of 1/2 per sample, without right and wrong."""
+    """Cross-entropy with a weight of 1/2 per sample, without `correct`."""
 
     metrics = {"mean": "down"}  # noqa: RUF012  # as users write it
 
@@ -37,7 +37,7 @@ class Half:
 
 
 def without_outcomes(*args: Any, with_outcomes: bool) -> Evaluation:
-    """Evaluate as before outcomes were kept."""
+    """Evaluate without collecting outcomes."""
     return evaluate(*args)
 
 
@@ -88,7 +88,7 @@ def test_outcomes_do_not_change_the_run(
     assert all(torch.equal(a, b) for a, b in zip(results[0][1], results[1][1], strict=True))
 
 
-def test_a_task_without_right_and_wrong_has_losses_and_weights(ranks: Ranks, tmp_path: Path) -> None:
+def test_a_task_without_correct_has_losses_and_weights(ranks: Ranks, tmp_path: Path) -> None:
     data = {"source": f"{HERE}:unused", "root": None}  # the test passes the source itself
     job = small_job(task={"name": f"{HERE}:Half"}, data=data, schedule={"boundaries_epochs": [0.4], "epochs": 0.8})
     # 50 samples in one batch: with two ranks, the second evaluates no sample.

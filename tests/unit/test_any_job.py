@@ -89,7 +89,7 @@ class Steps:
     count: int
 
     def falls(self, plan: Plan) -> list[float]:
-        """Return by what N/B falls, or N/B - 1 with the exact noise scale."""
+        """Return the factor by which N/B falls (N/B - 1 with the exact noise scale)."""
         first, schedule = plan.schedule.phases[0].global_batch, plan.job.schedule
         limit = schedule.stated_limit
         assert limit is not None

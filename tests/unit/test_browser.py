@@ -1,4 +1,4 @@
-"""The helper for pages notices what is not drawn, and what fails."""
+"""The browser helper reports charts that are not drawn, and errors of scripts."""
 
 from __future__ import annotations
 

@@ -86,7 +86,7 @@ def test_pairs_of_a_seed_are_compared_in_percentage_points(tmp_path: Path) -> No
             [0.9, -1.1, 0.2],
             0.3,
             "not shown: ",
-            "is wider than the margin of ±0.3 points; to show",
+            "is wider than the margin of ±0.3 points; showing",
         ),
         (
             [0.25, 0.5, -0.05, 0.2, 0.26],
@@ -117,7 +117,7 @@ def test_the_verdict_says_how_many_more_pairs_are_needed(tmp_path: Path) -> None
     assert abs(found.equivalence.pairs_needed - n) <= 2
     more = found.equivalence.pairs_needed - 3
     assert found.more_pairs == more
-    assert f"takes about {more} more pairs if the true difference is 0" in found.verdict()
+    assert f"needs about {more} more pairs if the true difference is 0" in found.verdict()
 
 
 def test_a_metric_in_its_own_unit(tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ def test_a_metric_in_its_own_unit(tmp_path: Path) -> None:
     assert found.verdict().startswith("equivalent within 0.01: test loss of job minus job-twin is ")
 
 
-def test_what_is_not_paired_is_not_counted_and_named(tmp_path: Path) -> None:
+def test_unpaired_runs_are_not_counted_and_a_note_names_them(tmp_path: Path) -> None:
     runs = pairs(tmp_path / "a", [0.1, 0.2])
     runs.append(write_run(tmp_path / "job-seed1", 1, 0.9))  # no partner
     runs.append(write_run(tmp_path / "job-seed9", 9, 0.9))
@@ -139,8 +139,8 @@ def test_what_is_not_paired_is_not_counted_and_named(tmp_path: Path) -> None:
     notes = "\n".join(found.notes)
     assert "job-seed1 is not counted: the other job has no run of seed 1" in notes
     assert "job-seed9-twin is not counted: it has done 2.00 of 4.00 epochs" in notes
-    assert "again is not counted: another run of seed 5 is" in notes
-    assert "job-seed8-twin is not counted: no finite result is on record at the end of both runs of seed 8" in notes
+    assert "again is not counted: another run of seed 5 is counted" in notes
+    assert "job-seed8-twin is not counted: the runs of seed 8 do not both have a finite result at their end" in notes
 
 
 def test_without_a_common_seed_nothing_is_shown(tmp_path: Path) -> None:
@@ -164,7 +164,7 @@ def test_confounds(tmp_path: Path, change: dict[str, Any], wanted: str | None) -
     runs = [write_run(tmp_path / "a", 1, 0.9), write_run(tmp_path / "b", 1, 0.1, "decay", **change)]
     found = compared(runs)
     assert found.confounds == ((wanted,) if wanted else ())
-    assert found.verdict().endswith("(confounded: the arms differ in more than what is compared)") == bool(wanted)
+    assert found.verdict().endswith("(confounded: the arms also differ in other respects)") == bool(wanted)
 
 
 def test_a_single_key_is_what_is_compared_and_two_are_confounded(tmp_path: Path) -> None:
@@ -278,7 +278,10 @@ def test_mcnemar_counts_the_samples_on_which_only_one_network_is_right(tmp_path:
     ("other", "why"),
     [
         (None, "job-seed5-twin has no outcomes.npz"),
-        (Outcomes(END, np.zeros(10, np.float32)), "the task has no right and wrong"),
+        (
+            Outcomes(END, np.zeros(10, np.float32)),
+            "job-seed5-twin has no array 'correct' in outcomes.npz: ",
+        ),
         (Outcomes(300, np.zeros(10, np.float32), np.ones(10, np.bool_)), "is from sample 300, and the run ends at 400"),
         (Outcomes(END, np.zeros(9, np.float32), np.ones(9, np.bool_)), "the test sets differ: 10 and 9 samples"),
     ],
@@ -444,7 +447,7 @@ def test_pairs_that_suffice_but_are_not_centered(tmp_path: Path) -> None:
     found = compared(pairs(tmp_path, [0.68, -0.17, 0.58, -0.12, 0.63, -0.02, 0.58, -0.17, 0.70]), 0.5)
     assert found.equivalence is not None
     assert (found.equivalence.pairs_needed, found.more_pairs) == (8, 0)
-    assert "reaches beyond the margin of ±0.5 points; as many pairs usually show equivalence" in found.verdict()
+    assert "reaches beyond the margin of ±0.5 points; this many pairs usually show equivalence" in found.verdict()
 
 
 def test_control_characters_of_a_record_do_not_reach_the_terminal(

@@ -1,4 +1,4 @@
-"""`doctor`: each check with the facts of machines that are not here, and the facts that it finds here."""
+"""`doctor`: each check with facts of other machines, and the facts that are found on this one."""
 
 from __future__ import annotations
 
@@ -124,8 +124,8 @@ CASES: list[tuple[str, dict[str, Any], Status, str, str]] = [
         *("note", "started without a GPU", "--gpus all"),
     ),
     (
-        *("GPUs", {"torch": CPU_TORCH, "driver": {"gpus": [], "tool": {"error": "nvidia-smi has not ended"}}}),
-        *("note", "nvidia-smi has not ended", "administrator"),
+        *("GPUs", {"torch": CPU_TORCH, "driver": {"gpus": [], "tool": {"error": "nvidia-smi did not finish"}}}),
+        *("note", "nvidia-smi did not finish", "administrator"),
     ),
     (
         *("GPUs", {"torch": CPU_TORCH, "driver": {"gpus": [], "tool": {"code": 9, "output": "NVML: mismatch"}}}),
@@ -138,9 +138,9 @@ CASES: list[tuple[str, dict[str, Any], Status, str, str]] = [
     ("MPI", {"launcher": {"mpirun": {"path": None}}}, "note", "mpirun is not on PATH", "module load openmpi"),
     (
         "MPI",
-        {"launcher": {"mpirun": {"path": "/m", "error": "/m has not ended within 10 s"}}},
+        {"launcher": {"mpirun": {"path": "/m", "error": "/m did not finish within 10 s"}}},
         "fail",
-        "has not",
+        "did not finish",
         "apt",
     ),
     ("MPI", {"launcher": {"mpirun": {"path": "/m", "code": 127, "output": "no lib"}}}, "fail", "fails: no lib", "apt"),
@@ -174,9 +174,9 @@ CASES: list[tuple[str, dict[str, Any], Status, str, str]] = [
     ("Horovod", {"horovod": {**HOROVOD, "has_mpi": False}}, "note", "under mpirun", "mpicc"),
     (
         *("Horovod", {"horovod": {**HOROVOD, "has_mpi": False, "has_gloo": False}}),
-        *("fail", "with no library, without MPI, Gloo, NCCL: it can connect no ranks", "mpicc"),
+        *("fail", "with no library, without MPI, Gloo, NCCL: it cannot connect ranks", "mpicc"),
     ),
-    ("DALI", {"dali": {"is_missing": True}}, "note", "pipeline torch", "hvd_batchgrow[dali-cuda130]"),
+    ("DALI", {"dali": {"is_missing": True}}, "note", "data.pipeline", "hvd_batchgrow[dali-cuda130]"),
     ("DALI", {"dali": {"error": "ImportError: libnvjpeg"}}, "fail", "libnvjpeg", 'data.pipeline = "torch"'),
     ("DALI", {"torch": {**CUDA_TORCH, "driver_cuda": "12.8"}}, "fail", "supports CUDA 12.8", "nvidia-dali-cuda120"),
     ("CPU", {"machine": {**GOOD["machine"], "core_limit": 2.5}}, "note", "allows 2.5", "OMP_NUM_THREADS=2"),
@@ -194,7 +194,7 @@ CASES: list[tuple[str, dict[str, Any], Status, str, str]] = [
     ("runs folder", {"runs": {**FOLDER, "free": GIB // 100}}, "fail", "0.0 of 100.0 GiB", "--runs-dir"),
     ("runs folder", {"runs": {**FOLDER, "has_inodes": False}}, "fail", "no file can be created", "--runs-dir"),
     ("runs folder", {"runs": {**FOLDER, "free": GIB}}, "note", "1.0 of 100.0 GiB", "remove old runs"),
-    ("runs folder", {"runs": {**FOLDER, "lock": "another process takes it too"}}, "fail", "takes it too", "nolock"),
+    ("runs folder", {"runs": {**FOLDER, "lock": "two processes hold one lock"}}, "fail", "hold one lock", "nolock"),
     (
         "cache folder",
         {"cache": {**FOLDER, "lock": "refused: No locks"}},
@@ -205,9 +205,9 @@ CASES: list[tuple[str, dict[str, Any], Status, str, str]] = [
     ("Slurm", {"slurm": {"sbatch": {"path": None}, "ping": {}}}, "note", "not on PATH", ""),
     (
         "Slurm",
-        {"slurm": {"sbatch": {"path": "/s", "error": "/s has not ended"}, "ping": {}}},
+        {"slurm": {"sbatch": {"path": "/s", "error": "/s did not finish"}, "ping": {}}},
         "note",
-        "not ended",
+        "did not finish",
         "adm",
     ),
     ("Slurm", {"slurm": {"sbatch": {"path": "/s", "code": 1, "output": "no DNS"}, "ping": {}}}, "note", "no DNS", "sb"),
@@ -232,7 +232,7 @@ def test_a_machine_with_a_fault(name: str, facts: dict[str, Any], status: Status
 
 
 @pytest.mark.parametrize("part", [*GOOD])
-def test_a_part_that_could_not_be_looked_at_crashes_no_check(part: str) -> None:
+def test_an_error_in_any_part_crashes_no_check(part: str) -> None:
     checks = judge({**GOOD, part: {"error": "no answer within 65 s"}})
     assert {check.name for check in checks} >= {*CHECKS} - {"extras"}
     assert any("no answer within 65 s" in check.found for check in checks if check.status != "ok")
@@ -251,7 +251,7 @@ def test_a_part_that_could_not_be_looked_at_crashes_no_check(part: str) -> None:
         ((7, 5), ["sm_100"], False),
     ],
 )
-def test_a_build_of_torch_runs_on_the_gpus_that_cuda_says(
+def test_compute_capabilities_that_a_build_of_torch_supports(
     capability: tuple[int, int], architectures: list[str], expected: bool
 ) -> None:
     assert has_code_for(capability, architectures) == expected
@@ -272,7 +272,7 @@ def test_the_name_and_version_of_an_mpi(text: str, expected: tuple[str, str]) ->
     assert mpi_of(text) == expected
 
 
-# --- facts that are found out --------------------------------------------------------------------
+# --- collecting facts -----------------------------------------------------------------------------
 
 
 def program(folder: Path, name: str, script: str) -> None:
@@ -290,7 +290,7 @@ def test_a_tool_that_is_missing_fails_or_hangs(tmp_path: Path, monkeypatch: pyte
     assert tool_facts(["failing", "driver"]) == expected
     program(tmp_path, "hanging", "sleep 1000")  # sh waits for its child, which keeps the pipe open
     start = time.monotonic()
-    assert "has not ended within 0.2 s" in tool_facts(["hanging"], 0.2)["error"]
+    assert "did not finish within 0.2 s" in tool_facts(["hanging"], 0.2)["error"]
     assert time.monotonic() - start < 60
     (tmp_path / "empty").write_bytes(b"")
     (tmp_path / "empty").chmod(0o755)
@@ -308,7 +308,7 @@ def test_the_gpus_that_nvidia_smi_lists(tmp_path: Path, monkeypatch: pytest.Monk
     assert driver_facts()["gpus"] == []
 
 
-def test_an_import_that_crashes_or_fails_hides_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_import_that_crashes_does_not_affect_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "torch.py").write_text("import os; print('noise'); os.kill(os.getpid(), 4)")
     (tmp_path / "mpi4py.py").write_text("raise RuntimeError('cannot load MPI library\\nhint')")
     (tmp_path / "nvidia").mkdir()
@@ -316,7 +316,7 @@ def test_an_import_that_crashes_or_fails_hides_no_other(tmp_path: Path, monkeypa
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
     assert imported_facts(["mpi4py", "torch", "dali"], 60) == {
         "mpi4py": {"error": "RuntimeError: cannot load MPI library"},
-        "torch": {"error": "its import ends the process (SIGILL); noise"},
+        "torch": {"error": "its import ended the process (SIGILL); noise"},
         "dali": {"is_missing": True},
     }
 
@@ -324,10 +324,10 @@ def test_an_import_that_crashes_or_fails_hides_no_other(tmp_path: Path, monkeypa
 def test_an_import_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "torch.py").write_text("import time; time.sleep(1000)")
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
-    assert imported_facts(["torch"], 1) == {"torch": {"error": "its import has not ended within 1 s"}}
+    assert imported_facts(["torch"], 1) == {"torch": {"error": "its import did not finish within 1 s"}}
 
 
-def test_functions_that_fail_or_hang_hide_no_other() -> None:
+def test_functions_that_fail_or_hang_do_not_affect_others() -> None:
     def failing() -> Facts:
         raise OSError(errno.EIO, "Input/output error")
 
@@ -366,7 +366,7 @@ def test_locks_that_do_not_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         patch.setattr("hvd_batchgrow.storage.file_lock.fcntl.flock", refuse)
         assert folder_facts(tmp_path)["lock"] == "refused: No locks available"
     monkeypatch.setattr(folder_checks, "locked", lambda *_, **__: nullcontext())
-    assert folder_facts(tmp_path)["lock"] == "another process takes it too"
+    assert folder_facts(tmp_path)["lock"] == "two processes hold one lock"
 
 
 @pytest.mark.parametrize(
@@ -528,7 +528,7 @@ def test_ranks_that_do_not_find_each_other_are_ended(tmp_path: Path) -> None:
     assert "mpirun has started 2 ranks, but they have not all connected within 0.2 s" in " ".join(done.stdout.split())
 
 
-def test_every_part_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_part_is_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     parts: set[str] = set()
     imported = {"torch", "ghost_norms", "horovod", "mpi4py", "dali"}
 

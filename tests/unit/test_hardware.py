@@ -129,7 +129,7 @@ def test_the_start_of_a_run_names_devices_and_libraries_in_80_columns() -> None:
         "ranks: 8 on 2 hosts by torch.distributed; NCCL 2.27.7 sums gradients\n"
         "8 threads each, pixels by dali\n"
         "run folder runs/x\n"
-        "to follow it from another terminal: hvd-batchgrow watch runs/x\n"
+        "to follow the run from another terminal: hvd-batchgrow watch runs/x\n"
     )
     assert max(map(len, text.splitlines())) <= 80
     unequal = Hardware(**{**asdict(GPU), "gpus_per_host": (4, 1)})
@@ -142,7 +142,7 @@ def test_the_start_of_a_run_names_devices_and_libraries_in_80_columns() -> None:
         "ranks: 4 on 2 hosts by Horovod over MPI; MPI sums gradients\n"
         "8 threads each, pixels by dali\n"
         "run folder runs/x\n"
-        "to follow it from another terminal: hvd-batchgrow watch runs/x\n"
+        "to follow the run from another terminal: hvd-batchgrow watch runs/x\n"
     )
 
 

@@ -35,7 +35,7 @@ def test_a_name_is_checked_with_the_job_file(name: str, message: str) -> None:
         small_job(logging={"observers": [name]})
 
 
-def test_observers_do_not_decide_the_weights() -> None:
+def test_observers_do_not_affect_the_weights() -> None:
     assert small_job(logging={"observers": ["mlflow"]}).deciding(300) == small_job().deciding(300)
 
 
@@ -70,7 +70,7 @@ def test_a_missing_observer_is_reported_by_the_plan_and_before_training(
         ("not_an_observer", "must return an Observer of hvd_batchgrow.train.events; it returned dict"),
     ],
 )
-def test_an_observer_that_cannot_be_made_is_an_error_before_training(
+def test_an_observer_that_cannot_be_created_is_an_error_before_training(
     job: str, name: str, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["train", job, "--logging.observers", f'["tests.own_observers:{name}"]']) == 2

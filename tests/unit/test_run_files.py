@@ -1,4 +1,4 @@
-"""What is read of a run's records, whatever is in its files."""
+"""Reading a run's records from valid, missing and damaged files."""
 
 from __future__ import annotations
 

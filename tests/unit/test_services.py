@@ -16,7 +16,7 @@ from tests.unit.test_watch import PLAN, ended, evaluation, record, started
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.filterwarnings("default"),  # theirs
+    pytest.mark.filterwarnings("default"),  # warnings of MLflow and wandb
 ]
 
 

@@ -29,7 +29,7 @@ STATSMODELS = [
 
 
 @pytest.mark.parametrize(("differences", "wide", "narrow", "p"), STATSMODELS)
-def test_interval_and_equivalence_are_those_of_statsmodels(
+def test_interval_and_equivalence_agree_with_statsmodels(
     differences: list[float], wide: float, narrow: float, p: float
 ) -> None:
     mean = sum(differences) / len(differences)
@@ -44,7 +44,7 @@ def test_interval_and_equivalence_are_those_of_statsmodels(
     assert equal.is_equivalent == (max(-equal.low, equal.high) < 0.3)
 
 
-def test_the_interval_is_that_of_scipy() -> None:
+def test_the_interval_agrees_with_scipy() -> None:
     first, second = np.random.default_rng(0).normal(size=(2, 7))
     found, wanted = paired_difference((first - second).tolist(), 0.9), stats.ttest_rel(first, second)
     interval = wanted.confidence_interval(0.9)
@@ -57,7 +57,7 @@ def test_the_interval_is_that_of_scipy() -> None:
     ("only_first", "only_second", "p"),
     [(8, 2, 0.109375), (0, 1, 1.0), (5, 5, 1.0), (121, 59, 4.4344492637551645e-06), (0, 0, 1.0)],
 )
-def test_mcnemar_is_that_of_statsmodels_and_scipy(only_first: int, only_second: int, p: float) -> None:
+def test_mcnemar_agrees_with_statsmodels_and_scipy(only_first: int, only_second: int, p: float) -> None:
     assert mcnemar(only_first, only_second) == mcnemar(only_second, only_first) == pytest.approx(p, rel=1e-9)
     if only_first + only_second:
         assert stats.binomtest(only_first, only_first + only_second).pvalue == pytest.approx(p, rel=1e-9)
@@ -104,7 +104,7 @@ def test_a_true_difference_of_the_margin_is_rarely_called_equivalent(n: int, mar
 
 
 @pytest.mark.parametrize(("n", "margin"), [(2, 4.0), (3, 2.0), (5, 1.0), (9, 1.1), (30, 0.5)])
-def test_the_power_is_that_of_a_simulation(n: int, margin: float) -> None:
+def test_the_power_agrees_with_a_simulation(n: int, margin: float) -> None:
     rate = np.mean(equivalence_p(n, *draws(n, 0.0), margin) < 0.05)
     assert equivalence_power(n, margin, 1.0) == pytest.approx(rate, abs=0.012)
 

@@ -76,7 +76,7 @@ def test_samples_are_the_axis_and_updates_and_hours_are_curves(tmp_path: Path) -
     }
 
 
-def test_points_that_are_trained_again_are_there_once_after_two_kills(tmp_path: Path) -> None:
+def test_repeated_points_exist_once_after_two_kills(tmp_path: Path) -> None:
     killed(tmp_path, [160, 320, 336, 480])
     walls = [event.wall_time for event in read(tmp_path).Scalars("train/loss")]
     killed(tmp_path, [400, 480, 560], samples=320)
@@ -104,7 +104,7 @@ def test_a_kill_between_the_new_file_and_the_removal_of_the_old_one_doubles_noth
     assert steps(tmp_path, "train/loss") == [160, 320, 400, 480]
 
 
-def test_the_results_of_a_finished_run_are_there_once_after_several_resumes(tmp_path: Path) -> None:
+def test_the_results_of_a_finished_run_exist_once_after_several_resumes(tmp_path: Path) -> None:
     run(TensorBoard(), tmp_path, [320, 688])
     for _ in range(2):
         board = TensorBoard()
@@ -138,7 +138,7 @@ def test_an_unfinished_run_has_no_results(tmp_path: Path) -> None:
     assert EXPERIMENT_TAG not in read(tmp_path).summary_metadata
 
 
-def test_plan_and_job_are_texts_and_are_there_once(tmp_path: Path) -> None:
+def test_plan_and_job_are_texts_and_exist_once(tmp_path: Path) -> None:
     killed(tmp_path, [160, 320])
     run(TensorBoard(), tmp_path, [480], samples=320)
     ((step, plan),) = texts(tmp_path, "plan")

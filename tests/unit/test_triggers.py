@@ -383,8 +383,8 @@ def test_no_decision_comes_before_the_first_epoch_that_allows_one(trigger: dict[
 @pytest.mark.parametrize(
     ("trigger", "message"),
     [
-        ({"first_decision_epoch": 3.0}, "3 is not before epochs = 3: it would never decide"),
-        ({"first_decision_epoch": 1.0, "windows_epochs": [[1.0, 2.0]]}, "1, but windows_epochs has the earliest epoch"),
+        ({"first_decision_epoch": 3.0}, "3 is not before schedule.epochs = 3, so the trigger would never decide"),
+        ({"first_decision_epoch": 1.0, "windows_epochs": [[1.0, 2.0]]}, "1 conflicts with windows_epochs, which sets"),
     ],
 )
 def test_a_first_epoch_that_has_no_effect_is_refused(trigger: dict[str, Any], message: str) -> None:

@@ -83,7 +83,7 @@ def test_the_comparison_of_finished_pairs_is_printed_again_without_training(
         assert row[1:6] == [f"{first:.2f}", "%", f"{second:.2f}", "%", f"{first - second:+.2f}"]
 
 
-def test_what_is_missing_is_trained(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_only_missing_runs_are_trained(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     wanted = weights(here / NAMES[2])
     shutil.rmtree(here / NAMES[2])
     assert main([*TWIN, "--resume", "auto"]) == 0

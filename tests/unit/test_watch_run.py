@@ -104,7 +104,7 @@ def test_a_pipe_is_not_opened(tmp_path: Path, follower: JsonLinesFollower) -> No
 
 
 class Run:
-    """A run whose files the test writes in steps, each before a look of the watcher; a look takes a second."""
+    """A run whose files the test writes in steps; the watcher polls after each step, once per second."""
 
     def __init__(self, root: Path, steps: list[Callable[[], object]], *, terminal: bool = False) -> None:
         self.folder, self.now_s = root / "runs" / "small", 0.0
@@ -255,7 +255,7 @@ def test_a_mark_that_looks_old_may_be_that_of_another_clock(tmp_path: Path, step
     assert "waiting up to 30 s to see whether process 7 on node3 still trains it" in lines[0]
 
 
-def test_damaged_files_do_not_end_it(tmp_path: Path, steps: list[Callable[[], object]]) -> None:
+def test_damaged_files_do_not_end_watch(tmp_path: Path, steps: list[Callable[[], object]]) -> None:
     run = Run(tmp_path, steps)
     run.plan()
     run.hold()
@@ -281,6 +281,6 @@ def test_the_command_in_a_process(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert main(["watch", str(run.folder), "--line-every-s", "-1"]) == 2
 
 
-def test_it_does_not_import_torch() -> None:
+def test_watch_does_not_import_torch() -> None:
     code = "import sys, hvd_batchgrow.cli.watch, hvd_batchgrow.observers.watcher; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "False\n"

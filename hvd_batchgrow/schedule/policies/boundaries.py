@@ -60,7 +60,7 @@ class BoundaryPolicy(BatchPolicy):
             if b <= a
         ]
         if self.rule in {"adam", "adam_linear"} and self.momenta is not None:
-            fault = f"set β₁ of each phase, and so does lr_rule = {self.rule!r}; choose one"
+            fault = f"set β₁ of each phase, and so does lr_rule = {self.rule!r}; remove one"
             faults.append(Fault("schedule.momenta", fault))
         return faults
 

@@ -19,15 +19,15 @@ from hvd_batchgrow.schedule.stages import Stage, Start
 class LateSchedule(BatchPolicy):
     """Hold the first batch for a fraction of the samples, then grow it to `max_batch`, at a constant learning rate.
 
-    With k = `growth_steps`, the batch is B₀ (B_max/B₀)^(i/k) from the i-th of k equal parts of the rest of the run on.
+    With k = `growth_steps`, the rest of the run has k equal parts. In the i-th part, the batch is B₀ (B_max/B₀)^(i/k).
 
-    Source: Wang et al. 2026 (arXiv 2602.14208): on hard tasks, growth late in training costs no accuracy, and growth
-    early does. The right fraction depends on the task.
+    Source: Wang et al. 2026 (arXiv 2602.14208): on hard tasks, late growth costs no accuracy, and early growth
+    does. The right fraction depends on the task.
     """
 
     policy: Literal["late"]
     hold_fraction: Annotated[float, Field(gt=0, lt=1)]
-    """Fraction of the run's samples that the first batch trains."""
+    """Fraction of the run's samples that are trained with the first batch."""
     growth_steps: PositiveInt = 1
     """Number of steps in which the batch grows, each by the same factor."""
     max_batch: PositiveInt | ShareOfN
