@@ -14,6 +14,7 @@ import tyro
 from hvd_batchgrow import __version__
 from hvd_batchgrow.cli.advise import AdviseCommand
 from hvd_batchgrow.cli.argv_checks import word_faults
+from hvd_batchgrow.cli.compare import CompareCommand
 from hvd_batchgrow.cli.digest_audit import AuditCommand, DigestCommand
 from hvd_batchgrow.cli.evaluate import EvaluateCommand
 from hvd_batchgrow.cli.export import ExportCommand
@@ -39,6 +40,7 @@ Command = (
     | Annotated[VerifyCommand, tyro.conf.subcommand("verify")]
     | Annotated[ListCommand, tyro.conf.subcommand("list")]
     | Annotated[ShowCommand, tyro.conf.subcommand("show")]
+    | Annotated[CompareCommand, tyro.conf.subcommand("compare")]
     | Annotated[DigestCommand, tyro.conf.subcommand("digest")]
     | Annotated[AuditCommand, tyro.conf.subcommand("audit")]
     | Annotated[AdviseCommand, tyro.conf.subcommand("advise")]

@@ -8,14 +8,16 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from hvd_batchgrow.cli.common import RanksCommand, terminal
+from hvd_batchgrow.cli.compare import Margin
 from hvd_batchgrow.comm.launcher_env import is_elastic
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.config.types import PositiveInt, RunName
-from hvd_batchgrow.messages.errors import ExitCode, Fault, JobError
+from hvd_batchgrow.messages.errors import ExitCode, Fault, JobError, RunError
 from hvd_batchgrow.schedule.plan import compile_plan
 from hvd_batchgrow.schedule.twin import decay_twin
 from hvd_batchgrow.train.liveness.stop import StopRequest
@@ -155,6 +157,12 @@ class TrainCommand(RanksCommand):
 class TwinCommand(TrainCommand):
     """Train a growth job and then its twin that decays the learning rate, and compare them."""
 
+    seeds: PositiveInt = 1
+    """Number of pairs. Above 1: the seeds SEED, SEED + 1, …, as runs NAME-seedSEED and NAME-seedSEED-twin."""
+    margin: Margin | None = None
+    """Largest difference of the results that does not matter: in percentage points for accuracy, otherwise in the unit
+    of the metric. None: no statement on equivalence."""
+
     def run(self, overrides: dict[str, Any]) -> ExitCode:
         """Train both runs, then print a table that compares them."""
         self.check_flags()
@@ -163,7 +171,7 @@ class TwinCommand(TrainCommand):
         if self.fork is not None:
             raise JobError([Fault("--fork", "a comparison needs two whole runs: use train --fork")], "command line")
         with StopRequest() as stop:
-            return self.with_ranks(lambda ranks: self.compare(ranks, stop, overrides), overrides)
+            return self.with_ranks(lambda ranks: self.train_pairs(ranks, stop, overrides), overrides)
 
     def load_growing(self, ranks: Ranks, overrides: dict[str, Any]) -> Job:
         """Return the job, which must differ from its twin; the twin of an adaptive job is known after its run."""
@@ -177,7 +185,7 @@ class TwinCommand(TrainCommand):
             decay_twin(job, known_num_samples(job.data))
         return job
 
-    def load_twin(self, overrides: dict[str, Any]) -> Job:
+    def load_twin(self, ranks: Ranks, overrides: dict[str, Any]) -> Job:
         """Return the twin of the job; for an adaptive job, of the schedule that its run has decided."""
         from hvd_batchgrow.data.source_checks import known_num_samples
         from hvd_batchgrow.schedule.adaptive.decisions import read_decisions
@@ -186,29 +194,86 @@ class TwinCommand(TrainCommand):
         decisions = read_decisions(self.runs_dir / job.name / "decisions.jsonl")[1] if job.is_adaptive else ()
         return decay_twin(job, known_num_samples(job.data), decisions)
 
-    def compare(self, ranks: Ranks, stop: StopRequest, overrides: dict[str, Any]) -> ExitCode:
-        """Train one run after the other; a stop in the first ends both."""
+    def train_pairs(self, ranks: Ranks, stop: StopRequest, overrides: dict[str, Any]) -> ExitCode:
+        """Train both runs of each seed, one after the other, and print the comparison; a stop ends the command."""
+        commands = ranks.run_on_all(lambda: self.of_each_seed(overrides))
+        folders = [self.runs_dir / f"{name}{suffix}" for name in commands for suffix in ("", "-twin")]
+        if self.seeds > 1 and self.resume == "never" and not self.overwrite:
+            ranks.run_on_rank0(lambda: _refuse_existing(folders))
+        ended: list[RunEnded] = []
+        for index, folder in enumerate(folders):
+            if index and ranks.any(flag=stop.stop_requested):
+                return ExitCode.STOPPED
+            command = commands[folder.name.removesuffix("-twin")]
+            load = partial(command.load_twin if index % 2 else command.load_growing, ranks, overrides)
+            if self.seeds > 1 and self.resume == "auto" and _is_finished(folder, ranks, load):
+                continue
+            ended.append(self.train(ranks, stop, load))
+            if not ended[-1].done:
+                return ExitCode.STOPPED
+        ranks.run_on_rank0(lambda: self.print_results(folders, ended))
+        return ExitCode.DONE
+
+    def of_each_seed(self, overrides: dict[str, Any]) -> dict[str, TwinCommand]:
+        """Return the name of each pair's growing run, and its command; a single pair keeps the job's name."""
+        job = self.read(overrides)
+        if self.seeds == 1:
+            return {job.name: self}
+        names = {f"{job.name}-seed{seed}": seed for seed in range(job.seed, job.seed + self.seeds)}
+        return {name: replace(self, seed=seed, name=name) for name, seed in names.items()}
+
+    def print_results(self, folders: Sequence[Path], ended: Sequence[RunEnded]) -> None:
+        """Print what the pairs show."""
+        from hvd_batchgrow.cli.compare import print_pairs
         from hvd_batchgrow.observers.console_tables import print_table, result_table
 
-        grown = self.train(ranks, stop, lambda: self.load_growing(ranks, overrides))
-        if not grown.done or ranks.any(flag=stop.stop_requested):
-            return ExitCode.STOPPED
-        decayed = self.train(ranks, stop, lambda: self.load_twin(overrides))
-        if ranks.rank == 0 and decayed.done:
-            console = terminal(sys.stdout)
-            print_table(console, result_table([("grow the batch", grown), ("decay the learning rate", decayed)]))
-            for run in (grown, decayed):
-                console.print(f"run folder: {run.folder}", soft_wrap=True)
-            curves = shlex.join(["tensorboard", "--host", "localhost", "--logdir", str(self.runs_dir)])
-            console.print(f"curves: {curves}", highlight=False, soft_wrap=True)
-        return _exit_code([grown, decayed])
+        console = terminal(sys.stdout)
+        if self.seeds == 1:
+            names = ("grow the batch", "decay the learning rate")
+            print_table(console, result_table(list(zip(names, ended, strict=True))))
+        for folder in folders:
+            console.print(f"run folder: {folder}", soft_wrap=True)
+        curves = shlex.join(["tensorboard", "--host", "localhost", "--logdir", str(self.runs_dir)])
+        console.print(f"curves: {curves}", highlight=False, soft_wrap=True)
+        print_pairs(console, folders, self.margin, with_tables=self.seeds > 1)
+
+
+def _refuse_existing(folders: Sequence[Path]) -> None:
+    """Raise RunError if one of the runs exists, before the others are trained."""
+    if found := [str(folder) for folder in folders if (folder / "job.toml").exists()]:
+        have = "holds a run" if len(found) == 1 else "hold runs"
+        fault = f"{', '.join(found)} {have} already: add --resume auto to keep and finish them"
+        raise RunError(f"{fault}, --overwrite to replace them, or --name NAME for new ones")
+
+
+def _is_finished(folder: Path, ranks: Ranks, load: Callable[[], Job]) -> bool:
+    """Return whether a folder holds the finished run of a job; equal on all ranks, and rank 0 reports it."""
+    from hvd_batchgrow.results.confounds import changed_keys
+    from hvd_batchgrow.results.run_files import RunFiles
+
+    def find() -> bool:
+        try:
+            run = RunFiles.read(folder)
+        except RunError:
+            return False  # not trained yet, or damaged, which training reports
+        if not run.is_finished:
+            return False
+        job = load()
+        changed = changed_keys(run.job, job.model_dump(mode="json", exclude_none=True))
+        return run.seed == job.seed and not changed
+
+    found = ranks.run_on_rank0(find)
+    if found:
+        print(f"{folder} is finished", file=sys.stderr)
+    return ranks.any(flag=bool(found))
 
 
 def _observers(job: Job, console: PlainConsole) -> list[Observer]:
     from hvd_batchgrow.observers.metrics import ConsumedFile, MetricsFile
+    from hvd_batchgrow.observers.outcomes import OutcomesFile
     from hvd_batchgrow.observers.progress import ProgressDisplay
 
-    observers = [ProgressDisplay(console, job.logging.line_every_s), MetricsFile(), ConsumedFile()]
+    observers = [ProgressDisplay(console, job.logging.line_every_s), MetricsFile(), ConsumedFile(), OutcomesFile()]
     if job.logging.tensorboard:
         from hvd_batchgrow.observers.tensorboard import TensorBoard
 

@@ -148,7 +148,7 @@ def _numbers(tree: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, f
     for key, value in tree.items():
         if isinstance(value, dict):
             yield from _numbers(value, f"{prefix}{key}.")
-        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+        elif isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300:
             yield f"{prefix}{key}", float(value)
 
 

@@ -14,6 +14,7 @@ from hvd_batchgrow.storage.regular_files import read_regular
 from hvd_batchgrow.storage.strict_json import dump_json
 
 Line = dict[str, Any]
+_INT64 = range(-(2**63), 2**63)
 
 
 class JsonLines:
@@ -86,6 +87,6 @@ def scan_json_lines(path: Path) -> Iterator[tuple[int, Line | None]]:
         except (ValueError, RecursionError):
             yield number, None
             continue
-        if not isinstance(line, dict) or type(line.get("samples")) is not int:
+        if not isinstance(line, dict) or type(line.get("samples")) is not int or line["samples"] not in _INT64:
             raise RunError(f"{path} is damaged: line {number} is not an object with a whole number of samples")
         yield number, line

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from hvd_batchgrow.messages.errors import RunError
@@ -21,23 +22,26 @@ def losses_of(task: Task, outputs: Any, targets: Any, num_samples: int, *, train
         training: see `Task`.
 
     Raises:
-        RunError: it is not `Losses` with a loss of each sample, a weight of each sample if there are weights, and a sum
-            and a count of each of `task.metrics`.
+        RunError: it is not `Losses` with a loss of each sample, a weight of each sample if there are weights, a bool of
+            each sample if there is `correct`, and a sum and a count of each of `task.metrics`.
     """
     found = task(outputs, targets, training=training)
     name, when = f"the task {type(task).__name__}", "in training" if training else "in an evaluation"
     if not isinstance(found, Losses):
         raise RunError(f"{name} returned {type(found).__name__} {when}; it must return Losses(each, weights, metrics)")
-    for what, values in (("each", found.each), ("weights", found.weights)):
+    for what, values in (("each", found.each), ("weights", found.weights), ("correct", found.correct)):
         shape = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
         if shape != (num_samples,) and (what == "each" or values is not None):
             fault = f"{name} returned {what} of shape {shape} for {num_samples} samples {when}"
             raise RunError(f"{fault}; it must have a number for each sample, ({num_samples},), without a mean or sum")
+    if found.correct is not None and found.correct.dtype != torch.bool:
+        given = f"{name} returned correct of type {found.correct.dtype} {when}"
+        raise RunError(f"{given}; it must have type torch.bool, such as outputs.argmax(1) == targets")
     if {*found.metrics} != {*task.metrics}:
         given = f"the metrics {sorted(found.metrics)} {when}"
         raise RunError(f"{name} returned {given}, and its attribute metrics has {sorted(task.metrics)}")
     metrics = {metric: _pair(name, metric, found.metrics[metric]) for metric in task.metrics}
-    return Losses(found.each, found.weights, metrics)
+    return Losses(found.each, found.weights, metrics, found.correct)
 
 
 def _pair(name: str, metric: str, value: Any) -> tuple[Tensor | float, Tensor | float]:

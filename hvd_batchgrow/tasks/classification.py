@@ -39,13 +39,14 @@ class Classification:
         targets = targets.to(outputs.dtype) if is_soft else targets.long()
         each = cross_entropy(outputs, targets, reduction="none", label_smoothing=smoothing)
         classes = targets.argmax(1) if is_soft else targets
-        metrics = {"top1": ((outputs.detach().argmax(1) == classes).sum(), len(classes))}
+        correct = outputs.detach().argmax(1) == classes
+        metrics = {"top1": (correct.sum(), len(classes))}
         if self.class_weights is None:
-            return Losses(each, metrics=metrics)
+            return Losses(each, metrics=metrics, correct=correct)
         if (self.class_weights.device, self.class_weights.dtype) != (outputs.device, outputs.dtype):
             self.class_weights = self.class_weights.to(outputs)
         weights = targets @ self.class_weights if is_soft else self.class_weights[targets]
-        return Losses(each * weights, weights, metrics)
+        return Losses(each * weights, weights, metrics, correct)
 
 
 def load(section: TaskSection, num_outputs: int, schema: Mapping[str, Any]) -> Classification:

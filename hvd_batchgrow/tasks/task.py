@@ -25,6 +25,9 @@ class Losses:
     metrics: Mapping[str, tuple[Tensor | float, Tensor | float]] = field(default_factory=dict)
     """For each metric a sum and a count, numbers or tensors (). The metric of many samples is the total of their sums,
     divided by the total of their counts. Every micro-batch has the same metrics."""
+    correct: Tensor | None = None
+    """(n,), of type bool: whether the network is right about each sample; None: the task has no right and wrong. It is
+    read only in the test at the end of a run, and kept in `outcomes.npz` to compare networks sample by sample."""
 
 
 class Task(Protocol):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.messages.errors import unwritable
+from hvd_batchgrow.results.outcomes import Outcomes
 from hvd_batchgrow.schedule.adaptive.decisions import Decision
 from hvd_batchgrow.schedule.plan import Plan
 from hvd_batchgrow.train.update.gradient_noise import GradientNoiseScale
@@ -118,6 +119,8 @@ class Evaluation:
     """Updates done since the start of the run; None outside of a run."""
     dataset: EvaluatedSet = "test"
     """Which set these are the results of. A run with a validation set evaluates the test set at its end only."""
+    outcomes: Outcomes | None = field(default=None, repr=False, compare=False)
+    """The outcome of each sample; only of the test at the end of a run, and not with averaged weights."""
 
     @property
     def is_finite(self) -> bool:

@@ -223,17 +223,18 @@ class Trainer:
         if not is_last and not self._is_due(before, self.job.evaluation.every_epochs):
             return None
         if self.parts.source.validation is None:
-            return self._evaluate("test")
+            return self._evaluate("test", is_last=is_last)
         evaluation = self._evaluate("validation")
         if self.state.keep_best(evaluation, self.team):
             self._save(as_best=True)  # here, because a decision may change the weights before the next checkpoint
         if is_last:
-            self._evaluate("test")
+            self._evaluate("test", is_last=True)
         return evaluation
 
-    def _evaluate(self, dataset: EvaluatedSet) -> Evaluation:
+    def _evaluate(self, dataset: EvaluatedSet, *, is_last: bool = False) -> Evaluation:
         updates = self.plan.schedule.updates_at(self.state.samples)
-        evaluation = replace(evaluate(self.parts, self.state, self.team, dataset), updates=updates)
+        found = evaluate(self.parts, self.state, self.team, dataset, with_outcomes=is_last)
+        evaluation = replace(found, updates=updates)
         self.state.evaluation = evaluation
         self.observers.notify("on_evaluation", evaluation)
         if not evaluation.is_finite and self.job.update.on_nonfinite == "stop":

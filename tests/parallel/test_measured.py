@@ -249,8 +249,10 @@ def test_what_rank_0_decides_holds_whatever_the_others_measure(
         noise = {name: NoiseEstimate(seen.trace, -1.0) for name, seen in result.noise.items()}
         return replace(result, noise=noise, loss_sum=7.0 * result.loss_sum)
 
-    def evaluate_otherwise(parts: TrainingParts, state: TrainState, team: Ranks, dataset: EvaluatedSet) -> Evaluation:
-        result = evaluate(parts, state, team, dataset)
+    def evaluate_otherwise(
+        parts: TrainingParts, state: TrainState, team: Ranks, dataset: EvaluatedSet, **kwargs: Any
+    ) -> Evaluation:
+        result = evaluate(parts, state, team, dataset, **kwargs)
         return result if ranks.rank == 0 else replace(result, loss=-10.0 * state.samples)  # ever better
 
     monkeypatch.setattr(UpdateEngine, "update", update_otherwise)

@@ -88,8 +88,8 @@ def test_a_run_on_the_split_trains_as_on_a_set_that_never_had_the_held_out_sampl
 def scripted(monkeypatch: pytest.MonkeyPatch, top1: list[float]) -> None:
     """Replace the accuracies on the validation set by these, by quarters of an epoch; the test set's is higher."""
 
-    def fake(parts: Any, state: Any, ranks: Any, dataset: EvaluatedSet) -> Evaluation:
-        evaluation = evaluate(parts, state, ranks, dataset)
+    def fake(parts: Any, state: Any, ranks: Any, dataset: EvaluatedSet, **kwargs: Any) -> Evaluation:
+        evaluation = evaluate(parts, state, ranks, dataset, **kwargs)
         if ranks.rank:
             return replace(evaluation, metrics={"top1": 1 - state.epoch / 10})  # only the results of rank 0 count
         index = min(round(state.epoch * 4) - 1, len(top1) - 1)
@@ -178,12 +178,11 @@ def test_the_best_is_kept_with_its_weights_where_a_decision_restores_others(
     # The loss never improves, so the trigger restores the weights of the first evaluation; the accuracy always does.
     seen = {}
 
-    def fake(parts: Any, state: Any, team: Any, dataset: EvaluatedSet) -> Evaluation:
+    def fake(parts: Any, state: Any, team: Any, dataset: EvaluatedSet, **kwargs: Any) -> Evaluation:
         if dataset == "validation":
             seen[state.samples] = {name: value.clone() for name, value in parts.model.state_dict().items()}
-        return replace(
-            evaluate(parts, state, team, dataset), loss=1.0 + state.epoch, metrics={"top1": state.epoch / 10}
-        )
+        found = evaluate(parts, state, team, dataset, **kwargs)
+        return replace(found, loss=1.0 + state.epoch, metrics={"top1": state.epoch / 10})
 
     monkeypatch.setattr("hvd_batchgrow.train.trainer.evaluate", fake)
     job = measured_job(
@@ -207,9 +206,9 @@ def test_the_best_is_kept_with_its_weights_where_a_decision_restores_others(
 def test_plateau_decisions_follow_the_validation_set(
     ranks: Ranks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fake(parts: Any, state: Any, team: Any, dataset: EvaluatedSet) -> Evaluation:
+    def fake(parts: Any, state: Any, team: Any, dataset: EvaluatedSet, **kwargs: Any) -> Evaluation:
         loss = 1.0 if dataset == "validation" else 1 / (1 + state.epoch)
-        return replace(evaluate(parts, state, team, dataset), loss=loss)
+        return replace(evaluate(parts, state, team, dataset, **kwargs), loss=loss)
 
     monkeypatch.setattr("hvd_batchgrow.train.trainer.evaluate", fake)
     trigger, schedule, recorder = {"name": "plateau", "patience_epochs": 1.0}, {"epochs": 4.0}, Recorder()

@@ -1,0 +1,131 @@
+"""Comparisons of runs as tables and lines of text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+from rich.table import Table
+
+from hvd_batchgrow.messages.wording import short_time
+from hvd_batchgrow.observers.console import PlainConsole
+from hvd_batchgrow.observers.console_tables import number_table, print_table
+from hvd_batchgrow.results.comparison import Comparison, Pair
+from hvd_batchgrow.results.run_cost import RunCost
+
+
+def print_comparison(console: PlainConsole, found: Comparison, *, with_tables: bool = True) -> None:
+    """Print what two arms have cost and achieved; the verdict comes last.
+
+    Args:
+        console: the console.
+        found: the comparison.
+        with_tables: whether to print the results of each seed and the costs too.
+    """
+    console.print(f"first: {found.first.name}", soft_wrap=True)
+    console.print(f"second: {found.second.name}", soft_wrap=True)
+    if found.pairs and with_tables:
+        print_table(console, pair_table(found), ["only\nsecond right", "only\nfirst right"])
+        print_table(console, arm_cost_table(found))
+    for line in [*_statistics(found), *_curves(found), *_cautions(found)]:
+        console.print(line, soft_wrap=True)
+    console.print(f"verdict: {found.verdict()}", soft_wrap=True)
+
+
+def pair_table(found: Comparison) -> Table:
+    """Return a table with one row per seed."""
+    unit = f"\n({found.unit})" if found.unit else ""
+    table = number_table(
+        f"{found.dataset} {'accuracy' if found.metric == 'top1' else found.metric}",
+        ("seed", "first", "second", f"difference{unit}", "only\nfirst right", "only\nsecond right", "McNemar's\np"),
+    )
+    for pair in found.pairs:
+        results = (found.result(pair.first), found.result(pair.second))
+        test = pair.samples
+        counts = ("", "", "") if test is None else (f"{test.only_first:,}", f"{test.only_second:,}", f"{test.p:.2g}")
+        table.add_row(f"{pair.seed}", *results, found.signed(pair.difference).removesuffix(" points"), *counts)
+    return table
+
+
+def arm_cost_table(found: Comparison) -> Table:
+    """Return a table of the cost of a run, as the mean over the runs of each arm."""
+    table = number_table(
+        f"cost of a run, mean of {len(found.pairs)}", ("", "updates", "samples", "training\ntime", "rank-hours")
+    )
+    table.columns[0].justify = "left"
+    costs = arm_costs(found)
+    for name, cost in zip(("first", "second"), costs, strict=True):
+        row = (f"{cost.updates:,.0f}", f"{cost.samples:,.0f}", short_time(cost.seconds), f"{cost.rank_hours:.4g}")
+        table.add_row(name, *row)
+    names = ("updates", "samples", "seconds", "rank_hours")
+    ratios = [(getattr(costs[1], name), getattr(costs[0], name)) for name in names]
+    table.add_row("second / first", *(f"{top / bottom:.2f}×" if bottom else "" for top, bottom in ratios))
+    return table
+
+
+def arm_costs(found: Comparison) -> tuple[RunCost, RunCost]:
+    """Return the mean cost of the counted runs of each arm; there must be a pair."""
+    pairs = found.pairs
+    return RunCost.mean([pair.first_run for pair in pairs]), RunCost.mean([pair.second_run for pair in pairs])
+
+
+def _statistics(found: Comparison) -> Iterator[str]:
+    difference, equal = found.difference, found.equivalence
+    if difference is not None and difference.std is not None:
+        wide = found.interval(difference.low, difference.high)
+        yield f"difference, first minus second: {found.signed(difference.mean)}, 95 % interval {wide}"
+    if equal is not None and equal.p is not None:
+        narrow = found.interval(equal.low, equal.high)
+        yield f"two one-sided tests at ±{found.limit}: p = {equal.p:.2g}, 90 % interval {narrow}"
+    if any(pair.samples for pair in found.pairs):
+        yield (
+            "McNemar's p compares the two networks of a pair. Networks of one job differ too, by their seeds, so a "
+            "small p does not show that the jobs differ."
+        )
+
+
+def _curves(found: Comparison) -> Iterator[str]:
+    if (curves := found.curves) is None:
+        return
+    epoch, largest = curves.largest
+    what = f"{curves.dataset} {'accuracy' if curves.metric == 'top1' else curves.metric} by epoch"
+    yield (
+        f"{what}: {found.amount(curves.mean)} apart on average, at most {found.signed(largest)} at epoch {epoch:.1f}"
+    )
+    if found.margin is None:
+        return
+    stretches = [f"{a:.1f}" if a == b else f"{a:.1f} to {b:.1f}" for a, b in curves.apart(found.margin)]
+    far = f"more than {found.limit} apart"
+    yield f"{far} at epoch {', '.join(stretches)}" if stretches else f"never {far}"
+
+
+def _cautions(found: Comparison) -> list[str]:
+    return [*(f"confounded: {text}" for text in found.confounds), *(f"note: {text}" for text in found.notes)]
+
+
+def comparison_tree(found: Comparison) -> dict[str, Any]:
+    """Return a comparison as plain values."""
+    curves = found.curves
+    return {
+        "first": found.first.name,
+        "second": found.second.name,
+        "metric": found.metric,
+        "dataset": found.dataset,
+        "unit": found.unit,
+        "margin": found.margin,
+        "pairs": [_pair_tree(pair) for pair in found.pairs],
+        "difference": asdict(found.difference) if found.difference else None,
+        "equivalence": asdict(found.equivalence) if found.equivalence else None,
+        "costs": [asdict(cost) for cost in arm_costs(found)] if found.pairs else None,
+        "curves": asdict(curves) | {"mean": curves.mean, "largest": curves.largest} if curves else None,
+        "confounds": found.confounds,
+        "notes": found.notes,
+        "verdict": found.verdict(),
+    }
+
+
+def _pair_tree(pair: Pair) -> dict[str, Any]:
+    runs = {"first_run": str(pair.first_run.folder), "second_run": str(pair.second_run.folder)}
+    results = {"first": pair.first, "second": pair.second, "difference": pair.difference}
+    return {"seed": pair.seed, **runs, **results, "mcnemar": asdict(pair.samples) if pair.samples else None}

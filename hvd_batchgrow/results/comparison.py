@@ -1,0 +1,283 @@
+"""Compare runs in pairs of one seed, and state in a sentence what that shows."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from hvd_batchgrow.messages.errors import RunError
+from hvd_batchgrow.messages.wording import counted, difference_scale
+from hvd_batchgrow.results.confounds import find_confounds, find_notes
+from hvd_batchgrow.results.curves import CurveDistance, curve_distance
+from hvd_batchgrow.results.records import number
+from hvd_batchgrow.results.run_files import RunFiles
+from hvd_batchgrow.results.run_summary import main_metric, task_name
+from hvd_batchgrow.results.sample_test import SampleTest, sample_test
+from hvd_batchgrow.results.statistics import Equivalence, PairedDifference, equivalence, paired_difference
+
+_NO_RESULT = frozenset({"name", "seed", "logging", "checkpoint"})
+"""Keys of a job that two runs of one arm may differ in."""
+_NO_METRIC = frozenset({"kind", "samples", "epoch", "updates", "dataset"})
+
+
+@dataclass(frozen=True)
+class Arm:
+    """Runs of one job that differ in their seeds only."""
+
+    name: str
+    """Name of the job without the seed; unique among the arms of a comparison."""
+    runs: tuple[RunFiles, ...]
+
+    @cached_property
+    def by_seed(self) -> Mapping[int, RunFiles]:
+        """The run of each seed: of several with one seed the first finished one, otherwise the first."""
+        found: dict[int, RunFiles] = {}
+        for run in sorted(self.runs, key=lambda run: not run.is_finished):
+            found.setdefault(run.seed, run)
+        return dict(sorted(found.items()))
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two finished runs of one seed, one of each arm."""
+
+    seed: int
+    first_run: RunFiles
+    second_run: RunFiles
+    first: float
+    """Result of the first run, in the unit of the comparison."""
+    second: float
+    samples: SampleTest | None
+    """McNemar's test on the samples of the test set; None: not available, and the notes say why."""
+
+    @property
+    def difference(self) -> float:
+        """Result of the first run minus that of the second."""
+        return self.first - self.second
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two arms: their paired difference, and whether they are equivalent.
+
+    All results, differences and margins are in one unit: percentage points for accuracy (`top1`), otherwise that of
+    the metric.
+    """
+
+    first: Arm
+    second: Arm
+    metric: str
+    dataset: str
+    """The set on which the runs were evaluated at their end."""
+    unit: str
+    """`points`, or empty."""
+    margin: float | None
+    """The largest difference that does not matter; None: not stated."""
+    pairs: tuple[Pair, ...]
+    """Sorted by seed."""
+    difference: PairedDifference | None
+    """Of first minus second, with its 95 % interval; None without a pair."""
+    equivalence: Equivalence | None
+    """None without a pair or a margin."""
+    curves: CurveDistance | None
+    """Between the arms during training; None: they have fewer than two evaluations in common."""
+    confounds: tuple[str, ...]
+    """What differs between the arms besides what is compared, and can explain a difference; one sentence each."""
+    notes: tuple[str, ...]
+    """What else a reader should know, such as runs that were not counted; one sentence each."""
+
+    @property
+    def more_pairs(self) -> int | None:
+        """About how many more pairs show equivalence with probability 0.8 if the arms are equal; None: unknown."""
+        if self.equivalence is None or self.equivalence.pairs_needed is None:
+            return None
+        return max(1, self.equivalence.pairs_needed - len(self.pairs))
+
+    def verdict(self) -> str:
+        """Return what the pairs show, in one sentence."""
+        text = _verdict(self)
+        return f"{text} (confounded: the arms differ in more than what is compared)" if self.confounds else text
+
+    def amount(self, value: float) -> str:
+        """Return a difference or a margin with its unit."""
+        return f"{value:.{self._digits}f}{f' {self.unit}' if self.unit else ''}"
+
+    def result(self, value: float) -> str:
+        """Return the result of a run, as in other output: `91.35 %` for accuracy."""
+        return f"{value:.2f} %" if self.unit else f"{value:.4g}"
+
+    def interval(self, low: float | None, high: float | None) -> str:
+        """Return an interval with its unit."""
+        if low is None or high is None:
+            return "unknown"
+        return f"{low:+.{self._digits}f} to {self.signed(high)}"
+
+    def signed(self, value: float) -> str:
+        """Return a difference with its sign and unit."""
+        return f"{value:+.{self._digits}f}{f' {self.unit}' if self.unit else ''}"
+
+    @property
+    def limit(self) -> str:
+        """The margin with its unit, as the user has stated it."""
+        return f"{self.margin:g}{f' {self.unit}' if self.unit else ''}"
+
+    @property
+    def _digits(self) -> int:
+        """Decimals of differences: two for points, otherwise three digits of the largest one."""
+        numbers = [abs(pair.difference) for pair in self.pairs if pair.difference]
+        if self.unit or not numbers:
+            return 2
+        return max(0, 2 - math.floor(math.log10(max(numbers))))
+
+
+def compare_runs(
+    runs: Sequence[RunFiles], margin: float | None, metric: str | None = None, dataset: str = "test"
+) -> list[Comparison]:
+    """Compare the jobs of runs, each with the first one.
+
+    Runs of one job, apart from its seed and name, are an arm. The twins of an adaptive job are an arm too, although
+    each follows the decisions of another run.
+
+    Args:
+        runs: in any order; the first one's job comes first.
+        margin: the largest difference that does not matter, above 0: in percentage points for accuracy (`top1`),
+            otherwise in the unit of the metric; None: not stated.
+        metric: name of the result; None: the first metric of the task, or the loss without one.
+        dataset: "test" or "validation".
+
+    Raises:
+        RunError: there are fewer than two jobs, their tasks differ, or the metric is not on record in both.
+    """
+    try:
+        return _compare_all(group_runs(runs), margin, metric, dataset)
+    except RecursionError:
+        raise RunError("the job in a plan.json is nested too deeply to be compared") from None
+
+
+def _compare_all(arms: Sequence[Arm], margin: float | None, metric: str | None, dataset: str) -> list[Comparison]:
+    if len(arms) < 2:
+        found = f"{counted(sum(len(arm.runs) for arm in arms), 'run')} of {counted(len(arms), 'job')}"
+        raise RunError(f"a comparison needs runs of two jobs that differ in more than the seed; got {found}")
+    first, *others = arms
+    return [_compare(first, other, margin, metric, dataset) for other in others]
+
+
+def group_runs(runs: Sequence[RunFiles]) -> list[Arm]:
+    """Return the arms of runs, in the order of their first runs."""
+    adaptive = {run.name: run for run in runs if is_adaptive(run)}
+    groups: dict[str, list[RunFiles]] = {}
+    for run in runs:
+        decided_by = adaptive.get(run.name.removesuffix("-twin")) if run.name.endswith("-twin") else None
+        key = _job_key(run) if decided_by is None else f"twin of {_job_key(decided_by)}"
+        groups.setdefault(key, []).append(run)
+    arms: list[Arm] = []
+    for group in groups.values():
+        name = base_name(group[0].name)
+        taken = {arm.name for arm in arms}
+        candidates = [name, f"{name} ({_policy(group[0])})", *(f"{name} ({k})" for k in range(2, len(arms) + 3))]
+        arms.append(Arm(next(text for text in candidates if text not in taken), tuple(group)))
+    return arms
+
+
+def base_name(name: str) -> str:
+    """Return the name of a run without its seed: `job-twin` for `job-seed3-twin`."""
+    return re.sub(r"-seed\d+(?=(-twin)?$)", "", name)
+
+
+def is_adaptive(run: RunFiles) -> bool:
+    """Whether the schedule of a run was decided in the run."""
+    return _policy(run) == "adaptive"
+
+
+def _policy(run: RunFiles) -> str:
+    return str(run.job["schedule"]["policy"])
+
+
+def _job_key(run: RunFiles) -> str:
+    return json.dumps({key: value for key, value in run.job.items() if key not in _NO_RESULT}, sort_keys=True)
+
+
+def _compare(first: Arm, second: Arm, margin: float | None, metric: str | None, dataset: str) -> Comparison:
+    names = [task_name(arm.runs[0]) for arm in (first, second)]
+    if names[0] != names[1]:
+        raise RunError(f"{first.name} has the task {names[0]!r} and {second.name} {names[1]!r}: no common result")
+    metric = metric or main_metric(first.runs[0])[0]
+    _check_metric((first, second), metric, dataset)
+    factor, unit = difference_scale(metric)
+    pairs, missing = [], []
+    for seed in sorted(first.by_seed.keys() & second.by_seed.keys()):
+        runs = first.by_seed[seed], second.by_seed[seed]
+        results = [final_result(run, metric, dataset) for run in runs]
+        if results[0] is not None and results[1] is not None:
+            test = sample_test(*runs)
+            missing += [f"seed {seed}: McNemar's test is not available: {test}"] if isinstance(test, str) else []
+            found = None if isinstance(test, str) else test
+            pairs.append(Pair(seed, *runs, factor * results[0], factor * results[1], found))
+    differences = [pair.difference for pair in pairs]
+    counted_runs = [(pair.first_run, pair.second_run) for pair in pairs]
+    return Comparison(
+        first,
+        second,
+        metric,
+        dataset,
+        unit,
+        margin,
+        tuple(pairs),
+        paired_difference(differences) if pairs else None,
+        equivalence(differences, margin) if pairs and margin is not None else None,
+        curve_distance(counted_runs, metric, factor) if pairs else None,
+        find_confounds(counted_runs),
+        (*find_notes(first.runs, second.runs, counted_runs), *missing),
+    )
+
+
+def final_result(run: RunFiles, metric: str, dataset: str) -> float | None:
+    """Return a metric of the evaluation at the end of a finished run; None: it is not on record, or not finite."""
+    lines = [line for line in run.evaluations if line.get("dataset") == dataset]
+    if not run.is_finished or not lines or lines[-1]["samples"] < int(run.plan["end_samples"]):
+        return None
+    return number(lines[-1].get(metric))
+
+
+def _check_metric(arms: Sequence[Arm], metric: str, dataset: str) -> None:
+    """Raise RunError if runs of an arm were evaluated, but none of them has the metric of the set on record."""
+    for arm in arms:
+        evaluated = [line for run in arm.runs for line in run.evaluations]
+        lines = [line for line in evaluated if line.get("dataset") == dataset]
+        if evaluated and not lines:
+            raise RunError(f"{arm.name} has no evaluation of the {dataset} set on record")
+        names = sorted({name for line in lines for name in line if number(line[name]) is not None} - _NO_METRIC)
+        if lines and metric not in names:
+            known = f"it has {', '.join(names)}" if names else "it has no metric"
+            raise RunError(f"{arm.name} has no {metric} of the {dataset} set on record: {known}")
+
+
+def _verdict(found: Comparison) -> str:
+    difference, equal = found.difference, found.equivalence
+    if difference is None:
+        return "not shown: no seed has a finished run of both jobs"
+    if difference.low is None:
+        which = f"n = 1 (seed {found.pairs[0].seed})"
+        return f"not shown: {which}: one pair does not tell the job from chance; train more seeds (twin --seeds 3)"
+    metric = "accuracy" if found.metric == "top1" else found.metric
+    pairs, wide = f"n = {difference.n} pairs", found.interval(difference.low, difference.high)
+    what = f"{found.dataset} {metric} of {found.first.name} minus {found.second.name}"
+    if equal is not None and equal.is_equivalent:
+        narrow = found.interval(equal.low, equal.high)
+        return f"equivalent within {found.limit}: {what} is {narrow} (90 % interval, {pairs})"
+    if difference.excludes_zero:
+        return f"differs: {what} is {found.signed(difference.mean)} (95 % interval {wide}, {pairs})"
+    if equal is None:
+        return f"not shown: {what} is {wide} (95 % interval, {pairs}), and no margin of equivalence was stated"
+    more = "more than a million pairs"
+    if found.more_pairs is not None:
+        more = f"about {counted(found.more_pairs, 'more pair')}"
+    narrow = found.interval(equal.low, equal.high)
+    is_wide = equal.low is not None and equal.high is not None and equal.high - equal.low > 2 * equal.margin
+    beyond = "is wider than" if is_wide else "reaches beyond"
+    text = f"not shown: {what} is {narrow}; this 90 % interval ({pairs}) {beyond} the margin of ±{found.limit}"
+    return f"{text}; to show equivalence takes {more} if the true difference is 0"

@@ -1,0 +1,104 @@
+"""What else differs between two arms, and could explain a difference of their results."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from hvd_batchgrow.messages.wording import shown
+from hvd_batchgrow.results.run_files import RunFiles
+
+Runs = tuple[RunFiles, RunFiles]
+_MOST_KEYS = 8
+_SCHEDULE = ("schedule", "trigger", "gradient_noise", "optim.lr", "optim.momentum", "layout")
+"""What a job and its twin differ in."""
+_NO_EFFECT = ("name", "seed", "logging", "checkpoint", "layout.ranks", "layout.max_micro_batch", "evaluation")
+
+
+def find_confounds(pairs: Sequence[Runs]) -> tuple[str, ...]:
+    """Return what differs within pairs besides the treatment: keys of the job, the data, the number of samples."""
+    return tuple(dict.fromkeys(text for pair in pairs for text in _confounds(*pair)))
+
+
+def _confounds(first: RunFiles, second: RunFiles) -> Iterator[str]:
+    sizes = [int(run.plan["num_samples"]) for run in (first, second)]
+    if sizes[0] != sizes[1]:
+        yield f"the training sets differ: N = {sizes[0]:,} and {sizes[1]:,} samples, so the streams differ too"
+    validation = [run.plan.get("num_validation", 0) for run in (first, second)]
+    if validation[0] != validation[1]:
+        yield f"the validation sets differ: {shown(validation[0])} and {shown(validation[1])} samples"
+    trained = [run.samples for run in (first, second)]
+    largest = max([1, *(phase["global_batch"] for run in (first, second) for phase in run.plan["phases"])])
+    if abs(trained[0] - trained[1]) > largest:
+        yield f"the runs trained on {trained[0]:,} and {trained[1]:,} samples, which differ by more than a batch"
+    changed = changed_keys(first.job, second.job)
+    others = [key for key in changed if not key.startswith(_SCHEDULE)]
+    if len(others) > (len(others) == len(changed)):  # a single key is what is compared
+        more = f" and {len(others) - _MOST_KEYS} more" if len(others) > _MOST_KEYS else ""
+        yield f"the jobs also differ in {', '.join(others[:_MOST_KEYS])}{more}"
+
+
+def changed_keys(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
+    """Return the dotted keys in which two jobs differ, without those that do not affect the weights."""
+    one, two = dict(_leaves(first)), dict(_leaves(second))
+    keys = sorted({*one, *two})
+    return [key for key in keys if one.get(key) != two.get(key) and not key.startswith(_NO_EFFECT)]
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def find_notes(first: Sequence[RunFiles], second: Sequence[RunFiles], pairs: Sequence[Runs]) -> tuple[str, ...]:
+    """Return what a reader should know of the runs: those that were not counted, and where and how they trained.
+
+    Args:
+        first: all runs of the first arm.
+        second: all runs of the second arm.
+        pairs: the runs that are counted.
+    """
+    notes = [
+        f"{run.folder} is not counted: {_why_not_counted(run, others, pairs)}"
+        for runs, others in ((first, second), (second, first))
+        for run in runs
+        if not any(run is member for pair in pairs for member in pair)
+    ]
+    for what, value_of in _CIRCUMSTANCES.items():
+        found = {(shown(value_of(a)), shown(value_of(b))) for a, b in pairs if value_of(a) != value_of(b)}
+        notes += [f"{what}: {one} and {two}" for one, two in sorted(found)]
+    if any(run.job["schedule"]["policy"] == "adaptive" for pair in pairs for run in pair):
+        notes.append("the schedule is adaptive: each pair has its own, decided in its run")
+    return tuple(dict.fromkeys([*notes, *(fault for run in (*first, *second) for fault in run.faults)]))
+
+
+def _why_not_counted(run: RunFiles, others: Sequence[RunFiles], pairs: Sequence[Runs]) -> str:
+    if not run.is_finished:
+        epochs = [count / int(run.plan["num_samples"]) for count in (run.samples, int(run.plan["end_samples"]))]
+        return f"it has done {epochs[0]:.2f} of {epochs[1]:.2f} epochs"
+    if any(first.seed == run.seed for first, _ in pairs):
+        return f"another run of seed {run.seed} is"
+    if not any(other.seed == run.seed for other in others):
+        return f"the other job has no run of seed {run.seed}"
+    return f"no finite result is on record at the end of both runs of seed {run.seed}"
+
+
+def _last(run: RunFiles, *keys: str) -> Any:
+    value: Any = run.attempts[-1] if run.attempts else {}
+    for key in keys:
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
+
+
+_CIRCUMSTANCES: Mapping[str, Callable[[RunFiles], Any]] = {
+    "the ranks differ, which changes the weights by rounding only": lambda run: _last(run, "ranks"),
+    "the devices differ": lambda run: _last(run, "hardware", "device"),
+    "the versions of torch differ": lambda run: _last(run, "packages", "torch"),
+    "the versions of hvd_batchgrow differ": lambda run: _last(run, "packages", "hvd_batchgrow"),
+    "the arithmetic differs": lambda run: _last(run, "arithmetic"),
+    "the commits differ": lambda run: _last(run, "git_commit"),
+    "the commits of the user's code differ": lambda run: _last(run, "user_git_commit"),
+}

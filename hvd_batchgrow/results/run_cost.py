@@ -1,0 +1,37 @@
+"""What a run has cost so far: updates, samples, time, rank-hours."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from hvd_batchgrow.results.run_files import RunFiles
+
+
+@dataclass(frozen=True)
+class RunCost:
+    """What a run, or the mean of several runs, has cost."""
+
+    updates: float
+    samples: float
+    seconds: float
+    """Time of the updates on record, without evaluations, checkpoints and start-up."""
+    rank_hours: float
+    """Sum over the updates of their time and the ranks that their phase uses, in hours."""
+
+    @classmethod
+    def of(cls, run: RunFiles) -> RunCost:
+        """Return what a run has cost."""
+        if not run.train:
+            return cls(0, run.samples, 0, 0)
+        each = np.nan_to_num(np.diff(run.seconds, prepend=0.0), posinf=0.0)
+        updates, rank_seconds = np.nan_to_num(run.column("updates")[-1]), np.nansum(each * run.column("ranks"))
+        return cls(float(updates), run.samples, float(each.sum()), float(rank_seconds / 3600))
+
+    @classmethod
+    def mean(cls, runs: list[RunFiles]) -> RunCost:
+        """Return the mean of at least one run."""
+        costs = [cls.of(run) for run in runs]
+        names = ("updates", "samples", "seconds", "rank_hours")
+        return cls(*(float(np.mean([getattr(cost, name) for cost in costs])) for name in names))

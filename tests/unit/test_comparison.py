@@ -1,0 +1,432 @@
+"""Comparisons of runs: what they state follows from the files of the runs."""
+
+from __future__ import annotations
+
+import io
+import json
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from hvd_batchgrow.cli import main
+from hvd_batchgrow.cli.compare import read_runs
+from hvd_batchgrow.messages.errors import RunError
+from hvd_batchgrow.observers.comparison_tables import comparison_tree, print_comparison
+from hvd_batchgrow.observers.console import PlainConsole
+from hvd_batchgrow.results.comparison import Comparison, base_name, compare_runs
+from hvd_batchgrow.results.outcomes import Outcomes, read_outcomes, write_outcomes
+from hvd_batchgrow.results.run_cost import RunCost
+from hvd_batchgrow.results.run_files import RunFiles
+from hvd_batchgrow.storage.strict_json import dump_json
+from tests.helpers import plan_tree
+
+N, END = 100, 400
+
+
+def write_run(
+    folder: Path, seed: int, top1: float | None, policy: str = "grow", *, done: int = END, n: int = N, **job: Any
+) -> RunFiles:
+    """Write a run of 4 epochs with an evaluation after each: its accuracy rises by 0.1 per epoch to `top1`."""
+    folder.mkdir(parents=True)
+    schedule = {"policy": policy} | job.pop("schedule", {})
+    ranks, batch = job.pop("ranks", 2), 10 if policy == "decay" else 20
+    plan = plan_tree(n, END, seed=seed, schedule=schedule, **job)
+    plan["phases"][0]["global_batch"] = batch
+    (folder / "plan.json").write_text(json.dumps({**plan, "job": folder.name}))
+    lines: list[dict[str, Any]] = []
+    for samples in range(N, done + 1, N):
+        speed = {"ranks": ranks, "samples_per_s": 50.0, "updates": samples // batch}
+        lines.append({"kind": "train", "samples": samples, "loss": 1.0, **speed})
+        value = None if top1 is None else top1 - 0.001 * (END - samples)
+        lines.append({"kind": "eval", "samples": samples, "loss": 0.5, "top1": value, "dataset": "test"})
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "record.json").write_text(json.dumps({"attempts": [{"ranks": ranks, "packages": {"torch": "2.13"}}]}))
+    return RunFiles.read(folder)
+
+
+def pairs(folder: Path, differences: list[float], **job: Any) -> list[RunFiles]:
+    """Write pairs of runs whose accuracies differ by these percentage points, from the seed 5 on."""
+    runs = []
+    for seed, difference in enumerate(differences, 5):
+        runs.append(write_run(folder / f"job-seed{seed}", seed, 0.8 + difference / 100, **job))
+        runs.append(write_run(folder / f"job-seed{seed}-twin", seed, 0.8, "decay", **job))
+    return runs
+
+
+def compared(runs: list[RunFiles], margin: float | None = None, **options: Any) -> Comparison:
+    (found,) = compare_runs(runs, margin, **options)
+    return found
+
+
+def test_pairs_of_a_seed_are_compared_in_percentage_points(tmp_path: Path) -> None:
+    found = compared(pairs(tmp_path, [0.3, -0.1, 0.4]), 1.0)
+    assert (found.first.name, found.second.name) == ("job", "job-twin")
+    assert (found.metric, found.dataset, found.unit) == ("top1", "test", "points")
+    assert [pair.seed for pair in found.pairs] == [5, 6, 7]
+    assert [pair.first for pair in found.pairs] == pytest.approx([80.3, 79.9, 80.4])
+    assert [pair.difference for pair in found.pairs] == pytest.approx([0.3, -0.1, 0.4])
+    assert found.difference is not None
+    interval = stats.ttest_1samp([0.3, -0.1, 0.4], 0).confidence_interval(0.95)
+    assert found.difference.mean == pytest.approx(0.2)
+    assert [found.difference.low, found.difference.high] == pytest.approx([*interval])
+    assert found.confounds == ()
+
+
+@pytest.mark.parametrize(
+    ("differences", "margin", "begins", "holds"),
+    [
+        ([0.1, -0.1, 0.05, 0.0], 0.3, "equivalent within 0.3 points: test accuracy of job minus job-twin is ", "n = 4"),
+        ([0.9, 1.1, 1.0], 0.3, "differs: test accuracy of job minus job-twin is +1.00 points (95 % interval", "n = 3"),
+        ([0.9, 1.1, 1.0], None, "differs: ", "+0.75 to +1.25 points, n = 3 pairs"),
+        (
+            [0.9, -1.1, 0.2],
+            0.3,
+            "not shown: ",
+            "is wider than the margin of ±0.3 points; to show equivalence takes about ",
+        ),
+        (
+            [0.25, 0.5, -0.05, 0.2, 0.26],
+            0.3,
+            "not shown: ",
+            "reaches beyond the margin of ±0.3 points; to show equivalence takes about ",
+        ),
+        ([0.9, -1.1, 0.2], None, "not shown: ", "no margin of equivalence was stated"),
+        ([0.9], 0.3, "not shown: n = 1 (seed 5)", "train more seeds"),
+        ([0.0, 0.0], 0.1, "equivalent within 0.1 points: ", "+0.00 to +0.00 points"),
+    ],
+)
+def test_the_verdict(tmp_path: Path, differences: list[float], margin: float | None, begins: str, holds: str) -> None:
+    verdict = compared(pairs(tmp_path, differences), margin).verdict()
+    assert verdict.startswith(begins)
+    assert holds in verdict
+    assert "\n" not in verdict
+
+
+def test_the_verdict_says_how_many_more_pairs_are_needed(tmp_path: Path) -> None:
+    found = compared(pairs(tmp_path, [0.9, -1.1, 0.2]), 0.5)
+    assert found.equivalence is not None
+    assert found.equivalence.pairs_needed is not None
+    # The formula (t(0.95, n - 1) + t(0.9, n - 1))² s² / δ², iterated, and 1 or 2 more.
+    s, n = float(np.std([0.9, -1.1, 0.2], ddof=1)), 10.0
+    for _ in range(50):
+        n = ((stats.t.ppf(0.95, n - 1) + stats.t.ppf(0.9, n - 1)) * s / 0.5) ** 2
+    assert abs(found.equivalence.pairs_needed - n) <= 2
+    more = found.equivalence.pairs_needed - 3
+    assert found.more_pairs == more
+    assert f"takes about {more} more pairs if the true difference is 0" in found.verdict()
+
+
+def test_a_metric_in_its_own_unit(tmp_path: Path) -> None:
+    found = compared(pairs(tmp_path, [0.1, 0.2]), 0.01, metric="loss")
+    assert (found.unit, [pair.first for pair in found.pairs]) == ("", [0.5, 0.5])
+    assert found.verdict().startswith("equivalent within 0.01: test loss of job minus job-twin is ")
+
+
+def test_what_is_not_paired_is_not_counted_and_named(tmp_path: Path) -> None:
+    runs = pairs(tmp_path / "a", [0.1, 0.2])
+    runs.append(write_run(tmp_path / "job-seed1", 1, 0.9))  # no partner
+    runs.append(write_run(tmp_path / "job-seed9", 9, 0.9))
+    runs.append(write_run(tmp_path / "job-seed9-twin", 9, 0.1, "decay", done=200))  # unfinished
+    runs.append(write_run(tmp_path / "again", 5, 0.1))
+    runs.append(write_run(tmp_path / "job-seed8", 8, 0.9))
+    runs.append(write_run(tmp_path / "job-seed8-twin", 8, None, "decay"))  # NaN is written as null
+    found = compared(runs)
+    assert [pair.seed for pair in found.pairs] == [5, 6]
+    notes = "\n".join(found.notes)
+    assert "job-seed1 is not counted: the other job has no run of seed 1" in notes
+    assert "job-seed9-twin is not counted: it has done 2.00 of 4.00 epochs" in notes
+    assert "again is not counted: another run of seed 5 is" in notes
+    assert "job-seed8-twin is not counted: no finite result is on record at the end of both runs of seed 8" in notes
+
+
+def test_without_a_common_seed_nothing_is_shown(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / "a", 1, 0.9), write_run(tmp_path / "b", 2, 0.1, "decay")]
+    found = compared(runs, 0.3)
+    assert (found.pairs, found.difference, found.equivalence, found.curves) == ((), None, None, None)
+    assert found.verdict() == "not shown: no seed has a finished run of both jobs"
+    assert len(found.notes) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "wanted"),
+    [
+        ({"n": 200}, "the training sets differ: N = 100 and 200 samples, so the streams differ too"),
+        ({"data": {"hflip": True}}, "the jobs also differ in data.hflip"),
+        ({"update": {"precision": "bfloat16"}}, "the jobs also differ in update.precision"),
+        ({"evaluation": {"batch_size": 7}, "logging": {"logs_per_epoch": 3}}, None),
+    ],
+)
+def test_confounds(tmp_path: Path, change: dict[str, Any], wanted: str | None) -> None:
+    runs = [write_run(tmp_path / "a", 1, 0.9), write_run(tmp_path / "b", 1, 0.1, "decay", **change)]
+    found = compared(runs)
+    assert found.confounds == ((wanted,) if wanted else ())
+    assert found.verdict().endswith("(confounded: the arms differ in more than what is compared)") == bool(wanted)
+
+
+def test_a_single_key_is_what_is_compared_and_two_are_confounded(tmp_path: Path) -> None:
+    plain = write_run(tmp_path / "a", 1, 0.9)
+    assert compared([plain, write_run(tmp_path / "b", 1, 0.8, data={"hflip": True})]).confounds == ()
+    both: dict[str, Any] = {"data": {"hflip": True}, "update": {"precision": "bfloat16"}}
+    found = compared([plain, write_run(tmp_path / "c", 1, 0.8, **both)])
+    assert found.confounds == ("the jobs also differ in data.hflip, update.precision",)
+
+
+def test_other_ranks_are_noted(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / "a", 1, 0.9), write_run(tmp_path / "b", 1, 0.1, "decay", ranks=4)]
+    found = compared(runs)
+    assert "the ranks differ, which changes the weights by rounding only: 2 and 4" in found.notes
+    assert found.confounds == ()
+
+
+def test_each_twin_of_an_adaptive_job_follows_its_own_decisions_and_they_are_one_arm(tmp_path: Path) -> None:
+    runs = []
+    for seed in (1, 2, 3):
+        runs.append(write_run(tmp_path / f"job-seed{seed}", seed, 0.9, "adaptive"))
+        schedule = {"boundaries_epochs": [seed]}
+        runs.append(write_run(tmp_path / f"job-seed{seed}-twin", seed, 0.9, "decay", schedule=schedule))
+    found = compared(runs, 0.3)
+    assert [pair.seed for pair in found.pairs] == [1, 2, 3]
+    assert "the schedule is adaptive: each pair has its own, decided in its run" in found.notes
+
+
+def test_each_job_is_compared_with_the_first(tmp_path: Path) -> None:
+    runs = pairs(tmp_path, [0.1, 0.2])
+    others = [write_run(tmp_path / f"seesaw-{seed}", seed, 0.5, "seesaw") for seed in (5, 6)]
+    found = compare_runs([*runs, *others], 0.3)
+    assert [(each.first.name, each.second.name) for each in found] == [("job", "job-twin"), ("job", "seesaw-5")]
+
+
+def test_arms_of_one_name_are_told_apart_by_their_policies(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / "a" / "job", 1, 0.9), write_run(tmp_path / "b" / "job", 1, 0.9, "decay")]
+    assert compared(runs).second.name == "job (decay)"
+    runs.append(write_run(tmp_path / "c" / "job", 1, 0.9, "decay", data={"hflip": True}))
+    assert [found.second.name for found in compare_runs(runs, None)] == ["job (decay)", "job (2)"]
+
+
+@pytest.mark.parametrize(
+    ("name", "base"),
+    [
+        ("a-seed3", "a"),
+        ("a-seed31-twin", "a-twin"),
+        ("a-twin", "a-twin"),
+        ("a-seed3-b", "a-seed3-b"),
+        ("seed3", "seed3"),
+    ],
+)
+def test_the_name_of_an_arm_has_no_seed(name: str, base: str) -> None:
+    assert base_name(name) == base
+
+
+def test_curves_are_compared_at_equal_samples(tmp_path: Path) -> None:
+    first, second = write_run(tmp_path / "a", 1, 0.8), write_run(tmp_path / "b", 1, 0.8, "decay")
+    # The second run is evaluated at other samples: on the line through 0.5 at epoch 1 and 0.9 at epoch 4.2.
+    epochs = np.array([1.0, 2.1, 2.6, 3.3, 4.2])
+    lines = [
+        {"kind": "eval", "samples": round(N * e), "top1": 0.5 + (e - 1) / 8, "dataset": "test", "updates": 7}
+        for e in epochs
+    ]
+    (second.folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    curves = compared([first, RunFiles.read(second.folder)]).curves
+    assert curves is not None
+    wanted = [100 * (value - (0.5 + (e - 1) / 8)) for e, value in ((1, 0.5), (2, 0.6), (3, 0.7), (4, 0.8))]
+    assert curves.epochs == (1.0, 2.0, 3.0, 4.0)
+    assert curves.differences == pytest.approx(wanted)  # 0, -2.5, -5, -7.5
+    assert curves.mean == pytest.approx(3.75)
+    assert [*curves.largest] == pytest.approx([4.0, -7.5])
+    assert curves.apart(2.0) == ((2.0, 4.0),)
+    assert curves.apart(5.1) == ((4.0, 4.0),)
+    assert curves.apart(8.0) == ()
+
+
+def test_curves_that_part_and_meet_again(tmp_path: Path) -> None:
+    first, second = write_run(tmp_path / "a", 1, 0.8), write_run(tmp_path / "b", 1, 0.8, "decay")
+    lines = [json.loads(line) for line in (first.folder / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        line["top1"] = line.get("top1", 0.0) + (0.02 if line["samples"] in {100, 300} else 0.0)
+    (first.folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    curves = compared([RunFiles.read(first.folder), second]).curves
+    assert curves is not None
+    assert curves.apart(1.0) == ((1.0, 1.0), (3.0, 3.0))
+
+
+def test_the_cost_of_a_run(tmp_path: Path) -> None:
+    cost = RunCost.of(write_run(tmp_path / "a", 1, 0.8, ranks=3))
+    assert (cost.updates, cost.samples, cost.seconds) == (20, 400, 8.0)  # 400 samples at 50 samples/s
+    assert cost.rank_hours == pytest.approx(3 * 8 / 3600)
+
+
+def outcomes(*right: int) -> Outcomes:
+    correct = np.isin(np.arange(10), right)
+    return Outcomes(END, np.where(correct, 0.1, 3.0).astype(np.float32), correct)
+
+
+def test_mcnemar_counts_the_samples_on_which_only_one_network_is_right(tmp_path: Path) -> None:
+    first, second = pairs(tmp_path, [0.1])
+    write_outcomes(first.folder, outcomes(0, 1, 2, 3, 4, 5))
+    write_outcomes(second.folder, outcomes(0, 9))
+    (pair,) = compared([first, second]).pairs
+    assert pair.samples is not None
+    assert (pair.samples.num_samples, pair.samples.only_first, pair.samples.only_second) == (10, 5, 1)
+    assert pair.samples.p == pytest.approx(stats.binomtest(1, 6).pvalue)
+
+
+@pytest.mark.parametrize(
+    ("other", "why"),
+    [
+        (None, "job-seed5-twin has no outcomes.npz"),
+        (Outcomes(END, np.zeros(10, np.float32)), "the task has no right and wrong"),
+        (Outcomes(300, np.zeros(10, np.float32), np.ones(10, np.bool_)), "is from sample 300, and the run ends at 400"),
+        (Outcomes(END, np.zeros(9, np.float32), np.ones(9, np.bool_)), "the test sets differ: 10 and 9 samples"),
+    ],
+)
+def test_why_mcnemar_is_not_available(tmp_path: Path, other: Outcomes | None, why: str) -> None:
+    first, second = pairs(tmp_path, [0.1])
+    write_outcomes(first.folder, outcomes(0))
+    if other is not None:
+        write_outcomes(second.folder, other)
+    found = compared([first, second])
+    assert found.pairs[0].samples is None
+    assert any("seed 5: McNemar's test is not available: " in note and why in note for note in found.notes)
+
+
+def test_outcomes_survive_the_file(tmp_path: Path) -> None:
+    weights = np.linspace(0, 1, 10, dtype=np.float32)
+    write_outcomes(tmp_path, Outcomes(7, weights, None, weights))
+    found = read_outcomes(tmp_path)
+    assert found is not None
+    assert (found.samples, found.correct) == (7, None)
+    np.testing.assert_array_equal(found.losses, weights)
+    np.testing.assert_array_equal(found.weights, weights)
+    assert [path.name for path in tmp_path.iterdir()] == ["outcomes.npz"]
+
+
+def saved(path: Path, **arrays: Any) -> None:
+    np.savez_compressed(path / "outcomes.npz", **arrays)
+
+
+def test_damaged_outcomes_are_reported(tmp_path: Path) -> None:
+    path, losses = tmp_path / "outcomes.npz", np.zeros(3, np.float32)
+    write_outcomes(tmp_path, outcomes(1))
+    good = path.read_bytes()
+    for content in (b"", b"PK", b"no archive", good[:-30], good[: len(good) // 2], good.replace(b"losses", b"lessos")):
+        path.write_bytes(content)
+        with pytest.raises(RunError, match=r"outcomes.npz is damaged"):
+            read_outcomes(tmp_path)
+    trees: list[dict[str, Any]] = [
+        {"samples": np.int64(1), "losses": np.array([{}], object)},  # pickled: not read
+        {"samples": np.int64(1), "losses": losses.astype(np.float64)},
+        {"samples": np.int64(1), "losses": losses, "correct": np.ones(4, np.bool_)},
+        {"samples": np.array([1, 2]), "losses": losses},
+        {"losses": losses},
+    ]
+    for arrays in trees:
+        saved(tmp_path, **arrays)
+        with pytest.raises(RunError, match=r"outcomes.npz is damaged"):
+            read_outcomes(tmp_path)
+    for k in range(0, len(good), 3):  # every byte may be another: read, or reported
+        path.write_bytes(good[:k] + bytes([good[k] ^ 0x55]) + good[k + 1 :])
+        try:
+            read_outcomes(tmp_path)
+        except RunError as error:
+            assert "outcomes.npz" in str(error)  # noqa: PT017
+
+
+def test_a_folder_in_place_of_outcomes(tmp_path: Path) -> None:
+    (tmp_path / "outcomes.npz").mkdir()
+    with pytest.raises(RunError, match=r"outcomes.npz cannot be read: Is a directory"):
+        read_outcomes(tmp_path)
+
+
+def printed(capsys: pytest.CaptureFixture[str], *words: object, code: int = 0) -> tuple[str, str]:
+    capsys.readouterr()
+    assert main(["compare", *map(str, words)]) == code
+    streams = capsys.readouterr()
+    return streams.out, streams.err
+
+
+def test_the_command_ends_with_the_verdict(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = pairs(tmp_path, [0.9, -1.1, 0.2])
+    for run, right in zip(runs, ([0, 1], [1], [2], [2], [3], [4, 5]), strict=True):
+        write_outcomes(run.folder, outcomes(*right))
+    out, err = printed(capsys, tmp_path, "--margin", 0.5)
+    assert err == ""
+    assert out.splitlines()[-1].startswith("verdict: not shown: test accuracy of job minus job-twin is ")
+    assert "second / first    2.00×    1.00×     1.00×       1.00×" in out
+    (row,) = [line.split() for line in out.splitlines() if line.strip().startswith("7 ")]
+    assert row == ["7", "80.20", "%", "80.00", "%", "+0.20", "1", "2", "1"]
+    tree = json.loads(printed(capsys, tmp_path, "--margin", 0.5, "--json")[0])
+    assert tree["verdict"] == out.splitlines()[-1].removeprefix("verdict: ")
+    assert [pair["difference"] for pair in tree["pairs"]] == pytest.approx([0.9, -1.1, 0.2])
+    assert tree["pairs"][2]["mcnemar"] == {"num_samples": 10, "only_first": 1, "only_second": 2, "p": 1.0}
+
+
+def test_errors_of_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = pairs(tmp_path / "runs", [0.1])
+    other = write_run(tmp_path / "other", 5, 0.5, task={"name": "regression"})
+    first = runs[0].folder
+    assert "got 1 run of 1 job" in printed(capsys, first, code=1)[1]
+    assert "got 1 run of 1 job" in printed(capsys, first, f"{first}/../{first.name}", code=1)[1]
+    assert "has the task 'classification' and other 'regression'" in printed(capsys, first, other.folder, code=1)[1]
+    out = printed(capsys, tmp_path / "runs", "--metric", "f1", code=1)[1]
+    assert "job has no f1 of the test set on record: it has loss, top1" in out
+    out = printed(capsys, tmp_path / "runs", "--dataset", "validation", code=1)[1]
+    assert "job has no evaluation of the validation set on record" in out
+    assert "--margin" in printed(capsys, tmp_path / "runs", "--margin", -1, code=2)[1]
+    assert "is not a folder" in printed(capsys, tmp_path / "nowhere", code=1)[1]
+
+
+def test_damaged_runs_are_reported_and_the_others_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = pairs(tmp_path, [0.1, 0.3, 0.2])
+    (runs[0].folder / "plan.json").write_text("{")
+    (runs[2].folder / "record.json").write_text("[]")
+    out, err = printed(capsys, tmp_path, "--margin", 1, code=1)
+    assert "plan.json cannot be read" in err
+    assert "note: " in out
+    assert "record.json is damaged" in out
+    assert out.splitlines()[-1].startswith("verdict: equivalent within 1 points")
+    assert "n = 2 pairs" in out
+
+
+HOSTILE: list[Any] = [None, [], {}, "x", "1", True, 10**400, -(10**18), -1, 1e308, "[red]x[/red]", [[1]], {"a": {}}]
+
+
+def survives(folder: Path) -> None:
+    """Compare all runs of a folder and print the result; faults are sentences."""
+    with suppress(RunError):
+        runs, _ = read_runs([folder])
+        for found in compare_runs(runs, 1.0):
+            print_comparison(PlainConsole(io.StringIO(), 140), found)
+            assert json.loads(dump_json(comparison_tree(found)))["verdict"] == found.verdict()
+
+
+@pytest.mark.parametrize("value", HOSTILE, ids=lambda value: repr(value)[:20])
+def test_no_value_in_a_record_crashes_a_comparison(tmp_path: Path, value: Any) -> None:
+    runs = pairs(tmp_path, [0.1, 0.2])
+    survives(tmp_path)
+    path = runs[0].folder / "metrics.jsonl"
+    before = path.read_text()
+    for name in ("samples", "top1", "dataset", "samples_per_s", "ranks", "updates", "kind"):
+        lines = [json.loads(line) for line in before.splitlines()]
+        path.write_text("".join(json.dumps({**line, name: value}) + "\n" for line in lines))
+        survives(tmp_path)
+    path.write_text(before)
+    plan = json.loads((runs[0].folder / "plan.json").read_text())
+    for key in ("task", "data", "schedule", "seed"):
+        hostile = {**plan, "num_validation": value, "job_file": {**plan["job_file"], key: value}}
+        (runs[0].folder / "plan.json").write_text(json.dumps(hostile))
+        survives(tmp_path)
+    (runs[2].folder / "record.json").write_text(json.dumps({"attempts": [{"packages": value, "ranks": value}]}))
+    survives(tmp_path)
+
+
+@pytest.mark.parametrize("depth", [100, 500, 900, 980, 5000])
+def test_a_deeply_nested_job_crashes_nothing(tmp_path: Path, depth: int) -> None:
+    runs = pairs(tmp_path, [0.1, 0.2])
+    path = runs[0].folder / "plan.json"
+    deep = '{"a": ' * depth + "1" + "}" * depth
+    path.write_text(path.read_text().replace('"seed": 5', f'"seed": 5, "x": {deep}'))
+    survives(tmp_path)

@@ -1,0 +1,124 @@
+"""`twin --seeds`: pairs of runs that are trained once, found again, and compared."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import tomli_w
+
+from hvd_batchgrow.cli import main
+from hvd_batchgrow.results.outcomes import read_outcomes
+from hvd_batchgrow.results.run_files import RunFiles
+from hvd_batchgrow.train.checkpoints.checkpoint import newest_good
+from hvd_batchgrow.verification.tree_digest import tree_digest
+from tests.helpers import job_tree, small_source, write_idx_folder
+
+NAMES = ["small-seed7", "small-seed7-twin", "small-seed8", "small-seed8-twin"]
+TWIN = ["twin", "job.toml", "--seeds", "2"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a job and its two pairs, trained in one invocation."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("pairs")
+        patch.chdir(folder)
+        patch.setenv("HVD_BATCHGROW_CACHE", str(folder / "cache"))
+        write_idx_folder(Path("data"), small_source())
+        schedule = {"epochs": 1.2, "boundaries_epochs": [0.4, 0.8]}
+        Path("job.toml").write_text(tomli_w.dumps(job_tree("data", schedule=schedule)))
+        assert main(TWIN) == 0
+    return folder
+
+
+@pytest.fixture
+def here(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of it, as the working directory."""
+    monkeypatch.setenv("HVD_BATCHGROW_CACHE", str(trained / "cache"))
+    monkeypatch.chdir(shutil.copytree(trained, tmp_path / "copy"))
+    return Path("runs")
+
+
+def weights(run: Path) -> str:
+    checkpoint, _ = newest_good(run / "checkpoints")
+    assert checkpoint is not None
+    return tree_digest(checkpoint.model)
+
+
+def test_each_pair_has_one_seed_one_stream_and_the_same_samples(here: Path) -> None:
+    assert sorted(path.name for path in here.iterdir() if not path.name.startswith(".")) == NAMES
+    runs = [RunFiles.read(here / name) for name in NAMES]
+    assert [run.seed for run in runs] == [7, 7, 8, 8]
+    assert [run.job["schedule"]["policy"] for run in runs] == ["grow", "decay", "grow", "decay"]
+    assert len({run.plan["num_samples"] for run in runs}) == 1
+    digests = []
+    for name in NAMES:
+        lines = (here / name / "consumed.jsonl").read_text().splitlines()
+        digests.append(json.loads(lines[0])["digest"])  # of the first update, which has the same batch in both arms
+    assert digests[0] == digests[1] != digests[2] == digests[3]
+    for run in runs:
+        outcomes = read_outcomes(run.folder)
+        assert outcomes is not None
+        assert outcomes.correct is not None
+        assert outcomes.correct.mean() == run.evaluations[-1]["top1"]
+
+
+def test_the_comparison_of_finished_pairs_is_printed_again_without_training(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {path: path.read_bytes() for path in here.rglob("*") if path.is_file()}
+    assert main([*TWIN, "--resume", "auto", "--margin", "100"]) == 0
+    out, err = capsys.readouterr()
+    assert out.splitlines()[-1].startswith("verdict: equivalent within 100 points: ")
+    assert [line for line in err.splitlines() if line.endswith("is finished")] == [
+        f"runs/{name} is finished" for name in NAMES
+    ]
+    assert {path: path.read_bytes() for path in here.rglob("*") if path.is_file()} == before
+    results = [100 * RunFiles.read(here / name).evaluations[-1]["top1"] for name in NAMES]
+    for seed, (first, second) in {7: results[:2], 8: results[2:]}.items():
+        (row,) = [line.split() for line in out.splitlines() if line.strip().startswith(f"{seed} ")]
+        assert row[1:6] == [f"{first:.2f}", "%", f"{second:.2f}", "%", f"{first - second:+.2f}"]
+
+
+def test_what_is_missing_is_trained(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    wanted = weights(here / NAMES[2])
+    shutil.rmtree(here / NAMES[2])
+    assert main([*TWIN, "--resume", "auto"]) == 0
+    assert capsys.readouterr().err.count("is finished") == 3
+    assert weights(here / NAMES[2]) == wanted
+    assert [len(RunFiles.read(here / name).attempts) for name in NAMES] == [1, 1, 1, 1]
+
+
+@pytest.mark.slow
+def test_a_stopped_command_continues_where_it_stopped(here: Path) -> None:
+    wanted = [weights(here / name) for name in NAMES]
+    shutil.rmtree(here)
+    codes: list[int] = []
+    while not codes or codes[-1]:
+        codes.append(main([*TWIN, "--resume", "auto", "--max-updates", "14"]))
+        assert len(codes) < 9
+    assert set(codes[:-1]) == {75}
+    assert len(codes) > 2
+    assert [weights(here / name) for name in NAMES] == wanted
+
+
+def test_without_resume_nothing_is_trained_if_a_run_exists(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in NAMES[:3]:
+        shutil.rmtree(here / name)
+    assert main(TWIN) == 1
+    assert f"runs/{NAMES[3]} holds a run already: add --resume auto to keep and finish them" in capsys.readouterr().err
+    assert not (here / NAMES[0]).exists()
+
+
+def test_finished_runs_of_another_job_are_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*TWIN, "--resume", "auto", "--optim.lr", "0.01"]) == 1
+    assert "these settings affect the weights and have changed" in capsys.readouterr().err
+
+
+def test_one_pair_keeps_its_names_and_shows_nothing(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["twin", "job.toml", "--runs-dir", "one", "--margin", "1"]) == 0
+    assert sorted(path.name for path in Path("one").iterdir() if path.is_dir()) == ["small", "small-twin"]
+    assert capsys.readouterr().out.splitlines()[-1].startswith("verdict: not shown: n = 1 (seed 7)")
