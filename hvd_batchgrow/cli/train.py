@@ -122,7 +122,7 @@ class TrainCommand(RanksCommand):
 
         def attempt(options: RunOptions) -> RunEnded:
             with work_progress(console) as report:
-                return run_job(load, ranks, options, report, lambda job: _observers(job, console), stop, state)
+                return run_job(load, ranks, options, report, lambda job: run_observers(job, console), stop, state)
 
         def is_over() -> bool:
             return stop.stop_requested or state.num_updates == self.max_updates
@@ -268,7 +268,8 @@ def _is_finished(folder: Path, ranks: Ranks, load: Callable[[], Job]) -> bool:
     return ranks.any(flag=bool(found))
 
 
-def _observers(job: Job, console: PlainConsole) -> list[Observer]:
+def run_observers(job: Job, console: PlainConsole) -> list[Observer]:
+    """Return the observers of a run: its progress on the console, its files, and TensorBoard if the job wants it."""
     from hvd_batchgrow.observers.metrics import ConsumedFile, MetricsFile
     from hvd_batchgrow.observers.outcomes import OutcomesFile
     from hvd_batchgrow.observers.progress import ProgressDisplay
