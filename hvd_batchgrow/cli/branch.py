@@ -23,7 +23,7 @@ from hvd_batchgrow.messages.errors import ExitCode, Fault, JobError
 if TYPE_CHECKING:
     from hvd_batchgrow.cli.branch_setup import BranchSetup
     from hvd_batchgrow.comm.ranks import Ranks
-    from hvd_batchgrow.train.liveness.stop import StopRequest
+    from hvd_batchgrow.train.liveness.stop import Stop
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class BranchCommand:
         for note in notes:
             console.print(note, highlight=False, soft_wrap=True)
 
-    def train_and_compare(self, ranks: Ranks, stop: StopRequest) -> ExitCode:
+    def train_and_compare(self, ranks: Ranks, stop: Stop) -> ExitCode:
         """Train the branches that are not finished, one after the other, and print the comparison."""
         from hvd_batchgrow.cli.branch_setup import train_branch
         from hvd_batchgrow.comm.broadcast_object import broadcast_object

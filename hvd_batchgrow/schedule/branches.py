@@ -176,7 +176,19 @@ def plan_branch(point: BranchPoint, wanted: Comparison, factor: int, ranks: int)
     Raises:
         JobError: the ranks cannot form the batch; the message has the nearest valid values.
     """
-    return compile_plan(branch_job(point, wanted, factor, ranks), ranks, point.num_samples)
+    try:
+        return compile_plan(branch_job(point, wanted, factor, ranks), ranks, point.num_samples)
+    except JobError as error:
+        batch = f"{factor} · {point.global_batch}"
+        faults = [
+            Fault("--factors", f"{batch}: {fault.message}") if fault.path.startswith(_OF_BATCH) else fault
+            for fault in error.faults
+        ]
+        raise JobError(faults, "command line") from None
+
+
+_OF_BATCH = ("schedule.batch_steps", "phase ")
+"""Where the faults of a branch's batch are, which the command line states by --factors."""
 
 
 def lr_text(point: BranchPoint, rule: BranchLrRule) -> str:
