@@ -78,14 +78,14 @@ def read_runs(folders: Sequence[Path]) -> tuple[list[RunFiles], list[str]]:
     return runs, faults
 
 
-def print_pairs(console: PlainConsole, folders: Sequence[Path], margin: float | None, *, with_tables: bool) -> None:
+def print_pairs(console: PlainConsole, folders: Sequence[Path], margin: float | None, *, with_costs: bool) -> None:
     """Print the comparison of a job's runs with their twins.
 
     Args:
         console: the console.
         folders: of the job's runs and their twins, alternately.
         margin: see `CompareCommand`.
-        with_tables: whether to print the tables too.
+        with_costs: whether to print the costs of both arms too.
 
     Raises:
         RunError: a run cannot be read.
@@ -95,4 +95,4 @@ def print_pairs(console: PlainConsole, folders: Sequence[Path], margin: float | 
     from hvd_batchgrow.results.run_files import RunFiles
 
     for found in compare_runs([RunFiles.read(folder) for folder in folders], margin):
-        print_comparison(console, found, with_tables=with_tables)
+        print_comparison(console, found, with_costs=with_costs)

@@ -235,7 +235,7 @@ class TwinCommand(TrainCommand):
             console.print(f"run folder: {folder}", soft_wrap=True)
         curves = shlex.join(["tensorboard", "--host", "localhost", "--logdir", str(self.runs_dir)])
         console.print(f"curves: {curves}", highlight=False, soft_wrap=True)
-        print_pairs(console, folders, self.margin, with_tables=self.seeds > 1)
+        print_pairs(console, folders, self.margin, with_costs=self.seeds > 1)
 
 
 def _refuse_existing(folders: Sequence[Path]) -> None:
@@ -250,13 +250,15 @@ def _is_finished(folder: Path, ranks: Ranks, load: Callable[[], Job]) -> bool:
     """Return whether a folder holds the finished run of a job; equal on all ranks, and rank 0 reports it."""
     from hvd_batchgrow.results.confounds import changed_keys
     from hvd_batchgrow.results.run_files import RunFiles
+    from hvd_batchgrow.train.checkpoints.checkpoint import checkpoint_samples
 
     def find() -> bool:
         try:
             run = RunFiles.read(folder)
         except RunError:
             return False  # not trained yet, or damaged, which training reports
-        if not run.is_finished:
+        # The record may be ahead of the last checkpoint, if the process was killed between them.
+        if not run.is_finished or checkpoint_samples(folder / "checkpoints") != run.samples:
             return False
         job = load()
         changed = changed_keys(run.job, job.model_dump(mode="json", exclude_none=True))

@@ -40,6 +40,11 @@ def metric_texts(metrics: Mapping[str, float]) -> list[str]:
     ]
 
 
+def difference_scale(metric: str) -> tuple[float, str]:
+    """Return the factor and the unit with which differences of a metric are shown: 100 and `points` for accuracy."""
+    return (100.0, "points") if metric.removeprefix("average_") == "top1" else (1.0, "")
+
+
 def short_time(seconds: float) -> str:
     """Return `48 s`, `2:05 min` or `3:07 h`."""
     whole = round(seconds)
@@ -49,8 +54,3 @@ def short_time(seconds: float) -> str:
         return f"{whole // 60}:{whole % 60:02d} min"
     minutes = round(seconds / 60)
     return f"{minutes // 60}:{minutes % 60:02d} h"
-
-
-def difference_scale(metric: str) -> tuple[float, str]:
-    """Return the factor and the unit with which differences of a metric are shown: 100 and `points` for accuracy."""
-    return (100.0, "points") if metric.removeprefix("average_") == "top1" else (1.0, "")

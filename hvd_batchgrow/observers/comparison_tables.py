@@ -10,23 +10,26 @@ from rich.table import Table
 
 from hvd_batchgrow.messages.wording import short_time
 from hvd_batchgrow.observers.console import PlainConsole
-from hvd_batchgrow.observers.console_tables import number_table, print_table
+from hvd_batchgrow.observers.console_tables import number_table, print_table, remove_column
 from hvd_batchgrow.results.comparison import Comparison, Pair
 from hvd_batchgrow.results.run_cost import RunCost
 
+_SAMPLE_COLUMNS = ("only\nfirst right", "only\nsecond right", "McNemar's\np")
 
-def print_comparison(console: PlainConsole, found: Comparison, *, with_tables: bool = True) -> None:
+
+def print_comparison(console: PlainConsole, found: Comparison, *, with_costs: bool = True) -> None:
     """Print what two arms have cost and achieved; the verdict comes last.
 
     Args:
         console: the console.
         found: the comparison.
-        with_tables: whether to print the results of each seed and the costs too.
+        with_costs: whether to print the costs of both arms too.
     """
     console.print(f"first: {found.first.name}", soft_wrap=True)
     console.print(f"second: {found.second.name}", soft_wrap=True)
-    if found.pairs and with_tables:
-        print_table(console, pair_table(found), ["only\nsecond right", "only\nfirst right"])
+    if found.pairs:
+        print_table(console, pair_table(found), _SAMPLE_COLUMNS[:2])
+    if found.pairs and with_costs:
         print_table(console, arm_cost_table(found))
     for line in [*_statistics(found), *_curves(found), *_cautions(found)]:
         console.print(line, soft_wrap=True)
@@ -38,13 +41,16 @@ def pair_table(found: Comparison) -> Table:
     unit = f"\n({found.unit})" if found.unit else ""
     table = number_table(
         f"{found.dataset} {'accuracy' if found.metric == 'top1' else found.metric}",
-        ("seed", "first", "second", f"difference{unit}", "only\nfirst right", "only\nsecond right", "McNemar's\np"),
+        ("seed", "first", "second", f"difference{unit}", *_SAMPLE_COLUMNS),
     )
     for pair in found.pairs:
         results = (found.result(pair.first), found.result(pair.second))
         test = pair.samples
         counts = ("", "", "") if test is None else (f"{test.only_first:,}", f"{test.only_second:,}", f"{test.p:.2g}")
         table.add_row(f"{pair.seed}", *results, found.signed(pair.difference).removesuffix(" points"), *counts)
+    if not any(pair.samples for pair in found.pairs):
+        for heading in _SAMPLE_COLUMNS:
+            remove_column(table, heading)
     return table
 
 

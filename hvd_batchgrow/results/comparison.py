@@ -13,9 +13,9 @@ from hvd_batchgrow.messages.errors import RunError
 from hvd_batchgrow.messages.wording import counted, difference_scale
 from hvd_batchgrow.results.confounds import find_confounds, find_notes
 from hvd_batchgrow.results.curves import CurveDistance, curve_distance
-from hvd_batchgrow.results.records import number
+from hvd_batchgrow.results.records import number, printable, task_name
 from hvd_batchgrow.results.run_files import RunFiles
-from hvd_batchgrow.results.run_summary import main_metric, task_name
+from hvd_batchgrow.results.run_summary import main_metric
 from hvd_batchgrow.results.sample_test import SampleTest, sample_test
 from hvd_batchgrow.results.statistics import Equivalence, PairedDifference, equivalence, paired_difference
 
@@ -92,10 +92,13 @@ class Comparison:
 
     @property
     def more_pairs(self) -> int | None:
-        """About how many more pairs show equivalence with probability 0.8 if the arms are equal; None: unknown."""
+        """About how many more pairs show equivalence with probability 0.8 if the true difference is 0; None: unknown.
+
+        0: the pairs suffice for that, so their mean difference is too far from 0.
+        """
         if self.equivalence is None or self.equivalence.pairs_needed is None:
             return None
-        return max(1, self.equivalence.pairs_needed - len(self.pairs))
+        return max(0, self.equivalence.pairs_needed - len(self.pairs))
 
     def verdict(self) -> str:
         """Return what the pairs show, in one sentence."""
@@ -176,9 +179,9 @@ def group_runs(runs: Sequence[RunFiles]) -> list[Arm]:
         groups.setdefault(key, []).append(run)
     arms: list[Arm] = []
     for group in groups.values():
-        name = base_name(group[0].name)
+        name, policy = printable(base_name(group[0].name)), printable(_policy(group[0]))
         taken = {arm.name for arm in arms}
-        candidates = [name, f"{name} ({_policy(group[0])})", *(f"{name} ({k})" for k in range(2, len(arms) + 3))]
+        candidates = [name, f"{name} ({policy})", *(f"{name} ({k})" for k in range(2, len(arms) + 3))]
         arms.append(Arm(next(text for text in candidates if text not in taken), tuple(group)))
     return arms
 
@@ -202,21 +205,13 @@ def _job_key(run: RunFiles) -> str:
 
 
 def _compare(first: Arm, second: Arm, margin: float | None, metric: str | None, dataset: str) -> Comparison:
-    names = [task_name(arm.runs[0]) for arm in (first, second)]
+    names = [task_name(arm.runs[0].job) for arm in (first, second)]
     if names[0] != names[1]:
         raise RunError(f"{first.name} has the task {names[0]!r} and {second.name} {names[1]!r}: no common result")
     metric = metric or main_metric(first.runs[0])[0]
     _check_metric((first, second), metric, dataset)
     factor, unit = difference_scale(metric)
-    pairs, missing = [], []
-    for seed in sorted(first.by_seed.keys() & second.by_seed.keys()):
-        runs = first.by_seed[seed], second.by_seed[seed]
-        results = [final_result(run, metric, dataset) for run in runs]
-        if results[0] is not None and results[1] is not None:
-            test = sample_test(*runs)
-            missing += [f"seed {seed}: McNemar's test is not available: {test}"] if isinstance(test, str) else []
-            found = None if isinstance(test, str) else test
-            pairs.append(Pair(seed, *runs, factor * results[0], factor * results[1], found))
+    pairs, missing = _pairs(first, second, metric, dataset)
     differences = [pair.difference for pair in pairs]
     counted_runs = [(pair.first_run, pair.second_run) for pair in pairs]
     return Comparison(
@@ -233,6 +228,26 @@ def _compare(first: Arm, second: Arm, margin: float | None, metric: str | None, 
         find_confounds(counted_runs),
         (*find_notes(first.runs, second.runs, counted_runs), *missing),
     )
+
+
+def _pairs(first: Arm, second: Arm, metric: str, dataset: str) -> tuple[list[Pair], list[str]]:
+    """Return the pairs of two arms that have results, and why McNemar's test is not available for some."""
+    factor, _ = difference_scale(metric)
+    pairs: list[Pair] = []
+    missing: list[str] = []
+    for seed in sorted(first.by_seed.keys() & second.by_seed.keys()):
+        runs = first.by_seed[seed], second.by_seed[seed]
+        one, two = (final_result(run, metric, dataset) for run in runs)
+        if one is None or two is None:
+            continue
+        if dataset == "test" and not metric.startswith("average_"):
+            test = sample_test(*runs)
+        else:
+            test = "outcomes are those of the test set, without an average of the weights"
+        if isinstance(test, str):
+            missing.append(f"seed {seed}: McNemar's test is not available: {test}")
+        pairs.append(Pair(seed, *runs, factor * one, factor * two, None if isinstance(test, str) else test))
+    return pairs, missing
 
 
 def final_result(run: RunFiles, metric: str, dataset: str) -> float | None:
@@ -252,8 +267,8 @@ def _check_metric(arms: Sequence[Arm], metric: str, dataset: str) -> None:
             raise RunError(f"{arm.name} has no evaluation of the {dataset} set on record")
         names = sorted({name for line in lines for name in line if number(line[name]) is not None} - _NO_METRIC)
         if lines and metric not in names:
-            known = f"it has {', '.join(names)}" if names else "it has no metric"
-            raise RunError(f"{arm.name} has no {metric} of the {dataset} set on record: {known}")
+            known = f"it has {', '.join(map(printable, names))}" if names else "it has no metric"
+            raise RunError(f"{arm.name} has no {printable(metric)} of the {dataset} set on record: {known}")
 
 
 def _verdict(found: Comparison) -> str:
@@ -273,11 +288,16 @@ def _verdict(found: Comparison) -> str:
         return f"differs: {what} is {found.signed(difference.mean)} (95 % interval {wide}, {pairs})"
     if equal is None:
         return f"not shown: {what} is {wide} (95 % interval, {pairs}), and no margin of equivalence was stated"
-    more = "more than a million pairs"
-    if found.more_pairs is not None:
-        more = f"about {counted(found.more_pairs, 'more pair')}"
     narrow = found.interval(equal.low, equal.high)
     is_wide = equal.low is not None and equal.high is not None and equal.high - equal.low > 2 * equal.margin
     beyond = "is wider than" if is_wide else "reaches beyond"
     text = f"not shown: {what} is {narrow}; this 90 % interval ({pairs}) {beyond} the margin of ±{found.limit}"
-    return f"{text}; to show equivalence takes {more} if the true difference is 0"
+    return f"{text}; {_pairs_text(found)} if the true difference is 0"
+
+
+def _pairs_text(found: Comparison) -> str:
+    if found.more_pairs is None:
+        return "to show equivalence takes more than a million pairs"
+    if not found.more_pairs:
+        return "as many pairs usually show equivalence"
+    return f"to show equivalence takes about {counted(found.more_pairs, 'more pair')}"

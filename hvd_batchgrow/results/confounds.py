@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from hvd_batchgrow.messages.wording import shown
+from hvd_batchgrow.results.records import printable
 from hvd_batchgrow.results.run_files import RunFiles
 
 Runs = tuple[RunFiles, RunFiles]
@@ -35,7 +36,7 @@ def _confounds(first: RunFiles, second: RunFiles) -> Iterator[str]:
     others = [key for key in changed if not key.startswith(_SCHEDULE)]
     if len(others) > (len(others) == len(changed)):  # a single key is what is compared
         more = f" and {len(others) - _MOST_KEYS} more" if len(others) > _MOST_KEYS else ""
-        yield f"the jobs also differ in {', '.join(others[:_MOST_KEYS])}{more}"
+        yield f"the jobs also differ in {', '.join(map(printable, others[:_MOST_KEYS]))}{more}"
 
 
 def changed_keys(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:

@@ -12,6 +12,7 @@ from hvd_batchgrow.config.task import TaskSection
 from hvd_batchgrow.config.task_specs import Direction
 from hvd_batchgrow.messages.errors import RunError
 from hvd_batchgrow.messages.suggest import near_path
+from hvd_batchgrow.results.records import task_name
 from hvd_batchgrow.results.run_files import RunFiles
 from hvd_batchgrow.storage.json_lines import Line
 from hvd_batchgrow.storage.regular_files import read_regular
@@ -118,7 +119,7 @@ def read_summary(folder: Path) -> RunSummary:
 
 def main_metric(run: RunFiles) -> tuple[str, Direction | None]:
     """Return the first metric of a run's task or, without one, "loss"; and how it improves, None if that is unknown."""
-    directions = TaskSection.model_construct(name=task_name(run)).directions()
+    directions = TaskSection.model_construct(name=task_name(run.job)).directions()
     if directions:
         name = [*directions, "loss"][1]
         return name, directions[name]
@@ -126,13 +127,6 @@ def main_metric(run: RunFiles) -> tuple[str, Direction | None]:
     first = run.evaluations[:1]
     names = [name for line in first for name in line if name not in known and not name.startswith("average_")]
     return (names[0], None) if names else ("loss", "down")
-
-
-def task_name(run: RunFiles) -> str:
-    """Return `task.name` of a run."""
-    section = run.job.get("task")
-    name = section.get("name") if isinstance(section, dict) else None
-    return name if isinstance(name, str) else "classification"
 
 
 def _during_training(evaluated: Sequence[Line]) -> Sequence[Line]:

@@ -115,12 +115,12 @@ class Evaluation:
     """Loss of the averaged weights, if the job keeps an average."""
     average_metrics: dict[str, float] = field(default_factory=dict)
     """Metrics of the averaged weights; empty without an average."""
+    outcomes: Outcomes | None = field(default=None, repr=False, compare=False)
+    """The outcome of each sample; only of the test at the end of a run, and not with averaged weights."""
     updates: int | None = None
     """Updates done since the start of the run; None outside of a run."""
     dataset: EvaluatedSet = "test"
     """Which set these are the results of. A run with a validation set evaluates the test set at its end only."""
-    outcomes: Outcomes | None = field(default=None, repr=False, compare=False)
-    """The outcome of each sample; only of the test at the end of a run, and not with averaged weights."""
 
     @property
     def is_finite(self) -> bool:

@@ -86,13 +86,13 @@ def test_pairs_of_a_seed_are_compared_in_percentage_points(tmp_path: Path) -> No
             [0.9, -1.1, 0.2],
             0.3,
             "not shown: ",
-            "is wider than the margin of ±0.3 points; to show equivalence takes about ",
+            "is wider than the margin of ±0.3 points; to show",
         ),
         (
             [0.25, 0.5, -0.05, 0.2, 0.26],
             0.3,
             "not shown: ",
-            "reaches beyond the margin of ±0.3 points; to show equivalence takes about ",
+            "reaches beyond the margin of ±0.3 points; ",
         ),
         ([0.9, -1.1, 0.2], None, "not shown: ", "no margin of equivalence was stated"),
         ([0.9], 0.3, "not shown: n = 1 (seed 5)", "train more seeds"),
@@ -200,7 +200,7 @@ def test_each_job_is_compared_with_the_first(tmp_path: Path) -> None:
     assert [(each.first.name, each.second.name) for each in found] == [("job", "job-twin"), ("job", "seesaw-5")]
 
 
-def test_arms_of_one_name_are_told_apart_by_their_policies(tmp_path: Path) -> None:
+def test_arms_of_one_name_are_distinguished_by_their_policies(tmp_path: Path) -> None:
     runs = [write_run(tmp_path / "a" / "job", 1, 0.9), write_run(tmp_path / "b" / "job", 1, 0.9, "decay")]
     assert compared(runs).second.name == "job (decay)"
     runs.append(write_run(tmp_path / "c" / "job", 1, 0.9, "decay", data={"hflip": True}))
@@ -364,6 +364,14 @@ def test_the_command_ends_with_the_verdict(tmp_path: Path, capsys: pytest.Captur
     assert tree["pairs"][2]["mcnemar"] == {"num_samples": 10, "only_first": 1, "only_second": 2, "p": 1.0}
 
 
+def test_without_outcomes_the_table_has_no_columns_for_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pairs(tmp_path, [0.1, 0.2])
+    out, _ = printed(capsys, tmp_path)
+    assert ("McNemar's p" in out, "only" in out) == (False, False)
+    (row,) = [line.split() for line in out.splitlines() if line.strip().startswith("6 ")]
+    assert row == ["6", "80.20", "%", "80.00", "%", "+0.20"]
+
+
 def test_errors_of_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs = pairs(tmp_path / "runs", [0.1])
     other = write_run(tmp_path / "other", 5, 0.5, task={"name": "regression"})
@@ -430,3 +438,33 @@ def test_a_deeply_nested_job_crashes_nothing(tmp_path: Path, depth: int) -> None
     deep = '{"a": ' * depth + "1" + "}" * depth
     path.write_text(path.read_text().replace('"seed": 5', f'"seed": 5, "x": {deep}'))
     survives(tmp_path)
+
+
+def test_pairs_that_suffice_but_are_not_centered(tmp_path: Path) -> None:
+    found = compared(pairs(tmp_path, [0.68, -0.17, 0.58, -0.12, 0.63, -0.02, 0.58, -0.17, 0.70]), 0.5)
+    assert found.equivalence is not None
+    assert (found.equivalence.pairs_needed, found.more_pairs) == (8, 0)
+    assert "reaches beyond the margin of ±0.5 points; as many pairs usually show equivalence" in found.verdict()
+
+
+def test_control_characters_of_a_record_do_not_reach_the_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, second = pairs(tmp_path, [0.1])
+    text = (second.folder / "plan.json").read_text()
+    escape = "\\u001b[31m"
+    text = text.replace('"job": "job', f'"job": "{escape}').replace('"seed": 5', f'"seed": 5, "{escape}": 1')
+    (second.folder / "plan.json").write_text(text)
+    for words in ((), ("--metric", "loss"), ("--json",)):
+        assert "\x1b" not in "".join(printed(capsys, tmp_path, *words))
+    assert "\\x1b[31m" in printed(capsys, tmp_path)[0]
+
+
+def test_outcomes_are_those_of_the_test_set_and_of_the_weights_themselves(tmp_path: Path) -> None:
+    runs = pairs(tmp_path, [0.1])
+    for run in runs:
+        write_outcomes(run.folder, outcomes(0, 1))
+        text = (run.folder / "metrics.jsonl").read_text()
+        (run.folder / "metrics.jsonl").write_text(text.replace('"top1"', '"average_top1"'))
+    found = compared([RunFiles.read(run.folder) for run in runs], metric="average_top1")
+    assert (found.unit, found.pairs[0].samples) == ("points", None)

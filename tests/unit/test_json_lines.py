@@ -29,6 +29,14 @@ def test_lines_behind_one_that_is_damaged_are_not_dropped_in_silence(tmp_path: P
     assert path.read_text() == '{"samples": 10}\n'
 
 
+@pytest.mark.parametrize("samples", ["1" + "0" * 400, str(2**63), "1.0", "true", '"1"', "null"])
+def test_a_sample_counter_is_a_whole_number_of_64_bits(tmp_path: Path, samples: str) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(f'{{"samples": {2**63 - 1}}}\n{{"samples": {samples}}}\n')
+    with pytest.raises(RunError, match=r"line 2 is not an object with a whole number of samples"):
+        read_json_lines(path)
+
+
 def test_a_file_that_cannot_be_written_is_reported(tmp_path: Path) -> None:
     lines = JsonLines(tmp_path / "metrics.jsonl", lambda line: True)
     (tmp_path / "metrics.jsonl").unlink()

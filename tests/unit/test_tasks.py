@@ -338,6 +338,14 @@ class Faulty:
         (lambda found: Losses(found.each.mean(), metrics=found.metrics), r"each of shape \(\) for 6 samples"),
         (lambda found: Losses(found.each[:, None], metrics=found.metrics), r"each of shape \(6, 1\) for 6 samples"),
         (lambda found: Losses(found.each, torch.ones(1), found.metrics), r"weights of shape \(1,\) for 6 samples"),
+        (
+            lambda found: Losses(found.each, None, found.metrics, torch.ones(2, dtype=torch.bool)),
+            r"correct of shape \(2,\) for 6 samples",
+        ),
+        (
+            lambda found: Losses(found.each, None, found.metrics, torch.ones(6)),
+            r"correct of type torch.float32 .*must have type torch.bool",
+        ),
         (lambda found: Losses(found.each), r"the metrics \[\].* has \['mae', 'worst'\]"),
         (lambda found: Losses(found.each, metrics={**found.metrics, "loss": (1, 1)}), r"\['loss', 'mae', 'worst'\]"),
         (lambda found: Losses(found.each, metrics={**found.metrics, "mae": found.each.mean()}), r"Tensor for .*'mae'"),

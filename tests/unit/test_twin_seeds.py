@@ -12,7 +12,7 @@ import tomli_w
 from hvd_batchgrow.cli import main
 from hvd_batchgrow.results.outcomes import read_outcomes
 from hvd_batchgrow.results.run_files import RunFiles
-from hvd_batchgrow.train.checkpoints.checkpoint import newest_good
+from hvd_batchgrow.train.checkpoints.checkpoint import checkpoint_paths, newest_good
 from hvd_batchgrow.verification.tree_digest import tree_digest
 from tests.helpers import job_tree, small_source, write_idx_folder
 
@@ -90,6 +90,17 @@ def test_what_is_missing_is_trained(here: Path, capsys: pytest.CaptureFixture[st
     assert capsys.readouterr().err.count("is finished") == 3
     assert weights(here / NAMES[2]) == wanted
     assert [len(RunFiles.read(here / name).attempts) for name in NAMES] == [1, 1, 1, 1]
+
+
+def test_a_run_that_was_killed_before_its_last_checkpoint_is_finished(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wanted, newest = weights(here / NAMES[1]), checkpoint_paths(here / NAMES[1] / "checkpoints")[-1]
+    newest.unlink()
+    assert main([*TWIN, "--resume", "auto"]) == 0
+    assert capsys.readouterr().err.count("is finished") == 3
+    assert newest.exists()
+    assert weights(here / NAMES[1]) == wanted
 
 
 @pytest.mark.slow

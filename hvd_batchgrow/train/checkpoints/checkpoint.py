@@ -131,6 +131,12 @@ def checkpoint_paths(folder: Path) -> list[Path]:
     return [folder / checkpoint_name(samples) for samples in saved_samples(folder)]
 
 
+def checkpoint_samples(folder: Path) -> int | None:
+    """Return the sample counter of the newest checkpoint by its name, good or not; None: there is no checkpoint."""
+    paths = checkpoint_paths(folder)
+    return _samples_of(paths[-1]) if paths else None
+
+
 def newest_good(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     """Return the newest good checkpoint, and the paths of newer ones with the reasons to skip them.
 
