@@ -107,4 +107,4 @@ def held_out_text(found: HeldOut | None) -> str:
 
 def signed_time(seconds: float) -> str:
     """Return a time that may be negative."""
-    return ("-" if seconds < 0 else "") + short_time(abs(seconds))
+    return ("-" if round(seconds) < 0 else "") + short_time(abs(seconds))

@@ -128,9 +128,9 @@ class Branching:
     def verdict(self) -> str:
         """Return the critical batch in a sentence."""
         test = (
-            "the interval of its difference is not above 0"
+            "the interval of its training difference is not entirely above 0"
             if self.tolerance is None
-            else f"the interval of its difference is below {self.tolerance:g}"
+            else f"the interval of its training difference is below {self.tolerance:g}"
         )
         batch = f"{self.critical_batch:,}"
         if self.is_bound:
@@ -154,6 +154,12 @@ class Branching:
             )
         if any(result.held_out is not None and result.held_out.low is not None for result in self.results):
             lines.append("test loss: the interval is over the test samples, and says nothing about another seed")
+        passed = [result.difference.high for result in self.passed if result.difference]
+        if passed and self.tolerance is None:
+            lines.append(
+                f"a branch that is not worse may still be worse by up to {max(passed):.4g}, the upper end of its interval; "
+                "--tolerance sets a limit"
+            )
         return lines
 
     def to_dict(self) -> dict[str, Any]:

@@ -151,6 +151,18 @@ def test_few_blocks_are_reported_with_the_samples_that_suffice() -> None:
     assert lines[1].endswith("32 take --samples 8192")
 
 
+def test_a_noisy_branch_passes_with_the_amount_by_which_it_may_be_worse() -> None:
+    branches = [steady(1, 0.5), steady(2, 0.6, noise=2.0)]
+    found = compare_branches(branches, 128)
+    assert found.is_bound
+    difference = found.results[1].difference
+    assert difference is not None
+    assert difference.high > 0.3
+    may_be = f"may still be worse by up to {difference.high:.4g}, the upper end of its interval"
+    assert any(may_be in line for line in found.explanation(128))
+    assert not any("may still be worse" in line for line in compare_branches(branches, 128, 9.0).explanation(128))
+
+
 def test_held_out_losses_are_compared_sample_by_sample() -> None:
     each = np.random.default_rng(3).exponential(1.0, 400).astype(np.float32)
     shift = np.random.default_rng(4).normal(0.02, 0.01, 400).astype(np.float32)
