@@ -157,8 +157,8 @@ class Branching:
         passed = [result.difference.high for result in self.passed if result.difference]
         if passed and self.tolerance is None:
             lines.append(
-                f"a branch that is not worse may still be worse by up to {max(passed):.4g}, the upper end of its interval; "
-                "--tolerance sets a limit"
+                f"a branch that is not worse may still be worse by up to {max(passed):.4g}, the upper end of its "
+                "interval; --tolerance sets a limit"
             )
         return lines
 
