@@ -146,6 +146,8 @@ class BranchCommand:
             print(dump_json({**setup.to_dict(), **found.to_dict()}, indent=2))
             return
         console = terminal(sys.stdout)
+        for line in setup.lines():
+            console.print(line, highlight=False, soft_wrap=True)
         print_table(console, branching_table(found), _SPARE)
         for line in [*found.explanation(block), found.verdict()]:
             console.print(line, highlight=False, soft_wrap=True)

@@ -19,9 +19,9 @@ from hvd_batchgrow.schedule.adaptive.decisions import read_decisions
 from hvd_batchgrow.schedule.branches import (
     BranchLrRule,
     BranchPoint,
-    Comparison,
+    BranchRequest,
     branch_point,
-    comparison,
+    branch_request,
     lr_text,
     plan_branch,
 )
@@ -65,7 +65,7 @@ class BranchSetup:
 
     run: Path
     point: BranchPoint
-    wanted: Comparison
+    wanted: BranchRequest
     requested: int | None
     """Requested samples of a branch, before rounding."""
     branches: tuple[Branch, ...]
@@ -120,7 +120,7 @@ def set_up(
     decided = run / "decisions.jsonl"
     decisions = read_decisions(decided)[1] if job.is_adaptive and decided.exists() else ()
     point = branch_point(job, decisions, plan["num_samples"], start)
-    wanted = comparison(point, factors, samples, rule)
+    wanted = branch_request(point, factors, samples, rule)
     folder = run / "branches" / f"at-{start}-for-{wanted.num_samples}-{wanted.lr_rule}"
     plans = [plan_branch(point, wanted, factor, ranks) for factor in wanted.factors]
     pairs = zip(wanted.factors, plans, strict=True)

@@ -53,7 +53,7 @@ class BranchPoint:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class BranchRequest:
     """Which branches are compared, and over how many samples."""
 
     factors: tuple[int, ...]
@@ -98,9 +98,9 @@ def _history(schedule: Schedule, samples: int) -> Iterator[tuple[int, int]]:
             yield phase.start_samples, last
 
 
-def comparison(
+def branch_request(
     point: BranchPoint, factors: Sequence[int], samples: int | None, lr_rule: BranchLrRule | None
-) -> Comparison:
+) -> BranchRequest:
     """Return what to compare.
 
     Args:
@@ -123,10 +123,10 @@ def comparison(
         fault = f"{wanted:,} are {num_blocks} blocks of {block:,} samples, too few for an interval"
         remedy = f"use >= {LEAST_BLOCKS * block:,}, or smaller factors"
         raise JobError([Fault("--samples", f"{fault}; {remedy}")], "command line")
-    return Comparison(tuple(sorted(factors)), lr_rule or point.default_lr_rule, block, num_blocks * block)
+    return BranchRequest(tuple(sorted(factors)), lr_rule or point.default_lr_rule, block, num_blocks * block)
 
 
-def branch_job(point: BranchPoint, wanted: Comparison, factor: int, ranks: int) -> Job:
+def branch_job(point: BranchPoint, wanted: BranchRequest, factor: int, ranks: int) -> Job:
     """Return the job of a branch: the run's batches up to the checkpoint, then B k at a constant learning rate ε f(k).
 
     The job differs from the run's in the schedule and the optimizer's settings. It logs every update, evaluates at its
@@ -134,7 +134,7 @@ def branch_job(point: BranchPoint, wanted: Comparison, factor: int, ranks: int) 
 
     Args:
         point: of the run.
-        wanted: of `comparison`.
+        wanted: of `branch_request`.
         factor: k.
         ranks: number of ranks that train it.
 
@@ -170,7 +170,7 @@ def with_layout(job: Job, ranks_per_phase: tuple[int, ...]) -> Job:
     return job.model_copy(update={"layout": layout})
 
 
-def plan_branch(point: BranchPoint, wanted: Comparison, factor: int, ranks: int) -> Plan:
+def plan_branch(point: BranchPoint, wanted: BranchRequest, factor: int, ranks: int) -> Plan:
     """Return the plan of a branch.
 
     Raises:

@@ -15,7 +15,7 @@ from hvd_batchgrow.schedule.branches import (
     BranchPoint,
     branch_job,
     branch_point,
-    comparison,
+    branch_request,
     lr_text,
     plan_branch,
 )
@@ -31,18 +31,18 @@ def at(samples: int, job: Job | None = None, decisions: tuple[Decision, ...] = (
 
 
 def branch(point: BranchPoint, factor: int, rule: BranchLrRule | None = None, ranks: int = 1) -> Job:
-    return branch_job(point, comparison(point, (1, factor), None, rule), factor, ranks)
+    return branch_job(point, branch_request(point, (1, factor), None, rule), factor, ranks)
 
 
 def next_phase(point: BranchPoint, factor: int, rule: BranchLrRule | None = None) -> Phase:
-    return plan_branch(point, comparison(point, (1, factor), None, rule), factor, 1).schedule.at(point.samples)
+    return plan_branch(point, branch_request(point, (1, factor), None, rule), factor, 1).schedule.at(point.samples)
 
 
 def test_a_branch_begins_with_the_update_after_the_checkpoint() -> None:
     for samples, batch in ((160, 48), (208, 48), (304, 96), (48, 16)):
         point = at(samples)
         assert point.global_batch == batch
-        wanted = comparison(point, (1, 2, 3), None, None)
+        wanted = branch_request(point, (1, 2, 3), None, None)
         for factor in (1, 2, 3):
             schedule = plan_branch(point, wanted, factor, 1).schedule
             phase = schedule.at(samples)
@@ -125,10 +125,10 @@ def test_a_branch_of_an_adaptive_run_follows_its_decisions_up_to_the_checkpoint(
 
 def test_earlier_phases_need_not_be_formed_by_the_ranks_of_the_branches() -> None:
     point = at(160)
-    plan = plan_branch(point, comparison(point, (1, 2), None, None), 2, 6)  # 16 samples are 2 ghost batches
+    plan = plan_branch(point, branch_request(point, (1, 2), None, None), 2, 6)  # 16 samples are 2 ghost batches
     assert [layout.ranks for layout in plan.layouts] == [1, 6]
     with pytest.raises(JobError, match=r"--factors: 1 · 48: .* = 5 ranks × 1\.20 ghost batches of 8; nearest: 40, 80"):
-        plan_branch(point, comparison(point, (1, 2), None, None), 1, 5)
+        plan_branch(point, branch_request(point, (1, 2), None, None), 1, 5)
 
 
 def test_a_branch_is_a_valid_job_file() -> None:
@@ -149,7 +149,7 @@ def test_a_branch_is_a_valid_job_file() -> None:
 def test_all_branches_do_whole_updates(
     factors: tuple[int, ...], samples: int | None, expected: tuple[int, int]
 ) -> None:
-    found = comparison(at(160), factors, samples, None)
+    found = branch_request(at(160), factors, samples, None)
     assert (found.block, found.num_samples) == expected
     assert found.factors == tuple(sorted(factors))
     assert all(found.block % (factor * 48) == 0 for factor in factors)
@@ -157,18 +157,18 @@ def test_all_branches_do_whole_updates(
 
 def test_the_default_is_half_an_epoch_of_a_large_set() -> None:
     point = branch_point(small_job(data={"num_samples": 100_000}), (), 100_000, 1600)
-    assert comparison(point, (1, 2), None, None).num_samples == 50_016  # 16 · 2 · 1563
+    assert branch_request(point, (1, 2), None, None).num_samples == 50_016  # 16 · 2 · 1563
 
 
 @pytest.mark.parametrize("factors", [(2, 4), (1, 1, 2), (0, 1), (1,), (-1, 1)])
 def test_factors_without_1_or_repeated_are_refused(factors: tuple[int, ...]) -> None:
     with pytest.raises(JobError, match=r"--factors: must be different whole numbers >= 1 with 1"):
-        comparison(at(160), factors, None, None)
+        branch_request(at(160), factors, None, None)
 
 
 def test_too_few_samples_are_refused_with_the_smallest_number() -> None:
     with pytest.raises(JobError, match=r"--samples: 900 are 10 blocks of 96 samples, too few .* use >= 1,536"):
-        comparison(at(160), (1, 2), 900, None)
+        branch_request(at(160), (1, 2), 900, None)
 
 
 def test_no_branch_starts_at_the_end_or_within_an_update() -> None:
