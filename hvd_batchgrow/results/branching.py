@@ -185,6 +185,8 @@ def read_branch(folder: Path, factor: int, start: int) -> BranchRecord:
         RunError: records are missing or damaged.
     """
     run = RunFiles.read(folder)
+    if not run.plan["phases"]:
+        raise RunError(f"{folder / 'plan.json'} has no phases: remove {folder}, and run branch again")
     phase = run.plan["phases"][-1]
     samples, batch = run.column("samples"), phase["global_batch"]
     rows = samples > start
