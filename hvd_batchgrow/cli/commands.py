@@ -14,6 +14,7 @@ import tyro
 from hvd_batchgrow import __version__
 from hvd_batchgrow.cli.advise import AdviseCommand
 from hvd_batchgrow.cli.argv_checks import word_faults
+from hvd_batchgrow.cli.branch import BranchCommand
 from hvd_batchgrow.cli.compare import CompareCommand
 from hvd_batchgrow.cli.completion import CompletionCommand
 from hvd_batchgrow.cli.digest_audit import AuditCommand, DigestCommand
@@ -49,6 +50,7 @@ Command = (
     | Annotated[WatchCommand, tyro.conf.subcommand("watch")]
     | Annotated[DigestCommand, tyro.conf.subcommand("digest")]
     | Annotated[AuditCommand, tyro.conf.subcommand("audit")]
+    | Annotated[BranchCommand, tyro.conf.subcommand("branch")]
     | Annotated[AdviseCommand, tyro.conf.subcommand("advise")]
     | Annotated[PredictCommand, tyro.conf.subcommand("predict")]
     | Annotated[EvaluateCommand, tyro.conf.subcommand("evaluate")]

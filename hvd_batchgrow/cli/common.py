@@ -69,33 +69,38 @@ class RanksCommand(JobCommand):
     on the GPUs."""
 
     def with_ranks(self, work: Callable[[Ranks], ExitCode], overrides: dict[str, Any]) -> ExitCode:
-        """Connect the ranks, call `work`, and shut down; if this rank alone fails, abort all ranks."""
-        from hvd_batchgrow.comm.backend import connect
-        from hvd_batchgrow.comm.ranks import CollectiveError
-        from hvd_batchgrow.train.malloc_tuning import keep_freed_memory
-
-        keep_freed_memory()
+        """Connect the ranks and call `work`, as `run_on_ranks` does."""
         layout = LayoutSection()
         with suppress(JobError):  # `work` reports it
             layout = self.read(overrides).layout
-        ranks = connect(self.backend, layout.device, layout.ranks_per_gpu)
-        try:
-            code = work(ranks)
-            ranks.close()
-            return code
-        except CollectiveError as failure:
-            if failure.error:
-                print(failure.error, file=sys.stderr)
-            ranks.close()
-            return failure.code
-        except BaseException as error:
-            text = str(error) if isinstance(error, RunError) else traceback.format_exc()
-            who = f"rank {ranks.rank} of {ranks.size} on {socket.gethostname()}"
-            print(f"{who} failed:\n{text}", file=sys.stderr, flush=True)
-            if ranks.size > 1:
-                time.sleep(RELAY_S)
-            ranks.abort(ExitCode.FAILURE)
-            raise
+        return run_on_ranks(work, self.backend, layout)
+
+
+def run_on_ranks(work: Callable[[Ranks], ExitCode], backend: Backend, layout: LayoutSection) -> ExitCode:
+    """Connect the ranks, call `work`, and shut down; if this rank alone fails, abort all ranks."""
+    from hvd_batchgrow.comm.backend import connect
+    from hvd_batchgrow.comm.ranks import CollectiveError
+    from hvd_batchgrow.train.malloc_tuning import keep_freed_memory
+
+    keep_freed_memory()
+    ranks = connect(backend, layout.device, layout.ranks_per_gpu)
+    try:
+        code = work(ranks)
+        ranks.close()
+        return code
+    except CollectiveError as failure:
+        if failure.error:
+            print(failure.error, file=sys.stderr)
+        ranks.close()
+        return failure.code
+    except BaseException as error:
+        text = str(error) if isinstance(error, RunError) else traceback.format_exc()
+        who = f"rank {ranks.rank} of {ranks.size} on {socket.gethostname()}"
+        print(f"{who} failed:\n{text}", file=sys.stderr, flush=True)
+        if ranks.size > 1:
+            time.sleep(RELAY_S)
+        ranks.abort(ExitCode.FAILURE)
+        raise
 
 
 def refuse_overrides(overrides: dict[str, Any]) -> None:

@@ -134,7 +134,7 @@ class TrainCommand(RanksCommand):
             with work_progress(console) as report, ExitStack() as stack:
 
                 def observers(job: Job) -> list[Observer]:
-                    return _observers(job, console, stack)
+                    return run_observers(job, console, stack)
 
                 return run_job(load_checked, ranks, options, report, observers, stop, state)
 
@@ -297,7 +297,14 @@ def _is_finished(folder: Path, ranks: Ranks, load: Callable[[], Job]) -> bool:
     return ranks.any(flag=bool(found))
 
 
-def _observers(job: Job, console: PlainConsole, stack: ExitStack) -> list[Observer]:
+def run_observers(job: Job, console: PlainConsole, stack: ExitStack) -> list[Observer]:
+    """Return the observers of a run: its progress on the console, its files, and those that the job names.
+
+    Args:
+        job: the job.
+        console: for the progress.
+        stack: closes the live view, also after an error.
+    """
     from hvd_batchgrow.observers.attempt_times import AttemptTimes
     from hvd_batchgrow.observers.metrics import ConsumedFile, MetricsFile
     from hvd_batchgrow.observers.outcomes import OutcomesFile

@@ -28,6 +28,7 @@ from hvd_batchgrow.train.evaluate import evaluate
 from hvd_batchgrow.train.events import EvaluatedSet, Evaluation, Observer
 from hvd_batchgrow.train.parts import TrainingParts
 from hvd_batchgrow.train.run.decision_record import write_decisions
+from hvd_batchgrow.train.run.fork import Origin
 from hvd_batchgrow.train.run.run_folder import open_run
 from hvd_batchgrow.train.train_state import TrainState
 from hvd_batchgrow.train.trainer import Trainer
@@ -509,7 +510,7 @@ def test_a_fork_continues_from_the_decisions_that_were_made(
         hardware_of(ranks, torch.device("cpu")),
         resume=False,
         overwrite=False,
-        origin=tmp_path / "origin",
+        origin=Origin(tmp_path / "origin"),
     )
     recorder = Recorder()
     trainer = train(forked, ranks, tmp_path / "fork", recorder, checkpoint=checkpoint)

@@ -346,7 +346,7 @@ def test_a_start_that_fails_leaves_no_run_folder(failing: list[str], monkeypatch
     with pytest.raises(RuntimeError, match="too many samples"):
         main(failing)
     assert not Path("runs/small").exists()
-    monkeypatch.setattr("hvd_batchgrow.cli.train._observers", lambda *_: [Recorder(), Fails()])
+    monkeypatch.setattr("hvd_batchgrow.cli.train.run_observers", lambda *_: [Recorder(), Fails()])
     with pytest.raises(RuntimeError, match="no display"):
         main(failing)
     assert not Path("runs/small").exists()
@@ -366,7 +366,7 @@ def test_a_resume_that_fails_leaves_the_run(job: str, monkeypatch: pytest.Monkey
     assert main(["train", job, "--max-updates", "2"]) == 75
     before = sorted(path.name for path in Path("runs/small").iterdir())
     monkeypatch.setattr(SingleRank, "abort", lambda self, code: None)
-    monkeypatch.setattr("hvd_batchgrow.cli.train._observers", lambda *_: [Fails()])
+    monkeypatch.setattr("hvd_batchgrow.cli.train.run_observers", lambda *_: [Fails()])
     with pytest.raises(RuntimeError, match="no display"):
         main(["train", job, "--resume", "auto"])
     assert sorted(path.name for path in Path("runs/small").iterdir()) == before

@@ -39,6 +39,11 @@ class TimeLeft:
     _seen: dict[float, tuple[float, float]] = field(default_factory=dict)
     """For each n, the number of updates and their seconds."""
 
+    @property
+    def num_sizes(self) -> int:
+        """Number of sizes of updates that are known."""
+        return len(self._seen)
+
     def add(self, samples_per_rank: float, num_updates: int, seconds: float) -> None:
         """Add updates of one size. Updates of the same size that were added before count half."""
         updates, total = self._seen.get(samples_per_rank, (0.0, 0.0))

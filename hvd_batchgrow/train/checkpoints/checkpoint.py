@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,11 +17,11 @@ from hvd_batchgrow.messages.errors import RunError
 from hvd_batchgrow.storage.atomic import sync, write_atomically
 from hvd_batchgrow.storage.regular_files import read_regular
 from hvd_batchgrow.train.checkpoints.best import best_name, remove_superseded
+from hvd_batchgrow.train.checkpoints.checkpoint_names import checkpoint_name, saved_samples
 from hvd_batchgrow.train.checkpoints.schema import check_contents
 from hvd_batchgrow.train.checkpoints.sealed_file import read_sealed, write_sealed
 
 FORMAT = 5
-_NAME = re.compile(r"samples-(\d{15})\.pt")
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,7 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int, milestones
     Raises:
         RunError: it could not be written; earlier checkpoints are unchanged.
     """
-    path = folder / f"samples-{checkpoint.samples:015d}.pt"
+    path = folder / checkpoint_name(checkpoint.samples)
     with _reported(path):
         # The records go to the disk first, so that no checkpoint is ahead of its record.
         for record in folder.parent.glob("*.jsonl"):
@@ -129,7 +128,7 @@ def _remove_old(folder: Path, newest: Checkpoint, keep: int, kept: set[int]) -> 
 
 def checkpoint_paths(folder: Path) -> list[Path]:
     """Return the checkpoints of a run, oldest first."""
-    return sorted(path for path in folder.glob("samples-*.pt") if _NAME.fullmatch(path.name))
+    return [folder / checkpoint_name(samples) for samples in saved_samples(folder)]
 
 
 def checkpoint_samples(folder: Path) -> int | None:
@@ -153,6 +152,21 @@ def newest_good(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     if skipped:
         raise RunError("no good checkpoint is left:\n  " + "\n  ".join(skipped))
     return None, skipped
+
+
+def checkpoint_at(folder: Path, samples: int) -> Checkpoint:
+    """Return the checkpoint at a sample counter.
+
+    Raises:
+        RunError: it does not exist, or is damaged; the message lists those that exist.
+    """
+    path = folder / checkpoint_name(samples)
+    try:
+        return Checkpoint.from_bytes(read_regular(path))
+    except (OSError, RunError) as error:
+        others = ", ".join(f"{saved:,}" for saved in saved_samples(folder) if saved != samples) or "no other sample"
+        fault = f"{path} cannot be used: {getattr(error, 'strerror', None) or error}"
+        raise RunError(f"{fault}; checkpoints exist at {others}") from None
 
 
 def broadcast_checkpoint(ranks: Ranks, checkpoint: Checkpoint | None) -> Checkpoint | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from hvd_batchgrow.schedule.adaptive.decisions import Decision, decisions_text
 from hvd_batchgrow.schedule.plan import Plan, compile_plan
 from hvd_batchgrow.storage.atomic import new_folder
 from hvd_batchgrow.storage.strict_json import dump_json
-from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint, newest_good, write_checkpoint
+from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint, checkpoint_at, newest_good, write_checkpoint
 
 _FIXED = frozenset(
     {
@@ -27,20 +27,40 @@ _FIXED = frozenset(
 _RECORDS = ("metrics.jsonl", "consumed.jsonl")
 
 
+@dataclass(frozen=True)
+class Origin:
+    """The checkpoint that a fork continues from."""
+
+    run: Path
+    """Folder of the other run, which is not changed."""
+    samples: int | None = None
+    """Sample counter of the checkpoint; None: the newest good one."""
+
+    def checkpoint(self) -> tuple[Checkpoint, list[str]]:
+        """Return the checkpoint, and the newer ones that were skipped with the reasons. Raises RunError."""
+        folder = self.run / "checkpoints"
+        if self.samples is not None:
+            return checkpoint_at(folder, self.samples), []
+        checkpoint, skipped = newest_good(folder)
+        if checkpoint is None:
+            raise RunError(f"{self.run} holds no checkpoint to fork from")
+        return checkpoint, skipped
+
+
 def fork_run(
-    origin: Path,
+    origin: Origin,
     folder: Path,
     plan: Plan,
     records: Mapping[str, bytes],
     check: Callable[[Checkpoint], None],
     notes: list[str],
 ) -> Checkpoint:
-    """Make a run folder from the newest good checkpoint of another run.
+    """Make a run folder from a checkpoint of another run.
 
     The folder appears under its name complete, or not at all.
 
     Args:
-        origin: folder of the other run, which is not changed.
+        origin: the checkpoint.
         folder: the new folder.
         plan: plan of the new run.
         records: contents of further files of the new run.
@@ -57,29 +77,27 @@ def fork_run(
         raise RunError(
             f"{folder} exists already: resume it with --name {folder.name} --resume auto, or fork under another name"
         )
-    checkpoint, skipped = newest_good(origin / "checkpoints")
-    if checkpoint is None:
-        raise RunError(f"{origin} holds no checkpoint to fork from")
+    checkpoint, skipped = origin.checkpoint()
     plan, decided = _decided(checkpoint, plan)
     deciding = plan.job.deciding(plan.num_samples)
     changed = changes(plan.job.completed(checkpoint.deciding), deciding)
-    _check(origin, checkpoint, plan, changed)
+    _check(origin.run, checkpoint, plan, changed)
     check(checkpoint)
-    forked_from = {"run": str(origin.absolute()), "samples": checkpoint.samples, "changed": changed}
+    forked_from = {"run": str(origin.run.absolute()), "samples": checkpoint.samples, "changed": changed}
     record = json_bytes({"forked_from": forked_from, "attempts": []})
     folder.parent.mkdir(parents=True, exist_ok=True)
     with new_folder(folder) as aside:
         (aside / "checkpoints").mkdir()
         for name in _RECORDS:
-            if (origin / name).exists():
-                shutil.copyfile(origin / name, aside / name)
+            if (origin.run / name).exists():
+                shutil.copyfile(origin.run / name, aside / name)
         for name, content in {**records, **decided, "record.json": record}.items():
             (aside / name).write_bytes(content)
         checkpoint = replace(checkpoint, deciding=deciding, best={})  # the new run selects among its results only
         write_checkpoint(aside / "checkpoints", checkpoint, 1, ())
     lines = [f"{key} was {was!r}, is {now!r}" for key, (was, now) in changed.items()]
-    notes += [f"skipped a checkpoint of {origin}: {reason}" for reason in skipped]
-    notes.append(f"forked from {origin} at sample {checkpoint.samples:,}: {'; '.join(lines) or 'the same job'}")
+    notes += [f"skipped a checkpoint of {origin.run}: {reason}" for reason in skipped]
+    notes.append(f"forked from {origin.run} at sample {checkpoint.samples:,}: {'; '.join(lines) or 'the same job'}")
     return checkpoint
 
 

@@ -17,6 +17,7 @@ from hvd_batchgrow.train.checkpoints.elastic_state import ElasticState
 from hvd_batchgrow.train.events import Observer, RunEnded
 from hvd_batchgrow.train.liveness.stop import Stop
 from hvd_batchgrow.train.parts import TrainingParts
+from hvd_batchgrow.train.run.fork import Origin
 from hvd_batchgrow.train.run.model_description import describe_model
 from hvd_batchgrow.train.run.notes import notes_on_data, notes_on_gaps, notes_on_network, notes_on_ranks
 from hvd_batchgrow.train.run.phase_range import check_reached, end_of
@@ -38,10 +39,16 @@ class RunOptions:
     """First and last phase to train, from 1; None: all. The launched ranks must be those that these phases use."""
     fork: str | None = None
     """Name of a new run to make from the newest good checkpoint of the job's run; None: train the job's run."""
+    fork_from: Origin | None = None
+    """Checkpoint of any run to make the job's run from, which must not exist; None: as `fork` says."""
     max_updates: int | None = None
     """Stop after this number of updates, counted over all attempts that share an `ElasticState`."""
     replay: Path | None = None
     """A file of decisions to follow instead of the trigger's; None: the job's trigger decides."""
+
+    def origin(self, name: str) -> Origin | None:
+        """Return the checkpoint to fork from; None: the job's run is not forked. `name` is the job's before a fork."""
+        return self.fork_from or (Origin(self.runs_dir / name) if self.fork else None)
 
 
 def run_job(
@@ -95,7 +102,7 @@ def run_job(
             hardware,
             resume=options.resume,
             overwrite=options.overwrite,
-            origin=options.runs_dir / loaded.name if options.fork else None,
+            origin=options.origin(loaded.name),
             check=lambda checkpoint: check_fits(checkpoint, parts.model, parts.optimizer, folder),
             pretrained=parts.pretrained,
             schema=source.schema and {**source.schema, "mean": source.mean, "std": source.std},
@@ -122,4 +129,4 @@ def run_job(
 def _has_checkpoint(folder: Path, options: RunOptions, elastic: ElasticState, ranks: Ranks) -> bool:
     """Return whether the run continues from a checkpoint, or ends with an error because no checkpoint is good."""
     found = bool(checkpoint_paths(folder / "checkpoints")) or elastic.checkpoint is not None
-    return options.fork is not None or (options.resume and ranks.any(flag=ranks.rank == 0 and found))
+    return bool(options.fork or options.fork_from) or (options.resume and ranks.any(flag=ranks.rank == 0 and found))

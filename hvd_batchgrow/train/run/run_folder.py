@@ -36,7 +36,7 @@ from hvd_batchgrow.train.checkpoints.checkpoint import (
     newest_good,
 )
 from hvd_batchgrow.train.checkpoints.elastic_state import ElasticState
-from hvd_batchgrow.train.run.fork import changes, fork_run, json_bytes
+from hvd_batchgrow.train.run.fork import Origin, changes, fork_run, json_bytes
 from hvd_batchgrow.train.run.model_description import FILE, ModelDescription
 from hvd_batchgrow.train.run.versions import installed_versions
 
@@ -54,7 +54,7 @@ def open_run(
     *,
     resume: bool,
     overwrite: bool,
-    origin: Path | None = None,
+    origin: Origin | None = None,
     check: Callable[[Checkpoint], None] = lambda _: None,
     pretrained: Mapping[str, str] | None = None,
     schema: Mapping[str, Any] | None = None,
@@ -70,7 +70,7 @@ def open_run(
         hardware: what this rank trains on, for `record.json`.
         resume: resume from the newest good checkpoint, if there is one.
         overwrite: first remove a run that exists in the folder.
-        origin: folder of another run, from whose newest good checkpoint this run is forked.
+        origin: checkpoint of another run, from which this run is forked.
         check: raises RunError if a checkpoint does not fit the network.
         pretrained: path and SHA-256 of the file of the initial weights, saved in `record.json`.
         schema: `DatasetPair.schema`, saved in `record.json`; a checkpoint is not resumed with a different one.
@@ -87,7 +87,7 @@ def open_run(
     records = _records(job, plan, description)
 
     def check_on_data(checkpoint: Checkpoint) -> None:
-        _refuse_other_schema(origin or folder, schema or {})
+        _refuse_other_schema(origin.run if origin else folder, schema or {})
         check(checkpoint)
 
     def prepare() -> Checkpoint | None:
