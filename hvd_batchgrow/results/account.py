@@ -22,8 +22,8 @@ class PhaseDone:
     samples: int
     seconds: float
     """Of its updates, without evaluations, checkpoints and start-up."""
-    ranks: int | None
-    """Ranks that the plan gives the phase; None: not on record."""
+    rank_hours: float | None
+    """Hours of the updates times the ranks that trained them; None: the ranks are not on record."""
 
     @property
     def planned_samples(self) -> int:
@@ -34,11 +34,6 @@ class PhaseDone:
     def samples_per_s(self) -> float | None:
         """Samples per second of the updates; None: no update on record."""
         return self.samples / self.seconds if self.seconds > 0 else None
-
-    @property
-    def rank_hours(self) -> float | None:
-        """Hours of the updates times the ranks that trained; None: the ranks are not on record."""
-        return None if self.ranks is None else self.ranks * self.seconds / 3600
 
 
 @dataclass(frozen=True)
@@ -71,10 +66,7 @@ class Account:
         """Return plain values, with the cost if a price is given."""
         return {
             **asdict(self),
-            "phases": [
-                asdict(phase) | {"samples_per_s": phase.samples_per_s, "rank_hours": phase.rank_hours}
-                for phase in self.phases
-            ],
+            "phases": [asdict(phase) | {"samples_per_s": phase.samples_per_s} for phase in self.phases],
             "other_s": self.other_s,
             **({} if price is None else {"price": price, "cost": self.cost(price)}),
         }
@@ -97,10 +89,7 @@ def account_of(run: RunFiles) -> Account:
 
 def _phases(run: RunFiles) -> tuple[PhaseDone, ...]:
     """Return the phases; each training record counts from the one before it."""
-    samples, updates, seconds = (
-        np.diff(np.nan_to_num(column), prepend=0.0)
-        for column in (run.column("samples"), run.column("updates"), run.seconds)
-    )
+    samples, updates = (np.diff(np.nan_to_num(run.column(name)), prepend=0.0) for name in ("samples", "updates"))
     of_phase, found = run.column("phase"), []
     for index, phase in enumerate(run.plan["phases"]):
         rows = of_phase == index
@@ -112,8 +101,8 @@ def _phases(run: RunFiles) -> tuple[PhaseDone, ...]:
                 planned_updates=phase["num_updates"],
                 updates=round(float(updates[rows].sum())),
                 samples=round(float(samples[rows].sum())),
-                seconds=float(seconds[rows].sum()),
-                ranks=_whole(phase.get("ranks")),
+                seconds=float(run.record_seconds[rows].sum()),
+                rank_hours=number(float(run.rank_hours[rows].sum())),
             )
         )
     return tuple(found)
