@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from hvd_batchgrow.results.records import number
+from hvd_batchgrow.results.records import number, whole
 from hvd_batchgrow.results.run_files import RunFiles
 
 
@@ -55,8 +55,12 @@ class Account:
 
     @property
     def other_s(self) -> float | None:
-        """Checkpoints, start of the pipeline, repeated updates; None: the total is not on record."""
-        return None if self.total_s is None else max(0.0, self.total_s - self.training_s - self.evaluation_s)
+        """Checkpoints, start of the pipeline, repeated updates; None: the total is not on record, or is less than the
+        time of the updates, some of which were then trained by the origin of a fork or by an untimed invocation."""
+        if self.total_s is None:
+            return None
+        rest = self.total_s - self.training_s - self.evaluation_s
+        return max(0.0, rest) if rest > -0.02 * self.total_s else None  # two clocks, which may differ a little
 
     def cost(self, price: float) -> float | None:
         """Return the cost at a price per rank-hour; None: no invocation is timed."""
@@ -75,7 +79,7 @@ class Account:
 def account_of(run: RunFiles) -> Account:
     """Return what a run has done, from its metrics.jsonl, plan.json and record.json."""
     timed = [attempt for attempt in run.attempts if _seconds(attempt, "elapsed_s") is not None]
-    hours = [(_seconds(attempt, "elapsed_s") or 0.0) * (_whole(attempt.get("ranks")) or 1) / 3600 for attempt in timed]
+    hours = [(_seconds(attempt, "elapsed_s") or 0.0) * whole(attempt.get("ranks"), 1, 1) / 3600 for attempt in timed]
     return Account(
         phases=_phases(run),
         invocations=len(run.attempts),
@@ -111,7 +115,3 @@ def _phases(run: RunFiles) -> tuple[PhaseDone, ...]:
 def _seconds(attempt: Mapping[str, Any], key: str) -> float | None:
     value = number(attempt.get(key))
     return value if value is not None and value >= 0 else None
-
-
-def _whole(value: Any) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**31 else None

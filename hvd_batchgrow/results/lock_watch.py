@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from hvd_batchgrow.results.record_lines import printable
+from hvd_batchgrow.results.records import printable
 from hvd_batchgrow.results.run_summary import FRESH_S, lock_path
 from hvd_batchgrow.storage.regular_files import read_regular
 

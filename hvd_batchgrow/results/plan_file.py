@@ -45,10 +45,10 @@ class _Job(BaseModel):
 
 class _Phase(BaseModel):
     model_config = ConfigDict(strict=True)
-    start_samples: Annotated[int, Field(ge=0)]
+    start_samples: Annotated[int, Field(ge=0, lt=2**62)]
     lr: float
-    global_batch: Annotated[int, Field(gt=0)]
-    num_updates: Annotated[int, Field(ge=0)]
+    global_batch: Annotated[int, Field(gt=0, lt=2**62)]
+    num_updates: Annotated[int, Field(ge=0, lt=2**62)]
 
 
 class _Plan(BaseModel):

@@ -14,7 +14,7 @@ from hvd_batchgrow.config.task_specs import Direction
 from hvd_batchgrow.messages.errors import RunError
 from hvd_batchgrow.messages.suggest import near_path
 from hvd_batchgrow.messages.wording import metric_texts
-from hvd_batchgrow.results.records import number, task_name
+from hvd_batchgrow.results.records import NOT_METRICS, number, task_name
 from hvd_batchgrow.results.run_files import RunFiles
 from hvd_batchgrow.storage.json_lines import Line
 from hvd_batchgrow.storage.regular_files import read_regular
@@ -95,10 +95,9 @@ def summary_of(run: RunFiles) -> RunSummary:
     """Return the summary of a run whose files have been read."""
     plan, evaluated, folder = run.plan, run.evaluations, run.folder
     metric, direction = main_metric(run)
-    values, during = (
-        [value for line in lines if (value := number(line.get(metric))) is not None]
-        for lines in (evaluated, _during_training(evaluated))
-    )
+    results = [(value, line["dataset"]) for line in evaluated if (value := number(line.get(metric))) is not None]
+    last, last_dataset = results[-1] if results else (None, None)
+    during = [value for value, dataset in results if dataset == training_dataset(evaluated)]
     holder = _holder(folder)
     state: State = "running" if holder else "finished" if run.is_finished else "stopped"
     return RunSummary(
@@ -115,8 +114,8 @@ def summary_of(run: RunFiles) -> RunSummary:
         num_updates=plan["num_updates"],
         training_s=float(run.seconds[-1]) if run.train else 0.0,
         metric=metric,
-        last=values[-1] if values else None,
-        last_dataset=str(evaluated[-1].get("dataset", "test")) if evaluated else None,
+        last=last,
+        last_dataset=last_dataset,
         best=None if direction is None or not during else (max if direction == "up" else min)(during),
         attempts=len(run.attempts),
         twin=_twin(folder),
@@ -135,9 +134,8 @@ def metric_of_job(job: Mapping[str, Any], evaluations: Sequence[Line]) -> tuple[
     if directions := declared_directions(job):
         name = [*directions, "loss"][1]
         return name, directions[name]
-    known = {"kind", "samples", "epoch", "updates", "loss", "dataset"}
     first = evaluations[:1]
-    names = [name for line in first for name in line if name not in known and not name.startswith("average_")]
+    names = [name for line in first for name in line if name not in NOT_METRICS and not name.startswith("average_")]
     return (names[0], None) if names else ("loss", "down")
 
 
@@ -164,10 +162,9 @@ def command(*words: object) -> str:
     return shlex.join(["hvd-batchgrow", *map(str, words)])
 
 
-def _during_training(evaluated: Sequence[Line]) -> Sequence[Line]:
-    """Return the evaluations of the validation set or, without one, of the test set."""
-    of_validation = [line for line in evaluated if line["dataset"] == "validation"]
-    return of_validation or evaluated
+def training_dataset(evaluated: Sequence[Line]) -> str:
+    """Return the set that a run with these evaluations evaluates during training: the test set only without another."""
+    return "validation" if any(line["dataset"] == "validation" for line in evaluated) else "test"
 
 
 def lock_path(folder: Path) -> Path:

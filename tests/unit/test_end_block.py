@@ -98,6 +98,14 @@ def test_the_time_is_split_and_the_cost_is_that_of_all_ranks(tmp_path: Path) -> 
     assert "cost" not in block(run)
 
 
+def test_updates_of_the_origin_of_a_fork_are_not_time_of_its_invocation(tmp_path: Path) -> None:
+    updates_s = sum(p.num_updates * p.global_batch / s for p, s in zip(PLAN.schedule.phases, SPEEDS, strict=False))
+    run = write_run(tmp_path / "run", [{"ranks": 2, "elapsed_s": updates_s / 2, "evaluation_s": 0.0}])
+    known = f"time: {short_time(updates_s / 2)} in 1 invocation; all updates on record: {short_time(updates_s)}, some"
+    assert known in block(run, width=140)
+    assert account_of(run).other_s is None
+
+
 @pytest.mark.parametrize("elapsed", [None, "x", -1.0, True, [1]])
 def test_a_killed_invocation_makes_the_cost_a_lower_bound(tmp_path: Path, elapsed: Any) -> None:
     killed = {"ranks": 8, "elapsed_s": elapsed}

@@ -100,3 +100,18 @@ def test_any_bytes_are_read_or_reported(tmp_path: Path, name: str, content: byte
             RunFiles.read(tmp_path)
     else:
         assert str(tmp_path / name) in RunFiles.read(tmp_path).faults[0]
+
+
+def test_a_last_result_is_named_after_the_set_that_it_belongs_to(tmp_path: Path) -> None:
+    diverged = {"kind": "eval", "samples": 60, "loss": None, "top1": None, "dataset": "test"}
+    summary = read_summary(write_run(tmp_path, [json.dumps(line) for line in [*RECORDS, diverged]]))
+    assert (summary.last, summary.last_dataset, summary.best) == (0.5, "validation", 0.5)
+
+
+@pytest.mark.parametrize("key", ["start_samples", "global_batch", "num_updates"])
+def test_a_plan_with_a_number_that_no_run_reaches_is_damaged(tmp_path: Path, key: str) -> None:
+    plan = plan_tree(30, 60, seed=3)
+    plan["phases"][0][key] = 10**400
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    with pytest.raises(RunError, match=rf"plan.json is damaged, or not a plan: phases.*{key}"):
+        RunFiles.read(tmp_path)
