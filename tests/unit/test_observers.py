@@ -12,8 +12,9 @@ import pytest
 from hvd_batchgrow.cli import main
 from hvd_batchgrow.messages.errors import JobError
 from hvd_batchgrow.observers import load_observers
-from hvd_batchgrow.observers.load_observers import check_observers
+from hvd_batchgrow.observers.load_observers import GuardedObserver, check_observers
 from hvd_batchgrow.storage.json_lines import read_json_lines
+from hvd_batchgrow.train.events import Observer
 from hvd_batchgrow.verification.digest import final_weights
 from tests.helpers import small_job
 
@@ -135,3 +136,25 @@ def test_an_observer_that_fails_is_reported_once_and_the_run_continues(
     assert seen["digest"] == expected["digest"]
     assert seen["lines"][0] == "start 0"
     assert len(seen["lines"]) < len(expected["lines"])
+
+
+class Copied:
+    """An event that counts its copies."""
+
+    num_copies = 0
+
+    def __deepcopy__(self, memo: object) -> Copied:
+        Copied.num_copies += 1
+        return self
+
+
+def test_events_that_an_observer_ignores_are_not_copied() -> None:
+    class Records(Observer):
+        def on_record(self, event: object) -> None:
+            """Receive it."""
+
+    guarded = GuardedObserver("own", Records(), print)
+    for _ in range(3):
+        guarded.on_update(Copied())  # type: ignore[arg-type]
+    guarded.on_record(Copied())  # type: ignore[arg-type]
+    assert Copied.num_copies == 1
