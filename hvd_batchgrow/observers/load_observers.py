@@ -100,7 +100,7 @@ class GuardedObserver(Observer):
             return  # it ignores the event, and a copy of each update would take time
         try:
             handle(copy.deepcopy(event))
-        except Exception as error:  # a service that cannot be reached, or the user's own code
+        except (Exception, SystemExit) as error:  # a service that cannot be reached, or the user's own code
             self._has_failed = True
             fault = f"the observer {self._name} failed in {method}: {describe_error(error)}"
             self._report(f"{fault}; it receives no more events, and training continues")

@@ -14,7 +14,7 @@ from hvd_batchgrow.config.task_specs import Direction
 from hvd_batchgrow.messages.errors import RunError
 from hvd_batchgrow.messages.suggest import near_path
 from hvd_batchgrow.messages.wording import metric_texts
-from hvd_batchgrow.results.records import NOT_METRICS, number, task_name
+from hvd_batchgrow.results.records import NOT_METRICS, number, printable, task_name
 from hvd_batchgrow.results.run_files import RunFiles
 from hvd_batchgrow.storage.json_lines import Line
 from hvd_batchgrow.storage.regular_files import read_regular
@@ -98,12 +98,13 @@ def summary_of(run: RunFiles) -> RunSummary:
     results = [(value, line["dataset"]) for line in evaluated if (value := number(line.get(metric))) is not None]
     last, last_dataset = results[-1] if results else (None, None)
     during = [value for value, dataset in results if dataset == training_dataset(evaluated)]
-    holder = _holder(folder)
+    mark, is_fresh = read_mark(folder)
+    holder = holder_of(mark) if mark and is_fresh else None
     state: State = "running" if holder else "finished" if run.is_finished else "stopped"
     return RunSummary(
         folder=folder,
-        name=run.name,
-        policy=run.job["schedule"]["policy"],
+        name=printable(run.name),
+        policy=printable(run.job["schedule"]["policy"]),
         state=state,
         host=holder,
         samples=run.samples,
@@ -113,9 +114,9 @@ def summary_of(run: RunFiles) -> RunSummary:
         updates=run.updates,
         num_updates=plan["num_updates"],
         training_s=float(run.seconds[-1]) if run.train else 0.0,
-        metric=metric,
+        metric=printable(metric),
         last=last,
-        last_dataset=last_dataset,
+        last_dataset=None if last_dataset is None else printable(last_dataset),
         best=None if direction is None or not during else (max if direction == "up" else min)(during),
         attempts=len(run.attempts),
         twin=_twin(folder),
@@ -172,14 +173,22 @@ def lock_path(folder: Path) -> Path:
     return folder.parent / f".{folder.name}.lock"
 
 
-def _holder(folder: Path) -> str | None:
-    """Return the process and host that hold the lock of a run; None: no process does, or it was killed."""
+def read_mark(folder: Path) -> tuple[str, bool]:
+    """Return the mark of the process that holds the lock of a run, and whether it is fresh by this machine's clock.
+
+    The first line of a mark names process and host. It is empty if no process holds the lock.
+    """
     path = lock_path(folder)
     try:
         mark = read_regular(path).decode(errors="replace")
-        return mark.partition("\n")[0] if mark and time.time() - path.stat().st_mtime < FRESH_S else None
+        return mark, abs(time.time() - path.stat().st_mtime) < FRESH_S
     except OSError:
-        return None
+        return "", False
+
+
+def holder_of(mark: str) -> str:
+    """Return the process and host of a mark."""
+    return printable(mark.partition("\n")[0])
 
 
 def _twin(folder: Path) -> str | None:

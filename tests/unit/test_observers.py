@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -148,11 +149,21 @@ class Copied:
         return self
 
 
+def test_an_observer_that_ends_the_process_does_not_end_the_run(capsys: pytest.CaptureFixture[str]) -> None:
+    class Exits(Observer):
+        def on_record(self, event: object) -> None:
+            sys.exit("no more space")
+
+    GuardedObserver("own", Exits(), print).on_record(Copied())  # type: ignore[arg-type]
+    assert "the observer own failed in on_record: " in capsys.readouterr().out
+
+
 def test_events_that_an_observer_ignores_are_not_copied() -> None:
     class Records(Observer):
         def on_record(self, event: object) -> None:
             """Receive it."""
 
+    Copied.num_copies = 0
     guarded = GuardedObserver("own", Records(), print)
     for _ in range(3):
         guarded.on_update(Copied())  # type: ignore[arg-type]
