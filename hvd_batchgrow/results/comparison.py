@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from hvd_batchgrow.messages.errors import RunError
-from hvd_batchgrow.messages.wording import counted, difference_scale
+from hvd_batchgrow.messages.wording import counted, difference_scale, metric_name
 from hvd_batchgrow.results.confounds import find_confounds, find_notes
 from hvd_batchgrow.results.curves import CurveDistance, curve_distance
 from hvd_batchgrow.results.records import NOT_METRICS, number, printable, task_name
@@ -279,9 +279,8 @@ def _verdict(found: Comparison) -> str:
     if difference.low is None:
         which = f"n = 1 (seed {found.pairs[0].seed})"
         return f"not shown: {which}: one pair does not tell the job from chance; train more seeds (twin --seeds 3)"
-    metric = "accuracy" if found.metric == "top1" else found.metric
     pairs, wide = f"n = {difference.n} pairs", found.interval(difference.low, difference.high)
-    what = f"{found.dataset} {metric} of {found.first.name} minus {found.second.name}"
+    what = f"{found.dataset} {metric_name(found.metric)} of {found.first.name} minus {found.second.name}"
     if equal is not None and equal.is_equivalent:
         narrow = found.interval(equal.low, equal.high)
         return f"equivalent within {found.limit}: {what} is {narrow} (90 % interval, {pairs})"
