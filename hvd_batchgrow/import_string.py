@@ -48,7 +48,7 @@ def find_callable(name: str) -> Callable[..., Any]:
     raise NotFound(f"{name}: {module_name} {fault}{hint}")
 
 
-def describe_error(error: Exception) -> str:
+def describe_error(error: BaseException) -> str:
     """Return an error and where it was raised, preferably in the user's own code."""
     frames = traceback.extract_tb(error.__traceback__)
     torch = find_spec("torch")

@@ -28,6 +28,7 @@ from hvd_batchgrow.schedule.branches import (
 )
 from hvd_batchgrow.schedule.cost.cost import predict
 from hvd_batchgrow.schedule.cost.probe_file import load_probe
+from hvd_batchgrow.schedule.cost.time_left import phase_sizes
 from hvd_batchgrow.schedule.plan import Plan
 from hvd_batchgrow.train.checkpoints.checkpoint_names import saved_samples
 
@@ -198,7 +199,7 @@ def branch_costs(setup: BranchSetup, probe: Path | None) -> tuple[list[BranchCos
         seconds, notes = [cost.seconds for cost in costs], [note for cost in costs for note in cost.notes]
     else:
         times = recorded_times(RunFiles.read(setup.run))
-        found = [times.seconds(branch.plan, branch.start) for branch in setup.branches]
+        found = [times.seconds(phase_sizes(branch.plan), branch.start) for branch in setup.branches]
         seconds = [None if left is None else left[1] for left in found]
         notes = _notes_on_records(times.num_sizes)
     rows = [

@@ -10,7 +10,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from hvd_batchgrow.library.plan_batch_sampler import PlanBatchSampler
 from hvd_batchgrow.library.updates import check_boundary
-from hvd_batchgrow.optim.build import lr_ratios, set_momentum, set_weight_decay, weight_decays
+from hvd_batchgrow.optim.build import FIRST_DECAY, lr_ratios, set_momentum, set_weight_decay, weight_decays
 from hvd_batchgrow.schedule.phases import Phase
 from hvd_batchgrow.schedule.plan import Plan
 
@@ -40,6 +40,10 @@ class PlanLR(LRScheduler):
         self._schedule = plan.schedule
         self._sampler: PlanBatchSampler | None = None
         self._ratios, self._weight_decays = lr_ratios(optimizer), weight_decays(optimizer)
+        if any(phase.weight_decay_factor is not None for phase in plan.schedule.phases):
+            # In the optimizer's state, so that it may be loaded before this is made.
+            for group, weight_decay in zip(optimizer.param_groups, self._weight_decays, strict=True):
+                group[FIRST_DECAY] = weight_decay
         self._has_momentum = _has_momentum(optimizer, plan)
         self._samples = 0
         self.phase = self._schedule.at(0)

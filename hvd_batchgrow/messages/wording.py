@@ -33,6 +33,11 @@ def dotted(place: Sequence[Any]) -> str:
     return ".".join(str(part) if re.fullmatch(r"[A-Za-z0-9_-]+", str(part)) else shown(str(part)) for part in place)
 
 
+def metric_name(metric: str) -> str:
+    """Return the name of a metric in words: `accuracy` for `top1`."""
+    return "accuracy" if metric == "top1" else metric
+
+
 def metric_texts(metrics: Mapping[str, float]) -> list[str]:
     """Return each metric with its name: `accuracy 91.35 %`, which is `top1`, or `f1 0.8123`."""
     return [

@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
-from hvd_batchgrow.messages.wording import short_time
+from hvd_batchgrow.messages.wording import metric_name, short_time
 from hvd_batchgrow.observers.console import PlainConsole
 from hvd_batchgrow.observers.console_tables import number_table, print_table, remove_column
 from hvd_batchgrow.results.comparison import Comparison, Pair
@@ -40,7 +40,7 @@ def pair_table(found: Comparison) -> Table:
     """Return a table with one row per seed."""
     unit = f"\n({found.unit})" if found.unit else ""
     table = number_table(
-        f"{found.dataset} {'accuracy' if found.metric == 'top1' else found.metric}",
+        f"{found.dataset} {metric_name(found.metric)}",
         ("seed", "first", "second", f"difference{unit}", *_SAMPLE_COLUMNS),
     )
     for pair in found.pairs:
@@ -95,7 +95,7 @@ def _curves(found: Comparison) -> Iterator[str]:
     if (curves := found.curves) is None:
         return
     epoch, largest = curves.largest
-    what = f"{curves.dataset} {'accuracy' if curves.metric == 'top1' else curves.metric} by epoch"
+    what = f"{curves.dataset} {metric_name(curves.metric)} by epoch"
     yield (
         f"{what}: {found.amount(curves.mean)} apart on average, at most {found.signed(largest)} at epoch {epoch:.1f}"
     )

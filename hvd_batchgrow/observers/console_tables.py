@@ -11,7 +11,7 @@ from rich.measure import Measurement
 from rich.table import Table
 
 from hvd_batchgrow.config import Job
-from hvd_batchgrow.messages.wording import counted, metric_texts, short_time
+from hvd_batchgrow.messages.wording import counted, metric_name, metric_texts, short_time
 from hvd_batchgrow.observers.console import PlainConsole
 from hvd_batchgrow.schedule.cost.cost import Cost
 from hvd_batchgrow.schedule.phases import Phase
@@ -150,7 +150,7 @@ def result_table(runs: Sequence[tuple[str, RunEnded]]) -> Table:
     """Return a table of runs, each under the name of its policy; the last run is the reference for the others."""
     evaluations = [run.evaluation for _, run in runs if run.evaluation]
     metric = next(iter(evaluations[0].metrics), "loss") if evaluations else "loss"
-    heading = f"test\n{'accuracy' if metric == 'top1' else metric}"
+    heading = f"test\n{metric_name(metric)}"
     numbers = ("updates\n(planned = done)", "fewer\nupdates", heading, "wall time", "samples/s")
     table = number_table(None, ("schedule", *numbers))
     table.columns[0].justify = "left"

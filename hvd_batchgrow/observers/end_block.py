@@ -66,12 +66,15 @@ def _of(done: int, planned: int) -> str:
 def _time_line(account: Account) -> str:
     """Return the total time and its parts; a killed invocation may have no time on record."""
     where = counted(account.invocations, "invocation")
-    if account.total_s is None or account.other_s is None:
+    if account.total_s is None:
         return f"time: {short_time(account.training_s)} of updates in {where}; the total is not on record"
+    missing = f" ({account.untimed} of them not timed)" if account.untimed else ""
+    total = f"time: {short_time(account.total_s)} in {where}{missing}"
+    if account.other_s is None:
+        return f"{total}; all updates on record: {short_time(account.training_s)}, some of them of other invocations"
     parts = {"updates": account.training_s, "evaluation": account.evaluation_s, "other": account.other_s}
     split = ", ".join(f"{name} {short_time(seconds)}" for name, seconds in parts.items())
-    missing = f" ({account.untimed} of them not timed)" if account.untimed else ""
-    return f"time: {short_time(account.total_s)} in {where}{missing}: {split}"
+    return f"{total}: {split}"
 
 
 def _cost_line(account: Account, price: float) -> str:

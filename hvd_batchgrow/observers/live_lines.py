@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from rich.cells import cell_len, set_cell_size
 
-from hvd_batchgrow.messages.wording import metric_texts, time_text
+from hvd_batchgrow.messages.wording import metric_name, metric_texts, time_text
 from hvd_batchgrow.observers.console import BAR, Span
 from hvd_batchgrow.results.live_state import LiveView
 from hvd_batchgrow.results.record_lines import EvaluationLine, NoiseBand, TrainLine
@@ -101,7 +101,7 @@ def _label(name: str) -> Span:
 
 def _fields(view: LiveView) -> dict[str, Field]:
     record, plan = view.record, view.plan
-    metric = "accuracy" if plan.metric == "top1" else plan.metric
+    metric = metric_name(plan.metric)
     shares = (math.nan, math.nan) if record is None else (record.data_wait_pct, record.allreduce_pct)
     last = _value(plan.metric, view.metrics[-1]) if view.metrics else ""
     return {

@@ -95,11 +95,12 @@ class GuardedObserver(Observer):
         self._notify("on_end", event)
 
     def _notify(self, method: str, event: object) -> None:
-        if self._has_failed:
-            return
+        handle = getattr(self._observer, method)
+        if self._has_failed or getattr(handle, "__func__", None) is getattr(Observer, method):
+            return  # it ignores the event, and a copy of each update would take time
         try:
-            getattr(self._observer, method)(copy.deepcopy(event))
-        except Exception as error:  # a service that cannot be reached, or the user's own code
+            handle(copy.deepcopy(event))
+        except (Exception, SystemExit) as error:  # a service that cannot be reached, or the user's own code
             self._has_failed = True
             fault = f"the observer {self._name} failed in {method}: {describe_error(error)}"
             self._report(f"{fault}; it receives no more events, and training continues")

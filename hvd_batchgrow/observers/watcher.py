@@ -12,8 +12,8 @@ from hvd_batchgrow.observers.end_block import print_end_block
 from hvd_batchgrow.observers.live_display import LiveDisplay, can_draw
 from hvd_batchgrow.observers.progress_lines import RecentRecords, evaluation_line, phase_line, progress_line
 from hvd_batchgrow.results.lock_watch import Holder, LockWatch
-from hvd_batchgrow.results.record_lines import EvaluationLine, printable
-from hvd_batchgrow.results.records import number
+from hvd_batchgrow.results.record_lines import EvaluationLine
+from hvd_batchgrow.results.records import number, printable
 from hvd_batchgrow.results.run_files import RunFiles
 from hvd_batchgrow.results.run_follower import CaughtUp, Event, NewRecord, RunFollower
 from hvd_batchgrow.results.run_summary import FRESH_S, command, resume_command

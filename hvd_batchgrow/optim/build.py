@@ -115,9 +115,16 @@ def set_momentum(optimizer: torch.optim.Optimizer, phase: Phase, *, rescale: boo
         group["momentum"] = phase.momentum
 
 
+FIRST_DECAY = "initial_weight_decay"
+"""Key of a parameter group, saved with the optimizer, like torch's initial_lr."""
+
+
 def weight_decays(optimizer: torch.optim.Optimizer) -> list[float]:
-    """Return the weight decay of each parameter group of a new optimizer."""
-    return [float(group.get("weight_decay", 0.0)) for group in optimizer.param_groups]
+    """Return the weight decay of each parameter group, without the factor of a phase.
+
+    Of a new optimizer, before it gets a state; or of one whose groups keep it as FIRST_DECAY.
+    """
+    return [float(group.get(FIRST_DECAY, group.get("weight_decay", 0.0))) for group in optimizer.param_groups]
 
 
 def set_weight_decay(optimizer: torch.optim.Optimizer, phase: Phase, first: Sequence[float]) -> None:

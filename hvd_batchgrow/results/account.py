@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from hvd_batchgrow.results.records import number
+from hvd_batchgrow.results.records import number, whole
 from hvd_batchgrow.results.run_files import RunFiles
 
 
@@ -22,8 +22,8 @@ class PhaseDone:
     samples: int
     seconds: float
     """Of its updates, without evaluations, checkpoints and start-up."""
-    ranks: int | None
-    """Ranks that the plan gives the phase; None: not on record."""
+    rank_hours: float | None
+    """Hours of the updates times the ranks that trained them; None: the ranks are not on record."""
 
     @property
     def planned_samples(self) -> int:
@@ -34,11 +34,6 @@ class PhaseDone:
     def samples_per_s(self) -> float | None:
         """Samples per second of the updates; None: no update on record."""
         return self.samples / self.seconds if self.seconds > 0 else None
-
-    @property
-    def rank_hours(self) -> float | None:
-        """Hours of the updates times the ranks that trained; None: the ranks are not on record."""
-        return None if self.ranks is None else self.ranks * self.seconds / 3600
 
 
 @dataclass(frozen=True)
@@ -60,8 +55,12 @@ class Account:
 
     @property
     def other_s(self) -> float | None:
-        """Checkpoints, start of the pipeline, repeated updates; None: the total is not on record."""
-        return None if self.total_s is None else max(0.0, self.total_s - self.training_s - self.evaluation_s)
+        """Checkpoints, start of the pipeline, repeated updates; None: the total is not on record, or is less than the
+        time of the updates, some of which were then trained by the origin of a fork or by an untimed invocation."""
+        if self.total_s is None:
+            return None
+        rest = self.total_s - self.training_s - self.evaluation_s
+        return max(0.0, rest) if rest > -0.02 * self.total_s else None  # two clocks, which may differ a little
 
     def cost(self, price: float) -> float | None:
         """Return the cost at a price per rank-hour; None: no invocation is timed."""
@@ -71,10 +70,7 @@ class Account:
         """Return plain values, with the cost if a price is given."""
         return {
             **asdict(self),
-            "phases": [
-                asdict(phase) | {"samples_per_s": phase.samples_per_s, "rank_hours": phase.rank_hours}
-                for phase in self.phases
-            ],
+            "phases": [asdict(phase) | {"samples_per_s": phase.samples_per_s} for phase in self.phases],
             "other_s": self.other_s,
             **({} if price is None else {"price": price, "cost": self.cost(price)}),
         }
@@ -83,7 +79,7 @@ class Account:
 def account_of(run: RunFiles) -> Account:
     """Return what a run has done, from its metrics.jsonl, plan.json and record.json."""
     timed = [attempt for attempt in run.attempts if _seconds(attempt, "elapsed_s") is not None]
-    hours = [(_seconds(attempt, "elapsed_s") or 0.0) * (_whole(attempt.get("ranks")) or 1) / 3600 for attempt in timed]
+    hours = [(_seconds(attempt, "elapsed_s") or 0.0) * whole(attempt.get("ranks"), 1, 1) / 3600 for attempt in timed]
     return Account(
         phases=_phases(run),
         invocations=len(run.attempts),
@@ -97,10 +93,7 @@ def account_of(run: RunFiles) -> Account:
 
 def _phases(run: RunFiles) -> tuple[PhaseDone, ...]:
     """Return the phases; each training record counts from the one before it."""
-    samples, updates, seconds = (
-        np.diff(np.nan_to_num(column), prepend=0.0)
-        for column in (run.column("samples"), run.column("updates"), run.seconds)
-    )
+    samples, updates = (np.diff(np.nan_to_num(run.column(name)), prepend=0.0) for name in ("samples", "updates"))
     of_phase, found = run.column("phase"), []
     for index, phase in enumerate(run.plan["phases"]):
         rows = of_phase == index
@@ -112,8 +105,8 @@ def _phases(run: RunFiles) -> tuple[PhaseDone, ...]:
                 planned_updates=phase["num_updates"],
                 updates=round(float(updates[rows].sum())),
                 samples=round(float(samples[rows].sum())),
-                seconds=float(seconds[rows].sum()),
-                ranks=_whole(phase.get("ranks")),
+                seconds=float(run.record_seconds[rows].sum()),
+                rank_hours=number(float(run.rank_hours[rows].sum())),
             )
         )
     return tuple(found)
@@ -122,7 +115,3 @@ def _phases(run: RunFiles) -> tuple[PhaseDone, ...]:
 def _seconds(attempt: Mapping[str, Any], key: str) -> float | None:
     value = number(attempt.get(key))
     return value if value is not None and value >= 0 else None
-
-
-def _whole(value: Any) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**31 else None

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from hvd_batchgrow.messages.errors import RunError
-from hvd_batchgrow.messages.wording import counted, difference_scale
+from hvd_batchgrow.messages.wording import counted, difference_scale, metric_name
 from hvd_batchgrow.results.confounds import find_confounds, find_notes
 from hvd_batchgrow.results.curves import CurveDistance, curve_distance
-from hvd_batchgrow.results.records import number, printable, task_name
+from hvd_batchgrow.results.records import NOT_METRICS, number, printable, task_name
 from hvd_batchgrow.results.run_files import RunFiles
 from hvd_batchgrow.results.run_summary import main_metric
 from hvd_batchgrow.results.sample_test import SampleTest, sample_test
@@ -21,7 +21,6 @@ from hvd_batchgrow.storage.strict_json import dump_json
 
 _NO_RESULT = frozenset({"name", "seed", "logging", "checkpoint"})
 """Keys of a job that two runs of one arm may differ in."""
-_NO_METRIC = frozenset({"kind", "samples", "epoch", "updates", "dataset"})
 
 
 @dataclass(frozen=True)
@@ -265,7 +264,9 @@ def _check_metric(arms: Sequence[Arm], metric: str, dataset: str) -> None:
         lines = [line for line in evaluated if line.get("dataset") == dataset]
         if evaluated and not lines:
             raise RunError(f"{arm.name} has no evaluation of the {dataset} set on record")
-        names = sorted({name for line in lines for name in line if number(line[name]) is not None} - _NO_METRIC)
+        names = sorted(
+            {name for line in lines for name in line if number(line[name]) is not None} - (NOT_METRICS - {"loss"})
+        )
         if lines and metric not in names:
             known = f"it has {', '.join(map(printable, names))}" if names else "it has no metric"
             raise RunError(f"{arm.name} has no {printable(metric)} of the {dataset} set on record: {known}")
@@ -278,9 +279,8 @@ def _verdict(found: Comparison) -> str:
     if difference.low is None:
         why = f"n = 1 (seed {found.pairs[0].seed}): one pair cannot separate the effect of the job from chance"
         return f"not shown: {why}; train more seeds (twin --seeds 3)"
-    metric = "accuracy" if found.metric == "top1" else found.metric
     pairs, wide = f"n = {difference.n} pairs", found.interval(difference.low, difference.high)
-    what = f"{found.dataset} {metric} of {found.first.name} minus {found.second.name}"
+    what = f"{found.dataset} {metric_name(found.metric)} of {found.first.name} minus {found.second.name}"
     if equal is not None and equal.is_equivalent:
         narrow = found.interval(equal.low, equal.high)
         return f"equivalent within {found.limit}: {what} is {narrow} (90 % interval, {pairs})"

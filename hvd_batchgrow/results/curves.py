@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from hvd_batchgrow.results.records import number
 from hvd_batchgrow.results.run_files import RunFiles
+from hvd_batchgrow.results.run_summary import training_dataset
 
 Curve = tuple[NDArray[np.float64], NDArray[np.float64]]
 """Epochs, rising, and the value at each."""
@@ -63,7 +64,7 @@ def curve_distance(
         metric: name of the result, the same as at the end.
         factor: 100 for a metric in percentage points.
     """
-    datasets = {_during_training(run) for pair in pairs for run in pair}
+    datasets = {training_dataset(run.evaluations) for pair in pairs for run in pair}
     if len(datasets) != 1:
         return None
     dataset = datasets.pop()
@@ -79,10 +80,6 @@ def curve_distance(
         return None
     each = [factor * (np.interp(grid, *first) - np.interp(grid, *second)) for first, second in curves]
     return CurveDistance(metric, dataset, tuple(grid.tolist()), tuple(np.mean(each, axis=0).tolist()))
-
-
-def _during_training(run: RunFiles) -> str:
-    return "validation" if any(line.get("dataset") == "validation" for line in run.evaluations) else "test"
 
 
 def _curve(run: RunFiles, metric: str, dataset: str) -> Curve:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hvd_batchgrow.config.task_specs import Direction
-from hvd_batchgrow.results.record_lines import printable, whole
+from hvd_batchgrow.results.records import printable, whole
 from hvd_batchgrow.results.run_summary import declared_directions, metric_of_job
 from hvd_batchgrow.schedule.cost.time_left import PhaseSize
 

@@ -8,9 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from hvd_batchgrow.results.record_lines import printable
-from hvd_batchgrow.results.run_summary import FRESH_S, lock_path
-from hvd_batchgrow.storage.regular_files import read_regular
+from hvd_batchgrow.results.run_summary import FRESH_S, holder_of, read_mark
 
 
 @dataclass(frozen=True)
@@ -33,7 +31,7 @@ class LockWatch:
     """
 
     def __init__(self, folder: Path, clock: Callable[[], float] = time.monotonic) -> None:
-        self._path, self._clock = lock_path(folder), clock
+        self._folder, self._clock = folder, clock
         self._mark: str | None = None
         self._changed_s = 0.0
         self._renewed = False
@@ -41,7 +39,7 @@ class LockWatch:
 
     def look(self) -> Holder:
         """Return who holds the lock now."""
-        mark, is_fresh = self._read()
+        mark, is_fresh = read_mark(self._folder)
         if not mark:
             self._mark = None
             return Holder("free")
@@ -49,15 +47,7 @@ class LockWatch:
         if mark != self._mark:
             self._renewed = is_fresh if self._mark is None else True
             self._mark, self._changed_s = mark, now
-        name = printable(mark.partition("\n")[0])
+        name = holder_of(mark)
         if now - self._changed_s > FRESH_S:
             return Holder("silent", name)
         return Holder("held" if self._renewed else "unsure", name)
-
-    def _read(self) -> tuple[str, bool]:
-        """Return the mark, and whether it was written within half a minute by the clock of this machine."""
-        try:
-            mark = read_regular(self._path).decode(errors="replace")
-            return mark, abs(time.time() - self._path.stat().st_mtime) < FRESH_S
-        except OSError:
-            return "", False

@@ -7,9 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from hvd_batchgrow.results.records import number
+from hvd_batchgrow.results.records import NOT_METRICS, number, printable, whole
 
-_NOT_METRICS = {"kind", "samples", "epoch", "updates", "loss", "dataset"}
 _AVERAGE = "average_"
 
 
@@ -90,7 +89,7 @@ class EvaluationLine:
         found = {
             printable(name): value
             for name in line
-            if name not in _NOT_METRICS and (value := number(line[name])) is not None
+            if name not in NOT_METRICS and (value := number(line[name])) is not None
         }
         averages = {name.removeprefix(_AVERAGE): value for name, value in found.items() if name.startswith(_AVERAGE)}
         averages.pop("loss", None)
@@ -106,17 +105,6 @@ class EvaluationLine:
     def value(self, metric: str) -> float | None:
         """Return a metric or the loss; None: it is not a number."""
         return self.metrics.get(metric) if metric != "loss" else number(self.loss)
-
-
-def printable(text: str) -> str:
-    """Return a text without control characters, which could change a terminal; at most 500 characters."""
-    return "".join(char if char.isprintable() else "?" for char in text[:500])
-
-
-def whole(value: Any, least: int, default: int) -> int:
-    """Return a value of a file if it is a whole number of at least `least`, and otherwise a default."""
-    is_whole = isinstance(value, int) and not isinstance(value, bool)
-    return value if is_whole and least <= value < 2**62 else default
 
 
 def _count(value: Any) -> int:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from hvd_batchgrow.messages.wording import shown
+NOT_METRICS = frozenset({"kind", "samples", "epoch", "updates", "loss", "dataset"})
+"""Keys of an evaluation in metrics.jsonl that are not metrics of the task."""
 
 
 def number(value: Any) -> float | None:
@@ -14,9 +15,15 @@ def number(value: Any) -> float | None:
     return float(value) if is_number and abs(value) < 1e300 else None
 
 
+def whole(value: Any, least: int, default: int) -> int:
+    """Return a value of a record if it is a whole number of at least `least`, and otherwise a default."""
+    is_whole = isinstance(value, int) and not isinstance(value, bool)
+    return value if is_whole and least <= value < 2**62 else default
+
+
 def printable(text: str) -> str:
-    """Return a text of a record for a terminal: quoted and escaped if it contains control characters."""
-    return text if text.isprintable() else shown(text)
+    """Return at most 500 characters of a text, with control characters, which could change a terminal, as escapes."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text[:500])
 
 
 def task_name(job: Mapping[str, Any]) -> str:

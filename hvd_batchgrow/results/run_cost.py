@@ -23,11 +23,7 @@ class RunCost:
     @classmethod
     def of(cls, run: RunFiles) -> RunCost:
         """Return the cost of a run."""
-        if not run.train:
-            return cls(0, run.samples, 0, 0)
-        each = np.nan_to_num(np.diff(run.seconds, prepend=0.0), posinf=0.0)
-        updates, rank_seconds = np.nan_to_num(run.column("updates")[-1]), np.nansum(each * run.column("ranks"))
-        return cls(float(updates), run.samples, float(each.sum()), float(rank_seconds / 3600))
+        return cls(run.updates, run.samples, float(run.record_seconds.sum()), float(np.nansum(run.rank_hours)))
 
     @classmethod
     def mean(cls, runs: list[RunFiles]) -> RunCost:

@@ -74,12 +74,24 @@ class RunFiles:
         """Whether the plan has been trained to its end."""
         return self.samples >= int(self.plan["end_samples"])
 
-    @cached_property
+    @property
     def seconds(self) -> NDArray[np.float64]:
         """Seconds of training up to each training record, without evaluations, checkpoints and start-up."""
+        return np.cumsum(self.record_seconds)
+
+    @cached_property
+    def record_seconds(self) -> NDArray[np.float64]:
+        """Seconds of the updates of each training record."""
         samples = np.diff(self.column("samples"), prepend=0.0)
         speed = self.column("samples_per_s")
-        return np.cumsum(np.divide(samples, speed, out=np.zeros_like(samples), where=speed > 0))
+        with np.errstate(over="ignore"):
+            seconds = np.divide(samples, speed, out=np.zeros_like(samples), where=speed > 0)
+        return np.where(np.isfinite(seconds), seconds, 0.0)
+
+    @property
+    def rank_hours(self) -> NDArray[np.float64]:
+        """Hours of the updates of each training record times the ranks that trained them; NaN: ranks not on record."""
+        return self.record_seconds * self.column("ranks") / 3600
 
     def column(self, name: str) -> NDArray[np.float64]:
         """Return a column of the training records; NaN in every row if none has a value."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ from hvd_batchgrow.messages.errors import JobError, RunError
 from hvd_batchgrow.results.live_plan import LivePlan
 from hvd_batchgrow.results.live_state import LiveState
 from hvd_batchgrow.results.plan_file import read_plan
-from hvd_batchgrow.results.record_lines import EvaluationLine, TrainLine, printable
+from hvd_batchgrow.results.record_lines import EvaluationLine, TrainLine
+from hvd_batchgrow.results.records import printable
 from hvd_batchgrow.schedule.adaptive.decisions import read_decisions
 from hvd_batchgrow.storage.follow_json_lines import JsonLinesFollower
 
@@ -86,12 +88,11 @@ class RunFollower:
         return self.state is not None and self.state.samples >= self.state.plan.end_samples
 
     def _has_changed(self, name: str) -> bool:
-        """Return whether a file has changed since the last call."""
-        try:
+        """Return whether a file has changed since the last call, or was removed."""
+        version: object = None
+        with suppress(OSError):
             now = (self.folder / name).stat()
-        except OSError:
-            return False
-        version = (now.st_ino, now.st_size, now.st_mtime_ns)
+            version = (now.st_ino, now.st_size, now.st_mtime_ns)
         changed = self._versions.get(name) != version
         self._versions[name] = version
         return changed
@@ -113,6 +114,9 @@ class RunFollower:
     def _read_decisions(self) -> Iterator[str]:
         """Yield new decisions, without those that existed before the first poll."""
         if not self._has_changed("decisions.jsonl"):
+            return
+        if self._versions["decisions.jsonl"] is None:  # another run replaces this one
+            self._num_decisions = 0
             return
         try:
             decisions = read_decisions(self.folder / "decisions.jsonl")[1]

@@ -14,7 +14,7 @@ from hvd_batchgrow.config.task_specs import Direction
 from hvd_batchgrow.messages.errors import RunError
 from hvd_batchgrow.messages.suggest import near_path
 from hvd_batchgrow.messages.wording import metric_texts
-from hvd_batchgrow.results.records import number, task_name
+from hvd_batchgrow.results.records import NOT_METRICS, number, printable, task_name
 from hvd_batchgrow.results.run_files import RunFiles
 from hvd_batchgrow.storage.json_lines import Line
 from hvd_batchgrow.storage.regular_files import read_regular
@@ -95,16 +95,16 @@ def summarize(run: RunFiles) -> RunSummary:
     """Return the summary of a run whose files have been read."""
     folder, plan, evaluated = run.folder, run.plan, run.evaluations
     metric, direction = main_metric(run)
-    values, during = (
-        [value for line in lines if (value := number(line.get(metric))) is not None]
-        for lines in (evaluated, _during_training(evaluated))
-    )
-    holder = _holder(folder)
+    results = [(value, line["dataset"]) for line in evaluated if (value := number(line.get(metric))) is not None]
+    last, last_dataset = results[-1] if results else (None, None)
+    during = [value for value, dataset in results if dataset == training_dataset(evaluated)]
+    mark, is_fresh = read_mark(folder)
+    holder = holder_of(mark) if mark and is_fresh else None
     state: State = "running" if holder else "finished" if run.is_finished else "stopped"
     return RunSummary(
         folder=folder,
-        name=run.name,
-        policy=run.job["schedule"]["policy"],
+        name=printable(run.name),
+        policy=printable(run.job["schedule"]["policy"]),
         state=state,
         host=holder,
         samples=run.samples,
@@ -114,9 +114,9 @@ def summarize(run: RunFiles) -> RunSummary:
         updates=run.updates,
         num_updates=plan["num_updates"],
         training_s=float(run.seconds[-1]) if run.train else 0.0,
-        metric=metric,
-        last=values[-1] if values else None,
-        last_dataset=str(evaluated[-1].get("dataset", "test")) if evaluated else None,
+        metric=printable(metric),
+        last=last,
+        last_dataset=None if last_dataset is None else printable(last_dataset),
         best=None if direction is None or not during else (max if direction == "up" else min)(during),
         attempts=len(run.attempts),
         twin=_twin(folder),
@@ -135,9 +135,8 @@ def metric_of_job(job: Mapping[str, Any], evaluations: Sequence[Line]) -> tuple[
     if directions := declared_directions(job):
         name = [*directions, "loss"][1]
         return name, directions[name]
-    known = {"kind", "samples", "epoch", "updates", "loss", "dataset"}
     first = evaluations[:1]
-    names = [name for line in first for name in line if name not in known and not name.startswith("average_")]
+    names = [name for line in first for name in line if name not in NOT_METRICS and not name.startswith("average_")]
     return (names[0], None) if names else ("loss", "down")
 
 
@@ -164,10 +163,9 @@ def command(*words: object) -> str:
     return shlex.join(["hvd-batchgrow", *map(str, words)])
 
 
-def _during_training(evaluated: Sequence[Line]) -> Sequence[Line]:
-    """Return the evaluations of the validation set or, without one, of the test set."""
-    of_validation = [line for line in evaluated if line["dataset"] == "validation"]
-    return of_validation or evaluated
+def training_dataset(evaluated: Sequence[Line]) -> str:
+    """Return the set that a run with these evaluations evaluates during training: the test set only without another."""
+    return "validation" if any(line["dataset"] == "validation" for line in evaluated) else "test"
 
 
 def lock_path(folder: Path) -> Path:
@@ -175,14 +173,22 @@ def lock_path(folder: Path) -> Path:
     return folder.parent / f".{folder.name}.lock"
 
 
-def _holder(folder: Path) -> str | None:
-    """Return the process and host that hold the lock of a run; None: no process does, or it was killed."""
+def read_mark(folder: Path) -> tuple[str, bool]:
+    """Return the mark of the process that holds the lock of a run, and whether it is fresh by this machine's clock.
+
+    The first line of a mark names process and host. It is empty if no process holds the lock.
+    """
     path = lock_path(folder)
     try:
         mark = read_regular(path).decode(errors="replace")
-        return mark.partition("\n")[0] if mark and time.time() - path.stat().st_mtime < FRESH_S else None
+        return mark, abs(time.time() - path.stat().st_mtime) < FRESH_S
     except OSError:
-        return None
+        return "", False
+
+
+def holder_of(mark: str) -> str:
+    """Return the process and host of a mark."""
+    return printable(mark.partition("\n")[0])
 
 
 def _twin(folder: Path) -> str | None:

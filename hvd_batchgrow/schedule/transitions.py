@@ -8,7 +8,7 @@ import math
 from hvd_batchgrow.config.optim import AdamSection, LarsSection
 from hvd_batchgrow.schedule.phases import Phase
 from hvd_batchgrow.schedule.plan import Plan
-from hvd_batchgrow.schedule.weight_decay import decay_per_sample, is_inside_adams_ratio
+from hvd_batchgrow.schedule.weight_decay import decay_per_sample, is_inside_adams_ratio, strongest_decay
 
 
 def describe_transitions(plan: Plan) -> list[str]:
@@ -69,7 +69,7 @@ def _norm_horizon(plan: Plan, before: Phase, after: Phase) -> str:
 
 def _weight_decay(plan: Plan, before: Phase, after: Phase) -> str:
     optim = plan.job.optim
-    if optim.weight_decay == 0:
+    if not strongest_decay(optim):
         return "no weight decay"
     if is_inside_adams_ratio(optim):
         return "weight decay inside Adam's ratio"

@@ -16,7 +16,7 @@ from hvd_batchgrow.schedule.policies.decay import DecaySchedule
 from hvd_batchgrow.schedule.policy import compile_stages, policy_of
 from hvd_batchgrow.schedule.stages import Stage, Start, make_start
 from hvd_batchgrow.schedule.triggers.none import NoTrigger
-from hvd_batchgrow.schedule.weight_decay import decay_per_sample, is_inside_adams_ratio
+from hvd_batchgrow.schedule.weight_decay import decay_per_sample, is_inside_adams_ratio, strongest_decay
 
 
 def decay_twin(job: Job, num_samples: int, decisions: Sequence[Decision] = ()) -> Job:
@@ -93,7 +93,7 @@ def compile_twin(twin: Job, ranks: int, num_samples: int) -> Plan:
 def weight_decay_note(plan: Plan, twin: Plan) -> str | None:
     """Return a note if weight decay per epoch differs between a run and its twin, which confounds them."""
     optim = plan.job.optim
-    if not optim.weight_decay or is_inside_adams_ratio(optim):
+    if not strongest_decay(optim) or is_inside_adams_ratio(optim):
         return None
     for phase in plan.schedule.phases:
         middle = (phase.start_samples + phase.end_samples) // 2  # both have passed the boundary by then

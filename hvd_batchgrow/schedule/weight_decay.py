@@ -27,7 +27,21 @@ def decay_per_sample(optim: OptimBase, stage: Stage) -> float:
 
 
 def _weight_decay(optim: OptimBase, stage: Stage) -> float:
-    return optim.weight_decay * (1.0 if stage.weight_decay_factor is None else stage.weight_decay_factor)
+    """Return λ; if only groups of parameters have one, that of the group with the strongest."""
+    return (optim.weight_decay or strongest_decay(optim)) * _factor(stage)
+
+
+def _factor(stage: Stage) -> float:
+    return 1.0 if stage.weight_decay_factor is None else stage.weight_decay_factor
+
+
+def strongest_decay(optim: OptimBase) -> float:
+    """Return the largest weight decay of a group of parameters, times the group's factor of the learning rate."""
+    of_groups = (
+        group.lr_scale * (optim.weight_decay if group.weight_decay is None else group.weight_decay)
+        for group in optim.groups
+    )
+    return max(optim.weight_decay, *of_groups, 0.0)
 
 
 def apply_weight_decay_rule(stages: Sequence[Stage], job: Job) -> list[Stage]:
@@ -46,7 +60,7 @@ def apply_weight_decay_rule(stages: Sequence[Stage], job: Job) -> list[Stage]:
     if is_inside_adams_ratio(optim):
         fault = "'per_epoch' is not defined for adam, which divides weight decay by the gradient's size; use 'adamw'"
         raise JobError([Fault(_KEY, fault)])
-    if not any((optim.weight_decay, *(group.weight_decay for group in optim.groups))):
+    if not strongest_decay(optim):
         raise JobError([Fault(_KEY, "'per_epoch' has no effect without optim.weight_decay above 0")])
     shares = [_share(optim, stage) for stage in stages]
     factors: list[float] = []
@@ -67,12 +81,14 @@ def _share(optim: OptimBase, stage: Stage) -> float:
 
 
 def _refuse_whole_weights(optim: OptimBase, stage: Stage) -> None:
-    decay = _weight_decay(optim, stage)
+    strongest = strongest_decay(optim)
+    decay = strongest * _factor(stage)
     removed = decay * stage.lr
     if removed >= 1:
+        key = "optim.weight_decay" if optim.weight_decay == strongest else "weight_decay × lr_scale in optim.groups"
         fault = (
             f"'per_epoch' needs weight decay {decay:.4g} at the batch of {stage.global_batch}; times the learning rate "
             f"{stage.lr:.4g}, each update would remove {removed:.4g} of every weight, which must be below 1; use "
-            f"optim.weight_decay < {optim.weight_decay / removed:.3g}"
+            f"{key} < {strongest / removed:.3g}"
         )
         raise JobError([Fault(_KEY, fault)])

@@ -38,14 +38,13 @@ class JsonLinesFollower:
         """Open the file, also again if it was replaced or cut; return whether the lines read so far are invalid."""
         try:
             now = self._path.stat()
-            is_same = self._file is not None and self._is_same(self._file, now)
         except OSError:  # removed, or not there yet
             had_lines, self._samples = self._samples > 0, 0
             self.close()
             return had_lines
-        if is_same or not stat.S_ISREG(now.st_mode):
+        if self._is_same(now) or not stat.S_ISREG(now.st_mode):
             return False
-        was_open = self._file is not None
+        was_read = self._file is not None or self._samples > 0
         self.close()
         try:
             # The file stays open, so that its inode number is not reused.
@@ -53,11 +52,14 @@ class JsonLinesFollower:
         except OSError:
             return False
         self._samples = 0
-        return was_open
+        return was_read
 
-    @staticmethod
-    def _is_same(file: BinaryIO, now: os.stat_result) -> bool:
-        return os.path.samestat(os.fstat(file.fileno()), now) and now.st_size >= file.tell()
+    def _is_same(self, now: os.stat_result) -> bool:
+        try:
+            file = self._file
+            return file is not None and os.path.samestat(os.fstat(file.fileno()), now) and now.st_size >= file.tell()
+        except OSError:  # a stale handle of NFS: the file was replaced
+            return False
 
     def lines(self) -> Iterator[Line]:
         """Yield the lines that have been completed since the last call."""

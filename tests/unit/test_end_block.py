@@ -16,6 +16,7 @@ from hvd_batchgrow.observers.attempt_times import AttemptTimes
 from hvd_batchgrow.observers.console import PlainConsole
 from hvd_batchgrow.observers.end_block import print_end_block
 from hvd_batchgrow.results.account import account_of
+from hvd_batchgrow.results.run_cost import RunCost
 from hvd_batchgrow.results.run_files import RunFiles
 from hvd_batchgrow.schedule.plan import compile_plan
 from hvd_batchgrow.train.events import Evaluation, RunEnded
@@ -24,10 +25,17 @@ from tests.unit.test_watch import started
 
 PLAN = compile_plan(small_job(), 2, NUM_TRAIN)
 SPEEDS = (100.0, 250.0)
+PLANNED = (PLAN.layouts[0].ranks, PLAN.layouts[1].ranks)
 
 
-def write_run(folder: Path, attempts: list[dict[str, Any]]) -> RunFiles:
-    """Write a run that trained the first two phases of its plan, an update per record, with a speed per phase."""
+def write_run(folder: Path, attempts: list[dict[str, Any]], ranks: tuple[int, int] | None = None) -> RunFiles:
+    """Write a run that trained the first two phases of its plan, an update per record, with a speed per phase.
+
+    Args:
+        folder: of the run.
+        attempts: of record.json.
+        ranks: that trained each phase; None: those of the plan.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "plan.json").write_text(json.dumps(PLAN.to_dict()))
     (folder / "record.json").write_text(json.dumps({"attempts": attempts}))
@@ -37,7 +45,7 @@ def write_run(folder: Path, attempts: list[dict[str, Any]]) -> RunFiles:
             updates += 1
             samples = phase.start_samples + (k + 1) * phase.global_batch
             lines.append({"kind": "train", "samples": samples, "updates": updates, "phase": index})
-            lines[-1]["samples_per_s"] = SPEEDS[index]
+            lines[-1] |= {"samples_per_s": SPEEDS[index], "ranks": (ranks or PLANNED)[index]}
     for top1 in (0.5, 0.75, 0.25):
         lines.append({"kind": "eval", "samples": lines[-1]["samples"], "top1": top1, "loss": 1.0, "dataset": "test"})
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -70,6 +78,16 @@ def test_the_numbers_of_the_phases(tmp_path: Path) -> None:
     assert max(map(len, text.splitlines())) <= 80
 
 
+def test_rank_hours_are_those_of_the_ranks_that_trained_and_not_of_the_last_plan(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", TWO, ranks=(7, 3))  # a resume on other ranks replaces plan.json
+    hours = [
+        ranks * phase.num_updates * phase.global_batch / speed / 3600
+        for phase, speed, ranks in zip(PLAN.schedule.phases, SPEEDS, (7, 3), strict=False)
+    ]
+    assert [phase.rank_hours for phase in account_of(run).phases[:2]] == pytest.approx(hours)
+    assert RunCost.of(run).rank_hours == pytest.approx(sum(hours))
+
+
 def test_the_time_is_split_and_the_cost_is_that_of_all_ranks(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", TWO)
     updates_s = sum(p.num_updates * p.global_batch / s for p, s in zip(PLAN.schedule.phases, SPEEDS, strict=False))
@@ -78,6 +96,14 @@ def test_the_time_is_split_and_the_cost_is_that_of_all_ranks(tmp_path: Path) -> 
     assert f"time: 45:00 min in 2 invocations: {split}\n" in text
     assert "cost: 3.00 = 2 rank-hours × 1.5 per rank-hour\n" in text  # 2 × 1/2 h + 4 × 1/4 h
     assert "cost" not in block(run)
+
+
+def test_updates_of_the_origin_of_a_fork_are_not_time_of_its_invocation(tmp_path: Path) -> None:
+    updates_s = sum(p.num_updates * p.global_batch / s for p, s in zip(PLAN.schedule.phases, SPEEDS, strict=False))
+    run = write_run(tmp_path / "run", [{"ranks": 2, "elapsed_s": updates_s / 2, "evaluation_s": 0.0}])
+    known = f"time: {short_time(updates_s / 2)} in 1 invocation; all updates on record: {short_time(updates_s)}, some"
+    assert known in block(run, width=140)
+    assert account_of(run).other_s is None
 
 
 @pytest.mark.parametrize("elapsed", [None, "x", -1.0, True, [1]])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ import pytest
 from hvd_batchgrow.cli import main
 from hvd_batchgrow.messages.errors import JobError
 from hvd_batchgrow.observers import load_observers
-from hvd_batchgrow.observers.load_observers import check_observers
+from hvd_batchgrow.observers.load_observers import GuardedObserver, check_observers
 from hvd_batchgrow.storage.json_lines import read_json_lines
+from hvd_batchgrow.train.events import Observer
 from hvd_batchgrow.verification.digest import final_weights
 from tests.helpers import small_job
 
@@ -135,3 +137,35 @@ def test_an_observer_that_fails_is_reported_once_and_the_run_continues(
     assert seen["digest"] == expected["digest"]
     assert seen["lines"][0] == "start 0"
     assert len(seen["lines"]) < len(expected["lines"])
+
+
+class Copied:
+    """An event that counts its copies."""
+
+    num_copies = 0
+
+    def __deepcopy__(self, memo: object) -> Copied:
+        Copied.num_copies += 1
+        return self
+
+
+def test_an_observer_that_ends_the_process_does_not_end_the_run(capsys: pytest.CaptureFixture[str]) -> None:
+    class Exits(Observer):
+        def on_record(self, event: object) -> None:
+            sys.exit("no more space")
+
+    GuardedObserver("own", Exits(), print).on_record(Copied())  # type: ignore[arg-type]
+    assert "the observer own failed in on_record: " in capsys.readouterr().out
+
+
+def test_events_that_an_observer_ignores_are_not_copied() -> None:
+    class Records(Observer):
+        def on_record(self, event: object) -> None:
+            """Receive it."""
+
+    Copied.num_copies = 0
+    guarded = GuardedObserver("own", Records(), print)
+    for _ in range(3):
+        guarded.on_update(Copied())  # type: ignore[arg-type]
+    guarded.on_record(Copied())  # type: ignore[arg-type]
+    assert Copied.num_copies == 1

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from hvd_batchgrow.cli import main
 from hvd_batchgrow.messages.errors import RunError
 from hvd_batchgrow.results.run_files import RunFiles
 from hvd_batchgrow.results.run_summary import read_summary
@@ -100,3 +103,39 @@ def test_any_bytes_are_read_or_reported(tmp_path: Path, name: str, content: byte
             RunFiles.read(tmp_path)
     else:
         assert str(tmp_path / name) in RunFiles.read(tmp_path).faults[0]
+
+
+def test_a_last_result_is_named_after_the_set_that_it_belongs_to(tmp_path: Path) -> None:
+    diverged = {"kind": "eval", "samples": 60, "loss": None, "top1": None, "dataset": "test"}
+    summary = read_summary(write_run(tmp_path, [json.dumps(line) for line in [*RECORDS, diverged]]))
+    assert (summary.last, summary.last_dataset, summary.best) == (0.5, "validation", 0.5)
+
+
+@pytest.mark.parametrize("key", ["start_samples", "global_batch", "num_updates"])
+def test_a_plan_with_a_number_that_no_run_reaches_is_damaged(tmp_path: Path, key: str) -> None:
+    plan = plan_tree(30, 60, seed=3)
+    plan["phases"][0][key] = 10**400
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    with pytest.raises(RunError, match=rf"plan.json is damaged, or not a plan: phases.*{key}"):
+        RunFiles.read(tmp_path)
+
+
+def test_names_of_a_record_cannot_change_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = [json.dumps(RECORDS[0]), json.dumps(RECORDS[1] | {"dataset": "\x1b[1m"})]
+    folder = write_run(tmp_path, lines, schedule={"policy": "\x1b[2J"})
+    plan = json.loads((folder / "plan.json").read_text()) | {"job": "\x1b[3J"}
+    (folder / "plan.json").write_text(json.dumps(plan))
+    (tmp_path.parent / f".{folder.name}.lock").write_text("\x1b[4m\nmark")
+    for command in ("show", "list"):
+        assert main([command, str(folder)]) == 0
+        assert "\x1b" not in capsys.readouterr().out
+    summary = read_summary(folder)
+    assert (summary.name, summary.policy, summary.host) == ("\\x1b[3J", "\\x1b[2J", "\\x1b[4m")
+
+
+def test_a_mark_from_the_future_is_not_fresh(tmp_path: Path) -> None:
+    folder = write_run(tmp_path, [json.dumps(RECORDS[0])])
+    lock = tmp_path.parent / f".{folder.name}.lock"
+    lock.write_text("process 1 on a\nmark")
+    os.utime(lock, (time.time() + 3600,) * 2)  # of a machine whose clock is wrong; its process may be long gone
+    assert read_summary(folder).state == "stopped"

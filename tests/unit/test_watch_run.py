@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -83,6 +84,38 @@ def test_a_replaced_file_is_read_again(tmp_path: Path, follower: JsonLinesFollow
     with path.open("a") as file:
         file.write(text_of(line(32, 2)))
     assert (follower.reopened(), samples(follower)) == (False, [32])
+
+
+def test_a_file_that_was_replaced_on_another_machine_is_read_again(
+    tmp_path: Path, follower: JsonLinesFollower, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(text_of(line(16, 1), line(32, 2)))
+    assert (follower.reopened(), samples(follower)) == (False, [16, 32])
+    replace(path, text_of(line(16, 1)))
+
+    def stale(descriptor: int) -> os.stat_result:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fstat", stale)
+        assert follower.reopened()  # and not as a new file, whose lines are new
+    assert samples(follower) == [16]
+    assert follower._file is not None
+    follower._file.close()
+    follower._file = Unreadable()  # type: ignore[assignment]
+    assert samples(follower) == []
+    assert (follower.reopened(), samples(follower)) == (True, [16])
+
+
+class Unreadable:
+    """A file whose handle is stale."""
+
+    def read(self, size: int) -> bytes:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    def close(self) -> None:
+        """Do nothing."""
 
 
 @pytest.mark.parametrize(
@@ -209,6 +242,30 @@ def test_a_decision_and_the_plan_that_it_makes_are_shown(tmp_path: Path, steps: 
     assert f"1 of {len(PLAN.schedule.phases)}" in text
     assert f"1 of {len(phases)}" in text
     assert "trained by process 7 on node3" in text
+
+
+def test_the_decisions_of_a_run_that_replaces_another_are_printed(
+    tmp_path: Path, steps: list[Callable[[], object]]
+) -> None:
+    run = Run(tmp_path, steps)
+    run.plan()
+    run.append(line(32, 2))
+    run.hold()
+    old, new = (Decision(32, "plateau", why, 16, 48, 48.0, 0.05, 0.05) for why in ("of the old run", "of the new run"))
+    path = run.folder / "decisions.jsonl"
+
+    def overwrite() -> None:
+        for each in (path, run.metrics, run.folder / "plan.json"):
+            each.unlink()
+
+    steps += [lambda: path.write_bytes(decisions_text(None, [old])), overwrite, run.plan]
+    steps += [lambda: run.append(line(32, 2)), lambda: path.write_bytes(decisions_text(None, [new]))]
+    steps += [lambda: run.append(line(END, 19)), run.release]
+    code, lines = run.watch()
+    assert code == 0
+    assert [each for each in lines if each.startswith("sample 32: ")] == [
+        f"sample 32: {decision.describe()}" for decision in (old, new)
+    ]
 
 
 def test_a_stopped_run_is_reported_with_the_command_that_resumes_it(

@@ -13,6 +13,7 @@ import torch
 
 from hvd_batchgrow.cli import main
 from hvd_batchgrow.job_file import parse_job
+from hvd_batchgrow.library.plan_lr import PlanLR
 from hvd_batchgrow.messages.errors import JobError
 from hvd_batchgrow.optim.build import build_optimizer, set_weight_decay, weight_decays
 from hvd_batchgrow.schedule.plan import Plan, compile_plan
@@ -107,6 +108,11 @@ def test_warm_up_does_not_change_weight_decay() -> None:
     [
         ({"name": "adam", "lr": 1e-3, "weight_decay": 0.1}, "'per_epoch' is not defined for adam, which"),
         ({"name": "sgd", "lr": 0.1}, "'per_epoch' has no effect without optim.weight_decay above 0"),
+        # λ × 16 in the last phase, at 10 times the learning rate: 10 · 8 · 16 · 0.001 = 1.28
+        (
+            ADAMW | {"groups": [{"match": "*.weight", "weight_decay": 8.0, "lr_scale": 10.0}]},
+            r"'per_epoch' needs weight decay 1280 .* = 1.28, .*; use weight_decay × lr_scale in optim.groups < 62.5",
+        ),
         # λ × 16 in the last phase: 80 · 16 · 0.001 = 1.28 of every weight in each update
         (
             ADAMW | {"weight_decay": 80.0},
@@ -127,6 +133,24 @@ def test_the_optimizer_gets_the_weight_decay_of_the_phase() -> None:
     for phase, expected in zip(plan.schedule.phases, (0.01, 0.04, 0.16), strict=True):
         set_weight_decay(optimizer, phase, first)
         assert [group["weight_decay"] for group in optimizer.param_groups] == pytest.approx([expected, 0.0])
+
+
+def test_plan_lr_sets_the_same_weight_decay_if_the_state_of_the_optimizer_was_loaded_before() -> None:
+    plan = plan_of(ADAMW | PER_EPOCH)
+    network = torch.nn.Linear(2, 2)
+    saved, resumed = (build_optimizer(network, plan.job.optim) for _ in range(2))
+    PlanLR(saved, plan).set_samples(plan.schedule.phases[1].start_samples)
+    resumed.load_state_dict(saved.state_dict())
+    PlanLR(resumed, plan).set_samples(plan.schedule.phases[2].start_samples)
+    assert [group["weight_decay"] for group in resumed.param_groups] == pytest.approx([0.16, 0.0])  # 0.01 · 4 · 4
+
+
+def test_the_weight_decay_of_groups_alone_is_reported_too() -> None:
+    optim = {"name": "adamw", "lr": 1e-3, "groups": [{"match": "*.weight", "weight_decay": 0.01}]}
+    plan = plan_of(optim, policy="seesaw")
+    note = weight_decay_note(plan, compile_plan(decay_twin(plan.job, N), 1, N)) or ""
+    assert "0.000625 and 0.00125 per epoch from epoch 1 on" in note
+    assert "weight decay per epoch 0.005 → 0.000625" in describe_transitions(plan)[0]
 
 
 def test_a_run_that_is_resumed_in_a_later_phase_ends_with_the_same_weights(
