@@ -12,11 +12,11 @@ import tyro
 from pydantic import Field
 
 from hvd_batchgrow.cli.common import refuse_overrides, terminal
-from hvd_batchgrow.messages.errors import ExitCode, RunError
+from hvd_batchgrow.messages.errors import ExitCode, Fault, JobError
 from hvd_batchgrow.observers.console import PlainConsole
 
 if TYPE_CHECKING:
-    from hvd_batchgrow.results.run_files import RunFiles
+    pass
 
 Margin = Annotated[float, Field(gt=0, lt=1e9)]
 
@@ -42,9 +42,13 @@ class CompareCommand:
         """Print to stdout; report damaged runs on stderr, and then return 1."""
         from hvd_batchgrow.observers.comparison_tables import comparison_tree, print_comparison
         from hvd_batchgrow.results.comparison import compare_runs
+        from hvd_batchgrow.results.run_summary import read_runs
         from hvd_batchgrow.storage.strict_json import dump_json
 
         refuse_overrides(overrides)
+        if not self.folders:
+            fault = "name the folders of at least two runs, or a folder of runs such as runs"
+            raise JobError([Fault("FOLDERS", fault)], "command line")
         runs, faults = read_runs(self.folders)
         for fault in faults:
             print(fault, file=sys.stderr)
@@ -57,25 +61,6 @@ class CompareCommand:
                 console.print()
             print_comparison(console, found)
         return ExitCode.FAILURE if faults or any(run.faults for run in runs) else ExitCode.DONE
-
-
-def read_runs(folders: Sequence[Path]) -> tuple[list[RunFiles], list[str]]:
-    """Return the runs in the folders, each once, and an error message for each run that cannot be read.
-
-    Raises:
-        RunError: a folder does not exist, or contains no run.
-    """
-    from hvd_batchgrow.results.run_files import RunFiles
-    from hvd_batchgrow.results.run_summary import find_runs
-
-    paths = {path.resolve(): path for folder in folders for path in find_runs(folder)}
-    runs, faults = list[RunFiles](), list[str]()
-    for path in paths.values():
-        try:
-            runs.append(RunFiles.read(path))
-        except RunError as error:
-            faults.append(str(error))
-    return runs, faults
 
 
 def print_pairs(console: PlainConsole, folders: Sequence[Path], margin: float | None, *, with_costs: bool) -> None:

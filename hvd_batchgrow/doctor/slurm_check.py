@@ -24,7 +24,8 @@ def check_slurm(facts: Mapping[str, Facts]) -> Check:
     if "error" in sbatch:
         return note("Slurm", sbatch["error"], "ask the administrator")
     if sbatch["code"]:
-        return note("Slurm", f"{sbatch['path']} fails: {first_line(sbatch['output'])}", "sbatch --version")
+        found = f"{sbatch['path']} fails: {first_line(sbatch['output'])}"
+        return note("Slurm", found, "run submit on a login node of the cluster")
     version = first_line(sbatch["output"])
     if ping.get("code") != 0:
         why = ping.get("error") or first_line(ping.get("output", "")) or "scontrol is not on PATH"

@@ -20,7 +20,7 @@ from hvd_batchgrow.reports.overview import (
 )
 from hvd_batchgrow.reports.phases import phase_table, plan_notes
 from hvd_batchgrow.reports.provenance import commands_section, environment_section, files_section, order_section
-from hvd_batchgrow.reports.runs import NUM_COLOURS, NUM_DASHES, Clock, ReportedRun, read_runs
+from hvd_batchgrow.reports.runs import NUM_COLOURS, NUM_DASHES, Clock, ReportedRun, reported_runs
 from hvd_batchgrow.reports.timeline import event_table
 from hvd_batchgrow.results.comparison import Comparison
 from hvd_batchgrow.results.records import number as finite
@@ -46,7 +46,7 @@ def build_document(
     Raises:
         RunError: a path contains no run, or no run can be read.
     """
-    runs, faults = read_runs(paths)
+    runs, faults = reported_runs(paths)
     orders = [read_order(run.folder / "consumed.jsonl") for run in runs]
     comparisons, reason = compared(runs, margin)
     sections = [

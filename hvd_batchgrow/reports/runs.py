@@ -17,7 +17,7 @@ from hvd_batchgrow.reports.text import clean
 from hvd_batchgrow.results.comparison import group_runs
 from hvd_batchgrow.results.records import number as finite
 from hvd_batchgrow.results.run_files import RunFiles
-from hvd_batchgrow.results.run_summary import RunSummary, find_runs, summarize
+from hvd_batchgrow.results.run_summary import RunSummary, read_runs, summarize
 
 NUM_COLOURS, NUM_DASHES = 8, 4
 
@@ -82,20 +82,13 @@ def _number_or_nan(value: Any) -> float:
     return float("nan") if number is None else number
 
 
-def read_runs(paths: Sequence[Path]) -> tuple[list[ReportedRun], list[str]]:
+def reported_runs(paths: Sequence[Path]) -> tuple[list[ReportedRun], list[str]]:
     """Read runs and folders of runs, each run once; return them, and what could not be read.
 
     Raises:
         RunError: a path is not a folder or contains no run, or no run can be read.
     """
-    folders = list({folder.resolve(): folder for path in paths for folder in find_runs(path)}.values())
-    files: list[RunFiles] = []
-    faults: list[str] = []
-    for folder in folders:
-        try:
-            files.append(RunFiles.read(folder))
-        except RunError as error:
-            faults.append(str(error))
+    files, faults = read_runs(paths)
     if not files:
         raise RunError("no run can be reported:\n  " + "\n  ".join(faults))
     faults += [fault for run in files for fault in run.faults]

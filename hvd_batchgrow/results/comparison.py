@@ -292,12 +292,12 @@ def _verdict(found: Comparison) -> str:
     is_wide = equal.low is not None and equal.high is not None and equal.high - equal.low > 2 * equal.margin
     beyond = "is wider than" if is_wide else "reaches beyond"
     text = f"not shown: {what} is {narrow}; this 90 % interval ({pairs}) {beyond} the margin of ±{found.limit}"
-    return f"{text}; {_pairs_text(found)} if the true difference is 0"
+    return f"{text}; if the true difference is 0, {_pairs_text(found)}"
 
 
 def _pairs_text(found: Comparison) -> str:
     if found.more_pairs is None:
         return "showing equivalence needs more than a million pairs"
     if not found.more_pairs:
-        return "this many pairs usually show equivalence"
+        return f"{counted(len(found.pairs), 'pair')} usually show equivalence"
     return f"showing equivalence needs about {counted(found.more_pairs, 'more pair')}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -80,6 +80,22 @@ def find_runs(folder: Path) -> list[Path]:
     if not found:
         raise RunError(f"{folder} contains no run: a run folder has a plan.json, and train writes it to runs/NAME")
     return found
+
+
+def read_runs(folders: Iterable[Path]) -> tuple[list[RunFiles], list[str]]:
+    """Return the runs in the folders, each once, and an error message for each run that cannot be read.
+
+    Raises:
+        RunError: a folder does not exist, or contains no run.
+    """
+    paths = {path.resolve(): path for folder in folders for path in find_runs(folder)}
+    runs, faults = list[RunFiles](), list[str]()
+    for path in paths.values():
+        try:
+            runs.append(RunFiles.read(path))
+        except RunError as error:
+            faults.append(str(error))
+    return runs, faults
 
 
 def read_summary(folder: Path) -> RunSummary:

@@ -13,7 +13,6 @@ import pytest
 from scipy import stats
 
 from hvd_batchgrow.cli import main
-from hvd_batchgrow.cli.compare import read_runs
 from hvd_batchgrow.messages.errors import RunError
 from hvd_batchgrow.observers.comparison_tables import comparison_tree, print_comparison
 from hvd_batchgrow.observers.console import PlainConsole
@@ -21,6 +20,7 @@ from hvd_batchgrow.results.comparison import Comparison, base_name, compare_runs
 from hvd_batchgrow.results.outcomes import Outcomes, read_outcomes, write_outcomes
 from hvd_batchgrow.results.run_cost import RunCost
 from hvd_batchgrow.results.run_files import RunFiles
+from hvd_batchgrow.results.run_summary import read_runs
 from hvd_batchgrow.storage.strict_json import dump_json
 from tests.helpers import plan_tree
 
@@ -86,7 +86,7 @@ def test_pairs_of_a_seed_are_compared_in_percentage_points(tmp_path: Path) -> No
             [0.9, -1.1, 0.2],
             0.3,
             "not shown: ",
-            "is wider than the margin of ±0.3 points; showing",
+            "is wider than the margin of ±0.3 points; if the true difference is 0, showing",
         ),
         (
             [0.25, 0.5, -0.05, 0.2, 0.26],
@@ -117,7 +117,7 @@ def test_the_verdict_says_how_many_more_pairs_are_needed(tmp_path: Path) -> None
     assert abs(found.equivalence.pairs_needed - n) <= 2
     more = found.equivalence.pairs_needed - 3
     assert found.more_pairs == more
-    assert f"needs about {more} more pairs if the true difference is 0" in found.verdict()
+    assert f"if the true difference is 0, showing equivalence needs about {more} more pairs" in found.verdict()
 
 
 def test_a_metric_in_its_own_unit(tmp_path: Path) -> None:
@@ -447,7 +447,7 @@ def test_pairs_that_suffice_but_are_not_centered(tmp_path: Path) -> None:
     found = compared(pairs(tmp_path, [0.68, -0.17, 0.58, -0.12, 0.63, -0.02, 0.58, -0.17, 0.70]), 0.5)
     assert found.equivalence is not None
     assert (found.equivalence.pairs_needed, found.more_pairs) == (8, 0)
-    assert "reaches beyond the margin of ±0.5 points; this many pairs usually show equivalence" in found.verdict()
+    assert "reaches beyond the margin of ±0.5 points; if the true difference is 0, " in found.verdict()
 
 
 def test_control_characters_of_a_record_do_not_reach_the_terminal(
@@ -471,3 +471,8 @@ def test_outcomes_are_those_of_the_test_set_and_of_the_weights_themselves(tmp_pa
         (run.folder / "metrics.jsonl").write_text(text.replace('"top1"', '"average_top1"'))
     found = compared([RunFiles.read(run.folder) for run in runs], metric="average_top1")
     assert (found.unit, found.pairs[0].samples) == ("points", None)
+
+
+def test_compare_without_folders_says_what_to_name(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare"]) == 2
+    assert "FOLDERS: name the folders of at least two runs, or a folder of runs such as runs" in capsys.readouterr().err

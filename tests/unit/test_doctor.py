@@ -210,7 +210,7 @@ CASES: list[tuple[str, dict[str, Any], Status, str, str]] = [
         "did not finish",
         "adm",
     ),
-    ("Slurm", {"slurm": {"sbatch": {"path": "/s", "code": 1, "output": "no DNS"}, "ping": {}}}, "note", "no DNS", "sb"),
+    ("Slurm", {"slurm": {"sbatch": {"path": "/s", "code": 1, "output": "no DNS"}, "ping": {}}}, "note", "no DNS", "login node"),
     (
         *("Slurm", {"slurm": {**GOOD["slurm"], "ping": {"path": "/x", "code": 1, "output": "ctl is DOWN"}}}),
         *("note", "slurm 22.05, but its controller does not answer: ctl is DOWN", "scontrol ping"),
@@ -512,7 +512,7 @@ def test_a_machine_whose_torch_and_horovod_cannot_be_imported(tmp_path: Path) ->
     assert code == 1
     assert "libtorch.so" in checks["torch"].found
     assert "libtorch.so" in checks["Horovod"].found
-    assert checks["ranks"] == fail("ranks", "not checked, because torch on rank 0 is broken")
+    assert checks["ranks"] == fail("ranks", "not checked, because rank 0 cannot use torch")
 
 
 @pytest.mark.slow

@@ -111,7 +111,7 @@ def test_warm_up_does_not_change_weight_decay() -> None:
         # λ × 16 in the last phase, at 10 times the learning rate: 10 · 8 · 16 · 0.001 = 1.28
         (
             ADAMW | {"groups": [{"match": "*.weight", "weight_decay": 8.0, "lr_scale": 10.0}]},
-            r"'per_epoch' needs weight decay 1280 .* = 1.28, .*; use weight_decay × lr_scale in optim.groups < 62.5",
+            r"'per_epoch' needs weight decay 1280 .* 1.28 of .*; use weight_decay × lr_scale in optim.groups < 62.5",
         ),
         # λ × 16 in the last phase: 80 · 16 · 0.001 = 1.28 of every weight in each update
         (
