@@ -210,7 +210,7 @@ CASES: list[tuple[str, dict[str, Any], Status, str, str]] = [
         "did not finish",
         "adm",
     ),
-    ("Slurm", {"slurm": {"sbatch": {"path": "/s", "code": 1, "output": "no DNS"}, "ping": {}}}, "note", "no DNS", "login node"),
+    ("Slurm", {"slurm": {"sbatch": {"path": "/s", "code": 1, "output": "no DNS"}, "ping": {}}}, "note", "DNS", "login"),
     (
         *("Slurm", {"slurm": {**GOOD["slurm"], "ping": {"path": "/x", "code": 1, "output": "ctl is DOWN"}}}),
         *("note", "slurm 22.05, but its controller does not answer: ctl is DOWN", "scontrol ping"),
