@@ -125,7 +125,8 @@ class Comparison:
     @property
     def limit(self) -> str:
         """The margin with its unit, as the user wrote it."""
-        return f"{self.margin:g}{f' {self.unit}' if self.unit else ''}"
+        unit = "point" if self.unit and self.margin == 1 else self.unit
+        return f"{self.margin:g} {unit}".rstrip()
 
     @property
     def _digits(self) -> int:

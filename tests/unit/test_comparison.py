@@ -398,7 +398,7 @@ def test_damaged_runs_are_reported_and_the_others_compared(tmp_path: Path, capsy
     assert "plan.json cannot be read" in err
     assert "note: " in out
     assert "record.json is damaged" in out
-    assert out.splitlines()[-1].startswith("verdict: equivalent within 1 points")
+    assert out.splitlines()[-1].startswith("verdict: equivalent within 1 point:")
     assert "n = 2 pairs" in out
 
 
