@@ -83,6 +83,7 @@ class BranchSetup:
             f"{where}: batch B = {point.global_batch:,}, learning rate ε = {point.phase.lr:.4g}",
             f"each branch trains on the next {wanted.num_samples:,} samples ({epochs:.2f} epochs): {blocks}",
             f"batch k B, constant learning rate {lr_text(point, wanted.lr_rule)}",
+            *([_LONG_BLOCKS] if self.requested is None and epochs > 1 else []),
         ]
 
     def to_dict(self) -> dict[str, Any]:
@@ -98,6 +99,9 @@ class BranchSetup:
             "branch_samples": wanted.num_samples,
             "block": wanted.block,
         }
+
+
+_LONG_BLOCKS = "half an epoch is less than 32 blocks here: smaller --factors, or a smaller batch (an earlier --at), need fewer samples"
 
 
 def set_up(

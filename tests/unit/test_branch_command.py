@@ -240,6 +240,9 @@ def test_impossible_requests_are_refused(
 def test_the_newest_checkpoint_before_the_end_is_the_default(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["branch", str(here), "--factors", "1,2,3", "--dry-run", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["samples"] == 496  # of the phase that ends there; the run ends at 688
+    assert main(["branch", str(here), "--factors", "1,2,3", "--dry-run"]) == 0
+    # 32 blocks of 6 × 96 samples are many epochs of 300
+    assert "half an epoch is less than 32 blocks here: smaller --factors, or a smaller batch" in capsys.readouterr().out
 
 
 def test_a_folder_without_a_run_or_without_checkpoints_is_refused(
