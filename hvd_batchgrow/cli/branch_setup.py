@@ -101,7 +101,9 @@ class BranchSetup:
         }
 
 
-_LONG_BLOCKS = "half an epoch is less than 32 blocks here: smaller --factors, or a smaller batch (an earlier --at), need fewer samples"
+_LONG_BLOCKS = (
+    "half an epoch is less than 32 blocks here: smaller --factors, or a smaller batch (an earlier --at), need fewer"
+)
 
 
 def set_up(
