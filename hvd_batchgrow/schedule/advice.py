@@ -80,6 +80,11 @@ class RecordedRun:
         return list(itertools.accumulate((first / phase["noise_scale"] for phase in self.phases), max))
 
     @property
+    def noise_fell(self) -> bool:
+        """Whether the noise scale fell by more than rounding, because ε decayed or B grew."""
+        return self.falls[-1] > _STAYED
+
+    @property
     def unit(self) -> int:
         """Samples of which every batch that the run's ranks can form is a multiple."""
         first, every = self.first_batch, self.job.model.ghost_batch * self.ranks
@@ -222,13 +227,12 @@ def advise(
         JobError: the advised job cannot be planned, or lr_rule contradicts the run.
     """
     _refuse_without_evidence(run)
-    falls = run.falls
-    job, cap = _without_growth(run), _cap(run)
-    if falls[-1] > _STAYED:
+    job, cap = without_growth(run), growth_cap(run)
+    if run.noise_fell:
         if lr_rule not in {None, "none"}:
-            fault = f"{lr_rule!r} contradicts the run: its noise scale fell by {falls[-1]:.3g}"
+            fault = f"{lr_rule!r} contradicts the run: its noise scale fell by {run.falls[-1]:.3g}"
             raise JobError([Fault("--lr-rule", f"{fault}, and so does the advised run's")], run.job.name)
-        job = _in_place_of_decay(run, job, falls, cap, headroom)
+        job = in_place_of_decay(run, job, cap, headroom)
     else:
         rule: LrRule = lr_rule or run.job.schedule.rule
         job = _after_b_simple(run, job, cap, max_batch_factor, headroom, rule)
@@ -246,14 +250,14 @@ def advise(
     return Advice(run, job, plan, phases, tuple(weak), headroom)
 
 
-def _cap(run: RecordedRun) -> int:
+def growth_cap(run: RecordedRun) -> int:
     """Return N/10, up to which the leading order of the noise scale holds, or the run's own limit if lower."""
     own = run.job.schedule.limit(run.num_samples, run.unit)
     tenth = run.num_samples // 10
     return max(run.first_batch, min(tenth, own or tenth) // run.unit * run.unit)
 
 
-def _without_growth(run: RecordedRun) -> Job:
+def without_growth(run: RecordedRun) -> Job:
     """Return the run's job without growth. It measures the gradient noise again, so that its growth can be checked."""
     first, job = run.phases[0], run.job
     layout = job.layout.model_copy(update={"ranks_per_phase": None})
@@ -267,7 +271,7 @@ def _without_growth(run: RecordedRun) -> Job:
     return job.model_copy(update=changes)
 
 
-def _shared(run: RecordedRun) -> dict[str, Any]:
+def shared_keys(run: RecordedRun) -> dict[str, Any]:
     """Return the keys that the advised schedule copies from the run."""
     keys = ("epochs", "warmup_epochs", "warmup_start_lr", "exact_noise")
     return {key: getattr(run.job.schedule, key) for key in keys}
@@ -290,14 +294,22 @@ def _after_b_simple(
         raise _nothing_supported(run, headroom)
     text = " ".join(f"{at}:{batch}" for at, batch in steps)
     return job.model_copy(
-        update={"schedule": StepsSchedule(policy="steps", batch_steps=text, lr_rule=lr_rule, **_shared(run))}
+        update={"schedule": StepsSchedule(policy="steps", batch_steps=text, lr_rule=lr_rule, **shared_keys(run))}
     )
 
 
-def _in_place_of_decay(run: RecordedRun, job: Job, falls: Sequence[float], cap: int, headroom: float) -> Job:
-    pairs = itertools.pairwise(zip(falls, run.phases, strict=True))
+def in_place_of_decay(run: RecordedRun, job: Job, cap: int, headroom: float = 1.0) -> Job:
+    """Return a job that grows where the run's noise scale fell, as far as the observations support it.
+
+    Args:
+        run: the run with its observations.
+        job: of `without_growth`.
+        cap: the largest allowed batch.
+        headroom: h.
+    """
+    pairs = itertools.pairwise(zip(run.falls, run.phases, strict=True))
     drops = [(b[1]["start_epoch"], b[0] / a[0]) for a, b in pairs if b[0] > a[0] * (1 + 1e-9)]
-    keys = _shared(run) | {
+    keys = shared_keys(run) | {
         "global_batch": run.first_batch,
         "boundaries_epochs": tuple(epoch for epoch, _ in drops),
         "noise_factor": tuple(factor for _, factor in drops),
