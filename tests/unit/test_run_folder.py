@@ -22,6 +22,7 @@ from hvd_batchgrow.nn.ghost.ghost_choice import kernels_for_cpu
 from hvd_batchgrow.schedule.plan import compile_plan
 from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint, write_checkpoint
 from hvd_batchgrow.train.run import run_folder, run_lock
+from hvd_batchgrow.train.run.checkout import program_checkout
 from hvd_batchgrow.train.run.run_folder import open_run
 from hvd_batchgrow.train.run.run_lock import RunLock
 from tests.helpers import NUM_TRAIN, small_job
@@ -259,12 +260,14 @@ def test_a_damaged_record_does_not_prevent_a_resume(tmp_path: Path, text: str) -
     assert "record.json was damaged" in notes[0]
 
 
-def test_the_record_has_the_commit_of_the_users_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def git(*words: str) -> str:
-        identity = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]
-        done = subprocess.run(["git", *identity, *words], check=True, cwd=tmp_path, capture_output=True, text=True)
-        return done.stdout.strip()
+def git(*words: str) -> str:
+    """Run git in the working directory."""
+    identity = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]
+    done = subprocess.run(["git", *identity, *words], check=True, capture_output=True, text=True)
+    return done.stdout.strip()
 
+
+def test_the_record_has_the_commit_of_the_users_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     hardware = hardware_of(SingleRank(), torch.device("cpu"))
     record = run_folder._record(SingleRank(), hardware)
@@ -277,3 +280,23 @@ def test_the_record_has_the_commit_of_the_users_code(tmp_path: Path, monkeypatch
     record = run_folder._record(SingleRank(), hardware)
     assert record["user_git_commit"] == git("rev-parse", "HEAD") != record["git_commit"]
     assert "+x = 2" in record["user_git_diff"]
+
+
+def test_an_installed_program_has_no_commit_even_inside_a_checkout_of_the_user(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    installed = tmp_path / "venv/lib/program.py"
+    installed.parent.mkdir(parents=True)
+    installed.write_text("x = 1\n")
+    assert program_checkout(installed) == (None, None)
+    git("init", "-q")
+    git("commit", "-qm", "mine", "--allow-empty")
+    assert program_checkout(installed) == (None, None)
+    git("add", "venv")
+    git("commit", "-qm", "its own")
+    installed.write_text("x = 2\n")
+    commit, diff = program_checkout(installed)
+    assert commit == git("rev-parse", "HEAD")
+    assert diff is not None
+    assert "+x = 2" in diff

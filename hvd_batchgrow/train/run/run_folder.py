@@ -7,11 +7,10 @@ import os
 import platform
 import shutil
 import socket
-import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -36,6 +35,7 @@ from hvd_batchgrow.train.checkpoints.checkpoint import (
     newest_good,
 )
 from hvd_batchgrow.train.checkpoints.elastic_state import ElasticState
+from hvd_batchgrow.train.run.checkout import git, program_checkout
 from hvd_batchgrow.train.run.fork import Origin, changes, fork_run, json_bytes
 from hvd_batchgrow.train.run.model_description import FILE, ModelDescription
 from hvd_batchgrow.train.run.versions import installed_versions
@@ -289,7 +289,8 @@ def plan_bytes(plan: Plan) -> bytes:
 
 def _record(ranks: Ranks, hardware: Hardware) -> dict[str, Any]:
     """Return the record of this attempt: whatever else may influence the run."""
-    program, here = Path(__file__).parent, Path.cwd()
+    here = Path.cwd()
+    commit, diff = program_checkout(Path(__file__))
     return {
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "argv": sys.argv,
@@ -301,20 +302,10 @@ def _record(ranks: Ranks, hardware: Hardware) -> dict[str, Any]:
         "hardware": asdict(hardware),
         "backend": ranks.backend,
         "ranks": ranks.size,
-        "git_commit": _git(program, "rev-parse", "HEAD"),
-        "git_diff": _git(program, "diff", "HEAD"),
+        "git_commit": commit,
+        "git_diff": diff,
         "working_directory": str(here),
-        "user_git_commit": _git(here, "rev-parse", "HEAD"),
-        "user_git_diff": _git(here, "diff", "HEAD", "--", "*.py", "*.toml"),
+        "user_git_commit": git(here, "rev-parse", "HEAD"),
+        "user_git_diff": git(here, "diff", "HEAD", "--", "*.py", "*.toml"),
         "slurm": {key: value for key, value in os.environ.items() if key.startswith("SLURM_JOB_")},
     }
-
-
-def _git(folder: Path, *arguments: str) -> str | None:
-    """Return git's output for a folder; None if it is not in a checkout."""
-    command: Sequence[str] = ("git", "-C", str(folder), *arguments)
-    try:
-        done = subprocess.run(command, capture_output=True, check=True, timeout=10)
-        return done.stdout.decode(errors="replace").strip()
-    except (OSError, subprocess.SubprocessError):
-        return None
