@@ -13,7 +13,7 @@ import tyro
 from hvd_batchgrow.cli.common import refuse_overrides, terminal
 from hvd_batchgrow.config.types import FiniteSeconds
 from hvd_batchgrow.messages.errors import ExitCode, RunError
-from hvd_batchgrow.messages.suggest import near_path
+from hvd_batchgrow.messages.suggest import near_folder
 from hvd_batchgrow.results.lock_watch import LockWatch
 from hvd_batchgrow.results.run_follower import RunFollower
 
@@ -34,7 +34,7 @@ class WatchCommand:
         refuse_overrides(overrides)
         follower, lock = RunFollower(self.folder), LockWatch(self.folder)
         if not self._may_be_run(lock):
-            raise RunError(f"{self.folder} does not hold a run{near_path(self.folder)}")
+            raise RunError(f"{self.folder} does not hold a run{near_folder(self.folder)}")
         before = signal.signal(signal.SIGINT, _interrupt_once)
         try:
             return Watcher(terminal(sys.stdout), follower, lock, self.line_every_s).run()

@@ -21,3 +21,11 @@ def near_path(path: Path, names: Iterable[str] | None = None) -> str:
     others = [name for name in beside if name != path.name]  # the path may exist and be something else
     found = get_close_matches(path.name, others, n=1, cutoff=0.5)
     return f"; did you mean {path.parent / found[0]}?" if found else ""
+
+
+def near_folder(path: Path) -> str:
+    """Like `near_path`, for a folder: only folders are suggested."""
+    try:
+        return near_path(path, [other.name for other in path.parent.iterdir() if other.is_dir()])
+    except (OSError, ValueError):
+        return ""

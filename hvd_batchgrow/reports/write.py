@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from hvd_batchgrow.messages.errors import RunError, unwritable
-from hvd_batchgrow.messages.suggest import near_path
+from hvd_batchgrow.messages.suggest import near_folder
 from hvd_batchgrow.reports.csv_files import csv_files
 from hvd_batchgrow.reports.document import Document, FigureRow
 from hvd_batchgrow.reports.html import html_text
@@ -60,4 +60,4 @@ def _write(path: Path, content: bytes) -> None:
 
 def _require_folder(folder: Path, path: Path) -> None:
     if not folder.is_dir():
-        raise RunError(f"{path} cannot be written: the folder {folder} does not exist{near_path(folder)}")
+        raise RunError(f"{path} cannot be written: the folder {folder} does not exist{near_folder(folder)}")

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from hvd_batchgrow.config.task import TaskSection
 from hvd_batchgrow.config.task_specs import Direction
 from hvd_batchgrow.messages.errors import RunError
-from hvd_batchgrow.messages.suggest import near_path
+from hvd_batchgrow.messages.suggest import near_folder
 from hvd_batchgrow.messages.wording import metric_texts
 from hvd_batchgrow.results.records import NOT_METRICS, number, printable, task_name
 from hvd_batchgrow.results.run_files import RunFiles
@@ -73,7 +73,7 @@ def find_runs(folder: Path) -> list[Path]:
         RunError: it does not exist, or contains no run.
     """
     if not folder.is_dir():
-        raise RunError(f"{folder} is not a folder{near_path(folder)}")
+        raise RunError(f"{folder} is not a folder{near_folder(folder)}")
     if (folder / "plan.json").exists():
         return [folder]
     found = sorted(path.parent for path in folder.glob("*/plan.json"))

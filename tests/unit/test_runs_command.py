@@ -119,3 +119,15 @@ def test_folders_that_hold_no_run(
     capsys.readouterr()
     assert main(words) == 1
     assert message in capsys.readouterr().err
+
+
+def test_only_folders_are_suggested_for_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("run.py").touch()
+    assert main(["list", "runs"]) == 1
+    assert capsys.readouterr().err == "runs is not a folder\n"
+    Path("runz").mkdir()
+    assert main(["list", "runs"]) == 1
+    assert capsys.readouterr().err == "runs is not a folder; did you mean runz?\n"

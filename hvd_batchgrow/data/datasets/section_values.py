@@ -6,7 +6,7 @@ from pathlib import Path
 
 from hvd_batchgrow.config import DataSection
 from hvd_batchgrow.messages.errors import Fault, JobError, RunError
-from hvd_batchgrow.messages.suggest import near_path
+from hvd_batchgrow.messages.suggest import near_folder
 
 
 def need_root(data: DataSection, what: str, *, or_file: bool = False) -> Path:
@@ -25,5 +25,5 @@ def need_root(data: DataSection, what: str, *, or_file: bool = False) -> Path:
         raise JobError([Fault("data.root", f"is needed for the source {data.source!r}: {what}")])
     root = Path(data.root)
     if not (root.exists() if or_file else root.is_dir()):
-        raise RunError(f"data.root = {data.root} is not a folder{near_path(root)}")
+        raise RunError(f"data.root = {data.root} is not a folder{near_folder(root)}")
     return root

@@ -16,7 +16,7 @@ from hvd_batchgrow.data.datasets.dataset import DatasetPair
 from hvd_batchgrow.data.pipeline.crops import CentreCrop
 from hvd_batchgrow.data.pipeline.reader import testing_augment
 from hvd_batchgrow.messages.errors import Fault, JobError, RunError, first_fault
-from hvd_batchgrow.messages.suggest import near_path
+from hvd_batchgrow.messages.suggest import near_folder
 from hvd_batchgrow.storage.regular_files import read_regular
 from hvd_batchgrow.tasks.load_task import load_own_task, target_of
 from hvd_batchgrow.train.run.versions import installed_versions
@@ -214,7 +214,7 @@ def read_description(run: Path) -> ModelDescription:
         raise RunError(f"{path} is damaged, or of another version: {first_fault(error)}") from None
     except (FileNotFoundError, NotADirectoryError):
         if not (run / "job.toml").exists():
-            raise RunError(f"{run} does not hold a run{near_path(run)}") from None
+            raise RunError(f"{run} does not hold a run{near_folder(run)}") from None
         remedy = f"resume the run once, which writes it: hvd-batchgrow train {run / 'job.toml'} --resume auto"
         where = f" --runs-dir {run.parent}"
         raise RunError(f"{path} is missing, because an older version trained this run; {remedy}{where}") from None
