@@ -269,6 +269,7 @@ def held_out_difference(record: BranchRecord, first: BranchRecord) -> HeldOut | 
     if a is None or b is None or len(a.losses) != len(b.losses) or len(a.losses) < 2:
         return HeldOut(mean, None, None)
     each = a.losses.astype(np.float64) - b.losses
+    each = each[~(np.isnan(a.losses) & np.isnan(b.losses))]  # without bad samples that both have skipped
     if a.weights is not None:
         each *= len(each) / float(a.weights.sum(dtype=np.float64))
     if not np.isfinite(each).all():

@@ -28,7 +28,7 @@ class Outcomes:
     samples: int
     """Sample counter of the weights that were evaluated."""
     losses: NDArray[np.float32]
-    """(n,): loss of each sample; with `weights` it includes the weight."""
+    """(n,): loss of each sample; with `weights` it includes the weight. NaN: a bad sample that was skipped."""
     correct: NDArray[np.bool_] | None = None
     """(n,): whether the prediction for each sample is right; None: the task does not return it."""
     weights: NDArray[np.float32] | None = None

@@ -17,6 +17,7 @@ class SampleTest:
     """McNemar's test of two networks on the same test samples."""
 
     num_samples: int
+    """Test samples that both have evaluated: without bad ones that were skipped."""
     only_first: int
     """Number of samples about which only the first network is right."""
     only_second: int
@@ -26,7 +27,7 @@ class SampleTest:
 
 def sample_test(first: RunFiles, second: RunFiles) -> SampleTest | str:
     """Return McNemar's test of the networks at the end of two runs, or why it is not available."""
-    correct = []
+    correct, evaluated = [], []
     for run in (first, second):
         try:
             found = read_outcomes(run.folder)
@@ -39,7 +40,9 @@ def sample_test(first: RunFiles, second: RunFiles) -> SampleTest | str:
         if found.correct is None:
             return f"{run.name} has no array 'correct' in {FILE}: its task does not return Losses.correct"
         correct.append(found.correct)
+        evaluated.append(~np.isnan(found.losses))
     if len(correct[0]) != len(correct[1]):
         return f"the test sets differ: {len(correct[0]):,} and {len(correct[1]):,} samples"
-    only_first, only_second = (int(np.sum(a & ~b)) for a, b in (correct, correct[::-1]))
-    return SampleTest(len(correct[0]), only_first, only_second, mcnemar(only_first, only_second))
+    both = evaluated[0] & evaluated[1]
+    only_first, only_second = (int(np.sum(a & ~b & both)) for a, b in (correct, correct[::-1]))
+    return SampleTest(int(both.sum()), only_first, only_second, mcnemar(only_first, only_second))

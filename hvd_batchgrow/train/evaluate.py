@@ -43,7 +43,7 @@ def evaluate(
     loss, metrics = _results(parts, ranks, samples, collector)
     outcomes = None
     if collector:
-        outcomes = collector.collect(_chunks_of_rank(parts, ranks, samples), len(samples), state.samples, ranks)
+        outcomes = collector.collect(len(samples), state.samples, ranks)
     if state.average is None:
         return Evaluation(state.samples, state.epoch, loss, metrics, dataset=dataset, outcomes=outcomes)
     with state.average.in_place():
@@ -73,7 +73,7 @@ def _results(
             losses = losses_of(parts.task, widened(outputs), part.targets, num_rows(part.inputs), training=False)
             _add(sums, losses, names)
             if collector:
-                collector.add(losses)
+                collector.add(losses, part.ids)
     parts.heartbeat.at(WAITING)
     loss, weight, *totals = ranks.sum(sums, "evaluation").tolist()
     metrics = {name: _ratio(*totals[2 * k : 2 * k + 2]) for k, name in enumerate(names)}

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.results.outcomes import Outcomes
@@ -17,20 +16,22 @@ class OutcomeCollector:
 
     def __init__(self) -> None:
         self._batches: list[Losses] = []
+        self._ids: list[NDArray[np.int64]] = []
 
-    def add(self, losses: Losses) -> None:
-        """Add a batch, without waiting for the device."""
+    def add(self, losses: Losses, ids: NDArray[np.int64]) -> None:
+        """Add a batch with its sample ids, without waiting for the device."""
         correct = None if losses.correct is None else losses.correct.float()
         weights = None if losses.weights is None else losses.weights.float()
         self._batches.append(Losses(losses.each.float(), weights, correct=correct))
+        self._ids.append(ids)
 
-    def collect(self, chunks: Sequence[range], num_samples: int, samples: int, ranks: Ranks) -> Outcomes:
+    def collect(self, num_samples: int, samples: int, ranks: Ranks) -> Outcomes:
         """Return the outcomes of all samples on every rank. All ranks call it together.
 
-        One rank evaluates each sample, and the others contribute 0 to the all-reduce, so it is exact.
+        One rank evaluates each sample, and the others contribute 0 to the all-reduce, so it is exact. A bad sample that
+        was skipped has the loss NaN.
 
         Args:
-            chunks: the samples that this rank has added, in the same order.
             num_samples: size of the set.
             samples: sample counter of the run.
             ranks: of the evaluation.
@@ -39,16 +40,17 @@ class OutcomeCollector:
         num_weights = sum(batch.weights is not None for batch in self._batches)
         counts = ranks.all_gather([len(self._batches), num_correct, num_weights], "outcome columns").sum(0).tolist()
         has_correct, has_weights = counts[1] == counts[0], counts[2] > 0
-        table = torch.zeros(1 + has_correct + has_weights, num_samples)
+        table = torch.zeros(2 + has_correct + has_weights, num_samples)
         if self._batches:
-            ids = torch.from_numpy(np.concatenate([np.arange(chunk.start, chunk.stop) for chunk in chunks]))
-            columns = [torch.cat([batch.each for batch in self._batches])]
+            losses = torch.cat([batch.each for batch in self._batches])
+            columns = [torch.ones_like(losses), losses]
             if has_correct:
                 columns.append(torch.cat([batch.correct for batch in self._batches if batch.correct is not None]))
             if has_weights:
                 ones = (torch.ones_like(b.each) if b.weights is None else b.weights for b in self._batches)
                 columns.append(torch.cat([*ones]))
-            table[:, ids] = torch.stack(columns).cpu()
-        losses, *rest = ranks.sum(table, "outcomes").numpy()
+            table[:, torch.from_numpy(np.concatenate(self._ids))] = torch.stack(columns).cpu()
+        evaluated, each, *rest = ranks.sum(table, "outcomes").numpy()
+        each[evaluated == 0] = np.nan
         correct = rest.pop(0) > 0 if has_correct else None
-        return Outcomes(samples, losses, correct, rest.pop(0) if has_weights else None)
+        return Outcomes(samples, each, correct, rest.pop(0) if has_weights else None)

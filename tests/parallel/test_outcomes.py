@@ -12,13 +12,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from hvd_batchgrow.comm.ranks import Ranks
+from hvd_batchgrow.data.datasets.dataset import DatasetPair
 from hvd_batchgrow.observers.outcomes import OutcomesFile
 from hvd_batchgrow.results.outcomes import read_outcomes
 from hvd_batchgrow.tasks.task import Losses
 from hvd_batchgrow.train.evaluate import evaluate
 from hvd_batchgrow.train.events import Evaluation
 from hvd_batchgrow.train.trainer import Trainer
-from tests.helpers import NUM_TEST, labels_of, small_job, small_source
+from tests.helpers import NUM_TEST, encoded_samples, labels_of, small_job, small_source
 from tests.training import Recorder, train
 
 pytestmark = pytest.mark.comm
@@ -71,6 +72,26 @@ def test_the_outcomes_are_those_of_the_network(ranks: Ranks, tmp_path: Path) -> 
     assert evaluate(trainer.parts, trainer.state, ranks) == evaluate(
         trainer.parts, trainer.state, ranks, with_outcomes=True
     )
+
+
+def test_a_bad_sample_that_is_skipped_has_no_outcome(ranks: Ranks, tmp_path: Path) -> None:
+    samples = encoded_samples(tmp_path, 90)
+    (tmp_path / "6.jpg").unlink()
+    data = {
+        **{"source": "image_folder", "num_samples": 90, "crop_padding": 0, "image_size": 12},
+        "on_bad_sample": "replace",
+    }
+    job = small_job(data=data, schedule={"max_batch": 80}, evaluation={"batch_size": 16, "every_epochs": 3.0})
+    source = DatasetPair(samples, samples, 7, (0.5,) * 3, (0.25,) * 3)
+    _, ended = train(job, ranks, tmp_path / "run", OutcomesFile(), source=source)
+    found = read_outcomes(tmp_path / "run")
+    assert found is not None
+    assert found.correct is not None
+    assert np.flatnonzero(np.isnan(found.losses)).tolist() == [6]
+    assert not found.correct[6]
+    assert ended.evaluation is not None
+    assert np.nanmean(found.losses.astype(np.float64)) == pytest.approx(ended.evaluation.loss, rel=1e-6)
+    assert found.correct.sum() / 89 == pytest.approx(ended.evaluation.metrics["top1"])
 
 
 @pytest.mark.parametrize("layout", [{}, {"exact": True, "max_micro_batch": None}])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from hvd_batchgrow.results.outcomes import Outcomes, read_outcomes, write_outcom
 from hvd_batchgrow.results.run_cost import RunCost
 from hvd_batchgrow.results.run_files import RunFiles
 from hvd_batchgrow.results.run_summary import read_runs
+from hvd_batchgrow.results.sample_test import SampleTest, sample_test
 from hvd_batchgrow.storage.strict_json import dump_json
 from tests.helpers import plan_tree
 
@@ -294,6 +296,17 @@ def test_why_mcnemar_is_not_available(tmp_path: Path, other: Outcomes | None, wh
     found = compared([first, second])
     assert found.pairs[0].samples is None
     assert any("seed 5: McNemar's test is not available: " in note and why in note for note in found.notes)
+
+
+def test_skipped_samples_do_not_count(tmp_path: Path) -> None:
+    first, second = pairs(tmp_path, [0.5])
+    losses = np.zeros(10, np.float32)
+    losses[:3] = np.nan  # the first network skipped three bad samples, of which the other is right on two
+    write_outcomes(first.folder, replace(outcomes(3, 4), losses=losses))
+    write_outcomes(second.folder, outcomes(0, 1, 3, 5))
+    found = sample_test(first, second)
+    assert isinstance(found, SampleTest)
+    assert (found.num_samples, found.only_first, found.only_second) == (7, 1, 1)
 
 
 def test_outcomes_survive_the_file(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 import tomli_w
 
+from hvd_batchgrow.comm.launcher_env import without_launcher
 from hvd_batchgrow.results.run_summary import read_summary
 from tests.helpers import job_tree, small_source, write_idx_folder
 
@@ -99,8 +100,11 @@ def test_ctrl_c_ends_watch_and_not_the_run(job: str) -> None:
             assert time.monotonic() < end
             time.sleep(0.2)
 
+        sent: list[int] = []
+
         def interrupt(text: str, process: subprocess.Popen[bytes]) -> None:
-            if "trained by process" in text:
+            if "trained by process" in text and not sent:  # a second one would end it at once
+                sent.append(signal.SIGINT)
                 process.send_signal(signal.SIGINT)
 
         code, text = in_terminal("watch", "runs/small", on_output=interrupt)
@@ -114,12 +118,14 @@ def test_ctrl_c_ends_watch_and_not_the_run(job: str) -> None:
         train.wait(60)
 
 
-def test_under_mpirun_there_are_plain_lines(job: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_under_mpirun_there_are_plain_lines(job: str) -> None:
     if not any((Path(folder) / "mpirun").exists() for folder in os.environ["PATH"].split(":")):
         pytest.skip("mpirun is not installed")
-    monkeypatch.setenv("OMPI_ALLOW_RUN_AS_ROOT", "1")
-    monkeypatch.setenv("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1")
     words = ["mpirun", "--oversubscribe", "-np", "1", sys.executable, "-m", "hvd_batchgrow.cli", "train", job]
-    done = subprocess.run([*words, "--max-updates", "3"], capture_output=True, text=True, check=False, timeout=240)
+    environment = without_launcher(os.environ)  # other tests in this process may have started MPI
+    environment |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    done = subprocess.run(
+        [*words, "--max-updates", "3"], capture_output=True, text=True, check=False, timeout=240, env=environment
+    )
     assert "phase 1: global batch 16, lr 0.05" in done.stdout + done.stderr
     assert "\x1b" not in done.stdout + done.stderr
