@@ -50,7 +50,8 @@ def stopped(cluster: Cluster, shared: Path, data: Path, one_allocation: str) -> 
     # Rank 1 sleeps, and rank 0 waits for it in an all-reduce. Without n1, so that other tests need not its last node.
     runs["power"] = start("power", 2, "--sbatch", "exclude=n1", SLOW_RANK="1")
     for template, path in TEMPLATES.items():
-        runs[template] = start(template, 2, "--template", str(path), "--sbatch", "nodelist=n[1-2]")
+        words = ("--template", str(path), "--sbatch", "nodelist=n[1-2]")
+        runs[template] = start(template, 2, *words, SLOW_S="3")  # time for the request, also on a busy machine
     runs["killed"] = start("killed", 2, "--sbatch", "nodelist=n[1-2]", SLOW_S="0", KILL_RANK="1")
     runs["often"] = start("often", 1, "--sbatch", "nodelist=n1", MAX_RESTARTS="0")
     # Asked at once, while its rank imports torch.
