@@ -1,4 +1,4 @@
-"""Render a report as Markdown, with links to the figures beside it."""
+"""Write a report as Markdown text that links to its figures in the same folder."""
 
 from __future__ import annotations
 
