@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -16,7 +15,6 @@ from hvd_batchgrow.train.events import Evaluation
 from hvd_batchgrow.train.growth_controller import GrowthController
 from hvd_batchgrow.train.parts import TrainingParts
 from hvd_batchgrow.train.update.engine import UpdateResult
-from hvd_batchgrow.train.update.loss_scale import LossScale
 from hvd_batchgrow.train.update.weight_average import WeightAverage
 
 
@@ -90,8 +88,7 @@ class TrainState:
         self.samples, self.num_skipped = checkpoint.samples, checkpoint.num_skipped
         if self.average:
             self.average.load_state_dict(checkpoint.average)
-        if engine.loss_scale:
-            engine.loss_scale = LossScale(**checkpoint.loss_scale)
+        engine.load_state_dict(vars(checkpoint))
         if last and last["samples"] == self.samples:
             dataset = last.get("dataset", "test")
             results, updates = (last["loss"], last["metrics"]), last.get("updates")
@@ -103,7 +100,7 @@ class TrainState:
 
     def capture(self) -> Checkpoint:
         """Return the state as a checkpoint, whose tensors change with the next update."""
-        last, loss_scale = self.evaluation, self._parts.engine.loss_scale
+        last, engine = self.evaluation, self._parts.engine.state_dict()
         return Checkpoint(
             samples=self.samples,
             deciding=self._parts.job.deciding(len(self._parts.source.train)),
@@ -114,10 +111,11 @@ class TrainState:
             if last
             else {},
             average=self.average.state_dict() if self.average else {},
-            loss_scale=asdict(loss_scale) if loss_scale else {},
+            loss_scale=engine["loss_scale"] or {},
             num_skipped=self.num_skipped,
             growth=self.growth.state(),
             best=self.best,
+            gradient_sizes=engine["gradient_sizes"],
         )
 
 

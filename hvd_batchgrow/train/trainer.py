@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -45,6 +45,7 @@ from hvd_batchgrow.train.rank_subsets import ranks_of_phase
 from hvd_batchgrow.train.run.run_folder import write_plan
 from hvd_batchgrow.train.train_state import TrainState
 from hvd_batchgrow.train.update.engine import UpdateResult
+from hvd_batchgrow.train.update.forward import MicroBatch
 from hvd_batchgrow.train.update.micro_batches import groups_of_pass, read_micro_batches
 from hvd_batchgrow.train.update.non_finite import NonFinite, describe, describe_evaluation
 from hvd_batchgrow.train.weights_agree import check_agreement
@@ -129,9 +130,7 @@ class Trainer:
         """Train until the number of ranks changes or the attempt ends; return whether a stop was requested."""
         self._use(team)
         state, stopped, window = self.state, False, MetricWindow()
-        ghost_batches = self.parts.ghost_batches(
-            state.samples, team, lambda group: groups_of_pass(self.plan, group, team.size)
-        )
+        ghost_batches = self._ghost_batches()
         while not stopped and state.samples < self._end and self.plan.ranks_at(state.samples)[0] == team.size:
             before, index = state.samples, self.plan.schedule.index_at(state.samples)
             phase, micro_batch = self.plan.schedule.at(before), self.plan.layouts[index].micro_batch
@@ -165,9 +164,15 @@ class Trainer:
         """
         state, parts, group, batch = self.state, self.parts, self.plan.ghost_batch, phase.global_batch
         passes = passes_of_rank(state.samples, batch, group, micro_batch, self.team.rank, self.team.size)
-        micro_batches = read_micro_batches(ghost_batches, passes, parts.keyed_by, parts.heartbeat.at)
+
+        def read(ghost_batches: GhostBatchStream) -> Iterator[MicroBatch]:
+            return read_micro_batches(ghost_batches, passes, parts.keyed_by, parts.heartbeat.at)
+
+        again = lambda: read(self._ghost_batches(beside=True))  # noqa: E731
         try:
-            result = parts.engine.update(micro_batches, len(passes), phase, batch // group, stop=stop)
+            result = parts.engine.update(
+                read(ghost_batches), len(passes), phase, batch // group, stop=stop, again=again
+            )
         except (NonFinite, OverflowError) as fault:  # sums are bit-identical on all ranks, so all of them raise
             raise self._failure(describe(fault, self.plan, parts.stream, state.samples)) from None
         self.elastic.last_update = UpdateDone(state.samples, batch, result.digest, result.replaced)
@@ -175,6 +180,11 @@ class Trainer:
         state.add(result, batch)
         self.observers.notify("on_update", self.elastic.last_update)
         return result
+
+    def _ghost_batches(self, *, beside: bool = False) -> GhostBatchStream:
+        """Return this rank's ghost batches from the next update on; beside: apart from those that are prefetched."""
+        num_groups = lambda group: groups_of_pass(self.plan, group, self.team.size)  # noqa: E731
+        return self.parts.ghost_batches(self.state.samples, self.team, num_groups, beside=beside)
 
     def _restore(self, checkpoint: Checkpoint | None, replay: Path | None) -> list[str]:
         """Load the checkpoint and the recorded decisions; return notes for the user."""

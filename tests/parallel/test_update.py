@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor
 
 from hvd_batchgrow.comm.ranks import Ranks, SingleRank
@@ -100,14 +101,22 @@ def test_a_vote_to_stop_reaches_every_rank(ranks: Ranks) -> None:
     assert votes == [False, True, True]
 
 
+@pytest.mark.parametrize("jump", [1.0, 1e9, 1e-9])
 @pytest.mark.parametrize("num_groups", [12, 11])
-def test_exact_updates_are_those_of_one_rank_to_the_bit(ranks: Ranks, num_groups: int) -> None:
-    """Against the groups of all ranks served in one process, in another order, in float32."""
+def test_exact_updates_are_those_of_one_rank_to_the_bit(ranks: Ranks, num_groups: int, jump: float) -> None:
+    """Against the groups of all ranks served in one process, in another order, in float32.
+
+    After a jump of the gradient of one ghost batch, the last update is repeated in both.
+    """
+    marked = golden.samples(golden.NUM_UPDATES - 1)[0][: golden.GROUP].float()  # first ghost batch of the last update
     alone = golden.make_engine(SingleRank(), exact=True)
     together = golden.make_engine(ranks, exact=True)
     for engine in (alone, together):
         engine.model.float()
         engine.buckets = GradientBuckets(engine.model.parameters(), engine.ranks, exact=True)
+        engine.model.register_forward_hook(
+            lambda _, inputs, logits: logits * torch.where((inputs[0] == marked).all(), jump, 1.0)
+        )
     for update in range(golden.NUM_UPDATES):
         golden.serve(alone, alone.ranks, 1, update, num_groups, order=-1)
         golden.serve(together, ranks, 1, update, num_groups)

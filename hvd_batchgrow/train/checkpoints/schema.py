@@ -82,6 +82,8 @@ class _Contents(_Strict):
     growth: _Growth | _Empty
     best: _Best | _Empty = {}
     """Checkpoints of version 0.1.0 lack it."""
+    gradient_sizes: list[int] = []
+    """Checkpoints of version 0.1.0 lack it."""
 
 
 def check_contents(values: Mapping[str, Any]) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -33,7 +33,7 @@ from hvd_batchgrow.train.update.loss_scale import LossScale
 from hvd_batchgrow.train.update.micro_batches import gather_replaced
 from hvd_batchgrow.train.update.non_finite import NonFinite
 from hvd_batchgrow.train.update.stopwatch import stopwatch_of
-from hvd_batchgrow.train.update.totals import Share, SharedTotals
+from hvd_batchgrow.train.update.totals import Share, SharedTotals, Totals
 
 
 @dataclass(frozen=True)
@@ -143,6 +143,18 @@ class UpdateEngine:
         adam = self.optimizer if preconditioned else None
         self.buckets.norms = GradientNorms(self.buckets.members, groups=groups, exact=self.exact, adam=adam)
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the next update depends on besides weights, buffers and optimizer, as plain values."""
+        scale = self.loss_scale and asdict(self.loss_scale)
+        return {"loss_scale": scale, "gradient_sizes": self.buckets.sizes}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from the state of an engine with the same network and settings."""
+        if self.loss_scale and state["loss_scale"]:
+            self.loss_scale = LossScale(**state["loss_scale"])
+        if self.exact and state["gradient_sizes"]:
+            self.buckets.sizes = state["gradient_sizes"]
+
     def use(self, ranks: Ranks) -> None:
         """Share the following updates among these ranks, which include this one. Call it between updates."""
         self.ranks = ranks
@@ -156,6 +168,7 @@ class UpdateEngine:
         num_groups: int,
         *,
         stop: bool = False,
+        again: Callable[[], Iterator[MicroBatch]] | None = None,
     ) -> UpdateResult:
         """Do one update.
 
@@ -165,6 +178,8 @@ class UpdateEngine:
             phase: gives B, the learning rate and the momentum.
             num_groups: number of ghost batches of the whole update, B/γ.
             stop: whether this rank requests a stop; it is all-reduced with the losses.
+            again: returns the same micro-batches again. Exact updates whose gradients are much larger or smaller than
+                those of the update before are repeated. None: the engine keeps the micro-batches of an exact update.
 
         Raises:
             NonFinite: loss or gradient is not finite, and `on_nonfinite` is "stop"; raised on all ranks.
@@ -176,20 +191,14 @@ class UpdateEngine:
         """
         if num_passes < 1:
             raise ValueError(f"num_passes = {num_passes}: must be at least 1 on each rank")
+        if again is None:
+            micro_batches, again = _repeatable(micro_batches) if self.exact else (micro_batches, None)
         self.stopwatch.begin("forward")
-        share = Share(stop, self.exact)
-        shared, handle = self._compute(micro_batches, num_passes, share, phase, num_groups)
-        self.at(WAITING)
-        self.stopwatch.enter("all-reduce")
-        self.buckets.wait()
-        self.ranks.wait(handle)
-        self.stopwatch.enter("optimizer")
-        self.buckets.average()
-        self.at("updating the weights")
-        statistics, bounds = shared.statistics()
-        # The only wait for the device: everything that the host needs is read together.
-        totals, (norm, *read_bounds) = shared.read([self.buckets.norm(), *self.buckets.largest(), *bounds])
-        check_range(read_bounds)
+        done = self._compute(micro_batches, num_passes, phase, num_groups, stop=stop)
+        while done is None:
+            assert again is not None
+            done = self._compute(again(), num_passes, phase, num_groups, stop=stop)
+        share, totals, statistics, norm = done
         norm /= self._weigh(totals.weight, phase.global_batch)
         noise = self.buckets.noise(phase.global_batch, totals.weight, self._factor(phase, num_groups))
         self._check_frozen()
@@ -216,11 +225,41 @@ class UpdateEngine:
         )
 
     def _compute(
+        self, micro_batches: Iterator[MicroBatch], num_passes: int, phase: Phase, num_groups: int, *, stop: bool
+    ) -> tuple[Share, Totals, list[Tensor], float] | None:
+        """Compute the averaged gradient.
+
+        Returns:
+            What this rank has added, the totals of all ranks, the contributions of the ghost norms, and the norm of the
+            gradient; None: an exact sum does not fit, and the update must be repeated.
+        """
+        share = Share(stop, self.exact)
+        shared, handle = self._accumulate(micro_batches, num_passes, share, phase, num_groups)
+        self.at(WAITING)
+        self.stopwatch.enter("all-reduce")
+        self.buckets.wait()
+        self.ranks.wait(handle)
+        self.stopwatch.enter("optimizer")
+        self.buckets.average()
+        self.at("updating the weights")
+        statistics, bounds = shared.statistics()
+        largest = self.buckets.sums_of_largest()
+        # The only wait for the device: everything that the host needs is read together.
+        totals, (norm, *read) = shared.read([self.buckets.norm(), *largest, *bounds])
+        check_range(read[len(largest) :])
+        if not self.buckets.fit(read[: len(largest)]):
+            if self.buckets.resize():
+                self.changing.end(skipped=True)
+                return None
+            norm = math.nan
+        return share, totals, statistics, norm
+
+    def _accumulate(
         self, micro_batches: Iterator[MicroBatch], num_passes: int, share: Share, phase: Phase, num_groups: int
     ) -> tuple[SharedTotals, Any]:
         """Do the forward and backward passes; return the totals and the handle of their all-reduce."""
         self.model.train()
-        self.buckets.zero()
+        self.buckets.zero(num_groups)
         for norm in self.norms:
             norm.forget()
         self.changing.begin()
@@ -324,3 +363,17 @@ class UpdateEngine:
     def _commit(self, statistics: Sequence[Tensor], num_groups: int) -> None:
         for group, contributions in zip(self._norm_groups, statistics, strict=True):
             group.commit(contributions, num_groups)
+
+
+def _repeatable(
+    micro_batches: Iterator[MicroBatch],
+) -> tuple[Iterator[MicroBatch], Callable[[], Iterator[MicroBatch]]]:
+    """Return the micro-batches, and a function that returns those that have been read again."""
+    kept: list[MicroBatch] = []
+
+    def read() -> Iterator[MicroBatch]:
+        for micro_batch in micro_batches:
+            kept.append(micro_batch)
+            yield micro_batch
+
+    return read(), lambda: iter(kept)

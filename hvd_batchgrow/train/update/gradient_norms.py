@@ -78,6 +78,10 @@ class GradientNorms:
         self._vector = torch.cat([self._sums.reshape(-1), to_device(count, self._device)])
         self._handle = ranks.start_sum(self._vector, "gradient norms")
 
+    def wait(self, ranks: Ranks) -> None:
+        """Wait for the all-reduce that `start` has started."""
+        ranks.wait(self._handle)
+
     def finish(
         self, ranks: Ranks, mean: Sequence[Tensor], batch: int, weight: float, loss_scale: float
     ) -> dict[str, NoiseEstimate]:
@@ -91,7 +95,7 @@ class GradientNorms:
                 estimate of `estimate` is that of a sample of mean weight W/B.
             loss_scale: the factor by which the gradients of the micro-batches are scaled.
         """
-        ranks.wait(self._handle)
+        self.wait(ranks)
         norms = torch.stack([self._squares(index, bucket) for index, bucket in enumerate(mean)]).sum(0)
         sums, count, norms = (
             torch.cat([self._vector, norms]).cpu().tensor_split([-len(self.names) - 1, -len(self.names)])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
@@ -12,66 +11,11 @@ from torch import Tensor, nn
 from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.config import UpdateSection
 from hvd_batchgrow.messages.errors import RunError
-from hvd_batchgrow.nn.parameters import gradient_strides
 from hvd_batchgrow.optim.tensor_groups import parts_of_size
-from hvd_batchgrow.train.update import exact as exact_sums
+from hvd_batchgrow.train.update.bucket import Bucket, float32_or_better, make_bucket
+from hvd_batchgrow.train.update.fixed_point import FixedPoint
 from hvd_batchgrow.train.update.gradient_noise import NoiseEstimate
 from hvd_batchgrow.train.update.gradient_norms import GradientNorms
-
-_WIRE_SCALE = 2.0**10
-"""float16 then holds the values of a mean gradient from 6e-11 to 64."""
-_HALF_TYPES = (torch.float16, torch.bfloat16)
-
-
-@dataclass(eq=False)
-class _Bucket:
-    """Gradients of several parameters, concatenated in one flat tensor."""
-
-    index: int
-    members: Sequence[nn.Parameter]
-    flat: Tensor
-    """Their gradients: (n,)."""
-    slices: list[Tensor]
-    """The part of each member, in its shape."""
-    wire: Tensor | None
-    """The tensor that is all-reduced instead of `flat`, in another type: (n,)."""
-    parts: Tensor | None
-    """In exact mode, the exact sum over the micro-batches: float64 (2, n+1)."""
-    earlier: Tensor | None = None
-    """The sum over the earlier micro-batches of the update, if `flat` holds the gradient of one alone: (n,)."""
-    reached: list[bool] = field(default_factory=list)
-    """Which members have a gradient in this update."""
-    accumulated: set[int] = field(default_factory=set)
-    """Members whose gradient autograd has accumulated in this backward."""
-    starts_last: bool = False
-    """Whether autograd has ever accumulated a gradient in parts, which are complete only after the backward."""
-    handle: Any = None
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether this backward has finished with all members. If `starts_last`, only its end shows that."""
-        return len(self.accumulated) == len(self.members) and not self.starts_last
-
-    def restore(self, place: int) -> None:
-        """Copy into its slice the gradient of a member that a hook of the network has replaced."""
-        parameter, slice_ = self.members[place], self.slices[place]
-        if parameter.grad is slice_:
-            return
-        if parameter.grad is None:
-            slice_.zero_()
-        else:
-            slice_.copy_(parameter.grad)
-        parameter.grad = slice_
-
-    @property
-    def is_half(self) -> bool:
-        """Whether the parameters have 16 bits; their gradients are then summed in float32."""
-        return self.flat.dtype in _HALF_TYPES
-
-    @property
-    def wire_scale(self) -> float:
-        """The factor by which a mean gradient is multiplied before the all-reduce."""
-        return _WIRE_SCALE if self.wire is not None and self.wire.dtype in _HALF_TYPES else 1.0
 
 
 class GradientBuckets:
@@ -94,8 +38,8 @@ class GradientBuckets:
         parameters: the trained parameters, in the order of the forward pass; dense or not.
         ranks: to all-reduce over.
         bucket_bytes: size at which a bucket is closed; large enough for bandwidth, small enough to overlap.
-        exact: sum over micro-batches and ranks without rounding; each micro-batch must be one ghost batch. The
-            all-reduces start after the last backward, not during it.
+        exact: sum over micro-batches and ranks in fixed point, the same in any order; each micro-batch must be one
+            ghost batch.
         wire_type: type of the gradients on the network, float16 or bfloat16; None: as the gradients are, or
             float32 for those of 16 bits, which are also summed over micro-batches in float32. A single rank sends
             nothing and ignores it.
@@ -128,12 +72,12 @@ class GradientBuckets:
         self._reached = torch.empty(0)
         """How many ranks have reached each parameter; then the indices of the buckets in rank 0's order."""
         self._reached_handle: Any = None
-        self._unannounced: list[tuple[list[tuple[_Bucket, int]], Tensor]] = []
+        self._unannounced: list[tuple[list[tuple[Bucket, int]], Tensor]] = []
         """After each backward, the members that autograd's hook had not reached, and on the device whether each
         has a gradient all the same."""
         # Backward usually runs from the last parameter to the first, so the buckets have that order too.
         self._buckets = [
-            _make_bucket(index, members, exact=exact, wire_type=wire_type if ranks.size > 1 else None)
+            make_bucket(index, members, exact=exact, wire_type=wire_type if ranks.size > 1 else None)
             for index, members in enumerate(parts_of_size(list(parameters)[::-1], bucket_bytes))
         ]
         for bucket in self._buckets:
@@ -142,9 +86,9 @@ class GradientBuckets:
                 parameter.register_post_accumulate_grad_hook(
                     lambda _, bucket=bucket, place=place: self._accumulated(bucket, place)
                 )
-        self._waiting: list[_Bucket] = []
+        self._waiting: list[Bucket] = []
         """The buckets whose all-reduce has not started yet in this update, in the order of all ranks."""
-        self._completed: list[_Bucket] = []
+        self._completed: list[Bucket] = []
         """The buckets that this backward has completed, in this order."""
         self.use(ranks)
 
@@ -162,16 +106,22 @@ class GradientBuckets:
     def _flats(self) -> list[Tensor]:
         return [bucket.flat for bucket in self._buckets]
 
-    def zero(self) -> None:
-        """Set all gradients to zero, and restore the slices that something else has replaced."""
+    def zero(self, num_groups: int) -> None:
+        """Set all gradients to zero, and restore the slices that something else has replaced.
+
+        Args:
+            num_groups: number of ghost batches of the update, over all ranks.
+        """
         for bucket in self._buckets:
             for parameter, slice_ in zip(bucket.members, bucket.slices, strict=True):
                 if parameter.grad is not slice_:  # after `zero_grad`, or an update that did not reach it
                     parameter.grad = slice_
             bucket.reached = [False] * len(bucket.members)
             bucket.handle = None
+            if bucket.fixed_point:
+                bucket.fixed_point.begin(num_groups)
         self._waiting, self._unannounced = list(self._order), []
-        sums = (part for bucket in self._buckets for part in (bucket.flat, bucket.parts, bucket.earlier))
+        sums = (part for bucket in self._buckets for part in (bucket.flat, bucket.total, bucket.earlier))
         torch._foreach_zero_([part for part in sums if part is not None])
         self._num_earlier = 0
         if self.norms:
@@ -200,12 +150,11 @@ class GradientBuckets:
             for bucket in self._buckets:
                 self.norms.add(bucket.index, bucket.flat, self._weight)
         for bucket in self._buckets:
-            if bucket.parts is not None:
-                bucket.parts.add_(exact_sums.split(bucket.flat))
-                bucket.flat.zero_()
+            if bucket.fixed_point:
+                bucket.add_to_total()
             elif self.norms or bucket.is_half:
                 if bucket.earlier is None:
-                    bucket.earlier = _float32_or_better(bucket.flat).zero_()
+                    bucket.earlier = float32_or_better(bucket.flat).zero_()
                 bucket.earlier.add_(bucket.flat)
                 bucket.flat.zero_()
         self._num_earlier += 1
@@ -217,8 +166,7 @@ class GradientBuckets:
             divisor: turns the sums into means. A sum over the samples of an update may be too large for float16,
                 and a mean too small, so the network transfers the mean times 2¹⁰.
         """
-        self._divisor = divisor
-        self._armed = not self.exact
+        self._divisor, self._armed = divisor, True
 
     def start_rest(self) -> None:
         """After the last backward, start the remaining all-reduces."""
@@ -243,8 +191,8 @@ class GradientBuckets:
         """After the all-reduces, turn each gradient from the sum over all ranks into the mean."""
         undivided = []
         for bucket in self._buckets:
-            if bucket.parts is not None:
-                bucket.flat.copy_(exact_sums.join_unchecked(bucket.parts).div_(self._divisor))
+            if bucket.fixed_point and bucket.total is not None:
+                bucket.flat.copy_(bucket.fixed_point.join(bucket.total).div_(self._divisor))
             elif (wire := self._wire_of(bucket)) is not None:
                 bucket.flat.copy_(wire).div_(bucket.wire_scale)
             else:
@@ -262,9 +210,41 @@ class GradientBuckets:
         """Divide all gradients."""
         torch._foreach_div_(self._flats, divisor)
 
-    def largest(self) -> list[Tensor]:
-        """Return `exact.largest` of each bucket's sums; empty without `exact`."""
-        return [exact_sums.largest(bucket.parts) for bucket in self._buckets if bucket.parts is not None]
+    def sums_of_largest(self) -> list[Tensor]:
+        """Return for each bucket what `fit` reads, float64 (); empty without `exact`."""
+        return [bucket.total[-1].double() for bucket in self._buckets if bucket.total is not None]
+
+    def fit(self, sums_of_largest: Sequence[float]) -> bool:
+        """Return whether the exact sums of an update are right. All ranks agree; True without `exact`."""
+        fit = [one.fits(summed) for one, summed in zip(self._fixed_points, sums_of_largest, strict=True)]
+        return all(fit)
+
+    def resize(self) -> bool:
+        """After an update that does not fit, choose exponents with which it does; all ranks call it together.
+
+        Returns:
+            Whether all gradients are finite: infinite values and NaN fit with no exponent.
+        """
+        if self.norms:
+            self.norms.wait(self.ranks)
+        words = [one.largest_word for one in self._fixed_points]
+        largest = self.ranks.all_gather(words, "largest gradients").max(0).values.tolist()
+        are_finite = [one.resize(word) for one, word in zip(self._fixed_points, largest, strict=True)]
+        return all(are_finite)
+
+    @property
+    def sizes(self) -> list[int]:
+        """`FixedPoint.size` of each bucket, on which the next exact update depends; empty without `exact`."""
+        return [one.size for one in self._fixed_points]
+
+    @sizes.setter
+    def sizes(self, values: Sequence[int]) -> None:
+        for one, value in zip(self._fixed_points, values, strict=True):
+            one.size = value
+
+    @property
+    def _fixed_points(self) -> list[FixedPoint]:
+        return [bucket.fixed_point for bucket in self._buckets if bucket.fixed_point]
 
     def norm(self) -> Tensor:
         """Return the 2-norm of all gradients together, float64 (); infinite or NaN if any of them is."""
@@ -276,7 +256,7 @@ class GradientBuckets:
     def _note_outermost(self, _: Tensor) -> None:
         self._outermost = torch._C._current_graph_task_id()
 
-    def _accumulated(self, bucket: _Bucket, place: int) -> None:
+    def _accumulated(self, bucket: Bucket, place: int) -> None:
         """Note that autograd has added to the gradient of a member."""
         if not self._is_backward:
             return
@@ -295,19 +275,21 @@ class GradientBuckets:
         while self._armed and self._num_backwards and self._waiting and self._waiting[0].is_complete:
             self._start(self._waiting.pop(0))
 
-    def _start(self, bucket: _Bucket) -> None:
+    def _start(self, bucket: Bucket) -> None:
         total = bucket.flat
         if self._armed:
             if self.norms:
                 self.norms.add(bucket.index, bucket.flat, self._weight)
-            if bucket.is_half:
-                earlier = _float32_or_better(bucket.flat).zero_() if bucket.earlier is None else bucket.earlier
+            if bucket.fixed_point:
+                bucket.add_to_total()
+            elif bucket.is_half:
+                earlier = float32_or_better(bucket.flat).zero_() if bucket.earlier is None else bucket.earlier
                 total = earlier.add_(bucket.flat)
             elif bucket.earlier is not None and self._num_earlier:
                 total.add_(bucket.earlier)
         if (wire := self._wire_of(bucket)) is not None:
             total = torch.mul(total, bucket.wire_scale / self._divisor, out=wire)
-        summed = total if bucket.parts is None else bucket.parts
+        summed = total if bucket.total is None else bucket.total
         bucket.handle = self.ranks.start_sum(summed, f"gradients.{bucket.index}")
 
     def _note_unannounced(self) -> None:
@@ -330,7 +312,7 @@ class GradientBuckets:
         for (bucket, place), is_written in zip(members, written, strict=True):
             bucket.reached[place] |= is_written
 
-    def _wire_of(self, bucket: _Bucket) -> Tensor | None:
+    def _wire_of(self, bucket: Bucket) -> Tensor | None:
         """Return the tensor to all-reduce instead of the gradients, if any; a single rank rounds nothing."""
         return bucket.wire if self.ranks.size > 1 or bucket.is_half else None
 
@@ -341,31 +323,6 @@ class GradientBuckets:
             for parameter in bucket.members:
                 if not next(reached):
                     parameter.grad = None
-
-
-def _make_bucket(index: int, members: Sequence[nn.Parameter], *, exact: bool, wire_type: torch.dtype | None) -> _Bucket:
-    flat = torch.zeros(sum(p.numel() for p in members), dtype=members[0].dtype, device=members[0].device)
-    slices = [
-        # The strides that autograd expects: it adds in place, without a copy, for channels_last too.
-        part.as_strided(parameter.shape, gradient_strides(parameter))
-        for parameter, part in zip(members, flat.split([p.numel() for p in members]), strict=True)
-    ]
-    if wire_type is None and flat.dtype in _HALF_TYPES and not exact:
-        wire_type = torch.float32
-    return _Bucket(
-        index,
-        members,
-        flat,
-        slices,
-        wire=torch.zeros_like(flat, dtype=wire_type) if wire_type else None,
-        parts=exact_sums.split(torch.zeros_like(flat)) if exact else None,
-        reached=[False] * len(members),
-    )
-
-
-def _float32_or_better(flat: Tensor) -> Tensor:
-    """Return a copy in float32 or wider, so that sums are not rounded to 16 bits."""
-    return flat.to(torch.promote_types(flat.dtype, torch.float32), copy=True)
 
 
 def wire_type_of(rule: UpdateSection) -> torch.dtype | None:
