@@ -92,7 +92,7 @@ def test_gradients_of_zero_fit_and_keep_the_size() -> None:
 
 
 @pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
-def test_what_is_not_finite_does_not_fit_and_is_no_reason_to_repeat(value: float) -> None:
+def test_what_is_not_finite_does_not_fit_and_does_not_cause_a_repetition(value: float) -> None:
     numbers = FixedPoint()
     total = add_up(numbers, [torch.tensor([1.0, value]), torch.ones(2)])
     assert not numbers.fits(float(total[-1]))
