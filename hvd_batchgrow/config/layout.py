@@ -52,7 +52,8 @@ class LayoutSection(Section):
     ranks_per_gpu: PositiveInt | None = None
     """Most ranks that may share a GPU; with 2 or more, gradients are summed over Gloo. None: one rank per GPU."""
     threads_per_rank: PositiveInt | None = None
-    """Torch threads per rank. None: the host's cores divided by its ranks, or 1 with `exact`."""
+    """Torch threads per rank. None: the host's cores divided by its ranks, or 1 with `exact`, where it affects the
+    weights."""
 
     def unused(self) -> list[str]:
         """Return the keys that are set and that this `grow_by` does not use."""

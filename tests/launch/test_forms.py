@@ -180,6 +180,12 @@ def test_exact_mode_is_equal_to_the_bit_on_any_ranks(folder: Path) -> None:
     assert [compare_weights(one, other) for other in others] == ["bit-identical"] * 4
 
 
+def test_exact_mode_with_two_threads_per_rank_is_equal_to_the_bit_on_any_ranks(folder: Path) -> None:
+    threads = ["--layout.exact", "true", "--layout.threads-per-rank", "2"]
+    one, two = (train(folder, form, f"threads-{form}", *threads) for form in ("one", "mpirun"))
+    assert compare_weights(one, two) == "bit-identical"
+
+
 @pytest.mark.parametrize("comm", ["horovod", "torch"])
 def test_exact_mode_on_one_two_and_three_ranks_is_the_same_by_either_backend(folder: Path, comm: str) -> None:
     batch = ["--schedule.global-batch", "48", "--layout.exact", "true"]

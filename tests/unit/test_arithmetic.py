@@ -11,9 +11,11 @@ import tomli_w
 import torch
 
 from hvd_batchgrow.cli import main
+from hvd_batchgrow.comm.ranks import SingleRank
 from hvd_batchgrow.messages.errors import JobError
 from hvd_batchgrow.schedule.plan import compile_plan
 from hvd_batchgrow.train.arithmetic_settings import arithmetic
+from hvd_batchgrow.train.run.setup import prepare_rank
 from tests.helpers import NUM_TRAIN, job_tree, small_job
 
 WARNING = "layout.exact: the weights may differ in bits from a run without the change of"
@@ -25,16 +27,27 @@ def exact(job: str) -> str:
     return "exact.toml"
 
 
-def test_several_threads_are_refused_in_exact_mode(exact: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """The defect: `layout.threads_per_rank` overrode the single thread of exact mode without a word."""
-    assert main(["train", exact, "--layout.threads-per-rank", "2"]) == 2
-    fault = "layout.threads_per_rank: 2 threads sum in another order than 1, which layout.exact needs; set 1"
-    assert fault in capsys.readouterr().err
-    assert not Path("runs").exists()
-    for layout in ({"exact": True, "threads_per_rank": 1}, {"exact": False, "threads_per_rank": 2}):
-        compile_plan(small_job(layout=layout), 1, NUM_TRAIN)
-    with pytest.raises(JobError, match=r"layout\.threads_per_rank"):
-        compile_plan(small_job(layout={"exact": True, "threads_per_rank": 3}), 1, NUM_TRAIN)
+def test_an_exact_resume_with_another_number_of_threads_is_reported(
+    exact: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", exact, "--max-updates", "2"]) == 75
+    error = resumed(exact, capsys, "--layout.threads-per-rank", "2")
+    torch.set_num_threads(1)
+    assert "changed since the last attempt: torch threads was 1, is 2" in error
+    assert f"{WARNING} torch threads" in error
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_the_gradient_of_an_index_with_several_threads_is_reproducible(exact: bool) -> None:
+    """Without `use_deterministic_algorithms`, each of these differs from the first."""
+    before = torch.get_num_threads()
+    prepare_rank(small_job(layout={"exact": exact, "threads_per_rank": 2}), SingleRank())
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(1000, 64, generator=generator, requires_grad=True)
+    index, factors = torch.randint(1000, (20000,), generator=generator), torch.randn(20000, 64, generator=generator)
+    found = [torch.autograd.grad((rows[index] * factors).sum(), rows)[0] for _ in range(6)]
+    torch.set_num_threads(before)
+    assert all(torch.equal(gradient, found[0]) for gradient in found)
 
 
 @pytest.mark.parametrize("update", [{"precision": "float16"}, {"allreduce_dtype": "float16"}])
@@ -113,6 +126,7 @@ def test_the_switches_of_the_environment_and_of_torch_are_seen(monkeypatch: pyte
     monkeypatch.delenv("MKL_CBWR", raising=False)
     assert changed(lambda: os.environ.update(MKL_CBWR="COMPATIBLE")) == {"MKL_CBWR"}
     monkeypatch.delenv("MKL_CBWR")
+    torch.use_deterministic_algorithms(False)
     try:
         assert "deterministic algorithms" in changed(lambda: torch.use_deterministic_algorithms(True))
         assert "float32 matmul precision" in changed(lambda: torch.set_float32_matmul_precision("medium"))

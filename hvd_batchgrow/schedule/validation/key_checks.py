@@ -92,9 +92,6 @@ def _of_exact_mode(job: Job) -> Iterator[Fault]:
     if job.update.allreduce_dtype != "none":
         fault = f"{job.update.allreduce_dtype!r} rounds the sums that layout.exact keeps exact; choose one"
         yield Fault("update.allreduce_dtype", fault)
-    if (job.layout.threads_per_rank or 1) > 1:
-        fault = f"{job.layout.threads_per_rank} threads sum in another order than 1, which layout.exact needs; "
-        yield Fault("layout.threads_per_rank", f"{fault}set 1, or remove the key")
 
 
 def _useless_values(job: Job) -> Iterator[Fault]:

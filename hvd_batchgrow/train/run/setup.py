@@ -65,8 +65,11 @@ def _set_threads(job: Job, ranks: Ranks) -> None:
 
 
 def _set_arithmetic(job: Job, device: torch.device) -> None:
-    """On a GPU, set how float32 is multiplied and how kernels are chosen. Raises JobError."""
+    """Set how kernels are chosen and, on a GPU, how float32 is multiplied. Raises JobError."""
     precision, exact = job.update.precision, job.layout.exact
+    # On a CPU with several threads, the gradient of x[index] differs from run to run without this.
+    torch.use_deterministic_algorithms(exact or device.type == "cpu", warn_only=not exact)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # it finds bugs, slowly
     if device.type == "cpu":
         if precision == "tf32":
             fault = Fault("update.precision", "'tf32' is for GPUs, and the ranks use CPUs; use 'float32'")
@@ -74,7 +77,6 @@ def _set_arithmetic(job: Job, device: torch.device) -> None:
         return
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
     torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = not exact, exact
-    torch.use_deterministic_algorithms(exact)
     if exact:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it at its first multiplication
 
