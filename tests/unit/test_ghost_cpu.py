@@ -186,7 +186,7 @@ def test_its_relu_is_a_relu_after_it(affine: bool) -> None:
     x[0, 0, 0, 0] = float("nan")  # a ReLU passes NaN, forward and backward
     x[:, 1] = 7.0  # the output without bias is 0, where the ReLU's gradient is 0
     own = everything(ghost_cpu.normalise, x, 2, affine=affine, relu=True)
-    plain = everything(lambda *args, relu: _then_relu(ghost_cpu.normalise, *args), x, 2, affine=affine)
+    plain = everything(lambda *args, **_: _then_relu(ghost_cpu.normalise, *args), x, 2, affine=affine)
     for mine, expected in zip(own, plain, strict=True):
         torch.testing.assert_close(mine, expected, rtol=0, atol=0, equal_nan=True)
     assert (own[0] == 0).any()
