@@ -135,9 +135,10 @@ def check_norm_layers(job: Job, model: nn.Module, form: InputForm) -> None:
         recorder = try_norm_gradients(model, example, mixes_samples=mixes_samples(job.data))
         if job.layout.compile:
             refuse_compiled(recorder)
-    except ValueError as error:
-        fault = f"'norm_layers' is not possible with {job.model.name}: {error}; use 'passes'"
-        raise JobError([Fault("gradient_noise.estimator", fault)], job.name) from None
+    except Exception as error:  # a ValueError of the trial, or one of the user's own code
+        why = str(error) if isinstance(error, ValueError) else describe_error(error)
+        fault = f"'norm_layers' is not possible with {job.model.name}: {why}; use 'passes'"
+        raise JobError([Fault("gradient_noise.estimator", fault)], job.name) from error
     batch, group = half_up(job.schedule.enlarged_batch), job.model.ghost_batch
     if recorder.unit == "ghost batch" and batch <= group and job.trigger.measures_gradients:
         fault = f"{batch} is one ghost batch, so the norm layers have one gradient: tr(Σ) needs two; use >= {2 * group}"

@@ -48,6 +48,8 @@ class NormGradients:
         _check(model, self)
         self._num_samples = self._num_groups = 0
         """Of the micro-batch that is recorded; 0: nothing is recorded."""
+        self._is_one = False
+        """Whether the micro-batch is a single unit."""
         self._parts: dict[nn.Parameter, list[Tensor]] = defaultdict(list)
         """Gradients of units, (units, n), one for each use of the parameter."""
         self._wholes: dict[nn.Parameter, list[Tensor]] = defaultdict(list)
@@ -64,6 +66,7 @@ class NormGradients:
     def begin(self, num_samples: int, num_groups: int) -> None:
         """Record the next forward and backward pass, over samples that are whole ghost batches."""
         self._num_samples, self._num_groups = num_samples, num_groups
+        self._is_one = self.unit == "ghost batch" and num_groups == 1
         self._parts.clear()
         self._wholes.clear()
 
@@ -73,10 +76,10 @@ class NormGradients:
         Raises:
             ValueError: a parameter has a gradient from elsewhere than its norm.
         """
-        self._num_samples, is_one = 0, self.unit == "ghost batch" and self._num_groups == 1
-        if not is_one and (names := [self.names[p] for p in self._wholes if p not in self._parts]):
+        self._num_samples = 0
+        if not self._is_one and (names := [self.names[p] for p in self._wholes if p not in self._parts]):
             raise ValueError(f"{names[0]}: its norm was not in training mode, so gradient_noise cannot measure it")
-        found = self._wholes if is_one else self._parts
+        found = self._wholes if self._is_one else self._parts
         return {p: sum(parts[1:], parts[0]).reshape(-1, p.numel()) for p, parts in found.items()}
 
     def close(self) -> None:
@@ -97,7 +100,7 @@ class NormGradients:
 
     def _after_forward(self) -> Any:
         def after(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
-            if self._num_samples and output.requires_grad:
+            if self._num_samples and not self._is_one and output.requires_grad:
                 (x,) = (*args, *kwargs.values())
                 output.register_hook(lambda grad: self._keep_samples(module, x, grad))
 

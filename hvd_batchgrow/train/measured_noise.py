@@ -94,7 +94,8 @@ class MeasuredNoise:
         update: as a multiple of that of the norm layers, which hardly depends on B.
         """
         batch, factor = self._batch, self._used_factor
-        square = squares.trace / squares.squared_norm * max(0.0, layers.squared_norm + layers.trace / batch)
+        multiple = squares.trace / squares.squared_norm if squares.squared_norm else 0.0
+        square = multiple * max(0.0, layers.squared_norm + layers.trace / batch)
         noise, signal = factor * max(0.0, layers.trace), batch * max(0.0, layers.squared_norm)
         trace = batch * square * noise / (noise + signal) if noise else 0.0
         low, high = (None if end is None else factor * end for end in (layers.low, layers.high))
@@ -112,6 +113,8 @@ class MeasuredNoise:
     def load(self, state: Mapping[str, Mapping[str, Any]]) -> None:
         """Restore the result of `state`."""
         for name, sums in state.items():
+            if name.startswith(NORM_LAYERS) and self._section.estimator == "passes":
+                continue
             if name == _CALIBRATION:
                 self._batch, self._num_units = int(sums["batch"]), int(sums["num_units"])
                 self._factor = sums.get("factor")

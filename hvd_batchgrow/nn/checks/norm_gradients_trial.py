@@ -68,7 +68,9 @@ def _backward(model: nn.Module, example: Tree, before: SavedState, rows: slice) 
         outputs = [part for part in tensors_in(model(cloned(example))) if part.is_floating_point()]
         if wrong := [tuple(part.shape) for part in outputs if part.shape[:1] != (count,)]:
             raise ValueError(f"the network returns an output of shape {wrong[0]} for {count} samples; each needs a row")
-        torch.stack([nn.functional.softplus(part[rows].float()).sum() for part in outputs]).sum().backward()
+        losses = torch.stack([nn.functional.softplus(part.float()).flatten(1).sum(1) for part in outputs]).sum(0)
+        weights = torch.arange(1, count + 1, device=losses.device)  # equal ones may hide what a mean over samples does
+        (losses * weights)[rows].sum().backward()
     for norm in ghost_norms(model):
         norm.forget()
 
