@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,7 +26,9 @@ from hvd_batchgrow.train.update.loss_scale import LossScale
 from hvd_batchgrow.verification.tree_digest import tree_digest
 from tests import golden
 from tests.helpers import small_job
+from tests.parallel.test_measured import NOISE, assert_same, job_of, newest, train
 from tests.parallel.test_noise import assert_close, noise_of
+from tests.training import Recorder, StopAfter
 
 GROUP = golden.GROUP
 
@@ -230,3 +233,30 @@ def test_exact_measurements_are_those_of_one_rank_to_the_bit(ranks: Ranks, name:
         second = golden.serve(together, ranks, 1, update, 11)
         assert first.noise == second.noise
         assert first.gradient_norm == second.gradient_norm
+
+
+# --- a run that grows by it -------------------------------------------------------------------------
+
+
+def test_a_run_of_one_micro_batch_grows_and_resumes_with_the_same_averages(ranks: Ranks, tmp_path: Path) -> None:
+    sections = {"gradient_noise": {"estimator": "norm_layers"}, "layout": {"max_micro_batch": 96}}
+    job, recorder = job_of({**NOISE, "ratio": 0.001}, **sections), Recorder()
+    whole = train(job, ranks, tmp_path / "whole", recorder)
+    decisions = whole.state.growth.decisions
+    assert [decision.new_batch for decision in decisions] == [32, 64, 96]
+    assert all(decision.measured["estimator"] == "norm_layers" for decision in decisions)
+    if ranks.rank == 0:
+        layers = [record.norm_layers for record in recorder.records]
+        assert all(
+            found is not None and found.num_units == record.global_batch // 8
+            for found, record in zip(layers, recorder.records, strict=True)
+        )
+        assert all((found is not None and found.passes is not None) == (ranks.size > 1) for found in layers)
+        scales = [record.gradient_noise[ALL] for record in recorder.records]
+        own = [(found.factor, found.b_simple) for found in layers if found is not None]
+        for scale, (factor, b_simple) in zip(scales, own, strict=True):
+            assert scale.b_simple == (None if b_simple is None else pytest.approx(factor * b_simple))
+    train(job, ranks, tmp_path / "parts", stop=StopAfter(14, here=True))
+    parts = train(job, ranks, tmp_path / "parts", checkpoint=newest(ranks, tmp_path / "parts"))
+    assert_same(ranks, whole, parts)
+    assert whole.state.growth.state()["noise"] == parts.state.growth.state()["noise"]

@@ -107,7 +107,7 @@ def test_these_networks_can_be_measured_and_the_trial_leaves_no_trace(norm: nn.M
         (Net(nn.BatchNorm1d(4), straight), "norm is a torch batch norm, .* convert it to a ghost norm"),
         (
             Net(nn.LayerNorm(4), tokens_first),
-            r"gradient of norm.weight and norm.bias is not a sum over separate samples",
+            r"gradient of norm.weight, norm.bias is not a sum over separate samples",
         ),
         (Net(nn.LayerNorm(4), mixing), "is not a sum over separate samples"),
         (Net(nn.LayerNorm(4), weight_elsewhere), "gradient of norm.weight is not a sum over separate samples"),
@@ -180,7 +180,7 @@ def test_a_compiled_network_gives_the_same(tmp_path: Path, monkeypatch: pytest.M
 
 def test_a_compiled_network_with_layer_norms_is_refused() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4))
-    model.compile()
+    model._compiled_call_impl = lambda: None  # as compile() sets it
     with pytest.raises(ValueError, match="in a compiled network only ghost norms can be measured, not LayerNorm"):
         NormGradients(model)
 
@@ -281,7 +281,8 @@ def test_the_factor_of_the_job_counts_until_the_run_has_measured_its_own() -> No
     # The scale of the whole gradient follows from its |g|², and so tr(Σ) and |G|² do.
     whole = noise.scales[ALL]
     assert whole.b_simple == pytest.approx(72.0, rel=0.02)
-    assert (whole.trace, whole.squared_norm) == (pytest.approx(360.0, rel=0.02), pytest.approx(5.0, rel=0.02))
+    assert whole.trace == pytest.approx(360.0, rel=0.02)
+    assert whole.squared_norm == pytest.approx(5.0, rel=0.02)
     fed(noise, 2, 64, f=2.0, passes=True)
     assert noise.norm_layers is not None
     assert not noise.norm_layers.is_measured  # two updates have no interval
