@@ -19,4 +19,4 @@ def contestants(ranks: Ranks, num_passes: int, num_updates: int) -> Contestants:
 
 
 if __name__ == "__main__":
-    compare(__doc__, contestants, "fast")
+    compare(__doc__, {"ghost norms": contestants}, "fast")

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import itertools
+import time
 from collections.abc import Callable, Mapping
 
 import torch
+from torch import nn
 
 from benchmarks.turns import print_rates, take_turns
 from hvd_batchgrow.comm.backend import connect
@@ -20,44 +23,65 @@ GHOST_BATCH = 64
 Contestants = Mapping[str, Callable[[], int]]
 
 
-def compare(description: str | None, make: Callable[[Ranks, int, int], Contestants], reference: str) -> None:
-    """Print the rates of contestants on rank 0, for each number of micro-batches.
+def compare(
+    description: str | None, makes: Mapping[str, Callable[[Ranks, int, int], Contestants]], reference: str
+) -> None:
+    """Print the rates of contestants on rank 0, for each network and number of micro-batches.
 
     Args:
         description: of the command.
-        make: from ranks, micro-batches of an update and updates of a turn to contestants.
+        makes: for each kind of network, a function from ranks, micro-batches of an update and updates of a turn to
+            contestants.
         reference: the contestant to which the others are compared.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--turns", type=int, default=41)
     parser.add_argument("--updates", type=int, default=10, help="per turn")
     parser.add_argument("--passes", type=int, nargs="+", default=[1, 5], help="micro-batches of an update on each rank")
+    parser.add_argument("--cpu-time", action="store_true", help="count CPU time, which other work disturbs less")
     options = parser.parse_args()
+    clock = time.process_time if options.cpu_time else time.perf_counter
     torch.set_num_threads(1)
     ranks = connect("auto")
-    for num_passes in options.passes:
-        rates = take_turns(make(ranks, num_passes, options.updates), options.turns)
+    for network, num_passes in itertools.product(makes, options.passes):
+        rates = take_turns(makes[network](ranks, num_passes, options.updates), options.turns, clock=clock)
         if ranks.rank == 0:
-            print(f"ranks: {ranks.size}, micro-batches of {GHOST_BATCH} samples on each: {num_passes}")
+            print(f"{network}, ranks: {ranks.size}, micro-batches of {GHOST_BATCH} samples on each: {num_passes}")
             print_rates(rates, "updates/s", reference)
     ranks.close()
 
 
 def make_updates(
-    ranks: Ranks, num_passes: int, num_updates: int, *, exact: bool = False
+    ranks: Ranks,
+    num_passes: int,
+    num_updates: int,
+    *,
+    exact: bool = False,
+    groups_of_pass: int = 1,
+    change: Callable[[nn.Module], nn.Module] = lambda model: model,
 ) -> tuple[UpdateEngine, Callable[[], int]]:
-    """Return an engine, and a function that does some updates with it and returns their number."""
+    """Return an engine, and a function that does some updates with it and returns their number.
+
+    Args:
+        ranks: share an update.
+        num_passes: micro-batches of an update on each rank.
+        num_updates: of a call of the function.
+        exact: as `UpdateEngine` takes it.
+        groups_of_pass: ghost batches of a micro-batch of `GHOST_BATCH` samples.
+        change: replaces modules of the network.
+    """
     torch.manual_seed(0)
     images, labels = torch.randn(GHOST_BATCH, 1, 28, 28), torch.randint(10, (GHOST_BATCH,))
-    num_groups = num_passes * ranks.size
-    batch = num_groups * GHOST_BATCH
+    num_groups = num_passes * groups_of_pass * ranks.size
+    batch = num_passes * ranks.size * GHOST_BATCH
     phase = Phase(0.0, 0.01, 0.9, batch, float(batch), start_samples=0, num_updates=num_updates)
-    model = small_conv_net.build(1, 10, ghost_batch=GHOST_BATCH, bn_momentum=0.1)
+    model = change(small_conv_net.build(1, 10, ghost_batch=GHOST_BATCH // groups_of_pass, bn_momentum=0.1))
     engine = UpdateEngine(model, torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9), ranks, exact=exact)
 
     def work() -> int:
         for _ in range(num_updates):
-            passes = (MicroBatch(images, labels, (k * ranks.size + ranks.rank,)) for k in range(num_passes))
+            firsts = ((k * ranks.size + ranks.rank) * groups_of_pass for k in range(num_passes))
+            passes = (MicroBatch(images, labels, tuple(range(k, k + groups_of_pass))) for k in firsts)
             engine.update(passes, num_passes, phase, num_groups)
         return num_updates
 

@@ -16,7 +16,10 @@ def synchronize(device: torch.device) -> None:
 
 
 def take_turns(
-    contestants: Mapping[str, Callable[[], int]], turns: int, is_over: Callable[[], bool] = lambda: False
+    contestants: Mapping[str, Callable[[], int]],
+    turns: int,
+    is_over: Callable[[], bool] = lambda: False,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
     """Run each contestant once per turn. Each turn begins with another contestant.
 
@@ -24,6 +27,7 @@ def take_turns(
         contestants: each does some work and returns the number of processed items.
         turns: number of timed turns; an untimed one precedes them.
         is_over: called after each timed turn but the first two; True: take no further turns.
+        clock: returns seconds.
 
     Returns:
         Items per second of each contestant, one for each turn.
@@ -33,10 +37,10 @@ def take_turns(
     for turn in range(turns + 1):
         for k in range(len(names)):
             name = names[(k + turn) % len(names)]
-            begin = time.perf_counter()
+            begin = clock()
             items = contestants[name]()
             if turn:
-                rates[name].append(items / (time.perf_counter() - begin))
+                rates[name].append(items / (clock() - begin))
         if turn > 2 and is_over():
             break
     return rates

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, JsonValue
 
@@ -209,16 +209,26 @@ class UpdateSection(Section):
 
 
 class GradientNoiseSection(Section):
-    """`[gradient_noise]`: measure B_simple = tr(Σ)/|G|² from the gradients of an update's micro-batches."""
+    """`[gradient_noise]`: measure B_simple = tr(Σ)/|G|² from the gradients of an update's parts."""
 
     measure: bool = False
     """Measure and record B_simple. A trigger that needs it measures it in any case."""
+    estimator: Literal["passes", "norm_layers"] = "passes"
+    """passes: from the gradients of an update's micro-batches, at least two over all ranks. norm_layers: from the
+    gradients of normalisation layers for each ghost batch or, in networks without batch norm, each sample."""
+    norm_layers_factor: PositiveFloat = 1.0
+    """norm_layers: B_simple of the network as a multiple of that of its norm layers, until the run has measured it in
+    updates of several micro-batches."""
     ema_epochs: PositiveFloat = 0.5
     """Time constant, in epochs, of the separate moving averages of tr(Σ) and |G|²."""
     preconditioned: bool = False
     """For Adam. true: measure the gradient after Adam's scaling of each element. false: measure the gradient itself."""
     per_layer_group: bool = False
     """Also record B_simple for each child module of the network."""
+
+    def unmeasured(self) -> Self:
+        """Return the section of a job without a trigger that does not measure."""
+        return type(self)(ema_epochs=self.ema_epochs, preconditioned=self.preconditioned)
 
 
 class EvaluationSection(Section):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from hvd_batchgrow.config import Job
+from hvd_batchgrow.config import DataSection, Job
 from hvd_batchgrow.config.model_specs import OWN, read_name
 from hvd_batchgrow.data.datasets.example import Example, InputForm
 from hvd_batchgrow.import_string import describe_error
@@ -15,15 +15,19 @@ from hvd_batchgrow.messages.errors import Fault, JobError, faults_of
 from hvd_batchgrow.nn.checks.deterministic_trial import any_kernels, nondeterministic_layer
 from hvd_batchgrow.nn.checks.layout_hazards import NUM_SAMPLES, layout_hazards
 from hvd_batchgrow.nn.checks.model_keys import check_network, check_shape
+from hvd_batchgrow.nn.checks.norm_gradients_trial import NUM_SAMPLES as NUM_NORM_TRIAL
+from hvd_batchgrow.nn.checks.norm_gradients_trial import try_norm_gradients
 from hvd_batchgrow.nn.freeze import freeze
 from hvd_batchgrow.nn.ghost.convert import fuse_relu
 from hvd_batchgrow.nn.ghost.ghost_batch_norm import ghost_norms
 from hvd_batchgrow.nn.load_weights import load_weights
+from hvd_batchgrow.nn.norm_gradients import refuse_compiled
 from hvd_batchgrow.nn.own_network import load_own, try_own
 from hvd_batchgrow.nn.state.forward_state import NUM_SAMPLES as NUM_TRIAL
 from hvd_batchgrow.nn.state.forward_state import ForwardState
 from hvd_batchgrow.nn.state.side_effect_free import trial_samples
 from hvd_batchgrow.nn.weights_file import WeightsFile
+from hvd_batchgrow.schedule.rounding import half_up
 
 
 def check_model(job: Job) -> None:
@@ -110,6 +114,40 @@ def check_deterministic(job: Job, model: nn.Module, form: InputForm) -> None:
         remedy = 'use another layer, layout.exact = false, or layout.device = "cpu"'
         fault = f"{job.model.name} has no deterministic kernel on {device} at {layer}; {remedy}"
         raise JobError([Fault("layout.exact", fault)], job.name)
+
+
+def check_norm_layers(job: Job, model: nn.Module, form: InputForm) -> None:
+    """Check that the gradient noise of the norm layers can be measured, if the job does so.
+
+    Args:
+        job: names the estimator.
+        model: from `build_model`, on the device; not compiled yet.
+        form: as `build_model` takes it.
+
+    Raises:
+        JobError: it cannot be measured, or a trigger needs it and an update of the first batch is a single unit.
+    """
+    noise = job.gradient_noise
+    if noise.estimator == "passes" or not (noise.measure or job.trigger.measures_gradients):
+        return
+    example = trial_samples(model, NUM_NORM_TRIAL, _input_form(job, form))
+    try:
+        recorder = try_norm_gradients(model, example, mixes_samples=mixes_samples(job.data))
+        if job.layout.compile:
+            refuse_compiled(recorder)
+    except Exception as error:  # a ValueError of the trial, or one of the user's own code
+        why = str(error) if isinstance(error, ValueError) else describe_error(error)
+        fault = f"'norm_layers' is not possible with {job.model.name}: {why}; use 'passes'"
+        raise JobError([Fault("gradient_noise.estimator", fault)], job.name) from error
+    batch, group = half_up(job.schedule.enlarged_batch), job.model.ghost_batch
+    if recorder.unit == "ghost batch" and batch <= group and job.trigger.measures_gradients:
+        fault = f"{batch} is one ghost batch, so the norm layers have one gradient: tr(Σ) needs two; use >= {2 * group}"
+        raise JobError([Fault("schedule.global_batch", fault)], job.name)
+
+
+def mixes_samples(data: DataSection) -> bool:
+    """Return whether the inputs of a sample depend on other samples of its ghost batch."""
+    return bool(data.mixup_alpha or data.cutmix_alpha)
 
 
 def hazards(job: Job, model: nn.Module, form: InputForm) -> list[str]:

@@ -153,7 +153,8 @@ def _noise(record: TrainLine | None) -> str:
     if band is None:
         return "not measured"
     known = "unresolved" if band.b_simple is None else f"{band.b_simple:,.0f}"
-    return known + _interval(band)
+    layers = "" if band.factor is None else f" (norm layers × {band.factor:.2f})"
+    return known + _interval(band) + layers
 
 
 def _interval(band: NoiseBand) -> str:

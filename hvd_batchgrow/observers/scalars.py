@@ -44,6 +44,10 @@ def record_scalars(record: TrainRecord) -> dict[str, float]:
         scalars["lars/trust_ratio_p50"] = record.trust_ratio
     for name, noise in record.gradient_noise.items():
         scalars |= _noise_scalars("" if name == ALL else f"/{name}", noise, record.global_batch)
+    if (layers := record.norm_layers) is not None:
+        scalars["noise/norm_layers_factor"] = layers.factor
+        if layers.b_simple is not None:
+            scalars["noise/norm_layers_b_simple"] = layers.b_simple
     return _finite(scalars)
 
 

@@ -21,6 +21,8 @@ class NoiseBand:
     low: float | None
     """Ends of the 95 % confidence interval; None: unbounded or not known yet."""
     high: float | None
+    factor: float | None = None
+    """The factor from B_simple of the norm layers; None: it comes from micro-batches."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ class TrainLine:
             data_wait_pct=_real(line.get("data_wait_pct")),
             allreduce_pct=_real(line.get("allreduce_pct")),
             skipped=_count(line.get("skipped")),
-            noise=_noise(line.get("gradient_noise")),
+            noise=_noise(line.get("gradient_noise"), line.get("norm_layers")),
         )
 
 
@@ -116,8 +118,10 @@ def _real(value: Any) -> float:
     return math.nan if found is None else found
 
 
-def _noise(tree: Any) -> NoiseBand | None:
+def _noise(tree: Any, layers: Any) -> NoiseBand | None:
     scale = tree.get("all") if isinstance(tree, dict) else None
     if not isinstance(scale, dict):
         return None
-    return NoiseBand(*(number(scale.get(key)) for key in ("b_simple", "low", "high")))
+    factor = number(layers.get("factor")) if isinstance(layers, dict) else None
+    b_simple, low, high = (number(scale.get(key)) for key in ("b_simple", "low", "high"))
+    return NoiseBand(b_simple, low, high, factor)

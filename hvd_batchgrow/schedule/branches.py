@@ -152,7 +152,7 @@ def branch_job(point: BranchPoint, wanted: BranchRequest, factor: int, ranks: in
         "optim": _optim(job.optim, point.phase, factor, wanted.lr_rule),
         "schedule": schedule,
         "trigger": NoTrigger(name="none"),
-        "gradient_noise": job.gradient_noise.model_copy(update={"measure": False, "per_layer_group": False}),
+        "gradient_noise": job.gradient_noise.unmeasured(),
         "update": job.update.model_copy(update={"on_nonfinite": "skip"}),
         "evaluation": job.evaluation.model_copy(update={"every_epochs": 2 * epochs}),
         "checkpoint": job.checkpoint.model_copy(update={"keep": 1, "keep_best": None}),

@@ -114,12 +114,24 @@ class Plan:
 
     def _noise_notes(self) -> list[str]:
         """Return the batches at which the gradient noise cannot be measured."""
-        if not self.job.gradient_noise.measure:
+        noise = self.job.gradient_noise
+        if not noise.measure:
             return []
+        if noise.estimator == "norm_layers":
+            return self._norm_layer_notes()
         phases = zip(self.schedule.phases, self.layouts, strict=True)
         batches = [p.global_batch for p, layout in phases if p.num_updates and layout.ranks * layout.accumulation == 1]
         reasons = [str(one_gradient(self.job, batch)) for batch in sorted(set(batches))]
         return [f"gradient_noise.measure: an update of one micro-batch is not measured; {why}" for why in reasons]
+
+    def _norm_layer_notes(self) -> list[str]:
+        """Return the note on updates of one ghost batch, in which ghost norms have no second gradient."""
+        if all(phase.global_batch > self.ghost_batch for phase in self.schedule.phases if phase.num_updates):
+            return []
+        return [
+            f"gradient_noise.measure: an update of one ghost batch ({self.ghost_batch} samples) is not measured if the "
+            "network has batch norms; use a smaller model.ghost_batch"
+        ]
 
     def _phase_to_dict(self, phase: Phase, layout: Layout) -> dict[str, Any]:
         values = asdict(phase) | asdict(layout) | {"noise_scale": self.noise_scale(phase)}

@@ -47,6 +47,8 @@ class Measurement:
     """Metric of an evaluation at this counter; None: no evaluation, or its loss was not finite."""
     was_unusable: bool = False
     """Whether an evaluation at this counter had an infinite or NaN loss."""
+    norm_layers_factor: float | None = None
+    """The factor by which B_simple of the norm layers was multiplied; None: the estimator is "passes"."""
 
     @property
     def b_simple(self) -> float | None:
@@ -62,11 +64,12 @@ class Measurement:
             return None
         return self.squared_norm + self.trace / self.global_batch
 
-    def numbers(self) -> dict[str, float]:
-        """Return the known values, for the record."""
+    def numbers(self) -> dict[str, Any]:
+        """Return the known values, for the record, and the estimator of the noise if it is not "passes"."""
         values = {name: value for name, value in asdict(self).items() if name not in {"samples", "was_unusable"}}
         known = {name: value for name, value in values.items() if value is not None}
-        return known | ({} if self.b_simple is None else {"b_simple": self.b_simple})
+        estimator = {} if self.norm_layers_factor is None else {"estimator": "norm_layers"}
+        return known | estimator | ({} if self.b_simple is None else {"b_simple": self.b_simple})
 
 
 class RuleState(BaseModel):

@@ -53,7 +53,7 @@ def decay_twin(job: Job, num_samples: int, decisions: Sequence[Decision] = ()) -
     )
     layout = job.layout.grown_by("accumulation")
     noise = job.gradient_noise  # without a trigger, which may have measured it
-    noise = noise.model_copy(update={"per_layer_group": noise.per_layer_group and noise.measure})
+    noise = noise if noise.measure else noise.unmeasured()
     optim = job.optim.model_copy(update={"lr": lr})
     changes = {"name": f"{job.name}-twin", "optim": optim, "schedule": twin, "layout": layout}
     return job.model_copy(update={**changes, "trigger": NoTrigger(name="none"), "gradient_noise": noise})

@@ -13,7 +13,7 @@ from hvd_batchgrow.messages.errors import unwritable
 from hvd_batchgrow.results.outcomes import Outcomes
 from hvd_batchgrow.schedule.adaptive.decisions import Decision
 from hvd_batchgrow.schedule.plan import Plan
-from hvd_batchgrow.train.update.gradient_noise import GradientNoiseScale
+from hvd_batchgrow.train.update.gradient_noise import GradientNoiseScale, NormLayers
 
 if TYPE_CHECKING:  # it imports torch, which `plan` does without
     from hvd_batchgrow.comm.hardware import Hardware
@@ -87,6 +87,8 @@ class TrainRecord:
     """Updates skipped since the start of the run because they were not finite."""
     gradient_noise: dict[str, GradientNoiseScale] = field(default_factory=dict)
     """Noise scale of the whole gradient ("all") and, if requested, of each layer group; empty: not measured."""
+    norm_layers: NormLayers | None = None
+    """With the estimator "norm_layers": what it was computed from; None: not measured."""
     elapsed_s: float | None = None
     """Wall time of the run up to here, over all attempts, with evaluations and checkpoints; None outside of a run."""
 

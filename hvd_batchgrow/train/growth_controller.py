@@ -20,9 +20,10 @@ from hvd_batchgrow.schedule.plan import Plan
 from hvd_batchgrow.schedule.rounding import period_ends
 from hvd_batchgrow.schedule.trigger import Measurement, TriggerRule, bounded, make_trigger
 from hvd_batchgrow.storage.strict_json import dump_json
+from hvd_batchgrow.train.measured_noise import MeasuredNoise
 from hvd_batchgrow.train.run.decision_record import open_decisions, write_decisions
 from hvd_batchgrow.train.update.engine import UpdateResult
-from hvd_batchgrow.train.update.gradient_noise import GradientNoiseScale, NoiseAverage
+from hvd_batchgrow.train.update.gradient_noise import GradientNoiseScale, NormLayers
 from hvd_batchgrow.train.update.gradient_norms import ALL
 from hvd_batchgrow.train.update.weight_average import WeightAverage
 
@@ -42,7 +43,7 @@ class GrowthController:
     def __init__(self, job: Job, num_samples: int, model: nn.Module, average: WeightAverage | None = None) -> None:
         self._job, self._num_samples, self._model, self._average = job, num_samples, model, average
         self._trigger: TriggerRule | None = make_trigger(job, num_samples) if job.is_adaptive else None
-        self._noise: dict[str, NoiseAverage] = {}
+        self._noise = MeasuredNoise(job.gradient_noise, num_samples)
         self._loss = _Average(job.gradient_noise.ema_epochs * num_samples)
         self._best: dict[str, Any] = {}
         self._best_average: dict[str, Tensor] = {}
@@ -69,16 +70,19 @@ class GrowthController:
     @property
     def noise(self) -> dict[str, GradientNoiseScale]:
         """Known noise scales of the whole gradient and of layer groups, by name."""
-        return {name: value for name, average in self._noise.items() if (value := average.value)}
+        return self._noise.scales
+
+    @property
+    def norm_layers(self) -> NormLayers | None:
+        """The calibration of the norm layers' noise; None: it is not measured."""
+        return self._noise.norm_layers
 
     def add(self, result: UpdateResult, samples: int) -> None:
         """Add the measurements of an update of `samples` samples."""
         if result.skipped:
             return
         self._loss.add(result.loss_sum / result.weight, samples)
-        for name, seen in result.noise.items():
-            memory_samples = self._job.gradient_noise.ema_epochs * self._num_samples
-            self._noise.setdefault(name, NoiseAverage(memory_samples)).add(seen, samples)
+        self._noise.add(result, samples)
 
     def look(
         self, ranks: Ranks, plan: Plan, samples: int, metrics: Mapping[str, float], folder: Path
@@ -154,6 +158,7 @@ class GrowthController:
             self._loss.value,
             None if was_unusable else metric,
             was_unusable,
+            norm_layers_factor=layers.factor if (layers := self.norm_layers) else None,
         )
 
     def _follow(self, samples: int) -> Decision | None:
@@ -182,7 +187,7 @@ class GrowthController:
             "decisions": [decision.to_dict() for decision in self.decisions],
             "replayed_from": self.replayed_from,
             "trigger": self._trigger.state.model_dump() if self._trigger else {},
-            "noise": {name: average.state() for name, average in self._noise.items()},
+            "noise": self._noise.state(),
             "loss": self._loss.state(),
             "best": self._best,
             "best_average": self._best_average,
@@ -197,9 +202,7 @@ class GrowthController:
             self._set_replay(state["replayed_from"])
         if self._trigger and state["trigger"]:
             self._trigger.load(state["trigger"])
-        for name, sums in state["noise"].items():
-            self._noise[name] = NoiseAverage(self._job.gradient_noise.ema_epochs * self._num_samples)
-            self._noise[name].load(sums)
+        self._noise.load(state["noise"])
         self._loss.load(state["loss"])
         self._best, self._best_average = dict(state["best"]), dict(state["best_average"])
 

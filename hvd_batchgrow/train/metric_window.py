@@ -81,6 +81,7 @@ class MetricWindow:
             trust_ratio=trust_ratio,
             skipped=state.num_skipped,
             gradient_noise=state.growth.noise,
+            norm_layers=state.growth.norm_layers,
             elapsed_s=state.elapsed_s,
         )
 

@@ -17,7 +17,16 @@ from hvd_batchgrow.data.order.stream import Stream, groups_of_rank
 from hvd_batchgrow.data.pipeline.reader import GhostBatchStream, Reader
 from hvd_batchgrow.data.pipeline.sampler import NumGroups, OnBad, one_by_one
 from hvd_batchgrow.messages.errors import Fault, JobError, faults_of
-from hvd_batchgrow.nn.build import build_model, check_deterministic, forward_state, hazards, load_pretrained
+from hvd_batchgrow.nn.build import (
+    build_model,
+    check_deterministic,
+    check_norm_layers,
+    forward_state,
+    hazards,
+    load_pretrained,
+    mixes_samples,
+)
+from hvd_batchgrow.nn.norm_gradients import NormGradients
 from hvd_batchgrow.nn.state.forward_state import ForwardState
 from hvd_batchgrow.nn.weights_file import WeightsFile, read_weights
 from hvd_batchgrow.optim.build import build_optimizer
@@ -77,6 +86,15 @@ class TrainingParts:
         )
         self.keyed_by = (job.seed, len(source.train)) if self.engine.dropouts else None
         """Seed and N, if the network draws dropout by sample."""
+
+    def measure_noise(self) -> None:
+        """Measure the noise in the gradient of each following update, as the job says."""
+        section, layers = self.job.gradient_noise, None
+        if section.estimator == "norm_layers":
+            layers = NormGradients(self.model, mixes_samples=mixes_samples(self.job.data))
+        self.engine.measure_noise(
+            preconditioned=section.preconditioned, per_layer_group=section.per_layer_group, layers=layers
+        )
 
     def ghost_batches(
         self, samples: int, ranks: Ranks, num_groups: NumGroups = one_by_one, *, beside: bool = False
@@ -140,8 +158,8 @@ def _build_network(
     """Return the job's network ready for training, notes on its weights, its `hazards`, and the state it changes.
 
     Raises:
-        JobError: as `build_model`, `load_pretrained`, `check_deterministic` and `forward_state`; or the job is exact
-            and the network has hazards.
+        JobError: as `build_model`, `load_pretrained`, `check_deterministic`, `forward_state` and `check_norm_layers`;
+            or the job is exact and the network has hazards.
     """
     form = source_form(source, job.task.target)
     model = build_model(job, form, source.num_classes)
@@ -154,6 +172,7 @@ def _build_network(
     if found and job.layout.exact:
         fault = f"is not possible with {job.model.name}; at {'; '.join(found)}"
         raise JobError([Fault("layout.exact", fault)], job.name)
+    check_norm_layers(job, model, form)
     if job.data.channels_last:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if job.layout.compile:

@@ -193,8 +193,7 @@ class Trainer:
         notes = self.state.growth.open(self.folder, self.ranks, self.plan, self.state.samples, replay)
         self._replan()
         if self.state.growth.measures_noise:
-            section, engine = self.job.gradient_noise, self.parts.engine
-            engine.measure_noise(preconditioned=section.preconditioned, per_layer_group=section.per_layer_group)
+            self.parts.measure_noise()
         return notes
 
     def _use(self, team: Ranks) -> None:

@@ -95,6 +95,7 @@ JOBS: dict[str, tuple[Callable[[], Job], int]] = {
     ),
     "exact": (lambda: short_job(layout=EXACT), 1),
     "noise": (lambda: short_job(gradient_noise=NOISE), 2),
+    "noise of norm layers": (lambda: short_job(gradient_noise={"measure": True, "estimator": "norm_layers"}), 2),
     "exact, noise, clipping, lars": (
         lambda: short_job(optim=LARS, layout=EXACT, gradient_noise=NOISE, update={"clip_norm": 0.5}),
         2,

@@ -97,6 +97,21 @@ def test_output_statistics_and_gradients_are_those_of_pytorch(
         torch.testing.assert_close(value.double(), expected, rtol=1e-5, atol=1e-4)
 
 
+@every_case
+@pytest.mark.parametrize("relu", [True, False])
+def test_the_kept_sums_are_the_gradients_of_single_ghost_batches(case: Case, device: torch.device, relu: bool) -> None:
+    x, upstream = drawn(case, device), drawn(case, device, seed=3)
+    weight, bias = parameters(case.shape[1], device)
+    kept: list[Tensor] = []
+    y, _ = ghost_triton.normalise(x, weight, bias, len(x) // GHOST, EPS, relu=relu, keep_sums=kept.append)
+    torch.autograd.grad(y, (weight, bias), upstream)
+    (sums,) = kept
+    for k, found in enumerate(sums):
+        rows = slice(k * GHOST, (k + 1) * GHOST)
+        *_, of_weight, of_bias = expected_results(x[rows], weight, bias, upstream[rows], relu=relu)
+        torch.testing.assert_close(found.double(), torch.stack((of_weight, of_bias)), rtol=1e-5, atol=1e-4)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("case", [CASES["rows"], CASES["columns, a tile each split"]])
 def test_16_bit_inputs_have_float32_statistics(case: Case, device: torch.device, dtype: torch.dtype) -> None:

@@ -44,7 +44,7 @@ class Terms:
         loss = torch.zeros(())
         for k in self.ready[::-1]:  # what was computed last is differentiated first
             loss = loss + (10.0**k * self.parameters[k]).sum()
-        self.buckets.zero()
+        self.buckets.zero(1)
         self.buckets.start_when_ready(1.0)
         self.buckets.begin_backward(loss, 1)
         loss.backward()

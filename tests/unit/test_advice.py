@@ -174,6 +174,13 @@ def test_a_record_without_measurement_differs_from_an_unresolved_one() -> None:
     assert (bare.is_measured, bare.is_resolved, bare.gradients) == (False, False, 4)
 
 
+def test_norm_layers_have_a_gradient_for_each_unit() -> None:
+    (one,) = read_observations(lines(seen(0.05, lambda _: 1), norm_layers={"num_units": 2, "factor": 1.0}))
+    assert one.gradients == 2
+    job = small_job(gradient_noise={"measure": True, "estimator": "norm_layers"})
+    assert "measure with a ghost batch below 8" in "".join(weaknesses([one], job, N))
+
+
 def test_typical_is_by_samples() -> None:
     short, long = (Observation(a, b, 1, B0, 0.1, 2, b_simple=v) for a, b, v in ((0, 10, 1.0), (10, 100, 2.0)))
     assert typical([long, short], lambda o: o.b_simple, 0.1) == 1.0

@@ -180,13 +180,29 @@ def test_processors_without_vectors_are_bit_identical(
 
 
 @needs_library
+@needs_library
+@pytest.mark.parametrize("normalise", [ghost_cpu.normalise, ghost_reference.normalise])
+@pytest.mark.parametrize("relu", [True, False])
+def test_the_kept_sums_are_the_gradients_of_single_ghost_batches(normalise: ghost_choice.Normalise, relu: bool) -> None:
+    x, upstream = made((3, 4, 5, 6, 6)), made((3, 4, 5, 6, 6), seed=3)
+    kept: list[Tensor] = []
+    weight, bias = parameters(5)
+    y, _ = normalise(x, weight, bias, 3, EPS, relu=relu, keep_sums=kept.append)
+    torch.autograd.grad(y, (weight, bias), upstream)
+    for found, one, grad in zip(kept[0], x.double().split(4), upstream.double().split(4), strict=True):
+        norm = torch.nn.BatchNorm2d(5, EPS, dtype=torch.float64)
+        norm.load_state_dict({"weight": weight, "bias": bias}, strict=False)
+        wanted = torch.autograd.grad(norm(one).relu() if relu else norm(one), list(norm.parameters()), grad)
+        torch.testing.assert_close(found.double(), torch.stack(wanted), rtol=1e-5, atol=1e-4)
+
+
 @pytest.mark.parametrize("affine", [True, False])
 def test_its_relu_is_a_relu_after_it(affine: bool) -> None:
     x = made((2, 4, 3, 5, 5))
     x[0, 0, 0, 0] = float("nan")  # a ReLU passes NaN, forward and backward
     x[:, 1] = 7.0  # the output without bias is 0, where the ReLU's gradient is 0
     own = everything(ghost_cpu.normalise, x, 2, affine=affine, relu=True)
-    plain = everything(lambda *args, relu: _then_relu(ghost_cpu.normalise, *args), x, 2, affine=affine)
+    plain = everything(lambda *args, **_: _then_relu(ghost_cpu.normalise, *args), x, 2, affine=affine)
     for mine, expected in zip(own, plain, strict=True):
         torch.testing.assert_close(mine, expected, rtol=0, atol=0, equal_nan=True)
     assert (own[0] == 0).any()

@@ -131,6 +131,15 @@ def test_the_gradient_noise_scale(scale: Any, text: str) -> None:
     assert [row.removeprefix("B_simple").strip() for row in lines if row.startswith("B_simple")] == [text]
 
 
+def test_noise_from_norm_layers_is_shown_with_its_factor() -> None:
+    keys: dict[str, Any] = {"gradient_noise": NOISE, "norm_layers": {"factor": 1.314, "b_simple": 40.0}}
+    lines = shown(state_of(line(16, 1, **keys)).view(), 120)
+    assert any("(norm layers × 1.31)" in row for row in lines)
+    assert not any(
+        "norm layers" in row for row in shown(state_of(line(16, 1, **keys | {"norm_layers": 3})).view(), 120)
+    )
+
+
 def test_an_uneven_batch_is_not_shown_as_a_product() -> None:
     assert "B 16 on 3 ranks, 1 pass of ≤ 8" in shown(state_of(line(16, 1, ranks=3)).view(), 80)[1]
 

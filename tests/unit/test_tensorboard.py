@@ -22,7 +22,7 @@ from hvd_batchgrow.observers.event_files import event_files
 from hvd_batchgrow.observers.markdown import markdown_table
 from hvd_batchgrow.observers.scalars import record_scalars
 from hvd_batchgrow.observers.tensorboard import TensorBoard, chart_layout, plan_markdown
-from hvd_batchgrow.train.update.gradient_noise import GradientNoiseScale
+from hvd_batchgrow.train.update.gradient_noise import GradientNoiseScale, NormLayers
 from tests.helpers import small_job
 from tests.unit.test_watch import PLAN, ended, evaluation, record, run, started
 
@@ -188,6 +188,13 @@ def test_the_band_has_equal_steps(low: float | None, high: float | None, has_ban
     assert scalars["noise/gradient_b_simple"] == 200.0
     assert scalars["batch/over_b_simple"] == 16 / 200
     assert band & set(scalars) == (band if has_band else set())
+
+
+def test_the_calibration_of_norm_layers_is_drawn() -> None:
+    layers = NormLayers(b_simple=150.0, passes=None, factor=1.25, is_measured=False, num_units=4)
+    scalars = record_scalars(replace(record(160), norm_layers=layers))
+    assert (scalars["noise/norm_layers_b_simple"], scalars["noise/norm_layers_factor"]) == (150.0, 1.25)
+    assert not any(name.startswith("noise/norm_layers") for name in record_scalars(record(160)))
 
 
 def test_values_that_are_not_finite_are_not_drawn() -> None:

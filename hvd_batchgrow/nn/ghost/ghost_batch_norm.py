@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from hvd_batchgrow.comm.to_device import to_device
 from hvd_batchgrow.nn.ghost import ghost_operators
 from hvd_batchgrow.nn.ghost.ghost_choice import choose
+from hvd_batchgrow.nn.ghost.ghost_function import KeepSums
 from hvd_batchgrow.nn.recompute import is_recomputing
 
 
@@ -93,6 +94,8 @@ class GhostBatchNorm(nn.Module):
         self.register_buffer("running_var", torch.ones(num_features))
         self.deferred = False
         self.frozen = False
+        self.keep_sums: KeepSums | None = None
+        """Called in the backward of several ghost batches, or of a compiled forward."""
         self._pending: list[Tensor] = []
         self._number = ghost_operators.number_of(self)
 
@@ -121,10 +124,10 @@ class GhostBatchNorm(nn.Module):
         num_groups = self._count_ghost_batches(x)
         arguments = (x, self.weight, self.bias, num_groups, self.eps)
         if torch.compiler.is_compiling():
-            y, statistics, _ = ghost_operators.ghost_normalise(*arguments, relu)
+            y, statistics, _ = ghost_operators.ghost_normalise(*arguments, relu, self._number)
             ghost_operators.keep_statistics(statistics, ghost_operators.ORDER, self._number)
             return cast("Tensor", y)
-        y, statistics = choose(x, num_groups)(*arguments, relu=relu)
+        y, statistics = choose(x, num_groups)(*arguments, relu=relu, keep_sums=self.keep_sums)
         self.keep(statistics)
         return y
 

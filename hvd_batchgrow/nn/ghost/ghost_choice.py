@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from hvd_batchgrow.nn.ghost import ghost_cpu, ghost_reference
-from hvd_batchgrow.nn.ghost.ghost_function import Kernels
+from hvd_batchgrow.nn.ghost.ghost_function import KeepSums, Kernels
 from hvd_batchgrow.nn.ghost.ghost_tiles import fits
 
 
@@ -20,7 +20,15 @@ class Normalise(Protocol):
     """Signature of `ghost_reference.normalise`, `ghost_cpu.normalise` and `ghost_triton.normalise`."""
 
     def __call__(
-        self, x: Tensor, weight: Tensor | None, bias: Tensor | None, num_groups: int, eps: float, *, relu: bool
+        self,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        num_groups: int,
+        eps: float,
+        *,
+        relu: bool,
+        keep_sums: KeepSums | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Return the output and the statistics (k, 2, C)."""
 

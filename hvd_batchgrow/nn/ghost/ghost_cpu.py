@@ -14,7 +14,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from hvd_batchgrow.nn.ghost.ghost_function import GhostNormalise
+from hvd_batchgrow.nn.ghost.ghost_function import GhostNormalise, KeepSums
 
 _SIDE_BY_SIDE = 16
 """Channels in a block that is never split: one cache line."""
@@ -58,7 +58,14 @@ def load(path: str) -> ctypes.CDLL:
 
 
 def normalise(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, num_groups: int, eps: float, *, relu: bool = False
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    num_groups: int,
+    eps: float,
+    *,
+    relu: bool = False,
+    keep_sums: KeepSums | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Compute `ghost_reference.normalise` in one call forward and one backward. Requires a `library()`.
 
@@ -71,12 +78,13 @@ def normalise(
         num_groups: k.
         eps: added to the variance.
         relu: whether the output is max(0, ·).
+        keep_sums: is called in each backward.
 
     Returns:
         The output, with the shape and layout of x; and float32 (k, 2, C), mean and unbiased variance of each
         ghost batch, without gradient.
     """
-    return GhostNormalise.apply(CKernels, x, weight, bias, num_groups, eps, relu)  # type: ignore[no-untyped-call,no-any-return]
+    return GhostNormalise.apply(CKernels, x, weight, bias, num_groups, eps, relu, keep_sums)  # type: ignore[no-untyped-call,no-any-return]
 
 
 class CKernels:

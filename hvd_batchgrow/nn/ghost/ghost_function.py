@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
@@ -37,8 +38,12 @@ class MakeKernels(Protocol):
         """Return kernels for inputs like x, which is dense."""
 
 
+KeepSums = Callable[[Tensor], None]
+"""Receives the sums (k, 2, C) of a backward: each ghost batch's part of the gradients of weight and bias."""
+
+
 class GhostNormalise(torch.autograd.Function):
-    """`apply(make_kernels, x, weight, bias, num_groups, eps, relu)` returns output and statistics."""
+    """`apply(make_kernels, x, weight, bias, num_groups, eps, relu, keep_sums)` returns output and statistics."""
 
     @staticmethod
     def forward(
@@ -50,9 +55,11 @@ class GhostNormalise(torch.autograd.Function):
         num_groups: int,
         eps: float,
         relu: bool,
+        keep_sums: KeepSums | None,
     ) -> tuple[Tensor, Tensor]:
         """Normalise each ghost batch."""
         x = dense(x)
+        ctx.keep_sums = keep_sums
         ctx.kernels = make_kernels(x, num_groups, relu=relu)
         y, statistics, inverses = empty_results(x, num_groups)
         ctx.kernels.forward(x, weight, bias, (y, statistics, inverses), float(eps))
@@ -66,17 +73,19 @@ class GhostNormalise(torch.autograd.Function):
     def backward(ctx: Any, grad_y: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
         """Return the gradients of x, weight and bias."""
         if grad_y is None:  # nothing depends on the output
-            return (None,) * 7
+            return (None,) * 8
         x, weight, bias, statistics, inverses = ctx.saved_tensors
         grad_x, sums = torch.empty_like(x), torch.empty_like(statistics)
         ctx.kernels.backward((x, laid_as(x, grad_y), weight, bias, statistics, inverses), grad_x, sums)
+        if ctx.keep_sums:
+            ctx.keep_sums(sums)
         of_weight, of_bias = sums.sum(0)
         return (
             None,
             grad_x,
             of_weight.to(weight.dtype) if ctx.needs_input_grad[2] else None,
             of_bias.to(bias.dtype) if ctx.needs_input_grad[3] else None,
-            *(None,) * 3,
+            *(None,) * 4,
         )
 
 

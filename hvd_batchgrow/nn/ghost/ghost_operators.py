@@ -51,9 +51,11 @@ def _(statistics: Tensor, order: Tensor, norm: int) -> None:
 
 @torch.library.custom_op("hvd_batchgrow::ghost_normalise", mutates_args=())
 def ghost_normalise(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, num_groups: int, eps: float, relu: bool
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, num_groups: int, eps: float, relu: bool, norm: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Normalise each ghost batch: see `ghost_reference.normalise`.
+
+    `norm` is a norm's `number_of`; its `keep_sums` is called in each backward.
 
     Returns:
         Output, statistics (k, 2, C), and inverse standard deviations (k, C), which the gradient needs.
@@ -79,12 +81,15 @@ def ghost_differentiate(
     inverses: Tensor,
     num_groups: int,
     relu: bool,
+    norm: int,
 ) -> tuple[Tensor, Tensor]:
     """Return the gradient of x, and the sums (k, 2, C) that make up those of weight and bias."""
     x = dense(x)
     grad_x, sums = torch.empty_like(x), torch.empty_like(statistics)
     saved = (x, laid_as(x, grad_y), weight, bias, statistics, inverses)
     kernels_for(x, num_groups, relu=relu).backward(saved, grad_x, sums)
+    if keep_sums := _norms[norm].keep_sums:
+        keep_sums(sums)
     return grad_x, sums
 
 
@@ -94,20 +99,21 @@ def _(grad_y: Tensor, x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, weight, bias, ctx.num_groups, _, ctx.relu = inputs
+    x, weight, bias, ctx.num_groups, _, ctx.relu, ctx.norm = inputs
     ctx.save_for_backward(x, weight, bias, *output[1:])
     ctx.mark_non_differentiable(*output[1:])
 
 
 def _backward(ctx: Any, grad_y: Tensor, *_: None) -> tuple[Tensor | None, ...]:
     x, weight, bias, statistics, inverses = ctx.saved_tensors
-    grad_x, sums = ghost_differentiate(grad_y, x, weight, bias, statistics, inverses, ctx.num_groups, ctx.relu)
+    constants = (ctx.num_groups, ctx.relu, ctx.norm)
+    grad_x, sums = ghost_differentiate(grad_y, x, weight, bias, statistics, inverses, *constants)
     of_weight, of_bias = sums.sum(0)
     return (
         grad_x,
         None if weight is None else of_weight.to(weight.dtype),
         None if bias is None else of_bias.to(bias.dtype),
-        *(None,) * 3,
+        *(None,) * 4,
     )
 
 

@@ -12,11 +12,18 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from hvd_batchgrow.nn.ghost.ghost_function import GhostNormalise, statistics_dtype
+from hvd_batchgrow.nn.ghost.ghost_function import GhostNormalise, KeepSums, statistics_dtype
 
 
 def normalise(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, num_groups: int, eps: float, *, relu: bool = False
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    num_groups: int,
+    eps: float,
+    *,
+    relu: bool = False,
+    keep_sums: KeepSums | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Normalise each ghost batch. Several are once differentiable, a single one any number of times.
 
@@ -27,13 +34,15 @@ def normalise(
         num_groups: k.
         eps: added to the variance, >= 0.
         relu: whether the output is max(0, ·).
+        keep_sums: is called in a backward over several ghost batches.
+        relu: whether the output is max(0, ·).
 
     Returns:
         The output, with the shape, type and layout of x; and (k, 2, C), mean and unbiased variance of each
         ghost batch, without gradient, float32 if x has 16 bits.
     """
     if num_groups > 1 or eps == 0:  # torch refuses eps = 0 in training
-        return GhostNormalise.apply(PytorchKernels, x, weight, bias, num_groups, eps, relu)  # type: ignore[no-untyped-call,no-any-return]
+        return GhostNormalise.apply(PytorchKernels, x, weight, bias, num_groups, eps, relu, keep_sums)  # type: ignore[no-untyped-call,no-any-return]
     y, statistics = _normalise_one(x, weight, bias, eps)
     return y.relu_() if relu else y, statistics
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from hvd_batchgrow.nn.ghost import ghost_triton_kernels as kernels
-from hvd_batchgrow.nn.ghost.ghost_function import GhostNormalise
+from hvd_batchgrow.nn.ghost.ghost_function import GhostNormalise, KeepSums
 from hvd_batchgrow.nn.ghost.ghost_tiles import choose_tiles, power_of_two
 
 COMPILER_OPTIONS = {"enable_fp_fusion": True}
@@ -14,7 +14,14 @@ COMPILER_OPTIONS = {"enable_fp_fusion": True}
 
 
 def normalise(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, num_groups: int, eps: float, *, relu: bool = False
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    num_groups: int,
+    eps: float,
+    *,
+    relu: bool = False,
+    keep_sums: KeepSums | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Compute `ghost_reference.normalise` in one or two kernels forward and as many backward.
 
@@ -23,7 +30,7 @@ def normalise(
     Arguments and result are those of `ghost_cpu.normalise`, but x is float32, float16 or bfloat16, on a GPU (with
     Triton's interpreter, on any device), and `ghost_tiles.fits` its size.
     """
-    return GhostNormalise.apply(TritonKernels, x, weight, bias, num_groups, eps, relu)  # type: ignore[no-untyped-call,no-any-return]
+    return GhostNormalise.apply(TritonKernels, x, weight, bias, num_groups, eps, relu, keep_sums)  # type: ignore[no-untyped-call,no-any-return]
 
 
 class TritonKernels:

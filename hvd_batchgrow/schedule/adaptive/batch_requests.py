@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.schedule.adaptive.decisions import Decision
@@ -32,7 +33,7 @@ def form_decision(
     decisions: Sequence[Decision],
     samples: int,
     request: BatchRequest,
-    measured: Mapping[str, float],
+    measured: Mapping[str, Any],
 ) -> Decision | None:
     """Return the decision for a request, or None if rounding leaves batch and learning rate unchanged.
 

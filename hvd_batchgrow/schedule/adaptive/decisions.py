@@ -33,7 +33,7 @@ class Decision:
     old_lr: float
     """Learning rate before `lr_rule` and `lr_boundaries_epochs`; `new_lr` likewise."""
     new_lr: float
-    measured: dict[str, float] = field(default_factory=dict)
+    measured: dict[str, Any] = field(default_factory=dict)
     """The measurements that led to the decision."""
     restore_samples: int | None = None
     """Restore the weights of the evaluation at this sample counter; None: keep the current weights."""

@@ -30,7 +30,8 @@ class Observation:
     """B in samples."""
     lr: float
     gradients: int
-    """Number of micro-batches of an update, over all ranks."""
+    """Number of gradients from which the noise of an update was estimated: its micro-batches over all ranks or, from
+    norm layers, its ghost batches or samples."""
     is_measured: bool = True
     b_simple: float | None = None
     """B_simple = tr(Σ)/|G|² in samples; None: |G|² is not resolved."""
@@ -71,14 +72,14 @@ def read_observations(lines: Iterable[Mapping[str, Any]]) -> list[Observation]:
 
 
 def _observation(before: Mapping[str, Any], line: Mapping[str, Any]) -> Observation:
-    noise = line.get("gradient_noise", {}).get("all")
+    noise, layers = line.get("gradient_noise", {}).get("all"), line.get("norm_layers")
     return Observation(
         start_samples=before["samples"],
         samples=line["samples"],
         updates=line["updates"] - before["updates"],
         global_batch=line["global_batch"],
         lr=line["lr"],
-        gradients=line["ranks"] * line["accumulation"],
+        gradients=layers["num_units"] if layers else line["ranks"] * line["accumulation"],
         is_measured=noise is not None,
         **{key: noise[key] if noise else None for key in ("b_simple", "low", "high")},
     )
@@ -130,6 +131,8 @@ def smaller_pass(seen: Sequence[Observation], job: Job) -> int | None:
 
 def more_gradients(seen: Sequence[Observation], job: Job) -> str:
     """Return how to get more gradients per update, in keys of the job file."""
+    if job.gradient_noise.estimator == "norm_layers":
+        return f"measure with a ghost batch below {job.model.ghost_batch}"
     if smaller := smaller_pass(seen, job):
         return f"measure with more micro-batches: layout.max_micro_batch = {smaller}"
     return f"measure with more ranks, or a ghost batch below {job.model.ghost_batch}"

@@ -62,7 +62,7 @@ def _start_faults(job: Job, start: Start, ranks: int) -> Iterator[Fault]:
     yield from trigger.batch_faults(job, start)
     batch = half_up(job.schedule.enlarged_batch)
     is_one = (ranks <= 1 or job.layout.grow_by == "ranks") and batch <= job.micro_batch_limit
-    if trigger.measures_gradients and is_one:
+    if trigger.measures_gradients and is_one and job.gradient_noise.estimator == "passes":
         yield one_gradient(job, batch)
 
 
@@ -74,7 +74,7 @@ def one_gradient(job: Job, batch: int) -> Fault:
         fault = f"{batch} is one ghost batch, so an update has one gradient: tr(Σ) needs two; use >= {2 * group}"
         return Fault("schedule.global_batch", fault)
     fault = f"{limit} makes a batch of {batch} one micro-batch: tr(Σ) needs two gradients; use {half}, or 2 ranks"
-    return Fault("layout.max_micro_batch", fault)
+    return Fault("layout.max_micro_batch", f"{fault}, or gradient_noise.estimator = 'norm_layers'")
 
 
 def _stage_faults(job: Job, start: Start, stages: Sequence[Stage]) -> Iterator[Fault]:

@@ -121,12 +121,25 @@ def _unused(job: Job) -> Iterator[Fault]:
     if noise.preconditioned and job.optim.name not in {"adam", "adamw"}:
         fault = f"is for optim.name = 'adam' or 'adamw', not {job.optim.name!r}"
         yield Fault("gradient_noise.preconditioned", fault)
-    if noise.per_layer_group and not (noise.measure or job.trigger.measures_gradients):
-        fault = "has no effect if nothing is measured: set gradient_noise.measure = true too"
-        yield Fault("gradient_noise.per_layer_group", fault)
+    yield from _unused_of_noise(job)
     if (metric := job.checkpoint.keep_best) and not may_have_validation(job.data):
         fault = f"{metric!r} needs a validation set; on the test set, the best result would no longer be a test"
         yield Fault("checkpoint.keep_best", f"{fault}: set data.validation_fraction, such as 0.1")
+
+
+def _unused_of_noise(job: Job) -> Iterator[Fault]:
+    """Yield faults for keys of `[gradient_noise]` that nothing uses."""
+    noise, uses_layers = job.gradient_noise, job.gradient_noise.estimator == "norm_layers"
+    is_measured = noise.measure or job.trigger.measures_gradients
+    for key, is_set in (("per_layer_group", noise.per_layer_group), ("estimator", uses_layers)):
+        if is_set and not is_measured:
+            fault = "has no effect if nothing is measured: set gradient_noise.measure = true too"
+            yield Fault(f"gradient_noise.{key}", fault)
+    for key in ("preconditioned", "per_layer_group"):
+        if getattr(noise, key) and uses_layers:
+            yield Fault(f"gradient_noise.{key}", "is for estimator = 'passes', not 'norm_layers'; remove it")
+    if noise.norm_layers_factor != 1 and not uses_layers:
+        yield Fault("gradient_noise.norm_layers_factor", "is for estimator = 'norm_layers', not 'passes'; remove it")
 
 
 def _of_trigger(job: Job, num_samples: int) -> list[Fault]:

@@ -16,6 +16,7 @@ from hvd_batchgrow.messages.errors import RunError
 from hvd_batchgrow.nn.dropout import keyed_dropouts, set_sample_keys
 from hvd_batchgrow.nn.ghost.ghost_batch_norm import ghost_norms
 from hvd_batchgrow.nn.ghost.norm_group import NormGroup, group_norms
+from hvd_batchgrow.nn.norm_gradients import NormGradients
 from hvd_batchgrow.nn.parameters import parameter_faults
 from hvd_batchgrow.nn.state.forward_state import ForwardState
 from hvd_batchgrow.optim.build import lr_ratios, set_hyperparameters, set_weight_decay, weight_decays
@@ -54,8 +55,11 @@ class UpdateResult:
     """(stream index, sample id) of each sample that replaced a bad one, on all ranks."""
     skipped: bool
     """Whether the update was skipped because it was not finite; weights, optimizer and statistics are unchanged."""
+    gradient_norm: float
+    """2-norm of the gradient of the mean loss, before it is clipped."""
     noise: dict[str, NoiseEstimate]
-    """Noise of the gradient by name; empty if it is not measured, or if the update had a single micro-batch."""
+    """Noise of the gradient by name: `ALL` and layer groups, unless the update had a single micro-batch; `NORM_LAYERS`,
+    unless it had a single unit. Empty if it is not measured."""
 
 
 class UpdateEngine:
@@ -124,7 +128,9 @@ class UpdateEngine:
         self.stopwatch = stopwatch_of(self.device)
         """The time of updates on this rank's device, stage by stage, since the caller's last `read`."""
 
-    def measure_noise(self, *, preconditioned: bool = False, per_layer_group: bool = False) -> None:
+    def measure_noise(
+        self, *, preconditioned: bool = False, per_layer_group: bool = False, layers: NormGradients | None = None
+    ) -> None:
         """Measure the noise in the gradient of each following update; this does not change the weights.
 
         It needs memory for one more gradient if an update has several micro-batches on this rank.
@@ -132,16 +138,21 @@ class UpdateEngine:
         Args:
             preconditioned: scale the gradient as Adam does, with the moments before the update.
             per_layer_group: measure the noise of each child of the model too.
+            layers: records the gradients of the model's norm layers, whose noise is then measured too, also in an
+                update of one micro-batch.
 
         Raises:
-            ValueError: `preconditioned` is set and the optimizer is not Adam.
+            ValueError: `preconditioned` is set and the optimizer is not Adam, or `layers` is given too.
         """
+        if preconditioned and layers:
+            raise ValueError("preconditioned=True does not measure norm layers: omit it, or layers")
         if preconditioned and not isinstance(self.optimizer, torch.optim.Adam | torch.optim.AdamW):
             kind = type(self.optimizer).__name__
             raise ValueError(f"preconditioned=True is for torch.optim.Adam or AdamW, not {kind}: omit it")
         groups = {p: name.partition(".")[0] for name, p in self.model.named_parameters()} if per_layer_group else None
         adam = self.optimizer if preconditioned else None
-        self.buckets.norms = GradientNorms(self.buckets.members, groups=groups, exact=self.exact, adam=adam)
+        members = self.buckets.members
+        self.buckets.norms = GradientNorms(members, groups=groups, exact=self.exact, adam=adam, layers=layers)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what the next update depends on besides weights, buffers and optimizer, as plain values."""
@@ -221,6 +232,7 @@ class UpdateEngine:
             digest=totals.digest,
             replaced=replaced,
             skipped=skipped,
+            gradient_norm=norm,
             noise={} if skipped else noise,
         )
 
@@ -259,7 +271,7 @@ class UpdateEngine:
     ) -> tuple[SharedTotals, Any]:
         """Do the forward and backward passes; return the totals and the handle of their all-reduce."""
         self.model.train()
-        self.buckets.zero(num_groups)
+        self.buckets.zero(num_groups, is_single=num_passes == 1 and self.ranks.size == 1)
         for norm in self.norms:
             norm.forget()
         self.changing.begin()
@@ -271,7 +283,8 @@ class UpdateEngine:
                 raise ValueError(f"micro_batches ended after {index} of the update's {num_passes} passes")
             self.stopwatch.enter("forward")
             self.changing.restore()
-            loss, weight = self._forward(micro_batch, share, phase.global_batch // num_groups)
+            losses = self._forward(micro_batch, phase.global_batch // num_groups)
+            loss, weight = share.add(micro_batch, losses)
             self.changing.after_forward(micro_batch.slots)
             if index == num_passes - 1:
                 # Everything but the gradients is known now, so its all-reduce overlaps the last backward too.
@@ -284,16 +297,28 @@ class UpdateEngine:
             self.buckets.begin_backward(scaled, weight)
             scaled.backward()
             self.buckets.end_backward()
+            self._add_units(losses, len(micro_batch.slots))
             self.changing.after_backward(micro_batch.slots)
         self.buckets.start_rest()
         return totals, handle
 
-    def _forward(self, micro_batch: MicroBatch, share: Share, group: int) -> tuple[Tensor, Tensor | float]:
-        """Return the sum of the losses of a micro-batch, and of the weights of its samples."""
+    def _forward(self, micro_batch: MicroBatch, group: int) -> Losses:
+        """Return the losses of the samples of a micro-batch."""
         set_sample_keys(self.dropouts, micro_batch.keys, self.device)
+        if (norms := self.buckets.norms) and norms.layers:
+            norms.layers.begin(len(micro_batch.slots) * group, len(micro_batch.slots))
         losses = self.forward(self.model, micro_batch)
         self._check(losses, micro_batch, group)
-        return share.add(micro_batch, losses)
+        return losses
+
+    def _add_units(self, losses: Losses, num_groups: int) -> None:
+        """Add the recorded gradients of the norm layers of a micro-batch, if their noise is measured."""
+        norms = self.buckets.norms
+        if not (norms and norms.layers):
+            return
+        num_units = num_groups if norms.layers.unit == "ghost batch" else len(losses.each)
+        weights = torch.ones_like(losses.each) if losses.weights is None else losses.weights
+        norms.add_units(norms.layers.end(), weights.detach().double().view(num_units, -1).sum(1))
 
     def _check(self, losses: Losses, micro_batch: MicroBatch, group: int) -> None:
         """Check that there is one loss per sample, and one weight if there are weights.

@@ -1,10 +1,10 @@
-"""The gradient noise scale B_simple = tr(Σ)/|G|², from the gradients of the micro-batches of updates."""
+"""The gradient noise scale B_simple = tr(Σ)/|G|², from the gradients of the parts of updates."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 
@@ -16,6 +16,8 @@ class NoiseEstimate:
     """Ŝ, unbiased for tr(Σ): the summed variance of a single sample's gradient."""
     squared_norm: float
     """Unbiased for |G|², G the gradient over all data; may be below 0."""
+    num_gradients: int = field(default=0, compare=False)
+    """Number of gradients that it comes from."""
 
 
 def estimate(weighted_squares: float, num_gradients: int, batch: int, squared_norm: float) -> NoiseEstimate | None:
@@ -24,9 +26,9 @@ def estimate(weighted_squares: float, num_gradients: int, batch: int, squared_no
         Ŝ = (Σ bᵢ |gᵢ|² - B |g|²) / (k - 1)        |G|²^ = |g|² - Ŝ/B
 
     Args:
-        weighted_squares: Σ bᵢ |gᵢ|² over all micro-batches on all ranks; gᵢ is the mean gradient of the bᵢ samples of
-            one micro-batch.
-        num_gradients: k, the number of these micro-batches.
+        weighted_squares: Σ bᵢ |gᵢ|² over all micro-batches on all ranks, or over other independent parts of the update;
+            gᵢ is the mean gradient of the bᵢ samples of one part.
+        num_gradients: k, the number of these parts.
         batch: B = Σ bᵢ.
         squared_norm: |g|² of the mean gradient of all B samples, before it is clipped.
 
@@ -38,7 +40,7 @@ def estimate(weighted_squares: float, num_gradients: int, batch: int, squared_no
     if num_gradients < 2:
         return None
     trace = (weighted_squares - batch * squared_norm) / (num_gradients - 1)
-    return NoiseEstimate(trace, squared_norm - trace / batch)
+    return NoiseEstimate(trace, squared_norm - trace / batch, num_gradients)
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,22 @@ class GradientNoiseScale:
     low: float | None
     """Ends of the 95 % confidence interval; None: unbounded, or too few updates."""
     high: float | None
+
+
+@dataclass(frozen=True)
+class NormLayers:
+    """How the noise scale of the whole gradient follows from that of the norm layers."""
+
+    b_simple: float | None
+    """B_simple of the norm layers alone, in samples; None: unresolved."""
+    passes: float | None
+    """B_simple of the whole gradient, from micro-batches; None: unresolved or not measured."""
+    factor: float
+    """The factor from the first to that of the whole gradient."""
+    is_measured: bool
+    """Whether the factor was measured in this run; otherwise it is `gradient_noise.norm_layers_factor`."""
+    num_units: int
+    """Number of ghost batches or samples of an update."""
 
 
 class NoiseAverage:

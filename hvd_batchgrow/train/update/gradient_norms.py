@@ -1,8 +1,11 @@
-"""Squared norms of the gradients of single micro-batches, summed over all of them for the gradient noise scale."""
+"""Squared norms of the gradients of parts of an update, summed over all of them for the gradient noise scale.
+
+The parts are its micro-batches or, for the norm layers alone, its ghost batches or samples.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +13,7 @@ from torch import Tensor, nn
 
 from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.comm.to_device import to_device
+from hvd_batchgrow.nn.norm_gradients import NormGradients
 from hvd_batchgrow.nn.parameters import gradient_strides
 from hvd_batchgrow.train.update import exact as exact_sums
 from hvd_batchgrow.train.update.gradient_noise import NoiseEstimate, estimate
@@ -19,6 +23,8 @@ _EXACT_SCALE = 2.0**-20
 """Exact sums must stay below 2¹⁸, so scaled sums of squares may reach 2³⁸."""
 
 ALL = "all"
+NORM_LAYERS = "norm layers"
+"""Name of the estimate from the units of `NormGradients`."""
 
 
 class GradientNorms:
@@ -29,6 +35,7 @@ class GradientNorms:
         groups: for each parameter the name of its layer group; None: only `ALL` is summed.
         exact: sum without rounding, so that all layouts give bit-identical sums.
         adam: the optimizer whose second moments scale the gradients element by element; None: no scaling.
+        layers: records the gradients of norm layers, which `add_units` adds as `NORM_LAYERS`; None: they are skipped.
     """
 
     def __init__(
@@ -38,21 +45,31 @@ class GradientNorms:
         groups: dict[nn.Parameter, str] | None = None,
         exact: bool = False,
         adam: torch.optim.Optimizer | None = None,
+        layers: NormGradients | None = None,
     ) -> None:
-        self._members, self._exact, self._adam = members, exact, adam
+        self._members, self._exact, self._adam, self.layers = members, exact, adam, layers
         self.names = list(dict.fromkeys([ALL, *(groups[p] for bucket in members for p in bucket)] if groups else [ALL]))
+        self._num_names = len(self.names)
+        """Without the norm layers."""
+        self.names += [NORM_LAYERS] if layers else []
         self._device = members[0][0].device
         self._selections = [self._selection(bucket, groups) for bucket in members] if groups else []
         self._scales: list[Tensor] = []
         self._sums = self._zeros()
         self._num_gradients: Tensor | int = 0
+        self._num_units: Tensor | int = 0
+        self._is_single = False
         self._handle: Any = None
         self._vector = torch.empty(0)
 
-    def begin(self) -> None:
-        """Reset the sums before the first micro-batch of an update."""
-        self._sums = self._zeros()
-        self._num_gradients = 0
+    def begin(self, *, is_single: bool = False) -> None:
+        """Reset the sums before the first micro-batch of an update.
+
+        Args:
+            is_single: whether the update is one micro-batch on one rank: `add` then does nothing.
+        """
+        self._sums, self._is_single = self._zeros(), is_single
+        self._num_gradients = self._num_units = 0
         self._scales = [self._scale_of(bucket) for bucket in self._members] if self._adam else []
 
     def _zeros(self) -> Tensor:
@@ -67,15 +84,34 @@ class GradientNorms:
             gradient: flat, summed over the samples of the micro-batch.
             weight: the sum of the weights of these samples. If it is 0, there is nothing to add.
         """
+        if self._is_single:
+            return
         squares = self._squares(index, gradient) / (weight + (weight == 0))
-        self._sums += exact_sums.split(squares * _EXACT_SCALE) if self._exact else squares
+        self._accumulate(torch.cat([squares, squares.new_zeros(1)]) if self.layers else squares)
         if index == 0:
             self._num_gradients = self._num_gradients + (weight > 0)
 
+    def add_units(self, gradients: Mapping[nn.Parameter, Tensor], weights: Tensor) -> None:
+        """Add a micro-batch's gradients of the norm layers.
+
+        Args:
+            gradients: from `NormGradients.end`, summed over the samples of each unit.
+            weights: float64 (units,), the sum of the weights of these samples. A unit of weight 0 adds nothing.
+        """
+        squares = weights.new_zeros(self._num_names + 1)
+        if gradients:
+            norms = torch.linalg.vector_norm(torch.cat([*gradients.values()], 1), dim=1, dtype=torch.float64)
+            squares[-1] = (norms.square() / (weights + (weights == 0))).sum()
+        self._accumulate(squares)
+        self._num_units = self._num_units + (weights > 0).sum()
+
+    def _accumulate(self, squares: Tensor) -> None:
+        self._sums += exact_sums.split(squares * _EXACT_SCALE) if self._exact else squares
+
     def start(self, ranks: Ranks) -> None:
         """Start the all-reduce of the sums, after the last micro-batch."""
-        count = torch.as_tensor(self._num_gradients, dtype=torch.float64).reshape(1)
-        self._vector = torch.cat([self._sums.reshape(-1), to_device(count, self._device)])
+        counts = [torch.as_tensor(n, dtype=torch.float64).reshape(1) for n in (self._num_gradients, self._num_units)]
+        self._vector = torch.cat([self._sums.reshape(-1), *(to_device(count, self._device) for count in counts)])
         self._handle = ranks.start_sum(self._vector, "gradient norms")
 
     def wait(self, ranks: Ranks) -> None:
@@ -85,7 +121,7 @@ class GradientNorms:
     def finish(
         self, ranks: Ranks, mean: Sequence[Tensor], batch: int, weight: float, loss_scale: float
     ) -> dict[str, NoiseEstimate]:
-        """Wait for the all-reduce, and return the noise estimates by name; empty for an update of one micro-batch.
+        """Wait for the all-reduce, and return the noise estimates by name, except those from a single gradient.
 
         Args:
             ranks: those of `start`.
@@ -96,17 +132,31 @@ class GradientNorms:
             loss_scale: the factor by which the gradients of the micro-batches are scaled.
         """
         self.wait(ranks)
-        norms = torch.stack([self._squares(index, bucket) for index, bucket in enumerate(mean)]).sum(0)
-        sums, count, norms = (
-            torch.cat([self._vector, norms]).cpu().tensor_split([-len(self.names) - 1, -len(self.names)])
-        )
+        values = torch.cat([self._vector, *self._squares_of_means(mean)]).cpu()
+        sums, counts, norms = values.tensor_split([-len(self.names) - 2, -len(self.names)])
         summed = sums.view(self._sums.shape)
         weighted = exact_sums.join(summed) / _EXACT_SCALE if self._exact else summed
+        scale = batch / weight / loss_scale**2
+        num_gradients, num_units = counts.long().tolist()
         estimates = {
-            name: estimate(float(weighted[k]) * (batch / weight) / loss_scale**2, int(count), batch, float(norms[k]))
+            name: estimate(
+                float(weighted[k]) * scale, num_units if name == NORM_LAYERS else num_gradients, batch, float(norms[k])
+            )
             for k, name in enumerate(self.names)
         }
         return {name: seen for name, seen in estimates.items() if seen is not None}
+
+    def _squares_of_means(self, mean: Sequence[Tensor]) -> list[Tensor]:
+        """Return the squared norms of the mean gradient, float64, for all names together."""
+        if self._is_single:
+            found = [self._sums.new_zeros(self._num_names)]
+        else:
+            found = [torch.stack([self._squares(index, bucket) for index, bucket in enumerate(mean)]).sum(0)]
+        if self.layers:
+            gradients = [p.grad.flatten() for p in self.layers.parameters if p.grad is not None]
+            whole = torch.cat(gradients) if gradients else self._sums.new_zeros(1)
+            found.append(torch.linalg.vector_norm(whole, dtype=torch.float64).square().reshape(1))
+        return found
 
     def _squares(self, index: int, gradient: Tensor) -> Tensor:
         """Return float64 (names): the squared norms of a bucket, in total and by layer group."""
@@ -123,7 +173,7 @@ class GradientNorms:
 
         A multiplication adds in a fixed order on every device; `index_add_` would not on a GPU.
         """
-        rows = [[float(name in {ALL, groups[p]}) for p in members] for name in self.names]
+        rows = [[float(name in {ALL, groups[p]}) for p in members] for name in self.names[: self._num_names]]
         return torch.tensor(rows, dtype=torch.float64).to(self._device)
 
     def _scale_of(self, members: Sequence[nn.Parameter]) -> Tensor:

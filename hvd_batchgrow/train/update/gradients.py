@@ -106,11 +106,12 @@ class GradientBuckets:
     def _flats(self) -> list[Tensor]:
         return [bucket.flat for bucket in self._buckets]
 
-    def zero(self, num_groups: int) -> None:
+    def zero(self, num_groups: int, *, is_single: bool = False) -> None:
         """Set all gradients to zero, and restore the slices that something else has replaced.
 
         Args:
             num_groups: number of ghost batches of the update, over all ranks.
+            is_single: as `GradientNorms.begin` takes it.
         """
         for bucket in self._buckets:
             for parameter, slice_ in zip(bucket.members, bucket.slices, strict=True):
@@ -125,7 +126,7 @@ class GradientBuckets:
         torch._foreach_zero_([part for part in sums if part is not None])
         self._num_earlier = 0
         if self.norms:
-            self.norms.begin()
+            self.norms.begin(is_single=is_single)
 
     def begin_backward(self, loss: Tensor, weight: Tensor | float) -> None:
         """Prepare for a backward.

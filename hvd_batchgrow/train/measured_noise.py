@@ -1,0 +1,123 @@
+"""The gradient noise scale of a run: averages over updates, and the calibration of the norm layers' noise."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from hvd_batchgrow.config import GradientNoiseSection
+from hvd_batchgrow.schedule.adaptive.noise_record import WIDE
+from hvd_batchgrow.train.update.engine import UpdateResult
+from hvd_batchgrow.train.update.gradient_noise import GradientNoiseScale, NoiseAverage, NoiseEstimate, NormLayers
+from hvd_batchgrow.train.update.gradient_norms import ALL, NORM_LAYERS
+
+_PAIRED = f"{NORM_LAYERS}, paired"
+"""The average of the norm layers over the updates that have an estimate from micro-batches too."""
+_SQUARES = f"{NORM_LAYERS}, squared gradients"
+"""The averages of |g|² of the whole gradient, as `trace`, and of its part in the norm layers, as `squared_norm`."""
+_CALIBRATION = f"{NORM_LAYERS}, calibration"
+
+
+class MeasuredNoise:
+    """Averages the estimates of updates, and gives the noise scale from the estimator of the job.
+
+    With the estimator "norm_layers", B_simple is f times that of the norm layers. f is the ratio of B_simple from
+    micro-batches to that of the norm layers, both averaged over the same updates, which have two micro-batches or more.
+    The last f counts whose B_simple from micro-batches has a 95 % interval no wider than ×4; before it, the job's.
+
+    Args:
+        section: names the estimator.
+        num_samples: N.
+    """
+
+    def __init__(self, section: GradientNoiseSection, num_samples: int) -> None:
+        self._section, self._memory_samples = section, section.ema_epochs * num_samples
+        self._averages: dict[str, NoiseAverage] = {}
+        self._factor: float | None = None
+        self._batch = self._num_units = 0
+        """Of the last update."""
+
+    def add(self, result: UpdateResult, samples: int) -> None:
+        """Add the estimates of an update of `samples` samples."""
+        found = dict(result.noise)
+        if layers := found.get(NORM_LAYERS):
+            self._batch, self._num_units = samples, layers.num_gradients
+            found[_SQUARES] = NoiseEstimate(result.gradient_norm**2, layers.squared_norm + layers.trace / samples)
+            if ALL in found:
+                found[_PAIRED] = layers
+        for name, seen in found.items():
+            self._averages.setdefault(name, NoiseAverage(self._memory_samples)).add(seen, samples)
+        self._factor = self._measured_factor() or self._factor
+
+    @property
+    def scales(self) -> dict[str, GradientNoiseScale]:
+        """Known noise scales of the whole gradient and of layer groups, by name."""
+        values = {name: value for name, average in self._averages.items() if (value := average.value)}
+        if self._section.estimator == "passes":
+            return values
+        return {ALL: self._whole(values[NORM_LAYERS], values[_SQUARES])} if NORM_LAYERS in values else {}
+
+    @property
+    def norm_layers(self) -> NormLayers | None:
+        """The calibration; None: the norm layers are not measured."""
+        layers = self._value(NORM_LAYERS)
+        if not layers:
+            return None
+        passes = self._value(ALL)
+        return NormLayers(
+            b_simple=layers.b_simple,
+            passes=passes.b_simple if passes else None,
+            factor=self._used_factor,
+            is_measured=self._factor is not None,
+            num_units=self._num_units,
+        )
+
+    @property
+    def _used_factor(self) -> float:
+        return self._section.norm_layers_factor if self._factor is None else self._factor
+
+    def _value(self, name: str) -> GradientNoiseScale | None:
+        return self._averages[name].value if name in self._averages else None
+
+    def _measured_factor(self) -> float | None:
+        """Return the current ratio of both estimates of B_simple; None: unknown, or its interval is too wide."""
+        passes, layers = self._value(ALL), self._value(_PAIRED)
+        if not (passes and passes.b_simple and layers and layers.b_simple):
+            return None
+        is_narrow = passes.low is not None and passes.high is not None and passes.high <= WIDE * passes.low
+        return passes.b_simple / layers.b_simple if is_narrow else None
+
+    def _whole(self, layers: GradientNoiseScale, squares: GradientNoiseScale) -> GradientNoiseScale:
+        """Return the noise scale of the whole gradient, given that of the norm layers.
+
+        Their ratio is f. The scale is that of E|g|² = |G|² + tr(Σ)/B of the whole gradient, which is measured in every
+        update: as a multiple of that of the norm layers, which hardly depends on B.
+        """
+        batch, factor = self._batch, self._used_factor
+        multiple = squares.trace / squares.squared_norm if squares.squared_norm else 0.0
+        square = multiple * max(0.0, layers.squared_norm + layers.trace / batch)
+        noise, signal = factor * max(0.0, layers.trace), batch * max(0.0, layers.squared_norm)
+        trace = batch * square * noise / (noise + signal) if noise else 0.0
+        low, high = (None if end is None else factor * end for end in (layers.low, layers.high))
+        b_simple = None if layers.b_simple is None else factor * layers.b_simple
+        return GradientNoiseScale(trace, square - trace / batch, b_simple, low, high)
+
+    def state(self) -> dict[str, dict[str, float]]:
+        """Return plain values for a checkpoint."""
+        state = {name: average.state() for name, average in self._averages.items()}
+        if NORM_LAYERS in state:
+            factor = {} if self._factor is None else {"factor": self._factor}
+            state[_CALIBRATION] = {"batch": float(self._batch), "num_units": float(self._num_units), **factor}
+        return state
+
+    def load(self, state: Mapping[str, Mapping[str, Any]]) -> None:
+        """Restore the result of `state`."""
+        for name, sums in state.items():
+            if name.startswith(NORM_LAYERS) and self._section.estimator == "passes":
+                continue
+            if name == _CALIBRATION:
+                self._batch, self._num_units = int(sums["batch"]), int(sums["num_units"])
+                self._factor = sums.get("factor")
+            else:
+                self._averages[name] = NoiseAverage(self._memory_samples)
+                self._averages[name].load(sums)
