@@ -21,9 +21,9 @@ from hvd_batchgrow.job_file import load_job
 from hvd_batchgrow.messages.errors import ExitCode, Fault, JobError
 
 if TYPE_CHECKING:
-    from hvd_batchgrow.cli.branch_setup import BranchSetup
     from hvd_batchgrow.comm.ranks import Ranks
     from hvd_batchgrow.train.liveness.stop import Stop
+    from hvd_batchgrow.train.run.branch_folders import BranchSetup
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class BranchCommand:
 
     def setup(self, ranks: int) -> BranchSetup:
         """Return the branches on a number of ranks, from the files of the run. Raises JobError or RunError."""
-        from hvd_batchgrow.cli.branch_setup import set_up
+        from hvd_batchgrow.train.run.branch_folders import set_up
 
         factors = [int(factor) for factor in self.factors.split(",")]
         rule = None if self.lr_rule == "auto" else self.lr_rule
