@@ -103,6 +103,18 @@ def run_on_ranks(work: Callable[[Ranks], ExitCode], backend: Backend, layout: La
         raise
 
 
+def unfinished_until_done(ranks: Ranks, train: Callable[[], ExitCode]) -> ExitCode:
+    """Call `train`; HVD_BATCHGROW_UNFINISHED may name a file for a batch script, which exists until it is done."""
+    name = os.environ.get("HVD_BATCHGROW_UNFINISHED")
+    unfinished = Path(name) if name and ranks.rank == 0 else None
+    if unfinished:
+        unfinished.touch()
+    code = train()
+    if unfinished and code == ExitCode.DONE:
+        unfinished.unlink(missing_ok=True)
+    return code
+
+
 def refuse_overrides(overrides: dict[str, Any]) -> None:
     """Raise JobError if a command that reads no job file is given keys of one."""
     if overrides:

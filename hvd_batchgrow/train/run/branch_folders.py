@@ -58,6 +58,11 @@ class BranchSetup:
     """Requested samples of a branch, before rounding."""
     branches: tuple[Branch, ...]
 
+    @property
+    def folder(self) -> Path:
+        """Folder that holds the branches."""
+        return self.branches[0].folder.parent
+
     def lines(self) -> list[str]:
         """Return what will be compared, in words."""
         point, wanted = self.point, self.wanted
