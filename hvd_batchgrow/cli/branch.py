@@ -104,7 +104,7 @@ class BranchCommand(BranchOptions):
         from hvd_batchgrow.cli.branch_report import refuse_unfinished
 
         setup = self.setup_of(self.folder, ranks=1)  # which can form every batch
-        refuse_unfinished(setup, self.words(self.folder, setup.point.samples))
+        refuse_unfinished(setup, self.branch_words(self.folder, setup.point.samples))
         self.print_results(setup, store=True)
 
     def train_and_compare(self, ranks: Ranks, stop: Stop) -> ExitCode:

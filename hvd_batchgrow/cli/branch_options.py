@@ -50,7 +50,7 @@ class BranchOptions:
         rule = None if self.lr_rule == "auto" else self.lr_rule
         return set_up(run, self.at, factors, self.samples, rule, ranks)
 
-    def words(self, run: Path, start: int) -> list[str]:
+    def branch_words(self, run: Path, start: int) -> list[str]:
         """Return the arguments of `branch` for these branches.
 
         Args:

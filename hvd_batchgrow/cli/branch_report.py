@@ -10,7 +10,6 @@ from typing import Any
 
 from hvd_batchgrow.cli.branch_setup import branch_costs
 from hvd_batchgrow.messages.errors import RunError, unwritable
-from hvd_batchgrow.messages.wording import counted
 from hvd_batchgrow.observers.branch_tables import branch_cost_table, branching_table
 from hvd_batchgrow.observers.console import PlainConsole
 from hvd_batchgrow.observers.console_tables import print_table
@@ -89,7 +88,7 @@ def refuse_unfinished(setup: BranchSetup, words: Sequence[str]) -> None:
     raise RunError(
         "\n  ".join(
             [
-                f"{len(left)} of {counted(len(setup.branches), 'branch')} of {setup.folder} are not finished:",
+                f"{len(left)} of {len(setup.branches)} branches in {setup.folder} are not finished:",
                 *lines,
                 "to train them, repeat the submit command, which submits only these, or run",
                 shlex.join(["hvd-batchgrow", "branch", *words]),

@@ -127,3 +127,9 @@ def terminal(stream: Any, *, quiet: bool = False) -> PlainConsole:
     # Under Open MPI a rank has a pseudo-terminal, but mpirun may forward its output to a file.
     is_terminal = stream.isatty() and launched_by(os.environ) is None
     return PlainConsole(stream, None if is_terminal else 140, is_terminal=is_terminal, quiet=quiet)
+
+
+def one_line(path: Path) -> str:
+    """Return a path as one printable line."""
+    text = str(path)
+    return text if text.isprintable() else repr(text)
