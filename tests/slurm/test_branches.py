@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,10 @@ def submitted(cluster: Cluster, work: Path, **variables: str) -> tuple[int, int]
     return array, int(last.removeprefix("table: job ").partition(",")[0])
 
 
+def _has_more_records(run: Path, before: int) -> bool:
+    return num_records(run) > before
+
+
 def test_branches_that_fail_and_are_stopped_end_with_the_table_of_the_sequential_command(
     cluster: Cluster, work: Path, data: Path
 ) -> None:
@@ -45,8 +50,6 @@ def test_branches_that_fail_and_are_stopped_end_with_the_table_of_the_sequential
 
     # All tasks fail: the table's job names the branches.
     array, last = submitted(cluster, work, FAIL_RANK="1")
-    refused = submit(cluster, work, "runs/small", "--branch", *OPTIONS, "--nodes-max", "2")
-    assert f"nothing to submit: job {array}_1, job {array}_2, submitted before, wait or run" in refused.stdout
     assert cluster.wait_for(last)["JobState"] == "FAILED"
     log = (folder / f"slurm/small-table-{last}.out").read_text()
     assert "2 of 2 branches in " in log
@@ -58,9 +61,12 @@ def test_branches_that_fail_and_are_stopped_end_with_the_table_of_the_sequential
 
     # Each task that has a stop request is requeued alone, and resumes.
     array, last = submitted(cluster, work, SLOW_S="3")
+    again = submit(cluster, work, "runs/small", "--branch", *OPTIONS, "--nodes-max", "2")
+    assert f"nothing to submit: job {array}_1, job {array}_2, submitted before, wait or run" in again.stdout
     for factor in (1, 2):
-        records = num_records(folder / f"k{factor}")
-        wait_until(lambda k=factor, n=records: num_records(folder / f"k{k}") > n, "the branch trains", timeout_s=600)
+        branch = folder / f"k{factor}"
+        trains = partial(_has_more_records, branch, num_records(branch))
+        wait_until(trains, "the branch trains", timeout_s=600)
         cluster.run("scancel", "-b", "-s", "USR2", f"{array}_{factor}")
     logs = [folder / f"slurm/small-branches-{array}_{factor}.out" for factor in (1, 2)]
     assert cluster.wait_for(last)["JobState"] == "COMPLETED", "".join(path.read_text() for path in logs)

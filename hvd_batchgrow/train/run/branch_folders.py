@@ -127,7 +127,12 @@ def set_up(
 
 
 def _checkpoint(run: Path, at: int | None, end: int) -> int:
-    """Return the sample counter of the checkpoint to start from."""
+    """Return the sample counter of the checkpoint to start from.
+
+    It may be gone if a branch has begun there: that branch has its own checkpoints.
+    """
+    if at is not None and at < end and any((run / "branches").glob(f"at-{at}-for-*/k*/job.toml")):
+        return at
     saved = [samples for samples in saved_samples(run / "checkpoints") if samples < end]
     if not saved:
         raise RunError(f"{run} holds no checkpoint before its end at sample {end:,}: nothing to branch from")
