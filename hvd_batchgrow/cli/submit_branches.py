@@ -13,7 +13,7 @@ from hvd_batchgrow.interrupt import tidied_up_on_interrupt
 from hvd_batchgrow.messages.errors import Fault, JobError
 from hvd_batchgrow.results.run_files import RunFiles
 from hvd_batchgrow.slurm.branch_jobs import BranchArray, submit_branches, table_log
-from hvd_batchgrow.slurm.branch_ledger import job_ids, live_jobs, live_tables, live_tasks, read_submissions
+from hvd_batchgrow.slurm.branch_ledger import job_ids, live_jobs, live_tables, live_tasks, read_submissions, run_name
 from hvd_batchgrow.slurm.chain import Site
 from hvd_batchgrow.slurm.ledger import submitting
 from hvd_batchgrow.slurm.render import submit_after_any_words, submit_words, test_words
@@ -76,7 +76,7 @@ class BranchSubmission:
 
     def submit(self, scheduler: Scheduler) -> Iterator[str]:
         """Submit the branches that are neither trained nor submitted before; yield what to print. Raises RunError."""
-        folder, name = self.setup.folder, self.setup.run.name
+        folder, name = self.setup.folder, run_name(self.setup.run)
         with submitting(folder):
             before = read_submissions(folder)
             states = scheduler.task_states(job_ids(before))
@@ -121,7 +121,7 @@ class BranchSubmission:
         run, start = self.setup.run.absolute(), self.setup.point.samples
         return BranchArray(
             folder=self.setup.folder.absolute(),
-            name=run.name,
+            name=run_name(run),
             words=tuple(self.options.branch_words(run, start)),
             task_words=tuple(replace(self.options, tolerance=None).branch_words(run, start)),
             factors=tuple(factors),

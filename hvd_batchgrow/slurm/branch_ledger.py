@@ -41,6 +41,11 @@ class Submission:
 _SUBMISSIONS = TypeAdapter(tuple[Submission, ...])
 
 
+def run_name(run: Path) -> str:
+    """Return the name of a run folder, also of one such as `.`: jobs and their logs are named after it."""
+    return run.resolve().name
+
+
 def write_submissions(folder: Path, submissions: Sequence[Submission]) -> None:
     """Write the ledger atomically.
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hvd_batchgrow.slurm.branch_jobs import table_log, task_log
-from hvd_batchgrow.slurm.branch_ledger import Submission, live_tasks, read_submissions
+from hvd_batchgrow.slurm.branch_ledger import Submission, live_tasks, read_submissions, run_name
 from hvd_batchgrow.slurm.ledger import GONE, samples_done
 from hvd_batchgrow.slurm.scheduler import JobState
 
@@ -34,7 +34,7 @@ class SubmittedBranches:
             state = "trained" if self._is_trained(factor) else _state(last.task(factor), last.array, states)
             yield f"  k = {factor}: {state}"
         last = self.submissions[-1]
-        log = f"; log: {table_log(self.folder, self.run.name, last)}" if last.table else ""
+        log = f"; log: {table_log(self.folder, run_name(self.run), last)}" if last.table else ""
         yield f"  table: {_state(str(last.table), last.table, states)}{log}"
 
     def troubles(self, states: Mapping[str, JobState]) -> Iterator[str]:
@@ -46,7 +46,7 @@ class SubmittedBranches:
             if last.array is None:
                 yield f"submit was interrupted while it submitted k = {factor}: squeue --me shows whether a job waits"
             else:
-                yield f"k = {factor} is not trained; see {task_log(self.folder, self.run.name, last, factor)}"
+                yield f"k = {factor} is not trained; see {task_log(self.folder, run_name(self.run), last, factor)}"
         if failed:
             yield "fix the cause, then repeat the command that submitted the branches: it submits only these"
 

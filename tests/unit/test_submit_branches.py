@@ -285,6 +285,18 @@ def test_one_submit_of_the_same_branches_at_a_time(run: Path, calls: Calls, caps
     assert calls() == []
 
 
+def test_a_run_folder_may_be_the_working_directory(
+    run: Path, calls: Calls, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(run)
+    assert main(["submit", ".", "--branch", *OPTIONS]) == 0
+    log = "branches/at-160-for-3072-linear/slurm/small-table-12.out"
+    assert f": {log}\n" in capsys.readouterr().out
+    assert "#SBATCH --job-name=small-table\n" in (FOLDER.relative_to(RUN) / SCRIPTS[1]).read_text()
+    main(["status", "."])
+    assert f"log: {log}\n" in capsys.readouterr().out
+
+
 # --- status ------------------------------------------------------------------------------------
 
 
