@@ -3,47 +3,40 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from hvd_batchgrow.cli.common import refuse_overrides, run_on_ranks, terminal
+from hvd_batchgrow.cli.branch_options import BranchOptions
+from hvd_batchgrow.cli.common import refuse_overrides, run_on_ranks, terminal, unfinished_until_done
 from hvd_batchgrow.comm.launcher_env import Backend, is_elastic, is_first_process
 from hvd_batchgrow.config.layout import LayoutSection
-from hvd_batchgrow.config.types import NumRanks, PositiveFloat, PositiveInt
+from hvd_batchgrow.config.types import NumRanks, PositiveInt
 from hvd_batchgrow.job_file import load_job
 from hvd_batchgrow.messages.errors import ExitCode, Fault, JobError
+from hvd_batchgrow.storage.strict_json import dump_json
 
 if TYPE_CHECKING:
-    from hvd_batchgrow.cli.branch_setup import BranchSetup
     from hvd_batchgrow.comm.ranks import Ranks
     from hvd_batchgrow.train.liveness.stop import Stop
+    from hvd_batchgrow.train.run.branch_folders import BranchSetup
 
 
 @dataclass(frozen=True)
-class BranchCommand:
+class BranchCommand(BranchOptions):
     """Measure how large the batch may be: train copies of a run from a checkpoint with larger batches, and compare."""
 
     folder: Annotated[Path, tyro.conf.Positional]
     """A run folder. It gets a folder `branches`; nothing else in it changes."""
-    at: PositiveInt | None = None
-    """Sample counter of the checkpoint to branch from. None: the newest one before the end of the run."""
-    factors: str = "1,2,4,8"
-    """Batches of the branches, as multiples of the run's batch at the checkpoint; 1 must be among them."""
-    samples: PositiveInt | None = None
-    """Samples that each branch trains on, rounded up to whole updates of all. None: half an epoch, at least 32 blocks.
+    only: PositiveInt | None = None
+    """Train only the branch of this factor, one of --factors, and print no comparison: for several machines or jobs."""
+    table: bool = False
+    """Train nothing. Print the comparison of finished branches, and write it to table.txt and table.json beside them.
     """
-    lr_rule: Literal["auto", "none", "sqrt", "linear"] = "auto"
-    """Factor of the learning rate for k times the batch: none: 1; sqrt: √k, for Adam with new β₁, β₂ and eps; linear:
-    k. auto: sqrt for Adam, otherwise linear."""
-    tolerance: PositiveFloat | None = None
-    """A branch is not worse if its loss difference is surely below this. None: if it is not surely above 0."""
     dry_run: bool = False
     """Only print the updates, the time and the rank-hours of each branch."""
     ranks: NumRanks | None = None
@@ -62,9 +55,9 @@ class BranchCommand:
 
         refuse_overrides(overrides)
         self.check_flags()
-        if self.dry_run:
+        if self.dry_run or self.table:
             if is_first_process(os.environ):
-                self.print_costs()
+                self.print_costs() if self.dry_run else self.print_table()
             return ExitCode.DONE
         layout = LayoutSection()
         with suppress(JobError):  # rank 0 reports it
@@ -74,84 +67,80 @@ class BranchCommand:
 
     def check_flags(self) -> None:
         """Raise JobError for options that have no effect together, or no meaning."""
-        faults = []
+        faults = list(self.factor_faults())
+        given = {"--ranks": self.ranks, "--cost": self.cost}
         if not self.dry_run:
-            given = {"--ranks": self.ranks, "--cost": self.cost}
             fault = "is for --dry-run: the launched ranks train the branches"
-            faults = [Fault(flag, fault) for flag, value in given.items() if value is not None]
-        if not re.fullmatch(r"\d{1,9}(,\d{1,9})*", self.factors):
-            faults.append(Fault("--factors", f"must be whole numbers such as 1,2,4,8, got {self.factors!r}"))
+            faults += [Fault(flag, fault) for flag, value in given.items() if value is not None]
+        if self.table and self.dry_run:
+            faults.append(
+                Fault("--table", "prints a comparison of finished branches, --dry-run their costs: choose one")
+            )
+        if self.only is not None:
+            others = {"--dry-run": self.dry_run, "--table": self.table, "--json": self.json}
+            others["--tolerance"] = self.tolerance is not None
+            fault = "has no effect with --only, which prints neither costs nor a comparison"
+            faults += [Fault(flag, fault) for flag, value in others.items() if value]
+            if not faults and self.only not in map(int, self.factors.split(",")):
+                faults.append(Fault("--only", f"must be one of --factors {self.factors}, got {self.only}"))
         if is_elastic(os.environ):
             faults.append(Fault("branch", "does not run as an elastic job: launch it on fixed ranks"))
         if faults:
             raise JobError(faults, "command line")
 
-    def setup(self, ranks: int) -> BranchSetup:
-        """Return the branches on a number of ranks, from the files of the run. Raises JobError or RunError."""
-        from hvd_batchgrow.cli.branch_setup import set_up
-
-        factors = [int(factor) for factor in self.factors.split(",")]
-        rule = None if self.lr_rule == "auto" else self.lr_rule
-        return set_up(self.folder, self.at, factors, self.samples, rule, ranks)
-
     def print_costs(self) -> None:
         """Print what the branches would cost."""
-        from hvd_batchgrow.cli.branch_setup import branch_costs, ranks_of_run
-        from hvd_batchgrow.observers.branch_tables import branch_cost_table
-        from hvd_batchgrow.observers.console_tables import print_table
-        from hvd_batchgrow.storage.strict_json import dump_json
+        from hvd_batchgrow.cli.branch_report import costs_tree, print_costs
+        from hvd_batchgrow.cli.branch_setup import ranks_of_run
 
-        setup = self.setup(self.ranks or ranks_of_run(self.folder))
-        costs, notes = branch_costs(setup, self.cost)
+        setup = self.setup_of(self.folder, self.ranks or ranks_of_run(self.folder))
         if self.json:
-            branches = [cost.to_dict() for cost in costs]
-            print(dump_json({**setup.to_dict(), "branches": branches, "notes": notes}, indent=2))
-            return
-        console = terminal(sys.stdout)
-        for line in setup.lines():
-            console.print(line, highlight=False, soft_wrap=True)
-        print_table(console, branch_cost_table(costs))
-        for note in notes:
-            console.print(note, highlight=False, soft_wrap=True)
+            print(dump_json(costs_tree(setup, self.cost), indent=2))
+        else:
+            print_costs(terminal(sys.stdout), setup, self.cost)
+
+    def print_table(self) -> None:
+        """Print and store the comparison of finished branches. Raises RunError if a branch is not finished."""
+        from hvd_batchgrow.cli.branch_report import refuse_unfinished
+
+        setup = self.setup_of(self.folder, ranks=1)  # which can form every batch
+        refuse_unfinished(setup, self.branch_words(self.folder, setup.point.samples))
+        self.print_results(setup, store=True)
 
     def train_and_compare(self, ranks: Ranks, stop: Stop) -> ExitCode:
         """Train the branches that are not finished, one after the other, and print the comparison."""
+        code = unfinished_until_done(ranks, lambda: self.train(ranks, stop))
+        if code == ExitCode.DONE and self.only is None:
+            ranks.run_on_rank0(lambda: self.print_results(self.setup_of(self.folder, ranks.size)))
+        return code
+
+    def train(self, ranks: Ranks, stop: Stop) -> ExitCode:
+        """Train the branches that are not finished; with --only, none but this one."""
         from hvd_batchgrow.cli.branch_setup import train_branch
         from hvd_batchgrow.comm.broadcast_object import broadcast_object
 
-        setup = ranks.run_on_rank0(lambda: self.setup(ranks.size))
+        setup = ranks.run_on_rank0(lambda: self.setup_of(self.folder, ranks.size))
+        branches = [] if setup is None else [b for b in setup.branches if self.only in {None, b.factor}]
         if setup is not None:
-            for line in setup.lines():
-                print(line, file=sys.stderr)
-        works = broadcast_object(ranks, setup and [branch.work() for branch in setup.branches], "branches")
+            print("\n".join(setup.lines()), file=sys.stderr)
+            if self.only is not None and branches[0].is_done:
+                print(f"{branches[0].folder} is trained already", file=sys.stderr)
+        works = broadcast_object(ranks, setup and [branch.work() for branch in branches], "branches")
         for work in works:
             if ranks.any(flag=stop.stop_requested):
                 return ExitCode.STOPPED
             if not work["is_done"] and not train_branch(work, ranks, stop).done:
                 return ExitCode.STOPPED
-        ranks.run_on_rank0(lambda: self.print_results(self.setup(ranks.size)))
         return ExitCode.DONE
 
-    def print_results(self, setup: BranchSetup) -> None:
-        """Print what the branches have shown; the critical batch comes last."""
-        from hvd_batchgrow.observers.branch_tables import branching_table
-        from hvd_batchgrow.observers.console_tables import print_table
-        from hvd_batchgrow.results.branching import compare_branches, read_branch
-        from hvd_batchgrow.storage.strict_json import dump_json
+    def print_results(self, setup: BranchSetup, *, store: bool = False) -> None:
+        """Print what the branches have shown; `store`: also write it into their folder."""
+        from hvd_batchgrow.cli.branch_report import compare, comparison_tree, print_comparison, store_comparison
 
-        start, block = setup.point.samples, setup.wanted.block
-        records = [read_branch(branch.folder, branch.factor, start) for branch in setup.branches]
-        found = compare_branches(records, block, self.tolerance)
+        found = compare(setup, self.tolerance)
+        if store:
+            store_comparison(setup, found)
         if self.json:
-            print(dump_json({**setup.to_dict(), **found.to_dict()}, indent=2))
-            return
-        console = terminal(sys.stdout)
-        for line in setup.lines():
-            console.print(line, highlight=False, soft_wrap=True)
-        print_table(console, branching_table(found), _SPARE)
-        for line in [*found.explanation(block), found.verdict()]:
-            console.print(line, highlight=False, soft_wrap=True)
-
-
-_SPARE: Sequence[str] = ("lr", "updates", "not\nworse")
-"""Columns that a narrow terminal can do without."""
+            print(dump_json(comparison_tree(setup, found), indent=2))
+        else:
+            print_comparison(terminal(sys.stdout), setup, found)

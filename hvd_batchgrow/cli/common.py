@@ -103,6 +103,18 @@ def run_on_ranks(work: Callable[[Ranks], ExitCode], backend: Backend, layout: La
         raise
 
 
+def unfinished_until_done(ranks: Ranks, train: Callable[[], ExitCode]) -> ExitCode:
+    """Call `train`; HVD_BATCHGROW_UNFINISHED may name a file for a batch script, which exists until it is done."""
+    name = os.environ.get("HVD_BATCHGROW_UNFINISHED")
+    unfinished = Path(name) if name and ranks.rank == 0 else None
+    if unfinished:
+        unfinished.touch()
+    code = train()
+    if unfinished and code == ExitCode.DONE:
+        unfinished.unlink(missing_ok=True)
+    return code
+
+
 def refuse_overrides(overrides: dict[str, Any]) -> None:
     """Raise JobError if a command that reads no job file is given keys of one."""
     if overrides:
@@ -115,3 +127,9 @@ def terminal(stream: Any, *, quiet: bool = False) -> PlainConsole:
     # Under Open MPI a rank has a pseudo-terminal, but mpirun may forward its output to a file.
     is_terminal = stream.isatty() and launched_by(os.environ) is None
     return PlainConsole(stream, None if is_terminal else 140, is_terminal=is_terminal, quiet=quiet)
+
+
+def one_line(path: Path) -> str:
+    """Return a path as one printable line."""
+    text = str(path)
+    return text if text.isprintable() else repr(text)

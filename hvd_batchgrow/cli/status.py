@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,6 +11,8 @@ import tyro
 
 from hvd_batchgrow.cli.common import refuse_overrides
 from hvd_batchgrow.messages.errors import ExitCode, RunError
+from hvd_batchgrow.slurm.branch_ledger import job_ids
+from hvd_batchgrow.slurm.branch_status import SubmittedBranches, submitted_branches
 from hvd_batchgrow.slurm.chain import table_lines, trouble_lines
 from hvd_batchgrow.slurm.ledger import Ledger, read_ledger, samples_done, write_ledger
 from hvd_batchgrow.slurm.scheduler import NoSlurm, Slurm
@@ -17,7 +20,7 @@ from hvd_batchgrow.slurm.scheduler import NoSlurm, Slurm
 
 @dataclass(frozen=True)
 class StatusCommand:
-    """Print the state of a chain; the exit code is 1 if the chain is broken."""
+    """Print the state of a chain and of submitted branches; the exit code is 1 if a job has failed."""
 
     folder: Annotated[Path, tyro.conf.Positional]
     """A run folder."""
@@ -25,9 +28,15 @@ class StatusCommand:
     def run(self, overrides: dict[str, Any]) -> ExitCode:
         """Query Slurm, update the ledger, and print it."""
         refuse_overrides(overrides)
-        ledger = read_ledger(self.folder)
-        if ledger is None:
+        ledger, branches = read_ledger(self.folder), submitted_branches(self.folder)
+        if ledger is None and not branches:
             raise RunError(f"{self.folder} holds no chain: hvd-batchgrow submit creates one in runs/NAME")
+        troubles = [*(self._chain(ledger) if ledger else []), *_branches(branches)]
+        print("\n".join(troubles), end="\n" if troubles else "")
+        return ExitCode.FAILURE if troubles else ExitCode.DONE
+
+    def _chain(self, ledger: Ledger) -> list[str]:
+        """Update the ledger, print it, and return why the chain is broken."""
         done_samples = samples_done(self.folder)
         try:
             known = Slurm().states(ledger.job_ids())
@@ -39,9 +48,15 @@ class StatusCommand:
         if now != ledger == read_ledger(self.folder):
             write_ledger(self.folder, now)
         _print_chain(now, done_samples)
-        troubles = list(trouble_lines(now, self.folder))
-        print("\n".join(troubles), end="\n" if troubles else "")
-        return ExitCode.FAILURE if troubles else ExitCode.DONE
+        return list(trouble_lines(now, self.folder))
+
+
+def _branches(submitted: Sequence[SubmittedBranches]) -> list[str]:
+    """Print the jobs of branches, and return what has failed."""
+    states = Slurm().task_states([job for one in submitted for job in job_ids(one.submissions)])
+    for one in submitted:
+        print("\n".join(one.lines(states)))
+    return [line for one in submitted for line in one.troubles(states)]
 
 
 def _print_chain(ledger: Ledger, done_samples: int) -> None:

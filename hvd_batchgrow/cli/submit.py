@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import tyro
-
-from hvd_batchgrow.cli.common import JobCommand
+from hvd_batchgrow.cli.branch_options import BranchOptions
+from hvd_batchgrow.cli.common import JobCommand, one_line, terminal
 from hvd_batchgrow.config.types import NumRanks, PositiveInt
 from hvd_batchgrow.interrupt import tidied_up_on_interrupt
-from hvd_batchgrow.messages.errors import ExitCode, RunError
+from hvd_batchgrow.messages.errors import ExitCode, Fault, JobError, RunError
 from hvd_batchgrow.schedule.plan import Plan, compile_plan
 from hvd_batchgrow.slurm.chain import (
     Script,
@@ -32,15 +31,15 @@ from hvd_batchgrow.slurm.scheduler import NoSlurm, Slurm
 
 
 @dataclass(frozen=True)
-class SubmitCommand(JobCommand):
-    """Submit a run to Slurm as a chain of jobs; consecutive phases with the same number of ranks share a job."""
+class ClusterOptions(JobCommand):
+    """Options of a run on Slurm."""
 
-    nodes_max: NumRanks = tyro.MISSING
-    """Largest number of nodes for a phase."""
-    ranks_per_node: NumRanks = 1
-    """Ranks per node: usually its number of GPUs."""
+    nodes_max: NumRanks | None = None
+    """Largest number of nodes for a phase; with --branch, nodes of each branch (None: as the run used last)."""
+    ranks_per_node: NumRanks | None = None
+    """Ranks per node: usually its number of GPUs. None: 1; with --branch, as the run used last."""
     dry_run: bool = False
-    """Print all scripts and commands without submitting anything."""
+    """Print all scripts and commands without submitting anything; with --branch, also the costs."""
     resume: Literal["never", "auto"] = "never"
     """auto: resume the run of this name from its newest checkpoint, and skip jobs of the chain that are done."""
     runs_dir: Path = Path("runs")
@@ -54,22 +53,94 @@ class SubmitCommand(JobCommand):
     gres: str | None = None
     """Resources per node, such as gpu:4."""
     time: str | None = None
-    """Time limit of each job of the chain; a job that reaches it is requeued and resumes."""
+    """Time limit of each job of the chain, or of each branch; a job that reaches it is requeued and resumes."""
     signal_delay_s: PositiveInt | None = None
-    """Seconds before the time limit at which a job of the chain is signalled to save and stop."""
+    """Seconds before the time limit at which a job is signalled to save and stop."""
     sbatch: tuple[str, ...] = ()
     """Further options of sbatch, as KEY=VALUE."""
     cost: Path | None = None
-    """A file written by `probe`, for layout.grow_by = "auto"."""
+    """A file written by `probe`, for layout.grow_by = "auto"; with --branch, for the times that --dry-run prints."""
+    branch: bool = False
+    """JOB is the folder of a run: submit branches of it, each as a task of an array job. The following options choose
+    them, as those of `hvd-batchgrow branch` do."""
+
+    def site_options(self) -> dict[str, str]:
+        """Return the sbatch options of the command line."""
+        given = {"partition": self.partition, "account": self.account, "gres": self.gres, "time": self.time}
+        signal = {} if self.signal_delay_s is None else {"signal": f"B:USR2@{self.signal_delay_s}"}
+        flags = {key: value for key, value in given.items() if value is not None}
+        return {**flags, **signal, **extra_options(self.sbatch)}
+
+    def site(self) -> Site:
+        """Return the parts of the batch scripts that the command line decides."""
+        program = (sys.executable, "-m", "hvd_batchgrow.cli")
+        return Site(find_template(self.template), program, self.site_options())
+
+
+@dataclass(frozen=True)
+class SubmitCommand(BranchOptions, ClusterOptions):
+    """Submit a run to Slurm as a chain of jobs; consecutive phases with the same number of ranks share a job.
+
+    With --branch: submit branches of a run as an array of jobs.
+    """
 
     def run(self, overrides: dict[str, Any]) -> ExitCode:
-        """Submit the chain, and print its jobs and the status command."""
-        plan = self.plan(overrides)
-        chain_jobs = make_chain_jobs(plan, self.nodes_max, self.ranks_per_node)
+        """Submit the chain or the branches, and print their jobs and the status command."""
+        try:
+            return self.submit_branches(overrides) if self.branch else self.submit_chain(overrides)
+        except NoSlurm as error:
+            raise RunError(f"{error} --dry-run prints what would be submitted, and needs no Slurm") from None
+
+    def submit_branches(self, overrides: dict[str, Any]) -> ExitCode:
+        """Submit the branches of a run."""
+        from hvd_batchgrow.cli.branch_report import print_costs
+        from hvd_batchgrow.cli.submit_branches import BranchSubmission, width_of
+
+        self.check_branch_flags(overrides)
+        width = width_of(self.job, self.nodes_max, self.ranks_per_node)
+        setup = self.setup_of(self.job, width.ranks)
+        submission = BranchSubmission(self, setup, width, self.site())
+        if self.dry_run:
+            print_costs(terminal(sys.stdout), setup, self.cost)
+        for line in submission.dry_run() if self.dry_run else submission.submit(Slurm()):
+            print(line, flush=True)
+        return ExitCode.DONE
+
+    def check_branch_flags(self, overrides: dict[str, Any]) -> None:
+        """Raise JobError for options that have no effect with --branch."""
+        faults = [Fault(key, "is a key of a job file, and branches train with the run's") for key in overrides]
+        faults += self.factor_faults()
+        given = {"--name": self.name is not None, "--seed": self.seed is not None}
+        given |= {"--resume": self.resume != "never", "--runs-dir": self.runs_dir != Path("runs")}
+        fault = "is for a job file, and --branch submits branches of a run that exists"
+        faults += [Fault(flag, fault) for flag, is_given in given.items() if is_given]
+        if self.cost is not None and not self.dry_run:
+            faults.append(Fault("--cost", "is for --dry-run, which predicts the time of branches"))
+        if self.job.is_file():
+            near = self.job.parent if (self.job.parent / "plan.json").exists() else "runs/NAME"
+            faults.append(Fault("--branch", f"needs the folder of a run, such as {near}, and {self.job} is a file"))
+        if faults:
+            raise JobError(faults, "command line")
+
+    def check_chain_flags(self) -> None:
+        """Raise JobError for options that have no effect without --branch, and for missing ones."""
+        faults = [Fault(flag, "is for --branch, which submits branches of a run") for flag in self.stated()]
+        if self.nodes_max is None:
+            faults.append(Fault("--nodes-max", "is missing: the largest number of nodes for a phase"))
+        if self.job.is_dir():
+            fault = f"{self.job} is a folder; submit needs a job file, or --branch and the folder of a run"
+            faults.append(Fault("", fault))
+        if faults:
+            raise JobError(faults, "command line")
+
+    def submit_chain(self, overrides: dict[str, Any]) -> ExitCode:
+        """Submit the chain."""
+        self.check_chain_flags()
+        nodes_max, ranks_per_node = self.nodes_max or 1, self.ranks_per_node or 1
+        plan = self.plan(overrides, nodes_max * ranks_per_node)
+        chain_jobs = make_chain_jobs(plan, nodes_max, ranks_per_node)
         job, run = with_ranks_per_phase(plan), self.runs_dir.absolute() / plan.job.name
-        program = (sys.executable, "-m", "hvd_batchgrow.cli")
-        site = Site(find_template(self.template), program, self.site_options())
-        scripts = make_scripts(job, chain_jobs, run, site)
+        scripts = make_scripts(job, chain_jobs, run, self.site())
         scheduler = Slurm()
         if plan.job.layout.grow_by == "accumulation" and len(plan.layouts) > 1:
             ranks = f"one job runs all phases on all {plan.peak_ranks} ranks"
@@ -82,43 +153,27 @@ class SubmitCommand(JobCommand):
             if self.dry_run:
                 _print_dry(ledger, scripts)
                 return ExitCode.DONE
-            try:
-                with tidied_up_on_interrupt():
-                    ledger = submit_chain(job, ledger, scripts, run, scheduler)
-            except NoSlurm as error:
-                raise RunError(f"{error} --dry-run prints what would be submitted, and needs no Slurm") from None
+            with tidied_up_on_interrupt():
+                ledger = submit_chain(job, ledger, scripts, run, scheduler)
         print("\n".join(table_lines(ledger)))
         print(shlex.join(["hvd-batchgrow", "status", str(self.runs_dir / job.name)]))
         return ExitCode.DONE
 
-    def plan(self, overrides: dict[str, Any]) -> Plan:
+    def plan(self, overrides: dict[str, Any], ranks: int) -> Plan:
         """Plan the whole run for all ranks of the nodes."""
         from hvd_batchgrow.data.source_checks import known_num_samples
         from hvd_batchgrow.schedule.cost.cost import choose_ranks
         from hvd_batchgrow.schedule.cost.probe_file import load_probe
 
-        job, ranks = self.load(overrides), self.nodes_max * self.ranks_per_node
+        job = self.load(overrides)
         num_samples = known_num_samples(job.data)
         probe = load_probe(self.cost) if self.cost else None
         choose = choose_ranks(job, num_samples, probe, ranks) if probe else None
         return compile_plan(job, ranks, num_samples, choose)
 
-    def site_options(self) -> dict[str, str]:
-        """Return the sbatch options of the command line."""
-        given = {"partition": self.partition, "account": self.account, "gres": self.gres, "time": self.time}
-        signal = {} if self.signal_delay_s is None else {"signal": f"B:USR2@{self.signal_delay_s}"}
-        flags = {key: value for key, value in given.items() if value is not None}
-        return {**flags, **signal, **extra_options(self.sbatch)}
-
 
 def _print_dry(ledger: Ledger, scripts: list[Script]) -> None:
     left = [script for script, e in zip(scripts, ledger.entries, strict=True) if e.state != DONE_BEFORE]
     for script in left:
-        print(f"# {_shown(script.path)}\n{script.text}")
+        print(f"# {one_line(script.path)}\n{script.text}")
     print("\n".join(dry_commands([script.path for script in left])))
-
-
-def _shown(path: Path) -> str:
-    """Return a path as one printable line."""
-    text = str(path)
-    return text if text.isprintable() else repr(text)

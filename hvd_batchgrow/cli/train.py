@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from hvd_batchgrow.cli.common import RanksCommand, terminal
+from hvd_batchgrow.cli.common import RanksCommand, terminal, unfinished_until_done
 from hvd_batchgrow.cli.compare import Margin
 from hvd_batchgrow.comm.launcher_env import is_elastic
 from hvd_batchgrow.config import Job
@@ -60,15 +60,9 @@ class TrainCommand(RanksCommand):
             return self.with_ranks(lambda ranks: self.train_alone(ranks, stop, overrides), overrides)
 
     def train_alone(self, ranks: Ranks, stop: StopRequest, overrides: dict[str, Any]) -> ExitCode:
-        """Train this job only; HVD_BATCHGROW_UNFINISHED may name a file for a batch script, which exists until then."""
-        name = os.environ.get("HVD_BATCHGROW_UNFINISHED")
-        unfinished = Path(name) if name and ranks.rank == 0 else None
-        if unfinished:
-            unfinished.touch()
-        code = _exit_code([self.train(ranks, stop, lambda: self.load_for(ranks, overrides))])
-        if unfinished and code == ExitCode.DONE:
-            unfinished.unlink(missing_ok=True)
-        return code
+        """Train this job only."""
+        load = lambda: self.load_for(ranks, overrides)  # noqa: E731
+        return unfinished_until_done(ranks, lambda: _exit_code([self.train(ranks, stop, load)]))
 
     def check_flags(self) -> None:
         """Raise JobError for options that contradict each other; --overwrite must not remove a run to resume."""

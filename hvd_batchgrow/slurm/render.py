@@ -1,4 +1,4 @@
-"""Render the batch script of a chain job from a template that users can edit."""
+"""Render the batch script of a job from a template that users can edit."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _DECIDED = {
     "chdir": "--runs-dir; a chain job starts in the folder of submit",
     "dependency": "each chain job waits for the one before it; nearest: --sbatch begin=TIME",
     "kill-on-invalid-dep": "a chain job that can never start is cancelled",
-    "array": "each chain job is a single job",
+    "array": "a job of a chain is a single job, and --branch makes an array with a task for each branch",
     "wrap": "--template",
     "parsable": "the ledger has the job ids",
     "wait": "hvd-batchgrow status shows whether the chain has ended",
@@ -35,12 +35,21 @@ TEMPLATES = _IN_WHEEL if _IN_WHEEL.is_dir() else _HERE.parents[2] / "slurm"
 """Folder of the batch scripts of the package: `setup.py` copies `slurm/` of the sources into a wheel."""
 
 ARGUMENTS = 'arguments=("$@")'
-"""The line of a template that is replaced by the arguments of a chain job."""
+"""The line of a template that is replaced by the arguments of a job."""
+COMMAND = "command=train"
+"""The line of a template that is replaced if the job runs another command than `train`."""
 PROGRAM = "program=(hvd-batchgrow)"
 """The line of a template that is replaced by the program; an edited line stays as it is."""
 
 
-def render(template: str, options: Mapping[str, str], program: Sequence[str], arguments: Sequence[str]) -> str:
+def render(
+    template: str,
+    options: Mapping[str, str],
+    program: Sequence[str],
+    arguments: Sequence[str],
+    command: str = "train",
+    variable: str = "",
+) -> str:
     """Return a batch script.
 
     Options, program and arguments are always literal text: quoted with single quotes for bash, double ones for sbatch.
@@ -49,20 +58,31 @@ def render(template: str, options: Mapping[str, str], program: Sequence[str], ar
         template: a batch script with the line `arguments=("$@")`.
         options: options of sbatch by their long names; "" for one without a value. They replace the template's.
         program: the command of hvd-batchgrow.
-        arguments: of `hvd-batchgrow train`.
+        arguments: of the command.
+        command: of hvd-batchgrow.
+        variable: name of an environment variable of the job whose value is the last argument; "": no further argument.
 
     Raises:
-        JobError: the template lacks that line, or a value does not fit on one line.
+        JobError: the template lacks that line, or `command=train` for another command, or a value does not fit on one
+            line.
     """
     lines = template.splitlines()
     if lines.count(ARGUMENTS) != 1 or not template.startswith("#!"):
         fault = f"must start with #! and have this line once: {ARGUMENTS}"
         raise JobError([Fault("", fault)], "template")
+    if command != "train" and lines.count(COMMAND) != 1:
+        fault = f'must have this line once, and run "${{program[@]}}" "$command" "${{arguments[@]}}": {COMMAND}'
+        raise JobError([Fault("", fault)], "template")
     mine = [directive(key, value) for key, value in options.items()]
     first_command = next(k for k, line in enumerate(lines) if line.strip() and not line.startswith("#"))
     kept = [line for line in lines[:first_command] if _key_of(line) not in options]
     end = max((k for k, line in enumerate(kept) if line.startswith("#SBATCH")), default=0) + 1
-    words = {PROGRAM: f"program=({shlex.join(program)})", ARGUMENTS: f"arguments=({shlex.join(arguments)})"}
+    last = [f'"${variable}"'] if variable else []
+    words = {
+        PROGRAM: f"program=({shlex.join(program)})",
+        COMMAND: f"command={command}",
+        ARGUMENTS: f"arguments=({' '.join([*map(shlex.quote, arguments), *last])})",
+    }
     body = [words.get(line, line) for line in lines[first_command:]]
     return "\n".join([*kept[:end], *mine, *kept[end:], *body]) + "\n"
 
@@ -92,7 +112,7 @@ def extra_options(words: Sequence[str]) -> dict[str, str]:
     """Return options of sbatch given as KEY=VALUE, or as KEY for one without a value.
 
     Raises:
-        JobError: a word is not an option, or is one that the chain sets.
+        JobError: a word is not an option, or is one that `submit` sets.
     """
     options, faults = {}, []
     for word in words:
@@ -100,15 +120,15 @@ def extra_options(words: Sequence[str]) -> dict[str, str]:
         if not re.fullmatch(r"[a-z][a-z-]*", key):
             faults.append(Fault("--sbatch", f"must be KEY=VALUE with a long option name of sbatch, got {word!r}"))
         elif key in _DECIDED:
-            faults.append(Fault("--sbatch", f"{key} is set by the chain: {_DECIDED[key]}"))
+            faults.append(Fault("--sbatch", f"{key} is set by submit: {_DECIDED[key]}"))
         options[key] = value
     if faults:
         raise JobError(faults, "command line")
     return options
 
 
-def log_pattern(folder: Path) -> str:
-    """Return the log file of a chain job for sbatch's --output, with each `%` of the path escaped.
+def log_pattern(folder: Path, name: str = "%x-%j") -> str:
+    """Return the log file of a job for sbatch's --output, with each `%` of the folder escaped.
 
     Raises:
         JobError: Slurm cannot write a file with this path.
@@ -116,11 +136,11 @@ def log_pattern(folder: Path) -> str:
     if "\\" in str(folder) or not str(folder).isprintable():
         fault = f"{str(folder)!r}: Slurm's log names cannot contain a backslash or a line break; choose another folder"
         raise JobError([Fault("--runs-dir", fault)], "command line")
-    return f"{str(folder).replace('%', '%%')}/%x-%j.out"
+    return f"{str(folder).replace('%', '%%')}/{name}.out"
 
 
 def test_words(script: Path) -> list[str]:
-    """Return the command that tests whether a chain job could run."""
+    """Return the command that tests whether a job could run."""
     return ["sbatch", "--test-only", str(script)]
 
 
@@ -128,6 +148,11 @@ def submit_words(script: Path, after: int | None) -> list[str]:
     """Return the command that submits a chain job, to start after another job if `after` is given."""
     waits = [] if after is None else [f"--dependency=afterok:{after}", "--kill-on-invalid-dep=yes"]
     return ["sbatch", "--parsable", *waits, str(script)]
+
+
+def submit_after_any_words(script: Path, after: Sequence[int]) -> list[str]:
+    """Return the command that submits a job to start after other jobs have ended, whatever their results."""
+    return ["sbatch", "--parsable", f"--dependency=afterany:{':'.join(map(str, after))}", str(script)]
 
 
 def dry_commands(scripts: Sequence[Path]) -> list[str]:

@@ -1,4 +1,4 @@
-"""The interface of a chain to the scheduler, implemented with Slurm's commands."""
+"""The interface to the scheduler, implemented with Slurm's commands."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 from hvd_batchgrow.messages.errors import RunError
-from hvd_batchgrow.slurm.render import submit_words, test_words
+from hvd_batchgrow.slurm.render import submit_after_any_words, submit_words, test_words
 
 _TIMEOUT_S = 120
 
@@ -34,7 +34,7 @@ class NoSlurm(RunError):  # noqa: N818  # the name states the fault
 
 
 class Scheduler(Protocol):
-    """The operations that a chain needs."""
+    """The operations that chains and branches need."""
 
     def refusal(self, script: Path) -> str | None:
         """Return why a script could never run; None: it could."""
@@ -42,11 +42,20 @@ class Scheduler(Protocol):
     def submit(self, script: Path, after: int | None) -> int:
         """Submit a script, to start after another job has succeeded; return its id. Raises RunError."""
 
+    def submit_after_any(self, script: Path, after: Sequence[int]) -> int:
+        """Submit a script, to start after other jobs have ended; return its id. Raises RunError."""
+
     def cancel(self, job_ids: Sequence[int]) -> None:
         """Cancel jobs."""
 
     def states(self, job_ids: Iterable[int]) -> dict[int, JobState]:
         """Return the states of the jobs that the scheduler still knows."""
+
+    def task_states(self, job_ids: Iterable[int]) -> dict[str, JobState]:
+        """Return the states of jobs, and of each task of array jobs, that the scheduler still knows.
+
+        Their ids are texts such as 13 and 12_4.
+        """
 
 
 Run = Callable[[Sequence[str]], "subprocess.CompletedProcess[str]"]
@@ -90,7 +99,18 @@ class Slurm:
         Raises:
             RunError: sbatch refuses it; the message is that of sbatch.
         """
-        done = self._run(submit_words(script, after))
+        return self._submit(script, submit_words(script, after))
+
+    def submit_after_any(self, script: Path, after: Sequence[int]) -> int:
+        """Submit a script, to start after other jobs have ended, whatever their results; return its id.
+
+        Raises:
+            RunError: sbatch refuses it; the message is that of sbatch.
+        """
+        return self._submit(script, submit_after_any_words(script, after))
+
+    def _submit(self, script: Path, words: Sequence[str]) -> int:
+        done = self._run(words)
         found = re.search(r"^(\d+)(?:;|$)", done.stdout, flags=re.MULTILINE)
         if done.returncode or not found:
             raise RunError(f"sbatch refuses {script}: {_message(done)}")
@@ -111,11 +131,8 @@ class Slurm:
         wanted = sorted(set(job_ids))
         if not wanted:
             return {}
-        chosen = [f"--jobs={','.join(map(str, wanted))}", "--states=all"]
-        done = self._run(["squeue", "--noheader", *chosen, "--Format=JobID:24,State:24,RestartCnt:12,Reason:80"])
-        if done.returncode and "Invalid job id" not in done.stderr:  # squeue's error for a single forgotten job
-            raise RunError(f"squeue: {_message(done)}")
-        known = {job: state for line in done.stdout.splitlines() for job, state in _queue_line(line)}
+        lines = self._queue(wanted, "--Format=JobID:24,State:24,RestartCnt:12,Reason:80")
+        known = {int(job): state for job, state in map(_queue_line, lines) if job.isdigit()}
         over = [job for job in wanted if job not in known or not is_live(known[job].state)]
         for job, (state, exit_code) in self._accounts(over).items():
             before = known.get(job)
@@ -126,6 +143,26 @@ class Slurm:
                 exit_code,
             )
         return known
+
+    def task_states(self, job_ids: Iterable[int]) -> dict[str, JobState]:
+        """Return the states of jobs from squeue, and of each task of array jobs, by ids such as 13 and 12_4.
+
+        Raises:
+            RunError: squeue does not answer.
+        """
+        wanted = sorted(set(job_ids))
+        lines = self._queue(wanted, "--array", "--Format=JobArrayID:36,State:24,RestartCnt:12,Reason:80")
+        return dict(map(_queue_line, lines))
+
+    def _queue(self, job_ids: Sequence[int], *words: str) -> list[str]:
+        """Return the lines of squeue about jobs."""
+        if not job_ids:  # squeue would list all jobs
+            return []
+        chosen = [f"--jobs={','.join(map(str, job_ids))}", "--states=all"]
+        done = self._run(["squeue", "--noheader", *chosen, *words])
+        if done.returncode and "Invalid job id" not in done.stderr:  # squeue's error for a single forgotten job
+            raise RunError(f"squeue: {_message(done)}")
+        return [line for line in done.stdout.splitlines() if re.match(r"\s*\d\S*\s+\S+\s+\d", line)]
 
     def _accounts(self, job_ids: Sequence[int]) -> dict[int, tuple[str, str]]:
         """Return state and exit code of ended jobs, from the completion log or else from the accounting database."""
@@ -150,11 +187,11 @@ def is_live(state: str) -> bool:
     }  # fmt: skip
 
 
-def _queue_line(line: str) -> Iterable[tuple[int, JobState]]:
-    words = line.split(maxsplit=3)
-    if len(words) >= 3 and words[0].isdigit():
-        reason = words[3].strip() if len(words) > 3 else ""
-        yield int(words[0]), JobState(words[1], "" if reason == "None" else reason, int(words[2]))
+def _queue_line(line: str) -> tuple[str, JobState]:
+    """Return the id and the state of a job: the id, state, number of restarts and reason that squeue prints."""
+    job, state, restarts, *rest = line.split(maxsplit=3)
+    reason = rest[0].strip() if rest else ""
+    return job, JobState(state, "" if reason == "None" else reason, int(restarts))
 
 
 def _message(done: subprocess.CompletedProcess[str]) -> str:

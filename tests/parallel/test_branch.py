@@ -43,7 +43,7 @@ def test_branches_are_stopped_resumed_and_compared_on_all_ranks(
             raise AssertionError(f"rank {ranks.rank} reads {folder}")
 
         monkeypatch.setattr(RunFiles, "read", refuse)
-        monkeypatch.setattr("hvd_batchgrow.cli.branch_setup.read_plan", refuse)
+        monkeypatch.setattr("hvd_batchgrow.train.run.branch_folders.read_plan", refuse)
     ranks.any(flag=False)  # the files are written
     run = folder / "runs/small"
     train = TrainCommand(folder / "job.toml", runs_dir=folder / "runs")

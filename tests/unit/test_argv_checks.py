@@ -74,7 +74,7 @@ def test_unknown_options_and_invalid_values(
         (["plan"], "The job file"),
         (["plan", "a", "b"], "Unrecognized options: b"),
         (["train", "a", "--max-updates"], "Missing value for argument '--max-updates'"),
-        (["submit", "a"], "--nodes-max INT"),
+        (["completion"], "{bash,zsh}"),
     ],
 )
 def test_tyro_reports_missing_and_extra_words_on_one_rank(

@@ -18,6 +18,7 @@ import tomli_w
 from hvd_batchgrow.cli import main
 from hvd_batchgrow.results.run_files import RunFiles
 from hvd_batchgrow.results.run_summary import find_runs
+from hvd_batchgrow.train.run.run_lock import RunLock
 from hvd_batchgrow.verification.audit import audit, compare_orders, read_consumed
 from hvd_batchgrow.verification.digest import compare_weights, final_weights
 from tests.helpers import job_tree, small_source, write_idx_folder
@@ -158,17 +159,54 @@ def test_a_stopped_command_resumes_and_ends_with_the_same_table(
             self.looks += 1
             return self.looks > 40
 
+    unfinished = Path("unfinished").absolute()
+    monkeypatch.setenv("HVD_BATCHGROW_UNFINISHED", str(unfinished))
     with monkeypatch.context() as patch:
         patch.setattr("hvd_batchgrow.train.liveness.stop.StopRequest", StopsAfter40)
         codes = [main(BRANCH), main(BRANCH)]
     assert codes == [75, 75]
+    assert unfinished.exists()
     parts = FOLDER.absolute()
     found = again(capsys)
+    assert not unfinished.exists()
     assert attempts(FOLDER / "k1") + attempts(FOLDER / "k2") == 4  # both stops were within a branch
     monkeypatch.chdir(branched)
     assert again(capsys) == found
     for name in ("k1", "k2", "k4"):
         assert compare_weights(final_weights(parts / name), final_weights(FOLDER / name)) == "bit-identical"
+
+
+@pytest.mark.slow
+def test_branches_that_are_trained_one_by_one_have_the_same_table(
+    branched: Path, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = BRANCH[:-1]
+    for factor in ("4", "1"):
+        assert main([*options, "--only", factor]) == 0
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert sorted(path.name for path in FOLDER.iterdir() if path.is_dir()) == ["k1", "k4"]
+    assert main([*options, "--table"]) == 1
+    assert "k = 2 has not begun" in capsys.readouterr().err
+    assert main([*options, "--only", "2"]) == 0
+    assert main([*options, "--only", "4"]) == 0
+    assert "k4 is trained already" in capsys.readouterr().err
+    assert attempts(FOLDER / "k4") == 1
+    (RUN / "checkpoints/samples-000000000000160.pt").unlink()  # as a run does that is still training
+    assert main([*options, "--table"]) == 0
+    assert (FOLDER / "table.txt").read_text() == capsys.readouterr().out
+    found = table((FOLDER / "table.json").read_text())
+    monkeypatch.chdir(branched)
+    assert again(capsys) == found
+
+
+def test_a_branch_that_another_process_trains_is_reported(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lock = RunLock(FOLDER / "k2")
+    lock.take()
+    with lock:
+        assert main([*BRANCH[:-1], "--only", "2"]) == 1
+    assert f"{FOLDER}/k2 is being written by another job: process {os.getpid()} on " in capsys.readouterr().err
+    assert not (FOLDER / "k2").exists()
 
 
 @pytest.mark.slow

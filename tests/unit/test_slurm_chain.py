@@ -46,6 +46,12 @@ class FakeScheduler(Scheduler):
             raise RunError("sbatch refuses: no more jobs")
         return 11 + sum(call == "submit" for call, _ in self.calls) - 1
 
+    def submit_after_any(self, script: Path, after: Sequence[int]) -> int:
+        raise NotImplementedError
+
+    def task_states(self, job_ids: Iterable[int]) -> dict[str, JobState]:
+        raise NotImplementedError
+
     def cancel(self, job_ids: Sequence[int]) -> None:
         self.calls.append(("cancel", list(job_ids)))
 
@@ -363,8 +369,8 @@ def test_a_dry_run_prints_all_and_does_nothing(job: str, capsys: pytest.CaptureF
         (["--nodes-max", "0", "--signal-delay-s", "0"], 2, "--signal-delay-s: must be greater than 0"),
         (["--nodes-max", "2"], 2, "phase 3 (from epoch 1): 4 ranks = 4 nodes of 1, and --nodes-max is 2"),
         (["--nodes-max", "4", "--template", "mine.sbatch"], 2, "--template: mine.sbatch does not exist"),
-        (["--nodes-max", "4", "--sbatch", "nodes=9"], 2, "--sbatch: nodes is set by the chain: --nodes-max, and"),
-        (["--nodes-max", "4", "--sbatch", "output=x"], 2, "output is set by the chain: --runs-dir, the logs are"),
+        (["--nodes-max", "4", "--sbatch", "nodes=9"], 2, "--sbatch: nodes is set by submit: --nodes-max, and"),
+        (["--nodes-max", "4", "--sbatch", "output=x"], 2, "output is set by submit: --runs-dir, the logs are"),
         (["--nodes-max", "4", "--partition", "a\nb", "--dry-run"], 2, "--partition: a line of a batch script cannot"),
         (["--nodes-max", "4", "--name", "a b", "--dry-run"], 2, "name: must be a name of at most 200 letters"),
         (

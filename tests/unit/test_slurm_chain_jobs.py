@@ -193,7 +193,7 @@ def test_more_options_of_sbatch() -> None:
     }
     with pytest.raises(JobError, match="2 faults") as caught:
         extra_options(["nodes=4", "-N4"])
-    assert "--sbatch: nodes is set by the chain" in str(caught.value)
+    assert "--sbatch: nodes is set by submit" in str(caught.value)
     assert "must be KEY=VALUE with a long option name of sbatch, got '-N4'" in str(caught.value)
 
 

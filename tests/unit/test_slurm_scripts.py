@@ -237,6 +237,9 @@ def test_a_link_is_queued_again_when_it_was_stopped_and_only_then(
     assert said in done.stdout
     assert not list(tmp_path.glob(".unfinished*"))
     assert ("scontrol requeue 7" in done.stdout) == (code == 75)
+    # Of an array, the task alone
+    task = run(script, "small.toml", cwd=tmp_path, **variables, SLURM_ARRAY_JOB_ID="7", SLURM_ARRAY_TASK_ID="4")
+    assert ("scontrol requeue 7_4\n" in task.stdout) == (code == 75)
     again = run(script, "small.toml", cwd=tmp_path, **variables, MAX_RESTARTS="1", SLURM_RESTART_COUNT="1")
     assert "scontrol" not in again.stdout
     assert ("not requeued: max_restarts=1 is reached" in again.stdout) == (code == 75)
