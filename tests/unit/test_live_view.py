@@ -133,10 +133,10 @@ def test_the_gradient_noise_scale(scale: Any, text: str) -> None:
 
 def test_noise_from_norm_layers_is_shown_with_its_factor() -> None:
     keys: dict[str, Any] = {"gradient_noise": NOISE, "norm_layers": {"factor": 1.314, "b_simple": 40.0}}
-    lines = shown(state_of(line(16, 1, **keys)).view(), 120)
+    lines = shown(state_of(line(16, 1, **keys)).view(), 300)
     assert any("(norm layers × 1.31)" in row for row in lines)
     assert not any(
-        "norm layers" in row for row in shown(state_of(line(16, 1, **keys | {"norm_layers": 3})).view(), 120)
+        "norm layers" in row for row in shown(state_of(line(16, 1, **keys | {"norm_layers": 3})).view(), 300)
     )
 
 
