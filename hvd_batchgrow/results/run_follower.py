@@ -54,7 +54,7 @@ class RunFollower:
         self.job: dict[str, Any] = {}
         """The job file, as a tree of plain values."""
         self.metrics = JsonLinesFollower(folder / "metrics.jsonl")
-        self._branches = JsonLinesFollower(folder / "branches.jsonl")
+        self.branches = JsonLinesFollower(folder / "branches.jsonl")
         self._versions: dict[str, object] = {}
         self._is_caught_up = False
         self._num_decisions = 0
@@ -115,8 +115,8 @@ class RunFollower:
 
     def _read_branches(self) -> Iterator[str]:
         """Yield which branches a trigger trains and what they show, without those before the first poll."""
-        is_old = self._branches.reopened() or not self._is_caught_up
-        for line in self._branches.lines():
+        is_old = self.branches.reopened() or not self._is_caught_up
+        for line in self.branches.lines():
             if not is_old:
                 yield printable(str(line.get("text", "")))
 

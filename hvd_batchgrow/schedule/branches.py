@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from hvd_batchgrow.config import Job
@@ -192,6 +192,12 @@ def plan_branch(point: BranchPoint, wanted: BranchRequest, factor: int, ranks: i
             for fault in error.faults
         ]
         raise JobError(faults, "command line") from None
+
+
+def only_branch(plan: Plan) -> Plan:
+    """Return the plan of a branch without the phases that the run has trained."""
+    schedule = replace(plan.schedule, phases=plan.schedule.phases[-1:])
+    return replace(plan, schedule=schedule, layouts=plan.layouts[-1:])
 
 
 _OF_BATCH = ("schedule.batch_steps", "phase ")
