@@ -66,7 +66,6 @@ class Trainer:
         elastic: what the attempts of an elastic run share; receives the state of this rank if ranks are lost.
         max_updates: stop after this number of updates, counted over these attempts.
         end_samples: end of a phase at which this attempt ends; None: the end of the run.
-        rounds: trains branches of this run for its trigger; None: the trigger needs none.
         is_branch: whether this run is a branch that another run trains in a pause: that run's watchdog watches it, and
             it evaluates nothing.
     """
@@ -83,14 +82,15 @@ class Trainer:
         elastic: ElasticState | None = None,
         max_updates: int | None = None,
         end_samples: int | None = None,
-        rounds: BranchRounds | None = None,
         is_branch: bool = False,
     ) -> None:
         self.parts, self.plan, self.ranks, self.folder = parts, plan, ranks, folder
         self.job, self.hardware = parts.job, hardware or hardware_of(ranks, parts.device)
         self.observers = ObserverList(observers, folder)
         self.elastic, self.max_updates, self.end_samples = elastic or ElasticState(), max_updates, end_samples
-        self.rounds, self.is_branch = rounds, is_branch
+        self.is_branch = is_branch
+        self.rounds: BranchRounds | None = None
+        """Trains the branches of this run; None: its trigger trains none."""
         self.state = TrainState(parts)
         self.team = ranks
         """The ranks that train the current phase."""
@@ -114,9 +114,9 @@ class Trainer:
             RanksLost: in an elastic job, ranks were lost; `elastic` then has the state after the last update.
         """
         stopped, state = False, self.state
-        watchdog = Watchdog(self.ranks, self.parts.heartbeat, self.job.logging.stall_timeout_s)
+        watched = (self.ranks, self.parts.heartbeat, self.job.logging.stall_timeout_s)
         try:
-            with nullcontext() if self.is_branch else watchdog, self.writer:
+            with nullcontext() if self.is_branch else Watchdog(*watched), self.writer:
                 notes = [*notes, *self._restore(checkpoint, replay)]
                 self.observers.notify("on_start", self._started(notes))
                 while state.samples < self._end and not stopped:
@@ -188,10 +188,10 @@ class Trainer:
             if found is None:
                 return True
             evidence = found
-        micro_batch = self.plan.layouts[self.plan.schedule.index_at(state.samples)].micro_batch
+        before = self.plan.schedule.index_at(state.samples - 1)
         growth.end_round(self.plan, state.samples)
         if self._look({}, evidence) is not None:
-            reestimate(self.parts, state.samples, micro_batch, self.team)
+            reestimate(self.parts, state.samples, self.plan.layouts[before].micro_batch, self.team)
             self._save()
         return False
 
@@ -264,9 +264,7 @@ class Trainer:
     def _evaluate_if_due(self, before: int) -> Evaluation | None:
         """Evaluate the set that decisions may be based on; at the end of the run, with a validation set, both sets."""
         is_last = self.state.samples >= self.plan.schedule.end_samples
-        if self.is_branch:
-            return None
-        if not is_last and not self._is_due(before, self.job.evaluation.every_epochs):
+        if self.is_branch or (not is_last and not self._is_due(before, self.job.evaluation.every_epochs)):
             return None
         if self.parts.source.validation is None:
             return self._evaluate("test", is_last=is_last)

@@ -234,7 +234,7 @@ def test_a_learning_rate_rule_that_no_branch_has_is_refused(optim: dict[str, Any
         ({"factors": [1, 8]}, {}, "smallest growth, 8 × 16, is above the limit of 96 (schedule.max_batch): the batch"),
         ({"branch_samples": 480}, {}, "trigger.branch_samples: 480 are 15 blocks of 32 samples, too few"),
         ({"first_decision_epoch": 120.0}, {}, "trigger.first_decision_epoch: 120: the first round is at epoch 120"),
-        ({"every_epochs": 119.0}, {}, "trigger.every_epochs: 119.0: the first round is at epoch 119, and its branches"),
+        ({"every_epochs": 119.0}, {}, "trigger.every_epochs: 119: the first round is at epoch 119, and its branches"),
         (
             {},
             {"optim": {"weight_decay_rule": "per_epoch", "groups": [{"match": "*", "weight_decay": 0.1}]}},

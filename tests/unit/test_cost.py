@@ -488,7 +488,7 @@ def test_a_probe_of_another_length_of_text_is_refused() -> None:
     assert [subject["data.context"] for subject in subjects] == [128, 512]
 
 
-def test_the_pause_of_a_branch_trigger_takes_the_time_of_its_updates() -> None:
+def test_a_round_of_a_branch_trigger_takes_the_time_of_its_updates() -> None:
     trigger = {"name": "branch", "factors": [1, 4], "branch_samples": 16 * 64}
     job = measured_job(trigger, schedule={"epochs": 120.0, "lr_rule": "linear"})
     plan = compile_plan(job, 1, NUM_TRAIN)
@@ -496,6 +496,6 @@ def test_the_pause_of_a_branch_trigger_takes_the_time_of_its_updates() -> None:
     # 64 updates of 2 passes of 8 samples, and 16 updates of 8 passes
     expected = 64 * true_update_s(2, 8, 0.0, 2.0) + 16 * true_update_s(8, 8, 0.0, 2.0)
     (note,) = round_notes(plan, probe)
-    assert f"a pause at the first batch takes {expected:.0f} s" in note
+    assert f"a round at the first batch takes {expected:.0f} s" in note
     assert expected > 1
     assert round_notes(compile_plan(small_job(), 1, NUM_TRAIN), probe) == []

@@ -15,7 +15,7 @@ from hvd_batchgrow.schedule.triggers.branch import BranchRule, BranchTrigger
 
 
 def round_notes(plan: Plan, probe: Probe) -> list[str]:
-    """Return how long the first pause takes; empty if the job's trigger trains no branches.
+    """Return how long the first round takes; empty if the job's trigger trains no branches.
 
     Raises:
         JobError: the probe does not fit the job.
@@ -31,4 +31,4 @@ def round_notes(plan: Plan, probe: Probe) -> list[str]:
     ranks = plan.layouts[0].ranks
     branches = [only_branch(plan_branch(point, wanted, factor, ranks)) for factor in wanted.factors]
     seconds = math.fsum(predict(branch, probe).seconds for branch in branches)
-    return [f"trigger 'branch': a pause at the first batch takes {short_time(seconds)}, without its start-up"]
+    return [f"trigger 'branch': a round at the first batch takes {short_time(seconds)}, without its start-up"]

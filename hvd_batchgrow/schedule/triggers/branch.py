@@ -16,7 +16,7 @@ from hvd_batchgrow.messages.errors import Fault
 from hvd_batchgrow.schedule.adaptive.batch_requests import BatchRequest
 from hvd_batchgrow.schedule.adaptive.decisions import Decision
 from hvd_batchgrow.schedule.branches import LEAST_BLOCKS, BranchLrRule, BranchRequest, held_decay_fault
-from hvd_batchgrow.schedule.rounding import decimal, period_ends, samples_at, whole_multiples
+from hvd_batchgrow.schedule.rounding import decimal, period_ends, samples_at
 from hvd_batchgrow.schedule.stages import Start, make_start
 from hvd_batchgrow.schedule.trigger import TRIGGERS, Measurement, RuleState, Trigger, TriggerRule
 
@@ -114,9 +114,9 @@ class BranchTrigger(Trigger):
             return
         key = "first_decision_epoch" if self.earliest_epoch(job) > self.every_epochs else "every_epochs"
         fault = f"the first round is at epoch {first:g}, and its branches train on {wanted.num_samples:,} samples"
-        value = f"{getattr(self, key)}" if key == "every_epochs" else f"{self.earliest_epoch(job):g}"
+        value = self.earliest_epoch(job) if key == "first_decision_epoch" else self.every_epochs
         remedy = f"more than are left of the run's {epochs:g} epochs, so the trigger would never decide; use less"
-        yield Fault(f"trigger.{key}", f"{value}: {fault}, {remedy}")
+        yield Fault(f"trigger.{key}", f"{value:g}: {fault}, {remedy}")
 
     def _cheaper(self, batch: int, run: int, wanted: BranchRequest) -> Iterator[str]:
         """Yield values of other keys with which a round fits the budget."""
@@ -278,4 +278,4 @@ def _limit(start: Start) -> int:
 
 def _share(budget: float, samples: int) -> int:
     """Return the largest whole number of samples within a share."""
-    return whole_multiples(float(decimal(budget) * samples))
+    return math.floor(decimal(budget) * samples)
