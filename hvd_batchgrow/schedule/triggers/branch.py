@@ -255,7 +255,7 @@ class BranchRule(TriggerRule):
 
 
 def branch_lr_rule(job: Job) -> BranchLrRule | None:
-    """Return the rule of branches whose learning rate follows `schedule.lr_rule`; None: there is none.
+    """Return the rule of branches whose learning rate follows `schedule.lr_rule`; None: no branch can follow it.
 
     For Adam, branches with sqrt also change β₁, β₂ and eps, as "adam" does and "sqrt" does not.
     """
