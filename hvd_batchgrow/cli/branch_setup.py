@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +12,10 @@ from hvd_batchgrow.job_file import parse_job
 from hvd_batchgrow.observers.branch_tables import BranchCost
 from hvd_batchgrow.results.run_files import RunFiles
 from hvd_batchgrow.results.step_times import recorded_times
+from hvd_batchgrow.schedule.branches import only_branch
 from hvd_batchgrow.schedule.cost.cost import predict
 from hvd_batchgrow.schedule.cost.probe_file import load_probe
 from hvd_batchgrow.schedule.cost.time_left import phase_sizes
-from hvd_batchgrow.schedule.plan import Plan
 from hvd_batchgrow.train.run.branch_folders import BranchSetup
 
 if TYPE_CHECKING:
@@ -59,7 +58,7 @@ def branch_costs(setup: BranchSetup, probe: Path | None) -> tuple[list[BranchCos
         RunError: a file cannot be read.
     """
     seconds: list[float | None]
-    phases = [_only_branch(branch.plan) for branch in setup.branches]
+    phases = [only_branch(branch.plan) for branch in setup.branches]
     if probe is not None:
         measured = load_probe(probe)
         costs = [predict(plan, measured) for plan in phases]
@@ -90,9 +89,3 @@ def _notes_on_records(num_sizes: int) -> list[str]:
     if num_sizes == 1:
         return ["time as if proportional to the samples: the run has updates of one size only"]
     return []
-
-
-def _only_branch(plan: Plan) -> Plan:
-    """Return a plan without the phases that the run has trained."""
-    schedule = replace(plan.schedule, phases=plan.schedule.phases[-1:])
-    return replace(plan, schedule=schedule, layouts=plan.layouts[-1:])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +44,7 @@ class PlanCommand(JobCommand):
     def run(self, overrides: dict[str, Any]) -> ExitCode:
         """Print the plan of the job and of its decay twin."""
         from hvd_batchgrow.data.source_checks import known_num_samples
+        from hvd_batchgrow.schedule.cost.branch_round import round_notes
         from hvd_batchgrow.schedule.cost.cost import choose_ranks, predict
         from hvd_batchgrow.schedule.cost.probe_file import load_probe
 
@@ -70,6 +71,8 @@ class PlanCommand(JobCommand):
 
             plot_plans(plans[::-1], self.plot, no_twin)
         costs = [predict(plan, probe) for plan in plans] if probe else []
+        if probe:
+            costs[0] = replace(costs[0], notes=(*costs[0].notes, *round_notes(plan, probe)))
         self.print_json(plans, costs, no_twin) if self.json else self.print_tables(plans, costs, no_twin)
         return ExitCode.DONE
 

@@ -300,13 +300,14 @@ def run_observers(job: Job, console: PlainConsole, stack: ExitStack) -> list[Obs
         stack: closes the live view, also after an error.
     """
     from hvd_batchgrow.observers.attempt_times import AttemptTimes
-    from hvd_batchgrow.observers.metrics import ConsumedFile, MetricsFile
+    from hvd_batchgrow.observers.metrics import BranchesFile, ConsumedFile, MetricsFile
     from hvd_batchgrow.observers.outcomes import OutcomesFile
     from hvd_batchgrow.observers.progress import ProgressDisplay
 
     display = ProgressDisplay(console, job.logging.line_every_s)
     stack.callback(display.close)  # also after an error: a live view hides the cursor
-    observers: list[Observer] = [MetricsFile(), ConsumedFile(), OutcomesFile(), AttemptTimes(), display]
+    files: list[Observer] = [MetricsFile(), ConsumedFile(), OutcomesFile(), BranchesFile(), AttemptTimes()]
+    observers = [*files, display]
     if job.logging.tensorboard:
         from hvd_batchgrow.observers.tensorboard import TensorBoard
 

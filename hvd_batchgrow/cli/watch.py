@@ -42,6 +42,7 @@ class WatchCommand:
             return ExitCode.INTERRUPTED
         finally:
             follower.metrics.close()
+            follower.branches.close()
             signal.signal(signal.SIGINT, before)
 
     def _may_be_run(self, lock: LockWatch) -> bool:

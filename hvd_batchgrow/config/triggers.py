@@ -18,6 +18,8 @@ class TriggerBase(Section):
     """Whether it needs at least two gradients per update."""
     scales_progress: ClassVar[bool] = False
     """Whether its decisions scale learning rate and progress, and end no phase."""
+    trains_branches: ClassVar[bool] = False
+    """Whether it pauses the run to train branches."""
 
     @property
     def test_metric(self) -> str | None:

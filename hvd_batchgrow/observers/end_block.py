@@ -72,7 +72,8 @@ def _time_line(account: Account) -> str:
     total = f"time: {short_time(account.total_s)} in {where}{missing}"
     if account.other_s is None:
         return f"{total}; all updates on record: {short_time(account.training_s)}, some of them of other invocations"
-    parts = {"updates": account.training_s, "evaluation": account.evaluation_s, "other": account.other_s}
+    branches = {"branches": account.branches_s} if account.branches_s else {}
+    parts = {"updates": account.training_s, "evaluation": account.evaluation_s, **branches, "other": account.other_s}
     split = ", ".join(f"{name} {short_time(seconds)}" for name, seconds in parts.items())
     return f"{total}: {split}"
 

@@ -12,6 +12,8 @@ from hvd_batchgrow.config.observer_names import SERVICES
 from hvd_batchgrow.import_string import NotFound, describe_error, find_callable
 from hvd_batchgrow.messages.errors import Fault, JobError
 from hvd_batchgrow.train.events import (
+    BranchesCompared,
+    BranchStarted,
     Decided,
     Evaluation,
     Observer,
@@ -89,6 +91,14 @@ class GuardedObserver(Observer):
     def on_decision(self, event: Decided) -> None:
         """Pass the event on."""
         self._notify("on_decision", event)
+
+    def on_branch(self, event: BranchStarted) -> None:
+        """Pass the event on."""
+        self._notify("on_branch", event)
+
+    def on_branches(self, event: BranchesCompared) -> None:
+        """Pass the event on."""
+        self._notify("on_branches", event)
 
     def on_end(self, event: RunEnded) -> None:
         """Pass the event on."""

@@ -1,4 +1,4 @@
-"""metrics.jsonl: one line per training record and per evaluation; consumed.jsonl: one per update."""
+"""metrics.jsonl: a line per training record and evaluation; consumed.jsonl: per update; branches.jsonl: per branch."""
 
 from __future__ import annotations
 
@@ -6,7 +6,15 @@ from dataclasses import asdict
 from typing import Any
 
 from hvd_batchgrow.storage.json_lines import JsonLines, Line, read_json_lines
-from hvd_batchgrow.train.events import Evaluation, Observer, RunStarted, TrainRecord, UpdateDone
+from hvd_batchgrow.train.events import (
+    BranchesCompared,
+    BranchStarted,
+    Evaluation,
+    Observer,
+    RunStarted,
+    TrainRecord,
+    UpdateDone,
+)
 from hvd_batchgrow.train.run.record_gaps import MISSING_TO, is_before, record_gap
 
 
@@ -25,6 +33,28 @@ class MetricsFile(Observer):
     def on_evaluation(self, event: Evaluation) -> None:
         """Append an evaluation."""
         self._file.append(evaluation_record(event))
+
+    def for_branch(self) -> MetricsFile:
+        """Return the observer that writes the same file of a branch."""
+        return MetricsFile()
+
+
+class BranchesFile(Observer):
+    """Appends to `branches.jsonl`: a line at the start of each branch of a pause, and one with their result."""
+
+    def on_start(self, event: RunStarted) -> None:
+        """Keep the lines of earlier attempts up to the checkpoint. Only a run with branches gets the file."""
+        start, path = event.samples, event.folder / "branches.jsonl"
+        if event.job.trigger.trains_branches:
+            self._file = JsonLines(path, lambda line: start > 0 and line["samples"] <= start)
+
+    def on_branch(self, event: BranchStarted) -> None:
+        """Append the start of a branch."""
+        self._file.append({"kind": "branch", **asdict(event), "text": event.describe()})
+
+    def on_branches(self, event: BranchesCompared) -> None:
+        """Append the result of the branches."""
+        self._file.append({"kind": "branches", **asdict(event), "text": event.describe()})
 
 
 def record_line(event: TrainRecord) -> Line:
@@ -61,3 +91,7 @@ class ConsumedFile(Observer):
         """Append an update."""
         line = {"samples": event.samples, "global_batch": event.global_batch, "digest": f"{event.digest:016x}"}
         self._file.append(line | ({"replaced": event.replaced} if event.replaced else {}))
+
+    def for_branch(self) -> ConsumedFile:
+        """Return the observer that writes the same file of a branch."""
+        return ConsumedFile()

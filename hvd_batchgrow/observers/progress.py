@@ -21,7 +21,16 @@ from hvd_batchgrow.results.live_state import LiveState
 from hvd_batchgrow.results.record_lines import EvaluationLine, TrainLine
 from hvd_batchgrow.results.run_summary import command
 from hvd_batchgrow.storage.json_lines import Line, read_json_lines
-from hvd_batchgrow.train.events import Decided, Evaluation, Observer, RunEnded, RunStarted, TrainRecord
+from hvd_batchgrow.train.events import (
+    BranchesCompared,
+    BranchStarted,
+    Decided,
+    Evaluation,
+    Observer,
+    RunEnded,
+    RunStarted,
+    TrainRecord,
+)
 
 
 class ProgressDisplay(Observer):
@@ -92,6 +101,18 @@ class ProgressDisplay(Observer):
         """Print what the decision changes, and why."""
         self._state.replan(LivePlan.of(event.plan.to_dict()))
         self.console.paragraph(f"sample {event.decision.samples:,}: {event.decision.describe()}")
+
+    def on_branch(self, event: BranchStarted) -> None:
+        """Print which branch is trained; the live view shows it until the result."""
+        self.console.paragraph(event.describe())
+        if self._live:
+            self._live.show(self._state.view(event.describe()))
+
+    def on_branches(self, event: BranchesCompared) -> None:
+        """Print what the branches have shown."""
+        self.console.paragraph(event.describe())
+        if self._live:
+            self._live.show(self._state.view())
 
     def on_end(self, event: RunEnded) -> None:
         """Print the result and, after a stop, how to resume."""

@@ -47,6 +47,8 @@ class Account:
     training_s: float
     """Of the updates on record. Updates that a resumed run had to repeat count once."""
     evaluation_s: float
+    branches_s: float
+    """Of the pauses in which a trigger's branches were trained."""
     total_s: float | None
     """Sum over the timed invocations, from the start of training to the end, or to the last evaluation if it was
     killed; None: no invocation is timed."""
@@ -59,7 +61,7 @@ class Account:
         time of the updates, some of which were then trained by the origin of a fork or by an untimed invocation."""
         if self.total_s is None:
             return None
-        rest = self.total_s - self.training_s - self.evaluation_s
+        rest = self.total_s - self.training_s - self.evaluation_s - self.branches_s
         return max(0.0, rest) if rest > -0.02 * self.total_s else None  # two clocks, which may differ a little
 
     def cost(self, price: float) -> float | None:
@@ -86,6 +88,7 @@ def account_of(run: RunFiles) -> Account:
         untimed=len(run.attempts) - len(timed),
         training_s=float(run.seconds[-1]) if run.train else 0.0,
         evaluation_s=sum(_seconds(attempt, "evaluation_s") or 0.0 for attempt in timed),
+        branches_s=sum(_seconds(attempt, "branches_s") or 0.0 for attempt in timed),
         total_s=sum(_seconds(attempt, "elapsed_s") or 0.0 for attempt in timed) if timed else None,
         rank_hours=sum(hours) if timed else None,
     )

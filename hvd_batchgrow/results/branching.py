@@ -42,7 +42,8 @@ class BranchRecord:
     update_s: float
     """Median time of an update; NaN if it was not measured."""
     held_out: float
-    """Loss of the last evaluation on the set that is evaluated during training; NaN if it was not finite."""
+    """Loss of the last evaluation on the set that is evaluated during training; NaN if it was not finite, or if there
+    was none, as in a branch that a trigger has trained."""
     dataset: str
     """That set: `validation` or `test`."""
     outcomes: Outcomes | None = None
@@ -196,9 +197,8 @@ def read_branch(folder: Path, factor: int, start: int) -> BranchRecord:
         raise RunError(f"{folder / 'metrics.jsonl'} holds {fault}: remove {folder}, and run branch again")
     seconds = np.diff(run.seconds, prepend=0.0)[rows]
     during = [line for line in run.evaluations if line["samples"] == expected[-1]]
-    if not during:
-        raise RunError(f"{folder / 'metrics.jsonl'} has no evaluation at sample {expected[-1]:,}: remove {folder}")
-    held_out = next((line for line in during if line["dataset"] == "validation"), during[-1])
+    by_set = {line["dataset"]: line for line in during}
+    held_out = by_set.get("validation") or by_set.get("test") or {"dataset": "test"}
     ranks = run.column("ranks")[rows]
     return BranchRecord(
         folder,

@@ -36,7 +36,7 @@ class NewRecord:
 
 
 Event = CaughtUp | NewRecord | EvaluationLine | str
-"""An event of a run; a text is a decision or a note."""
+"""An event of a run; a text is a decision, a trigger's branch or a note."""
 
 
 class RunFollower:
@@ -54,6 +54,7 @@ class RunFollower:
         self.job: dict[str, Any] = {}
         """The job file, as a tree of plain values."""
         self.metrics = JsonLinesFollower(folder / "metrics.jsonl")
+        self.branches = JsonLinesFollower(folder / "branches.jsonl")
         self._versions: dict[str, object] = {}
         self._is_caught_up = False
         self._num_decisions = 0
@@ -63,6 +64,7 @@ class RunFollower:
         self._read_plan()
         if self.state is None:
             return
+        yield from self._read_branches()
         yield from self._read_decisions()
         resumed = self.metrics.reopened()
         if resumed:
@@ -110,6 +112,13 @@ class RunFollower:
             self.state = LiveState(LivePlan.of(tree))
         else:
             self.state.replan(LivePlan.of(tree))
+
+    def _read_branches(self) -> Iterator[str]:
+        """Yield which branches a trigger trains and what they show, without those before the first poll."""
+        is_old = self.branches.reopened() or not self._is_caught_up
+        for line in self.branches.lines():
+            if not is_old:
+                yield printable(str(line.get("text", "")))
 
     def _read_decisions(self) -> Iterator[str]:
         """Yield new decisions, without those that existed before the first poll."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from hvd_batchgrow.config import Job
@@ -63,6 +63,11 @@ class BranchRequest:
     """Samples after which every branch has done whole updates: the least common multiple of the factors, times B."""
     num_samples: int
     """Δ: samples that every branch trains on, a whole number of blocks."""
+
+    @property
+    def total_samples(self) -> int:
+        """Samples of all branches together."""
+        return len(self.factors) * self.num_samples
 
 
 def branch_point(job: Job, decisions: Sequence[Any], num_samples: int, samples: int) -> BranchPoint:
@@ -189,6 +194,12 @@ def plan_branch(point: BranchPoint, wanted: BranchRequest, factor: int, ranks: i
         raise JobError(faults, "command line") from None
 
 
+def only_branch(plan: Plan) -> Plan:
+    """Return the plan of a branch without the phases that the run has trained."""
+    schedule = replace(plan.schedule, phases=plan.schedule.phases[-1:])
+    return replace(plan, schedule=schedule, layouts=plan.layouts[-1:])
+
+
 _OF_BATCH = ("schedule.batch_steps", "phase ")
 """Where the faults of a branch's batch are, which the command line states by --factors."""
 
@@ -214,13 +225,20 @@ def _optim(optim: OptimBase, phase: Phase, factor: int, rule: BranchLrRule) -> O
     return changed.model_copy(update={"lr": lr, "betas": betas, "eps": eps / kappa**0.5})
 
 
+def held_decay_fault(optim: OptimBase) -> Fault | None:
+    """Return the fault of weight decay that branches cannot hold per epoch; None: they can."""
+    if optim.weight_decay_rule == "per_update" or not any(group.weight_decay for group in optim.groups):
+        return None
+    fault = "'per_epoch' with a weight decay in optim.groups is not possible in branches"
+    return Fault("optim.weight_decay_rule", f"{fault}: it changes settings that a fork must keep")
+
+
 def _held_weight_decay(optim: OptimBase, phase: Phase, growth: float) -> OptimBase:
     """Return the section with the weight decay of a phase; per_epoch: scaled, so that the branch keeps λ ε / B."""
     if optim.weight_decay_rule == "per_update":
         return optim
-    if any(group.weight_decay for group in optim.groups):
-        fault = "'per_epoch' with a weight decay in optim.groups is not possible in branches"
-        raise JobError([Fault("optim.weight_decay_rule", f"{fault}: it changes settings that a fork must keep")])
+    if fault := held_decay_fault(optim):
+        raise JobError([fault])
     factor = 1.0 if phase.weight_decay_factor is None else phase.weight_decay_factor
     changes = {"weight_decay_rule": "per_update", "weight_decay": optim.weight_decay * factor * growth}
     return optim.model_copy(update=changes)

@@ -15,6 +15,7 @@ from hvd_batchgrow.schedule.phases import Phase, Schedule, Warmup, compile_sched
 from hvd_batchgrow.schedule.rounding import samples_at
 from hvd_batchgrow.schedule.stage_layouts import ChooseRanks
 from hvd_batchgrow.schedule.stages import Start
+from hvd_batchgrow.schedule.trigger import trigger_of
 from hvd_batchgrow.schedule.validation.growth_notes import growth_notes
 from hvd_batchgrow.schedule.validation.job_check import check_job, one_gradient
 from hvd_batchgrow.schedule.validation.unlikely_values import unlikely_values
@@ -73,6 +74,7 @@ class Plan:
         num_samples, phases = self.num_samples, self.schedule.phases
         return [
             *([] if self.decisions else growth_notes(self.job, self.start, phases)),
+            *([] if self.decisions or not self.job.is_adaptive else trigger_of(self.job).notes(self.job, self.start)),
             *unlikely_values(self.job, num_samples, phases),
             *self._rank_notes(),
             *self._noise_notes(),

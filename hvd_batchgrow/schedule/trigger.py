@@ -11,7 +11,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, ClassVar, TypeGuard
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -49,6 +49,10 @@ class Measurement:
     """Whether an evaluation at this counter had an infinite or NaN loss."""
     norm_layers_factor: float | None = None
     """The factor by which B_simple of the norm layers was multiplied; None: the estimator is "passes"."""
+    branches: dict[str, float] = field(default_factory=dict)
+    """What branches from this counter have shown, such as `critical_batch`; empty: none were trained."""
+    branches_text: str = ""
+    """That in words."""
 
     @property
     def b_simple(self) -> float | None:
@@ -66,8 +70,9 @@ class Measurement:
 
     def numbers(self) -> dict[str, Any]:
         """Return the known values, for the record, and the estimator of the noise if it is not "passes"."""
-        values = {name: value for name, value in asdict(self).items() if name not in {"samples", "was_unusable"}}
-        known = {name: value for name, value in values.items() if value is not None}
+        others = {"samples", "was_unusable", "branches", "branches_text"}
+        values = {name: value for name, value in asdict(self).items() if name not in others}
+        known = {name: value for name, value in values.items() if value is not None} | self.branches
         estimator = {} if self.norm_layers_factor is None else {"estimator": "norm_layers"}
         return known | estimator | ({} if self.b_simple is None else {"b_simple": self.b_simple})
 
@@ -122,6 +127,10 @@ class Trigger(TriggerBase):
     def waits(self) -> dict[str, float]:
         """Return the keys that delay the first decision, and by how many epochs."""
         return {}
+
+    def notes(self, job: Job, start: Start) -> list[str]:
+        """Return lines on what the trigger will do, for a job without faults."""
+        return []
 
     def unlikely_values(self) -> list[str]:
         """Return a line for each valid value that is rarely intended."""

@@ -40,13 +40,13 @@ def run_elastic(
         except RanksLost:
             why = f"some of {ranks.size} ranks are lost"
         ranks.reform()
-        _free_device_memory()
+        free_device_memory()
         notify(f"{why}: continuing with {ranks.size}")
         resume = True
 
 
-def _free_device_memory() -> None:
-    """Free what the last attempt had on its device, which may be another rank's from now on.
+def free_device_memory() -> None:
+    """Free what an attempt or a branch that has ended had on its device.
 
     A network that refers to itself, as a compiled one does, is freed only by a collection.
     """

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.messages.errors import unwritable
@@ -152,6 +152,46 @@ class Decided:
 
 
 @dataclass(frozen=True)
+class BranchStarted:
+    """The run pauses at an update boundary, and its ranks begin or resume a branch from there."""
+
+    samples: int
+    """Sample counter of the run."""
+    factor: int
+    """k: the branch trains with k times the batch of the run."""
+    global_batch: int
+    """Batch of the branch."""
+    end_samples: int
+    """Sample counter at which the branch ends."""
+
+    def describe(self) -> str:
+        """Return it in words."""
+        what = f"training branch k = {self.factor} (batch {self.global_batch:,}) up to sample {self.end_samples:,}"
+        return f"sample {self.samples:,}: {what}"
+
+
+@dataclass(frozen=True)
+class BranchesCompared:
+    """What the branches from a sample counter have shown, or why none were trained."""
+
+    samples: int
+    global_batch: int
+    """Batch of the run there."""
+    branch_samples: int
+    """Samples of each branch; 0: none were trained."""
+    seconds: float
+    """Duration of the pause; of a resumed pause, the part in this attempt."""
+    text: str
+    """The result in words."""
+    table: dict[str, Any] = field(default_factory=dict)
+    """`Branching.to_dict`; empty if the branches could not be compared."""
+
+    def describe(self) -> str:
+        """Return it in words."""
+        return f"sample {self.samples:,}: {self.text}"
+
+
+@dataclass(frozen=True)
 class RunEnded:
     """Sent after the last update, or after a stop."""
 
@@ -189,8 +229,18 @@ class Observer:
     def on_decision(self, event: Decided) -> None:
         """Handle a change of batch or learning rate that takes effect with the next update."""
 
+    def on_branch(self, event: BranchStarted) -> None:
+        """Handle a pause of the run in which a branch is trained."""
+
+    def on_branches(self, event: BranchesCompared) -> None:
+        """Handle the result of the branches of a pause."""
+
     def on_end(self, event: RunEnded) -> None:
         """Handle the end of the run, or its stop."""
+
+    def for_branch(self) -> Observer | None:
+        """Return what observes a branch that the run trains in a pause; None: nothing does."""
+        return None
 
 
 class ObserverList:
@@ -203,6 +253,11 @@ class ObserverList:
 
     def __init__(self, observers: Sequence[Observer], folder: Path) -> None:
         self._observers, self._folder = observers, folder
+
+    def for_branch(self) -> list[Observer]:
+        """Return the observers of a branch."""
+        found = (observer.for_branch() for observer in self._observers)
+        return [observer for observer in found if observer is not None]
 
     def notify(self, method: str, event: object) -> None:
         """Call a method of `Observer` on each observer.

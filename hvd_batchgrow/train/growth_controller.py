@@ -19,6 +19,7 @@ from hvd_batchgrow.schedule.adaptive.decisions import Decision
 from hvd_batchgrow.schedule.plan import Plan
 from hvd_batchgrow.schedule.rounding import period_ends
 from hvd_batchgrow.schedule.trigger import Measurement, TriggerRule, bounded, make_trigger
+from hvd_batchgrow.schedule.triggers.branch import BranchRule
 from hvd_batchgrow.storage.strict_json import dump_json
 from hvd_batchgrow.train.measured_noise import MeasuredNoise
 from hvd_batchgrow.train.run.decision_record import open_decisions, write_decisions
@@ -55,8 +56,45 @@ class GrowthController:
     @property
     def measures_noise(self) -> bool:
         """Whether updates must measure the gradient noise."""
-        every_epochs = getattr(self._job.trigger, "every_epochs", None)
-        return self._job.gradient_noise.measure or (every_epochs is not None and self.replayed_from is None)
+        needed = self._job.trigger.measures_gradients and self.replayed_from is None
+        return self._job.gradient_noise.measure or needed
+
+    @property
+    def branch_rule(self) -> BranchRule | None:
+        """The rule of a trigger that trains branches; None: the job has another one, or the run is a replay."""
+        return self._trigger if isinstance(self._trigger, BranchRule) else None
+
+    @property
+    def round_at(self) -> int | None:
+        """Sample counter at which branches are to be trained before the next update; None: no branches are due."""
+        return self.branch_rule.state.round_at if self.branch_rule else None
+
+    def plan_round(self, before: int, plan: Plan, samples: int) -> bool:
+        """After an update, return whether branches are trained before the next one; see `BranchRule.plan_round`.
+
+        No branch is trained at or before a decision that is on record.
+        """
+        rule = self.branch_rule
+        if rule is None or not rule.plan_round(before, samples, self._batch_before(plan, samples)):
+            return False
+        if self.is_decided(samples):
+            self.end_round(plan, samples)
+            return False
+        return True
+
+    def end_round(self, plan: Plan, samples: int) -> None:
+        """Count the branches from a sample counter; see `BranchRule.end_round`."""
+        assert self.branch_rule is not None
+        self.branch_rule.end_round(self._batch_before(plan, samples))
+
+    def _batch_before(self, plan: Plan, samples: int) -> int:
+        """Return the batch at a sample counter before any decision there."""
+        made = next((decision for decision in self.decisions if decision.samples == samples), None)
+        return made.old_batch if made else plan.schedule.at(samples).global_batch
+
+    def is_decided(self, samples: int) -> bool:
+        """Return whether an earlier attempt has decided here or later."""
+        return bool(self.decisions) and samples <= self.decisions[-1].samples
 
     def is_due(self, before: int, samples: int) -> bool:
         """Return whether the trigger looks between two sample counters, in addition to evaluations and boundaries."""
@@ -85,7 +123,13 @@ class GrowthController:
         self._noise.add(result, samples)
 
     def look(
-        self, ranks: Ranks, plan: Plan, samples: int, metrics: Mapping[str, float], folder: Path
+        self,
+        ranks: Ranks,
+        plan: Plan,
+        samples: int,
+        metrics: Mapping[str, float],
+        folder: Path,
+        branches: tuple[dict[str, float], str] = ({}, ""),
     ) -> Decision | None:
         """Between two updates, decide or follow the known decisions. All ranks call it together.
 
@@ -97,6 +141,7 @@ class GrowthController:
             samples: sample counter.
             metrics: of an evaluation at this sample counter; empty: no evaluation.
             folder: the run folder.
+            branches: what branches from here have shown, as `Measurement` holds it; only rank 0 knows it.
 
         Returns:
             The decision that takes effect here; None: nothing changes.
@@ -108,10 +153,9 @@ class GrowthController:
             return self._follow(samples)
 
         def decide() -> bytes:
-            now = self._now(plan, samples, metrics)
+            now = replace(self._now(plan, samples, metrics), branches=branches[0], branches_text=branches[1])
             request = self._run_trigger(now)
-            known = self.decisions and samples <= self.decisions[-1].samples
-            decision = None if known else self._decide(request, now, folder)
+            decision = None if self.is_decided(samples) else self._decide(request, now, folder)
             return dump_json({"now": asdict(now), "decision": decision}).encode()
 
         message = json.loads(ranks.broadcast_from_rank0(decide, "decision") or b"{}")

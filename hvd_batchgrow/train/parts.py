@@ -48,16 +48,24 @@ class TrainingParts:
         ranks: the processes that train together.
         device: of this rank, from `prepare_rank`.
         pretrained: whether to load the job's pretrained weights; not if a checkpoint will replace them.
+        heartbeat: receives the stages of this rank; None: a new one.
 
     Raises:
         CollectiveError: the network cannot be built or trained, or the pretrained weights cannot be loaded.
     """
 
     def __init__(
-        self, job: Job, source: DatasetPair, ranks: Ranks, device: torch.device, *, pretrained: bool = True
+        self,
+        job: Job,
+        source: DatasetPair,
+        ranks: Ranks,
+        device: torch.device,
+        *,
+        pretrained: bool = True,
+        heartbeat: Heartbeat | None = None,
     ) -> None:
         self.job, self.source = job, source
-        self.heartbeat = Heartbeat()
+        self.heartbeat = heartbeat or Heartbeat()
         self.device = device
         torch.manual_seed(job.seed)
         self.stream = Stream(len(source.train), job.seed)

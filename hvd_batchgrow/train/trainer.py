@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -21,12 +22,14 @@ from hvd_batchgrow.schedule.adaptive.decisions import Decision
 from hvd_batchgrow.schedule.phases import Phase
 from hvd_batchgrow.schedule.plan import Plan, compile_plan
 from hvd_batchgrow.schedule.rounding import period_ends
+from hvd_batchgrow.train.branch_rounds import BranchRounds, Evidence
 from hvd_batchgrow.train.checkpoints.best import best_path
 from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint
 from hvd_batchgrow.train.checkpoints.elastic_state import ElasticState
 from hvd_batchgrow.train.checkpoints.writer import CheckpointWriter, host_copy
 from hvd_batchgrow.train.evaluate import evaluate
 from hvd_batchgrow.train.events import (
+    BranchesCompared,
     Decided,
     EvaluatedSet,
     Evaluation,
@@ -64,6 +67,8 @@ class Trainer:
         elastic: what the attempts of an elastic run share; receives the state of this rank if ranks are lost.
         max_updates: stop after this number of updates, counted over these attempts.
         end_samples: end of a phase at which this attempt ends; None: the end of the run.
+        is_branch: whether this run is a branch that another run trains in a pause: that run's watchdog watches it, and
+            it evaluates nothing.
     """
 
     def __init__(
@@ -78,11 +83,15 @@ class Trainer:
         elastic: ElasticState | None = None,
         max_updates: int | None = None,
         end_samples: int | None = None,
+        is_branch: bool = False,
     ) -> None:
         self.parts, self.plan, self.ranks, self.folder = parts, plan, ranks, folder
         self.job, self.hardware = parts.job, hardware or hardware_of(ranks, parts.device)
         self.observers = ObserverList(observers, folder)
         self.elastic, self.max_updates, self.end_samples = elastic or ElasticState(), max_updates, end_samples
+        self.is_branch = is_branch
+        self.rounds: BranchRounds | None = None
+        """Trains the branches of this run; None: its trigger trains none."""
         self.state = TrainState(parts)
         self.team = ranks
         """The ranks that train the current phase."""
@@ -106,8 +115,9 @@ class Trainer:
             RanksLost: in an elastic job, ranks were lost; `elastic` then has the state after the last update.
         """
         stopped, state = False, self.state
+        watched = (self.ranks, self.parts.heartbeat, self.job.logging.stall_timeout_s)
         try:
-            with Watchdog(self.ranks, self.parts.heartbeat, self.job.logging.stall_timeout_s), self.writer:
+            with nullcontext() if self.is_branch else Watchdog(*watched), self.writer:
                 notes = [*notes, *self._restore(checkpoint, replay)]
                 self.observers.notify("on_start", self._started(notes))
                 while state.samples < self._end and not stopped:
@@ -132,6 +142,9 @@ class Trainer:
         state, stopped, window = self.state, False, MetricWindow()
         ghost_batches = self._ghost_batches()
         while not stopped and state.samples < self._end and self.plan.ranks_at(state.samples)[0] == team.size:
+            if state.growth.round_at == state.samples:
+                stopped = self._train_branches(stop)
+                continue  # the batch may have grown onto more ranks
             before, index = state.samples, self.plan.schedule.index_at(state.samples)
             phase, micro_batch = self.plan.schedule.at(before), self.plan.layouts[index].micro_batch
             result = self.update(ghost_batches, phase, micro_batch, stop=self._stop_requested(stop))
@@ -141,15 +154,45 @@ class Trainer:
             may_grow = self.job.is_adaptive and state.samples < self.plan.schedule.end_samples
             if at_boundary and not may_grow:
                 reestimate(self.parts, state.samples, micro_batch, team)
-            if stopped or at_boundary or self._is_due(before, Fraction(1, self.job.logging.logs_per_epoch)):
+            pauses = may_grow and self._plan_round(before)
+            if stopped or at_boundary or pauses or self._is_due(before, Fraction(1, self.job.logging.logs_per_epoch)):
                 window = self._log(window, index, phase)
             evaluation = self._evaluate_if_due(before)
             if may_grow and self._decide_if_due(before, evaluation, at_boundary=at_boundary):
                 window, at_boundary = self._log(window, index, phase), not self.job.trigger.scales_progress
             if may_grow and at_boundary:
                 reestimate(self.parts, state.samples, micro_batch, team)
-            self._save_if_due(before, must_save=stopped or at_boundary)
+            self._save_if_due(before, must_save=stopped or at_boundary or pauses)
         return stopped
+
+    def _plan_round(self, before: int) -> bool:
+        """Return whether the run pauses before its next update to train branches."""
+        growth, samples = self.state.growth, self.state.samples
+        pauses = growth.plan_round(before, self.plan, samples)
+        rule = growth.branch_rule
+        if rule and rule.state.over_budget_at == samples:
+            batch = self.plan.schedule.at(samples).global_batch
+            self.observers.notify("on_branches", BranchesCompared(samples, batch, 0, 0.0, rule.over_budget(batch)))
+        return pauses
+
+    def _train_branches(self, stop: Stop) -> bool:
+        """Train the branches that are due, and follow what they show; return whether a stop was requested."""
+        state, growth = self.state, self.state.growth
+        evidence: Evidence = ({}, "")
+        if not growth.is_decided(state.samples):
+            assert self.rounds is not None
+            assert growth.branch_rule is not None
+            self.team.run_on_rank0(self.writer.wait)  # the branches start from the checkpoint
+            found = self.rounds.run(self.team, self.plan, state.samples, growth.branch_rule, stop)
+            if found is None:
+                return True
+            evidence = found
+        before = self.plan.schedule.index_at(state.samples - 1)
+        growth.end_round(self.plan, state.samples)
+        if self._look({}, evidence) is not None:
+            reestimate(self.parts, state.samples, self.plan.layouts[before].micro_batch, self.team)
+            self._save()
+        return False
 
     def update(
         self, ghost_batches: GhostBatchStream, phase: Phase, micro_batch: int, *, stop: bool = False
@@ -230,7 +273,7 @@ class Trainer:
     def _evaluate_if_due(self, before: int) -> Evaluation | None:
         """Evaluate the set that decisions may be based on; at the end of the run, with a validation set, both sets."""
         is_last = self.state.samples >= self.plan.schedule.end_samples
-        if not is_last and not self._is_due(before, self.job.evaluation.every_epochs):
+        if self.is_branch or (not is_last and not self._is_due(before, self.job.evaluation.every_epochs)):
             return None
         if self.parts.source.validation is None:
             return self._evaluate("test", is_last=is_last)
@@ -257,8 +300,12 @@ class Trainer:
         state = self.state
         if not (evaluation or at_boundary or state.growth.is_due(before, state.samples)):
             return None
-        metrics = evaluation.named() if evaluation else {}
-        decision = state.growth.look(self.team, self.plan, state.samples, metrics, self.folder)
+        return self._look(evaluation.named() if evaluation else {})
+
+    def _look(self, metrics: Mapping[str, float], branches: Evidence = ({}, "")) -> Decision | None:
+        """Run the trigger; return the decision that takes effect here."""
+        growth, samples = self.state.growth, self.state.samples
+        decision = growth.look(self.team, self.plan, samples, metrics, self.folder, branches)
         if decision is not None:
             self._replan()
             self.observers.notify("on_decision", Decided(decision, self.plan))

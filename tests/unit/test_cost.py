@@ -16,6 +16,7 @@ from hvd_batchgrow.config import Job
 from hvd_batchgrow.job_file import load_job
 from hvd_batchgrow.messages.errors import JobError, RunError
 from hvd_batchgrow.observers.console_tables import cost_table
+from hvd_batchgrow.schedule.cost.branch_round import round_notes
 from hvd_batchgrow.schedule.cost.cost import Cost, choose_ranks, predict
 from hvd_batchgrow.schedule.cost.probe_file import (
     Probe,
@@ -31,7 +32,7 @@ from hvd_batchgrow.schedule.cost.step_time import StepTimes, fit_step_time
 from hvd_batchgrow.schedule.layout import Layout
 from hvd_batchgrow.schedule.plan import Plan, compile_plan
 from hvd_batchgrow.schedule.twin import decay_twin
-from tests.helpers import NUM_TRAIN, small_job
+from tests.helpers import NUM_TRAIN, measured_job, small_job
 
 BYTES = 1_000_000
 F, A, B = 2e-3, 3e-3, 2e-4  # fixed s, s per pass, s per sample
@@ -485,3 +486,16 @@ def test_a_probe_of_another_length_of_text_is_refused() -> None:
     # The length is part of the plan only through the data, and attention costs its square.
     subjects = [subject_of(small_job(data={"source": "tests.own:make", "context": length})) for length in (128, 512)]
     assert [subject["data.context"] for subject in subjects] == [128, 512]
+
+
+def test_a_round_of_a_branch_trigger_takes_the_time_of_its_updates() -> None:
+    trigger = {"name": "branch", "factors": [1, 4], "branch_samples": 16 * 64}
+    job = measured_job(trigger, schedule={"epochs": 120.0, "lr_rule": "linear"})
+    plan = compile_plan(job, 1, NUM_TRAIN)
+    probe = make_probe(job, measure(1, alpha=0.0))
+    # 64 updates of 2 passes of 8 samples, and 16 updates of 8 passes
+    expected = 64 * true_update_s(2, 8, 0.0, 2.0) + 16 * true_update_s(8, 8, 0.0, 2.0)
+    (note,) = round_notes(plan, probe)
+    assert f"a round at the first batch takes {expected:.0f} s" in note
+    assert expected > 1
+    assert round_notes(compile_plan(small_job(), 1, NUM_TRAIN), probe) == []

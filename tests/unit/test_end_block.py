@@ -19,7 +19,7 @@ from hvd_batchgrow.results.account import account_of
 from hvd_batchgrow.results.run_cost import RunCost
 from hvd_batchgrow.results.run_files import RunFiles
 from hvd_batchgrow.schedule.plan import compile_plan
-from hvd_batchgrow.train.events import Evaluation, RunEnded
+from hvd_batchgrow.train.events import BranchesCompared, BranchStarted, Evaluation, RunEnded
 from tests.helpers import NUM_TRAIN, small_job
 from tests.unit.test_watch import started
 
@@ -139,6 +139,35 @@ def test_each_invocation_adds_its_times_to_the_record(tmp_path: Path) -> None:
     times.on_end(RunEnded("small", tmp_path, True, 16, 1, 1, 1.0, None))
     assert json.loads(record.read_text())["attempts"][1]["elapsed_s"] == 27.0
     assert json.loads(record.read_text())["data"] == {"mean": [0.5]}
+
+
+def test_the_pauses_for_branches_are_timed_also_if_a_stop_ends_one(tmp_path: Path) -> None:
+    record, now = tmp_path / "record.json", [50.0]
+    record.write_text(json.dumps({"attempts": [{"ranks": 1}]}))
+    times = AttemptTimes(lambda: now[0])
+    times.on_start(started(tmp_path))
+    now[0] += 1
+    for factor in (1, 2):
+        times.on_branch(BranchStarted(16, factor, 16 * factor, 32))
+        now[0] += 10
+    times.on_branches(BranchesCompared(16, 16, 16, 20.0, ""))
+    written = {"ranks": 1, "elapsed_s": 21, "evaluation_s": 0, "branches_s": 20}
+    assert json.loads(record.read_text())["attempts"] == [written]
+    times.on_branches(BranchesCompared(48, 16, 0, 0.0, "over budget"))
+    now[0] += 5
+    times.on_branch(BranchStarted(64, 1, 16, 32))
+    now[0] += 3
+    times.on_end(RunEnded("small", tmp_path, False, 64, 1, 1, 1.0, None))
+    (attempt,) = json.loads(record.read_text())["attempts"]
+    assert (attempt["elapsed_s"], attempt["branches_s"]) == (29.0, 23.0)
+
+
+def test_the_time_of_branches_is_shown_apart(tmp_path: Path) -> None:
+    updates_s = float(write_run(tmp_path / "run", []).seconds[-1])
+    attempt = {"ranks": 2, "elapsed_s": updates_s + 100, "evaluation_s": 10.0, "branches_s": 70.0}
+    run = write_run(tmp_path / "run", [attempt])
+    assert account_of(run).other_s == pytest.approx(20)
+    assert "evaluation 10 s, branches 1:10 min, other 20 s" in " ".join(block(run, width=140).split())
 
 
 @pytest.mark.parametrize("text", [None, "", "{", "[]", '{"attempts": []}', '{"attempts": [3]}', '{"attempts": 3}'])

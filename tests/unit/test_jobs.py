@@ -111,9 +111,10 @@ TOTALS = {
 }
 """Updates that the rows of the papers come to."""
 
+_FORMULAS = ("norm_test", "cabs", "similarity", "gradient_noise")
 MEASURED = {
     **dict.fromkeys(
-        [f"fashion_mnist_{trigger}" for trigger in ("plateau", "norm_test", "cabs", "similarity", "gradient_noise")],
+        [f"fashion_mnist_{trigger}" for trigger in (*_FORMULAS, "plateau", "branch")],
         (60_000, 128, 46 * 128),
     ),
     "fashion_mnist_adascale": (60_000, 512, 46 * 128),

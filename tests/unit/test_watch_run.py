@@ -174,6 +174,7 @@ class Run:
         follower = RunFollower(self.folder, lambda: self.now_s)
         code = Watcher(console, follower, lock, line_every_s, lambda: self.now_s, self.sleep).run()
         follower.metrics.close()
+        follower.branches.close()
         return code, self.out.getvalue().splitlines()
 
 
@@ -341,3 +342,24 @@ def test_the_command_in_a_process(tmp_path: Path, capsys: pytest.CaptureFixture[
 def test_watch_does_not_import_torch() -> None:
     code = "import sys, hvd_batchgrow.cli.watch, hvd_batchgrow.observers.watcher; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "False\n"
+
+
+def test_branches_of_a_trigger_are_shown_once(tmp_path: Path, steps: list[Callable[[], object]]) -> None:
+    run = Run(tmp_path, steps)
+    run.plan()
+    run.hold()
+    run.append(line(16, 1))
+
+    def branch(text: str) -> None:
+        with (run.folder / "branches.jsonl").open("a") as file:
+            file.write(json.dumps({"kind": "branch", "samples": 16, "text": text}) + "\n")
+
+    branch("before watch")
+    steps += [wait, lambda: branch("sample 16: training branch k = 2"), wait, lambda: branch("critical batch: 32")]
+    steps += [lambda: run.append(line(END, 19, phase=3)), lambda: run.append(evaluation(END, 0.5)), run.release]
+    code, lines = run.watch(line_every_s=1000.0)
+    assert code == 0
+    assert [text for text in lines if "branch k" in text or "critical" in text or "before" in text] == [
+        "sample 16: training branch k = 2",
+        "critical batch: 32",
+    ]

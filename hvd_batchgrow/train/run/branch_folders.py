@@ -120,10 +120,15 @@ def set_up(
     decisions = read_decisions(decided)[1] if job.is_adaptive and decided.exists() else ()
     point = branch_point(job, decisions, plan["num_samples"], start)
     wanted = branch_request(point, factors, samples, rule)
-    folder = run / "branches" / f"at-{start}-for-{wanted.num_samples}-{wanted.lr_rule}"
+    return BranchSetup(run, point, wanted, samples, branches_of(run, point, wanted, ranks))
+
+
+def branches_of(run: Path, point: BranchPoint, wanted: BranchRequest, ranks: int) -> tuple[Branch, ...]:
+    """Return the requested branches of a run, by ascending factor, on a number of ranks. Raises as `set_up`."""
+    folder = run / "branches" / f"at-{point.samples}-for-{wanted.num_samples}-{wanted.lr_rule}"
     plans = [plan_branch(point, wanted, factor, ranks) for factor in wanted.factors]
     pairs = zip(wanted.factors, plans, strict=True)
-    return BranchSetup(run, point, wanted, samples, tuple(_branch(run, folder, point, k, plan) for k, plan in pairs))
+    return tuple(_branch(run, folder, point, factor, plan) for factor, plan in pairs)
 
 
 def _checkpoint(run: Path, at: int | None, end: int) -> int:

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from hvd_batchgrow.comm.hardware import hardware_of
+import torch
+
+from hvd_batchgrow.comm.hardware import Hardware, hardware_of
 from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.config.source_specs import ReportProgress
+from hvd_batchgrow.data.datasets.dataset import DatasetPair
+from hvd_batchgrow.job_file import parse_job
+from hvd_batchgrow.schedule.plan import Plan, compile_plan
+from hvd_batchgrow.train.branch_rounds import BranchRounds
 from hvd_batchgrow.train.checkpoints.checkpoint import checkpoint_paths
 from hvd_batchgrow.train.checkpoints.compatibility import check_fits
 from hvd_batchgrow.train.checkpoints.elastic_state import ElasticState
+from hvd_batchgrow.train.elastic import free_device_memory
 from hvd_batchgrow.train.events import Observer, RunEnded
 from hvd_batchgrow.train.liveness.stop import Stop
+from hvd_batchgrow.train.liveness.watchdog import Heartbeat
 from hvd_batchgrow.train.parts import TrainingParts
 from hvd_batchgrow.train.run.fork import Origin
 from hvd_batchgrow.train.run.model_description import describe_model
@@ -51,6 +61,16 @@ class RunOptions:
         return self.fork_from or (Origin(self.runs_dir / name) if self.fork else None)
 
 
+@dataclass(frozen=True)
+class Place:
+    """What a rank trains on, whatever the job."""
+
+    source: DatasetPair
+    device: torch.device
+    hardware: Hardware
+    notes: tuple[str, ...] = ()
+
+
 def run_job(
     load: Callable[[], Job],
     ranks: Ranks,
@@ -80,17 +100,44 @@ def run_job(
     job = loaded.model_copy(update={"name": options.fork}) if options.fork else loaded
     plan, shown = ranks.run_on_all(lambda: plan_for_ranks(job, ranks, options.phases, options.replay))
     source = load_together(job, ranks, report)
-    placement = prepare_rank(job, ranks)
-    hardware = hardware_of(ranks, placement.device, placement.gpus_per_host)
-    folder = options.runs_dir / job.name
-    elastic = elastic or ElasticState()
-    with RunLock(folder) as lock, ExitStack() as stack:
+    with ExitStack() as stack:
         stack.callback(source.close)
+        placement = prepare_rank(job, ranks)
+        hardware = hardware_of(ranks, placement.device, placement.gpus_per_host)
+        place = Place(source, placement.device, hardware, tuple(placement.notes))
+        options = replace(options, fork=None, fork_from=options.origin(loaded.name))
+        return _train_in_folder(
+            (plan, shown), ranks, options, place, report, lambda: make_observers(job), stop, elastic or ElasticState()
+        )
+
+
+def _train_in_folder(
+    plans: tuple[Plan, Plan],
+    ranks: Ranks,
+    options: RunOptions,
+    place: Place,
+    report: ReportProgress,
+    make_observers: Callable[[], Sequence[Observer]],
+    stop: Stop,
+    elastic: ElasticState,
+    parent: Heartbeat | None = None,
+) -> RunEnded:
+    """Open the run folder and train, as `run_job` does with a plan and the data.
+
+    Args:
+        plans: from `plan_for_ranks`.
+        place: what this rank trains on.
+        parent: the heartbeat of the run that trains this one as a branch; None: this is not a branch.
+    """
+    (plan, shown), source = plans, place.source
+    job, is_branch = shown.job, parent is not None
+    folder = options.runs_dir / job.name
+    with RunLock(folder) as lock, ExitStack() as stack:
         ranks.run_on_rank0(lambda: lock.take(report))
-        observers = ranks.run_on_rank0(lambda: make_observers(job)) or ()
+        observers = ranks.run_on_rank0(make_observers) or ()
         # Before the folder is opened: if the network cannot be built, --overwrite must not remove the old run.
         pretrained = job.model.pretrained is not None and not _has_checkpoint(folder, options, elastic, ranks)
-        parts = TrainingParts(job, source, ranks, placement.device, pretrained=pretrained)
+        parts = TrainingParts(job, source, ranks, place.device, pretrained=pretrained, heartbeat=parent)
         if ranks.rank == 0:
             stack.enter_context(removed_if_unused(folder, elastic, overwrite=options.overwrite))
         ranks.run_on_rank0(lambda: elastic.write_if_newer(folder))
@@ -99,10 +146,10 @@ def run_job(
             job,
             shown,
             ranks,
-            hardware,
+            place.hardware,
             resume=options.resume,
             overwrite=options.overwrite,
-            origin=options.origin(loaded.name),
+            origin=options.fork_from,
             check=lambda checkpoint: check_fits(checkpoint, parts.model, parts.optimizer, folder),
             pretrained=parts.pretrained,
             schema=source.schema and {**source.schema, "mean": source.mean, "std": source.std},
@@ -110,7 +157,7 @@ def run_job(
         )
         ranks.run_on_all(lambda: check_reached(plan, options.phases, checkpoint, folder))
         notes += ranks.run_on_rank0(lambda: notes_on_gaps(folder, plan, checkpoint, elastic)) or []
-        notes += [*placement.notes, *plan.notes, *notes_on_data(source), *notes_on_network(parts)]
+        notes += [*place.notes, *plan.notes, *notes_on_data(source), *notes_on_network(parts)]
         notes += notes_on_ranks(plan, ranks.size) if options.phases is None else []
         trainer = Trainer(
             parts,
@@ -118,12 +165,44 @@ def run_job(
             ranks,
             folder,
             observers,
-            hardware=hardware,
+            hardware=place.hardware,
             elastic=elastic,
             max_updates=options.max_updates,
             end_samples=end_of(plan, options.phases),
+            is_branch=is_branch,
         )
+        if job.trigger.trains_branches:
+            train = partial(_train_branch, place, plan.num_samples, trainer)
+            trainer.rounds = BranchRounds(folder, trainer.observers, train)
         return trainer.run(stop, checkpoint, notes, options.replay)
+
+
+def _train_branch(
+    place: Place, num_samples: int, trainer: Trainer, work: Mapping[str, Any], ranks: Ranks, stop: Stop
+) -> RunEnded:
+    """Train a branch of a run that pauses, or resume it. All ranks call it together with the same `Branch.work`.
+
+    While it trains, the memory holds a second network with its gradients and optimizer.
+    """
+    job, exists = parse_job(work["job"]), work["exists"]
+    plan = compile_plan(job, ranks.size, num_samples)
+    origin = None if exists else Origin(Path(work["origin"]), work["start"])
+    options = RunOptions(Path(work["runs_dir"]), resume=exists, fork_from=origin)
+    devices = [place.device] if place.device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        ended = _train_in_folder(
+            (plan, plan),
+            ranks,
+            options,
+            replace(place, notes=()),
+            lambda *_: None,
+            trainer.observers.for_branch,
+            stop,
+            ElasticState(),
+            trainer.parts.heartbeat,
+        )
+    free_device_memory()
+    return ended
 
 
 def _has_checkpoint(folder: Path, options: RunOptions, elastic: ElasticState, ranks: Ranks) -> bool:

@@ -1,0 +1,111 @@
+"""A finished run with the trigger `branch`: what the commands say of it, and a kill while it trains a branch."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomli_w
+
+from hvd_batchgrow.cli import main
+from hvd_batchgrow.results.run_summary import find_runs
+from hvd_batchgrow.verification.digest import compare_weights, final_weights
+from tests.helpers import measured_tree, small_source, write_idx_folder
+
+pytestmark = pytest.mark.slow
+
+RUN = Path("runs/small")
+BRANCHES = RUN / "branches/at-304-for-512-linear"
+TRIGGER: dict[str, Any] = {"name": "branch", "factors": [1, 2], "branch_samples": 512, "tolerance": 1000.0}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a run that branches at sample 304, where it grows from 16 to 32, stopped at sample 656."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("branch-trigger")
+        patch.chdir(folder)
+        patch.setenv("HVD_BATCHGROW_CACHE", str(folder / "cache"))
+        write_idx_folder(Path("data"), small_source())
+        sections = {"schedule": {"epochs": 36.0, "lr_rule": "linear"}, "evaluation": {"every_epochs": 0.5}}
+        Path("job.toml").write_text(tomli_w.dumps(measured_tree("data", TRIGGER, **sections)))
+        assert main(["train", "job.toml", "--max-updates", "30"]) == 75
+    return folder
+
+
+@pytest.fixture
+def here(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of it, as the working directory."""
+    monkeypatch.setenv("HVD_BATCHGROW_CACHE", str(trained / "cache"))
+    monkeypatch.chdir(shutil.copytree(trained, tmp_path / "copy"))
+    return RUN
+
+
+def printed(capsys: pytest.CaptureFixture[str], *words: str, code: int = 0) -> str:
+    capsys.readouterr()
+    assert main(list(words)) == code
+    return capsys.readouterr().out
+
+
+def test_a_kill_within_a_branch_resumes_to_the_same_decision_and_weights(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HVD_BATCHGROW_CACHE", str(trained / "cache"))
+    monkeypatch.chdir(tmp_path)
+    for name in ("data", "job.toml"):
+        (tmp_path / name).symlink_to(trained / name)
+    command = [sys.executable, "-m", "hvd_batchgrow.cli", "train", "job.toml"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ)
+    seen, updates = BRANCHES / "k2/consumed.jsonl", 0
+    while updates < 3 and process.poll() is None:
+        time.sleep(0.005)
+        if seen.exists():
+            updates = sum('"global_batch": 32' in line for line in seen.read_text().splitlines())
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (RUN / "decisions.jsonl").exists()
+    assert main(["train", "job.toml", "--resume", "auto", "--max-updates", "11"]) == 75
+    attempts = [len(json.loads((BRANCHES / name / "record.json").read_text())["attempts"]) for name in ("k1", "k2")]
+    assert attempts == [1, 2]
+    assert (RUN / "decisions.jsonl").read_text() == (trained / RUN / "decisions.jsonl").read_text()
+    assert compare_weights(final_weights(RUN), final_weights(trained / RUN)) == "bit-identical"
+    assert main(["audit", str(RUN)]) == 0
+
+
+def test_the_commands_see_one_run_whose_branches_are_its_own(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert find_runs(Path("runs")) == [RUN]
+    assert "small" in printed(capsys, "list", "runs")
+    assert ", branches " in printed(capsys, "show", str(RUN))
+    assert "passed" in printed(capsys, "audit", str(RUN))
+    assert json.loads(printed(capsys, "show", str(RUN), "--json"))["account"]["branches_s"] > 0
+    plan = json.loads(printed(capsys, "plan", "job.toml", "--replay", str(RUN / "decisions.jsonl"), "--json"))
+    assert [phase["global_batch"] for phase in plan["phases"]] == [16, 32]
+    assert [phase["lr"] for phase in plan["phases"]] == pytest.approx([0.05, 0.1])
+    assert [phase["global_batch"] for phase in plan["twin"]["phases"]] == [16, 16]
+    assert main(["report", str(RUN)]) == 0
+
+
+def test_the_command_branch_refuses_what_another_batch_has_trained(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["branch", str(RUN), "--at", "304", "--factors", "1,2", "--samples", "512"]
+    # At sample 304 the batch has grown: 2 branches of 16 blocks of 64 samples are others than those of the trigger.
+    assert main(words) == 2
+    assert "512 are 8 blocks of 64 samples, too few" in capsys.readouterr().err
+
+
+def test_a_fork_and_an_overwrite_begin_without_branches(here: Path) -> None:
+    assert main(["train", "job.toml", "--fork", "forked", "--max-updates", "2"]) == 75
+    assert not Path("runs/forked/branches").exists()
+    assert (here / "branches").exists()
+    assert main(["train", "job.toml", "--overwrite", "--max-updates", "2"]) == 75
+    assert not (here / "branches").exists()
+    assert (here / "branches.jsonl").read_text() == ""
