@@ -1,5 +1,7 @@
 """Settings for all tests."""
 
+import gc
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,10 @@ from hypothesis import HealthCheck, settings
 from xdist.scheduler import LoadFileScheduling
 
 from tests.devices import hide_gpus, only_gpu_tests
+
+# Imports and collection create a million objects that live until the process ends. Without the collector, which finds
+# no garbage there, collecting the unit tests takes a fifth less processor time.
+gc.disable()
 
 # A slow example means a busy machine, not a fault.
 settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -21,6 +27,16 @@ def pytest_configure(config: pytest.Config) -> None:
     """Hide the GPUs, unless all tests of this run need one."""
     if not only_gpu_tests(config.args, config.invocation_params.dir):
         hide_gpus()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Let the garbage collector run during the tests, over what they create."""
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest reads -m

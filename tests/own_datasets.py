@@ -7,6 +7,7 @@ import os
 import random
 import threading
 from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -17,9 +18,6 @@ from torch.utils.data import Dataset, IterableDataset
 from hvd_batchgrow.config import DataSection
 from hvd_batchgrow.data.datasets.dataset import ArrayDataset, DatasetPair
 from hvd_batchgrow.torchvision_shim import import_torchvision
-
-import_torchvision()
-v2 = importlib.import_module("torchvision.transforms.v2")
 
 NUM_TRAIN, NUM_VALIDATION, NUM_TEST, SIDE, LENGTH = 120, 30, 40, 12, 6
 
@@ -44,20 +42,37 @@ class Pictures(Dataset[tuple[Tensor, int]]):
         return self.transform(self.images[index]), int(self.labels[index])
 
 
-PLAIN = v2.ToDtype(torch.float32, scale=True)
-RANDOM = v2.Compose([v2.RandAugment(), v2.ColorJitter(0.3, 0.3), v2.RandomResizedCrop(SIDE), PLAIN])
+def transforms() -> Any:
+    """Import torchvision's transforms. This takes a second, which most processes that import this module can save."""
+    import_torchvision()
+    return importlib.import_module("torchvision.transforms.v2")
+
+
+@cache
+def to_floats() -> Any:
+    return transforms().ToDtype(torch.float32, scale=True)
+
+
+@cache
+def augmented() -> Any:
+    v2 = transforms()
+    return v2.Compose([v2.RandAugment(), v2.ColorJitter(0.3, 0.3), v2.RandomResizedCrop(SIDE), to_floats()])
 
 
 def pictures(data: DataSection) -> Any:
-    return Pictures(NUM_TRAIN, 5, RANDOM), Pictures(NUM_TEST, 6, PLAIN)
+    return Pictures(NUM_TRAIN, 5, augmented()), Pictures(NUM_TEST, 6, to_floats())
 
 
 def three_sets(data: DataSection) -> Any:
-    return Pictures(NUM_TRAIN, 5, RANDOM), Pictures(NUM_VALIDATION, 7, PLAIN), Pictures(NUM_TEST, 6, PLAIN)
+    return (
+        Pictures(NUM_TRAIN, 5, augmented()),
+        Pictures(NUM_VALIDATION, 7, to_floats()),
+        Pictures(NUM_TEST, 6, to_floats()),
+    )
 
 
 def one_set(data: DataSection) -> Any:
-    return Pictures(NUM_TRAIN, 5, RANDOM)
+    return Pictures(NUM_TRAIN, 5, augmented())
 
 
 class Trees(Dataset[dict[str, Any]]):

@@ -27,6 +27,6 @@ git ls-files '*.sh' '*.sbatch' .ci/run | xargs shellcheck
 export PYTHONDONTWRITEBYTECODE=
 # One thread per worker. Each run cleans up in its own folder.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-scratch=$(mktemp -d)
+scratch=$(tools/scratch.sh)
 trap 'rm -rf "$scratch"' EXIT
 pytest -q -m "not slow" -n auto --maxprocesses 4 --dist loadfile --basetemp "$scratch/unit" tests/unit

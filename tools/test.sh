@@ -6,7 +6,7 @@ export PATH="$PWD/.venv/bin:$PATH"
 [ "$(id -u)" = 0 ] && export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
 
 # Each pytest process has its own temporary folder: two that clean up a shared one find partly removed entries.
-scratch=$(mktemp -d)
+scratch=$(tools/scratch.sh)
 trap 'rm -rf "$scratch"' EXIT
 # Every pytest below, including the ranks of tests/parallel, appends its skipped tests to one file.
 export PYTEST_PLUGINS=tests.skips HVD_BATCHGROW_TEST_OUTCOMES=$scratch/outcomes PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from hvd_batchgrow.cli.collector import paused_collector
 from hvd_batchgrow.comm.launcher_env import RELAY_S, Backend, launched_by
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.config.layout import LayoutSection
@@ -78,9 +79,10 @@ class RanksCommand(JobCommand):
 
 def run_on_ranks(work: Callable[[Ranks], ExitCode], backend: Backend, layout: LayoutSection) -> ExitCode:
     """Connect the ranks, call `work`, and shut down; if this rank alone fails, abort all ranks."""
-    from hvd_batchgrow.comm.backend import connect
-    from hvd_batchgrow.comm.ranks import CollectiveError
-    from hvd_batchgrow.train.malloc_tuning import keep_freed_memory
+    with paused_collector():
+        from hvd_batchgrow.comm.backend import connect
+        from hvd_batchgrow.comm.ranks import CollectiveError
+        from hvd_batchgrow.train.malloc_tuning import keep_freed_memory
 
     keep_freed_memory()
     ranks = connect(backend, layout.device, layout.ranks_per_gpu)

@@ -16,7 +16,7 @@ from hvd_batchgrow.data.datasets.dataset import DatasetPair
 from hvd_batchgrow.data.load_source import load_source
 from hvd_batchgrow.job_file import parse_job
 from tests.helpers import job_tree
-from tests.own_datasets import NUM_TEST, NUM_TRAIN, NUM_VALIDATION, PLAIN, Pictures
+from tests.own_datasets import NUM_TEST, NUM_TRAIN, NUM_VALIDATION, Pictures, to_floats
 from tests.training import Recorder, StopAfter, digest, newest, train
 
 
@@ -77,7 +77,7 @@ def test_a_sources_own_validation_set_is_evaluated_during_training(ranks: Ranks,
     trainer = trained(job, ranks, tmp_path, recorder)
     assert [e.dataset for e in recorder.evaluations] == ["validation"] * 3 + ["test"]
     for found, size, seed in ((recorder.evaluations[2], NUM_VALIDATION, 7), (recorder.evaluations[3], NUM_TEST, 6)):
-        pictures = Pictures(size, seed, PLAIN)
+        pictures = Pictures(size, seed, to_floats())
         trainer.parts.model.eval()
         with torch.no_grad():
             logits = trainer.parts.model(torch.stack([pictures[k][0] for k in range(size)]))

@@ -119,12 +119,12 @@ def test_a_row_that_fails_is_reported_and_the_next_one_runs(tmp_path: Path) -> N
         "    raise SystemExit('it is broken')\n"
     )
     paths = os.pathsep.join([str(tmp_path), str(ROOT)])
-    code, _, tree = check(tmp_path, "--device", "cpu", "--rows", "optimizers", "ghost_norm", PYTHONPATH=paths)
+    code, _, tree = check(tmp_path, "--device", "cpu", "--rows", "optimizers", "wrn", PYTHONPATH=paths)
     assert code == 1
     assert tree["rows"]["optimizers"]["failed"].startswith(
         "its process has ended with code 1: SystemExit: it is broken ("
     )
-    assert (tree["rows"]["ghost_norm"]["failed"], tree["rows"]["ghost_norm"]["skipped"]) == ("", "")
+    assert (tree["rows"]["wrn"]["failed"], tree["rows"]["wrn"]["skipped"]) == ("", "")
 
 
 def test_a_row_that_takes_twice_its_budget_fails(tmp_path: Path) -> None:

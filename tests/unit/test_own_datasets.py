@@ -36,7 +36,7 @@ from hvd_batchgrow.messages.errors import JobError, RunError
 from hvd_batchgrow.nn.build import build_model, hazards
 from hvd_batchgrow.tasks.classification import Classification
 from tests.helpers import job_tree
-from tests.own_datasets import NUM_TEST, NUM_TRAIN, PLAIN, RANDOM, Pictures, Trees
+from tests.own_datasets import NUM_TEST, NUM_TRAIN, Pictures, Trees, augmented, to_floats
 
 GROUP, CPU = 8, torch.device("cpu")
 
@@ -145,7 +145,7 @@ def test_a_test_set_is_read_in_order_and_also_keyed() -> None:
     source = loaded("pictures")
     reader = Reader(section("x"), source, CPU, 1, raise_bad, GROUP)
     batches = list(reader.testing([range(7), range(7, 20)]))
-    plain = Pictures(NUM_TEST, 6, PLAIN)
+    plain = Pictures(NUM_TEST, 6, to_floats())
     assert [batch.ids.tolist() for batch in batches] == [list(range(7)), list(range(7, 20))]
     assert torch.equal(batches[1].inputs[3], plain[10][0])
     augmented = (
@@ -317,7 +317,7 @@ def test_one_dataset_is_divided_by_the_seed() -> None:
     # A sample of a part is the one of the whole set.
     reader = Reader(section("x"), source, CPU, 1, raise_bad, GROUP)
     (batch,) = reader.testing([range(4)])
-    assert batch.targets.tolist() == Pictures(NUM_TRAIN, 5, RANDOM).labels[ids[2][:4]].tolist()
+    assert batch.targets.tolist() == Pictures(NUM_TRAIN, 5, augmented()).labels[ids[2][:4]].tolist()
 
 
 def test_a_source_with_its_own_validation_set() -> None:
@@ -454,7 +454,7 @@ def test_workers_change_no_sample_and_end_when_they_are_closed() -> None:
         assert len(workers) == 2
         reader = Reader(section("x"), there, CPU, 1, raise_bad, GROUP)
         (batch,) = reader.testing([range(3)])
-        assert torch.equal(batch.inputs[0], Pictures(NUM_TEST, 6, PLAIN)[0][0])
+        assert torch.equal(batch.inputs[0], Pictures(NUM_TEST, 6, to_floats())[0][0])
     finally:
         there.close()
     deadline = time.monotonic() + 10

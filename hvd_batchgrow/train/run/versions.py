@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from importlib import metadata
 
 _PACKAGES = (
@@ -12,10 +13,14 @@ _PACKAGES = (
 
 def installed_versions() -> dict[str, str]:
     """Return the versions of those packages that are installed, by name."""
-    found = {}
-    for name in _PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+    versions = {name: _version(name) for name in _PACKAGES}
+    return {name: version for name, version in versions.items() if version is not None}
+
+
+@cache
+def _version(name: str) -> str | None:
+    """Return the version of a package, None if it is not installed; parsing the metadata of all takes 20 ms."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
