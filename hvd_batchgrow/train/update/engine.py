@@ -31,7 +31,7 @@ from hvd_batchgrow.train.update.gradient_noise import NoiseEstimate
 from hvd_batchgrow.train.update.gradient_norms import GradientNorms
 from hvd_batchgrow.train.update.gradients import GradientBuckets, wire_type_of
 from hvd_batchgrow.train.update.loss_scale import LossScale
-from hvd_batchgrow.train.update.micro_batches import gather_replaced
+from hvd_batchgrow.train.update.micro_batches import gather_replaced, repeatable
 from hvd_batchgrow.train.update.non_finite import NonFinite
 from hvd_batchgrow.train.update.stopwatch import stopwatch_of
 from hvd_batchgrow.train.update.totals import Share, SharedTotals, Totals
@@ -203,7 +203,7 @@ class UpdateEngine:
         if num_passes < 1:
             raise ValueError(f"num_passes = {num_passes}: must be at least 1 on each rank")
         if again is None:
-            micro_batches, again = _repeatable(micro_batches) if self.exact else (micro_batches, None)
+            micro_batches, again = repeatable(micro_batches) if self.exact else (micro_batches, None)
         self.stopwatch.begin("forward")
         done = self._compute(micro_batches, num_passes, phase, num_groups, stop=stop)
         while done is None:
@@ -388,17 +388,3 @@ class UpdateEngine:
     def _commit(self, statistics: Sequence[Tensor], num_groups: int) -> None:
         for group, contributions in zip(self._norm_groups, statistics, strict=True):
             group.commit(contributions, num_groups)
-
-
-def _repeatable(
-    micro_batches: Iterator[MicroBatch],
-) -> tuple[Iterator[MicroBatch], Callable[[], Iterator[MicroBatch]]]:
-    """Return the micro-batches, and a function that returns those that have been read again."""
-    kept: list[MicroBatch] = []
-
-    def read() -> Iterator[MicroBatch]:
-        for micro_batch in micro_batches:
-            kept.append(micro_batch)
-            yield micro_batch
-
-    return read(), lambda: iter(kept)

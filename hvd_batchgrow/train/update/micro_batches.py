@@ -86,3 +86,17 @@ def gather_replaced(mine: Sequence[tuple[int, int]], ranks: Ranks) -> tuple[tupl
     padded = [number for pair in mine for number in pair] + [-1, -1] * (most - len(mine))
     pairs = ranks.all_gather(padded, "replaced").view(-1, 2).tolist()
     return tuple(sorted((index, id_) for index, id_ in pairs if id_ >= 0))
+
+
+def repeatable(
+    micro_batches: Iterator[MicroBatch],
+) -> tuple[Iterator[MicroBatch], Callable[[], Iterator[MicroBatch]]]:
+    """Return the micro-batches, and a function that returns those that have been read again."""
+    kept: list[MicroBatch] = []
+
+    def read() -> Iterator[MicroBatch]:
+        for micro_batch in micro_batches:
+            kept.append(micro_batch)
+            yield micro_batch
+
+    return read(), lambda: iter(kept)
