@@ -126,12 +126,10 @@ def _train_in_folder(
 
     Args:
         plans: from `plan_for_ranks`.
-        place: what this rank trains on.
         parent: the heartbeat of the run that trains this one as a branch; None: this is not a branch.
     """
     (plan, shown), source = plans, place.source
-    job, is_branch = shown.job, parent is not None
-    folder = options.runs_dir / job.name
+    job, folder = shown.job, options.runs_dir / shown.job.name
     with RunLock(folder) as lock, ExitStack() as stack:
         ranks.run_on_rank0(lambda: lock.take(report))
         observers = ranks.run_on_rank0(make_observers) or ()
@@ -169,12 +167,18 @@ def _train_in_folder(
             elastic=elastic,
             max_updates=options.max_updates,
             end_samples=end_of(plan, options.phases),
-            is_branch=is_branch,
+            is_branch=parent is not None,
         )
-        if job.trigger.trains_branches:
-            train = partial(_train_branch, place, plan.num_samples, trainer)
-            trainer.rounds = BranchRounds(folder, trainer.observers, train)
+        trainer.rounds = _branch_rounds(trainer, place)
         return trainer.run(stop, checkpoint, notes, options.replay)
+
+
+def _branch_rounds(trainer: Trainer, place: Place) -> BranchRounds | None:
+    """Return what trains the branches of a run; None: its trigger trains none."""
+    if not trainer.job.trigger.trains_branches:
+        return None
+    train = partial(_train_branch, place, trainer.plan.num_samples, trainer)
+    return BranchRounds(trainer.folder, trainer.observers, train)
 
 
 def _train_branch(
