@@ -26,8 +26,8 @@ _GROUPS_OF_PASS = 4
 class _LayersAlone(GradientNorms):
     """Measures the norm layers alone, in updates of any number of micro-batches and ranks."""
 
-    def begin(self, *, is_single: bool = False) -> None:
-        super().begin(is_single=True)
+    def begin(self, magnitude: int = 0, *, is_single: bool = False) -> None:
+        super().begin(magnitude, is_single=True)
 
 
 def with_group_norms(model: nn.Module) -> nn.Module:

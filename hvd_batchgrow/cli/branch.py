@@ -57,7 +57,10 @@ class BranchCommand(BranchOptions):
         self.check_flags()
         if self.dry_run or self.table:
             if is_first_process(os.environ):
-                self.print_costs() if self.dry_run else self.print_table()
+                if self.dry_run:
+                    self.print_costs()
+                else:
+                    self.print_table()
             return ExitCode.DONE
         layout = LayoutSection()
         with suppress(JobError):  # rank 0 reports it
@@ -70,7 +73,7 @@ class BranchCommand(BranchOptions):
         faults = list(self.factor_faults())
         given = {"--ranks": self.ranks, "--cost": self.cost}
         if not self.dry_run:
-            fault = "is for --dry-run: the launched ranks train the branches"
+            fault = "is for --dry-run; branches train on the launched ranks"
             faults += [Fault(flag, fault) for flag, value in given.items() if value is not None]
         if self.table and self.dry_run:
             faults.append(
@@ -115,7 +118,7 @@ class BranchCommand(BranchOptions):
         return code
 
     def train(self, ranks: Ranks, stop: Stop) -> ExitCode:
-        """Train the branches that are not finished; with --only, none but this one."""
+        """Train the branches that are not finished; with --only, only this one."""
         from hvd_batchgrow.cli.branch_setup import train_branch
         from hvd_batchgrow.comm.broadcast_object import broadcast_object
 

@@ -37,7 +37,8 @@ class ClusterOptions(JobCommand):
     nodes_max: NumRanks | None = None
     """Largest number of nodes for a phase; with --branch, nodes of each branch (None: as the run used last)."""
     ranks_per_node: NumRanks | None = None
-    """Ranks per node: usually its number of GPUs. None: 1; with --branch, as the run used last."""
+    """Ranks per node: usually its number of GPUs. None: 1. With --branch, at most this number; None: as the run used
+    last."""
     dry_run: bool = False
     """Print all scripts and commands without submitting anything; with --branch, also the costs."""
     resume: Literal["never", "auto"] = "never"

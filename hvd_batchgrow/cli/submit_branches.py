@@ -132,7 +132,8 @@ class BranchSubmission:
     def _nothing_to_submit(self, tasks: Sequence[str], logs: Sequence[Path]) -> Iterator[str]:
         """Yield why nothing is submitted, and the command that prints the comparison."""
         if tasks:
-            yield f"nothing to submit: {', '.join(f'job {task}' for task in tasks)}, submitted before, wait or run"
+            those = f"job {tasks[0]} is" if len(tasks) == 1 else f"jobs {', '.join(tasks)} are"
+            yield f"nothing to submit: {those} waiting or running already"
             yield from (f"the table will be in {log}" for log in logs)
             yield "to print it when all of them have ended:"
         else:

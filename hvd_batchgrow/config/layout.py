@@ -15,6 +15,9 @@ KEYS_OF_GROW_BY: dict[str, tuple[str, ...]] = {
 }
 """Keys of `[layout]` that only some values of `grow_by` use."""
 
+MOST_EXACT_GROUPS = 1 << 20
+"""Most ghost batches of an update with `exact`."""
+
 
 def _check_device(value: object) -> object:
     if value == "gpu":  # as text, its nearest value would be "cpu"
@@ -52,8 +55,8 @@ class LayoutSection(Section):
     ranks_per_gpu: PositiveInt | None = None
     """Most ranks that may share a GPU; with 2 or more, gradients are summed over Gloo. None: one rank per GPU."""
     threads_per_rank: PositiveInt | None = None
-    """Torch threads per rank. None: the host's cores divided by its ranks, or 1 with `exact`, where it affects the
-    weights."""
+    """Torch threads per rank. None: the host's cores divided by its ranks; 1 with `exact`, where another number changes
+    the last bits of the weights."""
 
     def unused(self) -> list[str]:
         """Return the keys that are set and that this `grow_by` does not use."""

@@ -159,10 +159,9 @@ class _Bench:
         self.parts, self.job, self.device, self.ranks = parts, parts.job, parts.device, ranks
         # Train with a tiny learning rate, so that the weights do not diverge with a batch that no schedule contains.
         self._phase = replace(phase, lr=1e-3 * phase.lr)
-        # Exact sums have two parts, each with twice the bytes.
-        per_byte = 4 if self.job.layout.exact else 1
         parameters = [p for p in parts.model.parameters() if p.requires_grad]
-        self.gradient_bytes = per_byte * sum(p.numel() * p.element_size() for p in parameters)
+        sizes = (8 if self.job.layout.exact else p.element_size() for p in parameters)  # exact sums are int64
+        self.gradient_bytes = sum(p.numel() * size for p, size in zip(parameters, sizes, strict=True))
         self._samples, self._groups_per_pass = 0, 1
         most = max(1, self.job.micro_batch_limit // self.job.model.ghost_batch)
         self._ghost_batches = parts.ghost_batches(0, ranks, lambda _: min(self._groups_per_pass, most))

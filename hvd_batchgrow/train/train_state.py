@@ -115,7 +115,7 @@ class TrainState:
             num_skipped=self.num_skipped,
             growth=self.growth.state(),
             best=self.best,
-            gradient_sizes=engine["gradient_sizes"],
+            gradient_magnitudes=engine["gradient_magnitudes"],
         )
 
 

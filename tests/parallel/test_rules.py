@@ -150,20 +150,20 @@ def test_an_exact_update_whose_gradients_do_not_fit_is_repeated_with_the_same_sa
         trainers.append(trainer)
     jumped, even = trainers
     assert jumped.state.samples == even.state.samples
-    first, second = (one.parts.engine.buckets.sizes[0] for one in trainers)
+    first, second = (one.parts.engine.buckets.magnitudes[0] for one in trainers)
     assert first == pytest.approx(second + 40, abs=2)
     for name, value in even.parts.model.state_dict().items():
         torch.testing.assert_close(jumped.parts.model.state_dict()[name], value, rtol=1e-3, atol=1e-4, msg=name)
 
 
-def test_a_resumed_exact_run_knows_the_size_of_its_gradients(ranks: Ranks, tmp_path: Path) -> None:
+def test_a_resumed_exact_run_knows_the_magnitude_of_its_gradients(ranks: Ranks, tmp_path: Path) -> None:
     trainer = trainer_of(ranks, tmp_path / "whole", layout={"exact": True})
     trainer.run(StopRequest())
-    sizes = trainer.parts.engine.buckets.sizes
-    assert sizes != [0]
+    magnitudes = trainer.parts.engine.buckets.magnitudes
+    assert magnitudes != [0]
     resumed = trainer_of(ranks, tmp_path / "resumed", layout={"exact": True})
     resumed.state.load(trainer.state.capture())
-    assert resumed.parts.engine.buckets.sizes == sizes
+    assert resumed.parts.engine.buckets.magnitudes == magnitudes
 
 
 class Records(Observer):

@@ -62,7 +62,7 @@ def test_branches_that_fail_and_are_stopped_end_with_the_table_of_the_sequential
     # Each task that has a stop request is requeued alone, and resumes.
     array, last = submitted(cluster, work, SLOW_S="3")
     again = submit(cluster, work, "runs/small", "--branch", *OPTIONS, "--nodes-max", "2")
-    assert f"nothing to submit: job {array}_1, job {array}_2, submitted before, wait or run" in again.stdout
+    assert f"nothing to submit: jobs {array}_1, {array}_2 are waiting or running already" in again.stdout
     for factor in (1, 2):
         branch = folder / f"k{factor}"
         trains = partial(_has_more_records, branch, num_records(branch))

@@ -190,7 +190,7 @@ def test_only_what_is_missing_is_submitted_again(run: Path, calls: Calls, capsys
     table = f"hvd-batchgrow branch runs/small {' '.join(OPTIONS)} --table"
     assert main(SUBMIT) == 0
     assert capsys.readouterr().out.splitlines() == [
-        "nothing to submit: job 11_1, job 11_2, job 11_4, submitted before, wait or run",
+        "nothing to submit: jobs 11_1, 11_2, 11_4 are waiting or running already",
         f"the table will be in {FOLDER}/slurm/small-table-12.out",
         "to print it when all of them have ended:",
         table,

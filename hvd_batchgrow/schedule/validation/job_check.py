@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 
 from hvd_batchgrow.config import Job
+from hvd_batchgrow.config.layout import MOST_EXACT_GROUPS
 from hvd_batchgrow.messages.errors import Fault, JobError
 from hvd_batchgrow.schedule.adaptive.decisions import Decision
 from hvd_batchgrow.schedule.batch_unit import unit_faults
@@ -84,6 +85,11 @@ def _stage_faults(job: Job, start: Start, stages: Sequence[Stage]) -> Iterator[F
     if job.schedule.warmup_epochs and start_lr > lr:
         fault = f"{start_lr:g} is above the learning rate {lr:g}; nearest: {lr!r}"
         yield Fault("schedule.warmup_start_lr", fault)
+    largest, group = max(stage.global_batch for stage in stages), job.model.ghost_batch
+    if job.layout.exact and largest > MOST_EXACT_GROUPS * group:
+        fault = f"adds at most {MOST_EXACT_GROUPS:,} ghost batches per update, a batch of {largest:,} has"
+        remedy = f"use a batch <= {MOST_EXACT_GROUPS * group:,}, a larger model.ghost_batch, or layout.exact = false"
+        yield Fault("layout.exact", f"{fault} {largest // group:,}: {remedy}")
 
 
 def _unlimited_growth(job: Job, start: Start, stages: Sequence[Stage]) -> Iterator[Fault]:

@@ -49,8 +49,8 @@ class Checkpoint:
     """Measurements and decisions, `GrowthController.state()`."""
     best: dict[str, Any] = field(default_factory=dict)
     """The best evaluation so far, from `improved`; empty if the job keeps none."""
-    gradient_sizes: list[int] = field(default_factory=list)
-    """`GradientBuckets.sizes`; empty without exact mode."""
+    gradient_magnitudes: list[int] = field(default_factory=list)
+    """`GradientBuckets.magnitudes`; empty without exact mode."""
 
     def to_bytes(self) -> bytes:
         """Return the content of the file; see `write_to`."""

@@ -82,7 +82,7 @@ class _Contents(_Strict):
     growth: _Growth | _Empty
     best: _Best | _Empty = {}
     """Checkpoints of version 0.1.0 lack it."""
-    gradient_sizes: list[int] = []
+    gradient_magnitudes: list[int] = []
     """Checkpoints of version 0.1.0 lack it."""
 
 

@@ -112,7 +112,7 @@ def set_up(
 
     Raises:
         JobError: there is no such checkpoint, or a batch cannot be formed.
-        RunError: the run cannot be read, or a branch that exists is of another job.
+        RunError: the run cannot be read, a branch that exists is of another job, or a new one has no checkpoint.
     """
     plan = read_plan(run)
     job, start = load_job(run / "job.toml"), _checkpoint(run, at, plan["end_samples"])
@@ -120,7 +120,9 @@ def set_up(
     decisions = read_decisions(decided)[1] if job.is_adaptive and decided.exists() else ()
     point = branch_point(job, decisions, plan["num_samples"], start)
     wanted = branch_request(point, factors, samples, rule)
-    return BranchSetup(run, point, wanted, samples, branches_of(run, point, wanted, ranks))
+    branches = branches_of(run, point, wanted, ranks)
+    _check_start(run, start, branches)
+    return BranchSetup(run, point, wanted, samples, branches)
 
 
 def branches_of(run: Path, point: BranchPoint, wanted: BranchRequest, ranks: int) -> tuple[Branch, ...]:
@@ -146,6 +148,17 @@ def _checkpoint(run: Path, at: int | None, end: int) -> int:
         fault = f"{run} has no checkpoint at sample {at} before its end; there are checkpoints at {known}"
         raise JobError([Fault("--at", fault)], "command line")
     return saved[-1] if at is None else at
+
+
+def _check_start(run: Path, start: int, branches: Sequence[Branch]) -> None:
+    """Raise RunError if a branch has not begun, and its checkpoint is gone."""
+    new = [branch.factor for branch in branches if not branch.exists]
+    if not new or start in saved_samples(run / "checkpoints"):
+        return
+    begun = ",".join(str(branch.factor) for branch in branches if branch.exists)
+    remedy = f"only --factors {begun} can continue" if "," in begun else "choose another --at"
+    factors = ", ".join(map(str, new))
+    raise RunError(f"{run} no longer has its checkpoint at sample {start:,}, where k = {factors} must start: {remedy}")
 
 
 def _branch(run: Path, parent: Path, point: BranchPoint, factor: int, plan: Plan) -> Branch:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hvd_batchgrow.nn.parameters import gradient_strides
-from hvd_batchgrow.train.update.fixed_point import FixedPoint
+from hvd_batchgrow.train.update.fixed_point import FixedPointSum
 
 _WIRE_SCALE = 2.0**10
 """float16 then holds the values of a mean gradient from 6e-11 to 64."""
@@ -29,10 +29,8 @@ class Bucket:
     """The part of each member, in its shape."""
     wire: Tensor | None
     """The tensor that is all-reduced instead of `flat`, in another type: (n,)."""
-    fixed_point: FixedPoint | None
-    """In exact mode, adds the gradient of each micro-batch to `total`."""
-    total: Tensor | None
-    """In exact mode, the sum over the micro-batches, and that of their largest values: int64 (n+1,)."""
+    exact: FixedPointSum | None
+    """In exact mode, the sum over the micro-batches; `flat` then holds the gradient of one alone."""
     earlier: Tensor | None = None
     """The sum over the earlier micro-batches of the update, if `flat` holds the gradient of one alone: (n,)."""
     reached: list[bool] = field(default_factory=list)
@@ -47,13 +45,6 @@ class Bucket:
     def is_complete(self) -> bool:
         """Whether this backward has finished with all members. If `starts_last`, only its end shows that."""
         return len(self.accumulated) == len(self.members) and not self.starts_last
-
-    def add_to_total(self) -> None:
-        """In exact mode, add the gradient of a micro-batch to the total."""
-        assert self.fixed_point is not None
-        assert self.total is not None
-        self.fixed_point.add(self.flat, self.total)
-        self.flat.zero_()
 
     def restore(self, place: int) -> None:
         """Copy into its slice the gradient of a member that a hook of the network has replaced."""
@@ -93,8 +84,7 @@ def make_bucket(index: int, members: Sequence[nn.Parameter], *, exact: bool, wir
         flat,
         slices,
         wire=torch.zeros_like(flat, dtype=wire_type) if wire_type else None,
-        fixed_point=FixedPoint() if exact else None,
-        total=torch.zeros(len(flat) + 1, dtype=torch.int64, device=flat.device) if exact else None,
+        exact=FixedPointSum(flat) if exact else None,
         reached=[False] * len(members),
     )
 

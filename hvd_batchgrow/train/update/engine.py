@@ -123,6 +123,8 @@ class UpdateEngine:
         self.buckets = GradientBuckets(
             [p for p in model.parameters() if p.requires_grad], ranks, exact=exact, wire_type=wire_type_of(self.rule)
         )
+        self._magnitudes = self.buckets.magnitudes
+        """Those after the last complete update: if ranks are lost in an update, a resumed run does it again."""
         self.loss_scale = LossScale() if self.rule.precision == "float16" else None
         self.at = at
         self.stopwatch = stopwatch_of(self.device)
@@ -157,14 +159,14 @@ class UpdateEngine:
     def state_dict(self) -> dict[str, Any]:
         """Return what the next update depends on besides weights, buffers and optimizer, as plain values."""
         scale = self.loss_scale and asdict(self.loss_scale)
-        return {"loss_scale": scale, "gradient_sizes": self.buckets.sizes}
+        return {"loss_scale": scale, "gradient_magnitudes": self._magnitudes}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from the state of an engine with the same network and settings."""
         if self.loss_scale and state["loss_scale"]:
             self.loss_scale = LossScale(**state["loss_scale"])
-        if self.exact and state["gradient_sizes"]:
-            self.buckets.sizes = state["gradient_sizes"]
+        if self.exact and state["gradient_magnitudes"]:
+            self.buckets.magnitudes = self._magnitudes = list(state["gradient_magnitudes"])
 
     def use(self, ranks: Ranks) -> None:
         """Share the following updates among these ranks, which include this one. Call it between updates."""
@@ -190,7 +192,8 @@ class UpdateEngine:
             num_groups: number of ghost batches of the whole update, B/γ.
             stop: whether this rank requests a stop; it is all-reduced with the losses.
             again: returns the same micro-batches again. Exact updates whose gradients are much larger or smaller than
-                those of the update before are repeated. None: the engine keeps the micro-batches of an exact update.
+                those of the update before are repeated. None: the engine keeps the micro-batches of an exact update, so
+                their tensors must not change until the update is done.
 
         Raises:
             NonFinite: loss or gradient is not finite, and `on_nonfinite` is "stop"; raised on all ranks.
@@ -202,13 +205,12 @@ class UpdateEngine:
         """
         if num_passes < 1:
             raise ValueError(f"num_passes = {num_passes}: must be at least 1 on each rank")
-        if again is None:
-            micro_batches, again = repeatable(micro_batches) if self.exact else (micro_batches, None)
+        if self.exact and again is None:
+            micro_batches, again = repeatable(micro_batches)
         self.stopwatch.begin("forward")
-        done = self._compute(micro_batches, num_passes, phase, num_groups, stop=stop)
-        while done is None:
-            assert again is not None
-            done = self._compute(again(), num_passes, phase, num_groups, stop=stop)
+        while (done := self._compute(micro_batches, num_passes, phase, num_groups, stop=stop)) is None:
+            assert again is not None  # only exact updates are repeated
+            micro_batches = again()
         share, totals, statistics, norm = done
         norm /= self._weigh(totals.weight, phase.global_batch)
         noise = self.buckets.noise(phase.global_batch, totals.weight, self._factor(phase, num_groups))
@@ -223,6 +225,7 @@ class UpdateEngine:
             self.optimizer.step()
             self._commit(statistics, num_groups)
         self.changing.end(skipped=skipped)
+        self._magnitudes = self.buckets.magnitudes
         self.stopwatch.enter(None)
         return UpdateResult(
             loss_sum=totals.loss_sum,
@@ -259,7 +262,7 @@ class UpdateEngine:
         # The only wait for the device: everything that the host needs is read together.
         totals, (norm, *read) = shared.read([self.buckets.norm(), *largest, *bounds])
         check_range(read[len(largest) :])
-        if not self.buckets.fit(read[: len(largest)]):
+        if not self.buckets.end(read[: len(largest)]):
             if self.buckets.resize():
                 self.changing.end(skipped=True)
                 return None

@@ -19,8 +19,8 @@ from hvd_batchgrow.train.update import exact as exact_sums
 from hvd_batchgrow.train.update.gradient_noise import NoiseEstimate, estimate
 
 _ROW = 1024
-_EXACT_SCALE = 2.0**-20
-"""Exact sums must stay below 2¹⁸, so scaled sums of squares may reach 2³⁸."""
+_EXACT_SCALE = 2.0**-28
+"""Exact sums must stay below 2¹⁸, so sums of squares of gradients whose largest value is 1 may reach 2⁴⁶."""
 
 ALL = "all"
 NORM_LAYERS = "norm layers"
@@ -59,18 +59,22 @@ class GradientNorms:
         self._num_gradients: Tensor | int = 0
         self._num_units: Tensor | int = 0
         self._is_single = False
+        self._exact_scale = _EXACT_SCALE
         self._handle: Any = None
         self._vector = torch.empty(0)
 
-    def begin(self, *, is_single: bool = False) -> None:
+    def begin(self, magnitude: int = 0, *, is_single: bool = False) -> None:
         """Reset the sums before the first micro-batch of an update.
 
         Args:
+            magnitude: log2 of the largest value of the gradients, to which exact sums are scaled; equal on all ranks.
             is_single: whether the update is one micro-batch on one rank: `add` then does nothing.
         """
         self._sums, self._is_single = self._zeros(), is_single
         self._num_gradients = self._num_units = 0
         self._scales = [self._scale_of(bucket) for bucket in self._members] if self._adam else []
+        # Scaled by Adam, gradients have a magnitude near 1.
+        self._exact_scale = _EXACT_SCALE if self._adam else _EXACT_SCALE * 2.0 ** (-2 * magnitude)
 
     def _zeros(self) -> Tensor:
         zeros = torch.zeros(len(self.names), dtype=torch.float64, device=self._device)
@@ -106,7 +110,7 @@ class GradientNorms:
         self._num_units = self._num_units + (weights > 0).sum()
 
     def _accumulate(self, squares: Tensor) -> None:
-        self._sums += exact_sums.split(squares * _EXACT_SCALE) if self._exact else squares
+        self._sums += exact_sums.split(squares * self._exact_scale) if self._exact else squares
 
     def start(self, ranks: Ranks) -> None:
         """Start the all-reduce of the sums, after the last micro-batch."""
@@ -135,7 +139,7 @@ class GradientNorms:
         values = torch.cat([self._vector, *self._squares_of_means(mean)]).cpu()
         sums, counts, norms = values.tensor_split([-len(self.names) - 2, -len(self.names)])
         summed = sums.view(self._sums.shape)
-        weighted = exact_sums.join(summed) / _EXACT_SCALE if self._exact else summed
+        weighted = exact_sums.join(summed) / self._exact_scale if self._exact else summed
         scale = batch / weight / loss_scale**2
         num_gradients, num_units = counts.long().tolist()
         estimates = {

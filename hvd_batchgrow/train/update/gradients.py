@@ -13,7 +13,7 @@ from hvd_batchgrow.config import UpdateSection
 from hvd_batchgrow.messages.errors import RunError
 from hvd_batchgrow.optim.tensor_groups import parts_of_size
 from hvd_batchgrow.train.update.bucket import Bucket, float32_or_better, make_bucket
-from hvd_batchgrow.train.update.fixed_point import FixedPoint
+from hvd_batchgrow.train.update.fixed_point import FixedPointSum
 from hvd_batchgrow.train.update.gradient_noise import NoiseEstimate
 from hvd_batchgrow.train.update.gradient_norms import GradientNorms
 
@@ -119,14 +119,14 @@ class GradientBuckets:
                     parameter.grad = slice_
             bucket.reached = [False] * len(bucket.members)
             bucket.handle = None
-            if bucket.fixed_point:
-                bucket.fixed_point.begin(num_groups)
+            if bucket.exact:
+                bucket.exact.begin(num_groups)
         self._waiting, self._unannounced = list(self._order), []
-        sums = (part for bucket in self._buckets for part in (bucket.flat, bucket.total, bucket.earlier))
+        sums = (part for bucket in self._buckets for part in (bucket.flat, bucket.earlier))
         torch._foreach_zero_([part for part in sums if part is not None])
         self._num_earlier = 0
         if self.norms:
-            self.norms.begin(is_single=is_single)
+            self.norms.begin(max(self.magnitudes, default=0), is_single=is_single)
 
     def begin_backward(self, loss: Tensor, weight: Tensor | float) -> None:
         """Prepare for a backward.
@@ -151,8 +151,9 @@ class GradientBuckets:
             for bucket in self._buckets:
                 self.norms.add(bucket.index, bucket.flat, self._weight)
         for bucket in self._buckets:
-            if bucket.fixed_point:
-                bucket.add_to_total()
+            if bucket.exact:
+                bucket.exact.add(bucket.flat)
+                bucket.flat.zero_()
             elif self.norms or bucket.is_half:
                 if bucket.earlier is None:
                     bucket.earlier = float32_or_better(bucket.flat).zero_()
@@ -192,8 +193,8 @@ class GradientBuckets:
         """After the all-reduces, turn each gradient from the sum over all ranks into the mean."""
         undivided = []
         for bucket in self._buckets:
-            if bucket.fixed_point and bucket.total is not None:
-                bucket.flat.copy_(bucket.fixed_point.join(bucket.total).div_(self._divisor))
+            if bucket.exact:
+                bucket.flat.copy_(bucket.exact.values().div_(self._divisor))
             elif (wire := self._wire_of(bucket)) is not None:
                 bucket.flat.copy_(wire).div_(bucket.wire_scale)
             else:
@@ -212,40 +213,40 @@ class GradientBuckets:
         torch._foreach_div_(self._flats, divisor)
 
     def sums_of_largest(self) -> list[Tensor]:
-        """Return for each bucket what `fit` reads, float64 (); empty without `exact`."""
-        return [bucket.total[-1].double() for bucket in self._buckets if bucket.total is not None]
+        """Return for each bucket what `end` reads, float64 (); empty without `exact`."""
+        return [one.total[-1].double() for one in self._exact_sums]
 
-    def fit(self, sums_of_largest: Sequence[float]) -> bool:
+    def end(self, sums_of_largest: Sequence[float]) -> bool:
         """Return whether the exact sums of an update are right. All ranks agree; True without `exact`."""
-        fit = [one.fits(summed) for one, summed in zip(self._fixed_points, sums_of_largest, strict=True)]
-        return all(fit)
+        are_right = [one.end(summed) for one, summed in zip(self._exact_sums, sums_of_largest, strict=True)]
+        return all(are_right)
 
     def resize(self) -> bool:
-        """After an update that does not fit, choose exponents with which it does; all ranks call it together.
+        """After an update whose sums are not right, prepare for its repetition; all ranks call it together.
 
         Returns:
-            Whether all gradients are finite: infinite values and NaN fit with no exponent.
+            Whether all gradients are finite. If not, the repetition would not help.
         """
         if self.norms:
             self.norms.wait(self.ranks)
-        words = [one.largest_word for one in self._fixed_points]
+        words = [one.largest_word for one in self._exact_sums]
         largest = self.ranks.all_gather(words, "largest gradients").max(0).values.tolist()
-        are_finite = [one.resize(word) for one, word in zip(self._fixed_points, largest, strict=True)]
+        are_finite = [one.resize(word) for one, word in zip(self._exact_sums, largest, strict=True)]
         return all(are_finite)
 
     @property
-    def sizes(self) -> list[int]:
-        """`FixedPoint.size` of each bucket, on which the next exact update depends; empty without `exact`."""
-        return [one.size for one in self._fixed_points]
+    def magnitudes(self) -> list[int]:
+        """`FixedPointSum.magnitude` of each bucket, on which the next exact update depends; empty without `exact`."""
+        return [one.magnitude for one in self._exact_sums]
 
-    @sizes.setter
-    def sizes(self, values: Sequence[int]) -> None:
-        for one, value in zip(self._fixed_points, values, strict=True):
-            one.size = value
+    @magnitudes.setter
+    def magnitudes(self, values: Sequence[int]) -> None:
+        for one, value in zip(self._exact_sums, values, strict=True):
+            one.magnitude = value
 
     @property
-    def _fixed_points(self) -> list[FixedPoint]:
-        return [bucket.fixed_point for bucket in self._buckets if bucket.fixed_point]
+    def _exact_sums(self) -> list[FixedPointSum]:
+        return [bucket.exact for bucket in self._buckets if bucket.exact]
 
     def norm(self) -> Tensor:
         """Return the 2-norm of all gradients together, float64 (); infinite or NaN if any of them is."""
@@ -281,8 +282,8 @@ class GradientBuckets:
         if self._armed:
             if self.norms:
                 self.norms.add(bucket.index, bucket.flat, self._weight)
-            if bucket.fixed_point:
-                bucket.add_to_total()
+            if bucket.exact:
+                bucket.exact.add(bucket.flat)
             elif bucket.is_half:
                 earlier = float32_or_better(bucket.flat).zero_() if bucket.earlier is None else bucket.earlier
                 total = earlier.add_(bucket.flat)
@@ -290,7 +291,7 @@ class GradientBuckets:
                 total.add_(bucket.earlier)
         if (wire := self._wire_of(bucket)) is not None:
             total = torch.mul(total, bucket.wire_scale / self._divisor, out=wire)
-        summed = total if bucket.total is None else bucket.total
+        summed = bucket.exact.total if bucket.exact else total
         bucket.handle = self.ranks.start_sum(summed, f"gradients.{bucket.index}")
 
     def _note_unannounced(self) -> None:

@@ -10,7 +10,8 @@ from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.data.order.order_digest import digest
 from hvd_batchgrow.data.order.stream import groups_left_in_pass
 from hvd_batchgrow.data.pipeline.reader import GhostBatches, GhostBatchStream
-from hvd_batchgrow.data.tensor_tree import join_rows
+from hvd_batchgrow.data.tensor_tree import join_rows, tensors_in
+from hvd_batchgrow.messages.errors import RunError
 from hvd_batchgrow.nn.dropout import sample_keys
 from hvd_batchgrow.schedule.plan import Plan
 from hvd_batchgrow.train.update.forward import MicroBatch
@@ -91,12 +92,30 @@ def gather_replaced(mine: Sequence[tuple[int, int]], ranks: Ranks) -> tuple[tupl
 def repeatable(
     micro_batches: Iterator[MicroBatch],
 ) -> tuple[Iterator[MicroBatch], Callable[[], Iterator[MicroBatch]]]:
-    """Return the micro-batches, and a function that returns those that have been read again."""
-    kept: list[MicroBatch] = []
+    """Return the micro-batches, and a function that returns those that have been read again.
+
+    The function raises RunError if a tensor of a micro-batch has been changed in the meantime by torch.
+    """
+    kept: list[tuple[MicroBatch, list[int]]] = []
 
     def read() -> Iterator[MicroBatch]:
         for micro_batch in micro_batches:
-            kept.append(micro_batch)
+            kept.append((micro_batch, _versions(micro_batch)))
             yield micro_batch
 
-    return read(), lambda: iter(kept)
+    def read_again() -> Iterator[MicroBatch]:
+        for index, (micro_batch, versions) in enumerate(kept):
+            if _versions(micro_batch) != versions:
+                raise RunError(
+                    f"an exact update must be repeated, but the tensors of its micro-batch {index} have been changed "
+                    "since it was read: yield new tensors, or pass again= (docs/library.md)"
+                )
+            yield micro_batch
+
+    return read(), read_again
+
+
+def _versions(micro_batch: MicroBatch) -> list[int]:
+    """Return torch's counters of changes of its tensors."""
+    trees = [tree for tree in (micro_batch.inputs, micro_batch.targets) if tree is not None]
+    return [tensor._version for tensor in tensors_in(trees)]
