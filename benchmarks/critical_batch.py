@@ -85,9 +85,8 @@ def figure(runs: Sequence[list[Row]], folders: Sequence[Path], tolerance: float)
     b_simple = np.stack([run.column("gradient_noise.all.b_simple") for run in noises])
     points = Points(epochs, np.median(b_simple, 0), b_simple.min(0), b_simple.max(0))
     curves.append(Curve("B_simple", points, Style(2)))
-    count = f"{len(runs)} seeds: median, least and largest"
-    return Figure("critical_batch", f"Critical batch and gradient noise scale ({count})", "epoch", "samples",
-                  tuple(curves), is_log=True)  # fmt: skip
+    title = f"Median of {len(runs)} seeds, from the least to the largest"
+    return Figure("critical_batch", title, "epoch", "samples", tuple(curves), is_log=True)
 
 
 def _curve(label: str, checkpoints: Sequence[tuple[Row, ...]], key: str, colour: int) -> Curve:

@@ -278,8 +278,13 @@ def _verdict(found: Comparison) -> str:
     if difference is None:
         return "not shown: no seed has a finished run of both jobs"
     if difference.low is None:
-        why = f"n = 1 (seed {found.pairs[0].seed}): one pair cannot separate the effect of the job from chance"
-        return f"not shown: {why}; train more seeds (twin --seeds 3)"
+        n = len(found.pairs)
+        why = (
+            f"n = 1 (seed {found.pairs[0].seed}): one pair cannot separate the effect of the job from chance"
+            if n == 1
+            else f"all {n} pairs have the same difference, {found.signed(difference.mean)}, so its spread is unknown"
+        )
+        return f"not shown: {why}; train more seeds (twin --seeds {max(3, n + 1)})"
     pairs, wide = f"n = {difference.n} pairs", found.interval(difference.low, difference.high)
     what = f"{found.dataset} {metric_name(found.metric)} of {found.first.name} minus {found.second.name}"
     if equal is not None and equal.is_equivalent:

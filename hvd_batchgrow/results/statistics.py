@@ -15,6 +15,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special
 
+_ROUNDING = 1e-9
+"""Equal differences of results in percent differ by less than this fraction of them."""
 _MOST_PAIRS = 10**6
 """Upper limit of the search for a number of pairs."""
 
@@ -26,7 +28,8 @@ class PairedDifference:
     n: int
     mean: float
     std: float | None
-    """Standard deviation s of the differences, with n - 1 in the denominator; None for one pair, as low and high."""
+    """Standard deviation s of the differences, with n - 1 in the denominator; None, as low and high, for one pair, and
+    for several pairs whose differences are equal and not 0: by chance, which says nothing of their spread."""
     low: float | None
     high: float | None
     confidence: float
@@ -45,7 +48,7 @@ class Equivalence:
     alpha: float
     """Level of each test: the largest probability of a false "equivalent"."""
     p: float | None
-    """The larger p-value of the two tests; None for one pair, as low and high."""
+    """The larger p-value of the two tests; None, as low and high, if the standard deviation is None."""
     is_equivalent: bool
     """Whether p < alpha, that is, the interval from low to high lies within the margin."""
     low: float | None
@@ -53,7 +56,7 @@ class Equivalence:
     high: float | None
     pairs_needed: int | None
     """Total number of pairs with which the test finds equivalence with probability 0.8 if the true difference is 0
-    and the standard deviation is that of the differences; None: unknown (one pair), or above a million."""
+    and the standard deviation is that of the differences; None: that is unknown, or the number is above a million."""
 
 
 def paired_difference(differences: Sequence[float], confidence: float = 0.95) -> PairedDifference:
@@ -162,9 +165,11 @@ def mcnemar(only_first: int, only_second: int) -> float:
 
 
 def _moments(differences: Sequence[float]) -> tuple[int, float, float | None]:
-    """Return number, mean and standard deviation. Raises ValueError unless there are differences, all finite."""
+    """Return number, mean and `PairedDifference.std`. Raises ValueError unless there are differences, all finite."""
     values = np.asarray(differences, dtype=np.float64)
     if values.ndim != 1 or not len(values) or not np.isfinite(values).all():
         raise ValueError("differences must be at least one finite number")
-    std = float(values.std(ddof=1)) if len(values) > 1 else None
-    return len(values), float(values.mean()), std
+    mean, std = float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else None
+    if std is not None and mean and std <= _ROUNDING * abs(mean):
+        std = None
+    return len(values), mean, std

@@ -98,6 +98,7 @@ def test_pairs_of_a_seed_are_compared_in_percentage_points(tmp_path: Path) -> No
         ),
         ([0.9, -1.1, 0.2], None, "not shown: ", "no margin of equivalence was stated"),
         ([0.9], 0.3, "not shown: n = 1 (seed 5)", "train more seeds"),
+        ([0.1, 0.1], 0.3, "not shown: all 2 pairs have the same difference", "train more seeds (twin --seeds 3)"),
         ([0.0, 0.0], 0.1, "equivalent within 0.1 points: ", "+0.00 to +0.00 points"),
     ],
 )

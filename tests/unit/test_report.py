@@ -9,15 +9,18 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from hvd_batchgrow.cli import main
 from hvd_batchgrow.messages.errors import RunError
 from hvd_batchgrow.reports.build import build_document
-from hvd_batchgrow.reports.document import Document, FigureRow, Paragraph, Table
+from hvd_batchgrow.reports.curves import Points
+from hvd_batchgrow.reports.document import Curve, Document, Figure, FigureRow, Paragraph, Style, Table
 from hvd_batchgrow.reports.html import html_text
 from hvd_batchgrow.reports.markdown import markdown_text
 from hvd_batchgrow.reports.order_record import common_order, read_order
+from hvd_batchgrow.reports.pictures import pictures
 from tests.reported_runs import STORED, change_json, change_lines, copied
 
 PAIRS = ("small-seed7", "small-seed7-twin", "small-seed8", "small-seed8-twin")
@@ -318,6 +321,15 @@ def test_without_out_and_dir_the_report_is_in_the_current_folder(
 
 
 @pytest.mark.slow
+def test_ticks_of_a_logarithmic_picture_are_plain_numbers() -> None:
+    """Matplotlib writes the text of each label into a comment of the SVG."""
+    points = Points(np.arange(3.0), np.array([10.0, 1e3, 1e5]))
+    figure = Figure("log", "a title", "epoch", "samples", (Curve("a curve", points, Style()),), is_log=True)
+    labels = re.findall(r"<!-- (.*?) -->", pictures(figure)["log.svg"].decode())
+    assert {"10", "1,000", "100,000"} <= {*labels}
+    assert not any("$" in label for label in labels)
+
+
 def test_the_command_writes_markdown_csv_and_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder, names = tmp_path / "out", [*PAIRS, "measured"]
     assert main(["report", *(str(STORED / name) for name in names), "--dir", str(folder)]) == 0
