@@ -111,7 +111,8 @@ def check_deterministic(job: Job, model: nn.Module, form: InputForm) -> None:
         fault = f"{job.model.name} fails in a trial pass over {NUM_TRIAL} samples: {describe_error(error)}"
         raise JobError([Fault("model.name", fault)], job.name) from error
     if layer:
-        remedy = 'use another layer, layout.exact = false, or layout.device = "cpu"'
+        other = "layout.threads_per_rank = 1" if device == "cpu" else 'layout.device = "cpu"'
+        remedy = f"use another layer, layout.exact = false, or {other}"
         fault = f"{job.model.name} has no deterministic kernel on {device} at {layer}; {remedy}"
         raise JobError([Fault("layout.exact", fault)], job.name)
 

@@ -173,17 +173,21 @@ def net(num_classes):
 def test_an_exact_run_is_refused_before_its_first_update(
     job: str, capsys: pytest.CaptureFixture[str], required: bool, code: int
 ) -> None:
-    """With the one thread of exact mode every kernel of a CPU is deterministic, so that only the test requires it."""
-    torch.use_deterministic_algorithms(required)
+    """With one thread, every kernel of a CPU is deterministic."""
     Path("unordered.py").write_text(NETWORK)
     tree = tomllib.loads(Path(job).read_text())
     tree["model"] = {"name": "unordered:net", "ghost_batch": 8}
     Path("unordered.toml").write_text(tomli_w.dumps(tree))
-    words = ["--layout.exact", "true", "--layout.max-micro-batch", "8"]
-    assert main(["train", "unordered.toml", *words, "--max-updates", "1"]) == code
+    words = ["--layout.exact", "true", "--layout.max-micro-batch", "8", "--layout.threads-per-rank", str(1 + required)]
+    threads = torch.get_num_threads()
+    try:
+        assert main(["train", "unordered.toml", *words, "--max-updates", "1"]) == code
+    finally:
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(False)
     message = (
         "layout.exact: unordered:net has no deterministic kernel on cpu at 1 (Bad): put_, in the forward pass; "
-        'use another layer, layout.exact = false, or layout.device = "cpu"'
+        "use another layer, layout.exact = false, or layout.threads_per_rank = 1"
     )
     assert (message in capsys.readouterr().err) == required
     assert Path("runs/small").exists() != required
