@@ -53,7 +53,7 @@ class MeasuredNoise:
     def scales(self) -> dict[str, GradientNoiseScale]:
         """Known noise scales of the whole gradient and of layer groups, by name."""
         values = {name: value for name, average in self._averages.items() if (value := average.value)}
-        if self._section.estimator == "passes":
+        if self._section.estimator == "micro_batches":
             return values
         return {ALL: self._whole(values[NORM_LAYERS], values[_SQUARES])} if NORM_LAYERS in values else {}
 
@@ -63,10 +63,10 @@ class MeasuredNoise:
         layers = self._value(NORM_LAYERS)
         if not layers:
             return None
-        passes = self._value(ALL)
+        whole = self._value(ALL)
         return NormLayers(
             b_simple=layers.b_simple,
-            passes=passes.b_simple if passes else None,
+            micro_batches=whole.b_simple if whole else None,
             factor=self._used_factor,
             is_measured=self._factor is not None,
             num_units=self._num_units,
@@ -81,11 +81,11 @@ class MeasuredNoise:
 
     def _measured_factor(self) -> float | None:
         """Return the current ratio of both estimates of B_simple; None: unknown, or its interval is too wide."""
-        passes, layers = self._value(ALL), self._value(_PAIRED)
-        if not (passes and passes.b_simple and layers and layers.b_simple):
+        whole, layers = self._value(ALL), self._value(_PAIRED)
+        if not (whole and whole.b_simple and layers and layers.b_simple):
             return None
-        is_narrow = passes.low is not None and passes.high is not None and passes.high <= WIDE * passes.low
-        return passes.b_simple / layers.b_simple if is_narrow else None
+        is_narrow = whole.low is not None and whole.high is not None and whole.high <= WIDE * whole.low
+        return whole.b_simple / layers.b_simple if is_narrow else None
 
     def _whole(self, layers: GradientNoiseScale, squares: GradientNoiseScale) -> GradientNoiseScale:
         """Return the noise scale of the whole gradient, given that of the norm layers.
@@ -113,7 +113,7 @@ class MeasuredNoise:
     def load(self, state: Mapping[str, Mapping[str, Any]]) -> None:
         """Restore the result of `state`."""
         for name, sums in state.items():
-            if name.startswith(NORM_LAYERS) and self._section.estimator == "passes":
+            if name.startswith(NORM_LAYERS) and self._section.estimator == "micro_batches":
                 continue
             if name == _CALIBRATION:
                 self._batch, self._num_units = int(sums["batch"]), int(sums["num_units"])

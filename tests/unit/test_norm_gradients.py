@@ -193,10 +193,13 @@ def test_a_compiled_network_with_layer_norms_is_refused() -> None:
     [
         ({"gradient_noise": {"estimator": "norm_layers"}}, "estimator: has no effect if nothing is measured"),
         ({"gradient_noise": {"norm_layers_factor": 2.0}}, "norm_layers_factor: is for estimator = 'norm_layers'"),
-        ({"gradient_noise": {**LAYERS, "per_layer_group": True}}, "per_layer_group: is for estimator = 'passes'"),
+        (
+            {"gradient_noise": {**LAYERS, "per_layer_group": True}},
+            "per_layer_group: is for estimator = 'micro_batches'",
+        ),
         (
             {"gradient_noise": {**LAYERS, "preconditioned": True}, "optim": {"name": "adam", "lr": 0.001}},
-            "preconditioned: is for estimator = 'passes'",
+            "preconditioned: is for estimator = 'micro_batches'",
         ),
     ],
 )
@@ -252,19 +255,21 @@ def test_a_first_batch_of_one_ghost_batch_is_refused_if_a_trigger_measures() -> 
 # --- what follows from the noise --------------------------------------------------------------------
 
 
-def result(batch: int, layers: tuple[float, float], passes: tuple[float, float] | None, norm: float) -> UpdateResult:
+def result(
+    batch: int, layers: tuple[float, float], micro_batches: tuple[float, float] | None, norm: float
+) -> UpdateResult:
     """An update with given tr(Σ) and |G|² of the norm layers and, from micro-batches, of the whole gradient."""
     noise = {NORM_LAYERS: NoiseEstimate(*layers, num_gradients=batch // 8)}
-    noise |= {ALL: NoiseEstimate(*passes, num_gradients=2)} if passes else {}
+    noise |= {ALL: NoiseEstimate(*micro_batches, num_gradients=2)} if micro_batches else {}
     return UpdateResult(1.0, float(batch), {}, False, 0, (), False, norm, noise)
 
 
-def fed(noise: MeasuredNoise, count: int, batch: int, f: float = 3.0, *, passes: bool) -> MeasuredNoise:
+def fed(noise: MeasuredNoise, count: int, batch: int, f: float = 3.0, *, micro_batches: bool) -> MeasuredNoise:
     """Updates in which the norm layers have tr(Σ) = 12 and |G|² = 0.5, and the whole gradient f · 120 and 5."""
     for k in range(count):
         wiggle = 1 + 0.1 * (-1) ** k
         layers, whole = (12.0 * wiggle, 0.5), (f * 120.0 * wiggle, 5.0)
-        noise.add(result(batch, layers, whole if passes else None, (whole[1] + whole[0] / batch) ** 0.5), batch)
+        noise.add(result(batch, layers, whole if micro_batches else None, (whole[1] + whole[0] / batch) ** 0.5), batch)
     return noise
 
 
@@ -273,33 +278,33 @@ def section(factor: float = 1.0) -> GradientNoiseSection:
 
 
 def test_the_factor_of_the_job_counts_until_the_run_has_measured_its_own() -> None:
-    noise = fed(MeasuredNoise(section(3.0), 1000), 20, 64, passes=False)
+    noise = fed(MeasuredNoise(section(3.0), 1000), 20, 64, micro_batches=False)
     first = noise.norm_layers
     assert first is not None
-    assert (first.factor, first.is_measured, first.passes, first.num_units) == (3.0, False, None, 8)
+    assert (first.factor, first.is_measured, first.micro_batches, first.num_units) == (3.0, False, None, 8)
     assert first.b_simple == pytest.approx(24.0, rel=0.02)
     # The scale of the whole gradient follows from its |g|², and so tr(Σ) and |G|² do.
     whole = noise.scales[ALL]
     assert whole.b_simple == pytest.approx(72.0, rel=0.02)
     assert whole.trace == pytest.approx(360.0, rel=0.02)
     assert whole.squared_norm == pytest.approx(5.0, rel=0.02)
-    fed(noise, 2, 64, f=2.0, passes=True)
+    fed(noise, 2, 64, f=2.0, micro_batches=True)
     assert noise.norm_layers is not None
     assert not noise.norm_layers.is_measured  # two updates have no interval
-    fed(noise, 100, 64, f=2.0, passes=True)
+    fed(noise, 100, 64, f=2.0, micro_batches=True)
     last = noise.norm_layers
     assert last.is_measured
     assert last.factor == pytest.approx(2.0, rel=1e-6)
     assert noise.scales[ALL].b_simple == pytest.approx(48.0, rel=0.02)
     # It is kept where there are no more updates of several micro-batches.
-    fed(noise, 50, 128, passes=False)
+    fed(noise, 50, 128, micro_batches=False)
     assert noise.norm_layers.factor == pytest.approx(2.0, rel=1e-6)
 
 
 def test_growth_of_the_batch_changes_no_estimate() -> None:
-    noise = fed(MeasuredNoise(section(3.0), 100_000), 50, 64, passes=False)
+    noise = fed(MeasuredNoise(section(3.0), 100_000), 50, 64, micro_batches=False)
     before = noise.scales[ALL]
-    fed(noise, 1, 1024, passes=False)
+    fed(noise, 1, 1024, micro_batches=False)
     after = noise.scales[ALL]
     assert after.trace == pytest.approx(before.trace, rel=0.5)
     assert after.b_simple == pytest.approx(before.b_simple, rel=0.05)
@@ -316,12 +321,12 @@ def test_noise_without_a_signal_is_unresolved() -> None:
 
 
 def test_the_state_survives_a_checkpoint_and_another_estimator_ignores_it() -> None:
-    noise = fed(fed(MeasuredNoise(section(), 1000), 50, 64, passes=True), 5, 32, passes=False)
+    noise = fed(fed(MeasuredNoise(section(), 1000), 50, 64, micro_batches=True), 5, 32, micro_batches=False)
     state = json.loads(json.dumps(noise.state()))
     again = MeasuredNoise(section(), 1000)
     again.load(state)
     assert (again.scales, again.norm_layers) == (noise.scales, noise.norm_layers)
-    assert fed(again, 3, 32, passes=True).scales == fed(noise, 3, 32, passes=True).scales
+    assert fed(again, 3, 32, micro_batches=True).scales == fed(noise, 3, 32, micro_batches=True).scales
     other = MeasuredNoise(GradientNoiseSection(measure=True), 1000)
     other.load(state)
     assert other.scales.keys() == {ALL}
