@@ -7,14 +7,13 @@ from typing import Any
 
 from hvd_batchgrow.config import GradientNoiseSection
 from hvd_batchgrow.schedule.adaptive.noise_record import WIDE
+from hvd_batchgrow.train.moving_average import MovingAverage
 from hvd_batchgrow.train.update.engine import UpdateResult
-from hvd_batchgrow.train.update.gradient_noise import GradientNoiseScale, NoiseAverage, NoiseEstimate, NormLayers
+from hvd_batchgrow.train.update.gradient_noise import GradientNoiseScale, NoiseAverage, NormLayers
 from hvd_batchgrow.train.update.gradient_norms import ALL, NORM_LAYERS
 
 _PAIRED = f"{NORM_LAYERS}, paired"
 """The average of the norm layers over the updates that have an estimate from micro-batches too."""
-_SQUARES = f"{NORM_LAYERS}, squared gradients"
-"""The averages of |g|² of the whole gradient, as `trace`, and of its part in the norm layers, as `squared_norm`."""
 _CALIBRATION = f"{NORM_LAYERS}, calibration"
 
 
@@ -23,7 +22,8 @@ class MeasuredNoise:
 
     With the estimator "norm_layers", B_simple is f times that of the norm layers. f is the ratio of B_simple from
     micro-batches to that of the norm layers, both averaged over the same updates, which have two micro-batches or more.
-    The last f counts whose B_simple from micro-batches has a 95 % interval no wider than ×4; before it, the job's.
+    f is updated whenever the 95 % interval of B_simple from micro-batches is no wider than ×4. Until the first such
+    update it is `norm_layers_factor`.
 
     Args:
         section: names the estimator.
@@ -33,6 +33,8 @@ class MeasuredNoise:
     def __init__(self, section: GradientNoiseSection, num_samples: int) -> None:
         self._section, self._memory_samples = section, section.ema_epochs * num_samples
         self._averages: dict[str, NoiseAverage] = {}
+        self._squares = tuple(MovingAverage(self._memory_samples) for _ in range(2))
+        """|g|² of the whole gradient, and of its part in the norm layers."""
         self._factor: float | None = None
         self._batch = self._num_units = 0
         """Of the last update."""
@@ -42,7 +44,9 @@ class MeasuredNoise:
         found = dict(result.noise)
         if layers := found.get(NORM_LAYERS):
             self._batch, self._num_units = samples, layers.num_gradients
-            found[_SQUARES] = NoiseEstimate(result.gradient_norm**2, layers.squared_norm + layers.trace / samples)
+            squares = result.gradient_norm**2, layers.squared_norm + layers.trace / samples
+            for average, square in zip(self._squares, squares, strict=True):
+                average.add(square, samples)
             if ALL in found:
                 found[_PAIRED] = layers
         for name, seen in found.items():
@@ -55,7 +59,7 @@ class MeasuredNoise:
         values = {name: value for name, average in self._averages.items() if (value := average.value)}
         if self._section.estimator == "micro_batches":
             return values
-        return {ALL: self._whole(values[NORM_LAYERS], values[_SQUARES])} if NORM_LAYERS in values else {}
+        return {ALL: self._whole(values[NORM_LAYERS])} if NORM_LAYERS in values else {}
 
     @property
     def norm_layers(self) -> NormLayers | None:
@@ -87,14 +91,15 @@ class MeasuredNoise:
         is_narrow = whole.low is not None and whole.high is not None and whole.high <= WIDE * whole.low
         return whole.b_simple / layers.b_simple if is_narrow else None
 
-    def _whole(self, layers: GradientNoiseScale, squares: GradientNoiseScale) -> GradientNoiseScale:
-        """Return the noise scale of the whole gradient, given that of the norm layers.
+    def _whole(self, layers: GradientNoiseScale) -> GradientNoiseScale:
+        """Return the noise scale of the whole gradient: B_simple is f times that of the norm layers.
 
-        Their ratio is f. The scale is that of E|g|² = |G|² + tr(Σ)/B of the whole gradient, which is measured in every
-        update: as a multiple of that of the norm layers, which hardly depends on B.
+        tr(Σ) and |G|² follow from it and from |g|² of the whole gradient, estimated from |g|² of the norm layers and
+        the averaged ratio of both.
         """
         batch, factor = self._batch, self._used_factor
-        multiple = squares.trace / squares.squared_norm if squares.squared_norm else 0.0
+        whole, part = (average.value for average in self._squares)
+        multiple = whole / part if whole and part else 0.0
         square = multiple * max(0.0, layers.squared_norm + layers.trace / batch)
         noise, signal = factor * max(0.0, layers.trace), batch * max(0.0, layers.squared_norm)
         trace = batch * square * noise / (noise + signal) if noise else 0.0
@@ -102,22 +107,28 @@ class MeasuredNoise:
         b_simple = None if layers.b_simple is None else factor * layers.b_simple
         return GradientNoiseScale(trace, square - trace / batch, b_simple, low, high)
 
-    def state(self) -> dict[str, dict[str, float]]:
+    def state(self) -> dict[str, dict[str, Any]]:
         """Return plain values for a checkpoint."""
-        state = {name: average.state() for name, average in self._averages.items()}
+        state: dict[str, dict[str, Any]] = {name: average.state() for name, average in self._averages.items()}
         if NORM_LAYERS in state:
             factor = {} if self._factor is None else {"factor": self._factor}
-            state[_CALIBRATION] = {"batch": float(self._batch), "num_units": float(self._num_units), **factor}
+            squares = [average.state() for average in self._squares]
+            state[_CALIBRATION] = {"batch": self._batch, "num_units": self._num_units, "squares": squares, **factor}
         return state
 
     def load(self, state: Mapping[str, Mapping[str, Any]]) -> None:
         """Restore the result of `state`."""
+        is_of_layers = self._section.estimator == "norm_layers"
         for name, sums in state.items():
-            if name.startswith(NORM_LAYERS) and self._section.estimator == "micro_batches":
-                continue
+            if name.startswith(NORM_LAYERS):
+                if not is_of_layers:
+                    continue
+            elif is_of_layers and _PAIRED not in state:
+                continue  # averaged over other updates than the norm layers will be, so no factor follows
             if name == _CALIBRATION:
-                self._batch, self._num_units = int(sums["batch"]), int(sums["num_units"])
-                self._factor = sums.get("factor")
+                self._batch, self._num_units, self._factor = sums["batch"], sums["num_units"], sums.get("factor")
+                for average, square in zip(self._squares, sums["squares"], strict=True):
+                    average.load(square)
             else:
                 self._averages[name] = NoiseAverage(self._memory_samples)
                 self._averages[name].load(sums)

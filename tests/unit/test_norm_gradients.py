@@ -6,6 +6,7 @@ import copy
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -331,3 +332,20 @@ def test_the_state_survives_a_checkpoint_and_another_estimator_ignores_it() -> N
     other.load(state)
     assert other.scales.keys() == {ALL}
     assert other.norm_layers is None
+
+
+def test_after_a_change_of_estimator_the_factor_comes_from_updates_that_measure_both() -> None:
+    earlier = MeasuredNoise(GradientNoiseSection(measure=True), 1000)
+    for _ in range(100):  # B_simple = 300
+        earlier.add(replace(result(64, (0.0, 0.0), (1500.0, 5.0), 1.0), noise={ALL: NoiseEstimate(1500.0, 5.0)}), 64)
+    noise = MeasuredNoise(section(3.0), 1000)
+    noise.load(json.loads(json.dumps(earlier.state())))
+    fed(noise, 1, 64, f=2.0, micro_batches=True)
+    first = noise.norm_layers
+    assert first is not None
+    assert (first.is_measured, first.factor) == (False, 3.0)
+    assert first.micro_batches == pytest.approx(48.0 * 1.1)  # of this update alone
+    fed(noise, 20, 64, f=2.0, micro_batches=True)
+    assert noise.norm_layers is not None
+    assert noise.norm_layers.is_measured
+    assert noise.norm_layers.factor == pytest.approx(2.0, rel=1e-6)
