@@ -22,7 +22,7 @@ class MeasuredNoise:
 
     With the estimator "norm_layers", B_simple is f times that of the norm layers. f is the ratio of B_simple from
     micro-batches to that of the norm layers, both averaged over the same updates, which have two micro-batches or more.
-    f is updated whenever the 95 % interval of B_simple from micro-batches is no wider than ×4. Until the first such
+    f is updated whenever the 95 % interval of B_simple from micro-batches is at most ×4 wide. Until the first such
     update it is `norm_layers_factor`.
 
     Args:
