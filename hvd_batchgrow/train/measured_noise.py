@@ -15,6 +15,8 @@ from hvd_batchgrow.train.update.gradient_norms import ALL, NORM_LAYERS
 _PAIRED = f"{NORM_LAYERS}, paired"
 """The average of the norm layers over the updates that have an estimate from micro-batches too."""
 _CALIBRATION = f"{NORM_LAYERS}, calibration"
+_SQUARES = "square_sum", "square_weight", "layers_square_sum", "layers_square_weight"
+"""Keys of a checkpoint for the averages of |g|² of the whole gradient and of its part in the norm layers."""
 
 
 class MeasuredNoise:
@@ -107,13 +109,18 @@ class MeasuredNoise:
         b_simple = None if layers.b_simple is None else factor * layers.b_simple
         return GradientNoiseScale(trace, square - trace / batch, b_simple, low, high)
 
-    def state(self) -> dict[str, dict[str, Any]]:
+    def state(self) -> dict[str, dict[str, float]]:
         """Return plain values for a checkpoint."""
-        state: dict[str, dict[str, Any]] = {name: average.state() for name, average in self._averages.items()}
+        state = {name: average.state() for name, average in self._averages.items()}
         if NORM_LAYERS in state:
             factor = {} if self._factor is None else {"factor": self._factor}
-            squares = [average.state() for average in self._squares]
-            state[_CALIBRATION] = {"batch": self._batch, "num_units": self._num_units, "squares": squares, **factor}
+            squares = dict(zip(_SQUARES, (x for average in self._squares for x in average.state()), strict=True))
+            state[_CALIBRATION] = {
+                "batch": float(self._batch),
+                "num_units": float(self._num_units),
+                **squares,
+                **factor,
+            }
         return state
 
     def load(self, state: Mapping[str, Mapping[str, Any]]) -> None:
@@ -126,9 +133,11 @@ class MeasuredNoise:
             elif is_of_layers and _PAIRED not in state:
                 continue  # averaged over other updates than the norm layers will be, so no factor follows
             if name == _CALIBRATION:
-                self._batch, self._num_units, self._factor = sums["batch"], sums["num_units"], sums.get("factor")
-                for average, square in zip(self._squares, sums["squares"], strict=True):
-                    average.load(square)
+                self._batch, self._num_units = int(sums["batch"]), int(sums["num_units"])
+                self._factor = sums.get("factor")
+                squares = [sums[key] for key in _SQUARES]
+                self._squares[0].load(squares[:2])
+                self._squares[1].load(squares[2:])
             else:
                 self._averages[name] = NoiseAverage(self._memory_samples)
                 self._averages[name].load(sums)
