@@ -213,9 +213,9 @@ class GradientNoiseSection(Section):
 
     measure: bool = False
     """Measure and record B_simple. A trigger that needs it measures it in any case."""
-    estimator: Literal["passes", "norm_layers"] = "passes"
-    """passes: from the gradients of an update's micro-batches, at least two over all ranks. norm_layers: from the
-    gradients of normalisation layers for each ghost batch or, in networks without batch norm, each sample."""
+    estimator: Literal["micro_batches", "norm_layers"] = "micro_batches"
+    """micro_batches: from the gradients of an update's micro-batches, at least two over all ranks. norm_layers: from
+    the gradients of normalisation layers for each ghost batch or, in networks without batch norm, each sample."""
     norm_layers_factor: PositiveFloat = 1.0
     """norm_layers: B_simple of the network as a multiple of that of its norm layers, until the run has measured it in
     updates of several micro-batches."""
@@ -227,7 +227,7 @@ class GradientNoiseSection(Section):
     """Also record B_simple for each child module of the network."""
 
     def unmeasured(self) -> Self:
-        """Return the section of a job without a trigger that does not measure."""
+        """Return this section with measuring off, for a job without a trigger."""
         return type(self)(ema_epochs=self.ema_epochs, preconditioned=self.preconditioned)
 
 

@@ -129,7 +129,7 @@ def check_norm_layers(job: Job, model: nn.Module, form: InputForm) -> None:
         JobError: it cannot be measured, or a trigger needs it and an update of the first batch is a single unit.
     """
     noise = job.gradient_noise
-    if noise.estimator == "passes" or not (noise.measure or job.trigger.measures_gradients):
+    if noise.estimator == "micro_batches" or not (noise.measure or job.trigger.measures_gradients):
         return
     example = trial_samples(model, NUM_NORM_TRIAL, _input_form(job, form))
     try:
@@ -138,7 +138,7 @@ def check_norm_layers(job: Job, model: nn.Module, form: InputForm) -> None:
             refuse_compiled(recorder)
     except Exception as error:  # a ValueError of the trial, or one of the user's own code
         why = str(error) if isinstance(error, ValueError) else describe_error(error)
-        fault = f"'norm_layers' is not possible with {job.model.name}: {why}; use 'passes'"
+        fault = f"'norm_layers' is not possible with {job.model.name}: {why}; use 'micro_batches'"
         raise JobError([Fault("gradient_noise.estimator", fault)], job.name) from error
     batch, group = half_up(job.schedule.enlarged_batch), job.model.ghost_batch
     if recorder.unit == "ghost batch" and batch <= group and job.trigger.measures_gradients:

@@ -48,7 +48,7 @@ class Measurement:
     was_unusable: bool = False
     """Whether an evaluation at this counter had an infinite or NaN loss."""
     norm_layers_factor: float | None = None
-    """The factor by which B_simple of the norm layers was multiplied; None: the estimator is "passes"."""
+    """The factor by which B_simple of the norm layers was multiplied; None: the estimator is "micro_batches"."""
     branches: dict[str, float] = field(default_factory=dict)
     """What branches from this counter have shown, such as `critical_batch`; empty: none were trained."""
     branches_text: str = ""
@@ -69,7 +69,7 @@ class Measurement:
         return self.squared_norm + self.trace / self.global_batch
 
     def numbers(self) -> dict[str, Any]:
-        """Return the known values, for the record, and the estimator of the noise if it is not "passes"."""
+        """Return the known values, for the record, and the estimator of the noise if it is not "micro_batches"."""
         others = {"samples", "was_unusable", "branches", "branches_text"}
         values = {name: value for name, value in asdict(self).items() if name not in others}
         known = {name: value for name, value in values.items() if value is not None} | self.branches

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from hvd_batchgrow.schedule.trigger import Measurement, TriggerRule, bounded, ma
 from hvd_batchgrow.schedule.triggers.branch import BranchRule
 from hvd_batchgrow.storage.strict_json import dump_json
 from hvd_batchgrow.train.measured_noise import MeasuredNoise
+from hvd_batchgrow.train.moving_average import MovingAverage
 from hvd_batchgrow.train.run.decision_record import open_decisions, write_decisions
 from hvd_batchgrow.train.update.engine import UpdateResult
 from hvd_batchgrow.train.update.gradient_noise import GradientNoiseScale, NormLayers
@@ -45,7 +46,7 @@ class GrowthController:
         self._job, self._num_samples, self._model, self._average = job, num_samples, model, average
         self._trigger: TriggerRule | None = make_trigger(job, num_samples) if job.is_adaptive else None
         self._noise = MeasuredNoise(job.gradient_noise, num_samples)
-        self._loss = _Average(job.gradient_noise.ema_epochs * num_samples)
+        self._loss = MovingAverage(job.gradient_noise.ema_epochs * num_samples)
         self._best: dict[str, Any] = {}
         self._best_average: dict[str, Tensor] = {}
         self.decisions: tuple[Decision, ...] = ()
@@ -263,24 +264,3 @@ class GrowthController:
         self.replayed_from = source
         if source is not None:
             self._trigger = None
-
-
-class _Average:
-    """Moving average with a memory in samples, divided by the sum of its weights (bias correction)."""
-
-    def __init__(self, memory_samples: float) -> None:
-        self._memory_samples, self._sum, self._weight = memory_samples, 0.0, 0.0
-
-    def add(self, value: float, samples: int) -> None:
-        kept = math.exp(-samples / self._memory_samples)
-        self._sum, self._weight = kept * self._sum + (1 - kept) * value, kept * self._weight + 1 - kept
-
-    @property
-    def value(self) -> float | None:
-        return self._sum / self._weight if self._weight else None
-
-    def state(self) -> list[float]:
-        return [self._sum, self._weight]
-
-    def load(self, state: Sequence[float]) -> None:
-        self._sum, self._weight = state

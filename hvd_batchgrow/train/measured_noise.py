@@ -7,15 +7,16 @@ from typing import Any
 
 from hvd_batchgrow.config import GradientNoiseSection
 from hvd_batchgrow.schedule.adaptive.noise_record import WIDE
+from hvd_batchgrow.train.moving_average import MovingAverage
 from hvd_batchgrow.train.update.engine import UpdateResult
-from hvd_batchgrow.train.update.gradient_noise import GradientNoiseScale, NoiseAverage, NoiseEstimate, NormLayers
+from hvd_batchgrow.train.update.gradient_noise import GradientNoiseScale, NoiseAverage, NormLayers
 from hvd_batchgrow.train.update.gradient_norms import ALL, NORM_LAYERS
 
 _PAIRED = f"{NORM_LAYERS}, paired"
 """The average of the norm layers over the updates that have an estimate from micro-batches too."""
-_SQUARES = f"{NORM_LAYERS}, squared gradients"
-"""The averages of |g|² of the whole gradient, as `trace`, and of its part in the norm layers, as `squared_norm`."""
 _CALIBRATION = f"{NORM_LAYERS}, calibration"
+_SQUARES = "square_sum", "square_weight", "layers_square_sum", "layers_square_weight"
+"""Keys of a checkpoint for the averages of |g|² of the whole gradient and of its part in the norm layers."""
 
 
 class MeasuredNoise:
@@ -23,7 +24,8 @@ class MeasuredNoise:
 
     With the estimator "norm_layers", B_simple is f times that of the norm layers. f is the ratio of B_simple from
     micro-batches to that of the norm layers, both averaged over the same updates, which have two micro-batches or more.
-    The last f counts whose B_simple from micro-batches has a 95 % interval no wider than ×4; before it, the job's.
+    f is updated whenever the 95 % interval of B_simple from micro-batches is at most ×4 wide. Until the first such
+    update it is `norm_layers_factor`.
 
     Args:
         section: names the estimator.
@@ -33,6 +35,8 @@ class MeasuredNoise:
     def __init__(self, section: GradientNoiseSection, num_samples: int) -> None:
         self._section, self._memory_samples = section, section.ema_epochs * num_samples
         self._averages: dict[str, NoiseAverage] = {}
+        self._squares = tuple(MovingAverage(self._memory_samples) for _ in range(2))
+        """|g|² of the whole gradient, and of its part in the norm layers."""
         self._factor: float | None = None
         self._batch = self._num_units = 0
         """Of the last update."""
@@ -42,7 +46,9 @@ class MeasuredNoise:
         found = dict(result.noise)
         if layers := found.get(NORM_LAYERS):
             self._batch, self._num_units = samples, layers.num_gradients
-            found[_SQUARES] = NoiseEstimate(result.gradient_norm**2, layers.squared_norm + layers.trace / samples)
+            squares = result.gradient_norm**2, layers.squared_norm + layers.trace / samples
+            for average, square in zip(self._squares, squares, strict=True):
+                average.add(square, samples)
             if ALL in found:
                 found[_PAIRED] = layers
         for name, seen in found.items():
@@ -53,9 +59,9 @@ class MeasuredNoise:
     def scales(self) -> dict[str, GradientNoiseScale]:
         """Known noise scales of the whole gradient and of layer groups, by name."""
         values = {name: value for name, average in self._averages.items() if (value := average.value)}
-        if self._section.estimator == "passes":
+        if self._section.estimator == "micro_batches":
             return values
-        return {ALL: self._whole(values[NORM_LAYERS], values[_SQUARES])} if NORM_LAYERS in values else {}
+        return {ALL: self._whole(values[NORM_LAYERS])} if NORM_LAYERS in values else {}
 
     @property
     def norm_layers(self) -> NormLayers | None:
@@ -63,10 +69,10 @@ class MeasuredNoise:
         layers = self._value(NORM_LAYERS)
         if not layers:
             return None
-        passes = self._value(ALL)
+        whole = self._value(ALL)
         return NormLayers(
             b_simple=layers.b_simple,
-            passes=passes.b_simple if passes else None,
+            micro_batches=whole.b_simple if whole else None,
             factor=self._used_factor,
             is_measured=self._factor is not None,
             num_units=self._num_units,
@@ -81,20 +87,21 @@ class MeasuredNoise:
 
     def _measured_factor(self) -> float | None:
         """Return the current ratio of both estimates of B_simple; None: unknown, or its interval is too wide."""
-        passes, layers = self._value(ALL), self._value(_PAIRED)
-        if not (passes and passes.b_simple and layers and layers.b_simple):
+        whole, layers = self._value(ALL), self._value(_PAIRED)
+        if not (whole and whole.b_simple and layers and layers.b_simple):
             return None
-        is_narrow = passes.low is not None and passes.high is not None and passes.high <= WIDE * passes.low
-        return passes.b_simple / layers.b_simple if is_narrow else None
+        is_narrow = whole.low is not None and whole.high is not None and whole.high <= WIDE * whole.low
+        return whole.b_simple / layers.b_simple if is_narrow else None
 
-    def _whole(self, layers: GradientNoiseScale, squares: GradientNoiseScale) -> GradientNoiseScale:
-        """Return the noise scale of the whole gradient, given that of the norm layers.
+    def _whole(self, layers: GradientNoiseScale) -> GradientNoiseScale:
+        """Return the noise scale of the whole gradient: B_simple is f times that of the norm layers.
 
-        Their ratio is f. The scale is that of E|g|² = |G|² + tr(Σ)/B of the whole gradient, which is measured in every
-        update: as a multiple of that of the norm layers, which hardly depends on B.
+        tr(Σ) and |G|² follow from it and from |g|² of the whole gradient, estimated from |g|² of the norm layers and
+        the averaged ratio of both.
         """
         batch, factor = self._batch, self._used_factor
-        multiple = squares.trace / squares.squared_norm if squares.squared_norm else 0.0
+        whole, part = (average.value for average in self._squares)
+        multiple = whole / part if whole and part else 0.0
         square = multiple * max(0.0, layers.squared_norm + layers.trace / batch)
         noise, signal = factor * max(0.0, layers.trace), batch * max(0.0, layers.squared_norm)
         trace = batch * square * noise / (noise + signal) if noise else 0.0
@@ -107,17 +114,30 @@ class MeasuredNoise:
         state = {name: average.state() for name, average in self._averages.items()}
         if NORM_LAYERS in state:
             factor = {} if self._factor is None else {"factor": self._factor}
-            state[_CALIBRATION] = {"batch": float(self._batch), "num_units": float(self._num_units), **factor}
+            squares = dict(zip(_SQUARES, (x for average in self._squares for x in average.state()), strict=True))
+            state[_CALIBRATION] = {
+                "batch": float(self._batch),
+                "num_units": float(self._num_units),
+                **squares,
+                **factor,
+            }
         return state
 
     def load(self, state: Mapping[str, Mapping[str, Any]]) -> None:
         """Restore the result of `state`."""
+        is_of_layers = self._section.estimator == "norm_layers"
         for name, sums in state.items():
-            if name.startswith(NORM_LAYERS) and self._section.estimator == "passes":
-                continue
+            if name.startswith(NORM_LAYERS):
+                if not is_of_layers:
+                    continue
+            elif is_of_layers and _PAIRED not in state:
+                continue  # averaged over other updates than the norm layers will be, so no factor follows
             if name == _CALIBRATION:
                 self._batch, self._num_units = int(sums["batch"]), int(sums["num_units"])
                 self._factor = sums.get("factor")
+                squares = [sums[key] for key in _SQUARES]
+                self._squares[0].load(squares[:2])
+                self._squares[1].load(squares[2:])
             else:
                 self._averages[name] = NoiseAverage(self._memory_samples)
                 self._averages[name].load(sums)

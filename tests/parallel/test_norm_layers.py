@@ -251,7 +251,7 @@ def test_a_run_of_one_micro_batch_grows_and_resumes_with_the_same_averages(ranks
             found is not None and found.num_units == record.global_batch // 8
             for found, record in zip(layers, recorder.records, strict=True)
         )
-        assert all((found is not None and found.passes is not None) == (ranks.size > 1) for found in layers)
+        assert all((found is not None and found.micro_batches is not None) == (ranks.size > 1) for found in layers)
         scales = [record.gradient_noise[ALL] for record in recorder.records]
         own = [(found.factor, found.b_simple) for found in layers if found is not None]
         for scale, (factor, b_simple) in zip(scales, own, strict=True):

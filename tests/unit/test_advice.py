@@ -21,6 +21,7 @@ from hvd_batchgrow.messages.errors import JobError, RunError
 from hvd_batchgrow.observers.advice_tables import evidence_table
 from hvd_batchgrow.schedule.adaptive.noise_record import (
     Observation,
+    more_gradients,
     read_observations,
     smaller_pass,
     typical,
@@ -174,11 +175,32 @@ def test_a_record_without_measurement_differs_from_an_unresolved_one() -> None:
     assert (bare.is_measured, bare.is_resolved, bare.gradients) == (False, False, 4)
 
 
+def of_norm_layers(num_units: int, ranks: int, *, is_measured: bool) -> list[str]:
+    """The weaknesses of a whole run whose noise comes from norm layers."""
+    layers = {"num_units": num_units, "factor": 1.0, "is_measured": is_measured}
+    job = parse_job(job_tree(gradient_noise={"measure": True, "estimator": "norm_layers"}))
+    records = seen(job.schedule.epochs, lambda _: 100)
+    return weaknesses(read_observations(lines(records, norm_layers=layers, ranks=ranks, accumulation=1)), job, N)
+
+
 def test_norm_layers_have_a_gradient_for_each_unit() -> None:
-    (one,) = read_observations(lines(seen(0.05, lambda _: 1), norm_layers={"num_units": 2, "factor": 1.0}))
-    assert one.gradients == 2
+    """Ghost batches of 8 samples, or the samples of a batch of 100."""
+    assert of_norm_layers(12, 4, is_measured=True) == []
+    (few,) = of_norm_layers(2, 4, is_measured=True)
+    assert few == "an update has two gradients, the fewest that show noise; measure with a ghost batch below 8"
     job = small_job(gradient_noise={"measure": True, "estimator": "norm_layers"})
-    assert "measure with a ghost batch below 8" in "".join(weaknesses([one], job, N))
+    records = [replace(o, units=B0) for o in seen(1, lambda _: 100)]
+    assert more_gradients(records, job) == "measure with a batch above 100: each of its samples is a gradient already"
+
+
+def test_a_factor_of_the_norm_layers_that_is_weak_or_not_measured_is_reported() -> None:
+    (unmeasured,) = of_norm_layers(12, 1, is_measured=False)
+    assert "times gradient_noise.norm_layers_factor, which the run had not measured; it" in unmeasured
+    (weak,) = of_norm_layers(12, 2, is_measured=True)
+    assert weak == (
+        "the factor of the norm layers is measured from two micro-batches per update, the fewest that show noise; "
+        "measure with more micro-batches: layout.max_micro_batch = 8"
+    )
 
 
 def test_typical_is_by_samples() -> None:

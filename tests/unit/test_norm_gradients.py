@@ -6,6 +6,7 @@ import copy
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from hvd_batchgrow.messages.errors import JobError
 from hvd_batchgrow.nn.build import build_model, check_norm_layers
 from hvd_batchgrow.nn.checks.norm_gradients_trial import NUM_SAMPLES, try_norm_gradients
 from hvd_batchgrow.nn.ghost.ghost_batch_norm import GhostBatchNorm1d
+from hvd_batchgrow.nn.ghost.ghost_operators import ghost_differentiate, ghost_normalise, number_of
 from hvd_batchgrow.nn.norm_gradients import NormGradients
 from hvd_batchgrow.schedule.plan import compile_plan
 from hvd_batchgrow.schedule.twin import decay_twin
@@ -161,6 +163,19 @@ def test_copies_of_a_network_do_not_copy_what_records() -> None:
     assert len(recorder.parameters) == 4
 
 
+def test_a_ghost_norm_of_a_compiled_network_keeps_a_copy_of_its_sums() -> None:
+    """The compiler may reuse the memory of what the operator returns."""
+    norm, x, kept = GhostBatchNorm1d(4, 3), torch.randn(6, 4), list[Tensor]()
+    norm.keep_sums = kept.append
+    options = (2, False, number_of(norm))
+    _, *saved = ghost_normalise(x, None, None, 2, 1e-5, False, options[-1])
+    _, sums = ghost_differentiate(torch.randn(6, 4), x, None, None, *saved, *options)
+    before = sums.clone()
+    sums.zero_()
+    assert before.abs().max() > 0
+    assert torch.equal(kept[0], before)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler: install g++")
 @pytest.mark.filterwarnings("ignore")  # warnings of the compiler
@@ -193,10 +208,13 @@ def test_a_compiled_network_with_layer_norms_is_refused() -> None:
     [
         ({"gradient_noise": {"estimator": "norm_layers"}}, "estimator: has no effect if nothing is measured"),
         ({"gradient_noise": {"norm_layers_factor": 2.0}}, "norm_layers_factor: is for estimator = 'norm_layers'"),
-        ({"gradient_noise": {**LAYERS, "per_layer_group": True}}, "per_layer_group: is for estimator = 'passes'"),
+        (
+            {"gradient_noise": {**LAYERS, "per_layer_group": True}},
+            "per_layer_group: is for estimator = 'micro_batches'",
+        ),
         (
             {"gradient_noise": {**LAYERS, "preconditioned": True}, "optim": {"name": "adam", "lr": 0.001}},
-            "preconditioned: is for estimator = 'passes'",
+            "preconditioned: is for estimator = 'micro_batches'",
         ),
     ],
 )
@@ -252,19 +270,21 @@ def test_a_first_batch_of_one_ghost_batch_is_refused_if_a_trigger_measures() -> 
 # --- what follows from the noise --------------------------------------------------------------------
 
 
-def result(batch: int, layers: tuple[float, float], passes: tuple[float, float] | None, norm: float) -> UpdateResult:
+def result(
+    batch: int, layers: tuple[float, float], micro_batches: tuple[float, float] | None, norm: float
+) -> UpdateResult:
     """An update with given tr(Σ) and |G|² of the norm layers and, from micro-batches, of the whole gradient."""
     noise = {NORM_LAYERS: NoiseEstimate(*layers, num_gradients=batch // 8)}
-    noise |= {ALL: NoiseEstimate(*passes, num_gradients=2)} if passes else {}
+    noise |= {ALL: NoiseEstimate(*micro_batches, num_gradients=2)} if micro_batches else {}
     return UpdateResult(1.0, float(batch), {}, False, 0, (), False, norm, noise)
 
 
-def fed(noise: MeasuredNoise, count: int, batch: int, f: float = 3.0, *, passes: bool) -> MeasuredNoise:
+def fed(noise: MeasuredNoise, count: int, batch: int, f: float = 3.0, *, micro_batches: bool) -> MeasuredNoise:
     """Updates in which the norm layers have tr(Σ) = 12 and |G|² = 0.5, and the whole gradient f · 120 and 5."""
     for k in range(count):
         wiggle = 1 + 0.1 * (-1) ** k
         layers, whole = (12.0 * wiggle, 0.5), (f * 120.0 * wiggle, 5.0)
-        noise.add(result(batch, layers, whole if passes else None, (whole[1] + whole[0] / batch) ** 0.5), batch)
+        noise.add(result(batch, layers, whole if micro_batches else None, (whole[1] + whole[0] / batch) ** 0.5), batch)
     return noise
 
 
@@ -273,33 +293,33 @@ def section(factor: float = 1.0) -> GradientNoiseSection:
 
 
 def test_the_factor_of_the_job_counts_until_the_run_has_measured_its_own() -> None:
-    noise = fed(MeasuredNoise(section(3.0), 1000), 20, 64, passes=False)
+    noise = fed(MeasuredNoise(section(3.0), 1000), 20, 64, micro_batches=False)
     first = noise.norm_layers
     assert first is not None
-    assert (first.factor, first.is_measured, first.passes, first.num_units) == (3.0, False, None, 8)
+    assert (first.factor, first.is_measured, first.micro_batches, first.num_units) == (3.0, False, None, 8)
     assert first.b_simple == pytest.approx(24.0, rel=0.02)
     # The scale of the whole gradient follows from its |g|², and so tr(Σ) and |G|² do.
     whole = noise.scales[ALL]
     assert whole.b_simple == pytest.approx(72.0, rel=0.02)
     assert whole.trace == pytest.approx(360.0, rel=0.02)
     assert whole.squared_norm == pytest.approx(5.0, rel=0.02)
-    fed(noise, 2, 64, f=2.0, passes=True)
+    fed(noise, 2, 64, f=2.0, micro_batches=True)
     assert noise.norm_layers is not None
     assert not noise.norm_layers.is_measured  # two updates have no interval
-    fed(noise, 100, 64, f=2.0, passes=True)
+    fed(noise, 100, 64, f=2.0, micro_batches=True)
     last = noise.norm_layers
     assert last.is_measured
     assert last.factor == pytest.approx(2.0, rel=1e-6)
     assert noise.scales[ALL].b_simple == pytest.approx(48.0, rel=0.02)
     # It is kept where there are no more updates of several micro-batches.
-    fed(noise, 50, 128, passes=False)
+    fed(noise, 50, 128, micro_batches=False)
     assert noise.norm_layers.factor == pytest.approx(2.0, rel=1e-6)
 
 
 def test_growth_of_the_batch_changes_no_estimate() -> None:
-    noise = fed(MeasuredNoise(section(3.0), 100_000), 50, 64, passes=False)
+    noise = fed(MeasuredNoise(section(3.0), 100_000), 50, 64, micro_batches=False)
     before = noise.scales[ALL]
-    fed(noise, 1, 1024, passes=False)
+    fed(noise, 1, 1024, micro_batches=False)
     after = noise.scales[ALL]
     assert after.trace == pytest.approx(before.trace, rel=0.5)
     assert after.b_simple == pytest.approx(before.b_simple, rel=0.05)
@@ -316,13 +336,30 @@ def test_noise_without_a_signal_is_unresolved() -> None:
 
 
 def test_the_state_survives_a_checkpoint_and_another_estimator_ignores_it() -> None:
-    noise = fed(fed(MeasuredNoise(section(), 1000), 50, 64, passes=True), 5, 32, passes=False)
+    noise = fed(fed(MeasuredNoise(section(), 1000), 50, 64, micro_batches=True), 5, 32, micro_batches=False)
     state = json.loads(json.dumps(noise.state()))
     again = MeasuredNoise(section(), 1000)
     again.load(state)
     assert (again.scales, again.norm_layers) == (noise.scales, noise.norm_layers)
-    assert fed(again, 3, 32, passes=True).scales == fed(noise, 3, 32, passes=True).scales
+    assert fed(again, 3, 32, micro_batches=True).scales == fed(noise, 3, 32, micro_batches=True).scales
     other = MeasuredNoise(GradientNoiseSection(measure=True), 1000)
     other.load(state)
     assert other.scales.keys() == {ALL}
     assert other.norm_layers is None
+
+
+def test_after_a_change_of_estimator_the_factor_comes_from_updates_that_measure_both() -> None:
+    earlier = MeasuredNoise(GradientNoiseSection(measure=True), 1000)
+    for _ in range(100):  # B_simple = 300
+        earlier.add(replace(result(64, (0.0, 0.0), (1500.0, 5.0), 1.0), noise={ALL: NoiseEstimate(1500.0, 5.0)}), 64)
+    noise = MeasuredNoise(section(3.0), 1000)
+    noise.load(json.loads(json.dumps(earlier.state())))
+    fed(noise, 1, 64, f=2.0, micro_batches=True)
+    first = noise.norm_layers
+    assert first is not None
+    assert (first.is_measured, first.factor) == (False, 3.0)
+    assert first.micro_batches == pytest.approx(48.0 * 1.1)  # of this update alone
+    fed(noise, 20, 64, f=2.0, micro_batches=True)
+    assert noise.norm_layers is not None
+    assert noise.norm_layers.is_measured
+    assert noise.norm_layers.factor == pytest.approx(2.0, rel=1e-6)

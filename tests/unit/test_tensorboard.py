@@ -191,7 +191,7 @@ def test_the_band_has_equal_steps(low: float | None, high: float | None, has_ban
 
 
 def test_the_calibration_of_norm_layers_is_drawn() -> None:
-    layers = NormLayers(b_simple=150.0, passes=None, factor=1.25, is_measured=False, num_units=4)
+    layers = NormLayers(b_simple=150.0, micro_batches=None, factor=1.25, is_measured=False, num_units=4)
     scalars = record_scalars(replace(record(160), norm_layers=layers))
     assert (scalars["noise/norm_layers_b_simple"], scalars["noise/norm_layers_factor"]) == (150.0, 1.25)
     assert not any(name.startswith("noise/norm_layers") for name in record_scalars(record(160)))

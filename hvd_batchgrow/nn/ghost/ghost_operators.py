@@ -89,7 +89,7 @@ def ghost_differentiate(
     saved = (x, laid_as(x, grad_y), weight, bias, statistics, inverses)
     kernels_for(x, num_groups, relu=relu).backward(saved, grad_x, sums)
     if keep_sums := _norms[norm].keep_sums:
-        keep_sums(sums)
+        keep_sums(sums.clone())  # a compiler may reuse the memory of what an operator returns
     return grad_x, sums
 
 

@@ -35,7 +35,6 @@ def normalise(
         eps: added to the variance, >= 0.
         relu: whether the output is max(0, ·).
         keep_sums: is called in a backward over several ghost batches.
-        relu: whether the output is max(0, ·).
 
     Returns:
         The output, with the shape, type and layout of x; and (k, 2, C), mean and unbiased variance of each

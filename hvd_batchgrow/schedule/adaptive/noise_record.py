@@ -12,6 +12,10 @@ from hvd_batchgrow.schedule.rounding import samples_at
 
 WIDE = 4.0
 """Ratio of a band's ends above which it gives only the order of magnitude."""
+_UNCALIBRATED = (
+    "B_simple is that of the norm layers times gradient_noise.norm_layers_factor, which the run had not measured; it "
+    "does so in updates of two or more micro-batches"
+)
 _MOST_LISTED = 4
 """Ranges of epochs that one message lists."""
 
@@ -30,14 +34,24 @@ class Observation:
     """B in samples."""
     lr: float
     gradients: int
-    """Number of gradients from which the noise of an update was estimated: its micro-batches over all ranks or, from
-    norm layers, its ghost batches or samples."""
+    """Number of micro-batches of an update over all ranks, from whose gradients its noise or, with norm layers, their
+    factor is estimated."""
     is_measured: bool = True
     b_simple: float | None = None
     """B_simple = tr(Σ)/|G|² in samples; None: |G|² is not resolved."""
     low: float | None = None
     """Lower and upper end of its 95 % band; None: unbounded."""
     high: float | None = None
+    units: int | None = None
+    """Number of ghost batches or samples of an update, from whose norm layers its noise was estimated; None: it was
+    estimated from micro-batches."""
+    is_calibrated: bool = True
+    """Whether B_simple was estimated from micro-batches, or from norm layers with a factor that the run measured."""
+
+    @property
+    def num_gradients(self) -> int:
+        """Number of gradients from which the noise of an update was estimated."""
+        return self.gradients if self.units is None else self.units
 
     @property
     def length(self) -> int:
@@ -79,8 +93,10 @@ def _observation(before: Mapping[str, Any], line: Mapping[str, Any]) -> Observat
         updates=line["updates"] - before["updates"],
         global_batch=line["global_batch"],
         lr=line["lr"],
-        gradients=layers["num_units"] if layers else line["ranks"] * line["accumulation"],
+        gradients=line["ranks"] * line["accumulation"],
         is_measured=noise is not None,
+        units=layers["num_units"] if layers else None,
+        is_calibrated=not layers or layers["is_measured"],
         **{key: noise[key] if noise else None for key in ("b_simple", "low", "high")},
     )
 
@@ -106,14 +122,21 @@ def weaknesses(seen: Sequence[Observation], job: Job, num_samples: int) -> list[
     """
     kinds: list[tuple[Callable[[Observation], bool], str]] = [
         (lambda o: not o.is_measured, "B_simple was not measured"),
+        (lambda o: o.is_measured and not o.is_calibrated, _UNCALIBRATED),
         (lambda o: o.is_measured and o.b_simple is None, "|G|² is not resolved, so B_simple is unknown"),
         (lambda o: o.b_simple is not None and o.low is None, "too few updates for a band"),
         (lambda o: o.is_wide, f"band wider than ×{WIDE:g}"),
     ]
     found = [f"{place}: {text}" for test, text in kinds if (place := where(seen, num_samples, test))]
     measured = [o for o in seen if o.is_measured]
-    if measured and min(o.gradients for o in measured) == 2:
+    if measured and min(o.num_gradients for o in measured) == 2:
         found.append(f"an update has two gradients, the fewest that show noise; {more_gradients(measured, job)}")
+    of_factor = [o for o in measured if o.units is not None and o.gradients > 1]
+    if of_factor and min(o.gradients for o in of_factor) == 2:
+        found.append(
+            "the factor of the norm layers is measured from two micro-batches per update, the fewest that show noise; "
+            f"{_more_micro_batches(of_factor, job)}"
+        )
     end = seen[-1].samples if seen else 0
     if end < samples_at(job.schedule.epochs, num_samples):
         at = f"the run is at epoch {end / num_samples:.3g} of {job.schedule.epochs:g}"
@@ -131,8 +154,15 @@ def smaller_pass(seen: Sequence[Observation], job: Job) -> int | None:
 
 def more_gradients(seen: Sequence[Observation], job: Job) -> str:
     """Return how to get more gradients per update, in keys of the job file."""
-    if job.gradient_noise.estimator == "norm_layers":
-        return f"measure with a ghost batch below {job.model.ghost_batch}"
+    if job.gradient_noise.estimator != "norm_layers":
+        return _more_micro_batches(seen, job)
+    fewest, group = min(seen, key=lambda o: o.num_gradients), job.model.ghost_batch
+    if group == 1 or fewest.num_gradients * group > fewest.global_batch:
+        return f"measure with a batch above {fewest.global_batch}: each of its samples is a gradient already"
+    return f"measure with a ghost batch below {group}"
+
+
+def _more_micro_batches(seen: Sequence[Observation], job: Job) -> str:
     if smaller := smaller_pass(seen, job):
         return f"measure with more micro-batches: layout.max_micro_batch = {smaller}"
     return f"measure with more ranks, or a ghost batch below {job.model.ghost_batch}"

@@ -63,7 +63,7 @@ def _start_faults(job: Job, start: Start, ranks: int) -> Iterator[Fault]:
     yield from trigger.batch_faults(job, start)
     batch = half_up(job.schedule.enlarged_batch)
     is_one = (ranks <= 1 or job.layout.grow_by == "ranks") and batch <= job.micro_batch_limit
-    if trigger.measures_gradients and is_one and job.gradient_noise.estimator == "passes":
+    if trigger.measures_gradients and is_one and job.gradient_noise.estimator == "micro_batches":
         yield one_gradient(job, batch)
 
 

@@ -137,9 +137,10 @@ def _unused_of_noise(job: Job) -> Iterator[Fault]:
             yield Fault(f"gradient_noise.{key}", fault)
     for key in ("preconditioned", "per_layer_group"):
         if getattr(noise, key) and uses_layers:
-            yield Fault(f"gradient_noise.{key}", "is for estimator = 'passes', not 'norm_layers'; remove it")
+            yield Fault(f"gradient_noise.{key}", "is for estimator = 'micro_batches', not 'norm_layers'; remove it")
     if noise.norm_layers_factor != 1 and not uses_layers:
-        yield Fault("gradient_noise.norm_layers_factor", "is for estimator = 'norm_layers', not 'passes'; remove it")
+        fault = "is for estimator = 'norm_layers', not 'micro_batches'; remove it"
+        yield Fault("gradient_noise.norm_layers_factor", fault)
 
 
 def _of_trigger(job: Job, num_samples: int) -> list[Fault]:

@@ -62,7 +62,7 @@ class NormLayers:
 
     b_simple: float | None
     """B_simple of the norm layers alone, in samples; None: unresolved."""
-    passes: float | None
+    micro_batches: float | None
     """B_simple of the whole gradient, from micro-batches; None: unresolved or not measured."""
     factor: float
     """The factor from the first to that of the whole gradient."""
