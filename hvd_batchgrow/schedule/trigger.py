@@ -111,6 +111,8 @@ class Trigger(TriggerBase):
 
     state_model: ClassVar[type[RuleState]] = RuleState
     """The class of its rule's state."""
+    keeps_state: ClassVar[bool] = False
+    """Whether a fork keeps the state of the rule if other keys than the name change."""
 
     @abstractmethod
     def make(self, job: Job, num_samples: int) -> TriggerRule:

@@ -57,6 +57,7 @@ class BranchTrigger(Trigger):
 
     trains_branches: ClassVar[bool] = True
     state_model: ClassVar[type[RuleState]] = BranchState
+    keeps_state: ClassVar[bool] = True  # the samples of branches count towards a changed budget too
 
     def make(self, job: Job, num_samples: int) -> BranchRule:
         return BranchRule(self, job, num_samples)
