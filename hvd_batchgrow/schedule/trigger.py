@@ -27,6 +27,10 @@ from hvd_batchgrow.schedule.stages import Start
 
 Window = tuple[Annotated[float, Field(ge=0)], PositiveFloat]
 
+Evidence = tuple[dict[str, float], str]
+"""What branches have shown, as numbers and in words; see `Measurement.branches`. Only rank 0 has it."""
+NO_EVIDENCE: Evidence = ({}, "")
+
 
 @dataclass(frozen=True)
 class Measurement:

@@ -17,7 +17,7 @@ from hvd_batchgrow.messages.errors import ExitCode, RunError
 from hvd_batchgrow.results.run_files import RunFiles
 from hvd_batchgrow.schedule.adaptive.decisions import Decision, read_decisions
 from hvd_batchgrow.train import growth_controller
-from hvd_batchgrow.train.checkpoints.checkpoint import newest_good
+from hvd_batchgrow.train.checkpoints.checkpoint import checkpoint_at, newest_good
 from hvd_batchgrow.train.liveness.stop import StopRequest
 from hvd_batchgrow.train.run.decision_record import write_decisions
 from hvd_batchgrow.verification.audit import audit, compare_orders, read_consumed
@@ -132,6 +132,9 @@ def test_branches_that_do_not_pass_change_nothing(ranks: Ranks, here: Path) -> N
     if ranks.rank == 0:
         assert not (here / "runs/strict/decisions.jsonl").exists()
         assert (here / "runs/strict/branches/at-304-for-512-linear/k2/metrics.jsonl").exists()
+        # A kill now does not compare the branches again.
+        after = checkpoint_at(here / "runs/strict/checkpoints", 304).growth["trigger"]
+        assert (after["round_at"], after["spent_samples"]) == (None, 1024)
         (here / "none.jsonl").touch()
     plain = command(ranks, here, "plain", TRIGGER | {"tolerance": 1e-9}, replay=here / "none.jsonl")
     assert run(plain, ranks) == ExitCode.STOPPED
