@@ -21,7 +21,9 @@ from hvd_batchgrow.schedule.plan import compile_plan
 from hvd_batchgrow.schedule.trigger import Measurement, check_rule_state, make_trigger
 from hvd_batchgrow.schedule.triggers.branch import BranchRule, branch_lr_rule
 from hvd_batchgrow.train.branch_rounds import evidence
+from hvd_batchgrow.train.liveness.stop import StopRequest
 from hvd_batchgrow.train.run.plan_for_ranks import plan_for_ranks
+from hvd_batchgrow.train.trainer import Trainer
 from tests.helpers import NUM_TRAIN, measured_job
 
 TRIGGER: dict[str, Any] = {"name": "branch", "factors": [1, 2], "branch_samples": 512}
@@ -107,6 +109,14 @@ def test_a_fork_may_not_allow_the_round_that_is_due(
     spent = 0 if "epochs" in schedule else 1024
     rule.load({"round_at": 10_288, "spent_samples": spent})
     assert rule.fits(10_288, 16) == fits
+    if fits:
+        return
+    growth = SimpleNamespace(branch_rule=rule, is_decided=lambda _: False)
+    phases = SimpleNamespace(at=lambda _: SimpleNamespace(global_batch=16))
+    state = SimpleNamespace(samples=10_288, growth=growth)
+    trainer: Any = SimpleNamespace(state=state, plan=SimpleNamespace(schedule=phases), rounds=None)
+    assert not Trainer._train_branches(trainer, StopRequest())
+    assert rule.state.model_dump() == {"round_at": None, "spent_samples": spent, "over_budget_at": None}
 
 
 def test_factors_above_the_limit_are_not_trained() -> None:

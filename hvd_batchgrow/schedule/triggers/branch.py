@@ -111,7 +111,7 @@ class BranchTrigger(Trigger):
         yield Fault("trigger.budget", f"{fault}; nearest: {', or '.join(ways)}")
 
     def _time_faults(self, job: Job, start: Start, wanted: BranchRequest) -> Iterator[Fault]:
-        """Yield a fault if the branches of the first round, which follows a whole update, are longer than what is left."""
+        """Yield a fault if the first round, which follows a whole update, is too late for its branches."""
         num_samples, batch = start.noise.num_samples, start.global_batch
         first, end = self.first_round_epoch(job), samples_at(job.schedule.epochs, num_samples)
         at, last = -(-samples_at(first, num_samples) // batch) * batch, (end - wanted.num_samples) // batch * batch
