@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,9 +14,10 @@ import tomli_w
 
 from hvd_batchgrow.cli import main
 from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint, checkpoint_paths
+from hvd_batchgrow.train.run import fork
 from hvd_batchgrow.verification.audit import audit, read_consumed
 from hvd_batchgrow.verification.digest import compare_weights, final_weights
-from tests.helpers import measured_tree
+from tests.helpers import measured_job, measured_tree
 
 
 def train(*words: str) -> int:
@@ -118,6 +120,14 @@ def test_a_fork_with_another_trigger_begins_with_the_initial_state_of_the_trigge
     lines = map(json.loads, Path("runs/other/metrics.jsonl").read_text().splitlines())
     (result,) = [line for line in lines if line["kind"] == "eval" and line["samples"] > 20 * 16]
     assert (state["best"], state["best_samples"]) == (result[after.get("metric", "loss")], result["samples"])
+
+
+def test_a_fork_keeps_the_branches_that_count_towards_a_changed_budget() -> None:
+    growth = {"replayed_from": None, "trigger": {"spent_samples": 1024}, "best": {}, "best_average": {}}
+    job = measured_job(BRANCH, schedule={"epochs": 36.0})
+    checkpoint: Any = SimpleNamespace(growth=growth)
+    assert fork._growth(checkpoint, job, {"trigger.budget": (0.1, 0.05)}) == growth
+    assert fork._growth(checkpoint, job, {"trigger.name": ("plateau", "branch")})["trigger"] == {}
 
 
 @pytest.mark.parametrize(
