@@ -30,7 +30,8 @@ class BranchOptions:
     """Factor of the learning rate for k times the batch: none: 1; sqrt: √k, for Adam with new β₁, β₂ and eps; linear:
     k. auto: sqrt for Adam, otherwise linear."""
     tolerance: PositiveFloat | None = None
-    """A branch is not worse if its loss difference is surely below this. None: if it is not surely above 0."""
+    """A branch is not worse if the 95 % interval of its loss difference is below this number. None: if the interval is
+    not entirely above 0."""
 
     def factor_faults(self) -> Iterator[Fault]:
         """Yield a fault if the factors are not a list of numbers."""

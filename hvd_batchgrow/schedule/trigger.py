@@ -27,6 +27,10 @@ from hvd_batchgrow.schedule.stages import Start
 
 Window = tuple[Annotated[float, Field(ge=0)], PositiveFloat]
 
+Evidence = tuple[dict[str, float], str]
+"""What branches have shown, as numbers and in words; see `Measurement.branches`. Only rank 0 has it."""
+NO_EVIDENCE: Evidence = ({}, "")
+
 
 @dataclass(frozen=True)
 class Measurement:
@@ -111,6 +115,8 @@ class Trigger(TriggerBase):
 
     state_model: ClassVar[type[RuleState]] = RuleState
     """The class of its rule's state."""
+    keeps_state: ClassVar[bool] = False
+    """Whether a fork keeps the state of the rule if other keys than the name change."""
 
     @abstractmethod
     def make(self, job: Job, num_samples: int) -> TriggerRule:

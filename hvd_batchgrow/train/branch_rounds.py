@@ -13,15 +13,15 @@ from hvd_batchgrow.messages.errors import RunError
 from hvd_batchgrow.results.branching import Branching, compare_branches, read_branch
 from hvd_batchgrow.schedule.branches import BranchRequest, branch_point
 from hvd_batchgrow.schedule.plan import Plan
+from hvd_batchgrow.schedule.trigger import NO_EVIDENCE, Evidence
 from hvd_batchgrow.schedule.triggers.branch import BranchRule
 from hvd_batchgrow.train.events import BranchesCompared, BranchStarted, ObserverList, RunEnded
 from hvd_batchgrow.train.liveness.stop import Stop
+from hvd_batchgrow.train.liveness.watchdog import Heartbeat
 from hvd_batchgrow.train.run.branch_folders import Branch, branches_of
 
 TrainBranch = Callable[[dict[str, Any], Ranks, Stop], RunEnded]
 """Trains a branch, or resumes it. All ranks call it together with the same `Branch.work`."""
-Evidence = tuple[dict[str, float], str]
-"""What branches have shown, as numbers and in words; see `Measurement.branches`. Only rank 0 has it."""
 
 
 class BranchRounds:
@@ -34,10 +34,11 @@ class BranchRounds:
         run: folder of the run.
         observers: of the run.
         train: trains a branch.
+        heartbeat: receives the stages of this rank.
     """
 
-    def __init__(self, run: Path, observers: ObserverList, train: TrainBranch) -> None:
-        self._run, self._observers, self._train = run, observers, train
+    def __init__(self, run: Path, observers: ObserverList, train: TrainBranch, heartbeat: Heartbeat) -> None:
+        self._run, self._observers, self._train, self._heartbeat = run, observers, train, heartbeat
 
     def run(self, ranks: Ranks, plan: Plan, samples: int, rule: BranchRule, stop: Stop) -> Evidence | None:
         """Train the branches that are not finished, and compare all; return None if a stop was requested.
@@ -55,6 +56,7 @@ class BranchRounds:
             CollectiveError: a branch cannot be trained, or its records cannot be read.
         """
         begin = time.perf_counter()
+        self._heartbeat.at("preparing a branch")
         point = branch_point(plan.job, plan.decisions, plan.num_samples, samples)
         wanted = rule.request(point.global_batch)
         assert wanted is not None
@@ -65,6 +67,7 @@ class BranchRounds:
                 return None
             if work["is_done"]:
                 continue
+            self._heartbeat.at("preparing a branch")
             end = samples + wanted.num_samples
             self._observers.notify("on_branch", BranchStarted(samples, factor, factor * point.global_batch, end))
             if not self._train(work, ranks, stop).done:
@@ -78,7 +81,8 @@ class BranchRounds:
             self._observers.notify("on_branches", event)
             return numbers, text
 
-        return ranks.run_on_rank0(compare) or ({}, "")
+        self._heartbeat.at("comparing the branches")
+        return ranks.run_on_rank0(compare) or NO_EVIDENCE
 
 
 def _compared(

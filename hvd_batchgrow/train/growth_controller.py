@@ -18,7 +18,7 @@ from hvd_batchgrow.schedule.adaptive.batch_requests import BatchRequest, form_de
 from hvd_batchgrow.schedule.adaptive.decisions import Decision
 from hvd_batchgrow.schedule.plan import Plan
 from hvd_batchgrow.schedule.rounding import period_ends
-from hvd_batchgrow.schedule.trigger import Measurement, TriggerRule, bounded, make_trigger
+from hvd_batchgrow.schedule.trigger import NO_EVIDENCE, Evidence, Measurement, TriggerRule, bounded, make_trigger
 from hvd_batchgrow.schedule.triggers.branch import BranchRule
 from hvd_batchgrow.storage.strict_json import dump_json
 from hvd_batchgrow.train.measured_noise import MeasuredNoise
@@ -130,7 +130,7 @@ class GrowthController:
         samples: int,
         metrics: Mapping[str, float],
         folder: Path,
-        branches: tuple[dict[str, float], str] = ({}, ""),
+        branches: Evidence = NO_EVIDENCE,
     ) -> Decision | None:
         """Between two updates, decide or follow the known decisions. All ranks call it together.
 

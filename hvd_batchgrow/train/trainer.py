@@ -22,7 +22,8 @@ from hvd_batchgrow.schedule.adaptive.decisions import Decision
 from hvd_batchgrow.schedule.phases import Phase
 from hvd_batchgrow.schedule.plan import Plan, compile_plan
 from hvd_batchgrow.schedule.rounding import period_ends
-from hvd_batchgrow.train.branch_rounds import BranchRounds, Evidence
+from hvd_batchgrow.schedule.trigger import NO_EVIDENCE, Evidence
+from hvd_batchgrow.train.branch_rounds import BranchRounds
 from hvd_batchgrow.train.checkpoints.best import best_path
 from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint
 from hvd_batchgrow.train.checkpoints.elastic_state import ElasticState
@@ -152,7 +153,7 @@ class Trainer:
             stopped, at_boundary = result.stop_requested, state.samples == phase.end_samples
             # A phase of an adaptive schedule ends after the evaluation that its trigger reads, also in a replay.
             may_grow = self.job.is_adaptive and state.samples < self.plan.schedule.end_samples
-            if at_boundary and not may_grow:
+            if at_boundary and not may_grow and not self.is_branch:
                 reestimate(self.parts, state.samples, micro_batch, team)
             pauses = may_grow and self._plan_round(before)
             if stopped or at_boundary or pauses or self._is_due(before, Fraction(1, self.job.logging.logs_per_epoch)):
@@ -178,12 +179,15 @@ class Trainer:
     def _train_branches(self, stop: Stop) -> bool:
         """Train the branches that are due, and follow what they show; return whether a stop was requested."""
         state, growth = self.state, self.state.growth
-        evidence: Evidence = ({}, "")
+        evidence, rule = NO_EVIDENCE, growth.branch_rule
+        assert rule is not None
         if not growth.is_decided(state.samples):
+            if not rule.fits(state.samples, self.plan.schedule.at(state.samples).global_batch):
+                rule.state.round_at = None  # the job of this fork does not allow the round
+                return False
             assert self.rounds is not None
-            assert growth.branch_rule is not None
             self.team.run_on_rank0(self.writer.wait)  # the branches start from the checkpoint
-            found = self.rounds.run(self.team, self.plan, state.samples, growth.branch_rule, stop)
+            found = self.rounds.run(self.team, self.plan, state.samples, rule, stop)
             if found is None:
                 return True
             evidence = found
@@ -191,7 +195,7 @@ class Trainer:
         growth.end_round(self.plan, state.samples)
         if self._look({}, evidence) is not None:
             reestimate(self.parts, state.samples, self.plan.layouts[before].micro_batch, self.team)
-            self._save()
+        self._save()  # also without a decision, so that the branches are compared once
         return False
 
     def update(
@@ -302,7 +306,7 @@ class Trainer:
             return None
         return self._look(evaluation.named() if evaluation else {})
 
-    def _look(self, metrics: Mapping[str, float], branches: Evidence = ({}, "")) -> Decision | None:
+    def _look(self, metrics: Mapping[str, float], branches: Evidence = NO_EVIDENCE) -> Decision | None:
         """Run the trigger; return the decision that takes effect here."""
         growth, samples = self.state.growth, self.state.samples
         decision = growth.look(self.team, self.plan, samples, metrics, self.folder, branches)

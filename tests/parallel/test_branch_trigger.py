@@ -16,9 +16,10 @@ from hvd_batchgrow.comm.ranks import CollectiveError, Ranks
 from hvd_batchgrow.messages.errors import ExitCode, RunError
 from hvd_batchgrow.results.run_files import RunFiles
 from hvd_batchgrow.schedule.adaptive.decisions import Decision, read_decisions
-from hvd_batchgrow.train import growth_controller
-from hvd_batchgrow.train.checkpoints.checkpoint import newest_good
+from hvd_batchgrow.train import growth_controller, trainer
+from hvd_batchgrow.train.checkpoints.checkpoint import checkpoint_at, newest_good
 from hvd_batchgrow.train.liveness.stop import StopRequest
+from hvd_batchgrow.train.liveness.watchdog import Heartbeat
 from hvd_batchgrow.train.run.decision_record import write_decisions
 from hvd_batchgrow.verification.audit import audit, compare_orders, read_consumed
 from hvd_batchgrow.verification.tree_digest import tree_digest
@@ -132,6 +133,9 @@ def test_branches_that_do_not_pass_change_nothing(ranks: Ranks, here: Path) -> N
     if ranks.rank == 0:
         assert not (here / "runs/strict/decisions.jsonl").exists()
         assert (here / "runs/strict/branches/at-304-for-512-linear/k2/metrics.jsonl").exists()
+        # A kill now does not compare the branches again.
+        after = checkpoint_at(here / "runs/strict/checkpoints", 304).growth["trigger"]
+        assert (after["round_at"], after["spent_samples"]) == (None, 1024)
         (here / "none.jsonl").touch()
     plain = command(ranks, here, "plain", TRIGGER | {"tolerance": 1e-9}, replay=here / "none.jsonl")
     assert run(plain, ranks) == ExitCode.STOPPED
@@ -177,6 +181,20 @@ def test_a_kill_between_the_decision_and_its_effect_changes_nothing(
     assert run(rest, ranks) == ExitCode.STOPPED
     assert decisions(ranks, folder) == decisions(ranks, undisturbed)
     assert weights(ranks, folder) == weights(ranks, undisturbed)
+
+
+def test_a_round_reports_its_stages_and_its_branches_re_estimate_nothing(
+    ranks: Ranks, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stages: list[str] = []
+    estimates: list[int] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(Heartbeat, "at", lambda _, stage: stages.append(stage))
+        patch.setattr(trainer, "reestimate", lambda _parts, samples, *_: estimates.append(samples))
+        assert run(command(ranks, here, "stages", max_updates=20), ranks) == ExitCode.STOPPED
+    assert estimates == [304]  # the decision, and not the ends of the branches at sample 816
+    assert stages.count("preparing a branch") == 3  # the round, and each branch
+    assert stages.count("comparing the branches") == 1
 
 
 def test_branches_train_on_the_ranks_of_the_phase_while_others_are_idle(ranks: Ranks, here: Path) -> None:

@@ -21,7 +21,9 @@ from hvd_batchgrow.schedule.plan import compile_plan
 from hvd_batchgrow.schedule.trigger import Measurement, check_rule_state, make_trigger
 from hvd_batchgrow.schedule.triggers.branch import BranchRule, branch_lr_rule
 from hvd_batchgrow.train.branch_rounds import evidence
+from hvd_batchgrow.train.liveness.stop import StopRequest
 from hvd_batchgrow.train.run.plan_for_ranks import plan_for_ranks
+from hvd_batchgrow.train.trainer import Trainer
 from tests.helpers import NUM_TRAIN, measured_job
 
 TRIGGER: dict[str, Any] = {"name": "branch", "factors": [1, 2], "branch_samples": 512}
@@ -84,9 +86,37 @@ def test_a_larger_batch_needs_more_samples_and_the_first_round_that_does_not_fit
     assert rule.state.over_budget_at == 9024
     assert "no branches: 528 of 3,600 samples of the budget are left" in rule.over_budget(32)
     assert "2 branches of 1,024 samples at the batch 32 take 2,048" in rule.over_budget(32)
+    assert rule.over_budget(32).endswith("; the batch stays 32 for the rest of the run")
     # At 64, twice the batch is above max_batch = 96, so there is nothing to find out.
     assert rule.request(64) is None
     assert not rule.plan_round(11_990, 12_000, 64)
+
+
+@pytest.mark.parametrize(
+    ("trigger", "schedule", "fits"),
+    [
+        ({}, {}, True),
+        ({}, {"max_batch": 24}, False),
+        ({}, {"epochs": 36.0}, True),  # 512 of 10,800 samples are left at sample 10,288
+        ({}, {"epochs": 35.9}, False),
+        ({"budget": 0.05}, {}, False),  # 1,800 samples, of which 1,024 are spent
+    ],
+)
+def test_a_fork_may_not_allow_the_round_that_is_due(
+    trigger: dict[str, Any], schedule: dict[str, Any], fits: bool
+) -> None:
+    rule = rule_of(job_of({**TRIGGER, **trigger}, schedule=schedule))
+    spent = 0 if "epochs" in schedule else 1024
+    rule.load({"round_at": 10_288, "spent_samples": spent})
+    assert rule.fits(10_288, 16) == fits
+    if fits:
+        return
+    growth = SimpleNamespace(branch_rule=rule, is_decided=lambda _: False)
+    phases = SimpleNamespace(at=lambda _: SimpleNamespace(global_batch=16))
+    state = SimpleNamespace(samples=10_288, growth=growth)
+    trainer: Any = SimpleNamespace(state=state, plan=SimpleNamespace(schedule=phases), rounds=None)
+    assert not Trainer._train_branches(trainer, StopRequest())
+    assert rule.state.model_dump() == {"round_at": None, "spent_samples": spent, "over_budget_at": None}
 
 
 def test_factors_above_the_limit_are_not_trained() -> None:
@@ -234,6 +264,8 @@ def test_a_learning_rate_rule_that_no_branch_has_is_refused(optim: dict[str, Any
         ({"factors": [1, 8]}, {}, "smallest growth, 8 × 16, is above the limit of 96 (schedule.max_batch): the batch"),
         ({"branch_samples": 480}, {}, "trigger.branch_samples: 480 are 15 blocks of 32 samples, too few"),
         ({"first_decision_epoch": 120.0}, {}, "trigger.first_decision_epoch: 120: the first round is at epoch 120"),
+        ({"first_decision_epoch": 120.0}, {}, "on 512 samples, but only 0 are left; use <= 118"),
+        ({}, {"schedule": {"warmup_epochs": 119.0}}, "schedule.warmup_epochs: 119: the first round is at epoch 119"),
         ({"every_epochs": 119.0}, {}, "trigger.every_epochs: 119: the first round is at epoch 119, and its branches"),
         (
             {},
@@ -244,6 +276,23 @@ def test_a_learning_rate_rule_that_no_branch_has_is_refused(optim: dict[str, Any
 )
 def test_keys_that_cannot_work_are_refused(trigger: dict[str, Any], sections: dict[str, Any], message: str) -> None:
     assert message in faults(job_of({**TRIGGER, **trigger}, **sections))
+
+
+def test_the_first_round_of_a_job_without_faults_is_within_the_run() -> None:
+    """Of 36,003 samples, 512 are left after sample 35,490, but not after 35,504, the first whole update of 16."""
+    schedule = {"epochs": 120.01}
+    message = faults(job_of({**TRIGGER, "every_epochs": 118.3}, schedule=schedule))
+    assert "trigger.every_epochs: 118.3: " in message
+    assert "but only 499 are left; use <= 118.293" in message
+    remedied = job_of({**TRIGGER, "every_epochs": 118.293}, schedule=schedule)
+    assert compile_plan(remedied, 1, NUM_TRAIN).notes
+    assert rounds(rule_of(remedied), {0: 16}, job=remedied) == [35_488]
+
+
+def test_with_sgd_no_rule_of_adam_is_suggested() -> None:
+    message = faults(job_of(schedule={"lr_rule": "adam_linear"}))
+    assert "lr_rule" in message
+    assert "for 'sgd' use 'adam'" not in message
 
 
 @pytest.mark.parametrize("budget", [0.0, 0.101])
@@ -294,7 +343,9 @@ def test_a_budget_without_a_round_is_refused_with_values_that_work(
 
 def test_an_elastic_job_is_refused_unless_it_replays(tmp_path: Path) -> None:
     ranks = cast("Ranks", SimpleNamespace(elastic=True, size=1))
-    with pytest.raises(JobError, match="'branch' does not run as an elastic job"):
+    with pytest.raises(
+        JobError, match=r"'branch' does not run as an elastic job.*; launch it on fixed ranks, or with --replay"
+    ):
         plan_for_ranks(job_of(), ranks)
 
 

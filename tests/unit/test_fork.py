@@ -6,14 +6,18 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import tomli_w
 
 from hvd_batchgrow.cli import main
 from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint, checkpoint_paths
+from hvd_batchgrow.train.run import fork
 from hvd_batchgrow.verification.audit import audit, read_consumed
 from hvd_batchgrow.verification.digest import compare_weights, final_weights
+from tests.helpers import measured_job, measured_tree
 
 
 def train(*words: str) -> int:
@@ -83,6 +87,47 @@ def test_a_fork_is_resumed_by_its_own_name(stopped: Path, capsys: pytest.Capture
     first, second = (final_weights(Path("runs", name)) for name in names)
     assert compare_weights(first, second) == "bit-identical"
     assert json.loads(Path("runs/gentler/record.json").read_text())["forked_from"]["samples"] == 256
+
+
+PLATEAU = {"name": "plateau", "patience_epochs": 20.0}
+NORM_TEST = {"name": "norm_test", "first_decision_epoch": 2.5}
+BRANCH = {"name": "branch", "factors": [1, 2], "branch_samples": 512, "first_decision_epoch": 10.0}
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (PLATEAU, {**PLATEAU, "metric": "top1"}),
+        (PLATEAU, NORM_TEST),
+        (NORM_TEST, PLATEAU),
+        (NORM_TEST, BRANCH),
+        (BRANCH, PLATEAU),
+    ],
+)
+def test_a_fork_with_another_trigger_begins_with_the_initial_state_of_the_trigger(
+    job: str, before: dict[str, Any], after: dict[str, Any]
+) -> None:
+    for trigger, words in ((before, ()), (after, ("--fork", "other"))):
+        Path(job).write_text(tomli_w.dumps(measured_tree("data", trigger, schedule={"epochs": 36.0})))
+        assert train(*words, "--max-updates", "20") == 75  # with one evaluation
+    state = Checkpoint.from_bytes(checkpoint_paths(Path("runs/other/checkpoints"))[-1].read_bytes()).growth["trigger"]
+    if after["name"] != "plateau":
+        assert (
+            set(state)
+            == {"norm_test": {"asks_since"}, "branch": {"round_at", "spent_samples", "over_budget_at"}}[after["name"]]
+        )
+        return
+    lines = map(json.loads, Path("runs/other/metrics.jsonl").read_text().splitlines())
+    (result,) = [line for line in lines if line["kind"] == "eval" and line["samples"] > 20 * 16]
+    assert (state["best"], state["best_samples"]) == (result[after.get("metric", "loss")], result["samples"])
+
+
+def test_a_fork_keeps_the_branches_that_count_towards_a_changed_budget() -> None:
+    growth = {"replayed_from": None, "trigger": {"spent_samples": 1024}, "best": {}, "best_average": {}}
+    job = measured_job(BRANCH, schedule={"epochs": 36.0})
+    checkpoint: Any = SimpleNamespace(growth=growth)
+    assert fork._growth(checkpoint, job, {"trigger.budget": (0.1, 0.05)}) == growth
+    assert fork._growth(checkpoint, job, {"trigger.name": ("plateau", "branch")})["trigger"] == {}
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,7 @@ class AdaScaleTrigger(Trigger):
     measures_gradients: ClassVar[bool] = True
     scales_progress: ClassVar[bool] = True
     state_model: ClassVar[type[RuleState]] = AdaScaleState
+    keeps_state: ClassVar[bool] = True  # the gain of the learning rate
 
     def make(self, job: Job, num_samples: int) -> AdaScale:
         return AdaScale(self, job.schedule.first_batch)

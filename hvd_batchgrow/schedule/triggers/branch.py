@@ -16,7 +16,7 @@ from hvd_batchgrow.messages.errors import Fault
 from hvd_batchgrow.schedule.adaptive.batch_requests import BatchRequest
 from hvd_batchgrow.schedule.adaptive.decisions import Decision
 from hvd_batchgrow.schedule.branches import LEAST_BLOCKS, BranchLrRule, BranchRequest, held_decay_fault
-from hvd_batchgrow.schedule.rounding import decimal, period_ends, samples_at
+from hvd_batchgrow.schedule.rounding import decimal, period_ends, periods_done, samples_at
 from hvd_batchgrow.schedule.stages import Start, make_start
 from hvd_batchgrow.schedule.trigger import TRIGGERS, Measurement, RuleState, Trigger, TriggerRule
 
@@ -51,12 +51,14 @@ class BranchTrigger(Trigger):
     """Samples of each branch, rounded up to at least 16 whole blocks: B times the least common multiple of the factors.
     None: 32 blocks."""
     tolerance: PositiveFloat | None = None
-    """A batch is not worse if its loss difference is surely below this. None: if it is not surely above 0."""
+    """A larger batch is not worse if the 95 % interval of its loss difference is below this number. None: if the
+    interval is not entirely above 0."""
     budget: Annotated[float, Field(gt=0, le=_MOST_BUDGET)] = _MOST_BUDGET
     """Largest share of the run's samples that all branches together may use; at most 0.1."""
 
     trains_branches: ClassVar[bool] = True
     state_model: ClassVar[type[RuleState]] = BranchState
+    keeps_state: ClassVar[bool] = True  # the samples of branches count towards a changed budget too
 
     def make(self, job: Job, num_samples: int) -> BranchRule:
         return BranchRule(self, job, num_samples)
@@ -86,7 +88,7 @@ class BranchTrigger(Trigger):
         return [
             *self._size_faults(start.global_batch, wanted),
             *self._budget_faults(job, start, wanted),
-            *self._time_faults(job, start.noise.num_samples, wanted),
+            *self._time_faults(job, start, wanted),
         ]
 
     def _size_faults(self, batch: int, wanted: BranchRequest) -> Iterator[Fault]:
@@ -108,15 +110,21 @@ class BranchTrigger(Trigger):
         ways.append(f"schedule.epochs >= {math.ceil(1000 * cost / self.budget / num_samples) / 1000:g}")
         yield Fault("trigger.budget", f"{fault}; nearest: {', or '.join(ways)}")
 
-    def _time_faults(self, job: Job, num_samples: int, wanted: BranchRequest) -> Iterator[Fault]:
-        first, epochs = self.first_round_epoch(job), job.schedule.epochs
-        if samples_at(first, num_samples) + wanted.num_samples <= samples_at(epochs, num_samples):
+    def _time_faults(self, job: Job, start: Start, wanted: BranchRequest) -> Iterator[Fault]:
+        """Yield a fault if the first round, which follows a whole update, is too late for its branches."""
+        num_samples, batch = start.noise.num_samples, start.global_batch
+        first, end = self.first_round_epoch(job), samples_at(job.schedule.epochs, num_samples)
+        at, last = -(-samples_at(first, num_samples) // batch) * batch, (end - wanted.num_samples) // batch * batch
+        if at <= last or last <= 0:  # a run that is so short has no budget for a round
             return
-        key = "first_decision_epoch" if self.earliest_epoch(job) > self.every_epochs else "every_epochs"
+        num_periods = periods_done(last, self.every_epochs, num_samples)
+        if num_periods == 0:
+            key, value, most = "trigger.every_epochs", self.every_epochs, math.floor(1000 * last / num_samples) / 1000
+        else:
+            key = "schedule.warmup_epochs" if self.first_decision_epoch is None else "trigger.first_decision_epoch"
+            value, most = self.earliest_epoch(job), float(num_periods * decimal(self.every_epochs))
         fault = f"the first round is at epoch {first:g}, and its branches train on {wanted.num_samples:,} samples"
-        value = self.earliest_epoch(job) if key == "first_decision_epoch" else self.every_epochs
-        remedy = f"more than are left of the run's {epochs:g} epochs, so the trigger would never decide; use less"
-        yield Fault(f"trigger.{key}", f"{value:g}: {fault}, {remedy}")
+        yield Fault(key, f"{value:g}: {fault}, but only {max(0, end - at):,} are left; use <= {most:g}")
 
     def _cheaper(self, batch: int, run: int, wanted: BranchRequest) -> Iterator[str]:
         """Yield values of other keys with which a round fits the budget."""
@@ -218,15 +226,20 @@ class BranchRule(TriggerRule):
         """
         if samples < self._first or not period_ends(before, samples, self._section.every_epochs, self._num_samples):
             return False
+        if self.fits(samples, batch):
+            self.state.round_at = samples
+            return True
+        wanted = self.request(batch)
+        if wanted and samples + wanted.num_samples <= self._end and self.state.over_budget_at is None:
+            self.state.over_budget_at = samples
+        return False
+
+    def fits(self, samples: int, batch: int) -> bool:
+        """Return whether a round is possible: a larger batch, and enough of the run and of the budget."""
         wanted = self.request(batch)
         if wanted is None or samples + wanted.num_samples > self._end:
             return False
-        if self.state.spent_samples + wanted.total_samples > self.allowed_samples:
-            if self.state.over_budget_at is None:
-                self.state.over_budget_at = samples
-            return False
-        self.state.round_at = samples
-        return True
+        return self.state.spent_samples + wanted.total_samples <= self.allowed_samples
 
     def end_round(self, batch: int) -> None:
         """Count the branches of a round, trained now or before the run resumed, at a batch of B samples."""
@@ -241,7 +254,8 @@ class BranchRule(TriggerRule):
         assert wanted is not None
         left = f"{self.allowed_samples - spent:,} of {self.allowed_samples:,} samples of the budget are left"
         branches = f"{len(wanted.factors)} branches of {wanted.num_samples:,} samples at the batch {batch:,}"
-        return f"no branches: {left}, and {branches} take {wanted.total_samples:,}; the batch stays until a round fits"
+        stays = f"the batch stays {batch:,} for the rest of the run"
+        return f"no branches: {left}, and {branches} take {wanted.total_samples:,}; {stays}"
 
     def look(self, now: Measurement) -> BatchRequest | None:
         """Return a request for the critical batch if branches have shown one above the current batch."""
@@ -266,7 +280,9 @@ def branch_lr_rule(job: Job) -> BranchLrRule | None:
 
 
 def _lr_rule_faults(job: Job) -> Iterator[Fault]:
-    if branch_lr_rule(job) is None and (job.schedule.rule in {"sqrt", "adam_linear"}):
+    if not isinstance(job.optim, AdamSection):  # only Adam has a rule that no branch follows; another fault says so
+        return
+    if branch_lr_rule(job) is None and job.schedule.rule in {"sqrt", "adam_linear"}:
         fault = f"{job.schedule.rule!r} is not possible with the trigger 'branch': no branch is trained with that rule"
         yield Fault("schedule.lr_rule", f"{fault}; for {job.optim.name!r} use 'adam', 'linear' or 'none'")
 

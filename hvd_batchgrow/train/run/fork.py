@@ -8,9 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from hvd_batchgrow.config import Job
 from hvd_batchgrow.messages.errors import RunError
 from hvd_batchgrow.schedule.adaptive.decisions import Decision, decisions_text
 from hvd_batchgrow.schedule.plan import Plan, compile_plan
+from hvd_batchgrow.schedule.trigger import trigger_of
 from hvd_batchgrow.storage.atomic import new_folder
 from hvd_batchgrow.storage.strict_json import dump_json
 from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint, checkpoint_at, newest_good, write_checkpoint
@@ -93,7 +95,9 @@ def fork_run(
                 shutil.copyfile(origin.run / name, aside / name)
         for name, content in {**records, **decided, "record.json": record}.items():
             (aside / name).write_bytes(content)
-        checkpoint = replace(checkpoint, deciding=deciding, best={})  # the new run selects among its results only
+        growth = _growth(checkpoint, plan.job, changed)
+        # The new run selects among its results only.
+        checkpoint = replace(checkpoint, deciding=deciding, best={}, growth=growth)
         write_checkpoint(aside / "checkpoints", checkpoint, 1, ())
     lines = [f"{key} was {was!r}, is {now!r}" for key, (was, now) in changed.items()]
     notes += [f"skipped a checkpoint of {origin.run}: {reason}" for reason in skipped]
@@ -113,6 +117,15 @@ def _decided(checkpoint: Checkpoint, plan: Plan) -> tuple[Plan, dict[str, bytes]
     kept = made if source else tuple(decision for decision in made if decision.samples <= checkpoint.samples)
     after = compile_plan(plan.job, plan.num_ranks, plan.num_samples, None, kept)
     return after, {"decisions.jsonl": decisions_text(source, kept)}
+
+
+def _growth(checkpoint: Checkpoint, job: Job, changed: Mapping[str, tuple[Any, Any]]) -> dict[str, Any]:
+    """Return the measurements and decisions; without the state of a trigger whose keys have changed."""
+    growth = checkpoint.growth
+    is_other = "trigger.name" in changed or not trigger_of(job).keeps_state
+    if not growth or growth["replayed_from"] or not is_other or not any(key.startswith("trigger.") for key in changed):
+        return growth
+    return {**growth, "trigger": {}, "best": {}, "best_average": {}}
 
 
 def _check(origin: Path, checkpoint: Checkpoint, plan: Plan, changed: Mapping[str, tuple[Any, Any]]) -> None:

@@ -33,7 +33,7 @@ def plan_for_ranks(
         check_replay(job, job.name)
     elif ranks.elastic and job.trigger.trains_branches:
         fault = f"{job.trigger.name!r} does not run as an elastic job, whose ranks may change during a branch"
-        raise JobError([Fault("trigger.name", f"{fault}; launch it on fixed ranks")], job.name)
+        raise JobError([Fault("trigger.name", f"{fault}; launch it on fixed ranks, or with --replay")], job.name)
     with faults_of(job.name):
         num_samples = known_num_samples(job.data)
     # From the written plan, a host discovery script reads how many ranks the elastic job can use.

@@ -107,7 +107,14 @@ def run_job(
         place = Place(source, placement.device, hardware, tuple(placement.notes))
         options = replace(options, fork=None, fork_from=options.origin(loaded.name))
         return _train_in_folder(
-            (plan, shown), ranks, options, place, report, lambda: make_observers(job), stop, elastic or ElasticState()
+            (plan, shown),
+            ranks,
+            options,
+            place,
+            report=report,
+            make_observers=lambda: make_observers(job),
+            stop=stop,
+            elastic=elastic or ElasticState(),
         )
 
 
@@ -116,6 +123,7 @@ def _train_in_folder(
     ranks: Ranks,
     options: RunOptions,
     place: Place,
+    *,
     report: ReportProgress,
     make_observers: Callable[[], Sequence[Observer]],
     stop: Stop,
@@ -178,7 +186,7 @@ def _branch_rounds(trainer: Trainer, place: Place) -> BranchRounds | None:
     if not trainer.job.trigger.trains_branches:
         return None
     train = partial(_train_branch, place, trainer.plan.num_samples, trainer)
-    return BranchRounds(trainer.folder, trainer.observers, train)
+    return BranchRounds(trainer.folder, trainer.observers, train, trainer.parts.heartbeat)
 
 
 def _train_branch(
@@ -199,11 +207,11 @@ def _train_branch(
             ranks,
             options,
             replace(place, notes=()),
-            lambda *_: None,
-            trainer.observers.for_branch,
-            stop,
-            ElasticState(),
-            trainer.parts.heartbeat,
+            report=lambda *_: None,
+            make_observers=trainer.observers.for_branch,
+            stop=stop,
+            elastic=ElasticState(),
+            parent=trainer.parts.heartbeat,
         )
     free_device_memory()
     return ended
