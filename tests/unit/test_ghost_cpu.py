@@ -180,7 +180,6 @@ def test_processors_without_vectors_are_bit_identical(
 
 
 @needs_library
-@needs_library
 @pytest.mark.parametrize("normalise", [ghost_cpu.normalise, ghost_reference.normalise])
 @pytest.mark.parametrize("relu", [True, False])
 def test_the_kept_sums_are_the_gradients_of_single_ghost_batches(normalise: ghost_choice.Normalise, relu: bool) -> None:
