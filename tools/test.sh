@@ -18,6 +18,7 @@ coverage=()
 # Keep compiled files, also where the environment says otherwise: pytest takes 8 s per process to compile the tests, and
 # each of some hundred other processes would compile the package.
 export PYTHONDONTWRITEBYTECODE=
+cores=$(env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc) # nproc does not count cores beyond these numbers
 # Each process uses one thread. A rank that waits in MPI gives its core to other tests.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} OMPI_MCA_mpi_yield_when_idle=1
 
@@ -26,10 +27,10 @@ step() { printf '\n== %s (%d s)\n' "$1" "$SECONDS"; }
 step "format, lint, types, shell"
 tools/check.sh
 
-# Tests of each part of tests/launch, tests/slurm and tests/storm often wait, so all parts run side by side, with one
-# process more than there are cores. The longest parts come first.
+# Tests of each part of tests/launch, tests/slurm and tests/storm often wait, so all parts run side by side. The longest
+# parts come first.
 step "launch forms, a real Slurm of four virtual hosts, a storm of kills (make storm: the long form), tests in one process"
-timeout 3000 pytest -q -m "not long" -n "$(($(nproc) + 1))" --maxprocesses 4 --dist loadfile --no-loadscope-reorder \
+timeout 3000 pytest -q -m "not long" -n "$cores" --maxprocesses 4 --dist loadfile --no-loadscope-reorder \
     "${coverage[@]}" --basetemp "$scratch/all" \
     tests/slurm tests/launch tests/storm tests/parallel tests/unit
 if [ -n "${HVD_BATCHGROW_COVERAGE:-}" ]; then
@@ -38,14 +39,14 @@ fi
 
 # Separate processes: a device that was registered stays, and torch then takes it for the machine's accelerator.
 step "whole runs on an emulated accelerator"
-pytest -q -n "$(nproc)" --maxprocesses 4 --dist load --basetemp "$scratch/emulated" tests/emulated
+pytest -q -n "$cores" --maxprocesses 4 --dist load --basetemp "$scratch/emulated" tests/emulated
 
 # Alone, because a run of other tests hides the GPUs. torch.compile fails in pytest's capture of log messages.
 step "tests/gpu"
-pytest -q -n "$(nproc)" --maxprocesses 4 --dist load -p no:logging --basetemp "$scratch/gpu" tests/gpu
+pytest -q -n "$cores" --maxprocesses 4 --dist load -p no:logging --basetemp "$scratch/gpu" tests/gpu
 step "the kernels in Triton's interpreter"
 if python -c 'import triton' 2>/dev/null; then
-    TRITON_INTERPRET=1 pytest -q -n "$(nproc)" --maxprocesses 4 --basetemp "$scratch/interpreted" \
+    TRITON_INTERPRET=1 pytest -q -n "$cores" --maxprocesses 4 --basetemp "$scratch/interpreted" \
         tests/gpu/test_ghost_triton.py
 else
     # The tests do not require it, because it takes 640 MB on disk.
