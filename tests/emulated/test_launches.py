@@ -77,9 +77,9 @@ def of_update(engine: UpdateEngine) -> tuple[Counter[str], Counter[str]]:
 
 
 def is_of_pass(line: str) -> bool:
-    """Whether a line is of a forward or backward pass, including the loss; `_compute` calls `backward`."""
+    """Whether a line is of a forward or backward pass, including the loss; `_accumulate` calls `backward`."""
     is_network = line.startswith("nn/") and not line.startswith("nn/ghost/norm_group")
-    return is_network or line.startswith("tasks/") or line.split()[1].startswith(("forward", "_compute"))
+    return is_network or line.startswith("tasks/") or line.split()[1].startswith(("forward", "_accumulate"))
 
 
 def of_bare_loops(model: nn.Module, device: torch.device, jobs: list[Job]) -> Iterator[tuple[int, int]]:

@@ -48,7 +48,7 @@ def stopped(cluster: Cluster, shared: Path, data: Path, one_allocation: str) -> 
     # Slurm looks at time limits every half minute: the signal comes after 30 to 60 s, and leaves two minutes to save.
     runs = {"limit": start("limit", 1, "--time", "00:03:00", "--signal-delay-s", "150", SLOW_S="3")}
     # Rank 1 sleeps, and rank 0 waits for it in an all-reduce. Without n1, so that other tests need not its last node.
-    runs["power"] = start("power", 2, "--sbatch", "exclude=n1", SLOW_RANK="1")
+    runs["power"] = start("power", 2, "--sbatch", "exclude=n1", SLOW_RANK="1", SLOW_S="3")
     for template, path in TEMPLATES.items():
         words = ("--template", str(path), "--sbatch", "nodelist=n[1-2]")
         runs[template] = start(template, 2, *words, SLOW_S="3")  # time for the request, also on a busy machine
