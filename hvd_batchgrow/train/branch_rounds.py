@@ -5,12 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hvd_batchgrow.comm.broadcast_object import broadcast_object
 from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.messages.errors import RunError
-from hvd_batchgrow.results.branching import Branching, compare_branches, read_branch
 from hvd_batchgrow.schedule.branches import BranchRequest, branch_point
 from hvd_batchgrow.schedule.plan import Plan
 from hvd_batchgrow.schedule.trigger import NO_EVIDENCE, Evidence
@@ -19,6 +18,9 @@ from hvd_batchgrow.train.events import BranchesCompared, BranchStarted, Observer
 from hvd_batchgrow.train.liveness.stop import Stop
 from hvd_batchgrow.train.liveness.watchdog import Heartbeat
 from hvd_batchgrow.train.run.branch_folders import Branch, branches_of
+
+if TYPE_CHECKING:
+    from hvd_batchgrow.results.branching import Branching
 
 TrainBranch = Callable[[dict[str, Any], Ranks, Stop], RunEnded]
 """Trains a branch, or resumes it. All ranks call it together with the same `Branch.work`."""
@@ -89,6 +91,8 @@ def _compared(
     branches: tuple[Branch, ...], wanted: BranchRequest, samples: int, tolerance: float | None
 ) -> tuple[dict[str, float], str, dict[str, Any]]:
     """Return what finished branches show: as numbers, in words, and as a table."""
+    from hvd_batchgrow.results.branching import compare_branches, read_branch  # scipy, which no other job needs
+
     records = [read_branch(branch.folder, branch.factor, samples) for branch in branches]
     try:
         found = compare_branches(records, wanted.block, tolerance)
