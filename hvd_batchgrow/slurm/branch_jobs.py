@@ -10,7 +10,7 @@ from pathlib import Path
 from hvd_batchgrow.messages.errors import RunError, unwritable
 from hvd_batchgrow.slurm.branch_ledger import Submission, read_submissions, write_submissions
 from hvd_batchgrow.slurm.chain import Script, Site
-from hvd_batchgrow.slurm.ledger import FOLDER
+from hvd_batchgrow.slurm.ledger_file import FOLDER
 from hvd_batchgrow.slurm.render import log_pattern, render
 from hvd_batchgrow.slurm.scheduler import Scheduler
 

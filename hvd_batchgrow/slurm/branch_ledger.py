@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
-from hvd_batchgrow.messages.errors import RunError, first_fault, unwritable
-from hvd_batchgrow.slurm.ledger import FOLDER
+from hvd_batchgrow.slurm.ledger_file import read_ledger_file, write_ledger_file
 from hvd_batchgrow.slurm.scheduler import JobState, is_live
-from hvd_batchgrow.storage.atomic import write_atomically
-from hvd_batchgrow.storage.regular_files import read_regular
-from hvd_batchgrow.storage.strict_json import dump_json
-
-_FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -38,7 +31,12 @@ class Submission:
         return f"{self.array}_{factor}"
 
 
-_SUBMISSIONS = TypeAdapter(tuple[Submission, ...])
+@dataclass(frozen=True)
+class _Ledger:
+    submissions: tuple[Submission, ...]
+
+
+_LEDGERS = TypeAdapter(_Ledger)
 
 
 def run_name(run: Path) -> str:
@@ -52,12 +50,7 @@ def write_submissions(folder: Path, submissions: Sequence[Submission]) -> None:
     Raises:
         RunError: the ledger cannot be written.
     """
-    path = folder / FOLDER / "ledger.json"
-    tree = {"format": _FORMAT, "submissions": [asdict(submission) for submission in submissions]}
-    try:
-        write_atomically(path, f"{dump_json(tree, indent=2)}\n".encode())
-    except OSError as error:
-        raise unwritable(path, error) from None
+    write_ledger_file(folder, {"submissions": [asdict(submission) for submission in submissions]})
 
 
 def read_submissions(folder: Path) -> tuple[Submission, ...]:
@@ -66,19 +59,8 @@ def read_submissions(folder: Path) -> tuple[Submission, ...]:
     Raises:
         RunError: the ledger cannot be read.
     """
-    path = folder / FOLDER / "ledger.json"
-    try:
-        tree = json.loads(read_regular(path))
-    except FileNotFoundError:
-        return ()
-    except (OSError, ValueError, RecursionError) as error:
-        raise RunError(f"{path} cannot be read: {error}") from None
-    if not isinstance(tree, dict) or tree.get("format") != _FORMAT:
-        raise RunError(f"{path} cannot be read: it is not of format {_FORMAT}")
-    try:
-        return _SUBMISSIONS.validate_python(tree.get("submissions"))
-    except ValidationError as error:
-        raise RunError(f"{path} cannot be read: {first_fault(error)}") from None
+    found = read_ledger_file(folder, _LEDGERS)
+    return found.submissions if found else ()
 
 
 def job_ids(submissions: Sequence[Submission]) -> list[int]:

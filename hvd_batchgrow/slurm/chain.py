@@ -17,7 +17,6 @@ from hvd_batchgrow.slurm.chain_jobs import ChainJob
 from hvd_batchgrow.slurm.ledger import (
     BEING_SUBMITTED,
     DONE_BEFORE,
-    FOLDER,
     GONE,
     NOT_SUBMITTED,
     Entry,
@@ -26,6 +25,7 @@ from hvd_batchgrow.slurm.ledger import (
     samples_done,
     write_ledger,
 )
+from hvd_batchgrow.slurm.ledger_file import FOLDER
 from hvd_batchgrow.slurm.render import TEMPLATES, log_pattern, render
 from hvd_batchgrow.slurm.scheduler import Scheduler
 from hvd_batchgrow.storage.regular_files import read_regular

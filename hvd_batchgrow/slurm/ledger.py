@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -10,19 +9,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter
 
-from hvd_batchgrow.messages.errors import RunError, first_fault, unwritable
+from hvd_batchgrow.messages.errors import RunError, unwritable
 from hvd_batchgrow.slurm.chain_jobs import ChainJob
+from hvd_batchgrow.slurm.ledger_file import FOLDER, read_ledger_file, write_ledger_file
 from hvd_batchgrow.slurm.scheduler import JobState, is_live
-from hvd_batchgrow.storage.atomic import write_atomically
 from hvd_batchgrow.storage.file_lock import locked
-from hvd_batchgrow.storage.regular_files import read_regular
-from hvd_batchgrow.storage.strict_json import dump_json
 
-FOLDER = "slurm"
-"""Subfolder of a run folder with the ledger, the batch scripts, their job file and their logs."""
-_FORMAT = 1
 NOT_SUBMITTED, DONE_BEFORE = "NOT SUBMITTED", "DONE BEFORE"
 BEING_SUBMITTED = "BEING SUBMITTED"
 """sbatch was started; if the state stays so, `submit` ended before sbatch answered."""
@@ -58,7 +52,7 @@ class Ledger:
 
     name: str
     """The name of the run."""
-    entries: Annotated[tuple[Entry, ...], Field(min_length=1)]
+    entries: Annotated[tuple[Entry, ...], Field(min_length=1, validation_alias="chain_jobs")]
 
     def with_states(self, states: Mapping[int, JobState], done_samples: int = 0) -> Ledger:
         """Return the ledger with the current states of the scheduler.
@@ -130,13 +124,7 @@ def write_ledger(run: Path, ledger: Ledger) -> None:
     Raises:
         RunError: the ledger cannot be written.
     """
-    path = run / FOLDER / "ledger.json"
-    tree = {"format": _FORMAT, "name": ledger.name, "chain_jobs": [asdict(entry) for entry in ledger.entries]}
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, f"{dump_json(tree, indent=2)}\n".encode())
-    except OSError as error:
-        raise unwritable(path, error) from None
+    write_ledger_file(run, {"name": ledger.name, "chain_jobs": [asdict(entry) for entry in ledger.entries]})
 
 
 def read_ledger(run: Path) -> Ledger | None:
@@ -145,21 +133,7 @@ def read_ledger(run: Path) -> Ledger | None:
     Raises:
         RunError: the ledger cannot be read.
     """
-    path = run / FOLDER / "ledger.json"
-    try:
-        tree = json.loads(read_regular(path))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, RecursionError) as error:
-        raise RunError(f"{path} cannot be read: {error}") from None
-    found = tree.get("format") if isinstance(tree, dict) else None
-    if isinstance(found, int) and found != _FORMAT:
-        raise RunError(f"{path} is of format {found}, this version reads {_FORMAT}")
-    try:
-        chain_jobs = {"entries": tree.get("chain_jobs"), "name": tree.get("name")} if isinstance(tree, dict) else tree
-        return _LEDGERS.validate_python(chain_jobs)
-    except ValidationError as error:
-        raise RunError(f"{path} cannot be read: {first_fault(error)}") from None
+    return read_ledger_file(run, _LEDGERS)
 
 
 def samples_done(run: Path) -> int:

@@ -328,12 +328,20 @@ def test_status_prints_the_jobs_of_branches(run: Path, calls: Calls, capsys: pyt
     ]
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"format": 9}', '{"format": 1, "submissions": [{"factors": 1}]}'])
-def test_a_damaged_ledger_is_reported(run: Path, text: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("{", "cannot be read: "),
+        ("[]", "cannot be read: "),
+        ('{"format": 9}', "is of format 9, this version reads 1"),
+        ('{"format": 1, "submissions": [{"factors": 1}]}', "cannot be read: submissions"),
+    ],
+)
+def test_a_damaged_ledger_is_reported(run: Path, text: str, fault: str, capsys: pytest.CaptureFixture[str]) -> None:
     (FOLDER / "slurm").mkdir(parents=True)
     (FOLDER / "slurm/ledger.json").write_text(text)
     assert main(["status", str(run)]) == 1
-    assert f"{FOLDER}/slurm/ledger.json cannot be read: " in capsys.readouterr().err
+    assert f"{FOLDER}/slurm/ledger.json {fault}" in capsys.readouterr().err
 
 
 # --- ranks and errors --------------------------------------------------------------------------
