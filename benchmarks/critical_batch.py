@@ -63,11 +63,9 @@ def table(runs: Sequence[list[Row]], tolerance: float) -> str:
     lines = [head, "|---:|---:|---:|---|---|---:|---|"]
     for rows in zip(*runs, strict=True):
         first = rows[0]
-        listed = (", ".join(f"{value:,}" for value in values) for values in (
-            [row.critical for row in rows], [row.within for row in rows],
-        ))  # fmt: skip
+        critical = ", ".join(f"{row.critical:,}" for row in rows)
+        within = ", ".join(f"{row.within:,}" for row in rows)
         noise = ", ".join(f"{row.b_simple:,.0f}" for row in rows)
-        critical, within = listed
         cells = f"{first.global_batch:,} | {first.lr:g} | {critical} | {within} | {first.largest:,} | {noise}"
         lines.append(f"| {first.epoch:.0f} | {cells} |")
     return "\n".join(lines)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,7 +43,12 @@ def train_branch(work: dict[str, Any], ranks: Ranks, stop: Stop) -> RunEnded:
 def ranks_of_run(run: Path) -> int:
     """Return the number of ranks that a run used last; 1 if that is unknown."""
     attempts = RunFiles.read(run).attempts
-    ranks = attempts[-1].get("ranks") if attempts else None
+    return ranks_of_attempt(attempts[-1] if attempts else {})
+
+
+def ranks_of_attempt(attempt: Mapping[str, Any]) -> int:
+    """Return the number of ranks of an attempt; 1 if that is unknown."""
+    ranks = attempt.get("ranks")
     return ranks if type(ranks) is int and ranks > 0 else 1
 
 

@@ -30,7 +30,9 @@ class StatusCommand:
         refuse_overrides(overrides)
         ledger, branches = read_ledger(self.folder), submitted_branches(self.folder)
         if ledger is None and not branches:
-            raise RunError(f"{self.folder} holds no chain: hvd-batchgrow submit creates one in runs/NAME")
+            raise RunError(
+                f"{self.folder} holds no chain and no submitted branches: hvd-batchgrow submit makes them in runs/NAME"
+            )
         troubles = [*(self._chain(ledger) if ledger else []), *_branches(branches)]
         print("\n".join(troubles), end="\n" if troubles else "")
         return ExitCode.FAILURE if troubles else ExitCode.DONE

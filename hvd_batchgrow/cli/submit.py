@@ -109,7 +109,7 @@ class SubmitCommand(BranchOptions, ClusterOptions):
 
     def check_branch_flags(self, overrides: dict[str, Any]) -> None:
         """Raise JobError for options that have no effect with --branch."""
-        faults = [Fault(key, "is a key of a job file, and branches train with the run's") for key in overrides]
+        faults = [Fault(key, "is a key of a job file, and branches train with the run's settings") for key in overrides]
         faults += self.factor_faults()
         given = {"--name": self.name is not None, "--seed": self.seed is not None}
         given |= {"--resume": self.resume != "never", "--runs-dir": self.runs_dir != Path("runs")}

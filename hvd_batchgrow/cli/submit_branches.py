@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hvd_batchgrow.cli.branch_options import BranchOptions
+from hvd_batchgrow.cli.branch_setup import ranks_of_attempt
 from hvd_batchgrow.cli.common import one_line
 from hvd_batchgrow.interrupt import tidied_up_on_interrupt
 from hvd_batchgrow.messages.errors import Fault, JobError
@@ -48,8 +49,7 @@ def width_of(run: Path, nodes: int | None, ranks_per_node: int | None) -> Width:
     """
     attempts = RunFiles.read(run).attempts
     last = attempts[-1] if attempts else {}
-    ranks = last.get("ranks")
-    ranks = ranks if type(ranks) is int and ranks > 0 else 1
+    ranks = ranks_of_attempt(last)
     hardware = last.get("hardware")
     hosts = hardware.get("gpus_per_host") if isinstance(hardware, dict) else None
     num_hosts = len(hosts) if isinstance(hosts, list) and hosts else 1

@@ -61,7 +61,7 @@ class TrainCommand(RanksCommand):
 
     def train_alone(self, ranks: Ranks, stop: StopRequest, overrides: dict[str, Any]) -> ExitCode:
         """Train this job only."""
-        load = lambda: self.load_for(ranks, overrides)  # noqa: E731
+        load = partial(self.load_for, ranks, overrides)
         return unfinished_until_done(ranks, lambda: _exit_code([self.train(ranks, stop, load)]))
 
     def check_flags(self) -> None:

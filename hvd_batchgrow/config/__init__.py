@@ -157,6 +157,11 @@ class DataSection(Section):
     dtype: Literal["float32", "float16"] = "float32"
     """Type of the normalized images; the network gets them in the type of its weights. float16 halves their memory."""
 
+    @property
+    def mixes_samples(self) -> bool:
+        """Whether the inputs of a sample depend on other samples of its ghost batch."""
+        return bool(self.mixup_alpha or self.cutmix_alpha)
+
 
 class ModelSection(Section):
     """`[model]`: the network and its ghost batch."""

@@ -66,7 +66,7 @@ def _unused(data: DataSection, given: set[str]) -> Iterator[Fault]:
     if not data.random_erasing:
         for key in sorted(given & {"random_erasing_scale", "random_erasing_ratio"}):
             yield Fault(f"data.{key}", "requires data.random_erasing, the probability, which is missing")
-    if not (data.mixup_alpha or data.cutmix_alpha) and "mixup_prob" in given:
+    if not data.mixes_samples and "mixup_prob" in given:
         yield Fault("data.mixup_prob", "requires data.mixup_alpha or data.cutmix_alpha, which are missing")
     if not (data.mixup_alpha and data.cutmix_alpha) and "mixup_switch_prob" in given:
         fault = "chooses between Mixup and CutMix: requires both data.mixup_alpha and data.cutmix_alpha"

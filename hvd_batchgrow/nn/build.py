@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from hvd_batchgrow.config import DataSection, Job
+from hvd_batchgrow.config import Job
 from hvd_batchgrow.config.model_specs import OWN, read_name
 from hvd_batchgrow.data.datasets.example import Example, InputForm
 from hvd_batchgrow.import_string import describe_error
@@ -133,7 +133,7 @@ def check_norm_layers(job: Job, model: nn.Module, form: InputForm) -> None:
         return
     example = trial_samples(model, NUM_NORM_TRIAL, _input_form(job, form))
     try:
-        recorder = try_norm_gradients(model, example, mixes_samples=mixes_samples(job.data))
+        recorder = try_norm_gradients(model, example, mixes_samples=job.data.mixes_samples)
         if job.layout.compile:
             refuse_compiled(recorder)
     except Exception as error:  # a ValueError of the trial, or one of the user's own code
@@ -144,11 +144,6 @@ def check_norm_layers(job: Job, model: nn.Module, form: InputForm) -> None:
     if recorder.unit == "ghost batch" and batch <= group and job.trigger.measures_gradients:
         fault = f"{batch} is one ghost batch, so the norm layers have one gradient: tr(Σ) needs two; use >= {2 * group}"
         raise JobError([Fault("schedule.global_batch", fault)], job.name)
-
-
-def mixes_samples(data: DataSection) -> bool:
-    """Return whether the inputs of a sample depend on other samples of its ghost batch."""
-    return bool(data.mixup_alpha or data.cutmix_alpha)
 
 
 def hazards(job: Job, model: nn.Module, form: InputForm) -> list[str]:

@@ -31,7 +31,7 @@ def write_ledger_file(folder: Path, values: Mapping[str, Any]) -> None:
 
 
 def read_ledger_file(folder: Path, adapter: TypeAdapter[_T]) -> _T | None:
-    """Return the ledger of a folder; None: there is none.
+    """Return the ledger of a folder; None if the folder has no ledger.
 
     Args:
         folder: a run folder, or that of branches.

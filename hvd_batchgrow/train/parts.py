@@ -24,7 +24,6 @@ from hvd_batchgrow.nn.build import (
     forward_state,
     hazards,
     load_pretrained,
-    mixes_samples,
 )
 from hvd_batchgrow.nn.norm_gradients import NormGradients
 from hvd_batchgrow.nn.state.forward_state import ForwardState
@@ -99,7 +98,7 @@ class TrainingParts:
         """Measure the noise in the gradient of each following update, as the job says."""
         section, layers = self.job.gradient_noise, None
         if section.estimator == "norm_layers":
-            layers = NormGradients(self.model, mixes_samples=mixes_samples(self.job.data))
+            layers = NormGradients(self.model, mixes_samples=self.job.data.mixes_samples)
         self.engine.measure_noise(
             preconditioned=section.preconditioned, per_layer_group=section.per_layer_group, layers=layers
         )

@@ -160,8 +160,8 @@ class _Bench:
         # Train with a tiny learning rate, so that the weights do not diverge with a batch that no schedule contains.
         self._phase = replace(phase, lr=1e-3 * phase.lr)
         parameters = [p for p in parts.model.parameters() if p.requires_grad]
-        sizes = (8 if self.job.layout.exact else p.element_size() for p in parameters)  # exact sums are int64
-        self.gradient_bytes = sum(p.numel() * size for p, size in zip(parameters, sizes, strict=True))
+        exact = self.job.layout.exact  # whose sums are int64
+        self.gradient_bytes = sum(p.numel() * (8 if exact else p.element_size()) for p in parameters)
         self._samples, self._groups_per_pass = 0, 1
         most = max(1, self.job.micro_batch_limit // self.job.model.ghost_batch)
         self._ghost_batches = parts.ghost_batches(0, ranks, lambda _: min(self._groups_per_pass, most))

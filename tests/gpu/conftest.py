@@ -61,10 +61,10 @@ def arithmetic_restored(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # new versions of torch deprecate allow_tf32, old ones have no other name
         before = cudnn.allow_tf32, matmul.allow_tf32, cudnn.benchmark, cudnn.deterministic
-        deterministic, threads = torch.are_deterministic_algorithms_enabled(), torch.get_num_threads()
+        deterministic, threads = torch.get_deterministic_debug_mode(), torch.get_num_threads()
         yield
         cudnn.allow_tf32, matmul.allow_tf32, cudnn.benchmark, cudnn.deterministic = before
-    torch.use_deterministic_algorithms(deterministic)
+    torch.set_deterministic_debug_mode(deterministic)
     torch.set_num_threads(threads)
 
 

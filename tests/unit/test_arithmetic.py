@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,15 @@ from tests.helpers import NUM_TRAIN, job_tree, small_job
 WARNING = "layout.exact: the weights may differ in bits from a run without the change of"
 
 
+@pytest.fixture(autouse=True)
+def _restored() -> Iterator[None]:
+    """Undo afterwards what preparing a rank sets in torch."""
+    mode, threads = torch.get_deterministic_debug_mode(), torch.get_num_threads()
+    yield
+    torch.set_deterministic_debug_mode(mode)
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture
 def exact(job: str) -> str:
     Path("exact.toml").write_text(tomli_w.dumps(job_tree("data", layout={"exact": True})))
@@ -33,7 +43,6 @@ def test_an_exact_resume_with_another_number_of_threads_is_reported(
 ) -> None:
     assert main(["train", exact, "--max-updates", "2"]) == 75
     error = resumed(exact, capsys, "--layout.threads-per-rank", "2")
-    torch.set_num_threads(1)
     assert "changed since the last attempt: torch threads was 1, is 2" in error
     assert re.search(rf"{re.escape(WARNING)} (deterministic algorithms, )?torch threads", error)
 
@@ -41,13 +50,11 @@ def test_an_exact_resume_with_another_number_of_threads_is_reported(
 @pytest.mark.parametrize("exact", [False, True])
 def test_the_gradient_of_an_index_with_several_threads_is_reproducible(exact: bool) -> None:
     """Without `use_deterministic_algorithms`, each of these differs from the first."""
-    before = torch.get_num_threads()
     prepare_rank(small_job(layout={"exact": exact, "threads_per_rank": 2}), SingleRank())
     generator = torch.Generator().manual_seed(0)
     rows = torch.randn(1000, 64, generator=generator, requires_grad=True)
     index, factors = torch.randint(1000, (20000,), generator=generator), torch.randn(20000, 64, generator=generator)
     found = [torch.autograd.grad((rows[index] * factors).sum(), rows)[0] for _ in range(6)]
-    torch.set_num_threads(before)
     assert all(torch.equal(gradient, found[0]) for gradient in found)
 
 
@@ -113,7 +120,6 @@ def test_a_fast_run_says_what_has_changed_and_promises_no_bits(
 ) -> None:
     assert main(["train", job, "--max-updates", "2"]) == 75
     error = resumed(job, capsys, "--layout.threads-per-rank", "2")
-    torch.set_num_threads(1)
     assert "changed since the last attempt: torch threads was 1, is 2" in error
     assert WARNING not in error
 

@@ -158,6 +158,13 @@ def test_kernels_are_free_while_a_network_is_built() -> None:
         put(EXAMPLE)
 
 
+def test_a_mode_that_only_warns_is_restored_after_a_network_is_built() -> None:
+    torch.set_deterministic_debug_mode("warn")
+    with any_kernels():
+        pass
+    assert torch.get_deterministic_debug_mode() == 1
+
+
 NETWORK = """
 import torch
 class Bad(torch.nn.Module):
@@ -169,21 +176,24 @@ def net(num_classes):
 """
 
 
-@pytest.mark.parametrize(("required", "code"), [(False, 75), (True, 2)])
-def test_an_exact_run_is_refused_before_its_first_update(
-    job: str, capsys: pytest.CaptureFixture[str], required: bool, code: int
+@pytest.mark.filterwarnings("ignore:put_ does not have a deterministic implementation")
+@pytest.mark.parametrize(("exact", "threads"), [(True, 1), (True, 2), (False, 2)])
+def test_an_exact_run_with_several_threads_is_refused_before_its_first_update(
+    job: str, capsys: pytest.CaptureFixture[str], exact: bool, threads: int
 ) -> None:
-    """With one thread, every kernel of a CPU is deterministic."""
+    """With one thread, every kernel of a CPU is deterministic; fast mode takes any kernel."""
+    required = exact and threads > 1
     Path("unordered.py").write_text(NETWORK)
     tree = tomllib.loads(Path(job).read_text())
     tree["model"] = {"name": "unordered:net", "ghost_batch": 8}
     Path("unordered.toml").write_text(tomli_w.dumps(tree))
-    words = ["--layout.exact", "true", "--layout.max-micro-batch", "8", "--layout.threads-per-rank", str(1 + required)]
-    threads = torch.get_num_threads()
+    words = ["--layout.exact", str(exact).lower(), "--layout.max-micro-batch", "8"]
+    words += ["--layout.threads-per-rank", str(threads)]
+    before = torch.get_num_threads()
     try:
-        assert main(["train", "unordered.toml", *words, "--max-updates", "1"]) == code
+        assert main(["train", "unordered.toml", *words, "--max-updates", "1"]) == (2 if required else 75)
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(before)
         torch.use_deterministic_algorithms(False)
     message = (
         "layout.exact: unordered:net has no deterministic kernel on cpu at 1 (Bad): put_, in the forward pass; "

@@ -330,6 +330,7 @@ def test_ticks_of_a_logarithmic_picture_are_plain_numbers() -> None:
     assert not any("$" in label for label in labels)
 
 
+@pytest.mark.slow
 def test_the_command_writes_markdown_csv_and_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder, names = tmp_path / "out", [*PAIRS, "measured"]
     assert main(["report", *(str(STORED / name) for name in names), "--dir", str(folder)]) == 0

@@ -200,7 +200,7 @@ def batches(
 
 def mixing_of(data: DataSection, seed: int, ghost_batch: int, num_classes: int) -> Mixing | None:
     """Return the job's rule for Mixup and CutMix; None: samples are not mixed."""
-    if not (data.mixup_alpha or data.cutmix_alpha):
+    if not data.mixes_samples:
         return None
     alphas = data.mixup_alpha, data.cutmix_alpha
     return Mixing(*alphas, data.mixup_prob, data.mixup_switch_prob, seed, ghost_batch, num_classes)

@@ -59,12 +59,12 @@ def nondeterministic_layer(model: nn.Module, example: Tree) -> str | None:
 @contextmanager
 def any_kernels() -> Iterator[None]:
     """Allow nondeterministic kernels within the block, where a network is built on the CPU and not trained."""
-    is_set = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(False)
+    before = torch.get_deterministic_debug_mode()
+    torch.set_deterministic_debug_mode("default")
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(is_set)
+        torch.set_deterministic_debug_mode(before)
 
 
 class _Running:

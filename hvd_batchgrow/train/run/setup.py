@@ -69,8 +69,9 @@ def _set_arithmetic(job: Job, device: torch.device) -> None:
     precision, exact = job.update.precision, job.layout.exact
     # On a CPU with several threads, the gradient of x[index] differs from run to run without this.
     needed = torch.get_num_threads() > 1 if device.type == "cpu" else exact
-    if needed != torch.are_deterministic_algorithms_enabled():  # the call imports torch's compiler, for two seconds
-        torch.use_deterministic_algorithms(needed, warn_only=not exact)
+    torch.set_deterministic_debug_mode("default" if not needed else "error" if exact else "warn")
+    if exact and job.layout.compile:  # for torch's compiler too, whose import takes two seconds
+        torch.use_deterministic_algorithms(needed)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # it finds bugs, slowly
     if device.type == "cpu":
         if precision == "tf32":
