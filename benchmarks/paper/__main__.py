@@ -1,0 +1,44 @@
+"""Train the studies and write their tables: see `benchmarks.paper`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from benchmarks.paper.studies import STUDIES
+from benchmarks.paper.training import ROOT, Trainer, tasks_of
+
+RESULTS = ROOT / "docs/results"
+
+
+def main() -> int:
+    """Do what the command line asks for; return the exit code."""
+    options = parse()
+    studies = [STUDIES[name] for name in options.studies or STUDIES]
+    tasks = list(tasks_of(studies, options.seeds))
+    missing = [task for task in tasks if not task.is_kept(options.results)]
+    print(f"{len(tasks) - len(missing)} of {len(tasks)} tasks are in {options.results}", flush=True)
+    return 1 if Trainer(options.work, options.results).train_all(missing, options.at_a_time) else 0
+
+
+def parse() -> argparse.Namespace:
+    """Return the options of the command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.paper", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    train = commands.add_parser("train", help="train what the folder of results does not have yet")
+    train.add_argument("studies", nargs="*", metavar="STUDY", help=f"{', '.join(STUDIES)}; by default all")
+    train.add_argument("--seeds", nargs="+", type=int, default=[], help="these instead of the studies' own")
+    train.add_argument("--work", type=Path, default=ROOT / "build/paper", help="folder for run folders")
+    train.add_argument("--results", type=Path, default=RESULTS, help="folder for the records that are kept")
+    train.add_argument("--at-a-time", type=int, default=len(os.sched_getaffinity(0)), help="runs side by side")
+    options = parser.parse_args()
+    unknown = set(options.studies) - STUDIES.keys()
+    if unknown:
+        parser.error(f"there is no study {', '.join(sorted(unknown))}; choose from {', '.join(STUDIES)}")
+    return options
+
+
+if __name__ == "__main__":
+    sys.exit(main())
