@@ -1,7 +1,8 @@
 """Settings for all tests."""
 
 import gc
-from collections.abc import Generator
+import os
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         folder = item.path.relative_to(Path(__file__).parent).parts[0]
         if folder in MARKERS:
             item.add_marker(MARKERS[folder])
+
+
+@pytest.fixture(autouse=True)
+def _environment_is_restored() -> Iterator[None]:
+    """Fail a test that leaves a changed environment: the processes of later tests would inherit it."""
+    before = _environment()
+    yield
+    assert _environment() == before
+
+
+def _environment() -> dict[str, str]:
+    set_by_libraries = {"PYTEST_CURRENT_TEST", "TORCHINDUCTOR_CACHE_DIR"}
+    return {name: value for name, value in os.environ.items() if name not in set_by_libraries}
 
 
 BY_PARAMETER = ("tests/launch/test_examples.py", "tests/launch/test_recipes.py")

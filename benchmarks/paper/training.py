@@ -20,6 +20,8 @@ ROOT = Path(__file__).parents[2]
 STOPPED = 75
 """Exit code of a run that has been stopped and can be resumed."""
 
+_NOT_STARTED = "not started"
+
 
 @dataclass(frozen=True)
 class Task:
@@ -88,14 +90,15 @@ class Trainer:
             for done, future in enumerate(as_completed(futures), 1):
                 outcome = future.result()
                 failed += outcome is not None
-                name = f"{futures[future].study.name}/{futures[future].runs[0]}"
-                print(f"{time.strftime('%H:%M')} {done} of {len(tasks)}: {name}: {outcome or 'kept'}", flush=True)
+                if outcome != _NOT_STARTED:
+                    name = f"{futures[future].study.name}/{futures[future].runs[0]}"
+                    print(f"{time.strftime('%H:%M')} {done} of {len(tasks)}: {name}: {outcome or 'kept'}", flush=True)
         return failed
 
     def _train(self, task: Task) -> str | None:
         """Train a task and keep its records; return why that was not possible."""
         if self._stopping:
-            return "not started"
+            return _NOT_STARTED
         runs = self._work / task.study.name
         runs.mkdir(parents=True, exist_ok=True)
         log = runs / f"{task.runs[0]}.log"

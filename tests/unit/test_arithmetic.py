@@ -131,8 +131,8 @@ def test_the_switches_of_the_environment_and_of_torch_are_seen(monkeypatch: pyte
         return {key for key, value in arithmetic().items() if before.get(key) != value}
 
     monkeypatch.delenv("MKL_CBWR", raising=False)
-    assert changed(lambda: os.environ.update(MKL_CBWR="COMPATIBLE")) == {"MKL_CBWR"}
-    monkeypatch.delenv("MKL_CBWR")
+    with monkeypatch.context() as patch:
+        assert changed(lambda: patch.setenv("MKL_CBWR", "COMPATIBLE")) == {"MKL_CBWR"}
     torch.use_deterministic_algorithms(False)
     try:
         assert "deterministic algorithms" in changed(lambda: torch.use_deterministic_algorithms(True))
