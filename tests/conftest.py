@@ -58,8 +58,9 @@ def _environment_is_restored() -> Iterator[None]:
 
 
 def _environment() -> dict[str, str]:
-    set_by_libraries = {"PYTEST_CURRENT_TEST", "TORCHINDUCTOR_CACHE_DIR"}
-    return {name: value for name, value in os.environ.items() if name not in set_by_libraries}
+    """Return the environment without what libraries set for themselves."""
+    own = ("PYTEST_", "TORCHINDUCTOR_", "_TORCHINDUCTOR_", "HOROVOD_FUSION_THRESHOLD")
+    return {name: value for name, value in os.environ.items() if not name.startswith(own)}
 
 
 BY_PARAMETER = ("tests/launch/test_examples.py", "tests/launch/test_recipes.py")

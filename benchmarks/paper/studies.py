@@ -28,6 +28,8 @@ class Study:
     seeds: tuple[int, ...]
     changes: Mapping[str, str]
     """Changes of every arm."""
+    page: str
+    """Name of the page in docs/ that has its table."""
 
 
 HALF = {
@@ -64,6 +66,7 @@ TRIGGERS = Study(
     ),
     seeds=(0, 1, 2),
     changes=HALF,
+    page="triggers.md",
 )
 
 SCHEDULES = Study(
@@ -80,6 +83,7 @@ SCHEDULES = Study(
     ),
     seeds=(0, 1, 2),
     changes={"logging.tensorboard": "false"},
+    page="critical-batch.md",
 )
 
 STUDIES = {study.name: study for study in (TRIGGERS, SCHEDULES)}

@@ -24,16 +24,15 @@ _OTHER_NAMES = {"batch": "schedule.global_batch", "batch_size": "schedule.global
 """Keys of a job file by their names in other trainers."""
 
 
-def word_faults(commands: Mapping[str, type], words: Sequence[str]) -> list[Fault]:
+def word_faults(command: type, words: Sequence[str]) -> list[Fault]:
     """Return the unknown options and the invalid values of a command line.
 
     Args:
-        commands: the classes of the commands by name.
-        words: the arguments without overrides of the job file; the first is the command's name.
+        command: its class.
+        words: the arguments after its name, without overrides of the job file.
     """
-    if not words or words[0] not in commands or {"-h", "--help"} & set(words):
+    if {"-h", "--help"} & set(words):
         return []
-    command = commands[words[0]]
     options, takes_job = options_of(command), issubclass(command, JobCommand)
     faults = []
     for word, following in pairwise([*words, "--"]):

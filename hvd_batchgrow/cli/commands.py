@@ -7,57 +7,43 @@ import os
 import re
 import sys
 from collections.abc import Sequence
-from typing import Annotated, Any, get_args
+from functools import reduce
+from importlib import import_module
+from operator import or_
+from typing import Annotated, Any
 
 import tyro
 
 from hvd_batchgrow import __version__
-from hvd_batchgrow.cli.advise import AdviseCommand
 from hvd_batchgrow.cli.argv_checks import word_faults
-from hvd_batchgrow.cli.branch import BranchCommand
-from hvd_batchgrow.cli.compare import CompareCommand
-from hvd_batchgrow.cli.completion import CompletionCommand
-from hvd_batchgrow.cli.digest_audit import AuditCommand, DigestCommand
-from hvd_batchgrow.cli.doctor import DoctorCommand
-from hvd_batchgrow.cli.evaluate import EvaluateCommand
-from hvd_batchgrow.cli.export import ExportCommand
-from hvd_batchgrow.cli.plan import PlanCommand
-from hvd_batchgrow.cli.predict import PredictCommand
-from hvd_batchgrow.cli.probe import ProbeCommand
-from hvd_batchgrow.cli.report import ReportCommand
-from hvd_batchgrow.cli.runs import ListCommand, ShowCommand
-from hvd_batchgrow.cli.status import StatusCommand
-from hvd_batchgrow.cli.submit import SubmitCommand
-from hvd_batchgrow.cli.train import TrainCommand, TwinCommand
-from hvd_batchgrow.cli.verify import VerifyCommand
-from hvd_batchgrow.cli.watch import WatchCommand
 from hvd_batchgrow.comm.launcher_env import environment_faults, is_first_process
 from hvd_batchgrow.job_file import split_overrides
 from hvd_batchgrow.messages.errors import UNNAMED, ExitCode, JobError, RunError, faults_of
 
-Command = (
-    Annotated[PlanCommand, tyro.conf.subcommand("plan")]
-    | Annotated[ProbeCommand, tyro.conf.subcommand("probe")]
-    | Annotated[TrainCommand, tyro.conf.subcommand("train")]
-    | Annotated[TwinCommand, tyro.conf.subcommand("twin")]
-    | Annotated[SubmitCommand, tyro.conf.subcommand("submit")]
-    | Annotated[StatusCommand, tyro.conf.subcommand("status")]
-    | Annotated[VerifyCommand, tyro.conf.subcommand("verify")]
-    | Annotated[ListCommand, tyro.conf.subcommand("list")]
-    | Annotated[ShowCommand, tyro.conf.subcommand("show")]
-    | Annotated[ReportCommand, tyro.conf.subcommand("report")]
-    | Annotated[CompareCommand, tyro.conf.subcommand("compare")]
-    | Annotated[WatchCommand, tyro.conf.subcommand("watch")]
-    | Annotated[DigestCommand, tyro.conf.subcommand("digest")]
-    | Annotated[AuditCommand, tyro.conf.subcommand("audit")]
-    | Annotated[BranchCommand, tyro.conf.subcommand("branch")]
-    | Annotated[AdviseCommand, tyro.conf.subcommand("advise")]
-    | Annotated[PredictCommand, tyro.conf.subcommand("predict")]
-    | Annotated[EvaluateCommand, tyro.conf.subcommand("evaluate")]
-    | Annotated[ExportCommand, tyro.conf.subcommand("export")]
-    | Annotated[DoctorCommand, tyro.conf.subcommand("doctor")]
-    | Annotated[CompletionCommand, tyro.conf.subcommand("completion")]
-)
+_CLASSES = {
+    "plan": "plan.PlanCommand",
+    "probe": "probe.ProbeCommand",
+    "train": "train.TrainCommand",
+    "twin": "train.TwinCommand",
+    "submit": "submit.SubmitCommand",
+    "status": "status.StatusCommand",
+    "verify": "verify.VerifyCommand",
+    "list": "runs.ListCommand",
+    "show": "runs.ShowCommand",
+    "report": "report.ReportCommand",
+    "compare": "compare.CompareCommand",
+    "watch": "watch.WatchCommand",
+    "digest": "digest_audit.DigestCommand",
+    "audit": "digest_audit.AuditCommand",
+    "branch": "branch.BranchCommand",
+    "advise": "advise.AdviseCommand",
+    "predict": "predict.PredictCommand",
+    "evaluate": "evaluate.EvaluateCommand",
+    "export": "export.ExportCommand",
+    "doctor": "doctor.DoctorCommand",
+    "completion": "completion.CompletionCommand",
+}
+"""Module and class of each command. A module is imported when its command is used: all together take half a second."""
 
 PARSER: dict[str, Any] = {
     "prog": "hvd-batchgrow",
@@ -70,8 +56,26 @@ PARSER: dict[str, Any] = {
 
 def commands_by_name() -> dict[str, type]:
     """Return the classes of the commands by name."""
-    parts = [get_args(part) for part in get_args(Command)]
-    return {subcommand.name: command for command, subcommand in parts}
+    return {name: _class_of(name) for name in _CLASSES}
+
+
+def _class_of(name: str) -> type:
+    module, _, of_command = _CLASSES[name].partition(".")
+    found: type = getattr(import_module(f"hvd_batchgrow.cli.{module}"), of_command)
+    return found
+
+
+def _parse(words: Sequence[str]) -> Any:
+    """Return the command with its options. Raises JobError for faults of options, SystemExit after help and others."""
+    shown = {**PARSER, "console_outputs": is_first_process(os.environ)}
+    if not words or words[0] not in _CLASSES:  # help, or the nearest command
+        named: list[Any] = [Annotated[found, tyro.conf.subcommand(k)] for k, found in commands_by_name().items()]
+        return tyro.cli(reduce(or_, named), args=words, **shown)
+    name, *rest = words
+    command = _class_of(name)
+    if faults := word_faults(command, rest):
+        raise JobError(faults, "command line")
+    return tyro.cli(command, args=rest, **shown | {"prog": f"{PARSER['prog']} {name}", "description": None})
 
 
 def _write_any_text() -> None:
@@ -99,14 +103,7 @@ def run(arguments: Sequence[str]) -> int:
         if faults := environment_faults(os.environ):
             raise JobError(faults, "environment")
         words, overrides = split_overrides(arguments)
-        if faults := word_faults(commands_by_name(), words):
-            raise JobError(faults, "command line")
-        command: Any = tyro.cli(
-            Command,
-            args=words,
-            console_outputs=is_first_process(os.environ),
-            **PARSER,
-        )
+        command = _parse(words)
         with faults_of(str(getattr(command, "job", UNNAMED))):
             return int(command.run(overrides))
     except JobError as error:

@@ -8,7 +8,6 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -71,9 +70,12 @@ class RanksCommand(JobCommand):
 
     def with_ranks(self, work: Callable[[Ranks], ExitCode], overrides: dict[str, Any]) -> ExitCode:
         """Connect the ranks and call `work`, as `run_on_ranks` does."""
-        layout = LayoutSection()
-        with suppress(JobError):  # `work` reports it
+        try:
             layout = self.read(overrides).layout
+        except JobError:
+            if launched_by(os.environ) is None:  # before torch is imported, which takes seconds
+                raise
+            layout = LayoutSection()  # `work` reports it on rank 0
         return run_on_ranks(work, self.backend, layout)
 
 

@@ -6,17 +6,17 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from hvd_batchgrow.cli.common import refuse_overrides, terminal
 from hvd_batchgrow.config.types import Price
 from hvd_batchgrow.messages.errors import ExitCode, RunError
-from hvd_batchgrow.results.account import account_of
-from hvd_batchgrow.results.run_files import RunFiles
-from hvd_batchgrow.results.run_summary import RunSummary, command, find_runs, read_summary, resume_command, summarize
 from hvd_batchgrow.storage.strict_json import dump_json
+
+if TYPE_CHECKING:  # the help of all commands does without numpy
+    from hvd_batchgrow.results.run_summary import RunSummary
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class ListCommand:
     def run(self, overrides: dict[str, Any]) -> ExitCode:
         """Print to stdout; report damaged runs on stderr, and then return 1."""
         from hvd_batchgrow.observers.console_tables import print_table, runs_table
+        from hvd_batchgrow.results.run_summary import find_runs, read_summary
 
         refuse_overrides(overrides)
         summaries, is_damaged = [], False
@@ -65,6 +66,9 @@ class ShowCommand:
     def run(self, overrides: dict[str, Any]) -> ExitCode:
         """Print to stdout."""
         from hvd_batchgrow.observers.end_block import print_end_block
+        from hvd_batchgrow.results.account import account_of
+        from hvd_batchgrow.results.run_files import RunFiles
+        from hvd_batchgrow.results.run_summary import summarize
 
         refuse_overrides(overrides)
         run = RunFiles.read(self.folder)
@@ -90,6 +94,8 @@ def _heading(run: RunSummary) -> list[str]:
 
 
 def _next_commands(run: RunSummary) -> list[str]:
+    from hvd_batchgrow.results.run_summary import command, resume_command
+
     if run.state == "stopped":
         return [f"to resume: {resume_command(run.folder)}"]
     if run.state == "finished":

@@ -6,7 +6,7 @@ import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -14,8 +14,9 @@ from hvd_batchgrow.cli.common import refuse_overrides, terminal
 from hvd_batchgrow.config.types import FiniteSeconds
 from hvd_batchgrow.messages.errors import ExitCode, RunError
 from hvd_batchgrow.messages.suggest import near_folder
-from hvd_batchgrow.results.lock_watch import LockWatch
-from hvd_batchgrow.results.run_follower import RunFollower
+
+if TYPE_CHECKING:  # the help of all commands does without numpy
+    from hvd_batchgrow.results.lock_watch import LockWatch
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ class WatchCommand:
     def run(self, overrides: dict[str, Any]) -> ExitCode:
         """Watch until the run has finished; return 75 if it stopped before, and 130 after ctrl-C."""
         from hvd_batchgrow.observers.watcher import Watcher
+        from hvd_batchgrow.results.lock_watch import LockWatch
+        from hvd_batchgrow.results.run_follower import RunFollower
 
         refuse_overrides(overrides)
         follower, lock = RunFollower(self.folder), LockWatch(self.folder)

@@ -11,8 +11,9 @@ from torch.utils.data import Dataset as TorchDataset
 from hvd_batchgrow.config import DataSection
 from hvd_batchgrow.config.task_specs import TargetKind
 from hvd_batchgrow.data.datasets.class_labels import notes_on_classes
+from hvd_batchgrow.data.datasets.constant_faults import constant_faults
 from hvd_batchgrow.data.datasets.dataset import Dataset, DatasetPair
-from hvd_batchgrow.data.datasets.plausibility import byte_hint, check_layout, constant_faults
+from hvd_batchgrow.data.datasets.plausibility import byte_hint, check_layout
 from hvd_batchgrow.data.datasets.targets import check_target_values, target_faults
 from hvd_batchgrow.data.samples.keyed_fetch import check_same_again, with_keyed_fetch
 from hvd_batchgrow.data.samples.load_samples import ACCEPTED, load_samples

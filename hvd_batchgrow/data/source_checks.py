@@ -10,7 +10,7 @@ from hvd_batchgrow.config.source_specs import SOURCES, Kind, SourceSpec
 from hvd_batchgrow.config.split import num_validation, source_size
 from hvd_batchgrow.config.task_specs import TargetKind
 from hvd_batchgrow.data.augment_checks import IMAGE_KEYS, augment_faults
-from hvd_batchgrow.data.datasets.plausibility import constant_faults
+from hvd_batchgrow.data.datasets.constant_faults import constant_faults
 from hvd_batchgrow.messages.errors import Fault, JobError
 
 _CATEGORIES = {"categorical", "categorical_encoding", "unknown_category"}

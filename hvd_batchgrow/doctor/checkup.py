@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from hvd_batchgrow.data.datasets.cache import cache_folder
 from hvd_batchgrow.doctor.check import Check, Facts, fail
 from hvd_batchgrow.doctor.folder_checks import check_folder, folder_facts
 from hvd_batchgrow.doctor.gather import error_text, gather
@@ -63,6 +62,8 @@ def machine_checks(runs_dir: Path) -> list[Check]:
     Args:
         runs_dir: the folder of run folders.
     """
+    from hvd_batchgrow.data.datasets.cache import cache_folder  # needs numpy
+
     # Two processes, so that Horovod and mpi4py each load their own MPI library.
     batches = {"imports": ("torch", "ghost_norms", "horovod"), "more imports": ("mpi4py", "dali")}
     parts: dict[str, Callable[[], Facts]] = {

@@ -45,6 +45,7 @@ ADABATCH_CIFAR = Course(50_000, (20, 40, 60, 80, 100), 2 / 0.75)  # β/α
 ADABATCH_IMAGENET = Course(1_281_167, (30, 60, 90), 2 / 0.2)
 COVER_TYPE = Course(464_809, (10, 20, 30, 40, 50), 5.0)
 FASHION = Course(60_000, (3, 7, 10, 12), 5.0)
+FASHION_LATE = Course(60_000, (6, 8, 10, 12), (5888 / 128) ** (1 / 3))
 
 # 10⁶ samples a phase: /128 = 7812.5, up, 64 too many; (10⁶ - 64)/256 = 3906, none too many; 10⁶/512 = 1953.1, up,
 # 448 too many; (10⁶ - 448)/1024 = 976.1, up, 896 too many; (10⁶ - 896)/2048 = 487.8, up.
@@ -93,6 +94,8 @@ ROWS = {
     "fashion_mnist_hybrid": Row(FASHION, 0.1, 0.9, (128, 640, 640, 640), (1407, 375, 282, 187)),
     "fashion_mnist_grow": _FASHION_GROW,
     "fashion_mnist_quickstart": _FASHION_GROW,
+    # 128 · 3.583 = 458.6 and 128 · 12.84 = 1643.3, in multiples of 128.
+    "fashion_mnist_late": Row(FASHION_LATE, 0.1, 0.9, (128, 512, 1664, 5888), (2813, 235, 72, 21)),
     "fashion_mnist_grow_lr": Row(FASHION, 0.5, 0.9, (640, 3200, 5888, 5888), (282, 75, 31, 20)),
     "fashion_mnist_grow_momentum": Row(FASHION, 0.5, 0.95, (1280, 5888, 5888, 5888), (141, 41, 31, 20)),
 }

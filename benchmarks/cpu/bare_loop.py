@@ -1,0 +1,87 @@
+"""The training loop that a user would write by hand: images in memory, accumulated gradients, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.gpu.contestants import LR, MOMENTUM, WEIGHT_DECAY
+from hvd_batchgrow.data.datasets.dataset import DatasetPair
+
+Images = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""From sample ids (n,) to images (n, C, H, W) and labels (n,)."""
+
+
+def augmented(source: DatasetPair, padding: int) -> Images:
+    """Return a function that crops, mirrors and normalises training images as one tensor.
+
+    Args:
+        source: of images in memory.
+        padding: pixels on each side of the image from which it is cropped.
+    """
+    pixels = torch.from_numpy(source.train.values).permute(0, 3, 1, 2)  # type: ignore[attr-defined]
+    side = pixels.shape[-1]
+    padded = nn.functional.pad(pixels, (padding,) * 4)
+    labels = torch.from_numpy(source.train.targets)
+    mean, std = (255 * torch.tensor(values).reshape(1, -1, 1, 1) for values in (source.mean, source.std))
+    span = torch.arange(side)
+
+    def load(ids: Tensor) -> tuple[Tensor, Tensor]:
+        top, left = torch.randint(0, 2 * padding + 1, (2, len(ids), 1))
+        columns = torch.where(torch.rand(len(ids), 1) < 0.5, side - 1 - span, span) + left
+        rows = top + span
+        crops = padded.permute(0, 2, 3, 1)[ids[:, None, None], rows[:, :, None], columns[:, None, :]]
+        return crops.permute(0, 3, 1, 2).float().sub_(mean).div_(std), labels[ids]
+
+    return load
+
+
+def shuffled(num_samples: int, batch: int) -> Iterator[Tensor]:
+    """Yield the sample ids of each update, for ever; each epoch has another order."""
+    while True:
+        yield from torch.randperm(num_samples)[: num_samples // batch * batch].split(batch)
+
+
+def accumulating(
+    network: nn.Module,
+    load: Images,
+    ids: Iterator[Tensor],
+    micro_batch: int,
+    num_updates: int,
+    without_sum: Callable[[], AbstractContextManager[object]] = nullcontext,
+    num_ranks: int = 1,
+) -> Callable[[], int]:
+    """Return a contestant that does some updates, each of which accumulates the gradients of micro-batches.
+
+    Args:
+        network: with nn.BatchNorm2d.
+        load: makes images and labels of sample ids.
+        ids: of this rank in each update.
+        micro_batch: samples of a pass.
+        num_updates: of a turn.
+        without_sum: context of all passes but the last, such as `DistributedDataParallel.no_sync`.
+        num_ranks: that share an update.
+
+    Returns:
+        A function that returns the samples of all ranks.
+    """
+    optimizer = torch.optim.SGD(network.parameters(), lr=LR, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY, fused=True)
+    network.train()
+
+    def work() -> int:
+        num_samples = 0
+        for _ in range(num_updates):
+            parts = next(ids).split(micro_batch)
+            for part in parts:
+                images, labels = load(part)
+                with nullcontext() if part is parts[-1] else without_sum():
+                    (nn.functional.cross_entropy(network(images), labels) / len(parts)).backward()
+                num_samples += len(part)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        return num_samples * num_ranks
+
+    return work
