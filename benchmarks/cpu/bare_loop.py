@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.gpu.contestants import LR, MOMENTUM, WEIGHT_DECAY
 from hvd_batchgrow.data.datasets.dataset import DatasetPair
 
 Images = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -22,10 +22,11 @@ def augmented(source: DatasetPair, padding: int) -> Images:
         source: of images in memory.
         padding: pixels on each side of the image from which it is cropped.
     """
-    pixels = torch.from_numpy(source.train.values).permute(0, 3, 1, 2)  # type: ignore[attr-defined]
+    every = np.arange(len(source.train))
+    pixels = torch.from_numpy(source.train.fetch(every)).permute(0, 3, 1, 2)
     side = pixels.shape[-1]
     padded = nn.functional.pad(pixels, (padding,) * 4)
-    labels = torch.from_numpy(source.train.targets)
+    labels = torch.from_numpy(source.train.targets[every])
     mean, std = (255 * torch.tensor(values).reshape(1, -1, 1, 1) for values in (source.mean, source.std))
     span = torch.arange(side)
 
@@ -47,41 +48,34 @@ def shuffled(num_samples: int, batch: int) -> Iterator[Tensor]:
 
 def accumulating(
     network: nn.Module,
+    optimizer: torch.optim.Optimizer,
     load: Images,
     ids: Iterator[Tensor],
     micro_batch: int,
     num_updates: int,
     without_sum: Callable[[], AbstractContextManager[object]] = nullcontext,
-    num_ranks: int = 1,
-) -> Callable[[], int]:
-    """Return a contestant that does some updates, each of which accumulates the gradients of micro-batches.
+) -> Callable[[], None]:
+    """Return a function that does some updates, each of which accumulates the gradients of micro-batches.
 
     Args:
         network: with nn.BatchNorm2d.
+        optimizer: of its parameters.
         load: makes images and labels of sample ids.
         ids: of this rank in each update.
         micro_batch: samples of a pass.
-        num_updates: of a turn.
+        num_updates: of a call.
         without_sum: context of all passes but the last, such as `DistributedDataParallel.no_sync`.
-        num_ranks: that share an update.
-
-    Returns:
-        A function that returns the samples of all ranks.
     """
-    optimizer = torch.optim.SGD(network.parameters(), lr=LR, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY, fused=True)
     network.train()
 
-    def work() -> int:
-        num_samples = 0
+    def work() -> None:
         for _ in range(num_updates):
             parts = next(ids).split(micro_batch)
             for part in parts:
                 images, labels = load(part)
                 with nullcontext() if part is parts[-1] else without_sum():
                     (nn.functional.cross_entropy(network(images), labels) / len(parts)).backward()
-                num_samples += len(part)
             optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        return num_samples * num_ranks
+            optimizer.zero_grad()
 
     return work

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.ghost_batch_norm import RESNET_MAPS, VALUES_A_TURN, contestant
-from benchmarks.gpu.figures import Figure, Group, Outcome, compare, ratios_of
-from benchmarks.gpu.rows import Settings, say
+from benchmarks.rows.figures import Figure, Group, Outcome, compare, ratios_of
+from benchmarks.rows.row import Settings, say
 from benchmarks.turns import synchronize, take_turns
 from hvd_batchgrow.nn.ghost.ghost_batch_norm import GhostBatchNorm2d
 from hvd_batchgrow.nn.ghost.ghost_choice import choose

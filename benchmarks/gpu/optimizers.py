@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from benchmarks.gpu.figures import Outcome, compare
-from benchmarks.gpu.rows import Settings
 from benchmarks.lars import LR, MOMENTUM, WEIGHT_DECAY, contestant, in_groups, random_parameters, resnet50_shapes
+from benchmarks.rows.figures import Outcome, compare
+from benchmarks.rows.row import Settings
 from benchmarks.turns import take_turns
 from hvd_batchgrow.config.optim import LarsSection, SgdSection
 from hvd_batchgrow.optim.build import build_optimizer

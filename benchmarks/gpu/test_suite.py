@@ -9,8 +9,8 @@ from collections import Counter
 from pathlib import Path
 from xml.etree import ElementTree  # pytest has just written the file
 
-from benchmarks.gpu.figures import Figure, Group, Outcome
-from benchmarks.gpu.rows import Settings
+from benchmarks.rows.figures import Figure, Group, Outcome
+from benchmarks.rows.row import Settings
 
 ROOT = Path(__file__).parents[2]
 _COMPILED_ELSEWHERE = "tests/gpu/test_kernels_compile.py"

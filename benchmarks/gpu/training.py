@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from benchmarks.gpu.contestants import Ours, bare, job_of, random_batch, with_batch_norm
-from benchmarks.gpu.figures import Outcome, compare
-from benchmarks.gpu.rows import Settings, say
+from benchmarks.rows.figures import Outcome, compare
+from benchmarks.rows.row import Settings, say
 from benchmarks.turns import take_turns
 from hvd_batchgrow.comm.ranks import SingleRank
 from hvd_batchgrow.config import Job

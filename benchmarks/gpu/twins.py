@@ -7,8 +7,8 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.gpu.figures import Outcome, compare
-from benchmarks.gpu.rows import Settings, say
+from benchmarks.rows.figures import Outcome, compare
+from benchmarks.rows.row import Settings, say
 from benchmarks.turns import take_turns
 from hvd_batchgrow.comm.ranks import SingleRank
 from hvd_batchgrow.config import Job

@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 
 from benchmarks.gpu.contestants import Ours, job_of, random_batch
-from benchmarks.gpu.figures import Outcome, compare
-from benchmarks.gpu.rows import Settings, say
+from benchmarks.rows.figures import Outcome, compare
+from benchmarks.rows.row import Settings, say
 from benchmarks.turns import take_turns
 from hvd_batchgrow.comm.backend import connect
 from hvd_batchgrow.comm.ranks import Ranks, SingleRank
@@ -83,7 +83,7 @@ def job(settings: Settings, batch: int, micro_batch: int, side: int, ghost_batch
 def main() -> None:
     """Join the other rank, and train."""
     device, until, result = sys.argv[1:]
-    settings = Settings("cpu" if device == "cpu" else "cuda", float(until))
+    settings = Settings("cpu" if device == "cpu" else "cuda", float(until), is_tiny=device == "cpu")
     ranks = connect("torch", settings.device, 2)
     if ranks.rank == 0:
         say("both ranks have met")

@@ -15,12 +15,12 @@ from typing import Any
 
 import pytest
 
-from benchmarks.gpu import packages
-from benchmarks.gpu.figures import Figure, Group, Outcome, compare
-from benchmarks.gpu.processes import run_limited
-from benchmarks.gpu.report import NOT_A_MEASUREMENT, WIDTH, heading, row_lines
 from benchmarks.gpu.rows import ROWS, TOTAL_S
 from benchmarks.gpu.test_suite import outcome_of
+from benchmarks.rows import packages
+from benchmarks.rows.figures import Figure, Group, Outcome, compare
+from benchmarks.rows.processes import run_limited
+from benchmarks.rows.report import NOT_A_MEASUREMENT, WIDTH, heading, row_lines
 from benchmarks.turns import take_turns
 
 pytestmark = pytest.mark.slow
@@ -115,7 +115,7 @@ def test_a_row_works_on_a_cpu_with_only_the_packages_that_it_names(name: str, tm
 def test_a_row_that_fails_is_reported_and_the_next_one_runs(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(
         "import sys\n"
-        "if 'benchmarks.gpu.child' in sys.orig_argv and 'optimizers' in sys.orig_argv:\n"
+        "if 'benchmarks.rows.child' in sys.orig_argv and 'optimizers' in sys.orig_argv:\n"
         "    raise SystemExit('it is broken')\n"
     )
     paths = os.pathsep.join([str(tmp_path), str(ROOT)])
@@ -204,7 +204,7 @@ def test_the_heading_describes_the_machine_in_80_columns() -> None:
         "nccl": "2.29.7", "gpu_use": "0 %, 4 MiB", "torch": "2.14.1+cu130", "python": "3.12.3", "commit": "563d5fd",
         "versions": {"torchvision": "0.29.1", "triton": "3.9.0"}, "cores": 26, "load": [0.4, 0.2, 0.1],
     }  # fmt: skip
-    text = heading(machine, "cuda")
+    text = heading(machine, is_tiny=False)
     assert max(map(len, text.splitlines())) <= WIDTH
     for part in ("H100 80GB HBM3, 79.6 GiB, driver 570.86.15, CUDA 13.0", "torch 2.14.1+cu130", "26 cores, load 0.4"):
         assert part in text.replace("\n    ", " ")

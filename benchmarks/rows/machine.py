@@ -1,4 +1,4 @@
-"""Facts about the machine, as JSON: python -m benchmarks.gpu.machine. Of other packages, only torch is imported."""
+"""Facts about the machine, as JSON: python -m benchmarks.rows.machine. Of other packages, only torch is imported."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu.packages import is_installed, versions
+from benchmarks.rows.packages import is_installed, versions
 
 _SHOWN = ("torchvision", "triton", "nvidia-dali-cuda130", "nvidia-dali-cuda120", "numpy", "pydantic", "pytest")
 
@@ -18,6 +18,8 @@ _SHOWN = ("torchvision", "triton", "nvidia-dali-cuda130", "nvidia-dali-cuda120",
 def facts() -> dict[str, Any]:
     """Return the facts; `no_gpu` says why torch cannot use a GPU and is empty if it can."""
     found: dict[str, Any] = {
+        "host": platform.node(),
+        "cpu": _processor(),
         "python": platform.python_version(),
         "cores": len(os.sched_getaffinity(0)),
         "load": [round(value, 1) for value in os.getloadavg()],
@@ -47,6 +49,15 @@ def facts() -> dict[str, Any]:
         "driver": busy.partition(",")[0] or None,
         "gpu_use": busy.splitlines()[0].partition(",")[2].strip() if busy else None,
     }
+
+
+def _processor() -> str:
+    """Return the processor's name, or an empty text if the system does not say it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
 
 
 def _output(*command: str) -> str:

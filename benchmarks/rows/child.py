@@ -1,4 +1,4 @@
-"""The process of one row: python -m benchmarks.gpu.child ROW DEVICE UNTIL RESULT."""
+"""The process of one row: python -m benchmarks.rows.child ROWS ROW DEVICE UNTIL SIZE RESULT."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
-from benchmarks.gpu.figures import Outcome
-from benchmarks.gpu.rows import ROWS, Settings, Skip
+from benchmarks.rows.figures import Outcome
+from benchmarks.rows.row import Settings, Skip
 
 
 def main() -> None:
     """Run the row, and write its outcome to the file RESULT. An exception ends the process with its traceback."""
-    name, device, until, result = sys.argv[1:]
-    settings = Settings("cpu" if device == "cpu" else "cuda", float(until))
+    rows, name, device, until, size, result = sys.argv[1:]
+    settings = Settings("cpu" if device == "cpu" else "cuda", float(until), is_tiny=size == "tiny")
     try:
-        outcome: Outcome = import_module(ROWS[name].module).run(name, settings)
+        row = import_module(rows).ROWS[name]
+        outcome: Outcome = import_module(row.module).run(name, settings)
     except Skip as skip:
         outcome = Outcome(skipped=str(skip))
     partial = Path(f"{result}.part")

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import statistics
+import sys
 import textwrap
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from benchmarks.gpu.figures import Group, Outcome
+from benchmarks.rows.figures import Group, Outcome
 
 WIDTH = 80
 NOT_A_MEASUREMENT = "On a CPU, with tiny networks and sizes: these figures only show that the rows work."
 
 
-def heading(machine: Mapping[str, Any], device: str) -> str:
+def heading(machine: Mapping[str, Any], *, is_tiny: bool) -> str:
     """Return lines about the machine."""
     torch = f"torch {machine['torch']}" if machine["torch"] else "no torch"
     gpu = machine["gpu"] or "no GPU"
@@ -23,7 +25,7 @@ def heading(machine: Mapping[str, Any], device: str) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     software = f"{torch}, {versions}, Python {machine['python']}; hvd_batchgrow {machine['commit'] or 'unknown commit'}"
     load = f"{machine['cores']} cores, load {' '.join(map(str, machine['load']))} (1, 5, 15 minutes) before"
-    lines = [gpu, software, load, *([NOT_A_MEASUREMENT] if device == "cpu" else [])]
+    lines = [gpu, software, load, *([NOT_A_MEASUREMENT] if is_tiny else [])]
     return "\n".join(line for text in lines for line in wrapped(text))
 
 
@@ -55,6 +57,11 @@ def group_lines(group: Group) -> Iterator[str]:
             low, high = min(figure.ratios), max(figure.ratios)
             ratio = f"{statistics.median(figure.ratios):.2f} ({low:.2f}–{high:.2f})"
         yield f"    {figure.name:<29}{number(statistics.median(figure.values)):>9} {spread:>17}  {ratio:>18}".rstrip()
+
+
+def in_red(text: str) -> str:
+    """Return a text in red for a terminal, and unchanged elsewhere and with NO_COLOR."""
+    return f"\x1b[31m{text}\x1b[0m" if sys.stdout.isatty() and not os.environ.get("NO_COLOR") else text
 
 
 def number(value: float) -> str:

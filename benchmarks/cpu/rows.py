@@ -1,0 +1,60 @@
+"""The rows of the benchmark on CPUs: what each one compares, how long it may take, and which packages it needs."""
+
+from __future__ import annotations
+
+from benchmarks.rows.row import Row
+
+TOTAL_S = 2400.0
+"""Limit of all rows together, with their default budgets."""
+
+_TRAINING = ("crc32c", "numpy", "pillow", "pydantic", "torch")
+_RANKS = (*_TRAINING, "horovod")
+
+ROWS: dict[str, Row] = {
+    "loop": Row(
+        "the quickstart's network on Fashion-MNIST, beside a loop written by hand",
+        150.0,
+        _TRAINING,
+        "benchmarks.cpu.loops",
+    ),
+    "loop_wrn": Row(
+        "WRN-16-4 on generated images, beside a loop written by hand", 240.0, _TRAINING, "benchmarks.cpu.loops"
+    ),
+    "ranks": Row(
+        "the same network on two ranks, beside DistributedDataParallel and Horovod's DistributedOptimizer",
+        150.0,
+        _RANKS,
+        "benchmarks.cpu.loops",
+    ),
+    "ranks_wrn": Row(
+        "WRN-16-4 on two ranks, beside DistributedDataParallel and Horovod's DistributedOptimizer",
+        240.0,
+        _RANKS,
+        "benchmarks.cpu.loops",
+    ),
+    "lightning": Row(
+        "the same network, beside Lightning with a GradientAccumulationScheduler",
+        240.0,
+        _TRAINING,
+        "benchmarks.cpu.lightning",
+    ),
+    "start": Row(
+        "seconds to the end of the first update, beside a loop written by hand", 120.0, _RANKS, "benchmarks.cpu.start"
+    ),
+    "exact": Row("updates in exact mode beside fast mode", 120.0, _TRAINING, "benchmarks.cpu.modes"),
+    "telemetry": Row(
+        "an epoch with all telemetry beside one without", 200.0, (*_TRAINING, "tensorboard"), "benchmarks.cpu.telemetry"
+    ),
+    "memory": Row("peak memory of a rank, beside a loop written by hand", 90.0, _TRAINING, "benchmarks.cpu.memory"),
+    "arrays": Row(
+        "images in memory, beside a flat gather in torch", 60.0, (*_TRAINING, "nvidia-dali"), "benchmarks.cpu.kernels"
+    ),
+    "jpeg": Row(
+        "a folder of JPEG images, beside torch's DataLoader and DALI's own reader",
+        240.0,
+        (*_TRAINING, "nvidia-dali"),
+        "benchmarks.cpu.kernels",
+    ),
+    "ghost_norm": Row("ghost batch norm, beside nn.BatchNorm2d", 60.0, ("numpy", "torch"), "benchmarks.cpu.kernels"),
+    "lars": Row("LARS, beside torch's SGD", 60.0, ("numpy", "torch"), "benchmarks.cpu.kernels"),
+}
