@@ -1,4 +1,4 @@
-.PHONY: quickstart setup check test test-long coverage storm fuzz gpu-check format clean help
+.PHONY: quickstart setup check test test-long coverage storm fuzz bench gpu-check format clean help
 
 JOB := jobs/fashion_mnist_quickstart.toml
 
@@ -34,6 +34,10 @@ fuzz:  ## test 10 000 bad job files, command lines, data files, checkpoints and 
 	PATH="$$PWD/.venv/bin:$$PATH" OMP_NUM_THREADS=1 python -m tests.fuzz --cases 10000
 	PATH="$$PWD/.venv/bin:$$PATH" OMP_NUM_THREADS=1 python -m tests.fuzz.networks
 	OMP_NUM_THREADS=1 tools/mpirun.sh 2 python -m tests.fuzz.networks
+
+bench:  ## measure on this machine's CPUs beside what users would pick instead: 30 to 40 minutes; ARGS="--rows loop ranks"
+	@tools/setup.sh
+	@PATH="$$PWD/.venv/bin:$$PATH" python -m benchmarks.cpu $(ARGS)
 
 gpu-check:  ## check and measure on a GPU, without a network: at most 8 minutes (docs/performance.md); ARGS="--rows wrn"
 	@PYTHON=.venv/bin/python; [ -x $$PYTHON ] || PYTHON=python3; $$PYTHON -m benchmarks.gpu $(ARGS)

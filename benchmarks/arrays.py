@@ -25,6 +25,7 @@ from hvd_batchgrow.data.pipeline.reader import Reader
 
 NUM_SAMPLES, BATCH, BATCHES, PAD = 50_000, 256, 40, 4
 MEAN, DEVIATION = 0.5, 0.25
+REFERENCE = "flat torch gather"
 
 
 def gather(padded: Tensor, side: int, channels: int) -> Iterator[Tensor]:
@@ -82,6 +83,20 @@ def contestant(start: Callable[[], Iterator[Tensor]]) -> Callable[[], int]:
     return take
 
 
+def contestants(side: int, channels: int) -> dict[str, Callable[[], int]]:
+    """Return the contestants for images of a size."""
+    images = np.random.default_rng(0).integers(0, 256, (NUM_SAMPLES, side, side, channels), dtype=np.uint8)
+    padded = torch.from_numpy(np.pad(images, ((0, 0), (PAD, PAD), (PAD, PAD), (0, 0))))
+    samples = ArrayDataset(images, np.zeros(NUM_SAMPLES, dtype=np.int64))
+    one_by_one = DataLoader(OneByOne(torch.from_numpy(images)), BATCH, shuffle=True)
+    return {
+        REFERENCE: contestant(lambda: gather(padded, side, channels)),
+        "hvd_batchgrow, torch": contestant(lambda: ours(samples, "torch", channels)),
+        "hvd_batchgrow, DALI": contestant(lambda: ours(samples, "dali", channels)),
+        "torch DataLoader": contestant(lambda: iter(one_by_one)),
+    }
+
+
 def main() -> None:
     """Time the contestants in turns."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -90,18 +105,8 @@ def main() -> None:
     parser.add_argument("--channels", type=int, default=3)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    side, channels = arguments.side, arguments.channels
-    images = np.random.default_rng(0).integers(0, 256, (NUM_SAMPLES, side, side, channels), dtype=np.uint8)
-    padded = torch.from_numpy(np.pad(images, ((0, 0), (PAD, PAD), (PAD, PAD), (0, 0))))
-    samples = ArrayDataset(images, np.zeros(NUM_SAMPLES, dtype=np.int64))
-    one_by_one = DataLoader(OneByOne(torch.from_numpy(images)), BATCH, shuffle=True)
-    contestants = {
-        "flat torch gather": contestant(lambda: gather(padded, side, channels)),
-        "hvd_batchgrow, torch": contestant(lambda: ours(samples, "torch", channels)),
-        "hvd_batchgrow, DALI": contestant(lambda: ours(samples, "dali", channels)),
-        "torch DataLoader": contestant(lambda: iter(one_by_one)),
-    }
-    print_rates(take_turns(contestants, arguments.turns), "images/s", "flat torch gather")
+    rates = take_turns(contestants(arguments.side, arguments.channels), arguments.turns)
+    print_rates(rates, "images/s", REFERENCE)
 
 
 if __name__ == "__main__":

@@ -256,11 +256,16 @@ def table(loaders: Sequence[Loader]) -> str:
     return "\n".join(lines)
 
 
-def benchmark_jpeg(folder: Path, num_images: int, num_turns: int) -> str:
-    """Time the loaders in turns, and return a table."""
-    tree = folder / f"jpeg-{num_images}"
+def measure(tree: Path, num_images: int, num_turns: int, is_over: Callable[[], bool] = lambda: False) -> list[Loader]:
+    """Time the loaders in turns.
+
+    Args:
+        tree: folder of the images, which are made if it does not exist.
+        num_images: in it.
+        num_turns: at most.
+        is_over: called after each turn but the first two; True: take no further turns.
+    """
     paths = make_tree(tree, num_images)
-    mean_bytes = sum(path.stat().st_size for path in paths) / num_images
     torch.set_num_threads(1)
     loaders = [
         Loader(f"torch DataLoader, PIL, {NUM_WORKERS} workers", torch_loader(paths)),
@@ -273,12 +278,27 @@ def benchmark_jpeg(folder: Path, num_images: int, num_turns: int) -> str:
         Loader("… 2 threads", ours(tree, num_images, NUM_WORKERS, "torch")),
         Loader("… RandAugment, 2 threads", ours(tree, num_images, NUM_WORKERS, "torch", auto_augment="randaugment")),
     ]
-    num_batches = max(1, num_images // BATCH_SAMPLES)
     order = np.random.default_rng(0)
-    for _ in range(num_turns):
+    for turn in range(num_turns):
         for k in order.permutation(len(loaders)):
-            time_turn(loaders[k], num_batches)
-    facts = f"{num_images} images of {mean_bytes / 1000:.0f} kB, {num_turns} turns of {num_batches} × {BATCH_SAMPLES}"
+            time_turn(loaders[k], batches_of_turn(num_images))
+        if turn > 1 and is_over():
+            break
+    return loaders
+
+
+def batches_of_turn(num_images: int) -> int:
+    """Return the batches of a turn."""
+    return max(1, num_images // BATCH_SAMPLES)
+
+
+def benchmark_jpeg(folder: Path, num_images: int, num_turns: int) -> str:
+    """Time the loaders in turns, and return a table."""
+    tree = folder / f"jpeg-{num_images}"
+    loaders = measure(tree, num_images, num_turns)
+    mean_bytes = sum(path.stat().st_size for path in tree.rglob("*.jpg")) / num_images
+    turns = f"{num_turns} turns of {batches_of_turn(num_images)} × {BATCH_SAMPLES}"
+    facts = f"{num_images} images of {mean_bytes / 1000:.0f} kB, {turns}"
     return f"{facts}, {len(os.sched_getaffinity(0))} cores\n{table(loaders)}"
 
 

@@ -93,6 +93,9 @@ def loop(parameters: list[nn.Parameter], buffers: list[Tensor]) -> None:
         parameter.sub_(buffer)
 
 
+REFERENCE = "torch SGD, foreach"
+
+
 def contestant(update: Callable[[], object], device: torch.device) -> Callable[[], int]:
     """Return a contestant that does some updates."""
     num_updates = UPDATES[device.type]
@@ -106,6 +109,24 @@ def contestant(update: Callable[[], object], device: torch.device) -> Callable[[
     return work
 
 
+def contestants(device: torch.device) -> dict[str, Callable[[], int]]:
+    """Return the contestants on a device."""
+    optimizers: dict[str, Any] = {
+        REFERENCE: torch.optim.SGD(in_groups(make_parameters(device)), LR, MOMENTUM, foreach=True),
+        "hvd_batchgrow Lars": Lars(in_groups(make_parameters(device)), LR, MOMENTUM),
+    }
+    if (timm := timm_lars()) is not None:
+        values: dict[str, Any] = {"lr": LR, "momentum": MOMENTUM}
+        optimizers["timm Lars, foreach"] = timm(in_groups(make_parameters(device)), **values, foreach=True)
+        optimizers["timm Lars, loop"] = timm(in_groups(make_parameters(device)), **values, foreach=False)
+    found = {name: contestant(optimizer.step, device) for name, optimizer in optimizers.items()}
+    if timm is None:
+        parameters = make_parameters(device)
+        buffers = [torch.zeros_like(parameter) for parameter in parameters]
+        found["loop over the tensors"] = contestant(lambda: loop(parameters, buffers), device)
+    return found
+
+
 def main() -> None:
     """Time the contestants in turns."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -117,20 +138,7 @@ def main() -> None:
         parser.error("PyTorch sees no GPU here")
     device = torch.device(arguments.device)
     torch.set_num_threads(arguments.threads)
-    optimizers: dict[str, Any] = {
-        "torch SGD, foreach": torch.optim.SGD(in_groups(make_parameters(device)), LR, MOMENTUM, foreach=True),
-        "hvd_batchgrow Lars": Lars(in_groups(make_parameters(device)), LR, MOMENTUM),
-    }
-    if (timm := timm_lars()) is not None:
-        values: dict[str, Any] = {"lr": LR, "momentum": MOMENTUM}
-        optimizers["timm Lars, foreach"] = timm(in_groups(make_parameters(device)), **values, foreach=True)
-        optimizers["timm Lars, loop"] = timm(in_groups(make_parameters(device)), **values, foreach=False)
-    contestants = {name: contestant(optimizer.step, device) for name, optimizer in optimizers.items()}
-    if timm is None:
-        parameters = make_parameters(device)
-        buffers = [torch.zeros_like(parameter) for parameter in parameters]
-        contestants["loop over the tensors"] = contestant(lambda: loop(parameters, buffers), device)
-    print_rates(take_turns(contestants, arguments.turns), "updates/s", "torch SGD, foreach")
+    print_rates(take_turns(contestants(device), arguments.turns), "updates/s", REFERENCE)
 
 
 if __name__ == "__main__":

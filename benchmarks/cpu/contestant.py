@@ -47,10 +47,11 @@ class Contestant:
     def __init__(self, command: Sequence[str], environment: Mapping[str, str], folder: Path, samples: int) -> None:
         self._command, self._samples, self._log = command, samples, folder / "stderr.txt"
         paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-        self._process = subprocess.Popen(
-            command, cwd=folder, env=os.environ | {"PYTHONPATH": os.pathsep.join(paths), **environment},
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log.open("wb"), text=True,
-        )  # fmt: skip
+        with self._log.open("wb") as errors:
+            self._process = subprocess.Popen(
+                command, cwd=folder, env=os.environ | {"PYTHONPATH": os.pathsep.join(paths), **environment},
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True,
+            )  # fmt: skip
         self._wait()
 
     def turn(self) -> int:
@@ -83,6 +84,7 @@ class Contestant:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         self._process.wait()
+        self._close_pipes()
 
     def _wait(self) -> None:
         """Wait until the turn is done, and suspend all processes."""
@@ -90,9 +92,16 @@ class Contestant:
         while (line := self._process.stdout.readline()).strip() != DONE:
             if not line:
                 code = self._process.wait()
+                self._close_pipes()
                 lines = self._log.read_text(errors="replace").strip().splitlines()
                 raise RuntimeError(f"{shlex.join(self._command)} has ended with code {code}: {' / '.join(lines[-3:])}")
         self._signal_all(signal.SIGSTOP)
+
+    def _close_pipes(self) -> None:
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe:
+                with suppress(OSError):  # an unread line of a process that has ended
+                    pipe.close()
 
     def _signal_all(self, number: int) -> None:
         for pid in _tree(self._process.pid):

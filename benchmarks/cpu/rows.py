@@ -43,7 +43,7 @@ ROWS: dict[str, Row] = {
     ),
     "exact": Row("updates in exact mode beside fast mode", 120.0, _TRAINING, "benchmarks.cpu.modes"),
     "telemetry": Row(
-        "an epoch with all telemetry beside one without", 200.0, (*_TRAINING, "tensorboard"), "benchmarks.cpu.telemetry"
+        "an epoch with all telemetry beside one without", 200.0, (*_TRAINING, "tensorboard"), "benchmarks.cpu.modes"
     ),
     "memory": Row("peak memory of a rank, beside a loop written by hand", 90.0, _TRAINING, "benchmarks.cpu.memory"),
     "arrays": Row(
@@ -57,4 +57,10 @@ ROWS: dict[str, Row] = {
     ),
     "ghost_norm": Row("ghost batch norm, beside nn.BatchNorm2d", 60.0, ("numpy", "torch"), "benchmarks.cpu.kernels"),
     "lars": Row("LARS, beside torch's SGD", 60.0, ("numpy", "torch"), "benchmarks.cpu.kernels"),
+    "checkpoint": Row(
+        "the wait for a checkpoint of ResNet-50, beside an update",
+        60.0,
+        (*_TRAINING, "torchvision"),
+        "benchmarks.cpu.kernels",
+    ),
 }

@@ -17,7 +17,7 @@ _SAME = ("host", "cpu", "cores", "gpu")
 
 
 def last_file(folder: Path, name: str, machine: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the newest file of a benchmark in a folder that is of a machine and of full size; None: there is none.
+    """Return the newest full-size file of a benchmark from a machine; None: no such file.
 
     Args:
         folder: of the files.
