@@ -1,4 +1,4 @@
-.PHONY: quickstart setup check test test-long coverage storm fuzz bench gpu-check format clean help
+.PHONY: quickstart setup check test test-long coverage storm fuzz bench paper gpu-check format clean help
 
 JOB := jobs/fashion_mnist_quickstart.toml
 
@@ -38,6 +38,11 @@ fuzz:  ## test 10 000 bad job files, command lines, data files, checkpoints and 
 bench:  ## measure on this machine's CPUs beside what users would pick instead: 30 to 40 minutes; ARGS="--rows loop ranks"
 	@tools/setup.sh
 	@PATH="$$PWD/.venv/bin:$$PATH" python -m benchmarks.cpu $(ARGS)
+
+paper:  ## train the studies of benchmarks/paper that docs/results lacks (hours; can be interrupted), and write their tables
+	@tools/setup.sh
+	@PATH="$$PWD/.venv/bin:$$PATH" python -m benchmarks.paper train
+	@PATH="$$PWD/.venv/bin:$$PATH" python -m benchmarks.paper write
 
 gpu-check:  ## check and measure on a GPU, without a network: at most 8 minutes (docs/performance.md); ARGS="--rows wrn"
 	@PYTHON=.venv/bin/python; [ -x $$PYTHON ] || PYTHON=python3; $$PYTHON -m benchmarks.gpu $(ARGS)

@@ -96,10 +96,10 @@ def _difference(runs: Runs, name: str, other: str, seeds: Sequence[int]) -> str:
 
 def interval_text(difference: PairedDifference) -> str:
     """Return the mean of differences with its interval, if there is one."""
-    mean = f"{difference.mean:+.2f}"
-    if difference.low is None or difference.high is None:
-        return mean
-    return f"{mean} ({difference.low:+.2f} to {difference.high:+.2f})".replace("-", "−")
+    text = f"{difference.mean:+.2f}"
+    if difference.low is not None and difference.high is not None:
+        text += f" ({difference.low:+.2f} to {difference.high:+.2f})"
+    return text.replace("-", "−")
 
 
 def replace_table(page: str, name: str, table: str) -> str:

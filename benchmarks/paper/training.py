@@ -102,7 +102,8 @@ class Trainer:
         runs = self._work / task.study.name
         runs.mkdir(parents=True, exist_ok=True)
         log = runs / f"{task.runs[0]}.log"
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
         with log.open("ab") as file:
             process = subprocess.Popen(
                 task.command(self._work), cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT

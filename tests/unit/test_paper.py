@@ -1,0 +1,146 @@
+"""`python -m benchmarks.paper`: studies, what is kept of their runs, tables, and training that can be interrupted."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomli_w
+
+from benchmarks.paper import training
+from benchmarks.paper.kept_files import pack, unpack
+from benchmarks.paper.studies import STUDIES, Arm, Study
+from benchmarks.paper.tables import interval_text, markdown, read_runs, replace_table
+from benchmarks.paper.training import STOPPED, Task, Trainer, tasks_of
+from hvd_batchgrow.config.types import Section
+from hvd_batchgrow.job_file import load_job, split_overrides
+from hvd_batchgrow.results.statistics import paired_difference
+from tests.helpers import job_tree, plan_tree, small_source, write_idx_folder
+
+ROOT = Path(__file__).parents[2]
+STUDY = Study("study", (Arm("a", "job", has_twin=True), Arm("b", "job", {"optim.lr": "0.2"})), (0, 1), {}, "page.md")
+
+
+def write_run(folder: Path, name: str, updates: int, accuracy: float) -> Path:
+    run = folder / name
+    run.mkdir(parents=True)
+    (run / "plan.json").write_text(json.dumps(plan_tree(300, 600, seed=0)))
+    lines: list[dict[str, Any]] = [
+        {"kind": "train", "samples": 600, "updates": updates, "phase": 0, "loss": 1.0},
+        {"kind": "eval", "dataset": "test", "samples": 600, "epoch": 2.0, "loss": 0.5, "top1": accuracy},
+    ]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return run
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_each_arm_is_a_job_that_can_be_planned(name: str) -> None:
+    study = STUDIES[name]
+    assert len({arm.name for arm in study.arms}) == len(study.arms)
+    for task in tasks_of([study], [0]):
+        words = task.command(Path("work"))
+        _, overrides = split_overrides(words[words.index("work/" + name) + 1 :])
+        job = load_job(ROOT / words[4], overrides)
+        assert isinstance(job, Section)
+        assert (ROOT / "docs" / study.page).exists()
+
+
+def test_seeds_come_one_after_the_other_so_that_all_arms_have_one_early() -> None:
+    assert [(task.arm.name, task.seed) for task in tasks_of([STUDY], ())] == [("a", 0), ("b", 0), ("a", 1), ("b", 1)]
+    assert [task.seed for task in tasks_of([STUDY], [7])] == [7, 7]
+    assert Task(STUDY, STUDY.arms[0], 3).runs == ["a-seed3", "a-seed3-twin"]
+    assert Task(STUDY, STUDY.arms[1], 3).runs == ["b-seed3"]
+
+
+def test_records_are_kept_without_weights_and_with_the_same_bytes_each_time(tmp_path: Path) -> None:
+    run = write_run(tmp_path, "a-seed0", 5, 0.9)
+    (run / "checkpoints").mkdir()
+    (run / "checkpoints" / "weights.pt").write_bytes(bytes(1000))
+    for folder in ("one", "two"):
+        pack(run, tmp_path / folder)
+    packed = tmp_path / "one" / "a-seed0.tar.xz"
+    assert packed.read_bytes() == (tmp_path / "two" / "a-seed0.tar.xz").read_bytes()
+    found = unpack(packed, tmp_path / "there")
+    assert sorted(path.name for path in found.rglob("*")) == ["metrics.jsonl", "plan.json"]
+    assert (found / "metrics.jsonl").read_bytes() == (run / "metrics.jsonl").read_bytes()
+
+
+def test_the_table_has_means_and_paired_intervals(tmp_path: Path) -> None:
+    results = tmp_path / "results" / "study"
+    for name, updates, accuracy in (
+        *(("a-seed0", 10, 0.90), ("a-seed0-twin", 20, 0.91), ("a-seed1", 10, 0.92), ("a-seed1-twin", 20, 0.91)),
+        *(("b-seed0", 30, 0.88), ("b-seed1", 40, 0.89)),
+    ):
+        pack(write_run(tmp_path, name, updates, accuracy), results)
+    first, second = markdown(STUDY, read_runs(STUDY, results.parent)).splitlines()[2:]
+    assert first.split(" | ")[:5] == ["| `a`", "2", "600", "10", "91.00 %"]
+    # Differences −1 and +1: mean 0, s = √2, and t(0.975, 1) = 12.706 times s/√2 = 1.
+    assert first.split(" | ")[6:] == ["20", "91.00 %", "+0.00 (−12.71 to +12.71) |"]
+    # −2 and −3: mean −2.5, s = √0.5, and 12.706 · √0.5/√2 = 6.353.
+    assert second.split(" | ")[3:6] == ["35", "88.50 %", "−2.50 (−8.85 to +3.85)"]
+
+
+def test_a_single_pair_has_no_interval() -> None:
+    assert interval_text(paired_difference([-0.25])) == "−0.25"
+
+
+def test_a_table_replaces_the_one_between_its_marks() -> None:
+    first, last = "<!-- table t: python -m benchmarks.paper write -->\n", "<!-- end of table t -->\n"
+    assert replace_table(f"before\n{first}old\n{last}after\n", "t", "new") == f"before\n{first}new\n{last}after\n"
+    with pytest.raises(ValueError, match="lacks the marks of table u"):
+        replace_table(first + last, "u", "new")
+
+
+@pytest.fixture
+def small_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
+    """Two arms that train in seconds."""
+    monkeypatch.setattr(training, "ROOT", tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    (tmp_path / "jobs").mkdir()
+    write_idx_folder(tmp_path / "data", small_source())
+    (tmp_path / "jobs" / "job.toml").write_text(tomli_w.dumps(job_tree("data")))
+    return STUDY
+
+
+@pytest.mark.slow
+def test_what_is_missing_is_trained_and_kept(
+    small_study: Study, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = tmp_path / "results"
+    tasks = list(tasks_of([small_study], [0]))
+    assert Trainer(tmp_path / "work", results).train_all(tasks, 2) == 0
+    assert re.search(r"\d\d:\d\d 2 of 2: study/[ab]-seed0: kept\n$", capsys.readouterr().out)
+    assert all(task.is_kept(results) for task in tasks)
+    runs = read_runs(small_study, results)
+    assert set(runs) == {("a", 0), ("a-twin", 0), ("b", 0)}
+    assert all(run.is_finished for run in runs.values())
+    assert runs["b", 0].job["optim"]["lr"] == 0.2
+
+
+@pytest.mark.slow
+def test_an_interrupted_training_resumes(small_study: Study, tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from benchmarks.paper import training\n"
+        "from tests.unit.test_paper import STUDY\n"
+        "training.ROOT = Path.cwd()\n"
+        "tasks = list(training.tasks_of([STUDY], [0]))[:1]\n"
+        "sys.exit(training.Trainer(Path('work'), Path('results')).train_all(tasks, 1))\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    record = tmp_path / "work/study/a-seed0/metrics.jsonl"
+    while not record.exists() and process.poll() is None:
+        time.sleep(0.01)
+    process.terminate()
+    printed, _ = process.communicate(timeout=300)
+    assert process.returncode == 1, printed
+    assert "stopped; the next invocation resumes it" in printed
+    task = next(tasks_of([small_study], [0]))
+    assert Trainer(tmp_path / "work", tmp_path / "results").train_all([task], 1) == 0
+    assert task.is_kept(tmp_path / "results")
+    assert STOPPED == 75
