@@ -17,6 +17,18 @@ from hvd_batchgrow.train.update.fixed_point import FixedPointSum
 from hvd_batchgrow.train.update.gradient_noise import NoiseEstimate
 from hvd_batchgrow.train.update.gradient_norms import GradientNorms
 
+_LEAST_BYTES, _MOST_BYTES, _NUM_BUCKETS = 1 << 20, 16 << 20, 8
+
+
+def bucket_size(parameters: Sequence[nn.Parameter]) -> int:
+    """Return the bytes of a bucket: an eighth of the gradient, at least 1 MiB and at most 16 MiB.
+
+    All-reduces overlap the backward pass only if there are several buckets; below 1 MiB the latency of a network counts
+    as much as its bandwidth. It depends on the network only, so that a resumed run adds in the same order.
+    """
+    num_bytes = sum(parameter.numel() * parameter.element_size() for parameter in parameters)
+    return min(max(num_bytes // _NUM_BUCKETS, _LEAST_BYTES), _MOST_BYTES)
+
 
 class GradientBuckets:
     """Owns the gradients of a model: each `param.grad` is a slice of one of a few flat buckets.
@@ -37,7 +49,7 @@ class GradientBuckets:
     Args:
         parameters: the trained parameters, in the order of the forward pass; dense or not.
         ranks: to all-reduce over.
-        bucket_bytes: size at which a bucket is closed; large enough for bandwidth, small enough to overlap.
+        bucket_bytes: largest size of a bucket of several parameters; None: `bucket_size`.
         exact: sum over micro-batches and ranks in fixed point, the same in any order; each micro-batch must be one
             ghost batch.
         wire_type: type of the gradients on the network, float16 or bfloat16; None: as the gradients are, or
@@ -52,7 +64,7 @@ class GradientBuckets:
         self,
         parameters: Iterable[nn.Parameter],
         ranks: Ranks,
-        bucket_bytes: int = 16 << 20,
+        bucket_bytes: int | None = None,
         *,
         exact: bool = False,
         wire_type: torch.dtype | None = None,
@@ -76,9 +88,10 @@ class GradientBuckets:
         """After each backward, the members that autograd's hook had not reached, and on the device whether each
         has a gradient all the same."""
         # Backward usually runs from the last parameter to the first, so the buckets have that order too.
+        backwards = list(parameters)[::-1]
         self._buckets = [
             make_bucket(index, members, exact=exact, wire_type=wire_type if ranks.size > 1 else None)
-            for index, members in enumerate(parts_of_size(list(parameters)[::-1], bucket_bytes))
+            for index, members in enumerate(parts_of_size(backwards, bucket_bytes or bucket_size(backwards)))
         ]
         for bucket in self._buckets:
             for place, parameter in enumerate(bucket.members):
