@@ -153,12 +153,15 @@ def test_without_a_failure_an_agreement_is_8_bytes_and_with_one_all_ranks_learn_
     assert [one.num_bytes for one in ranks.log[1:]] == [8, 80_000]
 
 
-def test_a_broadcast_object_is_three_broadcasts_of_its_size() -> None:
+def test_an_object_is_broadcast_in_pieces_of_at_most_256_mib() -> None:
+    """MPI counts at most 2³¹ - 1 numbers: 1.4 billion parameters with Adam in one piece would be more."""
     ranks = LoneRank(10_000)
-    broadcast_object(ranks, {"weights": torch.zeros(1000, 1000)}, "checkpoint")
-    assert [one.kind for one in ranks.log] == ["broadcast"] * 3
-    assert ranks.log[2].num_bytes == 4_000_000
-    assert sent_by_rank0(ranks.log[2:], 10_000).num_bytes == 14 * 4_000_000
+    weights = {"large": torch.zeros(70_000_000), "small": torch.zeros(1000), "other": torch.zeros(3, dtype=torch.int16)}
+    broadcast_object(ranks, weights, "checkpoint")
+    length, skeleton, *pieces = ranks.log
+    assert (length.num_bytes, skeleton.name) == (8, "checkpoint.skeleton")
+    assert [one.num_bytes for one in pieces] == [2**28, 280_000_000 - 2**28, 4008]
+    assert sent_by_rank0(pieces, 10_000).num_bytes == 14 * 280_004_008
 
 
 def test_places_on_10_000_ranks_are_found_at_once() -> None:
