@@ -42,7 +42,7 @@ class BranchCommand(BranchOptions):
     ranks: NumRanks | None = None
     """With --dry-run: number of ranks. None: as the run used last."""
     cost: Path | None = None
-    """With --dry-run: a file written by `probe`. None: the step times on record in the run."""
+    """With --dry-run: a file written by `probe`, or a MACHINE.toml. None: the step times on record in the run."""
     json: bool = False
     """Print one JSON object."""
     backend: Backend = "auto"

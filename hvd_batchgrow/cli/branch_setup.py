@@ -15,7 +15,7 @@ from hvd_batchgrow.results.run_files import RunFiles
 from hvd_batchgrow.results.step_times import recorded_times
 from hvd_batchgrow.schedule.branches import only_branch
 from hvd_batchgrow.schedule.cost.cost import predict
-from hvd_batchgrow.schedule.cost.probe_file import load_probe
+from hvd_batchgrow.schedule.cost.cost_file import load_cost_file
 from hvd_batchgrow.schedule.cost.time_left import phase_sizes
 from hvd_batchgrow.train.run.branch_folders import BranchSetup
 
@@ -52,22 +52,22 @@ def ranks_of_attempt(attempt: Mapping[str, Any]) -> int:
     return ranks if type(ranks) is int and ranks > 0 else 1
 
 
-def branch_costs(setup: BranchSetup, probe: Path | None) -> tuple[list[BranchCost], list[str]]:
+def branch_costs(setup: BranchSetup, cost_file: Path | None) -> tuple[list[BranchCost], list[str]]:
     """Return what each branch will cost, and notes on the estimate.
 
     Args:
         setup: the branches.
-        probe: measured costs; None: the step times on record in the run.
+        cost_file: of `--cost`; None: the step times on record in the run.
 
     Raises:
-        JobError: the probe is of another job.
+        JobError: the file is of another job.
         RunError: a file cannot be read.
     """
     seconds: list[float | None]
     phases = [only_branch(branch.plan) for branch in setup.branches]
-    if probe is not None:
-        measured = load_probe(probe)
-        costs = [predict(plan, measured) for plan in phases]
+    if cost_file is not None:
+        figures = load_cost_file(cost_file)
+        costs = [predict(plan, figures) for plan in phases]
         seconds, notes = [cost.seconds for cost in costs], [note for cost in costs for note in cost.notes]
     else:
         times = recorded_times(RunFiles.read(setup.run))

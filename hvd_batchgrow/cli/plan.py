@@ -21,7 +21,8 @@ from hvd_batchgrow.storage.strict_json import dump_json
 
 if TYPE_CHECKING:  # torch takes seconds to import, and `plan` does without it
     from hvd_batchgrow.schedule.cost.cost import Cost
-    from hvd_batchgrow.schedule.cost.probe_file import Probe
+    from hvd_batchgrow.schedule.cost.cost_file import CostFile
+    from hvd_batchgrow.schedule.cost.sensitivity import Variation
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,10 @@ class PlanCommand(JobCommand):
     plot: Path | None = None
     """Plot learning rate, batch and noise scale to a .png, .svg or .pdf file."""
     cost: Path | None = None
-    """A file written by `probe`: predict seconds and rank-hours, and choose the ranks of layout.grow_by = "auto"."""
+    """A file written by `probe`, or a MACHINE.toml with published figures: predict seconds and rank-hours, and choose
+    the ranks of layout.grow_by = "auto"."""
+    sensitivity: bool = False
+    """With --cost: also print the time and rank-hours with half and twice the compute speed, bandwidth and latency."""
     replay: Path | None = None
     """decisions.jsonl of a run with a trigger: plan the schedule that it decided, and its twin."""
 
@@ -46,55 +50,60 @@ class PlanCommand(JobCommand):
         from hvd_batchgrow.data.source_checks import known_num_samples
         from hvd_batchgrow.schedule.cost.branch_round import round_notes
         from hvd_batchgrow.schedule.cost.cost import choose_ranks, predict
-        from hvd_batchgrow.schedule.cost.probe_file import load_probe
+        from hvd_batchgrow.schedule.cost.cost_file import load_cost_file
+        from hvd_batchgrow.schedule.cost.sensitivity import sensitivity
 
         if ignored := [flag for flag, value in (("--json", self.json), ("--plot", self.plot)) if self.twin and value]:
             fault = "contradicts --twin, which only prints a job file"
             raise JobError([Fault(flag, fault) for flag in ignored], "command line")
+        if self.sensitivity and (self.cost is None or self.twin):
+            raise JobError([Fault("--sensitivity", "needs --cost, and contradicts --twin")], "command line")
         job = self.load(overrides)
         if job.logging.observers:
             from hvd_batchgrow.observers.load_observers import check_observers
 
             check_observers(job.logging.observers)
         num_samples = known_num_samples(job.data)
-        probe = load_probe(self.cost) if self.cost else None
-        choose = choose_ranks(job, num_samples, probe, self.ranks) if probe else None
+        figures = load_cost_file(self.cost) if self.cost else None
+        choose = choose_ranks(job, num_samples, figures, self.ranks) if figures else None
         decisions = self.decisions(job)
         plan = compile_plan(job, self.ranks, num_samples, choose, decisions)
         if self.twin:
             self.print_twin(None if job.schedule.is_own_twin else decay_twin(job, num_samples, decisions))
             return ExitCode.DONE
-        twin, no_twin = self.twin_plan(plan, probe)
+        twin, no_twin = self.twin_plan(plan, figures)
         plans = [plan, *([twin] if twin else [])]
         if self.plot:
             from hvd_batchgrow.observers.plot import plot_plans
 
             plot_plans(plans[::-1], self.plot, no_twin)
-        costs = [predict(plan, probe) for plan in plans] if probe else []
-        if probe:
-            costs[0] = replace(costs[0], notes=(*costs[0].notes, *round_notes(plan, probe)))
-        self.print_json(plans, costs, no_twin) if self.json else self.print_tables(plans, costs, no_twin)
+        costs = [predict(plan, figures) for plan in plans] if figures else []
+        if figures:
+            costs[0] = replace(costs[0], notes=(*costs[0].notes, *round_notes(plan, figures)))
+        changes = [sensitivity(plan, figures) for plan in plans] if figures and self.sensitivity else []
+        show = self.print_json if self.json else self.print_tables
+        show(plans, costs, changes, no_twin)
         return ExitCode.DONE
 
-    def twin_plan(self, plan: Plan, probe: Probe | None) -> tuple[Plan | None, str | None]:
+    def twin_plan(self, plan: Plan, figures: CostFile | None) -> tuple[Plan | None, str | None]:
         """Return the plan of the twin, or the reason why the job has no twin: the job itself is planned anyway."""
         if plan.job.schedule.is_own_twin:
             return None, None
         try:
             twin = decay_twin(plan.job, plan.num_samples, plan.decisions)
-            return self.plan_twin(twin, plan.num_samples, probe, plan.job), None
+            return self.plan_twin(twin, plan.num_samples, figures, plan.job), None
         except JobError as error:
             return None, "; ".join(fault.message for fault in error.faults)
 
-    def plan_twin(self, twin: Job, num_samples: int, probe: Probe | None, job: Job) -> Plan:
+    def plan_twin(self, twin: Job, num_samples: int, figures: CostFile | None, job: Job) -> Plan:
         """Plan the twin, with the job's objective, and on fewer ranks than the job if its batch requires it."""
         from hvd_batchgrow.schedule.cost.cost import choose_ranks
 
-        if probe is None or job.layout.grow_by != "auto":
+        if figures is None or job.layout.grow_by != "auto":
             return compile_twin(twin, self.ranks, num_samples)
         # Without the job's time limit: the twin is a reference for comparison and need not meet it.
         twin = twin.model_copy(update={"layout": job.layout.model_copy(update={"time_limit_h": None})})
-        return compile_plan(twin, self.ranks, num_samples, choose_ranks(twin, num_samples, probe, self.ranks))
+        return compile_plan(twin, self.ranks, num_samples, choose_ranks(twin, num_samples, figures, self.ranks))
 
     def decisions(self, job: Job) -> tuple[Decision, ...]:
         """Return the decisions to replay."""
@@ -109,11 +118,15 @@ class PlanCommand(JobCommand):
             raise JobError([Fault("schedule.policy", "'decay' is its own twin")], str(self.job))
         print(tomli_w.dumps(twin.model_dump(mode="json", exclude_none=True)))
 
-    def print_json(self, plans: Sequence[Plan], costs: Sequence[Cost], no_twin: str | None) -> None:
+    def print_json(
+        self, plans: Sequence[Plan], costs: Sequence[Cost], changes: Sequence[Sequence[Variation]], no_twin: str | None
+    ) -> None:
         """Print the plan and its twin's, each with its cost; without a twin, `twin` is null and `no_twin` says why."""
         trees = [plan.to_dict() for plan in plans]
         for tree, cost in zip(trees, costs, strict=False):
             tree["cost"] = cost.to_dict()
+        for tree, variations in zip(trees, changes, strict=False):
+            tree["cost"]["sensitivity"] = [variation.to_dict() for variation in variations]
         if len(plans) > 1:
             trees[0] |= {"twin": trees[1], "updates_ratio": plans[1].num_updates / plans[0].num_updates}
             if note := weight_decay_note(*plans):
@@ -122,10 +135,12 @@ class PlanCommand(JobCommand):
             trees[0] |= {"twin": None, "no_twin": no_twin}
         print(dump_json(trees[0], indent=2))
 
-    def print_tables(self, plans: Sequence[Plan], costs: Sequence[Cost], no_twin: str | None) -> None:
+    def print_tables(
+        self, plans: Sequence[Plan], costs: Sequence[Cost], changes: Sequence[Sequence[Variation]], no_twin: str | None
+    ) -> None:
         """Print tables, the transitions between phases, and how many updates the job saves over its twin."""
         from hvd_batchgrow.observers.console import NOTE
-        from hvd_batchgrow.observers.console_tables import cost_table, print_plan, print_table
+        from hvd_batchgrow.observers.console_tables import cost_table, print_plan, print_table, sensitivity_table
         from hvd_batchgrow.schedule.transitions import describe_transitions
 
         console = terminal(sys.stdout)
@@ -147,5 +162,7 @@ class PlanCommand(JobCommand):
             console.paragraph(no_twin)
         for plan, cost in zip(plans, costs, strict=False):
             print_table(console, cost_table(plan.job.name, cost))
+        for plan, variations in zip(plans, changes, strict=False):
+            print_table(console, sensitivity_table(plan.job.name, variations))
         for note in dict.fromkeys(note for cost in costs for note in cost.notes):
             console.paragraph(note, NOTE)

@@ -60,7 +60,8 @@ class ClusterOptions(JobCommand):
     sbatch: tuple[str, ...] = ()
     """Further options of sbatch, as KEY=VALUE."""
     cost: Path | None = None
-    """A file written by `probe`, for layout.grow_by = "auto"; with --branch, for the times that --dry-run prints."""
+    """A file written by `probe`, or a MACHINE.toml, for layout.grow_by = "auto"; with --branch, for the times that
+    --dry-run prints."""
     branch: bool = False
     """JOB is the folder of a run: submit branches of it, each as a task of an array job. The following options choose
     them, as those of `hvd-batchgrow branch` do."""
@@ -164,12 +165,12 @@ class SubmitCommand(BranchOptions, ClusterOptions):
         """Plan the whole run for all ranks of the nodes."""
         from hvd_batchgrow.data.source_checks import known_num_samples
         from hvd_batchgrow.schedule.cost.cost import choose_ranks
-        from hvd_batchgrow.schedule.cost.probe_file import load_probe
+        from hvd_batchgrow.schedule.cost.cost_file import load_cost_file
 
         job = self.load(overrides)
         num_samples = known_num_samples(job.data)
-        probe = load_probe(self.cost) if self.cost else None
-        choose = choose_ranks(job, num_samples, probe, ranks) if probe else None
+        costs = load_cost_file(self.cost) if self.cost else None
+        choose = choose_ranks(job, num_samples, costs, ranks) if costs else None
         return compile_plan(job, ranks, num_samples, choose)
 
 

@@ -49,7 +49,7 @@ class TrainCommand(RanksCommand):
     replay: Path | None = None
     """A decisions.jsonl: grow the batch as recorded there, without measuring; later invocations do so too."""
     cost: Path | None = None
-    """A file written by `probe`, for layout.grow_by = "auto"."""
+    """A file written by `probe`, or a MACHINE.toml, for layout.grow_by = "auto"."""
     price: Price | None = None
     """Price of one rank-hour, in any currency: print the cost of the run at its end. None: print no cost."""
 
@@ -86,17 +86,17 @@ class TrainCommand(RanksCommand):
         return int(found[1]), int(found[2])
 
     def load_for(self, ranks: Ranks, overrides: dict[str, Any]) -> Job:
-        """Return the job; if measured costs decide its ranks, with the number of ranks of each phase filled in."""
+        """Return the job; if costs decide its ranks, with the number of ranks of each phase filled in."""
         from hvd_batchgrow.data.source_checks import known_num_samples
         from hvd_batchgrow.schedule.cost.cost import choose_ranks
-        from hvd_batchgrow.schedule.cost.probe_file import load_probe
+        from hvd_batchgrow.schedule.cost.cost_file import load_cost_file
         from hvd_batchgrow.slurm.chain_jobs import with_ranks_per_phase
 
         job = self.load(overrides)
         if self.cost is None or job.layout.grow_by != "auto":
             return job
         num_samples = known_num_samples(job.data)
-        choose = choose_ranks(job, num_samples, load_probe(self.cost), ranks.size)
+        choose = choose_ranks(job, num_samples, load_cost_file(self.cost), ranks.size)
         return with_ranks_per_phase(compile_plan(job, ranks.size, num_samples, choose))
 
     def train(self, ranks: Ranks, stop: StopRequest, load: Callable[[], Job]) -> RunEnded:

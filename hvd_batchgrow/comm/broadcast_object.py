@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -13,11 +13,15 @@ from torch import Tensor
 from hvd_batchgrow.comm.int64_words import from_words, num_words, to_words
 from hvd_batchgrow.comm.ranks import Ranks
 
+MOST_WORDS = 1 << 25
+"""Most int64 in a broadcast: 256 MiB."""
+
 
 def broadcast_object(ranks: Ranks, value: Any, name: str) -> Any:
     """Return rank 0's object on every rank. All ranks call it together.
 
-    All tensors are broadcast together, after a skeleton of the other values.
+    Tensors are broadcast in pieces, after a skeleton of the other values: a rank needs little memory beside the object,
+    and MPI counts at most 2³¹ numbers in a message.
 
     Args:
         ranks: of the job.
@@ -36,17 +40,39 @@ def broadcast_object(ranks: Ranks, value: Any, name: str) -> Any:
         torch.save(map_tensors(value, lambda tensor: tensor.detach().to("meta")), file)
     data = ranks.broadcast_bytes(file.getvalue(), f"{name}.skeleton") or b""
     skeleton = torch.load(io.BytesIO(data), weights_only=True)
-    sizes: list[int] = []
-    map_tensors(skeleton, lambda meta: sizes.append(num_words(meta)))
-    words = torch.empty(sum(sizes), dtype=torch.int64)
-    parts = iter(words.split(sizes))
-    for tensor in tensors:
-        next(parts).copy_(to_words(tensor))
-    if sizes:
-        ranks.broadcast(words, f"{name}.tensors")
+    shapes: list[Tensor] = []
+    map_tensors(skeleton, shapes.append)
+    received: list[Tensor] = []
+    for group in _groups([num_words(shape) for shape in shapes]):
+        words = torch.empty(sum(num_words(shapes[k]) for k in group), dtype=torch.int64)
+        parts = words.split([num_words(shapes[k]) for k in group])
+        if ranks.rank == 0:
+            for k, part in zip(group, parts, strict=True):
+                part.copy_(to_words(tensors[k]))
+        for piece in words.split(MOST_WORDS) if len(words) else ():
+            ranks.broadcast(piece, f"{name}.tensors")
+        if ranks.rank:
+            received += [from_words(part, _like(shapes[k])) for k, part in zip(group, parts, strict=True)]
     if ranks.rank == 0:
         return value
-    return map_tensors(skeleton, lambda meta: from_words(next(parts), torch.empty_like(meta, device="cpu")))
+    found = iter(received)
+    return map_tensors(skeleton, lambda _: next(found))
+
+
+def _groups(sizes: Sequence[int]) -> Iterator[range]:
+    """Yield consecutive tensors that are broadcast together: at most `MOST_WORDS`, or one larger tensor."""
+    first, total = 0, 0
+    for k, size in enumerate(sizes):
+        if k > first and total + size > MOST_WORDS:
+            yield range(first, k)
+            first, total = k, 0
+        total += size
+    if sizes:
+        yield range(first, len(sizes))
+
+
+def _like(meta: Tensor) -> Tensor:
+    return torch.empty_like(meta, device="cpu")
 
 
 def map_tensors(value: Any, change: Callable[[Tensor], Any]) -> Any:

@@ -87,8 +87,12 @@ def assign_devices(seen: Sequence[VisibleGpus], device: DeviceKey, ranks_per_gpu
 
 
 def _local_ranks(seen: Sequence[VisibleGpus]) -> list[int]:
-    hosts = [view.host for view in seen]
-    return [hosts[:rank].count(host) for rank, host in enumerate(hosts)]
+    earlier: Counter[str] = Counter()
+    local_ranks = []
+    for view in seen:
+        local_ranks.append(earlier[view.host])
+        earlier[view.host] += 1
+    return local_ranks
 
 
 def _refuse_sharing(seen: Sequence[VisibleGpus], used: Counter[tuple[str, str]], limit: int) -> None:

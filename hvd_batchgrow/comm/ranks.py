@@ -7,6 +7,7 @@ import secrets
 import socket
 import zlib
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -36,10 +37,10 @@ class HostTopology:
     @classmethod
     def among(cls, hosts: Sequence[int], rank: int) -> HostTopology:
         """Return the place of `rank`, where `hosts[r]` is the host of rank r."""
-        on_this = [other for other, host in enumerate(hosts) if host == hosts[rank]]
-        local_rank = on_this.index(rank)
-        across = [host for host in dict.fromkeys(hosts) if hosts.count(host) > local_rank]
-        return cls(local_rank, len(on_this), across.index(hosts[rank]), len(across))
+        local_sizes = Counter(hosts)  # in the order of the hosts' first ranks
+        local_rank = Counter(hosts[:rank])[hosts[rank]]
+        across = [host for host, size in local_sizes.items() if size > local_rank]
+        return cls(local_rank, local_sizes[hosts[rank]], across.index(hosts[rank]), len(across))
 
 
 class Ranks(ABC):
@@ -159,7 +160,11 @@ class Ranks(ABC):
 
     def hosts(self) -> list[int]:
         """Return a number for the host of each rank, equal for ranks of one host. All ranks call it together."""
-        return self.all_gather([zlib.crc32(socket.gethostname().encode())], "hosts").flatten().tolist()
+        return self.all_gather([_own_host()], "hosts").flatten().tolist()
+
+    def on_one_host(self) -> bool:
+        """Return whether all ranks are on one host. All ranks call it together."""
+        return self.all_equal(_own_host(), "one host")
 
     def _connect(self, hosts: Sequence[int], count: int) -> WakeupServer | WakeupClient | None:
         """Connect rank 0 to each rank from `count` on; return this rank's side of it, None between them."""
@@ -191,6 +196,16 @@ class Ranks(ABC):
     def any(self, *, flag: bool) -> bool:
         """Return whether the flag is set on any rank; equal on all."""
         return bool(self.sum(torch.tensor([float(flag)]), "any").item() > 0)
+
+    def all_equal(self, number: int, name: str) -> bool:
+        """Return whether a number of 32 bits, 0 to 2³² - 1, is equal on all ranks, by an all-reduce of 32 bytes.
+
+        R Σ x² = (Σ x)² if and only if all x are equal (Cauchy-Schwarz). x is half of the number, so that the sums of
+        squares are below 2⁶³.
+        """
+        halves = (number & 0xFFFF, number >> 16)
+        sums = self.sum(torch.tensor([*halves, *(half * half for half in halves)]), name).tolist()
+        return all(self.size * squares == total * total for total, squares in zip(sums[:2], sums[2:], strict=True))
 
     def broadcast_bytes(self, data: bytes | None, name: str) -> bytes | None:
         """Return rank 0's `data` on every rank; the argument is ignored elsewhere."""
@@ -239,15 +254,16 @@ class Ranks(ABC):
             CollectiveError: on every rank, if `action` raised JobError or RunError on any.
         """
         error: JobError | RunError | None = None
-        codes = torch.zeros(self.size, dtype=torch.int64)
+        code = 0
         try:
             result = action()
         except (JobError, RunError) as raised:
             error = raised
-            codes[self.rank] = ExitCode.BAD_JOB if isinstance(raised, JobError) else ExitCode.FAILURE
-        failed = self.sum(codes, "failures").nonzero().flatten().tolist()
-        if failed:
-            first = failed[0]
+            code = ExitCode.BAD_JOB if isinstance(raised, JobError) else ExitCode.FAILURE
+        # One number, whatever the number of ranks. Only after a failure do the ranks find out whose it is.
+        if self.sum(torch.tensor([int(code > 0)]), "failures").item():
+            codes = self.all_gather([code], "failures.codes").flatten()
+            first = int(codes.nonzero()[0])
             raise CollectiveError(error if first == self.rank else None, ExitCode(int(codes[first])))
         return result
 
@@ -258,6 +274,10 @@ class Ranks(ABC):
     def broadcast_from_rank0(self, produce: Callable[[], bytes | None], name: str) -> bytes | None:
         """Call `produce` on rank 0, and return its result on every rank. Raises as `run_on_all`."""
         return self.broadcast_bytes(self.run_on_rank0(produce), name)
+
+
+def _own_host() -> int:
+    return zlib.crc32(socket.gethostname().encode())
 
 
 def version_text(number: int) -> str:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import select
+import selectors
 import socket
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from typing import cast
 
 from hvd_batchgrow.messages.errors import RunError
 
@@ -33,6 +35,7 @@ class WakeupServer:
         self._listener = socket.create_server(("127.0.0.1" if on_one_host else "", 0), backlog=4096)
         self.port = int(self._listener.getsockname()[1])
         self._connections: list[socket.socket] = []
+        self._readable = selectors.DefaultSelector()  # `stop_requested` takes no longer with more idle ranks
         self._stop_requested = False
 
     def accept(self, count: int, token: bytes) -> None:
@@ -57,6 +60,7 @@ class WakeupServer:
                 continue
             _keep_alive(connection)
             self._connections.append(connection)
+            self._readable.register(connection, selectors.EVENT_READ)
         self._listener.close()
 
     def stop_requested(self) -> bool:
@@ -65,8 +69,8 @@ class WakeupServer:
         Raises:
             RunError: an idle rank has ended.
         """
-        for connection in _readable(self._connections, 0.0):
-            if not _receive(connection, len(_STOP)):
+        for key, _ in self._readable.select(0):
+            if not _receive(cast(socket.socket, key.fileobj), len(_STOP)):
                 raise RunError(_GONE)
             self._stop_requested = True
         return self._stop_requested
@@ -89,6 +93,7 @@ class WakeupServer:
                 pass
             connection.close()
         self._connections.clear()
+        self._readable.close()
 
 
 class WakeupClient:
@@ -117,7 +122,7 @@ class WakeupClient:
             RunError: rank 0 has ended.
         """
         sent = False
-        while not _readable([self._connection], _POLL_S):
+        while not _is_readable(self._connection, _POLL_S):
             if not sent and stop_requested():
                 sent = True
                 with contextlib.suppress(ConnectionError):  # the read below finds out whether rank 0 has ended
@@ -130,13 +135,10 @@ class WakeupClient:
         return message
 
 
-def _readable(connections: Sequence[socket.socket], timeout_s: float) -> list[socket.socket]:
-    # poll(), because select() fails for descriptors above 1023.
-    poll = select.poll()
-    for connection in connections:
-        poll.register(connection, select.POLLIN)
-    found = {descriptor for descriptor, _ in poll.poll(1e3 * timeout_s)}
-    return [connection for connection in connections if connection.fileno() in found]
+def _is_readable(connection: socket.socket, timeout_s: float) -> bool:
+    poll = select.poll()  # select() fails for descriptors above 1023
+    poll.register(connection, select.POLLIN)
+    return bool(poll.poll(1e3 * timeout_s))
 
 
 def _receive(connection: socket.socket, count: int) -> bytes:

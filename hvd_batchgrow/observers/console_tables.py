@@ -14,6 +14,7 @@ from hvd_batchgrow.config import Job
 from hvd_batchgrow.messages.wording import counted, metric_name, metric_texts, short_time
 from hvd_batchgrow.observers.console import PlainConsole
 from hvd_batchgrow.schedule.cost.cost import Cost
+from hvd_batchgrow.schedule.cost.sensitivity import Variation
 from hvd_batchgrow.schedule.phases import Phase
 from hvd_batchgrow.schedule.plan import Plan
 from hvd_batchgrow.train.events import Evaluation, RunEnded
@@ -129,13 +130,25 @@ def cost_table(name: str, cost: Cost) -> Table:
             f"{index}",
             f"{phase.ranks}",
             f"{phase.update_s:.4f}",
-            f"{phase.data_wait_share:.0%}",
+            "–" if phase.data_wait_share is None else f"{phase.data_wait_share:.0%}",
             _time(phase.seconds),
             f"{phase.rank_hours:.3f}",
         )
         table.add_row(*row, "")
     totals = (f"{cost.peak_ranks} at most", "", "", _time(cost.seconds), f"{cost.chain_rank_hours:.3f}")
     table.add_row("all", *totals, f"{cost.held_rank_hours:.3f}", style="bold")
+    return table
+
+
+def sensitivity_table(name: str, variations: Sequence[Variation]) -> Table:
+    """Return a table of the cost of a plan with each figure of the machine halved and doubled."""
+    columns = ("figure", "times", "time", "change", "rank-hours", "if the peak\nranks are held")
+    table = number_table(f"{name}: if one figure were different", columns)
+    table.columns[0].justify = "left"
+    for change in variations:
+        hours = (f"{change.chain_rank_hours:.3f}", f"{change.held_rank_hours:.3f}")
+        percent = f"{100 * (change.time_ratio - 1):+.1f} %"
+        table.add_row(change.figure, f"{change.factor:g}", _time(change.seconds), percent, *hours)
     return table
 
 

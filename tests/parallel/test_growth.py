@@ -98,11 +98,16 @@ def test_more_ranks_than_launched_are_refused(ranks: Ranks) -> None:
         plan_for_ranks(small_job(layout=layout), ranks)
 
 
-def test_an_object_of_tensors_and_values_arrives_whole(ranks: Ranks) -> None:
+@pytest.mark.parametrize("most_words", [1 << 25, 4, 1])
+def test_an_object_of_tensors_and_values_arrives_whole_in_pieces_of_any_size(
+    ranks: Ranks, most_words: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hvd_batchgrow.comm.broadcast_object.MOST_WORDS", most_words)
     tree = {
         "a": [torch.arange(6.0).view(2, 3), {3: torch.tensor([1, 2]), "none": None}],
         "b": (torch.tensor(2.5, dtype=torch.float64), "text", True, torch.tensor([True, False]), torch.empty(0)),
-        "last": torch.arange(24.0).view(1, 2, 3, 4).to(memory_format=torch.channels_last),
+        "strided": torch.arange(24.0).view(1, 2, 3, 4).to(memory_format=torch.channels_last),
+        "last": torch.empty(0, 3),
     }
     got = broadcast_object(ranks, tree if ranks.rank == 0 else {"other": 1}, "tree")
     assert tree_digest(got) == tree_digest(tree)

@@ -29,7 +29,7 @@ from hvd_batchgrow.comm.launcher_env import environment_faults
             [
                 "--ranks: must be greater than 0, got '0'; nearest: 1",
                 "--zzz: unknown option; this command has --name, --seed, --ranks, --json, --twin, --plot, --cost, "
-                "--replay, and job-file keys such as --optim.lr",
+                "--sensitivity, --replay, and job-file keys such as --optim.lr",
             ],
         ),
         (

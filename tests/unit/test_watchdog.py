@@ -11,7 +11,7 @@ import time
 import pytest
 
 from hvd_batchgrow.comm.ranks import SingleRank
-from hvd_batchgrow.train.liveness.watchdog import WAITING, Heartbeat, Watchdog
+from hvd_batchgrow.train.liveness.watchdog import WAITING, Heartbeat, Watchdog, send_interval_s
 
 
 class Listening(SingleRank):
@@ -105,3 +105,45 @@ def test_slow_progress_is_not_reported(pause_s: float, capsys: pytest.CaptureFix
     assert not ranks.aborted.is_set()
     num_reports = len(capsys.readouterr().err.splitlines())
     assert num_reports == (0 if pause_s < 2 else 30)  # a tenth of the timeout
+
+
+class Crowd(SingleRank):
+    """One of many ranks."""
+
+    def __init__(self, rank: int, size: int) -> None:
+        self.rank, self.size = rank, size
+
+
+@pytest.mark.parametrize(("size", "per_s"), [(2, 1), (400, 399), (1000, 500), (10_000, 500)])
+def test_rank_0_receives_at_most_500_datagrams_a_second(size: int, per_s: int) -> None:
+    """Every rank's turns, played check by check for 45 s at the default timeout."""
+    watchdogs = [Watchdog(Crowd(rank, size), Heartbeat(), 600.0) for rank in range(1, size)]
+    sent = []
+    for now_s in range(45):
+        for watchdog in watchdogs:
+            watchdog._clock_s = float(now_s)
+        sent.append(sum(watchdog._is_due_to_send() for watchdog in watchdogs))
+    assert sum(sent[25:]) / 20 == pytest.approx(per_s, rel=0.08)
+    assert max(sent) <= 1.1 * per_s + 1
+
+
+@pytest.mark.parametrize("size", [2, 1000, 10_000, 1_000_000])
+@pytest.mark.parametrize("timeout_s", [1.0, 60.0, 600.0])
+def test_a_silent_rank_is_known_before_a_stall_is_reported(size: int, timeout_s: float) -> None:
+    """One lost datagram makes no rank silent, and a stopped rank is silent after a tenth of the timeout."""
+    watchdog = Watchdog(Crowd(0, 2), Heartbeat(), timeout_s)
+    watchdog._send_interval_s = send_interval_s(size, timeout_s)
+    watchdog._clock_s = 1000.0 + 2 * watchdog._send_interval_s
+    watchdog._peers[1].at_s = 1000.0
+    assert not watchdog._silent()
+    watchdog._clock_s = 1000.0 + timeout_s / 10
+    assert [rank for rank, _ in watchdog._silent()] == [1]
+
+
+def test_a_message_names_at_most_eight_ranks() -> None:
+    watchdog = Watchdog(Crowd(0, 1000), Heartbeat(), 600.0)
+    watchdog._clock_s = 100.0
+    text = watchdog._culprits("waiting")
+    assert text.startswith("rank 1 of 1000 on an unknown host has been silent for 100.0 s")
+    assert text.endswith("; and 991 more ranks")
+    assert text.count("has been silent") == 8

@@ -1,4 +1,4 @@
-"""Predict a plan's cost from the measurements of `probe`, and choose ranks by cost."""
+"""Predict a plan's cost from measurements or from a machine's figures, and choose ranks by cost."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from typing import Any
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.messages.errors import Fault, JobError
 from hvd_batchgrow.messages.wording import counted
-from hvd_batchgrow.schedule.cost.probe_file import Probe, check_probe
-from hvd_batchgrow.schedule.cost.step_time import StepTimes
+from hvd_batchgrow.schedule.cost.cost_file import CostFile, Times, times_of
 from hvd_batchgrow.schedule.layout import Layout, formable_ranks
 from hvd_batchgrow.schedule.phases import Phase, compile_schedule
 from hvd_batchgrow.schedule.plan import Plan
@@ -32,10 +31,10 @@ class PhaseCost:
     num_updates: int
     update_s: float
     """Seconds of one update."""
-    data_wait_share: float
-    """Fraction of it spent waiting for samples, which a faster data pipeline would save."""
+    data_wait_share: float | None
+    """Fraction of it spent waiting for samples, which a faster data pipeline would save; None: not measured."""
     extrapolated_from: int | None
-    """The measured number of ranks from which this is extrapolated; None: these ranks were measured."""
+    """The measured number of ranks from which this is extrapolated; None: not extrapolated."""
 
     @property
     def seconds(self) -> float:
@@ -83,21 +82,24 @@ class Cost:
         return {"phases": phases, **{name: getattr(self, name) for name in own}, "notes": list(self.notes)}
 
 
-def predict(plan: Plan, probe: Probe) -> Cost:
+def predict(plan: Plan, figures: CostFile) -> Cost:
     """Return the training cost of a plan, without evaluations, checkpoints and the start-up of each job of a chain.
 
     Raises:
-        JobError: the probe does not match the job, or lacks the cost of an all-reduce over so many ranks.
+        JobError: the file does not match the job, or lacks the cost of an all-reduce over so many ranks.
     """
-    check_probe(plan.job, probe)
-    times = StepTimes(probe)
+    return cost_by(plan, times_of(plan.job, figures))
+
+
+def cost_by(plan: Plan, times: Times) -> Cost:
+    """Return the training cost of a plan by a step-time model. Raises JobError as `Times.at`."""
     parts = list(zip(plan.schedule.phases, plan.layouts, strict=True))
     phases = tuple(_phase_cost(phase, layout, plan.job, times) for phase, layout in parts)
     notes = [note for _, layout in parts for note in _notes(layout, times)]
-    return Cost(phases, tuple(dict.fromkeys(notes)))
+    return Cost(phases, tuple(dict.fromkeys([*([times.origin] if times.origin else []), *notes])))
 
 
-def _phase_cost(phase: Phase, layout: Layout, job: Job, times: StepTimes) -> PhaseCost:
+def _phase_cost(phase: Phase, layout: Layout, job: Job, times: Times) -> PhaseCost:
     model, group = times.at(layout.ranks), job.model.ghost_batch
     fullest = -(-phase.global_batch // (group * layout.ranks)) * group
     update_s = model.update_s(fullest, layout, times.gradient_bytes)
@@ -105,12 +107,12 @@ def _phase_cost(phase: Phase, layout: Layout, job: Job, times: StepTimes) -> Pha
     return PhaseCost(layout.ranks, phase.num_updates, update_s, model.data_wait_share, extrapolated)
 
 
-def _notes(layout: Layout, times: StepTimes) -> Iterable[str]:
+def _notes(layout: Layout, times: Times) -> Iterable[str]:
     model = times.at(layout.ranks)
     low, high = model.micro_batches
     if model.measured_ranks != layout.ranks:
-        counts = [count for count in times.fitted if count > 1]
-        sums = f", all-reduces by log2(ranks) from {', '.join(map(str, counts))}" if layout.ranks > 1 else ""
+        counts = ", ".join(map(str, times.summing_ranks))
+        sums = f", all-reduces by log2(ranks) from {counts}" if layout.ranks > 1 else ""
         yield f"no measurement on {counted(layout.ranks, 'rank')}: micro-batches as on {model.measured_ranks}{sums}"
     if not low <= layout.micro_batch <= high:
         measured = f"{low} … {high} on {model.measured_ranks} ranks"
@@ -125,7 +127,7 @@ def _notes(layout: Layout, times: StepTimes) -> Iterable[str]:
 # --- ranks by cost ---------------------------------------------------------------------------
 
 
-def choose_ranks(job: Job, num_samples: int, probe: Probe, ranks: int) -> ChooseRanks:
+def choose_ranks(job: Job, num_samples: int, figures: CostFile, ranks: int) -> ChooseRanks:
     """Return the `choose_ranks` argument of `compile_plan` for layout.grow_by = "auto", by layout.objective.
 
     least_time chooses the fastest number of ranks that can be formed. least_rank_hours chooses the cheapest. While the
@@ -136,21 +138,20 @@ def choose_ranks(job: Job, num_samples: int, probe: Probe, ranks: int) -> Choose
     Args:
         job: a job with layout.grow_by = "auto".
         num_samples: N.
-        probe: the measurements.
+        figures: the measurements, or a machine.
         ranks: available ranks; layout.max_ranks may be lower.
 
     Returns:
-        a function of a stage of this job. It raises JobError if the probe does not match the job, or if the time limit
+        a function of a stage of this job. It raises JobError if the file does not match the job, or if the time limit
         cannot be met, with the shortest possible time.
     """
     most = min(job.layout.max_ranks or ranks, ranks)
 
     @cache
     def chosen() -> dict[Stage, int]:
-        check_probe(job, probe)
+        times = times_of(job, figures)
         stages, _ = compile_stages(job, make_start(job, num_samples))
         phases = compile_schedule(stages, job.schedule.epochs, num_samples).phases
-        times = StepTimes(probe)
         options = [_options(stage, phase, job, times, most) for stage, phase in zip(stages, phases, strict=True)]
         costs = _by_objective(options, job)
         return {stage: cost.ranks for stage, cost in zip(stages, costs, strict=True)}
@@ -158,7 +159,7 @@ def choose_ranks(job: Job, num_samples: int, probe: Probe, ranks: int) -> Choose
     return lambda stage: chosen()[stage]
 
 
-def _options(stage: Stage, phase: Phase, job: Job, times: StepTimes, max_ranks: int) -> list[PhaseCost]:
+def _options(stage: Stage, phase: Phase, job: Job, times: Times, max_ranks: int) -> list[PhaseCost]:
     """Return the cost of a phase for every number of ranks that can be formed, the fewest first."""
     counts = formable_ranks(
         stage.global_batch // job.model.ghost_batch, max_ranks, uneven_ranks=job.layout.uneven_ranks
@@ -166,7 +167,7 @@ def _options(stage: Stage, phase: Phase, job: Job, times: StepTimes, max_ranks: 
     try:
         layouts = [layout_for(stage, ranks, job) for ranks in sorted(counts)]
     except ValueError:  # a fault for any number of ranks, which `compile_plan` reports
-        return [PhaseCost(1, phase.num_updates, 0.0, 0.0, None)]
+        return [PhaseCost(1, phase.num_updates, 0.0, None, None)]
     return [_phase_cost(phase, layout, job, times) for layout in layouts]
 
 

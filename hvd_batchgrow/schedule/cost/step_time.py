@@ -47,8 +47,8 @@ class StepTime:
     """Largest relative error of the model on the updates that it was fitted to."""
     micro_batches: tuple[int, int]
     """Smallest and largest m of the fit."""
-    data_wait_share: float
-    """Fraction of the measured time spent waiting for samples."""
+    data_wait_share: float | None
+    """Fraction of the measured time spent waiting for samples; None: not measured."""
     measured_ranks: int
     """R, or the nearest measured number of ranks, from which this is extrapolated."""
 
@@ -81,12 +81,19 @@ class StepTimes:
     through all measured numbers. If only one was measured, the line goes through it and through 0 at one rank.
     """
 
+    origin: str | None = None
+
     def __init__(self, probe: Probe) -> None:
         self.gradient_bytes = probe.gradient_bytes
         self.fitted = {part.ranks: fit_step_time(part, probe.gradient_bytes) for part in probe.measured}
         summing = [model for model in self.fitted.values() if model.ranks > 1]
         self._latency = _Log2Line({model.ranks: model.sync_s for model in summing}) if summing else None
         self._per_byte = _Log2Line({model.ranks: model.sync_s_per_byte for model in summing}) if summing else None
+
+    @property
+    def summing_ranks(self) -> tuple[int, ...]:
+        """The measured numbers of ranks above 1."""
+        return tuple(count for count in self.fitted if count > 1)
 
     def at(self, ranks: int) -> StepTime:
         """Return the model for a number of ranks.

@@ -10,7 +10,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -26,8 +26,32 @@ IDLE = "waiting for its phase"
 REPORT_SHARE = 0.1
 """A stall is reported after this share of the timeout."""
 _ABORT_GRACE_S = 10.0
+_MOST_PER_S = 500.0
+"""Most datagrams that rank 0 receives in a second, unless the timeout requires more."""
+_GOLDEN_RATIO = 0.618034
+"""Its multiples modulo 1 are evenly spread, also those of consecutive ranks."""
+_MOST_NAMED = 8
+"""Most ranks that a message names."""
 _POLL_S = 0.05
 """How often the watchdog checks whether the run has ended; a run waits at most this long for its watchdog."""
+
+
+def send_interval_s(size: int, timeout_s: float) -> float:
+    """Return the seconds between two datagrams of a rank to rank 0.
+
+    They are a thousandth of the timeout, or 1 s if that is shorter. With more ranks than rank 0 can serve, each of
+    them sends less often, but still three times before a stall is reported.
+
+    Args:
+        size: number of ranks.
+        timeout_s: the job ends after this time without progress.
+    """
+    return max(check_interval_s(timeout_s), min((size - 1) / _MOST_PER_S, timeout_s * REPORT_SHARE / 3))
+
+
+def check_interval_s(timeout_s: float) -> float:
+    """Return the seconds between two checks of a rank's own progress."""
+    return min(1.0, timeout_s * REPORT_SHARE / 10)
 
 
 class Heartbeat:
@@ -72,7 +96,8 @@ class Watchdog:
 
     def __init__(self, ranks: Ranks, heartbeat: Heartbeat, timeout_s: float) -> None:
         self._ranks, self._heartbeat, self._timeout_s = ranks, heartbeat, timeout_s
-        self._interval_s = min(1.0, timeout_s * REPORT_SHARE / 10)
+        self._interval_s, self._send_interval_s = check_interval_s(timeout_s), send_interval_s(ranks.size, timeout_s)
+        self._next_send_s = self._send_interval_s * ranks.rank / ranks.size - self._interval_s
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
         self._socket: socket.socket | None = None
@@ -101,7 +126,7 @@ class Watchdog:
             self._socket.close()
 
     def _connect(self) -> None:
-        on_one_host = len(set(self._ranks.hosts())) == 1
+        on_one_host = self._ranks.on_one_host()
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         if self._ranks.rank == 0:
             self._socket.bind(("127.0.0.1" if on_one_host else "", 0))
@@ -112,6 +137,8 @@ class Watchdog:
                 self._socket.connect((host, port))
 
     def _run(self) -> None:
+        # The ranks take turns within an interval: rank 0's socket has room for a few hundred datagrams only.
+        self._ended.wait(self._interval_s * (self._ranks.rank * _GOLDEN_RATIO % 1))
         last_s = time.monotonic()
         while not self._ended.wait(0 if self._socket else self._interval_s):
             if self._self_kill:
@@ -126,7 +153,7 @@ class Watchdog:
         """Send this rank's stage, and receive messages for an interval."""
         if self._socket is None:
             return
-        if self._ranks.rank:
+        if self._ranks.rank and self._is_due_to_send():
             self._send_stage(self._socket.send)
         deadline = time.monotonic() + self._interval_s
         while (left_s := deadline - time.monotonic()) > 0 and not self._ended.is_set():
@@ -134,6 +161,13 @@ class Watchdog:
             poll.register(self._socket, select.POLLIN)
             if poll.poll(1e3 * min(left_s, _POLL_S)):
                 self._receive(self._socket)
+
+    def _is_due_to_send(self) -> bool:
+        """Return whether it is this rank's turn to send, and note when it is again."""
+        if self._clock_s < self._next_send_s:
+            return False
+        self._next_send_s = self._clock_s + self._send_interval_s - self._interval_s / 2
+        return True
 
     def _receive(self, line: socket.socket) -> None:
         try:
@@ -194,15 +228,15 @@ class Watchdog:
             for rank, peer in self._silent()
         ]
         if silent:
-            return "; ".join(silent)
+            return _joined(silent)
         stages = {rank: (peer.stage, peer.host) for rank, peer in self._peers.items()}
         stages[self._ranks.rank] = stage, socket.gethostname()
         busy = {rank: place for rank, place in stages.items() if place[0] not in {WAITING, IDLE}} or stages
-        return "; ".join(f"rank {rank} of {size} on {host} is {what}" for rank, (what, host) in sorted(busy.items()))
+        return _joined([f"rank {rank} of {size} on {host} is {what}" for rank, (what, host) in sorted(busy.items())])
 
     def _silent(self) -> list[tuple[int, _PeerState]]:
-        """Return the ranks that have not sent a message for five intervals."""
-        latest_s = self._clock_s - 5 * self._interval_s
+        """Return the ranks that have not sent a message for five checks, or two and a half of their intervals."""
+        latest_s = self._clock_s - max(5 * self._interval_s, 2.5 * self._send_interval_s)
         return [(rank, peer) for rank, peer in sorted(self._peers.items()) if peer.at_s < latest_s]
 
     def _report(self, text: str) -> None:
@@ -215,3 +249,8 @@ class Watchdog:
         timer.start()
         time.sleep(RELAY_S)
         self._ranks.abort(ExitCode.FAILURE)
+
+
+def _joined(ranks: Sequence[str]) -> str:
+    more = f"; and {len(ranks) - _MOST_NAMED} more ranks" if len(ranks) > _MOST_NAMED else ""
+    return "; ".join(ranks[:_MOST_NAMED]) + more

@@ -260,7 +260,7 @@ class UpdateEngine:
         statistics, bounds = shared.statistics()
         largest = self.buckets.sums_of_largest()
         # The only wait for the device: everything that the host needs is read together.
-        totals, (norm, *read) = shared.read([self.buckets.norm(), *largest, *bounds])
+        totals, (norm, *read) = shared.read([self.buckets.norm(), *largest, *bounds], self.ranks)
         check_range(read[len(largest) :])
         if not self.buckets.end(read[: len(largest)]):
             if self.buckets.resize():

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import itertools
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.comm.to_device import to_device
 from hvd_batchgrow.data.order.order_digest import from_halves, to_halves
+from hvd_batchgrow.data.order.splitmix import mix
 from hvd_batchgrow.nn.ghost.norm_group import NormGroup
 from hvd_batchgrow.tasks.task import Losses
 from hvd_batchgrow.train.update.exact import join_unchecked, largest, split
@@ -109,13 +113,14 @@ class SharedTotals:
                 f"slots {outside[:8]} must be in 0 … {num_groups - 1}: the update has {num_groups} ghost batches"
             )
         self._names, self._norm_groups, self._exact = list(share.metrics[0]), norm_groups, share.exact
-        numbers, served = share.numbers(), Counter(share.slots)
+        self._slots, self._num_groups = list(share.slots), num_groups
+        numbers = share.numbers()
         known = [sum(part for part in parts if not isinstance(part, Tensor)) for parts in numbers]
-        known += [served[slot] for slot in range(num_groups)]
+        known += [len(share.slots), *to_halves(_fingerprint(np.array(share.slots)))]
         weights = [group.norms[0].weights(share.slots, num_groups) for group in norm_groups]
         # What the host knows crosses to the device in one copy.
         host = torch.tensor([*known, *itertools.chain(*weights)], dtype=torch.float64)
-        self._sizes = [len(numbers), num_groups]
+        self._sizes = [len(numbers), 3]
         summed, rest = to_device(host, device).tensor_split([len(known)])
         for place, parts in enumerate(numbers):
             for part in parts:
@@ -127,8 +132,8 @@ class SharedTotals:
             contributions = of_group[:, None, None] * group.take_statistics(num_slots)
             statistics += _summed(contributions, group.sizes, exact=share.exact)
         self.vector = torch.cat([summed, *statistics])
-        """float64 (6 + 2M + G + Σ 2C), to all-reduce. Exact sums have two parts, each with a largest value: 4 (C+1)
-        numbers per norm."""
+        """float64 (9 + 2M + Σ 2C), to all-reduce; neither the ranks nor the batch change its size. Exact sums have two
+        parts, each with a largest value: 4 (C+1) numbers per norm."""
 
     def statistics(self) -> tuple[list[Tensor], list[Tensor]]:
         """Return the contributions (2, ΣC) of each group of norms, and the largest values of their exact sums."""
@@ -147,8 +152,10 @@ class SharedTotals:
             joined.append(torch.cat(parts, dim=1))
         return joined, bounds
 
-    def read(self, others: Sequence[Tensor]) -> tuple[Totals, list[float]]:
+    def read(self, others: Sequence[Tensor], ranks: Ranks) -> tuple[Totals, list[float]]:
         """Wait for the device; return the totals, and the values of other tensors (), which are read with them.
+
+        All ranks call it together, after the all-reduce of the vector.
 
         Raises:
             ValueError: a ghost batch was not processed once. All ranks have the same counts, so they raise together.
@@ -156,11 +163,28 @@ class SharedTotals:
         numbers = self.vector[: sum(self._sizes)]
         read = iter(torch.cat([numbers, *(value.view(1) for value in others)]).tolist())
         tallies, served = (list(itertools.islice(read, size)) for size in self._sizes)
-        _check_served(served)
+        self._check_served(int(served[0]), from_halves(*served[1:]), ranks)
         loss_sum, weight, num_requests, num_replaced, first, second, *parts = tallies
         metrics = dict(zip(self._names, zip(parts[::2], parts[1::2], strict=True), strict=True))
         totals = Totals(loss_sum, weight, num_requests, num_replaced, from_halves(first, second), metrics)
         return totals, list(read)
+
+    def _check_served(self, count: int, fingerprint: int, ranks: Ranks) -> None:
+        """Check that each ghost batch was processed once; all ranks have the same sums.
+
+        A count and a fingerprint take the same few bytes for any batch. Other slots have the same ones with a
+        probability of 2⁻⁶⁴. Only if they are wrong, the ranks sum a count for each ghost batch.
+        """
+        if (count, fingerprint) == (self._num_groups, _fingerprint_of_all(self._num_groups)):
+            return
+        counts = torch.bincount(torch.tensor(self._slots, dtype=torch.int64), minlength=self._num_groups)
+        each = ranks.sum(counts, "ghost batches").tolist()
+        wrong = [slot for slot, count in enumerate(each) if count != 1]
+        found = ", ".join(f"ghost batch {slot}: {each[slot]} times" for slot in wrong[:8])
+        raise ValueError(
+            f"each of the update's {len(each)} ghost batches must be processed exactly once, but {len(wrong)} were "
+            f"not: {found}{', …' if wrong[8:] else ''}"
+        )
 
 
 def _summed(contributions: Tensor, sizes: Sequence[int], *, exact: bool) -> list[Tensor]:
@@ -170,12 +194,11 @@ def _summed(contributions: Tensor, sizes: Sequence[int], *, exact: bool) -> list
     return [split(part).sum(1).reshape(-1) for part in contributions.split(list(sizes), dim=2)]
 
 
-def _check_served(counts: Sequence[float]) -> None:
-    """Check that each ghost batch was processed once."""
-    wrong = [slot for slot, count in enumerate(counts) if count != 1]
-    if wrong:
-        found = ", ".join(f"ghost batch {slot}: {counts[slot]:.0f} times" for slot in wrong[:8])
-        raise ValueError(
-            f"each of the update's {len(counts)} ghost batches must be processed exactly once, but {len(wrong)} were "
-            f"not: {found}{', …' if wrong[8:] else ''}"
-        )
+@lru_cache(maxsize=256)
+def _fingerprint_of_all(num_groups: int) -> int:
+    return _fingerprint(np.arange(num_groups))
+
+
+def _fingerprint(slots: NDArray[np.int64]) -> int:
+    """Return the sum of a 64-bit hash of each slot, modulo 2⁶⁴."""
+    return int(mix(slots.astype(np.uint64)).sum(dtype=np.uint64))
